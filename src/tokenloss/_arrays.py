@@ -1,0 +1,228 @@
+"""The only judge of input: any array becomes a view that `_core` can read, or an error that says what would fit."""
+
+from __future__ import annotations
+
+import operator
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import numpy as np
+
+from tokenloss import _core
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Protocol, TypeAlias
+
+    import numpy.typing as npt
+
+    class SupportsDLPack(Protocol):
+        """A tensor of any library."""
+
+        def __dlpack__(self, **options: Any) -> Any: ...
+        def __dlpack_device__(self) -> tuple[int, int]: ...
+
+    ArrayLike: TypeAlias = npt.ArrayLike | SupportsDLPack
+    Float64Array: TypeAlias = npt.NDArray[np.float64]
+
+FLOATS = "float16, bfloat16, float32 or float64"
+REDUCTIONS = ("mean", "sum", "none")
+
+# Every message to people: the argument, what came, what fits.
+_ERRORS: dict[str, tuple[type[Exception], str]] = {
+    "device": (TypeError, "{name} is on device {got}; move it to the CPU first"),
+    "dlpack": (TypeError, "{name} cannot be read through DLPack: {got}"),
+    "array": (TypeError, "{name} is no array of numbers: {got}"),
+    "masked": (TypeError, "{name} is a masked array; give its data, and where=~mask"),
+    "dtype": (TypeError, "{name} has dtype {got}; it must be {fits}"),
+    "scalar": (ValueError, "{name} is a scalar; it must have an axis of classes"),
+    "axis": (ValueError, "axis is {got}, but {name} has {fits}"),
+    "integer": (TypeError, "{name} is {got!r}; it must be {fits}"),
+    "shape": (ValueError, "{name} has shape {got}; it must be {fits}"),
+    "option": (ValueError, "{name} is {got!r}; it must be {fits}"),
+    "class": (IndexError, "{name}{position} is {got}, which is no class of {fits}"),
+    "read-only": (ValueError, "out is read-only"),
+}
+
+
+def fail(error: str, **words: object) -> NoReturn:
+    """Raise the error of this name."""
+    kind, message = _ERRORS[error]
+    raise kind(message.format(**words))
+
+
+# codes by dtype, as they are met; None for those that are not ours, and bfloat16 left out
+_CODES: dict[np.dtype[Any], int | None] = {}
+_FLOATS = frozenset(
+    _core.DTYPES[name] + swapped
+    for name in ("float16", "bfloat16", "float32", "float64")
+    for swapped in (0, _core.SWAPPED)
+)
+
+
+def _learn(dtype: np.dtype[Any]) -> int | None:
+    """The dtype's code in `_core`, or None if it has none."""
+    code = _core.DTYPES.get(dtype.name)
+    if code is not None and not dtype.isnative:
+        code += _core.SWAPPED
+    if code != _core.DTYPES["bfloat16"]:
+        _CODES[dtype] = code
+    return code
+
+
+def _from_dlpack(name: str, value: Any) -> tuple[np.ndarray[Any, Any], int | None]:
+    """The array behind `__dlpack__`, without a copy."""
+    kind, number = value.__dlpack_device__()
+    if int(kind) not in (1, 3):  # the CPU's memory, also when pinned for a GPU
+        fail("device", name=name, got=f"{getattr(kind, 'name', kind)}:{number}")
+    try:
+        try:
+            capsule = value.__dlpack__(max_version=(1, 0))
+        except TypeError:  # an older producer
+            capsule = value.__dlpack__()
+        buffer = _core.DLPackBuffer(capsule)
+    except TypeError as error:
+        fail("dtype", name=name, got=error, fits=FLOATS)
+    except Exception as error:  # noqa: BLE001 - each library has its own
+        fail("dlpack", name=name, got=error)
+    return np.asarray(buffer), _core.DTYPES[buffer.dtype]
+
+
+def _array(name: str, value: Any) -> tuple[np.ndarray[Any, Any], int | None]:
+    """Any array-like, with its dtype code; only lists and the like are copied."""
+    if type(value) is np.ndarray:
+        array = value
+    elif isinstance(value, np.ma.MaskedArray):
+        fail("masked", name=name)
+    elif hasattr(value, "__dlpack__") and not isinstance(value, np.ndarray):
+        return _from_dlpack(name, value)
+    else:
+        try:
+            array = np.asarray(value)
+        except (TypeError, ValueError) as error:
+            fail("array", name=name, got=error)
+    try:
+        return array, _CODES[array.dtype]
+    except KeyError:
+        code = _learn(array.dtype)
+        # buffers have no format for bfloat16
+        return (array.view(np.uint16) if code == _core.DTYPES["bfloat16"] else array), code
+
+
+def floats(name: str, value: Any) -> tuple[np.ndarray[Any, Any], int]:
+    """An array of floats; integers are taken from lists only, where nobody chose their dtype."""
+    array, code = _array(name, value)
+    if code in _FLOATS:
+        return array, code  # type: ignore[return-value] # None is not in it
+    if code is None or hasattr(value, "dtype"):
+        fail("dtype", name=name, got=array.dtype, fits=FLOATS)
+    return array.astype(np.float64), _core.DTYPES["float64"]
+
+
+def class_axis(name: str, ndim: int, axis: object) -> int:
+    """The class axis, counted from the front."""
+    if ndim == 0:
+        fail("scalar", name=name)
+    number = axis if type(axis) is int else integer("axis", axis, "an integer")
+    if not -ndim <= number < ndim:
+        fail("axis", name=name, got=number, fits=f"{ndim} dimension" + "s" * (ndim > 1))
+    return number + ndim if number < 0 else number
+
+
+def reduction(value: object) -> None:
+    """Refuse what is no way to reduce losses."""
+    if value not in REDUCTIONS:
+        fail("option", name="reduction", got=value, fits="'mean', 'sum' or 'none'")
+
+
+def class_targets(
+    name: str, value: Any, shape: tuple[int, ...], batch: tuple[int, ...], scores_name: str
+) -> tuple[np.ndarray[Any, Any], int]:
+    """Class ids of the batch's shape, or distributions of the scores'."""
+    array, code = _array(name, value)
+    if array.shape == shape:
+        if code is None:
+            fail("dtype", name=name, got=array.dtype, fits=f"an integer, bool, {FLOATS}")
+        return array, code
+    if array.shape != batch:
+        fits = f"{batch} (class ids) or {shape} (distributions), to fit {scores_name}"
+        fail("shape", name=name, got=array.shape, fits=fits)
+    if array.size == 0 and not hasattr(value, "dtype"):  # an empty list has no dtype of its own
+        return np.empty(batch, np.int64), _core.DTYPES["int64"]
+    if code is None or code in _FLOATS or array.dtype == np.bool_:
+        fail("dtype", name=name, got=array.dtype, fits=f"integer, being class ids by its shape {batch}")
+    return array, code
+
+
+def class_weight(value: Any, classes: int) -> tuple[np.ndarray[Any, Any], int]:
+    """One weight for each class."""
+    array, code = _array("weight", value)
+    if code is None:
+        fail("dtype", name="weight", got=array.dtype, fits=FLOATS)
+    if array.shape != (classes,):
+        fail("shape", name="weight", got=array.shape, fits=f"({classes},), one for each class")
+    return array, code
+
+
+def mask(value: Any, batch: tuple[int, ...]) -> np.ndarray[Any, Any]:
+    """A mask over the batch; it is broadcast."""
+    array, _ = _array("where", value)
+    if array.dtype != np.bool_:
+        fail("dtype", name="where", got=array.dtype, fits="bool")
+    try:
+        return np.broadcast_to(array, batch)
+    except ValueError:
+        fail("shape", name="where", got=array.shape, fits=f"{batch}, or broadcast to it")
+
+
+def integer(name: str, value: object, fits: str, least: int | None = None) -> int:
+    """A Python integer, not below the least."""
+    try:
+        number = operator.index(value)  # type: ignore[arg-type] # what it refuses is the next line's business
+    except TypeError:
+        fail("integer", name=name, got=value, fits=fits)
+    if least is not None and number < least:
+        fail("option", name=name, got=number, fits=fits)
+    return number
+
+
+def ignored_class(value: object) -> int | None:
+    """The class id that is passed over, if it is one that an array can hold."""
+    number = integer("ignore_index", value, "an integer or None")
+    return number if -(2**63) <= number < 2**63 - 1 else None
+
+
+def clip_width(value: Any) -> float:
+    """The epsilon that probabilities are clipped to."""
+    try:
+        if 0 <= value <= 0.5:
+            return float(value)
+    except (TypeError, ValueError):
+        fail("integer", name="epsilon", got=value, fits="a number between 0 and 0.5")
+    fail("option", name="epsilon", got=value, fits="between 0 and 0.5")
+
+
+def result_array(value: Any, batch: tuple[int, ...]) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """An array that results can be written to."""
+    if not isinstance(value, np.ndarray) or value.dtype != np.float64:
+        fail("dtype", name="out", got=getattr(value, "dtype", type(value).__name__), fits="float64, in a NumPy array")
+    if value.shape != batch:
+        fail("shape", name="out", got=value.shape, fits=f"{batch}")
+    if not value.flags.writeable:
+        fail("read-only")
+    return value
+
+
+def values(name: str, value: Any) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """Numbers of any shape, as float64."""
+    array, code = _array(name, value)
+    if code is None:
+        fail("dtype", name=name, got=array.dtype, fits=FLOATS)
+    if code == _core.DTYPES["bfloat16"]:
+        return (array.astype(np.uint32) << 16).view(np.float32).astype(np.float64)
+    return array.astype(np.float64, copy=False)
+
+
+def position(row: int, batch: Sequence[int]) -> str:
+    """The index of a row of the batch, as it is written."""
+    index = np.unravel_index(row, batch) if batch else ()
+    return f"[{', '.join(str(int(i)) for i in index)}]" if index else ""

@@ -1,0 +1,78 @@
+"""Which instruction set the folds use."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any, overload
+
+from tokenloss import _arrays, _core, _workers
+
+if TYPE_CHECKING:
+    from typing import Literal
+
+VARIABLE = "TOKENLOSS_DISABLE_CPU_FEATURES"
+
+# every name that the variable may hold, on any machine, and the backend that it disables
+FEATURES = {"AVX512": "avx512", "AVX2": "avx2", "NEON": "neon"}
+
+
+def choose_backend() -> str:
+    """Use the best backend that this machine has and the environment allows; its name."""
+    disabled = set()
+    for name in os.environ.get(VARIABLE, "").replace(",", " ").split():
+        if name.upper() not in FEATURES:
+            _arrays.fail("option", name=VARIABLE, got=name, fits=f"some of {', '.join(FEATURES)}")
+        disabled.add(FEATURES[name.upper()])
+    chosen = next(name for name in _core.backends() if name not in disabled)
+    _core.use_backend(chosen)
+    return chosen
+
+
+@overload
+def show_config(mode: Literal["stdout"] = "stdout") -> None: ...
+@overload
+def show_config(mode: Literal["dicts"]) -> dict[str, Any]: ...
+def show_config(mode: str = "stdout") -> dict[str, Any] | None:
+    """Tell the version, the instruction set in use and the number of workers.
+
+    Parameters
+    ----------
+    mode : {"stdout", "dicts"}, default "stdout"
+        Whether to print it or to return it.
+
+    Returns
+    -------
+    dict or None
+        For "dicts": `version`, `instruction_set` (in use), `available` (on this machine, best first), `workers`.
+
+    Raises
+    ------
+    ValueError
+        If `mode` is neither.
+
+    Notes
+    -----
+    The environment variables `TOKENLOSS_DISABLE_CPU_FEATURES` (say, ``"AVX512 AVX2"``; read on import) and
+    `TOKENLOSS_NUM_WORKERS` change them.
+
+    Examples
+    --------
+    >>> from tokenloss import show_config
+    >>> sorted(show_config(mode="dicts"))
+    ['available', 'instruction_set', 'version', 'workers']
+    """
+    from tokenloss import __version__
+
+    if mode not in ("stdout", "dicts"):
+        _arrays.fail("option", name="mode", got=mode, fits="'stdout' or 'dicts'")
+    config = {
+        "version": __version__,
+        "instruction_set": _core.backend_in_use(),
+        "available": _core.backends(),
+        "workers": _workers.default_workers(),
+    }
+    if mode == "dicts":
+        return config
+    for name, value in config.items():
+        print(f"{name:16}{', '.join(value) if isinstance(value, list) else value}")
+    return None

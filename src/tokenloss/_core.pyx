@@ -1,0 +1,496 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, initializedcheck=False, cdivision=True
+# cython: freethreading_compatible=True
+"""The folds over arrays, without the GIL. Knows no defaults and speaks to nobody: `_arrays` has judged the input."""
+
+cimport cython
+from cpython.buffer cimport PyBUF_STRIDES, PyBuffer_Release, PyObject_GetBuffer
+from cpython.exc cimport PyErr_CheckSignals
+from cpython.pycapsule cimport PyCapsule_GetPointer, PyCapsule_IsValid, PyCapsule_SetName
+from libc.stddef cimport ptrdiff_t
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.string cimport memset
+
+cdef extern from "_kernels/platform.h" nogil:
+    ctypedef struct tl_fp_state:
+        pass
+    void tl_fp_enter(tl_fp_state *)
+    void tl_fp_leave(const tl_fp_state *)
+    void tl_prefetch(const void *)
+    int64_t tl_take(int64_t *, int64_t)
+    double tl_seconds()
+
+cdef extern from "_kernels/elements.h" nogil:
+    int TL_FLOAT16, TL_BFLOAT16, TL_FLOAT32, TL_FLOAT64
+    int TL_INT8, TL_INT16, TL_INT32, TL_INT64, TL_UINT8, TL_UINT16, TL_UINT32, TL_UINT64
+    int TL_SWAPPED
+    int tl_itemsize(int)
+    double tl_load(const char *, int)
+    int64_t tl_load_integer(const char *, int)
+    ptrdiff_t tl_skip_zeros(const char *, ptrdiff_t, ptrdiff_t)
+
+cdef extern from "_kernels/scalar_math.h" nogil:
+    double tl_log(double)
+
+cdef extern from "_kernels/exact.h" nogil:
+    int TL_SUM_DIGITS, TL_SQUARES_DIGITS
+    ctypedef struct tl_sum:
+        double special
+    ctypedef struct tl_squares:
+        pass
+    void tl_sum_add(tl_sum *, double)
+    void tl_squares_add(tl_squares *, double)
+    void tl_sum_merge(tl_sum *, const tl_sum *)
+    double tl_sum_round(tl_sum *)
+    void tl_sum_bytes(tl_sum *, unsigned char *)
+    void tl_squares_bytes(tl_squares *, unsigned char *)
+
+cdef extern from "_kernels/fold.h" nogil:
+    int TL_BACKENDS
+    ctypedef struct tl_backend:
+        const char *name
+    const tl_backend *tl_find_backend(int)
+    ctypedef struct tl_row:
+        const char *data
+        int64_t count
+        ptrdiff_t stride
+        int dtype
+    ctypedef struct tl_patience:
+        int (*ask)(void *) noexcept nogil
+        void *argument
+        int *stopped
+        double last_asked
+    int tl_gave_up(tl_patience *)
+    double tl_logsumexp(const tl_backend *, const tl_row *, tl_patience *)
+    double tl_nll(const tl_backend *, const tl_row *, int64_t, tl_patience *)
+
+
+# dtype codes, by NumPy's names; a swapped one has SWAPPED added
+DTYPES = {
+    "float16": TL_FLOAT16, "bfloat16": TL_BFLOAT16, "float32": TL_FLOAT32, "float64": TL_FLOAT64,
+    "int8": TL_INT8, "int16": TL_INT16, "int32": TL_INT32, "int64": TL_INT64,
+    "uint8": TL_UINT8, "bool": TL_UINT8, "uint16": TL_UINT16, "uint32": TL_UINT32, "uint64": TL_UINT64,
+}
+SWAPPED = TL_SWAPPED
+
+cdef enum:
+    C_PROBS = 0
+    C_LOG_PROBS = 1
+    C_LOGITS = 2
+    C_LOGSUMEXP = 3
+
+# what the rows of scores hold, and so what is done with them
+PROBS = C_PROBS
+LOG_PROBS = C_LOG_PROBS
+LOGITS = C_LOGITS
+LOGSUMEXP = C_LOGSUMEXP
+
+cdef const tl_backend *backend = NULL
+
+cdef enum:
+    AHEAD = 16  # rows from a prefetch to its use
+    PAUSE = 65536  # classes of one row between two looks at whether the call was interrupted
+
+
+def backends():
+    """The names of the backends that this machine can run, best first."""
+    found = []
+    for i in range(TL_BACKENDS):
+        if tl_find_backend(i) != NULL:
+            found.append(tl_find_backend(i).name.decode())
+    return found
+
+
+def use_backend(name):
+    """Folds rows with this backend, one of `backends()`, from now on."""
+    global backend
+    for i in range(TL_BACKENDS):
+        if tl_find_backend(i) != NULL and tl_find_backend(i).name.decode() == name:
+            backend = tl_find_backend(i)
+            return
+    raise ValueError(name)
+
+
+def backend_in_use():
+    """The name of the backend that folds rows."""
+    return backend.name.decode()
+
+
+cdef int _ask(void *fold) noexcept with gil:
+    """Runs Python's signal handlers; an exception of theirs stops the fold and is kept for its caller."""
+    try:
+        PyErr_CheckSignals()
+    except BaseException as error:
+        (<Fold> fold).interruption = error
+        return 1
+    return 0
+
+
+cdef object _integer(bytes digits):
+    return int.from_bytes(digits, "little", signed=True)
+
+
+cdef class Fold:
+    """The losses of rows of scores. `run` may be called by several threads at once; each row is done by one of them.
+
+    Every array is given with its dtype code. Targets are class ids, or distributions when they have as many dimensions
+    as the scores. `out`, float64 and as long as there are rows, is given the loss of each row.
+    """
+
+    cdef Py_buffer scores, targets, weight, where
+    cdef int has_targets, has_weight, has_where, has_out, has_ignored
+    cdef int what, scores_dtype, targets_dtype, weight_dtype, axis
+    cdef int64_t ignored, classes, next_row
+    cdef ptrdiff_t class_stride
+    cdef double lowest, highest
+    cdef double[::1] out
+    cdef int stopped
+    cdef tl_sum losses, weights
+    cdef readonly int64_t rows, kept
+    cdef readonly object interruption
+
+    def __cinit__(self, int what, scores, int scores_dtype, int axis, targets, int targets_dtype, weight,
+                  int weight_dtype, where, ignored, double epsilon, out):
+        cdef int k
+        self.what, self.axis = what, axis
+        self.scores_dtype, self.targets_dtype, self.weight_dtype = scores_dtype, targets_dtype, weight_dtype
+        PyObject_GetBuffer(scores, &self.scores, PyBUF_STRIDES)
+        if targets is not None:
+            PyObject_GetBuffer(targets, &self.targets, PyBUF_STRIDES)
+            self.has_targets = 1
+        if weight is not None:
+            PyObject_GetBuffer(weight, &self.weight, PyBUF_STRIDES)
+            self.has_weight = 1
+        if where is not None:
+            PyObject_GetBuffer(where, &self.where, PyBUF_STRIDES)
+            self.has_where = 1
+        if ignored is not None:
+            self.ignored = ignored
+            self.has_ignored = 1
+        if out is not None:
+            self.out = out
+            self.has_out = 1
+        self.classes = self.scores.shape[axis]
+        self.class_stride = self.scores.strides[axis]
+        self.rows = 1
+        for k in range(self.scores.ndim):
+            if k != axis:
+                self.rows *= self.scores.shape[k]
+        self.lowest, self.highest = epsilon, 1 - epsilon
+
+    def __dealloc__(self):
+        PyBuffer_Release(&self.scores)
+        PyBuffer_Release(&self.targets)
+        PyBuffer_Release(&self.weight)
+        PyBuffer_Release(&self.where)
+
+    cdef const char *row_of(self, Py_buffer *array, int axis, int64_t row) noexcept nogil:
+        """Where the row's part of an array begins; `axis` is the class axis of the array, or -1."""
+        cdef const char *data = <const char *> array.buf
+        cdef int k
+        for k in range(array.ndim - 1, -1, -1):
+            if k == axis:
+                continue
+            if row < array.shape[k]:  # nearly always true of the outermost axis, which saves the division
+                return data + row * array.strides[k]
+            data += row % array.shape[k] * array.strides[k]
+            row //= array.shape[k]
+        return data
+
+    cdef bint by_class(self) noexcept nogil:
+        """Whether targets are class ids."""
+        return self.targets.ndim != self.scores.ndim
+
+    cdef int64_t target_of(self, int64_t row) noexcept nogil:
+        return tl_load_integer(self.row_of(&self.targets, -1, row), self.targets_dtype)
+
+    cdef bint is_kept(self, int64_t row) noexcept nogil:
+        if self.has_where and not self.row_of(&self.where, -1, row)[0]:
+            return False
+        return not (self.has_ignored and self.target_of(row) == self.ignored)
+
+    cdef double class_weight(self, int64_t k) noexcept nogil:
+        if not self.has_weight:
+            return 1
+        return tl_load(<const char *> self.weight.buf + k * self.weight.strides[0], self.weight_dtype)
+
+    cdef double loss_of_score(self, double score) noexcept nogil:
+        """The loss of a target from its probability or log-probability; 0.0 and not -0.0 where it is certain."""
+        if self.what == C_LOG_PROBS:
+            return 0 - score
+        if score < self.lowest:
+            score = self.lowest
+        elif score > self.highest:
+            score = self.highest
+        return 0 - tl_log(score)
+
+    cdef double loss_by_class(self, tl_row *scores, int64_t target, tl_patience *patience) noexcept nogil:
+        if self.what == C_LOGITS:
+            return tl_nll(backend, scores, target, patience)
+        return self.loss_of_score(tl_load(scores.data + target * scores.stride, scores.dtype))
+
+    cdef int64_t next_shares(self, tl_row *target, int64_t *start, int64_t end) noexcept nogil:
+        """Moves start to a stretch that may hold shares other than 0, and returns the stretch's end."""
+        cdef int64_t itemsize = tl_itemsize(target.dtype)
+        if target.stride != itemsize:
+            return end
+        start[0] = tl_skip_zeros(target.data, start[0] * itemsize, end * itemsize) // itemsize
+        return min(end, start[0] + 64 // itemsize)
+
+    cdef int64_t likeliest_class(self, tl_row *target) noexcept nogil:
+        """The first class of the largest share, among those whose share is not 0; -1 if there are none."""
+        cdef int64_t k = 0, end, likeliest = -1
+        cdef double share, largest = 0
+        while k < target.count:
+            end = self.next_shares(target, &k, target.count)
+            for k in range(k, end):
+                share = tl_load(target.data + k * target.stride, target.dtype)
+                if share != 0 and (likeliest < 0 or share > largest):
+                    likeliest, largest = k, share
+            k = end
+        return likeliest
+
+    cdef double loss_by_distribution(self, tl_row *scores, tl_row *target, tl_patience *patience) noexcept nogil:
+        """Reads the scores only where the target is not 0; logits are folded once before that."""
+        cdef int64_t k = 0, end, likeliest, pause = PAUSE
+        cdef double share, score, term, total, other, loss = 0, lost = 0, best_score = 0, best_loss = 0
+        if self.what == C_LOGITS:
+            likeliest = self.likeliest_class(target)
+            if likeliest < 0:
+                return 0
+            best_score = tl_load(scores.data + likeliest * scores.stride, scores.dtype)
+            best_loss = tl_nll(backend, scores, likeliest, patience)
+            if best_loss - best_loss != 0:  # inf or nan
+                return best_loss
+        while k < target.count:
+            end = self.next_shares(target, &k, min(target.count, pause))
+            for k in range(k, end):
+                share = tl_load(target.data + k * target.stride, target.dtype)
+                if share == 0:
+                    continue
+                score = tl_load(scores.data + k * scores.stride, scores.dtype)
+                if self.what == C_LOGITS:
+                    term = best_loss if score == best_score else best_loss + (best_score - score)
+                else:
+                    term = self.loss_of_score(score)
+                term = share * self.class_weight(k) * term
+                # what each addition loses is added at the end
+                total = loss + term
+                other = total - loss
+                lost += (loss - (total - other)) + (term - other)
+                loss = total
+            k = end
+            if k == pause:
+                pause += PAUSE
+                if tl_gave_up(patience):
+                    return 0
+        return loss + lost if lost - lost == 0 else loss
+
+    cdef double loss_of(self, int64_t row, double *row_weight, tl_patience *patience) noexcept nogil:
+        """The loss of a kept row; row_weight is what it counts for in a mean."""
+        cdef tl_row scores, target
+        cdef int64_t k
+        scores.data = self.row_of(&self.scores, self.axis, row)
+        scores.count, scores.stride, scores.dtype = self.classes, self.class_stride, self.scores_dtype
+        row_weight[0] = 1
+        if self.what == C_LOGSUMEXP:
+            return tl_logsumexp(backend, &scores, patience)
+        if self.by_class():
+            k = self.target_of(row)
+            row_weight[0] = self.class_weight(k)
+            return row_weight[0] * self.loss_by_class(&scores, k, patience)
+        target.data = self.row_of(&self.targets, self.axis, row)
+        target.count, target.stride, target.dtype = (
+            self.classes, self.targets.strides[self.axis], self.targets_dtype)
+        return self.loss_by_distribution(&scores, &target, patience)
+
+    cdef void prefetch(self, int64_t row) noexcept nogil:
+        """Asks for the one score of a row ahead, where no more than that is read."""
+        if row < self.rows and self.is_kept(row):
+            tl_prefetch(self.row_of(&self.scores, self.axis, row) + self.target_of(row) * self.class_stride)
+
+    def stop(self):
+        """Makes every `run` end after the block it is at."""
+        self.stopped = 1
+
+    def first_bad_target(self, int64_t start, int64_t stop):
+        """The first kept row in [start, stop) whose class id is not one of the classes, or -1."""
+        cdef int64_t row, target
+        with nogil:
+            for row in range(start, min(stop, self.rows)):
+                target = self.target_of(row)
+                if not 0 <= target < self.classes and self.is_kept(row):
+                    break
+            else:
+                row = -1
+        return row
+
+    def run(self, int64_t step, bint ask):
+        """Takes rows, `step` at a time, until none is left; with `ask`, lets Python's signal handlers run now and then."""
+        cdef tl_sum losses, weights
+        cdef tl_fp_state environment
+        cdef tl_patience patience
+        cdef int64_t start, row, kept = 0
+        cdef double loss, row_weight
+        cdef bint far = self.what <= C_LOG_PROBS and self.by_class()
+        memset(&losses, 0, sizeof(losses))
+        memset(&weights, 0, sizeof(weights))
+        patience.ask = NULL
+        if ask:
+            patience.ask = _ask
+            patience.last_asked = tl_seconds()
+        patience.argument = <void *> self
+        patience.stopped = &self.stopped
+        with nogil:
+            tl_fp_enter(&environment)
+            while not self.stopped:
+                start = tl_take(&self.next_row, step)
+                if start >= self.rows:
+                    break
+                for row in range(start, min(start + step, self.rows)):
+                    if far:
+                        self.prefetch(row + AHEAD)
+                    loss = 0
+                    if self.is_kept(row):
+                        loss = self.loss_of(row, &row_weight, &patience)
+                        kept += 1
+                        tl_sum_add(&losses, loss)
+                        if self.has_weight:
+                            tl_sum_add(&weights, row_weight)
+                    if self.has_out:
+                        self.out[row] = loss
+                tl_gave_up(&patience)
+            tl_fp_leave(&environment)
+        with cython.critical_section(self):
+            self.kept += kept
+            tl_sum_merge(&self.losses, &losses)
+            if self.has_weight:
+                tl_sum_merge(&self.weights, &weights)
+        if ask and self.interruption is not None:
+            raise self.interruption
+
+    def total(self):
+        """The sum of the losses of the kept rows."""
+        return tl_sum_round(&self.losses)
+
+    def divisor(self):
+        """What the mean divides by: the weights of the kept targets where they are class ids, else their number."""
+        return tl_sum_round(&self.weights) if self.has_weight and self.by_class() else <double> self.kept
+
+
+def moments(const double[::1] values):
+    """Exact sums of the finite values in units of 2**-1074, of the others, and of the finite squares in 2**-2148."""
+    cdef tl_sum sum
+    cdef tl_squares squares
+    cdef unsigned char total[4 * 68]
+    cdef unsigned char squared[4 * 134]
+    cdef Py_ssize_t i
+    memset(&sum, 0, sizeof(sum))
+    memset(&squares, 0, sizeof(squares))
+    with nogil:
+        for i in range(values.shape[0]):
+            tl_sum_add(&sum, values[i])
+            tl_squares_add(&squares, values[i])
+        tl_sum_bytes(&sum, total)
+        tl_squares_bytes(&squares, squared)
+    return _integer(total[:4 * TL_SUM_DIGITS]), sum.special, _integer(squared[:4 * TL_SQUARES_DIGITS])
+
+
+# DLPack, https://dmlc.github.io/dlpack/latest/c_api.html
+
+cdef struct DLTensor:
+    void *data
+    int32_t device_type
+    int32_t device_id
+    int32_t ndim
+    uint8_t code
+    uint8_t bits
+    uint16_t lanes
+    int64_t *shape
+    int64_t *strides
+    uint64_t byte_offset
+
+cdef struct DLManagedTensor:
+    DLTensor tensor
+    void *manager
+    void (*deleter)(DLManagedTensor *) noexcept
+
+cdef struct DLManagedTensorVersioned:
+    uint32_t major
+    uint32_t minor
+    void *manager
+    void (*deleter)(DLManagedTensorVersioned *) noexcept
+    uint64_t flags
+    DLTensor tensor
+
+
+cdef class DLPackBuffer:
+    """A read-only buffer over the tensor in a DLPack capsule, kept alive as long as the buffer is.
+
+    bfloat16, for which buffers have no format, is exported as uint16.
+    """
+
+    cdef DLManagedTensor *plain
+    cdef DLManagedTensorVersioned *versioned
+    cdef Py_ssize_t shape[64]
+    cdef Py_ssize_t strides[64]
+    cdef bytes format
+    cdef readonly str dtype
+
+    def __cinit__(self, capsule):
+        cdef DLManagedTensor *plain = NULL
+        cdef DLManagedTensorVersioned *versioned = NULL
+        cdef DLTensor *tensor
+        cdef Py_ssize_t stride
+        cdef int k
+        if PyCapsule_IsValid(capsule, "dltensor_versioned"):
+            versioned = <DLManagedTensorVersioned *> PyCapsule_GetPointer(capsule, "dltensor_versioned")
+            tensor = &versioned.tensor
+        else:
+            plain = <DLManagedTensor *> PyCapsule_GetPointer(capsule, "dltensor")
+            tensor = &plain.tensor
+        kind = {0: "int", 1: "uint", 2: "float", 4: "bfloat", 6: "bool"}.get(tensor.code, "another kind of ")
+        self.dtype = "bool" if kind == "bool" else f"{kind}{tensor.bits}"
+        self.format = FORMATS.get(self.dtype, b"")
+        if not self.format or tensor.lanes != 1 or tensor.ndim > 64:
+            raise TypeError(self.dtype)
+        stride = tensor.bits // 8
+        for k in range(tensor.ndim - 1, -1, -1):
+            self.shape[k] = tensor.shape[k]
+            self.strides[k] = tensor.strides[k] * (tensor.bits // 8) if tensor.strides != NULL else stride
+            stride *= tensor.shape[k]
+        # from here on the tensor is ours to delete
+        self.versioned, self.plain = versioned, plain
+        if versioned != NULL:
+            PyCapsule_SetName(capsule, "used_dltensor_versioned")
+        else:
+            PyCapsule_SetName(capsule, "used_dltensor")
+
+    def __getbuffer__(self, Py_buffer *buffer, int flags):
+        cdef DLTensor *tensor = &self.plain.tensor if self.plain != NULL else &self.versioned.tensor
+        cdef int k
+        buffer.buf = <char *> tensor.data + tensor.byte_offset
+        buffer.obj = self
+        buffer.itemsize = tensor.bits // 8
+        buffer.len = buffer.itemsize
+        for k in range(tensor.ndim):
+            buffer.len *= self.shape[k]
+        buffer.readonly = 1
+        buffer.ndim = tensor.ndim
+        buffer.format = self.format
+        buffer.shape = self.shape
+        buffer.strides = self.strides
+        buffer.suboffsets = NULL
+        buffer.internal = NULL
+
+    def __dealloc__(self):
+        if self.plain != NULL and self.plain.deleter != NULL:
+            self.plain.deleter(self.plain)
+        if self.versioned != NULL and self.versioned.deleter != NULL:
+            self.versioned.deleter(self.versioned)
+
+
+FORMATS = {
+    "float16": b"e", "bfloat16": b"H", "float32": b"f", "float64": b"d", "bool": b"?",
+    "int8": b"b", "int16": b"h", "int32": b"i", "int64": b"q",
+    "uint8": b"B", "uint16": b"H", "uint32": b"I", "uint64": b"Q",
+}

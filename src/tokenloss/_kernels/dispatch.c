@@ -1,0 +1,52 @@
+/* Which backends this machine can run. */
+#include "fold.h"
+
+#if TL_X86
+#if defined(_MSC_VER) && !defined(__clang__)
+static void cpuid(unsigned leaf, unsigned *registers) { __cpuidex((int *)registers, (int)leaf, 0); }
+#else
+#include <cpuid.h>
+static void cpuid(unsigned leaf, unsigned *r) {
+    if (!__get_cpuid_count(leaf, 0, &r[0], &r[1], &r[2], &r[3]))
+        r[0] = r[1] = r[2] = r[3] = 0;
+}
+#endif
+
+/* XCR0: which registers the operating system saves. */
+static unsigned saved_registers(void) {
+#if defined(_MSC_VER) && !defined(__clang__)
+    return (unsigned)_xgetbv(0);
+#else
+    unsigned low, high;
+    __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+    return low;
+#endif
+}
+
+static int has(unsigned bits, unsigned needed) { return (bits & needed) == needed; }
+
+static int runs_x86(tl_backend_id id) {
+    const unsigned fma = 1u << 12, osxsave = 1u << 27, f16c = 1u << 29; /* leaf 1, ecx */
+    const unsigned avx2 = 1u << 5, avx512 = 1u << 16 | 1u << 17 | 1u << 30 | 1u << 31; /* leaf 7, ebx: F DQ BW VL */
+    unsigned one[4], seven[4];
+    cpuid(1, one);
+    cpuid(7, seven);
+    if (!has(one[2], fma | osxsave | f16c) || !has(seven[1], avx2))
+        return 0;
+    unsigned saved = saved_registers();
+    if (id == TL_AVX512)
+        return has(seven[1], avx512) && has(saved, 0xe6);
+    return has(saved, 0x6);
+}
+#endif
+
+const tl_backend *tl_find_backend(tl_backend_id id) {
+    switch (id) {
+#if TL_X86
+    case TL_AVX512: return runs_x86(id) ? &tl_avx512 : NULL;
+    case TL_AVX2: return runs_x86(id) ? &tl_avx2 : NULL;
+#endif
+    case TL_PORTABLE: return &tl_portable;
+    default: return NULL;
+    }
+}

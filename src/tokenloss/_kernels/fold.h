@@ -1,0 +1,59 @@
+/* Row folds: one walk over the scores of a row, block by block, that keeps a small state. See fold.c. */
+#ifndef TOKENLOSS_FOLD_H
+#define TOKENLOSS_FOLD_H
+
+#include "elements.h"
+
+#define TL_LANES 64   /* virtual lanes: element i belongs to lane i % 64 on every machine */
+#define TL_GRANULE 512 /* elements whose terms are added in the row's own precision before they go to the state */
+#define TL_BLOCK 4096  /* elements between two looks at the maximum */
+#define TL_AHEAD 8192  /* bytes from a load to its prefetch */
+
+/* sum over the elements seen of exp(x - offset) / 2^exponent, in 16 lanes of double with their rounding errors. */
+typedef struct {
+    double sum[16];
+    double error[16];
+    double maximum; /* of the elements seen; nan is passed over, for it shows in the sum */
+    double offset;  /* 0 unless the scores lie too far out to be reduced by ln 2 as they stand */
+    int64_t exponent;
+} tl_state;
+
+/* Adds count contiguous native elements at x to the state. The last granule may be short, but 512 elements are read:
+ * those past count must hold -inf. */
+typedef void tl_fold(const void *x, size_t count, tl_state *state);
+
+typedef struct {
+    const char *name;
+    tl_fold *fold[TL_FOLDED_DTYPES];
+} tl_backend;
+
+/* The backends, best first; those that this machine cannot run are NULL. */
+typedef enum { TL_AVX512, TL_AVX2, TL_NEON, TL_PORTABLE, TL_BACKENDS } tl_backend_id;
+const tl_backend *tl_find_backend(tl_backend_id id);
+
+extern const tl_backend tl_avx512, tl_avx2, tl_neon, tl_portable;
+
+typedef struct {
+    const char *data;
+    int64_t count;
+    ptrdiff_t stride; /* in bytes */
+    int dtype;        /* one of the four that are folded, perhaps TL_SWAPPED */
+} tl_row;
+
+/* Lets a long call be given up. `ask` may be NULL; it is called now and then and stops all threads by returning 1. */
+typedef struct {
+    int (*ask)(void *);
+    void *argument;
+    volatile int *stopped;
+    double last_asked;
+} tl_patience;
+
+int tl_gave_up(tl_patience *patience);
+
+/* log(sum(exp(row))). -inf for a row of none. */
+double tl_logsumexp(const tl_backend *backend, const tl_row *row, tl_patience *patience);
+
+/* logsumexp(row) - row[target], of small relative error even where it is nearly 0. */
+double tl_nll(const tl_backend *backend, const tl_row *row, int64_t target, tl_patience *patience);
+
+#endif

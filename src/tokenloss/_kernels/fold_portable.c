@@ -1,0 +1,4 @@
+#include "simd_portable.h"
+
+#define BACKEND portable
+#include "folds.h"

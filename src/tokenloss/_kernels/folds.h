@@ -1,0 +1,70 @@
+/* Every fold of one instruction set: included by fold_*.c after its simd_*.h, with BACKEND defined. */
+#include <math.h>
+
+#include "fold.h"
+
+#define JOIN_(a, b) a##b
+#define JOIN(a, b) JOIN_(a, b)
+
+/* exp(r) = 1 + r p(r) for |r| <= 0.349, relative error 4.5e-9, and for |r| <= 0.347, 1.6e-17: minimax fits of our own,
+ * with the coefficients rounded one after another. ln 2 is split into its leading bits and the rest. */
+static const float f32_EXP[] = {0x1.6fed1ap-10f, 0x1.125b9cp-7f, 0x1.5552f4p-5f, 0x1.55546p-3f, 0.5f, 1.0f};
+#define f32_LOG2E 0x1.715476p+0f
+#define f32_LN2_HIGH 0x1.62e43p-1f
+#define f32_LN2_LOW (-0x1.05c61p-29f)
+#define f32_ROUNDER 0x1.8p23f
+#define f32_BIAS 127
+
+static const double f64_EXP[] = {0x1.b2917e207fd11p-26, 0x1.28b58c6bca6b0p-22, 0x1.71dd35e50e48dp-19,
+                                 0x1.a0199385c6e1bp-16, 0x1.a01a015391e15p-13, 0x1.6c16c1857d0c6p-10,
+                                 0x1.111111114a96fp-7,  0x1.5555555550841p-5,  0x1.555555555538fp-3,
+                                 0x1.0000000000009p-1,  1.0};
+#define f64_LOG2E 0x1.71547652b82fep+0
+#define f64_LN2_HIGH 0x1.62e42fefa39efp-1
+#define f64_LN2_LOW 0x1.abc9e3b39803fp-56
+#define f64_ROUNDER 0x1.8p52
+#define f64_BIAS 1023
+
+TL_TARGET TL_INLINE void f64_accumulate(double *sum, double *error, f64_vec term) {
+    f64_vec before = f64_load(sum), after = f64_add(before, term), other = f64_sub(after, before);
+    f64_vec lost = f64_add(f64_sub(before, f64_sub(after, other)), f64_sub(term, other));
+    f64_store(sum, after);
+    f64_store(error, f64_add(f64_load(error), lost));
+}
+
+#define REAL float
+#define OP(f) f32_##f
+
+#define NAME JOIN(fold_float16_, BACKEND)
+#define ELEMENT uint16_t
+#define LOAD(p) f32_load_float16(p)
+#include "fold_body.h"
+
+#define NAME JOIN(fold_bfloat16_, BACKEND)
+#define ELEMENT uint16_t
+#define LOAD(p) f32_load_bfloat16(p)
+#include "fold_body.h"
+
+#define NAME JOIN(fold_float32_, BACKEND)
+#define ELEMENT float
+#define LOAD(p) f32_load(p)
+#include "fold_body.h"
+
+#undef REAL
+#undef OP
+#define REAL double
+#define OP(f) f64_##f
+
+#define NAME JOIN(fold_float64_, BACKEND)
+#define ELEMENT double
+#define LOAD(p) f64_load(p)
+#include "fold_body.h"
+
+#define TL_STRING_(name) #name
+#define TL_STRING(name) TL_STRING_(name)
+
+const tl_backend JOIN(tl_, BACKEND) = {
+    TL_STRING(BACKEND),
+    {JOIN(fold_float16_, BACKEND), JOIN(fold_bfloat16_, BACKEND), JOIN(fold_float32_, BACKEND),
+     JOIN(fold_float64_, BACKEND)},
+};

@@ -1,0 +1,70 @@
+/* What differs between compilers and machines: attributes, FMA, atomics, the clock, the floating-point environment. */
+#ifndef TOKENLOSS_PLATFORM_H
+#define TOKENLOSS_PLATFORM_H
+
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#if defined(__x86_64__) || defined(_M_X64) || defined(__i386__) || defined(_M_IX86)
+#define TL_X86 1
+#include <immintrin.h>
+#else
+#define TL_X86 0
+#endif
+
+#if defined(_MSC_VER) && !defined(__clang__)
+#include <intrin.h>
+#define TL_INLINE static __forceinline
+#define TL_RARELY(condition) (condition)
+#else
+#define TL_INLINE static inline __attribute__((always_inline))
+#define TL_RARELY(condition) __builtin_expect(!!(condition), 0)
+#endif
+
+#if defined(__BYTE_ORDER__) && __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
+#define TL_BIG_ENDIAN 1
+#else
+#define TL_BIG_ENDIAN 0
+#endif
+
+/* The baseline's own fused multiply-add, where every machine of the architecture has one. */
+#if defined(__FP_FAST_FMA) && defined(__FP_FAST_FMAF)
+#define TL_BASELINE_FMA 1
+#else
+#define TL_BASELINE_FMA 0
+#endif
+
+TL_INLINE void tl_prefetch(const void *address) {
+#if TL_X86
+    _mm_prefetch((const char *)address, _MM_HINT_T0);
+#elif defined(__GNUC__)
+    __builtin_prefetch(address);
+#else
+    (void)address;
+#endif
+}
+
+/* Takes the next `step` numbers of a counter that several threads share; returns the first. */
+TL_INLINE int64_t tl_take(volatile int64_t *counter, int64_t step) {
+#if defined(_MSC_VER) && !defined(__clang__)
+    return _InterlockedExchangeAdd64(counter, step);
+#else
+    return __atomic_fetch_add(counter, step, __ATOMIC_RELAXED);
+#endif
+}
+
+double tl_seconds(void);
+
+/* The caller may run with flush-to-zero or another rounding mode; results must not depend on it. */
+typedef struct {
+    uint32_t control;
+#if !TL_X86
+    char saved[64];
+#endif
+} tl_fp_state;
+
+void tl_fp_enter(tl_fp_state *state);
+void tl_fp_leave(const tl_fp_state *state);
+
+#endif

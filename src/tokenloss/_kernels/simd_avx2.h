@@ -1,0 +1,38 @@
+/* AVX2 with FMA and F16C. */
+#define TL_TARGET __attribute__((target("avx2,fma,f16c")))
+#define OPERATION TL_TARGET TL_INLINE
+#define f32_WIDTH 8
+#define f64_WIDTH 4
+typedef __m256 f32_vec;
+typedef __m256d f64_vec;
+
+OPERATION __m256 f32_set(float value) { return _mm256_set1_ps(value); }
+OPERATION __m256 f32_load(const float *p) { return _mm256_loadu_ps(p); }
+OPERATION __m256 f32_load_float16(const uint16_t *p) { return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(const void *)p)); }
+OPERATION __m256 f32_load_bfloat16(const uint16_t *p) {
+    __m128i bits = _mm_loadu_si128((const __m128i *)(const void *)p);
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
+}
+OPERATION void f32_store(float *p, __m256 a) { _mm256_storeu_ps(p, a); }
+OPERATION __m256 f32_add(__m256 a, __m256 b) { return _mm256_add_ps(a, b); }
+OPERATION __m256 f32_sub(__m256 a, __m256 b) { return _mm256_sub_ps(a, b); }
+OPERATION __m256 f32_mul(__m256 a, __m256 b) { return _mm256_mul_ps(a, b); }
+OPERATION __m256 f32_max(__m256 a, __m256 b) { return _mm256_max_ps(a, b); }
+OPERATION __m256 f32_fma(__m256 a, __m256 b, __m256 c) { return _mm256_fmadd_ps(a, b, c); }
+OPERATION __m256 f32_power(__m256 shifted) { return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(shifted), 23)); }
+OPERATION void f32_accumulate(double *sum, double *error, __m256 term) {
+    (void)error;
+    __m256d low = _mm256_cvtps_pd(_mm256_castps256_ps128(term)), high = _mm256_cvtps_pd(_mm256_extractf128_ps(term, 1));
+    _mm256_storeu_pd(sum, _mm256_add_pd(_mm256_loadu_pd(sum), low));
+    _mm256_storeu_pd(sum + 4, _mm256_add_pd(_mm256_loadu_pd(sum + 4), high));
+}
+
+OPERATION __m256d f64_set(double value) { return _mm256_set1_pd(value); }
+OPERATION __m256d f64_load(const double *p) { return _mm256_loadu_pd(p); }
+OPERATION void f64_store(double *p, __m256d a) { _mm256_storeu_pd(p, a); }
+OPERATION __m256d f64_add(__m256d a, __m256d b) { return _mm256_add_pd(a, b); }
+OPERATION __m256d f64_sub(__m256d a, __m256d b) { return _mm256_sub_pd(a, b); }
+OPERATION __m256d f64_mul(__m256d a, __m256d b) { return _mm256_mul_pd(a, b); }
+OPERATION __m256d f64_max(__m256d a, __m256d b) { return _mm256_max_pd(a, b); }
+OPERATION __m256d f64_fma(__m256d a, __m256d b, __m256d c) { return _mm256_fmadd_pd(a, b, c); }
+OPERATION __m256d f64_power(__m256d shifted) { return _mm256_castsi256_pd(_mm256_slli_epi64(_mm256_castpd_si256(shifted), 52)); }

@@ -1,0 +1,38 @@
+/* AVX-512 F, DQ, BW and VL. */
+#define TL_TARGET __attribute__((target("avx512f,avx512dq,avx512bw,avx512vl")))
+#define OPERATION TL_TARGET TL_INLINE
+#define f32_WIDTH 16
+#define f64_WIDTH 8
+typedef __m512 f32_vec;
+typedef __m512d f64_vec;
+
+OPERATION __m512 f32_set(float value) { return _mm512_set1_ps(value); }
+OPERATION __m512 f32_load(const float *p) { return _mm512_loadu_ps(p); }
+OPERATION __m512 f32_load_float16(const uint16_t *p) { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(const void *)p)); }
+OPERATION __m512 f32_load_bfloat16(const uint16_t *p) {
+    __m256i bits = _mm256_loadu_si256((const __m256i *)(const void *)p);
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
+}
+OPERATION void f32_store(float *p, __m512 a) { _mm512_storeu_ps(p, a); }
+OPERATION __m512 f32_add(__m512 a, __m512 b) { return _mm512_add_ps(a, b); }
+OPERATION __m512 f32_sub(__m512 a, __m512 b) { return _mm512_sub_ps(a, b); }
+OPERATION __m512 f32_mul(__m512 a, __m512 b) { return _mm512_mul_ps(a, b); }
+OPERATION __m512 f32_max(__m512 a, __m512 b) { return _mm512_max_ps(a, b); }
+OPERATION __m512 f32_fma(__m512 a, __m512 b, __m512 c) { return _mm512_fmadd_ps(a, b, c); }
+OPERATION __m512 f32_power(__m512 shifted) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(shifted), 23)); }
+OPERATION void f32_accumulate(double *sum, double *error, __m512 term) {
+    (void)error;
+    __m512d low = _mm512_cvtps_pd(_mm512_castps512_ps256(term)), high = _mm512_cvtps_pd(_mm512_extractf32x8_ps(term, 1));
+    _mm512_storeu_pd(sum, _mm512_add_pd(_mm512_loadu_pd(sum), low));
+    _mm512_storeu_pd(sum + 8, _mm512_add_pd(_mm512_loadu_pd(sum + 8), high));
+}
+
+OPERATION __m512d f64_set(double value) { return _mm512_set1_pd(value); }
+OPERATION __m512d f64_load(const double *p) { return _mm512_loadu_pd(p); }
+OPERATION void f64_store(double *p, __m512d a) { _mm512_storeu_pd(p, a); }
+OPERATION __m512d f64_add(__m512d a, __m512d b) { return _mm512_add_pd(a, b); }
+OPERATION __m512d f64_sub(__m512d a, __m512d b) { return _mm512_sub_pd(a, b); }
+OPERATION __m512d f64_mul(__m512d a, __m512d b) { return _mm512_mul_pd(a, b); }
+OPERATION __m512d f64_max(__m512d a, __m512d b) { return _mm512_max_pd(a, b); }
+OPERATION __m512d f64_fma(__m512d a, __m512d b, __m512d c) { return _mm512_fmadd_pd(a, b, c); }
+OPERATION __m512d f64_power(__m512d shifted) { return _mm512_castsi512_pd(_mm512_slli_epi64(_mm512_castpd_si512(shifted), 52)); }

@@ -1,0 +1,93 @@
+/* Vectors of one element, in plain C. Where the baseline has no fused multiply-add, an exact one of + - *. */
+#include <math.h>
+
+#include "elements.h"
+#include "scalar_math.h"
+
+#define TL_TARGET
+#define f32_WIDTH 1
+#define f64_WIDTH 1
+typedef float f32_vec;
+typedef double f64_vec;
+
+TL_INLINE float f32_set(float value) { return value; }
+TL_INLINE float f32_load(const float *p) { float value; memcpy(&value, p, sizeof value); return value; }
+TL_INLINE float f32_load_float16(const uint16_t *p) { uint16_t bits; memcpy(&bits, p, 2); return tl_from_float16(bits); }
+TL_INLINE float f32_load_bfloat16(const uint16_t *p) { uint16_t bits; memcpy(&bits, p, 2); return tl_from_bfloat16(bits); }
+TL_INLINE void f32_store(float *p, float value) { *p = value; }
+TL_INLINE float f32_add(float a, float b) { return a + b; }
+TL_INLINE float f32_sub(float a, float b) { return a - b; }
+TL_INLINE float f32_mul(float a, float b) { return a * b; }
+TL_INLINE float f32_max(float a, float b) { return a > b ? a : b; }
+
+TL_INLINE float f32_fma(float a, float b, float c) {
+#if TL_BASELINE_FMA
+    return __builtin_fmaf(a, b, c);
+#else
+    double product = (double)a * (double)b; /* exact */
+    double sum = product + (double)c;
+    uint64_t bits = tl_to_bits(sum);
+    /* Rounding twice is wrong only where the first result lies halfway between two floats: step off it towards the
+     * exact sum. */
+    if (TL_RARELY((bits & 0x1fffffff) == 0x10000000)) {
+        double other = sum - product;
+        double lost = (product - (sum - other)) + ((double)c - other);
+        if (lost != 0)
+            sum = tl_from_bits((lost > 0) == (sum > 0) ? bits + 1 : bits - 1);
+    }
+    return (float)sum;
+#endif
+}
+
+/* 2^k for the integer k + 127 in the low bits of a float of ulp 1; 0 for k = -127. */
+TL_INLINE float f32_power(float shifted) {
+    uint32_t bits;
+    memcpy(&bits, &shifted, sizeof bits);
+    return tl_float_from_bits(bits << 23);
+}
+
+TL_INLINE void f32_accumulate(double *sum, double *error, float term) {
+    (void)error;
+    *sum += (double)term;
+}
+
+TL_INLINE double f64_set(double value) { return value; }
+TL_INLINE double f64_load(const double *p) { double value; memcpy(&value, p, sizeof value); return value; }
+TL_INLINE void f64_store(double *p, double value) { *p = value; }
+TL_INLINE double f64_add(double a, double b) { return a + b; }
+TL_INLINE double f64_sub(double a, double b) { return a - b; }
+TL_INLINE double f64_mul(double a, double b) { return a * b; }
+TL_INLINE double f64_max(double a, double b) { return a > b ? a : b; }
+
+/* a + b and what its rounding lost. */
+TL_INLINE double f64_two_sum(double a, double b, double *lost) {
+    double sum = a + b, other = sum - a;
+    *lost = (a - (sum - other)) + (b - other);
+    return sum;
+}
+
+TL_INLINE double f64_fma(double a, double b, double c) {
+#if TL_BASELINE_FMA
+    return __builtin_fma(a, b, c);
+#else
+    /* The exact product by Veltkamp's and Dekker's splitting, then Boldo's and Melquiond's addition of three terms
+     * ("Emulation of FMA and correctly rounded sums", 2008): the two small ones are rounded to odd. */
+    double product = a * b;
+    double wide = 134217729.0 * a, a_high = wide - (wide - a), a_low = a - a_high;
+    wide = 134217729.0 * b;
+    double b_high = wide - (wide - b), b_low = b - b_high;
+    double product_low = a_low * b_low - (((product - a_high * b_high) - a_low * b_high) - a_high * b_low);
+    double carried_low, sum_low, lost;
+    double carried = f64_two_sum(c, product_low, &carried_low);
+    double sum = f64_two_sum(product, carried, &sum_low);
+    double odd = f64_two_sum(sum_low, carried_low, &lost);
+    if (lost != 0) {
+        uint64_t bits = tl_to_bits(odd);
+        if (!(bits & 1))
+            odd = tl_from_bits((lost > 0) == (odd > 0) ? bits + 1 : bits - 1);
+    }
+    return sum + odd;
+#endif
+}
+
+TL_INLINE double f64_power(double shifted) { return tl_from_bits(tl_to_bits(shifted) << 52); }

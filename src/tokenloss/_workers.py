@@ -1,0 +1,85 @@
+"""The threads that share the rows of a fold."""
+
+from __future__ import annotations
+
+import os
+import threading
+from typing import TYPE_CHECKING
+
+from tokenloss import _arrays
+
+if TYPE_CHECKING:
+    from concurrent.futures import ThreadPoolExecutor
+
+    from tokenloss import _core
+
+VARIABLE = "TOKENLOSS_NUM_WORKERS"
+MOST = 64  # threads, however many are asked for
+
+# Waking a thread costs what reading some 100 kB does.
+SMALL = 1 << 20  # bytes that the caller's thread reads alone
+BLOCK = 1 << 18  # bytes that a thread takes at a time
+
+_pool: ThreadPoolExecutor | None = None
+_lock = threading.Lock()
+
+
+def _forget() -> None:
+    """In a forked child: its parent's threads are not there."""
+    global _pool, _lock
+    _pool, _lock = None, threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)
+
+
+def default_workers() -> int:
+    """What the environment says, else the number of CPUs that this process may use."""
+    given = os.environ.get(VARIABLE)
+    if given:
+        if not given.isdecimal() or int(given) < 1:
+            _arrays.fail("option", name=VARIABLE, got=given, fits="a positive integer")
+        return int(given)
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _threads() -> ThreadPoolExecutor:
+    """The pool; it starts threads as they are first needed."""
+    global _pool
+    from concurrent.futures import ThreadPoolExecutor  # takes longer to import than all else here
+
+    with _lock:
+        if _pool is None:
+            _pool = ThreadPoolExecutor(MOST, thread_name_prefix="tokenloss")
+        return _pool
+
+
+def run(fold: _core.Fold, row_bytes: int, workers: int | None) -> None:
+    """Run the fold on the caller's thread and, if there is much to read, on others."""
+    if workers is not None:
+        workers = _arrays.integer("workers", workers, "a positive integer or None", least=1)
+    step = BLOCK // row_bytes or 1
+    if fold.rows * row_bytes < SMALL:
+        fold.run(step, False)
+        return
+    blocks = -(-fold.rows // step)
+    others = []
+    try:
+        try:
+            for _ in range(min(workers or default_workers(), blocks, MOST) - 1):
+                others.append(_threads().submit(fold.run, step, False))
+        except RuntimeError:
+            pass  # the interpreter is shutting down, or no thread can be had: the caller's thread does it all
+        fold.run(step, True)
+        for other in others:
+            if not other.cancel():  # one that has not begun would find nothing to do
+                other.result()
+    except BaseException:
+        fold.stop()
+        for other in others:
+            if not other.cancel():
+                other.exception()
+        raise

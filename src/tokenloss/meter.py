@@ -1,0 +1,177 @@
+"""Exact sums of losses."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from tokenloss import _arrays, _core
+
+if TYPE_CHECKING:
+    from tokenloss._arrays import ArrayLike
+
+_UNIT = 2**1074
+_Z95 = 1.959963984540054  # the normal distribution's 97.5 % quantile
+
+
+class LossMeter:
+    """Adds up the losses of tokens exactly, over any number of calls, threads, files or machines.
+
+    Meters of parts of the same tokens, merged in any order, have the same bits. A meter is a handful of Python integers:
+    it pickles, and two meters that saw the same losses are equal.
+
+    Attributes
+    ----------
+    count, n_bytes, n_words : int
+        Tokens seen, and the bytes and words of their text as far as they were told.
+
+    Examples
+    --------
+    >>> from tokenloss import LossMeter
+    >>> meter = LossMeter()
+    >>> meter.update([0.36, 0.02, 0.22], n_bytes=12)
+    >>> meter
+    LossMeter(count=3, loss=0.2, stderr=0.0987, perplexity=1.221)
+    >>> round(meter.bits_per_byte, 4)
+    0.0721
+    """
+
+    __slots__ = ("_finite", "_special", "_squares", "count", "n_bytes", "n_words")
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.n_bytes = 0
+        self.n_words = 0
+        self._finite = 0  # the sum of the finite losses, in units of 2**-1074
+        self._special = 0.0  # the sum of the others
+        self._squares = 0  # in units of 2**-2148
+
+    def update(self, nll: ArrayLike, where: ArrayLike | None = None, n_bytes: int = 0, n_words: int = 0) -> None:
+        """Add the losses of some tokens.
+
+        Parameters
+        ----------
+        nll : array
+            Losses in nats, of any shape, as the functions give them with ``reduction="none"``.
+        where : array of bool, optional
+            The tokens that count, broadcast over `nll`: give it when some were ignored or masked, since their losses
+            read 0.0.
+        n_bytes, n_words : int, default 0
+            The length of the tokens' text.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If an argument does not fit; the meter is then as it was.
+        """
+        losses = _arrays.values("nll", nll)
+        if where is not None:
+            losses = losses[_arrays.mask(where, losses.shape)]
+        n_bytes = _arrays.integer("n_bytes", n_bytes, "an integer of at least 0", least=0)
+        n_words = _arrays.integer("n_words", n_words, "an integer of at least 0", least=0)
+        finite, special, squares = _core.moments(np.ascontiguousarray(losses).reshape(-1))
+        self._finite += finite
+        self._special += special
+        self._squares += squares
+        self.count += losses.size
+        self.n_bytes += n_bytes
+        self.n_words += n_words
+
+    def merge(self, other: LossMeter) -> None:
+        """Add all that another meter has seen."""
+        if not isinstance(other, LossMeter):
+            _arrays.fail("dtype", name="other", got=type(other).__name__, fits="a LossMeter")
+        self._finite += other._finite
+        self._special += other._special
+        self._squares += other._squares
+        self.count += other.count
+        self.n_bytes += other.n_bytes
+        self.n_words += other.n_words
+
+    def __add__(self, other: LossMeter) -> LossMeter:
+        """Meter of what both have seen."""
+        if not isinstance(other, LossMeter):
+            return NotImplemented
+        both = LossMeter()
+        both.merge(self)
+        both.merge(other)
+        return both
+
+    def _state(self) -> tuple[object, ...]:
+        return self.count, self.n_bytes, self.n_words, self._finite, repr(self._special), self._squares
+
+    def __eq__(self, other: object) -> bool:
+        """Whether both have seen losses of the same sums."""
+        return self._state() == other._state() if isinstance(other, LossMeter) else NotImplemented
+
+    __hash__ = None  # type: ignore[assignment] # a meter changes
+
+    @property
+    def total(self) -> float:
+        """The sum of the losses in nats, rounded once."""
+        if self._special != 0:  # inf, -inf or nan
+            return self._special
+        try:
+            return self._finite / _UNIT  # integers divide with a single rounding
+        except OverflowError:
+            return math.copysign(math.inf, self._finite)
+
+    @property
+    def loss(self) -> float:
+        """The mean loss in nats per token; nan when none was seen."""
+        return self.total / self.count if self.count else math.nan
+
+    @property
+    def stderr(self) -> float:
+        """The standard error of the mean loss, from the sample's variance; nan for less than two tokens."""
+        if self.count < 2 or self._special != 0:
+            return math.nan
+        # sum((x - mean)**2) = (count * sum(x**2) - sum(x)**2) / count, in integers
+        numerator = self.count * self._squares - self._finite**2
+        try:
+            variance = numerator / (self.count**2 * (self.count - 1) * _UNIT**2)
+        except OverflowError:
+            return math.inf
+        return math.sqrt(variance)
+
+    @property
+    def perplexity(self) -> float:
+        """exp(loss); inf where that is beyond a float."""
+        return _exp(self.loss)
+
+    @property
+    def perplexity_interval(self) -> tuple[float, float]:
+        """The 95 % confidence interval of the perplexity, exp(loss -+ 1.96 stderr)."""
+        return _exp(self.loss - _Z95 * self.stderr), _exp(self.loss + _Z95 * self.stderr)
+
+    @property
+    def bits_per_token(self) -> float:
+        """The mean loss in bits."""
+        return self.loss / math.log(2)
+
+    @property
+    def bits_per_byte(self) -> float:
+        """All losses in bits over the bytes of their text; nan when no bytes were told."""
+        return self.total / math.log(2) / self.n_bytes if self.n_bytes else math.nan
+
+    @property
+    def word_perplexity(self) -> float:
+        """exp(all losses over the words of their text); nan when no words were told."""
+        return _exp(self.total / self.n_words) if self.n_words else math.nan
+
+    def __repr__(self) -> str:
+        """Say what matters most."""
+        return (
+            f"LossMeter(count={self.count}, loss={self.loss:.4g}, stderr={self.stderr:.3g}, "
+            f"perplexity={self.perplexity:.4g})"
+        )
+
+
+def _exp(x: float) -> float:
+    """Exponential that overflows to inf."""
+    try:
+        return math.exp(x)
+    except OverflowError:
+        return math.inf
