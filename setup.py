@@ -1,10 +1,11 @@
-"""Builds the extension module; everything else is in pyproject.toml."""
+"""Builds the extension module and says what the sdist holds; everything else is in pyproject.toml."""
 
 import glob
 import sys
 
 from Cython.Build import cythonize
 from setuptools import Extension, setup
+from setuptools.command.sdist import sdist
 
 # Floating-point expressions as they are written: results must not depend on the compiler.
 FLAGS = ["/O2", "/fp:precise", "/std:c11"] if sys.platform == "win32" else ["-O3", "-std=c11", "-ffp-contract=off"]
@@ -17,4 +18,18 @@ core = Extension(
     extra_compile_args=FLAGS,
 )
 
-setup(ext_modules=cythonize([core], build_dir="build"))
+
+class SourceDistribution(sdist):
+    """An sdist that can be built, tested and measured."""
+
+    def make_distribution(self) -> None:
+        """Add what setuptools does not find by itself."""
+        for tree in ("src", "tests", "benchmarks"):
+            self.filelist.graft(tree)
+        self.filelist.include("CHANGELOG.md")
+        for pattern in ("*.py[cod]", "*.so", "*.pyd"):
+            self.filelist.global_exclude(pattern)
+        super().make_distribution()
+
+
+setup(ext_modules=cythonize([core], build_dir="build"), cmdclass={"sdist": SourceDistribution})
