@@ -8,7 +8,10 @@ from setuptools import Extension, setup
 from setuptools.command.sdist import sdist
 
 # Floating-point expressions as they are written: results must not depend on the compiler.
-FLAGS = ["/O2", "/fp:precise", "/std:c11"] if sys.platform == "win32" else ["-O3", "-std=c11", "-ffp-contract=off"]
+if sys.platform == "win32":
+    FLAGS = ["/O2", "/fp:precise", "/std:c11"]
+else:
+    FLAGS = ["-O3", "-g0", "-std=c11", "-ffp-contract=off"]
 
 core = Extension(
     "tokenloss._core",

@@ -10,7 +10,6 @@ import numpy as np
 from tokenloss import _core
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
     from typing import Protocol, TypeAlias
 
     import numpy.typing as npt
@@ -82,7 +81,7 @@ def _from_dlpack(name: str, value: Any) -> tuple[np.ndarray[Any, Any], int | Non
         buffer = _core.DLPackBuffer(capsule)
     except TypeError as error:
         fail("dtype", name=name, got=error, fits=FLOATS)
-    except Exception as error:  # noqa: BLE001 - each library has its own
+    except Exception as error:  # each library has its own
         fail("dlpack", name=name, got=error)
     return np.asarray(buffer), _core.DTYPES[buffer.dtype]
 
@@ -111,8 +110,8 @@ def _array(name: str, value: Any) -> tuple[np.ndarray[Any, Any], int | None]:
 def floats(name: str, value: Any) -> tuple[np.ndarray[Any, Any], int]:
     """An array of floats; integers are taken from lists only, where nobody chose their dtype."""
     array, code = _array(name, value)
-    if code in _FLOATS:
-        return array, code  # type: ignore[return-value] # None is not in it
+    if code is not None and code in _FLOATS:
+        return array, code
     if code is None or hasattr(value, "dtype"):
         fail("dtype", name=name, got=array.dtype, fits=FLOATS)
     return array.astype(np.float64), _core.DTYPES["float64"]
@@ -222,7 +221,9 @@ def values(name: str, value: Any) -> np.ndarray[Any, np.dtype[np.float64]]:
     return array.astype(np.float64, copy=False)
 
 
-def position(row: int, batch: Sequence[int]) -> str:
-    """The index of a row of the batch, as it is written."""
-    index = np.unravel_index(row, batch) if batch else ()
-    return f"[{', '.join(str(int(i)) for i in index)}]" if index else ""
+def fail_class(name: str, targets: np.ndarray[Any, Any] | None, row: int, classes: int) -> NoReturn:
+    """Raise that the target of this row, counted over the batch, is no class id."""
+    assert targets is not None
+    index = np.unravel_index(row, targets.shape) if targets.ndim else ()
+    position = f"[{', '.join(str(i) for i in index)}]" if index else ""
+    fail("class", name=name, position=position, got=targets[index], fits=f"[0, {classes})")

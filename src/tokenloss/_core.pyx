@@ -325,7 +325,7 @@ cdef class Fold:
         return row
 
     def run(self, int64_t step, bint ask):
-        """Takes rows, `step` at a time, until none is left; with `ask`, lets Python's signal handlers run now and then."""
+        """Takes rows, `step` at a time, until none is left. With `ask`, lets Python's signal handlers run meanwhile."""
         cdef tl_sum losses, weights
         cdef tl_fp_state environment
         cdef tl_patience patience

@@ -66,10 +66,11 @@ def run(fold: _core.Fold, row_bytes: int, workers: int | None) -> None:
         fold.run(step, False)
         return
     blocks = -(-fold.rows // step)
+    threads = min(workers or default_workers(), blocks, MOST)
     others = []
     try:
         try:
-            for _ in range(min(workers or default_workers(), blocks, MOST) - 1):
+            while len(others) < threads - 1:
                 others.append(_threads().submit(fold.run, step, False))
         except RuntimeError:
             pass  # the interpreter is shutting down, or no thread can be had: the caller's thread does it all

@@ -34,9 +34,17 @@ _ONE_SCORE = 256  # what reading a single score of a row costs, in bytes read in
 
 
 @overload
-def cross_entropy_loss(y_true: ArrayLike, y_pred: ArrayLike, *, reduction: Literal["none"], **options: Unpack[ClippedOptions]) -> Float64Array: ...
+def cross_entropy_loss(
+    y_true: ArrayLike, y_pred: ArrayLike, *, reduction: Literal["none"], **options: Unpack[ClippedOptions]
+) -> Float64Array: ...
 @overload
-def cross_entropy_loss(y_true: ArrayLike, y_pred: ArrayLike, *, reduction: Literal["mean", "sum"] = "mean", **options: Unpack[ClippedOptions]) -> float: ...
+def cross_entropy_loss(
+    y_true: ArrayLike,
+    y_pred: ArrayLike,
+    *,
+    reduction: Literal["mean", "sum"] = "mean",
+    **options: Unpack[ClippedOptions],
+) -> float: ...
 def cross_entropy_loss(
     y_true: ArrayLike,
     y_pred: ArrayLike,
@@ -122,9 +130,13 @@ def cross_entropy_loss(
 
 
 @overload
-def nll_loss(log_probs: ArrayLike, targets: ArrayLike, *, reduction: Literal["none"], **options: Unpack[Options]) -> Float64Array: ...
+def nll_loss(
+    log_probs: ArrayLike, targets: ArrayLike, *, reduction: Literal["none"], **options: Unpack[Options]
+) -> Float64Array: ...
 @overload
-def nll_loss(log_probs: ArrayLike, targets: ArrayLike, *, reduction: Literal["mean", "sum"] = "mean", **options: Unpack[Options]) -> float: ...
+def nll_loss(
+    log_probs: ArrayLike, targets: ArrayLike, *, reduction: Literal["mean", "sum"] = "mean", **options: Unpack[Options]
+) -> float: ...
 def nll_loss(
     log_probs: ArrayLike,
     targets: ArrayLike,
@@ -146,8 +158,8 @@ def nll_loss(
         Log-probabilities: float16, bfloat16, float32 or float64, of any byte order and layout, or anything with
         `__dlpack__` on the CPU (torch, JAX); it is not copied. Lists are converted.
     targets : array
-        Class ids (integers, the shape of `log_probs` without its class axis), or distributions (of the shape of `log_probs`, any
-        real dtype). A share of 0 contributes 0 even where the log-probability is -inf.
+        Class ids (integers, the shape of `log_probs` without its class axis), or distributions (of the shape of
+        `log_probs`, any real dtype). A share of 0 contributes 0 even where the log-probability is -inf.
     axis : int, default -1
         The axis of `log_probs` that holds the classes.
     weight : array of shape (V,), optional
@@ -199,9 +211,13 @@ def nll_loss(
 
 
 @overload
-def cross_entropy(logits: ArrayLike, targets: ArrayLike, *, reduction: Literal["none"], **options: Unpack[Options]) -> Float64Array: ...
+def cross_entropy(
+    logits: ArrayLike, targets: ArrayLike, *, reduction: Literal["none"], **options: Unpack[Options]
+) -> Float64Array: ...
 @overload
-def cross_entropy(logits: ArrayLike, targets: ArrayLike, *, reduction: Literal["mean", "sum"] = "mean", **options: Unpack[Options]) -> float: ...
+def cross_entropy(
+    logits: ArrayLike, targets: ArrayLike, *, reduction: Literal["mean", "sum"] = "mean", **options: Unpack[Options]
+) -> float: ...
 def cross_entropy(
     logits: ArrayLike,
     targets: ArrayLike,
@@ -224,8 +240,8 @@ def cross_entropy(
         Unnormalised log-probabilities: float16, bfloat16, float32 or float64, of any byte order and layout, or anything with
         `__dlpack__` on the CPU (torch, JAX); it is not copied. Lists are converted.
     targets : array
-        Class ids (integers, the shape of `logits` without its class axis), or distributions (of the shape of `logits`, any
-        real dtype). A share of 0 contributes 0 even where the log-probability is -inf.
+        Class ids (integers, the shape of `logits` without its class axis), or distributions (of the shape of `logits`,
+        any real dtype). A share of 0 contributes 0 even where the log-probability is -inf.
     axis : int, default -1
         The axis of `logits` that holds the classes.
     weight : array of shape (V,), optional
@@ -298,7 +314,7 @@ def fold_rows(
     reduction: Any = "none",
     out: Any = None,
     workers: int | None = None,
-) -> Any:
+) -> float | Float64Array:
     """Judge the input, fold each row, and reduce: what every public function does."""
     view, code = _arrays.floats(scores_name, scores)
     shape = view.shape
@@ -323,9 +339,9 @@ def fold_rows(
         where = _arrays.mask(where, batch)
     if ignore_index is not None:
         ignore_index = _arrays.ignored_class(ignore_index)
-    losses = None
     if out is not None:
         out = _arrays.result_array(out, batch)
+    losses: Float64Array | None = None
     if reduction == "none":
         losses = out if out is not None and out.flags.c_contiguous else np.empty(batch)
     fold = _core.Fold(
@@ -336,16 +352,14 @@ def fold_rows(
         for start in range(0, fold.rows, _TARGETS_AT_ONCE):
             row = fold.first_bad_target(start, start + _TARGETS_AT_ONCE)
             if row >= 0:
-                assert target_view is not None
-                position = _arrays.position(row, batch)
-                value = target_view.reshape(-1)[row] if target_view.size == 1 else target_view[np.unravel_index(row, batch)]
-                _arrays.fail("class", name=targets_name, position=position, got=value, fits=f"[0, {classes})")
+                _arrays.fail_class(targets_name, target_view, row, classes)
     _workers.run(fold, row_bytes or 1, workers)
     if losses is not None:
         if out is None or out is losses:
             return losses
-        out[...] = losses
-        return out
+        result: Float64Array = out
+        result[...] = losses
+        return result
     total = fold.total()
     return total if reduction == "sum" else _divide(total, fold.divisor())
 

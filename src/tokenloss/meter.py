@@ -19,8 +19,8 @@ _Z95 = 1.959963984540054  # the normal distribution's 97.5 % quantile
 class LossMeter:
     """Adds up the losses of tokens exactly, over any number of calls, threads, files or machines.
 
-    Meters of parts of the same tokens, merged in any order, have the same bits. A meter is a handful of Python integers:
-    it pickles, and two meters that saw the same losses are equal.
+    Meters of parts of the same tokens, merged in any order, have the same bits. A meter is a handful of Python
+    integers: it pickles, and two meters that saw the same losses are equal.
 
     Attributes
     ----------

@@ -50,5 +50,6 @@ def logsumexp(
     >>> logsumexp(np.zeros((2, 131072), np.float16)).round(2)
     array([11.78, 11.78])
     """
-    result: Float64Array = fold_rows(_core.LOGSUMEXP, "logits", logits, axis=axis, out=out, workers=workers)
+    result = fold_rows(_core.LOGSUMEXP, "logits", logits, axis=axis, out=out, workers=workers)
+    assert not isinstance(result, float)
     return result

@@ -46,6 +46,9 @@ const tl_backend *tl_find_backend(tl_backend_id id) {
     case TL_AVX512: return runs_x86(id) ? &tl_avx512 : NULL;
     case TL_AVX2: return runs_x86(id) ? &tl_avx2 : NULL;
 #endif
+#if TL_ARM64
+    case TL_NEON: return &tl_neon;
+#endif
     case TL_PORTABLE: return &tl_portable;
     default: return NULL;
     }

@@ -13,6 +13,12 @@
 #define TL_X86 0
 #endif
 
+#if (defined(__aarch64__) && !defined(__AARCH64EB__)) || defined(_M_ARM64)
+#define TL_ARM64 1
+#else
+#define TL_ARM64 0
+#endif
+
 #if defined(_MSC_VER) && !defined(__clang__)
 #include <intrin.h>
 #define TL_INLINE static __forceinline

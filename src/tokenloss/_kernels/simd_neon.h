@@ -1,0 +1,39 @@
+/* NEON of 64-bit ARM, where it is part of every machine. */
+#include <arm_neon.h>
+
+#define TL_TARGET
+#define f32_WIDTH 4
+#define f64_WIDTH 2
+typedef float32x4_t f32_vec;
+typedef float64x2_t f64_vec;
+
+TL_INLINE float32x4_t f32_set(float value) { return vdupq_n_f32(value); }
+TL_INLINE float32x4_t f32_load(const float *p) { return vld1q_f32(p); }
+TL_INLINE float32x4_t f32_load_float16(const uint16_t *p) { return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p))); }
+TL_INLINE float32x4_t f32_load_bfloat16(const uint16_t *p) { return vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(p), 16)); }
+TL_INLINE void f32_store(float *p, float32x4_t a) { vst1q_f32(p, a); }
+TL_INLINE float32x4_t f32_add(float32x4_t a, float32x4_t b) { return vaddq_f32(a, b); }
+TL_INLINE float32x4_t f32_sub(float32x4_t a, float32x4_t b) { return vsubq_f32(a, b); }
+TL_INLINE float32x4_t f32_mul(float32x4_t a, float32x4_t b) { return vmulq_f32(a, b); }
+TL_INLINE float32x4_t f32_max(float32x4_t a, float32x4_t b) { return vmaxq_f32(a, b); }
+TL_INLINE float32x4_t f32_fma(float32x4_t a, float32x4_t b, float32x4_t c) { return vfmaq_f32(c, a, b); }
+TL_INLINE float32x4_t f32_power(float32x4_t shifted) {
+    return vreinterpretq_f32_u32(vshlq_n_u32(vreinterpretq_u32_f32(shifted), 23));
+}
+TL_INLINE void f32_accumulate(double *sum, double *error, float32x4_t term) {
+    (void)error;
+    vst1q_f64(sum, vaddq_f64(vld1q_f64(sum), vcvt_f64_f32(vget_low_f32(term))));
+    vst1q_f64(sum + 2, vaddq_f64(vld1q_f64(sum + 2), vcvt_high_f64_f32(term)));
+}
+
+TL_INLINE float64x2_t f64_set(double value) { return vdupq_n_f64(value); }
+TL_INLINE float64x2_t f64_load(const double *p) { return vld1q_f64(p); }
+TL_INLINE void f64_store(double *p, float64x2_t a) { vst1q_f64(p, a); }
+TL_INLINE float64x2_t f64_add(float64x2_t a, float64x2_t b) { return vaddq_f64(a, b); }
+TL_INLINE float64x2_t f64_sub(float64x2_t a, float64x2_t b) { return vsubq_f64(a, b); }
+TL_INLINE float64x2_t f64_mul(float64x2_t a, float64x2_t b) { return vmulq_f64(a, b); }
+TL_INLINE float64x2_t f64_max(float64x2_t a, float64x2_t b) { return vmaxq_f64(a, b); }
+TL_INLINE float64x2_t f64_fma(float64x2_t a, float64x2_t b, float64x2_t c) { return vfmaq_f64(c, a, b); }
+TL_INLINE float64x2_t f64_power(float64x2_t shifted) {
+    return vreinterpretq_f64_u64(vshlq_n_u64(vreinterpretq_u64_f64(shifted), 52));
+}

@@ -1,0 +1,148 @@
+/* Prints a hash of the results of every fold on every backend of the machine it runs on: see test_kernels.py.
+ *
+ * Inputs come from integers alone, so that they are the same everywhere. Each row is also folded unaligned, strided and
+ * with its bytes swapped, which must not change a bit. */
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "exact.h"
+#include "fold.h"
+#include "scalar_math.h"
+
+#define LONGEST (3 * TL_BLOCK + 100)
+
+static uint64_t seed;
+
+static uint64_t random_bits(void) { /* splitmix64 */
+    uint64_t z = (seed += 0x9e3779b97f4a7c15u);
+    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
+    z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
+    return z ^ (z >> 31);
+}
+
+static double centred(void) { /* about normal, of standard deviation 1 */
+    double sum = 0;
+    for (int i = 0; i < 12; i++)
+        sum += (double)(random_bits() >> 32) * 0x1p-32;
+    return sum - 6;
+}
+
+static uint64_t hash;
+
+static void take_bits(uint64_t bits) {
+    for (int i = 0; i < 8; i++)
+        hash = (hash ^ (bits >> (8 * i) & 0xff)) * 0x100000001b3u; /* FNV-1a */
+}
+
+static void take(double value) { take_bits(value == value ? tl_to_bits(value) : 0x7ff8000000000000u); }
+
+static const char *const dtype_names[] = {"float16", "bfloat16", "float32", "float64"};
+static const char *const kinds[] = {"normal", "wide", "far", "equal", "special", "any bits"};
+
+/* Element of a row: mostly moderate numbers, or any bits at all. */
+static void fill(char *at, int dtype, int kind, double equal) {
+    double value = kind == 0 ? centred() : kind == 1 ? 30 * centred() : kind == 2 ? 1e6 + 50 * centred() : equal;
+    uint64_t bits = random_bits();
+    if (kind == 4) {
+        static const double special[] = {0.0, -0.0, 1e-42, -5e-324, 88.5, -104.0};
+        uint64_t die = bits % 4096;
+        value = die < 6 ? special[die] : die < 60 ? -(double)INFINITY : die == 60 ? (double)INFINITY : die == 61 ? (double)NAN : 5 * centred();
+    }
+    float single = (float)value;
+    uint32_t single_bits;
+    memcpy(&single_bits, &single, sizeof single_bits);
+    uint16_t half = (uint16_t)(single_bits >> 16);
+    if (dtype == TL_FLOAT16) /* truncated from the float: sign, 5 bits of exponent, 10 of mantissa */
+        half = (uint16_t)((single_bits >> 16 & 0x8000) |
+                          (tl_abs(value) < 0x1p-14 ? 0 : tl_abs(value) > 65504 ? 0x7bff : ((single_bits & 0x7fffffff) >> 13) - (112 << 10)));
+    if (kind == 4 && dtype == TL_FLOAT16 && value - value != 0)
+        half = value != value ? 0x7e01 : value < 0 ? 0xfc00 : 0x7c00;
+    if (kind == 5) {
+        half = (uint16_t)bits;
+        single_bits = (uint32_t)bits;
+        memcpy(&value, &bits, sizeof value);
+    }
+    if (tl_itemsize(dtype) == 2)
+        memcpy(at, &half, 2);
+    else if (tl_itemsize(dtype) == 4)
+        memcpy(at, &single_bits, 4);
+    else
+        memcpy(at, &value, 8);
+}
+
+static int same(double a, double b) { return tl_to_bits(a) == tl_to_bits(b) || (a != a && b != b); }
+
+static void check_layouts(const tl_backend *backend, const tl_row *row, int64_t target, tl_patience *patience) {
+    static char copy[3 * 8 * LONGEST + 1];
+    ptrdiff_t size = tl_itemsize(row->dtype);
+    double loss = tl_nll(backend, row, target, patience);
+    for (int layout = 0; layout < 3; layout++) { /* odd address; every third element, backwards; bytes swapped */
+        tl_row other = *row;
+        other.stride = layout == 1 ? -3 * size : size;
+        other.data = layout == 1 ? copy + 3 * size * (row->count - 1) : copy + 1;
+        other.dtype = layout == 2 ? row->dtype | TL_SWAPPED : row->dtype;
+        for (int64_t i = 0; i < row->count; i++)
+            for (ptrdiff_t k = 0; k < size; k++)
+                ((char *)(uintptr_t)other.data)[i * other.stride + k] = row->data[i * size + (layout == 2 ? size - 1 - k : k)];
+        if (!same(loss, tl_nll(backend, &other, target, patience))) {
+            printf("layout %d of %s differs\n", layout, dtype_names[row->dtype]);
+            exit(1);
+        }
+    }
+}
+
+static int64_t length(int i) { /* all short ones, and those around the borders of granules and blocks */
+    static const int64_t borders[] = {TL_GRANULE, 2 * TL_GRANULE, TL_BLOCK, TL_BLOCK + TL_GRANULE, 2 * TL_BLOCK, 3 * TL_BLOCK};
+    return i < 140 ? i : borders[(i - 140) / 5 % 6] + (i - 140) % 5 - 2;
+}
+
+int main(void) {
+    static double memory[LONGEST];
+    volatile int stopped = 0;
+    tl_patience patience = {NULL, NULL, &stopped, 0};
+    for (int id = 0; id < TL_BACKENDS; id++) {
+        const tl_backend *backend = tl_find_backend((tl_backend_id)id);
+        if (!backend)
+            continue;
+        for (int dtype = 0; dtype < TL_FOLDED_DTYPES; dtype++)
+            for (int kind = 0; kind < 6; kind++) {
+                hash = 0xcbf29ce484222325u;
+                seed = (uint64_t)(100 * dtype + kind);
+                for (int i = 0; i < 170; i++) {
+                    tl_row row = {(char *)memory, length(i), tl_itemsize(dtype), dtype};
+                    double equal = 20 * centred();
+                    for (int64_t k = 0; k < row.count; k++)
+                        fill((char *)memory + k * row.stride, dtype, kind, equal);
+                    take(tl_logsumexp(backend, &row, &patience));
+                    for (int t = 0; t < 4 && row.count > 0; t++) {
+                        int64_t target = t == 0 ? 0 : t == 1 ? row.count - 1 : (int64_t)(random_bits() % (uint64_t)row.count);
+                        take(tl_nll(backend, &row, target, &patience));
+                        if (t == 3)
+                            check_layouts(backend, &row, target, &patience);
+                    }
+                }
+                printf("%s %s %s %016" PRIx64 "\n", backend->name, dtype_names[dtype], kinds[kind], hash);
+            }
+    }
+    hash = 0xcbf29ce484222325u;
+    seed = 1;
+    tl_sum sum = {{0}, 0, 0};
+    for (int i = 0; i < 100000; i++) {
+        uint64_t bits = random_bits();
+        double any = tl_from_bits(bits), some = centred() * 20;
+        take(tl_exp(some));
+        take(tl_exp(any));
+        take(tl_log(any));
+        take(tl_log(tl_abs(some)));
+        take(tl_log1p(tl_exp(some)));
+        take(tl_softplus(some));
+        if (any - any == 0)
+            tl_sum_add(&sum, any);
+        tl_sum_add(&sum, some);
+        if (i % 1000 == 0)
+            take(tl_sum_round(&sum));
+    }
+    printf("any scalar math %016" PRIx64 "\n", hash);
+    return 0;
+}
