@@ -9,6 +9,7 @@ PROBS: int
 LOG_PROBS: int
 LOGITS: int
 LOGSUMEXP: int
+MAXIMUM: int
 
 def backends() -> list[str]: ...
 def use_backend(name: str) -> None: ...

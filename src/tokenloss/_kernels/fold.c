@@ -6,9 +6,10 @@
  * out are folded as x - offset, through scratch. */
 #define FAR_OUT 65536.0
 
-/* How far (in nats) the maximum may stand from the reference 2^exponent. Upwards it guards the float32 sums from
- * overflow, downwards the small terms from being flushed. */
-#define HEADROOM 40.0
+/* A row refers to an exponent near its maximum. Below the first bound, terms that were flushed (2^-126 and less) might
+ * matter; above the second, the float32 nearest to ln 2, wrong by 1.9e-9, was subtracted too many times. */
+#define LEAST_SUM 0x1p-58
+#define GREATEST_SUM 0x1p36
 
 #define PATIENCE_SECONDS 0.05
 
@@ -76,75 +77,99 @@ static int gather(const tl_row *row, int64_t start, int64_t count, int64_t skip,
     return dtype;
 }
 
-static void fold_block(const tl_backend *backend, const tl_row *row, int64_t start, int64_t end, int64_t skip,
-                       tl_state *state) {
+/* Folds the elements [start, end) but for `skip`: in place where they can be, else granule by granule from scratch. */
+static void walk(tl_fold *const *folds, const tl_row *row, int64_t start, int64_t end, int64_t skip, tl_state *state) {
     granule scratch;
     int in_place = row->stride == tl_itemsize(row->dtype) && !(row->dtype & TL_SWAPPED) && state->offset == 0;
     while (start < end) {
-        int64_t whole = 0;
-        if (in_place) {
-            int64_t until = skip >= start && skip < end ? skip : end;
-            whole = (until - start) / TL_GRANULE * TL_GRANULE;
-        }
-        if (whole > 0) {
-            backend->fold[row->dtype](row->data + start * row->stride, (size_t)whole, state);
-            start += whole;
+        int64_t until = skip >= start && skip < end ? skip : end;
+        int64_t count = in_place ? (until - start) / TL_GRANULE * TL_GRANULE : 0;
+        if (count > 0) {
+            folds[row->dtype](row->data + start * row->stride, (size_t)count, state);
         } else {
-            int64_t count = end - start < TL_GRANULE ? end - start : TL_GRANULE;
+            count = end - start < TL_GRANULE ? end - start : TL_GRANULE;
             int dtype = gather(row, start, count, skip, state->offset, &scratch);
-            double maximum = state->maximum;
-            state->maximum = -(double)INFINITY;
-            backend->fold[dtype](&scratch, (size_t)count, state);
-            state->maximum += state->offset;
-            if (!(state->maximum > maximum))
-                state->maximum = maximum;
-            start += count;
+            folds[dtype](&scratch, (size_t)count, state);
         }
+        start += count;
     }
 }
 
-/* Moves the state to a reference near `maximum`. */
-static void refer_to(tl_state *state, double maximum) {
+static double maximum_between(const tl_backend *backend, const tl_row *row, int64_t start, int64_t end, int64_t skip) {
+    tl_state state;
+    state.offset = 0;
+    state.maximum = -(double)INFINITY;
+    walk(backend->maximum, row, start, end, skip, &state);
+    return state.maximum;
+}
+
+double tl_maximum(const tl_backend *backend, const tl_row *row) {
+    return maximum_between(backend, row, 0, row->count, -1);
+}
+
+/* Moves the state to a reference near the maximum of the elements [start, end). Returns 0 if that is +inf. */
+static int refer_to_maximum(const tl_backend *backend, const tl_row *row, int64_t start, int64_t end, int64_t skip,
+                            tl_state *state) {
+    double maximum = maximum_between(backend, row, start, end, skip);
+    if (maximum == -(double)INFINITY)
+        return 1;
+    if (maximum == (double)INFINITY) {
+        state->sum[0] = (double)NAN;
+        return 0;
+    }
     double offset = tl_abs(maximum) > FAR_OUT ? maximum : 0;
     int64_t exponent = offset == 0 ? (int64_t)(maximum * TL_LOG2E + (maximum < 0 ? -0.5 : 0.5)) : 0;
-    double factor = state->offset == offset ? tl_scale(1, state->exponent - exponent)
-                                            : tl_exp((state->offset - offset) +
-                                                     (double)(state->exponent - exponent) * (TL_LN2_HIGH + TL_LN2_LOW));
-    for (int i = 0; i < 16; i++) {
-        state->sum[i] *= factor;
-        state->error[i] *= factor;
-    }
+    int64_t fall = state->exponent - exponent;
+    double factor = state->offset == offset ? tl_scale(1, fall)
+                                            : tl_exp((state->offset - offset) + (double)fall / TL_LOG2E);
+    for (int i = 0; i < 16; i++)
+        if (state->sum[i] != 0) {
+            state->sum[i] *= factor;
+            state->error[i] *= factor;
+        }
     state->offset = offset;
     state->exponent = exponent;
+    state->overflowed = 0;
+    return 1;
 }
 
+static double total(const tl_state *state) {
+    double sum = 0;
+    for (int i = 0; i < 16; i++)
+        sum += state->sum[i];
+    return sum;
+}
+
+/* The state of the whole row but for `skip`. Its sum is nan if a nan or +inf was met. */
 static void fold_row(const tl_backend *backend, const tl_row *row, int64_t skip, tl_state *state,
                      tl_patience *patience) {
-    const double none = -(double)INFINITY;
     memset(state, 0, sizeof *state);
-    state->maximum = none;
+    /* the first granule tells where the row lies, but for rare rows */
+    if (!refer_to_maximum(backend, row, 0, row->count < TL_GRANULE ? row->count : TL_GRANULE, skip, state))
+        return;
     for (int64_t start = 0; start < row->count; start += TL_BLOCK) {
         int64_t end = row->count - start < TL_BLOCK ? row->count : start + TL_BLOCK;
         tl_state before = *state;
-        fold_block(backend, row, start, end, skip, state);
-        double maximum = state->maximum;
-        double height = (maximum - state->offset) - (double)state->exponent * TL_LN2_HIGH;
-        if (TL_RARELY(height > HEADROOM || (height < -HEADROOM && before.maximum == none && maximum != none))) {
-            if (maximum > 0x1.fffffffffffffp1023) { /* +inf: the row has no finite logsumexp */
-                state->sum[0] = (double)NAN;
-                return;
-            }
+        walk(backend->sum, row, start, end, skip, state);
+        double sum = total(state);
+        if (TL_RARELY(!(sum >= LEAST_SUM && sum <= GREATEST_SUM) || state->overflowed)) {
             *state = before;
-            refer_to(state, maximum);
-            fold_block(backend, row, start, end, skip, state);
+            if (!refer_to_maximum(backend, row, start, end, skip, state))
+                return;
+            walk(backend->sum, row, start, end, skip, state);
+            sum = total(state);
+            if (sum != sum)
+                return;
         }
         if (end % (16 * TL_BLOCK) == 0 && tl_gave_up(patience))
             return;
     }
 }
 
-/* log(sum) over the state, less its offset. */
-static double log_of_sum(const tl_state *state) {
+/* log(sum) of a row's state, less its offset. */
+static double log_of_sum(const tl_state *state, int dtype) {
+    /* what was subtracted for ln 2, and so what the exponent is worth */
+    double ln2 = (dtype & ~TL_SWAPPED) == TL_FLOAT64 ? 0x1.62e42fefa39efp-1 : 0x1.62e43p-1;
     double lane[16], error[16];
     for (int i = 0; i < 16; i++) {
         lane[i] = state->sum[i];
@@ -156,14 +181,13 @@ static double log_of_sum(const tl_state *state) {
             error[i] += error[i + half] + ((lane[i] - (sum - other)) + (lane[i + half] - other));
             lane[i] = sum;
         }
-    double exponent = (double)state->exponent;
-    return exponent * TL_LN2_HIGH + (exponent * TL_LN2_LOW + tl_log(lane[0] + error[0]));
+    return (double)state->exponent * ln2 + tl_log(lane[0] + error[0]);
 }
 
 double tl_logsumexp(const tl_backend *backend, const tl_row *row, tl_patience *patience) {
     tl_state state;
     fold_row(backend, row, -1, &state, patience);
-    return state.offset + log_of_sum(&state);
+    return state.offset + log_of_sum(&state, row->dtype);
 }
 
 double tl_nll(const tl_backend *backend, const tl_row *row, int64_t target, tl_patience *patience) {
@@ -172,5 +196,5 @@ double tl_nll(const tl_backend *backend, const tl_row *row, int64_t target, tl_p
         return (double)NAN;
     tl_state state;
     fold_row(backend, row, target, &state, patience);
-    return tl_softplus((state.offset - logit) + log_of_sum(&state));
+    return tl_softplus((state.offset - logit) + log_of_sum(&state, row->dtype));
 }

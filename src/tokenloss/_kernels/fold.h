@@ -6,16 +6,17 @@
 
 #define TL_LANES 64   /* virtual lanes: element i belongs to lane i % 64 on every machine */
 #define TL_GRANULE 512 /* elements whose terms are added in the row's own precision before they go to the state */
-#define TL_BLOCK 4096  /* elements between two looks at the maximum */
+#define TL_BLOCK 4096  /* elements between two looks at whether the sum is in range */
 #define TL_AHEAD 8192  /* bytes from a load to its prefetch */
 
 /* sum over the elements seen of exp(x - offset) / 2^exponent, in 16 lanes of double with their rounding errors. */
 typedef struct {
     double sum[16];
     double error[16];
-    double maximum; /* of the elements seen; nan is passed over, for it shows in the sum */
-    double offset;  /* 0 unless the scores lie too far out to be reduced by ln 2 as they stand */
+    double offset; /* 0 unless the scores lie too far out to be reduced by ln 2 as they stand */
     int64_t exponent;
+    double maximum; /* of the elements seen by a maximum fold; nan is passed over */
+    int overflowed; /* whether the sum is not to be trusted because some x / ln 2 lies 128 above the exponent */
 } tl_state;
 
 /* Adds count contiguous native elements at x to the state. The last granule may be short, but 512 elements are read:
@@ -24,7 +25,8 @@ typedef void tl_fold(const void *x, size_t count, tl_state *state);
 
 typedef struct {
     const char *name;
-    tl_fold *fold[TL_FOLDED_DTYPES];
+    tl_fold *sum[TL_FOLDED_DTYPES];
+    tl_fold *maximum[TL_FOLDED_DTYPES];
 } tl_backend;
 
 /* The backends, best first; those that this machine cannot run are NULL. */
@@ -49,6 +51,9 @@ typedef struct {
 } tl_patience;
 
 int tl_gave_up(tl_patience *patience);
+
+/* The largest score, -inf of none; nan is passed over. As fast as memory can be read: what folds are measured by. */
+double tl_maximum(const tl_backend *backend, const tl_row *row);
 
 /* log(sum(exp(row))). -inf for a row of none. */
 double tl_logsumexp(const tl_backend *backend, const tl_row *row, tl_patience *patience);

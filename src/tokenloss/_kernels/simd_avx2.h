@@ -5,6 +5,11 @@
 #define f64_WIDTH 4
 typedef __m256 f32_vec;
 typedef __m256d f64_vec;
+typedef __m256i f32_bits;
+typedef __m256i f64_bits;
+
+OPERATION __m256i f32_no_bits(void) { return _mm256_setzero_si256(); }
+OPERATION __m256i f64_no_bits(void) { return _mm256_setzero_si256(); }
 
 OPERATION __m256 f32_set(float value) { return _mm256_set1_ps(value); }
 OPERATION __m256 f32_load(const float *p) { return _mm256_loadu_ps(p); }
@@ -20,6 +25,9 @@ OPERATION __m256 f32_mul(__m256 a, __m256 b) { return _mm256_mul_ps(a, b); }
 OPERATION __m256 f32_max(__m256 a, __m256 b) { return _mm256_max_ps(a, b); }
 OPERATION __m256 f32_fma(__m256 a, __m256 b, __m256 c) { return _mm256_fmadd_ps(a, b, c); }
 OPERATION __m256 f32_power(__m256 shifted) { return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(shifted), 23)); }
+OPERATION __m256i f32_either(__m256i a, __m256 b, __m256 c) {
+    return _mm256_or_si256(a, _mm256_or_si256(_mm256_castps_si256(b), _mm256_castps_si256(c)));
+}
 OPERATION void f32_accumulate(double *sum, double *error, __m256 term) {
     (void)error;
     __m256d low = _mm256_cvtps_pd(_mm256_castps256_ps128(term)), high = _mm256_cvtps_pd(_mm256_extractf128_ps(term, 1));
@@ -36,3 +44,6 @@ OPERATION __m256d f64_mul(__m256d a, __m256d b) { return _mm256_mul_pd(a, b); }
 OPERATION __m256d f64_max(__m256d a, __m256d b) { return _mm256_max_pd(a, b); }
 OPERATION __m256d f64_fma(__m256d a, __m256d b, __m256d c) { return _mm256_fmadd_pd(a, b, c); }
 OPERATION __m256d f64_power(__m256d shifted) { return _mm256_castsi256_pd(_mm256_slli_epi64(_mm256_castpd_si256(shifted), 52)); }
+OPERATION __m256i f64_either(__m256i a, __m256d b, __m256d c) {
+    return _mm256_or_si256(a, _mm256_or_si256(_mm256_castpd_si256(b), _mm256_castpd_si256(c)));
+}

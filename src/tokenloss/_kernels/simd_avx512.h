@@ -5,6 +5,11 @@
 #define f64_WIDTH 8
 typedef __m512 f32_vec;
 typedef __m512d f64_vec;
+typedef __m512i f32_bits;
+typedef __m512i f64_bits;
+
+OPERATION __m512i f32_no_bits(void) { return _mm512_setzero_si512(); }
+OPERATION __m512i f64_no_bits(void) { return _mm512_setzero_si512(); }
 
 OPERATION __m512 f32_set(float value) { return _mm512_set1_ps(value); }
 OPERATION __m512 f32_load(const float *p) { return _mm512_loadu_ps(p); }
@@ -20,6 +25,9 @@ OPERATION __m512 f32_mul(__m512 a, __m512 b) { return _mm512_mul_ps(a, b); }
 OPERATION __m512 f32_max(__m512 a, __m512 b) { return _mm512_max_ps(a, b); }
 OPERATION __m512 f32_fma(__m512 a, __m512 b, __m512 c) { return _mm512_fmadd_ps(a, b, c); }
 OPERATION __m512 f32_power(__m512 shifted) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(shifted), 23)); }
+OPERATION __m512i f32_either(__m512i a, __m512 b, __m512 c) {
+    return _mm512_ternarylogic_epi32(a, _mm512_castps_si512(b), _mm512_castps_si512(c), 0xfe);
+}
 OPERATION void f32_accumulate(double *sum, double *error, __m512 term) {
     (void)error;
     __m512d low = _mm512_cvtps_pd(_mm512_castps512_ps256(term)), high = _mm512_cvtps_pd(_mm512_extractf32x8_ps(term, 1));
@@ -36,3 +44,6 @@ OPERATION __m512d f64_mul(__m512d a, __m512d b) { return _mm512_mul_pd(a, b); }
 OPERATION __m512d f64_max(__m512d a, __m512d b) { return _mm512_max_pd(a, b); }
 OPERATION __m512d f64_fma(__m512d a, __m512d b, __m512d c) { return _mm512_fmadd_pd(a, b, c); }
 OPERATION __m512d f64_power(__m512d shifted) { return _mm512_castsi512_pd(_mm512_slli_epi64(_mm512_castpd_si512(shifted), 52)); }
+OPERATION __m512i f64_either(__m512i a, __m512d b, __m512d c) {
+    return _mm512_ternarylogic_epi64(a, _mm512_castpd_si512(b), _mm512_castpd_si512(c), 0xfe);
+}

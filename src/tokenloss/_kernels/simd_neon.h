@@ -6,6 +6,11 @@
 #define f64_WIDTH 2
 typedef float32x4_t f32_vec;
 typedef float64x2_t f64_vec;
+typedef uint32x4_t f32_bits;
+typedef uint64x2_t f64_bits;
+
+TL_INLINE uint32x4_t f32_no_bits(void) { return vdupq_n_u32(0); }
+TL_INLINE uint64x2_t f64_no_bits(void) { return vdupq_n_u64(0); }
 
 TL_INLINE float32x4_t f32_set(float value) { return vdupq_n_f32(value); }
 TL_INLINE float32x4_t f32_load(const float *p) { return vld1q_f32(p); }
@@ -19,6 +24,9 @@ TL_INLINE float32x4_t f32_max(float32x4_t a, float32x4_t b) { return vmaxq_f32(a
 TL_INLINE float32x4_t f32_fma(float32x4_t a, float32x4_t b, float32x4_t c) { return vfmaq_f32(c, a, b); }
 TL_INLINE float32x4_t f32_power(float32x4_t shifted) {
     return vreinterpretq_f32_u32(vshlq_n_u32(vreinterpretq_u32_f32(shifted), 23));
+}
+TL_INLINE uint32x4_t f32_either(uint32x4_t a, float32x4_t b, float32x4_t c) {
+    return vorrq_u32(a, vorrq_u32(vreinterpretq_u32_f32(b), vreinterpretq_u32_f32(c)));
 }
 TL_INLINE void f32_accumulate(double *sum, double *error, float32x4_t term) {
     (void)error;
@@ -36,4 +44,7 @@ TL_INLINE float64x2_t f64_max(float64x2_t a, float64x2_t b) { return vmaxq_f64(a
 TL_INLINE float64x2_t f64_fma(float64x2_t a, float64x2_t b, float64x2_t c) { return vfmaq_f64(c, a, b); }
 TL_INLINE float64x2_t f64_power(float64x2_t shifted) {
     return vreinterpretq_f64_u64(vshlq_n_u64(vreinterpretq_u64_f64(shifted), 52));
+}
+TL_INLINE uint64x2_t f64_either(uint64x2_t a, float64x2_t b, float64x2_t c) {
+    return vorrq_u64(a, vorrq_u64(vreinterpretq_u64_f64(b), vreinterpretq_u64_f64(c)));
 }

@@ -9,6 +9,11 @@
 #define f64_WIDTH 1
 typedef float f32_vec;
 typedef double f64_vec;
+typedef uint32_t f32_bits;
+typedef uint64_t f64_bits;
+
+TL_INLINE uint32_t f32_no_bits(void) { return 0; }
+TL_INLINE uint64_t f64_no_bits(void) { return 0; }
 
 TL_INLINE float f32_set(float value) { return value; }
 TL_INLINE float f32_load(const float *p) { float value; memcpy(&value, p, sizeof value); return value; }
@@ -37,6 +42,13 @@ TL_INLINE float f32_fma(float a, float b, float c) {
     }
     return (float)sum;
 #endif
+}
+
+TL_INLINE uint32_t f32_either(uint32_t a, float b, float c) {
+    uint32_t bits[2];
+    memcpy(&bits[0], &b, 4);
+    memcpy(&bits[1], &c, 4);
+    return a | bits[0] | bits[1];
 }
 
 /* 2^k for the integer k + 127 in the low bits of a float of ulp 1; 0 for k = -127. */
@@ -91,3 +103,5 @@ TL_INLINE double f64_fma(double a, double b, double c) {
 }
 
 TL_INLINE double f64_power(double shifted) { return tl_from_bits(tl_to_bits(shifted) << 52); }
+
+TL_INLINE uint64_t f64_either(uint64_t a, double b, double c) { return a | tl_to_bits(b) | tl_to_bits(c); }

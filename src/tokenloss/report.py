@@ -1,0 +1,196 @@
+"""How the command line shows things: progress, tables, JSON. With rich where it is installed, else as plain text."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import time
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    import rich.progress
+
+_PATIENCE = 1.0  # seconds before progress is shown, and between plain lines of it
+
+
+class Table(NamedTuple):
+    """Rows of text, perhaps with a title and heads; under heads, all columns but `text` are numbers."""
+
+    rows: Sequence[tuple[str, ...]]
+    heads: tuple[str, ...] = ()
+    title: str = ""
+
+    def aligns_right(self, column: int) -> bool:
+        """Whether a column is one of numbers."""
+        return bool(self.heads) and self.heads[column] != "text"
+
+
+def printable(text: str) -> str:
+    """Text with control characters escaped, so that it stays on its line and cannot steer a terminal."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def has_rich() -> bool:
+    """Whether rich is installed."""
+    try:
+        import rich  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
+def show_json(figures: dict[str, Any]) -> None:
+    """Print a JSON object; it has no nan and no infinities, so they become null."""
+    print(json.dumps(_finite(figures), indent=2, allow_nan=False))
+
+
+def _finite(value: Any) -> Any:
+    """Value with None for every float that JSON cannot hold."""
+    if isinstance(value, dict):
+        return {name: _finite(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def show_summary(figures: dict[str, Any]) -> None:
+    """Print what `tokenloss score` found."""
+    low, high = figures["perplexity_interval"]
+    rows = [
+        ("tokens", f"{figures['tokens']:,}", f"{figures['ignored']:,} ignored" if figures["ignored"] else ""),
+        ("loss", f"{figures['loss']:.6g}", f"± {figures['stderr']:.3g} nats"),
+        ("perplexity", f"{figures['perplexity']:.6g}", f"95 % interval {low:.5g} to {high:.5g}"),
+        ("bits per token", f"{figures['bits_per_token']:.6g}", ""),
+        ("greedy accuracy", f"{100 * figures['accuracy']:.2f} %", ""),
+        ("time", f"{figures['seconds']:.3g} s", f"{figures['gb_per_second']:.3g} GB/s"),
+    ]
+    tables = [Table(rows)]
+    if figures["costliest"]:
+        tables.append(_costliest(figures["costliest"]))
+    shape = " × ".join(map(str, figures["shape"]))  # noqa: RUF001
+    show_tables(", ".join(figures["files"]), f"{figures['kind']}, {shape}, {figures['dtype']}", tables)
+
+
+def _costliest(tokens: list[dict[str, Any]]) -> Table:
+    """Tabulate tokens, with their text if there is any."""
+    heads: tuple[str, ...] = ("position", "target", "loss", "probability")
+    formats = ("{position}", "{target}", "{loss:.4f}", "{probability:.3g}")
+    rows = [tuple(cell.format(**token) for cell in formats) for token in tokens]
+    if tokens[0]["text"] is not None:
+        heads += ("text",)
+        rows = [(*row, printable(token["text"])) for row, token in zip(rows, tokens, strict=True)]
+    return Table(rows, heads, "costliest tokens")
+
+
+def show_tables(title: str, note: str, tables: list[Table]) -> None:
+    """Print tables under a title."""
+    title = printable(title)
+    if has_rich():
+        _show_rich(title, note, tables)
+        return
+    print(f"{title}  {note}")
+    for table in tables:
+        print()
+        for line in _aligned(table):
+            print(f"  {line}")
+
+
+def _aligned(table: Table) -> Iterator[str]:
+    """Lines of a table, in columns."""
+    if table.title:
+        yield table.title
+    lines = [table.heads, *table.rows] if table.heads else table.rows
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for line in lines:
+        cells = [
+            cell.rjust(width) if table.aligns_right(column) else cell.ljust(width)
+            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ]
+        yield "  ".join(cells).rstrip()
+
+
+def _show_rich(title: str, note: str, tables: list[Table]) -> None:
+    """Print tables under a title, by rich."""
+    from rich.console import Console
+    from rich.padding import Padding
+    from rich.table import Table as RichTable
+    from rich.text import Text
+
+    console = Console(markup=False, emoji=False, highlight=False)  # text of tokens is no markup
+    console.print(Text.assemble((title, "bold"), "  ", (note, "dim")), soft_wrap=True)
+    for table in tables:
+        drawn = RichTable(
+            box=None, show_header=bool(table.heads), header_style="dim", pad_edge=False, padding=(0, 2, 0, 0)
+        )
+        for column in range(len(table.rows[0])):
+            drawn.add_column(
+                table.heads[column] if table.heads else "",
+                justify="right" if table.aligns_right(column) else "left",
+                style="" if table.heads else ("cyan", "bold", "dim")[column],
+                overflow="fold",
+            )
+        for row in table.rows:
+            drawn.add_row(*row)
+        console.print()
+        if table.title:
+            console.print(f"  {table.title}", style="bold")
+        console.print(Padding(drawn, (0, 0, 0, 2), expand=False))
+
+
+class Progress:
+    """How far long work has come, on stderr if that is a terminal."""
+
+    def __init__(self, total: int) -> None:
+        self._total = total or 1
+        self._done = 0
+        self._next = time.monotonic() + _PATIENCE if sys.stderr and sys.stderr.isatty() else math.inf
+        self._bar: rich.progress.Progress | None = None
+        self._line = ""
+
+    def __enter__(self) -> Progress:
+        """Begin."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Leave the terminal as it was."""
+        if self._bar:
+            self._bar.stop()
+        elif self._line:
+            self._write("")
+
+    def advance(self, n_bytes: int) -> None:
+        """Tell that so many bytes more are done."""
+        self._done += n_bytes
+        if self._bar:
+            self._bar.update(self._bar.task_ids[0], completed=self._done)
+        elif time.monotonic() >= self._next:
+            if has_rich():
+                self._start_bar()
+            else:
+                self._next = time.monotonic() + _PATIENCE
+                self._write(f"{self._done / self._total:4.0%} of {self._total / 1e9:.3g} GB")
+
+    def _write(self, line: str) -> None:
+        """Write a line over the one before."""
+        print("\r" + line.ljust(len(self._line)), end="" if line else "\r", file=sys.stderr, flush=True)
+        self._line = line
+
+    def _start_bar(self) -> None:
+        """Draw rich's bar from here on."""
+        from rich import progress
+        from rich.console import Console
+
+        self._bar = progress.Progress(
+            progress.BarColumn(),
+            progress.TaskProgressColumn(),
+            progress.DownloadColumn(),
+            progress.TransferSpeedColumn(),
+            progress.TimeRemainingColumn(),
+            console=Console(stderr=True),
+            transient=True,
+        )
+        self._bar.add_task("", total=self._total, completed=self._done)
+        self._bar.start()
