@@ -26,10 +26,6 @@ cdef extern from "_kernels/elements.h" nogil:
     int tl_itemsize(int)
     double tl_load(const char *, int)
     int64_t tl_load_integer(const char *, int)
-    ptrdiff_t tl_skip_zeros(const char *, ptrdiff_t, ptrdiff_t)
-
-cdef extern from "_kernels/scalar_math.h" nogil:
-    double tl_log(double)
 
 cdef extern from "_kernels/exact.h" nogil:
     int TL_SUM_DIGITS, TL_SQUARES_DIGITS
@@ -48,6 +44,8 @@ cdef extern from "_kernels/fold.h" nogil:
     int TL_BACKENDS
     ctypedef struct tl_backend:
         const char *name
+        void (*clipped_losses)(double *, size_t, double, double) noexcept nogil
+        ptrdiff_t (*skip_zeros)(const char *, ptrdiff_t, ptrdiff_t) noexcept nogil
     const tl_backend *tl_find_backend(int)
     ctypedef struct tl_row:
         const char *data
@@ -90,7 +88,8 @@ MAXIMUM = C_MAXIMUM  # what benchmarks measure the others by
 cdef const tl_backend *backend = NULL
 
 cdef enum:
-    AHEAD = 16  # rows from a prefetch to its use
+    TOGETHER = 256  # rows whose scores are gathered before they become losses
+    AHEAD = 32  # rows from a prefetch to its use
     PAUSE = 65536  # classes of one row between two looks at whether the call was interrupted
 
 
@@ -216,27 +215,21 @@ cdef class Fold:
             return 1
         return tl_load(<const char *> self.weight.buf + k * self.weight.strides[0], self.weight_dtype)
 
-    cdef double loss_of_score(self, double score) noexcept nogil:
-        """The loss of a target from its probability or log-probability; 0.0 and not -0.0 where it is certain."""
-        if self.what == C_LOG_PROBS:
-            return 0 - score
-        if score < self.lowest:
-            score = self.lowest
-        elif score > self.highest:
-            score = self.highest
-        return 0 - tl_log(score)
-
-    cdef double loss_by_class(self, tl_row *scores, int64_t target, tl_patience *patience) noexcept nogil:
-        if self.what == C_LOGITS:
-            return tl_nll(backend, scores, target, patience)
-        return self.loss_of_score(tl_load(scores.data + target * scores.stride, scores.dtype))
+    cdef void losses_of_scores(self, double *scores, int count) noexcept nogil:
+        """Turns probabilities or log-probabilities of targets into losses: 0.0, not -0.0, where one is certain."""
+        cdef int i
+        if self.what == C_PROBS:
+            backend.clipped_losses(scores, count, self.lowest, self.highest)
+        else:
+            for i in range(count):
+                scores[i] = 0 - scores[i]
 
     cdef int64_t next_shares(self, tl_row *target, int64_t *start, int64_t end) noexcept nogil:
         """Moves start to a stretch that may hold shares other than 0, and returns the stretch's end."""
         cdef int64_t itemsize = tl_itemsize(target.dtype)
         if target.stride != itemsize:
             return end
-        start[0] = tl_skip_zeros(target.data, start[0] * itemsize, end * itemsize) // itemsize
+        start[0] = backend.skip_zeros(target.data, start[0] * itemsize, end * itemsize) // itemsize
         return min(end, start[0] + 64 // itemsize)
 
     cdef int64_t likeliest_class(self, tl_row *target) noexcept nogil:
@@ -274,7 +267,8 @@ cdef class Fold:
                 if self.what == C_LOGITS:
                     term = best_loss if score == best_score else best_loss + (best_score - score)
                 else:
-                    term = self.loss_of_score(score)
+                    term = score
+                    self.losses_of_scores(&term, 1)
                 term = share * self.class_weight(k) * term
                 # what each addition loses is added at the end
                 total = loss + term
@@ -302,16 +296,66 @@ cdef class Fold:
         if self.by_class():
             k = self.target_of(row)
             row_weight[0] = self.class_weight(k)
-            return row_weight[0] * self.loss_by_class(&scores, k, patience)
+            return row_weight[0] * tl_nll(backend, &scores, k, patience)
         target.data = self.row_of(&self.targets, self.axis, row)
         target.count, target.stride, target.dtype = (
             self.classes, self.targets.strides[self.axis], self.targets_dtype)
         return self.loss_by_distribution(&scores, &target, patience)
 
-    cdef void prefetch(self, int64_t row) noexcept nogil:
-        """Asks for the one score of a row ahead, where no more than that is read."""
-        if row < self.rows and self.is_kept(row):
-            tl_prefetch(self.row_of(&self.scores, self.axis, row) + self.target_of(row) * self.class_stride)
+    cdef int64_t fold(self, int64_t start, int64_t stop, tl_sum *losses, tl_sum *weights,
+                      tl_patience *patience) noexcept nogil:
+        """Folds these rows one after another; how many were kept."""
+        cdef int64_t row, kept = 0
+        cdef double loss, row_weight
+        for row in range(start, stop):
+            loss = 0
+            if self.is_kept(row):
+                loss = self.loss_of(row, &row_weight, patience)
+                kept += 1
+                tl_sum_add(losses, loss)
+                if self.has_weight:
+                    tl_sum_add(weights, row_weight)
+            if self.has_out:
+                self.out[row] = loss
+        return kept
+
+    cdef int64_t gather(self, int64_t start, int64_t stop, tl_sum *losses, tl_sum *weights) noexcept nogil:
+        """The same where one score of each row is read: memory is asked for many before the first is used."""
+        cdef const char *address[TOGETHER]
+        cdef int64_t target[TOGETHER]
+        cdef double loss[TOGETHER]
+        cdef int64_t row
+        cdef int i, count = <int> (stop - start), kept = 0
+        cdef double row_weight
+        for i in range(count):
+            row = start + i
+            target[i] = self.target_of(row)
+            address[i] = NULL
+            if self.has_ignored and target[i] == self.ignored:
+                continue
+            if self.has_where and not self.row_of(&self.where, -1, row)[0]:
+                continue
+            address[i] = self.row_of(&self.scores, self.axis, row) + target[i] * self.class_stride
+        for i in range(min(AHEAD, count)):
+            tl_prefetch(address[i])
+        for i in range(count):
+            if i + AHEAD < count:
+                tl_prefetch(address[i + AHEAD])
+            loss[i] = 1 if address[i] == NULL else tl_load(address[i], self.scores_dtype)
+        self.losses_of_scores(loss, count)
+        for i in range(count):
+            if address[i] == NULL:
+                loss[i] = 0
+            else:
+                if self.has_weight:
+                    row_weight = self.class_weight(target[i])
+                    tl_sum_add(weights, row_weight)
+                    loss[i] *= row_weight
+                tl_sum_add(losses, loss[i])
+                kept += 1
+            if self.has_out:
+                self.out[start + i] = loss[i]
+        return kept
 
     def stop(self):
         """Makes every `run` end after the block it is at."""
@@ -334,9 +378,8 @@ cdef class Fold:
         cdef tl_sum losses, weights
         cdef tl_fp_state environment
         cdef tl_patience patience
-        cdef int64_t start, row, kept = 0
-        cdef double loss, row_weight
-        cdef bint far = self.what <= C_LOG_PROBS and self.by_class()
+        cdef int64_t start, stop, kept = 0
+        cdef bint one_score = self.what <= C_LOG_PROBS and self.by_class()
         memset(&losses, 0, sizeof(losses))
         memset(&weights, 0, sizeof(weights))
         patience.ask = NULL
@@ -351,18 +394,13 @@ cdef class Fold:
                 start = tl_take(&self.next_row, step)
                 if start >= self.rows:
                     break
-                for row in range(start, min(start + step, self.rows)):
-                    if far:
-                        self.prefetch(row + AHEAD)
-                    loss = 0
-                    if self.is_kept(row):
-                        loss = self.loss_of(row, &row_weight, &patience)
-                        kept += 1
-                        tl_sum_add(&losses, loss)
-                        if self.has_weight:
-                            tl_sum_add(&weights, row_weight)
-                    if self.has_out:
-                        self.out[row] = loss
+                stop = min(start + step, self.rows)
+                if one_score:
+                    while start < stop:
+                        kept += self.gather(start, min(stop, start + TOGETHER), &losses, &weights)
+                        start += TOGETHER
+                else:
+                    kept += self.fold(start, stop, &losses, &weights, &patience)
                 tl_gave_up(&patience)
             tl_fp_leave(&environment)
         with cython.critical_section(self):

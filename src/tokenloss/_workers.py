@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from tokenloss import _arrays
 
 if TYPE_CHECKING:
-    from concurrent.futures import ThreadPoolExecutor
+    from concurrent.futures import Future, ThreadPoolExecutor
 
     from tokenloss import _core
 
@@ -67,7 +67,7 @@ def run(fold: _core.Fold, row_bytes: int, workers: int | None) -> None:
         return
     blocks = -(-fold.rows // step)
     threads = min(workers or default_workers(), blocks, MOST)
-    others = []
+    others: list[Future[None]] = []
     try:
         try:
             while len(others) < threads - 1:

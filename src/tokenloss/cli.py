@@ -182,12 +182,10 @@ def _reading(path: str) -> Iterator[None]:
         yield
     except _Refusal:
         raise
-    except OSError as error:
-        raise _Refusal(f"{path}: {error.strerror or error}") from error
     except MemoryError as error:
         raise _Refusal(f"{path}: does not fit in memory; arrays in .npy files need not") from error
     except Exception as error:  # what zip, zlib and NumPy's header raise for damaged files is theirs to choose
-        reason = str(error) or type(error).__name__
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise _Refusal(f"{path}: cannot be read: {reason.splitlines()[0]}") from error
 
 
@@ -295,12 +293,12 @@ def _figures(given: _Input, ignore_index: int, workers: int, top: int) -> dict[s
             block, ids = _map_again(scores)[index], _map_again(targets)[index]
             nll = _LOSSES[kind](block, ids, ignore_index=ignore_index, reduction="none", workers=workers).reshape(-1)
             if ids.ndim == block.ndim:  # distributions; their likeliest class stands for them
-                kept, ids = np.ones(nll.shape, np.bool_), _argmax(ids.reshape(-1, classes))
+                kept, ids = np.ones(nll.shape, np.bool_), _argmax(ids.reshape(nll.size, classes))
             else:
                 ids = ids.reshape(-1)
                 kept = ids != ignore_index
             meter.update(nll, where=kept)
-            greedy += _count_greedy(block.reshape(-1, classes), ids, kept)
+            greedy += _count_greedy(block.reshape(nll.size, classes), ids, kept)
             costliest.update(nll, ids, kept, seen)
             seen += nll.size
             progress.advance(block.nbytes)
@@ -347,17 +345,17 @@ def _count_greedy(scores: Array, ids: Array, kept: Array) -> int:
     """How many kept targets have their row's first maximum."""
     if not kept.all():
         scores, ids = scores[kept], ids[kept]
-    return int(np.count_nonzero(_argmax(scores) == ids)) if scores.size else 0
+    return int(np.count_nonzero(_argmax(scores) == ids))
 
 
 def _argmax(rows: Array) -> Array:
-    """First maximum of each row of (N, V)."""
-    # NumPy copies what is read-only, and compares float16 one by one: as float32, in pieces that stay in a core's cache,
-    # it is ten times as fast
+    """First maximum of each row of (N, V); -1 where there is no class."""
+    found = np.full(len(rows), -1)
+    # NumPy copies what is read-only, and compares float16 one by one: small pieces that are copied as float32 stay in a
+    # core's cache, and are ten times as fast
     dtype = np.float32 if rows.itemsize < 4 else rows.dtype
     step = max(1, _CACHED // (rows.shape[1] or 1))
-    found = np.empty(len(rows), np.intp)
-    for start in range(0, len(rows), step):
+    for start in range(0, len(rows) if rows.size else 0, step):
         found[start : start + step] = rows[start : start + step].astype(dtype).argmax(-1)
     return found
 

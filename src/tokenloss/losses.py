@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 _TARGETS_AT_ONCE = 1 << 20  # between two looks for Ctrl-C
-_ONE_SCORE = 256  # what reading a single score of a row costs, in bytes read in order
+_ONE_SCORE = 64  # what reading a single score of a row costs, in bytes read in order
 
 
 @overload

@@ -94,16 +94,4 @@ TL_INLINE int64_t tl_load_integer(const char *address, int dtype) {
     }
 }
 
-/* Skips whole chunks of 64 bytes that are all zero. Zero bytes are zero in every dtype, so one search serves them all
- * at the speed of memory. */
-TL_INLINE ptrdiff_t tl_skip_zeros(const char *data, ptrdiff_t start, ptrdiff_t bytes) {
-    for (; start + 64 <= bytes; start += 64) {
-        uint64_t word[8];
-        memcpy(word, data + start, 64);
-        if ((word[0] | word[1] | word[2] | word[3]) | (word[4] | word[5] | word[6] | word[7]))
-            return start;
-    }
-    return start;
-}
-
 #endif

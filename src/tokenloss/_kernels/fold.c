@@ -28,25 +28,34 @@ int tl_gave_up(tl_patience *patience) {
     return *patience->stopped;
 }
 
-typedef union {
-    uint16_t half[TL_GRANULE];
-    float single[TL_GRANULE];
-    double wide[TL_GRANULE];
-} granule;
+/* A granule of a row, copied where it cannot be folded in place. */
+typedef struct {
+    union {
+        uint16_t half[TL_GRANULE];
+        float single[TL_GRANULE];
+        double wide[TL_GRANULE];
+    } at;
+    int64_t start; /* the element that comes first; -1 at the beginning */
+    double offset; /* what was subtracted */
+    int dtype;     /* the row's own in native order, or float32/float64 where an offset was subtracted */
+} tl_scratch;
 
-/* Element i of the scratch becomes -inf, the neutral element. */
-static void blank(granule *scratch, int dtype, int64_t i) {
-    switch (dtype) {
-    case TL_FLOAT16: scratch->half[i] = 0xfc00; break;
-    case TL_BFLOAT16: scratch->half[i] = 0xff80; break;
-    case TL_FLOAT32: scratch->single[i] = -INFINITY; break;
-    default: scratch->wide[i] = -(double)INFINITY;
-    }
+/* Makes the elements [from, to) of the scratch -inf, the neutral element. */
+static void blank(tl_scratch *scratch, int64_t from, int64_t to) {
+    for (int64_t i = from; i < to; i++)
+        switch (scratch->dtype) {
+        case TL_FLOAT16: scratch->at.half[i] = 0xfc00; break;
+        case TL_BFLOAT16: scratch->at.half[i] = 0xff80; break;
+        case TL_FLOAT32: scratch->at.single[i] = -INFINITY; break;
+        default: scratch->at.wide[i] = -(double)INFINITY;
+        }
 }
 
-/* Copies elements [start, start + count) into scratch, but for the one at `skip`, and pads it with -inf. Returns the
- * dtype that the scratch then has: the row's own in native order, or float32/float64 less the offset. */
-static int gather(const tl_row *row, int64_t start, int64_t count, int64_t skip, double offset, granule *scratch) {
+/* Copies elements [start, start + count) into scratch, less the offset and without the one at `skip`, padded with -inf
+ * as folds want it. */
+static void gather(const tl_row *row, int64_t start, int64_t count, int64_t skip, double offset, tl_scratch *scratch) {
+    if (scratch->start == start && scratch->offset == offset)
+        return;
     int dtype = row->dtype & ~TL_SWAPPED;
     const char *from = row->data + start * row->stride;
     if (offset != 0) {
@@ -54,32 +63,33 @@ static int gather(const tl_row *row, int64_t start, int64_t count, int64_t skip,
         for (int64_t i = 0; i < count; i++, from += row->stride) {
             double value = tl_load(from, row->dtype) - offset;
             if (dtype == TL_FLOAT64)
-                scratch->wide[i] = value;
+                scratch->at.wide[i] = value;
             else
-                scratch->single[i] = (float)value;
+                scratch->at.single[i] = (float)value;
         }
     } else if (row->stride == tl_itemsize(dtype) && row->dtype == dtype) {
-        memcpy(scratch, from, (size_t)(count * row->stride));
+        memcpy(&scratch->at, from, (size_t)(count * row->stride));
     } else {
         for (int64_t i = 0; i < count; i++, from += row->stride) {
             uint64_t bits = tl_load_bits(from, row->dtype);
             switch (tl_itemsize(dtype)) {
-            case 2: scratch->half[i] = (uint16_t)bits; break;
-            case 4: scratch->single[i] = tl_float_from_bits((uint32_t)bits); break;
-            default: memcpy(&scratch->wide[i], &bits, sizeof bits);
+            case 2: scratch->at.half[i] = (uint16_t)bits; break;
+            case 4: scratch->at.single[i] = tl_float_from_bits((uint32_t)bits); break;
+            default: scratch->at.wide[i] = tl_from_bits(bits);
             }
         }
     }
-    for (int64_t i = count; i < TL_GRANULE; i++)
-        blank(scratch, dtype, i);
+    scratch->start = start;
+    scratch->offset = offset;
+    scratch->dtype = dtype;
+    blank(scratch, count, (count + TL_PADDED - 1) / TL_PADDED * TL_PADDED);
     if (skip >= start && skip < start + count)
-        blank(scratch, dtype, skip - start);
-    return dtype;
+        blank(scratch, skip - start, skip - start + 1);
 }
 
 /* Folds the elements [start, end) but for `skip`: in place where they can be, else granule by granule from scratch. */
-static void walk(tl_fold *const *folds, const tl_row *row, int64_t start, int64_t end, int64_t skip, tl_state *state) {
-    granule scratch;
+static void walk(tl_fold *const *folds, const tl_row *row, int64_t start, int64_t end, int64_t skip, tl_state *state,
+                 tl_scratch *scratch) {
     int in_place = row->stride == tl_itemsize(row->dtype) && !(row->dtype & TL_SWAPPED) && state->offset == 0;
     while (start < end) {
         int64_t until = skip >= start && skip < end ? skip : end;
@@ -88,49 +98,26 @@ static void walk(tl_fold *const *folds, const tl_row *row, int64_t start, int64_
             folds[row->dtype](row->data + start * row->stride, (size_t)count, state);
         } else {
             count = end - start < TL_GRANULE ? end - start : TL_GRANULE;
-            int dtype = gather(row, start, count, skip, state->offset, &scratch);
-            folds[dtype](&scratch, (size_t)count, state);
+            gather(row, start, count, skip, state->offset, scratch);
+            folds[scratch->dtype](&scratch->at, (size_t)count, state);
         }
         start += count;
     }
 }
 
-static double maximum_between(const tl_backend *backend, const tl_row *row, int64_t start, int64_t end, int64_t skip) {
+static double maximum_between(const tl_backend *backend, const tl_row *row, int64_t start, int64_t end, int64_t skip,
+                              tl_scratch *scratch) {
     tl_state state;
     state.offset = 0;
     state.maximum = -(double)INFINITY;
-    walk(backend->maximum, row, start, end, skip, &state);
+    walk(backend->maximum, row, start, end, skip, &state, scratch);
     return state.maximum;
 }
 
 double tl_maximum(const tl_backend *backend, const tl_row *row) {
-    return maximum_between(backend, row, 0, row->count, -1);
-}
-
-/* Moves the state to a reference near the maximum of the elements [start, end). Returns 0 if that is +inf. */
-static int refer_to_maximum(const tl_backend *backend, const tl_row *row, int64_t start, int64_t end, int64_t skip,
-                            tl_state *state) {
-    double maximum = maximum_between(backend, row, start, end, skip);
-    if (maximum == -(double)INFINITY)
-        return 1;
-    if (maximum == (double)INFINITY) {
-        state->sum[0] = (double)NAN;
-        return 0;
-    }
-    double offset = tl_abs(maximum) > FAR_OUT ? maximum : 0;
-    int64_t exponent = offset == 0 ? (int64_t)(maximum * TL_LOG2E + (maximum < 0 ? -0.5 : 0.5)) : 0;
-    int64_t fall = state->exponent - exponent;
-    double factor = state->offset == offset ? tl_scale(1, fall)
-                                            : tl_exp((state->offset - offset) + (double)fall / TL_LOG2E);
-    for (int i = 0; i < 16; i++)
-        if (state->sum[i] != 0) {
-            state->sum[i] *= factor;
-            state->error[i] *= factor;
-        }
-    state->offset = offset;
-    state->exponent = exponent;
-    state->overflowed = 0;
-    return 1;
+    tl_scratch scratch;
+    scratch.start = -1;
+    return maximum_between(backend, row, 0, row->count, -1, &scratch);
 }
 
 static double total(const tl_state *state) {
@@ -140,23 +127,51 @@ static double total(const tl_state *state) {
     return sum;
 }
 
+/* Moves the state to a reference near this maximum. Returns 0 if that is +inf, and so the row's sum nan. */
+static int refer_to(double maximum, tl_state *state) {
+    if (maximum == -(double)INFINITY)
+        return 1;
+    if (maximum == (double)INFINITY) {
+        state->sum[0] = (double)NAN;
+        return 0;
+    }
+    double offset = tl_abs(maximum) > FAR_OUT ? maximum : 0;
+    int64_t exponent = offset == 0 ? (int64_t)(maximum * TL_LOG2E + (maximum < 0 ? -0.5 : 0.5)) : 0;
+    if (total(state) != 0) {
+        int64_t fall = state->exponent - exponent;
+        double factor = state->offset == offset ? tl_scale(1, fall)
+                                                : tl_exp((state->offset - offset) + (double)fall / TL_LOG2E);
+        for (int i = 0; i < 16; i++) {
+            state->sum[i] *= factor;
+            state->error[i] *= factor;
+        }
+    }
+    state->offset = offset;
+    state->exponent = exponent;
+    state->overflowed = 0;
+    return 1;
+}
+
 /* The state of the whole row but for `skip`. Its sum is nan if a nan or +inf was met. */
 static void fold_row(const tl_backend *backend, const tl_row *row, int64_t skip, tl_state *state,
                      tl_patience *patience) {
+    tl_scratch scratch;
+    scratch.start = -1;
     memset(state, 0, sizeof *state);
     /* the first granule tells where the row lies, but for rare rows */
-    if (!refer_to_maximum(backend, row, 0, row->count < TL_GRANULE ? row->count : TL_GRANULE, skip, state))
+    int64_t first = row->count < TL_GRANULE ? row->count : TL_GRANULE;
+    if (!refer_to(maximum_between(backend, row, 0, first, skip, &scratch), state))
         return;
     for (int64_t start = 0; start < row->count; start += TL_BLOCK) {
         int64_t end = row->count - start < TL_BLOCK ? row->count : start + TL_BLOCK;
         tl_state before = *state;
-        walk(backend->sum, row, start, end, skip, state);
+        walk(backend->sum, row, start, end, skip, state, &scratch);
         double sum = total(state);
         if (TL_RARELY(!(sum >= LEAST_SUM && sum <= GREATEST_SUM) || state->overflowed)) {
             *state = before;
-            if (!refer_to_maximum(backend, row, start, end, skip, state))
+            if (!refer_to(maximum_between(backend, row, start, end, skip, &scratch), state))
                 return;
-            walk(backend->sum, row, start, end, skip, state);
+            walk(backend->sum, row, start, end, skip, state, &scratch);
             sum = total(state);
             if (sum != sum)
                 return;

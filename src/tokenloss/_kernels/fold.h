@@ -6,6 +6,7 @@
 
 #define TL_LANES 64   /* virtual lanes: element i belongs to lane i % 64 on every machine */
 #define TL_GRANULE 512 /* elements whose terms are added in the row's own precision before they go to the state */
+#define TL_PADDED 128  /* elements that are read at a time */
 #define TL_BLOCK 4096  /* elements between two looks at whether the sum is in range */
 #define TL_AHEAD 8192  /* bytes from a load to its prefetch */
 
@@ -19,14 +20,19 @@ typedef struct {
     int overflowed; /* whether the sum is not to be trusted because some x / ln 2 lies 128 above the exponent */
 } tl_state;
 
-/* Adds count contiguous native elements at x to the state. The last granule may be short, but 512 elements are read:
- * those past count must hold -inf. */
+/* Adds count contiguous native elements at x to the state. A multiple of 128 elements is read: those past count must
+ * hold -inf. */
 typedef void tl_fold(const void *x, size_t count, tl_state *state);
 
 typedef struct {
     const char *name;
     tl_fold *sum[TL_FOLDED_DTYPES];
     tl_fold *maximum[TL_FOLDED_DTYPES];
+    /* each p becomes -log(p), p clipped to [lowest, highest] */
+    void (*clipped_losses)(double *p, size_t count, double lowest, double highest);
+    /* skips whole chunks of 64 bytes that are all zero, as zeros of every dtype are: where the first other starts, or
+     * where less than a chunk is left */
+    ptrdiff_t (*skip_zeros)(const char *data, ptrdiff_t start, ptrdiff_t end);
 } tl_backend;
 
 /* The backends, best first; those that this machine cannot run are NULL. */

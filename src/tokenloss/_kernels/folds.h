@@ -2,6 +2,7 @@
 #include <math.h>
 
 #include "fold.h"
+#include "scalar_math.h"
 
 #define JOIN_(a, b) a##b
 #define JOIN(a, b) JOIN_(a, b)
@@ -48,6 +49,34 @@ TL_TARGET TL_INLINE void f64_accumulate(double *sum, double *error, f64_vec term
     f64_store(error, f64_add(f64_load(error), lost));
 }
 
+TL_TARGET static void JOIN(clipped_losses_, BACKEND)(double *p, size_t count, double lowest, double highest) {
+    for (size_t i = 0; i < count; i++) {
+        double low = p[i] < lowest ? lowest : p[i];
+        p[i] = 0 - tl_log(low > highest ? highest : low);
+    }
+}
+
+TL_TARGET static ptrdiff_t JOIN(skip_zeros_, BACKEND)(const char *data, ptrdiff_t start, ptrdiff_t end) {
+    const ptrdiff_t width = (ptrdiff_t)sizeof(f64_vec), stretch = 512;
+    for (; start + 64 <= end; start += 64) {
+        uint64_t word[8];
+        memcpy(word, data + start, 64);
+        if ((word[0] | word[1] | word[2] | word[3]) | (word[4] | word[5] | word[6] | word[7]))
+            return start;
+        for (; start + 64 + stretch <= end; start += stretch) {
+            const double *next = (const double *)(const void *)(data + start + 64);
+            f64_bits seen = f64_no_bits();
+            for (ptrdiff_t k = 0; k < stretch / 8; k += 2 * width / 8)
+                seen = f64_either(seen, f64_load(next + k), f64_load(next + k + width / 8));
+            for (ptrdiff_t k = 0; k < stretch; k += 64)
+                tl_prefetch(data + start + k + TL_AHEAD);
+            if (f64_any(seen))
+                break;
+        }
+    }
+    return start;
+}
+
 #define REAL float
 #define OP(f) f32_##f
 
@@ -82,4 +111,5 @@ TL_TARGET TL_INLINE void f64_accumulate(double *sum, double *error, f64_vec term
     {JOIN(what##float16_, BACKEND), JOIN(what##bfloat16_, BACKEND), JOIN(what##float32_, BACKEND),                     \
      JOIN(what##float64_, BACKEND)}
 
-const tl_backend JOIN(tl_, BACKEND) = {STRING(BACKEND), ALL_DTYPES(sum_), ALL_DTYPES(maximum_)};
+const tl_backend JOIN(tl_, BACKEND) = {STRING(BACKEND), ALL_DTYPES(sum_), ALL_DTYPES(maximum_),
+                                      JOIN(clipped_losses_, BACKEND), JOIN(skip_zeros_, BACKEND)};

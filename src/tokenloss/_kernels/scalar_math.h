@@ -71,25 +71,23 @@ TL_INLINE double tl_log_near_one(double f, double exponent, double small) {
     return exponent * TL_LN2_HIGH - ((half_square - rest) - f);
 }
 
-/* Splits a positive finite number into 2^exponent * m with m in [sqrt(1/2), sqrt(2)); returns m - 1. */
+/* Splits a positive finite number into 2^exponent * m with m in [sqrt(1/2), sqrt(2)); returns m - 1. Without branches
+ * or conversions of integers, so that compilers can do several at once. */
 TL_INLINE double tl_split_near_one(double x, double *exponent) {
-    int64_t shift = 0;
-    if (x < 0x1p-1022) {
-        x *= 0x1p54;
-        shift = -54;
-    }
-    uint64_t bits = tl_to_bits(x);
-    uint64_t above = bits - 0x3fe6a09e667f3bcdu; /* sqrt(1/2) */
-    *exponent = (double)(((int64_t)above >> 52) + shift);
+    double normal = x < 0x1p-1022 ? x * 0x1p54 : x;
+    double shift = x < 0x1p-1022 ? 0x1p52 + 1023 + 54 : 0x1p52 + 1023;
+    uint64_t above = tl_to_bits(normal) + 0x00095f619980c433u; /* 1 - sqrt(1/2) in bits: carries from sqrt(2) on */
+    *exponent = tl_from_bits((above >> 52) | 0x4330000000000000u) - shift;
     return tl_from_bits((above & 0xfffffffffffffu) + 0x3fe6a09e667f3bcdu) - 1;
 }
 
 TL_INLINE double tl_log(double x) {
-    if (!(x > 0 && x <= 0x1.fffffffffffffp1023))
-        return x == 0 ? -(double)INFINITY : x > 0 ? x : (double)NAN;
     double exponent;
     double f = tl_split_near_one(x, &exponent);
-    return tl_log_near_one(f, exponent, 0);
+    double log = tl_log_near_one(f, exponent, 0);
+    log = x > 0x1.fffffffffffffp1023 ? x : log;
+    log = x == 0 ? -(double)INFINITY : log;
+    return x >= 0 ? log : (double)NAN;
 }
 
 /* log(1 + x) for x >= 0. */

@@ -47,3 +47,4 @@ OPERATION __m256d f64_power(__m256d shifted) { return _mm256_castsi256_pd(_mm256
 OPERATION __m256i f64_either(__m256i a, __m256d b, __m256d c) {
     return _mm256_or_si256(a, _mm256_or_si256(_mm256_castpd_si256(b), _mm256_castpd_si256(c)));
 }
+OPERATION int f64_any(__m256i bits) { return !_mm256_testz_si256(bits, bits); }

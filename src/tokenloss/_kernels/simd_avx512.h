@@ -47,3 +47,4 @@ OPERATION __m512d f64_power(__m512d shifted) { return _mm512_castsi512_pd(_mm512
 OPERATION __m512i f64_either(__m512i a, __m512d b, __m512d c) {
     return _mm512_ternarylogic_epi64(a, _mm512_castpd_si512(b), _mm512_castpd_si512(c), 0xfe);
 }
+OPERATION int f64_any(__m512i bits) { return _mm512_test_epi64_mask(bits, bits) != 0; }

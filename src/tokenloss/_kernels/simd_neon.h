@@ -48,3 +48,4 @@ TL_INLINE float64x2_t f64_power(float64x2_t shifted) {
 TL_INLINE uint64x2_t f64_either(uint64x2_t a, float64x2_t b, float64x2_t c) {
     return vorrq_u64(a, vorrq_u64(vreinterpretq_u64_f64(b), vreinterpretq_u64_f64(c)));
 }
+TL_INLINE int f64_any(uint64x2_t bits) { return (vgetq_lane_u64(bits, 0) | vgetq_lane_u64(bits, 1)) != 0; }

@@ -105,3 +105,4 @@ TL_INLINE double f64_fma(double a, double b, double c) {
 TL_INLINE double f64_power(double shifted) { return tl_from_bits(tl_to_bits(shifted) << 52); }
 
 TL_INLINE uint64_t f64_either(uint64_t a, double b, double c) { return a | tl_to_bits(b) | tl_to_bits(c); }
+TL_INLINE int f64_any(uint64_t bits) { return bits != 0; }
