@@ -12,7 +12,7 @@ from setuptools.command.sdist import sdist
 if sys.platform == "win32":
     FLAGS = ["/O2", "/fp:precise", "/std:c11"]
 else:
-    FLAGS = ["-O3", "-g0", "-std=c11", "-ffp-contract=off", "-fno-trapping-math"]
+    FLAGS = ["-O3", "-g0", "-std=c11", "-ffp-contract=off", "-fno-trapping-math", "-fvisibility=hidden"]
 
 core = Extension(
     "tokenloss._core",

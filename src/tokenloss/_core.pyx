@@ -88,8 +88,7 @@ MAXIMUM = C_MAXIMUM  # what benchmarks measure the others by
 cdef const tl_backend *backend = NULL
 
 cdef enum:
-    TOGETHER = 256  # rows whose scores are gathered before they become losses
-    AHEAD = 32  # rows from a prefetch to its use
+    TOGETHER = 64  # rows whose scores memory is asked for at once
     PAUSE = 65536  # classes of one row between two looks at whether the call was interrupted
 
 
@@ -131,6 +130,44 @@ cdef object _integer(bytes digits):
     return int.from_bytes(digits, "little", signed=True)
 
 
+cdef struct View:
+    Py_buffer buffer
+    int dtype
+    int axis  # of the classes, or -1
+    bint even  # whether rows are evenly spaced, by `step` bytes
+    ptrdiff_t step
+
+
+cdef int open_view(View *view, array, int dtype, int axis) except -1:
+    cdef int k
+    cdef int64_t width = 1
+    PyObject_GetBuffer(array, &view.buffer, PyBUF_STRIDES)
+    view.dtype, view.axis, view.even, view.step = dtype, axis, True, 0
+    for k in range(view.buffer.ndim - 1, -1, -1):
+        if k == axis or view.buffer.shape[k] == 1:
+            continue
+        if width == 1:
+            view.step = view.buffer.strides[k]
+        elif view.buffer.strides[k] != view.step * width:
+            view.even = False
+        width *= view.buffer.shape[k]
+    return 0
+
+
+cdef inline const char *row_of(const View *view, int64_t row) noexcept nogil:
+    """Where the row's part of an array begins."""
+    cdef const char *data = <const char *> view.buffer.buf
+    cdef int k
+    if view.even:
+        return data + row * view.step
+    for k in range(view.buffer.ndim - 1, -1, -1):
+        if k != view.axis:
+            data += row % view.buffer.shape[k] * view.buffer.strides[k]
+            row //= view.buffer.shape[k]
+    return data
+
+
+@cython.final
 cdef class Fold:
     """The losses of rows of scores. `run` may be called by several threads at once; each row is done by one of them.
 
@@ -138,9 +175,9 @@ cdef class Fold:
     as the scores. `out`, float64 and as long as there are rows, is given the loss of each row.
     """
 
-    cdef Py_buffer scores, targets, weight, where
-    cdef int has_targets, has_weight, has_where, has_out, has_ignored
-    cdef int what, scores_dtype, targets_dtype, weight_dtype, axis
+    cdef View scores, targets, weight, where
+    cdef bint has_targets, has_weight, has_where, has_out, has_ignored, by_class
+    cdef int what
     cdef int64_t ignored, classes, next_row
     cdef ptrdiff_t class_stride
     cdef double lowest, highest
@@ -153,67 +190,47 @@ cdef class Fold:
     def __cinit__(self, int what, scores, int scores_dtype, int axis, targets, int targets_dtype, weight,
                   int weight_dtype, where, ignored, double epsilon, out):
         cdef int k
-        self.what, self.axis = what, axis
-        self.scores_dtype, self.targets_dtype, self.weight_dtype = scores_dtype, targets_dtype, weight_dtype
-        PyObject_GetBuffer(scores, &self.scores, PyBUF_STRIDES)
+        self.what = what
+        open_view(&self.scores, scores, scores_dtype, axis)
+        self.classes = self.scores.buffer.shape[axis]
+        self.class_stride = self.scores.buffer.strides[axis]
+        self.rows = 1
+        for k in range(self.scores.buffer.ndim):
+            if k != axis:
+                self.rows *= self.scores.buffer.shape[k]
         if targets is not None:
-            PyObject_GetBuffer(targets, &self.targets, PyBUF_STRIDES)
-            self.has_targets = 1
+            open_view(&self.targets, targets, targets_dtype, axis if targets.ndim == scores.ndim else -1)
+            self.by_class = self.targets.axis < 0
         if weight is not None:
-            PyObject_GetBuffer(weight, &self.weight, PyBUF_STRIDES)
-            self.has_weight = 1
+            open_view(&self.weight, weight, weight_dtype, -1)
+            self.has_weight = True
         if where is not None:
-            PyObject_GetBuffer(where, &self.where, PyBUF_STRIDES)
-            self.has_where = 1
+            open_view(&self.where, where, TL_UINT8, -1)
+            self.has_where = True
         if ignored is not None:
             self.ignored = ignored
-            self.has_ignored = 1
+            self.has_ignored = True
         if out is not None:
             self.out = out
-            self.has_out = 1
-        self.classes = self.scores.shape[axis]
-        self.class_stride = self.scores.strides[axis]
-        self.rows = 1
-        for k in range(self.scores.ndim):
-            if k != axis:
-                self.rows *= self.scores.shape[k]
+            self.has_out = True
         self.lowest, self.highest = epsilon, 1 - epsilon
 
     def __dealloc__(self):
-        PyBuffer_Release(&self.scores)
-        PyBuffer_Release(&self.targets)
-        PyBuffer_Release(&self.weight)
-        PyBuffer_Release(&self.where)
+        PyBuffer_Release(&self.scores.buffer)
+        PyBuffer_Release(&self.targets.buffer)
+        PyBuffer_Release(&self.weight.buffer)
+        PyBuffer_Release(&self.where.buffer)
 
-    cdef const char *row_of(self, Py_buffer *array, int axis, int64_t row) noexcept nogil:
-        """Where the row's part of an array begins; `axis` is the class axis of the array, or -1."""
-        cdef const char *data = <const char *> array.buf
-        cdef int k
-        for k in range(array.ndim - 1, -1, -1):
-            if k == axis:
-                continue
-            if row < array.shape[k]:  # nearly always true of the outermost axis, which saves the division
-                return data + row * array.strides[k]
-            data += row % array.shape[k] * array.strides[k]
-            row //= array.shape[k]
-        return data
+    cdef inline int64_t target_of(self, int64_t row) noexcept nogil:
+        return tl_load_integer(row_of(&self.targets, row), self.targets.dtype)
 
-    cdef bint by_class(self) noexcept nogil:
-        """Whether targets are class ids."""
-        return self.targets.ndim != self.scores.ndim
-
-    cdef int64_t target_of(self, int64_t row) noexcept nogil:
-        return tl_load_integer(self.row_of(&self.targets, -1, row), self.targets_dtype)
-
-    cdef bint is_kept(self, int64_t row) noexcept nogil:
-        if self.has_where and not self.row_of(&self.where, -1, row)[0]:
+    cdef inline bint is_kept(self, int64_t row, int64_t target) noexcept nogil:
+        if self.has_ignored and target == self.ignored:
             return False
-        return not (self.has_ignored and self.target_of(row) == self.ignored)
+        return not self.has_where or row_of(&self.where, row)[0] != 0
 
-    cdef double class_weight(self, int64_t k) noexcept nogil:
-        if not self.has_weight:
-            return 1
-        return tl_load(<const char *> self.weight.buf + k * self.weight.strides[0], self.weight_dtype)
+    cdef inline double class_weight(self, int64_t k) noexcept nogil:
+        return tl_load(row_of(&self.weight, k), self.weight.dtype) if self.has_weight else 1
 
     cdef void losses_of_scores(self, double *scores, int count) noexcept nogil:
         """Turns probabilities or log-probabilities of targets into losses: 0.0, not -0.0, where one is certain."""
@@ -282,79 +299,84 @@ cdef class Fold:
                     return 0
         return loss + lost if lost - lost == 0 else loss
 
-    cdef double loss_of(self, int64_t row, double *row_weight, tl_patience *patience) noexcept nogil:
-        """The loss of a kept row; row_weight is what it counts for in a mean."""
-        cdef tl_row scores, target
-        cdef int64_t k
-        scores.data = self.row_of(&self.scores, self.axis, row)
-        scores.count, scores.stride, scores.dtype = self.classes, self.class_stride, self.scores_dtype
-        row_weight[0] = 1
+    cdef double loss_of(self, int64_t row, int64_t target, tl_patience *patience) noexcept nogil:
+        """The loss of a kept row, without a class id's weight."""
+        cdef tl_row scores, shares
+        scores.data = row_of(&self.scores, row)
+        scores.count, scores.stride, scores.dtype = self.classes, self.class_stride, self.scores.dtype
         if self.what == C_LOGSUMEXP:
             return tl_logsumexp(backend, &scores, patience)
         if self.what == C_MAXIMUM:
             return tl_maximum(backend, &scores)
-        if self.by_class():
-            k = self.target_of(row)
-            row_weight[0] = self.class_weight(k)
-            return row_weight[0] * tl_nll(backend, &scores, k, patience)
-        target.data = self.row_of(&self.targets, self.axis, row)
-        target.count, target.stride, target.dtype = (
-            self.classes, self.targets.strides[self.axis], self.targets_dtype)
-        return self.loss_by_distribution(&scores, &target, patience)
+        if self.by_class:
+            return tl_nll(backend, &scores, target, patience)
+        shares.data = row_of(&self.targets, row)
+        shares.count, shares.dtype = self.classes, self.targets.dtype
+        shares.stride = self.targets.buffer.strides[self.targets.axis]
+        return self.loss_by_distribution(&scores, &shares, patience)
+
+    cdef inline double count(self, double loss, int64_t target, tl_sum *losses, tl_sum *weights) noexcept nogil:
+        """Adds the loss of a kept row to the sums; what it is with the weight of its class id."""
+        cdef double weight
+        if self.has_weight and self.by_class:
+            weight = self.class_weight(target)
+            tl_sum_add(weights, weight)
+            loss *= weight
+        tl_sum_add(losses, loss)
+        return loss
 
     cdef int64_t fold(self, int64_t start, int64_t stop, tl_sum *losses, tl_sum *weights,
                       tl_patience *patience) noexcept nogil:
         """Folds these rows one after another; how many were kept."""
-        cdef int64_t row, kept = 0
-        cdef double loss, row_weight
+        cdef int64_t row, target = 0, kept = 0
+        cdef double loss
         for row in range(start, stop):
             loss = 0
-            if self.is_kept(row):
-                loss = self.loss_of(row, &row_weight, patience)
+            if self.by_class:
+                target = self.target_of(row)
+            if self.is_kept(row, target):
+                loss = self.count(self.loss_of(row, target, patience), target, losses, weights)
                 kept += 1
-                tl_sum_add(losses, loss)
-                if self.has_weight:
-                    tl_sum_add(weights, row_weight)
             if self.has_out:
                 self.out[row] = loss
         return kept
 
-    cdef int64_t gather(self, int64_t start, int64_t stop, tl_sum *losses, tl_sum *weights) noexcept nogil:
-        """The same where one score of each row is read: memory is asked for many before the first is used."""
-        cdef const char *address[TOGETHER]
-        cdef int64_t target[TOGETHER]
-        cdef double loss[TOGETHER]
-        cdef int64_t row
-        cdef int i, count = <int> (stop - start), kept = 0
-        cdef double row_weight
+    cdef void aim(self, int64_t start, int count, int64_t *target, const char **address) noexcept nogil:
+        """Finds the rows' targets and asks memory for their scores; the address is NULL where a row is not kept."""
+        cdef int i
         for i in range(count):
-            row = start + i
-            target[i] = self.target_of(row)
+            target[i] = self.target_of(start + i)
             address[i] = NULL
-            if self.has_ignored and target[i] == self.ignored:
-                continue
-            if self.has_where and not self.row_of(&self.where, -1, row)[0]:
-                continue
-            address[i] = self.row_of(&self.scores, self.axis, row) + target[i] * self.class_stride
-        for i in range(min(AHEAD, count)):
-            tl_prefetch(address[i])
-        for i in range(count):
-            if i + AHEAD < count:
-                tl_prefetch(address[i + AHEAD])
-            loss[i] = 1 if address[i] == NULL else tl_load(address[i], self.scores_dtype)
-        self.losses_of_scores(loss, count)
-        for i in range(count):
-            if address[i] == NULL:
-                loss[i] = 0
-            else:
-                if self.has_weight:
-                    row_weight = self.class_weight(target[i])
-                    tl_sum_add(weights, row_weight)
-                    loss[i] *= row_weight
-                tl_sum_add(losses, loss[i])
-                kept += 1
-            if self.has_out:
-                self.out[start + i] = loss[i]
+            if self.is_kept(start + i, target[i]):
+                address[i] = row_of(&self.scores, start + i) + target[i] * self.class_stride
+                tl_prefetch(address[i])
+
+    cdef int64_t gather(self, int64_t start, int64_t stop, tl_sum *losses, tl_sum *weights) noexcept nogil:
+        """As `fold` where one score of each row is read: while some are counted, memory looks for the next."""
+        cdef const char *address[2 * TOGETHER]
+        cdef int64_t target[2 * TOGETHER]
+        cdef double loss[TOGETHER]
+        cdef int64_t kept = 0
+        cdef int i, count, now = 0, later = TOGETHER
+        self.aim(start, <int> min(stop - start, TOGETHER), target, address)
+        while start < stop:
+            if start + TOGETHER < stop:
+                count = <int> min(stop - start - TOGETHER, TOGETHER)
+                self.aim(start + TOGETHER, count, target + later, address + later)
+            count = <int> min(stop - start, TOGETHER)
+            for i in range(count):
+                loss[i] = 1 if address[now + i] == NULL else tl_load(address[now + i], self.scores.dtype)
+            self.losses_of_scores(loss, count)
+            for i in range(count):
+                if address[now + i] == NULL:
+                    loss[i] = 0
+                else:
+                    loss[i] = self.count(loss[i], target[now + i], losses, weights)
+                    kept += 1
+                if self.has_out:
+                    self.out[start + i] = loss[i]
+            start += TOGETHER
+            now, later = later, now
         return kept
 
     def stop(self):
@@ -367,7 +389,7 @@ cdef class Fold:
         with nogil:
             for row in range(start, min(stop, self.rows)):
                 target = self.target_of(row)
-                if not 0 <= target < self.classes and self.is_kept(row):
+                if not 0 <= target < self.classes and self.is_kept(row, target):
                     break
             else:
                 row = -1
@@ -379,7 +401,7 @@ cdef class Fold:
         cdef tl_fp_state environment
         cdef tl_patience patience
         cdef int64_t start, stop, kept = 0
-        cdef bint one_score = self.what <= C_LOG_PROBS and self.by_class()
+        cdef bint one_score = self.what <= C_LOG_PROBS and self.by_class
         memset(&losses, 0, sizeof(losses))
         memset(&weights, 0, sizeof(weights))
         patience.ask = NULL
@@ -396,9 +418,7 @@ cdef class Fold:
                     break
                 stop = min(start + step, self.rows)
                 if one_score:
-                    while start < stop:
-                        kept += self.gather(start, min(stop, start + TOGETHER), &losses, &weights)
-                        start += TOGETHER
+                    kept += self.gather(start, stop, &losses, &weights)
                 else:
                     kept += self.fold(start, stop, &losses, &weights, &patience)
                 tl_gave_up(&patience)
@@ -417,7 +437,7 @@ cdef class Fold:
 
     def divisor(self):
         """What the mean divides by: the weights of the kept targets where they are class ids, else their number."""
-        return tl_sum_round(&self.weights) if self.has_weight and self.by_class() else <double> self.kept
+        return tl_sum_round(&self.weights) if self.has_weight and self.by_class else <double> self.kept
 
 
 def moments(const double[::1] values):

@@ -124,6 +124,20 @@ int main(void) {
                 }
                 printf("%s %s %s %016" PRIx64 "\n", backend->name, dtype_names[dtype], kinds[kind], hash);
             }
+        hash = 0xcbf29ce484222325u;
+        seed = 1;
+        for (int i = 0; i < 2000; i++) {
+            double p[7];
+            for (int k = 0; k < 7; k++)
+                p[k] = i % 3 ? (double)(random_bits() >> 11) * 0x1p-53 : tl_from_bits(random_bits());
+            backend->clipped_losses(p, (size_t)(i % 8), i % 2 ? 1e-12 : 0, i % 2 ? 1 - 1e-12 : 1);
+            for (int k = 0; k < 7; k++)
+                take(p[k]);
+            char zeros[4096] = {0};
+            zeros[random_bits() % sizeof zeros] = (char)(i % 5);
+            take_bits((uint64_t)backend->skip_zeros(zeros, i % 100, (ptrdiff_t)sizeof zeros - i % 77));
+        }
+        printf("%s clipped losses, zeros %016" PRIx64 "\n", backend->name, hash);
     }
     hash = 0xcbf29ce484222325u;
     seed = 1;
