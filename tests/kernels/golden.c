@@ -73,10 +73,22 @@ static void fill(char *at, int dtype, int kind, double equal) {
 
 static int same(double a, double b) { return tl_to_bits(a) == tl_to_bits(b) || (a != a && b != b); }
 
+static double logsumexp(const tl_backend *backend, const tl_row *row, tl_patience *patience) {
+    tl_state state;
+    tl_fold_row(backend, row, -1, &state, patience);
+    return tl_logsumexp(&state, row->dtype);
+}
+
+static double nll(const tl_backend *backend, const tl_row *row, int64_t target, tl_patience *patience) {
+    tl_state state;
+    tl_fold_row(backend, row, target, &state, patience);
+    return tl_nll(&state, row->dtype, tl_load(row->data + target * row->stride, row->dtype));
+}
+
 static void check_layouts(const tl_backend *backend, const tl_row *row, int64_t target, tl_patience *patience) {
     static char copy[3 * 8 * LONGEST + 1];
     ptrdiff_t size = tl_itemsize(row->dtype);
-    double loss = tl_nll(backend, row, target, patience);
+    double loss = nll(backend, row, target, patience);
     for (int layout = 0; layout < 3; layout++) { /* odd address; every third element, backwards; bytes swapped */
         tl_row other = *row;
         other.stride = layout == 1 ? -3 * size : size;
@@ -85,11 +97,21 @@ static void check_layouts(const tl_backend *backend, const tl_row *row, int64_t 
         for (int64_t i = 0; i < row->count; i++)
             for (ptrdiff_t k = 0; k < size; k++)
                 ((char *)(uintptr_t)other.data)[i * other.stride + k] = row->data[i * size + (layout == 2 ? size - 1 - k : k)];
-        if (!same(loss, tl_nll(backend, &other, target, patience))) {
+        if (!same(loss, nll(backend, &other, target, patience))) {
             printf("layout %d of %s differs\n", layout, dtype_names[row->dtype]);
             exit(1);
         }
     }
+    static char turned[TL_TURNED_BYTES];
+    tl_row beside[2] = {*row, *row};
+    int64_t targets[2] = {target, target};
+    tl_state states[2];
+    tl_fold_beside(backend, beside, targets, 2, turned, states, patience);
+    for (int i = 0; i < 2; i++)
+        if (!same(loss, tl_nll(&states[i], row->dtype, tl_load(row->data + target * size, row->dtype)))) {
+            printf("turned %s differs\n", dtype_names[row->dtype]);
+            exit(1);
+        }
 }
 
 static int64_t length(int i) { /* all short ones, and those around the borders of granules and blocks */
@@ -114,10 +136,10 @@ int main(void) {
                     double equal = 20 * centred();
                     for (int64_t k = 0; k < row.count; k++)
                         fill((char *)memory + k * row.stride, dtype, kind, equal);
-                    take(tl_logsumexp(backend, &row, &patience));
+                    take(logsumexp(backend, &row, &patience));
                     for (int t = 0; t < 4 && row.count > 0; t++) {
                         int64_t target = t == 0 ? 0 : t == 1 ? row.count - 1 : (int64_t)(random_bits() % (uint64_t)row.count);
-                        take(tl_nll(backend, &row, target, &patience));
+                        take(nll(backend, &row, target, &patience));
                         if (t == 3)
                             check_layouts(backend, &row, target, &patience);
                     }

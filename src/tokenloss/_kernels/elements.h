@@ -28,12 +28,6 @@ TL_INLINE int tl_itemsize(int dtype) {
     return sizes[dtype & ~TL_SWAPPED];
 }
 
-TL_INLINE float tl_float_from_bits(uint32_t bits) {
-    float value;
-    memcpy(&value, &bits, sizeof value);
-    return value;
-}
-
 TL_INLINE float tl_from_bfloat16(uint16_t bits) { return tl_float_from_bits((uint32_t)bits << 16); }
 
 TL_INLINE float tl_from_float16(uint16_t bits) {
@@ -45,52 +39,60 @@ TL_INLINE float tl_from_float16(uint16_t bits) {
     return tl_float_from_bits(sign | ((rest << 13) + 0x38000000));
 }
 
-/* The element's bytes in native order, in the low bits. */
-TL_INLINE uint64_t tl_load_bits(const char *address, int dtype) {
-    int size = tl_itemsize(dtype);
-    if (TL_RARELY(dtype & TL_SWAPPED)) {
-        uint64_t bits = 0;
-        for (int k = 0; k < size; k++)
-            bits |= (uint64_t)(unsigned char)address[k] << 8 * (TL_BIG_ENDIAN ? k : size - 1 - k);
-        return bits;
-    }
-    uint8_t b1;
-    uint16_t b2;
-    uint32_t b4;
-    uint64_t b8;
-    switch (size) {
-    case 1: memcpy(&b1, address, 1); return b1;
-    case 2: memcpy(&b2, address, 2); return b2;
-    case 4: memcpy(&b4, address, 4); return b4;
-    default: memcpy(&b8, address, 8); return b8;
-    }
+TL_INLINE uint16_t tl_swap16(uint16_t bits) { return (uint16_t)(bits << 8 | bits >> 8); }
+TL_INLINE uint32_t tl_swap32(uint32_t bits) {
+    return bits << 24 | (bits & 0xff00) << 8 | (bits >> 8 & 0xff00) | bits >> 24;
+}
+TL_INLINE uint64_t tl_swap64(uint64_t bits) {
+    return (uint64_t)tl_swap32((uint32_t)bits) << 32 | tl_swap32((uint32_t)(bits >> 32));
+}
+
+/* The element's bits in native order, from an address of any alignment. */
+TL_INLINE uint16_t tl_load16(const char *address, int dtype) {
+    uint16_t bits;
+    memcpy(&bits, address, sizeof bits);
+    return dtype & TL_SWAPPED ? tl_swap16(bits) : bits;
+}
+TL_INLINE uint32_t tl_load32(const char *address, int dtype) {
+    uint32_t bits;
+    memcpy(&bits, address, sizeof bits);
+    return dtype & TL_SWAPPED ? tl_swap32(bits) : bits;
+}
+TL_INLINE uint64_t tl_load64(const char *address, int dtype) {
+    uint64_t bits;
+    memcpy(&bits, address, sizeof bits);
+    return dtype & TL_SWAPPED ? tl_swap64(bits) : bits;
 }
 
 TL_INLINE double tl_load(const char *address, int dtype) {
-    uint64_t bits = tl_load_bits(address, dtype);
-    double value;
     switch (dtype & ~TL_SWAPPED) {
-    case TL_FLOAT16: return (double)tl_from_float16((uint16_t)bits);
-    case TL_BFLOAT16: return (double)tl_from_bfloat16((uint16_t)bits);
-    case TL_FLOAT32: return (double)tl_float_from_bits((uint32_t)bits);
-    case TL_FLOAT64: memcpy(&value, &bits, sizeof value); return value;
-    case TL_INT8: return (double)(int8_t)bits;
-    case TL_INT16: return (double)(int16_t)bits;
-    case TL_INT32: return (double)(int32_t)bits;
-    case TL_INT64: return (double)(int64_t)bits;
-    default: return (double)bits;
+    case TL_FLOAT16: return (double)tl_from_float16(tl_load16(address, dtype));
+    case TL_BFLOAT16: return (double)tl_from_bfloat16(tl_load16(address, dtype));
+    case TL_FLOAT32: return (double)tl_float_from_bits(tl_load32(address, dtype));
+    case TL_FLOAT64: return tl_from_bits(tl_load64(address, dtype));
+    case TL_INT8: return (double)(int8_t)*address;
+    case TL_INT16: return (double)(int16_t)tl_load16(address, dtype);
+    case TL_INT32: return (double)(int32_t)tl_load32(address, dtype);
+    case TL_INT64: return (double)(int64_t)tl_load64(address, dtype);
+    case TL_UINT8: return (double)(uint8_t)*address;
+    case TL_UINT16: return (double)tl_load16(address, dtype);
+    case TL_UINT32: return (double)tl_load32(address, dtype);
+    default: return (double)tl_load64(address, dtype);
     }
 }
 
 /* An integer; unsigned ones beyond int64 become its largest, which is no class id. */
 TL_INLINE int64_t tl_load_integer(const char *address, int dtype) {
-    uint64_t bits = tl_load_bits(address, dtype);
+    uint64_t bits;
     switch (dtype & ~TL_SWAPPED) {
-    case TL_INT8: return (int8_t)bits;
-    case TL_INT16: return (int16_t)bits;
-    case TL_INT32: return (int32_t)bits;
-    case TL_UINT64: return bits > INT64_MAX ? INT64_MAX : (int64_t)bits;
-    default: return (int64_t)bits;
+    case TL_INT8: return (int8_t)*address;
+    case TL_INT16: return (int16_t)tl_load16(address, dtype);
+    case TL_INT32: return (int32_t)tl_load32(address, dtype);
+    case TL_INT64: return (int64_t)tl_load64(address, dtype);
+    case TL_UINT8: return (uint8_t)*address;
+    case TL_UINT16: return tl_load16(address, dtype);
+    case TL_UINT32: return tl_load32(address, dtype);
+    default: bits = tl_load64(address, dtype); return bits > INT64_MAX ? INT64_MAX : (int64_t)bits;
     }
 }
 

@@ -69,15 +69,15 @@ static void gather(const tl_row *row, int64_t start, int64_t count, int64_t skip
         }
     } else if (row->stride == tl_itemsize(dtype) && row->dtype == dtype) {
         memcpy(&scratch->at, from, (size_t)(count * row->stride));
+    } else if (tl_itemsize(dtype) == 2) {
+        for (int64_t i = 0; i < count; i++, from += row->stride)
+            scratch->at.half[i] = tl_load16(from, row->dtype);
+    } else if (tl_itemsize(dtype) == 4) {
+        for (int64_t i = 0; i < count; i++, from += row->stride)
+            scratch->at.single[i] = tl_float_from_bits(tl_load32(from, row->dtype));
     } else {
-        for (int64_t i = 0; i < count; i++, from += row->stride) {
-            uint64_t bits = tl_load_bits(from, row->dtype);
-            switch (tl_itemsize(dtype)) {
-            case 2: scratch->at.half[i] = (uint16_t)bits; break;
-            case 4: scratch->at.single[i] = tl_float_from_bits((uint32_t)bits); break;
-            default: scratch->at.wide[i] = tl_from_bits(bits);
-            }
-        }
+        for (int64_t i = 0; i < count; i++, from += row->stride)
+            scratch->at.wide[i] = tl_from_bits(tl_load64(from, row->dtype));
     }
     scratch->start = start;
     scratch->offset = offset;
@@ -152,31 +152,80 @@ static int refer_to(double maximum, tl_state *state) {
     return 1;
 }
 
-/* The state of the whole row but for `skip`. Its sum is nan if a nan or +inf was met. */
-static void fold_row(const tl_backend *backend, const tl_row *row, int64_t skip, tl_state *state,
-                     tl_patience *patience) {
-    tl_scratch scratch;
-    scratch.start = -1;
+/* Folds the elements [start, end) but for `skip`, at most a block. Returns 0 if the row's sum is known to be nan, for a
+ * nan or +inf was met. */
+static int fold_block(const tl_backend *backend, const tl_row *row, int64_t start, int64_t end, int64_t skip,
+                      tl_state *state, tl_scratch *scratch) {
+    tl_state before = *state;
+    walk(backend->sum, row, start, end, skip, state, scratch);
+    double sum = total(state);
+    if (TL_RARELY(!(sum >= LEAST_SUM && sum <= GREATEST_SUM) || state->overflowed)) {
+        *state = before;
+        if (!refer_to(maximum_between(backend, row, start, end, skip, scratch), state))
+            return 0;
+        walk(backend->sum, row, start, end, skip, state, scratch);
+        sum = total(state);
+    }
+    return sum == sum;
+}
+
+/* Begins the state of a row, whose first granule tells where it lies, but for rare rows. */
+static int begin(const tl_backend *backend, const tl_row *row, int64_t skip, tl_state *state, tl_scratch *scratch) {
     memset(state, 0, sizeof *state);
-    /* the first granule tells where the row lies, but for rare rows */
+    scratch->start = -1;
     int64_t first = row->count < TL_GRANULE ? row->count : TL_GRANULE;
-    if (!refer_to(maximum_between(backend, row, 0, first, skip, &scratch), state))
-        return;
-    for (int64_t start = 0; start < row->count; start += TL_BLOCK) {
+    return refer_to(maximum_between(backend, row, 0, first, skip, scratch), state);
+}
+
+void tl_fold_row(const tl_backend *backend, const tl_row *row, int64_t skip, tl_state *state, tl_patience *patience) {
+    tl_scratch scratch;
+    int going = begin(backend, row, skip, state, &scratch);
+    for (int64_t start = 0; going && start < row->count; start += TL_BLOCK) {
         int64_t end = row->count - start < TL_BLOCK ? row->count : start + TL_BLOCK;
-        tl_state before = *state;
-        walk(backend->sum, row, start, end, skip, state, &scratch);
-        double sum = total(state);
-        if (TL_RARELY(!(sum >= LEAST_SUM && sum <= GREATEST_SUM) || state->overflowed)) {
-            *state = before;
-            if (!refer_to(maximum_between(backend, row, start, end, skip, &scratch), state))
-                return;
-            walk(backend->sum, row, start, end, skip, state, &scratch);
-            sum = total(state);
-            if (sum != sum)
-                return;
-        }
+        going = fold_block(backend, row, start, end, skip, state, &scratch);
         if (end % (16 * TL_BLOCK) == 0 && tl_gave_up(patience))
+            return;
+    }
+}
+
+/* Copies elements [start, start + length) of rows that lie beside each other, so that each row is contiguous. */
+static void turn(const tl_row *rows, int count, int64_t start, int64_t length, char *turned) {
+    int size = tl_itemsize(rows->dtype);
+    for (int64_t i = 0; i < length; i++)
+        for (int r = 0; r < count; r++) {
+            const char *from = rows[r].data + (start + i) * rows->stride;
+            char *to = turned + (r * TL_TURNED_ROW + i) * size;
+            uint16_t half;
+            uint32_t single;
+            uint64_t wide;
+            switch (size) {
+            case 2: half = tl_load16(from, rows->dtype); memcpy(to, &half, 2); break;
+            case 4: single = tl_load32(from, rows->dtype); memcpy(to, &single, 4); break;
+            default: wide = tl_load64(from, rows->dtype); memcpy(to, &wide, 8);
+            }
+        }
+}
+
+void tl_fold_beside(const tl_backend *backend, const tl_row *rows, const int64_t *skips, int count, void *turned,
+                    tl_state *states, tl_patience *patience) {
+    int going[TL_BESIDE];
+    if (count == 0)
+        return;
+    tl_row part = {NULL, 0, tl_itemsize(rows->dtype), rows->dtype & ~TL_SWAPPED};
+    for (int64_t start = 0; start == 0 || start < rows->count; start += TL_BLOCK) {
+        part.count = rows->count - start < TL_BLOCK ? rows->count - start : TL_BLOCK;
+        turn(rows, count, start, part.count, turned);
+        for (int r = 0; r < count; r++) {
+            tl_scratch scratch;
+            scratch.start = -1;
+            part.data = (const char *)turned + r * TL_TURNED_ROW * part.stride;
+            int64_t skip = skips[r] - start;
+            if (start == 0)
+                going[r] = begin(backend, &part, skip, &states[r], &scratch);
+            if (going[r])
+                going[r] = fold_block(backend, &part, 0, part.count, skip, &states[r], &scratch);
+        }
+        if (tl_gave_up(patience))
             return;
     }
 }
@@ -199,17 +248,10 @@ static double log_of_sum(const tl_state *state, int dtype) {
     return (double)state->exponent * ln2 + tl_log(lane[0] + error[0]);
 }
 
-double tl_logsumexp(const tl_backend *backend, const tl_row *row, tl_patience *patience) {
-    tl_state state;
-    fold_row(backend, row, -1, &state, patience);
-    return state.offset + log_of_sum(&state, row->dtype);
-}
+double tl_logsumexp(const tl_state *state, int dtype) { return state->offset + log_of_sum(state, dtype); }
 
-double tl_nll(const tl_backend *backend, const tl_row *row, int64_t target, tl_patience *patience) {
-    double logit = tl_load(row->data + target * row->stride, row->dtype);
+double tl_nll(const tl_state *state, int dtype, double logit) {
     if (!(logit <= 0x1.fffffffffffffp1023)) /* +inf or nan */
         return (double)NAN;
-    tl_state state;
-    fold_row(backend, row, target, &state, patience);
-    return tl_softplus((state.offset - logit) + log_of_sum(&state, row->dtype));
+    return tl_softplus((state->offset - logit) + log_of_sum(state, dtype));
 }

@@ -61,10 +61,22 @@ int tl_gave_up(tl_patience *patience);
 /* The largest score, -inf of none; nan is passed over. As fast as memory can be read: what folds are measured by. */
 double tl_maximum(const tl_backend *backend, const tl_row *row);
 
-/* log(sum(exp(row))). -inf for a row of none. */
-double tl_logsumexp(const tl_backend *backend, const tl_row *row, tl_patience *patience);
+/* The state of a row but for the element `skip` (none if it is negative); its sum is nan if a nan or +inf was met. */
+void tl_fold_row(const tl_backend *backend, const tl_row *row, int64_t skip, tl_state *state, tl_patience *patience);
 
-/* logsumexp(row) - row[target], of small relative error even where it is nearly 0. */
-double tl_nll(const tl_backend *backend, const tl_row *row, int64_t target, tl_patience *patience);
+/* The same for rows that lie beside each other in memory, class by class: TL_BESIDE at most, of one count, stride and
+ * dtype. They are turned round in `turned`, of TL_TURNED_BYTES, one block at a time. */
+#define TL_BESIDE 32
+#define TL_TURNED_ROW (TL_BLOCK + 32) /* elements; not a power of two, lest rows meet in a cache */
+#define TL_TURNED_BYTES (64 * TL_TURNED_ROW)
+#define TL_ROWS_BESIDE(dtype) (64 / tl_itemsize(dtype)) /* a cache line of them */
+void tl_fold_beside(const tl_backend *backend, const tl_row *rows, const int64_t *skips, int count, void *turned,
+                    tl_state *states, tl_patience *patience);
+
+/* log(sum(exp(row))) from the state of a row of this dtype; -inf of none. */
+double tl_logsumexp(const tl_state *state, int dtype);
+
+/* logsumexp(row) - logit from the state of the rest of the row; of small relative error even where it is nearly 0. */
+double tl_nll(const tl_state *state, int dtype, double logit);
 
 #endif

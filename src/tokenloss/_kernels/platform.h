@@ -41,6 +41,24 @@
 #define TL_BASELINE_FMA 0
 #endif
 
+TL_INLINE double tl_from_bits(uint64_t bits) {
+    double value;
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+TL_INLINE uint64_t tl_to_bits(double value) {
+    uint64_t bits;
+    memcpy(&bits, &value, sizeof bits);
+    return bits;
+}
+
+TL_INLINE float tl_float_from_bits(uint32_t bits) {
+    float value;
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
 TL_INLINE void tl_prefetch(const void *address) {
 #if TL_X86
     _mm_prefetch((const char *)address, _MM_HINT_T0);

@@ -12,18 +12,6 @@
 #define TL_LN2_HIGH 0x1.62e42fee00000p-1 /* 32 bits: exact times any integer below 2^21 */
 #define TL_LN2_LOW 0x1.a39ef35793c76p-33
 
-TL_INLINE double tl_from_bits(uint64_t bits) {
-    double value;
-    memcpy(&value, &bits, sizeof value);
-    return value;
-}
-
-TL_INLINE uint64_t tl_to_bits(double value) {
-    uint64_t bits;
-    memcpy(&bits, &value, sizeof bits);
-    return bits;
-}
-
 TL_INLINE double tl_abs(double x) { return tl_from_bits(tl_to_bits(x) & 0x7fffffffffffffffu); }
 
 /* x * 2^exponent; gradual underflow is rounded at most once more than it need be. */
