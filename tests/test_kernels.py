@@ -17,11 +17,13 @@ NATIVE = {"x86_64": ["portable"], "aarch64": ["neon", "portable"]}
 FOREIGN = {"aarch64": ["neon", "portable"], "s390x": ["portable"]}
 
 
-def run_driver(compiler: str, where: Path, *, emulator: str = "", flags: list[str] | None = None) -> dict[str, list[str]]:
+def run_driver(
+    compiler: str, where: Path, *, emulator: str = "", flags: list[str] | None = None
+) -> dict[str, list[str]]:
     """Lines that the driver printed, by backend."""
     program = where / "golden"
     sources = [str(HERE / "golden.c"), *map(str, sorted(KERNELS.glob("*.c")))]
-    command = [compiler, *FLAGS, *(flags or []), f"-I{KERNELS}", *sources, "-lm", "-o", str(program)]
+    command = [compiler, *FLAGS, *flags, f"-I{KERNELS}", *sources, "-lm", "-o", str(program)]
     subprocess.run(command, check=True, capture_output=True, text=True)
     printed = subprocess.run([*emulator.split(), str(program)], check=True, capture_output=True, text=True).stdout
     found: dict[str, list[str]] = {}
@@ -49,7 +51,7 @@ def check(found: dict[str, list[str]]) -> None:
 def test_native_backends(compiler, level, tmp_path):
     if platform.machine() not in NATIVE or not shutil.which(compiler):
         pytest.skip(f"no {compiler} for {platform.machine()} here")
-    found = run_driver(compiler, tmp_path, flags=[level])
+    found = run_driver(compiler, tmp_path, flags=(level,))
     assert set(NATIVE[platform.machine()]) <= set(found)
     check(found)
 
@@ -59,7 +61,7 @@ def test_foreign_backends(machine, tmp_path):
     compiler, emulator = f"{machine}-linux-gnu-gcc", f"qemu-{machine}"
     if not shutil.which(compiler) or not shutil.which(emulator):
         pytest.skip(f"needs {compiler} and {emulator} (Debian: gcc-{machine}-linux-gnu, qemu-user)")
-    found = run_driver(compiler, tmp_path, emulator=emulator, flags=["-static"])
+    found = run_driver(compiler, tmp_path, emulator=emulator, flags=("-static",))
     assert set(found) == {*FOREIGN[machine], "any"}
     check(found)
 

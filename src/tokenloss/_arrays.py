@@ -10,6 +10,7 @@ import numpy as np
 from tokenloss import _core
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from typing import Protocol, TypeAlias
 
     import numpy.typing as npt
@@ -70,9 +71,13 @@ def _learn(dtype: np.dtype[Any]) -> int | None:
 
 def _from_dlpack(name: str, value: Any) -> tuple[np.ndarray[Any, Any], int | None]:
     """The array behind `__dlpack__`, without a copy."""
-    kind, number = value.__dlpack_device__()
-    if int(kind) not in (1, 3):  # the CPU's memory, also when pinned for a GPU
-        fail("device", name=name, got=f"{getattr(kind, 'name', kind)}:{number}")
+    try:
+        kind, number = value.__dlpack_device__()
+        kind = int(kind)
+    except Exception as error:  # each library has its own
+        fail("dlpack", name=name, got=error)
+    if kind not in (1, 3):  # the CPU's memory, also when pinned for a GPU
+        fail("device", name=name, got=f"{kind}:{number} of DLPack")
     try:
         try:
             capsule = value.__dlpack__(max_version=(1, 0))
@@ -81,7 +86,7 @@ def _from_dlpack(name: str, value: Any) -> tuple[np.ndarray[Any, Any], int | Non
         buffer = _core.DLPackBuffer(capsule)
     except TypeError as error:
         fail("dtype", name=name, got=error, fits=FLOATS)
-    except Exception as error:  # each library has its own
+    except Exception as error:
         fail("dlpack", name=name, got=error)
     return np.asarray(buffer), _core.DTYPES[buffer.dtype]
 
@@ -129,7 +134,7 @@ def class_axis(name: str, ndim: int, axis: object) -> int:
 
 def reduction(value: object) -> None:
     """Refuse what is no way to reduce losses."""
-    if value not in REDUCTIONS:
+    if not isinstance(value, str) or value not in REDUCTIONS:
         fail("option", name="reduction", got=value, fits="'mean', 'sum' or 'none'")
 
 
@@ -211,14 +216,29 @@ def result_array(value: Any, batch: tuple[int, ...]) -> np.ndarray[Any, np.dtype
     return value
 
 
-def values(name: str, value: Any) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """Numbers of any shape, as float64."""
+_CHUNK = 1 << 16
+
+
+def chunks(name: str, value: Any, where: Any = None) -> Iterator[Float64Array]:
+    """Numbers of any shape, those that `where` keeps, as contiguous float64: nothing of their size is allocated."""
     array, code = _array(name, value)
     if code is None:
         fail("dtype", name=name, got=array.dtype, fits=FLOATS)
-    if code == _core.DTYPES["bfloat16"]:
-        return (array.astype(np.uint32) << 16).view(np.float32).astype(np.float64)
-    return array.astype(np.float64, copy=False)
+    kept = None if where is None else mask(where, array.shape)
+
+    def parts() -> Iterator[Float64Array]:
+        operands = [array] if kept is None else [array, kept]
+        flags: Any = ["external_loop", "buffered", "zerosize_ok"]
+        part: Any
+        for part in np.nditer(operands, flags, [["readonly"]] * len(operands), buffersize=_CHUNK):
+            numbers = part if kept is None else part[0][part[1]]
+            if code == _core.DTYPES["bfloat16"]:
+                numbers = (numbers.astype(np.uint32) << 16).view(np.float32)
+            yield np.ascontiguousarray(numbers, np.float64)
+
+    if kept is None and array.size <= _CHUNK and code != _core.DTYPES["bfloat16"]:  # nearly always, and faster
+        return iter([np.ascontiguousarray(array, np.float64).reshape(-1)])
+    return parts()
 
 
 def fail_class(name: str, targets: np.ndarray[Any, Any] | None, row: int, classes: int) -> NoReturn:

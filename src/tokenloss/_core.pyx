@@ -248,23 +248,30 @@ cdef class Fold:
             for i in range(count):
                 scores[i] = 0 - scores[i]
 
-    cdef int64_t next_shares(self, tl_row *target, int64_t *start, int64_t end) noexcept nogil:
+    cdef int64_t next_shares(self, const tl_row *target, int64_t *start, tl_patience *patience) noexcept nogil:
         """Moves start to a stretch that may hold shares other than 0, and returns the stretch's end."""
         cdef int64_t itemsize = tl_itemsize(target.dtype)
+        cdef int64_t end = min(target.count, (start[0] // PAUSE + 1) * PAUSE)
+        if start[0] != 0 and start[0] % PAUSE == 0 and tl_gave_up(patience):
+            start[0] = target.count
+            return target.count
         if target.stride != itemsize:
             return end
         start[0] = backend.skip_zeros(target.data, start[0] * itemsize, end * itemsize) // itemsize
         return min(end, start[0] + 64 // itemsize)
 
-    cdef int64_t likeliest_class(self, tl_row *target) noexcept nogil:
-        """The first class of the largest share, among those whose share is not 0; -1 if there are none."""
+    cdef int64_t likeliest_class(self, const tl_row *target, tl_patience *patience) noexcept nogil:
+        """The first class whose weighted share is largest, among those whose share is not 0; -1 if there are none."""
         cdef int64_t k = 0, end, likeliest = -1
         cdef double share, largest = 0
         while k < target.count:
-            end = self.next_shares(target, &k, target.count)
+            end = self.next_shares(target, &k, patience)
             for k in range(k, end):
                 share = tl_load(target.data + k * target.stride, target.dtype)
-                if share != 0 and (likeliest < 0 or share > largest):
+                if share == 0:
+                    continue
+                share *= self.class_weight(k)
+                if likeliest < 0 or share > largest:
                     likeliest, largest = k, share
             k = end
         return likeliest
@@ -272,19 +279,20 @@ cdef class Fold:
     cdef double loss_by_distribution(self, tl_row *scores, tl_row *target, tl_patience *patience) noexcept nogil:
         """Reads the scores only where the target is not 0; logits are folded once before that."""
         cdef tl_state state
-        cdef int64_t k = 0, end, likeliest, pause = PAUSE
+        cdef int64_t k = 0, end, likeliest
         cdef double share, score, term, total, other, loss = 0, lost = 0, best_score = 0, best_loss = 0
         if self.what == C_LOGITS:
-            likeliest = self.likeliest_class(target)
+            likeliest = self.likeliest_class(target, patience)
             if likeliest < 0:
                 return 0
             best_score = tl_load(scores.data + likeliest * scores.stride, scores.dtype)
             tl_fold_row(backend, scores, likeliest, &state, patience)
             best_loss = tl_nll(&state, scores.dtype, best_score)
             if best_loss - best_loss != 0:  # inf or nan
-                return best_loss
+                share = tl_load(target.data + likeliest * target.stride, target.dtype)
+                return share * self.class_weight(likeliest) * best_loss
         while k < target.count:
-            end = self.next_shares(target, &k, min(target.count, pause))
+            end = self.next_shares(target, &k, patience)
             for k in range(k, end):
                 share = tl_load(target.data + k * target.stride, target.dtype)
                 if share == 0:
@@ -302,10 +310,6 @@ cdef class Fold:
                 lost += (loss - (total - other)) + (term - other)
                 loss = total
             k = end
-            if k == pause:
-                pause += PAUSE
-                if tl_gave_up(patience):
-                    return 0
         return loss + lost if lost - lost == 0 else loss
 
     cdef inline tl_row scores_of(self, int64_t row) noexcept nogil:
@@ -495,13 +499,20 @@ cdef class Fold:
         if ask and self.interruption is not None:
             raise self.interruption
 
-    def total(self):
-        """The sum of the losses of the kept rows."""
-        return tl_sum_round(&self.losses)
+    def reduced(self, bint mean):
+        """The sum of the losses of the kept rows.
 
-    def divisor(self):
-        """What the mean divides by: the weights of the kept targets where they are class ids, else their number."""
-        return tl_sum_round(&self.weights) if self.has_weight and self.by_class else <double> self.kept
+        Of a mean, over the sum of the weights of the kept targets where they are weighted class ids, else over their
+        number; nan where there is nothing to average.
+        """
+        cdef tl_fp_state environment
+        cdef double total
+        tl_fp_enter(&environment)
+        total = tl_sum_round(&self.losses)
+        if mean:
+            total /= tl_sum_round(&self.weights) if self.has_weight and self.by_class else <double> self.kept
+        tl_fp_leave(&environment)
+        return total
 
 
 def moments(const double[::1] values):
@@ -513,10 +524,13 @@ def moments(const double[::1] values):
     cdef Py_ssize_t i
     memset(&sum, 0, sizeof(sum))
     memset(&squares, 0, sizeof(squares))
+    cdef tl_fp_state environment
     with nogil:
+        tl_fp_enter(&environment)  # subnormals are not flushed
         for i in range(values.shape[0]):
             tl_sum_add(&sum, values[i])
             tl_squares_add(&squares, values[i])
+        tl_fp_leave(&environment)
         tl_sum_bytes(&sum, total)
         tl_squares_bytes(&squares, squared)
     return _integer(total[:4 * TL_SUM_DIGITS]), sum.special, _integer(squared[:4 * TL_SQUARES_DIGITS])
@@ -575,7 +589,7 @@ cdef class DLPackBuffer:
         else:
             plain = <DLManagedTensor *> PyCapsule_GetPointer(capsule, "dltensor")
             tensor = &plain.tensor
-        kind = {0: "int", 1: "uint", 2: "float", 4: "bfloat", 6: "bool"}.get(tensor.code, "another kind of ")
+        kind = {0: "int", 1: "uint", 2: "float", 4: "bfloat", 5: "complex", 6: "bool"}.get(tensor.code, "unknown")
         self.dtype = "bool" if kind == "bool" else f"{kind}{tensor.bits}"
         self.format = FORMATS.get(self.dtype, b"")
         if not self.format or tensor.lanes != 1 or tensor.ndim > 64:

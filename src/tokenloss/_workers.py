@@ -26,12 +26,14 @@ _lock = threading.Lock()
 
 def _forget() -> None:
     """In a forked child: its parent's threads are not there."""
-    global _pool, _lock
-    _pool, _lock = None, threading.Lock()
+    global _pool
+    _pool = None
+    _lock.release()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget)
+    # no fork while the pool is set up, which may import modules: a child could not finish that
+    os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_forget)
 
 
 def default_workers() -> int:
@@ -49,10 +51,10 @@ def default_workers() -> int:
 def _threads() -> ThreadPoolExecutor:
     """The pool; it starts threads as they are first needed."""
     global _pool
-    from concurrent.futures import ThreadPoolExecutor  # takes longer to import than all else here
-
     with _lock:
         if _pool is None:
+            from concurrent.futures import ThreadPoolExecutor  # takes longer to import than all else here
+
             _pool = ThreadPoolExecutor(MOST, thread_name_prefix="tokenloss")
         return _pool
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
@@ -237,8 +236,8 @@ def cross_entropy(
     Parameters
     ----------
     logits : array of shape (..., V)
-        Unnormalised log-probabilities: float16, bfloat16, float32 or float64, of any byte order and layout, or anything with
-        `__dlpack__` on the CPU (torch, JAX); it is not copied. Lists are converted.
+        Unnormalised log-probabilities: float16, bfloat16, float32 or float64, of any byte order and layout, or anything
+        with `__dlpack__` on the CPU (torch, JAX); it is not copied. Lists are converted.
     targets : array
         Class ids (integers, the shape of `logits` without its class axis), or distributions (of the shape of `logits`,
         any real dtype). A share of 0 contributes 0 even where the log-probability is -inf.
@@ -360,12 +359,4 @@ def fold_rows(
         result: Float64Array = out
         result[...] = losses
         return result
-    total = fold.total()
-    return total if reduction == "sum" else _divide(total, fold.divisor())
-
-
-def _divide(total: float, count: float) -> float:
-    """Quotient as IEEE has it: nan where there is nothing to average."""
-    if count:
-        return total / count
-    return math.nan if total == 0 or total != total else math.copysign(math.inf, total)
+    return fold.reduced(reduction == "mean")

@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from tokenloss import _arrays, _core
 
 if TYPE_CHECKING:
@@ -66,18 +64,18 @@ class LossMeter:
         TypeError, ValueError
             If an argument does not fit; the meter is then as it was.
         """
-        losses = _arrays.values("nll", nll)
-        if where is not None:
-            losses = losses[_arrays.mask(where, losses.shape)]
+        parts = _arrays.chunks("nll", nll, where)
         n_bytes = _arrays.integer("n_bytes", n_bytes, "an integer of at least 0", least=0)
         n_words = _arrays.integer("n_words", n_words, "an integer of at least 0", least=0)
-        finite, special, squares = _core.moments(np.ascontiguousarray(losses).reshape(-1))
-        self._finite += finite
-        self._special += special
-        self._squares += squares
-        self.count += losses.size
-        self.n_bytes += n_bytes
-        self.n_words += n_words
+        new = LossMeter()
+        for losses in parts:
+            finite, special, squares = _core.moments(losses)
+            new._finite += finite
+            new._special += special
+            new._squares += squares
+            new.count += losses.size
+        new.n_bytes, new.n_words = n_bytes, n_words
+        self.merge(new)
 
     def merge(self, other: LossMeter) -> None:
         """Add all that another meter has seen."""
@@ -116,7 +114,7 @@ class LossMeter:
         try:
             return self._finite / _UNIT  # integers divide with a single rounding
         except OverflowError:
-            return math.copysign(math.inf, self._finite)
+            return math.inf if self._finite > 0 else -math.inf
 
     @property
     def loss(self) -> float:
@@ -130,11 +128,13 @@ class LossMeter:
             return math.nan
         # sum((x - mean)**2) = (count * sum(x**2) - sum(x)**2) / count, in integers
         numerator = self.count * self._squares - self._finite**2
+        denominator = self.count**2 * (self.count - 1)
+        shift = max(0, 140 + denominator.bit_length() - numerator.bit_length()) // 2  # for a root of 64 bits or more
+        root = math.isqrt((numerator << 2 * shift) // denominator)
         try:
-            variance = numerator / (self.count**2 * (self.count - 1) * _UNIT**2)
+            return root / (_UNIT << shift)
         except OverflowError:
             return math.inf
-        return math.sqrt(variance)
 
     @property
     def perplexity(self) -> float:

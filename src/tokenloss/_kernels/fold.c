@@ -191,7 +191,8 @@ void tl_fold_row(const tl_backend *backend, const tl_row *row, int64_t skip, tl_
 /* Copies elements [start, start + length) of rows that lie beside each other, so that each row is contiguous. */
 static void turn(const tl_row *rows, int count, int64_t start, int64_t length, char *turned) {
     int size = tl_itemsize(rows->dtype);
-    for (int64_t i = 0; i < length; i++)
+    for (int64_t i = 0; i < length; i++) {
+        tl_prefetch(rows[0].data + (start + i + 16) * rows->stride);
         for (int r = 0; r < count; r++) {
             const char *from = rows[r].data + (start + i) * rows->stride;
             char *to = turned + (r * TL_TURNED_ROW + i) * size;
@@ -204,6 +205,7 @@ static void turn(const tl_row *rows, int count, int64_t start, int64_t length, c
             default: wide = tl_load64(from, rows->dtype); memcpy(to, &wide, 8);
             }
         }
+    }
 }
 
 void tl_fold_beside(const tl_backend *backend, const tl_row *rows, const int64_t *skips, int count, void *turned,

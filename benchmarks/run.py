@@ -1,0 +1,137 @@
+"""Times tokenloss beside other ways to the same numbers, in one process, round by round.
+
+Ratios come first: a shared machine's speed drifts, and the ratio of two neighbouring runs hardly does. Timings never
+fail; contenders that disagree about the result do (exit status 1).
+
+    python benchmarks/run.py                                  # everything: some 20 minutes and 10 GB
+    python benchmarks/run.py --only tiny logits/float32       # cases by the beginning of their names
+    python benchmarks/run.py --json all.json --chart all.svg  # and later: --load all.json --chart all.svg
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+# Overrides of what OpenBLAS finds out about the machine, under which NumPy would be handicapped.
+UNSET = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")
+
+
+def main() -> int:
+    """Measure, print, and write what was asked for; the exit status."""
+    options = _parser().parse_args()
+    for name in UNSET:  # before NumPy is imported
+        os.environ.pop(name, None)
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    report = json.loads(options.load.read_text()) if options.load else _measure(options)
+    if options.load:
+        _print_machine(report)
+        for case in report["cases"]:
+            print_case(case)
+    if options.json:
+        options.json.write_text(json.dumps(report, indent=1) + "\n")
+    if options.chart:
+        import chart
+
+        chart.draw(report, options.chart)
+    if not report["cases"]:
+        print(f"no case begins with {' or '.join(options.only)}")
+        return 2
+    wrong = [(case["name"], c["name"]) for case in report["cases"] for c in case["contenders"] if not c["agrees"]]
+    for case_name, contender in wrong:
+        print(f"DISAGREES: {contender} in {case_name}")
+    return 1 if wrong else 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    """The command line."""
+    assert __doc__
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", default=[""], metavar="CASE", help="beginnings of the names of cases")
+    parser.add_argument("--workers", nargs="+", type=int, metavar="N", help="numbers of threads (default: 1 and 2)")
+    parser.add_argument("--rounds", type=int, help="rounds at least (default: 7)")
+    parser.add_argument("--megabytes", type=int, help="size of arrays out of cache (default: 1024)")
+    parser.add_argument("--quick", action="store_true", help="2 rounds over small arrays, to see that it works")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure, and the machine's facts")
+    parser.add_argument("--chart", type=Path, metavar="FILE", help="draw the peers' speed (.svg or .png)")
+    parser.add_argument("--load", type=Path, metavar="FILE", help="print and draw an earlier --json, measure nothing")
+    return parser
+
+
+def _measure(options: argparse.Namespace) -> dict[str, Any]:
+    """Run the chosen cases, printing each as it ends."""
+    import cases
+    import harness
+
+    rounds = options.rounds or (2 if options.quick else 7)
+    megabytes = options.megabytes or (1 if options.quick else 1024)
+    workers = options.workers or [1, 2][: os.cpu_count()]
+    report: dict[str, Any] = {
+        "machine": harness.machine(),
+        "settings": {"rounds": rounds, "megabytes": megabytes, "workers": workers, "quick": options.quick},
+        "cases": [],
+    }
+    _print_machine(report)
+    for name, build in cases.all_cases(megabytes, workers, quick=options.quick):
+        if not name.startswith(tuple(options.only)):
+            continue
+        try:
+            figures = harness.measure(name, build(), rounds, seconds=0.001 if options.quick else 0.02)
+        except harness.UnavailableError as error:
+            print(f"\n{name}: skipped ({error})")
+            continue
+        report["cases"].append(figures)
+        print_case(figures)
+    return report
+
+
+def _print_machine(report: dict[str, Any]) -> None:
+    """Where this was measured."""
+    machine, settings = report["machine"], report["settings"]
+    print(
+        f"{machine['cpu']}, {machine['cpus']} CPUs, last-level cache {machine['last_level_cache']}, {machine['system']}"
+    )
+    print(", ".join(f"{name} {version}" for name, version in machine["versions"].items()))
+    print(f"medians of {settings['rounds']} interleaved rounds or more; {settings['megabytes']} MiB in large arrays")
+
+
+COLUMNS = (
+    ("x tokenloss", "times_tokenloss", 12, "{:.2f}", 1.0),
+    ("of read", "of_read", 9, "{:.2f}", 1.0),
+    ("GB/s", "gb_per_s", 8, "{:.2f}", 1.0),
+    ("time", "median", 11, "{}", 1.0),
+    ("+ memory", "extra_bytes", 11, "{:.1f} MB", 1e-6),
+    ("CPUs", "cpus", 6, "{:.1f}", 1.0),
+)
+
+
+def print_case(case: dict[str, Any]) -> None:
+    """One table: times over tokenloss's, speeds over that of reading, then absolute figures."""
+    print(f"\n{case['name']}: {case['title']}")
+    print(" " * 39 + "".join(title.rjust(width) for title, _, width, _, _ in COLUMNS))
+    for contender in case["contenders"]:
+        cells = [f"  {contender['name']:37}"]
+        for _, key, width, form, scale in COLUMNS:
+            value = contender[key]
+            text = "-" if value is None else _duration(value) if key == "median" else form.format(value * scale)
+            cells.append(text.rjust(width))
+        print("".join(cells) + ("" if contender["agrees"] else "  DISAGREES"))
+    for name, reason in case["missing"].items():
+        print(f"  {name}: skipped ({reason})")
+    if case["others_cpus"] > 0.1:
+        print(f"  disturbed: {case['others_cpus']:.1f} CPUs were busy with other processes")
+    sys.stdout.flush()
+
+
+def _duration(seconds: float) -> str:
+    """A time in the unit that fits it."""
+    unit, factor = next((u, f) for u, f in (("s", 1.0), ("ms", 1e3), ("us", 1e6)) if seconds * f >= 1 or u == "us")
+    return f"{seconds * factor:.{1 if seconds * factor >= 100 else 2}f} {unit}"
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,112 @@
+"""What the package says of itself, what the environment changes, and what importing it costs."""
+
+import re
+
+import pytest
+
+import tokenloss
+from tokenloss import _core, show_config
+
+TELL = "import tokenloss; print(tokenloss.show_config(mode='dicts')['instruction_set'])"
+
+
+def test_show_config_returns_dicts():
+    config = show_config(mode="dicts")
+    assert list(config) == ["version", "instruction_set", "available", "workers"]
+    assert config["version"] == tokenloss.__version__
+    assert config["instruction_set"] == _core.backend_in_use()
+    assert config["available"] == _core.backends()
+    assert config["available"][-1] == "portable"
+    assert type(config["workers"]) is int
+    assert config["workers"] >= 1
+
+
+@pytest.mark.parametrize("arguments", [(), ("stdout",)])
+def test_show_config_prints(arguments, capsys):
+    assert show_config(*arguments) is None
+    printed = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    config = show_config(mode="dicts")
+    assert printed == {
+        "version": config["version"],
+        "instruction_set": config["instruction_set"],
+        "available": ", ".join(config["available"]),
+        "workers": str(config["workers"]),
+    }
+
+
+@pytest.mark.parametrize("mode", ["dict", "", None, 0])
+def test_show_config_refuses_other_modes(mode):
+    with pytest.raises(ValueError, match=f"mode is {re.escape(repr(mode))}.*'stdout' or 'dicts'"):
+        show_config(mode)
+
+
+def test_best_instruction_set_is_used_unless_disabled(run_python):
+    available = _core.backends()
+    assert run_python(TELL).strip() == available[0]
+    disabled = []
+    for name in available[:-1]:
+        disabled.append(name.upper())
+        expected = available[len(disabled)]
+        for variable in (" ".join(disabled), ",".join(disabled), ", ".join(disabled).lower()):
+            assert run_python(TELL, TOKENLOSS_DISABLE_CPU_FEATURES=variable).strip() == expected
+
+
+def test_any_known_feature_may_be_disabled_on_any_machine(run_python):
+    assert run_python(TELL, TOKENLOSS_DISABLE_CPU_FEATURES="AVX512 AVX2 NEON").strip() == "portable"
+    assert run_python(TELL, TOKENLOSS_DISABLE_CPU_FEATURES="").strip() == _core.backends()[0]
+    assert run_python(TELL, TOKENLOSS_DISABLE_CPU_FEATURES=" , ").strip() == _core.backends()[0]
+
+
+@pytest.mark.parametrize("variable", ["SSE9", "AVX512 nonsense", "portable", "AVX512;AVX2"])
+def test_unknown_feature_is_a_clear_error(variable, run_python):
+    message = run_python("import tokenloss", TOKENLOSS_DISABLE_CPU_FEATURES=variable, fails=True)
+    unknown = next(name for name in variable.split() if name not in ("AVX512", "AVX2", "NEON"))
+    assert (
+        f"ValueError: TOKENLOSS_DISABLE_CPU_FEATURES is {unknown!r}; it must be some of AVX512, AVX2, NEON" in message
+    )
+
+
+def test_unknown_backend_is_refused_and_changes_nothing():
+    in_use = _core.backend_in_use()
+    with pytest.raises(ValueError, match="nonsense"):
+        _core.use_backend("nonsense")
+    assert _core.backend_in_use() == in_use
+
+
+def test_losses_are_the_same_with_everything_disabled(run_python):
+    program = """
+import numpy as np, tokenloss
+logits = np.random.default_rng(0).standard_normal((20, 5000), np.float32)
+print(tokenloss.cross_entropy(logits, np.arange(20)).hex(), tokenloss.logsumexp(logits).tobytes().hex())
+"""
+    assert run_python(program) == run_python(program, TOKENLOSS_DISABLE_CPU_FEATURES="AVX512 AVX2 NEON")
+
+
+def test_import_brings_nothing_heavy_beyond_numpy(run_python):
+    run_python(
+        """
+import sys
+import numpy
+before = set(sys.modules)
+import tokenloss
+added = {name for name in set(sys.modules) - before if not name.startswith("tokenloss")}
+heavy = {"concurrent.futures", "concurrent.futures.thread", "rich", "scipy", "importlib.metadata", "ml_dtypes",
+         "asyncio", "argparse", "logging", "multiprocessing", "torch", "jax", "tokenloss.cli", "tokenloss.report"}
+assert not heavy & (added | {name for name in sys.modules if name.startswith("tokenloss")}), added
+assert len(added) < 10, added
+"""
+    )
+
+
+def test_public_names_are_those_that_are_promised():
+    assert set(tokenloss.__all__) == {
+        "LossMeter",
+        "cross_entropy",
+        "cross_entropy_loss",
+        "logsumexp",
+        "nll_loss",
+        "show_config",
+    }
+    for name in tokenloss.__all__:
+        assert hasattr(tokenloss, name)
+    assert re.fullmatch(r"\d+\.\d+\.\d+(\.dev\d+|rc\d+)?", tokenloss.__version__)

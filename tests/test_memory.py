@@ -1,0 +1,175 @@
+"""Files larger than one wants in memory, more than 2**31 elements, and how little is allocated."""
+
+import math
+import sys
+
+import numpy as np
+import pytest
+from arrays import assert_near, assert_same_bits
+
+from tokenloss import cross_entropy, cross_entropy_loss, logsumexp, nll_loss
+
+
+@pytest.fixture(scope="module")
+def sparse_file(tmp_path_factory):
+    """A file of 2**31 + 14 float16 zeros, of which the disk holds next to nothing."""
+    path = tmp_path_factory.mktemp("sparse") / "zeros"
+    with path.open("wb") as file:
+        file.truncate(2 * (2**31 + 14))
+    yield path
+    path.unlink()
+
+
+def zeros(path, *shape):
+    return np.memmap(path, np.float16, "r+", shape=shape)
+
+
+def test_memory_mapped_npy_files(tmp_path):
+    rng = np.random.default_rng(1)
+    for dtype in (np.float16, np.float32, np.dtype(">f4"), np.float64):
+        for order in "CF":
+            logits = np.asarray(rng.standard_normal((60, 700)), dtype, order=order)
+            np.save(tmp_path / "logits.npy", logits)
+            mapped = np.load(tmp_path / "logits.npy", mmap_mode="r")
+            assert isinstance(mapped, np.memmap)
+            targets = rng.integers(0, 700, 60)
+            for expected, actual in [
+                (cross_entropy(logits, targets, reduction="none"), cross_entropy(mapped, targets, reduction="none")),
+                (logsumexp(logits), logsumexp(mapped)),
+                (nll_loss(logits[5], 3), nll_loss(mapped[5], 3)),
+            ]:
+                assert_same_bits(actual, expected)
+            del mapped
+
+
+def test_two_rows_of_more_than_2_31_elements_together(sparse_file):
+    logits = zeros(sparse_file, 2, 2**30 + 7)
+    targets = [5, 2**30 + 6]
+    losses = cross_entropy(logits, targets, reduction="none")
+    assert_near(losses, np.full(2, math.log(2**30 + 7)), 2e-7)
+    assert_same_bits(nll_loss(logits, targets, reduction="none"), [0.0, 0.0])
+    del logits
+
+
+def test_target_beyond_2_31_in_a_single_row(sparse_file):
+    logits = zeros(sparse_file, 2**31 + 14)
+    target = 2**31 + 5
+    logits[target] = 20
+    try:
+        rest = 2**31 + 13
+        assert cross_entropy(logits, target) == pytest.approx(math.log1p(rest * math.exp(-20)), abs=2e-7)
+        assert nll_loss(logits, target) == -20
+        assert nll_loss(logits[::-1], 8) == -20
+        assert cross_entropy_loss(np.uint32(target), logits) == pytest.approx(1e-12, rel=1e-3)
+        assert cross_entropy_loss(target - 1, logits) == -math.log(1e-12)
+    finally:
+        logits[target] = 0
+        del logits
+
+
+def test_class_axis_of_stride_beyond_2_31_bytes(sparse_file):
+    logits = zeros(sparse_file, 2, 2**30 + 7)
+    logits[1, 2**30] = 3
+    try:
+        last = logits[:, 2**30 - 2 :]
+        targets = [0, 0, 1, 0, 0, 0, 0, 0, 0]
+        losses = cross_entropy(last, targets, axis=0, reduction="none")
+        expected = np.full(9, math.log(2))
+        expected[2] = math.log1p(math.exp(-3))
+        assert_near(losses, expected, 2e-7)
+    finally:
+        logits[1, 2**30] = 0
+        del logits
+
+
+MEASURED = """
+import resource, sys, tracemalloc
+import ml_dtypes
+import numpy as np
+from tokenloss import LossMeter, cross_entropy, cross_entropy_loss, logsumexp, nll_loss
+
+UNIT = 1 if sys.platform == "darwin" else 1024
+WORKERS = 2
+rng = np.random.default_rng(0)
+
+
+class Exporter:
+    def __init__(self, array):
+        self.array = array
+
+    def __dlpack__(self, **options):
+        return self.array.__dlpack__(**options)
+
+    def __dlpack_device__(self):
+        return (1, 0)
+
+
+def measure(what, call):
+    call()  # starts threads and touches pages
+    tracemalloc.start()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    call()
+    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * UNIT
+    allocated = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert allocated < WORKERS << 20, f"{what}: {allocated} bytes were allocated"
+    assert grown < WORKERS << 20, f"{what}: the process grew by {grown} bytes"
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows does not tell the peak")
+def test_less_than_a_megabyte_a_worker_is_allocated(run_python):
+    run_python(
+        MEASURED
+        + """
+base = rng.standard_normal((128, 131072), np.float32)
+targets = rng.integers(0, base.shape[1], 128)
+weight = rng.random(base.shape[1])
+where = rng.random(128) > 0.5
+layouts = {
+    "C": base,
+    "Fortran": np.asfortranarray(base[:32]),
+    "backwards": base[::-1, ::-1],
+    "strided": base[:, ::2],
+    "swapped": base[:32].astype(base.dtype.newbyteorder()),
+    "float16": base.astype(np.float16),
+    "bfloat16": base.astype(ml_dtypes.bfloat16),
+    "float64": base[:32].astype(np.float64),
+    "DLPack": Exporter(base),
+    "memoryview": memoryview(base),
+}
+for name, logits in layouts.items():
+    rows, classes = getattr(logits, "shape", base.shape)
+    ids, kept = targets[:rows] % classes, where[:rows]
+    share = np.broadcast_to(np.float32(1 / classes), (rows, classes))
+    calls = {
+        "cross_entropy": lambda: cross_entropy(logits, ids, weight=weight[:classes], where=kept, workers=WORKERS),
+        "nll_loss": lambda: nll_loss(logits, ids, reduction="none", workers=WORKERS),
+        "cross_entropy_loss": lambda: cross_entropy_loss(ids, logits, where=kept, workers=WORKERS),
+        "distributions": lambda: nll_loss(logits, logits, workers=WORKERS),
+        "soft": lambda: cross_entropy(logits, share, workers=WORKERS),
+        "logsumexp": lambda: logsumexp(logits, workers=WORKERS),
+    }
+    for loss, call in calls.items():
+        measure(f"{loss} of {name}", call)
+"""
+    )
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows does not tell the peak")
+def test_nothing_of_the_size_of_the_targets_is_allocated(run_python):
+    run_python(
+        MEASURED
+        + """
+rows = 1_000_000
+ids = rng.integers(0, 4, rows)
+y_pred = rng.random((rows, 4), np.float32)
+kept = rng.random(rows) > 0.5
+for targets in (ids, ids.astype(np.int8), ids.astype(ids.dtype.newbyteorder()), ids[::-1]):
+    name = f"{targets.dtype} targets of strides {targets.strides}"
+    measure(name, lambda: cross_entropy_loss(targets, y_pred, where=kept, workers=WORKERS))
+    measure(name, lambda: cross_entropy(y_pred, targets, workers=WORKERS))
+losses = rng.random(rows)
+measure("meter", lambda: LossMeter().update(losses))
+"""
+    )

@@ -1,0 +1,468 @@
+"""The threads that share rows: how many, when they wake, and what interrupts, forks and crowds do to them."""
+
+import os
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from arrays import assert_same_bits
+
+from tokenloss import cross_entropy, cross_entropy_loss, logsumexp, nll_loss, show_config
+
+# A call that threads share (8 MB), and what it should give.
+LARGE = """
+import os, sys, threading, time
+import numpy as np
+from tokenloss import LossMeter, cross_entropy, cross_entropy_loss, logsumexp, nll_loss, show_config
+
+rng = np.random.default_rng(3)
+logits = rng.standard_normal((500, 4096)).astype(np.float32)
+targets = rng.integers(0, 4096, 500)
+
+
+def large(workers=None):
+    return cross_entropy(logits, targets, workers=workers)
+"""
+
+
+@pytest.fixture(scope="module")
+def logits():
+    return np.random.default_rng(3).standard_normal((500, 4096)).astype(np.float32)
+
+
+# how many, and when they wake
+
+
+def test_small_calls_never_start_a_thread(run_python):
+    run_python(
+        LARGE
+        + """
+for workers in (None, 8):
+    for rows in (1, 2, 50):
+        cross_entropy(logits[:rows], targets[:rows], workers=workers)
+        logsumexp(logits[:rows], workers=workers)
+        cross_entropy(logits[:rows], np.eye(4096, dtype=np.int8)[targets[:rows]], workers=workers)
+    cross_entropy_loss(targets, logits, workers=workers)
+    nll_loss(logits, targets, workers=workers)
+assert threading.active_count() == 1
+assert "concurrent.futures.thread" not in sys.modules
+"""
+    )
+
+
+def test_large_calls_start_no_more_threads_than_were_asked_for(run_python):
+    run_python(
+        LARGE
+        + """
+for workers in (1, 2, 4):
+    large(workers)
+    assert 1 < threading.active_count() <= workers or workers == threading.active_count() == 1
+"""
+    )
+
+
+def test_the_callers_thread_works_too(run_python):
+    run_python(
+        LARGE
+        + """
+assert large(1) == large(2)
+assert threading.active_count() == 2  # the caller's and one more
+"""
+    )
+
+
+@pytest.mark.parametrize("workers", [1, 3, 1000])
+def test_environment_says_how_many_workers(workers, run_python):
+    printed = run_python(
+        LARGE
+        + """
+large()
+print(show_config(mode="dicts")["workers"], threading.active_count())
+""",
+        TOKENLOSS_NUM_WORKERS=str(workers),
+    )
+    told, threads = map(int, printed.split())
+    assert told == workers
+    assert threads <= min(workers, 64)
+    assert (threads == 1) == (workers == 1)
+
+
+def test_argument_outweighs_the_environment(run_python):
+    run_python(LARGE + "large(1); assert threading.active_count() == 1", TOKENLOSS_NUM_WORKERS="4")
+    run_python(LARGE + "large(2); assert threading.active_count() == 2", TOKENLOSS_NUM_WORKERS="1")
+
+
+def test_empty_variable_counts_for_nothing(run_python):
+    counts = [
+        run_python("import tokenloss; tokenloss.show_config()", **variables)
+        for variables in ({}, {"TOKENLOSS_NUM_WORKERS": ""})
+    ]
+    assert counts[0] == counts[1]
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "two", "1.5", " ", "1,2"])
+def test_bad_variable_is_a_clear_error(value, run_python):
+    for call in ("large()", "show_config()"):
+        message = run_python(LARGE + call, TOKENLOSS_NUM_WORKERS=value, fails=True)
+        assert f"ValueError: TOKENLOSS_NUM_WORKERS is {value!r}; it must be a positive integer" in message
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="the system has no CPU affinity")
+def test_cpu_affinity_is_respected(run_python):
+    run_python(
+        LARGE
+        + """
+os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+large()
+assert threading.active_count() == 1
+assert show_config(mode="dicts")["workers"] == 1
+"""
+    )
+
+
+def test_default_is_the_number_of_cpus_of_the_process():
+    expected = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    if "TOKENLOSS_NUM_WORKERS" not in os.environ:
+        assert show_config(mode="dicts")["workers"] == expected
+
+
+def test_more_workers_than_rows_or_than_the_pool_holds(logits):
+    targets = np.zeros(500, int)
+    expected = cross_entropy(logits, targets, workers=1)
+    for workers in (499, 501, 10**6, 2**70):
+        assert cross_entropy(logits, targets, workers=workers) == expected
+    assert cross_entropy(logits.reshape(-1)[None], [5], workers=8) == cross_entropy(logits.reshape(-1), 5)
+
+
+# many callers
+
+
+@pytest.mark.parametrize("workers", [None, 1, 8])
+def test_sixteen_callers_at_once_get_the_same_bits(workers, logits):
+    rng = np.random.default_rng(4)
+    targets, shares = rng.integers(0, 4096, 500), np.abs(logits)
+    calls = [
+        lambda: cross_entropy(logits, targets, reduction="none", workers=workers),
+        lambda: cross_entropy(logits, targets, weight=shares[0], workers=workers),
+        lambda: cross_entropy_loss(shares, np.exp(-shares), workers=workers),
+        lambda: nll_loss(logits, np.tile(targets, 1), reduction="sum", workers=workers),
+        lambda: logsumexp(logits, workers=workers),
+    ]
+    expected = [call() for call in calls]
+    barrier = threading.Barrier(16)
+
+    def caller(number):
+        barrier.wait(30)
+        order = np.random.default_rng(number).permutation(np.repeat(np.arange(len(calls)), 2))
+        return [(k, calls[k]()) for k in order]
+
+    with ThreadPoolExecutor(16) as callers:
+        for results in callers.map(caller, range(16), timeout=60):
+            for k, value in results:
+                assert_same_bits(value, expected[k], f"call {k}")
+
+
+def test_one_caller_s_error_does_not_trouble_another(logits):
+    targets = np.zeros(500, int)
+    expected = cross_entropy(logits, targets)
+
+    def caller(number):
+        if number % 2:
+            with pytest.raises(IndexError):
+                cross_entropy(logits, targets - 1, workers=4)
+            return expected
+        return cross_entropy(logits, targets, workers=4)
+
+    with ThreadPoolExecutor(8) as callers:
+        assert set(callers.map(caller, range(64), timeout=60)) == {expected}
+
+
+# fork and multiprocessing
+
+FORKING = (
+    LARGE
+    + """
+import signal, warnings
+
+warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12: forking a process of several threads
+expected = large(1)
+
+
+def child():
+    pid = os.fork()
+    if pid == 0:
+        signal.alarm(10)  # a child that hangs is killed
+        right = large(4) == large(1) == expected and threading.active_count() > 1
+        os._exit(0 if right else 1)
+    return pid
+
+
+def assert_right(pid):
+    _, status = os.waitpid(pid, 0)
+    assert status == 0, f"status {status} (14: it hung)"
+"""
+)
+needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no fork")
+
+
+@needs_fork
+def test_fork_after_the_pool_was_used(run_python):
+    run_python(
+        FORKING
+        + """
+assert large(4) == expected
+assert threading.active_count() > 1
+assert_right(child())
+assert large(4) == expected
+"""
+    )
+
+
+@needs_fork
+def test_fork_before_the_pool_was_used(run_python):
+    run_python(FORKING + "assert_right(child()); assert large(4) == expected")
+
+
+@needs_fork
+def test_fork_while_another_thread_sets_up_the_pool(run_python):
+    run_python(
+        FORKING
+        + """
+importing = threading.Event()
+
+
+class SlowImport:
+    def find_spec(self, name, path=None, target=None):
+        if name.startswith("concurrent"):
+            importing.set()
+            time.sleep(0.2)
+
+
+sys.meta_path.insert(0, SlowImport())
+other = threading.Thread(target=large, args=[4])
+other.start()
+assert importing.wait(5)
+assert_right(child())
+other.join()
+"""
+    )
+
+
+@needs_fork
+def test_fork_while_other_threads_are_at_work(run_python):
+    run_python(
+        FORKING
+        + """
+done = threading.Event()
+
+
+def work():
+    while not done.is_set():
+        assert large(4) == expected
+
+
+threads = [threading.Thread(target=work) for _ in range(3)]
+for thread in threads:
+    thread.start()
+try:
+    for _ in range(15):
+        assert_right(child())
+finally:
+    done.set()
+    for thread in threads:
+        thread.join()
+"""
+    )
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+def test_multiprocessing(method, tmp_path):
+    import multiprocessing
+
+    if method not in multiprocessing.get_all_start_methods():
+        pytest.skip(f"the system has no {method}")
+    program = tmp_path / "program.py"
+    program.write_text(
+        LARGE
+        + f"""
+import functools, multiprocessing, warnings
+
+
+def meter_of(part):
+    meter = LossMeter()
+    meter.update(cross_entropy(logits[part::3], targets[part::3], reduction="none", workers=2))
+    return meter
+
+
+if __name__ == "__main__":
+    warnings.simplefilter("ignore", DeprecationWarning)
+    expected = large(2)
+    with multiprocessing.get_context({method!r}).Pool(3) as pool:
+        meters = pool.map_async(meter_of, range(3)).get(60)
+    assert functools.reduce(LossMeter.__add__, meters).loss == expected
+"""
+    )
+    subprocess.run([sys.executable, str(program)], check=True, timeout=90)  # noqa: S603 - our own program
+
+
+# the end of the interpreter
+
+
+def test_calls_while_the_interpreter_shuts_down(run_python):
+    printed = run_python(
+        "import atexit\n"
+        + LARGE
+        + """
+expected = large(1)
+atexit.register(lambda: print(large(4) == expected))
+large(2)
+"""
+    )
+    assert printed.split() == ["True"]
+
+
+# Ctrl-C
+
+INTERRUPTED = """
+import _thread, signal
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has background jobs ignore it
+DELAY = 0.2
+LIMIT = 0.5  # 0.2 s are promised; a busy machine may be late to wake this thread
+
+
+def interrupted(call):
+    planned = time.perf_counter() + DELAY
+    timer = threading.Timer(DELAY, _thread.interrupt_main)
+    timer.start()
+    try:
+        call()
+    except KeyboardInterrupt:
+        late = time.perf_counter() - planned
+        assert late < LIMIT, f"late by {late:.2f} s"
+    else:
+        raise AssertionError(f"it was over after {time.perf_counter() - planned + DELAY:.2f} s")
+    finally:
+        timer.cancel()
+        timer.join()
+
+
+huge = 2**36
+row = np.zeros(2**17, np.float16)
+rows = np.broadcast_to(row, (huge, row.size))
+half = np.broadcast_to(np.float32(0.5), (1, huge))
+nothing = np.broadcast_to(np.float32(0), (1, huge))
+ids = np.broadcast_to(np.int8(0), huge)
+expected = large(2)
+"""
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize(
+    "call",
+    [
+        "cross_entropy(rows[:2**24], ids[:2**24], workers={})",
+        "cross_entropy(rows[:2**24, ::-1], ids[:2**24], workers={})",
+        "logsumexp(rows[:2**24], workers={})",
+        "cross_entropy_loss(ids, rows, workers={})",
+        "nll_loss(rows, ids, where=np.broadcast_to(False, huge), workers={})",
+        "cross_entropy(rows[:2**24], rows[:2**24], workers={})",
+        "nll_loss(rows[:2**24], rows[:2**24], workers={})",
+    ],
+)
+def test_interrupt_of_many_rows(call, workers, run_python):
+    program = f"interrupted(lambda: {call.format(workers)})\nassert large(2) == large(1) == expected"
+    run_python(LARGE + INTERRUPTED + program, timeout=20)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        "logsumexp(half)",
+        "cross_entropy(half, [huge - 1])",
+        "cross_entropy(half, half)",
+        "cross_entropy(half, nothing)",
+        "nll_loss(half, half)",
+        "nll_loss(half, nothing)",
+        "cross_entropy_loss(half, half)",
+        "cross_entropy_loss(nothing, half)",
+    ],
+)
+def test_interrupt_of_a_single_enormous_row(call, run_python):
+    run_python(
+        LARGE + INTERRUPTED + f"interrupted(lambda: {call})\nassert large(2) == large(1) == expected", timeout=20
+    )
+
+
+def test_interrupt_of_a_meter(run_python):
+    run_python(
+        LARGE
+        + INTERRUPTED
+        + """
+meter = LossMeter()
+interrupted(lambda: meter.update(np.broadcast_to(0.5, 2**27)))
+assert meter == LossMeter()
+"""
+    )
+
+
+def test_interrupt_leaves_the_pool_usable_again_and_again(run_python):
+    run_python(
+        LARGE
+        + INTERRUPTED
+        + """
+for _ in range(4):
+    interrupted(lambda: logsumexp(rows[:2**24], workers=4))
+    assert large(4) == expected
+"""
+    )
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the system sends no SIGINT to a process of its own")
+def test_sigint_of_the_system_interrupts_too(run_python):
+    run_python(
+        LARGE
+        + INTERRUPTED
+        + """
+signal.signal(signal.SIGALRM, signal.default_int_handler)
+_thread.interrupt_main = lambda: os.kill(os.getpid(), signal.SIGALRM)
+interrupted(lambda: logsumexp(rows[:2**24], workers=2))
+assert large(2) == expected
+"""
+    )
+
+
+def test_signal_handlers_run_in_a_long_call_and_their_errors_come_out(run_python):
+    run_python(
+        LARGE
+        + INTERRUPTED
+        + """
+class Enough(Exception):
+    pass
+
+
+calls = []
+
+
+def handler(number, frame):
+    calls.append(number)
+    if len(calls) == 3:
+        raise Enough
+
+
+signal.signal(signal.SIGINT, handler)
+timers = [threading.Timer(0.1 * k, _thread.interrupt_main) for k in (1, 2, 3)]
+for timer in timers:
+    timer.start()
+try:
+    logsumexp(rows[:2**24], workers=2)
+except Enough:
+    assert len(calls) == 3
+else:
+    raise AssertionError("nothing was raised")
+assert large(2) == expected
+"""
+    )
