@@ -31,7 +31,7 @@ def run_python():
         variables = {name: value for name, value in os.environ.items() if not name.startswith("TOKENLOSS_")}
         path = [str(Path(__file__).parent), *filter(None, [variables.get("PYTHONPATH")])]
         variables["PYTHONPATH"] = os.pathsep.join(path)
-        done = subprocess.run(  # noqa: S603 - our own programs
+        done = subprocess.run(
             [sys.executable, "-W", "error", "-c", program],
             env=variables | environment,
             capture_output=True,

@@ -71,7 +71,7 @@ def npy(tmp_path):
 
 def process(*argv, stdout=subprocess.PIPE, program=("-m", "tokenloss"), **environment):
     """Run the command line in a process of its own."""
-    return subprocess.run(  # noqa: S603 - our own command
+    return subprocess.run(
         [sys.executable, "-W", "error", *program, *map(str, argv)],
         stdout=stdout, stderr=subprocess.PIPE, text=True, encoding="utf-8", timeout=60, check=False,
         env={"PYTHONUTF8": "1"} | os.environ | environment,

@@ -305,7 +305,7 @@ if __name__ == "__main__":
     assert functools.reduce(LossMeter.__add__, meters).loss == expected
 """
     )
-    subprocess.run([sys.executable, str(program)], check=True, timeout=90)  # noqa: S603 - our own program
+    subprocess.run([sys.executable, str(program)], check=True, timeout=90)
 
 
 # the end of the interpreter
