@@ -5,8 +5,7 @@ from __future__ import annotations
 import itertools
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from functools import cache, lru_cache, partial
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -15,12 +14,12 @@ from harness import REFERENCE, Case, Contender, UnavailableError, gather
 
 import tokenloss
 from tokenloss import _core
+from tokenloss.losses import fold_rows
 
 BEST = _core.backend_in_use()
 ITEMSIZES = {"float32": 4, "float16": 2, "bfloat16": 2, "float64": 8}
 EPSILON = 1e-12
 FLOAT32 = 1e-5  # what float32 arithmetic and a mean in float32 leave of the digits
-READ_AT_ONCE = 1 << 22  # bytes in a call of the pass that only reads
 
 Build = Callable[[], Case]
 
@@ -185,31 +184,11 @@ def _ours(call: Callable[[], Any], backend: str = BEST) -> Contender:
     return Contender(name, call, before=partial(_core.use_backend, backend))
 
 
-@cache
-def _pool() -> ThreadPoolExecutor:
-    """Threads for the pass that only reads."""
-    return ThreadPoolExecutor()
-
-
 def _reader(array: Any, workers: int) -> Contender:
-    """The fastest plain pass over an array's memory, whatever it holds: a maximum, by so many threads."""
-    if hasattr(_core, "read_rows"):
-        name, kernel, dtype = "read", _core.read_rows, "float32"
-    else:
-        name, kernel, dtype = "read (NumPy max)", np.max, "int32"  # integers, for among floats a NaN may stop it
-    step = -(-READ_AT_ONCE // array[0].nbytes)
-    parts = [array[i : i + step].view(dtype) for i in range(0, len(array), step)]
-
-    def call() -> float:
-        rest = iter(parts)  # shared: each thread takes what is next
-
-        def work() -> Any:
-            return max((kernel(part) for part in rest), default=0)
-
-        others = [_pool().submit(work) for _ in range(workers - 1)]
-        return float(max(work(), *(other.result() for other in others), 0))
-
-    return Contender(name, call, None)
+    """The fastest plain pass over an array's memory, whatever it holds: the maximum of each row, by so many threads."""
+    floats = array.view(np.float32)
+    read = partial(fold_rows, _core.MAXIMUM, "array", floats, reduction="sum", workers=workers)
+    return Contender("read", read, None)
 
 
 def _workers(count: int) -> str:

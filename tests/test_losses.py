@@ -1,8 +1,10 @@
 """Losses against the tutorial's numbers, and against the oracle in every dtype, layout and container."""
 
 import array
+import gc
 import math
 import warnings
+import weakref
 
 import numpy as np
 import pytest
@@ -368,6 +370,20 @@ def test_dlpack_memory_lives_as_long_as_it_is_read(rng):
     expected = cross_entropy(logits, [1] * 50)
     for _ in range(20):
         assert cross_entropy(Exporter(logits.copy()), [1] * 50) == expected
+
+
+@pytest.mark.parametrize("exporter", [Exporter, OlderExporter])
+def test_dlpack_memory_is_given_back(exporter, rng):
+    logits = rng.standard_normal((5, 100))
+    watched = weakref.ref(logits)
+    cross_entropy(exporter(logits), [1] * 5)
+    with pytest.raises(IndexError):
+        cross_entropy(exporter(logits), [100] * 5)
+    with pytest.raises(TypeError):
+        cross_entropy(exporter(logits.astype(np.complex64)), [1] * 5)
+    del logits
+    gc.collect()
+    assert watched() is None
 
 
 @each_loss
