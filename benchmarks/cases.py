@@ -188,7 +188,7 @@ def _reader(array: Any, workers: int) -> Contender:
     """The fastest plain pass over an array's memory, whatever it holds: the maximum of each row, by so many threads."""
     floats = array.view(np.float32)
     read = partial(fold_rows, _core.MAXIMUM, "array", floats, reduction="sum", workers=workers)
-    return Contender("read", read, None)
+    return Contender("read", read, None, before=partial(_core.use_backend, BEST))
 
 
 def _workers(count: int) -> str:

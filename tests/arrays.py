@@ -12,7 +12,7 @@ REDUCTIONS = ["mean", "sum", "none"]
 
 
 def swapped(array):
-    return array.astype(array.dtype.newbyteorder())
+    return array.byteswap().view(array.dtype.newbyteorder())
 
 
 def strided(array):

@@ -96,6 +96,41 @@ def test_every_layout_of_distributions_gives_the_same_bits(loss, dtype, rng):
             assert_same_bits(fold(loss, layout(scores), layout(shares)), expected, f"{name}, {length} classes")
 
 
+@each_dtype
+@pytest.mark.parametrize("rows", [2, 7, 8, 9, 16, 17, 32, 33, 65])
+def test_any_number_of_rows_beside_each_other_gives_the_same_bits(rows, dtype, rng, backend):
+    for length in (1, 5, 513, 4097):
+        logits = scores_for("cross_entropy", rng, (rows, length), dtype)
+        logits[rng.integers(rows, size=2), rng.integers(length, size=2)] = np.nan, np.inf
+        logits[rng.integers(rows)] = -np.inf
+        if dtype != np.float16:
+            logits[rng.integers(rows)] *= 1e30
+            logits[rng.integers(rows), length // 2 :] = -1e9
+        targets = rng.integers(0, length, rows)
+        targets[rng.random(rows) < 0.2] = -100
+        where = rng.random(rows) < 0.8
+        beside = np.asfortranarray(logits)
+        for name, layout in {
+            "beside": beside,
+            "swapped": swapped(beside),
+            "backwards": np.asfortranarray(logits[::-1])[::-1],
+        }.items():
+            what = f"{name}, {length} classes"
+            assert_same_bits(logsumexp(layout), logsumexp(logits), what)
+            for reduction in ("none", "sum", "mean"):
+                options = {"where": where, "reduction": reduction}
+                actual = cross_entropy(layout, targets, **options)
+                assert_same_bits(actual, cross_entropy(logits, targets, **options), what)
+
+
+def test_workers_change_no_bit_of_rows_beside_each_other(rng):
+    logits, targets = large(rng, "cross_entropy")
+    expected = cross_entropy(logits, targets, reduction="none")
+    for workers in (1, 2, 3, 8):
+        actual = cross_entropy(np.asfortranarray(logits), targets, reduction="none", workers=workers)
+        assert_same_bits(actual, expected, f"{workers} workers")
+
+
 @pytest.mark.parametrize("offset", range(0, 64, 4))
 def test_every_alignment_gives_the_same_bits(offset, rng):
     row = rng.standard_normal(5000).astype(np.float32)

@@ -234,9 +234,11 @@ def chunks(name: str, value: Any, where: Any = None) -> Iterator[Float64Array]:
             numbers = part if kept is None else part[0][part[1]]
             if code == _core.DTYPES["bfloat16"]:
                 numbers = (numbers.astype(np.uint32) << 16).view(np.float32)
-            yield np.ascontiguousarray(numbers, np.float64)
+            with np.errstate(invalid="ignore"):  # a nan that signals is a nan
+                numbers = np.ascontiguousarray(numbers, np.float64)
+            yield numbers
 
-    if kept is None and array.size <= _CHUNK and code != _core.DTYPES["bfloat16"]:  # nearly always, and faster
+    if kept is None and array.size <= _CHUNK and array.dtype == np.float64:  # nearly always, and faster
         return iter([np.ascontiguousarray(array, np.float64).reshape(-1)])
     return parts()
 

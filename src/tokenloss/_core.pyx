@@ -401,6 +401,8 @@ cdef class Fold:
         cdef int i
         for i in range(count):
             target[i] = self.target_of(start + i)
+        # apart, for the fewer instructions lie between two requests, the more of them are under way
+        for i in range(count):
             address[i] = NULL
             if self.is_kept(start + i, target[i]):
                 address[i] = row_of(&self.scores, start + i) + target[i] * self.class_stride
@@ -585,6 +587,8 @@ cdef class DLPackBuffer:
         cdef int k
         if PyCapsule_IsValid(capsule, "dltensor_versioned"):
             versioned = <DLManagedTensorVersioned *> PyCapsule_GetPointer(capsule, "dltensor_versioned")
+            if versioned.major > 1:
+                raise TypeError(f"version {versioned.major} of DLPack")
             tensor = &versioned.tensor
         else:
             plain = <DLManagedTensor *> PyCapsule_GetPointer(capsule, "dltensor")

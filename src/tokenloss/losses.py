@@ -342,7 +342,8 @@ def fold_rows(
         out = _arrays.result_array(out, batch)
     losses: Float64Array | None = None
     if reduction == "none":
-        losses = out if out is not None and out.flags.c_contiguous else np.empty(batch)
+        in_place = out is not None and out.flags.c_contiguous and not np.may_share_memory(out, view)
+        losses = out if in_place else np.empty(batch)
     fold = _core.Fold(
         what, view, code, axis, target_view, target_code, weight, weight_code, where, ignore_index, epsilon,
         None if losses is None else losses.reshape(-1),

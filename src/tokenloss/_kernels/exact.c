@@ -2,22 +2,7 @@
 
 #include "scalar_math.h"
 
-/* A term adds less than 2^34 to a digit, and a digit starts below 2^32: twice as many terms do not overflow. */
-#define PENDING_LIMIT ((int64_t)1 << 27)
-
-/* Adds value * 2^position. */
-TL_INLINE void add_shifted(int64_t *digits, unsigned position, uint64_t value, int negative) {
-    int64_t *digit = digits + position / 32;
-    unsigned shift = position % 32;
-    int64_t low = (int64_t)((value << shift) & 0xffffffffu);
-    int64_t middle = (int64_t)((value >> (32 - shift)) & 0xffffffffu);
-    int64_t high = (int64_t)(value >> 32 >> (32 - shift));
-    digit[0] += negative ? -low : low;
-    digit[1] += negative ? -middle : middle;
-    digit[2] += negative ? -high : high;
-}
-
-static void settle(int64_t *digits, int count) {
+void tl_settle(int64_t *digits, int count) {
     int64_t carry = 0;
     for (int i = 0; i < count; i++) {
         int64_t digit = digits[i] + carry;
@@ -28,43 +13,18 @@ static void settle(int64_t *digits, int count) {
     digits[count - 1] += carry * ((int64_t)1 << 32); /* the top digit keeps the sign */
 }
 
-/* Splits a finite double into mantissa * 2^(position - 1074). */
-TL_INLINE uint64_t split(double term, unsigned *position, int *negative) {
-    uint64_t bits = tl_to_bits(term);
-    unsigned exponent = (unsigned)(bits >> 52) & 0x7ff;
-    uint64_t mantissa = bits & 0xfffffffffffffu;
-    *negative = (int)(bits >> 63);
-    *position = exponent ? exponent - 1 : 0;
-    return exponent ? mantissa | ((uint64_t)1 << 52) : mantissa;
-}
-
-void tl_sum_add(tl_sum *sum, double term) {
-    if (TL_RARELY(!(term - term == 0))) {
-        sum->special += term;
-        return;
-    }
-    unsigned position;
-    int negative;
-    uint64_t mantissa = split(term, &position, &negative);
-    add_shifted(sum->digit, position, mantissa, negative);
-    if (TL_RARELY(++sum->pending == PENDING_LIMIT)) {
-        settle(sum->digit, TL_SUM_DIGITS);
-        sum->pending = 0;
-    }
-}
-
 void tl_squares_add(tl_squares *squares, double term) {
     if (TL_RARELY(!(term - term == 0)))
         return;
     unsigned position;
     int negative;
-    uint64_t mantissa = split(term, &position, &negative);
+    uint64_t mantissa = tl_split(term, &position, &negative);
     uint64_t high = mantissa >> 32, low = mantissa & 0xffffffffu;
-    add_shifted(squares->digit, 2 * position, low * low, 0);
-    add_shifted(squares->digit, 2 * position + 33, high * low, 0);
-    add_shifted(squares->digit, 2 * position + 64, high * high, 0);
-    if (TL_RARELY(++squares->pending == PENDING_LIMIT)) {
-        settle(squares->digit, TL_SQUARES_DIGITS);
+    tl_add_shifted(squares->digit, 2 * position, low * low, 0);
+    tl_add_shifted(squares->digit, 2 * position + 33, high * low, 0);
+    tl_add_shifted(squares->digit, 2 * position + 64, high * high, 0);
+    if (TL_RARELY(++squares->pending == TL_PENDING_LIMIT)) {
+        tl_settle(squares->digit, TL_SQUARES_DIGITS);
         squares->pending = 0;
     }
 }
@@ -74,8 +34,8 @@ void tl_sum_merge(tl_sum *sum, const tl_sum *other) {
         sum->digit[i] += other->digit[i];
     sum->special += other->special;
     sum->pending += other->pending + 1; /* a settled digit counts as a term */
-    if (sum->pending >= PENDING_LIMIT) {
-        settle(sum->digit, TL_SUM_DIGITS);
+    if (sum->pending >= TL_PENDING_LIMIT) {
+        tl_settle(sum->digit, TL_SUM_DIGITS);
         sum->pending = 0;
     }
 }
@@ -85,12 +45,12 @@ double tl_sum_round(tl_sum *sum) {
         return sum->special;
     int64_t digit[TL_SUM_DIGITS];
     memcpy(digit, sum->digit, sizeof digit);
-    settle(digit, TL_SUM_DIGITS);
+    tl_settle(digit, TL_SUM_DIGITS);
     int negative = digit[TL_SUM_DIGITS - 1] < 0;
     if (negative) {
         for (int i = 0; i < TL_SUM_DIGITS; i++)
             digit[i] = -digit[i];
-        settle(digit, TL_SUM_DIGITS);
+        tl_settle(digit, TL_SUM_DIGITS);
     }
     int top = TL_SUM_DIGITS - 1;
     while (top > 0 && digit[top] == 0)
@@ -117,7 +77,7 @@ double tl_sum_round(tl_sum *sum) {
 }
 
 static void write_bytes(int64_t *digits, int count, unsigned char *bytes) {
-    settle(digits, count);
+    tl_settle(digits, count);
     for (int i = 0; i < count; i++)
         for (int k = 0; k < 4; k++)
             bytes[4 * i + k] = (unsigned char)((uint64_t)digits[i] >> (8 * k));

@@ -22,7 +22,49 @@ typedef struct {
     int64_t pending;
 } tl_squares;
 
-void tl_sum_add(tl_sum *sum, double term);
+/* A term adds less than 2^34 to a digit, and a digit starts below 2^32: twice as many terms do not overflow. */
+#define TL_PENDING_LIMIT ((int64_t)1 << 27)
+
+/* Settles the carries of digits. */
+void tl_settle(int64_t *digits, int count);
+
+/* Adds value * 2^position. */
+TL_INLINE void tl_add_shifted(int64_t *digits, unsigned position, uint64_t value, int negative) {
+    int64_t *digit = digits + position / 32;
+    unsigned shift = position % 32;
+    int64_t low = (int64_t)((value << shift) & 0xffffffffu);
+    int64_t middle = (int64_t)((value >> (32 - shift)) & 0xffffffffu);
+    int64_t high = (int64_t)(value >> 32 >> (32 - shift));
+    digit[0] += negative ? -low : low;
+    digit[1] += negative ? -middle : middle;
+    digit[2] += negative ? -high : high;
+}
+
+/* Splits a finite double into mantissa * 2^(position - 1074). */
+TL_INLINE uint64_t tl_split(double term, unsigned *position, int *negative) {
+    uint64_t bits = tl_to_bits(term);
+    unsigned exponent = (unsigned)(bits >> 52) & 0x7ff;
+    uint64_t mantissa = bits & 0xfffffffffffffu;
+    *negative = (int)(bits >> 63);
+    *position = exponent ? exponent - 1 : 0;
+    return exponent ? mantissa | ((uint64_t)1 << 52) : mantissa;
+}
+
+TL_INLINE void tl_sum_add(tl_sum *sum, double term) {
+    if (TL_RARELY(!(term - term == 0))) {
+        sum->special += term;
+        return;
+    }
+    unsigned position;
+    int negative;
+    uint64_t mantissa = tl_split(term, &position, &negative);
+    tl_add_shifted(sum->digit, position, mantissa, negative);
+    if (TL_RARELY(++sum->pending == TL_PENDING_LIMIT)) {
+        tl_settle(sum->digit, TL_SUM_DIGITS);
+        sum->pending = 0;
+    }
+}
+
 void tl_squares_add(tl_squares *squares, double term); /* leaves out what is not finite */
 
 void tl_sum_merge(tl_sum *sum, const tl_sum *other);
