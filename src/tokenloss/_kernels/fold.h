@@ -8,7 +8,6 @@
 #define TL_GRANULE 512 /* elements whose terms are added in the row's own precision before they go to the state */
 #define TL_PADDED 128  /* elements that are read at a time */
 #define TL_BLOCK 4096  /* elements between two looks at whether the sum is in range */
-#define TL_AHEAD 8192  /* bytes from a load to its prefetch */
 
 /* sum over the elements seen of exp(x - offset) / 2^exponent, in 16 lanes of double with their rounding errors. */
 typedef struct {

@@ -41,8 +41,8 @@ TL_TARGET TL_INLINE void NAME(granule_)(const ELEMENT *x, size_t count, OP(vec) 
         for (size_t k = 0; k < 4; k++) {
             size_t at = 2 * TL_LANES * k + OP(WIDTH) * j;
             if (count == TL_GRANULE && j * OP(WIDTH) * sizeof *x % 64 == 0) {
-                tl_prefetch((const char *)(x + at) + TL_AHEAD);
-                tl_prefetch((const char *)(x + at + TL_LANES) + TL_AHEAD);
+                tl_prefetch_stream(x + at);
+                tl_prefetch_stream(x + at + TL_LANES);
             }
             rest[k] = power[k] = OP(set)(0);
             if (at < count)
@@ -80,7 +80,7 @@ TL_TARGET static void NAME(maximum_)(const void *start, size_t count, tl_state *
     for (size_t i = 0; i < count; i += 8 * OP(WIDTH))
         for (size_t k = 0; k < 8; k++) {
             if (k * OP(WIDTH) * sizeof *x % 64 == 0)
-                tl_prefetch((const char *)(x + i + k * OP(WIDTH)) + TL_AHEAD);
+                tl_prefetch_stream(x + i + k * OP(WIDTH));
             maximum[k] = OP(max)(LOAD(x + i + k * OP(WIDTH)), maximum[k]);
         }
     for (size_t k = 0; k < 8; k++) {

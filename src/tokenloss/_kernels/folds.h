@@ -69,7 +69,7 @@ TL_TARGET static ptrdiff_t JOIN(skip_zeros_, BACKEND)(const char *data, ptrdiff_
             for (ptrdiff_t k = 0; k < stretch / 8; k += 2 * width / 8)
                 seen = f64_either(seen, f64_load(next + k), f64_load(next + k + width / 8));
             for (ptrdiff_t k = 0; k < stretch; k += 64)
-                tl_prefetch(data + start + k + TL_AHEAD);
+                tl_prefetch_stream(data + start + k);
             if (f64_any(seen))
                 break;
         }

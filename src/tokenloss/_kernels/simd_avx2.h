@@ -1,5 +1,5 @@
 /* AVX2 with FMA and F16C. */
-#define TL_TARGET __attribute__((target("avx2,fma,f16c")))
+#define TL_TARGET TL_FOR("avx2,fma,f16c")
 #define OPERATION TL_TARGET TL_INLINE
 #define f32_WIDTH 8
 #define f64_WIDTH 4

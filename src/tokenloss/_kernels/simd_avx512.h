@@ -1,5 +1,5 @@
 /* AVX-512 F, DQ, BW and VL. */
-#define TL_TARGET __attribute__((target("avx512f,avx512dq,avx512bw,avx512vl")))
+#define TL_TARGET TL_FOR("avx512f,avx512dq,avx512bw,avx512vl")
 #define OPERATION TL_TARGET TL_INLINE
 #define f32_WIDTH 16
 #define f64_WIDTH 8
