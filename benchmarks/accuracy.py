@@ -94,7 +94,7 @@ def main() -> None:
                 expected = exact(logits, targets)
                 for name, losses in names.items():
                     error = _largest(losses, logits, targets, expected)
-                    worst.setdefault(kind, {}).setdefault(name, 0.0)
+                    worst.setdefault(kind, {}).setdefault(name, -1.0)
                     worst[kind][name] = max(worst[kind][name], error, key=lambda e: (e != e, e))
         for kind, errors in worst.items():
             cells = "".join("           -" if error == -1 else f"{error:12.1e}" for error in errors.values())

@@ -183,7 +183,7 @@ cdef class Fold:
     """
 
     cdef View scores, targets, weight, where
-    cdef bint has_targets, has_weight, has_where, has_out, has_ignored, by_class
+    cdef bint has_weight, has_where, has_out, has_ignored, by_class
     cdef int what
     cdef int64_t ignored, classes, next_row
     cdef ptrdiff_t class_stride
