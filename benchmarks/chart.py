@@ -39,7 +39,7 @@ def draw(report: dict[str, Any], file: Path) -> None:
     axes.set_xticks([])
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
-    axes.set_title(f"Mean cross-entropy of {case['title']}", loc="left", fontsize=11)
+    axes.set_title(f"Mean cross-entropy of {case['title']}", loc="left", fontsize=10)
     axes.set_xlabel(report["machine"]["cpu"], loc="left", color="#57606a", fontsize=8)
     figure.savefig(file, dpi=150, metadata={"Date": None} if file.suffix == ".svg" else None)
     plt.close(figure)
