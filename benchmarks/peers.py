@@ -15,6 +15,7 @@ import numpy as np
 from harness import Contender, UnavailableError
 
 FLOAT32 = 1e-5  # what float32 arithmetic and a mean in float32 leave of the digits
+HALF = 2e-2  # and what results in float16 or bfloat16 leave
 CHUNK = 8  # rows at a time, which stay in a cache
 
 Contenders = Iterable[Contender]
@@ -66,7 +67,7 @@ def with_torch(x: Any, targets: Any, workers: int) -> Contenders:
 
     torch.set_num_threads(workers)
     logits, ids = _tensor(x), torch.from_numpy(targets)
-    tolerance = FLOAT32 if x.itemsize == 4 else None  # a mean in float16 may well be inf
+    tolerance = FLOAT32 if x.itemsize == 4 else HALF
 
     def chunked() -> float:
         total = 0.0
