@@ -1,7 +1,10 @@
 """The same numbers in every dtype and layout that arrays come in, and how results are compared."""
 
+import re
+
 import ml_dtypes
 import numpy as np
+import pytest
 import reference
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
@@ -73,6 +76,96 @@ def scores_for(loss, rng, shape, dtype, axis=-1):
     return scores[loss].astype(dtype)
 
 
+def distributions(rng, shape, axis=-1, zeros=0.3):
+    """Random soft targets, with some shares 0."""
+    shares = rng.random(shape) * (rng.random(shape) > zeros)
+    return shares / np.maximum(shares.sum(axis, keepdims=True), 1e-9)
+
+
+SHAPES_OF_LOGITS = {
+    "normal": lambda rng, n: rng.standard_normal(n),
+    "normal_5": lambda rng, n: 5 * rng.standard_normal(n),
+    "normal_10": lambda rng, n: 10 * rng.standard_normal(n),
+    "zeros": lambda rng, n: np.zeros(n),
+    "near_uniform": lambda rng, n: 1e-3 * rng.standard_normal(n),
+    "one_dominant": lambda rng, n: rng.standard_normal(n) + 30 * (np.arange(n) == n // 3),
+    "two_dominant": lambda rng, n: rng.standard_normal(n) + 25 * np.isin(np.arange(n), [n // 3, n - 1]),
+    "rising": lambda rng, n: np.linspace(-200, 200, n),
+    "falling": lambda rng, n: np.linspace(200, -200, n),
+    "staircase": lambda rng, n: np.arange(n) // 512 * 39.0,
+    "around_1e4": lambda rng, n: 1e4 + 3 * rng.standard_normal(n),
+    "around_minus_1e4": lambda rng, n: -1e4 + 3 * rng.standard_normal(n),
+    "far_apart": lambda rng, n: rng.choice([-6e4, 0, 6e4], n) + rng.standard_normal(n),
+    "float16_masked": lambda rng, n: np.where(rng.random(n) > 0.01, -65504.0, rng.standard_normal(n)),
+    "minus_infinity_masked": lambda rng, n: np.where(rng.random(n) > 0.01, -np.inf, rng.standard_normal(n)),
+    "subnormal": lambda rng, n: rng.standard_normal(n) * 1e-40,
+    "tiny": lambda rng, n: rng.standard_normal(n) * 6e-8,
+}
+FAR_OUT = {
+    "around_1e5": lambda rng, n: 1e5 + 3 * rng.standard_normal(n),
+    "around_minus_1e5": lambda rng, n: -1e5 + 3 * rng.standard_normal(n),
+    "around_1e9": lambda rng, n: 1e9 + 200 * rng.standard_normal(n),
+    "all_3e38": lambda rng, n: np.full(n, 3e38),
+    "all_minus_3e38": lambda rng, n: np.full(n, -3e38),
+    "both_3e38": lambda rng, n: rng.choice([-3e38, 3e38], n),
+    "masked_by_minus_1e9": lambda rng, n: np.where(np.arange(n) < n - 9, -1e9, rng.standard_normal(n)),
+    "masked_by_minus_1e30": lambda rng, n: np.where(np.arange(n) < n - 9, -1e30, 100 * rng.standard_normal(n)),
+    "masked_by_the_lowest": lambda rng, n: np.where(np.arange(n) < n - 9, -3.38e38, 700 + rng.standard_normal(n)),
+    "lowest_then_highest": lambda rng, n: np.where(np.arange(n) < n - 9, -3.3e38, 3.3e38),
+    "rising_far": lambda rng, n: np.linspace(-1e6, 1e6, n),
+    "crossing_65536": lambda rng, n: np.linspace(65400, 65700, n),
+    "crossing_minus_65536": lambda rng, n: np.linspace(-65700, -65400, n),
+}
+FLOAT64_ONLY = {
+    "all_1e308": lambda rng, n: np.full(n, 1.7e308),
+    "masked_by_minus_1e308": lambda rng, n: np.where(np.arange(n) < n - 9, -1.7e308, 700 + rng.standard_normal(n)),
+    "around_700": lambda rng, n: 700 + 5 * rng.standard_normal(n),
+    "huge_differences": lambda rng, n: rng.choice([-1e300, 1e300, 5.0], n),
+}
+KINDS_OF_ROWS = [
+    pytest.param(dtype, kind, id=f"{dtype}-{kind}")
+    for dtype, kinds in zip(
+        FLOATS,
+        [SHAPES_OF_LOGITS, *[SHAPES_OF_LOGITS | FAR_OUT] * 2, SHAPES_OF_LOGITS | FAR_OUT | FLOAT64_ONLY],
+        strict=True,
+    )
+    for kind in kinds
+]
+
+
+def row_of_logits(kind, rng, length, dtype):
+    """A row of one of the kinds above."""
+    row = (SHAPES_OF_LOGITS | FAR_OUT | FLOAT64_ONLY)[kind](rng, length)
+    if dtype == np.float16:
+        row = np.where(np.isinf(row), row, np.clip(row, -65504, 65504))
+    return row.astype(dtype)
+
+
+OPTIONS = {
+    "plain": {},
+    "smoothed": {"label_smoothing": 0.1},
+    "smooth": {"label_smoothing": 1.0},
+    "penalized": {"z_loss": 1e-2},
+    "scaled": {"logit_scale": 0.3},
+    "capped": {"softcap": 5.0},
+    "smoothed_and_penalized": {"label_smoothing": 0.3, "z_loss": 1e-3},
+    "scaled_and_capped": {"logit_scale": 2.5, "softcap": 30.0},
+    "everything": {"label_smoothing": 0.2, "z_loss": 1e-3, "logit_scale": 1.7, "softcap": 3.0},
+}
+
+
+def problem(rng, kind, dtype, axis=-1, weighted=False, classes=9):
+    """Logits, targets of a kind, and options, of 5 x 6 positions some of which are passed over."""
+    shape = [5, 6]
+    shape.insert(axis % 3, classes)
+    logits = scores_for("cross_entropy", rng, shape, dtype, axis)
+    targets = rng.integers(0, classes, (5, 6)) if kind == "ids" else distributions(rng, shape, axis)
+    if kind == "ids":
+        targets[1, 2:] = -100
+    weight = rng.random(classes) + 0.1 if weighted else None
+    return logits, targets, {"axis": axis, "weight": weight, "where": rng.random((5, 6)) > 0.3}
+
+
 def call(module, loss, scores, targets, **options):
     """Call a loss of the package or of the oracle, scores first."""
     arguments = (targets, scores) if loss == "cross_entropy_loss" else (scores, targets)
@@ -85,11 +178,7 @@ def error_allowed(loss, scores, targets=None, axis=-1):
     batch = tuple(np.delete(scores.shape, axis))
     error = np.zeros(batch)
     if loss in ("cross_entropy", "logsumexp"):
-        if scores.dtype.newbyteorder("=") == np.float64:
-            normalizer = np.abs(reference.logsumexp(scores, axis=axis))
-            error += 4e-15 * np.where(np.isfinite(normalizer), np.maximum(1, normalizer), 1)
-        else:
-            error += 2e-7
+        error += normalizer_error(scores, axis)
     if np.ndim(targets) == scores.ndim:
         shares = np.abs(reference.float64(targets))
         # terms of both signs may cancel: an ulp of their sizes
@@ -98,6 +187,43 @@ def error_allowed(loss, scores, targets=None, axis=-1):
         with np.errstate(over="ignore", invalid="ignore"):
             error = error * shares.sum(axis) + 2 * np.spacing(np.where(np.isfinite(terms), terms, 0))
     return error
+
+
+def normalizer_error(logits, axis=-1, logit_scale=1.0, softcap=None):
+    """How far logarithms of the normalizers of rows may be from the exact ones."""
+    normalizer = np.abs(reference.logsumexp(logits, axis=axis, logit_scale=logit_scale, softcap=softcap))
+    if logits.dtype.newbyteorder("=") != np.float64:
+        return np.full(normalizer.shape, 2e-7)
+    return 4e-15 * np.where(np.isfinite(normalizer), np.maximum(1, normalizer), 1)
+
+
+def loss_error(
+    logits, targets, *, axis=-1, weight=None, z_loss=0.0, logit_scale=1.0, softcap=None, sizes=False, **others
+):
+    """As error_allowed, for a cross_entropy with its options; or the sizes of the terms that are multiplied by it."""
+    normalizer = np.abs(reference.logsumexp(logits, axis=axis, logit_scale=logit_scale, softcap=softcap))
+    shares = np.abs(reference.float64(targets)).sum(axis) if np.ndim(targets) == logits.ndim else 1
+    size = (1 if weight is None else np.max(weight)) * np.maximum(1, shares)
+    size = size + 2 * z_loss * np.where(np.isfinite(normalizer), normalizer, 0)
+    with np.errstate(over="ignore"):
+        return size if sizes else size * normalizer_error(logits, axis, logit_scale, softcap)
+
+
+def gradient_error(logits, targets, gradient, divisor=1.0, *, axis=-1, logit_scale=1.0, softcap=None, **options):
+    """How far a gradient may be from the exact one before its rounding: relatively, or so where terms cancel."""
+    scaling = {"axis": axis, "logit_scale": logit_scale, "softcap": softcap}
+    losses = -reference.log_softmax(logits, **scaling)
+    distance = np.where(np.isfinite(losses), losses, 0)
+    if logits.dtype.newbyteorder("=") == np.float64:
+        normalizer = np.expand_dims(normalizer_error(logits, **scaling), axis)
+        relative, absolute = normalizer + 2.0**-53 * distance, 0.0
+    else:
+        relative, absolute = 1e-6 + 2.0**-24 * distance, 3e-45 * (logits.dtype.itemsize == 4)
+    if np.ndim(targets) == logits.ndim or options.get("label_smoothing") or options.get("z_loss") or softcap:
+        size = 2 * logit_scale / divisor * loss_error(logits, targets, sizes=True, **scaling, **options)
+        size = np.expand_dims(np.broadcast_to(size, np.delete(logits.shape, axis)), axis)
+        absolute = absolute + relative * size * np.exp(-losses) + (2.0**-50 * size if softcap else 0)
+    return relative * np.abs(gradient) + absolute
 
 
 def assert_near(actual, expected, error, roundings=1):
@@ -114,6 +240,19 @@ def assert_near(actual, expected, error, roundings=1):
     excess = np.abs(actual[~special] - finite) - (error + roundings * np.spacing(np.abs(finite)))
     within = excess <= 0  # False of nan
     assert within.all(), f"{actual[~special][~within][0]!r} is not {finite[~within][0]!r} to within {error.max():.3g}"
+
+
+def assert_rounded_near(actual, expected, error, dtype):
+    """Compare an array of a dtype with the exact values, up to the error and one rounding to the dtype."""
+    assert type(actual) is np.ndarray
+    assert actual.dtype.newbyteorder("=") == dtype.newbyteorder("=")
+    info = ml_dtypes.finfo(dtype.newbyteorder("="))
+    with np.errstate(over="ignore"):
+        beyond = np.isinf(reference.float64(expected.astype(info.dtype)))
+    expected = np.where(beyond, np.copysign(np.inf, expected), expected)
+    exponent = np.maximum(np.frexp(np.where(np.isfinite(expected), expected, 0))[1] - 1, info.minexp)
+    rounding = np.ldexp(0.5, exponent - info.nmant) if dtype.itemsize < 8 else 0
+    assert_near(reference.float64(actual), expected, error + rounding)
 
 
 def bits(values):
@@ -133,3 +272,8 @@ def shuffled_specials(rng, array, count=3):
     for value in rng.choice(values, count):
         array[tuple(rng.integers(0, length) for length in array.shape)] = value
     return array
+
+
+def fails(error, *words):
+    """Expect an error whose message holds all the words, in this order."""
+    return pytest.raises(error, match="(?s)" + ".*".join(re.escape(str(word)) for word in words))

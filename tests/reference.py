@@ -6,6 +6,7 @@ long double is no wider than double, and rounded to float64 once. Sums are exact
 
 import math
 from fractions import Fraction
+from types import SimpleNamespace
 
 import mpmath
 import numpy as np
@@ -15,15 +16,17 @@ if np.finfo(np.longdouble).nmant >= 63:
     def wide(values):
         return np.asarray(values, np.longdouble)
 
-    exp, log, log1p = np.exp, np.log, np.log1p
+    exp, log, log1p, tanh, cosh = np.exp, np.log, np.log1p, np.tanh, np.cosh
 else:
     _mp = mpmath.MPContext()
     _mp.prec = 113
 
     def wide(values):
-        return np.array([_mp.mpf(float(value)) for value in np.ravel(values)], object).reshape(np.shape(values))
+        return np.array([_mp.mpf(value) for value in np.ravel(values).tolist()], object).reshape(np.shape(values))
 
-    exp, log, log1p = (np.frompyfunc(function, 1, 1) for function in (_mp.exp, _mp.log, _mp.log1p))
+    exp, log, log1p, tanh, cosh = (
+        np.frompyfunc(function, 1, 1) for function in (_mp.exp, _mp.log, _mp.log1p, _mp.tanh, _mp.cosh)
+    )
 
 
 def float64(values):
@@ -56,41 +59,229 @@ def nll_loss(
 
 
 def cross_entropy(
-    logits, targets, *, axis=-1, weight=None, ignore_index=-100, where=None, reduction="mean", workers=None
+    logits,
+    targets,
+    *,
+    axis=-1,
+    weight=None,
+    ignore_index=-100,
+    where=None,
+    label_smoothing=0.0,
+    z_loss=0.0,
+    logit_scale=1.0,
+    softcap=None,
+    reduction="mean",
+    workers=None,
 ):
-    return _score(_losses_of_logits, logits, targets, axis, weight, ignore_index, where, reduction)
+    def losses_of(row):
+        return _losses_of_logits(row, logit_scale, softcap)
+
+    def penalty_of(row):
+        return wide(z_loss) * log_normalizer(row, logit_scale, softcap) ** 2
+
+    return _score(
+        losses_of,
+        logits,
+        targets,
+        axis,
+        weight,
+        ignore_index,
+        where,
+        reduction,
+        label_smoothing,
+        penalty_of if z_loss else None,
+    )
 
 
-def logsumexp(logits, *, axis=-1, out=None, workers=None):
+def cross_entropy_and_grad(
+    logits,
+    targets,
+    *,
+    axis=-1,
+    weight=None,
+    ignore_index=-100,
+    where=None,
+    label_smoothing=0.0,
+    z_loss=0.0,
+    logit_scale=1.0,
+    softcap=None,
+    reduction="mean",
+    workers=None,
+):
+    """The gradient is of float64, whatever the dtype of the logits."""
+    options = {"label_smoothing": label_smoothing, "z_loss": z_loss, "logit_scale": logit_scale, "softcap": softcap}
+    rows = list(_kept_rows(logits, targets, axis, weight, ignore_index, where, label_smoothing))
+    divisor = exact_sum(row.divisor for row in rows) if reduction == "mean" else 1
+    gradient = np.zeros(np.moveaxis(logits, axis, -1).shape)
+    for row in rows:
+        gradient[row.position] = _gradient_of_row(row.scores, row.shares, z_loss, logit_scale, softcap) / divisor
+    options |= {"axis": axis, "weight": weight, "ignore_index": ignore_index, "where": where, "reduction": reduction}
+    return cross_entropy(logits, targets, **options), np.moveaxis(gradient, -1, axis)
+
+
+def _gradient_of_row(row, shares, z_loss, logit_scale, softcap):
+    if undefined(row, logit_scale, softcap):
+        return np.full(row.size, math.nan)
+    powers = _powers(row, logit_scale, softcap)
+    total, best = powers.sum(), row.argmax()
+    others = total - powers
+    others[best] = np.delete(powers, best).sum()
+    gradient = (powers * (shares.sum() - shares) - others * shares) / total
+    if z_loss:
+        gradient += 2 * wide(z_loss) * log_normalizer(row, logit_scale, softcap) * powers / total
+    with np.errstate(over="ignore"):
+        slope = 1 if softcap is None else cosh(wide(row) * wide(logit_scale) / wide(softcap)) ** -2
+    return gradient * slope * wide(logit_scale)
+
+
+def logsumexp(logits, *, axis=-1, logit_scale=1.0, softcap=None, out=None, workers=None):
     logits = np.moveaxis(float64(logits), axis, -1)
     result = np.empty(logits.shape[:-1]) if out is None else out
     for position in np.ndindex(result.shape):
-        row = logits[position]
-        if np.isnan(row).any() or np.isposinf(row).any():
-            result[position] = math.nan
-        elif np.isneginf(row).all():
-            result[position] = -math.inf
-        else:
-            maximum = wide([row.max()])
-            result[position] = (maximum + log(exp(wide(row) - maximum).sum()))[0]
+        result[position] = float(log_normalizer(logits[position], logit_scale, softcap))
     return result
 
 
-def _losses_of_logits(row):
+def softmax(logits, *, axis=-1, logit_scale=1.0, softcap=None, out=None, workers=None):
+    def probabilities_of(row):
+        if undefined(row, logit_scale, softcap):
+            return np.full(row.size, math.nan)
+        powers = _powers(row, logit_scale, softcap)
+        return powers / powers.sum()
+
+    return _map_rows(probabilities_of, logits, axis)
+
+
+def log_softmax(logits, *, axis=-1, logit_scale=1.0, softcap=None, out=None, workers=None):
+    return _map_rows(lambda row: -_losses_of_logits(row, logit_scale, softcap), logits, axis)
+
+
+def token_scores(
+    logits,
+    targets,
+    *,
+    axis=-1,
+    ignore_index=-100,
+    where=None,
+    logit_scale=1.0,
+    softcap=None,
+    top_k=0,
+    workers=None,
+):
+    logits = np.moveaxis(float64(logits), axis, -1)
+    batch = logits.shape[:-1]
+    result = SimpleNamespace(
+        nll=np.zeros(batch),
+        logsumexp=np.zeros(batch),
+        entropy=np.zeros(batch),
+        rank=np.zeros(batch, np.int64),
+        argmax=np.full(batch, -1),
+        is_greedy=np.zeros(batch, bool),
+        kept=np.zeros(batch, bool),
+        top_ids=np.full((*batch, top_k), -1) if top_k else None,
+        top_logprobs=np.zeros((*batch, top_k)) if top_k else None,
+    )
+    for row in _kept_rows(logits, targets, -1, None, ignore_index, where):
+        here, scores, target = row.position, row.scores, int(np.asarray(targets)[row.position])
+        losses = _losses_of_logits(scores, logit_scale, softcap)
+        order = np.argsort(-scores, kind="stable")[: np.count_nonzero(~np.isnan(scores))]  # nans come last
+        result.kept[here] = True
+        result.nll[here] = float(losses[target])
+        result.logsumexp[here] = float(log_normalizer(scores, logit_scale, softcap))
+        result.entropy[here] = math.nan if undefined(scores, logit_scale, softcap) else _entropy(losses)
+        result.rank[here] = (scores >= scores[target]).sum()
+        result.argmax[here] = order[0] if order.size else -1
+        result.is_greedy[here] = result.argmax[here] == target
+        if top_k:
+            best = order[:top_k]
+            result.top_ids[here][: len(best)] = best
+            result.top_logprobs[here] = math.nan
+            result.top_logprobs[here][: len(best)] = -losses[best]
+    result.count = int(result.kept.sum())
+    result.loss = divide(exact_sum(result.nll[result.kept]), result.count)
+    result.perplexity = math.exp(result.loss) if not result.loss > 709 else math.inf
+    result.accuracy = divide(result.is_greedy.sum(), result.count)
+    return result
+
+
+def _entropy(losses):
+    possible = losses[losses != math.inf]
+    return abs(float((exp(-possible) * possible).sum()))  # never -0.0
+
+
+def kl_divergence(base_logits, logits, *, axis=-1, where=None, reduction="mean", workers=None):
+    base_logits, logits = (np.moveaxis(float64(array), axis, -1) for array in (base_logits, logits))
+    batch = logits.shape[:-1]
+    where = np.broadcast_to(True if where is None else where, batch)
+    divergences = np.zeros(batch)
+    for position in np.ndindex(batch):
+        if where[position]:
+            divergences[position] = _divergence(base_logits[position], logits[position])
+    if reduction == "none":
+        return divergences
+    total = exact_sum(divergences[where])
+    return total if reduction == "sum" else divide(total, where.sum())
+
+
+def _divergence(base_row, row):
+    if undefined(base_row) or np.isnan(row).any() or np.isposinf(row).any():
+        return math.nan
+    possible = base_row > -math.inf
+    if np.isneginf(row[possible]).any():
+        return math.inf
+    base_losses, losses = _losses_of_logits(base_row)[possible], _losses_of_logits(row)[possible]
+    return max(0.0, float((exp(-base_losses) * (losses - base_losses)).sum()))
+
+
+def undefined(row, logit_scale=1.0, softcap=None):
+    """Whether a row of logits has no softmax."""
+    return np.isnan(row).any() or np.isposinf(row).any() or (softcap is None and np.isneginf(row).all())
+
+
+def scaled(row, logit_scale=1.0, softcap=None):
+    """Return logits as they are scored."""
+    row = wide(row) * wide(logit_scale)
+    return row if softcap is None else wide(softcap) * tanh(row / wide(softcap))
+
+
+def log_normalizer(row, logit_scale=1.0, softcap=None):
+    """Return log(sum(exp(row)))."""
+    if softcap is None and np.isneginf(row).all():
+        return -math.inf
+    if undefined(row, logit_scale, softcap):
+        return math.nan
+    return scaled(row, logit_scale, softcap).max() + log(_powers(row, logit_scale, softcap).sum())
+
+
+def _powers(row, logit_scale=1.0, softcap=None):
+    """Return exponentials, that of the likeliest class being 1."""
+    row = scaled(row, logit_scale, softcap)
+    return exp(row - row.max())
+
+
+def _losses_of_logits(row, logit_scale=1.0, softcap=None):
     """Return -log(softmax(row)), where the likeliest class has its own term left out of the sum."""
     if row.size == 0:
         return row
-    if np.isnan(row).any() or np.isposinf(row).any() or np.isneginf(row).all():
+    if undefined(row, logit_scale, softcap):
         return np.full(row.size, math.nan)
-    best = row.argmax()
-    below = wide(row) - wide(row[best : best + 1])
-    powers = exp(below)
-    losses = log(powers.sum()) - below
+    best, powers = row.argmax(), _powers(row, logit_scale, softcap)
+    row = scaled(row, logit_scale, softcap)
+    losses = log(powers.sum()) + (row[best] - row)
     losses[best] = log1p(np.delete(powers, best).sum())
     return losses
 
 
-def _score(losses_of, scores, targets, axis, weight, ignore_index, where, reduction):
+def _map_rows(function, logits, axis):
+    logits = np.moveaxis(float64(logits), axis, -1)
+    result = np.empty(logits.shape)
+    for position in np.ndindex(logits.shape[:-1]):
+        result[position] = function(logits[position])
+    return np.moveaxis(result, -1, axis)
+
+
+def _kept_rows(scores, targets, axis, weight, ignore_index, where, label_smoothing=0.0):
+    """Yield each row with what its classes count for, which of them do, and what it adds to the divisor of a mean."""
     scores, targets = np.moveaxis(float64(scores), axis, -1), np.asarray(targets)
     batch, classes = scores.shape[:-1], scores.shape[-1]
     by_class = targets.ndim < scores.ndim
@@ -98,21 +289,36 @@ def _score(losses_of, scores, targets, axis, weight, ignore_index, where, reduct
         targets = np.moveaxis(float64(targets), axis, -1)
     weight = np.ones(classes) if weight is None else float64(weight)
     where = np.broadcast_to(True if where is None else where, batch)
-    losses, divisors = np.zeros(batch), []
     for position in np.ndindex(batch):
         if not where[position] or (by_class and targets[position] == ignore_index):
             continue
-        terms = losses_of(scores[position])
+        target = targets[position]
+        shares = wide(np.arange(classes) == int(target) if by_class else target)
+        if label_smoothing:
+            shares = (1 - wide(label_smoothing)) * shares + wide(label_smoothing) / classes
+        yield SimpleNamespace(
+            position=position,
+            scores=scores[position],
+            shares=shares * wide(weight),
+            counted=np.flatnonzero(shares),
+            divisor=weight[int(target)] if by_class else 1.0,
+        )
+
+
+def divisor_of_mean(logits, targets, *, axis=-1, weight=None, ignore_index=-100, where=None, **others):
+    return exact_sum(row.divisor for row in _kept_rows(logits, targets, axis, weight, ignore_index, where))
+
+
+def _score(
+    losses_of, scores, targets, axis, weight, ignore_index, where, reduction, label_smoothing=0.0, penalty_of=None
+):
+    losses, divisors = np.zeros(np.moveaxis(scores, axis, -1).shape[:-1]), []
+    for row in _kept_rows(scores, targets, axis, weight, ignore_index, where, label_smoothing):
+        terms = losses_of(row.scores)[row.counted]
         with np.errstate(over="ignore", invalid="ignore"):  # 0 * inf, inf - inf
-            if by_class:
-                k = int(targets[position])
-                losses[position] = weight[k] * float(terms[k])
-                divisors.append(weight[k])
-            else:
-                kept = np.flatnonzero(targets[position])
-                shares = wide(targets[position][kept]) * wide(weight[kept])
-                losses[position] = float((shares * terms[kept]).sum())
-                divisors.append(1.0)
+            loss = (row.shares[row.counted] * terms).sum()
+            losses[row.position] = float(loss + (penalty_of(row.scores) if penalty_of else 0))
+        divisors.append(row.divisor)
     if reduction == "none":
         return losses
     total = exact_sum(losses.ravel())

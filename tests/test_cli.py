@@ -489,7 +489,7 @@ def test_out_of_memory(run, monkeypatch):
 
 
 def test_ctrl_c(run, monkeypatch):
-    monkeypatch.setitem(cli._LOSSES, "logits", raising(KeyboardInterrupt))
+    monkeypatch.setattr(cli, "token_scores", raising(KeyboardInterrupt))
     assert run("score", SAMPLE) == (130, "", "tokenloss: interrupted\n")
 
 

@@ -101,11 +101,17 @@ assert len(added) < 10, added
 def test_public_names_are_those_that_are_promised():
     assert set(tokenloss.__all__) == {
         "LossMeter",
+        "TokenScores",
         "cross_entropy",
+        "cross_entropy_and_grad",
         "cross_entropy_loss",
+        "kl_divergence",
+        "log_softmax",
         "logsumexp",
         "nll_loss",
         "show_config",
+        "softmax",
+        "token_scores",
     }
     for name in tokenloss.__all__:
         assert hasattr(tokenloss, name)

@@ -10,7 +10,18 @@ import pytest
 from arrays import FLOATS, LAYOUTS, LOSSES, assert_same_bits, call, scores_for, shuffled_specials, swapped
 
 import tokenloss
-from tokenloss import LossMeter, _core, cross_entropy, logsumexp, nll_loss
+from tokenloss import (
+    LossMeter,
+    _core,
+    cross_entropy,
+    cross_entropy_and_grad,
+    kl_divergence,
+    log_softmax,
+    logsumexp,
+    nll_loss,
+    softmax,
+    token_scores,
+)
 
 each_loss = pytest.mark.parametrize("loss", LOSSES)
 each_dtype = pytest.mark.parametrize("dtype", FLOATS, ids=str)
@@ -291,6 +302,7 @@ def test_environment_of_the_caller_changes_no_bit(reduction, rng, backend):
     logits = rng.standard_normal((13, 3000)).astype(np.float16)
     subnormal = 1e-40 * rng.standard_normal((13, 3000)).astype(np.float32)
     far = 1e6 * rng.standard_normal((13, 3000))
+    spread = (far / 4e4).astype(np.float32)  # some probabilities are subnormal
     targets = rng.integers(0, 3000, 13)
     tiny = -np.array([5e-324, 1e-310, 2e-310])[:, None]
     calls = [
@@ -299,6 +311,13 @@ def test_environment_of_the_caller_changes_no_bit(reduction, rng, backend):
         lambda: cross_entropy(far, targets, reduction=reduction),
         lambda: nll_loss(tiny, [0, 0, 0], reduction=reduction),
         lambda: logsumexp(logits),
+        lambda: softmax(spread),
+        lambda: log_softmax(logits),
+        lambda: cross_entropy_and_grad(far, targets, reduction=reduction, logit_scale=1e-4)[1],
+        lambda: cross_entropy_and_grad(logits, targets, reduction=reduction, label_smoothing=0.1, softcap=3.0)[1],
+        lambda: token_scores(logits, targets).entropy,
+        lambda: token_scores(subnormal, targets, top_k=5).top_logprobs,
+        lambda: kl_divergence(logits, far, reduction=reduction),
     ]
     expected = [function() for function in calls]
     environments = [(rounding, False) for rounding in ROUNDING[platform.machine()]]

@@ -13,6 +13,7 @@ from arrays import (
     BFLOAT16,
     FLOATS,
     INTEGERS,
+    KINDS_OF_ROWS,
     LAYOUTS,
     LOSSES,
     REDUCTIONS,
@@ -20,8 +21,10 @@ from arrays import (
     assert_same_bits,
     backwards,
     call,
+    distributions,
     error_allowed,
     misaligned,
+    row_of_logits,
     scores_for,
     strided,
     swapped,
@@ -38,12 +41,6 @@ each_layout = pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.fixture
 def rng():
     return np.random.default_rng(20240607)
-
-
-def distributions(rng, shape, axis=-1, zeros=0.3):
-    """Random soft targets, with some shares 0."""
-    shares = rng.random(shape) * (rng.random(shape) > zeros)
-    return shares / np.maximum(shares.sum(axis, keepdims=True), 1e-9)
 
 
 def assert_as_oracle(loss, scores, targets, actual_scores=None, actual_targets=None, axis=-1):
@@ -523,65 +520,13 @@ def test_probability_one_costs_what_clipping_leaves():
 
 # accuracy
 
-SHAPES_OF_LOGITS = {
-    "normal": lambda rng, n: rng.standard_normal(n),
-    "normal_5": lambda rng, n: 5 * rng.standard_normal(n),
-    "normal_10": lambda rng, n: 10 * rng.standard_normal(n),
-    "zeros": lambda rng, n: np.zeros(n),
-    "near_uniform": lambda rng, n: 1e-3 * rng.standard_normal(n),
-    "one_dominant": lambda rng, n: rng.standard_normal(n) + 30 * (np.arange(n) == n // 3),
-    "two_dominant": lambda rng, n: rng.standard_normal(n) + 25 * np.isin(np.arange(n), [n // 3, n - 1]),
-    "rising": lambda rng, n: np.linspace(-200, 200, n),
-    "falling": lambda rng, n: np.linspace(200, -200, n),
-    "staircase": lambda rng, n: np.arange(n) // 512 * 39.0,
-    "around_1e4": lambda rng, n: 1e4 + 3 * rng.standard_normal(n),
-    "around_minus_1e4": lambda rng, n: -1e4 + 3 * rng.standard_normal(n),
-    "far_apart": lambda rng, n: rng.choice([-6e4, 0, 6e4], n) + rng.standard_normal(n),
-    "float16_masked": lambda rng, n: np.where(rng.random(n) > 0.01, -65504.0, rng.standard_normal(n)),
-    "minus_infinity_masked": lambda rng, n: np.where(rng.random(n) > 0.01, -np.inf, rng.standard_normal(n)),
-    "subnormal": lambda rng, n: rng.standard_normal(n) * 1e-40,
-    "tiny": lambda rng, n: rng.standard_normal(n) * 6e-8,
-}
-FAR_OUT = {
-    "around_1e5": lambda rng, n: 1e5 + 3 * rng.standard_normal(n),
-    "around_minus_1e5": lambda rng, n: -1e5 + 3 * rng.standard_normal(n),
-    "around_1e9": lambda rng, n: 1e9 + 200 * rng.standard_normal(n),
-    "all_3e38": lambda rng, n: np.full(n, 3e38),
-    "all_minus_3e38": lambda rng, n: np.full(n, -3e38),
-    "both_3e38": lambda rng, n: rng.choice([-3e38, 3e38], n),
-    "masked_by_minus_1e9": lambda rng, n: np.where(np.arange(n) < n - 9, -1e9, rng.standard_normal(n)),
-    "masked_by_minus_1e30": lambda rng, n: np.where(np.arange(n) < n - 9, -1e30, 100 * rng.standard_normal(n)),
-    "masked_by_the_lowest": lambda rng, n: np.where(np.arange(n) < n - 9, -3.38e38, 700 + rng.standard_normal(n)),
-    "lowest_then_highest": lambda rng, n: np.where(np.arange(n) < n - 9, -3.3e38, 3.3e38),
-    "rising_far": lambda rng, n: np.linspace(-1e6, 1e6, n),
-    "crossing_65536": lambda rng, n: np.linspace(65400, 65700, n),
-    "crossing_minus_65536": lambda rng, n: np.linspace(-65700, -65400, n),
-}
-FLOAT64_ONLY = {
-    "all_1e308": lambda rng, n: np.full(n, 1.7e308),
-    "masked_by_minus_1e308": lambda rng, n: np.where(np.arange(n) < n - 9, -1.7e308, 700 + rng.standard_normal(n)),
-    "around_700": lambda rng, n: 700 + 5 * rng.standard_normal(n),
-    "huge_differences": lambda rng, n: rng.choice([-1e300, 1e300, 5.0], n),
-}
 LENGTHS = [1, 2, 3, 65, 511, 513, 4095, 4097, 8193, 50257, 262144]
 
 
-def rows_of_logits():
-    for dtype in FLOATS:
-        for kind in SHAPES_OF_LOGITS | (FAR_OUT if dtype != np.float16 else {}):
-            yield pytest.param(dtype, kind, id=f"{dtype}-{kind}")
-    for kind in FLOAT64_ONLY:
-        yield pytest.param(np.dtype(np.float64), kind, id=f"float64-{kind}")
-
-
-@pytest.mark.parametrize(("dtype", "kind"), list(rows_of_logits()))
+@pytest.mark.parametrize(("dtype", "kind"), KINDS_OF_ROWS)
 def test_accuracy(dtype, kind, rng):
-    make = (SHAPES_OF_LOGITS | FAR_OUT | FLOAT64_ONLY)[kind]
     for length in LENGTHS:
-        row = make(rng, length)
-        if dtype == np.float16:
-            row = np.where(np.isinf(row), row, np.clip(row, -65504, 65504))
-        row = row.astype(dtype)
+        row = row_of_logits(kind, rng, length, dtype)
         losses = reference._losses_of_logits(reference.float64(row))
         error = error_allowed("cross_entropy", row)
         assert_near(logsumexp(row), reference.logsumexp(row), error)

@@ -1,19 +1,27 @@
 """Scores language-model predictions on a CPU, exactly and at the speed of memory."""
 
 from tokenloss._config import choose_backend, show_config
-from tokenloss.losses import cross_entropy, cross_entropy_loss, nll_loss
+from tokenloss.compare import kl_divergence
+from tokenloss.losses import cross_entropy, cross_entropy_and_grad, cross_entropy_loss, nll_loss
 from tokenloss.meter import LossMeter
-from tokenloss.softmax import logsumexp
+from tokenloss.scores import TokenScores, token_scores
+from tokenloss.softmax import log_softmax, logsumexp, softmax
 
 __version__ = "0.1.0.dev0"
 
 __all__ = [
     "LossMeter",
+    "TokenScores",
     "cross_entropy",
+    "cross_entropy_and_grad",
     "cross_entropy_loss",
+    "kl_divergence",
+    "log_softmax",
     "logsumexp",
     "nll_loss",
     "show_config",
+    "softmax",
+    "token_scores",
 ]
 
 choose_backend()

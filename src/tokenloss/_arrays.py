@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 import operator
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     ArrayLike: TypeAlias = npt.ArrayLike | SupportsDLPack
     Float64Array: TypeAlias = npt.NDArray[np.float64]
 
+_LARGEST = float(np.finfo(np.float64).max)
+
 FLOATS = "float16, bfloat16, float32 or float64"
 REDUCTIONS = ("mean", "sum", "none")
 
@@ -41,6 +44,8 @@ _ERRORS: dict[str, tuple[type[Exception], str]] = {
     "option": (ValueError, "{name} is {got!r}; it must be {fits}"),
     "class": (IndexError, "{name}{position} is {got}, which is no class of {fits}"),
     "read-only": (ValueError, "out is read-only"),
+    "overlap": (ValueError, "out overlaps {name}{fits}"),
+    "missing": (ImportError, "{name} needs the package {got}: pip install {got}"),
 }
 
 
@@ -132,23 +137,24 @@ def class_axis(name: str, ndim: int, axis: object) -> int:
     return number + ndim if number < 0 else number
 
 
-def reduction(value: object) -> None:
-    """Refuse what is no way to reduce losses."""
+def reduction(value: object) -> str:
+    """The way to reduce losses."""
     if not isinstance(value, str) or value not in REDUCTIONS:
         fail("option", name="reduction", got=value, fits="'mean', 'sum' or 'none'")
+    return value
 
 
 def class_targets(
-    name: str, value: Any, shape: tuple[int, ...], batch: tuple[int, ...], scores_name: str
+    name: str, value: Any, shape: tuple[int, ...], batch: tuple[int, ...], scores_name: str, distributions: bool
 ) -> tuple[np.ndarray[Any, Any], int]:
-    """Class ids of the batch's shape, or distributions of the scores'."""
+    """Class ids of the batch's shape, or distributions of the scores' where these are taken."""
     array, code = _array(name, value)
-    if array.shape == shape:
+    if array.shape == shape and distributions:
         if code is None:
             fail("dtype", name=name, got=array.dtype, fits=f"an integer, bool, {FLOATS}")
         return array, code
     if array.shape != batch:
-        fits = f"{batch} (class ids) or {shape} (distributions), to fit {scores_name}"
+        fits = f"{batch} (class ids)" + f" or {shape} (distributions)" * distributions + f", to fit {scores_name}"
         fail("shape", name=name, got=array.shape, fits=fits)
     if array.size == 0 and not hasattr(value, "dtype"):  # an empty list has no dtype of its own
         return np.empty(batch, np.int64), _core.DTYPES["int64"]
@@ -178,13 +184,13 @@ def mask(value: Any, batch: tuple[int, ...]) -> np.ndarray[Any, Any]:
         fail("shape", name="where", got=array.shape, fits=f"{batch}, or broadcast to it")
 
 
-def integer(name: str, value: object, fits: str, least: int | None = None) -> int:
-    """A Python integer, not below the least."""
+def integer(name: str, value: object, fits: str, least: int | None = None, most: int | None = None) -> int:
+    """A Python integer, neither below the least nor above the most."""
     try:
         number = operator.index(value)  # type: ignore[arg-type] # what it refuses is the next line's business
     except TypeError:
         fail("integer", name=name, got=value, fits=fits)
-    if least is not None and number < least:
+    if (least is not None and number < least) or (most is not None and number > most):
         fail("option", name=name, got=number, fits=fits)
     return number
 
@@ -195,25 +201,83 @@ def ignored_class(value: object) -> int | None:
     return number if -(2**63) <= number < 2**63 - 1 else None
 
 
-def clip_width(value: Any) -> float:
-    """The epsilon that probabilities are clipped to."""
+def number(name: str, value: Any, fits: str, *, most: float = _LARGEST, positive: bool = False) -> float:
+    """A number from 0 to the most, without 0 if it must be positive."""
+    scalar = value[()] if isinstance(value, np.ndarray) and value.ndim == 0 else value
+    if not isinstance(scalar, numbers.Real):
+        fail("integer", name=name, got=value, fits=fits)
     try:
-        if 0 <= value <= 0.5:
-            return float(value)
-    except (TypeError, ValueError):
-        fail("integer", name="epsilon", got=value, fits="a number between 0 and 0.5")
-    fail("option", name="epsilon", got=value, fits="between 0 and 0.5")
+        result = float(scalar)
+    except OverflowError:
+        result = -1.0
+    if not 0 <= result <= most or (positive and result == 0):
+        fail("option", name=name, got=value, fits=fits)
+    return result
 
 
 def result_array(value: Any, batch: tuple[int, ...]) -> np.ndarray[Any, np.dtype[np.float64]]:
     """An array that results can be written to."""
     if not isinstance(value, np.ndarray) or value.dtype != np.float64:
         fail("dtype", name="out", got=getattr(value, "dtype", type(value).__name__), fits="float64, in a NumPy array")
-    if value.shape != batch:
-        fail("shape", name="out", got=value.shape, fits=f"{batch}")
-    if not value.flags.writeable:
-        fail("read-only")
+    _check_result(value, batch)
     return value
+
+
+def _check_result(array: np.ndarray[Any, Any], shape: tuple[int, ...]) -> None:
+    """Refuse what cannot be written to."""
+    if array.shape != shape:
+        fail("shape", name="out", got=array.shape, fits=f"{shape}")
+    if not array.flags.writeable:
+        fail("read-only")
+
+
+def _dtype_name(code: int) -> str:
+    """NumPy's name of a dtype."""
+    return next(name for name, number in _core.DTYPES.items() if number == code & ~_core.SWAPPED)
+
+
+def like_scores(name: str, view: np.ndarray[Any, Any], code: int) -> np.ndarray[Any, Any]:
+    """An array of the shape and dtype of scores, to be written to."""
+    dtype: Any = _dtype_name(code)
+    if dtype == "bfloat16":
+        try:
+            import ml_dtypes
+        except ImportError:
+            fail("missing", name=f"a result for bfloat16 {name}", got="ml_dtypes")
+        dtype = ml_dtypes.bfloat16
+    return np.empty_like(view, dtype, subok=False)
+
+
+def result_view(value: Any, name: str, scores: np.ndarray[Any, Any], code: int) -> tuple[np.ndarray[Any, Any], int]:
+    """A view to write a number for each score to: an array of their shape and dtype, perhaps the scores themselves."""
+    if isinstance(value, np.ndarray) or hasattr(value, "__dlpack__"):
+        array, result_code = _array("out", value)
+    else:
+        fail("dtype", name="out", got=type(value).__name__, fits=f"{_dtype_name(code)}, in an array")
+    if result_code is None or result_code & ~_core.SWAPPED != code & ~_core.SWAPPED:
+        got = array.dtype if result_code is None else _dtype_name(result_code)
+        fail("dtype", name="out", got=got, fits=f"{_dtype_name(code)}, as {name}")
+    _check_result(array, scores.shape)
+    same = array.__array_interface__["data"][0] == scores.__array_interface__["data"][0]
+    if not (same and array.strides == scores.strides and result_code == code) and _overlap(array, scores):
+        fail("overlap", name=name, fits=", but is not the same array")
+    return array, result_code
+
+
+def apart(result: np.ndarray[Any, Any], others: dict[str, np.ndarray[Any, Any]]) -> None:
+    """Refuse a result that would be written over what is still to be read."""
+    for name, other in others.items():
+        if _overlap(result, other):
+            fail("overlap", name=name, fits="")
+
+
+def _overlap(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> bool:
+    """Whether two arrays share memory; True where that would take long to find out."""
+    work: Any = 1000  # NumPy's stubs allow for 0 and -1 only
+    try:
+        return np.may_share_memory(a, b) and np.shares_memory(a, b, max_work=work)
+    except np.exceptions.TooHardError:
+        return True
 
 
 _CHUNK = 1 << 16

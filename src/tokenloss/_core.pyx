@@ -3,7 +3,7 @@
 """The folds over arrays, without the GIL. Knows no defaults and speaks to nobody: `_arrays` has judged the input."""
 
 cimport cython
-from cpython.buffer cimport PyBUF_STRIDES, PyBuffer_Release, PyObject_GetBuffer
+from cpython.buffer cimport PyBUF_STRIDES, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.pycapsule cimport PyCapsule_GetPointer, PyCapsule_IsValid, PyCapsule_SetName
 from libc.stddef cimport ptrdiff_t
@@ -41,18 +41,25 @@ cdef extern from "_kernels/exact.h" nogil:
     void tl_sum_bytes(tl_sum *, unsigned char *)
     void tl_squares_bytes(tl_squares *, unsigned char *)
 
+cdef extern from "_kernels/scalar_math.h" nogil:
+    double tl_exp(double)
+    double tl_softplus(double)
+
 cdef extern from "_kernels/fold.h" nogil:
     int TL_BACKENDS
     ctypedef struct tl_backend:
         const char *name
         void (*clipped_losses)(double *, size_t, double, double) noexcept nogil
-        ptrdiff_t (*skip_zeros)(const char *, ptrdiff_t, ptrdiff_t) noexcept nogil
     const tl_backend *tl_find_backend(int)
     ctypedef struct tl_row:
         const char *data
         int64_t count
         ptrdiff_t stride
         int dtype
+        int folded
+        double scale
+        double cap
+    double tl_score(const tl_backend *, const tl_row *, int64_t)
     ctypedef struct tl_patience:
         int (*ask)(void *) noexcept nogil
         void *argument
@@ -64,10 +71,47 @@ cdef extern from "_kernels/fold.h" nogil:
         pass
     void tl_fold_row(const tl_backend *, const tl_row *, int64_t, tl_state *, tl_patience *)
     void tl_fold_beside(const tl_backend *, const tl_row *, const int64_t *, int, void *, tl_state *, tl_patience *)
-    double tl_logsumexp(const tl_state *, int)
-    double tl_nll(const tl_state *, int, double)
+    ctypedef struct tl_normalizer:
+        double offset
+        double log
+    tl_normalizer tl_normalize(const tl_state *, const tl_row *)
+    tl_normalizer tl_normalize_with(const tl_state *, const tl_row *, double, double)
+    double tl_logsumexp(tl_normalizer)
+    double tl_gap(const tl_state *, const tl_row *, double)
     int TL_BESIDE, TL_TURNED_BYTES
     int TL_ROWS_BESIDE(int)
+    ctypedef struct tl_best:
+        int64_t most
+        double *value
+        int64_t *id
+    ctypedef struct tl_token:
+        double nll
+        double logsumexp
+        double entropy
+        int64_t rank
+        int64_t argmax
+    void tl_score_row(const tl_backend *, const tl_row *, int64_t, tl_token *, tl_best *, tl_patience *)
+    double tl_divergence(const tl_backend *, const tl_row *, const tl_row *, tl_patience *)
+    ctypedef struct tl_shares:
+        const char *share
+        ptrdiff_t share_stride
+        int share_dtype
+        const char *weight
+        ptrdiff_t weight_stride
+        int weight_dtype
+        double kept
+        double uniform
+    int64_t tl_likeliest(const tl_backend *, const tl_shares *, int64_t, tl_patience *)
+    double tl_weigh(const tl_backend *, const tl_row *, const tl_shares *, double, double *, tl_patience *)
+    bint tl_has_share(double)
+    int tl_next_shares(const tl_backend *, const tl_shares *, int64_t, int64_t *, double *, tl_patience *)
+    void tl_softmax(const tl_backend *, const tl_row *, tl_normalizer, const tl_row *, int, tl_patience *)
+    void tl_log_softmax(const tl_backend *, const tl_row *, tl_normalizer, const tl_row *, int, tl_patience *)
+    void tl_gradient(const tl_backend *, const tl_row *, tl_normalizer, double, double, const tl_shares *,
+                     const tl_row *, int, tl_patience *)
+    double tl_slope(const tl_row *, double)
+    void tl_fill(const tl_row *, double)
+    void tl_put(const tl_row *, int64_t, double)
 
 
 # dtype codes, by NumPy's names; a swapped one has SWAPPED added
@@ -84,6 +128,10 @@ cdef enum:
     C_LOGITS = 2
     C_LOGSUMEXP = 3
     C_MAXIMUM = 4
+    C_SOFTMAX = 5
+    C_LOG_SOFTMAX = 6
+    C_TOKENS = 7
+    C_DIVERGENCE = 8
 
 # what the rows of scores hold, and so what is done with them
 PROBS = C_PROBS
@@ -91,28 +139,33 @@ LOG_PROBS = C_LOG_PROBS
 LOGITS = C_LOGITS
 LOGSUMEXP = C_LOGSUMEXP
 MAXIMUM = C_MAXIMUM  # what benchmarks measure the others by
-
-cdef const tl_backend *backend = NULL
+SOFTMAX = C_SOFTMAX
+LOG_SOFTMAX = C_LOG_SOFTMAX
+TOKENS = C_TOKENS
+DIVERGENCE = C_DIVERGENCE
 
 cdef enum:
+    LARGE = 16 << 20  # bytes of results that are not kept in a cache
     TOGETHER = 64  # rows whose scores memory is asked for at once
-    PAUSE = 65536  # classes of one row between two looks at whether the call was interrupted
+
+cdef const tl_backend *backend = NULL
+cdef list runnable = []  # the numbers of the backends that this machine can run, best first: to ask it takes long
+for number in range(TL_BACKENDS):
+    if tl_find_backend(number) != NULL:
+        runnable.append(number)
+del number
 
 
 def backends():
     """The names of the backends that this machine can run, best first."""
-    found = []
-    for i in range(TL_BACKENDS):
-        if tl_find_backend(i) != NULL:
-            found.append(tl_find_backend(i).name.decode())
-    return found
+    return [tl_find_backend(i).name.decode() for i in runnable]
 
 
 def use_backend(name):
     """Folds rows with this backend, one of `backends()`, from now on."""
     global backend
-    for i in range(TL_BACKENDS):
-        if tl_find_backend(i) != NULL and tl_find_backend(i).name.decode() == name:
+    for i in runnable:
+        if tl_find_backend(i).name.decode() == name:
             backend = tl_find_backend(i)
             return
     raise ValueError(name)
@@ -145,10 +198,10 @@ cdef struct View:
     ptrdiff_t step
 
 
-cdef int open_view(View *view, array, int dtype, int axis) except -1:
+cdef int open_view(View *view, array, int dtype, int axis, bint writable) except -1:
     cdef int k
     cdef int64_t width = 1
-    PyObject_GetBuffer(array, &view.buffer, PyBUF_STRIDES)
+    PyObject_GetBuffer(array, &view.buffer, PyBUF_STRIDES | (PyBUF_WRITABLE if writable else 0))
     view.dtype, view.axis, view.even, view.step = dtype, axis, True, 0
     for k in range(view.buffer.ndim - 1, -1, -1):
         if k == axis or view.buffer.shape[k] == 1:
@@ -176,57 +229,103 @@ cdef inline const char *row_of(const View *view, int64_t row) noexcept nogil:
 
 @cython.final
 cdef class Fold:
-    """The losses of rows of scores. `run` may be called by several threads at once; each row is done by one of them.
+    """Folds the rows of scores. `run` may be called by several threads at once; each row is done by one of them.
 
-    Every array is given with its dtype code. Targets are class ids, or distributions when they have as many dimensions
-    as the scores. `out`, float64 and as long as there are rows, is given the loss of each row.
+    Every array is given with its dtype code. What is folded besides the scores, and where results go, is told by the
+    methods before `run`.
     """
 
-    cdef View scores, targets, weight, where
-    cdef bint has_weight, has_where, has_out, has_ignored, by_class
+    cdef View scores, targets, weight, where, other, result
+    cdef bint is_large
+    cdef bint has_targets, has_weight, has_where, has_losses, has_result, has_tokens, has_ignored, by_class
     cdef int what
-    cdef int64_t ignored, classes, next_row
+    cdef int64_t ignored, classes, next_row, top_k
     cdef ptrdiff_t class_stride
-    cdef double lowest, highest
-    cdef double[::1] out
+    cdef double lowest, highest, scale, cap, smoothing, z_loss, factor
+    cdef double[::1] losses_out, logsumexp_out, entropy_out
+    cdef int64_t[::1] rank_out, argmax_out
+    cdef uint8_t[::1] is_greedy_out, kept_out
+    cdef int64_t[::1] top_ids_out
+    cdef double[::1] top_logprobs_out
     cdef int stopped
-    cdef tl_sum losses, weights
+    cdef tl_sum losses, weights, weights_before
+    cdef int64_t kept_before
     cdef readonly int64_t rows, kept
     cdef readonly object interruption
 
-    def __cinit__(self, int what, scores, int scores_dtype, int axis, targets, int targets_dtype, weight,
-                  int weight_dtype, where, ignored, double epsilon, out):
+    def __cinit__(self, int what, scores, int dtype, int axis):
         cdef int k
         self.what = what
-        open_view(&self.scores, scores, scores_dtype, axis)
+        open_view(&self.scores, scores, dtype, axis, False)
         self.classes = self.scores.buffer.shape[axis]
         self.class_stride = self.scores.buffer.strides[axis]
         self.rows = 1
         for k in range(self.scores.buffer.ndim):
             if k != axis:
                 self.rows *= self.scores.buffer.shape[k]
-        if targets is not None:
-            open_view(&self.targets, targets, targets_dtype, axis if targets.ndim == scores.ndim else -1)
-            self.by_class = self.targets.axis < 0
-        if weight is not None:
-            open_view(&self.weight, weight, weight_dtype, -1)
-            self.has_weight = True
-        if where is not None:
-            open_view(&self.where, where, TL_UINT8, -1)
-            self.has_where = True
-        if ignored is not None:
-            self.ignored = ignored
-            self.has_ignored = True
-        if out is not None:
-            self.out = out
-            self.has_out = True
-        self.lowest, self.highest = epsilon, 1 - epsilon
+        self.scale = self.factor = 1
 
     def __dealloc__(self):
         PyBuffer_Release(&self.scores.buffer)
         PyBuffer_Release(&self.targets.buffer)
         PyBuffer_Release(&self.weight.buffer)
         PyBuffer_Release(&self.where.buffer)
+        PyBuffer_Release(&self.other.buffer)
+        PyBuffer_Release(&self.result.buffer)
+
+    def against(self, targets, int dtype, ignored):
+        """Targets: class ids, of which one may be ignored, or distributions if they have the scores' dimensions."""
+        self.by_class = targets.ndim < self.scores.buffer.ndim
+        open_view(&self.targets, targets, dtype, -1 if self.by_class else self.scores.axis, False)
+        self.has_targets = True
+        if ignored is not None:
+            self.ignored, self.has_ignored = ignored, True
+
+    def weighted(self, weight, int dtype):
+        """What each class counts for."""
+        open_view(&self.weight, weight, dtype, -1, False)
+        self.has_weight = True
+
+    def masked(self, where):
+        """Which rows are kept."""
+        open_view(&self.where, where, TL_UINT8, -1, False)
+        self.has_where = True
+
+    def clipped(self, double epsilon):
+        """How far from 0 and 1 probabilities are kept."""
+        self.lowest, self.highest = epsilon, 1 - epsilon
+
+    def squashed(self, double scale, double cap):
+        """Logits become cap tanh(scale x / cap), or scale x if the cap is 0."""
+        self.scale, self.cap = scale, cap
+
+    def penalized(self, double smoothing, double z_loss):
+        """Label smoothing, and what the square of the logsumexp costs."""
+        self.smoothing, self.z_loss = smoothing, z_loss
+
+    def beside(self, other, int dtype):
+        """The logits of another model."""
+        open_view(&self.other, other, dtype, self.scores.axis, False)
+
+    def losses_into(self, double[::1] out):
+        """Where the loss of each row goes, or whatever number it is that rows are folded to."""
+        self.losses_out = out
+        self.has_losses = True
+
+    def into(self, result, int dtype):
+        """Where softmax, log_softmax, or the gradient of the loss goes."""
+        open_view(&self.result, result, dtype, self.scores.axis, True)
+        self.has_result = True
+        self.is_large = self.result.buffer.len >= LARGE
+
+    def tokens_into(self, double[::1] logsumexp, double[::1] entropy, int64_t[::1] rank, int64_t[::1] argmax,
+                    uint8_t[::1] is_greedy, uint8_t[::1] kept, int64_t[::1] top_ids, double[::1] top_logprobs,
+                    int64_t top_k):
+        """Where everything about a token goes, and the best `top_k` of each row."""
+        self.logsumexp_out, self.entropy_out = logsumexp, entropy
+        self.rank_out, self.argmax_out = rank, argmax
+        self.is_greedy_out, self.kept_out = is_greedy, kept
+        self.top_ids_out, self.top_logprobs_out, self.top_k = top_ids, top_logprobs, top_k
 
     cdef inline int64_t target_of(self, int64_t row) noexcept nogil:
         return tl_load_integer(row_of(&self.targets, row), self.targets.dtype)
@@ -239,6 +338,34 @@ cdef class Fold:
     cdef inline double class_weight(self, int64_t k) noexcept nogil:
         return tl_load(row_of(&self.weight, k), self.weight.dtype) if self.has_weight else 1
 
+    cdef inline tl_row row_in(self, const View *view, int64_t row) noexcept nogil:
+        cdef tl_row scores
+        scores.data = row_of(view, row)
+        scores.count, scores.stride, scores.dtype = self.classes, view.buffer.strides[view.axis], view.dtype
+        scores.folded, scores.scale, scores.cap = view.dtype & ~TL_SWAPPED, 1, 0
+        return scores
+
+    cdef inline tl_row scores_of(self, int64_t row) noexcept nogil:
+        cdef tl_row scores = self.row_in(&self.scores, row)
+        if self.scale != 1 or self.cap != 0:
+            scores.folded, scores.scale, scores.cap = TL_FLOAT64, self.scale, self.cap
+        return scores
+
+    cdef inline tl_shares shares_of(self, int64_t row) noexcept nogil:
+        """The shares of classes in the loss of a row, but for that of a class id."""
+        cdef tl_shares shares
+        memset(&shares, 0, sizeof(shares))
+        shares.kept = 1 - self.smoothing
+        shares.uniform = self.smoothing / self.classes
+        if self.has_targets and not self.by_class:
+            shares.share = row_of(&self.targets, row)
+            shares.share_stride = self.targets.buffer.strides[self.targets.axis]
+            shares.share_dtype = self.targets.dtype
+        if self.has_weight and (self.smoothing != 0 or not self.by_class):
+            shares.weight, shares.weight_dtype = <const char *> self.weight.buffer.buf, self.weight.dtype
+            shares.weight_stride = self.weight.buffer.strides[0]
+        return shares
+
     cdef void losses_of_scores(self, double *scores, int count) noexcept nogil:
         """Turns probabilities or log-probabilities of targets into losses: 0.0, not -0.0, where one is certain."""
         cdef int i
@@ -248,119 +375,201 @@ cdef class Fold:
             for i in range(count):
                 scores[i] = 0 - scores[i]
 
-    cdef int64_t next_shares(self, const tl_row *target, int64_t *start, tl_patience *patience) noexcept nogil:
-        """Moves start to a stretch that may hold shares other than 0, and returns the stretch's end."""
-        cdef int64_t itemsize = tl_itemsize(target.dtype)
-        cdef int64_t end = min(target.count, (start[0] // PAUSE + 1) * PAUSE)
-        if start[0] != 0 and start[0] % PAUSE == 0 and tl_gave_up(patience):
-            start[0] = target.count
-            return target.count
-        if target.stride != itemsize:
-            return end
-        start[0] = backend.skip_zeros(target.data, start[0] * itemsize, end * itemsize) // itemsize
-        return min(end, start[0] + 64 // itemsize)
+    cdef double loss_of_class(self, int64_t row, const tl_row *logits, int64_t target, const tl_state *rest,
+                              tl_patience *patience) noexcept nogil:
+        """The loss of a class id from the state of the rest of the row; the gradient, too, if it is wanted."""
+        cdef tl_shares shares
+        cdef tl_row result
+        cdef double weight = self.class_weight(target), logit = tl_score(backend, logits, target)
+        cdef double gap = tl_gap(rest, logits, logit), nll = tl_softplus(gap), loss, smooth = 0, odds, here
+        cdef tl_normalizer normalizer
+        if self.smoothing == 0 and self.z_loss == 0 and not self.has_result:
+            return weight * nll
+        normalizer = tl_normalize_with(rest, logits, logit, gap)
+        loss = weight * (1 - self.smoothing) * nll if self.smoothing != 1 else 0
+        shares = self.shares_of(row)
+        if self.smoothing != 0:
+            loss += tl_weigh(backend, logits, &shares, normalizer.offset, &smooth, patience)
+            loss += smooth * normalizer.log
+        if self.has_result:
+            result = self.row_in(&self.result, row)
+            odds = tl_exp(gap)  # of the rest, for the target
+            here = weight * (1 - self.smoothing) * (1 if odds > 1e300 else odds / (1 + odds))
+            here = (smooth + self.slope_of_z_loss(normalizer)) / (1 + odds) - here - weight * shares.uniform
+            here *= tl_slope(logits, logit)
+            smooth += weight * (1 - self.smoothing)
+            if self.write_gradient(logits, normalizer, smooth, &shares, &result, patience):
+                tl_put(&result, target, self.factor * here)
+        return loss + self.z_loss_of(normalizer)
 
-    cdef int64_t likeliest_class(self, const tl_row *target, tl_patience *patience) noexcept nogil:
-        """The first class whose weighted share is largest, among those whose share is not 0; -1 if there are none."""
-        cdef int64_t k = 0, end, likeliest = -1
-        cdef double share, largest = 0
-        while k < target.count:
-            end = self.next_shares(target, &k, patience)
-            for k in range(k, end):
-                share = tl_load(target.data + k * target.stride, target.dtype)
-                if share == 0:
-                    continue
-                share *= self.class_weight(k)
-                if likeliest < 0 or share > largest:
-                    likeliest, largest = k, share
-            k = end
-        return likeliest
+    cdef inline double z_loss_of(self, tl_normalizer normalizer) noexcept nogil:
+        return self.z_loss * tl_logsumexp(normalizer) * tl_logsumexp(normalizer) if self.z_loss != 0 else 0
 
-    cdef double loss_by_distribution(self, tl_row *scores, tl_row *target, tl_patience *patience) noexcept nogil:
-        """Reads the scores only where the target is not 0; logits are folded once before that."""
-        cdef tl_state state
-        cdef int64_t k = 0, end, likeliest
-        cdef double share, score, term, total, other, loss = 0, lost = 0, best_score = 0, best_loss = 0
-        if self.what == C_LOGITS:
-            likeliest = self.likeliest_class(target, patience)
-            if likeliest < 0:
-                return 0
-            best_score = tl_load(scores.data + likeliest * scores.stride, scores.dtype)
-            tl_fold_row(backend, scores, likeliest, &state, patience)
-            best_loss = tl_nll(&state, scores.dtype, best_score)
-            if best_loss - best_loss != 0:  # inf or nan
-                share = tl_load(target.data + likeliest * target.stride, target.dtype)
-                return share * self.class_weight(likeliest) * best_loss
-        while k < target.count:
-            end = self.next_shares(target, &k, patience)
-            for k in range(k, end):
-                share = tl_load(target.data + k * target.stride, target.dtype)
-                if share == 0:
+    cdef inline double slope_of_z_loss(self, tl_normalizer normalizer) noexcept nogil:
+        return 2 * self.z_loss * tl_logsumexp(normalizer) if self.z_loss != 0 else 0
+
+    cdef bint write_gradient(self, const tl_row *logits, tl_normalizer normalizer, double share,
+                             const tl_shares *shares, const tl_row *result, tl_patience *patience) noexcept nogil:
+        """Writes the gradient of a row of which this share goes to class ids and distributions; False if it is nan."""
+        cdef double logsumexp = tl_logsumexp(normalizer)
+        if logsumexp - logsumexp != 0:
+            tl_fill(result, logsumexp - logsumexp)
+            return False
+        share += self.slope_of_z_loss(normalizer)
+        tl_gradient(backend, logits, normalizer, self.factor, share, shares, result, self.is_large,
+                    patience)
+        return True
+
+    cdef double loss_by_distribution(self, int64_t row, const tl_row *logits, tl_patience *patience) noexcept nogil:
+        """Folds the logits once; where they have no share they are not read again."""
+        cdef tl_state rest
+        cdef tl_row result
+        cdef tl_normalizer normalizer
+        cdef tl_shares shares = self.shares_of(row)
+        cdef int64_t likeliest = tl_likeliest(backend, &shares, self.classes, patience)
+        cdef double total = 0, loss = 0, logit, gap, nll
+        if likeliest < 0 and self.z_loss == 0 and not self.has_result:
+            return 0
+        tl_fold_row(backend, logits, likeliest, &rest, patience)
+        if likeliest < 0:
+            normalizer = tl_normalize(&rest, logits)
+        else:
+            logit = tl_score(backend, logits, likeliest)
+            gap = tl_gap(&rest, logits, logit)
+            nll = tl_softplus(gap)
+            normalizer = tl_normalize_with(&rest, logits, logit, gap)
+            if nll - nll == 0:
+                loss = tl_weigh(backend, logits, &shares, logit, &total, patience) + total * nll
+            else:
+                loss = tl_weigh(backend, logits, &shares, normalizer.offset, &total, patience)
+                loss += total * normalizer.log
+        if self.has_result:
+            result = self.row_in(&self.result, row)
+            self.write_gradient(logits, normalizer, total, &shares, &result, patience)
+        return loss + self.z_loss_of(normalizer)
+
+    cdef double score_by_distribution(self, int64_t row, const tl_row *scores, tl_patience *patience) noexcept nogil:
+        """As `loss_by_distribution` of probabilities and log-probabilities, read where the target is not 0."""
+        cdef tl_shares shares = self.shares_of(row)
+        cdef double[64] share
+        cdef double[64] loss
+        cdef int64_t start = 0
+        cdef double total = 0, lost = 0, term, before, other
+        cdef int i, count
+        while True:
+            count = tl_next_shares(backend, &shares, self.classes, &start, share, patience)
+            if count == 0:
+                return total + lost if lost - lost == 0 else total
+            for i in range(count):
+                loss[i] = 1
+                if tl_has_share(share[i]):
+                    loss[i] = tl_load(scores.data + (start + i) * scores.stride, scores.dtype)
+            self.losses_of_scores(loss, count)
+            for i in range(count):
+                if not tl_has_share(share[i]):
                     continue
-                score = tl_load(scores.data + k * scores.stride, scores.dtype)
-                if self.what == C_LOGITS:
-                    term = best_loss if score == best_score else best_loss + (best_score - score)
-                else:
-                    term = score
-                    self.losses_of_scores(&term, 1)
-                term = share * self.class_weight(k) * term
+                term = share[i] * loss[i]
                 # what each addition loses is added at the end
-                total = loss + term
-                other = total - loss
-                lost += (loss - (total - other)) + (term - other)
-                loss = total
-            k = end
-        return loss + lost if lost - lost == 0 else loss
+                before = total
+                total += term
+                other = total - before
+                lost += (before - (total - other)) + (term - other)
+            start += count
 
-    cdef inline tl_row scores_of(self, int64_t row) noexcept nogil:
-        cdef tl_row scores
-        scores.data = row_of(&self.scores, row)
-        scores.count, scores.stride, scores.dtype = self.classes, self.class_stride, self.scores.dtype
-        return scores
-
-    cdef inline double loss_of_state(self, const tl_row *scores, int64_t target, const tl_state *state) noexcept nogil:
+    cdef double number_of_state(self, int64_t row, const tl_row *scores, int64_t target, const tl_state *state,
+                                tl_patience *patience) noexcept nogil:
+        """The loss or the logsumexp; writes what is to be written for each class."""
+        cdef tl_row result
+        cdef tl_normalizer normalizer
+        cdef double logsumexp
+        if self.what == C_LOGITS:
+            return self.loss_of_class(row, scores, target, state, patience)
+        normalizer = tl_normalize(state, scores)
+        logsumexp = tl_logsumexp(normalizer)
         if self.what == C_LOGSUMEXP:
-            return tl_logsumexp(state, scores.dtype)
-        return tl_nll(state, scores.dtype, tl_load(scores.data + target * scores.stride, scores.dtype))
+            return logsumexp
+        result = self.row_in(&self.result, row)
+        if logsumexp - logsumexp != 0:
+            tl_fill(&result, logsumexp - logsumexp)
+        elif self.what == C_SOFTMAX:
+            tl_softmax(backend, scores, normalizer, &result, self.is_large, patience)
+        else:
+            tl_log_softmax(backend, scores, normalizer, &result, self.is_large, patience)
+        return logsumexp
 
-    cdef double loss_of(self, int64_t row, int64_t target, tl_patience *patience) noexcept nogil:
-        """The loss of a kept row, without a class id's weight."""
-        cdef tl_row shares, scores = self.scores_of(row)
+    cdef double token_of(self, int64_t row, const tl_row *logits, int64_t target, tl_patience *patience) noexcept nogil:
+        """The loss; writes all else."""
+        cdef tl_token token
+        cdef tl_best best
+        if self.top_k > 0:
+            best.most = self.top_k
+            best.value, best.id = &self.top_logprobs_out[row * self.top_k], &self.top_ids_out[row * self.top_k]
+        tl_score_row(backend, logits, target, &token, &best if self.top_k > 0 else NULL, patience)
+        self.logsumexp_out[row], self.entropy_out[row] = token.logsumexp, token.entropy
+        self.rank_out[row], self.argmax_out[row] = token.rank, token.argmax
+        self.is_greedy_out[row], self.kept_out[row] = token.argmax == target, True
+        return token.nll
+
+    cdef double number_of(self, int64_t row, int64_t target, tl_patience *patience) noexcept nogil:
+        """What a kept row is folded to."""
+        cdef tl_row other, scores = self.scores_of(row)
         cdef tl_state state
         if self.what == C_MAXIMUM:
             return tl_maximum(backend, &scores)
-        if self.by_class or self.what == C_LOGSUMEXP:
-            tl_fold_row(backend, &scores, target, &state, patience)
-            return self.loss_of_state(&scores, target, &state)
-        shares.data = row_of(&self.targets, row)
-        shares.count, shares.dtype = self.classes, self.targets.dtype
-        shares.stride = self.targets.buffer.strides[self.targets.axis]
-        return self.loss_by_distribution(&scores, &shares, patience)
+        if self.what == C_TOKENS:
+            return self.token_of(row, &scores, target, patience)
+        if self.what == C_DIVERGENCE:
+            other = self.row_in(&self.other, row)
+            if scores.folded != other.folded:
+                scores.folded = other.folded = (
+                    TL_FLOAT64 if TL_FLOAT64 in (scores.folded, other.folded) else TL_FLOAT32
+                )
+            return tl_divergence(backend, &scores, &other, patience)
+        if self.has_targets and not self.by_class:
+            if self.what == C_LOGITS:
+                return self.loss_by_distribution(row, &scores, patience)
+            return self.score_by_distribution(row, &scores, patience)
+        tl_fold_row(backend, &scores, target, &state, patience)
+        return self.number_of_state(row, &scores, target, &state, patience)
 
-    cdef inline double count(self, double loss, int64_t target, tl_sum *losses, tl_sum *weights) noexcept nogil:
-        """Adds the loss of a kept row to the sums; what it is with the weight of its class id."""
-        cdef double weight
+    cdef inline void count(self, double number, int64_t target, tl_sum *losses, tl_sum *weights) noexcept nogil:
+        """Adds the number of a kept row to the sums."""
         if self.has_weight and self.by_class:
-            weight = self.class_weight(target)
-            tl_sum_add(weights, weight)
-            loss *= weight
-        tl_sum_add(losses, loss)
-        return loss
+            tl_sum_add(weights, self.class_weight(target))
+        tl_sum_add(losses, number)
+
+    cdef void pass_over(self, int64_t row) noexcept nogil:
+        """Writes what stands for a row that is not kept."""
+        cdef tl_row result
+        cdef int64_t i
+        if self.has_losses:
+            self.losses_out[row] = 0
+        if self.has_result:
+            result = self.row_in(&self.result, row)
+            tl_fill(&result, 0)
+        if self.what == C_TOKENS:
+            self.logsumexp_out[row] = self.entropy_out[row] = 0
+            self.rank_out[row], self.argmax_out[row] = 0, -1
+            self.is_greedy_out[row] = self.kept_out[row] = False
+            for i in range(row * self.top_k, (row + 1) * self.top_k):
+                self.top_ids_out[i], self.top_logprobs_out[i] = -1, 0
 
     cdef int64_t fold(self, int64_t start, int64_t stop, tl_sum *losses, tl_sum *weights,
                       tl_patience *patience) noexcept nogil:
         """Folds these rows one after another; how many were kept."""
         cdef int64_t row, target = -1, kept = 0
-        cdef double loss
+        cdef double number
         for row in range(start, stop):
-            loss = 0
             if self.by_class:
                 target = self.target_of(row)
-            if self.is_kept(row, target):
-                loss = self.count(self.loss_of(row, target, patience), target, losses, weights)
-                kept += 1
-            if self.has_out:
-                self.out[row] = loss
+            if not self.is_kept(row, target):
+                self.pass_over(row)
+                continue
+            number = self.number_of(row, target, patience)
+            self.count(number, target, losses, weights)
+            kept += 1
+            if self.has_losses:
+                self.losses_out[row] = number
         return kept
 
     cdef int64_t fold_beside(self, int64_t start, int64_t stop, tl_sum *losses, tl_sum *weights,
@@ -384,13 +593,14 @@ cdef class Fold:
                 if self.is_kept(row, target):
                     rows[count], number[count], targets[count] = self.scores_of(row), row, target
                     count += 1
-                elif self.has_out:
-                    self.out[row] = 0
+                else:
+                    self.pass_over(row)
             tl_fold_beside(backend, rows, targets, count, turned, states, patience)
             for i in range(count):
-                loss = self.count(self.loss_of_state(&rows[i], targets[i], &states[i]), targets[i], losses, weights)
-                if self.has_out:
-                    self.out[number[i]] = loss
+                loss = self.number_of_state(number[i], &rows[i], targets[i], &states[i], patience)
+                self.count(loss, targets[i], losses, weights)
+                if self.has_losses:
+                    self.losses_out[number[i]] = loss
             kept += count
             start += TL_ROWS_BESIDE(self.scores.dtype)
         free(turned)
@@ -428,17 +638,22 @@ cdef class Fold:
                 if address[now + i] == NULL:
                     loss[i] = 0
                 else:
-                    loss[i] = self.count(loss[i], target[now + i], losses, weights)
+                    if self.has_weight:
+                        loss[i] *= self.class_weight(target[now + i])
+                    self.count(loss[i], target[now + i], losses, weights)
                     kept += 1
-                if self.has_out:
-                    self.out[start + i] = loss[i]
+                if self.has_losses:
+                    self.losses_out[start + i] = loss[i]
             start += TOGETHER
             now, later = later, now
         return kept
 
     cdef bint rows_lie_beside(self) noexcept nogil:
         """Whether logits of neighbouring rows lie nearer to each other than those of neighbouring classes."""
-        if self.rows < 2 or not (self.what == C_LOGSUMEXP or self.what == C_LOGITS and self.by_class):
+        cdef bint one_state = self.what in (C_LOGSUMEXP, C_SOFTMAX, C_LOG_SOFTMAX) or (
+            self.what == C_LOGITS and self.by_class
+        )
+        if self.rows < 2 or not one_state:
             return False
         return labs(row_of(&self.scores, 1) - row_of(&self.scores, 0)) < labs(self.class_stride)
 
@@ -461,6 +676,25 @@ cdef class Fold:
             else:
                 row = -1
         return row
+
+    def count_kept(self, int64_t start, int64_t stop):
+        """Adds up what a mean over the rows in [start, stop) is divided by."""
+        cdef int64_t row, target = -1
+        cdef tl_fp_state environment
+        with nogil:
+            tl_fp_enter(&environment)
+            for row in range(start, min(stop, self.rows)):
+                if self.by_class:
+                    target = self.target_of(row)
+                if self.is_kept(row, target):
+                    self.kept_before += 1
+                    if self.has_weight and self.by_class:
+                        tl_sum_add(&self.weights_before, self.class_weight(target))
+            if self.has_weight and self.by_class:
+                self.factor = 1 / tl_sum_round(&self.weights_before)
+            else:
+                self.factor = 1 / <double> self.kept_before
+            tl_fp_leave(&environment)
 
     def run(self, int64_t step, bint ask):
         """Takes rows, `step` at a time, until none is left. With `ask`, lets Python's signal handlers run meanwhile."""
@@ -567,7 +801,7 @@ cdef struct DLManagedTensorVersioned:
 
 
 cdef class DLPackBuffer:
-    """A read-only buffer over the tensor in a DLPack capsule, kept alive as long as the buffer is.
+    """A buffer over the tensor in a DLPack capsule, kept alive as long as the buffer is.
 
     bfloat16, for which buffers have no format, is exported as uint16.
     """
@@ -577,6 +811,7 @@ cdef class DLPackBuffer:
     cdef Py_ssize_t shape[64]
     cdef Py_ssize_t strides[64]
     cdef bytes format
+    cdef bint is_readonly
     cdef readonly str dtype
 
     def __cinit__(self, capsule):
@@ -590,9 +825,11 @@ cdef class DLPackBuffer:
             if versioned.major > 1:
                 raise TypeError(f"version {versioned.major} of DLPack")
             tensor = &versioned.tensor
+            self.is_readonly = versioned.flags & 1
         else:
             plain = <DLManagedTensor *> PyCapsule_GetPointer(capsule, "dltensor")
             tensor = &plain.tensor
+            self.is_readonly = True  # for all that older producers tell
         kind = {0: "int", 1: "uint", 2: "float", 4: "bfloat", 5: "complex", 6: "bool"}.get(tensor.code, "unknown")
         self.dtype = "bool" if kind == "bool" else f"{kind}{tensor.bits}"
         self.format = FORMATS.get(self.dtype, b"")
@@ -619,7 +856,9 @@ cdef class DLPackBuffer:
         buffer.len = buffer.itemsize
         for k in range(tensor.ndim):
             buffer.len *= self.shape[k]
-        buffer.readonly = 1
+        if flags & PyBUF_WRITABLE and self.is_readonly:
+            raise BufferError("read-only")
+        buffer.readonly = self.is_readonly
         buffer.ndim = tensor.ndim
         buffer.format = self.format
         buffer.shape = self.shape

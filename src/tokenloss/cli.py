@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from tokenloss import LossMeter, __version__, _core, _workers, cross_entropy, cross_entropy_loss, nll_loss, report
+from tokenloss import LossMeter, __version__, _core, _workers, report
 from tokenloss._config import show_config
-from tokenloss.losses import fold_rows
+from tokenloss._rows import Rows
+from tokenloss.losses import cross_entropy, cross_entropy_loss, nll_loss
+from tokenloss.scores import token_scores
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -272,10 +274,11 @@ def _check(given: _Input, ignore_index: int) -> None:
     scores, targets = given.scores, given.targets
     same = np.broadcast_to(np.zeros((), scores.dtype), scores.shape)
     where = np.False_ if targets.ndim == scores.ndim else None
-    fold_rows(
-        _core.LOG_PROBS, given.kind, same, "targets", _map_again(targets), ignore_index=ignore_index, where=where,
-        reduction="sum",
-    )  # fmt: skip
+    rows = Rows(_core.LOG_PROBS, given.kind, same, -1)
+    rows.against("targets", _map_again(targets), ignore_index)
+    rows.keep(None, where)
+    rows.reduce("sum")
+    rows.run(None)
 
 
 def _figures(given: _Input, ignore_index: int, workers: int, top: int) -> dict[str, Any]:
@@ -291,14 +294,20 @@ def _figures(given: _Input, ignore_index: int, workers: int, top: int) -> dict[s
     with report.Progress(scores.nbytes) as progress:
         for index in _blocks(batch, block_rows):
             block, ids = _map_again(scores)[index], _map_again(targets)[index]
-            nll = _LOSSES[kind](block, ids, ignore_index=ignore_index, reduction="none", workers=workers).reshape(-1)
-            if ids.ndim == block.ndim:  # distributions; their likeliest class stands for them
-                kept, ids = np.ones(nll.shape, np.bool_), _argmax(ids.reshape(nll.size, classes))
+            options = {"ignore_index": ignore_index, "workers": workers}
+            if kind == "logits" and ids.ndim < block.ndim:
+                scores_of = token_scores(block, ids, **options)
+                nll, kept, ids = scores_of.nll.reshape(-1), scores_of.kept.reshape(-1), ids.reshape(-1)
+                greedy += int(np.count_nonzero(scores_of.is_greedy))
             else:
-                ids = ids.reshape(-1)
-                kept = ids != ignore_index
+                nll = _LOSSES[kind](block, ids, reduction="none", **options).reshape(-1)
+                if ids.ndim == block.ndim:  # distributions; their likeliest class stands for them
+                    kept, ids = np.ones(nll.shape, np.bool_), _argmax(ids.reshape(nll.size, classes))
+                else:
+                    ids = ids.reshape(-1)
+                    kept = ids != ignore_index
+                greedy += _count_greedy(block.reshape(nll.size, classes), ids, kept)
             meter.update(nll, where=kept)
-            greedy += _count_greedy(block.reshape(nll.size, classes), ids, kept)
             costliest.update(nll, ids, kept, seen)
             seen += nll.size
             progress.advance(block.nbytes)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, overload
 
-import numpy as np
-
-from tokenloss import _arrays, _core, _workers
+from tokenloss import _arrays, _core
+from tokenloss._rows import Rows
 
 if TYPE_CHECKING:
     from typing import Literal, TypedDict, Unpack
@@ -27,9 +26,13 @@ if TYPE_CHECKING:
 
         epsilon: float
 
+    class LogitOptions(Options, total=False):
+        """And what a loss of logits takes."""
 
-_TARGETS_AT_ONCE = 1 << 20  # between two looks for Ctrl-C
-_ONE_SCORE = 64  # what reading a single score of a row costs, in bytes read in order
+        label_smoothing: float
+        z_loss: float
+        logit_scale: float
+        softcap: float | None
 
 
 @overload
@@ -116,16 +119,13 @@ def cross_entropy_loss(
     >>> cross_entropy_loss([0, 2], [[0.7, 0.2, 0.1], [0.1, 0.8, 0.1]], reduction="none").round(4)
     array([0.3567, 2.3026])
     """
-    return fold_rows(
-        _core.PROBS, "y_pred", y_pred, "y_true", y_true,
-        epsilon=_arrays.clip_width(epsilon),
-        axis=axis,
-        weight=weight,
-        ignore_index=ignore_index,
-        where=where,
-        reduction=reduction,
-        workers=workers,
-    )  # fmt: skip
+    rows = Rows(_core.PROBS, "y_pred", y_pred, axis)
+    rows.against("y_true", y_true, ignore_index)
+    rows.keep(weight, where)
+    rows.fold.clipped(_arrays.number("epsilon", epsilon, "a number between 0 and 0.5", most=0.5))
+    rows.reduce(reduction)
+    rows.run(workers)
+    return rows.reduced()
 
 
 @overload
@@ -198,24 +198,25 @@ def nll_loss(
     >>> round(nll_loss(np.log([[0.7, 0.2, 0.1], [0.1, 0.8, 0.1]]), [0, 1]), 4)
     0.2899
     """
-    return fold_rows(
-        _core.LOG_PROBS, "log_probs", log_probs, "targets", targets,
-        axis=axis,
-        weight=weight,
-        ignore_index=ignore_index,
-        where=where,
-        reduction=reduction,
-        workers=workers,
-    )  # fmt: skip
+    rows = Rows(_core.LOG_PROBS, "log_probs", log_probs, axis)
+    rows.against("targets", targets, ignore_index)
+    rows.keep(weight, where)
+    rows.reduce(reduction)
+    rows.run(workers)
+    return rows.reduced()
 
 
 @overload
 def cross_entropy(
-    logits: ArrayLike, targets: ArrayLike, *, reduction: Literal["none"], **options: Unpack[Options]
+    logits: ArrayLike, targets: ArrayLike, *, reduction: Literal["none"], **options: Unpack[LogitOptions]
 ) -> Float64Array: ...
 @overload
 def cross_entropy(
-    logits: ArrayLike, targets: ArrayLike, *, reduction: Literal["mean", "sum"] = "mean", **options: Unpack[Options]
+    logits: ArrayLike,
+    targets: ArrayLike,
+    *,
+    reduction: Literal["mean", "sum"] = "mean",
+    **options: Unpack[LogitOptions],
 ) -> float: ...
 def cross_entropy(
     logits: ArrayLike,
@@ -225,6 +226,10 @@ def cross_entropy(
     weight: ArrayLike | None = None,
     ignore_index: int | None = -100,
     where: ArrayLike | None = None,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    logit_scale: float = 1.0,
+    softcap: float | None = None,
     reduction: str = "mean",
     workers: int | None = None,
 ) -> float | Float64Array:
@@ -249,6 +254,14 @@ def cross_entropy(
         The class id of positions that are passed over; their rows are never read.
     where : array of bool, optional
         The positions that are kept, broadcast over the batch; the rows of others are never read.
+    label_smoothing : float, default 0.0
+        How much of each target is spread evenly over all classes, from 0 to 1.
+    z_loss : float, default 0.0
+        Adds ``z_loss * logsumexp**2`` to the loss of each position.
+    logit_scale : float, default 1.0
+        What logits are multiplied by: the inverse of a temperature.
+    softcap : float, optional
+        Logits become ``softcap * tanh(logit_scale * logits / softcap)``.
     reduction : {"mean", "sum", "none"}, default "mean"
         "mean" is the sum over the number of kept positions or, with class ids and `weight`, over the sum of their
         weights; it is nan when none is kept. "none" is the loss of each position, 0.0 where it was passed over.
@@ -272,12 +285,17 @@ def cross_entropy(
     See Also
     --------
     logsumexp : The normaliser alone.
+    token_scores : Loss, entropy, rank and more of each token.
+    cross_entropy_and_grad : The loss with its gradient.
     LossMeter : Collects losses over many calls.
 
     Notes
     -----
-    Options follow ``torch.nn.functional.cross_entropy``. Each loss is within 2e-7 nats of the exact value for the
-    given logits (of float64 ones within 4e-15 of the logsumexp), and small losses are right to a relative 1e-6.
+    Options follow ``torch.nn.functional.cross_entropy``: the share of a class is its weight times
+    ``(1 - label_smoothing) * target + label_smoothing / V``. `z_loss` is that of PaLM (Chowdhery et al.,
+    arXiv:2204.02311), `softcap` that of Gemma 2 (arXiv:2408.00118); rows that are scaled or capped are worked out in
+    float64. Each loss is within 2e-7 nats of the exact value for the given logits (of float64 ones within 4e-15 of the
+    logsumexp), and small losses are right to a relative 1e-6.
 
     Examples
     --------
@@ -287,77 +305,124 @@ def cross_entropy(
     >>> f"{cross_entropy([17.0, 0.0], 0):.3g}"
     '4.14e-08'
     """
-    return fold_rows(
-        _core.LOGITS, "logits", logits, "targets", targets,
-        axis=axis,
-        weight=weight,
-        ignore_index=ignore_index,
-        where=where,
-        reduction=reduction,
-        workers=workers,
-    )  # fmt: skip
+    rows = Rows(_core.LOGITS, "logits", logits, axis)
+    rows.against("targets", targets, ignore_index)
+    rows.keep(weight, where)
+    rows.penalize(label_smoothing, z_loss)
+    rows.change(logit_scale, softcap)
+    rows.reduce(reduction)
+    rows.run(workers)
+    return rows.reduced()
 
 
-def fold_rows(
-    what: int,
-    scores_name: str,
-    scores: Any,
-    targets_name: str = "",
-    targets: Any = None,
+@overload
+def cross_entropy_and_grad(
+    logits: ArrayLike,
+    targets: ArrayLike,
     *,
-    axis: Any = -1,
-    weight: Any = None,
-    ignore_index: Any = None,
-    where: Any = None,
-    epsilon: float = 0.0,
-    reduction: Any = "none",
+    reduction: Literal["none"],
+    out: Any = None,
+    **options: Unpack[LogitOptions],
+) -> tuple[Float64Array, Any]: ...
+@overload
+def cross_entropy_and_grad(
+    logits: ArrayLike,
+    targets: ArrayLike,
+    *,
+    reduction: Literal["mean", "sum"] = "mean",
+    out: Any = None,
+    **options: Unpack[LogitOptions],
+) -> tuple[float, Any]: ...
+def cross_entropy_and_grad(
+    logits: ArrayLike,
+    targets: ArrayLike,
+    *,
+    axis: int = -1,
+    weight: ArrayLike | None = None,
+    ignore_index: int | None = -100,
+    where: ArrayLike | None = None,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    logit_scale: float = 1.0,
+    softcap: float | None = None,
+    reduction: str = "mean",
     out: Any = None,
     workers: int | None = None,
-) -> float | Float64Array:
-    """Judge the input, fold each row, and reduce: what every public function does."""
-    view, code = _arrays.floats(scores_name, scores)
-    shape = view.shape
-    axis = _arrays.class_axis(scores_name, len(shape), axis)
-    batch = shape[:axis] + shape[axis + 1 :]
-    classes = shape[axis]
-    _arrays.reduction(reduction)
-    row_bytes = classes * view.itemsize
-    target_view, target_code, by_class = None, 0, False
-    if targets_name:
-        target_view, target_code = _arrays.class_targets(targets_name, targets, shape, batch, scores_name)
-        by_class = len(target_view.shape) != len(shape)
-        if not by_class:
-            ignore_index = None
-            row_bytes = row_bytes * (what == _core.LOGITS) + classes * target_view.itemsize
-        elif what != _core.LOGITS:
-            row_bytes = _ONE_SCORE
-    weight_code = 0
-    if weight is not None:
-        weight, weight_code = _arrays.class_weight(weight, classes)
-    if where is not None:
-        where = _arrays.mask(where, batch)
-    if ignore_index is not None:
-        ignore_index = _arrays.ignored_class(ignore_index)
-    if out is not None:
-        out = _arrays.result_array(out, batch)
-    losses: Float64Array | None = None
-    if reduction == "none":
-        in_place = out is not None and out.flags.c_contiguous and not np.may_share_memory(out, view)
-        losses = out if in_place else np.empty(batch)
-    fold = _core.Fold(
-        what, view, code, axis, target_view, target_code, weight, weight_code, where, ignore_index, epsilon,
-        None if losses is None else losses.reshape(-1),
-    )  # fmt: skip
-    if by_class:
-        for start in range(0, fold.rows, _TARGETS_AT_ONCE):
-            row = fold.first_bad_target(start, start + _TARGETS_AT_ONCE)
-            if row >= 0:
-                _arrays.fail_class(targets_name, target_view, row, classes)
-    _workers.run(fold, row_bytes or 1, workers)
-    if losses is not None:
-        if out is None or out is losses:
-            return losses
-        result: Float64Array = out
-        result[...] = losses
-        return result
-    return fold.reduced(reduction == "mean")
+) -> tuple[float | Float64Array, Any]:
+    """Cross-entropy of logits, and its gradient with respect to them.
+
+    For class ids the gradient of a position's loss is ``softmax(logits) - one_hot(target)``.
+
+    Parameters
+    ----------
+    logits : array of shape (..., V)
+        Unnormalised log-probabilities: float16, bfloat16, float32 or float64, of any byte order and layout, or anything
+        with `__dlpack__` on the CPU (torch, JAX). Lists are converted.
+    targets : array
+        Class ids (integers, the shape of `logits` without its class axis), or distributions (of the shape of `logits`,
+        any real dtype). A share of 0 contributes 0 even where the log-probability is -inf.
+    axis : int, default -1
+        The axis of `logits` that holds the classes.
+    weight : array of shape (V,), optional
+        What each class counts for.
+    ignore_index : int or None, default -100
+        The class id of positions that are passed over; their rows are never read.
+    where : array of bool, optional
+        The positions that are kept, broadcast over the batch; the rows of others are never read.
+    label_smoothing : float, default 0.0
+        How much of each target is spread evenly over all classes, from 0 to 1.
+    z_loss : float, default 0.0
+        Adds ``z_loss * logsumexp**2`` to the loss of each position.
+    logit_scale : float, default 1.0
+        What logits are multiplied by: the inverse of a temperature.
+    softcap : float, optional
+        Logits become ``softcap * tanh(logit_scale * logits / softcap)``.
+    reduction : {"mean", "sum", "none"}, default "mean"
+        As that of `cross_entropy`; for "none", each row of the gradient is that of its own loss.
+    out : array, optional
+        Where to write the gradient: a writable array of the shape and dtype of `logits`, or `logits` itself.
+    workers : int, optional
+        How many threads share the rows, as in `cross_entropy`. No bit of the result depends on it.
+
+    Returns
+    -------
+    loss : float or array of float64
+        What `cross_entropy` returns, to the last bit.
+    gradient : array
+        Of the shape and dtype of `logits`: `out`, if it is given. It is 0 for positions that were passed over.
+
+    Raises
+    ------
+    IndexError
+        If a kept target is no class id; the message names its position and value.
+    TypeError, ValueError
+        If an argument does not fit; the message names it, what came and what fits. Nothing has been written then.
+    ImportError
+        If `logits` are bfloat16, there is no `out`, and the package ml_dtypes is not installed.
+
+    See Also
+    --------
+    cross_entropy : The loss alone.
+
+    Notes
+    -----
+    It is worked out in float32, or in float64 for float64 logits and wherever logits are scaled or capped, targets are
+    distributions, or smoothed labels are weighted, and then rounded to the dtype of `logits`. The target's own entry
+    keeps its digits where its probability is nearly 1.
+
+    Examples
+    --------
+    >>> from tokenloss import cross_entropy_and_grad
+    >>> loss, gradient = cross_entropy_and_grad([[2.0, 1.0, 0.0]], [0])
+    >>> gradient.round(4)
+    array([[-0.3348,  0.2447,  0.09  ]])
+    """
+    rows = Rows(_core.LOGITS, "logits", logits, axis)
+    rows.against("targets", targets, ignore_index)
+    rows.keep(weight, where)
+    rows.penalize(label_smoothing, z_loss)
+    rows.change(logit_scale, softcap)
+    rows.reduce(reduction)
+    gradient = rows.write(out, divided=rows.mean)
+    rows.run(workers)
+    return rows.reduced(), gradient

@@ -2,13 +2,95 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tokenloss import _core
-from tokenloss.losses import fold_rows
+from tokenloss._rows import Rows
 
 if TYPE_CHECKING:
     from tokenloss._arrays import ArrayLike, Float64Array
+
+
+def softmax(logits: ArrayLike, *, axis: int = -1, out: Any = None, workers: int | None = None) -> Any:
+    """Probabilities of logits along an axis.
+
+    Parameters
+    ----------
+    logits : array of shape (..., V)
+        float16, bfloat16, float32 or float64, of any byte order and layout, or anything with `__dlpack__` on the CPU
+        (torch, JAX). Lists are converted.
+    axis : int, default -1
+        The axis of the classes.
+    out : array, optional
+        Where to write the result: a writable array of the shape and dtype of `logits`, or `logits` itself.
+    workers : int, optional
+        How many threads share the rows, as in `cross_entropy`. No bit of the result depends on it.
+
+    Returns
+    -------
+    array
+        ``exp(logits) / sum(exp(logits))``, of the shape and dtype of `logits`: `out`, if it is given. Rows with a nan
+        or +inf, and rows of -inf alone, become nan.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument does not fit; the message names it, what came and what fits.
+    ImportError
+        If `logits` are bfloat16, there is no `out`, and the package ml_dtypes is not installed.
+
+    See Also
+    --------
+    log_softmax : Its logarithm.
+
+    Examples
+    --------
+    >>> from tokenloss import softmax
+    >>> softmax([[2.0, 1.0, 0.0]]).round(4)
+    array([[0.6652, 0.2447, 0.09  ]])
+    """
+    return _written(_core.SOFTMAX, logits, axis, out, workers)
+
+
+def log_softmax(logits: ArrayLike, *, axis: int = -1, out: Any = None, workers: int | None = None) -> Any:
+    """Log-probabilities of logits along an axis.
+
+    Parameters
+    ----------
+    logits : array of shape (..., V)
+        float16, bfloat16, float32 or float64, of any byte order and layout, or anything with `__dlpack__` on the CPU
+        (torch, JAX). Lists are converted.
+    axis : int, default -1
+        The axis of the classes.
+    out : array, optional
+        Where to write the result: a writable array of the shape and dtype of `logits`, or `logits` itself.
+    workers : int, optional
+        How many threads share the rows, as in `cross_entropy`. No bit of the result depends on it.
+
+    Returns
+    -------
+    array
+        ``logits - logsumexp(logits)`` in nats, of the shape and dtype of `logits`: `out`, if it is given. Rows with a
+        nan or +inf, and rows of -inf alone, become nan.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument does not fit; the message names it, what came and what fits.
+    ImportError
+        If `logits` are bfloat16, there is no `out`, and the package ml_dtypes is not installed.
+
+    See Also
+    --------
+    nll_loss : The loss of log-probabilities. Where they are not needed for themselves, `cross_entropy` is faster.
+
+    Examples
+    --------
+    >>> from tokenloss import log_softmax
+    >>> log_softmax([[2.0, 1.0, 0.0]]).round(4)
+    array([[-0.4076, -1.4076, -2.4076]])
+    """
+    return _written(_core.LOG_SOFTMAX, logits, axis, out, workers)
 
 
 def logsumexp(
@@ -50,6 +132,15 @@ def logsumexp(
     >>> logsumexp(np.zeros((2, 131072), np.float16)).round(2)
     array([11.78, 11.78])
     """
-    result = fold_rows(_core.LOGSUMEXP, "logits", logits, axis=axis, out=out, workers=workers)
-    assert not isinstance(result, float)
+    rows = Rows(_core.LOGSUMEXP, "logits", logits, axis)
+    rows.reduce("none", out)
+    rows.run(workers)
+    return rows.numbers()
+
+
+def _written(what: int, logits: Any, axis: Any, out: Any, workers: Any) -> Any:
+    """What is written for each logit."""
+    rows = Rows(what, "logits", logits, axis)
+    result = rows.write(out)
+    rows.run(workers)
     return result

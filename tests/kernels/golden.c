@@ -76,13 +76,13 @@ static int same(double a, double b) { return tl_to_bits(a) == tl_to_bits(b) || (
 static double logsumexp(const tl_backend *backend, const tl_row *row, tl_patience *patience) {
     tl_state state;
     tl_fold_row(backend, row, -1, &state, patience);
-    return tl_logsumexp(&state, row->dtype);
+    return tl_logsumexp(tl_normalize(&state, row));
 }
 
 static double nll(const tl_backend *backend, const tl_row *row, int64_t target, tl_patience *patience) {
     tl_state state;
     tl_fold_row(backend, row, target, &state, patience);
-    return tl_nll(&state, row->dtype, tl_load(row->data + target * row->stride, row->dtype));
+    return tl_softplus(tl_gap(&state, row, tl_score(backend, row, target)));
 }
 
 static void check_layouts(const tl_backend *backend, const tl_row *row, int64_t target, tl_patience *patience) {
@@ -108,10 +108,58 @@ static void check_layouts(const tl_backend *backend, const tl_row *row, int64_t 
     tl_state states[2];
     tl_fold_beside(backend, beside, targets, 2, turned, states, patience);
     for (int i = 0; i < 2; i++)
-        if (!same(loss, tl_nll(&states[i], row->dtype, tl_load(row->data + target * size, row->dtype)))) {
+        if (!same(loss, tl_softplus(tl_gap(&states[i], row, tl_score(backend, row, target))))) {
             printf("turned %s differs\n", dtype_names[row->dtype]);
             exit(1);
         }
+}
+
+static void take_row(const tl_row *row) {
+    for (int64_t i = 0; i < row->count; i++)
+        take(tl_load(row->data + i * row->stride, row->dtype));
+}
+
+/* All that is found and written besides the loss, with the row before it for the other model's. */
+static void take_all(const tl_backend *backend, const tl_row *row, const tl_row *other, int64_t target, tl_patience *patience) {
+    static double memory[LONGEST], values[7];
+    static int64_t ids[7];
+    static const float weights[] = {0.5f, 2, 1};
+    tl_row out = {(char *)memory, row->count, tl_itemsize(row->dtype), row->dtype, row->dtype, 1, 0};
+    tl_shares smooth = {NULL, 0, 0, (const char *)weights, 4, TL_FLOAT32, 0, 0.01};
+    tl_shares soft = {other->data, other->stride, other->dtype, NULL, 0, 0, 0.25, 0};
+    tl_best best = {row->count < 7 ? row->count : 7, 0, values, ids};
+    tl_token token;
+    tl_state state;
+    double total;
+    tl_score_row(backend, row, target, &token, &best, patience);
+    take(token.nll);
+    take(token.logsumexp);
+    take(token.entropy);
+    take_bits((uint64_t)token.rank);
+    take_bits((uint64_t)token.argmax);
+    for (int64_t i = 0; i < best.most; i++) {
+        take(values[i]);
+        take_bits((uint64_t)ids[i]);
+    }
+    take(tl_divergence(backend, row, other, patience));
+    take_bits((uint64_t)tl_likeliest(backend, &soft, row->count, patience));
+    take(tl_weigh(backend, row, &soft, 1.5, &total, patience));
+    take(total);
+    tl_fold_row(backend, row, -1, &state, patience);
+    tl_normalizer normalizer = tl_normalize(&state, row);
+    if (tl_logsumexp(normalizer) - tl_logsumexp(normalizer) != 0)
+        return;
+    smooth.weight = row->count <= 3 ? smooth.weight : NULL;
+    tl_gradient(backend, row, normalizer, 0.125, 1.5, &smooth, &out, row->count % 2 == 1, patience);
+    take_row(&out);
+    tl_gradient(backend, row, normalizer, 0.125, 1.5, &soft, &out, row->count % 2 == 1, patience);
+    take_row(&out);
+    tl_softmax(backend, row, normalizer, &out, row->count % 2 == 1, patience);
+    take_row(&out);
+    if (row->cap == 0) {
+        tl_log_softmax(backend, row, normalizer, &out, row->count % 2 == 1, patience);
+        take_row(&out);
+    }
 }
 
 static int64_t length(int i) { /* all short ones, and those around the borders of granules and blocks */
@@ -120,7 +168,7 @@ static int64_t length(int i) { /* all short ones, and those around the borders o
 }
 
 int main(void) {
-    static double memory[LONGEST];
+    static double memory[LONGEST], before[LONGEST];
     volatile int stopped = 0;
     tl_patience patience = {NULL, NULL, &stopped, 0};
     for (int id = 0; id < TL_BACKENDS; id++) {
@@ -132,7 +180,7 @@ int main(void) {
                 hash = 0xcbf29ce484222325u;
                 seed = (uint64_t)(100 * dtype + kind);
                 for (int i = 0; i < 170; i++) {
-                    tl_row row = {(char *)memory, length(i), tl_itemsize(dtype), dtype};
+                    tl_row row = {(char *)memory, length(i), tl_itemsize(dtype), dtype, dtype, 1, 0};
                     double equal = 20 * centred();
                     for (int64_t k = 0; k < row.count; k++)
                         fill((char *)memory + k * row.stride, dtype, kind, equal);
@@ -145,6 +193,25 @@ int main(void) {
                     }
                 }
                 printf("%s %s %s %016" PRIx64 "\n", backend->name, dtype_names[dtype], kinds[kind], hash);
+                hash = 0xcbf29ce484222325u;
+                for (int i = 0; i < 170; i += i < 130 ? 13 : 4) {
+                    tl_row row = {(char *)memory, length(i), tl_itemsize(dtype), dtype, dtype, 1, 0};
+                    tl_row other = row;
+                    other.data = (char *)before;
+                    memcpy(before, memory, sizeof before);
+                    double equal = 20 * centred();
+                    for (int64_t k = 0; k < row.count; k++)
+                        fill((char *)memory + k * row.stride, dtype, kind, equal);
+                    if (row.count == 0)
+                        continue;
+                    int64_t target = (int64_t)(random_bits() % (uint64_t)row.count);
+                    take_all(backend, &row, &other, target, &patience);
+                    row.folded = other.folded = TL_FLOAT64;
+                    row.scale = 0.75;
+                    row.cap = i % 2 ? 30 : 0;
+                    take_all(backend, &row, &other, target, &patience);
+                }
+                printf("%s %s %s, all else %016" PRIx64 "\n", backend->name, dtype_names[dtype], kinds[kind], hash);
             }
         hash = 0xcbf29ce484222325u;
         seed = 1;

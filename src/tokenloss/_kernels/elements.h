@@ -81,6 +81,57 @@ TL_INLINE double tl_load(const char *address, int dtype) {
     }
 }
 
+/* To the nearest, ties to even. */
+TL_INLINE uint16_t tl_to_float16(double value) {
+    uint64_t bits = tl_to_bits(value), size = bits & 0x7fffffffffffffffu;
+    uint16_t sign = (uint16_t)(bits >> 48 & 0x8000);
+    if (size > 0x7ff0000000000000u)
+        return 0x7e00;
+    if (size >= 0x40effe0000000000u) /* 65520, half-way beyond the largest */
+        return sign | 0x7c00;
+    if (size < 0x3f10000000000000u) /* 2^-14: an integer times 2^-24 */
+        return (uint16_t)(sign | (tl_to_bits(tl_from_bits(size) * 0x1p24 + 0x1p52) & 0xffff));
+    size += 0x1ffffffffff + (size >> 42 & 1);
+    return (uint16_t)(sign | ((size >> 42) - (1008 << 10)));
+}
+
+TL_INLINE uint16_t tl_to_bfloat16(double value) {
+    uint64_t bits = tl_to_bits(value), size = bits & 0x7fffffffffffffffu;
+    uint16_t sign = (uint16_t)(bits >> 48 & 0x8000);
+    if (size > 0x7ff0000000000000u)
+        return 0x7fc0;
+    if (size >= 0x47eff00000000000u) /* half-way beyond the largest */
+        return sign | 0x7f80;
+    if (size < 0x3810000000000000u) /* 2^-126: an integer times 2^-133 */
+        return (uint16_t)(sign | (tl_to_bits(tl_from_bits(size) * 0x1p133 + 0x1p52) & 0xffff));
+    size += 0xfffffffffff + (size >> 45 & 1);
+    return (uint16_t)(sign | ((size >> 45) - (896 << 7)));
+}
+
+/* Rounds a double to one of the four dtypes of scores, in either byte order. */
+TL_INLINE void tl_store(char *address, int dtype, double value) {
+    float single = (float)value;
+    uint16_t half;
+    uint32_t single_bits;
+    uint64_t bits;
+    switch (dtype & ~TL_SWAPPED) {
+    case TL_FLOAT16:
+    case TL_BFLOAT16:
+        half = (dtype & ~TL_SWAPPED) == TL_FLOAT16 ? tl_to_float16(value) : tl_to_bfloat16(value);
+        half = tl_load16((const char *)&half, dtype);
+        memcpy(address, &half, sizeof half);
+        break;
+    case TL_FLOAT32:
+        memcpy(&single_bits, &single, sizeof single_bits);
+        single_bits = tl_load32((const char *)&single_bits, dtype);
+        memcpy(address, &single_bits, sizeof single_bits);
+        break;
+    default:
+        bits = tl_load64((const char *)&value, dtype);
+        memcpy(address, &bits, sizeof bits);
+    }
+}
+
 /* An integer; unsigned ones beyond int64 become its largest, which is no class id. */
 TL_INLINE int64_t tl_load_integer(const char *address, int dtype) {
     uint64_t bits;

@@ -1,10 +1,5 @@
-#include "fold.h"
-
 #include "scalar_math.h"
-
-/* The direct reduction x - n ln 2 is exact to |x| = 2^16, which holds every float16. Rows whose maximum lies farther
- * out are folded as x - offset, through scratch. */
-#define FAR_OUT 65536.0
+#include "walk.h"
 
 /* A row refers to an exponent near its maximum. Below the first bound, terms that were flushed (2^-126 and less) might
  * matter; above the second, the float32 nearest to ln 2, wrong by 1.9e-9, was subtracted too many times. */
@@ -28,18 +23,6 @@ int tl_gave_up(tl_patience *patience) {
     return *patience->stopped;
 }
 
-/* A granule of a row, copied where it cannot be folded in place. */
-typedef struct {
-    union {
-        uint16_t half[TL_GRANULE];
-        float single[TL_GRANULE];
-        double wide[TL_GRANULE];
-    } at;
-    int64_t start; /* the element that comes first; -1 at the beginning */
-    double offset; /* what was subtracted */
-    int dtype;     /* the row's own in native order, or float32/float64 where an offset was subtracted */
-} tl_scratch;
-
 /* Makes the elements [from, to) of the scratch -inf, the neutral element. */
 static void blank(tl_scratch *scratch, int64_t from, int64_t to) {
     for (int64_t i = from; i < to; i++)
@@ -51,130 +34,228 @@ static void blank(tl_scratch *scratch, int64_t from, int64_t to) {
         }
 }
 
-/* Copies elements [start, start + count) into scratch, less the offset and without the one at `skip`, padded with -inf
- * as folds want it. */
-static void gather(const tl_row *row, int64_t start, int64_t count, int64_t skip, double offset, tl_scratch *scratch) {
-    if (scratch->start == start && scratch->offset == offset)
-        return;
-    int dtype = row->dtype & ~TL_SWAPPED;
+/* Copies elements in native order. */
+static void copy(const tl_row *row, int64_t start, int64_t count, tl_scratch *scratch) {
     const char *from = row->data + start * row->stride;
-    if (offset != 0) {
-        dtype = dtype == TL_FLOAT64 ? TL_FLOAT64 : TL_FLOAT32;
-        for (int64_t i = 0; i < count; i++, from += row->stride) {
-            double value = tl_load(from, row->dtype) - offset;
-            if (dtype == TL_FLOAT64)
-                scratch->at.wide[i] = value;
-            else
-                scratch->at.single[i] = (float)value;
-        }
-    } else if (row->stride == tl_itemsize(dtype) && row->dtype == dtype) {
-        memcpy(&scratch->at, from, (size_t)(count * row->stride));
-    } else if (tl_itemsize(dtype) == 2) {
+    int size = tl_itemsize(row->dtype);
+    if (row->stride == size && !(row->dtype & TL_SWAPPED)) {
+        memcpy(&scratch->at, from, (size_t)(count * size));
+    } else if (size == 2) {
         for (int64_t i = 0; i < count; i++, from += row->stride)
             scratch->at.half[i] = tl_load16(from, row->dtype);
-    } else if (tl_itemsize(dtype) == 4) {
+    } else if (size == 4) {
         for (int64_t i = 0; i < count; i++, from += row->stride)
             scratch->at.single[i] = tl_float_from_bits(tl_load32(from, row->dtype));
     } else {
         for (int64_t i = 0; i < count; i++, from += row->stride)
             scratch->at.wide[i] = tl_from_bits(tl_load64(from, row->dtype));
     }
-    scratch->start = start;
-    scratch->offset = offset;
-    scratch->dtype = dtype;
-    blank(scratch, count, (count + TL_PADDED - 1) / TL_PADDED * TL_PADDED);
-    if (skip >= start && skip < start + count)
-        blank(scratch, skip - start, skip - start + 1);
+    scratch->dtype = row->dtype & ~TL_SWAPPED;
 }
 
-/* Folds the elements [start, end) but for `skip`: in place where they can be, else granule by granule from scratch. */
-static void walk(tl_fold *const *folds, const tl_row *row, int64_t start, int64_t end, int64_t skip, tl_state *state,
-                 tl_scratch *scratch) {
-    int in_place = row->stride == tl_itemsize(row->dtype) && !(row->dtype & TL_SWAPPED) && state->offset == 0;
+/* Makes of elements what the row stands for, less the offset, in this dtype. */
+static void convert(const tl_backend *backend, const tl_row *row, const void *x, size_t count, double offset, int dtype,
+                    tl_scratch *scratch) {
+    double narrowed[TL_GRANULE], *wide = dtype == TL_FLOAT64 ? scratch->at.wide : narrowed;
+    backend->widen[row->dtype & ~TL_SWAPPED](x, count, wide);
+    if (tl_squashed(row))
+        backend->squash(wide, count, row->scale, row->cap);
+    if (offset != 0)
+        for (size_t i = 0; i < count; i++)
+            wide[i] -= offset;
+    if (dtype != TL_FLOAT64)
+        for (size_t i = 0; i < count; i++)
+            scratch->at.single[i] = (float)wide[i];
+    scratch->dtype = dtype;
+}
+
+void tl_gather(const tl_backend *backend, const tl_row *row, int64_t start, int64_t count, int64_t skip, double offset,
+               int dtype, tl_scratch *scratch) {
+    if (scratch->start == start && scratch->offset == offset && scratch->dtype == dtype)
+        return;
+    int64_t padded = (count + TL_PADDED - 1) / TL_PADDED * TL_PADDED;
+    if (dtype == (row->dtype & ~TL_SWAPPED) && offset == 0 && !tl_squashed(row)) {
+        copy(row, start, count, scratch);
+        blank(scratch, count, padded);
+    } else if (row->dtype < TL_SWAPPED && row->stride == tl_itemsize(row->dtype) && padded == count) {
+        convert(backend, row, row->data + start * row->stride, (size_t)padded, offset, dtype, scratch);
+    } else {
+        tl_scratch native;
+        copy(row, start, count, &native);
+        blank(&native, count, padded);
+        convert(backend, row, &native.at, (size_t)padded, offset, dtype, scratch);
+        blank(scratch, count, padded);
+    }
+    if (skip >= start && skip < start + count)
+        blank(scratch, skip - start, skip - start + 1);
+    scratch->start = start;
+    scratch->offset = offset;
+}
+
+double tl_score(const tl_backend *backend, const tl_row *row, int64_t index) {
+    tl_scratch scratch;
+    if (!tl_squashed(row))
+        return tl_load(row->data + index * row->stride, row->dtype);
+    tl_clear(&scratch);
+    tl_gather(backend, row, index, 1, -1, 0, TL_FLOAT64, &scratch);
+    return scratch.at.wide[0];
+}
+
+void tl_walk(const tl_backend *backend, tl_fold_id fold, const tl_row *row, int64_t start, int64_t end, int64_t skip,
+             tl_state *state, tl_scratch *scratch) {
+    int dtype = tl_offset_dtype(row->folded, state->offset);
+    int in_place = tl_in_place(row, dtype, state->offset);
     while (start < end) {
         int64_t until = skip >= start && skip < end ? skip : end;
         int64_t count = in_place ? (until - start) / TL_GRANULE * TL_GRANULE : 0;
         if (count > 0) {
-            folds[row->dtype](row->data + start * row->stride, (size_t)count, state);
+            backend->fold[fold][dtype](row->data + start * row->stride, (size_t)count, state);
         } else {
             count = end - start < TL_GRANULE ? end - start : TL_GRANULE;
-            gather(row, start, count, skip, state->offset, scratch);
-            folds[scratch->dtype](&scratch->at, (size_t)count, state);
+            tl_gather(backend, row, start, count, skip, state->offset, dtype, scratch);
+            backend->fold[fold][dtype](&scratch->at, (size_t)count, state);
         }
         start += count;
     }
 }
 
-static double maximum_between(const tl_backend *backend, const tl_row *row, int64_t start, int64_t end, int64_t skip,
-                              tl_scratch *scratch) {
+double tl_maximum_between(const tl_backend *backend, const tl_row *row, int64_t start, int64_t end, int64_t skip,
+                          tl_scratch *scratch) {
     tl_state state;
     state.offset = 0;
     state.maximum = -(double)INFINITY;
-    walk(backend->maximum, row, start, end, skip, &state, scratch);
+    state.threshold = 0;
+    tl_walk(backend, TL_MAXIMUM, row, start, end, skip, &state, scratch);
     return state.maximum;
 }
 
 double tl_maximum(const tl_backend *backend, const tl_row *row) {
     tl_scratch scratch;
-    scratch.start = -1;
-    return maximum_between(backend, row, 0, row->count, -1, &scratch);
+    tl_clear(&scratch);
+    return tl_maximum_between(backend, row, 0, row->count, -1, &scratch);
 }
 
-static double total(const tl_state *state) {
+int64_t tl_collect(const tl_backend *backend, const tl_row *row, int64_t start, int64_t end, double threshold,
+                   int32_t *found) {
+    int64_t length = end - start, count = 0, i = 0;
+    if (tl_in_place(row, row->folded, 0)) {
+        i = length / TL_PADDED * TL_PADDED;
+        count = (int64_t)backend->collect[row->folded](row->data + start * row->stride, (size_t)i, threshold, found);
+    }
+    for (; i < length; i++)
+        if (tl_load(row->data + (start + i) * row->stride, row->dtype) >= threshold)
+            found[count++] = (int32_t)i;
+    return count;
+}
+
+int64_t tl_find(const tl_backend *backend, const tl_row *row, int64_t start, int64_t end, double threshold) {
+    int32_t found[TL_BLOCK];
+    return tl_collect(backend, row, start, end, threshold, found) > 0 ? start + found[0] : end;
+}
+
+double tl_total(const double *lanes) {
     double sum = 0;
     for (int i = 0; i < 16; i++)
-        sum += state->sum[i];
+        sum += lanes[i];
     return sum;
 }
 
-/* Moves the state to a reference near this maximum. Returns 0 if that is +inf, and so the row's sum nan. */
-static int refer_to(double maximum, tl_state *state) {
+void tl_center(double maximum, int dtype, tl_state *state) {
+    tl_moment *moment = state->moment;
+    double center = dtype == TL_FLOAT64 ? maximum : (double)(float)maximum, sum = tl_total(state->sum);
+    if (sum != 0)
+        moment->sum[0] += (moment->center - center) * sum;
+    moment->center = center;
+}
+
+int tl_refer_to(double maximum, int dtype, tl_state *state) {
     if (maximum == -(double)INFINITY)
         return 1;
     if (maximum == (double)INFINITY) {
         state->sum[0] = (double)NAN;
         return 0;
     }
-    double offset = tl_abs(maximum) > FAR_OUT ? maximum : 0;
+    double offset = tl_abs(maximum) > TL_FAR_OUT ? maximum : 0, moved = offset - state->offset;
     int64_t exponent = offset == 0 ? (int64_t)(maximum * TL_LOG2E + (maximum < 0 ? -0.5 : 0.5)) : 0;
-    if (total(state) != 0) {
+    if (tl_total(state->sum) != 0) {
         int64_t fall = state->exponent - exponent;
-        double factor = state->offset == offset ? tl_scale(1, fall)
-                                                : tl_exp((state->offset - offset) + (double)fall / TL_LOG2E);
+        double factor = moved == 0 ? tl_scale(1, fall) : tl_exp((double)fall / TL_LOG2E - moved);
         for (int i = 0; i < 16; i++) {
             state->sum[i] *= factor;
             state->error[i] *= factor;
+            if (state->moment) {
+                state->moment->sum[i] *= factor;
+                state->moment->error[i] *= factor;
+            }
         }
     }
     state->offset = offset;
     state->exponent = exponent;
     state->overflowed = 0;
+    if (state->moment) {
+        state->moment->center -= moved;
+        tl_center(maximum - offset, dtype, state);
+    }
     return 1;
 }
 
-/* Folds the elements [start, end) but for `skip`, at most a block. Returns 0 if the row's sum is known to be nan, for a
- * nan or +inf was met. */
-static int fold_block(const tl_backend *backend, const tl_row *row, int64_t start, int64_t end, int64_t skip,
-                      tl_state *state, tl_scratch *scratch) {
-    tl_state before = *state;
-    walk(backend->sum, row, start, end, skip, state, scratch);
-    double sum = total(state);
-    if (TL_RARELY(!(sum >= LEAST_SUM && sum <= GREATEST_SUM) || state->overflowed)) {
-        *state = before;
-        if (!refer_to(maximum_between(backend, row, start, end, skip, scratch), state))
-            return 0;
-        walk(backend->sum, row, start, end, skip, state, scratch);
-        sum = total(state);
+int tl_begin(double maximum, int dtype, tl_moment *moment, tl_state *state) {
+    memset(state, 0, sizeof *state);
+    if (moment)
+        memset(moment, 0, sizeof *moment);
+    state->moment = moment;
+    return tl_refer_to(maximum, dtype, state);
+}
+
+int tl_astray(const tl_state *state) {
+    double sum = tl_total(state->sum);
+    return !(sum >= LEAST_SUM && sum <= GREATEST_SUM) || state->overflowed;
+}
+
+/* What a block is folded from, to go back to. */
+typedef struct {
+    tl_state state;
+    tl_moment moment;
+} mark;
+
+static void go_back(const mark *before, tl_state *state) {
+    *state = before->state;
+    if (state->moment)
+        *state->moment = before->moment;
+}
+
+int tl_fold_block(const tl_backend *backend, const tl_row *row, int64_t start, int64_t end, int64_t skip,
+                  tl_state *state, tl_scratch *scratch) {
+    tl_fold_id fold = TL_SUM;
+    mark before;
+    if (state->moment) {
+        fold = TL_MOMENT;
+        state->maximum = -(double)INFINITY;
+        state->reached = 0;
+        before.moment = *state->moment;
     }
+    before.state = *state;
+    tl_walk(backend, fold, row, start, end, skip, state, scratch);
+    if (TL_RARELY(tl_astray(state))) {
+        go_back(&before, state);
+        if (!tl_refer_to(tl_maximum_between(backend, row, start, end, skip, scratch), row->folded, state))
+            return 0;
+        tl_walk(backend, fold, row, start, end, skip, state, scratch);
+    } else if (state->moment && TL_RARELY(tl_off_center(state))) {
+        double maximum = state->maximum;
+        go_back(&before, state);
+        tl_center(maximum, tl_offset_dtype(row->folded, state->offset), state);
+        tl_walk(backend, fold, row, start, end, skip, state, scratch);
+    }
+    double sum = tl_total(state->sum);
     return sum == sum;
 }
 
 /* Begins the state of a row, whose first granule tells where it lies, but for rare rows. */
 static int begin(const tl_backend *backend, const tl_row *row, int64_t skip, tl_state *state, tl_scratch *scratch) {
-    memset(state, 0, sizeof *state);
-    scratch->start = -1;
+    tl_clear(scratch);
     int64_t first = row->count < TL_GRANULE ? row->count : TL_GRANULE;
-    return refer_to(maximum_between(backend, row, 0, first, skip, scratch), state);
+    return tl_begin(tl_maximum_between(backend, row, 0, first, skip, scratch), row->folded, NULL, state);
 }
 
 void tl_fold_row(const tl_backend *backend, const tl_row *row, int64_t skip, tl_state *state, tl_patience *patience) {
@@ -182,7 +263,7 @@ void tl_fold_row(const tl_backend *backend, const tl_row *row, int64_t skip, tl_
     int going = begin(backend, row, skip, state, &scratch);
     for (int64_t start = 0; going && start < row->count; start += TL_BLOCK) {
         int64_t end = row->count - start < TL_BLOCK ? row->count : start + TL_BLOCK;
-        going = fold_block(backend, row, start, end, skip, state, &scratch);
+        going = tl_fold_block(backend, row, start, end, skip, state, &scratch);
         if (end % (16 * TL_BLOCK) == 0 && tl_gave_up(patience))
             return;
     }
@@ -213,33 +294,32 @@ void tl_fold_beside(const tl_backend *backend, const tl_row *rows, const int64_t
     int going[TL_BESIDE];
     if (count == 0)
         return;
-    tl_row part = {NULL, 0, tl_itemsize(rows->dtype), rows->dtype & ~TL_SWAPPED};
+    tl_row part = *rows;
+    part.stride = tl_itemsize(rows->dtype);
+    part.dtype = rows->dtype & ~TL_SWAPPED;
     for (int64_t start = 0; start == 0 || start < rows->count; start += TL_BLOCK) {
         part.count = rows->count - start < TL_BLOCK ? rows->count - start : TL_BLOCK;
         turn(rows, count, start, part.count, turned);
         for (int r = 0; r < count; r++) {
             tl_scratch scratch;
-            scratch.start = -1;
+            tl_clear(&scratch);
             part.data = (const char *)turned + r * TL_TURNED_ROW * part.stride;
             int64_t skip = skips[r] - start;
             if (start == 0)
                 going[r] = begin(backend, &part, skip, &states[r], &scratch);
             if (going[r])
-                going[r] = fold_block(backend, &part, 0, part.count, skip, &states[r], &scratch);
+                going[r] = tl_fold_block(backend, &part, 0, part.count, skip, &states[r], &scratch);
         }
         if (tl_gave_up(patience))
             return;
     }
 }
 
-/* log(sum) of a row's state, less its offset. */
-static double log_of_sum(const tl_state *state, int dtype) {
-    /* what was subtracted for ln 2, and so what the exponent is worth */
-    double ln2 = (dtype & ~TL_SWAPPED) == TL_FLOAT64 ? 0x1.62e42fefa39efp-1 : 0x1.62e43p-1;
+double tl_sum_of(const double *lanes, const double *errors) {
     double lane[16], error[16];
     for (int i = 0; i < 16; i++) {
-        lane[i] = state->sum[i];
-        error[i] = state->error[i];
+        lane[i] = lanes[i];
+        error[i] = errors[i];
     }
     for (int half = 8; half; half /= 2)
         for (int i = 0; i < half; i++) {
@@ -247,13 +327,36 @@ static double log_of_sum(const tl_state *state, int dtype) {
             error[i] += error[i + half] + ((lane[i] - (sum - other)) + (lane[i + half] - other));
             lane[i] = sum;
         }
-    return (double)state->exponent * ln2 + tl_log(lane[0] + error[0]);
+    return lane[0] + error[0];
 }
 
-double tl_logsumexp(const tl_state *state, int dtype) { return state->offset + log_of_sum(state, dtype); }
+double tl_log_of_sum(const tl_state *state, const tl_row *row) {
+    /* what was subtracted for ln 2, and so what the exponent is worth */
+    double ln2 = row->folded == TL_FLOAT64 ? TL_LN2 : 0x1.62e43p-1;
+    return (double)state->exponent * ln2 + tl_log(tl_sum_of(state->sum, state->error));
+}
 
-double tl_nll(const tl_state *state, int dtype, double logit) {
+double tl_mean(const tl_state *state) {
+    return tl_sum_of(state->moment->sum, state->moment->error) / tl_sum_of(state->sum, state->error);
+}
+
+tl_normalizer tl_normalize(const tl_state *state, const tl_row *row) {
+    tl_normalizer normalizer = {state->offset, tl_log_of_sum(state, row)};
+    return normalizer;
+}
+
+double tl_gap(const tl_state *rest, const tl_row *row, double logit) {
     if (!(logit <= 0x1.fffffffffffffp1023)) /* +inf or nan */
         return (double)NAN;
-    return tl_softplus((state->offset - logit) + log_of_sum(state, dtype));
+    return (rest->offset - logit) + tl_log_of_sum(rest, row);
+}
+
+tl_normalizer tl_normalize_with(const tl_state *rest, const tl_row *row, double logit, double gap) {
+    tl_normalizer normalizer = {logit, tl_softplus(gap)};
+    if (gap > 0 || logit == -(double)INFINITY) {
+        normalizer = tl_normalize(rest, row);
+        if (gap > 0)
+            normalizer.log += tl_softplus(-gap);
+    }
+    return normalizer;
 }

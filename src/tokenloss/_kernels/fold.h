@@ -9,24 +9,64 @@
 #define TL_PADDED 128  /* elements that are read at a time */
 #define TL_BLOCK 4096  /* elements between two looks at whether the sum is in range */
 
+/* sum over the elements seen of exp(x - offset) / 2^exponent (x - offset - center), in lanes as those of the sum; or of
+ * the same less (y - offset - beside) of another row. */
+typedef struct {
+    double sum[16];
+    double error[16];
+    double center, beside; /* in the precision of the fold */
+} tl_moment;
+
 /* sum over the elements seen of exp(x - offset) / 2^exponent, in 16 lanes of double with their rounding errors. */
 typedef struct {
     double sum[16];
     double error[16];
     double offset; /* 0 unless the scores lie too far out to be reduced by ln 2 as they stand */
     int64_t exponent;
-    double maximum; /* of the elements seen by a maximum fold; nan is passed over */
-    int overflowed; /* whether the sum is not to be trusted because some x / ln 2 lies 128 above the exponent */
+    double maximum; /* of the elements seen by all folds but a sum; nan is passed over */
+    double threshold;
+    int64_t reached; /* elements seen by a moment or a look that are not below the threshold */
+    int overflowed;  /* whether the sum is not to be trusted because some x / ln 2 lies 128 above the exponent */
+    tl_moment *moment;
 } tl_state;
 
 /* Adds count contiguous native elements at x to the state. A multiple of 128 elements is read: those past count must
  * hold -inf. */
 typedef void tl_fold(const void *x, size_t count, tl_state *state);
 
+/* What is found: the sum; that, its moment and all of a look; the maximum; that and how many reach the threshold. */
+typedef enum { TL_SUM, TL_MOMENT, TL_MAXIMUM, TL_LOOK, TL_FOLDS } tl_fold_id;
+
+/* Sums over classes, in lanes, and what their roundings lost: see shares.c. */
+typedef struct {
+    double loss[16], loss_lost[16], share[16], share_lost[16];
+} tl_weighed;
+
+/* How far below 0 scores of the other row of a divergence are followed in double: an emulated FMA splits its factors,
+ * which overflows from 2^996 on. */
+#define TL_FARTHEST_BELOW 0x1p990
+
+/* In all of these, too, whole multiples of 128 elements are read. */
 typedef struct {
     const char *name;
-    tl_fold *sum[TL_FOLDED_DTYPES];
-    tl_fold *maximum[TL_FOLDED_DTYPES];
+    tl_fold *fold[TL_FOLDS][TL_FOLDED_DTYPES];
+    /* the sums of two rows, the base's moment with regard to the other, and its maximum; whether -inf is in the other */
+    int (*divergence[TL_FOLDED_DTYPES])(const void *base, const void *other, size_t count, tl_state *base_state,
+                                        tl_state *other_state);
+    /* the elements that are not below the threshold, and how many */
+    size_t (*collect[TL_FOLDED_DTYPES])(const void *x, size_t count, double threshold, int32_t *found);
+    /* exp(x) / 2^exponent * factor - subtrahend; x - subtrahend. With `streaming`, results pass by the caches; they must
+     * be aligned to 64 bytes then. */
+    void (*exps[TL_FOLDED_DTYPES])(const void *x, size_t count, int64_t exponent, double factor, double subtrahend,
+                                   void *out, int streaming);
+    void (*less[TL_FOLDED_DTYPES])(const void *x, size_t count, double subtrahend, void *out, int streaming);
+    /* adds x to 16 lanes of a sum, and what roundings lose */
+    void (*total[TL_FOLDED_DTYPES])(const void *x, size_t count, double *sum, double *lost);
+    void (*widen[TL_FOLDED_DTYPES])(const void *x, size_t count, double *out);
+    /* cap tanh(factor x / cap), or factor x if the cap is 0 */
+    void (*squash)(double *x, size_t count, double factor, double cap);
+    /* adds share (anchor - x), which is 0 if there is no share or x is the anchor, and the share */
+    void (*weigh)(const double *share, const double *x, size_t count, double anchor, tl_weighed *weighed);
     /* each p becomes -log(p), p clipped to [lowest, highest] */
     void (*clipped_losses)(double *p, size_t count, double lowest, double highest);
     /* skips whole chunks of 64 bytes that are all zero, as zeros of every dtype are: where the first other starts, or
@@ -40,12 +80,21 @@ const tl_backend *tl_find_backend(tl_backend_id id);
 
 extern const tl_backend tl_avx512, tl_avx2, tl_neon, tl_portable;
 
+/* A row of scores. With a scale or a cap it stands for cap tanh(scale x / cap), and is folded in double. */
 typedef struct {
     const char *data;
     int64_t count;
     ptrdiff_t stride; /* in bytes */
     int dtype;        /* one of the four that are folded, perhaps TL_SWAPPED */
+    int folded;       /* the dtype in which it is folded, unless it lies far out: its own, or a wider one */
+    double scale;     /* 1 if there is none */
+    double cap;       /* 0 if there is none */
 } tl_row;
+
+TL_INLINE int tl_squashed(const tl_row *row) { return row->scale != 1 || row->cap != 0; }
+
+/* One score, as the row stands for it. */
+double tl_score(const tl_backend *backend, const tl_row *row, int64_t index);
 
 /* Lets a long call be given up. `ask` may be NULL; it is called now and then and stops all threads by returning 1. */
 typedef struct {
@@ -72,10 +121,78 @@ void tl_fold_row(const tl_backend *backend, const tl_row *row, int64_t skip, tl_
 void tl_fold_beside(const tl_backend *backend, const tl_row *rows, const int64_t *skips, int count, void *turned,
                     tl_state *states, tl_patience *patience);
 
-/* log(sum(exp(row))) from the state of a row of this dtype; -inf of none. */
-double tl_logsumexp(const tl_state *state, int dtype);
+/* logsumexp = offset + log; apart, since far out the logarithm would be lost in the sum. */
+typedef struct {
+    double offset, log;
+} tl_normalizer;
 
-/* logsumexp(row) - logit from the state of the rest of the row; of small relative error even where it is nearly 0. */
-double tl_nll(const tl_state *state, int dtype, double logit);
+/* log(sum(exp(row))) from the state of a row, -inf of none; or from that of its rest, a logit and the gap between. */
+tl_normalizer tl_normalize(const tl_state *state, const tl_row *row);
+tl_normalizer tl_normalize_with(const tl_state *rest, const tl_row *row, double logit, double gap);
+
+TL_INLINE double tl_logsumexp(tl_normalizer of) { return of.offset + of.log; }
+
+/* How far the logsumexp of the rest of a row lies above a logit; nan of a logit that is nan or +inf. */
+double tl_gap(const tl_state *rest, const tl_row *row, double logit);
+
+/* The best of a row, as a heap whose root is the worst of them. */
+typedef struct {
+    int64_t most, count;
+    double *value;
+    int64_t *id;
+} tl_best;
+
+/* Everything about a token; see scores.c. `best` may be NULL. */
+typedef struct {
+    double nll, logsumexp, entropy;
+    int64_t rank, argmax;
+} tl_token;
+
+void tl_score_row(const tl_backend *backend, const tl_row *row, int64_t target, tl_token *token, tl_best *best,
+                  tl_patience *patience);
+
+/* KL(softmax(base) || softmax(other)) of two rows of one length. */
+double tl_divergence(const tl_backend *backend, const tl_row *base, const tl_row *other, tl_patience *patience);
+
+/* The shares that the classes of a row have in its loss: weight (kept share + uniform); -0.0 where only the weight is 0,
+ * since an infinite loss is nan then. */
+typedef struct {
+    const char *share; /* NULL if there are none */
+    ptrdiff_t share_stride;
+    int share_dtype;
+    const char *weight; /* NULL if each is 1 */
+    ptrdiff_t weight_stride;
+    int weight_dtype;
+    double kept, uniform;
+} tl_shares;
+
+TL_INLINE int tl_has_share(double share) { return tl_to_bits(share) != 0; }
+
+/* The class of the largest share, among those whose share is not 0; -1 if there is none. */
+int64_t tl_likeliest(const tl_backend *backend, const tl_shares *shares, int64_t count, tl_patience *patience);
+
+/* The next shares, 64 at most, from *start on, which moves past zeros; returns how many, 0 at the end. */
+int tl_next_shares(const tl_backend *backend, const tl_shares *shares, int64_t count, int64_t *start, double *share,
+                   tl_patience *patience);
+
+/* The sum over the classes of share (anchor - score), and of the shares. */
+double tl_weigh(const tl_backend *backend, const tl_row *row, const tl_shares *shares, double anchor, double *total,
+                tl_patience *patience);
+
+/* Writes softmax(row) or log_softmax(row) to `out`, of the row's count and dtype, perhaps the row itself.
+ * `large` tells that all results do not fit the caches. */
+void tl_softmax(const tl_backend *backend, const tl_row *row, tl_normalizer normalizer, const tl_row *out,
+                int large, tl_patience *patience);
+void tl_log_softmax(const tl_backend *backend, const tl_row *row, tl_normalizer normalizer, const tl_row *out,
+                    int large, tl_patience *patience);
+
+/* Writes factor (of_softmax softmax(row) - share) times what a score changes with its logit. */
+void tl_gradient(const tl_backend *backend, const tl_row *row, tl_normalizer normalizer, double factor, double of_softmax,
+                 const tl_shares *shares, const tl_row *out, int large, tl_patience *patience);
+double tl_slope(const tl_row *row, double score);
+
+/* Writes one value to all elements of a row, or to one of them. */
+void tl_fill(const tl_row *out, double value);
+void tl_put(const tl_row *out, int64_t index, double value);
 
 #endif

@@ -2,11 +2,13 @@
  *
  *   DTYPE       ends the functions' names      ELEMENT   type in memory
  *   LOAD(p)     a vector of elements, converted to REAL
- *   REAL, OP(f) float and f32_f, or double and f64_f: the operations of simd_*.h
+ *   STORE(p, a) the same back, rounded; STREAM(p, a) past the caches
+ *   REAL, OP(f) float and f32_f, or double and f64_f: the operations of simd_*.h. max(a, b) of a nan b is nan, while
+ *               larger(a, b) is a > b ? a : b, and so passes over a nan a
  *
  * Each term is exp(x - n ln 2) 2^(n - exponent), n the nearest integer to x / ln 2. The exponential does not depend on
  * the reference, which scales all terms by a power of two and so changes no bit of the sum. Of ln 2, only the leading
- * bits are subtracted here: what that does to a sum is mended once for all, in log_of_sum.
+ * bits are subtracted here: what that does to a sum is mended once for all, in tl_log_of_sum.
  *
  * With exp(r) = 1 + r p(r), the powers of two and the rests r p(r) 2^k are added apart: the first are nearly exact, the
  * second are small, and so are their roundings. Both are added in a fixed tree: of the 8 in a lane of a granule, then
@@ -14,85 +16,236 @@
 
 #define NAME(what) JOIN(JOIN(what, DTYPE), JOIN(_, BACKEND))
 
-TL_TARGET TL_INLINE OP(vec) NAME(pair_)(const ELEMENT *x, OP(vec) lowest, OP(vec) magic, OP(bits) *seen, OP(vec) *powers) {
-    OP(vec) shifted[2], power[2], rests = OP(set)(0);
-    for (int i = 0; i < 2; i++) {
-        OP(vec) bounded = OP(max)(lowest, LOAD(x + TL_LANES * i)); /* where the power becomes 0; a nan stays */
-        shifted[i] = OP(fma)(bounded, OP(set)(OP(LOG2E)), magic);
-        OP(vec) r = OP(fma)(OP(sub)(shifted[i], magic), OP(set)(-OP(LN2)), bounded);
-        OP(vec) p = OP(set)(OP(EXP)[0]);
-        for (size_t k = 1; k < sizeof OP(EXP) / sizeof OP(EXP)[0]; k++)
-            p = OP(fma)(p, r, OP(set)(OP(EXP)[k]));
-        power[i] = OP(power)(shifted[i]);
-        r = OP(mul)(r, power[i]);
-        rests = i == 0 ? OP(mul)(p, r) : OP(fma)(p, r, rests);
-    }
-    *seen = OP(either)(*seen, shifted[0], shifted[1]);
-    *powers = OP(add)(power[0], power[1]);
-    return rests;
+/* The power of two of exp(x) and, returned, the polynomial p(r). `rest` becomes r times the power. */
+TL_TARGET TL_INLINE OP(vec) NAME(exp_)(OP(vec) x, const OP(scale) *scale, OP(vec) *shifted, OP(vec) *power, OP(vec) *rest) {
+    *shifted = OP(fma)(x, OP(set)(OP(LOG2E)), scale->magic);
+    OP(vec) r = OP(fma)(OP(sub)(*shifted, scale->magic), OP(set)(-OP(LN2)), x);
+    OP(vec) p = OP(set)(OP(EXP)[0]);
+    for (size_t k = 1; k < sizeof OP(EXP) / sizeof OP(EXP)[0]; k++)
+        p = OP(fma)(p, r, OP(set)(OP(EXP)[k]));
+    *power = OP(power)(*shifted);
+    *rest = OP(mul)(r, *power);
+    return p;
 }
 
+/* What a granule does besides adding terms: it adds each times x - center, finds the maximum, and how many reach the
+ * threshold; or adds each times (x - center) - (other - threshold), and finds the maximum and the least other. */
+enum NAME(besides_) { NAME(nothing_), NAME(center_), NAME(other_) };
+
 /* Adds the granule at x, of which the elements from `count` on are known to add nothing. */
-TL_TARGET TL_INLINE void NAME(granule_)(const ELEMENT *x, size_t count, OP(vec) lowest, OP(vec) magic, OP(bits) *seen,
-                                        tl_state *state) {
-    OP(vec) rests[TL_LANES / OP(WIDTH)];
+TL_TARGET TL_INLINE void NAME(granule_)(const ELEMENT *x, size_t count, OP(scale) *scale, tl_state *state,
+                                        enum NAME(besides_) besides, const ELEMENT *other) {
+    OP(vec) rests[TL_LANES / OP(WIDTH)], moments[TL_LANES / OP(WIDTH)];
     for (size_t j = 0; j < TL_LANES / OP(WIDTH); j++) {
-        OP(vec) rest[4], power[4];
+        OP(vec) rest[4], power[4], moment[4];
         for (size_t k = 0; k < 4; k++) {
             size_t at = 2 * TL_LANES * k + OP(WIDTH) * j;
             if (count == TL_GRANULE && j * OP(WIDTH) * sizeof *x % 64 == 0) {
                 tl_prefetch_stream(x + at);
                 tl_prefetch_stream(x + at + TL_LANES);
             }
-            rest[k] = power[k] = OP(set)(0);
-            if (at < count)
-                rest[k] = NAME(pair_)(x + at, lowest, magic, &seen[k % 2], &power[k]);
+            rest[k] = power[k] = moment[k] = OP(set)(0);
+            if (at >= count)
+                continue;
+            OP(vec) shifted[2], powers[2];
+            for (size_t i = 0; i < 2; i++) {
+                OP(vec) value = LOAD(x + at + TL_LANES * i), r;
+                OP(vec) bounded = OP(max)(scale->lowest, value);
+                OP(vec) p = NAME(exp_)(bounded, scale, &shifted[i], &powers[i], &r);
+                rest[k] = i == 0 ? OP(mul)(p, r) : OP(fma)(p, r, rest[k]);
+                if (besides == NAME(nothing_))
+                    continue;
+                OP(vec) distance = OP(sub)(bounded, scale->center);
+                scale->maximum[i] = OP(larger)(value, scale->maximum[i]);
+                if (besides == NAME(center_)) {
+                    scale->reached[i] = OP(count)(scale->reached[i], value, scale->threshold);
+                } else {
+                    OP(vec) beside = LOAD(other + at + TL_LANES * i);
+                    scale->least = OP(min)(scale->least, beside);
+                    beside = OP(sub)(OP(max)(OP(set)(-OP(HUGE)), beside), scale->threshold);
+                    distance = OP(sub)(distance, beside);
+                }
+                OP(vec) term = OP(fma)(p, r, powers[i]);
+                moment[k] = i == 0 ? OP(mul)(term, distance) : OP(fma)(term, distance, moment[k]);
+            }
+            scale->seen[k % 2] = OP(either)(scale->seen[k % 2], shifted[0], shifted[1]);
+            power[k] = OP(add)(powers[0], powers[1]);
         }
         rests[j] = OP(add)(OP(add)(rest[0], rest[1]), OP(add)(rest[2], rest[3]));
+        moments[j] = OP(add)(OP(add)(moment[0], moment[1]), OP(add)(moment[2], moment[3]));
         power[0] = OP(add)(OP(add)(power[0], power[1]), OP(add)(power[2], power[3]));
         OP(accumulate)(state->sum + OP(WIDTH) * j % 16, state->error + OP(WIDTH) * j % 16, power[0]);
     }
     for (size_t half = TL_LANES / 2; half >= 16; half /= 2)
-        for (size_t j = 0; j < half / OP(WIDTH); j++)
+        for (size_t j = 0; j < half / OP(WIDTH); j++) {
             rests[j] = OP(add)(rests[j], rests[j + half / OP(WIDTH)]);
-    for (size_t j = 0; j < 16 / OP(WIDTH); j++)
+            moments[j] = OP(add)(moments[j], moments[j + half / OP(WIDTH)]);
+        }
+    for (size_t j = 0; j < 16 / OP(WIDTH); j++) {
         OP(accumulate)(state->sum + OP(WIDTH) * j, state->error + OP(WIDTH) * j, rests[j]);
+        if (besides != NAME(nothing_))
+            OP(accumulate)(state->moment->sum + OP(WIDTH) * j, state->moment->error + OP(WIDTH) * j, moments[j]);
+    }
 }
 
-TL_TARGET static void NAME(sum_)(const void *start, size_t count, tl_state *state) {
-    const ELEMENT *x = (const ELEMENT *)start;
-    OP(vec) lowest = OP(set)((REAL)((double)(state->exponent - OP(BIAS)) * 0x1.62e42fefa39efp-1));
-    OP(vec) magic = OP(set)((REAL)(OP(ROUNDER) + (REAL)(OP(BIAS) - state->exponent)));
-    OP(bits) seen[2] = {OP(no_bits)(), OP(no_bits)()};
+/* The larger of the maxima and the one before. */
+TL_TARGET TL_INLINE double NAME(larger_)(const OP(vec) *maxima, size_t count, double before) {
+    for (size_t k = 0; k < count; k++) {
+        REAL value[OP(WIDTH)];
+        OP(store)(value, maxima[k]);
+        for (size_t j = 0; j < OP(WIDTH); j++)
+            before = (double)value[j] > before ? (double)value[j] : before;
+    }
+    return before;
+}
+
+TL_TARGET TL_INLINE void NAME(add_)(const ELEMENT *x, size_t count, tl_state *state, enum NAME(besides_) besides) {
+    double center = besides == NAME(center_) ? state->moment->center : 0;
+    OP(scale) scale = OP(scale_of)(state->exponent, center, state->threshold);
     for (; count >= TL_GRANULE; count -= TL_GRANULE, x += TL_GRANULE)
-        NAME(granule_)(x, TL_GRANULE, lowest, magic, seen, state);
+        NAME(granule_)(x, TL_GRANULE, &scale, state, besides, NULL);
     if (count > 0)
-        NAME(granule_)(x, count, lowest, magic, seen, state);
-    if (OP(beyond)(seen[0]) || OP(beyond)(seen[1]))
-        state->overflowed = 1;
+        NAME(granule_)(x, count, &scale, state, besides, NULL);
+    state->overflowed |= OP(beyond)(&scale);
+    if (besides == NAME(center_)) {
+        state->maximum = NAME(larger_)(scale.maximum, 2, state->maximum);
+        state->reached += OP(total_count)(scale.reached[0]) + OP(total_count)(scale.reached[1]);
+    }
 }
 
-TL_TARGET static void NAME(maximum_)(const void *start, size_t count, tl_state *state) {
-    const ELEMENT *x = (const ELEMENT *)start;
-    OP(vec) maximum[8];
+TL_TARGET static void NAME(sum_)(const void *x, size_t count, tl_state *state) {
+    NAME(add_)((const ELEMENT *)x, count, state, NAME(nothing_));
+}
+
+TL_TARGET static void NAME(moment_)(const void *x, size_t count, tl_state *state) {
+    NAME(add_)((const ELEMENT *)x, count, state, NAME(center_));
+}
+
+TL_TARGET static int NAME(divergence_)(const void *base, const void *other, size_t count, tl_state *base_state,
+                                       tl_state *other_state) {
+    const ELEMENT *p = (const ELEMENT *)base, *q = (const ELEMENT *)other;
+    OP(scale) p_scale = OP(scale_of)(base_state->exponent, base_state->moment->center, base_state->moment->beside);
+    OP(scale) q_scale = OP(scale_of)(other_state->exponent, 0, 0);
+    for (; count >= TL_GRANULE; count -= TL_GRANULE, p += TL_GRANULE, q += TL_GRANULE) {
+        NAME(granule_)(q, TL_GRANULE, &q_scale, other_state, NAME(nothing_), NULL);
+        NAME(granule_)(p, TL_GRANULE, &p_scale, base_state, NAME(other_), q);
+    }
+    if (count > 0) {
+        NAME(granule_)(q, count, &q_scale, other_state, NAME(nothing_), NULL);
+        NAME(granule_)(p, count, &p_scale, base_state, NAME(other_), q);
+    }
+    base_state->overflowed |= OP(beyond)(&p_scale);
+    other_state->overflowed |= OP(beyond)(&q_scale);
+    base_state->maximum = NAME(larger_)(p_scale.maximum, 2, base_state->maximum);
+    OP(vec) minus_least = OP(sub)(OP(set)(0), p_scale.least);
+    return NAME(larger_)(&minus_least, 1, 0) > OP(HUGE);
+}
+
+/* The maximum and, if wanted, how many reach the threshold. */
+TL_TARGET TL_INLINE void NAME(extent_)(const ELEMENT *x, size_t count, tl_state *state, int counting) {
+    OP(vec) maximum[8], threshold = OP(set)((REAL)state->threshold);
+    OP(bits) reached[2] = {OP(no_bits)(), OP(no_bits)()};
     for (size_t k = 0; k < 8; k++)
         maximum[k] = OP(set)(-(REAL)INFINITY);
     for (size_t i = 0; i < count; i += 8 * OP(WIDTH))
         for (size_t k = 0; k < 8; k++) {
             if (k * OP(WIDTH) * sizeof *x % 64 == 0)
                 tl_prefetch_stream(x + i + k * OP(WIDTH));
-            maximum[k] = OP(max)(LOAD(x + i + k * OP(WIDTH)), maximum[k]);
+            OP(vec) value = LOAD(x + i + k * OP(WIDTH));
+            maximum[k] = OP(larger)(value, maximum[k]);
+            if (counting)
+                reached[k % 2] = OP(count)(reached[k % 2], value, threshold);
         }
-    for (size_t k = 0; k < 8; k++) {
-        REAL value[OP(WIDTH)];
-        OP(store)(value, maximum[k]);
-        for (size_t j = 0; j < OP(WIDTH); j++)
-            if ((double)value[j] > state->maximum)
-                state->maximum = (double)value[j];
+    state->maximum = NAME(larger_)(maximum, 8, state->maximum);
+    if (counting)
+        state->reached += OP(total_count)(reached[0]) + OP(total_count)(reached[1]);
+}
+
+TL_TARGET static void NAME(maximum_)(const void *x, size_t count, tl_state *state) {
+    NAME(extent_)((const ELEMENT *)x, count, state, 0);
+}
+
+TL_TARGET static void NAME(look_)(const void *x, size_t count, tl_state *state) {
+    NAME(extent_)((const ELEMENT *)x, count, state, 1);
+}
+
+TL_TARGET static size_t NAME(collect_)(const void *start, size_t count, double threshold, int32_t *found) {
+    const ELEMENT *x = (const ELEMENT *)start;
+    const OP(vec) least = OP(set)((REAL)threshold), none = OP(set)(-(REAL)INFINITY);
+    size_t collected = 0;
+    for (size_t i = 0; i < count; i += TL_PADDED) {
+        OP(vec) maximum[4] = {none, none, none, none};
+        for (size_t k = 0; k < TL_PADDED / OP(WIDTH); k++)
+            maximum[k % 4] = OP(larger)(LOAD(x + i + k * OP(WIDTH)), maximum[k % 4]);
+        maximum[0] = OP(larger)(OP(larger)(maximum[0], maximum[1]), OP(larger)(maximum[2], maximum[3]));
+        if (!OP(reach)(maximum[0], least))
+            continue;
+        for (size_t half = i; half < i + TL_PADDED; half += 64) {
+            uint64_t reached = 0;
+            for (size_t k = 0; k < 64; k += OP(WIDTH))
+                reached |= (uint64_t)OP(reach)(LOAD(x + half + k), least) << k;
+            for (; reached; reached &= reached - 1)
+                found[collected++] = (int32_t)(half + tl_lowest_bit(reached));
+        }
     }
+    return collected;
+}
+
+TL_TARGET TL_INLINE void NAME(put_)(ELEMENT *out, OP(vec) value, int streaming) {
+    if (streaming)
+        STREAM(out, value);
+    else
+        STORE(out, value);
+}
+
+TL_TARGET static void NAME(exps_)(const void *start, size_t count, int64_t exponent, double factor, double subtrahend,
+                                  void *out, int streaming) {
+    const ELEMENT *x = (const ELEMENT *)start;
+    const OP(scale) scale = OP(scale_of)(exponent, 0, 0);
+    const OP(vec) times = OP(set)((REAL)factor), less = OP(set)(0 - (REAL)subtrahend);
+    for (size_t i = 0; i < count; i += 4 * OP(WIDTH))
+        for (size_t k = i; k < i + 4 * OP(WIDTH); k += OP(WIDTH)) {
+            OP(vec) shifted, power, rest, bounded = OP(max)(scale.lowest, LOAD(x + k));
+            OP(vec) p = NAME(exp_)(bounded, &scale, &shifted, &power, &rest);
+            NAME(put_)((ELEMENT *)out + k, OP(fma)(OP(fma)(p, rest, power), times, less), streaming);
+        }
+    if (streaming)
+        tl_stream_end();
+}
+
+/* The subtrahend has more digits than a float. */
+TL_TARGET static void NAME(less_)(const void *start, size_t count, double subtrahend, void *out, int streaming) {
+    const ELEMENT *x = (const ELEMENT *)start;
+    const OP(vec) high = OP(set)((REAL)subtrahend), low = OP(set)((REAL)(subtrahend - (double)(REAL)subtrahend));
+    for (size_t i = 0; i < count; i += OP(WIDTH))
+        NAME(put_)((ELEMENT *)out + i, OP(sub)(OP(sub)(LOAD(x + i), high), low), streaming);
+    if (streaming)
+        tl_stream_end();
+}
+
+TL_TARGET static void NAME(total_)(const void *start, size_t count, double *sum, double *lost) {
+    const ELEMENT *x = (const ELEMENT *)start;
+    double part[4][16] = {{0}}, error[4][16] = {{0}};
+    for (size_t i = 0; i < count; i += 64)
+        for (size_t k = 0; k < 4; k++)
+            for (size_t j = 0; j < 16; j += OP(WIDTH))
+                OP(accumulate)(part[k] + j, error[k] + j, LOAD(x + i + 16 * k + j));
+    for (size_t k = 0; k < 4; k++)
+        for (size_t j = 0; j < 16; j++) {
+            JOIN(add_, BACKEND)(sum + j, lost + j, part[k][j]);
+            lost[j] += error[k][j];
+        }
+}
+
+TL_TARGET static void NAME(widen_)(const void *start, size_t count, double *out) {
+    const ELEMENT *x = (const ELEMENT *)start;
+    for (size_t i = 0; i < count; i += OP(WIDTH))
+        OP(store_wide)(out + i, LOAD(x + i));
 }
 
 #undef NAME
 #undef DTYPE
 #undef ELEMENT
 #undef LOAD
+#undef STORE
+#undef STREAM

@@ -14,6 +14,7 @@ static const float f32_EXP[] = {0x1.6fed1ap-10f, 0x1.125b9cp-7f, 0x1.5552f4p-5f,
 #define f32_LN2 0x1.62e43p-1f
 #define f32_ROUNDER 0x1.8p23f
 #define f32_BIAS 127
+#define f32_HUGE 0x1.fffffep127f
 
 static const double f64_EXP[] = {0x1.b2917e207fd11p-26, 0x1.28b58c6bca6b0p-22, 0x1.71dd35e50e48dp-19,
                                  0x1.a0199385c6e1bp-16, 0x1.a01a015391e15p-13, 0x1.6c16c1857d0c6p-10,
@@ -23,23 +24,104 @@ static const double f64_EXP[] = {0x1.b2917e207fd11p-26, 0x1.28b58c6bca6b0p-22, 0
 #define f64_LN2 0x1.62e42fefa39efp-1
 #define f64_ROUNDER 0x1.8p52
 #define f64_BIAS 1023
+#define f64_HUGE TL_FARTHEST_BELOW
+
+/* Where a fold refers to, and what it has met. */
+typedef struct {
+    f32_vec lowest; /* where the power becomes 0 */
+    f32_vec magic;  /* rounds to integers, and leaves the biased exponent of the power in the low bits */
+    f32_vec center, threshold;
+    f32_vec maximum[2], least;
+    f32_bits reached[2];
+    f32_bits seen[2]; /* all shifted arguments, one over another */
+} f32_scale;
+
+typedef struct {
+    f64_vec lowest, magic, center, threshold, maximum[2], least;
+    f64_bits reached[2], seen[2];
+} f64_scale;
+
+TL_TARGET TL_INLINE f32_scale f32_scale_of(int64_t exponent, double center, double threshold) {
+    const f32_vec infinity = f32_set((float)INFINITY), none = f32_set(-(float)INFINITY);
+    const f32_bits zero = f32_no_bits();
+    f32_scale scale = {f32_set((float)((double)(exponent - f32_BIAS) * TL_LN2)),
+                       f32_set(f32_ROUNDER + (float)(f32_BIAS - exponent)),
+                       f32_set((float)center),
+                       f32_set((float)threshold),
+                       {none, none},
+                       infinity,
+                       {zero, zero},
+                       {zero, zero}};
+    return scale;
+}
+
+TL_TARGET TL_INLINE f64_scale f64_scale_of(int64_t exponent, double center, double threshold) {
+    const f64_vec infinity = f64_set((double)INFINITY), none = f64_set(-(double)INFINITY);
+    const f64_bits zero = f64_no_bits();
+    f64_scale scale = {f64_set((double)((double)(exponent - f64_BIAS) * TL_LN2)),
+                       f64_set(f64_ROUNDER + (double)(f64_BIAS - exponent)),
+                       f64_set((double)center),
+                       f64_set((double)threshold),
+                       {none, none},
+                       infinity,
+                       {zero, zero},
+                       {zero, zero}};
+    return scale;
+}
 
 /* Whether a power of two would not fit its exponent: then some n + bias - exponent, which stands in the low bits of a
  * number of ulp 1, has more bits than that. */
-TL_TARGET TL_INLINE int f32_beyond(f32_bits seen) {
-    uint32_t bits[f32_WIDTH], all = 0;
-    memcpy(bits, &seen, sizeof bits);
-    for (size_t j = 0; j < f32_WIDTH; j++)
+TL_TARGET TL_INLINE int f32_beyond(const f32_scale *scale) {
+    uint32_t bits[2 * f32_WIDTH], all = 0;
+    memcpy(bits, scale->seen, sizeof bits);
+    for (size_t j = 0; j < 2 * f32_WIDTH; j++)
         all |= bits[j];
     return all != 0 && (all & ~0xffu) != 0x4b400000u;
 }
 
-TL_TARGET TL_INLINE int f64_beyond(f64_bits seen) {
-    uint64_t bits[f64_WIDTH], all = 0;
-    memcpy(bits, &seen, sizeof bits);
-    for (size_t j = 0; j < f64_WIDTH; j++)
+TL_TARGET TL_INLINE int f64_beyond(const f64_scale *scale) {
+    uint64_t bits[2 * f64_WIDTH], all = 0;
+    memcpy(bits, scale->seen, sizeof bits);
+    for (size_t j = 0; j < 2 * f64_WIDTH; j++)
         all |= bits[j];
     return all != 0 && (all & ~(uint64_t)0x7ff) != 0x4338000000000000u;
+}
+
+TL_TARGET TL_INLINE int64_t f32_total_count(f32_bits counts) {
+    uint32_t count[f32_WIDTH];
+    int64_t total = 0;
+    memcpy(count, &counts, sizeof count);
+    for (size_t j = 0; j < f32_WIDTH; j++)
+        total += count[j];
+    return total;
+}
+
+TL_TARGET TL_INLINE int64_t f64_total_count(f64_bits counts) {
+    uint64_t count[f64_WIDTH];
+    int64_t total = 0;
+    memcpy(count, &counts, sizeof count);
+    for (size_t j = 0; j < f64_WIDTH; j++)
+        total += (int64_t)count[j];
+    return total;
+}
+
+TL_TARGET TL_INLINE void f32_store_bfloat16(uint16_t *p, f32_vec a) {
+    uint32_t bits[f32_WIDTH];
+    memcpy(bits, &a, sizeof bits);
+    for (size_t j = 0; j < f32_WIDTH; j++) /* no nan comes here */
+        p[j] = (uint16_t)((bits[j] + 0x7fff + (bits[j] >> 16 & 1)) >> 16);
+}
+
+TL_TARGET TL_INLINE void f32_stream_bfloat16(uint16_t *p, f32_vec a) {
+    uint16_t rounded[f32_WIDTH];
+    f32_store_bfloat16(rounded, a);
+    half_stream(p, rounded);
+}
+
+TL_TARGET TL_INLINE void f32_stream_float16(uint16_t *p, f32_vec a) {
+    uint16_t rounded[f32_WIDTH];
+    f32_store_float16(rounded, a);
+    half_stream(p, rounded);
 }
 
 TL_TARGET TL_INLINE void f64_accumulate(double *sum, double *error, f64_vec term) {
@@ -47,6 +129,24 @@ TL_TARGET TL_INLINE void f64_accumulate(double *sum, double *error, f64_vec term
     f64_vec lost = f64_add(f64_sub(before, f64_sub(after, other)), f64_sub(term, other));
     f64_store(sum, after);
     f64_store(error, f64_add(f64_load(error), lost));
+}
+
+/* Adds to a sum, and what that loses to `lost`. */
+TL_TARGET TL_INLINE void JOIN(add_, BACKEND)(double *sum, double *lost, double term) {
+    double before = *sum, after = before + term, other = after - before;
+    *sum = after;
+    *lost += (before - (after - other)) + (term - other);
+}
+
+TL_TARGET static void JOIN(weigh_, BACKEND)(const double *share, const double *x, size_t count, double anchor,
+                                            tl_weighed *weighed) {
+    for (size_t i = 0; i < count; i += 16)
+        for (size_t j = 0; j < 16; j++) {
+            double term = share[i + j] * (anchor - x[i + j]);
+            term = tl_to_bits(share[i + j]) == 0 || anchor == x[i + j] ? 0 : term;
+            JOIN(add_, BACKEND)(&weighed->loss[j], &weighed->loss_lost[j], term);
+            JOIN(add_, BACKEND)(&weighed->share[j], &weighed->share_lost[j], share[i + j]);
+        }
 }
 
 TL_TARGET static void JOIN(clipped_losses_, BACKEND)(double *p, size_t count, double lowest, double highest) {
@@ -83,16 +183,22 @@ TL_TARGET static ptrdiff_t JOIN(skip_zeros_, BACKEND)(const char *data, ptrdiff_
 #define DTYPE float16
 #define ELEMENT uint16_t
 #define LOAD(p) f32_load_float16(p)
+#define STORE(p, a) f32_store_float16(p, a)
+#define STREAM(p, a) f32_stream_float16(p, a)
 #include "fold_body.h"
 
 #define DTYPE bfloat16
 #define ELEMENT uint16_t
 #define LOAD(p) f32_load_bfloat16(p)
+#define STORE(p, a) f32_store_bfloat16(p, a)
+#define STREAM(p, a) f32_stream_bfloat16(p, a)
 #include "fold_body.h"
 
 #define DTYPE float32
 #define ELEMENT float
 #define LOAD(p) f32_load(p)
+#define STORE(p, a) f32_store(p, a)
+#define STREAM(p, a) f32_stream(p, a)
 #include "fold_body.h"
 
 #undef REAL
@@ -103,7 +209,29 @@ TL_TARGET static ptrdiff_t JOIN(skip_zeros_, BACKEND)(const char *data, ptrdiff_
 #define DTYPE float64
 #define ELEMENT double
 #define LOAD(p) f64_load(p)
+#define STORE(p, a) f64_store(p, a)
+#define STREAM(p, a) f64_stream(p, a)
 #include "fold_body.h"
+
+/* x becomes cap tanh(factor x / cap), or factor x where there is no cap.
+ *
+ * tanh(y) = e / (e + 2) with e = exp(2 y) - 1, which keeps its digits near 0: there, the power of two is 1. An infinity
+ * becomes nan, as rows without a cap do for it. */
+TL_TARGET static void JOIN(squash_, BACKEND)(double *x, size_t count, double factor, double cap) {
+    const f64_scale scale = f64_scale_of(0, 0, 0);
+    const f64_vec zero = f64_set(0), one = f64_set(1), two = f64_set(2), most = f64_set(40);
+    const f64_vec times = f64_set(cap > 0 ? 2 * factor / cap : factor), height = f64_set(cap);
+    for (size_t i = 0; i < count; i += f64_WIDTH) {
+        f64_vec value = f64_load(x + i), y = f64_mul(value, times);
+        if (cap > 0) {
+            f64_vec shifted, power, rest, bounded = f64_max(f64_set(-40), f64_min(most, y));
+            f64_vec p = JOIN(exp_float64_, BACKEND)(bounded, &scale, &shifted, &power, &rest);
+            f64_vec e = f64_fma(p, rest, f64_sub(power, one)), above = f64_max(zero, value);
+            y = f64_fma(height, f64_div(e, f64_add(e, two)), f64_sub(above, above));
+        }
+        f64_store(x + i, y);
+    }
+}
 
 #define STRING_(name) #name
 #define STRING(name) STRING_(name)
@@ -111,5 +239,17 @@ TL_TARGET static ptrdiff_t JOIN(skip_zeros_, BACKEND)(const char *data, ptrdiff_
     {JOIN(what##float16_, BACKEND), JOIN(what##bfloat16_, BACKEND), JOIN(what##float32_, BACKEND),                     \
      JOIN(what##float64_, BACKEND)}
 
-const tl_backend JOIN(tl_, BACKEND) = {STRING(BACKEND), ALL_DTYPES(sum_), ALL_DTYPES(maximum_),
-                                      JOIN(clipped_losses_, BACKEND), JOIN(skip_zeros_, BACKEND)};
+const tl_backend JOIN(tl_, BACKEND) = {
+    STRING(BACKEND),
+    {ALL_DTYPES(sum_), ALL_DTYPES(moment_), ALL_DTYPES(maximum_), ALL_DTYPES(look_)},
+    ALL_DTYPES(divergence_),
+    ALL_DTYPES(collect_),
+    ALL_DTYPES(exps_),
+    ALL_DTYPES(less_),
+    ALL_DTYPES(total_),
+    ALL_DTYPES(widen_),
+    JOIN(squash_, BACKEND),
+    JOIN(weigh_, BACKEND),
+    JOIN(clipped_losses_, BACKEND),
+    JOIN(skip_zeros_, BACKEND),
+};

@@ -84,6 +84,25 @@ TL_INLINE void tl_prefetch_stream(const void *address) {
     tl_prefetch(line + 4096);
 }
 
+/* The position of the lowest bit of a number that is not 0. */
+TL_INLINE unsigned tl_lowest_bit(uint64_t bits) {
+#if defined(__GNUC__)
+    return (unsigned)__builtin_ctzll(bits);
+#else
+    unsigned position = 0;
+    for (; !(bits & 1); bits >>= 1)
+        position++;
+    return position;
+#endif
+}
+
+/* After results were written past the caches, and before another thread reads them. */
+TL_INLINE void tl_stream_end(void) {
+#if TL_X86
+    _mm_sfence();
+#endif
+}
+
 /* Takes the next `step` numbers of a counter that several threads share; returns the first. */
 TL_INLINE int64_t tl_take(volatile int64_t *counter, int64_t step) {
 #if defined(_MSC_VER) && !defined(__clang__)

@@ -8,6 +8,7 @@
 
 #include "platform.h"
 
+#define TL_LN2 0x1.62e42fefa39efp-1
 #define TL_LOG2E 0x1.71547652b82fep+0
 #define TL_LN2_HIGH 0x1.62e42fee00000p-1 /* 32 bits: exact times any integer below 2^21 */
 #define TL_LN2_LOW 0x1.a39ef35793c76p-33

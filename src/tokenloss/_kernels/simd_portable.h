@@ -20,10 +20,17 @@ TL_INLINE float f32_load(const float *p) { float value; memcpy(&value, p, sizeof
 TL_INLINE float f32_load_float16(const uint16_t *p) { uint16_t bits; memcpy(&bits, p, 2); return tl_from_float16(bits); }
 TL_INLINE float f32_load_bfloat16(const uint16_t *p) { uint16_t bits; memcpy(&bits, p, 2); return tl_from_bfloat16(bits); }
 TL_INLINE void f32_store(float *p, float value) { *p = value; }
+TL_INLINE void f32_store_float16(uint16_t *p, float value) { *p = tl_to_float16((double)value); }
+TL_INLINE void f32_stream(float *p, float value) { *p = value; }
+TL_INLINE void half_stream(uint16_t *p, const uint16_t *halves) { *p = *halves; }
 TL_INLINE float f32_add(float a, float b) { return a + b; }
 TL_INLINE float f32_sub(float a, float b) { return a - b; }
 TL_INLINE float f32_mul(float a, float b) { return a * b; }
 TL_INLINE float f32_max(float a, float b) { return a > b ? a : b; }
+TL_INLINE float f32_larger(float a, float b) { return a > b ? a : b; }
+TL_INLINE float f32_min(float a, float b) { return a < b ? a : b; }
+TL_INLINE uint32_t f32_reach(float a, float b) { return a >= b; }
+TL_INLINE uint32_t f32_count(uint32_t n, float a, float b) { return n + (a >= b); }
 
 TL_INLINE float f32_fma(float a, float b, float c) {
 #if TL_BASELINE_FMA
@@ -58,6 +65,8 @@ TL_INLINE float f32_power(float shifted) {
     return tl_float_from_bits(bits << 23);
 }
 
+TL_INLINE void f32_store_wide(double *p, float value) { *p = (double)value; }
+
 TL_INLINE void f32_accumulate(double *sum, double *error, float term) {
     (void)error;
     *sum += (double)term;
@@ -66,10 +75,17 @@ TL_INLINE void f32_accumulate(double *sum, double *error, float term) {
 TL_INLINE double f64_set(double value) { return value; }
 TL_INLINE double f64_load(const double *p) { double value; memcpy(&value, p, sizeof value); return value; }
 TL_INLINE void f64_store(double *p, double value) { *p = value; }
+TL_INLINE void f64_store_wide(double *p, double value) { *p = value; }
+TL_INLINE void f64_stream(double *p, double value) { *p = value; }
 TL_INLINE double f64_add(double a, double b) { return a + b; }
 TL_INLINE double f64_sub(double a, double b) { return a - b; }
 TL_INLINE double f64_mul(double a, double b) { return a * b; }
 TL_INLINE double f64_max(double a, double b) { return a > b ? a : b; }
+TL_INLINE double f64_larger(double a, double b) { return a > b ? a : b; }
+TL_INLINE double f64_min(double a, double b) { return a < b ? a : b; }
+TL_INLINE double f64_div(double a, double b) { return a / b; }
+TL_INLINE uint32_t f64_reach(double a, double b) { return a >= b; }
+TL_INLINE uint64_t f64_count(uint64_t n, double a, double b) { return n + (a >= b); }
 
 /* a + b and what its rounding lost. */
 TL_INLINE double f64_two_sum(double a, double b, double *lost) {

@@ -1,0 +1,119 @@
+/* Sums over all classes of a row: of distributions, and of label smoothing. Stretches of targets that are zeros are
+ * skipped, and the scores beside them not read. */
+#include "scalar_math.h"
+#include "walk.h"
+
+#define PAUSE 65536 /* classes between two looks at whether the call was given up */
+
+/* Moves start to a stretch that may hold shares other than 0; returns the stretch's end. After a stretch without any
+ * zero the next may be long: so few shares as lie in 64 bytes are looked at only where most are zeros. */
+static int64_t next_stretch(const tl_backend *backend, const tl_shares *shares, int64_t count, int dense, int64_t *start,
+                            tl_patience *patience) {
+    int64_t pause = (*start / PAUSE + 1) * PAUSE, until = count < pause ? count : pause;
+    int64_t size = tl_itemsize(shares->share_dtype), most = dense ? TL_GRANULE : 64 / size;
+    if (*start % PAUSE == 0 && *start != 0 && tl_gave_up(patience))
+        return *start = count;
+    if (!dense)
+        *start = backend->skip_zeros(shares->share, *start * size, until * size) / size;
+    return until - *start < most ? until : *start + most;
+}
+
+/* Whether all shares have to be looked at. */
+static int always_dense(const tl_shares *shares) {
+    return !shares->share || shares->uniform != 0 || shares->share_stride != tl_itemsize(shares->share_dtype);
+}
+
+/* Writes the shares of classes from `start` on; returns whether none is 0. */
+static int shares_of(const tl_shares *shares, int64_t start, int64_t count, double *share) {
+    int dense = count > 0;
+    if (shares->share || shares->weight)
+        for (int64_t i = 0; i < count; i++)
+            dense &= tl_has_share(share[i] = tl_share_of(shares, start + i));
+    else
+        for (int64_t i = 0; i < count; i++)
+            share[i] = shares->uniform;
+    return dense;
+}
+
+int tl_next_shares(const tl_backend *backend, const tl_shares *shares, int64_t count, int64_t *start, double *share,
+                   tl_patience *patience) {
+    int length = 0;
+    while (length == 0 && *start < count) { /* a stretch is empty where zeros end at a pause */
+        int64_t end = next_stretch(backend, shares, count, always_dense(shares), start, patience);
+        length = end - *start < 64 ? (int)(end - *start) : 64;
+    }
+    shares_of(shares, *start, length, share);
+    return length;
+}
+
+int64_t tl_likeliest(const tl_backend *backend, const tl_shares *shares, int64_t count, tl_patience *patience) {
+    int64_t likeliest = -1;
+    int dense = always_dense(shares);
+    double largest = 0, share[TL_GRANULE];
+    for (int64_t k = 0, end; k < count; k = end) {
+        end = next_stretch(backend, shares, count, dense, &k, patience);
+        dense = shares_of(shares, k, end - k, share) || always_dense(shares);
+        for (int64_t i = 0; i < end - k; i++)
+            if (tl_has_share(share[i]) && (likeliest < 0 || share[i] > largest)) {
+                likeliest = k + i;
+                largest = share[i];
+            }
+    }
+    return likeliest;
+}
+
+/* tl_weigh where all shares are the same. */
+static double weigh_uniform(const tl_backend *backend, const tl_row *row, double share, double anchor,
+                            tl_patience *patience) {
+    double sum[16] = {0}, lost[16] = {0};
+    double offset = tl_abs(anchor) > TL_FAR_OUT ? anchor : 0; /* else sums of scores keep the digits that matter */
+    int dtype = offset == 0 ? row->folded : TL_FLOAT64, in_place = tl_in_place(row, dtype, offset);
+    for (int64_t start = 0, count; start < row->count; start += count) {
+        int64_t left = row->count - start;
+        count = left < PAUSE ? left / TL_PADDED * TL_PADDED : PAUSE;
+        if (in_place && count > 0) {
+            backend->total[dtype](row->data + start * row->stride, (size_t)count, sum, lost);
+        } else {
+            tl_scratch scratch;
+            tl_clear(&scratch);
+            count = left < TL_GRANULE ? left : TL_GRANULE;
+            tl_gather(backend, row, start, count, -1, offset, dtype, &scratch);
+            int64_t whole = count / TL_PADDED * TL_PADDED;
+            backend->total[dtype](&scratch.at, (size_t)whole, sum, lost);
+            for (int64_t i = whole; i < count; i++)
+                sum[0] += tl_score(backend, row, start + i) - offset;
+        }
+        if (tl_gave_up(patience))
+            return 0;
+    }
+    double total = tl_sum_of(sum, lost);
+    total = total == total ? total : tl_total(sum);
+    return share * ((double)row->count * (anchor - offset) - total);
+}
+
+double tl_weigh(const tl_backend *backend, const tl_row *row, const tl_shares *shares, double anchor, double *total,
+                tl_patience *patience) {
+    tl_weighed weighed = {{0}, {0}, {0}, {0}};
+    if (!shares->share && !shares->weight) {
+        *total = shares->uniform * (double)row->count;
+        double loss = weigh_uniform(backend, row, shares->uniform, anchor, patience);
+        if (loss - loss == 0) /* else the sum of the scores may be all that is beyond a double */
+            return loss;
+    }
+    tl_scratch scratch;
+    int dense = always_dense(shares);
+    for (int64_t k = 0, end; k < row->count; k = end) {
+        double share[TL_GRANULE];
+        end = next_stretch(backend, shares, row->count, dense, &k, patience);
+        int64_t length = end - k, padded = (length + TL_PADDED - 1) / TL_PADDED * TL_PADDED;
+        dense = shares_of(shares, k, length, share) || always_dense(shares);
+        for (int64_t i = length; i < padded; i++)
+            share[i] = 0;
+        tl_clear(&scratch);
+        tl_gather(backend, row, k, length, -1, 0, TL_FLOAT64, &scratch);
+        backend->weigh(share, scratch.at.wide, (size_t)padded, anchor, &weighed);
+    }
+    double loss = tl_sum_of(weighed.loss, weighed.loss_lost), shared = tl_sum_of(weighed.share, weighed.share_lost);
+    *total = shared == shared ? shared : tl_total(weighed.share);
+    return loss == loss ? loss : tl_total(weighed.loss);
+}

@@ -1,0 +1,142 @@
+"""The fold over the rows of an array, from judged input to numbers: what every public function does."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tokenloss import _arrays, _core, _workers
+
+if TYPE_CHECKING:
+    from tokenloss._arrays import Float64Array
+
+_TARGETS_AT_ONCE = 1 << 20  # between two looks for Ctrl-C
+_ONE_SCORE = 64  # what reading a single score of a row costs, in bytes read in order
+
+
+class Rows:
+    """Scores, and what is to be done with each of their rows. Every method judges its arguments; `run` writes."""
+
+    def __init__(self, what: int, name: str, scores: Any, axis: Any) -> None:
+        self.what, self.name = what, name
+        self.view, self.code = _arrays.floats(name, scores)
+        self.shape = self.view.shape
+        self.axis = _arrays.class_axis(name, len(self.shape), axis)
+        self.batch = self.shape[: self.axis] + self.shape[self.axis + 1 :]
+        self.classes = self.shape[self.axis]
+        self.fold = _core.Fold(what, self.view, self.code, self.axis)
+        self.row_bytes = self.classes * self.view.itemsize
+        self.by_class = False
+        self.is_checked = False
+        self.others: dict[str, Any] = {}  # arrays that are read besides the scores
+        self.losses: Float64Array | None = None
+        self.out: Float64Array | None = None
+
+    def against(self, name: str, targets: Any, ignore_index: Any, distributions: bool = True) -> None:
+        """Take class ids or, unless told otherwise, distributions for targets."""
+        self.targets_name = name
+        self.targets, code = _arrays.class_targets(name, targets, self.shape, self.batch, self.name, distributions)
+        self.by_class = len(self.targets.shape) != len(self.shape)
+        if ignore_index is not None:
+            ignore_index = _arrays.ignored_class(ignore_index)
+        self.others[name] = self.targets
+        self.fold.against(self.targets, code, ignore_index if self.by_class else None)
+        scored = self.what in (_core.PROBS, _core.LOG_PROBS)
+        if not self.by_class:
+            self.row_bytes = self.row_bytes * (not scored) + self.classes * self.targets.itemsize
+        elif scored:
+            self.row_bytes = _ONE_SCORE
+
+    def keep(self, weight: Any, where: Any) -> None:
+        """Weigh classes, mask rows."""
+        if weight is not None:
+            self.others["weight"], code = _arrays.class_weight(weight, self.classes)
+            self.fold.weighted(self.others["weight"], code)
+        if where is not None:
+            self.others["where"] = _arrays.mask(where, self.batch)
+            self.fold.masked(self.others["where"])
+
+    def change(self, logit_scale: Any, softcap: Any) -> None:
+        """Scale logits, cap them."""
+        scale = _arrays.number("logit_scale", logit_scale, "a positive finite number", positive=True)
+        cap = 0.0
+        if softcap is not None:
+            cap = _arrays.number("softcap", softcap, "a positive finite number or None", positive=True)
+        self.fold.squashed(scale, cap)
+
+    def penalize(self, label_smoothing: Any, z_loss: Any) -> None:
+        """Smooth labels, and make large normalizers cost something."""
+        smoothing = _arrays.number("label_smoothing", label_smoothing, "a number between 0 and 1", most=1)
+        self.fold.penalized(smoothing, _arrays.number("z_loss", z_loss, "a finite number of at least 0"))
+
+    def reduce(self, reduction: Any, out: Any = None) -> None:
+        """Add the losses up, or keep each of them, in `out` if there is one."""
+        self.mean = _arrays.reduction(reduction) == "mean"
+        if out is not None:
+            self.out = _arrays.result_array(out, self.batch)
+        if reduction == "none":
+            in_place = self.out is not None and self.out.flags.c_contiguous and not np.may_share_memory(out, self.view)
+            self.losses = self.out if in_place and self.out is not None else np.empty(self.batch)
+            self.fold.losses_into(self.losses.reshape(-1))
+
+    def write(self, out: Any, divided: bool = False) -> Any:
+        """Write a number for each score, in `out` if there is one; a gradient may be divided as the mean loss is."""
+        result = _arrays.like_scores(self.name, self.view, self.code) if out is None else out
+        view, code = _arrays.result_view(result, self.name, self.view, self.code)
+        _arrays.apart(view, self.others)
+        self.fold.into(view, code)
+        if divided:
+            self._check_targets()
+            for start in range(0, self.fold.rows, _TARGETS_AT_ONCE):
+                self.fold.count_kept(start, start + _TARGETS_AT_ONCE)
+        self.row_bytes *= 2
+        return result
+
+    def beside(self, name: str, logits: Any) -> None:
+        """Take the logits of another model."""
+        view, code = _arrays.floats(name, logits)
+        if view.shape != self.shape:
+            _arrays.fail("shape", name=name, got=view.shape, fits=f"{self.shape}, as {self.name}")
+        self.fold.beside(view, code)
+        self.row_bytes += self.classes * view.itemsize
+
+    def tokens(self, top_k: Any) -> dict[str, Any]:
+        """Make arrays for everything about a token; `run` fills them."""
+        fits = f"an integer from 0 to {self.classes}, the number of classes"
+        top_k = _arrays.integer("top_k", top_k, fits, least=0, most=self.classes)
+        found: dict[str, Any] = {name: np.empty(self.batch) for name in ("logsumexp", "entropy")}
+        found |= {name: np.empty(self.batch, np.int64) for name in ("rank", "argmax")}
+        found |= {name: np.empty(self.batch, np.bool_) for name in ("is_greedy", "kept")}
+        found |= {"top_ids": np.empty((*self.batch, top_k), np.int64), "top_logprobs": np.empty((*self.batch, top_k))}
+        flat = {
+            name: (array.view(np.uint8) if array.dtype == bool else array).reshape(-1) for name, array in found.items()
+        }
+        self.fold.tokens_into(**flat, top_k=top_k)
+        return found if top_k else found | {"top_ids": None, "top_logprobs": None}
+
+    def _check_targets(self) -> None:
+        """Refuse class ids beyond the classes."""
+        if self.by_class and not self.is_checked:
+            for start in range(0, self.fold.rows, _TARGETS_AT_ONCE):
+                row = self.fold.first_bad_target(start, start + _TARGETS_AT_ONCE)
+                if row >= 0:
+                    _arrays.fail_class(self.targets_name, self.targets, row, self.classes)
+        self.is_checked = True
+
+    def run(self, workers: Any) -> None:
+        """Fold all rows."""
+        self._check_targets()
+        _workers.run(self.fold, self.row_bytes or 1, workers)
+
+    def numbers(self) -> Float64Array:
+        """What each row was folded to."""
+        assert self.losses is not None
+        if self.out is None or self.out is self.losses:
+            return self.losses
+        self.out[...] = self.losses
+        return self.out
+
+    def reduced(self) -> float | Float64Array:
+        """The loss as it was to be reduced."""
+        return self.numbers() if self.losses is not None else self.fold.reduced(self.mean)

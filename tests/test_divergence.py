@@ -1,0 +1,271 @@
+"""kl_divergence: against the oracle, in mixed dtypes and layouts, where it is 0, infinite or nan."""
+
+import math
+
+import numpy as np
+import pytest
+import reference
+from arrays import (
+    FLOATS,
+    KINDS_OF_ROWS,
+    LAYOUTS,
+    REDUCTIONS,
+    assert_near,
+    assert_same_bits,
+    fails,
+    misaligned,
+    normalizer_error,
+    row_of_logits,
+    scores_for,
+    strided,
+    swapped,
+)
+from test_cases import FORBIDDEN_PAGES, OnDevice, needs_mprotect
+
+from tokenloss import cross_entropy, kl_divergence, logsumexp, token_scores
+
+NAN, INF = math.nan, math.inf
+each_dtype = pytest.mark.parametrize("dtype", FLOATS, ids=str)
+each_dtype_of_each = pytest.mark.parametrize(
+    ("base_dtype", "dtype"), [(base, other) for base in FLOATS for other in FLOATS], ids=str
+)
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(31)
+
+
+def pair(rng, shape, base_dtype, dtype, distance=0.3):
+    """Logits, and others a bit off."""
+    logits = scores_for("cross_entropy", rng, shape, np.float64)
+    return logits.astype(base_dtype), (logits + distance * rng.standard_normal(shape)).astype(dtype)
+
+
+def divergence_error(base_logits, logits, expected, axis=-1):
+    """How far divergences may be from the exact ones before their rounding."""
+    error = np.maximum(normalizer_error(base_logits, axis), normalizer_error(logits, axis))
+    relative = 1e-6 if min(base_logits.dtype.itemsize, logits.dtype.itemsize) < 8 else 4e-15
+    return error + relative * np.where(np.isfinite(expected), expected, 0)
+
+
+def assert_as_oracle(base_logits, logits, given=None, axis=-1, **options):
+    actual = kl_divergence(*(given or (base_logits, logits)), axis=axis, reduction="none", **options)
+    expected = reference.kl_divergence(base_logits, logits, axis=axis, reduction="none", **options)
+    assert_near(actual, expected, divergence_error(base_logits, logits, expected, axis), 2)
+    assert not np.signbit(actual[~np.isnan(actual)]).any()
+    return actual
+
+
+# against the oracle
+
+
+@each_dtype_of_each
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_mixed_dtypes_and_layouts(base_dtype, dtype, layout, rng):
+    for axis in (0, 1, -1):
+        base_logits, logits = pair(rng, (4, 5, 6), base_dtype, dtype)
+        where = rng.random(np.delete((4, 5, 6), axis)) > 0.2
+        for other in ("c", "strided", "class_first_in_memory", "swapped"):
+            given = LAYOUTS[layout](base_logits), LAYOUTS[other](logits)
+            assert_as_oracle(base_logits, logits, given, axis=axis, where=where)
+
+
+@each_dtype
+def test_every_length_of_row(dtype, rng):
+    for classes in [1, 2, 63, 64, 65, 127, 128, 129, 511, 512, 513, 4095, 4096, 4097, 8193]:
+        base_logits, logits = pair(rng, (2, classes), dtype, dtype)
+        for layout in (np.ascontiguousarray, strided, swapped, misaligned):
+            assert_as_oracle(base_logits, logits, (layout(base_logits), layout(logits)))
+
+
+@pytest.mark.parametrize(("dtype", "kind"), KINDS_OF_ROWS)
+def test_accuracy(dtype, kind, rng):
+    for length in [1, 2, 65, 513, 4097, 20001]:
+        row = row_of_logits(kind, rng, length, dtype)
+        moved = (row.astype(float) + rng.standard_normal(length)).astype(dtype)
+        plain = rng.standard_normal(length).astype(dtype)
+        assert_as_oracle(row, moved)
+        if kind not in ("all_1e308", "masked_by_minus_1e308", "huge_differences"):  # sums beyond a float
+            assert_as_oracle(row, plain)
+            assert_as_oracle(plain, row)
+
+
+@each_dtype
+@pytest.mark.parametrize("distance", [1e-6, 1e-3, 0.1, 3, 100])
+def test_near_and_far(dtype, distance, rng):
+    for classes in (2, 100, 5000):
+        assert_as_oracle(*pair(rng, (3, classes), dtype, dtype, distance))
+
+
+@each_dtype
+def test_leader_in_a_late_block(dtype, rng):
+    for position in [0, 127, 128, 511, 512, 4095, 4096, 8199]:
+        rows = rng.standard_normal((2, 8200)).astype(dtype)
+        rows[0, position], rows[1, (position + 5000) % 8200] = 40, 30
+        assert_as_oracle(rows[0], rows[1])
+        assert_as_oracle(rows[1], rows[0])
+
+
+def test_by_hand():
+    assert kl_divergence([0.0, 0.0], [0.0, math.log(3)]) == pytest.approx(math.log(4 / 3) / 2, rel=1e-15)
+    assert kl_divergence([-INF, 0.0], [0.0, 0.0]) == pytest.approx(math.log(2), rel=1e-15)
+    assert kl_divergence([5], [3]) == 0
+
+
+def test_divergence_is_cross_entropy_less_entropy(rng):
+    base_logits, logits = pair(rng, (5, 300), np.float64, np.float64)
+    shares = np.exp(base_logits - logsumexp(base_logits)[:, None])
+    expected = cross_entropy(logits, shares, reduction="none") - token_scores(base_logits, [0] * 5).entropy
+    np.testing.assert_allclose(kl_divergence(base_logits, logits, reduction="none"), expected, rtol=0, atol=1e-13)
+
+
+def test_a_shift_of_all_logits_moves_nothing(rng):
+    base_logits, logits = np.round(pair(rng, (4, 600), np.float64, np.float64, 2.0))
+    expected = kl_divergence(base_logits, logits, reduction="none")
+    np.testing.assert_allclose(kl_divergence(base_logits + 50, logits - 70, reduction="none"), expected, atol=4e-13)
+
+
+# nothing, infinity, nan
+
+
+@pytest.mark.parametrize(("dtype", "kind"), KINDS_OF_ROWS)
+def test_equal_rows_do_not_diverge(dtype, kind, rng):
+    for length in (1, 2, 65, 513, 5000):
+        row = row_of_logits(kind, rng, length, dtype)
+        if not np.isneginf(row.astype(float)).all():
+            for other in (row, swapped(row), strided(row)):
+                assert str(kl_divergence(row, other)) == "0.0"
+
+
+@each_dtype
+def test_equal_numbers_of_other_dtypes_do_not_diverge(dtype, rng, backend):
+    row = (rng.integers(-8, 9, 600) / 4).astype(dtype)
+    for other in FLOATS:
+        assert str(kl_divergence(row, row.astype(float).astype(other))) == "0.0"
+
+
+@each_dtype
+def test_divergence_is_never_negative(dtype, rng, backend):
+    for classes in (2, 30, 1000):
+        logits = scores_for("cross_entropy", rng, (20, classes), dtype)
+        unit = np.array(2.0**-7, dtype)
+        moved = logits * (1 + unit * rng.integers(-1, 2, logits.shape).astype(dtype))
+        for other in (logits[:, ::-1], moved, np.nextafter(logits.astype(np.float32), 9).astype(dtype)):
+            assert not np.signbit(kl_divergence(logits, other, reduction="none")).any()
+
+
+@each_dtype_of_each
+def test_impossible_classes(base_dtype, dtype, backend):
+    for classes in (2, 65, 600):
+        for position in {0, classes // 2, classes - 1}:
+            base_logits, logits = np.zeros(classes, base_dtype), np.zeros(classes, dtype)
+            base_logits[position] = -INF
+            expected = math.log(classes / (classes - 1))
+            assert kl_divergence(base_logits, logits) == pytest.approx(expected, abs=2e-7)
+            logits[position] = -INF
+            assert kl_divergence(base_logits, logits) == 0.0
+            base_logits[position] = -90 if base_dtype.itemsize > 2 else -9
+            assert kl_divergence(base_logits, logits) == INF
+            logits[:] = -INF
+            assert kl_divergence(base_logits, logits) == INF
+            base_logits[:] = -INF
+            assert math.isnan(kl_divergence(base_logits, logits))
+            assert math.isnan(kl_divergence(base_logits, np.zeros(classes, dtype)))
+
+
+def test_class_of_hardly_any_chance_may_not_be_impossible():
+    assert kl_divergence([0.0, -1e300], [0.0, -INF]) == INF
+    assert kl_divergence(np.float32([0, -3e38]), np.float32([0, -INF])) == INF
+    assert kl_divergence([0.0, -1e5], [0.0, -1e300]) == 0.0
+
+
+@pytest.mark.parametrize("value", [NAN, INF])
+@each_dtype
+def test_nan_or_infinity_in_either_row(value, dtype, rng, backend):
+    for classes in (2, 65, 4200):
+        base_logits, logits = pair(rng, (3, classes), dtype, dtype)
+        expected = kl_divergence(base_logits, logits, reduction="none")
+        for position in {0, classes // 2, classes - 1}:
+            for which in (0, 1):
+                given = base_logits.copy(), logits.copy()
+                given[which][1, position] = value
+                given[1 - which][1, classes - 1 - position] = -INF
+                divergences = kl_divergence(*given, reduction="none")
+                assert_same_bits(divergences, [expected[0], NAN, expected[2]])
+                assert math.isnan(kl_divergence(*given))
+
+
+# rows and reductions
+
+
+@pytest.mark.parametrize("rows", [1, 7, 500])
+def test_sum_is_exact_and_mean_divides_it_once(rows, rng):
+    base_logits, logits = pair(rng, (rows, 20), np.float32, np.float16)
+    divergences, where = kl_divergence(base_logits, logits, reduction="none"), rng.random(rows) > 0.3
+    where[0] = True
+    assert kl_divergence(base_logits, logits, reduction="sum") == math.fsum(divergences)
+    assert kl_divergence(base_logits, logits) == math.fsum(divergences) / rows
+    assert kl_divergence(base_logits, logits, where=where) == math.fsum(divergences[where]) / where.sum()
+    assert_same_bits(kl_divergence(base_logits, logits, where=where, reduction="none"), np.where(where, divergences, 0))
+
+
+def test_masked_rows_may_be_garbage(rng):
+    base_logits, logits = pair(rng, (3, 40), np.float32, np.float32)
+    expected = kl_divergence(base_logits, logits, reduction="none")
+    base_logits[0] = logits[2] = NAN
+    divergences = kl_divergence(base_logits, logits, where=[False, True, False], reduction="none")
+    assert_same_bits(divergences, [0.0, expected[1], 0.0])
+
+
+@pytest.mark.parametrize("shape", [(2, 3), (0, 3)])
+def test_nothing_kept(shape):
+    logits = np.full(shape, NAN)
+    for reduction, value in zip(REDUCTIONS, (NAN, 0.0, np.zeros(shape[0])), strict=True):
+        assert_same_bits(kl_divergence(logits, logits, where=False, reduction=reduction), value)
+
+
+@needs_mprotect
+def test_masked_rows_lie_in_memory_that_cannot_be_read(run_python):
+    run_python(
+        FORBIDDEN_PAGES
+        + """
+from tokenloss import kl_divergence
+
+rows = np.frombuffer(memory, np.float32).reshape(3, -1)
+rows[...] = 0.5
+forbid(1)
+for other in (rows, np.zeros(rows.shape)):
+    for pair in ((rows, other), (other, rows)):
+        assert kl_divergence(*pair, where=[True, False, True], reduction="none").tolist() == [0.0] * 3
+"""
+    )
+
+
+# what does not fit
+
+
+def test_wrong_input_is_named():
+    logits = np.ones((2, 3))
+    for shape in [(3,), (3, 2), (2, 4), (1, 3), (2, 3, 1)]:
+        with fails(ValueError, "logits", shape, "(2, 3)"):
+            kl_divergence(logits, np.ones(shape))
+    for error, words, arguments, options in [
+        (
+            TypeError,
+            ("base_logits", "int64", "float16, bfloat16, float32 or float64"),
+            (logits.astype(int), logits),
+            {},
+        ),
+        (TypeError, ("logits", "int64", "float16, bfloat16, float32 or float64"), (logits, logits.astype(int)), {}),
+        (TypeError, ("base_logits",), (None, logits), {}),
+        (TypeError, ("logits", "device", "CPU"), (logits, OnDevice(2, 0)), {}),
+        (ValueError, ("base_logits", "scalar"), (1.0, 1.0), {}),
+        (ValueError, ("axis", 2), (logits, logits), {"axis": 2}),
+        (ValueError, ("where", "(3,)", "(2,)"), (logits, logits), {"where": [True] * 3}),
+        (TypeError, ("where", "int64", "bool"), (logits, logits), {"where": np.ones(2, np.int64)}),
+        (ValueError, ("reduction", "'mean', 'sum' or 'none'"), (logits, logits), {"reduction": "batchmean"}),
+        (ValueError, ("workers", 0), (logits, logits), {"workers": 0}),
+    ]:
+        with fails(error, *words):
+            kl_divergence(*arguments, **options)

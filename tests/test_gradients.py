@@ -1,0 +1,304 @@
+"""Gradients of cross_entropy: against the oracle, differences and torch, and where there are none."""
+
+import math
+
+import numpy as np
+import pytest
+import reference
+from arrays import (
+    BFLOAT16,
+    FLOATS,
+    KINDS_OF_ROWS,
+    LAYOUTS,
+    OPTIONS,
+    REDUCTIONS,
+    assert_rounded_near,
+    assert_same_bits,
+    gradient_error,
+    misaligned,
+    problem,
+    row_of_logits,
+    scores_for,
+    strided,
+    swapped,
+)
+from test_cases import FORBIDDEN_PAGES, needs_mprotect
+
+from tokenloss import cross_entropy, cross_entropy_and_grad
+
+NAN, INF = math.nan, math.inf
+each_dtype = pytest.mark.parametrize("dtype", FLOATS, ids=str)
+each_kind = pytest.mark.parametrize("kind", ["ids", "distributions"])
+each_options = pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+each_reduction = pytest.mark.parametrize("reduction", REDUCTIONS)
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(17)
+
+
+def gradient_of(logits, targets, **options):
+    return cross_entropy_and_grad(logits, targets, **options)[1]
+
+
+def assert_as_oracle(logits, targets, actual_logits=None, **options):
+    """Compare loss and gradient of logits, perhaps in some layout, with those that the oracle has."""
+    actual_logits = logits if actual_logits is None else actual_logits
+    loss, gradient = cross_entropy_and_grad(actual_logits, targets, **options)
+    assert_same_bits(loss, cross_entropy(actual_logits, targets, **options))
+    with np.errstate(over="ignore"):
+        expected = reference.cross_entropy_and_grad(logits, targets, **options)[1]
+    mean = options.get("reduction", "mean") == "mean"
+    divisor = reference.divisor_of_mean(logits, targets, **options) if mean else 1.0
+    options.pop("reduction", None)
+    error = gradient_error(logits, targets, expected, divisor, **options)
+    assert_rounded_near(gradient, expected, error, logits.dtype)
+
+
+# against the oracle
+
+
+@each_dtype
+@each_kind
+@each_options
+@each_reduction
+@pytest.mark.parametrize("weighted", [False, True])
+def test_options_together(dtype, kind, options, reduction, weighted, rng):
+    for axis in (-1, 0):
+        logits, targets, given = problem(rng, kind, dtype, axis, weighted)
+        assert_as_oracle(logits, targets, reduction=reduction, **given, **options)
+
+
+@each_dtype
+@pytest.mark.parametrize("layout", LAYOUTS)
+@each_kind
+def test_every_layout(dtype, layout, kind, rng):
+    for axis in range(3):
+        logits, targets, given = problem(rng, kind, dtype, axis)
+        assert_as_oracle(logits, targets, LAYOUTS[layout](logits), **given)
+
+
+@each_dtype
+@pytest.mark.parametrize("options", [OPTIONS["plain"], OPTIONS["smoothed_and_penalized"], OPTIONS["everything"]])
+def test_every_length_of_row(dtype, options, rng):
+    for classes in [1, 2, 63, 64, 65, 511, 512, 513, 4095, 4096, 4097, 8193]:
+        logits = scores_for("cross_entropy", rng, (2, classes), dtype)
+        for layout in (np.ascontiguousarray, strided, swapped, misaligned, np.asfortranarray):
+            assert_as_oracle(logits, np.array([0, classes - 1]), layout(logits), **options)
+
+
+@pytest.mark.parametrize(("dtype", "kind"), KINDS_OF_ROWS)
+def test_accuracy(dtype, kind, rng):
+    for length in [1, 2, 65, 513, 4097]:
+        row = row_of_logits(kind, rng, length, dtype)
+        for target in {int(row.argmax()), int(row.argmin()), length - 1}:
+            assert_as_oracle(row, target)
+        assert_as_oracle(row, length // 2, label_smoothing=0.1)
+        assert_as_oracle(row, length // 2, softcap=30.0)
+
+
+@each_dtype
+@pytest.mark.parametrize("length", [2, 100, 4500])
+def test_near_certain_tokens_are_right_relatively(dtype, length, rng):
+    for lead in [1, 5, 10, 17, 20, 40, 80, 85, 90, 100, 200, 500]:
+        row = rng.standard_normal(length).astype(dtype)
+        target = int(rng.integers(length))
+        row[target] = lead
+        assert_as_oracle(row, target)
+        if dtype.itemsize > 2 and lead <= 40:
+            exact = reference.cross_entropy_and_grad(row, target)[1][target]
+            assert gradient_of(row, target)[target] == pytest.approx(exact, rel=1e-6, abs=0)
+
+
+# against differences, and torch
+
+
+@each_kind
+@each_options
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_central_differences(kind, options, reduction, rng):
+    logits, targets, given = problem(rng, kind, np.float64, weighted=True, classes=4)
+    given |= options | {"reduction": reduction}
+    gradient = gradient_of(logits, targets, **given)
+    for k in range(0, logits.size, 7):
+        step = np.zeros(logits.size)
+        step[k] = 1e-5
+        higher, lower = (
+            cross_entropy(logits + sign * step.reshape(logits.shape), targets, **given) for sign in (1, -1)
+        )
+        assert gradient.ravel()[k] == pytest.approx((higher - lower) / 2e-5, abs=2e-8)
+
+
+@each_kind
+@each_options
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_torch_autograd(kind, options, reduction, rng):
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    logits, targets, _ = problem(rng, kind, np.float64, axis=1)
+    tensor = torch.tensor(logits, requires_grad=True)
+    x = tensor * options.get("logit_scale", 1)
+    if "softcap" in options:
+        x = options["softcap"] * torch.tanh(x / options["softcap"])
+    smoothing = options.get("label_smoothing", 0.0)
+    kept = torch.tensor(targets != -100) if kind == "ids" else torch.ones(5, 6, dtype=torch.bool)
+    penalty = options.get("z_loss", 0) * (torch.logsumexp(x, 1)[kept] ** 2)
+    loss = torch.nn.functional.cross_entropy(x, torch.tensor(targets), label_smoothing=smoothing, reduction=reduction)
+    loss = loss + (penalty.mean() if reduction == "mean" else penalty.sum())
+    loss.backward()
+    actual, gradient = cross_entropy_and_grad(logits, targets, axis=1, reduction=reduction, **options)
+    assert actual == pytest.approx(loss.item(), rel=1e-13)
+    np.testing.assert_allclose(gradient, tensor.grad.numpy(), rtol=1e-11, atol=1e-15)
+
+
+# what comes out
+
+
+@each_dtype
+@each_kind
+@each_reduction
+def test_loss_and_gradient_are_of_the_right_type(dtype, kind, reduction, rng):
+    logits, targets, given = problem(rng, kind, dtype)
+    loss, gradient = cross_entropy_and_grad(logits, targets, reduction=reduction, **given)
+    assert type(loss) is (np.ndarray if reduction == "none" else float)
+    assert type(gradient) is np.ndarray
+    assert gradient.dtype == dtype
+    assert gradient.shape == logits.shape
+    assert gradient.flags.writeable
+    assert not np.shares_memory(gradient, logits)
+
+
+@each_options
+def test_unreduced_gradient_is_that_of_the_sum(options, rng):
+    logits, targets, given = problem(rng, "ids", np.float32, weighted=True)
+    unreduced = gradient_of(logits, targets, reduction="none", **given, **options)
+    assert_same_bits(unreduced, gradient_of(logits, targets, reduction="sum", **given, **options))
+
+
+def test_lists_and_single_rows():
+    loss, gradient = cross_entropy_and_grad([1, 0], 0)
+    assert loss == cross_entropy([1, 0], 0)
+    assert gradient.dtype == np.float64
+    assert gradient.tolist() == pytest.approx([-1 / (1 + math.e), 1 / (1 + math.e)], rel=1e-15)
+    assert gradient_of([5.0], 0).tolist() == [0.0]
+    assert gradient_of(np.broadcast_to(np.float32(2), (4, 2)), [0, 1, 1, 0]).tolist() == [
+        [-0.125, 0.125], [0.125, -0.125], [0.125, -0.125], [-0.125, 0.125]
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("shape", [(0, 5), (3, 0, 5)])
+def test_no_rows_given(shape):
+    for targets in (np.zeros(shape[:-1], int), np.ones(shape)):
+        loss, gradient = cross_entropy_and_grad(np.ones(shape, np.float16), targets)
+        assert math.isnan(loss)
+        assert gradient.shape == shape
+        assert gradient.dtype == np.float16
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+def test_torch_tensors(dtype, rng):
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    logits, targets, given = problem(rng, "ids", BFLOAT16 if dtype == "bfloat16" else np.dtype(dtype))
+    tensor = torch.tensor(logits.astype(np.float64)).to(getattr(torch, dtype))
+    gradient = gradient_of(tensor, torch.tensor(targets), **given)
+    assert gradient.dtype == logits.dtype
+    assert_same_bits(gradient, gradient_of(logits, targets, **given))
+
+
+# what does not fit
+
+
+@pytest.mark.parametrize(
+    ("targets", "options"),
+    [
+        ([0, 3], {}),
+        ([0, -1], {}),
+        ([0, 1, 2], {}),
+        ([0.5, 1.0], {}),
+        (np.ones((3, 2)), {}),
+        ([0, 1], {"weight": [1, 2]}),
+        ([0, 1], {"where": [1, 0]}),
+        ([0, 1], {"label_smoothing": 2}),
+        ([0, 1], {"z_loss": -1}),
+        ([0, 1], {"logit_scale": 0}),
+        ([0, 1], {"softcap": "x"}),
+        ([0, 1], {"axis": 2}),
+        ([0, 1], {"reduction": "average"}),
+        ([0, 1], {"workers": 0}),
+        ([0, 1], {"ignore_index": 0.5}),
+    ],
+)
+def test_out_is_not_written_where_the_input_is_bad(targets, options):
+    logits, out = np.full((2, 3), 5.0), np.full((2, 3), 7.0)
+    for given in (out, logits):
+        with pytest.raises((IndexError, TypeError, ValueError)):
+            cross_entropy_and_grad(logits, targets, out=given, **options)
+    assert (logits == 5).all()
+    assert (out == 7).all()
+
+
+# rows that are passed over, and rows without a loss
+
+
+@each_dtype
+@each_options
+def test_rows_passed_over_have_no_gradient(dtype, options, rng):
+    logits = scores_for("cross_entropy", rng, (4, 70), dtype)
+    expected = gradient_of(logits[2:], [3, 4], **options)
+    logits[:2] = NAN
+    for out in (None, np.full_like(logits, NAN), logits):
+        where = [True, False, True, True]
+        gradient = gradient_of(logits, [-100, 10**9, 3, 4], where=where, out=out, **options)
+        assert_same_bits(gradient, [*np.zeros((2, 70)), *expected.astype(float)])
+
+
+@each_reduction
+@each_kind
+def test_nothing_kept(reduction, kind):
+    logits = np.full((2, 3), NAN, np.float32)
+    targets = [-100, -100] if kind == "ids" else np.ones((2, 3))
+    loss, gradient = cross_entropy_and_grad(logits, targets, where=kind == "ids", reduction=reduction)
+    assert_same_bits(loss, {"mean": NAN, "sum": 0.0, "none": [0.0, 0.0]}[reduction])
+    assert_same_bits(gradient, np.zeros((2, 3)))
+
+
+@needs_mprotect
+def test_rows_passed_over_lie_in_memory_that_cannot_be_read(run_python):
+    run_python(
+        FORBIDDEN_PAGES
+        + """
+from tokenloss import cross_entropy_and_grad
+
+rows = np.frombuffer(memory, np.float32).reshape(3, -1)
+rows[...] = 0.5
+forbid(1)
+shares = np.broadcast_to(np.float32(1), rows.shape)
+for options in ({}, {"label_smoothing": 0.1, "softcap": 3.0}):
+    for targets, where in (([0, -100, 9], True), ([5, 10**9, 0], [True, False, True]), (shares, [True, False, True])):
+        loss, gradient = cross_entropy_and_grad(rows, targets, where=where, **options)
+        assert loss > 0 and np.isfinite(gradient).all() and not gradient[1].any()
+"""
+    )
+
+
+@each_dtype
+@each_kind
+def test_rows_without_a_loss_have_no_gradient_either(dtype, kind, rng, backend):
+    for classes in (1, 2, 70, 600):
+        logits = scores_for("cross_entropy", rng, (5, classes), dtype)
+        targets = rng.integers(0, classes, 5) if kind == "ids" else np.ones((5, classes))
+        expected = gradient_of(logits, targets, reduction="sum")
+        logits[1, classes // 2], logits[2, classes - 1], logits[3] = NAN, INF, -INF
+        gradient = gradient_of(logits, targets, reduction="sum")
+        assert np.isnan(reference.float64(gradient[1:4])).all()
+        assert_same_bits(gradient[[0, 4]], expected[[0, 4]])
+
+
+def test_impossible_classes():
+    loss, gradient = cross_entropy_and_grad([0.0, -INF, 0.0], 1)
+    assert loss == INF
+    assert gradient.tolist() == [0.5, -1.0, 0.5]
+    loss, gradient = cross_entropy_and_grad([0.0, -INF, 0.0], 0)
+    assert gradient.tolist() == [-0.5, 0.0, 0.5]
+    loss, gradient = cross_entropy_and_grad([0.0, -INF], 0, softcap=3.0)
+    assert gradient.tolist() == [pytest.approx(-1 / (1 + math.exp(3)), rel=1e-15), 0.0]

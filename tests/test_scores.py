@@ -1,0 +1,376 @@
+"""token_scores: every field against the oracle, ties and edges, and what comes of a batch."""
+
+import math
+import re
+
+import numpy as np
+import pytest
+import reference
+from arrays import (
+    FLOATS,
+    INTEGERS,
+    KINDS_OF_ROWS,
+    LAYOUTS,
+    assert_near,
+    assert_same_bits,
+    distributions,
+    fails,
+    normalizer_error,
+    row_of_logits,
+    scores_for,
+    strided,
+    swapped,
+)
+
+from tokenloss import LossMeter, TokenScores, cross_entropy, token_scores
+
+NAN, INF = math.nan, math.inf
+INTEGER_FIELDS = {"rank": np.int64, "argmax": np.int64, "is_greedy": np.bool_, "kept": np.bool_}
+SCALINGS = [{}, {"logit_scale": 0.3}, {"softcap": 5.0}, {"logit_scale": 2.5, "softcap": 30.0}]
+each_dtype = pytest.mark.parametrize("dtype", FLOATS, ids=str)
+each_layout = pytest.mark.parametrize("layout", LAYOUTS)
+each_scaling = pytest.mark.parametrize("scaling", SCALINGS)
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(5)
+
+
+def assert_as_oracle(logits, targets, actual_logits=None, **options):
+    """Compare the scores of logits, perhaps in some layout, with those that the oracle has of the plain ones."""
+    scores = token_scores(logits if actual_logits is None else actual_logits, targets, **options)
+    expected = reference.token_scores(logits, targets, **options)
+    scaling = {name: value for name, value in options.items() if name in ("axis", "logit_scale", "softcap")}
+    error = normalizer_error(logits, **scaling)
+    for name, dtype in INTEGER_FIELDS.items():
+        actual = getattr(scores, name)
+        assert actual.dtype == dtype, name
+        np.testing.assert_array_equal(actual, getattr(expected, name), name)
+    for name in ("nll", "logsumexp", "entropy"):
+        assert_near(getattr(scores, name), getattr(expected, name), error, 2)
+    assert not np.signbit(scores.entropy[~np.isnan(scores.entropy)]).any()
+    if options.get("top_k"):
+        assert scores.top_ids.dtype == np.int64
+        np.testing.assert_array_equal(scores.top_ids, expected.top_ids)
+        assert_near(scores.top_logprobs, expected.top_logprobs, error[..., None], 2)
+    else:
+        assert scores.top_ids is None
+        assert scores.top_logprobs is None
+    return scores
+
+
+# against the oracle
+
+
+@each_dtype
+@each_layout
+@pytest.mark.parametrize("axis", [0, 1, -1])
+def test_every_layout(dtype, layout, axis, rng):
+    logits = scores_for("cross_entropy", rng, (6, 7, 8), dtype, axis)
+    targets = rng.integers(0, logits.shape[axis], np.delete(logits.shape, axis))
+    targets.flat[::5] = -100
+    for top_k in (0, 3):
+        where = rng.random(targets.shape) > 0.2
+        assert_as_oracle(logits, targets, LAYOUTS[layout](logits), axis=axis, top_k=top_k, where=where)
+
+
+@each_dtype
+@each_scaling
+def test_every_length_of_row(dtype, scaling, rng):
+    for classes in [1, 2, 63, 64, 65, 127, 128, 129, 511, 512, 513, 4095, 4096, 4097, 8193]:
+        logits = scores_for("cross_entropy", rng, (2, classes), dtype)
+        for layout in (np.ascontiguousarray, strided, swapped):
+            top_k = min(classes, int(rng.integers(0, 30)))
+            assert_as_oracle(logits, np.array([0, classes - 1]), layout(logits), top_k=top_k, **scaling)
+
+
+@pytest.mark.parametrize(("dtype", "kind"), KINDS_OF_ROWS)
+def test_accuracy(dtype, kind, rng):
+    for length in [1, 2, 65, 513, 4097, 20001]:
+        row = row_of_logits(kind, rng, length, dtype)
+        for target in {int(row.argmax()), int(row.argmin()), length - 1}:
+            assert_as_oracle(row, target, top_k=min(length, 5))
+
+
+@each_dtype
+@pytest.mark.parametrize("level", [-3e38, -1e5, 0.0, 1e5, 3e38])
+def test_leader_in_a_late_block(dtype, level):
+    level = np.clip(level, -60000, 60000) if dtype == np.float16 else level
+    for position in [0, 127, 128, 511, 512, 4095, 4096, 8199]:
+        row = np.full(8200, level, dtype)
+        row[position] = level / 2 + 10 if level <= 0 else level * 1.05
+        row[[(position + 1) % 8200, (position + 600) % 8200]] = row[position] - np.abs(row[position]) / 64
+        for target in (position, 8198):
+            scores = assert_as_oracle(row, target, top_k=4)
+            assert scores.argmax == position
+            assert scores.top_ids[0] == position
+
+
+@each_dtype
+@each_scaling
+def test_losses_are_those_of_cross_entropy_to_the_bit(dtype, scaling, rng, backend):
+    for classes in (1, 3, 100, 513, 4500):
+        logits = scores_for("cross_entropy", rng, (6, classes), dtype)
+        logits[4, classes // 2], logits[5] = NAN, -INF
+        targets, where = rng.integers(0, classes, 6), [True, True, False, True, True, True]
+        targets[1] = -100
+        for top_k in {0, 1, min(20, classes)}:
+            scores = token_scores(logits, targets, where=where, top_k=top_k, **scaling)
+            expected = cross_entropy(logits, targets, where=where, reduction="none", **scaling)
+            assert_same_bits(scores.nll, expected)
+            assert_same_bits(scores.loss, cross_entropy(logits, targets, where=where, **scaling))
+            kept = token_scores(logits[:4], targets[:4], where=where[:4], top_k=top_k, **scaling)
+            assert kept.loss == cross_entropy(logits[:4], targets[:4], where=where[:4], **scaling)
+
+
+@pytest.mark.parametrize("dtype", INTEGERS, ids=str)
+def test_targets_of_every_integer(dtype, rng):
+    logits, targets = scores_for("cross_entropy", rng, (20, 100), np.float32), rng.integers(0, 100, 20)
+    for layout in (np.ascontiguousarray, strided, swapped):
+        assert_as_oracle(logits, layout(targets.astype(dtype)), top_k=2)
+
+
+# ranks and ties
+
+
+@each_dtype
+def test_ties(dtype, rng, backend):
+    for classes in (1, 5, 64, 129, 600, 4200):
+        for values in (1, 2, 5):
+            logits = rng.integers(0, values, (3, classes)).astype(dtype)
+            logits[logits == 0] *= rng.choice([-1, 1])  # zeros of both signs are equal
+            targets = rng.integers(0, classes, 3)
+            scores = assert_as_oracle(logits, targets, top_k=min(classes, 40))
+            assert (scores.rank >= 1).all()
+            assert_as_oracle(logits, logits.argmax(-1))
+
+
+def test_ties_by_hand():
+    scores = token_scores([[1.0, 3.0, 3.0, 2.0]] * 4, [0, 1, 2, 3], top_k=4)
+    assert scores.rank.tolist() == [4, 2, 2, 3]
+    assert scores.argmax.tolist() == [1] * 4
+    assert scores.is_greedy.tolist() == [False, True, False, False]
+    assert scores.top_ids.tolist() == [[1, 2, 3, 0]] * 4
+
+
+@each_dtype
+def test_ranks_are_those_of_raw_logits_where_a_cap_makes_them_equal(dtype):
+    logits = np.array([[100, 300, 200, 300]] * 2, dtype)
+    scores = token_scores(logits, [2, 3], softcap=1.0, top_k=4)
+    assert scores.rank.tolist() == [3, 2]
+    assert scores.top_ids.tolist() == [[1, 3, 2, 0]] * 2
+    np.testing.assert_allclose(scores.top_logprobs, -math.log(4), rtol=1e-15)
+
+
+@each_dtype
+def test_rising_and_falling_rows(dtype, backend):
+    for classes in (64, 129, 512, 2048):
+        row = np.arange(classes).astype(dtype)
+        for target in (0, classes // 2, classes - 1):
+            assert_as_oracle(row, target, top_k=min(classes, 50))
+            assert_as_oracle(row[::-1], target, top_k=min(classes, 50))
+
+
+# top_k
+
+
+@each_dtype
+def test_all_classes_at_the_top(dtype, rng):
+    for classes in (1, 2, 64, 130, 700):
+        logits = scores_for("cross_entropy", rng, (3, classes), dtype)
+        scores = assert_as_oracle(logits, np.zeros(3, int), top_k=classes)
+        assert (np.sort(scores.top_ids) == np.arange(classes)).all()
+
+
+def test_top_k_that_does_not_fit():
+    for value in (-1, 4, 2**70):
+        with fails(ValueError, "top_k is", value, "3"):
+            token_scores(np.ones((2, 3)), [0, 1], top_k=value)
+    for value in (1.0, None, "1", [1]):
+        with fails(TypeError, "top_k is", value, "integer"):
+            token_scores(np.ones((2, 3)), [0, 1], top_k=value)
+    assert token_scores(np.ones((2, 3)), [0, 1], top_k=np.int8(3)).top_ids.shape == (2, 3)
+
+
+def test_top_of_few_numbers():
+    rows = np.array([[NAN, 2, NAN, 3], [NAN] * 4, [-INF, 1, -INF, 0], [INF, 1, INF, 2], [-INF] * 4])
+    scores = token_scores(rows, [1, 0, 0, 0, 2], top_k=3)
+    assert scores.top_ids.tolist() == [[3, 1, -1], [-1, -1, -1], [1, 3, 0], [0, 2, 3], [0, 1, 2]]
+    assert np.isnan(scores.top_logprobs).tolist() == [[True] * 3, [True] * 3, [False] * 3, [True] * 3, [True] * 3]
+    assert scores.top_logprobs[2, 2] == -INF
+    assert scores.rank.tolist() == [2, 0, 4, 2, 4]
+    assert scores.argmax.tolist() == [3, -1, 1, 0, 0]
+    assert scores.is_greedy.tolist() == [False, False, False, True, False]
+    assert_same_bits(scores.nll, [NAN, NAN, INF, NAN, NAN])
+    assert_same_bits(scores.logsumexp[[0, 1, 3, 4]], [NAN, NAN, NAN, -INF])
+    assert_same_bits(scores.entropy[[0, 1, 3, 4]], [NAN, NAN, NAN, NAN])
+
+
+@each_dtype
+@pytest.mark.parametrize("value", [NAN, INF, -INF])
+@each_scaling
+def test_specials_anywhere(dtype, value, scaling, rng, backend):
+    clean = scores_for("cross_entropy", rng, (4200,), dtype)
+    for classes in (2, 65, 600, 4200):
+        for position in {0, 1, classes // 2, classes - 1}:
+            row = clean[:classes].copy()
+            row[position] = value
+            for target in {0, position}:
+                assert_as_oracle(row, target, top_k=2, **scaling)
+    row = np.full(600, value, dtype)
+    assert_as_oracle(row, 3, top_k=600, **scaling)
+    row[300:] = 1
+    assert_as_oracle(row, 300, top_k=5, **scaling)
+    assert_as_oracle(row, 3, **scaling)
+
+
+# entropies
+
+
+@each_dtype
+def test_entropies_by_hand(dtype):
+    error = 3e-14 if dtype == np.float64 else 2e-7
+    for classes in (1, 2, 1000, 4096, 4097):
+        entropy = float(token_scores(np.full(classes, 7, dtype), 0).entropy)
+        assert entropy == pytest.approx(math.log(classes), rel=0, abs=error)
+        lonely = np.full(classes, -INF, dtype)
+        lonely[classes // 2] = 3
+        assert 0 <= token_scores(lonely, 0).entropy < error
+    halves = np.array([5, -INF, 5, -INF], dtype)
+    assert float(token_scores(halves, 0).entropy) == pytest.approx(math.log(2), rel=0, abs=error)
+
+
+@each_dtype
+def test_entropy_of_near_certain_rows_is_small_and_never_negative(dtype, rng):
+    for lead in [1, 5, 10, 17, 20, 40, 80, 90, 100, 200, 1000, 60000]:
+        for length in (2, 600, 5000):
+            row = rng.standard_normal(length).astype(dtype)
+            row[length // 3] = lead
+            assert_as_oracle(row, length // 3)
+
+
+# positions that are passed over
+
+
+def test_positions_passed_over_hold_nothing(rng):
+    logits = scores_for("cross_entropy", rng, (4, 30), np.float32)
+    logits[:2] = NAN
+    targets, where = np.array([-100, 10**9, 3, 4]), [True, False, True, True]
+    scores = assert_as_oracle(logits, targets, where=where, top_k=3)
+    for name, value in {"nll": 0.0, "logsumexp": 0.0, "entropy": 0.0, "rank": 0, "argmax": -1}.items():
+        assert getattr(scores, name)[:2].tolist() == [value] * 2, name
+    assert scores.kept.tolist() == [False, False, True, True]
+    assert not scores.is_greedy[:2].any()
+    assert scores.top_ids[:2].tolist() == [[-1] * 3] * 2
+    assert scores.top_logprobs[:2].tolist() == [[0.0] * 3] * 2
+    assert scores.count == 2
+
+
+@pytest.mark.parametrize(
+    ("logits", "targets"), [(np.empty((0, 4)), []), (np.full((2, 4), NAN), [-100] * 2), (np.empty((2, 0)), [-100] * 2)]
+)
+def test_nothing_kept(logits, targets):
+    scores = token_scores(logits, targets)
+    assert scores.count == 0
+    assert math.isnan(scores.loss)
+    assert math.isnan(scores.perplexity)
+    assert math.isnan(scores.accuracy)
+    assert scores.nll.shape == np.shape(targets)
+    repr(scores)
+
+
+# of the batch
+
+
+def test_properties_of_a_batch(rng):
+    logits, targets = scores_for("cross_entropy", rng, (7, 40), np.float32), rng.integers(0, 40, 7)
+    logits[3:, :] += 9 * np.eye(40)[targets[3:]]
+    targets[0] = -100
+    scores = token_scores(logits, targets)
+    assert scores.count == 6
+    assert scores.loss == math.fsum(scores.nll) / 6 == cross_entropy(logits, targets)
+    assert scores.perplexity == pytest.approx(math.exp(scores.loss), rel=1e-15)
+    assert scores.accuracy == scores.is_greedy.sum() / 6
+    assert [type(value) for value in (scores.count, scores.loss, scores.perplexity, scores.accuracy)] == [
+        int, float, float, float
+    ]  # fmt: skip
+    meter = LossMeter()
+    meter.update(scores.nll, where=scores.kept)
+    assert meter.loss == scores.loss
+
+
+def test_perplexity_beyond_a_float():
+    assert token_scores([[800.0, 0.0]], [1]).perplexity == INF
+    assert token_scores([[0.0, -INF]], [1]).perplexity == INF
+
+
+@pytest.mark.parametrize("shape", [(), (3,), (2, 3), (2, 1, 3)])
+@pytest.mark.parametrize("top_k", [0, 2])
+def test_table_of_positions(shape, top_k, rng):
+    logits, targets = scores_for("cross_entropy", rng, (*shape, 5), np.float32), rng.integers(0, 5, shape)
+    scores = token_scores(logits, targets, top_k=top_k)
+    table = scores.to_dict()
+    names = ["nll", "logsumexp", "entropy", "rank", "argmax", "is_greedy", "kept"]
+    tops = [f"top_{what}_{k}" for what in ("id", "logprob") for k in range(1, top_k + 1)]
+    assert sorted(table) == sorted(names + tops)
+    assert list(table)[: len(names)] == names
+    for name in names:
+        assert getattr(scores, name).shape == shape
+        np.testing.assert_array_equal(table[name], getattr(scores, name).ravel(), name)
+        assert table[name].dtype == getattr(scores, name).dtype
+    for k in range(top_k):
+        assert_same_bits(table[f"top_logprob_{k + 1}"], scores.top_logprobs[..., k].ravel())
+        np.testing.assert_array_equal(table[f"top_id_{k + 1}"], scores.top_ids[..., k].ravel())
+    assert {column.shape for column in table.values()} == {(int(np.prod(shape)),)}
+
+
+def test_table_of_pandas(rng):
+    pandas = pytest.importorskip("pandas", reason="pandas is not installed")
+    scores = token_scores(scores_for("cross_entropy", rng, (2, 3, 5), np.float32), [[0, 1, 2]] * 2, top_k=2)
+    table = pandas.DataFrame(scores.to_dict())
+    assert table.shape == (6, 11)
+    assert table.nll.tolist() == scores.nll.ravel().tolist()
+
+
+def test_repr_says_what_matters():
+    scores = token_scores(np.broadcast_to([[math.log(1.0), math.log(0.39)]], (15, 2)), [0] * 15)
+    values = re.fullmatch(r"TokenScores\(count=15, loss=(.+), perplexity=(.+), accuracy=(.+)\)", repr(scores)).groups()
+    assert [float(value) for value in values] == pytest.approx([0.3293, 1.39, 1.0], rel=1e-3)
+    assert max(map(len, values)) < 8
+
+
+def test_scores_are_frozen():
+    scores = token_scores([[1.0, 2.0]], [0])
+    assert isinstance(scores, TokenScores)
+    for name in ("nll", "top_ids", "loss", "anything"):
+        with pytest.raises(AttributeError):
+            setattr(scores, name, None)
+    with pytest.raises(AttributeError):
+        del scores.nll
+
+
+# what does not fit
+
+
+def test_only_class_ids_are_targets(rng):
+    with fails(ValueError, "targets", "(2, 3)", "(2,)"):
+        token_scores(np.ones((2, 3)), distributions(rng, (2, 3)))
+    for options in ({"weight": [1, 2, 3]}, {"reduction": "none"}, {"label_smoothing": 0.1}):
+        with pytest.raises(TypeError, match=next(iter(options))):
+            token_scores(np.ones((2, 3)), [0, 1], **options)
+
+
+def test_wrong_input_is_named():
+    for error, words, targets, options in [
+        (IndexError, ("targets[1]", 3, "[0, 3)"), [0, 3], {}),
+        (TypeError, ("targets", "float64", "integer"), [0.0, 1.0], {}),
+        (ValueError, ("softcap is -1", "positive"), [0, 1], {"softcap": -1}),
+        (TypeError, ("softcap is 'x'", "number"), [0, 1], {"softcap": "x"}),
+        (ValueError, ("logit_scale is 0", "positive"), [0, 1], {"logit_scale": 0}),
+        (ValueError, ("where", "(3,)", "(2,)"), [0, 1], {"where": [True] * 3}),
+        (ValueError, ("axis", 2), [0, 1], {"axis": 2}),
+        (ValueError, ("workers", 0), [0, 1], {"workers": 0}),
+    ]:
+        with fails(error, *words):
+            token_scores(np.ones((2, 3)), targets, **options)

@@ -1,0 +1,201 @@
+"""softmax and log_softmax: against the oracle and SciPy, in every dtype and layout, and at the edges."""
+
+import math
+
+import numpy as np
+import pytest
+import reference
+import scipy.special
+from arrays import (
+    BFLOAT16,
+    FLOATS,
+    KINDS_OF_ROWS,
+    LAYOUTS,
+    assert_rounded_near,
+    assert_same_bits,
+    fails,
+    gradient_error,
+    misaligned,
+    normalizer_error,
+    row_of_logits,
+    scores_for,
+    strided,
+    swapped,
+)
+
+import tokenloss
+from tokenloss import log_softmax, logsumexp, softmax
+
+NAN, INF = math.nan, math.inf
+each_function = pytest.mark.parametrize("name", ["softmax", "log_softmax"])
+each_dtype = pytest.mark.parametrize("dtype", FLOATS, ids=str)
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(23)
+
+
+def assert_as_oracle(name, logits, actual_logits=None, axis=-1):
+    """Compare what a function makes of logits, perhaps in some layout, with what the oracle makes of the plain ones."""
+    actual = getattr(tokenloss, name)(logits if actual_logits is None else actual_logits, axis=axis)
+    expected = getattr(reference, name)(logits, axis=axis)
+    if name == "softmax":
+        error = gradient_error(logits, 0, expected, axis=axis)
+    else:
+        one_more_rounding = np.where(np.isfinite(expected), np.abs(expected), 0) * np.finfo(np.float32).eps / 2
+        error = np.expand_dims(normalizer_error(logits, axis), axis) + (logits.dtype.itemsize < 8) * one_more_rounding
+    assert_rounded_near(actual, expected, error, logits.dtype)
+
+
+# against the oracle
+
+
+@each_function
+@each_dtype
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("axis", [0, 1, 2, -1])
+def test_every_layout(name, dtype, layout, axis, rng):
+    logits = scores_for("cross_entropy", rng, (6, 7, 8), dtype)
+    assert_as_oracle(name, logits, LAYOUTS[layout](logits), axis)
+
+
+@each_function
+@each_dtype
+def test_every_length_of_row(name, dtype, rng):
+    for classes in [1, 2, 63, 64, 65, 127, 128, 129, 511, 512, 513, 4095, 4096, 4097, 8193]:
+        logits = scores_for("cross_entropy", rng, (2, classes), dtype)
+        for layout in (np.ascontiguousarray, np.asfortranarray, strided, swapped, misaligned):
+            assert_as_oracle(name, logits, layout(logits))
+
+
+@pytest.mark.parametrize(("dtype", "kind"), KINDS_OF_ROWS)
+def test_accuracy(dtype, kind, rng):
+    for length in [1, 2, 65, 513, 4097, 20001]:
+        row = row_of_logits(kind, rng, length, dtype)
+        for name in ("softmax", "log_softmax"):
+            assert_as_oracle(name, row)
+
+
+@pytest.mark.parametrize("dtype", FLOATS[2:], ids=str)
+@pytest.mark.parametrize("scale", [0.0, 1.0, 10.0, 1e4])
+def test_rows_add_up_to_one(dtype, scale, rng, backend):
+    for classes in (1, 2, 100, 513, 5000, 70_001):
+        logits = (scale * rng.standard_normal(classes)).astype(dtype)
+        total = math.fsum(softmax(logits).astype(float))
+        assert total == pytest.approx(1, rel=0, abs=1e-6 if dtype == np.float32 else 4e-15 * max(1, 4 * scale))
+
+
+@each_function
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_scipy(name, dtype, rng):
+    logits = (3 * rng.standard_normal((4, 5, 6))).astype(dtype)
+    logits[1, 2, 3], logits[2, 2, :5] = -INF, -INF
+    for axis in (0, 1, -1):
+        actual = getattr(tokenloss, name)(logits, axis=axis)
+        expected = getattr(scipy.special, name)(logits, axis=axis)
+        assert actual.dtype == expected.dtype
+        assert actual.shape == expected.shape
+        tolerance = {"rtol": 3e-6, "atol": 3e-7} if dtype == np.float32 else {"rtol": 1e-13, "atol": 1e-15}
+        np.testing.assert_allclose(actual, expected, **tolerance)
+
+
+# the edges
+
+
+def test_by_hand():
+    assert softmax([0.0, math.log(3)]).tolist() == [pytest.approx(0.25, rel=1e-15), pytest.approx(0.75, rel=1e-15)]
+    assert log_softmax([0, 0]).tolist() == [pytest.approx(-math.log(2), rel=1e-15)] * 2
+    assert softmax([5]).tolist() == [pytest.approx(1, rel=1e-15)]
+    assert log_softmax(np.float32([5])).tolist() == [pytest.approx(0, abs=2e-7)]
+    assert softmax([-INF, 3.0]).tolist() == [0.0, pytest.approx(1, rel=1e-15)]
+    assert log_softmax([-INF, 3.0]).tolist() == [-INF, pytest.approx(0, abs=1e-15)]
+    assert softmax(np.full(131072, -65504, np.float16)).tolist() == [2.0**-17] * 131072
+
+
+@each_dtype
+def test_subnormal_probabilities(dtype, backend):
+    lowest = {2: 18, 4: 104, 8: 746}[dtype.itemsize] if dtype != BFLOAT16 else 93
+    for length in (2, 65, 600):
+        row = np.linspace(-lowest, 0, length).astype(dtype)
+        assert_as_oracle("softmax", row)
+        assert_as_oracle("softmax", row[::-1])
+        assert_as_oracle("log_softmax", row)
+        probabilities = softmax(row).astype(float)
+        assert (np.diff(probabilities) >= 0).all()
+        if length > 2 and dtype.itemsize > 2:
+            tiny = np.finfo(dtype).tiny
+            assert ((probabilities > 0) & (probabilities < tiny)).any()
+
+
+@each_function
+@each_dtype
+def test_rows_without_a_softmax(name, dtype, rng, backend):
+    for classes in (1, 2, 65, 600, 4200):
+        logits = scores_for("cross_entropy", rng, (5, classes), dtype)
+        expected = getattr(tokenloss, name)(logits)
+        for position in {0, classes // 2, classes - 1}:
+            spoiled = logits.copy()
+            spoiled[1, position], spoiled[2, position], spoiled[3] = NAN, INF, -INF
+            actual = getattr(tokenloss, name)(spoiled)
+            assert np.isnan(reference.float64(actual[1:4])).all()
+            assert_same_bits(actual[[0, 4]], expected[[0, 4]])
+
+
+@each_function
+@pytest.mark.parametrize("shape", [(0, 5), (3, 0), (0, 0), (2, 0, 3)])
+def test_empty_arrays(name, shape):
+    for dtype in FLOATS:
+        actual = getattr(tokenloss, name)(np.ones(shape, dtype))
+        assert actual.shape == shape
+        assert actual.dtype == dtype
+
+
+@each_function
+def test_lists_buffers_and_scalars(name):
+    function = getattr(tokenloss, name)
+    expected = function(np.array([1.0, 2.0]))
+    assert_same_bits(function([1, 2]), expected)
+    assert_same_bits(function(memoryview(np.array([1.0, 2.0]))), expected)
+    with fails(ValueError, "logits", "scalar"):
+        function(1.0)
+
+
+@each_function
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+def test_torch_tensors(name, dtype, rng):
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    logits = scores_for("cross_entropy", rng, (4, 9), BFLOAT16 if dtype == "bfloat16" else np.dtype(dtype))
+    tensor = torch.tensor(logits.astype(np.float64)).to(getattr(torch, dtype))
+    actual = getattr(tokenloss, name)(tensor)
+    assert actual.dtype == logits.dtype
+    assert_same_bits(actual, getattr(tokenloss, name)(logits))
+
+
+@each_dtype
+def test_logarithms_of_probabilities_are_those_of_logsumexp(dtype, rng):
+    logits = scores_for("cross_entropy", rng, (4, 700), dtype)
+    difference = logits.astype(float) - logsumexp(logits)[:, None]
+    np.testing.assert_allclose(log_softmax(logits).astype(float), difference, rtol=2.0**-8, atol=5e-7)
+
+
+# what does not fit
+
+
+@each_function
+@pytest.mark.parametrize(
+    ("logits", "options", "error"),
+    [
+        (np.zeros((2, 3), int), {}, TypeError),
+        (np.zeros((2, 3), object), {}, TypeError),
+        (np.zeros((2, 3)), {"axis": 2}, ValueError),
+        (np.zeros((2, 3)), {"axis": "x"}, TypeError),
+        (np.zeros((2, 3)), {"workers": 0}, ValueError),
+        (np.zeros((3, 3)), {}, ValueError),
+    ],
+)
+def test_out_is_not_written_where_the_input_is_bad(name, logits, options, error):
+    out = np.full((2, 3), 7.0)
+    with pytest.raises(error):
+        getattr(tokenloss, name)(logits, out=out, **options)
+    assert (out == 7).all()
