@@ -10,14 +10,23 @@ from typing import Any
 
 import numpy as np
 import peers
+import peers_of_tokens
 from harness import REFERENCE, Case, Contender, UnavailableError, gather
 
 import tokenloss
 from tokenloss import _core
-from tokenloss.losses import fold_rows
+from tokenloss._rows import Rows
 
 BEST = _core.backend_in_use()
 ITEMSIZES = {"float32": 4, "float16": 2, "bfloat16": 2, "float64": 8}
+DTYPES_OF_WORK = {  # what else is done with logits, and of which dtypes it is timed
+    "tokens": ("float32", "float16"),
+    "top20": ("float32", "float16"),
+    "kl": ("float32",),
+    "grad": ("float32", "float16"),
+    "log_softmax": ("float32",),
+    "softmax": ("float32",),
+}
 EPSILON = 1e-12
 FLOAT32 = 1e-5  # what float32 arithmetic and a mean in float32 leave of the digits
 
@@ -39,6 +48,19 @@ def all_cases(megabytes: int, workers: list[int], *, quick: bool) -> Iterator[tu
         shapes["cached"] = (64, 1000 if quick else 32768)
         for (label, shape), count in itertools.product(shapes.items(), workers):
             yield f"logits/{dtype}/{label}/{count}", partial(logits, dtype, shape, size, count, label == "cached")
+    classes = 1000 if quick else 131072
+    builds: dict[str, Callable[..., Case]] = {
+        "tokens": tokens,
+        "top20": partial(tokens, top_k=20),
+        "kl": divergence,
+    }
+    for work, dtypes in DTYPES_OF_WORK.items():
+        for dtype, label, count in itertools.product(dtypes, (str(classes), "cached"), workers):
+            arrays = 1 if work in ("tokens", "top20") else 2
+            size = (megabytes << 20) // ITEMSIZES[dtype] // arrays
+            shape = (64, 1000 if quick else 32768) if label == "cached" else (size // classes, classes)
+            build = builds.get(work, partial(written, work))
+            yield f"{work}/{dtype}/{label}/{count}", partial(build, dtype, shape, size, count, label == "cached")
 
 
 def tutorial(y_true: Any, y_pred: Any, epsilon: float = EPSILON) -> Any:
@@ -143,23 +165,76 @@ def one_hot(rows: int, classes: int, dtype: str, megabytes: int, workers: int) -
 
 def logits(dtype: str, shape: tuple[int, int], size: int, workers: int, cached: bool) -> Case:
     """Logits of class ids: tokenloss with each instruction set, and its peers."""
+    case, x, targets = _over_logits("", dtype, shape, size, workers, cached)
+    case.contenders += _backends(lambda: tokenloss.cross_entropy(x, targets, workers=workers), cached)
+    return gather(case, peers.BY_DTYPE.get(dtype, {}), x, targets, workers)
+
+
+def tokens(dtype: str, shape: tuple[int, int], size: int, workers: int, cached: bool, top_k: int = 0) -> Case:
+    """Everything about each token, beside its loss alone."""
+    title = f"token_scores, top_k={top_k}, " if top_k else "token_scores, "
+    case, x, targets = _over_logits(title, dtype, shape, size, workers, cached)
+
+    def call() -> float:
+        found = tokenloss.token_scores(x, targets, top_k=top_k, workers=workers)
+        best = found.top_logprobs if top_k else found.argmax
+        return peers_of_tokens.number(found.nll, found.entropy, found.rank, best, shape[1], top_k)
+
+    case.contenders += [_loss_alone(x, targets, workers), *_backends(call, cached)]
+    builders = peers_of_tokens.of_dtype(peers_of_tokens.TOKENS, dtype)
+    return gather(case, builders, x, targets, workers, top_k)
+
+
+def divergence(dtype: str, shape: tuple[int, int], size: int, workers: int, cached: bool) -> Case:
+    """The divergence of two arrays of logits, beside the loss of one of them."""
+    case, base, targets = _over_logits("kl_divergence, two of ", dtype, shape, size, workers, cached)
+    pair = np.stack([base, base])
+    rng = np.random.default_rng(2)
+    for row in pair[1]:  # some half a nat away
+        row += rng.standard_normal(len(row), np.float32)
+    case.nbytes = pair.nbytes
+    case.contenders = [
+        _reader(pair.reshape(-1, shape[1]), workers),
+        _loss_alone(pair[0], targets, workers, share=0.5),
+        *_backends(lambda: tokenloss.kl_divergence(*pair, workers=workers), cached),
+    ]
+    return gather(case, peers_of_tokens.of_dtype(peers_of_tokens.DIVERGENCE, dtype), *pair, workers)
+
+
+def written(work: str, dtype: str, shape: tuple[int, int], size: int, workers: int, cached: bool) -> Case:
+    """What is written for each logit, beside a plain copy; all but those that allocate write to the same array."""
+    name = "cross_entropy_and_grad" if work == "grad" else work
+    case, x, targets = _over_logits(f"{name} into out, ", dtype, shape, size, workers, cached)
+    out = x.copy()
+    picked = peers_of_tokens.picker(x, targets)
+    function = getattr(tokenloss, name)
+
+    def gradient() -> float:
+        loss, _ = function(x, targets, out=out, workers=workers)
+        return float(loss + len(x) * picked(out))
+
+    def call() -> float:
+        function(x, out=out, workers=workers)
+        return picked(out)
+
+    case.contenders.append(peers_of_tokens.copier(x, out, workers, picked))
+    case.contenders += _backends(gradient if work == "grad" else call, cached)
+    builders = peers_of_tokens.of_dtype(peers_of_tokens.WRITTEN[work], dtype)
+    return gather(case, builders, x, targets, workers, out, picked)
+
+
+def _over_logits(
+    work: str, dtype: str, shape: tuple[int, int], size: int, workers: int, cached: bool
+) -> tuple[Case, Any, Any]:
+    """A case whose only contender reads logits, the logits, and class ids."""
     where = f"{'in' if cached else 'out of'} cache"
-    case = Case(f"{dtype} logits {shape[0]} x {shape[1]}, {where}, {_workers(workers)}", [], workers=workers)
     try:
         x = _normal(dtype, size)[: shape[0] * shape[1]].reshape(shape)
     except ImportError:
         raise UnavailableError("pip install ml_dtypes") from None
-    case.nbytes = x.nbytes
     targets = np.random.default_rng(1).integers(0, shape[1], shape[0])
-
-    def call() -> Any:
-        return tokenloss.cross_entropy(x, targets, workers=workers)
-
-    case.contenders = [_reader(x, workers)]
-    # the portable one takes seconds, and is for machines that have no other
-    backends = [name for name in _core.backends() if cached or name in (BEST, "avx2")]
-    case.contenders.extend(_ours(call, name) for name in backends)
-    return gather(case, peers.BY_DTYPE.get(dtype, {}), x, targets, workers)
+    title = f"{work}{dtype} logits {shape[0]} x {shape[1]}, {where}, {_workers(workers)}"
+    return Case(title, [_reader(x, workers)], x.nbytes, workers), x, targets
 
 
 @lru_cache(maxsize=1)
@@ -184,10 +259,27 @@ def _ours(call: Callable[[], Any], backend: str = BEST) -> Contender:
     return Contender(name, call, before=partial(_core.use_backend, backend))
 
 
+def _backends(call: Callable[[], Any], cached: bool) -> list[Contender]:
+    """A call with each of tokenloss's backends; the portable one is slow, and for machines that have no other."""
+    return [_ours(call, name) for name in _core.backends() if cached or name in (BEST, "avx2")]
+
+
+def _loss_alone(x: Any, targets: Any, workers: int, share: float = 1.0) -> Contender:
+    """What more is measured by."""
+    call = partial(tokenloss.cross_entropy, x, targets, workers=workers)
+    return Contender("cross_entropy", call, None, before=partial(_core.use_backend, BEST), share=share)
+
+
 def _reader(array: Any, workers: int) -> Contender:
     """The fastest plain pass over an array's memory, whatever it holds: the maximum of each row, by so many threads."""
     floats = array.view(np.float32)
-    read = partial(fold_rows, _core.MAXIMUM, "array", floats, reduction="sum", workers=workers)
+
+    def read() -> Any:
+        rows = Rows(_core.MAXIMUM, "array", floats, -1)
+        rows.reduce("sum")
+        rows.run(workers)
+        return rows.reduced()
+
     return Contender("read", read, None, before=partial(_core.use_backend, BEST))
 
 

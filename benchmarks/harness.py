@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import gc
 import itertools
+import math
 import os
 import platform
 import time
@@ -41,6 +42,8 @@ class Contender:
     tolerance: float | None = 0.0  # how far from tokenloss's number, relative to max(1, it); None: it is another number
     before: Callable[[], Any] | None = None  # before a row of calls, untimed
     holds: int = 0  # bytes of memory allocated once, beforehand, that other contenders do not need
+    share: float = 1.0  # of the case's bytes, what this one reads
+    known: str = ""  # why its number may be inf or nan where tokenloss's is finite; nothing else is forgiven
 
 
 @dataclass
@@ -107,13 +110,14 @@ def measure(name: str, case: Case, rounds: int, seconds: float) -> dict[str, Any
             {
                 "name": contender.name,
                 "times_tokenloss": _median_ratio(wall[i], wall[reference]),
-                "of_read": _median_ratio(read, wall[i]) if read else None,
-                "gb_per_s": case.nbytes / median(wall[i]) / 1e9 if case.nbytes else None,
+                "of_read": contender.share * _median_ratio(read, wall[i]) if read else None,
+                "gb_per_s": contender.share * case.nbytes / median(wall[i]) / 1e9 if case.nbytes else None,
                 "median": median(wall[i]),
                 "extra_bytes": extra[i],
                 "cpus": cpu[i] / sum(wall[i]),
                 "result": results[i],
                 "agrees": _agrees(results[i], results[reference], contender.tolerance),
+                "known": "" if math.isfinite(results[i]) else contender.known,
                 "calls": calls[i],
                 "seconds": wall[i],
             }

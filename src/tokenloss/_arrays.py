@@ -197,12 +197,14 @@ def integer(name: str, value: object, fits: str, least: int | None = None, most:
 
 def ignored_class(value: object) -> int | None:
     """The class id that is passed over, if it is one that an array can hold."""
-    number = integer("ignore_index", value, "an integer or None")
+    number = value if type(value) is int else integer("ignore_index", value, "an integer or None")
     return number if -(2**63) <= number < 2**63 - 1 else None
 
 
 def number(name: str, value: Any, fits: str, *, most: float = _LARGEST, positive: bool = False) -> float:
     """A number from 0 to the most, without 0 if it must be positive."""
+    if type(value) is float and 0 < value <= most:  # nearly always, and faster
+        return value
     scalar = value[()] if isinstance(value, np.ndarray) and value.ndim == 0 else value
     if not isinstance(scalar, numbers.Real):
         fail("integer", name=name, got=value, fits=fits)

@@ -145,6 +145,7 @@ TOKENS = C_TOKENS
 DIVERGENCE = C_DIVERGENCE
 
 cdef enum:
+    TARGETS_AT_ONCE = 1 << 20  # between two looks whether the call was interrupted
     LARGE = 16 << 20  # bytes of results that are not kept in a cache
     TOGETHER = 64  # rows whose scores memory is asked for at once
 
@@ -248,8 +249,7 @@ cdef class Fold:
     cdef int64_t[::1] top_ids_out
     cdef double[::1] top_logprobs_out
     cdef int stopped
-    cdef tl_sum losses, weights, weights_before
-    cdef int64_t kept_before
+    cdef tl_sum losses, weights
     cdef readonly int64_t rows, kept
     cdef readonly object interruption
 
@@ -274,12 +274,16 @@ cdef class Fold:
         PyBuffer_Release(&self.result.buffer)
 
     def against(self, targets, int dtype, ignored):
-        """Targets: class ids, of which one may be ignored, or distributions if they have the scores' dimensions."""
+        """Targets: class ids, of which one may be ignored, or distributions if they have the scores' dimensions.
+
+        Returns whether they are class ids.
+        """
         self.by_class = targets.ndim < self.scores.buffer.ndim
         open_view(&self.targets, targets, dtype, -1 if self.by_class else self.scores.axis, False)
         self.has_targets = True
-        if ignored is not None:
+        if self.by_class and ignored is not None:
             self.ignored, self.has_ignored = ignored, True
+        return self.by_class
 
     def weighted(self, weight, int dtype):
         """What each class counts for."""
@@ -665,36 +669,46 @@ cdef class Fold:
         """Makes every `run` end after the block it is at."""
         self.stopped = 1
 
-    def first_bad_target(self, int64_t start, int64_t stop):
-        """The first kept row in [start, stop) whose class id is not one of the classes, or -1."""
-        cdef int64_t row, target
-        with nogil:
-            for row in range(start, min(stop, self.rows)):
-                target = self.target_of(row)
-                if not 0 <= target < self.classes and self.is_kept(row, target):
-                    break
-            else:
-                row = -1
-        return row
-
-    def count_kept(self, int64_t start, int64_t stop):
-        """Adds up what a mean over the rows in [start, stop) is divided by."""
-        cdef int64_t row, target = -1
-        cdef tl_fp_state environment
-        with nogil:
-            tl_fp_enter(&environment)
-            for row in range(start, min(stop, self.rows)):
-                if self.by_class:
+    def first_bad_target(self):
+        """The first kept row whose class id is not one of the classes, or -1."""
+        cdef int64_t row = 0, target, stop
+        while row < self.rows:
+            stop = min(row + TARGETS_AT_ONCE, self.rows)
+            with nogil:
+                while row < stop:
                     target = self.target_of(row)
-                if self.is_kept(row, target):
-                    self.kept_before += 1
-                    if self.has_weight and self.by_class:
-                        tl_sum_add(&self.weights_before, self.class_weight(target))
-            if self.has_weight and self.by_class:
-                self.factor = 1 / tl_sum_round(&self.weights_before)
-            else:
-                self.factor = 1 / <double> self.kept_before
-            tl_fp_leave(&environment)
+                    if not 0 <= target < self.classes and self.is_kept(row, target):
+                        break
+                    row += 1
+            if row < stop:
+                return row
+            PyErr_CheckSignals()
+        return -1
+
+    def divide(self):
+        """Has the gradient divided by what a mean loss is divided by. Class ids must have been checked."""
+        cdef int64_t row = 0, target = -1, stop, kept = 0
+        cdef bint weighted = self.has_weight and self.by_class
+        cdef tl_sum weights
+        cdef tl_fp_state environment
+        memset(&weights, 0, sizeof(weights))
+        while row < self.rows:
+            stop = min(row + TARGETS_AT_ONCE, self.rows)
+            with nogil:
+                tl_fp_enter(&environment)
+                for row in range(row, stop):
+                    if self.by_class:
+                        target = self.target_of(row)
+                    if self.is_kept(row, target):
+                        kept += 1
+                        if weighted:
+                            tl_sum_add(&weights, self.class_weight(target))
+                tl_fp_leave(&environment)
+            row = stop
+            PyErr_CheckSignals()
+        tl_fp_enter(&environment)
+        self.factor = 1 / (tl_sum_round(&weights) if weighted else <double> kept)
+        tl_fp_leave(&environment)
 
     def run(self, int64_t step, bint ask):
         """Takes rows, `step` at a time, until none is left. With `ask`, lets Python's signal handlers run meanwhile."""

@@ -11,42 +11,44 @@ from tokenloss import _arrays, _core, _workers
 if TYPE_CHECKING:
     from tokenloss._arrays import Float64Array
 
-_TARGETS_AT_ONCE = 1 << 20  # between two looks for Ctrl-C
 _ONE_SCORE = 64  # what reading a single score of a row costs, in bytes read in order
 
 
 class Rows:
     """Scores, and what is to be done with each of their rows. Every method judges its arguments; `run` writes."""
 
+    __slots__ = (
+        "batch", "by_class", "classes", "fold", "is_checked", "losses", "mean", "name", "others", "out", "row_bytes",
+        "shape", "targets", "targets_name", "view_and_code", "what",
+    )  # fmt: skip
+
     def __init__(self, what: int, name: str, scores: Any, axis: Any) -> None:
         self.what, self.name = what, name
-        self.view, self.code = _arrays.floats(name, scores)
-        self.shape = self.view.shape
-        self.axis = _arrays.class_axis(name, len(self.shape), axis)
-        self.batch = self.shape[: self.axis] + self.shape[self.axis + 1 :]
-        self.classes = self.shape[self.axis]
-        self.fold = _core.Fold(what, self.view, self.code, self.axis)
-        self.row_bytes = self.classes * self.view.itemsize
-        self.by_class = False
-        self.is_checked = False
+        view, code = self.view_and_code = _arrays.floats(name, scores)
+        shape = self.shape = view.shape
+        axis = _arrays.class_axis(name, len(shape), axis)
+        self.batch = shape[:axis] + shape[axis + 1 :]
+        self.classes = shape[axis]
+        self.row_bytes = self.classes * view.itemsize
+        self.fold = _core.Fold(what, view, code, axis)
+        self.by_class = self.is_checked = False
         self.others: dict[str, Any] = {}  # arrays that are read besides the scores
         self.losses: Float64Array | None = None
         self.out: Float64Array | None = None
 
     def against(self, name: str, targets: Any, ignore_index: Any, distributions: bool = True) -> None:
         """Take class ids or, unless told otherwise, distributions for targets."""
-        self.targets_name = name
-        self.targets, code = _arrays.class_targets(name, targets, self.shape, self.batch, self.name, distributions)
-        self.by_class = len(self.targets.shape) != len(self.shape)
+        array, code = _arrays.class_targets(name, targets, self.shape, self.batch, self.name, distributions)
         if ignore_index is not None:
             ignore_index = _arrays.ignored_class(ignore_index)
-        self.others[name] = self.targets
-        self.fold.against(self.targets, code, ignore_index if self.by_class else None)
-        scored = self.what in (_core.PROBS, _core.LOG_PROBS)
-        if not self.by_class:
-            self.row_bytes = self.row_bytes * (not scored) + self.classes * self.targets.itemsize
-        elif scored:
-            self.row_bytes = _ONE_SCORE
+        self.targets_name, self.targets = name, array
+        self.others[name] = array
+        self.by_class = self.fold.against(array, code, ignore_index)
+        if self.what > _core.LOG_PROBS:
+            if not self.by_class:
+                self.row_bytes += self.classes * array.itemsize
+        else:
+            self.row_bytes = _ONE_SCORE if self.by_class else self.classes * array.itemsize
 
     def keep(self, weight: Any, where: Any) -> None:
         """Weigh classes, mask rows."""
@@ -59,6 +61,8 @@ class Rows:
 
     def change(self, logit_scale: Any, softcap: Any) -> None:
         """Scale logits, cap them."""
+        if softcap is None and type(logit_scale) is float and logit_scale == 1.0:
+            return
         scale = _arrays.number("logit_scale", logit_scale, "a positive finite number", positive=True)
         cap = 0.0
         if softcap is not None:
@@ -67,6 +71,8 @@ class Rows:
 
     def penalize(self, label_smoothing: Any, z_loss: Any) -> None:
         """Smooth labels, and make large normalizers cost something."""
+        if type(label_smoothing) is type(z_loss) is float and label_smoothing == z_loss == 0.0:
+            return
         smoothing = _arrays.number("label_smoothing", label_smoothing, "a number between 0 and 1", most=1)
         self.fold.penalized(smoothing, _arrays.number("z_loss", z_loss, "a finite number of at least 0"))
 
@@ -76,20 +82,24 @@ class Rows:
         if out is not None:
             self.out = _arrays.result_array(out, self.batch)
         if reduction == "none":
-            in_place = self.out is not None and self.out.flags.c_contiguous and not np.may_share_memory(out, self.view)
+            in_place = (
+                self.out is not None
+                and self.out.flags.c_contiguous
+                and not np.may_share_memory(out, self.view_and_code[0])
+            )
             self.losses = self.out if in_place and self.out is not None else np.empty(self.batch)
             self.fold.losses_into(self.losses.reshape(-1))
 
     def write(self, out: Any, divided: bool = False) -> Any:
         """Write a number for each score, in `out` if there is one; a gradient may be divided as the mean loss is."""
-        result = _arrays.like_scores(self.name, self.view, self.code) if out is None else out
-        view, code = _arrays.result_view(result, self.name, self.view, self.code)
+        result = _arrays.like_scores(self.name, *self.view_and_code) if out is None else out
+        view, code = _arrays.result_view(result, self.name, *self.view_and_code)
         _arrays.apart(view, self.others)
         self.fold.into(view, code)
         if divided:
-            self._check_targets()
-            for start in range(0, self.fold.rows, _TARGETS_AT_ONCE):
-                self.fold.count_kept(start, start + _TARGETS_AT_ONCE)
+            if self.by_class:
+                self._check_targets()
+            self.fold.divide()
         self.row_bytes *= 2
         return result
 
@@ -117,16 +127,16 @@ class Rows:
 
     def _check_targets(self) -> None:
         """Refuse class ids beyond the classes."""
-        if self.by_class and not self.is_checked:
-            for start in range(0, self.fold.rows, _TARGETS_AT_ONCE):
-                row = self.fold.first_bad_target(start, start + _TARGETS_AT_ONCE)
-                if row >= 0:
-                    _arrays.fail_class(self.targets_name, self.targets, row, self.classes)
+        if not self.is_checked:
+            row = self.fold.first_bad_target()
+            if row >= 0:
+                _arrays.fail_class(self.targets_name, self.targets, row, self.classes)
         self.is_checked = True
 
     def run(self, workers: Any) -> None:
         """Fold all rows."""
-        self._check_targets()
+        if self.by_class:
+            self._check_targets()
         _workers.run(self.fold, self.row_bytes or 1, workers)
 
     def numbers(self) -> Float64Array:

@@ -63,11 +63,12 @@ def run(fold: _core.Fold, row_bytes: int, workers: int | None) -> None:
     """Run the fold on the caller's thread and, if there is much to read, on others."""
     if workers is not None:
         workers = _arrays.integer("workers", workers, "a positive integer or None", least=1)
-    step = max(BLOCK // row_bytes, fold.rows_at_once())
-    if fold.rows * row_bytes < SMALL:
-        fold.run(step, False)
+    rows = fold.rows
+    if rows * row_bytes < SMALL:
+        fold.run(rows or 1, False)
         return
-    blocks = -(-fold.rows // step)
+    step = max(BLOCK // row_bytes, fold.rows_at_once())
+    blocks = -(-rows // step)
     threads = min(workers or default_workers(), blocks, MOST)
     others: list[Future[None]] = []
     try:
