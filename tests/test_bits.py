@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from arrays import BFLOAT16, FLOATS, LAYOUTS, OPTIONS, assert_same_bits, scores_for, shuffled_specials, swapped
+from arrays import BFLOAT16, FLOATS, LAYOUTS, OPTIONS, assert_same_bits, scores_for, shuffled_specials, strided, swapped
 
 from tokenloss import (
     _core,
@@ -190,3 +190,15 @@ def test_sum_and_mean_do_not_depend_on_workers_or_the_order_of_rows(options, kin
             loss, gradient = cross_entropy_and_grad(logits[order], targets[order], workers=workers, **given)
             assert loss == expected[0]
             assert_same_bits(gradient, expected[1][order])
+
+
+@each_dtype
+def test_sums_over_classes_of_every_size_do_not_depend_on_the_layout(dtype, rng):
+    for _ in range(20):
+        sizes = 2.0 ** rng.uniform(-20, 3, (30, 5000))
+        logits = (sizes * rng.standard_normal(sizes.shape)).astype(dtype)
+        shares = np.where(rng.random(sizes.shape) < 0.03, sizes * rng.standard_normal(sizes.shape), 0)
+        for targets, options in ((rng.integers(0, 5000, 30), {"label_smoothing": 1.0}), (shares, {})):
+            expected = cross_entropy(logits, targets, reduction="none", **options)
+            others = strided(targets) if targets.ndim == 2 else targets
+            assert_same_bits(cross_entropy(strided(logits), others, reduction="none", **options), expected)

@@ -6,6 +6,7 @@ cimport cython
 from cpython.buffer cimport PyBUF_STRIDES, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.pycapsule cimport PyCapsule_GetPointer, PyCapsule_IsValid, PyCapsule_SetName
+from libc.math cimport NAN
 from libc.stddef cimport ptrdiff_t
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport free, labs, malloc
@@ -417,7 +418,7 @@ cdef class Fold:
         """Writes the gradient of a row of which this share goes to class ids and distributions; False if it is nan."""
         cdef double logsumexp = tl_logsumexp(normalizer)
         if logsumexp - logsumexp != 0:
-            tl_fill(result, logsumexp - logsumexp)
+            tl_fill(result, NAN)
             return False
         share += self.slope_of_z_loss(normalizer)
         tl_gradient(backend, logits, normalizer, self.factor, share, shares, result, self.is_large,
@@ -425,14 +426,17 @@ cdef class Fold:
         return True
 
     cdef double loss_by_distribution(self, int64_t row, const tl_row *logits, tl_patience *patience) noexcept nogil:
-        """Folds the logits once; where they have no share they are not read again."""
+        """Folds the logits once; where they have no share they are not read again, nor at all if none has any."""
         cdef tl_state rest
         cdef tl_row result
         cdef tl_normalizer normalizer
         cdef tl_shares shares = self.shares_of(row)
         cdef int64_t likeliest = tl_likeliest(backend, &shares, self.classes, patience)
         cdef double total = 0, loss = 0, logit, gap, nll
-        if likeliest < 0 and self.z_loss == 0 and not self.has_result:
+        if likeliest < 0 and self.z_loss == 0:
+            if self.has_result:
+                result = self.row_in(&self.result, row)
+                tl_fill(&result, 0)
             return 0
         tl_fold_row(backend, logits, likeliest, &rest, patience)
         if likeliest < 0:
@@ -494,7 +498,7 @@ cdef class Fold:
             return logsumexp
         result = self.row_in(&self.result, row)
         if logsumexp - logsumexp != 0:
-            tl_fill(&result, logsumexp - logsumexp)
+            tl_fill(&result, NAN)
         elif self.what == C_SOFTMAX:
             tl_softmax(backend, scores, normalizer, &result, self.is_large, patience)
         else:

@@ -91,6 +91,11 @@ static int begin(const tl_backend *backend, side *of, const tl_row *row, tl_mome
     return tl_begin(maximum_of(backend, of, 0, first), row->folded, moment, &of->state);
 }
 
+/* Whether differences of the two may be beyond what they are folded in. */
+static int is_far_out(const side *base, const side *other) {
+    return (base->state.offset != 0 || other->state.offset != 0) && base->row->folded != TL_FLOAT64;
+}
+
 /* Returns 0 if the rows lie too far out for what they are folded in. */
 static int diverge(const tl_backend *backend, const tl_row *base_row, const tl_row *other_row, double *divergence,
                    tl_patience *patience) {
@@ -100,6 +105,8 @@ static int diverge(const tl_backend *backend, const tl_row *base_row, const tl_r
     *divergence = (double)NAN;
     if (!begin(backend, &base, base_row, &moment) || !begin(backend, &other, other_row, NULL))
         return 1;
+    if (is_far_out(&base, &other))
+        return 0;
     refer(backend, &base, &other, 0, base_row->count < TL_BLOCK ? base_row->count : TL_BLOCK, 0, 0);
     for (int64_t start = 0; start < base_row->count; start += TL_BLOCK) {
         int64_t end = base_row->count - start < TL_BLOCK ? base_row->count : start + TL_BLOCK;
@@ -114,13 +121,13 @@ static int diverge(const tl_backend *backend, const tl_row *base_row, const tl_r
             moment = moment_before;
             if (!refer(backend, &base, &other, start, end, base_astray, other_astray))
                 return 1;
+            if (is_far_out(&base, &other))
+                return 0;
             found = walk(backend, &base, &other, start, end);
         }
-        if ((base.state.offset != 0 || other.state.offset != 0) && base_row->folded != TL_FLOAT64)
-            return 0;
         infinite |= found;
         double sums = tl_total(base.state.sum) + tl_total(other.state.sum);
-        if (sums != sums || (end % (16 * TL_BLOCK) == 0 && tl_gave_up(patience)))
+        if (sums != sums || (end % TL_PAUSE == 0 && tl_gave_up(patience)))
             return 1;
     }
     double base_log = tl_log_of_sum(&base.state, base_row), other_log = tl_log_of_sum(&other.state, other_row);

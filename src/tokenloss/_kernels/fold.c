@@ -264,7 +264,7 @@ void tl_fold_row(const tl_backend *backend, const tl_row *row, int64_t skip, tl_
     for (int64_t start = 0; going && start < row->count; start += TL_BLOCK) {
         int64_t end = row->count - start < TL_BLOCK ? row->count : start + TL_BLOCK;
         going = tl_fold_block(backend, row, start, end, skip, state, &scratch);
-        if (end % (16 * TL_BLOCK) == 0 && tl_gave_up(patience))
+        if (end % TL_PAUSE == 0 && tl_gave_up(patience))
             return;
     }
 }

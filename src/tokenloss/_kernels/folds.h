@@ -220,7 +220,8 @@ TL_TARGET static ptrdiff_t JOIN(skip_zeros_, BACKEND)(const char *data, ptrdiff_
 TL_TARGET static void JOIN(squash_, BACKEND)(double *x, size_t count, double factor, double cap) {
     const f64_scale scale = f64_scale_of(0, 0, 0);
     const f64_vec zero = f64_set(0), one = f64_set(1), two = f64_set(2), most = f64_set(40);
-    const f64_vec times = f64_set(cap > 0 ? 2 * factor / cap : factor), height = f64_set(cap);
+    const double largest = 0x1.fffffffffffffp1023, slope = cap > 0 ? factor / cap * 2 : factor;
+    const f64_vec times = f64_set(slope < largest ? slope : largest), height = f64_set(cap);
     for (size_t i = 0; i < count; i += f64_WIDTH) {
         f64_vec value = f64_load(x + i), y = f64_mul(value, times);
         if (cap > 0) {

@@ -98,6 +98,8 @@ static void finish(const tl_row *raw, double threshold, tl_token *token, tl_best
             token->argmax = i;
         if (best && best->count < best->most)
             keep(best, score, i);
+        else if (!all_reach)
+            return;
     }
 }
 
@@ -151,7 +153,6 @@ void tl_score_row(const tl_backend *backend, const tl_row *row, int64_t target, 
     int going = tl_begin(tl_maximum_between(backend, row, 0, first, target, &scratch), row->folded, &moment, &state);
     state.threshold = look.threshold = own;
     int64_t block = row->count < TL_BLOCK ? row->count : TL_BLOCK;
-    tl_clear(&scratch);
     double leader = going ? tl_maximum_between(backend, row, 0, block, target, &scratch) - state.offset : (double)NAN;
     if (leader - leader == 0)
         tl_center(leader, tl_offset_dtype(row->folded, state.offset), &state);
@@ -175,7 +176,7 @@ void tl_score_row(const tl_backend *backend, const tl_row *row, int64_t target, 
         }
         if (best)
             keep_best(backend, &raw, start, end, look.maximum, best);
-        if (end % (16 * TL_BLOCK) == 0 && tl_gave_up(patience))
+        if (end % TL_PAUSE == 0 && tl_gave_up(patience))
             return;
     }
     finish(&raw, own, token, best);

@@ -3,18 +3,21 @@
 #include "scalar_math.h"
 #include "walk.h"
 
-#define PAUSE 65536 /* classes between two looks at whether the call was given up */
+#define LANES 16 /* of tl_weighed */
+
 
 /* Moves start to a stretch that may hold shares other than 0; returns the stretch's end. After a stretch without any
  * zero the next may be long: so few shares as lie in 64 bytes are looked at only where most are zeros. */
 static int64_t next_stretch(const tl_backend *backend, const tl_shares *shares, int64_t count, int dense, int64_t *start,
                             tl_patience *patience) {
-    int64_t pause = (*start / PAUSE + 1) * PAUSE, until = count < pause ? count : pause;
-    int64_t size = tl_itemsize(shares->share_dtype), most = dense ? TL_GRANULE : 64 / size;
-    if (*start % PAUSE == 0 && *start != 0 && tl_gave_up(patience))
+    int64_t pause = (*start / TL_PAUSE + 1) * TL_PAUSE, until = count < pause ? count : pause;
+    int64_t size = tl_itemsize(shares->share_dtype), most = dense ? TL_GRANULE : size > 4 ? LANES : 64 / size;
+    if (*start % TL_PAUSE == 0 && *start != 0 && tl_gave_up(patience))
         return *start = count;
-    if (!dense)
+    if (!dense) {
         *start = backend->skip_zeros(shares->share, *start * size, until * size) / size;
+        *start -= *start % LANES; /* each class has its lane, whatever was skipped */
+    }
     return until - *start < most ? until : *start + most;
 }
 
@@ -70,20 +73,19 @@ static double weigh_uniform(const tl_backend *backend, const tl_row *row, double
     int dtype = offset == 0 ? row->folded : TL_FLOAT64, in_place = tl_in_place(row, dtype, offset);
     for (int64_t start = 0, count; start < row->count; start += count) {
         int64_t left = row->count - start;
-        count = left < PAUSE ? left / TL_PADDED * TL_PADDED : PAUSE;
+        count = left < TL_GRANULE ? left / TL_PADDED * TL_PADDED : TL_GRANULE;
         if (in_place && count > 0) {
             backend->total[dtype](row->data + start * row->stride, (size_t)count, sum, lost);
         } else {
             tl_scratch scratch;
             tl_clear(&scratch);
-            count = left < TL_GRANULE ? left : TL_GRANULE;
+            count = count > 0 ? count : left;
             tl_gather(backend, row, start, count, -1, offset, dtype, &scratch);
-            int64_t whole = count / TL_PADDED * TL_PADDED;
-            backend->total[dtype](&scratch.at, (size_t)whole, sum, lost);
-            for (int64_t i = whole; i < count; i++)
-                sum[0] += tl_score(backend, row, start + i) - offset;
+            int64_t size = tl_itemsize(dtype), padded = (count + TL_PADDED - 1) / TL_PADDED * TL_PADDED;
+            memset((char *)&scratch.at + count * size, 0, (size_t)((padded - count) * size));
+            backend->total[dtype](&scratch.at, (size_t)padded, sum, lost);
         }
-        if (tl_gave_up(patience))
+        if (start % TL_PAUSE == 0 && tl_gave_up(patience))
             return 0;
     }
     double total = tl_sum_of(sum, lost);

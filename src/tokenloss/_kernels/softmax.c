@@ -3,8 +3,6 @@
 #include "scalar_math.h"
 #include "walk.h"
 
-#define PAUSE 65536 /* classes between two looks at whether the call was given up */
-
 /* The reference of exponentials: powers lie this far above what they become, lest small results be flushed. */
 static int64_t headroom(int dtype) { return dtype == TL_FLOAT64 ? 60 : 24; }
 
@@ -78,7 +76,7 @@ static void change_row(const tl_backend *backend, const tl_row *row, double offs
             apply(backend, what, dtype, &scratch.at, padded, &scratch.at, 0);
             write(out, start, count, dtype, &scratch);
         }
-        if (start / PAUSE != (start + count) / PAUSE && tl_gave_up(patience))
+        if (start / TL_PAUSE != (start + count) / TL_PAUSE && tl_gave_up(patience))
             return;
     }
 }
@@ -142,7 +140,7 @@ void tl_gradient(const tl_backend *backend, const tl_row *row, tl_normalizer nor
             scratch.at.wide[i] = factor * share * tl_slope(row, scratch.at.wide[i]);
         }
         write(out, start, count, dtype, &scratch);
-        if (start / PAUSE != (start + count) / PAUSE && tl_gave_up(patience))
+        if (start / TL_PAUSE != (start + count) / TL_PAUSE && tl_gave_up(patience))
             return;
     }
 }

@@ -8,7 +8,10 @@
  * out are folded as x - offset, through scratch. */
 #define TL_FAR_OUT 65536.0
 
-/* A granule of a row, copied where it cannot be folded in place. */
+#define TL_PAUSE (16 * TL_BLOCK) /* classes between two looks at whether the call was given up */
+
+/* A granule of a row, copied where it cannot be folded in place. Of one row, whose granules are always gathered with the same
+ * count and skip. */
 typedef struct {
     union {
         uint16_t half[TL_GRANULE];
