@@ -277,3 +277,15 @@ def shuffled_specials(rng, array, count=3):
 def fails(error, *words):
     """Expect an error whose message holds all the words, in this order."""
     return pytest.raises(error, match="(?s)" + ".*".join(re.escape(str(word)) for word in words))
+
+
+def trying_row(kind, rng, shape, dtype):
+    """Rows whose folds would differ if backends did: plain, with_specials, wide or far_out."""
+    row = 3 * rng.standard_normal(shape)
+    if kind == "wide":
+        row *= 10.0 ** rng.uniform(-8, 4)
+    elif kind == "far_out":
+        row = rng.choice([-1, 1]) * 10.0 ** rng.uniform(3, 30) + row * 10.0 ** rng.uniform(-2, 20)
+    with np.errstate(over="ignore"):
+        row = row.astype(dtype)
+    return shuffled_specials(rng, row) if kind == "with_specials" else row

@@ -2,7 +2,18 @@
 
 import numpy as np
 import pytest
-from arrays import BFLOAT16, FLOATS, LAYOUTS, OPTIONS, assert_same_bits, scores_for, shuffled_specials, strided, swapped
+from arrays import (
+    BFLOAT16,
+    FLOATS,
+    LAYOUTS,
+    OPTIONS,
+    assert_same_bits,
+    scores_for,
+    shuffled_specials,
+    strided,
+    swapped,
+    trying_row,
+)
 
 from tokenloss import (
     _core,
@@ -95,14 +106,7 @@ each_function = pytest.mark.parametrize(("function", "options"), FUNCTIONS.value
 def test_every_backend_gives_the_same_bits(function, options, dtype, kind, rng):
     rows = {}
     for length in LENGTHS:
-        row = 3 * rng.standard_normal((2, length))
-        if kind == "wide":
-            row *= 10.0 ** rng.uniform(-8, 4)
-        elif kind == "far_out":
-            row = rng.choice([-1, 1]) * 10.0 ** rng.uniform(3, 30) + row * 10.0 ** rng.uniform(-2, 20)
-        with np.errstate(over="ignore"):
-            row = row.astype(dtype)
-        rows[length] = shuffled_specials(rng, row) if kind == "with_specials" else row
+        rows[length] = trying_row(kind, rng, (2, length), dtype)
     results = {}
     in_use = _core.backend_in_use()
     try:

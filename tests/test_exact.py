@@ -7,7 +7,7 @@ import sys
 
 import numpy as np
 import pytest
-from arrays import FLOATS, LAYOUTS, LOSSES, assert_same_bits, call, scores_for, shuffled_specials, swapped
+from arrays import FLOATS, LAYOUTS, LOSSES, assert_same_bits, call, scores_for, shuffled_specials, swapped, trying_row
 
 import tokenloss
 from tokenloss import (
@@ -55,14 +55,7 @@ def large(rng, loss, dtype=np.float32):
 def test_every_backend_gives_the_same_bits(dtype, kind, rng):
     rows = {}
     for length in LENGTHS[1:]:
-        row = 3 * rng.standard_normal(length)
-        if kind == "wide":
-            row *= 10.0 ** rng.uniform(-8, 4)
-        elif kind == "far_out":
-            row = rng.choice([-1, 1]) * 10.0 ** rng.uniform(3, 30) + row * 10.0 ** rng.uniform(-2, 20)
-        with np.errstate(over="ignore"):
-            row = row.astype(dtype)
-        rows[length] = shuffled_specials(rng, row) if kind == "with_specials" else row
+        rows[length] = trying_row(kind, rng, length, dtype)
     results = {}
     in_use = _core.backend_in_use()
     try:

@@ -187,7 +187,7 @@ def mask(value: Any, batch: tuple[int, ...]) -> np.ndarray[Any, Any]:
 def integer(name: str, value: object, fits: str, least: int | None = None, most: int | None = None) -> int:
     """A Python integer, neither below the least nor above the most."""
     try:
-        number = operator.index(value)  # type: ignore[arg-type] # what it refuses is the next line's business
+        number = operator.index(value)  # type: ignore[arg-type] # any object: TypeError is caught below
     except TypeError:
         fail("type", name=name, got=value, fits=fits)
     if (least is not None and number < least) or (most is not None and number > most):

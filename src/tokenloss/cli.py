@@ -38,7 +38,7 @@ _BLOCK_ROWS = 1 << 20  # and rows, each of which takes some bytes more
 _CACHED = 1 << 16  # numbers that stay in a core's cache
 
 
-class _Refusal(Exception):  # noqa: N818
+class _Refusal(Exception):  # noqa: N818 -- what is wrong is the input, no error of ours
     """What is wrong with the input."""
 
 

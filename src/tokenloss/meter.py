@@ -104,7 +104,7 @@ class LossMeter:
         """Whether both have seen losses of the same sums."""
         return self._state() == other._state() if isinstance(other, LossMeter) else NotImplemented
 
-    __hash__ = None  # type: ignore[assignment] # a meter changes
+    __hash__ = None  # type: ignore[assignment] # a meter changes; object's stub wants a method
 
     @property
     def total(self) -> float:

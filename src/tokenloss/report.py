@@ -36,7 +36,7 @@ def printable(text: str) -> str:
 def has_rich() -> bool:
     """Whether rich is installed."""
     try:
-        import rich  # noqa: F401
+        import rich  # noqa: F401 -- imported only to see whether it can be
     except ImportError:
         return False
     return True
@@ -70,7 +70,7 @@ def show_summary(figures: dict[str, Any]) -> None:
     tables = [Table(rows)]
     if figures["costliest"]:
         tables.append(_costliest(figures["costliest"]))
-    shape = " × ".join(map(str, figures["shape"]))  # noqa: RUF001
+    shape = " × ".join(map(str, figures["shape"]))  # noqa: RUF001 -- a multiplication sign, for people
     show_tables(", ".join(figures["files"]), f"{figures['kind']}, {shape}, {figures['dtype']}", tables)
 
 
