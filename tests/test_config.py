@@ -106,6 +106,8 @@ def test_public_names_are_those_that_are_promised():
         "cross_entropy_and_grad",
         "cross_entropy_loss",
         "kl_divergence",
+        "linear_cross_entropy",
+        "linear_token_scores",
         "log_softmax",
         "logsumexp",
         "nll_loss",

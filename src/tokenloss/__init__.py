@@ -2,9 +2,15 @@
 
 from tokenloss._config import choose_backend, show_config
 from tokenloss.compare import kl_divergence
-from tokenloss.losses import cross_entropy, cross_entropy_and_grad, cross_entropy_loss, nll_loss
+from tokenloss.losses import (
+    cross_entropy,
+    cross_entropy_and_grad,
+    cross_entropy_loss,
+    linear_cross_entropy,
+    nll_loss,
+)
 from tokenloss.meter import LossMeter
-from tokenloss.scores import TokenScores, token_scores
+from tokenloss.scores import TokenScores, linear_token_scores, token_scores
 from tokenloss.softmax import log_softmax, logsumexp, softmax
 
 __version__ = "0.1.0.dev0"
@@ -16,6 +22,8 @@ __all__ = [
     "cross_entropy_and_grad",
     "cross_entropy_loss",
     "kl_divergence",
+    "linear_cross_entropy",
+    "linear_token_scores",
     "log_softmax",
     "logsumexp",
     "nll_loss",

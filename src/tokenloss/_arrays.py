@@ -127,6 +127,22 @@ def floats(name: str, value: Any) -> tuple[np.ndarray[Any, Any], int]:
     return array.astype(np.float64), _core.DTYPES["float64"]
 
 
+def projection(
+    hidden: Any, weight: Any, bias: Any
+) -> tuple[tuple[np.ndarray[Any, Any], int], tuple[np.ndarray[Any, Any], int], tuple[np.ndarray[Any, Any], int] | None]:
+    """Hidden states (..., D), weights (V, D), and a bias (V,) if there is one."""
+    hidden_view, weight_view = floats("hidden", hidden), floats("linear_weight", weight)
+    if hidden_view[0].ndim == 0:
+        fail("shape", name="hidden", got=(), fits="(..., D)")
+    depth, got = hidden_view[0].shape[-1], weight_view[0].shape
+    if len(got) != 2 or got[1] != depth:
+        fail("shape", name="linear_weight", got=got, fits=f"(V, {depth}), to fit hidden")
+    bias_view = None if bias is None else floats("linear_bias", bias)
+    if bias_view is not None and bias_view[0].shape != got[:1]:
+        fail("shape", name="linear_bias", got=bias_view[0].shape, fits=f"{got[:1]}, to fit linear_weight")
+    return hidden_view, weight_view, bias_view
+
+
 def class_axis(name: str, ndim: int, axis: object) -> int:
     """The class axis, counted from the front."""
     if ndim == 0:

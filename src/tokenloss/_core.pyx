@@ -61,6 +61,7 @@ cdef extern from "_kernels/fold.h" nogil:
         double scale
         double cap
     double tl_score(const tl_backend *, const tl_row *, int64_t)
+    double tl_squash(const tl_backend *, const tl_row *, double)
     ctypedef struct tl_patience:
         int (*ask)(void *) noexcept nogil
         void *argument
@@ -71,6 +72,8 @@ cdef extern from "_kernels/fold.h" nogil:
     ctypedef struct tl_state:
         pass
     void tl_fold_row(const tl_backend *, const tl_row *, int64_t, tl_state *, tl_patience *)
+    void tl_fold_part(const tl_backend *, const tl_row *, int64_t, int64_t, int64_t, int64_t, tl_state *,
+                      tl_patience *)
     void tl_fold_beside(const tl_backend *, const tl_row *, const int64_t *, int, void *, tl_state *, tl_patience *)
     ctypedef struct tl_normalizer:
         double offset
@@ -83,6 +86,7 @@ cdef extern from "_kernels/fold.h" nogil:
     int TL_ROWS_BESIDE(int)
     ctypedef struct tl_best:
         int64_t most
+        int64_t count
         double *value
         int64_t *id
     ctypedef struct tl_token:
@@ -92,6 +96,9 @@ cdef extern from "_kernels/fold.h" nogil:
         int64_t rank
         int64_t argmax
     void tl_score_row(const tl_backend *, const tl_row *, int64_t, tl_token *, tl_best *, tl_patience *)
+    void tl_score_part(const tl_backend *, const tl_row *, int64_t, int64_t, int64_t, int64_t, double, tl_token *,
+                       tl_best *, tl_patience *)
+    void tl_score_end(const tl_backend *, const tl_row *, double, tl_token *, tl_best *)
     double tl_divergence(const tl_backend *, const tl_row *, const tl_row *, tl_patience *)
     ctypedef struct tl_shares:
         const char *share
@@ -104,6 +111,17 @@ cdef extern from "_kernels/fold.h" nogil:
         double uniform
     int64_t tl_likeliest(const tl_backend *, const tl_shares *, int64_t, tl_patience *)
     double tl_weigh(const tl_backend *, const tl_row *, const tl_shares *, double, double *, tl_patience *)
+    ctypedef struct tl_weighed:
+        pass
+    void tl_weigh_part(const tl_backend *, const tl_row *, const tl_shares *, int64_t, int64_t, double, tl_weighed *,
+                       tl_patience *)
+    double tl_weigh_end(const tl_weighed *, double *)
+    void tl_convert(const tl_backend *, const tl_row *, int, void *)
+    ctypedef struct tl_vectors:
+        char *data
+        ptrdiff_t stride
+        int64_t count
+    void tl_products(const tl_backend *, const tl_row *, ptrdiff_t, int64_t, const tl_vectors *, const tl_vectors *)
     bint tl_has_share(double)
     int tl_next_shares(const tl_backend *, const tl_shares *, int64_t, int64_t *, double *, tl_patience *)
     void tl_softmax(const tl_backend *, const tl_row *, tl_normalizer, const tl_row *, int, tl_patience *)
@@ -145,7 +163,10 @@ LOG_SOFTMAX = C_LOG_SOFTMAX
 TOKENS = C_TOKENS
 DIVERGENCE = C_DIVERGENCE
 
+CLASSES_AT_ONCE = C_CLASSES_AT_ONCE  # tiles of products are multiples of these
+
 cdef enum:
+    C_CLASSES_AT_ONCE = 1024
     TARGETS_AT_ONCE = 1 << 20  # between two looks whether the call was interrupted
     LARGE = 16 << 20  # bytes of results that are not kept in a cache
     TOGETHER = 64  # rows whose scores memory is asked for at once
@@ -178,14 +199,61 @@ def backend_in_use():
     return backend.name.decode()
 
 
-cdef int _ask(void *fold) noexcept with gil:
-    """Runs Python's signal handlers; an exception of theirs stops the fold and is kept for its caller."""
+cdef int _ask(void *work) noexcept with gil:
+    """Runs Python's signal handlers; an exception of theirs stops the work and is kept for its caller."""
     try:
         PyErr_CheckSignals()
     except BaseException as error:
-        (<Fold> fold).interruption = error
+        (<Work> work).interruption = error
         return 1
     return 0
+
+
+cdef class Work:
+    """Something to do with each of many rows. `run` may be called by several threads at once, which share the rows."""
+
+    cdef int64_t next_row
+    cdef int stopped
+    cdef readonly int64_t rows
+    cdef readonly object interruption
+
+    cdef void do(self, int64_t start, int64_t stop, tl_patience *patience) noexcept nogil:
+        """Does these rows."""
+
+    cdef tl_patience patience_of(self, bint ask) noexcept:
+        cdef tl_patience patience
+        patience.ask = NULL
+        if ask:
+            patience.ask = _ask
+        patience.last_asked = tl_seconds()
+        patience.argument = <void *> self
+        patience.stopped = &self.stopped
+        return patience
+
+    def rows_at_once(self):
+        """How many rows `run` does best when it takes them together."""
+        return 1
+
+    def stop(self):
+        """Makes every `run` end after the block it is at."""
+        self.stopped = 1
+
+    def run(self, int64_t step, bint ask):
+        """Takes rows, `step` at a time, until none is left. With `ask`, lets Python's signal handlers run meanwhile."""
+        cdef tl_fp_state environment
+        cdef tl_patience patience = self.patience_of(ask)
+        cdef int64_t start
+        with nogil:
+            tl_fp_enter(&environment)
+            while not self.stopped:
+                start = tl_take(&self.next_row, step)
+                if start >= self.rows:
+                    break
+                self.do(start, min(start + step, self.rows), &patience)
+                tl_gave_up(&patience)
+            tl_fp_leave(&environment)
+        if ask and self.interruption is not None:
+            raise self.interruption
 
 
 cdef object _integer(bytes digits):
@@ -216,6 +284,15 @@ cdef int open_view(View *view, array, int dtype, int axis, bint writable) except
     return 0
 
 
+cdef inline tl_row row_at(const View *view, int64_t row) noexcept nogil:
+    """A row of an array, along the view's axis."""
+    cdef tl_row found
+    found.data = row_of(view, row)
+    found.count, found.stride = view.buffer.shape[view.axis], view.buffer.strides[view.axis]
+    found.dtype, found.folded, found.scale, found.cap = view.dtype, view.dtype & ~TL_SWAPPED, 1, 0
+    return found
+
+
 cdef inline const char *row_of(const View *view, int64_t row) noexcept nogil:
     """Where the row's part of an array begins."""
     cdef const char *data = <const char *> view.buffer.buf
@@ -230,8 +307,8 @@ cdef inline const char *row_of(const View *view, int64_t row) noexcept nogil:
 
 
 @cython.final
-cdef class Fold:
-    """Folds the rows of scores. `run` may be called by several threads at once; each row is done by one of them.
+cdef class Fold(Work):
+    """Folds the rows of scores.
 
     Every array is given with its dtype code. What is folded besides the scores, and where results go, is told by the
     methods before `run`.
@@ -241,7 +318,7 @@ cdef class Fold:
     cdef bint is_large
     cdef bint has_targets, has_weight, has_where, has_losses, has_result, has_tokens, has_ignored, by_class
     cdef int what
-    cdef int64_t ignored, classes, next_row, top_k
+    cdef int64_t ignored, classes, top_k
     cdef ptrdiff_t class_stride
     cdef double lowest, highest, scale, cap, smoothing, z_loss, factor
     cdef double[::1] losses_out, logsumexp_out, entropy_out
@@ -249,10 +326,8 @@ cdef class Fold:
     cdef uint8_t[::1] is_greedy_out, kept_out
     cdef int64_t[::1] top_ids_out
     cdef double[::1] top_logprobs_out
-    cdef int stopped
     cdef tl_sum losses, weights
-    cdef readonly int64_t rows, kept
-    cdef readonly object interruption
+    cdef readonly int64_t kept
 
     def __cinit__(self, int what, scores, int dtype, int axis):
         cdef int k
@@ -343,15 +418,8 @@ cdef class Fold:
     cdef inline double class_weight(self, int64_t k) noexcept nogil:
         return tl_load(row_of(&self.weight, k), self.weight.dtype) if self.has_weight else 1
 
-    cdef inline tl_row row_in(self, const View *view, int64_t row) noexcept nogil:
-        cdef tl_row scores
-        scores.data = row_of(view, row)
-        scores.count, scores.stride, scores.dtype = self.classes, view.buffer.strides[view.axis], view.dtype
-        scores.folded, scores.scale, scores.cap = view.dtype & ~TL_SWAPPED, 1, 0
-        return scores
-
     cdef inline tl_row scores_of(self, int64_t row) noexcept nogil:
-        cdef tl_row scores = self.row_in(&self.scores, row)
+        cdef tl_row scores = row_at(&self.scores, row)
         if self.scale != 1 or self.cap != 0:
             scores.folded, scores.scale, scores.cap = TL_FLOAT64, self.scale, self.cap
         return scores
@@ -397,7 +465,7 @@ cdef class Fold:
             loss += tl_weigh(backend, logits, &shares, normalizer.offset, &smooth, patience)
             loss += smooth * normalizer.log
         if self.has_result:
-            result = self.row_in(&self.result, row)
+            result = row_at(&self.result, row)
             odds = tl_exp(gap)  # of the rest, for the target
             here = weight * (1 - self.smoothing) * (1 if odds > 1e300 else odds / (1 + odds))
             here = (smooth + self.slope_of_z_loss(normalizer)) / (1 + odds) - here - weight * shares.uniform
@@ -435,7 +503,7 @@ cdef class Fold:
         cdef double total = 0, loss = 0, logit, gap, nll
         if likeliest < 0 and self.z_loss == 0:
             if self.has_result:
-                result = self.row_in(&self.result, row)
+                result = row_at(&self.result, row)
                 tl_fill(&result, 0)
             return 0
         tl_fold_row(backend, logits, likeliest, &rest, patience)
@@ -452,7 +520,7 @@ cdef class Fold:
                 loss = tl_weigh(backend, logits, &shares, normalizer.offset, &total, patience)
                 loss += total * normalizer.log
         if self.has_result:
-            result = self.row_in(&self.result, row)
+            result = row_at(&self.result, row)
             self.write_gradient(logits, normalizer, total, &shares, &result, patience)
         return loss + self.z_loss_of(normalizer)
 
@@ -496,7 +564,7 @@ cdef class Fold:
         logsumexp = tl_logsumexp(normalizer)
         if self.what == C_LOGSUMEXP:
             return logsumexp
-        result = self.row_in(&self.result, row)
+        result = row_at(&self.result, row)
         if logsumexp - logsumexp != 0:
             tl_fill(&result, NAN)
         elif self.what == C_SOFTMAX:
@@ -508,11 +576,20 @@ cdef class Fold:
     cdef double token_of(self, int64_t row, const tl_row *logits, int64_t target, tl_patience *patience) noexcept nogil:
         """The loss; writes all else."""
         cdef tl_token token
-        cdef tl_best best
-        if self.top_k > 0:
-            best.most = self.top_k
-            best.value, best.id = &self.top_logprobs_out[row * self.top_k], &self.top_ids_out[row * self.top_k]
+        cdef tl_best best = self.best_of(row)
         tl_score_row(backend, logits, target, &token, &best if self.top_k > 0 else NULL, patience)
+        return self.write_token(row, target, &token)
+
+    cdef tl_best best_of(self, int64_t row) noexcept nogil:
+        """Room for the best of a row, where they are to be written."""
+        cdef tl_best best
+        best.most, best.count = self.top_k, 0
+        if self.top_k > 0:
+            best.value, best.id = &self.top_logprobs_out[row * self.top_k], &self.top_ids_out[row * self.top_k]
+        return best
+
+    cdef double write_token(self, int64_t row, int64_t target, const tl_token *token) noexcept nogil:
+        """Writes all but the loss, and returns that."""
         self.logsumexp_out[row], self.entropy_out[row] = token.logsumexp, token.entropy
         self.rank_out[row], self.argmax_out[row] = token.rank, token.argmax
         self.is_greedy_out[row], self.kept_out[row] = token.argmax == target, True
@@ -527,7 +604,7 @@ cdef class Fold:
         if self.what == C_TOKENS:
             return self.token_of(row, &scores, target, patience)
         if self.what == C_DIVERGENCE:
-            other = self.row_in(&self.other, row)
+            other = row_at(&self.other, row)
             if scores.folded != other.folded:
                 scores.folded = other.folded = (
                     TL_FLOAT64 if TL_FLOAT64 in (scores.folded, other.folded) else TL_FLOAT32
@@ -553,7 +630,7 @@ cdef class Fold:
         if self.has_losses:
             self.losses_out[row] = 0
         if self.has_result:
-            result = self.row_in(&self.result, row)
+            result = row_at(&self.result, row)
             tl_fill(&result, 0)
         if self.what == C_TOKENS:
             self.logsumexp_out[row] = self.entropy_out[row] = 0
@@ -669,10 +746,6 @@ cdef class Fold:
         """How many rows `run` does best when it takes them together."""
         return TL_ROWS_BESIDE(self.scores.dtype) if self.rows_lie_beside() else 1
 
-    def stop(self):
-        """Makes every `run` end after the block it is at."""
-        self.stopped = 1
-
     def first_bad_target(self):
         """The first kept row whose class id is not one of the classes, or -1."""
         cdef int64_t row = 0, target, stop
@@ -688,6 +761,18 @@ cdef class Fold:
                 return row
             PyErr_CheckSignals()
         return -1
+
+    def count_kept(self):
+        """How many rows are kept."""
+        cdef int64_t row = 0, stop, kept = 0
+        while row < self.rows:
+            stop = min(row + TARGETS_AT_ONCE, self.rows)
+            with nogil:
+                for row in range(row, stop):
+                    kept += self.is_kept(row, self.target_of(row) if self.by_class else -1)
+            row = stop
+            PyErr_CheckSignals()
+        return kept
 
     def divide(self):
         """Has the gradient divided by what a mean loss is divided by. Class ids must have been checked."""
@@ -718,18 +803,12 @@ cdef class Fold:
         """Takes rows, `step` at a time, until none is left. With `ask`, lets Python's signal handlers run meanwhile."""
         cdef tl_sum losses, weights
         cdef tl_fp_state environment
-        cdef tl_patience patience
+        cdef tl_patience patience = self.patience_of(ask)
         cdef int64_t start, stop, kept = 0
         cdef bint one_score = self.what <= C_LOG_PROBS and self.by_class
         cdef bint beside = self.rows_lie_beside()
         memset(&losses, 0, sizeof(losses))
         memset(&weights, 0, sizeof(weights))
-        patience.ask = NULL
-        if ask:
-            patience.ask = _ask
-            patience.last_asked = tl_seconds()
-        patience.argument = <void *> self
-        patience.stopped = &self.stopped
         with nogil:
             tl_fp_enter(&environment)
             while not self.stopped:
@@ -767,6 +846,281 @@ cdef class Fold:
             total /= tl_sum_round(&self.weights) if self.has_weight and self.by_class else <double> self.kept
         tl_fp_leave(&environment)
         return total
+
+
+cdef struct Carried:
+    # what a row was folded to by the tiles so far
+    int64_t row, target
+    int64_t left_out  # the class whose score is known from the start, or -1
+    double own  # that score, as it is in tiles
+    double anchor  # what scores are weighed against
+    bint weighs
+    tl_state state
+    tl_weighed weighed
+    tl_token token
+    tl_best best
+
+
+@cython.final
+cdef class Tiles(Work):
+    """Folds rows whose scores exist a tile at a time: some rows, and of these some classes.
+
+    `take` chooses the next rows, `part` tells of their scores in the next classes, which `run` folds, and `finish` ends
+    the rows. The fold itself has scores of the right shape and dtype that are never read.
+    """
+
+    cdef Fold fold
+    cdef Carried *carried
+    cdef int64_t most, count
+    cdef View tile
+    cdef int64_t first, last
+    cdef int64_t[::1] taken, left_out
+
+    def __cinit__(self, Fold fold, int64_t[::1] taken, int64_t[::1] left_out):
+        """The rows that are taken at a time, and their classes whose scores must be known, are written to arrays."""
+        self.fold, self.taken, self.left_out, self.most = fold, taken, left_out, taken.shape[0]
+        self.carried = <Carried *> malloc(self.most * sizeof(Carried))
+        if self.carried == NULL:
+            raise MemoryError
+
+    def __dealloc__(self):
+        PyBuffer_Release(&self.tile.buffer)
+        free(self.carried)
+
+    cdef bint begin(self, int64_t row, Carried *carried, tl_patience *patience) noexcept nogil:
+        """Begins a kept row, or ends it where its scores have no share in its loss."""
+        cdef tl_shares shares
+        carried.row, carried.target = row, self.fold.target_of(row) if self.fold.by_class else -1
+        carried.left_out, carried.weighs = carried.target, self.fold.smoothing != 0
+        if not self.fold.by_class:
+            shares = self.fold.shares_of(row)
+            carried.left_out = tl_likeliest(backend, &shares, self.fold.classes, patience)
+            carried.weighs = carried.left_out >= 0
+            if not carried.weighs and self.fold.z_loss == 0:
+                self.end(carried, 0)
+                return False
+        carried.own = carried.anchor = 0
+        memset(&carried.weighed, 0, sizeof(carried.weighed))
+        carried.best = self.fold.best_of(row)
+        return True
+
+    cdef void end(self, Carried *carried, double number) noexcept nogil:
+        """Ends a kept row with its loss."""
+        self.fold.count(number, carried.target, &self.fold.losses, &self.fold.weights)
+        self.fold.kept += 1
+        if self.fold.has_losses:
+            self.fold.losses_out[carried.row] = number
+
+    def take(self):
+        """Begins the next kept rows; how many."""
+        cdef Fold fold = self.fold
+        cdef int64_t row
+        cdef tl_fp_state environment
+        cdef tl_patience patience = self.patience_of(False)
+        self.count = 0
+        with nogil:
+            tl_fp_enter(&environment)
+            while self.count < self.most and fold.next_row < fold.rows:
+                row = fold.next_row
+                fold.next_row += 1
+                if not fold.is_kept(row, fold.target_of(row) if fold.by_class else -1):
+                    fold.pass_over(row)
+                elif self.begin(row, &self.carried[self.count], &patience):
+                    self.taken[self.count] = row
+                    self.left_out[self.count] = self.carried[self.count].left_out
+                    self.count += 1
+            tl_fp_leave(&environment)
+        return self.count
+
+    cdef inline tl_row row_in_tile(self, int64_t i) noexcept nogil:
+        """A row of which only the classes of the tile may be read."""
+        cdef tl_row scores = self.fold.scores_of(0)
+        scores.stride = self.tile.buffer.strides[1]
+        scores.data = row_of(&self.tile, i) - self.first * scores.stride
+        return scores
+
+    def know(self, const double[::1] own):
+        """The scores of the classes that are left out."""
+        cdef tl_row scores = self.fold.scores_of(0)
+        cdef int64_t i
+        for i in range(self.count):
+            self.carried[i].own = own[i]
+            self.carried[i].anchor = tl_squash(backend, &scores, own[i])
+            if self.carried[i].anchor - self.carried[i].anchor != 0:
+                self.carried[i].anchor = 0
+
+    def part(self, tile, int64_t first):
+        """Scores of the rows, in classes from `first` on: a multiple of CLASSES_AT_ONCE, unless they are the last."""
+        PyBuffer_Release(&self.tile.buffer)
+        open_view(&self.tile, tile, self.fold.scores.dtype, 1, True)
+        self.first, self.last = first, first + self.tile.buffer.shape[1]
+        self.rows, self.next_row = self.count, 0
+
+    cdef void do(self, int64_t start, int64_t stop, tl_patience *patience) noexcept nogil:
+        cdef Carried *carried
+        cdef tl_row logits
+        cdef tl_shares shares
+        cdef int64_t i
+        for i in range(start, stop):
+            carried, logits = &self.carried[i], self.row_in_tile(i)
+            if self.first <= carried.left_out < self.last:
+                # products of few rows and of many may differ in their last digits: one score has one value
+                tl_put(&logits, carried.left_out, carried.own)
+            if self.fold.what == C_TOKENS:
+                tl_score_part(backend, &logits, self.first, self.last, C_CLASSES_AT_ONCE, carried.target, carried.own,
+                              &carried.token, &carried.best if self.fold.top_k > 0 else NULL, patience)
+                continue
+            tl_fold_part(backend, &logits, self.first, self.last, C_CLASSES_AT_ONCE, carried.left_out, &carried.state,
+                         patience)
+            if carried.weighs:
+                shares = self.fold.shares_of(carried.row)
+                tl_weigh_part(backend, &logits, &shares, self.first, self.last, carried.anchor, &carried.weighed,
+                              patience)
+
+    cdef double loss_of(self, Carried *carried) noexcept nogil:
+        cdef tl_row logits = self.fold.scores_of(0)
+        cdef tl_normalizer normalizer
+        cdef double loss = 0, share = 0, logit, gap
+        if carried.left_out < 0:
+            normalizer = tl_normalize(&carried.state, &logits)
+        else:
+            logit = tl_squash(backend, &logits, carried.own)
+            gap = tl_gap(&carried.state, &logits, logit)
+            normalizer = tl_normalize_with(&carried.state, &logits, logit, gap)
+            if self.fold.by_class and self.fold.smoothing != 1:
+                loss = self.fold.class_weight(carried.target) * (1 - self.fold.smoothing) * tl_softplus(gap)
+        if carried.weighs:
+            loss += tl_weigh_end(&carried.weighed, &share)
+            loss += share * ((normalizer.offset - carried.anchor) + normalizer.log)
+        return loss + self.fold.z_loss_of(normalizer)
+
+    def finish(self):
+        """Ends the rows."""
+        cdef Fold fold = self.fold
+        cdef Carried *carried
+        cdef tl_row logits = fold.scores_of(0)
+        cdef tl_fp_state environment
+        cdef int64_t i
+        with nogil:
+            tl_fp_enter(&environment)
+            for i in range(self.count):
+                carried = &self.carried[i]
+                if fold.what == C_TOKENS:
+                    tl_score_end(backend, &logits, carried.own, &carried.token,
+                                 &carried.best if fold.top_k > 0 else NULL)
+                    self.end(carried, fold.write_token(carried.row, carried.target, &carried.token))
+                else:
+                    self.end(carried, self.loss_of(carried))
+            tl_fp_leave(&environment)
+
+
+@cython.final
+cdef class Conversion(Work):
+    """Writes rows of an array, all or those that are numbered, as floats or doubles."""
+
+    cdef View source, result
+    cdef const int64_t[::1] numbers
+    cdef bint all_rows
+    cdef int64_t length
+
+    def __cinit__(self, source, int dtype, numbers, result, int result_dtype):
+        open_view(&self.source, source, dtype, source.ndim - 1, False)
+        open_view(&self.result, result, result_dtype, 1, True)
+        self.all_rows = numbers is None
+        if not self.all_rows:
+            self.numbers = numbers
+        self.rows, self.length = result.shape
+
+    def __dealloc__(self):
+        PyBuffer_Release(&self.source.buffer)
+        PyBuffer_Release(&self.result.buffer)
+
+    cdef void do(self, int64_t start, int64_t stop, tl_patience *patience) noexcept nogil:
+        cdef int64_t i
+        cdef tl_row row
+        for i in range(start, stop):
+            row = row_at(&self.source, i if self.all_rows else self.numbers[i])
+            tl_convert(backend, &row, self.result.dtype, <void *> row_of(&self.result, i))
+
+
+@cython.final
+cdef class Products(Work):
+    """Rows of weights times all of a few hidden states, which are floats or doubles."""
+
+    cdef View weight, result
+    cdef tl_vectors hidden
+    cdef char *copied
+    cdef int64_t first
+
+    def __cinit__(self, weight, int dtype, hidden, int hidden_dtype):
+        cdef View view
+        cdef int64_t i
+        cdef tl_row row
+        open_view(&self.weight, weight, dtype, 1, False)
+        open_view(&view, hidden, hidden_dtype, 1, False)
+        # copied to whole cache lines, one more than needed apart, lest all begin at the same place of a cache
+        self.hidden.count = view.buffer.shape[0]
+        self.hidden.stride = (view.buffer.shape[1] * tl_itemsize(hidden_dtype) // 64 + 2) * 64
+        self.copied = <char *> malloc(self.hidden.count * self.hidden.stride + 64)
+        if self.copied != NULL:
+            self.hidden.data = self.copied + 64 - <size_t> self.copied % 64
+            for i in range(self.hidden.count):
+                row = row_at(&view, i)
+                tl_convert(backend, &row, hidden_dtype, self.hidden.data + i * self.hidden.stride)
+        self.result.dtype = hidden_dtype
+        PyBuffer_Release(&view.buffer)
+        if self.copied == NULL:
+            raise MemoryError
+
+    def __dealloc__(self):
+        PyBuffer_Release(&self.weight.buffer)
+        PyBuffer_Release(&self.result.buffer)
+        free(self.copied)
+
+    def into(self, result, int64_t first):
+        """Where products go: those of each hidden state with weights from the first on."""
+        PyBuffer_Release(&self.result.buffer)
+        open_view(&self.result, result, self.result.dtype, 1, True)
+        self.rows, self.first, self.next_row = result.shape[1], first, 0
+
+    cdef void do(self, int64_t start, int64_t stop, tl_patience *patience) noexcept nogil:
+        cdef tl_row row = row_at(&self.weight, self.first + start)
+        cdef tl_vectors result
+        result.data = <char *> self.result.buffer.buf + start * tl_itemsize(self.result.dtype)
+        result.stride = self.result.step
+        tl_products(backend, &row, self.weight.step, stop - start, &self.hidden, &result)
+
+
+def products_of(weight, int dtype, hidden, int hidden_dtype, const int64_t[::1] numbers, double[::1] result):
+    """Writes the product of each hidden state with the row of weights of this number, or 0 where there is none."""
+    cdef View weights, states
+    cdef tl_vectors state, product
+    cdef tl_row row
+    cdef int64_t i
+    cdef char number[8]
+    cdef char *converted = <char *> malloc(max(1, weight.shape[1]) * tl_itemsize(hidden_dtype))
+    cdef tl_fp_state environment
+    if converted == NULL:
+        raise MemoryError
+    open_view(&weights, weight, dtype, 1, False)
+    open_view(&states, hidden, hidden_dtype, 1, False)
+    state.count, state.stride, product.data, product.stride = 1, 0, number, 0
+    with nogil:
+        tl_fp_enter(&environment)
+        for i in range(numbers.shape[0]):
+            result[i] = 0
+            if numbers[i] < 0:
+                continue
+            row = row_at(&weights, numbers[i])
+            tl_convert(backend, &row, hidden_dtype, converted)
+            row.data, row.dtype, row.stride = converted, hidden_dtype, tl_itemsize(hidden_dtype)
+            state.data = <char *> row_of(&states, i)
+            tl_products(backend, &row, 0, 1, &state, &product)
+            result[i] = tl_load(number, hidden_dtype)
+        tl_fp_leave(&environment)
+    free(converted)
+    PyBuffer_Release(&weights.buffer)
+    PyBuffer_Release(&states.buffer)
 
 
 def moments(const double[::1] values):

@@ -137,7 +137,7 @@ class Rows:
         """Fold all rows."""
         if self.by_class:
             self._check_targets()
-        _workers.run(self.fold, self.row_bytes or 1, workers)
+        _workers.run(self.fold, self.row_bytes or 1, _workers.wanted(workers))
 
     def numbers(self) -> Float64Array:
         """What each row was folded to."""

@@ -1,4 +1,4 @@
-"""The threads that share the rows of a fold."""
+"""The threads that share work on rows."""
 
 from __future__ import annotations
 
@@ -59,30 +59,33 @@ def _threads() -> ThreadPoolExecutor:
         return _pool
 
 
-def run(fold: _core.Fold, row_bytes: int, workers: int | None) -> None:
-    """Run the fold on the caller's thread and, if there is much to read, on others."""
-    if workers is not None:
-        workers = _arrays.integer("workers", workers, "a positive integer or None", least=1)
-    rows = fold.rows
+def wanted(workers: int | None) -> int | None:
+    """The number of threads that was asked for, None if that was left open."""
+    return None if workers is None else _arrays.integer("workers", workers, "a positive integer or None", least=1)
+
+
+def run(work: _core.Work, row_bytes: int, workers: int | None) -> None:
+    """Do work on the caller's thread and, if there is much to read, on others; `workers` are as `wanted` gives them."""
+    rows = work.rows
     if rows * row_bytes < SMALL:
-        fold.run(rows or 1, False)
+        work.run(rows or 1, False)
         return
-    step = max(BLOCK // row_bytes, fold.rows_at_once())
+    step = max(BLOCK // row_bytes, work.rows_at_once())
     blocks = -(-rows // step)
     threads = min(workers or default_workers(), blocks, MOST)
     others: list[Future[None]] = []
     try:
         try:
             while len(others) < threads - 1:
-                others.append(_threads().submit(fold.run, step, False))
+                others.append(_threads().submit(work.run, step, False))
         except RuntimeError:
             pass  # the interpreter is shutting down, or no thread can be had: the caller's thread does it all
-        fold.run(step, True)
+        work.run(step, True)
         for other in others:
             if not other.cancel():  # one that has not begun would find nothing to do
                 other.result()
     except BaseException:
-        fold.stop()
+        work.stop()
         for other in others:
             if not other.cancel():
                 other.exception()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, overload
 
 from tokenloss import _arrays, _core
+from tokenloss._projection import ProjectedRows
 from tokenloss._rows import Rows
 
 if TYPE_CHECKING:
@@ -12,27 +13,36 @@ if TYPE_CHECKING:
 
     from tokenloss._arrays import ArrayLike, Float64Array
 
-    class Options(TypedDict, total=False):
+    class CommonOptions(TypedDict, total=False):
         """What every loss takes besides its reduction."""
 
-        axis: int
         weight: ArrayLike | None
         ignore_index: int | None
         where: ArrayLike | None
         workers: int | None
+
+    class Options(CommonOptions, total=False):
+        """And what a loss of scores takes."""
+
+        axis: int
 
     class ClippedOptions(Options, total=False):
         """And what a loss of probabilities takes."""
 
         epsilon: float
 
-    class LogitOptions(Options, total=False):
-        """And what a loss of logits takes."""
+    class ProjectedOptions(CommonOptions, total=False):
+        """And what a loss of logits takes, which may be products."""
 
         label_smoothing: float
         z_loss: float
         logit_scale: float
         softcap: float | None
+
+    class LogitOptions(ProjectedOptions, total=False):
+        """And where these are in an array."""
+
+        axis: int
 
 
 @overload
@@ -426,3 +436,126 @@ def cross_entropy_and_grad(
     gradient = rows.write(out, divided=rows.mean)
     rows.run(workers)
     return rows.reduced(), gradient
+
+
+@overload
+def linear_cross_entropy(
+    hidden: ArrayLike,
+    linear_weight: ArrayLike,
+    targets: ArrayLike,
+    *,
+    linear_bias: ArrayLike | None = None,
+    reduction: Literal["none"],
+    **options: Unpack[ProjectedOptions],
+) -> Float64Array: ...
+@overload
+def linear_cross_entropy(
+    hidden: ArrayLike,
+    linear_weight: ArrayLike,
+    targets: ArrayLike,
+    *,
+    linear_bias: ArrayLike | None = None,
+    reduction: Literal["mean", "sum"] = "mean",
+    **options: Unpack[ProjectedOptions],
+) -> float: ...
+def linear_cross_entropy(
+    hidden: ArrayLike,
+    linear_weight: ArrayLike,
+    targets: ArrayLike,
+    *,
+    linear_bias: ArrayLike | None = None,
+    weight: ArrayLike | None = None,
+    ignore_index: int | None = -100,
+    where: ArrayLike | None = None,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    logit_scale: float = 1.0,
+    softcap: float | None = None,
+    reduction: str = "mean",
+    workers: int | None = None,
+) -> float | Float64Array:
+    """Cross-entropy of a projection onto the vocabulary, whose logits never exist as a whole.
+
+    The logits are ``hidden @ linear_weight.T + linear_bias``. The product is made a tile at a time, and each tile is
+    folded while it is in the cache: beside the arguments no more than 16 MB is allocated, however many positions and
+    classes there are.
+
+    Parameters
+    ----------
+    hidden : array of shape (..., D)
+        Hidden states: float16, bfloat16, float32 or float64, of any byte order and layout, or anything with
+        `__dlpack__` on the CPU (torch, JAX). Lists are converted.
+    linear_weight : array of shape (V, D)
+        Weights of the projection onto the vocabulary, as ``torch.nn.Linear`` has them: of any of these dtypes, in C or
+        Fortran order, perhaps memory-mapped; they are never copied as a whole.
+    targets : array
+        Class ids (integers, the shape of `hidden` without its last axis), or distributions (of shape (..., V), any real
+        dtype).
+    linear_bias : array of shape (V,), optional
+        Added to the logits.
+    weight : array of shape (V,), optional
+        What each class counts for.
+    ignore_index : int or None, default -100
+        The class id of positions that are passed over; their hidden states are never read.
+    where : array of bool, optional
+        The positions that are kept, broadcast over the batch; the hidden states of others are never read.
+    label_smoothing : float, default 0.0
+        How much of each target is spread evenly over all classes, from 0 to 1.
+    z_loss : float, default 0.0
+        Adds ``z_loss * logsumexp**2`` to the loss of each position.
+    logit_scale : float, default 1.0
+        What logits are multiplied by: the inverse of a temperature.
+    softcap : float, optional
+        Logits become ``softcap * tanh(logit_scale * logits / softcap)``.
+    reduction : {"mean", "sum", "none"}, default "mean"
+        As that of `cross_entropy`.
+    workers : int, optional
+        How many of this package's threads share the work, as in `cross_entropy`; no bit of the result depends on it.
+        The products of more than 24 positions are NumPy's, whose BLAS has threads of its own: set their number by
+        the BLAS's environment variable or by the package threadpoolctl. Both never work at the same time.
+
+    Returns
+    -------
+    float or array of float64
+        The loss in nats: a Python float, or for "none" an array of the batch's shape.
+
+    Raises
+    ------
+    IndexError
+        If a kept target is no class id; the message names its position and value.
+    TypeError, ValueError
+        If an argument does not fit; the message names it, what came and what fits.
+
+    See Also
+    --------
+    cross_entropy : The same from logits.
+    linear_token_scores : Everything about each token of a projection.
+
+    Notes
+    -----
+    Products are made in float64 if `hidden` or `linear_weight` is float64, else in float32, to which half precision
+    converts exactly; the bias is rounded to that. The loss is that of the logits so made: it differs from the exact one
+    by the rounding of products, and from that of another BLAS, or of the same positions in other company, by as much.
+    Up to 24 positions against weights that lie row by row are multiplied by kernels of this package, which read the
+    weights once and have the same bits everywhere. Sums of losses are exact, as they are everywhere here.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from tokenloss import cross_entropy, linear_cross_entropy
+    >>> rng = np.random.default_rng(0)
+    >>> hidden, weight = rng.standard_normal((5, 8)), rng.standard_normal((100, 8))
+    >>> targets = [3, 14, 15, 92, 65]
+    >>> round(linear_cross_entropy(hidden, weight, targets), 6)
+    6.154944
+    >>> round(cross_entropy(hidden @ weight.T, targets), 6)
+    6.154944
+    """
+    rows = ProjectedRows(_core.LOGITS, hidden, linear_weight, linear_bias)
+    rows.against("targets", targets, ignore_index)
+    rows.keep(weight, where)
+    rows.penalize(label_smoothing, z_loss)
+    rows.change(logit_scale, softcap)
+    rows.reduce(reduction)
+    rows.run(workers)
+    return rows.reduced()

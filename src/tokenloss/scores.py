@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tokenloss import _core
+from tokenloss._projection import ProjectedRows
 from tokenloss._rows import Rows
 from tokenloss.meter import LossMeter
 
@@ -186,6 +187,88 @@ def token_scores(
            [1, 0]])
     """
     rows = Rows(_core.TOKENS, "logits", logits, axis)
+    rows.against("targets", targets, ignore_index, distributions=False)
+    rows.keep(None, where)
+    rows.change(logit_scale, softcap)
+    rows.reduce("none")
+    found = rows.tokens(top_k)
+    rows.run(workers)
+    return TokenScores(nll=rows.numbers(), **found)
+
+
+def linear_token_scores(
+    hidden: ArrayLike,
+    linear_weight: ArrayLike,
+    targets: ArrayLike,
+    *,
+    linear_bias: ArrayLike | None = None,
+    ignore_index: int | None = -100,
+    where: ArrayLike | None = None,
+    logit_scale: float = 1.0,
+    softcap: float | None = None,
+    top_k: int = 0,
+    workers: int | None = None,
+) -> TokenScores:
+    """Loss, entropy, rank and likeliest classes of each token of a projection onto the vocabulary.
+
+    The logits ``hidden @ linear_weight.T + linear_bias`` never exist as a whole: see `linear_cross_entropy`.
+
+    Parameters
+    ----------
+    hidden : array of shape (..., D)
+        Hidden states: float16, bfloat16, float32 or float64, of any byte order and layout, or anything with
+        `__dlpack__` on the CPU (torch, JAX). Lists are converted.
+    linear_weight : array of shape (V, D)
+        Weights of the projection onto the vocabulary, of any of these dtypes, in C or Fortran order, perhaps
+        memory-mapped.
+    targets : array of integers
+        Class ids, of the shape of `hidden` without its last axis.
+    linear_bias : array of shape (V,), optional
+        Added to the logits.
+    ignore_index : int or None, default -100
+        The class id of positions that are passed over; their hidden states are never read.
+    where : array of bool, optional
+        The positions that are kept, broadcast over the batch; the hidden states of others are never read.
+    logit_scale : float, default 1.0
+        What logits are multiplied by: the inverse of a temperature.
+    softcap : float, optional
+        Logits become ``softcap * tanh(logit_scale * logits / softcap)``.
+    top_k : int, default 0
+        How many of the likeliest classes to list.
+    workers : int, optional
+        How many of this package's threads share the work, as in `linear_cross_entropy`.
+
+    Returns
+    -------
+    TokenScores
+        With arrays of the batch's shape. `rank`, `argmax` and the order of `top_ids` are those of the logits as they
+        were rounded, before they are scaled and capped.
+
+    Raises
+    ------
+    IndexError
+        If a kept target is no class id; the message names its position and value.
+    TypeError, ValueError
+        If an argument does not fit; the message names it, what came and what fits.
+
+    See Also
+    --------
+    token_scores : The same from logits.
+
+    Notes
+    -----
+    Classes whose logits are closer than the rounding of a product may change places on another BLAS.
+
+    Examples
+    --------
+    >>> from tokenloss import linear_token_scores
+    >>> weight = [[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]]
+    >>> scores = linear_token_scores([[2.0, 1.0], [0.0, 3.0]], weight, [0, 1], top_k=2)
+    >>> scores.top_ids
+    array([[2, 0],
+           [1, 2]])
+    """
+    rows = ProjectedRows(_core.TOKENS, hidden, linear_weight, linear_bias)
     rows.against("targets", targets, ignore_index, distributions=False)
     rows.keep(None, where)
     rows.change(logit_scale, softcap)

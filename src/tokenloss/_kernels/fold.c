@@ -57,7 +57,13 @@ static void copy(const tl_row *row, int64_t start, int64_t count, tl_scratch *sc
 static void convert(const tl_backend *backend, const tl_row *row, const void *x, size_t count, double offset, int dtype,
                     tl_scratch *scratch) {
     double narrowed[TL_GRANULE], *wide = dtype == TL_FLOAT64 ? scratch->at.wide : narrowed;
-    backend->widen[row->dtype & ~TL_SWAPPED](x, count, wide);
+    scratch->dtype = dtype;
+    int from = row->dtype & ~TL_SWAPPED;
+    if (dtype == TL_FLOAT32 && from != TL_FLOAT64 && offset == 0 && !tl_squashed(row)) {
+        backend->convert[from](x, count, scratch->at.single);
+        return;
+    }
+    backend->widen[from](x, count, wide);
     if (tl_squashed(row))
         backend->squash(wide, count, row->scale, row->cap);
     if (offset != 0)
@@ -66,7 +72,6 @@ static void convert(const tl_backend *backend, const tl_row *row, const void *x,
     if (dtype != TL_FLOAT64)
         for (size_t i = 0; i < count; i++)
             scratch->at.single[i] = (float)wide[i];
-    scratch->dtype = dtype;
 }
 
 void tl_gather(const tl_backend *backend, const tl_row *row, int64_t start, int64_t count, int64_t skip, double offset,
@@ -92,13 +97,15 @@ void tl_gather(const tl_backend *backend, const tl_row *row, int64_t start, int6
     scratch->offset = offset;
 }
 
+double tl_squash(const tl_backend *backend, const tl_row *row, double score) {
+    double lanes[16] = {score};
+    if (tl_squashed(row))
+        backend->squash(lanes, 16, row->scale, row->cap);
+    return lanes[0];
+}
+
 double tl_score(const tl_backend *backend, const tl_row *row, int64_t index) {
-    tl_scratch scratch;
-    if (!tl_squashed(row))
-        return tl_load(row->data + index * row->stride, row->dtype);
-    tl_clear(&scratch);
-    tl_gather(backend, row, index, 1, -1, 0, TL_FLOAT64, &scratch);
-    return scratch.at.wide[0];
+    return tl_squash(backend, row, tl_load(row->data + index * row->stride, row->dtype));
 }
 
 void tl_walk(const tl_backend *backend, tl_fold_id fold, const tl_row *row, int64_t start, int64_t end, int64_t skip,
@@ -258,15 +265,27 @@ static int begin(const tl_backend *backend, const tl_row *row, int64_t skip, tl_
     return tl_begin(tl_maximum_between(backend, row, 0, first, skip, scratch), row->folded, NULL, state);
 }
 
-void tl_fold_row(const tl_backend *backend, const tl_row *row, int64_t skip, tl_state *state, tl_patience *patience) {
+void tl_fold_part(const tl_backend *backend, const tl_row *row, int64_t start, int64_t end, int64_t block, int64_t skip,
+                  tl_state *state, tl_patience *patience) {
     tl_scratch scratch;
-    int going = begin(backend, row, skip, state, &scratch);
-    for (int64_t start = 0; going && start < row->count; start += TL_BLOCK) {
-        int64_t end = row->count - start < TL_BLOCK ? row->count : start + TL_BLOCK;
-        going = tl_fold_block(backend, row, start, end, skip, state, &scratch);
-        if (end % TL_PAUSE == 0 && tl_gave_up(patience))
+    int going;
+    if (start == 0) {
+        going = begin(backend, row, skip, state, &scratch);
+    } else {
+        double sum = tl_total(state->sum);
+        going = sum == sum;
+        tl_clear(&scratch);
+    }
+    for (int64_t next; going && start < end; start = next) {
+        next = end - start < block ? end : start + block;
+        going = tl_fold_block(backend, row, start, next, skip, state, &scratch);
+        if (next % TL_PAUSE == 0 && tl_gave_up(patience))
             return;
     }
+}
+
+void tl_fold_row(const tl_backend *backend, const tl_row *row, int64_t skip, tl_state *state, tl_patience *patience) {
+    tl_fold_part(backend, row, 0, row->count, TL_BLOCK, skip, state, patience);
 }
 
 /* Copies elements [start, start + length) of rows that lie beside each other, so that each row is contiguous. */

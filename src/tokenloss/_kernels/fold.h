@@ -6,6 +6,7 @@
 
 #define TL_LANES 64   /* virtual lanes: element i belongs to lane i % 64 on every machine */
 #define TL_GRANULE 512 /* elements whose terms are added in the row's own precision before they go to the state */
+#define TL_STRETCH 1024 /* products that are added in the row's own precision */
 #define TL_PADDED 128  /* elements that are read at a time */
 #define TL_BLOCK 4096  /* elements between two looks at whether the sum is in range */
 
@@ -63,6 +64,12 @@ typedef struct {
     /* adds x to 16 lanes of a sum, and what roundings lose */
     void (*total[TL_FOLDED_DTYPES])(const void *x, size_t count, double *sum, double *lost);
     void (*widen[TL_FOLDED_DTYPES])(const void *x, size_t count, double *out);
+    /* the same in the precision of the fold, float or double */
+    void (*convert[TL_FOLDED_DTYPES])(const void *x, size_t count, void *out);
+    /* the products of a row with up to 4 vectors, in that precision and so many bytes apart; just `depth` elements are
+     * read */
+    void (*dots[TL_FOLDED_DTYPES])(const void *x, size_t depth, const void *vectors, ptrdiff_t stride, size_t count,
+                                   int from_memory, double *dots);
     /* cap tanh(factor x / cap), or factor x if the cap is 0 */
     void (*squash)(double *x, size_t count, double factor, double cap);
     /* adds share (anchor - x), which is 0 if there is no share or x is the anchor, and the share */
@@ -93,8 +100,9 @@ typedef struct {
 
 TL_INLINE int tl_squashed(const tl_row *row) { return row->scale != 1 || row->cap != 0; }
 
-/* One score, as the row stands for it. */
+/* One score, as the row stands for it, and what a score in memory stands for. */
 double tl_score(const tl_backend *backend, const tl_row *row, int64_t index);
+double tl_squash(const tl_backend *backend, const tl_row *row, double score);
 
 /* Lets a long call be given up. `ask` may be NULL; it is called now and then and stops all threads by returning 1. */
 typedef struct {
@@ -111,6 +119,11 @@ double tl_maximum(const tl_backend *backend, const tl_row *row);
 
 /* The state of a row but for the element `skip` (none if it is negative); its sum is nan if a nan or +inf was met. */
 void tl_fold_row(const tl_backend *backend, const tl_row *row, int64_t skip, tl_state *state, tl_patience *patience);
+
+/* The same for a part [start, end) of a row after those before it; it begins the state where `start` is 0, and looks
+ * whether the sum is in range after each `block` elements. Only the part of the row is read. */
+void tl_fold_part(const tl_backend *backend, const tl_row *row, int64_t start, int64_t end, int64_t block, int64_t skip,
+                  tl_state *state, tl_patience *patience);
 
 /* The same for rows that lie beside each other in memory, class by class: TL_BESIDE at most, of one count, stride and
  * dtype. They are turned round in `turned`, of TL_TURNED_BYTES, one block at a time. */
@@ -142,14 +155,23 @@ typedef struct {
     int64_t *id;
 } tl_best;
 
-/* Everything about a token; see scores.c. `best` may be NULL. */
+/* Everything about a token; see scores.c. */
 typedef struct {
     double nll, logsumexp, entropy;
     int64_t rank, argmax;
+    double maximum; /* of the scores as they are in memory */
+    tl_state state;
+    tl_moment moment;
 } tl_token;
 
+/* `best` may be NULL. */
 void tl_score_row(const tl_backend *backend, const tl_row *row, int64_t target, tl_token *token, tl_best *best,
                   tl_patience *patience);
+
+/* The same part by part, as tl_fold_part; `own` is the target's score as it is in memory. */
+void tl_score_part(const tl_backend *backend, const tl_row *row, int64_t start, int64_t end, int64_t block,
+                   int64_t target, double own, tl_token *token, tl_best *best, tl_patience *patience);
+void tl_score_end(const tl_backend *backend, const tl_row *row, double own, tl_token *token, tl_best *best);
 
 /* KL(softmax(base) || softmax(other)) of two rows of one length. */
 double tl_divergence(const tl_backend *backend, const tl_row *base, const tl_row *other, tl_patience *patience);
@@ -178,6 +200,26 @@ int tl_next_shares(const tl_backend *backend, const tl_shares *shares, int64_t c
 /* The sum over the classes of share (anchor - score), and of the shares. */
 double tl_weigh(const tl_backend *backend, const tl_row *row, const tl_shares *shares, double anchor, double *total,
                 tl_patience *patience);
+
+/* The same part by part, whose sums start as zeros, and the end of it. */
+void tl_weigh_part(const tl_backend *backend, const tl_row *row, const tl_shares *shares, int64_t start, int64_t end,
+                   double anchor, tl_weighed *weighed, tl_patience *patience);
+double tl_weigh_end(const tl_weighed *weighed, double *total);
+
+/* Writes a row in the precision of the fold, as it is in memory: floats, or doubles if `dtype` is float64. */
+void tl_convert(const tl_backend *backend, const tl_row *row, int dtype, void *out);
+
+/* Some vectors as floats, or as doubles if they are folded as such: each contiguous, `stride` bytes apart. */
+typedef struct {
+    char *data;
+    ptrdiff_t stride;
+    int64_t count;
+} tl_vectors;
+
+/* The products of rows of weights, the first of which is given, with vectors of their precision; those of one vector are
+ * written beside each other. */
+void tl_products(const tl_backend *backend, const tl_row *weights, ptrdiff_t stride, int64_t count,
+                 const tl_vectors *vectors, const tl_vectors *out);
 
 /* Writes softmax(row) or log_softmax(row) to `out`, of the row's count and dtype, perhaps the row itself.
  * `large` tells that all results do not fit the caches. */

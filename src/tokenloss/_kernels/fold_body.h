@@ -243,6 +243,82 @@ TL_TARGET static void NAME(widen_)(const void *start, size_t count, double *out)
         OP(store_wide)(out + i, LOAD(x + i));
 }
 
+TL_TARGET static void NAME(convert_)(const void *start, size_t count, void *out) {
+    const ELEMENT *x = (const ELEMENT *)start;
+    for (size_t i = 0; i < count; i += OP(WIDTH))
+        OP(store)((REAL *)out + i, LOAD(x + i));
+}
+
+/* Adds 64 products of elements at x with those of each vector to as many lanes. */
+TL_TARGET TL_INLINE void NAME(add_products_)(const ELEMENT *x, const char *vectors, ptrdiff_t stride, size_t count,
+                                             int from_memory, OP(vec) lanes[DOTS][TL_LANES / OP(WIDTH)]) {
+    for (size_t j = 0; j < TL_LANES; j += OP(WIDTH)) {
+        if (from_memory && j * sizeof *x % 64 == 0)
+            tl_prefetch_stream(x + j);
+        OP(vec) value = LOAD(x + j);
+        for (size_t v = 0; v < count; v++) {
+            const REAL *with = (const REAL *)(const void *)(vectors + (ptrdiff_t)v * stride);
+            lanes[v][j / OP(WIDTH)] = OP(fma)(value, OP(load)(with + j), lanes[v][j / OP(WIDTH)]);
+        }
+    }
+}
+
+/* The last products, fewer than 64. */
+TL_TARGET TL_INLINE void NAME(add_last_products_)(const ELEMENT *x, size_t depth, const char *vectors, ptrdiff_t stride,
+                                                  size_t count, OP(vec) lanes[DOTS][TL_LANES / OP(WIDTH)]) {
+    ELEMENT last[TL_LANES] = {0};
+    REAL with[DOTS][TL_LANES] = {{0}};
+    memcpy(last, x, depth * sizeof *x);
+    for (size_t v = 0; v < count; v++)
+        memcpy(with[v], vectors + (ptrdiff_t)v * stride, depth * sizeof **with);
+    NAME(add_products_)(last, (const char *)with, sizeof *with, count, 0, lanes);
+}
+
+/* Each stretch's products are added in 64 lanes, from zero; then these to 16 in double. */
+TL_TARGET TL_INLINE void NAME(dots_of_)(const ELEMENT *x, size_t depth, const char *vectors, ptrdiff_t stride,
+                                        size_t count, int from_memory, double *dots) {
+    double sum[DOTS][16] = {{0}}, lost[16] = {0};
+    for (size_t start = 0; start < depth; start += TL_STRETCH) {
+        OP(vec) lanes[DOTS][TL_LANES / OP(WIDTH)];
+        size_t end = depth - start < TL_STRETCH ? depth : start + TL_STRETCH, at = start;
+        for (size_t v = 0; v < count; v++)
+            for (size_t j = 0; j < TL_LANES / OP(WIDTH); j++)
+                lanes[v][j] = OP(set)(0);
+        for (; at + TL_LANES <= end; at += TL_LANES)
+            NAME(add_products_)(x + at, vectors + at * sizeof(REAL), stride, count, from_memory, lanes);
+        if (at < end)
+            NAME(add_last_products_)(x + at, end - at, vectors + at * sizeof(REAL), stride, count, lanes);
+        for (size_t v = 0; v < count; v++) {
+            for (size_t half = TL_LANES / 2; half >= 16; half /= 2)
+                for (size_t j = 0; j < half / OP(WIDTH); j++)
+                    lanes[v][j] = OP(add)(lanes[v][j], lanes[v][j + half / OP(WIDTH)]);
+            for (size_t j = 0; j < 16; j += OP(WIDTH))
+                OP(accumulate)(sum[v] + j, lost + j, lanes[v][j / OP(WIDTH)]);
+        }
+    }
+    for (size_t v = 0; v < count; v++) {
+        for (size_t half = 8; half > 0; half /= 2)
+            for (size_t j = 0; j < half; j++)
+                sum[v][j] += sum[v][j + half];
+        dots[v] = sum[v][0];
+    }
+}
+
+TL_TARGET static void NAME(dots_)(const void *start, size_t depth, const void *others, ptrdiff_t stride, size_t count,
+                                  int from_memory, double *dots) {
+    const ELEMENT *x = (const ELEMENT *)start;
+    const char *vectors = (const char *)others;
+    if (DOTS == 4 && count == 4)
+        NAME(dots_of_)(x, depth, vectors, stride, 4, from_memory, dots);
+    else if (DOTS == 4 && count == 3)
+        NAME(dots_of_)(x, depth, vectors, stride, 3, from_memory, dots);
+    else if (DOTS == 4 && count == 2)
+        NAME(dots_of_)(x, depth, vectors, stride, 2, from_memory, dots);
+    else
+        for (size_t v = 0; v < count; v++)
+            NAME(dots_of_)(x, depth, vectors + (ptrdiff_t)v * stride, 0, 1, from_memory && v == 0, dots + v);
+}
+
 #undef NAME
 #undef DTYPE
 #undef ELEMENT

@@ -177,6 +177,9 @@ TL_TARGET static ptrdiff_t JOIN(skip_zeros_, BACKEND)(const char *data, ptrdiff_
     return start;
 }
 
+/* Rows whose products are added at once: as many as registers hold. */
+#define DOTS (f32_WIDTH == 16 ? 4 : 1)
+
 #define REAL float
 #define OP(f) f32_##f
 
@@ -249,6 +252,8 @@ const tl_backend JOIN(tl_, BACKEND) = {
     ALL_DTYPES(less_),
     ALL_DTYPES(total_),
     ALL_DTYPES(widen_),
+    ALL_DTYPES(convert_),
+    ALL_DTYPES(dots_),
     JOIN(squash_, BACKEND),
     JOIN(weigh_, BACKEND),
     JOIN(clipped_losses_, BACKEND),

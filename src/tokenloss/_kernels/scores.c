@@ -69,10 +69,13 @@ static void keep_best(const tl_backend *backend, const tl_row *raw, int64_t star
     while (start < end) {
         /* short stretches at first, for each raises the bar */
         int64_t length = start < TL_PADDED ? TL_PADDED : start, until = length < end - start ? start + length : end;
-        double lowest = best->count == best->most ? best->value[0] : -(double)INFINITY;
-        if (!(maximum > lowest))
-            return;
-        int64_t count = tl_collect(backend, raw, start, until, next_above(lowest, raw->folded), found);
+        double threshold = -(double)INFINITY;
+        if (best->count == best->most) {
+            if (!(maximum > best->value[0]))
+                return;
+            threshold = next_above(best->value[0], raw->folded);
+        }
+        int64_t count = tl_collect(backend, raw, start, until, threshold, found);
         for (int64_t i = 0; i < count; i++) {
             double score = tl_load(raw->data + (start + found[i]) * raw->stride, raw->dtype);
             if (best->count < best->most || score > best->value[0])
@@ -82,25 +85,14 @@ static void keep_best(const tl_backend *backend, const tl_row *raw, int64_t star
     }
 }
 
-/* What a row leaves open whose best or whose target is -inf: the first -inf, and as many as are wanted. */
-static void finish(const tl_row *raw, double threshold, tl_token *token, tl_best *best) {
-    int all_reach = threshold == -(double)INFINITY, filling = best && best->count < best->most;
-    if (token->argmax >= 0 && !all_reach && !filling)
-        return;
-    if (all_reach)
-        token->rank = 0; /* the padding was counted, too */
-    for (int64_t i = 0; i < raw->count; i++) {
+/* How many scores in [start, end) are not nan, but for the one at `skip`. */
+static int64_t numbers(const tl_row *raw, int64_t start, int64_t end, int64_t skip) {
+    int64_t count = 0;
+    for (int64_t i = start; i < end; i++) {
         double score = tl_load(raw->data + i * raw->stride, raw->dtype);
-        token->rank += all_reach && score == score;
-        if (score != -(double)INFINITY)
-            continue;
-        if (token->argmax < 0)
-            token->argmax = i;
-        if (best && best->count < best->most)
-            keep(best, score, i);
-        else if (!all_reach)
-            return;
+        count += score == score && i != skip;
     }
+    return count;
 }
 
 /* The entropy of a row from the loss of a target, the state of the rest, and the gap between them. With w the
@@ -116,11 +108,13 @@ static double entropy_of(double nll, double gap, const tl_state *rest, const tl_
     return entropy;
 }
 
-/* Folds a block, and looks at it: its maximum, and how many of its scores reach the threshold, but for the target. */
-static int fold_and_look(const tl_backend *backend, const tl_row *row, const tl_row *raw, int64_t start, int64_t end,
-                         int64_t target, tl_state *state, tl_scratch *scratch, tl_state *look) {
+/* Folds a block, unless the sum is nan already, and looks at the scores in memory: their maximum, and how many reach the
+ * threshold, but for the target. */
+static void fold_and_look(const tl_backend *backend, const tl_row *row, const tl_row *raw, int64_t start, int64_t end,
+                          int64_t target, tl_state *state, tl_scratch *scratch, tl_state *look) {
+    double sum = tl_total(state->sum);
     int as_given = !tl_squashed(row) && state->offset == 0;
-    int going = tl_fold_block(backend, row, start, end, target, state, scratch);
+    int going = sum == sum && tl_fold_block(backend, row, start, end, target, state, scratch);
     look->maximum = state->maximum;
     look->reached = state->reached;
     if (!as_given || state->offset != 0 || !going) {
@@ -130,64 +124,76 @@ static int fold_and_look(const tl_backend *backend, const tl_row *row, const tl_
         look->reached = 0;
         tl_walk(backend, TL_LOOK, raw, start, end, target, look, &again);
     }
-    return going;
+    if (look->threshold == -(double)INFINITY) /* which padding reaches, too */
+        look->reached = numbers(raw, start, end, target);
 }
 
-void tl_score_row(const tl_backend *backend, const tl_row *row, int64_t target, tl_token *token, tl_best *best,
-                  tl_patience *patience) {
+/* A token of whose row nothing was seen but the first block, which tells where it lies. */
+static void begin(const tl_backend *backend, const tl_row *row, int64_t block, int64_t target, double own,
+                  tl_token *token, tl_scratch *scratch) {
+    tl_state *state = &token->state;
+    token->rank = own == own; /* the target itself */
+    token->argmax = -1;
+    token->maximum = -(double)INFINITY;
+    int64_t first = row->count < TL_GRANULE ? row->count : TL_GRANULE;
+    block = row->count < block ? row->count : block;
+    double maximum = tl_maximum_between(backend, row, 0, first, target, scratch);
+    int going = tl_begin(maximum, row->folded, &token->moment, state);
+    state->threshold = own;
+    double leader = going ? tl_maximum_between(backend, row, 0, block, target, scratch) - state->offset : (double)NAN;
+    if (leader - leader == 0)
+        tl_center(leader, tl_offset_dtype(row->folded, state->offset), state);
+}
+
+void tl_score_part(const tl_backend *backend, const tl_row *row, int64_t start, int64_t end, int64_t block,
+                   int64_t target, double own, tl_token *token, tl_best *best, tl_patience *patience) {
     tl_scratch scratch;
-    tl_moment moment;
-    tl_state state, look;
+    tl_state look;
     tl_row raw = *row;
     raw.scale = 1;
     raw.cap = 0;
     raw.folded = raw.dtype & ~TL_SWAPPED;
     tl_clear(&scratch);
     look.offset = 0;
-    double own = tl_load(raw.data + target * raw.stride, raw.dtype), maximum = -(double)INFINITY;
-    token->rank = own == own; /* the target itself */
-    token->argmax = -1;
-    if (best)
-        best->count = 0;
-    int64_t first = row->count < TL_GRANULE ? row->count : TL_GRANULE;
-    int going = tl_begin(tl_maximum_between(backend, row, 0, first, target, &scratch), row->folded, &moment, &state);
-    state.threshold = look.threshold = own;
-    int64_t block = row->count < TL_BLOCK ? row->count : TL_BLOCK;
-    double leader = going ? tl_maximum_between(backend, row, 0, block, target, &scratch) - state.offset : (double)NAN;
-    if (leader - leader == 0)
-        tl_center(leader, tl_offset_dtype(row->folded, state.offset), &state);
-    for (int64_t start = 0; start < row->count; start += TL_BLOCK) {
-        int64_t end = row->count - start < TL_BLOCK ? row->count : start + TL_BLOCK;
-        int holds_target = target >= start && target < end;
-        if (going) {
-            going = fold_and_look(backend, row, &raw, start, end, target, &state, &scratch, &look);
-        } else {
-            look.maximum = -(double)INFINITY;
-            look.reached = 0;
-            tl_clear(&scratch);
-            tl_walk(backend, TL_LOOK, &raw, start, end, target, &look, &scratch);
-        }
+    look.threshold = own;
+    if (start == 0)
+        begin(backend, row, block, target, own, token, &scratch);
+    for (int64_t next; start < end; start = next) {
+        next = end - start < block ? end : start + block;
+        fold_and_look(backend, row, &raw, start, next, target, &token->state, &scratch, &look);
         token->rank += look.reached;
-        if (holds_target && own > look.maximum)
+        if (target >= start && target < next && own > look.maximum)
             look.maximum = own;
-        if (look.maximum > maximum) {
-            maximum = look.maximum;
-            token->argmax = tl_find(backend, &raw, start, end, maximum);
+        if (look.maximum > token->maximum || token->argmax < 0) {
+            int64_t first = tl_find(backend, &raw, start, next, look.maximum);
+            token->argmax = first < next ? first : token->argmax;
+            token->maximum = look.maximum;
         }
         if (best)
-            keep_best(backend, &raw, start, end, look.maximum, best);
-        if (end % TL_PAUSE == 0 && tl_gave_up(patience))
+            keep_best(backend, &raw, start, next, look.maximum, best);
+        if (next % TL_PAUSE == 0 && tl_gave_up(patience))
             return;
     }
-    finish(&raw, own, token, best);
-    double logit = tl_score(backend, row, target), gap = tl_gap(&state, row, logit);
-    tl_normalizer normalizer = tl_normalize_with(&state, row, logit, gap);
+}
+
+void tl_score_end(const tl_backend *backend, const tl_row *row, double own, tl_token *token, tl_best *best) {
+    double logit = tl_squash(backend, row, own), gap = tl_gap(&token->state, row, logit);
+    tl_normalizer normalizer = tl_normalize_with(&token->state, row, logit, gap);
     token->nll = tl_softplus(gap);
     token->logsumexp = tl_logsumexp(normalizer);
-    token->entropy = gap == gap ? entropy_of(token->nll, gap, &state, row) : gap;
+    token->entropy = gap == gap ? entropy_of(token->nll, gap, &token->state, row) : gap;
     if (!best)
         return;
     sort(best);
     for (int64_t i = 0; i < best->count; i++)
-        best->value[i] = (tl_score(backend, row, best->id[i]) - normalizer.offset) - normalizer.log;
+        best->value[i] = (tl_squash(backend, row, best->value[i]) - normalizer.offset) - normalizer.log;
+}
+
+void tl_score_row(const tl_backend *backend, const tl_row *row, int64_t target, tl_token *token, tl_best *best,
+                  tl_patience *patience) {
+    double own = tl_load(row->data + target * row->stride, row->dtype);
+    if (best)
+        best->count = 0;
+    tl_score_part(backend, row, 0, row->count, TL_BLOCK, target, own, token, best, patience);
+    tl_score_end(backend, row, own, token, best);
 }

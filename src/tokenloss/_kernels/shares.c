@@ -93,6 +93,29 @@ static double weigh_uniform(const tl_backend *backend, const tl_row *row, double
     return share * ((double)row->count * (anchor - offset) - total);
 }
 
+void tl_weigh_part(const tl_backend *backend, const tl_row *row, const tl_shares *shares, int64_t start, int64_t end,
+                   double anchor, tl_weighed *weighed, tl_patience *patience) {
+    tl_scratch scratch;
+    int dense = always_dense(shares);
+    for (int64_t k = start, until; k < end; k = until) {
+        double share[TL_GRANULE];
+        until = next_stretch(backend, shares, end, dense, &k, patience);
+        int64_t length = until - k, padded = (length + TL_PADDED - 1) / TL_PADDED * TL_PADDED;
+        dense = shares_of(shares, k, length, share) || always_dense(shares);
+        for (int64_t i = length; i < padded; i++)
+            share[i] = 0;
+        tl_clear(&scratch);
+        tl_gather(backend, row, k, length, -1, 0, TL_FLOAT64, &scratch);
+        backend->weigh(share, scratch.at.wide, (size_t)padded, anchor, weighed);
+    }
+}
+
+double tl_weigh_end(const tl_weighed *weighed, double *total) {
+    double loss = tl_sum_of(weighed->loss, weighed->loss_lost), share = tl_sum_of(weighed->share, weighed->share_lost);
+    *total = share == share ? share : tl_total(weighed->share);
+    return loss == loss ? loss : tl_total(weighed->loss);
+}
+
 double tl_weigh(const tl_backend *backend, const tl_row *row, const tl_shares *shares, double anchor, double *total,
                 tl_patience *patience) {
     tl_weighed weighed = {{0}, {0}, {0}, {0}};
@@ -102,20 +125,6 @@ double tl_weigh(const tl_backend *backend, const tl_row *row, const tl_shares *s
         if (loss - loss == 0) /* else the sum of the scores may be all that is beyond a double */
             return loss;
     }
-    tl_scratch scratch;
-    int dense = always_dense(shares);
-    for (int64_t k = 0, end; k < row->count; k = end) {
-        double share[TL_GRANULE];
-        end = next_stretch(backend, shares, row->count, dense, &k, patience);
-        int64_t length = end - k, padded = (length + TL_PADDED - 1) / TL_PADDED * TL_PADDED;
-        dense = shares_of(shares, k, length, share) || always_dense(shares);
-        for (int64_t i = length; i < padded; i++)
-            share[i] = 0;
-        tl_clear(&scratch);
-        tl_gather(backend, row, k, length, -1, 0, TL_FLOAT64, &scratch);
-        backend->weigh(share, scratch.at.wide, (size_t)padded, anchor, &weighed);
-    }
-    double loss = tl_sum_of(weighed.loss, weighed.loss_lost), shared = tl_sum_of(weighed.share, weighed.share_lost);
-    *total = shared == shared ? shared : tl_total(weighed.share);
-    return loss == loss ? loss : tl_total(weighed.loss);
+    tl_weigh_part(backend, row, shares, 0, row->count, anchor, &weighed, patience);
+    return tl_weigh_end(&weighed, total);
 }
