@@ -233,6 +233,92 @@ def _divergence(base_row, row):
     return max(0.0, float((exp(-base_losses) * (losses - base_losses)).sum()))
 
 
+def compare(base_logits, logits, targets, *, axis=-1, ignore_index=-100, where=None, definitions="exact", workers=None):
+    """What is found at each position; figures_of_comparison makes the figures."""
+    options = {"axis": axis, "ignore_index": ignore_index, "where": where}
+    base, scores = (token_scores(array, targets, **options) for array in (base_logits, logits))
+    base_nll = base.nll
+    kl = kl_divergence(base_logits, logits, axis=axis, where=scores.kept, reduction="none")
+    if definitions == "llama.cpp":
+        base_nll = nll_loss(base_logits, targets, reduction="none", **options)
+        base_logits, logits = (np.moveaxis(float64(array), axis, -1) for array in (base_logits, logits))
+        for position in np.ndindex(kl.shape):
+            if scores.kept[position]:
+                kl[position] = _divergence_of_likely(base_logits[position], logits[position])
+    return SimpleNamespace(
+        nll=scores.nll,
+        base_nll=base_nll,
+        kl=kl,
+        delta_p=(exp(-wide(scores.nll)) - exp(-wide(base_nll))).astype(np.float64),
+        is_same_top=scores.kept & (scores.argmax == base.argmax) & (scores.argmax >= 0),
+        kept=scores.kept,
+    )
+
+
+def _divergence_of_likely(base_log_probs, logits):
+    """Sum the terms of a divergence whose base's log-probability, taken as it is, is above -16."""
+    counted = ~(base_log_probs <= -16)
+    logs, losses = wide(base_log_probs[counted]), _losses_of_logits(logits)[counted]
+    return float((exp(logs) * (logs + losses)).sum())
+
+
+def figures_of_comparison(tokens):
+    """Figures by name as Comparison.as_dict has them, by the textbook, of finite numbers at two positions or more."""
+    kept = np.asarray(tokens.kept)
+    losses, base_losses, changes = LossMeter(), LossMeter(), LossMeter()
+    losses.update(tokens.nll, kept)
+    base_losses.update(tokens.base_nll, kept)
+    changes.update(tokens.delta_p, kept)
+    divergences, squares = LossMeter(), LossMeter()
+    divergences.update(tokens.kl, kept)
+    squares.update(tokens.delta_p**2, kept)
+    variance, base_variance = (covariance_of_means(meter, meter) for meter in (losses, base_losses))
+    covariance = covariance_of_means(losses, base_losses)
+    perplexity, base_perplexity = losses.perplexity, base_losses.perplexity
+    ratio = math.exp(losses.loss - base_losses.loss)
+    log_ratio_variance = variance + base_variance - 2 * covariance
+    a, b = Fraction(perplexity), Fraction(base_perplexity)
+    rms = math.sqrt(squares.loss)
+    same = np.asarray(tokens.is_same_top)[kept].mean()
+    return {
+        "count": losses.count,
+        "perplexity": perplexity,
+        "perplexity_stderr": perplexity * losses.stderr,
+        "base_perplexity": base_perplexity,
+        "base_perplexity_stderr": base_perplexity * base_losses.stderr,
+        "correlation": divide(covariance, square_root(variance * base_variance)),
+        "log_perplexity_ratio": losses.loss - base_losses.loss,
+        "log_perplexity_ratio_stderr": square_root(log_ratio_variance),
+        "perplexity_ratio": ratio,
+        "perplexity_ratio_stderr": ratio * square_root(log_ratio_variance),
+        "perplexity_difference": perplexity - base_perplexity,
+        "perplexity_difference_stderr": square_root(a * a * variance + b * b * base_variance - 2 * a * b * covariance),
+        "mean_kl": divergences.loss,
+        "mean_kl_stderr": divergences.stderr,
+        "kl_quantiles": _quantiles(divergences, (1, 0.999, 0.99, 0.95, 0.9, 0.5, 0.1, 0.05, 0.01, 0.001, 0)),
+        "mean_delta_p": changes.loss,
+        "mean_delta_p_stderr": changes.stderr,
+        "delta_p_quantiles": _quantiles(
+            changes, (1, 0.999, 0.99, 0.95, 0.9, 0.75, 0.5, 0.25, 0.1, 0.05, 0.01, 0.001, 0)
+        ),
+        "rms_delta_p": rms,
+        "rms_delta_p_stderr": divide(squares.stderr, 2 * rms) if rms else 0.0,
+        "same_top": same,
+        "same_top_stderr": math.sqrt(same * (1 - same) / (losses.count - 1)),
+    }
+
+
+def covariance_of_means(meter, other):
+    """The covariance of two means, from the sample's, as a fraction."""
+    n, pairs = meter.count, list(zip(map(Fraction, meter.losses), map(Fraction, other.losses), strict=True))
+    means = [sum(values) / n for values in zip(*pairs, strict=True)]
+    return sum((x - means[0]) * (y - means[1]) for x, y in pairs) / (n - 1) / n
+
+
+def _quantiles(meter, fractions):
+    return {f"{fraction:g}": float(np.quantile(meter.losses, fraction)) for fraction in fractions}
+
+
 def undefined(row, logit_scale=1.0, softcap=None):
     """Whether a row of logits has no softmax."""
     return np.isnan(row).any() or np.isposinf(row).any() or (softcap is None and np.isneginf(row).all())

@@ -100,8 +100,11 @@ assert len(added) < 10, added
 
 def test_public_names_are_those_that_are_promised():
     assert set(tokenloss.__all__) == {
+        "Comparison",
+        "ComparisonMeter",
         "LossMeter",
         "TokenScores",
+        "compare",
         "cross_entropy",
         "cross_entropy_and_grad",
         "cross_entropy_loss",

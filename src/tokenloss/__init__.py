@@ -1,7 +1,7 @@
 """Scores language-model predictions on a CPU, exactly and at the speed of memory."""
 
 from tokenloss._config import choose_backend, show_config
-from tokenloss.compare import kl_divergence
+from tokenloss.compare import Comparison, ComparisonMeter, compare, kl_divergence
 from tokenloss.losses import (
     cross_entropy,
     cross_entropy_and_grad,
@@ -16,8 +16,11 @@ from tokenloss.softmax import log_softmax, logsumexp, softmax
 __version__ = "0.1.0.dev0"
 
 __all__ = [
+    "Comparison",
+    "ComparisonMeter",
     "LossMeter",
     "TokenScores",
+    "compare",
     "cross_entropy",
     "cross_entropy_and_grad",
     "cross_entropy_loss",

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import numbers
 import operator
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import numpy as np
 
 from tokenloss import _core
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
+    from types import EllipsisType
     from typing import Protocol, TypeAlias
 
     import numpy.typing as npt
@@ -42,6 +44,7 @@ _ERRORS: dict[str, tuple[type[Exception], str]] = {
     "type": (TypeError, "{name} is {got!r}; it must be {fits}"),
     "shape": (ValueError, "{name} has shape {got}; it must be {fits}"),
     "option": (ValueError, "{name} is {got!r}; it must be {fits}"),
+    "unnormalized": (ValueError, "{name} has a row whose logsumexp is {got:.4g}; {fits}"),
     "class": (IndexError, "{name}{position} is {got}, which is no class of {fits}"),
     "read-only": (ValueError, "out is read-only"),
     "overlap": (ValueError, "out overlaps {name}{fits}"),
@@ -117,8 +120,17 @@ def _array(name: str, value: Any) -> tuple[np.ndarray[Any, Any], int | None]:
         return (array.view(np.uint16) if code == _core.DTYPES["bfloat16"] else array), code
 
 
+class Floats(NamedTuple):
+    """An array that was judged, and the code of its dtype; every function takes it for scores."""
+
+    array: np.ndarray[Any, Any]
+    code: int
+
+
 def floats(name: str, value: Any) -> tuple[np.ndarray[Any, Any], int]:
     """An array of floats; integers are taken from lists only, where nobody chose their dtype."""
+    if type(value) is Floats:
+        return value
     array, code = _array(name, value)
     if code is not None and code in _FLOATS:
         return array, code
@@ -325,6 +337,23 @@ def chunks(name: str, value: Any, where: Any = None) -> Iterator[Float64Array]:
     if kept is None and array.size <= _CHUNK and array.dtype == np.float64:  # nearly always, and faster
         return iter([np.ascontiguousarray(array, np.float64).reshape(-1)])
     return parts()
+
+
+def blocks(batch: Sequence[int], most: int) -> Iterator[tuple[int | slice | EllipsisType, ...]]:
+    """Indices of a batch's rows in order, at most so many at a time, whatever its layout."""
+    if not batch:
+        yield (...,)
+        return
+    first, *others = batch
+    inner = math.prod(others)
+    if inner > most:
+        for i in range(first):
+            for index in blocks(others, most):
+                yield (i, *index)
+        return
+    step = most // (inner or 1)
+    for start in range(0, first, step):
+        yield (slice(start, start + step), ...)
 
 
 def fail_class(name: str, targets: np.ndarray[Any, Any] | None, row: int, classes: int) -> NoReturn:

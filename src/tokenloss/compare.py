@@ -2,15 +2,44 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, overload
+import math
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, overload
 
-from tokenloss import _core
+import numpy as np
+
+from tokenloss import _arrays, _core
+from tokenloss._arrays import Floats
 from tokenloss._rows import Rows
+from tokenloss.losses import nll_loss
+from tokenloss.meter import LossMeter
+from tokenloss.scores import token_scores
+from tokenloss.softmax import logsumexp, softmax
 
 if TYPE_CHECKING:
     from typing import Literal
 
+    import numpy.typing as npt
+
     from tokenloss._arrays import ArrayLike, Float64Array
+
+    BoolArray = npt.NDArray[np.bool_]
+    _Columns = dict[str, npt.NDArray[Any]]
+
+_BLOCK_ROWS = 1 << 14  # that are compared at a time, each of which takes some bytes
+_COPIED_BYTES = 1 << 19  # of the base's rows, where copies of them are needed: they stay in a core's cache
+
+_LIKELY = -16  # llama.cpp's divergence counts the base's log-probabilities above it
+_UNNORMALIZED = 0.1  # how far the logsumexp of log-probabilities may be from 0, which were rounded and clipped
+
+# what is kept of each position
+_COLUMNS = {
+    "nll": np.float64, "base_nll": np.float64, "kl": np.float64, "delta_p": np.float64, "is_same_top": np.bool_,
+    "kept": np.bool_,
+}  # fmt: skip
+
+_KL_QUANTILES = (1.0, 0.999, 0.99, 0.95, 0.9, 0.5, 0.1, 0.05, 0.01, 0.001, 0.0)
+_DELTA_P_QUANTILES = (1.0, 0.999, 0.99, 0.95, 0.9, 0.75, 0.5, 0.25, 0.1, 0.05, 0.01, 0.001, 0.0)
 
 
 @overload
@@ -95,3 +124,408 @@ def kl_divergence(
     rows.reduce(reduction)
     rows.run(workers)
     return rows.reduced()
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Comparison:
+    """What `compare` finds: how a model does beside its base, as is published of quantised models.
+
+    Each ``*_stderr`` is the standard error of the figure before it: nan for less than two tokens and where the figure
+    is infinite or nan. All figures are of the kept positions, and nan if there are none.
+
+    Attributes
+    ----------
+    definitions : str
+        "exact" or "llama.cpp".
+    count : int
+        How many positions were kept.
+    perplexity, perplexity_stderr, base_perplexity, base_perplexity_stderr : float
+        exp of the mean loss, of the model and of its base.
+    correlation : float
+        Of the two models' losses; nan where one of them is the same for all tokens.
+    log_perplexity_ratio, perplexity_ratio, perplexity_difference : float
+        ``log(perplexity / base_perplexity)``, ``perplexity / base_perplexity`` and ``perplexity - base_perplexity``.
+    log_perplexity_ratio_stderr, perplexity_ratio_stderr, perplexity_difference_stderr : float
+        Paired: what both models find hard does not count.
+    mean_kl, mean_kl_stderr : float
+        Of the divergence of the model's distribution from the base's, in nats.
+    kl_quantiles : dict
+        By fraction of the tokens: 1.0 (the maximum), 0.999, 0.99, 0.95, 0.9, 0.5 (the median), 0.1, 0.05, 0.01, 0.001
+        and 0.0 (the minimum), interpolated linearly.
+    mean_delta_p, mean_delta_p_stderr, rms_delta_p, rms_delta_p_stderr : float
+        Mean and root mean square of the change of the targets' probabilities.
+    delta_p_quantiles : dict
+        As `kl_quantiles`; 0.75 and 0.25 are there, too.
+    same_top, same_top_stderr : float
+        The share of positions in which both models find the same class the likeliest.
+    nll, base_nll : array of float64
+        The loss of each position in nats, by the model and by its base.
+    kl, delta_p : array of float64
+        The divergence at each position, and the change of its target's probability.
+    is_same_top, kept : array of bool
+        Whether both models find the same class the likeliest, and whether the position was kept. All else is 0 where
+        it was not.
+
+    Examples
+    --------
+    >>> from tokenloss import compare
+    >>> comparison = compare([[2.0, 1.0, 0.0], [0.0, 3.0, 0.0]], [[2.0, 0.0, 0.0], [0.0, 2.0, 0.0]], [0, 1])
+    >>> comparison
+    Comparison(count=2, perplexity=1.271, base_perplexity=1.286, mean_kl=0.06537, same_top=1)
+    >>> round(comparison.kl_quantiles[0.5], 6), comparison.delta_p.round(4)
+    (0.065366, array([ 0.1217, -0.1225]))
+    """
+
+    definitions: str
+    count: int
+    perplexity: float
+    perplexity_stderr: float
+    base_perplexity: float
+    base_perplexity_stderr: float
+    correlation: float
+    log_perplexity_ratio: float
+    log_perplexity_ratio_stderr: float
+    perplexity_ratio: float
+    perplexity_ratio_stderr: float
+    perplexity_difference: float
+    perplexity_difference_stderr: float
+    mean_kl: float
+    mean_kl_stderr: float
+    kl_quantiles: dict[float, float]
+    mean_delta_p: float
+    mean_delta_p_stderr: float
+    delta_p_quantiles: dict[float, float]
+    rms_delta_p: float
+    rms_delta_p_stderr: float
+    same_top: float
+    same_top_stderr: float
+    nll: Float64Array
+    base_nll: Float64Array
+    kl: Float64Array
+    delta_p: Float64Array
+    is_same_top: BoolArray
+    kept: BoolArray
+
+    def as_dict(self) -> dict[str, Any]:
+        """All figures, without the arrays, as JSON can hold them.
+
+        Returns
+        -------
+        dict
+            By name; quantiles are by fraction, as text: "1", "0.999" and so on.
+
+        Examples
+        --------
+        >>> from tokenloss import compare
+        >>> compare([[0.0, 0.0]], [[0.0, 0.0]], [0]).as_dict()["kl_quantiles"]["0.999"]
+        0.0
+        """
+        figures: dict[str, Any] = {}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, dict):
+                figures[field.name] = {f"{fraction:g}": quantile for fraction, quantile in value.items()}
+            elif not isinstance(value, np.ndarray):
+                figures[field.name] = value
+        return figures
+
+    def __repr__(self) -> str:
+        """Say what matters most."""
+        return (
+            f"Comparison(count={self.count}, perplexity={self.perplexity:.4g}, "
+            f"base_perplexity={self.base_perplexity:.4g}, mean_kl={self.mean_kl:.4g}, same_top={self.same_top:.4g})"
+        )
+
+
+class ComparisonMeter:
+    """Compares a model with its base block by block, where their logits are not in memory at once.
+
+    It keeps 34 bytes for each position. The blocks are those of a text in its order, of any size: no bit of the result
+    depends on how a text was split.
+
+    Parameters
+    ----------
+    definitions, ignore_index, workers
+        As for `compare`.
+
+    Raises
+    ------
+    ValueError
+        If `definitions` is neither "exact" nor "llama.cpp".
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from tokenloss import ComparisonMeter
+    >>> meter = ComparisonMeter()
+    >>> for shift in (0.5, 1.0):
+    ...     meter.update(np.zeros((2, 3)), [[shift, 0, 0], [0, shift, 0]], [0, 1])
+    >>> meter.result()
+    Comparison(count=4, perplexity=1.96, base_perplexity=3, mean_kl=0.0743, same_top=0.5)
+    """
+
+    def __init__(
+        self, *, definitions: str = "exact", ignore_index: int | None = -100, workers: int | None = None
+    ) -> None:
+        if definitions not in ("exact", "llama.cpp"):
+            _arrays.fail("option", name="definitions", got=definitions, fits="'exact' or 'llama.cpp'")
+        self._definitions = definitions
+        self._ignore_index = ignore_index
+        self._workers = workers
+        self._parts: list[_Columns] = [{name: np.empty(0, dtype) for name, dtype in _COLUMNS.items()}]
+
+    def update(
+        self,
+        base_logits: ArrayLike,
+        logits: ArrayLike,
+        targets: ArrayLike,
+        *,
+        axis: int = -1,
+        where: ArrayLike | None = None,
+    ) -> None:
+        """Compare the next positions.
+
+        Parameters
+        ----------
+        base_logits, logits, targets, axis, where
+            As for `compare`.
+
+        Raises
+        ------
+        IndexError, TypeError, ValueError
+            If an argument does not fit; the meter is then as it was.
+        """
+        base = Floats(*_arrays.floats("base_logits", base_logits))
+        other = Floats(*_arrays.floats("logits", logits))
+        # scores that are all the same stand in for the real ones, so that only class ids are looked at, and all of them
+        rows = Rows(_core.LOG_PROBS, "base_logits", np.broadcast_to(np.float32(0), base.array.shape), axis)
+        rows.beside("logits", other)
+        rows.against("targets", targets, self._ignore_index, distributions=False)
+        rows.keep(None, where)
+        rows.reduce("sum")
+        rows.run(self._workers)
+
+        base, other = (Floats(np.moveaxis(array, axis, -1), code) for array, code in (base, other))
+        ids, kept = rows.targets, rows.others.get("where", np.broadcast_to(True, rows.batch))
+        self._parts += [
+            self._compared(
+                Floats(base.array[index], base.code), Floats(other.array[index], other.code), ids[index], kept[index]
+            )
+            for index in _arrays.blocks(rows.batch, _BLOCK_ROWS)
+        ]
+
+    def _compared(self, base: Any, logits: Any, targets: Any, where: Any) -> _Columns:
+        """What is kept of a block."""
+        workers = self._workers
+        options: Any = {"ignore_index": self._ignore_index, "where": where, "workers": workers}
+        base_scores = token_scores(base, targets, **options)
+        scores = token_scores(logits, targets, **options)
+        kept = scores.kept
+        if self._definitions == "exact":
+            base_nll = base_scores.nll
+            kl = kl_divergence(base, logits, where=kept, reduction="none", workers=workers)
+        else:
+            _check_normalized(base_scores.logsumexp)
+            base_nll = nll_loss(base, targets, reduction="none", **options)
+            kl = _kl_of_likely(base, logits, kept, workers)
+        columns = {
+            "nll": scores.nll,
+            "base_nll": base_nll,
+            "kl": kl,
+            "delta_p": _exp(-scores.nll) - _exp(-base_nll),
+            "is_same_top": kept & (scores.argmax == base_scores.argmax) & (scores.argmax >= 0),
+            "kept": kept,
+        }
+        return {name: column.reshape(-1) for name, column in columns.items()}
+
+    def result(self) -> Comparison:
+        """Figures of all positions so far, with arrays of one dimension."""
+        return _comparison(self._definitions, self._parts, (-1,))
+
+
+def _check_normalized(normalizers: Float64Array) -> None:
+    """Refuse logits where log-probabilities are taken as they are."""
+    wrong = normalizers[abs(normalizers) > _UNNORMALIZED]  # nan is not
+    if wrong.size:
+        fits = "definitions='llama.cpp' takes log-probabilities, as log_softmax gives them"
+        _arrays.fail("unnormalized", name="base_logits", got=wrong[0], fits=fits)
+
+
+def _kl_of_likely(base: Floats, logits: Floats, kept: BoolArray, workers: int | None) -> Float64Array:
+    """Sum exp(b) * (b - log_softmax(logits)) over the base's log-probabilities b that llama.cpp counts.
+
+    Their exponentials add up to some s, and those over s are a distribution: the sum is s times the divergence from it
+    plus s * log(s).
+    """
+    kl, log_sum = np.zeros(kept.shape), np.zeros(kept.shape)
+    row_bytes = base.array.shape[-1] * base.array.itemsize
+    for index in _arrays.blocks(kept.shape, max(1, _COPIED_BYTES // (row_bytes or 1))):
+        here = kept[index]
+        pair: Any = [Floats(array[index], code) for array, code in (base, logits)]
+        if not here.all():  # rows that are passed over are never read
+            pair = [Floats(array[here], code) for array, code in pair]
+        likely = _likely(pair[0])
+        log_sum[index][here] = np.ravel(logsumexp(likely, workers=workers))
+        kl[index][here] = np.ravel(kl_divergence(likely, pair[1], reduction="none", workers=workers))
+    return _exp(log_sum) * (kl + log_sum)
+
+
+def _likely(base: Floats) -> npt.NDArray[Any]:
+    """Log-probabilities, -inf for those that llama.cpp's divergence does not count."""
+    array, code = base
+    if code & ~_core.SWAPPED == _core.DTYPES["bfloat16"]:
+        halves = array.view(np.dtype(np.uint16).newbyteorder(array.dtype.byteorder))
+        array = (halves.astype(np.uint32) << 16).view(np.float32)
+    elif array.itemsize < 4:
+        array = array.astype(np.float32)
+    with np.errstate(divide="ignore", invalid="ignore"):  # invalid: a nan that signals
+        return array / (array > _LIKELY)  # what is below 0, over 0; far faster than to choose by a mask
+
+
+def _exp(logs: Float64Array) -> Float64Array:
+    """Exponentials by the package's own fold: NumPy's have other bits on other machines."""
+    pairs: Float64Array = softmax(np.stack([logs, np.zeros_like(logs)], -1))
+    return pairs[..., 0] / pairs[..., 1]
+
+
+def compare(
+    base_logits: ArrayLike,
+    logits: ArrayLike,
+    targets: ArrayLike,
+    *,
+    axis: int = -1,
+    ignore_index: int | None = -100,
+    where: ArrayLike | None = None,
+    definitions: str = "exact",
+    workers: int | None = None,
+) -> Comparison:
+    """Compare a model, say a quantised one, with its base, by the figures that are published of such.
+
+    Parameters
+    ----------
+    base_logits, logits : arrays of one shape (..., V)
+        Logits or log-probabilities: float16, bfloat16, float32 or float64, each of any byte order and layout, or
+        anything with `__dlpack__` on the CPU (torch, JAX); they are not copied. Lists are converted.
+    targets : array of integers
+        Class ids, of the shape of `logits` without its class axis.
+    axis : int, default -1
+        The axis of the classes.
+    ignore_index : int or None, default -100
+        The class id of positions that are passed over; their rows are never read.
+    where : array of bool, optional
+        The positions that are kept, broadcast over the batch; the rows of others are never read.
+    definitions : {"exact", "llama.cpp"}, default "exact"
+        By "exact", the base's distribution is ``softmax(base_logits)``, and divergences are sums over all classes. By
+        "llama.cpp", as its perplexity tool prints them, `base_logits` are log-probabilities that are taken as they are
+        (those of its files do not quite add up to 1), and divergences are sums over those above -16.
+    workers : int, optional
+        How many threads share the rows, as in `cross_entropy`. No bit of the result depends on it.
+
+    Returns
+    -------
+    Comparison
+        With arrays of the batch's shape. `nll` has the bits of ``cross_entropy(..., reduction="none")``, and by
+        "exact" so has `base_nll`, and `kl` those of ``kl_divergence(..., reduction="none")``.
+
+    Raises
+    ------
+    IndexError
+        If a kept target is no class id; the message names its position and value.
+    TypeError, ValueError
+        If an argument does not fit; the message names it, what came and what fits.
+
+    See Also
+    --------
+    ComparisonMeter : The same, block by block.
+    kl_divergence : The divergence alone.
+
+    Notes
+    -----
+    The figures are those of llama.cpp's ``llama-perplexity --kl-divergence``. Standard errors of perplexities, of their
+    ratio and difference and of the root mean square are of first order (the delta method), those of ratio and
+    difference from the tokens' differences of loss. An infinite loss makes its perplexity infinite; a nan makes all
+    figures of its kind nan. Only the arrays of the result grow with the number of positions.
+
+    Examples
+    --------
+    >>> from tokenloss import compare
+    >>> comparison = compare([[2.0, 1.0, 0.0], [0.0, 3.0, 0.0]], [[2.0, 0.0, 0.0], [0.0, 2.0, 0.0]], [0, 1])
+    >>> round(comparison.perplexity_ratio, 6), round(comparison.perplexity_ratio_stderr, 6)
+    (0.988349, 0.15452)
+    >>> round(comparison.mean_kl, 6), comparison.same_top
+    (0.065366, 1.0)
+    """
+    meter = ComparisonMeter(definitions=definitions, ignore_index=ignore_index, workers=workers)
+    base: Any = Floats(*_arrays.floats("base_logits", base_logits))
+    meter.update(base, logits, targets, axis=axis, where=where)
+    shape = base.array.shape
+    axis %= len(shape)
+    return _comparison(definitions, meter._parts, shape[:axis] + shape[axis + 1 :])
+
+
+def _comparison(definitions: str, parts: list[_Columns], batch: tuple[int, ...]) -> Comparison:
+    """Figures of tokens."""
+    columns = {name: np.concatenate([part[name] for part in parts]).reshape(batch) for name in _COLUMNS}
+    kept = columns["kept"]
+    nll, base_nll, kl, delta_p = (columns[name][kept] for name in ("nll", "base_nll", "kl", "delta_p"))
+    loss, base_loss = _mean(nll), _mean(base_nll)
+    with np.errstate(invalid="ignore", over="ignore"):  # infinite losses
+        log_ratio = _mean(nll - base_nll)
+        difference = _mean(loss.perplexity * nll - base_loss.perplexity * base_nll)
+    divergence, change, square = _mean(kl), _mean(delta_p), _mean(delta_p**2)
+    same_top = _mean(columns["is_same_top"][kept])
+    rms = math.sqrt(square.loss)
+    return Comparison(
+        definitions=definitions,
+        count=loss.count,
+        perplexity=loss.perplexity,
+        perplexity_stderr=loss.perplexity * loss.stderr,
+        base_perplexity=base_loss.perplexity,
+        base_perplexity_stderr=base_loss.perplexity * base_loss.stderr,
+        correlation=_correlation(loss.stderr, base_loss.stderr, log_ratio.stderr),
+        log_perplexity_ratio=log_ratio.loss,
+        log_perplexity_ratio_stderr=log_ratio.stderr,
+        perplexity_ratio=log_ratio.perplexity,
+        perplexity_ratio_stderr=log_ratio.perplexity * log_ratio.stderr,
+        perplexity_difference=loss.perplexity - base_loss.perplexity,
+        perplexity_difference_stderr=difference.stderr,
+        mean_kl=divergence.loss,
+        mean_kl_stderr=divergence.stderr,
+        kl_quantiles=_quantiles(kl, _KL_QUANTILES),
+        mean_delta_p=change.loss,
+        mean_delta_p_stderr=change.stderr,
+        delta_p_quantiles=_quantiles(delta_p, _DELTA_P_QUANTILES),
+        rms_delta_p=rms,
+        rms_delta_p_stderr=square.stderr / (2 * rms) if rms else square.stderr,
+        same_top=same_top.loss,
+        same_top_stderr=same_top.stderr,
+        **columns,
+    )
+
+
+def _mean(values: npt.NDArray[Any]) -> LossMeter:
+    """Mean of any numbers and its standard error: what a meter calls the loss."""
+    meter = LossMeter()
+    meter.update(values)
+    return meter
+
+
+def _correlation(stderr: float, base_stderr: float, stderr_of_difference: float) -> float:
+    """Correlation of two means: the variance of their difference is that of both less twice the covariance."""
+    product = 2 * stderr * base_stderr
+    if not product > 0:
+        return math.nan
+    return max(-1.0, min(1.0, (stderr**2 + base_stderr**2 - stderr_of_difference**2) / product))
+
+
+def _quantiles(values: Float64Array, fractions: tuple[float, ...]) -> dict[float, float]:
+    """Quantiles between which values are interpolated linearly; nan if there is none, or a nan among them."""
+    ordered = np.sort(values)
+    if not ordered.size or np.isnan(ordered[-1]):
+        return dict.fromkeys(fractions, math.nan)
+    found = {}
+    for fraction in fractions:
+        below, rest = divmod(round(1000 * fraction) * (ordered.size - 1), 1000)
+        low, high = float(ordered[below]), float(ordered[below + (rest > 0)])
+        found[fraction] = low if low == high else low * (1 - rest / 1000) + high * (rest / 1000)
+    return found

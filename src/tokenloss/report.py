@@ -9,9 +9,11 @@ import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     import rich.progress
+
+    from tokenloss.compare import Comparison
 
 _PATIENCE = 1.0  # seconds before progress is shown, and between plain lines of it
 
@@ -83,6 +85,46 @@ def _costliest(tokens: list[dict[str, Any]]) -> Table:
         heads += ("text",)
         rows = [(*row, printable(token["text"])) for row, token in zip(rows, tokens, strict=True)]
     return Table(rows, heads, "costliest tokens")
+
+
+def comparison_tables(comparison: Comparison) -> list[Table]:
+    """Tabulate a comparison, in the layout and the words of llama.cpp's perplexity tool."""
+    found = vars(comparison)
+
+    def nats(label: str, name: str) -> tuple[str, ...]:
+        return label, f"{found[name]:10.6f}", f"± {found[name + '_stderr']:10.6f}"
+
+    def percent(label: str, name: str) -> tuple[str, ...]:
+        return label, f"{100 * found[name]:7.3f} %", f"± {100 * found[name + '_stderr']:6.3f} %"
+
+    def quantiles(what: str, name: str, form: Callable[[float], str]) -> list[tuple[str, ...]]:
+        words = {1.0: "Maximum", 0.5: "Median", 0.0: "Minimum"}
+        labels = {fraction: words.get(fraction, f"{100 * fraction:4.1f}%") for fraction in found[name]}
+        return [(f"{labels[fraction]:<7} {what}", form(value), "") for fraction, value in found[name].items()]
+
+    perplexities = [
+        nats("Mean PPL(Q)", "perplexity"),
+        nats("Mean PPL(base)", "base_perplexity"),
+        ("Cor(ln(PPL(Q)), ln(PPL(base)))", f"{100 * comparison.correlation:6.2f} %", ""),
+        nats("Mean ln(PPL(Q)/PPL(base))", "log_perplexity_ratio"),
+        nats("Mean PPL(Q)/PPL(base)", "perplexity_ratio"),
+        nats("Mean PPL(Q)-PPL(base)", "perplexity_difference"),
+    ]
+    divergences = [
+        nats("Mean    KLD", "mean_kl"),
+        *quantiles("KLD", "kl_quantiles", "{:10.6f}".format),
+    ]
+    probabilities = [
+        percent("Mean    Δp", "mean_delta_p"),
+        *quantiles("Δp", "delta_p_quantiles", lambda change: f"{100 * change:7.3f} %"),
+        percent("RMS Δp", "rms_delta_p"),
+        percent("Same top p", "same_top"),
+    ]
+    return [
+        Table(perplexities, title="Perplexity statistics"),
+        Table(divergences, title="KL divergence statistics"),
+        Table(probabilities, title="Token probability statistics"),
+    ]
 
 
 def show_tables(title: str, note: str, tables: list[Table]) -> None:

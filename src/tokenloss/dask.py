@@ -1,0 +1,363 @@
+"""Losses of Dask arrays, block by block, and of files, shard by shard, on as many machines as Dask has."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+
+from tokenloss import _arrays, _core, _workers, losses
+from tokenloss._rows import Rows
+from tokenloss.meter import LossMeter
+
+try:
+    import dask.array as da
+except ImportError:
+    _arrays.fail("missing", name="tokenloss.dask", got="dask[distributed]")
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+    from typing import TypeAlias
+
+    from tokenloss._arrays import ArrayLike
+
+    Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
+
+__all__ = ["cross_entropy", "map_shards", "score"]
+
+_MERGED_AT_ONCE = 32  # meters; Dask adds objects up by their `+`, in a tree
+
+Shard = TypeVar("Shard")
+Result = TypeVar("Result")
+
+
+def score(
+    logits: da.Array,
+    targets: da.Array | ArrayLike,
+    *,
+    axis: int = -1,
+    ignore_index: int | None = -100,
+    where: da.Array | ArrayLike | None = None,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    logit_scale: float = 1.0,
+    softcap: float | None = None,
+    workers: int | None = 1,
+) -> LossMeter:
+    """Meter of the cross-entropy of logits, computed where Dask computes: on threads, or on a cluster.
+
+    Each block of rows becomes a meter on the machine that has it, and meters are added in a tree, so that only one of
+    them reaches the caller. It has the same bits as one that saw all tokens on one machine, however the arrays are cut
+    into chunks.
+
+    Parameters
+    ----------
+    logits : dask array of shape (..., V)
+        Unnormalised log-probabilities: float16, bfloat16, float32 or float64, in chunks of any sizes. Where the classes
+        are in several chunks, Dask moves them together, in blocks of its option ``array.chunk-size``.
+    targets : dask array or array
+        Class ids (integers, the shape of `logits` without its class axis), or distributions (of the shape of `logits`,
+        any real dtype).
+    axis : int, default -1
+        The axis of `logits` that holds the classes.
+    ignore_index : int or None, default -100
+        The class id of positions that are passed over.
+    where : dask array or array of bool, optional
+        The positions that are kept, broadcast over the batch.
+    label_smoothing, z_loss : float, default 0.0
+        As in `tokenloss.cross_entropy`.
+    logit_scale : float, default 1.0
+        What logits are multiplied by.
+    softcap : float, optional
+        Logits become ``softcap * tanh(logit_scale * logits / softcap)``.
+    workers : int or None, default 1
+        How many threads share the rows of a block. Dask works on as many blocks at once as a machine's worker has
+        threads, none of which waits for the GIL, so that one thread each uses them all; None is as in
+        `tokenloss.cross_entropy`.
+
+    Returns
+    -------
+    LossMeter
+        Of the positions that were kept. Classes have no weights here, since a meter counts each token as one.
+
+    Raises
+    ------
+    IndexError
+        While blocks are computed: if a kept target is no class id. The message names its position in the whole array.
+    TypeError, ValueError
+        If an argument does not fit, before anything is computed.
+
+    See Also
+    --------
+    tokenloss.dask.cross_entropy : The loss of each position, lazily.
+
+    Examples
+    --------
+    >>> import dask.array as da
+    >>> from tokenloss.dask import score
+    >>> logits = da.random.default_rng(0).standard_normal((1000, 500), chunks=(100, 200))
+    >>> score(logits, da.zeros(1000, dtype=int)).count
+    1000
+    """
+    sums = _by_block(
+        _sums, logits, targets, axis=axis, where=where, weight=None, ignore_index=ignore_index,
+        label_smoothing=label_smoothing, z_loss=z_loss, logit_scale=logit_scale, softcap=softcap, workers=workers,
+    )  # fmt: skip
+    meter: LossMeter = sums.sum(split_every=_MERGED_AT_ONCE).compute().losses
+    return meter
+
+
+def cross_entropy(
+    logits: da.Array,
+    targets: da.Array | ArrayLike,
+    *,
+    axis: int = -1,
+    weight: ArrayLike | None = None,
+    ignore_index: int | None = -100,
+    where: da.Array | ArrayLike | None = None,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    logit_scale: float = 1.0,
+    softcap: float | None = None,
+    reduction: str = "mean",
+    workers: int | None = 1,
+) -> da.Array:
+    """Cross-entropy of logits as a Dask array, computed when it is asked for.
+
+    Every bit is that of `tokenloss.cross_entropy` for the same arrays in memory.
+
+    Parameters
+    ----------
+    logits : dask array of shape (..., V)
+        Unnormalised log-probabilities: float16, bfloat16, float32 or float64, in chunks of any sizes. Where the classes
+        are in several chunks, Dask moves them together, in blocks of its option ``array.chunk-size``.
+    targets : dask array or array
+        Class ids (integers, the shape of `logits` without its class axis), or distributions (of the shape of `logits`,
+        any real dtype).
+    axis : int, default -1
+        The axis of `logits` that holds the classes.
+    weight : array of shape (V,), optional
+        What each class counts for.
+    ignore_index : int or None, default -100
+        The class id of positions that are passed over.
+    where : dask array or array of bool, optional
+        The positions that are kept, broadcast over the batch.
+    label_smoothing, z_loss : float, default 0.0
+        As in `tokenloss.cross_entropy`.
+    logit_scale : float, default 1.0
+        What logits are multiplied by.
+    softcap : float, optional
+        Logits become ``softcap * tanh(logit_scale * logits / softcap)``.
+    reduction : {"mean", "sum", "none"}, default "mean"
+        As in `tokenloss.cross_entropy`.
+    workers : int or None, default 1
+        How many threads share the rows of a block, as in `tokenloss.dask.score`.
+
+    Returns
+    -------
+    dask array of float64
+        The loss in nats: without dimensions, or for "none" of the batch's shape, in the chunks of `logits`.
+
+    Raises
+    ------
+    IndexError
+        While blocks are computed: if a kept target is no class id. The message names its position in the whole array.
+    TypeError, ValueError
+        If an argument does not fit, before anything is computed.
+
+    See Also
+    --------
+    tokenloss.dask.score : The mean loss with its standard error, perplexity and more.
+
+    Examples
+    --------
+    >>> import dask.array as da
+    >>> from tokenloss.dask import cross_entropy
+    >>> logits = da.from_array([[2.0, 1.0, 0.0], [0.0, 3.0, 0.0]], chunks=(1, 2))
+    >>> cross_entropy(logits, [0, 1], reduction="none").compute().round(6)
+    array([0.407606, 0.094923])
+    """
+    each = _arrays.reduction(reduction) == "none"
+    result: da.Array = _by_block(
+        _losses if each else _sums, logits, targets, axis=axis, where=where, weight=weight, ignore_index=ignore_index,
+        label_smoothing=label_smoothing, z_loss=z_loss, logit_scale=logit_scale, softcap=softcap, workers=workers,
+    )  # fmt: skip
+    if each:
+        result = result.squeeze(axis)
+    else:
+        sums = result.sum(split_every=_MERGED_AT_ONCE)
+        result = da.map_blocks(_mean if reduction == "mean" else _total, sums, dtype=np.float64, meta=np.empty(()))
+    return result
+
+
+def _by_block(function: Any, logits: Any, targets: Any, *, axis: int, where: Any, weight: Any, **options: Any) -> Any:
+    """Call `_losses` or `_sums` with each block of rows; arguments are judged before."""
+    if not isinstance(logits, da.Array):
+        _arrays.fail("type", name="logits", got=type(logits).__name__, fits="a Dask array")
+    rows = Rows(_core.LOGITS, "logits", _stand_in("logits", logits), axis)
+    rows.against("targets", _stand_in("targets", targets), options["ignore_index"])
+    rows.keep(weight, None if where is None else _stand_in("where", where))
+    rows.penalize(options["label_smoothing"], options["z_loss"])
+    rows.change(options["logit_scale"], options["softcap"])
+    _workers.wanted(options["workers"])
+
+    axis = _arrays.class_axis("logits", logits.ndim, axis)
+    if logits.numblocks[axis] > 1:
+        logits = logits.rechunk({i: -1 if i == axis else "auto" for i in range(logits.ndim)})
+    axes = tuple(range(logits.ndim))
+    batch = axes[:axis] + axes[axis + 1 :]
+    chunks = tuple(logits.chunks[i] for i in batch)
+    arrays: list[Any] = [logits, axes]
+    arrays += [_cut(targets, chunks), batch] if rows.by_class else [_cut(targets, logits.chunks), axes]
+    arrays += [None, None] if where is None else [_cut(np.broadcast_to(where, rows.batch), chunks), batch]
+    for i in batch:  # where each block starts
+        arrays += [da.from_array(np.cumsum([0, *logits.chunks[i][:-1]]), chunks=1), (i,)]
+    dtype, lengths = (np.float64, {axis: 1}) if function is _losses else (object, dict.fromkeys(axes, 1))
+    return da.blockwise(
+        function, axes, *arrays, align_arrays=False,
+        adjust_chunks=lengths, dtype=dtype, meta=np.empty((0,) * logits.ndim, dtype),
+        axis=axis, weight=None if weight is None else np.asarray(weight), **options,
+    )  # fmt: skip
+
+
+def _stand_in(name: str, value: Any) -> Any:
+    """Array of zeros like one of Dask's, to be judged in its place; what is none of Dask's is judged itself."""
+    if not isinstance(value, da.Array):
+        return value
+    if any(map(math.isnan, value.shape)):
+        _arrays.fail("shape", name=name, got=value.shape, fits="known; its compute_chunk_sizes() finds it")
+    return np.broadcast_to(np.zeros_like(value._meta, shape=()), value.shape, subok=True)
+
+
+def _cut(value: Any, chunks: tuple[tuple[int, ...], ...]) -> Any:
+    """Dask array in these chunks."""
+    return value.rechunk(chunks) if isinstance(value, da.Array) else da.from_array(np.asarray(value), chunks=chunks)
+
+
+# -- in a worker ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Sums:
+    """What a mean is made of; the meter of weights has seen nothing where classes are not weighted."""
+
+    losses: LossMeter
+    weights: LossMeter
+
+    def __add__(self, other: _Sums) -> _Sums:
+        return _Sums(self.losses + other.losses, self.weights + other.weights)
+
+
+def _total(sums: _Sums) -> float:
+    """Loss by "sum"."""
+    return sums.losses.total
+
+
+def _mean(sums: _Sums) -> float:
+    """Loss by "mean"."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        divisor = sums.weights.total if sums.weights.count else sums.losses.count
+        return float(np.float64(sums.losses.total) / divisor)
+
+
+def _losses(
+    logits: Array, targets: Array, where: Array | None, *starts: Array, axis: int, ignore_index: Any, **options: Any
+) -> Array:
+    """Losses of a block, along an axis of one class."""
+    nll = None
+    with contextlib.suppress(IndexError):
+        nll = losses.cross_entropy(
+            logits, targets, axis=axis, ignore_index=ignore_index, where=where, reduction="none", **options
+        )
+    if nll is None:
+        classes = logits.shape[axis]
+        first = np.argwhere(_kept(targets, where, ignore_index) & ((targets < 0) | (targets >= classes)))[0]
+        position = [int(start[0] + i) for start, i in zip(starts, first, strict=True)]
+        got = targets[tuple(first)]
+        _arrays.fail("class", name="targets", position=position or "", got=got, fits=f"[0, {classes})")
+    return np.expand_dims(nll, axis)
+
+
+def _sums(
+    logits: Array, targets: Array, where: Array | None, *starts: Array, axis: int, ignore_index: Any, weight: Any,
+    **options: Any,
+) -> Array:  # fmt: skip
+    """Sums over a block."""
+    options |= {"axis": axis, "ignore_index": ignore_index, "weight": weight}
+    nll = _losses(logits, targets, where, *starts, **options).squeeze(axis)
+    sums = _Sums(LossMeter(), LossMeter())
+    if targets.ndim < logits.ndim:
+        kept = _kept(targets, where, ignore_index)
+        sums.losses.update(nll, kept)
+        if weight is not None:
+            sums.weights.update(weight[targets[kept]])
+    else:
+        sums.losses.update(nll, where)
+    return np.full((1,) * logits.ndim, sums, object)
+
+
+def _kept(ids: Array, where: Array | None, ignore_index: int | None) -> Array:
+    """Which class ids count."""
+    kept = np.ones(ids.shape, np.bool_) if where is None else where
+    return kept if ignore_index is None else kept & (ids != ignore_index)
+
+
+def map_shards(
+    function: Callable[[Shard], Result], shards: Iterable[Shard], scheduler: str
+) -> Iterator[tuple[int, Result]]:
+    """Call a function with each shard on a cluster, and give results as they come.
+
+    Parameters
+    ----------
+    function : callable
+        What is called on the workers, say with the path of a file that all of them see. It is pickled by its name, so
+        it belongs to a module that the workers can import. Each of a worker's threads has a call of its own, so one
+        thread of tokenloss each (``workers=1``) uses them all.
+    shards : iterable
+        What it is called with, one by one; small things, as they travel through the scheduler.
+    scheduler : str
+        The address of a Dask scheduler, as ``"tcp://127.0.0.1:8786"``.
+
+    Yields
+    ------
+    number : int
+        Which shard it is, counted from 0.
+    result
+        What the function returned for it, say a `LossMeter`, which adds up to the same bits in any order.
+
+    Raises
+    ------
+    TypeError, ValueError
+        When the first result is asked for: if no scheduler answers.
+    Exception
+        Whatever the function raises for a shard; what has not been done by then is given up. Work of a worker that
+        dies is done again by another.
+
+    Examples
+    --------
+    >>> from distributed import LocalCluster
+    >>> from tokenloss.dask import map_shards
+    >>> with LocalCluster(processes=False, dashboard_address=None) as cluster:
+    ...     sorted(map_shards(len, ["a", "bcd"], cluster.scheduler_address))
+    [(0, 1), (1, 3)]
+    """
+    try:
+        from distributed import Client, as_completed
+        from distributed.comm.addressing import resolve_address
+    except ImportError:
+        _arrays.fail("missing", name="a scheduler", got="dask[distributed]")
+    fits = "the address of a Dask scheduler that runs"
+    if not isinstance(scheduler, str):
+        _arrays.fail("type", name="scheduler", got=scheduler, fits=fits)
+    try:
+        resolve_address(scheduler)  # beforehand, since a client of no address cannot be closed
+        client = Client(scheduler, set_as_default=False)
+    except (OSError, ValueError):
+        _arrays.fail("option", name="scheduler", got=scheduler, fits=fits)
+    with client:
+        numbers = {future: number for number, future in enumerate(client.map(function, list(shards), pure=False))}
+        for future, result in as_completed(list(numbers), loop=client.loop, with_results=True):
+            yield numbers.pop(future), result

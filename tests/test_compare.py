@@ -1,0 +1,637 @@
+"""compare: figures that llama.cpp printed, the oracle's, the same bits however tokens are shared, edges, bad input."""
+
+import json
+import math
+import os
+import pickle
+import re
+import sys
+from dataclasses import FrozenInstanceError, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import reference
+from arrays import (
+    BFLOAT16,
+    FLOATS,
+    LAYOUTS,
+    assert_near,
+    assert_same_bits,
+    fails,
+    normalizer_error,
+    scores_for,
+    trying_row,
+)
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_cases import FORBIDDEN_PAGES, OnDevice, needs_mprotect
+from test_memory import MEASURED
+
+import tokenloss
+from tokenloss import ComparisonMeter, compare, cross_entropy, kl_divergence, report
+
+NAN, INF = math.nan, math.inf
+MODULE = sys.modules["tokenloss.compare"]  # which the function hides
+FIXTURE = Path(__file__).parent / "data" / "llama-cpp.npz"
+ARRAYS = ["nll", "base_nll", "kl", "delta_p", "is_same_top", "kept"]
+DEFINITIONS = ["exact", "llama.cpp"]
+each_definition = pytest.mark.parametrize("definitions", DEFINITIONS)
+
+# what `llama-perplexity --kl-divergence` printed: for each chunk of 31 tokens the figures so far, and all in the end
+PRINTED = """\
+1 67.1146 ± 34.1873 0.08341 ± 0.04726 0.02399 ± 0.00370 2.025 ± 0.386 % 87.097 ± 6.121 %
+2 84.4210 ± 30.0324 0.06734 ± 0.02962 0.02255 ± 0.00240 2.005 ± 0.315 % 87.097 ± 4.292 %
+3 95.1014 ± 27.5049 0.08761 ± 0.02401 0.02198 ± 0.00188 1.720 ± 0.254 % 84.946 ± 3.728 %
+4 70.0148 ± 17.3864 0.08323 ± 0.01974 0.02197 ± 0.00160 2.098 ± 0.345 % 82.258 ± 3.445 %
+5 79.5410 ± 19.1680 0.06803 ± 0.01862 0.02639 ± 0.00200 2.522 ± 0.461 % 82.581 ± 3.056 %
+6 86.5449 ± 18.7397 0.06876 ± 0.01673 0.02623 ± 0.00179 2.591 ± 0.418 % 85.484 ± 2.590 %
+7 88.3355 ± 17.4621 0.06042 ± 0.01592 0.02744 ± 0.00165 2.620 ± 0.375 % 86.175 ± 2.349 %
+8 98.3485 ± 18.2246 0.05505 ± 0.01517 0.02723 ± 0.00149 2.490 ± 0.347 % 84.677 ± 2.292 %
+9 86.5395 ± 15.0110 0.05507 ± 0.01385 0.02742 ± 0.00155 2.755 ± 0.336 % 84.588 ± 2.166 %
+10 80.5245 ± 13.1926 0.04795 ± 0.01323 0.02705 ± 0.00145 2.735 ± 0.312 % 83.226 ± 2.126 %
+
+====== Perplexity statistics ======
+Mean PPL(Q)                   :  80.524495 ±  13.192590
+Mean PPL(base)                :  76.754259 ±  12.538615
+Cor(ln(PPL(Q)), ln(PPL(base))):  99.67%
+Mean ln(PPL(Q)/PPL(base))     :   0.047953 ±   0.013228
+Mean PPL(Q)/PPL(base)         :   1.049121 ±   0.013877
+Mean PPL(Q)-PPL(base)         :   3.770235 ±   1.227893
+
+====== KL divergence statistics ======
+Mean    KLD:   0.027054 ±   0.001447
+Maximum KLD:   0.228511
+99.9%   KLD:   0.202848
+99.0%   KLD:   0.114857
+95.0%   KLD:   0.076193
+90.0%   KLD:   0.053026
+Median  KLD:   0.020508
+10.0%   KLD:   0.007115
+ 5.0%   KLD:   0.004399
+ 1.0%   KLD:   0.000220
+ 0.1%   KLD:   0.000094
+Minimum KLD:   0.000082
+
+====== Token probability statistics ======
+Mean    Δp: -0.226 ± 0.155 %
+Maximum Δp: 17.487%
+99.9%   Δp: 16.819%
+99.0%   Δp:  7.511%
+95.0%   Δp:  2.562%
+90.0%   Δp:  1.186%
+75.0%   Δp:  0.055%
+Median  Δp: -0.004%
+25.0%   Δp: -0.247%
+10.0%   Δp: -1.901%
+ 5.0%   Δp: -4.717%
+ 1.0%   Δp: -10.280%
+ 0.1%   Δp: -13.167%
+Minimum Δp: -13.406%
+RMS Δp    :  2.735 ± 0.312 %
+Same top p: 83.226 ± 2.126 %
+"""
+UNITS = 2  # of the last printed digit, which the tool's float32 steps and our own rounding may move
+
+
+def numbers(text):
+    """The numbers of a text, and the unit of the last digit of each."""
+    found = re.findall(r"-?\d+\.(\d+)", text), re.findall(r"-?\d+\.\d+", text)
+    return [(float(number), 10.0 ** -len(digits)) for digits, number in zip(*found, strict=True)]
+
+
+def assert_as_printed(figures, text):
+    printed = numbers(text)
+    assert len(figures) == len(printed)
+    for figure, (number, unit) in zip(figures, printed, strict=True):
+        assert abs(figure - number) < UNITS * unit, f"{figure} is not {number}"
+
+
+def printed_figures(found):
+    """The figures of a comparison in the order in which llama.cpp prints them, its percentages as such."""
+    nats = ["perplexity", "base_perplexity", "log_perplexity_ratio", "perplexity_ratio", "perplexity_difference"]
+    figures = [found[name + end] for name in nats for end in ("", "_stderr")]
+    figures.insert(4, 100 * found["correlation"])
+    figures += [found["mean_kl"], found["mean_kl_stderr"], *found["kl_quantiles"].values()]
+    percentages = [found["mean_delta_p"], found["mean_delta_p_stderr"], *found["delta_p_quantiles"].values()]
+    percentages += [found[name + end] for name in ("rms_delta_p", "same_top") for end in ("", "_stderr")]
+    return figures + [100 * figure for figure in percentages]
+
+
+def folded(base_log_probs, logits, targets, alone=64, groups=64):
+    """Fewer classes with the same statistics: how the fixture was made of all logits.
+
+    The likeliest classes stay alone; the others are merged in groups, each of which keeps its sum of p and of
+    p * log(p/q). A last class, whose p does not count, has what is left of the sum of q.
+    """
+    order = np.argsort(-base_log_probs, kind="stable")
+    ahead = (order == targets[:, None]) | (order == logits.argmax(1)[:, None])
+    order = np.take_along_axis(order, np.argsort(~ahead, kind="stable"), 1)
+    base, other = (np.take_along_axis(array, order, 1).astype(np.float64) for array in (base_log_probs, logits))
+
+    def merged(values):
+        rest = values[:, alone:].reshape(len(values), -1, groups).sum(1)
+        return np.concatenate([values[:, :alone], rest], 1)
+
+    p = np.where(base > -16, np.exp(base), 0)
+    total = merged(p)
+    logs = np.log(total)
+    others = logs - merged(p * (base - other)) / total
+    left = np.log(np.exp(other).sum(1) - np.exp(others).sum(1))
+    return {
+        "base_log_probs": np.column_stack([logs, np.full(len(logs), -17)]).astype(np.float32),
+        "logits": np.column_stack([others, left]).astype(np.float32),
+        "targets": (order == targets[:, None]).argmax(1).astype(np.uint8),
+    }
+
+
+@pytest.fixture(scope="module")
+def sample():
+    with np.load(FIXTURE) as file:
+        return file["base_log_probs"], file["logits"], file["targets"]
+
+
+@pytest.fixture(scope="module")
+def real():
+    """All logits, of the files that TOKENLOSS_DATA names the folder of."""
+    folder = os.environ.get("TOKENLOSS_DATA")
+    if not folder:
+        pytest.skip("TOKENLOSS_DATA names no folder with the whole data")
+    data = (Path(folder) / "llama-cpp" / "base.kld").read_bytes()
+    n_ctx, classes, chunks = np.frombuffer(data, "<i4", 3, 8)
+    tokens = np.frombuffer(data, "<i4", chunks * n_ctx, 20).reshape(chunks, n_ctx)
+    row = np.dtype([("scale", "<f4"), ("least", "<f4"), ("steps", "<u2", classes)])
+    rows = np.frombuffer(data, row, offset=20 + tokens.nbytes)
+    base = rows["scale"][:, None] * rows["steps"].astype(np.float32) + rows["least"][:, None]
+    return base, np.load(Path(folder) / "llama-cpp" / "quant_logits.npy"), tokens[:, n_ctx // 2 + 1 :].reshape(-1)
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(41)
+
+
+def pair(rng, shape, base_dtype, dtype, axis=-1):
+    """Log-probabilities of a base, some below -16, and logits of a model near it."""
+    logits = 2.5 * scores_for("cross_entropy", rng, shape, np.float64, axis)
+    base = tokenloss.log_softmax(logits, axis=axis)
+    return base.astype(base_dtype), (logits + 0.2 * rng.standard_normal(shape)).astype(dtype)
+
+
+def assert_same(actual, expected):
+    """Compare every bit of two comparisons."""
+    for name in ARRAYS:
+        assert_same_bits(getattr(actual, name), getattr(expected, name), name)
+    assert repr(actual.as_dict()) == repr(expected.as_dict())
+
+
+def assert_figures(found, expected):
+    for name, figure in expected.items():
+        assert found[name] == pytest.approx(figure, rel=1e-11, abs=1e-14, nan_ok=True), name
+
+
+# against what was printed
+
+
+def assert_as_llama_cpp(base_log_probs, logits, targets):
+    progress, final = PRINTED.split("\n\n", 1)
+    meter = ComparisonMeter(definitions="llama.cpp")
+    for chunk, line in enumerate(progress.splitlines()):
+        part = slice(31 * chunk, 31 * chunk + 31)
+        meter.update(base_log_probs[part], logits[part], targets[part])
+        found = meter.result()
+        names = ["perplexity", "log_perplexity_ratio", "mean_kl", "rms_delta_p", "same_top"]
+        figures = [getattr(found, name + end) for name in names for end in ("", "_stderr")]
+        assert_as_printed(figures[:6] + [100 * figure for figure in figures[6:]], line)
+    comparison = compare(base_log_probs, logits, targets, definitions="llama.cpp")
+    assert_same(comparison, meter.result())
+    lines = [line.rsplit(":", 1) for line in final.splitlines() if ":" in line]
+    figures = printed_figures(comparison.as_dict())
+    assert len(figures) == 43
+    assert_as_printed(figures, " ".join(printed for _, printed in lines))
+    rows = [row for table in report.comparison_tables(comparison) for row in table.rows]
+    assert [row[0].strip() for row in rows] == [label.strip() for label, _ in lines]
+    for row, (_, printed) in zip(rows, lines, strict=True):
+        assert_as_printed([number for number, _ in numbers(" ".join(row[1:]))], printed)
+
+
+def test_all_that_llama_cpp_printed_comes_out_of_what_its_logits_were_folded_to(sample):
+    assert_as_llama_cpp(*sample)
+
+
+def test_all_that_llama_cpp_printed_comes_out_of_its_file(real):
+    assert_as_llama_cpp(*real)
+    printed = (Path(os.environ["TOKENLOSS_DATA"]) / "llama-cpp" / "stats_kld.txt").read_text(encoding="utf-8")
+    assert " ".join(PRINTED.split()) in " ".join(printed.split())
+
+
+def test_sample_is_folded_from_all_logits(real, sample):
+    for array, expected in zip(sample, folded(*real).values(), strict=True):
+        np.testing.assert_allclose(array, expected, rtol=1e-5)
+    exact, found = (compare(*logits, definitions="llama.cpp") for logits in (real, sample))
+    for name in ARRAYS:
+        np.testing.assert_allclose(getattr(found, name), getattr(exact, name), rtol=0, atol=5e-7)
+
+
+# against the oracle
+
+
+def assert_as_oracle(base, logits, targets, **options):
+    """Compare with the oracle the numbers of each token, then, by these, all figures."""
+    found = compare(base, logits, targets, **options)
+    expected = reference.compare(base, logits, targets, **options)
+    axis = options.get("axis", -1)
+    error = normalizer_error(base, axis) + normalizer_error(logits, axis)
+    relative = 1e-6 if min(base.dtype.itemsize, logits.dtype.itemsize) < 8 else 4e-15
+    assert_near(found.nll, expected.nll, error)
+    assert_near(found.base_nll, expected.base_nll, error)
+    assert_near(found.kl, expected.kl, 2 * error + 3 * relative * np.nan_to_num(abs(expected.kl), posinf=0), 4)
+    assert_near(found.delta_p, expected.delta_p, error + 1e-15)
+    for name in ("is_same_top", "kept"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
+    tokens = [np.asarray(getattr(found, name))[found.kept] for name in ARRAYS]
+    if found.count > 1 and all(np.isfinite(column).all() for column in tokens):
+        assert_figures(found.as_dict(), reference.figures_of_comparison(found))
+    return found
+
+
+@each_definition
+@pytest.mark.parametrize(
+    ("base_dtype", "dtype"), [(base, other) for base in FLOATS for other in FLOATS], ids=lambda dtype: dtype.name
+)
+def test_dtypes_axes_and_masks(definitions, base_dtype, dtype, rng):
+    for axis in (0, 1, -1):
+        base, logits = pair(rng, (6, 7, 8), base_dtype, dtype, axis)
+        batch = np.delete((6, 7, 8), axis)
+        targets = rng.integers(0, base.shape[axis], batch)
+        targets[1, 2:] = -1
+        options = {"axis": axis, "where": rng.random(batch) > 0.2, "ignore_index": -1, "definitions": definitions}
+        found = assert_as_oracle(base, logits, targets, **options)
+        assert (found.kl.shape, found.count) == (tuple(batch), np.count_nonzero(found.kept))
+        assert 0 < found.count < found.kept.size
+
+
+@each_definition
+@pytest.mark.parametrize("classes", [1, 2, 65, 513, 4097])
+def test_lengths_of_rows(definitions, classes, rng):
+    for dtype in (np.float32, np.float64):
+        base, logits = pair(rng, (5, classes), dtype, dtype)
+        if classes > 2:
+            assert (base < -16).any()
+        assert_as_oracle(base, logits, rng.integers(0, classes, 5), definitions=definitions)
+
+
+@given(
+    st.lists(st.integers(0, 4), max_size=2),
+    st.integers(1, 9),
+    *[st.sampled_from(FLOATS)] * 2,
+    st.sampled_from([("exact", 0), ("exact", 0.1), ("llama.cpp", 0)]),
+    st.integers(0, 2**32),
+)
+@settings(max_examples=150)
+def test_random_cases(batch, classes, base_dtype, dtype, case, seed):
+    rng, (definitions, impossible) = np.random.default_rng(seed), case
+    base, logits = pair(rng, (*batch, classes), base_dtype, dtype)
+    for array in (base, logits):
+        array[rng.random(array.shape) < impossible] = -INF
+    targets = rng.choice([*range(classes), -100], batch)
+    assert_as_oracle(base, logits, targets, definitions=definitions)
+
+
+def test_logits_and_their_log_probabilities_are_the_same(rng):
+    logits, other = pair(rng, (20, 100), np.float64, np.float64)
+    targets = rng.integers(0, 100, 20)
+    shift = 5 * rng.standard_normal((20, 1))
+    found, expected = compare(logits + shift, other - shift, targets), compare(logits, other, targets)
+    for name in ARRAYS:
+        np.testing.assert_allclose(getattr(found, name), getattr(expected, name), rtol=0, atol=1e-13)
+
+
+def test_exact_numbers_are_those_of_the_other_functions(rng):
+    base, logits = pair(rng, (4, 5, 60), np.float16, np.float32)
+    targets = rng.integers(0, 60, (4, 5))
+    found = compare(base, logits, targets)
+    assert_same_bits(found.nll, cross_entropy(logits, targets, reduction="none"))
+    assert_same_bits(found.base_nll, cross_entropy(base, targets, reduction="none"))
+    assert_same_bits(found.kl, kl_divergence(base, logits, reduction="none"))
+    assert found.mean_kl == kl_divergence(base, logits)
+    assert found.perplexity == math.exp(cross_entropy(logits, targets))
+
+
+def test_by_hand():
+    # probabilities 1/2 and 1/2 where the base has 1/4 and 3/4, then 4/5 and 1/5 where it has 1/2 and 1/2
+    base, logits = [[0.0, math.log(3)], [0.0, 0.0]], [[0.0, 0.0], [math.log(4), 0.0]]
+    found = compare(base, logits, [0, 0])
+    gains = [math.log(2), math.log(8 / 5)]
+    assert found.perplexity == pytest.approx(math.sqrt(2 * 5 / 4))
+    assert found.base_perplexity == pytest.approx(math.sqrt(4 * 2))
+    assert found.log_perplexity_ratio == pytest.approx(-sum(gains) / 2)
+    assert found.log_perplexity_ratio_stderr == pytest.approx(abs(gains[0] - gains[1]) / 2)
+    assert found.correlation == pytest.approx(1)
+    divergences = [math.log(1 / 2) / 4 + math.log(3 / 2) * 3 / 4, math.log(5 / 8) / 2 + math.log(5 / 2) / 2]
+    assert found.kl == pytest.approx(divergences)
+    assert found.kl_quantiles[0.5] == pytest.approx(sum(divergences) / 2)
+    assert found.kl_quantiles[0.95] == pytest.approx(0.05 * min(divergences) + 0.95 * max(divergences))
+    assert found.delta_p == pytest.approx([1 / 4, 3 / 10])
+    assert found.rms_delta_p == pytest.approx(math.sqrt((1 / 16 + 9 / 100) / 2))
+    assert found.is_same_top.tolist() == [False, True]  # of equal ones, the first is the top
+    assert found.same_top_stderr == pytest.approx(math.sqrt(1 / 2 * 1 / 2 / 1))
+
+
+def test_divergence_of_llama_cpp_leaves_out_what_is_at_most_minus_16():
+    base = np.array([[math.log1p(-3e-7), -16.0, np.nextafter(-16.0, 0), -17.0]])
+    logits = np.array([[0.0, 5.0, -9.0, 7.0]])
+    losses = tokenloss.logsumexp(logits) - logits[0]
+    expected = sum(math.exp(base[0, k]) * (base[0, k] + losses[k]) for k in (0, 2))
+    found = compare(base, logits, [3], definitions="llama.cpp")
+    assert found.kl[0] == pytest.approx(expected, rel=1e-14)
+    assert found.base_nll[0] == 17.0
+
+
+# the same bits
+
+
+@pytest.fixture(scope="module")
+def trying():
+    """Positions of every kind, and what comes out of them."""
+    rng = np.random.default_rng(5)
+    logits = np.concatenate(
+        [trying_row(kind, rng, (20, 300), np.float32) for kind in ("plain", "with_specials", "wide", "far_out")]
+    )
+    with np.errstate(over="ignore", invalid="ignore"):  # a nan that signals
+        other = (logits * np.float32(1.01) + 1).astype(np.float16)
+    base = tokenloss.log_softmax(logits)
+    targets = rng.integers(0, 300, 80)
+    targets[rng.random(80) < 0.1] = -100
+    arrays = base, other, targets
+    return arrays, {definitions: compare(*arrays, definitions=definitions) for definitions in DEFINITIONS}
+
+
+@each_definition
+def test_backends(definitions, trying, backend):
+    assert_same(compare(*trying[0], definitions=definitions), trying[1][definitions])
+
+
+@each_definition
+@pytest.mark.parametrize(("rows", "copied"), [(1, 1), (7, 1), (7, 5000), (1 << 14, 3000), (30, 1 << 20)])
+def test_blocks(definitions, rows, copied, trying, monkeypatch):
+    monkeypatch.setattr(MODULE, "_BLOCK_ROWS", rows)
+    monkeypatch.setattr(MODULE, "_COPIED_BYTES", copied)
+    base, logits, targets = trying[0]
+    assert_same(compare(base, logits, targets, definitions=definitions), trying[1][definitions])
+    shape = (4, 5, 4)
+    found = compare(
+        base.reshape(*shape, -1), logits.reshape(*shape, -1), targets.reshape(shape), definitions=definitions
+    )
+    assert found.kl.shape == shape
+    flat = {name: getattr(found, name).reshape(-1) for name in ARRAYS}
+    assert_same(replace(found, **flat), trying[1][definitions])
+
+
+@each_definition
+def test_updates(definitions, trying, rng):
+    meter, (base, logits, targets) = ComparisonMeter(definitions=definitions), trying[0]
+    for part in np.split(np.arange(80), np.sort(rng.integers(0, 80, 9))):
+        before = meter.result()
+        meter.update(base[part], logits[part], targets[part])
+        assert meter.result().kept.size == before.kept.size + part.size
+    assert_same(meter.result(), trying[1][definitions])
+
+
+@each_definition
+def test_layouts(definitions, rng):
+    for base_dtype, dtype in [(np.float16, BFLOAT16), (BFLOAT16, np.float32), (np.float32, np.float16)]:
+        base, logits = pair(rng, (5, 4, 33), base_dtype, dtype)
+        targets = rng.integers(0, 33, (5, 4))
+        targets[2, 1] = -100
+        expected = compare(base, logits, targets, definitions=definitions)
+        for layout in LAYOUTS.values():
+            assert_same(compare(layout(base), layout(logits), layout(targets), definitions=definitions), expected)
+        given = (np.moveaxis(array, -1, 0) for array in (base, logits))
+        assert_same(compare(*given, targets, axis=0, definitions=definitions), expected)
+
+
+@each_definition
+def test_workers(definitions, rng):
+    base, logits = pair(rng, (40, 20000), np.float32, np.float16)
+    targets = rng.integers(0, 20000, 40)
+    expected = compare(base, logits, targets, definitions=definitions, workers=1)
+    for workers in (2, 5):
+        assert_same(compare(base, logits, targets, definitions=definitions, workers=workers), expected)
+
+
+# edges
+
+
+@each_definition
+@pytest.mark.parametrize("shape", [(0, 3), (2, 0, 3), (4, 3), (4, 0)])
+def test_nothing_kept(definitions, shape):
+    logits = np.full(shape, NAN)
+    found = compare(logits, logits, np.full(shape[:-1], -100), definitions=definitions)
+    assert found.count == 0
+    assert found.kl.shape == shape[:-1]
+    figures = found.as_dict()
+    for name in ("definitions", "count"):
+        del figures[name]
+    for figure in figures.values():
+        for value in figure.values() if isinstance(figure, dict) else [figure]:
+            assert math.isnan(value)
+    assert repr(ComparisonMeter(definitions=definitions).result().as_dict()) == repr(found.as_dict())
+
+
+@each_definition
+def test_one_token(definitions):
+    found = compare(np.log([0.5, 0.5]), np.log([0.25, 0.75]), 1, definitions=definitions)
+    assert (found.count, found.kl.shape) == (1, ())
+    assert found.perplexity_ratio == pytest.approx(0.5 / 0.75)
+    assert found.delta_p_quantiles == dict.fromkeys(found.delta_p_quantiles, float(found.delta_p))
+    undefined = [name for name, figure in found.as_dict().items() if isinstance(figure, float) and math.isnan(figure)]
+    assert undefined == [name for name in found.as_dict() if name == "correlation" or name.endswith("_stderr")]
+
+
+@each_definition
+def test_a_model_beside_itself(definitions, rng):
+    base = pair(rng, (30, 50), np.float32, np.float32)[0]
+    found = compare(base, base, rng.integers(0, 50, 30))
+    assert found.correlation == found.perplexity_ratio == found.same_top == 1
+    for name in ("log_perplexity_ratio", "perplexity_difference", "mean_kl", "mean_delta_p", "rms_delta_p"):
+        assert getattr(found, name) == getattr(found, name + "_stderr") == 0
+    assert found.same_top_stderr == found.perplexity_ratio_stderr == 0
+
+
+def test_correlation_of_losses_that_are_all_the_same_is_undefined():
+    assert math.isnan(compare(np.zeros((3, 2)), [[0.0, 1.0], [0.0, 2.0], [0.0, 3.0]], [0, 0, 0]).correlation)
+    found = compare([[0.0, 1.0], [0.0, 2.0]], [[0.0, 2.0], [0.0, 1.0]], [0, 0])
+    assert found.correlation == pytest.approx(-1)
+
+
+@each_definition
+def test_impossible_target(definitions):
+    base, logits = np.log([[0.5, 0.5], [0.25, 0.75]]), np.log([[0.5, 0.5], [0.5, 0.5]])
+    logits[0] = 0, -INF
+    found = compare(base, logits, [1, 0], definitions=definitions)
+    assert found.nll.tolist() == [INF, pytest.approx(math.log(2))]
+    assert found.perplexity == found.log_perplexity_ratio == found.perplexity_ratio == found.mean_kl == INF
+    assert found.perplexity_difference == found.kl_quantiles[1.0] == found.kl_quantiles[0.5] == INF
+    assert found.kl_quantiles[0.0] < 1
+    assert found.delta_p == pytest.approx([-0.5, 0.25])
+    assert found.base_perplexity == pytest.approx(math.sqrt(8))
+    for name in ("perplexity", "log_perplexity_ratio", "perplexity_ratio", "perplexity_difference", "mean_kl"):
+        assert math.isnan(getattr(found, name + "_stderr"))
+    assert math.isfinite(found.rms_delta_p_stderr)
+    both = compare(logits, logits, [1, 0])
+    assert both.kl.tolist() == [0.0, 0.0]
+    assert math.isnan(both.log_perplexity_ratio)
+    assert math.isnan(both.perplexity_difference)
+
+
+@each_definition
+@pytest.mark.parametrize("value", [NAN, INF])
+def test_undefined_rows(definitions, value):
+    base = np.log([[0.5, 0.5], [0.25, 0.75]])
+    logits = base.copy()
+    logits[0, 1] = value
+    for first, second in ((base, logits), (logits, base)):
+        found = compare(first, second, [0, 0], definitions=definitions)
+        assert np.isnan(found.kl).tolist() == [True, False]
+        assert math.isnan(found.mean_kl)
+        assert all(map(math.isnan, found.kl_quantiles.values()))
+        assert math.isnan(found.perplexity) == (second is logits)
+        assert found.count == 2
+    everywhere = np.full((2, 2), NAN)
+    assert compare(everywhere, everywhere, [0, 0]).same_top == 0
+
+
+def test_losses_beyond_exp():
+    found = compare(np.zeros((2, 2)), [[0.0, 2000.0], [0.0, 1.0]], [0, 0])
+    assert found.perplexity == found.perplexity_ratio == found.perplexity_difference == INF
+    assert found.log_perplexity_ratio == pytest.approx(1000, rel=1e-3)
+    assert math.isfinite(found.log_perplexity_ratio_stderr)
+
+
+@needs_mprotect
+def test_rows_that_are_passed_over_lie_in_memory_that_cannot_be_read(run_python):
+    run_python(
+        FORBIDDEN_PAGES
+        + """
+from tokenloss import compare, log_softmax
+
+rows = np.frombuffer(memory, np.float32).reshape(3, -1)
+rows[...] = -np.log(rows.shape[1])
+forbid(1)
+for other in (rows, np.zeros(rows.shape)):
+    for definitions in ("exact", "llama.cpp"):
+        for targets, where in (([0, -100, 0], None), ([0, 10**9, 0], [True, False, True])):
+            found = compare(rows, other, targets, where=where, definitions=definitions)
+            assert abs(found.kl).max() < 1e-6
+            assert found.kept.tolist() == [True, False, True]
+"""
+    )
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows does not tell the peak")
+def test_memory_is_bounded(run_python):
+    run_python(
+        MEASURED.replace("WORKERS << 20", "4 << 20")
+        + """
+from tokenloss import compare
+
+base = rng.standard_normal((128, 131072), np.float32)
+base -= logsumexp(base).astype(np.float32)[:, None]
+targets = rng.integers(0, base.shape[1], 128)
+some = np.where(rng.random(128) > 0.5, targets, -100)
+for definitions in ("exact", "llama.cpp"):
+    for ids in (targets, some):
+        for order in "CF":
+            logits = np.asarray(base[:32], order=order)
+            measure(f"{definitions} {order}", lambda: compare(logits, logits, ids[:32], definitions=definitions))
+"""
+    )
+
+
+# what a comparison is
+
+
+def test_comparison_is_a_record(rng):
+    base, logits = pair(rng, (4, 9), np.float32, np.float32)
+    found = compare(base, logits, [1, 2, 3, 4])
+    assert re.fullmatch(
+        r"Comparison\(count=4, perplexity=[\d.]+, base_perplexity=[\d.]+, mean_kl=[\d.]+, same_top=[\d.]+\)",
+        repr(found),
+    )
+    assert_same(pickle.loads(pickle.dumps(found)), found)  # noqa: S301 -- what was pickled a moment ago
+    with pytest.raises(FrozenInstanceError):
+        found.count = 5
+    figures = found.as_dict()
+    assert json.loads(json.dumps(figures)) == figures
+    assert figures["definitions"] == "exact"
+    assert not set(figures) & set(ARRAYS)
+    assert all(array.dtype in (np.float64, np.bool_) for array in (getattr(found, name) for name in ARRAYS))
+
+
+@pytest.mark.parametrize("rich", [True, False])
+def test_report(rich, sample, capsys, monkeypatch):
+    if not rich:
+        monkeypatch.setattr(report, "has_rich", lambda: False)
+    report.show_tables("BASE, OTHER", "", report.comparison_tables(compare(*sample, definitions="llama.cpp")))
+    lines = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
+    for line in (
+        "  Perplexity statistics",
+        "  Mean PPL(Q)                      80.524495  ±  13.192590",
+        "  Cor(ln(PPL(Q)), ln(PPL(base)))   99.67 %",
+        "  KL divergence statistics",
+        "  Mean    KLD    0.027054  ±   0.001447",
+        "  Maximum KLD    0.228511",
+        "  Token probability statistics",
+        "  Minimum Δp  -13.406 %",
+        "  Same top p   83.226 %  ±  2.126 %",
+    ):
+        assert line in lines
+
+
+# what does not fit
+
+
+def test_wrong_input_is_named():
+    logits, targets = np.ones((2, 3)), [0, 1]
+    for error, words, arguments, options in [
+        (TypeError, ("base_logits", "int64", "float16"), (logits.astype(int), logits, targets), {}),
+        (TypeError, ("logits", "int64", "float16"), (logits, logits.astype(int), targets), {}),
+        (TypeError, ("logits", "device", "CPU"), (logits, OnDevice(2, 0), targets), {}),
+        (ValueError, ("base_logits", "scalar"), (1.0, 1.0, 0), {}),
+        (ValueError, ("logits", "(2, 4)", "(2, 3)", "base_logits"), (logits, np.ones((2, 4)), targets), {}),
+        (ValueError, ("targets", "(3,)", "(2,)", "base_logits"), (logits, logits, [0, 1, 2]), {}),
+        (ValueError, ("targets", "(2, 3)", "(2,)"), (logits, logits, np.ones((2, 3))), {}),
+        (TypeError, ("targets", "float64", "integer"), (logits, logits, [0.0, 1.0]), {}),
+        (IndexError, ("targets[1]", "3", "[0, 3)"), (logits, logits, [0, 3]), {}),
+        (ValueError, ("axis", 2, "base_logits"), (logits, logits, targets), {"axis": 2}),
+        (ValueError, ("where", "(3,)", "(2,)"), (logits, logits, targets), {"where": [True] * 3}),
+        (TypeError, ("ignore_index", "0.5"), (logits, logits, targets), {"ignore_index": 0.5}),
+        (ValueError, ("workers", 0), (logits, logits, targets), {"workers": 0}),
+        (ValueError, ("definitions", "'llama'", "'exact'"), (logits, logits, targets), {"definitions": "llama"}),
+        (ValueError, ("definitions", "1", "'exact'"), (logits, logits, targets), {"definitions": 1}),
+        (ValueError, ("base_logits", "2.099", "log_softmax"), (logits, logits, targets), {"definitions": "llama.cpp"}),
+    ]:
+        with fails(error, *words):
+            compare(*arguments, **options)
+
+
+def test_bad_target_is_named_by_its_place_among_all(monkeypatch):
+    monkeypatch.setattr(MODULE, "_BLOCK_ROWS", 2)
+    targets = np.zeros((3, 50), int)
+    targets[2, 7] = 3
+    with fails(IndexError, "targets[2, 7]", 3, "[0, 3)"):
+        compare(np.zeros((3, 50, 3)), np.zeros((3, 50, 3)), targets)
+
+
+def test_meter_is_as_it_was_after_an_error(monkeypatch):
+    monkeypatch.setattr(MODULE, "_BLOCK_ROWS", 1)
+    base = np.log([[0.5, 0.5], [0.25, 0.75]])
+    meter = ComparisonMeter(definitions="llama.cpp")
+    meter.update(base, base, [0, 1])
+    before = meter.result()
+    wrong = np.array([[math.log(0.5)] * 2, [3.0, 3.0]])
+    for arguments in ((base, base, [0, 2]), (wrong, base, [0, 1])):
+        with pytest.raises((IndexError, ValueError)):
+            meter.update(*arguments)
+    assert_same(meter.result(), before)

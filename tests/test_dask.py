@@ -1,0 +1,428 @@
+"""Dask: the bits of one machine whatever the chunks, on a cluster whose workers die, and errors before any work."""
+
+import itertools
+import logging
+import os
+import re
+import signal
+import threading
+import time
+from pathlib import Path
+
+import dask
+import dask.array as da
+import numpy as np
+import pytest
+from arrays import BFLOAT16, FLOATS, assert_same_bits, distributions
+from distributed import Client, LocalCluster
+
+import tokenloss
+from tokenloss import LossMeter
+from tokenloss.dask import cross_entropy, map_shards, score
+
+SHAPES = [((40, 30), -1), ((30, 40), 0), ((7, 30, 9), 1), ((5, 4, 3, 30), -1), ((30,), 0), ((0, 30), 1), ((40, 1), 1)]
+CHUNKS = [1000, 7, 2]
+OPTIONS = [
+    {},
+    {"label_smoothing": 0.1},
+    {"z_loss": 1e-3, "logit_scale": 0.7},
+    {"softcap": 5.0, "ignore_index": None},
+    {"ignore_index": 3, "workers": 2},
+]
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(11)
+
+
+@pytest.fixture(autouse=True)
+def _small_blocks():
+    """Dask moves classes together in blocks of a few rows, so that there are several."""
+    with dask.config.set({"array.chunk-size": "2 kB"}):
+        yield
+
+
+def problem(rng, shape, axis, dtype=np.float32):
+    """Logits, class ids of which some are ignored, and a mask."""
+    batch = tuple(np.delete(shape, axis))
+    targets = np.where(rng.random(batch) < 0.2, -100, rng.integers(0, shape[axis], batch))
+    return (4 * rng.standard_normal(shape)).astype(dtype), targets, rng.random(batch) < 0.8
+
+
+def meter_of(logits, targets, where=True, ignore_index=-100, **options):
+    """Meter of tokens on one machine."""
+    nll = tokenloss.cross_entropy(logits, targets, where=where, ignore_index=ignore_index, reduction="none", **options)
+    kept = where if targets.ndim == logits.ndim or ignore_index is None else where & (targets != ignore_index)
+    meter = LossMeter()
+    meter.update(nll, kept)
+    return meter
+
+
+# -- bits -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("chunks", CHUNKS)
+@pytest.mark.parametrize(("shape", "axis"), SHAPES)
+def test_score_is_the_meter_of_one_machine(shape, axis, chunks, rng):
+    logits, targets, where = problem(rng, shape, axis)
+    expected = meter_of(logits, targets, where, axis=axis)
+    lazy = da.from_array(logits, chunks=chunks)
+    assert score(lazy, targets, where=where, axis=axis) == expected
+    lazy_targets, lazy_where = da.from_array(targets, chunks=3), da.from_array(where, chunks=5)
+    assert score(lazy, lazy_targets, where=lazy_where, axis=axis) == expected
+    assert expected.count == np.sum(where & (targets != -100))
+
+
+@pytest.mark.parametrize("dtype", [*FLOATS, np.dtype(">f4")], ids=str)
+def test_score_takes_every_dtype(dtype, rng):
+    logits, targets, _ = problem(rng, (20, 50), 1, dtype)
+    assert score(da.from_array(logits, chunks=(6, 11)), targets) == meter_of(logits, targets)
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint16", "uint64", ">i4"])
+def test_score_takes_class_ids_of_every_dtype(dtype, rng):
+    logits, targets, where = problem(rng, (20, 50), 1)
+    targets = targets.clip(0).astype(dtype)
+    assert score(da.from_array(logits, chunks=6), targets, where=where) == meter_of(logits, targets, where)
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("soft", [False, True], ids=["class ids", "distributions"])
+def test_options_are_those_of_one_machine(soft, options, rng):
+    logits, targets, where = problem(rng, (6, 9, 20), -1)
+    targets = distributions(rng, logits.shape) if soft else targets.clip(0)
+    lazy, lazy_targets = da.from_array(logits, chunks=4), da.from_array(targets, chunks=5)
+    expected = meter_of(logits, targets, where, **options)
+    assert score(lazy, lazy_targets, where=where, **options) == expected
+    weight = rng.random(20)
+    for reduction in ("none", "sum", "mean"):
+        for weights in ({}, {"weight": weight}, {"weight": weight.astype(BFLOAT16)}):
+            found = cross_entropy(lazy, lazy_targets, where=where, reduction=reduction, **weights, **options)
+            one = tokenloss.cross_entropy(logits, targets, where=where, reduction=reduction, **weights, **options)
+            assert (found.dtype, found.shape) == (np.float64, np.shape(one))
+            assert_same_bits(found.compute(), one, reduction)
+
+
+@pytest.mark.parametrize("chunks", CHUNKS)
+@pytest.mark.parametrize(("shape", "axis"), SHAPES)
+def test_losses_are_those_of_one_machine(shape, axis, chunks, rng):
+    logits, targets, where = problem(rng, shape, axis)
+    losses = cross_entropy(da.from_array(logits, chunks=chunks), targets, where=where, axis=axis, reduction="none")
+    expected = tokenloss.cross_entropy(logits, targets, where=where, axis=axis, reduction="none")
+    assert (losses.shape, losses.dtype) == (targets.shape, np.float64)
+    assert_same_bits(losses.compute(), expected)
+
+
+@pytest.mark.parametrize("weight", [None, np.zeros(20), np.ones(20)], ids=["plain", "zeros", "ones"])
+def test_nothing_kept(weight, rng):
+    logits, targets, _ = problem(rng, (8, 20), 1)
+    lazy = da.from_array(logits, chunks=3)
+    assert score(lazy, targets, where=False) == LossMeter()
+    assert np.isnan(cross_entropy(lazy, targets, where=False, weight=weight).compute())
+    assert cross_entropy(lazy, targets, where=False, weight=weight, reduction="sum").compute() == 0.0
+
+
+def test_mean_of_classes_that_weigh_nothing(rng):
+    logits, targets, _ = problem(rng, (8, 20), 1)
+    assert np.isnan(cross_entropy(da.from_array(logits, chunks=3), targets, weight=np.zeros(20)).compute())
+    assert np.isnan(tokenloss.cross_entropy(logits, targets, weight=np.zeros(20)))
+
+
+def test_infinite_losses(rng):
+    logits, targets, _ = problem(rng, (8, 20), 1)
+    targets = targets.clip(0)
+    logits[5] = -np.inf
+    logits[6, targets[6]] = -np.inf
+    assert score(da.from_array(logits, chunks=3), targets) == meter_of(logits, targets)
+
+
+# -- how the work is cut ----------------------------------------------------------------------------------------------
+
+
+def test_losses_keep_the_chunks_of_logits(rng):
+    logits, targets, _ = problem(rng, (4, 20, 30), -1)
+    losses = cross_entropy(da.from_array(logits, chunks=((3, 1), (5, 15), 30)), targets, reduction="none")
+    assert losses.chunks == ((3, 1), (5, 15))
+
+
+def test_classes_are_moved_together_in_blocks_of_bounded_size(rng):
+    logits = da.from_array(rng.standard_normal((64, 64)), chunks=(64, 8))
+    losses = cross_entropy(logits, np.zeros(64, int), reduction="none")
+    assert max(losses.chunks[0]) * 64 * 8 <= 2000
+
+
+def test_meters_are_merged_in_a_tree():
+    total = cross_entropy(da.zeros((3000, 5), chunks=(1, 5)), np.zeros(3000, int), reduction="sum")
+    dependencies = total.__dask_graph__().get_all_dependencies()
+    assert len(dependencies) > 3000
+    assert max(map(len, dependencies.values())) <= 32
+
+
+def untouchable(block):
+    raise AssertionError(block)
+
+
+def test_nothing_is_computed_before_it_is_asked_for():
+    logits = da.zeros((6, 5), chunks=2).map_blocks(untouchable, dtype=np.float32, meta=np.empty((0, 0), np.float32))
+    for reduction in ("none", "sum", "mean"):
+        losses = cross_entropy(logits, np.zeros(6, int), reduction=reduction)
+        with pytest.raises(AssertionError):
+            losses.compute()
+
+
+# -- errors -----------------------------------------------------------------------------------------------------------
+
+LOGITS = np.zeros((6, 5), np.float32)
+TARGETS = np.zeros(6, int)
+
+
+@pytest.mark.parametrize(
+    ("logits", "targets", "options"),
+    [
+        (LOGITS.astype(int), TARGETS, {}),
+        (LOGITS.astype(complex), TARGETS, {}),
+        (LOGITS[0, 0], TARGETS, {}),
+        (LOGITS, TARGETS[:5], {}),
+        (LOGITS, TARGETS.astype(float), {}),
+        (LOGITS, LOGITS[:, :4], {}),
+        (LOGITS, LOGITS.astype(complex), {}),
+        (LOGITS, TARGETS, {"axis": 2}),
+        (LOGITS, TARGETS, {"axis": "1"}),
+        (LOGITS, TARGETS, {"ignore_index": 0.5}),
+        (LOGITS, TARGETS, {"where": TARGETS}),
+        (LOGITS, TARGETS, {"where": TARGETS[:4] == 0}),
+        (LOGITS, TARGETS, {"label_smoothing": 2}),
+        (LOGITS, TARGETS, {"z_loss": -1.0}),
+        (LOGITS, TARGETS, {"logit_scale": 0}),
+        (LOGITS, TARGETS, {"softcap": np.inf}),
+        (np.ma.masked_array(LOGITS), TARGETS, {}),
+        (LOGITS, np.ma.masked_array(TARGETS), {}),
+    ],
+)
+def test_wrong_arguments_raise_at_the_call_as_on_one_machine(logits, targets, options):
+    with pytest.raises((TypeError, ValueError)) as one:
+        tokenloss.cross_entropy(logits, targets, **options)
+    lazy = [da.from_array(array, chunks=2, asarray=False) for array in (logits, targets)]
+    lazy_options = options
+    if "where" in options:
+        lazy_options = {"where": da.from_array(options["where"], chunks=2)}
+    for arguments, kept in ((lazy, options), ((lazy[0], targets), options), (lazy, lazy_options)):
+        for function in (score, cross_entropy):
+            with pytest.raises(one.type, match=f"^{re.escape(str(one.value))}$"):
+                function(*arguments, **kept)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"weight": np.ones(4)}, {"weight": np.ones(5, complex)}, {"reduction": "average"}, {"workers": 0}],
+    ids=str,
+)
+def test_wrong_weight_reduction_or_workers_raise_at_the_call(options):
+    big = np.zeros((300, 2000), np.float32)  # `workers` is looked at where there is work to share
+    big_options = options if "workers" in options else {}
+    with pytest.raises((TypeError, ValueError)) as one:
+        tokenloss.cross_entropy(*((big, np.zeros(300, int)) if big_options else (LOGITS, TARGETS)), **options)
+    with pytest.raises(one.type, match=f"^{re.escape(str(one.value))}$"):
+        cross_entropy(da.from_array(LOGITS, chunks=2), TARGETS, **options)
+
+
+def test_logits_must_be_of_dask():
+    with pytest.raises(TypeError, match="logits is 'ndarray'; it must be a Dask array"):
+        score(LOGITS, TARGETS)
+
+
+def test_shapes_must_be_known():
+    lazy = da.from_array(LOGITS, chunks=2)
+    unknown = lazy[da.from_array(TARGETS == 0, chunks=2)]
+    with pytest.raises(ValueError, match=r"logits has shape \(nan, 5\); it must be known; its compute_chunk_sizes"):
+        score(unknown, TARGETS)
+    with pytest.raises(ValueError, match=r"targets has shape \(nan,\)"):
+        score(lazy, unknown[:, 0])
+
+
+@pytest.mark.parametrize(("shape", "axis", "bad"), [((40, 30), 1, (33,)), ((7, 30, 9), 1, (5, 8)), ((30,), 0, ())])
+@pytest.mark.parametrize("value", [30, -1])
+def test_bad_target_is_told_by_its_position_in_the_whole_array(shape, axis, bad, value, rng):
+    logits, targets, _ = problem(rng, shape, axis)
+    targets[bad] = value
+    with pytest.raises(IndexError) as one:
+        tokenloss.cross_entropy(logits, targets, axis=axis)
+    lazy = da.from_array(logits, chunks=4)
+    with pytest.raises(IndexError, match=f"^{re.escape(str(one.value))}$"):
+        score(lazy, targets, axis=axis)
+    where = np.ones(targets.shape, bool)
+    where[bad] = False
+    assert score(lazy, targets, axis=axis, where=where) == meter_of(logits, targets, where, axis=axis)
+
+
+def test_package_does_not_import_dask(run_python):
+    run_python("import sys, tokenloss; assert 'dask' not in sys.modules")
+
+
+def test_hint_where_dask_is_missing(run_python):
+    message = run_python("import sys; sys.modules['dask'] = None; import tokenloss.dask", fails=True)
+    hint = "needs the package dask[distributed]: pip install dask[distributed]"
+    assert message.splitlines()[-1] == f"ImportError: tokenloss.dask {hint}"
+    program = (
+        "import sys; sys.modules['distributed'] = None; import tokenloss.dask as d; next(d.map_shards(len, [], ''))"
+    )
+    assert run_python(program, fails=True).splitlines()[-1] == f"ImportError: a scheduler {hint}"
+
+
+# -- a cluster of processes -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    with LocalCluster(
+        n_workers=2, threads_per_worker=1, processes=True, host="127.0.0.1", dashboard_address=None,
+        silence_logs=logging.CRITICAL,
+    ) as cluster:  # fmt: skip
+        yield cluster
+
+
+@pytest.fixture
+def client(cluster):
+    """Client of the cluster: while it lives, Dask computes there."""
+    with Client(cluster) as client:
+        client.wait_for_workers(2, timeout=20)
+        yield client
+
+
+def die_once(path):
+    """Kill the worker that this runs in, unless that has been done before."""
+    try:
+        Path(path).touch(exist_ok=False)
+    except FileExistsError:
+        return
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def dying_in_block(block, path, number, block_id):
+    if block_id[0] == number:
+        die_once(path)
+    return block
+
+
+def losses_of_shard(path):
+    """Meter of a file, as the tests score it."""
+    with np.load(path) as data:
+        return os.getpid(), meter_of(data["logits"], data["targets"], workers=1)
+
+
+def losses_of_shard_once_dying(path):
+    if path.endswith("2.npz"):
+        die_once(f"{path}.died")
+    return losses_of_shard(path)
+
+
+def refuse(path):
+    if path.endswith("3.npz"):
+        raise ValueError(f"{path}: is refused")
+    return path
+
+
+def worker_threads():
+    return [thread.name for thread in threading.enumerate()]
+
+
+@pytest.fixture
+def shards(tmp_path, rng):
+    paths = [str(tmp_path / f"{i}.npz") for i in range(6)]
+    for path in paths:
+        logits, targets, _ = problem(rng, (50, 100), 1)
+        np.savez(path, logits=logits, targets=targets)
+    return paths
+
+
+@pytest.mark.usefixtures("client")
+def test_cluster_has_the_bits_of_one_machine(rng):
+    logits, targets, where = problem(rng, (100, 200), 1)
+    lazy = da.from_array(logits, chunks=(23, 70))
+    assert score(lazy, targets, where=where) == meter_of(logits, targets, where)
+    losses = cross_entropy(lazy, targets, where=where)
+    assert_same_bits(losses.compute(), tokenloss.cross_entropy(logits, targets, where=where))
+
+
+def test_killed_worker_costs_no_bit(client, tmp_path, rng):
+    logits, targets, _ = problem(rng, (300, 200), 1)
+    path = tmp_path / "died"
+    before = set(client.run(os.getpid).values())
+    lazy = da.from_array(logits, chunks=(10, 200)).map_blocks(
+        dying_in_block, path=str(path), number=20, dtype=logits.dtype, meta=logits[:0]
+    )
+    assert score(lazy, targets) == meter_of(logits, targets)
+    assert path.exists()
+    client.wait_for_workers(2, timeout=20)
+    assert set(client.run(os.getpid).values()) != before
+
+
+@pytest.mark.usefixtures("client")
+def test_bad_target_on_a_cluster(rng):
+    logits, targets, _ = problem(rng, (30, 20), 1)
+    targets[17] = 20
+    with pytest.raises(IndexError, match=r"targets\[17\] is 20, which is no class of \[0, 20\)"):
+        score(da.from_array(logits, chunks=4), targets)
+
+
+def test_a_block_has_one_thread_unless_told_otherwise(client):
+    logits = da.zeros((600, 4096), chunks=(300, 4096))  # blocks large enough to be shared
+    found = []
+    for options in ({}, {"workers": 2}):
+        score(logits, np.zeros(600, int), **options)
+        names = itertools.chain(*client.run(worker_threads).values())
+        found.append(any(name.startswith("tokenloss") for name in names))
+    assert found == [False, True]
+
+
+def test_shards_come_with_their_numbers(cluster, shards):
+    found = dict(map_shards(losses_of_shard, shards, cluster.scheduler_address))
+    assert {number: meter for number, (_, meter) in found.items()} == {
+        number: losses_of_shard(path)[1] for number, path in enumerate(shards)
+    }
+    assert os.getpid() not in {process for process, _ in found.values()}
+
+
+def test_equal_shards_are_each_done(cluster):
+    assert sorted(map_shards(len, ["a", "bc", "a"], cluster.scheduler_address)) == [(0, 1), (1, 2), (2, 1)]
+
+
+def test_shards_survive_a_killed_worker(cluster, shards):
+    found = dict(map_shards(losses_of_shard_once_dying, shards, cluster.scheduler_address))
+    assert Path(f"{shards[2]}.died").exists()
+    total = sum((meter for _, meter in found.values()), LossMeter())
+    assert total == sum((losses_of_shard(path)[1] for path in shards), LossMeter())
+
+
+def test_first_results_come_before_the_last_shard_is_done(cluster, tmp_path):
+    shards = [str(tmp_path / "0"), str(tmp_path / "1")]
+    results = map_shards(wait_for_the_other, shards, cluster.scheduler_address)
+    assert next(results) == (0, "at once")
+    (tmp_path / "go").touch()
+    assert list(results) == [(1, "later")]
+
+
+def wait_for_the_other(path):
+    if path.endswith("0"):
+        return "at once"
+    stop = time.monotonic() + 20
+    while not Path(path).with_name("go").exists() and time.monotonic() < stop:
+        time.sleep(0.01)
+    return "later" if time.monotonic() < stop else "never"
+
+
+def test_error_of_a_shard_reaches_the_caller(cluster, shards):
+    with pytest.raises(ValueError, match=r"3\.npz: is refused"):
+        list(map_shards(refuse, shards, cluster.scheduler_address))
+    assert len(list(map_shards(refuse, shards[:2], cluster.scheduler_address))) == 2
+
+
+@pytest.mark.parametrize("scheduler", ["", "nowhere", "tcp://", "tcp://127.0.0.1:1", None, 8786])
+def test_no_scheduler_is_a_clear_error(scheduler):
+    with (
+        dask.config.set({"distributed.comm.timeouts.connect": "0.5 s"}),
+        pytest.raises((TypeError, ValueError), match="must be the address of a Dask scheduler that runs") as error,
+    ):
+        next(map_shards(len, ["a"], scheduler))
+    assert f"scheduler is {scheduler!r}" in str(error.value)

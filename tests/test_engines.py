@@ -1,0 +1,35 @@
+"""The scripts that score a text with an engine: its own loss and tokenloss's agree."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ENGINES = Path(__file__).parents[1] / "benchmarks" / "engines"
+NEEDS = {
+    "with_llama_cpp.py": (),
+    "with_onnxruntime.py": ("onnx", "onnxruntime"),
+    "with_transformers.py": ("torch", "transformers"),
+}
+
+
+def test_every_script_is_tested():
+    assert {path.name for path in ENGINES.glob("*.py")} == set(NEEDS)
+
+
+@pytest.mark.parametrize("name", NEEDS)
+def test_loss_of_the_engine_is_ours(name):
+    for module in NEEDS[name]:
+        pytest.importorskip(module, reason="the engine is not installed")
+    done = subprocess.run([sys.executable, ENGINES / name], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    own, ours = map(float, re.search(r" ([\d.]+), tokenloss ([\d.]+)", done.stdout).groups())
+    assert ours == pytest.approx(own, rel=3e-7)  # some roundings of float32, in which the engines add up
+    assert 1 < ours < 20
+
+
+@pytest.mark.parametrize("name", NEEDS)
+def test_scripts_are_short(name):
+    assert len((ENGINES / name).read_text().splitlines()) <= 40
