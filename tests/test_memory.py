@@ -86,7 +86,7 @@ MEASURED = """
 import resource, sys, tracemalloc
 import ml_dtypes
 import numpy as np
-from tokenloss import LossMeter, cross_entropy, cross_entropy_loss, logsumexp, nll_loss
+from tokenloss import LossMeter, cross_entropy, cross_entropy_loss, linear_cross_entropy, logsumexp, nll_loss
 
 UNIT = 1 if sys.platform == "darwin" else 1024
 WORKERS = 2
@@ -104,16 +104,16 @@ class Exporter:
         return (1, 0)
 
 
-def measure(what, call):
-    call()  # starts threads and touches pages
+def measure(what, call, first=None, most=WORKERS << 20):
+    (first or call)()  # starts threads and touches pages
     tracemalloc.start()
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     call()
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * UNIT
     allocated = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert allocated < WORKERS << 20, f"{what}: {allocated} bytes were allocated"
-    assert grown < WORKERS << 20, f"{what}: the process grew by {grown} bytes"
+    assert allocated < most, f"{what}: {allocated} bytes were allocated"
+    assert grown < most, f"{what}: the process grew by {grown} bytes"
 """
 
 
@@ -171,5 +171,43 @@ for targets in (ids, ids.astype(np.int8), ids.astype(ids.dtype.newbyteorder()), 
     measure(name, lambda: cross_entropy(y_pred, targets, workers=WORKERS))
 losses = rng.random(rows)
 measure("meter", lambda: LossMeter().update(losses))
+"""
+    )
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows does not tell the peak")
+@pytest.mark.parametrize(
+    "operands",
+    [
+        "floats(3000, 64), floats(60000, 64)",
+        "floats(3000, 64)[:, ::-1], floats(64, 60000).T",
+        "floats(3000, 64, dtype=np.float64), floats(20000, 64)",
+        "floats(500, 2048), halves(8192, 2048)",
+        "halves(500, 2048), halves(2048, 8192).T",
+        "floats(24, 64), floats(200000, 64)",
+    ],
+)
+def test_projections_allocate_less_than_16_megabytes(operands, run_python):
+    run_python(
+        MEASURED
+        + f"""
+def floats(*shape, dtype=np.float32):
+    return rng.standard_normal(shape, dtype)
+
+
+def halves(*shape):
+    return rng.integers(0x3C00, 0x3D00, shape, np.uint16).view(ml_dtypes.bfloat16)
+
+
+hidden, weight = {operands}
+targets, bias = rng.integers(0, len(weight), len(hidden)), np.zeros(len(weight))
+kept = rng.random(len(hidden)) > 0.5
+for where in (None, kept):
+    measure(
+        f"where={{where}}",
+        lambda: linear_cross_entropy(hidden, weight, targets, linear_bias=bias, where=where, workers=WORKERS),
+        lambda: linear_cross_entropy(hidden[:30], weight[:1500], targets[:30] % 1500, workers=WORKERS),
+        most=16_000_000,
+    )
 """
     )

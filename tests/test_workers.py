@@ -400,6 +400,32 @@ def test_interrupt_of_a_single_enormous_row(call, run_python):
     )
 
 
+@pytest.mark.parametrize(
+    "call",
+    [
+        "linear_cross_entropy(states, weight, ids[:2**24])",
+        "linear_cross_entropy(states, weight, ids[:2**24], label_smoothing=0.1, workers=1)",
+        "linear_token_scores(states[:2**20], weight, ids[:2**20], top_k=20)",
+        "linear_cross_entropy(states[:24, :8], np.broadcast_to(np.ones(8, np.float32), (2**34, 8)), ids[:24])",
+        "linear_cross_entropy(states[:24, :8], np.broadcast_to(np.float16(1), (2**34, 8)), ids[:24])",
+        "linear_cross_entropy(states[:99, :8], np.broadcast_to(np.float16(1), (2**34, 8)), ids[:99])",
+        "linear_cross_entropy(states[:2**18], weight, np.broadcast_to(np.float32(0), (2**18, 4096)))",
+    ],
+)
+def test_interrupt_of_a_projection(call, run_python):
+    run_python(
+        LARGE
+        + INTERRUPTED
+        + f"""
+from tokenloss import linear_cross_entropy, linear_token_scores
+
+states, weight = np.broadcast_to(np.float32(0.5), (2**24, 64)), logits.reshape(-1, 64)[:4096]
+interrupted(lambda: {call})
+assert large(2) == large(1) == expected
+"""
+    )
+
+
 def test_interrupt_of_a_meter(run_python):
     run_python(
         LARGE

@@ -887,8 +887,8 @@ cdef class Tiles(Work):
         PyBuffer_Release(&self.tile.buffer)
         free(self.carried)
 
-    cdef bint begin(self, int64_t row, Carried *carried, tl_patience *patience) noexcept nogil:
-        """Begins a kept row, or ends it where its scores have no share in its loss."""
+    cdef void begin(self, int64_t row, Carried *carried, tl_patience *patience) noexcept nogil:
+        """Begins a kept row."""
         cdef tl_shares shares
         carried.row, carried.target = row, self.fold.target_of(row) if self.fold.by_class else -1
         carried.left_out, carried.weighs = carried.target, self.fold.smoothing != 0
@@ -896,13 +896,9 @@ cdef class Tiles(Work):
             shares = self.fold.shares_of(row)
             carried.left_out = tl_likeliest(backend, &shares, self.fold.classes, patience)
             carried.weighs = carried.left_out >= 0
-            if not carried.weighs and self.fold.z_loss == 0:
-                self.end(carried, 0)
-                return False
         carried.own = carried.anchor = 0
         memset(&carried.weighed, 0, sizeof(carried.weighed))
         carried.best = self.fold.best_of(row)
-        return True
 
     cdef void end(self, Carried *carried, double number) noexcept nogil:
         """Ends a kept row with its loss."""
@@ -925,7 +921,8 @@ cdef class Tiles(Work):
                 fold.next_row += 1
                 if not fold.is_kept(row, fold.target_of(row) if fold.by_class else -1):
                     fold.pass_over(row)
-                elif self.begin(row, &self.carried[self.count], &patience):
+                else:
+                    self.begin(row, &self.carried[self.count], &patience)
                     self.taken[self.count] = row
                     self.left_out[self.count] = self.carried[self.count].left_out
                     self.count += 1
@@ -981,6 +978,8 @@ cdef class Tiles(Work):
         cdef tl_row logits = self.fold.scores_of(0)
         cdef tl_normalizer normalizer
         cdef double loss = 0, share = 0, logit, gap
+        if carried.left_out < 0 and self.fold.z_loss == 0:
+            return 0  # a distribution without any share
         if carried.left_out < 0:
             normalizer = tl_normalize(&carried.state, &logits)
         else:

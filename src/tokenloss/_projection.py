@@ -87,7 +87,7 @@ class ProjectedRows(Rows):
         hidden = self.hidden
         if hidden.ndim != 2 and not hidden.flags.c_contiguous:
             return None
-        hidden = hidden.reshape(-1, hidden.shape[-1])
+        hidden = hidden.reshape(self.fold.rows, hidden.shape[-1])
         return hidden if self.hidden_code == self.code and _is_matrix(hidden) else None
 
     def _streams(self) -> bool:
