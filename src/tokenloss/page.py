@@ -1,0 +1,337 @@
+"""A page for people: a text, each token of it shaded by its loss."""
+
+from __future__ import annotations
+
+import base64
+import codecs
+import hashlib
+import html
+import json
+import math
+import re
+import unicodedata
+from importlib import resources
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tokenloss import _arrays
+from tokenloss._files import replacing
+from tokenloss.meter import LossMeter
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+
+    import numpy.typing as npt
+
+    from tokenloss._arrays import ArrayLike
+    from tokenloss.scores import TokenScores
+
+    Array = npt.NDArray[Any]
+
+MOST_TOKENS = 100_000  # that a page holds: about 10 MB, which a browser opens within two seconds
+
+# Where the next colour of page.css begins, in nats, and the classes of the colours.
+_SHADES = (0.1, 0.5, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 10.0)
+_CLASSES = (*(f"s{shade}" for shade in range(len(_SHADES) + 1)), "inf", "nan", "ignored")
+_INF, _NAN, _IGNORED = range(len(_SHADES) + 1, len(_CLASSES))
+
+_PAGE = """\
+<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy"
+ content="default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{script_hash}'">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title>
+<style>
+{style}</style>
+</head>
+<body>
+<h1>{title}</h1>
+{summary}
+{legend}
+{extent}<p class="hint">Point at a token, tap it, or use Tab and the arrow keys, to see what was predicted there.</p>
+<main id="text">
+{text}
+</main>
+<aside id="card" role="status" hidden></aside>
+<script type="application/json" id="data">{data}</script>
+<script>{script}</script>
+</body>
+</html>
+"""
+
+
+def write_page(
+    path: str | os.PathLike[str],
+    scores: TokenScores,
+    targets: ArrayLike,
+    *,
+    tokens: Sequence[str | None] | Array | None = None,
+    vocabulary: Sequence[str] | None = None,
+    title: str = "tokenloss",
+    meter: LossMeter | None = None,
+    accuracy: float | None = None,
+) -> None:
+    """Write a page of HTML that shows a text, each token shaded by its loss.
+
+    A token that is pointed at, tapped or reached by the keyboard tells its rank, probability, loss, entropy and the
+    likeliest alternatives. The page is one file that needs no other and no network.
+
+    Parameters
+    ----------
+    path : path-like
+        The file to write. What was there is replaced when the page is complete.
+    scores : TokenScores
+        What `token_scores` found, for positions of any shape: each row of the last axis is a paragraph. As many
+        alternatives are listed as its ``top_k`` says.
+    targets : array of integers
+        The class ids that were scored, of the scores' shape.
+    tokens : array of str, optional
+        The tokens' text, of the scores' shape; None where it is not known. The marks of byte-level BPE (``Ġ`` for a
+        space, ``Ċ`` for a newline, one for each byte) and of SentencePiece (``▁``, ``<0x0A>``) are shown as what they
+        stand for.
+    vocabulary : sequence of str, optional
+        The text of each class id: of the alternatives, and of the targets where `tokens` is not given. Without it,
+        alternatives have the text of the tokens that have the same id. Where no text is known, ids are shown.
+    title : str, default "tokenloss"
+        The headline.
+    meter : LossMeter, optional
+        What the summary on top is of, when `scores` are only the first part of what was scored, or for bits per byte.
+        By default it is of `scores`.
+    accuracy : float, optional
+        The share of greedy tokens that goes with `meter`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument does not fit; the message names it, what came and what fits. Nothing is written then.
+    OSError
+        If the file cannot be written; what was there stays.
+
+    Notes
+    -----
+    A page holds the first 100,000 tokens (``MOST_TOKENS``), and says so when there are more; its summary is of all.
+    The colours begin at 0, 0.1, 0.5, 1, 2, 3, 4, 6, 8 and 10 nats on every page.
+
+    Examples
+    --------
+    >>> import pathlib, tempfile
+    >>> from tokenloss import token_scores
+    >>> from tokenloss.page import write_page
+    >>> scores = token_scores([[2.0, 1.0, 0.0], [0.0, 3.0, 0.0]], [0, 1], top_k=2)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = pathlib.Path(folder, "page.html")
+    ...     write_page(path, scores, [0, 1], vocabulary=["to", " be", " not"])
+    ...     "<i class=s1>to</i><i class=s0> be</i>" in path.read_text("utf-8")
+    True
+    """
+    shape = scores.nll.shape
+    ids = _arrays.class_targets("targets", targets, (), shape, "scores", False)[0].reshape(-1)[:MOST_TOKENS]
+    if tokens is None:
+        given = None
+        text = [_entry(vocabulary, i) for i in ids.tolist()]
+    else:
+        given = text = _strings(tokens, shape)
+    if meter is None:
+        meter, accuracy = LossMeter(), scores.accuracy
+        meter.update(scores.nll, where=scores.kept)
+    look = _looks(scores)
+    style, script = (resources.files("tokenloss").joinpath(name).read_text("utf-8") for name in ("page.css", "page.js"))
+    page = _PAGE.format(
+        script_hash=base64.urlsafe_b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        title=html.escape(title.translate(_PICTURES)),
+        style=style,
+        summary=_summary(meter, accuracy),
+        legend=_legend(look),
+        extent=_extent(len(ids), max(math.prod(shape), meter.count)),
+        text="\n".join(_paragraphs(ids, text, look, shape[-1] if shape else 1)),
+        data=_data(scores, ids, given, vocabulary),
+        script=script,
+    )
+    with replacing(path) as file:
+        file.write(page.encode("utf-8", "replace"))
+
+
+def _strings(tokens: Sequence[str | None] | Array, shape: tuple[int, ...]) -> list[str | None]:
+    """The text of the tokens as it was given."""
+    array = np.asarray(tokens)
+    if array.shape != shape:
+        _arrays.fail("shape", name="tokens", got=array.shape, fits=f"{shape}, to fit scores")
+    if array.dtype.kind not in "UTO":
+        _arrays.fail("dtype", name="tokens", got=array.dtype, fits="text")
+    return [None if token is None else str(token) for token in array.reshape(-1)[:MOST_TOKENS].tolist()]
+
+
+def _entry(vocabulary: Sequence[str] | None, i: int) -> str | None:
+    """The text of a class id, if it is known."""
+    return str(vocabulary[i]) if vocabulary is not None and 0 <= i < len(vocabulary) else None
+
+
+# -- text -------------------------------------------------------------------------------------------------------------
+
+# Byte-level BPE writes bytes as characters that can be seen: as they are, or else from U+0100 on.
+_SEEN = [*range(33, 127), *range(161, 173), *range(174, 256)]
+_BYTES = {chr(byte): byte for byte in _SEEN}
+_BYTES |= {chr(256 + n): byte for n, byte in enumerate(sorted({*range(256)} - {*_SEEN}))}
+
+# Controls as pictures, since browsers show nothing in their place; those that turn around what follows as U+FFFD.
+_PICTURES = {code: 0x2400 + code for code in range(32) if chr(code) not in "\t\n"} | {127: 0x2421}
+_PICTURES |= dict.fromkeys((*range(0x202A, 0x202F), *range(0x2066, 0x206A)), 0xFFFD)
+
+
+def _paragraphs(ids: Array, text: list[str | None], look: Array, length: int) -> Iterator[str]:
+    """HTML of the tokens, a paragraph for so many of them."""
+    encode = _encoding(text)
+    for start in range(0, len(ids), length or 1):
+        part = slice(start, start + length)
+        spans = map(_span, ids[part].tolist(), _decoded(text[part], encode), look[part].tolist())
+        yield f"<p>{''.join(spans)}</p>"
+
+
+def _span(i: int, text: str | None, look: int) -> str:
+    """HTML of a token."""
+    name = _CLASSES[look]
+    if text is None:
+        return f'<i class="{name} id">{i}</i> '
+    text = text.translate(_PICTURES)
+    if "\n" in text and text.isspace():
+        return f'<i class="{name} br">{text}</i>'
+    if all(unicodedata.category(c) in ("Cf", "Me", "Mn") for c in text):
+        return f'<i class="{name} thin">{text}</i>'
+    return f"<i class={name}>{html.escape(text)}</i>"
+
+
+def _encoding(text: Iterable[str | None]) -> Callable[[str], bytes]:
+    """How the tokens of a text stand for bytes."""
+    tokens = {token for token in text if token}
+    # Maltese has these letters, too, but spaces beside them
+    if sum("Ġ" in token or "Ċ" in token for token in tokens) > sum(" " in token for token in tokens):
+        return _from_byte_level
+    if any("▁" in token for token in tokens):
+        return _from_sentencepiece
+    return _utf8
+
+
+def _utf8(token: str) -> bytes:
+    """Bytes of text; a surrogate, which has none, becomes a question mark."""
+    return token.encode("utf-8", "replace")
+
+
+def _from_byte_level(token: str) -> bytes:
+    """Bytes of a token of byte-level BPE; those that were added to its vocabulary are plain text."""
+    return bytes(_BYTES[c] for c in token) if _BYTES.keys() >= {*token} else _utf8(token)
+
+
+def _from_sentencepiece(token: str) -> bytes:
+    """Bytes of a token of SentencePiece, which has pieces for single bytes."""
+    byte = re.fullmatch("<0x([0-9A-F]{2})>", token)
+    return bytes.fromhex(byte[1]) if byte else _utf8(token.replace("▁", " "))
+
+
+def _decoded(text: Iterable[str | None], encode: Callable[[str], bytes]) -> Iterator[str | None]:
+    """What tokens stand for; a character that is spread over several comes with the last of them."""
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    for token in text:
+        yield None if token is None else decoder.decode(encode(token))
+
+
+# -- what is known of the tokens --------------------------------------------------------------------------------------
+
+
+def _looks(scores: TokenScores) -> Array:
+    """Where in `_CLASSES` the look of each token is."""
+    nll = scores.nll.reshape(-1)
+    look = np.searchsorted(_SHADES, nll, side="right")
+    look[np.isinf(nll)] = _INF
+    look[np.isnan(nll)] = _NAN
+    look[~scores.kept.reshape(-1)] = _IGNORED
+    return look
+
+
+def _data(scores: TokenScores, ids: Array, tokens: list[str | None] | None, vocabulary: Sequence[str] | None) -> str:
+    """JSON of all that the script shows of a token, in columns."""
+    size = len(ids)
+    if scores.top_ids is not None and scores.top_logprobs is not None:
+        k = scores.top_ids.shape[-1]
+        top, logprobs = scores.top_ids.reshape(-1)[: size * k], scores.top_logprobs.reshape(-1)[: size * k]
+    else:
+        k, top = 1, scores.argmax.reshape(-1)[:size]
+        logprobs = np.full(size, np.nan)
+    if vocabulary is None:
+        known = {str(i): token for i, token in zip(ids.tolist(), tokens or (), strict=False) if token is not None}
+    else:
+        named = np.unique(np.concatenate([ids, top])).tolist()
+        known = {str(i): token for i in named if (token := _entry(vocabulary, i)) is not None}
+    columns = {
+        "k": str(k),
+        "id": _json(ids.tolist()),
+        "rank": _json(scores.rank.reshape(-1)[:size].tolist()),
+        "loss": _numbers(scores.nll.reshape(-1)[:size]),
+        "entropy": _numbers(scores.entropy.reshape(-1)[:size]),
+        "top": _json(top.tolist()),
+        "logprob": _numbers(logprobs),
+        "text": _json(known),
+        "token": _json(tokens),
+    }
+    return "{" + ",".join(f'"{name}":{column}' for name, column in columns.items()) + "}"
+
+
+def _json(value: object) -> str:
+    """JSON in which nothing can end or comment out the script that holds it."""
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
+
+
+def _numbers(values: Array) -> str:
+    """JSON of numbers to six digits; infinities as numbers that are too large, nan as null."""
+    return f"[{','.join([f'{x:.6g}' for x in values.tolist()])}]".replace("inf", "1e999").replace("nan", "null")
+
+
+# -- what stands on top -----------------------------------------------------------------------------------------------
+
+
+def _summary(meter: LossMeter, accuracy: float | None) -> str:
+    """HTML of the figures."""
+    low, high = meter.perplexity_interval
+    sure = not math.isnan(low)
+    figures = [
+        ("tokens", f"{meter.count:,}", ""),
+        ("loss", f"{meter.loss:.5g}", f"± {meter.stderr:.3g} nats" if sure else "nats"),
+        ("perplexity", f"{meter.perplexity:.5g}", f"95 % interval {low:.4g} to {high:.4g}" if sure else ""),
+        ("bits per token", f"{meter.bits_per_token:.5g}", ""),
+    ]
+    if meter.n_bytes:
+        figures.append(("bits per byte", f"{meter.bits_per_byte:.5g}", f"{meter.n_bytes:,} bytes"))
+    if accuracy is not None:
+        figures.append(("greedy accuracy", f"{100 * accuracy:.2f} %", ""))
+    cells = (f"<div><dt>{name}</dt><dd>{value} <small>{note}</small></dd></div>" for name, value, note in figures)
+    return f'<dl class="summary">{"".join(cells)}</dl>'
+
+
+def _legend(look: Array) -> str:
+    """HTML of what the looks mean; those out of the ordinary only where they occur."""
+    cells = [
+        f"<span class=s{shade}>{loss:g}<br>{_percent(math.exp(-loss))}</span>"
+        for shade, loss in enumerate((0.0, *_SHADES))
+    ]
+    rows = [f"<div><b>loss from<br>probability to</b>{''.join(cells)}</div>"]
+    for index, name in (_INF, "infinite loss"), (_NAN, "no number"), (_IGNORED, "ignored"):
+        count = int(np.count_nonzero(look == index))
+        if count:
+            rows.append(f"<div><span class={_CLASSES[index]}>{name}<br>{count:,}</span></div>")
+    return f'<div class="legend">{"".join(rows)}</div>'
+
+
+def _percent(share: float) -> str:
+    """A share in percent, to two digits."""
+    return f"{100 * share:.2g} %" if share < 0.995 else "100 %"
+
+
+def _extent(shown: int, total: int) -> str:
+    """HTML that says how much is left out, if anything."""
+    if shown == total:
+        return ""
+    return f'<p class="part">This page holds the first {shown:,} of {total:,} tokens; the figures are of all.</p>\n'

@@ -1,0 +1,115 @@
+"""A real browser: Chromium without a window, driven by its DevTools protocol through a pair of pipes."""
+
+import base64
+import json
+import os
+import select
+import shutil
+import subprocess
+import sys
+
+PROGRAMS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+FLAGS = (
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run",
+    "--disable-background-networking", "--disable-component-update", "--host-resolver-rules=MAP * ~NOTFOUND",
+    "--remote-debugging-pipe",
+)  # fmt: skip
+# Chromium reads commands from descriptor 3 and writes to 4.
+LAUNCH = """
+import fcntl, os, sys
+pipes = [fcntl.fcntl(int(pipe), fcntl.F_DUPFD, 10) for pipe in sys.argv[1:3]]
+os.dup2(pipes[0], 3)
+os.dup2(pipes[1], 4)
+os.execv(sys.argv[3], sys.argv[3:])
+"""
+PATIENCE = 30  # seconds
+
+
+def find():
+    """The path of a browser, or None."""
+    return next(filter(None, map(shutil.which, PROGRAMS)), None)
+
+
+class Browser:
+    """One tab of a browser."""
+
+    def __init__(self, program, profile):
+        commands, self._commands = os.pipe()
+        self._answers, answers = os.pipe()
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", LAUNCH, str(commands), str(answers), program, *FLAGS, f"--user-data-dir={profile}"],
+            pass_fds=(commands, answers),
+            stderr=subprocess.DEVNULL,
+        )
+        os.close(commands)
+        os.close(answers)
+        self._number, self._session, self._received = 0, {}, b""
+        self.events = []
+        target = self.call("Target.createTarget", url="about:blank")["targetId"]
+        self._session = {"sessionId": self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]}
+        for domain in ("Page", "Runtime", "Log", "Network"):
+            self.call(f"{domain}.enable")
+
+    def close(self):
+        """End the browser."""
+        self.call("Browser.close")
+        self._process.wait(PATIENCE)
+        os.close(self._commands)
+        os.close(self._answers)
+
+    def call(self, method, **params):
+        """Give a command, wait for its answer."""
+        self._number += 1
+        command = {"id": self._number, "method": method, "params": params, **self._session}
+        os.write(self._commands, json.dumps(command).encode() + b"\0")
+        while (answer := self._read()).get("id") != self._number:
+            self.events.append(answer)
+        assert "error" not in answer, answer
+        return answer["result"]
+
+    def _read(self):
+        while b"\0" not in self._received:
+            assert select.select([self._answers], [], [], PATIENCE)[0], "the browser does not answer"
+            part = os.read(self._answers, 1 << 20)
+            assert part, "the browser has ended"
+            self._received += part
+        message, self._received = self._received.split(b"\0", 1)
+        return json.loads(message)
+
+    def open(self, path, width=1000, height=700, scheme="light", touch=False):
+        """Load a file in a window of this size."""
+        self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=touch)
+        self.call("Emulation.setTouchEmulationEnabled", enabled=touch)
+        self.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+        self.events = []
+        self.call("Page.navigate", url=path.as_uri())
+        while not self.seen("Page.loadEventFired"):
+            self.events.append(self._read())
+
+    def seen(self, *methods):
+        """What happened since a file was opened."""
+        return [event for event in self.events if event["method"] in methods]
+
+    def run(self, script):
+        """The value of an expression of JavaScript."""
+        result = self.call("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
+        assert "exceptionDetails" not in result, result
+        return result["result"].get("value")
+
+    def point(self, x, y):
+        """Move the mouse."""
+        self.call("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
+
+    def tap(self, x, y):
+        """Touch the screen with a finger, shortly."""
+        self.call("Input.dispatchTouchEvent", type="touchStart", touchPoints=[{"x": x, "y": y}])
+        self.call("Input.dispatchTouchEvent", type="touchEnd", touchPoints=[])
+
+    def press(self, key):
+        """Press a key that is no character."""
+        for kind in ("rawKeyDown", "keyUp"):
+            self.call("Input.dispatchKeyEvent", type=kind, key=key, windowsVirtualKeyCode={"Tab": 9}.get(key, 0))
+
+    def screenshot(self, path):
+        """Save what is seen as PNG."""
+        path.write_bytes(base64.b64decode(self.call("Page.captureScreenshot", format="png")["data"]))

@@ -1,0 +1,292 @@
+"""The figures: what they hold is what an independent count gives, whatever the losses; and how they are saved."""
+
+import itertools
+import math
+import warnings
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tokenloss import kl_divergence, plots, token_scores
+
+SAMPLE = Path(__file__).parent / "data" / "whisper-tiny-en.npz"
+RNG = np.random.default_rng(7)
+
+
+def words(axes):
+    """All that is written in the axes."""
+    legend = axes.get_legend()
+    texts = [axes.get_title(loc=side) for side in ("left", "right")] + [text.get_text() for text in axes.texts]
+    return texts + ([text.get_text() for text in legend.get_texts()] if legend else [])
+
+
+def drawn(figure):
+    """Draw a figure, which reveals what is wrong with it."""
+    figure.draw_without_rendering()
+    return figure
+
+
+def test_sample():
+    with np.load(SAMPLE) as data:
+        scores = token_scores(data["logits"], data["targets"], top_k=1)
+    figure = drawn(
+        plots.draw_losses(
+            scores.nll,
+            where=scores.kept,
+            greedy_logprobs=scores.top_logprobs[..., 0],
+            is_greedy=scores.is_greedy,
+            title="whisper",
+        )
+    )
+    text, histogram, calibration = figure.axes
+    assert figure.get_suptitle() == "whisper"
+    dots, _ = text.lines
+    np.testing.assert_array_equal(dots.get_xydata(), np.stack([np.arange(15), scores.nll], 1))
+    assert words(text) == ["Loss along the text", "15 tokens", "mean of 5 tokens"]
+    assert f"mean {scores.nll.mean():.4g}" in words(histogram)
+    assert f"median {np.median(scores.nll):.4g}" in words(histogram)
+    error = np.mean(1 - np.exp(-scores.nll))  # all are right, and the target is the likeliest
+    assert f"expected calibration error {100 * error:.3g} %" in words(calibration)
+
+
+@pytest.mark.parametrize("size", [1, 2, 7, 150, 900])
+def test_running_mean(size):
+    losses = RNG.exponential(2, size)
+    figure = drawn(plots.draw_losses(losses))
+    _, mean = figure.axes[0].lines
+    half = max(2, size // 100)
+    expected = [losses[max(0, i - half) : i + half + 1].mean() for i in range(size)]
+    np.testing.assert_array_equal(mean.get_xdata(), np.arange(size))
+    np.testing.assert_allclose(mean.get_ydata(), expected)
+
+
+def test_positions_are_those_of_the_text():
+    where = np.array([[True, False, True], [False, True, True]])
+    losses = np.array([[1.0, 9.0, 2.0], [9.0, np.nan, 3.0]])
+    figure = drawn(plots.draw_losses(losses, where=where))
+    assert figure.axes[0].lines[0].get_xydata().tolist() == [[0, 1], [2, 2], [5, 3]]
+    assert words(figure.axes[0])[1] == "3 tokens; 1 nan left out"
+
+
+def test_histogram_holds_every_loss():
+    losses = RNG.exponential(2, 5000)
+    (steps,) = drawn(plots.draw_losses(losses)).axes[1].patches
+    heights, edges, _ = steps.get_data()
+    assert heights.sum() == pytest.approx(100)
+    assert (edges[0], edges[-1]) == (0, losses.max())
+    expected = [np.mean((losses >= low) & (losses < high)) for low, high in itertools.pairwise(edges)]
+    np.testing.assert_allclose(heights[:-1], 100 * np.array(expected[:-1]))
+
+
+def test_calibration():
+    probability = np.append(RNG.random(20_000), [0.0, 1.0, 1.0])
+    right = np.append(RNG.random(20_000) < probability[:-3] ** 2, [False, True, False])
+    figure = plots.draw_losses(probability, greedy_logprobs=np.log(np.maximum(probability, 1e-300)), is_greedy=right)
+    axes = drawn(figure).axes[2]
+    error = 0.0
+    for k, bar in enumerate(axes.patches):
+        inside = (probability >= k / 10) & ((probability < (k + 1) / 10) | (k == 9))
+        assert bar.get_height() == pytest.approx(right[inside].mean())
+        assert bar.get_x() + bar.get_width() / 2 == pytest.approx((k + 0.5) / 10)
+        assert str(inside.sum()) in words(axes)
+        error += inside.mean() * abs(right[inside].mean() - probability[inside].mean())
+    assert len(axes.patches) == 10
+    assert f"expected calibration error {100 * error:.3g} %" in words(axes)
+
+
+def test_calibration_leaves_out_what_is_masked_or_nan():
+    figure = plots.draw_losses(
+        np.ones(4),
+        where=[True, True, True, False],
+        greedy_logprobs=np.log([0.25, 0.75, np.nan, 0.45]),
+        is_greedy=[True, True, True, True],
+    )
+    axes = drawn(figure).axes[2]
+    assert len(axes.patches) == 2
+    assert words(axes)[:2] == ["Calibration", "expected calibration error 50 %; 1 nan left out"]
+
+
+def test_counts_are_short():
+    size = 1_200_000
+    figure = plots.draw_losses(
+        np.ones(size), greedy_logprobs=np.log(np.where(np.arange(size) < 12_345, 0.35, 0.85)), is_greedy=np.ones(size)
+    )
+    assert {"12k", "1.2M"} <= set(words(figure.axes[2]))
+
+
+def test_many_tokens_are_thinned_out():
+    losses = RNG.exponential(2, 200_000)
+    text = drawn(plots.draw_losses(losses)).axes[0]
+    dots, mean = text.lines
+    assert words(text) == ["Loss along the text", "3,000 of 200,000 tokens drawn, at random", "mean of 4,001 tokens"]
+    assert len(np.unique(dots.get_xdata())) == 3000
+    np.testing.assert_array_equal(dots.get_ydata(), losses[dots.get_xdata()])
+    assert len(mean.get_xdata()) == 1000
+    middle = mean.get_xdata()[500]
+    assert mean.get_ydata()[500] == pytest.approx(losses[middle - 2000 : middle + 2001].mean())
+
+
+def test_losses_that_are_no_numbers_are_counted():
+    losses = [1.0, math.inf, math.nan, 2.0, math.inf, 1e300]
+    text, histogram = drawn(plots.draw_losses(losses)).axes
+    assert words(text)[1] == "2 tokens; 2 infinite and 1 nan and 1 above 1e+30 left out"
+    assert text.lines[0].get_ydata().tolist() == [1.0, 2.0]
+    assert "mean 1.5" in words(histogram)
+
+
+# -- divergences ------------------------------------------------------------------------------------------------------
+
+
+def quantile(values, share):
+    """A quantile, between two neighbours in order."""
+    values = sorted(values)
+    place = share * (len(values) - 1)
+    low = math.floor(place)
+    high = min(low + 1, len(values) - 1)
+    return values[low] + (place - low) * (values[high] - values[low])
+
+
+@pytest.mark.parametrize("size", [2, 310, 100_000])
+def test_quantiles_of_divergences(size):
+    divergences = np.exp(RNG.normal(-4, 1.5, size))
+    (axes,) = drawn(plots.draw_divergences(divergences, title="a beside b")).axes
+    assert axes.get_yscale() == "log"
+    names = [label.get_text() for label in axes.get_xticklabels()]
+    assert names == ["min", "0.1 %", "1 %", "5 %", "10 %", "median", "90 %", "95 %", "99 %", "99.9 %", "max"]
+    marks = next(line for line in axes.lines if line.get_marker() == "o")
+    shares = [0, 0.001, 0.01, 0.05, 0.1, 0.5, 0.9, 0.95, 0.99, 0.999, 1]
+    expected = [quantile(divergences, share) for share in shares]
+    np.testing.assert_allclose(marks.get_ydata(), expected)
+    np.testing.assert_array_equal(marks.get_xdata(), axes.get_xticks())
+    for value in expected:
+        assert f"{value:.3g}" in words(axes)
+    stderr = divergences.std(ddof=1) / math.sqrt(size)
+    assert f"mean {divergences.mean():.4g} ± {stderr:.2g}" in words(axes)
+    curve = axes.lines[0]
+    assert (np.diff(curve.get_ydata()) >= 0).all()
+    assert np.interp(0, *curve.get_data()) == pytest.approx(expected[5], rel=1e-3)
+
+
+def test_divergences_off_the_scale_are_counted():
+    (axes,) = drawn(plots.draw_divergences([0.0, -1e-9, 0.5, 0.25, math.inf, math.nan])).axes
+    assert words(axes)[1] == "4 tokens; 1 infinite and 1 nan left out; 2 below 1e-30, off the scale"
+    marks = next(line for line in axes.lines if line.get_marker() == "o")
+    assert marks.get_ydata()[-1] == 0.5
+    assert (marks.get_ydata() > 0).all()
+
+
+def test_masked_divergences():
+    logits = RNG.normal(size=(2, 3, 5))
+    divergences = kl_divergence(logits, logits / 2, reduction="none")
+    where = np.array([True, False, True])
+    (axes,) = plots.draw_divergences(divergences, where=where).axes
+    assert words(axes)[1] == "4 tokens"
+    assert f"{divergences[:, where].max():.3g}" in words(axes)
+
+
+# -- whatever comes ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "values", [[], [0.0], [2.5], [math.nan], [math.inf] * 3, [1e308] * 4, [5e-324, 0.0], [1e-300, 1e30], 1.5, [[3.0]]]
+)
+def test_any_values(values, tmp_path):
+    values = np.array(values)
+    options = {"greedy_logprobs": -values, "is_greedy": np.ones(values.shape, np.bool_)}
+    plots.save(plots.draw_losses(values, **options), tmp_path / "losses.png")
+    plots.save(plots.draw_divergences(values), tmp_path / "divergences.png")
+
+
+@pytest.mark.parametrize("title", ["a $x^{$ b", "日本語 \U0001f602", "two\nlines \x07", "x" * 5000, "%s {} \\frac"])
+def test_any_title(title, tmp_path):
+    figure = plots.draw_losses([1.0], title=title)
+    plots.save(figure, tmp_path / "figure.svg")
+    assert len(figure.get_suptitle()) <= 80
+    ET.parse(tmp_path / "figure.svg")  # noqa: S314 -- a file that was just written here
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"where": [True, False]}, ["where has shape (2,)", "(3,)"]),
+        ({"where": [1, 0, 1]}, ["where has dtype int64", "bool"]),
+        ({"greedy_logprobs": [0.0]}, ["greedy_logprobs has shape (1,)", "(3,)"]),
+        ({"greedy_logprobs": [0.0] * 3}, ["is_greedy has shape ()", "(3,)"]),
+        ({"greedy_logprobs": [0.0] * 3, "is_greedy": [True]}, ["is_greedy has shape (1,)", "(3,)"]),
+    ],
+)
+def test_arguments_must_fit(change, words):
+    with pytest.raises((TypeError, ValueError)) as raised:
+        plots.draw_losses(np.ones(3), **change)
+    for word in words:
+        assert word in str(raised.value)
+
+
+# -- files ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "magic"), [("a.png", b"\x89PNG\r\n"), ("a.PNG", b"\x89PNG\r\n"), ("a.svg", b"<?xml"), ("a.b.pdf", b"%PDF")]
+)
+def test_formats(name, magic, tmp_path):
+    plots.save(plots.draw_losses(RNG.exponential(2, 5000)), tmp_path / name)
+    content = (tmp_path / name).read_bytes()
+    assert content.startswith(magic)
+    assert len(content) < 1_000_000
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+@pytest.mark.parametrize("name", ["a.jpeg", "png", "a", "a.png.gz"])
+def test_other_formats_are_refused(name, tmp_path):
+    path = tmp_path / name
+    for function, arguments in (plots.check, ()), (plots.save, (plots.draw_losses([1.0]),)):
+        with pytest.raises(ValueError, match=r"\.png, \.svg or \.pdf") as raised:
+            function(*arguments, path)
+        assert str(path) in str(raised.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_was_there_stays_when_drawing_fails(tmp_path):
+    path = tmp_path / "figure.png"
+    path.write_bytes(b"before")
+    figure = plots.draw_losses([1.0])
+    figure.axes[0].set_xlabel("$\\frac$")  # which has no two arguments
+    with pytest.raises(ValueError, match="frac"):
+        plots.save(figure, path)
+    assert path.read_bytes() == b"before"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_without_matplotlib(run_python):
+    program = """
+import sys
+sys.modules["matplotlib"] = None
+from tokenloss import plots
+plots.check("a.png")
+"""
+    assert run_python(program, fails=True).endswith(
+        "ImportError: a figure needs the package matplotlib: pip install matplotlib\n"
+    )
+
+
+def test_nothing_global_is_touched(run_python, tmp_path):
+    program = f"""
+import sys
+from tokenloss import plots
+assert "matplotlib" not in sys.modules
+import matplotlib
+before = matplotlib.rcParams.copy()
+plots.save(plots.draw_losses([1.0, 2.0]), {str(tmp_path / "a.png")!r})
+plots.save(plots.draw_divergences([1.0, 2.0]), {str(tmp_path / "b.svg")!r})
+assert matplotlib.rcParams.copy() == before
+assert "matplotlib.pyplot" not in sys.modules
+"""
+    run_python(program, DISPLAY="")
+
+
+def test_warnings_of_others_are_left_alone(tmp_path):
+    filters = list(warnings.filters)
+    plots.save(plots.draw_losses([1.0]), tmp_path / "a.png")
+    assert warnings.filters == filters
