@@ -1,5 +1,6 @@
 """The command line: its figures, how it shows them, its bounded memory, and one line for whatever is wrong."""
 
+import csv
 import io
 import json
 import math
@@ -11,10 +12,14 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import pyarrow.parquet
 import pytest
+import zarr
 
 import tokenloss
-from tokenloss import cli, report
+from tokenloss import _evaluation, cli, report
+from tokenloss.formats import llama_cpp
+from tokenloss.formats import npz as npz_format
 
 SAMPLE = Path(__file__).parent / "data" / "whisper-tiny-en.npz"
 SHARED = Path(__file__).parents[2] / "shared" / "data"
@@ -134,8 +139,10 @@ def test_kinds(kind, figures, npz, npy):
     from_npz = figures(npz(**{kind: scores}, targets=TARGETS))
     from_npy = figures(*npy(scores, TARGETS), "--kind", kind)
     assert from_npz["loss"] == pytest.approx(loss, rel=1e-6)
-    for same in ("kind", "tokens", "loss", "stderr", "accuracy", "costliest", "bytes"):
+    for same in ("kind", "tokens", "loss", "stderr", "accuracy", "bytes"):
         assert from_npz[same] == from_npy[same]
+    for one, other in zip(from_npz["costliest"], from_npy["costliest"], strict=True):
+        assert one == other | {"file": one["file"]}
     assert from_npz["accuracy"] == 0.5  # of equal scores, the first is the guess
 
 
@@ -148,7 +155,7 @@ def test_npy_holds_logits_unless_told(figures, npy):
 @pytest.mark.parametrize("dtype", ["<f2", ">f4", "<f8"])
 @pytest.mark.parametrize("shape", [(), (7,), (3, 5), (2, 3, 4), (0,), (3, 0)])
 def test_shapes_layouts_and_blocks(shape, dtype, order, block_bytes, figures, npy, monkeypatch):
-    monkeypatch.setattr(cli, "_BLOCK_BYTES", block_bytes)
+    monkeypatch.setattr(_evaluation, "_BLOCK_BYTES", block_bytes)
     rng = np.random.default_rng(0)
     logits = np.asarray(rng.normal(size=(*shape, 11)), dtype, order=order)
     targets = np.asarray(rng.integers(11, size=shape), np.int32, order=order)
@@ -225,7 +232,7 @@ def test_losses_below_zero(figures, npz):
 @pytest.mark.parametrize("block_rows", [1, 3, 100])
 @pytest.mark.parametrize("top", [0, 1, 4, 40])
 def test_costliest_of_equal_losses_are_the_first(top, block_rows, figures, npz, monkeypatch):
-    monkeypatch.setattr(cli, "_BLOCK_ROWS", block_rows)
+    monkeypatch.setattr(_evaluation, "_BLOCK_ROWS", block_rows)
     targets = np.random.default_rng(1).integers(3, size=20)
     found = figures(npz(logits=np.tile(np.float32([3, 2, 1]), (20, 1)), targets=targets), "--top", top)
     assert [token["position"] for token in found["costliest"]] == np.argsort(-targets, kind="stable")[:top].tolist()
@@ -258,6 +265,442 @@ def test_memory_is_bounded(tmp_path):
     assert found["loss"] == pytest.approx(18 * math.log(2), abs=2e-7)
     assert (found["accuracy"], found["bytes"]) == (1.0, size)
     assert int(done.stderr) * 1024 < 200e6
+
+
+# -- shards -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def shards(tmp_path):
+    """Logits of 60 rows, their targets, and the files of three shards of them."""
+    rng = np.random.default_rng(3)
+    logits, targets = rng.normal(size=(60, 11), scale=3).astype(np.float32), rng.integers(11, size=60)
+    targets[::7] = -100
+    for name, part in zip("abc", np.split(np.arange(60), [13, 40]), strict=True):
+        np.savez(tmp_path / f"part-{name}.npz", logits=logits[part], targets=targets[part])
+        np.save(tmp_path / f"logits-{name}.npy", logits[part])
+        np.save(tmp_path / f"targets-{name}.npy", targets[part])
+    np.save(tmp_path / "all.npy", targets)
+    np.savez(tmp_path / "whole.npz", logits=logits, targets=targets)
+    return SimpleNamespace(logits=logits, targets=targets, path=tmp_path)
+
+
+SUMS = (
+    "tokens",
+    "ignored",
+    "loss",
+    "stderr",
+    "perplexity",
+    "perplexity_interval",
+    "accuracy",
+    "bits_per_token",
+    "bytes",
+)
+
+
+def test_shards_add_up(shards, figures):
+    whole, parts = figures(shards.path / "whole.npz"), figures(shards.path / "part-*.npz")
+    assert parts["files"] == [str(shards.path / f"part-{name}.npz") for name in "abc"]
+    for name in SUMS:
+        assert parts[name] == whole[name]
+    assert parts["shape"] == whole["shape"] == [60, 11]
+    assert [part["shape"] for part in parts["shards"]] == [[13, 11], [27, 11], [20, 11]]
+    for part, rows in zip(parts["shards"], np.split(np.arange(60), [13, 40]), strict=True):
+        assert part["loss"] == tokenloss.cross_entropy(shards.logits[rows], shards.targets[rows])
+    starts = dict(zip(parts["files"], (0, 13, 40), strict=True))
+    assert [starts[token["file"]] + token["position"] for token in parts["costliest"]] == [
+        token["position"] for token in whole["costliest"]
+    ]
+
+
+@pytest.mark.parametrize(
+    "targets",
+    [
+        ["targets-*.npy"],
+        ["targets-a.npy", "targets-b.npy", "targets-c.npy"],
+        ["targets-[ab].npy", "targets-c.npy"],
+        ["all.npy"],
+    ],
+)
+def test_targets_of_shards(targets, shards, figures):
+    options = [word for path in targets for word in ("--targets", shards.path / path)]
+    found = figures(shards.path / "logits-*.npy", *options)
+    assert found["loss"] == tokenloss.cross_entropy(shards.logits, shards.targets)
+    assert len(found["files"]) == 6
+
+
+def test_given_targets_come_before_those_in_a_file(shards, figures):
+    np.save(shards.path / "other.npy", np.zeros(60, int))
+    found = figures(shards.path / "whole.npz", "--targets", shards.path / "other.npy")
+    assert found["loss"] == tokenloss.cross_entropy(shards.logits, np.zeros(60, int))
+
+
+def test_bad_shards(shards, run):
+    logits, targets = shards.path / "logits-*.npy", shards.path / "targets-a.npy"
+    assert_refused(run("score", logits), "logits-a.npy: holds no targets", "--targets")
+    assert_refused(run("score", logits, "--targets", targets), f"{targets}: has shape (13,); it must hold 60 class ids")
+    both = [word for name in "ab" for word in ("--targets", shards.path / f"targets-{name}.npy")]
+    assert_refused(run("score", logits, *both), f"{targets}: is one of 2 files of targets; it must be 3")
+    np.savez(shards.path / "part-d.npz", logits=shards.logits[:, :7], targets=shards.targets % 7)
+    refused = run("score", shards.path / "part-*.npz")
+    assert_refused(refused, "part-d.npz: holds logits of 7 classes; it must hold logits of 11, as ", "part-a.npz")
+    np.savez(shards.path / "part-d.npz", logits=shards.logits, targets=np.full(60, 11))
+    assert_refused(run("score", shards.path / "part-*.npz"), "part-d.npz: targets[0] is 11", "[0, 11)")
+
+
+@pytest.mark.parametrize("save", ["npy", "npz", "zarr"])
+def test_shift(save, figures, tmp_path):
+    rng = np.random.default_rng(5)
+    logits, tokens = rng.normal(size=(3, 5, 7)).astype(np.float32), rng.integers(7, size=(3, 5))
+    tokens[1, 2] = -100
+    text = np.array([f"{i}" for i in range(15)]).reshape(3, 5)
+    path = tmp_path / f"scores.{save}"
+    if save == "npy":
+        np.save(path, logits)
+        np.save(tmp_path / "tokens.npy", tokens)
+        paths = path, tmp_path / "tokens.npy"
+    elif save == "npz":
+        np.savez(path, logits=logits, targets=tokens, tokens=text)
+        paths = (path,)
+    else:
+        group = zarr.open_group(path, mode="w")
+        group.create_array("logits", data=logits, chunks=(2, 2, 3))
+        group.create_array("targets", data=tokens)
+        paths = (path,)
+    found = figures(*paths, "--shift", "--top", 1, "--per-token", tmp_path / "tokens.csv")
+    losses = tokenloss.cross_entropy(logits[:, :-1], tokens[:, 1:], reduction="none")
+    assert found["loss"] == tokenloss.cross_entropy(logits[:, :-1], tokens[:, 1:])
+    assert (found["tokens"], found["ignored"]) == (11, 1)
+    i, j = np.unravel_index(losses.argmax(), losses.shape)
+    (costliest,) = found["costliest"]
+    assert (costliest["position"], costliest["target"]) == (5 * i + j, tokens[i, j + 1])
+    assert costliest["text"] == (text[i, j + 1] if save == "npz" else None)
+    table = np.genfromtxt(tmp_path / "tokens.csv", delimiter=",", names=True)
+    np.testing.assert_array_equal(table["nll"], losses.ravel())
+    np.testing.assert_array_equal(table["target"], tokens[:, 1:].ravel())
+
+
+def test_shift_does_not_fit(run, npz, tmp_path):
+    assert_refused(run("score", npz(logits=LOGITS[0], targets=0), "--shift"), "targets of shape ()", "sequences")
+    soft = npz(logits=LOGITS, targets=np.eye(3)[TARGETS])
+    assert_refused(run("score", soft, "--shift"), "targets of shape (4, 3)", "an id for each row")
+    llama_cpp.write(tmp_path / "base.kld", np.zeros(10, int), [LOGITS], 10)
+    assert_refused(run("score", tmp_path / "base.kld", "--shift"), "holds targets that are the next tokens")
+
+
+def test_bytes_and_words(figures, run, npz, tmp_path):
+    path = npz(logits=LOGITS, targets=TARGETS)
+    (tmp_path / "text").write_text("a naïve\nlittle  text\n", encoding="utf-8")
+    total = 4 * tokenloss.cross_entropy(LOGITS, TARGETS)
+    found = figures(path, "--text", tmp_path / "text")
+    assert (found["n_bytes"], found["n_words"]) == (22, 4)
+    assert found["bits_per_byte"] == pytest.approx(total / math.log(2) / 22)
+    assert found["word_perplexity"] == pytest.approx(math.exp(total / 4))
+    found = figures(path, "--bytes", 11)
+    assert found["bits_per_byte"] == pytest.approx(total / math.log(2) / 11)
+    assert found["word_perplexity"] is None
+    _, out, _ = run("score", path, "--text", tmp_path / "text")
+    assert "bits per byte" in out
+    assert "perplexity per word" in out
+    assert "perplexity per word" not in run("score", path, "--bytes", 11)[1]
+    assert "per byte" not in run("score", path)[1]
+
+
+# -- every token ------------------------------------------------------------------------------------------------------
+
+
+def read_table(path):
+    """Columns of a table, by name."""
+    if path.suffix == ".npy":
+        table = np.load(path)
+        return {name: table[name] for name in table.dtype.names}
+    if path.suffix == ".parquet":
+        table = pyarrow.parquet.read_table(path)
+        return {name: table[name].to_numpy() for name in table.column_names}
+    with path.open(newline="") as file:
+        heads, *rows = csv.reader(file)
+    columns = (
+        [float(cell == "True" if cell in ("True", "False") else cell) for cell in column]
+        for column in zip(*rows, strict=True)
+    )
+    return dict(zip(heads, columns, strict=True))
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".csv", ".parquet"])
+def test_per_token(suffix, shards, figures, monkeypatch):
+    monkeypatch.setattr(_evaluation, "_BLOCK_ROWS", 8)
+    path = shards.path / f"tokens{suffix}"
+    figures(shards.path / "part-*.npz", "--per-token", path)
+    table, scores = read_table(path), tokenloss.token_scores(shards.logits, shards.targets)
+    assert list(table) == ["target", "kept", "nll", "probability", "rank", "argmax", "is_greedy", "entropy"]
+    np.testing.assert_array_equal(table["target"], shards.targets)
+    for name in ("kept", "nll", "rank", "argmax", "is_greedy", "entropy"):
+        np.testing.assert_array_equal(table[name], getattr(scores, name))
+    np.testing.assert_allclose(table["probability"], np.where(scores.kept, np.exp(-scores.nll), 0), rtol=1e-15)
+
+
+@pytest.mark.parametrize("kind", ["log_probs", "probs"])
+@pytest.mark.parametrize("soft", [True, False])
+def test_per_token_of_other_kinds(soft, kind, figures, npz, tmp_path):
+    log_probs = tokenloss.log_softmax(LOGITS.astype(np.float64))
+    scores = log_probs if kind == "log_probs" else np.exp(log_probs)
+    figures(npz(**{kind: scores}, targets=np.eye(3)[TARGETS] if soft else TARGETS), "--per-token", tmp_path / "a.npy")
+    table, expected = np.load(tmp_path / "a.npy"), tokenloss.token_scores(LOGITS, TARGETS)
+    np.testing.assert_array_equal(table["target"], TARGETS)
+    assert table["kept"].all()
+    for name in ("rank", "argmax", "is_greedy"):
+        np.testing.assert_array_equal(table[name], getattr(expected, name))
+    np.testing.assert_allclose(table["nll"], expected.nll, atol=1e-6)
+    np.testing.assert_allclose(table["entropy"], expected.entropy, atol=1e-6)
+
+
+@pytest.mark.parametrize("option", ["--per-token", "--plot", "--html"])
+def test_outputs_that_cannot_be_written(option, run, tmp_path):
+    path = tmp_path / "none" / "out.csv" if option == "--per-token" else tmp_path / "none" / "out.png"
+    assert_refused(run("score", SAMPLE, option, path), f"{path}: cannot be written: No such file")
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".csv", ".parquet"])
+def test_outputs_of_bad_input_are_not_written(suffix, run, tmp_path):
+    data = bytearray(SAMPLE.read_bytes())
+    data[500_000] ^= 255
+    path, out = tmp_path / "sample.npz", tmp_path / f"out{suffix}"
+    path.write_bytes(data)
+    out.write_text("precious")
+    assert_refused(run("score", path, "--per-token", out), f"{path}: logits: cannot be read: ")
+    assert out.read_text() == "precious"
+    assert sorted(tmp_path.iterdir()) == sorted([path, out])
+
+
+@pytest.mark.parametrize("package", ["pyarrow", "matplotlib"])
+def test_packages_that_are_missing(package, run, tmp_path, monkeypatch):
+    for name in [package, *(name for name in sys.modules if name.startswith(f"{package}."))]:
+        monkeypatch.setitem(sys.modules, name, None)
+    option = {"pyarrow": "--per-token=out.parquet", "matplotlib": "--plot=out.png"}[package]
+    assert_refused(run("score", SAMPLE, option), f"pip install {package}")
+
+
+def test_plot_and_page(figures, shards, tmp_path):
+    plain = figures(SAMPLE)
+    found = figures(SAMPLE, "--plot", tmp_path / "losses.png", "--html", tmp_path / "page.html")
+    for name in SUMS:
+        assert found[name] == plain[name]
+    assert (tmp_path / "losses.png").read_bytes().startswith(b"\x89PNG")
+    page = (tmp_path / "page.html").read_text("utf-8")
+    assert re.search(r"beginning.*God.*created.*the.*heaven", page)
+    assert f"{plain['perplexity']:.5g}" in page
+    figures(shards.path / "part-*.npz", "--html", tmp_path / "page.html")  # without text
+    assert "part-a.npz" in (tmp_path / "page.html").read_text("utf-8")
+
+
+# -- interrupted work -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def interrupted(shards, run, monkeypatch):
+    """Score shards, until Ctrl-C in the third; where the state is."""
+    state = shards.path / "state.json"
+    with monkeypatch.context() as patch:
+        calls = iter([_evaluation.score, _evaluation.score, raising(KeyboardInterrupt)])
+        patch.setattr(_evaluation, "score", lambda *arguments: next(calls)(*arguments))
+        assert run("score", shards.path / "part-*.npz", "--state", state)[0] == 130
+    return state
+
+
+def test_work_is_taken_up_again_to_the_same_bits(interrupted, shards, figures, monkeypatch):
+    scored = []
+    score = _evaluation.score
+    monkeypatch.setattr(
+        _evaluation, "score", lambda shard, *others: (scored.append(Path(shard.path).name), score(shard, *others))[1]
+    )
+    without, resumed = figures(shards.path / "part-*.npz"), figures(shards.path / "part-*.npz", "--state", interrupted)
+    assert scored == ["part-a.npz", "part-b.npz", "part-c.npz", "part-c.npz"]
+    again = figures(shards.path / "part-*.npz", "--state", interrupted)
+    assert len(scored) == 4
+    for found in (resumed, again):
+        for name in (*SUMS[:-1], "costliest", "shards"):
+            assert found[name] == without[name]
+    assert (resumed["bytes"], again["bytes"]) == (17 * 44, 0)  # what was read
+
+
+def test_state_of_infinite_losses(figures, npz, tmp_path):
+    logits = LOGITS.copy()
+    logits[0, 0], logits[2, 1] = -np.inf, np.nan
+    path = npz(logits=logits, targets=TARGETS)
+    first, second = (figures(path, "--state", tmp_path / "state") for _ in range(2))
+    assert first["costliest"] == second["costliest"]
+    assert first["loss"] is second["loss"] is None
+
+
+def test_state_of_other_work_is_refused(interrupted, shards, run):
+    before = interrupted.read_bytes()
+    pattern = shards.path / "part-*.npz"
+    for options, words in [
+        (["--kind", "logits"], ["was written with kind None; it must be another file, with 'logits'"]),
+        (["--top", "9"], ["was written with top 5"]),
+        (["--shift"], ["was written with shift False"]),
+        (["--targets", shards.path / "all.npy"], ["part-a.npz; it must be another file", "changed"]),
+    ]:
+        assert_refused(run("score", pattern, "--state", interrupted, *options), f"{interrupted}: ", *words)
+    part = shards.path / "part-b.npz"
+    refused = run("score", part, "--state", interrupted)
+    assert_refused(refused, f"{interrupted}: holds what was found in {shards.path / 'part-a.npz'}", "not to be scored")
+    os.utime(part, ns=(1, 1))
+    refused = run("score", pattern, "--state", interrupted)
+    assert_refused(refused, f"{interrupted}: holds what was found in {part}", "changed")
+    assert interrupted.read_bytes() == before
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[]", "[" * 100_000, '{"options": {}, "done": [3]}', "\xff", "loss"])
+def test_what_is_no_state_is_refused(content, run, tmp_path):
+    state = tmp_path / "state"
+    state.write_text(content, encoding="latin-1")
+    assert_refused(run("score", SAMPLE, "--state", state), f"{state}: is no state of tokenloss score")
+    assert state.read_text(encoding="latin-1") == content
+
+
+def test_state_that_cannot_be_written(run, tmp_path):
+    state = tmp_path / "none" / "state"
+    assert_refused(run("score", SAMPLE, "--state", state), f"{state}: cannot be written: No such file")
+
+
+def test_scheduler(shards, figures, tmp_path):
+    distributed = pytest.importorskip("distributed", reason="Dask is optional")
+    with distributed.LocalCluster(
+        n_workers=1, threads_per_worker=2, processes=False, dashboard_address=None
+    ) as cluster:
+        options = "--scheduler", cluster.scheduler_address, "--state", tmp_path / "state"
+        here, there = figures(shards.path / "part-*.npz"), figures(shards.path / "part-*.npz", *options)
+    for name in (*SUMS, "costliest", "shards"):
+        assert there[name] == here[name]
+
+
+# -- two models -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def models(tmp_path):
+    """Logits of a model and of its base, their targets, and files of them."""
+    rng = np.random.default_rng(11)
+    base = rng.normal(size=(4, 6, 9), scale=2).astype(np.float32)
+    other = base + rng.normal(size=base.shape, scale=0.3).astype(np.float32)
+    targets = rng.integers(9, size=(4, 6))
+    np.savez(tmp_path / "base.npz", logits=base, targets=targets)
+    np.save(tmp_path / "other.npy", other.reshape(24, 9))
+    np.save(tmp_path / "targets.npy", targets)
+    group = zarr.open_group(tmp_path / "other.zarr", mode="w")
+    group.create_array("logits", data=other, chunks=(3, 4, 5))
+    np.savez_compressed(tmp_path / "other.npz", probs=tokenloss.softmax(other.astype(np.float64)))
+    return SimpleNamespace(base=base, other=other, targets=targets, path=tmp_path)
+
+
+@pytest.fixture
+def compared(run):
+    """The JSON of a comparison."""
+
+    def compared(*argv):
+        status, out, err = run("compare", *argv, "--json")
+        assert (status, err) == (0, "")
+        return json.loads(out, parse_constant=pytest.fail)
+
+    return compared
+
+
+@pytest.mark.parametrize("block_rows", [5, 1000])
+@pytest.mark.parametrize("other", ["other.npy", "other.zarr", "other.npz"])
+def test_compare_files(other, block_rows, models, compared, monkeypatch):
+    monkeypatch.setattr(_evaluation, "_BLOCK_ROWS", block_rows)
+    found = compared(models.path / "base.npz", models.path / other)
+    expected = tokenloss.compare(models.base, models.other, models.targets).as_dict()
+    assert set(found) == set(expected) | {"base", "other", "shape", "ignored"}
+    for name, value in expected.items():
+        if other == "other.npz" and name != "definitions":
+            value = pytest.approx(value, rel=1e-5, abs=1e-6)
+        assert found[name] == value
+    assert (found["base"], found["other"]) == (str(models.path / "base.npz"), str(models.path / other))
+    assert (found["shape"], found["count"], found["ignored"]) == ([24, 9], 24, 0)
+
+
+def test_compare_takes_targets_from_where_they_are(models, compared):
+    base, other, targets = models.path / "base.npz", models.path / "other.npy", models.path / "targets.npy"
+    expected = compared(base, other)
+    del expected["base"], expected["other"]
+    for argv in ((base, other, "--targets", targets), (other, base), (other, other, "--targets", targets)):
+        assert compared(*argv)["count"] == expected["count"]
+    assert compared(other, base)["perplexity"] == expected["base_perplexity"]
+    assert compared(base, other, "--ignore-index", models.targets[0, 0])["ignored"] == np.count_nonzero(
+        models.targets == models.targets[0, 0]
+    )
+
+
+def test_bad_comparisons(models, run):
+    base, other, targets = models.path / "base.npz", models.path / "other.npy", models.path / "targets.npy"
+    assert_refused(run("compare", other, other), f"{other}: holds no targets", "--targets")
+    assert_refused(run("compare", base, SAMPLE), f"{SAMPLE}: holds 15 rows of 51864 classes; it must hold 24 rows of 9")
+    np.save(targets, models.targets[:, ::-1])
+    assert_refused(run("compare", base, other, "--targets", targets), f"{targets}: holds other targets", f"{base}")
+    np.save(targets, models.targets + 5)
+    assert_refused(run("compare", other, other, "--targets", targets), f"{other}, {targets}: targets[", "[0, 9)")
+    np.save(targets, models.base.reshape(24, 9))
+    assert_refused(run("compare", other, other, "--targets", targets), "targets has shape (24, 9)", "(24,) (class ids)")
+    assert_refused(run("compare", base, other, "--plot", "x.txt"), "'x.txt'")
+
+
+def test_compare_with_llama_cpp_definitions(models, compared, tmp_path):
+    tokens = np.zeros((4, 14), int)
+    tokens[:, 8:] = models.targets
+    llama_cpp.write(tmp_path / "base.kld", tokens, [models.base.reshape(24, 9)], 14)
+    of_file = compared(tmp_path / "base.kld", models.path / "other.npy", "--definitions", "llama.cpp")
+    of_logits = compared(models.path / "base.npz", models.path / "other.npy", "--definitions", "llama.cpp")
+    assert of_file["definitions"] == of_logits["definitions"] == "llama.cpp"
+    for name in ("perplexity", "mean_kl", "base_perplexity", "rms_delta_p"):
+        assert of_file[name] == pytest.approx(of_logits[name], rel=1e-3)
+    assert of_file["perplexity"] == of_logits["perplexity"]
+    assert of_file["mean_kl"] != of_logits["mean_kl"]  # of what the file rounds
+
+
+def numbers(text):
+    """All numbers in a text."""
+    return [float(number) for number in re.findall(r"-?\d+\.\d+", text)]
+
+
+def test_everything_that_compare_prints_is_in_its_json(models, run, compared):
+    argv = models.path / "base.npz", models.path / "other.npy"
+    figures = compared(*argv)
+    known = [value for name, value in figures.items() if isinstance(value, float)]
+    known += [value for name in ("kl_quantiles", "delta_p_quantiles") for value in figures[name].values()]
+    status, out, err = run("compare", *argv)
+    assert (status, err) == (0, "")
+    shown = [line.split("  ", 1)[1] for line in out.splitlines()[1:] if re.search(r"\d", line)]
+    values = [number for line in shown for number in numbers(re.sub(r"^\S*\s*\S*%\s+(KLD|Δp)", "", line))]
+    assert len(values) > 40
+    for value in values:
+        assert any(abs(value - scale * one) <= 0.0051 for one in known for scale in (1, 100))
+
+
+@pytest.mark.skipif(not SHARED.exists(), reason="the whole data set is not here")
+def test_compare_prints_the_figures_of_llama_cpp(run):
+    directory = SHARED / "llama-cpp"
+    argv = directory / "base.kld", directory / "quant_logits.npy", "--definitions", "llama.cpp"
+    _, out, _ = run("compare", *argv)
+    printed = (directory / "stats_kld.txt").read_text().split("====== Perplexity statistics ======")[1]
+    rows = [line.replace(" ", "") for line in out.splitlines()[1:]]
+    count = 0
+    for line in printed.replace(" ", "").splitlines():
+        label, _, theirs = line.rpartition(":")
+        if label:
+            (row,) = (row.removeprefix(label) for row in rows if re.match(re.escape(label) + r"-?\d", row))
+            unit = 10.0 ** -len(re.search(r"\.(\d+)", theirs)[1])
+            for mine, their in zip(numbers(row), numbers(theirs), strict=True):
+                assert mine == pytest.approx(their, abs=4.5 * unit)
+                count += 1
+    assert count == 43
+
+
+def test_compare_plot(models, run):
+    argv = models.path / "base.npz", models.path / "other.npy", "--plot", models.path / "kl.png"
+    assert run("compare", *argv)[0] == 0
+    assert (models.path / "kl.png").read_bytes().startswith(b"\x89PNG")
 
 
 # -- how it looks -----------------------------------------------------------------------------------------------------
@@ -339,7 +782,7 @@ def test_progress_by_rich(run, monkeypatch):
 def test_progress_in_plain_text(run, monkeypatch):
     monkeypatch.setitem(sys.modules, "rich", None)
     monkeypatch.setattr(report, "_PATIENCE", 0)
-    monkeypatch.setattr(cli, "_BLOCK_ROWS", 10)
+    monkeypatch.setattr(_evaluation, "_BLOCK_ROWS", 10)
     monkeypatch.setattr(sys, "stderr", terminal := Terminal())
     assert run("score", SAMPLE)[0] == 0
     lines = ["", " 67% of 0.00156 GB", "100% of 0.00156 GB", " " * 18, ""]
@@ -392,12 +835,27 @@ def assert_refused(result, *words):
         (["score", SAMPLE, "--workers", "1.5"], ["--workers", "'1.5'"]),
         (["score", SAMPLE, "--ignore-index", "none"], ["--ignore-index", "'none'"]),
         (["score", SAMPLE, "--kind", "odds"], ["--kind", "'odds'", "log_probs"]),
-        (["score", SAMPLE, "--kind", "probs"], [SAMPLE, "--kind"]),
-        (["score", SAMPLE, "targets.npy"], [SAMPLE, "targets.npy"]),
+        (["score", SAMPLE, "--kind", "probs"], [f"{SAMPLE}: holds logits, targets, tokens; it must hold probs"]),
+        (["score", SAMPLE, "--array", "other"], [f"{SAMPLE}: holds logits, targets, tokens; it must hold other"]),
+        (["score", SAMPLE, "targets.npy"], ["targets.npy: cannot be read: No such file"]),
+        (["score", SAMPLE, "--targets", "none.npy"], ["none.npy: cannot be read: No such file"]),
+        (["score", SAMPLE, SAMPLE], [f"{SAMPLE}: is given twice"]),
+        (["score", "none*.npz"], ["none*.npz: matches no file"]),
+        (["score", SAMPLE, "--bytes", "0"], ["--bytes", "'0'", "at least 1"]),
+        (["score", SAMPLE, "--bytes", "9", "--text", "x"], ["--text", "--bytes"]),
+        (["score", SAMPLE, "--text", "none.txt"], ["none.txt: cannot be read: No such file"]),
+        (["score", SAMPLE, "--per-token", "x.txt"], ["'x.txt'", ".npy, .csv, .parquet"]),
+        (["score", SAMPLE, "--plot", "x.txt"], ["'x.txt'", ".png"]),
+        (["score", SAMPLE, "--state", "x", "--html", "y"], ["--state", "--html"]),
+        (["score", SAMPLE, "--scheduler", "tcp://x:1", "--per-token", "y.npy"], ["--scheduler", "--per-token"]),
+        (["score", SAMPLE, "--scheduler", "nowhere"], ["nowhere"]),
+        (["compare", SAMPLE], ["OTHER"]),
+        (["compare", SAMPLE, SAMPLE, "--definitions", "mine"], ["--definitions", "'mine'"]),
+        (["compare", "none.kld", SAMPLE], ["none.kld: cannot be read: No such file"]),
         (["score", "none.npz"], ["none.npz: cannot be read: No such file"]),
         (["score", "two\nlines.npz"], [r"two\nlines.npz: cannot be read: "]),
-        (["score", SAMPLE.parent], [f"{SAMPLE.parent}: cannot be read: "]),
-        (["score", __file__], [f"{__file__}: is neither a .npy nor a .npz file"]),
+        (["score", SAMPLE.parent], [f"{SAMPLE.parent}: is a directory without metadata of Zarr"]),
+        (["score", __file__], [f"{__file__}: is no file of scores; it must be a .npy, .npz or"]),
         (["info", "--top", "1"], ["--top"]),
     ],
 )
@@ -408,8 +866,8 @@ def test_bad_arguments(argv, words, run):
 @pytest.mark.parametrize(
     ("arrays", "words"),
     [
-        ({}, ["holds nothing", "targets and exactly one of logits, log_probs, probs"]),
-        ({"logits": LOGITS}, ["holds logits;"]),
+        ({}, ["holds nothing", "exactly one of logits, log_probs, probs"]),
+        ({"logits": LOGITS}, ["holds no targets; it must hold them, or come with --targets"]),
         ({"targets": TARGETS, "scores": LOGITS}, ["holds targets, scores;"]),
         ({"targets": TARGETS, "logits": LOGITS, "probs": LOGITS}, ["exactly one"]),
         ({"targets": TARGETS[:3], "logits": LOGITS}, ["targets has shape (3,)", "(4,)", "fit logits"]),
@@ -430,7 +888,7 @@ def test_bad_arrays(arrays, words, run, npz):
 
 
 def test_bad_target_far_into_a_file(run, npy, monkeypatch):
-    monkeypatch.setattr(cli, "_BLOCK_BYTES", 10)
+    monkeypatch.setattr(_evaluation, "_BLOCK_BYTES", 10)
     targets = np.zeros(1000, np.int16)
     targets[777] = 3
     paths = npy(np.zeros((1000, 3), np.float32), targets)
@@ -442,7 +900,7 @@ def test_bad_npy_files(run, npy, npz):
     archive = npz(logits=LOGITS, targets=TARGETS)
     assert_refused(run("score", scores), f"{scores}: ", "targets")
     assert_refused(run("score", scores, scores.parent / "none.npy"), "none.npy: cannot be read: No such file")
-    assert_refused(run("score", scores, archive), f"{archive}: is a .npz file")
+    assert_refused(run("score", scores, archive), f"{archive}: is no .npy file; it must be one, of targets")
     assert_refused(run("score", targets, targets), "logits has dtype int64")
     np.save(targets, np.array([None] * 4))
     assert_refused(run("score", scores, targets), f"{targets}: cannot be read")
@@ -484,12 +942,12 @@ def raising(error):
 
 
 def test_out_of_memory(run, monkeypatch):
-    monkeypatch.setattr(cli.np, "load", raising(MemoryError()))
-    assert_refused(run("score", SAMPLE), f"{SAMPLE}: does not fit in memory")
+    monkeypatch.setattr(npz_format.np, "ndarray", raising(MemoryError()))
+    assert_refused(run("score", SAMPLE), f"out of memory: {SAMPLE} does not fit; what is not compressed need not")
 
 
 def test_ctrl_c(run, monkeypatch):
-    monkeypatch.setattr(cli, "token_scores", raising(KeyboardInterrupt))
+    monkeypatch.setattr(_evaluation, "token_scores", raising(KeyboardInterrupt))
     assert run("score", SAMPLE) == (130, "", "tokenloss: interrupted\n")
 
 

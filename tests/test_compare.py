@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import pickle
 import re
 import sys
@@ -34,6 +33,7 @@ from tokenloss import ComparisonMeter, compare, cross_entropy, kl_divergence, re
 NAN, INF = math.nan, math.inf
 MODULE = sys.modules["tokenloss.compare"]  # which the function hides
 FIXTURE = Path(__file__).parent / "data" / "llama-cpp.npz"
+SHARED = Path(__file__).parents[2] / "shared" / "data" / "llama-cpp"
 ARRAYS = ["nll", "base_nll", "kl", "delta_p", "is_same_top", "kept"]
 DEFINITIONS = ["exact", "llama.cpp"]
 each_definition = pytest.mark.parametrize("definitions", DEFINITIONS)
@@ -153,17 +153,16 @@ def sample():
 
 @pytest.fixture(scope="module")
 def real():
-    """All logits, of the files that TOKENLOSS_DATA names the folder of."""
-    folder = os.environ.get("TOKENLOSS_DATA")
-    if not folder:
-        pytest.skip("TOKENLOSS_DATA names no folder with the whole data")
-    data = (Path(folder) / "llama-cpp" / "base.kld").read_bytes()
+    """All logits, where the whole data set is beside the checkout."""
+    if not SHARED.exists():
+        pytest.skip("the whole data set is not here")
+    data = (SHARED / "base.kld").read_bytes()
     n_ctx, classes, chunks = np.frombuffer(data, "<i4", 3, 8)
     tokens = np.frombuffer(data, "<i4", chunks * n_ctx, 20).reshape(chunks, n_ctx)
     row = np.dtype([("scale", "<f4"), ("least", "<f4"), ("steps", "<u2", classes)])
     rows = np.frombuffer(data, row, offset=20 + tokens.nbytes)
     base = rows["scale"][:, None] * rows["steps"].astype(np.float32) + rows["least"][:, None]
-    return base, np.load(Path(folder) / "llama-cpp" / "quant_logits.npy"), tokens[:, n_ctx // 2 + 1 :].reshape(-1)
+    return base, np.load(SHARED / "quant_logits.npy"), tokens[:, n_ctx // 2 + 1 :].reshape(-1)
 
 
 @pytest.fixture
@@ -221,7 +220,7 @@ def test_all_that_llama_cpp_printed_comes_out_of_what_its_logits_were_folded_to(
 
 def test_all_that_llama_cpp_printed_comes_out_of_its_file(real):
     assert_as_llama_cpp(*real)
-    printed = (Path(os.environ["TOKENLOSS_DATA"]) / "llama-cpp" / "stats_kld.txt").read_text(encoding="utf-8")
+    printed = (SHARED / "stats_kld.txt").read_text(encoding="utf-8")
     assert " ".join(PRINTED.split()) in " ".join(printed.split())
 
 

@@ -1,6 +1,7 @@
 """LossMeter: exact, mergeable in any order, and of the oracle's statistics."""
 
 import copy
+import json
 import math
 import pickle
 from fractions import Fraction
@@ -358,3 +359,14 @@ def test_meter_takes_what_the_losses_give(rng):
     assert meter.loss == tokenloss.cross_entropy(logits, targets)
     meter.update(tokenloss.cross_entropy(logits[0], 1))
     assert meter.count == 6
+
+
+@pytest.mark.parametrize("losses", [[], [0.1, 2e300, -5e-324], [math.inf, 1.0], [-math.inf], [math.nan, 3.0]])
+def test_meters_become_json_and_back(losses):
+    meter = LossMeter()
+    meter.update(losses, n_bytes=7, n_words=2)
+    state = json.loads(json.dumps(meter._to_json(), allow_nan=False))
+    again = LossMeter._from_json(state)
+    assert again == meter
+    assert repr(again) == repr(meter)
+    assert (again.total, again.stderr) == pytest.approx((meter.total, meter.stderr), rel=0, abs=0, nan_ok=True)

@@ -48,6 +48,9 @@ _ERRORS: dict[str, tuple[type[Exception], str]] = {
     "class": (IndexError, "{name}{position} is {got}, which is no class of {fits}"),
     "read-only": (ValueError, "out is read-only"),
     "overlap": (ValueError, "out overlaps {name}{fits}"),
+    "file": (ValueError, "{path}: byte {byte}: {got}; it must {fits}"),
+    "content": (ValueError, "{path}: {got}; it must {fits}"),
+    "unreadable": (ValueError, "{path}: cannot be read: {got}"),
     "missing": (ImportError, "{name} needs the package {got}: pip install {got}"),
 }
 

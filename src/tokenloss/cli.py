@@ -4,52 +4,29 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
+import glob
 import io
 import math
 import os
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from tokenloss import LossMeter, __version__, _core, _workers, report
+from tokenloss import __version__, _evaluation, _per_token, _workers, page, plots, report
 from tokenloss._config import show_config
-from tokenloss._rows import Rows
-from tokenloss.losses import cross_entropy, cross_entropy_loss, nll_loss
-from tokenloss.scores import token_scores
+from tokenloss.formats import KINDS, open_scores
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
-    from types import EllipsisType
-    from typing import NoReturn, TypeAlias
+    from typing import NoReturn
 
-    Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
-
-# What scores may be, the name of their array in a .npz file, and their loss.
-_LOSSES: dict[str, Callable[..., Any]] = {
-    "logits": cross_entropy,
-    "log_probs": nll_loss,
-    "probs": lambda probs, targets, **options: cross_entropy_loss(targets, probs, **options),
-}
-_BLOCK_BYTES = 32 << 20  # that are mapped at a time
-_BLOCK_ROWS = 1 << 20  # and rows, each of which takes some bytes more
-_CACHED = 1 << 16  # numbers that stay in a core's cache
+_ALTERNATIVES = 5  # to each token, on a page
 
 
 class _Refusal(Exception):  # noqa: N818 -- what is wrong is the input, no error of ours
     """What is wrong with the input."""
-
-
-class _Input(NamedTuple):
-    """What files hold."""
-
-    files: list[str]
-    kind: str
-    scores: Array
-    targets: Array
-    tokens: Array | None
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -114,26 +91,65 @@ def _parser() -> argparse.ArgumentParser:
     score = commands.add_parser(
         "score",
         help="score the predictions that files hold",
-        usage="tokenloss score [options] FILE.npz\n       tokenloss score [options] LOGITS.npy TARGETS.npy",
-        description="A .npz file holds one of the arrays logits, log_probs and probs (..., V), targets (...) as class "
-        "ids or (..., V) as distributions, and perhaps tokens (...), their text. A .npy file is mapped, never loaded "
-        "whole, so it may be larger than memory.",
+        usage="tokenloss score [options] FILE ...\n       tokenloss score [options] LOGITS.npy TARGETS.npy",
+        description="A FILE is a .npy, .npz or .safetensors file, a Zarr store, or logits of llama.cpp; several are "
+        "shards of one text. It holds scores (..., V) and targets, class ids (...) or distributions (..., V), unless "
+        "those are in .npy files of their own. Where arrays have names, they are called logits, log_probs or probs, "
+        "targets, and perhaps tokens, the text. Nothing is loaded whole, so files may be larger than memory.",
     )
-    score.add_argument("file", metavar="FILE", help="a .npz file, or a .npy file of scores")
-    score.add_argument("targets", metavar="TARGETS", nargs="?", help="a .npy file of targets")
-    score.add_argument("--kind", choices=_LOSSES, help="what a .npy file of scores holds (default: logits)")
+    score.add_argument("files", metavar="FILE", nargs="+", help="scores; a pattern like 'part-*.npz' may be quoted")
     score.add_argument(
-        "--ignore-index", type=int, default=-100, metavar="N", help="target of tokens to pass over (default: -100)"
+        "--targets",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="a .npy file of targets for each FILE in order, or one for all; a pattern, or given several times",
     )
-    score.add_argument("--workers", type=_at_least(1), metavar="N", help="threads (default: one for each CPU)")
+    score.add_argument("--shift", action="store_true", help="each row predicts the next row's target in its sequence")
+    text = score.add_mutually_exclusive_group()
+    text.add_argument("--bytes", type=_at_least(1), metavar="N", help="length of the text, for bits per byte")
+    text.add_argument("--text", metavar="FILE", help="the text, for bits per byte and perplexity per word")
     score.add_argument(
         "--top", type=_at_least(0), default=5, metavar="K", help="how many of the costliest tokens to list (default: 5)"
     )
+    score.add_argument("--per-token", metavar="OUT", help="write a row for each token: a .npy, .csv or .parquet file")
+    score.add_argument("--plot", metavar="OUT", help="draw the losses: a .png, .svg or .pdf file")
+    score.add_argument("--html", metavar="OUT", help="write a page that shows the text, shaded by its loss")
+    score.add_argument("--state", metavar="FILE", help="keep what was found in each FILE here, and go on from there")
+    score.add_argument("--scheduler", metavar="ADDRESS", help="score on a Dask cluster, say tcp://127.0.0.1:8786")
     score.set_defaults(run=_score)
+
+    compare = commands.add_parser(
+        "compare",
+        help="compare a model, say a quantised one, with its base",
+        description="BASE and OTHER are files as those of score, with scores of the same rows. Targets are those in "
+        "BASE, if it holds any.",
+    )
+    compare.add_argument("base", metavar="BASE", help="scores of the base model")
+    compare.add_argument("other", metavar="OTHER", help="scores of the model")
+    compare.add_argument("--targets", metavar="FILE", help="a .npy file of class ids")
+    compare.add_argument(
+        "--definitions",
+        choices=("exact", "llama.cpp"),
+        default="exact",
+        help="llama.cpp: log-probabilities of BASE as they are, and divergence of those above -16 (default: exact)",
+    )
+    compare.add_argument("--base-kind", choices=KINDS, help="what BASE holds (default: logits)")
+    compare.add_argument("--base-array", metavar="NAME", help="the name of its array")
+    compare.add_argument("--plot", metavar="OUT", help="draw the divergences: a .png, .svg or .pdf file")
+    compare.set_defaults(run=_compare)
+
+    for command in (score, compare):
+        command.add_argument("--kind", choices=KINDS, help="what scores without such a name are (default: logits)")
+        command.add_argument("--array", metavar="NAME", help="the array of scores, where it has another name")
+        command.add_argument(
+            "--ignore-index", type=int, default=-100, metavar="N", help="target of tokens to pass over (default: -100)"
+        )
+        command.add_argument("--workers", type=_at_least(1), metavar="N", help="threads (default: one for each CPU)")
 
     info = commands.add_parser("info", help="show the version, the instruction set in use and the workers")
     info.set_defaults(run=_info)
-    for command in (score, info):
+    for command in (score, compare, info):
         command.add_argument("--json", action="store_true", help="print one JSON object")
     return parser
 
@@ -164,237 +180,176 @@ def _info(args: argparse.Namespace) -> None:
     report.show_tables("tokenloss", config["version"], [report.Table(rows)])
 
 
+@contextlib.contextmanager
+def _judging(subject: str = "") -> Iterator[None]:
+    """Turn what is wrong with input into one line."""
+    try:
+        yield
+    except OSError as error:
+        path = subject or error.filename or "a file"
+        raise _Refusal(f"{path}: cannot be read: {error.strerror or error}") from error
+    except (ImportError, IndexError, TypeError, ValueError) as error:
+        raise _Refusal(f"{subject}: {error}" if subject else str(error)) from error
+
+
+@contextlib.contextmanager
+def _writing(path: str) -> Iterator[None]:
+    """Turn what keeps a file from being written into one line that names it."""
+    try:
+        yield
+    except OSError as error:
+        raise _Refusal(f"{path}: cannot be written: {error.strerror or error}") from error
+
+
+def _expanded(patterns: Sequence[str]) -> list[str]:
+    """Paths that patterns stand for; those of a pattern are sorted."""
+    paths = []
+    for pattern in patterns:
+        found = [pattern]
+        if glob.has_magic(pattern) and not Path(pattern).exists():
+            found = sorted(glob.glob(pattern, recursive=True))
+        if not found:
+            raise _Refusal(f"{pattern}: matches no file")
+        paths += found
+    return paths
+
+
 def _score(args: argparse.Namespace) -> None:
     """Run `tokenloss score`."""
-    given = _read(args.file, args.targets, args.kind)
-    with _judging(", ".join(given.files)):
-        _check(given, args.ignore_index)
-        workers = args.workers or _workers.default_workers()
-    figures = _figures(given, args.ignore_index, workers, args.top)
+    for kept in ("state", "scheduler"):
+        for output in ("per_token", "plot", "html"):
+            if getattr(args, kept) and getattr(args, output):
+                raise _Refusal(f"--{kept} is of sums alone; --{output.replace('_', '-')}, of every token, does not fit")
+    options = _evaluation.Options(args.array, args.kind, args.ignore_index, args.shift, args.top)
+    with _judging():
+        if args.per_token:
+            _per_token.check(args.per_token)
+        if args.plot:
+            plots.check(args.plot)
+        shards = _evaluation.plan(_expanded(args.files), _expanded(args.targets), options)
+        n_bytes, n_words = _evaluation.extent(args.text) if args.text else (args.bytes or 0, 0)
+        args.workers = args.workers or (1 if args.scheduler else _workers.default_workers())
+    batch = shards[0].batch(options)
+    top_k = min(_ALTERNATIVES if args.html else 1 if args.plot else 0, shards[0].shape[-1])
+    plotted = _per_token.Gathered(top_k, ("nll", "kept", "is_greedy", "top_logprobs")) if args.plot else None
+    shown = _per_token.Gathered(top_k, most=page.MOST_TOKENS) if args.html else None
+    with contextlib.ExitStack() as stack:
+        sinks: list[_evaluation.Sink] = [sink for sink in (plotted, shown) if sink]
+        if args.per_token:
+            rows = sum(math.prod(shard.batch(options)) for shard in shards)
+            stack.enter_context(_writing(args.per_token))
+            sinks.append(stack.enter_context(_per_token.writing(args.per_token, rows)))
+        began = time.perf_counter()
+        found, n_read = _found(args, shards, options, sinks, top_k)
+        seconds = time.perf_counter() - began
+        meter = _evaluation.total(found, n_bytes, n_words)
+        figures = _evaluation.figures(shards, found, meter, args.top)
+        figures |= {
+            "seconds": seconds,
+            "bytes": n_read,
+            "gb_per_second": n_read / seconds / 1e9 if seconds else math.nan,
+        }
+        title = report.title(figures["files"])
+        if plotted:
+            columns = plotted.columns()
+            greedy = (
+                {"is_greedy": columns["is_greedy"], "greedy_logprobs": columns["top_logprobs"][:, 0]} if top_k else {}
+            )
+            with _writing(args.plot):
+                plots.save(plots.draw_losses(columns["nll"], where=columns["kept"], title=title, **greedy), args.plot)
+        if shown:
+            scores, ids, text = shown.scores(batch)
+            accuracy = figures["accuracy"]
+            with _writing(args.html):
+                page.write_page(args.html, scores, ids, tokens=text, title=title, meter=meter, accuracy=accuracy)
     (report.show_json if args.json else report.show_summary)(figures)
 
 
-# -- files ------------------------------------------------------------------------------------------------------------
+def _found(
+    args: argparse.Namespace,
+    shards: list[_evaluation.Shard],
+    options: _evaluation.Options,
+    sinks: list[_evaluation.Sink],
+    top_k: int,
+) -> tuple[list[_evaluation.Found], int]:
+    """What is found in each shard, and how many bytes were read; of those of an earlier run none are."""
+    with _judging(), _writing(args.state):
+        state = _evaluation.State(args.state, options, shards)
+    left = [number for number in range(len(shards)) if number not in state.found]
+    with report.Progress(sum(shards[number].n_bytes for number in left)) as progress:
+        if args.scheduler:
+            results = _found_elsewhere(args, [shards[number] for number in left], options)
+        else:
+            results = _found_here(args, [shards[number] for number in left], options, sinks, top_k, progress.advance)
+        for i, found in results:
+            with _writing(args.state):
+                state.add(left[i], found)
+            if args.scheduler:
+                progress.advance(shards[left[i]].n_bytes)
+    n_read = sum(state.found[number].meter.count * shards[number].row_bytes for number in left)
+    return [state.found[number] for number in range(len(shards))], n_read
 
 
-@contextlib.contextmanager
-def _reading(path: str) -> Iterator[None]:
-    """Turn whatever keeps a file from being read into one line that names it."""
+def _found_here(
+    args: argparse.Namespace,
+    shards: list[_evaluation.Shard],
+    options: _evaluation.Options,
+    sinks: list[_evaluation.Sink],
+    top_k: int,
+    advance: Callable[[int], None],
+) -> Iterator[tuple[int, _evaluation.Found]]:
+    """Score shards one by one."""
+
+    def sink(*block: Any) -> None:
+        with _writing(args.per_token):
+            for one in sinks:
+                one(*block)
+
+    for number, shard in enumerate(shards):
+        with _judging():
+            found = _evaluation.score(shard, options, args.workers, sink if sinks else None, top_k, advance)
+        yield number, found
+
+
+def _found_elsewhere(
+    args: argparse.Namespace, shards: list[_evaluation.Shard], options: _evaluation.Options
+) -> Iterator[tuple[int, _evaluation.Found]]:
+    """Score shards on a cluster."""
+    with _judging():
+        from tokenloss.dask import map_shards
+    function = functools.partial(_evaluation.score, options=options, workers=args.workers)
     try:
-        yield
+        yield from map_shards(function, [shard.absolute() for shard in shards], args.scheduler)
     except _Refusal:
         raise
-    except MemoryError as error:
-        raise _Refusal(f"{path}: does not fit in memory; arrays in .npy files need not") from error
-    except Exception as error:  # what zip, zlib and NumPy's header raise for damaged files is theirs to choose
-        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        raise _Refusal(f"{path}: cannot be read: {reason.splitlines()[0]}") from error
+    except Exception as error:  # whatever a worker met with
+        raise _Refusal(f"{args.scheduler}: {(str(error) or type(error).__name__).splitlines()[0]}") from error
 
 
-@contextlib.contextmanager
-def _judging(subject: str) -> Iterator[None]:
-    """Turn the package's refusals into one line that names the files."""
-    try:
-        yield
-    except (IndexError, TypeError, ValueError) as error:
-        raise _Refusal(f"{subject}: {error}") from error
-
-
-def _read(path: str, targets_path: str | None, kind: str | None) -> _Input:
-    """Open one .npz file or two .npy files."""
-    if _is_archive(path):
-        if targets_path is not None or kind is not None:
-            which = "--kind" if targets_path is None else targets_path
-            raise _Refusal(f"{path}: a .npz file names its arrays and holds its targets; {which} does not go with it")
-        return _read_archive(path)
-    if targets_path is None:
-        raise _Refusal(f"{path}: a .npy file of scores needs a second file, of their targets")
-    if _is_archive(targets_path):
-        raise _Refusal(f"{targets_path}: is a .npz file; the targets of a .npy file must be in a .npy file")
-    return _Input([path, targets_path], kind or "logits", _map(path), _map(targets_path), None)
-
-
-def _is_archive(path: str) -> bool:
-    """Whether a file is a .npz file, and not a .npy file."""
-    with _reading(path), Path(path).open("rb") as file:
-        magic = file.read(6)
-    if not magic.startswith((b"PK", b"\x93NUMPY")):
-        raise _Refusal(f"{path}: is neither a .npy nor a .npz file")
-    return magic.startswith(b"PK")
-
-
-def _read_archive(path: str) -> _Input:
-    """Load the arrays of a .npz file."""
-    with _reading(path), Path(path).open("rb") as file, np.load(file, allow_pickle=False) as archive:
-        names = archive.files
-        kinds = [name for name in _LOSSES if name in names]
-        if len(kinds) != 1 or "targets" not in names:
-            raise _Refusal(
-                f"{path}: holds {', '.join(names) or 'nothing'}; "
-                f"it must hold targets and exactly one of {', '.join(_LOSSES)}"
+def _compare(args: argparse.Namespace) -> None:
+    """Run `tokenloss compare`."""
+    with _judging():
+        if args.plot:
+            plots.check(args.plot)
+        base = open_scores(args.base, array=args.base_array, kind=args.base_kind)
+        other = open_scores(args.other, array=args.array, kind=args.kind)
+        workers = args.workers or _workers.default_workers()
+        with report.Progress(base.rows * (base.row_bytes + other.row_bytes)) as progress:
+            found = _evaluation.compare(
+                base, other, args.targets, args.ignore_index, args.definitions, workers, progress.advance
             )
-        arrays = {}
-        for name in (kinds[0], "targets", "tokens"):
-            if name in names:
-                with _reading(f"{path}: {name}"):
-                    arrays[name] = np.asarray(archive[name])
-    scores, tokens = arrays[kinds[0]], arrays.get("tokens")
-    if tokens is not None:
-        if tokens.dtype.kind != "U":
-            raise _Refusal(f"{path}: tokens has dtype {tokens.dtype}; it must be text")
-        if tokens.shape != scores.shape[:-1]:
-            raise _Refusal(f"{path}: tokens has shape {tokens.shape}; it must be {scores.shape[:-1]}")
-    return _Input([path], kinds[0], scores, arrays["targets"], tokens)
-
-
-def _map(path: str) -> Array:
-    """Map a .npy file."""
-    with _reading(path):
-        array: Array = np.load(path, mmap_mode="r", allow_pickle=False)
-        return array
-
-
-def _map_again(array: Array) -> Array:
-    """Map a file anew: pages that were read through the old mapping no longer count as this process's memory."""
-    if not isinstance(array, np.memmap):
-        return array
-    order: Any = "C" if array.flags.c_contiguous else "F"
-    with _reading(str(array.filename)):
-        return np.memmap(str(array.filename), array.dtype, "r", array.offset, array.shape, order)
-
-
-# -- scores -----------------------------------------------------------------------------------------------------------
-
-
-def _check(given: _Input, ignore_index: int) -> None:
-    """Have the package judge the arrays, before anything of the size of the scores is read.
-
-    Scores that are all the same stand in for the real ones, so that only class ids are looked at, and all of them.
-    """
-    scores, targets = given.scores, given.targets
-    same = np.broadcast_to(np.zeros((), scores.dtype), scores.shape)
-    where = np.False_ if targets.ndim == scores.ndim else None
-    rows = Rows(_core.LOG_PROBS, given.kind, same, -1)
-    rows.against("targets", _map_again(targets), ignore_index)
-    rows.keep(None, where)
-    rows.reduce("sum")
-    rows.run(None)
-
-
-def _figures(given: _Input, ignore_index: int, workers: int, top: int) -> dict[str, Any]:
-    """Fold the tokens, block by block."""
-    kind, scores, targets = given.kind, given.scores, given.targets
-    *batch, classes = scores.shape
-    rows = math.prod(batch)
-    row_bytes = (scores.nbytes + targets.nbytes) // (rows or 1)
-    block_rows = max(1, min(_BLOCK_BYTES // (row_bytes or 1), _BLOCK_ROWS))
-    meter, costliest = LossMeter(), _Costliest(top)
-    seen = greedy = 0
-    began = time.perf_counter()
-    with report.Progress(scores.nbytes) as progress:
-        for index in _blocks(batch, block_rows):
-            block, ids = _map_again(scores)[index], _map_again(targets)[index]
-            options = {"ignore_index": ignore_index, "workers": workers}
-            if kind == "logits" and ids.ndim < block.ndim:
-                scores_of = token_scores(block, ids, **options)
-                nll, kept, ids = scores_of.nll.reshape(-1), scores_of.kept.reshape(-1), ids.reshape(-1)
-                greedy += int(np.count_nonzero(scores_of.is_greedy))
-            else:
-                nll = _LOSSES[kind](block, ids, reduction="none", **options).reshape(-1)
-                if ids.ndim == block.ndim:  # distributions; their likeliest class stands for them
-                    kept, ids = np.ones(nll.shape, np.bool_), _argmax(ids.reshape(nll.size, classes))
-                else:
-                    ids = ids.reshape(-1)
-                    kept = ids != ignore_index
-                greedy += _count_greedy(block.reshape(nll.size, classes), ids, kept)
-            meter.update(nll, where=kept)
-            costliest.update(nll, ids, kept, seen)
-            seen += nll.size
-            progress.advance(block.nbytes)
-    seconds = time.perf_counter() - began
-    n_bytes = meter.count * classes * scores.itemsize
-    return {
-        "files": given.files,
-        "kind": kind,
-        "shape": scores.shape,
-        "dtype": scores.dtype.name,
-        "tokens": meter.count,
-        "ignored": rows - meter.count,
-        "loss": meter.loss,
-        "stderr": meter.stderr,
-        "perplexity": meter.perplexity,
-        "perplexity_interval": meter.perplexity_interval,
-        "bits_per_token": meter.bits_per_token,
-        "accuracy": greedy / meter.count if meter.count else math.nan,
-        "costliest": costliest.tokens(given.tokens),
-        "seconds": seconds,
-        "bytes": n_bytes,
-        "gb_per_second": n_bytes / seconds / 1e9 if seconds else math.nan,
+    if args.plot:
+        with _writing(args.plot):
+            plots.save(plots.draw_divergences(found.kl, where=found.kept, title=args.other), args.plot)
+    figures = {
+        "base": args.base,
+        "other": args.other,
+        "shape": (base.rows, base.shape[-1]),
+        "ignored": base.rows - found.count,
+        **found.as_dict(),
     }
-
-
-def _blocks(batch: Sequence[int], most: int) -> Iterator[tuple[int | slice | EllipsisType, ...]]:
-    """Indices of a batch's rows in order, at most so many at a time, whatever its layout."""
-    if not batch:
-        yield (...,)
-        return
-    first, *others = batch
-    inner = math.prod(others)
-    if inner > most:
-        for i in range(first):
-            for index in _blocks(others, most):
-                yield (i, *index)
-        return
-    step = most // (inner or 1)
-    for start in range(0, first, step):
-        yield (slice(start, start + step), ...)
-
-
-def _count_greedy(scores: Array, ids: Array, kept: Array) -> int:
-    """How many kept targets have their row's first maximum."""
-    if not kept.all():
-        scores, ids = scores[kept], ids[kept]
-    return int(np.count_nonzero(_argmax(scores) == ids))
-
-
-def _argmax(rows: Array) -> Array:
-    """First maximum of each row of (N, V); -1 where there is no class."""
-    found = np.full(len(rows), -1)
-    # NumPy copies what is read-only, and compares float16 one by one: small pieces that are copied as float32 stay in a
-    # core's cache, and are ten times as fast
-    dtype = np.float32 if rows.itemsize < 4 else rows.dtype
-    step = max(1, _CACHED // (rows.shape[1] or 1))
-    for start in range(0, len(rows) if rows.size else 0, step):
-        found[start : start + step] = rows[start : start + step].astype(dtype).argmax(-1)
-    return found
-
-
-class _Costliest:
-    """Tokens of the highest losses so far, nan above all, earlier ones before later ones of the same loss."""
-
-    def __init__(self, top: int) -> None:
-        self._top = top
-        self._found: list[tuple[float, int, float, int]] = []  # cost, position, loss, class id
-
-    def update(self, nll: Array, ids: Array, kept: Array, start: int) -> None:
-        """Look at a block of tokens, the first of which is at `start`."""
-        cost = np.where(np.isnan(nll), np.inf, nll)
-        bar = self._found[-1][0] if self._found and len(self._found) == self._top else -np.inf
-        new = np.flatnonzero(kept & (cost > bar))
-        new = new[np.argsort(-cost[new], kind="stable")[: self._top]]
-        self._found += [(float(cost[i]), start + int(i), float(nll[i]), int(ids[i])) for i in new]
-        self._found = sorted(self._found, key=lambda found: -found[0])[: self._top]
-
-    def tokens(self, text: Array | None) -> list[dict[str, Any]]:
-        """What to say of each; the probability is that of its loss."""
-        with np.errstate(over="ignore"):
-            return [
-                {
-                    "position": position,
-                    "target": target,
-                    "text": None if text is None else str(text.reshape(-1)[position]),
-                    "loss": loss,
-                    "probability": float(np.exp(-loss)),
-                }
-                for _, position, loss, target in self._found
-            ]
+    if args.json:
+        report.show_json(figures)
+    else:
+        note = f"{found.count:,} tokens, {found.definitions} definitions"
+        report.show_tables(f"{args.other} beside {args.base}", note, report.comparison_tables(found))

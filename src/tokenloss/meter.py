@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from tokenloss._arrays import ArrayLike
 
 _UNIT = 2**1074
+_INTEGERS = ("count", "n_bytes", "n_words", "_finite", "_squares")
 _Z95 = 1.959963984540054  # the normal distribution's 97.5 % quantile
 
 
@@ -99,6 +100,19 @@ class LossMeter:
 
     def _state(self) -> tuple[object, ...]:
         return self.count, self.n_bytes, self.n_words, self._finite, repr(self._special), self._squares
+
+    def _to_json(self) -> dict[str, str]:
+        """All that it has seen, exactly, as JSON can hold it; integers of any length are hexadecimal."""
+        return {name: hex(getattr(self, name)) for name in _INTEGERS} | {"_special": repr(self._special)}
+
+    @classmethod
+    def _from_json(cls, state: dict[str, str]) -> LossMeter:
+        """The meter that `_to_json` told of."""
+        meter = cls()
+        for name in _INTEGERS:
+            setattr(meter, name, int(state[name], 16))
+        meter._special = float(state["_special"])
+        return meter
 
     def __eq__(self, other: object) -> bool:
         """Whether both have seen losses of the same sums."""

@@ -15,11 +15,12 @@ if TYPE_CHECKING:
 
     from tokenloss.compare import Comparison
 
+_MOST_SHARDS = 20  # that are listed
 _PATIENCE = 1.0  # seconds before progress is shown, and between plain lines of it
 
 
 class Table(NamedTuple):
-    """Rows of text, perhaps with a title and heads; under heads, all columns but `text` are numbers."""
+    """Rows of text, perhaps with a title and heads; under heads, all columns but `file` and `text` are numbers."""
 
     rows: Sequence[tuple[str, ...]]
     heads: tuple[str, ...] = ()
@@ -27,7 +28,7 @@ class Table(NamedTuple):
 
     def aligns_right(self, column: int) -> bool:
         """Whether a column is one of numbers."""
-        return bool(self.heads) and self.heads[column] != "text"
+        return bool(self.heads) and self.heads[column] not in ("file", "text")
 
 
 def printable(text: str) -> str:
@@ -58,6 +59,11 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def title(files: Sequence[str]) -> str:
+    """Name of some files."""
+    return ", ".join(files) if len(files) < 4 else f"{files[0]} and {len(files) - 1} files more"
+
+
 def show_summary(figures: dict[str, Any]) -> None:
     """Print what `tokenloss score` found."""
     low, high = figures["perplexity_interval"]
@@ -66,25 +72,50 @@ def show_summary(figures: dict[str, Any]) -> None:
         ("loss", f"{figures['loss']:.6g}", f"± {figures['stderr']:.3g} nats"),
         ("perplexity", f"{figures['perplexity']:.6g}", f"95 % interval {low:.5g} to {high:.5g}"),
         ("bits per token", f"{figures['bits_per_token']:.6g}", ""),
+        ("bits per byte", f"{figures['bits_per_byte']:.6g}", ""),
+        ("perplexity per word", f"{figures['word_perplexity']:.6g}", ""),
         ("greedy accuracy", f"{100 * figures['accuracy']:.2f} %", ""),
         ("time", f"{figures['seconds']:.3g} s", f"{figures['gb_per_second']:.3g} GB/s"),
     ]
-    tables = [Table(rows)]
+    told = {"bits per byte": figures["n_bytes"], "perplexity per word": figures["n_words"]}
+    tables = [Table([row for row in rows if told.get(row[0], True)])]
+    if 1 < len(figures["shards"]) <= _MOST_SHARDS:
+        tables.append(_shards(figures["shards"]))
     if figures["costliest"]:
-        tables.append(_costliest(figures["costliest"]))
+        tables.append(_costliest(figures["costliest"], len(figures["shards"]) > 1))
     shape = " × ".join(map(str, figures["shape"]))  # noqa: RUF001 -- a multiplication sign, for people
-    show_tables(", ".join(figures["files"]), f"{figures['kind']}, {shape}, {figures['dtype']}", tables)
+    show_tables(title(figures["files"]), f"{figures['kind']}, {shape}, {figures['dtype']}", tables)
 
 
-def _costliest(tokens: list[dict[str, Any]]) -> Table:
-    """Tabulate tokens, with their text if there is any."""
-    heads: tuple[str, ...] = ("position", "target", "loss", "probability")
-    formats = ("{position}", "{target}", "{loss:.4f}", "{probability:.3g}")
-    rows = [tuple(cell.format(**token) for cell in formats) for token in tokens]
-    if tokens[0]["text"] is not None:
-        heads += ("text",)
-        rows = [(*row, printable(token["text"])) for row, token in zip(rows, tokens, strict=True)]
-    return Table(rows, heads, "costliest tokens")
+def _shards(shards: list[dict[str, Any]]) -> Table:
+    """Tabulate the files."""
+    return _table(
+        "files",
+        {
+            "tokens": "{tokens:,}",
+            "loss": "{loss:.6g}",
+            "±": "{stderr:.3g}",
+            "perplexity": "{perplexity:.6g}",
+            "file": "{file}",
+        },
+        shards,
+    )
+
+
+def _costliest(tokens: list[dict[str, Any]], several: bool) -> Table:
+    """Tabulate tokens, with their file if there are several, and their text if there is any."""
+    formats = {"position": "{position}", "target": "{target}", "loss": "{loss:.4f}", "probability": "{probability:.3g}"}
+    if several:
+        formats = {"file": "{file}"} | formats
+    if any(token["text"] is not None for token in tokens):
+        formats |= {"text": "{text}"}
+    return _table("costliest tokens", formats, [token | {"text": token["text"] or ""} for token in tokens])
+
+
+def _table(title: str, formats: dict[str, str], items: list[dict[str, Any]]) -> Table:
+    """Tabulate items, each column by its format."""
+    rows = [tuple(printable(cell.format(**item)) for cell in formats.values()) for item in items]
+    return Table(rows, tuple(formats), title)
 
 
 def comparison_tables(comparison: Comparison) -> list[Table]:

@@ -1,0 +1,101 @@
+"""Logits on disk: one small reader for each format, none of which loads a file whole."""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tokenloss import _arrays
+from tokenloss.formats import llama_cpp, npy, npz, safetensors, zarr
+from tokenloss.formats._base import KINDS, ScoresFile, library
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+__all__ = ["KINDS", "ScoresFile", "open_scores"]
+
+_MAGIC = {npy.MAGIC: npy, llama_cpp.MAGIC: llama_cpp}
+_SUFFIXES = {".npy": npy, ".npz": npz, ".safetensors": safetensors}
+
+
+def open_scores(path: str | os.PathLike[str], *, array: str | None = None, kind: str | None = None) -> ScoresFile:
+    """Open a file of scores, and judge all of it but the scores themselves.
+
+    Parameters
+    ----------
+    path : str or path
+        A .npy, .npz or .safetensors file, a Zarr store (a directory or a .zip file), or a file of logits that
+        llama.cpp's ``llama-perplexity --kl-divergence-base`` wrote.
+    array : str, optional
+        The name of the array of scores, where a file names its arrays. By default the one that is named like a kind.
+    kind : {"logits", "log_probs", "probs"}, optional
+        What the scores are. By default their array's name says it, and where it does not they are logits; those of
+        llama.cpp are log_probs.
+
+    Returns
+    -------
+    ScoresFile
+        Its scores are read by `ScoresFile.blocks`.
+
+    Raises
+    ------
+    ValueError
+        If the file is damaged or holds something else; the message names the file, the byte where that is known, what
+        came and what fits.
+    OSError
+        If the file cannot be read at all.
+    ImportError
+        If the format needs a package that is not installed: zarr, or ml_dtypes for bfloat16.
+
+    See Also
+    --------
+    tokenloss.formats.llama_cpp.write : Writes a file as llama.cpp does.
+
+    Notes
+    -----
+    Files are mapped into memory where they can be; compressed ones are read as a stream. What is mapped is not compared
+    with checksums. Of a Zarr store, chunks that were never written have its fill value, as Zarr defines.
+
+    Examples
+    --------
+    >>> import tempfile, pathlib
+    >>> import numpy as np
+    >>> from tokenloss import cross_entropy
+    >>> from tokenloss.formats import open_scores
+    >>> with tempfile.TemporaryDirectory() as directory:
+    ...     path = pathlib.Path(directory) / "scores.npz"
+    ...     np.savez(path, logits=np.float32([[2, 1, 0], [0, 3, 0]]), targets=[0, 1])
+    ...     scores = open_scores(path)
+    ...     print(scores.kind, scores.shape)
+    ...     [round(cross_entropy(block, [target]), 4) for block, target in zip(scores.blocks(1), scores.targets)]
+    logits (2, 3)
+    [0.4076, 0.0949]
+    """
+    if kind is not None and kind not in KINDS:
+        _arrays.fail("option", name="kind", got=kind, fits=", ".join(map(repr, KINDS)))
+    name = os.fspath(path)
+    file: ScoresFile = _reader(name).open_scores(name, array, kind)
+    return file
+
+
+def _reader(path: str) -> ModuleType:
+    """Module that reads a file, by what it begins with or else by its name."""
+    if Path(path).is_dir():
+        return zarr
+    with Path(path).open("rb") as file:
+        start = file.read(8)
+        if start.startswith(b"PK"):
+            with library(path), zipfile.ZipFile(file) as archive:
+                return zarr if zarr.is_store(archive.namelist()) else npz
+    for magic, reader in _MAGIC.items():
+        if start.startswith(magic):
+            return reader
+    reader_by_name = _SUFFIXES.get(Path(path).suffix.lower())
+    if reader_by_name is None:
+        _arrays.fail(
+            "content", path=path, got="is no file of scores",
+            fits="be a .npy, .npz or .safetensors file, a Zarr store, or logits of llama.cpp",
+        )  # fmt: skip
+    return reader_by_name

@@ -1,0 +1,183 @@
+"""The file of logits that llama.cpp's `llama-perplexity --kl-divergence-base` writes and reads.
+
+All numbers are little-endian: the magic, int32 n_ctx, n_vocab and n_chunk, the tokens as int32, and for each row that
+is scored float32 scale, float32 min_log_prob and uint16 q for each class, padded to an even number of them. The
+log-probability of a class is scale * q + min_log_prob. The first half of each chunk of n_ctx tokens is context alone:
+row j predicts token n_ctx // 2 + 1 + j.
+"""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from tokenloss import _arrays
+from tokenloss._files import replacing
+from tokenloss.formats._base import Place, ScoresFile, ends, is_float, size_of, unnamed
+from tokenloss.softmax import logsumexp
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Iterable, Iterator
+
+    import numpy.typing as npt
+
+    from tokenloss.formats._base import Array
+
+MAGIC = b"_logits_"
+_HEADER = struct.Struct("<8s3i")
+_LARGEST = 2**31 - 1  # of an int32
+_RANGE = np.float32(16)  # nats below the largest logit that are told apart
+_STEPS = np.float32(65535)
+_SMALLEST = np.finfo(np.float32).tiny  # that has an inverse
+_PIECE = 1 << 20  # logits that are converted at a time
+
+
+def _rows(n_ctx: int) -> int:
+    """How many rows of a chunk are scored."""
+    return n_ctx - 1 - n_ctx // 2
+
+
+def _words(n_vocab: int) -> int:
+    """How many uint16 a row takes: two floats, a number for each class, padding."""
+    return 4 + n_vocab + n_vocab % 2
+
+
+def open_scores(path: str, array: str | None, kind: str | None) -> ScoresFile:
+    """Open a file of logits of llama.cpp: log-probabilities, and the targets that they predict."""
+    unnamed(path, array)
+    if kind not in (None, "log_probs"):
+        _arrays.fail("content", path=path, got="holds log_probs of llama.cpp", fits=f"hold {kind} to be read as such")
+    size = size_of(path)
+    if size < _HEADER.size:
+        ends(path, size, _HEADER.size)
+    with Path(path).open("rb") as file:
+        _, n_ctx, n_vocab, n_chunk = _HEADER.unpack(file.read(_HEADER.size))
+    for byte, name, number, least in (8, "n_ctx", n_ctx, 1), (12, "n_vocab", n_vocab, 1), (16, "n_chunk", n_chunk, 0):
+        if number < least:
+            _arrays.fail("file", path=path, byte=byte, got=f"{name} is {number}", fits=f"be at least {least}")
+    ids = Place(path, _HEADER.size, np.dtype("<i4"), (n_chunk, n_ctx))
+    data = Place(path, ids.offset + ids.n_bytes, np.dtype("<u2"), (n_chunk * _rows(n_ctx), _words(n_vocab)))
+    ends(path, size, data.offset + data.n_bytes)
+    tokens = ids.map()
+    for i in np.flatnonzero((tokens < 0) | (tokens >= n_vocab))[:1]:
+        byte, fits = ids.offset + 4 * int(i), f"be in [0, {n_vocab})"
+        _arrays.fail("file", path=path, byte=byte, got=f"the token is {tokens.flat[i]}", fits=fits)
+
+    def blocks(most_rows: int) -> Iterator[Array]:
+        for start in range(0, data.shape[0], most_rows):
+            yield _log_probs(data, start, data.map()[start : start + most_rows], n_vocab)
+
+    shape = n_chunk, _rows(n_ctx), n_vocab
+    targets = tokens[:, n_ctx // 2 + 1 :]
+    return ScoresFile(path, "log_probs", shape, np.dtype(np.float32), targets, None, blocks, is_shifted=True)
+
+
+def _log_probs(data: Place, start: int, words: Array, n_vocab: int) -> Array:
+    """Log-probabilities of stored rows, the first of which is at `start`, in the float32 steps of llama.cpp."""
+    numbers = np.ascontiguousarray(words[:, :4]).view("<f4")
+    valid = np.isfinite(numbers) & (numbers >= np.array([0, -np.inf], np.float32))
+    for row, column in np.argwhere(~valid)[:1]:
+        byte = data.offset + (start + int(row)) * words.strides[0] + 4 * int(column)
+        name, fits = (("scale", "be finite and at least 0"), ("min_log_prob", "be finite"))[column]
+        _arrays.fail("file", path=data.path, byte=byte, got=f"{name} is {numbers[row, column]}", fits=fits)
+    scale, min_log_prob = np.hsplit(numbers, 2)
+    with np.errstate(over="ignore"):
+        log_probs: Array = words[:, 4 : 4 + n_vocab] * scale
+        log_probs += min_log_prob
+    return log_probs
+
+
+def write(path: str | os.PathLike[str], tokens: npt.ArrayLike, logits: Iterable[npt.ArrayLike], n_ctx: int) -> None:
+    """Write a file of logits as llama.cpp does, for its ``llama-perplexity --kl-divergence`` or for `open_scores`.
+
+    A row becomes log-probabilities in 65536 equal steps, from its largest logit down to its smallest or to 16 nats
+    below the largest; logits below that are raised to it.
+
+    Parameters
+    ----------
+    path : str or path
+        The file. It takes its name when all is written; one that was there stays until then.
+    tokens : array of integers
+        The ids of all tokens, `n_ctx` for each chunk.
+    logits : iterable of arrays of shape (n, V)
+        The logits of the rows that are scored, of any float dtype, in order and in blocks of any length: of each chunk
+        those at positions ``n_ctx // 2`` to ``n_ctx - 2``, which predict the tokens after them.
+    n_ctx : int
+        The length of a chunk, at least 3.
+
+    Raises
+    ------
+    IndexError, TypeError, ValueError
+        If an argument does not fit, or a row has no finite maximum; no file is written then.
+
+    Notes
+    -----
+    The steps are those of llama.cpp's ``log_softmax`` in float32. A log-probability is within 16 / 65535 / 2 nats of
+    that of the logits that were given, and some units of float32's last place, unless it was raised.
+
+    Examples
+    --------
+    >>> import tempfile, pathlib
+    >>> import numpy as np
+    >>> from tokenloss.formats import llama_cpp, open_scores
+    >>> with tempfile.TemporaryDirectory() as directory:
+    ...     path = pathlib.Path(directory) / "base.kld"
+    ...     llama_cpp.write(path, [7, 3, 0, 1], [np.float32([[0, 2, 1, 0, 0, 0, 0, 0]])], n_ctx=4)
+    ...     scores = open_scores(path)
+    ...     print(scores.targets, next(scores.blocks(1))[0, :3].round(3))
+    [[1]] [-2.824 -0.824 -1.824]
+    """
+    n_ctx = _arrays.integer("n_ctx", n_ctx, f"an integer from 3 to {_LARGEST}", least=3, most=_LARGEST)
+    ids = np.asarray(tokens)
+    if ids.dtype.kind not in "iu":
+        _arrays.fail("dtype", name="tokens", got=ids.dtype, fits="integer")
+    n_chunk, left = divmod(ids.size, n_ctx)
+    if not n_chunk or left:
+        _arrays.fail("shape", name="tokens", got=ids.shape, fits=f"of a multiple of n_ctx, {n_ctx}")
+    rows = n_chunk * _rows(n_ctx)
+    n_vocab = written = 0
+    with replacing(path) as file:
+        for value in logits:
+            block = np.asarray(value)
+            if not is_float(block.dtype):
+                _arrays.fail("dtype", name="logits", got=block.dtype, fits=_arrays.FLOATS)
+            if block.ndim != 2 or not block.shape[1] or n_vocab not in (0, block.shape[1]):
+                _arrays.fail("shape", name="a block of logits", got=block.shape, fits=f"(n, {n_vocab or 'V'})")
+            if not n_vocab:
+                n_vocab = block.shape[1]
+                for i in np.flatnonzero((ids < 0) | (ids >= n_vocab))[:1]:
+                    _arrays.fail("class", name="tokens", position=f"[{i}]", got=ids.flat[i], fits=f"[0, {n_vocab})")
+                file.write(_HEADER.pack(MAGIC, n_ctx, n_vocab, n_chunk))
+                file.write(ids.astype("<i4").tobytes())
+            written += len(block)
+            if written > rows:
+                break
+            step = max(1, _PIECE // n_vocab)
+            for start in range(0, len(block), step):
+                piece = block[start : start + step].astype(np.float32)
+                file.write(_stored(piece, written - len(block) + start).tobytes())
+        if written != rows:
+            _arrays.fail("shape", name="logits", got=(written, n_vocab), fits=f"({rows}, V): {rows} rows are scored")
+
+
+def _stored(logits: npt.NDArray[np.float32], start: int) -> Array:
+    """What is stored of rows of logits, the first of which is at `start`."""
+    top = logits.max(-1)
+    for i in np.flatnonzero(~np.isfinite(top))[:1]:
+        _arrays.fail("option", name=f"the largest of logits[{start + i}]", got=float(top[i]), fits="finite")
+    least = np.maximum(logits.min(-1), top - _RANGE)
+    log_sum = logsumexp(logits - top[:, None]).astype(np.float32)
+    scale = (top - least) / _STEPS
+    scale[scale < _SMALLEST] = 0
+    inverse = np.divide(1, scale, out=np.zeros_like(scale), where=scale > 0)
+    with np.errstate(invalid="ignore"):  # of -inf, which is below the least
+        q = np.rint(inverse[:, None] * (logits - least[:, None]))
+    n, n_vocab = logits.shape
+    words = np.zeros((n, _words(n_vocab)), "<u2")
+    words[:, :4] = np.stack([scale, least - top - log_sum], -1).astype("<f4").view("<u2")
+    words[:, 4 : 4 + n_vocab] = np.where(logits > least[:, None], np.minimum(q, _STEPS), 0)
+    return words

@@ -1,0 +1,61 @@
+"""Arrays as numpy.save writes them."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from tokenloss import _arrays
+from tokenloss.formats._base import Place, ScoresFile, bfloat16, ends, library, size_of, unnamed
+
+if TYPE_CHECKING:
+    from tokenloss.formats._base import Array
+
+MAGIC = b"\x93NUMPY"
+MOST = 12 + 10_000  # bytes of a header; NumPy refuses longer ones
+
+
+def open_scores(path: str, array: str | None, kind: str | None) -> ScoresFile:
+    """Open a .npy file of scores; their targets are elsewhere."""
+    unnamed(path, array)
+    place = _locate(path)
+    return ScoresFile(path, kind or "logits", place.shape, place.dtype, None, None, place.blocks)
+
+
+def open_array(path: str) -> Array:
+    """Map a .npy file, say of targets."""
+    with Path(path).open("rb") as file:
+        if file.read(len(MAGIC)) != MAGIC:
+            _arrays.fail("content", path=path, got="is no .npy file", fits="be one, of targets")
+    return _locate(path).map()
+
+
+def _locate(path: str) -> Place:
+    """Where the array of a .npy file lies."""
+    with Path(path).open("rb") as file:
+        place = header(path, file.read(MOST))
+    ends(path, size_of(path), place.offset + place.n_bytes)
+    return place
+
+
+def header(path: str, start: bytes, name: str = "") -> Place:
+    """What the header says, of an array that has a name if it lies in an archive; the offset is the header's length."""
+    stream = io.BytesIO(start)
+    with library(path, name):
+        version = np.lib.format.read_magic(stream)
+        if version not in ((1, 0), (2, 0)):  # later ones are for names of fields
+            raise ValueError(f"its version is {version}, not (1, 0) or (2, 0)")
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, is_fortran, dtype = read(stream)
+        if dtype.hasobject:
+            raise ValueError("it holds Python objects, which allow_pickle=False forbids")
+        if any(length < 0 for length in shape):
+            raise ValueError(f"its shape is {shape}")
+        if 0 in shape:
+            np.empty(shape, dtype)  # where another length may be beyond what an array can have
+    if dtype.str == "|V2":  # NumPy has no name for bfloat16, and drops its byte order
+        dtype = bfloat16(path).newbyteorder(">" if b">V2" in start[: stream.tell()] else "<")
+    return Place(path, stream.tell(), dtype, shape, "F" if is_fortran else "C")

@@ -1,0 +1,93 @@
+"""Arrays as safetensors files hold them.
+
+The header is read here and the arrays are mapped. The library would copy every slice, its older releases have no
+bfloat16 without torch, and its errors do not say where in the file they are.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from tokenloss import _arrays
+from tokenloss.formats._base import Place, ScoresFile, bfloat16, choose, ends, size_of
+
+if TYPE_CHECKING:
+    from typing import NoReturn
+
+_LENGTH = 8  # bytes before the header, which tell its length
+_MOST = 100_000_000  # bytes of a header, as the library has it
+_DTYPES = {
+    "BOOL": "?", "U8": "<u1", "I8": "<i1", "U16": "<u2", "I16": "<i2", "U32": "<u4", "I32": "<i4", "U64": "<u8",
+    "I64": "<i8", "F16": "<f2", "F32": "<f4", "F64": "<f8",
+}  # fmt: skip
+
+
+class _Entry(NamedTuple):
+    """What the header says of an array."""
+
+    begin: int  # bytes from the header's end
+    end: int
+    shape: tuple[int, ...]
+    dtype: str
+
+
+def open_scores(path: str, array: str | None, kind: str | None) -> ScoresFile:
+    """Open a .safetensors file of scores, perhaps with their targets."""
+    size = size_of(path)
+    with Path(path).open("rb") as file:
+        length = int.from_bytes(file.read(_LENGTH), "little")
+        start = _LENGTH + length
+        if length > _MOST or start > size:
+            fits = f"be at most {max(0, min(size - _LENGTH, _MOST))}"
+            _arrays.fail("file", path=path, byte=0, got=f"the length of the header is {length}", fits=fits)
+        entries = _entries(path, file.read(length))
+    end = 0
+    for name, entry in sorted(entries.items(), key=lambda item: item[1]):
+        if entry.begin != end:  # arrays neither share bytes nor leave any out
+            _bad(path, f"{name} begins at {entry.begin} of the data", f"begin at {end}")
+        end = entry.end
+    ends(path, size, start + end)
+    name, kind = choose(path, entries, array, kind)
+    scores = _place(path, name, entries[name], start)
+    targets = _place(path, "targets", entries["targets"], start).map() if "targets" in entries else None
+    return ScoresFile(path, kind, scores.shape, scores.dtype, targets, None, scores.blocks)
+
+
+def _bad(path: str, got: str, fits: str) -> NoReturn:
+    """Refuse what the header says."""
+    _arrays.fail("file", path=path, byte=_LENGTH, got=f"by the header {got}", fits=fits)
+
+
+def _entries(path: str, header: bytes) -> dict[str, _Entry]:
+    """What the header says of each array."""
+    try:
+        said = json.loads(header)
+    except (RecursionError, ValueError) as error:
+        _arrays.fail("file", path=path, byte=_LENGTH, got=f"the header is no JSON ({error})", fits="be an object")
+    entries = {}
+    for name, entry in said.items() if isinstance(said, dict) else [("", said)]:
+        match entry:
+            case _ if name == "__metadata__":
+                pass
+            case {"dtype": str(dtype), "shape": [*shape], "data_offsets": [begin, end]} if all(
+                type(number) is int and 0 <= number < 2**63 for number in (*shape, begin, end)
+            ):
+                entries[name] = _Entry(begin, end, tuple(shape), dtype)
+            case _:
+                _bad(path, f"{name or 'all'} is {str(entry)[:80]}", "have dtype, shape and data_offsets")
+    return entries
+
+
+def _place(path: str, name: str, entry: _Entry, start: int) -> Place:
+    """Where an array lies in the file."""
+    if entry.dtype != "BF16" and entry.dtype not in _DTYPES:
+        _arrays.fail("content", path=path, got=f"{name} has dtype {entry.dtype}", fits=f"be {_arrays.FLOATS}")
+    dtype = bfloat16(path).newbyteorder("<") if entry.dtype == "BF16" else np.dtype(_DTYPES[entry.dtype])
+    place = Place(path, start + entry.begin, dtype, entry.shape)
+    if place.n_bytes != entry.end - entry.begin:
+        _bad(path, f"{name} has {entry.end - entry.begin} bytes", f"have {place.n_bytes} for its dtype and shape")
+    return place

@@ -1,0 +1,83 @@
+"""Arrays as Zarr stores hold them, of versions 2 and 3, in directories and .zip files."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tokenloss import _arrays
+from tokenloss.formats._base import KINDS, ScoresFile, choose, library, unnamed
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator, Sequence
+
+    from tokenloss.formats._base import Array
+
+_METADATA = ("zarr.json", ".zarray", ".zgroup")  # one of which every store has at its root
+
+
+def is_store(names: Collection[str]) -> bool:
+    """Whether names of files are those of a store."""
+    return any(name in names for name in _METADATA)
+
+
+def open_scores(path: str, array: str | None, kind: str | None) -> ScoresFile:
+    """Open a Zarr array of scores, or a group of it and perhaps targets and the tokens' text."""
+    try:
+        import zarr
+    except ImportError:
+        _arrays.fail("missing", name=path, got="zarr")
+    is_directory = Path(path).is_dir()
+    if is_directory and not is_store([entry.name for entry in Path(path).iterdir()]):
+        _arrays.fail("content", path=path, got="is a directory without metadata of Zarr", fits="be a Zarr store")
+    with library(path):
+        root: Any = zarr.open(path if is_directory else zarr.storage.ZipStore(path, mode="r"), mode="r")
+        held: dict[str, Any] = {}
+        if isinstance(root, zarr.Group):
+            held = {name: root[name] for name in (array, *KINDS, "targets", "tokens") if name and name in root}
+            held = {name: member for name, member in held.items() if isinstance(member, zarr.Array)}
+    if isinstance(root, zarr.Array):
+        unnamed(path, array)
+        name, kind, scores = "", kind or "logits", root
+    else:
+        name, kind = choose(path, held, array, kind)
+        scores = held[name]
+
+    def load(part: str) -> Array | None:
+        if part not in held:
+            return None
+        with library(path, part):
+            return np.asarray(held[part][...])
+
+    def blocks(most_rows: int) -> Iterator[Array]:
+        for index in _blocks(scores.shape[:-1], scores.chunks[:-1], most_rows):
+            with library(path, f"{name}[{index}]"):
+                block = np.asarray(scores[*index, :])
+            yield block.reshape(math.prod(block.shape[:-1]), block.shape[-1])
+
+    tokens = load("tokens")
+    if tokens is not None and tokens.dtype.kind not in "UT":
+        _arrays.fail("content", path=path, got=f"tokens has dtype {tokens.dtype}", fits="be text")
+    return ScoresFile(path, kind, scores.shape, scores.dtype, load("targets"), tokens, blocks)
+
+
+def _blocks(batch: Sequence[int], chunks: Sequence[int], most: int) -> Iterator[tuple[int | slice, ...]]:
+    """Indices of a batch's rows in order, at most so many at a time, and no chunk twice where that is enough."""
+    if not batch:
+        yield ()
+        return
+    first, *others = batch
+    inner = math.prod(others)
+    if inner > most:
+        for i in range(first):
+            for index in _blocks(others, chunks[1:], most):
+                yield (i, *index)
+        return
+    step = most // (inner or 1)
+    if step > chunks[0]:
+        step -= step % chunks[0]
+    for start in range(0, first, step):
+        yield (slice(start, start + step),)
