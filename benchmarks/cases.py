@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 import peers
+import peers_of_projection
 import peers_of_tokens
-from harness import REFERENCE, Case, Contender, UnavailableError, gather
+from harness import REFERENCE, SETTLE, Case, Contender, UnavailableError, gather
 
 import tokenloss
 from tokenloss import _core
@@ -27,6 +28,11 @@ DTYPES_OF_WORK = {  # what else is done with logits, and of which dtypes it is t
     "log_softmax": ("float32",),
     "softmax": ("float32",),
 }
+PROJECTIONS = (  # rows, depth and classes: many rows are bound by arithmetic, few by reading the weights
+    (1024, 2048, 51864), (512, 1024, 131072), (4, 2048, 65536), (1, 2048, 65536),
+)  # fmt: skip
+FEW = 4
+SETTLE_OF_BLAS = 0.15  # seconds: threads of OpenBLAS spin for 2**28 ticks of the clock
 EPSILON = 1e-12
 FLOAT32 = 1e-5  # what float32 arithmetic and a mean in float32 leave of the digits
 
@@ -61,6 +67,12 @@ def all_cases(megabytes: int, workers: list[int], *, quick: bool) -> Iterator[tu
             shape = (64, 1000 if quick else 32768) if label == "cached" else (size // classes, classes)
             build = builds.get(work, partial(written, work))
             yield f"{work}/{dtype}/{label}/{count}", partial(build, dtype, shape, size, count, label == "cached")
+    sizes = ((40, 64, 3000), (1, 64, 3000)) if quick else PROJECTIONS
+    for dtype, (rows, depth, classes), count in itertools.product(("float32", "bfloat16"), sizes, workers):
+        fresh = count == workers[-1] and (not quick or (dtype == "float32" and rows > FEW))
+        label = f"{rows}x{depth}x{classes}"
+        build = partial(linear, dtype, (rows, depth, classes), count, SETTLE if quick else SETTLE_OF_BLAS, fresh)
+        yield f"linear/{dtype}/{label}/{count}", build
 
 
 def tutorial(y_true: Any, y_pred: Any, epsilon: float = EPSILON) -> Any:
@@ -221,6 +233,32 @@ def written(work: str, dtype: str, shape: tuple[int, int], size: int, workers: i
     case.contenders += _backends(gradient if work == "grad" else call, cached)
     builders = peers_of_tokens.of_dtype(peers_of_tokens.WRITTEN[work], dtype)
     return gather(case, builders, x, targets, workers, out, picked)
+
+
+def linear(dtype: str, shape: tuple[int, int, int], workers: int, settle: float, fresh: bool = False) -> Case:
+    """The loss of a projection, beside a plain product into logits that are there and, for few rows, `read`."""
+    rows, depth, classes = shape
+    try:
+        from threadpoolctl import threadpool_limits
+
+        weight = _normal(dtype, classes * depth).reshape(classes, depth)
+    except ImportError:
+        raise UnavailableError("pip install threadpoolctl ml_dtypes") from None
+    threadpool_limits(workers, "blas")
+    rng = np.random.default_rng(1)
+    hidden = (rng.standard_normal((rows, depth), np.float32) / np.float32(depth**0.5)).astype(weight.dtype)
+    targets = rng.integers(0, classes, rows)
+    title = f"linear_cross_entropy, {dtype}, hidden {rows} x {depth}, weights {classes} x {depth}, {_workers(workers)}"
+    case = Case(title, [], workers=workers, settle=settle)
+    if rows <= FEW:
+        case.nbytes = weight.nbytes
+        case.contenders.append(_reader(weight.reshape(64, -1), workers))
+    else:
+        case.flops = 2 * rows * depth * classes
+    case.contenders.append(_ours(lambda: tokenloss.linear_cross_entropy(hidden, weight, targets, workers=workers)))
+    if fresh:
+        case.fresh = (dtype, "x".join(map(str, shape)), str(workers))
+    return gather(case, peers_of_projection.PROJECTION, hidden, weight, targets, workers)
 
 
 def _over_logits(

@@ -6,9 +6,12 @@ import contextlib
 import ctypes
 import gc
 import itertools
+import json
 import math
 import os
 import platform
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -18,6 +21,7 @@ from statistics import median
 from typing import Any
 
 REFERENCE = "tokenloss"
+UNITS = ("read", "product")  # contenders whose speed others are measured by
 CHEAP = 250  # sample lengths that every case may last: short ones are repeated until then
 MOST_PREPARED = 5  # calls in one sample of a case that prepares each call
 
@@ -53,9 +57,12 @@ class Case:
     title: str
     contenders: list[Contender]
     nbytes: int = 0  # of memory that has to be read; 0 where a rate would say nothing
+    flops: int = 0  # additions and multiplications of floats; 0 likewise
     workers: int = 1
     prepare: Callable[[], None] | None = None  # before every call, untimed: say, moves on to rows that are not cached
     missing: dict[str, str] = field(default_factory=dict)
+    settle: float = SETTLE
+    fresh: tuple[str, ...] = ()  # what fresh_process.py builds this case from, to measure memory; (): measured here
 
 
 def gather(case: Case, builders: dict[str, tuple[str, Callable[..., Iterable[Contender]]]], *arguments: Any) -> Case:
@@ -79,7 +86,7 @@ def measure(name: str, case: Case, rounds: int, seconds: float) -> dict[str, Any
         if contender.before:
             contender.before()
         results.append(float(contender.call()))  # warms up, too
-        extra.append(_extra_memory(contender))
+        extra.append(_fresh_memory(*case.fresh, contender.name) if case.fresh else extra_memory(contender))
         calls.append(_calls(contender.call, seconds, MOST_PREPARED if case.prepare else 1_000_000))
     wall: list[list[float]] = [[] for _ in results]
     cpu = [0.0 for _ in results]
@@ -98,20 +105,25 @@ def measure(name: str, case: Case, rounds: int, seconds: float) -> dict[str, Any
     clock, others = time.perf_counter() - clocks[0], _others_time() - clocks[1]
     names = [contender.name for contender in case.contenders]
     reference = names.index(REFERENCE)
-    read = next((wall[i] for i, contender in enumerate(names) if contender.startswith("read")), None)
+    units = {unit: wall[names.index(unit)] for unit in UNITS if unit in names}
     return {
         "name": name,
         "title": case.title,
         "workers": case.workers,
         "bytes": case.nbytes,
+        "flops": case.flops,
         "missing": case.missing,
         "others_cpus": max(0.0, others / clock),
         "contenders": [
             {
                 "name": contender.name,
                 "times_tokenloss": _median_ratio(wall[i], wall[reference]),
-                "of_read": contender.share * _median_ratio(read, wall[i]) if read else None,
+                **{
+                    f"of_{unit}": contender.share * _median_ratio(units[unit], wall[i]) if unit in units else None
+                    for unit in UNITS
+                },
                 "gb_per_s": contender.share * case.nbytes / median(wall[i]) / 1e9 if case.nbytes else None,
+                "gflop_per_s": case.flops / median(wall[i]) / 1e9 if case.flops else None,
                 "median": median(wall[i]),
                 "extra_bytes": extra[i],
                 "cpus": cpu[i] / sum(wall[i]),
@@ -148,7 +160,7 @@ def _sample(case: Case, contender: Contender, calls: int) -> tuple[float, float]
     call = contender.call
     if contender.before:
         contender.before()
-    until = time.perf_counter() + SETTLE
+    until = time.perf_counter() + case.settle
     while time.perf_counter() < until:  # sleeping would let the clock rate fall
         pass
     if not case.prepare:
@@ -166,7 +178,7 @@ def _sample(case: Case, contender: Contender, calls: int) -> tuple[float, float]
     return wall, cpu
 
 
-def _extra_memory(contender: Contender) -> int | None:
+def extra_memory(contender: Contender) -> int | None:
     """Bytes by which one call raises the peak of this process's resident memory; None where only Linux could tell.
 
     The kernel counts pages whoever allocated them: NumPy, torch, a JIT's runtime, a thread's stack. (Tracing would see
@@ -184,6 +196,14 @@ def _extra_memory(contender: Contender) -> int | None:
     except OSError:
         contender.call()
         return None
+
+
+def _fresh_memory(*arguments: str) -> int | None:
+    """The same of the first call in a process of its own, where no library has a pool of memory yet."""
+    script = Path(__file__).with_name("fresh_process.py")
+    run = subprocess.run([sys.executable, script, *arguments], stdout=subprocess.PIPE, check=True)
+    found: int | None = json.loads(run.stdout)
+    return found
 
 
 def _others_time() -> float:
@@ -219,6 +239,8 @@ def machine() -> dict[str, Any]:
         "last_level_cache": _last_level_cache(),
         "system": f"{platform.system()} {platform.machine()}",
         "instruction_set": tokenloss.show_config(mode="dicts")["instruction_set"],
+        "bfloat16": _bfloat16_instructions(),
+        "blas": _blas(),
         "versions": versions,
     }
 
@@ -237,3 +259,22 @@ def _last_level_cache() -> str:
     """Its size, as Linux has it."""
     sizes = sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"))
     return sizes[-1].read_text().strip() if sizes else "unknown"
+
+
+def _bfloat16_instructions() -> list[str]:
+    """Which instructions for products of bfloat16 the processor has, as Linux names them."""
+    try:
+        words = set(Path("/proc/cpuinfo").read_text().split())
+    except OSError:
+        words = set()
+    return sorted(words & {"amx_bf16", "avx512_bf16", "bf16"})
+
+
+def _blas() -> list[str]:
+    """What multiplies matrices for NumPy, and for which processor it takes this one."""
+    try:
+        from threadpoolctl import threadpool_info
+    except ImportError:
+        return []
+    found = [library for library in threadpool_info() if library["user_api"] == "blas"]
+    return [f"{blas['internal_api']} {blas['version']} {blas.get('architecture', '')}".strip() for blas in found]

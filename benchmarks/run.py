@@ -25,7 +25,8 @@ def main() -> int:
     """Measure, print, and write what was asked for; the exit status."""
     options = _parser().parse_args()
     for name in UNSET:  # before NumPy is imported
-        os.environ.pop(name, None)
+        if os.environ.pop(name, None) is not None:
+            print(f"warning: {name} is set, and is not heeded: NumPy's products would not be at their best")
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     report = json.loads(options.load.read_text()) if options.load else _measure(options)
     if options.load:
@@ -97,13 +98,17 @@ def _print_machine(report: dict[str, Any]) -> None:
         f"{machine['cpu']}, {machine['cpus']} CPUs, last-level cache {machine['last_level_cache']}, {machine['system']}"
     )
     print(", ".join(f"{name} {version}" for name, version in machine["versions"].items()))
+    blas, bfloat16 = (", ".join(machine.get(key) or ["unknown"]) for key in ("blas", "bfloat16"))
+    print(f"products by {blas}; instructions for bfloat16: {bfloat16}")
     print(f"medians of {settings['rounds']} interleaved rounds or more; {settings['megabytes']} MiB in large arrays")
 
 
 COLUMNS = (
     ("x tokenloss", "times_tokenloss", 12, "{:.2f}", 1.0),
     ("of read", "of_read", 9, "{:.2f}", 1.0),
+    ("of product", "of_product", 12, "{:.2f}", 1.0),
     ("GB/s", "gb_per_s", 8, "{:.2f}", 1.0),
+    ("GFLOP/s", "gflop_per_s", 9, "{:.0f}", 1.0),
     ("time", "median", 11, "{}", 1.0),
     ("+ memory", "extra_bytes", 11, "{:.1f} MB", 1e-6),
     ("CPUs", "cpus", 6, "{:.1f}", 1.0),
@@ -111,12 +116,13 @@ COLUMNS = (
 
 
 def print_case(case: dict[str, Any]) -> None:
-    """One table: times over tokenloss's, speeds over that of reading, then absolute figures."""
+    """One table: times over tokenloss's, speeds over that of reading or of a plain product, then absolute figures."""
     print(f"\n{case['name']}: {case['title']}")
-    print(" " * 39 + "".join(title.rjust(width) for title, _, width, _, _ in COLUMNS))
+    columns = [c for c in COLUMNS if any(contender.get(c[1]) is not None for contender in case["contenders"])]
+    print(" " * 39 + "".join(title.rjust(width) for title, _, width, _, _ in columns))
     for contender in case["contenders"]:
         cells = [f"  {contender['name']:37}"]
-        for _, key, width, form, scale in COLUMNS:
+        for _, key, width, form, scale in columns:
             value = contender[key]
             text = "-" if value is None else _duration(value) if key == "median" else form.format(value * scale)
             cells.append(text.rjust(width))

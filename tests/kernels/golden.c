@@ -119,6 +119,36 @@ static void take_row(const tl_row *row) {
         take(tl_load(row->data + i * row->stride, row->dtype));
 }
 
+/* Products of the row with one to five vectors, and the fold of it in parts. */
+static void take_products(const tl_backend *backend, const tl_row *row, const tl_row *other, tl_patience *patience) {
+    static double memory[2 * LONGEST], products[5];
+    int dtype = row->dtype == TL_FLOAT64 ? TL_FLOAT64 : TL_FLOAT32;
+    tl_vectors vectors = {(char *)memory, LONGEST * 8, 2}, out = {(char *)products, 8, 5};
+    tl_convert(backend, other, dtype, vectors.data);
+    tl_convert(backend, row, dtype, vectors.data + vectors.stride);
+    tl_products(backend, row, 0, 1, &vectors, &out);
+    take(tl_load(out.data, dtype));
+    take(tl_load(out.data + out.stride, dtype));
+    double last = tl_load(out.data, dtype);
+    vectors.stride = 0;
+    for (vectors.count = 1; vectors.count <= 5; vectors.count++) {
+        tl_products(backend, row, 0, 1, &vectors, &out);
+        if (!same(last, tl_load(out.data + (vectors.count - 1) * out.stride, dtype))) {
+            printf("products of %s differ\n", dtype_names[row->dtype]);
+            exit(1);
+        }
+    }
+    tl_state whole, parts;
+    tl_fold_part(backend, row, 0, row->count, 1024, -1, &whole, patience);
+    for (int64_t start = 0; start == 0 || start < row->count; start += 2048)
+        tl_fold_part(backend, row, start, row->count - start < 2048 ? row->count : start + 2048, 1024, -1, &parts, patience);
+    take(tl_logsumexp(tl_normalize(&whole, row)));
+    if (!same(tl_logsumexp(tl_normalize(&whole, row)), tl_logsumexp(tl_normalize(&parts, row)))) {
+        printf("parts of %s differ\n", dtype_names[row->dtype]);
+        exit(1);
+    }
+}
+
 /* All that is found and written besides the loss, with the row before it for the other model's. */
 static void take_all(const tl_backend *backend, const tl_row *row, const tl_row *other, int64_t target, tl_patience *patience) {
     static double memory[LONGEST], values[7];
@@ -206,6 +236,8 @@ int main(void) {
                         continue;
                     int64_t target = (int64_t)(random_bits() % (uint64_t)row.count);
                     take_all(backend, &row, &other, target, &patience);
+                    if (dtype != TL_FLOAT64 || kind < 4) /* whose emulated FMA is exact while products neither over- nor underflow */
+                        take_products(backend, &row, &other, &patience);
                     row.folded = other.folded = TL_FLOAT64;
                     row.scale = 0.75;
                     row.cap = i % 2 ? 30 : 0;
