@@ -11,7 +11,7 @@ import tokenloss
 
 FUNCTIONS = [name for name in tokenloss.__all__ if inspect.isfunction(getattr(tokenloss, name))]
 MODULES = [
-    f"tokenloss.{module.name}" for module in pkgutil.iter_modules(tokenloss.__path__) if module.name != "__main__"
+    module.name for module in pkgutil.walk_packages(tokenloss.__path__, "tokenloss.") if "__main__" not in module.name
 ]
 
 

@@ -461,7 +461,7 @@ class State:
     def __init__(self, path: str | None, options: Options, shards: Sequence[Shard]) -> None:
         self._path = path
         self._options = {"version": __version__, **options._asdict()}
-        self._shards = [_identity(shard) for shard in shards]
+        self._shards = [_identity(shard) for shard in shards] if path else []
         self.found: dict[int, Found] = {}
         if path and Path(path).exists():
             self._read(path)

@@ -229,12 +229,11 @@ def _score(args: argparse.Namespace) -> None:
         shards = _evaluation.plan(_expanded(args.files), _expanded(args.targets), options)
         n_bytes, n_words = _evaluation.extent(args.text) if args.text else (args.bytes or 0, 0)
         args.workers = args.workers or (1 if args.scheduler else _workers.default_workers())
-    batch = shards[0].batch(options)
     top_k = min(_ALTERNATIVES if args.html else 1 if args.plot else 0, shards[0].shape[-1])
     plotted = _per_token.Gathered(top_k, ("nll", "kept", "is_greedy", "top_logprobs")) if args.plot else None
     shown = _per_token.Gathered(top_k, most=page.MOST_TOKENS) if args.html else None
+    sinks: list[_evaluation.Sink] = [sink for sink in (plotted, shown) if sink]
     with contextlib.ExitStack() as stack:
-        sinks: list[_evaluation.Sink] = [sink for sink in (plotted, shown) if sink]
         if args.per_token:
             rows = sum(math.prod(shard.batch(options)) for shard in shards)
             stack.enter_context(_writing(args.per_token))
@@ -244,25 +243,29 @@ def _score(args: argparse.Namespace) -> None:
         seconds = time.perf_counter() - began
         meter = _evaluation.total(found, n_bytes, n_words)
         figures = _evaluation.figures(shards, found, meter, args.top)
-        figures |= {
-            "seconds": seconds,
-            "bytes": n_read,
-            "gb_per_second": n_read / seconds / 1e9 if seconds else math.nan,
-        }
+        figures |= {"seconds": seconds, "bytes": n_read, "gb_per_second": math.nan}
+        if seconds:
+            figures["gb_per_second"] = n_read / seconds / 1e9
         title = report.title(figures["files"])
         if plotted:
-            columns = plotted.columns()
-            greedy = (
-                {"is_greedy": columns["is_greedy"], "greedy_logprobs": columns["top_logprobs"][:, 0]} if top_k else {}
-            )
-            with _writing(args.plot):
-                plots.save(plots.draw_losses(columns["nll"], where=columns["kept"], title=title, **greedy), args.plot)
+            _plot_losses(args.plot, plotted.columns(), title)
         if shown:
-            scores, ids, text = shown.scores(batch)
-            accuracy = figures["accuracy"]
+            scores, ids, text = shown.scores(shards[0].batch(options))
             with _writing(args.html):
-                page.write_page(args.html, scores, ids, tokens=text, title=title, meter=meter, accuracy=accuracy)
+                page.write_page(
+                    args.html, scores, ids, tokens=text, title=title, meter=meter, accuracy=figures["accuracy"]
+                )
     (report.show_json if args.json else report.show_summary)(figures)
+
+
+def _plot_losses(path: str, columns: dict[str, Any], title: str) -> None:
+    """Draw the losses, and how well the greedy probability is calibrated if there is one."""
+    greedy = {}
+    if "top_logprobs" in columns:
+        greedy = {"greedy_logprobs": columns["top_logprobs"][:, 0], "is_greedy": columns["is_greedy"]}
+    figure = plots.draw_losses(columns["nll"], where=columns["kept"], title=title, **greedy)
+    with _writing(path):
+        plots.save(figure, path)
 
 
 def _found(
@@ -320,8 +323,6 @@ def _found_elsewhere(
     function = functools.partial(_evaluation.score, options=options, workers=args.workers)
     try:
         yield from map_shards(function, [shard.absolute() for shard in shards], args.scheduler)
-    except _Refusal:
-        raise
     except Exception as error:  # whatever a worker met with
         raise _Refusal(f"{args.scheduler}: {(str(error) or type(error).__name__).splitlines()[0]}") from error
 

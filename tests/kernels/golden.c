@@ -85,22 +85,33 @@ static double nll(const tl_backend *backend, const tl_row *row, int64_t target, 
     return tl_softplus(tl_gap(&state, row, tl_score(backend, row, target)));
 }
 
-static void check_layouts(const tl_backend *backend, const tl_row *row, int64_t target, tl_patience *patience) {
+static void require(int holds, const char *what, const tl_row *row) {
+    if (!holds) {
+        printf("%s of %s differs\n", what, dtype_names[row->dtype & ~TL_SWAPPED]);
+        exit(1);
+    }
+}
+
+#define LAYOUTS 3 /* odd address; every third element, backwards; bytes swapped */
+
+static tl_row laid_out(const tl_row *row, int layout) {
     static char copy[3 * 8 * LONGEST + 1];
     ptrdiff_t size = tl_itemsize(row->dtype);
+    tl_row other = *row;
+    other.stride = layout == 1 ? -3 * size : size;
+    other.data = layout == 1 ? copy + 3 * size * (row->count - 1) : copy + 1;
+    other.dtype = layout == 2 ? row->dtype | TL_SWAPPED : row->dtype;
+    for (int64_t i = 0; i < row->count; i++)
+        for (ptrdiff_t k = 0; k < size; k++)
+            ((char *)(uintptr_t)other.data)[i * other.stride + k] = row->data[i * size + (layout == 2 ? size - 1 - k : k)];
+    return other;
+}
+
+static void check_layouts(const tl_backend *backend, const tl_row *row, int64_t target, tl_patience *patience) {
     double loss = nll(backend, row, target, patience);
-    for (int layout = 0; layout < 3; layout++) { /* odd address; every third element, backwards; bytes swapped */
-        tl_row other = *row;
-        other.stride = layout == 1 ? -3 * size : size;
-        other.data = layout == 1 ? copy + 3 * size * (row->count - 1) : copy + 1;
-        other.dtype = layout == 2 ? row->dtype | TL_SWAPPED : row->dtype;
-        for (int64_t i = 0; i < row->count; i++)
-            for (ptrdiff_t k = 0; k < size; k++)
-                ((char *)(uintptr_t)other.data)[i * other.stride + k] = row->data[i * size + (layout == 2 ? size - 1 - k : k)];
-        if (!same(loss, nll(backend, &other, target, patience))) {
-            printf("layout %d of %s differs\n", layout, dtype_names[row->dtype]);
-            exit(1);
-        }
+    for (int layout = 0; layout < LAYOUTS; layout++) {
+        tl_row other = laid_out(row, layout);
+        require(same(loss, nll(backend, &other, target, patience)), "layout", row);
     }
     static char turned[TL_TURNED_BYTES];
     tl_row beside[2] = {*row, *row};
@@ -108,45 +119,12 @@ static void check_layouts(const tl_backend *backend, const tl_row *row, int64_t 
     tl_state states[2];
     tl_fold_beside(backend, beside, targets, 2, turned, states, patience);
     for (int i = 0; i < 2; i++)
-        if (!same(loss, tl_softplus(tl_gap(&states[i], row, tl_score(backend, row, target))))) {
-            printf("turned %s differs\n", dtype_names[row->dtype]);
-            exit(1);
-        }
+        require(same(loss, tl_softplus(tl_gap(&states[i], row, tl_score(backend, row, target)))), "turned row", row);
 }
 
 static void take_row(const tl_row *row) {
     for (int64_t i = 0; i < row->count; i++)
         take(tl_load(row->data + i * row->stride, row->dtype));
-}
-
-/* Products of the row with one to five vectors, and the fold of it in parts. */
-static void take_products(const tl_backend *backend, const tl_row *row, const tl_row *other, tl_patience *patience) {
-    static double memory[2 * LONGEST], products[5];
-    int dtype = row->dtype == TL_FLOAT64 ? TL_FLOAT64 : TL_FLOAT32;
-    tl_vectors vectors = {(char *)memory, LONGEST * 8, 2}, out = {(char *)products, 8, 5};
-    tl_convert(backend, other, dtype, vectors.data);
-    tl_convert(backend, row, dtype, vectors.data + vectors.stride);
-    tl_products(backend, row, 0, 1, &vectors, &out);
-    take(tl_load(out.data, dtype));
-    take(tl_load(out.data + out.stride, dtype));
-    double last = tl_load(out.data, dtype);
-    vectors.stride = 0;
-    for (vectors.count = 1; vectors.count <= 5; vectors.count++) {
-        tl_products(backend, row, 0, 1, &vectors, &out);
-        if (!same(last, tl_load(out.data + (vectors.count - 1) * out.stride, dtype))) {
-            printf("products of %s differ\n", dtype_names[row->dtype]);
-            exit(1);
-        }
-    }
-    tl_state whole, parts;
-    tl_fold_part(backend, row, 0, row->count, 1024, -1, &whole, patience);
-    for (int64_t start = 0; start == 0 || start < row->count; start += 2048)
-        tl_fold_part(backend, row, start, row->count - start < 2048 ? row->count : start + 2048, 1024, -1, &parts, patience);
-    take(tl_logsumexp(tl_normalize(&whole, row)));
-    if (!same(tl_logsumexp(tl_normalize(&whole, row)), tl_logsumexp(tl_normalize(&parts, row)))) {
-        printf("parts of %s differ\n", dtype_names[row->dtype]);
-        exit(1);
-    }
 }
 
 /* All that is found and written besides the loss, with the row before it for the other model's. */
@@ -189,6 +167,109 @@ static void take_all(const tl_backend *backend, const tl_row *row, const tl_row 
     if (row->cap == 0) {
         tl_log_softmax(backend, row, normalizer, &out, row->count % 2 == 1, patience);
         take_row(&out);
+    }
+}
+
+#define PART 1024
+
+/* A row whose other parts hold nan. */
+static tl_row only_part(const tl_row *row, int64_t start, int64_t end) {
+    static char copy[8 * LONGEST];
+    memset(copy, 0xff, sizeof copy);
+    memcpy(copy + start * row->stride, row->data + start * row->stride, (size_t)((end - start) * row->stride));
+    tl_row part = *row;
+    part.data = copy;
+    return part;
+}
+
+typedef struct {
+    double loss, weighed, share, values[7];
+    int64_t ids[7];
+    tl_token token;
+} found;
+
+/* What is found in a row part by part. */
+static found find_by_parts(const tl_backend *backend, const tl_row *row, const tl_shares *shares, int64_t target,
+                           int64_t length, tl_patience *patience) {
+    found all = {.loss = 0};
+    tl_best best = {row->count < 7 ? row->count : 7, 0, all.values, all.ids};
+    tl_state state;
+    tl_weighed weighed = {{0}, {0}, {0}, {0}};
+    double own = tl_load(row->data + target * row->stride, row->dtype), logit = tl_squash(backend, row, own);
+    for (int64_t start = 0, end; start < row->count; start = end) {
+        end = row->count - start < length ? row->count : start + length;
+        tl_row part = only_part(row, start, end);
+        tl_fold_part(backend, &part, start, end, PART, target, &state, patience);
+        tl_weigh_part(backend, &part, shares, start, end, logit - logit == 0 ? logit : 0, &weighed, patience);
+        tl_score_part(backend, &part, start, end, PART, target, own, &all.token, &best, patience);
+    }
+    all.loss = tl_softplus(tl_gap(&state, row, logit));
+    all.weighed = tl_weigh_end(&weighed, &all.share);
+    tl_score_end(backend, row, own, &all.token, &best);
+    return all;
+}
+
+static void take_parts(const tl_backend *backend, const tl_row *row, const tl_row *other, int64_t target,
+                       tl_patience *patience) {
+    tl_shares soft = {other->data, other->stride, other->dtype, NULL, 0, 0, 0.25, 0};
+    found whole = find_by_parts(backend, row, &soft, target, LONGEST, patience);
+    take(whole.loss);
+    take(whole.weighed);
+    take(whole.share);
+    take(whole.token.logsumexp);
+    take(whole.token.entropy);
+    require(same(whole.token.nll, whole.loss), "token's loss", row);
+    for (int64_t length = PART; length < row->count; length += 2 * PART) {
+        found parts = find_by_parts(backend, row, &soft, target, length, patience);
+        require(same(parts.loss, whole.loss), "loss by parts", row);
+        require(same(parts.weighed, whole.weighed) && same(parts.share, whole.share), "sum by parts", row);
+        require(same(parts.token.nll, whole.token.nll) && same(parts.token.logsumexp, whole.token.logsumexp) &&
+                    same(parts.token.entropy, whole.token.entropy) && parts.token.rank == whole.token.rank &&
+                    parts.token.argmax == whole.token.argmax,
+                "token by parts", row);
+        for (int i = 0; i < 7; i++)
+            require(same(parts.values[i], whole.values[i]) && parts.ids[i] == whole.ids[i], "best by parts", row);
+    }
+}
+
+static void take_converted(const tl_backend *backend, const tl_row *row) {
+    static double memory[LONGEST + 1], others[LONGEST + 1];
+    for (int dtype = TL_FLOAT32; dtype <= TL_FLOAT64; dtype++) {
+        tl_row out = {(char *)memory, row->count, tl_itemsize(dtype), dtype, dtype, 1, 0};
+        memset(memory, 0x55, sizeof memory);
+        tl_convert(backend, row, dtype, memory);
+        require(((char *)memory)[row->count * out.stride] == 0x55, "what lies behind a conversion", row);
+        take_row(&out);
+        for (int layout = 0; layout < LAYOUTS; layout++) {
+            tl_row other = laid_out(row, layout);
+            tl_convert(backend, &other, dtype, others);
+            for (int64_t i = 0; i < row->count; i++)
+                require(same(tl_load((char *)memory + i * out.stride, dtype), tl_load((char *)others + i * out.stride, dtype)),
+                        "conversion", row);
+        }
+    }
+}
+
+/* Products of up to 3 rows, which may lie anywhere, with up to 5 vectors. */
+static void take_products(const tl_backend *backend, int dtype, int kind) {
+    static const int64_t depths[] = {1, 63, 64, 1000, 1025, 2048};
+    static double weights[3 * 2050], vectors[5 * 2048], memory[5 * 3];
+    int folded = dtype == TL_FLOAT64 ? TL_FLOAT64 : TL_FLOAT32;
+    for (int d = 0; d < 6; d++) {
+        tl_row row = {(char *)weights + 1, depths[d], tl_itemsize(dtype), dtype, dtype, 1, 0};
+        ptrdiff_t between = (row.count + 1) * row.stride, size = tl_itemsize(folded);
+        for (int64_t i = 0; i < 3 * (row.count + 1); i++)
+            fill((char *)weights + 1 + i * row.stride, dtype, kind, 0.3);
+        for (int64_t i = 0; i < 5 * row.count; i++)
+            fill((char *)vectors + i * size, folded, kind == 5 ? 1 : kind, -0.7);
+        for (int64_t rows = 1; rows <= 3; rows++)
+            for (int64_t count = 1; count <= 5; count++) {
+                tl_vectors with = {(char *)vectors, row.count * size, count}, out = {(char *)memory, 3 * size, count};
+                tl_row products = {(char *)memory, 15, size, folded, folded, 1, 0};
+                memset(memory, 0, sizeof memory);
+                tl_products(backend, &row, between, rows, &with, &out);
+                take_row(&products);
+            }
     }
 }
 
@@ -236,13 +317,15 @@ int main(void) {
                         continue;
                     int64_t target = (int64_t)(random_bits() % (uint64_t)row.count);
                     take_all(backend, &row, &other, target, &patience);
-                    if (dtype != TL_FLOAT64 || kind < 4) /* whose emulated FMA is exact while products neither over- nor underflow */
-                        take_products(backend, &row, &other, &patience);
+                    take_parts(backend, &row, &other, target, &patience);
+                    take_converted(backend, &row);
                     row.folded = other.folded = TL_FLOAT64;
                     row.scale = 0.75;
                     row.cap = i % 2 ? 30 : 0;
                     take_all(backend, &row, &other, target, &patience);
+                    take_parts(backend, &row, &other, target, &patience);
                 }
+                take_products(backend, dtype, kind);
                 printf("%s %s %s, all else %016" PRIx64 "\n", backend->name, dtype_names[dtype], kinds[kind], hash);
             }
         hash = 0xcbf29ce484222325u;

@@ -258,7 +258,8 @@ TL_TARGET TL_INLINE void NAME(add_products_)(const ELEMENT *x, const char *vecto
         OP(vec) value = LOAD(x + j);
         for (size_t v = 0; v < count; v++) {
             const REAL *with = (const REAL *)(const void *)(vectors + (ptrdiff_t)v * stride);
-            lanes[v][j / OP(WIDTH)] = OP(fma)(value, OP(load)(with + j), lanes[v][j / OP(WIDTH)]);
+            lanes[v][j / OP(WIDTH)] =
+                OP(add_product)(value, OP(load)(with + j), lanes[v][j / OP(WIDTH)]);
         }
     }
 }

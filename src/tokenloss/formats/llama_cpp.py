@@ -129,7 +129,7 @@ def write(path: str | os.PathLike[str], tokens: npt.ArrayLike, logits: Iterable[
     ...     llama_cpp.write(path, [7, 3, 0, 1], [np.float32([[0, 2, 1, 0, 0, 0, 0, 0]])], n_ctx=4)
     ...     scores = open_scores(path)
     ...     print(scores.targets, next(scores.blocks(1))[0, :3].round(3))
-    [[1]] [-2.824 -0.824 -1.824]
+    [[1]] [-2.779 -0.779 -1.779]
     """
     n_ctx = _arrays.integer("n_ctx", n_ctx, f"an integer from 3 to {_LARGEST}", least=3, most=_LARGEST)
     ids = np.asarray(tokens)
