@@ -6,6 +6,7 @@ and those of targets, are within fewer: chains of 16 at most are added, of these
 
 import itertools
 import math
+import tracemalloc
 import warnings
 
 import numpy as np
@@ -489,3 +490,37 @@ def test_errors_name_the_argument_before_anything_is_multiplied(functions, chang
     for function in functions:
         with fails(error, *words):
             function(**arguments)
+
+
+@pytest.mark.parametrize("logit", [-1e9, -1e30, np.finfo(np.float32).min])
+@pytest.mark.parametrize("smoothing", [0.1, 1.0])
+def test_smoothed_targets_far_below_all_that_weighs(logit, smoothing):
+    bias = np.array([logit, 0, 0], np.float32)
+    options = {"weight": [0.0, 1.0, 1.0], "label_smoothing": smoothing, "reduction": "sum"}
+    loss = linear_cross_entropy([[1.0, 2.0]], [[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]], [0], linear_bias=bias, **options)
+    assert loss == pytest.approx(cross_entropy([bias + np.float32([1, 2, 3])], [0], **options), rel=1e-6)
+
+
+def test_subnormal_products_have_the_same_bits_on_every_backend():
+    tiny, near = 2.0**-127 + 2.0**-149, 2.0**-75
+    weight, hidden = np.zeros((1, 65), np.float32), np.zeros((1, 65), np.float32)
+    weight[0, [0, 64]], hidden[0, [0, 64]] = (tiny, near * (1 + 2.0**-23)), (1, near * (1 - 2.0**-23))
+    in_use, found, single = _core.backend_in_use(), np.empty(1), _core.DTYPES["float32"]
+    try:
+        for backend in _core.backends():
+            _core.use_backend(backend)
+            _core.products_of(weight, single, hidden, single, np.zeros(1, np.int64), found)
+            assert found[0] == tiny, backend
+    finally:
+        _core.use_backend(in_use)
+
+
+def test_bias_of_many_classes_stays_where_it_is():
+    weight, bias = np.broadcast_to(np.float64(0), (1_000_000, 1)), np.zeros(1_000_000)
+    tracemalloc.start()
+    try:
+        linear_cross_entropy(np.ones((30, 1)), weight, np.zeros(30, int), linear_bias=bias)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 15e6

@@ -912,13 +912,15 @@ cdef class Tiles(Work):
         cdef Fold fold = self.fold
         cdef int64_t row
         cdef tl_fp_state environment
-        cdef tl_patience patience = self.patience_of(False)
+        cdef tl_patience patience = self.patience_of(True)
         self.count = 0
         with nogil:
             tl_fp_enter(&environment)
-            while self.count < self.most and fold.next_row < fold.rows:
+            while self.count < self.most and fold.next_row < fold.rows and not self.stopped:
                 row = fold.next_row
                 fold.next_row += 1
+                if not fold.by_class or row % 1024 == 0:
+                    tl_gave_up(&patience)
                 if not fold.is_kept(row, fold.target_of(row) if fold.by_class else -1):
                     fold.pass_over(row)
                 else:
@@ -927,6 +929,8 @@ cdef class Tiles(Work):
                     self.left_out[self.count] = self.carried[self.count].left_out
                     self.count += 1
             tl_fp_leave(&environment)
+        if self.interruption is not None:
+            raise self.interruption
         return self.count
 
     cdef inline tl_row row_in_tile(self, int64_t i) noexcept nogil:
@@ -942,9 +946,10 @@ cdef class Tiles(Work):
         cdef int64_t i
         for i in range(self.count):
             self.carried[i].own = own[i]
-            self.carried[i].anchor = tl_squash(backend, &scores, own[i])
-            if self.carried[i].anchor - self.carried[i].anchor != 0:
-                self.carried[i].anchor = 0
+            if not self.fold.by_class:  # else `do` finds one, for the target may be far from all that weighs
+                self.carried[i].anchor = tl_squash(backend, &scores, own[i])
+                if self.carried[i].anchor - self.carried[i].anchor != 0:
+                    self.carried[i].anchor = 0
 
     def part(self, tile, int64_t first):
         """Scores of the rows, in classes from `first` on: a multiple of CLASSES_AT_ONCE, unless they are the last."""
@@ -970,6 +975,8 @@ cdef class Tiles(Work):
             tl_fold_part(backend, &logits, self.first, self.last, C_CLASSES_AT_ONCE, carried.left_out, &carried.state,
                          patience)
             if carried.weighs:
+                if self.fold.by_class and self.first == 0:
+                    carried.anchor = tl_normalize(&carried.state, &logits).offset
                 shares = self.fold.shares_of(carried.row)
                 tl_weigh_part(backend, &logits, &shares, self.first, self.last, carried.anchor, &carried.weighed,
                               patience)

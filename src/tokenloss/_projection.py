@@ -34,10 +34,7 @@ class ProjectedRows(Rows):
         self.code = _core.DTYPES[self.dtype.name]
         shape = (*self.hidden.shape[:-1], len(self.weight))
         super().__init__(what, "hidden", np.broadcast_to(np.zeros((), self.dtype), shape), -1)
-        self.bias: Array | None = None
-        if bias is not None:
-            self.bias = np.empty((1, self.classes), self.dtype)
-            self._convert(bias[0].reshape(1, -1), bias[1], None, self.bias, 1)
+        self.bias = bias
 
     def run(self, workers: Any) -> None:
         """Multiply and fold."""
@@ -50,7 +47,8 @@ class ProjectedRows(Rows):
         most = min(_MOST, max(1, _SCRATCH // ((copied + _core.CLASSES_AT_ONCE) * itemsize)))
         rows = -(-kept // -(-kept // most)) if kept else 1  # as many in each turn
         copies = np.empty((rows, copied), self.dtype)
-        width = (_SCRATCH - copies.nbytes) // (rows * itemsize) // _core.CLASSES_AT_ONCE * _core.CLASSES_AT_ONCE
+        width = (_SCRATCH - copies.nbytes) // ((rows + (self.bias is not None)) * itemsize)
+        width = width // _core.CLASSES_AT_ONCE * _core.CLASSES_AT_ONCE
         width = min(max(width, _core.CLASSES_AT_ONCE), self.classes)
         scores, own = np.empty(rows * width, self.dtype), np.empty(rows)
         taken, left_out = np.empty(rows, np.int64), np.empty(rows, np.int64)
@@ -66,7 +64,7 @@ class ProjectedRows(Rows):
             _core.products_of(*operands, left_out[:count], own[:count])
             with np.errstate(all="ignore"):  # infinities and nan are results
                 if self.bias is not None and self.classes:
-                    own[:count] = own[:count].astype(self.dtype) + self.bias[0, left_out[:count]]
+                    own[:count] = own[:count].astype(self.dtype) + self._biases(left_out[:count])
                 tiles.know(own[:count])
                 for first in range(0, max(self.classes, 1), max(width, 1)):
                     last = min(first + width, self.classes)
@@ -77,10 +75,19 @@ class ProjectedRows(Rows):
                     else:
                         self._multiply(hidden, first, tile, workers)
                     if self.bias is not None:
-                        tile += self.bias[:, first:last]
+                        tile += self._biases(slice(first, last))
                     tiles.part(tile, first)
                     _workers.run(tiles, (last - first) * itemsize or 1, workers)
             tiles.finish()
+
+    def _biases(self, classes: Array | slice) -> Array:
+        """The bias of some classes, in the dtype of the product."""
+        assert self.bias is not None
+        array, code = self.bias
+        some = array[classes]
+        biases: Array = np.empty(len(some), self.dtype)
+        self._convert(some.reshape(1, -1), code, None, biases.reshape(1, -1), 1)
+        return biases
 
     def _states(self) -> Array | None:
         """Hidden states as a matrix that BLAS takes as it is, if they are one."""

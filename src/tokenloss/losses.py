@@ -477,8 +477,8 @@ def linear_cross_entropy(
     """Cross-entropy of a projection onto the vocabulary, whose logits never exist as a whole.
 
     The logits are ``hidden @ linear_weight.T + linear_bias``. The product is made a tile at a time, and each tile is
-    folded while it is in the cache: beside the arguments no more than 16 MB is allocated, however many positions and
-    classes there are.
+    folded while it is in the cache: beside the arguments and the result no more than 16 MB is allocated, however many
+    positions and classes there are.
 
     Parameters
     ----------
@@ -511,8 +511,9 @@ def linear_cross_entropy(
         As that of `cross_entropy`.
     workers : int, optional
         How many of this package's threads share the work, as in `cross_entropy`; no bit of the result depends on it.
-        The products of more than 24 positions are NumPy's, whose BLAS has threads of its own: set their number by
-        the BLAS's environment variable or by the package threadpoolctl. Both never work at the same time.
+        The products of more than 24 positions, and some of fewer, are NumPy's, whose BLAS has threads of its own: set
+        their number by the BLAS's environment variable or by the package threadpoolctl. Both never work at the same
+        time.
 
     Returns
     -------
@@ -536,8 +537,9 @@ def linear_cross_entropy(
     Products are made in float64 if `hidden` or `linear_weight` is float64, else in float32, to which half precision
     converts exactly; the bias is rounded to that. The loss is that of the logits so made: it differs from the exact one
     by the rounding of products, and from that of another BLAS, or of the same positions in other company, by as much.
-    Up to 24 positions against weights that lie row by row are multiplied by kernels of this package, which read the
-    weights once and have the same bits everywhere. Sums of losses are exact, as they are everywhere here.
+    Up to 24 positions against weights that lie row by row, in native byte order and in half precision or in the dtype
+    of the product, are multiplied by kernels of this package, which read the weights once and have the same bits
+    everywhere. Sums of losses are exact, as they are everywhere here.
 
     Examples
     --------

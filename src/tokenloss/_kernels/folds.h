@@ -181,7 +181,7 @@ TL_TARGET static ptrdiff_t JOIN(skip_zeros_, BACKEND)(const char *data, ptrdiff_
 TL_TARGET TL_INLINE f32_vec f32_add_product(f32_vec a, f32_vec b, f32_vec c) { return f32_fma(a, b, c); }
 TL_TARGET TL_INLINE f64_vec f64_add_product(f64_vec a, f64_vec b, f64_vec c) { return f64_add(f64_mul(a, b), c); }
 
-/* Rows whose products are added at once: as many as registers hold. */
+/* Vectors that a row is multiplied with at once: as many as registers hold sums of. */
 #define DOTS (f32_WIDTH == 16 ? 4 : 1)
 
 #define REAL float

@@ -40,8 +40,11 @@ TL_INLINE float f32_fma(float a, float b, float c) {
     double sum = product + (double)c;
     uint64_t bits = tl_to_bits(sum);
     /* Rounding twice is wrong only where the first result lies halfway between two floats: step off it towards the
-     * exact sum. */
-    if (TL_RARELY((bits & 0x1fffffff) == 0x10000000)) {
+     * exact sum. Below the normal numbers, floats are multiples of 2^-149. */
+    int halfway = (bits & 0x1fffffff) == 0x10000000;
+    if (TL_RARELY(tl_abs(sum) < 0x1p-126))
+        halfway = (int64_t)(sum * 0x1p150) % 2 != 0 && (double)(int64_t)(sum * 0x1p150) == sum * 0x1p150;
+    if (TL_RARELY(halfway)) {
         double other = sum - product;
         double lost = (product - (sum - other)) + ((double)c - other);
         if (lost != 0)
