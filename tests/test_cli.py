@@ -14,6 +14,7 @@ from types import SimpleNamespace
 import numpy as np
 import pyarrow.parquet
 import pytest
+import safetensors.numpy
 import zarr
 
 import tokenloss
@@ -283,6 +284,27 @@ def shards(tmp_path):
     np.save(tmp_path / "all.npy", targets)
     np.savez(tmp_path / "whole.npz", logits=logits, targets=targets)
     return SimpleNamespace(logits=logits, targets=targets, path=tmp_path)
+
+
+@pytest.mark.parametrize("suffix", ["npz", "safetensors", "zarr", "zip", "kld"])
+def test_every_format(suffix, figures, tmp_path):
+    path, logits, targets = tmp_path / f"scores.{suffix}", np.tile(LOGITS, (2, 1)), np.tile(TARGETS, 2)
+    if suffix == "npz":
+        np.savez_compressed(path, logits=logits, targets=targets)
+    elif suffix == "safetensors":
+        safetensors.numpy.save_file({"logits": logits, "targets": targets}, path)
+    elif suffix == "kld":
+        llama_cpp.write(path, np.concatenate([np.zeros(10, int), targets]), [logits], 18)
+    else:
+        store = zarr.storage.ZipStore(path, mode="w") if suffix == "zip" else path
+        group = zarr.open_group(store, mode="w", zarr_format=2)
+        for name, array in (("logits", logits), ("targets", targets)):
+            group.create_array(name, data=array)
+        group.store.close()
+    found = figures(path)
+    assert (found["kind"], found["tokens"]) == ("log_probs" if suffix == "kld" else "logits", 8)
+    assert found["loss"] == pytest.approx(tokenloss.cross_entropy(LOGITS, TARGETS), abs=1e-4 if suffix == "kld" else 0)
+    assert found["accuracy"] == 0.5
 
 
 SUMS = (

@@ -236,13 +236,14 @@ def score(
     file, targets, where, text = _given(shard, options)
     is_soft = targets.ndim == len(file.shape)
     ids = None if is_soft else targets.reshape(-1)
+    flags = None if where is None else where.reshape(-1)
     row_bytes = file.row_bytes + (file.shape[-1] * targets.itemsize if is_soft else 0)
     meter, costliest = LossMeter(), _Costliest(options.top)
     seen = greedy = 0
     for block in file.blocks(max(1, min(_BLOCK_BYTES // (row_bytes or 1), _BLOCK_ROWS))):
         stop = seen + len(block)
         part = rows_of(mapped_again(targets), seen, stop) if ids is None else ids[seen:stop]
-        scored = None if where is None else where.reshape(-1)[seen:stop]
+        scored = None if flags is None else flags[seen:stop]
         scores, classes = _token_scores(
             file.kind, block, part, scored, options.ignore_index, workers, top_k=top_k, every=sink is not None
         )
