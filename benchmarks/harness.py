@@ -57,10 +57,10 @@ class Case:
     title: str
     contenders: list[Contender]
     nbytes: int = 0  # of memory that has to be read; 0 where a rate would say nothing
-    flops: int = 0  # additions and multiplications of floats; 0 likewise
     workers: int = 1
     prepare: Callable[[], None] | None = None  # before every call, untimed: say, moves on to rows that are not cached
     missing: dict[str, str] = field(default_factory=dict)
+    flops: int = 0  # additions and multiplications of floats; 0 likewise
     settle: float = SETTLE
     fresh: tuple[str, ...] = ()  # what fresh_process.py builds this case from, to measure memory; (): measured here
 

@@ -123,7 +123,7 @@ def test_sample_is_small():
     assert SAMPLE.stat().st_size < 1_400_000
 
 
-@pytest.mark.skipif(not SHARED.exists(), reason="the whole data set is not here")
+@pytest.mark.skipif(not SHARED.exists(), reason="the whole data set is not beside the checkout")
 def test_whole_data_set(figures):
     expected = json.loads((SHARED / "whisper-tiny-en.json").read_text())["whisper-tiny-en"]
     found = figures(SHARED / "whisper-tiny-en.npz")
@@ -700,7 +700,7 @@ def test_everything_that_compare_prints_is_in_its_json(models, run, compared):
     assert len(shown[1]) == 43
 
 
-@pytest.mark.skipif(not SHARED.exists(), reason="the whole data set is not here")
+@pytest.mark.skipif(not SHARED.exists(), reason="the whole data set is not beside the checkout")
 def test_compare_prints_the_figures_of_llama_cpp(run):
     directory = SHARED / "llama-cpp"
     argv = directory / "base.kld", directory / "quant_logits.npy", "--definitions", "llama.cpp"

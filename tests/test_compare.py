@@ -155,7 +155,7 @@ def sample():
 def real():
     """All logits, where the whole data set is beside the checkout."""
     if not SHARED.exists():
-        pytest.skip("the whole data set is not here")
+        pytest.skip("the whole data set is not beside the checkout")
     data = (SHARED / "base.kld").read_bytes()
     n_ctx, classes, chunks = np.frombuffer(data, "<i4", 3, 8)
     tokens = np.frombuffer(data, "<i4", chunks * n_ctx, 20).reshape(chunks, n_ctx)

@@ -342,7 +342,7 @@ def test_llama_cpp_file_of_any_floats(dtype, logits, tmp_path):
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
-@pytest.mark.skipif(not SHARED.exists(), reason="the whole data set is not here")
+@pytest.mark.skipif(not SHARED.exists(), reason="the whole data set is not beside the checkout")
 def test_llama_cpp_file_of_llama_cpp_itself(tmp_path):
     scores = open_scores(SHARED / "base.kld")
     meter = tokenloss.LossMeter()

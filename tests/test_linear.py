@@ -325,7 +325,8 @@ def test_workers_change_no_bit(rng):
 def test_tiles_of_any_size_change_no_bit_of_exact_products(rows, name, value, rng, monkeypatch):
     hidden, weight = whole(rng, rows, 5000)
     hidden, ids, where = hidden * 8, rng.integers(0, 5000, rows), rng.random(rows) > 0.3
-    problems = [(hidden, weight, {}), (hidden, weight, {"where": where}), (hidden, weight.astype(BFLOAT16), {})]
+    bias, half = np.arange(5000) % 7 / 32, weight.astype(BFLOAT16)
+    problems = [(hidden, weight, {}), (hidden, weight, {"where": where}), (hidden, half, {"linear_bias": bias})]
     expected = [everything(*problem, ids, **options) for *problem, options in problems]
     monkeypatch.setattr(_projection, name, value)
     for (*problem, options), bits in zip(problems, expected, strict=True):
@@ -524,3 +525,13 @@ def test_bias_of_many_classes_stays_where_it_is():
     finally:
         tracemalloc.stop()
     assert peak < 15e6
+
+
+@few_and_many
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_weights_in_a_file(rows, order, rng, tmp_path):
+    hidden, weight = rng.standard_normal((rows, 70), np.float32), rng.standard_normal((3000, 70), np.float32)
+    targets = rng.integers(0, 3000, rows)
+    np.save(tmp_path / "weight.npy", np.asarray(weight, order=order))
+    mapped = np.load(tmp_path / "weight.npy", mmap_mode="r")
+    assert linear_cross_entropy(hidden, mapped, targets) == linear_cross_entropy(hidden, np.array(mapped), targets)

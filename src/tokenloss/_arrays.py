@@ -215,10 +215,10 @@ def mask(value: Any, batch: tuple[int, ...]) -> np.ndarray[Any, Any]:
         fail("shape", name="where", got=array.shape, fits=f"{batch}, or broadcast to it")
 
 
-def integer(name: str, value: object, fits: str, least: int | None = None, most: int | None = None) -> int:
+def integer(name: str, value: Any, fits: str, least: int | None = None, most: int | None = None) -> int:
     """A Python integer, neither below the least nor above the most."""
     try:
-        number = operator.index(value)  # type: ignore[arg-type] # any object: TypeError is caught below
+        number = operator.index(value)
     except TypeError:
         fail("type", name=name, got=value, fits=fits)
     if (least is not None and number < least) or (most is not None and number > most):
@@ -315,6 +315,11 @@ def _overlap(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> bool:
         return True
 
 
+def from_bfloat16(bits: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """The float32 numbers of these bits."""
+    return (bits.astype(np.uint32) << 16).view(np.float32)
+
+
 _CHUNK = 1 << 16
 
 
@@ -332,7 +337,7 @@ def chunks(name: str, value: Any, where: Any = None) -> Iterator[Float64Array]:
         for part in np.nditer(operands, flags, [["readonly"]] * len(operands), buffersize=_CHUNK):
             numbers = part if kept is None else part[0][part[1]]
             if code == _core.DTYPES["bfloat16"]:
-                numbers = (numbers.astype(np.uint32) << 16).view(np.float32)
+                numbers = from_bfloat16(numbers)
             with np.errstate(invalid="ignore"):  # a nan that signals is a nan
                 numbers = np.ascontiguousarray(numbers, np.float64)
             yield numbers
@@ -342,8 +347,10 @@ def chunks(name: str, value: Any, where: Any = None) -> Iterator[Float64Array]:
     return parts()
 
 
-def blocks(batch: Sequence[int], most: int) -> Iterator[tuple[int | slice | EllipsisType, ...]]:
-    """Indices of a batch's rows in order, at most so many at a time, whatever its layout."""
+def blocks(
+    batch: Sequence[int], most: int, chunks: Sequence[int] = ()
+) -> Iterator[tuple[int | slice | EllipsisType, ...]]:
+    """Indices of a batch's rows in order, at most so many at a time, and no chunk twice where that is enough."""
     if not batch:
         yield (...,)
         return
@@ -351,10 +358,12 @@ def blocks(batch: Sequence[int], most: int) -> Iterator[tuple[int | slice | Elli
     inner = math.prod(others)
     if inner > most:
         for i in range(first):
-            for index in blocks(others, most):
+            for index in blocks(others, most, chunks[1:]):
                 yield (i, *index)
         return
     step = most // (inner or 1)
+    if chunks and step > chunks[0]:
+        step -= step % chunks[0]
     for start in range(0, first, step):
         yield (slice(start, start + step), ...)
 

@@ -223,9 +223,10 @@ cdef class Work:
     cdef tl_patience patience_of(self, bint ask) noexcept:
         cdef tl_patience patience
         patience.ask = NULL
+        patience.last_asked = 0
         if ask:
             patience.ask = _ask
-        patience.last_asked = tl_seconds()
+            patience.last_asked = tl_seconds()
         patience.argument = <void *> self
         patience.stopped = &self.stopped
         return patience
@@ -762,25 +763,10 @@ cdef class Fold(Work):
             PyErr_CheckSignals()
         return -1
 
-    def count_kept(self):
-        """How many rows are kept."""
-        cdef int64_t row = 0, stop, kept = 0
-        while row < self.rows:
-            stop = min(row + TARGETS_AT_ONCE, self.rows)
-            with nogil:
-                for row in range(row, stop):
-                    kept += self.is_kept(row, self.target_of(row) if self.by_class else -1)
-            row = stop
-            PyErr_CheckSignals()
-        return kept
-
-    def divide(self):
-        """Has the gradient divided by what a mean loss is divided by. Class ids must have been checked."""
+    cdef int64_t tally(self, tl_sum *weights) except -1:
+        """How many rows are kept; adds up the weights of their class ids, unless it is given NULL."""
         cdef int64_t row = 0, target = -1, stop, kept = 0
-        cdef bint weighted = self.has_weight and self.by_class
-        cdef tl_sum weights
         cdef tl_fp_state environment
-        memset(&weights, 0, sizeof(weights))
         while row < self.rows:
             stop = min(row + TARGETS_AT_ONCE, self.rows)
             with nogil:
@@ -790,11 +776,24 @@ cdef class Fold(Work):
                         target = self.target_of(row)
                     if self.is_kept(row, target):
                         kept += 1
-                        if weighted:
-                            tl_sum_add(&weights, self.class_weight(target))
+                        if weights != NULL:
+                            tl_sum_add(weights, self.class_weight(target))
                 tl_fp_leave(&environment)
             row = stop
             PyErr_CheckSignals()
+        return kept
+
+    def count_kept(self):
+        """How many rows are kept."""
+        return self.tally(NULL)
+
+    def divide(self):
+        """Has the gradient divided by what a mean loss is divided by. Class ids must have been checked."""
+        cdef bint weighted = self.has_weight and self.by_class
+        cdef tl_sum weights
+        cdef tl_fp_state environment
+        memset(&weights, 0, sizeof(weights))
+        kept = self.tally(&weights if weighted else NULL)
         tl_fp_enter(&environment)
         self.factor = 1 / (tl_sum_round(&weights) if weighted else <double> kept)
         tl_fp_leave(&environment)
@@ -1027,7 +1026,6 @@ cdef class Conversion(Work):
     cdef View source, result
     cdef const int64_t[::1] numbers
     cdef bint all_rows
-    cdef int64_t length
 
     def __cinit__(self, source, int dtype, numbers, result, int result_dtype):
         open_view(&self.source, source, dtype, source.ndim - 1, False)
@@ -1035,7 +1033,7 @@ cdef class Conversion(Work):
         self.all_rows = numbers is None
         if not self.all_rows:
             self.numbers = numbers
-        self.rows, self.length = result.shape
+        self.rows = result.shape[0]
 
     def __dealloc__(self):
         PyBuffer_Release(&self.source.buffer)
@@ -1104,12 +1102,15 @@ def products_of(weight, int dtype, hidden, int hidden_dtype, const int64_t[::1] 
     cdef tl_row row
     cdef int64_t i
     cdef char number[8]
-    cdef char *converted = <char *> malloc(max(1, weight.shape[1]) * tl_itemsize(hidden_dtype))
+    cdef char *converted
     cdef tl_fp_state environment
-    if converted == NULL:
-        raise MemoryError
     open_view(&weights, weight, dtype, 1, False)
     open_view(&states, hidden, hidden_dtype, 1, False)
+    converted = <char *> malloc(max(1, weights.buffer.shape[1]) * tl_itemsize(hidden_dtype))
+    if converted == NULL:
+        PyBuffer_Release(&weights.buffer)
+        PyBuffer_Release(&states.buffer)
+        raise MemoryError
     state.count, state.stride, product.data, product.stride = 1, 0, number, 0
     with nogil:
         tl_fp_enter(&environment)

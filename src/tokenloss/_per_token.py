@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import importlib
 import io
 import math
 from pathlib import Path
@@ -55,7 +56,7 @@ def check(path: str) -> None:
         _arrays.fail("option", name="path", got=path, fits=f"a name that ends in {', '.join(_WRITERS)}")
     if suffix == ".parquet":
         try:
-            import pyarrow.parquet  # noqa: F401 -- imported only to see whether it can be
+            importlib.import_module("pyarrow.parquet")
         except ImportError:
             _arrays.fail("missing", name=path, got="pyarrow")
 

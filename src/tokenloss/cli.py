@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 _ALTERNATIVES = 5  # to each token, on a page
 
 
-class _Refusal(Exception):  # noqa: N818 -- what is wrong is the input, no error of ours
+class _InputError(Exception):
     """What is wrong with the input."""
 
 
@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1 if isinstance(error, BrokenPipeError) else _fail(f"error: cannot write: {error.strerror}", 2)
     except KeyboardInterrupt:
         return _fail("interrupted", 130)
-    except _Refusal as error:
+    except _InputError as error:
         return _fail(f"error: {error}", 2)
     except MemoryError as error:
         return _fail(f"error: out of memory: {error}", 2)
@@ -71,7 +71,7 @@ class _Parser(argparse.ArgumentParser):
     """Parser whose errors are one line, without the usage."""
 
     def error(self, message: str) -> NoReturn:
-        raise _Refusal(message)
+        raise _InputError(message)
 
     def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
         print(end="", flush=True)  # where a closed pipe is still seen to
@@ -187,9 +187,9 @@ def _judging(subject: str = "") -> Iterator[None]:
         yield
     except OSError as error:
         path = subject or error.filename or "a file"
-        raise _Refusal(f"{path}: cannot be read: {error.strerror or error}") from error
+        raise _InputError(f"{path}: cannot be read: {error.strerror or error}") from error
     except (ImportError, IndexError, TypeError, ValueError) as error:
-        raise _Refusal(f"{subject}: {error}" if subject else str(error)) from error
+        raise _InputError(f"{subject}: {error}" if subject else str(error)) from error
 
 
 @contextlib.contextmanager
@@ -198,7 +198,7 @@ def _writing(path: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise _Refusal(f"{path}: cannot be written: {error.strerror or error}") from error
+        raise _InputError(f"{path}: cannot be written: {error.strerror or error}") from error
 
 
 def _expanded(patterns: Sequence[str]) -> list[str]:
@@ -209,7 +209,7 @@ def _expanded(patterns: Sequence[str]) -> list[str]:
         if glob.has_magic(pattern) and not Path(pattern).exists():
             found = sorted(glob.glob(pattern, recursive=True))
         if not found:
-            raise _Refusal(f"{pattern}: matches no file")
+            raise _InputError(f"{pattern}: matches no file")
         paths += found
     return paths
 
@@ -219,7 +219,9 @@ def _score(args: argparse.Namespace) -> None:
     for kept in ("state", "scheduler"):
         for output in ("per_token", "plot", "html"):
             if getattr(args, kept) and getattr(args, output):
-                raise _Refusal(f"--{kept} is of sums alone; --{output.replace('_', '-')}, of every token, does not fit")
+                raise _InputError(
+                    f"--{kept} is of sums alone; --{output.replace('_', '-')}, of every token, does not fit"
+                )
     options = _evaluation.Options(args.array, args.kind, args.ignore_index, args.shift, args.top)
     with _judging():
         if args.per_token:
@@ -324,7 +326,7 @@ def _found_elsewhere(
     try:
         yield from map_shards(function, [shard.absolute() for shard in shards], args.scheduler)
     except Exception as error:  # whatever a worker met with
-        raise _Refusal(f"{args.scheduler}: {(str(error) or type(error).__name__).splitlines()[0]}") from error
+        raise _InputError(f"{args.scheduler}: {(str(error) or type(error).__name__).splitlines()[0]}") from error
 
 
 def _compare(args: argparse.Namespace) -> None:

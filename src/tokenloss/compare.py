@@ -374,8 +374,7 @@ def _likely(base: Floats) -> npt.NDArray[Any]:
     """Log-probabilities, -inf for those that llama.cpp's divergence does not count."""
     array, code = base
     if code & ~_core.SWAPPED == _core.DTYPES["bfloat16"]:
-        halves = array.view(np.dtype(np.uint16).newbyteorder(array.dtype.byteorder))
-        array = (halves.astype(np.uint32) << 16).view(np.float32)
+        array = _arrays.from_bfloat16(array.view(np.dtype(np.uint16).newbyteorder(array.dtype.byteorder)))
     elif array.itemsize < 4:
         array = array.astype(np.float32)
     with np.errstate(divide="ignore", invalid="ignore"):  # invalid: a nan that signals

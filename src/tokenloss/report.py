@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import math
 import sys
@@ -39,7 +40,7 @@ def printable(text: str) -> str:
 def has_rich() -> bool:
     """Whether rich is installed."""
     try:
-        import rich  # noqa: F401 -- imported only to see whether it can be
+        importlib.import_module("rich")
     except ImportError:
         return False
     return True
@@ -83,7 +84,7 @@ def show_summary(figures: dict[str, Any]) -> None:
         tables.append(_shards(figures["shards"]))
     if figures["costliest"]:
         tables.append(_costliest(figures["costliest"], len(figures["shards"]) > 1))
-    shape = " × ".join(map(str, figures["shape"]))  # noqa: RUF001 -- a multiplication sign, for people
+    shape = " \N{MULTIPLICATION SIGN} ".join(map(str, figures["shape"]))
     show_tables(title(figures["files"]), f"{figures['kind']}, {shape}, {figures['dtype']}", tables)
 
 

@@ -1,7 +1,7 @@
 /* Prints a hash of the results of every fold on every backend of the machine it runs on: see test_kernels.py.
  *
- * Inputs come from integers alone, so that they are the same everywhere. Each row is also folded unaligned, strided and
- * with its bytes swapped, which must not change a bit. */
+ * Inputs come from integers alone, so that they are the same everywhere. Each row is also folded unaligned, strided, with
+ * its bytes swapped, and part by part, which must not change a bit. */
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -172,7 +172,7 @@ static void take_all(const tl_backend *backend, const tl_row *row, const tl_row 
 
 #define PART 1024
 
-/* A row whose other parts hold nan. */
+/* A row of which the part alone is there, among nan. */
 static tl_row only_part(const tl_row *row, int64_t start, int64_t end) {
     static char copy[8 * LONGEST];
     memset(copy, 0xff, sizeof copy);
@@ -219,7 +219,7 @@ static void take_parts(const tl_backend *backend, const tl_row *row, const tl_ro
     take(whole.token.logsumexp);
     take(whole.token.entropy);
     require(same(whole.token.nll, whole.loss), "token's loss", row);
-    for (int64_t length = PART; length < row->count; length += 2 * PART) {
+    for (int64_t length = PART; length < row->count; length *= 3) {
         found parts = find_by_parts(backend, row, &soft, target, length, patience);
         require(same(parts.loss, whole.loss), "loss by parts", row);
         require(same(parts.weighed, whole.weighed) && same(parts.share, whole.share), "sum by parts", row);
@@ -243,14 +243,13 @@ static void take_converted(const tl_backend *backend, const tl_row *row) {
         for (int layout = 0; layout < LAYOUTS; layout++) {
             tl_row other = laid_out(row, layout);
             tl_convert(backend, &other, dtype, others);
-            for (int64_t i = 0; i < row->count; i++)
-                require(same(tl_load((char *)memory + i * out.stride, dtype), tl_load((char *)others + i * out.stride, dtype)),
-                        "conversion", row);
+            for (int64_t i = 0; i < row->count * out.stride; i += out.stride)
+                require(same(tl_load((char *)memory + i, dtype), tl_load((char *)others + i, dtype)), "conversion", row);
         }
     }
 }
 
-/* Products of up to 3 rows, which may lie anywhere, with up to 5 vectors. */
+/* Products of up to 3 rows, unaligned and apart, with up to 5 vectors. */
 static void take_products(const tl_backend *backend, int dtype, int kind) {
     static const int64_t depths[] = {1, 63, 64, 1000, 1025, 2048};
     static double weights[3 * 2050], vectors[5 * 2048], memory[5 * 3];

@@ -1,5 +1,5 @@
-/* Rows of weights times hidden states, a row of weights read once for all of them: for few hidden states, whose product
- * is bound by memory. */
+/* What projections need: rows converted to the precision of a product, and rows of weights times hidden states, a row of
+ * weights read once for all of them, for few hidden states, whose product is bound by memory. */
 #include "walk.h"
 
 void tl_convert(const tl_backend *backend, const tl_row *row, int dtype, void *out) {

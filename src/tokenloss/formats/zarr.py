@@ -12,7 +12,7 @@ from tokenloss import _arrays
 from tokenloss.formats._base import KINDS, ScoresFile, choose, library, unnamed
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Sequence
+    from collections.abc import Collection, Iterator
 
     from tokenloss.formats._base import Array
 
@@ -53,31 +53,12 @@ def open_scores(path: str, array: str | None, kind: str | None) -> ScoresFile:
             return np.asarray(held[part][...])
 
     def blocks(most_rows: int) -> Iterator[Array]:
-        for index in _blocks(scores.shape[:-1], scores.chunks[:-1], most_rows):
+        for index in _arrays.blocks(scores.shape[:-1], most_rows, scores.chunks[:-1]):
             with library(path, f"{name}[{index}]"):
-                block = np.asarray(scores[*index, :])
+                block = np.asarray(scores[index])
             yield block.reshape(math.prod(block.shape[:-1]), block.shape[-1])
 
     tokens = load("tokens")
     if tokens is not None and tokens.dtype.kind not in "UT":
         _arrays.fail("content", path=path, got=f"tokens has dtype {tokens.dtype}", fits="be text")
     return ScoresFile(path, kind, scores.shape, scores.dtype, load("targets"), tokens, blocks)
-
-
-def _blocks(batch: Sequence[int], chunks: Sequence[int], most: int) -> Iterator[tuple[int | slice, ...]]:
-    """Indices of a batch's rows in order, at most so many at a time, and no chunk twice where that is enough."""
-    if not batch:
-        yield ()
-        return
-    first, *others = batch
-    inner = math.prod(others)
-    if inner > most:
-        for i in range(first):
-            for index in _blocks(others, chunks[1:], most):
-                yield (i, *index)
-        return
-    step = most // (inner or 1)
-    if step > chunks[0]:
-        step -= step % chunks[0]
-    for start in range(0, first, step):
-        yield (slice(start, start + step),)
