@@ -1,11 +1,22 @@
-"""Builds the extension module and says what the sdist holds; everything else is in pyproject.toml."""
+"""Builds the extension module and says what the sdist holds; everything else is in pyproject.toml.
+
+Environment variables: TOKENLOSS_DEBUG=1 checks bounds and assertions, TOKENLOSS_SANITIZE=address,undefined builds with
+these sanitizers of gcc or clang, TOKENLOSS_LIMITED_API=0 builds for the running version of Python alone.
+"""
 
 import glob
+import os
 import sys
+import sysconfig
 
 from Cython.Build import cythonize
 from setuptools import Extension, setup
 from setuptools.command.sdist import sdist
+
+DEBUG = os.environ.get("TOKENLOSS_DEBUG", "0") == "1"
+SANITIZE = os.environ.get("TOKENLOSS_SANITIZE", "")
+# one build for all versions of Python from 3.11 on; those without a GIL have no limited API to build for
+LIMITED_API = os.environ.get("TOKENLOSS_LIMITED_API", "1") == "1" and not sysconfig.get_config_var("Py_GIL_DISABLED")
 
 # Floating-point expressions as they are written: results must not depend on the compiler. That none traps lets loops
 # with a choice in them be vectorised, and changes no result.
@@ -13,13 +24,21 @@ if sys.platform == "win32":
     FLAGS = ["/O2", "/fp:precise", "/std:c11"]
 else:
     FLAGS = ["-O3", "-g0", "-std=c11", "-ffp-contract=off", "-fno-trapping-math", "-fvisibility=hidden"]
+if DEBUG or SANITIZE:
+    FLAGS += ["/Zi"] if sys.platform == "win32" else ["-g", "-fno-omit-frame-pointer"]
+if DEBUG:
+    FLAGS += ["/UNDEBUG"] if sys.platform == "win32" else ["-UNDEBUG"]
+SANITIZERS = [f"-fsanitize={SANITIZE}", "-fno-sanitize-recover=all"] if SANITIZE else []
 
 core = Extension(
     "tokenloss._core",
     sources=["src/tokenloss/_core.pyx", *sorted(glob.glob("src/tokenloss/_kernels/*.c"))],
     depends=sorted(glob.glob("src/tokenloss/_kernels/*.h")),
     include_dirs=["src/tokenloss"],
-    extra_compile_args=FLAGS,
+    define_macros=[("Py_LIMITED_API", "0x030b0000")] if LIMITED_API else [],
+    py_limited_api=LIMITED_API,
+    extra_compile_args=FLAGS + SANITIZERS,
+    extra_link_args=SANITIZERS,
 )
 
 
@@ -36,4 +55,12 @@ class SourceDistribution(sdist):
         super().make_distribution()
 
 
-setup(ext_modules=cythonize([core], build_dir="build"), cmdclass={"sdist": SourceDistribution})
+setup(
+    ext_modules=cythonize(
+        [core],
+        build_dir="build",
+        compiler_directives={"boundscheck": True, "initializedcheck": True} if DEBUG else {},
+    ),
+    cmdclass={"sdist": SourceDistribution},
+    options={"bdist_wheel": {"py_limited_api": "cp311"}} if LIMITED_API else {},
+)

@@ -584,7 +584,7 @@ cdef class Fold(Work):
     cdef tl_best best_of(self, int64_t row) noexcept nogil:
         """Room for the best of a row, where they are to be written."""
         cdef tl_best best
-        best.most, best.count = self.top_k, 0
+        best.most, best.count, best.value, best.id = self.top_k, 0, NULL, NULL
         if self.top_k > 0:
             best.value, best.id = &self.top_logprobs_out[row * self.top_k], &self.top_ids_out[row * self.top_k]
         return best
