@@ -1,17 +1,48 @@
 """What many tests use."""
 
+import importlib.util
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
-import hypothesis
 import pytest
 
 from tokenloss import _core
 
-hypothesis.settings.register_profile("tokenloss", deadline=None, database=None, print_blob=True)
-hypothesis.settings.load_profile("tokenloss")
+
+def installed(name):
+    return importlib.util.find_spec(name) is not None
+
+
+if installed("hypothesis"):
+    import hypothesis
+
+    hypothesis.settings.register_profile("tokenloss", deadline=None, database=None, print_blob=True)
+    hypothesis.settings.load_profile("tokenloss")
+
+
+def needs(path):
+    """The packages that a file of tests imports at its head, itself or through a helper."""
+    for name in re.findall(r"^(?:import|from) (\w+)", path.read_text(encoding="utf-8"), re.MULTILINE):
+        helper = path.parent / f"{name}.py"
+        if helper.exists():
+            yield from needs(helper)
+        else:
+            yield name
+
+
+# not every platform has wheels of all that the extra `test` names: what cannot be imported there is not collected
+LEFT_OUT = {
+    path.name: sorted({name for name in needs(path) if not installed(name)})
+    for path in sorted(Path(__file__).parent.glob("test_*.py"))
+}
+collect_ignore = [name for name, missing in LEFT_OUT.items() if missing]
+
+
+def pytest_report_header():
+    return [f"not collected: {name}, for want of {', '.join(LEFT_OUT[name])}" for name in collect_ignore]
 
 
 @pytest.fixture(params=_core.backends())
