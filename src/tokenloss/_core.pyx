@@ -19,6 +19,8 @@ cdef extern from "_kernels/platform.h" nogil:
     void tl_fp_leave(const tl_fp_state *)
     void tl_prefetch(const void *)
     int64_t tl_take(int64_t *, int64_t)
+    bint tl_is_raised(const int *)
+    void tl_raise(int *)
     double tl_seconds()
 
 cdef extern from "_kernels/elements.h" nogil:
@@ -185,7 +187,7 @@ def backends():
 
 
 def use_backend(name):
-    """Folds rows with this backend, one of `backends()`, from now on."""
+    """Folds rows with this backend, one of `backends()`, from now on. Not to be called while rows are folded."""
     global backend
     for i in runnable:
         if tl_find_backend(i).name.decode() == name:
@@ -237,7 +239,7 @@ cdef class Work:
 
     def stop(self):
         """Makes every `run` end after the block it is at."""
-        self.stopped = 1
+        tl_raise(&self.stopped)
 
     def run(self, int64_t step, bint ask):
         """Takes rows, `step` at a time, until none is left. With `ask`, lets Python's signal handlers run meanwhile."""
@@ -246,7 +248,7 @@ cdef class Work:
         cdef int64_t start
         with nogil:
             tl_fp_enter(&environment)
-            while not self.stopped:
+            while not tl_is_raised(&self.stopped):
                 start = tl_take(&self.next_row, step)
                 if start >= self.rows:
                     break
@@ -810,7 +812,7 @@ cdef class Fold(Work):
         memset(&weights, 0, sizeof(weights))
         with nogil:
             tl_fp_enter(&environment)
-            while not self.stopped:
+            while not tl_is_raised(&self.stopped):
                 start = tl_take(&self.next_row, step)
                 if start >= self.rows:
                     break
@@ -915,7 +917,7 @@ cdef class Tiles(Work):
         self.count = 0
         with nogil:
             tl_fp_enter(&environment)
-            while self.count < self.most and fold.next_row < fold.rows and not self.stopped:
+            while self.count < self.most and fold.next_row < fold.rows and not tl_is_raised(&self.stopped):
                 row = fold.next_row
                 fold.next_row += 1
                 if not fold.by_class or row % 1024 == 0:

@@ -9,7 +9,7 @@
 #define PATIENCE_SECONDS 0.05
 
 int tl_gave_up(tl_patience *patience) {
-    if (*patience->stopped)
+    if (tl_is_raised(patience->stopped))
         return 1;
     if (patience->ask) {
         double now = tl_seconds();
@@ -17,10 +17,10 @@ int tl_gave_up(tl_patience *patience) {
         if (now - patience->last_asked > PATIENCE_SECONDS || now < patience->last_asked) {
             patience->last_asked = now;
             if (patience->ask(patience->argument))
-                *patience->stopped = 1;
+                tl_raise(patience->stopped);
         }
     }
-    return *patience->stopped;
+    return tl_is_raised(patience->stopped);
 }
 
 /* Makes the elements [from, to) of the scratch -inf, the neutral element. */

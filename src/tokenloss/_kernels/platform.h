@@ -112,6 +112,23 @@ TL_INLINE int64_t tl_take(volatile int64_t *counter, int64_t step) {
 #endif
 }
 
+/* A flag that any of several threads raises and all look at; what they wrote before is not ordered by it. */
+TL_INLINE int tl_is_raised(const volatile int *flag) {
+#if defined(_MSC_VER) && !defined(__clang__)
+    return *flag;
+#else
+    return __atomic_load_n(flag, __ATOMIC_RELAXED);
+#endif
+}
+
+TL_INLINE void tl_raise(volatile int *flag) {
+#if defined(_MSC_VER) && !defined(__clang__)
+    *flag = 1;
+#else
+    __atomic_store_n(flag, 1, __ATOMIC_RELAXED);
+#endif
+}
+
 double tl_seconds(void);
 
 /* The caller may run with flush-to-zero or another rounding mode; results must not depend on it. */
