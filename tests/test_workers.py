@@ -180,6 +180,43 @@ def test_one_caller_s_error_does_not_trouble_another(logits):
         assert set(callers.map(caller, range(64), timeout=60)) == {expected}
 
 
+def test_what_is_queued_where_no_thread_can_be_started_is_waited_for(run_python):
+    run_python(
+        """
+import threading
+from tokenloss import _workers
+
+free, begun = threading.Event(), threading.Event()
+_workers._threads().submit(free.wait, 10)  # the pool's one thread is busy
+
+
+def refuse(thread):
+    raise RuntimeError("can't start new thread")
+
+
+class Work:
+    rows, ended = 100, False
+
+    def rows_at_once(self):
+        return 1
+
+    def run(self, step, ask):
+        if ask:  # on the caller's thread
+            free.set()
+            assert begun.wait(10)
+        else:
+            begun.set()
+            threading.Event().wait(0.2)
+            self.ended = True
+
+
+threading.Thread.start = refuse
+_workers.run(work := Work(), 1 << 20, 4)
+assert work.ended
+"""
+    )
+
+
 # fork and multiprocessing
 
 FORKING = (

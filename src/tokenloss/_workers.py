@@ -59,6 +59,28 @@ def _threads() -> ThreadPoolExecutor:
         return _pool
 
 
+def _offer(work: _core.Work, step: int, others: list[Future[None]]) -> None:
+    """Have a thread of the pool do a share of the work."""
+    pool = _threads()
+    from concurrent.futures import Future  # is there by now
+
+    share: Future[None] = Future()
+    # known before it is queued: a `submit` that starts no thread, or is interrupted, leaves it to a thread that is busy
+    others.append(share)
+    pool.submit(_help, share, work, step)
+
+
+def _help(share: Future[None], work: _core.Work, step: int) -> None:
+    """In a thread of the pool: do a share of the work, unless it was called off."""
+    if share.set_running_or_notify_cancel():
+        try:
+            work.run(step, False)
+        except BaseException as error:
+            share.set_exception(error)
+        else:
+            share.set_result(None)
+
+
 def wanted(workers: int | None) -> int | None:
     """The number of threads that was asked for, None if that was left open."""
     return None if workers is None else _arrays.integer("workers", workers, "a positive integer or None", least=1)
@@ -77,7 +99,7 @@ def run(work: _core.Work, row_bytes: int, workers: int | None) -> None:
     try:
         try:
             while len(others) < threads - 1:
-                others.append(_threads().submit(work.run, step, False))
+                _offer(work, step, others)
         except RuntimeError:
             pass  # the interpreter is shutting down, or no thread can be had: the caller's thread does it all
         work.run(step, True)
