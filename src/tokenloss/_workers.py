@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import collections
+import contextlib
 import os
+import queue
 import threading
 from typing import TYPE_CHECKING
 
 from tokenloss import _arrays
 
 if TYPE_CHECKING:
-    from concurrent.futures import Future, ThreadPoolExecutor
-
     from tokenloss import _core
 
 VARIABLE = "TOKENLOSS_NUM_WORKERS"
@@ -20,20 +21,89 @@ MOST = 64  # threads, however many are asked for
 SMALL = 1 << 20  # bytes that the caller's thread reads alone
 BLOCK = 1 << 18  # bytes that a thread takes at a time
 
-_pool: ThreadPoolExecutor | None = None
-_lock = threading.Lock()
+
+class _Share:
+    """What a thread of the pool does in some work, if it begins before the caller's thread is done."""
+
+    __slots__ = ("_begun_by", "_ended", "_is_over", "_step", "_work", "error")
+
+    def __init__(self, work: _core.Work, step: int) -> None:
+        self._work, self._step = work, step
+        self._begun_by: dict[str, str] = {}
+        self._is_over = False
+        self._ended = threading.Lock()
+        self._ended.acquire()
+        self.error: BaseException | None = None
+
+    def _begins(self, who: str) -> bool:
+        """Whether it is the pool's or the caller's, which leaves it undone: the first that asks has it."""
+        return self._begun_by.setdefault("", who) == who
+
+    def do(self) -> None:
+        """In a thread of the pool: take rows until none is left."""
+        if self._begins("pool"):
+            try:
+                self._work.run(self._step, False)
+            except BaseException as error:
+                self.error = error
+
+    def end(self) -> None:
+        """Tell the caller's thread."""
+        self._is_over = True
+        self._ended.release()
+
+    def wait(self) -> None:
+        """Wait for its end if it has begun, else have it never begin; to be called again if it was interrupted."""
+        if not self._begins("caller") and not self._is_over:
+            self._ended.acquire()
+
+
+class _Pool:
+    """Threads that do shares of work.
+
+    That is what concurrent.futures has, too, but its semaphores are written in Python: Ctrl-C may come where one was
+    locked and nothing yet sees to it that it is unlocked, and the pool hangs for good. Each step here is one of C.
+    """
+
+    def __init__(self) -> None:
+        self._shares: queue.SimpleQueue[_Share] = queue.SimpleQueue()
+        # a None for each thread that waits, and before these the numbers of those that are not started
+        self._free: collections.deque[int | None] = collections.deque(reversed(range(MOST)))
+
+    def offer(self, share: _Share) -> None:
+        """Have a thread do it, which is started if none waits; RuntimeError if it cannot be."""
+        number = None
+        with contextlib.suppress(IndexError):  # where all are busy, one will come to it
+            number = self._free.pop()
+        if number is not None:
+            try:
+                threading.Thread(target=self._work, name=f"tokenloss_{number}", daemon=True).start()
+            except RuntimeError:
+                self._free.appendleft(number)
+                raise
+        self._shares.put(share)
+
+    def _work(self) -> None:
+        """Do shares for ever."""
+        while True:
+            share = self._shares.get()
+            share.do()
+            self._free.append(None)  # before the caller, who may offer another, knows
+            share.end()
+            del share  # and its arrays
+
+
+_pool = _Pool()
 
 
 def _forget() -> None:
     """In a forked child: its parent's threads are not there."""
     global _pool
-    _pool = None
-    _lock.release()
+    _pool = _Pool()
 
 
 if hasattr(os, "register_at_fork"):
-    # no fork while the pool is set up, which may import modules: a child could not finish that
-    os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_forget)
+    os.register_at_fork(after_in_child=_forget)
 
 
 def default_workers() -> int:
@@ -46,39 +116,6 @@ def default_workers() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-def _threads() -> ThreadPoolExecutor:
-    """The pool; it starts threads as they are first needed."""
-    global _pool
-    with _lock:
-        if _pool is None:
-            from concurrent.futures import ThreadPoolExecutor  # takes longer to import than all else here
-
-            _pool = ThreadPoolExecutor(MOST, thread_name_prefix="tokenloss")
-        return _pool
-
-
-def _offer(work: _core.Work, step: int, others: list[Future[None]]) -> None:
-    """Have a thread of the pool do a share of the work."""
-    pool = _threads()
-    from concurrent.futures import Future  # is there by now
-
-    share: Future[None] = Future()
-    # known before it is queued: a `submit` that starts no thread, or is interrupted, leaves it to a thread that is busy
-    others.append(share)
-    pool.submit(_help, share, work, step)
-
-
-def _help(share: Future[None], work: _core.Work, step: int) -> None:
-    """In a thread of the pool: do a share of the work, unless it was called off."""
-    if share.set_running_or_notify_cancel():
-        try:
-            work.run(step, False)
-        except BaseException as error:
-            share.set_exception(error)
-        else:
-            share.set_result(None)
 
 
 def wanted(workers: int | None) -> int | None:
@@ -95,20 +132,21 @@ def run(work: _core.Work, row_bytes: int, workers: int | None) -> None:
     step = max(BLOCK // row_bytes, work.rows_at_once())
     blocks = -(-rows // step)
     threads = min(workers or default_workers(), blocks, MOST)
-    others: list[Future[None]] = []
+    others: list[_Share] = []
     try:
         try:
             while len(others) < threads - 1:
-                _offer(work, step, others)
+                others.append(_Share(work, step))
+                _pool.offer(others[-1])
         except RuntimeError:
             pass  # the interpreter is shutting down, or no thread can be had: the caller's thread does it all
         work.run(step, True)
         for other in others:
-            if not other.cancel():  # one that has not begun would find nothing to do
-                other.result()
+            other.wait()
+            if other.error is not None:
+                raise other.error
     except BaseException:
         work.stop()
         for other in others:
-            if not other.cancel():
-                other.exception()
+            other.wait()
         raise
