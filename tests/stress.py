@@ -1,0 +1,226 @@
+"""Many threads that call everything at once, beside forks and Ctrl-C. By hand: `python tests/stress.py SECONDS`."""
+
+from __future__ import annotations
+
+import _thread
+import dataclasses
+import functools
+import operator
+import os
+import signal
+import sys
+import threading
+import time
+import warnings
+
+import numpy as np
+
+import tokenloss
+from tokenloss import (
+    ComparisonMeter,
+    LossMeter,
+    compare,
+    cross_entropy,
+    cross_entropy_and_grad,
+    cross_entropy_loss,
+    kl_divergence,
+    linear_cross_entropy,
+    linear_token_scores,
+    log_softmax,
+    logsumexp,
+    nll_loss,
+    show_config,
+    softmax,
+    token_scores,
+)  # fmt: skip
+
+THREADS = 32
+WORKERS = [None, 1, 2, 3, 8, 64]
+
+rng = np.random.default_rng(11)
+LOGITS = rng.standard_normal((40, 8192), np.float32)  # 1.3 MB: threads share them
+OTHERS = LOGITS + rng.standard_normal(LOGITS.shape, np.float32) / 4
+TURNED = np.asfortranarray(LOGITS)
+PROBS = np.exp(-np.abs(OTHERS))
+IDS = rng.integers(0, 8192, 40)
+HIDDEN, WEIGHT = rng.standard_normal((20, 64), np.float32), rng.standard_normal((8192, 64)).astype(np.float16)
+
+
+def of_blocks(workers):
+    """What a meter finds that is given a block at a time."""
+    meter = ComparisonMeter(workers=workers)
+    for rows in (slice(0, 7), slice(7, 40)):
+        meter.update(LOGITS[rows], OTHERS[rows], IDS[rows])
+    return meter.result()
+
+
+def gradient_in_place(workers):
+    """A loss, and the gradient where the logits were."""
+    return cross_entropy_and_grad(own := LOGITS.copy(), IDS, label_smoothing=0.1, out=own, workers=workers)
+
+
+# every public function; each is given the number of workers
+CALLS = {
+    "cross_entropy": lambda n: cross_entropy(LOGITS, IDS, reduction="none", workers=n),
+    "cross_entropy, class by class": lambda n: cross_entropy(TURNED, IDS, workers=n),
+    "cross_entropy, distributions": lambda n: cross_entropy(LOGITS, PROBS, z_loss=1e-3, softcap=9.0, workers=n),
+    "cross_entropy_and_grad": gradient_in_place,
+    "cross_entropy_loss": lambda n: cross_entropy_loss(PROBS, PROBS, reduction="sum", workers=n),
+    "nll_loss": lambda n: nll_loss(LOGITS, OTHERS, workers=n),
+    "logsumexp": lambda n: logsumexp(LOGITS, workers=n),
+    "softmax": lambda n: softmax(LOGITS, workers=n),
+    "log_softmax": lambda n: log_softmax(TURNED, workers=n),
+    "token_scores": lambda n: token_scores(LOGITS, IDS, top_k=5, workers=n),
+    "kl_divergence": lambda n: kl_divergence(LOGITS, OTHERS, reduction="none", workers=n),
+    "compare": lambda n: compare(LOGITS, OTHERS, IDS, workers=n),
+    "ComparisonMeter": of_blocks,
+    "linear_cross_entropy": lambda n: linear_cross_entropy(HIDDEN, WEIGHT, IDS[:20], workers=n),
+    "linear_token_scores": lambda n: linear_token_scores(HIDDEN, WEIGHT, IDS[:20], top_k=3, workers=n),
+    "show_config": lambda n: tuple(show_config(mode="dicts").values()),
+}
+assert {name.split(",")[0] for name in CALLS} == {*tokenloss.__all__} - {"Comparison", "LossMeter", "TokenScores"}
+
+
+def bits(result):
+    """Every bit of what a call returned."""
+    if dataclasses.is_dataclass(result):
+        result = tuple(vars(result).values())
+    if isinstance(result, tuple):
+        return b"".join(map(bits, result))
+    return result.tobytes() if isinstance(result, np.ndarray) else repr(result).encode()
+
+
+class Crowd:
+    """Threads that compare what calls return with what they return alone, and put losses into meters."""
+
+    def __init__(self, expected):
+        self.expected = expected
+        self.losses = CALLS["cross_entropy"](1)
+        self.done = threading.Event()
+        self.wrong = []
+        self.calls = [0] * THREADS
+        self.meters = [LossMeter() for _ in range(THREADS)]
+        self.seen = LossMeter()  # which nobody changes, and all add to their own
+        self.seen.update(self.losses)
+        self.threads = [threading.Thread(target=self.work, args=[number]) for number in range(THREADS)]
+
+    def work(self, number):
+        """Call everything in an order of one's own."""
+        choose = np.random.default_rng(number)
+        try:
+            while not self.done.is_set():
+                name, workers = choose.choice(list(CALLS)), choose.choice(WORKERS)
+                if bits(CALLS[name](workers)) != self.expected[name]:
+                    self.wrong.append(f"{name} of {workers} workers")
+                if number % 2:
+                    self.meters[number].update(self.losses)
+                else:
+                    self.meters[number].merge(self.seen)
+                self.calls[number] += 1
+        except BaseException as error:
+            self.wrong.append(f"{name} of {workers} workers: {error!r}")
+            raise
+
+    def __enter__(self):
+        for thread in self.threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *error):
+        self.done.set()
+        for thread in self.threads:
+            thread.join()
+
+    def check(self):
+        """Compare all that was found."""
+        assert not self.wrong, self.wrong
+        assert min(self.calls) > 0
+        total, expected = functools.reduce(operator.add, self.meters), LossMeter()
+        for _ in range(sum(self.calls)):
+            expected.merge(self.seen)
+        assert total == expected
+
+
+def fork(expected):
+    """Call everything in a forked child; the child's process id."""
+    # From 3.12 on Python warns that a lock of a thread that is not in the child may be held there forever. Ours are
+    # not, which is what is tested; the child does nothing else.
+    with warnings.catch_warnings(category=DeprecationWarning, action="ignore"):
+        pid = os.fork()
+    if pid == 0:
+        signal.alarm(60)  # a child that hangs is killed
+        right = False
+        try:
+            right = all(bits(call(4)) == expected[name] for name, call in CALLS.items())
+        finally:
+            os._exit(0 if right else 1)
+    return pid
+
+
+class Interrupts:
+    """Ctrl-C again and again, while the main thread is in a call."""
+
+    def __init__(self):
+        self.in_a_call = False
+        self.count = 0
+        self.done = threading.Event()
+        self.sender = threading.Thread(target=self.send)
+
+    def send(self):
+        """In a thread of its own: interrupt the main thread."""
+        choose = np.random.default_rng(6)
+        while not self.done.wait(choose.exponential(0.01)):
+            _thread.interrupt_main()
+
+    def handle(self, number, frame):
+        """Take the signal."""
+        if self.in_a_call:
+            raise KeyboardInterrupt
+
+    def during(self, call):
+        """What a call returns, None if it was interrupted."""
+        result = None
+        try:
+            self.in_a_call = True
+            result = call()
+            self.in_a_call = False
+        except KeyboardInterrupt:
+            self.in_a_call = False
+            self.count += 1
+        return result
+
+    def __enter__(self):
+        signal.signal(signal.SIGINT, self.handle)
+        self.sender.start()
+        return self
+
+    def __exit__(self, *error):
+        self.done.set()
+        self.sender.join()
+
+
+def run(seconds):
+    """Do all of it for so long; tell what was done."""
+    expected = {name: bits(call(1)) for name, call in CALLS.items()}
+    choose = np.random.default_rng(5)
+    forks, forks_every, names = 0, seconds / 6, list(CALLS)
+    with Crowd(expected) as crowd, Interrupts() as interrupts:
+        end = time.monotonic() + seconds
+        while (now := time.monotonic()) < end and not crowd.wrong:
+            while time.monotonic() < now + forks_every:
+                name, workers = choose.choice(names), choose.choice(WORKERS)
+                result = interrupts.during(functools.partial(CALLS[name], workers))
+                assert result is None or bits(result) == expected[name], name
+            if hasattr(os, "fork"):
+                _, status = os.waitpid(fork(expected), 0)
+                assert status == 0, f"a child ended with status {status} (14: it hung)"
+                forks += 1
+    crowd.check()
+    assert interrupts.count > 0
+    for name, call in CALLS.items():
+        assert bits(call(8)) == expected[name], name
+    print(f"{sum(crowd.calls)} calls, {interrupts.count} interrupts, {forks} forks")
+
+
+if __name__ == "__main__":
+    run(float(sys.argv[1]))
