@@ -45,12 +45,34 @@ def pytest_report_header():
     return [f"not collected: {name}, for want of {', '.join(LEFT_OUT[name])}" for name in collect_ignore]
 
 
+# what tests of these fixtures do when pytest-run-parallel is there and would run each in several threads at once
+NOT_IN_PARALLEL = {
+    "run_python": "works in a process of its own",
+    "use_backend": "changes what all threads use",
+}
+
+
+def pytest_collection_modifyitems(items):
+    """Keep tests to one thread by the fixtures that they ask for."""
+    for item in items:
+        for fixture in NOT_IN_PARALLEL.keys() & item.fixturenames:
+            item.add_marker(pytest.mark.thread_unsafe(reason=NOT_IN_PARALLEL[fixture]))
+
+
 @pytest.fixture(params=_core.backends())
 def backend(request):
     """Run the test on every backend that this machine has."""
     in_use = _core.backend_in_use()
     _core.use_backend(request.param)
     yield request.param
+    _core.use_backend(in_use)
+
+
+@pytest.fixture
+def use_backend():
+    """Choose backends; afterwards the one that was in use is so again."""
+    in_use = _core.backend_in_use()
+    yield _core.use_backend
     _core.use_backend(in_use)
 
 

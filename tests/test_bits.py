@@ -103,20 +103,14 @@ each_function = pytest.mark.parametrize(("function", "options"), FUNCTIONS.value
 @each_function
 @each_dtype
 @pytest.mark.parametrize("kind", ["plain", "with_specials", "wide", "far_out"])
-def test_every_backend_gives_the_same_bits(function, options, dtype, kind, rng):
+def test_every_backend_gives_the_same_bits(function, options, dtype, kind, rng, use_backend):
     rows = {}
     for length in LENGTHS:
         rows[length] = trying_row(kind, rng, (2, length), dtype)
     results = {}
-    in_use = _core.backend_in_use()
-    try:
-        for name in _core.backends():
-            _core.use_backend(name)
-            results[name] = {
-                length: function(row, np.array([0, length // 2]), **options) for length, row in rows.items()
-            }
-    finally:
-        _core.use_backend(in_use)
+    for name in _core.backends():
+        use_backend(name)
+        results[name] = {length: function(row, np.array([0, length // 2]), **options) for length, row in rows.items()}
     for name, values in results.items():
         for length in LENGTHS:
             assert_same_bits(values[length], results["portable"][length], f"{name}, {length} classes")

@@ -52,21 +52,17 @@ def large(rng, loss, dtype=np.float32):
 
 @each_dtype
 @pytest.mark.parametrize("kind", ["plain", "with_specials", "wide", "far_out"])
-def test_every_backend_gives_the_same_bits(dtype, kind, rng):
+def test_every_backend_gives_the_same_bits(dtype, kind, rng, use_backend):
     rows = {}
     for length in LENGTHS[1:]:
         rows[length] = trying_row(kind, rng, length, dtype)
     results = {}
-    in_use = _core.backend_in_use()
-    try:
-        for name in _core.backends():
-            _core.use_backend(name)
-            results[name] = [
-                [logsumexp(row), *(cross_entropy(row, k) for k in (0, length // 2, length - 1))]
-                for length, row in rows.items()
-            ]
-    finally:
-        _core.use_backend(in_use)
+    for name in _core.backends():
+        use_backend(name)
+        results[name] = [
+            [logsumexp(row), *(cross_entropy(row, k) for k in (0, length // 2, length - 1))]
+            for length, row in rows.items()
+        ]
     assert "portable" in results
     for name, values in results.items():
         assert_same_bits(values, results["portable"], name)

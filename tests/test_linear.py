@@ -288,22 +288,19 @@ def test_few_positions_have_the_same_bits_in_any_company_and_layout(dtypes, rng)
     "dtypes", [(FLOAT32, FLOAT32), (FLOAT32, BFLOAT16), (FLOAT16, FLOAT16), (FLOAT64, FLOAT64)], ids=str
 )
 @pytest.mark.parametrize("scale", [1e-21, 1e-3, 1.0, 1e19])  # some products are subnormal, some infinite
-def test_few_positions_have_the_same_bits_on_every_backend(dtypes, scale, rng):
+def test_few_positions_have_the_same_bits_on_every_backend(dtypes, scale, rng, use_backend):
     scale = 1.0 if FLOAT16 in dtypes else scale
     problems = [
         (*operands(rng, rows, classes, depth, *dtypes), rng.integers(0, classes, rows))
         for rows, classes, depth in ((1, 70, 1), (5, 1030, 65), (7, 50, 2050))
     ]
-    results, in_use = {}, _core.backend_in_use()
-    try:
-        for name in _core.backends():
-            _core.use_backend(name)
-            results[name] = [
-                everything(hidden * hidden.dtype.type(scale), weight * weight.dtype.type(scale), ids)
-                for hidden, weight, ids in problems
-            ]
-    finally:
-        _core.use_backend(in_use)
+    results = {}
+    for name in _core.backends():
+        use_backend(name)
+        results[name] = [
+            everything(hidden * hidden.dtype.type(scale), weight * weight.dtype.type(scale), ids)
+            for hidden, weight, ids in problems
+        ]
     for name, found in results.items():
         for actual, expected in zip(found, results["portable"], strict=True):
             assert_same_bits(actual, expected, name)
