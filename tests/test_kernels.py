@@ -68,6 +68,26 @@ def test_foreign_backends(machine, tmp_path):
     check(found)
 
 
+@pytest.mark.slow
+def test_threads_share_rows_without_races(tmp_path):
+    """ThreadSanitizer finds none, and results are those of one thread."""
+    if not shutil.which("gcc") or not Path(shared_library("libtsan.so")).is_absolute():
+        pytest.skip("needs gcc with ThreadSanitizer (Debian: libtsan2, or the one of gcc's version)")
+    program = tmp_path / "threads"
+    sources = [str(HERE / "threads.c"), *map(str, sorted(KERNELS.glob("*.c")))]
+    command = ["gcc", *FLAGS, "-g", "-fsanitize=thread", f"-I{KERNELS}", *sources, "-lm", "-o", str(program)]
+    subprocess.run(command, check=True, capture_output=True, text=True)
+    done = subprocess.run([str(program)], check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert set(NATIVE[platform.machine()]) <= {line.split()[0] for line in done.stdout.splitlines()}
+
+
+def shared_library(name: str) -> str:
+    """The path of a library of gcc's, or its bare name where there is none."""
+    found = subprocess.run(["gcc", f"-print-file-name={name}"], check=True, capture_output=True, text=True)
+    return found.stdout.strip()
+
+
 def test_portable_object_calls_no_mathematics(tmp_path):
     """The fold of the baseline holds neither libm nor instructions beyond the baseline."""
     if not shutil.which("gcc") or not shutil.which("nm"):

@@ -1,0 +1,126 @@
+/* Threads that share the rows of folds, as `Work.run` of _core.pyx has them do, on every backend of the machine: to be
+ * built with -fsanitize=thread, see test_kernels.py. Input is shared and constant; results must be those of one thread. */
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "exact.h"
+#include "fold.h"
+#include "scalar_math.h"
+
+#define THREADS 4
+#define ROWS 60
+#define CLASSES (TL_BLOCK + 300)
+#define BEST 5
+
+typedef struct {
+    double logsumexp, entropy, nll, divergence, weighed, best[BEST];
+    int64_t id[BEST], likeliest;
+    float softmax[CLASSES], gradient[CLASSES];
+} found;
+
+typedef struct {
+    const tl_backend *backend;
+    int64_t next_row;
+    int stopped, stops_itself;
+    pthread_mutex_t merging;
+    tl_sum losses;
+    int64_t kept;
+    found *of_row;
+} work;
+
+static float logits[ROWS][CLASSES], others[ROWS][CLASSES];
+
+static int ask(void *argument) { return ((work *)argument)->stops_itself; }
+
+static double fold(const work *w, int64_t i, tl_patience *patience) {
+    const tl_backend *backend = w->backend;
+    found *to = &w->of_row[i];
+    tl_row row = {(const char *)logits[i], CLASSES, 4, TL_FLOAT32, TL_FLOAT32, 1, 0};
+    tl_row other = row, out = row;
+    tl_shares soft = {(const char *)others[i], 4, TL_FLOAT32, NULL, 0, 0, 0.9, 0.1 / CLASSES};
+    tl_best best = {BEST, 0, to->best, to->id};
+    tl_token token;
+    tl_state state;
+    double share;
+    other.data = (const char *)others[i];
+    if (i % 3 == 1) /* folded in double */
+        row.folded = TL_FLOAT64, row.cap = 30;
+    tl_score_row(backend, &row, i, &token, &best, patience);
+    to->nll = token.nll;
+    to->entropy = token.entropy;
+    to->divergence = tl_divergence(backend, &row, &other, patience);
+    to->likeliest = tl_likeliest(backend, &soft, CLASSES, patience);
+    tl_fold_row(backend, &row, -1, &state, patience);
+    tl_normalizer normalizer = tl_normalize(&state, &row);
+    to->logsumexp = tl_logsumexp(normalizer);
+    to->weighed = tl_weigh(backend, &row, &soft, normalizer.offset, &share, patience);
+    out.data = (const char *)to->softmax;
+    tl_softmax(backend, &row, normalizer, &out, 1, patience);
+    out.data = (const char *)to->gradient;
+    tl_gradient(backend, &row, normalizer, 0.5, 1, &soft, &out, 0, patience);
+    return token.nll;
+}
+
+static void *run(void *argument) {
+    work *w = argument;
+    tl_patience patience = {ask, w, &w->stopped, 0};
+    tl_fp_state environment;
+    tl_sum losses = {{0}, 0, 0};
+    int64_t kept = 0;
+    tl_fp_enter(&environment);
+    while (!tl_is_raised(&w->stopped)) {
+        int64_t start = tl_take(&w->next_row, 2);
+        if (start >= ROWS)
+            break;
+        for (int64_t i = start; i < start + 2; i++, kept++)
+            tl_sum_add(&losses, fold(w, i, &patience));
+        tl_gave_up(&patience);
+    }
+    tl_fp_leave(&environment);
+    pthread_mutex_lock(&w->merging);
+    tl_sum_merge(&w->losses, &losses);
+    w->kept += kept;
+    pthread_mutex_unlock(&w->merging);
+    return NULL;
+}
+
+static double share(work *w, const tl_backend *backend, int threads, int stops_itself) {
+    pthread_t thread[THREADS];
+    *w = (work){.backend = backend, .stops_itself = stops_itself, .of_row = calloc(ROWS, sizeof(found))};
+    pthread_mutex_init(&w->merging, NULL);
+    if (!w->of_row)
+        exit(2);
+    for (int i = 0; i < threads; i++)
+        if (pthread_create(&thread[i], NULL, run, w))
+            exit(2);
+    for (int i = 0; i < threads; i++)
+        pthread_join(thread[i], NULL);
+    return tl_sum_round(&w->losses);
+}
+
+int main(void) {
+    uint64_t seed = 1;
+    for (int i = 0; i < ROWS; i++)
+        for (int k = 0; k < CLASSES; k++) {
+            seed = seed * 6364136223846793005u + 1442695040888963407u;
+            logits[i][k] = (float)(seed >> 40) * 0x1p-20f;
+            others[i][k] = (float)(seed >> 32 & 0xffffff) * 0x1p-24f;
+        }
+    for (int id = 0; id < TL_BACKENDS; id++) {
+        const tl_backend *backend = tl_find_backend((tl_backend_id)id);
+        if (!backend)
+            continue;
+        work alone, shared, stopped;
+        double expected = share(&alone, backend, 1, 0), sum = share(&shared, backend, THREADS, 0);
+        share(&stopped, backend, THREADS, 1);
+        int same = sum == expected && shared.kept == ROWS && !memcmp(alone.of_row, shared.of_row, ROWS * sizeof(found));
+        printf("%s %s, %d rows until it was stopped\n", backend->name, same ? "same" : "differs", (int)stopped.kept);
+        if (!same || stopped.kept >= ROWS)
+            return 1;
+        free(alone.of_row);
+        free(shared.of_row);
+        free(stopped.of_row);
+    }
+    return 0;
+}
