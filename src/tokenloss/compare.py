@@ -241,7 +241,7 @@ class ComparisonMeter:
     """Compares a model with its base block by block, where their logits are not in memory at once.
 
     It keeps 34 bytes for each position. The blocks are those of a text in its order, of any size: no bit of the result
-    depends on how a text was split.
+    depends on how a text was split. Only one thread may update it at a time.
 
     Parameters
     ----------

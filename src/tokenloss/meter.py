@@ -19,7 +19,8 @@ class LossMeter:
     """Adds up the losses of tokens exactly, over any number of calls, threads, files or machines.
 
     Meters of parts of the same tokens, merged in any order, have the same bits. A meter is a handful of Python
-    integers: it pickles, and two meters that saw the same losses are equal.
+    integers: it pickles, and two meters that saw the same losses are equal. Only one thread may change a meter at a
+    time: give each thread its own, and add them up.
 
     Attributes
     ----------
