@@ -14,18 +14,8 @@ from tokenloss import _core
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from types import EllipsisType
-    from typing import Protocol, TypeAlias
 
-    import numpy.typing as npt
-
-    class SupportsDLPack(Protocol):
-        """A tensor of any library."""
-
-        def __dlpack__(self, **options: Any) -> Any: ...
-        def __dlpack_device__(self) -> tuple[int, int]: ...
-
-    ArrayLike: TypeAlias = npt.ArrayLike | SupportsDLPack
-    Float64Array: TypeAlias = npt.NDArray[np.float64]
+    from tokenloss._types import Float64Array
 
 _LARGEST = float(np.finfo(np.float64).max)
 

@@ -1,5 +1,5 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, initializedcheck=False, cdivision=True
-# cython: freethreading_compatible=True
+# cython: freethreading_compatible=True, auto_pickle=False, autotestdict=False
 """The folds over arrays, without the GIL. Knows no defaults and speaks to nobody: `_arrays` has judged the input."""
 
 cimport cython
@@ -1181,6 +1181,7 @@ cdef struct DLManagedTensorVersioned:
     DLTensor tensor
 
 
+@cython.final
 cdef class DLPackBuffer:
     """A buffer over the tensor in a DLPack capsule, kept alive as long as the buffer is.
 
@@ -1254,7 +1255,7 @@ cdef class DLPackBuffer:
             self.versioned.deleter(self.versioned)
 
 
-FORMATS = {
+cdef dict FORMATS = {
     "float16": b"e", "bfloat16": b"H", "float32": b"f", "float64": b"d", "bool": b"?",
     "int8": b"b", "int16": b"h", "int32": b"i", "int64": b"q",
     "uint8": b"B", "uint16": b"H", "uint32": b"I", "uint64": b"Q",

@@ -24,13 +24,12 @@ from tokenloss.softmax import log_softmax
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
-    from typing import NoReturn, TypeAlias
+    from typing import Literal, NoReturn
 
+    from tokenloss._types import Array, Sink
     from tokenloss.compare import Comparison
     from tokenloss.scores import TokenScores
 
-    Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
-    Sink: TypeAlias = Callable[[TokenScores, Array, Array | None], None]
 
 _LOSSES: dict[str, Callable[..., Any]] = {
     "logits": cross_entropy,
@@ -46,7 +45,7 @@ class Options(NamedTuple):
     """What decides what is found in a shard."""
 
     array: str | None = None
-    kind: str | None = None
+    kind: Literal["logits", "log_probs", "probs"] | None = None
     ignore_index: int = -100
     shift: bool = False
     top: int = 5
@@ -405,7 +404,7 @@ def compare(
     other: ScoresFile,
     targets: str | None,
     ignore_index: int,
-    definitions: str,
+    definitions: Literal["exact", "llama.cpp"],
     workers: int | None,
     advance: Callable[[int], None],
 ) -> Comparison:

@@ -8,7 +8,7 @@ import importlib
 import io
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -20,8 +20,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from typing import BinaryIO, TypeAlias
 
-    Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
-    Write: TypeAlias = Callable[[Array], object]
+    from tokenloss._types import Array
+
+    _Write: TypeAlias = Callable[[Array], object]
 
 # a row of a file; all but the target is 0 where it was ignored, and classes are -1
 _COLUMNS = np.dtype(
@@ -62,7 +63,7 @@ def check(path: str) -> None:
 
 
 @contextlib.contextmanager
-def _npy(file: BinaryIO, rows: int) -> Iterator[Write]:
+def _npy(file: BinaryIO, rows: int) -> Iterator[_Write]:
     """Write a structured array."""
     descr = np.lib.format.dtype_to_descr(_COLUMNS)
     np.lib.format.write_array_header_1_0(file, {"descr": descr, "fortran_order": False, "shape": (rows,)})
@@ -70,7 +71,7 @@ def _npy(file: BinaryIO, rows: int) -> Iterator[Write]:
 
 
 @contextlib.contextmanager
-def _csv(file: BinaryIO, rows: int) -> Iterator[Write]:
+def _csv(file: BinaryIO, rows: int) -> Iterator[_Write]:
     """Write text, in which numbers keep all their digits."""
     text = io.TextIOWrapper(file, "utf-8", newline="")
     writer = csv.writer(text, lineterminator="\n")
@@ -80,7 +81,7 @@ def _csv(file: BinaryIO, rows: int) -> Iterator[Write]:
 
 
 @contextlib.contextmanager
-def _parquet(file: BinaryIO, rows: int) -> Iterator[Write]:
+def _parquet(file: BinaryIO, rows: int) -> Iterator[_Write]:
     """Write columns, by pyarrow."""
     import pyarrow as pa
     import pyarrow.parquet as pq

@@ -10,9 +10,7 @@ from tokenloss import _arrays, _core, _workers
 from tokenloss._rows import Rows
 
 if TYPE_CHECKING:
-    from typing import TypeAlias
-
-    Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
+    from tokenloss._types import Array
 
 _MOST = 1024  # hidden states that are multiplied at a time; with fewer, BLAS spends its time on packing weights
 _FEW = 24  # hidden states whose product takes as long as reading the weights

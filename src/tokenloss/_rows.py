@@ -9,7 +9,7 @@ import numpy as np
 from tokenloss import _arrays, _core, _workers
 
 if TYPE_CHECKING:
-    from tokenloss._arrays import Float64Array
+    from tokenloss._types import Float64Array
 
 _ONE_SCORE = 64  # what reading a single score of a row costs, in bytes read in order
 

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from typing import NoReturn
 
+    from tokenloss._types import Sink
+
 _ALTERNATIVES = 5  # to each token, on a page
 
 
@@ -234,7 +236,7 @@ def _score(args: argparse.Namespace) -> None:
     top_k = min(_ALTERNATIVES if args.html else 1 if args.plot else 0, shards[0].shape[-1])
     plotted = _per_token.Gathered(top_k, ("nll", "kept", "is_greedy", "top_logprobs")) if args.plot else None
     shown = _per_token.Gathered(top_k, most=page.MOST_TOKENS) if args.html else None
-    sinks: list[_evaluation.Sink] = [sink for sink in (plotted, shown) if sink]
+    sinks: list[Sink] = [sink for sink in (plotted, shown) if sink]
     with contextlib.ExitStack() as stack:
         if args.per_token:
             rows = sum(math.prod(shard.batch(options)) for shard in shards)
@@ -274,7 +276,7 @@ def _found(
     args: argparse.Namespace,
     shards: list[_evaluation.Shard],
     options: _evaluation.Options,
-    sinks: list[_evaluation.Sink],
+    sinks: list[Sink],
     top_k: int,
 ) -> tuple[list[_evaluation.Found], int]:
     """What is found in each shard, and how many bytes were read; of those of an earlier run none are."""
@@ -299,7 +301,7 @@ def _found_here(
     args: argparse.Namespace,
     shards: list[_evaluation.Shard],
     options: _evaluation.Options,
-    sinks: list[_evaluation.Sink],
+    sinks: list[Sink],
     top_k: int,
     advance: Callable[[int], None],
 ) -> Iterator[tuple[int, _evaluation.Found]]:

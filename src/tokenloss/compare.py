@@ -19,12 +19,9 @@ from tokenloss.softmax import logsumexp, softmax
 if TYPE_CHECKING:
     from typing import Literal
 
-    import numpy.typing as npt
+    from tokenloss._types import Array, ArrayLike, BoolArray, Float64Array
 
-    from tokenloss._arrays import ArrayLike, Float64Array
-
-    BoolArray = npt.NDArray[np.bool_]
-    _Columns = dict[str, npt.NDArray[Any]]
+    _Columns = dict[str, Array]
 
 _BLOCK_ROWS = 1 << 14  # that are compared at a time, each of which takes some bytes
 _COPIED_BYTES = 1 << 19  # of the base's rows, where copies of them are needed: they stay in a core's cache
@@ -265,7 +262,11 @@ class ComparisonMeter:
     """
 
     def __init__(
-        self, *, definitions: str = "exact", ignore_index: int | None = -100, workers: int | None = None
+        self,
+        *,
+        definitions: Literal["exact", "llama.cpp"] = "exact",
+        ignore_index: int | None = -100,
+        workers: int | None = None,
     ) -> None:
         if definitions not in ("exact", "llama.cpp"):
             _arrays.fail("option", name="definitions", got=definitions, fits="'exact' or 'llama.cpp'")
@@ -370,7 +371,7 @@ def _kl_of_likely(base: Floats, logits: Floats, kept: BoolArray, workers: int | 
     return _exp(log_sum) * (kl + log_sum)
 
 
-def _likely(base: Floats) -> npt.NDArray[Any]:
+def _likely(base: Floats) -> Array:
     """Log-probabilities, -inf for those that llama.cpp's divergence does not count."""
     array, code = base
     if code & ~_core.SWAPPED == _core.DTYPES["bfloat16"]:
@@ -395,7 +396,7 @@ def compare(
     axis: int = -1,
     ignore_index: int | None = -100,
     where: ArrayLike | None = None,
-    definitions: str = "exact",
+    definitions: Literal["exact", "llama.cpp"] = "exact",
     workers: int | None = None,
 ) -> Comparison:
     """Compare a model, say a quantised one, with its base, by the figures that are published of such.
@@ -502,7 +503,7 @@ def _comparison(definitions: str, parts: list[_Columns], batch: tuple[int, ...])
     )
 
 
-def _mean(values: npt.NDArray[Any]) -> LossMeter:
+def _mean(values: Array) -> LossMeter:
     """Mean of any numbers and its standard error: what a meter calls the loss."""
     meter = LossMeter()
     meter.update(values)

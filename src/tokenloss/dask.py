@@ -20,11 +20,9 @@ except ImportError:
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
-    from typing import TypeAlias
+    from typing import Literal
 
-    from tokenloss._arrays import ArrayLike
-
-    Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
+    from tokenloss._types import Array, ArrayLike  # arrays of Dask are like arrays, too
 
 __all__ = ["cross_entropy", "map_shards", "score"]
 
@@ -36,11 +34,11 @@ Result = TypeVar("Result")
 
 def score(
     logits: da.Array,
-    targets: da.Array | ArrayLike,
+    targets: ArrayLike,
     *,
     axis: int = -1,
     ignore_index: int | None = -100,
-    where: da.Array | ArrayLike | None = None,
+    where: ArrayLike | None = None,
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
     logit_scale: float = 1.0,
@@ -112,17 +110,17 @@ def score(
 
 def cross_entropy(
     logits: da.Array,
-    targets: da.Array | ArrayLike,
+    targets: ArrayLike,
     *,
     axis: int = -1,
     weight: ArrayLike | None = None,
     ignore_index: int | None = -100,
-    where: da.Array | ArrayLike | None = None,
+    where: ArrayLike | None = None,
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
     logit_scale: float = 1.0,
     softcap: float | None = None,
-    reduction: str = "mean",
+    reduction: Literal["mean", "sum", "none"] = "mean",
     workers: int | None = 1,
 ) -> da.Array:
     """Cross-entropy of logits as a Dask array, computed when it is asked for.

@@ -2,61 +2,30 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, overload
 
 from tokenloss import _arrays, _core
 from tokenloss._projection import ProjectedRows
 from tokenloss._rows import Rows
 
 if TYPE_CHECKING:
-    from typing import Literal, TypedDict, Unpack
+    from typing import Literal
 
-    from tokenloss._arrays import ArrayLike, Float64Array
-
-    class CommonOptions(TypedDict, total=False):
-        """What every loss takes besides its reduction."""
-
-        weight: ArrayLike | None
-        ignore_index: int | None
-        where: ArrayLike | None
-        workers: int | None
-
-    class Options(CommonOptions, total=False):
-        """And what a loss of scores takes."""
-
-        axis: int
-
-    class ClippedOptions(Options, total=False):
-        """And what a loss of probabilities takes."""
-
-        epsilon: float
-
-    class ProjectedOptions(CommonOptions, total=False):
-        """And what a loss of logits takes, which may be products."""
-
-        label_smoothing: float
-        z_loss: float
-        logit_scale: float
-        softcap: float | None
-
-    class LogitOptions(ProjectedOptions, total=False):
-        """And where these are in an array."""
-
-        axis: int
+    from tokenloss._types import Array, ArrayLike, Float64Array, Out
 
 
 @overload
 def cross_entropy_loss(
-    y_true: ArrayLike, y_pred: ArrayLike, *, reduction: Literal["none"], **options: Unpack[ClippedOptions]
-) -> Float64Array: ...
+    y_true: ArrayLike, y_pred: ArrayLike, *, epsilon: float = 1e-12, axis: int = -1, weight: ArrayLike | None = None,
+    ignore_index: int | None = -100, where: ArrayLike | None = None, reduction: Literal["none"],
+    workers: int | None = None,
+) -> Float64Array: ...  # fmt: skip
 @overload
 def cross_entropy_loss(
-    y_true: ArrayLike,
-    y_pred: ArrayLike,
-    *,
-    reduction: Literal["mean", "sum"] = "mean",
-    **options: Unpack[ClippedOptions],
-) -> float: ...
+    y_true: ArrayLike, y_pred: ArrayLike, *, epsilon: float = 1e-12, axis: int = -1, weight: ArrayLike | None = None,
+    ignore_index: int | None = -100, where: ArrayLike | None = None, reduction: Literal["mean", "sum"] = "mean",
+    workers: int | None = None,
+) -> float: ...  # fmt: skip
 def cross_entropy_loss(
     y_true: ArrayLike,
     y_pred: ArrayLike,
@@ -140,12 +109,16 @@ def cross_entropy_loss(
 
 @overload
 def nll_loss(
-    log_probs: ArrayLike, targets: ArrayLike, *, reduction: Literal["none"], **options: Unpack[Options]
-) -> Float64Array: ...
+    log_probs: ArrayLike, targets: ArrayLike, *, axis: int = -1, weight: ArrayLike | None = None,
+    ignore_index: int | None = -100, where: ArrayLike | None = None, reduction: Literal["none"],
+    workers: int | None = None,
+) -> Float64Array: ...  # fmt: skip
 @overload
 def nll_loss(
-    log_probs: ArrayLike, targets: ArrayLike, *, reduction: Literal["mean", "sum"] = "mean", **options: Unpack[Options]
-) -> float: ...
+    log_probs: ArrayLike, targets: ArrayLike, *, axis: int = -1, weight: ArrayLike | None = None,
+    ignore_index: int | None = -100, where: ArrayLike | None = None, reduction: Literal["mean", "sum"] = "mean",
+    workers: int | None = None,
+) -> float: ...  # fmt: skip
 def nll_loss(
     log_probs: ArrayLike,
     targets: ArrayLike,
@@ -218,16 +191,17 @@ def nll_loss(
 
 @overload
 def cross_entropy(
-    logits: ArrayLike, targets: ArrayLike, *, reduction: Literal["none"], **options: Unpack[LogitOptions]
-) -> Float64Array: ...
+    logits: ArrayLike, targets: ArrayLike, *, axis: int = -1, weight: ArrayLike | None = None,
+    ignore_index: int | None = -100, where: ArrayLike | None = None, label_smoothing: float = 0.0, z_loss: float = 0.0,
+    logit_scale: float = 1.0, softcap: float | None = None, reduction: Literal["none"], workers: int | None = None,
+) -> Float64Array: ...  # fmt: skip
 @overload
 def cross_entropy(
-    logits: ArrayLike,
-    targets: ArrayLike,
-    *,
-    reduction: Literal["mean", "sum"] = "mean",
-    **options: Unpack[LogitOptions],
-) -> float: ...
+    logits: ArrayLike, targets: ArrayLike, *, axis: int = -1, weight: ArrayLike | None = None,
+    ignore_index: int | None = -100, where: ArrayLike | None = None, label_smoothing: float = 0.0, z_loss: float = 0.0,
+    logit_scale: float = 1.0, softcap: float | None = None, reduction: Literal["mean", "sum"] = "mean",
+    workers: int | None = None,
+) -> float: ...  # fmt: skip
 def cross_entropy(
     logits: ArrayLike,
     targets: ArrayLike,
@@ -327,22 +301,32 @@ def cross_entropy(
 
 @overload
 def cross_entropy_and_grad(
-    logits: ArrayLike,
-    targets: ArrayLike,
-    *,
-    reduction: Literal["none"],
-    out: Any = None,
-    **options: Unpack[LogitOptions],
-) -> tuple[Float64Array, Any]: ...
+    logits: ArrayLike, targets: ArrayLike, *, axis: int = -1, weight: ArrayLike | None = None,
+    ignore_index: int | None = -100, where: ArrayLike | None = None, label_smoothing: float = 0.0, z_loss: float = 0.0,
+    logit_scale: float = 1.0, softcap: float | None = None, reduction: Literal["none"], out: None = None,
+    workers: int | None = None,
+) -> tuple[Float64Array, Array]: ...  # fmt: skip
 @overload
 def cross_entropy_and_grad(
-    logits: ArrayLike,
-    targets: ArrayLike,
-    *,
-    reduction: Literal["mean", "sum"] = "mean",
-    out: Any = None,
-    **options: Unpack[LogitOptions],
-) -> tuple[float, Any]: ...
+    logits: ArrayLike, targets: ArrayLike, *, axis: int = -1, weight: ArrayLike | None = None,
+    ignore_index: int | None = -100, where: ArrayLike | None = None, label_smoothing: float = 0.0, z_loss: float = 0.0,
+    logit_scale: float = 1.0, softcap: float | None = None, reduction: Literal["none"], out: Out,
+    workers: int | None = None,
+) -> tuple[Float64Array, Out]: ...  # fmt: skip
+@overload
+def cross_entropy_and_grad(
+    logits: ArrayLike, targets: ArrayLike, *, axis: int = -1, weight: ArrayLike | None = None,
+    ignore_index: int | None = -100, where: ArrayLike | None = None, label_smoothing: float = 0.0, z_loss: float = 0.0,
+    logit_scale: float = 1.0, softcap: float | None = None, reduction: Literal["mean", "sum"] = "mean",
+    out: None = None, workers: int | None = None,
+) -> tuple[float, Array]: ...  # fmt: skip
+@overload
+def cross_entropy_and_grad(
+    logits: ArrayLike, targets: ArrayLike, *, axis: int = -1, weight: ArrayLike | None = None,
+    ignore_index: int | None = -100, where: ArrayLike | None = None, label_smoothing: float = 0.0, z_loss: float = 0.0,
+    logit_scale: float = 1.0, softcap: float | None = None, reduction: Literal["mean", "sum"] = "mean", out: Out,
+    workers: int | None = None,
+) -> tuple[float, Out]: ...  # fmt: skip
 def cross_entropy_and_grad(
     logits: ArrayLike,
     targets: ArrayLike,
@@ -356,9 +340,9 @@ def cross_entropy_and_grad(
     logit_scale: float = 1.0,
     softcap: float | None = None,
     reduction: str = "mean",
-    out: Any = None,
+    out: Out | None = None,
     workers: int | None = None,
-) -> tuple[float | Float64Array, Any]:
+) -> tuple[float | Float64Array, Array | Out]:
     """Cross-entropy of logits, and its gradient with respect to them.
 
     For class ids the gradient of a position's loss is ``softmax(logits) - one_hot(target)``.
@@ -440,24 +424,18 @@ def cross_entropy_and_grad(
 
 @overload
 def linear_cross_entropy(
-    hidden: ArrayLike,
-    linear_weight: ArrayLike,
-    targets: ArrayLike,
-    *,
-    linear_bias: ArrayLike | None = None,
-    reduction: Literal["none"],
-    **options: Unpack[ProjectedOptions],
-) -> Float64Array: ...
+    hidden: ArrayLike, linear_weight: ArrayLike, targets: ArrayLike, *, linear_bias: ArrayLike | None = None,
+    weight: ArrayLike | None = None, ignore_index: int | None = -100, where: ArrayLike | None = None,
+    label_smoothing: float = 0.0, z_loss: float = 0.0, logit_scale: float = 1.0, softcap: float | None = None,
+    reduction: Literal["none"], workers: int | None = None,
+) -> Float64Array: ...  # fmt: skip
 @overload
 def linear_cross_entropy(
-    hidden: ArrayLike,
-    linear_weight: ArrayLike,
-    targets: ArrayLike,
-    *,
-    linear_bias: ArrayLike | None = None,
-    reduction: Literal["mean", "sum"] = "mean",
-    **options: Unpack[ProjectedOptions],
-) -> float: ...
+    hidden: ArrayLike, linear_weight: ArrayLike, targets: ArrayLike, *, linear_bias: ArrayLike | None = None,
+    weight: ArrayLike | None = None, ignore_index: int | None = -100, where: ArrayLike | None = None,
+    label_smoothing: float = 0.0, z_loss: float = 0.0, logit_scale: float = 1.0, softcap: float | None = None,
+    reduction: Literal["mean", "sum"] = "mean", workers: int | None = None,
+) -> float: ...  # fmt: skip
 def linear_cross_entropy(
     hidden: ArrayLike,
     linear_weight: ArrayLike,

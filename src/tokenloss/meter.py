@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from tokenloss import _arrays, _core
 
 if TYPE_CHECKING:
-    from tokenloss._arrays import ArrayLike
+    from tokenloss._types import ArrayLike
 
 _UNIT = 2**1074
 _INTEGERS = ("count", "n_bytes", "n_words", "_finite", "_squares")
@@ -41,9 +41,9 @@ class LossMeter:
     __slots__ = ("_finite", "_special", "_squares", "count", "n_bytes", "n_words")
 
     def __init__(self) -> None:
-        self.count = 0
-        self.n_bytes = 0
-        self.n_words = 0
+        self.count: int = 0
+        self.n_bytes: int = 0
+        self.n_words: int = 0
         self._finite = 0  # the sum of the finite losses, in units of 2**-1074
         self._special = 0.0  # the sum of the others
         self._squares = 0  # in units of 2**-2148
@@ -118,8 +118,6 @@ class LossMeter:
     def __eq__(self, other: object) -> bool:
         """Whether both have seen losses of the same sums."""
         return self._state() == other._state() if isinstance(other, LossMeter) else NotImplemented
-
-    __hash__ = None  # type: ignore[assignment] # a meter changes; object's stub wants a method
 
     @property
     def total(self) -> float:

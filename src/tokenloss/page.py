@@ -11,7 +11,7 @@ import math
 import re
 import unicodedata
 from importlib import resources
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -23,12 +23,8 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
-    import numpy.typing as npt
-
-    from tokenloss._arrays import ArrayLike
+    from tokenloss._types import Array, ArrayLike
     from tokenloss.scores import TokenScores
-
-    Array = npt.NDArray[Any]
 
 MOST_TOKENS = 100_000  # that a page holds: about 10 MB, which a browser opens within two seconds
 

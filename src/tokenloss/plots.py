@@ -18,13 +18,10 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import Literal
 
-    import numpy.typing as npt
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from tokenloss._arrays import ArrayLike
-
-    Array = npt.NDArray[Any]
+    from tokenloss._types import Array, ArrayLike
 
 _SUFFIXES = (".png", ".svg", ".pdf")
 _INK, _DIM, _LINE, _BLUE, _ORANGE = "#1f2328", "#59636e", "#d1d9e0", "#0969da", "#d1570b"

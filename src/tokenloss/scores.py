@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -14,12 +14,7 @@ from tokenloss._rows import Rows
 from tokenloss.meter import LossMeter
 
 if TYPE_CHECKING:
-    import numpy.typing as npt
-
-    from tokenloss._arrays import ArrayLike, Float64Array
-
-    IntArray = npt.NDArray[np.int64]
-    BoolArray = npt.NDArray[np.bool_]
+    from tokenloss._types import Array, ArrayLike, BoolArray, Float64Array, IntArray
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -87,7 +82,7 @@ class TokenScores:
         meter.update(self.nll, where=self.kept)
         return meter
 
-    def to_dict(self) -> dict[str, npt.NDArray[Any]]:
+    def to_dict(self) -> dict[str, Array]:
         """Columns of a table with a row for each position.
 
         Returns
@@ -103,7 +98,7 @@ class TokenScores:
         array([0])
         """
         names = ("nll", "logsumexp", "entropy", "rank", "argmax", "is_greedy", "kept")
-        columns: dict[str, npt.NDArray[Any]] = {name: getattr(self, name).reshape(-1) for name in names}
+        columns: dict[str, Array] = {name: getattr(self, name).reshape(-1) for name in names}
         if self.top_ids is not None and self.top_logprobs is not None:
             for k in range(self.top_ids.shape[-1]):
                 columns[f"top_id_{k + 1}"] = self.top_ids[..., k].reshape(-1)

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 from tokenloss import _core
 from tokenloss._rows import Rows
 
 if TYPE_CHECKING:
-    from tokenloss._arrays import ArrayLike, Float64Array
+    import numpy.typing as npt
+
+    from tokenloss._types import Array, ArrayLike, Float64Array, Out, Scalar
 
 
+@overload
+def softmax(logits: ArrayLike, *, axis: int = -1, out: Out, workers: int | None = None) -> Out: ...
+@overload
+def softmax(
+    logits: npt.NDArray[Scalar], *, axis: int = -1, out: None = None, workers: int | None = None
+) -> npt.NDArray[Scalar]: ...
+@overload
+def softmax(logits: ArrayLike, *, axis: int = -1, out: None = None, workers: int | None = None) -> Array: ...
 def softmax(logits: ArrayLike, *, axis: int = -1, out: Any = None, workers: int | None = None) -> Any:
     """Probabilities of logits along an axis.
 
@@ -52,6 +62,14 @@ def softmax(logits: ArrayLike, *, axis: int = -1, out: Any = None, workers: int 
     return _written(_core.SOFTMAX, logits, axis, out, workers)
 
 
+@overload
+def log_softmax(logits: ArrayLike, *, axis: int = -1, out: Out, workers: int | None = None) -> Out: ...
+@overload
+def log_softmax(
+    logits: npt.NDArray[Scalar], *, axis: int = -1, out: None = None, workers: int | None = None
+) -> npt.NDArray[Scalar]: ...
+@overload
+def log_softmax(logits: ArrayLike, *, axis: int = -1, out: None = None, workers: int | None = None) -> Array: ...
 def log_softmax(logits: ArrayLike, *, axis: int = -1, out: Any = None, workers: int | None = None) -> Any:
     """Log-probabilities of logits along an axis.
 

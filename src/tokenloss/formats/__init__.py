@@ -13,6 +13,7 @@ from tokenloss.formats._base import KINDS, ScoresFile, library
 
 if TYPE_CHECKING:
     from types import ModuleType
+    from typing import Literal
 
 __all__ = ["KINDS", "ScoresFile", "open_scores"]
 
@@ -20,7 +21,12 @@ _MAGIC = {npy.MAGIC: npy, llama_cpp.MAGIC: llama_cpp}
 _SUFFIXES = {".npy": npy, ".npz": npz, ".safetensors": safetensors}
 
 
-def open_scores(path: str | os.PathLike[str], *, array: str | None = None, kind: str | None = None) -> ScoresFile:
+def open_scores(
+    path: str | os.PathLike[str],
+    *,
+    array: str | None = None,
+    kind: Literal["logits", "log_probs", "probs"] | None = None,
+) -> ScoresFile:
     """Open a file of scores, and judge all of it but the scores themselves.
 
     Parameters

@@ -15,9 +15,9 @@ from tokenloss import _arrays
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
-    from typing import Literal, TypeAlias
+    from typing import Literal
 
-    Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
+    from tokenloss._types import Array
 
 KINDS = ("logits", "log_probs", "probs")  # what scores may be
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from tokenloss.formats._base import Array
+    from tokenloss._types import Array
 
 MAGIC = b"_logits_"
 _HEADER = struct.Struct("<8s3i")

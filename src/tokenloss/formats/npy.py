@@ -12,7 +12,7 @@ from tokenloss import _arrays
 from tokenloss.formats._base import Place, ScoresFile, bfloat16, ends, library, size_of, unnamed
 
 if TYPE_CHECKING:
-    from tokenloss.formats._base import Array
+    from tokenloss._types import Array
 
 MAGIC = b"\x93NUMPY"
 MOST = 12 + 10_000  # bytes of a header; NumPy refuses longer ones

@@ -17,7 +17,7 @@ from tokenloss.formats._base import Place, ScoresFile, choose, library, size_of
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from tokenloss.formats._base import Array
+    from tokenloss._types import Array
 
 _LOCAL_HEADER = 30  # bytes; the lengths of the two fields that follow it are the last four of them
 

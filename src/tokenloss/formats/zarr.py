@@ -14,7 +14,7 @@ from tokenloss.formats._base import KINDS, ScoresFile, choose, library, unnamed
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
 
-    from tokenloss.formats._base import Array
+    from tokenloss._types import Array
 
 _METADATA = ("zarr.json", ".zarray", ".zgroup")  # one of which every store has at its root
 
