@@ -77,8 +77,8 @@ def kl_divergence(
     Parameters
     ----------
     base_logits, logits : arrays of one shape (..., V)
-        float16, bfloat16, float32 or float64, each of any byte order and layout, or anything with `__dlpack__` on the
-        CPU (torch, JAX); they are not copied. Lists are converted.
+        Logits: float16, bfloat16, float32 or float64, each of any byte order and layout, or anything with `__dlpack__`
+        on the CPU (torch, JAX); they are not copied. Lists are converted.
     axis : int, default -1
         The axis of the classes.
     where : array of bool, optional
@@ -242,8 +242,12 @@ class ComparisonMeter:
 
     Parameters
     ----------
-    definitions, ignore_index, workers
-        As for `compare`.
+    definitions : {"exact", "llama.cpp"}, default "exact"
+        As for `compare`, like the rest.
+    ignore_index : int or None, default -100
+        The class id of positions that are passed over.
+    workers : int, optional
+        How many threads share the rows.
 
     Raises
     ------
@@ -288,8 +292,14 @@ class ComparisonMeter:
 
         Parameters
         ----------
-        base_logits, logits, targets, axis, where
-            As for `compare`.
+        base_logits, logits : arrays of one shape (..., V)
+            As for `compare`, like the rest.
+        targets : array of integers
+            Class ids.
+        axis : int, default -1
+            The axis of the classes.
+        where : array of bool, optional
+            The positions that are kept.
 
         Raises
         ------
@@ -340,7 +350,13 @@ class ComparisonMeter:
         return {name: column.reshape(-1) for name, column in columns.items()}
 
     def result(self) -> Comparison:
-        """Figures of all positions so far, with arrays of one dimension."""
+        """Figures of all positions so far.
+
+        Returns
+        -------
+        Comparison
+            With arrays of one dimension.
+        """
         return _comparison(self._definitions, self._parts, (-1,))
 
 

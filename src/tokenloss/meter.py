@@ -80,7 +80,18 @@ class LossMeter:
         self.merge(new)
 
     def merge(self, other: LossMeter) -> None:
-        """Add all that another meter has seen."""
+        """Add all that another meter has seen.
+
+        Parameters
+        ----------
+        other : LossMeter
+            It stays as it is.
+
+        Raises
+        ------
+        TypeError
+            If it is no `LossMeter`.
+        """
         if not isinstance(other, LossMeter):
             _arrays.fail("dtype", name="other", got=type(other).__name__, fits="a LossMeter")
         self._finite += other._finite
@@ -151,7 +162,7 @@ class LossMeter:
 
     @property
     def perplexity(self) -> float:
-        """exp(loss); inf where that is beyond a float."""
+        """``exp(loss)``; inf where that is beyond a float."""
         return _exp(self.loss)
 
     @property
@@ -171,7 +182,7 @@ class LossMeter:
 
     @property
     def word_perplexity(self) -> float:
-        """exp(all losses over the words of their text); nan when no words were told."""
+        """``exp(losses / words)`` of the text; nan when no words were told."""
         return _exp(self.total / self.n_words) if self.n_words else math.nan
 
     def __repr__(self) -> str:

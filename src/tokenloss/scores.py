@@ -69,7 +69,7 @@ class TokenScores:
 
     @property
     def perplexity(self) -> float:
-        """exp(loss); inf where that is beyond a float."""
+        """``exp(loss)``; inf where that is beyond a float."""
         return self._meter().perplexity
 
     @property

@@ -27,8 +27,8 @@ def softmax(logits: ArrayLike, *, axis: int = -1, out: Any = None, workers: int 
     Parameters
     ----------
     logits : array of shape (..., V)
-        float16, bfloat16, float32 or float64, of any byte order and layout, or anything with `__dlpack__` on the CPU
-        (torch, JAX). Lists are converted.
+        Logits: float16, bfloat16, float32 or float64, of any byte order and layout, or anything with `__dlpack__` on
+        the CPU (torch, JAX). Lists are converted.
     axis : int, default -1
         The axis of the classes.
     out : array, optional
@@ -76,8 +76,8 @@ def log_softmax(logits: ArrayLike, *, axis: int = -1, out: Any = None, workers: 
     Parameters
     ----------
     logits : array of shape (..., V)
-        float16, bfloat16, float32 or float64, of any byte order and layout, or anything with `__dlpack__` on the CPU
-        (torch, JAX). Lists are converted.
+        Logits: float16, bfloat16, float32 or float64, of any byte order and layout, or anything with `__dlpack__` on
+        the CPU (torch, JAX). Lists are converted.
     axis : int, default -1
         The axis of the classes.
     out : array, optional
@@ -119,8 +119,8 @@ def logsumexp(
     Parameters
     ----------
     logits : array of shape (..., V)
-        float16, bfloat16, float32 or float64, of any byte order and layout, or anything with `__dlpack__` on the CPU
-        (torch, JAX); it is not copied. Lists are converted.
+        Logits: float16, bfloat16, float32 or float64, of any byte order and layout, or anything with `__dlpack__` on
+        the CPU (torch, JAX); it is not copied. Lists are converted.
     axis : int, default -1
         The axis to sum over.
     out : array of float64, optional

@@ -45,6 +45,18 @@ class ScoresFile:
         Their text, of shape (...).
     is_shifted : bool
         Whether targets are known to be what the rows predict, not the tokens that these stand at.
+
+    Examples
+    --------
+    >>> import pathlib, tempfile
+    >>> import numpy as np
+    >>> from tokenloss.formats import open_scores
+    >>> with tempfile.TemporaryDirectory() as directory:
+    ...     path = pathlib.Path(directory) / "probs.npy"
+    ...     np.save(path, np.full((2, 3, 4), 0.25))
+    ...     scores = open_scores(path, kind="probs")
+    ...     scores.rows, scores.row_bytes
+    (6, 32)
     """
 
     path: str
@@ -86,10 +98,10 @@ class ScoresFile:
         most_rows : int
             How many rows to read at a time. Memory stays bounded by that, whatever the file's size.
 
-        Yields
-        ------
-        array of shape (n, V)
-            The next rows, in C order of the batch, at most `most_rows`; a view of the file where it can be.
+        Returns
+        -------
+        iterator of arrays of shape (n, V)
+            Each time the next rows, in C order of the batch, at most `most_rows`; a view of the file where it can be.
 
         Raises
         ------
