@@ -39,6 +39,8 @@ def open_scores(path: str, array: str | None, kind: str | None) -> ScoresFile:
         if isinstance(root, zarr.Group):
             held = {name: root[name] for name in (array, *KINDS, "targets", "tokens") if name and name in root}
             held = {name: member for name, member in held.items() if isinstance(member, zarr.Array)}
+    for part in held.values() if held else [root]:
+        _check_codecs(path, part)
     if isinstance(root, zarr.Array):
         unnamed(path, array)
         name, kind, scores = "", kind or "logits", root
@@ -62,3 +64,11 @@ def open_scores(path: str, array: str | None, kind: str | None) -> ScoresFile:
     if tokens is not None and tokens.dtype.kind not in "UT":
         _arrays.fail("content", path=path, got=f"tokens has dtype {tokens.dtype}", fits="be text")
     return ScoresFile(path, kind, scores.shape, scores.dtype, load("targets"), tokens, blocks)
+
+
+def _check_codecs(path: str, array: Any) -> None:
+    """Refuse what would be unpickled, which may run anything; newer releases of numcodecs refuse it themselves."""
+    metadata = getattr(array, "metadata", None)
+    codecs = (*(getattr(metadata, "filters", None) or ()), getattr(metadata, "compressor", None))
+    if any(getattr(codec, "codec_id", None) == "pickle" for codec in codecs):
+        _arrays.fail("content", path=path, got="holds pickled objects", fits="hold numbers and text alone")
