@@ -235,7 +235,7 @@ TL_TARGET static void JOIN(squash_, BACKEND)(double *x, size_t count, double fac
             f64_vec shifted, power, rest, bounded = f64_max(f64_set(-40), f64_min(most, y));
             f64_vec p = JOIN(exp_float64_, BACKEND)(bounded, &scale, &shifted, &power, &rest);
             f64_vec e = f64_fma(p, rest, f64_sub(power, one)), above = f64_max(zero, value);
-            y = f64_fma(height, f64_div(e, f64_add(e, two)), f64_sub(above, above));
+            y = f64_add_product(height, f64_div(e, f64_add(e, two)), f64_sub(above, above));
         }
         f64_store(x + i, y);
     }
