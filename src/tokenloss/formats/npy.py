@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +13,8 @@ from tokenloss import _arrays
 from tokenloss.formats._base import Place, ScoresFile, bfloat16, ends, library, size_of, unnamed
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from tokenloss._types import Array
 
 MAGIC = b"\x93NUMPY"
@@ -41,10 +44,19 @@ def _locate(path: str) -> Place:
     return place
 
 
+@contextlib.contextmanager
+def _without_memory_errors() -> Iterator[None]:
+    """Python's parser has no other error for what is nested too deeply; a header is short."""
+    try:
+        yield
+    except MemoryError as error:
+        raise ValueError("its header is nested too deeply") from error
+
+
 def header(path: str, start: bytes, name: str = "") -> Place:
     """What the header says, of an array that has a name if it lies in an archive; the offset is the header's length."""
     stream = io.BytesIO(start)
-    with library(path, name):
+    with library(path, name), _without_memory_errors():
         version = np.lib.format.read_magic(stream)
         if version not in ((1, 0), (2, 0)):  # later ones are for names of fields
             raise ValueError(f"its version is {version}, not (1, 0) or (2, 0)")
