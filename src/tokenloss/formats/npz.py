@@ -61,6 +61,8 @@ def open_scores(path: str, array: str | None, kind: str | None) -> ScoresFile:
     """Open a .npz file of scores, perhaps with their targets and the tokens' text."""
     with library(path), zipfile.ZipFile(path) as archive:
         infos = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
+        if len(infos) < len(archive.infolist()):
+            raise ValueError("it holds two arrays of one name")
     name, kind = choose(path, infos, array, kind)
     members = {part: _member(path, part, infos[part]) for part in (name, "targets", "tokens") if part in infos}
     scores, targets, tokens = (members.get(part) for part in (name, "targets", "tokens"))

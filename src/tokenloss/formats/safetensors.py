@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -62,10 +62,18 @@ def _bad(path: str, got: str, fits: str) -> NoReturn:
     _arrays.fail("file", path=path, byte=_LENGTH, got=f"by the header {got}", fits=fits)
 
 
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object, none of whose names is given twice."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a name is given twice")
+    return found
+
+
 def _entries(path: str, header: bytes) -> dict[str, _Entry]:
     """What the header says of each array."""
     try:
-        said = json.loads(header)
+        said = json.loads(header, object_pairs_hook=_once)
     except (RecursionError, ValueError) as error:
         _arrays.fail("file", path=path, byte=_LENGTH, got=f"the header is no JSON ({error})", fits="be an object")
     entries = {}
