@@ -23,6 +23,7 @@ KINDS = ("logits", "log_probs", "probs")  # what scores may be
 
 _MAPPED_BYTES = 32 << 20  # of columns that are mapped at a time
 _COLUMNS = 256  # or so many, of which only some pages are read
+_EMPTY_ROWS = 1 << 20  # without classes: they take no room in a file, which may tell of any number of them
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,6 +77,9 @@ class ScoresFile:
             )
         if not self.shape:
             _arrays.fail("content", path=self.path, got=f"{self.kind} is a scalar", fits="have an axis of classes")
+        if not self.shape[-1] and self.rows > _EMPTY_ROWS:
+            got = f"{self.kind} has {self.rows} rows without classes"
+            _arrays.fail("content", path=self.path, got=got, fits="have classes")
         if self.tokens is not None and self.tokens.shape != self.shape[:-1]:
             got = f"tokens has shape {self.tokens.shape}"
             _arrays.fail("content", path=self.path, got=got, fits=f"have shape {self.shape[:-1]}")
@@ -129,7 +133,8 @@ class Place(NamedTuple):
     def map(self) -> Array:
         """Map the array; the pages that were read through an earlier map are not held any longer with that."""
         if 0 in self.shape:
-            return np.empty(self.shape, self.dtype)
+            with library(self.path):  # of lengths beyond what an array can have
+                return np.empty(self.shape, self.dtype)
         return np.memmap(self.path, self.dtype, "r", self.offset, self.shape, self.order)
 
     def blocks(self, most_rows: int) -> Iterator[Array]:
