@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import json
 import math
+import reprlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -115,6 +116,18 @@ class Found(NamedTuple):
         """What `to_json` gave."""
         costliest = [Costly(position, target, float(loss), text) for position, target, loss, text in found["costliest"]]
         return cls(LossMeter._from_json(found["meter"]), found["ignored"], found["greedy"], costliest)
+
+    def is_possible(self, rows: int, top: int) -> bool:
+        """Whether so many rows that are scored, of which so many costliest are kept, can be found to be this."""
+        integers = [self.ignored, self.greedy, *(number for token in self.costliest for number in token[:2])]
+        return (
+            all(type(number) is int and abs(number) < 2**63 for number in integers)
+            and all(token.text is None or isinstance(token.text, str) for token in self.costliest)
+            and len(self.costliest) <= top
+            and self.meter.count + self.ignored == rows
+            and 0 <= self.greedy <= self.meter.count <= rows
+            and self.meter.n_bytes == self.meter.n_words == 0  # which are of all shards together
+        )
 
 
 # -- what is to be scored ---------------------------------------------------------------------------------------------
@@ -462,6 +475,7 @@ class State:
         self._path = path
         self._options = {"version": __version__, **options._asdict()}
         self._shards = [_identity(shard) for shard in shards] if path else []
+        self._scored = [math.prod(shard.batch(options)) for shard in shards]
         self.found: dict[int, Found] = {}
         if path and Path(path).exists():
             self._read(path)
@@ -486,21 +500,25 @@ class State:
             state = json.loads(Path(path).read_bytes())
             options = state["options"]
             done = [(entry["shard"], Found.from_json(entry["found"])) for entry in state["done"]]
-            changed = [name for name, value in self._options.items() if options[name] != value]
-            paths = [shard["path"] for shard, _ in done]
+            changed = {
+                name: reprlib.repr(options[name]) for name, value in self._options.items() if options[name] != value
+            }
+            numbers = {shard["path"]: number for number, shard in enumerate(self._shards)}
+            ours = [(str(shard["path"]), shard, numbers.get(shard["path"]), found) for shard, found in done]
         except (AttributeError, KeyError, RecursionError, TypeError, ValueError):
             self._refuse("is no state of tokenloss score", "be one, or not exist yet")
-        for name in changed:
-            self._refuse(f"was written with {name} {options[name]!r}", f"be another file, with {self._options[name]!r}")
-        numbers = {shard["path"]: number for number, shard in enumerate(self._shards)}
-        for path, (shard, found) in zip(paths, done, strict=True):
-            if path not in numbers:
+        for name, value in changed.items():
+            self._refuse(f"was written with {name} {value}", f"be another file, with {self._options[name]!r}")
+        for path, shard, number, found in ours:
+            if number is None:
                 self._refuse(f"holds what was found in {path}", "be another file, since that one is not to be scored")
-            if shard != self._shards[numbers[path]]:
+            if shard != self._shards[number]:
                 self._refuse(
                     f"holds what was found in {path}", "be another file, since that one or its targets changed"
                 )
-            self.found[numbers[path]] = found
+            if number in self.found or not found.is_possible(self._scored[number], self._options["top"]):
+                self._refuse(f"holds what cannot be found in {path}", "be as it was written")
+            self.found[number] = found
 
     def _refuse(self, got: str, fits: str) -> NoReturn:
         """Refuse the file."""

@@ -124,6 +124,10 @@ class LossMeter:
         for name in _INTEGERS:
             setattr(meter, name, int(state[name], 16))
         meter._special = float(state["_special"])
+        if min(meter.count, meter.n_bytes, meter.n_words, meter.count * meter._squares - meter._finite**2) < 0:
+            raise ValueError("no losses have these sums")
+        if meter._special and math.isfinite(meter._special):
+            raise ValueError("no losses have these sums")
         return meter
 
     def __eq__(self, other: object) -> bool:
