@@ -1,0 +1,40 @@
+#!/usr/bin/env bash
+# Fuzzes the folds and the readers of files, so many seconds each: run.sh [SECONDS] [kernels|formats]. What is found is
+# left in the current directory (kernels), or printed with the line that repeats it (formats). Needs clang with
+# libclang-rt-*-dev for the first, and the package with its tests' extras for the second.
+set -euo pipefail
+seconds=${1:-60}
+what=${2:-kernels formats}
+here=$(cd "$(dirname "$0")" && pwd)
+kernels=$here/../../src/tokenloss/_kernels
+
+fuzz_kernels() {
+    local scratch compiler
+    scratch=$(mktemp -d)
+    trap 'rm -rf "$scratch"' RETURN
+    compiler=${CC:-$(compgen -c clang | grep -E '^clang(-[0-9]+)?$' | sort -V | tail -n 1)}
+    # comparisons of scores tell nothing of where to look for more, and to trace them takes most of the time
+    printf '%s\n' "$here"/kernels.c "$kernels"/*.c | xargs -P "$(nproc)" -I{} sh -c \
+        '"$1" -std=c11 -g -O1 -ffp-contract=off -fno-trapping-math -Wall -Wextra -Wconversion -Werror \
+            -fsanitize=fuzzer-no-link,address,undefined,float-cast-overflow -fno-sanitize-recover=all \
+            -fno-sanitize-coverage=trace-cmp -I"$2" -c "$4" -o "$3/$(basename "$4").o"' \
+        - "$compiler" "$kernels" "$scratch" {}
+    "$compiler" -fsanitize=fuzzer,address,undefined "$scratch"/*.o -lm -o "$scratch/kernels"
+    mkdir "$scratch/found"
+    "$scratch/kernels" -max_len=512 -len_control=0 -timeout=20 -rss_limit_mb=2048 -verbosity=0 -print_final_stats=1 \
+        -max_total_time="$seconds" "$scratch/found" "$here/corpus/kernels"
+}
+
+fuzz_formats() {
+    local end=$((SECONDS + seconds)) rounds=0
+    while [ $SECONDS -lt "$end" ]; do
+        TOKENLOSS_FUZZ_EXAMPLES=${TOKENLOSS_FUZZ_EXAMPLES:-100} python -m pytest -q -p no:cacheprovider \
+            "$here/../test_damaged_files.py"
+        rounds=$((rounds + 1))
+    done
+    echo "$rounds rounds of new files"
+}
+
+for each in $what; do
+    "fuzz_$each"
+done

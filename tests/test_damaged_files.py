@@ -1,0 +1,566 @@
+"""Damaged and hostile files are read or refused in one line: no other exception, no code run, no memory, no waiting.
+
+A bounded number of files that are the same in each run; `fuzz/run.sh` goes on with others for as long as is wanted.
+"""
+
+import ast
+import contextlib
+import io
+import json
+import os
+import pickle
+import signal
+import struct
+import tracemalloc
+import zipfile
+from pathlib import Path
+
+import ml_dtypes  # noqa: F401 - what is imported when a file needs it is no memory of the file's
+import numpy as np
+import pytest
+import safetensors.numpy
+import zarr
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+
+import tokenloss
+from tokenloss.cli import main
+from tokenloss.formats import llama_cpp, open_scores
+
+MORE = int(os.environ.get("TOKENLOSS_FUZZ_EXAMPLES", "0"))  # of files, not those of the other runs
+MOST_BYTES = 64 << 20  # that are allocated for a file of a few kB
+MOST_SECONDS = 20
+LOGITS = np.random.default_rng(0).normal(size=(4, 6)).astype(np.float32)
+TARGETS = np.arange(4) % 6
+
+fuzzed = settings(
+    max_examples=MORE or 200,
+    derandomize=not MORE,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much],
+)
+
+# -- what is damaged --------------------------------------------------------------------------------------------------
+
+
+def in_memory(save):
+    """What `save` writes to a file."""
+    file = io.BytesIO()
+    save(file)
+    return file.getvalue()
+
+
+def stores():
+    """Small Zarr stores of both versions: names of files, and what is in them."""
+    found = []
+    for version, options in ((2, {}), (3, {}), (3, {"shards": (4, 6)})):
+        files = {}
+        store = zarr.storage.MemoryStore()
+        group = zarr.open_group(store, mode="w", zarr_format=version)
+        group.create_array("logits", data=LOGITS, chunks=(2, 3), **options)
+        group.create_array("targets", data=TARGETS, chunks=(3,))
+        group.create_array("tokens", shape=(4,), dtype=str)[:] = np.array(["a", "b", "c", "d"])
+        for name, buffer in store._store_dict.items():
+            files[name] = buffer.to_bytes()
+        found.append(files)
+    return found
+
+
+def zipped(files, compression=zipfile.ZIP_STORED):
+    """An archive of these files."""
+
+    def save(file):
+        with zipfile.ZipFile(file, "w", compression) as archive:
+            for name, data in files.items():
+                archive.writestr(name, data)
+
+    return in_memory(save)
+
+
+def npy(header, n_bytes=96):
+    """A .npy file with this header."""
+    text = (header if isinstance(header, str) else repr(header)).encode("latin-1", "replace") + b"\n"
+    return b"\x93NUMPY\x02\x00" + struct.pack("<I", len(text)) + text + bytes(n_bytes)
+
+
+def save_llama_cpp(path):
+    """A file of llama.cpp; it is written by name."""
+    llama_cpp.write(path, np.arange(12) % 6, [LOGITS], 6)
+
+
+@pytest.fixture(scope="module")
+def seeds(tmp_path_factory):
+    """Files that are read, of every format."""
+    path = tmp_path_factory.mktemp("seeds") / "base.kld"
+    save_llama_cpp(path)
+    arrays = {"logits": LOGITS, "targets": TARGETS}
+    tokens = np.array(["a", "b", "c", "d"])
+    store_2, store_3, sharded = stores()
+    return {
+        "npy": [
+            in_memory(lambda file: np.save(file, LOGITS)),
+            in_memory(lambda file: np.save(file, np.asfortranarray(LOGITS))),
+        ],
+        "npz": [
+            in_memory(lambda file: np.savez(file, **arrays, tokens=tokens)),
+            in_memory(lambda file: np.savez_compressed(file, **arrays, tokens=tokens)),
+        ],
+        "safetensors": [safetensors.numpy.save(arrays, metadata={"model": "none"})],
+        "kld": [path.read_bytes()],
+        "zip": [zipped(store_2), zipped(store_3, zipfile.ZIP_DEFLATED)],
+        "zarr": [store_2, store_3, sharded],
+    }
+
+
+LENGTHS = st.one_of(
+    st.integers(-3, 9),
+    st.sampled_from([2**k + d for k in (7, 8, 15, 16, 20, 27, 31, 32, 40, 62, 63, 64, 100) for d in (-1, 0)]),
+)
+ANYTHING = st.recursive(
+    st.one_of(
+        LENGTHS, st.none(), st.booleans(), st.floats(), st.sampled_from(["", "F32", "<f4", "|O", "logits", "x\n"])
+    ),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from("abc"), inner, max_size=2),
+    max_leaves=5,
+)
+
+
+@st.composite
+def damages(draw):
+    """What is done to some bytes."""
+    position, length = draw(st.floats(0, 1)), draw(st.integers(1, 40))
+    new = draw(
+        st.one_of(
+            st.binary(max_size=8),
+            st.builds(struct.pack, st.just("<I"), st.integers(0, 2**32 - 1)),
+            st.builds(lambda number: (number % 2**64).to_bytes(8, "little"), LENGTHS),
+            st.builds(lambda number: (number % 2**32).to_bytes(4, "little"), LENGTHS),
+            st.builds(lambda number: str(number).encode(), LENGTHS),
+            st.sampled_from([b"[" * 3000, b"-" * 9000, b"(" * 300, b"9" * 5000, b"\xff" * 16, b"NaN", b"PK\x05\x06"]),
+        )
+    )
+    how = draw(st.sampled_from(["overwrite", "overwrite", "overwrite", "insert", "delete", "end", "copy"]))
+
+    def damage(data):
+        at = int(position * len(data))
+        if how == "overwrite":
+            return data[:at] + new + data[at + len(new) :]
+        if how == "insert":
+            return data[:at] + new + data[at:]
+        if how == "delete":
+            return data[:at] + data[at + length :]
+        return data[:at] if how == "end" else data[:at] + data[at // 2 : at // 2 + length] + data[at:]
+
+    return damage
+
+
+DAMAGES = st.lists(damages(), min_size=1, max_size=4)
+
+
+def damaged(data, damages):
+    """Bytes after all that is done to them."""
+    for damage in damages:
+        data = damage(data)
+    return data
+
+
+def places(value, path=()):
+    """Where something is in what JSON holds."""
+    yield path
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, part in inner:
+        yield from places(part, (*path, key))
+
+
+def changed(value, path, new):
+    """The same with something else at this place."""
+    if not path:
+        return new
+    copy = dict(value) if isinstance(value, dict) else list(value)
+    copy[path[0]] = changed(copy[path[0]], path[1:], new)
+    return copy
+
+
+@st.composite
+def lies(draw, value):
+    """The same JSON with something else in one or two places."""
+    for _ in range(draw(st.integers(1, 2))):
+        path = draw(st.sampled_from(list(places(value))[1:]))
+        new = draw(ANYTHING | LENGTHS | st.lists(LENGTHS, min_size=1, max_size=3))
+        value = changed(value, path, new)
+        assume(isinstance(value, dict))
+    return value
+
+
+# -- what must hold ---------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def bounded():
+    """Fail where much time or memory is taken."""
+
+    def late(*_):
+        raise AssertionError(f"more than {MOST_SECONDS} seconds")
+
+    if hasattr(signal, "setitimer"):
+        signal.signal(signal.SIGALRM, late)
+        signal.setitimer(signal.ITIMER_REAL, MOST_SECONDS)
+    tracemalloc.start()
+    try:
+        yield
+        peak = tracemalloc.get_traced_memory()[1]
+        assert peak < MOST_BYTES, f"{peak >> 20} MB"
+    finally:
+        tracemalloc.stop()
+        if hasattr(signal, "setitimer"):
+            signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def run(*arguments):
+    """Exit status of the command; what it says of bad input is one line."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        status = main([*map(str, arguments), "--json", "--workers", "1"])
+    assert status in (0, 2)
+    assert err.getvalue().count("\n") == (status == 2), err.getvalue()
+    assert (json.loads(out.getvalue()) is not None) if status == 0 else not out.getvalue()
+    return status
+
+
+def examine(path, *options, most_blocks=300):
+    """Read a file by the package and by the command: either may refuse it, in one line that names it."""
+    with bounded():
+        message, rows = str(path), 0
+        try:
+            scores = open_scores(path)
+            for _, block in zip(range(most_blocks), scores.blocks(3), strict=False):
+                assert block.shape[1:] == scores.shape[-1:]
+            rows = scores.rows
+        except (ValueError, MemoryError) as error:
+            message = str(error)
+        assert str(path) in message
+        assert "\n" not in message
+        if rows <= 1000:  # many rows that were never written are valid, and take long
+            run("score", path, *options)
+
+
+@pytest.fixture(scope="module")
+def where(tmp_path_factory):
+    """A directory for files that are written again and again, with targets."""
+    path = tmp_path_factory.mktemp("damaged")
+    np.save(path / "targets.npy", TARGETS)
+    np.savez(path / "whole.npz", logits=LOGITS, targets=TARGETS)
+    return path
+
+
+def write_store(path, files):
+    """A directory with these files; what else was there stays empty."""
+    for old in path.rglob("*"):
+        if old.is_file():
+            old.unlink()
+    for name, data in files.items():
+        (path / name).parent.mkdir(parents=True, exist_ok=True)
+        (path / name).write_bytes(data)
+
+
+# -- files of every format --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("suffix", ["npy", "npz", "safetensors", "kld", "zip"])
+@fuzzed
+@given(which=st.integers(0, 1), damages=DAMAGES)
+def test_damaged_bytes(suffix, which, damages, seeds, where):
+    data = seeds[suffix][which % len(seeds[suffix])]
+    path = where / f"scores.{suffix}"
+    path.write_bytes(damaged(data, damages))
+    examine(path, *(["--targets", where / "targets.npy"] if suffix == "npy" else []))
+
+
+@fuzzed
+@given(which=st.integers(0, 2), file=st.integers(0, 99), damages=DAMAGES)
+def test_damaged_bytes_of_a_zarr_directory(which, file, damages, seeds, where):
+    files = dict(seeds["zarr"][which])
+    name = sorted(files)[file % len(files)]
+    files[name] = damaged(files[name], damages)
+    write_store(where / "scores.zarr", files)
+    examine(where / "scores.zarr")
+
+
+DESCRIPTIONS = ["<f4", ">f2", "|V2", "|O", "<U3", "(2,3)<f4", "<M8[s]", [("a", "|O")], "V9999999999"]
+
+
+@fuzzed
+@given(
+    header=st.fixed_dictionaries(
+        {},
+        optional={
+            "descr": st.sampled_from(
+                ["<f4", ">f2", "|V2", "|O", "<U3", "(2,3)<f4", "<M8[s]", [("a", "|O")], "V9999999999"]
+            )
+            | ANYTHING,
+            "fortran_order": st.booleans() | ANYTHING,
+            "shape": st.lists(LENGTHS, max_size=4).map(tuple) | ANYTHING,
+        },
+    ),
+    part=st.sampled_from(["logits", "targets", "tokens"]),
+    compression=st.sampled_from([zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED]),
+    n_bytes=st.sampled_from([0, 32, 96]),
+)
+def test_npy_headers(header, part, compression, n_bytes, where):
+    member = npy({"descr": "<f4", "fortran_order": False, "shape": (4, 6)} | header, n_bytes)
+    files = {"logits.npy": in_memory(lambda file: np.save(file, LOGITS))}
+    (where / "headers.npz").write_bytes(zipped(files | {f"{part}.npy": member}, compression))
+    examine(where / "headers.npz", "--targets", where / "targets.npy")
+    (where / "headers.npy").write_bytes(member)
+    examine(where / "headers.npy", "--targets", where / "targets.npy")
+    run("score", where / "whole.npz", "--targets", where / "headers.npy")
+
+
+SAFETENSORS = {
+    "logits": {"dtype": "F32", "shape": [4, 6], "data_offsets": [0, 96]},
+    "targets": {"dtype": "I64", "shape": [4], "data_offsets": [96, 128]},
+}
+
+
+@fuzzed
+@given(header=lies(SAFETENSORS), length=st.none() | LENGTHS)
+def test_safetensors_headers(header, length, where):
+    text = json.dumps(header).encode()
+    length = len(text) if length is None else length % 2**64
+    (where / "headers.safetensors").write_bytes(length.to_bytes(8, "little") + text + bytes(128))
+    examine(where / "headers.safetensors")
+
+
+@fuzzed
+@given(data=st.data(), which=st.integers(0, 2), is_zip=st.booleans())
+def test_zarr_metadata(data, which, is_zip, seeds, where):
+    files = dict(seeds["zarr"][which])
+    name = data.draw(st.sampled_from([name for name in sorted(files) if name.endswith((".zarray", "zarr.json"))]))
+    files[name] = json.dumps(data.draw(lies(json.loads(files[name])))).encode()
+    path = where / ("metadata.zip" if is_zip else "metadata.zarr")
+    if is_zip:
+        path.write_bytes(zipped(files))
+    else:
+        write_store(path, files)
+    examine(path)
+
+
+@pytest.fixture(scope="module")
+def state(where):
+    """What the command keeps of a file."""
+    assert run("score", where / "whole.npz", "--state", where / "state") == 0
+    return json.loads((where / "state").read_bytes())
+
+
+@fuzzed
+@given(data=st.data())
+def test_state(data, state, where):
+    numbers = st.sampled_from(["0x0", "-0x1", "0x" + "f" * 999, "nan", "inf", "1e999", "5.0", "\n"])
+    lied = data.draw(lies(state))
+    if data.draw(st.booleans()):
+        name = data.draw(st.sampled_from(["count", "n_bytes", "n_words", "_finite", "_squares", "_special"]))
+        lied = changed(state, ("done", 0, "found", "meter", name), data.draw(numbers))
+    text = json.dumps(lied).encode()
+    if data.draw(st.booleans()):
+        text = damaged(text, data.draw(DAMAGES))
+    path = where / "damaged-state"
+    path.write_bytes(text)
+    with bounded():
+        status = run("score", where / "whole.npz", "--state", path)
+    assert status == 0 or path.read_bytes() == text
+
+
+@fuzzed
+@given(text=st.binary(max_size=200))
+def test_text(text, where):
+    (where / "text").write_bytes(text)
+    assert run("score", where / "whole.npz", "--text", where / "text") == 0
+
+
+# -- pickles, and the world outside -----------------------------------------------------------------------------------
+
+
+class Payload:
+    """What writes a file when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.write_text, (self.path, "ran")
+
+
+def pickled_npy(payload):
+    return npy({"descr": "|O", "fortran_order": False, "shape": (1, 1)}, 0) + pickle.dumps(payload)
+
+
+def structured_npy(payload):
+    header = {"descr": [("a", "|O")], "fortran_order": False, "shape": (1, 1)}
+    return npy(header, 0) + pickle.dumps(payload)
+
+
+def pickled_zarr(payload, filters, compressor, dtype):
+    """A store one of whose arrays is pickled."""
+    metadata = {
+        "zarr_format": 2, "shape": [1], "chunks": [1], "dtype": dtype, "order": "C", "fill_value": None,
+        "filters": filters, "compressor": compressor,
+    }  # fmt: skip
+    logits = {**metadata, "shape": [1, 2], "chunks": [1, 2], "dtype": "<f4", "filters": None, "compressor": None}
+    return {
+        ".zgroup": b'{"zarr_format": 2}',
+        "logits/.zarray": json.dumps(logits).encode(),
+        "logits/0.0": bytes(8),
+        "tokens/.zarray": json.dumps(metadata).encode(),
+        "tokens/0": pickle.dumps(payload),
+    }
+
+
+PICKLE, TEXT = {"id": "pickle"}, {"id": "vlen-utf8"}
+HOSTILE = {
+    "raw.npy": pickle.dumps,
+    "object.npy": pickled_npy,
+    "structured.npy": structured_npy,
+    "raw.npz": lambda payload: zipped({"logits.npy": pickle.dumps(payload)}),
+    "object.npz": lambda payload: zipped({"logits.npy": pickled_npy(payload)}),
+    "deflated.npz": lambda payload: zipped({"logits.npy": structured_npy(payload)}, zipfile.ZIP_DEFLATED),
+    "text.npz": lambda payload: zipped(
+        {"logits.npy": in_memory(lambda file: np.save(file, LOGITS)), "tokens.npy": pickled_npy(payload)}
+    ),
+    "raw.safetensors": pickle.dumps,
+    "raw.kld": lambda payload: b"_logits_" + pickle.dumps(payload),
+    "objects.zip": lambda payload: zipped(pickled_zarr(payload, [PICKLE], None, "|O")),
+    "floats.zip": lambda payload: zipped(pickled_zarr(payload, [PICKLE], None, "<f4")),
+    "compressor.zip": lambda payload: zipped(pickled_zarr(payload, [TEXT], PICKLE, "|O")),
+    "filters.zip": lambda payload: zipped(pickled_zarr(payload, [TEXT, PICKLE], None, "|O")),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_pickles_are_not_run(name, where, monkeypatch):
+    monkeypatch.setattr("numcodecs.pickles.Pickle.decode", lambda self, data, out=None: pickle.loads(data))  # noqa: S301 - as older ones do
+    ran = where / "ran"
+    path = where / name
+    path.write_bytes(HOSTILE[name](Payload(ran)))
+    with pytest.raises(ValueError, match=name):
+        list(open_scores(path).blocks(3))
+    assert run("score", path) == 2
+    assert run("score", where / "whole.npz", "--targets", path) == 2
+    assert not ran.exists()
+    pickle.loads(pickle.dumps(Payload(ran)))  # noqa: S301 - shows that it would
+    ran.unlink()
+
+
+def test_source_runs_no_code_of_files_and_speaks_to_no_network():
+    """But for tokenloss.dask, whose library speaks to the scheduler that its user names."""
+    modules = {"pickle", "marshal", "shelve", "urllib", "requests", "socket", "http", "ftplib", "subprocess", "fsspec"}
+    for path in Path(tokenloss.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                names = [name.name for name in node.names] if isinstance(node, ast.Import) else [node.module or ""]
+                assert not modules & {name.split(".")[0] for name in names}, f"{path}:{node.lineno}"
+            if isinstance(node, ast.Call):
+                called = ast.unparse(node.func)
+                assert called not in ("eval", "exec", "compile", "__import__", "np.load"), f"{path}:{node.lineno}"
+                for keyword in node.keywords:
+                    assert keyword.arg != "allow_pickle" or ast.unparse(keyword.value) == "False"
+
+
+# -- what was found ---------------------------------------------------------------------------------------------------
+
+
+def refusal(path):
+    """The line that refuses a file, within bounds."""
+    with bounded(), pytest.raises(ValueError) as raised:
+        list(open_scores(path).blocks(3))
+    assert str(path) in str(raised.value)
+    return str(raised.value)
+
+
+def test_zip_entry_that_claims_gigabytes(seeds, where):
+    data = bytearray(seeds["zip"][0])
+    at = data.index(b"PK\x01\x02")
+    while at >= 0:
+        struct.pack_into("<II", data, at + 20, 1 << 30, 1 << 30)
+        at = data.find(b"PK\x01\x02", at + 1)
+    (where / "lying.zip").write_bytes(data)
+    assert "is said to have 1073741824 bytes" in refusal(where / "lying.zip")
+
+
+@pytest.mark.parametrize(
+    ("part", "key", "value"),
+    [
+        ("logits", "shape", [4, 10**9]),
+        ("logits", "chunks", [4, 10**8]),
+        ("logits", "chunks", [0, 6]),
+        ("targets", "shape", [10**9]),
+    ],
+)
+def test_zarr_metadata_that_asks_for_gigabytes(part, key, value, seeds, where):
+    files = dict(seeds["zarr"][0])
+    files[f"{part}/.zarray"] = json.dumps(json.loads(files[f"{part}/.zarray"]) | {key: value}).encode()
+    write_store(where / "large.zarr", files)
+    refusal(where / "large.zarr")
+
+
+@pytest.mark.parametrize("header", ["-" * 9000 + "1", "(" * 300, "[" * 9000])
+def test_npy_header_that_is_nested_deeply(header, where):
+    (where / "deep.npy").write_bytes(npy(header))
+    assert "cannot be read" in refusal(where / "deep.npy")
+
+
+def test_rows_without_classes_are_not_counted_for_ever(where):
+    (where / "rows.npy").write_bytes(npy({"descr": "<f4", "fortran_order": False, "shape": (2**40, 0)}, 0))
+    assert "rows without classes" in refusal(where / "rows.npy")
+
+
+def test_lengths_beside_a_zero_that_no_array_has(where):
+    header = {
+        "logits": SAFETENSORS["logits"],
+        "targets": {"dtype": "I64", "shape": [0, 2**62], "data_offsets": [96, 96]},
+    }
+    text = json.dumps(header).encode()
+    (where / "zero.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + bytes(96))
+    assert "cannot be read" in refusal(where / "zero.safetensors")
+
+
+def test_names_that_are_given_twice(where):
+    array = in_memory(lambda file: np.save(file, LOGITS))
+    (where / "twice.npz").write_bytes(zipped({"logits.npy": array, "logits": array}))
+    assert "two arrays of one name" in refusal(where / "twice.npz")
+    entry = json.dumps(SAFETENSORS["logits"])
+    text = f'{{"logits": {entry}, "logits": {entry}}}'.encode()
+    (where / "twice.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + bytes(96))
+    assert "a name is given twice" in refusal(where / "twice.safetensors")
+
+
+def test_names_in_archives_are_never_paths(where):
+    """Names that are absolute or lead out of the archive, and links, are names like any other: nothing is extracted."""
+    array = in_memory(lambda file: np.save(file, LOGITS))
+    outside = where / "outside.npy"
+    link = zipfile.ZipInfo("targets.npy")
+    link.external_attr = 0o120777 << 16
+    with zipfile.ZipFile(where / "names.npz", "w") as archive:
+        for name in ("logits.npy", str(outside), "../outside.npy"):
+            archive.writestr(name, array)
+        archive.writestr(link, str(where / "targets.npy"))
+    assert "targets: cannot be read" in refusal(where / "names.npz")
+    assert not outside.exists()
+    assert not (where.parent / "outside.npy").exists()
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        (("meter", "count"), "0x" + "f" * 999),
+        (("meter", "count"), "0x5"),
+        (("meter", "_squares"), "-0x1"),
+        (("meter", "_special"), "5.0"),
+        (("greedy",), "3"),
+        (("ignored",), 10**400),
+        (("costliest",), [[0, 0, "1.0", 7]]),
+        (("costliest",), [[0.5, 0, "1.0", None]]),
+    ],
+)
+def test_state_that_no_losses_have(place, value, state, where):
+    path = where / "impossible-state"
+    path.write_text(json.dumps(changed(state, ("done", 0, "found", *place), value)))
+    assert run("score", where / "whole.npz", "--state", path) == 2
