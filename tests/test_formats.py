@@ -2,15 +2,12 @@
 
 import json
 import math
-import pickle
 import re
 import struct
 import sys
 import zipfile
 from pathlib import Path
 
-import numcodecs
-import numcodecs.pickles
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -651,28 +648,6 @@ def test_zarr_damage(logits, tmp_path):
     assert "cannot be read" in message
     (path / "logits" / "zarr.json").write_text("{")
     refusal(path)
-
-
-class Program:
-    """What runs when it is unpickled."""
-
-    def __reduce__(self):
-        return pytest.fail, ("it ran",)
-
-
-@pytest.mark.parametrize("place", ["filters", "compressor"])
-def test_pickles_in_zarr_are_refused(place, logits, tmp_path, monkeypatch):
-    monkeypatch.setattr(numcodecs.pickles, "ALLOW_UNSAFE_PICKLE_DECODE", True, raising=False)
-    path = save_zarr_2(tmp_path / "scores", logits, np.zeros(4, int))
-    codecs = {"filters": [{"id": "vlen-utf8"}], "compressor": None}
-    pickled = {"id": "pickle", "protocol": 5}
-    codecs |= {"compressor": pickled} if place == "compressor" else {"filters": [*codecs["filters"], pickled]}
-    metadata = {"zarr_format": 2, "shape": [4], "chunks": [4], "dtype": "|O", "order": "C", "fill_value": "", **codecs}
-    (path / "tokens").mkdir()
-    (path / "tokens" / ".zarray").write_text(json.dumps(metadata))
-    (path / "tokens" / "0").write_bytes(pickle.dumps(Program()))
-    with pytest.raises(ValueError, match=r"scores\.zarr: holds pickled objects; it must hold numbers and text alone"):
-        open_scores(path)
 
 
 def test_what_is_no_store_of_zarr(tmp_path):
