@@ -19,10 +19,11 @@ class SupportsDLPack(Protocol):
 
 
 ArrayLike: TypeAlias = npt.ArrayLike | SupportsDLPack
-Array: TypeAlias = npt.NDArray[Any]
-BoolArray: TypeAlias = npt.NDArray[np.bool_]
-Float64Array: TypeAlias = npt.NDArray[np.float64]
-IntArray: TypeAlias = npt.NDArray[np.int64]
+# spelled out: of NumPy's NDArray stubtest does not know that it is a type
+Array: TypeAlias = np.ndarray[tuple[Any, ...], np.dtype[Any]]
+BoolArray: TypeAlias = np.ndarray[tuple[Any, ...], np.dtype[np.bool_]]
+Float64Array: TypeAlias = np.ndarray[tuple[Any, ...], np.dtype[np.float64]]
+IntArray: TypeAlias = np.ndarray[tuple[Any, ...], np.dtype[np.int64]]
 
 # what is called with the scores of each block, its targets and its text
 Sink: TypeAlias = Callable[[TokenScores, Array, Array | None], None]
