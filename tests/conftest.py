@@ -45,10 +45,14 @@ def pytest_report_header():
     return [f"not collected: {name}, for want of {', '.join(LEFT_OUT[name])}" for name in collect_ignore]
 
 
-# what tests of these fixtures do when pytest-run-parallel is there and would run each in several threads at once
+# why tests with these fixtures stay in one thread where pytest-run-parallel runs each in several at once
 NOT_IN_PARALLEL = {
+    "browser": "works in processes of its own",
+    "cluster": "works in processes of its own",
     "run_python": "works in a process of its own",
+    "sparse_file": "writes into the file of the fixture",
     "use_backend": "changes what all threads use",
+    "write": "writes the file of the fixture",
 }
 
 

@@ -22,6 +22,7 @@ from tokenloss import _evaluation, cli, report
 from tokenloss.formats import llama_cpp
 from tokenloss.formats import npz as npz_format
 
+pytestmark = pytest.mark.thread_unsafe(reason="a command has a process of its own, and prints to its stdout")
 SAMPLE = Path(__file__).parent / "data" / "whisper-tiny-en.npz"
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 LOGITS = np.array([[2.0, 1.0, 0.0], [0.0, 3.0, 0.0], [1.0, 1.0, 1.0], [0.0, 0.0, 9.0]], np.float32)

@@ -51,6 +51,7 @@ def name_of(thing):
     return f"{function.__module__}.{function.__qualname__}"
 
 
+@pytest.mark.thread_unsafe(reason="doctest patches the standard library")
 @pytest.mark.parametrize("module", MODULES)
 def test_examples_run(module):
     results = doctest.testmod(importlib.import_module(module))

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.thread_unsafe(reason="works in processes of its own")
 ENGINES = Path(__file__).parents[1] / "benchmarks" / "engines"
 NEEDS = {
     "with_llama_cpp.py": (),

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.thread_unsafe(reason="works in processes of its own")
 HERE = Path(__file__).parent / "kernels"
 KERNELS = HERE.parents[1] / "src" / "tokenloss" / "_kernels"
 FLAGS = ["-std=c11", "-O2", "-ffp-contract=off", "-Wall", "-Wextra", "-Wconversion", "-Werror"]

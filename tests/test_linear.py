@@ -499,20 +499,18 @@ def test_smoothed_targets_far_below_all_that_weighs(logit, smoothing):
     assert loss == pytest.approx(cross_entropy([bias + np.float32([1, 2, 3])], [0], **options), rel=1e-6)
 
 
-def test_subnormal_products_have_the_same_bits_on_every_backend():
+def test_subnormal_products_have_the_same_bits_on_every_backend(use_backend):
     tiny, near = 2.0**-127 + 2.0**-149, 2.0**-75
     weight, hidden = np.zeros((1, 65), np.float32), np.zeros((1, 65), np.float32)
     weight[0, [0, 64]], hidden[0, [0, 64]] = (tiny, near * (1 + 2.0**-23)), (1, near * (1 - 2.0**-23))
-    in_use, found, single = _core.backend_in_use(), np.empty(1), _core.DTYPES["float32"]
-    try:
-        for backend in _core.backends():
-            _core.use_backend(backend)
-            _core.products_of(weight, single, hidden, single, np.zeros(1, np.int64), found)
-            assert found[0] == tiny, backend
-    finally:
-        _core.use_backend(in_use)
+    found, single = np.empty(1), _core.DTYPES["float32"]
+    for backend in _core.backends():
+        use_backend(backend)
+        _core.products_of(weight, single, hidden, single, np.zeros(1, np.int64), found)
+        assert found[0] == tiny, backend
 
 
+@pytest.mark.thread_unsafe(reason="measures the memory of the process")
 def test_bias_of_many_classes_stays_where_it_is():
     weight, bias = np.broadcast_to(np.float64(0), (1_000_000, 1)), np.zeros(1_000_000)
     tracemalloc.start()

@@ -301,6 +301,7 @@ finally:
     )
 
 
+@pytest.mark.thread_unsafe(reason="works in processes of its own")
 @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
 def test_multiprocessing(method, tmp_path):
     import multiprocessing
