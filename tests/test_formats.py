@@ -5,6 +5,7 @@ import math
 import re
 import struct
 import sys
+import threading
 import zipfile
 from pathlib import Path
 
@@ -441,7 +442,7 @@ def test_oversized(save, logits, tmp_path):
 @given(changes=st.lists(st.tuples(st.integers(0, 2**32), st.integers(0, 255)), min_size=1, max_size=4))
 def test_damaged_files_are_read_or_refused(save, changes, tmp_path_factory):
     logits = np.random.default_rng(0).normal(size=(4, 6)).astype(np.float32)
-    directory = tmp_path_factory.getbasetemp() / save.__name__
+    directory = tmp_path_factory.getbasetemp() / f"{save.__name__}-{threading.get_ident()}"
     directory.mkdir(exist_ok=True)
     path = save(directory / "scores", logits, np.zeros(4, int))
     data = bytearray(path.read_bytes())
