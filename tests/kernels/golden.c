@@ -256,14 +256,14 @@ static void take_products(const tl_backend *backend, int dtype, int kind) {
     int folded = dtype == TL_FLOAT64 ? TL_FLOAT64 : TL_FLOAT32;
     for (int d = 0; d < 6; d++) {
         tl_row row = {(char *)weights + 1, depths[d], tl_itemsize(dtype), dtype, dtype, 1, 0};
-        ptrdiff_t between = (row.count + 1) * row.stride, size = tl_itemsize(folded);
+        ptrdiff_t between = (ptrdiff_t)(row.count + 1) * row.stride, size = tl_itemsize(folded);
         for (int64_t i = 0; i < 3 * (row.count + 1); i++)
             fill((char *)weights + 1 + i * row.stride, dtype, kind, 0.3);
         for (int64_t i = 0; i < 5 * row.count; i++)
             fill((char *)vectors + i * size, folded, kind == 5 ? 1 : kind, -0.7);
         for (int64_t rows = 1; rows <= 3; rows++)
             for (int64_t count = 1; count <= 5; count++) {
-                tl_vectors with = {(char *)vectors, row.count * size, count}, out = {(char *)memory, 3 * size, count};
+                tl_vectors with = {(char *)vectors, (ptrdiff_t)row.count * size, count}, out = {(char *)memory, 3 * size, count};
                 tl_row products = {(char *)memory, 15, size, folded, folded, 1, 0};
                 memset(memory, 0, sizeof memory);
                 tl_products(backend, &row, between, rows, &with, &out);

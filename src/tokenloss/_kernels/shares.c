@@ -11,11 +11,12 @@
 static int64_t next_stretch(const tl_backend *backend, const tl_shares *shares, int64_t count, int dense, int64_t *start,
                             tl_patience *patience) {
     int64_t pause = (*start / TL_PAUSE + 1) * TL_PAUSE, until = count < pause ? count : pause;
-    int64_t size = tl_itemsize(shares->share_dtype), most = dense ? TL_GRANULE : size > 4 ? LANES : 64 / size;
+    ptrdiff_t size = tl_itemsize(shares->share_dtype);
+    int64_t most = dense ? TL_GRANULE : size > 4 ? LANES : 64 / size;
     if (*start % TL_PAUSE == 0 && *start != 0 && tl_gave_up(patience))
         return *start = count;
     if (!dense) {
-        *start = backend->skip_zeros(shares->share, *start * size, until * size) / size;
+        *start = backend->skip_zeros(shares->share, (ptrdiff_t)*start * size, (ptrdiff_t)until * size) / size;
         *start -= *start % LANES; /* each class has its lane, whatever was skipped */
     }
     return until - *start < most ? until : *start + most;
