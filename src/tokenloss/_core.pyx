@@ -9,7 +9,7 @@ from cpython.pycapsule cimport PyCapsule_GetPointer, PyCapsule_IsValid, PyCapsul
 from libc.math cimport NAN
 from libc.stddef cimport ptrdiff_t
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
-from libc.stdlib cimport free, labs, malloc
+from libc.stdlib cimport free, llabs, malloc
 from libc.string cimport memset
 
 cdef extern from "_kernels/platform.h" nogil:
@@ -743,7 +743,7 @@ cdef class Fold(Work):
         )
         if self.rows < 2 or not one_state:
             return False
-        return labs(row_of(&self.scores, 1) - row_of(&self.scores, 0)) < labs(self.class_stride)
+        return llabs(row_of(&self.scores, 1) - row_of(&self.scores, 0)) < llabs(self.class_stride)
 
     def rows_at_once(self):
         """How many rows `run` does best when it takes them together."""
