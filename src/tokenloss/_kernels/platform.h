@@ -106,7 +106,10 @@ TL_INLINE void tl_stream_end(void) {
 /* Takes the next `step` numbers of a counter that several threads share; returns the first. */
 TL_INLINE int64_t tl_take(volatile int64_t *counter, int64_t step) {
 #if defined(_MSC_VER) && !defined(__clang__)
-    return _InterlockedExchangeAdd64(counter, step);
+    int64_t before = *counter, found; /* all that its 32-bit x86 has for 64 bits is this exchange */
+    while ((found = _InterlockedCompareExchange64(counter, before + step, before)) != before)
+        before = found;
+    return before;
 #else
     return __atomic_fetch_add(counter, step, __ATOMIC_RELAXED);
 #endif
