@@ -19,6 +19,17 @@
 #define TL_ARM64 0
 #endif
 
+/* Not every compiler's flags forbid contraction: clang-cl and Visual C++ before 2022 contract as they please. */
+#if defined(__clang__)
+#pragma STDC FP_CONTRACT OFF
+#elif defined(_MSC_VER)
+#pragma fp_contract(off)
+#endif
+
+#if defined(__FLT_EVAL_METHOD__) && __FLT_EVAL_METHOD__ != 0
+#error "expressions must be rounded to their type: on 32-bit x86, compile with -msse2 -mfpmath=sse"
+#endif
+
 #if defined(_MSC_VER) && !defined(__clang__)
 #include <intrin.h>
 #define TL_INLINE static __forceinline
