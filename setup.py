@@ -6,6 +6,7 @@ these sanitizers of gcc or clang, TOKENLOSS_LIMITED_API=0 builds for the running
 
 import glob
 import os
+import platform
 import sys
 import sysconfig
 
@@ -23,16 +24,21 @@ LIMITED_API = (
     and not sysconfig.get_config_var("Py_GIL_DISABLED")
 )
 
+# else gcc or clang, on Windows too: compilers are those that built Python
+MSVC = platform.python_compiler().startswith("MSC")
+
 # Floating-point expressions as they are written: results must not depend on the compiler. That none traps lets loops
 # with a choice in them be vectorised, and changes no result.
-if sys.platform == "win32":
+if MSVC:
     FLAGS = ["/O2", "/fp:precise", "/std:c11"]
 else:
     FLAGS = ["-O3", "-g0", "-std=c11", "-ffp-contract=off", "-fno-trapping-math", "-fvisibility=hidden"]
+    if sys.maxsize < 2**32 and platform.machine().lower() in ("i386", "i486", "i586", "i686", "x86_64", "amd64"):
+        FLAGS += ["-msse2", "-mfpmath=sse"]
 if DEBUG or SANITIZE:
-    FLAGS += ["/Zi"] if sys.platform == "win32" else ["-g", "-fno-omit-frame-pointer"]
+    FLAGS += ["/Zi"] if MSVC else ["-g", "-fno-omit-frame-pointer"]
 if DEBUG:
-    FLAGS += ["/UNDEBUG"] if sys.platform == "win32" else ["-UNDEBUG"]
+    FLAGS += ["/UNDEBUG"] if MSVC else ["-UNDEBUG"]
 SANITIZERS = [f"-fsanitize={SANITIZE}", "-fno-sanitize-recover=all"] if SANITIZE else []
 
 core = Extension(
