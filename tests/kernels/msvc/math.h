@@ -1,0 +1,2 @@
+#define INFINITY __builtin_huge_valf()
+#define NAN __builtin_nanf("")
