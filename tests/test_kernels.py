@@ -167,7 +167,8 @@ def test_portable_object_calls_no_mathematics(tmp_path):
     target = tmp_path / "fold.o"
     subprocess.run(["gcc", *FLAGS, "-c", str(KERNELS / "fold_portable.c"), "-o", str(target)], check=True)
     undefined = subprocess.run(["nm", "-u", str(target)], check=True, capture_output=True, text=True).stdout.split()
-    assert set(undefined) - {"U"} <= {"memcpy", "__stack_chk_fail", "_GLOBAL_OFFSET_TABLE_"}
+    moves, checks = {"memcpy", "memset", "bzero"}, {"stack_chk_fail", "stack_chk_guard", "GLOBAL_OFFSET_TABLE"}
+    assert {name.strip("_") for name in undefined} - {"U"} <= moves | checks  # macOS has underscores before names
     if platform.machine() == "x86_64":
         code = subprocess.run(["objdump", "-d", str(target)], check=True, capture_output=True, text=True).stdout
         assert "ymm" not in code
