@@ -27,6 +27,7 @@ echo "root:x:0:0:root:/root:/bin/sh" >"$root/etc/passwd"
 libraries=$(echo "$root"/usr/lib/*-linux-gnu)
 triplet=$(basename "$libraries")
 machine=${triplet%%-*}
+machine=${machine/powerpc/ppc}
 
 step "what Debian has not, or too old"
 install_wheel() {
@@ -42,7 +43,7 @@ git ls-files -z | tar --create --null --files-from=- | tar --extract --directory
 # the ELF header of the architecture's programs, of which neither the ABI's version nor the kind of file matter
 magic=$(od --address-radix=n --format=x1 --read-bytes=20 --output-duplicates "$root/usr/bin/env" | tr -d '\n' | sed 's/ /\\x/g')
 mask='\xff\xff\xff\xff\xff\xff\xff\x00\xff\xff\xff\xff\xff\xff\xff\xff\x00\x00\xff\xff'
-emulator=$(command -v "qemu-${machine/powerpc/ppc}")
+emulator=$(command -v "qemu-$machine")
 
 within='
     mount -t binfmt_misc none /proc/sys/fs/binfmt_misc
