@@ -269,7 +269,7 @@ TL_TARGET TL_INLINE void NAME(add_last_products_)(const ELEMENT *x, size_t depth
                                                   size_t count, OP(vec) lanes[DOTS][TL_LANES / OP(WIDTH)]) {
     ELEMENT last[TL_LANES] = {0};
     REAL with[DOTS][TL_LANES] = {{0}};
-    memcpy(last, x, depth * sizeof *x);
+    memcpy(last, (const void *)x, depth * sizeof *x);
     for (size_t v = 0; v < count; v++)
         memcpy(with[v], vectors + (ptrdiff_t)v * stride, depth * sizeof **with);
     NAME(add_products_)(last, (const char *)with, sizeof *with, count, 0, lanes);

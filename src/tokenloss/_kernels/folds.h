@@ -110,7 +110,7 @@ TL_TARGET TL_INLINE void f32_store_bfloat16(uint16_t *p, f32_vec a) {
     memcpy(bits, &a, sizeof bits);
     for (size_t j = 0; j < f32_WIDTH; j++) { /* no nan comes here */
         uint16_t rounded = (uint16_t)((bits[j] + 0x7fff + (bits[j] >> 16 & 1)) >> 16);
-        memcpy(p + j, &rounded, sizeof rounded);
+        memcpy((void *)(p + j), &rounded, sizeof rounded);
     }
 }
 
