@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Fuzzes the folds and the readers of files, so many seconds each: run.sh [SECONDS] [kernels|formats]. What is found is
 # left in the current directory (kernels), or printed with the line that repeats it (formats). Needs clang with
-# libclang-rt-*-dev for the first, and the package with its tests' extras for the second.
+# libclang-rt-*-dev for the first, and the package with its tests' extras for the second. The corpus of the kernels is
+# what libFuzzer's -merge=1 -use_counters=0 kept of longer runs.
 set -euo pipefail
 seconds=${1:-60}
 what=${2:-kernels formats}
@@ -20,9 +21,10 @@ fuzz_kernels() {
             -fno-sanitize-coverage=trace-cmp -I"$2" -c "$4" -o "$3/$(basename "$4").o"' \
         - "$compiler" "$kernels" "$scratch" {}
     "$compiler" -fsanitize=fuzzer,address,undefined "$scratch"/*.o -lm -o "$scratch/kernels"
-    mkdir "$scratch/found"
+    mkdir "$scratch/found" "$scratch/corpus"
+    tar -xzf "$here/corpus/kernels.tar.gz" -C "$scratch/corpus"
     "$scratch/kernels" -max_len=512 -len_control=0 -timeout=20 -rss_limit_mb=2048 -verbosity=0 -print_final_stats=1 \
-        -max_total_time="$seconds" "$scratch/found" "$here/corpus/kernels"
+        -max_total_time="$seconds" "$scratch/found" "$scratch/corpus"
 }
 
 fuzz_formats() {

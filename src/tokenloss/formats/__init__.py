@@ -62,7 +62,8 @@ def open_scores(
     Notes
     -----
     Files are mapped into memory where they can be; compressed ones are read as a stream. What is mapped is not compared
-    with checksums. Of a Zarr store, chunks that were never written have its fill value, as Zarr defines.
+    with checksums, which would take to read it all. Of a Zarr store, chunks that were never written have its fill
+    value, as Zarr defines. Pickled objects are refused, and no name in an archive is taken for a path.
 
     Examples
     --------
