@@ -324,7 +324,7 @@ def chunks(name: str, value: Any, where: Any = None) -> Iterator[Float64Array]:
         operands = [array] if kept is None else [array, kept]
         flags: Any = ["external_loop", "buffered", "zerosize_ok"]
         part: Any
-        for part in np.nditer(operands, flags, [["readonly"]] * len(operands), buffersize=_CHUNK):
+        for part in np.nditer(operands, flags, [["readonly", "aligned"]] * len(operands), buffersize=_CHUNK):
             numbers = part if kept is None else part[0][part[1]]
             if code == _core.DTYPES["bfloat16"]:
                 numbers = from_bfloat16(numbers)
@@ -332,7 +332,8 @@ def chunks(name: str, value: Any, where: Any = None) -> Iterator[Float64Array]:
                 numbers = np.ascontiguousarray(numbers, np.float64)
             yield numbers
 
-    if kept is None and array.size <= _CHUNK and array.dtype == np.float64:  # nearly always, and faster
+    is_plain = array.dtype == np.float64 and array.flags.aligned
+    if kept is None and array.size <= _CHUNK and is_plain:  # nearly always, and faster
         return iter([np.ascontiguousarray(array, np.float64).reshape(-1)])
     return parts()
 

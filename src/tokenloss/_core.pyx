@@ -1,5 +1,5 @@
-# cython: language_level=3, boundscheck=False, wraparound=False, initializedcheck=False, cdivision=True
-# cython: freethreading_compatible=True, auto_pickle=False, autotestdict=False
+# cython: language_level=3, wraparound=False, cdivision=True, freethreading_compatible=True
+# cython: auto_pickle=False, autotestdict=False
 """The folds over arrays, without the GIL. Knows no defaults and speaks to nobody: `_arrays` has judged the input."""
 
 cimport cython

@@ -83,9 +83,7 @@ class Rows:
             self.out = _arrays.result_array(out, self.batch)
         if reduction == "none":
             in_place = (
-                self.out is not None
-                and self.out.flags.c_contiguous
-                and not np.may_share_memory(out, self.view_and_code[0])
+                self.out is not None and self.out.flags.carray and not np.may_share_memory(out, self.view_and_code[0])
             )
             self.losses = self.out if in_place and self.out is not None else np.empty(self.batch)
             self.fold.losses_into(self.losses.reshape(-1))

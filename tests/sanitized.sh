@@ -1,0 +1,45 @@
+#!/usr/bin/env bash
+# Runs the tests against a build with AddressSanitizer, UBSan, checks of bounds and assertions: tests/sanitized.sh [arguments
+# of pytest]. Needs gcc, and what `pip install '.[test]'` installs; with pytest-xdist, -n 2 halves the time.
+#
+# What a sanitizer finds ends the process that did it. It fails this script, too, for a test may well expect a process to
+# fail. So does memory that _core has lost by the end of a process, which the tests themselves do not notice.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+scratch=$(mktemp -d)
+trap 'rm -rf "$scratch"' EXIT
+export TOKENLOSS_DEBUG=1 TOKENLOSS_SANITIZE=address,undefined,float-cast-overflow
+python -m pip install --quiet --no-deps --target "$scratch/package" .
+unset TOKENLOSS_DEBUG TOKENLOSS_SANITIZE
+mkdir "$scratch/reports"
+
+# Python's own blocks come from malloc: else nothing would be known of them, and what they point to would seem lost.
+export PYTHONMALLOC=malloc PYTHONPATH="$scratch/package${PYTHONPATH:+:$PYTHONPATH}"
+# Python and NumPy keep much until the process ends. Of two calls on the stack of an allocation one is malloc, the other who
+# asked for it: so what we have lost is told from what others have. Leaks (unlike errors, which abort) change no exit status.
+common="log_path=$scratch/reports/process:abort_on_error=1"
+export ASAN_OPTIONS="$common:detect_leaks=1:malloc_context_size=2:exitcode=0" UBSAN_OPTIONS="$common:print_stacktrace=1"
+
+left_out=(
+    # a sanitizer's own memory is many times that which is measured
+    --deselect tests/test_memory.py::test_less_than_a_megabyte_a_worker_is_allocated
+    --deselect tests/test_memory.py::test_nothing_of_the_size_of_the_targets_is_allocated
+    --deselect tests/test_memory.py::test_projections_allocate_less_than_16_megabytes
+)
+status=0
+LD_PRELOAD="$(gcc -print-file-name=libasan.so) $(gcc -print-file-name=libstdc++.so)" \
+    python -m pytest -q "${left_out[@]}" "$@" || status=$?
+
+for report in "$scratch"/reports/*; do
+    [ -e "$report" ] || continue
+    if grep -q -E 'runtime error|ERROR: AddressSanitizer' "$report"; then
+        head -n 60 "$report"
+        status=1
+    elif grep -q 'in .*tokenloss' "$report"; then
+        grep -B 2 -A 1 'in .*tokenloss' "$report" | head -n 40
+        status=1
+    fi
+done
+[ "$status" = 0 ] && echo "the sanitizers found nothing"
+exit "$status"
