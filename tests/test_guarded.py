@@ -1,0 +1,40 @@
+"""The C folds touch nothing beyond the rows they are given, nor look at what nobody wrote: a driver in C finds out."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from test_kernels import FLAGS, HERE, KERNELS
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(sys.platform == "win32", reason="pages are guarded by mmap"),
+    pytest.mark.skipif(not shutil.which("gcc"), reason="needs gcc"),
+]
+
+
+@pytest.fixture(scope="module")
+def driver(tmp_path_factory) -> Path:
+    """The driver, with assertions."""
+    program = tmp_path_factory.mktemp("guarded") / "guarded"
+    sources = [HERE / "guarded.c", *sorted(KERNELS.glob("*.c"))]
+    subprocess.run(["gcc", *FLAGS, "-g", f"-I{KERNELS}", *sources, "-lm", "-o", program], check=True)
+    return program
+
+
+def backends_that_passed(*command: str | Path) -> list[str]:
+    """The backends whose folds the driver went through."""
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return [line.split()[0] for line in done.stdout.splitlines()]
+
+
+def test_nothing_beyond_a_row_is_touched(driver):
+    assert "portable" in backends_that_passed(driver)
+
+
+@pytest.mark.skipif(not shutil.which("valgrind"), reason="needs valgrind")
+def test_nothing_undefined_is_looked_at(driver):
+    assert "portable" in backends_that_passed("valgrind", "-q", "--error-exitcode=9", driver)
