@@ -58,5 +58,5 @@ step "a crowd of threads, and tests that have threads of their own"
 "$scratch/venv/bin/python" -m pytest -q test_stress.py test_workers.py -k 'crowd or callers or fork or any_step'
 step "tests in several threads each"
 "$scratch/venv/bin/python" -m pytest -q --parallel-threads=4 --skip-thread-unsafe=True \
-    test_out.py test_compare.py test_config.py test_real_data.py
+    test_out.py test_compare.py test_config.py
 step "done"

@@ -555,7 +555,7 @@ def test_comparison_is_a_record(rng):
     base, logits = pair(rng, (4, 9), np.float32, np.float32)
     found = compare(base, logits, [1, 2, 3, 4])
     assert re.fullmatch(
-        r"Comparison\(count=4, perplexity=[\d.]+, base_perplexity=[\d.]+, mean_kl=[\d.]+, same_top=[\d.]+\)",
+        r"Comparison\(count=4, perplexity=[\d.e+]+, base_perplexity=[\d.e+]+, mean_kl=[\d.e-]+, same_top=[\d.]+\)",
         repr(found),
     )
     assert_same(pickle.loads(pickle.dumps(found)), found)  # noqa: S301 -- what was pickled a moment ago
