@@ -107,11 +107,11 @@ TL_TARGET TL_INLINE int64_t f64_total_count(f64_bits counts) {
 
 TL_TARGET TL_INLINE void f32_store_bfloat16(uint16_t *p, f32_vec a) {
     uint32_t bits[f32_WIDTH];
+    uint16_t rounded[f32_WIDTH];
     memcpy(bits, &a, sizeof bits);
-    for (size_t j = 0; j < f32_WIDTH; j++) { /* no nan comes here */
-        uint16_t rounded = (uint16_t)((bits[j] + 0x7fff + (bits[j] >> 16 & 1)) >> 16);
-        memcpy((void *)(p + j), &rounded, sizeof rounded);
-    }
+    for (size_t j = 0; j < f32_WIDTH; j++) /* no nan comes here */
+        rounded[j] = (uint16_t)((bits[j] + 0x7fff + (bits[j] >> 16 & 1)) >> 16);
+    memcpy((void *)p, rounded, sizeof rounded); /* it may lie at any address */
 }
 
 TL_TARGET TL_INLINE void f32_stream_bfloat16(uint16_t *p, f32_vec a) {
