@@ -2,7 +2,7 @@
 # Runs the tests against a build with AddressSanitizer, UBSan, checks of bounds and assertions: tests/sanitized.sh [arguments
 # of pytest]. Needs gcc, and what `pip install '.[test]'` installs; with pytest-xdist, -n 2 halves the time.
 #
-# What a sanitizer finds ends the process that did it. It fails this script, too, for a test may well expect a process to
+# What a sanitizer or an assertion finds ends the process that did it. It fails this script, too, for a test may well expect a process to
 # fail. So does memory that _core has lost by the end of a process, which the tests themselves do not notice.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -19,10 +19,13 @@ export PYTHONMALLOC=malloc PYTHONPATH="$scratch/package${PYTHONPATH:+:$PYTHONPAT
 # Python and NumPy keep much until the process ends. Of two calls on the stack of an allocation one is malloc, the other who
 # asked for it: so what we have lost is told from what others have. Leaks (unlike errors, which abort) change no exit status.
 common="log_path=$scratch/reports/process:abort_on_error=1"
-export ASAN_OPTIONS="$common:detect_leaks=1:malloc_context_size=2:exitcode=0" UBSAN_OPTIONS="$common:print_stacktrace=1"
+export ASAN_OPTIONS="$common:detect_leaks=1:malloc_context_size=2:exitcode=0:handle_abort=1" UBSAN_OPTIONS="$common:print_stacktrace=1"
+# the stack that finds use after return is not aligned for the vectors of AVX-512 by gcc before 14 (its bug 110027)
+ASAN_OPTIONS+=":detect_stack_use_after_return=0"
 
 left_out=(
     # a sanitizer's own memory is many times that which is measured
+    --deselect tests/test_formats.py::test_memory_is_bounded
     --deselect tests/test_memory.py::test_less_than_a_megabyte_a_worker_is_allocated
     --deselect tests/test_memory.py::test_nothing_of_the_size_of_the_targets_is_allocated
     --deselect tests/test_memory.py::test_projections_allocate_less_than_16_megabytes

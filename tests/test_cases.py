@@ -150,13 +150,8 @@ def test_class_ids_beyond_every_integer(loss):
         call(tokenloss, loss, np.ones((1, 3)), [2**64])
 
 
-def name_of(value):
-    """Its repr, without an address: the same in every process that shares the tests."""
-    return "object" if type(value) is object else repr(value)
-
-
 @each_loss
-@pytest.mark.parametrize("value", [None, "abc", {}, object(), [[1, 2], [3]], [None, 1.0], [[1.0, "a"]]], ids=name_of)
+@pytest.mark.parametrize("value", [None, "abc", {}, ..., [[1, 2], [3]], [None, 1.0], [[1.0, "a"]]], ids=repr)
 def test_what_is_no_array_of_numbers(loss, value):
     scores_name, name = NAMES[loss]
     with fails(TypeError, scores_name):
@@ -210,7 +205,7 @@ def test_epsilon_out_of_range(epsilon):
         cross_entropy_loss([0], np.ones((1, 3)), epsilon=epsilon)
 
 
-@pytest.mark.parametrize("epsilon", [None, "1e-12", [0.1, 0.2], 1j, object()], ids=name_of)
+@pytest.mark.parametrize("epsilon", [None, "1e-12", [0.1, 0.2], 1j, ...], ids=repr)
 def test_epsilon_that_is_no_number(epsilon):
     with fails(TypeError, "epsilon", "0 and 0.5"):
         cross_entropy_loss([0], np.ones((1, 3)), epsilon=epsilon)

@@ -146,6 +146,7 @@ static int diverge(const tl_backend *backend, const tl_row *base_row, const tl_r
 
 double tl_divergence(const tl_backend *backend, const tl_row *base, const tl_row *other, tl_patience *patience) {
     double divergence;
+    assert(base->count == other->count && base->folded == other->folded);
     if (diverge(backend, base, other, &divergence, patience))
         return divergence;
     tl_row wide_base = *base, wide_other = *other;

@@ -1,5 +1,7 @@
 #include "exact.h"
 
+#include <assert.h>
+
 #include "scalar_math.h"
 
 void tl_settle(int64_t *digits, int count) {
@@ -30,6 +32,7 @@ void tl_squares_add(tl_squares *squares, double term) {
 }
 
 void tl_sum_merge(tl_sum *sum, const tl_sum *other) {
+    assert(sum->pending < TL_PENDING_LIMIT && other->pending < TL_PENDING_LIMIT);
     for (int i = 0; i < TL_SUM_DIGITS; i++)
         sum->digit[i] += other->digit[i];
     sum->special += other->special;
@@ -52,6 +55,7 @@ double tl_sum_round(tl_sum *sum) {
             digit[i] = -digit[i];
         tl_settle(digit, TL_SUM_DIGITS);
     }
+    assert(digit[TL_SUM_DIGITS - 1] >= 0);
     int top = TL_SUM_DIGITS - 1;
     while (top > 0 && digit[top] == 0)
         top--;

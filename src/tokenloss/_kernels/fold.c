@@ -76,6 +76,7 @@ static void convert(const tl_backend *backend, const tl_row *row, const void *x,
 
 void tl_gather(const tl_backend *backend, const tl_row *row, int64_t start, int64_t count, int64_t skip, double offset,
                int dtype, tl_scratch *scratch) {
+    assert(start >= 0 && count >= 0 && count <= TL_GRANULE && start + count <= row->count);
     if (scratch->start == start && scratch->offset == offset && scratch->dtype == dtype)
         return;
     int64_t padded = (count + TL_PADDED - 1) / TL_PADDED * TL_PADDED;
@@ -105,11 +106,13 @@ double tl_squash(const tl_backend *backend, const tl_row *row, double score) {
 }
 
 double tl_score(const tl_backend *backend, const tl_row *row, int64_t index) {
+    assert(index >= 0 && index < row->count);
     return tl_squash(backend, row, tl_load(row->data + index * row->stride, row->dtype));
 }
 
 void tl_walk(const tl_backend *backend, tl_fold_id fold, const tl_row *row, int64_t start, int64_t end, int64_t skip,
              tl_state *state, tl_scratch *scratch) {
+    assert(start >= 0 && start <= end && end <= row->count);
     int dtype = tl_offset_dtype(row->folded, state->offset);
     int in_place = tl_in_place(row, dtype, state->offset);
     while (start < end) {
@@ -145,6 +148,7 @@ double tl_maximum(const tl_backend *backend, const tl_row *row) {
 int64_t tl_collect(const tl_backend *backend, const tl_row *row, int64_t start, int64_t end, double threshold,
                    int32_t *found) {
     int64_t length = end - start, count = 0, i = 0;
+    assert(start >= 0 && length >= 0 && length <= TL_BLOCK && end <= row->count);
     if (tl_in_place(row, row->folded, 0)) {
         i = length / TL_PADDED * TL_PADDED;
         count = (int64_t)backend->collect[row->folded](row->data + start * row->stride, (size_t)i, threshold, found);
@@ -184,6 +188,7 @@ int tl_refer_to(double maximum, int dtype, tl_state *state) {
     }
     double offset = tl_abs(maximum) > TL_FAR_OUT ? maximum : 0, moved = offset - state->offset;
     int64_t exponent = offset == 0 ? (int64_t)(maximum * TL_LOG2E + (maximum < 0 ? -0.5 : 0.5)) : 0;
+    assert(exponent > -(1 << 17) && exponent < 1 << 17); /* TL_FAR_OUT / ln 2, and whole in a float */
     if (tl_total(state->sum) != 0) {
         int64_t fall = state->exponent - exponent;
         double factor = moved == 0 ? tl_scale(1, fall) : tl_exp((double)fall / TL_LOG2E - moved);
@@ -269,6 +274,7 @@ void tl_fold_part(const tl_backend *backend, const tl_row *row, int64_t start, i
                   tl_state *state, tl_patience *patience) {
     tl_scratch scratch;
     int going;
+    assert(start % block == 0 && block <= TL_BLOCK && skip < row->count);
     if (start == 0) {
         going = begin(backend, row, skip, state, &scratch);
     } else {
@@ -311,6 +317,7 @@ static void turn(const tl_row *rows, int count, int64_t start, int64_t length, c
 void tl_fold_beside(const tl_backend *backend, const tl_row *rows, const int64_t *skips, int count, void *turned,
                     tl_state *states, tl_patience *patience) {
     int going[TL_BESIDE];
+    assert(count >= 0 && count <= TL_BESIDE);
     if (count == 0)
         return;
     tl_row part = *rows;

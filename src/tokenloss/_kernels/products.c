@@ -26,6 +26,7 @@ void tl_convert(const tl_backend *backend, const tl_row *row, int dtype, void *o
 
 void tl_products(const tl_backend *backend, const tl_row *weights, ptrdiff_t stride, int64_t count,
                  const tl_vectors *vectors, const tl_vectors *out) {
+    assert(weights->dtype < TL_SWAPPED && (weights->count < 2 || weights->stride == tl_itemsize(weights->dtype)));
     int64_t kept = KEPT_BYTES / (weights->count * tl_itemsize(weights->dtype) + 1) + 1;
     int dtype = weights->dtype == TL_FLOAT64 ? TL_FLOAT64 : TL_FLOAT32, size = tl_itemsize(dtype);
     for (int64_t start = 0; start < count; start += kept)

@@ -28,6 +28,7 @@ static void sift(tl_best *best, int64_t count, double value, int64_t id) {
 }
 
 static void keep(tl_best *best, double value, int64_t id) {
+    assert(best->most > 0 && best->count <= best->most);
     if (best->count == best->most) {
         sift(best, best->count, value, id);
         return;
@@ -149,6 +150,7 @@ void tl_score_part(const tl_backend *backend, const tl_row *row, int64_t start, 
                    int64_t target, double own, tl_token *token, tl_best *best, tl_patience *patience) {
     tl_scratch scratch;
     tl_state look;
+    assert(start % block == 0 && block <= TL_BLOCK && target >= 0 && target < row->count);
     tl_row raw = *row;
     raw.scale = 1;
     raw.cap = 0;

@@ -5,7 +5,6 @@
 
 #define LANES 16 /* of tl_weighed */
 
-
 /* Moves start to a stretch that may hold shares other than 0; returns the stretch's end. After a stretch without any
  * zero the next may be long: so few shares as lie in 64 bytes are looked at only where most are zeros. */
 static int64_t next_stretch(const tl_backend *backend, const tl_shares *shares, int64_t count, int dense, int64_t *start,
@@ -101,6 +100,7 @@ void tl_weigh_part(const tl_backend *backend, const tl_row *row, const tl_shares
     for (int64_t k = start, until; k < end; k = until) {
         double share[TL_GRANULE];
         until = next_stretch(backend, shares, end, dense, &k, patience);
+        assert((k % LANES == 0 || k == end) && until - k >= 0 && until - k <= TL_GRANULE);
         int64_t length = until - k, padded = (length + TL_PADDED - 1) / TL_PADDED * TL_PADDED;
         dense = shares_of(shares, k, length, share) || always_dense(shares);
         for (int64_t i = length; i < padded; i++)

@@ -9,12 +9,14 @@ static int64_t headroom(int dtype) { return dtype == TL_FLOAT64 ? 60 : 24; }
 /* exp(x - logsumexp) = exp(x) 2^-exponent times this. */
 static double factor_of(double logsumexp, int dtype, int64_t *exponent) {
     double ln2 = dtype == TL_FLOAT64 ? TL_LN2 : 0x1.62e43p-1, turns = logsumexp * TL_LOG2E;
+    assert(tl_abs(logsumexp) < 2 * TL_FAR_OUT);
     int64_t n = (int64_t)(turns + (turns < 0 ? -0.5 : 0.5));
     *exponent = n - headroom(dtype);
     return tl_scale(tl_exp((double)n * ln2 - logsumexp), -headroom(dtype));
 }
 
 void tl_put(const tl_row *out, int64_t index, double value) {
+    assert(index >= 0 && index < out->count);
     tl_store((char *)(uintptr_t)out->data + index * out->stride, out->dtype, value);
 }
 
@@ -52,6 +54,7 @@ static void apply(const tl_backend *backend, const change *what, int dtype, cons
 /* Changes each element of a row: in place where that can be, else granule by granule through scratch. */
 static void change_row(const tl_backend *backend, const tl_row *row, double offset, const change *what,
                        const tl_row *out, tl_patience *patience) {
+    assert(row->count == out->count);
     int dtype = tl_offset_dtype(row->folded, offset);
     int in_place = tl_in_place(row, dtype, offset) && tl_in_place(out, dtype, 0);
     int64_t until_aligned = (int64_t)(-(uintptr_t)out->data % 64) / tl_itemsize(dtype);

@@ -2,6 +2,8 @@
 #ifndef TOKENLOSS_WALK_H
 #define TOKENLOSS_WALK_H
 
+#include <assert.h>
+
 #include "fold.h"
 
 /* The direct reduction x - n ln 2 is exact to |x| = 2^16, which holds every float16. Rows whose maximum lies farther
