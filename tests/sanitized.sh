@@ -2,8 +2,8 @@
 # Runs the tests against a build with AddressSanitizer, UBSan, checks of bounds and assertions: tests/sanitized.sh [arguments
 # of pytest]. Needs gcc, and what `pip install '.[test]'` installs; with pytest-xdist, -n 2 halves the time.
 #
-# What a sanitizer or an assertion finds ends the process that did it. It fails this script, too, for a test may well expect a process to
-# fail. So does memory that _core has lost by the end of a process, which the tests themselves do not notice.
+# What a sanitizer or an assertion finds ends the process that did it. It fails this script, too, for a test may well
+# expect a process to fail. So does memory that _core has lost by the end of a process, which no test notices.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -18,10 +18,11 @@ mkdir "$scratch/reports"
 export PYTHONMALLOC=malloc PYTHONPATH="$scratch/package${PYTHONPATH:+:$PYTHONPATH}"
 # Python and NumPy keep much until the process ends. Of two calls on the stack of an allocation one is malloc, the other who
 # asked for it: so what we have lost is told from what others have. Leaks (unlike errors, which abort) change no exit status.
-common="log_path=$scratch/reports/process:abort_on_error=1"
-export ASAN_OPTIONS="$common:detect_leaks=1:malloc_context_size=2:exitcode=0:handle_abort=1" UBSAN_OPTIONS="$common:print_stacktrace=1"
+ASAN_OPTIONS="log_path=$scratch/reports/asan:abort_on_error=1:handle_abort=1:detect_leaks=1:malloc_context_size=2:exitcode=0"
+UBSAN_OPTIONS="log_path=$scratch/reports/ubsan:abort_on_error=1:print_stacktrace=1"
 # the stack that finds use after return is not aligned for the vectors of AVX-512 by gcc before 14 (its bug 110027)
 ASAN_OPTIONS+=":detect_stack_use_after_return=0"
+export ASAN_OPTIONS UBSAN_OPTIONS
 
 left_out=(
     # a sanitizer's own memory is many times that which is measured
@@ -37,7 +38,7 @@ LD_PRELOAD="$(gcc -print-file-name=libasan.so) $(gcc -print-file-name=libstdc++.
 for report in "$scratch"/reports/*; do
     [ -e "$report" ] || continue
     if grep -q -E 'runtime error|ERROR: AddressSanitizer' "$report"; then
-        head -n 60 "$report"
+        head -n 24 "$report"
         status=1
     elif grep -q 'in .*tokenloss' "$report"; then
         grep -B 2 -A 1 'in .*tokenloss' "$report" | head -n 40
