@@ -31,6 +31,7 @@ try:
 except ImportError:  # Windows
     resource = None
 
+pytestmark = pytest.mark.thread_unsafe(reason="sets an alarm for the process, and measures its memory")
 MORE = int(os.environ.get("TOKENLOSS_FUZZ_EXAMPLES", "0"))  # of files, not those of the other runs
 MOST_BYTES = 64 << 20  # that are taken for a file of a few kB
 MOST_SECONDS = 20

@@ -20,6 +20,7 @@ import tokenloss
 import tokenloss.dask
 from tokenloss import formats, page, plots
 
+pytestmark = pytest.mark.thread_unsafe(reason="doctest patches the standard library, and numpydoc is not thread-safe")
 ROOT = Path(__file__).parents[1]
 MODULES = [
     module.name for module in pkgutil.walk_packages(tokenloss.__path__, "tokenloss.") if "__main__" not in module.name
@@ -51,7 +52,6 @@ def name_of(thing):
     return f"{function.__module__}.{function.__qualname__}"
 
 
-@pytest.mark.thread_unsafe(reason="doctest patches the standard library")
 @pytest.mark.parametrize("module", MODULES)
 def test_examples_run(module):
     results = doctest.testmod(importlib.import_module(module))
