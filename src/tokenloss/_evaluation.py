@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from typing import Literal, NoReturn
 
-    from tokenloss._types import Array, Sink
+    from tokenloss._per_token import Sink
+    from tokenloss._types import Array
     from tokenloss.compare import Comparison
     from tokenloss.scores import TokenScores
 
