@@ -38,6 +38,8 @@ else:
     FLAGS += ["-UNDEBUG" if DEBUG else "-DNDEBUG"]
     if sys.maxsize < 2**32 and platform.machine().lower() in ("i386", "i486", "i586", "i686", "x86_64", "amd64"):
         FLAGS += ["-msse2", "-mfpmath=sse"]
+    if platform.machine() == "s390x":  # where gcc takes float for double in ISO modes, if an old glibc does
+        FLAGS += ["-fexcess-precision=fast"]
 if DEBUG or SANITIZE:
     FLAGS += ["/Zi"] if MSVC else ["-g", "-fno-omit-frame-pointer"]
 # sanitized code is hardly faster for more optimisation, but takes twice as long to compile

@@ -108,7 +108,7 @@ class Crowd:
         """Call everything in an order of one's own."""
         choose = np.random.default_rng(number)
         try:
-            while not self.done.is_set():
+            while not self.done.is_set() or not self.calls[number]:
                 name, workers = choose.choice(list(CALLS)), choose.choice(WORKERS)
                 if bits(CALLS[name](workers)) != self.expected[name]:
                     self.wrong.append(f"{name} of {workers} workers")

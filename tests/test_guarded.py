@@ -1,23 +1,19 @@
 """The C folds touch nothing beyond the rows they are given, nor look at what nobody wrote: a driver in C finds out."""
 
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from test_kernels import FLAGS, HERE, KERNELS
+from test_kernels import FLAGS, HERE, KERNELS, need
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(sys.platform == "win32", reason="pages are guarded by mmap"),
-    pytest.mark.skipif(not shutil.which("gcc"), reason="needs gcc"),
-]
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform == "win32", reason="pages are guarded by mmap")]
 
 
 @pytest.fixture(scope="module")
 def driver(tmp_path_factory) -> Path:
     """The driver, with assertions."""
+    need("gcc", packages="gcc")
     program = tmp_path_factory.mktemp("guarded") / "guarded"
     sources = [HERE / "guarded.c", *sorted(KERNELS.glob("*.c"))]
     subprocess.run(["gcc", *FLAGS, "-g", f"-I{KERNELS}", *sources, "-lm", "-o", program], check=True)
@@ -35,6 +31,6 @@ def test_nothing_beyond_a_row_is_touched(driver):
     assert "portable" in backends_that_passed(driver)
 
 
-@pytest.mark.skipif(not shutil.which("valgrind"), reason="needs valgrind")
 def test_nothing_undefined_is_looked_at(driver):
+    need("valgrind", packages="valgrind")
     assert "portable" in backends_that_passed("valgrind", "-q", "--error-exitcode=9", driver)

@@ -67,7 +67,8 @@ class _Pool:
 
     def __init__(self) -> None:
         self._shares: queue.SimpleQueue[_Share] = queue.SimpleQueue()
-        # a None for each thread that waits, and before these the numbers of those that are not started
+        # a None for each thread that waits (or waited, if its next share was queued), and before these the numbers of
+        # those that are not started
         self._free: collections.deque[int | None] = collections.deque(reversed(range(MOST)))
 
     def offer(self, share: _Share) -> None:
@@ -148,5 +149,5 @@ def run(work: _core.Work, row_bytes: int, workers: int | None) -> None:
     except BaseException:
         work.stop()
         for other in others:
-            other.wait()
+            other.wait()  # a second Ctrl-C ends this early; threads hold what they still write to
         raise

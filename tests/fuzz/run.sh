@@ -8,12 +8,13 @@ seconds=${1:-60}
 what=${2:-kernels formats}
 here=$(cd "$(dirname "$0")" && pwd)
 kernels=$here/../../src/tokenloss/_kernels
+scratch=$(mktemp -d)
+trap 'rm -rf "$scratch"' EXIT
 
 fuzz_kernels() {
-    local scratch compiler
-    scratch=$(mktemp -d)
-    trap 'rm -rf "$scratch"' RETURN
+    local compiler
     compiler=${CC:-$(compgen -c clang | grep -E '^clang(-[0-9]+)?$' | sort -V | tail -n 1)}
+    [ -n "$compiler" ] || { echo "needs clang"; exit 1; }
     # comparisons of scores tell nothing of where to look for more, and to trace them takes most of the time
     printf '%s\n' "$here"/kernels.c "$kernels"/*.c | xargs -P "$(nproc)" -I{} sh -c \
         '"$1" -std=c11 -g -O1 -ffp-contract=off -fno-trapping-math -Wall -Wextra -Wconversion -Werror \

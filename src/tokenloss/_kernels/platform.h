@@ -27,7 +27,7 @@
 #endif
 
 #if defined(__FLT_EVAL_METHOD__) && __FLT_EVAL_METHOD__ != 0
-#error "expressions must be rounded to their type: on 32-bit x86, compile with -msse2 -mfpmath=sse"
+#error "expressions must be rounded to their type: -msse2 -mfpmath=sse (32-bit x86), -fexcess-precision=fast (s390x)"
 #endif
 
 #if defined(_MSC_VER) && !defined(__clang__)

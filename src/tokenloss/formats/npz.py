@@ -60,10 +60,12 @@ class _Member(NamedTuple):
 def open_scores(path: str, array: str | None, kind: str | None) -> ScoresFile:
     """Open a .npz file of scores, perhaps with their targets and the tokens' text."""
     with library(path), zipfile.ZipFile(path) as archive:
-        infos = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
-        if len(infos) < len(archive.infolist()):
-            raise ValueError("it holds two arrays of one name")
+        names = [info.filename.removesuffix(".npy") for info in archive.infolist()]
+        infos = dict(zip(names, archive.infolist(), strict=True))
     name, kind = choose(path, infos, array, kind)
+    for part in (name, "targets", "tokens"):
+        if names.count(part) > 1:
+            _arrays.fail("content", path=path, got=f"holds {part} twice", fits="hold each array once")
     members = {part: _member(path, part, infos[part]) for part in (name, "targets", "tokens") if part in infos}
     scores, targets, tokens = (members.get(part) for part in (name, "targets", "tokens"))
     assert scores is not None
