@@ -162,6 +162,7 @@ def shared_library(name: str) -> str:
     return found.stdout.strip()
 
 
+@pytest.mark.slow
 def test_portable_object_calls_no_mathematics(tmp_path):
     """The fold of the baseline holds neither libm nor instructions beyond the baseline."""
     need("gcc", "nm", packages="gcc binutils")

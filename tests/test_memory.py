@@ -42,6 +42,7 @@ def test_memory_mapped_npy_files(tmp_path):
             del mapped
 
 
+@pytest.mark.slow
 def test_two_rows_of_more_than_2_31_elements_together(sparse_file):
     logits = zeros(sparse_file, 2, 2**30 + 7)
     targets = [5, 2**30 + 6]
@@ -51,6 +52,7 @@ def test_two_rows_of_more_than_2_31_elements_together(sparse_file):
     del logits
 
 
+@pytest.mark.slow
 def test_target_beyond_2_31_in_a_single_row(sparse_file):
     logits = zeros(sparse_file, 2**31 + 14)
     target = 2**31 + 5

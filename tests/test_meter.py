@@ -158,6 +158,7 @@ def test_meters_forget_no_infinity():
 # updates
 
 
+@pytest.mark.slow
 def test_a_million_updates_of_one_token_are_one_update_of_a_million_tokens(rng):
     losses = rng.exponential(3, 1_000_000)
     losses[:5] = 1e300, -1e300, 5e-324, 1e-310, 0.0
