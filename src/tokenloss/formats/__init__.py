@@ -63,9 +63,9 @@ def open_scores(
     -----
     Files are mapped into memory where they can be; compressed ones are read as a stream. What is mapped is not compared
     with checksums, which would take to read it all. Of a Zarr store, chunks that were never written have its fill
-    value, as Zarr defines. A store is refused if reading a row or a chunk takes more than 16 MB and a thousand times its
-    size, and so is a .zip of other methods than stored and deflated. Pickled objects are refused, and no name in an
-    archive is taken for a path.
+    value, as Zarr defines. A store is refused if a row or a chunk takes more than 16 MB and a thousand times its size,
+    and so is a .zip of other methods than stored and deflated. Pickled objects are refused, and no name in an archive
+    is taken for a path.
 
     Examples
     --------
