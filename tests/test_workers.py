@@ -493,7 +493,7 @@ class Interrupt:
     def __call__(self, frame, event, argument):
         if frame.f_code.co_filename in OURS:
             frame.f_trace_opcodes = True
-            self.left -= event == "opcode"
+            self.left -= event in ("opcode", "line")  # lines alone in early releases of Python 3.12
             if self.left < 0:
                 raise KeyboardInterrupt
         return self
@@ -510,7 +510,7 @@ while was_interrupted:
         sys.settrace(None)
     assert large(4) == expected
     step += 1
-assert step > 100
+assert step > 50
 """
     )
 
