@@ -27,8 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from typing import Literal, NoReturn
 
-    from tokenloss._per_token import Sink
-    from tokenloss._types import Array
+    from tokenloss._types import Array, Sink
     from tokenloss.compare import Comparison
     from tokenloss.scores import TokenScores
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from typing import NoReturn
 
-    from tokenloss._per_token import Sink
+    from tokenloss._types import Sink
 
 _ALTERNATIVES = 5  # to each token, on a page
 
