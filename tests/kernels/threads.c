@@ -45,7 +45,7 @@ static double fold(const work *w, int64_t i, tl_patience *patience) {
     double share;
     other.data = (const char *)others[i];
     if (i % 3 == 1) /* folded in double */
-        row.folded = TL_FLOAT64, row.cap = 30;
+        row.folded = other.folded = TL_FLOAT64, row.cap = 30;
     tl_score_row(backend, &row, i, &token, &best, patience);
     to->nll = token.nll;
     to->entropy = token.entropy;
