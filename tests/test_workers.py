@@ -511,7 +511,8 @@ while was_interrupted:
     assert large(4) == expected
     step += 1
 assert step > 50
-"""
+""",
+        timeout=300,
     )
 
 
