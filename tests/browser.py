@@ -40,6 +40,7 @@ class Browser:
             [sys.executable, "-c", LAUNCH, str(commands), str(answers), program, *FLAGS, f"--user-data-dir={profile}"],
             pass_fds=(commands, answers),
             stderr=subprocess.DEVNULL,
+            env={name: value for name, value in os.environ.items() if name != "LD_PRELOAD"},  # a sanitizer is not for it
         )
         os.close(commands)
         os.close(answers)
