@@ -40,7 +40,8 @@ class Browser:
             [sys.executable, "-c", LAUNCH, str(commands), str(answers), program, *FLAGS, f"--user-data-dir={profile}"],
             pass_fds=(commands, answers),
             stderr=subprocess.DEVNULL,
-            env={name: value for name, value in os.environ.items() if name != "LD_PRELOAD"},  # a sanitizer is not for it
+            # without the sanitizer of our own process
+            env={name: value for name, value in os.environ.items() if name != "LD_PRELOAD"},
         )
         os.close(commands)
         os.close(answers)

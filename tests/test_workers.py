@@ -493,7 +493,8 @@ class Interrupt:
     def __call__(self, frame, event, argument):
         if frame.f_code.co_filename in OURS:
             frame.f_trace_opcodes = True
-            self.left -= event in ("opcode", "line")  # lines alone in early releases of Python 3.12
+            # early releases of Python 3.12 trace lines alone
+            self.left -= event == ("line" if sys.version_info[:2] == (3, 12) else "opcode")
             if self.left < 0:
                 raise KeyboardInterrupt
         return self
