@@ -335,6 +335,15 @@ if __name__ == "__main__":
 # the end of the interpreter
 
 
+def test_no_thread_of_the_pool_outlives_the_interpreter(run_python):
+    """A daemon thread that still runs Python code while the interpreter is taken down can hang it without a GIL."""
+    program = """
+import atexit, threading
+atexit.register(lambda: print(threading.active_count()))  # after what importing tokenloss registers
+"""
+    assert run_python(program + LARGE + "large(9), print(threading.active_count() > 1)").split() == ["True", "1"]
+
+
 def test_calls_while_the_interpreter_shuts_down(run_python):
     printed = run_python(
         "import atexit\n"

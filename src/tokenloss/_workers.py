@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import collections
 import contextlib
 import os
 import queue
 import threading
+import time
 from typing import TYPE_CHECKING
 
 from tokenloss import _arrays
@@ -20,6 +22,8 @@ MOST = 64  # threads, however many are asked for
 # Waking a thread costs what reading some 100 kB does.
 SMALL = 1 << 20  # bytes that the caller's thread reads alone
 BLOCK = 1 << 18  # bytes that a thread takes at a time
+
+EXIT_SECONDS = 1  # that an exit waits for threads which are still at work
 
 
 class _Share:
@@ -66,7 +70,8 @@ class _Pool:
     """
 
     def __init__(self) -> None:
-        self._shares: queue.SimpleQueue[_Share] = queue.SimpleQueue()
+        self._shares: queue.SimpleQueue[_Share | None] = queue.SimpleQueue()
+        self._threads: list[threading.Thread] = []
         # a None for each thread that waits (or waited, if its next share was queued), and before these the numbers of
         # those that are not started
         self._free: collections.deque[int | None] = collections.deque(reversed(range(MOST)))
@@ -78,20 +83,31 @@ class _Pool:
             number = self._free.pop()
         if number is not None:
             try:
-                threading.Thread(target=self._work, name=f"tokenloss_{number}", daemon=True).start()
+                thread = threading.Thread(target=self._work, name=f"tokenloss_{number}", daemon=True)
+                self._threads.append(thread)
+                thread.start()
             except RuntimeError:
+                self._threads.remove(thread)
                 self._free.appendleft(number)
                 raise
         self._shares.put(share)
 
     def _work(self) -> None:
-        """Do shares for ever."""
-        while True:
-            share = self._shares.get()
+        """Do shares until there is None."""
+        while (share := self._shares.get()) is not None:
             share.do()
             self._free.append(None)  # before the caller, who may offer another, knows
             share.end()
             del share  # and its arrays
+
+    def close(self) -> None:
+        """End the threads: one that runs while the interpreter is taken down may leave it locked."""
+        for _ in self._threads:
+            self._shares.put(None)
+        last = time.monotonic() + EXIT_SECONDS
+        for thread in self._threads:
+            if thread.is_alive():
+                thread.join(max(0.0, last - time.monotonic()))
 
 
 _pool = _Pool()
@@ -105,6 +121,7 @@ def _forget() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget)
+atexit.register(lambda: _pool.close())
 
 
 def default_workers() -> int:
