@@ -213,10 +213,7 @@ def gradient_error(logits, targets, gradient, divisor=1.0, *, axis=-1, logit_sca
     """How far a gradient may be from the exact one before its rounding: relatively, or so where terms cancel."""
     scaling = {"axis": axis, "logit_scale": logit_scale, "softcap": softcap}
     losses = -reference.log_softmax(logits, **scaling)
-    with np.errstate(divide="ignore"):
-        # near-certain targets have the gradient of all the others together, which may be far from them
-        losses_of_all = np.maximum(losses, -np.log(np.abs(gradient)))
-    distance = np.where(np.isfinite(losses_of_all), losses_of_all, 0)
+    distance = np.where(np.isfinite(losses), losses, 0)
     if logits.dtype.newbyteorder("=") == np.float64:
         normalizer = np.expand_dims(normalizer_error(logits, **scaling), axis)
         relative, absolute = normalizer + 2.0**-53 * distance, 0.0

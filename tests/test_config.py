@@ -93,7 +93,7 @@ added = {name for name in set(sys.modules) - before if not name.startswith("toke
 heavy = {"concurrent.futures", "concurrent.futures.thread", "rich", "scipy", "importlib.metadata", "ml_dtypes",
          "asyncio", "argparse", "logging", "multiprocessing", "torch", "jax", "tokenloss.cli", "tokenloss.report"}
 assert not heavy & (added | {name for name in sys.modules if name.startswith("tokenloss")}), added
-assert len(added) < 12, added
+assert len(added) < 10, added
 """
     )
 
