@@ -98,7 +98,7 @@ def test_python_of_the_readme_runs(snippet):
     names = {}
     exec(snippet, names)  # noqa: S102 -- our own README
     for expression, digits in re.findall(r"^(\S.*?)  # (\d+\.\d+)\.\.\.", snippet, re.MULTILINE):
-        assert str(eval(expression, names)).startswith(digits), expression  # noqa: S307
+        assert str(eval(expression, names)).startswith(digits), expression  # noqa: S307 -- our own README
 
 
 def test_only_what_needs_a_cluster_of_others_is_not_run():
