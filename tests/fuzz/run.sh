@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Fuzzes the folds and the readers of files, so many seconds each: run.sh [SECONDS] [kernels|formats]. What is found is
-# left in the current directory (kernels), or printed with the line that repeats it (formats). Needs clang with
-# libclang-rt-*-dev for the first, and the package with its tests' extras for the second. The corpus of the kernels is
-# what libFuzzer's -merge=1 -use_counters=0 kept of longer runs.
+# Fuzzes the folds and the readers of files, so many seconds each: run.sh [SECONDS] [kernels|formats]; options of
+# libFuzzer may follow `kernels`. What is found is left in the current directory (kernels), or printed with the line that
+# repeats it (formats). Needs clang with libclang-rt-*-dev for the first, and the package with its tests' extras for the
+# second. The corpus of the kernels is what libFuzzer's -merge=1 -use_counters=0 kept of longer runs.
 set -euo pipefail
 seconds=${1:-60}
 what=${2:-kernels formats}
@@ -25,7 +25,7 @@ fuzz_kernels() {
     mkdir "$scratch/found" "$scratch/corpus"
     tar -xzf "$here/corpus/kernels.tar.gz" -C "$scratch/corpus"
     "$scratch/kernels" -max_len=512 -len_control=0 -timeout=20 -rss_limit_mb=2048 -verbosity=0 -print_final_stats=1 \
-        -max_total_time="$seconds" "$scratch/found" "$scratch/corpus"
+        -max_total_time="$seconds" "$@" "$scratch/found" "$scratch/corpus"
 }
 
 fuzz_formats() {
@@ -39,5 +39,5 @@ fuzz_formats() {
 }
 
 for each in $what; do
-    "fuzz_$each"
+    "fuzz_$each" "${@:3}"
 done

@@ -136,7 +136,7 @@ double tl_maximum_between(const tl_backend *backend, const tl_row *row, int64_t 
     state.maximum = -(double)INFINITY;
     state.threshold = 0;
     tl_walk(backend, TL_MAXIMUM, row, start, end, skip, &state, scratch);
-    return state.maximum;
+    return state.maximum + 0; /* of zeros of both signs, backends keep either */
 }
 
 double tl_maximum(const tl_backend *backend, const tl_row *row) {
