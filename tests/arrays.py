@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 import reference
 
+import tokenloss
+
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 FLOATS = [np.dtype(np.float16), BFLOAT16, np.dtype(np.float32), np.dtype(np.float64)]
 INTEGERS = [np.dtype(code) for code in "bhilqBHILQ"]
@@ -170,6 +172,20 @@ def call(module, loss, scores, targets, **options):
     """Call a loss of the package or of the oracle, scores first."""
     arguments = (targets, scores) if loss == "cross_entropy_loss" else (scores, targets)
     return getattr(module, loss)(*arguments, **options)
+
+
+def sum_of(losses):
+    """The package's sum of any losses: those below 0 are of a class that weighs -1."""
+    losses = np.asarray(losses, np.float64)
+    log_probs = np.repeat(-np.abs(losses)[:, None], 2, 1)
+    return tokenloss.nll_loss(log_probs, np.signbit(losses).astype(int), weight=[1, -1], reduction="sum")
+
+
+def possible(loss, scores):
+    """Scores with 0 in place of those that the loss refuses."""
+    least, most = {"cross_entropy_loss": (-1e-3, 1.001), "nll_loss": (-np.inf, 1e-3)}.get(loss, (-np.inf, np.inf))
+    values = reference.float64(scores)
+    return np.where((values < least) | (values > most), scores.dtype.type(0), scores)
 
 
 def error_allowed(loss, scores, targets=None, axis=-1):

@@ -467,7 +467,11 @@ class LossMeter:
 
     @property
     def loss(self):
-        return self.total / self.count if self.count else math.nan
+        if not self.count:
+            return math.nan
+        if math.isinf(self.total) and all(map(math.isfinite, self.losses)):
+            return rounded(sum(map(Fraction, self.losses)) / self.count)
+        return self.total / self.count
 
     @property
     def stderr(self):

@@ -66,7 +66,7 @@ CALLS = {
     "cross_entropy, distributions": lambda n: cross_entropy(LOGITS, PROBS, z_loss=1e-3, softcap=9.0, workers=n),
     "cross_entropy_and_grad": gradient_in_place,
     "cross_entropy_loss": lambda n: cross_entropy_loss(PROBS, PROBS, reduction="sum", workers=n),
-    "nll_loss": lambda n: nll_loss(LOGITS, OTHERS, workers=n),
+    "nll_loss": lambda n: nll_loss(-abs(LOGITS), OTHERS, workers=n),
     "logsumexp": lambda n: logsumexp(LOGITS, workers=n),
     "softmax": lambda n: softmax(LOGITS, workers=n),
     "log_softmax": lambda n: log_softmax(TURNED, workers=n),

@@ -59,7 +59,8 @@ def test_any_known_feature_may_be_disabled_on_any_machine(run_python):
 
 @pytest.mark.parametrize("variable", ["SSE9", "AVX512 nonsense", "portable", "AVX512;AVX2"])
 def test_unknown_feature_is_a_clear_error(variable, run_python):
-    message = run_python("import tokenloss", TOKENLOSS_DISABLE_CPU_FEATURES=variable, fails=True)
+    use = "import tokenloss; tokenloss.logsumexp([0.0])"
+    message = run_python(use, TOKENLOSS_DISABLE_CPU_FEATURES=variable, fails=True)
     unknown = next(name for name in variable.split() if name not in ("AVX512", "AVX2", "NEON"))
     assert (
         f"ValueError: TOKENLOSS_DISABLE_CPU_FEATURES is {unknown!r}; it must be some of AVX512, AVX2, NEON" in message

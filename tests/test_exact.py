@@ -7,7 +7,19 @@ import sys
 
 import numpy as np
 import pytest
-from arrays import FLOATS, LAYOUTS, LOSSES, assert_same_bits, call, scores_for, shuffled_specials, swapped, trying_row
+from arrays import (
+    FLOATS,
+    LAYOUTS,
+    LOSSES,
+    assert_same_bits,
+    call,
+    possible,
+    scores_for,
+    shuffled_specials,
+    sum_of,
+    swapped,
+    trying_row,
+)
 
 import tokenloss
 from tokenloss import (
@@ -75,7 +87,7 @@ def test_every_layout_gives_the_same_bits(loss, dtype, specials, rng, backend):
     for length in LENGTHS:
         scores = scores_for("nll_loss" if loss == "logsumexp" else loss, rng, (3, length), dtype)
         if specials and length:
-            shuffled_specials(rng, scores)
+            scores = possible(loss, shuffled_specials(rng, scores))
         targets = rng.integers(0, length, 3) if length else np.full(3, -100)
         expected = fold(loss, scores, targets)
         for name, layout in LAYOUTS.items():
@@ -153,9 +165,10 @@ def test_float16_and_bfloat16_are_folded_as_the_float32_they_are(dtype, rng):
 def test_every_float16_is_read_exactly(backend):
     every = np.arange(65536, dtype=np.uint16).view(np.float16)
     finite = every[np.isfinite(every)]
-    for row in (finite[:, None], swapped(finite[:, None])):
+    negative = finite[finite < 1e-3]
+    for row in (negative[:, None], swapped(negative[:, None])):
         np.testing.assert_array_equal(
-            nll_loss(row, np.zeros(finite.size, int), reduction="none"), -finite.astype(float)
+            nll_loss(row, np.zeros(negative.size, int), reduction="none"), -negative.astype(float)
         )
     pairs = np.stack([finite, np.zeros_like(finite)], 1)
     assert_same_bits(logsumexp(pairs), logsumexp(pairs.astype(np.float32)))
@@ -238,9 +251,7 @@ def test_sums_that_cancel_are_exact(rng):
     losses = np.concatenate([10.0 ** rng.uniform(-300, 300, 500), [5e-324, 1e-310, 2.0**-1022, 1e308]])
     losses = np.concatenate([losses, -losses, [1e-300, 3.0, -7e250]])
     for order in (slice(None), rng.permutation(losses.size), rng.permutation(losses.size)):
-        log_probs = -losses[order][:, None]
-        targets = np.zeros(losses.size, int)
-        assert nll_loss(log_probs, targets, reduction="sum") == math.fsum([1e-300, 3.0, -7e250])
+        assert sum_of(losses[order]) == math.fsum([1e-300, 3.0, -7e250])
 
 
 @pytest.mark.parametrize("bits", [1, 2, 52, 53, 54, 63, 64, 65, 100, 1000, 2000])
@@ -257,14 +268,14 @@ def test_sums_are_rounded_to_even_once(bits):
         [unit * 2**32] * 3,
         [-unit * 2**53, -unit, small],
     ):
-        assert nll_loss(-np.array(terms)[:, None], [0] * len(terms), reduction="sum") == math.fsum(terms)
+        assert sum_of(terms) == math.fsum(terms)
 
 
 def test_random_sums_are_those_of_fsum(rng):
     for _ in range(300):
         count, low, spread = rng.integers(1, 40), rng.uniform(-320, 250), rng.uniform(0, 40)
         terms = rng.choice([-1, 1], count) * 10.0 ** rng.uniform(low, low + spread, count)
-        assert nll_loss(-terms[:, None], np.zeros(count, int), reduction="sum") == math.fsum(terms)
+        assert sum_of(terms) == math.fsum(terms)
 
 
 @each_loss

@@ -23,6 +23,7 @@ from arrays import (
     call,
     distributions,
     error_allowed,
+    fails,
     misaligned,
     row_of_logits,
     scores_for,
@@ -103,7 +104,7 @@ def test_reduced_losses_are_python_floats(loss, rng):
 @each_loss
 @each_dtype
 def test_losses_of_tokens_are_float64_arrays_of_the_batch(loss, dtype, rng):
-    for shape in [(5,), (3, 5), (2, 3, 5), (0, 5)]:
+    for shape in [(1, 5), (3, 5), (2, 3, 5), (0, 5)]:
         scores = scores_for(loss, rng, shape, dtype)
         losses = call(tokenloss, loss, scores, np.zeros(shape[:-1], int), reduction="none")
         assert type(losses) is np.ndarray
@@ -243,8 +244,8 @@ def test_distributions_of_every_float(loss, dtype, classes, rng):
 @each_loss
 def test_counts_and_negative_shares(loss, rng):
     scores = scores_for(loss, rng, (4, 9), np.float64)
-    assert_as_oracle(loss, scores, rng.integers(0, 200, (4, 9)).astype(np.uint8))
-    assert_as_oracle(loss, scores, rng.integers(-3, 4, (4, 9)).astype(np.int16))
+    assert_as_oracle(loss, scores, rng.integers(0, 200, (4, 9)).astype(np.float32))
+    assert_as_oracle(loss, scores, rng.integers(-3, 4, (4, 9)).astype(np.float64))
     assert_as_oracle(loss, scores, np.zeros((4, 9)))
 
 
@@ -444,10 +445,10 @@ def test_options_together(loss, kind, weighted, masked, ignore_index, axis, rng)
         targets[1, 2:] = -100
     options = {
         "axis": axis,
-        "ignore_index": ignore_index,
         "weight": rng.random(4) if weighted else None,
         "where": rng.random((5, 6)) > 0.3 if masked else None,
     }
+    options |= {"ignore_index": ignore_index} if kind == "ids" else {}
     for reduction in REDUCTIONS:
         actual = call(tokenloss, loss, scores, targets, reduction=reduction, **options)
         expected = call(reference, loss, scores, targets, reduction=reduction, **options)
@@ -455,10 +456,14 @@ def test_options_together(loss, kind, weighted, masked, ignore_index, axis, rng)
 
 
 @each_loss
-def test_ignore_index_has_no_meaning_for_distributions(loss, rng):
-    scores = scores_for(loss, rng, (4, 3), np.float64)
-    shares = rng.integers(0, 3, (4, 3))
-    assert call(tokenloss, loss, scores, shares, ignore_index=1) == call(tokenloss, loss, scores, shares)
+def test_ignore_index_that_is_given_with_distributions_is_refused(loss, rng):  # P4
+    scores, shares = scores_for(loss, rng, (4, 3), np.float64), distributions(rng, (4, 3))
+    for ignore_index in (0, 1, -1, 2**70):
+        with fails(ValueError, "ignore_index", ignore_index, "distributions", "where"):
+            call(tokenloss, loss, scores, shares, ignore_index=ignore_index)
+    expected = call(tokenloss, loss, scores, shares)
+    for ignore_index in (None, -100):  # the default does not tell that it was given
+        assert call(tokenloss, loss, scores, shares, ignore_index=ignore_index) == expected
 
 
 @each_loss
@@ -504,7 +509,7 @@ def test_where_is_broadcast_over_the_batch(loss, rng):
 @each_dtype
 def test_probabilities_are_clipped_in_float64(epsilon, dtype, rng):
     smallest = np.finfo(dtype if dtype != BFLOAT16 else np.float32).smallest_subnormal
-    y_pred = np.array([0, smallest, 1e-7, 1e-3, 0.3, 0.5, 0.999, 1, 1.5, -0.5]).astype(dtype)
+    y_pred = np.array([0, smallest, 1e-7, 1e-3, 0.3, 0.5, 0.999, 1, -smallest, -1e-3 + 4e-6]).astype(dtype)
     for k in range(y_pred.size):
         clipped = float(np.clip(y_pred.astype(np.float64)[k], float(epsilon), 1 - float(epsilon)))
         actual = cross_entropy_loss(k, y_pred, epsilon=epsilon)

@@ -1,8 +1,22 @@
 """Losses of arbitrary arrays: as the oracle has them, and unmoved by what must not move them."""
 
+import math
+
 import numpy as np
 import reference
-from arrays import BFLOAT16, FLOATS, INTEGERS, LAYOUTS, LOSSES, assert_near, assert_same_bits, call, error_allowed
+from arrays import (
+    BFLOAT16,
+    FLOATS,
+    INTEGERS,
+    LAYOUTS,
+    LOSSES,
+    assert_near,
+    assert_same_bits,
+    call,
+    error_allowed,
+    possible,
+    sum_of,
+)
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
@@ -43,6 +57,7 @@ def problems(draw):
 @settings(max_examples=400)
 def test_losses_are_those_of_the_oracle(loss, problem, layout, layout_of_targets):
     scores, targets, options = problem
+    scores = possible(loss, scores)
     given_scores, given_targets = LAYOUTS[layout](scores), LAYOUTS[layout_of_targets](targets)
     losses = call(tokenloss, loss, given_scores, given_targets, reduction="none", **options)
     expected = call(reference, loss, scores, targets, reduction="none", **options)
@@ -112,18 +127,23 @@ def test_losses_of_probabilities_logits_and_log_probabilities_agree(classes, see
 def test_sums_in_any_order_are_exact(losses, random):
     expected = reference.exact_sum(losses)
     random.shuffle(losses)
-    scores = -np.array(losses, np.float64).reshape(-1, 1)
-    assert nll_loss(scores, np.zeros(len(losses), int), reduction="sum") == expected
-    if losses:
-        assert nll_loss(scores, np.zeros(len(losses), int)) == expected / len(losses)
+    assert sum_of(losses) == expected
+
+
+@given(st.lists(st.floats(0, 1e308), min_size=1, max_size=30))
+@example([1e308] * 2)  # P7
+def test_mean_is_that_of_the_oracle(losses):
+    oracle = reference.LossMeter()
+    oracle.update(losses)
+    mean = nll_loss(-np.array(losses)[:, None], np.zeros(len(losses), int))
+    np.testing.assert_allclose(mean, oracle.loss, rtol=3e-16 if math.isinf(oracle.total) else 0)
 
 
 @given(st.lists(st.floats(), max_size=30), st.randoms(use_true_random=False))
 def test_sums_with_infinities_and_nans_do_not_depend_on_the_order(losses, random):
     expected = reference.exact_sum(losses)
     random.shuffle(losses)
-    total = nll_loss(-np.array(losses, np.float64).reshape(-1, 1), np.zeros(len(losses), int), reduction="sum")
-    assert_same_bits(total, expected)
+    assert_same_bits(sum_of(losses), expected)
 
 
 @given(st.lists(st.lists(any_loss, max_size=8), min_size=1, max_size=8), st.randoms(use_true_random=False))

@@ -47,7 +47,7 @@ def test_losses_are_floats() -> None:
 
 def test_losses_of_each_position_are_arrays() -> None:
     assert is_array(assert_type(tokenloss.cross_entropy_loss(IDS, PROBS, reduction="none"), Floats))
-    assert is_array(assert_type(tokenloss.nll_loss(PROBS, IDS, reduction="none", weight=[1, 1, 2]), Floats))
+    assert is_array(assert_type(tokenloss.nll_loss(-PROBS, IDS, reduction="none", weight=[1, 1, 2]), Floats))
     assert is_array(assert_type(tokenloss.cross_entropy(LOGITS, IDS, reduction="none", z_loss=0.1), Floats))
     assert is_array(assert_type(tokenloss.linear_cross_entropy(PROBS, PROBS, IDS, reduction="none"), Floats))
     assert is_array(assert_type(tokenloss.kl_divergence(LOGITS, PROBS, reduction="none"), Floats))

@@ -1,6 +1,6 @@
 """Scores language-model predictions on a CPU, exactly and at the speed of memory."""
 
-from tokenloss._config import choose_backend, show_config
+from tokenloss._config import show_config
 from tokenloss.compare import Comparison, ComparisonMeter, compare, kl_divergence
 from tokenloss.losses import (
     cross_entropy,
@@ -34,6 +34,3 @@ __all__ = [
     "softmax",
     "token_scores",
 ]
-
-choose_backend()
-del choose_backend

@@ -27,6 +27,7 @@ _ERRORS: dict[str, tuple[type[Exception], str]] = {
     "device": (TypeError, "{name} is on device {got}; move it to the CPU first"),
     "dlpack": (TypeError, "{name} cannot be read through DLPack: {got}"),
     "array": (TypeError, "{name} is no array of numbers: {got}"),
+    "negative view": (TypeError, "{name} is a view whose sign is changed when it is read; give {name}.resolve_neg()"),
     "masked": (TypeError, "{name} is a masked array; give its data, and where=~mask"),
     "dtype": (TypeError, "{name} has dtype {got}; it must be {fits}"),
     "scalar": (ValueError, "{name} is a scalar; it must have an axis of classes"),
@@ -36,8 +37,12 @@ _ERRORS: dict[str, tuple[type[Exception], str]] = {
     "option": (ValueError, "{name} is {got!r}; it must be {fits}"),
     "unnormalized": (ValueError, "{name} has a row whose logsumexp is {got:.4g}; {fits}"),
     "class": (IndexError, "{name}{position} is {got}, which is no class of {fits}"),
+    "changed": (IndexError, "{name}{position} changed while it was read, to no class of {fits}"),
+    "score": (ValueError, "{name}{position} is {got:.6g}, which is no {fits}; use cross_entropy for logits"),
+    "one-hot": (ValueError, "{name}{position} holds integers that are not one-hot: {got}; {fits}"),
     "read-only": (ValueError, "out is read-only"),
     "overlap": (ValueError, "out overlaps {name}{fits}"),
+    "overlapping": (ValueError, "out has elements that share memory (strides {got})"),
     "file": (ValueError, "{path}: byte {byte}: {got}; it must {fits}"),
     "content": (ValueError, "{path}: {got}; it must {fits}"),
     "unreadable": (ValueError, "{path}: cannot be read: {got}"),
@@ -70,36 +75,47 @@ def _learn(dtype: np.dtype[Any]) -> int | None:
     return code
 
 
-def _from_dlpack(name: str, value: Any) -> tuple[np.ndarray[Any, Any], int | None]:
+def _from_dlpack(name: str, value: Any, fits: str) -> tuple[np.ndarray[Any, Any], int | None]:
     """The array behind `__dlpack__`, without a copy."""
     try:
-        kind, number = value.__dlpack_device__()
-        kind = int(kind)
+        device, number = map(int, value.__dlpack_device__())
+        is_negative = getattr(value, "is_neg", bool)()
     except Exception as error:  # each library has its own
         fail("dlpack", name=name, got=error)
-    if kind not in (1, 3):  # the CPU's memory, also when pinned for a GPU
-        fail("device", name=name, got=f"{kind}:{number} of DLPack")
+    _check_device(name, device, number)
+    if is_negative:  # torch exports memory that holds the other sign
+        fail("negative view", name=name)
+    array = None
     try:
         try:
             capsule = value.__dlpack__(max_version=(1, 0))
         except TypeError:  # an older producer
             capsule = value.__dlpack__()
         buffer = _core.DLPackBuffer(capsule)
-    except TypeError as error:
-        fail("dtype", name=name, got=error, fits=FLOATS)
+        if buffer.dtype in _core.DTYPES:
+            array = np.asarray(buffer)
     except Exception as error:
         fail("dlpack", name=name, got=error)
-    return np.asarray(buffer), _core.DTYPES[buffer.dtype]
+    _check_device(name, *buffer.device)
+    if array is None:
+        fail("dtype", name=name, got=buffer.dtype, fits=fits)
+    return array, _core.DTYPES[buffer.dtype]
 
 
-def _array(name: str, value: Any) -> tuple[np.ndarray[Any, Any], int | None]:
+def _check_device(name: str, device: int, number: int) -> None:
+    """Refuse memory that is not the CPU's; it may be pinned for a GPU."""
+    if device not in (1, 3):
+        fail("device", name=name, got=f"{device}:{number} of DLPack")
+
+
+def _array(name: str, value: Any, fits: str = FLOATS) -> tuple[np.ndarray[Any, Any], int | None]:
     """Any array-like, with its dtype code; only lists and the like are copied."""
     if type(value) is np.ndarray:
         array = value
     elif isinstance(value, np.ma.MaskedArray):
         fail("masked", name=name)
     elif hasattr(value, "__dlpack__") and not isinstance(value, np.ndarray):
-        return _from_dlpack(name, value)
+        return _from_dlpack(name, value, fits)
     else:
         try:
             array = np.asarray(value)
@@ -127,7 +143,7 @@ def floats(name: str, value: Any) -> tuple[np.ndarray[Any, Any], int]:
     array, code = _array(name, value)
     if code is not None and code in _FLOATS:
         return array, code
-    if code is None or hasattr(value, "dtype"):
+    if code is None or not isinstance(value, list | tuple | int):
         fail("dtype", name=name, got=array.dtype, fits=FLOATS)
     return array.astype(np.float64), _core.DTYPES["float64"]
 
@@ -169,18 +185,21 @@ def class_targets(
     name: str, value: Any, shape: tuple[int, ...], batch: tuple[int, ...], scores_name: str, distributions: bool
 ) -> tuple[np.ndarray[Any, Any], int]:
     """Class ids of the batch's shape, or distributions of the scores' where these are taken."""
-    array, code = _array(name, value)
+    array, code = _array(name, value, f"an integer{f', bool, {FLOATS}' * distributions}")
     if array.shape == shape and distributions:
         if code is None:
             fail("dtype", name=name, got=array.dtype, fits=f"an integer, bool, {FLOATS}")
         return array, code
     if array.shape != batch:
         fits = f"{batch} (class ids)" + f" or {shape} (distributions)" * distributions + f", to fit {scores_name}"
+        axis = next((k for k in range(len(shape)) if shape[:k] + shape[k + 1 :] == array.shape), None)
+        if axis is not None:
+            fits += f"; or give axis={axis}, if that axis of {scores_name} holds the classes"
         fail("shape", name=name, got=array.shape, fits=fits)
-    if array.size == 0 and not hasattr(value, "dtype"):  # an empty list has no dtype of its own
+    if array.size == 0 and isinstance(value, list | tuple):  # an empty list has no dtype of its own
         return np.empty(batch, np.int64), _core.DTYPES["int64"]
     if code is None or code in _FLOATS or array.dtype == np.bool_:
-        fail("dtype", name=name, got=array.dtype, fits=f"integer, being class ids by its shape {batch}")
+        fail("dtype", name=name, got=_dtype_name(code, array), fits=f"integer, being class ids by its shape {batch}")
     return array, code
 
 
@@ -196,9 +215,9 @@ def class_weight(value: Any, classes: int) -> tuple[np.ndarray[Any, Any], int]:
 
 def mask(value: Any, batch: tuple[int, ...]) -> np.ndarray[Any, Any]:
     """A mask over the batch; it is broadcast."""
-    array, _ = _array("where", value)
+    array, code = _array("where", value, "bool")
     if array.dtype != np.bool_:
-        fail("dtype", name="where", got=array.dtype, fits="bool")
+        fail("dtype", name="where", got=_dtype_name(code, array), fits="bool: True for the positions to keep")
     try:
         return np.broadcast_to(array, batch)
     except ValueError:
@@ -216,10 +235,20 @@ def integer(name: str, value: Any, fits: str, least: int | None = None, most: in
     return number
 
 
-def ignored_class(value: object) -> int | None:
-    """The class id that is passed over, if it is one that an array can hold."""
+def ignored_class(value: object, targets: np.ndarray[Any, Any]) -> int | None:
+    """The class id that is passed over, in 64 bits with a sign, if it is one that the targets' dtype can hold."""
     number = value if type(value) is int else integer("ignore_index", value, "an integer or None")
-    return number if -(2**63) <= number < 2**63 - 1 else None
+    bits, is_signed = 8 * targets.itemsize, targets.dtype.kind == "i"
+    least, most = (-(1 << bits - 1), (1 << bits - 1) - 1) if is_signed else (0, (1 << bits) - 1)
+    if not least <= number <= most:
+        return None
+    return number - (1 << 64) if number >= 1 << 63 else number
+
+
+def no_ignored_class(value: object) -> None:
+    """Refuse an ignore_index with distributions, which have no class ids; the default need not have been given."""
+    if value is not None and integer("ignore_index", value, "an integer or None") != -100:
+        fail("option", name="ignore_index", got=value, fits="left out where targets are distributions; mask by where")
 
 
 def number(name: str, value: Any, fits: str, *, most: float = _LARGEST, positive: bool = False) -> float:
@@ -242,8 +271,9 @@ def result_array(value: Any, batch: tuple[int, ...]) -> np.ndarray[Any, np.dtype
     """An array that results can be written to."""
     if not isinstance(value, np.ndarray) or value.dtype != np.float64:
         fail("dtype", name="out", got=getattr(value, "dtype", type(value).__name__), fits="float64, in a NumPy array")
-    _check_result(value, batch)
-    return value
+    array, _ = _array("out", value)  # as it is in memory, whatever a subclass makes of it
+    _check_result(array, batch)
+    return array
 
 
 def _check_result(array: np.ndarray[Any, Any], shape: tuple[int, ...]) -> None:
@@ -252,16 +282,23 @@ def _check_result(array: np.ndarray[Any, Any], shape: tuple[int, ...]) -> None:
         fail("shape", name="out", got=array.shape, fits=f"{shape}")
     if not array.flags.writeable:
         fail("read-only")
+    extent = array.itemsize if array.size else 0
+    for stride, length in sorted((abs(a), b) for a, b in zip(array.strides, array.shape, strict=True) if b > 1):
+        if stride < extent:
+            fail("overlapping", got=array.strides)
+        extent += stride * (length - 1)
 
 
-def _dtype_name(code: int) -> str:
-    """NumPy's name of a dtype."""
-    return next(name for name, number in _core.DTYPES.items() if number == code & ~_core.SWAPPED)
+def _dtype_name(code: int | None, array: np.ndarray[Any, Any]) -> str:
+    """NumPy's name of the dtype of an array, which is not that of the view by which bfloat16 is read."""
+    if code is None:
+        return str(array.dtype)
+    return "bfloat16" if code & ~_core.SWAPPED == _core.DTYPES["bfloat16"] else array.dtype.name
 
 
 def like_scores(name: str, view: np.ndarray[Any, Any], code: int) -> np.ndarray[Any, Any]:
     """An array of the shape and dtype of scores, to be written to."""
-    dtype: Any = _dtype_name(code)
+    dtype: Any = _dtype_name(code, view)
     if dtype == "bfloat16":
         try:
             import ml_dtypes
@@ -276,10 +313,10 @@ def result_view(value: Any, name: str, scores: np.ndarray[Any, Any], code: int) 
     if isinstance(value, np.ndarray) or hasattr(value, "__dlpack__"):
         array, result_code = _array("out", value)
     else:
-        fail("dtype", name="out", got=type(value).__name__, fits=f"{_dtype_name(code)}, in an array")
+        fail("dtype", name="out", got=type(value).__name__, fits=f"{_dtype_name(code, scores)}, in an array")
     if result_code is None or result_code & ~_core.SWAPPED != code & ~_core.SWAPPED:
-        got = array.dtype if result_code is None else _dtype_name(result_code)
-        fail("dtype", name="out", got=got, fits=f"{_dtype_name(code)}, as {name}")
+        got, fits = _dtype_name(result_code, array), f"{_dtype_name(code, scores)}, as {name}"
+        fail("dtype", name="out", got=got, fits=fits)
     _check_result(array, scores.shape)
     same = array.__array_interface__["data"][0] == scores.__array_interface__["data"][0] and all(
         a == b or length < 2 for a, b, length in zip(array.strides, scores.strides, array.shape, strict=True)
@@ -359,9 +396,6 @@ def blocks(
         yield (slice(start, start + step), ...)
 
 
-def fail_class(name: str, targets: np.ndarray[Any, Any] | None, row: int, classes: int) -> NoReturn:
-    """Raise that the target of this row, counted over the batch, is no class id."""
-    assert targets is not None
-    index = np.unravel_index(row, targets.shape) if targets.ndim else ()
-    position = f"[{', '.join(str(i) for i in index)}]" if index else ""
-    fail("class", name=name, position=position, got=targets[index], fits=f"[0, {classes})")
+def fail_class(name: str, targets: np.ndarray[Any, Any], index: Sequence[int], classes: int) -> NoReturn:
+    """Raise that the target at this index is no class id."""
+    fail("class", name=name, position=list(index) or "", got=targets[tuple(index)], fits=f"[0, {classes})")

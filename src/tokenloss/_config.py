@@ -1,4 +1,4 @@
-"""Which instruction set the folds use."""
+"""The instruction set in use: the best of the machine that the environment does not disable."""
 
 from __future__ import annotations
 
@@ -16,16 +16,14 @@ VARIABLE = "TOKENLOSS_DISABLE_CPU_FEATURES"
 FEATURES = {"AVX512": "avx512", "AVX2": "avx2", "NEON": "neon"}
 
 
-def choose_backend() -> str:
-    """Use the best backend that this machine has and the environment allows; its name."""
+def choose_backend() -> None:
+    """Use the best backend that this machine has and the environment allows: called when rows are first read."""
     disabled = set()
     for name in os.environ.get(VARIABLE, "").replace(",", " ").split():
         if name.upper() not in FEATURES:
             _arrays.fail("option", name=VARIABLE, got=name, fits=f"some of {', '.join(FEATURES)}")
         disabled.add(FEATURES[name.upper()])
-    chosen = next(name for name in _core.backends() if name not in disabled)
-    _core.use_backend(chosen)
-    return chosen
+    _core.use_backend(next(name for name in _core.backends() if name not in disabled))
 
 
 @overload
@@ -48,11 +46,11 @@ def show_config(mode: str = "stdout") -> dict[str, Any] | None:
     Raises
     ------
     ValueError
-        If `mode` is neither.
+        If `mode` is neither, or an environment variable holds what does not fit.
 
     Notes
     -----
-    The environment variables `TOKENLOSS_DISABLE_CPU_FEATURES` (say, ``"AVX512 AVX2"``; read on import) and
+    The environment variables `TOKENLOSS_DISABLE_CPU_FEATURES` (say, ``"AVX512 AVX2"``; read on first use) and
     `TOKENLOSS_NUM_WORKERS` change them.
 
     Examples

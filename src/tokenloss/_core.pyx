@@ -6,11 +6,14 @@ cimport cython
 from cpython.buffer cimport PyBUF_STRIDES, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.pycapsule cimport PyCapsule_GetPointer, PyCapsule_IsValid, PyCapsule_SetName
-from libc.math cimport NAN
+from libc.math cimport INFINITY, NAN
 from libc.stddef cimport ptrdiff_t
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport free, llabs, malloc
 from libc.string cimport memset
+
+cdef extern from "Python.h":
+    Py_ssize_t PY_SSIZE_T_MAX
 
 cdef extern from "_kernels/platform.h" nogil:
     ctypedef struct tl_fp_state:
@@ -41,6 +44,7 @@ cdef extern from "_kernels/exact.h" nogil:
     void tl_squares_add(tl_squares *, double)
     void tl_sum_merge(tl_sum *, const tl_sum *)
     double tl_sum_round(tl_sum *)
+    double tl_sum_scaled(tl_sum *, int)
     void tl_sum_bytes(tl_sum *, unsigned char *)
     void tl_squares_bytes(tl_squares *, unsigned char *)
 
@@ -62,6 +66,7 @@ cdef extern from "_kernels/fold.h" nogil:
         int folded
         double scale
         double cap
+        double shift
     double tl_score(const tl_backend *, const tl_row *, int64_t)
     double tl_squash(const tl_backend *, const tl_row *, double)
     ctypedef struct tl_patience:
@@ -173,6 +178,18 @@ cdef enum:
     LARGE = 16 << 20  # bytes of results that are not kept in a cache
     TOGETHER = 64  # rows whose scores memory is asked for at once
 
+# why a row was refused while rows were read
+cdef enum:
+    C_BAD_TARGET = 1
+    C_BAD_SCORE = 2
+    C_BAD_DISTRIBUTION = 3
+
+BAD_TARGET = C_BAD_TARGET  # its class id was good before, and changed during the call
+BAD_SCORE = C_BAD_SCORE  # a probability or log-probability that can be none
+BAD_DISTRIBUTION = C_BAD_DISTRIBUTION  # integers that are not one-hot
+
+cdef double TOLERANCE = 1e-3  # by which rounded probabilities may lie outside [0, 1], and log-probabilities above 0
+
 cdef const tl_backend *backend = NULL
 cdef list runnable = []  # the numbers of the backends that this machine can run, best first: to ask it takes long
 for number in range(TL_BACKENDS):
@@ -184,6 +201,14 @@ del number
 def backends():
     """The names of the backends that this machine can run, best first."""
     return [tl_find_backend(i).name.decode() for i in runnable]
+
+
+cdef int need_backend() except -1:
+    """Chooses a backend on first use, so that a bad environment variable fails a call and not the import."""
+    if backend == NULL:
+        from tokenloss._config import choose_backend
+        choose_backend()
+    return 0
 
 
 def use_backend(name):
@@ -198,6 +223,7 @@ def use_backend(name):
 
 def backend_in_use():
     """The name of the backend that folds rows."""
+    need_backend()
     return backend.name.decode()
 
 
@@ -218,6 +244,9 @@ cdef class Work:
     cdef int stopped
     cdef readonly int64_t rows
     cdef readonly object interruption
+
+    def __cinit__(self):
+        need_backend()
 
     cdef void do(self, int64_t start, int64_t stop, tl_patience *patience) noexcept nogil:
         """Does these rows."""
@@ -293,6 +322,7 @@ cdef inline tl_row row_at(const View *view, int64_t row) noexcept nogil:
     found.data = row_of(view, row)
     found.count, found.stride = view.buffer.shape[view.axis], view.buffer.strides[view.axis]
     found.dtype, found.folded, found.scale, found.cap = view.dtype, view.dtype & ~TL_SWAPPED, 1, 0
+    found.shift = 0
     return found
 
 
@@ -309,6 +339,15 @@ cdef inline const char *row_of(const View *view, int64_t row) noexcept nogil:
     return data
 
 
+cdef struct Totals:
+    # what a thread found in the rows that it took
+    tl_sum losses, weights
+    int64_t kept
+    int refusal  # why its first bad row was refused, or 0
+    int64_t bad_row, bad_class
+    double bad_score
+
+
 @cython.final
 cdef class Fold(Work):
     """Folds the rows of scores.
@@ -319,18 +358,18 @@ cdef class Fold(Work):
 
     cdef View scores, targets, weight, where, other, result
     cdef bint is_large
-    cdef bint has_targets, has_weight, has_where, has_losses, has_result, has_tokens, has_ignored, by_class
-    cdef int what
+    cdef bint has_targets, has_weight, has_where, has_losses, has_result, has_ignored, by_class, is_integer
+    cdef int what, refused
     cdef int64_t ignored, classes, top_k
     cdef ptrdiff_t class_stride
     cdef double lowest, highest, scale, cap, smoothing, z_loss, factor
+    cdef double least_score, greatest_score  # what probabilities or log-probabilities may be
     cdef double[::1] losses_out, logsumexp_out, entropy_out
     cdef int64_t[::1] rank_out, argmax_out
     cdef uint8_t[::1] is_greedy_out, kept_out
     cdef int64_t[::1] top_ids_out
     cdef double[::1] top_logprobs_out
-    cdef tl_sum losses, weights
-    cdef readonly int64_t kept
+    cdef Totals totals
 
     def __cinit__(self, int what, scores, int dtype, int axis):
         cdef int k
@@ -343,6 +382,8 @@ cdef class Fold(Work):
             if k != axis:
                 self.rows *= self.scores.buffer.shape[k]
         self.scale = self.factor = 1
+        self.least_score = -TOLERANCE if what == C_PROBS else -INFINITY
+        self.greatest_score = 1 + TOLERANCE if what == C_PROBS else TOLERANCE
 
     def __dealloc__(self):
         PyBuffer_Release(&self.scores.buffer)
@@ -360,6 +401,7 @@ cdef class Fold(Work):
         self.by_class = targets.ndim < self.scores.buffer.ndim
         open_view(&self.targets, targets, dtype, -1 if self.by_class else self.scores.axis, False)
         self.has_targets = True
+        self.is_integer = dtype & ~TL_SWAPPED >= TL_INT8
         if self.by_class and ignored is not None:
             self.ignored, self.has_ignored = ignored, True
         return self.by_class
@@ -417,6 +459,46 @@ cdef class Fold(Work):
         if self.has_ignored and target == self.ignored:
             return False
         return not self.has_where or row_of(&self.where, row)[0] != 0
+
+    cdef inline bint accepts(self, int64_t row, int64_t target, Totals *totals, tl_patience *patience) noexcept nogil:
+        """Whether the target of a kept row is a class id or, of integers, one-hot.
+
+        Class ids were checked before, but may have been changed since by another thread or process: no such change may
+        lead out of the row.
+        """
+        if self.by_class:
+            if 0 <= target < self.classes:
+                return True
+            self.refuse(C_BAD_TARGET, row, target, 0, totals)
+            return False
+        if self.is_integer and not self.is_one_hot(row, patience):
+            self.refuse(C_BAD_DISTRIBUTION, row, -1, 0, totals)
+            return False
+        return True
+
+    cdef void refuse(self, int reason, int64_t row, int64_t k, double score, Totals *totals) noexcept nogil:
+        """Ends the call with an error, of the first bad row: blocks of rows that threads have taken are still done."""
+        if totals.refusal == 0:
+            totals.refusal, totals.bad_row, totals.bad_class, totals.bad_score = reason, row, k, score
+        tl_raise(&self.refused)
+
+    cdef bint is_one_hot(self, int64_t row, tl_patience *patience) noexcept nogil:
+        """Whether the integer targets of a row are a single 1 among zeros."""
+        cdef tl_shares shares
+        cdef double[64] share
+        cdef double total = 0
+        cdef int64_t start = 0
+        cdef int i, count = 1
+        memset(&shares, 0, sizeof(shares))
+        shares.kept = 1
+        shares.share, shares.share_dtype = row_of(&self.targets, row), self.targets.dtype
+        shares.share_stride = self.targets.buffer.strides[self.targets.axis]
+        while count > 0 and total <= 1:
+            count = tl_next_shares(backend, &shares, self.classes, &start, share, patience)
+            for i in range(count):
+                total += share[i] if share[i] >= 0 else 2
+            start += count
+        return total == 1 or tl_is_raised(&self.stopped)
 
     cdef inline double class_weight(self, int64_t k) noexcept nogil:
         return tl_load(row_of(&self.weight, k), self.weight.dtype) if self.has_weight else 1
@@ -527,7 +609,8 @@ cdef class Fold(Work):
             self.write_gradient(logits, normalizer, total, &shares, &result, patience)
         return loss + self.z_loss_of(normalizer)
 
-    cdef double score_by_distribution(self, int64_t row, const tl_row *scores, tl_patience *patience) noexcept nogil:
+    cdef double score_by_distribution(self, int64_t row, const tl_row *scores, Totals *totals,
+                                      tl_patience *patience) noexcept nogil:
         """As `loss_by_distribution` of probabilities and log-probabilities, read where the target is not 0."""
         cdef tl_shares shares = self.shares_of(row)
         cdef double[64] share
@@ -540,9 +623,11 @@ cdef class Fold(Work):
             if count == 0:
                 return total + lost if lost - lost == 0 else total
             for i in range(count):
-                loss[i] = 1
+                loss[i] = 0
                 if tl_has_share(share[i]):
                     loss[i] = tl_load(scores.data + (start + i) * scores.stride, scores.dtype)
+                    if loss[i] < self.least_score or loss[i] > self.greatest_score:
+                        self.refuse(C_BAD_SCORE, row, start + i, loss[i], totals)
             self.losses_of_scores(loss, count)
             for i in range(count):
                 if not tl_has_share(share[i]):
@@ -581,6 +666,8 @@ cdef class Fold(Work):
         cdef tl_token token
         cdef tl_best best = self.best_of(row)
         tl_score_row(backend, logits, target, &token, &best if self.top_k > 0 else NULL, patience)
+        if logits.shift != 0:
+            token.logsumexp += logits.scale * logits.shift
         return self.write_token(row, target, &token)
 
     cdef tl_best best_of(self, int64_t row) noexcept nogil:
@@ -598,33 +685,49 @@ cdef class Fold(Work):
         self.is_greedy_out[row], self.kept_out[row] = token.argmax == target, True
         return token.nll
 
-    cdef double number_of(self, int64_t row, int64_t target, tl_patience *patience) noexcept nogil:
+    cdef double number_of(self, int64_t row, int64_t target, Totals *totals, tl_patience *patience) noexcept nogil:
         """What a kept row is folded to."""
-        cdef tl_row other, scores = self.scores_of(row)
+        cdef tl_row raw, scores = self.scores_of(row)
+        cdef double maximum, number = self.number_of_scores(row, &scores, target, totals, patience)
+        if number != number and self.scale > 1 and self.cap == 0 and self.z_loss == 0:
+            # logit_scale * logits may have overflowed where differences of logits do not
+            raw = row_at(&self.scores, row)
+            maximum = tl_maximum(backend, &raw)
+            if maximum - maximum == 0:
+                scores.shift = maximum
+                number = self.number_of_scores(row, &scores, target, totals, patience)
+        return number
+
+    cdef double number_of_scores(self, int64_t row, tl_row *scores, int64_t target, Totals *totals,
+                                 tl_patience *patience) noexcept nogil:
+        cdef tl_row other
         cdef tl_state state
         if self.what == C_MAXIMUM:
-            return tl_maximum(backend, &scores)
+            return tl_maximum(backend, scores)
         if self.what == C_TOKENS:
-            return self.token_of(row, &scores, target, patience)
+            return self.token_of(row, scores, target, patience)
         if self.what == C_DIVERGENCE:
             other = row_at(&self.other, row)
             if scores.folded != other.folded:
                 scores.folded = other.folded = (
                     TL_FLOAT64 if TL_FLOAT64 in (scores.folded, other.folded) else TL_FLOAT32
                 )
-            return tl_divergence(backend, &scores, &other, patience)
+            return tl_divergence(backend, scores, &other, patience)
         if self.has_targets and not self.by_class:
             if self.what == C_LOGITS:
-                return self.loss_by_distribution(row, &scores, patience)
-            return self.score_by_distribution(row, &scores, patience)
-        tl_fold_row(backend, &scores, target, &state, patience)
-        return self.number_of_state(row, &scores, target, &state, patience)
+                return self.loss_by_distribution(row, scores, patience)
+            return self.score_by_distribution(row, scores, totals, patience)
+        tl_fold_row(backend, scores, target, &state, patience)
+        return self.number_of_state(row, scores, target, &state, patience)
 
-    cdef inline void count(self, double number, int64_t target, tl_sum *losses, tl_sum *weights) noexcept nogil:
-        """Adds the number of a kept row to the sums."""
+    cdef inline void count(self, int64_t row, double number, int64_t target, Totals *totals) noexcept nogil:
+        """Adds the number of a kept row to the sums, and writes it where each is wanted."""
         if self.has_weight and self.by_class:
-            tl_sum_add(weights, self.class_weight(target))
-        tl_sum_add(losses, number)
+            tl_sum_add(&totals.weights, self.class_weight(target))
+        tl_sum_add(&totals.losses, number)
+        totals.kept += 1
+        if self.has_losses:
+            self.losses_out[row] = number
 
     cdef void pass_over(self, int64_t row) noexcept nogil:
         """Writes what stands for a row that is not kept."""
@@ -642,43 +745,36 @@ cdef class Fold(Work):
             for i in range(row * self.top_k, (row + 1) * self.top_k):
                 self.top_ids_out[i], self.top_logprobs_out[i] = -1, 0
 
-    cdef int64_t fold(self, int64_t start, int64_t stop, tl_sum *losses, tl_sum *weights,
-                      tl_patience *patience) noexcept nogil:
-        """Folds these rows one after another; how many were kept."""
-        cdef int64_t row, target = -1, kept = 0
-        cdef double number
+    cdef void fold(self, int64_t start, int64_t stop, Totals *totals, tl_patience *patience) noexcept nogil:
+        """Folds these rows one after another."""
+        cdef int64_t row, target = -1
         for row in range(start, stop):
             if self.by_class:
                 target = self.target_of(row)
-            if not self.is_kept(row, target):
+            if self.is_kept(row, target) and self.accepts(row, target, totals, patience):
+                self.count(row, self.number_of(row, target, totals, patience), target, totals)
+            else:
                 self.pass_over(row)
-                continue
-            number = self.number_of(row, target, patience)
-            self.count(number, target, losses, weights)
-            kept += 1
-            if self.has_losses:
-                self.losses_out[row] = number
-        return kept
 
-    cdef int64_t fold_beside(self, int64_t start, int64_t stop, tl_sum *losses, tl_sum *weights,
-                             tl_patience *patience) noexcept nogil:
+    cdef void fold_beside(self, int64_t start, int64_t stop, Totals *totals, tl_patience *patience) noexcept nogil:
         """As `fold` where rows lie beside each other, class by class: as many at once as share cache lines."""
         cdef tl_row rows[32]
         cdef tl_state states[32]
         cdef int64_t number[32]
         cdef int64_t targets[32]
-        cdef int64_t row, target = -1, kept = 0
+        cdef int64_t row, target = -1
         cdef int i, count
         cdef double loss
         cdef void *turned = malloc(TL_TURNED_BYTES)
         if turned == NULL:
-            return self.fold(start, stop, losses, weights, patience)
+            self.fold(start, stop, totals, patience)
+            return
         while start < stop:
             count = 0
             for row in range(start, min(stop, start + TL_ROWS_BESIDE(self.scores.dtype))):
                 if self.by_class:
                     target = self.target_of(row)
-                if self.is_kept(row, target):
+                if self.is_kept(row, target) and self.accepts(row, target, totals, patience):
                     rows[count], number[count], targets[count] = self.scores_of(row), row, target
                     count += 1
                 else:
@@ -686,15 +782,14 @@ cdef class Fold(Work):
             tl_fold_beside(backend, rows, targets, count, turned, states, patience)
             for i in range(count):
                 loss = self.number_of_state(number[i], &rows[i], targets[i], &states[i], patience)
-                self.count(loss, targets[i], losses, weights)
-                if self.has_losses:
-                    self.losses_out[number[i]] = loss
-            kept += count
+                if loss != loss and self.scale > 1:
+                    loss = self.number_of(number[i], targets[i], totals, patience)
+                self.count(number[i], loss, targets[i], totals)
             start += TL_ROWS_BESIDE(self.scores.dtype)
         free(turned)
-        return kept
 
-    cdef void aim(self, int64_t start, int count, int64_t *target, const char **address) noexcept nogil:
+    cdef void aim(self, int64_t start, int count, int64_t *target, const char **address,
+                  Totals *totals) noexcept nogil:
         """Finds the rows' targets and asks memory for their scores; the address is NULL where a row is not kept."""
         cdef int i
         for i in range(count):
@@ -702,39 +797,41 @@ cdef class Fold(Work):
         # apart, for the fewer instructions lie between two requests, the more of them are under way
         for i in range(count):
             address[i] = NULL
-            if self.is_kept(start + i, target[i]):
+            if self.is_kept(start + i, target[i]) and self.accepts(start + i, target[i], totals, NULL):
                 address[i] = row_of(&self.scores, start + i) + target[i] * self.class_stride
                 tl_prefetch(address[i])
 
-    cdef int64_t gather(self, int64_t start, int64_t stop, tl_sum *losses, tl_sum *weights) noexcept nogil:
+    cdef void gather(self, int64_t start, int64_t stop, Totals *totals) noexcept nogil:
         """As `fold` where one score of each row is read: while some are counted, memory looks for the next."""
         cdef const char *address[2 * TOGETHER]
         cdef int64_t target[2 * TOGETHER]
         cdef double loss[TOGETHER]
-        cdef int64_t kept = 0
         cdef int i, count, now = 0, later = TOGETHER
-        self.aim(start, <int> min(stop - start, TOGETHER), target, address)
+        cdef bint is_bad
+        self.aim(start, <int> min(stop - start, TOGETHER), target, address, totals)
         while start < stop:
             if start + TOGETHER < stop:
                 count = <int> min(stop - start - TOGETHER, TOGETHER)
-                self.aim(start + TOGETHER, count, target + later, address + later)
+                self.aim(start + TOGETHER, count, target + later, address + later, totals)
             count = <int> min(stop - start, TOGETHER)
+            is_bad = False
             for i in range(count):
-                loss[i] = 1 if address[now + i] == NULL else tl_load(address[now + i], self.scores.dtype)
+                loss[i] = 0 if address[now + i] == NULL else tl_load(address[now + i], self.scores.dtype)
+                is_bad |= (loss[i] < self.least_score) | (loss[i] > self.greatest_score)
+            if is_bad:
+                for i in range(count):
+                    if loss[i] < self.least_score or loss[i] > self.greatest_score:
+                        self.refuse(C_BAD_SCORE, start + i, target[now + i], loss[i], totals)
             self.losses_of_scores(loss, count)
             for i in range(count):
                 if address[now + i] == NULL:
-                    loss[i] = 0
-                else:
-                    if self.has_weight:
-                        loss[i] *= self.class_weight(target[now + i])
-                    self.count(loss[i], target[now + i], losses, weights)
-                    kept += 1
-                if self.has_losses:
-                    self.losses_out[start + i] = loss[i]
+                    self.pass_over(start + i)
+                    continue
+                if self.has_weight:
+                    loss[i] *= self.class_weight(target[now + i])
+                self.count(start + i, loss[i], target[now + i], totals)
             start += TOGETHER
             now, later = later, now
-        return kept
 
     cdef bint rows_lie_beside(self) noexcept nogil:
         """Whether logits of neighbouring rows lie nearer to each other than those of neighbouring classes."""
@@ -751,7 +848,7 @@ cdef class Fold(Work):
 
     def first_bad_target(self):
         """The first kept row whose class id is not one of the classes, or -1."""
-        cdef int64_t row = 0, target, stop
+        cdef int64_t row = 0, target = 0, stop
         while row < self.rows:
             stop = min(row + TARGETS_AT_ONCE, self.rows)
             with nogil:
@@ -778,7 +875,7 @@ cdef class Fold(Work):
                         target = self.target_of(row)
                     if self.is_kept(row, target):
                         kept += 1
-                        if weights != NULL:
+                        if weights != NULL and 0 <= target < self.classes:
                             tl_sum_add(weights, self.class_weight(target))
                 tl_fp_leave(&environment)
             row = stop
@@ -800,38 +897,62 @@ cdef class Fold(Work):
         self.factor = 1 / (tl_sum_round(&weights) if weighted else <double> kept)
         tl_fp_leave(&environment)
 
+    def first_bad_distribution(self):
+        """The first kept row of integer targets that is not one-hot, or -1."""
+        cdef int64_t row
+        cdef tl_patience patience = self.patience_of(True)
+        if not self.is_integer or self.by_class:
+            return -1
+        with nogil:
+            for row in range(self.rows):
+                if tl_gave_up(&patience) or (self.is_kept(row, -1) and not self.is_one_hot(row, &patience)):
+                    break
+            else:
+                row = -1
+        if self.interruption is not None:
+            raise self.interruption
+        return row
+
     def run(self, int64_t step, bint ask):
         """Takes rows, `step` at a time, until none is left. With `ask`, lets Python's signal handlers run meanwhile."""
-        cdef tl_sum losses, weights
+        cdef Totals totals
         cdef tl_fp_state environment
         cdef tl_patience patience = self.patience_of(ask)
-        cdef int64_t start, stop, kept = 0
+        cdef int64_t start, stop
         cdef bint one_score = self.what <= C_LOG_PROBS and self.by_class
         cdef bint beside = self.rows_lie_beside()
-        memset(&losses, 0, sizeof(losses))
-        memset(&weights, 0, sizeof(weights))
+        memset(&totals, 0, sizeof(totals))
         with nogil:
             tl_fp_enter(&environment)
-            while not tl_is_raised(&self.stopped):
+            while not tl_is_raised(&self.stopped) and not tl_is_raised(&self.refused):
                 start = tl_take(&self.next_row, step)
                 if start >= self.rows:
                     break
                 stop = min(start + step, self.rows)
                 if one_score:
-                    kept += self.gather(start, stop, &losses, &weights)
+                    self.gather(start, stop, &totals)
                 elif beside:
-                    kept += self.fold_beside(start, stop, &losses, &weights, &patience)
+                    self.fold_beside(start, stop, &totals, &patience)
                 else:
-                    kept += self.fold(start, stop, &losses, &weights, &patience)
+                    self.fold(start, stop, &totals, &patience)
                 tl_gave_up(&patience)
             tl_fp_leave(&environment)
         with cython.critical_section(self):
-            self.kept += kept
-            tl_sum_merge(&self.losses, &losses)
+            self.totals.kept += totals.kept
+            tl_sum_merge(&self.totals.losses, &totals.losses)
             if self.has_weight:
-                tl_sum_merge(&self.weights, &weights)
+                tl_sum_merge(&self.totals.weights, &totals.weights)
+            if totals.refusal != 0 and (self.totals.refusal == 0 or totals.bad_row < self.totals.bad_row):
+                self.totals.refusal, self.totals.bad_row = totals.refusal, totals.bad_row
+                self.totals.bad_class, self.totals.bad_score = totals.bad_class, totals.bad_score
         if ask and self.interruption is not None:
             raise self.interruption
+
+    def refusal(self):
+        """Why a row was refused, its number, and the class and the score if it was for one; None if all were good."""
+        if self.totals.refusal == 0:
+            return None
+        return self.totals.refusal, self.totals.bad_row, self.totals.bad_class, self.totals.bad_score
 
     def reduced(self, bint mean):
         """The sum of the losses of the kept rows.
@@ -840,11 +961,18 @@ cdef class Fold(Work):
         number; nan where there is nothing to average.
         """
         cdef tl_fp_state environment
-        cdef double total
+        cdef tl_sum *losses = &self.totals.losses
+        cdef double total, divisor = 1
         tl_fp_enter(&environment)
-        total = tl_sum_round(&self.losses)
+        total = tl_sum_round(losses)
         if mean:
-            total /= tl_sum_round(&self.weights) if self.has_weight and self.by_class else <double> self.kept
+            divisor = <double> self.totals.kept
+            if self.has_weight and self.by_class:
+                divisor = tl_sum_round(&self.totals.weights)
+        if mean and total - total != 0 and losses.special == 0:  # a mean may fit where its sum does not
+            total = tl_sum_scaled(losses, -64) / divisor * 18446744073709551616.0
+        else:
+            total /= divisor
         tl_fp_leave(&environment)
         return total
 
@@ -888,10 +1016,10 @@ cdef class Tiles(Work):
         PyBuffer_Release(&self.tile.buffer)
         free(self.carried)
 
-    cdef void begin(self, int64_t row, Carried *carried, tl_patience *patience) noexcept nogil:
+    cdef void begin(self, int64_t row, int64_t target, Carried *carried, tl_patience *patience) noexcept nogil:
         """Begins a kept row."""
         cdef tl_shares shares
-        carried.row, carried.target = row, self.fold.target_of(row) if self.fold.by_class else -1
+        carried.row, carried.target = row, target
         carried.left_out, carried.weighs = carried.target, self.fold.smoothing != 0
         if not self.fold.by_class:
             shares = self.fold.shares_of(row)
@@ -903,15 +1031,12 @@ cdef class Tiles(Work):
 
     cdef void end(self, Carried *carried, double number) noexcept nogil:
         """Ends a kept row with its loss."""
-        self.fold.count(number, carried.target, &self.fold.losses, &self.fold.weights)
-        self.fold.kept += 1
-        if self.fold.has_losses:
-            self.fold.losses_out[carried.row] = number
+        self.fold.count(carried.row, number, carried.target, &self.fold.totals)
 
     def take(self):
         """Begins the next kept rows; how many."""
         cdef Fold fold = self.fold
-        cdef int64_t row
+        cdef int64_t row, target
         cdef tl_fp_state environment
         cdef tl_patience patience = self.patience_of(True)
         self.count = 0
@@ -922,10 +1047,11 @@ cdef class Tiles(Work):
                 fold.next_row += 1
                 if not fold.by_class or row % 1024 == 0:
                     tl_gave_up(&patience)
-                if not fold.is_kept(row, fold.target_of(row) if fold.by_class else -1):
+                target = fold.target_of(row) if fold.by_class else -1
+                if not fold.is_kept(row, target) or not fold.accepts(row, target, &fold.totals, &patience):
                     fold.pass_over(row)
                 else:
-                    self.begin(row, &self.carried[self.count], &patience)
+                    self.begin(row, target, &self.carried[self.count], &patience)
                     self.taken[self.count] = row
                     self.left_out[self.count] = self.carried[self.count].left_out
                     self.count += 1
@@ -1192,9 +1318,11 @@ cdef class DLPackBuffer:
     cdef DLManagedTensorVersioned *versioned
     cdef Py_ssize_t shape[64]
     cdef Py_ssize_t strides[64]
+    cdef Py_ssize_t size
     cdef bytes format
     cdef bint is_readonly
     cdef readonly str dtype
+    cdef readonly tuple device
 
     def __cinit__(self, capsule):
         cdef DLManagedTensor *plain = NULL
@@ -1205,7 +1333,7 @@ cdef class DLPackBuffer:
         if PyCapsule_IsValid(capsule, "dltensor_versioned"):
             versioned = <DLManagedTensorVersioned *> PyCapsule_GetPointer(capsule, "dltensor_versioned")
             if versioned.major > 1:
-                raise TypeError(f"version {versioned.major} of DLPack")
+                raise BufferError(f"version {versioned.major} of DLPack")
             tensor = &versioned.tensor
             self.is_readonly = versioned.flags & 1
         else:
@@ -1213,15 +1341,25 @@ cdef class DLPackBuffer:
             tensor = &plain.tensor
             self.is_readonly = True  # for all that older producers tell
         kind = {0: "int", 1: "uint", 2: "float", 4: "bfloat", 5: "complex", 6: "bool"}.get(tensor.code, "unknown")
-        self.dtype = "bool" if kind == "bool" else f"{kind}{tensor.bits}"
+        self.dtype = "bool" if kind == "bool" and tensor.bits == 8 else f"{kind}{tensor.bits}"
+        if tensor.lanes != 1:
+            self.dtype += f"x{tensor.lanes}"
         self.format = FORMATS.get(self.dtype, b"")
-        if not self.format or tensor.lanes != 1 or tensor.ndim > 64:
-            raise TypeError(self.dtype)
-        stride = tensor.bits // 8
+        self.device = (tensor.device_type, tensor.device_id)
+        if not 0 <= tensor.ndim <= 64:
+            raise BufferError(f"it has {tensor.ndim} dimensions")
+        self.size = stride = max(1, tensor.bits // 8)
         for k in range(tensor.ndim - 1, -1, -1):
             self.shape[k] = tensor.shape[k]
+            if self.shape[k] < 0:
+                raise BufferError(f"its shape holds {self.shape[k]}")
+            if self.shape[k] > 0 and self.size > PY_SSIZE_T_MAX // self.shape[k]:
+                raise BufferError("its shape has more elements than memory can hold")
+            self.size *= self.shape[k]
             self.strides[k] = tensor.strides[k] * (tensor.bits // 8) if tensor.strides != NULL else stride
-            stride *= tensor.shape[k]
+            stride *= max(1, self.shape[k])
+        if tensor.data == NULL and self.size > 0:
+            raise BufferError("it has no memory: its data pointer is NULL")
         # from here on the tensor is ours to delete
         self.versioned, self.plain = versioned, plain
         if versioned != NULL:
@@ -1231,13 +1369,12 @@ cdef class DLPackBuffer:
 
     def __getbuffer__(self, Py_buffer *buffer, int flags):
         cdef DLTensor *tensor = &self.plain.tensor if self.plain != NULL else &self.versioned.tensor
-        cdef int k
         buffer.buf = <char *> tensor.data + tensor.byte_offset
         buffer.obj = self
         buffer.itemsize = tensor.bits // 8
-        buffer.len = buffer.itemsize
-        for k in range(tensor.ndim):
-            buffer.len *= self.shape[k]
+        buffer.len = self.size
+        if not self.format:
+            raise BufferError(self.dtype)
         if flags & PyBUF_WRITABLE and self.is_readonly:
             raise BufferError("read-only")
         buffer.readonly = self.is_readonly

@@ -77,6 +77,7 @@ class ProjectedRows(Rows):
                     tiles.part(tile, first)
                     _workers.run(tiles, (last - first) * itemsize or 1, workers)
             tiles.finish()
+        self._check_rows()
 
     def _biases(self, classes: Array | slice) -> Array:
         """The bias of some classes, in the dtype of the product."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -9,6 +10,8 @@ import numpy as np
 from tokenloss import _arrays, _core, _workers
 
 if TYPE_CHECKING:
+    from typing import NoReturn
+
     from tokenloss._types import Float64Array
 
 _ONE_SCORE = 64  # what reading a single score of a row costs, in bytes read in order
@@ -18,15 +21,15 @@ class Rows:
     """Scores, and what is to be done with each of their rows. Every method judges its arguments; `run` writes."""
 
     __slots__ = (
-        "batch", "by_class", "classes", "fold", "is_checked", "losses", "mean", "name", "others", "out", "row_bytes",
-        "shape", "targets", "targets_name", "view_and_code", "what",
+        "axis", "batch", "by_class", "classes", "fold", "given_out", "is_checked", "losses", "mean", "name", "others",
+        "out", "row_bytes", "shape", "targets", "targets_name", "view_and_code", "what",
     )  # fmt: skip
 
     def __init__(self, what: int, name: str, scores: Any, axis: Any) -> None:
         self.what, self.name = what, name
         view, code = self.view_and_code = _arrays.floats(name, scores)
         shape = self.shape = view.shape
-        axis = _arrays.class_axis(name, len(shape), axis)
+        axis = self.axis = _arrays.class_axis(name, len(shape), axis)
         self.batch = shape[:axis] + shape[axis + 1 :]
         self.classes = shape[axis]
         self.row_bytes = self.classes * view.itemsize
@@ -39,8 +42,10 @@ class Rows:
     def against(self, name: str, targets: Any, ignore_index: Any, distributions: bool = True) -> None:
         """Take class ids or, unless told otherwise, distributions for targets."""
         array, code = _arrays.class_targets(name, targets, self.shape, self.batch, self.name, distributions)
-        if ignore_index is not None:
-            ignore_index = _arrays.ignored_class(ignore_index)
+        if array.ndim == len(self.shape):
+            _arrays.no_ignored_class(ignore_index)
+        elif ignore_index is not None:
+            ignore_index = _arrays.ignored_class(ignore_index, array)
         self.targets_name, self.targets = name, array
         self.others[name] = array
         self.by_class = self.fold.against(array, code, ignore_index)
@@ -80,10 +85,12 @@ class Rows:
         """Add the losses up, or keep each of them, in `out` if there is one."""
         self.mean = _arrays.reduction(reduction) == "mean"
         if out is not None:
-            self.out = _arrays.result_array(out, self.batch)
+            self.given_out, self.out = out, _arrays.result_array(out, self.batch)
         if reduction == "none":
             in_place = (
-                self.out is not None and self.out.flags.carray and not np.may_share_memory(out, self.view_and_code[0])
+                self.out is not None
+                and self.out.flags.carray
+                and not np.may_share_memory(self.out, self.view_and_code[0])
             )
             self.losses = self.out if in_place and self.out is not None else np.empty(self.batch)
             self.fold.losses_into(self.losses.reshape(-1))
@@ -94,9 +101,8 @@ class Rows:
         view, code = _arrays.result_view(result, self.name, *self.view_and_code)
         _arrays.apart(view, self.others)
         self.fold.into(view, code)
+        self._check_targets()
         if divided:
-            if self.by_class:
-                self._check_targets()
             self.fold.divide()
         self.row_bytes *= 2
         return result
@@ -124,27 +130,71 @@ class Rows:
         return found if top_k else found | {"top_ids": None, "top_logprobs": None}
 
     def _check_targets(self) -> None:
-        """Refuse class ids beyond the classes."""
+        """Refuse class ids beyond the classes, and integer distributions that are not one-hot."""
         if not self.is_checked:
-            row = self.fold.first_bad_target()
-            if row >= 0:
-                _arrays.fail_class(self.targets_name, self.targets, row, self.classes)
+            if self.by_class:
+                row = self.fold.first_bad_target()
+                if row >= 0:
+                    _arrays.fail_class(self.targets_name, self.targets, self._position(row), self.classes)
+            else:
+                row = self.fold.first_bad_distribution()
+                if row >= 0:
+                    self._fail_one_hot(row)
         self.is_checked = True
+
+    def _position(self, row: int) -> list[int]:
+        """The index of a row that is counted over the batch."""
+        return [int(i) for i in np.unravel_index(row, self.batch)] if self.batch else []
+
+    def _fail_one_hot(self, row: int) -> NoReturn:
+        """Raise that a row of integers is no distribution."""
+        position = self._position(row)
+        index: list[Any] = list(position)
+        index.insert(self.axis, slice(None))
+        if position or self.what != _core.PROBS:
+            fits = f"class ids have shape {self.batch}, distributions are floats"
+        else:  # which scikit-learn's log_loss takes for N probabilities of class 1
+            fits = (
+                "of N probabilities of class 1 the loss is cross_entropy_loss(y_true, np.stack([1 - y_pred, y_pred], "
+                "-1)), of one row of classes cross_entropy_loss(np.float64(y_true), y_pred)"
+            )
+        got = reprlib.repr(self.targets[tuple(index)].tolist())
+        _arrays.fail("one-hot", name=self.targets_name, position=position or "", got=got, fits=fits)
 
     def run(self, workers: Any) -> None:
         """Fold all rows."""
         if self.by_class:
             self._check_targets()
         _workers.run(self.fold, self.row_bytes or 1, _workers.wanted(workers))
+        self._check_rows()
+
+    def _check_rows(self) -> None:
+        """Refuse what was found unfit while rows were read."""
+        refusal = self.fold.refusal()
+        if refusal is None:
+            return
+        reason, row, k, score = refusal
+        if reason == _core.BAD_DISTRIBUTION:
+            self._fail_one_hot(row)
+        position = self._position(row)
+        if reason == _core.BAD_TARGET:
+            fits = f"[0, {self.classes})"
+            _arrays.fail("changed", name=self.targets_name, position=position or "", fits=fits)
+        position.insert(self.axis, k)
+        fits = "probability" if self.what == _core.PROBS else "log-probability"
+        _arrays.fail("score", name=self.name, position=position, got=score, fits=fits)
 
     def numbers(self) -> Float64Array:
         """What each row was folded to."""
         assert self.losses is not None
-        if self.out is None or self.out is self.losses:
+        if self.out is None:
             return self.losses
-        self.out[...] = self.losses
-        return self.out
+        if self.out is not self.losses:
+            self.out[...] = self.losses
+        return self.given_out
 
     def reduced(self) -> float | Float64Array:
-        """The loss as it was to be reduced."""
-        return self.numbers() if self.losses is not None else self.fold.reduced(self.mean)
+        """The loss as it was to be reduced; that of one row, without `out`, is a scalar as NumPy has them."""
+        if self.losses is None:
+            return self.fold.reduced(self.mean)
+        return self.numbers() if self.batch or self.out is not None else self.losses[()]

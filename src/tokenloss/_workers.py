@@ -124,21 +124,30 @@ if hasattr(os, "register_at_fork"):
 atexit.register(lambda: _pool.close())
 
 
-def default_workers() -> int:
-    """What the environment says, else the number of CPUs that this process may use."""
-    given = os.environ.get(VARIABLE)
-    if given:
-        if not given.isdecimal() or int(given) < 1:
-            _arrays.fail("option", name=VARIABLE, got=given, fits="a positive integer")
-        return int(given)
+def all_workers() -> int:
+    """The number of CPUs that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
+def default_workers() -> int:
+    """The number of threads that the environment asks for, else that of all CPUs."""
+    given = os.environ.get(VARIABLE)
+    if given:
+        if not (given.isdecimal() and len(given) < 10 and int(given) >= 1):
+            _arrays.fail("option", name=VARIABLE, got=given[:20], fits=f"an integer from 1 to {10**9 - 1}")
+        return int(given)
+    return all_workers()
+
+
 def wanted(workers: int | None) -> int | None:
     """The number of threads that was asked for, None if that was left open."""
-    return None if workers is None else _arrays.integer("workers", workers, "a positive integer or None", least=1)
+    if workers is None:
+        return None
+    fits = "a positive integer, -1 for all CPUs, or None"
+    number = _arrays.integer("workers", workers, fits)
+    return all_workers() if number == -1 else _arrays.integer("workers", number, fits, least=1)
 
 
 def run(work: _core.Work, row_bytes: int, workers: int | None) -> None:

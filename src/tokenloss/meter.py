@@ -9,6 +9,7 @@ from tokenloss import _arrays, _core
 
 if TYPE_CHECKING:
     from tokenloss._types import ArrayLike
+    from tokenloss.scores import TokenScores
 
 _UNIT = 2**1074
 _INTEGERS = ("count", "n_bytes", "n_words", "_finite", "_squares")
@@ -48,16 +49,19 @@ class LossMeter:
         self._special = 0.0  # the sum of the others
         self._squares = 0  # in units of 2**-2148
 
-    def update(self, nll: ArrayLike, where: ArrayLike | None = None, n_bytes: int = 0, n_words: int = 0) -> None:
+    def update(
+        self, nll: ArrayLike | TokenScores, where: ArrayLike | None = None, n_bytes: int = 0, n_words: int = 0
+    ) -> None:
         """Add the losses of some tokens.
 
         Parameters
         ----------
-        nll : array
-            Losses in nats, of any shape, as the functions give them with ``reduction="none"``.
+        nll : TokenScores or array
+            What `token_scores` found, which knows the tokens that were ignored or masked and leaves them out; or losses
+            in nats, of any shape, as the functions give them with ``reduction="none"``.
         where : array of bool, optional
-            The tokens that count, broadcast over `nll`: give it when some were ignored or masked, since their losses
-            read 0.0.
+            The tokens that count, broadcast over `nll`. Give it with an array of losses when some tokens were ignored
+            or masked: their losses read 0.0 there, and would count as perfect.
         n_bytes, n_words : int, default 0
             The length of the tokens' text.
 
@@ -66,6 +70,9 @@ class LossMeter:
         TypeError, ValueError
             If an argument does not fit; the meter is then as it was.
         """
+        kept = getattr(nll, "kept", None)  # of a TokenScores
+        if kept is not None:
+            nll, where = nll.nll, kept if where is None else kept & _arrays.mask(where, kept.shape)
         parts = _arrays.chunks("nll", nll, where)
         n_bytes = _arrays.integer("n_bytes", n_bytes, "an integer of at least 0", least=0)
         n_words = _arrays.integer("n_words", n_words, "an integer of at least 0", least=0)
@@ -110,6 +117,10 @@ class LossMeter:
         both.merge(other)
         return both
 
+    def __radd__(self, other: object) -> LossMeter:
+        """Meter of the same, added to the 0 that `sum` starts with."""
+        return self + LossMeter() if type(other) is int and other == 0 else NotImplemented
+
     def _state(self) -> tuple[object, ...]:
         return self.count, self.n_bytes, self.n_words, self._finite, repr(self._special), self._squares
 
@@ -147,7 +158,18 @@ class LossMeter:
     @property
     def loss(self) -> float:
         """The mean loss in nats per token; nan when none was seen."""
-        return self.total / self.count if self.count else math.nan
+        return self._over(self.count)
+
+    def _over(self, number: int) -> float:
+        """The total over a number of tokens, bytes or words; nan of none."""
+        if not number:
+            return math.nan
+        if self._special == 0 and (math.isinf(self.total) or number > 2**1000):
+            try:  # the quotient may be a float where total or number is beyond one
+                return self._finite / (_UNIT * number)
+            except OverflowError:
+                return self.total
+        return self._special or self.total / number
 
     @property
     def stderr(self) -> float:
@@ -182,12 +204,12 @@ class LossMeter:
     @property
     def bits_per_byte(self) -> float:
         """All losses in bits over the bytes of their text; nan when no bytes were told."""
-        return self.total / math.log(2) / self.n_bytes if self.n_bytes else math.nan
+        return self._over(self.n_bytes) / math.log(2)
 
     @property
     def word_perplexity(self) -> float:
         """``exp(losses / words)`` of the text; nan when no words were told."""
-        return _exp(self.total / self.n_words) if self.n_words else math.nan
+        return _exp(self._over(self.n_words))
 
     def __repr__(self) -> str:
         """Say what matters most."""

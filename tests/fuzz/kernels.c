@@ -403,7 +403,7 @@ static void compare_outputs(const question *all, const tl_row *row, const tl_sha
         } else {
             out = make_room(all->row.dtype, 0, all->count, is_plain ? plain(all->row.dtype) : all->out_layout);
         }
-        out_row = (tl_row){out.data, all->count, out.stride, out.dtype, all->row.dtype, 1, 0};
+        out_row = (tl_row){out.data, all->count, out.stride, out.dtype, all->row.dtype, 1, 0, 0};
         if (what == SOFTMAX)
             tl_softmax(backend, &scores, normalizer, &out_row, large, &patience);
         else if (what == LOG_SOFTMAX)
@@ -420,7 +420,7 @@ static void compare_outputs(const question *all, const tl_row *row, const tl_sha
 
 static void compare_conversions(const question *all, const tl_row *row) {
     for (int dtype = TL_FLOAT32; dtype <= TL_FLOAT64; dtype++) {
-        tl_row raw = {row->data, row->count, row->stride, row->dtype, row->dtype & ~TL_SWAPPED, 1, 0};
+        tl_row raw = {row->data, row->count, row->stride, row->dtype, row->dtype & ~TL_SWAPPED, 1, 0, 0};
         placed out = make_room(dtype, 0, all->count, plain(dtype));
         tl_convert(backend, &raw, dtype, out.data);
         compare_written("conversion", &out, all->count);
@@ -443,7 +443,7 @@ static void compare_products(const question *all, int is_plain) {
             tl_store(vectors + v * stride + i * size, dtype, tl_load(from, all->other.dtype));
         }
     placed out = make_room(dtype, 0, rows * count, plain(dtype));
-    tl_row row = {weights.data, all->depth, weights.stride, weights.dtype, weights.dtype, 1, 0};
+    tl_row row = {weights.data, all->depth, weights.stride, weights.dtype, weights.dtype, 1, 0, 0};
     tl_vectors with = {vectors, stride, count}, into = {out.data, rows * size, count};
     tl_products(backend, &row, all->depth * weights.stride, rows, &with, &into);
     compare_written("product", &out, rows * count);

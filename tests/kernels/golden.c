@@ -82,7 +82,7 @@ static void take_all(const tl_backend *backend, const tl_row *row, const tl_row 
     static double memory[LONGEST], values[7];
     static int64_t ids[7];
     static const float weights[] = {0.5f, 2, 1};
-    tl_row out = {(char *)memory, row->count, tl_itemsize(row->dtype), row->dtype, row->dtype, 1, 0};
+    tl_row out = {(char *)memory, row->count, tl_itemsize(row->dtype), row->dtype, row->dtype, 1, 0, 0};
     tl_shares smooth = {NULL, 0, 0, (const char *)weights, 4, TL_FLOAT32, 0, 0.01};
     tl_shares soft = {other->data, other->stride, other->dtype, NULL, 0, 0, 0.25, 0};
     tl_best best = {row->count < 7 ? row->count : 7, 0, values, ids};
@@ -185,7 +185,7 @@ static void take_parts(const tl_backend *backend, const tl_row *row, const tl_ro
 static void take_converted(const tl_backend *backend, const tl_row *row) {
     static double memory[LONGEST + 1], others[LONGEST + 1];
     for (int dtype = TL_FLOAT32; dtype <= TL_FLOAT64; dtype++) {
-        tl_row out = {(char *)memory, row->count, tl_itemsize(dtype), dtype, dtype, 1, 0};
+        tl_row out = {(char *)memory, row->count, tl_itemsize(dtype), dtype, dtype, 1, 0, 0};
         memset(memory, 0x55, sizeof memory);
         tl_convert(backend, row, dtype, memory);
         require(((char *)memory)[row->count * out.stride] == 0x55, "what lies behind a conversion", row);
@@ -205,7 +205,7 @@ static void take_products(const tl_backend *backend, int dtype, int kind) {
     static double weights[3 * 2050], vectors[5 * 2048], memory[5 * 3];
     int folded = dtype == TL_FLOAT64 ? TL_FLOAT64 : TL_FLOAT32;
     for (int d = 0; d < 6; d++) {
-        tl_row row = {(char *)weights + 1, depths[d], tl_itemsize(dtype), dtype, dtype, 1, 0};
+        tl_row row = {(char *)weights + 1, depths[d], tl_itemsize(dtype), dtype, dtype, 1, 0, 0};
         ptrdiff_t between = (ptrdiff_t)(row.count + 1) * row.stride, size = tl_itemsize(folded);
         for (int64_t i = 0; i < 3 * (row.count + 1); i++)
             fill((char *)weights + 1 + i * row.stride, dtype, kind, 0.3);
@@ -214,7 +214,7 @@ static void take_products(const tl_backend *backend, int dtype, int kind) {
         for (int64_t rows = 1; rows <= 3; rows++)
             for (int64_t count = 1; count <= 5; count++) {
                 tl_vectors with = {(char *)vectors, (ptrdiff_t)row.count * size, count}, out = {(char *)memory, 3 * size, count};
-                tl_row products = {(char *)memory, 15, size, folded, folded, 1, 0};
+                tl_row products = {(char *)memory, 15, size, folded, folded, 1, 0, 0};
                 memset(memory, 0, sizeof memory);
                 tl_products(backend, &row, between, rows, &with, &out);
                 take_row(&products);
@@ -240,7 +240,7 @@ int main(void) {
                 hash = 0xcbf29ce484222325u;
                 seed = (uint64_t)(100 * dtype + kind);
                 for (int i = 0; i < 170; i++) {
-                    tl_row row = {(char *)memory, length(i), tl_itemsize(dtype), dtype, dtype, 1, 0};
+                    tl_row row = {(char *)memory, length(i), tl_itemsize(dtype), dtype, dtype, 1, 0, 0};
                     double equal = 20 * centred();
                     for (int64_t k = 0; k < row.count; k++)
                         fill((char *)memory + k * row.stride, dtype, kind, equal);
@@ -255,7 +255,7 @@ int main(void) {
                 printf("%s %s %s %016" PRIx64 "\n", backend->name, dtype_names[dtype], kinds[kind], hash);
                 hash = 0xcbf29ce484222325u;
                 for (int i = 0; i < 170; i += i < 130 ? 13 : 4) {
-                    tl_row row = {(char *)memory, length(i), tl_itemsize(dtype), dtype, dtype, 1, 0};
+                    tl_row row = {(char *)memory, length(i), tl_itemsize(dtype), dtype, dtype, 1, 0, 0};
                     tl_row other = row;
                     other.data = (char *)before;
                     memcpy(before, memory, sizeof before);

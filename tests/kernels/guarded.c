@@ -36,7 +36,7 @@ static tl_row row_of(room in, int64_t count, int dtype, int layout) {
     int odd = layout == ODD_AT_END || layout == ODD_AT_START, apart = layout == STRIDED || layout == STRIDED_BACKWARDS ? 3 : 1;
     int backwards = layout >= BACKWARDS && layout <= BACKWARDS_AT_START;
     ptrdiff_t size = tl_itemsize(dtype), bytes = (count - 1) * apart * size + size;
-    tl_row row = {place(in, bytes + odd, layout % 2 == 0), count, apart * size, dtype, dtype, 1, 0};
+    tl_row row = {place(in, bytes + odd, layout % 2 == 0), count, apart * size, dtype, dtype, 1, 0, 0};
     row.data += layout == ODD_AT_START;
     if (backwards) {
         row.data += (count - 1) * row.stride;
@@ -154,7 +154,7 @@ static void fold_parts(const tl_backend *backend, int64_t count, int dtype, int 
     double values[3], own = 1;
     int64_t ids[3], target = count / 2;
     tl_best best = {count < 3 ? count : 3, 0, values, ids};
-    tl_row row = {NULL, count, tl_itemsize(dtype), dtype, dtype, 1, 0};
+    tl_row row = {NULL, count, tl_itemsize(dtype), dtype, dtype, 1, 0, 0};
     for (int64_t start = 0, end; start < count; start = end) {
         end = count - start < length ? count : start + length;
         tl_row there = row_of(ROW, end - start, dtype, at_end ? AT_END : AT_START);

@@ -36,7 +36,7 @@ static int ask(void *argument) { return ((work *)argument)->stops_itself; }
 static double fold(const work *w, int64_t i, tl_patience *patience) {
     const tl_backend *backend = w->backend;
     found *to = &w->of_row[i];
-    tl_row row = {(const char *)logits[i], CLASSES, 4, TL_FLOAT32, TL_FLOAT32, 1, 0};
+    tl_row row = {(const char *)logits[i], CLASSES, 4, TL_FLOAT32, TL_FLOAT32, 1, 0, 0};
     tl_row other = row, out = row;
     tl_shares soft = {(const char *)others[i], 4, TL_FLOAT32, NULL, 0, 0, 0.9, 0.1 / CLASSES};
     tl_best best = {BEST, 0, to->best, to->id};

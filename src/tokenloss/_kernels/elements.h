@@ -132,18 +132,16 @@ TL_INLINE void tl_store(char *address, int dtype, double value) {
     }
 }
 
-/* An integer; unsigned ones beyond int64 become its largest, which is no class id. */
+/* An integer; unsigned ones beyond int64 become negative, and so no class id. */
 TL_INLINE int64_t tl_load_integer(const char *address, int dtype) {
-    uint64_t bits;
     switch (dtype & ~TL_SWAPPED) {
     case TL_INT8: return (int8_t)*address;
     case TL_INT16: return (int16_t)tl_load16(address, dtype);
     case TL_INT32: return (int32_t)tl_load32(address, dtype);
-    case TL_INT64: return (int64_t)tl_load64(address, dtype);
     case TL_UINT8: return (uint8_t)*address;
     case TL_UINT16: return tl_load16(address, dtype);
     case TL_UINT32: return tl_load32(address, dtype);
-    default: bits = tl_load64(address, dtype); return bits > INT64_MAX ? INT64_MAX : (int64_t)bits;
+    default: return (int64_t)tl_load64(address, dtype);
     }
 }
 

@@ -43,7 +43,9 @@ void tl_sum_merge(tl_sum *sum, const tl_sum *other) {
     }
 }
 
-double tl_sum_round(tl_sum *sum) {
+double tl_sum_round(tl_sum *sum) { return tl_sum_scaled(sum, 0); }
+
+double tl_sum_scaled(tl_sum *sum, int exponent) {
     if (sum->special != 0)
         return sum->special;
     int64_t digit[TL_SUM_DIGITS];
@@ -60,7 +62,7 @@ double tl_sum_round(tl_sum *sum) {
     while (top > 0 && digit[top] == 0)
         top--;
     if (top < 2) /* at most 64 bits, of which doubles fill the lowest 53: exact */
-        return tl_scale((negative ? -1.0 : 1.0) * ((double)digit[1] * 0x1p32 + (double)digit[0]), -1074);
+        return tl_scale((negative ? -1.0 : 1.0) * ((double)digit[1] * 0x1p32 + (double)digit[0]), exponent - 1074);
     /* the leading 64 bits, then whether anything follows them */
     uint64_t leading = (uint64_t)digit[top] << 32 | (uint64_t)digit[top - 1];
     uint64_t next = (uint64_t)digit[top - 2];
@@ -76,7 +78,7 @@ double tl_sum_round(tl_sum *sum) {
     uint64_t mantissa = leading >> 11, half = leading & 0x7ff;
     if (half > 0x400 || (half == 0x400 && (rest || (mantissa & 1))))
         mantissa++;
-    double value = tl_scale((double)mantissa, 32 * (top - 1) - shift + 11 - 1074);
+    double value = tl_scale((double)mantissa, 32 * (top - 1) - shift + 11 - 1074 + exponent);
     return negative ? -value : value;
 }
 

@@ -72,6 +72,9 @@ void tl_sum_merge(tl_sum *sum, const tl_sum *other);
 /* The sum, rounded once to the nearest double. */
 double tl_sum_round(tl_sum *sum);
 
+/* The same times 2^exponent, where the sum itself is beyond a double. */
+double tl_sum_scaled(tl_sum *sum, int exponent);
+
 /* Writes the digits as little-endian two's complement, four bytes each. */
 void tl_sum_bytes(tl_sum *sum, unsigned char *bytes);
 void tl_squares_bytes(tl_squares *squares, unsigned char *bytes);

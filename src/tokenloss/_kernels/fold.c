@@ -64,6 +64,9 @@ static void convert(const tl_backend *backend, const tl_row *row, const void *x,
         return;
     }
     backend->widen[from](x, count, wide);
+    if (TL_RARELY(row->shift != 0))
+        for (size_t i = 0; i < count; i++)
+            wide[i] -= row->shift;
     if (tl_squashed(row))
         backend->squash(wide, count, row->scale, row->cap);
     if (offset != 0)
@@ -99,7 +102,7 @@ void tl_gather(const tl_backend *backend, const tl_row *row, int64_t start, int6
 }
 
 double tl_squash(const tl_backend *backend, const tl_row *row, double score) {
-    double lanes[16] = {score};
+    double lanes[16] = {score - row->shift};
     if (tl_squashed(row))
         backend->squash(lanes, 16, row->scale, row->cap);
     return lanes[0];

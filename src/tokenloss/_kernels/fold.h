@@ -87,7 +87,8 @@ const tl_backend *tl_find_backend(tl_backend_id id);
 
 extern const tl_backend tl_avx512, tl_avx2, tl_neon, tl_portable;
 
-/* A row of scores. With a scale or a cap it stands for cap tanh(scale x / cap), and is folded in double. */
+/* A row of scores. With a scale or a cap it stands for cap tanh(scale x / cap), and is folded in double; with a scale
+ * alone perhaps for scale (x - shift), where scale x would overflow. */
 typedef struct {
     const char *data;
     int64_t count;
@@ -96,6 +97,7 @@ typedef struct {
     int folded;       /* the dtype in which it is folded, unless it lies far out: its own, or a wider one */
     double scale;     /* 1 if there is none */
     double cap;       /* 0 if there is none */
+    double shift;     /* 0 if there is none */
 } tl_row;
 
 TL_INLINE int tl_squashed(const tl_row *row) { return row->scale != 1 || row->cap != 0; }

@@ -153,7 +153,7 @@ void tl_score_part(const tl_backend *backend, const tl_row *row, int64_t start, 
     assert(start % block == 0 && block <= TL_BLOCK && target >= 0 && target < row->count);
     tl_row raw = *row;
     raw.scale = 1;
-    raw.cap = 0;
+    raw.cap = raw.shift = 0;
     raw.folded = raw.dtype & ~TL_SWAPPED;
     tl_clear(&scratch);
     look.offset = 0;
