@@ -1306,12 +1306,13 @@ def assert_refused(result, *words):
         (["score", SAMPLE, "targets.npy"], ["targets.npy: cannot be read: No such file"]),
         (["score", SAMPLE, "--targets", "none.npy"], ["none.npy: cannot be read: No such file"]),
         (["score", SAMPLE, SAMPLE], [f"{SAMPLE}: is given twice"]),
+        (["score", SAMPLE, "--text", SAMPLE], [f"{SAMPLE}: is given twice"]),
         (["score", "none*.npz"], ["none*.npz: matches no file"]),
         (["score", SAMPLE, "--bytes", "0"], ["--bytes", "'0'", "at least 1"]),
         (["score", SAMPLE, "--bytes", 2**63], ["--bytes", "'9223372036854775808'", "at most 9223372036854775807"]),
         (["score", SAMPLE, "--bytes", "1" + "0" * 400], ["--bytes", "at most 9223372036854775807"]),  # U1
         (["score", SAMPLE, "--bytes", "9" * 5000], ["--bytes", "at most 9223372036854775807"]),
-        (["score", SAMPLE, "--ignore-index", "9" * 5000], ["--ignore-index", "at most 9223372036854775807"]),
+        (["score", SAMPLE, "--ignore-index", "9" * 5000], ["--ignore-index", "at most 18446744073709551615"]),
         (["score", SAMPLE, "--workers", "-2"], ["--workers", "'-2'", "or -1"]),
         (["score", SAMPLE, "--bytes", "9", "--text", "x"], ["--text", "--bytes"]),
         (["score", SAMPLE, "--text", "none.txt"], ["none.txt: cannot be read: No such file"]),
@@ -1396,7 +1397,7 @@ def test_bad_npy_files(run, npy, npz):
     assert_refused(run("score", scores, archive), f"{scores}: holds no targets; it must hold them, or come with --t")
     refused = run("score", scores, "--targets", archive)
     assert_refused(refused, f"{archive}: is no .npy file; it must be one, of targets")
-    assert_refused(run("score", targets, targets), "logits has dtype int64")
+    assert_refused(run("score", targets, scores), "logits has dtype int64")
     np.save(targets, np.array([None] * 4))
     assert_refused(run("score", scores, targets), f"{targets}: cannot be read")
 

@@ -159,7 +159,6 @@ def plan(paths: Sequence[str], targets: Sequence[str], options: Options) -> list
     """Open all files, and judge all that is in them but the scores, before anything is scored."""
     if not targets and len(paths) == 2 and _holds_class_ids(paths[1], _open(paths[0], options)):
         paths, targets = paths[:1], paths[1:]
-    _check_different([*paths, *targets])
     misplaced = [_misplaced(paths), _misplaced(targets)]
     if options.shift or (targets and not all(misplaced)):
         for path, following in itertools.chain(*misplaced):
@@ -200,7 +199,7 @@ def _holds_class_ids(path: str, scores: ScoresFile) -> bool:
     return array.dtype.kind in "iu"
 
 
-def _check_different(paths: Sequence[str]) -> None:
+def check_different(paths: Sequence[str]) -> None:
     """Refuse a file that is given twice, under whatever names."""
     seen: dict[object, str] = {}
     for path in paths:
@@ -356,11 +355,11 @@ def score(
         part = rows_of(mapped_again(targets), seen, stop) if ids is None else ids[seen:stop]
         scored = None if flags is None else flags[seen:stop]
         classes = _argmax(part, functools.partial(_refuse_row, shard, seen)) if is_soft else part
-        scores = _token_scores(
-            file.kind, block, part, classes, scored, options.ignore_index, workers, top_k=top_k, every=sink is not None
-        )
-        if file.kind == "log_probs":
-            _check_normalized(file.path, scores.logsumexp)
+        with _naming(file.path, f"rows from {seen} on" if seen else None):
+            scores = _token_scores(
+                file.kind, block, part, classes, scored, options.ignore_index, workers, top_k=top_k,
+                every=sink is not None,
+            )  # fmt: skip
         is_checked = is_checked or _check_kind(file, None if options.kind else "--kind", block, scores.kept)
         meter.update(scores.nll, where=scores.kept)
         greedy += int(np.count_nonzero(scores.is_greedy))
@@ -395,18 +394,20 @@ def _token_scores(
         logits = _log(block)
     unknown = {"ignore_index": -1} if is_soft else {}
     scores = token_scores(logits, ids, top_k=min(top_k, block.shape[1]), **options | unknown)
+    if kind == "log_probs":
+        _check_normalized(scores.logsumexp)
     if kind != "logits" or is_soft:
         nll = _LOSSES[kind](block, targets, reduction="none", **options)
         scores = dataclasses.replace(scores, nll=nll, kept=np.ones(nll.shape, np.bool_) if is_soft else scores.kept)
     return scores
 
 
-def _check_normalized(path: str, normalizers: Array) -> None:
+def _check_normalized(normalizers: Array) -> None:
     """Refuse what are no natural log-probabilities."""
     wrong = normalizers[abs(normalizers) > _UNNORMALIZED]  # nan is not
     if wrong.size:
         fits = "natural log-probabilities have 0: is it base 2, or logits?"
-        _arrays.fail("unnormalized", name=f"{path}: log_probs", got=wrong[0], fits=fits)
+        _arrays.fail("unnormalized", name="log_probs", got=wrong[0], fits=fits)
 
 
 def _check_kind(file: ScoresFile, option: str | None, block: Array, kept: Array) -> bool:
@@ -418,7 +419,8 @@ def _check_kind(file: ScoresFile, option: str | None, block: Array, kept: Array)
     with np.errstate(invalid="ignore"):  # a nan that signals
         rows = rows.astype(np.float64)
     if file.kind == "log_probs":
-        _check_normalized(file.path, logsumexp(rows))
+        with _naming(file.path):
+            _check_normalized(logsumexp(rows))
     elif file.kind == "logits" and option and rows.size > len(rows) and _are_distributions(rows).all():
         got = "looks like probabilities, since rows add up to 1"
         fits = f"come with {option} probs, or with {option} logits if it holds logits"
@@ -638,7 +640,8 @@ def compare(
         if base.kind == "logits" and options.definitions == "llama.cpp":  # which takes log-probabilities as they are
             logits = log_softmax(block.astype(np.float32) if block.itemsize < 4 else block)
         others = _log(beside) if other.kind == "probs" else beside
-        meter.update(logits, others, ids[part], where=where[part])
+        with _naming(base.path, other.path):
+            meter.update(logits, others, ids[part], where=where[part])
         seen += len(block)
         advance(block.nbytes + beside.nbytes)
     return meter.result()

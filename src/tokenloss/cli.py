@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 _ALTERNATIVES = 5  # to each token, on a page
 
 
-_LARGEST = 2**63 - 1  # number that an option takes
 _AT_ONCE = 1.0  # seconds in which signals count as one: `timeout` sends two
 
 
@@ -217,13 +216,13 @@ def _parser() -> argparse.ArgumentParser:
         )
         command.add_argument(
             "--ignore-index",
-            type=_integer(-(2**63)),
+            type=_integer(-(2**63), 2**64 - 1),
             default=-100,
             metavar="N",
             help="target of tokens to pass over (default: -100)",
         )
         command.add_argument(
-            "--workers", type=_integer(1, but=-1), metavar="N", help="threads (default, and -1: one for each CPU)"
+            "--workers", type=_integer(1, or_else=-1), metavar="N", help="threads (default, and -1: one for each CPU)"
         )
 
     info = commands.add_parser("info", help="show the version, the instruction set in use and the workers")
@@ -233,14 +232,14 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _integer(least: int, but: int | None = None) -> Callable[[str], int]:
-    """Reader of integers that are neither less nor too large for 64 bits, or that are one other."""
+def _integer(least: int, most: int = 2**63 - 1, or_else: int | None = None) -> Callable[[str], int]:
+    """Reader of integers that are neither less nor more, or that are one other."""
 
     def read(text: str) -> int:
         with contextlib.suppress(ValueError):
-            if least <= int(text) <= _LARGEST or int(text) == but:
+            if least <= int(text) <= most or int(text) == or_else:
                 return int(text)
-        fits = f"at least {least} and at most {_LARGEST}" + (f", or {but}" if but is not None else "")
+        fits = f"at least {least} and at most {most}" + (f", or {or_else}" if or_else is not None else "")
         raise argparse.ArgumentTypeError(f"{reprlib.repr(text)} is no integer of {fits}")
 
     return read
@@ -339,9 +338,11 @@ def _score(args: argparse.Namespace) -> None:
         with _judging("--plot"):
             plots.check(args.plot)
     files, targets = _expanded(args.files), _expanded(args.targets)
+    inputs = [*files, *targets, *filter(None, [args.text])]
     outputs = {f"--{name.replace('_', '-')}": getattr(args, name) for name in ("per_token", "plot", "html", "state")}
-    _check_outputs(outputs, [*files, *targets, *filter(None, [args.text])])
+    _check_outputs(outputs, inputs)
     with _judging():
+        _evaluation.check_different(inputs)
         shards = _evaluation.plan(files, targets, options)
         n_bytes, n_words = _evaluation.extent(args.text) if args.text else (args.bytes or 0, 0)
         args.workers = args.workers or (1 if args.scheduler else _workers.default_workers())
