@@ -6,6 +6,7 @@ import json
 import math
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +20,7 @@ import zarr
 
 import tokenloss
 from tokenloss import _evaluation, cli, report
+from tokenloss.compare import _UNNORMALIZED
 from tokenloss.formats import llama_cpp
 from tokenloss.formats import npz as npz_format
 
@@ -194,7 +196,8 @@ def test_all_ignored(figures, run, npz):
 
 @pytest.mark.parametrize("targets", [np.full(4, -100), np.empty((4, 0))], ids=["class ids", "distributions"])
 def test_no_classes(targets, figures, npy):
-    found = figures(*npy(LOGITS[:, :0], targets))
+    scores, path = npy(LOGITS[:, :0], targets)
+    found = figures(scores, "--targets", path)
     assert found["tokens"] + found["ignored"] == 4
     assert found["bytes"] == 0
 
@@ -226,8 +229,9 @@ def test_infinite_and_undefined_losses_are_null(figures, run, npz):
 
 
 def test_losses_below_zero(figures, npz):
-    found = figures(npz(log_probs=np.full((3, 2), 1e4), targets=np.zeros(3, int)))  # no log-probabilities at all
-    assert found["loss"] == -1e4
+    shares = np.tile([1.0005, -0.0005], (3, 1))  # rounded so that they are a little below 0
+    found = figures(npz(logits=np.tile([0.0, -2e6], (3, 1)), targets=shares))
+    assert found["loss"] == pytest.approx(-1e3)
     assert found["costliest"][0]["probability"] is None
 
 
@@ -411,6 +415,152 @@ def test_shift_does_not_fit(run, npz, tmp_path):
     assert_refused(run("score", tmp_path / "base.kld", "--shift"), "holds targets that are the next tokens")
 
 
+@pytest.fixture(params=["1 file", "a file each", "in the files"])
+def pieces(request, tmp_path):
+    """Shards of one sequence of 12 rows, one of them empty; their arguments, logits, ids and text."""
+    rng = np.random.default_rng(8)
+    logits, ids = rng.normal(size=(12, 7)).astype(np.float32), rng.integers(7, size=12)
+    ids[5] = -100
+    text = np.array([f"t{i}" for i in range(12)])
+    for name, part in zip("abcd", np.split(np.arange(12), [4, 5, 5]), strict=True):
+        np.savez(tmp_path / f"part-{name}.npz", logits=logits[part], targets=ids[part], tokens=text[part])
+        np.save(tmp_path / f"logits-{name}.npy", logits[part])
+        np.save(tmp_path / f"ids-{name}.npy", ids[part])
+    np.save(tmp_path / "all.npy", ids)
+    argv = {
+        "1 file": ["logits-*.npy", "--targets", tmp_path / "all.npy"],
+        "a file each": ["logits-*.npy", "--targets", tmp_path / "ids-*.npy"],
+        "in the files": ["part-*.npz"],
+    }[request.param]
+    return SimpleNamespace(argv=[tmp_path / argv[0], *argv[1:]], logits=logits, ids=ids, path=tmp_path)
+
+
+def test_shift_loses_no_token_between_shards(pieces, figures):  # W10: --shift
+    found = figures(*pieces.argv, "--shift", "--per-token", pieces.path / "out.npy", "--top", 20)
+    losses = tokenloss.cross_entropy(pieces.logits[:-1], pieces.ids[1:], reduction="none")
+    assert (found["tokens"], found["ignored"], found["without_next"]) == (10, 1, 1)
+    assert found["loss"] == tokenloss.cross_entropy(pieces.logits[:-1], pieces.ids[1:])
+    table = np.load(pieces.path / "out.npy")
+    np.testing.assert_array_equal(table["nll"], losses)
+    np.testing.assert_array_equal(table["target"], pieces.ids[1:])
+    starts = dict(zip((part["file"] for part in found["shards"]), (0, 4, 5, 5), strict=True))
+    places = [starts[token["file"]] + token["position"] for token in found["costliest"]]
+    assert sorted(places) == [0, 1, 2, 3, 5, 6, 7, 8, 9, 10]
+    if pieces.argv[-1] == pieces.path / "part-*.npz":
+        assert [token["text"] for token in found["costliest"]] == [f"t{place + 1}" for place in places]
+
+
+def test_shift_between_shards_says_what_it_leaves_out(pieces, run, figures):  # W10: without_next
+    out = run("score", *pieces.argv, "--shift")[1]
+    assert re.search("tokens +10 +1 ignored, 1 without a next token\n", out)
+    assert figures(*pieces.argv)["without_next"] == 0
+
+
+def test_shift_between_batches_of_sequences(figures, tmp_path):  # W10: each sequence ends where it ends
+    rng = np.random.default_rng(9)
+    logits, ids = rng.normal(size=(4, 5, 7)), rng.integers(7, size=(4, 5))
+    for name, part in ("a", slice(0, 2)), ("b", slice(2, 4)):
+        np.savez(tmp_path / f"part-{name}.npz", logits=logits[part], targets=ids[part])
+    np.savez(tmp_path / "part-c.npz", logits=logits[0], targets=ids[0])
+    found = figures(tmp_path / "part-*.npz", "--shift")
+    assert (found["tokens"], found["without_next"]) == (20, 5)
+
+
+def test_shift_between_shards_of_other_dtypes(figures, tmp_path):  # W10
+    logits = np.random.default_rng(10).normal(size=(4, 300))
+    np.savez(tmp_path / "a.npz", logits=logits[:2], targets=np.uint8([7, 8]))
+    np.savez(tmp_path / "b.npz", logits=logits[2:], targets=np.int32([299, -100]))
+    found = figures(tmp_path / "[ab].npz", "--shift")
+    assert found["loss"] == tokenloss.cross_entropy(logits[:2], [8, 299])
+    assert (found["tokens"], found["ignored"]) == (2, 1)
+
+
+def test_shift_between_shards_with_state(pieces, run, figures):  # W10: what follows is part of what a shard is
+    state = pieces.path / "state"
+    without = figures(*pieces.argv, "--shift")
+    for _ in range(2):
+        found = figures(*pieces.argv, "--shift", "--state", state)
+        assert [found[name] for name in SUMS[:-1]] == [without[name] for name in SUMS[:-1]]
+    kept = json.loads(state.read_text())
+    assert [entry["shard"]["next"][0] for entry in kept["done"]] == [pieces.ids[4], -100, None, None]
+    kept["done"][0]["shard"]["next"][0] = 6 if pieces.ids[4] != 6 else 5
+    state.write_text(json.dumps(kept))
+    refused = run("score", *pieces.argv, "--shift", "--state", state)
+    assert_refused(refused, f"{state}: holds what was found in", "changed")
+
+
+def test_shift_between_shards_on_a_cluster(pieces, figures):  # W10
+    distributed = pytest.importorskip("distributed", reason="Dask is optional")
+    with distributed.LocalCluster(
+        n_workers=1, threads_per_worker=2, processes=False, dashboard_address=None
+    ) as cluster:
+        there = figures(*pieces.argv, "--shift", "--scheduler", cluster.scheduler_address)
+    here = figures(*pieces.argv, "--shift")
+    for name in (*SUMS, "without_next", "costliest", "shards"):
+        assert there[name] == here[name]
+
+
+@pytest.mark.parametrize("n_rows", [(24,), (4, 6)])
+def test_compare_shifted(n_rows, compared, tmp_path):  # W10: compare has --shift
+    rng = np.random.default_rng(11)
+    base, ids = rng.normal(size=(*n_rows, 9)).astype(np.float32), rng.integers(9, size=n_rows)
+    other = base + rng.normal(size=base.shape, scale=0.3).astype(np.float32)
+    ids[..., 2] = -100
+    np.savez(tmp_path / "base.npz", logits=base, targets=ids)
+    np.savez(tmp_path / "other.npz", logits=other, targets=ids)
+    found = compared(tmp_path / "base.npz", tmp_path / "other.npz", "--shift")
+    expected = tokenloss.compare(base[..., :-1, :], other[..., :-1, :], ids[..., 1:]).as_dict()
+    assert {name: found[name] for name in expected} == expected
+    sequences = math.prod(n_rows[:-1])
+    assert (found["without_next"], found["ignored"]) == (sequences, sequences)
+
+
+def test_compare_shifted_does_not_fit(run, models, tmp_path):  # W10
+    base, other = models.path / "base.npz", models.path / "other.npy"
+    assert_refused(run("compare", base, other, "--shift"), f"{other}: holds logits of shape (24, 9)", "(4, 6, 9)")
+    assert_refused(
+        run("compare", other, other, "--targets", models.path / "targets.npy", "--shift"),
+        "targets.npy: holds targets of shape (4, 6)",
+    )
+    llama_cpp.write(tmp_path / "base.kld", np.zeros(10, int), [LOGITS], 10)
+    refused = run("compare", tmp_path / "base.kld", tmp_path / "base.kld", "--shift")
+    assert_refused(refused, "base.kld: holds targets that are the next tokens")
+
+
+def test_compare_of_other_texts(run, models):  # two files that each know their targets, which differ
+    np.savez(models.path / "else.npz", logits=models.other, targets=models.targets[:, ::-1])
+    base, other = models.path / "base.npz", models.path / "else.npz"
+    assert_refused(run("compare", base, other), f"{other}: holds other targets; it must hold those of {base}")
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 1 << 20])
+@pytest.mark.parametrize(
+    "text", ["a naïve\nlittle  text\n", "\u2003x\u2003", "\r\n", "€ €€", "a\x1cb\x85c\xa0d", "\ufeffa b"]
+)
+def test_extent_of_a_text_in_chunks(text, chunk, tmp_path, monkeypatch):  # W5: --text
+    monkeypatch.setattr(_evaluation, "_TEXT_BYTES", chunk)
+    for data in (text.encode(), b"\xff" + text.encode() + b"\xe2\x82"):
+        (tmp_path / "text").write_bytes(data)
+        expected = len(data), len(data.decode("utf-8", "replace").split())
+        assert _evaluation.extent(str(tmp_path / "text")) == expected
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes")
+def test_text_from_a_pipe(npz, tmp_path):  # W5: --text
+    os.mkfifo(tmp_path / "pipe")
+    argv = [sys.executable, "-m", "tokenloss", "score", npz(logits=LOGITS, targets=TARGETS), "--json"]
+    with subprocess.Popen([*argv, "--text", tmp_path / "pipe"], stdout=subprocess.PIPE) as process:
+        (tmp_path / "pipe").write_bytes(b"two words" * 100_000)
+        found = json.loads(process.communicate(timeout=60)[0])
+    assert (found["n_bytes"], found["n_words"]) == (900_000, 100_001)
+    assert found["bits_per_byte"] is not None
+
+
+def test_empty_text(run, tmp_path):  # W5: --text
+    (tmp_path / "text").write_bytes(b"")
+    assert_refused(run("score", SAMPLE, "--text", tmp_path / "text"), "text: is empty; it must hold a text")
+
+
 def test_bytes_and_words(figures, run, npz, tmp_path):
     path = npz(logits=LOGITS, targets=TARGETS)
     (tmp_path / "text").write_text("a naïve\nlittle  text\n", encoding="utf-8")
@@ -427,6 +577,205 @@ def test_bytes_and_words(figures, run, npz, tmp_path):
     assert "perplexity per word" in out
     assert "perplexity per word" not in run("score", path, "--bytes", 11)[1]
     assert "per byte" not in run("score", path)[1]
+
+
+# -- what files are taken for -----------------------------------------------------------------------------------------
+
+
+def test_two_shards_are_no_pair(shards, run, figures):  # W1: a forgotten --targets
+    np.save(shards.path / "half-0.npy", shards.logits[:30])
+    np.save(shards.path / "half-1.npy", shards.logits[30:])
+    words = f"{shards.path / 'half-0.npy'}: holds no targets; it must hold them, or come with --targets"
+    assert_refused(run("score", shards.path / "half-*.npy"), words)
+    found = figures(shards.path / "half-*.npy", "--targets", shards.path / "all.npy")
+    assert (found["tokens"], found["targets"]) == (np.count_nonzero(shards.targets != -100), "class ids")
+
+
+def test_second_file_of_class_ids(run, figures, npy):  # W1
+    scores, targets = npy(LOGITS, TARGETS)
+    assert figures(scores, targets)["targets"] == "class ids"
+    assert figures(scores, targets)["files"] == [str(scores), str(targets)]
+    for dtype in (np.bool_, np.int64):
+        scores, targets = npy(LOGITS, np.eye(3, dtype=dtype)[TARGETS])
+        assert_refused(run("score", scores, targets), f"{targets}: holds {np.dtype(dtype)} of the shape", "--targets")
+        found = figures(scores, "--targets", targets)
+        assert (found["targets"], found["loss"]) == ("distributions", tokenloss.cross_entropy(LOGITS, TARGETS))
+
+
+@pytest.mark.parametrize("block_rows", [1, 2, 1000])
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ([0.5, 0.25, 0.2], ["targets[1, 0] adds up to 0.95", "add up to 1, as a distribution does", "class ids are"]),
+        ([0.5, 0.5, 0.02], ["targets[1, 0] adds up to 1.02"]),
+        ([0.5, 0.75, -0.25], ["targets[1, 0] has a share of -0.25", "from 0 to 1", "class ids are integers"]),
+        ([1.25, -0.001, -0.249], ["targets[1, 0] has a share of 1.25"]),
+        ([np.nan, 0.5, 0.5], ["targets[1, 0] "]),
+        ([2.0, -1.0, 0.0], ["targets[1, 0] has a share of "]),
+    ],
+)
+def test_what_is_no_distribution(row, words, dtype, block_rows, run, npz, npy, monkeypatch):  # W1
+    monkeypatch.setattr(_evaluation, "_BLOCK_ROWS", block_rows)
+    logits = LOGITS.reshape(2, 2, 3).astype(dtype)
+    shares = np.eye(3, dtype=dtype)[TARGETS].reshape(2, 2, 3)
+    shares[1, 0] = row
+    path = npz(logits=logits, targets=shares)
+    assert_refused(run("score", path), f"{path}: targets", *words)
+    scores, targets = npy(logits, shares)
+    assert_refused(run("score", scores, "--targets", targets), f"{targets}: targets", *words)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("row", [[0.5, 0.25, 0.245], [0.5, 0.5, 0.009], [1.0009, -0.0009, 0]])
+def test_what_is_nearly_a_distribution(row, dtype, figures, npz):  # W1
+    shares = np.eye(3, dtype=dtype)[TARGETS]
+    shares[2] = row
+    found = figures(npz(logits=LOGITS, targets=shares))
+    assert found["loss"] == pytest.approx(tokenloss.cross_entropy(LOGITS, shares))
+
+
+def test_shares_of_float16_are_added_up_in_float64(figures, npz):  # W1
+    shares = np.full((2, 50_000), 1 / 50_000, np.float16)
+    found = figures(npz(logits=np.zeros((2, 50_000), np.float32), targets=shares))
+    assert found["loss"] == pytest.approx(math.log(50_000) * float(shares[0].astype(float).sum()))
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float64])
+def test_kind_that_was_forgotten(dtype, run, figures, npy):  # W1, W9: --kind
+    probs = tokenloss.softmax(LOGITS.astype(np.float64)).astype(dtype)
+    for targets in (TARGETS, np.array([-100, -100, 2, 0])):
+        scores, path = npy(probs, targets)
+        refused = run("score", scores, path)
+        assert_refused(refused, f"{scores}: looks like probabilities, since rows add up to 1", "--kind probs", "logits")
+        assert figures(scores, path, "--kind", "logits")["loss"] == tokenloss.cross_entropy(probs, targets)
+        assert figures(scores, path, "--kind", "probs")["loss"] == tokenloss.cross_entropy_loss(
+            targets, probs, ignore_index=-100
+        )
+
+
+def test_scores_that_are_no_probabilities_are_believed(figures, npy):  # W1, W9: --kind
+    probs = tokenloss.softmax(LOGITS.astype(np.float64))
+    padded = np.concatenate([np.zeros((1, 3)), probs])  # padding at the head, which is scored
+    for scores, targets in (
+        (padded, np.zeros(5, int)),
+        (np.concatenate([probs, [[-1e-9, 0.5, 0.5]]]), np.zeros(5, int)),
+        (probs * 1.02, TARGETS),
+        (np.ones((3, 1)), np.zeros(3, int)),  # of one class
+    ):
+        assert figures(*npy(scores, targets))["loss"] == tokenloss.cross_entropy(scores, targets)
+
+
+def test_rows_that_are_not_scored_tell_no_kind(run, npy, monkeypatch):  # W1, W9: --kind
+    monkeypatch.setattr(_evaluation, "_BLOCK_ROWS", 3)
+    scores = np.concatenate([np.zeros((5, 3)), tokenloss.softmax(LOGITS.astype(np.float64))])
+    targets = np.concatenate([np.full(5, -100), TARGETS])
+    assert_refused(run("score", *npy(scores, targets)), "looks like probabilities")
+
+
+def test_kind_that_was_forgotten_of_either(run, compared, models):  # W1, W9: --kind, --base-kind
+    np.save(models.path / "probs.npy", tokenloss.softmax(models.other.reshape(24, 9)))
+    base, probs, targets = models.path / "base.npz", models.path / "probs.npy", models.path / "targets.npy"
+    assert_refused(run("compare", base, probs), f"{probs}: looks like probabilities", "--kind probs")
+    refused = run("compare", probs, models.path / "other.npy", "--targets", targets)
+    assert_refused(refused, f"{probs}: looks like probabilities", "--base-kind probs")
+    assert compared(base, probs, "--kind", "logits")["count"] == 24
+    assert compared(base, probs, "--kind", "probs")["mean_kl"] == pytest.approx(
+        tokenloss.kl_divergence(models.base, models.other), rel=1e-4
+    )
+
+
+@pytest.mark.parametrize("named", [True, False])
+@pytest.mark.parametrize("wrong", ["base 2", "logits", "probs"])
+def test_log_probs_that_are_none(wrong, named, run, npz, npy):  # W9: --kind
+    logs = tokenloss.log_softmax(LOGITS.astype(np.float64))
+    scores = {"base 2": logs / math.log(2), "logits": LOGITS, "probs": np.exp(logs)}[wrong]
+    scores = np.concatenate([logs, scores])
+    targets = np.concatenate([TARGETS, TARGETS])
+    argv = [npz(log_probs=scores, targets=targets)] if named else [*npy(scores, targets), "--kind", "log_probs"]
+    got = tokenloss.logsumexp(scores[4:5])[0]
+    words = f"{argv[0]}: log_probs has a row whose logsumexp is {got:.4g}; natural log-probabilities have 0"
+    assert_refused(run("score", *argv), words)
+
+
+def test_log_probs_that_nearly_are_some(figures, run, npz):  # W9
+    logs = tokenloss.log_softmax(LOGITS.astype(np.float64))
+    logs[0] += 0.99 * _UNNORMALIZED
+    logs[1] = np.nan
+    logs[2] += 7  # is not scored
+    found = figures(npz(log_probs=logs, targets=[0, 1, -100, 0]))
+    assert (found["tokens"], found["loss"]) == (3, None)
+    logs[0] += 0.02 * _UNNORMALIZED
+    assert_refused(run("score", npz(log_probs=logs, targets=[0, 1, -100, 0])), "logsumexp is 0.101")
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_log_probs_that_are_none_in_a_comparison(given, run, npz, models):  # W9
+    logs = tokenloss.log_softmax(models.other.astype(np.float64)) / math.log(2)
+    path = npz(log_probs=logs)
+    options = ["--kind", "log_probs"] if given else []
+    assert_refused(run("compare", models.path / "base.npz", path, *options), f"{path}: log_probs has a row whose")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links there need a privilege")
+@pytest.mark.parametrize("link", ["./", "symlink", "hard link"])
+def test_file_under_another_name_is_given_twice(link, run, npz):  # W8: FILE
+    path = npz(logits=LOGITS, targets=TARGETS)
+    other = f"{path.parent}/./{path.name}"
+    if link != "./":
+        other = path.with_name("other.npz")
+        other.symlink_to(path) if link == "symlink" else other.hardlink_to(path)
+    assert_refused(run("score", path, other), f"{other}: is given twice, as {path}, too; it must be given once")
+
+
+def test_targets_that_are_given_twice(shards, run, npy):  # W8: --targets
+    logits, targets = shards.path / "logits-a.npy", shards.path / "targets-a.npy"
+    np.save(shards.path / "logits-d.npy", shards.logits[:13])
+    both = ["--targets", targets, "--targets", targets]
+    assert_refused(run("score", logits, shards.path / "logits-d.npy", *both), f"{targets}: is given twice")
+    probs, _ = npy(tokenloss.softmax(LOGITS), TARGETS)
+    assert_refused(run("score", probs, "--targets", probs, "--kind", "probs"), f"{probs}: is given twice")
+
+
+@pytest.fixture
+def numbered(tmp_path):
+    """Shards of 12 rows, of which a shell puts 10 before 2; the logits and targets of all."""
+    rng = np.random.default_rng(12)
+    logits, targets = rng.normal(size=(12, 5)), rng.integers(5, size=12)
+    for i in range(12):
+        np.save(tmp_path / f"part-{i}.npy", logits[i : i + 1])
+        np.save(tmp_path / f"ids-{i}.npy", targets[i : i + 1])
+    np.save(tmp_path / "all.npy", targets)
+    return SimpleNamespace(path=tmp_path, logits=logits, targets=targets)
+
+
+def test_numbered_files_are_in_the_order_of_their_numbers(numbered, figures):
+    expected = tokenloss.cross_entropy(numbered.logits, numbered.targets)
+    for targets in ("all.npy", "ids-*.npy"):
+        found = figures(numbered.path / "part-*.npy", "--targets", numbered.path / targets)
+        assert found["loss"] == expected
+    assert [Path(path).name for path in found["files"][::2]] == [f"part-{i}.npy" for i in range(12)]
+
+
+@pytest.mark.parametrize("targets", ["all.npy", "ids-*.npy"])
+def test_order_of_a_shell_is_refused_where_it_counts(targets, numbered, run, figures):
+    files = sorted(numbered.path.glob("part-*.npy"))
+    refused = run("score", *files, "--targets", numbered.path / targets)
+    assert_refused(refused, f"{numbered.path / 'part-11.npy'}: comes before {numbered.path / 'part-2.npy'}", "quotes")
+    each = [word for path in sorted(numbered.path.glob("ids-*.npy")) for word in ("--targets", path)]
+    found = figures(*files, *each)  # the same order on both sides
+    assert found["loss"] == tokenloss.cross_entropy(numbered.logits, numbered.targets)
+    assert_refused(run("score", *files, *each, "--shift"), "comes before")
+    backwards = [numbered.path / f"part-{i}.npy" for i in range(11, -1, -1)]  # on purpose
+    assert figures(*backwards, "--targets", numbered.path / "all.npy")["tokens"] == 12
+
+
+def test_json_is_strict(figures, run, npz):  # U6: --json
+    tokens = np.array(["\ud800", "a\udc00b", "\U0001f600", "\ud83d\ude00"])
+    path = npz(logits=LOGITS, targets=TARGETS, tokens=tokens)
+    texts = {token["position"]: token["text"] for token in figures(path)["costliest"]}
+    assert texts == {0: "\ufffd", 1: "a\ufffdb", 2: "\U0001f600", 3: "\U0001f600"}
+    json.loads(run("score", path, "--json")[1].encode()).__repr__().encode("utf-8")
 
 
 # -- every token ------------------------------------------------------------------------------------------------------
@@ -481,6 +830,71 @@ def test_per_token_of_other_kinds(soft, kind, figures, npz, tmp_path):
 def test_outputs_that_cannot_be_written(option, run, tmp_path):
     path = tmp_path / "none" / "out.csv" if option == "--per-token" else tmp_path / "none" / "out.png"
     assert_refused(run("score", SAMPLE, option, path), f"{path}: cannot be written: No such file")
+
+
+@pytest.fixture
+def files(tmp_path, monkeypatch):
+    """Files that are read, in the working directory, and what each of them holds."""
+    monkeypatch.chdir(tmp_path)
+    np.savez("a.npz", logits=LOGITS, targets=TARGETS)
+    np.save("l.npy", LOGITS)
+    np.save("t.npy", TARGETS)
+    Path("text.png").write_text("some words")
+    group = zarr.open_group("s.zarr", mode="w")
+    group.create_array("logits", data=LOGITS)
+    group.create_array("targets", data=TARGETS)
+    if sys.platform != "win32":
+        Path("link.csv").symlink_to("t.npy")
+        Path("hard.csv").hardlink_to("t.npy")
+    return {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        ("score l.npy t.npy --per-token t.npy", "--per-token t.npy: would replace t.npy"),
+        ("score l.npy t.npy --per-token ./l.npy", "--per-token ./l.npy: would replace l.npy"),
+        ("score l.npy t.npy --per-token link.csv", "--per-token link.csv: would replace t.npy"),
+        ("score l.npy --targets t.npy --per-token hard.csv", "--per-token hard.csv: would replace t.npy"),
+        ("score a.npz --html a.npz", "--html a.npz: would replace a.npz"),
+        ("score a.npz --state a.npz", "--state a.npz: would replace a.npz"),
+        ("score *.npz --state a.npz", "--state a.npz: would replace a.npz"),
+        ("score a.npz --text text.png --plot text.png", "--plot text.png: would replace text.png"),
+        ("score s.zarr --html s.zarr/zarr.json", "--html s.zarr/zarr.json: would be written into s.zarr"),
+        ("score s.zarr --html s.zarr/logits/x", "--html s.zarr/logits/x: would be written into s.zarr"),
+        ("score a.npz --html x --per-token ./x", "--per-token: path is"),
+        ("score a.npz --html ./x.csv --per-token x.csv", "--html ./x.csv: would replace what --per-token writes"),
+        ("score a.npz --html x.png --plot x.png", "--html x.png: would replace what --plot writes"),
+        ("score a.npz --html none/x.html", "--html none/x.html: cannot be written: No such file or directory"),
+        ("score a.npz --html s.zarr", "--html s.zarr: cannot be written: Is a directory"),
+        ("compare a.npz l.npy --plot text.png --targets text.png", "--plot text.png: would replace text.png"),
+        ("compare a.npz s.zarr --plot s.zarr/x.png", "--plot s.zarr/x.png: would be written into s.zarr"),
+    ],
+)
+def test_outputs_replace_no_input(argv, words, files, run, monkeypatch):  # W6
+    if sys.platform == "win32" and ("link" in argv or "hard" in argv or "cannot" in words):
+        pytest.skip("other links, other messages")
+    monkeypatch.setattr(_evaluation, "score", raising(AssertionError))
+    assert_refused(run(*argv.split()), words)
+    assert {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()} == files
+
+
+@pytest.mark.skipif(not Path("/dev/null").exists(), reason="no such device")
+def test_devices_may_be_given_twice(files, run):  # W6
+    Path("null.csv").symlink_to("/dev/null")
+    assert run("score", "a.npz", "--html", "/dev/null", "--per-token", "null.csv")[0] == 0
+
+
+@pytest.mark.skipif(not Path("/dev/stdout").exists(), reason="no such device")
+def test_output_that_would_replace_what_is_printed(files):  # W6: --html /dev/stdout > page.html
+    for out in ("/dev/stdout", "page.html"):
+        with Path("page.html").open("wb") as file:
+            done = process("score", "a.npz", "--html", out, stdout=file)
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+        assert f"--html {out}: would replace stdout" in done.stderr
+    done = process("score", "a.npz", "--html", "/dev/stdout")  # a pipe: one after the other
+    assert done.returncode == 0
+    assert re.fullmatch("<!doctype html>.*</html>\na.npz  logits.*", done.stdout, re.DOTALL)
 
 
 @pytest.mark.parametrize("suffix", [".npy", ".csv", ".parquet"])
@@ -635,7 +1049,8 @@ def test_compare_files(other, block_rows, models, compared, monkeypatch):
     monkeypatch.setattr(_evaluation, "_BLOCK_ROWS", block_rows)
     found = compared(models.path / "base.npz", models.path / other)
     expected = tokenloss.compare(models.base, models.other, models.targets).as_dict()
-    assert set(found) == set(expected) | {"base", "other", "shape", "ignored"}
+    assert set(found) == set(expected) | {"base", "other", "base_kind", "kind", "shape", "ignored", "without_next"}
+    assert (found["base_kind"], found["kind"]) == ("logits", "probs" if other == "other.npz" else "logits")
     for name, value in expected.items():
         if other == "other.npz" and name != "definitions":
             value = pytest.approx(value, rel=1e-5, abs=1e-6)
@@ -729,7 +1144,7 @@ def test_compare_plot(models, run):
 # -- how it looks -----------------------------------------------------------------------------------------------------
 
 SUMMARY = """\
-FILE  logits, 4 × 3, float32
+FILE  logits, 4 × 3, float32; class ids
 
   tokens           4
   loss             2.65035  ± 2.13 nats
@@ -764,11 +1179,39 @@ def test_summary_without_text(run, npz):
     assert "probability  text" not in out
 
 
-def test_long_text_is_folded(run, npz):
+def on_terminal(run, monkeypatch, columns, *argv):
+    """What is printed on a terminal of this width, without colours."""
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", str(columns))
+    status, out, err = run(*argv)
+    assert (status, err) == (0, "")
+    return re.sub(r"\x1b\[[\d;]*m", "", out)
+
+
+def test_long_text_is_folded(run, npz, monkeypatch):
     text = "".join(map(str, range(100)))
-    _, out, _ = run("score", npz(logits=LOGITS[:1], targets=TARGETS[:1], tokens=np.array([text])))
+    path = npz(logits=LOGITS[:1], targets=TARGETS[:1], tokens=np.array([text]))
+    out = on_terminal(run, monkeypatch, 80, "score", path)
     assert max(map(len, out.splitlines()[1:])) <= 80
     assert text in "".join(out.split())
+
+
+@pytest.mark.parametrize("columns", [1, 12, 29])
+def test_numbers_are_whole_on_a_narrow_terminal(columns, run, npz, monkeypatch):  # U14: columns
+    path = npz(logits=LOGITS, targets=TARGETS, tokens=np.array(["abcdefghij" * 5] * 4))
+    lines = on_terminal(run, monkeypatch, columns, "score", path).splitlines()
+    assert any(re.match("  perplexity +14.159 +95 % interval", line) for line in lines)
+    assert any(re.match("         3       0  9.0002     0.000123  abcdefghij", line) for line in lines)
+
+
+@pytest.mark.parametrize("rich", [True, False])
+def test_no_line_that_is_piped_ends_in_blanks(rich, run, models, monkeypatch):  # U14
+    if not rich:
+        monkeypatch.setitem(sys.modules, "rich", None)
+    for argv in ("score", SAMPLE), ("info",), ("compare", models.path / "base.npz", models.path / "other.npy"):
+        out = run(*argv)[1]
+        assert len(out.splitlines()) > 3
+        assert [line for line in out.splitlines() if line != line.rstrip()] == []
 
 
 def test_text_beyond_the_encoding_is_escaped():
@@ -863,12 +1306,20 @@ def assert_refused(result, *words):
         (["score", SAMPLE, "targets.npy"], ["targets.npy: cannot be read: No such file"]),
         (["score", SAMPLE, "--targets", "none.npy"], ["none.npy: cannot be read: No such file"]),
         (["score", SAMPLE, SAMPLE], [f"{SAMPLE}: is given twice"]),
+        (["score", SAMPLE, "--text", SAMPLE], [f"{SAMPLE}: is given twice"]),
         (["score", "none*.npz"], ["none*.npz: matches no file"]),
         (["score", SAMPLE, "--bytes", "0"], ["--bytes", "'0'", "at least 1"]),
+        (["score", SAMPLE, "--bytes", 2**63], ["--bytes", "'9223372036854775808'", "at most 9223372036854775807"]),
+        (["score", SAMPLE, "--bytes", "1" + "0" * 400], ["--bytes", "at most 9223372036854775807"]),  # U1
+        (["score", SAMPLE, "--bytes", "9" * 5000], ["--bytes", "at most 9223372036854775807"]),
+        (["score", SAMPLE, "--ignore-index", "9" * 5000], ["--ignore-index", "at most 18446744073709551615"]),
+        (["score", SAMPLE, "--workers", "-2"], ["--workers", "'-2'", "or -1"]),
         (["score", SAMPLE, "--bytes", "9", "--text", "x"], ["--text", "--bytes"]),
         (["score", SAMPLE, "--text", "none.txt"], ["none.txt: cannot be read: No such file"]),
-        (["score", SAMPLE, "--per-token", "x.txt"], ["'x.txt'", ".npy, .csv, .parquet"]),
-        (["score", SAMPLE, "--plot", "x.txt"], ["'x.txt'", ".png"]),
+        (["score", SAMPLE, "--per-token", "x.txt"], ["--per-token: ", "'x.txt'", ".npy, .csv, .parquet"]),  # U13
+        (["score", SAMPLE, "--plot", "x.txt"], ["--plot: ", "'x.txt'", ".png"]),
+        (["compare", SAMPLE, SAMPLE, "--plot", "x.txt"], ["--plot: ", "'x.txt'", ".png"]),
+        (["score", SAMPLE, "--state", "/dev/zero"], ["/dev/zero: is no file"]),
         (["score", SAMPLE, "--state", "x", "--html", "y"], ["--state", "--html"]),
         (["score", SAMPLE, "--scheduler", "tcp://x:1", "--per-token", "y.npy"], ["--scheduler", "--per-token"]),
         (["score", SAMPLE, "--scheduler", "nowhere"], ["nowhere"]),
@@ -884,6 +1335,26 @@ def assert_refused(result, *words):
 )
 def test_bad_arguments(argv, words, run):
     assert_refused(run(*argv), *words)
+
+
+OPTIONS = ["--targets", "--text", "--per-token", "--plot", "--html", "--state", "--scheduler", "--array"]
+
+
+@pytest.mark.parametrize(
+    ("argv", "name"),
+    [(["score", ""], "FILE")]
+    + [(["score", SAMPLE, option, ""], option) for option in OPTIONS]
+    + [(["compare", "", SAMPLE], "BASE"), (["compare", SAMPLE, ""], "OTHER")]
+    + [(["compare", SAMPLE, SAMPLE, option, ""], option) for option in ("--targets", "--plot", "--base-array")],
+)
+def test_empty_values(argv, name, run):  # W12: the value of a shell's variable that is not set
+    assert_refused(run(*argv), f"argument {name}: '' is no name")
+
+
+def test_all_workers():
+    parser = cli._parser()
+    assert parser.parse_args(["score", "x", "--workers", "-1"]).workers == -1
+    assert parser.parse_args(["compare", "x", "y", "--workers=-1"]).workers == -1
 
 
 @pytest.mark.parametrize(
@@ -923,8 +1394,10 @@ def test_bad_npy_files(run, npy, npz):
     archive = npz(logits=LOGITS, targets=TARGETS)
     assert_refused(run("score", scores), f"{scores}: ", "targets")
     assert_refused(run("score", scores, scores.parent / "none.npy"), "none.npy: cannot be read: No such file")
-    assert_refused(run("score", scores, archive), f"{archive}: is no .npy file; it must be one, of targets")
-    assert_refused(run("score", targets, targets), "logits has dtype int64")
+    assert_refused(run("score", scores, archive), f"{scores}: holds no targets; it must hold them, or come with --t")
+    refused = run("score", scores, "--targets", archive)
+    assert_refused(refused, f"{archive}: is no .npy file; it must be one, of targets")
+    assert_refused(run("score", targets, scores), "logits has dtype int64")
     np.save(targets, np.array([None] * 4))
     assert_refused(run("score", scores, targets), f"{targets}: cannot be read")
 
@@ -969,9 +1442,57 @@ def test_out_of_memory(run, monkeypatch):
     assert_refused(run("score", SAMPLE), f"out of memory: {SAMPLE} does not fit; what is not compressed need not")
 
 
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+@pytest.mark.skipif(sys.platform == "win32", reason="a process there gets no signal from another")
+def test_signals_remove_what_is_half_written(name, tmp_path):  # L3: as Slurm and `timeout` end a process
+    number = getattr(signal, name)
+    program = (
+        "import sys, os, signal, time; from tokenloss import _evaluation, cli\n"
+        "block = _evaluation._token_scores\n"
+        "def slow(*args, **options):\n"
+        "    print('begun', flush=True); time.sleep(60)\n"
+        "_evaluation._token_scores = slow\n"
+        "sys.exit(cli.main())"
+    )
+    argv = ["score", SAMPLE, "--per-token", tmp_path / "out.csv"]
+    with subprocess.Popen(
+        [sys.executable, "-W", "error", "-c", program, *map(str, argv)],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    ) as process:  # fmt: skip
+        assert process.stdout.readline() == "begun\n"
+        assert [path.suffix for path in tmp_path.iterdir()] == [".tmp"]
+        process.send_signal(number)
+        process.send_signal(number)
+        out, err = process.communicate(timeout=60)
+    assert (process.returncode, out, err) == (128 + number, "", f"tokenloss: ended by {name}\n")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_handlers_of_signals_are_put_back(run, monkeypatch):  # L3
+    seen = []
+    monkeypatch.setattr(report, "show_json", lambda _: seen.append(signal.getsignal(signal.SIGTERM)))
+    before = signal.getsignal(signal.SIGTERM)
+    assert run("info", "--json")[0] == 0
+    assert callable(seen[0])
+    assert signal.getsignal(signal.SIGTERM) is before
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as nohup does with SIGHUP
+    try:
+        assert run("info", "--json")[0] == 0
+        assert seen[1] == signal.getsignal(signal.SIGTERM) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def test_ctrl_c(run, monkeypatch):
     monkeypatch.setattr(_evaluation, "token_scores", raising(KeyboardInterrupt))
     assert run("score", SAMPLE) == (130, "", "tokenloss: interrupted\n")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="of a shell")
+def test_nothing_of_a_closed_stderr_goes_to_stdout():  # U13
+    command = f"{sys.executable} -m tokenloss score none.npz 2>&-"
+    done = subprocess.run(command, shell=True, stdout=subprocess.PIPE, check=False, timeout=60)  # noqa: S602
+    assert (done.returncode, done.stdout) == (2, b"")
 
 
 def test_errors_in_a_process():

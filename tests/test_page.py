@@ -211,11 +211,23 @@ def test_marks_of_tokenizers(tokens, text, write):
     assert shown(write, tokens) == text
 
 
+TURNING = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"  # Unicode's Bidi_Control
+
+
+def test_nothing_turns_text_around(write):  # U14: in the text, the headline and the data of the card
+    tokens = [f"a{c}b" for c in TURNING]
+    found = write(scores_of(np.ones(12)), np.arange(12), tokens=tokens, vocabulary=tokens, title=TURNING)
+    assert [text for _, text in found.tokens] == ["a\ufffdb"] * 12
+    assert found.text("h1") == found.text("title") == "\ufffd" * 12
+    assert found.data["token"] == list(found.data["text"].values()) == ["a\ufffdb"] * 12
+
+
 def test_every_byte_of_byte_level_bpe(write):
     seen = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
     others = iter(range(256, 512))
     sign = {byte: chr(byte if byte in seen else next(others)) for byte in range(256)}
-    text = [chr(code) + " " for code in range(0xA0, 0x2000)]  # lead and continuation bytes of two and three
+    turning = 0x061C  # is replaced
+    text = [chr(code) + " " for code in range(0xA0, 0x2000) if code != turning]  # lead and other bytes of two and three
     tokens = ["".join(sign[byte] for byte in word.encode()) for word in text]
     assert shown(write, tokens) == text
 
@@ -230,7 +242,7 @@ def test_markup_in_tokens_is_text(write):
     )
     assert len(found.texts["script"]) == 2
     assert [text for _, text in found.tokens][:12] == [*NASTY[:10], "␀␍", "\ufffd"]
-    assert found.data["token"][:12] == NASTY[:12]
+    assert found.data["token"][:12] == [*NASTY[:11], "\ufffd"]
     assert found.data["text"]["0"] == NASTY[0]
     assert found.text("h1") == NASTY[0]
 

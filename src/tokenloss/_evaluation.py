@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import dataclasses
+import functools
+import itertools
 import json
 import math
+import re
 import reprlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -13,15 +17,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from tokenloss import __version__, _arrays, _core
-from tokenloss._files import replacing
+from tokenloss._files import identity, replacing
 from tokenloss._rows import Rows
-from tokenloss.compare import ComparisonMeter
+from tokenloss.compare import _UNNORMALIZED, ComparisonMeter
 from tokenloss.formats import npy, open_scores
 from tokenloss.formats._base import ScoresFile, mapped_again, rows_of
 from tokenloss.losses import cross_entropy, cross_entropy_loss, nll_loss
 from tokenloss.meter import LossMeter
 from tokenloss.scores import token_scores
-from tokenloss.softmax import log_softmax
+from tokenloss.softmax import log_softmax, logsumexp
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -40,6 +44,10 @@ _LOSSES: dict[str, Callable[..., Any]] = {
 _BLOCK_BYTES = 32 << 20  # that are read at a time
 _BLOCK_ROWS = 1 << 20  # and rows, each of which takes some bytes more
 _CACHED = 1 << 16  # numbers that stay in a core's cache
+_TEXT_BYTES = 1 << 20  # of a text that are read at a time
+_FIRST_ROWS = 16  # by which scores are told from those of another kind
+_SHARE_SLACK = 1e-3  # how far a share of a distribution may be outside [0, 1]
+_SUM_SLACK = 1e-2  # how far the sum of a distribution may be from 1
 
 
 class Options(NamedTuple):
@@ -62,6 +70,9 @@ class Shard(NamedTuple):
     row_bytes: int
     targets: str | None = None  # the file that holds them, if that is another
     start: int | None = None  # where in it they start, if it holds those of other shards, too
+    holds: str = "class ids"  # or "distributions": what its targets are
+    next_id: int | None = None  # the first id of the next shard, if the last row predicts it
+    next_text: str | None = None
 
     @property
     def rows(self) -> int:
@@ -79,9 +90,11 @@ class Shard(NamedTuple):
         return self._replace(path=str(Path(self.path).absolute()), targets=targets)
 
     def batch(self, options: Options) -> tuple[int, ...]:
-        """The shape of the rows that are scored; shifting leaves the last one of each sequence out."""
+        """The shape of the rows that are scored; shifting leaves those out whose next token is not known."""
+        if not options.shift or self.next_id is not None:
+            return self.shape[:-1]
         *others, length = self.shape[:-1] or (1,)
-        return self.shape[:-1] if not options.shift else (*others, max(0, length - 1))
+        return (*others, max(0, length - 1))
 
 
 class Costly(NamedTuple):
@@ -144,12 +157,15 @@ class _Given(NamedTuple):
 
 def plan(paths: Sequence[str], targets: Sequence[str], options: Options) -> list[Shard]:
     """Open all files, and judge all that is in them but the scores, before anything is scored."""
-    if not targets and len(paths) == 2 and _open(paths[0], options).targets is None:
+    if not targets and len(paths) == 2 and _holds_class_ids(paths[1], _open(paths[0], options)):
         paths, targets = paths[:1], paths[1:]
+    misplaced = [_misplaced(paths), _misplaced(targets)]
+    if options.shift or (targets and not all(misplaced)):
+        for path, following in itertools.chain(*misplaced):
+            fits = "come after it; with the pattern in quotes, files are in the order of their numbers"
+            _arrays.fail("content", path=path, got=f"comes before {following}", fits=fits)
     shards: list[Shard] = []
     for path in paths:
-        if path in (shard.path for shard in shards):
-            _arrays.fail("content", path=path, got="is given twice", fits="be given once")
         file = _open(path, options)
         shard = Shard(path, file.kind, file.shape, file.dtype.name, file.row_bytes)
         if shards and (shard.kind, shard.shape[-1]) != (shards[0].kind, shards[0].shape[-1]):
@@ -158,11 +174,70 @@ def plan(paths: Sequence[str], targets: Sequence[str], options: Options) -> list
             _arrays.fail("content", path=path, got=got, fits=fits)
         shards.append(shard)
     shards = _with_targets(shards, targets)
-    for shard in shards:
+    if options.shift:
+        shards = _linked(shards, options)
+    for number, shard in enumerate(shards):
         given = _given(shard, options)
         with _naming(shard.path, shard.targets):
             check(shard.shape, shard.kind, given.targets, options.ignore_index, given.where)
+        if given.targets.ndim == len(shard.shape):
+            shards[number] = shard._replace(holds="distributions")
     return shards
+
+
+def _holds_class_ids(path: str, scores: ScoresFile) -> bool:
+    """Whether the second of two files holds the targets of the first, and no scores."""
+    if scores.targets is not None or not Path(path).is_file():
+        return False
+    with Path(path).open("rb") as file:
+        if file.read(len(npy.MAGIC)) != npy.MAGIC:
+            return False
+    array = npy.open_array(path)
+    if array.dtype.kind in "iub" and array.shape == scores.shape:
+        got = f"holds {array.dtype} of the shape of {scores.kind}"
+        _arrays.fail("content", path=path, got=got, fits="come with --targets to be distributions")
+    return array.dtype.kind in "iu"
+
+
+def check_different(paths: Sequence[str]) -> None:
+    """Refuse a file that is given twice, under whatever names."""
+    seen: dict[object, str] = {}
+    for path in paths:
+        first = seen.get(identity(path))
+        if first is not None:
+            got = "is given twice" if first == path else f"is given twice, as {first}, too"
+            _arrays.fail("content", path=path, got=got, fits="be given once")
+        seen[identity(path)] = path
+
+
+def by_number(path: str) -> tuple[str | int, ...]:
+    """Sort key by which part-2 comes before part-10."""
+    return tuple(int(part) if i % 2 else part for i, part in enumerate(re.split("([0-9]+)", path)))
+
+
+def _misplaced(paths: Sequence[str]) -> list[tuple[str, str]]:
+    """Neighbours against the order of their numbers, if all are sorted by letters as a shell does."""
+    return [
+        (path, following)
+        for path, following in itertools.pairwise(paths if list(paths) == sorted(paths) else ())
+        if by_number(path) > by_number(following) and by_number(path)[::2] == by_number(following)[::2]
+    ]
+
+
+def _linked(shards: list[Shard], options: Options) -> list[Shard]:
+    """Tell each shard that is one sequence which token the next one begins with."""
+    linked = []
+    next_id = next_text = None
+    for shard in reversed(shards):
+        if len(shard.shape) != 2:
+            next_id = next_text = None
+        elif shard.rows:
+            _, ids, tokens = _unshifted(shard, options)
+            shard = shard._replace(next_id=next_id, next_text=next_text)
+            next_id = int(ids[0]) if ids.dtype.kind in "iu" and ids.ndim == 1 else None
+            next_text = None if tokens is None else str(tokens[0])
+        linked.append(shard)
+    return linked[::-1]
 
 
 def _open(path: str, options: Options) -> ScoresFile:
@@ -211,26 +286,48 @@ def check(
     rows.run(None)
 
 
-def _given(shard: Shard, options: Options) -> _Given:
-    """Open a shard."""
+def _unshifted(shard: Shard, options: Options) -> tuple[ScoresFile, Array, Array | None]:
+    """Open a shard: the file, its targets and its text as they are stored."""
     file = _open(shard.path, options)
-    batch, targets, tokens, where = file.shape[:-1], file.targets, file.tokens, None
+    targets = file.targets
     if shard.targets is not None:
         targets = npy.open_array(shard.targets)
         if shard.start is not None:
-            targets = targets.reshape(-1)[shard.start : shard.start + file.rows].reshape(batch)
+            targets = targets.reshape(-1)[shard.start : shard.start + file.rows].reshape(file.shape[:-1])
     if targets is None:
         _arrays.fail("content", path=shard.path, got="holds no targets", fits="hold them, or come with --targets")
-    if options.shift:
-        fits = "hold an id for each row of sequences, to be shifted"
-        if shard.targets is None and file.is_shifted:
-            _arrays.fail("content", path=shard.path, got="holds targets that are the next tokens", fits=fits)
-        if not batch or targets.shape != batch:
-            path = shard.targets or shard.path
-            _arrays.fail("content", path=path, got=f"holds targets of shape {targets.shape}", fits=fits)
-        targets, tokens = np.roll(targets, -1, -1), None if tokens is None else np.roll(tokens, -1, -1)
-        where = np.broadcast_to(np.arange(batch[-1]) < batch[-1] - 1, batch)
-    return _Given(file, targets, where, tokens)
+    return file, targets, file.tokens
+
+
+def _given(shard: Shard, options: Options) -> _Given:
+    """Open a shard."""
+    file, targets, tokens = _unshifted(shard, options)
+    if not options.shift:
+        return _Given(file, targets, None, tokens)
+    _check_sequences(file, targets, shard.targets)
+    if shard.next_id is None:
+        targets, where = _shifted(targets)
+        return _Given(file, targets, where, None if tokens is None else np.roll(tokens, -1, -1))
+    dtype = np.result_type(targets, np.min_scalar_type(shard.next_id))
+    targets = np.append(targets[1:], np.array(shard.next_id, dtype))
+    if tokens is not None:
+        tokens = np.append(tokens[1:].astype(object), np.array(shard.next_text, object))
+    return _Given(file, targets, None, tokens)
+
+
+def _check_sequences(file: ScoresFile, targets: Array, path: str | None) -> None:
+    """Refuse targets that cannot be shifted; the path is that of the file that holds them, if it is another."""
+    fits = "hold an id for each row of sequences, to be shifted"
+    if path is None and file.is_shifted:
+        _arrays.fail("content", path=file.path, got="holds targets that are the next tokens", fits=fits)
+    if len(file.shape) < 2 or targets.shape != file.shape[:-1]:
+        _arrays.fail("content", path=path or file.path, got=f"holds targets of shape {targets.shape}", fits=fits)
+
+
+def _shifted(ids: Array) -> tuple[Array, Array]:
+    """The id after each row in its sequence, and which rows have one."""
+    length = ids.shape[-1]
+    return np.roll(ids, -1, -1), np.broadcast_to(np.arange(length) < length - 1, ids.shape)
 
 
 # -- what is found ----------------------------------------------------------------------------------------------------
@@ -252,13 +349,18 @@ def score(
     row_bytes = file.row_bytes + (file.shape[-1] * targets.itemsize if is_soft else 0)
     meter, costliest = LossMeter(), _Costliest(options.top)
     seen = greedy = 0
+    is_checked = False
     for block in file.blocks(max(1, min(_BLOCK_BYTES // (row_bytes or 1), _BLOCK_ROWS))):
         stop = seen + len(block)
         part = rows_of(mapped_again(targets), seen, stop) if ids is None else ids[seen:stop]
         scored = None if flags is None else flags[seen:stop]
-        scores, classes = _token_scores(
-            file.kind, block, part, scored, options.ignore_index, workers, top_k=top_k, every=sink is not None
-        )
+        classes = _argmax(part, functools.partial(_refuse_row, shard, seen)) if is_soft else part
+        with _naming(file.path, f"rows from {seen} on" if seen else None):
+            scores = _token_scores(
+                file.kind, block, part, classes, scored, options.ignore_index, workers, top_k=top_k,
+                every=sink is not None,
+            )  # fmt: skip
+        is_checked = is_checked or _check_kind(file, None if options.kind else "--kind", block, scores.kept)
         meter.update(scores.nll, where=scores.kept)
         greedy += int(np.count_nonzero(scores.is_greedy))
         costliest.update(scores.nll, classes, scores.kept, seen)
@@ -276,26 +378,73 @@ def _token_scores(
     kind: str,
     block: Array,
     targets: Array,
+    ids: Array,
     where: Array | None,
     ignore_index: int,
     workers: int | None,
     *,
     top_k: int,
     every: bool,
-) -> tuple[TokenScores, Array]:
-    """Scores of the rows of a block and the class ids that they are of: the likeliest ones of distributions."""
+) -> TokenScores:
+    """Scores of the rows of a block; the ids are its targets, or the likeliest classes of distributions."""
     options: Any = {"ignore_index": ignore_index, "where": where, "workers": workers}
     is_soft = targets.ndim == block.ndim
-    ids = _argmax(targets) if is_soft else targets
     logits = block
     if kind == "probs" and every:  # for the entropy
         logits = _log(block)
     unknown = {"ignore_index": -1} if is_soft else {}
     scores = token_scores(logits, ids, top_k=min(top_k, block.shape[1]), **options | unknown)
+    if kind == "log_probs":
+        _check_normalized(scores.logsumexp)
     if kind != "logits" or is_soft:
         nll = _LOSSES[kind](block, targets, reduction="none", **options)
         scores = dataclasses.replace(scores, nll=nll, kept=np.ones(nll.shape, np.bool_) if is_soft else scores.kept)
-    return scores, ids
+    return scores
+
+
+def _check_normalized(normalizers: Array) -> None:
+    """Refuse what are no natural log-probabilities."""
+    wrong = normalizers[abs(normalizers) > _UNNORMALIZED]  # nan is not
+    if wrong.size:
+        fits = "natural log-probabilities have 0: is it base 2, or logits?"
+        _arrays.fail("unnormalized", name="log_probs", got=wrong[0], fits=fits)
+
+
+def _check_kind(file: ScoresFile, option: str | None, block: Array, kept: Array) -> bool:
+    """Refuse scores of another kind by the first rows that are kept; whether there are any.
+
+    The option is the one that tells the kind, if it was not given: a kind that was is believed.
+    """
+    rows = block[np.flatnonzero(kept)[:_FIRST_ROWS]]
+    with np.errstate(invalid="ignore"):  # a nan that signals
+        rows = rows.astype(np.float64)
+    if file.kind == "log_probs":
+        with _naming(file.path):
+            _check_normalized(logsumexp(rows))
+    elif file.kind == "logits" and option and rows.size > len(rows) and _are_distributions(rows).all():
+        got = "looks like probabilities, since rows add up to 1"
+        fits = f"come with {option} probs, or with {option} logits if it holds logits"
+        _arrays.fail("content", path=file.path, got=got, fits=fits)
+    return len(rows) > 0
+
+
+def _are_distributions(rows: Array, slack: float = 0.0) -> Array:
+    """Which rows of (N, V) have shares from 0 to 1, but for the slack, that add up to 1."""
+    with np.errstate(invalid="ignore", over="ignore"):
+        adds_up = abs(rows.sum(-1, dtype=np.float64) - 1) <= _SUM_SLACK
+    fits: Array = adds_up & (rows.min(-1) >= -slack) & (rows.max(-1) <= 1 + slack)
+    return fits
+
+
+def _refuse_row(shard: Shard, start: int, row: int, shares: Array) -> NoReturn:
+    """Say why a row of targets is no distribution; it belongs to a block whose first row is at `start`."""
+    position = ", ".join(str(i) for i in np.unravel_index(start + row, shard.shape[:-1]))
+    got, fits = f"adds up to {shares.sum(dtype=np.float64):.4g}", "add up to 1, as a distribution does"
+    for share in (shares.min(), shares.max()):
+        if not -_SHARE_SLACK <= share <= 1 + _SHARE_SLACK:
+            got, fits = f"has a share of {share:.4g}", "have shares from 0 to 1"
+    row_name, path = f"targets[{position}]", shard.targets or shard.path
+    _arrays.fail("content", path=path, got=f"{row_name} {got}", fits=f"{fits}; class ids are integers")
 
 
 def _log(probs: Array) -> Array:
@@ -312,15 +461,18 @@ def _rows(kept: Array, scores: TokenScores, ids: Array, text: Array | None) -> t
     return dataclasses.replace(scores, **kept_columns), ids[kept], None if text is None else text[kept]
 
 
-def _argmax(rows: Array) -> Array:
-    """First maximum of each row of (N, V); -1 where there is no class."""
+def _argmax(rows: Array, refuse: Callable[[int, Array], NoReturn]) -> Array:
+    """First maximum of each distribution of (N, V); -1 where there is no class."""
     found = np.full(len(rows), -1)
     # NumPy copies what is read-only, and compares float16 one by one: small pieces that are copied as float32 stay in a
     # core's cache, and are ten times as fast
     dtype = np.float32 if rows.itemsize < 4 else rows.dtype
     step = max(1, _CACHED // (rows.shape[1] or 1))
     for start in range(0, len(rows) if rows.size else 0, step):
-        found[start : start + step] = rows[start : start + step].astype(dtype).argmax(-1)
+        part = rows[start : start + step].astype(dtype)
+        for row in np.flatnonzero(~_are_distributions(part, _SHARE_SLACK))[:1].tolist():
+            refuse(start + row, part[row])
+        found[start : start + step] = part.argmax(-1)
     return found
 
 
@@ -344,7 +496,8 @@ class _Costliest:
         """All of them, with their text."""
         if text is None:
             return self._found
-        return [token._replace(text=str(text.reshape(-1)[token.position])) for token in self._found]
+        words = [(token, text.reshape(-1)[token.position]) for token in self._found]
+        return [token._replace(text=None if word is None else str(word)) for token, word in words]
 
 
 def total(found: Sequence[Found], n_bytes: int, n_words: int) -> LossMeter:
@@ -358,11 +511,25 @@ def total(found: Sequence[Found], n_bytes: int, n_words: int) -> LossMeter:
 
 def extent(path: str) -> tuple[int, int]:
     """How many bytes and words a text has."""
-    with Path(path).open(encoding="utf-8", errors="replace") as lines:
-        return Path(path).stat().st_size, sum(len(line.split()) for line in lines)
+    n_bytes = n_words = 0
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    ends_inside = False  # a word
+    with Path(path).open("rb") as file:  # perhaps a pipe, whose length nobody knows
+        while True:
+            data = file.read(_TEXT_BYTES)
+            text = decoder.decode(data, final=not data)
+            n_bytes += len(data)
+            if text:
+                n_words += len(text.split()) - (ends_inside and not text[0].isspace())
+                ends_inside = not text[-1].isspace()
+            if not data:
+                break
+    if not n_bytes:
+        _arrays.fail("content", path=path, got="is empty", fits="hold a text")
+    return n_bytes, n_words
 
 
-def figures(shards: Sequence[Shard], found: Sequence[Found], meter: LossMeter, top: int) -> dict[str, Any]:
+def figures(shards: Sequence[Shard], found: Sequence[Found], meter: LossMeter, options: Options) -> dict[str, Any]:
     """All that there is to say of shards and of their sum."""
     rows = sum(shard.rows for shard in shards)
     costliest = [(token, shard.path) for shard, part in zip(shards, found, strict=True) for token in part.costliest]
@@ -372,7 +539,9 @@ def figures(shards: Sequence[Shard], found: Sequence[Found], meter: LossMeter, t
         "kind": shards[0].kind,
         "shape": shards[0].shape if len(shards) == 1 else (rows, shards[0].shape[-1]),
         "dtype": ", ".join(dict.fromkeys(shard.dtype for shard in shards)),
+        "targets": ", ".join(dict.fromkeys(shard.holds for shard in shards)),
         **_figures(found, meter),
+        "without_next": rows - sum(math.prod(shard.batch(options)) for shard in shards),
         "perplexity_interval": meter.perplexity_interval,
         "bits_per_token": meter.bits_per_token,
         "n_bytes": meter.n_bytes,
@@ -382,7 +551,7 @@ def figures(shards: Sequence[Shard], found: Sequence[Found], meter: LossMeter, t
         "costliest": [
             {"file": path, "position": token.position, "target": token.target, "text": token.text}
             | {"loss": token.loss, "probability": _probability(token.loss)}
-            for token, path in costliest[:top]
+            for token, path in costliest[: options.top]
         ],
         "shards": [
             {"file": shard.path, "shape": shard.shape, **_figures([part], part.meter)}
@@ -412,43 +581,67 @@ def _probability(loss: float) -> float:
 # -- two files --------------------------------------------------------------------------------------------------------
 
 
+class ComparisonOptions(NamedTuple):
+    """How two files are compared, besides the names of their arrays."""
+
+    base_kind: Literal["logits", "log_probs", "probs"] | None = None
+    kind: Literal["logits", "log_probs", "probs"] | None = None
+    ignore_index: int = -100
+    shift: bool = False
+    definitions: Literal["exact", "llama.cpp"] = "exact"
+
+
 def compare(
     base: ScoresFile,
     other: ScoresFile,
     targets: str | None,
-    ignore_index: int,
-    definitions: Literal["exact", "llama.cpp"],
+    options: ComparisonOptions,
     workers: int | None,
     advance: Callable[[int], None],
 ) -> Comparison:
-    """Compare two files, block by block; targets are the base's own where it has any."""
+    """Compare two files, block by block; targets are the same wherever there are any."""
     shape = base.rows, base.shape[-1]
     if (other.rows, other.shape[-1]) != shape:
         got = f"holds {other.rows} rows of {other.shape[-1]} classes"
         fits = f"hold {shape[0]} rows of {shape[1]}, as {base.path} does"
         _arrays.fail("content", path=other.path, got=got, fits=fits)
-    ids = base.targets
+    held = [(file.path, file.targets) for file in (base, other) if file.targets is not None]
     if targets is not None:
-        ids = npy.open_array(targets)
-        if base.targets is not None and not np.array_equal(ids.reshape(-1), base.targets.reshape(-1)):
-            _arrays.fail("content", path=targets, got="holds other targets", fits=f"hold those of {base.path} if any")
-    elif ids is None:
-        ids = other.targets
-    if ids is None:
+        held.append((targets, npy.open_array(targets)))
+    if not held:
         _arrays.fail("content", path=base.path, got="holds no targets", fits="hold them, or come with --targets")
+    (first, ids), *rest = held
+    for path, others in rest:
+        if not np.array_equal(ids.reshape(-1), others.reshape(-1)):
+            _arrays.fail("content", path=path, got="holds other targets", fits=f"hold those of {first} if any")
+    where = np.broadcast_to(np.True_, shape[:1])
+    if options.shift:
+        if other.shape != base.shape:
+            got, fits = f"holds {other.kind} of shape {other.shape}", f"have the shape {base.shape} of {base.path}"
+            _arrays.fail("content", path=other.path, got=got, fits=f"{fits}, to be shifted")
+        for file in (base, other):
+            _check_sequences(file, ids, None if file.is_shifted else first)
+        ids, where = (array.reshape(-1) for array in _shifted(ids))
     with _naming(base.path, targets):
         if ids.size == shape[0]:
             ids = ids.reshape(-1)
-        check(shape, base.kind, ids, ignore_index, soft=False)
-    meter = ComparisonMeter(definitions=definitions, ignore_index=ignore_index, workers=workers)
+        check(shape, base.kind, ids, options.ignore_index, where, soft=False)
+    meter = ComparisonMeter(definitions=options.definitions, ignore_index=options.ignore_index, workers=workers)
+    unchecked = {base: None if options.base_kind else "--base-kind", other: None if options.kind else "--kind"}
     most_rows = max(1, min(_BLOCK_BYTES // (max(base.row_bytes, other.row_bytes) or 1), _BLOCK_ROWS))
     seen = 0
     for block, beside in _in_step(base.blocks(most_rows), other.blocks(most_rows)):
+        part = slice(seen, seen + len(block))
+        kept = where[part] & (ids[part] != options.ignore_index)
+        for file, rows in (base, block), (other, beside):
+            if file in unchecked and _check_kind(file, unchecked[file], rows, kept):
+                del unchecked[file]
         logits = _log(block) if base.kind == "probs" else block
-        if base.kind == "logits" and definitions == "llama.cpp":  # which takes log-probabilities as they are
+        if base.kind == "logits" and options.definitions == "llama.cpp":  # which takes log-probabilities as they are
             logits = log_softmax(block.astype(np.float32) if block.itemsize < 4 else block)
         others = _log(beside) if other.kind == "probs" else beside
-        meter.update(logits, others, ids[seen : seen + len(block)])
+        with _naming(base.path, other.path):
+            meter.update(logits, others, ids[part], where=where[part])
         seen += len(block)
         advance(block.nbytes + beside.nbytes)
     return meter.result()
@@ -478,6 +671,8 @@ class State:
         self._scored = [math.prod(shard.batch(options)) for shard in shards]
         self.found: dict[int, Found] = {}
         if path and Path(path).exists():
+            if not Path(path).is_file():  # a device may never end
+                self._refuse("is no file", "be one, or not exist yet")
             self._read(path)
         self._write()
 
@@ -528,7 +723,7 @@ class State:
 def _identity(shard: Shard) -> dict[str, Any]:
     """What a shard is told from others by, and from itself before it changed."""
     targets = shard.targets and {**_stamp(shard.targets), "start": shard.start}
-    return {**_stamp(shard.path), "targets": targets}
+    return {**_stamp(shard.path), "targets": targets, "next": [shard.next_id, shard.next_text]}
 
 
 def _stamp(path: str) -> dict[str, Any]:

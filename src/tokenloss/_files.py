@@ -13,6 +13,15 @@ if TYPE_CHECKING:
     from typing import BinaryIO
 
 
+def identity(path: str | os.PathLike[str]) -> object:
+    """Key of a file that is the same under all its names; of one that is not there yet, its whole path."""
+    with contextlib.suppress(OSError):
+        status = Path(path).stat()
+        if status.st_ino:  # 0 where a file system has none
+            return status.st_dev, status.st_ino
+    return os.path.normcase(os.path.realpath(path))
+
+
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     """Open a file that takes the place of `path` when all is written; until then, what is there stays."""

@@ -174,9 +174,9 @@ _SEEN = [*range(33, 127), *range(161, 173), *range(174, 256)]
 _BYTES = {chr(byte): byte for byte in _SEEN}
 _BYTES |= {chr(256 + n): byte for n, byte in enumerate(sorted({*range(256)} - {*_SEEN}))}
 
-# Controls as pictures, since browsers show nothing in their place; those that turn around what follows as U+FFFD.
-_PICTURES = {code: 0x2400 + code for code in range(32) if chr(code) not in "\t\n"} | {127: 0x2421}
-_PICTURES |= dict.fromkeys((*range(0x202A, 0x202F), *range(0x2066, 0x206A)), 0xFFFD)
+# Controls as pictures, since browsers show nothing in their place; those that turn text around as U+FFFD.
+_TURNING = dict.fromkeys((0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A)), 0xFFFD)
+_PICTURES = {code: 0x2400 + code for code in range(32) if chr(code) not in "\t\n"} | {127: 0x2421} | _TURNING
 
 
 def _paragraphs(ids: Array, text: list[str | None], look: Array, length: int) -> Iterator[str]:
@@ -277,8 +277,8 @@ def _data(scores: TokenScores, ids: Array, tokens: list[str | None] | None, voca
 
 
 def _json(value: object) -> str:
-    """JSON in which nothing can end or comment out the script that holds it."""
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
+    """JSON in which nothing can end or comment out the script that holds it, or turn its text around."""
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c").translate(_TURNING)
 
 
 def _numbers(values: Array) -> str:

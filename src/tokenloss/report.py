@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from tokenloss.compare import Comparison
 
 _MOST_SHARDS = 20  # that are listed
+_NARROW = 16  # letters, to which text is folded on a narrow terminal
 _PATIENCE = 1.0  # seconds before progress is shown, and between plain lines of it
 
 
@@ -47,16 +48,18 @@ def has_rich() -> bool:
 
 
 def show_json(figures: dict[str, Any]) -> None:
-    """Print a JSON object; it has no nan and no infinities, so they become null."""
-    print(json.dumps(_finite(figures), indent=2, allow_nan=False))
+    """Print a JSON object; it has no nan and no infinities, so they become null, and no halves of characters."""
+    print(json.dumps(_strict(figures), indent=2, allow_nan=False))
 
 
-def _finite(value: Any) -> Any:
-    """Value with None for every float that JSON cannot hold."""
+def _strict(value: Any) -> Any:
+    """Value with None for each float that JSON cannot hold, and U+FFFD for each surrogate that is not in a pair."""
     if isinstance(value, dict):
-        return {name: _finite(item) for name, item in value.items()}
+        return {name: _strict(item) for name, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
+        return [_strict(item) for item in value]
+    if isinstance(value, str):
+        return value.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
@@ -68,8 +71,13 @@ def title(files: Sequence[str]) -> str:
 def show_summary(figures: dict[str, Any]) -> None:
     """Print what `tokenloss score` found."""
     low, high = figures["perplexity_interval"]
+    left_out = {"ignored": figures["ignored"], "without a next token": figures["without_next"]}
     rows = [
-        ("tokens", f"{figures['tokens']:,}", f"{figures['ignored']:,} ignored" if figures["ignored"] else ""),
+        (
+            "tokens",
+            f"{figures['tokens']:,}",
+            ", ".join(f"{count:,} {why}" for why, count in left_out.items() if count),
+        ),
         ("loss", f"{figures['loss']:.6g}", f"± {figures['stderr']:.3g} nats"),
         ("perplexity", f"{figures['perplexity']:.6g}", f"95 % interval {low:.5g} to {high:.5g}"),
         ("bits per token", f"{figures['bits_per_token']:.6g}", ""),
@@ -85,7 +93,8 @@ def show_summary(figures: dict[str, Any]) -> None:
     if figures["costliest"]:
         tables.append(_costliest(figures["costliest"], len(figures["shards"]) > 1))
     shape = " \N{MULTIPLICATION SIGN} ".join(map(str, figures["shape"]))
-    show_tables(title(figures["files"]), f"{figures['kind']}, {shape}, {figures['dtype']}", tables)
+    note = f"{figures['kind']}, {shape}, {figures['dtype']}; {figures['targets']}"
+    show_tables(title(figures["files"]), note, tables)
 
 
 def _shards(shards: list[dict[str, Any]]) -> Table:
@@ -162,8 +171,7 @@ def comparison_tables(comparison: Comparison) -> list[Table]:
 def show_tables(title: str, note: str, tables: list[Table]) -> None:
     """Print tables under a title."""
     title = printable(title)
-    if has_rich():
-        _show_rich(title, note, tables)
+    if has_rich() and _shown_rich(title, note, tables):
         return
     print(f"{title}  {note}")
     for table in tables:
@@ -186,24 +194,29 @@ def _aligned(table: Table) -> Iterator[str]:
         yield "  ".join(cells).rstrip()
 
 
-def _show_rich(title: str, note: str, tables: list[Table]) -> None:
-    """Print tables under a title, by rich."""
+def _shown_rich(title: str, note: str, tables: list[Table]) -> bool:
+    """Whether tables under a title were printed by rich, as they are on a terminal."""
     from rich.console import Console
     from rich.padding import Padding
     from rich.table import Table as RichTable
     from rich.text import Text
 
     console = Console(markup=False, emoji=False, highlight=False)  # text of tokens is no markup
+    if not console.is_terminal:
+        return False
+    # a narrower terminal breaks lines itself, not cells
+    console.width = max(console.width, *(2 + sum(2 + width for width in _least_widths(table)) for table in tables))
     console.print(Text.assemble((title, "bold"), "  ", (note, "dim")), soft_wrap=True)
     for table in tables:
         drawn = RichTable(
             box=None, show_header=bool(table.heads), header_style="dim", pad_edge=False, padding=(0, 2, 0, 0)
         )
-        for column in range(len(table.rows[0])):
+        for column, width in enumerate(_least_widths(table)):
             drawn.add_column(
                 table.heads[column] if table.heads else "",
                 justify="right" if table.aligns_right(column) else "left",
                 style="" if table.heads else ("cyan", "bold", "dim")[column],
+                min_width=width,
                 overflow="fold",
             )
         for row in table.rows:
@@ -212,6 +225,19 @@ def _show_rich(title: str, note: str, tables: list[Table]) -> None:
         if table.title:
             console.print(f"  {table.title}", style="bold")
         console.print(Padding(drawn, (0, 0, 0, 2), expand=False))
+    return True
+
+
+def _least_widths(table: Table) -> list[int]:
+    """Width of each column in which numbers are whole, and long text is folded."""
+    lines = [table.heads, *table.rows] if table.heads else table.rows
+    return [
+        max(
+            len(cell) if table.aligns_right(i) or (not table.heads and i < 2) else min(len(cell), _NARROW)
+            for cell in column
+        )
+        for i, column in enumerate(zip(*lines, strict=True))
+    ]
 
 
 class Progress:
