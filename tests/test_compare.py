@@ -186,7 +186,9 @@ def assert_same(actual, expected):
 
 def assert_figures(found, expected):
     for name, figure in expected.items():
-        assert found[name] == pytest.approx(figure, rel=1e-11, abs=1e-14, nan_ok=True), name
+        # losses that hardly differ beside those of the other model leave few digits of the correlation
+        rel = 1e-9 if name == "correlation" else 1e-11
+        assert found[name] == pytest.approx(figure, rel=rel, abs=1e-14, nan_ok=True), name
 
 
 # against what was printed

@@ -92,6 +92,7 @@ def test_score_takes_class_ids_of_every_dtype(dtype, rng):
 def test_options_are_those_of_one_machine(soft, options, rng):
     logits, targets, where = problem(rng, (6, 9, 20), -1)
     targets = distributions(rng, logits.shape) if soft else targets.clip(0)
+    options = {name: value for name, value in options.items() if not soft or name != "ignore_index"}
     lazy, lazy_targets = da.from_array(logits, chunks=4), da.from_array(targets, chunks=5)
     expected = meter_of(logits, targets, where, **options)
     assert score(lazy, lazy_targets, where=where, **options) == expected

@@ -38,6 +38,7 @@ class Rows:
         self.others: dict[str, Any] = {}  # arrays that are read besides the scores
         self.losses: Float64Array | None = None
         self.out: Float64Array | None = None
+        self.given_out: Float64Array | None = None  # the same, perhaps of a subclass
 
     def against(self, name: str, targets: Any, ignore_index: Any, distributions: bool = True) -> None:
         """Take class ids or, unless told otherwise, distributions for targets."""
@@ -127,6 +128,7 @@ class Rows:
             name: (array.view(np.uint8) if array.dtype == bool else array).reshape(-1) for name, array in found.items()
         }
         self.fold.tokens_into(**flat, top_k=top_k)
+        found["nll"] = self.losses
         return found if top_k else found | {"top_ids": None, "top_logprobs": None}
 
     def _check_targets(self) -> None:
@@ -185,16 +187,15 @@ class Rows:
         _arrays.fail("score", name=self.name, position=position, got=score, fits=fits)
 
     def numbers(self) -> Float64Array:
-        """What each row was folded to."""
+        """The loss or logsumexp of each row; of a single row without `out` a scalar, as NumPy has them."""
         assert self.losses is not None
-        if self.out is None:
-            return self.losses
+        if self.out is None or self.given_out is None:
+            numbers: Float64Array = self.losses if self.batch else self.losses[()]
+            return numbers
         if self.out is not self.losses:
             self.out[...] = self.losses
         return self.given_out
 
     def reduced(self) -> float | Float64Array:
-        """The loss as it was to be reduced; that of one row, without `out`, is a scalar as NumPy has them."""
-        if self.losses is None:
-            return self.fold.reduced(self.mean)
-        return self.numbers() if self.batch or self.out is not None else self.losses[()]
+        """The loss as it was to be reduced."""
+        return self.numbers() if self.losses is not None else self.fold.reduced(self.mean)

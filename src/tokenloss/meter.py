@@ -70,8 +70,10 @@ class LossMeter:
         TypeError, ValueError
             If an argument does not fit; the meter is then as it was.
         """
-        kept = getattr(nll, "kept", None)  # of a TokenScores
-        if kept is not None:
+        from tokenloss.scores import TokenScores  # which imports this module
+
+        if isinstance(nll, TokenScores):
+            kept = nll.kept
             nll, where = nll.nll, kept if where is None else kept & _arrays.mask(where, kept.shape)
         parts = _arrays.chunks("nll", nll, where)
         n_bytes = _arrays.integer("n_bytes", n_bytes, "an integer of at least 0", least=0)

@@ -188,7 +188,7 @@ def token_scores(
     rows.reduce("none")
     found = rows.tokens(top_k)
     rows.run(workers)
-    return TokenScores(nll=rows.numbers(), **found)
+    return TokenScores(**found)
 
 
 def linear_token_scores(
@@ -270,4 +270,4 @@ def linear_token_scores(
     rows.reduce("none")
     found = rows.tokens(top_k)
     rows.run(workers)
-    return TokenScores(nll=rows.numbers(), **found)
+    return TokenScores(**found)

@@ -153,7 +153,7 @@ def logsumexp(
     rows = Rows(_core.LOGSUMEXP, "logits", logits, axis)
     rows.reduce("none", out)
     rows.run(workers)
-    return rows.reduced()
+    return rows.numbers()
 
 
 def _written(what: int, logits: Any, axis: Any, out: Any, workers: Any) -> Any:
