@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 _LARGEST = float(np.finfo(np.float64).max)
 
 FLOATS = "float16, bfloat16, float32 or float64"
+TARGETS = f"an integer, bool, {FLOATS}"
 REDUCTIONS = ("mean", "sum", "none")
 
 # Every message to people: the argument, what came, what fits.
@@ -63,6 +64,15 @@ _FLOATS = frozenset(
     for name in ("float16", "bfloat16", "float32", "float64")
     for swapped in (0, _core.SWAPPED)
 )
+# by code, the least and the greatest integer of a dtype
+_RANGES = {
+    _core.DTYPES[f"{kind}{bits}"] + swapped: (-(1 << bits - 1), (1 << bits - 1) - 1)
+    if kind == "int"
+    else (0, (1 << bits) - 1)
+    for kind in ("int", "uint")
+    for bits in (8, 16, 32, 64)
+    for swapped in (0, _core.SWAPPED)
+}
 
 
 def _learn(dtype: np.dtype[Any]) -> int | None:
@@ -185,10 +195,10 @@ def class_targets(
     name: str, value: Any, shape: tuple[int, ...], batch: tuple[int, ...], scores_name: str, distributions: bool
 ) -> tuple[np.ndarray[Any, Any], int]:
     """Class ids of the batch's shape, or distributions of the scores' where these are taken."""
-    array, code = _array(name, value, f"an integer{f', bool, {FLOATS}' * distributions}")
+    array, code = _array(name, value, TARGETS if distributions else "an integer")
     if array.shape == shape and distributions:
         if code is None:
-            fail("dtype", name=name, got=array.dtype, fits=f"an integer, bool, {FLOATS}")
+            fail("dtype", name=name, got=array.dtype, fits=TARGETS)
         return array, code
     if array.shape != batch:
         fits = f"{batch} (class ids)" + f" or {shape} (distributions)" * distributions + f", to fit {scores_name}"
@@ -235,11 +245,10 @@ def integer(name: str, value: Any, fits: str, least: int | None = None, most: in
     return number
 
 
-def ignored_class(value: object, targets: np.ndarray[Any, Any]) -> int | None:
-    """The class id that is passed over, in 64 bits with a sign, if it is one that the targets' dtype can hold."""
+def ignored_class(value: object, code: int) -> int | None:
+    """The class id that is passed over, in 64 bits with a sign, if it is one that targets of this dtype can hold."""
     number = value if type(value) is int else integer("ignore_index", value, "an integer or None")
-    bits, is_signed = 8 * targets.itemsize, targets.dtype.kind == "i"
-    least, most = (-(1 << bits - 1), (1 << bits - 1) - 1) if is_signed else (0, (1 << bits) - 1)
+    least, most = _RANGES[code]
     if not least <= number <= most:
         return None
     return number - (1 << 64) if number >= 1 << 63 else number

@@ -21,6 +21,7 @@ cdef extern from "_kernels/platform.h" nogil:
     void tl_fp_enter(tl_fp_state *)
     void tl_fp_leave(const tl_fp_state *)
     void tl_prefetch(const void *)
+    uint64_t tl_to_bits(double)
     int64_t tl_take(int64_t *, int64_t)
     bint tl_is_raised(const int *)
     void tl_raise(int *)
@@ -116,7 +117,7 @@ cdef extern from "_kernels/fold.h" nogil:
         int weight_dtype
         double kept
         double uniform
-    int64_t tl_likeliest(const tl_backend *, const tl_shares *, int64_t, tl_patience *)
+    int64_t tl_likeliest(const tl_backend *, const tl_shares *, int64_t, int64_t *, tl_patience *)
     double tl_weigh(const tl_backend *, const tl_row *, const tl_shares *, double, double *, tl_patience *)
     ctypedef struct tl_weighed:
         pass
@@ -359,7 +360,8 @@ cdef class Fold(Work):
     cdef View scores, targets, weight, where, other, result
     cdef bint is_large
     cdef bint has_targets, has_weight, has_where, has_losses, has_result, has_ignored, by_class, is_integer
-    cdef int what, refused
+    cdef int what
+    cdef readonly int refused  # whether a row was
     cdef int64_t ignored, classes, top_k
     cdef ptrdiff_t class_stride
     cdef double lowest, highest, scale, cap, smoothing, z_loss, factor
@@ -460,45 +462,48 @@ cdef class Fold(Work):
             return False
         return not self.has_where or row_of(&self.where, row)[0] != 0
 
-    cdef inline bint accepts(self, int64_t row, int64_t target, Totals *totals, tl_patience *patience) noexcept nogil:
-        """Whether the target of a kept row is a class id or, of integers, one-hot.
+    cdef inline bint accepts(self, int64_t row, int64_t target, Totals *totals) noexcept nogil:
+        """Whether the class id of a kept row is one.
 
-        Class ids were checked before, but may have been changed since by another thread or process: no such change may
-        lead out of the row.
+        All were checked before the call, but another thread or process may have changed it: no change may lead out of
+        the row.
         """
-        if self.by_class:
-            if 0 <= target < self.classes:
-                return True
-            self.refuse(C_BAD_TARGET, row, target, 0, totals)
-            return False
-        if self.is_integer and not self.is_one_hot(row, patience):
-            self.refuse(C_BAD_DISTRIBUTION, row, -1, 0, totals)
-            return False
-        return True
+        if not self.by_class or 0 <= target < self.classes:
+            return True
+        self.refuse(C_BAD_TARGET, row, target, 0, totals)
+        return False
+
+    cdef inline bint accepts_distribution(self, int64_t row, int64_t k, int64_t found, Totals *totals,
+                                          tl_patience *patience) noexcept nogil:
+        """Whether the targets of a row, so many of which are not 0, one of them that of class k, are floats or one-hot."""
+        if not self.is_integer or (found == 1 and self.has_one(row, k)) or tl_is_raised(&self.stopped):
+            return True
+        if self.smoothing != 0 and self.is_one_hot(row, patience):  # smoothed, none is 0
+            return True
+        self.refuse(C_BAD_DISTRIBUTION, row, -1, 0, totals)
+        return False
+
+    cdef inline bint has_one(self, int64_t row, int64_t k) noexcept nogil:
+        """Whether the target of a class is 1."""
+        return tl_load(row_of(&self.targets, row) + k * self.targets.buffer.strides[self.targets.axis],
+                       self.targets.dtype) == 1
+
+    cdef bint is_one_hot(self, int64_t row, tl_patience *patience) noexcept nogil:
+        """Whether the targets of a row are a single 1 among zeros."""
+        cdef tl_shares shares
+        cdef int64_t k, found
+        memset(&shares, 0, sizeof(shares))
+        shares.kept = 1
+        shares.share, shares.share_dtype = row_of(&self.targets, row), self.targets.dtype
+        shares.share_stride = self.targets.buffer.strides[self.targets.axis]
+        k = tl_likeliest(backend, &shares, self.classes, &found, patience)
+        return (found == 1 and self.has_one(row, k)) or tl_is_raised(&self.stopped)
 
     cdef void refuse(self, int reason, int64_t row, int64_t k, double score, Totals *totals) noexcept nogil:
         """Ends the call with an error, of the first bad row: blocks of rows that threads have taken are still done."""
         if totals.refusal == 0:
             totals.refusal, totals.bad_row, totals.bad_class, totals.bad_score = reason, row, k, score
         tl_raise(&self.refused)
-
-    cdef bint is_one_hot(self, int64_t row, tl_patience *patience) noexcept nogil:
-        """Whether the integer targets of a row are a single 1 among zeros."""
-        cdef tl_shares shares
-        cdef double[64] share
-        cdef double total = 0
-        cdef int64_t start = 0
-        cdef int i, count = 1
-        memset(&shares, 0, sizeof(shares))
-        shares.kept = 1
-        shares.share, shares.share_dtype = row_of(&self.targets, row), self.targets.dtype
-        shares.share_stride = self.targets.buffer.strides[self.targets.axis]
-        while count > 0 and total <= 1:
-            count = tl_next_shares(backend, &shares, self.classes, &start, share, patience)
-            for i in range(count):
-                total += share[i] if share[i] >= 0 else 2
-            start += count
-        return total == 1 or tl_is_raised(&self.stopped)
 
     cdef inline double class_weight(self, int64_t k) noexcept nogil:
         return tl_load(row_of(&self.weight, k), self.weight.dtype) if self.has_weight else 1
@@ -578,14 +583,17 @@ cdef class Fold(Work):
                     patience)
         return True
 
-    cdef double loss_by_distribution(self, int64_t row, const tl_row *logits, tl_patience *patience) noexcept nogil:
+    cdef double loss_by_distribution(self, int64_t row, const tl_row *logits, Totals *totals,
+                                     tl_patience *patience) noexcept nogil:
         """Folds the logits once; where they have no share they are not read again, nor at all if none has any."""
         cdef tl_state rest
         cdef tl_row result
         cdef tl_normalizer normalizer
         cdef tl_shares shares = self.shares_of(row)
-        cdef int64_t likeliest = tl_likeliest(backend, &shares, self.classes, patience)
+        cdef int64_t found, likeliest = tl_likeliest(backend, &shares, self.classes, &found, patience)
         cdef double total = 0, loss = 0, logit, gap, nll
+        if not self.accepts_distribution(row, likeliest, found, totals, patience):
+            return 0
         if likeliest < 0 and self.z_loss == 0:
             if self.has_result:
                 result = row_at(&self.result, row)
@@ -615,12 +623,13 @@ cdef class Fold(Work):
         cdef tl_shares shares = self.shares_of(row)
         cdef double[64] share
         cdef double[64] loss
-        cdef int64_t start = 0
+        cdef int64_t start = 0, found = 0, last = -1
         cdef double total = 0, lost = 0, term, before, other
         cdef int i, count
         while True:
             count = tl_next_shares(backend, &shares, self.classes, &start, share, patience)
             if count == 0:
+                self.accepts_distribution(row, last, found, totals, patience)
                 return total + lost if lost - lost == 0 else total
             for i in range(count):
                 loss[i] = 0
@@ -632,6 +641,7 @@ cdef class Fold(Work):
             for i in range(count):
                 if not tl_has_share(share[i]):
                     continue
+                found, last = found + 1, start + i
                 term = share[i] * loss[i]
                 # what each addition loses is added at the end
                 before = total
@@ -715,7 +725,7 @@ cdef class Fold(Work):
             return tl_divergence(backend, scores, &other, patience)
         if self.has_targets and not self.by_class:
             if self.what == C_LOGITS:
-                return self.loss_by_distribution(row, scores, patience)
+                return self.loss_by_distribution(row, scores, totals, patience)
             return self.score_by_distribution(row, scores, totals, patience)
         tl_fold_row(backend, scores, target, &state, patience)
         return self.number_of_state(row, scores, target, &state, patience)
@@ -751,7 +761,7 @@ cdef class Fold(Work):
         for row in range(start, stop):
             if self.by_class:
                 target = self.target_of(row)
-            if self.is_kept(row, target) and self.accepts(row, target, totals, patience):
+            if self.is_kept(row, target) and self.accepts(row, target, totals):
                 self.count(row, self.number_of(row, target, totals, patience), target, totals)
             else:
                 self.pass_over(row)
@@ -774,7 +784,7 @@ cdef class Fold(Work):
             for row in range(start, min(stop, start + TL_ROWS_BESIDE(self.scores.dtype))):
                 if self.by_class:
                     target = self.target_of(row)
-                if self.is_kept(row, target) and self.accepts(row, target, totals, patience):
+                if self.is_kept(row, target) and self.accepts(row, target, totals):
                     rows[count], number[count], targets[count] = self.scores_of(row), row, target
                     count += 1
                 else:
@@ -797,7 +807,7 @@ cdef class Fold(Work):
         # apart, for the fewer instructions lie between two requests, the more of them are under way
         for i in range(count):
             address[i] = NULL
-            if self.is_kept(start + i, target[i]) and self.accepts(start + i, target[i], totals, NULL):
+            if self.is_kept(start + i, target[i]) and self.accepts(start + i, target[i], totals):
                 address[i] = row_of(&self.scores, start + i) + target[i] * self.class_stride
                 tl_prefetch(address[i])
 
@@ -806,19 +816,21 @@ cdef class Fold(Work):
         cdef const char *address[2 * TOGETHER]
         cdef int64_t target[2 * TOGETHER]
         cdef double loss[TOGETHER]
-        cdef int i, count, now = 0, later = TOGETHER
-        cdef bint is_bad
+        cdef int i, count, now = 0, later = TOGETHER, dtype = self.scores.dtype
+        cdef uint64_t signs
+        cdef double least = self.least_score, greatest = self.greatest_score
         self.aim(start, <int> min(stop - start, TOGETHER), target, address, totals)
         while start < stop:
             if start + TOGETHER < stop:
                 count = <int> min(stop - start - TOGETHER, TOGETHER)
                 self.aim(start + TOGETHER, count, target + later, address + later, totals)
             count = <int> min(stop - start, TOGETHER)
-            is_bad = False
             for i in range(count):
-                loss[i] = 0 if address[now + i] == NULL else tl_load(address[now + i], self.scores.dtype)
-                is_bad |= (loss[i] < self.least_score) | (loss[i] > self.greatest_score)
-            if is_bad:
+                loss[i] = 0 if address[now + i] == NULL else tl_load(address[now + i], dtype)
+            signs = 0  # of differences, by which vectors of scores are checked at once; nan may have either
+            for i in range(count):
+                signs |= tl_to_bits(loss[i] - least) | tl_to_bits(greatest - loss[i])
+            if signs >> 63:
                 for i in range(count):
                     if loss[i] < self.least_score or loss[i] > self.greatest_score:
                         self.refuse(C_BAD_SCORE, start + i, target[now + i], loss[i], totals)
@@ -949,9 +961,7 @@ cdef class Fold(Work):
             raise self.interruption
 
     def refusal(self):
-        """Why a row was refused, its number, and the class and the score if it was for one; None if all were good."""
-        if self.totals.refusal == 0:
-            return None
+        """Why the first of the refused rows was, its number, and the class and the score if it was for one."""
         return self.totals.refusal, self.totals.bad_row, self.totals.bad_class, self.totals.bad_score
 
     def reduced(self, bint mean):
@@ -1019,12 +1029,14 @@ cdef class Tiles(Work):
     cdef void begin(self, int64_t row, int64_t target, Carried *carried, tl_patience *patience) noexcept nogil:
         """Begins a kept row."""
         cdef tl_shares shares
+        cdef int64_t found
         carried.row, carried.target = row, target
         carried.left_out, carried.weighs = carried.target, self.fold.smoothing != 0
         if not self.fold.by_class:
             shares = self.fold.shares_of(row)
-            carried.left_out = tl_likeliest(backend, &shares, self.fold.classes, patience)
+            carried.left_out = tl_likeliest(backend, &shares, self.fold.classes, &found, patience)
             carried.weighs = carried.left_out >= 0
+            self.fold.accepts_distribution(row, carried.left_out, found, &self.fold.totals, patience)
         carried.own = carried.anchor = 0
         memset(&carried.weighed, 0, sizeof(carried.weighed))
         carried.best = self.fold.best_of(row)
@@ -1048,7 +1060,7 @@ cdef class Tiles(Work):
                 if not fold.by_class or row % 1024 == 0:
                     tl_gave_up(&patience)
                 target = fold.target_of(row) if fold.by_class else -1
-                if not fold.is_kept(row, target) or not fold.accepts(row, target, &fold.totals, &patience):
+                if not fold.is_kept(row, target) or not fold.accepts(row, target, &fold.totals):
                     fold.pass_over(row)
                 else:
                     self.begin(row, target, &self.carried[self.count], &patience)

@@ -77,7 +77,8 @@ class ProjectedRows(Rows):
                     tiles.part(tile, first)
                     _workers.run(tiles, (last - first) * itemsize or 1, workers)
             tiles.finish()
-        self._check_rows()
+        if self.fold.refused:
+            self._fail_row()
 
     def _biases(self, classes: Array | slice) -> Array:
         """The bias of some classes, in the dtype of the product."""

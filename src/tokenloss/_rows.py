@@ -46,7 +46,7 @@ class Rows:
         if array.ndim == len(self.shape):
             _arrays.no_ignored_class(ignore_index)
         elif ignore_index is not None:
-            ignore_index = _arrays.ignored_class(ignore_index, array)
+            ignore_index = _arrays.ignored_class(ignore_index, code)
         self.targets_name, self.targets = name, array
         self.others[name] = array
         self.by_class = self.fold.against(array, code, ignore_index)
@@ -168,14 +168,12 @@ class Rows:
         if self.by_class:
             self._check_targets()
         _workers.run(self.fold, self.row_bytes or 1, _workers.wanted(workers))
-        self._check_rows()
+        if self.fold.refused:
+            self._fail_row()
 
-    def _check_rows(self) -> None:
-        """Refuse what was found unfit while rows were read."""
-        refusal = self.fold.refusal()
-        if refusal is None:
-            return
-        reason, row, k, score = refusal
+    def _fail_row(self) -> NoReturn:
+        """Raise what was found unfit while rows were read."""
+        reason, row, k, score = self.fold.refusal()
         if reason == _core.BAD_DISTRIBUTION:
             self._fail_one_hot(row)
         position = self._position(row)

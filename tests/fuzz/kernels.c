@@ -370,7 +370,9 @@ static void compare_shares(const question *all, const tl_row *row, const tl_shar
     compare("sum of shares", total);
     if (!shares->share)
         return;
-    compare_bits("likeliest class", (uint64_t)tl_likeliest(backend, shares, all->count, &patience));
+    int64_t found;
+    compare_bits("likeliest class", (uint64_t)tl_likeliest(backend, shares, all->count, &found, &patience));
+    compare_bits("classes with a share", (uint64_t)found);
     for (int64_t start = 0, some; (some = tl_next_shares(backend, shares, all->count, &start, share, &patience)); start += some)
         for (int64_t i = 0; i < some; i++)
             if (tl_has_share(share[i])) { /* where stretches end may depend on what can be skipped */

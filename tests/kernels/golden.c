@@ -100,7 +100,8 @@ static void take_all(const tl_backend *backend, const tl_row *row, const tl_row 
         take_bits((uint64_t)ids[i]);
     }
     take(tl_divergence(backend, row, other, patience));
-    take_bits((uint64_t)tl_likeliest(backend, &soft, row->count, patience));
+    int64_t found;
+    take_bits((uint64_t)tl_likeliest(backend, &soft, row->count, &found, patience));
     take(tl_weigh(backend, row, &soft, 1.5, &total, patience));
     take(total);
     tl_fold_row(backend, row, -1, &state, patience);

@@ -68,8 +68,8 @@ static void use_row(const tl_row *row) {
 
 static void sum_up(const tl_backend *backend, const tl_row *row, const tl_shares *shares, tl_patience *patience) {
     double share[64], total = 0;
-    int64_t start = 0;
-    use((double)tl_likeliest(backend, shares, row->count, patience));
+    int64_t start = 0, found;
+    use((double)tl_likeliest(backend, shares, row->count, &found, patience));
     use(tl_weigh(backend, row, shares, 1.5, &total, patience));
     use(total);
     if (shares->share)

@@ -50,7 +50,8 @@ static double fold(const work *w, int64_t i, tl_patience *patience) {
     to->nll = token.nll;
     to->entropy = token.entropy;
     to->divergence = tl_divergence(backend, &row, &other, patience);
-    to->likeliest = tl_likeliest(backend, &soft, CLASSES, patience);
+    int64_t found;
+    to->likeliest = tl_likeliest(backend, &soft, CLASSES, &found, patience);
     tl_fold_row(backend, &row, -1, &state, patience);
     tl_normalizer normalizer = tl_normalize(&state, &row);
     to->logsumexp = tl_logsumexp(normalizer);

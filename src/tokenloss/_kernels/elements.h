@@ -134,6 +134,11 @@ TL_INLINE void tl_store(char *address, int dtype, double value) {
 
 /* An integer; unsigned ones beyond int64 become negative, and so no class id. */
 TL_INLINE int64_t tl_load_integer(const char *address, int dtype) {
+    int64_t native;
+    if (dtype == TL_INT64) { /* nearly always */
+        memcpy(&native, address, sizeof native);
+        return native;
+    }
     switch (dtype & ~TL_SWAPPED) {
     case TL_INT8: return (int8_t)*address;
     case TL_INT16: return (int16_t)tl_load16(address, dtype);

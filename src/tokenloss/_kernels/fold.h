@@ -192,8 +192,9 @@ typedef struct {
 
 TL_INLINE int tl_has_share(double share) { return tl_to_bits(share) != 0; }
 
-/* The class of the largest share, among those whose share is not 0; -1 if there is none. */
-int64_t tl_likeliest(const tl_backend *backend, const tl_shares *shares, int64_t count, tl_patience *patience);
+/* The class of the largest share, among those whose share is not 0; -1 if there is none. `found` is their number. */
+int64_t tl_likeliest(const tl_backend *backend, const tl_shares *shares, int64_t count, int64_t *found,
+                     tl_patience *patience);
 
 /* The next shares, 64 at most, from *start on, which moves past zeros; returns how many, 0 at the end. */
 int tl_next_shares(const tl_backend *backend, const tl_shares *shares, int64_t count, int64_t *start, double *share,
