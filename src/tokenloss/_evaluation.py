@@ -17,7 +17,7 @@ from tokenloss._files import replacing
 from tokenloss._rows import Rows
 from tokenloss.compare import ComparisonMeter
 from tokenloss.formats import npy, open_scores
-from tokenloss.formats._base import ScoresFile, mapped_again, rows_of
+from tokenloss.formats._base import ScoresFile, check_map, rows_at
 from tokenloss.losses import cross_entropy, cross_entropy_loss, nll_loss
 from tokenloss.meter import LossMeter
 from tokenloss.scores import token_scores
@@ -254,7 +254,8 @@ def score(
     seen = greedy = 0
     for block in file.blocks(max(1, min(_BLOCK_BYTES // (row_bytes or 1), _BLOCK_ROWS))):
         stop = seen + len(block)
-        part = rows_of(mapped_again(targets), seen, stop) if ids is None else ids[seen:stop]
+        check_map(targets)
+        part = rows_at(targets, seen, stop) if ids is None else np.array(ids[seen:stop])
         scored = None if flags is None else flags[seen:stop]
         scores, classes = _token_scores(
             file.kind, block, part, scored, options.ignore_index, workers, top_k=top_k, every=sink is not None
@@ -448,6 +449,7 @@ def compare(
         if base.kind == "logits" and definitions == "llama.cpp":  # which takes log-probabilities as they are
             logits = log_softmax(block.astype(np.float32) if block.itemsize < 4 else block)
         others = _log(beside) if other.kind == "probs" else beside
+        check_map(ids)
         meter.update(logits, others, ids[seen : seen + len(block)])
         seen += len(block)
         advance(block.nbytes + beside.nbytes)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from tokenloss import _arrays
 from tokenloss.formats import llama_cpp, npy, npz, safetensors, zarr
-from tokenloss.formats._base import KINDS, ScoresFile, library
+from tokenloss.formats._base import KINDS, ScoresFile, library, opened
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -91,9 +91,9 @@ def open_scores(
 
 def _reader(path: str) -> ModuleType:
     """Module that reads a file, by what it begins with or else by its name."""
-    if Path(path).is_dir():
+    if path and Path(path).is_dir():
         return zarr
-    with Path(path).open("rb") as file:
+    with opened(path) as file:
         start = file.read(8)
         if start.startswith(b"PK"):
             with library(path), zipfile.ZipFile(file) as archive:
