@@ -1,4 +1,4 @@
-"""Files that are not what they are taken for: pipes, devices, links, names like URLs, and files that change meanwhile."""
+"""Files that are not what they are taken for: pipes, devices, links, names like URLs; files that change meanwhile."""
 
 import contextlib
 import io
@@ -7,7 +7,6 @@ import re
 import signal
 import socket
 import sys
-import threading
 import tracemalloc
 import zipfile
 from pathlib import Path
@@ -119,20 +118,9 @@ def test_path_of_a_pipe(suffix, pipe, tmp_path):  # U3, L2
 @POSIX
 def test_path_of_a_pipe_that_holds_a_file(pipe, tmp_path):  # U3
     np.save(tmp_path / "scores.npy", LOGITS)
-
-    def write():
-        with contextlib.suppress(BrokenPipeError), pipe.open("wb") as file:
-            file.write((tmp_path / "scores.npy").read_bytes())
-
-    writer = threading.Thread(target=write)
-    writer.start()
-    try:
-        with pytest.raises(ValueError, match="is no regular file"):
-            open_scores(pipe)
-    finally:
-        with pipe.open("rb") as file:  # for a writer that still waits for a reader
-            file.read()
-        writer.join()
+    with os.fdopen(os.open(pipe, os.O_RDWR), "wb", buffering=0) as file:
+        file.write((tmp_path / "scores.npy").read_bytes())
+        assert_refused(pipe, "is no regular file")
 
 
 @pytest.mark.skipif(not Path("/dev/zero").is_char_device(), reason="there is no /dev/zero")
@@ -180,7 +168,7 @@ def test_zarr_file_that_is_no_regular_file(key, what, zarr_format, pipe, tmp_pat
 
 @POSIX
 def test_zarr_links_to_regular_files_and_loops(tmp_path):  # L2
-    path = save_zarr(tmp_path / "scores.zarr", logits=LOGITS)
+    path = save_zarr(tmp_path / "scores.zarr", logits=LOGITS, targets=TARGETS)
     (path / "logits/c/0/0").rename(tmp_path / "chunk")
     (path / "logits/c/0/0").symlink_to(tmp_path / "chunk")
     (path / "loop").symlink_to(path)
@@ -192,30 +180,32 @@ def test_zarr_links_to_regular_files_and_loops(tmp_path):  # L2
 
 
 def test_zarr_file_that_is_larger_than_its_chunk_can_be(tmp_path):
-    path = save_zarr(tmp_path / "scores.zarr", logits=LOGITS)
+    path = save_zarr(tmp_path / "scores.zarr", logits=LOGITS, targets=TARGETS)
     with (path / "logits/c/1/1").open("r+b") as file:
         file.truncate(1 << 40)  # takes no room on the disk
     assert_refused(path, f"c/1/1 has {1 << 40} bytes, more than the {16 << 20} that it can need")
 
 
 def test_zarr_entry_that_is_larger_than_its_chunk_can_be(tmp_path):
-    path = save_zarr(tmp_path / "scores.zarr", logits=LOGITS)
+    path = save_zarr(tmp_path / "scores.zarr", logits=LOGITS, targets=TARGETS)
     with zipfile.ZipFile(tmp_path / "scores.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         for file in path.rglob("*"):
             if file.is_file():
                 large = file.match("c/1/1")
-                archive.writestr(str(file.relative_to(path).as_posix()), bytes(64 << 20) if large else file.read_bytes())
+                archive.writestr(
+                    str(file.relative_to(path).as_posix()), bytes(64 << 20) if large else file.read_bytes()
+                )
     assert_refused(tmp_path / "scores.zip", f"c/1/1 has {64 << 20} bytes")
 
 
-def test_zarr_chunks_that_are_small_beside_their_index(tmp_path):
-    path = tmp_path / "scores.zarr"
-    group = zarr.open_group(path, mode="w")
-    logits = np.resize(LOGITS, (512, 1024))
-    group.create_array("logits", data=logits, chunks=(1, 32), shards=logits.shape)
-    group.create_array("tokens", shape=(512,), dtype=str)[:] = np.array(["x" * 40_000] * 512)
-    assert (path / "tokens/c/0").stat().st_size < 16 << 20
-    assert_same_bits(rows(path), logits)
+def test_zarr_chunk_of_much_text(tmp_path):
+    path = save_zarr(tmp_path / "scores.zarr", logits=np.zeros((1 << 19, 1), np.float16))
+    tokens = zarr.open_group(path).create_array(
+        "tokens", shape=(1 << 19,), chunks=(1 << 19,), dtype=str, compressors=None
+    )
+    tokens[:] = np.full(1 << 19, "x" * 40)
+    assert (path / "tokens/c/0").stat().st_size > 16 << 20
+    assert open_scores(path).tokens[-1] == "x" * 40
 
 
 # -- files that say more than they have -------------------------------------------------------------------------------
@@ -261,7 +251,7 @@ def test_npz_members_are_held_once(tmp_path):  # L1
     targets = np.random.default_rng(0).integers(6, size=1 << 21)
     path = tmp_path / "large.npz"
     np.savez_compressed(path, logits=np.broadcast_to(np.float16(0), (1 << 21, 6)), targets=targets)
-    with held_at_most(targets.nbytes * 5 // 4):
+    with held_at_most(targets.nbytes * 3 // 2):
         scores = open_scores(path)
     np.testing.assert_array_equal(scores.targets, targets)
 
@@ -270,7 +260,7 @@ def test_npz_blocks_are_held_once(tmp_path):  # L1
     path = tmp_path / "large.npz"
     np.savez_compressed(path, logits=np.resize(LOGITS, (1 << 16, 64)))
     scores = open_scores(path)
-    with held_at_most((16 << 20) * 5 // 4):
+    with held_at_most((16 << 20) * 3 // 2):
         assert next(scores.blocks(1 << 16)).nbytes == 16 << 20
 
 
@@ -309,7 +299,7 @@ def test_zarr_tokens_with_code_points_beyond_unicode(tmp_path):  # M5
 def npy_bytes(descr, shape, n_bytes=0):
     """A .npy file with this header."""
     file = io.BytesIO()
-    np.lib.format.write_array_header_1_0(file, {"descr": descr, "fortran_order": False, "shape": (256, 1 << 20)})
+    np.lib.format.write_array_header_1_0(file, {"descr": descr, "fortran_order": False, "shape": shape})
     return file.getvalue() + bytes(n_bytes)
 
 
@@ -360,7 +350,7 @@ with open(path, "wb") as file:
 scores = open_scores(path)
 used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + (300 << 20), resource.RLIM_INFINITY))
-assert sum(len(block) for block in scores.blocks(8 if sys.argv[2] == "C" else 128)) == 256
+assert sum(len(block) for block in scores.blocks(8 if sys.argv[2] == "C" else 24)) == 256
 if sys.argv[2] == "C":
     try:
         list(scores.blocks(256))  # at once
