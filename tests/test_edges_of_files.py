@@ -167,6 +167,15 @@ def test_zarr_file_that_is_no_regular_file(key, what, zarr_format, pipe, tmp_pat
 
 
 @POSIX
+def test_zarr_file_that_is_no_regular_file_leaves_no_tasks_that_say_so(run_python, tmp_path):  # L2
+    path = save_zarr(tmp_path / "scores.zarr", logits=LOGITS, targets=TARGETS)
+    (path / "logits/c/1/0").unlink()
+    (path / "logits/c/1/0").symlink_to("/dev/zero")
+    program = f"import sys\nfrom tokenloss.cli import main\nsys.exit(main(['score', {str(path)!r}]))"
+    assert re.fullmatch(r"tokenloss: error: .*c/1/0 is no regular file\n", run_python(program, fails=True))
+
+
+@POSIX
 def test_zarr_links_to_regular_files_and_loops(tmp_path):  # L2
     path = save_zarr(tmp_path / "scores.zarr", logits=LOGITS, targets=TARGETS)
     (path / "logits/c/0/0").rename(tmp_path / "chunk")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import stat
@@ -41,7 +42,7 @@ def open_scores(path: str, array: str | None, kind: str | None) -> ScoresFile:
     if is_directory and not is_store([name for name in _METADATA if (Path(path) / name).exists()]):
         _arrays.fail("content", path=path, got="is a directory without metadata of Zarr", fits="be a Zarr store")
     judge = _Judge(path)
-    with library(path):
+    with judge.reading():
         if is_directory:  # never by its name, which Zarr may take for that of something in the network
             store = _guarded(zarr.storage.LocalStore, judge)(Path(path), read_only=True)
         else:
@@ -61,13 +62,13 @@ def open_scores(path: str, array: str | None, kind: str | None) -> ScoresFile:
     def load(part: str) -> Array | None:
         if part not in held:
             return None
-        with library(path, part):
+        with judge.reading(part):
             return np.asarray(held[part][...])
 
     def blocks(most_rows: int) -> Iterator[Array]:
         at_once = max(math.prod(scores.chunks[:-1]), _CHUNKS // (_n_chunks(scores.shape[-1:], scores.chunks[-1:]) or 1))
         for index in _arrays.blocks(scores.shape[:-1], min(most_rows, at_once), scores.chunks[:-1]):
-            with library(path, f"{name}[{index}]"):
+            with judge.reading(f"{name}[{index}]"):
                 block = np.asarray(scores[index])
             yield block.reshape(math.prod(block.shape[:-1]), block.shape[-1])
 
@@ -85,10 +86,15 @@ def open_scores(path: str, array: str | None, kind: str | None) -> ScoresFile:
 
 
 class _Judge:
-    """Refuses what Zarr would read at once if it is no regular file, or larger than its arrays' chunks can be."""
+    """Refuses what Zarr would read at once if it is no regular file, or larger than its arrays' chunks can be.
+
+    It is kept from Zarr as if it were missing, and raised when that is done: errors would leave tasks of Zarr pending,
+    which say so on stderr when the interpreter exits.
+    """
 
     def __init__(self, path: str) -> None:
         self.most = HELD
+        self._refused = ""
         self._path = path
         self._sizes: dict[str, int] | None = None
         if Path(path).is_dir():
@@ -107,39 +113,52 @@ class _Judge:
         files = [Path(self._path)] if Path(self._path).is_file() else Path(self._path).rglob("*")
         return sum(file.stat().st_size for file in files if file.is_file())
 
-    def check(self, key: str) -> None:
-        """Refuse a file or an entry; what is not there is for Zarr to miss."""
+    @contextlib.contextmanager
+    def reading(self, part: str = "") -> Iterator[None]:
+        """Raise what was refused."""
+        with library(self._path, part):
+            try:
+                yield
+            finally:
+                if self._refused:
+                    raise ValueError(self._refused)
+
+    def allows(self, key: str) -> bool:
+        """Whether Zarr may read a file or an entry, if there is one."""
+        size = 0
         if self._sizes is not None:
             size = self._sizes.get(key, 0)
         else:
             try:
                 status = (Path(self._path) / key).stat()
-            except (FileNotFoundError, NotADirectoryError):
-                return
-            if stat.S_ISDIR(status.st_mode):
-                return
-            if not stat.S_ISREG(status.st_mode):
-                raise ValueError(f"{key} is no regular file")
-            size = status.st_size
+            except OSError as error:
+                if not isinstance(error, FileNotFoundError | NotADirectoryError):
+                    self._refused = f"{key}: {error.strerror}"
+                return False
+            if stat.S_ISREG(status.st_mode):
+                size = status.st_size
+            elif not stat.S_ISDIR(status.st_mode):
+                self._refused = f"{key} is no regular file"
+                return False
         if size > self.most:
-            raise ValueError(f"{key} has {size} bytes, more than the {self.most} that it can need")
+            self._refused = f"{key} has {size} bytes, more than the {self.most} that it can need"
+            return False
+        return True
 
 
 def _guarded(store: Any, judge: _Judge) -> Any:
     """Class of a store that has the judge look at all that is read; which method reads it depends on Zarr's version."""
 
     async def get(self: Any, key: str, *args: Any, **options: Any) -> Any:
-        judge.check(key)
-        return await store.get(self, key, *args, **options)
+        return await store.get(self, key, *args, **options) if judge.allows(key) else None
 
     def get_sync(self: Any, key: str, *args: Any, **options: Any) -> Any:
-        judge.check(key)
-        return store.get_sync(self, key, *args, **options)
+        return store.get_sync(self, key, *args, **options) if judge.allows(key) else None
 
     async def get_partial_values(self: Any, prototype: Any, key_ranges: Iterable[tuple[str, Any]]) -> Any:
         ranges = list(key_ranges)
-        for key, _ in ranges:
-            judge.check(key)
+        if not all(judge.allows(key) for key, _ in ranges):
+            return [None] * len(ranges)
         return await store.get_partial_values(self, prototype, ranges)
 
     methods = {method.__name__: method for method in (get, get_sync, get_partial_values)}
