@@ -66,10 +66,8 @@ _FLOATS = frozenset(
 )
 # by code, the least and the greatest integer of a dtype
 _RANGES = {
-    _core.DTYPES[f"{kind}{bits}"] + swapped: (-(1 << bits - 1), (1 << bits - 1) - 1)
-    if kind == "int"
-    else (0, (1 << bits) - 1)
-    for kind in ("int", "uint")
+    _core.DTYPES[f"{kind}{bits}"] + swapped: (least << bits - 1, (1 << bits + least) - 1)
+    for kind, least in (("int", -1), ("uint", 0))
     for bits in (8, 16, 32, 64)
     for swapped in (0, _core.SWAPPED)
 }

@@ -21,7 +21,7 @@ from tokenloss._files import identity, replacing
 from tokenloss._rows import Rows
 from tokenloss.compare import _UNNORMALIZED, ComparisonMeter
 from tokenloss.formats import npy, open_scores
-from tokenloss.formats._base import ScoresFile, mapped_again, rows_of
+from tokenloss.formats._base import ScoresFile, check_map, rows_at
 from tokenloss.losses import cross_entropy, cross_entropy_loss, nll_loss
 from tokenloss.meter import LossMeter
 from tokenloss.scores import token_scores
@@ -352,7 +352,8 @@ def score(
     is_checked = False
     for block in file.blocks(max(1, min(_BLOCK_BYTES // (row_bytes or 1), _BLOCK_ROWS))):
         stop = seen + len(block)
-        part = rows_of(mapped_again(targets), seen, stop) if ids is None else ids[seen:stop]
+        check_map(targets)
+        part = rows_at(targets, seen, stop) if ids is None else np.array(ids[seen:stop])
         scored = None if flags is None else flags[seen:stop]
         classes = _argmax(part, functools.partial(_refuse_row, shard, seen)) if is_soft else part
         with _naming(file.path, f"rows from {seen} on" if seen else None):
@@ -632,6 +633,7 @@ def compare(
     seen = 0
     for block, beside in _in_step(base.blocks(most_rows), other.blocks(most_rows)):
         part = slice(seen, seen + len(block))
+        check_map(ids)
         kept = where[part] & (ids[part] != options.ignore_index)
         for file, rows in (base, block), (other, beside):
             if file in unchecked and _check_kind(file, unchecked[file], rows, kept):

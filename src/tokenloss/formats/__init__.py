@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from tokenloss import _arrays
 from tokenloss.formats import llama_cpp, npy, npz, safetensors, zarr
-from tokenloss.formats._base import KINDS, ScoresFile, library
+from tokenloss.formats._base import KINDS, ScoresFile, library, opened
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -61,11 +61,17 @@ def open_scores(
 
     Notes
     -----
-    Files are mapped into memory where they can be; compressed ones are read as a stream. What is mapped is not compared
-    with checksums, which would take to read it all. Of a Zarr store, chunks that were never written have its fill
-    value, as Zarr defines. A store is refused if a row or a chunk takes more than 16 MB and a thousand times its size,
-    and so is a .zip of other methods than stored and deflated. Pickled objects are refused, and no name in an archive
-    is taken for a path.
+    Files are mapped into memory where they can be, a block at a time; compressed ones are read as a stream. What is
+    mapped is not compared with checksums, which would take to read it all. Of a Zarr store, chunks that were never
+    written have its fill value, as Zarr defines. A .zip of other methods than stored and deflated is refused. So is
+    what takes more than 16 MB at once and a thousand times the bytes that are stored: a row, a chunk of a Zarr store,
+    targets, or tokens; shapes of these must fit the scores' before they are read. Pickled objects are refused, and no
+    name in an archive is taken for a path, nor one of a directory for a URL.
+
+    Only regular files are read: no pipe, no device and no standard input, also not by a link in a Zarr store. A file
+    that became shorter, changed or was replaced after it was opened is refused at the next block. Within a block that
+    is being read, another process that cuts a mapped file short ends this one by SIGBUS, which no check can rule out:
+    write a new file and rename it instead.
 
     Examples
     --------
@@ -91,9 +97,9 @@ def open_scores(
 
 def _reader(path: str) -> ModuleType:
     """Module that reads a file, by what it begins with or else by its name."""
-    if Path(path).is_dir():
+    if path and Path(path).is_dir():
         return zarr
-    with Path(path).open("rb") as file:
+    with opened(path) as file:
         start = file.read(8)
         if start.startswith(b"PK"):
             with library(path), zipfile.ZipFile(file) as archive:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import errno
 import math
+import mmap
+import os
+import stat
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -15,7 +17,7 @@ from tokenloss import _arrays
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
-    from typing import Literal
+    from typing import BinaryIO, Literal
 
     from tokenloss._types import Array
 
@@ -24,6 +26,10 @@ KINDS = ("logits", "log_probs", "probs")  # what scores may be
 _MAPPED_BYTES = 32 << 20  # of columns that are mapped at a time
 _COLUMNS = 256  # or so many, of which only some pages are read
 _EMPTY_ROWS = 1 << 20  # without classes: they take no room in a file, which may tell of any number of them
+_PIECE = 1 << 20  # code points that are looked at, at a time
+_LAST = 0x10FFFF  # code point
+HELD = 16 << 20  # bytes that any file may make us hold at once
+_EXPANDED = 1000  # times as many as are stored are more than data expand to
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,9 +86,6 @@ class ScoresFile:
         if not self.shape[-1] and self.rows > _EMPTY_ROWS:
             got = f"{self.kind} has {self.rows} rows without classes"
             _arrays.fail("content", path=self.path, got=got, fits="have classes")
-        if self.tokens is not None and self.tokens.shape != self.shape[:-1]:
-            got = f"tokens has shape {self.tokens.shape}"
-            _arrays.fail("content", path=self.path, got=got, fits=f"have shape {self.shape[:-1]}")
 
     @property
     def rows(self) -> int:
@@ -116,6 +119,29 @@ class ScoresFile:
         return self._read(most_rows) if self.rows else iter(())
 
 
+class Stamp(NamedTuple):
+    """What tells a file from another one, and from itself before it changed."""
+
+    size: int
+    changed: int
+    device: int
+    number: int
+
+
+def stamp(file: BinaryIO) -> Stamp:
+    """Stamp of an open file."""
+    status = os.fstat(file.fileno())
+    return Stamp(status.st_size, status.st_mtime_ns, status.st_dev, status.st_ino)
+
+
+def check_stamp(path: str, file: BinaryIO, expected: Stamp) -> None:
+    """Refuse a file that is not as it was: maps beyond a file's end crash, and its header may hold no longer."""
+    now = stamp(file)
+    ends(path, now.size, expected.size)
+    if now != expected:
+        _arrays.fail("content", path=path, got="changed after it was opened", fits="stay as it is while it is read")
+
+
 class Place(NamedTuple):
     """Where an array lies in a file."""
 
@@ -124,6 +150,7 @@ class Place(NamedTuple):
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
     order: Literal["C", "F"] = "C"
+    stamp: Stamp = Stamp(0, 0, 0, 0)
 
     @property
     def n_bytes(self) -> int:
@@ -131,37 +158,59 @@ class Place(NamedTuple):
         return math.prod(self.shape) * self.dtype.itemsize
 
     def map(self) -> Array:
-        """Map the array; the pages that were read through an earlier map are not held any longer with that."""
-        if 0 in self.shape:
-            with library(self.path):  # of lengths beyond what an array can have
-                return np.empty(self.shape, self.dtype)
-        return np.memmap(self.path, self.dtype, "r", self.offset, self.shape, self.order)
+        """Map the whole array."""
+        with opened(self.path) as file:
+            return self._map(file, 0, self.shape)
 
     def blocks(self, most_rows: int) -> Iterator[Array]:
-        """Blocks of rows, each of them mapped anew."""
+        """Blocks of rows, each of them mapped anew: pages of the one before are not held any longer with that."""
+        rows = math.prod(self.shape[:-1])
+        with opened(self.path) as file:
+            for start in range(0, rows, most_rows):
+                yield self.rows(file, start, min(start + most_rows, rows))
+
+    def rows(self, file: BinaryIO, start: int, stop: int) -> Array:
+        """Some rows, counted in C order of the batch; a map unless the layout does not allow for one."""
         *batch, classes = self.shape
-        rows = math.prod(batch)
-        for start in range(0, rows, most_rows):
-            stop = min(start + most_rows, rows)
-            if self.order == "C":
-                yield rows_of(self.map(), start, stop)
-                continue
-            block = np.empty((stop - start, classes), self.dtype)  # a map of all columns would hold most of the file
-            step = max(_COLUMNS, _MAPPED_BYTES // (rows * self.dtype.itemsize))
-            for i in range(0, classes, step):
-                block[:, i : i + step] = rows_of(self.map()[..., i : i + step], start, stop)
-            yield block
+        if self.order == "C":
+            return self._map(file, start * classes * self.dtype.itemsize, (stop - start, classes))
+        column_bytes = math.prod(batch) * self.dtype.itemsize
+        block = np.empty((stop - start, classes), self.dtype)
+        step = max(_COLUMNS, _MAPPED_BYTES // column_bytes)
+        for i in range(0, classes, step):
+            columns = self._map(file, i * column_bytes, (*batch, min(step, classes - i)))
+            block[:, i : i + step] = _rows_of(columns, start, stop)
+        return block
+
+    def _map(self, file: BinaryIO, begin: int, shape: tuple[int, ...]) -> Array:
+        """Map an array of this shape, which begins after so many bytes of the whole one."""
+        check_stamp(self.path, file, self.stamp)
+        with library(self.path):  # address space may end, and lengths be beyond what an array can have
+            if 0 in shape:
+                return np.empty(shape, self.dtype)
+            return np.memmap(file, self.dtype, "r", self.offset + begin, shape, self.order)
 
 
-def mapped_again(array: Array) -> Array:
-    """Map what was mapped as a whole anew, as `Place.map` does; other arrays are as they are."""
-    if not isinstance(array, np.memmap):
-        return array
-    order: Literal["C", "F"] = "C" if array.flags.c_contiguous else "F"
-    return np.memmap(str(array.filename), array.dtype, "r", array.offset, array.shape, order)
+def check_map(array: Array) -> None:
+    """Refuse a mapped array, or a part of one, whose file has become shorter: to read it would crash."""
+    while isinstance(array.base, np.ndarray):
+        array = array.base
+    if isinstance(array, np.memmap) and isinstance(array.base, mmap.mmap):
+        end = array.offset + array.nbytes
+        ends(str(array.filename), min(array.base.size(), end), end)
 
 
-def rows_of(array: Array, start: int, stop: int) -> Array:
+def rows_at(array: Array, start: int, stop: int) -> Array:
+    """Rows of an array (..., V), as `Place.rows` reads them where a file is mapped as a whole."""
+    if not (isinstance(array, np.memmap) and isinstance(array.base, mmap.mmap)):
+        return _rows_of(array, start, stop)
+    path, order = str(array.filename), "C" if array.flags.c_contiguous else "F"
+    with opened(path) as file:
+        check_map(array)
+        return Place(path, array.offset, array.dtype, array.shape, order, stamp(file)).rows(file, start, stop)
+
+
+def _rows_of(array: Array, start: int, stop: int) -> Array:
     """Rows of an array (..., V), counted in C order of the batch; a view unless the layout does not allow for one."""
     *batch, classes = array.shape
     if array.flags.c_contiguous or len(batch) < 2:
@@ -175,9 +224,22 @@ def is_float(dtype: np.dtype[Any]) -> bool:
     return dtype.name in ("float16", "bfloat16", "float32", "float64")
 
 
-def size_of(path: str) -> int:
-    """How many bytes a file has."""
-    return Path(path).stat().st_size
+def opened(path: str) -> BinaryIO:
+    """A regular file, to be read: no directory, and none that has no end or waits for who writes it."""
+    if path in ("", "-"):
+        got = "standard input is not read, since files are mapped" if path else "is the name of no file"
+        _arrays.fail("content", path=path or "''", got=got, fits="be that of a file")
+    with library(path):
+        file = open(path, "rb", opener=_without_waiting)  # noqa: SIM115 - for who asked
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        _arrays.fail("content", path=path, got="is no regular file", fits="be one, since files are mapped")
+    return file
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    """Descriptor of a file; to open a pipe would wait for who writes it."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def ends(path: str, size: int, expected: int) -> None:
@@ -202,6 +264,8 @@ def bfloat16(path: str) -> np.dtype[Any]:
 def choose(path: str, names: Collection[str], array: str | None, kind: str | None) -> tuple[str, str]:
     """Name and kind of the array of scores, among the names that a file holds."""
     kinds = KINDS if kind is None else (kind,)
+    if array in ("targets", "tokens"):
+        _arrays.fail("option", name="array", got=array, fits="the name of scores")
     if array is not None:
         kinds = (array,)
     fitting = [name for name in kinds if name in names]
@@ -218,6 +282,35 @@ def unnamed(path: str, array: str | None) -> None:
         _arrays.fail("content", path=path, got="holds one array without a name", fits=f"name {array!r}")
 
 
+def fit(scores: ScoresFile, part: str, shape: tuple[int, ...]) -> None:
+    """Refuse targets or tokens that do not fit the scores in number, before anything of their size is held.
+
+    How class ids are arranged is judged where they are used.
+    """
+    batch = scores.shape[:-1]
+    if shape != batch if part == "tokens" else shape != scores.shape and math.prod(shape) != scores.rows:
+        fits = f"have shape {batch}" + f" (class ids) or {scores.shape} (distributions)" * (part != "tokens")
+        got = f"{part} has shape {shape}"
+        _arrays.fail("content", path=scores.path, got=got, fits=f"{fits}, to fit {scores.kind}")
+
+
+def bounded(path: str, held: int, stored: int) -> None:
+    """Refuse what asks for much more memory at once than there is of it in a file."""
+    if held > max(HELD, stored * _EXPANDED):
+        fits = f"be at most {_EXPANDED} times the {stored} that are stored"
+        _arrays.fail("content", path=path, got=f"takes {held} bytes at once by its header", fits=fits)
+
+
+def check_text(path: str, tokens: Array) -> None:
+    """Refuse text that Python has no strings for, and that NumPy would make strings of nevertheless."""
+    codes = tokens.reshape(-1, order="A").view(np.dtype(np.uint32).newbyteorder(tokens.dtype.byteorder))
+    for start in range(0, codes.size, _PIECE):
+        largest = int(codes[start : start + _PIECE].max())
+        if largest > _LAST:
+            got, fits = f"tokens has the code point {largest:#x}", f"have none above {_LAST:#x}"
+            _arrays.fail("content", path=path, got=got, fits=fits)
+
+
 @contextlib.contextmanager
 def library(path: str, part: str = "") -> Iterator[None]:
     """Turn what a library raises for a damaged file, of any class that it likes, into one line that names the file."""
@@ -226,7 +319,7 @@ def library(path: str, part: str = "") -> Iterator[None]:
     except MemoryError as error:
         raise MemoryError(f"{path} does not fit; what is not compressed need not") from error
     except Exception as error:
-        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # that is of an offset below 0
-            raise
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):  # that is of an offset below 0
+            raise type(error)(error.errno, error.strerror, error.filename or path) from error
         reason = (str(error) or type(error).__name__).splitlines()[0]
         _arrays.fail("unreadable", path=f"{path}: {part}" if part else path, got=reason)

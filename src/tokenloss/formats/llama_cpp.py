@@ -9,14 +9,13 @@ row j predicts token n_ctx // 2 + 1 + j.
 from __future__ import annotations
 
 import struct
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from tokenloss import _arrays
 from tokenloss._files import replacing
-from tokenloss.formats._base import Place, ScoresFile, ends, is_float, size_of, unnamed
+from tokenloss.formats._base import Place, ScoresFile, ends, is_float, opened, stamp, unnamed
 from tokenloss.softmax import logsumexp
 
 if TYPE_CHECKING:
@@ -51,25 +50,26 @@ def open_scores(path: str, array: str | None, kind: str | None) -> ScoresFile:
     unnamed(path, array)
     if kind not in (None, "log_probs"):
         _arrays.fail("content", path=path, got="holds log_probs of llama.cpp", fits=f"hold {kind} to be read as such")
-    size = size_of(path)
-    if size < _HEADER.size:
-        ends(path, size, _HEADER.size)
-    with Path(path).open("rb") as file:
-        _, n_ctx, n_vocab, n_chunk = _HEADER.unpack(file.read(_HEADER.size))
+    with opened(path) as file:
+        start, found = file.read(_HEADER.size), stamp(file)
+    if len(start) < _HEADER.size:
+        ends(path, len(start), _HEADER.size)
+    _, n_ctx, n_vocab, n_chunk = _HEADER.unpack(start)
     for byte, name, number, least in (8, "n_ctx", n_ctx, 1), (12, "n_vocab", n_vocab, 1), (16, "n_chunk", n_chunk, 0):
         if number < least:
             _arrays.fail("file", path=path, byte=byte, got=f"{name} is {number}", fits=f"be at least {least}")
-    ids = Place(path, _HEADER.size, np.dtype("<i4"), (n_chunk, n_ctx))
-    data = Place(path, ids.offset + ids.n_bytes, np.dtype("<u2"), (n_chunk * _rows(n_ctx), _words(n_vocab)))
-    ends(path, size, data.offset + data.n_bytes)
+    ids = Place(path, _HEADER.size, np.dtype("<i4"), (n_chunk, n_ctx), stamp=found)
+    words = n_chunk * _rows(n_ctx), _words(n_vocab)
+    data = Place(path, ids.offset + ids.n_bytes, np.dtype("<u2"), words, stamp=found)
+    ends(path, found.size, data.offset + data.n_bytes)
     tokens = ids.map()
     for i in np.flatnonzero((tokens < 0) | (tokens >= n_vocab))[:1]:
         byte, fits = ids.offset + 4 * int(i), f"be in [0, {n_vocab})"
         _arrays.fail("file", path=path, byte=byte, got=f"the token is {tokens.flat[i]}", fits=fits)
 
     def blocks(most_rows: int) -> Iterator[Array]:
-        for start in range(0, data.shape[0], most_rows):
-            yield _log_probs(data, start, data.map()[start : start + most_rows], n_vocab)
+        for start, block in zip(range(0, data.shape[0], most_rows), data.blocks(most_rows), strict=True):
+            yield _log_probs(data, start, block, n_vocab)
 
     shape = n_chunk, _rows(n_ctx), n_vocab
     targets = tokens[:, n_ctx // 2 + 1 :]

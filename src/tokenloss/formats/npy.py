@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import io
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from tokenloss import _arrays
-from tokenloss.formats._base import Place, ScoresFile, bfloat16, ends, library, size_of, unnamed
+from tokenloss.formats._base import Place, ScoresFile, bfloat16, ends, library, opened, stamp, unnamed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -30,18 +29,18 @@ def open_scores(path: str, array: str | None, kind: str | None) -> ScoresFile:
 
 def open_array(path: str) -> Array:
     """Map a .npy file, say of targets."""
-    with Path(path).open("rb") as file:
-        if file.read(len(MAGIC)) != MAGIC:
-            _arrays.fail("content", path=path, got="is no .npy file", fits="be one, of targets")
-    return _locate(path).map()
+    return _locate(path, is_targets=True).map()
 
 
-def _locate(path: str) -> Place:
+def _locate(path: str, *, is_targets: bool = False) -> Place:
     """Where the array of a .npy file lies."""
-    with Path(path).open("rb") as file:
-        place = header(path, file.read(MOST))
-    ends(path, size_of(path), place.offset + place.n_bytes)
-    return place
+    with opened(path) as file:
+        start, found = file.read(MOST), stamp(file)
+    if is_targets and not start.startswith(MAGIC):
+        _arrays.fail("content", path=path, got="is no .npy file", fits="be one, of targets")
+    place = header(path, start)
+    ends(path, found.size, place.offset + place.n_bytes)
+    return place._replace(stamp=found)
 
 
 @contextlib.contextmanager
@@ -66,6 +65,8 @@ def header(path: str, start: bytes, name: str = "") -> Place:
             raise ValueError("it holds Python objects, which allow_pickle=False forbids")
         if any(length < 0 for length in shape):
             raise ValueError(f"its shape is {shape}")
+        if not dtype.itemsize:
+            raise ValueError(f"its dtype is {dtype.str}, of no bytes")
         if 0 in shape:
             np.empty(shape, dtype)  # where another length may be beyond what an array can have
     if dtype.str == "|V2":  # NumPy has no name for bfloat16, and drops its byte order

@@ -2,24 +2,39 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import struct
 import zipfile
-from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import IO, TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from tokenloss import _arrays
 from tokenloss.formats import npy
-from tokenloss.formats._base import Place, ScoresFile, choose, library, size_of
+from tokenloss.formats._base import (
+    Place,
+    ScoresFile,
+    bounded,
+    check_stamp,
+    check_text,
+    choose,
+    fit,
+    library,
+    opened,
+    stamp,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from typing import BinaryIO
+
+    import numpy.typing as npt
 
     from tokenloss._types import Array
 
 _LOCAL_HEADER = 30  # bytes; the lengths of the two fields that follow it are the last four of them
+_PIECE = 1 << 20  # bytes that are decompressed at a time: zipfile copies them
 
 
 class _Member(NamedTuple):
@@ -41,60 +56,92 @@ class _Member(NamedTuple):
             yield from self.place.blocks(most_rows)
             return
         *batch, classes = self.place.shape
-        rows = math.prod(batch)
-        with library(self.path, self.name), zipfile.ZipFile(self.path) as archive, archive.open(self.info) as stream:
-            stream.read(self.place.offset)
-            for start in range(0, rows, most_rows):
-                shape = min(most_rows, rows - start), classes
-                yield np.ndarray(shape, self.place.dtype, stream.read(math.prod(shape) * self.place.dtype.itemsize))
+        rows, row_bytes = math.prod(batch), classes * self.place.dtype.itemsize
+        with opened(self.path) as file:
+            check_stamp(self.path, file, self.place.stamp)
+            with library(self.path, self.name), zipfile.ZipFile(file) as archive, archive.open(self.info) as stream:
+                stream.read(self.place.offset)
+                for start in range(0, rows, most_rows):
+                    n = min(most_rows, rows - start)
+                    yield np.ndarray((n, classes), self.place.dtype, _inflated(stream, n * row_bytes))
 
     def load(self) -> Array:
         """The whole array."""
         if self.is_stored:
             return self.place.map()
-        with library(self.path, self.name), zipfile.ZipFile(self.path) as archive, archive.open(self.info) as stream:
-            stream.read(self.place.offset)
-            return np.ndarray(self.place.shape, self.place.dtype, stream.read(), order=self.place.order)
+        self.check_size(self.place.n_bytes)
+        with opened(self.path) as file:
+            check_stamp(self.path, file, self.place.stamp)
+            with library(self.path, self.name), zipfile.ZipFile(file) as archive, archive.open(self.info) as stream:
+                stream.read(self.place.offset)
+                data = _inflated(stream, self.place.n_bytes)
+                return np.ndarray(self.place.shape, self.place.dtype, data, order=self.place.order)
+
+    def check_size(self, n_bytes: int) -> None:
+        """Refuse a compressed array so many bytes of which, which are decompressed at once, are too many."""
+        if not self.is_stored:
+            bounded(f"{self.path}: {self.name}", n_bytes, self.info.compress_size)
+
+
+def _inflated(stream: IO[bytes], n_bytes: int) -> npt.NDArray[np.uint8]:
+    """So many bytes of what is decompressed, held once."""
+    data = np.empty(n_bytes, np.uint8)
+    for start in range(0, n_bytes, _PIECE):
+        piece = stream.read(min(_PIECE, n_bytes - start))
+        if len(piece) < min(_PIECE, n_bytes - start):
+            raise ValueError("what is compressed ends early")
+        data[start : start + _PIECE] = np.frombuffer(piece, np.uint8)
+    return data
 
 
 def open_scores(path: str, array: str | None, kind: str | None) -> ScoresFile:
     """Open a .npz file of scores, perhaps with their targets and the tokens' text."""
-    with library(path), zipfile.ZipFile(path) as archive:
+    with opened(path) as file:
+        with library(path):
+            archive = zipfile.ZipFile(file)
+        infos = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
         names = [info.filename.removesuffix(".npy") for info in archive.infolist()]
-        infos = dict(zip(names, archive.infolist(), strict=True))
-    name, kind = choose(path, infos, array, kind)
-    for part in (name, "targets", "tokens"):
-        if names.count(part) > 1:
-            _arrays.fail("content", path=path, got=f"holds {part} twice", fits="hold each array once")
-    members = {part: _member(path, part, infos[part]) for part in (name, "targets", "tokens") if part in infos}
-    scores, targets, tokens = (members.get(part) for part in (name, "targets", "tokens"))
+        name, kind = choose(path, infos, array, kind)
+        for part in (name, "targets", "tokens"):
+            if names.count(part) > 1:
+                _arrays.fail("content", path=path, got=f"holds {part} twice", fits="hold each array once")
+        scores, targets, tokens = (
+            _member(path, file, archive, part, infos[part]) if part in infos else None
+            for part in (name, "targets", "tokens")
+        )
     assert scores is not None
-    if scores.place.order == "F" and not scores.is_stored and len(scores.place.shape) > 1:
+    shape = scores.place.shape
+    if scores.place.order == "F" and not scores.is_stored and len(shape) > 1:
         _arrays.fail(
             "content", path=f"{path}: {name}", got="is compressed in Fortran order",
             fits="be in C order, or not compressed",
         )  # fmt: skip
     if tokens is not None and tokens.place.dtype.kind != "U":
         _arrays.fail("content", path=path, got=f"tokens has dtype {tokens.place.dtype}", fits="be text")
-    return ScoresFile(
-        path, kind, scores.place.shape, scores.place.dtype,
-        targets and targets.load(), tokens and tokens.load(), scores.blocks,
-    )  # fmt: skip
+    opened_scores = ScoresFile(path, kind, shape, scores.place.dtype, None, None, scores.blocks)
+    scores.check_size(opened_scores.row_bytes)
+    for member in filter(None, (targets, tokens)):
+        fit(opened_scores, member.name, member.place.shape)
+    text = tokens and tokens.load()
+    if text is not None:
+        check_text(path, text)
+    return dataclasses.replace(opened_scores, targets=targets and targets.load(), tokens=text)
 
 
-def _member(path: str, name: str, info: zipfile.ZipInfo) -> _Member:
+def _member(path: str, file: BinaryIO, archive: zipfile.ZipFile, name: str, info: zipfile.ZipInfo) -> _Member:
     """Where an array of an archive lies."""
-    with library(path, name), zipfile.ZipFile(path) as archive, archive.open(info) as stream:
-        if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-            raise ValueError(f"it is compressed by method {info.compress_type}, not stored or deflated")
-        start = stream.read(npy.MOST)
-    with Path(path).open("rb") as file:
+    with library(path, name):
+        with archive.open(info) as stream:
+            if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                raise ValueError(f"it is compressed by method {info.compress_type}, not stored or deflated")
+            start = stream.read(npy.MOST)
         file.seek(info.header_offset + _LOCAL_HEADER - 4)
         begin = info.header_offset + _LOCAL_HEADER + sum(struct.unpack("<2H", file.read(4)))
-    if begin + info.compress_size > size_of(path):
+    found = stamp(file)
+    if begin + info.compress_size > found.size:
         got = f"{name} has {info.compress_size} bytes"
         _arrays.fail("file", path=path, byte=begin, got=got, fits="fit in the file")
-    member = _Member(path, name, info, npy.header(path, start, name))
+    member = _Member(path, name, info, npy.header(path, start, name)._replace(stamp=found))
     size = info.compress_size if member.is_stored else info.file_size
     expected = member.place.offset + member.place.n_bytes
     if size != expected:

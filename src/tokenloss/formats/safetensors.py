@@ -6,19 +6,20 @@ bfloat16 without torch, and its errors do not say where in the file they are.
 
 from __future__ import annotations
 
+import dataclasses
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from tokenloss import _arrays
-from tokenloss.formats._base import Place, ScoresFile, bfloat16, choose, ends, size_of
+from tokenloss.formats._base import Place, ScoresFile, Stamp, bfloat16, choose, ends, fit, opened, stamp
 
 if TYPE_CHECKING:
     from typing import NoReturn
 
 _LENGTH = 8  # bytes before the header, which tell its length
+_LEAST = 2  # bytes of a header
 _MOST = 100_000_000  # bytes of a header, as the library has it
 _DTYPES = {
     "BOOL": "?", "U8": "<u1", "I8": "<i1", "U16": "<u2", "I16": "<i2", "U32": "<u4", "I32": "<i4", "U64": "<u8",
@@ -37,24 +38,30 @@ class _Entry(NamedTuple):
 
 def open_scores(path: str, array: str | None, kind: str | None) -> ScoresFile:
     """Open a .safetensors file of scores, perhaps with their targets."""
-    size = size_of(path)
-    with Path(path).open("rb") as file:
+    with opened(path) as file:
+        found = stamp(file)
+        most = min(found.size - _LENGTH, _MOST)
+        if most < _LEAST:
+            _arrays.fail("file", path=path, byte=found.size, got="the file ends", fits="have a header")
         length = int.from_bytes(file.read(_LENGTH), "little")
-        start = _LENGTH + length
-        if length > _MOST or start > size:
-            fits = f"be at most {max(0, min(size - _LENGTH, _MOST))}"
+        if not _LEAST <= length <= most:
+            fits = f"be at least {_LEAST} and at most {most}"
             _arrays.fail("file", path=path, byte=0, got=f"the length of the header is {length}", fits=fits)
         entries = _entries(path, file.read(length))
-    end = 0
+    start, end = _LENGTH + length, 0
     for name, entry in sorted(entries.items(), key=lambda item: item[1]):
         if entry.begin != end:  # arrays neither share bytes nor leave any out
             _bad(path, f"{name} begins at {entry.begin} of the data", f"begin at {end}")
         end = entry.end
-    ends(path, size, start + end)
+    ends(path, found.size, start + end)
     name, kind = choose(path, entries, array, kind)
-    scores = _place(path, name, entries[name], start)
-    targets = _place(path, "targets", entries["targets"], start).map() if "targets" in entries else None
-    return ScoresFile(path, kind, scores.shape, scores.dtype, targets, None, scores.blocks)
+    scores = _place(path, name, entries[name], start, found)
+    opened_scores = ScoresFile(path, kind, scores.shape, scores.dtype, None, None, scores.blocks)
+    if "targets" not in entries:
+        return opened_scores
+    fit(opened_scores, "targets", entries["targets"].shape)
+    targets = _place(path, "targets", entries["targets"], start, found).map()
+    return dataclasses.replace(opened_scores, targets=targets)
 
 
 def _bad(path: str, got: str, fits: str) -> NoReturn:
@@ -90,12 +97,12 @@ def _entries(path: str, header: bytes) -> dict[str, _Entry]:
     return entries
 
 
-def _place(path: str, name: str, entry: _Entry, start: int) -> Place:
+def _place(path: str, name: str, entry: _Entry, start: int, found: Stamp) -> Place:
     """Where an array lies in the file."""
     if entry.dtype != "BF16" and entry.dtype not in _DTYPES:
         _arrays.fail("content", path=path, got=f"{name} has dtype {entry.dtype}", fits=f"be {_arrays.FLOATS}")
     dtype = bfloat16(path).newbyteorder("<") if entry.dtype == "BF16" else np.dtype(_DTYPES[entry.dtype])
-    place = Place(path, start + entry.begin, dtype, entry.shape)
+    place = Place(path, start + entry.begin, dtype, entry.shape, stamp=found)
     if place.n_bytes != entry.end - entry.begin:
         _bad(path, f"{name} has {entry.end - entry.begin} bytes", f"have {place.n_bytes} for its dtype and shape")
     return place

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import math
+import stat
 import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,17 +13,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tokenloss import _arrays
-from tokenloss.formats._base import KINDS, ScoresFile, choose, library, size_of, unnamed
+from tokenloss.formats._base import HELD, KINDS, ScoresFile, bounded, check_text, choose, fit, library, unnamed
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator
+    from collections.abc import Collection, Iterable, Iterator
 
     from tokenloss._types import Array
 
 _METADATA = ("zarr.json", ".zarray", ".zgroup")  # one of which every store has at its root
-_HELD = 16 << 20  # bytes that any store may make us hold at once
-_EXPANDED = 1000  # times as many as it has itself are more than data expand to
 _CHUNK = 1 << 10  # bytes that Zarr takes for each chunk that it looks for
+_TEXT = 1 << 10  # bytes that each of many tokens may take in a file
+_OVERHEAD = 16  # times as many bytes as numbers have by themselves: of indices and codecs, where chunks are small
 _CHUNKS = 1 << 12  # chunks that are looked for at a time
 
 
@@ -36,12 +39,15 @@ def open_scores(path: str, array: str | None, kind: str | None) -> ScoresFile:
     except ImportError:
         _arrays.fail("missing", name=path, got="zarr")
     is_directory = Path(path).is_dir()
-    if is_directory and not is_store([entry.name for entry in Path(path).iterdir()]):
+    if is_directory and not is_store([name for name in _METADATA if (Path(path) / name).exists()]):
         _arrays.fail("content", path=path, got="is a directory without metadata of Zarr", fits="be a Zarr store")
-    if not is_directory:
-        _check_zip(path)
-    with library(path):
-        root: Any = zarr.open(path if is_directory else zarr.storage.ZipStore(path, mode="r"), mode="r")
+    judge = _Judge(path)
+    with judge.reading():
+        if is_directory:  # never by its name, which Zarr may take for that of something in the network
+            store = _guarded(zarr.storage.LocalStore, judge)(Path(path), read_only=True)
+        else:
+            store = _guarded(zarr.storage.ZipStore, judge)(Path(path), mode="r")
+        root: Any = zarr.open(store, mode="r")
         held: dict[str, Any] = {}
         if isinstance(root, zarr.Group):
             held = {name: root[name] for name in (array, *KINDS, "targets", "tokens") if name and name in root}
@@ -52,39 +58,114 @@ def open_scores(path: str, array: str | None, kind: str | None) -> ScoresFile:
     else:
         name, kind = choose(path, held, array, kind)
         scores = held[name]
-    for part in {name, "targets", "tokens"} & {name, *held}:
-        _check(path, part, held.get(part, scores), whole=part != name)
 
     def load(part: str) -> Array | None:
         if part not in held:
             return None
-        with library(path, part):
+        with judge.reading(part):
             return np.asarray(held[part][...])
 
     def blocks(most_rows: int) -> Iterator[Array]:
         at_once = max(math.prod(scores.chunks[:-1]), _CHUNKS // (_n_chunks(scores.shape[-1:], scores.chunks[-1:]) or 1))
         for index in _arrays.blocks(scores.shape[:-1], min(most_rows, at_once), scores.chunks[:-1]):
-            with library(path, f"{name}[{index}]"):
+            with judge.reading(f"{name}[{index}]"):
                 block = np.asarray(scores[index])
             yield block.reshape(math.prod(block.shape[:-1]), block.shape[-1])
 
+    _check(path, name, scores, judge, whole=False)
+    opened_scores = ScoresFile(path, kind, scores.shape, scores.dtype, None, None, blocks)
+    for part in {"targets", "tokens"} & held.keys():
+        fit(opened_scores, part, held[part].shape)
+        _check(path, part, held[part], judge, whole=True)
     tokens = load("tokens")
     if tokens is not None and tokens.dtype.kind not in "UT":
         _arrays.fail("content", path=path, got=f"tokens has dtype {tokens.dtype}", fits="be text")
-    return ScoresFile(path, kind, scores.shape, scores.dtype, load("targets"), tokens, blocks)
+    if tokens is not None and tokens.dtype.kind == "U":
+        check_text(path, tokens)
+    return dataclasses.replace(opened_scores, targets=load("targets"), tokens=tokens)
 
 
-def _check_zip(path: str) -> None:
-    """Refuse entries that lie about their size, or are compressed so that a few bytes ask for much memory."""
-    with library(path), zipfile.ZipFile(path) as archive:
-        for info in archive.infolist():
-            if info.compress_size > size_of(path):
-                raise ValueError(f"{info.filename} is said to have {info.compress_size} bytes")
-            if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-                raise ValueError(f"{info.filename} is compressed by method {info.compress_type}")
+class _Judge:
+    """Refuses what Zarr would read at once if it is no regular file, or larger than its arrays' chunks can be.
+
+    It is kept from Zarr as if it were missing, and raised when that is done: errors would leave tasks of Zarr pending,
+    which say so on stderr when the interpreter exits.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.most = HELD
+        self._refused = ""
+        self._path = path
+        self._sizes: dict[str, int] | None = None
+        if Path(path).is_dir():
+            return
+        with library(path), zipfile.ZipFile(path) as archive:
+            stored = self.stored()
+            for info in archive.infolist():
+                if info.compress_size > stored:
+                    raise ValueError(f"{info.filename} is said to have {info.compress_size} bytes")
+                if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                    raise ValueError(f"{info.filename} is compressed by method {info.compress_type}")
+            self._sizes = {info.filename: info.file_size for info in archive.infolist()}
+
+    def stored(self) -> int:
+        """How many bytes the store has."""
+        files = [Path(self._path)] if Path(self._path).is_file() else Path(self._path).rglob("*")
+        return sum(file.stat().st_size for file in files if file.is_file())
+
+    @contextlib.contextmanager
+    def reading(self, part: str = "") -> Iterator[None]:
+        """Raise what was refused."""
+        with library(self._path, part):
+            try:
+                yield
+            finally:
+                if self._refused:
+                    raise ValueError(self._refused)
+
+    def allows(self, key: str) -> bool:
+        """Whether Zarr may read a file or an entry, if there is one."""
+        size = 0
+        if self._sizes is not None:
+            size = self._sizes.get(key, 0)
+        else:
+            try:
+                status = (Path(self._path) / key).stat()
+            except OSError as error:
+                if not isinstance(error, FileNotFoundError | NotADirectoryError):
+                    self._refused = f"{key}: {error.strerror}"
+                return False
+            if stat.S_ISREG(status.st_mode):
+                size = status.st_size
+            elif not stat.S_ISDIR(status.st_mode):
+                self._refused = f"{key} is no regular file"
+                return False
+        if size > self.most:
+            self._refused = f"{key} has {size} bytes, more than the {self.most} that it can need"
+            return False
+        return True
 
 
-def _check(path: str, name: str, array: Any, *, whole: bool) -> None:
+def _guarded(store: Any, judge: _Judge) -> Any:
+    """Class of a store that has the judge look at all that is read; which method reads it depends on Zarr's version."""
+
+    async def get(self: Any, key: str, *args: Any, **options: Any) -> Any:
+        return await store.get(self, key, *args, **options) if judge.allows(key) else None
+
+    def get_sync(self: Any, key: str, *args: Any, **options: Any) -> Any:
+        return store.get_sync(self, key, *args, **options) if judge.allows(key) else None
+
+    async def get_partial_values(self: Any, prototype: Any, key_ranges: Iterable[tuple[str, Any]]) -> Any:
+        ranges = list(key_ranges)
+        if not all(judge.allows(key) for key, _ in ranges):
+            return [None] * len(ranges)
+        return await store.get_partial_values(self, prototype, ranges)
+
+    methods = {method.__name__: method for method in (get, get_sync, get_partial_values)}
+    return type("Guarded", (store,), {name: method for name, method in methods.items() if hasattr(store, name)})
+
+
+def _check(path: str, name: str, array: Any, judge: _Judge, *, whole: bool) -> None:
     """Refuse an array whose codecs can run code, or that asks for much more memory than its store has bytes."""
     part = f"{path}: {name}" if name else path
     with library(path, name):
@@ -96,14 +177,10 @@ def _check(path: str, name: str, array: Any, *, whole: bool) -> None:
         _arrays.fail("content", path=part, got=f"has chunks of shape {chunks}", fits="have chunks that are not empty")
     n_chunks = _n_chunks(shape, array.chunks[-len(shape) :] if shape else ())
     held = max(math.prod(shape) * array.dtype.itemsize, math.prod(chunks) * array.dtype.itemsize, n_chunks * _CHUNK)
-    if held <= _HELD:
-        return
-    files = [file for file in Path(path).rglob("*") if file.is_file()] if Path(path).is_dir() else [Path(path)]
-    stored = sum(file.stat().st_size for file in files)
-    if held > stored * _EXPANDED:
-        _arrays.fail(
-            "content", path=part, got=f"takes {held} bytes at once by its metadata", fits=f"fit its store of {stored}"
-        )
+    if held > HELD:
+        bounded(part, held, judge.stored())
+    entry = _TEXT if array.dtype.kind in "TO" else array.dtype.itemsize * _OVERHEAD
+    judge.most = max(judge.most, math.prod(chunks) * entry)
 
 
 def _n_chunks(shape: tuple[int, ...], chunks: tuple[int, ...]) -> int:
