@@ -492,7 +492,7 @@ def test_shift_between_shards_with_state(pieces, run, figures):  # W10: what fol
 def test_shift_between_shards_on_a_cluster(pieces, figures):  # W10
     distributed = pytest.importorskip("distributed", reason="Dask is optional")
     with distributed.LocalCluster(
-        n_workers=1, threads_per_worker=2, processes=False, dashboard_address=None
+        n_workers=1, threads_per_worker=2, processes=False, dashboard_address=":0"
     ) as cluster:
         there = figures(*pieces.argv, "--shift", "--scheduler", cluster.scheduler_address)
     here = figures(*pieces.argv, "--shift")
@@ -1004,7 +1004,7 @@ def test_state_that_cannot_be_written(run, tmp_path):
 def test_scheduler(shards, figures, tmp_path):
     distributed = pytest.importorskip("distributed", reason="Dask is optional")
     with distributed.LocalCluster(
-        n_workers=1, threads_per_worker=2, processes=False, dashboard_address=None
+        n_workers=1, threads_per_worker=2, processes=False, dashboard_address=":0"
     ) as cluster:
         options = "--scheduler", cluster.scheduler_address, "--state", tmp_path / "state"
         here, there = figures(shards.path / "part-*.npz"), figures(shards.path / "part-*.npz", *options)

@@ -277,7 +277,7 @@ def test_hint_where_dask_is_missing(run_python):
 @pytest.fixture(scope="module")
 def cluster():
     with LocalCluster(
-        n_workers=2, threads_per_worker=1, processes=True, host="127.0.0.1", dashboard_address=None,
+        n_workers=2, threads_per_worker=1, processes=True, host="127.0.0.1", dashboard_address=":0",
         silence_logs=logging.CRITICAL,
     ) as cluster:  # fmt: skip
         yield cluster

@@ -134,7 +134,7 @@ def test_path_of_standard_input_or_nothing(tmp_path):  # U3
     np.save(tmp_path / "scores.npy", LOGITS)
     assert_refused("-", "standard input is not read, since files are mapped; it must be that of a file")
     assert_refused(tmp_path / "scores.npy", "standard input is not read", targets="-")
-    assert_refused("", "'': is the name of no file")
+    assert_refused("", "'' is no name")
 
 
 def test_targets_of_other_kinds_of_files(tmp_path):
