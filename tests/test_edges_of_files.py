@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 import zarr
-from arrays import assert_same_bits
+from arrays import assert_same_bits, fails
 
 from tokenloss import _evaluation
 from tokenloss.cli import main
@@ -134,7 +134,9 @@ def test_path_of_standard_input_or_nothing(tmp_path):  # U3
     np.save(tmp_path / "scores.npy", LOGITS)
     assert_refused("-", "standard input is not read, since files are mapped; it must be that of a file")
     assert_refused(tmp_path / "scores.npy", "standard input is not read", targets="-")
-    assert_refused("", "'' is no name")
+    with fails(ValueError, "'': is the name of no file"):
+        open_scores("")
+    assert "'' is no name" in run("score", "")[1]
 
 
 def test_targets_of_other_kinds_of_files(tmp_path):

@@ -47,7 +47,7 @@ def cross_entropy_loss(
     ----------
     y_true : array
         Class ids (integers, the shape of `y_pred` without its class axis), or distributions (of the shape of `y_pred`,
-        any real dtype), one-hot or soft.
+        any real dtype), one-hot or soft; integers must be one-hot.
     y_pred : array of shape (..., V)
         Probabilities: float16, bfloat16, float32 or float64, of any byte order and layout, or anything with
         `__dlpack__` on the CPU (torch, JAX); it is not copied. Lists are converted.
@@ -88,7 +88,8 @@ def cross_entropy_loss(
 
     Notes
     -----
-    The argument order is that of scikit-learn's ``log_loss``, which renormalises the rows and clips elsewhere.
+    The argument order is that of scikit-learn's ``log_loss``, which also takes N probabilities of class 1: write
+    ``cross_entropy_loss(y, np.stack([1 - p, p], -1))`` for those. Rows that do not add up to 1 are taken as they are.
 
     Examples
     --------

@@ -1,0 +1,314 @@
+"""Calls that people get wrong: each is refused, right after all, or stands in README's table of differences that bite.
+
+The numbers of EDGES (W1, M1, ...) are those of the findings that these tests began with.
+"""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from arrays import fails
+
+import tokenloss
+from tokenloss import cross_entropy, cross_entropy_loss, nll_loss
+
+README = Path(__file__).parents[1] / "README.md"
+N, V = 6, 5
+RNG = np.random.default_rng(3)
+LOGITS = 4 * RNG.standard_normal((N, V))
+LOG_PROBS = tokenloss.log_softmax(LOGITS)
+PROBS = np.exp(LOG_PROBS)
+IDS = np.array([0, 1, 2, 3, 4, 0])
+SHARES = PROBS[::-1].copy()
+HIDDEN, WEIGHT = RNG.standard_normal((N, 3)), RNG.standard_normal((V, 3))
+SQUARE = RNG.standard_normal((2, 4, 4))  # classes may be on either of the last two axes
+
+# each loss of class ids and of distributions, by scores and targets
+LOSSES = {
+    "cross_entropy_loss": lambda scores, targets, **options: cross_entropy_loss(targets, scores, **options),
+    "nll_loss": nll_loss,
+    "cross_entropy": cross_entropy,
+    "cross_entropy_and_grad": lambda *arguments, **options: tokenloss.cross_entropy_and_grad(*arguments, **options)[0],
+}
+GOOD = {"cross_entropy_loss": PROBS, "nll_loss": LOG_PROBS, "cross_entropy": LOGITS, "cross_entropy_and_grad": LOGITS}
+each_loss = pytest.mark.parametrize("loss", LOSSES)
+
+# functions of class ids alone
+TOKENS = {
+    "token_scores": lambda targets, **options: tokenloss.token_scores(LOGITS, targets, **options),
+    "linear_token_scores": lambda targets, **options: tokenloss.linear_token_scores(HIDDEN, WEIGHT, targets, **options),
+    "linear_cross_entropy": lambda targets, **options: tokenloss.linear_cross_entropy(
+        HIDDEN, WEIGHT, targets, **options
+    ),
+    "compare": lambda targets, **options: tokenloss.compare(LOGITS, LOGITS, targets, **options),
+}
+each_function = pytest.mark.parametrize("function", [*LOSSES, *TOKENS])
+
+
+def call(function, targets, **options):
+    """Call a function with good scores."""
+    if function in TOKENS:
+        return TOKENS[function](targets, **options)
+    return LOSSES[function](GOOD[function], targets, **options)
+
+
+def bites(*words):
+    """Require that a row of README's table names a mistake that no code can see."""
+    table = README.read_text("utf-8").split("### Differences that bite")[1].split("\n#")[0]
+    rows = [line for line in table.splitlines() if line.startswith("|")]
+    assert any(all(word in row for word in words) for row in rows), words
+
+
+# logits for probabilities or log-probabilities, and the reverse
+
+
+def test_logits_for_probabilities_y_pred():  # W9
+    wrong = int(np.flatnonzero((LOGITS[np.arange(N), IDS] < -1e-3) | (LOGITS[np.arange(N), IDS] > 1.001))[0])
+    with fails(ValueError, f"y_pred[{wrong}, {IDS[wrong]}] is ", "no probability", "use cross_entropy for logits"):
+        cross_entropy_loss(IDS, LOGITS)
+    with fails(ValueError, "y_pred[0, ", "no probability"):
+        cross_entropy_loss(SHARES, LOGITS)
+
+
+def test_logits_for_log_probs():  # W9
+    wrong = int(np.flatnonzero(LOGITS[np.arange(N), IDS] > 1e-3)[0])
+    with fails(
+        ValueError, f"log_probs[{wrong}, {IDS[wrong]}] is ", "no log-probability", "use cross_entropy for logits"
+    ):
+        nll_loss(LOGITS, IDS)
+    with fails(ValueError, "log_probs[0, ", "no log-probability"):
+        nll_loss(LOGITS, SHARES)
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2, -1])
+@pytest.mark.parametrize("workers", [1, 2])
+def test_first_impossible_score_of_many_is_named_on_any_axis(axis, workers):
+    probs = np.full((40, 50, 60), 0.5, np.float32)
+    rows = np.moveaxis(probs, axis, -1)
+    rows[30, 7, 2] = rows[5, 40, 1] = rows[5, 41, 1] = -0.25
+    ids = np.ones(rows.shape[:2], int)
+    index = [5, 40]
+    index.insert(axis % 3, 1)
+    with fails(ValueError, f"y_pred{index} is -0.25"):
+        cross_entropy_loss(ids, probs, axis=axis, workers=workers)
+    assert np.isfinite(
+        cross_entropy_loss(ids, probs, axis=axis, where=rows[..., 1] >= 0)
+    )  # what is not read is not seen
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_rounding_of_probabilities_is_clipped(dtype):
+    probs = np.array([[1 + 2**-10, -(2**-10)]], dtype)
+    assert cross_entropy_loss([0], probs) == -np.log(1 - 1e-12)
+    assert cross_entropy_loss([1], probs) == -np.log(1e-12)
+    assert nll_loss(np.array([[2**-10]], dtype), [0]) == -(2.0**-10)
+
+
+def test_nan_is_no_impossible_score():
+    assert np.isnan(cross_entropy_loss([0], [[np.nan, 1.0]]))
+    assert np.isnan(nll_loss([[np.nan, 1.0]], [0]))
+
+
+def test_probabilities_for_logits():
+    assert cross_entropy(PROBS, IDS) != pytest.approx(cross_entropy(LOGITS, IDS), rel=0.1)
+    bites("`cross_entropy(probs, targets)`")
+
+
+def test_log_probabilities_for_logits_are_right():
+    assert cross_entropy(LOG_PROBS, IDS) == pytest.approx(cross_entropy(LOGITS, IDS), rel=1e-12)
+
+
+def test_log_probabilities_for_probabilities():
+    with fails(ValueError, "y_pred[0, 0] is -", "no probability"):
+        cross_entropy_loss(IDS, np.minimum(LOG_PROBS, -0.1))
+
+
+def test_probabilities_for_log_probabilities():
+    with fails(ValueError, "log_probs[0, 0] is ", "no log-probability"):
+        nll_loss(PROBS, IDS)
+
+
+# units
+
+
+def test_percentages():
+    with fails(ValueError, "y_pred[", "no probability"):
+        cross_entropy_loss(IDS, 100 * PROBS)
+
+
+def test_log_base_2():
+    assert nll_loss(LOG_PROBS / np.log(2), IDS) == pytest.approx(nll_loss(LOG_PROBS, IDS) / np.log(2))
+    bites("base 2")
+
+
+# targets
+
+
+@each_loss
+def test_targets_first(loss):
+    function = getattr(tokenloss, loss)
+    first, second = (GOOD[loss], IDS) if loss == "cross_entropy_loss" else (IDS, GOOD[loss])
+    with fails(TypeError, "int64", "float16, bfloat16, float32 or float64"):
+        function(first, second)
+    with fails(ValueError, "shape"):
+        function(*(argument.tolist() for argument in (first, second)))
+    bites("`cross_entropy_loss`", "targets first")
+
+
+@each_function
+def test_labels_from_1(function):
+    with fails(IndexError, "targets[4] is 5, which is no class of [0, 5)" if function != "cross_entropy_loss" else "5"):
+        call(function, IDS + 1)
+    bites("from 1")
+
+
+def test_targets_that_are_not_shifted():
+    bites("shift")
+
+
+@each_function
+def test_float_class_ids(function):
+    with fails(TypeError, "float64", "integer"):
+        call(function, IDS.astype(float))
+
+
+@each_loss
+def test_integers_that_are_not_one_hot(loss):  # W7
+    name = "y_true" if loss == "cross_entropy_loss" else "targets"
+    binary = [1, 0, 1, 1, 0]
+    with fails(ValueError, f"{name} holds integers that are not one-hot: [1, 0, 1, 1, 0]"):
+        LOSSES[loss](GOOD[loss][0], binary)
+    for dtype in (np.int8, np.uint16, np.int64, bool):
+        targets = np.eye(V, dtype=dtype)[IDS]
+        assert LOSSES[loss](GOOD[loss], targets) == LOSSES[loss](GOOD[loss], IDS)
+        for wrong in ([1, 0, 1, 0, 0], [0] * 5):
+            targets[3] = wrong
+            with fails(ValueError, f"{name}[3] holds integers that are not one-hot", f"({N},)", "floats"):
+                LOSSES[loss](GOOD[loss], targets)
+            assert np.isfinite(LOSSES[loss](GOOD[loss], targets, where=np.arange(N) != 3))
+            assert np.isfinite(LOSSES[loss](GOOD[loss], targets.astype(float)))
+    targets = np.eye(V, dtype=int)[IDS]
+    for wrong in ([2, 0, 0, 0, 0], [0, -1, 0, 0, 0], [1, 1, -1, 0, 0]):
+        targets[3] = wrong
+        with fails(ValueError, f"{name}[3] holds integers that are not one-hot"):
+            LOSSES[loss](GOOD[loss], targets)
+
+
+@pytest.mark.parametrize("options", [{"label_smoothing": 0.1}, {"weight": np.arange(V)}, {"z_loss": 0.1}], ids=str)
+def test_integers_that_are_not_one_hot_with_options(options):
+    targets = np.eye(V, dtype=int)[IDS]
+    hidden = HIDDEN, WEIGHT
+    for function, scores in ((cross_entropy, (LOGITS,)), (tokenloss.linear_cross_entropy, hidden)):
+        assert function(*scores, targets, **options) == function(*scores, targets.astype(float), **options)
+        wrong = np.where(np.arange(N)[:, None] == 4, 1, targets)
+        with fails(ValueError, "targets[4] holds integers that are not one-hot: [1, 1, 1, 1, 1]"):
+            function(*scores, wrong, **options)
+    with fails(ValueError, "targets[4] holds integers"):
+        out = np.full(LOGITS.shape, 7.0)
+        tokenloss.cross_entropy_and_grad(LOGITS, wrong, out=out, **options)
+    assert (out == 7).all()  # nothing was written
+
+
+def test_binary_probabilities_as_of_scikit_learn():  # W7
+    y, p = np.array([1, 0, 1]), np.array([0.9, 0.2, 0.8])
+    with fails(ValueError, "y_true", "[1, 0, 1]", "np.stack([1 - y_pred, y_pred], -1)", "np.float64(y_true)"):
+        cross_entropy_loss(y, p)
+    expected = -(np.log(0.9) + np.log(0.8) + np.log(0.8)) / 3
+    assert cross_entropy_loss(y, np.stack([1 - p, p], -1)) == pytest.approx(expected)
+    sklearn = pytest.importorskip("sklearn.metrics", reason="scikit-learn is optional")
+    assert sklearn.log_loss(y, p) == pytest.approx(expected)
+
+
+def test_gathered_log_probs_with_class_ids():  # W7
+    gathered = np.take_along_axis(LOG_PROBS, IDS[:, None], -1).reshape(2, 3)
+    with fails(ValueError, "targets[0] holds integers that are not one-hot: [0, 1, 2]", "class ids have shape (2,)"):
+        nll_loss(gathered, IDS.reshape(2, 3))
+
+
+# masks
+
+
+@each_function
+def test_where_of_integers(function):
+    with fails(TypeError, "where has dtype int64; it must be bool: True for the positions to keep"):
+        call(function, IDS, where=np.ones(N, int))
+
+
+def test_where_that_is_inverted():
+    bites("`where` that marks the padding", "True")
+
+
+@pytest.mark.parametrize("function", ["cross_entropy", "token_scores"])
+def test_meter_without_where(function):  # W11
+    targets = np.where(np.arange(N) < 2, -100, IDS)
+    meter, expected = tokenloss.LossMeter(), cross_entropy(LOGITS, targets)
+    if function == "token_scores":
+        meter.update(tokenloss.token_scores(LOGITS, targets))
+        assert (meter.count, meter.loss) == (4, expected)
+    else:
+        meter.update(cross_entropy(LOGITS, targets, reduction="none"))
+        assert meter.loss != pytest.approx(expected, rel=0.1)
+        bites("`LossMeter.update(losses)`", "0.0")
+
+
+# axes
+
+
+@each_loss
+@pytest.mark.parametrize("axis", [0, 1])
+def test_classes_on_another_axis(loss, axis):  # U12
+    scores = np.moveaxis(np.broadcast_to(GOOD[loss], (3, N, V)), -1, axis)
+    targets = np.broadcast_to(IDS, (3, N))
+    with fails(ValueError, f"or give axis={axis}", "holds the classes"):
+        LOSSES[loss](scores, targets)
+    assert LOSSES[loss](scores, targets, axis=axis) == pytest.approx(LOSSES[loss](GOOD[loss], IDS))
+
+
+def test_classes_on_another_axis_of_the_same_length():
+    ids = np.zeros((2, 4), int)
+    assert cross_entropy(SQUARE, ids) != pytest.approx(cross_entropy(SQUARE, ids, axis=1))
+    bites("axis=1")
+
+
+# other mistakes
+
+
+@each_function
+@pytest.mark.parametrize("ignore_index", [0, 3])
+def test_ignore_index_with_distributions(function, ignore_index):  # P4
+    if function in ("token_scores", "linear_token_scores", "compare"):
+        with fails(ValueError, "targets has shape (6, 5)", "(6,) (class ids)"):
+            call(function, SHARES, ignore_index=ignore_index)
+    else:
+        with fails(ValueError, f"ignore_index is {ignore_index}", "left out where targets are distributions"):
+            call(function, SHARES, ignore_index=ignore_index)
+
+
+class Frame:
+    """What a data frame is: an array without a dtype."""
+
+    def __init__(self, rows):
+        self.rows = rows
+
+    def __array__(self, dtype=None, copy=None):
+        return np.array(self.rows, dtype)
+
+
+@pytest.mark.parametrize("name", ["softmax", "log_softmax", "logsumexp", "cross_entropy", "token_scores"])
+@pytest.mark.parametrize("library", ["pandas", "none"])
+def test_integers_of_a_data_frame_are_refused_as_those_of_an_array_are(library, name):  # U10
+    frame = Frame if library == "none" else pytest.importorskip("pandas", reason="pandas is optional").DataFrame
+    ids = () if "softmax" in name or name == "logsumexp" else ([0],)
+    function = getattr(tokenloss, name)
+    with fails(TypeError, "logits has dtype int64"):
+        function(frame([[1, 2, 3]]), *ids)
+    function(frame([[1.0, 2.0, 3.0]]), *ids)
+
+
+def test_rows_of_differences_that_bite_are_tables():
+    """Each line of the table has the same three columns, so that GitHub shows it as one."""
+    table = README.read_text("utf-8").split("### Differences that bite")[1].split("\n#")[0]
+    rows = [line for line in table.splitlines() if line.startswith("|")]
+    assert len(rows) > 8
+    assert {len(re.findall(r"(?<!\\)\|", row)) for row in rows} == {4}
