@@ -18,11 +18,12 @@ from arrays import (
     normalizer_error,
     row_of_logits,
     scores_for,
+    shuffled_specials,
     strided,
     swapped,
 )
 
-from tokenloss import LossMeter, TokenScores, cross_entropy, token_scores
+from tokenloss import LossMeter, TokenScores, cross_entropy, logsumexp, token_scores
 
 NAN, INF = math.nan, math.inf
 INTEGER_FIELDS = {"rank": np.int64, "argmax": np.int64, "is_greedy": np.bool_, "kept": np.bool_}
@@ -105,6 +106,71 @@ def test_leader_in_a_late_block(dtype, level):
             scores = assert_as_oracle(row, target, top_k=4)
             assert scores.argmax == position
             assert scores.top_ids[0] == position
+
+
+# P3
+
+
+def targets_to_try(rng, row):
+    """The first, last and largest class of a row, and two of any."""
+    length = len(row)
+    known = np.where(np.isnan(row.astype(np.float64)), -np.inf, row.astype(np.float64))
+    return sorted({0, length - 1, int(known.argmax()), *(int(k) for k in rng.integers(0, length, 2))})
+
+
+@pytest.mark.parametrize(("dtype", "kind"), KINDS_OF_ROWS)
+def test_logsumexp_is_that_of_the_function_to_the_bit(dtype, kind, rng, backend):
+    for length in [1, 2, 3, 17, 64, 129, 500, 513, 1024, 4095, 4097, 9000]:
+        row = row_of_logits(kind, rng, length, dtype)
+        special = shuffled_specials(rng, row.copy(), 2)
+        for logits in (row, special, strided(row), swapped(row)):
+            expected = logsumexp(logits)
+            for target in targets_to_try(rng, row):
+                what = f"{length} classes, target {target}"
+                assert_same_bits(token_scores(logits, target).logsumexp, expected, what)
+
+
+def row_near_zero(rng, length, leader, dtype):
+    """A row of one such logit and others that outweigh it, or do not, or hardly matter."""
+    level = rng.choice([-0.5, -2, -8, -30, -60]) - np.log(length)
+    row = (level + 0.01 * rng.standard_normal(length)).astype(dtype)
+    row[rng.integers(length)] = leader
+    return row
+
+
+@each_dtype
+@each_scaling
+def test_logsumexp_near_zero_depends_on_no_target_or_layout(dtype, scaling, rng, backend):
+    for length in [1, 2, 3, 64, 513, 4097, 9000]:
+        for leader in (0.0, 1e-9, -1e-3, 0.2, -0.5):
+            row = row_near_zero(rng, length, leader, dtype)
+            expected = token_scores(row, 0, **scaling).logsumexp if scaling else logsumexp(row)
+            for layout in (np.ascontiguousarray, strided, swapped):
+                logits, what = layout(row), f"{length} classes, {leader}"
+                for target in targets_to_try(rng, row):
+                    assert_same_bits(token_scores(logits, target, **scaling).logsumexp, expected, what)
+                if not scaling:
+                    assert_same_bits(logsumexp(logits), expected, what)
+            if not scaling:
+                assert_same_bits(logsumexp(np.asfortranarray([row, row]))[1], expected)
+
+
+@each_dtype
+def test_logsumexp_near_zero_keeps_relative_digits(dtype, rng, backend):
+    rows = [[0.0, -30.0], [0.0, -40.0], [0.0, -40.0, -41.0, -42.0], [1e-9, -25.0], [-100.0, 0.0], [0.0], [1e-3]]
+    for length in (600, 5000):
+        for leader in (0.0, 1e-3, 0.2):
+            for level in (-50.0, -20.0, -12.0):
+                row = np.full(length, level) + rng.standard_normal(length)
+                row[rng.integers(length)] = leader
+                rows.append(row)
+    for row in rows:
+        logits = np.asarray(row, dtype)
+        ordered = reference.wide(np.sort(reference.float64(logits)))
+        expected = float(ordered[-1] + reference.log1p(reference.exp(ordered[:-1] - ordered[-1]).sum()))
+        error = (2e-14 if dtype == np.float64 else 1e-6) * abs(expected)
+        assert abs(logsumexp(logits) - expected) <= error, row
+        assert abs(token_scores(logits, len(row) - 1).logsumexp - expected) <= error, row
 
 
 @each_dtype

@@ -89,6 +89,8 @@ cdef extern from "_kernels/fold.h" nogil:
     tl_normalizer tl_normalize(const tl_state *, const tl_row *)
     tl_normalizer tl_normalize_with(const tl_state *, const tl_row *, double, double)
     double tl_logsumexp(tl_normalizer)
+    double tl_logsumexp_of(const tl_backend *, const tl_row *, const tl_state *, int64_t, const tl_state *,
+                           tl_patience *)
     double tl_gap(const tl_state *, const tl_row *, double)
     int TL_BESIDE, TL_TURNED_BYTES
     int TL_ROWS_BESIDE(int)
@@ -658,10 +660,10 @@ cdef class Fold(Work):
         cdef double logsumexp
         if self.what == C_LOGITS:
             return self.loss_of_class(row, scores, target, state, patience)
+        if self.what == C_LOGSUMEXP:
+            return tl_logsumexp_of(backend, scores, state, -1, NULL, patience)
         normalizer = tl_normalize(state, scores)
         logsumexp = tl_logsumexp(normalizer)
-        if self.what == C_LOGSUMEXP:
-            return logsumexp
         result = row_at(&self.result, row)
         if logsumexp - logsumexp != 0:
             tl_fill(&result, NAN)

@@ -325,6 +325,14 @@ static void compare_score(const question *all, const tl_row *row) {
     tl_score_row(backend, row, all->target, &token, best.most ? &best : NULL, &patience);
     compare_token(&token, &best);
     free_best(&best);
+    tl_state state;
+    tl_fold_row(backend, row, -1, &state, &patience);
+    double logsumexp = tl_logsumexp_of(backend, row, &state, -1, NULL, &patience);
+    compare("logsumexp", logsumexp);
+    if (logsumexp == logsumexp ? tl_to_bits(logsumexp) != tl_to_bits(token.logsumexp) : token.logsumexp == token.logsumexp) {
+        fprintf(stderr, "a token's logsumexp on %s is %a, that of its row %a\n", backend->name, token.logsumexp, logsumexp);
+        abort();
+    }
 }
 
 /* The same part by part, of which only one is there at a time; plain rows are one part. */

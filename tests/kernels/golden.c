@@ -90,6 +90,8 @@ static void take_all(const tl_backend *backend, const tl_row *row, const tl_row 
     tl_state state;
     double total;
     tl_score_row(backend, row, target, &token, &best, patience);
+    tl_fold_row(backend, row, -1, &state, patience);
+    require(same(token.logsumexp, tl_logsumexp_of(backend, row, &state, -1, NULL, patience)), "logsumexp", row);
     take(token.nll);
     take(token.logsumexp);
     take(token.entropy);
@@ -223,6 +225,41 @@ static void take_products(const tl_backend *backend, int dtype, int kind) {
     }
 }
 
+/* Rows whose logsumexp is near 0, with one class that outweighs the others, about as much as they, or less. */
+static void take_near_zero(const tl_backend *backend, int dtype, tl_patience *patience) {
+    static const double leaders[] = {0, 1e-9, -1e-9, 1e-3, -1e-3, 0.2, -0.2, -0.6, -3};
+    static const double others[] = {-0.1, -1, -5, -20, -40, -300};
+    static double memory[LONGEST];
+    static const int64_t lengths[] = {1, 2, 3, 64, 100, TL_GRANULE, TL_GRANULE + 1, TL_BLOCK - 1, TL_BLOCK + 700, 2 * TL_BLOCK};
+    for (int i = 0; i < 10 * 9 * 6; i++) {
+        tl_row row = {(char *)memory, lengths[i % 10], tl_itemsize(dtype), dtype, dtype, 1, 0};
+        double leader = leaders[i / 10 % 9], level = others[i / 90] - (i % 2 ? tl_log((double)row.count) : 0);
+        for (int64_t k = 0; k < row.count; k++)
+            tl_put(&row, k, level + centred() * level / 100);
+        int64_t argmax = (int64_t)(random_bits() % (uint64_t)row.count), targets[] = {argmax, 0, row.count - 1};
+        tl_put(&row, argmax, leader);
+        for (int scaled = 0; scaled < 2; scaled++) {
+            tl_state state;
+            tl_fold_row(backend, &row, -1, &state, patience);
+            double logsumexp = tl_logsumexp_of(backend, &row, &state, -1, NULL, patience);
+            take(logsumexp);
+            for (int t = 0; t < 3; t++) {
+                tl_token token;
+                tl_score_row(backend, &row, targets[t], &token, NULL, patience);
+                require(same(token.logsumexp, logsumexp), "logsumexp near 0", &row);
+            }
+            for (int layout = 0; layout < LAYOUTS; layout++) {
+                tl_row other = laid_out(&row, layout);
+                tl_fold_row(backend, &other, -1, &state, patience);
+                require(same(tl_logsumexp_of(backend, &other, &state, -1, NULL, patience), logsumexp), "layout near 0", &row);
+            }
+            row.folded = TL_FLOAT64;
+            row.scale = 0.75;
+            row.cap = i % 3 ? 30 : 0;
+        }
+    }
+}
+
 static int64_t length(int i) { /* all short ones, and those around the borders of granules and blocks */
     static const int64_t borders[] = {TL_GRANULE, 2 * TL_GRANULE, TL_BLOCK, TL_BLOCK + TL_GRANULE, 2 * TL_BLOCK, 3 * TL_BLOCK};
     return i < 140 ? i : borders[(i - 140) / 5 % 6] + (i - 140) % 5 - 2;
@@ -278,6 +315,12 @@ int main(void) {
                 take_products(backend, dtype, kind);
                 printf("%s %s %s, all else %016" PRIx64 "\n", backend->name, dtype_names[dtype], kinds[kind], hash);
             }
+        for (int dtype = 0; dtype < TL_FOLDED_DTYPES; dtype++) {
+            hash = 0xcbf29ce484222325u;
+            seed = (uint64_t)dtype;
+            take_near_zero(backend, dtype, &patience);
+            printf("%s %s near 0 %016" PRIx64 "\n", backend->name, dtype_names[dtype], hash);
+        }
         hash = 0xcbf29ce484222325u;
         seed = 1;
         for (int i = 0; i < 2000; i++) {

@@ -85,6 +85,8 @@ static void read_all(const tl_backend *backend, const tl_row *row, const tl_row 
     for (int t = 0; t < 4; t++) {
         tl_fold_row(backend, row, targets[t], &state, patience);
         use(tl_logsumexp(tl_normalize(&state, row)));
+        if (t == 0)
+            use(tl_logsumexp_of(backend, row, &state, -1, NULL, patience));
     }
     int64_t most = count < 7 ? count : 7;
     tl_best best = {most, 0, (double *)(void *)place(SHARES, 8 * most, at_end), (int64_t *)(void *)place(WEIGHTS, 8 * most, at_end)};

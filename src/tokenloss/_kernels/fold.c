@@ -6,6 +6,13 @@
 #define LEAST_SUM 0x1p-58
 #define GREATEST_SUM 0x1p36
 
+/* Nearer to 0, the 2e-7 that a logsumexp may be wrong by are more than a millionth of it. It is found there from the logit
+ * of the class that outweighs the others, and from these. If that logit is not negative, it lies at most so far below the
+ * logsumexp and has exp(-0.25) = 0.78 of the sum; its lane has no less. Two classes cannot have more than half each. */
+#define NEAR_ZERO 0.25
+#define OUTWEIGHING 0.75 /* share of the sum of a lane that may hold such a class */
+#define FALL 0.5 /* of its logit below the logsumexp; exp(-0.5) = 0.61 */
+
 #define PATIENCE_SECONDS 0.05
 
 int tl_gave_up(tl_patience *patience) {
@@ -25,13 +32,16 @@ int tl_gave_up(tl_patience *patience) {
 
 /* Makes the elements [from, to) of the scratch -inf, the neutral element. */
 static void blank(tl_scratch *scratch, int64_t from, int64_t to) {
-    for (int64_t i = from; i < to; i++)
-        switch (scratch->dtype) {
-        case TL_FLOAT16: scratch->at.half[i] = 0xfc00; break;
-        case TL_BFLOAT16: scratch->at.half[i] = 0xff80; break;
-        case TL_FLOAT32: scratch->at.single[i] = -INFINITY; break;
-        default: scratch->at.wide[i] = -(double)INFINITY;
-        }
+    const uint16_t half = scratch->dtype == TL_FLOAT16 ? 0xfc00 : 0xff80;
+    if (scratch->dtype == TL_FLOAT64)
+        for (int64_t i = from; i < to; i++)
+            scratch->at.wide[i] = -(double)INFINITY;
+    else if (scratch->dtype == TL_FLOAT32)
+        for (int64_t i = from; i < to; i++)
+            scratch->at.single[i] = -INFINITY;
+    else
+        for (int64_t i = from; i < to; i++)
+            scratch->at.half[i] = half;
 }
 
 /* Copies elements in native order. */
@@ -113,21 +123,41 @@ double tl_score(const tl_backend *backend, const tl_row *row, int64_t index) {
     return tl_squash(backend, row, tl_load(row->data + index * row->stride, row->dtype));
 }
 
+/* Begins the lane of the sum of all classes, at the granule of the class that is left out. */
+static void meet(const tl_state *state, int64_t hole, int dtype) {
+    tl_whole *whole = state->whole;
+    double x = whole->logit - state->offset;
+    if (!(x < ((double)state->exponent + 64) * TL_LN2)) /* its power of two might overflow; or it is nan */
+        whole->stage = TL_APART;
+    if (whole->stage == TL_APART)
+        return;
+    whole->stage = TL_SHARED;
+    whole->hole = hole;
+    whole->sum = state->sum[whole->lane];
+    whole->error = state->error[whole->lane];
+    tl_store((char *)whole->own, dtype, x);
+}
+
 void tl_walk(const tl_backend *backend, tl_fold_id fold, const tl_row *row, int64_t start, int64_t end, int64_t skip,
              tl_state *state, tl_scratch *scratch) {
     assert(start >= 0 && start <= end && end <= row->count);
     int dtype = tl_offset_dtype(row->folded, state->offset);
     int in_place = tl_in_place(row, dtype, state->offset);
+    tl_whole *whole = fold == TL_MOMENT ? state->whole : NULL;
     while (start < end) {
         int64_t until = skip >= start && skip < end ? skip : end;
         int64_t count = in_place ? (until - start) / TL_GRANULE * TL_GRANULE : 0;
-        if (count > 0) {
-            backend->fold[fold][dtype](row->data + start * row->stride, (size_t)count, state);
-        } else {
+        const void *x = row->data + start * row->stride;
+        if (count == 0) {
             count = end - start < TL_GRANULE ? end - start : TL_GRANULE;
             tl_gather(backend, row, start, count, skip, state->offset, dtype, scratch);
-            backend->fold[fold][dtype](&scratch->at, (size_t)count, state);
+            x = &scratch->at;
+            if (whole && until < start + count)
+                meet(state, skip - start, dtype);
         }
+        backend->fold[whole && whole->stage == TL_SHARED ? TL_BOTH : fold][dtype](x, (size_t)count, state);
+        if (whole)
+            whole->hole = -1;
         start += count;
     }
 }
@@ -151,14 +181,22 @@ double tl_maximum(const tl_backend *backend, const tl_row *row) {
 int64_t tl_collect(const tl_backend *backend, const tl_row *row, int64_t start, int64_t end, double threshold,
                    int32_t *found) {
     int64_t length = end - start, count = 0, i = 0;
+    tl_row raw = tl_raw(row);
+    tl_scratch scratch;
     assert(start >= 0 && length >= 0 && length <= TL_BLOCK && end <= row->count);
-    if (tl_in_place(row, row->folded, 0)) {
+    if (tl_in_place(&raw, raw.folded, 0)) {
         i = length / TL_PADDED * TL_PADDED;
-        count = (int64_t)backend->collect[row->folded](row->data + start * row->stride, (size_t)i, threshold, found);
+        count = (int64_t)backend->collect[raw.folded](raw.data + start * raw.stride, (size_t)i, threshold, found);
     }
-    for (; i < length; i++)
-        if (tl_load(row->data + (start + i) * row->stride, row->dtype) >= threshold)
-            found[count++] = (int32_t)i;
+    tl_clear(&scratch);
+    for (int64_t next; i < length; i = next) {
+        next = length - i < TL_GRANULE ? length : i + TL_GRANULE;
+        tl_gather(backend, &raw, start + i, next - i, -1, 0, raw.folded, &scratch);
+        size_t padded = (size_t)(next - i + TL_PADDED - 1) / TL_PADDED * TL_PADDED;
+        int64_t until = count + (int64_t)backend->collect[raw.folded](&scratch.at, padded, threshold, found + count);
+        for (; count < until && found[count] + i < length; count++)
+            found[count] += (int32_t)i;
+    }
     return count;
 }
 
@@ -222,26 +260,41 @@ int tl_begin(double maximum, int dtype, tl_moment *moment, tl_state *state) {
     return tl_refer_to(maximum, dtype, state);
 }
 
-int tl_astray(const tl_state *state) {
-    double sum = tl_total(state->sum);
-    return !(sum >= LEAST_SUM && sum <= GREATEST_SUM) || state->overflowed;
+/* Whether a state of this total is far from its reference. */
+static int is_astray(double total, const tl_state *state) {
+    return !(total >= LEAST_SUM && total <= GREATEST_SUM) || state->overflowed;
+}
+
+int tl_astray(const tl_state *state) { return is_astray(tl_total(state->sum), state); }
+
+tl_state tl_with_all(const tl_state *state) {
+    tl_state all = *state;
+    all.sum[state->whole->lane] = state->whole->sum;
+    all.error[state->whole->lane] = state->whole->error;
+    return all;
 }
 
 /* What a block is folded from, to go back to. */
 typedef struct {
     tl_state state;
     tl_moment moment;
+    double sum, error; /* of the lane of all classes */
 } mark;
 
 static void go_back(const mark *before, tl_state *state) {
     *state = before->state;
     if (state->moment)
         *state->moment = before->moment;
+    if (state->whole) {
+        state->whole->sum = before->sum;
+        state->whole->error = before->error;
+    }
 }
 
 int tl_fold_block(const tl_backend *backend, const tl_row *row, int64_t start, int64_t end, int64_t skip,
                   tl_state *state, tl_scratch *scratch) {
     tl_fold_id fold = TL_SUM;
+    tl_whole *whole = state->whole;
     mark before;
     if (state->moment) {
         fold = TL_MOMENT;
@@ -249,20 +302,27 @@ int tl_fold_block(const tl_backend *backend, const tl_row *row, int64_t start, i
         state->reached = 0;
         before.moment = *state->moment;
     }
+    before.sum = whole ? whole->sum : 0;
+    before.error = whole ? whole->error : 0;
     before.state = *state;
     tl_walk(backend, fold, row, start, end, skip, state, scratch);
-    if (TL_RARELY(tl_astray(state))) {
+    double sum = tl_total(state->sum);
+    int astray = is_astray(sum, state);
+    /* where either sum is moved, the other may not be, or elsewhere; with room for roundings */
+    if (whole && whole->stage == TL_SHARED && (astray || sum < 2 * LEAST_SUM || !(sum + whole->sum < GREATEST_SUM / 2)))
+        whole->stage = TL_APART;
+    if (TL_RARELY(astray)) {
         go_back(&before, state);
         if (!tl_refer_to(tl_maximum_between(backend, row, start, end, skip, scratch), row->folded, state))
             return 0;
         tl_walk(backend, fold, row, start, end, skip, state, scratch);
+        sum = tl_total(state->sum);
     } else if (state->moment && TL_RARELY(tl_off_center(state))) {
         double maximum = state->maximum;
         go_back(&before, state);
         tl_center(maximum, tl_offset_dtype(row->folded, state->offset), state);
         tl_walk(backend, fold, row, start, end, skip, state, scratch);
     }
-    double sum = tl_total(state->sum);
     return sum == sum;
 }
 
@@ -374,18 +434,59 @@ tl_normalizer tl_normalize(const tl_state *state, const tl_row *row) {
     return normalizer;
 }
 
-double tl_gap(const tl_state *rest, const tl_row *row, double logit) {
-    if (!(logit <= 0x1.fffffffffffffp1023)) /* +inf or nan */
-        return (double)NAN;
-    return (rest->offset - logit) + tl_log_of_sum(rest, row);
-}
+double tl_gap(const tl_state *rest, const tl_row *row, double logit) { return tl_gap_to(tl_normalize(rest, row), logit); }
 
-tl_normalizer tl_normalize_with(const tl_state *rest, const tl_row *row, double logit, double gap) {
+tl_normalizer tl_add_logit(tl_normalizer rest, double logit, double gap) {
     tl_normalizer normalizer = {logit, tl_softplus(gap)};
     if (gap > 0 || logit == -(double)INFINITY) {
-        normalizer = tl_normalize(rest, row);
+        normalizer = rest;
         if (gap > 0)
             normalizer.log += tl_softplus(-gap);
     }
     return normalizer;
+}
+
+tl_normalizer tl_normalize_with(const tl_state *rest, const tl_row *row, double logit, double gap) {
+    return tl_add_logit(tl_normalize(rest, row), logit, gap);
+}
+
+/* The class whose logit lies above a bound that no two can pass; the count of classes if there is none. */
+static int64_t find_above(const tl_backend *backend, const tl_row *row, double bound) {
+    tl_row raw = tl_raw(row);
+    tl_scratch scratch;
+    tl_clear(&scratch);
+    for (int64_t start = 0, end; start < row->count; start = end) {
+        end = row->count - start < TL_BLOCK ? row->count : start + TL_BLOCK;
+        double maximum = tl_maximum_between(backend, &raw, start, end, -1, &scratch);
+        if (tl_squash(backend, row, maximum) > bound)
+            return tl_find(backend, &raw, start, end, maximum);
+    }
+    return row->count;
+}
+
+/* As tl_logsumexp_of, of a row whose plain logsumexp is near 0. */
+static double near_zero(const tl_backend *backend, const tl_row *row, double logsumexp, int64_t skipped,
+                        const tl_state *rest, tl_patience *patience) {
+    tl_state folded;
+    if (skipped < 0 || !(tl_score(backend, row, skipped) > logsumexp - FALL)) {
+        skipped = find_above(backend, row, logsumexp - FALL);
+        if (skipped == row->count)
+            return logsumexp;
+        tl_fold_row(backend, row, skipped, &folded, patience);
+        rest = &folded;
+    }
+    double logit = tl_score(backend, row, skipped);
+    return tl_logsumexp(tl_normalize_with(rest, row, logit, tl_gap(rest, row, logit)));
+}
+
+double tl_logsumexp_of(const tl_backend *backend, const tl_row *row, const tl_state *state, int64_t skipped,
+                       const tl_state *rest, tl_patience *patience) {
+    double logsumexp = tl_logsumexp(tl_normalize(state, row)), most = 0;
+    if (!(tl_abs(logsumexp) < NEAR_ZERO))
+        return logsumexp;
+    for (int i = 0; i < 16; i++)
+        most = state->sum[i] > most ? state->sum[i] : most;
+    if (most < OUTWEIGHING * tl_total(state->sum))
+        return logsumexp;
+    return near_zero(backend, row, logsumexp, skipped, rest, patience);
 }

@@ -18,6 +18,17 @@ typedef struct {
     double center, beside; /* in the precision of the fold */
 } tl_moment;
 
+/* The sum of all classes while a moment leaves one out. As long as both sums have the same reference, their terms are the
+ * same, and all lanes are but the one of 16 that the class belongs to: only that is kept twice. */
+typedef struct {
+    double sum, error; /* of that lane */
+    size_t lane;
+    enum { TL_AHEAD, TL_SHARED, TL_APART } stage; /* the class is yet to come; was met; the references may differ */
+    int64_t hole;  /* where the class lies in the granule at hand; -1 if it does not */
+    double logit;  /* what its score stands for */
+    double own[1]; /* that less the offset, as an element of scratch */
+} tl_whole;
+
 /* sum over the elements seen of exp(x - offset) / 2^exponent, in 16 lanes of double with their rounding errors. */
 typedef struct {
     double sum[16];
@@ -29,14 +40,16 @@ typedef struct {
     int64_t reached; /* elements seen by a moment or a look that are not below the threshold */
     int overflowed;  /* whether the sum is not to be trusted because some x / ln 2 lies 128 above the exponent */
     tl_moment *moment;
+    tl_whole *whole; /* of a moment; else, or if it is not wanted, NULL */
 } tl_state;
 
 /* Adds count contiguous native elements at x to the state. A multiple of 128 elements is read: those past count must
  * hold -inf. */
 typedef void tl_fold(const void *x, size_t count, tl_state *state);
 
-/* What is found: the sum; that, its moment and all of a look; the maximum; that and how many reach the threshold. */
-typedef enum { TL_SUM, TL_MOMENT, TL_MAXIMUM, TL_LOOK, TL_FOLDS } tl_fold_id;
+/* What is found: the sum; that, its moment and all of a look; these and the sum of all classes; the maximum; that and how
+ * many reach the threshold. */
+typedef enum { TL_SUM, TL_MOMENT, TL_BOTH, TL_MAXIMUM, TL_LOOK, TL_FOLDS } tl_fold_id;
 
 /* Sums over classes, in lanes, and what their roundings lost: see shares.c. */
 typedef struct {
@@ -147,6 +160,12 @@ tl_normalizer tl_normalize_with(const tl_state *rest, const tl_row *row, double 
 
 TL_INLINE double tl_logsumexp(tl_normalizer of) { return of.offset + of.log; }
 
+/* The logsumexp of a row from the state of all its classes. Near 0, where one logit outweighs the others, it is the sum of
+ * that and log1p of the others' odds, which keeps relative digits: the row is folded once more, without that class, unless
+ * it is the one (-1 if none) without which `rest` was folded. */
+double tl_logsumexp_of(const tl_backend *backend, const tl_row *row, const tl_state *state, int64_t skipped,
+                       const tl_state *rest, tl_patience *patience);
+
 /* How far the logsumexp of the rest of a row lies above a logit; nan of a logit that is nan or +inf. */
 double tl_gap(const tl_state *rest, const tl_row *row, double logit);
 
@@ -157,7 +176,7 @@ typedef struct {
     int64_t *id;
 } tl_best;
 
-/* Everything about a token; see scores.c. */
+/* Everything about a token; see scores.c. Of a whole row, the logsumexp is that of tl_logsumexp_of. */
 typedef struct {
     double nll, logsumexp, entropy;
     int64_t rank, argmax;
@@ -170,7 +189,8 @@ typedef struct {
 void tl_score_row(const tl_backend *backend, const tl_row *row, int64_t target, tl_token *token, tl_best *best,
                   tl_patience *patience);
 
-/* The same part by part, as tl_fold_part; `own` is the target's score as it is in memory. */
+/* The same part by part, as tl_fold_part; `own` is the target's score as it is in memory. The logsumexp is found from the
+ * target's logit and the rest, as the loss is: its last bits depend on which class is the target. */
 void tl_score_part(const tl_backend *backend, const tl_row *row, int64_t start, int64_t end, int64_t block,
                    int64_t target, double own, tl_token *token, tl_best *best, tl_patience *patience);
 void tl_score_end(const tl_backend *backend, const tl_row *row, double own, tl_token *token, tl_best *best);

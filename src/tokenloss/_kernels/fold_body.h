@@ -29,52 +29,87 @@ TL_TARGET TL_INLINE OP(vec) NAME(exp_)(OP(vec) x, const OP(scale) *scale, OP(vec
 }
 
 /* What a granule does besides adding terms: it adds each times x - center, finds the maximum, and how many reach the
- * threshold; or adds each times (x - center) - (other - threshold), and finds the maximum and the least other. */
-enum NAME(besides_) { NAME(nothing_), NAME(center_), NAME(other_) };
+ * threshold; and adds to the sum of all classes, too; or adds each times (x - center) - (other - threshold), and finds the
+ * maximum and the least other. */
+enum NAME(besides_) { NAME(nothing_), NAME(center_), NAME(whole_), NAME(other_) };
+
+/* The sums of column j of the granule at x, of the powers of two, the rests and the moments: a vector's width of lanes. */
+TL_TARGET TL_INLINE void NAME(column_)(const ELEMENT *x, size_t count, size_t j, OP(scale) *scale,
+                                       enum NAME(besides_) besides, const ELEMENT *other, OP(vec) *power_of,
+                                       OP(vec) *rest_of, OP(vec) *moment_of) {
+    OP(vec) rest[4], power[4], moment[4];
+    for (size_t k = 0; k < 4; k++) {
+        size_t at = 2 * TL_LANES * k + OP(WIDTH) * j;
+        if (count == TL_GRANULE && j * OP(WIDTH) * sizeof *x % 64 == 0) {
+            tl_prefetch_stream(x + at);
+            tl_prefetch_stream(x + at + TL_LANES);
+        }
+        rest[k] = power[k] = moment[k] = OP(set)(0);
+        if (at >= count)
+            continue;
+        OP(vec) shifted[2], powers[2];
+        for (size_t i = 0; i < 2; i++) {
+            OP(vec) value = LOAD(x + at + TL_LANES * i), r;
+            OP(vec) bounded = OP(max)(scale->lowest, value);
+            OP(vec) p = NAME(exp_)(bounded, scale, &shifted[i], &powers[i], &r);
+            rest[k] = i == 0 ? OP(mul)(p, r) : OP(fma)(p, r, rest[k]);
+            if (besides == NAME(nothing_))
+                continue;
+            OP(vec) distance = OP(sub)(bounded, scale->center);
+            scale->maximum[i] = OP(larger)(value, scale->maximum[i]);
+            if (besides != NAME(other_)) {
+                scale->reached[i] = OP(count)(scale->reached[i], value, scale->threshold);
+            } else {
+                OP(vec) beside = LOAD(other + at + TL_LANES * i);
+                scale->least = OP(min)(scale->least, beside);
+                beside = OP(sub)(OP(max)(OP(set)(-OP(HUGE)), beside), scale->threshold);
+                distance = OP(sub)(distance, beside);
+            }
+            OP(vec) term = OP(fma)(p, r, powers[i]);
+            moment[k] = i == 0 ? OP(mul)(term, distance) : OP(fma)(term, distance, moment[k]);
+        }
+        scale->seen[k % 2] = OP(either)(scale->seen[k % 2], shifted[0], shifted[1]);
+        power[k] = OP(add)(powers[0], powers[1]);
+    }
+    *rest_of = OP(add)(OP(add)(rest[0], rest[1]), OP(add)(rest[2], rest[3]));
+    *moment_of = OP(add)(OP(add)(moment[0], moment[1]), OP(add)(moment[2], moment[3]));
+    *power_of = OP(add)(OP(add)(power[0], power[1]), OP(add)(power[2], power[3]));
+}
+
+/* Sums the column of the class that is left out once more, while that stands in the granule, which is scratch: changes the
+ * column's powers, and the rest of the class's lane of 16. */
+TL_TARGET static void NAME(fill_)(const ELEMENT *x, size_t count, OP(scale) *scale, const tl_whole *whole, REAL *powers,
+                                  REAL *rests) {
+    size_t column = (size_t)whole->hole % TL_LANES / OP(WIDTH);
+    ELEMENT *hole = (ELEMENT *)(uintptr_t)(x + whole->hole), blank = *hole;
+    REAL *r = rests + whole->lane;
+    OP(vec) power, rest, moment;
+    memcpy((void *)hole, whole->own, sizeof *hole);
+    NAME(column_)(x, count, column, scale, NAME(nothing_), NULL, &power, &rest, &moment);
+    *hole = blank;
+    OP(store)(powers + OP(WIDTH) * column, power);
+    OP(store)(rests + OP(WIDTH) * column, rest);
+    r[0] = (r[0] + r[32]) + (r[16] + r[48]);
+}
 
 /* Adds the granule at x, of which the elements from `count` on are known to add nothing. */
 TL_TARGET TL_INLINE void NAME(granule_)(const ELEMENT *x, size_t count, OP(scale) *scale, tl_state *state,
                                         enum NAME(besides_) besides, const ELEMENT *other) {
     OP(vec) rests[TL_LANES / OP(WIDTH)], moments[TL_LANES / OP(WIDTH)];
+    REAL powers_of[TL_LANES], rests_of[TL_LANES];
+    tl_whole *whole = besides == NAME(whole_) ? state->whole : NULL;
     for (size_t j = 0; j < TL_LANES / OP(WIDTH); j++) {
-        OP(vec) rest[4], power[4], moment[4];
-        for (size_t k = 0; k < 4; k++) {
-            size_t at = 2 * TL_LANES * k + OP(WIDTH) * j;
-            if (count == TL_GRANULE && j * OP(WIDTH) * sizeof *x % 64 == 0) {
-                tl_prefetch_stream(x + at);
-                tl_prefetch_stream(x + at + TL_LANES);
-            }
-            rest[k] = power[k] = moment[k] = OP(set)(0);
-            if (at >= count)
-                continue;
-            OP(vec) shifted[2], powers[2];
-            for (size_t i = 0; i < 2; i++) {
-                OP(vec) value = LOAD(x + at + TL_LANES * i), r;
-                OP(vec) bounded = OP(max)(scale->lowest, value);
-                OP(vec) p = NAME(exp_)(bounded, scale, &shifted[i], &powers[i], &r);
-                rest[k] = i == 0 ? OP(mul)(p, r) : OP(fma)(p, r, rest[k]);
-                if (besides == NAME(nothing_))
-                    continue;
-                OP(vec) distance = OP(sub)(bounded, scale->center);
-                scale->maximum[i] = OP(larger)(value, scale->maximum[i]);
-                if (besides == NAME(center_)) {
-                    scale->reached[i] = OP(count)(scale->reached[i], value, scale->threshold);
-                } else {
-                    OP(vec) beside = LOAD(other + at + TL_LANES * i);
-                    scale->least = OP(min)(scale->least, beside);
-                    beside = OP(sub)(OP(max)(OP(set)(-OP(HUGE)), beside), scale->threshold);
-                    distance = OP(sub)(distance, beside);
-                }
-                OP(vec) term = OP(fma)(p, r, powers[i]);
-                moment[k] = i == 0 ? OP(mul)(term, distance) : OP(fma)(term, distance, moment[k]);
-            }
-            scale->seen[k % 2] = OP(either)(scale->seen[k % 2], shifted[0], shifted[1]);
-            power[k] = OP(add)(powers[0], powers[1]);
-        }
-        rests[j] = OP(add)(OP(add)(rest[0], rest[1]), OP(add)(rest[2], rest[3]));
-        moments[j] = OP(add)(OP(add)(moment[0], moment[1]), OP(add)(moment[2], moment[3]));
-        power[0] = OP(add)(OP(add)(power[0], power[1]), OP(add)(power[2], power[3]));
-        OP(accumulate)(state->sum + OP(WIDTH) * j % 16, state->error + OP(WIDTH) * j % 16, power[0]);
+        OP(vec) power;
+        NAME(column_)(x, count, j, scale, besides, other, &power, &rests[j], &moments[j]);
+        OP(accumulate)(state->sum + OP(WIDTH) * j % 16, state->error + OP(WIDTH) * j % 16, power);
+        if (besides == NAME(whole_))
+            OP(store)(powers_of + OP(WIDTH) * j, power);
+    }
+    if (besides == NAME(whole_) && TL_RARELY(whole->hole >= 0)) {
+        OP(scale) unseen = *scale;
+        for (size_t j = 0; j < TL_LANES / OP(WIDTH); j++)
+            OP(store)(rests_of + OP(WIDTH) * j, rests[j]);
+        NAME(fill_)(x, count, &unseen, whole, powers_of, rests_of);
     }
     for (size_t half = TL_LANES / 2; half >= 16; half /= 2)
         for (size_t j = 0; j < half / OP(WIDTH); j++) {
@@ -85,6 +120,13 @@ TL_TARGET TL_INLINE void NAME(granule_)(const ELEMENT *x, size_t count, OP(scale
         OP(accumulate)(state->sum + OP(WIDTH) * j, state->error + OP(WIDTH) * j, rests[j]);
         if (besides != NAME(nothing_))
             OP(accumulate)(state->moment->sum + OP(WIDTH) * j, state->moment->error + OP(WIDTH) * j, moments[j]);
+        if (besides == NAME(whole_) && whole->hole < 0)
+            OP(store)(rests_of + OP(WIDTH) * j, rests[j]);
+    }
+    if (besides == NAME(whole_)) {
+        for (size_t k = whole->lane; k < TL_LANES; k += 16)
+            OP(accumulate_one)(&whole->sum, &whole->error, powers_of[k]);
+        OP(accumulate_one)(&whole->sum, &whole->error, rests_of[whole->lane]);
     }
 }
 
@@ -100,14 +142,14 @@ TL_TARGET TL_INLINE double NAME(larger_)(const OP(vec) *maxima, size_t count, do
 }
 
 TL_TARGET TL_INLINE void NAME(add_)(const ELEMENT *x, size_t count, tl_state *state, enum NAME(besides_) besides) {
-    double center = besides == NAME(center_) ? state->moment->center : 0;
+    double center = besides == NAME(nothing_) ? 0 : state->moment->center;
     OP(scale) scale = OP(scale_of)(state->exponent, center, state->threshold);
     for (; count >= TL_GRANULE; count -= TL_GRANULE, x += TL_GRANULE)
         NAME(granule_)(x, TL_GRANULE, &scale, state, besides, NULL);
     if (count > 0)
         NAME(granule_)(x, count, &scale, state, besides, NULL);
     state->overflowed |= OP(beyond)(&scale);
-    if (besides == NAME(center_)) {
+    if (besides != NAME(nothing_)) {
         state->maximum = NAME(larger_)(scale.maximum, 2, state->maximum);
         state->reached += OP(total_count)(scale.reached[0]) + OP(total_count)(scale.reached[1]);
     }
@@ -119,6 +161,10 @@ TL_TARGET static void NAME(sum_)(const void *x, size_t count, tl_state *state) {
 
 TL_TARGET static void NAME(moment_)(const void *x, size_t count, tl_state *state) {
     NAME(add_)((const ELEMENT *)x, count, state, NAME(center_));
+}
+
+TL_TARGET static void NAME(both_)(const void *x, size_t count, tl_state *state) {
+    NAME(add_)((const ELEMENT *)x, count, state, NAME(whole_));
 }
 
 TL_TARGET static int NAME(divergence_)(const void *base, const void *other, size_t count, tl_state *base_state,

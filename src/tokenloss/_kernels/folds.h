@@ -140,6 +140,16 @@ TL_TARGET TL_INLINE void JOIN(add_, BACKEND)(double *sum, double *lost, double t
     *lost += (before - (after - other)) + (term - other);
 }
 
+/* One lane of an accumulation. */
+TL_TARGET TL_INLINE void f32_accumulate_one(double *sum, double *error, float term) {
+    (void)error;
+    *sum += (double)term;
+}
+
+TL_TARGET TL_INLINE void f64_accumulate_one(double *sum, double *error, double term) {
+    JOIN(add_, BACKEND)(sum, error, term);
+}
+
 TL_TARGET static void JOIN(weigh_, BACKEND)(const double *share, const double *x, size_t count, double anchor,
                                             tl_weighed *weighed) {
     for (size_t i = 0; i < count; i += 16)
@@ -251,7 +261,7 @@ TL_TARGET static void JOIN(squash_, BACKEND)(double *x, size_t count, double fac
 
 const tl_backend JOIN(tl_, BACKEND) = {
     STRING(BACKEND),
-    {ALL_DTYPES(sum_), ALL_DTYPES(moment_), ALL_DTYPES(maximum_), ALL_DTYPES(look_)},
+    {ALL_DTYPES(sum_), ALL_DTYPES(moment_), ALL_DTYPES(both_), ALL_DTYPES(maximum_), ALL_DTYPES(look_)},
     ALL_DTYPES(divergence_),
     ALL_DTYPES(collect_),
     ALL_DTYPES(exps_),

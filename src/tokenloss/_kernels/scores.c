@@ -96,14 +96,15 @@ static int64_t numbers(const tl_row *raw, int64_t start, int64_t end, int64_t sk
     return count;
 }
 
-/* The entropy of a row from the loss of a target, the state of the rest, and the gap between them. With w the
- * probability of the rest, it is w times the entropy of the rest, and that of the choice between both. */
-static double entropy_of(double nll, double gap, const tl_state *rest, const tl_row *row) {
+/* The entropy of a row from the losses of a target and of the rest, the state of the rest and its logarithm, and the gap
+ * between both. With w the probability of the rest, it is w times the entropy of the rest, and that of the choice between
+ * both. */
+static double entropy_of(double nll, double rest_nll, double gap, const tl_state *rest, double log_of_rest) {
     double odds = tl_exp(gap), w = odds > 0x1p1000 ? 1 : odds / (1 + odds), p = 1 / (1 + odds);
-    double of_rest = (tl_log_of_sum(rest, row) - rest->moment->center) - tl_mean(rest);
+    double of_rest = (log_of_rest - rest->moment->center) - tl_mean(rest);
     double entropy = 0;
     if (w > 0)
-        entropy += w * ((of_rest > 0 ? of_rest : 0) + tl_softplus(-gap));
+        entropy += w * ((of_rest > 0 ? of_rest : 0) + rest_nll);
     if (p > 0)
         entropy += p * nll;
     return entropy;
@@ -131,7 +132,7 @@ static void fold_and_look(const tl_backend *backend, const tl_row *row, const tl
 
 /* A token of whose row nothing was seen but the first block, which tells where it lies. */
 static void begin(const tl_backend *backend, const tl_row *row, int64_t block, int64_t target, double own,
-                  tl_token *token, tl_scratch *scratch) {
+                  tl_whole *whole, tl_token *token, tl_scratch *scratch) {
     tl_state *state = &token->state;
     token->rank = own == own; /* the target itself */
     token->argmax = -1;
@@ -141,25 +142,38 @@ static void begin(const tl_backend *backend, const tl_row *row, int64_t block, i
     double maximum = tl_maximum_between(backend, row, 0, first, target, scratch);
     int going = tl_begin(maximum, row->folded, &token->moment, state);
     state->threshold = own;
-    double leader = going ? tl_maximum_between(backend, row, 0, block, target, scratch) - state->offset : (double)NAN;
+    if (whole) {
+        tl_state all;
+        *whole = (tl_whole){0, 0, (size_t)target % 16, TL_AHEAD, -1, tl_squash(backend, row, own), {0}};
+        if (target < first && whole->logit > maximum) {
+            tl_begin(whole->logit, row->folded, NULL, &all);
+            if (all.offset != state->offset || all.exponent != state->exponent)
+                whole->stage = TL_APART;
+        }
+        state->whole = whole;
+    }
+    if (going && first < block) {
+        double others = tl_maximum_between(backend, row, first, block, target, scratch);
+        maximum = others > maximum ? others : maximum;
+    }
+    double leader = going ? maximum - state->offset : (double)NAN;
     if (leader - leader == 0)
         tl_center(leader, tl_offset_dtype(row->folded, state->offset), state);
 }
 
-void tl_score_part(const tl_backend *backend, const tl_row *row, int64_t start, int64_t end, int64_t block,
-                   int64_t target, double own, tl_token *token, tl_best *best, tl_patience *patience) {
+/* As tl_score_part; the sum of all classes, too, if `whole` is not NULL. */
+static void score_part(const tl_backend *backend, const tl_row *row, int64_t start, int64_t end, int64_t block,
+                       int64_t target, double own, tl_whole *whole, tl_token *token, tl_best *best,
+                       tl_patience *patience) {
     tl_scratch scratch;
     tl_state look;
     assert(start % block == 0 && block <= TL_BLOCK && target >= 0 && target < row->count);
-    tl_row raw = *row;
-    raw.scale = 1;
-    raw.cap = raw.shift = 0;
-    raw.folded = raw.dtype & ~TL_SWAPPED;
+    tl_row raw = tl_raw(row);
     tl_clear(&scratch);
     look.offset = 0;
     look.threshold = own;
     if (start == 0)
-        begin(backend, row, block, target, own, token, &scratch);
+        begin(backend, row, block, target, own, whole, token, &scratch);
     for (int64_t next; start < end; start = next) {
         next = end - start < block ? end : start + block;
         fold_and_look(backend, row, &raw, start, next, target, &token->state, &scratch, &look);
@@ -178,24 +192,46 @@ void tl_score_part(const tl_backend *backend, const tl_row *row, int64_t start, 
     }
 }
 
-void tl_score_end(const tl_backend *backend, const tl_row *row, double own, tl_token *token, tl_best *best) {
-    double logit = tl_squash(backend, row, own), gap = tl_gap(&token->state, row, logit);
-    tl_normalizer normalizer = tl_normalize_with(&token->state, row, logit, gap);
-    token->nll = tl_softplus(gap);
-    token->logsumexp = tl_logsumexp(normalizer);
-    token->entropy = gap == gap ? entropy_of(token->nll, gap, &token->state, row) : gap;
+void tl_score_part(const tl_backend *backend, const tl_row *row, int64_t start, int64_t end, int64_t block,
+                   int64_t target, double own, tl_token *token, tl_best *best, tl_patience *patience) {
+    score_part(backend, row, start, end, block, target, own, NULL, token, best, patience);
+}
+
+/* All but the logsumexp. */
+static void end(const tl_backend *backend, const tl_row *row, double logit, tl_normalizer rest, tl_token *token,
+                tl_best *best) {
+    double gap = tl_gap_to(rest, logit), likelier = tl_log1p(tl_exp(-tl_abs(gap))); /* the loss of the likelier */
+    token->nll = gap > 0 ? gap + likelier : likelier;
+    double rest_nll = gap < 0 ? likelier - gap : likelier;
+    token->entropy = gap == gap ? entropy_of(token->nll, rest_nll, gap, &token->state, rest.log) : gap;
     if (!best)
         return;
+    tl_normalizer normalizer = tl_add_logit(rest, logit, gap);
     sort(best);
     for (int64_t i = 0; i < best->count; i++)
         best->value[i] = (tl_squash(backend, row, best->value[i]) - normalizer.offset) - normalizer.log;
 }
 
+void tl_score_end(const tl_backend *backend, const tl_row *row, double own, tl_token *token, tl_best *best) {
+    tl_normalizer rest = tl_normalize(&token->state, row);
+    double logit = tl_squash(backend, row, own);
+    end(backend, row, logit, rest, token, best);
+    token->logsumexp = tl_logsumexp(tl_add_logit(rest, logit, tl_gap_to(rest, logit)));
+}
+
 void tl_score_row(const tl_backend *backend, const tl_row *row, int64_t target, tl_token *token, tl_best *best,
                   tl_patience *patience) {
     double own = tl_load(row->data + target * row->stride, row->dtype);
+    tl_whole whole;
+    tl_state all;
     if (best)
         best->count = 0;
-    tl_score_part(backend, row, 0, row->count, TL_BLOCK, target, own, token, best, patience);
-    tl_score_end(backend, row, own, token, best);
+    score_part(backend, row, 0, row->count, TL_BLOCK, target, own, &whole, token, best, patience);
+    end(backend, row, whole.logit, tl_normalize(&token->state, row), token, best);
+    if (whole.stage == TL_SHARED)
+        all = tl_with_all(&token->state);
+    else
+        tl_fold_row(backend, row, -1, &all, patience);
+    token->logsumexp = tl_logsumexp_of(backend, row, &all, target, &token->state, patience);
+    token->state.whole = NULL;
 }

@@ -3,6 +3,7 @@
 #define TOKENLOSS_WALK_H
 
 #include <assert.h>
+#include <math.h>
 
 #include "fold.h"
 
@@ -11,6 +12,15 @@
 #define TL_FAR_OUT 65536.0
 
 #define TL_PAUSE (16 * TL_BLOCK) /* classes between two looks at whether the call was given up */
+
+/* The scores as they are in memory. */
+TL_INLINE tl_row tl_raw(const tl_row *row) {
+    tl_row raw = *row;
+    raw.scale = 1;
+    raw.cap = raw.shift = 0;
+    raw.folded = raw.dtype & ~TL_SWAPPED;
+    return raw;
+}
 
 /* A granule of a row, copied where it cannot be folded in place. Of one row, whose granules are always gathered with the same
  * count and skip. */
@@ -81,6 +91,9 @@ void tl_center(double maximum, int dtype, tl_state *state);
 int tl_fold_block(const tl_backend *backend, const tl_row *row, int64_t start, int64_t end, int64_t skip,
                   tl_state *state, tl_scratch *scratch);
 
+/* The state of all classes from one that leaves a class out, where lanes are shared. */
+tl_state tl_with_all(const tl_state *state);
+
 double tl_total(const double *lanes);
 
 /* The sum of 16 lanes, and of what was lost in them. */
@@ -88,6 +101,14 @@ double tl_sum_of(const double *lanes, const double *lost);
 
 /* log(sum) of a state, less its offset. */
 double tl_log_of_sum(const tl_state *state, const tl_row *row);
+
+/* As tl_gap and tl_normalize_with, from the normalizer of the rest. */
+TL_INLINE double tl_gap_to(tl_normalizer rest, double logit) {
+    if (!(logit <= 0x1.fffffffffffffp1023)) /* +inf or nan */
+        return (double)NAN;
+    return (rest.offset - logit) + rest.log;
+}
+tl_normalizer tl_add_logit(tl_normalizer rest, double logit, double gap);
 
 /* The moment over the sum: the mean of what the terms were multiplied by. */
 double tl_mean(const tl_state *state);
