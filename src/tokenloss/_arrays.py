@@ -254,7 +254,9 @@ def ignored_class(value: object, code: int) -> int | None:
 
 def no_ignored_class(value: object) -> None:
     """Refuse an ignore_index with distributions, which have no class ids; the default need not have been given."""
-    if value is not None and integer("ignore_index", value, "an integer or None") != -100:
+    if value is None or (type(value) is int and value == -100):  # nearly always, and faster
+        return
+    if integer("ignore_index", value, "an integer or None") != -100:
         fail("option", name="ignore_index", got=value, fits="left out where targets are distributions; mask by where")
 
 

@@ -152,8 +152,9 @@ def token_scores(
     Returns
     -------
     TokenScores
-        With arrays of the batch's shape. `nll` has the bits of ``cross_entropy(..., reduction="none")``; `rank`,
-        `argmax` and the order of `top_ids` are exact, by the logits as they were given.
+        With arrays of the batch's shape. `nll` has the bits of ``cross_entropy(..., reduction="none")``, and
+        `logsumexp`, unless logits are scaled or capped, those of the function `logsumexp`; `rank`, `argmax` and the
+        order of `top_ids` are exact, by the logits as they were given.
 
     Raises
     ------
