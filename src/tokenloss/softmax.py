@@ -146,7 +146,7 @@ def logsumexp(
     Notes
     -----
     It is within 2e-7 nats of the exact value (of float64 logits within 4e-15, relative to the largest of 1 and itself).
-    Near 0, where one class outweighs the others, it keeps a relative 1e-6 (float64: 2e-14): ``[0, -40]`` gives 4.25e-18.
+    Near 0, where one class outweighs the others, it keeps a relative 1e-6 (float64: 2e-14): `[0, -40]` gives 4.25e-18.
     `TokenScores.logsumexp` has the same bits.
 
     Examples
