@@ -13,7 +13,7 @@ import dask
 import dask.array as da
 import numpy as np
 import pytest
-from arrays import BFLOAT16, FLOATS, assert_same_bits, distributions
+from arrays import BFLOAT16, FLOATS, assert_same_bits, distributions, fails
 from distributed import Client, LocalCluster
 
 import tokenloss
@@ -78,6 +78,14 @@ def test_score_is_the_meter_of_one_machine(shape, axis, chunks, rng):
 def test_score_takes_every_dtype(dtype, rng):
     logits, targets, _ = problem(rng, (20, 50), 1, dtype)
     assert score(da.from_array(logits, chunks=(6, 11)), targets) == meter_of(logits, targets)
+
+
+def test_integer_targets_that_are_not_one_hot_are_named_with_their_block(rng):
+    targets = np.eye(20, dtype=int)[rng.integers(0, 20, 9)]
+    targets[7] = 1
+    lazy = da.from_array(rng.standard_normal((9, 20)), chunks=(4, 20))
+    with fails(ValueError, "in the block from [4] on: targets[3] holds integers that are not one-hot"):
+        score(lazy, targets)
 
 
 @pytest.mark.parametrize("dtype", ["int8", "uint16", "uint64", ">i4"])

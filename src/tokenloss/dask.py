@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -265,12 +264,13 @@ def _losses(
     logits: Array, targets: Array, where: Array | None, *starts: Array, axis: int, ignore_index: Any, **options: Any
 ) -> Array:
     """Losses of a block, along an axis of one class."""
-    nll = None
-    with contextlib.suppress(IndexError):
+    try:
         nll = losses.cross_entropy(
             logits, targets, axis=axis, ignore_index=ignore_index, where=where, reduction="none", **options
         )
-    if nll is None:
+    except ValueError as error:  # of integers that are not one-hot
+        raise ValueError(f"in the block from {[int(start[0]) for start in starts]} on: {error}") from error
+    except IndexError:  # of a class id, which is named by its position in the whole array
         classes = logits.shape[axis]
         first = np.argwhere(_kept(targets, where, ignore_index) & ((targets < 0) | (targets >= classes)))[0]
         position = [int(start[0] + i) for start, i in zip(starts, first, strict=True)]
