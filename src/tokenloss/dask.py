@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -86,7 +85,8 @@ def score(
     IndexError
         While blocks are computed: if a kept target is no class id. The message names its position in the whole array.
     TypeError, ValueError
-        If an argument does not fit, before anything is computed.
+        If an argument does not fit, before anything is computed; of integer distributions that are not one-hot, while
+        blocks are computed.
 
     See Also
     --------
@@ -164,7 +164,8 @@ def cross_entropy(
     IndexError
         While blocks are computed: if a kept target is no class id. The message names its position in the whole array.
     TypeError, ValueError
-        If an argument does not fit, before anything is computed.
+        If an argument does not fit, before anything is computed; of integer distributions that are not one-hot, while
+        blocks are computed.
 
     See Also
     --------
@@ -256,21 +257,23 @@ def _total(sums: _Sums) -> float:
 
 def _mean(sums: _Sums) -> float:
     """Loss by "mean"."""
+    if not sums.weights.count:
+        return sums.losses.loss
     with np.errstate(divide="ignore", invalid="ignore"):
-        divisor = sums.weights.total if sums.weights.count else sums.losses.count
-        return float(np.float64(sums.losses.total) / divisor)
+        return float(np.float64(sums.losses.total) / sums.weights.total)
 
 
 def _losses(
     logits: Array, targets: Array, where: Array | None, *starts: Array, axis: int, ignore_index: Any, **options: Any
 ) -> Array:
     """Losses of a block, along an axis of one class."""
-    nll = None
-    with contextlib.suppress(IndexError):
+    try:
         nll = losses.cross_entropy(
             logits, targets, axis=axis, ignore_index=ignore_index, where=where, reduction="none", **options
         )
-    if nll is None:
+    except ValueError as error:  # integers that are not one-hot
+        raise ValueError(f"in the block at {[int(start[0]) for start in starts]}: {error}") from error
+    except IndexError:
         classes = logits.shape[axis]
         first = np.argwhere(_kept(targets, where, ignore_index) & ((targets < 0) | (targets >= classes)))[0]
         position = [int(start[0] + i) for start, i in zip(starts, first, strict=True)]
