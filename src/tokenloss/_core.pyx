@@ -474,7 +474,7 @@ cdef class Fold(Work):
 
     cdef inline bint accepts_distribution(self, int64_t row, int64_t k, int64_t found, Totals *totals,
                                           tl_patience *patience) noexcept nogil:
-        """Whether the targets of a row are floats or one-hot; `found` of them are not 0, and class k is one of these."""
+        """Whether the targets of a row are floats or one-hot; `found` of them are not 0, one of them of class k."""
         if not self.is_integer or (found == 1 and self.has_one(row, k)) or tl_is_raised(&self.stopped):
             return True
         if self.smoothing != 0 and self.is_one_hot(row, patience):  # smoothed, none is 0
