@@ -91,8 +91,9 @@ def kl_divergence(
     Returns
     -------
     float or array of float64
-        A Python float, or for "none" an array of the batch's shape. It is never negative, 0 for equal rows, inf where
-        the base has a chance for a class and the other none, and nan where a logit of either is nan or +inf.
+        A Python float, or for "none" an array of the batch's shape, a scalar for a single row. It is never negative, 0
+        for equal rows, inf where the base has a chance for a class and the other none, and nan where a logit of either
+        is nan or +inf.
 
     Raises
     ------

@@ -57,11 +57,11 @@ def score(
         are in several chunks, Dask moves them together, in blocks of its option ``array.chunk-size``.
     targets : dask array or array
         Class ids (integers, the shape of `logits` without its class axis), or distributions (of the shape of `logits`,
-        any real dtype).
+        any real dtype; integers must be one-hot).
     axis : int, default -1
         The axis of `logits` that holds the classes.
     ignore_index : int or None, default -100
-        The class id of positions that are passed over.
+        The class id of positions that are passed over. With distributions, use `where`.
     where : dask array or array of bool, optional
         The positions that are kept, broadcast over the batch.
     label_smoothing, z_loss : float, default 0.0
@@ -134,13 +134,13 @@ def cross_entropy(
         are in several chunks, Dask moves them together, in blocks of its option ``array.chunk-size``.
     targets : dask array or array
         Class ids (integers, the shape of `logits` without its class axis), or distributions (of the shape of `logits`,
-        any real dtype).
+        any real dtype; integers must be one-hot).
     axis : int, default -1
         The axis of `logits` that holds the classes.
     weight : array of shape (V,), optional
         What each class counts for.
     ignore_index : int or None, default -100
-        The class id of positions that are passed over.
+        The class id of positions that are passed over. With distributions, use `where`.
     where : dask array or array of bool, optional
         The positions that are kept, broadcast over the batch.
     label_smoothing, z_loss : float, default 0.0
