@@ -470,7 +470,7 @@ class LossMeter:
         if not self.count:
             return math.nan
         if math.isinf(self.total) and all(map(math.isfinite, self.losses)):
-            return rounded(sum(map(Fraction, self.losses)) / self.count)
+            return rounded(sum(map(Fraction, self.losses)) / 2**64) / self.count * 2.0**64  # rounded twice, as below
         return self.total / self.count
 
     @property

@@ -470,9 +470,27 @@ def test_shift_between_shards_of_other_dtypes(figures, tmp_path):  # W10
     logits = np.random.default_rng(10).normal(size=(4, 300))
     np.savez(tmp_path / "a.npz", logits=logits[:2], targets=np.uint8([7, 8]))
     np.savez(tmp_path / "b.npz", logits=logits[2:], targets=np.int32([299, -100]))
+    np.savez(tmp_path / "c.npz", logits=logits[2:], targets=np.uint64([0, 1]))
+    np.savez(tmp_path / "d.npz", logits=logits[2:], targets=np.int8([-100, 1]))
     found = figures(tmp_path / "[ab].npz", "--shift")
     assert found["loss"] == tokenloss.cross_entropy(logits[:2], [8, 299])
     assert (found["tokens"], found["ignored"]) == (2, 1)
+    found = figures(tmp_path / "[cd].npz", "--shift")
+    assert found["loss"] == tokenloss.cross_entropy(logits[2:3], [1])
+    assert (found["tokens"], found["ignored"], found["without_next"]) == (2, 1, 1)
+
+
+def test_shift_to_what_is_no_class(run, npz, models):
+    refused = run("score", npz(logits=LOGITS, targets=[0, 1, 2, 7]), "--shift")
+    assert_refused(refused, "shifted targets[2] is 7, which is no class of [0, 3)")
+    np.savez(models.path / "base.npz", logits=models.base, targets=np.where(models.targets < 0, -100, 9))
+    refused = run("compare", models.path / "base.npz", models.path / "base.npz", "--shift")
+    assert_refused(refused, "shifted targets[", "is 9, which is no class of [0, 9)")
+
+
+def test_shares_of_a_single_row_that_are_no_distribution(run, npy):
+    scores, targets = npy(LOGITS[0], np.array([0.5, 0.25, 0.125], np.float32))
+    assert_refused(run("score", scores, "--targets", targets), f"{targets}: targets adds up to 0.875")
 
 
 def test_shift_between_shards_with_state(pieces, run, figures):  # W10: what follows is part of what a shard is
@@ -775,7 +793,7 @@ def test_json_is_strict(figures, run, npz):  # U6: --json
     path = npz(logits=LOGITS, targets=TARGETS, tokens=tokens)
     texts = {token["position"]: token["text"] for token in figures(path)["costliest"]}
     assert texts == {0: "\ufffd", 1: "a\ufffdb", 2: "\U0001f600", 3: "\U0001f600"}
-    json.loads(run("score", path, "--json")[1].encode()).__repr__().encode("utf-8")
+    json.dumps(json.loads(run("score", path, "--json")[1]), ensure_ascii=False).encode("utf-8")
 
 
 # -- every token ------------------------------------------------------------------------------------------------------

@@ -612,6 +612,12 @@ def test_wrong_input_is_named():
         (ValueError, ("definitions", "'llama'", "'exact'"), (logits, logits, targets), {"definitions": "llama"}),
         (ValueError, ("definitions", "1", "'exact'"), (logits, logits, targets), {"definitions": 1}),
         (ValueError, ("base_logits", "2.099", "log_softmax"), (logits, logits, targets), {"definitions": "llama.cpp"}),
+        (
+            ValueError,
+            ("base_logits[1, 1] is 0.05", "no log-probability"),
+            ([[0, -50, -50], [-50, 0.05, -50]], logits, [0, 1]),
+            {"definitions": "llama.cpp"},
+        ),
     ]:
         with fails(error, *words):
             compare(*arguments, **options)

@@ -122,6 +122,7 @@ def test_torch_tensors_with_the_negative_bit():  # W3
 
 
 CHANGED = """
+import contextlib
 import threading
 import numpy as np
 from tokenloss import *
@@ -139,12 +140,9 @@ def change():
 
 thread = threading.Thread(target=change)
 thread.start()
-refused = 0
 for _ in range(100):
-    try:
+    with contextlib.suppress(IndexError):
         {call}
-    except IndexError as error:
-        refused += 1
 stop.set()
 thread.join()
 """
@@ -233,6 +231,18 @@ def test_logit_scale_that_overflows():  # U9
         np.testing.assert_allclose(scores.top_logprobs[:, 0], [0, 0, -math.log(2)], rtol=1e-15)
     loss, gradient = cross_entropy_and_grad(logits[0], 0, logit_scale=scale)
     assert (loss, gradient.tolist()) == (0.0, [0.0, 0.0, 0.0])
+
+
+@pytest.mark.parametrize("weight", [None, [0, 1, 1]])
+def test_logit_scale_that_overflows_where_the_gradient_replaces_the_logits(weight):  # U9
+    logits = np.array([[1e300, 2.0, 3.0], [2.0, 1e300, 3.0], [1.0, 1.0, -1e300], [-np.inf, 1.0, 2.0]])
+    options = {"logit_scale": 1e308, "weight": weight, "reduction": "none"}
+    losses, gradient = cross_entropy_and_grad(logits, [0, 2, 0, 0], **options)
+    np.testing.assert_array_equal(losses, cross_entropy(logits, [0, 2, 0, 0], **options))
+    np.testing.assert_allclose(gradient[1], [0, 1e308, -1e308], rtol=1e-15)
+    found, _ = cross_entropy_and_grad(logits, [0, 2, 0, 0], out=logits, **options)
+    np.testing.assert_array_equal(found, losses)
+    np.testing.assert_array_equal(logits, gradient)
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)

@@ -90,7 +90,8 @@ def test_path_of_a_zarr_directory_that_looks_like_a_url(name, tmp_path, monkeypa
 
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
     monkeypatch.setattr(socket.socket, "connect", refuse)
-    monkeypatch.setattr("fsspec.core.url_to_fs", refuse, raising=False) if "fsspec" in sys.modules else None
+    if "fsspec" in sys.modules:
+        monkeypatch.setattr("fsspec.core.url_to_fs", refuse)
     assert_same_bits(rows(name), LOGITS)
     assert run("score", name) == (0, "")
 
@@ -132,9 +133,9 @@ def test_path_of_a_device(tmp_path):  # U3
 
 def test_path_of_standard_input_or_nothing(tmp_path):  # U3
     np.save(tmp_path / "scores.npy", LOGITS)
-    assert_refused("-", "standard input is not read, since files are mapped; it must be that of a file")
-    assert_refused(tmp_path / "scores.npy", "standard input is not read", targets="-")
-    with fails(ValueError, "'': is the name of no file"):
+    assert_refused("-", "is standard input; it must be the path of a file, since files are mapped")
+    assert_refused(tmp_path / "scores.npy", "is standard input", targets="-")
+    with fails(ValueError, "'': names no file; it must be the path of a file"):
         open_scores("")
     assert "'' is no name" in run("score", "")[1]
 
@@ -432,11 +433,14 @@ def test_file_that_changes_after_it_was_opened(how, change, tmp_path):  # M2
         next(scores.blocks(3))
 
 
-@pytest.mark.parametrize("command", ["score", "compare"])
-@pytest.mark.parametrize("how", ["scores", "ids", "distributions", "one for all"])
-def test_file_that_is_cut_short_while_the_command_reads_it(how, command, tmp_path, monkeypatch):  # M2
-    if command == "compare" and how in ("distributions", "one for all"):
-        pytest.skip("compare takes ids of one file")
+@pytest.mark.parametrize(
+    ("command", "how"),
+    [
+        ("score", "scores"), ("score", "ids"), ("score", "distributions"), ("score", "one for all"),
+        ("compare", "scores"), ("compare", "ids"),
+    ],
+)  # fmt: skip
+def test_file_that_is_cut_short_while_the_command_reads_it(command, how, tmp_path, monkeypatch):  # M2
     logits, targets = tmp_path / "logits.npy", tmp_path / "targets.npy"
     np.save(logits, LOGITS)
     np.save(tmp_path / "other.npy", LOGITS)
@@ -456,6 +460,31 @@ def test_file_that_is_cut_short_while_the_command_reads_it(how, command, tmp_pat
     status, message = run(command, *files, "--targets", targets)
     assert status == 2
     assert f"{cut}: byte 128: the file ends; it must have {size} bytes" in message
+
+
+@pytest.mark.parametrize("how", ["ids", "distributions"])
+@pytest.mark.parametrize("change", ["rewritten", "replaced"])
+def test_targets_that_change_while_the_command_reads_them(how, change, tmp_path, monkeypatch):  # M2
+    logits, targets = tmp_path / "logits.npy", tmp_path / "targets.npy"
+    array = SHARES if how == "distributions" else TARGETS
+    np.save(logits, LOGITS)
+    np.save(targets, array)
+    monkeypatch.setattr(_evaluation, "_BLOCK_BYTES", 64)
+    update = _evaluation.LossMeter.update
+
+    def changing(self, losses, *args, **options):
+        update(self, losses, *args, **options)
+        if np.size(losses):
+            np.save(tmp_path / "other.npy", array[::-1])
+            if change == "replaced":
+                (tmp_path / "other.npy").replace(targets)
+            else:
+                targets.write_bytes((tmp_path / "other.npy").read_bytes())
+                os.utime(targets, ns=(0, 0))
+
+    monkeypatch.setattr(_evaluation.LossMeter, "update", changing)
+    status, message = run("score", logits, "--targets", targets)
+    assert (status, f"{targets}: changed after it was opened" in message) == (2, True)
 
 
 CUT = """

@@ -28,7 +28,7 @@ _ERRORS: dict[str, tuple[type[Exception], str]] = {
     "device": (TypeError, "{name} is on device {got}; move it to the CPU first"),
     "dlpack": (TypeError, "{name} cannot be read through DLPack: {got}"),
     "array": (TypeError, "{name} is no array of numbers: {got}"),
-    "negative view": (TypeError, "{name} is a view whose sign is changed when it is read; give {name}.resolve_neg()"),
+    "negative view": (TypeError, "{name} is a view of the negative of its memory; give {name}.resolve_neg()"),
     "masked": (TypeError, "{name} is a masked array; give its data, and where=~mask"),
     "dtype": (TypeError, "{name} has dtype {got}; it must be {fits}"),
     "scalar": (ValueError, "{name} is a scalar; it must have an axis of classes"),
@@ -38,12 +38,12 @@ _ERRORS: dict[str, tuple[type[Exception], str]] = {
     "option": (ValueError, "{name} is {got!r}; it must be {fits}"),
     "unnormalized": (ValueError, "{name} has a row whose logsumexp is {got:.4g}; {fits}"),
     "class": (IndexError, "{name}{position} is {got}, which is no class of {fits}"),
-    "changed": (IndexError, "{name}{position} changed while it was read, to no class of {fits}"),
+    "changed": (IndexError, "{name}{position} changed during the call, and is no class of {fits} now"),
     "score": (ValueError, "{name}{position} is {got:.6g}, which is no {fits}; use cross_entropy for logits"),
     "one-hot": (ValueError, "{name}{position} holds integers that are not one-hot: {got}; {fits}"),
     "read-only": (ValueError, "out is read-only"),
     "overlap": (ValueError, "out overlaps {name}{fits}"),
-    "overlapping": (ValueError, "out has elements that share memory (strides {got})"),
+    "self-overlap": (ValueError, "out has elements that share memory (strides {got})"),
     "file": (ValueError, "{path}: byte {byte}: {got}; it must {fits}"),
     "content": (ValueError, "{path}: {got}; it must {fits}"),
     "unreadable": (ValueError, "{path}: cannot be read: {got}"),
@@ -294,7 +294,7 @@ def _check_result(array: np.ndarray[Any, Any], shape: tuple[int, ...]) -> None:
     extent = array.itemsize if array.size else 0
     for stride, length in sorted((abs(a), b) for a, b in zip(array.strides, array.shape, strict=True) if b > 1):
         if stride < extent:
-            fail("overlapping", got=array.strides)
+            fail("self-overlap", got=array.strides)
         extent += stride * (length - 1)
 
 

@@ -18,7 +18,6 @@ TOKENS: int
 DIVERGENCE: int
 CLASSES_AT_ONCE: int
 BAD_TARGET: int
-BAD_SCORE: int
 BAD_DISTRIBUTION: int
 
 def backends() -> list[str]: ...

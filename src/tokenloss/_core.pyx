@@ -183,13 +183,12 @@ cdef enum:
 
 # why a row was refused while rows were read
 cdef enum:
-    C_BAD_TARGET = 1
-    C_BAD_SCORE = 2
-    C_BAD_DISTRIBUTION = 3
+    C_BAD_TARGET = 1  # its class id was good before, and changed during the call
+    C_BAD_SCORE = 2  # a probability or log-probability that can be none
+    C_BAD_DISTRIBUTION = 3  # integers that are not one-hot
 
-BAD_TARGET = C_BAD_TARGET  # its class id was good before, and changed during the call
-BAD_SCORE = C_BAD_SCORE  # a probability or log-probability that can be none
-BAD_DISTRIBUTION = C_BAD_DISTRIBUTION  # integers that are not one-hot
+BAD_TARGET = C_BAD_TARGET
+BAD_DISTRIBUTION = C_BAD_DISTRIBUTION
 
 cdef double TOLERANCE = 1e-3  # by which rounded probabilities may lie outside [0, 1], and log-probabilities above 0
 
@@ -477,7 +476,7 @@ cdef class Fold(Work):
 
     cdef inline bint accepts_distribution(self, int64_t row, int64_t k, int64_t found, Totals *totals,
                                           tl_patience *patience) noexcept nogil:
-        """Whether the targets of a row are floats or one-hot; `found` are not 0, one of them that of class k."""
+        """Whether the targets of a row are floats or one-hot; `found` of them are not 0, one of them of class k."""
         if not self.is_integer or (found == 1 and self.has_one(row, k)) or tl_is_raised(&self.stopped):
             return True
         if self.smoothing != 0 and self.is_one_hot(row, patience):  # smoothed, none is 0
@@ -502,7 +501,7 @@ cdef class Fold(Work):
         return (found == 1 and self.has_one(row, k)) or tl_is_raised(&self.stopped)
 
     cdef void refuse(self, int reason, int64_t row, int64_t k, double score, Totals *totals) noexcept nogil:
-        """Ends the call with an error, of the first bad row: blocks of rows that threads have taken are still done."""
+        """Ends the call with an error, that of the first bad row: blocks that threads have begun are still finished."""
         if totals.refusal == 0:
             totals.refusal, totals.bad_row, totals.bad_class, totals.bad_score = reason, row, k, score
         tl_raise(&self.refused)
@@ -699,19 +698,30 @@ cdef class Fold(Work):
 
     cdef double number_of(self, int64_t row, int64_t target, Totals *totals, tl_patience *patience) noexcept nogil:
         """What a kept row is folded to."""
-        cdef tl_row raw, scores = self.scores_of(row)
-        cdef double maximum, number = self.number_of_scores(row, &scores, target, totals, patience)
-        if number != number and self.scale > 1 and self.cap == 0 and self.z_loss == 0:
-            # logit_scale * logits may have overflowed where differences of logits do not
-            raw = row_at(&self.scores, row)
-            maximum = tl_maximum(backend, &raw)
-            if maximum - maximum == 0:
-                scores.shift = maximum
+        cdef tl_row scores = self.scores_of(row)
+        cdef double number
+        if self.has_result:  # before it is written, perhaps over the logits
+            self.keep_in_range(row, &scores)
+        number = self.number_of_scores(row, &scores, target, totals, patience)
+        if number != number and not self.has_result:
+            self.keep_in_range(row, &scores)
+            if scores.shift != 0:
                 number = self.number_of_scores(row, &scores, target, totals, patience)
         return number
 
+    cdef inline void keep_in_range(self, int64_t row, tl_row *scores) noexcept nogil:
+        """Has the maximum of a row subtracted first where it overflows, times logit_scale: differences do not."""
+        cdef tl_row raw
+        cdef double maximum
+        if self.scale > 1 and self.cap == 0 and self.z_loss == 0:
+            raw = row_at(&self.scores, row)
+            maximum = tl_maximum(backend, &raw)
+            if -INFINITY < maximum < INFINITY and self.scale * maximum in (-INFINITY, INFINITY):
+                scores.shift = maximum
+
     cdef double number_of_scores(self, int64_t row, tl_row *scores, int64_t target, Totals *totals,
                                  tl_patience *patience) noexcept nogil:
+        """What a row of scores is folded to."""
         cdef tl_row other
         cdef tl_state state
         if self.what == C_MAXIMUM:

@@ -51,7 +51,7 @@ _SUM_SLACK = 1e-2  # how far the sum of a distribution may be from 1
 
 
 class Options(NamedTuple):
-    """What decides what is found in a shard."""
+    """Options that change the result of a shard."""
 
     array: str | None = None
     kind: Literal["logits", "log_probs", "probs"] | None = None
@@ -131,7 +131,7 @@ class Found(NamedTuple):
         return cls(LossMeter._from_json(found["meter"]), found["ignored"], found["greedy"], costliest)
 
     def is_possible(self, rows: int, top: int) -> bool:
-        """Whether so many rows that are scored, of which so many costliest are kept, can be found to be this."""
+        """Whether this can be the result of so many scored rows, with at most so many costliest tokens."""
         integers = [self.ignored, self.greedy, *(number for token in self.costliest for number in token[:2])]
         return (
             all(type(number) is int and abs(number) < 2**63 for number in integers)
@@ -179,7 +179,8 @@ def plan(paths: Sequence[str], targets: Sequence[str], options: Options) -> list
     for number, shard in enumerate(shards):
         given = _given(shard, options)
         with _naming(shard.path, shard.targets):
-            check(shard.shape, shard.kind, given.targets, options.ignore_index, given.where)
+            name = "shifted targets" if options.shift else "targets"
+            check(name, shard.shape, shard.kind, given.targets, options.ignore_index, given.where)
         if given.targets.ndim == len(shard.shape):
             shards[number] = shard._replace(holds="distributions")
     return shards
@@ -265,7 +266,7 @@ def _with_targets(shards: list[Shard], targets: Sequence[str]) -> list[Shard]:
 
 @contextlib.contextmanager
 def _naming(*files: str | None) -> Iterator[None]:
-    """Let what is said about arrays name their files."""
+    """Put the names of files before errors about their arrays."""
     try:
         yield
     except (IndexError, TypeError, ValueError) as error:
@@ -273,14 +274,20 @@ def _naming(*files: str | None) -> Iterator[None]:
 
 
 def check(
-    shape: tuple[int, ...], kind: str, targets: Array, ignore_index: int, where: Array | None = None, soft: bool = True
+    name: str,
+    shape: tuple[int, ...],
+    kind: str,
+    targets: Array,
+    ignore_index: int,
+    where: Array | None = None,
+    soft: bool = True,
 ) -> None:
-    """Have the package judge targets, before anything of the size of the scores is read.
+    """Have the package judge all targets, before anything of the size of the scores is read.
 
-    Scores that are all the same stand in for the real ones, so that only class ids are looked at, and all of them.
+    Zeros of the shape stand in for the scores. Of shifted targets, errors give the position of the row that predicts.
     """
     rows = Rows(_core.LOG_PROBS, kind, np.broadcast_to(np.float32(0), shape), -1)
-    rows.against("targets", targets, ignore_index, distributions=soft)
+    rows.against(name, targets, ignore_index, distributions=soft)
     rows.keep(None, np.False_ if targets.ndim == len(shape) else where)
     rows.reduce("sum")
     rows.run(None)
@@ -308,8 +315,9 @@ def _given(shard: Shard, options: Options) -> _Given:
     if shard.next_id is None:
         targets, where = _shifted(targets)
         return _Given(file, targets, where, None if tokens is None else np.roll(tokens, -1, -1))
-    dtype = np.result_type(targets, np.min_scalar_type(shard.next_id))
-    targets = np.append(targets[1:], np.array(shard.next_id, dtype))
+    # NumPy has no integer for both uint64 and numbers below 0: its float64 is none for class ids
+    dtype = np.int64 if shard.next_id < 0 else np.result_type(targets, np.min_scalar_type(shard.next_id))
+    targets = np.append(targets[1:].astype(dtype), np.array(shard.next_id, dtype))
     if tokens is not None:
         tokens = np.append(tokens[1:].astype(object), np.array(shard.next_text, object))
     return _Given(file, targets, None, tokens)
@@ -404,7 +412,7 @@ def _token_scores(
 
 
 def _check_normalized(normalizers: Array) -> None:
-    """Refuse what are no natural log-probabilities."""
+    """Refuse rows that are no natural log-probabilities, by their logsumexp."""
     wrong = normalizers[abs(normalizers) > _UNNORMALIZED]  # nan is not
     if wrong.size:
         fits = "natural log-probabilities have 0: is it base 2, or logits?"
@@ -412,9 +420,9 @@ def _check_normalized(normalizers: Array) -> None:
 
 
 def _check_kind(file: ScoresFile, option: str | None, block: Array, kept: Array) -> bool:
-    """Refuse scores of another kind by the first rows that are kept; whether there are any.
+    """Refuse scores of another kind, by the first kept rows of a block; whether it has any.
 
-    The option is the one that tells the kind, if it was not given: a kind that was is believed.
+    `option` names the one that sets the kind; None where it was given, and is believed.
     """
     rows = block[np.flatnonzero(kept)[:_FIRST_ROWS]]
     with np.errstate(invalid="ignore"):  # a nan that signals
@@ -439,12 +447,12 @@ def _are_distributions(rows: Array, slack: float = 0.0) -> Array:
 
 def _refuse_row(shard: Shard, start: int, row: int, shares: Array) -> NoReturn:
     """Say why a row of targets is no distribution; it belongs to a block whose first row is at `start`."""
-    position = ", ".join(str(i) for i in np.unravel_index(start + row, shard.shape[:-1]))
+    position = [int(i) for i in np.unravel_index(start + row, shard.shape[:-1])] or ""
     got, fits = f"adds up to {shares.sum(dtype=np.float64):.4g}", "add up to 1, as a distribution does"
     for share in (shares.min(), shares.max()):
         if not -_SHARE_SLACK <= share <= 1 + _SHARE_SLACK:
             got, fits = f"has a share of {share:.4g}", "have shares from 0 to 1"
-    row_name, path = f"targets[{position}]", shard.targets or shard.path
+    row_name, path = f"targets{position}", shard.targets or shard.path
     _arrays.fail("content", path=path, got=f"{row_name} {got}", fits=f"{fits}; class ids are integers")
 
 
@@ -456,7 +464,7 @@ def _log(probs: Array) -> Array:
 
 
 def _rows(kept: Array, scores: TokenScores, ids: Array, text: Array | None) -> tuple[TokenScores, Array, Array | None]:
-    """Those of some rows."""
+    """Scores, class ids and text of some rows."""
     columns = {field.name: getattr(scores, field.name) for field in dataclasses.fields(scores)}
     kept_columns = {name: column[kept] for name, column in columns.items() if column is not None}
     return dataclasses.replace(scores, **kept_columns), ids[kept], None if text is None else text[kept]
@@ -531,7 +539,7 @@ def extent(path: str) -> tuple[int, int]:
 
 
 def figures(shards: Sequence[Shard], found: Sequence[Found], meter: LossMeter, options: Options) -> dict[str, Any]:
-    """All that there is to say of shards and of their sum."""
+    """Figures of all shards together, and of each."""
     rows = sum(shard.rows for shard in shards)
     costliest = [(token, shard.path) for shard, part in zip(shards, found, strict=True) for token in part.costliest]
     costliest.sort(key=lambda token: -token[0].cost)
@@ -562,7 +570,7 @@ def figures(shards: Sequence[Shard], found: Sequence[Found], meter: LossMeter, o
 
 
 def _figures(found: Sequence[Found], meter: LossMeter) -> dict[str, Any]:
-    """What is said of a shard and of all."""
+    """Figures that a shard and the total both have."""
     return {
         "tokens": meter.count,
         "ignored": sum(part.ignored for part in found),
@@ -626,7 +634,8 @@ def compare(
     with _naming(base.path, targets):
         if ids.size == shape[0]:
             ids = ids.reshape(-1)
-        check(shape, base.kind, ids, options.ignore_index, where, soft=False)
+        name = "shifted targets" if options.shift else "targets"
+        check(name, shape, base.kind, ids, options.ignore_index, where, soft=False)
     meter = ComparisonMeter(definitions=options.definitions, ignore_index=options.ignore_index, workers=workers)
     unchecked = {base: None if options.base_kind else "--base-kind", other: None if options.kind else "--kind"}
     most_rows = max(1, min(_BLOCK_BYTES // (max(base.row_bytes, other.row_bytes) or 1), _BLOCK_ROWS))
@@ -669,7 +678,7 @@ class State:
     def __init__(self, path: str | None, options: Options, shards: Sequence[Shard]) -> None:
         self._path = path
         self._options = {"version": __version__, **options._asdict()}
-        self._shards = [_identity(shard) for shard in shards] if path else []
+        self._shards = [_fingerprint(shard) for shard in shards] if path else []
         self._scored = [math.prod(shard.batch(options)) for shard in shards]
         self.found: dict[int, Found] = {}
         if path and Path(path).exists():
@@ -722,13 +731,13 @@ class State:
         _arrays.fail("content", path=self._path, got=got, fits=fits)
 
 
-def _identity(shard: Shard) -> dict[str, Any]:
-    """What a shard is told from others by, and from itself before it changed."""
-    targets = shard.targets and {**_stamp(shard.targets), "start": shard.start}
-    return {**_stamp(shard.path), "targets": targets, "next": [shard.next_id, shard.next_text]}
+def _fingerprint(shard: Shard) -> dict[str, Any]:
+    """Path, size and time of a shard and its targets, and the token after it: a result is that of these."""
+    targets = shard.targets and {**_file_fingerprint(shard.targets), "start": shard.start}
+    return {**_file_fingerprint(shard.path), "targets": targets, "next": [shard.next_id, shard.next_text]}
 
 
-def _stamp(path: str) -> dict[str, Any]:
+def _file_fingerprint(path: str) -> dict[str, Any]:
     """Where a file or a directory is, how large, and when it was last changed."""
     files = [file for file in Path(path).rglob("*") if file.is_file()] if Path(path).is_dir() else [Path(path)]
     stats = [file.stat() for file in files]

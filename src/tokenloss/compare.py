@@ -11,7 +11,6 @@ import numpy as np
 from tokenloss import _arrays, _core
 from tokenloss._arrays import Floats
 from tokenloss._rows import Rows
-from tokenloss.losses import nll_loss
 from tokenloss.meter import LossMeter
 from tokenloss.scores import token_scores
 from tokenloss.softmax import logsumexp, softmax
@@ -92,8 +91,9 @@ def kl_divergence(
     Returns
     -------
     float or array of float64
-        A Python float, or for "none" an array of the batch's shape. It is never negative, 0 for equal rows, inf where
-        the base has a chance for a class and the other none, and nan where a logit of either is nan or +inf.
+        A Python float, or for "none" an array of the batch's shape, a scalar for a single row. It is never negative, 0
+        for equal rows, inf where the base has a chance for a class and the other none, and nan where a logit of either
+        is nan or +inf.
 
     Raises
     ------
@@ -337,7 +337,12 @@ class ComparisonMeter:
             kl = kl_divergence(base, logits, where=kept, reduction="none", workers=workers)
         else:
             _check_normalized(base_scores.logsumexp)
-            base_nll = nll_loss(base, targets, reduction="none", **options)
+            rows = Rows(_core.LOG_PROBS, "base_logits", base, -1)
+            rows.against("targets", targets, self._ignore_index, distributions=False)
+            rows.keep(None, where)
+            rows.reduce("none")
+            rows.run(workers)
+            base_nll = np.asarray(rows.numbers())
             kl = _kl_of_likely(base, logits, kept, workers)
         columns = {
             "nll": scores.nll,

@@ -57,11 +57,11 @@ def score(
         are in several chunks, Dask moves them together, in blocks of its option ``array.chunk-size``.
     targets : dask array or array
         Class ids (integers, the shape of `logits` without its class axis), or distributions (of the shape of `logits`,
-        any real dtype).
+        any real dtype; integers must be one-hot).
     axis : int, default -1
         The axis of `logits` that holds the classes.
     ignore_index : int or None, default -100
-        The class id of positions that are passed over.
+        The class id of positions that are passed over. With distributions, use `where`.
     where : dask array or array of bool, optional
         The positions that are kept, broadcast over the batch.
     label_smoothing, z_loss : float, default 0.0
@@ -85,7 +85,8 @@ def score(
     IndexError
         While blocks are computed: if a kept target is no class id. The message names its position in the whole array.
     TypeError, ValueError
-        If an argument does not fit, before anything is computed.
+        If an argument does not fit, before anything is computed; of integer distributions that are not one-hot, while
+        blocks are computed.
 
     See Also
     --------
@@ -133,13 +134,13 @@ def cross_entropy(
         are in several chunks, Dask moves them together, in blocks of its option ``array.chunk-size``.
     targets : dask array or array
         Class ids (integers, the shape of `logits` without its class axis), or distributions (of the shape of `logits`,
-        any real dtype).
+        any real dtype; integers must be one-hot).
     axis : int, default -1
         The axis of `logits` that holds the classes.
     weight : array of shape (V,), optional
         What each class counts for.
     ignore_index : int or None, default -100
-        The class id of positions that are passed over.
+        The class id of positions that are passed over. With distributions, use `where`.
     where : dask array or array of bool, optional
         The positions that are kept, broadcast over the batch.
     label_smoothing, z_loss : float, default 0.0
@@ -163,7 +164,8 @@ def cross_entropy(
     IndexError
         While blocks are computed: if a kept target is no class id. The message names its position in the whole array.
     TypeError, ValueError
-        If an argument does not fit, before anything is computed.
+        If an argument does not fit, before anything is computed; of integer distributions that are not one-hot, while
+        blocks are computed.
 
     See Also
     --------
@@ -255,9 +257,10 @@ def _total(sums: _Sums) -> float:
 
 def _mean(sums: _Sums) -> float:
     """Loss by "mean"."""
+    if not sums.weights.count:
+        return sums.losses.loss
     with np.errstate(divide="ignore", invalid="ignore"):
-        divisor = sums.weights.total if sums.weights.count else sums.losses.count
-        return float(np.float64(sums.losses.total) / divisor)
+        return float(np.float64(sums.losses.total) / sums.weights.total)
 
 
 def _losses(
@@ -268,11 +271,14 @@ def _losses(
         nll = losses.cross_entropy(
             logits, targets, axis=axis, ignore_index=ignore_index, where=where, reduction="none", **options
         )
-    except ValueError as error:  # of integers that are not one-hot
-        raise ValueError(f"in the block from {[int(start[0]) for start in starts]} on: {error}") from error
-    except IndexError:  # of a class id, which is named by its position in the whole array
+    except ValueError as error:  # integers that are not one-hot
+        raise ValueError(f"in the block at {[int(start[0]) for start in starts]}: {error}") from error
+    except IndexError:
         classes = logits.shape[axis]
-        first = np.argwhere(_kept(targets, where, ignore_index) & ((targets < 0) | (targets >= classes)))[0]
+        bad = np.argwhere(_kept(targets, where, ignore_index) & ((targets < 0) | (targets >= classes)))
+        if not len(bad):  # it changed during the call
+            raise
+        first = bad[0]
         position = [int(start[0] + i) for start, i in zip(starts, first, strict=True)]
         got = targets[tuple(first)]
         _arrays.fail("class", name="targets", position=position or "", got=got, fits=f"[0, {classes})")

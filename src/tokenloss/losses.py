@@ -47,7 +47,7 @@ def cross_entropy_loss(
     ----------
     y_true : array
         Class ids (integers, the shape of `y_pred` without its class axis), or distributions (of the shape of `y_pred`,
-        any real dtype), one-hot or soft; integers must be one-hot.
+        any real dtype; integers must be one-hot).
     y_pred : array of shape (..., V)
         Probabilities: float16, bfloat16, float32 or float64, of any byte order and layout, or anything with
         `__dlpack__` on the CPU (torch, JAX); it is not copied. Lists are converted.
@@ -58,28 +58,30 @@ def cross_entropy_loss(
     weight : array of shape (V,), optional
         What each class counts for.
     ignore_index : int or None, default -100
-        The class id of positions that are passed over; their rows are never read.
+        The class id of positions that are passed over; their rows are never read. With distributions, use `where`.
     where : array of bool, optional
         The positions that are kept, broadcast over the batch; the rows of others are never read.
     reduction : {"mean", "sum", "none"}, default "mean"
         "mean" is the sum over the number of kept positions or, with class ids and `weight`, over the sum of their
         weights; it is nan when none is kept. "none" is the loss of each position, 0.0 where it was passed over.
     workers : int, optional
-        How many threads share the rows. By default as many as `TOKENLOSS_NUM_WORKERS` says, else as the process has
-        CPUs; small inputs stay on the caller's thread. No bit of the result depends on it.
+        How many threads share the rows; -1 for as many as the process has CPUs. By default as many as
+        `TOKENLOSS_NUM_WORKERS` says, else as for -1; small inputs stay on the caller's thread. No bit of the result
+        depends on it.
 
     Returns
     -------
     float or array of float64
-        The loss in nats: a Python float, or for "none" an array of the batch's shape. Sums are exact and rounded once,
-        whatever the order of the rows.
+        The loss in nats: a Python float, or for "none" an array of the batch's shape, a scalar for a single row. Sums
+        are exact and rounded once, whatever the order of the rows.
 
     Raises
     ------
     IndexError
         If a kept target is no class id; the message names its position and value.
     TypeError, ValueError
-        If an argument does not fit; the message names it, what came and what fits.
+        If an argument does not fit; the message names it, what came and what fits. Also if a probability that is read
+        lies outside [0, 1] by more than 1e-3; nearer ones are clipped.
 
     See Also
     --------
@@ -142,34 +144,37 @@ def nll_loss(
         `__dlpack__` on the CPU (torch, JAX); it is not copied. Lists are converted.
     targets : array
         Class ids (integers, the shape of `log_probs` without its class axis), or distributions (of the shape of
-        `log_probs`, any real dtype). A share of 0 contributes 0 even where the log-probability is -inf.
+        `log_probs`, any real dtype; integers must be one-hot). A share of 0 contributes 0 even where the
+        log-probability is -inf.
     axis : int, default -1
         The axis of `log_probs` that holds the classes.
     weight : array of shape (V,), optional
         What each class counts for.
     ignore_index : int or None, default -100
-        The class id of positions that are passed over; their rows are never read.
+        The class id of positions that are passed over; their rows are never read. With distributions, use `where`.
     where : array of bool, optional
         The positions that are kept, broadcast over the batch; the rows of others are never read.
     reduction : {"mean", "sum", "none"}, default "mean"
         "mean" is the sum over the number of kept positions or, with class ids and `weight`, over the sum of their
         weights; it is nan when none is kept. "none" is the loss of each position, 0.0 where it was passed over.
     workers : int, optional
-        How many threads share the rows. By default as many as `TOKENLOSS_NUM_WORKERS` says, else as the process has
-        CPUs; small inputs stay on the caller's thread. No bit of the result depends on it.
+        How many threads share the rows; -1 for as many as the process has CPUs. By default as many as
+        `TOKENLOSS_NUM_WORKERS` says, else as for -1; small inputs stay on the caller's thread. No bit of the result
+        depends on it.
 
     Returns
     -------
     float or array of float64
-        The loss in nats: a Python float, or for "none" an array of the batch's shape. Sums are exact and rounded once,
-        whatever the order of the rows.
+        The loss in nats: a Python float, or for "none" an array of the batch's shape, a scalar for a single row. Sums
+        are exact and rounded once, whatever the order of the rows.
 
     Raises
     ------
     IndexError
         If a kept target is no class id; the message names its position and value.
     TypeError, ValueError
-        If an argument does not fit; the message names it, what came and what fits.
+        If an argument does not fit; the message names it, what came and what fits. Also if a log-probability that is
+        read is above 1e-3.
 
     See Also
     --------
@@ -230,13 +235,13 @@ def cross_entropy(
         with `__dlpack__` on the CPU (torch, JAX); it is not copied. Lists are converted.
     targets : array
         Class ids (integers, the shape of `logits` without its class axis), or distributions (of the shape of `logits`,
-        any real dtype). A share of 0 contributes 0 even where the log-probability is -inf.
+        any real dtype; integers must be one-hot). A share of 0 contributes 0 even where the log-probability is -inf.
     axis : int, default -1
         The axis of `logits` that holds the classes.
     weight : array of shape (V,), optional
         What each class counts for.
     ignore_index : int or None, default -100
-        The class id of positions that are passed over; their rows are never read.
+        The class id of positions that are passed over; their rows are never read. With distributions, use `where`.
     where : array of bool, optional
         The positions that are kept, broadcast over the batch; the rows of others are never read.
     label_smoothing : float, default 0.0
@@ -251,14 +256,15 @@ def cross_entropy(
         "mean" is the sum over the number of kept positions or, with class ids and `weight`, over the sum of their
         weights; it is nan when none is kept. "none" is the loss of each position, 0.0 where it was passed over.
     workers : int, optional
-        How many threads share the rows. By default as many as `TOKENLOSS_NUM_WORKERS` says, else as the process has
-        CPUs; small inputs stay on the caller's thread. No bit of the result depends on it.
+        How many threads share the rows; -1 for as many as the process has CPUs. By default as many as
+        `TOKENLOSS_NUM_WORKERS` says, else as for -1; small inputs stay on the caller's thread. No bit of the result
+        depends on it.
 
     Returns
     -------
     float or array of float64
-        The loss in nats: a Python float, or for "none" an array of the batch's shape. Sums are exact and rounded once,
-        whatever the order of the rows.
+        The loss in nats: a Python float, or for "none" an array of the batch's shape, a scalar for a single row. Sums
+        are exact and rounded once, whatever the order of the rows.
 
     Raises
     ------
@@ -355,13 +361,13 @@ def cross_entropy_and_grad(
         with `__dlpack__` on the CPU (torch, JAX). Lists are converted.
     targets : array
         Class ids (integers, the shape of `logits` without its class axis), or distributions (of the shape of `logits`,
-        any real dtype). A share of 0 contributes 0 even where the log-probability is -inf.
+        any real dtype; integers must be one-hot). A share of 0 contributes 0 even where the log-probability is -inf.
     axis : int, default -1
         The axis of `logits` that holds the classes.
     weight : array of shape (V,), optional
         What each class counts for.
     ignore_index : int or None, default -100
-        The class id of positions that are passed over; their rows are never read.
+        The class id of positions that are passed over; their rows are never read. With distributions, use `where`.
     where : array of bool, optional
         The positions that are kept, broadcast over the batch; the rows of others are never read.
     label_smoothing : float, default 0.0
@@ -391,7 +397,8 @@ def cross_entropy_and_grad(
     IndexError
         If a kept target is no class id; the message names its position and value.
     TypeError, ValueError
-        If an argument does not fit; the message names it, what came and what fits. Nothing has been written then.
+        If an argument does not fit; the message names it, what came and what fits. Nothing has been written then,
+        nor for an IndexError unless the targets changed during the call.
     ImportError
         If `logits` are bfloat16, there is no `out`, and the package ml_dtypes is not installed.
 
@@ -469,13 +476,14 @@ def linear_cross_entropy(
         Fortran order, perhaps memory-mapped; they are never copied as a whole.
     targets : array
         Class ids (integers, the shape of `hidden` without its last axis), or distributions (of shape (..., V), any real
-        dtype).
+        dtype; integers must be one-hot).
     linear_bias : array of shape (V,), optional
         Added to the logits.
     weight : array of shape (V,), optional
         What each class counts for.
     ignore_index : int or None, default -100
-        The class id of positions that are passed over; their hidden states are never read.
+        The class id of positions that are passed over; their hidden states are never read. With distributions,
+        use `where`.
     where : array of bool, optional
         The positions that are kept, broadcast over the batch; the hidden states of others are never read.
     label_smoothing : float, default 0.0
@@ -497,7 +505,7 @@ def linear_cross_entropy(
     Returns
     -------
     float or array of float64
-        The loss in nats: a Python float, or for "none" an array of the batch's shape.
+        The loss in nats: a Python float, or for "none" an array of the batch's shape, a scalar for a single row.
 
     Raises
     ------

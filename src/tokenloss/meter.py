@@ -166,12 +166,13 @@ class LossMeter:
         """The total over a number of tokens, bytes or words; nan of none."""
         if not number:
             return math.nan
-        if self._special == 0 and (math.isinf(self.total) or number > 2**1000):
-            try:  # the quotient may be a float where total or number is beyond one
-                return self._finite / (_UNIT * number)
-            except OverflowError:
-                return self.total
-        return self._special or self.total / number
+        if self._special:  # nan, too
+            return self._special
+        if number > 2**1000:  # beyond a float
+            return self._finite / (_UNIT * number)
+        if math.isinf(self.total):  # the quotient may be a float; it has the bits of a mean of the losses
+            return self._finite / (_UNIT << 64) / number * 2.0**64
+        return self.total / number
 
     @property
     def stderr(self) -> float:

@@ -131,8 +131,8 @@ def logsumexp(
     Returns
     -------
     array of float64
-        ``log(sum(exp(logits)))`` in nats, of the shape of `logits` without `axis`; -inf where all are -inf or the axis
-        is empty, nan where a logit is nan or +inf.
+        ``log(sum(exp(logits)))`` in nats, of the shape of `logits` without `axis`, a scalar for a single row; -inf
+        where all are -inf or the axis is empty, nan where a logit is nan or +inf.
 
     Raises
     ------

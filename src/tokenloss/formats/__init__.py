@@ -69,9 +69,9 @@ def open_scores(
     name in an archive is taken for a path, nor one of a directory for a URL.
 
     Only regular files are read: no pipe, no device and no standard input, also not by a link in a Zarr store. A file
-    that became shorter, changed or was replaced after it was opened is refused at the next block. Within a block that
-    is being read, another process that cuts a mapped file short ends this one by SIGBUS, which no check can rule out:
-    write a new file and rename it instead.
+    that became shorter, changed or was replaced after it was opened is refused at the next block (files of a Zarr store
+    are not compared). Within a block that is being read, another process that cuts a mapped file short ends this one by
+    SIGBUS, which no check can rule out: write a new file and rename it instead.
 
     Examples
     --------

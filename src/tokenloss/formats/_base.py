@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import math
-import mmap
 import os
 import stat
 from dataclasses import dataclass
@@ -23,13 +22,13 @@ if TYPE_CHECKING:
 
 KINDS = ("logits", "log_probs", "probs")  # what scores may be
 
-_MAPPED_BYTES = 32 << 20  # of columns that are mapped at a time
-_COLUMNS = 256  # or so many, of which only some pages are read
-_EMPTY_ROWS = 1 << 20  # without classes: they take no room in a file, which may tell of any number of them
-_PIECE = 1 << 20  # code points that are looked at, at a time
+_MAPPED_BYTES = 32 << 20  # of an array in Fortran order that are mapped at a time
+_COLUMNS = 256  # that are mapped at least: of long ones only the pages of the wanted rows are read
+_EMPTY_ROWS = 1 << 20  # without classes: they take no room in a file, whose header may claim any number of them
+_PIECE = 1 << 20  # code points that are checked at a time
 _LAST = 0x10FFFF  # code point
-HELD = 16 << 20  # bytes that any file may make us hold at once
-_EXPANDED = 1000  # times as many as are stored are more than data expand to
+HELD = 16 << 20  # bytes in memory at once that any file may need
+_EXPANDED = 1000  # times the stored bytes: no real data expand to more
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,12 +119,12 @@ class ScoresFile:
 
 
 class Stamp(NamedTuple):
-    """What tells a file from another one, and from itself before it changed."""
+    """Identity and state of a file: another one differs in it, and the same one after a change."""
 
     size: int
-    changed: int
+    modified_ns: int
     device: int
-    number: int
+    inode: int
 
 
 def stamp(file: BinaryIO) -> Stamp:
@@ -135,7 +134,7 @@ def stamp(file: BinaryIO) -> Stamp:
 
 
 def check_stamp(path: str, file: BinaryIO, expected: Stamp) -> None:
-    """Refuse a file that is not as it was: maps beyond a file's end crash, and its header may hold no longer."""
+    """Refuse a file that changed: reading a map beyond its end crashes, and its header may no longer be true."""
     now = stamp(file)
     ends(path, now.size, expected.size)
     if now != expected:
@@ -160,10 +159,13 @@ class Place(NamedTuple):
     def map(self) -> Array:
         """Map the whole array."""
         with opened(self.path) as file:
-            return self._map(file, 0, self.shape)
+            array = self._map(file, 0, self.shape)
+        if isinstance(array, np.memmap):
+            vars(array)["place"] = self  # for `check_map` and `rows_at`
+        return array
 
     def blocks(self, most_rows: int) -> Iterator[Array]:
-        """Blocks of rows, each of them mapped anew: pages of the one before are not held any longer with that."""
+        """Blocks of rows, each mapped anew, so that the pages of the block before are released."""
         rows = math.prod(self.shape[:-1])
         with opened(self.path) as file:
             for start in range(0, rows, most_rows):
@@ -191,23 +193,28 @@ class Place(NamedTuple):
             return np.memmap(file, self.dtype, "r", self.offset + begin, shape, self.order)
 
 
-def check_map(array: Array) -> None:
-    """Refuse a mapped array, or a part of one, whose file has become shorter: to read it would crash."""
+def _mapped(array: Array) -> Place | None:
+    """Where an array lies, or that of which it is a part, if it is a map."""
     while isinstance(array.base, np.ndarray):
         array = array.base
-    if isinstance(array, np.memmap) and isinstance(array.base, mmap.mmap):
-        end = array.offset + array.nbytes
-        ends(str(array.filename), min(array.base.size(), end), end)
+    return getattr(array, "place", None)
+
+
+def check_map(array: Array) -> None:
+    """Refuse a mapped array, or a part of one, whose file changed: to read a shorter one would crash."""
+    place = _mapped(array)
+    if place is not None:
+        with opened(place.path) as file:
+            check_stamp(place.path, file, place.stamp)
 
 
 def rows_at(array: Array, start: int, stop: int) -> Array:
     """Rows of an array (..., V), as `Place.rows` reads them where a file is mapped as a whole."""
-    if not (isinstance(array, np.memmap) and isinstance(array.base, mmap.mmap)):
+    place = _mapped(array)
+    if place is None:
         return _rows_of(array, start, stop)
-    path, order = str(array.filename), "C" if array.flags.c_contiguous else "F"
-    with opened(path) as file:
-        check_map(array)
-        return Place(path, array.offset, array.dtype, array.shape, order, stamp(file)).rows(file, start, stop)
+    with opened(place.path) as file:
+        return place.rows(file, start, stop)
 
 
 def _rows_of(array: Array, start: int, stop: int) -> Array:
@@ -225,10 +232,10 @@ def is_float(dtype: np.dtype[Any]) -> bool:
 
 
 def opened(path: str) -> BinaryIO:
-    """A regular file, to be read: no directory, and none that has no end or waits for who writes it."""
+    """Open a regular file to read: no directory, no device, which may never end, and no pipe, which may wait."""
     if path in ("", "-"):
-        got = "standard input is not read, since files are mapped" if path else "is the name of no file"
-        _arrays.fail("content", path=path or "''", got=got, fits="be that of a file")
+        got = "is standard input" if path else "names no file"
+        _arrays.fail("content", path=path or "''", got=got, fits="be the path of a file, since files are mapped")
     with library(path):
         file = open(path, "rb", opener=_without_waiting)  # noqa: SIM115 - for who asked
     if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
@@ -238,7 +245,7 @@ def opened(path: str) -> BinaryIO:
 
 
 def _without_waiting(path: str, flags: int) -> int:
-    """Descriptor of a file; to open a pipe would wait for who writes it."""
+    """Descriptor of a file; without this flag, opening a pipe waits for a writer."""
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
@@ -288,21 +295,25 @@ def fit(scores: ScoresFile, part: str, shape: tuple[int, ...]) -> None:
     How class ids are arranged is judged where they are used.
     """
     batch = scores.shape[:-1]
-    if shape != batch if part == "tokens" else shape != scores.shape and math.prod(shape) != scores.rows:
-        fits = f"have shape {batch}" + f" (class ids) or {scores.shape} (distributions)" * (part != "tokens")
-        got = f"{part} has shape {shape}"
-        _arrays.fail("content", path=scores.path, got=got, fits=f"{fits}, to fit {scores.kind}")
+    if part == "tokens":
+        fits, is_fit = f"{batch}", shape == batch
+    else:
+        fits = f"{batch} (class ids) or {scores.shape} (distributions)"
+        is_fit = shape == scores.shape or math.prod(shape) == scores.rows
+    if not is_fit:
+        got, fits = f"{part} has shape {shape}", f"have shape {fits}, to fit {scores.kind}"
+        _arrays.fail("content", path=scores.path, got=got, fits=fits)
 
 
 def bounded(path: str, held: int, stored: int) -> None:
-    """Refuse what asks for much more memory at once than there is of it in a file."""
+    """Refuse data that need much more memory at once than the bytes that are stored."""
     if held > max(HELD, stored * _EXPANDED):
         fits = f"be at most {_EXPANDED} times the {stored} that are stored"
         _arrays.fail("content", path=path, got=f"takes {held} bytes at once by its header", fits=fits)
 
 
 def check_text(path: str, tokens: Array) -> None:
-    """Refuse text that Python has no strings for, and that NumPy would make strings of nevertheless."""
+    """Refuse code points beyond Unicode: NumPy makes strings of them that Python cannot have."""
     codes = tokens.reshape(-1, order="A").view(np.dtype(np.uint32).newbyteorder(tokens.dtype.byteorder))
     for start in range(0, codes.size, _PIECE):
         largest = int(codes[start : start + _PIECE].max())
@@ -320,6 +331,6 @@ def library(path: str, part: str = "") -> Iterator[None]:
         raise MemoryError(f"{path} does not fit; what is not compressed need not") from error
     except Exception as error:
         if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):  # that is of an offset below 0
-            raise type(error)(error.errno, error.strerror, error.filename or path) from error
+            raise OSError(error.errno, error.strerror, error.filename or path) from error  # of the same subclass
         reason = (str(error) or type(error).__name__).splitlines()[0]
         _arrays.fail("unreadable", path=f"{path}: {part}" if part else path, got=reason)
