@@ -13,7 +13,7 @@ import dask
 import dask.array as da
 import numpy as np
 import pytest
-from arrays import BFLOAT16, FLOATS, assert_same_bits, distributions, fails
+from arrays import BFLOAT16, FLOATS, assert_same_bits, distributions
 from distributed import Client, LocalCluster
 
 import tokenloss

@@ -240,9 +240,11 @@ def test_logit_scale_that_overflows_where_the_gradient_replaces_the_logits(weigh
     losses, gradient = cross_entropy_and_grad(logits, [0, 2, 0, 0], **options)
     np.testing.assert_array_equal(losses, cross_entropy(logits, [0, 2, 0, 0], **options))
     np.testing.assert_allclose(gradient[1], [0, 1e308, -1e308], rtol=1e-15)
-    found, _ = cross_entropy_and_grad(logits, [0, 2, 0, 0], out=logits, **options)
-    np.testing.assert_array_equal(found, losses)
-    np.testing.assert_array_equal(logits, gradient)
+    for order in "CF":
+        out = logits.copy(order)
+        found, _ = cross_entropy_and_grad(out, [0, 2, 0, 0], out=out, **options)
+        np.testing.assert_array_equal(found, losses)
+        np.testing.assert_array_equal(out, gradient)
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)

@@ -786,7 +786,7 @@ cdef class Fold(Work):
         cdef int64_t targets[32]
         cdef int64_t row, target = -1
         cdef int i, count
-        cdef double loss
+        cdef double loss, gap
         cdef void *turned = malloc(TL_TURNED_BYTES)
         if turned == NULL:
             self.fold(start, stop, totals, patience)
@@ -803,8 +803,12 @@ cdef class Fold(Work):
                     self.pass_over(row)
             tl_fold_beside(backend, rows, targets, count, turned, states, patience)
             for i in range(count):
-                loss = self.number_of_state(number[i], &rows[i], targets[i], &states[i], patience)
-                if loss != loss and self.scale > 1:
+                gap = 0
+                if self.what == C_LOGITS and self.scale > 1:
+                    gap = tl_gap(&states[i], &rows[i], tl_score(backend, &rows[i], targets[i]))
+                if gap == gap:
+                    loss = self.number_of_state(number[i], &rows[i], targets[i], &states[i], patience)
+                else:  # scaled logits may have overflowed
                     loss = self.number_of(number[i], targets[i], totals, patience)
                 self.count(number[i], loss, targets[i], totals)
             start += TL_ROWS_BESIDE(self.scores.dtype)

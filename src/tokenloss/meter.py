@@ -168,10 +168,13 @@ class LossMeter:
             return math.nan
         if self._special:  # nan, too
             return self._special
-        if number > 2**1000:  # beyond a float
-            return self._finite / (_UNIT * number)
-        if math.isinf(self.total):  # the quotient may be a float; it has the bits of a mean of the losses
-            return self._finite / (_UNIT << 64) / number * 2.0**64
+        try:
+            if number > 2**1000:  # beyond a float
+                return self._finite / (_UNIT * number)
+            if math.isinf(self.total):  # the quotient may be a float; it has the bits of a mean of the losses
+                return self._finite / (_UNIT << 64) / number * 2.0**64
+        except OverflowError:
+            return self.total
         return self.total / number
 
     @property
