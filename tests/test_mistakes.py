@@ -178,7 +178,7 @@ def test_float_class_ids(function):
 def test_integers_that_are_not_one_hot(loss):  # W7
     name = "y_true" if loss == "cross_entropy_loss" else "targets"
     binary = [1, 0, 1, 1, 0]
-    with fails(ValueError, f"{name} holds integers that are not one-hot: [1, 0, 1, 1, 0]"):
+    with fails(ValueError, f"{name} holds integers that are not one-hot: [1, 0, 1, 1, 0], which add up to 3"):
         LOSSES[loss](GOOD[loss][0], binary)
     for dtype in (np.int8, np.uint16, np.int64, bool):
         targets = np.eye(V, dtype=dtype)[IDS]
@@ -264,6 +264,12 @@ def test_classes_on_another_axis(loss, axis):  # U12
     with fails(ValueError, f"or give axis={axis}", "holds the classes"):
         LOSSES[loss](scores, targets)
     assert LOSSES[loss](scores, targets, axis=axis) == pytest.approx(LOSSES[loss](GOOD[loss], IDS))
+
+
+def test_no_axis_is_proposed_where_there_is_none():
+    with fails(ValueError, "targets has shape (5,)") as raised:
+        tokenloss.linear_cross_entropy(np.zeros((3, 5)), np.zeros((4, 5)), np.zeros(5, int))
+    assert "axis" not in str(raised.value)
 
 
 def test_classes_on_another_axis_of_the_same_length():

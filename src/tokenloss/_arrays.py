@@ -127,7 +127,7 @@ def _array(name: str, value: Any, fits: str = FLOATS) -> tuple[np.ndarray[Any, A
     else:
         try:
             array = np.asarray(value)
-        except (TypeError, ValueError) as error:
+        except (RuntimeError, TypeError, ValueError) as error:  # torch raises the first
             fail("array", name=name, got=error)
     try:
         return array, _CODES[array.dtype]
@@ -201,7 +201,7 @@ def class_targets(
     if array.shape != batch:
         fits = f"{batch} (class ids)" + f" or {shape} (distributions)" * distributions + f", to fit {scores_name}"
         axis = next((k for k in range(len(shape)) if shape[:k] + shape[k + 1 :] == array.shape), None)
-        if axis is not None:
+        if axis is not None and scores_name != "hidden":  # whose last axis is none of classes
             fits += f"; or give axis={axis}, if that axis of {scores_name} holds the classes"
         fail("shape", name=name, got=array.shape, fits=fits)
     if array.size == 0 and isinstance(value, list | tuple):  # an empty list has no dtype of its own

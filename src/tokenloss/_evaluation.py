@@ -46,6 +46,8 @@ _BLOCK_ROWS = 1 << 20  # and rows, each of which takes some bytes more
 _CACHED = 1 << 16  # numbers that stay in a core's cache
 _TEXT_BYTES = 1 << 20  # of a text that are read at a time
 _FIRST_ROWS = 16  # by which scores are told from those of another kind
+_FIRST_ELEMENTS = 1 << 24  # that are looked at in them
+_UNNORMALIZED_HALF = 0.5  # how far the logsumexp of log-probabilities in half precision may be from 0
 _SHARE_SLACK = 1e-3  # how far a share of a distribution may be outside [0, 1]
 _SUM_SLACK = 1e-2  # how far the sum of a distribution may be from 1
 
@@ -367,7 +369,7 @@ def score(
         with _naming(file.path, f"rows from {seen} on" if seen else None):
             scores = _token_scores(
                 file.kind, block, part, classes, scored, options.ignore_index, workers, top_k=top_k,
-                every=sink is not None,
+                every=sink is not None, is_believed=options.kind is not None,
             )  # fmt: skip
         is_checked = is_checked or _check_kind(file, None if options.kind else "--kind", block, scores.kept)
         meter.update(scores.nll, where=scores.kept)
@@ -394,6 +396,7 @@ def _token_scores(
     *,
     top_k: int,
     every: bool,
+    is_believed: bool,
 ) -> TokenScores:
     """Scores of the rows of a block; the ids are its targets, or the likeliest classes of distributions."""
     options: Any = {"ignore_index": ignore_index, "where": where, "workers": workers}
@@ -404,18 +407,22 @@ def _token_scores(
     unknown = {"ignore_index": -1} if is_soft else {}
     scores = token_scores(logits, ids, top_k=min(top_k, block.shape[1]), **options | unknown)
     if kind == "log_probs":
-        _check_normalized(scores.logsumexp)
+        _check_normalized(scores.logsumexp, block.itemsize, is_believed)
     if kind != "logits" or is_soft:
         nll = _LOSSES[kind](block, targets, reduction="none", **options)
         scores = dataclasses.replace(scores, nll=nll, kept=np.ones(nll.shape, np.bool_) if is_soft else scores.kept)
     return scores
 
 
-def _check_normalized(normalizers: Array) -> None:
-    """Refuse rows that are no natural log-probabilities, by their logsumexp."""
-    wrong = normalizers[abs(normalizers) > _UNNORMALIZED]  # nan is not
+def _check_normalized(normalizers: Array, itemsize: int, is_believed: bool) -> None:
+    """Refuse rows that are no natural log-probabilities, by their logsumexp.
+
+    Less than 0 it may be where a row was cut to its likeliest classes: that is believed where the kind was given.
+    """
+    slack = _UNNORMALIZED if itemsize > 2 else _UNNORMALIZED_HALF
+    wrong = normalizers[(normalizers > slack) | (normalizers < (-np.inf if is_believed else -slack))]  # nan is not
     if wrong.size:
-        fits = "natural log-probabilities have 0: is it base 2, or logits?"
+        fits = "natural log-probabilities have 0: is it base 2, or logits, or cut? --kind log_probs takes what is cut"
         _arrays.fail("unnormalized", name="log_probs", got=wrong[0], fits=fits)
 
 
@@ -424,17 +431,19 @@ def _check_kind(file: ScoresFile, option: str | None, block: Array, kept: Array)
 
     `option` names the one that sets the kind; None where it was given, and is believed.
     """
-    rows = block[np.flatnonzero(kept)[:_FIRST_ROWS]]
+    most = min(_FIRST_ROWS, _FIRST_ELEMENTS // max(1, block.shape[1]))
+    rows = block[np.flatnonzero(kept)[:most]]
     with np.errstate(invalid="ignore"):  # a nan that signals
         rows = rows.astype(np.float64)
     if file.kind == "log_probs":
         with _naming(file.path):
-            _check_normalized(logsumexp(rows))
-    elif file.kind == "logits" and option and rows.size > len(rows) and _are_distributions(rows).all():
+            _check_normalized(logsumexp(rows), block.itemsize, option is None)
+    rows = rows[rows.any(-1) & ~np.isnan(rows).any(-1)]  # others say nothing
+    if file.kind == "logits" and option and rows.size > len(rows) and _are_distributions(rows).all():
         got = "looks like probabilities, since rows add up to 1"
-        fits = f"come with {option} probs, or with {option} logits if it holds logits"
+        fits = f"come with {option} probs, and --array if it has a name, or with {option} logits if it holds logits"
         _arrays.fail("content", path=file.path, got=got, fits=fits)
-    return len(rows) > 0
+    return len(rows) > 0 or most == 0
 
 
 def _are_distributions(rows: Array, slack: float = 0.0) -> Array:

@@ -160,7 +160,8 @@ class Rows:
                 "of N probabilities of class 1 the loss is cross_entropy_loss(y_true, np.stack([1 - y_pred, y_pred], "
                 "-1)), of one row of classes cross_entropy_loss(np.float64(y_true), y_pred)"
             )
-        got = reprlib.repr(self.targets[tuple(index)].tolist())
+        shares = self.targets[tuple(index)]
+        got = f"{reprlib.repr(shares.tolist())}, which add up to {shares.sum(dtype=object)}"
         _arrays.fail("one-hot", name=self.targets_name, position=position or "", got=got, fits=fits)
 
     def run(self, workers: Any) -> None:

@@ -254,7 +254,7 @@ def _filled(text: str) -> str:
 
 def _info(args: argparse.Namespace) -> None:
     """Run `tokenloss info`."""
-    with _judging("tokenloss"):
+    with _judging():
         config = show_config(mode="dicts")
     if args.json:
         report.show_json(config)

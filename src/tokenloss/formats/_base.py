@@ -306,9 +306,9 @@ def fit(scores: ScoresFile, part: str, shape: tuple[int, ...]) -> None:
 
 
 def bounded(path: str, held: int, stored: int) -> None:
-    """Refuse data that need much more memory at once than the bytes that are stored."""
+    """Refuse data that need much more memory at once than the bytes of their file or store."""
     if held > max(HELD, stored * _EXPANDED):
-        fits = f"be at most {_EXPANDED} times the {stored} that are stored"
+        fits = f"be at most {_EXPANDED} times the {stored} of the file"
         _arrays.fail("content", path=path, got=f"takes {held} bytes at once by its header", fits=fits)
 
 

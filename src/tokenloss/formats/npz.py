@@ -6,6 +6,7 @@ import dataclasses
 import math
 import struct
 import zipfile
+from pathlib import Path
 from typing import IO, TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -80,7 +81,7 @@ class _Member(NamedTuple):
     def check_size(self, n_bytes: int) -> None:
         """Refuse a compressed array so many bytes of which, which are decompressed at once, are too many."""
         if not self.is_stored:
-            bounded(f"{self.path}: {self.name}", n_bytes, self.info.compress_size)
+            bounded(f"{self.path}: {self.name}", n_bytes, Path(self.path).stat().st_size)
 
 
 def _inflated(stream: IO[bytes], n_bytes: int) -> npt.NDArray[np.uint8]:

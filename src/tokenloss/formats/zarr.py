@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
+import os
 import stat
 import zipfile
 from pathlib import Path
@@ -129,15 +130,18 @@ class _Judge:
         if self._sizes is not None:
             size = self._sizes.get(key, 0)
         else:
+            file = Path(self._path, key)
             try:
-                status = (Path(self._path) / key).stat()
+                status = file.stat()
             except OSError as error:
+                inside = (file, *file.parents[: len(Path(key).parents) - 1])
                 if not isinstance(error, FileNotFoundError | NotADirectoryError):
                     self._refused = f"{key}: {error.strerror}"
+                elif any(map(os.path.islink, inside)):  # what is missing has the fill value, but not what is lost
+                    self._refused = f"{key} is not where a link says"
                 return False
-            if stat.S_ISREG(status.st_mode):
-                size = status.st_size
-            elif not stat.S_ISDIR(status.st_mode):
+            size = status.st_size
+            if not stat.S_ISREG(status.st_mode):
                 self._refused = f"{key} is no regular file"
                 return False
         if size > self.most:
