@@ -1,6 +1,6 @@
 """Calls that people get wrong: each is refused, right after all, or stands in README's table of differences that bite.
 
-The numbers of EDGES (W1, M1, ...) are those of the findings that these tests began with.
+The numbers in comments (W1, U12, ...) are those of the findings that tests began with.
 """
 
 import re
@@ -58,6 +58,88 @@ def bites(*words):
     table = README.read_text("utf-8").split("### Differences that bite")[1].split("\n#")[0]
     rows = [line for line in table.splitlines() if line.startswith("|")]
     assert any(all(word in row for word in words) for row in rows), words
+
+
+# every mistake, made with every public function that can be called so
+
+FUNCTIONS = [name for name in tokenloss.__all__ if name[0].islower() and name != "show_config"]
+OF_TARGETS = [*LOSSES, *TOKENS]  # the others take scores alone
+KEPT = IDS > 0
+
+# what is wrong in a call; scores are given to every function, whatever it takes
+MISTAKES = {
+    "logits": {"scores": LOGITS},
+    "probabilities": {"scores": PROBS},
+    "log-probabilities": {"scores": LOG_PROBS},
+    "percentages": {"scores": 100 * PROBS},
+    "logarithms to base 2": {"scores": LOG_PROBS / np.log(2)},
+    "targets first": {"is_swapped": True},
+    "labels from 1": {"targets": IDS + 1},
+    "labels from 1 without the last class": {"targets": np.minimum(IDS + 1, V - 1)},
+    "targets that are not shifted": {"targets": np.roll(IDS, 1)},
+    "mask of integers": {"where": KEPT.astype(int)},
+    "inverted mask": {"where": ~KEPT},
+    "classes on axis 1": {"scores": np.stack([LOGITS.T] * 2), "targets": np.stack([IDS] * 2)},
+    "classes on axis 1 of the same length": {"scores": np.stack([PROBS[:V].T] * 2), "targets": np.stack([IDS[:V]] * 2)},
+}
+
+# by mistake: functions that refuse it, losses that are right all the same, and words of README's row about the others
+OUTCOMES = {
+    "logits": (["cross_entropy_loss", "nll_loss"], ["cross_entropy", "cross_entropy_and_grad"], ["logits"]),
+    "probabilities": (["nll_loss"], ["cross_entropy_loss"], ["`cross_entropy(probs, targets)`"]),
+    "log-probabilities": (["cross_entropy_loss"], ["cross_entropy", "cross_entropy_and_grad", "nll_loss"], []),
+    "percentages": (["cross_entropy_loss", "nll_loss"], [], ["percentages"]),
+    "logarithms to base 2": (["cross_entropy_loss"], [], ["base 2"]),
+    "targets first": (OF_TARGETS, [], ["targets first"]),
+    "labels from 1": (OF_TARGETS, [], ["from 1"]),
+    "labels from 1 without the last class": ([], [], ["from 1"]),
+    "targets that are not shifted": ([], [], ["shift"]),
+    "mask of integers": ([*OF_TARGETS, "kl_divergence"], [], ["`where` that marks the padding", "TypeError"]),
+    "inverted mask": ([], [], ["`where` that marks the padding"]),
+    "classes on axis 1": ([*LOSSES, "token_scores", "compare"], [], ["axis=1", "names the axis"]),
+    "classes on axis 1 of the same length": (["nll_loss"], [], ["axis=1", "C == d"]),
+}
+
+
+def number(function, scores=None, targets=IDS, is_swapped=False, **options):
+    """A number by which calls of a function are told apart."""
+    if function.startswith("linear"):
+        arguments = [HIDDEN, WEIGHT]
+    else:
+        arguments = [GOOD.get(function, LOGITS) if scores is None else scores]
+    if function in ("compare", "kl_divergence"):
+        arguments.append(arguments[0] + np.arange(arguments[0].shape[-1]) % 2)
+    if function in OF_TARGETS:
+        arguments.insert(0 if (function == "cross_entropy_loss") != is_swapped else len(arguments), targets)
+    found = getattr(tokenloss, function)(*arguments, **options)
+    if isinstance(found, tuple):
+        found = found[0]
+    for name in ("loss", "perplexity"):
+        found = getattr(found, name, found)
+    return float(np.ravel(found)[0])
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_every_function_with_every_mistake(mistake):
+    wrong = MISTAKES[mistake]
+    outcomes = {"refused": [], "right": [], "wrong": []}
+    for function in FUNCTIONS:
+        lacks = {"scores"} if function.startswith("linear") else set()
+        lacks |= set() if function in OF_TARGETS else {"targets", "is_swapped"}
+        lacks |= {"where"} if function in ("softmax", "log_softmax", "logsumexp") else set()
+        if lacks & wrong.keys():
+            continue
+        right = number(function, where=KEPT) if "where" in wrong else number(function)
+        try:
+            is_right = number(function, **wrong) == pytest.approx(right, rel=1e-12)
+            outcomes["right" if is_right else "wrong"].append(function)
+        except (IndexError, TypeError, ValueError):
+            outcomes["refused"].append(function)
+    refused, right, words = OUTCOMES[mistake]
+    assert sorted(outcomes["refused"]) == sorted(refused)
+    assert [function for function in outcomes["right"] if function in LOSSES] == sorted(right)
+    if outcomes["wrong"]:
+        bites(*words)
 
 
 # logits for probabilities or log-probabilities, and the reverse
