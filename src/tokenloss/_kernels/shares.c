@@ -51,22 +51,22 @@ int tl_next_shares(const tl_backend *backend, const tl_shares *shares, int64_t c
 
 int64_t tl_likeliest(const tl_backend *backend, const tl_shares *shares, int64_t count, int64_t *found,
                      tl_patience *patience) {
-    int64_t likeliest = -1;
+    int64_t likeliest = -1, n = 0;
     int dense = always_dense(shares);
     double largest = 0, share[TL_GRANULE];
-    *found = 0;
     for (int64_t k = 0, end; k < count; k = end) {
         end = next_stretch(backend, shares, count, dense, &k, patience);
         dense = shares_of(shares, k, end - k, share) || always_dense(shares);
         for (int64_t i = 0; i < end - k; i++) {
             int has_share = tl_has_share(share[i]);
-            *found += has_share;
+            n += has_share;
             if (has_share && (likeliest < 0 || share[i] > largest)) {
                 likeliest = k + i;
                 largest = share[i];
             }
         }
     }
+    *found = n;
     return likeliest;
 }
 
