@@ -6,6 +6,7 @@ The numbers (W2, M1, ...) are those of the findings that these tests began with.
 import ctypes
 import json
 import math
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -37,9 +38,12 @@ class Tensor(ctypes.Structure):
 
 
 class Producer:
-    """A tensor whose capsule says what it is told to."""
+    """A tensor whose capsule says what it is told to, and which lives as long as the process, for it has no deleter."""
+
+    alive: ClassVar = []
 
     def __init__(self, device=(1, 0), **changes):
+        self.alive.append(self)
         self.memory = np.zeros((2, 3), np.float32)
         self.shape = (ctypes.c_int64 * 3)(*changes.pop("shape", (2, 3)))
         values = {"data": self.memory.ctypes.data, "device_type": 1, "ndim": 2, "code": 2, "bits": 32, "lanes": 1}
