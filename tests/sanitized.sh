@@ -30,6 +30,7 @@ left_out=(
     --deselect tests/test_memory.py::test_less_than_a_megabyte_a_worker_is_allocated
     --deselect tests/test_memory.py::test_nothing_of_the_size_of_the_targets_is_allocated
     --deselect tests/test_memory.py::test_projections_allocate_less_than_16_megabytes
+    --deselect tests/test_edges_of_files.py::test_address_space_is_that_of_a_block
 )
 status=0
 LD_PRELOAD="$(gcc -print-file-name=libasan.so) $(gcc -print-file-name=libstdc++.so)" \
