@@ -464,7 +464,7 @@ cdef class Fold(Work):
         return not self.has_where or row_of(&self.where, row)[0] != 0
 
     cdef inline bint accepts(self, int64_t row, int64_t target, Totals *totals) noexcept nogil:
-        """Whether the class id of a kept row is one.
+        """Whether the class id of an unmasked row lies in [0, V).
 
         All were checked before the call, but another thread or process may have changed it: no change may lead out of
         the row.
@@ -476,7 +476,7 @@ cdef class Fold(Work):
 
     cdef inline bint accepts_distribution(self, int64_t row, int64_t k, int64_t found, Totals *totals,
                                           tl_patience *patience) noexcept nogil:
-        """Whether the targets of a row are floats or one-hot; `found` of them are not 0, one of them of class k."""
+        """Whether a row's targets are floats, or one-hot integers; `found` of them are nonzero, class k among these."""
         if not self.is_integer or (found == 1 and self.has_one(row, k)) or tl_is_raised(&self.stopped):
             return True
         if self.smoothing != 0 and self.is_one_hot(row, patience):  # smoothed, none is 0
@@ -485,12 +485,12 @@ cdef class Fold(Work):
         return False
 
     cdef inline bint has_one(self, int64_t row, int64_t k) noexcept nogil:
-        """Whether the target of a class is 1."""
+        """Whether the target of class k is 1."""
         return tl_load(row_of(&self.targets, row) + k * self.targets.buffer.strides[self.targets.axis],
                        self.targets.dtype) == 1
 
     cdef bint is_one_hot(self, int64_t row, tl_patience *patience) noexcept nogil:
-        """Whether the targets of a row are a single 1 among zeros."""
+        """Whether the targets of a row are one-hot: one 1, all others 0."""
         cdef tl_shares shares
         cdef int64_t k, found
         memset(&shares, 0, sizeof(shares))
@@ -721,7 +721,7 @@ cdef class Fold(Work):
 
     cdef double number_of_scores(self, int64_t row, tl_row *scores, int64_t target, Totals *totals,
                                  tl_patience *patience) noexcept nogil:
-        """What a row of scores is folded to."""
+        """Loss, logsumexp, maximum or divergence of a row."""
         cdef tl_row other
         cdef tl_state state
         if self.what == C_MAXIMUM:

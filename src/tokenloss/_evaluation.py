@@ -133,7 +133,7 @@ class Found(NamedTuple):
         return cls(LossMeter._from_json(found["meter"]), found["ignored"], found["greedy"], costliest)
 
     def is_possible(self, rows: int, top: int) -> bool:
-        """Whether this can be the result of so many scored rows, with at most so many costliest tokens."""
+        """Consistency check of a checkpoint entry: could scoring `rows` rows with `--top top` give this?"""
         integers = [self.ignored, self.greedy, *(number for token in self.costliest for number in token[:2])]
         return (
             all(type(number) is int and abs(number) < 2**63 for number in integers)
@@ -189,7 +189,7 @@ def plan(paths: Sequence[str], targets: Sequence[str], options: Options) -> list
 
 
 def _holds_class_ids(path: str, scores: ScoresFile) -> bool:
-    """Whether the second of two files holds the targets of the first, and no scores."""
+    """Whether a file holds the class ids of the scores, as an integer .npy array."""
     if scores.targets is not None or not Path(path).is_file():
         return False
     with Path(path).open("rb") as file:
@@ -447,7 +447,7 @@ def _check_kind(file: ScoresFile, option: str | None, block: Array, kept: Array)
 
 
 def _are_distributions(rows: Array, slack: float = 0.0) -> Array:
-    """Which rows of (N, V) have shares from 0 to 1, but for the slack, that add up to 1."""
+    """Mask of the rows of (N, V) that are probability distributions: values in [0, 1] within the slack, sum 1."""
     with np.errstate(invalid="ignore", over="ignore"):
         adds_up = abs(rows.sum(-1, dtype=np.float64) - 1) <= _SUM_SLACK
     fits: Array = adds_up & (rows.min(-1) >= -slack) & (rows.max(-1) <= 1 + slack)
@@ -600,7 +600,7 @@ def _probability(loss: float) -> float:
 
 
 class ComparisonOptions(NamedTuple):
-    """How two files are compared, besides the names of their arrays."""
+    """Options of `tokenloss compare` that affect its result, without the names of arrays."""
 
     base_kind: Literal["logits", "log_probs", "probs"] | None = None
     kind: Literal["logits", "log_probs", "probs"] | None = None

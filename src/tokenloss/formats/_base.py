@@ -237,7 +237,7 @@ def opened(path: str) -> BinaryIO:
         got = "is standard input" if path else "names no file"
         _arrays.fail("content", path=path or "''", got=got, fits="be the path of a file, since files are mapped")
     with library(path):
-        file = open(path, "rb", opener=_without_waiting)  # noqa: SIM115 - for who asked
+        file = open(path, "rb", opener=_without_waiting)  # noqa: SIM115 -- the caller closes it
     if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
         file.close()
         _arrays.fail("content", path=path, got="is no regular file", fits="be one, since files are mapped")
