@@ -9,7 +9,6 @@ import io
 import json
 import os
 import pickle
-import signal
 import struct
 import sys
 import zipfile
@@ -19,11 +18,11 @@ import numpy as np
 import pytest
 import safetensors.numpy
 import zarr
+from commands import at_most, run
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 import tokenloss
-from tokenloss.cli import main
 from tokenloss.formats import llama_cpp, open_scores
 
 try:
@@ -215,31 +214,10 @@ def bounded():
 
     What is never written to does not count: codecs of Zarr reserve what a frame claims to expand to.
     """
-
-    def late(*_):
-        raise AssertionError(f"more than {MOST_SECONDS} seconds")
-
-    if hasattr(signal, "setitimer"):
-        signal.signal(signal.SIGALRM, late)
-        signal.setitimer(signal.ITIMER_REAL, MOST_SECONDS)
     before = resident()
-    try:
+    with at_most(MOST_SECONDS):
         yield
         assert resident() - before < MOST_BYTES
-    finally:
-        if hasattr(signal, "setitimer"):
-            signal.setitimer(signal.ITIMER_REAL, 0)
-
-
-def run(*arguments):
-    """Exit status of the command; what it says of bad input is one line."""
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        status = main([*map(str, arguments), "--json", "--workers", "1"])
-    assert status in (0, 2)
-    assert err.getvalue().count("\n") == (status == 2), err.getvalue()
-    assert (json.loads(out.getvalue()) is not None) if status == 0 else not out.getvalue()
-    return status
 
 
 def examine(path, *options, most_blocks=300):
@@ -360,7 +338,7 @@ def test_zarr_metadata(data, which, is_zip, seeds, where):
 @pytest.fixture(scope="module")
 def state(where):
     """What the command keeps of a file."""
-    assert run("score", where / "whole.npz", "--state", where / "state") == 0
+    assert run("score", where / "whole.npz", "--state", where / "state")[0] == 0
     return json.loads((where / "state").read_bytes())
 
 
@@ -378,7 +356,7 @@ def test_state(data, state, where):
     path = where / "damaged-state"
     path.write_bytes(text)
     with bounded():
-        status = run("score", where / "whole.npz", "--state", path)
+        status, _ = run("score", where / "whole.npz", "--state", path)
     assert status == 0 or path.read_bytes() == text
 
 
@@ -386,7 +364,7 @@ def test_state(data, state, where):
 @given(text=st.binary(max_size=200))
 def test_text(text, where):
     (where / "text").write_bytes(text)
-    assert run("score", where / "whole.npz", "--text", where / "text") == (0 if text else 2)
+    assert run("score", where / "whole.npz", "--text", where / "text")[0] == (0 if text else 2)
 
 
 # -- pickles, and the world outside -----------------------------------------------------------------------------------
@@ -455,8 +433,8 @@ def test_pickles_are_not_run(name, where, monkeypatch):
     path.write_bytes(HOSTILE[name](Payload(ran)))
     with pytest.raises(ValueError, match=name):
         list(open_scores(path).blocks(3))
-    assert run("score", path) == 2
-    assert run("score", where / "whole.npz", "--targets", path) == 2
+    assert run("score", path)[0] == 2
+    assert run("score", where / "whole.npz", "--targets", path)[0] == 2
     assert not ran.exists()
     pickle.loads(pickle.dumps(Payload(ran)))  # noqa: S301 - shows that it would
     ran.unlink()
@@ -578,4 +556,4 @@ def test_names_in_archives_are_never_paths(where):
 def test_state_that_no_losses_have(place, value, state, where):
     path = where / "impossible-state"
     path.write_text(json.dumps(changed(state, ("done", 0, "found", *place), value)))
-    assert run("score", where / "whole.npz", "--state", path) == 2
+    assert run("score", where / "whole.npz", "--state", path)[0] == 2

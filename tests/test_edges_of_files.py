@@ -4,7 +4,6 @@ import contextlib
 import io
 import os
 import re
-import signal
 import socket
 import sys
 import tracemalloc
@@ -16,9 +15,9 @@ import pytest
 import safetensors.numpy
 import zarr
 from arrays import assert_same_bits, fails
+from commands import at_most, run
 
 from tokenloss import _evaluation
-from tokenloss.cli import main
 from tokenloss.formats import llama_cpp, open_scores
 
 pytestmark = pytest.mark.thread_unsafe(reason="sets an alarm for the process, and measures its memory")
@@ -31,25 +30,8 @@ SHARES = np.full((8, 6), 1 / 6, np.float32)
 @pytest.fixture(autouse=True)
 def _alarm():
     """Fail instead of waiting for good."""
-
-    def late(*_):
-        raise AssertionError("more than 20 seconds")
-
-    if hasattr(signal, "setitimer"):
-        signal.signal(signal.SIGALRM, late)
-        signal.setitimer(signal.ITIMER_REAL, 20)
-    yield
-    if hasattr(signal, "setitimer"):
-        signal.setitimer(signal.ITIMER_REAL, 0)
-
-
-def run(*arguments):
-    """Exit status of the command and what it says on stderr."""
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        status = main([*map(str, arguments), "--json", "--workers", "1"])
-    assert err.getvalue().count("\n") == (status == 2)
-    return status, err.getvalue()
+    with at_most(20):
+        yield
 
 
 def assert_refused(path, *words, targets=None):

@@ -133,7 +133,7 @@ class Found(NamedTuple):
         return cls(LossMeter._from_json(found["meter"]), found["ignored"], found["greedy"], costliest)
 
     def is_possible(self, rows: int, top: int) -> bool:
-        """Consistency check of a checkpoint entry: could scoring `rows` rows with `--top top` give this?"""
+        """Consistency check of a checkpoint entry: whether scoring `rows` rows with `--top top` can give it."""
         integers = [self.ignored, self.greedy, *(number for token in self.costliest for number in token[:2])]
         return (
             all(type(number) is int and abs(number) < 2**63 for number in integers)
