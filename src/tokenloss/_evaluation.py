@@ -359,7 +359,7 @@ def score(
     row_bytes = file.row_bytes + (file.shape[-1] * targets.itemsize if is_soft else 0)
     meter, costliest = LossMeter(), _Costliest(options.top)
     seen = greedy = 0
-    is_checked = False
+    is_checked = file.kind == "log_probs"  # of which every row is checked with its block
     for block in file.blocks(max(1, min(_BLOCK_BYTES // (row_bytes or 1), _BLOCK_ROWS))):
         stop = seen + len(block)
         check_map(targets)
@@ -649,21 +649,21 @@ def compare(
     unchecked = {base: None if options.base_kind else "--base-kind", other: None if options.kind else "--kind"}
     most_rows = max(1, min(_BLOCK_BYTES // (max(base.row_bytes, other.row_bytes) or 1), _BLOCK_ROWS))
     seen = 0
-    for block, beside in _in_step(base.blocks(most_rows), other.blocks(most_rows)):
+    for block, other_block in _in_step(base.blocks(most_rows), other.blocks(most_rows)):
         part = slice(seen, seen + len(block))
         check_map(ids)
         kept = where[part] & (ids[part] != options.ignore_index)
-        for file, rows in (base, block), (other, beside):
+        for file, rows in (base, block), (other, other_block):
             if file in unchecked and _check_kind(file, unchecked[file], rows, kept):
                 del unchecked[file]
         logits = _log(block) if base.kind == "probs" else block
         if base.kind == "logits" and options.definitions == "llama.cpp":  # which takes log-probabilities as they are
             logits = log_softmax(block.astype(np.float32) if block.itemsize < 4 else block)
-        others = _log(beside) if other.kind == "probs" else beside
+        others = _log(other_block) if other.kind == "probs" else other_block
         with _naming(base.path, other.path):
             meter.update(logits, others, ids[part], where=where[part])
         seen += len(block)
-        advance(block.nbytes + beside.nbytes)
+        advance(block.nbytes + other_block.nbytes)
     return meter.result()
 
 
