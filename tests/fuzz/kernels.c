@@ -6,7 +6,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-#include "fold.h"
+#include "kernels.h"
 #include "scalar_math.h"
 
 #define LONGEST (3 * TL_BLOCK + 100)
@@ -32,8 +32,8 @@ static int64_t take_below(input *from, int64_t bound) {
 
 static double take_one_of(input *from, const double *values, int64_t count) { return values[take_below(from, count)]; }
 
-#define ONE_OF(from, ...)                                                                                              \
-    take_one_of(from, (const double[]){__VA_ARGS__}, (int64_t)(sizeof(double[]){__VA_ARGS__} / sizeof(double)))
+#define ONE_OF(from, ...) \
+    take_one_of(from, (const double[]){__VA_ARGS__}, (int64_t)(sizeof (double[]){__VA_ARGS__} / sizeof(double)))
 
 /* Where elements lie: bytes between them, and from an aligned address to the first. */
 typedef struct {
@@ -69,7 +69,7 @@ static uint64_t random_bits(uint64_t *seed) { /* splitmix64 */
 static char *element(numbers *of, int64_t i) { return (char *)of->memory + i * tl_itemsize(of->dtype); }
 
 static void put(numbers *of, int64_t i, double value, uint64_t bits) {
-    if (of->dtype < TL_FOLDED_DTYPES)
+    if (of->dtype < TL_FLOAT_DTYPES)
         tl_store(element(of, i), of->dtype, value);
     else
         memcpy(element(of, i), &bits, (size_t)tl_itemsize(of->dtype));
@@ -100,7 +100,19 @@ static void take_numbers(input *from, int64_t count, int64_t most_given, numbers
     }
 }
 
-typedef enum { LOSSES, BESIDE, SCORE, PARTS, DIVERGENCES, SHARES, OUTPUTS, CONVERSIONS, PRODUCTS, PROBABILITIES, QUESTIONS } topic;
+typedef enum {
+    LOSSES,
+    BESIDE,
+    SCORE,
+    PARTS,
+    DIVERGENCES,
+    SHARES,
+    OUTPUTS,
+    CONVERSIONS,
+    PRODUCTS,
+    PROBABILITIES,
+    QUESTIONS
+} topic;
 
 /* What the folds are asked, about which rows. */
 typedef struct {
@@ -113,7 +125,8 @@ typedef struct {
 } question;
 
 static void ask(input *from, question *all) {
-    static const int64_t borders[] = {TL_PADDED, TL_GRANULE, PART, TL_BLOCK, TL_BLOCK + TL_GRANULE, 2 * TL_BLOCK, 3 * TL_BLOCK};
+    static const int64_t borders[] = {TL_READ_MULTIPLE,    TL_CHUNK,     PART,        TL_BLOCK,
+                                      TL_BLOCK + TL_CHUNK, 2 * TL_BLOCK, 3 * TL_BLOCK};
     uint64_t bits = take_bytes(from, 2), length = take_bytes(from, 1);
     all->topic = (topic)take_below(from, QUESTIONS);
     all->count = 1 + take_below(from, 200); /* mostly, for long rows take long */
@@ -123,7 +136,7 @@ static void ask(input *from, question *all) {
         all->count = 1 + take_below(from, LONGEST);
     all->target = take_below(from, all->count);
     all->row.dtype = (int)(bits & 3);
-    all->other.dtype = bits & 32 ? all->row.dtype : (int)take_below(from, TL_FOLDED_DTYPES);
+    all->other.dtype = bits & 32 ? all->row.dtype : (int)take_below(from, TL_FLOAT_DTYPES);
     all->share.dtype = (int)take_below(from, TL_DTYPES);
     all->weight.dtype = (int)take_below(from, TL_DTYPES);
     all->row_layout = take_layout(from, all->row.dtype);
@@ -176,7 +189,8 @@ typedef struct {
 } placed;
 
 static placed make_room(int dtype, int64_t start, int64_t end, layout how) {
-    ptrdiff_t size = tl_itemsize(dtype), apart = how.stride < 0 ? -how.stride : how.stride, span = (end - start - 1) * apart + size;
+    ptrdiff_t size = tl_itemsize(dtype), apart = how.stride < 0 ? -how.stride : how.stride,
+              span = (end - start - 1) * apart + size;
     placed room = {NULL, (size_t)(how.misaligned + span), how.stride, NULL, dtype | how.swapped};
     room.memory = allocate(room.size);
     memset(room.memory, 0x55, room.size);
@@ -201,9 +215,9 @@ static placed place(const numbers *of, int64_t start, int64_t end, layout how) {
 /* A row of what is asked of which these elements alone are there. */
 static placed place_row(const question *all, const numbers *of, int64_t start, int64_t end, layout how, tl_row *row) {
     placed copy = place(of, start, end, how);
-    *row = (tl_row){copy.data, all->count, copy.stride, copy.dtype, of->dtype, all->scale, all->cap};
-    if (tl_squashed(row))
-        row->folded = TL_FLOAT64;
+    *row = (tl_row){copy.data, all->count, copy.stride, copy.dtype, of->dtype, all->scale, all->cap, 0};
+    if (tl_is_scaled_or_capped(row))
+        row->compute_dtype = TL_FLOAT64;
     return copy;
 }
 
@@ -214,7 +228,7 @@ static size_t found;
 static int is_first;
 static const tl_backend *backend;
 static volatile int stopped;
-static tl_patience patience = {NULL, NULL, &stopped, 0};
+static tl_cancel cancel = {NULL, NULL, &stopped, 0};
 
 /* Keeps a number, or compares it with the one that was kept at this place. */
 static void compare_bits(const char *what, uint64_t bits) {
@@ -254,36 +268,38 @@ static void compare_written(const char *what, const placed *out, int64_t count) 
 /* -- the questions --------------------------------------------------------------------------------------------------*/
 
 static void compare_losses(const tl_row *row, int64_t target) {
-    tl_state rest;
+    tl_lse_acc rest;
     compare("maximum", tl_maximum(backend, row));
-    tl_fold_row(backend, row, target, &rest, &patience);
-    double logit = tl_score(backend, row, target), gap = tl_gap(&rest, row, logit);
-    tl_normalizer normalizer = tl_normalize_with(&rest, row, logit, gap);
+    tl_lse_row(backend, row, target, &rest, &cancel);
+    double logit = tl_logit_at(backend, row, target), gap = tl_log_odds_against(&rest, row, logit);
+    tl_lse lse = tl_lse_finish_with(&rest, row, logit, gap);
     compare("loss", tl_softplus(gap));
-    compare("offset of a logsumexp", normalizer.offset);
-    compare("log of a logsumexp", normalizer.log);
+    compare("offset of a logsumexp", lse.offset);
+    compare("log of a logsumexp", lse.log);
 }
 
 /* Rows that lie beside each other, each of which begins with another class; plain ones are folded one by one. */
 static void compare_beside(const question *all, int is_plain) {
-    static char turned[TL_TURNED_BYTES];
+    static char transposed[TL_TRANSPOSED_BYTES];
     static numbers turns;
     tl_row rows[4];
-    tl_state states[4];
+    tl_lse_acc states[4];
     int64_t skips[4];
     layout how = all->row_layout;
     how.stride = all->beside * tl_itemsize(all->row.dtype);
-    placed memory = make_room(all->row.dtype, 0, all->count * all->beside, (layout){0, tl_itemsize(all->row.dtype), how.misaligned});
+    placed memory = make_room(all->row.dtype, 0, all->count * all->beside,
+                              (layout){0, tl_itemsize(all->row.dtype), how.misaligned});
     ptrdiff_t size = tl_itemsize(all->row.dtype);
     turns.dtype = all->row.dtype;
     for (int64_t r = 0; r < all->beside; r++) {
         int64_t split = (r * 37) % all->count;
         memcpy(turns.memory, (const char *)all->row.memory + split * size, (size_t)((all->count - split) * size));
         memcpy((char *)turns.memory + (all->count - split) * size, all->row.memory, (size_t)(split * size));
-        placed copy = place_row(all, &turns, 0, all->count, is_plain ? plain(turns.dtype) : (layout){how.swapped, size, 0}, &rows[r]);
+        placed copy = place_row(all, &turns, 0, all->count,
+                                is_plain ? plain(turns.dtype) : (layout){how.swapped, size, 0}, &rows[r]);
         skips[r] = r % 2 ? -1 : all->target;
         if (is_plain)
-            tl_fold_row(backend, &rows[r], skips[r], &states[r], &patience);
+            tl_lse_row(backend, &rows[r], skips[r], &states[r], &cancel);
         for (int64_t i = 0; i < all->count; i++)
             memcpy(memory.data + i * how.stride + r * size, copy.data + i * size, (size_t)size);
         rows[r].data = memory.data + r * size;
@@ -291,13 +307,13 @@ static void compare_beside(const question *all, int is_plain) {
         free(copy.memory);
     }
     if (!is_plain)
-        tl_fold_beside(backend, rows, skips, (int)all->beside, turned, states, &patience);
+        tl_lse_class_major(backend, rows, skips, (int)all->beside, transposed, states, &cancel);
     for (int64_t r = 0; r < all->beside; r++)
-        compare("logsumexp of rows beside each other", tl_logsumexp(tl_normalize(&states[r], &rows[r])));
+        compare("logsumexp of rows beside each other", tl_logsumexp(tl_lse_finish(&states[r], &rows[r])));
     free(memory.memory);
 }
 
-static void compare_token(const tl_token *token, const tl_best *best) {
+static void compare_token(const tl_token_stats *token, const tl_topk *best) {
     compare("token's loss", token->nll);
     compare("token's logsumexp", token->logsumexp);
     compare("token's entropy", token->entropy);
@@ -309,52 +325,56 @@ static void compare_token(const tl_token *token, const tl_best *best) {
     }
 }
 
-static tl_best make_best(const question *all) {
+static tl_topk make_best(const question *all) {
     size_t most = (size_t)all->most_best;
-    return (tl_best){all->most_best, 0, allocate(most * sizeof(double)), allocate(most * sizeof(int64_t))};
+    return (tl_topk){all->most_best, 0, allocate(most * sizeof(double)), allocate(most * sizeof(int64_t))};
 }
 
-static void free_best(tl_best *best) {
+static void free_best(tl_topk *best) {
     free(best->value);
     free(best->id);
 }
 
 static void compare_score(const question *all, const tl_row *row) {
-    tl_best best = make_best(all);
-    tl_token token;
-    tl_score_row(backend, row, all->target, &token, best.most ? &best : NULL, &patience);
+    tl_topk best = make_best(all);
+    tl_token_stats token;
+    tl_token_stats_row(backend, row, all->target, &token, best.most ? &best : NULL, &cancel);
     compare_token(&token, &best);
     free_best(&best);
-    tl_state state;
-    tl_fold_row(backend, row, -1, &state, &patience);
-    double logsumexp = tl_logsumexp_of(backend, row, &state, -1, NULL, &patience);
+    tl_lse_acc state;
+    tl_lse_row(backend, row, -1, &state, &cancel);
+    double logsumexp = tl_logsumexp_of(backend, row, &state, -1, NULL, &cancel);
     compare("logsumexp", logsumexp);
-    if (logsumexp == logsumexp ? tl_to_bits(logsumexp) != tl_to_bits(token.logsumexp) : token.logsumexp == token.logsumexp) {
-        fprintf(stderr, "a token's logsumexp on %s is %a, that of its row %a\n", backend->name, token.logsumexp, logsumexp);
+    if (logsumexp == logsumexp ? tl_to_bits(logsumexp) != tl_to_bits(token.logsumexp)
+                               : token.logsumexp == token.logsumexp) {
+        fprintf(stderr, "a token's logsumexp on %s is %a, that of its row %a\n", backend->name, token.logsumexp,
+                logsumexp);
         abort();
     }
 }
 
 /* The same part by part, of which only one is there at a time; plain rows are one part. */
-static void compare_parts(const question *all, const tl_row *whole, const tl_shares *shares, layout how, int is_plain) {
-    tl_best best = make_best(all);
-    tl_token token;
-    tl_state state;
-    tl_weighed weighed = {{0}, {0}, {0}, {0}};
+static void compare_parts(const question *all, const tl_row *whole, const tl_soft_target *soft, layout how,
+                          int is_plain) {
+    tl_topk best = make_best(all);
+    tl_token_stats token;
+    tl_lse_acc state;
+    tl_dot_acc dot = {{0}, {0}, {0}, {0}};
     int64_t length = is_plain ? all->count : all->part;
     double own = tl_load(whole->data + all->target * whole->stride, whole->dtype), share;
     for (int64_t start = 0, end; start < all->count; start = end) {
         tl_row part;
         end = all->count - start < length ? all->count : start + length;
         placed copy = place_row(all, &all->row, start, end, how, &part);
-        tl_fold_part(backend, &part, start, end, PART, all->target, &state, &patience);
-        tl_weigh_part(backend, &part, shares, start, end, all->anchor, &weighed, &patience);
-        tl_score_part(backend, &part, start, end, PART, all->target, own, &token, best.most ? &best : NULL, &patience);
+        tl_lse_range(backend, &part, start, end, PART, all->target, &state, &cancel);
+        tl_target_dot_range(backend, &part, soft, start, end, all->anchor, &dot, &cancel);
+        tl_token_stats_range(backend, &part, start, end, PART, all->target, own, &token, best.most ? &best : NULL,
+                             &cancel);
         free(copy.memory);
     }
-    tl_score_end(backend, whole, own, &token, best.most ? &best : NULL);
-    compare("loss by parts", tl_softplus(tl_gap(&state, whole, tl_squash(backend, whole, own))));
-    compare("sum by parts", tl_weigh_end(&weighed, &share));
+    tl_token_stats_end(backend, whole, own, &token, best.most ? &best : NULL);
+    compare("loss by parts", tl_softplus(tl_log_odds_against(&state, whole, tl_softcap(backend, whole, own))));
+    compare("sum by parts", tl_target_dot_end(&dot, &share));
     compare("share by parts", share);
     compare_token(&token, &best);
     free_best(&best);
@@ -362,28 +382,30 @@ static void compare_parts(const question *all, const tl_row *whole, const tl_sha
 
 static void compare_divergences(const tl_row *row, const tl_row *beside) {
     tl_row base = *row, other = *beside;
-    base.scale = other.scale = 1;
-    base.cap = other.cap = 0;
-    base.folded = base.dtype & ~TL_SWAPPED;
-    other.folded = other.dtype & ~TL_SWAPPED;
-    if (base.folded != other.folded)
-        base.folded = other.folded = base.folded == TL_FLOAT64 || other.folded == TL_FLOAT64 ? TL_FLOAT64 : TL_FLOAT32;
-    compare("divergence", tl_divergence(backend, &base, &other, &patience));
-    compare("divergence the other way", tl_divergence(backend, &other, &base, &patience));
+    base.logit_scale = other.logit_scale = 1;
+    base.softcap = other.softcap = 0;
+    base.compute_dtype = base.dtype & ~TL_SWAPPED;
+    other.compute_dtype = other.dtype & ~TL_SWAPPED;
+    if (base.compute_dtype != other.compute_dtype)
+        base.compute_dtype = other.compute_dtype =
+            base.compute_dtype == TL_FLOAT64 || other.compute_dtype == TL_FLOAT64 ? TL_FLOAT64 : TL_FLOAT32;
+    compare("divergence", tl_kl_divergence(backend, &base, &other, &cancel));
+    compare("divergence the other way", tl_kl_divergence(backend, &other, &base, &cancel));
 }
 
-static void compare_shares(const question *all, const tl_row *row, const tl_shares *shares) {
+static void compare_shares(const question *all, const tl_row *row, const tl_soft_target *soft) {
     double share[64], total;
-    compare("sum of shares' scores", tl_weigh(backend, row, shares, all->anchor, &total, &patience));
+    compare("sum of shares' scores", tl_target_dot(backend, row, soft, all->anchor, &total, &cancel));
     compare("sum of shares", total);
-    if (!shares->share)
+    if (!soft->mass)
         return;
     int64_t found;
-    compare_bits("likeliest class", (uint64_t)tl_likeliest(backend, shares, all->count, &found, &patience));
+    compare_bits("argmax class", (uint64_t)tl_soft_target_argmax(backend, soft, all->count, &found, &cancel));
     compare_bits("classes with a share", (uint64_t)found);
-    for (int64_t start = 0, some; (some = tl_next_shares(backend, shares, all->count, &start, share, &patience)); start += some)
+    for (int64_t start = 0, some; (some = tl_soft_target_next(backend, soft, all->count, &start, share, &cancel));
+         start += some)
         for (int64_t i = 0; i < some; i++)
-            if (tl_has_share(share[i])) { /* where stretches end may depend on what can be skipped */
+            if (tl_contributes(share[i])) { /* where stretches end may depend on what can be skipped */
                 compare_bits("class of a share", (uint64_t)(start + i));
                 compare("share", share[i]);
             }
@@ -392,18 +414,18 @@ static void compare_shares(const question *all, const tl_row *row, const tl_shar
 typedef enum { SOFTMAX, LOG_SOFTMAX, GRADIENT, WRITTEN } written;
 
 /* What is written for each class, to a row of its own or over the scores. */
-static void compare_outputs(const question *all, const tl_row *row, const tl_shares *shares, int is_plain) {
+static void compare_outputs(const question *all, const tl_row *row, const tl_soft_target *soft, int is_plain) {
     static const char *const names[] = {"softmax", "log_softmax", "gradient"};
-    tl_state state;
-    tl_fold_row(backend, row, -1, &state, &patience);
-    tl_normalizer normalizer = tl_normalize(&state, row);
-    double logsumexp = tl_logsumexp(normalizer);
+    tl_lse_acc state;
+    tl_lse_row(backend, row, -1, &state, &cancel);
+    tl_lse lse = tl_lse_finish(&state, row);
+    double logsumexp = tl_logsumexp(lse);
     compare("logsumexp", logsumexp);
     if (logsumexp - logsumexp != 0) /* all that is written then is nan */
         return;
     int large = all->large && !is_plain;
     for (written what = 0; what < WRITTEN; what++) {
-        if (what == LOG_SOFTMAX && tl_squashed(row))
+        if (what == LOG_SOFTMAX && tl_is_scaled_or_capped(row))
             continue;
         tl_row scores = *row, out_row;
         placed copy = {0}, out;
@@ -415,11 +437,11 @@ static void compare_outputs(const question *all, const tl_row *row, const tl_sha
         }
         out_row = (tl_row){out.data, all->count, out.stride, out.dtype, all->row.dtype, 1, 0, 0};
         if (what == SOFTMAX)
-            tl_softmax(backend, &scores, normalizer, &out_row, large, &patience);
+            tl_softmax(backend, &scores, lse, &out_row, large, &cancel);
         else if (what == LOG_SOFTMAX)
-            tl_log_softmax(backend, &scores, normalizer, &out_row, large, &patience);
+            tl_log_softmax(backend, &scores, lse, &out_row, large, &cancel);
         else
-            tl_gradient(backend, &scores, normalizer, all->factor, all->of_softmax, shares, &out_row, large, &patience);
+            tl_gradient(backend, &scores, lse, all->factor, all->of_softmax, soft, &out_row, large, &cancel);
         if (copy.memory)
             compare_row(names[what], &out, all->count);
         else
@@ -432,7 +454,7 @@ static void compare_conversions(const question *all, const tl_row *row) {
     for (int dtype = TL_FLOAT32; dtype <= TL_FLOAT64; dtype++) {
         tl_row raw = {row->data, row->count, row->stride, row->dtype, row->dtype & ~TL_SWAPPED, 1, 0, 0};
         placed out = make_room(dtype, 0, all->count, plain(dtype));
-        tl_convert(backend, &raw, dtype, out.data);
+        tl_cast_row(backend, &raw, dtype, out.data);
         compare_written("conversion", &out, all->count);
         free(out.memory);
     }
@@ -455,7 +477,7 @@ static void compare_products(const question *all, int is_plain) {
     placed out = make_room(dtype, 0, rows * count, plain(dtype));
     tl_row row = {weights.data, all->depth, weights.stride, weights.dtype, weights.dtype, 1, 0, 0};
     tl_vectors with = {vectors, stride, count}, into = {out.data, rows * size, count};
-    tl_products(backend, &row, all->depth * weights.stride, rows, &with, &into);
+    tl_matvec(backend, &row, all->depth * weights.stride, rows, &with, &into);
     compare_written("product", &out, rows * count);
     free(out.memory);
     free(weights.memory);
@@ -464,7 +486,8 @@ static void compare_products(const question *all, int is_plain) {
 static void compare_probabilities(const question *all) {
     placed p = make_room(TL_FLOAT64, 0, all->count, plain(TL_FLOAT64));
     for (int64_t i = 0; i < all->count; i++)
-        tl_store(p.data + i * p.stride, TL_FLOAT64, tl_load((const char *)all->row.memory + i * tl_itemsize(all->row.dtype), all->row.dtype));
+        tl_store(p.data + i * p.stride, TL_FLOAT64,
+                 tl_load((const char *)all->row.memory + i * tl_itemsize(all->row.dtype), all->row.dtype));
     backend->clipped_losses((double *)(void *)p.data, (size_t)all->count, all->lowest, 1 - all->lowest);
     compare_row("clipped loss", &p, all->count);
     free(p.memory);
@@ -481,23 +504,27 @@ static void compare_all(const question *all, int is_plain) {
     tl_row row, other;
     layout row_layout = is_plain ? plain(all->row.dtype) : all->row_layout;
     placed row_copy = place_row(all, &all->row, 0, all->count, row_layout, &row);
-    placed other_copy = place_row(all, &all->other, 0, all->count, is_plain ? plain(all->other.dtype) : all->other_layout, &other);
+    placed other_copy =
+        place_row(all, &all->other, 0, all->count, is_plain ? plain(all->other.dtype) : all->other_layout, &other);
     placed share = place(&all->share, 0, all->count, is_plain ? plain(all->share.dtype) : all->share_layout);
     placed weight = place(&all->weight, 0, all->count, is_plain ? plain(all->weight.dtype) : all->weight_layout);
-    tl_shares shares = {NULL, 0, 0, NULL, 0, 0, 1 - all->smoothing, all->smoothing / (double)all->count};
+    tl_soft_target soft = {NULL, 0, 0, NULL, 0, 0, 1 - all->smoothing, all->smoothing / (double)all->count};
     if (all->has_share)
-        shares.share = share.data, shares.share_stride = share.stride, shares.share_dtype = share.dtype;
+        soft.mass = share.data, soft.mass_stride = share.stride, soft.mass_dtype = share.dtype;
     if (all->has_weight)
-        shares.weight = weight.data, shares.weight_stride = weight.stride, shares.weight_dtype = weight.dtype;
+        soft.weight = weight.data, soft.weight_stride = weight.stride, soft.weight_dtype = weight.dtype;
     found = 0;
     switch (all->topic) {
     case LOSSES: compare_losses(&row, all->target); break;
     case BESIDE: compare_beside(all, is_plain); break;
     case SCORE: compare_score(all, &row); break;
-    case PARTS: compare_parts(all, &row, &shares, row_layout, is_plain); break;
+    case PARTS: compare_parts(all, &row, &soft, row_layout, is_plain); break;
     case DIVERGENCES: compare_divergences(&row, &other); break;
-    case SHARES: compare_shares(all, &row, &shares); compare_zeros(all); break;
-    case OUTPUTS: compare_outputs(all, &row, &shares, is_plain); break;
+    case SHARES:
+        compare_shares(all, &row, &soft);
+        compare_zeros(all);
+        break;
+    case OUTPUTS: compare_outputs(all, &row, &soft, is_plain); break;
     case CONVERSIONS: compare_conversions(all, &row); break;
     case PRODUCTS: compare_products(all, is_plain); break;
     default: compare_probabilities(all);

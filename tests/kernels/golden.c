@@ -5,8 +5,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-#include "exact.h"
-#include "fold.h"
+#include "superacc.h"
+#include "kernels.h"
 #include "rows.h"
 #include "scalar_math.h"
 
@@ -23,16 +23,16 @@ static void take(double value) { take_bits(value == value ? tl_to_bits(value) : 
 
 static int same(double a, double b) { return tl_to_bits(a) == tl_to_bits(b) || (a != a && b != b); }
 
-static double logsumexp(const tl_backend *backend, const tl_row *row, tl_patience *patience) {
-    tl_state state;
-    tl_fold_row(backend, row, -1, &state, patience);
-    return tl_logsumexp(tl_normalize(&state, row));
+static double logsumexp(const tl_backend *backend, const tl_row *row, tl_cancel *cancel) {
+    tl_lse_acc state;
+    tl_lse_row(backend, row, -1, &state, cancel);
+    return tl_logsumexp(tl_lse_finish(&state, row));
 }
 
-static double nll(const tl_backend *backend, const tl_row *row, int64_t target, tl_patience *patience) {
-    tl_state state;
-    tl_fold_row(backend, row, target, &state, patience);
-    return tl_softplus(tl_gap(&state, row, tl_score(backend, row, target)));
+static double nll(const tl_backend *backend, const tl_row *row, int64_t target, tl_cancel *cancel) {
+    tl_lse_acc state;
+    tl_lse_row(backend, row, target, &state, cancel);
+    return tl_softplus(tl_log_odds_against(&state, row, tl_logit_at(backend, row, target)));
 }
 
 static void require(int holds, const char *what, const tl_row *row) {
@@ -53,23 +53,25 @@ static tl_row laid_out(const tl_row *row, int layout) {
     other.dtype = layout == 2 ? row->dtype | TL_SWAPPED : row->dtype;
     for (int64_t i = 0; i < row->count; i++)
         for (ptrdiff_t k = 0; k < size; k++)
-            ((char *)(uintptr_t)other.data)[i * other.stride + k] = row->data[i * size + (layout == 2 ? size - 1 - k : k)];
+            ((char *)(uintptr_t)other.data)[i * other.stride + k] =
+                row->data[i * size + (layout == 2 ? size - 1 - k : k)];
     return other;
 }
 
-static void check_layouts(const tl_backend *backend, const tl_row *row, int64_t target, tl_patience *patience) {
-    double loss = nll(backend, row, target, patience);
+static void check_layouts(const tl_backend *backend, const tl_row *row, int64_t target, tl_cancel *cancel) {
+    double loss = nll(backend, row, target, cancel);
     for (int layout = 0; layout < LAYOUTS; layout++) {
         tl_row other = laid_out(row, layout);
-        require(same(loss, nll(backend, &other, target, patience)), "layout", row);
+        require(same(loss, nll(backend, &other, target, cancel)), "layout", row);
     }
-    static char turned[TL_TURNED_BYTES];
+    static char transposed[TL_TRANSPOSED_BYTES];
     tl_row beside[2] = {*row, *row};
     int64_t targets[2] = {target, target};
-    tl_state states[2];
-    tl_fold_beside(backend, beside, targets, 2, turned, states, patience);
+    tl_lse_acc states[2];
+    tl_lse_class_major(backend, beside, targets, 2, transposed, states, cancel);
     for (int i = 0; i < 2; i++)
-        require(same(loss, tl_softplus(tl_gap(&states[i], row, tl_score(backend, row, target)))), "turned row", row);
+        require(same(loss, tl_softplus(tl_log_odds_against(&states[i], row, tl_logit_at(backend, row, target)))),
+                "transposed row", row);
 }
 
 static void take_row(const tl_row *row) {
@@ -78,20 +80,21 @@ static void take_row(const tl_row *row) {
 }
 
 /* All that is found and written besides the loss, with the row before it for the other model's. */
-static void take_all(const tl_backend *backend, const tl_row *row, const tl_row *other, int64_t target, tl_patience *patience) {
+static void take_all(const tl_backend *backend, const tl_row *row, const tl_row *other, int64_t target,
+                     tl_cancel *cancel) {
     static double memory[LONGEST], values[7];
     static int64_t ids[7];
     static const float weights[] = {0.5f, 2, 1};
     tl_row out = {(char *)memory, row->count, tl_itemsize(row->dtype), row->dtype, row->dtype, 1, 0, 0};
-    tl_shares smooth = {NULL, 0, 0, (const char *)weights, 4, TL_FLOAT32, 0, 0.01};
-    tl_shares soft = {other->data, other->stride, other->dtype, NULL, 0, 0, 0.25, 0};
-    tl_best best = {row->count < 7 ? row->count : 7, 0, values, ids};
-    tl_token token;
-    tl_state state;
+    tl_soft_target smooth = {NULL, 0, 0, (const char *)weights, 4, TL_FLOAT32, 0, 0.01};
+    tl_soft_target soft = {other->data, other->stride, other->dtype, NULL, 0, 0, 0.25, 0};
+    tl_topk best = {row->count < 7 ? row->count : 7, 0, values, ids};
+    tl_token_stats token;
+    tl_lse_acc state;
     double total;
-    tl_score_row(backend, row, target, &token, &best, patience);
-    tl_fold_row(backend, row, -1, &state, patience);
-    require(same(token.logsumexp, tl_logsumexp_of(backend, row, &state, -1, NULL, patience)), "logsumexp", row);
+    tl_token_stats_row(backend, row, target, &token, &best, cancel);
+    tl_lse_row(backend, row, -1, &state, cancel);
+    require(same(token.logsumexp, tl_logsumexp_of(backend, row, &state, -1, NULL, cancel)), "logsumexp", row);
     take(token.nll);
     take(token.logsumexp);
     take(token.entropy);
@@ -101,24 +104,24 @@ static void take_all(const tl_backend *backend, const tl_row *row, const tl_row 
         take(values[i]);
         take_bits((uint64_t)ids[i]);
     }
-    take(tl_divergence(backend, row, other, patience));
+    take(tl_kl_divergence(backend, row, other, cancel));
     int64_t found;
-    take_bits((uint64_t)tl_likeliest(backend, &soft, row->count, &found, patience));
-    take(tl_weigh(backend, row, &soft, 1.5, &total, patience));
+    take_bits((uint64_t)tl_soft_target_argmax(backend, &soft, row->count, &found, cancel));
+    take(tl_target_dot(backend, row, &soft, 1.5, &total, cancel));
     take(total);
-    tl_fold_row(backend, row, -1, &state, patience);
-    tl_normalizer normalizer = tl_normalize(&state, row);
-    if (tl_logsumexp(normalizer) - tl_logsumexp(normalizer) != 0)
+    tl_lse_row(backend, row, -1, &state, cancel);
+    tl_lse lse = tl_lse_finish(&state, row);
+    if (tl_logsumexp(lse) - tl_logsumexp(lse) != 0)
         return;
     smooth.weight = row->count <= 3 ? smooth.weight : NULL;
-    tl_gradient(backend, row, normalizer, 0.125, 1.5, &smooth, &out, row->count % 2 == 1, patience);
+    tl_gradient(backend, row, lse, 0.125, 1.5, &smooth, &out, row->count % 2 == 1, cancel);
     take_row(&out);
-    tl_gradient(backend, row, normalizer, 0.125, 1.5, &soft, &out, row->count % 2 == 1, patience);
+    tl_gradient(backend, row, lse, 0.125, 1.5, &soft, &out, row->count % 2 == 1, cancel);
     take_row(&out);
-    tl_softmax(backend, row, normalizer, &out, row->count % 2 == 1, patience);
+    tl_softmax(backend, row, lse, &out, row->count % 2 == 1, cancel);
     take_row(&out);
-    if (row->cap == 0) {
-        tl_log_softmax(backend, row, normalizer, &out, row->count % 2 == 1, patience);
+    if (row->softcap == 0) {
+        tl_log_softmax(backend, row, lse, &out, row->count % 2 == 1, cancel);
         take_row(&out);
     }
 }
@@ -136,46 +139,46 @@ static tl_row only_part(const tl_row *row, int64_t start, int64_t end) {
 }
 
 typedef struct {
-    double loss, weighed, share, values[7];
+    double loss, dot, share, values[7];
     int64_t ids[7];
-    tl_token token;
+    tl_token_stats token;
 } found;
 
 /* What is found in a row part by part. */
-static found find_by_parts(const tl_backend *backend, const tl_row *row, const tl_shares *shares, int64_t target,
-                           int64_t length, tl_patience *patience) {
+static found find_by_parts(const tl_backend *backend, const tl_row *row, const tl_soft_target *soft, int64_t target,
+                           int64_t length, tl_cancel *cancel) {
     found all = {.loss = 0};
-    tl_best best = {row->count < 7 ? row->count : 7, 0, all.values, all.ids};
-    tl_state state;
-    tl_weighed weighed = {{0}, {0}, {0}, {0}};
-    double own = tl_load(row->data + target * row->stride, row->dtype), logit = tl_squash(backend, row, own);
+    tl_topk best = {row->count < 7 ? row->count : 7, 0, all.values, all.ids};
+    tl_lse_acc state;
+    tl_dot_acc dot = {{0}, {0}, {0}, {0}};
+    double own = tl_load(row->data + target * row->stride, row->dtype), logit = tl_softcap(backend, row, own);
     for (int64_t start = 0, end; start < row->count; start = end) {
         end = row->count - start < length ? row->count : start + length;
         tl_row part = only_part(row, start, end);
-        tl_fold_part(backend, &part, start, end, PART, target, &state, patience);
-        tl_weigh_part(backend, &part, shares, start, end, logit - logit == 0 ? logit : 0, &weighed, patience);
-        tl_score_part(backend, &part, start, end, PART, target, own, &all.token, &best, patience);
+        tl_lse_range(backend, &part, start, end, PART, target, &state, cancel);
+        tl_target_dot_range(backend, &part, soft, start, end, logit - logit == 0 ? logit : 0, &dot, cancel);
+        tl_token_stats_range(backend, &part, start, end, PART, target, own, &all.token, &best, cancel);
     }
-    all.loss = tl_softplus(tl_gap(&state, row, logit));
-    all.weighed = tl_weigh_end(&weighed, &all.share);
-    tl_score_end(backend, row, own, &all.token, &best);
+    all.loss = tl_softplus(tl_log_odds_against(&state, row, logit));
+    all.dot = tl_target_dot_end(&dot, &all.share);
+    tl_token_stats_end(backend, row, own, &all.token, &best);
     return all;
 }
 
 static void take_parts(const tl_backend *backend, const tl_row *row, const tl_row *other, int64_t target,
-                       tl_patience *patience) {
-    tl_shares soft = {other->data, other->stride, other->dtype, NULL, 0, 0, 0.25, 0};
-    found whole = find_by_parts(backend, row, &soft, target, LONGEST, patience);
+                       tl_cancel *cancel) {
+    tl_soft_target soft = {other->data, other->stride, other->dtype, NULL, 0, 0, 0.25, 0};
+    found whole = find_by_parts(backend, row, &soft, target, LONGEST, cancel);
     take(whole.loss);
-    take(whole.weighed);
+    take(whole.dot);
     take(whole.share);
     take(whole.token.logsumexp);
     take(whole.token.entropy);
     require(same(whole.token.nll, whole.loss), "token's loss", row);
     for (int64_t length = PART; length < row->count; length *= 3) {
-        found parts = find_by_parts(backend, row, &soft, target, length, patience);
+        found parts = find_by_parts(backend, row, &soft, target, length, cancel);
         require(same(parts.loss, whole.loss), "loss by parts", row);
-        require(same(parts.weighed, whole.weighed) && same(parts.share, whole.share), "sum by parts", row);
+        require(same(parts.dot, whole.dot) && same(parts.share, whole.share), "sum by parts", row);
         require(same(parts.token.nll, whole.token.nll) && same(parts.token.logsumexp, whole.token.logsumexp) &&
                     same(parts.token.entropy, whole.token.entropy) && parts.token.rank == whole.token.rank &&
                     parts.token.argmax == whole.token.argmax,
@@ -190,14 +193,15 @@ static void take_converted(const tl_backend *backend, const tl_row *row) {
     for (int dtype = TL_FLOAT32; dtype <= TL_FLOAT64; dtype++) {
         tl_row out = {(char *)memory, row->count, tl_itemsize(dtype), dtype, dtype, 1, 0, 0};
         memset(memory, 0x55, sizeof memory);
-        tl_convert(backend, row, dtype, memory);
+        tl_cast_row(backend, row, dtype, memory);
         require(((char *)memory)[row->count * out.stride] == 0x55, "what lies behind a conversion", row);
         take_row(&out);
         for (int layout = 0; layout < LAYOUTS; layout++) {
             tl_row other = laid_out(row, layout);
-            tl_convert(backend, &other, dtype, others);
+            tl_cast_row(backend, &other, dtype, others);
             for (int64_t i = 0; i < row->count * out.stride; i += out.stride)
-                require(same(tl_load((char *)memory + i, dtype), tl_load((char *)others + i, dtype)), "conversion", row);
+                require(same(tl_load((char *)memory + i, dtype), tl_load((char *)others + i, dtype)), "conversion",
+                        row);
         }
     }
 }
@@ -206,74 +210,78 @@ static void take_converted(const tl_backend *backend, const tl_row *row) {
 static void take_products(const tl_backend *backend, int dtype, int kind) {
     static const int64_t depths[] = {1, 63, 64, 1000, 1025, 2048};
     static double weights[3 * 2050], vectors[5 * 2048], memory[5 * 3];
-    int folded = dtype == TL_FLOAT64 ? TL_FLOAT64 : TL_FLOAT32;
+    int wide = dtype == TL_FLOAT64 ? TL_FLOAT64 : TL_FLOAT32;
     for (int d = 0; d < 6; d++) {
         tl_row row = {(char *)weights + 1, depths[d], tl_itemsize(dtype), dtype, dtype, 1, 0, 0};
-        ptrdiff_t between = (ptrdiff_t)(row.count + 1) * row.stride, size = tl_itemsize(folded);
+        ptrdiff_t between = (ptrdiff_t)(row.count + 1) * row.stride, size = tl_itemsize(wide);
         for (int64_t i = 0; i < 3 * (row.count + 1); i++)
             fill((char *)weights + 1 + i * row.stride, dtype, kind, 0.3);
         for (int64_t i = 0; i < 5 * row.count; i++)
-            fill((char *)vectors + i * size, folded, kind == 5 ? 1 : kind, -0.7);
+            fill((char *)vectors + i * size, wide, kind == 5 ? 1 : kind, -0.7);
         for (int64_t rows = 1; rows <= 3; rows++)
             for (int64_t count = 1; count <= 5; count++) {
-                tl_vectors with = {(char *)vectors, (ptrdiff_t)row.count * size, count}, out = {(char *)memory, 3 * size, count};
-                tl_row products = {(char *)memory, 15, size, folded, folded, 1, 0, 0};
+                tl_vectors with = {(char *)vectors, (ptrdiff_t)row.count * size, count},
+                           out = {(char *)memory, 3 * size, count};
+                tl_row products = {(char *)memory, 15, size, wide, wide, 1, 0, 0};
                 memset(memory, 0, sizeof memory);
-                tl_products(backend, &row, between, rows, &with, &out);
+                tl_matvec(backend, &row, between, rows, &with, &out);
                 take_row(&products);
             }
     }
 }
 
 /* Rows whose logsumexp is near 0, with one class that outweighs the others, about as much as they, or less. */
-static void take_near_zero(const tl_backend *backend, int dtype, tl_patience *patience) {
+static void take_near_zero(const tl_backend *backend, int dtype, tl_cancel *cancel) {
     static const double leaders[] = {0, 1e-9, -1e-9, 1e-3, -1e-3, 0.2, -0.2, -0.6, -3};
     static const double others[] = {-0.1, -1, -5, -20, -40, -300};
     static double memory[LONGEST];
-    static const int64_t lengths[] = {1, 2, 3, 64, 100, TL_GRANULE, TL_GRANULE + 1, TL_BLOCK - 1, TL_BLOCK + 700, 2 * TL_BLOCK};
+    static const int64_t lengths[] = {1,           2, 3, 64, 100, TL_CHUNK, TL_CHUNK + 1, TL_BLOCK - 1, TL_BLOCK + 700,
+                                      2 * TL_BLOCK};
     for (int i = 0; i < 10 * 9 * 6; i += 11) { /* of each length, leader and level some */
         tl_row row = {(char *)memory, lengths[i % 10], tl_itemsize(dtype), dtype, dtype, 1, 0, 0};
         double leader = leaders[i / 10 % 9], level = others[i / 90] - (i % 2 ? tl_log((double)row.count) : 0);
         for (int64_t k = 0; k < row.count; k++)
-            tl_put(&row, k, level + centred() * level / 100);
+            tl_store_at(&row, k, level + centred() * level / 100);
         int64_t argmax = (int64_t)(random_bits() % (uint64_t)row.count), targets[] = {argmax, 0, row.count - 1};
-        tl_put(&row, argmax, leader);
+        tl_store_at(&row, argmax, leader);
         for (int scaled = 0; scaled < 2; scaled++) {
-            tl_state state;
-            tl_fold_row(backend, &row, -1, &state, patience);
-            double logsumexp = tl_logsumexp_of(backend, &row, &state, -1, NULL, patience);
+            tl_lse_acc state;
+            tl_lse_row(backend, &row, -1, &state, cancel);
+            double logsumexp = tl_logsumexp_of(backend, &row, &state, -1, NULL, cancel);
             take(logsumexp);
             for (int t = 0; t < 3; t++) {
-                tl_token token;
-                tl_score_row(backend, &row, targets[t], &token, NULL, patience);
+                tl_token_stats token;
+                tl_token_stats_row(backend, &row, targets[t], &token, NULL, cancel);
                 require(same(token.logsumexp, logsumexp), "logsumexp near 0", &row);
             }
             for (int layout = 0; layout < LAYOUTS; layout++) {
                 tl_row other = laid_out(&row, layout);
-                tl_fold_row(backend, &other, -1, &state, patience);
-                require(same(tl_logsumexp_of(backend, &other, &state, -1, NULL, patience), logsumexp), "layout near 0", &row);
+                tl_lse_row(backend, &other, -1, &state, cancel);
+                require(same(tl_logsumexp_of(backend, &other, &state, -1, NULL, cancel), logsumexp), "layout near 0",
+                        &row);
             }
-            row.folded = TL_FLOAT64;
-            row.scale = 0.75;
-            row.cap = i % 3 ? 30 : 0;
+            row.compute_dtype = TL_FLOAT64;
+            row.logit_scale = 0.75;
+            row.softcap = i % 3 ? 30 : 0;
         }
     }
 }
 
 static int64_t length(int i) { /* all short ones, and those around the borders of granules and blocks */
-    static const int64_t borders[] = {TL_GRANULE, 2 * TL_GRANULE, TL_BLOCK, TL_BLOCK + TL_GRANULE, 2 * TL_BLOCK, 3 * TL_BLOCK};
+    static const int64_t borders[] = {TL_CHUNK,     2 * TL_CHUNK, TL_BLOCK, TL_BLOCK + TL_CHUNK,
+                                      2 * TL_BLOCK, 3 * TL_BLOCK};
     return i < 140 ? i : borders[(i - 140) / 5 % 6] + (i - 140) % 5 - 2;
 }
 
 int main(void) {
     static double memory[LONGEST], before[LONGEST];
     volatile int stopped = 0;
-    tl_patience patience = {NULL, NULL, &stopped, 0};
+    tl_cancel cancel = {NULL, NULL, &stopped, 0};
     for (int id = 0; id < TL_BACKENDS; id++) {
         const tl_backend *backend = tl_find_backend((tl_backend_id)id);
         if (!backend)
             continue;
-        for (int dtype = 0; dtype < TL_FOLDED_DTYPES; dtype++)
+        for (int dtype = 0; dtype < TL_FLOAT_DTYPES; dtype++)
             for (int kind = 0; kind < 6; kind++) {
                 hash = 0xcbf29ce484222325u;
                 seed = (uint64_t)(100 * dtype + kind);
@@ -282,12 +290,14 @@ int main(void) {
                     double equal = 20 * centred();
                     for (int64_t k = 0; k < row.count; k++)
                         fill((char *)memory + k * row.stride, dtype, kind, equal);
-                    take(logsumexp(backend, &row, &patience));
+                    take(logsumexp(backend, &row, &cancel));
                     for (int t = 0; t < 4 && row.count > 0; t++) {
-                        int64_t target = t == 0 ? 0 : t == 1 ? row.count - 1 : (int64_t)(random_bits() % (uint64_t)row.count);
-                        take(nll(backend, &row, target, &patience));
+                        int64_t target = t == 0   ? 0
+                                         : t == 1 ? row.count - 1
+                                                  : (int64_t)(random_bits() % (uint64_t)row.count);
+                        take(nll(backend, &row, target, &cancel));
                         if (t == 3)
-                            check_layouts(backend, &row, target, &patience);
+                            check_layouts(backend, &row, target, &cancel);
                     }
                 }
                 printf("%s %s %s %016" PRIx64 "\n", backend->name, dtype_names[dtype], kinds[kind], hash);
@@ -303,22 +313,22 @@ int main(void) {
                     if (row.count == 0)
                         continue;
                     int64_t target = (int64_t)(random_bits() % (uint64_t)row.count);
-                    take_all(backend, &row, &other, target, &patience);
-                    take_parts(backend, &row, &other, target, &patience);
+                    take_all(backend, &row, &other, target, &cancel);
+                    take_parts(backend, &row, &other, target, &cancel);
                     take_converted(backend, &row);
-                    row.folded = other.folded = TL_FLOAT64;
-                    row.scale = 0.75;
-                    row.cap = i % 2 ? 30 : 0;
-                    take_all(backend, &row, &other, target, &patience);
-                    take_parts(backend, &row, &other, target, &patience);
+                    row.compute_dtype = other.compute_dtype = TL_FLOAT64;
+                    row.logit_scale = 0.75;
+                    row.softcap = i % 2 ? 30 : 0;
+                    take_all(backend, &row, &other, target, &cancel);
+                    take_parts(backend, &row, &other, target, &cancel);
                 }
                 take_products(backend, dtype, kind);
                 printf("%s %s %s, all else %016" PRIx64 "\n", backend->name, dtype_names[dtype], kinds[kind], hash);
             }
-        for (int dtype = 0; dtype < TL_FOLDED_DTYPES; dtype++) {
+        for (int dtype = 0; dtype < TL_FLOAT_DTYPES; dtype++) {
             hash = 0xcbf29ce484222325u;
             seed = (uint64_t)dtype;
-            take_near_zero(backend, dtype, &patience);
+            take_near_zero(backend, dtype, &cancel);
             printf("%s %s near 0 %016" PRIx64 "\n", backend->name, dtype_names[dtype], hash);
         }
         hash = 0xcbf29ce484222325u;
@@ -338,7 +348,7 @@ int main(void) {
     }
     hash = 0xcbf29ce484222325u;
     seed = 1;
-    tl_sum sum = {{0}, 0, 0};
+    tl_superacc sum = {{0}, 0, 0};
     for (int i = 0; i < 100000; i++) {
         uint64_t bits = random_bits();
         double any = tl_from_bits(bits), some = centred() * 20;
@@ -349,10 +359,10 @@ int main(void) {
         take(tl_log1p(tl_exp(some)));
         take(tl_softplus(some));
         if (any - any == 0)
-            tl_sum_add(&sum, any);
-        tl_sum_add(&sum, some);
+            tl_superacc_add(&sum, any);
+        tl_superacc_add(&sum, some);
         if (i % 1000 == 0)
-            take(tl_sum_round(&sum));
+            take(tl_superacc_round(&sum));
     }
     printf("any scalar math %016" PRIx64 "\n", hash);
     return 0;

@@ -5,7 +5,7 @@
 #include <stdlib.h>
 #include <sys/mman.h>
 
-#include "fold.h"
+#include "kernels.h"
 #include "rows.h"
 
 #define ROOM ((size_t)1 << 19) /* bytes between two pages that cannot be touched */
@@ -30,10 +30,22 @@ static void open_rooms(void) {
 static char *place(room in, int64_t bytes, int at_end) { return at_end ? rooms[in] + ROOM - bytes : rooms[in]; }
 
 /* Every other layout ends where the room does, the others begin where it does. */
-enum { AT_END, AT_START, ODD_AT_END, ODD_AT_START, STRIDED, BACKWARDS, STRIDED_BACKWARDS, BACKWARDS_AT_START, SWAPPED, LAYOUTS };
+enum {
+    AT_END,
+    AT_START,
+    ODD_AT_END,
+    ODD_AT_START,
+    STRIDED,
+    BACKWARDS,
+    STRIDED_BACKWARDS,
+    BACKWARDS_AT_START,
+    SWAPPED,
+    LAYOUTS
+};
 
 static tl_row row_of(room in, int64_t count, int dtype, int layout) {
-    int odd = layout == ODD_AT_END || layout == ODD_AT_START, apart = layout == STRIDED || layout == STRIDED_BACKWARDS ? 3 : 1;
+    int odd = layout == ODD_AT_END || layout == ODD_AT_START,
+        apart = layout == STRIDED || layout == STRIDED_BACKWARDS ? 3 : 1;
     int backwards = layout >= BACKWARDS && layout <= BACKWARDS_AT_START;
     ptrdiff_t size = tl_itemsize(dtype), bytes = (count - 1) * apart * size + size;
     tl_row row = {place(in, bytes + odd, layout % 2 == 0), count, apart * size, dtype, dtype, 1, 0, 0};
@@ -50,7 +62,7 @@ static tl_row row_of(room in, int64_t count, int dtype, int layout) {
 static void fill_row(const tl_row *row, int kind) {
     for (int64_t i = 0; i < row->count; i++) {
         char element[8];
-        fill(element, row->folded, kind, 1.5);
+        fill(element, row->compute_dtype, kind, 1.5);
         int size = tl_itemsize(row->dtype);
         for (int k = 0; k < size; k++)
             ((char *)(uintptr_t)row->data)[i * row->stride + k] = element[row->dtype & TL_SWAPPED ? size - 1 - k : k];
@@ -66,96 +78,100 @@ static void use_row(const tl_row *row) {
         use(tl_load(row->data + i * row->stride, row->dtype));
 }
 
-static void sum_up(const tl_backend *backend, const tl_row *row, const tl_shares *shares, tl_patience *patience) {
+static void sum_up(const tl_backend *backend, const tl_row *row, const tl_soft_target *soft, tl_cancel *cancel) {
     double share[64], total = 0;
     int64_t start = 0, found;
-    use((double)tl_likeliest(backend, shares, row->count, &found, patience));
-    use(tl_weigh(backend, row, shares, 1.5, &total, patience));
+    use((double)tl_soft_target_argmax(backend, soft, row->count, &found, cancel));
+    use(tl_target_dot(backend, row, soft, 1.5, &total, cancel));
     use(total);
-    if (shares->share)
-        for (int count; (count = tl_next_shares(backend, shares, row->count, &start, share, patience)) > 0; start += count)
+    if (soft->mass)
+        for (int count; (count = tl_soft_target_next(backend, soft, row->count, &start, share, cancel)) > 0;
+             start += count)
             for (int i = 0; i < count; i++)
                 use(share[i]);
 }
 
-static void read_all(const tl_backend *backend, const tl_row *row, const tl_row *other, int at_end, tl_patience *patience) {
+static void read_all(const tl_backend *backend, const tl_row *row, const tl_row *other, int at_end, tl_cancel *cancel) {
     int64_t count = row->count, targets[] = {-1, 0, count / 2, count - 1};
-    tl_state state;
+    tl_lse_acc state;
     use(tl_maximum(backend, row));
     for (int t = 0; t < 4; t++) {
-        tl_fold_row(backend, row, targets[t], &state, patience);
-        use(tl_logsumexp(tl_normalize(&state, row)));
+        tl_lse_row(backend, row, targets[t], &state, cancel);
+        use(tl_logsumexp(tl_lse_finish(&state, row)));
         if (t == 0)
-            use(tl_logsumexp_of(backend, row, &state, -1, NULL, patience));
+            use(tl_logsumexp_of(backend, row, &state, -1, NULL, cancel));
     }
     int64_t most = count < 7 ? count : 7;
-    tl_best best = {most, 0, (double *)(void *)place(SHARES, 8 * most, at_end), (int64_t *)(void *)place(WEIGHTS, 8 * most, at_end)};
-    tl_token token;
-    tl_score_row(backend, row, count / 2, &token, &best, patience);
+    tl_topk best = {most, 0, (double *)(void *)place(SHARES, 8 * most, at_end),
+                    (int64_t *)(void *)place(WEIGHTS, 8 * most, at_end)};
+    tl_token_stats token;
+    tl_token_stats_row(backend, row, count / 2, &token, &best, cancel);
     use(token.nll + token.logsumexp + token.entropy + (double)token.rank + (double)token.argmax);
-    if (row->cap == 0)
-        use(tl_divergence(backend, row, other, patience));
+    if (row->softcap == 0)
+        use(tl_kl_divergence(backend, row, other, cancel));
 }
 
-/* With the other row's scores as shares, with shares of which most are zeros, with weights of classes, with the same for
+/* With the other row's scores as soft, with shares of which most are zeros, with weights of classes, with the same for
  * all. */
-static void weigh_all(const tl_backend *backend, const tl_row *row, const tl_row *other, int at_end, tl_patience *patience) {
-    tl_shares soft = {other->data, other->stride, other->dtype, NULL, 0, 0, 0.25, 0};
-    tl_shares uniform = {NULL, 0, 0, NULL, 0, 0, 0, 0.01};
-    sum_up(backend, row, &soft, patience);
-    sum_up(backend, row, &uniform, patience);
+static void weigh_all(const tl_backend *backend, const tl_row *row, const tl_row *other, int at_end,
+                      tl_cancel *cancel) {
+    tl_soft_target soft = {other->data, other->stride, other->dtype, NULL, 0, 0, 0.25, 0};
+    tl_soft_target uniform = {NULL, 0, 0, NULL, 0, 0, 0, 0.01};
+    sum_up(backend, row, &soft, cancel);
+    sum_up(backend, row, &uniform, cancel);
     uniform.weight = place(WEIGHTS, 4 * row->count, at_end);
     uniform.weight_stride = 4;
     uniform.weight_dtype = TL_FLOAT32;
     memset((char *)(uintptr_t)uniform.weight, 0x3f, (size_t)(4 * row->count));
-    sum_up(backend, row, &uniform, patience);
+    sum_up(backend, row, &uniform, cancel);
     static const int dtypes[] = {TL_UINT8, TL_BFLOAT16, TL_FLOAT32, TL_FLOAT64};
     for (int d = 0; d < 4; d++) {
         int64_t size = tl_itemsize(dtypes[d]);
-        tl_shares sparse = {place(SHARES, size * row->count, at_end), size, dtypes[d], NULL, 0, 0, 1, 0};
-        char *bytes = (char *)(uintptr_t)sparse.share;
+        tl_soft_target sparse = {place(SHARES, size * row->count, at_end), size, dtypes[d], NULL, 0, 0, 1, 0};
+        char *bytes = (char *)(uintptr_t)sparse.mass;
         memset(bytes, 0, (size_t)(size * row->count));
-        sum_up(backend, row, &sparse, patience);
+        sum_up(backend, row, &sparse, cancel);
         bytes[size * row->count - 1] = 0x3f;
-        sum_up(backend, row, &sparse, patience);
+        sum_up(backend, row, &sparse, cancel);
     }
 }
 
-static void write_all(const tl_backend *backend, const tl_row *row, const tl_row *other, int layout, tl_patience *patience) {
+static void write_all(const tl_backend *backend, const tl_row *row, const tl_row *other, int layout,
+                      tl_cancel *cancel) {
     int dtype = row->dtype & ~TL_SWAPPED;
     tl_row out = row_of(OUT, row->count, dtype, layout);
     for (int to = TL_FLOAT32; to <= TL_FLOAT64; to++) {
         tl_row converted = row_of(OUT, row->count, to, layout % 2);
-        tl_convert(backend, row, to, (char *)(uintptr_t)converted.data);
+        tl_cast_row(backend, row, to, (char *)(uintptr_t)converted.data);
         use_row(&converted);
     }
-    tl_state state;
-    tl_fold_row(backend, row, -1, &state, patience);
-    tl_normalizer normalizer = tl_normalize(&state, row);
-    if (tl_logsumexp(normalizer) - tl_logsumexp(normalizer) != 0)
+    tl_lse_acc state;
+    tl_lse_row(backend, row, -1, &state, cancel);
+    tl_lse lse = tl_lse_finish(&state, row);
+    if (tl_logsumexp(lse) - tl_logsumexp(lse) != 0)
         return;
-    tl_shares soft = {other->data, other->stride, other->dtype, NULL, 0, 0, 0.25, 0.01};
+    tl_soft_target soft = {other->data, other->stride, other->dtype, NULL, 0, 0, 0.25, 0.01};
     for (int large = 0; large < 2; large++) {
-        tl_softmax(backend, row, normalizer, &out, large, patience);
+        tl_softmax(backend, row, lse, &out, large, cancel);
         use_row(&out);
-        if (row->cap == 0)
-            tl_log_softmax(backend, row, normalizer, &out, large, patience);
+        if (row->softcap == 0)
+            tl_log_softmax(backend, row, lse, &out, large, cancel);
         use_row(&out);
     }
-    tl_gradient(backend, row, normalizer, 0.125, 1.5, &soft, &out, 1, patience);
+    tl_gradient(backend, row, lse, 0.125, 1.5, &soft, &out, 1, cancel);
     use_row(&out);
 }
 
 /* A row of which nothing but a part can be touched at a time. */
-static void fold_parts(const tl_backend *backend, int64_t count, int dtype, int at_end, tl_patience *patience) {
+static void fold_parts(const tl_backend *backend, int64_t count, int dtype, int at_end, tl_cancel *cancel) {
     const int64_t length = 1024;
-    tl_shares shares = {NULL, 0, 0, NULL, 0, 0, 0, 0.5};
-    tl_state state;
-    tl_token token;
-    tl_weighed weighed = {{0}, {0}, {0}, {0}};
+    tl_soft_target soft = {NULL, 0, 0, NULL, 0, 0, 0, 0.5};
+    tl_lse_acc state;
+    tl_token_stats token;
+    tl_dot_acc dot = {{0}, {0}, {0}, {0}};
     double values[3], own = 1;
     int64_t ids[3], target = count / 2;
-    tl_best best = {count < 3 ? count : 3, 0, values, ids};
+    tl_topk best = {count < 3 ? count : 3, 0, values, ids};
     tl_row row = {NULL, count, tl_itemsize(dtype), dtype, dtype, 1, 0, 0};
     for (int64_t start = 0, end; start < count; start = end) {
         end = count - start < length ? count : start + length;
@@ -163,21 +179,21 @@ static void fold_parts(const tl_backend *backend, int64_t count, int dtype, int 
         fill_row(&there, 0);
         row.data = (const char *)((uintptr_t)there.data - (uintptr_t)(start * row.stride));
         if (target >= start && target < end)
-            tl_put(&row, target, own);
-        tl_fold_part(backend, &row, start, end, length, target, &state, patience);
-        tl_weigh_part(backend, &row, &shares, start, end, 0, &weighed, patience);
-        tl_score_part(backend, &row, start, end, length, target, own, &token, &best, patience);
+            tl_store_at(&row, target, own);
+        tl_lse_range(backend, &row, start, end, length, target, &state, cancel);
+        tl_target_dot_range(backend, &row, &soft, start, end, 0, &dot, cancel);
+        tl_token_stats_range(backend, &row, start, end, length, target, own, &token, &best, cancel);
     }
-    tl_score_end(backend, &row, own, &token, &best);
-    use(tl_logsumexp(tl_normalize(&state, &row)) + tl_weigh_end(&weighed, &own) + token.entropy);
+    tl_token_stats_end(backend, &row, own, &token, &best);
+    use(tl_logsumexp(tl_lse_finish(&state, &row)) + tl_target_dot_end(&dot, &own) + token.entropy);
 }
 
 /* Rows that lie beside each other, class by class. */
-static void fold_beside(const tl_backend *backend, int64_t count, int dtype, int at_end, tl_patience *patience) {
+static void fold_beside(const tl_backend *backend, int64_t count, int dtype, int at_end, tl_cancel *cancel) {
     enum { BESIDE = 5 };
     tl_row all = row_of(ROW, count * BESIDE, dtype, at_end ? AT_END : AT_START), rows[BESIDE];
     int64_t targets[BESIDE];
-    tl_state states[BESIDE];
+    tl_lse_acc states[BESIDE];
     fill_row(&all, 4);
     for (int r = 0; r < BESIDE; r++) {
         rows[r] = all;
@@ -186,23 +202,24 @@ static void fold_beside(const tl_backend *backend, int64_t count, int dtype, int
         rows[r].stride *= BESIDE;
         targets[r] = r % 2 ? count - 1 : 0;
     }
-    tl_fold_beside(backend, rows, targets, BESIDE, place(TURNED, TL_TURNED_BYTES, at_end), states, patience);
+    tl_lse_class_major(backend, rows, targets, BESIDE, place(TURNED, TL_TRANSPOSED_BYTES, at_end), states, cancel);
     for (int r = 0; r < BESIDE; r++)
-        use(tl_logsumexp(tl_normalize(&states[r], &rows[r])));
+        use(tl_logsumexp(tl_lse_finish(&states[r], &rows[r])));
 }
 
 static void multiply(const tl_backend *backend, int64_t depth, int dtype, int layout) {
-    int folded = dtype == TL_FLOAT64 ? TL_FLOAT64 : TL_FLOAT32;
-    const int64_t size = tl_itemsize(folded), rows = 3;
+    int wide = dtype == TL_FLOAT64 ? TL_FLOAT64 : TL_FLOAT32;
+    const int64_t size = tl_itemsize(wide), rows = 3;
     for (int64_t count = 1; count <= 5; count++) {
-        tl_row weights = row_of(ROW, rows * depth, dtype, layout), states = row_of(OTHER, count * depth, folded, layout % 2);
-        tl_row products = row_of(OUT, count * rows, folded, layout % 2);
+        tl_row weights = row_of(ROW, rows * depth, dtype, layout),
+               states = row_of(OTHER, count * depth, wide, layout % 2);
+        tl_row products = row_of(OUT, count * rows, wide, layout % 2);
         tl_vectors with = {(char *)(uintptr_t)states.data, depth * size, count};
         tl_vectors out = {(char *)(uintptr_t)products.data, rows * size, count};
         fill_row(&weights, 0);
         fill_row(&states, 0);
         weights.count = depth;
-        tl_products(backend, &weights, depth * weights.stride, rows, &with, &out);
+        tl_matvec(backend, &weights, depth * weights.stride, rows, &with, &out);
         use_row(&products);
     }
 }
@@ -217,11 +234,12 @@ static void look_at_scores(const tl_backend *backend, int64_t count, int at_end)
     use((double)backend->skip_zeros(zeros, 0, count));
 }
 
-static const int64_t counts[] = {1, 2, 15, 16, 17, 63, 64, 65, 127, 128, 129, 511, 512, 513, 640, 1024, 1025, 4095, 4096, 4097, 4609, 8193};
+static const int64_t counts[] = {1,   2,   15,  16,  17,   63,   64,   65,   127,  128,  129,
+                                 511, 512, 513, 640, 1024, 1025, 4095, 4096, 4097, 4609, 8193};
 
-static void fold_all(const tl_backend *backend, tl_patience *patience) {
+static void fold_all(const tl_backend *backend, tl_cancel *cancel) {
     for (int c = 0; c < (int)(sizeof counts / sizeof *counts); c++)
-        for (int dtype = 0; dtype < TL_FOLDED_DTYPES; dtype++) {
+        for (int dtype = 0; dtype < TL_FLOAT_DTYPES; dtype++) {
             int64_t count = counts[c];
             for (int layout = 0; layout < LAYOUTS; layout++) {
                 static const int of_counts[] = {0, 1, 2, 4}; /* kinds that fill knows */
@@ -230,21 +248,21 @@ static void fold_all(const tl_backend *backend, tl_patience *patience) {
                 tl_row row = row_of(ROW, count, dtype, layout), other = row_of(OTHER, count, dtype, layout);
                 fill_row(&row, of_counts[(c + layout) % 4]);
                 fill_row(&other, of_counts[(c + layout) / 4 % 4]);
-                read_all(backend, &row, &other, layout % 2 == 0, patience);
-                weigh_all(backend, &row, &other, layout % 2 == 0, patience);
-                write_all(backend, &row, &other, layout, patience);
+                read_all(backend, &row, &other, layout % 2 == 0, cancel);
+                weigh_all(backend, &row, &other, layout % 2 == 0, cancel);
+                write_all(backend, &row, &other, layout, cancel);
                 if (layout < 4 && count < 5000) {
-                    row.folded = TL_FLOAT64;
-                    row.scale = 0.75;
-                    row.cap = layout % 2 ? 30 : 0;
-                    other.folded = TL_FLOAT64;
-                    read_all(backend, &row, &other, layout % 2 == 0, patience);
-                    write_all(backend, &row, &other, layout, patience);
+                    row.compute_dtype = TL_FLOAT64;
+                    row.logit_scale = 0.75;
+                    row.softcap = layout % 2 ? 30 : 0;
+                    other.compute_dtype = TL_FLOAT64;
+                    read_all(backend, &row, &other, layout % 2 == 0, cancel);
+                    write_all(backend, &row, &other, layout, cancel);
                 }
             }
             for (int at_end = 0; at_end < 2; at_end++) {
-                fold_parts(backend, count, dtype, at_end, patience);
-                fold_beside(backend, count, dtype, at_end, patience);
+                fold_parts(backend, count, dtype, at_end, cancel);
+                fold_beside(backend, count, dtype, at_end, cancel);
                 look_at_scores(backend, count, at_end);
             }
             for (int layout = 0; layout < STRIDED && count < 4000; layout++)
@@ -254,7 +272,7 @@ static void fold_all(const tl_backend *backend, tl_patience *patience) {
 
 int main(void) {
     volatile int stopped = 0;
-    tl_patience patience = {NULL, NULL, &stopped, 0};
+    tl_cancel cancel = {NULL, NULL, &stopped, 0};
     open_rooms();
     for (int id = 0; id < TL_BACKENDS; id++) {
         const tl_backend *backend = tl_find_backend((tl_backend_id)id);
@@ -262,7 +280,7 @@ int main(void) {
             continue;
         seed = 1;
         used = 0;
-        fold_all(backend, &patience);
+        fold_all(backend, &cancel);
         printf("%s %lld\n", backend->name, (long long)used);
     }
     return 0;

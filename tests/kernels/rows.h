@@ -2,7 +2,7 @@
 #ifndef TOKENLOSS_TESTS_ROWS_H
 #define TOKENLOSS_TESTS_ROWS_H
 
-#include "fold.h"
+#include "kernels.h"
 #include "scalar_math.h"
 
 #define LONGEST (3 * TL_BLOCK + 100)
@@ -32,7 +32,11 @@ static void fill(char *at, int dtype, int kind, double equal) {
     if (kind == 4) {
         static const double special[] = {0.0, -0.0, 1e-42, -5e-324, 88.5, -104.0};
         uint64_t die = bits % 4096;
-        value = die < 6 ? special[die] : die < 60 ? -(double)INFINITY : die == 60 ? (double)INFINITY : die == 61 ? (double)NAN : 5 * centred();
+        value = die < 6     ? special[die]
+                : die < 60  ? -(double)INFINITY
+                : die == 60 ? (double)INFINITY
+                : die == 61 ? (double)NAN
+                            : 5 * centred();
     }
     float single = (float)value;
     uint32_t single_bits;
@@ -40,7 +44,9 @@ static void fill(char *at, int dtype, int kind, double equal) {
     uint16_t half = (uint16_t)(single_bits >> 16);
     if (dtype == TL_FLOAT16) /* truncated from the float: sign, 5 bits of exponent, 10 of mantissa */
         half = (uint16_t)((single_bits >> 16 & 0x8000) |
-                          (tl_abs(value) < 0x1p-14 ? 0 : tl_abs(value) > 65504 ? 0x7bff : ((single_bits & 0x7fffffff) >> 13) - (112 << 10)));
+                          (tl_abs(value) < 0x1p-14 ? 0
+                           : tl_abs(value) > 65504 ? 0x7bff
+                                                   : ((single_bits & 0x7fffffff) >> 13) - (112 << 10)));
     if (kind == 4 && dtype == TL_FLOAT16 && value - value != 0)
         half = value != value ? 0x7e01 : value < 0 ? 0xfc00 : 0x7c00;
     if (kind == 5) {

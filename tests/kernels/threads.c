@@ -1,11 +1,12 @@
 /* Threads that share the rows of folds, as `Work.run` of _core.pyx has them do, on every backend of the machine: to be
- * built with -fsanitize=thread, see test_kernels.py. Input is shared and constant; results must be those of one thread. */
+ * built with -fsanitize=thread, see test_kernels.py. Input is shared and constant; results must be those of one thread.
+ */
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 
-#include "exact.h"
-#include "fold.h"
+#include "superacc.h"
+#include "kernels.h"
 #include "scalar_math.h"
 
 #define THREADS 4
@@ -14,8 +15,8 @@
 #define BEST 5
 
 typedef struct {
-    double logsumexp, entropy, nll, divergence, weighed, best[BEST];
-    int64_t id[BEST], likeliest;
+    double logsumexp, entropy, nll, divergence, dot, best[BEST];
+    int64_t id[BEST], argmax;
     float softmax[CLASSES], gradient[CLASSES];
 } found;
 
@@ -24,7 +25,7 @@ typedef struct {
     int64_t next_row;
     int stopped, stops_itself;
     pthread_mutex_t merging;
-    tl_sum losses;
+    tl_superacc losses;
     int64_t kept;
     found *of_row;
 } work;
@@ -33,54 +34,54 @@ static float logits[ROWS][CLASSES], others[ROWS][CLASSES];
 
 static int ask(void *argument) { return ((work *)argument)->stops_itself; }
 
-static double fold(const work *w, int64_t i, tl_patience *patience) {
+static double fold(const work *w, int64_t i, tl_cancel *cancel) {
     const tl_backend *backend = w->backend;
     found *to = &w->of_row[i];
     tl_row row = {(const char *)logits[i], CLASSES, 4, TL_FLOAT32, TL_FLOAT32, 1, 0, 0};
     tl_row other = row, out = row;
-    tl_shares soft = {(const char *)others[i], 4, TL_FLOAT32, NULL, 0, 0, 0.9, 0.1 / CLASSES};
-    tl_best best = {BEST, 0, to->best, to->id};
-    tl_token token;
-    tl_state state;
+    tl_soft_target soft = {(const char *)others[i], 4, TL_FLOAT32, NULL, 0, 0, 0.9, 0.1 / CLASSES};
+    tl_topk best = {BEST, 0, to->best, to->id};
+    tl_token_stats token;
+    tl_lse_acc state;
     double share;
     other.data = (const char *)others[i];
     if (i % 3 == 1) /* folded in double */
-        row.folded = other.folded = TL_FLOAT64, row.cap = 30;
-    tl_score_row(backend, &row, i, &token, &best, patience);
+        row.compute_dtype = other.compute_dtype = TL_FLOAT64, row.softcap = 30;
+    tl_token_stats_row(backend, &row, i, &token, &best, cancel);
     to->nll = token.nll;
     to->entropy = token.entropy;
-    to->divergence = tl_divergence(backend, &row, &other, patience);
+    to->divergence = tl_kl_divergence(backend, &row, &other, cancel);
     int64_t found;
-    to->likeliest = tl_likeliest(backend, &soft, CLASSES, &found, patience);
-    tl_fold_row(backend, &row, -1, &state, patience);
-    tl_normalizer normalizer = tl_normalize(&state, &row);
-    to->logsumexp = tl_logsumexp(normalizer);
-    to->weighed = tl_weigh(backend, &row, &soft, normalizer.offset, &share, patience);
+    to->argmax = tl_soft_target_argmax(backend, &soft, CLASSES, &found, cancel);
+    tl_lse_row(backend, &row, -1, &state, cancel);
+    tl_lse lse = tl_lse_finish(&state, &row);
+    to->logsumexp = tl_logsumexp(lse);
+    to->dot = tl_target_dot(backend, &row, &soft, lse.offset, &share, cancel);
     out.data = (const char *)to->softmax;
-    tl_softmax(backend, &row, normalizer, &out, 1, patience);
+    tl_softmax(backend, &row, lse, &out, 1, cancel);
     out.data = (const char *)to->gradient;
-    tl_gradient(backend, &row, normalizer, 0.5, 1, &soft, &out, 0, patience);
+    tl_gradient(backend, &row, lse, 0.5, 1, &soft, &out, 0, cancel);
     return token.nll;
 }
 
 static void *run(void *argument) {
     work *w = argument;
-    tl_patience patience = {ask, w, &w->stopped, 0};
+    tl_cancel cancel = {ask, w, &w->stopped, 0};
     tl_fp_state environment;
-    tl_sum losses = {{0}, 0, 0};
+    tl_superacc losses = {{0}, 0, 0};
     int64_t kept = 0;
     tl_fp_enter(&environment);
-    while (!tl_is_raised(&w->stopped)) {
-        int64_t start = tl_take(&w->next_row, 2);
+    while (!tl_flag_get(&w->stopped)) {
+        int64_t start = tl_fetch_add(&w->next_row, 2);
         if (start >= ROWS)
             break;
         for (int64_t i = start; i < start + 2; i++, kept++)
-            tl_sum_add(&losses, fold(w, i, &patience));
-        tl_gave_up(&patience);
+            tl_superacc_add(&losses, fold(w, i, &cancel));
+        tl_cancelled(&cancel);
     }
     tl_fp_leave(&environment);
     pthread_mutex_lock(&w->merging);
-    tl_sum_merge(&w->losses, &losses);
+    tl_superacc_merge(&w->losses, &losses);
     w->kept += kept;
     pthread_mutex_unlock(&w->merging);
     return NULL;
@@ -97,7 +98,7 @@ static double share(work *w, const tl_backend *backend, int threads, int stops_i
             exit(2);
     for (int i = 0; i < threads; i++)
         pthread_join(thread[i], NULL);
-    return tl_sum_round(&w->losses);
+    return tl_superacc_round(&w->losses);
 }
 
 int main(void) {

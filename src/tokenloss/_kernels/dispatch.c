@@ -1,5 +1,5 @@
 /* Which backends this machine can run. */
-#include "fold.h"
+#include "kernels.h"
 
 #if TL_X86
 #if defined(_MSC_VER) && !defined(__clang__)

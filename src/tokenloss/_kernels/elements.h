@@ -20,7 +20,7 @@ typedef enum {
     TL_DTYPES,
 } tl_dtype;
 
-#define TL_FOLDED_DTYPES 4 /* the first four: what a row of scores may be */
+#define TL_FLOAT_DTYPES 4 /* the first four: what a row of scores may be */
 #define TL_SWAPPED 16      /* added to a dtype whose bytes are in the other order */
 
 TL_INLINE int tl_itemsize(int dtype) {
@@ -126,9 +126,7 @@ TL_INLINE void tl_store(char *address, int dtype, double value) {
         single_bits = tl_load32((const char *)&single_bits, dtype);
         memcpy(address, &single_bits, sizeof single_bits);
         break;
-    default:
-        bits = tl_load64((const char *)&value, dtype);
-        memcpy(address, &bits, sizeof bits);
+    default: bits = tl_load64((const char *)&value, dtype); memcpy(address, &bits, sizeof bits);
     }
 }
 

@@ -34,11 +34,11 @@
 #include <intrin.h>
 #define TL_INLINE static __forceinline
 #define TL_FOR(features) /* every instruction set is always at hand */
-#define TL_RARELY(condition) (condition)
+#define TL_UNLIKELY(condition) (condition)
 #else
 #define TL_INLINE static inline __attribute__((always_inline))
 #define TL_FOR(features) __attribute__((target(features)))
-#define TL_RARELY(condition) __builtin_expect(!!(condition), 0)
+#define TL_UNLIKELY(condition) __builtin_expect(!!(condition), 0)
 #endif
 
 #if defined(__BYTE_ORDER__) && __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
@@ -115,7 +115,7 @@ TL_INLINE void tl_stream_end(void) {
 }
 
 /* Takes the next `step` numbers of a counter that several threads share; returns the first. */
-TL_INLINE int64_t tl_take(volatile int64_t *counter, int64_t step) {
+TL_INLINE int64_t tl_fetch_add(volatile int64_t *counter, int64_t step) {
 #if defined(_MSC_VER) && !defined(__clang__)
     int64_t before = *counter, found; /* all that its 32-bit x86 has for 64 bits is this exchange */
     while ((found = _InterlockedCompareExchange64(counter, before + step, before)) != before)
@@ -127,7 +127,7 @@ TL_INLINE int64_t tl_take(volatile int64_t *counter, int64_t step) {
 }
 
 /* A flag that any of several threads raises and all look at; what they wrote before is not ordered by it. */
-TL_INLINE int tl_is_raised(const volatile int *flag) {
+TL_INLINE int tl_flag_get(const volatile int *flag) {
 #if defined(_MSC_VER) && !defined(__clang__)
     return *flag;
 #else
@@ -135,7 +135,7 @@ TL_INLINE int tl_is_raised(const volatile int *flag) {
 #endif
 }
 
-TL_INLINE void tl_raise(volatile int *flag) {
+TL_INLINE void tl_flag_set(volatile int *flag) {
 #if defined(_MSC_VER) && !defined(__clang__)
     *flag = 1;
 #else

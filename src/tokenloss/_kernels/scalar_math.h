@@ -27,10 +27,17 @@ TL_INLINE double tl_scale(double x, int64_t exponent) {
 }
 
 TL_INLINE double tl_exp(double x) {
-    static const double c[] = {0x1.1fa9e9dc55a4ap-29, 0x1.af777540057ccp-26, 0x1.27e46aa98caf5p-22,
-                               0x1.71ddeb4f79916p-19, 0x1.a01a01deacc54p-16, 0x1.a01a01b5c286bp-13,
-                               0x1.6c16c16c0b66bp-10, 0x1.111111110e58fp-7,  0x1.555555555556bp-5,
-                               0x1.555555555555dp-3,  0.5};
+    static const double c[] = {0x1.1fa9e9dc55a4ap-29,
+                               0x1.af777540057ccp-26,
+                               0x1.27e46aa98caf5p-22,
+                               0x1.71ddeb4f79916p-19,
+                               0x1.a01a01deacc54p-16,
+                               0x1.a01a01b5c286bp-13,
+                               0x1.6c16c16c0b66bp-10,
+                               0x1.111111110e58fp-7,
+                               0x1.555555555556bp-5,
+                               0x1.555555555555dp-3,
+                               0.5};
     if (!(x > -746)) /* nan too */
         return x != x ? x : 0;
     if (x > 710)

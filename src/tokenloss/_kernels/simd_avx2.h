@@ -13,7 +13,9 @@ OPERATION __m256i f64_no_bits(void) { return _mm256_setzero_si256(); }
 
 OPERATION __m256 f32_set(float value) { return _mm256_set1_ps(value); }
 OPERATION __m256 f32_load(const float *p) { return _mm256_loadu_ps(p); }
-OPERATION __m256 f32_load_float16(const uint16_t *p) { return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(const void *)p)); }
+OPERATION __m256 f32_load_float16(const uint16_t *p) {
+    return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(const void *)p));
+}
 OPERATION __m256 f32_load_bfloat16(const uint16_t *p) {
     __m128i bits = _mm_loadu_si128((const __m128i *)(const void *)p);
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
@@ -32,12 +34,16 @@ OPERATION __m256 f32_mul(__m256 a, __m256 b) { return _mm256_mul_ps(a, b); }
 OPERATION __m256 f32_max(__m256 a, __m256 b) { return _mm256_max_ps(a, b); }
 OPERATION __m256 f32_larger(__m256 a, __m256 b) { return f32_max(a, b); }
 OPERATION __m256 f32_min(__m256 a, __m256 b) { return _mm256_min_ps(a, b); }
-OPERATION uint32_t f32_reach(__m256 a, __m256 b) { return (uint32_t)_mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_GE_OQ)); }
+OPERATION uint32_t f32_reach(__m256 a, __m256 b) {
+    return (uint32_t)_mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_GE_OQ));
+}
 OPERATION __m256i f32_count(__m256i n, __m256 a, __m256 b) {
     return _mm256_sub_epi32(n, _mm256_castps_si256(_mm256_cmp_ps(a, b, _CMP_GE_OQ)));
 }
 OPERATION __m256 f32_fma(__m256 a, __m256 b, __m256 c) { return _mm256_fmadd_ps(a, b, c); }
-OPERATION __m256 f32_power(__m256 shifted) { return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(shifted), 23)); }
+OPERATION __m256 f32_power(__m256 shifted) {
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(shifted), 23));
+}
 OPERATION __m256i f32_either(__m256i a, __m256 b, __m256 c) {
     return _mm256_or_si256(a, _mm256_or_si256(_mm256_castps_si256(b), _mm256_castps_si256(c)));
 }
@@ -64,12 +70,16 @@ OPERATION __m256d f64_max(__m256d a, __m256d b) { return _mm256_max_pd(a, b); }
 OPERATION __m256d f64_larger(__m256d a, __m256d b) { return f64_max(a, b); }
 OPERATION __m256d f64_min(__m256d a, __m256d b) { return _mm256_min_pd(a, b); }
 OPERATION __m256d f64_div(__m256d a, __m256d b) { return _mm256_div_pd(a, b); }
-OPERATION uint32_t f64_reach(__m256d a, __m256d b) { return (uint32_t)_mm256_movemask_pd(_mm256_cmp_pd(a, b, _CMP_GE_OQ)); }
+OPERATION uint32_t f64_reach(__m256d a, __m256d b) {
+    return (uint32_t)_mm256_movemask_pd(_mm256_cmp_pd(a, b, _CMP_GE_OQ));
+}
 OPERATION __m256i f64_count(__m256i n, __m256d a, __m256d b) {
     return _mm256_sub_epi64(n, _mm256_castpd_si256(_mm256_cmp_pd(a, b, _CMP_GE_OQ)));
 }
 OPERATION __m256d f64_fma(__m256d a, __m256d b, __m256d c) { return _mm256_fmadd_pd(a, b, c); }
-OPERATION __m256d f64_power(__m256d shifted) { return _mm256_castsi256_pd(_mm256_slli_epi64(_mm256_castpd_si256(shifted), 52)); }
+OPERATION __m256d f64_power(__m256d shifted) {
+    return _mm256_castsi256_pd(_mm256_slli_epi64(_mm256_castpd_si256(shifted), 52));
+}
 OPERATION __m256i f64_either(__m256i a, __m256d b, __m256d c) {
     return _mm256_or_si256(a, _mm256_or_si256(_mm256_castpd_si256(b), _mm256_castpd_si256(c)));
 }

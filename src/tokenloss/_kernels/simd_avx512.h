@@ -13,7 +13,9 @@ OPERATION __m512i f64_no_bits(void) { return _mm512_setzero_si512(); }
 
 OPERATION __m512 f32_set(float value) { return _mm512_set1_ps(value); }
 OPERATION __m512 f32_load(const float *p) { return _mm512_loadu_ps(p); }
-OPERATION __m512 f32_load_float16(const uint16_t *p) { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(const void *)p)); }
+OPERATION __m512 f32_load_float16(const uint16_t *p) {
+    return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(const void *)p));
+}
 OPERATION __m512 f32_load_bfloat16(const uint16_t *p) {
     __m256i bits = _mm256_loadu_si256((const __m256i *)(const void *)p);
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
@@ -37,7 +39,9 @@ OPERATION __m512i f32_count(__m512i n, __m512 a, __m512 b) {
     return _mm512_mask_sub_epi32(n, _mm512_cmp_ps_mask(a, b, _CMP_GE_OQ), n, _mm512_set1_epi32(-1));
 }
 OPERATION __m512 f32_fma(__m512 a, __m512 b, __m512 c) { return _mm512_fmadd_ps(a, b, c); }
-OPERATION __m512 f32_power(__m512 shifted) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(shifted), 23)); }
+OPERATION __m512 f32_power(__m512 shifted) {
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(shifted), 23));
+}
 OPERATION __m512i f32_either(__m512i a, __m512 b, __m512 c) {
     return _mm512_ternarylogic_epi32(a, _mm512_castps_si512(b), _mm512_castps_si512(c), 0xfe);
 }
@@ -47,7 +51,8 @@ OPERATION void f32_store_wide(double *p, __m512 a) {
 }
 OPERATION void f32_accumulate(double *sum, double *error, __m512 term) {
     (void)error;
-    __m512d low = _mm512_cvtps_pd(_mm512_castps512_ps256(term)), high = _mm512_cvtps_pd(_mm512_extractf32x8_ps(term, 1));
+    __m512d low = _mm512_cvtps_pd(_mm512_castps512_ps256(term)),
+            high = _mm512_cvtps_pd(_mm512_extractf32x8_ps(term, 1));
     _mm512_storeu_pd(sum, _mm512_add_pd(_mm512_loadu_pd(sum), low));
     _mm512_storeu_pd(sum + 8, _mm512_add_pd(_mm512_loadu_pd(sum + 8), high));
 }
@@ -69,7 +74,9 @@ OPERATION __m512i f64_count(__m512i n, __m512d a, __m512d b) {
     return _mm512_mask_sub_epi64(n, _mm512_cmp_pd_mask(a, b, _CMP_GE_OQ), n, _mm512_set1_epi64(-1));
 }
 OPERATION __m512d f64_fma(__m512d a, __m512d b, __m512d c) { return _mm512_fmadd_pd(a, b, c); }
-OPERATION __m512d f64_power(__m512d shifted) { return _mm512_castsi512_pd(_mm512_slli_epi64(_mm512_castpd_si512(shifted), 52)); }
+OPERATION __m512d f64_power(__m512d shifted) {
+    return _mm512_castsi512_pd(_mm512_slli_epi64(_mm512_castpd_si512(shifted), 52));
+}
 OPERATION __m512i f64_either(__m512i a, __m512d b, __m512d c) {
     return _mm512_ternarylogic_epi64(a, _mm512_castpd_si512(b), _mm512_castpd_si512(c), 0xfe);
 }

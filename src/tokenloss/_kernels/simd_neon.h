@@ -15,7 +15,9 @@ TL_INLINE uint64x2_t f64_no_bits(void) { return vdupq_n_u64(0); }
 TL_INLINE float32x4_t f32_set(float value) { return vdupq_n_f32(value); }
 TL_INLINE float32x4_t f32_load(const float *p) { return vld1q_f32(p); }
 TL_INLINE float32x4_t f32_load_float16(const uint16_t *p) { return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p))); }
-TL_INLINE float32x4_t f32_load_bfloat16(const uint16_t *p) { return vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(p), 16)); }
+TL_INLINE float32x4_t f32_load_bfloat16(const uint16_t *p) {
+    return vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(p), 16));
+}
 TL_INLINE void f32_store(float *p, float32x4_t a) { vst1q_f32(p, a); }
 TL_INLINE void f32_store_float16(uint16_t *p, float32x4_t a) { vst1_u16(p, vreinterpret_u16_f16(vcvt_f16_f32(a))); }
 TL_INLINE void f32_stream(float *p, float32x4_t a) { vst1q_f32(p, a); }

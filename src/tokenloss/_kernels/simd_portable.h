@@ -16,11 +16,28 @@ TL_INLINE uint32_t f32_no_bits(void) { return 0; }
 TL_INLINE uint64_t f64_no_bits(void) { return 0; }
 
 TL_INLINE float f32_set(float value) { return value; }
-TL_INLINE float f32_load(const float *p) { float value; memcpy(&value, (const void *)p, sizeof value); return value; }
-TL_INLINE float f32_load_float16(const uint16_t *p) { uint16_t bits; memcpy(&bits, (const void *)p, 2); return tl_from_float16(bits); }
-TL_INLINE float f32_load_bfloat16(const uint16_t *p) { uint16_t bits; memcpy(&bits, (const void *)p, 2); return tl_from_bfloat16(bits); }
-TL_INLINE void f32_store(float *p, float value) { memcpy((void *)p, &value, sizeof value); } /* of any alignment, as all vectors */
-TL_INLINE void f32_store_float16(uint16_t *p, float value) { uint16_t bits = tl_to_float16((double)value); memcpy((void *)p, &bits, 2); }
+TL_INLINE float f32_load(const float *p) {
+    float value;
+    memcpy(&value, (const void *)p, sizeof value);
+    return value;
+}
+TL_INLINE float f32_load_float16(const uint16_t *p) {
+    uint16_t bits;
+    memcpy(&bits, (const void *)p, 2);
+    return tl_from_float16(bits);
+}
+TL_INLINE float f32_load_bfloat16(const uint16_t *p) {
+    uint16_t bits;
+    memcpy(&bits, (const void *)p, 2);
+    return tl_from_bfloat16(bits);
+}
+TL_INLINE void f32_store(float *p, float value) {
+    memcpy((void *)p, &value, sizeof value);
+} /* of any alignment, as all vectors */
+TL_INLINE void f32_store_float16(uint16_t *p, float value) {
+    uint16_t bits = tl_to_float16((double)value);
+    memcpy((void *)p, &bits, 2);
+}
 TL_INLINE void f32_stream(float *p, float value) { *p = value; }
 TL_INLINE void half_stream(uint16_t *p, const uint16_t *halves) { *p = *halves; }
 TL_INLINE float f32_add(float a, float b) { return a + b; }
@@ -42,9 +59,9 @@ TL_INLINE float f32_fma(float a, float b, float c) {
     /* Rounding twice is wrong only where the first result lies halfway between two floats: step off it towards the
      * exact sum. Below the normal numbers, floats are multiples of 2^-149. */
     int halfway = (bits & 0x1fffffff) == 0x10000000;
-    if (TL_RARELY(tl_abs(sum) < 0x1p-126))
+    if (TL_UNLIKELY(tl_abs(sum) < 0x1p-126))
         halfway = (int64_t)(sum * 0x1p150) % 2 != 0 && (double)(int64_t)(sum * 0x1p150) == sum * 0x1p150;
-    if (TL_RARELY(halfway)) {
+    if (TL_UNLIKELY(halfway)) {
         double other = sum - product;
         double lost = (product - (sum - other)) + ((double)c - other);
         if (lost != 0)
@@ -76,7 +93,11 @@ TL_INLINE void f32_accumulate(double *sum, double *error, float term) {
 }
 
 TL_INLINE double f64_set(double value) { return value; }
-TL_INLINE double f64_load(const double *p) { double value; memcpy(&value, (const void *)p, sizeof value); return value; }
+TL_INLINE double f64_load(const double *p) {
+    double value;
+    memcpy(&value, (const void *)p, sizeof value);
+    return value;
+}
 TL_INLINE void f64_store(double *p, double value) { memcpy((void *)p, &value, sizeof value); }
 TL_INLINE void f64_store_wide(double *p, double value) { *p = value; }
 TL_INLINE void f64_stream(double *p, double value) { *p = value; }

@@ -1,10 +1,10 @@
-#include "exact.h"
+#include "superacc.h"
 
 #include <assert.h>
 
 #include "scalar_math.h"
 
-void tl_settle(int64_t *digits, int count) {
+void tl_propagate_carries(int64_t *digits, int count) {
     int64_t carry = 0;
     for (int i = 0; i < count; i++) {
         int64_t digit = digits[i] + carry;
@@ -15,8 +15,8 @@ void tl_settle(int64_t *digits, int count) {
     digits[count - 1] += carry * ((int64_t)1 << 32); /* the top digit keeps the sign */
 }
 
-void tl_squares_add(tl_squares *squares, double term) {
-    if (TL_RARELY(!(term - term == 0)))
+void tl_superacc_sq_add(tl_superacc_sq *squares, double term) {
+    if (TL_UNLIKELY(!(term - term == 0)))
         return;
     unsigned position;
     int negative;
@@ -25,40 +25,40 @@ void tl_squares_add(tl_squares *squares, double term) {
     tl_add_shifted(squares->digit, 2 * position, low * low, 0);
     tl_add_shifted(squares->digit, 2 * position + 33, high * low, 0);
     tl_add_shifted(squares->digit, 2 * position + 64, high * high, 0);
-    if (TL_RARELY(++squares->pending == TL_PENDING_LIMIT)) {
-        tl_settle(squares->digit, TL_SQUARES_DIGITS);
+    if (TL_UNLIKELY(++squares->pending == TL_MAX_UNCARRIED)) {
+        tl_propagate_carries(squares->digit, TL_SQUARES_LIMBS);
         squares->pending = 0;
     }
 }
 
-void tl_sum_merge(tl_sum *sum, const tl_sum *other) {
-    assert(sum->pending < TL_PENDING_LIMIT && other->pending < TL_PENDING_LIMIT);
-    for (int i = 0; i < TL_SUM_DIGITS; i++)
+void tl_superacc_merge(tl_superacc *sum, const tl_superacc *other) {
+    assert(sum->pending < TL_MAX_UNCARRIED && other->pending < TL_MAX_UNCARRIED);
+    for (int i = 0; i < TL_SUM_LIMBS; i++)
         sum->digit[i] += other->digit[i];
     sum->special += other->special;
     sum->pending += other->pending + 1; /* a settled digit counts as a term */
-    if (sum->pending >= TL_PENDING_LIMIT) {
-        tl_settle(sum->digit, TL_SUM_DIGITS);
+    if (sum->pending >= TL_MAX_UNCARRIED) {
+        tl_propagate_carries(sum->digit, TL_SUM_LIMBS);
         sum->pending = 0;
     }
 }
 
-double tl_sum_round(tl_sum *sum) { return tl_sum_scaled(sum, 0); }
+double tl_superacc_round(tl_superacc *sum) { return tl_superacc_round_scaled(sum, 0); }
 
-double tl_sum_scaled(tl_sum *sum, int exponent) {
+double tl_superacc_round_scaled(tl_superacc *sum, int exponent) {
     if (sum->special != 0)
         return sum->special;
-    int64_t digit[TL_SUM_DIGITS];
+    int64_t digit[TL_SUM_LIMBS];
     memcpy(digit, sum->digit, sizeof digit);
-    tl_settle(digit, TL_SUM_DIGITS);
-    int negative = digit[TL_SUM_DIGITS - 1] < 0;
+    tl_propagate_carries(digit, TL_SUM_LIMBS);
+    int negative = digit[TL_SUM_LIMBS - 1] < 0;
     if (negative) {
-        for (int i = 0; i < TL_SUM_DIGITS; i++)
+        for (int i = 0; i < TL_SUM_LIMBS; i++)
             digit[i] = -digit[i];
-        tl_settle(digit, TL_SUM_DIGITS);
+        tl_propagate_carries(digit, TL_SUM_LIMBS);
     }
-    assert(digit[TL_SUM_DIGITS - 1] >= 0);
-    int top = TL_SUM_DIGITS - 1;
+    assert(digit[TL_SUM_LIMBS - 1] >= 0);
+    int top = TL_SUM_LIMBS - 1;
     while (top > 0 && digit[top] == 0)
         top--;
     if (top < 2) /* at most 64 bits, of which doubles fill the lowest 53: exact */
@@ -83,14 +83,14 @@ double tl_sum_scaled(tl_sum *sum, int exponent) {
 }
 
 static void write_bytes(int64_t *digits, int count, unsigned char *bytes) {
-    tl_settle(digits, count);
+    tl_propagate_carries(digits, count);
     for (int i = 0; i < count; i++)
         for (int k = 0; k < 4; k++)
             bytes[4 * i + k] = (unsigned char)((uint64_t)digits[i] >> (8 * k));
 }
 
-void tl_sum_bytes(tl_sum *sum, unsigned char *bytes) { write_bytes(sum->digit, TL_SUM_DIGITS, bytes); }
+void tl_superacc_bytes(tl_superacc *sum, unsigned char *bytes) { write_bytes(sum->digit, TL_SUM_LIMBS, bytes); }
 
-void tl_squares_bytes(tl_squares *squares, unsigned char *bytes) {
-    write_bytes(squares->digit, TL_SQUARES_DIGITS, bytes);
+void tl_superacc_sq_bytes(tl_superacc_sq *squares, unsigned char *bytes) {
+    write_bytes(squares->digit, TL_SQUARES_LIMBS, bytes);
 }

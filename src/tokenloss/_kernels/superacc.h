@@ -8,25 +8,25 @@
 #include "platform.h"
 
 /* A double is an integer times 2^-1074, below 2^2098; one more digit holds the carries of 2^63 terms, one the sign. */
-#define TL_SUM_DIGITS 68
-#define TL_SQUARES_DIGITS 134
+#define TL_SUM_LIMBS 68
+#define TL_SQUARES_LIMBS 134
 
 typedef struct {
-    int64_t digit[TL_SUM_DIGITS]; /* the finite terms, times 2^1074 */
+    int64_t digit[TL_SUM_LIMBS]; /* the finite terms, times 2^1074 */
     double special;               /* the sum of the others: 0, inf, -inf or nan */
     int64_t pending;              /* terms added since the carries were last settled */
-} tl_sum;
+} tl_superacc;
 
 typedef struct {
-    int64_t digit[TL_SQUARES_DIGITS]; /* the squares of the finite terms, times 2^2148 */
+    int64_t digit[TL_SQUARES_LIMBS]; /* the squares of the finite terms, times 2^2148 */
     int64_t pending;
-} tl_squares;
+} tl_superacc_sq;
 
 /* A term adds less than 2^34 to a digit, and a digit starts below 2^32: twice as many terms do not overflow. */
-#define TL_PENDING_LIMIT ((int64_t)1 << 27)
+#define TL_MAX_UNCARRIED ((int64_t)1 << 27)
 
 /* Settles the carries of digits. */
-void tl_settle(int64_t *digits, int count);
+void tl_propagate_carries(int64_t *digits, int count);
 
 /* Adds value * 2^position. */
 TL_INLINE void tl_add_shifted(int64_t *digits, unsigned position, uint64_t value, int negative) {
@@ -50,8 +50,8 @@ TL_INLINE uint64_t tl_split(double term, unsigned *position, int *negative) {
     return exponent ? mantissa | ((uint64_t)1 << 52) : mantissa;
 }
 
-TL_INLINE void tl_sum_add(tl_sum *sum, double term) {
-    if (TL_RARELY(!(term - term == 0))) {
+TL_INLINE void tl_superacc_add(tl_superacc *sum, double term) {
+    if (TL_UNLIKELY(!(term - term == 0))) {
         sum->special += term;
         return;
     }
@@ -59,24 +59,24 @@ TL_INLINE void tl_sum_add(tl_sum *sum, double term) {
     int negative;
     uint64_t mantissa = tl_split(term, &position, &negative);
     tl_add_shifted(sum->digit, position, mantissa, negative);
-    if (TL_RARELY(++sum->pending == TL_PENDING_LIMIT)) {
-        tl_settle(sum->digit, TL_SUM_DIGITS);
+    if (TL_UNLIKELY(++sum->pending == TL_MAX_UNCARRIED)) {
+        tl_propagate_carries(sum->digit, TL_SUM_LIMBS);
         sum->pending = 0;
     }
 }
 
-void tl_squares_add(tl_squares *squares, double term); /* leaves out what is not finite */
+void tl_superacc_sq_add(tl_superacc_sq *squares, double term); /* leaves out what is not finite */
 
-void tl_sum_merge(tl_sum *sum, const tl_sum *other);
+void tl_superacc_merge(tl_superacc *sum, const tl_superacc *other);
 
 /* The sum, rounded once to the nearest double. */
-double tl_sum_round(tl_sum *sum);
+double tl_superacc_round(tl_superacc *sum);
 
 /* The same times 2^exponent, where the sum itself is beyond a double. */
-double tl_sum_scaled(tl_sum *sum, int exponent);
+double tl_superacc_round_scaled(tl_superacc *sum, int exponent);
 
 /* Writes the digits as little-endian two's complement, four bytes each. */
-void tl_sum_bytes(tl_sum *sum, unsigned char *bytes);
-void tl_squares_bytes(tl_squares *squares, unsigned char *bytes);
+void tl_superacc_bytes(tl_superacc *sum, unsigned char *bytes);
+void tl_superacc_sq_bytes(tl_superacc_sq *squares, unsigned char *bytes);
 
 #endif

@@ -1,7 +1,7 @@
 /* Every fold of one instruction set: included by fold_*.c after its simd_*.h, with BACKEND defined. */
 #include <math.h>
 
-#include "fold.h"
+#include "kernels.h"
 #include "scalar_math.h"
 
 #define JOIN_(a, b) a##b
@@ -16,15 +16,22 @@ static const float f32_EXP[] = {0x1.6fed1ap-10f, 0x1.125b9cp-7f, 0x1.5552f4p-5f,
 #define f32_BIAS 127
 #define f32_HUGE 0x1.fffffep127f
 
-static const double f64_EXP[] = {0x1.b2917e207fd11p-26, 0x1.28b58c6bca6b0p-22, 0x1.71dd35e50e48dp-19,
-                                 0x1.a0199385c6e1bp-16, 0x1.a01a015391e15p-13, 0x1.6c16c1857d0c6p-10,
-                                 0x1.111111114a96fp-7,  0x1.5555555550841p-5,  0x1.555555555538fp-3,
-                                 0x1.0000000000009p-1,  1.0};
+static const double f64_EXP[] = {0x1.b2917e207fd11p-26,
+                                 0x1.28b58c6bca6b0p-22,
+                                 0x1.71dd35e50e48dp-19,
+                                 0x1.a0199385c6e1bp-16,
+                                 0x1.a01a015391e15p-13,
+                                 0x1.6c16c1857d0c6p-10,
+                                 0x1.111111114a96fp-7,
+                                 0x1.5555555550841p-5,
+                                 0x1.555555555538fp-3,
+                                 0x1.0000000000009p-1,
+                                 1.0};
 #define f64_LOG2E 0x1.71547652b82fep+0
 #define f64_LN2 0x1.62e42fefa39efp-1
 #define f64_ROUNDER 0x1.8p52
 #define f64_BIAS 1023
-#define f64_HUGE TL_FARTHEST_BELOW
+#define f64_HUGE TL_MIN_FMA_SAFE
 
 /* Where a fold refers to, and what it has met. */
 typedef struct {
@@ -151,13 +158,13 @@ TL_TARGET TL_INLINE void f64_accumulate_one(double *sum, double *error, double t
 }
 
 TL_TARGET static void JOIN(weigh_, BACKEND)(const double *share, const double *x, size_t count, double anchor,
-                                            tl_weighed *weighed) {
+                                            tl_dot_acc *dot) {
     for (size_t i = 0; i < count; i += 16)
         for (size_t j = 0; j < 16; j++) {
             double term = share[i + j] * (anchor - x[i + j]);
             term = tl_to_bits(share[i + j]) == 0 || anchor == x[i + j] ? 0 : term;
-            JOIN(add_, BACKEND)(&weighed->loss[j], &weighed->loss_lost[j], term);
-            JOIN(add_, BACKEND)(&weighed->share[j], &weighed->share_lost[j], share[i + j]);
+            JOIN(add_, BACKEND)(&dot->loss[j], &dot->loss_lost[j], term);
+            JOIN(add_, BACKEND)(&dot->share[j], &dot->share_lost[j], share[i + j]);
         }
 }
 
@@ -204,21 +211,21 @@ TL_TARGET TL_INLINE f64_vec f64_add_product(f64_vec a, f64_vec b, f64_vec c) { r
 #define LOAD(p) f32_load_float16(p)
 #define STORE(p, a) f32_store_float16(p, a)
 #define STREAM(p, a) f32_stream_float16(p, a)
-#include "fold_body.h"
+#include "reduce_body.h"
 
 #define DTYPE bfloat16
 #define ELEMENT uint16_t
 #define LOAD(p) f32_load_bfloat16(p)
 #define STORE(p, a) f32_store_bfloat16(p, a)
 #define STREAM(p, a) f32_stream_bfloat16(p, a)
-#include "fold_body.h"
+#include "reduce_body.h"
 
 #define DTYPE float32
 #define ELEMENT float
 #define LOAD(p) f32_load(p)
 #define STORE(p, a) f32_store(p, a)
 #define STREAM(p, a) f32_stream(p, a)
-#include "fold_body.h"
+#include "reduce_body.h"
 
 #undef REAL
 #undef OP
@@ -230,7 +237,7 @@ TL_TARGET TL_INLINE f64_vec f64_add_product(f64_vec a, f64_vec b, f64_vec c) { r
 #define LOAD(p) f64_load(p)
 #define STORE(p, a) f64_store(p, a)
 #define STREAM(p, a) f64_stream(p, a)
-#include "fold_body.h"
+#include "reduce_body.h"
 
 /* x becomes cap tanh(factor x / cap), or factor x where there is no cap.
  *
@@ -255,8 +262,8 @@ TL_TARGET static void JOIN(squash_, BACKEND)(double *x, size_t count, double fac
 
 #define STRING_(name) #name
 #define STRING(name) STRING_(name)
-#define ALL_DTYPES(what)                                                                                               \
-    {JOIN(what##float16_, BACKEND), JOIN(what##bfloat16_, BACKEND), JOIN(what##float32_, BACKEND),                     \
+#define ALL_DTYPES(what) \
+    {JOIN(what##float16_, BACKEND), JOIN(what##bfloat16_, BACKEND), JOIN(what##float32_, BACKEND), \
      JOIN(what##float64_, BACKEND)}
 
 const tl_backend JOIN(tl_, BACKEND) = {

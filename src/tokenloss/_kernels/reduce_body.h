@@ -8,7 +8,7 @@
  *
  * Each term is exp(x - n ln 2) 2^(n - exponent), n the nearest integer to x / ln 2. The exponential does not depend on
  * the reference, which scales all terms by a power of two and so changes no bit of the sum. Of ln 2, only the leading
- * bits are subtracted here: what that does to a sum is mended once for all, in tl_log_of_sum.
+ * bits are subtracted here: what that does to a sum is mended once for all, in tl_lse_log.
  *
  * With exp(r) = 1 + r p(r), the powers of two and the rests r p(r) 2^k are added apart: the first are nearly exact, the
  * second are small, and so are their roundings. Both are added in a fixed tree: of the 8 in a lane of a granule, then
@@ -17,7 +17,8 @@
 #define NAME(what) JOIN(JOIN(what, DTYPE), JOIN(_, BACKEND))
 
 /* The power of two of exp(x) and, returned, the polynomial p(r). `rest` becomes r times the power. */
-TL_TARGET TL_INLINE OP(vec) NAME(exp_)(OP(vec) x, const OP(scale) *scale, OP(vec) *shifted, OP(vec) *power, OP(vec) *rest) {
+TL_TARGET TL_INLINE OP(vec)
+    NAME(exp_)(OP(vec) x, const OP(scale) * scale, OP(vec) * shifted, OP(vec) * power, OP(vec) * rest) {
     *shifted = OP(fma)(x, OP(set)(OP(LOG2E)), scale->magic);
     OP(vec) r = OP(fma)(OP(sub)(*shifted, scale->magic), OP(set)(-OP(LN2)), x);
     OP(vec) p = OP(set)(OP(EXP)[0]);
@@ -29,18 +30,19 @@ TL_TARGET TL_INLINE OP(vec) NAME(exp_)(OP(vec) x, const OP(scale) *scale, OP(vec
 }
 
 /* What a granule does besides adding terms: it adds each times x - center, finds the maximum, and how many reach the
- * threshold; and adds to the sum of all classes, too; or adds each times (x - center) - (other - threshold), and finds the
- * maximum and the least other. */
+ * threshold; and adds to the sum of all classes, too; or adds each times (x - center) - (other - threshold), and finds
+ * the maximum and the least other. */
 enum NAME(besides_) { NAME(nothing_), NAME(center_), NAME(whole_), NAME(other_) };
 
-/* The sums of column j of the granule at x, of the powers of two, the rests and the moments: a vector's width of lanes. */
-TL_TARGET TL_INLINE void NAME(column_)(const ELEMENT *x, size_t count, size_t j, OP(scale) *scale,
-                                       enum NAME(besides_) besides, const ELEMENT *other, OP(vec) *power_of,
-                                       OP(vec) *rest_of, OP(vec) *moment_of) {
+/* The sums of column j of the granule at x, of the powers of two, the rests and the moments: a vector's width of lanes.
+ */
+TL_TARGET TL_INLINE void NAME(column_)(const ELEMENT *x, size_t count, size_t j, OP(scale) * scale,
+                                       enum NAME(besides_) besides, const ELEMENT *other, OP(vec) * power_of,
+                                       OP(vec) * rest_of, OP(vec) * moment_of) {
     OP(vec) rest[4], power[4], moment[4];
     for (size_t k = 0; k < 4; k++) {
         size_t at = 2 * TL_LANES * k + OP(WIDTH) * j;
-        if (count == TL_GRANULE && j * OP(WIDTH) * sizeof *x % 64 == 0) {
+        if (count == TL_CHUNK && j * OP(WIDTH) * sizeof *x % 64 == 0) {
             tl_prefetch_stream(x + at);
             tl_prefetch_stream(x + at + TL_LANES);
         }
@@ -76,10 +78,10 @@ TL_TARGET TL_INLINE void NAME(column_)(const ELEMENT *x, size_t count, size_t j,
     *power_of = OP(add)(OP(add)(power[0], power[1]), OP(add)(power[2], power[3]));
 }
 
-/* Sums the column of the class that is left out once more, while that stands in the granule, which is scratch: changes the
+/* Sums the column of the class that is left out once more, while that stands in the granule, which is buf: changes the
  * column's powers, and the rest of the class's lane of 16. */
-TL_TARGET static void NAME(fill_)(const ELEMENT *x, size_t count, OP(scale) *scale, const tl_whole *whole, REAL *powers,
-                                  REAL *rests) {
+TL_TARGET static void NAME(fill_)(const ELEMENT *x, size_t count, OP(scale) * scale, const tl_all_classes *whole,
+                                  REAL *powers, REAL *rests) {
     size_t column = (size_t)whole->hole % TL_LANES / OP(WIDTH);
     ELEMENT *hole = (ELEMENT *)(uintptr_t)(x + whole->hole), blank = *hole;
     REAL *r = rests + whole->lane;
@@ -93,11 +95,11 @@ TL_TARGET static void NAME(fill_)(const ELEMENT *x, size_t count, OP(scale) *sca
 }
 
 /* Adds the granule at x, of which the elements from `count` on are known to add nothing. */
-TL_TARGET TL_INLINE void NAME(granule_)(const ELEMENT *x, size_t count, OP(scale) *scale, tl_state *state,
+TL_TARGET TL_INLINE void NAME(granule_)(const ELEMENT *x, size_t count, OP(scale) * scale, tl_lse_acc *state,
                                         enum NAME(besides_) besides, const ELEMENT *other) {
     OP(vec) rests[TL_LANES / OP(WIDTH)], moments[TL_LANES / OP(WIDTH)];
     REAL powers_of[TL_LANES], rests_of[TL_LANES];
-    tl_whole *whole = besides == NAME(whole_) ? state->whole : NULL;
+    tl_all_classes *whole = besides == NAME(whole_) ? state->whole : NULL;
     for (size_t j = 0; j < TL_LANES / OP(WIDTH); j++) {
         OP(vec) power;
         NAME(column_)(x, count, j, scale, besides, other, &power, &rests[j], &moments[j]);
@@ -105,7 +107,7 @@ TL_TARGET TL_INLINE void NAME(granule_)(const ELEMENT *x, size_t count, OP(scale
         if (besides == NAME(whole_))
             OP(store)(powers_of + OP(WIDTH) * j, power);
     }
-    if (besides == NAME(whole_) && TL_RARELY(whole->hole >= 0)) {
+    if (besides == NAME(whole_) && TL_UNLIKELY(whole->hole >= 0)) {
         OP(scale) unseen = *scale;
         for (size_t j = 0; j < TL_LANES / OP(WIDTH); j++)
             OP(store)(rests_of + OP(WIDTH) * j, rests[j]);
@@ -131,7 +133,7 @@ TL_TARGET TL_INLINE void NAME(granule_)(const ELEMENT *x, size_t count, OP(scale
 }
 
 /* The larger of the maxima and the one before. */
-TL_TARGET TL_INLINE double NAME(larger_)(const OP(vec) *maxima, size_t count, double before) {
+TL_TARGET TL_INLINE double NAME(larger_)(const OP(vec) * maxima, size_t count, double before) {
     for (size_t k = 0; k < count; k++) {
         REAL value[OP(WIDTH)];
         OP(store)(value, maxima[k]);
@@ -141,11 +143,11 @@ TL_TARGET TL_INLINE double NAME(larger_)(const OP(vec) *maxima, size_t count, do
     return before;
 }
 
-TL_TARGET TL_INLINE void NAME(add_)(const ELEMENT *x, size_t count, tl_state *state, enum NAME(besides_) besides) {
+TL_TARGET TL_INLINE void NAME(add_)(const ELEMENT *x, size_t count, tl_lse_acc *state, enum NAME(besides_) besides) {
     double center = besides == NAME(nothing_) ? 0 : state->moment->center;
     OP(scale) scale = OP(scale_of)(state->exponent, center, state->threshold);
-    for (; count >= TL_GRANULE; count -= TL_GRANULE, x += TL_GRANULE)
-        NAME(granule_)(x, TL_GRANULE, &scale, state, besides, NULL);
+    for (; count >= TL_CHUNK; count -= TL_CHUNK, x += TL_CHUNK)
+        NAME(granule_)(x, TL_CHUNK, &scale, state, besides, NULL);
     if (count > 0)
         NAME(granule_)(x, count, &scale, state, besides, NULL);
     state->overflowed |= OP(beyond)(&scale);
@@ -155,26 +157,26 @@ TL_TARGET TL_INLINE void NAME(add_)(const ELEMENT *x, size_t count, tl_state *st
     }
 }
 
-TL_TARGET static void NAME(sum_)(const void *x, size_t count, tl_state *state) {
+TL_TARGET static void NAME(sum_)(const void *x, size_t count, tl_lse_acc *state) {
     NAME(add_)((const ELEMENT *)x, count, state, NAME(nothing_));
 }
 
-TL_TARGET static void NAME(moment_)(const void *x, size_t count, tl_state *state) {
+TL_TARGET static void NAME(moment_)(const void *x, size_t count, tl_lse_acc *state) {
     NAME(add_)((const ELEMENT *)x, count, state, NAME(center_));
 }
 
-TL_TARGET static void NAME(both_)(const void *x, size_t count, tl_state *state) {
+TL_TARGET static void NAME(both_)(const void *x, size_t count, tl_lse_acc *state) {
     NAME(add_)((const ELEMENT *)x, count, state, NAME(whole_));
 }
 
-TL_TARGET static int NAME(divergence_)(const void *base, const void *other, size_t count, tl_state *base_state,
-                                       tl_state *other_state) {
+TL_TARGET static int NAME(divergence_)(const void *base, const void *other, size_t count, tl_lse_acc *base_state,
+                                       tl_lse_acc *other_state) {
     const ELEMENT *p = (const ELEMENT *)base, *q = (const ELEMENT *)other;
     OP(scale) p_scale = OP(scale_of)(base_state->exponent, base_state->moment->center, base_state->moment->beside);
     OP(scale) q_scale = OP(scale_of)(other_state->exponent, 0, 0);
-    for (; count >= TL_GRANULE; count -= TL_GRANULE, p += TL_GRANULE, q += TL_GRANULE) {
-        NAME(granule_)(q, TL_GRANULE, &q_scale, other_state, NAME(nothing_), NULL);
-        NAME(granule_)(p, TL_GRANULE, &p_scale, base_state, NAME(other_), q);
+    for (; count >= TL_CHUNK; count -= TL_CHUNK, p += TL_CHUNK, q += TL_CHUNK) {
+        NAME(granule_)(q, TL_CHUNK, &q_scale, other_state, NAME(nothing_), NULL);
+        NAME(granule_)(p, TL_CHUNK, &p_scale, base_state, NAME(other_), q);
     }
     if (count > 0) {
         NAME(granule_)(q, count, &q_scale, other_state, NAME(nothing_), NULL);
@@ -188,7 +190,7 @@ TL_TARGET static int NAME(divergence_)(const void *base, const void *other, size
 }
 
 /* The maximum and, if wanted, how many reach the threshold. */
-TL_TARGET TL_INLINE void NAME(extent_)(const ELEMENT *x, size_t count, tl_state *state, int counting) {
+TL_TARGET TL_INLINE void NAME(extent_)(const ELEMENT *x, size_t count, tl_lse_acc *state, int counting) {
     OP(vec) maximum[8], threshold = OP(set)((REAL)state->threshold);
     OP(bits) reached[2] = {OP(no_bits)(), OP(no_bits)()};
     for (size_t k = 0; k < 8; k++)
@@ -207,11 +209,11 @@ TL_TARGET TL_INLINE void NAME(extent_)(const ELEMENT *x, size_t count, tl_state 
         state->reached += OP(total_count)(reached[0]) + OP(total_count)(reached[1]);
 }
 
-TL_TARGET static void NAME(maximum_)(const void *x, size_t count, tl_state *state) {
+TL_TARGET static void NAME(maximum_)(const void *x, size_t count, tl_lse_acc *state) {
     NAME(extent_)((const ELEMENT *)x, count, state, 0);
 }
 
-TL_TARGET static void NAME(look_)(const void *x, size_t count, tl_state *state) {
+TL_TARGET static void NAME(look_)(const void *x, size_t count, tl_lse_acc *state) {
     NAME(extent_)((const ELEMENT *)x, count, state, 1);
 }
 
@@ -219,14 +221,14 @@ TL_TARGET static size_t NAME(collect_)(const void *start, size_t count, double t
     const ELEMENT *x = (const ELEMENT *)start;
     const OP(vec) least = OP(set)((REAL)threshold), none = OP(set)(-(REAL)INFINITY);
     size_t collected = 0;
-    for (size_t i = 0; i < count; i += TL_PADDED) {
+    for (size_t i = 0; i < count; i += TL_READ_MULTIPLE) {
         OP(vec) maximum[4] = {none, none, none, none};
-        for (size_t k = 0; k < TL_PADDED / OP(WIDTH); k++)
+        for (size_t k = 0; k < TL_READ_MULTIPLE / OP(WIDTH); k++)
             maximum[k % 4] = OP(larger)(LOAD(x + i + k * OP(WIDTH)), maximum[k % 4]);
         maximum[0] = OP(larger)(OP(larger)(maximum[0], maximum[1]), OP(larger)(maximum[2], maximum[3]));
         if (!OP(reach)(maximum[0], least))
             continue;
-        for (size_t half = i; half < i + TL_PADDED; half += 64) {
+        for (size_t half = i; half < i + TL_READ_MULTIPLE; half += 64) {
             uint64_t reached = 0;
             for (size_t k = 0; k < 64; k += OP(WIDTH))
                 reached |= (uint64_t)OP(reach)(LOAD(x + half + k), least) << k;
@@ -304,8 +306,7 @@ TL_TARGET TL_INLINE void NAME(add_products_)(const ELEMENT *x, const char *vecto
         OP(vec) value = LOAD(x + j);
         for (size_t v = 0; v < count; v++) {
             const REAL *with = (const REAL *)(const void *)(vectors + (ptrdiff_t)v * stride);
-            lanes[v][j / OP(WIDTH)] =
-                OP(add_product)(value, OP(load)(with + j), lanes[v][j / OP(WIDTH)]);
+            lanes[v][j / OP(WIDTH)] = OP(add_product)(value, OP(load)(with + j), lanes[v][j / OP(WIDTH)]);
         }
     }
 }
@@ -325,9 +326,9 @@ TL_TARGET TL_INLINE void NAME(add_last_products_)(const ELEMENT *x, size_t depth
 TL_TARGET TL_INLINE void NAME(dots_of_)(const ELEMENT *x, size_t depth, const char *vectors, ptrdiff_t stride,
                                         size_t count, int from_memory, double *dots) {
     double sum[DOTS][16] = {{0}}, lost[16] = {0};
-    for (size_t start = 0; start < depth; start += TL_STRETCH) {
+    for (size_t start = 0; start < depth; start += TL_DOT_CHUNK) {
         OP(vec) lanes[DOTS][TL_LANES / OP(WIDTH)];
-        size_t end = depth - start < TL_STRETCH ? depth : start + TL_STRETCH, at = start;
+        size_t end = depth - start < TL_DOT_CHUNK ? depth : start + TL_DOT_CHUNK, at = start;
         for (size_t v = 0; v < count; v++)
             for (size_t j = 0; j < TL_LANES / OP(WIDTH); j++)
                 lanes[v][j] = OP(set)(0);

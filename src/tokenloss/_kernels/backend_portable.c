@@ -1,4 +1,4 @@
 #include "simd_portable.h"
 
 #define BACKEND portable
-#include "folds.h"
+#include "backend_template.h"

@@ -1,31 +1,31 @@
-/* What projections need: rows converted to the precision of a product, and rows of weights times hidden states, a row of
- * weights read once for all of them, for few hidden states, whose product is bound by memory. */
-#include "walk.h"
+/* What projections need: rows converted to the precision of a product, and rows of weights times hidden states, a row
+ * of weights read once for all of them, for few hidden states, whose product is bound by memory. */
+#include "reduce.h"
 
-void tl_convert(const tl_backend *backend, const tl_row *row, int dtype, void *out) {
+void tl_cast_row(const tl_backend *backend, const tl_row *row, int dtype, void *out) {
     int64_t size = tl_itemsize(dtype), done = 0;
     if (row->dtype < TL_SWAPPED && row->stride == tl_itemsize(row->dtype) &&
         (row->dtype != TL_FLOAT64 || dtype == TL_FLOAT64)) {
-        done = row->count / TL_PADDED * TL_PADDED;
+        done = row->count / TL_READ_MULTIPLE * TL_READ_MULTIPLE;
         if (dtype == TL_FLOAT64)
             backend->widen[row->dtype](row->data, (size_t)done, (double *)out);
         else
             backend->convert[row->dtype](row->data, (size_t)done, out);
     }
     for (int64_t count; done < row->count; done += count) {
-        tl_scratch scratch;
-        tl_clear(&scratch);
-        count = row->count - done < TL_GRANULE ? row->count - done : TL_GRANULE;
-        tl_gather(backend, row, done, count, -1, 0, dtype, &scratch);
-        memcpy((char *)out + done * size, &scratch.at, (size_t)(count * size));
+        tl_chunk_buf buf;
+        tl_chunk_invalidate(&buf);
+        count = row->count - done < TL_CHUNK ? row->count - done : TL_CHUNK;
+        tl_load_chunk(backend, row, done, count, -1, 0, dtype, &buf);
+        memcpy((char *)out + done * size, &buf.at, (size_t)(count * size));
     }
 }
 
 #define AT_ONCE 4            /* vectors, which stay in the first cache */
 #define KEPT_BYTES (1 << 17) /* of weights, which stay in the second */
 
-void tl_products(const tl_backend *backend, const tl_row *weights, ptrdiff_t stride, int64_t count,
-                 const tl_vectors *vectors, const tl_vectors *out) {
+void tl_matvec(const tl_backend *backend, const tl_row *weights, ptrdiff_t stride, int64_t count,
+               const tl_vectors *vectors, const tl_vectors *out) {
     assert(weights->dtype < TL_SWAPPED && (weights->count < 2 || weights->stride == tl_itemsize(weights->dtype)));
     int64_t kept = KEPT_BYTES / (weights->count * tl_itemsize(weights->dtype) + 1) + 1;
     int dtype = weights->dtype == TL_FLOAT64 ? TL_FLOAT64 : TL_FLOAT32, size = tl_itemsize(dtype);
@@ -36,8 +36,8 @@ void tl_products(const tl_backend *backend, const tl_row *weights, ptrdiff_t str
             for (int64_t k = start; k < end; k++) {
                 double dots[AT_ONCE];
                 backend->dots[weights->dtype](weights->data + k * stride, (size_t)weights->count,
-                                              vectors->data + v * vectors->stride, vectors->stride, (size_t)some, v == 0,
-                                              dots);
+                                              vectors->data + v * vectors->stride, vectors->stride, (size_t)some,
+                                              v == 0, dots);
                 for (int64_t i = 0; i < some; i++)
                     tl_store(out->data + (v + i) * out->stride + k * size, dtype, dots[i]);
             }

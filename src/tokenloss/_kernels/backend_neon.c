@@ -4,7 +4,7 @@
 #include "simd_neon.h"
 
 #define BACKEND neon
-#include "folds.h"
+#include "backend_template.h"
 #else
 typedef int tl_nothing_for_this_architecture;
 #endif

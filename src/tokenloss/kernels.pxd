@@ -1,0 +1,129 @@
+# Declarations of the C kernels for Cython; the headers under _kernels/ say what each does.
+from libc.stddef cimport ptrdiff_t
+from libc.stdint cimport int64_t, uint64_t
+
+cdef extern from "_kernels/platform.h" nogil:
+    ctypedef struct tl_fp_state:
+        pass
+    void tl_fp_enter(tl_fp_state *)
+    void tl_fp_leave(const tl_fp_state *)
+    void tl_prefetch(const void *)
+    uint64_t tl_to_bits(double)
+    int64_t tl_fetch_add(int64_t *, int64_t)
+    bint tl_flag_get(const int *)
+    void tl_flag_set(int *)
+    double tl_seconds()
+
+cdef extern from "_kernels/elements.h" nogil:
+    int TL_FLOAT16, TL_BFLOAT16, TL_FLOAT32, TL_FLOAT64
+    int TL_INT8, TL_INT16, TL_INT32, TL_INT64, TL_UINT8, TL_UINT16, TL_UINT32, TL_UINT64
+    int TL_SWAPPED
+    int tl_itemsize(int)
+    double tl_load(const char *, int)
+    int64_t tl_load_integer(const char *, int)
+
+cdef extern from "_kernels/superacc.h" nogil:
+    int TL_SUM_LIMBS, TL_SQUARES_LIMBS
+    ctypedef struct tl_superacc:
+        double special
+    ctypedef struct tl_superacc_sq:
+        pass
+    void tl_superacc_add(tl_superacc *, double)
+    void tl_superacc_sq_add(tl_superacc_sq *, double)
+    void tl_superacc_merge(tl_superacc *, const tl_superacc *)
+    double tl_superacc_round(tl_superacc *)
+    double tl_superacc_round_scaled(tl_superacc *, int)
+    void tl_superacc_bytes(tl_superacc *, unsigned char *)
+    void tl_superacc_sq_bytes(tl_superacc_sq *, unsigned char *)
+
+cdef extern from "_kernels/scalar_math.h" nogil:
+    double tl_exp(double)
+    double tl_softplus(double)
+
+cdef extern from "_kernels/kernels.h" nogil:
+    int TL_BACKENDS
+    ctypedef struct tl_backend:
+        const char *name
+        void (*clipped_losses)(double *, size_t, double, double) noexcept nogil
+    const tl_backend *tl_find_backend(int)
+    ctypedef struct tl_row:
+        const char *data
+        int64_t count
+        ptrdiff_t stride
+        int dtype
+        int compute_dtype
+        double logit_scale
+        double softcap
+        double shift
+    double tl_logit_at(const tl_backend *, const tl_row *, int64_t)
+    double tl_softcap(const tl_backend *, const tl_row *, double)
+    ctypedef struct tl_cancel:
+        int (*poll)(void *) noexcept nogil
+        void *argument
+        int *stopped
+        double last_poll
+    int tl_cancelled(tl_cancel *)
+    double tl_maximum(const tl_backend *, const tl_row *)
+    ctypedef struct tl_lse_acc:
+        pass
+    void tl_lse_row(const tl_backend *, const tl_row *, int64_t, tl_lse_acc *, tl_cancel *)
+    void tl_lse_range(const tl_backend *, const tl_row *, int64_t, int64_t, int64_t, int64_t, tl_lse_acc *, tl_cancel *)
+    void tl_lse_class_major(const tl_backend *, const tl_row *, const int64_t *, int, void *, tl_lse_acc *, tl_cancel *)
+    ctypedef struct tl_lse:
+        double offset
+        double log
+    tl_lse tl_lse_finish(const tl_lse_acc *, const tl_row *)
+    tl_lse tl_lse_finish_with(const tl_lse_acc *, const tl_row *, double, double)
+    double tl_logsumexp(tl_lse)
+    double tl_logsumexp_of(const tl_backend *, const tl_row *, const tl_lse_acc *, int64_t, const tl_lse_acc *,
+                           tl_cancel *)
+    double tl_log_odds_against(const tl_lse_acc *, const tl_row *, double)
+    int TL_MAX_CLASS_MAJOR_ROWS, TL_TRANSPOSED_BYTES
+    int TL_ROWS_PER_CACHE_LINE(int)
+    ctypedef struct tl_topk:
+        int64_t most
+        int64_t count
+        double *value
+        int64_t *id
+    ctypedef struct tl_token_stats:
+        double nll
+        double logsumexp
+        double entropy
+        int64_t rank
+        int64_t argmax
+    void tl_token_stats_row(const tl_backend *, const tl_row *, int64_t, tl_token_stats *, tl_topk *, tl_cancel *)
+    void tl_token_stats_range(const tl_backend *, const tl_row *, int64_t, int64_t, int64_t, int64_t, double,
+                              tl_token_stats *, tl_topk *, tl_cancel *)
+    void tl_token_stats_end(const tl_backend *, const tl_row *, double, tl_token_stats *, tl_topk *)
+    double tl_kl_divergence(const tl_backend *, const tl_row *, const tl_row *, tl_cancel *)
+    ctypedef struct tl_soft_target:
+        const char *mass
+        ptrdiff_t mass_stride
+        int mass_dtype
+        const char *weight
+        ptrdiff_t weight_stride
+        int weight_dtype
+        double one_minus_eps
+        double eps_over_v
+    int64_t tl_soft_target_argmax(const tl_backend *, const tl_soft_target *, int64_t, int64_t *, tl_cancel *)
+    double tl_target_dot(const tl_backend *, const tl_row *, const tl_soft_target *, double, double *, tl_cancel *)
+    ctypedef struct tl_dot_acc:
+        pass
+    void tl_target_dot_range(const tl_backend *, const tl_row *, const tl_soft_target *, int64_t, int64_t, double,
+                             tl_dot_acc *, tl_cancel *)
+    double tl_target_dot_end(const tl_dot_acc *, double *)
+    void tl_cast_row(const tl_backend *, const tl_row *, int, void *)
+    ctypedef struct tl_vectors:
+        char *data
+        ptrdiff_t stride
+        int64_t count
+    void tl_matvec(const tl_backend *, const tl_row *, ptrdiff_t, int64_t, const tl_vectors *, const tl_vectors *)
+    bint tl_contributes(double)
+    int tl_soft_target_next(const tl_backend *, const tl_soft_target *, int64_t, int64_t *, double *, tl_cancel *)
+    void tl_softmax(const tl_backend *, const tl_row *, tl_lse, const tl_row *, int, tl_cancel *)
+    void tl_log_softmax(const tl_backend *, const tl_row *, tl_lse, const tl_row *, int, tl_cancel *)
+    void tl_gradient(const tl_backend *, const tl_row *, tl_lse, double, double, const tl_soft_target *,
+                     const tl_row *, int, tl_cancel *)
+    double tl_softcap_grad(const tl_row *, double)
+    void tl_fill(const tl_row *, double)
+    void tl_store_at(const tl_row *, int64_t, double)
