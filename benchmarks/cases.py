@@ -15,8 +15,8 @@ import peers_of_tokens
 from harness import REFERENCE, SETTLE, Case, Contender, UnavailableError, gather
 
 import tokenloss
-from tokenloss import _core
-from tokenloss._rows import Rows
+from tokenloss import _core, _job
+from tokenloss._validation import as_scores, without_targets
 
 BEST = _core.backend_in_use()
 ITEMSIZES = {"float32": 4, "float16": 2, "bfloat16": 2, "float64": 8}
@@ -313,10 +313,9 @@ def _reader(array: Any, workers: int) -> Contender:
     floats = array.view(np.float32)
 
     def read() -> Any:
-        rows = Rows(_core.MAXIMUM, "array", floats, -1)
-        rows.reduce("sum")
-        rows.run(workers)
-        return rows.reduced()
+        scores = as_scores("array", floats, -1)
+        job = _core.RowMaximum(scores, without_targets(scores), None)
+        return _job.run_and_reduce(job, None, "sum", workers)
 
     return Contender("read", read, None, before=partial(_core.use_backend, BEST))
 

@@ -318,7 +318,8 @@ def test_workers_change_no_bit(rng):
 
 @pytest.mark.parametrize("rows", [FEW, 100])
 @pytest.mark.parametrize(
-    ("name", "value"), [("_SCRATCH", 1), ("_SCRATCH", 9000), ("_SCRATCH", 900_000), ("_MOST", 7), ("_CONVERTED", 9999)]
+    ("name", "value"),
+    [("_TILE_BYTES", 1), ("_TILE_BYTES", 9000), ("_TILE_BYTES", 900_000), ("_MAX_TILE_ROWS", 7), ("_CAST_BYTES", 9999)],
 )
 def test_tiles_of_any_size_change_no_bit_of_exact_products(rows, name, value, rng, monkeypatch):
     hidden, weight = whole(rng, rows, 5000)
@@ -440,7 +441,7 @@ def test_no_operands_make_a_warning(rows, dtypes, value):
 @pytest.fixture
 def _no_product(monkeypatch):
     """Whatever multiplies fails."""
-    for name in ("Tiles", "Products", "products_of"):
+    for name in ("Tiles", "MatVec", "row_dots"):
         monkeypatch.setattr(_core, name, None)
 
 
@@ -507,7 +508,7 @@ def test_subnormal_products_have_the_same_bits_on_every_backend(use_backend):
     found, single = np.empty(1), _core.DTYPES["float32"]
     for backend in _core.backends():
         use_backend(backend)
-        _core.products_of(weight, single, hidden, single, np.zeros(1, np.int64), found)
+        _core.row_dots(weight, single, hidden, single, np.zeros(1, np.int64), found)
         assert found[0] == tiny, backend
 
 

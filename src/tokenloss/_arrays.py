@@ -64,6 +64,7 @@ _FLOATS = frozenset(
     for name in ("float16", "bfloat16", "float32", "float64")
     for swapped in (0, _core.SWAPPED)
 )
+_FLOAT_NAMES = {_core.DTYPES[name]: name for name in ("float16", "bfloat16", "float32", "float64")}
 # by code, the least and the greatest integer of a dtype
 _RANGES = {
     _core.DTYPES[f"{kind}{bits}"] + swapped: (least << bits - 1, (1 << bits + least) - 1)
@@ -302,7 +303,7 @@ def _dtype_name(code: int | None, array: np.ndarray[Any, Any]) -> str:
     """NumPy's name of the dtype of an array, which is not that of the view by which bfloat16 is read."""
     if code is None:
         return str(array.dtype)
-    return "bfloat16" if code & ~_core.SWAPPED == _core.DTYPES["bfloat16"] else array.dtype.name
+    return _FLOAT_NAMES.get(code & ~_core.SWAPPED) or array.dtype.name
 
 
 def like_scores(name: str, view: np.ndarray[Any, Any], code: int) -> np.ndarray[Any, Any]:

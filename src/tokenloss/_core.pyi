@@ -7,16 +7,7 @@ from typing_extensions import disjoint_base
 
 DTYPES: dict[str, int]
 SWAPPED: int
-PROBS: int
-LOG_PROBS: int
-LOGITS: int
-LOGSUMEXP: int
-MAXIMUM: int
-SOFTMAX: int
-LOG_SOFTMAX: int
-TOKENS: int
-DIVERGENCE: int
-CLASSES_AT_ONCE: int
+TILE_CLASS_MULTIPLE: int
 BAD_TARGET: int
 BAD_DISTRIBUTION: int
 
@@ -25,56 +16,164 @@ def use_backend(name: str) -> None: ...
 def backend_in_use() -> str: ...
 def moments(values: npt.NDArray[np.float64]) -> tuple[int, float, int]: ...
 
-@disjoint_base
-class Work:
+@final
+class Scores:
+    name: str
+    array: npt.NDArray[Any]
+    dtype: int
+    axis: int
+    shape: tuple[int, ...]
+    batch: tuple[int, ...]
     rows: int
-    interruption: BaseException | None
-    def rows_at_once(self) -> int: ...
-    def stop(self) -> None: ...
-    def run(self, step: int, ask: bool) -> None: ...
+    classes: int
+    def __new__(
+        cls, name: str, array: npt.NDArray[Any] | None, dtype: int, axis: int, shape: tuple[int, ...]
+    ) -> Self: ...
+    if sys.version_info >= (3, 12):
+        def __buffer__(self, flags: int, /) -> memoryview: ...
 
 @final
-class Fold(Work):
-    refused: int
-    def __new__(cls, what: int, scores: npt.NDArray[Any], dtype: int, axis: int) -> Self: ...
-    def against(self, targets: npt.NDArray[Any], dtype: int, ignored: int | None) -> bool: ...
-    def weighted(self, weight: npt.NDArray[Any], dtype: int) -> None: ...
-    def masked(self, where: npt.NDArray[np.bool_]) -> None: ...
-    def clipped(self, epsilon: float) -> None: ...
-    def squashed(self, scale: float, cap: float) -> None: ...
-    def penalized(self, smoothing: float, z_loss: float) -> None: ...
-    def beside(self, other: npt.NDArray[Any], dtype: int) -> None: ...
-    def losses_into(self, out: npt.NDArray[np.float64]) -> None: ...
-    def into(self, result: npt.NDArray[Any], dtype: int) -> None: ...
-    def tokens_into(
-        self,
-        logsumexp: npt.NDArray[np.float64],
-        entropy: npt.NDArray[np.float64],
-        rank: npt.NDArray[np.int64],
-        argmax: npt.NDArray[np.int64],
-        is_greedy: npt.NDArray[np.uint8],
-        kept: npt.NDArray[np.uint8],
-        top_ids: npt.NDArray[np.int64],
-        top_logprobs: npt.NDArray[np.float64],
-        top_k: int,
-    ) -> None: ...
-    def divide(self) -> None: ...
-    def first_bad_target(self) -> int: ...
-    def first_bad_distribution(self) -> int: ...
+class Positions:
+    name: str
+    targets: npt.NDArray[Any]
+    where: npt.NDArray[np.bool_] | None
+    weight: npt.NDArray[Any] | None
+    batch: tuple[int, ...]
+    rows: int
+    classes: int
+    by_class: bool
+    is_checked: bool
+    def __new__(
+        cls,
+        batch: tuple[int, ...],
+        classes: int,
+        name: str | None,
+        targets: npt.NDArray[Any] | None,
+        dtype: int,
+        axis: int,
+        ignored: int | None,
+        where: npt.NDArray[np.bool_] | None,
+        weight: npt.NDArray[Any] | None,
+        weight_dtype: int,
+    ) -> Self: ...
+    def find_bad_target(self) -> int: ...
+    def find_bad_distribution(self) -> int: ...
+    def count_unmasked(self) -> int: ...
+
+@disjoint_base
+class Job:
+    rows: int
+    row_bytes: int
+    pending_exception: BaseException | None
+    @property
+    def has_refused(self) -> bool: ...
+    def rows_at_once(self) -> int: ...
+    def stop(self) -> None: ...
+    def run(self, step: int, poll: bool) -> None: ...
+
+@final
+class DistributionCheck(Job):
+    def __init__(self, positions: Positions) -> None: ...
+
+@disjoint_base
+class RowJob(Job):
+    scores: Scores
+    positions: Positions
+    of_probabilities: bool
     def refusal(self) -> tuple[int, int, int, float]: ...
-    def count_kept(self) -> int: ...
     def reduced(self, mean: bool) -> float: ...
 
 @final
-class Tiles(Work):
-    def __new__(cls, fold: Fold, taken: npt.NDArray[np.int64], left_out: npt.NDArray[np.int64]) -> Self: ...
-    def take(self) -> int: ...
-    def know(self, own: npt.NDArray[np.float64]) -> None: ...
-    def part(self, tile: npt.NDArray[Any], first: int) -> None: ...
-    def finish(self) -> None: ...
+class ClassIdLoss(RowJob):
+    def __init__(
+        self,
+        scores: Scores,
+        positions: Positions,
+        numbers: npt.NDArray[np.float64] | None,
+        is_probability: bool,
+        epsilon: float,
+    ) -> None: ...
 
 @final
-class Conversion(Work):
+class SoftTargetLoss(RowJob):
+    def __init__(
+        self,
+        scores: Scores,
+        positions: Positions,
+        numbers: npt.NDArray[np.float64] | None,
+        is_probability: bool,
+        epsilon: float,
+    ) -> None: ...
+
+@disjoint_base
+class LogSumExpJob(RowJob): ...
+
+@final
+class LogSumExp(LogSumExpJob):
+    def __init__(self, scores: Scores, positions: Positions, numbers: npt.NDArray[np.float64] | None) -> None: ...
+
+@final
+class Softmax(LogSumExpJob):
+    def __init__(
+        self,
+        scores: Scores,
+        positions: Positions,
+        numbers: npt.NDArray[np.float64] | None,
+        is_log: bool,
+        out: npt.NDArray[Any],
+        out_dtype: int,
+    ) -> None: ...
+
+@final
+class CrossEntropy(LogSumExpJob):
+    def __init__(
+        self,
+        scores: Scores,
+        positions: Positions,
+        numbers: npt.NDArray[np.float64] | None,
+        logit_scale: float,
+        softcap: float,
+        label_smoothing: float,
+        z_loss: float,
+        grad: npt.NDArray[Any] | None = None,
+        grad_dtype: int = 0,
+        of_mean: bool = False,
+    ) -> None: ...
+
+@final
+class TokenStats(RowJob):
+    def __init__(
+        self,
+        scores: Scores,
+        positions: Positions,
+        nll: npt.NDArray[np.float64],
+        logit_scale: float,
+        softcap: float,
+        top_k: int,
+        columns: dict[str, npt.NDArray[Any]],
+    ) -> None: ...
+
+@final
+class KLDivergence(RowJob):
+    def __init__(
+        self, scores: Scores, positions: Positions, numbers: npt.NDArray[np.float64] | None, other: Scores
+    ) -> None: ...
+
+@final
+class RowMaximum(RowJob):
+    def __init__(self, scores: Scores, positions: Positions, numbers: npt.NDArray[np.float64] | None) -> None: ...
+
+@final
+class Tiles(Job):
+    def __new__(cls, job: RowJob, taken: npt.NDArray[np.int64], excluded: npt.NDArray[np.int64]) -> Self: ...
+    def begin_rows(self) -> int: ...
+    def set_target_logits(self, logits: npt.NDArray[np.float64]) -> None: ...
+    def set_tile(self, tile: npt.NDArray[Any], first: int) -> None: ...
+    def end_rows(self) -> None: ...
+    def end(self) -> None: ...
+
+@final
+class CastRows(Job):
     def __new__(
         cls,
         source: npt.NDArray[Any],
@@ -85,11 +184,11 @@ class Conversion(Work):
     ) -> Self: ...
 
 @final
-class Products(Work):
+class MatVec(Job):
     def __new__(cls, weight: npt.NDArray[Any], dtype: int, hidden: npt.NDArray[Any], hidden_dtype: int) -> Self: ...
-    def into(self, result: npt.NDArray[Any], first: int) -> None: ...
+    def set_result(self, result: npt.NDArray[Any], first: int) -> None: ...
 
-def products_of(
+def row_dots(
     weight: npt.NDArray[Any],
     dtype: int,
     hidden: npt.NDArray[Any],

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from tokenloss import __version__, _arrays, _core
+from tokenloss import __version__, _arrays, _job
 from tokenloss._files import identity, replacing
-from tokenloss._rows import Rows
+from tokenloss._validation import as_positions, scores_of_shape
 from tokenloss.compare import _UNNORMALIZED, ComparisonMeter
 from tokenloss.formats import npy, open_scores
 from tokenloss.formats._base import ScoresFile, check_map, rows_at
@@ -286,13 +286,12 @@ def check(
 ) -> None:
     """Have the package judge all targets, before anything of the size of the scores is read.
 
-    Zeros of the shape stand in for the scores. Of shifted targets, errors give the position of the row that predicts.
+    Of shifted targets, errors give the position of the row that predicts.
     """
-    rows = Rows(_core.LOG_PROBS, kind, np.broadcast_to(np.float32(0), shape), -1)
-    rows.against(name, targets, ignore_index, distributions=soft)
-    rows.keep(None, np.False_ if targets.ndim == len(shape) else where)
-    rows.reduce("sum")
-    rows.run(None)
+    scores = scores_of_shape(kind, shape, -1)
+    positions = as_positions(name, targets, scores, ignore_index, where, distributions=soft)
+    if positions.by_class:
+        _job.check_targets(positions, scores)
 
 
 def _unshifted(shard: Shard, options: Options) -> tuple[ScoresFile, Array, Array | None]:

@@ -31,7 +31,7 @@ class _Share:
 
     __slots__ = ("_begun_by", "_ended", "_is_over", "_step", "_work", "error")
 
-    def __init__(self, work: _core.Work, step: int) -> None:
+    def __init__(self, work: _core.Job, step: int) -> None:
         self._work, self._step = work, step
         self._begun_by: dict[str, str] = {}
         self._is_over = False
@@ -150,7 +150,7 @@ def wanted(workers: int | None) -> int | None:
     return all_workers() if number == -1 else _arrays.integer("workers", number, fits, least=1)
 
 
-def run(work: _core.Work, row_bytes: int, workers: int | None) -> None:
+def run(work: _core.Job, row_bytes: int, workers: int | None) -> None:
     """Do work on the caller's thread and, if there is much to read, on others; `workers` are as `wanted` gives them."""
     rows = work.rows
     if rows * row_bytes < SMALL:

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
-from tokenloss import _arrays, _core
+from tokenloss import _arrays, _core, _job, _workers
 from tokenloss._arrays import Floats
-from tokenloss._rows import Rows
+from tokenloss._validation import as_other_scores, as_positions, as_scores, without_targets
 from tokenloss.meter import LossMeter
 from tokenloss.scores import token_scores
 from tokenloss.softmax import logsumexp, softmax
@@ -115,12 +115,12 @@ def kl_divergence(
     >>> round(kl_divergence([[2.0, 1.0, 0.0]], [[2.0, 1.0, 1.0]]), 6)
     0.053808
     """
-    rows = Rows(_core.DIVERGENCE, "base_logits", base_logits, axis)
-    rows.beside("logits", logits)
-    rows.keep(None, where)
-    rows.reduce(reduction)
-    rows.run(workers)
-    return rows.reduced()
+    base = as_scores("base_logits", base_logits, axis)
+    other = as_other_scores("logits", logits, base)
+    positions = without_targets(base, where)
+    divergences = _job.new_losses(reduction, base.batch)
+    job = _core.KLDivergence(base, positions, divergences, other)
+    return _job.run_and_reduce(job, divergences, reduction, workers)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -306,23 +306,22 @@ class ComparisonMeter:
         IndexError, TypeError, ValueError
             If an argument does not fit; the meter is then as it was.
         """
-        base = Floats(*_arrays.floats("base_logits", base_logits))
-        other = Floats(*_arrays.floats("logits", logits))
-        # scores that are all the same stand in for the real ones, so that only class ids are looked at, and all of them
-        rows = Rows(_core.LOG_PROBS, "base_logits", np.broadcast_to(np.float32(0), base.array.shape), axis)
-        rows.beside("logits", other)
-        rows.against("targets", targets, self._ignore_index, distributions=False)
-        rows.keep(None, where)
-        rows.reduce("sum")
-        rows.run(self._workers)
+        base_scores = as_scores("base_logits", base_logits, axis)
+        other_scores = as_other_scores("logits", logits, base_scores)
+        positions = as_positions("targets", targets, base_scores, self._ignore_index, where, distributions=False)
+        _job.check_targets(positions, base_scores)  # all of them, before the first block is read
+        _workers.wanted(self._workers)
 
-        base, other = (Floats(np.moveaxis(array, axis, -1), code) for array, code in (base, other))
-        ids, kept = rows.targets, rows.others.get("where", np.broadcast_to(True, rows.batch))
+        base, other = (
+            Floats(np.moveaxis(scores.array, scores.axis, -1), scores.dtype) for scores in (base_scores, other_scores)
+        )
+        ids, batch = positions.targets, positions.batch
+        kept = np.broadcast_to(True, batch) if positions.where is None else positions.where
         self._parts += [
             self._compared(
                 Floats(base.array[index], base.code), Floats(other.array[index], other.code), ids[index], kept[index]
             )
-            for index in _arrays.blocks(rows.batch, _BLOCK_ROWS)
+            for index in _arrays.blocks(batch, _BLOCK_ROWS)
         ]
 
     def _compared(self, base: Any, logits: Any, targets: Any, where: Any) -> _Columns:
@@ -337,12 +336,7 @@ class ComparisonMeter:
             kl = kl_divergence(base, logits, where=kept, reduction="none", workers=workers)
         else:
             _check_normalized(base_scores.logsumexp)
-            rows = Rows(_core.LOG_PROBS, "base_logits", base, -1)
-            rows.against("targets", targets, self._ignore_index, distributions=False)
-            rows.keep(None, where)
-            rows.reduce("none")
-            rows.run(workers)
-            base_nll = np.asarray(rows.numbers())
+            base_nll = _nll_of_log_probs(base, targets, self._ignore_index, where, workers)
             kl = _kl_of_likely(base, logits, kept, workers)
         columns = {
             "nll": scores.nll,
@@ -363,6 +357,15 @@ class ComparisonMeter:
             With arrays of one dimension.
         """
         return _comparison(self._definitions, self._parts, (-1,))
+
+
+def _nll_of_log_probs(base: Floats, targets: Any, ignore_index: Any, where: Any, workers: Any) -> Float64Array:
+    """`nll_loss`, whose errors name the argument of `compare`."""
+    scores = as_scores("base_logits", base, -1)
+    positions = as_positions("targets", targets, scores, ignore_index, where, distributions=False)
+    nll = np.zeros(scores.batch)
+    _job.run(_core.ClassIdLoss(scores, positions, nll, False, 0.0), workers)
+    return nll
 
 
 def _check_normalized(normalizers: Float64Array) -> None:

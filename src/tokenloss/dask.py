@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from tokenloss import _arrays, _core, _workers, losses
-from tokenloss._rows import Rows
+from tokenloss import _arrays, _workers, losses
+from tokenloss._validation import as_positions, as_scores, logit_transform, penalties
 from tokenloss.meter import LossMeter
 
 try:
@@ -196,11 +196,11 @@ def _by_block(function: Any, logits: Any, targets: Any, *, axis: int, where: Any
     """Call `_losses` or `_sums` with each block of rows; arguments are judged before."""
     if not isinstance(logits, da.Array):
         _arrays.fail("type", name="logits", got=type(logits).__name__, fits="a Dask array")
-    rows = Rows(_core.LOGITS, "logits", _stand_in("logits", logits), axis)
-    rows.against("targets", _stand_in("targets", targets), options["ignore_index"])
-    rows.keep(weight, None if where is None else _stand_in("where", where))
-    rows.penalize(options["label_smoothing"], options["z_loss"])
-    rows.change(options["logit_scale"], options["softcap"])
+    scores = as_scores("logits", _stand_in("logits", logits), axis)
+    mask = None if where is None else _stand_in("where", where)
+    positions = as_positions("targets", _stand_in("targets", targets), scores, options["ignore_index"], mask, weight)
+    penalties(options["label_smoothing"], options["z_loss"])
+    logit_transform(options["logit_scale"], options["softcap"])
     _workers.wanted(options["workers"])
 
     axis = _arrays.class_axis("logits", logits.ndim, axis)
@@ -210,8 +210,8 @@ def _by_block(function: Any, logits: Any, targets: Any, *, axis: int, where: Any
     batch = axes[:axis] + axes[axis + 1 :]
     chunks = tuple(logits.chunks[i] for i in batch)
     arrays: list[Any] = [logits, axes]
-    arrays += [_cut(targets, chunks), batch] if rows.by_class else [_cut(targets, logits.chunks), axes]
-    arrays += [None, None] if where is None else [_cut(np.broadcast_to(where, rows.batch), chunks), batch]
+    arrays += [_cut(targets, chunks), batch] if positions.by_class else [_cut(targets, logits.chunks), axes]
+    arrays += [None, None] if where is None else [_cut(np.broadcast_to(where, positions.batch), chunks), batch]
     for i in batch:  # where each block starts
         arrays += [da.from_array(np.cumsum([0, *logits.chunks[i][:-1]]), chunks=1), (i,)]
     dtype, lengths = (np.float64, {axis: 1}) if function is _losses else (object, dict.fromkeys(axes, 1))

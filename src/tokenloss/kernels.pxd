@@ -1,6 +1,6 @@
 # Declarations of the C kernels for Cython; the headers under _kernels/ say what each does.
 from libc.stddef cimport ptrdiff_t
-from libc.stdint cimport int64_t, uint64_t
+from libc.stdint cimport int64_t, uint16_t, uint64_t
 
 cdef extern from "_kernels/platform.h" nogil:
     ctypedef struct tl_fp_state:
@@ -21,6 +21,9 @@ cdef extern from "_kernels/elements.h" nogil:
     int tl_itemsize(int)
     double tl_load(const char *, int)
     int64_t tl_load_integer(const char *, int)
+    void tl_load_integers(const char *, ptrdiff_t, int, int, int64_t *)
+    double tl_from_float16(uint16_t)
+    double tl_from_bfloat16(uint16_t)
 
 cdef extern from "_kernels/superacc.h" nogil:
     int TL_SUM_LIMBS, TL_SQUARES_LIMBS
@@ -35,10 +38,6 @@ cdef extern from "_kernels/superacc.h" nogil:
     double tl_superacc_round_scaled(tl_superacc *, int)
     void tl_superacc_bytes(tl_superacc *, unsigned char *)
     void tl_superacc_sq_bytes(tl_superacc_sq *, unsigned char *)
-
-cdef extern from "_kernels/scalar_math.h" nogil:
-    double tl_exp(double)
-    double tl_softplus(double)
 
 cdef extern from "_kernels/kernels.h" nogil:
     int TL_BACKENDS
@@ -56,7 +55,6 @@ cdef extern from "_kernels/kernels.h" nogil:
         double softcap
         double shift
     double tl_logit_at(const tl_backend *, const tl_row *, int64_t)
-    double tl_softcap(const tl_backend *, const tl_row *, double)
     ctypedef struct tl_cancel:
         int (*poll)(void *) noexcept nogil
         void *argument
@@ -67,13 +65,11 @@ cdef extern from "_kernels/kernels.h" nogil:
     ctypedef struct tl_lse_acc:
         pass
     void tl_lse_row(const tl_backend *, const tl_row *, int64_t, tl_lse_acc *, tl_cancel *)
-    void tl_lse_range(const tl_backend *, const tl_row *, int64_t, int64_t, int64_t, int64_t, tl_lse_acc *, tl_cancel *)
     void tl_lse_class_major(const tl_backend *, const tl_row *, const int64_t *, int, void *, tl_lse_acc *, tl_cancel *)
     ctypedef struct tl_lse:
         double offset
         double log
     tl_lse tl_lse_finish(const tl_lse_acc *, const tl_row *)
-    tl_lse tl_lse_finish_with(const tl_lse_acc *, const tl_row *, double, double)
     double tl_logsumexp(tl_lse)
     double tl_logsumexp_of(const tl_backend *, const tl_row *, const tl_lse_acc *, int64_t, const tl_lse_acc *,
                            tl_cancel *)
@@ -106,24 +102,47 @@ cdef extern from "_kernels/kernels.h" nogil:
         double one_minus_eps
         double eps_over_v
     int64_t tl_soft_target_argmax(const tl_backend *, const tl_soft_target *, int64_t, int64_t *, tl_cancel *)
-    double tl_target_dot(const tl_backend *, const tl_row *, const tl_soft_target *, double, double *, tl_cancel *)
-    ctypedef struct tl_dot_acc:
-        pass
-    void tl_target_dot_range(const tl_backend *, const tl_row *, const tl_soft_target *, int64_t, int64_t, double,
-                             tl_dot_acc *, tl_cancel *)
-    double tl_target_dot_end(const tl_dot_acc *, double *)
     void tl_cast_row(const tl_backend *, const tl_row *, int, void *)
     ctypedef struct tl_vectors:
         char *data
         ptrdiff_t stride
         int64_t count
     void tl_matvec(const tl_backend *, const tl_row *, ptrdiff_t, int64_t, const tl_vectors *, const tl_vectors *)
-    bint tl_contributes(double)
-    int tl_soft_target_next(const tl_backend *, const tl_soft_target *, int64_t, int64_t *, double *, tl_cancel *)
     void tl_softmax(const tl_backend *, const tl_row *, tl_lse, const tl_row *, int, tl_cancel *)
     void tl_log_softmax(const tl_backend *, const tl_row *, tl_lse, const tl_row *, int, tl_cancel *)
-    void tl_gradient(const tl_backend *, const tl_row *, tl_lse, double, double, const tl_soft_target *,
-                     const tl_row *, int, tl_cancel *)
-    double tl_softcap_grad(const tl_row *, double)
     void tl_fill(const tl_row *, double)
     void tl_store_at(const tl_row *, int64_t, double)
+
+cdef extern from "_kernels/loss.h" nogil:
+    ctypedef struct tl_loss:
+        tl_soft_target soft
+        int64_t target
+        double target_weight
+        double z_loss
+        const tl_row *grad
+        double grad_scale
+        int nontemporal_stores
+    double tl_loss_of_class(const tl_backend *, const tl_row *, const tl_loss *, const tl_lse_acc *, tl_cancel *)
+    double tl_loss_of_distribution(const tl_backend *, const tl_row *, const tl_loss *, int64_t, tl_cancel *)
+    bint tl_is_one_hot(const tl_backend *, const tl_soft_target *, int64_t, int64_t, int64_t, tl_cancel *)
+    ctypedef struct tl_loss_acc:
+        int64_t excluded
+    void tl_loss_begin(const tl_backend *, const tl_loss *, int64_t, tl_loss_acc *, int64_t *, tl_cancel *)
+    void tl_loss_set_target_logit(const tl_backend *, const tl_row *, const tl_loss *, double, tl_loss_acc *)
+    void tl_loss_range(const tl_backend *, const tl_row *, const tl_loss *, int64_t, int64_t, int64_t, tl_loss_acc *,
+                       tl_cancel *)
+    double tl_loss_end(const tl_backend *, const tl_row *, const tl_loss *, const tl_loss_acc *)
+    ctypedef struct tl_clip:
+        double lowest
+        double highest
+        double least
+        double greatest
+    bint tl_is_refused(const tl_clip *, double)
+    void tl_negative_log(const tl_backend *, const tl_clip *, double *, size_t)
+    ctypedef struct tl_seen:
+        int64_t nonzero
+        int64_t last
+        int64_t refused
+        double refused_score
+    double tl_nll_of_distribution(const tl_backend *, const tl_row *, const tl_soft_target *, const tl_clip *,
+                                  tl_seen *, tl_cancel *)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, overload
 
-from tokenloss import _arrays, _core
-from tokenloss._projection import ProjectedRows
-from tokenloss._rows import Rows
+from tokenloss import _arrays, _core, _job
+from tokenloss._projection import Projection
+from tokenloss._validation import as_positions, as_scores, logit_transform, output_like, penalties
 
 if TYPE_CHECKING:
     from typing import Literal
@@ -101,13 +101,12 @@ def cross_entropy_loss(
     >>> cross_entropy_loss([0, 2], [[0.7, 0.2, 0.1], [0.1, 0.8, 0.1]], reduction="none").round(4)
     array([0.3567, 2.3026])
     """
-    rows = Rows(_core.PROBS, "y_pred", y_pred, axis)
-    rows.against("y_true", y_true, ignore_index)
-    rows.keep(weight, where)
-    rows.fold.clipped(_arrays.number("epsilon", epsilon, "a number between 0 and 0.5", most=0.5))
-    rows.reduce(reduction)
-    rows.run(workers)
-    return rows.reduced()
+    scores = as_scores("y_pred", y_pred, axis)
+    positions = as_positions("y_true", y_true, scores, ignore_index, where, weight)
+    epsilon = _arrays.number("epsilon", epsilon, "a number between 0 and 0.5", most=0.5)
+    losses = _job.new_losses(reduction, scores.batch)
+    kind = _core.ClassIdLoss if positions.by_class else _core.SoftTargetLoss
+    return _job.run_and_reduce(kind(scores, positions, losses, True, epsilon), losses, reduction, workers)
 
 
 @overload
@@ -187,12 +186,11 @@ def nll_loss(
     >>> round(nll_loss(np.log([[0.7, 0.2, 0.1], [0.1, 0.8, 0.1]]), [0, 1]), 4)
     0.2899
     """
-    rows = Rows(_core.LOG_PROBS, "log_probs", log_probs, axis)
-    rows.against("targets", targets, ignore_index)
-    rows.keep(weight, where)
-    rows.reduce(reduction)
-    rows.run(workers)
-    return rows.reduced()
+    scores = as_scores("log_probs", log_probs, axis)
+    positions = as_positions("targets", targets, scores, ignore_index, where, weight)
+    losses = _job.new_losses(reduction, scores.batch)
+    kind = _core.ClassIdLoss if positions.by_class else _core.SoftTargetLoss
+    return _job.run_and_reduce(kind(scores, positions, losses, False, 0.0), losses, reduction, workers)
 
 
 @overload
@@ -296,14 +294,13 @@ def cross_entropy(
     >>> f"{cross_entropy([17.0, 0.0], 0):.3g}"
     '4.14e-08'
     """
-    rows = Rows(_core.LOGITS, "logits", logits, axis)
-    rows.against("targets", targets, ignore_index)
-    rows.keep(weight, where)
-    rows.penalize(label_smoothing, z_loss)
-    rows.change(logit_scale, softcap)
-    rows.reduce(reduction)
-    rows.run(workers)
-    return rows.reduced()
+    scores = as_scores("logits", logits, axis)
+    positions = as_positions("targets", targets, scores, ignore_index, where, weight)
+    smoothing, z_loss = penalties(label_smoothing, z_loss)
+    scale, cap = logit_transform(logit_scale, softcap)
+    losses = _job.new_losses(reduction, scores.batch)
+    job = _core.CrossEntropy(scores, positions, losses, scale, cap, smoothing, z_loss)
+    return _job.run_and_reduce(job, losses, reduction, workers)
 
 
 @overload
@@ -419,15 +416,17 @@ def cross_entropy_and_grad(
     >>> gradient.round(4)
     array([[-0.3348,  0.2447,  0.09  ]])
     """
-    rows = Rows(_core.LOGITS, "logits", logits, axis)
-    rows.against("targets", targets, ignore_index)
-    rows.keep(weight, where)
-    rows.penalize(label_smoothing, z_loss)
-    rows.change(logit_scale, softcap)
-    rows.reduce(reduction)
-    gradient = rows.write(out, divided=rows.mean)
-    rows.run(workers)
-    return rows.reduced(), gradient
+    scores = as_scores("logits", logits, axis)
+    positions = as_positions("targets", targets, scores, ignore_index, where, weight)
+    smoothing, z_loss = penalties(label_smoothing, z_loss)
+    scale, cap = logit_transform(logit_scale, softcap)
+    losses = _job.new_losses(reduction, scores.batch)
+    inputs = {"targets": positions.targets, "weight": positions.weight, "where": positions.where}
+    gradient, view, code = output_like(scores, out, inputs)
+    _job.check_targets(positions, scores)  # before anything is written
+    options = scale, cap, smoothing, z_loss, view, code, reduction == "mean"
+    job = _core.CrossEntropy(scores, positions, losses, *options)
+    return _job.run_and_reduce(job, losses, reduction, workers), gradient
 
 
 @overload
@@ -540,11 +539,12 @@ def linear_cross_entropy(
     >>> round(cross_entropy(hidden @ weight.T, targets), 6)
     6.154944
     """
-    rows = ProjectedRows(_core.LOGITS, hidden, linear_weight, linear_bias)
-    rows.against("targets", targets, ignore_index)
-    rows.keep(weight, where)
-    rows.penalize(label_smoothing, z_loss)
-    rows.change(logit_scale, softcap)
-    rows.reduce(reduction)
-    rows.run(workers)
-    return rows.reduced()
+    projection = Projection(hidden, linear_weight, linear_bias)
+    scores = projection.scores
+    positions = as_positions("targets", targets, scores, ignore_index, where, weight)
+    smoothing, z_loss = penalties(label_smoothing, z_loss)
+    scale, cap = logit_transform(logit_scale, softcap)
+    losses = _job.new_losses(reduction, scores.batch)
+    job = _core.CrossEntropy(scores, positions, losses, scale, cap, smoothing, z_loss)
+    projection.run(job, workers)
+    return _job.reduced(job, losses, reduction)

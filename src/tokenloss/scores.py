@@ -4,17 +4,30 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tokenloss import _core
-from tokenloss._projection import ProjectedRows
-from tokenloss._rows import Rows
+from tokenloss import _arrays, _core, _job
+from tokenloss._projection import Projection
+from tokenloss._validation import as_positions, as_scores, logit_transform
 from tokenloss.meter import LossMeter
 
 if TYPE_CHECKING:
     from tokenloss._types import Array, ArrayLike, BoolArray, Float64Array, IntArray
+
+# a token's columns by name: dtype, and the value at masked positions
+COLUMNS: dict[str, tuple[type, float]] = {
+    "nll": (np.float64, 0.0),
+    "logsumexp": (np.float64, 0.0),
+    "entropy": (np.float64, 0.0),
+    "rank": (np.int64, 0),
+    "argmax": (np.int64, -1),
+    "is_greedy": (np.bool_, False),
+    "kept": (np.bool_, False),
+    "top_ids": (np.int64, -1),
+    "top_logprobs": (np.float64, 0.0),
+}
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -182,13 +195,10 @@ def token_scores(
     array([[0, 1],
            [1, 0]])
     """
-    rows = Rows(_core.TOKENS, "logits", logits, axis)
-    rows.against("targets", targets, ignore_index, distributions=False)
-    rows.keep(None, where)
-    rows.change(logit_scale, softcap)
-    rows.reduce("none")
-    found = rows.tokens(top_k)
-    rows.run(workers)
+    scores = as_scores("logits", logits, axis)
+    positions = as_positions("targets", targets, scores, ignore_index, where, distributions=False)
+    job, found = _token_job(scores, positions, logit_transform(logit_scale, softcap), top_k)
+    _job.run(job, workers)
     return TokenScores(**found)
 
 
@@ -264,11 +274,25 @@ def linear_token_scores(
     array([[2, 0],
            [1, 2]])
     """
-    rows = ProjectedRows(_core.TOKENS, hidden, linear_weight, linear_bias)
-    rows.against("targets", targets, ignore_index, distributions=False)
-    rows.keep(None, where)
-    rows.change(logit_scale, softcap)
-    rows.reduce("none")
-    found = rows.tokens(top_k)
-    rows.run(workers)
+    projection = Projection(hidden, linear_weight, linear_bias)
+    scores = projection.scores
+    positions = as_positions("targets", targets, scores, ignore_index, where, distributions=False)
+    job, found = _token_job(scores, positions, logit_transform(logit_scale, softcap), top_k)
+    projection.run(job, workers)
     return TokenScores(**found)
+
+
+def _token_job(
+    scores: _core.Scores, positions: _core.Positions, transform: tuple[float, float], top_k: Any
+) -> tuple[_core.TokenStats, dict[str, Any]]:
+    """The job that finds a token's columns, and these columns, which hold the values of masked positions before."""
+    fits = f"an integer from 0 to {scores.classes}, the number of classes"
+    top_k = _arrays.integer("top_k", top_k, fits, least=0, most=scores.classes)
+    found: dict[str, Any] = {}
+    for name, (dtype, masked) in COLUMNS.items():
+        found[name] = np.zeros((*scores.batch, top_k) if name.startswith("top_") else scores.batch, dtype)
+        if masked:
+            found[name].fill(masked)
+    flat = {name: (array.view(np.uint8) if array.dtype == bool else array).reshape(-1) for name, array in found.items()}
+    job = _core.TokenStats(scores, positions, found["nll"], *transform, top_k, flat)
+    return job, found if top_k else found | {"top_ids": None, "top_logprobs": None}

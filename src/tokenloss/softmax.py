@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, overload
 
-from tokenloss import _core
-from tokenloss._rows import Rows
+import numpy as np
+
+from tokenloss import _arrays, _core, _job
+from tokenloss._validation import as_scores, output_like, without_targets
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -59,7 +61,7 @@ def softmax(logits: ArrayLike, *, axis: int = -1, out: Any = None, workers: int 
     >>> softmax([[2.0, 1.0, 0.0]]).round(4)
     array([[0.6652, 0.2447, 0.09  ]])
     """
-    return _written(_core.SOFTMAX, logits, axis, out, workers)
+    return _softmax(False, logits, axis, out, workers)
 
 
 @overload
@@ -108,7 +110,7 @@ def log_softmax(logits: ArrayLike, *, axis: int = -1, out: Any = None, workers: 
     >>> log_softmax([[2.0, 1.0, 0.0]]).round(4)
     array([[-0.4076, -1.4076, -2.4076]])
     """
-    return _written(_core.LOG_SOFTMAX, logits, axis, out, workers)
+    return _softmax(True, logits, axis, out, workers)
 
 
 def logsumexp(
@@ -156,15 +158,22 @@ def logsumexp(
     >>> logsumexp(np.zeros((2, 131072), np.float16)).round(2)
     array([11.78, 11.78])
     """
-    rows = Rows(_core.LOGSUMEXP, "logits", logits, axis)
-    rows.reduce("none", out)
-    rows.run(workers)
-    return rows.numbers()
+    scores = as_scores("logits", logits, axis)
+    result = numbers = np.zeros(scores.batch) if out is None else _arrays.result_array(out, scores.batch)
+    if not result.flags.carray or np.may_share_memory(result, scores.array):
+        numbers = np.zeros(scores.batch)
+    _job.run(_core.LogSumExp(scores, without_targets(scores), numbers), workers)
+    if result is not numbers:
+        result[...] = numbers
+    if out is not None:
+        return out  # itself, whatever its class
+    scalar: Float64Array = result[()] if result.ndim == 0 else result
+    return scalar
 
 
-def _written(what: int, logits: Any, axis: Any, out: Any, workers: Any) -> Any:
-    """What is written for each logit."""
-    rows = Rows(what, "logits", logits, axis)
-    result = rows.write(out)
-    rows.run(workers)
+def _softmax(is_log: bool, logits: Any, axis: Any, out: Any, workers: Any) -> Any:
+    """Softmax or its logarithm, in `out` if that is given."""
+    scores = as_scores("logits", logits, axis)
+    result, view, code = output_like(scores, out, {})
+    _job.run(_core.Softmax(scores, without_targets(scores), None, is_log, view, code), workers)
     return result

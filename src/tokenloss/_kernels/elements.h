@@ -148,4 +148,20 @@ TL_INLINE int64_t tl_load_integer(const char *address, int dtype) {
     }
 }
 
+/* The same for `count` integers that are `stride` bytes apart. */
+TL_INLINE void tl_load_integers(const char *address, ptrdiff_t stride, int dtype, int count, int64_t *loaded) {
+    int32_t single;
+    if (dtype == TL_INT64) /* nearly always */
+        for (int i = 0; i < count; i++)
+            memcpy(&loaded[i], address + i * stride, sizeof *loaded);
+    else if (dtype == TL_INT32)
+        for (int i = 0; i < count; i++) {
+            memcpy(&single, address + i * stride, sizeof single);
+            loaded[i] = single;
+        }
+    else
+        for (int i = 0; i < count; i++)
+            loaded[i] = tl_load_integer(address + i * stride, dtype);
+}
+
 #endif

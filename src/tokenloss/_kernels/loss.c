@@ -1,0 +1,197 @@
+/* See loss.h. */
+#include "loss.h"
+
+#include <math.h>
+#include <string.h>
+
+#include "reduce.h"
+#include "scalar_math.h"
+
+/* sum of q[k] (logsumexp - x[k]) + z_loss logsumexp^2, from the nll of a class id (0 for a distribution), the target dot
+ * sum of q[k] (shift - x[k]), the mass sum of q[k], and how far the logsumexp lies above that shift. */
+static double loss_of(const tl_loss *loss, double nll, double target_dot, double mass, double above_shift, tl_lse lse) {
+    double sum = 0;
+    if (loss->target >= 0 && loss->soft.one_minus_eps != 0)
+        sum = loss->target_weight * loss->soft.one_minus_eps * nll;
+    sum += target_dot;
+    sum += mass * above_shift;
+    return loss->z_loss != 0 ? sum + loss->z_loss * tl_logsumexp(lse) * tl_logsumexp(lse) : sum;
+}
+
+/* The derivative of z_loss logsumexp^2 by the logsumexp. */
+static double z_loss_grad(const tl_loss *loss, tl_lse lse) {
+    return loss->z_loss != 0 ? 2 * loss->z_loss * tl_logsumexp(lse) : 0;
+}
+
+/* Writes the gradient of a row whose soft targets add up to `mass`; nan, and 0 is returned, where the loss is not finite. */
+static int write_gradient(const tl_backend *backend, const tl_row *logits, const tl_loss *loss, tl_lse lse, double mass,
+                          tl_cancel *cancel) {
+    double logsumexp = tl_logsumexp(lse);
+    if (logsumexp - logsumexp != 0) {
+        tl_fill(loss->grad, (double)NAN);
+        return 0;
+    }
+    tl_gradient(backend, logits, lse, loss->grad_scale, mass + z_loss_grad(loss, lse), &loss->soft, loss->grad,
+                loss->nontemporal_stores, cancel);
+    return 1;
+}
+
+/* The gradient for a class id: the element of the target is made of its log-odds, since softmax - 1 has no digits left
+ * where the target is nearly certain. `smoothed` is the mass of smoothing alone. */
+static void write_class_gradient(const tl_backend *backend, const tl_row *logits, const tl_loss *loss, tl_lse lse,
+                                 double logit, double log_odds, double smoothed, tl_cancel *cancel) {
+    double odds_against = tl_exp(log_odds), weight = loss->target_weight;
+    double one_minus_eps = loss->soft.one_minus_eps;
+    double at_target = weight * one_minus_eps * (odds_against > 1e300 ? 1 : odds_against / (1 + odds_against));
+    at_target = (smoothed + z_loss_grad(loss, lse)) / (1 + odds_against) - at_target - weight * loss->soft.eps_over_v;
+    at_target *= tl_softcap_grad(logits, logit);
+    if (write_gradient(backend, logits, loss, lse, smoothed + weight * one_minus_eps, cancel))
+        tl_store_at(loss->grad, loss->target, loss->grad_scale * at_target);
+}
+
+double tl_loss_of_class(const tl_backend *backend, const tl_row *logits, const tl_loss *loss, const tl_lse_acc *others,
+                        tl_cancel *cancel) {
+    double logit = tl_logit_at(backend, logits, loss->target), smoothed = 0, target_dot = 0;
+    tl_lse lse = tl_lse_finish(others, logits);
+    double log_odds = tl_log_odds_against_lse(lse, logit), nll = tl_softplus(log_odds);
+    int smooths = loss->soft.eps_over_v != 0;
+    if (!smooths && loss->z_loss == 0 && !loss->grad)
+        return loss->target_weight * nll;
+    lse = tl_lse_add_class(lse, logit, log_odds);
+    if (smooths)
+        target_dot = tl_target_dot(backend, logits, &loss->soft, lse.offset, &smoothed, cancel);
+    double value = loss_of(loss, nll, target_dot, smoothed, smooths ? lse.log : 0, lse);
+    if (loss->grad)
+        write_class_gradient(backend, logits, loss, lse, logit, log_odds, smoothed, cancel);
+    return value;
+}
+
+double tl_loss_of_distribution(const tl_backend *backend, const tl_row *logits, const tl_loss *loss, int64_t argmax,
+                               tl_cancel *cancel) {
+    double mass = 0, target_dot = 0, above_shift = 0;
+    tl_lse_acc others;
+    if (argmax < 0 && loss->z_loss == 0) {
+        if (loss->grad)
+            tl_fill(loss->grad, 0);
+        return 0;
+    }
+    tl_lse_row(backend, logits, argmax, &others, cancel);
+    tl_lse lse = tl_lse_finish(&others, logits);
+    if (argmax >= 0) {
+        double logit = tl_logit_at(backend, logits, argmax), log_odds = tl_log_odds_against_lse(lse, logit);
+        double nll = tl_softplus(log_odds), shift;
+        lse = tl_lse_add_class(lse, logit, log_odds);
+        /* the likeliest target's logit: where it is the largest logit, too, little is lost in differences from it */
+        int is_finite = nll - nll == 0;
+        shift = is_finite ? logit : lse.offset;
+        above_shift = is_finite ? nll : lse.log;
+        target_dot = tl_target_dot(backend, logits, &loss->soft, shift, &mass, cancel);
+    }
+    if (loss->grad)
+        write_gradient(backend, logits, loss, lse, mass, cancel);
+    return loss_of(loss, 0, target_dot, mass, above_shift, lse);
+}
+
+int tl_is_one_hot(const tl_backend *backend, const tl_soft_target *soft, int64_t count, int64_t argmax, int64_t nonzero,
+                  tl_cancel *cancel) {
+    if (soft->eps_over_v != 0) { /* after smoothing, no class is without mass */
+        tl_soft_target plain = *soft;
+        plain.weight = NULL;
+        plain.one_minus_eps = 1;
+        plain.eps_over_v = 0;
+        argmax = tl_soft_target_argmax(backend, &plain, count, &nonzero, cancel);
+    }
+    return nonzero == 1 && tl_load(soft->mass + argmax * soft->mass_stride, soft->mass_dtype) == 1;
+}
+
+void tl_loss_begin(const tl_backend *backend, const tl_loss *loss, int64_t classes, tl_loss_acc *acc, int64_t *nonzero,
+                   tl_cancel *cancel) {
+    acc->excluded = loss->target;
+    acc->needs_target_dot = loss->soft.eps_over_v != 0;
+    *nonzero = 1;
+    if (loss->target < 0) {
+        acc->excluded = tl_soft_target_argmax(backend, &loss->soft, classes, nonzero, cancel);
+        acc->needs_target_dot = acc->excluded >= 0;
+    }
+    acc->target_raw = acc->shift = 0;
+    memset(&acc->target_dot, 0, sizeof acc->target_dot);
+}
+
+void tl_loss_set_target_logit(const tl_backend *backend, const tl_row *logits, const tl_loss *loss, double target_raw,
+                              tl_loss_acc *acc) {
+    acc->target_raw = target_raw;
+    if (loss->target < 0) { /* the shift for a class id comes with the first range: its logit may be far from the largest */
+        double logit = tl_softcap(backend, logits, target_raw);
+        acc->shift = logit - logit == 0 ? logit : 0;
+    }
+}
+
+void tl_loss_range(const tl_backend *backend, const tl_row *logits, const tl_loss *loss, int64_t start, int64_t end,
+                   int64_t block, tl_loss_acc *acc, tl_cancel *cancel) {
+    tl_lse_range(backend, logits, start, end, block, acc->excluded, &acc->others, cancel);
+    if (!acc->needs_target_dot)
+        return;
+    if (loss->target >= 0 && start == 0)
+        acc->shift = tl_lse_finish(&acc->others, logits).offset;
+    tl_target_dot_range(backend, logits, &loss->soft, start, end, acc->shift, &acc->target_dot, cancel);
+}
+
+double tl_loss_end(const tl_backend *backend, const tl_row *logits, const tl_loss *loss, const tl_loss_acc *acc) {
+    double mass = 0, target_dot = 0, nll = 0, above_shift = 0;
+    if (acc->excluded < 0 && loss->z_loss == 0)
+        return 0;
+    tl_lse lse = tl_lse_finish(&acc->others, logits);
+    if (acc->excluded >= 0) {
+        double logit = tl_softcap(backend, logits, acc->target_raw), log_odds = tl_log_odds_against_lse(lse, logit);
+        nll = tl_softplus(log_odds);
+        lse = tl_lse_add_class(lse, logit, log_odds);
+    }
+    if (acc->needs_target_dot) {
+        target_dot = tl_target_dot_end(&acc->target_dot, &mass);
+        above_shift = (lse.offset - acc->shift) + lse.log;
+    }
+    return loss_of(loss, nll, target_dot, mass, above_shift, lse);
+}
+
+void tl_negative_log(const tl_backend *backend, const tl_clip *clip, double *scores, size_t count) {
+    if (clip->lowest == clip->lowest) {
+        backend->clipped_losses(scores, count, clip->lowest, clip->highest);
+        return;
+    }
+    for (size_t i = 0; i < count; i++)
+        scores[i] = 0 - scores[i];
+}
+
+double tl_nll_of_distribution(const tl_backend *backend, const tl_row *scores, const tl_soft_target *soft,
+                              const tl_clip *clip, tl_seen *seen, tl_cancel *cancel) {
+    double mass[64], nll[64], sum = 0, comp = 0;
+    int64_t start = 0;
+    seen->nonzero = 0;
+    seen->last = seen->refused = -1;
+    seen->refused_score = 0;
+    for (int count; (count = tl_soft_target_next(backend, soft, scores->count, &start, mass, cancel)) > 0; start += count) {
+        for (int i = 0; i < count; i++) {
+            nll[i] = 0;
+            if (!tl_contributes(mass[i]))
+                continue;
+            nll[i] = tl_load(scores->data + (start + i) * scores->stride, scores->dtype);
+            if (tl_is_refused(clip, nll[i]) && seen->refused < 0) {
+                seen->refused = start + i;
+                seen->refused_score = nll[i];
+            }
+        }
+        tl_negative_log(backend, clip, nll, (size_t)count);
+        for (int i = 0; i < count; i++) {
+            if (!tl_contributes(mass[i]))
+                continue;
+            seen->nonzero++;
+            seen->last = start + i;
+            /* Knuth's exact addition: what each sum loses is added at the end */
+            double term = mass[i] * nll[i], before = sum, other;
+            sum += term;
+            other = sum - before;
+            comp += (before - (sum - other)) + (term - other);
+        }
+    }
+    return comp - comp == 0 ? sum + comp : sum;
+}

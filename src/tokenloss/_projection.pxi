@@ -1,0 +1,271 @@
+# Jobs over logits that a projection makes a tile at a time, and the products and casts that it needs.
+
+TILE_CLASS_MULTIPLE = C_TILE_CLASS_MULTIPLE  # tiles have a multiple of these many classes, but for the last
+
+cdef enum:
+    C_TILE_CLASS_MULTIPLE = 1024
+
+
+cdef struct TiledRow:
+    # an unmasked row while its tiles arrive; one of the two accumulators is in use
+    int64_t row, target
+    int64_t excluded  # the class whose logit is known from the start, -1 if none
+    double target_raw  # that logit, as it is in tiles
+    tl_loss_acc loss
+    tl_token_stats token
+    tl_topk top
+
+
+@cython.final
+cdef class Tiles(Job):
+    """Runs a job, CrossEntropy or TokenStats, over logits that arrive in tiles: some rows, and of these some classes.
+
+    For each group of rows: `begin_rows`, `set_target_logits`, then `set_tile` and `run` for each tile, then `end_rows`.
+    """
+
+    cdef RowJob job
+    cdef CrossEntropy loss_job
+    cdef TokenStats token_job
+    cdef TiledRow *tiled
+    cdef int64_t most, count, next_position
+    cdef View tile
+    cdef int64_t first, last
+    cdef int64_t[::1] taken, excluded
+    cdef Totals totals
+
+    def __cinit__(self, RowJob job, int64_t[::1] taken, int64_t[::1] excluded):
+        """The numbers of the rows at hand, and their classes whose logits must be known, are written to the arrays."""
+        self.job, self.taken, self.excluded, self.most = job, taken, excluded, taken.shape[0]
+        if isinstance(job, CrossEntropy):
+            self.loss_job = job
+        else:
+            self.token_job = job
+        self.tiled = <TiledRow *> malloc(self.most * sizeof(TiledRow))
+        if self.tiled == NULL:
+            raise MemoryError
+
+    def __dealloc__(self):
+        PyBuffer_Release(&self.tile.buffer)
+        free(self.tiled)
+
+    cdef void begin_row(self, int64_t row, int64_t target, TiledRow *tiled, tl_cancel *cancel) noexcept nogil:
+        cdef tl_loss loss
+        cdef int64_t nonzero
+        tiled.row, tiled.target, tiled.excluded = row, target, target
+        if self.token_job is not None:
+            tiled.top = self.token_job.top_of(row)
+            return
+        loss = self.loss_job.loss_at(row, target, NULL)
+        tl_loss_begin(backend, &loss, self.job.scores.classes, &tiled.loss, &nonzero, cancel)
+        tiled.excluded = tiled.loss.excluded
+        if target < 0:
+            self.job.accepts_distribution(row, &loss.soft, tiled.excluded, nonzero, &self.totals, cancel)
+
+    def begin_rows(self):
+        """Begin the next unmasked rows; returns their number, 0 at the end."""
+        cdef RowJob job = self.job
+        cdef int64_t row, target
+        cdef tl_fp_state environment
+        cdef tl_cancel cancel = self.new_cancel(True)
+        self.count = 0
+        with nogil:
+            tl_fp_enter(&environment)
+            while self.count < self.most and self.next_position < job.rows and not tl_flag_get(&self.stop_flag):
+                row = self.next_position
+                self.next_position += 1
+                if not job.positions.by_class or row % 1024 == 0:
+                    tl_cancelled(&cancel)
+                target = job.positions.target_of(row)
+                if job.positions.is_unmasked(row, target) and job.accepts(row, target, &self.totals):
+                    self.begin_row(row, target, &self.tiled[self.count], &cancel)
+                    self.taken[self.count], self.excluded[self.count] = row, self.tiled[self.count].excluded
+                    self.count += 1
+            tl_fp_leave(&environment)
+        if self.pending_exception is not None:
+            raise self.pending_exception
+        return self.count
+
+    def set_target_logits(self, const double[::1] logits):
+        """The logits of the classes that are excluded, as they will be in tiles."""
+        cdef tl_row row = self.job.row_of_scores()
+        cdef tl_loss loss
+        cdef int64_t i
+        for i in range(self.count):
+            self.tiled[i].target_raw = logits[i]
+            if self.loss_job is not None:
+                loss = self.loss_job.loss_at(self.tiled[i].row, self.tiled[i].target, NULL)
+                tl_loss_set_target_logit(backend, &row, &loss, logits[i], &self.tiled[i].loss)
+
+    def set_tile(self, tile, int64_t first):
+        """Logits of the rows, for classes from `first` on."""
+        PyBuffer_Release(&self.tile.buffer)
+        open_view(&self.tile, tile, self.job.scores.dtype, 1, True)
+        self.first, self.last = first, first + self.tile.buffer.shape[1]
+        self.rows, self.next_row = self.count, 0
+
+    cdef void run_range(self, int64_t start, int64_t stop, Totals *totals, tl_cancel *cancel) noexcept nogil:
+        cdef TiledRow *tiled
+        cdef tl_row logits = self.job.row_of_scores()
+        cdef tl_loss loss
+        cdef int64_t i
+        logits.stride = self.tile.buffer.strides[1]
+        for i in range(start, stop):
+            tiled = &self.tiled[i]
+            logits.data = address_of(&self.tile, i) - self.first * logits.stride  # only classes of the tile are read
+            if self.first <= tiled.excluded < self.last:
+                # products of few rows and of many may differ in their last digits: one logit has one value
+                tl_store_at(&logits, tiled.excluded, tiled.target_raw)
+            if self.token_job is not None:
+                tl_token_stats_range(backend, &logits, self.first, self.last, C_TILE_CLASS_MULTIPLE, tiled.target,
+                                     tiled.target_raw, &tiled.token, self.top_of(tiled), cancel)
+            else:
+                loss = self.loss_job.loss_at(tiled.row, tiled.target, NULL)
+                tl_loss_range(backend, &logits, &loss, self.first, self.last, C_TILE_CLASS_MULTIPLE, &tiled.loss,
+                              cancel)
+
+    cdef inline tl_topk *top_of(self, TiledRow *tiled) noexcept nogil:
+        return &tiled.top if self.token_job.top_k > 0 else NULL
+
+    cdef double end_row(self, TiledRow *tiled, const tl_row *logits) noexcept nogil:
+        """The number of a row."""
+        cdef tl_loss loss
+        if self.token_job is not None:
+            tl_token_stats_end(backend, logits, tiled.target_raw, &tiled.token, self.top_of(tiled))
+            return self.token_job.write_token(tiled.row, tiled.target, &tiled.token)
+        loss = self.loss_job.loss_at(tiled.row, tiled.target, NULL)
+        return tl_loss_end(backend, logits, &loss, &tiled.loss)
+
+    def end_rows(self):
+        """Finish the rows, and add their numbers to the job's."""
+        cdef tl_row logits = self.job.row_of_scores()
+        cdef tl_fp_state environment
+        cdef int64_t i
+        with nogil:
+            tl_fp_enter(&environment)
+            for i in range(self.count):
+                self.job.add(self.tiled[i].row, self.tiled[i].target, self.end_row(&self.tiled[i], &logits),
+                             &self.totals)
+            tl_fp_leave(&environment)
+
+    def end(self):
+        """Give the job what was found in all rows."""
+        self.job.add_totals(&self.totals)
+
+
+@cython.final
+cdef class CastRows(Job):
+    """Writes rows of an array, all or those that are numbered, as floats or doubles."""
+
+    cdef View source, result
+    cdef const int64_t[::1] numbers
+    cdef bint all_rows
+
+    def __cinit__(self, source, int dtype, numbers, result, int result_dtype):
+        need_backend()
+        open_view(&self.source, source, dtype, source.ndim - 1, False)
+        open_view(&self.result, result, result_dtype, 1, True)
+        self.all_rows = numbers is None
+        if not self.all_rows:
+            self.numbers = numbers
+        self.rows = result.shape[0]
+        self.row_bytes = result.shape[1] * tl_itemsize(result_dtype)
+
+    def __dealloc__(self):
+        PyBuffer_Release(&self.source.buffer)
+        PyBuffer_Release(&self.result.buffer)
+
+    cdef void run_range(self, int64_t start, int64_t stop, Totals *totals, tl_cancel *cancel) noexcept nogil:
+        cdef int64_t i
+        cdef tl_row row
+        for i in range(start, stop):
+            row = row_at(&self.source, i if self.all_rows else self.numbers[i])
+            tl_cast_row(backend, &row, self.result.dtype, <void *> address_of(&self.result, i))
+
+
+@cython.final
+cdef class MatVec(Job):
+    """Products of rows of weights with all of a few hidden states, which are floats or doubles."""
+
+    cdef View weight, result
+    cdef tl_vectors hidden
+    cdef char *copied
+    cdef int64_t first
+
+    def __cinit__(self, weight, int dtype, hidden, int hidden_dtype):
+        cdef View view
+        cdef int64_t i
+        cdef tl_row row
+        need_backend()
+        memset(&view, 0, sizeof(view))
+        open_view(&self.weight, weight, dtype, 1, False)
+        open_view(&view, hidden, hidden_dtype, 1, False)
+        # copied to whole cache lines, one more than needed apart: they do not all begin in the same set of a cache
+        self.hidden.count = view.buffer.shape[0]
+        self.hidden.stride = (view.buffer.shape[1] * tl_itemsize(hidden_dtype) // 64 + 2) * 64
+        self.copied = <char *> malloc(self.hidden.count * self.hidden.stride + 64)
+        if self.copied != NULL:
+            self.hidden.data = self.copied + 64 - <size_t> self.copied % 64
+            for i in range(self.hidden.count):
+                row = row_at(&view, i)
+                tl_cast_row(backend, &row, hidden_dtype, self.hidden.data + i * self.hidden.stride)
+        self.result.dtype = hidden_dtype
+        self.row_bytes = view.buffer.shape[1] * tl_itemsize(dtype)
+        PyBuffer_Release(&view.buffer)
+        if self.copied == NULL:
+            raise MemoryError
+
+    def __dealloc__(self):
+        PyBuffer_Release(&self.weight.buffer)
+        PyBuffer_Release(&self.result.buffer)
+        free(self.copied)
+
+    def set_result(self, result, int64_t first):
+        """Where the products go: those of each hidden state with rows of weights from `first` on."""
+        PyBuffer_Release(&self.result.buffer)
+        open_view(&self.result, result, self.result.dtype, 1, True)
+        self.rows, self.first, self.next_row = result.shape[1], first, 0
+
+    cdef void run_range(self, int64_t start, int64_t stop, Totals *totals, tl_cancel *cancel) noexcept nogil:
+        cdef tl_row row = row_at(&self.weight, self.first + start)
+        cdef tl_vectors result
+        result.data = <char *> self.result.buffer.buf + start * tl_itemsize(self.result.dtype)
+        result.stride = self.result.row_stride
+        tl_matvec(backend, &row, self.weight.row_stride, stop - start, &self.hidden, &result)
+
+
+def row_dots(weight, int dtype, hidden, int hidden_dtype, const int64_t[::1] numbers, double[::1] result):
+    """Writes the product of each hidden state with the row of weights of its number, 0 where that is negative."""
+    cdef View weights, states
+    cdef tl_vectors state, product
+    cdef tl_row row
+    cdef int64_t i
+    cdef char number[8]
+    cdef char *converted
+    cdef tl_fp_state environment
+    need_backend()
+    memset(&weights, 0, sizeof(weights))
+    memset(&states, 0, sizeof(states))
+    open_view(&weights, weight, dtype, 1, False)
+    open_view(&states, hidden, hidden_dtype, 1, False)
+    converted = <char *> malloc(max(1, weights.buffer.shape[1]) * tl_itemsize(hidden_dtype))
+    if converted == NULL:
+        PyBuffer_Release(&weights.buffer)
+        PyBuffer_Release(&states.buffer)
+        raise MemoryError
+    state.count, state.stride, product.data, product.stride = 1, 0, number, 0
+    with nogil:
+        tl_fp_enter(&environment)
+        for i in range(numbers.shape[0]):
+            result[i] = 0
+            if numbers[i] < 0:
+                continue
+            row = row_at(&weights, numbers[i])
+            tl_cast_row(backend, &row, hidden_dtype, converted)
+            row.data, row.dtype, row.stride = converted, hidden_dtype, tl_itemsize(hidden_dtype)
+            state.data = <char *> address_of(&states, i)
+            tl_matvec(backend, &row, 0, 1, &state, &product)
+            result[i] = tl_load(number, hidden_dtype)
+        tl_fp_leave(&environment)
+    free(converted)
+    PyBuffer_Release(&weights.buffer)
+    PyBuffer_Release(&states.buffer)
