@@ -20,7 +20,7 @@ import zarr
 
 import tokenloss
 from tokenloss import _evaluation, cli, report
-from tokenloss.compare import _UNNORMALIZED
+from tokenloss.comparison import _UNNORMALIZED
 from tokenloss.formats import llama_cpp
 from tokenloss.formats import npz as npz_format
 

@@ -19,20 +19,21 @@ import numpy as np
 from tokenloss import __version__, _arrays, _core
 from tokenloss._files import identity, replacing
 from tokenloss._rows import Rows
-from tokenloss.compare import _UNNORMALIZED, ComparisonMeter
+from tokenloss._softmax import log_softmax, logsumexp
+from tokenloss.comparison import _UNNORMALIZED, ComparisonMeter
 from tokenloss.formats import npy, open_scores
 from tokenloss.formats._base import ScoresFile, check_map, rows_at
 from tokenloss.losses import cross_entropy, cross_entropy_loss, nll_loss
 from tokenloss.meter import LossMeter
 from tokenloss.scores import token_scores
-from tokenloss.softmax import log_softmax, logsumexp
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from typing import Literal, NoReturn
 
-    from tokenloss._types import Array, Sink
-    from tokenloss.compare import Comparison
+    from tokenloss._per_token import Sink
+    from tokenloss._types import Array
+    from tokenloss.comparison import Comparison
     from tokenloss.scores import TokenScores
 
 

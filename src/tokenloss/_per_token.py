@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
     from tokenloss._types import Array
 
+    # called with the scores of each block, its targets and its text
+    Sink: TypeAlias = Callable[[TokenScores, Array, Array | None], None]
     _Write: TypeAlias = Callable[[Array], object]
 
 # a row of a file; all but the target is 0 where it was ignored, and classes are -1
@@ -34,7 +36,7 @@ _COLUMNS = np.dtype(
 
 
 @contextlib.contextmanager
-def writing(path: str, rows: int) -> Iterator[Callable[[TokenScores, Array, Array | None], None]]:
+def writing(path: str, rows: int) -> Iterator[Sink]:
     """Write a .npy, .csv or .parquet file of so many rows; it takes its name when the block of the context ends."""
     with replacing(path) as file, _WRITERS[Path(path).suffix.lower()](file, rows) as write:
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from types import FrameType
     from typing import NoReturn
 
-    from tokenloss._types import Sink
+    from tokenloss._per_token import Sink
 
 _ALTERNATIVES = 5  # to each token, on a page
 

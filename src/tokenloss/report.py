@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     import rich.progress
 
-    from tokenloss.compare import Comparison
+    from tokenloss.comparison import Comparison
 
 _MOST_SHARDS = 20  # that are listed
 _NARROW = 16  # letters, to which text is folded on a narrow terminal

@@ -15,8 +15,8 @@ import numpy as np
 
 from tokenloss import _arrays
 from tokenloss._files import replacing
+from tokenloss._softmax import logsumexp
 from tokenloss.formats._base import Place, ScoresFile, ends, is_float, opened, stamp, unnamed
-from tokenloss.softmax import logsumexp
 
 if TYPE_CHECKING:
     import os
