@@ -10,10 +10,10 @@ import numpy as np
 
 from tokenloss import _arrays, _core
 from tokenloss._arrays import Floats
+from tokenloss._exact import ExactMoments, exp
 from tokenloss._rows import Rows
 from tokenloss._softmax import logsumexp, softmax
 from tokenloss.divergence import kl_divergence
-from tokenloss.meter import LossMeter
 from tokenloss.scores import token_scores
 
 if TYPE_CHECKING:
@@ -405,46 +405,40 @@ def _comparison(definitions: str, parts: list[_Columns], batch: tuple[int, ...])
     columns = {name: np.concatenate([part[name] for part in parts]).reshape(batch) for name in _COLUMNS}
     kept = columns["kept"]
     nll, base_nll, kl, delta_p = (columns[name][kept] for name in ("nll", "base_nll", "kl", "delta_p"))
-    loss, base_loss = _mean(nll), _mean(base_nll)
+    loss, base_loss = ExactMoments.of(nll), ExactMoments.of(base_nll)
+    perplexity, base_perplexity = exp(loss.mean), exp(base_loss.mean)
     with np.errstate(invalid="ignore", over="ignore"):  # infinite losses
-        log_ratio = _mean(nll - base_nll)
-        difference = _mean(loss.perplexity * nll - base_loss.perplexity * base_nll)
-    divergence, change, square = _mean(kl), _mean(delta_p), _mean(delta_p**2)
-    same_top = _mean(columns["is_same_top"][kept])
-    rms = math.sqrt(square.loss)
+        log_ratio = ExactMoments.of(nll - base_nll)
+        difference = ExactMoments.of(perplexity * nll - base_perplexity * base_nll)
+    divergence, change, square = ExactMoments.of(kl), ExactMoments.of(delta_p), ExactMoments.of(delta_p**2)
+    same_top = ExactMoments.of(columns["is_same_top"][kept])
+    ratio, rms = exp(log_ratio.mean), math.sqrt(square.mean)
     return Comparison(
         definitions=definitions,
         count=loss.count,
-        perplexity=loss.perplexity,
-        perplexity_stderr=loss.perplexity * loss.stderr,
-        base_perplexity=base_loss.perplexity,
-        base_perplexity_stderr=base_loss.perplexity * base_loss.stderr,
+        perplexity=perplexity,
+        perplexity_stderr=perplexity * loss.stderr,
+        base_perplexity=base_perplexity,
+        base_perplexity_stderr=base_perplexity * base_loss.stderr,
         correlation=_correlation(loss.stderr, base_loss.stderr, log_ratio.stderr),
-        log_perplexity_ratio=log_ratio.loss,
+        log_perplexity_ratio=log_ratio.mean,
         log_perplexity_ratio_stderr=log_ratio.stderr,
-        perplexity_ratio=log_ratio.perplexity,
-        perplexity_ratio_stderr=log_ratio.perplexity * log_ratio.stderr,
-        perplexity_difference=loss.perplexity - base_loss.perplexity,
+        perplexity_ratio=ratio,
+        perplexity_ratio_stderr=ratio * log_ratio.stderr,
+        perplexity_difference=perplexity - base_perplexity,
         perplexity_difference_stderr=difference.stderr,
-        mean_kl=divergence.loss,
+        mean_kl=divergence.mean,
         mean_kl_stderr=divergence.stderr,
         kl_quantiles=_quantiles(kl, _KL_QUANTILES),
-        mean_delta_p=change.loss,
+        mean_delta_p=change.mean,
         mean_delta_p_stderr=change.stderr,
         delta_p_quantiles=_quantiles(delta_p, _DELTA_P_QUANTILES),
         rms_delta_p=rms,
         rms_delta_p_stderr=square.stderr / (2 * rms) if rms else square.stderr,
-        same_top=same_top.loss,
+        same_top=same_top.mean,
         same_top_stderr=same_top.stderr,
         **columns,
     )
-
-
-def _mean(values: Array) -> LossMeter:
-    """Mean of any numbers and its standard error: what a meter calls the loss."""
-    meter = LossMeter()
-    meter.update(values)
-    return meter
 
 
 def _correlation(stderr: float, base_stderr: float, stderr_of_difference: float) -> float:

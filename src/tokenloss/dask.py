@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from tokenloss import _arrays, _core, _workers, losses
+from tokenloss import _arrays, _core, _workers
+from tokenloss._exact import ExactMoments
 from tokenloss._rows import Rows
+from tokenloss.losses import cross_entropy as _cross_entropy
 from tokenloss.meter import LossMeter
 
 try:
@@ -240,27 +242,27 @@ def _cut(value: Any, chunks: tuple[tuple[int, ...], ...]) -> Any:
 
 
 @dataclass(frozen=True)
-class _Sums:
-    """What a mean is made of; the meter of weights has seen nothing where classes are not weighted."""
+class _LossAndWeight:
+    """Numerator and denominator of a weighted mean; `weights` is empty without class weights."""
 
     losses: LossMeter
-    weights: LossMeter
+    weights: ExactMoments
 
-    def __add__(self, other: _Sums) -> _Sums:
-        return _Sums(self.losses + other.losses, self.weights + other.weights)
+    def __add__(self, other: _LossAndWeight) -> _LossAndWeight:
+        return _LossAndWeight(self.losses + other.losses, self.weights + other.weights)
 
 
-def _total(sums: _Sums) -> float:
+def _total(sums: _LossAndWeight) -> float:
     """Loss by "sum"."""
     return sums.losses.total
 
 
-def _mean(sums: _Sums) -> float:
+def _mean(sums: _LossAndWeight) -> float:
     """Loss by "mean"."""
     if not sums.weights.count:
         return sums.losses.loss
     with np.errstate(divide="ignore", invalid="ignore"):
-        return float(np.float64(sums.losses.total) / sums.weights.total)
+        return float(np.float64(sums.losses.total) / sums.weights.sum)
 
 
 def _losses(
@@ -268,7 +270,7 @@ def _losses(
 ) -> Array:
     """Losses of a block, along an axis of one class."""
     try:
-        nll = losses.cross_entropy(
+        nll = _cross_entropy(
             logits, targets, axis=axis, ignore_index=ignore_index, where=where, reduction="none", **options
         )
     except ValueError as error:  # integers that are not one-hot
@@ -292,15 +294,15 @@ def _sums(
     """Sums over a block."""
     options |= {"axis": axis, "ignore_index": ignore_index, "weight": weight}
     nll = _losses(logits, targets, where, *starts, **options).squeeze(axis)
-    sums = _Sums(LossMeter(), LossMeter())
+    losses, weights = LossMeter(), ExactMoments()
     if targets.ndim < logits.ndim:
         kept = _kept(targets, where, ignore_index)
-        sums.losses.update(nll, kept)
+        losses.update(nll, kept)
         if weight is not None:
-            sums.weights.update(weight[targets[kept]])
+            weights = ExactMoments.of(weight[targets[kept]])
     else:
-        sums.losses.update(nll, where)
-    return np.full((1,) * logits.ndim, sums, object)
+        losses.update(nll, where)
+    return np.full((1,) * logits.ndim, _LossAndWeight(losses, weights), object)
 
 
 def _kept(ids: Array, where: Array | None, ignore_index: int | None) -> Array:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tokenloss import _arrays
+from tokenloss._exact import ExactMoments
 from tokenloss._files import replacing
-from tokenloss.meter import LossMeter
 from tokenloss.report import printable
 
 if TYPE_CHECKING:
@@ -335,9 +335,8 @@ def _draw_histogram(axes: Axes, losses: Array) -> None:
     top = losses.max() if losses.max() > _LEAST else 1
     counts, edges = np.histogram(losses, min(50, 10 + int(len(losses) ** 0.5)), (0, top))
     axes.stairs(100 * counts / len(losses), edges, fill=True, color=_BLUE, alpha=0.75)
-    meter = LossMeter()
-    meter.update(losses)
-    for name, value, dashes in ("mean", meter.loss, "-"), ("median", np.median(losses), "--"):
+    mean = ExactMoments.of(losses).mean
+    for name, value, dashes in ("mean", mean, "-"), ("median", np.median(losses), "--"):
         axes.axvline(value, color=_ORANGE, linestyle=dashes, linewidth=1.5, label=f"{name} {value:.4g}")
     _legend(axes, "best")
     axes.margins(x=0.02)
@@ -411,9 +410,8 @@ def _draw_quantiles(axes: Axes, values: Array, left_out: str) -> None:
             away, side = ((7, -12), "left") if share < 0.5 else ((-7, 5), "right")
             axes.annotate(label, (x, y), away, textcoords="offset points", ha=side, fontsize=9, color=_INK)
         before = label
-    meter = LossMeter()
-    meter.update(values)
-    if meter.loss >= _LEAST:
-        label = f"mean {meter.loss:.4g}" + f" ± {meter.stderr:.2g}" * (size > 1)
-        axes.axhline(meter.loss, color=_ORANGE, linewidth=1.5, label=label)
+    moments = ExactMoments.of(values)
+    if moments.mean >= _LEAST:
+        label = f"mean {moments.mean:.4g}" + f" ± {moments.stderr:.2g}" * (size > 1)
+        axes.axhline(moments.mean, color=_ORANGE, linewidth=1.5, label=label)
         _legend(axes, "lower right")
