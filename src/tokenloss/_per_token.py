@@ -20,10 +20,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from typing import BinaryIO, TypeAlias
 
+    from tokenloss._evaluation.run import Sink
     from tokenloss._types import Array
 
-    # called with the scores of each block, its targets and its text
-    Sink: TypeAlias = Callable[[TokenScores, Array, Array | None], None]
     _Write: TypeAlias = Callable[[Array], object]
 
 # a row of a file; all but the target is 0 where it was ignored, and classes are -1

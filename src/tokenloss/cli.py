@@ -19,8 +19,13 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tokenloss import __version__, _evaluation, _per_token, _workers, page, plots, report
+from tokenloss import __version__, _per_token, _workers, page, plots, report
 from tokenloss._config import show_config
+from tokenloss._evaluation import run
+from tokenloss._evaluation.checkpoint import Checkpoint
+from tokenloss._evaluation.comparison import ComparisonOptions, compare_files, comparison_summary
+from tokenloss._evaluation.plan import Options, Shard, by_number, check_different, plan
+from tokenloss._evaluation.summary import merge_meters, summary, text_length
 from tokenloss._files import identity
 from tokenloss.formats import KINDS, open_scores
 
@@ -29,7 +34,7 @@ if TYPE_CHECKING:
     from types import FrameType
     from typing import NoReturn
 
-    from tokenloss._per_token import Sink
+    from tokenloss._evaluation.run import ShardResult, Sink
 
 _ALTERNATIVES = 5  # to each token, on a page
 
@@ -315,7 +320,7 @@ def _expanded(patterns: Sequence[str]) -> list[str]:
     for pattern in patterns:
         found = [pattern]
         if glob.has_magic(pattern) and not Path(pattern).exists():
-            found = sorted(glob.glob(pattern, recursive=True), key=_evaluation.by_number)
+            found = sorted(glob.glob(pattern, recursive=True), key=by_number)
         if not found:
             raise _InputError(f"{pattern}: matches no file")
         paths += found
@@ -330,7 +335,7 @@ def _score(args: argparse.Namespace) -> None:
                 raise _InputError(
                     f"--{kept} is of sums alone; --{output.replace('_', '-')}, of every token, does not fit"
                 )
-    options = _evaluation.Options(args.array, args.kind, args.ignore_index, args.shift, args.top)
+    options = Options(args.array, args.kind, args.ignore_index, args.shift, args.top)
     if args.per_token:
         with _judging("--per-token"):
             _per_token.check(args.per_token)
@@ -342,9 +347,9 @@ def _score(args: argparse.Namespace) -> None:
     outputs = {f"--{name.replace('_', '-')}": getattr(args, name) for name in ("per_token", "plot", "html", "state")}
     _check_outputs(outputs, inputs)
     with _judging():
-        _evaluation.check_different(inputs)
-        shards = _evaluation.plan(files, targets, options)
-        n_bytes, n_words = _evaluation.extent(args.text) if args.text else (args.bytes or 0, 0)
+        check_different(inputs)
+        shards = plan(files, targets, options)
+        n_bytes, n_words = text_length(args.text) if args.text else (args.bytes or 0, 0)
         args.workers = args.workers or (1 if args.scheduler else _workers.default_workers())
     top_k = min(_ALTERNATIVES if args.html else 1 if args.plot else 0, shards[0].shape[-1])
     plotted = _per_token.Gathered(top_k, ("nll", "kept", "is_greedy", "top_logprobs")) if args.plot else None
@@ -352,14 +357,14 @@ def _score(args: argparse.Namespace) -> None:
     sinks: list[Sink] = [sink for sink in (plotted, shown) if sink]
     with contextlib.ExitStack() as stack:
         if args.per_token:
-            rows = sum(math.prod(shard.batch(options)) for shard in shards)
+            rows = sum(shard.scored_rows(options) for shard in shards)
             stack.enter_context(_writing("--per-token", args.per_token))
             sinks.append(stack.enter_context(_per_token.writing(args.per_token, rows)))
         began = time.perf_counter()
         found, n_read = _found(args, shards, options, sinks, top_k)
         seconds = time.perf_counter() - began
-        meter = _evaluation.total(found, n_bytes, n_words)
-        figures = _evaluation.figures(shards, found, meter, options)
+        meter = merge_meters(found, n_bytes, n_words)
+        figures = summary(shards, found, meter, options)
         figures |= {"seconds": seconds, "bytes": n_read, "gb_per_second": math.nan}
         if seconds:
             figures["gb_per_second"] = n_read / seconds / 1e9
@@ -367,7 +372,7 @@ def _score(args: argparse.Namespace) -> None:
         if plotted:
             _plot_losses(args.plot, plotted.columns(), title)
         if shown:
-            scores, ids, text = shown.scores(shards[0].batch(options))
+            scores, ids, text = shown.scores(shards[0].scored_shape(options))
             with _writing("--html", args.html):
                 page.write_page(
                     args.html, scores, ids, tokens=text, title=title, meter=meter, accuracy=figures["accuracy"]
@@ -387,15 +392,15 @@ def _plot_losses(path: str, columns: dict[str, Any], title: str) -> None:
 
 def _found(
     args: argparse.Namespace,
-    shards: list[_evaluation.Shard],
-    options: _evaluation.Options,
+    shards: list[Shard],
+    options: Options,
     sinks: list[Sink],
     top_k: int,
-) -> tuple[list[_evaluation.Found], int]:
+) -> tuple[list[ShardResult], int]:
     """What is found in each shard, and how many bytes were read; of those of an earlier run none are."""
     with _judging(), _writing("--state", args.state):
-        state = _evaluation.State(args.state, options, shards)
-    left = [number for number in range(len(shards)) if number not in state.found]
+        state = Checkpoint(args.state, options, shards)
+    left = [number for number in range(len(shards)) if number not in state.results]
     with report.Progress(sum(shards[number].n_bytes for number in left)) as progress:
         if args.scheduler:
             results = _found_elsewhere(args, [shards[number] for number in left], options)
@@ -406,18 +411,18 @@ def _found(
                 state.add(left[i], found)
             if args.scheduler:
                 progress.advance(shards[left[i]].n_bytes)
-    n_read = sum(state.found[number].meter.count * shards[number].row_bytes for number in left)
-    return [state.found[number] for number in range(len(shards))], n_read
+    n_read = sum(state.results[number].meter.count * shards[number].row_bytes for number in left)
+    return [state.results[number] for number in range(len(shards))], n_read
 
 
 def _found_here(
     args: argparse.Namespace,
-    shards: list[_evaluation.Shard],
-    options: _evaluation.Options,
+    shards: list[Shard],
+    options: Options,
     sinks: list[Sink],
     top_k: int,
     advance: Callable[[int], None],
-) -> Iterator[tuple[int, _evaluation.Found]]:
+) -> Iterator[tuple[int, ShardResult]]:
     """Score shards one by one."""
 
     def sink(*block: Any) -> None:
@@ -427,19 +432,19 @@ def _found_here(
 
     for number, shard in enumerate(shards):
         with _judging():
-            found = _evaluation.score(shard, options, args.workers, sink if sinks else None, top_k, advance)
+            found = run.score_shard(shard, options, args.workers, sink if sinks else None, top_k, advance)
         yield number, found
 
 
 def _found_elsewhere(
-    args: argparse.Namespace, shards: list[_evaluation.Shard], options: _evaluation.Options
-) -> Iterator[tuple[int, _evaluation.Found]]:
+    args: argparse.Namespace, shards: list[Shard], options: Options
+) -> Iterator[tuple[int, ShardResult]]:
     """Score shards on a cluster."""
     with _judging():
         from tokenloss.dask import map_shards
-    function = functools.partial(_evaluation.score, options=options, workers=args.workers)
+    function = functools.partial(run.score_shard, options=options, workers=args.workers)
     try:
-        yield from map_shards(function, [shard.absolute() for shard in shards], args.scheduler)
+        yield from map_shards(function, [shard.with_absolute_paths() for shard in shards], args.scheduler)
     except Exception as error:  # whatever a worker met with
         raise _InputError(f"{args.scheduler}: {(str(error) or type(error).__name__).splitlines()[0]}") from error
 
@@ -450,27 +455,17 @@ def _compare(args: argparse.Namespace) -> None:
         with _judging("--plot"):
             plots.check(args.plot)
     _check_outputs({"--plot": args.plot}, list(filter(None, [args.base, args.other, args.targets])))
-    options = _evaluation.ComparisonOptions(args.base_kind, args.kind, args.ignore_index, args.shift, args.definitions)
+    options = ComparisonOptions(args.base_kind, args.kind, args.ignore_index, args.shift, args.definitions)
     with _judging():
         base = open_scores(args.base, array=args.base_array, kind=args.base_kind)
         other = open_scores(args.other, array=args.array, kind=args.kind)
         workers = args.workers or _workers.default_workers()
         with report.Progress(base.rows * (base.row_bytes + other.row_bytes)) as progress:
-            found = _evaluation.compare(base, other, args.targets, options, workers, progress.advance)
+            found = compare_files(base, other, args.targets, options, workers, progress.advance)
     if args.plot:
         with _writing("--plot", args.plot):
             plots.save(plots.draw_divergences(found.kl, where=found.kept, title=args.other), args.plot)
-    without_next = math.prod(base.shape[:-2]) if args.shift and base.rows else 0
-    figures = {
-        "base": args.base,
-        "other": args.other,
-        "base_kind": base.kind,
-        "kind": other.kind,
-        "shape": (base.rows, base.shape[-1]),
-        "ignored": base.rows - without_next - found.count,
-        "without_next": without_next,
-        **found.as_dict(),
-    }
+    figures = comparison_summary(base, other, found, options)
     if args.json:
         report.show_json(figures)
     else:

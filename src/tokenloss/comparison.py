@@ -27,7 +27,7 @@ _BLOCK_ROWS = 1 << 14  # that are compared at a time, each of which takes some b
 _COPIED_BYTES = 1 << 19  # of the base's rows, where copies of them are needed: they stay in a core's cache
 
 _LIKELY = -16  # llama.cpp's divergence counts the base's log-probabilities above it
-_UNNORMALIZED = 0.1  # how far the logsumexp of log-probabilities may be from 0, which were rounded and clipped
+UNNORMALIZED = 0.1  # how far the logsumexp of log-probabilities may be from 0, which were rounded and clipped
 
 # what is kept of each position
 _COLUMNS = {
@@ -283,7 +283,7 @@ class ComparisonMeter:
 
 def _check_normalized(normalizers: Float64Array) -> None:
     """Refuse logits where log-probabilities are taken as they are."""
-    wrong = normalizers[abs(normalizers) > _UNNORMALIZED]  # nan is not
+    wrong = normalizers[abs(normalizers) > UNNORMALIZED]  # nan is not
     if wrong.size:
         fits = "definitions='llama.cpp' takes log-probabilities, as log_softmax gives them"
         _arrays.fail("unnormalized", name="base_logits", got=wrong[0], fits=fits)

@@ -90,8 +90,8 @@ def show_summary(figures: dict[str, Any]) -> None:
     tables = [Table([row for row in rows if told.get(row[0], True)])]
     if 1 < len(figures["shards"]) <= _MOST_SHARDS:
         tables.append(_shards(figures["shards"]))
-    if figures["costliest"]:
-        tables.append(_costliest(figures["costliest"], len(figures["shards"]) > 1))
+    if figures["highest_loss_tokens"]:
+        tables.append(_highest_loss_tokens(figures["highest_loss_tokens"], len(figures["shards"]) > 1))
     shape = " \N{MULTIPLICATION SIGN} ".join(map(str, figures["shape"]))
     note = f"{figures['kind']}, {shape}, {figures['dtype']}; {figures['targets']}"
     show_tables(title(figures["files"]), note, tables)
@@ -112,14 +112,14 @@ def _shards(shards: list[dict[str, Any]]) -> Table:
     )
 
 
-def _costliest(tokens: list[dict[str, Any]], several: bool) -> Table:
+def _highest_loss_tokens(tokens: list[dict[str, Any]], several: bool) -> Table:
     """Tabulate tokens, with their file if there are several, and their text if there is any."""
     formats = {"position": "{position}", "target": "{target}", "loss": "{loss:.4f}", "probability": "{probability:.3g}"}
     if several:
         formats = {"file": "{file}"} | formats
     if any(token["text"] is not None for token in tokens):
         formats |= {"text": "{text}"}
-    return _table("costliest tokens", formats, [token | {"text": token["text"] or ""} for token in tokens])
+    return _table("highest-loss tokens", formats, [token | {"text": token["text"] or ""} for token in tokens])
 
 
 def _table(title: str, formats: dict[str, str], items: list[dict[str, Any]]) -> Table:
