@@ -19,7 +19,7 @@ import safetensors.numpy
 import zarr
 
 import tokenloss
-from tokenloss import cli, report
+from tokenloss import _commands, _terminal, cli
 from tokenloss._evaluation import plan, summary
 from tokenloss._evaluation import run as shard_run
 from tokenloss.comparison import UNNORMALIZED
@@ -115,9 +115,8 @@ def test_sample(figures):
     )
     assert found["bits_per_token"] == pytest.approx(loss / math.log(2), rel=1e-6)
     worst = np.argsort(-losses)[:3]
-    highest = {
-        name: [token[name] for token in found["highest_loss_tokens"]] for name in found["highest_loss_tokens"][0]
-    }
+    listed = found["highest_loss_tokens"]
+    highest = {name: [token[name] for token in listed] for name in listed[0]}
     assert highest["position"] == worst.tolist()
     assert highest["target"] == targets[worst].tolist()
     assert highest["text"] == tokens[worst].tolist()
@@ -1216,7 +1215,7 @@ FILE  logits, 4 × 3, float32; class ids
 def test_summary(rich, run, npz, monkeypatch):
     if not rich:
         monkeypatch.setitem(sys.modules, "rich", None)
-    monkeypatch.setattr(cli, "time", SimpleNamespace(perf_counter=iter([1.0, 1.5]).__next__))
+    monkeypatch.setattr(_commands, "time", SimpleNamespace(perf_counter=iter([1.0, 1.5]).__next__))
     path = npz(logits=LOGITS, targets=TARGETS, tokens=np.array(["a\nb", ",", "\x1b[31mĠc", "[bold]d"]))
     status, out, err = run("score", path)
     assert (status, err) == (0, "")
@@ -1288,7 +1287,7 @@ class Terminal(io.StringIO):
 
 
 def test_progress_by_rich(run, monkeypatch):
-    monkeypatch.setattr(report, "_PATIENCE", 0)
+    monkeypatch.setattr(_terminal, "_PROGRESS_SECONDS", 0)
     monkeypatch.setattr(sys, "stderr", terminal := Terminal())
     monkeypatch.setenv("TERM", "xterm")
     assert run("score", SAMPLE)[0] == 0
@@ -1297,7 +1296,7 @@ def test_progress_by_rich(run, monkeypatch):
 
 def test_progress_in_plain_text(run, monkeypatch):
     monkeypatch.setitem(sys.modules, "rich", None)
-    monkeypatch.setattr(report, "_PATIENCE", 0)
+    monkeypatch.setattr(_terminal, "_PROGRESS_SECONDS", 0)
     monkeypatch.setattr(plan, "_BLOCK_ROWS", 10)
     monkeypatch.setattr(sys, "stderr", terminal := Terminal())
     assert run("score", SAMPLE)[0] == 0
@@ -1306,7 +1305,7 @@ def test_progress_in_plain_text(run, monkeypatch):
 
 
 def test_no_progress_where_nobody_looks(run, monkeypatch):
-    monkeypatch.setattr(report, "_PATIENCE", 0)
+    monkeypatch.setattr(_terminal, "_PROGRESS_SECONDS", 0)
     assert run("score", SAMPLE)[2] == ""
 
 
@@ -1521,7 +1520,7 @@ def test_signals_remove_what_is_half_written(name, tmp_path):  # L3: as Slurm an
 
 def test_handlers_of_signals_are_put_back(run, monkeypatch):  # L3
     seen = []
-    monkeypatch.setattr(report, "show_json", lambda _: seen.append(signal.getsignal(signal.SIGTERM)))
+    monkeypatch.setattr(_commands, "info", lambda _: seen.append(signal.getsignal(signal.SIGTERM)))
     before = signal.getsignal(signal.SIGTERM)
     assert run("info", "--json")[0] == 0
     assert callable(seen[0])

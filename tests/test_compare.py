@@ -28,7 +28,8 @@ from test_cases import FORBIDDEN_PAGES, OnDevice, needs_mprotect
 from test_memory import MEASURED
 
 import tokenloss
-from tokenloss import ComparisonMeter, compare, comparison, cross_entropy, kl_divergence, report
+from tokenloss import ComparisonMeter, _terminal, compare, comparison, cross_entropy, kl_divergence
+from tokenloss._outputs.terminal import comparison_tables
 
 NAN, INF = math.nan, math.inf
 FIXTURE = Path(__file__).parent / "data" / "llama-cpp.npz"
@@ -209,7 +210,7 @@ def assert_as_llama_cpp(base_log_probs, logits, targets):
     figures = printed_figures(found.as_dict())
     assert len(figures) == 43
     assert_as_printed(figures, " ".join(printed for _, printed in lines))
-    rows = [row for table in report.comparison_tables(found) for row in table.rows]
+    rows = [row for table in comparison_tables(found) for row in table.rows]
     assert [row[0].strip() for row in rows] == [label.strip() for label, _ in lines]
     for row, (_, printed) in zip(rows, lines, strict=True):
         assert_as_printed([number for number, _ in numbers(" ".join(row[1:]))], printed)
@@ -572,8 +573,8 @@ def test_comparison_is_a_record(rng):
 @pytest.mark.parametrize("rich", [True, False])
 def test_report(rich, sample, capsys, monkeypatch):
     if not rich:
-        monkeypatch.setattr(report, "has_rich", lambda: False)
-    report.show_tables("BASE, OTHER", "", report.comparison_tables(compare(*sample, definitions="llama.cpp")))
+        monkeypatch.setattr(_terminal, "has_rich", lambda: False)
+    _terminal.show_tables("BASE, OTHER", "", comparison_tables(compare(*sample, definitions="llama.cpp")))
     lines = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
     for line in (
         "  Perplexity statistics",

@@ -11,7 +11,7 @@ import numpy as np
 from tokenloss import _arrays
 from tokenloss._exact import ExactMoments
 from tokenloss._files import replacing
-from tokenloss.report import printable
+from tokenloss._terminal import printable
 
 if TYPE_CHECKING:
     import os
