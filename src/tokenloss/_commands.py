@@ -129,9 +129,9 @@ def _output_errors(option: str, path: str | None) -> Iterator[None]:
         raise InputError(f"{option} {path}: cannot be written: {error.strerror or error}") from error
 
 
-def _chosen_outputs(classes: Sequence[type[Output[Any]]], args: argparse.Namespace) -> list[Output[Any]]:
+def _chosen_outputs(classes: Sequence[type[Output]], args: argparse.Namespace) -> list[Output]:
     """The outputs that the arguments ask for, one of which prints."""
-    outputs: list[Output[Any]] = []
+    outputs: list[Output] = []
     for output in classes:
         if output.option:
             value = getattr(args, output.option[2:].replace("-", "_"))
@@ -143,7 +143,7 @@ def _chosen_outputs(classes: Sequence[type[Output[Any]]], args: argparse.Namespa
     return outputs
 
 
-def _finish(outputs: list[Output[Any]], figures: dict[str, Any], result: object) -> None:
+def _finish(outputs: list[Output], figures: dict[str, Any], result: object) -> None:
     """Write or print outputs."""
     for output in outputs:
         with _output_errors(output.option, output.path):
@@ -189,7 +189,7 @@ def _expanded(patterns: Sequence[str]) -> list[str]:
 
 
 def _score_shards(
-    args: argparse.Namespace, shards: list[Shard], options: Options, outputs: list[Output[Any]], top_k: int
+    args: argparse.Namespace, shards: list[Shard], options: Options, outputs: list[Output], top_k: int
 ) -> tuple[list[ShardResult], int]:
     """Result of each shard, and the number of bytes that were read for those without a result in the checkpoint."""
     with _input_errors(), _output_errors("--state", args.state):
@@ -214,7 +214,7 @@ def _score_locally(
     args: argparse.Namespace,
     shards: list[Shard],
     options: Options,
-    outputs: list[Output[Any]],
+    outputs: list[Output],
     top_k: int,
     advance: Callable[[int], None],
 ) -> Iterator[tuple[int, ShardResult]]:

@@ -54,8 +54,6 @@ class ExactMoments:
         """Whether all sums are the same, nan too."""
         return self._key() == other._key() if isinstance(other, ExactMoments) else NotImplemented
 
-    __hash__ = None  # type: ignore[assignment]
-
     def _key(self) -> tuple[object, ...]:
         return self.count, self.finite, repr(self.special), self.squares
 

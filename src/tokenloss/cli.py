@@ -12,7 +12,7 @@ import signal
 import sys
 import threading
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tokenloss import __version__, _commands
 from tokenloss._commands import InputError
@@ -228,7 +228,7 @@ def _add_common_arguments(command: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_outputs(command: argparse.ArgumentParser, outputs: Sequence[type[Output[Any]]]) -> None:
+def _add_outputs(command: argparse.ArgumentParser, outputs: Sequence[type[Output]]) -> None:
     """Add the options of outputs."""
     for output in outputs:
         if output.option and output.writes_file:

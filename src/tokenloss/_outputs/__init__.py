@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
+from tokenloss._outputs._base import Output
 from tokenloss._outputs.html_page import HtmlPage
 from tokenloss._outputs.json_object import JsonObject
 from tokenloss._outputs.plot import DivergencePlot, LossPlot
 from tokenloss._outputs.terminal import ComparisonTables, SummaryTables
 from tokenloss._outputs.token_table import TokenTable
 
-if TYPE_CHECKING:
-    from tokenloss._outputs._base import Output
-
 # in the order in which they are written; the last one only if no other prints
-SCORE_OUTPUTS: tuple[type[Output[Any]], ...] = (TokenTable, LossPlot, HtmlPage, JsonObject, SummaryTables)
-COMPARE_OUTPUTS: tuple[type[Output[Any]], ...] = (DivergencePlot, JsonObject, ComparisonTables)
+SCORE_OUTPUTS: tuple[type[Output], ...] = (TokenTable, LossPlot, HtmlPage, JsonObject, SummaryTables)
+COMPARE_OUTPUTS: tuple[type[Output], ...] = (DivergencePlot, JsonObject, ComparisonTables)

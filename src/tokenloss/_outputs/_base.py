@@ -1,10 +1,10 @@
-"""What outputs share: their protocol, and a collector of tokens."""
+"""The protocol of outputs, and what those of single tokens share."""
 
 from __future__ import annotations
 
 import contextlib
 import math
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -16,14 +16,12 @@ if TYPE_CHECKING:
 
     from tokenloss._types import Array
 
-Result = TypeVar("Result")  # LossMeter of `tokenloss score`, Comparison of `tokenloss compare`
 
+class Output:
+    """One output of the command, made before any work.
 
-class Output(Generic[Result]):
-    """One output of the command.
-
-    It is made before any work, opened before the first block of tokens, given each block, and finished with the
-    summary. The path is None if the output is printed.
+    It is opened before the first block of tokens, given each block, and finished with the summary. The path is None if
+    it is printed. `__init__` raises ImportError or ValueError if the output cannot be made.
     """
 
     option: ClassVar[str] = ""  # of the command line; without one, the output is made if no other prints
@@ -32,8 +30,7 @@ class Output(Generic[Result]):
     needs_tokens: ClassVar[bool] = False  # each token, not the summary alone
     top_k: ClassVar[int] = 0  # likeliest classes of each token
 
-    def __init__(self, path: str | None) -> None:
-        """Check that the output can be made: ImportError or ValueError if not."""
+    def __init__(self, path: Any) -> None:
         self.path = path
 
     def open(self, batch: tuple[int, ...], rows: int, top_k: int) -> AbstractContextManager[object]:
@@ -43,46 +40,35 @@ class Output(Generic[Result]):
     def add(self, scores: TokenScores, ids: Array, text: Array | None) -> None:
         """Take the next tokens."""
 
-    def finish(self, summary: dict[str, Any], result: Result) -> None:
-        """Write or print the output."""
-        raise NotImplementedError
+    def finish(self, summary: dict[str, Any], result: Any) -> None:
+        """Write or print the output; the result is a `LossMeter` or a `Comparison`."""
 
 
-class TokenCollector:
-    """Collects the scores of tokens, of all or of the first `max_tokens`."""
+class TokenOutput(Output):
+    """An output that collects tokens, all or the first `max_tokens`."""
 
-    def __init__(self, top_k: int, names: Sequence[str] | None = None, max_tokens: int | None = None) -> None:
-        self._names, self._max_tokens, self._seen = names, max_tokens, 0
+    needs_tokens = True
+    columns: ClassVar[Sequence[str] | None] = None  # all without a list
+    max_tokens: ClassVar[float] = math.inf
+
+    def open(self, batch: tuple[int, ...], rows: int, top_k: int) -> AbstractContextManager[object]:
+        self._batch, self._seen = batch, 0
         self._parts: list[dict[str, Array]] = []
         # so that there are columns if no block comes
         self.add(token_scores(np.empty((0, top_k)), np.empty(0, np.int64), top_k=top_k), np.empty(0, np.int64), None)
+        return contextlib.nullcontext()
 
     def add(self, scores: TokenScores, ids: Array, text: Array | None) -> None:
-        """Take the next tokens."""
         columns = dict(vars(scores), ids=ids, text=np.full(len(ids), None) if text is None else text.astype(object))
-        left = None if self._max_tokens is None else self._max_tokens - self._seen
+        left = int(min(len(ids), max(0, self.max_tokens - self._seen)))
         self._seen += len(ids)
-        if left is None or left >= 0:
-            self._parts.append(
-                {
-                    name: column[:left]
-                    for name, column in columns.items()
-                    if column is not None and (self._names is None or name in self._names)
-                }
-            )
+        if left or not self._parts:
+            names = [name for name in self.columns or columns if columns.get(name) is not None]
+            self._parts.append({name: columns[name][:left] for name in names})
 
-    def columns(self) -> dict[str, Array]:
-        """All columns, by name: those of `TokenScores`, `ids` and `text`."""
+    def collected(self) -> dict[str, Array]:
+        """Columns by name: those of `TokenScores`, `ids` and `text`."""
         return {name: np.concatenate([part[name] for part in self._parts]) for name in self._parts[0]}
-
-    def scores(self, batch: tuple[int, ...]) -> tuple[TokenScores, Array, Array | None]:
-        """Scores, class ids and text, in the shape of the batch if they are as many."""
-        columns = self.columns()
-        if math.prod(batch) == len(columns["ids"]):
-            columns = {name: column.reshape(batch + column.shape[1:]) for name, column in columns.items()}
-        ids, text = columns.pop("ids"), columns.pop("text")
-        known = any(word is not None for word in text.flat)
-        return TokenScores(**columns), ids, text if known else None
 
 
 def title(files: Sequence[str]) -> str:

@@ -2,41 +2,33 @@
 
 from __future__ import annotations
 
-import contextlib
-from typing import TYPE_CHECKING, Any
+import math
+from typing import Any
 
 from tokenloss import page
-from tokenloss._outputs._base import Output, TokenCollector, title
-from tokenloss.meter import LossMeter
-
-if TYPE_CHECKING:
-    from contextlib import AbstractContextManager
-
-    from tokenloss._types import Array
-    from tokenloss.scores import TokenScores
+from tokenloss._outputs._base import TokenOutput, title
+from tokenloss.scores import TokenScores
 
 
-class HtmlPage(Output[LossMeter]):
+class HtmlPage(TokenOutput):
     """A page of HTML."""
 
     option = "--html"
     help = "write a page that shows the text, each token shaded by its loss"
-    needs_tokens = True
     top_k = 5
+    max_tokens = page.MOST_TOKENS
 
-    def open(self, batch: tuple[int, ...], rows: int, top_k: int) -> AbstractContextManager[object]:
-        """Prepare to collect tokens."""
-        self._batch = batch
-        self._tokens = TokenCollector(top_k, max_tokens=page.MOST_TOKENS)
-        return contextlib.nullcontext()
-
-    def add(self, scores: TokenScores, ids: Array, text: Array | None) -> None:
-        """Collect the next tokens."""
-        self._tokens.add(scores, ids, text)
-
-    def finish(self, summary: dict[str, Any], result: LossMeter) -> None:
-        """Write the page."""
-        assert self.path is not None
-        scores, ids, text = self._tokens.scores(self._batch)
-        name, accuracy = title(summary["files"]), summary["accuracy"]
-        page.write_page(self.path, scores, ids, tokens=text, title=name, meter=result, accuracy=accuracy)
+    def finish(self, summary: dict[str, Any], result: Any) -> None:
+        columns = self.collected()
+        if math.prod(self._batch) == len(columns["ids"]):
+            columns = {name: column.reshape(self._batch + column.shape[1:]) for name, column in columns.items()}
+        ids, text = columns.pop("ids"), columns.pop("text")
+        page.write_page(
+            self.path,
+            TokenScores(**columns),
+            ids,
+            tokens=text if any(word is not None for word in text.flat) else None,
+            title=title(summary["files"]),
+            meter=result,
+            accuracy=summary["accuracy"],
+        )

@@ -9,14 +9,14 @@ from typing import Any
 from tokenloss._outputs._base import Output
 
 
-class JsonObject(Output[Any]):
+class JsonObject(Output):
     """One JSON object on stdout."""
 
     option = "--json"
     help = "print one JSON object"
     writes_file = False
 
-    def finish(self, summary: dict[str, Any], result: object) -> None:
+    def finish(self, summary: dict[str, Any], result: Any) -> None:
         """Print the object; JSON has no nan and no infinities, so they become null."""
         print(json.dumps(_as_strict_json(summary), indent=2, allow_nan=False))
 

@@ -2,63 +2,42 @@
 
 from __future__ import annotations
 
-import contextlib
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tokenloss import plots
-from tokenloss._outputs._base import Output, Result, TokenCollector, title
-from tokenloss.comparison import Comparison
-from tokenloss.meter import LossMeter
-
-if TYPE_CHECKING:
-    from contextlib import AbstractContextManager
-
-    from tokenloss._types import Array
-    from tokenloss.scores import TokenScores
+from tokenloss._outputs._base import Output, TokenOutput, title
 
 
-class _Plot(Output[Result]):
-    """A .png, .svg or .pdf file."""
-
-    option = "--plot"
-
-    def __init__(self, path: str) -> None:
-        """Check for matplotlib and the suffix of the path."""
-        plots.check(path)
-        self.path: str = path
-
-
-class LossPlot(_Plot[LossMeter]):
+class LossPlot(TokenOutput):
     """The losses along the text, their histogram and the calibration."""
 
+    option = "--plot"
     help = "draw the losses: a .png, .svg or .pdf file"
-    needs_tokens = True
     top_k = 1
+    columns = ("nll", "kept", "is_greedy", "top_logprobs")
 
-    def open(self, batch: tuple[int, ...], rows: int, top_k: int) -> AbstractContextManager[object]:
-        """Prepare to collect losses."""
-        self._tokens = TokenCollector(top_k, ("nll", "kept", "is_greedy", "top_logprobs"))
-        return contextlib.nullcontext()
+    def __init__(self, path: str) -> None:
+        plots.check(path)
+        super().__init__(path)
 
-    def add(self, scores: TokenScores, ids: Array, text: Array | None) -> None:
-        """Collect the next losses."""
-        self._tokens.add(scores, ids, text)
-
-    def finish(self, summary: dict[str, Any], result: LossMeter) -> None:
-        """Draw the losses, and the calibration if there are classes."""
-        columns = self._tokens.columns()
+    def finish(self, summary: dict[str, Any], result: Any) -> None:
+        columns = self.collected()
         greedy = {}
-        if "top_logprobs" in columns:
+        if "top_logprobs" in columns:  # if there are classes
             greedy = {"greedy_logprobs": columns["top_logprobs"][:, 0], "is_greedy": columns["is_greedy"]}
         name = title(summary["files"])
         plots.save(plots.draw_losses(columns["nll"], where=columns["kept"], title=name, **greedy), self.path)
 
 
-class DivergencePlot(_Plot[Comparison]):
+class DivergencePlot(Output):
     """The quantiles of the KL divergence."""
 
+    option = "--plot"
     help = "draw the KL divergences: a .png, .svg or .pdf file"
 
-    def finish(self, summary: dict[str, Any], result: Comparison) -> None:
-        """Draw the quantiles."""
+    def __init__(self, path: str) -> None:
+        plots.check(path)
+        super().__init__(path)
+
+    def finish(self, summary: dict[str, Any], result: Any) -> None:
         plots.save(plots.draw_divergences(result.kl, where=result.kept, title=summary["other"]), self.path)

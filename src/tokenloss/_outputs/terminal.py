@@ -6,34 +6,32 @@ from typing import TYPE_CHECKING, Any
 
 from tokenloss._outputs._base import Output, title
 from tokenloss._terminal import Table, printable, show_tables
-from tokenloss.comparison import Comparison
-from tokenloss.meter import LossMeter
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from tokenloss.comparison import Comparison
+
 _MAX_SHARDS = 20  # that are listed
 
 
-class SummaryTables(Output[LossMeter]):
+class SummaryTables(Output):
     """The summary of `tokenloss score`."""
 
     writes_file = False
 
-    def finish(self, summary: dict[str, Any], result: LossMeter) -> None:
-        """Print the tables."""
+    def finish(self, summary: dict[str, Any], result: Any) -> None:
         shape = " \N{MULTIPLICATION SIGN} ".join(map(str, summary["shape"]))
         note = f"{summary['kind']}, {shape}, {summary['dtype']}; {summary['targets']}"
         show_tables(title(summary["files"]), note, summary_tables(summary))
 
 
-class ComparisonTables(Output[Comparison]):
+class ComparisonTables(Output):
     """The summary of `tokenloss compare`."""
 
     writes_file = False
 
-    def finish(self, summary: dict[str, Any], result: Comparison) -> None:
-        """Print the tables."""
+    def finish(self, summary: dict[str, Any], result: Any) -> None:
         note = f"{result.count:,} tokens, {result.definitions} definitions; {summary['kind']} vs {summary['base_kind']}"
         show_tables(f"{summary['other']} vs {summary['base']}", note, comparison_tables(result))
 
@@ -43,11 +41,7 @@ def summary_tables(summary: dict[str, Any]) -> list[Table]:
     low, high = summary["perplexity_interval"]
     not_scored = {"ignored": summary["ignored"], "without a next token": summary["without_next"]}
     rows = [
-        (
-            "tokens",
-            f"{summary['tokens']:,}",
-            ", ".join(f"{count:,} {why}" for why, count in not_scored.items() if count),
-        ),
+        ("tokens", f"{summary['tokens']:,}", ", ".join(f"{n:,} {why}" for why, n in not_scored.items() if n)),
         ("loss", f"{summary['loss']:.6g}", f"± {summary['stderr']:.3g} nats"),
         ("perplexity", f"{summary['perplexity']:.6g}", f"95 % interval {low:.5g} to {high:.5g}"),
         ("bits per token", f"{summary['bits_per_token']:.6g}", ""),
@@ -67,17 +61,8 @@ def summary_tables(summary: dict[str, Any]) -> list[Table]:
 
 def _shard_table(shards: list[dict[str, Any]]) -> Table:
     """Table of the files."""
-    return _table(
-        "files",
-        {
-            "tokens": "{tokens:,}",
-            "loss": "{loss:.6g}",
-            "±": "{stderr:.3g}",
-            "perplexity": "{perplexity:.6g}",
-            "file": "{file}",
-        },
-        shards,
-    )
+    formats = {"tokens": "{tokens:,}", "loss": "{loss:.6g}", "±": "{stderr:.3g}", "perplexity": "{perplexity:.6g}"}
+    return _table("files", formats | {"file": "{file}"}, shards)
 
 
 def _token_table(tokens: list[dict[str, Any]], several: bool) -> Table:

@@ -7,14 +7,13 @@ import csv
 import importlib
 import io
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from tokenloss import _arrays
 from tokenloss._files import replacing
 from tokenloss._outputs._base import Output
-from tokenloss.meter import LossMeter
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -34,7 +33,7 @@ _COLUMNS = np.dtype(
 )  # fmt: skip
 
 
-class TokenTable(Output[LossMeter]):
+class TokenTable(Output):
     """A file with a row for each token; it takes its name when all is written."""
 
     option = "--per-token"
@@ -42,7 +41,6 @@ class TokenTable(Output[LossMeter]):
     needs_tokens = True
 
     def __init__(self, path: str) -> None:
-        """Check the suffix of the path, and for the package that writes such a file."""
         self._suffix = Path(path).suffix.lower()
         if self._suffix not in _WRITERS:
             _arrays.fail("option", name="path", got=path, fits=f"a name that ends in {', '.join(_WRITERS)}")
@@ -51,16 +49,14 @@ class TokenTable(Output[LossMeter]):
                 importlib.import_module("pyarrow.parquet")
             except ImportError:
                 _arrays.fail("missing", name=path, got="pyarrow")
-        self.path: str = path
+        super().__init__(path)
 
     @contextlib.contextmanager
     def open(self, batch: tuple[int, ...], rows: int, top_k: int) -> Iterator[None]:
-        """Write to the file until the context ends."""
         with replacing(self.path) as file, _WRITERS[self._suffix](file, rows) as self._write:
             yield
 
     def add(self, scores: TokenScores, ids: Array, text: Array | None) -> None:
-        """Write the next rows."""
         table = np.zeros(len(ids), _COLUMNS)
         for name in ("kept", "nll", "rank", "argmax", "is_greedy", "entropy"):
             table[name] = getattr(scores, name)
@@ -68,9 +64,6 @@ class TokenTable(Output[LossMeter]):
         with np.errstate(over="ignore"):
             table["probability"] = np.where(scores.kept, np.exp(-scores.nll), 0)
         self._write(table)
-
-    def finish(self, summary: dict[str, Any], result: LossMeter) -> None:
-        """Nothing: the rows are written."""
 
 
 @contextlib.contextmanager
