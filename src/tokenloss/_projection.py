@@ -36,7 +36,7 @@ class ProjectedRows(Rows):
 
     def run(self, workers: Any) -> None:
         """Multiply and fold."""
-        workers = _workers.wanted(workers)
+        workers = _workers.check_workers(workers)
         if self.by_class:
             self._check_targets()
         kept, depth, itemsize = self.fold.count_kept(), self.hidden.shape[-1], self.dtype.itemsize

@@ -168,7 +168,7 @@ class Rows:
         """Fold all rows."""
         if self.by_class:
             self._check_targets()
-        _workers.run(self.fold, self.row_bytes or 1, _workers.wanted(workers))
+        _workers.run(self.fold, self.row_bytes or 1, _workers.check_workers(workers))
         if self.fold.refused:
             self._fail_row()
 
