@@ -633,10 +633,10 @@ def test_second_file_of_class_ids(run, figures, npy):  # W1
     [
         ([0.5, 0.25, 0.2], ["targets[1, 0] adds up to 0.95", "add up to 1, as a distribution does", "class ids are"]),
         ([0.5, 0.5, 0.02], ["targets[1, 0] adds up to 1.02"]),
-        ([0.5, 0.75, -0.25], ["targets[1, 0] has a share of -0.25", "from 0 to 1", "class ids are integers"]),
-        ([1.25, -0.001, -0.249], ["targets[1, 0] has a share of 1.25"]),
+        ([0.5, 0.75, -0.25], ["targets[1, 0] has a probability of -0.25", "from 0 to 1", "class ids are integers"]),
+        ([1.25, -0.001, -0.249], ["targets[1, 0] has a probability of 1.25"]),
         ([np.nan, 0.5, 0.5], ["targets[1, 0] "]),
-        ([2.0, -1.0, 0.0], ["targets[1, 0] has a share of "]),
+        ([2.0, -1.0, 0.0], ["targets[1, 0] has a probability of "]),
     ],
 )
 def test_what_is_no_distribution(row, words, dtype, block_rows, run, npz, npy, monkeypatch):  # W1

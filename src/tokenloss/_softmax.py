@@ -1,4 +1,4 @@
-"""The softmax family."""
+"""softmax, log_softmax and logsumexp."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def softmax(logits: ArrayLike, *, axis: int = -1, out: Any = None, workers: int 
     out : array, optional
         Where to write the result: a writable array of the shape and dtype of `logits`, or `logits` itself.
     workers : int, optional
-        How many threads share the rows, as in `cross_entropy`. No bit of the result depends on it.
+        Number of threads, as in `cross_entropy`. No bit of the result depends on it.
 
     Returns
     -------
@@ -59,7 +59,7 @@ def softmax(logits: ArrayLike, *, axis: int = -1, out: Any = None, workers: int 
     >>> softmax([[2.0, 1.0, 0.0]]).round(4)
     array([[0.6652, 0.2447, 0.09  ]])
     """
-    return _written(_core.SOFTMAX, logits, axis, out, workers)
+    return _elementwise(_core.SOFTMAX, logits, axis, out, workers)
 
 
 @overload
@@ -83,7 +83,7 @@ def log_softmax(logits: ArrayLike, *, axis: int = -1, out: Any = None, workers: 
     out : array, optional
         Where to write the result: a writable array of the shape and dtype of `logits`, or `logits` itself.
     workers : int, optional
-        How many threads share the rows, as in `cross_entropy`. No bit of the result depends on it.
+        Number of threads, as in `cross_entropy`. No bit of the result depends on it.
 
     Returns
     -------
@@ -108,7 +108,7 @@ def log_softmax(logits: ArrayLike, *, axis: int = -1, out: Any = None, workers: 
     >>> log_softmax([[2.0, 1.0, 0.0]]).round(4)
     array([[-0.4076, -1.4076, -2.4076]])
     """
-    return _written(_core.LOG_SOFTMAX, logits, axis, out, workers)
+    return _elementwise(_core.LOG_SOFTMAX, logits, axis, out, workers)
 
 
 def logsumexp(
@@ -126,7 +126,7 @@ def logsumexp(
     out : array of float64, optional
         Where to write the result.
     workers : int, optional
-        How many threads share the rows, as in `cross_entropy`. No bit of the result depends on it.
+        Number of threads, as in `cross_entropy`. No bit of the result depends on it.
 
     Returns
     -------
@@ -162,8 +162,8 @@ def logsumexp(
     return rows.numbers()
 
 
-def _written(what: int, logits: Any, axis: Any, out: Any, workers: Any) -> Any:
-    """What is written for each logit."""
+def _elementwise(what: int, logits: Any, axis: Any, out: Any, workers: Any) -> Any:
+    """Array of the element-wise result."""
     rows = Rows(what, "logits", logits, axis)
     result = rows.write(out)
     rows.run(workers)

@@ -105,8 +105,8 @@ def _run(argv: Sequence[str] | None) -> int:
 
 
 def _fail(message: str, status: int) -> int:
-    """Say on one line why there is no result."""
-    if sys.stderr is not None:  # where it is closed, print would take stdout
+    """Print on one line why there is no result; return the status."""
+    if sys.stderr is not None:  # if it is closed, print would use stdout
         with contextlib.suppress(OSError):
             print(f"tokenloss: {printable(message)}", file=sys.stderr)
     return status
@@ -119,7 +119,7 @@ class _Parser(argparse.ArgumentParser):
         raise InputError(message)
 
     def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
-        print(end="", flush=True)  # where a closed pipe is still seen to
+        print(end="", flush=True)  # while a closed pipe is still handled
         super().exit(status, message)
 
 
@@ -202,14 +202,16 @@ def _add_compare_arguments(compare: argparse.ArgumentParser) -> None:
         default="exact",
         help="llama.cpp: log-probabilities of BASE as they are, and divergence of those above -16 (default: exact)",
     )
-    compare.add_argument("--base-kind", choices=KINDS, help="what BASE holds (default: logits)")
-    compare.add_argument("--base-array", type=_filled, metavar="NAME", help="the name of its array")
+    compare.add_argument("--base-kind", choices=KINDS, help="kind of the scores of BASE (default: logits)")
+    compare.add_argument("--base-array", type=_filled, metavar="NAME", help="name of the array of scores of BASE")
 
 
 def _add_common_arguments(command: argparse.ArgumentParser) -> None:
     """Describe the arguments of both `tokenloss score` and `tokenloss compare`."""
-    command.add_argument("--kind", choices=KINDS, help="what scores without such a name are (default: logits)")
-    command.add_argument("--array", type=_filled, metavar="NAME", help="the array of scores, where it has another name")
+    command.add_argument(
+        "--kind", choices=KINDS, help="kind of the scores, if the name of their array is no kind (default: logits)"
+    )
+    command.add_argument("--array", type=_filled, metavar="NAME", help="name of the array of scores, if it is no kind")
     command.add_argument(
         "--shift",
         action="store_true",

@@ -23,13 +23,13 @@ if TYPE_CHECKING:
 
     _Columns = dict[str, Array]
 
-_BLOCK_ROWS = 1 << 14  # that are compared at a time, each of which takes some bytes
-_COPIED_BYTES = 1 << 19  # of the base's rows, where copies of them are needed: they stay in a core's cache
+_BLOCK_ROWS = 1 << 14  # compared at a time, since each row takes some bytes
+_COPIED_BYTES = 1 << 19  # of the base's rows that are copied at a time: they stay in a core's cache
 
-_LIKELY = -16  # llama.cpp's divergence counts the base's log-probabilities above it
-UNNORMALIZED = 0.1  # how far the logsumexp of log-probabilities may be from 0, which were rounded and clipped
+_MIN_LOG_PROB = -16  # llama.cpp's divergence counts the base's log-probabilities above it
+UNNORMALIZED = 0.1  # |logsumexp| that log-probabilities may have after rounding and clipping
 
-# what is kept of each position
+# results for each position
 _COLUMNS = {
     "nll": np.float64, "base_nll": np.float64, "kl": np.float64, "delta_p": np.float64, "is_same_top": np.bool_,
     "kept": np.bool_,
@@ -41,7 +41,7 @@ _DELTA_P_QUANTILES = (1.0, 0.999, 0.99, 0.95, 0.9, 0.75, 0.5, 0.25, 0.1, 0.05, 0
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Comparison:
-    """What `compare` finds: how a model does beside its base, as is published of quantised models.
+    """Result of `compare`: the figures of a model against its base that are published for quantised models.
 
     Each ``*_stderr`` is the standard error of the figure before it: nan for less than two tokens and where the figure
     is infinite or nan. All figures are of the kept positions, and nan if there are none.
@@ -51,7 +51,7 @@ class Comparison:
     definitions : str
         "exact" or "llama.cpp".
     count : int
-        How many positions were kept.
+        Number of positions that were kept.
     perplexity, perplexity_stderr, base_perplexity, base_perplexity_stderr : float
         exp of the mean loss, of the model and of its base.
     correlation : float
@@ -59,9 +59,9 @@ class Comparison:
     log_perplexity_ratio, perplexity_ratio, perplexity_difference : float
         ``log(perplexity / base_perplexity)``, ``perplexity / base_perplexity`` and ``perplexity - base_perplexity``.
     log_perplexity_ratio_stderr, perplexity_ratio_stderr, perplexity_difference_stderr : float
-        Paired: what both models find hard does not count.
+        Standard errors from the paired differences of the tokens' losses.
     mean_kl, mean_kl_stderr : float
-        Of the divergence of the model's distribution from the base's, in nats.
+        Mean KL divergence of the model's distribution from the base's, in nats.
     kl_quantiles : dict
         By fraction of the tokens: 1.0 (the maximum), 0.999, 0.99, 0.95, 0.9, 0.5 (the median), 0.1, 0.05, 0.01, 0.001
         and 0.0 (the minimum), interpolated linearly.
@@ -70,14 +70,14 @@ class Comparison:
     delta_p_quantiles : dict
         As `kl_quantiles`; 0.75 and 0.25 are there, too.
     same_top, same_top_stderr : float
-        The share of positions in which both models find the same class the likeliest.
+        Fraction of positions where both models have the same most likely class.
     nll, base_nll : array of float64
         The loss of each position in nats, by the model and by its base.
     kl, delta_p : array of float64
         The divergence at each position, and the change of its target's probability.
     is_same_top, kept : array of bool
-        Whether both models find the same class the likeliest, and whether the position was kept. All else is 0 where
-        it was not.
+        Whether both models have the same most likely class, and whether the position was kept. The other arrays are 0
+        where it was not.
 
     Examples
     --------
@@ -143,7 +143,7 @@ class Comparison:
         return figures
 
     def __repr__(self) -> str:
-        """Say what matters most."""
+        """Show the main figures."""
         return (
             f"Comparison(count={self.count}, perplexity={self.perplexity:.4g}, "
             f"base_perplexity={self.base_perplexity:.4g}, mean_kl={self.mean_kl:.4g}, same_top={self.same_top:.4g})"
@@ -161,9 +161,9 @@ class ComparisonMeter:
     definitions : {"exact", "llama.cpp"}, default "exact"
         As for `compare`, like the rest.
     ignore_index : int or None, default -100
-        The class id of positions that are passed over.
+        Target value that marks positions to ignore (padding); their logits are never read.
     workers : int, optional
-        How many threads share the rows.
+        Number of threads, as in `cross_entropy`. No bit of the result depends on it.
 
     Raises
     ------
@@ -215,7 +215,7 @@ class ComparisonMeter:
         axis : int, default -1
             The axis of the classes.
         where : array of bool, optional
-            The positions that are kept.
+            Mask of the positions to include, broadcast over the batch; the logits of others are never read.
 
         Raises
         ------
@@ -224,7 +224,7 @@ class ComparisonMeter:
         """
         base = Floats(*_arrays.floats("base_logits", base_logits))
         other = Floats(*_arrays.floats("logits", logits))
-        # scores that are all the same stand in for the real ones, so that only class ids are looked at, and all of them
+        # zeros stand in for the logits, so that all class ids are checked, and nothing else
         rows = Rows(_core.LOG_PROBS, "base_logits", np.broadcast_to(np.float32(0), base.array.shape), axis)
         rows.beside("logits", other)
         rows.against("targets", targets, self._ignore_index, distributions=False)
@@ -235,14 +235,14 @@ class ComparisonMeter:
         base, other = (Floats(np.moveaxis(array, axis, -1), code) for array, code in (base, other))
         ids, kept = rows.targets, rows.others.get("where", np.broadcast_to(True, rows.batch))
         self._parts += [
-            self._compared(
+            self._block_columns(
                 Floats(base.array[index], base.code), Floats(other.array[index], other.code), ids[index], kept[index]
             )
             for index in _arrays.blocks(rows.batch, _BLOCK_ROWS)
         ]
 
-    def _compared(self, base: Any, logits: Any, targets: Any, where: Any) -> _Columns:
-        """What is kept of a block."""
+    def _block_columns(self, base: Any, logits: Any, targets: Any, where: Any) -> _Columns:
+        """Results of a block by position."""
         workers = self._workers
         options: Any = {"ignore_index": self._ignore_index, "where": where, "workers": workers}
         base_scores = token_scores(base, targets, **options)
@@ -259,12 +259,12 @@ class ComparisonMeter:
             rows.reduce("none")
             rows.run(workers)
             base_nll = np.asarray(rows.numbers())
-            kl = _kl_of_likely(base, logits, kept, workers)
+            kl = _kl_llama_cpp(base, logits, kept, workers)
         columns = {
             "nll": scores.nll,
             "base_nll": base_nll,
             "kl": kl,
-            "delta_p": _exp(-scores.nll) - _exp(-base_nll),
+            "delta_p": _exp_same_bits(-scores.nll) - _exp_same_bits(-base_nll),
             "is_same_top": kept & (scores.argmax == base_scores.argmax) & (scores.argmax >= 0),
             "kept": kept,
         }
@@ -282,14 +282,14 @@ class ComparisonMeter:
 
 
 def _check_normalized(normalizers: Float64Array) -> None:
-    """Refuse logits where log-probabilities are taken as they are."""
+    """Refuse logits where log-probabilities are expected."""
     wrong = normalizers[abs(normalizers) > UNNORMALIZED]  # nan is not
     if wrong.size:
         fits = "definitions='llama.cpp' takes log-probabilities, as log_softmax gives them"
         _arrays.fail("unnormalized", name="base_logits", got=wrong[0], fits=fits)
 
 
-def _kl_of_likely(base: Floats, logits: Floats, kept: BoolArray, workers: int | None) -> Float64Array:
+def _kl_llama_cpp(base: Floats, logits: Floats, kept: BoolArray, workers: int | None) -> Float64Array:
     """Sum exp(b) * (b - log_softmax(logits)) over the base's log-probabilities b that llama.cpp counts.
 
     Their exponentials add up to some s, and those over s are a distribution: the sum is s times the divergence from it
@@ -300,27 +300,27 @@ def _kl_of_likely(base: Floats, logits: Floats, kept: BoolArray, workers: int | 
     for index in _arrays.blocks(kept.shape, max(1, _COPIED_BYTES // (row_bytes or 1))):
         here = kept[index]
         pair: Any = [Floats(array[index], code) for array, code in (base, logits)]
-        if not here.all():  # rows that are passed over are never read
+        if not here.all():  # rows that are ignored are never read
             pair = [Floats(array[here], code) for array, code in pair]
-        likely = _likely(pair[0])
+        likely = _mask_unlikely(pair[0])
         log_sum[index][here] = np.ravel(logsumexp(likely, workers=workers))
         kl[index][here] = np.ravel(kl_divergence(likely, pair[1], reduction="none", workers=workers))
-    return _exp(log_sum) * (kl + log_sum)
+    return _exp_same_bits(log_sum) * (kl + log_sum)
 
 
-def _likely(base: Floats) -> Array:
-    """Log-probabilities, -inf for those that llama.cpp's divergence does not count."""
+def _mask_unlikely(base: Floats) -> Array:
+    """Log-probabilities, with -inf for those that llama.cpp's divergence leaves out."""
     array, code = base
     if code & ~_core.SWAPPED == _core.DTYPES["bfloat16"]:
         array = _arrays.from_bfloat16(array.view(np.dtype(np.uint16).newbyteorder(array.dtype.byteorder)))
     elif array.itemsize < 4:
         array = array.astype(np.float32)
     with np.errstate(divide="ignore", invalid="ignore"):  # invalid: a nan that signals
-        return array / (array > _LIKELY)  # what is below 0, over 0; far faster than to choose by a mask
+        return array / (array > _MIN_LOG_PROB)  # negative / 0 is -inf; far faster than a mask
 
 
-def _exp(logs: Float64Array) -> Float64Array:
-    """Exponentials by the package's own fold: NumPy's have other bits on other machines."""
+def _exp_same_bits(logs: Float64Array) -> Float64Array:
+    """Exponentials by the package's softmax: those of NumPy have other bits on other machines."""
     pairs: Float64Array = softmax(np.stack([logs, np.zeros_like(logs)], -1))
     return pairs[..., 0] / pairs[..., 1]
 
@@ -336,7 +336,7 @@ def compare(
     definitions: Literal["exact", "llama.cpp"] = "exact",
     workers: int | None = None,
 ) -> Comparison:
-    """Compare a model, say a quantised one, with its base, by the figures that are published of such.
+    """Compare a model, say a quantised one, with its base, by the figures that are published for quantised models.
 
     Parameters
     ----------
@@ -348,15 +348,15 @@ def compare(
     axis : int, default -1
         The axis of the classes.
     ignore_index : int or None, default -100
-        The class id of positions that are passed over; their rows are never read.
+        Target value that marks positions to ignore (padding); their logits are never read.
     where : array of bool, optional
-        The positions that are kept, broadcast over the batch; the rows of others are never read.
+        Mask of the positions to include, broadcast over the batch; the logits of others are never read.
     definitions : {"exact", "llama.cpp"}, default "exact"
         By "exact", the base's distribution is ``softmax(base_logits)``, and divergences are sums over all classes. By
         "llama.cpp", as its perplexity tool prints them, `base_logits` are log-probabilities that are taken as they are
         (those of its files do not quite add up to 1), and divergences are sums over those above -16.
     workers : int, optional
-        How many threads share the rows, as in `cross_entropy`. No bit of the result depends on it.
+        Number of threads, as in `cross_entropy`. No bit of the result depends on it.
 
     Returns
     -------
@@ -401,7 +401,7 @@ def compare(
 
 
 def _comparison(definitions: str, parts: list[_Columns], batch: tuple[int, ...]) -> Comparison:
-    """Figures of tokens."""
+    """Figures of all positions."""
     columns = {name: np.concatenate([part[name] for part in parts]).reshape(batch) for name in _COLUMNS}
     kept = columns["kept"]
     nll, base_nll, kl, delta_p = (columns[name][kept] for name in ("nll", "base_nll", "kl", "delta_p"))
@@ -450,7 +450,7 @@ def _correlation(stderr: float, base_stderr: float, stderr_of_difference: float)
 
 
 def _quantiles(values: Float64Array, fractions: tuple[float, ...]) -> dict[float, float]:
-    """Quantiles between which values are interpolated linearly; nan if there is none, or a nan among them."""
+    """Quantiles by linear interpolation; nan without values, or with a nan among them."""
     ordered = np.sort(values)
     if not ordered.size or np.isnan(ordered[-1]):
         return dict.fromkeys(fractions, math.nan)

@@ -45,8 +45,8 @@ def kl_divergence(
     """Kullback-Leibler divergence of a model's predictions from those of a base model.
 
     For each position it is ``sum(p * (log(p) - log(q)))`` over the classes, with ``p = softmax(base_logits)`` and
-    ``q = softmax(logits)``: what coding the base's tokens by the other model costs more, in nats. One pass over both
-    finds it.
+    ``q = softmax(logits)``: the extra cost in nats of coding the base's tokens by the other model. It takes one pass
+    over both.
 
     Parameters
     ----------
@@ -56,12 +56,12 @@ def kl_divergence(
     axis : int, default -1
         The axis of the classes.
     where : array of bool, optional
-        The positions that are kept, broadcast over the batch; the rows of others are never read.
+        Mask of the positions to include, broadcast over the batch; the logits of others are never read.
     reduction : {"mean", "sum", "none"}, default "mean"
         "mean" is the sum over the number of kept positions, nan when none is kept. "none" is the divergence of each
         position, 0.0 where it was passed over.
     workers : int, optional
-        How many threads share the rows, as in `cross_entropy`. No bit of the result depends on it.
+        Number of threads, as in `cross_entropy`. No bit of the result depends on it.
 
     Returns
     -------

@@ -19,13 +19,13 @@ class LossMeter:
     """Adds up the losses of tokens exactly, over any number of calls, threads, files or machines.
 
     Meters of parts of the same tokens, merged in any order, have the same bits. A meter is a handful of Python
-    integers: it pickles, and two meters that saw the same losses are equal. Only one thread may change a meter at a
-    time: give each thread its own, and add them up.
+    integers: it pickles, and two meters of the same losses are equal. Only one thread may change a meter at a time:
+    give each thread its own, and add them up.
 
     Attributes
     ----------
     count, n_bytes, n_words : int
-        Tokens seen, and the bytes and words of their text as far as they were told.
+        Number of tokens, and of the bytes and words of their text if these were given.
 
     Examples
     --------
@@ -58,11 +58,11 @@ class LossMeter:
         Parameters
         ----------
         nll : TokenScores or array
-            What `token_scores` found, which knows the tokens that were ignored or masked and leaves them out; or losses
-            in nats, of any shape, as the functions give them with ``reduction="none"``.
+            The result of `token_scores`, without the tokens that were ignored or masked; or losses in nats, of any
+            shape, as the functions return them with ``reduction="none"``.
         where : array of bool, optional
-            The tokens that count, broadcast over `nll`. Give it with an array of losses when some tokens were ignored
-            or masked: their losses read 0.0 there, and would count as perfect.
+            Mask of the tokens to include, broadcast over `nll`. Give it with an array of losses if some tokens were
+            ignored or masked: their losses are 0.0 there, and would count as perfect.
         n_bytes, n_words : int, default 0
             The length of the tokens' text.
 
@@ -85,24 +85,24 @@ class LossMeter:
         self.n_words += n_words
 
     def merge(self, other: LossMeter) -> None:
-        """Add all that another meter has seen.
+        """Add the losses of another meter.
 
         Parameters
         ----------
         other : LossMeter
-            It stays as it is.
+            A meter, which is not changed.
 
         Raises
         ------
         TypeError
-            If it is no `LossMeter`.
+            If it is not a `LossMeter`.
         """
         if not isinstance(other, LossMeter):
             _arrays.fail("dtype", name="other", got=type(other).__name__, fits="a LossMeter")
         self._add(other._nll, other.n_bytes, other.n_words)
 
     def __add__(self, other: LossMeter) -> LossMeter:
-        """Meter of what both have seen."""
+        """Meter of the losses of both."""
         if not isinstance(other, LossMeter):
             return NotImplemented
         both = LossMeter()
@@ -111,7 +111,7 @@ class LossMeter:
         return both
 
     def __radd__(self, other: object) -> LossMeter:
-        """Meter of the same, added to the 0 that `sum` starts with."""
+        """The same meter, for the 0 that `sum` starts with."""
         return self + LossMeter() if type(other) is int and other == 0 else NotImplemented
 
     def __eq__(self, other: object) -> bool:
@@ -148,7 +148,7 @@ class LossMeter:
 
     @property
     def loss(self) -> float:
-        """The mean loss in nats per token; nan when none was seen."""
+        """The mean loss in nats per token; nan without tokens."""
         return self._nll.mean
 
     @property
@@ -173,16 +173,16 @@ class LossMeter:
 
     @property
     def bits_per_byte(self) -> float:
-        """All losses in bits over the bytes of their text; nan when no bytes were told."""
+        """All losses in bits over the bytes of their text; nan without bytes."""
         return self._nll.sum_over(self.n_bytes) / math.log(2)
 
     @property
     def word_perplexity(self) -> float:
-        """``exp(losses / words)`` of the text; nan when no words were told."""
+        """``exp(losses / words)`` of the text; nan without words."""
         return exp(self._nll.sum_over(self.n_words))
 
     def __repr__(self) -> str:
-        """Say what matters most."""
+        """Show the main figures."""
         return (
             f"LossMeter(count={self.count}, loss={self.loss:.4g}, stderr={self.stderr:.3g}, "
             f"perplexity={self.perplexity:.4g})"

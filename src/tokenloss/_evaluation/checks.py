@@ -97,6 +97,6 @@ def _refuse_distribution(shard: Shard, row: int, probs: Array) -> NoReturn:
     got, fits = f"adds up to {probs.sum(dtype=np.float64):.4g}", "add up to 1, as a distribution does"
     for prob in (probs.min(), probs.max()):
         if not -_PROBABILITY_SLACK <= prob <= 1 + _PROBABILITY_SLACK:
-            got, fits = f"has a share of {prob:.4g}", "have shares from 0 to 1"
+            got, fits = f"has a probability of {prob:.4g}", "have probabilities from 0 to 1"
     path = shard.targets or shard.path
     _arrays.fail("content", path=path, got=f"targets{position} {got}", fits=f"{fits}; class ids are integers")
