@@ -19,8 +19,10 @@ import safetensors.numpy
 import zarr
 
 import tokenloss
-from tokenloss import _evaluation, cli, report
-from tokenloss.compare import _UNNORMALIZED
+from tokenloss import _commands, _terminal, cli
+from tokenloss._evaluation import plan, summary
+from tokenloss._evaluation import run as shard_run
+from tokenloss.comparison import UNNORMALIZED
 from tokenloss.formats import llama_cpp
 from tokenloss.formats import npz as npz_format
 
@@ -113,11 +115,13 @@ def test_sample(figures):
     )
     assert found["bits_per_token"] == pytest.approx(loss / math.log(2), rel=1e-6)
     worst = np.argsort(-losses)[:3]
-    assert [token["position"] for token in found["costliest"]] == worst.tolist()
-    assert [token["target"] for token in found["costliest"]] == targets[worst].tolist()
-    assert [token["text"] for token in found["costliest"]] == tokens[worst].tolist()
-    assert [token["loss"] for token in found["costliest"]] == pytest.approx(losses[worst].astype(float), abs=2e-7)
-    assert [token["probability"] for token in found["costliest"]] == pytest.approx(np.exp(-losses[worst]).astype(float))
+    listed = found["highest_loss_tokens"]
+    highest = {name: [token[name] for token in listed] for name in listed[0]}
+    assert highest["position"] == worst.tolist()
+    assert highest["target"] == targets[worst].tolist()
+    assert highest["text"] == tokens[worst].tolist()
+    assert highest["loss"] == pytest.approx(losses[worst].astype(float), abs=2e-7)
+    assert highest["probability"] == pytest.approx(np.exp(-losses[worst]).astype(float))
     assert found["bytes"] == logits.nbytes
     assert found["gb_per_second"] == pytest.approx(found["bytes"] / found["seconds"] / 1e9)
 
@@ -145,7 +149,7 @@ def test_kinds(kind, figures, npz, npy):
     assert from_npz["loss"] == pytest.approx(loss, rel=1e-6)
     for same in ("kind", "tokens", "loss", "stderr", "accuracy", "bytes"):
         assert from_npz[same] == from_npy[same]
-    for one, other in zip(from_npz["costliest"], from_npy["costliest"], strict=True):
+    for one, other in zip(from_npz["highest_loss_tokens"], from_npy["highest_loss_tokens"], strict=True):
         assert one == other | {"file": one["file"]}
     assert from_npz["accuracy"] == 0.5  # of equal scores, the first is the guess
 
@@ -159,7 +163,7 @@ def test_npy_holds_logits_unless_told(figures, npy):
 @pytest.mark.parametrize("dtype", ["<f2", ">f4", "<f8"])
 @pytest.mark.parametrize("shape", [(), (7,), (3, 5), (2, 3, 4), (0,), (3, 0)])
 def test_shapes_layouts_and_blocks(shape, dtype, order, block_bytes, figures, npy, monkeypatch):
-    monkeypatch.setattr(_evaluation, "_BLOCK_BYTES", block_bytes)
+    monkeypatch.setattr(plan, "_BLOCK_BYTES", block_bytes)
     rng = np.random.default_rng(0)
     logits = np.asarray(rng.normal(size=(*shape, 11)), dtype, order=order)
     targets = np.asarray(rng.integers(11, size=shape), np.int32, order=order)
@@ -167,7 +171,7 @@ def test_shapes_layouts_and_blocks(shape, dtype, order, block_bytes, figures, np
     losses = np.ravel(tokenloss.cross_entropy(logits, targets, reduction="none"))
     assert found["tokens"] == losses.size
     assert found["loss"] == (tokenloss.cross_entropy(logits, targets) if losses.size else None)
-    assert [token["position"] for token in found["costliest"]] == np.argsort(-losses)[:2].tolist()
+    assert [token["position"] for token in found["highest_loss_tokens"]] == np.argsort(-losses)[:2].tolist()
     assert found["accuracy"] == (np.mean(logits.argmax(-1) == targets) if losses.size else None)
 
 
@@ -177,7 +181,7 @@ def test_ignored(figures, npz):
     found = figures(path, "--ignore-index", "-1", "--top", 9)
     assert (found["tokens"], found["ignored"]) == (2, 2)
     assert found["loss"] == tokenloss.cross_entropy(LOGITS, targets, ignore_index=-1)
-    assert [token["position"] for token in found["costliest"]] == [2, 0]
+    assert [token["position"] for token in found["highest_loss_tokens"]] == [2, 0]
     assert found["accuracy"] == 0.5
     assert found["bytes"] == 2 * LOGITS[0].nbytes
 
@@ -185,7 +189,7 @@ def test_ignored(figures, npz):
 def test_all_ignored(figures, run, npz):
     path = npz(logits=LOGITS, targets=np.full(4, -100))
     found = figures(path)
-    assert (found["tokens"], found["ignored"], found["costliest"]) == (0, 4, [])
+    assert (found["tokens"], found["ignored"], found["highest_loss_tokens"]) == (0, 4, [])
     for name in ("loss", "stderr", "perplexity", "bits_per_token", "accuracy"):
         assert found[name] is None
     assert found["perplexity_interval"] == [None, None]
@@ -212,7 +216,8 @@ def test_distributions(dtype, figures, npz):
     found = figures(npz(logits=LOGITS, targets=np.eye(3, dtype=dtype)[TARGETS]))
     assert found["loss"] == tokenloss.cross_entropy(LOGITS, TARGETS)
     assert found["accuracy"] == 0.5
-    assert [(token["position"], token["target"]) for token in found["costliest"]] == [(3, 0), (2, 2), (0, 0), (1, 1)]
+    highest = [(token["position"], token["target"]) for token in found["highest_loss_tokens"]]
+    assert highest == [(3, 0), (2, 2), (0, 0), (1, 1)]
 
 
 def test_infinite_and_undefined_losses_are_null(figures, run, npz):
@@ -220,9 +225,9 @@ def test_infinite_and_undefined_losses_are_null(figures, run, npz):
     logits[0, 0], logits[2, 1] = -np.inf, np.nan
     path = npz(logits=logits, targets=TARGETS)
     found = figures(path, "--top", 3)
-    assert [token["position"] for token in found["costliest"]] == [0, 2, 3]
-    assert found["loss"] is found["costliest"][0]["loss"] is found["costliest"][1]["loss"] is None
-    assert found["costliest"][0]["probability"] == 0.0
+    assert [token["position"] for token in found["highest_loss_tokens"]] == [0, 2, 3]
+    assert found["loss"] is found["highest_loss_tokens"][0]["loss"] is found["highest_loss_tokens"][1]["loss"] is None
+    assert found["highest_loss_tokens"][0]["probability"] == 0.0
     status, out, err = run("score", path)
     assert (status, err) == (0, "")
     assert " inf " in out
@@ -232,23 +237,24 @@ def test_losses_below_zero(figures, npz):
     shares = np.tile([1.0005, -0.0005], (3, 1))  # rounded so that they are a little below 0
     found = figures(npz(logits=np.tile([0.0, -2e6], (3, 1)), targets=shares))
     assert found["loss"] == pytest.approx(-1e3)
-    assert found["costliest"][0]["probability"] is None
+    assert found["highest_loss_tokens"][0]["probability"] is None
 
 
 @pytest.mark.parametrize("block_rows", [1, 3, 100])
 @pytest.mark.parametrize("top", [0, 1, 4, 40])
-def test_costliest_of_equal_losses_are_the_first(top, block_rows, figures, npz, monkeypatch):
-    monkeypatch.setattr(_evaluation, "_BLOCK_ROWS", block_rows)
+def test_highest_loss_tokens_of_equal_losses_are_the_first(top, block_rows, figures, npz, monkeypatch):
+    monkeypatch.setattr(plan, "_BLOCK_ROWS", block_rows)
     targets = np.random.default_rng(1).integers(3, size=20)
     found = figures(npz(logits=np.tile(np.float32([3, 2, 1]), (20, 1)), targets=targets), "--top", top)
-    assert [token["position"] for token in found["costliest"]] == np.argsort(-targets, kind="stable")[:top].tolist()
+    positions = [token["position"] for token in found["highest_loss_tokens"]]
+    assert positions == np.argsort(-targets, kind="stable")[:top].tolist()
 
 
 @pytest.mark.parametrize("workers", [1, 2, 1000])
 def test_workers_change_no_bit(workers, figures):
     one, other = figures(SAMPLE), figures(SAMPLE, "--workers", workers)
     assert one["loss"] == other["loss"]
-    assert one["costliest"] == other["costliest"]
+    assert one["highest_loss_tokens"] == other["highest_loss_tokens"]
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from /proc")
@@ -335,8 +341,8 @@ def test_shards_add_up(shards, figures):
     for part, rows in zip(parts["shards"], np.split(np.arange(60), [13, 40]), strict=True):
         assert part["loss"] == tokenloss.cross_entropy(shards.logits[rows], shards.targets[rows])
     starts = dict(zip(parts["files"], (0, 13, 40), strict=True))
-    assert [starts[token["file"]] + token["position"] for token in parts["costliest"]] == [
-        token["position"] for token in whole["costliest"]
+    assert [starts[token["file"]] + token["position"] for token in parts["highest_loss_tokens"]] == [
+        token["position"] for token in whole["highest_loss_tokens"]
     ]
 
 
@@ -399,9 +405,9 @@ def test_shift(save, figures, tmp_path):
     assert found["loss"] == tokenloss.cross_entropy(logits[:, :-1], tokens[:, 1:])
     assert (found["tokens"], found["ignored"]) == (11, 1)
     i, j = np.unravel_index(losses.argmax(), losses.shape)
-    (costliest,) = found["costliest"]
-    assert (costliest["position"], costliest["target"]) == (5 * i + j, tokens[i, j + 1])
-    assert costliest["text"] == (text[i, j + 1] if save == "npz" else None)
+    (token,) = found["highest_loss_tokens"]
+    assert (token["position"], token["target"]) == (5 * i + j, tokens[i, j + 1])
+    assert token["text"] == (text[i, j + 1] if save == "npz" else None)
     table = np.genfromtxt(tmp_path / "tokens.csv", delimiter=",", names=True)
     np.testing.assert_array_equal(table["nll"], losses.ravel())
     np.testing.assert_array_equal(table["target"], tokens[:, 1:].ravel())
@@ -444,10 +450,10 @@ def test_shift_loses_no_token_between_shards(pieces, figures):  # W10: --shift
     np.testing.assert_array_equal(table["nll"], losses)
     np.testing.assert_array_equal(table["target"], pieces.ids[1:])
     starts = dict(zip((part["file"] for part in found["shards"]), (0, 4, 5, 5), strict=True))
-    places = [starts[token["file"]] + token["position"] for token in found["costliest"]]
+    places = [starts[token["file"]] + token["position"] for token in found["highest_loss_tokens"]]
     assert sorted(places) == [0, 1, 2, 3, 5, 6, 7, 8, 9, 10]
     if pieces.argv[-1] == pieces.path / "part-*.npz":
-        assert [token["text"] for token in found["costliest"]] == [f"t{place + 1}" for place in places]
+        assert [token["text"] for token in found["highest_loss_tokens"]] == [f"t{place + 1}" for place in places]
 
 
 def test_shift_between_shards_says_what_it_leaves_out(pieces, run, figures):  # W10: without_next
@@ -504,7 +510,7 @@ def test_shift_between_shards_with_state(pieces, run, figures):  # W10: what fol
     kept["done"][0]["shard"]["next"][0] = 6 if pieces.ids[4] != 6 else 5
     state.write_text(json.dumps(kept))
     refused = run("score", *pieces.argv, "--shift", "--state", state)
-    assert_refused(refused, f"{state}: holds what was found in", "changed")
+    assert_refused(refused, f"{state}: holds the result of", "changed")
 
 
 def test_shift_between_shards_on_a_cluster(pieces, figures):  # W10
@@ -514,7 +520,7 @@ def test_shift_between_shards_on_a_cluster(pieces, figures):  # W10
     ) as cluster:
         there = figures(*pieces.argv, "--shift", "--scheduler", cluster.scheduler_address)
     here = figures(*pieces.argv, "--shift")
-    for name in (*SUMS, "without_next", "costliest", "shards"):
+    for name in (*SUMS, "without_next", "highest_loss_tokens", "shards"):
         assert there[name] == here[name]
 
 
@@ -556,11 +562,11 @@ def test_compare_of_other_texts(run, models):  # two files that each know their 
     "text", ["a naïve\nlittle  text\n", "\u2003x\u2003", "\r\n", "€ €€", "a\x1cb\x85c\xa0d", "\ufeffa b"]
 )
 def test_extent_of_a_text_in_chunks(text, chunk, tmp_path, monkeypatch):  # W5: --text
-    monkeypatch.setattr(_evaluation, "_TEXT_BYTES", chunk)
+    monkeypatch.setattr(summary, "_TEXT_BYTES", chunk)
     for data in (text.encode(), b"\xff" + text.encode() + b"\xe2\x82"):
         (tmp_path / "text").write_bytes(data)
         expected = len(data), len(data.decode("utf-8", "replace").split())
-        assert _evaluation.extent(str(tmp_path / "text")) == expected
+        assert summary.text_length(str(tmp_path / "text")) == expected
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="the platform has no named pipes")
@@ -627,14 +633,14 @@ def test_second_file_of_class_ids(run, figures, npy):  # W1
     [
         ([0.5, 0.25, 0.2], ["targets[1, 0] adds up to 0.95", "add up to 1, as a distribution does", "class ids are"]),
         ([0.5, 0.5, 0.02], ["targets[1, 0] adds up to 1.02"]),
-        ([0.5, 0.75, -0.25], ["targets[1, 0] has a share of -0.25", "from 0 to 1", "class ids are integers"]),
-        ([1.25, -0.001, -0.249], ["targets[1, 0] has a share of 1.25"]),
+        ([0.5, 0.75, -0.25], ["targets[1, 0] has a probability of -0.25", "from 0 to 1", "class ids are integers"]),
+        ([1.25, -0.001, -0.249], ["targets[1, 0] has a probability of 1.25"]),
         ([np.nan, 0.5, 0.5], ["targets[1, 0] "]),
-        ([2.0, -1.0, 0.0], ["targets[1, 0] has a share of "]),
+        ([2.0, -1.0, 0.0], ["targets[1, 0] has a probability of "]),
     ],
 )
 def test_what_is_no_distribution(row, words, dtype, block_rows, run, npz, npy, monkeypatch):  # W1
-    monkeypatch.setattr(_evaluation, "_BLOCK_ROWS", block_rows)
+    monkeypatch.setattr(plan, "_BLOCK_ROWS", block_rows)
     logits = LOGITS.reshape(2, 2, 3).astype(dtype)
     shares = np.eye(3, dtype=dtype)[TARGETS].reshape(2, 2, 3)
     shares[1, 0] = row
@@ -684,7 +690,7 @@ def test_scores_that_are_no_probabilities_are_believed(figures, npy):  # W1, W9:
 
 
 def test_rows_that_are_not_scored_tell_no_kind(run, npy, monkeypatch):  # W1, W9: --kind
-    monkeypatch.setattr(_evaluation, "_BLOCK_ROWS", 3)
+    monkeypatch.setattr(plan, "_BLOCK_ROWS", 3)
     scores = np.concatenate([np.zeros((5, 3)), tokenloss.softmax(LOGITS.astype(np.float64))])
     targets = np.concatenate([np.full(5, -100), TARGETS])
     assert_refused(run("score", *npy(scores, targets)), "looks like probabilities")
@@ -737,12 +743,12 @@ def test_log_probs_of_the_likeliest_classes(dtype, figures, run, npz):  # W9: --
 
 def test_log_probs_that_nearly_are_some(figures, run, npz):  # W9
     logs = tokenloss.log_softmax(LOGITS.astype(np.float64))
-    logs[0] += 0.99 * _UNNORMALIZED
+    logs[0] += 0.99 * UNNORMALIZED
     logs[1] = np.nan
     logs[2] += 7  # is not scored
     found = figures(npz(log_probs=logs, targets=[0, 1, -100, 0]))
     assert (found["tokens"], found["loss"]) == (3, None)
-    logs[0] += 0.02 * _UNNORMALIZED
+    logs[0] += 0.02 * UNNORMALIZED
     assert_refused(run("score", npz(log_probs=logs, targets=[0, 1, -100, 0])), "logsumexp is 0.101")
 
 
@@ -814,7 +820,7 @@ def test_order_of_a_shell_is_refused_where_it_counts(targets, numbered, run, fig
 def test_json_is_strict(figures, run, npz):  # U6: --json
     tokens = np.array(["\ud800", "a\udc00b", "\U0001f600", "\ud83d\ude00"])
     path = npz(logits=LOGITS, targets=TARGETS, tokens=tokens)
-    texts = {token["position"]: token["text"] for token in figures(path)["costliest"]}
+    texts = {token["position"]: token["text"] for token in figures(path)["highest_loss_tokens"]}
     assert texts == {0: "\ufffd", 1: "a\ufffdb", 2: "\U0001f600", 3: "\U0001f600"}
     json.dumps(json.loads(run("score", path, "--json")[1]), ensure_ascii=False).encode("utf-8")
 
@@ -841,7 +847,7 @@ def read_table(path):
 
 @pytest.mark.parametrize("suffix", [".npy", ".csv", ".parquet"])
 def test_per_token(suffix, shards, figures, monkeypatch):
-    monkeypatch.setattr(_evaluation, "_BLOCK_ROWS", 8)
+    monkeypatch.setattr(plan, "_BLOCK_ROWS", 8)
     path = shards.path / f"tokens{suffix}"
     figures(shards.path / "part-*.npz", "--per-token", path)
     table, scores = read_table(path), tokenloss.token_scores(shards.logits, shards.targets)
@@ -915,7 +921,7 @@ def files(tmp_path, monkeypatch):
 def test_outputs_replace_no_input(argv, words, files, run, monkeypatch):  # W6
     if sys.platform == "win32" and ("link" in argv or "hard" in argv or "cannot" in words):
         pytest.skip("links need a privilege on Windows, and its error messages differ")
-    monkeypatch.setattr(_evaluation, "score", raising(AssertionError))
+    monkeypatch.setattr(shard_run, "score_shard", raising(AssertionError))
     assert_refused(run(*argv.split()), words)
     assert {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()} == files
 
@@ -979,24 +985,26 @@ def interrupted(shards, run, monkeypatch):
     """Score shards, until Ctrl-C in the third; where the state is."""
     state = shards.path / "state.json"
     with monkeypatch.context() as patch:
-        calls = iter([_evaluation.score, _evaluation.score, raising(KeyboardInterrupt)])
-        patch.setattr(_evaluation, "score", lambda *arguments: next(calls)(*arguments))
+        calls = iter([shard_run.score_shard, shard_run.score_shard, raising(KeyboardInterrupt)])
+        patch.setattr(shard_run, "score_shard", lambda *arguments: next(calls)(*arguments))
         assert run("score", shards.path / "part-*.npz", "--state", state)[0] == 130
     return state
 
 
 def test_work_is_taken_up_again_to_the_same_bits(interrupted, shards, figures, monkeypatch):
     scored = []
-    score = _evaluation.score
+    score = shard_run.score_shard
     monkeypatch.setattr(
-        _evaluation, "score", lambda shard, *others: (scored.append(Path(shard.path).name), score(shard, *others))[1]
+        shard_run,
+        "score_shard",
+        lambda shard, *others: (scored.append(Path(shard.path).name), score(shard, *others))[1],
     )
     without, resumed = figures(shards.path / "part-*.npz"), figures(shards.path / "part-*.npz", "--state", interrupted)
     assert scored == ["part-a.npz", "part-b.npz", "part-c.npz", "part-c.npz"]
     again = figures(shards.path / "part-*.npz", "--state", interrupted)
     assert len(scored) == 4
     for found in (resumed, again):
-        for name in (*SUMS[:-1], "costliest", "shards"):
+        for name in (*SUMS[:-1], "highest_loss_tokens", "shards"):
             assert found[name] == without[name]
     assert (resumed["bytes"], again["bytes"]) == (17 * 44, 0)  # what was read
 
@@ -1006,7 +1014,7 @@ def test_state_of_infinite_losses(figures, npz, tmp_path):
     logits[0, 0], logits[2, 1] = -np.inf, np.nan
     path = npz(logits=logits, targets=TARGETS)
     first, second = (figures(path, "--state", tmp_path / "state") for _ in range(2))
-    assert first["costliest"] == second["costliest"]
+    assert first["highest_loss_tokens"] == second["highest_loss_tokens"]
     assert first["loss"] is second["loss"] is None
 
 
@@ -1022,10 +1030,10 @@ def test_state_of_other_work_is_refused(interrupted, shards, run):
         assert_refused(run("score", pattern, "--state", interrupted, *options), f"{interrupted}: ", *words)
     part = shards.path / "part-b.npz"
     refused = run("score", part, "--state", interrupted)
-    assert_refused(refused, f"{interrupted}: holds what was found in {shards.path / 'part-a.npz'}", "not to be scored")
+    assert_refused(refused, f"{interrupted}: holds the result of {shards.path / 'part-a.npz'}", "not to be scored")
     os.utime(part, ns=(1, 1))
     refused = run("score", pattern, "--state", interrupted)
-    assert_refused(refused, f"{interrupted}: holds what was found in {part}", "changed")
+    assert_refused(refused, f"{interrupted}: holds the result of {part}", "changed")
     assert interrupted.read_bytes() == before
 
 
@@ -1049,7 +1057,7 @@ def test_scheduler(shards, figures, tmp_path):
     ) as cluster:
         options = "--scheduler", cluster.scheduler_address, "--state", tmp_path / "state"
         here, there = figures(shards.path / "part-*.npz"), figures(shards.path / "part-*.npz", *options)
-    for name in (*SUMS, "costliest", "shards"):
+    for name in (*SUMS, "highest_loss_tokens", "shards"):
         assert there[name] == here[name]
 
 
@@ -1087,7 +1095,7 @@ def compared(run):
 @pytest.mark.parametrize("block_rows", [5, 1000])
 @pytest.mark.parametrize("other", ["other.npy", "other.zarr", "other.npz"])
 def test_compare_files(other, block_rows, models, compared, monkeypatch):
-    monkeypatch.setattr(_evaluation, "_BLOCK_ROWS", block_rows)
+    monkeypatch.setattr(plan, "_BLOCK_ROWS", block_rows)
     found = compared(models.path / "base.npz", models.path / other)
     expected = tokenloss.compare(models.base, models.other, models.targets).as_dict()
     assert set(found) == set(expected) | {"base", "other", "base_kind", "kind", "shape", "ignored", "without_next"}
@@ -1194,7 +1202,7 @@ FILE  logits, 4 × 3, float32; class ids
   greedy accuracy  50.00 %
   time             0.5 s    9.6e-08 GB/s
 
-  costliest tokens
+  highest-loss tokens
   position  target    loss  probability  text
          3       0  9.0002     0.000123  [bold]d
          2       2  1.0986        0.333  \\x1b[31mĠc
@@ -1207,7 +1215,7 @@ FILE  logits, 4 × 3, float32; class ids
 def test_summary(rich, run, npz, monkeypatch):
     if not rich:
         monkeypatch.setitem(sys.modules, "rich", None)
-    monkeypatch.setattr(cli, "time", SimpleNamespace(perf_counter=iter([1.0, 1.5]).__next__))
+    monkeypatch.setattr(_commands, "time", SimpleNamespace(perf_counter=iter([1.0, 1.5]).__next__))
     path = npz(logits=LOGITS, targets=TARGETS, tokens=np.array(["a\nb", ",", "\x1b[31mĠc", "[bold]d"]))
     status, out, err = run("score", path)
     assert (status, err) == (0, "")
@@ -1279,7 +1287,7 @@ class Terminal(io.StringIO):
 
 
 def test_progress_by_rich(run, monkeypatch):
-    monkeypatch.setattr(report, "_PATIENCE", 0)
+    monkeypatch.setattr(_terminal, "_PROGRESS_SECONDS", 0)
     monkeypatch.setattr(sys, "stderr", terminal := Terminal())
     monkeypatch.setenv("TERM", "xterm")
     assert run("score", SAMPLE)[0] == 0
@@ -1288,8 +1296,8 @@ def test_progress_by_rich(run, monkeypatch):
 
 def test_progress_in_plain_text(run, monkeypatch):
     monkeypatch.setitem(sys.modules, "rich", None)
-    monkeypatch.setattr(report, "_PATIENCE", 0)
-    monkeypatch.setattr(_evaluation, "_BLOCK_ROWS", 10)
+    monkeypatch.setattr(_terminal, "_PROGRESS_SECONDS", 0)
+    monkeypatch.setattr(plan, "_BLOCK_ROWS", 10)
     monkeypatch.setattr(sys, "stderr", terminal := Terminal())
     assert run("score", SAMPLE)[0] == 0
     lines = ["", " 67% of 0.00156 GB", "100% of 0.00156 GB", " " * 18, ""]
@@ -1297,7 +1305,7 @@ def test_progress_in_plain_text(run, monkeypatch):
 
 
 def test_no_progress_where_nobody_looks(run, monkeypatch):
-    monkeypatch.setattr(report, "_PATIENCE", 0)
+    monkeypatch.setattr(_terminal, "_PROGRESS_SECONDS", 0)
     assert run("score", SAMPLE)[2] == ""
 
 
@@ -1423,7 +1431,7 @@ def test_bad_arrays(arrays, words, run, npz):
 
 
 def test_bad_target_far_into_a_file(run, npy, monkeypatch):
-    monkeypatch.setattr(_evaluation, "_BLOCK_BYTES", 10)
+    monkeypatch.setattr(plan, "_BLOCK_BYTES", 10)
     targets = np.zeros(1000, np.int16)
     targets[777] = 3
     paths = npy(np.zeros((1000, 3), np.float32), targets)
@@ -1488,11 +1496,11 @@ def test_out_of_memory(run, monkeypatch):
 def test_signals_remove_what_is_half_written(name, tmp_path):  # L3: as Slurm and `timeout` end a process
     number = getattr(signal, name)
     program = (
-        "import sys, os, signal, time; from tokenloss import _evaluation, cli\n"
-        "block = _evaluation._token_scores\n"
+        "import sys, os, signal, time; from tokenloss import cli; from tokenloss._evaluation import run\n"
+        "block = run._score_block\n"
         "def slow(*args, **options):\n"
         "    print('begun', flush=True); time.sleep(60)\n"
-        "_evaluation._token_scores = slow\n"
+        "run._score_block = slow\n"
         "sys.exit(cli.main())"
     )
     argv = ["score", SAMPLE, "--per-token", tmp_path / "out.csv"]
@@ -1512,7 +1520,7 @@ def test_signals_remove_what_is_half_written(name, tmp_path):  # L3: as Slurm an
 
 def test_handlers_of_signals_are_put_back(run, monkeypatch):  # L3
     seen = []
-    monkeypatch.setattr(report, "show_json", lambda _: seen.append(signal.getsignal(signal.SIGTERM)))
+    monkeypatch.setattr(_commands, "info", lambda _: seen.append(signal.getsignal(signal.SIGTERM)))
     before = signal.getsignal(signal.SIGTERM)
     assert run("info", "--json")[0] == 0
     assert callable(seen[0])
@@ -1526,7 +1534,7 @@ def test_handlers_of_signals_are_put_back(run, monkeypatch):  # L3
 
 
 def test_ctrl_c(run, monkeypatch):
-    monkeypatch.setattr(_evaluation, "token_scores", raising(KeyboardInterrupt))
+    monkeypatch.setattr(shard_run, "token_scores", raising(KeyboardInterrupt))
     assert run("score", SAMPLE) == (130, "", "tokenloss: interrupted\n")
 
 

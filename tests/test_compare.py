@@ -28,10 +28,10 @@ from test_cases import FORBIDDEN_PAGES, OnDevice, needs_mprotect
 from test_memory import MEASURED
 
 import tokenloss
-from tokenloss import ComparisonMeter, compare, cross_entropy, kl_divergence, report
+from tokenloss import ComparisonMeter, _terminal, compare, comparison, cross_entropy, kl_divergence
+from tokenloss._outputs.terminal import comparison_tables
 
 NAN, INF = math.nan, math.inf
-MODULE = sys.modules["tokenloss.compare"]  # which the function hides
 FIXTURE = Path(__file__).parent / "data" / "llama-cpp.npz"
 SHARED = Path(__file__).parents[2] / "shared" / "data" / "llama-cpp"
 ARRAYS = ["nll", "base_nll", "kl", "delta_p", "is_same_top", "kept"]
@@ -204,13 +204,13 @@ def assert_as_llama_cpp(base_log_probs, logits, targets):
         names = ["perplexity", "log_perplexity_ratio", "mean_kl", "rms_delta_p", "same_top"]
         figures = [getattr(found, name + end) for name in names for end in ("", "_stderr")]
         assert_as_printed(figures[:6] + [100 * figure for figure in figures[6:]], line)
-    comparison = compare(base_log_probs, logits, targets, definitions="llama.cpp")
-    assert_same(comparison, meter.result())
+    found = compare(base_log_probs, logits, targets, definitions="llama.cpp")
+    assert_same(found, meter.result())
     lines = [line.rsplit(":", 1) for line in final.splitlines() if ":" in line]
-    figures = printed_figures(comparison.as_dict())
+    figures = printed_figures(found.as_dict())
     assert len(figures) == 43
     assert_as_printed(figures, " ".join(printed for _, printed in lines))
-    rows = [row for table in report.comparison_tables(comparison) for row in table.rows]
+    rows = [row for table in comparison_tables(found) for row in table.rows]
     assert [row[0].strip() for row in rows] == [label.strip() for label, _ in lines]
     for row, (_, printed) in zip(rows, lines, strict=True):
         assert_as_printed([number for number, _ in numbers(" ".join(row[1:]))], printed)
@@ -376,8 +376,8 @@ def test_backends(definitions, trying, backend):
 @each_definition
 @pytest.mark.parametrize(("rows", "copied"), [(1, 1), (7, 1), (7, 5000), (1 << 14, 3000), (30, 1 << 20)])
 def test_blocks(definitions, rows, copied, trying, monkeypatch):
-    monkeypatch.setattr(MODULE, "_BLOCK_ROWS", rows)
-    monkeypatch.setattr(MODULE, "_COPIED_BYTES", copied)
+    monkeypatch.setattr(comparison, "_BLOCK_ROWS", rows)
+    monkeypatch.setattr(comparison, "_COPIED_BYTES", copied)
     base, logits, targets = trying[0]
     assert_same(compare(base, logits, targets, definitions=definitions), trying[1][definitions])
     shape = (4, 5, 4)
@@ -573,8 +573,8 @@ def test_comparison_is_a_record(rng):
 @pytest.mark.parametrize("rich", [True, False])
 def test_report(rich, sample, capsys, monkeypatch):
     if not rich:
-        monkeypatch.setattr(report, "has_rich", lambda: False)
-    report.show_tables("BASE, OTHER", "", report.comparison_tables(compare(*sample, definitions="llama.cpp")))
+        monkeypatch.setattr(_terminal, "has_rich", lambda: False)
+    _terminal.show_tables("BASE, OTHER", "", comparison_tables(compare(*sample, definitions="llama.cpp")))
     lines = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
     for line in (
         "  Perplexity statistics",
@@ -624,7 +624,7 @@ def test_wrong_input_is_named():
 
 
 def test_bad_target_is_named_by_its_place_among_all(monkeypatch):
-    monkeypatch.setattr(MODULE, "_BLOCK_ROWS", 2)
+    monkeypatch.setattr(comparison, "_BLOCK_ROWS", 2)
     targets = np.zeros((3, 50), int)
     targets[2, 7] = 3
     with fails(IndexError, "targets[2, 7]", 3, "[0, 3)"):
@@ -632,7 +632,7 @@ def test_bad_target_is_named_by_its_place_among_all(monkeypatch):
 
 
 def test_meter_is_as_it_was_after_an_error(monkeypatch):
-    monkeypatch.setattr(MODULE, "_BLOCK_ROWS", 1)
+    monkeypatch.setattr(comparison, "_BLOCK_ROWS", 1)
     base = np.log([[0.5, 0.5], [0.25, 0.75]])
     meter = ComparisonMeter(definitions="llama.cpp")
     meter.update(base, base, [0, 1])

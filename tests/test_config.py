@@ -1,5 +1,7 @@
 """What the package says of itself, what the environment changes, and what importing it costs."""
 
+import importlib.util
+import pickle
 import re
 
 import pytest
@@ -92,7 +94,7 @@ before = set(sys.modules)
 import tokenloss
 added = {name for name in set(sys.modules) - before if not name.startswith("tokenloss")}
 heavy = {"concurrent.futures", "concurrent.futures.thread", "rich", "scipy", "importlib.metadata", "ml_dtypes",
-         "asyncio", "argparse", "logging", "multiprocessing", "torch", "jax", "tokenloss.cli", "tokenloss.report"}
+         "asyncio", "argparse", "logging", "multiprocessing", "torch", "jax", "tokenloss.cli", "tokenloss._terminal"}
 assert not heavy & (added | {name for name in sys.modules if name.startswith("tokenloss")}), added
 assert len(added) < 10, added
 """
@@ -122,3 +124,9 @@ def test_public_names_are_those_that_are_promised():
     for name in tokenloss.__all__:
         assert hasattr(tokenloss, name)
     assert re.fullmatch(r"\d+\.\d+\.\d+(\.dev\d+|rc\d+)?", tokenloss.__version__)
+
+
+@pytest.mark.parametrize("name", tokenloss.__all__)
+def test_public_names_hide_no_module_and_pickle(name):
+    assert importlib.util.find_spec(f"tokenloss.{name}") is None
+    assert pickle.loads(pickle.dumps(getattr(tokenloss, name))) is getattr(tokenloss, name)  # noqa: S301 - our own

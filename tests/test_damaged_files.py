@@ -549,8 +549,8 @@ def test_names_in_archives_are_never_paths(where):
         (("meter", "_special"), "5.0"),
         (("greedy",), "3"),
         (("ignored",), 10**400),
-        (("costliest",), [[0, 0, "1.0", 7]]),
-        (("costliest",), [[0.5, 0, "1.0", None]]),
+        (("highest_loss_tokens",), [[0, 0, "1.0", 7]]),
+        (("highest_loss_tokens",), [[0.5, 0, "1.0", None]]),
     ],
 )
 def test_state_that_no_losses_have(place, value, state, where):

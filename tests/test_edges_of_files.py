@@ -17,7 +17,8 @@ import zarr
 from arrays import assert_same_bits, fails
 from commands import at_most, run
 
-from tokenloss import _evaluation
+from tokenloss._evaluation import comparison, plan
+from tokenloss._evaluation import run as shard_run
 from tokenloss.formats import llama_cpp, open_scores
 
 pytestmark = pytest.mark.thread_unsafe(reason="sets an alarm for the process, and measures its memory")
@@ -420,9 +421,9 @@ def test_file_that_is_cut_short_while_the_command_reads_it(command, how, tmp_pat
     np.save(logits, LOGITS)
     np.save(tmp_path / "other.npy", LOGITS)
     np.save(targets, SHARES if how == "distributions" else np.resize(TARGETS, 16) if how == "one for all" else TARGETS)
-    monkeypatch.setattr(_evaluation, "_BLOCK_BYTES", 64)
+    monkeypatch.setattr(plan, "_BLOCK_BYTES", 64)
     cut = logits if how == "scores" else targets
-    size, meter = cut.stat().st_size, _evaluation.LossMeter if command == "score" else _evaluation.ComparisonMeter
+    size, meter = cut.stat().st_size, shard_run.LossMeter if command == "score" else comparison.ComparisonMeter
     update = meter.update
 
     def cutting(self, losses, *args, **options):
@@ -444,8 +445,8 @@ def test_targets_that_change_while_the_command_reads_them(how, change, tmp_path,
     array = SHARES if how == "distributions" else TARGETS
     np.save(logits, LOGITS)
     np.save(targets, array)
-    monkeypatch.setattr(_evaluation, "_BLOCK_BYTES", 64)
-    update = _evaluation.LossMeter.update
+    monkeypatch.setattr(plan, "_BLOCK_BYTES", 64)
+    update = shard_run.LossMeter.update
 
     def changing(self, losses, *args, **options):
         update(self, losses, *args, **options)
@@ -457,21 +458,21 @@ def test_targets_that_change_while_the_command_reads_them(how, change, tmp_path,
                 targets.write_bytes((tmp_path / "other.npy").read_bytes())
                 os.utime(targets, ns=(0, 0))
 
-    monkeypatch.setattr(_evaluation.LossMeter, "update", changing)
+    monkeypatch.setattr(shard_run.LossMeter, "update", changing)
     status, message = run("score", logits, "--targets", targets)
     assert (status, f"{targets}: changed after it was opened" in message) == (2, True)
 
 
 CUT = """
 import os, sys
-from tokenloss import _evaluation
+from tokenloss._evaluation import run
 from tokenloss.cli import main
-update = _evaluation.LossMeter.update
+update = run.LossMeter.update
 def cutting(self, losses, **options):
     update(self, losses, **options)
     if len(losses):
         os.truncate(sys.argv[1], 1000)
-_evaluation.LossMeter.update = cutting
+run.LossMeter.update = cutting
 print(main(["score", sys.argv[1], sys.argv[2]]))
 """
 
@@ -488,7 +489,7 @@ def test_targets_that_are_read_while_they_change_are_those_of_one_moment(tmp_pat
     np.save(tmp_path / "logits.npy", LOGITS)
     np.save(tmp_path / "targets.npy", TARGETS)
     seen = []
-    token_scores = _evaluation.token_scores
+    token_scores = shard_run.token_scores
 
     def changing(logits, targets, **options):
         seen.append(targets.copy())
@@ -496,7 +497,7 @@ def test_targets_that_are_read_while_they_change_are_those_of_one_moment(tmp_pat
         seen.append(targets.copy())
         return token_scores(logits, targets, **options)
 
-    monkeypatch.setattr(_evaluation, "token_scores", changing)
+    monkeypatch.setattr(shard_run, "token_scores", changing)
     assert run("score", tmp_path / "logits.npy", tmp_path / "targets.npy")[0] == 0
     np.testing.assert_array_equal(seen, [TARGETS] * 2)
 

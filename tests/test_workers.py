@@ -220,7 +220,7 @@ def refuse(thread):
     raise RuntimeError("can't start new thread")
 
 
-_workers._pool.offer(Busy())  # the pool has one thread, which is busy for a while
+_workers._pool.submit(Busy())  # the pool has one thread, which is busy for a while
 assert busy.wait(10)
 threading.Thread.start = refuse
 _workers.run(work := Work(), 1 << 20, 4)

@@ -1,7 +1,9 @@
 """Scores language-model predictions on a CPU, exactly and at the speed of memory."""
 
 from tokenloss._config import show_config
-from tokenloss.compare import Comparison, ComparisonMeter, compare, kl_divergence
+from tokenloss._softmax import log_softmax, logsumexp, softmax
+from tokenloss.comparison import Comparison, ComparisonMeter, compare
+from tokenloss.divergence import kl_divergence
 from tokenloss.losses import (
     cross_entropy,
     cross_entropy_and_grad,
@@ -11,7 +13,6 @@ from tokenloss.losses import (
 )
 from tokenloss.meter import LossMeter
 from tokenloss.scores import TokenScores, linear_token_scores, token_scores
-from tokenloss.softmax import log_softmax, logsumexp, softmax
 
 __version__ = "0.1.0.dev0"
 

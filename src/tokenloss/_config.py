@@ -1,4 +1,4 @@
-"""The instruction set in use: the best of the machine that the environment does not disable."""
+"""The instruction set in use: the best one of this machine that the environment does not disable."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 VARIABLE = "TOKENLOSS_DISABLE_CPU_FEATURES"
 
-# every name that the variable may hold, on any machine, and the backend that it disables
+# names that the variable may hold on any machine, and the backend that each disables
 FEATURES = {"AVX512": "avx512", "AVX2": "avx2", "NEON": "neon"}
 
 
@@ -31,12 +31,12 @@ def show_config(mode: Literal["stdout"] = "stdout") -> None: ...
 @overload
 def show_config(mode: Literal["dicts"]) -> dict[str, Any]: ...
 def show_config(mode: str = "stdout") -> dict[str, Any] | None:
-    """Tell the version, the instruction set in use and the number of workers.
+    """Print or return the version, the instruction set in use and the number of workers.
 
     Parameters
     ----------
     mode : {"stdout", "dicts"}, default "stdout"
-        Whether to print it or to return it.
+        Whether to print the configuration or to return it.
 
     Returns
     -------
@@ -46,7 +46,7 @@ def show_config(mode: str = "stdout") -> dict[str, Any] | None:
     Raises
     ------
     ValueError
-        If `mode` is neither, or an environment variable holds what does not fit.
+        If `mode` is neither, or an environment variable has an invalid value.
 
     Notes
     -----

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all."""
+"""Files that are written completely or not at all."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def identity(path: str | os.PathLike[str]) -> object:
-    """Key of a file that is the same under all its names; of one that is not there yet, its whole path."""
+    """Key of a file, the same under all its names; the real path of a file that does not exist yet."""
     with contextlib.suppress(OSError):
         status = Path(path).stat()
         if status.st_ino:  # 0 where a file system has none
@@ -24,9 +24,9 @@ def identity(path: str | os.PathLike[str]) -> object:
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
-    """Open a file that takes the place of `path` when all is written; until then, what is there stays."""
+    """Open a temporary file that replaces `path` when all is written; until then, the old file stays."""
     path = Path(path)
-    if path.exists() and not path.is_file():  # a pipe or a device, whose name must not become a file's
+    if path.exists() and not path.is_file():  # a pipe or a device must not be replaced by a file
         with path.open("wb") as file:
             yield file
         return

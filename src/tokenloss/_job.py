@@ -41,7 +41,7 @@ def run(job: _core.RowJob, workers: Any) -> None:
     positions = job.positions
     if positions.by_class and not positions.is_checked:
         check_targets(positions, job.scores)
-    _workers.run(job, job.row_bytes or 1, _workers.wanted(workers))
+    _workers.run(job, job.row_bytes or 1, _workers.check_workers(workers))
     if job.has_refused:
         raise_refusal(job)
 

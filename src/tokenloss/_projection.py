@@ -33,7 +33,7 @@ class Projection:
 
     def run(self, job: _core.RowJob, workers: Any) -> None:
         """Multiply, and run the job over the tiles of the product."""
-        workers = _workers.wanted(workers)
+        workers = _workers.check_workers(workers)
         if job.positions.by_class:
             _job.check_targets(job.positions, job.scores)
         kept = job.positions.count_unmasked()

@@ -1,4 +1,4 @@
-"""The threads that share work on rows."""
+"""Threads that work on rows in parallel."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ if TYPE_CHECKING:
     from tokenloss import _core
 
 VARIABLE = "TOKENLOSS_NUM_WORKERS"
-MOST = 64  # threads, however many are asked for
+MAX_THREADS = 64
 
-# Waking a thread costs what reading some 100 kB does.
-SMALL = 1 << 20  # bytes that the caller's thread reads alone
-BLOCK = 1 << 18  # bytes that a thread takes at a time
+# Waking a thread takes as long as reading some 100 kB.
+SERIAL_BYTES = 1 << 20  # less is read by the caller's thread alone
+GRAIN_BYTES = 1 << 18  # that a thread takes at a time
 
-EXIT_SECONDS = 1  # that an exit waits for threads which are still at work
+EXIT_SECONDS = 1  # to wait for threads at exit
 
 
-class _Share:
-    """What a thread of the pool does in some work, if it begins before the caller's thread is done."""
+class _Task:
+    """Part of a thread of the pool in some work, if it starts before the caller's thread is done."""
 
     __slots__ = ("_begun_by", "_ended", "_is_over", "_step", "_work", "error")
 
@@ -39,47 +39,46 @@ class _Share:
         self._ended.acquire()
         self.error: BaseException | None = None
 
-    def _begins(self, who: str) -> bool:
-        """Whether it is the pool's or the caller's, which leaves it undone: the first that asks has it."""
+    def _claim(self, who: str) -> bool:
+        """Claim the task atomically, by dict.setdefault; if the caller claims it first, it is cancelled."""
         return self._begun_by.setdefault("", who) == who
 
     def do(self) -> None:
-        """In a thread of the pool: take rows until none is left."""
-        if self._begins("pool"):
+        """Process rows until none is left, in a thread of the pool."""
+        if self._claim("pool"):
             try:
                 self._work.run(self._step, False)
             except BaseException as error:
                 self.error = error
 
     def end(self) -> None:
-        """Tell the caller's thread."""
+        """Wake the caller's thread."""
         self._is_over = True
         self._ended.release()
 
     def wait(self) -> None:
-        """Wait for its end if it has begun, else have it never begin; to be called again if it was interrupted."""
-        if not self._begins("caller") and not self._is_over:
+        """Wait for the end of the task, or cancel it if it has not started; may be called again after an interrupt."""
+        if not self._claim("caller") and not self._is_over:
             self._ended.acquire()
 
 
 class _Pool:
-    """Threads that do shares of work.
+    """Pool of threads.
 
-    That is what concurrent.futures has, too, but its semaphores are written in Python: Ctrl-C may come where one was
-    locked and nothing yet sees to it that it is unlocked, and the pool hangs for good. Each step here is one of C.
+    concurrent.futures has one, too, but its semaphores are written in Python: Ctrl-C may come between the lock and the
+    code that unlocks it, and the pool hangs forever. Each step here is a single C call.
     """
 
     def __init__(self) -> None:
-        self._shares: queue.SimpleQueue[_Share | None] = queue.SimpleQueue()
+        self._tasks: queue.SimpleQueue[_Task | None] = queue.SimpleQueue()
         self._threads: list[threading.Thread] = []
-        # a None for each thread that waits (or waited, if its next share was queued), and before these the numbers of
-        # those that are not started
-        self._free: collections.deque[int | None] = collections.deque(reversed(range(MOST)))
+        # None for each thread that is idle or has its next task queued, after the numbers of threads not yet started
+        self._free: collections.deque[int | None] = collections.deque(reversed(range(MAX_THREADS)))
 
-    def offer(self, share: _Share) -> None:
-        """Have a thread do it, which is started if none waits; RuntimeError if it cannot be."""
+    def submit(self, task: _Task) -> None:
+        """Give the task to a thread, started if none is idle; RuntimeError if no thread can be started."""
         number = None
-        with contextlib.suppress(IndexError):  # where all are busy, one will come to it
+        with contextlib.suppress(IndexError):  # if all are busy, one will take it later
             number = self._free.pop()
         if number is not None:
             try:
@@ -90,20 +89,20 @@ class _Pool:
                 self._threads.remove(thread)
                 self._free.appendleft(number)
                 raise
-        self._shares.put(share)
+        self._tasks.put(task)
 
     def _work(self) -> None:
-        """Do shares until there is None."""
-        while (share := self._shares.get()) is not None:
-            share.do()
-            self._free.append(None)  # before the caller, who may offer another, knows
-            share.end()
-            del share  # and its arrays
+        """Run tasks until None comes."""
+        while (task := self._tasks.get()) is not None:
+            task.do()
+            self._free.append(None)  # before the caller is woken and submits another
+            task.end()
+            del task  # and its arrays
 
     def close(self) -> None:
-        """End the threads: one that runs while the interpreter is taken down may leave it locked."""
+        """End the threads: one that runs during the interpreter's shutdown may leave it locked."""
         for _ in self._threads:
-            self._shares.put(None)
+            self._tasks.put(None)
         last = time.monotonic() + EXIT_SECONDS
         for thread in self._threads:
             if thread.is_alive():
@@ -113,14 +112,14 @@ class _Pool:
 _pool = _Pool()
 
 
-def _forget() -> None:
-    """In a forked child: its parent's threads are not there."""
+def _new_pool_in_child() -> None:
+    """Replace the pool in a forked child, which does not have its parent's threads."""
     global _pool
     _pool = _Pool()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget)
+    os.register_at_fork(after_in_child=_new_pool_in_child)
 atexit.register(lambda: _pool.close())
 
 
@@ -132,7 +131,7 @@ def all_workers() -> int:
 
 
 def default_workers() -> int:
-    """The number of threads that the environment asks for, else that of all CPUs."""
+    """The number of threads in the environment variable, else of CPUs."""
     given = os.environ.get(VARIABLE)
     if given:
         if not (given.isdecimal() and len(given) < 10 and int(given) >= 1):
@@ -141,8 +140,8 @@ def default_workers() -> int:
     return all_workers()
 
 
-def wanted(workers: int | None) -> int | None:
-    """The number of threads that was asked for, None if that was left open."""
+def check_workers(workers: int | None) -> int | None:
+    """Checked argument `workers`: the number of threads, or None for the default."""
     if workers is None:
         return None
     fits = "a positive integer, -1 for all CPUs, or None"
@@ -151,29 +150,29 @@ def wanted(workers: int | None) -> int | None:
 
 
 def run(work: _core.Job, row_bytes: int, workers: int | None) -> None:
-    """Do work on the caller's thread and, if there is much to read, on others; `workers` are as `wanted` gives them."""
+    """Run work on the caller's thread and, if there is much to read, on others; `workers` are checked."""
     rows = work.rows
-    if rows * row_bytes < SMALL:
+    if rows * row_bytes < SERIAL_BYTES:
         work.run(rows or 1, False)
         return
-    step = max(BLOCK // row_bytes, work.rows_at_once())
+    step = max(GRAIN_BYTES // row_bytes, work.rows_at_once())
     blocks = -(-rows // step)
-    threads = min(workers or default_workers(), blocks, MOST)
-    others: list[_Share] = []
+    threads = min(workers or default_workers(), blocks, MAX_THREADS)
+    tasks: list[_Task] = []
     try:
         try:
-            while len(others) < threads - 1:
-                others.append(_Share(work, step))
-                _pool.offer(others[-1])
+            while len(tasks) < threads - 1:
+                tasks.append(_Task(work, step))
+                _pool.submit(tasks[-1])
         except RuntimeError:
-            pass  # the interpreter is shutting down, or no thread can be had: the caller's thread does it all
+            pass  # the interpreter is shutting down, or no thread can be started: the caller's thread does it all
         work.run(step, True)
-        for other in others:
-            other.wait()
-            if other.error is not None:
-                raise other.error
+        for task in tasks:
+            task.wait()
+            if task.error is not None:
+                raise task.error
     except BaseException:
         work.stop()
-        for other in others:
-            other.wait()  # a second Ctrl-C ends this early; threads hold what they still write to
+        for task in tasks:
+            task.wait()  # a second Ctrl-C ends this early; threads keep the arrays they write to alive
         raise

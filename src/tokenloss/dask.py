@@ -1,4 +1,4 @@
-"""Losses of Dask arrays, block by block, and of files, shard by shard, on as many machines as Dask has."""
+"""Losses of Dask arrays by blocks, and of files by shards, on as many machines as Dask has."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from tokenloss import _arrays, _workers, losses
+from tokenloss import _arrays, _workers
+from tokenloss._exact import ExactMoments
 from tokenloss._validation import as_positions, as_scores, logit_transform, penalties
+from tokenloss.losses import cross_entropy as _cross_entropy
 from tokenloss.meter import LossMeter
 
 try:
@@ -46,9 +48,9 @@ def score(
 ) -> LossMeter:
     """Meter of the cross-entropy of logits, computed where Dask computes: on threads, or on a cluster.
 
-    Each block of rows becomes a meter on the machine that has it, and meters are added in a tree, so that only one of
-    them reaches the caller. It has the same bits as one that saw all tokens on one machine, however the arrays are cut
-    into chunks.
+    Each block of rows becomes a meter on the machine that has it, and meters are added in a tree, so that only one
+    reaches the caller. It has the same bits as a meter of all tokens on one machine, however the arrays are cut into
+    chunks.
 
     Parameters
     ----------
@@ -61,19 +63,19 @@ def score(
     axis : int, default -1
         The axis of `logits` that holds the classes.
     ignore_index : int or None, default -100
-        The class id of positions that are passed over. With distributions, use `where`.
+        Target value that marks positions to ignore (padding); their logits are never read. With distributions, use
+        `where`.
     where : dask array or array of bool, optional
-        The positions that are kept, broadcast over the batch.
+        Mask of the positions to include, broadcast over the batch; the logits of others are never read.
     label_smoothing, z_loss : float, default 0.0
         As in `tokenloss.cross_entropy`.
     logit_scale : float, default 1.0
-        What logits are multiplied by.
+        Multiplier of the logits (1 / temperature).
     softcap : float, optional
         Logits become ``softcap * tanh(logit_scale * logits / softcap)``.
     workers : int or None, default 1
-        How many threads share the rows of a block. Dask works on as many blocks at once as a machine's worker has
-        threads, none of which waits for the GIL, so that one thread each uses them all; None is as in
-        `tokenloss.cross_entropy`.
+        Number of threads for a block. Dask works on as many blocks at once as a machine's worker has threads, none of
+        which waits for the GIL, so one thread for each block uses them all; None is as in `tokenloss.cross_entropy`.
 
     Returns
     -------
@@ -138,21 +140,22 @@ def cross_entropy(
     axis : int, default -1
         The axis of `logits` that holds the classes.
     weight : array of shape (V,), optional
-        What each class counts for.
+        Weight of each class.
     ignore_index : int or None, default -100
-        The class id of positions that are passed over. With distributions, use `where`.
+        Target value that marks positions to ignore (padding); their logits are never read. With distributions, use
+        `where`.
     where : dask array or array of bool, optional
-        The positions that are kept, broadcast over the batch.
+        Mask of the positions to include, broadcast over the batch; the logits of others are never read.
     label_smoothing, z_loss : float, default 0.0
         As in `tokenloss.cross_entropy`.
     logit_scale : float, default 1.0
-        What logits are multiplied by.
+        Multiplier of the logits (1 / temperature).
     softcap : float, optional
         Logits become ``softcap * tanh(logit_scale * logits / softcap)``.
     reduction : {"mean", "sum", "none"}, default "mean"
         As in `tokenloss.cross_entropy`.
     workers : int or None, default 1
-        How many threads share the rows of a block, as in `tokenloss.dask.score`.
+        Number of threads for a block, as in `tokenloss.dask.score`.
 
     Returns
     -------
@@ -193,15 +196,15 @@ def cross_entropy(
 
 
 def _by_block(function: Any, logits: Any, targets: Any, *, axis: int, where: Any, weight: Any, **options: Any) -> Any:
-    """Call `_losses` or `_sums` with each block of rows; arguments are judged before."""
+    """Call `_losses` or `_sums` with each block of rows; arguments are checked before."""
     if not isinstance(logits, da.Array):
         _arrays.fail("type", name="logits", got=type(logits).__name__, fits="a Dask array")
-    scores = as_scores("logits", _stand_in("logits", logits), axis)
-    mask = None if where is None else _stand_in("where", where)
-    positions = as_positions("targets", _stand_in("targets", targets), scores, options["ignore_index"], mask, weight)
+    scores = as_scores("logits", _meta_zeros("logits", logits), axis)
+    mask = None if where is None else _meta_zeros("where", where)
+    positions = as_positions("targets", _meta_zeros("targets", targets), scores, options["ignore_index"], mask, weight)
     penalties(options["label_smoothing"], options["z_loss"])
     logit_transform(options["logit_scale"], options["softcap"])
-    _workers.wanted(options["workers"])
+    _workers.check_workers(options["workers"])
 
     axis = _arrays.class_axis("logits", logits.ndim, axis)
     if logits.numblocks[axis] > 1:
@@ -210,8 +213,8 @@ def _by_block(function: Any, logits: Any, targets: Any, *, axis: int, where: Any
     batch = axes[:axis] + axes[axis + 1 :]
     chunks = tuple(logits.chunks[i] for i in batch)
     arrays: list[Any] = [logits, axes]
-    arrays += [_cut(targets, chunks), batch] if positions.by_class else [_cut(targets, logits.chunks), axes]
-    arrays += [None, None] if where is None else [_cut(np.broadcast_to(where, positions.batch), chunks), batch]
+    arrays += [_rechunk(targets, chunks), batch] if positions.by_class else [_rechunk(targets, logits.chunks), axes]
+    arrays += [None, None] if where is None else [_rechunk(np.broadcast_to(where, positions.batch), chunks), batch]
     for i in batch:  # where each block starts
         arrays += [da.from_array(np.cumsum([0, *logits.chunks[i][:-1]]), chunks=1), (i,)]
     dtype, lengths = (np.float64, {axis: 1}) if function is _losses else (object, dict.fromkeys(axes, 1))
@@ -222,8 +225,8 @@ def _by_block(function: Any, logits: Any, targets: Any, *, axis: int, where: Any
     )  # fmt: skip
 
 
-def _stand_in(name: str, value: Any) -> Any:
-    """Array of zeros like one of Dask's, to be judged in its place; what is none of Dask's is judged itself."""
+def _meta_zeros(name: str, value: Any) -> Any:
+    """Zeros of the shape and dtype of a Dask array, to be checked in its place; any other value as it is."""
     if not isinstance(value, da.Array):
         return value
     if any(map(math.isnan, value.shape)):
@@ -231,7 +234,7 @@ def _stand_in(name: str, value: Any) -> Any:
     return np.broadcast_to(np.zeros_like(value._meta, shape=()), value.shape, subok=True)
 
 
-def _cut(value: Any, chunks: tuple[tuple[int, ...], ...]) -> Any:
+def _rechunk(value: Any, chunks: tuple[tuple[int, ...], ...]) -> Any:
     """Dask array in these chunks."""
     return value.rechunk(chunks) if isinstance(value, da.Array) else da.from_array(np.asarray(value), chunks=chunks)
 
@@ -240,27 +243,27 @@ def _cut(value: Any, chunks: tuple[tuple[int, ...], ...]) -> Any:
 
 
 @dataclass(frozen=True)
-class _Sums:
-    """What a mean is made of; the meter of weights has seen nothing where classes are not weighted."""
+class _LossAndWeight:
+    """Numerator and denominator of a mean; `weights` is empty without class weights."""
 
     losses: LossMeter
-    weights: LossMeter
+    weights: ExactMoments
 
-    def __add__(self, other: _Sums) -> _Sums:
-        return _Sums(self.losses + other.losses, self.weights + other.weights)
+    def __add__(self, other: _LossAndWeight) -> _LossAndWeight:
+        return _LossAndWeight(self.losses + other.losses, self.weights + other.weights)
 
 
-def _total(sums: _Sums) -> float:
+def _total(sums: _LossAndWeight) -> float:
     """Loss by "sum"."""
     return sums.losses.total
 
 
-def _mean(sums: _Sums) -> float:
+def _mean(sums: _LossAndWeight) -> float:
     """Loss by "mean"."""
     if not sums.weights.count:
         return sums.losses.loss
     with np.errstate(divide="ignore", invalid="ignore"):
-        return float(np.float64(sums.losses.total) / sums.weights.total)
+        return float(np.float64(sums.losses.total) / sums.weights.sum)
 
 
 def _losses(
@@ -268,7 +271,7 @@ def _losses(
 ) -> Array:
     """Losses of a block, along an axis of one class."""
     try:
-        nll = losses.cross_entropy(
+        nll = _cross_entropy(
             logits, targets, axis=axis, ignore_index=ignore_index, where=where, reduction="none", **options
         )
     except ValueError as error:  # integers that are not one-hot
@@ -292,19 +295,19 @@ def _sums(
     """Sums over a block."""
     options |= {"axis": axis, "ignore_index": ignore_index, "weight": weight}
     nll = _losses(logits, targets, where, *starts, **options).squeeze(axis)
-    sums = _Sums(LossMeter(), LossMeter())
+    losses, weights = LossMeter(), ExactMoments()
     if targets.ndim < logits.ndim:
         kept = _kept(targets, where, ignore_index)
-        sums.losses.update(nll, kept)
+        losses.update(nll, kept)
         if weight is not None:
-            sums.weights.update(weight[targets[kept]])
+            weights = ExactMoments.of(weight[targets[kept]])
     else:
-        sums.losses.update(nll, where)
-    return np.full((1,) * logits.ndim, sums, object)
+        losses.update(nll, where)
+    return np.full((1,) * logits.ndim, _LossAndWeight(losses, weights), object)
 
 
 def _kept(ids: Array, where: Array | None, ignore_index: int | None) -> Array:
-    """Which class ids count."""
+    """Mask of the class ids that are not ignored."""
     kept = np.ones(ids.shape, np.bool_) if where is None else where
     return kept if ignore_index is None else kept & (ids != ignore_index)
 
@@ -317,28 +320,28 @@ def map_shards(
     Parameters
     ----------
     function : callable
-        What is called on the workers, say with the path of a file that all of them see. It is pickled by its name, so
-        it belongs to a module that the workers can import. Each of a worker's threads has a call of its own, so one
-        thread of tokenloss each (``workers=1``) uses them all.
+        Called on the workers, say with the path of a file that all of them see. It is pickled by its name, so it must
+        belong to a module that the workers can import. Each thread of a worker has a call of its own, so one thread of
+        tokenloss for each call (``workers=1``) uses them all.
     shards : iterable
-        What it is called with, one by one; small things, as they travel through the scheduler.
+        The arguments, one for each call; small ones, as they travel through the scheduler.
     scheduler : str
         The address of a Dask scheduler, as ``"tcp://127.0.0.1:8786"``.
 
     Yields
     ------
     number : int
-        Which shard it is, counted from 0.
+        The number of the shard, from 0.
     result
-        What the function returned for it, say a `LossMeter`, which adds up to the same bits in any order.
+        The function's result for it, say a `LossMeter`, which adds up to the same bits in any order.
 
     Raises
     ------
     TypeError, ValueError
         When the first result is asked for: if no scheduler answers.
     Exception
-        Whatever the function raises for a shard; what has not been done by then is given up. Work of a worker that
-        dies is done again by another.
+        Whatever the function raises for a shard; the remaining shards are cancelled then. Shards of a worker that dies
+        are computed again by another.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""A page for people: a text, each token of it shaded by its loss."""
+"""A page of HTML that shows a text, each token shaded by its loss."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 MOST_TOKENS = 100_000  # that a page holds: about 10 MB, which a browser opens within two seconds
 
-# Where the next colour of page.css begins, in nats, and the classes of the colours.
+# Losses in nats at which the next colour of page.css begins, and the CSS classes of the colours.
 _SHADES = (0.1, 0.5, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 10.0)
 _CLASSES = (*(f"s{shade}" for shade in range(len(_SHADES) + 1)), "inf", "nan", "ignored")
 _INF, _NAN, _IGNORED = range(len(_SHADES) + 1, len(_CLASSES))
@@ -74,15 +74,15 @@ def write_page(
 ) -> None:
     """Write a page of HTML that shows a text, each token shaded by its loss.
 
-    A token that is pointed at, tapped or reached by the keyboard tells its rank, probability, loss, entropy and the
-    likeliest alternatives. The page is one file that needs no other and no network.
+    A token that is pointed at, tapped or reached by the keyboard shows its rank, probability, loss, entropy and the
+    likeliest alternatives. The page is a single file and needs no network.
 
     Parameters
     ----------
     path : path-like
         The file to write. What was there is replaced when the page is complete.
     scores : TokenScores
-        What `token_scores` found, for positions of any shape: each row of the last axis is a paragraph. As many
+        The result of `token_scores`, for positions of any shape: each row of the last axis is a paragraph. As many
         alternatives are listed as its ``top_k`` says.
     targets : array of integers
         The class ids that were scored, of the scores' shape.
@@ -96,10 +96,10 @@ def write_page(
     title : str, default "tokenloss"
         The headline.
     meter : LossMeter, optional
-        What the summary on top is of, when `scores` are only the first part of what was scored, or for bits per byte.
-        By default it is of `scores`.
+        Meter for the summary on top, if `scores` are only the first part of the text, or for bits per byte. By default
+        the meter of `scores`.
     accuracy : float, optional
-        The share of greedy tokens that goes with `meter`.
+        The fraction of greedy tokens that goes with `meter`.
 
     Raises
     ------
@@ -129,22 +129,22 @@ def write_page(
     ids = _arrays.class_targets("targets", targets, (), shape, "scores", False)[0].reshape(-1)[:MOST_TOKENS]
     if tokens is None:
         given = None
-        text = [_entry(vocabulary, i) for i in ids.tolist()]
+        text = [_token_text(vocabulary, i) for i in ids.tolist()]
     else:
-        given = text = _strings(tokens, shape)
+        given = text = _as_strings(tokens, shape)
     if meter is None:
         meter, accuracy = LossMeter(), scores.accuracy
         meter.update(scores.nll, where=scores.kept)
-    look = _looks(scores)
+    css_class = _css_classes(scores)
     style, script = (resources.files("tokenloss").joinpath(name).read_text("utf-8") for name in ("page.css", "page.js"))
     page = _PAGE.format(
         script_hash=base64.urlsafe_b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-        title=html.escape(title.translate(_PICTURES)),
+        title=html.escape(title.translate(_CONTROL_PICTURES)),
         style=style,
         summary=_summary(meter, accuracy),
-        legend=_legend(look),
-        extent=_extent(len(ids), max(math.prod(shape), meter.count)),
-        text="\n".join(_paragraphs(ids, text, look, shape[-1] if shape else 1)),
+        legend=_legend(css_class),
+        extent=_excerpt_note(len(ids), max(math.prod(shape), meter.count)),
+        text="\n".join(_paragraphs(ids, text, css_class, shape[-1] if shape else 1)),
         data=_data(scores, ids, given, vocabulary),
         script=script,
     )
@@ -152,8 +152,8 @@ def write_page(
         file.write(page.encode("utf-8", "replace"))
 
 
-def _strings(tokens: Sequence[str | None] | Array, shape: tuple[int, ...]) -> list[str | None]:
-    """The text of the tokens as it was given."""
+def _as_strings(tokens: Sequence[str | None] | Array, shape: tuple[int, ...]) -> list[str | None]:
+    """Checked text of the tokens."""
     array = np.asarray(tokens)
     if array.shape != shape:
         _arrays.fail("shape", name="tokens", got=array.shape, fits=f"{shape}, to fit scores")
@@ -162,38 +162,38 @@ def _strings(tokens: Sequence[str | None] | Array, shape: tuple[int, ...]) -> li
     return [None if token is None else str(token) for token in array.reshape(-1)[:MOST_TOKENS].tolist()]
 
 
-def _entry(vocabulary: Sequence[str] | None, i: int) -> str | None:
-    """The text of a class id, if it is known."""
+def _token_text(vocabulary: Sequence[str] | None, i: int) -> str | None:
+    """Text of a class id, if it is known."""
     return str(vocabulary[i]) if vocabulary is not None and 0 <= i < len(vocabulary) else None
 
 
 # -- text -------------------------------------------------------------------------------------------------------------
 
-# Byte-level BPE writes bytes as characters that can be seen: as they are, or else from U+0100 on.
-_SEEN = [*range(33, 127), *range(161, 173), *range(174, 256)]
-_BYTES = {chr(byte): byte for byte in _SEEN}
-_BYTES |= {chr(256 + n): byte for n, byte in enumerate(sorted({*range(256)} - {*_SEEN}))}
+# Byte-level BPE writes each byte as a printable character: itself, or one from U+0100 on.
+_PRINTABLE_BYTES = [*range(33, 127), *range(161, 173), *range(174, 256)]
+_BYTES = {chr(byte): byte for byte in _PRINTABLE_BYTES}
+_BYTES |= {chr(256 + n): byte for n, byte in enumerate(sorted({*range(256)} - {*_PRINTABLE_BYTES}))}
 
-# Controls as pictures, since browsers show nothing in their place; those that turn text around as U+FFFD.
-_TURNING = dict.fromkeys((0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A)), 0xFFFD)
-_PICTURES = {code: 0x2400 + code for code in range(32) if chr(code) not in "\t\n"} | {127: 0x2421} | _TURNING
+# Control characters become pictures, since browsers show nothing for them; those that reverse text become U+FFFD.
+_BIDI_MARKS = dict.fromkeys((0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A)), 0xFFFD)
+_CONTROL_PICTURES = {code: 0x2400 + code for code in range(32) if chr(code) not in "\t\n"} | {127: 0x2421} | _BIDI_MARKS
 
 
-def _paragraphs(ids: Array, text: list[str | None], look: Array, length: int) -> Iterator[str]:
-    """HTML of the tokens, a paragraph for so many of them."""
-    encode = _encoding(text)
+def _paragraphs(ids: Array, text: list[str | None], css_class: Array, length: int) -> Iterator[str]:
+    """HTML of the tokens, a paragraph for each `length` of them."""
+    encode = _byte_encoder(text)
     for start in range(0, len(ids), length or 1):
         part = slice(start, start + length)
-        spans = map(_span, ids[part].tolist(), _decoded(text[part], encode), look[part].tolist())
+        spans = map(_span, ids[part].tolist(), _decode(text[part], encode), css_class[part].tolist())
         yield f"<p>{''.join(spans)}</p>"
 
 
-def _span(i: int, text: str | None, look: int) -> str:
+def _span(i: int, text: str | None, css_class: int) -> str:
     """HTML of a token."""
-    name = _CLASSES[look]
+    name = _CLASSES[css_class]
     if text is None:
         return f'<i class="{name} id">{i}</i> '
-    text = text.translate(_PICTURES)
+    text = text.translate(_CONTROL_PICTURES)
     if "\n" in text and text.isspace():
         return f'<i class="{name} br">{text}</i>'
     if all(unicodedata.category(c) in ("Cf", "Me", "Mn") for c in text):
@@ -201,8 +201,8 @@ def _span(i: int, text: str | None, look: int) -> str:
     return f"<i class={name}>{html.escape(text)}</i>"
 
 
-def _encoding(text: Iterable[str | None]) -> Callable[[str], bytes]:
-    """How the tokens of a text stand for bytes."""
+def _byte_encoder(text: Iterable[str | None]) -> Callable[[str], bytes]:
+    """The function that turns the tokens of a text into bytes."""
     tokens = {token for token in text if token}
     # Maltese has these letters, too, but spaces beside them
     if sum("Ġ" in token or "Ċ" in token for token in tokens) > sum(" " in token for token in tokens):
@@ -228,28 +228,28 @@ def _from_sentencepiece(token: str) -> bytes:
     return bytes.fromhex(byte[1]) if byte else _utf8(token.replace("▁", " "))
 
 
-def _decoded(text: Iterable[str | None], encode: Callable[[str], bytes]) -> Iterator[str | None]:
-    """What tokens stand for; a character that is spread over several comes with the last of them."""
+def _decode(text: Iterable[str | None], encode: Callable[[str], bytes]) -> Iterator[str | None]:
+    """Text of tokens; a character that is spread over several comes with the last of them."""
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     for token in text:
         yield None if token is None else decoder.decode(encode(token))
 
 
-# -- what is known of the tokens --------------------------------------------------------------------------------------
+# -- data of the tokens -----------------------------------------------------------------------------------------------
 
 
-def _looks(scores: TokenScores) -> Array:
-    """Where in `_CLASSES` the look of each token is."""
+def _css_classes(scores: TokenScores) -> Array:
+    """Index of each token's CSS class."""
     nll = scores.nll.reshape(-1)
-    look = np.searchsorted(_SHADES, nll, side="right")
-    look[np.isinf(nll)] = _INF
-    look[np.isnan(nll)] = _NAN
-    look[~scores.kept.reshape(-1)] = _IGNORED
-    return look
+    css_class = np.searchsorted(_SHADES, nll, side="right")
+    css_class[np.isinf(nll)] = _INF
+    css_class[np.isnan(nll)] = _NAN
+    css_class[~scores.kept.reshape(-1)] = _IGNORED
+    return css_class
 
 
 def _data(scores: TokenScores, ids: Array, tokens: list[str | None] | None, vocabulary: Sequence[str] | None) -> str:
-    """JSON of all that the script shows of a token, in columns."""
+    """JSON of everything that the script shows, in columns."""
     size = len(ids)
     if scores.top_ids is not None and scores.top_logprobs is not None:
         k = scores.top_ids.shape[-1]
@@ -261,7 +261,7 @@ def _data(scores: TokenScores, ids: Array, tokens: list[str | None] | None, voca
         known = {str(i): token for i, token in zip(ids.tolist(), tokens or (), strict=False) if token is not None}
     else:
         named = np.unique(np.concatenate([ids, top])).tolist()
-        known = {str(i): token for i in named if (token := _entry(vocabulary, i)) is not None}
+        known = {str(i): token for i in named if (token := _token_text(vocabulary, i)) is not None}
     columns = {
         "k": str(k),
         "id": _json(ids.tolist()),
@@ -278,7 +278,7 @@ def _data(scores: TokenScores, ids: Array, tokens: list[str | None] | None, voca
 
 def _json(value: object) -> str:
     """JSON in which nothing can end or comment out the script that holds it, or turn its text around."""
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c").translate(_TURNING)
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c").translate(_BIDI_MARKS)
 
 
 def _numbers(values: Array) -> str:
@@ -286,11 +286,11 @@ def _numbers(values: Array) -> str:
     return f"[{','.join([f'{x:.6g}' for x in values.tolist()])}]".replace("inf", "1e999").replace("nan", "null")
 
 
-# -- what stands on top -----------------------------------------------------------------------------------------------
+# -- the head of the page ---------------------------------------------------------------------------------------------
 
 
 def _summary(meter: LossMeter, accuracy: float | None) -> str:
-    """HTML of the figures."""
+    """HTML of the summary."""
     low, high = meter.perplexity_interval
     sure = not math.isnan(low)
     figures = [
@@ -307,27 +307,27 @@ def _summary(meter: LossMeter, accuracy: float | None) -> str:
     return f'<dl class="summary">{"".join(cells)}</dl>'
 
 
-def _legend(look: Array) -> str:
-    """HTML of what the looks mean; those out of the ordinary only where they occur."""
+def _legend(css_class: Array) -> str:
+    """HTML of the legend; classes of special values only if they occur."""
     cells = [
         f"<span class=s{shade}>{loss:g}<br>{_percent(math.exp(-loss))}</span>"
         for shade, loss in enumerate((0.0, *_SHADES))
     ]
     rows = [f"<div><b>loss from<br>probability to</b>{''.join(cells)}</div>"]
     for index, name in (_INF, "infinite loss"), (_NAN, "no number"), (_IGNORED, "ignored"):
-        count = int(np.count_nonzero(look == index))
+        count = int(np.count_nonzero(css_class == index))
         if count:
             rows.append(f"<div><span class={_CLASSES[index]}>{name}<br>{count:,}</span></div>")
     return f'<div class="legend">{"".join(rows)}</div>'
 
 
-def _percent(share: float) -> str:
-    """A share in percent, to two digits."""
-    return f"{100 * share:.2g} %" if share < 0.995 else "100 %"
+def _percent(fraction: float) -> str:
+    """Percentage with two digits."""
+    return f"{100 * fraction:.2g} %" if fraction < 0.995 else "100 %"
 
 
-def _extent(shown: int, total: int) -> str:
-    """HTML that says how much is left out, if anything."""
+def _excerpt_note(shown: int, total: int) -> str:
+    """HTML of a note if not all tokens are shown."""
     if shown == total:
         return ""
     return f'<p class="part">This page holds the first {shown:,} of {total:,} tokens; the figures are of all.</p>\n'

@@ -1,4 +1,4 @@
-"""Figures for people, drawn by matplotlib without pyplot: nothing global is changed and no display is needed."""
+"""Plots of losses and of KL divergences, drawn by matplotlib without pyplot: no global state, no display."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tokenloss import _arrays
+from tokenloss._exact import ExactMoments
 from tokenloss._files import replacing
-from tokenloss.meter import LossMeter
-from tokenloss.report import printable
+from tokenloss._terminal import printable
 
 if TYPE_CHECKING:
     import os
@@ -25,13 +25,13 @@ if TYPE_CHECKING:
 
 _SUFFIXES = (".png", ".svg", ".pdf")
 _INK, _DIM, _LINE, _BLUE, _ORANGE = "#1f2328", "#59636e", "#d1d9e0", "#0969da", "#d1570b"
-_MOST_DOTS = 3000
-_MOST_POINTS = 1000  # of a curve
+_MAX_DOTS = 3000
+_CURVE_POINTS = 1000  # of a curve
 _BINS = 10  # of probability
-_LONGEST_TITLE = 80
-_LEAST, _MOST = 1e-30, 1e30  # that is drawn: the arithmetic of axes overflows where numbers do
+_MAX_TITLE_LENGTH = 80
+_PLOT_MIN, _PLOT_MAX = 1e-30, 1e30  # beyond this range, the arithmetic of axes overflows
 
-# What people who publish quantised models quote.
+# The quantiles that are published for quantised models.
 _QUANTILES = {
     0.0: "min", 0.001: "0.1 %", 0.01: "1 %", 0.05: "5 %", 0.1: "10 %", 0.5: "median",
     0.9: "90 %", 0.95: "95 %", 0.99: "99 %", 0.999: "99.9 %", 1.0: "max",
@@ -53,7 +53,7 @@ def draw_losses(
     nll : array of floats
         The loss of each token in nats, in the order of the text.
     where : array of bool, optional
-        The tokens that are kept, broadcast over `nll`: ``scores.kept`` of `token_scores`.
+        Mask of the tokens to include, broadcast over `nll`: ``scores.kept`` of `token_scores`.
     greedy_logprobs : array of floats, optional
         The log-probability of each likeliest token, of the shape of `nll`: ``scores.top_logprobs[..., 0]``. Without it
         there is no picture of the calibration.
@@ -65,7 +65,7 @@ def draw_losses(
     Returns
     -------
     matplotlib.figure.Figure
-        To be given to `save`, or shown by a notebook.
+        For `save`, or for a notebook to show.
 
     Raises
     ------
@@ -98,12 +98,12 @@ def draw_losses(
     losses = losses.reshape(-1)
     calibrated = greedy_logprobs is not None
     if calibrated:
-        probability = np.exp(_flat("greedy_logprobs", greedy_logprobs, np.float64, shape)[kept])
-        right = _flat("is_greedy", is_greedy, np.bool_, shape)[kept]
+        probability = np.exp(_as_1d("greedy_logprobs", greedy_logprobs, np.float64, shape)[kept])
+        right = _as_1d("is_greedy", is_greedy, np.bool_, shape)[kept]
     figure = _figure(title, (10, 7.2))
     axes = figure.subplot_mosaic("TT;HC" if calibrated else "TT;HH")
-    positions = np.flatnonzero(kept & _drawable(losses))
-    note = _left_out(losses[kept])
+    positions = np.flatnonzero(kept & _in_plot_range(losses))
+    note = _excluded_note(losses[kept])
     losses = losses[positions]
     _draw_text(axes["T"], positions, losses, note)
     _draw_histogram(axes["H"], losses)
@@ -120,14 +120,14 @@ def draw_divergences(kl: ArrayLike, *, where: ArrayLike | None = None, title: st
     kl : array of floats
         The divergence of each token in nats, as ``kl_divergence(..., reduction="none")`` gives it.
     where : array of bool, optional
-        The tokens that are kept, broadcast over `kl`.
+        Mask of the tokens to include, broadcast over `kl`.
     title : str, optional
         The headline.
 
     Returns
     -------
     matplotlib.figure.Figure
-        To be given to `save`, or shown by a notebook.
+        For `save`, or for a notebook to show.
 
     Raises
     ------
@@ -152,17 +152,17 @@ def draw_divergences(kl: ArrayLike, *, where: ArrayLike | None = None, title: st
     values = np.asarray(kl, np.float64)
     kept = values.reshape(-1)[_mask(where, values.shape)]
     figure = _figure(title, (10, 5.2))
-    _draw_quantiles(figure.subplots(), np.sort(kept[_drawable(kept)]), _left_out(kept))
+    _draw_quantiles(figure.subplots(), np.sort(kept[_in_plot_range(kept)]), _excluded_note(kept))
     return figure
 
 
 def check(path: str | os.PathLike[str]) -> None:
-    """Make sure that a figure can be drawn and saved under this name, before long work.
+    """Check that a figure can be drawn and saved under this name, before long work.
 
     Parameters
     ----------
     path : path-like
-        What `save` will be given.
+        The path for `save`.
 
     Raises
     ------
@@ -189,7 +189,7 @@ def save(figure: Figure, path: str | os.PathLike[str]) -> None:
     Parameters
     ----------
     figure : matplotlib.figure.Figure
-        What one of this module's functions drew.
+        A figure that a function of this module drew.
     path : path-like
         The file to write. What was there is replaced when the figure is complete.
 
@@ -217,8 +217,8 @@ def save(figure: Figure, path: str | os.PathLike[str]) -> None:
 # -- input ------------------------------------------------------------------------------------------------------------
 
 
-def _flat(name: str, value: ArrayLike | None, dtype: Any, shape: tuple[int, ...]) -> Array:
-    """One dimension of an array that must have this shape."""
+def _as_1d(name: str, value: ArrayLike | None, dtype: Any, shape: tuple[int, ...]) -> Array:
+    """One-dimensional view of an array of the given shape."""
     array = np.asarray(value, dtype)
     if array.shape != shape:
         _arrays.fail("shape", name=name, got=array.shape, fits=f"{shape}")
@@ -226,25 +226,25 @@ def _flat(name: str, value: ArrayLike | None, dtype: Any, shape: tuple[int, ...]
 
 
 def _mask(where: ArrayLike | None, shape: tuple[int, ...]) -> Array:
-    """The tokens that are kept, in one dimension."""
+    """One-dimensional mask of the tokens that are kept."""
     return np.broadcast_to(np.True_, shape).reshape(-1) if where is None else _arrays.mask(where, shape).reshape(-1)
 
 
-def _drawable(values: Array) -> Array:
-    """Which values can be drawn."""
-    return abs(values) <= _MOST
+def _in_plot_range(values: Array) -> Array:
+    """Mask of the values that can be drawn."""
+    return abs(values) <= _PLOT_MAX
 
 
-def _left_out(values: Array) -> str:
-    """How many values cannot be drawn, if any."""
+def _excluded_note(values: Array) -> str:
+    """Note about the values that cannot be drawn, if any."""
     infinite, nan = np.isinf(values), np.isnan(values)
-    kinds = {"infinite": infinite, "nan": nan, f"above {_MOST:.0e}": ~(infinite | nan | _drawable(values))}
+    kinds = {"infinite": infinite, "nan": nan, f"above {_PLOT_MAX:.0e}": ~(infinite | nan | _in_plot_range(values))}
     words = [f"{count:,} {name}" for name, which in kinds.items() if (count := np.count_nonzero(which))]
     return f"{' and '.join(words)} left out" if words else ""
 
 
 def _tokens(count: int) -> str:
-    """A number of tokens in words."""
+    """Count of tokens in words."""
     return f"{count:,} token" + "s" * (count != 1)
 
 
@@ -262,14 +262,14 @@ def _figure(title: str, size: tuple[float, float]) -> Figure:
     figure = Figure(figsize=size, layout=layout, facecolor="white")
     if title:
         title = printable(title)
-        if len(title) > _LONGEST_TITLE:
-            title = f"{title[: _LONGEST_TITLE - 1]}…"
+        if len(title) > _MAX_TITLE_LENGTH:
+            title = f"{title[: _MAX_TITLE_LENGTH - 1]}…"
         figure.suptitle(title, x=0.012, ha="left", weight="bold", fontsize=13, color=_INK, parse_math=False)
     return figure
 
 
 def _style(axes: Axes, title: str, notes: Sequence[str], x: str, y: str) -> None:
-    """Give axes their words and a plain look."""
+    """Set titles, labels and a plain style."""
     axes.set_title(title, loc="left", fontsize=11, color=_INK)
     axes.set_title("; ".join(filter(None, notes)), loc="right", fontsize=9, color=_DIM)
     axes.set_xlabel(x, color=_DIM)
@@ -291,28 +291,28 @@ def _is_empty(axes: Axes, count: int) -> bool:
 
 
 def _legend(axes: Axes, place: Literal["best", "upper right", "lower right"]) -> None:
-    """Tell what lines are."""
+    """Add a legend of the lines."""
     axes.legend(loc=place, framealpha=0.85, edgecolor="none", fontsize=9, labelcolor=_INK)
 
 
-def _draw_text(axes: Axes, positions: Array, losses: Array, left_out: str) -> None:
+def _draw_text(axes: Axes, positions: Array, losses: Array, excluded: str) -> None:
     """Draw the losses along the text, and their running mean."""
     from matplotlib.ticker import MaxNLocator
 
     size = len(losses)
     dots = np.arange(size)
     drawn = _tokens(size)
-    if size > _MOST_DOTS:
-        dots = np.random.default_rng(0).choice(size, _MOST_DOTS, replace=False)
-        drawn = f"{_MOST_DOTS:,} of {drawn} drawn, at random"
-    _style(axes, "Loss along the text", (drawn, left_out), "position", "loss in nats")
+    if size > _MAX_DOTS:
+        dots = np.random.default_rng(0).choice(size, _MAX_DOTS, replace=False)
+        drawn = f"{_MAX_DOTS:,} of {drawn} drawn, at random"
+    _style(axes, "Loss along the text", (drawn, excluded), "position", "loss in nats")
     if _is_empty(axes, size):
         return
     width, alpha = (10, 0.75) if size < 300 else (5, 0.35)
     axes.plot(
         positions[dots], losses[dots], ".", color=_BLUE, alpha=alpha, markersize=width, markeredgewidth=0, clip_on=False
     )
-    middle = np.unique(np.linspace(0, size - 1, _MOST_POINTS).astype(np.intp))
+    middle = np.unique(np.linspace(0, size - 1, _CURVE_POINTS).astype(np.intp))
     half = max(2, size // 100)
     first, last = np.maximum(middle - half, 0), np.minimum(middle + half + 1, size)
     sums = np.concatenate([[0.0], np.cumsum(losses)])
@@ -328,16 +328,15 @@ def _draw_text(axes: Axes, positions: Array, losses: Array, left_out: str) -> No
 
 
 def _draw_histogram(axes: Axes, losses: Array) -> None:
-    """Draw how the losses are distributed."""
-    _style(axes, "Histogram of the losses", (), "loss in nats", "share of the tokens, %")
+    """Draw a histogram of the losses."""
+    _style(axes, "Histogram of the losses", (), "loss in nats", "% of the tokens")
     if _is_empty(axes, len(losses)):
         return
-    top = losses.max() if losses.max() > _LEAST else 1
+    top = losses.max() if losses.max() > _PLOT_MIN else 1
     counts, edges = np.histogram(losses, min(50, 10 + int(len(losses) ** 0.5)), (0, top))
     axes.stairs(100 * counts / len(losses), edges, fill=True, color=_BLUE, alpha=0.75)
-    meter = LossMeter()
-    meter.update(losses)
-    for name, value, dashes in ("mean", meter.loss, "-"), ("median", np.median(losses), "--"):
+    mean = ExactMoments.of(losses).mean
+    for name, value, dashes in ("mean", mean, "-"), ("median", np.median(losses), "--"):
         axes.axvline(value, color=_ORANGE, linestyle=dashes, linewidth=1.5, label=f"{name} {value:.4g}")
     _legend(axes, "best")
     axes.margins(x=0.02)
@@ -345,48 +344,52 @@ def _draw_histogram(axes: Axes, losses: Array) -> None:
 
 def _draw_calibration(axes: Axes, probability: Array, right: Array) -> None:
     """Draw a reliability diagram."""
-    left_out = _left_out(probability)
+    excluded = _excluded_note(probability)
     sane = ~np.isnan(probability)
     probability, right = probability[sane], right[sane]
     bins = np.minimum((probability * _BINS).astype(np.intp), _BINS - 1)
     counts = np.bincount(bins, minlength=_BINS)
     full = np.flatnonzero(counts)
     means = np.bincount(bins, probability, _BINS)[full] / counts[full]
-    shares = np.bincount(bins, right, _BINS)[full] / counts[full]
-    error = np.sum(counts[full] * abs(shares - means)) / len(bins) if len(bins) else np.nan
-    notes = (f"expected calibration error {100 * error:.3g} %", left_out)
+    accuracy = np.bincount(bins, right, _BINS)[full] / counts[full]
+    error = np.sum(counts[full] * abs(accuracy - means)) / len(bins) if len(bins) else np.nan
+    notes = (f"expected calibration error {100 * error:.3g} %", excluded)
     _style(axes, "Calibration", notes, "probability of the likeliest token", "how often it was right")
     if _is_empty(axes, len(bins)):
         return
     axes.plot([0, 1], [0, 1], "--", color=_DIM, linewidth=1)
-    axes.bar((full + 0.5) / _BINS, shares, 0.92 / _BINS, color=_BLUE, alpha=0.75)
-    axes.vlines(means, shares, means, color=_ORANGE, linewidth=2)
-    axes.plot(means, shares, "o", color=_ORANGE, markersize=4)
+    axes.bar((full + 0.5) / _BINS, accuracy, 0.92 / _BINS, color=_BLUE, alpha=0.75)
+    axes.vlines(means, accuracy, means, color=_ORANGE, linewidth=2)
+    axes.plot(means, accuracy, "o", color=_ORANGE, markersize=4)
     axes.text(-0.015, 1.02, "tokens", ha="right", va="bottom", fontsize=8, color=_DIM)
     for k in full:
-        axes.text((k + 0.5) / _BINS, 1.02, _short(counts[k]), ha="center", va="bottom", fontsize=8, color=_DIM)
+        axes.text((k + 0.5) / _BINS, 1.02, _abbreviate(counts[k]), ha="center", va="bottom", fontsize=8, color=_DIM)
     axes.set_xlim(0, 1)
     axes.set_ylim(0, 1.1)
 
 
-def _short(count: int) -> str:
+def _abbreviate(count: int) -> str:
     """A count in few characters."""
     if count < 10_000:
         return str(count)
     return f"{count / 1e3:.0f}k" if count < 1e6 else f"{count / 1e6:.1f}M"
 
 
-def _draw_quantiles(axes: Axes, values: Array, left_out: str) -> None:
-    """Draw the quantiles of sorted values; the axis has the odds of a share, so that both tails can be seen."""
+def _draw_quantiles(axes: Axes, values: Array, excluded: str) -> None:
+    """Draw the quantiles of sorted values on a logit axis, which shows both tails."""
     size = len(values)
-    flat = int(np.searchsorted(values, _LEAST))
-    notes = (_tokens(size), left_out, f"{flat:,} below {_LEAST:.0e}, off the scale" if flat else "")
+    flat = int(np.searchsorted(values, _PLOT_MIN))
+    notes = (_tokens(size), excluded, f"{flat:,} below {_PLOT_MIN:.0e}, off the scale" if flat else "")
     _style(
-        axes, "Quantiles of the KL divergence", notes, "share of the tokens that diverge less", "KL divergence in nats"
+        axes,
+        "Quantiles of the KL divergence",
+        notes,
+        "fraction of tokens with a smaller divergence",
+        "KL divergence in nats",
     )
-    shares = np.array([*_QUANTILES])
+    fractions = np.array([*_QUANTILES])
     with np.errstate(divide="ignore"):
-        places = np.log(shares / (1 - shares))
+        places = np.log(fractions / (1 - fractions))
     places[[0, -1]] = places[[1, -2]] + (-1.5, 1.5)  # the ends, infinitely far away, where they can be seen
     if _is_empty(axes, size - flat):
         return
@@ -394,26 +397,25 @@ def _draw_quantiles(axes: Axes, values: Array, left_out: str) -> None:
     axes.set_xlim(places[0] - 0.7, places[-1] + 0.7)
     axes.set_yscale("log")
     axes.margins(y=0.1)
-    inner = np.linspace(places[1], places[-2], _MOST_POINTS)
+    inner = np.linspace(places[1], places[-2], _CURVE_POINTS)
     curve = np.quantile(values, 1 / (1 + np.exp(-inner)))
-    marks = np.quantile(values, shares)
+    marks = np.quantile(values, fractions)
     for x, y, look in (
         (inner, curve, "-"),
         (places[:2], marks[:2], ":"),
         (places[-2:], marks[-2:], ":"),
         (places, marks, "o"),
     ):
-        axes.plot(x[y >= _LEAST], y[y >= _LEAST], look, color=_BLUE, linewidth=1.8, markersize=6)
+        axes.plot(x[y >= _PLOT_MIN], y[y >= _PLOT_MIN], look, color=_BLUE, linewidth=1.8, markersize=6)
     before = ""
-    for x, y, share in zip(places, marks, shares, strict=True):
+    for x, y, fraction in zip(places, marks, fractions, strict=True):
         label = f"{y:.3g}"
-        if y >= _LEAST and label != before:
-            away, side = ((7, -12), "left") if share < 0.5 else ((-7, 5), "right")
+        if y >= _PLOT_MIN and label != before:
+            away, side = ((7, -12), "left") if fraction < 0.5 else ((-7, 5), "right")
             axes.annotate(label, (x, y), away, textcoords="offset points", ha=side, fontsize=9, color=_INK)
         before = label
-    meter = LossMeter()
-    meter.update(values)
-    if meter.loss >= _LEAST:
-        label = f"mean {meter.loss:.4g}" + f" ± {meter.stderr:.2g}" * (size > 1)
-        axes.axhline(meter.loss, color=_ORANGE, linewidth=1.5, label=label)
+    moments = ExactMoments.of(values)
+    if moments.mean >= _PLOT_MIN:
+        label = f"mean {moments.mean:.4g}" + f" ± {moments.stderr:.2g}" * (size > 1)
+        axes.axhline(moments.mean, color=_ORANGE, linewidth=1.5, label=label)
         _legend(axes, "lower right")

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tokenloss import _arrays, _core, _job
+from tokenloss._exact import ExactMoments, exp
 from tokenloss._projection import Projection
 from tokenloss._validation import as_positions, as_scores, logit_transform
-from tokenloss.meter import LossMeter
 
 if TYPE_CHECKING:
     from tokenloss._types import Array, ArrayLike, BoolArray, Float64Array, IntArray
@@ -78,22 +78,17 @@ class TokenScores:
     @property
     def loss(self) -> float:
         """The mean loss of the kept positions in nats; nan if there are none."""
-        return self._meter().loss
+        return ExactMoments.of(self.nll, self.kept).mean
 
     @property
     def perplexity(self) -> float:
         """``exp(loss)``; inf where that is beyond a float."""
-        return self._meter().perplexity
+        return exp(self.loss)
 
     @property
     def accuracy(self) -> float:
         """The share of the kept positions whose target is the likeliest class; nan if there are none."""
         return int(np.count_nonzero(self.is_greedy)) / self.count if self.count else math.nan
-
-    def _meter(self) -> LossMeter:
-        meter = LossMeter()
-        meter.update(self.nll, where=self.kept)
-        return meter
 
     def to_dict(self) -> dict[str, Array]:
         """Columns of a table with a row for each position.

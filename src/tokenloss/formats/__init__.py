@@ -1,4 +1,4 @@
-"""Logits on disk: one small reader for each format, none of which loads a file whole."""
+"""Scores in files: one small reader for each format, none of which loads a whole file."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from tokenloss import _arrays
 from tokenloss.formats import llama_cpp, npy, npz, safetensors, zarr
-from tokenloss.formats._base import KINDS, ScoresFile, library, opened
+from tokenloss.formats._base import KINDS, ScoresFile, library_errors, open_regular
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -27,7 +27,7 @@ def open_scores(
     array: str | None = None,
     kind: Literal["logits", "log_probs", "probs"] | None = None,
 ) -> ScoresFile:
-    """Open a file of scores, and judge all of it but the scores themselves.
+    """Open a file of scores, and check everything in it but the scores.
 
     Parameters
     ----------
@@ -35,15 +35,15 @@ def open_scores(
         A .npy, .npz or .safetensors file, a Zarr store (a directory or a .zip file), or a file of logits that
         llama.cpp's ``llama-perplexity --kl-divergence-base`` wrote.
     array : str, optional
-        The name of the array of scores, where a file names its arrays. By default the one that is named like a kind.
+        The name of the array of scores, if the file names its arrays. By default the one that has the name of a kind.
     kind : {"logits", "log_probs", "probs"}, optional
-        What the scores are. By default their array's name says it, and where it does not they are logits; those of
-        llama.cpp are log_probs.
+        Kind of the scores. By default the name of their array, or logits if that is no kind; those of llama.cpp are
+        log_probs.
 
     Returns
     -------
     ScoresFile
-        Its scores are read by `ScoresFile.blocks`.
+        `ScoresFile.blocks` reads its scores.
 
     Raises
     ------
@@ -96,13 +96,13 @@ def open_scores(
 
 
 def _reader(path: str) -> ModuleType:
-    """Module that reads a file, by what it begins with or else by its name."""
+    """The module that reads a file, by its first bytes or else by its name."""
     if path and Path(path).is_dir():
         return zarr
-    with opened(path) as file:
+    with open_regular(path) as file:
         start = file.read(8)
         if start.startswith(b"PK"):
-            with library(path), zipfile.ZipFile(file) as archive:
+            with library_errors(path), zipfile.ZipFile(file) as archive:
                 return zarr if zarr.is_store(archive.namelist()) else npz
     for magic, reader in _MAGIC.items():
         if start.startswith(magic):

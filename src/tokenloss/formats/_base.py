@@ -1,4 +1,4 @@
-"""What the readers share: a file of scores, where an array lies in a file, and how its rows are read."""
+"""Shared by the readers: a file of scores, the location of an array in a file, and the reading of its rows."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ if TYPE_CHECKING:
 
     from tokenloss._types import Array
 
-KINDS = ("logits", "log_probs", "probs")  # what scores may be
+KINDS = ("logits", "log_probs", "probs")  # of scores
 
-_MAPPED_BYTES = 32 << 20  # of an array in Fortran order that are mapped at a time
-_COLUMNS = 256  # that are mapped at least: of long ones only the pages of the wanted rows are read
-_EMPTY_ROWS = 1 << 20  # without classes: they take no room in a file, whose header may claim any number of them
-_PIECE = 1 << 20  # code points that are checked at a time
-_LAST = 0x10FFFF  # code point
-HELD = 16 << 20  # bytes in memory at once that any file may need
-_EXPANDED = 1000  # times the stored bytes: no real data expand to more
+_MAPPED_BYTES = 32 << 20  # of an array in Fortran order, mapped at a time
+_MIN_COLUMNS = 256  # mapped at a time: of long columns only the pages of the wanted rows are read
+_MAX_EMPTY_ROWS = 1 << 20  # without classes: they take no bytes, so a header may claim any number of them
+_PIECE = 1 << 20  # code points, checked at a time
+_MAX_CODE_POINT = 0x10FFFF  # of Unicode
+MEMORY_LIMIT = 16 << 20  # bytes in memory at once that any file may need
+_MAX_EXPANSION = 1000  # times the stored bytes: real data never expand to more
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,7 +40,7 @@ class ScoresFile:
     path : str
         The file.
     kind : {"logits", "log_probs", "probs"}
-        What the scores are.
+        Kind of the scores.
     shape : tuple of int
         The scores' shape (..., V).
     dtype : dtype
@@ -50,7 +50,7 @@ class ScoresFile:
     tokens : array of str or None
         Their text, of shape (...).
     is_shifted : bool
-        Whether targets are known to be what the rows predict, not the tokens that these stand at.
+        Whether targets are known to be the tokens that the rows predict, not those at their positions.
 
     Examples
     --------
@@ -75,25 +75,25 @@ class ScoresFile:
     is_shifted: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse what are no scores."""
+        """Refuse arrays that cannot be scores."""
         if not is_float(self.dtype):
             _arrays.fail(
                 "content", path=self.path, got=f"{self.kind} has dtype {self.dtype}", fits=f"be {_arrays.FLOATS}"
             )
         if not self.shape:
             _arrays.fail("content", path=self.path, got=f"{self.kind} is a scalar", fits="have an axis of classes")
-        if not self.shape[-1] and self.rows > _EMPTY_ROWS:
+        if not self.shape[-1] and self.rows > _MAX_EMPTY_ROWS:
             got = f"{self.kind} has {self.rows} rows without classes"
             _arrays.fail("content", path=self.path, got=got, fits="have classes")
 
     @property
     def rows(self) -> int:
-        """How many positions are scored."""
+        """Number of positions."""
         return math.prod(self.shape[:-1])
 
     @property
     def row_bytes(self) -> int:
-        """How many bytes the scores of a position take."""
+        """Size of the scores of a position."""
         return self.shape[-1] * self.dtype.itemsize
 
     def blocks(self, most_rows: int) -> Iterator[Array]:
@@ -102,7 +102,7 @@ class ScoresFile:
         Parameters
         ----------
         most_rows : int
-            How many rows to read at a time. Memory stays bounded by that, whatever the file's size.
+            Number of rows to read at a time. It bounds the memory, whatever the file's size.
 
         Returns
         -------
@@ -119,7 +119,7 @@ class ScoresFile:
 
 
 class Stamp(NamedTuple):
-    """Identity and state of a file: another one differs in it, and the same one after a change."""
+    """Identity and state of a file, which differ for another file and after a change."""
 
     size: int
     modified_ns: int
@@ -136,13 +136,13 @@ def stamp(file: BinaryIO) -> Stamp:
 def check_stamp(path: str, file: BinaryIO, expected: Stamp) -> None:
     """Refuse a file that changed: reading a map beyond its end crashes, and its header may no longer be true."""
     now = stamp(file)
-    ends(path, now.size, expected.size)
+    check_file_size(path, now.size, expected.size)
     if now != expected:
         _arrays.fail("content", path=path, got="changed after it was opened", fits="stay as it is while it is read")
 
 
-class Place(NamedTuple):
-    """Where an array lies in a file."""
+class ArrayLocation(NamedTuple):
+    """Location of an array in a file."""
 
     path: str
     offset: int
@@ -153,12 +153,12 @@ class Place(NamedTuple):
 
     @property
     def n_bytes(self) -> int:
-        """How many bytes the array takes."""
+        """Size of the array."""
         return math.prod(self.shape) * self.dtype.itemsize
 
     def map(self) -> Array:
         """Map the whole array."""
-        with opened(self.path) as file:
+        with open_regular(self.path) as file:
             array = self._map(file, 0, self.shape)
         if isinstance(array, np.memmap):
             vars(array)["place"] = self  # for `check_map` and `rows_at`
@@ -167,7 +167,7 @@ class Place(NamedTuple):
     def blocks(self, most_rows: int) -> Iterator[Array]:
         """Blocks of rows, each mapped anew, so that the pages of the block before are released."""
         rows = math.prod(self.shape[:-1])
-        with opened(self.path) as file:
+        with open_regular(self.path) as file:
             for start in range(0, rows, most_rows):
                 yield self.rows(file, start, min(start + most_rows, rows))
 
@@ -178,23 +178,23 @@ class Place(NamedTuple):
             return self._map(file, start * classes * self.dtype.itemsize, (stop - start, classes))
         column_bytes = math.prod(batch) * self.dtype.itemsize
         block = np.empty((stop - start, classes), self.dtype)
-        step = max(_COLUMNS, _MAPPED_BYTES // column_bytes)
+        step = max(_MIN_COLUMNS, _MAPPED_BYTES // column_bytes)
         for i in range(0, classes, step):
             columns = self._map(file, i * column_bytes, (*batch, min(step, classes - i)))
             block[:, i : i + step] = _rows_of(columns, start, stop)
         return block
 
     def _map(self, file: BinaryIO, begin: int, shape: tuple[int, ...]) -> Array:
-        """Map an array of this shape, which begins after so many bytes of the whole one."""
+        """Map a part of the array that starts `begin` bytes after its start."""
         check_stamp(self.path, file, self.stamp)
-        with library(self.path):  # address space may end, and lengths be beyond what an array can have
+        with library_errors(self.path):  # address space may run out, and lengths may be too large for an array
             if 0 in shape:
                 return np.empty(shape, self.dtype)
             return np.memmap(file, self.dtype, "r", self.offset + begin, shape, self.order)
 
 
-def _mapped(array: Array) -> Place | None:
-    """Where an array lies, or that of which it is a part, if it is a map."""
+def _mapped(array: Array) -> ArrayLocation | None:
+    """Location of a mapped array, or of the one of which it is a view; None if it is not mapped."""
     while isinstance(array.base, np.ndarray):
         array = array.base
     return getattr(array, "place", None)
@@ -204,7 +204,7 @@ def check_map(array: Array) -> None:
     """Refuse a mapped array, or a part of one, whose file changed: to read a shorter one would crash."""
     place = _mapped(array)
     if place is not None:
-        with opened(place.path) as file:
+        with open_regular(place.path) as file:
             check_stamp(place.path, file, place.stamp)
 
 
@@ -213,7 +213,7 @@ def rows_at(array: Array, start: int, stop: int) -> Array:
     place = _mapped(array)
     if place is None:
         return _rows_of(array, start, stop)
-    with opened(place.path) as file:
+    with open_regular(place.path) as file:
         return place.rows(file, start, stop)
 
 
@@ -227,29 +227,29 @@ def _rows_of(array: Array, start: int, stop: int) -> Array:
 
 
 def is_float(dtype: np.dtype[Any]) -> bool:
-    """Whether scores may have this dtype."""
+    """Whether it is a dtype of scores."""
     return dtype.name in ("float16", "bfloat16", "float32", "float64")
 
 
-def opened(path: str) -> BinaryIO:
-    """Open a regular file to read: no directory, no device, which may never end, and no pipe, which may wait."""
+def open_regular(path: str) -> BinaryIO:
+    """Open a regular file to read: no directory, no device, which may never end, and no pipe, which may block."""
     if path in ("", "-"):
         got = "is standard input" if path else "names no file"
         _arrays.fail("content", path=path or "''", got=got, fits="be the path of a file, since files are mapped")
-    with library(path):
-        file = open(path, "rb", opener=_without_waiting)  # noqa: SIM115 -- the caller closes it
+    with library_errors(path):
+        file = open(path, "rb", opener=_nonblocking_opener)  # noqa: SIM115 -- the caller closes it
     if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
         file.close()
         _arrays.fail("content", path=path, got="is no regular file", fits="be one, since files are mapped")
     return file
 
 
-def _without_waiting(path: str, flags: int) -> int:
+def _nonblocking_opener(path: str, flags: int) -> int:
     """Descriptor of a file; without this flag, opening a pipe waits for a writer."""
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
-def ends(path: str, size: int, expected: int) -> None:
+def check_file_size(path: str, size: int, expected: int) -> None:
     """Refuse a file that is shorter or longer than its header says."""
     if size < expected:
         _arrays.fail("file", path=path, byte=size, got="the file ends", fits=f"have {expected} bytes by its header")
@@ -259,7 +259,7 @@ def ends(path: str, size: int, expected: int) -> None:
 
 
 def bfloat16(path: str) -> np.dtype[Any]:
-    """The dtype."""
+    """The dtype bfloat16."""
     try:
         import ml_dtypes
     except ImportError:
@@ -268,7 +268,7 @@ def bfloat16(path: str) -> np.dtype[Any]:
     return dtype
 
 
-def choose(path: str, names: Collection[str], array: str | None, kind: str | None) -> tuple[str, str]:
+def choose_scores(path: str, names: Collection[str], array: str | None, kind: str | None) -> tuple[str, str]:
     """Name and kind of the array of scores, among the names that a file holds."""
     kinds = KINDS if kind is None else (kind,)
     if array in ("targets", "tokens"):
@@ -283,16 +283,16 @@ def choose(path: str, names: Collection[str], array: str | None, kind: str | Non
     return name, kind or (name if name in KINDS else "logits")
 
 
-def unnamed(path: str, array: str | None) -> None:
-    """Refuse the name of an array where none has one."""
+def reject_array_name(path: str, array: str | None) -> None:
+    """Refuse the name of an array for a file without names."""
     if array is not None:
         _arrays.fail("content", path=path, got="holds one array without a name", fits=f"name {array!r}")
 
 
-def fit(scores: ScoresFile, part: str, shape: tuple[int, ...]) -> None:
-    """Refuse targets or tokens that do not fit the scores in number, before anything of their size is held.
+def check_shape(scores: ScoresFile, part: str, shape: tuple[int, ...]) -> None:
+    """Refuse targets or tokens of another number than the scores, before memory of their size is used.
 
-    How class ids are arranged is judged where they are used.
+    The shape of class ids is checked where they are used.
     """
     batch = scores.shape[:-1]
     if part == "tokens":
@@ -305,10 +305,10 @@ def fit(scores: ScoresFile, part: str, shape: tuple[int, ...]) -> None:
         _arrays.fail("content", path=scores.path, got=got, fits=fits)
 
 
-def bounded(path: str, held: int, stored: int) -> None:
+def check_expansion(path: str, held: int, stored: int) -> None:
     """Refuse data that need much more memory at once than the bytes of their file or store."""
-    if held > max(HELD, stored * _EXPANDED):
-        fits = f"be at most {_EXPANDED} times the {stored} of the file"
+    if held > max(MEMORY_LIMIT, stored * _MAX_EXPANSION):
+        fits = f"be at most {_MAX_EXPANSION} times the {stored} of the file"
         _arrays.fail("content", path=path, got=f"takes {held} bytes at once by its header", fits=fits)
 
 
@@ -317,20 +317,23 @@ def check_text(path: str, tokens: Array) -> None:
     codes = tokens.reshape(-1, order="A").view(np.dtype(np.uint32).newbyteorder(tokens.dtype.byteorder))
     for start in range(0, codes.size, _PIECE):
         largest = int(codes[start : start + _PIECE].max())
-        if largest > _LAST:
-            got, fits = f"tokens has the code point {largest:#x}", f"have none above {_LAST:#x}"
+        if largest > _MAX_CODE_POINT:
+            got, fits = f"tokens has the code point {largest:#x}", f"have none above {_MAX_CODE_POINT:#x}"
             _arrays.fail("content", path=path, got=got, fits=fits)
 
 
 @contextlib.contextmanager
-def library(path: str, part: str = "") -> Iterator[None]:
-    """Turn what a library raises for a damaged file, of any class that it likes, into one line that names the file."""
+def library_errors(path: str, part: str = "") -> Iterator[None]:
+    """Turn the errors of a library about a damaged file, of any class, into one line that names the file."""
     try:
         yield
     except MemoryError as error:
         raise MemoryError(f"{path} does not fit; what is not compressed need not") from error
     except Exception as error:
-        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):  # that is of an offset below 0
+        if isinstance(error, OSError) and error.errno not in (
+            None,
+            errno.EINVAL,
+        ):  # EINVAL: a negative offset
             raise OSError(error.errno, error.strerror, error.filename or path) from error  # of the same subclass
         reason = (str(error) or type(error).__name__).splitlines()[0]
         _arrays.fail("unreadable", path=f"{path}: {part}" if part else path, got=reason)

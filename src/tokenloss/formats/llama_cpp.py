@@ -15,8 +15,16 @@ import numpy as np
 
 from tokenloss import _arrays
 from tokenloss._files import replacing
-from tokenloss.formats._base import Place, ScoresFile, ends, is_float, opened, stamp, unnamed
-from tokenloss.softmax import logsumexp
+from tokenloss._softmax import logsumexp
+from tokenloss.formats._base import (
+    ArrayLocation,
+    ScoresFile,
+    check_file_size,
+    is_float,
+    open_regular,
+    reject_array_name,
+    stamp,
+)
 
 if TYPE_CHECKING:
     import os
@@ -28,40 +36,40 @@ if TYPE_CHECKING:
 
 MAGIC = b"_logits_"
 _HEADER = struct.Struct("<8s3i")
-_LARGEST = 2**31 - 1  # of an int32
-_RANGE = np.float32(16)  # nats below the largest logit that are told apart
+_INT32_MAX = 2**31 - 1
+_RANGE = np.float32(16)  # nats below the largest logit that are stored
 _STEPS = np.float32(65535)
-_SMALLEST = np.finfo(np.float32).tiny  # that has an inverse
-_PIECE = 1 << 20  # logits that are converted at a time
+_MIN_SCALE = np.finfo(np.float32).tiny  # smaller ones have no finite inverse
+_PIECE = 1 << 20  # logits, converted at a time
 
 
 def _rows(n_ctx: int) -> int:
-    """How many rows of a chunk are scored."""
+    """Number of rows of a chunk that are scored."""
     return n_ctx - 1 - n_ctx // 2
 
 
 def _words(n_vocab: int) -> int:
-    """How many uint16 a row takes: two floats, a number for each class, padding."""
+    """Number of uint16 in a row: two floats, a number for each class, padding."""
     return 4 + n_vocab + n_vocab % 2
 
 
 def open_scores(path: str, array: str | None, kind: str | None) -> ScoresFile:
     """Open a file of logits of llama.cpp: log-probabilities, and the targets that they predict."""
-    unnamed(path, array)
+    reject_array_name(path, array)
     if kind not in (None, "log_probs"):
         _arrays.fail("content", path=path, got="holds log_probs of llama.cpp", fits=f"hold {kind} to be read as such")
-    with opened(path) as file:
+    with open_regular(path) as file:
         start, found = file.read(_HEADER.size), stamp(file)
     if len(start) < _HEADER.size:
-        ends(path, len(start), _HEADER.size)
+        check_file_size(path, len(start), _HEADER.size)
     _, n_ctx, n_vocab, n_chunk = _HEADER.unpack(start)
     for byte, name, number, least in (8, "n_ctx", n_ctx, 1), (12, "n_vocab", n_vocab, 1), (16, "n_chunk", n_chunk, 0):
         if number < least:
             _arrays.fail("file", path=path, byte=byte, got=f"{name} is {number}", fits=f"be at least {least}")
-    ids = Place(path, _HEADER.size, np.dtype("<i4"), (n_chunk, n_ctx), stamp=found)
+    ids = ArrayLocation(path, _HEADER.size, np.dtype("<i4"), (n_chunk, n_ctx), stamp=found)
     words = n_chunk * _rows(n_ctx), _words(n_vocab)
-    data = Place(path, ids.offset + ids.n_bytes, np.dtype("<u2"), words, stamp=found)
-    ends(path, found.size, data.offset + data.n_bytes)
+    data = ArrayLocation(path, ids.offset + ids.n_bytes, np.dtype("<u2"), words, stamp=found)
+    check_file_size(path, found.size, data.offset + data.n_bytes)
     tokens = ids.map()
     for i in np.flatnonzero((tokens < 0) | (tokens >= n_vocab))[:1]:
         byte, fits = ids.offset + 4 * int(i), f"be in [0, {n_vocab})"
@@ -76,8 +84,8 @@ def open_scores(path: str, array: str | None, kind: str | None) -> ScoresFile:
     return ScoresFile(path, "log_probs", shape, np.dtype(np.float32), targets, None, blocks, is_shifted=True)
 
 
-def _log_probs(data: Place, start: int, words: Array, n_vocab: int) -> Array:
-    """Log-probabilities of stored rows, the first of which is at `start`, in the float32 steps of llama.cpp."""
+def _log_probs(data: ArrayLocation, start: int, words: Array, n_vocab: int) -> Array:
+    """Log-probabilities of stored rows in the float32 steps of llama.cpp; the first row is at `start`."""
     numbers = np.ascontiguousarray(words[:, :4]).view("<f4")
     valid = np.isfinite(numbers) & (numbers >= np.array([0, -np.inf], np.float32))
     for row, column in np.argwhere(~valid)[:1]:
@@ -131,7 +139,7 @@ def write(path: str | os.PathLike[str], tokens: npt.ArrayLike, logits: Iterable[
     ...     print(scores.targets, next(scores.blocks(1))[0, :3].round(3))
     [[1]] [-2.779 -0.779 -1.779]
     """
-    n_ctx = _arrays.integer("n_ctx", n_ctx, f"an integer from 3 to {_LARGEST}", least=3, most=_LARGEST)
+    n_ctx = _arrays.integer("n_ctx", n_ctx, f"an integer from 3 to {_INT32_MAX}", least=3, most=_INT32_MAX)
     ids = np.asarray(tokens)
     if ids.dtype.kind not in "iu":
         _arrays.fail("dtype", name="tokens", got=ids.dtype, fits="integer")
@@ -165,14 +173,14 @@ def write(path: str | os.PathLike[str], tokens: npt.ArrayLike, logits: Iterable[
 
 
 def _stored(logits: npt.NDArray[np.float32], start: int) -> Array:
-    """What is stored of rows of logits, the first of which is at `start`."""
+    """Rows of logits as they are stored; the first row is at `start`."""
     top = logits.max(-1)
     for i in np.flatnonzero(~np.isfinite(top))[:1]:
         _arrays.fail("option", name=f"the largest of logits[{start + i}]", got=float(top[i]), fits="finite")
     least = np.maximum(logits.min(-1), top - _RANGE)
     log_sum = logsumexp(logits - top[:, None]).astype(np.float32)
     scale = (top - least) / _STEPS
-    scale[scale < _SMALLEST] = 0
+    scale[scale < _MIN_SCALE] = 0
     inverse = np.divide(1, scale, out=np.zeros_like(scale), where=scale > 0)
     with np.errstate(invalid="ignore"):  # of -inf, which is below the least
         q = np.rint(inverse[:, None] * (logits - least[:, None]))

@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tokenloss import _arrays
-from tokenloss.formats._base import Place, ScoresFile, bfloat16, ends, library, opened, stamp, unnamed
+from tokenloss.formats._base import (
+    ArrayLocation,
+    ScoresFile,
+    bfloat16,
+    check_file_size,
+    library_errors,
+    open_regular,
+    reject_array_name,
+    stamp,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -17,12 +26,12 @@ if TYPE_CHECKING:
     from tokenloss._types import Array
 
 MAGIC = b"\x93NUMPY"
-MOST = 12 + 10_000  # bytes of a header; NumPy refuses longer ones
+MAX_HEADER_BYTES = 12 + 10_000  # bytes of a header; NumPy refuses longer ones
 
 
 def open_scores(path: str, array: str | None, kind: str | None) -> ScoresFile:
     """Open a .npy file of scores; their targets are elsewhere."""
-    unnamed(path, array)
+    reject_array_name(path, array)
     place = _locate(path)
     return ScoresFile(path, kind or "logits", place.shape, place.dtype, None, None, place.blocks)
 
@@ -32,30 +41,30 @@ def open_array(path: str) -> Array:
     return _locate(path, is_targets=True).map()
 
 
-def _locate(path: str, *, is_targets: bool = False) -> Place:
-    """Where the array of a .npy file lies."""
-    with opened(path) as file:
-        start, found = file.read(MOST), stamp(file)
+def _locate(path: str, *, is_targets: bool = False) -> ArrayLocation:
+    """Locate the array of a .npy file."""
+    with open_regular(path) as file:
+        start, found = file.read(MAX_HEADER_BYTES), stamp(file)
     if is_targets and not start.startswith(MAGIC):
         _arrays.fail("content", path=path, got="is no .npy file", fits="be one, of targets")
     place = header(path, start)
-    ends(path, found.size, place.offset + place.n_bytes)
+    check_file_size(path, found.size, place.offset + place.n_bytes)
     return place._replace(stamp=found)
 
 
 @contextlib.contextmanager
 def _without_memory_errors() -> Iterator[None]:
-    """Python's parser has no other error for what is nested too deeply; a header is short."""
+    """Turn MemoryError into ValueError: Python's parser raises it for a header that is nested too deeply."""
     try:
         yield
     except MemoryError as error:
         raise ValueError("its header is nested too deeply") from error
 
 
-def header(path: str, start: bytes, name: str = "") -> Place:
-    """What the header says, of an array that has a name if it lies in an archive; the offset is the header's length."""
+def header(path: str, start: bytes, name: str = "") -> ArrayLocation:
+    """Parse a header; the name is that of an array in an archive, and the offset is the header's length."""
     stream = io.BytesIO(start)
-    with library(path, name), _without_memory_errors():
+    with library_errors(path, name), _without_memory_errors():
         version = np.lib.format.read_magic(stream)
         if version not in ((1, 0), (2, 0)):  # later ones are for names of fields
             raise ValueError(f"its version is {version}, not (1, 0) or (2, 0)")
@@ -68,7 +77,7 @@ def header(path: str, start: bytes, name: str = "") -> Place:
         if not dtype.itemsize:
             raise ValueError(f"its dtype is {dtype.str}, of no bytes")
         if 0 in shape:
-            np.empty(shape, dtype)  # where another length may be beyond what an array can have
+            np.empty(shape, dtype)  # its other lengths may be too large for an array
     if dtype.str == "|V2":  # NumPy has no name for bfloat16, and drops its byte order
         dtype = bfloat16(path).newbyteorder(">" if b">V2" in start[: stream.tell()] else "<")
-    return Place(path, stream.tell(), dtype, shape, "F" if is_fortran else "C")
+    return ArrayLocation(path, stream.tell(), dtype, shape, "F" if is_fortran else "C")

@@ -14,15 +14,15 @@ import numpy as np
 from tokenloss import _arrays
 from tokenloss.formats import npy
 from tokenloss.formats._base import (
-    Place,
+    ArrayLocation,
     ScoresFile,
-    bounded,
+    check_expansion,
+    check_shape,
     check_stamp,
     check_text,
-    choose,
-    fit,
-    library,
-    opened,
+    choose_scores,
+    library_errors,
+    open_regular,
     stamp,
 )
 
@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 
     from tokenloss._types import Array
 
-_LOCAL_HEADER = 30  # bytes; the lengths of the two fields that follow it are the last four of them
-_PIECE = 1 << 20  # bytes that are decompressed at a time: zipfile copies them
+_LOCAL_HEADER = 30  # bytes; the last four are the lengths of the two fields that follow
+_PIECE = 1 << 20  # bytes, decompressed at a time: zipfile copies them
 
 
 class _Member(NamedTuple):
@@ -44,7 +44,7 @@ class _Member(NamedTuple):
     path: str
     name: str
     info: zipfile.ZipInfo
-    place: Place  # in the file if it is stored there as it is, else in what is decompressed
+    place: ArrayLocation  # in the file if it is not compressed, else in the decompressed data
 
     @property
     def is_stored(self) -> bool:
@@ -58,34 +58,42 @@ class _Member(NamedTuple):
             return
         *batch, classes = self.place.shape
         rows, row_bytes = math.prod(batch), classes * self.place.dtype.itemsize
-        with opened(self.path) as file:
+        with open_regular(self.path) as file:
             check_stamp(self.path, file, self.place.stamp)
-            with library(self.path, self.name), zipfile.ZipFile(file) as archive, archive.open(self.info) as stream:
+            with (
+                library_errors(self.path, self.name),
+                zipfile.ZipFile(file) as archive,
+                archive.open(self.info) as stream,
+            ):
                 stream.read(self.place.offset)
                 for start in range(0, rows, most_rows):
                     n = min(most_rows, rows - start)
-                    yield np.ndarray((n, classes), self.place.dtype, _inflated(stream, n * row_bytes))
+                    yield np.ndarray((n, classes), self.place.dtype, _decompress(stream, n * row_bytes))
 
     def load(self) -> Array:
         """The whole array."""
         if self.is_stored:
             return self.place.map()
         self.check_size(self.place.n_bytes)
-        with opened(self.path) as file:
+        with open_regular(self.path) as file:
             check_stamp(self.path, file, self.place.stamp)
-            with library(self.path, self.name), zipfile.ZipFile(file) as archive, archive.open(self.info) as stream:
+            with (
+                library_errors(self.path, self.name),
+                zipfile.ZipFile(file) as archive,
+                archive.open(self.info) as stream,
+            ):
                 stream.read(self.place.offset)
-                data = _inflated(stream, self.place.n_bytes)
+                data = _decompress(stream, self.place.n_bytes)
                 return np.ndarray(self.place.shape, self.place.dtype, data, order=self.place.order)
 
     def check_size(self, n_bytes: int) -> None:
-        """Refuse a compressed array so many bytes of which, which are decompressed at once, are too many."""
+        """Refuse a compressed array of which `n_bytes` at once would be too much memory."""
         if not self.is_stored:
-            bounded(f"{self.path}: {self.name}", n_bytes, Path(self.path).stat().st_size)
+            check_expansion(f"{self.path}: {self.name}", n_bytes, Path(self.path).stat().st_size)
 
 
-def _inflated(stream: IO[bytes], n_bytes: int) -> npt.NDArray[np.uint8]:
-    """So many bytes of what is decompressed, held once."""
+def _decompress(stream: IO[bytes], n_bytes: int) -> npt.NDArray[np.uint8]:
+    """The next `n_bytes` of decompressed data, without a second copy."""
     data = np.empty(n_bytes, np.uint8)
     for start in range(0, n_bytes, _PIECE):
         piece = stream.read(min(_PIECE, n_bytes - start))
@@ -97,12 +105,12 @@ def _inflated(stream: IO[bytes], n_bytes: int) -> npt.NDArray[np.uint8]:
 
 def open_scores(path: str, array: str | None, kind: str | None) -> ScoresFile:
     """Open a .npz file of scores, perhaps with their targets and the tokens' text."""
-    with opened(path) as file:
-        with library(path):
+    with open_regular(path) as file:
+        with library_errors(path):
             archive = zipfile.ZipFile(file)
         infos = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
         names = [info.filename.removesuffix(".npy") for info in archive.infolist()]
-        name, kind = choose(path, infos, array, kind)
+        name, kind = choose_scores(path, infos, array, kind)
         for part in (name, "targets", "tokens"):
             if names.count(part) > 1:
                 _arrays.fail("content", path=path, got=f"holds {part} twice", fits="hold each array once")
@@ -122,7 +130,7 @@ def open_scores(path: str, array: str | None, kind: str | None) -> ScoresFile:
     opened_scores = ScoresFile(path, kind, shape, scores.place.dtype, None, None, scores.blocks)
     scores.check_size(opened_scores.row_bytes)
     for member in filter(None, (targets, tokens)):
-        fit(opened_scores, member.name, member.place.shape)
+        check_shape(opened_scores, member.name, member.place.shape)
     text = tokens and tokens.load()
     if text is not None:
         check_text(path, text)
@@ -130,12 +138,12 @@ def open_scores(path: str, array: str | None, kind: str | None) -> ScoresFile:
 
 
 def _member(path: str, file: BinaryIO, archive: zipfile.ZipFile, name: str, info: zipfile.ZipInfo) -> _Member:
-    """Where an array of an archive lies."""
-    with library(path, name):
+    """Locate an array of an archive."""
+    with library_errors(path, name):
         with archive.open(info) as stream:
             if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
                 raise ValueError(f"it is compressed by method {info.compress_type}, not stored or deflated")
-            start = stream.read(npy.MOST)
+            start = stream.read(npy.MAX_HEADER_BYTES)
         file.seek(info.header_offset + _LOCAL_HEADER - 4)
         begin = info.header_offset + _LOCAL_HEADER + sum(struct.unpack("<2H", file.read(4)))
     found = stamp(file)

@@ -13,14 +13,24 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from tokenloss import _arrays
-from tokenloss.formats._base import Place, ScoresFile, Stamp, bfloat16, choose, ends, fit, opened, stamp
+from tokenloss.formats._base import (
+    ArrayLocation,
+    ScoresFile,
+    Stamp,
+    bfloat16,
+    check_file_size,
+    check_shape,
+    choose_scores,
+    open_regular,
+    stamp,
+)
 
 if TYPE_CHECKING:
     from typing import NoReturn
 
-_LENGTH = 8  # bytes before the header, which tell its length
-_LEAST = 2  # bytes of a header
-_MOST = 100_000_000  # bytes of a header, as the library has it
+_LENGTH = 8  # bytes before the header, which hold its length
+_MIN_HEADER_BYTES = 2  # bytes of a header
+_MAX_HEADER_BYTES = 100_000_000  # bytes of a header, as the library has it
 _DTYPES = {
     "BOOL": "?", "U8": "<u1", "I8": "<i1", "U16": "<u2", "I16": "<i2", "U32": "<u4", "I32": "<i4", "U64": "<u8",
     "I64": "<i8", "F16": "<f2", "F32": "<f4", "F64": "<f8",
@@ -28,7 +38,7 @@ _DTYPES = {
 
 
 class _Entry(NamedTuple):
-    """What the header says of an array."""
+    """Entry of the header about an array."""
 
     begin: int  # bytes from the header's end
     end: int
@@ -37,40 +47,40 @@ class _Entry(NamedTuple):
 
 
 def open_scores(path: str, array: str | None, kind: str | None) -> ScoresFile:
-    """Open a .safetensors file of scores, perhaps with their targets."""
-    with opened(path) as file:
+    """Open a .safetensors file of scores, perhaps with targets."""
+    with open_regular(path) as file:
         found = stamp(file)
-        most = min(found.size - _LENGTH, _MOST)
-        if most < _LEAST:
+        longest = min(found.size - _LENGTH, _MAX_HEADER_BYTES)
+        if longest < _MIN_HEADER_BYTES:
             _arrays.fail("file", path=path, byte=found.size, got="the file ends", fits="have a header")
         length = int.from_bytes(file.read(_LENGTH), "little")
-        if not _LEAST <= length <= most:
-            fits = f"be at least {_LEAST} and at most {most}"
+        if not _MIN_HEADER_BYTES <= length <= longest:
+            fits = f"be at least {_MIN_HEADER_BYTES} and at most {longest}"
             _arrays.fail("file", path=path, byte=0, got=f"the length of the header is {length}", fits=fits)
         entries = _entries(path, file.read(length))
     start, end = _LENGTH + length, 0
     for name, entry in sorted(entries.items(), key=lambda item: item[1]):
-        if entry.begin != end:  # arrays neither share bytes nor leave any out
-            _bad(path, f"{name} begins at {entry.begin} of the data", f"begin at {end}")
+        if entry.begin != end:  # arrays must neither overlap nor leave gaps
+            _refuse_header(path, f"{name} begins at {entry.begin} of the data", f"begin at {end}")
         end = entry.end
-    ends(path, found.size, start + end)
-    name, kind = choose(path, entries, array, kind)
+    check_file_size(path, found.size, start + end)
+    name, kind = choose_scores(path, entries, array, kind)
     scores = _place(path, name, entries[name], start, found)
     opened_scores = ScoresFile(path, kind, scores.shape, scores.dtype, None, None, scores.blocks)
     if "targets" not in entries:
         return opened_scores
-    fit(opened_scores, "targets", entries["targets"].shape)
+    check_shape(opened_scores, "targets", entries["targets"].shape)
     targets = _place(path, "targets", entries["targets"], start, found).map()
     return dataclasses.replace(opened_scores, targets=targets)
 
 
-def _bad(path: str, got: str, fits: str) -> NoReturn:
-    """Refuse what the header says."""
+def _refuse_header(path: str, got: str, fits: str) -> NoReturn:
+    """Refuse the header."""
     _arrays.fail("file", path=path, byte=_LENGTH, got=f"by the header {got}", fits=fits)
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object, none of whose names is given twice."""
+def _unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Object of JSON, whose names must differ."""
     found = dict(pairs)
     if len(found) < len(pairs):
         raise ValueError("a name is given twice")
@@ -78,9 +88,9 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _entries(path: str, header: bytes) -> dict[str, _Entry]:
-    """What the header says of each array."""
+    """Entries of the header by name."""
     try:
-        said = json.loads(header, object_pairs_hook=_once)
+        said = json.loads(header, object_pairs_hook=_unique_names)
     except (RecursionError, ValueError) as error:
         _arrays.fail("file", path=path, byte=_LENGTH, got=f"the header is no JSON ({error})", fits="be an object")
     entries = {}
@@ -93,16 +103,18 @@ def _entries(path: str, header: bytes) -> dict[str, _Entry]:
             ):
                 entries[name] = _Entry(begin, end, tuple(shape), dtype)
             case _:
-                _bad(path, f"{name or 'all'} is {str(entry)[:80]}", "have dtype, shape and data_offsets")
+                _refuse_header(path, f"{name or 'all'} is {str(entry)[:80]}", "have dtype, shape and data_offsets")
     return entries
 
 
-def _place(path: str, name: str, entry: _Entry, start: int, found: Stamp) -> Place:
-    """Where an array lies in the file."""
+def _place(path: str, name: str, entry: _Entry, start: int, found: Stamp) -> ArrayLocation:
+    """Location of an array in the file."""
     if entry.dtype != "BF16" and entry.dtype not in _DTYPES:
         _arrays.fail("content", path=path, got=f"{name} has dtype {entry.dtype}", fits=f"be {_arrays.FLOATS}")
     dtype = bfloat16(path).newbyteorder("<") if entry.dtype == "BF16" else np.dtype(_DTYPES[entry.dtype])
-    place = Place(path, start + entry.begin, dtype, entry.shape, stamp=found)
+    place = ArrayLocation(path, start + entry.begin, dtype, entry.shape, stamp=found)
     if place.n_bytes != entry.end - entry.begin:
-        _bad(path, f"{name} has {entry.end - entry.begin} bytes", f"have {place.n_bytes} for its dtype and shape")
+        _refuse_header(
+            path, f"{name} has {entry.end - entry.begin} bytes", f"have {place.n_bytes} for its dtype and shape"
+        )
     return place

@@ -14,22 +14,32 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tokenloss import _arrays
-from tokenloss.formats._base import HELD, KINDS, ScoresFile, bounded, check_text, choose, fit, library, unnamed
+from tokenloss.formats._base import (
+    KINDS,
+    MEMORY_LIMIT,
+    ScoresFile,
+    check_expansion,
+    check_shape,
+    check_text,
+    choose_scores,
+    library_errors,
+    reject_array_name,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator
 
     from tokenloss._types import Array
 
-_METADATA = ("zarr.json", ".zarray", ".zgroup")  # one of which every store has at its root
-_CHUNK = 1 << 10  # bytes that Zarr takes for each chunk that it looks for
-_TEXT = 1 << 10  # bytes that each of many tokens may take in a file
-_OVERHEAD = 16  # times as many bytes as numbers have by themselves: of indices and codecs, where chunks are small
-_CHUNKS = 1 << 12  # chunks that are looked for at a time
+_METADATA = ("zarr.json", ".zarray", ".zgroup")  # every store has one of them at its root
+_CHUNK_BYTES = 1 << 10  # that Zarr uses for each chunk it looks for
+_TOKEN_BYTES = 1 << 10  # that each of many tokens may take in a file
+_OVERHEAD = 16  # times the bytes of the numbers, for indices and codecs where chunks are small
+_MAX_CHUNKS = 1 << 12  # that Zarr looks for at a time
 
 
 def is_store(names: Collection[str]) -> bool:
-    """Whether names of files are those of a store."""
+    """Whether these file names are those of a store."""
     return any(name in names for name in _METADATA)
 
 
@@ -42,42 +52,44 @@ def open_scores(path: str, array: str | None, kind: str | None) -> ScoresFile:
     is_directory = Path(path).is_dir()
     if is_directory and not is_store([name for name in _METADATA if (Path(path) / name).exists()]):
         _arrays.fail("content", path=path, got="is a directory without metadata of Zarr", fits="be a Zarr store")
-    judge = _Judge(path)
-    with judge.reading():
-        if is_directory:  # never by its name, which Zarr may take for that of something in the network
-            store = _guarded(zarr.storage.LocalStore, judge)(Path(path), read_only=True)
+    guard = _ReadGuard(path)
+    with guard.reading():
+        if is_directory:  # never by its name, which Zarr may take for a URL
+            store = _guarded(zarr.storage.LocalStore, guard)(Path(path), read_only=True)
         else:
-            store = _guarded(zarr.storage.ZipStore, judge)(Path(path), mode="r")
+            store = _guarded(zarr.storage.ZipStore, guard)(Path(path), mode="r")
         root: Any = zarr.open(store, mode="r")
         held: dict[str, Any] = {}
         if isinstance(root, zarr.Group):
             held = {name: root[name] for name in (array, *KINDS, "targets", "tokens") if name and name in root}
             held = {name: member for name, member in held.items() if isinstance(member, zarr.Array)}
     if isinstance(root, zarr.Array):
-        unnamed(path, array)
+        reject_array_name(path, array)
         name, kind, scores = "", kind or "logits", root
     else:
-        name, kind = choose(path, held, array, kind)
+        name, kind = choose_scores(path, held, array, kind)
         scores = held[name]
 
     def load(part: str) -> Array | None:
         if part not in held:
             return None
-        with judge.reading(part):
+        with guard.reading(part):
             return np.asarray(held[part][...])
 
     def blocks(most_rows: int) -> Iterator[Array]:
-        at_once = max(math.prod(scores.chunks[:-1]), _CHUNKS // (_n_chunks(scores.shape[-1:], scores.chunks[-1:]) or 1))
+        at_once = max(
+            math.prod(scores.chunks[:-1]), _MAX_CHUNKS // (_n_chunks(scores.shape[-1:], scores.chunks[-1:]) or 1)
+        )
         for index in _arrays.blocks(scores.shape[:-1], min(most_rows, at_once), scores.chunks[:-1]):
-            with judge.reading(f"{name}[{index}]"):
+            with guard.reading(f"{name}[{index}]"):
                 block = np.asarray(scores[index])
             yield block.reshape(math.prod(block.shape[:-1]), block.shape[-1])
 
-    _check(path, name, scores, judge, whole=False)
+    _check(path, name, scores, guard, whole=False)
     opened_scores = ScoresFile(path, kind, scores.shape, scores.dtype, None, None, blocks)
     for part in {"targets", "tokens"} & held.keys():
-        fit(opened_scores, part, held[part].shape)
-        _check(path, part, held[part], judge, whole=True)
+        check_shape(opened_scores, part, held[part].shape)
+        _check(path, part, held[part], guard, whole=True)
     tokens = load("tokens")
     if tokens is not None and tokens.dtype.kind not in "UT":
         _arrays.fail("content", path=path, got=f"tokens has dtype {tokens.dtype}", fits="be text")
@@ -86,21 +98,21 @@ def open_scores(path: str, array: str | None, kind: str | None) -> ScoresFile:
     return dataclasses.replace(opened_scores, targets=load("targets"), tokens=tokens)
 
 
-class _Judge:
-    """Refuses what Zarr would read at once if it is no regular file, or larger than its arrays' chunks can be.
+class _ReadGuard:
+    """Refuses files of a store that are not regular, or larger than the chunks of its arrays can be.
 
-    It is kept from Zarr as if it were missing, and raised when that is done: errors would leave tasks of Zarr pending,
-    which say so on stderr when the interpreter exits.
+    Zarr is told that such a file is missing, and the error is raised when Zarr is done: an error in between would leave
+    its tasks pending, which complain on stderr when the interpreter exits.
     """
 
     def __init__(self, path: str) -> None:
-        self.most = HELD
+        self.most = MEMORY_LIMIT
         self._refused = ""
         self._path = path
         self._sizes: dict[str, int] | None = None
         if Path(path).is_dir():
             return
-        with library(path), zipfile.ZipFile(path) as archive:
+        with library_errors(path), zipfile.ZipFile(path) as archive:
             stored = self.stored()
             for info in archive.infolist():
                 if info.compress_size > stored:
@@ -110,14 +122,14 @@ class _Judge:
             self._sizes = {info.filename: info.file_size for info in archive.infolist()}
 
     def stored(self) -> int:
-        """How many bytes the store has."""
+        """Size of the store."""
         files = [Path(self._path)] if Path(self._path).is_file() else Path(self._path).rglob("*")
         return sum(file.stat().st_size for file in files if file.is_file())
 
     @contextlib.contextmanager
     def reading(self, part: str = "") -> Iterator[None]:
-        """Raise what was refused."""
-        with library(self._path, part):
+        """Raise the error about a file that was refused."""
+        with library_errors(self._path, part):
             try:
                 yield
             finally:
@@ -137,7 +149,7 @@ class _Judge:
                 inside = (file, *file.parents[: len(Path(key).parents) - 1])
                 if not isinstance(error, FileNotFoundError | NotADirectoryError):
                     self._refused = f"{key}: {error.strerror}"
-                elif any(map(os.path.islink, inside)):  # what is missing has the fill value, but not what is lost
+                elif any(map(os.path.islink, inside)):  # a missing chunk has the fill value, a broken link is an error
                     self._refused = f"{key} is not where a link says"
                 return False
             size = status.st_size
@@ -150,18 +162,18 @@ class _Judge:
         return True
 
 
-def _guarded(store: Any, judge: _Judge) -> Any:
-    """Class of a store that has the judge look at all that is read; which method reads it depends on Zarr's version."""
+def _guarded(store: Any, guard: _ReadGuard) -> Any:
+    """Class of a store whose reads pass the guard; which method reads depends on Zarr's version."""
 
     async def get(self: Any, key: str, *args: Any, **options: Any) -> Any:
-        return await store.get(self, key, *args, **options) if judge.allows(key) else None
+        return await store.get(self, key, *args, **options) if guard.allows(key) else None
 
     def get_sync(self: Any, key: str, *args: Any, **options: Any) -> Any:
-        return store.get_sync(self, key, *args, **options) if judge.allows(key) else None
+        return store.get_sync(self, key, *args, **options) if guard.allows(key) else None
 
     async def get_partial_values(self: Any, prototype: Any, key_ranges: Iterable[tuple[str, Any]]) -> Any:
         ranges = list(key_ranges)
-        if not all(judge.allows(key) for key, _ in ranges):
+        if not all(guard.allows(key) for key, _ in ranges):
             return [None] * len(ranges)
         return await store.get_partial_values(self, prototype, ranges)
 
@@ -169,10 +181,10 @@ def _guarded(store: Any, judge: _Judge) -> Any:
     return type("Guarded", (store,), {name: method for name, method in methods.items() if hasattr(store, name)})
 
 
-def _check(path: str, name: str, array: Any, judge: _Judge, *, whole: bool) -> None:
+def _check(path: str, name: str, array: Any, guard: _ReadGuard, *, whole: bool) -> None:
     """Refuse an array whose codecs can run code, or that asks for much more memory than its store has bytes."""
     part = f"{path}: {name}" if name else path
-    with library(path, name):
+    with library_errors(path, name):
         codecs = [getattr(codec, "codec_id", None) for codec in (*array.filters, *array.compressors)]
     if "pickle" in codecs:
         _arrays.fail("content", path=part, got="holds Python objects", fits="be numbers or text: pickles can run code")
@@ -180,13 +192,15 @@ def _check(path: str, name: str, array: Any, judge: _Judge, *, whole: bool) -> N
     if 0 in chunks:
         _arrays.fail("content", path=part, got=f"has chunks of shape {chunks}", fits="have chunks that are not empty")
     n_chunks = _n_chunks(shape, array.chunks[-len(shape) :] if shape else ())
-    held = max(math.prod(shape) * array.dtype.itemsize, math.prod(chunks) * array.dtype.itemsize, n_chunks * _CHUNK)
-    if held > HELD:
-        bounded(part, held, judge.stored())
-    entry = _TEXT if array.dtype.kind in "TO" else array.dtype.itemsize * _OVERHEAD
-    judge.most = max(judge.most, math.prod(chunks) * entry)
+    held = max(
+        math.prod(shape) * array.dtype.itemsize, math.prod(chunks) * array.dtype.itemsize, n_chunks * _CHUNK_BYTES
+    )
+    if held > MEMORY_LIMIT:
+        check_expansion(part, held, guard.stored())
+    entry = _TOKEN_BYTES if array.dtype.kind in "TO" else array.dtype.itemsize * _OVERHEAD
+    guard.most = max(guard.most, math.prod(chunks) * entry)
 
 
 def _n_chunks(shape: tuple[int, ...], chunks: tuple[int, ...]) -> int:
-    """How many chunks an array has."""
+    """Number of chunks of an array."""
     return math.prod(-(-length // chunk) for length, chunk in zip(shape, chunks, strict=True))

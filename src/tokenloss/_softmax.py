@@ -1,4 +1,4 @@
-"""The softmax family."""
+"""softmax, log_softmax and logsumexp."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def softmax(logits: ArrayLike, *, axis: int = -1, out: Any = None, workers: int 
     out : array, optional
         Where to write the result: a writable array of the shape and dtype of `logits`, or `logits` itself.
     workers : int, optional
-        How many threads share the rows, as in `cross_entropy`. No bit of the result depends on it.
+        Number of threads, as in `cross_entropy`. No bit of the result depends on it.
 
     Returns
     -------
@@ -85,7 +85,7 @@ def log_softmax(logits: ArrayLike, *, axis: int = -1, out: Any = None, workers: 
     out : array, optional
         Where to write the result: a writable array of the shape and dtype of `logits`, or `logits` itself.
     workers : int, optional
-        How many threads share the rows, as in `cross_entropy`. No bit of the result depends on it.
+        Number of threads, as in `cross_entropy`. No bit of the result depends on it.
 
     Returns
     -------
@@ -128,7 +128,7 @@ def logsumexp(
     out : array of float64, optional
         Where to write the result.
     workers : int, optional
-        How many threads share the rows, as in `cross_entropy`. No bit of the result depends on it.
+        Number of threads, as in `cross_entropy`. No bit of the result depends on it.
 
     Returns
     -------

@@ -1,19 +1,20 @@
-"""How far the predictions of two models lie apart."""
+"""A model compared with its base model: perplexities, KL divergences, changes of probability."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from tokenloss import _arrays, _core, _job, _workers
 from tokenloss._arrays import Floats
-from tokenloss._validation import as_other_scores, as_positions, as_scores, without_targets
-from tokenloss.meter import LossMeter
+from tokenloss._exact import ExactMoments, exp
+from tokenloss._softmax import logsumexp, softmax
+from tokenloss._validation import as_other_scores, as_positions, as_scores
+from tokenloss.divergence import kl_divergence
 from tokenloss.scores import token_scores
-from tokenloss.softmax import logsumexp, softmax
 
 if TYPE_CHECKING:
     from typing import Literal
@@ -22,13 +23,13 @@ if TYPE_CHECKING:
 
     _Columns = dict[str, Array]
 
-_BLOCK_ROWS = 1 << 14  # that are compared at a time, each of which takes some bytes
-_COPIED_BYTES = 1 << 19  # of the base's rows, where copies of them are needed: they stay in a core's cache
+_BLOCK_ROWS = 1 << 14  # compared at a time, since each row takes some bytes
+_COPIED_BYTES = 1 << 19  # of the base's rows that are copied at a time: they stay in a core's cache
 
-_LIKELY = -16  # llama.cpp's divergence counts the base's log-probabilities above it
-_UNNORMALIZED = 0.1  # how far the logsumexp of log-probabilities may be from 0, which were rounded and clipped
+_MIN_LOG_PROB = -16  # llama.cpp's divergence counts the base's log-probabilities above it
+UNNORMALIZED = 0.1  # |logsumexp| that log-probabilities may have after rounding and clipping
 
-# what is kept of each position
+# results for each position
 _COLUMNS = {
     "nll": np.float64, "base_nll": np.float64, "kl": np.float64, "delta_p": np.float64, "is_same_top": np.bool_,
     "kept": np.bool_,
@@ -38,94 +39,9 @@ _KL_QUANTILES = (1.0, 0.999, 0.99, 0.95, 0.9, 0.5, 0.1, 0.05, 0.01, 0.001, 0.0)
 _DELTA_P_QUANTILES = (1.0, 0.999, 0.99, 0.95, 0.9, 0.75, 0.5, 0.25, 0.1, 0.05, 0.01, 0.001, 0.0)
 
 
-@overload
-def kl_divergence(
-    base_logits: ArrayLike,
-    logits: ArrayLike,
-    *,
-    reduction: Literal["none"],
-    axis: int = -1,
-    where: ArrayLike | None = None,
-    workers: int | None = None,
-) -> Float64Array: ...
-@overload
-def kl_divergence(
-    base_logits: ArrayLike,
-    logits: ArrayLike,
-    *,
-    axis: int = -1,
-    where: ArrayLike | None = None,
-    reduction: Literal["mean", "sum"] = "mean",
-    workers: int | None = None,
-) -> float: ...
-def kl_divergence(
-    base_logits: ArrayLike,
-    logits: ArrayLike,
-    *,
-    axis: int = -1,
-    where: ArrayLike | None = None,
-    reduction: str = "mean",
-    workers: int | None = None,
-) -> float | Float64Array:
-    """Kullback-Leibler divergence of a model's predictions from those of a base model.
-
-    For each position it is ``sum(p * (log(p) - log(q)))`` over the classes, with ``p = softmax(base_logits)`` and
-    ``q = softmax(logits)``: what coding the base's tokens by the other model costs more, in nats. One pass over both
-    finds it.
-
-    Parameters
-    ----------
-    base_logits, logits : arrays of one shape (..., V)
-        Logits: float16, bfloat16, float32 or float64, each of any byte order and layout, or anything with `__dlpack__`
-        on the CPU (torch, JAX); they are not copied. Lists are converted.
-    axis : int, default -1
-        The axis of the classes.
-    where : array of bool, optional
-        The positions that are kept, broadcast over the batch; the rows of others are never read.
-    reduction : {"mean", "sum", "none"}, default "mean"
-        "mean" is the sum over the number of kept positions, nan when none is kept. "none" is the divergence of each
-        position, 0.0 where it was passed over.
-    workers : int, optional
-        How many threads share the rows, as in `cross_entropy`. No bit of the result depends on it.
-
-    Returns
-    -------
-    float or array of float64
-        A Python float, or for "none" an array of the batch's shape, a scalar for a single row. It is never negative, 0
-        for equal rows, inf where the base has a chance for a class and the other none, and nan where a logit of either
-        is nan or +inf.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If an argument does not fit; the message names it, what came and what fits.
-
-    See Also
-    --------
-    cross_entropy : The loss of the tokens of a text.
-
-    Notes
-    -----
-    Kullback and Leibler, "On information and sufficiency", 1951. Each divergence is within 2e-7 nats of the exact one
-    (of float64 logits within 4e-15 of the logsumexp), or a relative 1e-6 if that is more.
-
-    Examples
-    --------
-    >>> from tokenloss import kl_divergence
-    >>> round(kl_divergence([[2.0, 1.0, 0.0]], [[2.0, 1.0, 1.0]]), 6)
-    0.053808
-    """
-    base = as_scores("base_logits", base_logits, axis)
-    other = as_other_scores("logits", logits, base)
-    positions = without_targets(base, where)
-    divergences = _job.new_losses(reduction, base.batch)
-    job = _core.KLDivergence(base, positions, divergences, other)
-    return _job.run_and_reduce(job, divergences, reduction, workers)
-
-
 @dataclass(frozen=True, eq=False, repr=False)
 class Comparison:
-    """What `compare` finds: how a model does beside its base, as is published of quantised models.
+    """Result of `compare`: the figures of a model against its base that are published for quantised models.
 
     Each ``*_stderr`` is the standard error of the figure before it: nan for less than two tokens and where the figure
     is infinite or nan. All figures are of the kept positions, and nan if there are none.
@@ -135,7 +51,7 @@ class Comparison:
     definitions : str
         "exact" or "llama.cpp".
     count : int
-        How many positions were kept.
+        Number of positions that were kept.
     perplexity, perplexity_stderr, base_perplexity, base_perplexity_stderr : float
         exp of the mean loss, of the model and of its base.
     correlation : float
@@ -143,9 +59,9 @@ class Comparison:
     log_perplexity_ratio, perplexity_ratio, perplexity_difference : float
         ``log(perplexity / base_perplexity)``, ``perplexity / base_perplexity`` and ``perplexity - base_perplexity``.
     log_perplexity_ratio_stderr, perplexity_ratio_stderr, perplexity_difference_stderr : float
-        Paired: what both models find hard does not count.
+        Standard errors from the paired differences of the tokens' losses.
     mean_kl, mean_kl_stderr : float
-        Of the divergence of the model's distribution from the base's, in nats.
+        Mean KL divergence of the model's distribution from the base's, in nats.
     kl_quantiles : dict
         By fraction of the tokens: 1.0 (the maximum), 0.999, 0.99, 0.95, 0.9, 0.5 (the median), 0.1, 0.05, 0.01, 0.001
         and 0.0 (the minimum), interpolated linearly.
@@ -154,14 +70,14 @@ class Comparison:
     delta_p_quantiles : dict
         As `kl_quantiles`; 0.75 and 0.25 are there, too.
     same_top, same_top_stderr : float
-        The share of positions in which both models find the same class the likeliest.
+        Fraction of positions where both models have the same most likely class.
     nll, base_nll : array of float64
         The loss of each position in nats, by the model and by its base.
     kl, delta_p : array of float64
         The divergence at each position, and the change of its target's probability.
     is_same_top, kept : array of bool
-        Whether both models find the same class the likeliest, and whether the position was kept. All else is 0 where
-        it was not.
+        Whether both models have the same most likely class, and whether the position was kept. The other arrays are 0
+        where it was not.
 
     Examples
     --------
@@ -227,7 +143,7 @@ class Comparison:
         return figures
 
     def __repr__(self) -> str:
-        """Say what matters most."""
+        """Show the main figures."""
         return (
             f"Comparison(count={self.count}, perplexity={self.perplexity:.4g}, "
             f"base_perplexity={self.base_perplexity:.4g}, mean_kl={self.mean_kl:.4g}, same_top={self.same_top:.4g})"
@@ -245,9 +161,9 @@ class ComparisonMeter:
     definitions : {"exact", "llama.cpp"}, default "exact"
         As for `compare`, like the rest.
     ignore_index : int or None, default -100
-        The class id of positions that are passed over.
+        Target value that marks positions to ignore (padding); their logits are never read.
     workers : int, optional
-        How many threads share the rows.
+        Number of threads, as in `cross_entropy`. No bit of the result depends on it.
 
     Raises
     ------
@@ -299,7 +215,7 @@ class ComparisonMeter:
         axis : int, default -1
             The axis of the classes.
         where : array of bool, optional
-            The positions that are kept.
+            Mask of the positions to include, broadcast over the batch; the logits of others are never read.
 
         Raises
         ------
@@ -310,7 +226,7 @@ class ComparisonMeter:
         other_scores = as_other_scores("logits", logits, base_scores)
         positions = as_positions("targets", targets, base_scores, self._ignore_index, where, distributions=False)
         _job.check_targets(positions, base_scores)  # all of them, before the first block is read
-        _workers.wanted(self._workers)
+        _workers.check_workers(self._workers)
 
         base, other = (
             Floats(np.moveaxis(scores.array, scores.axis, -1), scores.dtype) for scores in (base_scores, other_scores)
@@ -318,14 +234,14 @@ class ComparisonMeter:
         ids, batch = positions.targets, positions.batch
         kept = np.broadcast_to(True, batch) if positions.where is None else positions.where
         self._parts += [
-            self._compared(
+            self._block_columns(
                 Floats(base.array[index], base.code), Floats(other.array[index], other.code), ids[index], kept[index]
             )
             for index in _arrays.blocks(batch, _BLOCK_ROWS)
         ]
 
-    def _compared(self, base: Any, logits: Any, targets: Any, where: Any) -> _Columns:
-        """What is kept of a block."""
+    def _block_columns(self, base: Any, logits: Any, targets: Any, where: Any) -> _Columns:
+        """Results of a block by position."""
         workers = self._workers
         options: Any = {"ignore_index": self._ignore_index, "where": where, "workers": workers}
         base_scores = token_scores(base, targets, **options)
@@ -337,12 +253,12 @@ class ComparisonMeter:
         else:
             _check_normalized(base_scores.logsumexp)
             base_nll = _nll_of_log_probs(base, targets, self._ignore_index, where, workers)
-            kl = _kl_of_likely(base, logits, kept, workers)
+            kl = _kl_llama_cpp(base, logits, kept, workers)
         columns = {
             "nll": scores.nll,
             "base_nll": base_nll,
             "kl": kl,
-            "delta_p": _exp(-scores.nll) - _exp(-base_nll),
+            "delta_p": _exp_same_bits(-scores.nll) - _exp_same_bits(-base_nll),
             "is_same_top": kept & (scores.argmax == base_scores.argmax) & (scores.argmax >= 0),
             "kept": kept,
         }
@@ -369,14 +285,14 @@ def _nll_of_log_probs(base: Floats, targets: Any, ignore_index: Any, where: Any,
 
 
 def _check_normalized(normalizers: Float64Array) -> None:
-    """Refuse logits where log-probabilities are taken as they are."""
-    wrong = normalizers[abs(normalizers) > _UNNORMALIZED]  # nan is not
+    """Refuse logits where log-probabilities are expected."""
+    wrong = normalizers[abs(normalizers) > UNNORMALIZED]  # nan is not
     if wrong.size:
         fits = "definitions='llama.cpp' takes log-probabilities, as log_softmax gives them"
         _arrays.fail("unnormalized", name="base_logits", got=wrong[0], fits=fits)
 
 
-def _kl_of_likely(base: Floats, logits: Floats, kept: BoolArray, workers: int | None) -> Float64Array:
+def _kl_llama_cpp(base: Floats, logits: Floats, kept: BoolArray, workers: int | None) -> Float64Array:
     """Sum exp(b) * (b - log_softmax(logits)) over the base's log-probabilities b that llama.cpp counts.
 
     Their exponentials add up to some s, and those over s are a distribution: the sum is s times the divergence from it
@@ -387,27 +303,27 @@ def _kl_of_likely(base: Floats, logits: Floats, kept: BoolArray, workers: int | 
     for index in _arrays.blocks(kept.shape, max(1, _COPIED_BYTES // (row_bytes or 1))):
         here = kept[index]
         pair: Any = [Floats(array[index], code) for array, code in (base, logits)]
-        if not here.all():  # rows that are passed over are never read
+        if not here.all():  # rows that are ignored are never read
             pair = [Floats(array[here], code) for array, code in pair]
-        likely = _likely(pair[0])
+        likely = _mask_unlikely(pair[0])
         log_sum[index][here] = np.ravel(logsumexp(likely, workers=workers))
         kl[index][here] = np.ravel(kl_divergence(likely, pair[1], reduction="none", workers=workers))
-    return _exp(log_sum) * (kl + log_sum)
+    return _exp_same_bits(log_sum) * (kl + log_sum)
 
 
-def _likely(base: Floats) -> Array:
-    """Log-probabilities, -inf for those that llama.cpp's divergence does not count."""
+def _mask_unlikely(base: Floats) -> Array:
+    """Log-probabilities, with -inf for those that llama.cpp's divergence leaves out."""
     array, code = base
     if code & ~_core.SWAPPED == _core.DTYPES["bfloat16"]:
         array = _arrays.from_bfloat16(array.view(np.dtype(np.uint16).newbyteorder(array.dtype.byteorder)))
     elif array.itemsize < 4:
         array = array.astype(np.float32)
     with np.errstate(divide="ignore", invalid="ignore"):  # invalid: a nan that signals
-        return array / (array > _LIKELY)  # what is below 0, over 0; far faster than to choose by a mask
+        return array / (array > _MIN_LOG_PROB)  # negative / 0 is -inf; far faster than a mask
 
 
-def _exp(logs: Float64Array) -> Float64Array:
-    """Exponentials by the package's own fold: NumPy's have other bits on other machines."""
+def _exp_same_bits(logs: Float64Array) -> Float64Array:
+    """Exponentials by the package's softmax: those of NumPy have other bits on other machines."""
     pairs: Float64Array = softmax(np.stack([logs, np.zeros_like(logs)], -1))
     return pairs[..., 0] / pairs[..., 1]
 
@@ -423,7 +339,7 @@ def compare(
     definitions: Literal["exact", "llama.cpp"] = "exact",
     workers: int | None = None,
 ) -> Comparison:
-    """Compare a model, say a quantised one, with its base, by the figures that are published of such.
+    """Compare a model, say a quantised one, with its base, by the figures that are published for quantised models.
 
     Parameters
     ----------
@@ -435,15 +351,15 @@ def compare(
     axis : int, default -1
         The axis of the classes.
     ignore_index : int or None, default -100
-        The class id of positions that are passed over; their rows are never read.
+        Target value that marks positions to ignore (padding); their logits are never read.
     where : array of bool, optional
-        The positions that are kept, broadcast over the batch; the rows of others are never read.
+        Mask of the positions to include, broadcast over the batch; the logits of others are never read.
     definitions : {"exact", "llama.cpp"}, default "exact"
         By "exact", the base's distribution is ``softmax(base_logits)``, and divergences are sums over all classes. By
         "llama.cpp", as its perplexity tool prints them, `base_logits` are log-probabilities that are taken as they are
         (those of its files do not quite add up to 1), and divergences are sums over those above -16.
     workers : int, optional
-        How many threads share the rows, as in `cross_entropy`. No bit of the result depends on it.
+        Number of threads, as in `cross_entropy`. No bit of the result depends on it.
 
     Returns
     -------
@@ -488,50 +404,44 @@ def compare(
 
 
 def _comparison(definitions: str, parts: list[_Columns], batch: tuple[int, ...]) -> Comparison:
-    """Figures of tokens."""
+    """Figures of all positions."""
     columns = {name: np.concatenate([part[name] for part in parts]).reshape(batch) for name in _COLUMNS}
     kept = columns["kept"]
     nll, base_nll, kl, delta_p = (columns[name][kept] for name in ("nll", "base_nll", "kl", "delta_p"))
-    loss, base_loss = _mean(nll), _mean(base_nll)
+    loss, base_loss = ExactMoments.of(nll), ExactMoments.of(base_nll)
+    perplexity, base_perplexity = exp(loss.mean), exp(base_loss.mean)
     with np.errstate(invalid="ignore", over="ignore"):  # infinite losses
-        log_ratio = _mean(nll - base_nll)
-        difference = _mean(loss.perplexity * nll - base_loss.perplexity * base_nll)
-    divergence, change, square = _mean(kl), _mean(delta_p), _mean(delta_p**2)
-    same_top = _mean(columns["is_same_top"][kept])
-    rms = math.sqrt(square.loss)
+        log_ratio = ExactMoments.of(nll - base_nll)
+        difference = ExactMoments.of(perplexity * nll - base_perplexity * base_nll)
+    divergence, change, square = ExactMoments.of(kl), ExactMoments.of(delta_p), ExactMoments.of(delta_p**2)
+    same_top = ExactMoments.of(columns["is_same_top"][kept])
+    ratio, rms = exp(log_ratio.mean), math.sqrt(square.mean)
     return Comparison(
         definitions=definitions,
         count=loss.count,
-        perplexity=loss.perplexity,
-        perplexity_stderr=loss.perplexity * loss.stderr,
-        base_perplexity=base_loss.perplexity,
-        base_perplexity_stderr=base_loss.perplexity * base_loss.stderr,
+        perplexity=perplexity,
+        perplexity_stderr=perplexity * loss.stderr,
+        base_perplexity=base_perplexity,
+        base_perplexity_stderr=base_perplexity * base_loss.stderr,
         correlation=_correlation(loss.stderr, base_loss.stderr, log_ratio.stderr),
-        log_perplexity_ratio=log_ratio.loss,
+        log_perplexity_ratio=log_ratio.mean,
         log_perplexity_ratio_stderr=log_ratio.stderr,
-        perplexity_ratio=log_ratio.perplexity,
-        perplexity_ratio_stderr=log_ratio.perplexity * log_ratio.stderr,
-        perplexity_difference=loss.perplexity - base_loss.perplexity,
+        perplexity_ratio=ratio,
+        perplexity_ratio_stderr=ratio * log_ratio.stderr,
+        perplexity_difference=perplexity - base_perplexity,
         perplexity_difference_stderr=difference.stderr,
-        mean_kl=divergence.loss,
+        mean_kl=divergence.mean,
         mean_kl_stderr=divergence.stderr,
         kl_quantiles=_quantiles(kl, _KL_QUANTILES),
-        mean_delta_p=change.loss,
+        mean_delta_p=change.mean,
         mean_delta_p_stderr=change.stderr,
         delta_p_quantiles=_quantiles(delta_p, _DELTA_P_QUANTILES),
         rms_delta_p=rms,
         rms_delta_p_stderr=square.stderr / (2 * rms) if rms else square.stderr,
-        same_top=same_top.loss,
+        same_top=same_top.mean,
         same_top_stderr=same_top.stderr,
         **columns,
     )
-
-
-def _mean(values: Array) -> LossMeter:
-    """Mean of any numbers and its standard error: what a meter calls the loss."""
-    meter = LossMeter()
-    meter.update(values)
-    return meter
 
 
 def _correlation(stderr: float, base_stderr: float, stderr_of_difference: float) -> float:
@@ -543,7 +453,7 @@ def _correlation(stderr: float, base_stderr: float, stderr_of_difference: float)
 
 
 def _quantiles(values: Float64Array, fractions: tuple[float, ...]) -> dict[float, float]:
-    """Quantiles between which values are interpolated linearly; nan if there is none, or a nan among them."""
+    """Quantiles by linear interpolation; nan without values, or with a nan among them."""
     ordered = np.sort(values)
     if not ordered.size or np.isnan(ordered[-1]):
         return dict.fromkeys(fractions, math.nan)

@@ -1,0 +1,92 @@
+"""The checkpoint of an evaluation: a file of the results so far, from which a later run resumes."""
+
+from __future__ import annotations
+
+import json
+import reprlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tokenloss import __version__, _arrays
+from tokenloss._evaluation.run import ShardResult
+from tokenloss._files import replacing
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import NoReturn
+
+    from tokenloss._evaluation.plan import Options, Shard
+
+
+class Checkpoint:
+    """Results of shards by number; their file, if one is wanted, is written anew after each shard."""
+
+    def __init__(self, path: str | None, options: Options, shards: Sequence[Shard]) -> None:
+        self._path = path
+        self._options = {"version": __version__, **options._asdict()}
+        self._shards = [_fingerprint(shard) for shard in shards] if path else []
+        self._scored_rows = [shard.scored_rows(options) for shard in shards]
+        self.results: dict[int, ShardResult] = {}
+        if path and Path(path).exists():
+            if not Path(path).is_file():  # a device may never end
+                self._refuse("is no file", "be one, or not exist yet")
+            self._read(path)
+        self._write()
+
+    def add(self, number: int, result: ShardResult) -> None:
+        """Store the result of a shard."""
+        self.results[number] = result
+        self._write()
+
+    def _write(self) -> None:
+        """Write the file."""
+        if not self._path:
+            return
+        done = [{"shard": self._shards[i], "found": result.to_json()} for i, result in sorted(self.results.items())]
+        with replacing(self._path) as file:
+            file.write(json.dumps({"options": self._options, "done": done}, indent=1).encode())
+
+    def _read(self, path: str) -> None:
+        """Read the results, if they are of these shards and these options."""
+        try:
+            state = json.loads(Path(path).read_bytes())
+            options = state["options"]
+            done = [(entry["shard"], ShardResult.from_json(entry["found"])) for entry in state["done"]]
+            changed = {
+                name: reprlib.repr(options[name]) for name, value in self._options.items() if options[name] != value
+            }
+            numbers = {shard["path"]: number for number, shard in enumerate(self._shards)}
+            entries = [(str(shard["path"]), shard, numbers.get(shard["path"]), result) for shard, result in done]
+        except (AttributeError, KeyError, RecursionError, TypeError, ValueError):
+            self._refuse("is no state of tokenloss score", "be one, or not exist yet")
+        for name, value in changed.items():
+            self._refuse(f"was written with {name} {value}", f"be another file, with {self._options[name]!r}")
+        for path, shard, number, result in entries:
+            if number is None:
+                self._refuse(f"holds the result of {path}", "be another file, since that one is not to be scored")
+            if shard != self._shards[number]:
+                self._refuse(f"holds the result of {path}", "be another file, since that one or its targets changed")
+            if number in self.results or not result.is_consistent(self._scored_rows[number], self._options["top"]):
+                self._refuse(f"holds an impossible result of {path}", "be as it was written")
+            self.results[number] = result
+
+    def _refuse(self, got: str, fits: str) -> NoReturn:
+        """Refuse the file."""
+        _arrays.fail("content", path=self._path, got=got, fits=fits)
+
+
+def _fingerprint(shard: Shard) -> dict[str, Any]:
+    """Path, size and time of a shard and its targets, and the token after it: a result belongs to these."""
+    targets = shard.targets and {**_file_fingerprint(shard.targets), "start": shard.start}
+    return {**_file_fingerprint(shard.path), "targets": targets, "next": [shard.next_id, shard.next_text]}
+
+
+def _file_fingerprint(path: str) -> dict[str, Any]:
+    """Path, size and time of the last change of a file or a directory."""
+    files = [file for file in Path(path).rglob("*") if file.is_file()] if Path(path).is_dir() else [Path(path)]
+    stats = [file.stat() for file in files]
+    return {
+        "path": str(Path(path).absolute()),
+        "size": sum(stat.st_size for stat in stats),
+        "mtime_ns": max(stat.st_mtime_ns for stat in stats),
+    }

@@ -1,0 +1,102 @@
+"""Checks of scores while they are read: are they of the kind that they are taken for, are targets distributions."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from tokenloss import _arrays
+from tokenloss._evaluation.plan import with_file_names
+from tokenloss._softmax import logsumexp
+from tokenloss.comparison import UNNORMALIZED
+
+if TYPE_CHECKING:
+    from typing import NoReturn
+
+    from tokenloss._evaluation.plan import Shard
+    from tokenloss._types import Array
+    from tokenloss.formats import ScoresFile
+
+_CACHED = 1 << 16  # numbers that stay in a core's cache
+_FIRST_ROWS = 16  # from which the kind of scores is guessed
+_FIRST_ELEMENTS = 1 << 24  # at most, in these rows
+_UNNORMALIZED_HALF = 0.5  # |logsumexp| that log-probabilities in half precision may have
+_PROBABILITY_SLACK = 1e-3  # by which a probability may be outside [0, 1]
+_SUM_SLACK = 1e-2  # by which the sum of a distribution may differ from 1
+
+
+def check_normalized(logsumexps: Array, itemsize: int, is_believed: bool) -> None:
+    """Refuse rows that are no natural log-probabilities, by their logsumexp.
+
+    It may be negative where a row was cut to its likeliest classes; that is accepted if the kind was given.
+    """
+    slack = UNNORMALIZED if itemsize > 2 else _UNNORMALIZED_HALF
+    wrong = logsumexps[(logsumexps > slack) | (logsumexps < (-np.inf if is_believed else -slack))]  # nan is not
+    if wrong.size:
+        fits = "natural log-probabilities have 0: is it base 2, or logits, or cut? --kind log_probs takes what is cut"
+        _arrays.fail("unnormalized", name="log_probs", got=wrong[0], fits=fits)
+
+
+def check_kind(file: ScoresFile, option: str | None, block: Array, kept: Array) -> bool:
+    """Refuse scores of another kind, by the first kept rows of a block; return whether it has any.
+
+    `option` is the name of the option for the kind; None where it was given, and is believed.
+    """
+    max_rows = min(_FIRST_ROWS, _FIRST_ELEMENTS // max(1, block.shape[1]))
+    rows = block[np.flatnonzero(kept)[:max_rows]]
+    with np.errstate(invalid="ignore"):  # a nan that signals
+        rows = rows.astype(np.float64)
+    if file.kind == "log_probs":
+        with with_file_names(file.path):
+            check_normalized(logsumexp(rows), block.itemsize, option is None)
+    rows = rows[rows.any(-1) & ~np.isnan(rows).any(-1)]  # the others tell nothing
+    if file.kind == "logits" and option and rows.size > len(rows) and _are_distributions(rows).all():
+        got = "looks like probabilities, since rows add up to 1"
+        fits = f"come with {option} probs, and --array if it has a name, or with {option} logits if it holds logits"
+        _arrays.fail("content", path=file.path, got=got, fits=fits)
+    return len(rows) > 0 or max_rows == 0
+
+
+def distribution_argmax(shard: Shard, start: int, rows: Array) -> Array:
+    """First maximum of each target distribution (N, V), -1 without classes; refuses rows that are no distributions.
+
+    `start` is the position of the first row in the shard.
+    """
+    argmax = np.full(len(rows), -1)
+    # NumPy copies what is read-only, and compares float16 one by one: small pieces that are copied as float32 stay in a
+    # core's cache, and are ten times as fast
+    dtype = np.float32 if rows.itemsize < 4 else rows.dtype
+    step = max(1, _CACHED // (rows.shape[1] or 1))
+    for first in range(0, len(rows) if rows.size else 0, step):
+        part = rows[first : first + step].astype(dtype)
+        for row in np.flatnonzero(~_are_distributions(part, _PROBABILITY_SLACK))[:1].tolist():
+            _refuse_distribution(shard, start + first + row, part[row])
+        argmax[first : first + step] = part.argmax(-1)
+    return argmax
+
+
+def log(probs: Array) -> Array:
+    """Logarithms in float64, where different probabilities have different logarithms."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        logs: Array = np.log(probs, dtype=np.float64)
+    return logs
+
+
+def _are_distributions(rows: Array, slack: float = 0.0) -> Array:
+    """Mask of the rows of (N, V) that are probability distributions: values in [0, 1] within the slack, sum 1."""
+    with np.errstate(invalid="ignore", over="ignore"):
+        adds_up = abs(rows.sum(-1, dtype=np.float64) - 1) <= _SUM_SLACK
+    fits: Array = adds_up & (rows.min(-1) >= -slack) & (rows.max(-1) <= 1 + slack)
+    return fits
+
+
+def _refuse_distribution(shard: Shard, row: int, probs: Array) -> NoReturn:
+    """Say why a row of targets is no distribution."""
+    position = [int(i) for i in np.unravel_index(row, shard.shape[:-1])] or ""
+    got, fits = f"adds up to {probs.sum(dtype=np.float64):.4g}", "add up to 1, as a distribution does"
+    for prob in (probs.min(), probs.max()):
+        if not -_PROBABILITY_SLACK <= prob <= 1 + _PROBABILITY_SLACK:
+            got, fits = f"has a probability of {prob:.4g}", "have probabilities from 0 to 1"
+    path = shard.targets or shard.path
+    _arrays.fail("content", path=path, got=f"targets{position} {got}", fits=f"{fits}; class ids are integers")

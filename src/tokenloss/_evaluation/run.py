@@ -1,0 +1,183 @@
+"""The run over a shard: its tokens are scored block by block."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from tokenloss._evaluation import checks
+from tokenloss._evaluation.plan import open_shard, rows_per_block, with_file_names
+from tokenloss.formats._base import check_map, rows_at
+from tokenloss.losses import cross_entropy, cross_entropy_loss, nll_loss
+from tokenloss.meter import LossMeter
+from tokenloss.scores import token_scores
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import TypeAlias
+
+    from tokenloss._evaluation.plan import Options, Shard
+    from tokenloss._types import Array
+    from tokenloss.scores import TokenScores
+
+    # called with the scores of each block, its class ids and its text
+    Sink: TypeAlias = Callable[[TokenScores, Array, Array | None], None]
+
+_LOSSES: dict[str, Callable[..., Any]] = {
+    "logits": cross_entropy,
+    "log_probs": nll_loss,
+    "probs": lambda probs, targets, **options: cross_entropy_loss(targets, probs, **options),
+}
+
+
+class TokenLoss(NamedTuple):
+    """A token and its loss."""
+
+    position: int
+    target: int
+    loss: float
+    text: str | None
+
+    @property
+    def sort_key(self) -> float:
+        """The loss, nan above all."""
+        return math.inf if math.isnan(self.loss) else self.loss
+
+
+class ShardResult(NamedTuple):
+    """Result of a shard."""
+
+    meter: LossMeter
+    ignored: int
+    greedy: int
+    highest_loss_tokens: list[TokenLoss]
+
+    def to_json(self) -> dict[str, Any]:
+        """The exact result, as JSON can hold it."""
+        tokens = [(*token[:2], repr(token.loss), token.text) for token in self.highest_loss_tokens]
+        return {**self._asdict(), "meter": self.meter._to_json(), "highest_loss_tokens": tokens}
+
+    @classmethod
+    def from_json(cls, result: Any) -> ShardResult:
+        """Inverse of `to_json`."""
+        tokens = [
+            TokenLoss(position, target, float(loss), text)
+            for position, target, loss, text in result["highest_loss_tokens"]
+        ]
+        return cls(LossMeter._from_json(result["meter"]), result["ignored"], result["greedy"], tokens)
+
+    def is_consistent(self, rows: int, top: int) -> bool:
+        """Consistency check of a checkpoint entry: whether scoring `rows` rows with `--top top` can give it."""
+        tokens = self.highest_loss_tokens
+        integers = [self.ignored, self.greedy, *(number for token in tokens for number in token[:2])]
+        return (
+            all(type(number) is int and abs(number) < 2**63 for number in integers)
+            and all(token.text is None or isinstance(token.text, str) for token in tokens)
+            and len(tokens) <= top
+            and self.meter.count + self.ignored == rows
+            and 0 <= self.greedy <= self.meter.count <= rows
+            and self.meter.n_bytes == self.meter.n_words == 0  # which are of all shards together
+        )
+
+
+def score_shard(
+    shard: Shard,
+    options: Options,
+    workers: int | None,
+    sink: Sink | None = None,
+    top_k: int = 0,
+    advance: Callable[[int], None] | None = None,
+) -> ShardResult:
+    """Score the tokens of a shard, block by block; call the sink with each block, and `advance` with its bytes."""
+    file, targets, where, text = open_shard(shard, options)
+    is_soft = targets.ndim == len(file.shape)
+    ids = None if is_soft else targets.reshape(-1)
+    row_bytes = file.row_bytes + (file.shape[-1] * targets.itemsize if is_soft else 0)
+    meter, highest = LossMeter(), _TopLosses(options.top)
+    start = greedy = 0
+    is_checked = file.kind == "log_probs"  # every row of these is checked with its block
+    for block in file.blocks(rows_per_block(row_bytes)):
+        stop = start + len(block)
+        check_map(targets)
+        block_targets = rows_at(targets, start, stop) if ids is None else np.array(ids[start:stop])
+        block_where = None if where is None else where.reshape(-1)[start:stop]
+        classes = checks.distribution_argmax(shard, start, block_targets) if is_soft else block_targets
+        with with_file_names(file.path, f"rows from {start} on" if start else None):
+            scores = _score_block(
+                file.kind, block, block_targets, classes, block_where, options, workers, top_k, sink is not None
+            )
+        is_checked = is_checked or checks.check_kind(file, None if options.kind else "--kind", block, scores.kept)
+        meter.update(scores.nll, where=scores.kept)
+        greedy += int(np.count_nonzero(scores.is_greedy))
+        highest.update(scores.nll, classes, scores.kept, start)
+        if sink:
+            words = None if text is None else text.reshape(-1)[start:stop]
+            sink(*_select(block_where, scores, classes, words))
+        if advance:
+            advance(block.nbytes)
+        start = stop
+    ignored = (start if where is None else int(np.count_nonzero(where))) - meter.count
+    return ShardResult(meter, ignored, greedy, highest.tokens(text))
+
+
+def _score_block(
+    kind: str,
+    block: Array,
+    targets: Array,
+    ids: Array,
+    where: Array | None,
+    shard_options: Options,
+    workers: int | None,
+    top_k: int,
+    every_token: bool,
+) -> TokenScores:
+    """Scores of the rows of a block; the ids are its targets, or the likeliest classes of distributions."""
+    options: Any = {"ignore_index": shard_options.ignore_index, "where": where, "workers": workers}
+    is_soft = targets.ndim == block.ndim
+    logits = checks.log(block) if kind == "probs" and every_token else block  # logarithms for the entropy
+    unknown = {"ignore_index": -1} if is_soft else {}
+    scores = token_scores(logits, ids, top_k=min(top_k, block.shape[1]), **options | unknown)
+    if kind == "log_probs":
+        checks.check_normalized(scores.logsumexp, block.itemsize, shard_options.kind is not None)
+    if kind != "logits" or is_soft:
+        nll = _LOSSES[kind](block, targets, reduction="none", **options)
+        scores = dataclasses.replace(scores, nll=nll, kept=np.ones(nll.shape, np.bool_) if is_soft else scores.kept)
+    return scores
+
+
+def _select(
+    where: Array | None, scores: TokenScores, ids: Array, text: Array | None
+) -> tuple[TokenScores, Array, Array | None]:
+    """Scores, class ids and text of the rows in the mask, of all without one."""
+    if where is None:
+        return scores, ids, text
+    columns = {field.name: getattr(scores, field.name) for field in dataclasses.fields(scores)}
+    selected = {name: column[where] for name, column in columns.items() if column is not None}
+    return dataclasses.replace(scores, **selected), ids[where], None if text is None else text[where]
+
+
+class _TopLosses:
+    """Tokens of the highest losses so far, nan above all, earlier ones before later ones of the same loss."""
+
+    def __init__(self, top: int) -> None:
+        self._top = top
+        self._tokens: list[TokenLoss] = []
+
+    def update(self, nll: Array, ids: Array, kept: Array, start: int) -> None:
+        """Take a block of tokens, the first of which is at `start`."""
+        key = np.where(np.isnan(nll), np.inf, nll)
+        bar = self._tokens[-1].sort_key if self._tokens and len(self._tokens) == self._top else -np.inf
+        new = np.flatnonzero(kept & (key > bar))
+        new = new[np.argsort(-key[new], kind="stable")[: self._top]]
+        self._tokens += [TokenLoss(start + int(i), int(ids[i]), float(nll[i]), None) for i in new]
+        self._tokens = sorted(self._tokens, key=lambda token: -token.sort_key)[: self._top]
+
+    def tokens(self, text: Array | None) -> list[TokenLoss]:
+        """All of them, with their text."""
+        if text is None:
+            return self._tokens
+        words = [(token, text.reshape(-1)[token.position]) for token in self._tokens]
+        return [token._replace(text=None if word is None else str(word)) for token, word in words]

@@ -1,0 +1,76 @@
+"""The protocol of outputs, and what those of single tokens share."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from tokenloss.scores import TokenScores, token_scores
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from contextlib import AbstractContextManager
+
+    from tokenloss._types import Array
+
+
+class Output:
+    """One output of the command, made before any work.
+
+    It is opened before the first block of tokens, given each block, and finished with the summary. The path is None if
+    it is printed. `__init__` raises ImportError or ValueError if the output cannot be made.
+    """
+
+    option: ClassVar[str] = ""  # of the command line; without one, the output is made if no other prints
+    help: ClassVar[str] = ""
+    writes_file: ClassVar[bool] = True
+    needs_tokens: ClassVar[bool] = False  # each token, not the summary alone
+    top_k: ClassVar[int] = 0  # likeliest classes of each token
+
+    def __init__(self, path: Any) -> None:
+        self.path = path
+
+    def open(self, batch: tuple[int, ...], rows: int, top_k: int) -> AbstractContextManager[object]:
+        """Prepare for `rows` tokens; `batch` is the shape of those of the first file."""
+        return contextlib.nullcontext()
+
+    def add(self, scores: TokenScores, ids: Array, text: Array | None) -> None:
+        """Take the next tokens."""
+
+    def finish(self, summary: dict[str, Any], result: Any) -> None:
+        """Write or print the output; the result is a `LossMeter` or a `Comparison`."""
+
+
+class TokenOutput(Output):
+    """An output that collects tokens, all or the first `max_tokens`."""
+
+    needs_tokens = True
+    columns: ClassVar[Sequence[str] | None] = None  # all without a list
+    max_tokens: ClassVar[float] = math.inf
+
+    def open(self, batch: tuple[int, ...], rows: int, top_k: int) -> AbstractContextManager[object]:
+        self._batch, self._seen = batch, 0
+        self._parts: list[dict[str, Array]] = []
+        # so that there are columns if no block comes
+        self.add(token_scores(np.empty((0, top_k)), np.empty(0, np.int64), top_k=top_k), np.empty(0, np.int64), None)
+        return contextlib.nullcontext()
+
+    def add(self, scores: TokenScores, ids: Array, text: Array | None) -> None:
+        columns = dict(vars(scores), ids=ids, text=np.full(len(ids), None) if text is None else text.astype(object))
+        left = int(min(len(ids), max(0, self.max_tokens - self._seen)))
+        self._seen += len(ids)
+        if left or not self._parts:
+            names = [name for name in self.columns or columns if columns.get(name) is not None]
+            self._parts.append({name: columns[name][:left] for name in names})
+
+    def collected(self) -> dict[str, Array]:
+        """Columns by name: those of `TokenScores`, `ids` and `text`."""
+        return {name: np.concatenate([part[name] for part in self._parts]) for name in self._parts[0]}
+
+
+def title(files: Sequence[str]) -> str:
+    """Title of an output about some files."""
+    return ", ".join(files) if len(files) < 4 else f"{files[0]} and {len(files) - 1} files more"

@@ -1,0 +1,34 @@
+"""The page that shows the text of tokens, shaded by their loss."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from tokenloss import page
+from tokenloss._outputs._base import TokenOutput, title
+from tokenloss.scores import TokenScores
+
+
+class HtmlPage(TokenOutput):
+    """A page of HTML."""
+
+    option = "--html"
+    help = "write a page that shows the text, each token shaded by its loss"
+    top_k = 5
+    max_tokens = page.MOST_TOKENS
+
+    def finish(self, summary: dict[str, Any], result: Any) -> None:
+        columns = self.collected()
+        if math.prod(self._batch) == len(columns["ids"]):
+            columns = {name: column.reshape(self._batch + column.shape[1:]) for name, column in columns.items()}
+        ids, text = columns.pop("ids"), columns.pop("text")
+        page.write_page(
+            self.path,
+            TokenScores(**columns),
+            ids,
+            tokens=text if any(word is not None for word in text.flat) else None,
+            title=title(summary["files"]),
+            meter=result,
+            accuracy=summary["accuracy"],
+        )

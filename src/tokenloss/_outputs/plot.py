@@ -1,0 +1,43 @@
+"""The plots of losses and of KL divergences."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tokenloss import plots
+from tokenloss._outputs._base import Output, TokenOutput, title
+
+
+class LossPlot(TokenOutput):
+    """The losses along the text, their histogram and the calibration."""
+
+    option = "--plot"
+    help = "draw the losses: a .png, .svg or .pdf file"
+    top_k = 1
+    columns = ("nll", "kept", "is_greedy", "top_logprobs")
+
+    def __init__(self, path: str) -> None:
+        plots.check(path)
+        super().__init__(path)
+
+    def finish(self, summary: dict[str, Any], result: Any) -> None:
+        columns = self.collected()
+        greedy = {}
+        if "top_logprobs" in columns:  # if there are classes
+            greedy = {"greedy_logprobs": columns["top_logprobs"][:, 0], "is_greedy": columns["is_greedy"]}
+        name = title(summary["files"])
+        plots.save(plots.draw_losses(columns["nll"], where=columns["kept"], title=name, **greedy), self.path)
+
+
+class DivergencePlot(Output):
+    """The quantiles of the KL divergence."""
+
+    option = "--plot"
+    help = "draw the KL divergences: a .png, .svg or .pdf file"
+
+    def __init__(self, path: str) -> None:
+        plots.check(path)
+        super().__init__(path)
+
+    def finish(self, summary: dict[str, Any], result: Any) -> None:
+        plots.save(plots.draw_divergences(result.kl, where=result.kept, title=summary["other"]), self.path)

@@ -1,0 +1,121 @@
+"""The summary as tables on the terminal."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from tokenloss._outputs._base import Output, title
+from tokenloss._terminal import Table, printable, show_tables
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tokenloss.comparison import Comparison
+
+_MAX_SHARDS = 20  # that are listed
+
+
+class SummaryTables(Output):
+    """The summary of `tokenloss score`."""
+
+    writes_file = False
+
+    def finish(self, summary: dict[str, Any], result: Any) -> None:
+        shape = " \N{MULTIPLICATION SIGN} ".join(map(str, summary["shape"]))
+        note = f"{summary['kind']}, {shape}, {summary['dtype']}; {summary['targets']}"
+        show_tables(title(summary["files"]), note, summary_tables(summary))
+
+
+class ComparisonTables(Output):
+    """The summary of `tokenloss compare`."""
+
+    writes_file = False
+
+    def finish(self, summary: dict[str, Any], result: Any) -> None:
+        note = f"{result.count:,} tokens, {result.definitions} definitions; {summary['kind']} vs {summary['base_kind']}"
+        show_tables(f"{summary['other']} vs {summary['base']}", note, comparison_tables(result))
+
+
+def summary_tables(summary: dict[str, Any]) -> list[Table]:
+    """Tables of the figures, of the files and of the highest losses."""
+    low, high = summary["perplexity_interval"]
+    not_scored = {"ignored": summary["ignored"], "without a next token": summary["without_next"]}
+    rows = [
+        ("tokens", f"{summary['tokens']:,}", ", ".join(f"{n:,} {why}" for why, n in not_scored.items() if n)),
+        ("loss", f"{summary['loss']:.6g}", f"± {summary['stderr']:.3g} nats"),
+        ("perplexity", f"{summary['perplexity']:.6g}", f"95 % interval {low:.5g} to {high:.5g}"),
+        ("bits per token", f"{summary['bits_per_token']:.6g}", ""),
+        ("bits per byte", f"{summary['bits_per_byte']:.6g}", ""),
+        ("perplexity per word", f"{summary['word_perplexity']:.6g}", ""),
+        ("greedy accuracy", f"{100 * summary['accuracy']:.2f} %", ""),
+        ("time", f"{summary['seconds']:.3g} s", f"{summary['gb_per_second']:.3g} GB/s"),
+    ]
+    known = {"bits per byte": summary["n_bytes"], "perplexity per word": summary["n_words"]}
+    tables = [Table([row for row in rows if known.get(row[0], True)])]
+    if 1 < len(summary["shards"]) <= _MAX_SHARDS:
+        tables.append(_shard_table(summary["shards"]))
+    if summary["highest_loss_tokens"]:
+        tables.append(_token_table(summary["highest_loss_tokens"], len(summary["shards"]) > 1))
+    return tables
+
+
+def _shard_table(shards: list[dict[str, Any]]) -> Table:
+    """Table of the files."""
+    formats = {"tokens": "{tokens:,}", "loss": "{loss:.6g}", "±": "{stderr:.3g}", "perplexity": "{perplexity:.6g}"}
+    return _table("files", formats | {"file": "{file}"}, shards)
+
+
+def _token_table(tokens: list[dict[str, Any]], several: bool) -> Table:
+    """Table of tokens, with their file if there are several, and their text if there is any."""
+    formats = {"position": "{position}", "target": "{target}", "loss": "{loss:.4f}", "probability": "{probability:.3g}"}
+    if several:
+        formats = {"file": "{file}"} | formats
+    if any(token["text"] is not None for token in tokens):
+        formats |= {"text": "{text}"}
+    return _table("highest-loss tokens", formats, [token | {"text": token["text"] or ""} for token in tokens])
+
+
+def _table(title: str, formats: dict[str, str], items: list[dict[str, Any]]) -> Table:
+    """Table of items, each column by its format."""
+    rows = [tuple(printable(cell.format(**item)) for cell in formats.values()) for item in items]
+    return Table(rows, tuple(formats), title)
+
+
+def comparison_tables(comparison: Comparison) -> list[Table]:
+    """Tables of a comparison, in the layout and the words of llama.cpp's perplexity tool."""
+    found = vars(comparison)
+
+    def nats(label: str, name: str) -> tuple[str, ...]:
+        return label, f"{found[name]:10.6f}", f"± {found[name + '_stderr']:10.6f}"
+
+    def percent(label: str, name: str) -> tuple[str, ...]:
+        return label, f"{100 * found[name]:7.3f} %", f"± {100 * found[name + '_stderr']:6.3f} %"
+
+    def quantiles(what: str, name: str, form: Callable[[float], str]) -> list[tuple[str, ...]]:
+        words = {1.0: "Maximum", 0.5: "Median", 0.0: "Minimum"}
+        labels = {fraction: words.get(fraction, f"{100 * fraction:4.1f}%") for fraction in found[name]}
+        return [(f"{labels[fraction]:<7} {what}", form(value), "") for fraction, value in found[name].items()]
+
+    perplexities = [
+        nats("Mean PPL(Q)", "perplexity"),
+        nats("Mean PPL(base)", "base_perplexity"),
+        ("Cor(ln(PPL(Q)), ln(PPL(base)))", f"{100 * comparison.correlation:6.2f} %", ""),
+        nats("Mean ln(PPL(Q)/PPL(base))", "log_perplexity_ratio"),
+        nats("Mean PPL(Q)/PPL(base)", "perplexity_ratio"),
+        nats("Mean PPL(Q)-PPL(base)", "perplexity_difference"),
+    ]
+    divergences = [
+        nats("Mean    KLD", "mean_kl"),
+        *quantiles("KLD", "kl_quantiles", "{:10.6f}".format),
+    ]
+    probabilities = [
+        percent("Mean    Δp", "mean_delta_p"),
+        *quantiles("Δp", "delta_p_quantiles", lambda change: f"{100 * change:7.3f} %"),
+        percent("RMS Δp", "rms_delta_p"),
+        percent("Same top p", "same_top"),
+    ]
+    return [
+        Table(perplexities, title="Perplexity statistics"),
+        Table(divergences, title="KL divergence statistics"),
+        Table(probabilities, title="Token probability statistics"),
+    ]

@@ -1,0 +1,171 @@
+"""Tables and progress on a terminal: with rich where it is installed, else as plain text."""
+
+from __future__ import annotations
+
+import importlib
+import math
+import sys
+import time
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    import rich.progress
+
+_MIN_TEXT_WIDTH = 16  # letters, to which text is folded on a narrow terminal
+_PROGRESS_SECONDS = 1.0  # before progress is shown, and between plain lines of it
+
+
+class Table(NamedTuple):
+    """Rows of text, perhaps with a title and heads; with heads, all columns but `file` and `text` are numbers."""
+
+    rows: Sequence[tuple[str, ...]]
+    heads: tuple[str, ...] = ()
+    title: str = ""
+
+    def aligns_right(self, column: int) -> bool:
+        """Whether a column holds numbers."""
+        return bool(self.heads) and self.heads[column] not in ("file", "text")
+
+
+def printable(text: str) -> str:
+    """Text with control characters escaped, so that it stays on its line and cannot control a terminal."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def has_rich() -> bool:
+    """Whether rich is installed."""
+    try:
+        importlib.import_module("rich")
+    except ImportError:
+        return False
+    return True
+
+
+def show_tables(title: str, note: str, tables: list[Table]) -> None:
+    """Print tables under a title."""
+    title = printable(title)
+    if has_rich() and _print_with_rich(title, note, tables):
+        return
+    print(f"{title}  {note}")
+    for table in tables:
+        print()
+        for line in _aligned(table):
+            print(f"  {line}")
+
+
+def _aligned(table: Table) -> Iterator[str]:
+    """Lines of a table, in columns."""
+    if table.title:
+        yield table.title
+    lines = [table.heads, *table.rows] if table.heads else table.rows
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for line in lines:
+        cells = [
+            cell.rjust(width) if table.aligns_right(column) else cell.ljust(width)
+            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ]
+        yield "  ".join(cells).rstrip()
+
+
+def _print_with_rich(title: str, note: str, tables: list[Table]) -> bool:
+    """Print tables with rich if stdout is a terminal; return whether it is."""
+    from rich.console import Console
+    from rich.padding import Padding
+    from rich.table import Table as RichTable
+    from rich.text import Text
+
+    console = Console(markup=False, emoji=False, highlight=False)  # tokens may look like markup
+    if not console.is_terminal:
+        return False
+    # on a narrower terminal, lines are wrapped by the terminal, not cells by rich
+    console.width = max(console.width, *(2 + sum(2 + width for width in _min_widths(table)) for table in tables))
+    console.print(Text.assemble((title, "bold"), "  ", (note, "dim")), soft_wrap=True)
+    for table in tables:
+        drawn = RichTable(
+            box=None, show_header=bool(table.heads), header_style="dim", pad_edge=False, padding=(0, 2, 0, 0)
+        )
+        for column, width in enumerate(_min_widths(table)):
+            drawn.add_column(
+                table.heads[column] if table.heads else "",
+                justify="right" if table.aligns_right(column) else "left",
+                style="" if table.heads else ("cyan", "bold", "dim")[column],
+                min_width=width,
+                overflow="fold",
+            )
+        for row in table.rows:
+            drawn.add_row(*row)
+        console.print()
+        if table.title:
+            console.print(f"  {table.title}", style="bold")
+        console.print(Padding(drawn, (0, 0, 0, 2), expand=False))
+    return True
+
+
+def _min_widths(table: Table) -> list[int]:
+    """Minimum width of each column: numbers stay whole, long text may be folded."""
+    lines = [table.heads, *table.rows] if table.heads else table.rows
+    return [
+        max(
+            len(cell) if table.aligns_right(i) or (not table.heads and i < 2) else min(len(cell), _MIN_TEXT_WIDTH)
+            for cell in column
+        )
+        for i, column in enumerate(zip(*lines, strict=True))
+    ]
+
+
+class Progress:
+    """Progress of long work, on stderr if that is a terminal."""
+
+    def __init__(self, total: int) -> None:
+        self._total = total or 1
+        self._done = 0
+        self._next = time.monotonic() + _PROGRESS_SECONDS if sys.stderr and sys.stderr.isatty() else math.inf
+        self._bar: rich.progress.Progress | None = None
+        self._line = ""
+
+    def __enter__(self) -> Progress:
+        """Start."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Leave the terminal as it was."""
+        if self._bar:
+            self._bar.stop()
+        elif self._line:
+            self._write("")
+
+    def advance(self, n_bytes: int) -> None:
+        """Add bytes that are done."""
+        self._done += n_bytes
+        if self._bar:
+            self._bar.update(self._bar.task_ids[0], completed=self._done)
+        elif time.monotonic() >= self._next:
+            if has_rich():
+                self._start_bar()
+            else:
+                self._next = time.monotonic() + _PROGRESS_SECONDS
+                self._write(f"{self._done / self._total:4.0%} of {self._total / 1e9:.3g} GB")
+
+    def _write(self, line: str) -> None:
+        """Write a line over the one before."""
+        print("\r" + line.ljust(len(self._line)), end="" if line else "\r", file=sys.stderr, flush=True)
+        self._line = line
+
+    def _start_bar(self) -> None:
+        """Draw rich's bar from here on."""
+        from rich import progress
+        from rich.console import Console
+
+        self._bar = progress.Progress(
+            progress.BarColumn(),
+            progress.TaskProgressColumn(),
+            progress.DownloadColumn(),
+            progress.TransferSpeedColumn(),
+            progress.TimeRemainingColumn(),
+            console=Console(stderr=True),
+            transient=True,
+        )
+        self._bar.add_task("", total=self._total, completed=self._done)
+        self._bar.start()
