@@ -67,6 +67,7 @@ class SourceDistribution(sdist):
         """Add what setuptools does not find by itself."""
         for tree in ("src", "tests", "benchmarks"):
             self.filelist.graft(tree)
+        self.filelist.prune("benchmarks/results")  # measured on one machine: for readers of the repository
         self.filelist.include("CHANGELOG.md")
         for pattern in ("*.py[cod]", "*.so", "*.pyd"):
             self.filelist.global_exclude(pattern)

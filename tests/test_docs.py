@@ -1,16 +1,16 @@
-"""The documentation: docstrings are as numpydoc asks, their examples run, and so does README's Python."""
+"""The documentation: docstrings are as numpydoc asks, their examples run, and so does what README shows."""
 
 import dataclasses
 import doctest
 import importlib
 import inspect
+import json
 import pkgutil
 import re
-import textwrap
+import shlex
 import tomllib
 from pathlib import Path
 
-import dask.array as da
 import numpy as np
 import pytest
 from numpydoc.docscrape import ClassDoc, get_doc_object
@@ -18,7 +18,7 @@ from numpydoc.validate import validate
 
 import tokenloss
 import tokenloss.dask
-from tokenloss import formats, page, plots
+from tokenloss import cli, formats, page, plots
 
 pytestmark = pytest.mark.thread_unsafe(reason="doctest patches the standard library, and numpydoc is not thread-safe")
 ROOT = Path(__file__).parents[1]
@@ -42,8 +42,11 @@ MEMBERS = [
 CHECKS = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]["numpydoc_validation"]["checks"]
 assert CHECKS[0] == "all"  # but those that follow
 
-SNIPPETS = re.findall(r"^```python\n(.*?)^```$", (ROOT / "README.md").read_text("utf-8"), re.MULTILINE | re.DOTALL)
-OF_CLUSTERS = "ray.remote"  # stands in what needs Ray, Spark or MPI
+README = (ROOT / "README.md").read_text("utf-8")
+FIRST_STEPS, PERPLEXITY = re.findall(r"^```python\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+(OUTPUT,) = re.findall(r"^```text\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+# GitHub shows these; of a checkout, an sdist has those outside .github alone
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob(".github/*.md"), *ROOT.glob("*/README.md"), *ROOT.glob("*/*/README.md")])
 
 
 def name_of(thing):
@@ -84,25 +87,103 @@ def test_functions_tell_what_they_raise(thing):
     assert get_doc_object(thing)["Raises"]
 
 
-@pytest.fixture
-def arrays_on_disk(tmp_path, monkeypatch):
-    """Be where README's files are."""
-    monkeypatch.chdir(tmp_path)
-    da.from_array(np.zeros((4, 10), np.float32), chunks=2).to_zarr("logits.zarr")
-    da.from_array(np.arange(4)).to_zarr("targets.zarr")
+def test_readme_is_short():
+    assert README.count("\n") <= 150
 
 
-@pytest.mark.usefixtures("arrays_on_disk")
-@pytest.mark.parametrize("snippet", [snippet for snippet in SNIPPETS if OF_CLUSTERS not in snippet])
-def test_python_of_the_readme_runs(snippet):
+def test_first_steps_of_the_readme():
     names = {}
-    exec(snippet, names)  # noqa: S102 -- our own README
-    for expression, digits in re.findall(r"^(\S.*?)  # (\d+\.\d+)\.\.\.", snippet, re.MULTILINE):
+    exec(FIRST_STEPS, names)  # noqa: S102 -- our own README
+    numbers = re.findall(r"^(\S.*?)  # (\d+\.\d+)\.\.\.", FIRST_STEPS, re.MULTILINE)
+    assert len(numbers) == 3
+    for expression, digits in numbers:
         assert str(eval(expression, names)).startswith(digits), expression  # noqa: S307 -- our own README
 
 
-def test_only_what_needs_a_cluster_of_others_is_not_run():
-    (snippet,) = (snippet for snippet in SNIPPETS if OF_CLUSTERS in snippet)
-    for line in textwrap.dedent(snippet).splitlines():
-        assert re.search("# (Ray|Spark|MPI)", line)
-        compile(line, "README.md", "exec")
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_perplexity_of_the_readme(side, monkeypatch, capsys):
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    transformers = pytest.importorskip("transformers", reason="transformers are not installed")
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        vocab_size=256, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+        initializer_range=1.0,
+    )  # fmt: skip
+    model = transformers.LlamaForCausalLM(config).eval()
+
+    def tokenize(texts, *, return_tensors, padding, truncation):
+        """Tokens are bytes."""
+        assert (return_tensors, padding, truncation) == ("pt", True, True)
+        longest = max(map(len, texts))
+        before = [longest - len(text) if side == "left" else 0 for text in texts]
+        rows = [[0] * n + list(text.encode()) for n, text in zip(before, texts, strict=True)]
+        rows = [(row + [0] * longest)[:longest] for row in rows]
+        return {"input_ids": torch.tensor(rows), "attention_mask": (torch.tensor(rows) > 0).long()}
+
+    tokenize.eos_token = None
+    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", lambda name: tokenize)
+    monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", lambda name: model)
+    names = {}
+    exec(PERPLEXITY, names)  # noqa: S102 -- our own README
+    losses = []
+    for text in names["texts"]:  # one by one, without padding
+        ids = torch.tensor([list(text.encode())])
+        with torch.inference_mode():
+            logits = model(ids).logits[0, :-1].double()
+        losses.extend(torch.nn.functional.cross_entropy(logits, ids[0, 1:], reduction="none").tolist())
+    printed = re.findall(r"[\d.]+", capsys.readouterr().out)
+    assert int(printed[3]) == len(losses)
+    assert float(printed[0]) == pytest.approx(np.exp(np.mean(losses)), rel=1e-4)
+    assert float(printed[2]) == pytest.approx(np.std(losses, ddof=1) / len(losses) ** 0.5, rel=0.1)
+
+
+def test_output_of_the_command_in_the_readme(tmp_path, monkeypatch, capsys):
+    command, _, expected = OUTPUT.partition("\n")
+    page = tmp_path / "page.html"
+    monkeypatch.chdir(ROOT)
+    assert cli.main([str(page) if part == page.name else part for part in shlex.split(command)[2:]]) == 0
+    lines = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
+    assert ("\n".join(lines) + "\n").partition("  time ")[0] == expected.partition("  time ")[0]
+    assert lines[-4:] == expected.splitlines()[-4:]
+    assert page.exists()
+
+
+@pytest.mark.skipif(not (ROOT / ".github").exists(), reason="an sdist has not all that pages refer to")
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_links_lead_somewhere(page):
+    for link in re.findall(r"\]\(([^)]+)\)", page.read_text("utf-8")):
+        name, _, heading = link.partition("#")
+        if "://" in link:
+            continue
+        target = page.parent / name if name else page
+        assert target.exists(), link
+        headings = re.findall(r"^#+ (.+)$", target.read_text("utf-8"), re.MULTILINE) if heading else []
+        assert heading in ["", *(re.sub(r"[^\w -]", "", text).lower().replace(" ", "-") for text in headings)], link
+
+
+MEASURED = ROOT / "benchmarks" / "results" / "logits.json"
+CASES = {"cross_entropy": "logits", "token_scores": "tokens", "kl_divergence": "kl", "cross_entropy_and_grad": "grad"}
+BENCHMARKS = (ROOT / "benchmarks" / "README.md").read_text("utf-8")
+SPEEDS = re.findall(r"^\| work \| GB/s .*\n(?:\|.*\n)+", README + BENCHMARKS, re.MULTILINE)
+
+
+@pytest.mark.skipif(not MEASURED.exists(), reason="an sdist has no results")
+@pytest.mark.parametrize(("table", "threads"), list(zip(SPEEDS, [1, 1, 2], strict=True)), ids=["README", "one", "two"])
+def test_speeds_are_those_that_were_measured(table, threads):
+    cases = {case["name"]: case["contenders"] for case in json.loads(MEASURED.read_text("utf-8"))["cases"]}
+    (_, *columns), _, *rows = ([cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines())
+    for work, *cells in rows:
+        name = re.match("`(.+?)`", work)[1]
+        contenders = cases[f"{'top20' if 'top_k' in work else CASES.get(name, name)}/float32/131072/{threads}"]
+        for column, cell in zip(columns, cells, strict=True):
+            key = {"GB/s": "gb_per_s", "of read": "of_read"}.get(column, "times_tokenloss")
+            begins = column if key == "times_tokenloss" else "tokenloss"
+            found = next(contender for contender in contenders if contender["name"].startswith(begins))
+            assert round(found[key], len(cell.partition(".")[2])) == float(cell), (work, column)
+
+
+def test_examples_that_need_a_cluster_are_python():
+    lines = re.findall(r"^ +(.+  # (?:Ray|Spark|MPI).*)$", tokenloss.LossMeter.__doc__, re.MULTILINE)
+    assert len(lines) == 3
+    for line in lines:
+        compile(line, "LossMeter", "exec")

@@ -27,6 +27,15 @@ class LossMeter:
     count, n_bytes, n_words : int
         Number of tokens, and of the bytes and words of their text if these were given.
 
+    Notes
+    -----
+    Whatever calls functions elsewhere will do for a cluster. With ``score_file(path)`` that returns the meter of a file
+    (and scores it with ``workers=1`` where every CPU runs a call of its own)::
+
+        meter = sum(ray.get([ray.remote(score_file).remote(path) for path in paths]), LossMeter())  # Ray
+        meter = spark.sparkContext.parallelize(paths).map(score_file).reduce(operator.add)  # Spark
+        meter = comm.allreduce(sum(map(score_file, paths[comm.rank :: comm.size]), LossMeter()))  # MPI, by mpi4py
+
     Examples
     --------
     >>> from tokenloss import LossMeter
