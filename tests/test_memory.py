@@ -2,12 +2,14 @@
 
 import math
 import sys
+import tracemalloc
 
 import numpy as np
 import pytest
 from arrays import assert_near, assert_same_bits
+from programs import MEASURED
 
-from tokenloss import cross_entropy, cross_entropy_loss, logsumexp, nll_loss
+from tokenloss import cross_entropy, cross_entropy_loss, linear_cross_entropy, nll_loss
 
 
 @pytest.fixture(scope="module")
@@ -22,24 +24,6 @@ def sparse_file(tmp_path_factory):
 
 def zeros(path, *shape):
     return np.memmap(path, np.float16, "r+", shape=shape)
-
-
-def test_memory_mapped_npy_files(tmp_path):
-    rng = np.random.default_rng(1)
-    for dtype in (np.float16, np.float32, np.dtype(">f4"), np.float64):
-        for order in "CF":
-            logits = np.asarray(rng.standard_normal((60, 700)), dtype, order=order)
-            np.save(tmp_path / "logits.npy", logits)
-            mapped = np.load(tmp_path / "logits.npy", mmap_mode="r")
-            assert isinstance(mapped, np.memmap)
-            targets = rng.integers(0, 700, 60)
-            for expected, actual in [
-                (cross_entropy(logits, targets, reduction="none"), cross_entropy(mapped, targets, reduction="none")),
-                (logsumexp(logits), logsumexp(mapped)),
-                (nll_loss(-abs(logits[5]), 3), nll_loss(-abs(mapped[5]), 3)),
-            ]:
-                assert_same_bits(actual, expected)
-            del mapped
 
 
 @pytest.mark.slow
@@ -84,41 +68,6 @@ def test_class_axis_of_stride_beyond_2_31_bytes(sparse_file):
     finally:
         logits[1, 2**30] = 0
         del logits
-
-
-MEASURED = """
-import resource, sys, tracemalloc
-import ml_dtypes
-import numpy as np
-from tokenloss import LossMeter, cross_entropy, cross_entropy_loss, linear_cross_entropy, logsumexp, nll_loss
-
-UNIT = 1 if sys.platform == "darwin" else 1024
-WORKERS = 2
-rng = np.random.default_rng(0)
-
-
-class Exporter:
-    def __init__(self, array):
-        self.array = array
-
-    def __dlpack__(self, **options):
-        return self.array.__dlpack__(**options)
-
-    def __dlpack_device__(self):
-        return (1, 0)
-
-
-def measure(what, call, first=None, most=WORKERS << 20):
-    (first or call)()  # starts threads and touches pages
-    tracemalloc.start()
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    call()
-    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * UNIT
-    allocated = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert allocated < most, f"{what}: {allocated} bytes were allocated"
-    assert grown < most, f"{what}: the process grew by {grown} bytes"
-"""
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows does not tell the peak")
@@ -191,7 +140,7 @@ measure("meter", lambda: LossMeter().update(losses))
         "floats(24, 64), floats(200000, 64)",
     ],
 )
-def test_projections_allocate_less_than_16_megabytes(operands, run_python):
+def test_linear_cross_entropy_allocates_less_than_16_megabytes(operands, run_python):
     run_python(
         MEASURED
         + f"""
@@ -215,3 +164,15 @@ for where in (None, kept):
     )
 """
     )
+
+
+@pytest.mark.thread_unsafe(reason="measures the memory of the process")
+def test_linear_bias_of_many_classes_is_not_copied():
+    weight, bias = np.broadcast_to(np.float64(0), (1_000_000, 1)), np.zeros(1_000_000)
+    tracemalloc.start()
+    try:
+        linear_cross_entropy(np.ones((30, 1)), weight, np.zeros(30, int), linear_bias=bias)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 15e6
