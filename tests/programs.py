@@ -1,4 +1,4 @@
-"""Beginnings of programs for the fixture `run_python`."""
+"""First lines of programs for the fixture `run_python`: memory that cannot be read, and a measure of allocations."""
 
 import sys
 

@@ -93,7 +93,7 @@ def test_memory_mapped_npy_files(tmp_path):
 
 
 class Exporter:
-    """An array of another library: nothing but DLPack."""
+    """An array of another library, which has no protocol but DLPack."""
 
     def __init__(self, array, device=(1, 0)):
         self.array, self.device = array, device
@@ -106,14 +106,14 @@ class Exporter:
 
 
 class OlderExporter(Exporter):
-    """As libraries were before DLPack had versions."""
+    """An array of a library from before DLPack had versions."""
 
     def __dlpack__(self, stream=None):
         return self.array.__dlpack__()
 
 
 class PinnedExporter(Exporter):
-    """The CPU's memory, pinned for a GPU."""
+    """An array in memory of the CPU that is pinned for a GPU."""
 
     def __init__(self, array):
         super().__init__(array, (3, 0))
@@ -183,7 +183,7 @@ class Tensor(ctypes.Structure):
 
 
 class Producer:
-    """A tensor whose capsule says what it is told to, and which lives as long as the process, for it has no deleter."""
+    """A tensor whose capsule holds any values, right or wrong. Without a deleter it lives as long as the process."""
 
     alive: ClassVar = []
 
@@ -377,7 +377,7 @@ def test_jax_arrays(loss, dtype, rng):
 
 
 class Frame:
-    """What a data frame is: an array without a dtype."""
+    """Like a data frame: it becomes an array, but has no dtype."""
 
     def __init__(self, rows):
         self.rows = rows

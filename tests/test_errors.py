@@ -1,4 +1,4 @@
-"""What comes of bad input and of numbers at the edge, case by case."""
+"""Bad input of the losses: each error names the argument, what came and what fits."""
 
 import math
 
@@ -26,7 +26,7 @@ def rng():
     return np.random.default_rng(7)
 
 
-# target outside [0, V) and not ignore_index: IndexError naming position, value and V, before anything is written
+# a target outside [0, V) that is not ignore_index: IndexError names position, value and V
 
 
 @each_loss
@@ -99,7 +99,7 @@ def test_target_of_no_classes(loss):
         call(tokenloss, loss, np.ones((2, 0)), [0, 0])
 
 
-# wrong shape, dtype, reduction, axis, epsilon, ...: naming the argument, what came, what fits
+# wrong shape, dtype, reduction, axis, epsilon, weight, where, workers, ignore_index
 
 
 @each_loss
@@ -331,7 +331,7 @@ def test_ignore_index_with_distributions_is_refused(loss, rng):
         with fails(ValueError, "ignore_index", ignore_index, "distributions", "where"):
             call(tokenloss, loss, scores, shares, ignore_index=ignore_index)
     expected = call(tokenloss, loss, scores, shares)
-    for ignore_index in (None, -100):  # the default does not tell that it was given
+    for ignore_index in (None, -100):  # the default value is accepted
         assert call(tokenloss, loss, scores, shares, ignore_index=ignore_index) == expected
 
 

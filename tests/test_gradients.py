@@ -1,4 +1,4 @@
-"""Gradients of cross_entropy: against the oracle, differences and torch, and where there are none."""
+"""cross_entropy_and_grad: the gradient equals the oracle's and central differences; rows without a gradient."""
 
 import math
 
@@ -43,7 +43,7 @@ def gradient_of(logits, targets, **options):
 
 
 def assert_as_oracle(logits, targets, actual_logits=None, **options):
-    """Compare loss and gradient of logits, perhaps in some layout, with those that the oracle has."""
+    """Compare the loss and the gradient with the oracle's; `actual_logits` are the same logits in another layout."""
     actual_logits = logits if actual_logits is None else actual_logits
     loss, gradient = cross_entropy_and_grad(actual_logits, targets, **options)
     assert_same_bits(loss, cross_entropy(actual_logits, targets, **options))
@@ -113,7 +113,7 @@ def test_gradient_of_near_certain_tokens_has_a_small_relative_error(dtype, lengt
             assert gradient_of(row, target)[target] == pytest.approx(exact, rel=1e-6, abs=0)
 
 
-# against differences, and torch
+# against central differences
 
 
 @each_kind
@@ -132,7 +132,7 @@ def test_gradient_equals_central_differences(kind, options, reduction, rng):
         assert gradient.ravel()[k] == pytest.approx((higher - lower) / 2e-5, abs=2e-8)
 
 
-# what comes out
+# dtypes, shapes and containers
 
 
 @each_dtype
@@ -186,10 +186,7 @@ def test_gradient_of_torch_tensors(dtype, rng):
     assert_same_bits(gradient, gradient_of(logits, targets, **given))
 
 
-# what does not fit
-
-
-# rows that are passed over, and rows without a loss
+# rows that where and ignore_index leave out, and rows whose loss is nan or infinite
 
 
 @each_dtype

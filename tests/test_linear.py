@@ -1,4 +1,4 @@
-"""Projections onto a vocabulary: within the rounding of their products, and to the bit where these are exact or ours.
+"""linear_cross_entropy and linear_token_scores: equal to the scores of the exact products within their rounding.
 
 In any order of summation, a product of depth D is within D roundings of the sum of |h w|. Those of few hidden states,
 and those of targets, are within fewer: chains of 16 at most are added, of these always four, and all else in double.
@@ -42,7 +42,7 @@ def rng():
 
 
 def operands(rng, rows, classes, depth, *dtypes):
-    """Hidden states and weights whose products are of standard deviation 3."""
+    """Hidden states and weights whose products have a standard deviation of 3."""
     hidden, weight = rng.standard_normal((rows, depth)), rng.standard_normal((classes, depth)) * 3 / math.sqrt(depth)
     return hidden.astype(dtypes[0] if dtypes else FLOAT32), weight.astype(dtypes[-1] if dtypes else FLOAT32)
 
@@ -58,7 +58,7 @@ def targets_for(rng, kind, rows, classes):
 
 
 def exact(hidden, weight, bias=None, ours=False):
-    """Exact logits in float64, how far from them each may be, and the dtype of the product.
+    """Exact logits in float64, the largest error of each, and the dtype of the product.
 
     Of float32 operands the product in float64 is exact enough.
     """
@@ -74,7 +74,7 @@ def exact(hidden, weight, bias=None, ours=False):
 
 
 def assert_as_oracle(hidden, matrix, targets, bias=None, ours=False, layouts=(np.array, np.array), **options):
-    """Compare losses of operands, perhaps in some layouts, with those of the exact product."""
+    """Compare the losses of operands, in any layouts, with those of the exact product."""
     logits, error, dtype = exact(hidden, matrix, bias, ours)
     rounded, moved = logits.astype(dtype), 2 * options.get("logit_scale", 1) * error.max(-1)
     allowed = loss_error(rounded, targets, **options) + moved * loss_error(rounded, targets, sizes=True, **options)
@@ -91,21 +91,21 @@ def assert_as_oracle(hidden, matrix, targets, bias=None, ours=False, layouts=(np
 
 
 def logits_of(scores):
-    """All logits as they were rounded, from a list of all classes: to within some ulps of float64."""
+    """The rounded logits of all classes, from scores with top_k of all classes: within some ulps of float64."""
     logits = np.empty(scores.top_ids.shape)
     np.put_along_axis(logits, scores.top_ids, scores.top_logprobs + scores.logsumexp[..., None], -1)
     return logits
 
 
 def columns(scores):
-    """Every number of some scores, in a column for each."""
+    """All fields of token scores, one column each."""
     fields = ["nll", "logsumexp", "entropy", "rank", "argmax", "is_greedy", "kept"]
     found = [np.asarray(getattr(scores, name), float)[..., None] for name in fields]
     return np.concatenate([*found, scores.top_ids, scores.top_logprobs], -1)
 
 
 def everything(hidden, matrix, ids, **options):
-    """Losses and scores, in columns."""
+    """Losses of several options and token scores, one column each."""
     shares = np.float32((ids[..., None] + np.arange(len(matrix))) % 3)
     losses = [
         linear_cross_entropy(hidden, matrix, targets, reduction="none", **some, **options)
@@ -127,7 +127,7 @@ def test_linear_token_scores_of_every_depth_dtype_and_linear_bias(depth, dtype, 
         for given_bias in (None, bias):
             scores = linear_token_scores(hidden, weight, ids, linear_bias=given_bias, top_k=classes)
             found = logits_of(scores)
-            ours = rows <= FEW or classes == 1  # which is the target of all
+            ours = rows <= FEW or classes == 1  # the only class is every row's target
             logits, error, product_dtype = exact(hidden, weight, given_bias, ours)
             assert_near(found, logits, error + 1e-14, 16)
             rounded = found.astype(product_dtype)
@@ -147,8 +147,8 @@ def test_linear_token_scores_of_every_depth_dtype_and_linear_bias(depth, dtype, 
     ("rows", "classes", "depth"),
     [
         *itertools.product([1, 3, FEW, FEW + 1], [1, 5, 1000, 1023, 1024, 1025, 5000], [1, 64]),
-        *[(1, 1025, 1025), (FEW, 5000, 513), (FEW + 1, 1025, 513)],  # some tiles
-        *[(1000, 70, 9), (1030, 70, 9), (2049, 70, 9)],  # some turns
+        *[(1, 1025, 1025), (FEW, 5000, 513), (FEW + 1, 1025, 513)],  # several tiles of classes
+        *[(1000, 70, 9), (1030, 70, 9), (2049, 70, 9)],  # several blocks of rows
     ],
 )
 def test_linear_cross_entropy_of_every_size(dtype, rows, classes, depth, rng):
@@ -287,7 +287,7 @@ def test_linear_few_positions_have_the_same_bits_for_any_workers_batch_and_layou
 @pytest.mark.parametrize(
     "dtypes", [(FLOAT32, FLOAT32), (FLOAT32, BFLOAT16), (FLOAT16, FLOAT16), (FLOAT64, FLOAT64)], ids=str
 )
-@pytest.mark.parametrize("scale", [1e-21, 1e-3, 1.0, 1e19])  # some products are subnormal, some infinite
+@pytest.mark.parametrize("scale", [1e-21, 1e-3, 1.0, 1e19])  # so that some products are subnormal or infinite
 def test_linear_few_positions_have_the_same_bits_on_every_backend(dtypes, scale, rng, use_backend):
     scale = 1.0 if FLOAT16 in dtypes else scale
     problems = [
@@ -330,7 +330,7 @@ def test_linear_tiles_of_any_size_change_no_bit_of_exact_products(rows, name, va
         assert_same_bits(everything(*problem, ids, **options), bits)
 
 
-# rows that are passed over, and what is not finite
+# where, ignore_index, nan and infinity
 
 
 @few_and_many
@@ -433,12 +433,12 @@ def test_linear_no_operands_make_a_warning(rows, dtypes, value):
                 linear_token_scores(hidden, matrix, np.zeros(rows, int), linear_bias=bias, top_k=3)
 
 
-# what does not fit
+# errors
 
 
 @pytest.fixture
 def _no_product(monkeypatch):
-    """Whatever multiplies fails."""
+    """Make every multiplication fail."""
     for name in ("Tiles", "Products", "products_of"):
         monkeypatch.setattr(_core, name, None)
 

@@ -1,4 +1,4 @@
-"""where and ignore_index of the losses: positions that are left out are never read, and count for nothing."""
+"""where and ignore_index of the losses: positions that they leave out are never read and do not count."""
 
 import math
 
@@ -93,7 +93,7 @@ def test_ignore_index_of_the_largest_and_smallest_integers(dtype):
         targets = np.array([1, value], dtype)
         for number in (int(value), np.iinfo(dtype).dtype.type(value)):
             assert cross_entropy(np.zeros((2, 3)), targets, ignore_index=number) == cross_entropy(np.zeros(3), 1)
-    with fails(IndexError, "targets[1] is", np.iinfo(dtype).max):  # another number of the same bits
+    with fails(IndexError, "targets[1] is", np.iinfo(dtype).max):  # another integer with the same bits
         cross_entropy(np.zeros((2, 3)), np.array([1, np.iinfo(dtype).max], dtype), ignore_index=-1)
 
 
@@ -125,7 +125,7 @@ def test_where_with_label_smoothing_z_loss_logit_scale_softcap(options, weighted
 
 @each_options
 def test_ignore_index_that_is_a_class_or_none(options):
-    """A class id that equals ignore_index, and the same id where nothing is ignored."""
+    """The same class id with ignore_index equal to it, and with ignore_index=None."""
     logits = [[1.0, 2.0, 3.0]] * 2
     kept = cross_entropy(logits, [1, 2], ignore_index=None, reduction="none", **options)
     assert_same_bits(cross_entropy(logits, [1, 2], ignore_index=1, reduction="none", **options), [0.0, kept[1]])

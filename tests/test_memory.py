@@ -1,4 +1,4 @@
-"""Files larger than one wants in memory, more than 2**31 elements, and how little is allocated."""
+"""Memory: arrays of more than 2**31 elements, and how little a call allocates."""
 
 import math
 import sys
@@ -14,7 +14,7 @@ from tokenloss import cross_entropy, cross_entropy_loss, linear_cross_entropy, n
 
 @pytest.fixture(scope="module")
 def sparse_file(tmp_path_factory):
-    """A file of 2**31 + 14 float16 zeros, of which the disk holds next to nothing."""
+    """A sparse file of 2**31 + 14 float16 zeros, which takes almost no space on the disk."""
     path = tmp_path_factory.mktemp("sparse") / "zeros"
     with path.open("wb") as file:
         file.truncate(2 * (2**31 + 14))
@@ -75,7 +75,7 @@ def test_less_than_a_megabyte_a_worker_is_allocated(run_python):
     run_python(
         MEASURED
         + """
-base = -1e-3 * rng.random((128, 131072), np.float32)  # log-probabilities and, but for rounding, probabilities
+base = -1e-3 * rng.random((128, 131072), np.float32)  # log-probabilities, and within the tolerance probabilities
 targets = rng.integers(0, base.shape[1], 128)
 weight = rng.random(base.shape[1])
 where = rng.random(128) > 0.5

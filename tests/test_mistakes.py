@@ -1,7 +1,4 @@
-"""Calls that people get wrong: each is refused, right after all, or stands in README's table of differences that bite.
-
-The numbers in comments (W1, U12, ...) are those of the findings that tests began with.
-"""
+"""Common mistakes in calls: each is refused, right anyway, or stands in README's table of differences that bite."""
 
 import re
 from pathlib import Path
@@ -23,7 +20,7 @@ IDS = np.array([0, 1, 2, 3, 4, 0])
 SHARES = PROBS[::-1].copy()
 HIDDEN, WEIGHT = RNG.standard_normal((N, 3)), RNG.standard_normal((V, 3))
 
-# each loss of class ids and of distributions, by scores and targets
+# the losses, called with scores first
 LOSSES = {
     "cross_entropy_loss": lambda scores, targets, **options: cross_entropy_loss(targets, scores, **options),
     "nll_loss": nll_loss,
@@ -33,7 +30,7 @@ LOSSES = {
 GOOD = {"cross_entropy_loss": PROBS, "nll_loss": LOG_PROBS, "cross_entropy": LOGITS, "cross_entropy_and_grad": LOGITS}
 each_loss = pytest.mark.parametrize("loss", LOSSES)
 
-# functions of class ids alone
+# functions that take class ids only
 TOKENS = {
     "token_scores": lambda targets, **options: tokenloss.token_scores(LOGITS, targets, **options),
     "linear_token_scores": lambda targets, **options: tokenloss.linear_token_scores(HIDDEN, WEIGHT, targets, **options),
@@ -53,19 +50,19 @@ def call(function, targets, **options):
 
 
 def bites(*words):
-    """Require that a row of README's table names a mistake that no code can see."""
+    """Require a row in README's table for a mistake that cannot be detected."""
     table = README.read_text("utf-8").split("### Differences that bite")[1].split("\n#")[0]
     rows = [line for line in table.splitlines() if line.startswith("|")]
     assert any(all(word in row for word in words) for row in rows), words
 
 
-# every mistake, made with every public function that can be called so
+# every mistake, with every public function that can be called with it
 
 FUNCTIONS = [name for name in tokenloss.__all__ if name[0].islower() and name != "show_config"]
-OF_TARGETS = [*LOSSES, *TOKENS]  # the others take scores alone
+OF_TARGETS = [*LOSSES, *TOKENS]  # the others take no targets
 KEPT = IDS > 0
 
-# what is wrong in a call; scores are given to every function, whatever it takes
+# by mistake: the wrong arguments
 MISTAKES = {
     "logits": {"scores": LOGITS},
     "probabilities": {"scores": PROBS},
@@ -82,7 +79,7 @@ MISTAKES = {
     "classes on axis 1 of the same length": {"scores": np.stack([PROBS[:V].T] * 2), "targets": np.stack([IDS[:V]] * 2)},
 }
 
-# by mistake: functions that refuse it, losses that are right all the same, and words of README's row about the others
+# by mistake: functions that refuse it, losses that are right anyway, and words of README's row for the others
 OUTCOMES = {
     "logits": (["cross_entropy_loss", "nll_loss"], ["cross_entropy", "cross_entropy_and_grad"], ["logits"]),
     "probabilities": (["nll_loss"], ["cross_entropy_loss"], ["`cross_entropy(probs, targets)`"]),
@@ -101,7 +98,7 @@ OUTCOMES = {
 
 
 def number(function, scores=None, targets=IDS, is_swapped=False, **options):
-    """A number by which calls of a function are told apart."""
+    """One number of a function's result, to compare calls by."""
     if function.startswith("linear"):
         arguments = [HIDDEN, WEIGHT]
     else:
@@ -175,7 +172,7 @@ def test_first_bad_probability_is_named_on_every_axis_by_all_workers(axis, worke
         cross_entropy_loss(ids, probs, axis=axis, workers=workers)
     assert np.isfinite(
         cross_entropy_loss(ids, probs, axis=axis, where=rows[..., 1] >= 0)
-    )  # what is not read is not seen
+    )  # values that are not read are not checked
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])

@@ -1,4 +1,4 @@
-"""Options of cross_entropy: against the oracle, alone and together, at the edges, and when they do not fit."""
+"""label_smoothing, z_loss, logit_scale, softcap, weight, where, ignore_index, axis and epsilon equal the oracle."""
 
 import math
 
@@ -46,7 +46,7 @@ def one_hot(targets, classes):
     return np.eye(classes)[targets]
 
 
-# together
+# label_smoothing, z_loss, logit_scale and softcap together
 
 
 @each_dtype

@@ -1,4 +1,4 @@
-"""The same numbers as other libraries, by the options that both have."""
+"""The same numbers as torch, scikit-learn, SciPy and optax, with the options that both have."""
 
 import itertools
 import warnings
@@ -46,7 +46,7 @@ def optax():
 
 
 def logits_and_targets(rng, kind, dtype, shape, axis=1):
-    """Logits, and targets in the place that torch has them."""
+    """Logits and targets with the classes on torch's axis."""
     logits = scores_for("cross_entropy", rng, shape, dtype, axis)
     if kind == "distributions":
         return logits, distributions(rng, shape, axis, zeros=0).astype(dtype)
@@ -180,7 +180,7 @@ def test_scipy_softmax_family(dtype, axis, rng):
     np.testing.assert_allclose(scores.entropy, scipy.stats.entropy(p, axis=axis), **tolerance)
 
 
-# optax, whose numbers are of float32
+# optax, which computes in float32
 
 
 @each_kind

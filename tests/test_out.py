@@ -1,4 +1,4 @@
-"""Arrays that results are written to: of every layout, the logits themselves, and what does not fit."""
+"""out: results are written to arrays of every layout, or over the logits; arrays that do not fit are refused."""
 
 import math
 
@@ -26,7 +26,7 @@ OPTIONS_OF_GRADIENTS = {
     "gradient_penalized": OPTIONS["smoothed_and_penalized"],
     "gradient_with_everything": OPTIONS["everything"],
 }
-FUNCTIONS = ["softmax", "log_softmax", *OPTIONS_OF_GRADIENTS, "gradient_of_shares"]
+FUNCTIONS = ["softmax", "log_softmax", *OPTIONS_OF_GRADIENTS, "gradient_of_distributions"]
 each_function = pytest.mark.parametrize("function", FUNCTIONS)
 each_dtype = pytest.mark.parametrize("dtype", FLOATS, ids=str)
 each_layout = pytest.mark.parametrize("layout", WRITABLE)
@@ -38,11 +38,11 @@ def rng():
 
 
 def written(function, logits, axis=-1, **options):
-    """What a function makes of logits; the targets of gradients are always the same."""
+    """The result of a function of logits; for gradients the targets are always the same."""
     if function in ("softmax", "log_softmax"):
         return getattr(tokenloss, function)(logits, axis=axis, **options)
     targets = np.arange(logits.size // logits.shape[axis]).reshape(np.delete(logits.shape, axis)) % logits.shape[axis]
-    if function == "gradient_of_shares":
+    if function == "gradient_of_distributions":
         targets = distributions(np.random.default_rng(1), logits.shape, axis)
     options |= OPTIONS_OF_GRADIENTS.get(function, {})
     return cross_entropy_and_grad(logits, targets, axis=axis, reduction="sum", **options)[1]
@@ -59,7 +59,7 @@ def test_out_in_every_dtype_layout_and_axis(function, dtype, layout, rng):
         given = swapped(logits) if "swapped" in layout else logits
         assert written(function, given, axis, out=out) is out
         assert_same_bits(out, expected)
-        if layout in ("strided", "swapped_and_strided", "misaligned"):  # nothing beside out was written
+        if layout in ("strided", "swapped_and_strided", "misaligned"):  # no other memory was written
             memory = out
             while isinstance(memory.base, np.ndarray):
                 memory = memory.base

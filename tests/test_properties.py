@@ -1,4 +1,4 @@
-"""Losses of arbitrary arrays: as the oracle has them, and unmoved by what must not move them."""
+"""Arrays that Hypothesis makes up: losses equal the oracle, and what must not change a loss or a sum does not."""
 
 import numpy as np
 import reference

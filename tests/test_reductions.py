@@ -42,7 +42,7 @@ def test_reduction_mean_with_weight_divides_two_exact_sums(loss, rng):
 
 
 def large(rng, loss, dtype=np.float32):
-    """Scores and targets that several threads share."""
+    """Scores and targets that are large enough for several threads."""
     scores = scores_for(loss, rng, (600, 5000), dtype)
     return scores, rng.integers(0, 5000, 600)
 
@@ -92,8 +92,8 @@ def gradient(logits, targets, axis=-1, **options):
     return cross_entropy_and_grad(logits, targets, axis=axis, reduction="sum", **options)[1]
 
 
-def shares_of(targets, shape, axis):
-    """Distributions by the targets alone, some shares 0."""
+def distributions_of(targets, shape, axis):
+    """Distributions that depend on the targets only, with some zeros."""
     classes = np.arange(shape[axis]).reshape([-1 if k == axis % len(shape) else 1 for k in range(len(shape))])
     return np.float32((np.expand_dims(targets, axis) + classes) % 3)
 
@@ -103,7 +103,7 @@ def shares_of(targets, shape, axis):
 def test_reduction_sum_and_mean_of_loss_and_gradient_do_not_depend_on_workers_or_the_order_of_rows(options, kind, rng):
     logits, ids = scores_for("cross_entropy", rng, (300, 4100), np.float32), rng.integers(0, 4100, 300)
     weight, order = rng.random(4100), rng.permutation(300)
-    targets = ids if kind == "ids" else shares_of(ids, logits.shape, -1)
+    targets = ids if kind == "ids" else distributions_of(ids, logits.shape, -1)
     for reduction in ("sum", "mean"):
         given = options | {"reduction": reduction, "weight": weight}
         expected = cross_entropy_and_grad(logits, targets, workers=1, **given)

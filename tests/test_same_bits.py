@@ -1,4 +1,4 @@
-"""The same bits, however the rows are laid out, shared, batched, ordered and folded."""
+"""The same bits on every backend, in every layout, and for any workers and batches."""
 
 import ctypes.util
 import platform
@@ -49,14 +49,14 @@ LENGTHS += [3584, 4095, 4096, 4097, 4608, 8191, 8192, 8193, 12000, 66000]
 
 
 def row_values(loss, scores, targets, **options):
-    """The value of every row, of a loss or of logsumexp."""
+    """The loss or the logsumexp of each row."""
     if loss == "logsumexp":
         return logsumexp(scores, **options)
     return call(tokenloss, loss, scores, targets, reduction="none", **options)
 
 
 def large(rng, loss, dtype=np.float32):
-    """Scores and targets that several threads share."""
+    """Scores and targets that are large enough for several threads."""
     scores = scores_for(loss, rng, (600, 5000), dtype)
     return scores, rng.integers(0, 5000, 600)
 
@@ -215,7 +215,7 @@ def test_a_row_alone_has_the_bits_that_it_has_in_a_batch_of_losses_and_logsumexp
 # the caller's floating-point environment
 
 ROUNDING = {"x86_64": [0x400, 0x800, 0xC00], "aarch64": [0x400000, 0x800000, 0xC00000]}
-FLUSH_TO_ZERO = 0x8040  # of the MXCSR, which lies at byte 28 of the environment
+FLUSH_TO_ZERO = 0x8040  # bits of the MXCSR, at byte 28 of the environment
 
 
 @pytest.mark.skipif(sys.platform != "linux" or platform.machine() not in ROUNDING, reason="needs Linux's fenv_t")
@@ -277,8 +277,8 @@ FIELDS = ["nll", "logsumexp", "entropy", "rank", "argmax", "is_greedy"]
 SOME_LENGTHS = [1, 2, 17, 63, 64, 65, 128, 511, 512, 513, 1025, 4095, 4097, 8193]
 
 
-def shares_of(targets, shape, axis):
-    """Distributions by the targets alone, some shares 0."""
+def distributions_of(targets, shape, axis):
+    """Distributions that depend on the targets only, with some zeros."""
     classes = np.arange(shape[axis]).reshape([-1 if k == axis % len(shape) else 1 for k in range(len(shape))])
     return np.float32((np.expand_dims(targets, axis) + classes) % 3)
 
@@ -287,28 +287,28 @@ def losses(logits, targets, axis=-1, **options):
     return cross_entropy(logits, targets, axis=axis, reduction="none", **options)
 
 
-def losses_of_shares(logits, targets, axis=-1, **options):
-    return losses(logits, shares_of(targets, logits.shape, axis), axis, **options)
+def losses_of_distributions(logits, targets, axis=-1, **options):
+    return losses(logits, distributions_of(targets, logits.shape, axis), axis, **options)
 
 
 def gradient(logits, targets, axis=-1, **options):
     return cross_entropy_and_grad(logits, targets, axis=axis, reduction="sum", **options)[1]
 
 
-def gradient_of_shares(logits, targets, axis=-1, **options):
-    return gradient(logits, shares_of(targets, logits.shape, axis), axis, **options)
+def gradient_of_distributions(logits, targets, axis=-1, **options):
+    return gradient(logits, distributions_of(targets, logits.shape, axis), axis, **options)
 
 
 def scores(logits, targets, axis=-1, **options):
-    """All fields, in a column for each."""
+    """All fields, one column each."""
     found = token_scores(logits, targets, axis=axis, top_k=min(5, logits.shape[axis]), **options)
     columns = [np.asarray(getattr(found, name), float)[..., None] for name in FIELDS]
     return np.concatenate([*columns, found.top_ids, found.top_logprobs], -1)
 
 
 def divergences(logits, targets, axis=-1, **options):
-    """From and to other logits that the targets say."""
-    others = (shares_of(targets, logits.shape, axis) * 3).astype(np.float16)
+    """From and to other logits, which depend on the targets."""
+    others = (distributions_of(targets, logits.shape, axis) * 3).astype(np.float16)
     there = kl_divergence(logits, others, axis=axis, reduction="none", **options)
     return np.stack([there, kl_divergence(others, logits, axis=axis, reduction="none", **options)], -1)
 
@@ -321,17 +321,22 @@ def log_probabilities(logits, targets, axis=-1, **options):
     return log_softmax(logits, axis=axis, **options)
 
 
-EACH_CLASS = [gradient, gradient_of_shares, probabilities, log_probabilities]  # their results have the logits' shape
+EACH_CLASS = [
+    gradient,
+    gradient_of_distributions,
+    probabilities,
+    log_probabilities,
+]  # their results have the logits' shape
 FUNCTIONS = {
     "losses_smoothed": (losses, SMOOTHED),
     "losses_with_everything": (losses, EVERYTHING),
-    "losses_of_shares": (losses_of_shares, SMOOTHED),
-    "losses_of_shares_with_everything": (losses_of_shares, EVERYTHING),
+    "losses_of_distributions": (losses_of_distributions, SMOOTHED),
+    "losses_of_distributions_with_everything": (losses_of_distributions, EVERYTHING),
     "gradient": (gradient, {}),
     "gradient_smoothed": (gradient, SMOOTHED),
     "gradient_with_everything": (gradient, EVERYTHING),
-    "gradient_of_shares": (gradient_of_shares, {}),
-    "gradient_of_shares_with_everything": (gradient_of_shares, EVERYTHING),
+    "gradient_of_distributions": (gradient_of_distributions, {}),
+    "gradient_of_distributions_with_everything": (gradient_of_distributions, EVERYTHING),
     "softmax": (probabilities, {}),
     "log_softmax": (log_probabilities, {}),
     "scores": (scores, {}),

@@ -1,4 +1,4 @@
-"""softmax and log_softmax: against the oracle and SciPy, in every dtype and layout, and at the edges."""
+"""softmax, log_softmax and logsumexp: equal the oracle for every dtype, layout, axis and kind of row."""
 
 import math
 
@@ -39,7 +39,7 @@ def rng():
 
 
 def assert_as_oracle(name, logits, actual_logits=None, axis=-1):
-    """Compare what a function makes of logits, perhaps in some layout, with what the oracle makes of the plain ones."""
+    """Compare a result with the oracle's; `actual_logits` are the same logits in another layout."""
     actual = getattr(tokenloss, name)(logits if actual_logits is None else actual_logits, axis=axis)
     expected = getattr(reference, name)(logits, axis=axis)
     if name == "softmax":
@@ -88,7 +88,7 @@ def test_softmax_adds_up_to_one(dtype, scale, rng, backend):
         assert total == pytest.approx(1, rel=0, abs=1e-6 if dtype == np.float32 else 4e-15 * max(1, 4 * scale))
 
 
-# the edges
+# infinities, subnormal probabilities, empty arrays, containers
 
 
 def test_by_hand():

@@ -1,4 +1,4 @@
-"""token_scores: every field against the oracle, ties and edges, and what comes of a batch."""
+"""token_scores: nll, logsumexp, entropy, rank, argmax and top_k equal the oracle; figures of the batch."""
 
 import math
 import re
@@ -39,7 +39,7 @@ def rng():
 
 
 def assert_as_oracle(logits, targets, actual_logits=None, **options):
-    """Compare the scores of logits, perhaps in some layout, with those that the oracle has of the plain ones."""
+    """Compare all fields with the oracle's; `actual_logits` are the same logits in another layout."""
     scores = token_scores(logits if actual_logits is None else actual_logits, targets, **options)
     expected = reference.token_scores(logits, targets, **options)
     scaling = {name: value for name, value in options.items() if name in ("axis", "logit_scale", "softcap")}
@@ -109,7 +109,7 @@ def test_token_scores_whose_largest_logit_is_in_a_later_block(dtype, level):
 
 
 def targets_to_try(rng, row):
-    """The first, last and largest class of a row, and two of any."""
+    """The first, last and likeliest class of a row, and two random ones."""
     length = len(row)
     known = np.where(np.isnan(row.astype(np.float64)), -np.inf, row.astype(np.float64))
     return sorted({0, length - 1, int(known.argmax()), *(int(k) for k in rng.integers(0, length, 2))})
@@ -128,7 +128,7 @@ def test_logsumexp_of_token_scores_has_the_bits_of_the_function(dtype, kind, rng
 
 
 def row_near_zero(rng, length, leader, dtype):
-    """A row of one such logit and others that outweigh it, or do not, or hardly matter."""
+    """A row with one given logit, and others that outweigh it, do not, or hardly matter."""
     level = rng.choice([-0.5, -2, -8, -30, -60]) - np.log(length)
     row = (level + 0.01 * rng.standard_normal(length)).astype(dtype)
     row[rng.integers(length)] = leader
@@ -138,7 +138,7 @@ def row_near_zero(rng, length, leader, dtype):
 @each_dtype
 @each_scaling
 def test_logsumexp_near_zero_depends_on_no_target_or_layout_with_logit_scale_and_softcap(dtype, scaling, rng, backend):
-    for length in [1, 2, 3, 64, 513, 4097, 9000]:
+    for length in [1, 2, 3, 64, 513, 4600]:
         for leader in (0.0, 1e-9, -1e-3, 0.2, -0.5):
             row = row_near_zero(rng, length, leader, dtype)
             expected = token_scores(row, 0, **scaling).logsumexp if scaling else logsumexp(row)
@@ -313,7 +313,7 @@ def test_entropy_of_near_certain_rows_is_small_and_never_negative(dtype, rng):
             assert_as_oracle(row, length // 3)
 
 
-# positions that are passed over
+# positions that where and ignore_index leave out
 
 
 def test_token_scores_where_where_and_ignore_index_leave_positions_out(rng):
@@ -343,7 +343,7 @@ def test_token_scores_where_ignore_index_keeps_nothing(logits, targets):
     repr(scores)
 
 
-# of the batch
+# figures of the batch
 
 
 def test_count_loss_perplexity_accuracy_of_a_batch(rng):
@@ -413,7 +413,7 @@ def test_token_scores_are_frozen():
         del scores.nll
 
 
-# what does not fit
+# errors
 
 
 def test_token_scores_take_only_class_ids_and_no_weight_reduction_label_smoothing(rng):

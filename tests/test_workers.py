@@ -1,4 +1,4 @@
-"""The threads that share rows: how many, when they wake, and what interrupts, forks and crowds do to them."""
+"""workers, the GIL and threads: how many start and when, many callers, fork, the end of Python, and Ctrl-C."""
 
 import os
 import subprocess
@@ -12,7 +12,7 @@ from arrays import assert_same_bits
 
 from tokenloss import cross_entropy, cross_entropy_loss, logsumexp, nll_loss, show_config
 
-# A call that threads share (8 MB), and what it should give.
+# A call that is large enough for several threads (8 MB).
 LARGE = """
 import os, sys, threading, time
 import numpy as np
@@ -34,7 +34,7 @@ def logits():
     return np.random.default_rng(3).standard_normal((500, 4096)).astype(np.float32)
 
 
-# how many, and when they wake
+# how many threads, and when they start
 
 
 def test_workers_are_not_started_by_small_calls(run_python):
@@ -234,7 +234,7 @@ assert work.ended or not begun.is_set()
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_gil_is_released_during_a_call(workers, run_python):
-    """Another thread runs Python code while a call of half a second or so computes."""
+    """Python code runs in one thread while another one computes."""
     run_python(
         LARGE
         + f"""
@@ -662,7 +662,7 @@ def test_targets_that_another_thread_changes_during_a_call_read_no_other_memory(
     run_python(CHANGED.format(call=call, dtype=dtype, value=value))
 
 
-# a crowd of threads, forks and Ctrl-C: see stress.py
+# many threads, forks and Ctrl-C together: see stress.py
 
 
 @pytest.mark.parametrize("seconds", [3, pytest.param(60, marks=pytest.mark.slow)])
