@@ -75,10 +75,10 @@ def test_less_than_a_megabyte_a_worker_is_allocated(run_python):
     run_python(
         MEASURED
         + """
-base = -1e-3 * rng.random((128, 131072), np.float32)  # log-probabilities, and within the tolerance probabilities
-targets = rng.integers(0, base.shape[1], 128)
+base = -1e-3 * rng.random((64, 131072), np.float32)  # log-probabilities, and within the tolerance probabilities
+targets = rng.integers(0, base.shape[1], 64)
 weight = rng.random(base.shape[1])
-where = rng.random(128) > 0.5
+where = rng.random(64) > 0.5
 layouts = {
     "C": base,
     "Fortran": np.asfortranarray(base[:32]),
@@ -114,7 +114,7 @@ def test_nothing_of_the_size_of_the_targets_is_allocated(run_python):
     run_python(
         MEASURED
         + """
-rows = 1_000_000
+rows = 500_000
 ids = rng.integers(0, 4, rows)
 y_pred = rng.random((rows, 4), np.float32)
 kept = rng.random(rows) > 0.5
@@ -132,9 +132,9 @@ measure("meter", lambda: LossMeter().update(losses))
 @pytest.mark.parametrize(
     "operands",
     [
-        "floats(3000, 64), floats(60000, 64)",
-        "floats(3000, 64)[:, ::-1], floats(64, 60000).T",
-        "floats(3000, 64, dtype=np.float64), floats(20000, 64)",
+        "floats(1000, 64), floats(60000, 64)",
+        "floats(1000, 64)[:, ::-1], floats(64, 60000).T",
+        "floats(1000, 64, dtype=np.float64), floats(20000, 64)",
         "floats(500, 2048), halves(8192, 2048)",
         "halves(500, 2048), halves(2048, 8192).T",
         "floats(24, 64), floats(200000, 64)",
