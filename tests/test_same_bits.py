@@ -92,7 +92,8 @@ def test_every_layout_and_axis_gives_the_same_bits_of_losses_and_logsumexp(loss,
             scores = possible(loss, shuffled_specials(rng, scores))
         targets = rng.integers(0, length, 3) if length else np.full(3, -100)
         expected = row_values(loss, scores, targets)
-        for name, layout in LAYOUTS.items():
+        for name in LAYOUTS if length < 10_000 else ("strided", "class_first_in_memory", "swapped"):
+            layout = LAYOUTS[name]
             assert_same_bits(row_values(loss, layout(scores), targets), expected, f"{name}, {length} classes")
         across = np.ascontiguousarray(scores.T)
         assert_same_bits(row_values(loss, across, targets, axis=0), expected, f"class axis first, {length} classes")

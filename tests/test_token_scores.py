@@ -109,15 +109,15 @@ def test_token_scores_whose_largest_logit_is_in_a_later_block(dtype, level):
 
 
 def targets_to_try(rng, row):
-    """The first, last and likeliest class of a row, and two random ones."""
+    """The first, last and likeliest class of a row, and a random one."""
     length = len(row)
     known = np.where(np.isnan(row.astype(np.float64)), -np.inf, row.astype(np.float64))
-    return sorted({0, length - 1, int(known.argmax()), *(int(k) for k in rng.integers(0, length, 2))})
+    return sorted({0, length - 1, int(known.argmax()), int(rng.integers(0, length))})
 
 
 @pytest.mark.parametrize(("dtype", "kind"), KINDS_OF_ROWS)
 def test_logsumexp_of_token_scores_has_the_bits_of_the_function(dtype, kind, rng, backend):
-    for length in [1, 2, 3, 17, 64, 129, 500, 513, 1024, 4095, 4097, 9000]:
+    for length in [1, 2, 3, 17, 64, 129, 500, 513, 1024, 4095, 4600]:
         row = row_of_logits(kind, rng, length, dtype)
         special = shuffled_specials(rng, row.copy(), 2)
         for logits in (row, special, strided(row), swapped(row)):

@@ -19,7 +19,7 @@ import numpy as np
 from tokenloss import LossMeter, cross_entropy, cross_entropy_loss, logsumexp, nll_loss, show_config
 
 rng = np.random.default_rng(3)
-logits = rng.standard_normal((500, 4096)).astype(np.float32)
+logits = rng.standard_normal((500, 4096), np.float32)
 probs = np.exp(-abs(logits))
 targets = rng.integers(0, 4096, 500)
 
@@ -105,9 +105,18 @@ def test_workers_environment_variable_that_is_empty(run_python):
 
 @pytest.mark.parametrize("value", ["0", "-1", "two", "1.5", " ", "1,2"])
 def test_workers_environment_variable_that_is_bad(value, run_python):
-    for call in ("large()", "show_config()"):
-        message = run_python(LARGE + call, TOKENLOSS_NUM_WORKERS=value, fails=True)
-        assert f"ValueError: TOKENLOSS_NUM_WORKERS is {value!r}; it must be an integer from 1 to" in message
+    printed = run_python(
+        LARGE
+        + """
+for call in (large, show_config):
+    try:
+        call()
+    except ValueError as error:
+        print(error)
+""",
+        TOKENLOSS_NUM_WORKERS=value,
+    )
+    assert printed.count(f"TOKENLOSS_NUM_WORKERS is {value!r}; it must be an integer from 1 to") == 2
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="the system has no CPU affinity")
