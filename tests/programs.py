@@ -57,3 +57,20 @@ def measure(what, call, first=None, most=WORKERS << 20):
     assert allocated < most, f"{what}: {allocated} bytes were allocated"
     assert grown < most, f"{what}: the process grew by {grown} bytes"
 """
+
+
+# A call that is large enough for several threads (8 MB).
+LARGE = """
+import os, sys, threading, time
+import numpy as np
+from tokenloss import LossMeter, cross_entropy, cross_entropy_loss, logsumexp, nll_loss, show_config
+
+rng = np.random.default_rng(3)
+logits = rng.standard_normal((500, 4096), np.float32)
+probs = np.exp(-abs(logits))
+targets = rng.integers(0, 4096, 500)
+
+
+def large(workers=None):
+    return cross_entropy(logits, targets, workers=workers)
+"""
