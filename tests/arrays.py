@@ -1,4 +1,4 @@
-"""The same numbers in every dtype and layout that arrays come in, and how results are compared."""
+"""Arrays in every dtype and layout, kinds of rows, options, and comparisons with the allowed errors."""
 
 import re
 
@@ -79,7 +79,7 @@ def scores_for(loss, rng, shape, dtype, axis=-1):
 
 
 def distributions(rng, shape, axis=-1, zeros=0.3):
-    """Random soft targets, with some shares 0."""
+    """Random soft targets, some of them 0."""
     shares = rng.random(shape) * (rng.random(shape) > zeros)
     return shares / np.maximum(shares.sum(axis, keepdims=True), 1e-9)
 
@@ -157,7 +157,7 @@ OPTIONS = {
 
 
 def problem(rng, kind, dtype, axis=-1, weighted=False, classes=9):
-    """Logits, targets of a kind, and options, of 5 x 6 positions some of which are passed over."""
+    """Logits, targets and options of 5 x 6 positions, some of which where and ignore_index leave out."""
     shape = [5, 6]
     shape.insert(axis % 3, classes)
     logits = scores_for("cross_entropy", rng, shape, dtype, axis)
@@ -175,21 +175,21 @@ def call(module, loss, scores, targets, **options):
 
 
 def sum_of(losses):
-    """The package's sum of any losses: those below 0 are of a class that weighs -1."""
+    """The package's exact sum of numbers: those below 0 are losses of a class with weight -1."""
     losses = np.asarray(losses, np.float64)
     log_probs = np.repeat(-np.abs(losses)[:, None], 2, 1)
     return tokenloss.nll_loss(log_probs, np.signbit(losses).astype(int), weight=[1, -1], reduction="sum")
 
 
 def possible(loss, scores):
-    """Scores with 0 in place of those that the loss refuses."""
+    """Scores with those that the loss refuses set to 0."""
     least, most = {"cross_entropy_loss": (-1e-3, 1.001), "nll_loss": (-np.inf, 1e-3)}.get(loss, (-np.inf, np.inf))
     values = reference.float64(scores)
     return np.where((values < least) | (values > most), scores.dtype.type(0), scores)
 
 
 def error_allowed(loss, scores, targets=None, axis=-1):
-    """How far losses, of class ids unless distributions are given, may be from the exact ones before their rounding."""
+    """Largest error of losses before they are rounded; targets are class ids unless distributions are given."""
     scores = np.asarray(scores)
     batch = tuple(np.delete(scores.shape, axis))
     error = np.zeros(batch)
@@ -206,7 +206,7 @@ def error_allowed(loss, scores, targets=None, axis=-1):
 
 
 def normalizer_error(logits, axis=-1, logit_scale=1.0, softcap=None):
-    """How far logarithms of the normalizers of rows may be from the exact ones."""
+    """Largest error of the logsumexp of each row."""
     normalizer = np.abs(reference.logsumexp(logits, axis=axis, logit_scale=logit_scale, softcap=softcap))
     if logits.dtype.newbyteorder("=") != np.float64:
         return np.full(normalizer.shape, 2e-7)
@@ -216,7 +216,7 @@ def normalizer_error(logits, axis=-1, logit_scale=1.0, softcap=None):
 def loss_error(
     logits, targets, *, axis=-1, weight=None, z_loss=0.0, logit_scale=1.0, softcap=None, sizes=False, **others
 ):
-    """As error_allowed, for a cross_entropy with its options; or the sizes of the terms that are multiplied by it."""
+    """Largest error of a cross_entropy with options; with `sizes`, only the factor of the logsumexp's error in it."""
     normalizer = np.abs(reference.logsumexp(logits, axis=axis, logit_scale=logit_scale, softcap=softcap))
     shares = np.abs(reference.float64(targets)).sum(axis) if np.ndim(targets) == logits.ndim else 1
     size = (1 if weight is None else np.max(weight)) * np.maximum(1, shares)
@@ -226,7 +226,7 @@ def loss_error(
 
 
 def gradient_error(logits, targets, gradient, divisor=1.0, *, axis=-1, logit_scale=1.0, softcap=None, **options):
-    """How far a gradient may be from the exact one before its rounding: relatively, or so where terms cancel."""
+    """Largest error of a gradient before it is rounded: relative, plus an absolute part where terms cancel."""
     scaling = {"axis": axis, "logit_scale": logit_scale, "softcap": softcap}
     losses = -reference.log_softmax(logits, **scaling)
     distance = np.where(np.isfinite(losses), losses, 0)
@@ -243,7 +243,7 @@ def gradient_error(logits, targets, gradient, divisor=1.0, *, axis=-1, logit_sca
 
 
 def assert_near(actual, expected, error, roundings=1):
-    """Compare with the exact values, themselves rounded, up to the error and so many half-ulp roundings.
+    """Compare with the rounded exact values, up to the error and a number of half-ulp roundings.
 
     Each rounding counts for a whole ulp, since the exact values are known to half an ulp only.
     """
@@ -259,7 +259,7 @@ def assert_near(actual, expected, error, roundings=1):
 
 
 def assert_rounded_near(actual, expected, error, dtype):
-    """Compare an array of a dtype with the exact values, up to the error and one rounding to the dtype."""
+    """Compare an array with the exact values, up to the error and one rounding to its dtype."""
     assert type(actual) is np.ndarray
     assert actual.dtype.newbyteorder("=") == dtype.newbyteorder("=")
     info = ml_dtypes.finfo(dtype.newbyteorder("="))
@@ -296,7 +296,7 @@ def fails(error, *words):
 
 
 def trying_row(kind, rng, shape, dtype):
-    """Rows whose folds would differ if backends did: plain, with_specials, wide or far_out."""
+    """Rows whose bits would differ if backends did: plain, with_specials, wide or far_out."""
     row = 3 * rng.standard_normal(shape)
     if kind == "wide":
         row *= 10.0 ** rng.uniform(-8, 4)
@@ -305,3 +305,14 @@ def trying_row(kind, rng, shape, dtype):
     with np.errstate(over="ignore"):
         row = row.astype(dtype)
     return shuffled_specials(rng, row) if kind == "with_specials" else row
+
+
+class OnDevice:
+    def __init__(self, *device):
+        self.device = device
+
+    def __dlpack__(self, **options):
+        raise AssertionError("no other device may be asked for its memory")
+
+    def __dlpack_device__(self):
+        return self.device

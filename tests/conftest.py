@@ -1,4 +1,4 @@
-"""What many tests use."""
+"""Fixtures for all tests, and the files that cannot be collected without an optional package."""
 
 import importlib.util
 import os
@@ -24,7 +24,7 @@ if installed("hypothesis"):
 
 
 def needs(path):
-    """The packages that a file of tests imports at its head, itself or through a helper."""
+    """The packages that a test file imports at its top, directly or through a helper."""
     for name in re.findall(r"^(?:import|from) (\w+)", path.read_text(encoding="utf-8"), re.MULTILINE):
         helper = path.parent / f"{name}.py"
         if helper.exists():
@@ -33,7 +33,7 @@ def needs(path):
             yield name
 
 
-# not every platform has wheels of all that the extra `test` names: what cannot be imported there is not collected
+# some platforms have no wheels of some packages in the extra `test`: files that need them are not collected there
 LEFT_OUT = {
     path.name: sorted({name for name in needs(path) if not installed(name)})
     for path in sorted(Path(__file__).parent.glob("test_*.py"))
@@ -45,7 +45,7 @@ def pytest_report_header():
     return [f"not collected: {name}, for want of {', '.join(LEFT_OUT[name])}" for name in collect_ignore]
 
 
-# why tests with these fixtures stay in one thread where pytest-run-parallel runs each in several at once
+# fixtures, and why pytest-run-parallel must not run their tests in several threads at once
 NOT_IN_PARALLEL = {
     "browser": "works in processes of its own",
     "cluster": "works in processes of its own",
@@ -57,7 +57,7 @@ NOT_IN_PARALLEL = {
 
 
 def pytest_collection_modifyitems(items):
-    """Keep tests to one thread by the fixtures that they ask for."""
+    """Mark tests with these fixtures as thread-unsafe."""
     for item in items:
         for fixture in NOT_IN_PARALLEL.keys() & item.fixturenames:
             item.add_marker(pytest.mark.thread_unsafe(reason=NOT_IN_PARALLEL[fixture]))
@@ -74,7 +74,7 @@ def backend(request):
 
 @pytest.fixture
 def use_backend():
-    """Choose backends; afterwards the one that was in use is so again."""
+    """Choose backends; afterwards restore the one that was in use."""
     in_use = _core.backend_in_use()
     yield _core.use_backend
     _core.use_backend(in_use)
@@ -82,7 +82,7 @@ def use_backend():
 
 @pytest.fixture
 def run_python():
-    """Run a program in a process of its own, where warnings are errors; return what it prints."""
+    """Run a program in a process of its own, with warnings as errors; return its output."""
 
     def run(program, *, timeout=60, fails=False, **environment):
         variables = {name: value for name, value in os.environ.items() if not name.startswith("TOKENLOSS_")}
@@ -97,7 +97,7 @@ def run_python():
             check=False,
         )
         assert (done.returncode != 0) == fails, f"exit status {done.returncode}\n{done.stdout}\n{done.stderr}"
-        # what ends no process: an index out of bounds without the GIL, an assertion in a thread
+        # errors that end no process: an index out of bounds without the GIL, an assertion in a thread
         assert "Exception ignored in: 'tokenloss" not in done.stderr, done.stderr
         assert "Exception in thread" not in done.stderr, done.stderr
         return done.stderr if fails else done.stdout

@@ -55,7 +55,7 @@ export PYTHON_GIL=0
 "$scratch/venv/bin/python" -W error -c 'import sys, tokenloss; sys.exit(sys._is_gil_enabled())'
 
 step "a crowd of threads, and tests that have threads of their own"
-"$scratch/venv/bin/python" -m pytest -q test_stress.py test_workers.py -k 'crowd or callers or fork or any_step'
+"$scratch/venv/bin/python" -m pytest -q test_workers.py test_interrupts.py -k '32_threads or caller or fork or any_step or gil'
 step "tests in several threads each"
 "$scratch/venv/bin/python" -m pytest -q --parallel-threads=4 --skip-thread-unsafe=True \
     test_out.py test_compare.py test_config.py

@@ -4,8 +4,8 @@
 bits, and its commit says which and why.
 
 Inputs are made of integers and exact operations alone, so that they are the same on every machine and with every NumPy.
-Perplexities are left out, since they are made by the C library's exponential, and so are products of more than 24
-positions, which are those of the BLAS.
+Perplexities are left out, since the C library computes their exponential, and so are products of more than 24
+positions, which the BLAS computes.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ import tokenloss
 PATH = Path(__file__).parent / "data" / "recorded.txt"
 DTYPES = {"float16": np.float16, "bfloat16": ml_dtypes.bfloat16, "float32": np.float32, "float64": np.float64}
 ROWS = 5
-LENGTHS = {"short": (2, 100, 1100), "long": (5000,)}  # long rows are of more than a block
+LENGTHS = {"short": (2, 100, 1100), "long": (5000,)}  # long rows have more than one block
 
 
 def plain(shape, seed):
@@ -55,7 +55,7 @@ KINDS = {
 
 
 def quantities(logits, others, length):
-    """What every function makes of logits, by a name of function, options and quantity."""
+    """The results of every function, named by function, options and quantity."""
     ids, where = np.arange(ROWS) * 7 % length, np.arange(ROWS) != 3
     ignored = np.where(where, ids, -100)
     weight = (np.arange(length) % 5 + 1) / 4

@@ -1,9 +1,10 @@
-"""What the package computes, in the plainest way: the oracle of the tests.
+"""The oracle of the tests: every public function in the plainest way.
 
 Every score is exact in float64. From there on exponentials and logarithms are taken in long double, or by mpmath where
 long double is no wider than double, and rounded to float64 once. Sums are exact.
 """
 
+import functools
 import math
 from fractions import Fraction
 from types import SimpleNamespace
@@ -234,7 +235,7 @@ def _divergence(base_row, row):
 
 
 def compare(base_logits, logits, targets, *, axis=-1, ignore_index=-100, where=None, definitions="exact", workers=None):
-    """What is found at each position; figures_of_comparison makes the figures."""
+    """Fields of each position; figures_of_comparison makes the figures."""
     options = {"axis": axis, "ignore_index": ignore_index, "where": where}
     base, scores = (token_scores(array, targets, **options) for array in (base_logits, logits))
     base_nll = base.nll
@@ -263,7 +264,7 @@ def _divergence_of_likely(base_log_probs, logits):
 
 
 def figures_of_comparison(tokens):
-    """Figures by name as Comparison.as_dict has them, by the textbook, of finite numbers at two positions or more."""
+    """Figures named as in Comparison.as_dict, by the textbook, for two or more positions with finite numbers."""
     kept = np.asarray(tokens.kept)
     losses, base_losses, changes = LossMeter(), LossMeter(), LossMeter()
     losses.update(tokens.nll, kept)
@@ -339,12 +340,33 @@ def log_normalizer(row, logit_scale=1.0, softcap=None):
     return scaled(row, logit_scale, softcap).max() + log(_powers(row, logit_scale, softcap).sum())
 
 
+def _remembered(function):
+    """Remember the last results of a function of a row: tests score the same row in several layouts."""
+
+    @functools.lru_cache(maxsize=256)
+    def of_bits(bits, logit_scale, softcap):
+        result = function(np.frombuffer(bits), logit_scale, softcap)
+        result.flags.writeable = False
+        return result
+
+    @functools.wraps(function)
+    def of_row(row, logit_scale=1.0, softcap=None):
+        assert row.dtype == np.float64
+        if row.size == 0 or row.size > 10_000:
+            return function(row, logit_scale, softcap)
+        return of_bits(row.tobytes(), logit_scale, softcap)
+
+    return of_row
+
+
+@_remembered
 def _powers(row, logit_scale=1.0, softcap=None):
     """Return exponentials, that of the likeliest class being 1."""
     row = scaled(row, logit_scale, softcap)
     return exp(row - row.max())
 
 
+@_remembered
 def _losses_of_logits(row, logit_scale=1.0, softcap=None):
     """Return -log(softmax(row)), where the likeliest class has its own term left out of the sum."""
     if row.size == 0:
@@ -367,7 +389,7 @@ def _map_rows(function, logits, axis):
 
 
 def _kept_rows(scores, targets, axis, weight, ignore_index, where, label_smoothing=0.0):
-    """Yield each row with what its classes count for, which of them do, and what it adds to the divisor of a mean."""
+    """Yield each row that is kept: its scores, the target mass of each class, and its part of the divisor of a mean."""
     scores, targets = np.moveaxis(float64(scores), axis, -1), np.asarray(targets)
     batch, classes = scores.shape[:-1], scores.shape[-1]
     by_class = targets.ndim < scores.ndim

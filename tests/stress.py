@@ -1,4 +1,4 @@
-"""Many threads that call everything at once, beside forks and Ctrl-C. By hand: `python tests/stress.py SECONDS`."""
+"""Many threads call every function at once, with forks and Ctrl-C. By hand: `python tests/stress.py SECONDS`."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ HIDDEN, WEIGHT = rng.standard_normal((20, 64), np.float32), rng.standard_normal(
 
 
 def of_blocks(workers):
-    """What a meter finds that is given a block at a time."""
+    """The comparison by a meter that is updated in two blocks."""
     meter = ComparisonMeter(workers=workers)
     for rows in (slice(0, 7), slice(7, 40)):
         meter.update(LOGITS[rows], OTHERS[rows], IDS[rows])
@@ -55,7 +55,7 @@ def of_blocks(workers):
 
 
 def gradient_in_place(workers):
-    """A loss, and the gradient where the logits were."""
+    """A loss, and the gradient written over the logits."""
     return cross_entropy_and_grad(own := LOGITS.copy(), IDS, label_smoothing=0.1, out=own, workers=workers)
 
 
@@ -82,7 +82,7 @@ assert {name.split(",")[0] for name in CALLS} == {*tokenloss.__all__} - {"Compar
 
 
 def bits(result):
-    """Every bit of what a call returned."""
+    """Every bit of the result of a call."""
     if dataclasses.is_dataclass(result):
         result = tuple(vars(result).values())
     if isinstance(result, tuple):
@@ -91,7 +91,7 @@ def bits(result):
 
 
 class Crowd:
-    """Threads that compare what calls return with what they return alone, and put losses into meters."""
+    """Threads that compare the results of calls with those of a single thread, and update meters."""
 
     def __init__(self, expected):
         self.expected = expected
@@ -100,12 +100,12 @@ class Crowd:
         self.wrong = []
         self.calls = [0] * THREADS
         self.meters = [LossMeter() for _ in range(THREADS)]
-        self.seen = LossMeter()  # which nobody changes, and all add to their own
+        self.seen = LossMeter()  # never changed; each thread merges it into its own
         self.seen.update(self.losses)
         self.threads = [threading.Thread(target=self.work, args=[number]) for number in range(THREADS)]
 
     def work(self, number):
-        """Call everything in an order of one's own."""
+        """Call every function in an order of this thread's own."""
         choose = np.random.default_rng(number)
         try:
             while not self.done.is_set() or not self.calls[number]:
@@ -132,7 +132,7 @@ class Crowd:
             thread.join()
 
     def check(self):
-        """Compare all that was found."""
+        """Compare the results of all threads."""
         assert not self.wrong, self.wrong
         assert min(self.calls) > 0
         total, expected = functools.reduce(operator.add, self.meters), LossMeter()
@@ -142,9 +142,9 @@ class Crowd:
 
 
 def fork(expected):
-    """Call everything in a forked child; the child's process id."""
-    # From 3.12 on Python warns that a lock of a thread that is not in the child may be held there forever. Ours are
-    # not, which is what is tested; the child does nothing else.
+    """Call every function in a forked child; return its process id."""
+    # From 3.12 on Python warns that a lock of another thread may be held forever in the child. This tests that the
+    # locks of the package are not.
     with warnings.catch_warnings(category=DeprecationWarning, action="ignore"):
         pid = os.fork()
     if pid == 0:
@@ -167,7 +167,7 @@ class Interrupts:
         self.sender = threading.Thread(target=self.send)
 
     def send(self):
-        """In a thread of its own: interrupt the main thread."""
+        """Interrupt the main thread again and again."""
         choose = np.random.default_rng(6)
         while not self.done.wait(choose.exponential(0.01)):
             _thread.interrupt_main()
@@ -178,7 +178,7 @@ class Interrupts:
             raise KeyboardInterrupt
 
     def during(self, call):
-        """What a call returns, None if it was interrupted."""
+        """Return the result of a call, or None if it was interrupted."""
         result = None
         try:
             self.in_a_call = True
@@ -200,7 +200,7 @@ class Interrupts:
 
 
 def run(seconds):
-    """Do all of it for so long; tell what was done."""
+    """Run threads, forks and interrupts for some seconds; print how many."""
     expected = {name: bits(call(1)) for name, call in CALLS.items()}
     choose = np.random.default_rng(5)
     forks, forks_every, names = 0, seconds / 6, list(CALLS)

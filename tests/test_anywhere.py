@@ -1,4 +1,4 @@
-"""With NumPy and pytest alone, for platforms that have no more: known values, and the same bits as everywhere."""
+"""Needs only NumPy and pytest, for platforms that have no more: known values, and the same bits as everywhere."""
 
 import hashlib
 
@@ -47,7 +47,7 @@ def numbers(count, seed):
 
 
 def results(dtype):
-    """What every function makes of the same logits."""
+    """The results of every function for the same logits."""
     logits, others = (numbers(6 * CLASSES, seed).reshape(6, CLASSES).astype(dtype) for seed in (1, 10**6))
     targets, options = np.arange(6) * 499, {"label_smoothing": 0.1, "z_loss": 1e-3, "softcap": 9.0}
     yield tokenloss.cross_entropy(logits, targets, reduction="none")

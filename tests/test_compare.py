@@ -15,6 +15,7 @@ from arrays import (
     BFLOAT16,
     FLOATS,
     LAYOUTS,
+    OnDevice,
     assert_near,
     assert_same_bits,
     fails,
@@ -24,8 +25,7 @@ from arrays import (
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_cases import FORBIDDEN_PAGES, OnDevice, needs_mprotect
-from test_memory import MEASURED
+from programs import FORBIDDEN_PAGES, MEASURED, needs_mprotect
 
 import tokenloss
 from tokenloss import ComparisonMeter, _terminal, compare, comparison, cross_entropy, kl_divergence

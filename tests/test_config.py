@@ -1,4 +1,4 @@
-"""What the package says of itself, what the environment changes, and what importing it costs."""
+"""show_config, TOKENLOSS_DISABLE_CPU_FEATURES, the cost of the import, and the public names."""
 
 import importlib.util
 import pickle

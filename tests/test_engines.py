@@ -27,7 +27,7 @@ def test_loss_of_the_engine_is_ours(name):
     done = subprocess.run([sys.executable, ENGINES / name], capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     own, ours = map(float, re.search(r" ([\d.]+), tokenloss ([\d.]+)", done.stdout).groups())
-    assert ours == pytest.approx(own, rel=3e-7)  # some roundings of float32, in which the engines add up
+    assert ours == pytest.approx(own, rel=3e-7)  # the engines add up in float32
     assert 1 < ours < 20
 
 

@@ -1,4 +1,4 @@
-"""Options of cross_entropy: against the oracle, alone and together, at the edges, and when they do not fit."""
+"""label_smoothing, z_loss, logit_scale, softcap, weight, where, ignore_index, axis and epsilon equal the oracle."""
 
 import math
 
@@ -6,13 +6,18 @@ import numpy as np
 import pytest
 import reference
 from arrays import (
+    BFLOAT16,
     FLOATS,
+    INTEGERS,
     KINDS_OF_ROWS,
+    LOSSES,
     OPTIONS,
+    REDUCTIONS,
     assert_near,
     assert_same_bits,
+    backwards,
+    call,
     distributions,
-    fails,
     loss_error,
     misaligned,
     problem,
@@ -22,12 +27,14 @@ from arrays import (
     swapped,
 )
 
-from tokenloss import cross_entropy, cross_entropy_and_grad
+import tokenloss
+from tokenloss import cross_entropy, cross_entropy_loss, nll_loss
 
 NAN, INF = math.nan, math.inf
 each_dtype = pytest.mark.parametrize("dtype", FLOATS, ids=str)
 each_kind = pytest.mark.parametrize("kind", ["ids", "distributions"])
 each_options = pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+each_loss = pytest.mark.parametrize("loss", LOSSES)
 
 
 @pytest.fixture
@@ -39,7 +46,7 @@ def one_hot(targets, classes):
     return np.eye(classes)[targets]
 
 
-# together
+# label_smoothing, z_loss, logit_scale and softcap together
 
 
 @each_dtype
@@ -47,7 +54,7 @@ def one_hot(targets, classes):
 @each_options
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("axis", [-1, 0])
-def test_options_together(dtype, kind, options, weighted, axis, rng):
+def test_label_smoothing_z_loss_logit_scale_softcap_weight_axis_together(dtype, kind, options, weighted, axis, rng):
     logits, targets, given = problem(rng, kind, dtype, axis, weighted)
     given |= options
     losses = cross_entropy(logits, targets, reduction="none", **given)
@@ -58,20 +65,9 @@ def test_options_together(dtype, kind, options, weighted, axis, rng):
     assert cross_entropy(logits, targets, **given) == total / reference.divisor_of_mean(logits, targets, **given)
 
 
-@each_options
-def test_ignore_index_of_another_class(options, rng):
-    logits, targets, given = problem(rng, "ids", np.float64)
-    targets = np.where(targets < 0, 2, targets)
-    given |= options | {"ignore_index": 2, "reduction": "none"}
-    losses = cross_entropy(logits, targets, **given)
-    expected = reference.cross_entropy(logits, targets, **given)
-    np.testing.assert_allclose(losses, expected, rtol=1e-13)
-    assert ((losses == 0) & given["where"]).any()
-
-
 @each_dtype
 @each_options
-def test_every_length_of_row(dtype, options, rng):
+def test_label_smoothing_z_loss_logit_scale_softcap_at_every_length_of_row(dtype, options, rng):
     for classes in [1, 2, 63, 64, 65, 511, 512, 513, 4095, 4096, 4097]:
         logits = scores_for("cross_entropy", rng, (2, classes), dtype)
         weight = rng.random(classes) + 0.5
@@ -84,7 +80,7 @@ def test_every_length_of_row(dtype, options, rng):
 
 
 @each_kind
-def test_smoothing_and_weights_of_a_long_row_whose_logits_fall(kind, rng):
+def test_label_smoothing_and_weight_of_a_long_row_whose_logits_fall(kind, rng):
     logits = np.linspace(40, -80, 200_003, dtype=np.float32)
     weight = np.linspace(0, 2, logits.size)
     targets = np.int64(5) if kind == "ids" else distributions(rng, logits.shape)
@@ -95,7 +91,7 @@ def test_smoothing_and_weights_of_a_long_row_whose_logits_fall(kind, rng):
 
 
 @pytest.mark.parametrize(("dtype", "kind"), KINDS_OF_ROWS)
-def test_accuracy(dtype, kind, rng):
+def test_accuracy_of_label_smoothing_z_loss_logit_scale_softcap(dtype, kind, rng):
     for length in [1, 2, 65, 513, 4097]:
         row = row_of_logits(kind, rng, length, dtype)
         for options in ({"label_smoothing": 0.1}, {"z_loss": 1e-4}, {"logit_scale": 0.7}, {"softcap": 30.0}):
@@ -109,7 +105,7 @@ def test_accuracy(dtype, kind, rng):
 # one by one
 
 
-def test_smoothing_by_hand():
+def test_label_smoothing_and_weight_by_hand():
     losses = np.array([math.log1p(math.exp(-1)), math.log1p(math.e)])  # of both classes
     assert cross_entropy([1.0, 0.0], 0, label_smoothing=0.2) == pytest.approx(losses @ [0.9, 0.1], rel=1e-15)
     assert cross_entropy([1.0, 0.0], 0, label_smoothing=1) == pytest.approx(losses.mean(), rel=1e-15)
@@ -118,7 +114,7 @@ def test_smoothing_by_hand():
     assert cross_entropy([1.0, 0.0], [1, 0], label_smoothing=0.2, weight=[2, 3]) == pytest.approx(weighted, rel=1e-15)
 
 
-def test_penalty_by_hand():
+def test_z_loss_and_weight_by_hand():
     assert cross_entropy([0.0, 0.0], 0, z_loss=0.5) == pytest.approx(math.log(2) + math.log(2) ** 2 / 2, rel=1e-15)
     assert cross_entropy([-3.0], 0, z_loss=2) == pytest.approx(18, rel=1e-15)
     assert cross_entropy([[0.0, 0.0]] * 2, [0, 1], weight=[1, 3], z_loss=1) == pytest.approx(
@@ -126,7 +122,7 @@ def test_penalty_by_hand():
     )
 
 
-def test_scale_and_cap_by_hand():
+def test_logit_scale_and_softcap_by_hand():
     def loss(difference):
         return pytest.approx(math.log1p(math.exp(-difference)), rel=1e-14)
 
@@ -136,15 +132,9 @@ def test_scale_and_cap_by_hand():
     assert cross_entropy([1e-300, -1e-300], 0, softcap=1e-5) == loss(0)
 
 
-def test_cap_of_what_is_scaled_beyond_a_float():
-    assert cross_entropy([1.7e308, -1.7e308], 0, softcap=2, logit_scale=100) == pytest.approx(
-        math.log1p(math.exp(-4)), rel=1e-14
-    )
-
-
 @each_dtype
 @each_kind
-def test_options_that_change_nothing_change_no_bit(dtype, kind, rng):
+def test_label_smoothing_0_z_loss_0_logit_scale_1_softcap_none_change_no_bit(dtype, kind, rng):
     logits, targets, given = problem(rng, kind, dtype, weighted=True)
     given["reduction"] = "none"
     expected = cross_entropy(logits, targets, **given)
@@ -156,7 +146,7 @@ def test_options_that_change_nothing_change_no_bit(dtype, kind, rng):
 
 
 @each_dtype
-def test_ids_are_scored_as_one_hot_distributions(dtype, rng):
+def test_class_ids_equal_one_hot_targets_with_label_smoothing_z_loss_logit_scale_softcap_weight(dtype, rng):
     logits, targets = scores_for("cross_entropy", rng, (20, 70), dtype), rng.integers(0, 70, 20)
     weight = rng.random(70)
     for options in OPTIONS.values():
@@ -166,106 +156,58 @@ def test_ids_are_scored_as_one_hot_distributions(dtype, rng):
         assert_near(cross_entropy(logits, one_hot(targets, 70), **given), expected, error, 4)
 
 
-# the edges
+# weight, where, ignore_index and epsilon, with every loss
 
 
-def test_no_chance_at_all_is_a_chance_under_a_cap():
-    row = [-INF, 1.0, 2.0]
-    capped = np.array([-3.0, 3 * math.tanh(1 / 3), 3 * math.tanh(2 / 3)])
-    for target in range(3):
-        expected = np.log(np.exp(capped).sum()) - capped[target]
-        assert cross_entropy(row, target, softcap=3) == pytest.approx(expected, rel=1e-14)
-        assert cross_entropy([-INF] * 5, target, softcap=3) == pytest.approx(math.log(5), rel=1e-15)
-    expected = cross_entropy(capped, [0.25, 0.5, 0.25])
-    assert cross_entropy(row, [0.25, 0.5, 0.25], softcap=3) == pytest.approx(expected, rel=1e-14)
-
-
-@each_dtype
-def test_smoothing_gives_a_share_to_impossible_classes(dtype):
-    row = np.array([0, -INF, 1], dtype)
-    assert cross_entropy(row, 0, label_smoothing=0.1) == INF
-    assert cross_entropy(row, [1, 0, 0], label_smoothing=0.1) == INF
-    assert cross_entropy(row, [1, 0, 0]) < INF
-    assert math.isnan(cross_entropy(row[1:2], 0, label_smoothing=0.1))
-
-
-@pytest.mark.parametrize("value", [NAN, INF])
-@each_kind
-@each_dtype
-@each_options
-def test_nan_or_infinity_spoils_its_own_row_only(value, kind, dtype, options, rng):
-    for classes in (2, 70, 4200):
-        logits = scores_for("cross_entropy", rng, (3, classes), dtype)
-        targets = np.array([0, 1, classes - 1]) if kind == "ids" else np.ones((3, classes))
-        expected = cross_entropy(logits, targets, reduction="none", **options)
-        for position in (0, classes // 2, classes - 1):
-            spoiled = logits.copy()
-            spoiled[1, position] = value
-            losses = cross_entropy(spoiled, targets, reduction="none", **options)
-            assert_same_bits(losses, [expected[0], NAN, expected[2]])
-            assert math.isnan(cross_entropy(spoiled, targets, **options))
-
-
-@each_options
+@each_loss
+@pytest.mark.parametrize("kind", ["ids", "distributions"])
 @pytest.mark.parametrize("weighted", [False, True])
-def test_rows_passed_over_may_be_garbage(options, weighted, rng):
-    logits, weight = scores_for("cross_entropy", rng, (4, 9), np.float32), rng.random(9) if weighted else None
-    given = options | {"weight": weight}
-    expected = cross_entropy(logits[2:], [3, 4], reduction="none", **given)
-    logits[:2] = NAN
-    losses = cross_entropy(logits, [-100, 10**9, 3, 4], where=[True, False, True, True], reduction="none", **given)
-    assert_same_bits(losses, [0.0, 0.0, *expected])
-    for reduction, value in (("mean", NAN), ("sum", 0.0)):
-        assert_same_bits(cross_entropy(logits[:1], [-100], reduction=reduction, **given), value)
-        assert_same_bits(cross_entropy(logits[:1], [[1] * 9], where=False, reduction=reduction, **given), value)
-        assert_same_bits(cross_entropy(logits[:0], [], reduction=reduction, **given), value)
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("ignore_index", [-100, 2, None])
+@pytest.mark.parametrize("axis", [-1, 0])
+def test_axis_weight_where_ignore_index_together(loss, kind, weighted, masked, ignore_index, axis, rng):
+    shape = (5, 6, 4) if axis == -1 else (4, 5, 6)
+    scores = scores_for(loss, rng, shape, np.float64, axis)
+    targets = rng.integers(0, 4, (5, 6)) if kind == "ids" else distributions(rng, shape, axis)
+    if kind == "ids" and ignore_index == -100:
+        targets[1, 2:] = -100
+    options = {
+        "axis": axis,
+        "weight": rng.random(4) if weighted else None,
+        "where": rng.random((5, 6)) > 0.3 if masked else None,
+    }
+    options |= {"ignore_index": ignore_index} if kind == "ids" else {}
+    for reduction in REDUCTIONS:
+        actual = call(tokenloss, loss, scores, targets, reduction=reduction, **options)
+        expected = call(reference, loss, scores, targets, reduction=reduction, **options)
+        np.testing.assert_allclose(actual, expected, rtol=2e-14, atol=0)
 
 
-@each_options
-def test_ignored_target_lies_in_a_row_that_is_kept_elsewhere(options):
-    """A class id that equals ignore_index, and the same id where nothing is ignored."""
-    logits = [[1.0, 2.0, 3.0]] * 2
-    kept = cross_entropy(logits, [1, 2], ignore_index=None, reduction="none", **options)
-    assert_same_bits(cross_entropy(logits, [1, 2], ignore_index=1, reduction="none", **options), [0.0, kept[1]])
-    assert cross_entropy(logits, [1, 2], ignore_index=1, **options) == kept[1]
+@each_loss
+@pytest.mark.parametrize("dtype", [np.dtype(bool), *INTEGERS, *FLOATS], ids=str)
+def test_weight_of_every_dtype_and_layout(loss, dtype, rng):
+    scores = scores_for(loss, rng, (12, 5), np.float64)
+    targets = rng.integers(0, 5, 12)
+    weight = np.array([1, 0, 1, 3, 2]).astype(dtype)
+    expected = call(reference, loss, scores, targets, weight=weight)
+    for layout in (np.ascontiguousarray, strided, backwards, swapped, misaligned):
+        assert call(tokenloss, loss, scores, targets, weight=layout(weight)) == pytest.approx(expected, rel=1e-14)
+    assert call(tokenloss, loss, scores, targets, weight=weight.tolist()) == pytest.approx(expected, rel=1e-14)
 
 
-# what does not fit
-
-WRONG_VALUES = [
-    ("label_smoothing", [-1e-9, 1.0000001, 2, NAN, INF, -INF, 10**400], "between 0 and 1"),
-    ("z_loss", [-1e-9, -1, NAN, INF, -INF, 10**400], "0"),
-    ("logit_scale", [0, 0.0, -1, NAN, INF, -INF, 10**400], "positive"),
-    ("softcap", [0, 0.0, -30, NAN, INF, -INF, 10**400], "positive"),
-]
-functions = pytest.mark.parametrize("function", [cross_entropy, cross_entropy_and_grad])
-
-
-@functions
-@pytest.mark.parametrize(("name", "values", "fits"), WRONG_VALUES, ids=[name for name, *_ in WRONG_VALUES])
-def test_option_out_of_range(function, name, values, fits):
-    for value in values:
-        with fails(ValueError, f"{name} is", repr(value), "must be", fits):
-            function(np.ones((1, 3)), [0], **{name: value})
+@pytest.mark.parametrize("epsilon", [0, 1e-300, 1e-12, 1e-3, 0.25, 0.5, np.float32(0.25)])
+@each_dtype
+def test_epsilon_clips_in_float64(epsilon, dtype, rng):
+    smallest = np.finfo(dtype if dtype != BFLOAT16 else np.float32).smallest_subnormal
+    y_pred = np.array([0, smallest, 1e-7, 1e-3, 0.3, 0.5, 0.999, 1, -smallest, -1e-3 + 4e-6]).astype(dtype)
+    for k in range(y_pred.size):
+        clipped = float(np.clip(y_pred.astype(np.float64)[k], float(epsilon), 1 - float(epsilon)))
+        actual = cross_entropy_loss(k, y_pred, epsilon=epsilon)
+        assert_near(actual, np.float64(-reference.log(reference.wide(clipped)) if clipped else np.inf), 0, 1)
+        assert actual != 0 or math.copysign(1, actual) == 1  # not -0.0
 
 
-@functions
-@pytest.mark.parametrize("name", [name for name, *_ in WRONG_VALUES])
-def test_option_that_is_no_number(function, name):
-    for value in ["1", "x", [0.5], [0.5, 1], np.array([0.5]), np.array([0.5, 1]), 0.5j, object(), {}]:
-        with fails(TypeError, f"{name} is", "must be", "number"):
-            function(np.ones((1, 3)), [0], **{name: value})
-    if name != "softcap":
-        with fails(TypeError, f"{name} is None", "must be", "number"):
-            function(np.ones((1, 3)), [0], **{name: None})
-
-
-@functions
-@each_options
-def test_wrong_targets_and_weights_are_named_with_any_options(function, options):
-    with fails(IndexError, "targets[1]", 3, "[0, 3)"):
-        function(np.ones((2, 3)), [0, 3], **options)
-    with fails(ValueError, "weight", "(4,)", "(3,)"):
-        function(np.ones((2, 3)), [0, 2], weight=np.ones(4), **options)
-    with fails(ValueError, "targets", "(3,)", "(2,)"):
-        function(np.ones((2, 3)), [0, 1, 2], **options)
+def test_epsilon_is_the_loss_of_probability_1():
+    assert cross_entropy_loss([0, 0], np.float32([[1, 0], [1, 0]])) == pytest.approx(1e-12, rel=1e-3)
+    assert str(cross_entropy_loss(0, [1.0, 0.0], epsilon=0)) == "0.0"
+    assert str(nll_loss([0.0], 0)) == "0.0"

@@ -1,13 +1,24 @@
-"""Arrays that results are written to: of every layout, the logits themselves, and what does not fit."""
+"""out: results are written to arrays of every layout, or over the logits; arrays that do not fit are refused."""
 
 import math
 
 import numpy as np
 import pytest
-from arrays import FLOATS, LAYOUTS, OPTIONS, assert_same_bits, distributions, fails, scores_for, strided, swapped
+from arrays import (
+    FLOATS,
+    LAYOUTS,
+    OPTIONS,
+    assert_same_bits,
+    distributions,
+    fails,
+    misaligned,
+    scores_for,
+    strided,
+    swapped,
+)
 
 import tokenloss
-from tokenloss import cross_entropy_and_grad
+from tokenloss import cross_entropy_and_grad, logsumexp
 
 WRITABLE = [name for name in LAYOUTS if name != "read_only"]
 OPTIONS_OF_GRADIENTS = {
@@ -15,7 +26,7 @@ OPTIONS_OF_GRADIENTS = {
     "gradient_penalized": OPTIONS["smoothed_and_penalized"],
     "gradient_with_everything": OPTIONS["everything"],
 }
-FUNCTIONS = ["softmax", "log_softmax", *OPTIONS_OF_GRADIENTS, "gradient_of_shares"]
+FUNCTIONS = ["softmax", "log_softmax", *OPTIONS_OF_GRADIENTS, "gradient_of_distributions"]
 each_function = pytest.mark.parametrize("function", FUNCTIONS)
 each_dtype = pytest.mark.parametrize("dtype", FLOATS, ids=str)
 each_layout = pytest.mark.parametrize("layout", WRITABLE)
@@ -27,11 +38,11 @@ def rng():
 
 
 def written(function, logits, axis=-1, **options):
-    """What a function makes of logits; the targets of gradients are always the same."""
+    """The result of a function of logits; for gradients the targets are always the same."""
     if function in ("softmax", "log_softmax"):
         return getattr(tokenloss, function)(logits, axis=axis, **options)
     targets = np.arange(logits.size // logits.shape[axis]).reshape(np.delete(logits.shape, axis)) % logits.shape[axis]
-    if function == "gradient_of_shares":
+    if function == "gradient_of_distributions":
         targets = distributions(np.random.default_rng(1), logits.shape, axis)
     options |= OPTIONS_OF_GRADIENTS.get(function, {})
     return cross_entropy_and_grad(logits, targets, axis=axis, reduction="sum", **options)[1]
@@ -40,7 +51,7 @@ def written(function, logits, axis=-1, **options):
 @each_function
 @each_dtype
 @each_layout
-def test_every_layout(function, dtype, layout, rng):
+def test_out_in_every_dtype_layout_and_axis(function, dtype, layout, rng):
     for axis in range(3):
         logits = scores_for("cross_entropy", rng, (4, 5, 6), dtype, axis)
         expected = written(function, logits, axis)
@@ -48,7 +59,7 @@ def test_every_layout(function, dtype, layout, rng):
         given = swapped(logits) if "swapped" in layout else logits
         assert written(function, given, axis, out=out) is out
         assert_same_bits(out, expected)
-        if layout in ("strided", "swapped_and_strided", "misaligned"):  # nothing beside out was written
+        if layout in ("strided", "swapped_and_strided", "misaligned"):  # no other memory was written
             memory = out
             while isinstance(memory.base, np.ndarray):
                 memory = memory.base
@@ -59,7 +70,7 @@ def test_every_layout(function, dtype, layout, rng):
 @each_function
 @each_dtype
 @each_layout
-def test_logits_are_overwritten_in_place(function, dtype, layout, rng):
+def test_out_that_is_the_logits(function, dtype, layout, rng):
     for shape, axis in [((4, 5, 6), 0), ((4, 5, 6), 1), ((4, 5, 6), -1), ((2, 4500), -1)]:
         logits = scores_for("cross_entropy", rng, shape, dtype, axis)
         expected = written(function, logits, axis)
@@ -70,7 +81,7 @@ def test_logits_are_overwritten_in_place(function, dtype, layout, rng):
 
 
 @each_function
-def test_long_rows_are_overwritten_in_place_on_every_backend(function, rng, backend):
+def test_out_that_is_the_logits_of_long_rows_on_every_backend(function, rng, backend):
     logits = scores_for("cross_entropy", rng, (3, 9001), np.float32)
     expected = written(function, logits)
     for layout in (np.ascontiguousarray, np.asfortranarray, strided):
@@ -79,7 +90,7 @@ def test_long_rows_are_overwritten_in_place_on_every_backend(function, rng, back
 
 
 @each_function
-def test_logits_are_not_written_to_otherwise(function, rng):
+def test_out_elsewhere_leaves_the_logits_as_they_are(function, rng):
     logits = scores_for("cross_entropy", rng, (3, 4500), np.float32)
     before = logits.tobytes()
     for out in (None, np.empty_like(logits)):
@@ -88,7 +99,7 @@ def test_logits_are_not_written_to_otherwise(function, rng):
 
 
 @each_function
-def test_partial_overlap_with_logits_is_refused(function):
+def test_out_that_overlaps_a_part_of_the_logits_is_refused(function):
     memory = np.arange(60, dtype=np.float32)
     logits = memory[:36].reshape(6, 6)
     for out in (memory[6:42].reshape(6, 6), memory[1:37].reshape(6, 6), logits[::-1], logits[:, ::-1], logits.T):
@@ -99,7 +110,7 @@ def test_partial_overlap_with_logits_is_refused(function):
 
 @pytest.mark.parametrize("shift", [0, 1, 9])
 @pytest.mark.parametrize("name", ["targets", "weight"])
-def test_overlap_with_what_else_is_read_is_harmless_or_refused(name, shift, rng):
+def test_out_that_overlaps_targets_or_weight_is_right_or_refused(name, shift, rng):
     logits, memory = rng.standard_normal((4, 9)).astype(np.float32), rng.random(50).astype(np.float32)
     out = memory[:36].reshape(4, 9)
     given = memory[shift : shift + 36].reshape(4, 9) if name == "targets" else memory[9 + shift : 18 + shift]
@@ -115,7 +126,7 @@ def test_overlap_with_what_else_is_read_is_harmless_or_refused(name, shift, rng)
 
 
 @each_function
-def test_what_does_not_fit(function):
+def test_out_of_another_shape_dtype_or_read_only_is_refused(function):
     logits = np.zeros((2, 3), np.float32)
     for out in (np.zeros(2, np.float32), np.zeros((3, 2), np.float32), np.zeros((1, 2, 3), np.float32)):
         with fails(ValueError, "out", out.shape, "(2, 3)"):
@@ -125,3 +136,134 @@ def test_what_does_not_fit(function):
             written(function, logits, out=out)
     with fails(ValueError, "out", "read-only"):
         written(function, logits, out=LAYOUTS["read_only"](logits))
+
+
+# out of logsumexp
+
+
+def test_out_of_logsumexp_in_every_layout(rng):
+    logits = rng.standard_normal((3, 4, 5))
+    expected = logsumexp(logits)
+    for out in (np.empty((3, 4)), np.empty((4, 3)).T, np.empty((6, 8))[::2, ::2], misaligned(np.zeros((3, 4)))):
+        assert logsumexp(logits, out=out) is out
+        assert_same_bits(out, expected)
+
+
+def test_out_of_logsumexp_that_does_not_fit():
+    logits = np.zeros((2, 3))
+    with fails(ValueError, "out", (3,), (2,)):
+        logsumexp(logits, out=np.zeros(3))
+    for out in (np.zeros(2, np.float32), np.zeros(2, int), np.zeros(2, np.dtype("f8").newbyteorder()), [0.0, 0.0]):
+        with fails(TypeError, "out", "float64"):
+            logsumexp(logits, out=out)
+    out = np.zeros(2)
+    out.flags.writeable = False
+    with fails(ValueError, "out", "read-only"):
+        logsumexp(logits, out=out)
+
+
+@pytest.mark.parametrize(
+    ("logits", "options", "error"),
+    [
+        (np.zeros((2, 3), int), {}, TypeError),
+        (np.zeros((2, 3), object), {}, TypeError),
+        (np.zeros((2, 3)), {"axis": 2}, ValueError),
+        (np.zeros((2, 3)), {"axis": "x"}, TypeError),
+        (np.zeros((2, 3)), {"workers": 0}, ValueError),
+        (np.zeros((2, 3)), {"workers": "x"}, TypeError),
+        (np.zeros((3, 3)), {}, ValueError),
+    ],
+)
+def test_out_of_logsumexp_is_not_written_if_the_input_is_bad(logits, options, error):
+    out = np.array([7.0, 8.0])
+    with pytest.raises(error):
+        logsumexp(logits, out=out, **options)
+    assert out.tolist() == [7.0, 8.0]
+
+
+# bad input is found before out is written
+
+
+@pytest.mark.parametrize("name", ["softmax", "log_softmax"])
+@pytest.mark.parametrize(
+    ("logits", "options", "error"),
+    [
+        (np.zeros((2, 3), int), {}, TypeError),
+        (np.zeros((2, 3), object), {}, TypeError),
+        (np.zeros((2, 3)), {"axis": 2}, ValueError),
+        (np.zeros((2, 3)), {"axis": "x"}, TypeError),
+        (np.zeros((2, 3)), {"workers": 0}, ValueError),
+        (np.zeros((3, 3)), {}, ValueError),
+    ],
+)
+def test_out_of_softmax_is_not_written_if_the_input_is_bad(name, logits, options, error):
+    out = np.full((2, 3), 7.0)
+    with pytest.raises(error):
+        getattr(tokenloss, name)(logits, out=out, **options)
+    assert (out == 7).all()
+
+
+@pytest.mark.parametrize(
+    ("targets", "options"),
+    [
+        ([0, 3], {}),
+        ([0, -1], {}),
+        ([0, 1, 2], {}),
+        ([0.5, 1.0], {}),
+        (np.ones((3, 2)), {}),
+        ([0, 1], {"weight": [1, 2]}),
+        ([0, 1], {"where": [1, 0]}),
+        ([0, 1], {"label_smoothing": 2}),
+        ([0, 1], {"z_loss": -1}),
+        ([0, 1], {"logit_scale": 0}),
+        ([0, 1], {"softcap": "x"}),
+        ([0, 1], {"axis": 2}),
+        ([0, 1], {"reduction": "average"}),
+        ([0, 1], {"workers": 0}),
+        ([0, 1], {"ignore_index": 0.5}),
+    ],
+)
+def test_out_of_the_gradient_is_not_written_if_the_input_is_bad(targets, options):
+    logits, out = np.full((2, 3), 5.0), np.full((2, 3), 7.0)
+    for given in (out, logits):
+        with pytest.raises((IndexError, TypeError, ValueError)):
+            cross_entropy_and_grad(logits, targets, out=given, **options)
+    assert (logits == 5).all()
+    assert (out == 7).all()
+
+
+# memory of out
+
+
+def test_out_of_a_subclass_with_a_false_shape():
+    class Liar(np.ndarray):
+        shape = property(lambda self: (10**6,))
+
+    with fails(ValueError, "out has shape (1,)", "(1000000,)"):
+        logsumexp(np.broadcast_to(0.0, (10**6, 3)), out=np.zeros(1).view(Liar))
+    with fails(ValueError, "out has shape (1, 1)", "(1,)"):
+        logsumexp(np.zeros((1, 3)), out=np.zeros((1, 1)).view(np.recarray))
+    with fails(TypeError, "out is a masked array"):
+        logsumexp(np.zeros((1, 3)), out=np.ma.zeros(1))
+    named = np.zeros(1).view(np.rec.recarray)
+    assert logsumexp(np.zeros((1, 3)), out=named) is named
+    assert named[0] == logsumexp(np.zeros(3))
+
+
+@pytest.mark.parametrize("strides", [(0, 8), (8, 0), (8, 8), (4, 24), (-8, 16)], ids=str)
+def test_out_whose_elements_share_memory(strides):
+    memory = np.zeros(50)
+    view = np.lib.stride_tricks.as_strided(memory[10:], (4, 3), strides)
+    for function in (tokenloss.softmax, lambda x, out: cross_entropy_and_grad(x, [0] * 4, out=out)):
+        with fails(ValueError, "out has elements that share memory"):
+            function(np.zeros((4, 3)), out=view)
+    with fails(ValueError, "out has elements that share memory"):
+        logsumexp(np.zeros((5, 3)), out=np.lib.stride_tricks.as_strided(memory, (5,), (0,)))
+    assert not memory.any()
+
+
+def test_out_of_every_view_without_overlap():
+    x = np.random.default_rng(0).standard_normal((4, 3))
+    views = np.zeros((8, 9))[::2, ::3], np.zeros((3, 4)).T, np.zeros((4, 6))[::-1, ::-2], np.zeros((4, 1, 3))[:, 0]
+    for view in views:
+        assert (tokenloss.softmax(x, out=view) == tokenloss.softmax(x)).all()

@@ -1,4 +1,4 @@
-"""Losses of arbitrary arrays: as the oracle has them, and unmoved by what must not move them."""
+"""Arrays that Hypothesis makes up: losses equal the oracle, and what must not change a loss or a sum does not."""
 
 import numpy as np
 import reference
@@ -53,7 +53,7 @@ def problems(draw):
 
 @given(st.sampled_from(LOSSES), problems(), layouts, layouts)
 @settings(max_examples=400)
-def test_losses_are_those_of_the_oracle(loss, problem, layout, layout_of_targets):
+def test_losses_with_axis_ignore_index_where_equal_the_oracle(loss, problem, layout, layout_of_targets):
     scores, targets, options = problem
     scores = possible(loss, scores)
     given_scores, given_targets = LAYOUTS[layout](scores), LAYOUTS[layout_of_targets](targets)
@@ -65,14 +65,14 @@ def test_losses_are_those_of_the_oracle(loss, problem, layout, layout_of_targets
 
 
 @given(problems(), layouts)
-def test_logsumexp_is_that_of_the_oracle(problem, layout):
+def test_logsumexp_equals_the_oracle(problem, layout):
     scores, axis = problem[0], problem[2]["axis"]
     expected, error = reference.logsumexp(scores, axis=axis), error_allowed("logsumexp", scores, axis=axis)
     assert_near(logsumexp(LAYOUTS[layout](scores), axis=axis), expected, error)
 
 
 @given(st.lists(st.integers(-40, 40), min_size=1, max_size=700), st.integers(-60000, 60000), st.data())
-def test_a_shift_of_all_logits_moves_no_loss(logits, shift, data):
+def test_shift_of_all_logits_changes_no_loss(logits, shift, data):
     target = data.draw(st.integers(0, len(logits) - 1))
     logits = np.array(logits, np.float64)
     error = 8e-15 * (abs(shift) + 50)
@@ -82,7 +82,7 @@ def test_a_shift_of_all_logits_moves_no_loss(logits, shift, data):
 
 @given(st.integers(2, 3000), st.sampled_from(FLOATS), st.integers(0, 2**32))
 @settings(max_examples=60)
-def test_a_permutation_of_classes_moves_no_loss(classes, dtype, seed):
+def test_permutation_of_classes_changes_no_loss(classes, dtype, seed):
     rng = np.random.default_rng(seed)
     logits = (10 * rng.standard_normal(classes)).astype(dtype)
     order, shares = rng.permutation(classes), rng.random(classes)
@@ -129,8 +129,8 @@ def test_sums_in_any_order_are_exact(losses, random):
 
 
 @given(st.lists(st.floats(0, 1e308), min_size=1, max_size=30))
-@example([1e308] * 2)  # P7
-def test_mean_is_that_of_the_oracle(losses):
+@example([1e308] * 2)
+def test_reduction_mean_equals_the_oracle(losses):
     oracle = reference.LossMeter()
     oracle.update(losses)
     mean = nll_loss(-np.array(losses)[:, None], np.zeros(len(losses), int))
@@ -138,7 +138,7 @@ def test_mean_is_that_of_the_oracle(losses):
 
 
 @given(st.lists(st.floats(), max_size=30), st.randoms(use_true_random=False))
-def test_sums_with_infinities_and_nans_do_not_depend_on_the_order(losses, random):
+def test_sums_with_infinity_and_nan_do_not_depend_on_the_order(losses, random):
     expected = reference.exact_sum(losses)
     random.shuffle(losses)
     assert_same_bits(sum_of(losses), expected)
@@ -162,7 +162,7 @@ def test_meters_merge_in_any_order_to_the_same_bits(parts, random):
 
 
 @given(st.lists(any_loss, max_size=20))
-def test_meter_is_that_of_the_oracle(losses):
+def test_meter_equals_the_oracle(losses):
     meter, expected = LossMeter(), reference.LossMeter()
     meter.update(losses)
     expected.update(losses)
@@ -173,7 +173,7 @@ def test_meter_is_that_of_the_oracle(losses):
 
 
 @given(problems())
-def test_ignored_rows_count_for_nothing(problem):
+def test_ignore_index_and_where_equal_removing_the_rows(problem):
     scores, targets, options = problem
     assume(np.ndim(targets) < np.ndim(scores))
     kept = np.broadcast_to(options.get("where", True), targets.shape) & (targets != options["ignore_index"])

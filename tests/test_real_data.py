@@ -1,6 +1,5 @@
-"""Logits that a real model gave, in full; the repository itself carries only a part of them."""
+"""Logits that a real model gave: `data/whisper-tiny-en.npz`, 15 tokens of 51864 classes in float16."""
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -10,35 +9,21 @@ from arrays import assert_near, assert_same_bits, misaligned, strided, swapped
 
 from tokenloss import LossMeter, cross_entropy, cross_entropy_loss, logsumexp, nll_loss
 
-DATA = Path(__file__).parents[2] / "shared" / "data"
-pytestmark = pytest.mark.skipif(
-    not (DATA / "whisper-tiny-en.npz").exists(), reason="the whole data lie beside the repository, and are not there"
-)
-
 
 @pytest.fixture(scope="module")
 def sample():
-    with np.load(DATA / "whisper-tiny-en.npz") as file:
+    with np.load(Path(__file__).parent / "data" / "whisper-tiny-en.npz") as file:
         return file["logits"], file["targets"]
 
 
-@pytest.fixture(scope="module")
-def expected():
-    return json.loads((DATA / "whisper-tiny-en.json").read_text())["whisper-tiny-en"]
-
-
-def test_mean_is_the_expected_one(sample, expected):
+def test_mean_loss_of_the_sample(sample):
     logits, targets = sample
-    assert logits.shape == (expected["n"], expected["vocab"])
+    assert logits.shape == (15, 51864)
     assert logits.dtype == np.float16
-    assert cross_entropy(logits, targets) == pytest.approx(expected["mean_nll"], abs=2e-7)
-    # the engine's own figure, of the float32 logits and without the last token
-    assert cross_entropy(logits, targets, reduction="sum") / (expected["n"] - 1) == pytest.approx(
-        -expected["engine_mean_logprob"], abs=1e-3
-    )
+    assert cross_entropy(logits, targets) == pytest.approx(0.3289933108527359, abs=2e-7)  # by reference.py
 
 
-def test_every_token_is_that_of_the_oracle(sample):
+def test_loss_of_every_token_equals_the_oracle(sample):
     logits, targets = sample
     exact = reference.cross_entropy(logits, targets, reduction="none")
     losses = cross_entropy(logits, targets, reduction="none")
@@ -47,7 +32,7 @@ def test_every_token_is_that_of_the_oracle(sample):
     assert_near(logsumexp(logits), reference.logsumexp(logits), 2e-7)
 
 
-def test_every_way_to_score_agrees(sample):
+def test_probabilities_log_probabilities_one_hot_layouts_and_meter_agree(sample):
     logits, targets = sample
     expected = cross_entropy(logits, targets)
     exact = logits.astype(np.float64)

@@ -7,7 +7,7 @@ from tokenloss import _core
 
 BEST, *OTHERS = _core.backends()
 CASES = [(BEST, size, layout) for size in LENGTHS for layout in ("c", "class_first_in_memory", "swapped_and_strided")]
-CASES += [(backend, "short", "c") for backend in OTHERS]  # the slowest takes a minute for long rows
+CASES += [(backend, "short", "c") for backend in OTHERS]  # long rows take the slowest one a minute
 CASES += [pytest.param(backend, "long", "c", marks=pytest.mark.slow) for backend in OTHERS]
 
 

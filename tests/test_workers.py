@@ -1,4 +1,4 @@
-"""The threads that share rows: how many, when they wake, and what interrupts, forks and crowds do to them."""
+"""workers, the GIL and threads: how many start and when, many callers, fork, and the end of Python."""
 
 import os
 import subprocess
@@ -9,24 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 from arrays import assert_same_bits
+from programs import LARGE
 
 from tokenloss import cross_entropy, cross_entropy_loss, logsumexp, nll_loss, show_config
-
-# A call that threads share (8 MB), and what it should give.
-LARGE = """
-import os, sys, threading, time
-import numpy as np
-from tokenloss import LossMeter, cross_entropy, cross_entropy_loss, logsumexp, nll_loss, show_config
-
-rng = np.random.default_rng(3)
-logits = rng.standard_normal((500, 4096)).astype(np.float32)
-probs = np.exp(-abs(logits))
-targets = rng.integers(0, 4096, 500)
-
-
-def large(workers=None):
-    return cross_entropy(logits, targets, workers=workers)
-"""
 
 
 @pytest.fixture(scope="module")
@@ -34,10 +19,10 @@ def logits():
     return np.random.default_rng(3).standard_normal((500, 4096)).astype(np.float32)
 
 
-# how many, and when they wake
+# how many threads, and when they start
 
 
-def test_small_calls_never_start_a_thread(run_python):
+def test_workers_are_not_started_by_small_calls(run_python):
     run_python(
         LARGE
         + """
@@ -53,7 +38,7 @@ assert threading.active_count() == 1
     )
 
 
-def test_large_calls_start_no_more_threads_than_were_asked_for(run_python):
+def test_workers_are_the_most_threads_of_a_large_call(run_python):
     run_python(
         LARGE
         + """
@@ -64,7 +49,7 @@ for workers in (1, 2, 4):
     )
 
 
-def test_the_callers_thread_works_too(run_python):
+def test_workers_count_the_thread_of_the_caller(run_python):
     run_python(
         LARGE
         + """
@@ -75,7 +60,7 @@ assert threading.active_count() == 2  # the caller's and one more
 
 
 @pytest.mark.parametrize("workers", [1, 3, 1000])
-def test_environment_says_how_many_workers(workers, run_python):
+def test_workers_by_the_environment_variable(workers, run_python):
     printed = run_python(
         LARGE
         + """
@@ -90,12 +75,12 @@ print(show_config(mode="dicts")["workers"], threading.active_count())
     assert (threads == 1) == (workers == 1)
 
 
-def test_argument_outweighs_the_environment(run_python):
+def test_workers_argument_wins_over_the_environment_variable(run_python):
     run_python(LARGE + "large(1); assert threading.active_count() == 1", TOKENLOSS_NUM_WORKERS="4")
     run_python(LARGE + "large(2); assert threading.active_count() == 2", TOKENLOSS_NUM_WORKERS="1")
 
 
-def test_empty_variable_counts_for_nothing(run_python):
+def test_workers_environment_variable_that_is_empty(run_python):
     counts = [
         run_python("import tokenloss; tokenloss.show_config()", **variables)
         for variables in ({}, {"TOKENLOSS_NUM_WORKERS": ""})
@@ -104,14 +89,23 @@ def test_empty_variable_counts_for_nothing(run_python):
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "two", "1.5", " ", "1,2"])
-def test_bad_variable_is_a_clear_error(value, run_python):
-    for call in ("large()", "show_config()"):
-        message = run_python(LARGE + call, TOKENLOSS_NUM_WORKERS=value, fails=True)
-        assert f"ValueError: TOKENLOSS_NUM_WORKERS is {value!r}; it must be an integer from 1 to" in message
+def test_workers_environment_variable_that_is_bad(value, run_python):
+    printed = run_python(
+        LARGE
+        + """
+for call in (large, show_config):
+    try:
+        call()
+    except ValueError as error:
+        print(error)
+""",
+        TOKENLOSS_NUM_WORKERS=value,
+    )
+    assert printed.count(f"TOKENLOSS_NUM_WORKERS is {value!r}; it must be an integer from 1 to") == 2
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="the system has no CPU affinity")
-def test_cpu_affinity_is_respected(run_python):
+def test_workers_default_respects_the_cpu_affinity(run_python):
     run_python(
         LARGE
         + """
@@ -123,13 +117,13 @@ assert show_config(mode="dicts")["workers"] == 1
     )
 
 
-def test_default_is_the_number_of_cpus_of_the_process():
+def test_workers_default_is_the_number_of_cpus_of_the_process():
     expected = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     if "TOKENLOSS_NUM_WORKERS" not in os.environ:
         assert show_config(mode="dicts")["workers"] == expected
 
 
-def test_more_workers_than_rows_or_than_the_pool_holds(logits):
+def test_workers_beyond_the_rows_or_the_pool(logits):
     targets = np.zeros(500, int)
     expected = cross_entropy(logits, targets, workers=1)
     for workers in (499, 501, 10**6, 2**70):
@@ -141,7 +135,7 @@ def test_more_workers_than_rows_or_than_the_pool_holds(logits):
 
 
 @pytest.mark.parametrize("workers", [None, 1, 8])
-def test_sixteen_callers_at_once_get_the_same_bits(workers, logits):
+def test_workers_of_sixteen_callers_at_once_give_the_same_bits(workers, logits):
     rng = np.random.default_rng(4)
     targets, shares = rng.integers(0, 4096, 500), np.abs(logits)
     calls = [
@@ -165,7 +159,7 @@ def test_sixteen_callers_at_once_get_the_same_bits(workers, logits):
                 assert_same_bits(value, expected[k], f"call {k}")
 
 
-def test_one_caller_s_error_does_not_trouble_another(logits):
+def test_error_of_one_caller_does_not_reach_other_callers(logits):
     targets = np.zeros(500, int)
     expected = cross_entropy(logits, targets)
 
@@ -180,7 +174,7 @@ def test_one_caller_s_error_does_not_trouble_another(logits):
         assert set(callers.map(caller, range(64), timeout=60)) == {expected}
 
 
-def test_all_is_done_where_no_thread_can_be_started(run_python):
+def test_workers_that_cannot_be_started(run_python):
     run_python(
         """
 import threading
@@ -225,6 +219,34 @@ assert busy.wait(10)
 threading.Thread.start = refuse
 _workers.run(work := Work(), 1 << 20, 4)
 assert work.ended or not begun.is_set()
+"""
+    )
+
+
+# the GIL
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_gil_is_released_during_a_call(workers, run_python):
+    """Python code runs in one thread while another one computes."""
+    run_python(
+        LARGE
+        + f"""
+done = threading.Event()
+rows = np.broadcast_to(np.zeros(2**17, np.float16), (2**12, 2**17))
+
+
+def work():
+    logsumexp(rows, workers={workers})
+    done.set()
+
+
+turns, thread = 0, threading.Thread(target=work)
+thread.start()
+while not done.wait(0.001):
+    turns += 1
+thread.join()
+assert turns > 10, turns
 """
     )
 
@@ -358,216 +380,70 @@ large(2)
     assert printed.split() == ["True"]
 
 
-# Ctrl-C
-
-INTERRUPTED = """
-import _thread, signal
-
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has background jobs ignore it
-DELAY = 0.2
-LIMIT = 0.5  # 0.2 s are promised; a busy machine may be late to wake this thread
-
-
-def interrupted(call):
-    planned = time.perf_counter() + DELAY
-    timer = threading.Timer(DELAY, _thread.interrupt_main)
-    timer.start()
-    try:
-        call()
-    except KeyboardInterrupt:
-        late = time.perf_counter() - planned
-        assert late < LIMIT, f"late by {late:.2f} s"
-    else:
-        raise AssertionError(f"it was over after {time.perf_counter() - planned + DELAY:.2f} s")
-    finally:
-        timer.cancel()
-        timer.join()
-
-
-huge = 2**36
-row = np.zeros(2**17, np.float16)
-rows = np.broadcast_to(row, (huge, row.size))
-windows = np.lib.stride_tricks.sliding_window_view(np.zeros(2**24 + 2**17, np.float16), 2**17)[: 2**24]
-half = np.broadcast_to(np.float32(0.5), (1, huge))
-nothing = np.broadcast_to(np.float32(0), (1, huge))
-ids = np.broadcast_to(np.int8(0), huge)
-expected = large(2)
+@pytest.mark.parametrize("workers", [-1, np.int64(-1)])
+def test_workers_of_minus_1_are_all_cpus(workers, run_python):
+    logits = np.random.default_rng(0).standard_normal((300, 4096)).astype(np.float32)
+    assert cross_entropy(logits, [0] * 300, workers=workers) == cross_entropy(logits, [0] * 300, workers=1)
+    program = """
+import os, threading
+os.sched_getaffinity = lambda pid: {0, 1, 2}
+import numpy as np, tokenloss
+tokenloss.logsumexp(np.zeros((3000, 4096)), workers=-1)
+print(threading.active_count())
 """
+    assert run_python(program, TOKENLOSS_NUM_WORKERS="1").strip() == "3"
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-@pytest.mark.parametrize(
-    "call",
-    [
-        "cross_entropy(rows[:2**24], ids[:2**24], workers={})",
-        "cross_entropy(windows, ids[:2**24], workers={})",
-        "cross_entropy(windows[:, ::-1], ids[:2**24], workers={})",
-        "cross_entropy(rows[:2**24, ::-1], ids[:2**24], workers={})",
-        "logsumexp(windows, workers={})",
-        "cross_entropy_loss(ids, rows, workers={})",
-        "nll_loss(rows, ids, where=np.broadcast_to(False, huge), workers={})",
-        "cross_entropy(rows[:2**24], rows[:2**24], workers={})",
-        "nll_loss(rows[:2**24], rows[:2**24], workers={})",
-    ],
-)
-def test_interrupt_of_many_rows(call, workers, run_python):
-    program = f"interrupted(lambda: {call.format(workers)})\nassert large(2) == large(1) == expected"
-    run_python(LARGE + INTERRUPTED + program, timeout=20)
+# arrays that change during a call
+
+
+CHANGED = """
+import contextlib
+import threading
+import numpy as np
+from tokenloss import *
+
+changing, x = np.zeros(300_000, np.{dtype}), np.zeros((300_000, 3))
+probs, weight, hidden, matrix = x + 1 / 3, np.ones(3), np.zeros((300_000, 2)), np.zeros((3, 2))
+stop = threading.Event()
+
+
+def change():
+    while not stop.is_set():
+        changing[:] = {value}
+        changing[:] = 0
+
+
+thread = threading.Thread(target=change)
+thread.start()
+for _ in range(100):
+    with contextlib.suppress(IndexError):
+        {call}
+stop.set()
+thread.join()
+"""
 
 
 @pytest.mark.parametrize(
     "call",
     [
-        "logsumexp(half)",
-        "cross_entropy(half, [huge - 1])",
-        "cross_entropy(half, half)",
-        "cross_entropy(half, nothing)",
-        "nll_loss(half, half)",
-        "nll_loss(half, nothing)",
-        "cross_entropy_loss(half, half)",
-        "cross_entropy_loss(nothing, half)",
+        "cross_entropy(x, changing, workers=2)",
+        "cross_entropy(x, changing, weight=weight, workers=2)",
+        "cross_entropy_and_grad(x, changing, weight=weight, workers=2)",
+        "cross_entropy_loss(changing, probs, weight=weight, workers=2)",
+        "token_scores(x, changing, top_k=2, workers=2)",
+        "linear_token_scores(hidden[:3000], matrix, changing[:3000], workers=2)",
+        "cross_entropy(x.T, changing, axis=0, workers=2)",
     ],
 )
-def test_interrupt_of_a_single_enormous_row(call, run_python):
-    run_python(
-        LARGE + INTERRUPTED + f"interrupted(lambda: {call})\nassert large(2) == large(1) == expected", timeout=20
-    )
+@pytest.mark.parametrize(("dtype", "value"), [("int64", "10**12"), ("uint64", "2**64 - 2**40")])
+def test_targets_that_another_thread_changes_during_a_call_read_no_other_memory(call, dtype, value, run_python):
+    run_python(CHANGED.format(call=call, dtype=dtype, value=value))
 
 
-@pytest.mark.parametrize(
-    "call",
-    [
-        "linear_cross_entropy(states, weight, ids[:2**24])",
-        "linear_cross_entropy(states, weight, ids[:2**24], label_smoothing=0.1, workers=1)",
-        "linear_token_scores(states[:2**20], weight, ids[:2**20], top_k=20)",
-        "linear_cross_entropy(states[:24, :8], np.broadcast_to(np.ones(8, np.float32), (2**34, 8)), ids[:24])",
-        "linear_cross_entropy(states[:24, :8], np.broadcast_to(np.float16(1), (2**34, 8)), ids[:24])",
-        "linear_cross_entropy(states[:99, :8], np.broadcast_to(np.float16(1), (2**34, 8)), ids[:99])",
-        "linear_cross_entropy(states[:2**18], weight, np.broadcast_to(np.float32(0), (2**18, 4096)))",
-    ],
-)
-def test_interrupt_of_a_projection(call, run_python):
-    run_python(
-        LARGE
-        + INTERRUPTED
-        + f"""
-from tokenloss import linear_cross_entropy, linear_token_scores
-
-states, weight = np.broadcast_to(np.float32(0.5), (2**24, 64)), logits.reshape(-1, 64)[:4096]
-interrupted(lambda: {call})
-assert large(2) == large(1) == expected
-"""
-    )
+# many threads, forks and Ctrl-C together: see stress.py
 
 
-def test_interrupt_of_a_meter(run_python):
-    run_python(
-        LARGE
-        + INTERRUPTED
-        + """
-meter = LossMeter()
-interrupted(lambda: meter.update(np.broadcast_to(0.5, 2**27)))
-assert meter == LossMeter()
-"""
-    )
-
-
-def test_interrupt_leaves_the_pool_usable_again_and_again(run_python):
-    run_python(
-        LARGE
-        + INTERRUPTED
-        + """
-for _ in range(4):
-    interrupted(lambda: logsumexp(rows[:2**24], workers=4))
-    assert large(4) == expected
-"""
-    )
-
-
-def test_interrupt_at_any_step_leaves_the_pool_usable(run_python):
-    run_python(
-        LARGE
-        + """
-from pathlib import Path
-
-import tokenloss
-
-OURS = {str(Path(tokenloss.__file__).with_name("_workers.py")), threading.__file__}
-expected = large(4)
-
-
-class Interrupt:
-    def __init__(self, step):
-        self.left = step
-
-    def __call__(self, frame, event, argument):
-        if frame.f_code.co_filename in OURS:
-            frame.f_trace_opcodes = True
-            # early releases of Python 3.12 trace lines alone
-            self.left -= event == ("line" if sys.version_info[:2] == (3, 12) else "opcode")
-            if self.left < 0:
-                raise KeyboardInterrupt
-        return self
-
-
-step, was_interrupted = 0, True
-while was_interrupted:
-    sys.settrace(Interrupt(step))
-    try:
-        was_interrupted = large(4) != expected
-    except KeyboardInterrupt:
-        pass
-    finally:
-        sys.settrace(None)
-    assert large(4) == expected
-    step += 1
-assert step > (50 if sys.version_info[:2] == (3, 12) else 100)
-"""
-    )
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="the system sends no SIGINT to a process of its own")
-def test_sigint_of_the_system_interrupts_too(run_python):
-    run_python(
-        LARGE
-        + INTERRUPTED
-        + """
-signal.signal(signal.SIGALRM, signal.default_int_handler)
-_thread.interrupt_main = lambda: os.kill(os.getpid(), signal.SIGALRM)
-interrupted(lambda: logsumexp(rows[:2**24], workers=2))
-assert large(2) == expected
-"""
-    )
-
-
-def test_signal_handlers_run_in_a_long_call_and_their_errors_come_out(run_python):
-    run_python(
-        LARGE
-        + INTERRUPTED
-        + """
-class Enough(Exception):
-    pass
-
-
-calls = []
-
-
-def handler(number, frame):
-    calls.append(number)
-    if len(calls) == 3:
-        raise Enough
-
-
-signal.signal(signal.SIGINT, handler)
-timers = [threading.Timer(0.1 * k, _thread.interrupt_main) for k in (1, 2, 3)]
-for timer in timers:
-    timer.start()
-try:
-    logsumexp(rows[:2**24], workers=2)
-except Enough:
-    assert len(calls) == 3
-else:
-    raise AssertionError("nothing was raised")
-assert large(2) == expected
-"""
-    )
+@pytest.mark.parametrize("seconds", [3, pytest.param(60, marks=pytest.mark.slow)])
+def test_32_threads_that_call_everything_get_the_bits_of_one(seconds, run_python):
+    run_python(f"import stress; stress.run({seconds})", timeout=60 + 4 * seconds)

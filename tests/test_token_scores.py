@@ -1,4 +1,4 @@
-"""token_scores: every field against the oracle, ties and edges, and what comes of a batch."""
+"""token_scores: nll, logsumexp, entropy, rank, argmax and top_k equal the oracle; figures of the batch."""
 
 import math
 import re
@@ -39,7 +39,7 @@ def rng():
 
 
 def assert_as_oracle(logits, targets, actual_logits=None, **options):
-    """Compare the scores of logits, perhaps in some layout, with those that the oracle has of the plain ones."""
+    """Compare all fields with the oracle's; `actual_logits` are the same logits in another layout."""
     scores = token_scores(logits if actual_logits is None else actual_logits, targets, **options)
     expected = reference.token_scores(logits, targets, **options)
     scaling = {name: value for name, value in options.items() if name in ("axis", "logit_scale", "softcap")}
@@ -67,7 +67,7 @@ def assert_as_oracle(logits, targets, actual_logits=None, **options):
 @each_dtype
 @each_layout
 @pytest.mark.parametrize("axis", [0, 1, -1])
-def test_every_layout(dtype, layout, axis, rng):
+def test_token_scores_in_every_dtype_layout_and_axis_with_where_and_top_k(dtype, layout, axis, rng):
     logits = scores_for("cross_entropy", rng, (6, 7, 8), dtype, axis)
     targets = rng.integers(0, logits.shape[axis], np.delete(logits.shape, axis))
     targets.flat[::5] = -100
@@ -78,7 +78,7 @@ def test_every_layout(dtype, layout, axis, rng):
 
 @each_dtype
 @each_scaling
-def test_every_length_of_row(dtype, scaling, rng):
+def test_token_scores_at_every_length_of_row_with_logit_scale_softcap_top_k(dtype, scaling, rng):
     for classes in [1, 2, 63, 64, 65, 127, 128, 129, 511, 512, 513, 4095, 4096, 4097, 8193]:
         logits = scores_for("cross_entropy", rng, (2, classes), dtype)
         for layout in (np.ascontiguousarray, strided, swapped):
@@ -87,7 +87,7 @@ def test_every_length_of_row(dtype, scaling, rng):
 
 
 @pytest.mark.parametrize(("dtype", "kind"), KINDS_OF_ROWS)
-def test_accuracy(dtype, kind, rng):
+def test_accuracy_of_token_scores(dtype, kind, rng):
     for length in [1, 2, 65, 513, 4097, 20001]:
         row = row_of_logits(kind, rng, length, dtype)
         for target in {int(row.argmax()), int(row.argmin()), length - 1}:
@@ -96,7 +96,7 @@ def test_accuracy(dtype, kind, rng):
 
 @each_dtype
 @pytest.mark.parametrize("level", [-3e38, -1e5, 0.0, 1e5, 3e38])
-def test_leader_in_a_late_block(dtype, level):
+def test_token_scores_whose_largest_logit_is_in_a_later_block(dtype, level):
     level = np.clip(level, -60000, 60000) if dtype == np.float16 else level
     for position in [0, 127, 128, 511, 512, 4095, 4096, 8199]:
         row = np.full(8200, level, dtype)
@@ -108,19 +108,16 @@ def test_leader_in_a_late_block(dtype, level):
             assert scores.top_ids[0] == position
 
 
-# P3
-
-
 def targets_to_try(rng, row):
-    """The first, last and largest class of a row, and two of any."""
+    """The first, last and likeliest class of a row, and a random one."""
     length = len(row)
     known = np.where(np.isnan(row.astype(np.float64)), -np.inf, row.astype(np.float64))
-    return sorted({0, length - 1, int(known.argmax()), *(int(k) for k in rng.integers(0, length, 2))})
+    return sorted({0, length - 1, int(known.argmax()), int(rng.integers(0, length))})
 
 
 @pytest.mark.parametrize(("dtype", "kind"), KINDS_OF_ROWS)
-def test_logsumexp_is_that_of_the_function_to_the_bit(dtype, kind, rng, backend):
-    for length in [1, 2, 3, 17, 64, 129, 500, 513, 1024, 4095, 4097, 9000]:
+def test_logsumexp_of_token_scores_has_the_bits_of_the_function(dtype, kind, rng, backend):
+    for length in [1, 2, 3, 17, 64, 129, 500, 513, 1024, 4095, 4600]:
         row = row_of_logits(kind, rng, length, dtype)
         special = shuffled_specials(rng, row.copy(), 2)
         for logits in (row, special, strided(row), swapped(row)):
@@ -131,7 +128,7 @@ def test_logsumexp_is_that_of_the_function_to_the_bit(dtype, kind, rng, backend)
 
 
 def row_near_zero(rng, length, leader, dtype):
-    """A row of one such logit and others that outweigh it, or do not, or hardly matter."""
+    """A row with one given logit, and others that outweigh it, do not, or hardly matter."""
     level = rng.choice([-0.5, -2, -8, -30, -60]) - np.log(length)
     row = (level + 0.01 * rng.standard_normal(length)).astype(dtype)
     row[rng.integers(length)] = leader
@@ -140,8 +137,8 @@ def row_near_zero(rng, length, leader, dtype):
 
 @each_dtype
 @each_scaling
-def test_logsumexp_near_zero_depends_on_no_target_or_layout(dtype, scaling, rng, backend):
-    for length in [1, 2, 3, 64, 513, 4097, 9000]:
+def test_logsumexp_near_zero_depends_on_no_target_or_layout_with_logit_scale_and_softcap(dtype, scaling, rng, backend):
+    for length in [1, 2, 3, 64, 513, 4600]:
         for leader in (0.0, 1e-9, -1e-3, 0.2, -0.5):
             row = row_near_zero(rng, length, leader, dtype)
             expected = token_scores(row, 0, **scaling).logsumexp if scaling else logsumexp(row)
@@ -156,7 +153,7 @@ def test_logsumexp_near_zero_depends_on_no_target_or_layout(dtype, scaling, rng,
 
 
 @each_dtype
-def test_logsumexp_near_zero_keeps_relative_digits(dtype, rng, backend):
+def test_logsumexp_near_zero_has_a_small_relative_error(dtype, rng, backend):
     rows = [[0.0, -30.0], [0.0, -40.0], [0.0, -40.0, -41.0, -42.0], [1e-9, -25.0], [-100.0, 0.0], [0.0], [1e-3]]
     for length in (600, 5000):
         for leader in (0.0, 1e-3, 0.2):
@@ -175,7 +172,7 @@ def test_logsumexp_near_zero_keeps_relative_digits(dtype, rng, backend):
 
 @each_dtype
 @each_scaling
-def test_losses_are_those_of_cross_entropy_to_the_bit(dtype, scaling, rng, backend):
+def test_nll_has_the_bits_of_cross_entropy_with_where_logit_scale_softcap_top_k(dtype, scaling, rng, backend):
     for classes in (1, 3, 100, 513, 4500):
         logits = scores_for("cross_entropy", rng, (6, classes), dtype)
         logits[4, classes // 2], logits[5] = NAN, -INF
@@ -191,7 +188,7 @@ def test_losses_are_those_of_cross_entropy_to_the_bit(dtype, scaling, rng, backe
 
 
 @pytest.mark.parametrize("dtype", INTEGERS, ids=str)
-def test_targets_of_every_integer(dtype, rng):
+def test_token_scores_of_targets_of_every_integer_dtype(dtype, rng):
     logits, targets = scores_for("cross_entropy", rng, (20, 100), np.float32), rng.integers(0, 100, 20)
     for layout in (np.ascontiguousarray, strided, swapped):
         assert_as_oracle(logits, layout(targets.astype(dtype)), top_k=2)
@@ -201,7 +198,7 @@ def test_targets_of_every_integer(dtype, rng):
 
 
 @each_dtype
-def test_ties(dtype, rng, backend):
+def test_rank_argmax_and_top_k_of_equal_logits(dtype, rng, backend):
     for classes in (1, 5, 64, 129, 600, 4200):
         for values in (1, 2, 5):
             logits = rng.integers(0, values, (3, classes)).astype(dtype)
@@ -212,7 +209,7 @@ def test_ties(dtype, rng, backend):
             assert_as_oracle(logits, logits.argmax(-1))
 
 
-def test_ties_by_hand():
+def test_rank_argmax_and_top_k_of_equal_logits_by_hand():
     scores = token_scores([[1.0, 3.0, 3.0, 2.0]] * 4, [0, 1, 2, 3], top_k=4)
     assert scores.rank.tolist() == [4, 2, 2, 3]
     assert scores.argmax.tolist() == [1] * 4
@@ -221,7 +218,7 @@ def test_ties_by_hand():
 
 
 @each_dtype
-def test_ranks_are_those_of_raw_logits_where_a_cap_makes_them_equal(dtype):
+def test_rank_is_of_the_logits_before_softcap(dtype):
     logits = np.array([[100, 300, 200, 300]] * 2, dtype)
     scores = token_scores(logits, [2, 3], softcap=1.0, top_k=4)
     assert scores.rank.tolist() == [3, 2]
@@ -230,7 +227,7 @@ def test_ranks_are_those_of_raw_logits_where_a_cap_makes_them_equal(dtype):
 
 
 @each_dtype
-def test_rising_and_falling_rows(dtype, backend):
+def test_top_k_of_rising_and_falling_rows(dtype, backend):
     for classes in (64, 129, 512, 2048):
         row = np.arange(classes).astype(dtype)
         for target in (0, classes // 2, classes - 1):
@@ -242,7 +239,7 @@ def test_rising_and_falling_rows(dtype, backend):
 
 
 @each_dtype
-def test_all_classes_at_the_top(dtype, rng):
+def test_top_k_of_all_classes(dtype, rng):
     for classes in (1, 2, 64, 130, 700):
         logits = scores_for("cross_entropy", rng, (3, classes), dtype)
         scores = assert_as_oracle(logits, np.zeros(3, int), top_k=classes)
@@ -259,7 +256,7 @@ def test_top_k_that_does_not_fit():
     assert token_scores(np.ones((2, 3)), [0, 1], top_k=np.int8(3)).top_ids.shape == (2, 3)
 
 
-def test_top_of_few_numbers():
+def test_top_k_of_rows_with_nan_and_infinity():
     rows = np.array([[NAN, 2, NAN, 3], [NAN] * 4, [-INF, 1, -INF, 0], [INF, 1, INF, 2], [-INF] * 4])
     scores = token_scores(rows, [1, 0, 0, 0, 2], top_k=3)
     assert scores.top_ids.tolist() == [[3, 1, -1], [-1, -1, -1], [1, 3, 0], [0, 2, 3], [0, 1, 2]]
@@ -276,7 +273,7 @@ def test_top_of_few_numbers():
 @each_dtype
 @pytest.mark.parametrize("value", [NAN, INF, -INF])
 @each_scaling
-def test_specials_anywhere(dtype, value, scaling, rng, backend):
+def test_token_scores_of_rows_with_nan_or_infinity_with_logit_scale_and_softcap(dtype, value, scaling, rng, backend):
     clean = scores_for("cross_entropy", rng, (4200,), dtype)
     for classes in (2, 65, 600, 4200):
         for position in {0, 1, classes // 2, classes - 1}:
@@ -295,7 +292,7 @@ def test_specials_anywhere(dtype, value, scaling, rng, backend):
 
 
 @each_dtype
-def test_entropies_by_hand(dtype):
+def test_entropy_by_hand(dtype):
     error = 3e-14 if dtype == np.float64 else 2e-7
     for classes in (1, 2, 1000, 4096, 4097):
         entropy = float(token_scores(np.full(classes, 7, dtype), 0).entropy)
@@ -316,10 +313,10 @@ def test_entropy_of_near_certain_rows_is_small_and_never_negative(dtype, rng):
             assert_as_oracle(row, length // 3)
 
 
-# positions that are passed over
+# positions that where and ignore_index leave out
 
 
-def test_positions_passed_over_hold_nothing(rng):
+def test_token_scores_where_where_and_ignore_index_leave_positions_out(rng):
     logits = scores_for("cross_entropy", rng, (4, 30), np.float32)
     logits[:2] = NAN
     targets, where = np.array([-100, 10**9, 3, 4]), [True, False, True, True]
@@ -336,7 +333,7 @@ def test_positions_passed_over_hold_nothing(rng):
 @pytest.mark.parametrize(
     ("logits", "targets"), [(np.empty((0, 4)), []), (np.full((2, 4), NAN), [-100] * 2), (np.empty((2, 0)), [-100] * 2)]
 )
-def test_nothing_kept(logits, targets):
+def test_token_scores_where_ignore_index_keeps_nothing(logits, targets):
     scores = token_scores(logits, targets)
     assert scores.count == 0
     assert math.isnan(scores.loss)
@@ -346,10 +343,10 @@ def test_nothing_kept(logits, targets):
     repr(scores)
 
 
-# of the batch
+# figures of the batch
 
 
-def test_properties_of_a_batch(rng):
+def test_count_loss_perplexity_accuracy_of_a_batch(rng):
     logits, targets = scores_for("cross_entropy", rng, (7, 40), np.float32), rng.integers(0, 40, 7)
     logits[3:, :] += 9 * np.eye(40)[targets[3:]]
     targets[0] = -100
@@ -366,14 +363,14 @@ def test_properties_of_a_batch(rng):
     assert meter.loss == scores.loss
 
 
-def test_perplexity_beyond_a_float():
+def test_perplexity_of_token_scores_beyond_a_float():
     assert token_scores([[800.0, 0.0]], [1]).perplexity == INF
     assert token_scores([[0.0, -INF]], [1]).perplexity == INF
 
 
 @pytest.mark.parametrize("shape", [(), (3,), (2, 3), (2, 1, 3)])
 @pytest.mark.parametrize("top_k", [0, 2])
-def test_table_of_positions(shape, top_k, rng):
+def test_to_dict_has_a_column_for_each_field(shape, top_k, rng):
     logits, targets = scores_for("cross_entropy", rng, (*shape, 5), np.float32), rng.integers(0, 5, shape)
     scores = token_scores(logits, targets, top_k=top_k)
     table = scores.to_dict()
@@ -391,7 +388,7 @@ def test_table_of_positions(shape, top_k, rng):
     assert {column.shape for column in table.values()} == {(int(np.prod(shape)),)}
 
 
-def test_table_of_pandas(rng):
+def test_to_dict_makes_a_pandas_table(rng):
     pandas = pytest.importorskip("pandas", reason="pandas is not installed")
     scores = token_scores(scores_for("cross_entropy", rng, (2, 3, 5), np.float32), [[0, 1, 2]] * 2, top_k=2)
     table = pandas.DataFrame(scores.to_dict())
@@ -399,14 +396,14 @@ def test_table_of_pandas(rng):
     assert table.nll.tolist() == scores.nll.ravel().tolist()
 
 
-def test_repr_says_what_matters():
+def test_repr_of_token_scores():
     scores = token_scores(np.broadcast_to([[math.log(1.0), math.log(0.39)]], (15, 2)), [0] * 15)
     values = re.fullmatch(r"TokenScores\(count=15, loss=(.+), perplexity=(.+), accuracy=(.+)\)", repr(scores)).groups()
     assert [float(value) for value in values] == pytest.approx([0.3293, 1.39, 1.0], rel=1e-3)
     assert max(map(len, values)) < 8
 
 
-def test_scores_are_frozen():
+def test_token_scores_are_frozen():
     scores = token_scores([[1.0, 2.0]], [0])
     assert isinstance(scores, TokenScores)
     for name in ("nll", "top_ids", "loss", "anything"):
@@ -416,10 +413,10 @@ def test_scores_are_frozen():
         del scores.nll
 
 
-# what does not fit
+# errors
 
 
-def test_only_class_ids_are_targets(rng):
+def test_token_scores_take_only_class_ids_and_no_weight_reduction_label_smoothing(rng):
     with fails(ValueError, "targets", "(2, 3)", "(2,)"):
         token_scores(np.ones((2, 3)), distributions(rng, (2, 3)))
     for options in ({"weight": [1, 2, 3]}, {"reduction": "none"}, {"label_smoothing": 0.1}):
@@ -427,7 +424,7 @@ def test_only_class_ids_are_targets(rng):
             token_scores(np.ones((2, 3)), [0, 1], **options)
 
 
-def test_wrong_input_is_named():
+def test_errors_of_token_scores_name_targets_softcap_logit_scale_where_axis_workers():
     for error, words, targets, options in [
         (IndexError, ("targets[1]", 3, "[0, 3)"), [0, 3], {}),
         (TypeError, ("targets", "float64", "integer"), [0.0, 1.0], {}),

@@ -1,4 +1,4 @@
-"""kl_divergence: against the oracle, in mixed dtypes and layouts, where it is 0, infinite or nan."""
+"""kl_divergence: equals the oracle for every pair of dtypes and layouts; when it is 0, infinite or nan."""
 
 import math
 
@@ -10,6 +10,7 @@ from arrays import (
     KINDS_OF_ROWS,
     LAYOUTS,
     REDUCTIONS,
+    OnDevice,
     assert_near,
     assert_same_bits,
     fails,
@@ -20,7 +21,7 @@ from arrays import (
     strided,
     swapped,
 )
-from test_cases import FORBIDDEN_PAGES, OnDevice, needs_mprotect
+from programs import FORBIDDEN_PAGES, needs_mprotect
 
 from tokenloss import cross_entropy, kl_divergence, logsumexp, token_scores
 
@@ -37,13 +38,13 @@ def rng():
 
 
 def pair(rng, shape, base_dtype, dtype, distance=0.3):
-    """Logits, and others a bit off."""
+    """Logits of two similar models."""
     logits = scores_for("cross_entropy", rng, shape, np.float64)
     return logits.astype(base_dtype), (logits + distance * rng.standard_normal(shape)).astype(dtype)
 
 
 def divergence_error(base_logits, logits, expected, axis=-1):
-    """How far divergences may be from the exact ones before their rounding."""
+    """Largest error of a divergence before it is rounded to float64."""
     error = np.maximum(normalizer_error(base_logits, axis), normalizer_error(logits, axis))
     relative = 1e-6 if min(base_logits.dtype.itemsize, logits.dtype.itemsize) < 8 else 4e-15
     return error + relative * np.where(np.isfinite(expected), expected, 0)
@@ -62,7 +63,7 @@ def assert_as_oracle(base_logits, logits, given=None, axis=-1, **options):
 
 @each_dtype_of_each
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_mixed_dtypes_and_layouts(base_dtype, dtype, layout, rng):
+def test_kl_divergence_of_every_pair_of_dtypes_layout_axis_and_where(base_dtype, dtype, layout, rng):
     for axis in (0, 1, -1):
         base_logits, logits = pair(rng, (4, 5, 6), base_dtype, dtype)
         where = rng.random(np.delete((4, 5, 6), axis)) > 0.2
@@ -72,7 +73,7 @@ def test_mixed_dtypes_and_layouts(base_dtype, dtype, layout, rng):
 
 
 @each_dtype
-def test_every_length_of_row(dtype, rng):
+def test_kl_divergence_at_every_length_of_row(dtype, rng):
     for classes in [1, 2, 63, 64, 65, 127, 128, 129, 511, 512, 513, 4095, 4096, 4097, 8193]:
         base_logits, logits = pair(rng, (2, classes), dtype, dtype)
         for layout in (np.ascontiguousarray, strided, swapped, misaligned):
@@ -80,26 +81,26 @@ def test_every_length_of_row(dtype, rng):
 
 
 @pytest.mark.parametrize(("dtype", "kind"), KINDS_OF_ROWS)
-def test_accuracy(dtype, kind, rng):
+def test_accuracy_of_kl_divergence(dtype, kind, rng):
     for length in [1, 2, 65, 513, 4097, 20001]:
         row = row_of_logits(kind, rng, length, dtype)
         moved = (row.astype(float) + rng.standard_normal(length)).astype(dtype)
         plain = rng.standard_normal(length).astype(dtype)
         assert_as_oracle(row, moved)
-        if kind not in ("all_1e308", "masked_by_minus_1e308", "huge_differences"):  # sums beyond a float
+        if kind not in ("all_1e308", "masked_by_minus_1e308", "huge_differences"):  # their sums overflow
             assert_as_oracle(row, plain)
             assert_as_oracle(plain, row)
 
 
 @each_dtype
 @pytest.mark.parametrize("distance", [1e-6, 1e-3, 0.1, 3, 100])
-def test_near_and_far(dtype, distance, rng):
+def test_kl_divergence_of_near_and_of_distant_models(dtype, distance, rng):
     for classes in (2, 100, 5000):
         assert_as_oracle(*pair(rng, (3, classes), dtype, dtype, distance))
 
 
 @each_dtype
-def test_leader_in_a_late_block(dtype, rng):
+def test_kl_divergence_whose_largest_logit_is_in_a_later_block(dtype, rng):
     for position in [0, 127, 128, 511, 512, 4095, 4096, 8199]:
         rows = rng.standard_normal((2, 8200)).astype(dtype)
         rows[0, position], rows[1, (position + 5000) % 8200] = 40, 30
@@ -107,30 +108,30 @@ def test_leader_in_a_late_block(dtype, rng):
         assert_as_oracle(rows[1], rows[0])
 
 
-def test_by_hand():
+def test_kl_divergence_by_hand():
     assert kl_divergence([0.0, 0.0], [0.0, math.log(3)]) == pytest.approx(math.log(4 / 3) / 2, rel=1e-15)
     assert kl_divergence([-INF, 0.0], [0.0, 0.0]) == pytest.approx(math.log(2), rel=1e-15)
     assert kl_divergence([5], [3]) == 0
 
 
-def test_divergence_is_cross_entropy_less_entropy(rng):
+def test_kl_divergence_is_cross_entropy_less_entropy(rng):
     base_logits, logits = pair(rng, (5, 300), np.float64, np.float64)
     shares = np.exp(base_logits - logsumexp(base_logits)[:, None])
     expected = cross_entropy(logits, shares, reduction="none") - token_scores(base_logits, [0] * 5).entropy
     np.testing.assert_allclose(kl_divergence(base_logits, logits, reduction="none"), expected, rtol=0, atol=1e-13)
 
 
-def test_a_shift_of_all_logits_moves_nothing(rng):
+def test_kl_divergence_does_not_change_when_all_logits_are_shifted(rng):
     base_logits, logits = np.round(pair(rng, (4, 600), np.float64, np.float64, 2.0))
     expected = kl_divergence(base_logits, logits, reduction="none")
     np.testing.assert_allclose(kl_divergence(base_logits + 50, logits - 70, reduction="none"), expected, atol=4e-13)
 
 
-# nothing, infinity, nan
+# 0, infinity, nan
 
 
 @pytest.mark.parametrize(("dtype", "kind"), KINDS_OF_ROWS)
-def test_equal_rows_do_not_diverge(dtype, kind, rng):
+def test_kl_divergence_of_equal_rows_is_0(dtype, kind, rng):
     for length in (1, 2, 65, 513, 5000):
         row = row_of_logits(kind, rng, length, dtype)
         if not np.isneginf(row.astype(float)).all():
@@ -139,14 +140,14 @@ def test_equal_rows_do_not_diverge(dtype, kind, rng):
 
 
 @each_dtype
-def test_equal_numbers_of_other_dtypes_do_not_diverge(dtype, rng, backend):
+def test_kl_divergence_of_equal_numbers_of_two_dtypes_is_0(dtype, rng, backend):
     row = (rng.integers(-8, 9, 600) / 4).astype(dtype)
     for other in FLOATS:
         assert str(kl_divergence(row, row.astype(float).astype(other))) == "0.0"
 
 
 @each_dtype
-def test_divergence_is_never_negative(dtype, rng, backend):
+def test_kl_divergence_is_never_negative(dtype, rng, backend):
     for classes in (2, 30, 1000):
         logits = scores_for("cross_entropy", rng, (20, classes), dtype)
         unit = np.array(2.0**-7, dtype)
@@ -156,7 +157,7 @@ def test_divergence_is_never_negative(dtype, rng, backend):
 
 
 @each_dtype_of_each
-def test_impossible_classes(base_dtype, dtype, backend):
+def test_kl_divergence_of_logits_of_minus_infinity(base_dtype, dtype, backend):
     for classes in (2, 65, 600):
         for position in {0, classes // 2, classes - 1}:
             base_logits, logits = np.zeros(classes, base_dtype), np.zeros(classes, dtype)
@@ -174,7 +175,7 @@ def test_impossible_classes(base_dtype, dtype, backend):
             assert math.isnan(kl_divergence(base_logits, np.zeros(classes, dtype)))
 
 
-def test_class_of_hardly_any_chance_may_not_be_impossible():
+def test_kl_divergence_is_infinite_if_a_possible_class_is_impossible_for_the_other():
     assert kl_divergence([0.0, -1e300], [0.0, -INF]) == INF
     assert kl_divergence(np.float32([0, -3e38]), np.float32([0, -INF])) == INF
     assert kl_divergence([0.0, -1e5], [0.0, -1e300]) == 0.0
@@ -182,7 +183,7 @@ def test_class_of_hardly_any_chance_may_not_be_impossible():
 
 @pytest.mark.parametrize("value", [NAN, INF])
 @each_dtype
-def test_nan_or_infinity_in_either_row(value, dtype, rng, backend):
+def test_kl_divergence_of_rows_with_nan_or_infinity_is_nan(value, dtype, rng, backend):
     for classes in (2, 65, 4200):
         base_logits, logits = pair(rng, (3, classes), dtype, dtype)
         expected = kl_divergence(base_logits, logits, reduction="none")
@@ -196,11 +197,11 @@ def test_nan_or_infinity_in_either_row(value, dtype, rng, backend):
                 assert math.isnan(kl_divergence(*given))
 
 
-# rows and reductions
+# where and reduction
 
 
 @pytest.mark.parametrize("rows", [1, 7, 500])
-def test_sum_is_exact_and_mean_divides_it_once(rows, rng):
+def test_kl_divergence_reduction_sum_is_exact_and_mean_divides_it_once(rows, rng):
     base_logits, logits = pair(rng, (rows, 20), np.float32, np.float16)
     divergences, where = kl_divergence(base_logits, logits, reduction="none"), rng.random(rows) > 0.3
     where[0] = True
@@ -210,7 +211,7 @@ def test_sum_is_exact_and_mean_divides_it_once(rows, rng):
     assert_same_bits(kl_divergence(base_logits, logits, where=where, reduction="none"), np.where(where, divergences, 0))
 
 
-def test_masked_rows_may_be_garbage(rng):
+def test_kl_divergence_where_rows_left_out_are_garbage(rng):
     base_logits, logits = pair(rng, (3, 40), np.float32, np.float32)
     expected = kl_divergence(base_logits, logits, reduction="none")
     base_logits[0] = logits[2] = NAN
@@ -219,14 +220,14 @@ def test_masked_rows_may_be_garbage(rng):
 
 
 @pytest.mark.parametrize("shape", [(2, 3), (0, 3)])
-def test_nothing_kept(shape):
+def test_kl_divergence_where_nothing_is_kept(shape):
     logits = np.full(shape, NAN)
     for reduction, value in zip(REDUCTIONS, (NAN, 0.0, np.zeros(shape[0])), strict=True):
         assert_same_bits(kl_divergence(logits, logits, where=False, reduction=reduction), value)
 
 
 @needs_mprotect
-def test_masked_rows_lie_in_memory_that_cannot_be_read(run_python):
+def test_kl_divergence_where_never_reads_memory_of_rows_left_out(run_python):
     run_python(
         FORBIDDEN_PAGES
         + """
@@ -242,10 +243,10 @@ for other in (rows, np.zeros(rows.shape)):
     )
 
 
-# what does not fit
+# errors
 
 
-def test_wrong_input_is_named():
+def test_errors_of_kl_divergence_name_base_logits_logits_axis_where_reduction_workers():
     logits = np.ones((2, 3))
     for shape in [(3,), (3, 2), (2, 4), (1, 3), (2, 3, 1)]:
         with fails(ValueError, "logits", shape, "(2, 3)"):

@@ -1,4 +1,4 @@
-"""The same numbers as other libraries, by the options that both have."""
+"""The same numbers as torch, scikit-learn, SciPy and optax, with the options that both have."""
 
 import itertools
 import warnings
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import scipy.special
 import scipy.stats
-from arrays import REDUCTIONS, distributions, scores_for
+from arrays import OPTIONS, REDUCTIONS, distributions, problem, scores_for
 
 from tokenloss import (
     cross_entropy,
@@ -25,6 +25,7 @@ TOLERANCES = {np.float64: {"rtol": 1e-12, "atol": 1e-15}, np.float32: {"rtol": 2
 each_kind = pytest.mark.parametrize("kind", ["ids", "distributions"])
 each_dtype = pytest.mark.parametrize("dtype", TOLERANCES)
 each_reduction = pytest.mark.parametrize("reduction", REDUCTIONS)
+each_options = pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 
 
 @pytest.fixture
@@ -44,8 +45,8 @@ def optax():
         return pytest.importorskip("optax", reason="optax is not installed")
 
 
-def problem(rng, kind, dtype, shape, axis=1):
-    """Logits, and targets in the place that torch has them."""
+def logits_and_targets(rng, kind, dtype, shape, axis=1):
+    """Logits and targets with the classes on torch's axis."""
     logits = scores_for("cross_entropy", rng, shape, dtype, axis)
     if kind == "distributions":
         return logits, distributions(rng, shape, axis, zeros=0).astype(dtype)
@@ -63,7 +64,7 @@ def problem(rng, kind, dtype, shape, axis=1):
 @pytest.mark.parametrize("shape", [(12, 7), (4, 7, 5), (2, 7, 3, 4)])
 def test_torch_cross_entropy_and_its_gradient(kind, dtype, reduction, shape, rng, torch):
     for smoothing, weighted, ignored in itertools.product([0.0, 0.1, 1.0], [False, True], [-100, 3]):
-        logits, targets = problem(rng, kind, dtype, shape)
+        logits, targets = logits_and_targets(rng, kind, dtype, shape)
         options = {"label_smoothing": smoothing, "reduction": reduction}
         if kind == "ids":
             options["ignore_index"] = ignored
@@ -84,7 +85,7 @@ def test_torch_cross_entropy_and_its_gradient(kind, dtype, reduction, shape, rng
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("ignored", [-100, 3])
 def test_torch_nll_loss(dtype, reduction, weighted, ignored, rng, torch):
-    logits, targets = problem(rng, "ids", dtype, (4, 7, 5))
+    logits, targets = logits_and_targets(rng, "ids", dtype, (4, 7, 5))
     targets[targets == -100] = ignored
     log_probs, weight = log_softmax(logits, axis=1), rng.random(7).astype(dtype) if weighted else None
     options = {"ignore_index": ignored, "reduction": reduction}
@@ -160,12 +161,16 @@ def test_sklearn_log_loss(weighted, rng):
 def test_scipy_softmax_family(dtype, axis, rng):
     logits, others = scores_for("cross_entropy", rng, (2, 5, 6, 7), dtype)
     logits[1, 2, 3] = others[1, 2, 3] = -np.inf
+    logits[2, 4, :5] = others[2, 4, :5] = -np.inf
     for ours, theirs in (
         (softmax, scipy.special.softmax),
         (log_softmax, scipy.special.log_softmax),
         (logsumexp, scipy.special.logsumexp),
     ):
-        np.testing.assert_allclose(ours(logits, axis=axis), theirs(logits, axis=axis), **TOLERANCES[dtype])
+        actual, expected = ours(logits, axis=axis), theirs(logits, axis=axis)
+        np.testing.assert_allclose(actual, expected, **TOLERANCES[dtype])
+        assert actual.shape == expected.shape
+        assert ours is logsumexp or actual.dtype == expected.dtype == dtype
     p, q = scipy.special.softmax(logits.astype(float), axis), scipy.special.softmax(others.astype(float), axis)
     tolerance = {"rtol": 1e-6, "atol": 2e-7} if dtype == np.float32 else {"rtol": 1e-12, "atol": 1e-14}
     divergences = kl_divergence(logits, others, axis=axis, reduction="none")
@@ -175,7 +180,7 @@ def test_scipy_softmax_family(dtype, axis, rng):
     np.testing.assert_allclose(scores.entropy, scipy.stats.entropy(p, axis=axis), **tolerance)
 
 
-# optax, whose numbers are of float32
+# optax, which computes in float32
 
 
 @each_kind
@@ -183,7 +188,7 @@ def test_scipy_softmax_family(dtype, axis, rng):
 def test_optax_softmax_cross_entropy(kind, axis, rng, optax):
     import jax
 
-    logits, targets = problem(rng, kind, np.float32, (4, 7, 5), axis)
+    logits, targets = logits_and_targets(rng, kind, np.float32, (4, 7, 5), axis)
     targets = np.where(targets == -100, 2, targets)
     for smoothing in (0.0, 0.1) if kind == "distributions" else (0.0,):
 
@@ -205,3 +210,27 @@ def test_optax_kl_divergence(rng, optax):
     np.testing.assert_allclose(kl_divergence(base_logits, logits, reduction="none"), expected, rtol=1e-5, atol=2e-6)
     expected = optax.losses.kl_divergence_with_log_targets(log_softmax(logits), log_softmax(base_logits))
     np.testing.assert_allclose(kl_divergence(base_logits, logits, reduction="none"), expected, rtol=1e-5, atol=2e-6)
+
+
+# torch's autograd
+
+
+@each_kind
+@each_options
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_torch_autograd_with_label_smoothing_z_loss_logit_scale_softcap(kind, options, reduction, rng):
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    logits, targets, _ = problem(rng, kind, np.float64, axis=1)
+    tensor = torch.tensor(logits, requires_grad=True)
+    x = tensor * options.get("logit_scale", 1)
+    if "softcap" in options:
+        x = options["softcap"] * torch.tanh(x / options["softcap"])
+    smoothing = options.get("label_smoothing", 0.0)
+    kept = torch.tensor(targets != -100) if kind == "ids" else torch.ones(5, 6, dtype=torch.bool)
+    penalty = options.get("z_loss", 0) * (torch.logsumexp(x, 1)[kept] ** 2)
+    loss = torch.nn.functional.cross_entropy(x, torch.tensor(targets), label_smoothing=smoothing, reduction=reduction)
+    loss = loss + (penalty.mean() if reduction == "mean" else penalty.sum())
+    loss.backward()
+    actual, gradient = cross_entropy_and_grad(logits, targets, axis=1, reduction=reduction, **options)
+    assert actual == pytest.approx(loss.item(), rel=1e-13)
+    np.testing.assert_allclose(gradient, tensor.grad.numpy(), rtol=1e-11, atol=1e-15)

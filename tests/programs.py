@@ -1,0 +1,76 @@
+"""First lines of programs for the fixture `run_python`: memory that cannot be read, and a measure of allocations."""
+
+import sys
+
+import pytest
+
+FORBIDDEN_PAGES = """
+import ctypes, mmap
+import numpy as np
+from tokenloss import cross_entropy, cross_entropy_loss, logsumexp, nll_loss
+
+PAGE = mmap.PAGESIZE
+memory = mmap.mmap(-1, 3 * PAGE)
+bytes_ = np.frombuffer(memory, np.uint8)
+libc = ctypes.CDLL(None, use_errno=True)
+
+
+def forbid(page):
+    address = ctypes.c_void_p(bytes_.ctypes.data + page * PAGE)
+    assert libc.mprotect(address, ctypes.c_size_t(PAGE), 0) == 0
+"""
+
+
+needs_mprotect = pytest.mark.skipif(sys.platform == "win32", reason="there is no mprotect")
+
+
+MEASURED = """
+import resource, sys, tracemalloc
+import ml_dtypes
+import numpy as np
+from tokenloss import LossMeter, cross_entropy, cross_entropy_loss, linear_cross_entropy, logsumexp, nll_loss
+
+UNIT = 1 if sys.platform == "darwin" else 1024
+WORKERS = 2
+rng = np.random.default_rng(0)
+
+
+class Exporter:
+    def __init__(self, array):
+        self.array = array
+
+    def __dlpack__(self, **options):
+        return self.array.__dlpack__(**options)
+
+    def __dlpack_device__(self):
+        return (1, 0)
+
+
+def measure(what, call, first=None, most=WORKERS << 20):
+    (first or call)()  # starts threads and touches pages
+    tracemalloc.start()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    call()
+    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * UNIT
+    allocated = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert allocated < most, f"{what}: {allocated} bytes were allocated"
+    assert grown < most, f"{what}: the process grew by {grown} bytes"
+"""
+
+
+# A call that is large enough for several threads (8 MB).
+LARGE = """
+import os, sys, threading, time
+import numpy as np
+from tokenloss import LossMeter, cross_entropy, cross_entropy_loss, logsumexp, nll_loss, show_config
+
+rng = np.random.default_rng(3)
+logits = rng.standard_normal((500, 4096), np.float32)
+probs = np.exp(-abs(logits))
+targets = rng.integers(0, 4096, 500)
+
+
+def large(workers=None):
+    return cross_entropy(logits, targets, workers=workers)
+"""

@@ -1,0 +1,218 @@
+"""Ctrl-C and other signals: a long call ends within 0.2 s, and what was at work can be used again."""
+
+import os
+
+import pytest
+from programs import LARGE
+
+INTERRUPTED = """
+import _thread, signal
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has background jobs ignore it
+DELAY = 0.2
+LIMIT = 0.5  # 0.2 s are promised; a busy machine may be late to wake this thread
+
+
+def interrupted(call):
+    planned = time.perf_counter() + DELAY
+    timer = threading.Timer(DELAY, _thread.interrupt_main)
+    timer.start()
+    try:
+        call()
+    except KeyboardInterrupt:
+        late = time.perf_counter() - planned
+        assert late < LIMIT, f"late by {late:.2f} s"
+    else:
+        raise AssertionError(f"it was over after {time.perf_counter() - planned + DELAY:.2f} s")
+    finally:
+        timer.cancel()
+        timer.join()
+
+
+huge = 2**36
+row = np.zeros(2**17, np.float16)
+rows = np.broadcast_to(row, (huge, row.size))
+windows = np.lib.stride_tricks.sliding_window_view(np.zeros(2**24 + 2**17, np.float16), 2**17)[: 2**24]
+half = np.broadcast_to(np.float32(0.5), (1, huge))
+nothing = np.broadcast_to(np.float32(0), (1, huge))
+ids = np.broadcast_to(np.int8(0), huge)
+expected = large(2)
+"""
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize(
+    "call",
+    [
+        "cross_entropy(rows[:2**24], ids[:2**24], workers={})",
+        "cross_entropy(windows, ids[:2**24], workers={})",
+        "cross_entropy(windows[:, ::-1], ids[:2**24], workers={})",
+        "cross_entropy(rows[:2**24, ::-1], ids[:2**24], workers={})",
+        "logsumexp(windows, workers={})",
+        "cross_entropy_loss(ids, rows, workers={})",
+        "nll_loss(rows, ids, where=np.broadcast_to(False, huge), workers={})",
+        "cross_entropy(rows[:2**24], rows[:2**24], workers={})",
+        "nll_loss(rows[:2**24], rows[:2**24], workers={})",
+    ],
+)
+def test_interrupt_of_many_rows_by_workers(call, workers, run_python):
+    program = f"interrupted(lambda: {call.format(workers)})\nassert large(2) == large(1) == expected"
+    run_python(LARGE + INTERRUPTED + program, timeout=20)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        "logsumexp(half)",
+        "cross_entropy(half, [huge - 1])",
+        "cross_entropy(half, half)",
+        "cross_entropy(half, nothing)",
+        "nll_loss(half, half)",
+        "nll_loss(half, nothing)",
+        "cross_entropy_loss(half, half)",
+        "cross_entropy_loss(nothing, half)",
+    ],
+)
+def test_interrupt_of_a_single_enormous_row(call, run_python):
+    run_python(
+        LARGE + INTERRUPTED + f"interrupted(lambda: {call})\nassert large(2) == large(1) == expected", timeout=20
+    )
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        "linear_cross_entropy(states, weight, ids[:2**24])",
+        "linear_cross_entropy(states, weight, ids[:2**24], label_smoothing=0.1, workers=1)",
+        "linear_token_scores(states[:2**20], weight, ids[:2**20], top_k=20)",
+        "linear_cross_entropy(states[:24, :8], np.broadcast_to(np.ones(8, np.float32), (2**34, 8)), ids[:24])",
+        "linear_cross_entropy(states[:24, :8], np.broadcast_to(np.float16(1), (2**34, 8)), ids[:24])",
+        "linear_cross_entropy(states[:99, :8], np.broadcast_to(np.float16(1), (2**34, 8)), ids[:99])",
+        "linear_cross_entropy(states[:2**18], weight, np.broadcast_to(np.float32(0), (2**18, 4096)))",
+    ],
+)
+def test_interrupt_of_a_projection(call, run_python):
+    run_python(
+        LARGE
+        + INTERRUPTED
+        + f"""
+from tokenloss import linear_cross_entropy, linear_token_scores
+
+states, weight = np.broadcast_to(np.float32(0.5), (2**24, 64)), logits.reshape(-1, 64)[:4096]
+interrupted(lambda: {call})
+assert large(2) == large(1) == expected
+"""
+    )
+
+
+def test_interrupt_of_a_meter(run_python):
+    run_python(
+        LARGE
+        + INTERRUPTED
+        + """
+meter = LossMeter()
+interrupted(lambda: meter.update(np.broadcast_to(0.5, 2**27)))
+assert meter == LossMeter()
+"""
+    )
+
+
+def test_interrupt_leaves_the_pool_usable_again_and_again(run_python):
+    run_python(
+        LARGE
+        + INTERRUPTED
+        + """
+for _ in range(4):
+    interrupted(lambda: logsumexp(rows[:2**24], workers=4))
+    assert large(4) == expected
+"""
+    )
+
+
+def test_interrupt_at_any_step_leaves_the_pool_usable(run_python):
+    run_python(
+        LARGE
+        + """
+from pathlib import Path
+
+import tokenloss
+
+OURS = {str(Path(tokenloss.__file__).with_name("_workers.py")), threading.__file__}
+expected = large(4)
+
+
+class Interrupt:
+    def __init__(self, step):
+        self.left = step
+
+    def __call__(self, frame, event, argument):
+        if frame.f_code.co_filename in OURS:
+            frame.f_trace_opcodes = True
+            # early releases of Python 3.12 trace lines alone
+            self.left -= event == ("line" if sys.version_info[:2] == (3, 12) else "opcode")
+            if self.left < 0:
+                raise KeyboardInterrupt
+        return self
+
+
+step, was_interrupted = 0, True
+while was_interrupted:
+    sys.settrace(Interrupt(step))
+    try:
+        was_interrupted = large(4) != expected
+    except KeyboardInterrupt:
+        pass
+    finally:
+        sys.settrace(None)
+    assert large(4) == expected
+    step += 1
+assert step > (50 if sys.version_info[:2] == (3, 12) else 100)
+"""
+    )
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the system sends no SIGINT to a process of its own")
+def test_sigint_of_the_system_interrupts_too(run_python):
+    run_python(
+        LARGE
+        + INTERRUPTED
+        + """
+signal.signal(signal.SIGALRM, signal.default_int_handler)
+_thread.interrupt_main = lambda: os.kill(os.getpid(), signal.SIGALRM)
+interrupted(lambda: logsumexp(rows[:2**24], workers=2))
+assert large(2) == expected
+"""
+    )
+
+
+def test_signal_handlers_run_in_a_long_call_and_their_errors_come_out(run_python):
+    run_python(
+        LARGE
+        + INTERRUPTED
+        + """
+class Enough(Exception):
+    pass
+
+
+calls = []
+
+
+def handler(number, frame):
+    calls.append(number)
+    if len(calls) == 3:
+        raise Enough
+
+
+signal.signal(signal.SIGINT, handler)
+timers = [threading.Timer(0.1 * k, _thread.interrupt_main) for k in (1, 2, 3)]
+for timer in timers:
+    timer.start()
+try:
+    logsumexp(rows[:2**24], workers=2)
+except Enough:
+    assert len(calls) == 3
+else:
+    raise AssertionError("nothing was raised")
+assert large(2) == expected
+"""
+    )

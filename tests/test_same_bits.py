@@ -1,0 +1,434 @@
+"""The same bits on every backend, in every layout, and for any workers and batches."""
+
+import ctypes.util
+import platform
+import sys
+
+import numpy as np
+import pytest
+from arrays import (
+    BFLOAT16,
+    FLOATS,
+    LAYOUTS,
+    LOSSES,
+    OPTIONS,
+    assert_same_bits,
+    call,
+    possible,
+    scores_for,
+    shuffled_specials,
+    strided,
+    swapped,
+    trying_row,
+)
+
+import tokenloss
+from tokenloss import (
+    _core,
+    cross_entropy,
+    cross_entropy_and_grad,
+    kl_divergence,
+    log_softmax,
+    logsumexp,
+    nll_loss,
+    softmax,
+    token_scores,
+)
+
+each_loss = pytest.mark.parametrize("loss", LOSSES)
+each_dtype = pytest.mark.parametrize("dtype", FLOATS, ids=str)
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(77)
+
+
+LENGTHS = [0, 1, 2, 17, 63, 64, 65, 128, 511, 512, 513, 600, 1023, 1024, 1025, 1535, 1536, 1537]
+LENGTHS += [3584, 4095, 4096, 4097, 4608, 8191, 8192, 8193, 12000, 66000]
+
+
+def row_values(loss, scores, targets, **options):
+    """The loss or the logsumexp of each row."""
+    if loss == "logsumexp":
+        return logsumexp(scores, **options)
+    return call(tokenloss, loss, scores, targets, reduction="none", **options)
+
+
+def large(rng, loss, dtype=np.float32):
+    """Scores and targets that are large enough for several threads."""
+    scores = scores_for(loss, rng, (600, 5000), dtype)
+    return scores, rng.integers(0, 5000, 600)
+
+
+# backends and layouts
+
+
+@each_dtype
+@pytest.mark.parametrize("kind", ["plain", "with_specials", "wide", "far_out"])
+def test_every_backend_gives_the_same_bits_of_losses_and_logsumexp(dtype, kind, rng, use_backend):
+    rows = {}
+    for length in LENGTHS[1:]:
+        rows[length] = trying_row(kind, rng, length, dtype)
+    results = {}
+    for name in _core.backends():
+        use_backend(name)
+        results[name] = [
+            [logsumexp(row), *(cross_entropy(row, k) for k in (0, length // 2, length - 1))]
+            for length, row in rows.items()
+        ]
+    assert "portable" in results
+    for name, values in results.items():
+        assert_same_bits(values, results["portable"], name)
+
+
+@each_dtype
+@pytest.mark.parametrize("loss", ["logsumexp", *LOSSES])
+@pytest.mark.parametrize("specials", [False, True])
+def test_every_layout_and_axis_gives_the_same_bits_of_losses_and_logsumexp(loss, dtype, specials, rng, backend):
+    for length in LENGTHS:
+        scores = scores_for("nll_loss" if loss == "logsumexp" else loss, rng, (3, length), dtype)
+        if specials and length:
+            scores = possible(loss, shuffled_specials(rng, scores))
+        targets = rng.integers(0, length, 3) if length else np.full(3, -100)
+        expected = row_values(loss, scores, targets)
+        for name in LAYOUTS if length < 10_000 else ("strided", "class_first_in_memory", "swapped"):
+            layout = LAYOUTS[name]
+            assert_same_bits(row_values(loss, layout(scores), targets), expected, f"{name}, {length} classes")
+        across = np.ascontiguousarray(scores.T)
+        assert_same_bits(row_values(loss, across, targets, axis=0), expected, f"class axis first, {length} classes")
+
+
+@each_loss
+@each_dtype
+def test_every_layout_of_distributions_gives_the_same_bits_of_losses(loss, dtype, rng):
+    for length in (1, 7, 64, 100, 513, 5000):
+        scores = scores_for(loss, rng, (3, length), np.float32)
+        shares = (rng.random((3, length)) * (rng.random((3, length)) > 0.6)).astype(dtype)
+        expected = row_values(loss, scores, shares)
+        for name, layout in LAYOUTS.items():
+            assert_same_bits(row_values(loss, scores, layout(shares)), expected, f"{name}, {length} classes")
+            assert_same_bits(row_values(loss, layout(scores), layout(shares)), expected, f"{name}, {length} classes")
+
+
+@each_dtype
+@pytest.mark.parametrize("rows", [2, 7, 8, 9, 16, 17, 32, 33, 65])
+def test_class_major_rows_give_the_same_bits_of_losses_and_logsumexp(rows, dtype, rng, backend):
+    for length in (1, 5, 513, 4097):
+        logits = scores_for("cross_entropy", rng, (rows, length), dtype)
+        logits[rng.integers(rows, size=2), rng.integers(length, size=2)] = np.nan, np.inf
+        logits[rng.integers(rows)] = -np.inf
+        if dtype != np.float16:
+            logits[rng.integers(rows)] *= 1e30
+            logits[rng.integers(rows), length // 2 :] = -1e9
+        targets = rng.integers(0, length, rows)
+        targets[rng.random(rows) < 0.2] = -100
+        where = rng.random(rows) < 0.8
+        beside = np.asfortranarray(logits)
+        for name, layout in {
+            "beside": beside,
+            "swapped": swapped(beside),
+            "backwards": np.asfortranarray(logits[::-1])[::-1],
+        }.items():
+            what = f"{name}, {length} classes"
+            assert_same_bits(logsumexp(layout), logsumexp(logits), what)
+            for reduction in ("none", "sum", "mean"):
+                options = {"where": where, "reduction": reduction}
+                actual = cross_entropy(layout, targets, **options)
+                assert_same_bits(actual, cross_entropy(logits, targets, **options), what)
+
+
+def test_workers_change_no_bit_of_class_major_rows(rng):
+    logits, targets = large(rng, "cross_entropy")
+    expected = cross_entropy(logits, targets, reduction="none")
+    for workers in (1, 2, 3, 8):
+        actual = cross_entropy(np.asfortranarray(logits), targets, reduction="none", workers=workers)
+        assert_same_bits(actual, expected, f"{workers} workers")
+
+
+@pytest.mark.parametrize("offset", range(0, 64, 4))
+def test_every_alignment_gives_the_same_bits(offset, rng):
+    row = rng.standard_normal(5000).astype(np.float32)
+    memory = np.zeros(row.nbytes + 128, np.uint8)
+    start = -memory.ctypes.data % 64 + offset
+    aligned = memory[start : start + row.nbytes].view(np.float32)
+    aligned[...] = row
+    assert_same_bits(cross_entropy(aligned, 777), cross_entropy(row, 777))
+
+
+@pytest.mark.parametrize("dtype", FLOATS[:2], ids=str)
+def test_float16_and_bfloat16_give_the_bits_of_float32(dtype, rng):
+    rows = rng.standard_normal((5, 3000)).astype(dtype)
+    assert_same_bits(
+        cross_entropy(rows, [1] * 5, reduction="none"),
+        cross_entropy(rows.astype(np.float32), [1] * 5, reduction="none"),
+    )
+
+
+def test_every_float16_is_read_exactly(backend):
+    every = np.arange(65536, dtype=np.uint16).view(np.float16)
+    finite = every[np.isfinite(every)]
+    negative = finite[finite < 1e-3]
+    for row in (negative[:, None], swapped(negative[:, None])):
+        np.testing.assert_array_equal(
+            nll_loss(row, np.zeros(negative.size, int), reduction="none"), -negative.astype(float)
+        )
+    pairs = np.stack([finite, np.zeros_like(finite)], 1)
+    assert_same_bits(logsumexp(pairs), logsumexp(pairs.astype(np.float32)))
+
+
+# workers and batches
+
+
+@pytest.mark.parametrize(
+    ("loss", "kind"), [("logsumexp", ""), *((loss, kind) for loss in LOSSES for kind in ("ids", "distributions"))]
+)
+def test_workers_change_no_bit_of_losses_and_logsumexp(loss, kind, rng):
+    scores, targets = large(rng, "cross_entropy" if loss == "logsumexp" else loss)
+    if kind == "distributions":
+        targets = np.eye(5000, dtype=np.float32)[targets]
+    expected = row_values(loss, scores, targets, workers=1)
+    for workers in range(1, 9):
+        assert_same_bits(row_values(loss, scores, targets, workers=workers), expected, f"{workers} workers")
+    if loss != "logsumexp":
+        for reduction in ("sum", "mean"):
+            for options in ({}, {"weight": rng.random(5000)}):
+                results = {
+                    call(tokenloss, loss, scores, targets, workers=workers, reduction=reduction, **options)
+                    for workers in (1, 2, 3, 8, 100)
+                }
+                assert len(results) == 1
+
+
+@pytest.mark.parametrize("loss", ["logsumexp", *LOSSES])
+@each_dtype
+def test_a_row_alone_has_the_bits_that_it_has_in_a_batch_of_losses_and_logsumexp(loss, dtype, rng):
+    scores = scores_for("cross_entropy" if loss == "logsumexp" else loss, rng, (40, 1100), dtype)
+    targets = rng.integers(0, 1100, 40)
+    whole = row_values(loss, scores, targets)
+    assert_same_bits([row_values(loss, row, k) for row, k in zip(scores, targets, strict=True)], whole)
+    for size in (2, 7, 39):
+        parts = [row_values(loss, scores[i : i + size], targets[i : i + size]) for i in range(0, 40, size)]
+        assert_same_bits(np.concatenate(parts), whole, f"batches of {size}")
+    assert_same_bits(row_values(loss, scores.reshape(2, 5, 4, 1100), targets.reshape(2, 5, 4)).ravel(), whole)
+
+
+# the caller's floating-point environment
+
+ROUNDING = {"x86_64": [0x400, 0x800, 0xC00], "aarch64": [0x400000, 0x800000, 0xC00000]}
+FLUSH_TO_ZERO = 0x8040  # bits of the MXCSR, at byte 28 of the environment
+
+
+@pytest.mark.skipif(sys.platform != "linux" or platform.machine() not in ROUNDING, reason="needs Linux's fenv_t")
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_floating_point_environment_of_the_caller_changes_no_bit(reduction, rng, backend):
+    libm = ctypes.CDLL(ctypes.util.find_library("m"))
+    saved = (ctypes.c_uint8 * 32)()
+    logits = rng.standard_normal((13, 3000)).astype(np.float16)
+    subnormal = 1e-40 * rng.standard_normal((13, 3000)).astype(np.float32)
+    far = 1e6 * rng.standard_normal((13, 3000))
+    spread = (far / 4e4).astype(np.float32)  # some probabilities are subnormal
+    targets = rng.integers(0, 3000, 13)
+    tiny = -np.array([5e-324, 1e-310, 2e-310])[:, None]
+    calls = [
+        lambda: cross_entropy(logits, targets, reduction=reduction),
+        lambda: cross_entropy(subnormal, targets, reduction=reduction),
+        lambda: cross_entropy(far, targets, reduction=reduction),
+        lambda: nll_loss(tiny, [0, 0, 0], reduction=reduction),
+        lambda: logsumexp(logits),
+        lambda: softmax(spread),
+        lambda: log_softmax(logits),
+        lambda: cross_entropy_and_grad(far, targets, reduction=reduction, logit_scale=1e-4)[1],
+        lambda: cross_entropy_and_grad(logits, targets, reduction=reduction, label_smoothing=0.1, softcap=3.0)[1],
+        lambda: token_scores(logits, targets).entropy,
+        lambda: token_scores(subnormal, targets, top_k=5).top_logprobs,
+        lambda: kl_divergence(logits, far, reduction=reduction),
+    ]
+    expected = [function() for function in calls]
+    environments = [(rounding, False) for rounding in ROUNDING[platform.machine()]]
+    environments += [(0, True)] if platform.machine() == "x86_64" else []
+    for rounding, flush in environments:
+        for function, value in zip(calls, expected, strict=True):
+            assert libm.fegetenv(saved) == 0
+            try:
+                changed = (ctypes.c_uint8 * 32)(*saved)
+                if flush:
+                    control = int.from_bytes(bytes(saved[28:32]), "little") | FLUSH_TO_ZERO
+                    changed[28:32] = control.to_bytes(4, "little")
+                assert libm.fesetenv(changed) == 0
+                libm.fesetround(rounding)
+                result = function()
+                kept = libm.fegetround()
+            finally:
+                libm.fesetenv(saved)
+            assert_same_bits(result, value, f"rounding {rounding:#x}, flush to zero {flush}")
+            assert kept == rounding
+
+
+@pytest.mark.parametrize("subnormal", [5e-324, 2.0**-1030, -5e-324])
+def test_subnormal_logits_are_not_flushed(subnormal):
+    assert nll_loss([[-subnormal]], [0], reduction="sum") == subnormal
+    assert nll_loss([[-subnormal]] * 4, [0] * 4, reduction="sum") == 4 * subnormal
+
+
+# gradients, distributions, label_smoothing, z_loss, logit_scale, softcap, token scores, softmax and divergences
+
+SMOOTHED, CAPPED, EVERYTHING = OPTIONS["smoothed_and_penalized"], OPTIONS["scaled_and_capped"], OPTIONS["everything"]
+FIELDS = ["nll", "logsumexp", "entropy", "rank", "argmax", "is_greedy"]
+SOME_LENGTHS = [1, 2, 17, 63, 64, 65, 128, 511, 512, 513, 1025, 4095, 4097, 8193]
+
+
+def distributions_of(targets, shape, axis):
+    """Distributions that depend on the targets only, with some zeros."""
+    classes = np.arange(shape[axis]).reshape([-1 if k == axis % len(shape) else 1 for k in range(len(shape))])
+    return np.float32((np.expand_dims(targets, axis) + classes) % 3)
+
+
+def losses(logits, targets, axis=-1, **options):
+    return cross_entropy(logits, targets, axis=axis, reduction="none", **options)
+
+
+def losses_of_distributions(logits, targets, axis=-1, **options):
+    return losses(logits, distributions_of(targets, logits.shape, axis), axis, **options)
+
+
+def gradient(logits, targets, axis=-1, **options):
+    return cross_entropy_and_grad(logits, targets, axis=axis, reduction="sum", **options)[1]
+
+
+def gradient_of_distributions(logits, targets, axis=-1, **options):
+    return gradient(logits, distributions_of(targets, logits.shape, axis), axis, **options)
+
+
+def scores(logits, targets, axis=-1, **options):
+    """All fields, one column each."""
+    found = token_scores(logits, targets, axis=axis, top_k=min(5, logits.shape[axis]), **options)
+    columns = [np.asarray(getattr(found, name), float)[..., None] for name in FIELDS]
+    return np.concatenate([*columns, found.top_ids, found.top_logprobs], -1)
+
+
+def divergences(logits, targets, axis=-1, **options):
+    """From and to other logits, which depend on the targets."""
+    others = (distributions_of(targets, logits.shape, axis) * 3).astype(np.float16)
+    there = kl_divergence(logits, others, axis=axis, reduction="none", **options)
+    return np.stack([there, kl_divergence(others, logits, axis=axis, reduction="none", **options)], -1)
+
+
+def probabilities(logits, targets, axis=-1, **options):
+    return softmax(logits, axis=axis, **options)
+
+
+def log_probabilities(logits, targets, axis=-1, **options):
+    return log_softmax(logits, axis=axis, **options)
+
+
+EACH_CLASS = [
+    gradient,
+    gradient_of_distributions,
+    probabilities,
+    log_probabilities,
+]  # their results have the logits' shape
+FUNCTIONS = {
+    "losses_smoothed": (losses, SMOOTHED),
+    "losses_with_everything": (losses, EVERYTHING),
+    "losses_of_distributions": (losses_of_distributions, SMOOTHED),
+    "losses_of_distributions_with_everything": (losses_of_distributions, EVERYTHING),
+    "gradient": (gradient, {}),
+    "gradient_smoothed": (gradient, SMOOTHED),
+    "gradient_with_everything": (gradient, EVERYTHING),
+    "gradient_of_distributions": (gradient_of_distributions, {}),
+    "gradient_of_distributions_with_everything": (gradient_of_distributions, EVERYTHING),
+    "softmax": (probabilities, {}),
+    "log_softmax": (log_probabilities, {}),
+    "scores": (scores, {}),
+    "scores_capped": (scores, CAPPED),
+    "divergences": (divergences, {}),
+}
+each_function = pytest.mark.parametrize(("function", "options"), FUNCTIONS.values(), ids=FUNCTIONS)
+
+
+@each_function
+@each_dtype
+@pytest.mark.parametrize("kind", ["plain", "with_specials", "wide", "far_out"])
+def test_every_backend_gives_the_same_bits_of_other_functions(function, options, dtype, kind, rng, use_backend):
+    rows = {}
+    for length in SOME_LENGTHS:
+        rows[length] = trying_row(kind, rng, (2, length), dtype)
+    results = {}
+    for name in _core.backends():
+        use_backend(name)
+        results[name] = {length: function(row, np.array([0, length // 2]), **options) for length, row in rows.items()}
+    for name, values in results.items():
+        for length in SOME_LENGTHS:
+            assert_same_bits(values[length], results["portable"][length], f"{name}, {length} classes")
+
+
+@each_function
+@each_dtype
+def test_every_layout_and_axis_gives_the_same_bits_of_other_functions(function, options, dtype, rng, backend):
+    for length in (1, 17, 64, 513, 4200):
+        logits, targets = scores_for("cross_entropy", rng, (4, length), dtype), rng.integers(0, length, 4)
+        shuffled_specials(rng, logits[:2])
+        expected = function(logits, targets, **options)
+        for name, layout in LAYOUTS.items():
+            what = f"{name}, {length} classes"
+            assert_same_bits(function(layout(logits), targets, **options), expected, what)
+        across = function(np.ascontiguousarray(logits.T), targets, axis=0, **options)
+        across = across.T if function in EACH_CLASS else across
+        assert_same_bits(across, expected, f"class axis first, {length} classes")
+
+
+@each_function
+@each_dtype
+def test_class_major_rows_give_the_same_bits_of_other_functions(function, options, dtype, rng):
+    for rows, length in [(2, 1), (7, 5), (16, 70), (17, 513), (33, 1100), (5, 4097)]:
+        logits, targets = scores_for("cross_entropy", rng, (rows, length), dtype), rng.integers(0, length, rows)
+        logits[rng.integers(rows, size=2), rng.integers(length, size=2)] = np.nan, np.inf
+        logits[rng.integers(rows)] = -np.inf
+        expected = function(logits, targets, **options)
+        for layout in (np.asfortranarray(logits), swapped(np.asfortranarray(logits))):
+            assert_same_bits(function(layout, targets, **options), expected, f"{rows} rows of {length} classes")
+
+
+@each_function
+def test_workers_change_no_bit_of_other_functions(function, options, rng):
+    logits, targets = scores_for("cross_entropy", rng, (300, 4100), np.float32), rng.integers(0, 4100, 300)
+    for given in (logits, np.asfortranarray(logits)):
+        expected = function(logits, targets, workers=1, **options)
+        for workers in (2, 3, 8):
+            assert_same_bits(function(given, targets, workers=workers, **options), expected, f"{workers} workers")
+
+
+@each_function
+@each_dtype
+def test_a_row_alone_has_the_bits_that_it_has_in_a_batch_of_other_functions(function, options, dtype, rng):
+    logits, targets = scores_for("cross_entropy", rng, (40, 1100), dtype), rng.integers(0, 1100, 40)
+    whole = function(logits, targets, **options)
+    alone = [function(row, k, **options) for row, k in zip(logits, targets, strict=True)]
+    assert_same_bits(np.stack(alone), whole)
+    for size in (2, 7, 39):
+        parts = [function(logits[i : i + size], targets[i : i + size], **options) for i in range(0, 40, size)]
+        assert_same_bits(np.concatenate(parts), whole, f"batches of {size}")
+    shaped = function(logits.reshape(2, 5, 4, 1100), targets.reshape(2, 5, 4), **options)
+    assert_same_bits(shaped.reshape(whole.shape), whole)
+
+
+@each_function
+@pytest.mark.parametrize("dtype", [np.dtype(np.float16), BFLOAT16], ids=str)
+def test_float16_and_bfloat16_give_the_bits_of_float32_of_other_functions(function, options, dtype, rng):
+    logits, targets = scores_for("cross_entropy", rng, (5, 3000), dtype), [0, 1, 2, 3, 2999]
+    expected = function(logits.astype(np.float32), targets, **options)
+    expected = expected.astype(dtype) if function in EACH_CLASS else expected
+    assert_same_bits(function(logits, targets, **options), expected)
+
+
+@each_dtype
+def test_label_smoothing_and_distributions_of_every_size_do_not_depend_on_the_layout(dtype, rng):
+    for _ in range(20):
+        sizes = 2.0 ** rng.uniform(-20, 3, (30, 5000))
+        logits = (sizes * rng.standard_normal(sizes.shape)).astype(dtype)
+        shares = np.where(rng.random(sizes.shape) < 0.03, sizes * rng.standard_normal(sizes.shape), 0)
+        for targets, options in ((rng.integers(0, 5000, 30), {"label_smoothing": 1.0}), (shares, {})):
+            expected = cross_entropy(logits, targets, reduction="none", **options)
+            others = strided(targets) if targets.ndim == 2 else targets
+            assert_same_bits(cross_entropy(strided(logits), others, reduction="none", **options), expected)
