@@ -337,14 +337,18 @@ cdef class Positions:
         """The number of unmasked rows."""
         return self.count(NULL)
 
-    cdef double mean_divisor(self) except? -1:
-        """What the sum of the losses is divided by for their mean."""
+    cdef double mean_factor(self) except? -1:
+        """What the sum of the losses is multiplied by for their mean: 1 over the weights, or over the number of rows."""
         cdef tl_superacc weights
-        if not self.weighs_class_ids():
-            return <double> self.count(NULL)
+        cdef tl_fp_state environment
+        cdef bint weighs = self.weighs_class_ids()
+        cdef double factor
         memset(&weights, 0, sizeof(weights))
-        self.count(&weights)
-        return tl_superacc_round(&weights)
+        unmasked = self.count(&weights if weighs else NULL)
+        tl_fp_enter(&environment)
+        factor = 1 / (tl_superacc_round(&weights) if weighs else <double> unmasked)
+        tl_fp_leave(&environment)
+        return factor
 
 
 # -- jobs -------------------------------------------------------------------------------------------------------------

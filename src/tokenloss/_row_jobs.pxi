@@ -149,7 +149,7 @@ cdef class CrossEntropy(LogSumExpJob):
             self.nontemporal_stores = self.grad.buffer.len >= NONTEMPORAL_BYTES
             self.row_bytes *= 2
             if of_mean:
-                self.grad_scale = 1 / positions.mean_divisor()
+                self.grad_scale = positions.mean_factor()
 
     def __dealloc__(self):
         PyBuffer_Release(&self.grad.buffer)
