@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any, overload
 
-from tokenloss import _arrays, _core, _workers
+from tokenloss import _core, _workers
+from tokenloss._errors import raise_error
 
 if TYPE_CHECKING:
     from typing import Literal
@@ -21,7 +22,7 @@ def choose_backend() -> None:
     disabled = set()
     for name in os.environ.get(VARIABLE, "").replace(",", " ").split():
         if name.upper() not in FEATURES:
-            _arrays.fail("option", name=VARIABLE, got=name, fits=f"some of {', '.join(FEATURES)}")
+            raise_error("option", name=VARIABLE, got=name, fits=f"some of {', '.join(FEATURES)}")
         disabled.add(FEATURES[name.upper()])
     _core.use_backend(next(name for name in _core.backends() if name not in disabled))
 
@@ -62,7 +63,7 @@ def show_config(mode: str = "stdout") -> dict[str, Any] | None:
     from tokenloss import __version__
 
     if mode not in ("stdout", "dicts"):
-        _arrays.fail("option", name="mode", got=mode, fits="'stdout' or 'dicts'")
+        raise_error("option", name="mode", got=mode, fits="'stdout' or 'dicts'")
     config = {
         "version": __version__,
         "instruction_set": _core.backend_in_use(),

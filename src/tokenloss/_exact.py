@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from tokenloss import _arrays, _core
+from tokenloss import _core
+from tokenloss._iteration import iter_float64
 
 if TYPE_CHECKING:
     from tokenloss._types import ArrayLike
@@ -33,7 +34,7 @@ class ExactMoments:
         """Moments of an array, or of the elements that `where` keeps; `name` is that of the argument, for errors."""
         count = finite = squares = 0
         special = 0.0
-        for part in _arrays.chunks(name, values, where):
+        for part in iter_float64(name, values, where):
             sums = _core.moments(part)
             finite += sums[0]
             special += sums[1]

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tokenloss import _arrays, _core, _workers
+from tokenloss import _core, _workers
+from tokenloss._errors import raise_bad_class, raise_error
+from tokenloss._validation import check_reduction
 
 if TYPE_CHECKING:
     from typing import NoReturn
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
 
 def new_losses(reduction: Any, batch: tuple[int, ...]) -> Float64Array | None:
     """Each position's loss, 0 where masked; None if only their sum or mean is wanted."""
-    return np.zeros(batch) if _arrays.reduction(reduction) == "none" else None
+    return np.zeros(batch) if check_reduction(reduction) == "none" else None
 
 
 def run_and_reduce(
@@ -53,7 +55,7 @@ def check_targets(positions: _core.Positions, scores: _core.Scores) -> None:
     if positions.by_class:
         row = positions.find_bad_target()
         if row >= 0:
-            _arrays.fail_class(positions.name, positions.targets, _index(positions, row), positions.classes)
+            raise_bad_class(positions.name, positions.targets, _index(positions, row), positions.classes)
     else:
         row = positions.find_bad_distribution()
         if row >= 0:
@@ -79,7 +81,7 @@ def _raise_not_one_hot(positions: _core.Positions, scores: _core.Scores, row: in
         )
     targets = positions.targets[tuple(index)]
     got = f"{reprlib.repr(targets.tolist())}, which add up to {targets.sum(dtype=object)}"
-    _arrays.fail("one-hot", name=positions.name, position=position or "", got=got, fits=fits)
+    raise_error("one-hot", name=positions.name, position=position or "", got=got, fits=fits)
 
 
 def raise_refusal(job: _core.RowJob) -> NoReturn:
@@ -91,7 +93,7 @@ def raise_refusal(job: _core.RowJob) -> NoReturn:
     position = _index(positions, row)
     if reason == _core.BAD_TARGET:
         fits = f"[0, {positions.classes})"
-        _arrays.fail("changed", name=positions.name, position=position or "", fits=fits)
+        raise_error("changed", name=positions.name, position=position or "", fits=fits)
     position.insert(job.scores.axis, k)
     fits = "probability" if is_probability else "log-probability"
-    _arrays.fail("score", name=job.scores.name, position=position, got=score, fits=fits)
+    raise_error("score", name=job.scores.name, position=position, got=score, fits=fits)

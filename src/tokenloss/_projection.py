@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tokenloss import _arrays, _core, _job, _workers
+from tokenloss import _core, _job, _workers
+from tokenloss._validation import check_projection
 
 if TYPE_CHECKING:
     from tokenloss._types import Array
@@ -23,7 +24,7 @@ class Projection:
     __slots__ = ("bias", "dtype", "hidden", "hidden_code", "scores", "weight", "weight_code")
 
     def __init__(self, hidden: Any, linear_weight: Any, linear_bias: Any) -> None:
-        (self.hidden, self.hidden_code), (self.weight, self.weight_code), self.bias = _arrays.projection(
+        (self.hidden, self.hidden_code), (self.weight, self.weight_code), self.bias = check_projection(
             hidden, linear_weight, linear_bias
         )
         is_double = _core.DTYPES["float64"] in (self.hidden_code & ~_core.SWAPPED, self.weight_code & ~_core.SWAPPED)

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
-from tokenloss import _arrays, _core, _job
-from tokenloss._validation import as_scores, output_like, without_targets
+from tokenloss import _core, _job
+from tokenloss._validation import as_scores, check_out, output_like, without_targets
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -159,7 +159,7 @@ def logsumexp(
     array([11.78, 11.78])
     """
     scores = as_scores("logits", logits, axis)
-    result = numbers = np.zeros(scores.batch) if out is None else _arrays.result_array(out, scores.batch)
+    result = numbers = np.zeros(scores.batch) if out is None else check_out(out, scores.batch)
     if not result.flags.carray or np.may_share_memory(result, scores.array):
         numbers = np.zeros(scores.batch)
     _job.run(_core.LogSumExp(scores, without_targets(scores), numbers), workers)

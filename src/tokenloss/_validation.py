@@ -1,31 +1,237 @@
-"""Arguments of the public functions become validated scores and positions, which a job of `_core` can read."""
+"""Arguments of the public functions become validated scores, positions and options, or an error."""
 
 from __future__ import annotations
 
+import numbers
+import operator
 from typing import TYPE_CHECKING, Any
 
-from tokenloss import _arrays, _core
+import numpy as np
+
+from tokenloss import _core
+from tokenloss._dtypes import FLOAT_CODES, FLOATS, INTEGER_RANGES, TARGETS, as_array, as_float_array, dtype_name
+from tokenloss._errors import raise_error
 
 if TYPE_CHECKING:
     from tokenloss._types import Array
 
 
+_LARGEST = float(np.finfo(np.float64).max)
+
+
+REDUCTIONS = ("mean", "sum", "none")
+
+
+def check_projection(
+    hidden: Any, weight: Any, bias: Any
+) -> tuple[tuple[np.ndarray[Any, Any], int], tuple[np.ndarray[Any, Any], int], tuple[np.ndarray[Any, Any], int] | None]:
+    """Hidden states (..., D), weights (V, D), and a bias (V,) if there is one."""
+    hidden_view, weight_view = as_float_array("hidden", hidden), as_float_array("linear_weight", weight)
+    if hidden_view[0].ndim == 0:
+        raise_error("shape", name="hidden", got=(), fits="(..., D)")
+    depth, got = hidden_view[0].shape[-1], weight_view[0].shape
+    if len(got) != 2 or got[1] != depth:
+        raise_error("shape", name="linear_weight", got=got, fits=f"(V, {depth}), to fit hidden")
+    bias_view = None if bias is None else as_float_array("linear_bias", bias)
+    if bias_view is not None and bias_view[0].shape != got[:1]:
+        raise_error("shape", name="linear_bias", got=bias_view[0].shape, fits=f"{got[:1]}, to fit linear_weight")
+    return hidden_view, weight_view, bias_view
+
+
+def check_axis(name: str, ndim: int, axis: object) -> int:
+    """The class axis, counted from the front."""
+    if ndim == 0:
+        raise_error("scalar", name=name)
+    number = axis if type(axis) is int else check_integer("axis", axis, "an integer")
+    if not -ndim <= number < ndim:
+        raise_error("axis", name=name, got=number, fits=f"{ndim} dimension" + "s" * (ndim > 1))
+    return number + ndim if number < 0 else number
+
+
+def check_reduction(value: object) -> str:
+    """The way to reduce losses."""
+    if not isinstance(value, str) or value not in REDUCTIONS:
+        raise_error("option", name="reduction", got=value, fits="'mean', 'sum' or 'none'")
+    return value
+
+
+def check_targets(
+    name: str, value: Any, shape: tuple[int, ...], batch: tuple[int, ...], scores_name: str, distributions: bool
+) -> tuple[np.ndarray[Any, Any], int]:
+    """Class ids of the batch's shape, or distributions of the scores' where these are taken."""
+    array, code = as_array(name, value, TARGETS if distributions else "an integer")
+    if array.shape == shape and distributions:
+        if code is None:
+            raise_error("dtype", name=name, got=array.dtype, fits=TARGETS)
+        return array, code
+    if array.shape != batch:
+        fits = f"{batch} (class ids)" + f" or {shape} (distributions)" * distributions + f", to fit {scores_name}"
+        axis = next((k for k in range(len(shape)) if shape[:k] + shape[k + 1 :] == array.shape), None)
+        if axis is not None and scores_name != "hidden":  # whose last axis is none of classes
+            fits += f"; or give axis={axis}, if that axis of {scores_name} holds the classes"
+        raise_error("shape", name=name, got=array.shape, fits=fits)
+    if array.size == 0 and isinstance(value, list | tuple):  # an empty list has no dtype of its own
+        return np.empty(batch, np.int64), _core.DTYPES["int64"]
+    if code is None or code in FLOAT_CODES or array.dtype == np.bool_:
+        raise_error(
+            "dtype", name=name, got=dtype_name(code, array), fits=f"integer, being class ids by its shape {batch}"
+        )
+    return array, code
+
+
+def check_weight(value: Any, classes: int) -> tuple[np.ndarray[Any, Any], int]:
+    """One weight for each class."""
+    array, code = as_array("weight", value)
+    if code is None:
+        raise_error("dtype", name="weight", got=array.dtype, fits=FLOATS)
+    if array.shape != (classes,):
+        raise_error("shape", name="weight", got=array.shape, fits=f"({classes},), one for each class")
+    return array, code
+
+
+def check_mask(value: Any, batch: tuple[int, ...]) -> np.ndarray[Any, Any]:
+    """A mask over the batch; it is broadcast."""
+    array, code = as_array("where", value, "bool")
+    if array.dtype != np.bool_:
+        raise_error("dtype", name="where", got=dtype_name(code, array), fits="bool: True for the positions to keep")
+    try:
+        return np.broadcast_to(array, batch)
+    except ValueError:
+        raise_error("shape", name="where", got=array.shape, fits=f"{batch}, or broadcast to it")
+
+
+def check_integer(name: str, value: Any, fits: str, least: int | None = None, most: int | None = None) -> int:
+    """A Python integer, neither below the least nor above the most."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise_error("type", name=name, got=value, fits=fits)
+    if (least is not None and number < least) or (most is not None and number > most):
+        raise_error("option", name=name, got=number, fits=fits)
+    return number
+
+
+def check_ignore_index(value: object, code: int) -> int | None:
+    """The class id that is passed over, in 64 bits with a sign, if it is one that targets of this dtype can hold."""
+    number = value if type(value) is int else check_integer("ignore_index", value, "an integer or None")
+    least, most = INTEGER_RANGES[code]
+    if not least <= number <= most:
+        return None
+    return number - (1 << 64) if number >= 1 << 63 else number
+
+
+def check_no_ignore_index(value: object) -> None:
+    """Refuse an ignore_index with distributions, which have no class ids; the default need not have been given."""
+    if value is None or (type(value) is int and value == -100):  # nearly always, and faster
+        return
+    if check_integer("ignore_index", value, "an integer or None") != -100:
+        raise_error(
+            "option", name="ignore_index", got=value, fits="left out where targets are distributions; mask by where"
+        )
+
+
+def check_number(name: str, value: Any, fits: str, *, most: float = _LARGEST, positive: bool = False) -> float:
+    """A number from 0 to the most, without 0 if it must be positive."""
+    if type(value) is float and 0 < value <= most:  # nearly always, and faster
+        return value
+    scalar = value[()] if isinstance(value, np.ndarray) and value.ndim == 0 else value
+    if not isinstance(scalar, numbers.Real):
+        raise_error("type", name=name, got=value, fits=fits)
+    try:
+        result = float(scalar)
+    except OverflowError:
+        result = -1.0
+    if not 0 <= result <= most or (positive and result == 0):
+        raise_error("option", name=name, got=value, fits=fits)
+    return result
+
+
+def check_out(value: Any, batch: tuple[int, ...]) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """An array that results can be written to."""
+    if not isinstance(value, np.ndarray) or value.dtype != np.float64:
+        raise_error(
+            "dtype", name="out", got=getattr(value, "dtype", type(value).__name__), fits="float64, in a NumPy array"
+        )
+    array, _ = as_array("out", value)  # as it is in memory, whatever a subclass makes of it
+    _check_writable(array, batch)
+    return array
+
+
+def _check_writable(array: np.ndarray[Any, Any], shape: tuple[int, ...]) -> None:
+    """Refuse what cannot be written to."""
+    if array.shape != shape:
+        raise_error("shape", name="out", got=array.shape, fits=f"{shape}")
+    if not array.flags.writeable:
+        raise_error("read-only")
+    extent = array.itemsize if array.size else 0
+    for stride, length in sorted((abs(a), b) for a, b in zip(array.strides, array.shape, strict=True) if b > 1):
+        if stride < extent:
+            raise_error("self-overlap", got=array.strides)
+        extent += stride * (length - 1)
+
+
+def empty_like_scores(name: str, view: np.ndarray[Any, Any], code: int) -> np.ndarray[Any, Any]:
+    """An array of the shape and dtype of scores, to be written to."""
+    dtype: Any = dtype_name(code, view)
+    if dtype == "bfloat16":
+        try:
+            import ml_dtypes
+        except ImportError:
+            raise_error("missing", name=f"a result for bfloat16 {name}", got="ml_dtypes")
+        dtype = ml_dtypes.bfloat16
+    return np.empty_like(view, dtype, subok=False)
+
+
+def check_out_like(value: Any, name: str, scores: np.ndarray[Any, Any], code: int) -> tuple[np.ndarray[Any, Any], int]:
+    """A view to write a number for each score to: an array of their shape and dtype, perhaps the scores themselves."""
+    if isinstance(value, np.ndarray) or hasattr(value, "__dlpack__"):
+        array, result_code = as_array("out", value)
+    else:
+        raise_error("dtype", name="out", got=type(value).__name__, fits=f"{dtype_name(code, scores)}, in an array")
+    if result_code is None or result_code & ~_core.SWAPPED != code & ~_core.SWAPPED:
+        got, fits = dtype_name(result_code, array), f"{dtype_name(code, scores)}, as {name}"
+        raise_error("dtype", name="out", got=got, fits=fits)
+    _check_writable(array, scores.shape)
+    same = array.__array_interface__["data"][0] == scores.__array_interface__["data"][0] and all(
+        a == b or length < 2 for a, b, length in zip(array.strides, scores.strides, array.shape, strict=True)
+    )
+    if not (same and result_code == code) and _may_overlap(array, scores):
+        raise_error("overlap", name=name, fits=", but is not the same array")
+    return array, result_code
+
+
+def check_no_overlap(result: np.ndarray[Any, Any], others: dict[str, np.ndarray[Any, Any]]) -> None:
+    """Refuse a result that would be written over what is still to be read."""
+    for name, other in others.items():
+        if _may_overlap(result, other):
+            raise_error("overlap", name=name, fits="")
+
+
+def _may_overlap(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> bool:
+    """Whether two arrays share memory; True where that would take long to find out."""
+    work: Any = 1000  # NumPy's stubs allow for 0 and -1 only
+    try:
+        return np.may_share_memory(a, b) and np.shares_memory(a, b, max_work=work)
+    except np.exceptions.TooHardError:
+        return True
+
+
 def as_scores(name: str, value: Any, axis: Any) -> _core.Scores:
     """Scores along a class axis."""
-    array, code = _arrays.floats(name, value)
-    return _core.Scores(name, array, code, _arrays.class_axis(name, array.ndim, axis), array.shape)
+    array, code = as_float_array(name, value)
+    return _core.Scores(name, array, code, check_axis(name, array.ndim, axis), array.shape)
 
 
 def scores_of_shape(name: str, shape: tuple[int, ...], axis: Any) -> _core.Scores:
     """Scores that are not there yet, for what is to fit their shape."""
-    return _core.Scores(name, None, _core.DTYPES["float32"], _arrays.class_axis(name, len(shape), axis), shape)
+    return _core.Scores(name, None, _core.DTYPES["float32"], check_axis(name, len(shape), axis), shape)
 
 
 def as_other_scores(name: str, value: Any, base: _core.Scores) -> _core.Scores:
     """The scores of another model, of the shape of the base's."""
-    array, code = _arrays.floats(name, value)
+    array, code = as_float_array(name, value)
     if array.shape != base.shape:
-        _arrays.fail("shape", name=name, got=array.shape, fits=f"{base.shape}, as {base.name}")
+        raise_error("shape", name=name, got=array.shape, fits=f"{base.shape}, as {base.name}")
     return _core.Scores(name, array, code, base.axis, base.shape)
 
 
@@ -34,21 +240,21 @@ def as_positions(
     distributions: bool = True,
 ) -> _core.Positions:  # fmt: skip
     """Targets that fit the scores, with their mask and class weights; of the scores, only the shape is looked at."""
-    array, code = _arrays.class_targets(name, targets, scores.shape, scores.batch, scores.name, distributions)
+    array, code = check_targets(name, targets, scores.shape, scores.batch, scores.name, distributions)
     axis, ignored = -1, None
     if array.ndim == len(scores.shape):
         axis = scores.axis
-        _arrays.no_ignored_class(ignore_index)
+        check_no_ignore_index(ignore_index)
     elif ignore_index is not None:
-        ignored = _arrays.ignored_class(ignore_index, code)
-    weights, weight_code = (None, 0) if weight is None else _arrays.class_weight(weight, scores.classes)
-    mask = None if where is None else _arrays.mask(where, scores.batch)
+        ignored = check_ignore_index(ignore_index, code)
+    weights, weight_code = (None, 0) if weight is None else check_weight(weight, scores.classes)
+    mask = None if where is None else check_mask(where, scores.batch)
     return _core.Positions(scores.batch, scores.classes, name, array, code, axis, ignored, mask, weights, weight_code)
 
 
 def without_targets(scores: _core.Scores, where: Any = None) -> _core.Positions:
     """Positions of functions that take no targets."""
-    mask = None if where is None else _arrays.mask(where, scores.batch)
+    mask = None if where is None else check_mask(where, scores.batch)
     return _core.Positions(scores.batch, scores.classes, None, None, 0, -1, None, mask, None, 0)
 
 
@@ -56,23 +262,23 @@ def logit_transform(logit_scale: Any, softcap: Any) -> tuple[float, float]:
     """The factor of the logits, and their cap or 0."""
     scale = logit_scale
     if type(logit_scale) is not float or logit_scale != 1.0:
-        scale = _arrays.number("logit_scale", logit_scale, "a positive finite number", positive=True)
+        scale = check_number("logit_scale", logit_scale, "a positive finite number", positive=True)
     if softcap is None:
         return scale, 0.0
-    return scale, _arrays.number("softcap", softcap, "a positive finite number or None", positive=True)
+    return scale, check_number("softcap", softcap, "a positive finite number or None", positive=True)
 
 
 def penalties(label_smoothing: Any, z_loss: Any) -> tuple[float, float]:
     """Label smoothing, and the factor of the squared logsumexp."""
     if type(label_smoothing) is type(z_loss) is float and label_smoothing == z_loss == 0.0:
         return 0.0, 0.0
-    smoothing = _arrays.number("label_smoothing", label_smoothing, "a number between 0 and 1", most=1)
-    return smoothing, _arrays.number("z_loss", z_loss, "a finite number of at least 0")
+    smoothing = check_number("label_smoothing", label_smoothing, "a number between 0 and 1", most=1)
+    return smoothing, check_number("z_loss", z_loss, "a finite number of at least 0")
 
 
 def output_like(scores: _core.Scores, out: Any, inputs: dict[str, Array | None]) -> tuple[Any, Array, int]:
     """Where a result of the scores' shape and dtype goes: the array to return, a view to write to, and its code."""
-    result = _arrays.like_scores(scores.name, scores.array, scores.dtype) if out is None else out
-    view, code = _arrays.result_view(result, scores.name, scores.array, scores.dtype)
-    _arrays.apart(view, {name: array for name, array in inputs.items() if array is not None})
+    result = empty_like_scores(scores.name, scores.array, scores.dtype) if out is None else out
+    view, code = check_out_like(result, scores.name, scores.array, scores.dtype)
+    check_no_overlap(view, {name: array for name, array in inputs.items() if array is not None})
     return result, view, code

@@ -11,7 +11,8 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
-from tokenloss import _arrays
+from tokenloss._errors import raise_error
+from tokenloss._validation import check_integer
 
 if TYPE_CHECKING:
     from tokenloss import _core
@@ -135,7 +136,7 @@ def default_workers() -> int:
     given = os.environ.get(VARIABLE)
     if given:
         if not (given.isdecimal() and len(given) < 10 and int(given) >= 1):
-            _arrays.fail("option", name=VARIABLE, got=given[:20], fits=f"an integer from 1 to {10**9 - 1}")
+            raise_error("option", name=VARIABLE, got=given[:20], fits=f"an integer from 1 to {10**9 - 1}")
         return int(given)
     return all_workers()
 
@@ -145,8 +146,8 @@ def check_workers(workers: int | None) -> int | None:
     if workers is None:
         return None
     fits = "a positive integer, -1 for all CPUs, or None"
-    number = _arrays.integer("workers", workers, fits)
-    return all_workers() if number == -1 else _arrays.integer("workers", number, fits, least=1)
+    number = check_integer("workers", workers, fits)
+    return all_workers() if number == -1 else check_integer("workers", number, fits, least=1)
 
 
 def run(work: _core.Job, row_bytes: int, workers: int | None) -> None:

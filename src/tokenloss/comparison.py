@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tokenloss import _arrays, _core, _job, _workers
-from tokenloss._arrays import Floats
+from tokenloss import _core, _job, _workers
+from tokenloss._dtypes import CheckedArray, as_float_array, bfloat16_to_float32
+from tokenloss._errors import raise_error
 from tokenloss._exact import ExactMoments, exp
+from tokenloss._iteration import iter_row_blocks
 from tokenloss._softmax import logsumexp, softmax
 from tokenloss._validation import as_other_scores, as_positions, as_scores
 from tokenloss.divergence import kl_divergence
@@ -189,7 +191,7 @@ class ComparisonMeter:
         workers: int | None = None,
     ) -> None:
         if definitions not in ("exact", "llama.cpp"):
-            _arrays.fail("option", name="definitions", got=definitions, fits="'exact' or 'llama.cpp'")
+            raise_error("option", name="definitions", got=definitions, fits="'exact' or 'llama.cpp'")
         self._definitions = definitions
         self._ignore_index = ignore_index
         self._workers = workers
@@ -229,15 +231,19 @@ class ComparisonMeter:
         _workers.check_workers(self._workers)
 
         base, other = (
-            Floats(np.moveaxis(scores.array, scores.axis, -1), scores.dtype) for scores in (base_scores, other_scores)
+            CheckedArray(np.moveaxis(scores.array, scores.axis, -1), scores.dtype)
+            for scores in (base_scores, other_scores)
         )
         ids, batch = positions.targets, positions.batch
         kept = np.broadcast_to(True, batch) if positions.where is None else positions.where
         self._parts += [
             self._block_columns(
-                Floats(base.array[index], base.code), Floats(other.array[index], other.code), ids[index], kept[index]
+                CheckedArray(base.array[index], base.code),
+                CheckedArray(other.array[index], other.code),
+                ids[index],
+                kept[index],
             )
-            for index in _arrays.blocks(batch, _BLOCK_ROWS)
+            for index in iter_row_blocks(batch, _BLOCK_ROWS)
         ]
 
     def _block_columns(self, base: Any, logits: Any, targets: Any, where: Any) -> _Columns:
@@ -275,7 +281,7 @@ class ComparisonMeter:
         return _comparison(self._definitions, self._parts, (-1,))
 
 
-def _nll_of_log_probs(base: Floats, targets: Any, ignore_index: Any, where: Any, workers: Any) -> Float64Array:
+def _nll_of_log_probs(base: CheckedArray, targets: Any, ignore_index: Any, where: Any, workers: Any) -> Float64Array:
     """`nll_loss`, whose errors name the argument of `compare`."""
     scores = as_scores("base_logits", base, -1)
     positions = as_positions("targets", targets, scores, ignore_index, where, distributions=False)
@@ -289,10 +295,10 @@ def _check_normalized(normalizers: Float64Array) -> None:
     wrong = normalizers[abs(normalizers) > UNNORMALIZED]  # nan is not
     if wrong.size:
         fits = "definitions='llama.cpp' takes log-probabilities, as log_softmax gives them"
-        _arrays.fail("unnormalized", name="base_logits", got=wrong[0], fits=fits)
+        raise_error("unnormalized", name="base_logits", got=wrong[0], fits=fits)
 
 
-def _kl_llama_cpp(base: Floats, logits: Floats, kept: BoolArray, workers: int | None) -> Float64Array:
+def _kl_llama_cpp(base: CheckedArray, logits: CheckedArray, kept: BoolArray, workers: int | None) -> Float64Array:
     """Sum exp(b) * (b - log_softmax(logits)) over the base's log-probabilities b that llama.cpp counts.
 
     Their exponentials add up to some s, and those over s are a distribution: the sum is s times the divergence from it
@@ -300,22 +306,22 @@ def _kl_llama_cpp(base: Floats, logits: Floats, kept: BoolArray, workers: int | 
     """
     kl, log_sum = np.zeros(kept.shape), np.zeros(kept.shape)
     row_bytes = base.array.shape[-1] * base.array.itemsize
-    for index in _arrays.blocks(kept.shape, max(1, _COPIED_BYTES // (row_bytes or 1))):
+    for index in iter_row_blocks(kept.shape, max(1, _COPIED_BYTES // (row_bytes or 1))):
         here = kept[index]
-        pair: Any = [Floats(array[index], code) for array, code in (base, logits)]
+        pair: Any = [CheckedArray(array[index], code) for array, code in (base, logits)]
         if not here.all():  # rows that are ignored are never read
-            pair = [Floats(array[here], code) for array, code in pair]
+            pair = [CheckedArray(array[here], code) for array, code in pair]
         likely = _mask_unlikely(pair[0])
         log_sum[index][here] = np.ravel(logsumexp(likely, workers=workers))
         kl[index][here] = np.ravel(kl_divergence(likely, pair[1], reduction="none", workers=workers))
     return _exp_same_bits(log_sum) * (kl + log_sum)
 
 
-def _mask_unlikely(base: Floats) -> Array:
+def _mask_unlikely(base: CheckedArray) -> Array:
     """Log-probabilities, with -inf for those that llama.cpp's divergence leaves out."""
     array, code = base
     if code & ~_core.SWAPPED == _core.DTYPES["bfloat16"]:
-        array = _arrays.from_bfloat16(array.view(np.dtype(np.uint16).newbyteorder(array.dtype.byteorder)))
+        array = bfloat16_to_float32(array.view(np.dtype(np.uint16).newbyteorder(array.dtype.byteorder)))
     elif array.itemsize < 4:
         array = array.astype(np.float32)
     with np.errstate(divide="ignore", invalid="ignore"):  # invalid: a nan that signals
@@ -396,7 +402,7 @@ def compare(
     (0.065366, 1.0)
     """
     meter = ComparisonMeter(definitions=definitions, ignore_index=ignore_index, workers=workers)
-    base: Any = Floats(*_arrays.floats("base_logits", base_logits))
+    base: Any = CheckedArray(*as_float_array("base_logits", base_logits))
     meter.update(base, logits, targets, axis=axis, where=where)
     shape = base.array.shape
     axis %= len(shape)

@@ -8,16 +8,17 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from tokenloss import _arrays, _workers
+from tokenloss import _workers
+from tokenloss._errors import raise_error
 from tokenloss._exact import ExactMoments
-from tokenloss._validation import as_positions, as_scores, logit_transform, penalties
+from tokenloss._validation import as_positions, as_scores, check_axis, check_reduction, logit_transform, penalties
 from tokenloss.losses import cross_entropy as _cross_entropy
 from tokenloss.meter import LossMeter
 
 try:
     import dask.array as da
 except ImportError:
-    _arrays.fail("missing", name="tokenloss.dask", got="dask[distributed]")
+    raise_error("missing", name="tokenloss.dask", got="dask[distributed]")
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -182,7 +183,7 @@ def cross_entropy(
     >>> cross_entropy(logits, [0, 1], reduction="none").compute().round(6)
     array([0.407606, 0.094923])
     """
-    each = _arrays.reduction(reduction) == "none"
+    each = check_reduction(reduction) == "none"
     result: da.Array = _by_block(
         _losses if each else _sums, logits, targets, axis=axis, where=where, weight=weight, ignore_index=ignore_index,
         label_smoothing=label_smoothing, z_loss=z_loss, logit_scale=logit_scale, softcap=softcap, workers=workers,
@@ -198,7 +199,7 @@ def cross_entropy(
 def _by_block(function: Any, logits: Any, targets: Any, *, axis: int, where: Any, weight: Any, **options: Any) -> Any:
     """Call `_losses` or `_sums` with each block of rows; arguments are checked before."""
     if not isinstance(logits, da.Array):
-        _arrays.fail("type", name="logits", got=type(logits).__name__, fits="a Dask array")
+        raise_error("type", name="logits", got=type(logits).__name__, fits="a Dask array")
     scores = as_scores("logits", _meta_zeros("logits", logits), axis)
     mask = None if where is None else _meta_zeros("where", where)
     positions = as_positions("targets", _meta_zeros("targets", targets), scores, options["ignore_index"], mask, weight)
@@ -206,7 +207,7 @@ def _by_block(function: Any, logits: Any, targets: Any, *, axis: int, where: Any
     logit_transform(options["logit_scale"], options["softcap"])
     _workers.check_workers(options["workers"])
 
-    axis = _arrays.class_axis("logits", logits.ndim, axis)
+    axis = check_axis("logits", logits.ndim, axis)
     if logits.numblocks[axis] > 1:
         logits = logits.rechunk({i: -1 if i == axis else "auto" for i in range(logits.ndim)})
     axes = tuple(range(logits.ndim))
@@ -230,7 +231,7 @@ def _meta_zeros(name: str, value: Any) -> Any:
     if not isinstance(value, da.Array):
         return value
     if any(map(math.isnan, value.shape)):
-        _arrays.fail("shape", name=name, got=value.shape, fits="known; its compute_chunk_sizes() finds it")
+        raise_error("shape", name=name, got=value.shape, fits="known; its compute_chunk_sizes() finds it")
     return np.broadcast_to(np.zeros_like(value._meta, shape=()), value.shape, subok=True)
 
 
@@ -284,7 +285,7 @@ def _losses(
         first = bad[0]
         position = [int(start[0] + i) for start, i in zip(starts, first, strict=True)]
         got = targets[tuple(first)]
-        _arrays.fail("class", name="targets", position=position or "", got=got, fits=f"[0, {classes})")
+        raise_error("class", name="targets", position=position or "", got=got, fits=f"[0, {classes})")
     return np.expand_dims(nll, axis)
 
 
@@ -355,15 +356,15 @@ def map_shards(
         from distributed import Client, as_completed
         from distributed.comm.addressing import resolve_address
     except ImportError:
-        _arrays.fail("missing", name="a scheduler", got="dask[distributed]")
+        raise_error("missing", name="a scheduler", got="dask[distributed]")
     fits = "the address of a Dask scheduler that runs"
     if not isinstance(scheduler, str):
-        _arrays.fail("type", name="scheduler", got=scheduler, fits=fits)
+        raise_error("type", name="scheduler", got=scheduler, fits=fits)
     try:
         resolve_address(scheduler)  # beforehand, since a client of no address cannot be closed
         client = Client(scheduler, set_as_default=False)
     except (OSError, ValueError):
-        _arrays.fail("option", name="scheduler", got=scheduler, fits=fits)
+        raise_error("option", name="scheduler", got=scheduler, fits=fits)
     with client:
         numbers = {future: number for number, future in enumerate(client.map(function, list(shards), pure=False))}
         for future, result in as_completed(list(numbers), loop=client.loop, with_results=True):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, overload
 
-from tokenloss import _arrays, _core, _job
+from tokenloss import _core, _job
 from tokenloss._projection import Projection
-from tokenloss._validation import as_positions, as_scores, logit_transform, output_like, penalties
+from tokenloss._validation import as_positions, as_scores, check_number, logit_transform, output_like, penalties
 
 if TYPE_CHECKING:
     from typing import Literal
@@ -103,7 +103,7 @@ def cross_entropy_loss(
     """
     scores = as_scores("y_pred", y_pred, axis)
     positions = as_positions("y_true", y_true, scores, ignore_index, where, weight)
-    epsilon = _arrays.number("epsilon", epsilon, "a number between 0 and 0.5", most=0.5)
+    epsilon = check_number("epsilon", epsilon, "a number between 0 and 0.5", most=0.5)
     losses = _job.new_losses(reduction, scores.batch)
     kind = _core.ClassIdLoss if positions.by_class else _core.SoftTargetLoss
     return _job.run_and_reduce(kind(scores, positions, losses, True, epsilon), losses, reduction, workers)

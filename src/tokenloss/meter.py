@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from tokenloss import _arrays
+from tokenloss._errors import raise_error
 from tokenloss._exact import ExactMoments, exp
+from tokenloss._validation import check_integer, check_mask
 from tokenloss.scores import TokenScores
 
 if TYPE_CHECKING:
@@ -82,10 +83,10 @@ class LossMeter:
         """
         if isinstance(nll, TokenScores):
             kept = nll.kept
-            nll, where = nll.nll, kept if where is None else kept & _arrays.mask(where, kept.shape)
+            nll, where = nll.nll, kept if where is None else kept & check_mask(where, kept.shape)
         new = ExactMoments.of(nll, where, name="nll")
-        n_bytes = _arrays.integer("n_bytes", n_bytes, "an integer of at least 0", least=0)
-        n_words = _arrays.integer("n_words", n_words, "an integer of at least 0", least=0)
+        n_bytes = check_integer("n_bytes", n_bytes, "an integer of at least 0", least=0)
+        n_words = check_integer("n_words", n_words, "an integer of at least 0", least=0)
         self._add(new, n_bytes, n_words)
 
     def _add(self, moments: ExactMoments, n_bytes: int, n_words: int) -> None:
@@ -107,7 +108,7 @@ class LossMeter:
             If it is not a `LossMeter`.
         """
         if not isinstance(other, LossMeter):
-            _arrays.fail("dtype", name="other", got=type(other).__name__, fits="a LossMeter")
+            raise_error("dtype", name="other", got=type(other).__name__, fits="a LossMeter")
         self._add(other._nll, other.n_bytes, other.n_words)
 
     def __add__(self, other: LossMeter) -> LossMeter:

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tokenloss import _arrays
+from tokenloss._errors import raise_error
 from tokenloss._files import replacing
+from tokenloss._validation import check_targets
 from tokenloss.meter import LossMeter
 
 if TYPE_CHECKING:
@@ -126,7 +127,7 @@ def write_page(
     True
     """
     shape = scores.nll.shape
-    ids = _arrays.class_targets("targets", targets, (), shape, "scores", False)[0].reshape(-1)[:MOST_TOKENS]
+    ids = check_targets("targets", targets, (), shape, "scores", False)[0].reshape(-1)[:MOST_TOKENS]
     if tokens is None:
         given = None
         text = [_token_text(vocabulary, i) for i in ids.tolist()]
@@ -156,9 +157,9 @@ def _as_strings(tokens: Sequence[str | None] | Array, shape: tuple[int, ...]) ->
     """Checked text of the tokens."""
     array = np.asarray(tokens)
     if array.shape != shape:
-        _arrays.fail("shape", name="tokens", got=array.shape, fits=f"{shape}, to fit scores")
+        raise_error("shape", name="tokens", got=array.shape, fits=f"{shape}, to fit scores")
     if array.dtype.kind not in "UTO":
-        _arrays.fail("dtype", name="tokens", got=array.dtype, fits="text")
+        raise_error("dtype", name="tokens", got=array.dtype, fits="text")
     return [None if token is None else str(token) for token in array.reshape(-1)[:MOST_TOKENS].tolist()]
 
 

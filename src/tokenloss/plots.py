@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tokenloss import _arrays
+from tokenloss._errors import raise_error
 from tokenloss._exact import ExactMoments
 from tokenloss._files import replacing
 from tokenloss._terminal import printable
+from tokenloss._validation import check_mask
 
 if TYPE_CHECKING:
     import os
@@ -179,7 +180,7 @@ def check(path: str | os.PathLike[str]) -> None:
     ValueError: path is 'losses.jpeg'; it must be a name that ends in .png, .svg or .pdf
     """
     if Path(path).suffix.lower() not in _SUFFIXES:
-        _arrays.fail("option", name="path", got=str(path), fits="a name that ends in .png, .svg or .pdf")
+        raise_error("option", name="path", got=str(path), fits="a name that ends in .png, .svg or .pdf")
     _figure("", (1, 1))
 
 
@@ -221,13 +222,13 @@ def _as_1d(name: str, value: ArrayLike | None, dtype: Any, shape: tuple[int, ...
     """One-dimensional view of an array of the given shape."""
     array = np.asarray(value, dtype)
     if array.shape != shape:
-        _arrays.fail("shape", name=name, got=array.shape, fits=f"{shape}")
+        raise_error("shape", name=name, got=array.shape, fits=f"{shape}")
     return array.reshape(-1)
 
 
 def _mask(where: ArrayLike | None, shape: tuple[int, ...]) -> Array:
     """One-dimensional mask of the tokens that are kept."""
-    return np.broadcast_to(np.True_, shape).reshape(-1) if where is None else _arrays.mask(where, shape).reshape(-1)
+    return np.broadcast_to(np.True_, shape).reshape(-1) if where is None else check_mask(where, shape).reshape(-1)
 
 
 def _in_plot_range(values: Array) -> Array:
@@ -257,7 +258,7 @@ def _figure(title: str, size: tuple[float, float]) -> Figure:
         from matplotlib.figure import Figure
         from matplotlib.layout_engine import ConstrainedLayoutEngine
     except ImportError:
-        _arrays.fail("missing", name="a figure", got="matplotlib")
+        raise_error("missing", name="a figure", got="matplotlib")
     layout = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.12, wspace=0.03)
     figure = Figure(figsize=size, layout=layout, facecolor="white")
     if title:

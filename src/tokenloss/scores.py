@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tokenloss import _arrays, _core, _job
+from tokenloss import _core, _job
 from tokenloss._exact import ExactMoments, exp
 from tokenloss._projection import Projection
-from tokenloss._validation import as_positions, as_scores, logit_transform
+from tokenloss._validation import as_positions, as_scores, check_integer, logit_transform
 
 if TYPE_CHECKING:
     from tokenloss._types import Array, ArrayLike, BoolArray, Float64Array, IntArray
@@ -282,7 +282,7 @@ def _token_job(
 ) -> tuple[_core.TokenStats, dict[str, Any]]:
     """The job that finds a token's columns, and these columns, which hold the values of masked positions before."""
     fits = f"an integer from 0 to {scores.classes}, the number of classes"
-    top_k = _arrays.integer("top_k", top_k, fits, least=0, most=scores.classes)
+    top_k = check_integer("top_k", top_k, fits, least=0, most=scores.classes)
     found: dict[str, Any] = {}
     for name, (dtype, masked) in COLUMNS.items():
         found[name] = np.zeros((*scores.batch, top_k) if name.startswith("top_") else scores.batch, dtype)

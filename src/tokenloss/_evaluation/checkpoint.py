@@ -7,7 +7,8 @@ import reprlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tokenloss import __version__, _arrays
+from tokenloss import __version__
+from tokenloss._errors import raise_error
 from tokenloss._evaluation.run import ShardResult
 from tokenloss._files import replacing
 
@@ -72,7 +73,7 @@ class Checkpoint:
 
     def _refuse(self, got: str, fits: str) -> NoReturn:
         """Refuse the file."""
-        _arrays.fail("content", path=self._path, got=got, fits=fits)
+        raise_error("content", path=self._path, got=got, fits=fits)
 
 
 def _fingerprint(shard: Shard) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tokenloss import _arrays
+from tokenloss._errors import raise_error
 from tokenloss._evaluation.plan import with_file_names
 from tokenloss._softmax import logsumexp
 from tokenloss.comparison import UNNORMALIZED
@@ -35,7 +35,7 @@ def check_normalized(logsumexps: Array, itemsize: int, is_believed: bool) -> Non
     wrong = logsumexps[(logsumexps > slack) | (logsumexps < (-np.inf if is_believed else -slack))]  # nan is not
     if wrong.size:
         fits = "natural log-probabilities have 0: is it base 2, or logits, or cut? --kind log_probs takes what is cut"
-        _arrays.fail("unnormalized", name="log_probs", got=wrong[0], fits=fits)
+        raise_error("unnormalized", name="log_probs", got=wrong[0], fits=fits)
 
 
 def check_kind(file: ScoresFile, option: str | None, block: Array, kept: Array) -> bool:
@@ -54,7 +54,7 @@ def check_kind(file: ScoresFile, option: str | None, block: Array, kept: Array) 
     if file.kind == "logits" and option and rows.size > len(rows) and _are_distributions(rows).all():
         got = "looks like probabilities, since rows add up to 1"
         fits = f"come with {option} probs, and --array if it has a name, or with {option} logits if it holds logits"
-        _arrays.fail("content", path=file.path, got=got, fits=fits)
+        raise_error("content", path=file.path, got=got, fits=fits)
     return len(rows) > 0 or max_rows == 0
 
 
@@ -99,4 +99,4 @@ def _refuse_distribution(shard: Shard, row: int, probs: Array) -> NoReturn:
         if not -_PROBABILITY_SLACK <= prob <= 1 + _PROBABILITY_SLACK:
             got, fits = f"has a probability of {prob:.4g}", "have probabilities from 0 to 1"
     path = shard.targets or shard.path
-    _arrays.fail("content", path=path, got=f"targets{position} {got}", fits=f"{fits}; class ids are integers")
+    raise_error("content", path=path, got=f"targets{position} {got}", fits=f"{fits}; class ids are integers")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from tokenloss import _arrays
+from tokenloss._errors import raise_error
 from tokenloss._evaluation import checks
 from tokenloss._evaluation.plan import check_sequences, check_targets, rows_per_block, shifted, with_file_names
 from tokenloss._softmax import log_softmax
@@ -91,21 +91,21 @@ def _checked_targets(
     if (other.rows, other.shape[-1]) != shape:
         got = f"holds {other.rows} rows of {other.shape[-1]} classes"
         fits = f"hold {shape[0]} rows of {shape[1]}, as {base.path} does"
-        _arrays.fail("content", path=other.path, got=got, fits=fits)
+        raise_error("content", path=other.path, got=got, fits=fits)
     held = [(file.path, file.targets) for file in (base, other) if file.targets is not None]
     if path is not None:
         held.append((path, npy.open_array(path)))
     if not held:
-        _arrays.fail("content", path=base.path, got="holds no targets", fits="hold them, or come with --targets")
+        raise_error("content", path=base.path, got="holds no targets", fits="hold them, or come with --targets")
     (first, ids), *rest = held
     for name, others in rest:
         if not np.array_equal(ids.reshape(-1), others.reshape(-1)):
-            _arrays.fail("content", path=name, got="holds other targets", fits=f"hold those of {first} if any")
+            raise_error("content", path=name, got="holds other targets", fits=f"hold those of {first} if any")
     where = np.broadcast_to(np.True_, shape[:1])
     if options.shift:
         if other.shape != base.shape:
             got, fits = f"holds {other.kind} of shape {other.shape}", f"have the shape {base.shape} of {base.path}"
-            _arrays.fail("content", path=other.path, got=got, fits=f"{fits}, to be shifted")
+            raise_error("content", path=other.path, got=got, fits=f"{fits}, to be shifted")
         for file in (base, other):
             check_sequences(file, ids, None if file.is_shifted else first)
         ids, where = (array.reshape(-1) for array in shifted(ids))

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from tokenloss import _arrays, _job
+from tokenloss import _job
+from tokenloss._errors import raise_error
 from tokenloss._files import identity
 from tokenloss._validation import as_positions, scores_of_shape
 from tokenloss.formats import npy, open_scores
@@ -131,7 +132,7 @@ def check_different(paths: Sequence[str]) -> None:
         first = seen.get(identity(path))
         if first is not None:
             got = "is given twice" if first == path else f"is given twice, as {first}, too"
-            _arrays.fail("content", path=path, got=got, fits="be given once")
+            raise_error("content", path=path, got=got, fits="be given once")
         seen[identity(path)] = path
 
 
@@ -172,9 +173,9 @@ def check_sequences(file: ScoresFile, targets: Array, path: str | None) -> None:
     """Refuse targets that cannot be shifted; the path is that of the file that holds them, if it is another."""
     fits = "hold an id for each row of sequences, to be shifted"
     if path is None and file.is_shifted:
-        _arrays.fail("content", path=file.path, got="holds targets that are the next tokens", fits=fits)
+        raise_error("content", path=file.path, got="holds targets that are the next tokens", fits=fits)
     if len(file.shape) < 2 or targets.shape != file.shape[:-1]:
-        _arrays.fail("content", path=path or file.path, got=f"holds targets of shape {targets.shape}", fits=fits)
+        raise_error("content", path=path or file.path, got=f"holds targets of shape {targets.shape}", fits=fits)
 
 
 def shifted(ids: Array) -> tuple[Array, Array]:
@@ -199,7 +200,7 @@ def _is_file_of_class_ids(path: str, scores_path: str, options: Options) -> bool
     array = npy.open_array(path)
     if array.dtype.kind in "iub" and array.shape == scores.shape:
         got = f"holds {array.dtype} of the shape of {scores.kind}"
-        _arrays.fail("content", path=path, got=got, fits="come with --targets to be distributions")
+        raise_error("content", path=path, got=got, fits="come with --targets to be distributions")
     return array.dtype.kind in "iu"
 
 
@@ -209,7 +210,7 @@ def _check_order(paths: Sequence[str], targets: Sequence[str], options: Options)
     if options.shift or (targets and not all(misplaced)):
         for path, following in itertools.chain(*misplaced):
             fits = "come after it; with the pattern in quotes, files are in the order of their numbers"
-            _arrays.fail("content", path=path, got=f"comes before {following}", fits=fits)
+            raise_error("content", path=path, got=f"comes before {following}", fits=fits)
 
 
 def _misplaced(paths: Sequence[str]) -> list[tuple[str, str]]:
@@ -235,7 +236,7 @@ def _open_all(paths: Sequence[str], options: Options) -> list[Shard]:
         if shards and (shard.kind, shard.shape[-1]) != (shards[0].kind, shards[0].shape[-1]):
             got = f"holds {shard.kind} of {shard.shape[-1]} classes"
             fits = f"hold {shards[0].kind} of {shards[0].shape[-1]}, as {shards[0].path} does"
-            _arrays.fail("content", path=path, got=got, fits=fits)
+            raise_error("content", path=path, got=got, fits=fits)
         shards.append(shard)
     return shards
 
@@ -249,11 +250,11 @@ def _with_targets(shards: list[Shard], targets: Sequence[str]) -> list[Shard]:
     rows = sum(shard.rows for shard in shards)
     if len(targets) > 1:
         fits = f"be {len(shards)}, one for each file of scores, or one for all"
-        _arrays.fail("content", path=targets[0], got=f"is one of {len(targets)} files of targets", fits=fits)
+        raise_error("content", path=targets[0], got=f"is one of {len(targets)} files of targets", fits=fits)
     ids = npy.open_array(targets[0])
     if ids.size != rows:
         fits = f"hold {rows} class ids, one for each row of the {len(shards)} files of scores"
-        _arrays.fail("content", path=targets[0], got=f"has shape {ids.shape}", fits=fits)
+        raise_error("content", path=targets[0], got=f"has shape {ids.shape}", fits=fits)
     starts = np.cumsum([0, *(shard.rows for shard in shards)]).tolist()
     return [shard._replace(targets=targets[0], start=start) for shard, start in zip(shards, starts, strict=False)]
 
@@ -267,7 +268,7 @@ def _open_stored(shard: Shard, options: Options) -> OpenShard:
         if shard.start is not None:
             targets = targets.reshape(-1)[shard.start : shard.start + file.rows].reshape(file.shape[:-1])
     if targets is None:
-        _arrays.fail("content", path=shard.path, got="holds no targets", fits="hold them, or come with --targets")
+        raise_error("content", path=shard.path, got="holds no targets", fits="hold them, or come with --targets")
     return OpenShard(file, targets, None, file.tokens)
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tokenloss import _arrays
+from tokenloss._errors import raise_error
 from tokenloss.meter import LossMeter
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def text_length(path: str) -> tuple[int, int]:
             if not data:
                 break
     if not n_bytes:
-        _arrays.fail("content", path=path, got="is empty", fits="hold a text")
+        raise_error("content", path=path, got="is empty", fits="hold a text")
     return n_bytes, n_words
 
 

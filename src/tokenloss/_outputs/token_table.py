@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tokenloss import _arrays
+from tokenloss._errors import raise_error
 from tokenloss._files import replacing
 from tokenloss._outputs._base import Output
 
@@ -43,12 +43,12 @@ class TokenTable(Output):
     def __init__(self, path: str) -> None:
         self._suffix = Path(path).suffix.lower()
         if self._suffix not in _WRITERS:
-            _arrays.fail("option", name="path", got=path, fits=f"a name that ends in {', '.join(_WRITERS)}")
+            raise_error("option", name="path", got=path, fits=f"a name that ends in {', '.join(_WRITERS)}")
         if self._suffix == ".parquet":
             try:
                 importlib.import_module("pyarrow.parquet")
             except ImportError:
-                _arrays.fail("missing", name=path, got="pyarrow")
+                raise_error("missing", name=path, got="pyarrow")
         super().__init__(path)
 
     @contextlib.contextmanager

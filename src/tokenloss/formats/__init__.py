@@ -7,7 +7,7 @@ import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tokenloss import _arrays
+from tokenloss._errors import raise_error
 from tokenloss.formats import llama_cpp, npy, npz, safetensors, zarr
 from tokenloss.formats._base import KINDS, ScoresFile, library_errors, open_regular
 
@@ -89,7 +89,7 @@ def open_scores(
     [0.4076, 0.0949]
     """
     if kind is not None and kind not in KINDS:
-        _arrays.fail("option", name="kind", got=kind, fits=", ".join(map(repr, KINDS)))
+        raise_error("option", name="kind", got=kind, fits=", ".join(map(repr, KINDS)))
     name = os.fspath(path)
     file: ScoresFile = _reader(name).open_scores(name, array, kind)
     return file
@@ -109,7 +109,7 @@ def _reader(path: str) -> ModuleType:
             return reader
     reader_by_name = _SUFFIXES.get(Path(path).suffix.lower())
     if reader_by_name is None:
-        _arrays.fail(
+        raise_error(
             "content", path=path, got="is no file of scores",
             fits="be a .npy, .npz or .safetensors file, a Zarr store, or logits of llama.cpp",
         )  # fmt: skip

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from tokenloss import _arrays
+from tokenloss._dtypes import FLOATS
+from tokenloss._errors import raise_error
+from tokenloss._validation import check_integer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
@@ -77,14 +79,12 @@ class ScoresFile:
     def __post_init__(self) -> None:
         """Refuse arrays that cannot be scores."""
         if not is_float(self.dtype):
-            _arrays.fail(
-                "content", path=self.path, got=f"{self.kind} has dtype {self.dtype}", fits=f"be {_arrays.FLOATS}"
-            )
+            raise_error("content", path=self.path, got=f"{self.kind} has dtype {self.dtype}", fits=f"be {FLOATS}")
         if not self.shape:
-            _arrays.fail("content", path=self.path, got=f"{self.kind} is a scalar", fits="have an axis of classes")
+            raise_error("content", path=self.path, got=f"{self.kind} is a scalar", fits="have an axis of classes")
         if not self.shape[-1] and self.rows > _MAX_EMPTY_ROWS:
             got = f"{self.kind} has {self.rows} rows without classes"
-            _arrays.fail("content", path=self.path, got=got, fits="have classes")
+            raise_error("content", path=self.path, got=got, fits="have classes")
 
     @property
     def rows(self) -> int:
@@ -114,7 +114,7 @@ class ScoresFile:
         ValueError
             If the file is damaged; the message names it and the byte or the rows.
         """
-        most_rows = _arrays.integer("most_rows", most_rows, "a positive integer", least=1)
+        most_rows = check_integer("most_rows", most_rows, "a positive integer", least=1)
         return self._read(most_rows) if self.rows else iter(())
 
 
@@ -138,7 +138,7 @@ def check_stamp(path: str, file: BinaryIO, expected: Stamp) -> None:
     now = stamp(file)
     check_file_size(path, now.size, expected.size)
     if now != expected:
-        _arrays.fail("content", path=path, got="changed after it was opened", fits="stay as it is while it is read")
+        raise_error("content", path=path, got="changed after it was opened", fits="stay as it is while it is read")
 
 
 class ArrayLocation(NamedTuple):
@@ -235,12 +235,12 @@ def open_regular(path: str) -> BinaryIO:
     """Open a regular file to read: no directory, no device, which may never end, and no pipe, which may block."""
     if path in ("", "-"):
         got = "is standard input" if path else "names no file"
-        _arrays.fail("content", path=path or "''", got=got, fits="be the path of a file, since files are mapped")
+        raise_error("content", path=path or "''", got=got, fits="be the path of a file, since files are mapped")
     with library_errors(path):
         file = open(path, "rb", opener=_nonblocking_opener)  # noqa: SIM115 -- the caller closes it
     if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
         file.close()
-        _arrays.fail("content", path=path, got="is no regular file", fits="be one, since files are mapped")
+        raise_error("content", path=path, got="is no regular file", fits="be one, since files are mapped")
     return file
 
 
@@ -252,10 +252,10 @@ def _nonblocking_opener(path: str, flags: int) -> int:
 def check_file_size(path: str, size: int, expected: int) -> None:
     """Refuse a file that is shorter or longer than its header says."""
     if size < expected:
-        _arrays.fail("file", path=path, byte=size, got="the file ends", fits=f"have {expected} bytes by its header")
+        raise_error("file", path=path, byte=size, got="the file ends", fits=f"have {expected} bytes by its header")
     if size > expected:
         got = f"the file goes on for {size - expected} bytes"
-        _arrays.fail("file", path=path, byte=expected, got=got, fits=f"have {expected} bytes by its header")
+        raise_error("file", path=path, byte=expected, got=got, fits=f"have {expected} bytes by its header")
 
 
 def bfloat16(path: str) -> np.dtype[Any]:
@@ -263,7 +263,7 @@ def bfloat16(path: str) -> np.dtype[Any]:
     try:
         import ml_dtypes
     except ImportError:
-        _arrays.fail("missing", name=f"bfloat16 of {path}", got="ml_dtypes")
+        raise_error("missing", name=f"bfloat16 of {path}", got="ml_dtypes")
     dtype: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
     return dtype
 
@@ -272,13 +272,13 @@ def choose_scores(path: str, names: Collection[str], array: str | None, kind: st
     """Name and kind of the array of scores, among the names that a file holds."""
     kinds = KINDS if kind is None else (kind,)
     if array in ("targets", "tokens"):
-        _arrays.fail("option", name="array", got=array, fits="the name of scores")
+        raise_error("option", name="array", got=array, fits="the name of scores")
     if array is not None:
         kinds = (array,)
     fitting = [name for name in kinds if name in names]
     if len(fitting) != 1:
         fits = ("exactly one of " if len(kinds) > 1 else "") + ", ".join(kinds)
-        _arrays.fail("content", path=path, got=f"holds {', '.join(names) or 'nothing'}", fits=f"hold {fits}")
+        raise_error("content", path=path, got=f"holds {', '.join(names) or 'nothing'}", fits=f"hold {fits}")
     name = fitting[0]
     return name, kind or (name if name in KINDS else "logits")
 
@@ -286,7 +286,7 @@ def choose_scores(path: str, names: Collection[str], array: str | None, kind: st
 def reject_array_name(path: str, array: str | None) -> None:
     """Refuse the name of an array for a file without names."""
     if array is not None:
-        _arrays.fail("content", path=path, got="holds one array without a name", fits=f"name {array!r}")
+        raise_error("content", path=path, got="holds one array without a name", fits=f"name {array!r}")
 
 
 def check_shape(scores: ScoresFile, part: str, shape: tuple[int, ...]) -> None:
@@ -302,14 +302,14 @@ def check_shape(scores: ScoresFile, part: str, shape: tuple[int, ...]) -> None:
         is_fit = shape == scores.shape or math.prod(shape) == scores.rows
     if not is_fit:
         got, fits = f"{part} has shape {shape}", f"have shape {fits}, to fit {scores.kind}"
-        _arrays.fail("content", path=scores.path, got=got, fits=fits)
+        raise_error("content", path=scores.path, got=got, fits=fits)
 
 
 def check_expansion(path: str, held: int, stored: int) -> None:
     """Refuse data that need much more memory at once than the bytes of their file or store."""
     if held > max(MEMORY_LIMIT, stored * _MAX_EXPANSION):
         fits = f"be at most {_MAX_EXPANSION} times the {stored} of the file"
-        _arrays.fail("content", path=path, got=f"takes {held} bytes at once by its header", fits=fits)
+        raise_error("content", path=path, got=f"takes {held} bytes at once by its header", fits=fits)
 
 
 def check_text(path: str, tokens: Array) -> None:
@@ -319,7 +319,7 @@ def check_text(path: str, tokens: Array) -> None:
         largest = int(codes[start : start + _PIECE].max())
         if largest > _MAX_CODE_POINT:
             got, fits = f"tokens has the code point {largest:#x}", f"have none above {_MAX_CODE_POINT:#x}"
-            _arrays.fail("content", path=path, got=got, fits=fits)
+            raise_error("content", path=path, got=got, fits=fits)
 
 
 @contextlib.contextmanager
@@ -336,4 +336,4 @@ def library_errors(path: str, part: str = "") -> Iterator[None]:
         ):  # EINVAL: a negative offset
             raise OSError(error.errno, error.strerror, error.filename or path) from error  # of the same subclass
         reason = (str(error) or type(error).__name__).splitlines()[0]
-        _arrays.fail("unreadable", path=f"{path}: {part}" if part else path, got=reason)
+        raise_error("unreadable", path=f"{path}: {part}" if part else path, got=reason)

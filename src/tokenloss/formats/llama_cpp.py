@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tokenloss import _arrays
+from tokenloss._dtypes import FLOATS
+from tokenloss._errors import raise_error
 from tokenloss._files import replacing
 from tokenloss._softmax import logsumexp
+from tokenloss._validation import check_integer
 from tokenloss.formats._base import (
     ArrayLocation,
     ScoresFile,
@@ -57,7 +59,7 @@ def open_scores(path: str, array: str | None, kind: str | None) -> ScoresFile:
     """Open a file of logits of llama.cpp: log-probabilities, and the targets that they predict."""
     reject_array_name(path, array)
     if kind not in (None, "log_probs"):
-        _arrays.fail("content", path=path, got="holds log_probs of llama.cpp", fits=f"hold {kind} to be read as such")
+        raise_error("content", path=path, got="holds log_probs of llama.cpp", fits=f"hold {kind} to be read as such")
     with open_regular(path) as file:
         start, found = file.read(_HEADER.size), stamp(file)
     if len(start) < _HEADER.size:
@@ -65,7 +67,7 @@ def open_scores(path: str, array: str | None, kind: str | None) -> ScoresFile:
     _, n_ctx, n_vocab, n_chunk = _HEADER.unpack(start)
     for byte, name, number, least in (8, "n_ctx", n_ctx, 1), (12, "n_vocab", n_vocab, 1), (16, "n_chunk", n_chunk, 0):
         if number < least:
-            _arrays.fail("file", path=path, byte=byte, got=f"{name} is {number}", fits=f"be at least {least}")
+            raise_error("file", path=path, byte=byte, got=f"{name} is {number}", fits=f"be at least {least}")
     ids = ArrayLocation(path, _HEADER.size, np.dtype("<i4"), (n_chunk, n_ctx), stamp=found)
     words = n_chunk * _rows(n_ctx), _words(n_vocab)
     data = ArrayLocation(path, ids.offset + ids.n_bytes, np.dtype("<u2"), words, stamp=found)
@@ -73,7 +75,7 @@ def open_scores(path: str, array: str | None, kind: str | None) -> ScoresFile:
     tokens = ids.map()
     for i in np.flatnonzero((tokens < 0) | (tokens >= n_vocab))[:1]:
         byte, fits = ids.offset + 4 * int(i), f"be in [0, {n_vocab})"
-        _arrays.fail("file", path=path, byte=byte, got=f"the token is {tokens.flat[i]}", fits=fits)
+        raise_error("file", path=path, byte=byte, got=f"the token is {tokens.flat[i]}", fits=fits)
 
     def blocks(most_rows: int) -> Iterator[Array]:
         for start, block in zip(range(0, data.shape[0], most_rows), data.blocks(most_rows), strict=True):
@@ -91,7 +93,7 @@ def _log_probs(data: ArrayLocation, start: int, words: Array, n_vocab: int) -> A
     for row, column in np.argwhere(~valid)[:1]:
         byte = data.offset + (start + int(row)) * words.strides[0] + 4 * int(column)
         name, fits = (("scale", "be finite and at least 0"), ("min_log_prob", "be finite"))[column]
-        _arrays.fail("file", path=data.path, byte=byte, got=f"{name} is {numbers[row, column]}", fits=fits)
+        raise_error("file", path=data.path, byte=byte, got=f"{name} is {numbers[row, column]}", fits=fits)
     scale, min_log_prob = np.hsplit(numbers, 2)
     with np.errstate(over="ignore"):
         log_probs: Array = words[:, 4 : 4 + n_vocab] * scale
@@ -139,26 +141,26 @@ def write(path: str | os.PathLike[str], tokens: npt.ArrayLike, logits: Iterable[
     ...     print(scores.targets, next(scores.blocks(1))[0, :3].round(3))
     [[1]] [-2.779 -0.779 -1.779]
     """
-    n_ctx = _arrays.integer("n_ctx", n_ctx, f"an integer from 3 to {_INT32_MAX}", least=3, most=_INT32_MAX)
+    n_ctx = check_integer("n_ctx", n_ctx, f"an integer from 3 to {_INT32_MAX}", least=3, most=_INT32_MAX)
     ids = np.asarray(tokens)
     if ids.dtype.kind not in "iu":
-        _arrays.fail("dtype", name="tokens", got=ids.dtype, fits="integer")
+        raise_error("dtype", name="tokens", got=ids.dtype, fits="integer")
     n_chunk, left = divmod(ids.size, n_ctx)
     if not n_chunk or left:
-        _arrays.fail("shape", name="tokens", got=ids.shape, fits=f"of a multiple of n_ctx, {n_ctx}")
+        raise_error("shape", name="tokens", got=ids.shape, fits=f"of a multiple of n_ctx, {n_ctx}")
     rows = n_chunk * _rows(n_ctx)
     n_vocab = written = 0
     with replacing(path) as file:
         for value in logits:
             block = np.asarray(value)
             if not is_float(block.dtype):
-                _arrays.fail("dtype", name="logits", got=block.dtype, fits=_arrays.FLOATS)
+                raise_error("dtype", name="logits", got=block.dtype, fits=FLOATS)
             if block.ndim != 2 or not block.shape[1] or n_vocab not in (0, block.shape[1]):
-                _arrays.fail("shape", name="a block of logits", got=block.shape, fits=f"(n, {n_vocab or 'V'})")
+                raise_error("shape", name="a block of logits", got=block.shape, fits=f"(n, {n_vocab or 'V'})")
             if not n_vocab:
                 n_vocab = block.shape[1]
                 for i in np.flatnonzero((ids < 0) | (ids >= n_vocab))[:1]:
-                    _arrays.fail("class", name="tokens", position=f"[{i}]", got=ids.flat[i], fits=f"[0, {n_vocab})")
+                    raise_error("class", name="tokens", position=f"[{i}]", got=ids.flat[i], fits=f"[0, {n_vocab})")
                 file.write(_HEADER.pack(MAGIC, n_ctx, n_vocab, n_chunk))
                 file.write(ids.astype("<i4").tobytes())
             written += len(block)
@@ -169,14 +171,14 @@ def write(path: str | os.PathLike[str], tokens: npt.ArrayLike, logits: Iterable[
                 piece = block[start : start + step].astype(np.float32)
                 file.write(_stored(piece, written - len(block) + start).tobytes())
         if written != rows:
-            _arrays.fail("shape", name="logits", got=(written, n_vocab), fits=f"({rows}, V): {rows} rows are scored")
+            raise_error("shape", name="logits", got=(written, n_vocab), fits=f"({rows}, V): {rows} rows are scored")
 
 
 def _stored(logits: npt.NDArray[np.float32], start: int) -> Array:
     """Rows of logits as they are stored; the first row is at `start`."""
     top = logits.max(-1)
     for i in np.flatnonzero(~np.isfinite(top))[:1]:
-        _arrays.fail("option", name=f"the largest of logits[{start + i}]", got=float(top[i]), fits="finite")
+        raise_error("option", name=f"the largest of logits[{start + i}]", got=float(top[i]), fits="finite")
     least = np.maximum(logits.min(-1), top - _RANGE)
     log_sum = logsumexp(logits - top[:, None]).astype(np.float32)
     scale = (top - least) / _STEPS

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tokenloss import _arrays
+from tokenloss._errors import raise_error
 from tokenloss.formats._base import (
     ArrayLocation,
     ScoresFile,
@@ -46,7 +46,7 @@ def _locate(path: str, *, is_targets: bool = False) -> ArrayLocation:
     with open_regular(path) as file:
         start, found = file.read(MAX_HEADER_BYTES), stamp(file)
     if is_targets and not start.startswith(MAGIC):
-        _arrays.fail("content", path=path, got="is no .npy file", fits="be one, of targets")
+        raise_error("content", path=path, got="is no .npy file", fits="be one, of targets")
     place = header(path, start)
     check_file_size(path, found.size, place.offset + place.n_bytes)
     return place._replace(stamp=found)

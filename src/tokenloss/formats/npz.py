@@ -11,7 +11,7 @@ from typing import IO, TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from tokenloss import _arrays
+from tokenloss._errors import raise_error
 from tokenloss.formats import npy
 from tokenloss.formats._base import (
     ArrayLocation,
@@ -113,7 +113,7 @@ def open_scores(path: str, array: str | None, kind: str | None) -> ScoresFile:
         name, kind = choose_scores(path, infos, array, kind)
         for part in (name, "targets", "tokens"):
             if names.count(part) > 1:
-                _arrays.fail("content", path=path, got=f"holds {part} twice", fits="hold each array once")
+                raise_error("content", path=path, got=f"holds {part} twice", fits="hold each array once")
         scores, targets, tokens = (
             _member(path, file, archive, part, infos[part]) if part in infos else None
             for part in (name, "targets", "tokens")
@@ -121,12 +121,12 @@ def open_scores(path: str, array: str | None, kind: str | None) -> ScoresFile:
     assert scores is not None
     shape = scores.place.shape
     if scores.place.order == "F" and not scores.is_stored and len(shape) > 1:
-        _arrays.fail(
+        raise_error(
             "content", path=f"{path}: {name}", got="is compressed in Fortran order",
             fits="be in C order, or not compressed",
         )  # fmt: skip
     if tokens is not None and tokens.place.dtype.kind != "U":
-        _arrays.fail("content", path=path, got=f"tokens has dtype {tokens.place.dtype}", fits="be text")
+        raise_error("content", path=path, got=f"tokens has dtype {tokens.place.dtype}", fits="be text")
     opened_scores = ScoresFile(path, kind, shape, scores.place.dtype, None, None, scores.blocks)
     scores.check_size(opened_scores.row_bytes)
     for member in filter(None, (targets, tokens)):
@@ -149,13 +149,13 @@ def _member(path: str, file: BinaryIO, archive: zipfile.ZipFile, name: str, info
     found = stamp(file)
     if begin + info.compress_size > found.size:
         got = f"{name} has {info.compress_size} bytes"
-        _arrays.fail("file", path=path, byte=begin, got=got, fits="fit in the file")
+        raise_error("file", path=path, byte=begin, got=got, fits="fit in the file")
     member = _Member(path, name, info, npy.header(path, start, name)._replace(stamp=found))
     size = info.compress_size if member.is_stored else info.file_size
     expected = member.place.offset + member.place.n_bytes
     if size != expected:
         fits = f"have {expected} by its header"
-        _arrays.fail("content", path=f"{path}: {name}", got=f"has {size} bytes", fits=fits)
+        raise_error("content", path=f"{path}: {name}", got=f"has {size} bytes", fits=fits)
     if member.is_stored:
         member = member._replace(place=member.place._replace(offset=begin + member.place.offset))
     return member

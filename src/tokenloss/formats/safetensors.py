@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from tokenloss import _arrays
+from tokenloss._dtypes import FLOATS
+from tokenloss._errors import raise_error
 from tokenloss.formats._base import (
     ArrayLocation,
     ScoresFile,
@@ -52,11 +53,11 @@ def open_scores(path: str, array: str | None, kind: str | None) -> ScoresFile:
         found = stamp(file)
         longest = min(found.size - _LENGTH, _MAX_HEADER_BYTES)
         if longest < _MIN_HEADER_BYTES:
-            _arrays.fail("file", path=path, byte=found.size, got="the file ends", fits="have a header")
+            raise_error("file", path=path, byte=found.size, got="the file ends", fits="have a header")
         length = int.from_bytes(file.read(_LENGTH), "little")
         if not _MIN_HEADER_BYTES <= length <= longest:
             fits = f"be at least {_MIN_HEADER_BYTES} and at most {longest}"
-            _arrays.fail("file", path=path, byte=0, got=f"the length of the header is {length}", fits=fits)
+            raise_error("file", path=path, byte=0, got=f"the length of the header is {length}", fits=fits)
         entries = _entries(path, file.read(length))
     start, end = _LENGTH + length, 0
     for name, entry in sorted(entries.items(), key=lambda item: item[1]):
@@ -76,7 +77,7 @@ def open_scores(path: str, array: str | None, kind: str | None) -> ScoresFile:
 
 def _refuse_header(path: str, got: str, fits: str) -> NoReturn:
     """Refuse the header."""
-    _arrays.fail("file", path=path, byte=_LENGTH, got=f"by the header {got}", fits=fits)
+    raise_error("file", path=path, byte=_LENGTH, got=f"by the header {got}", fits=fits)
 
 
 def _unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -92,7 +93,7 @@ def _entries(path: str, header: bytes) -> dict[str, _Entry]:
     try:
         said = json.loads(header, object_pairs_hook=_unique_names)
     except (RecursionError, ValueError) as error:
-        _arrays.fail("file", path=path, byte=_LENGTH, got=f"the header is no JSON ({error})", fits="be an object")
+        raise_error("file", path=path, byte=_LENGTH, got=f"the header is no JSON ({error})", fits="be an object")
     entries = {}
     for name, entry in said.items() if isinstance(said, dict) else [("", said)]:
         match entry:
@@ -110,7 +111,7 @@ def _entries(path: str, header: bytes) -> dict[str, _Entry]:
 def _place(path: str, name: str, entry: _Entry, start: int, found: Stamp) -> ArrayLocation:
     """Location of an array in the file."""
     if entry.dtype != "BF16" and entry.dtype not in _DTYPES:
-        _arrays.fail("content", path=path, got=f"{name} has dtype {entry.dtype}", fits=f"be {_arrays.FLOATS}")
+        raise_error("content", path=path, got=f"{name} has dtype {entry.dtype}", fits=f"be {FLOATS}")
     dtype = bfloat16(path).newbyteorder("<") if entry.dtype == "BF16" else np.dtype(_DTYPES[entry.dtype])
     place = ArrayLocation(path, start + entry.begin, dtype, entry.shape, stamp=found)
     if place.n_bytes != entry.end - entry.begin:

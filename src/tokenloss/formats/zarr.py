@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tokenloss import _arrays
+from tokenloss._errors import raise_error
+from tokenloss._iteration import iter_row_blocks
 from tokenloss.formats._base import (
     KINDS,
     MEMORY_LIMIT,
@@ -48,10 +49,10 @@ def open_scores(path: str, array: str | None, kind: str | None) -> ScoresFile:
     try:
         import zarr
     except ImportError:
-        _arrays.fail("missing", name=path, got="zarr")
+        raise_error("missing", name=path, got="zarr")
     is_directory = Path(path).is_dir()
     if is_directory and not is_store([name for name in _METADATA if (Path(path) / name).exists()]):
-        _arrays.fail("content", path=path, got="is a directory without metadata of Zarr", fits="be a Zarr store")
+        raise_error("content", path=path, got="is a directory without metadata of Zarr", fits="be a Zarr store")
     guard = _ReadGuard(path)
     with guard.reading():
         if is_directory:  # never by its name, which Zarr may take for a URL
@@ -80,7 +81,7 @@ def open_scores(path: str, array: str | None, kind: str | None) -> ScoresFile:
         at_once = max(
             math.prod(scores.chunks[:-1]), _MAX_CHUNKS // (_n_chunks(scores.shape[-1:], scores.chunks[-1:]) or 1)
         )
-        for index in _arrays.blocks(scores.shape[:-1], min(most_rows, at_once), scores.chunks[:-1]):
+        for index in iter_row_blocks(scores.shape[:-1], min(most_rows, at_once), scores.chunks[:-1]):
             with guard.reading(f"{name}[{index}]"):
                 block = np.asarray(scores[index])
             yield block.reshape(math.prod(block.shape[:-1]), block.shape[-1])
@@ -92,7 +93,7 @@ def open_scores(path: str, array: str | None, kind: str | None) -> ScoresFile:
         _check(path, part, held[part], guard, whole=True)
     tokens = load("tokens")
     if tokens is not None and tokens.dtype.kind not in "UT":
-        _arrays.fail("content", path=path, got=f"tokens has dtype {tokens.dtype}", fits="be text")
+        raise_error("content", path=path, got=f"tokens has dtype {tokens.dtype}", fits="be text")
     if tokens is not None and tokens.dtype.kind == "U":
         check_text(path, tokens)
     return dataclasses.replace(opened_scores, targets=load("targets"), tokens=tokens)
@@ -187,10 +188,10 @@ def _check(path: str, name: str, array: Any, guard: _ReadGuard, *, whole: bool) 
     with library_errors(path, name):
         codecs = [getattr(codec, "codec_id", None) for codec in (*array.filters, *array.compressors)]
     if "pickle" in codecs:
-        _arrays.fail("content", path=part, got="holds Python objects", fits="be numbers or text: pickles can run code")
+        raise_error("content", path=part, got="holds Python objects", fits="be numbers or text: pickles can run code")
     shape, chunks = array.shape if whole else array.shape[-1:], array.shards or array.chunks
     if 0 in chunks:
-        _arrays.fail("content", path=part, got=f"has chunks of shape {chunks}", fits="have chunks that are not empty")
+        raise_error("content", path=part, got=f"has chunks of shape {chunks}", fits="have chunks that are not empty")
     n_chunks = _n_chunks(shape, array.chunks[-len(shape) :] if shape else ())
     held = max(
         math.prod(shape) * array.dtype.itemsize, math.prod(chunks) * array.dtype.itemsize, n_chunks * _CHUNK_BYTES

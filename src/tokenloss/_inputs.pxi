@@ -1,0 +1,260 @@
+# What a job reads: validated scores, and the positions that count. Both are frozen, and can be made without a run.
+
+cdef struct View:
+    # a buffer whose batch axes are counted as rows; without an object it stands for an array that was not given
+    Py_buffer buffer
+    int dtype
+    int axis  # of the classes, or -1
+    bint is_uniform  # whether rows are `row_stride` bytes apart
+    ptrdiff_t row_stride
+
+
+cdef int open_view(View *view, array, int dtype, int axis, bint writable) except -1:
+    cdef int k
+    cdef int64_t width = 1
+    PyObject_GetBuffer(array, &view.buffer, PyBUF_STRIDES | (PyBUF_WRITABLE if writable else 0))
+    view.dtype, view.axis, view.is_uniform, view.row_stride = dtype, axis, True, 0
+    for k in range(view.buffer.ndim - 1, -1, -1):
+        if k == axis or view.buffer.shape[k] == 1:
+            continue
+        if width == 1:
+            view.row_stride = view.buffer.strides[k]
+        elif view.buffer.strides[k] != view.row_stride * width:
+            view.is_uniform = False
+        width *= view.buffer.shape[k]
+    return 0
+
+
+cdef inline bint is_given(const View *view) noexcept nogil:
+    return view.buffer.itemsize != 0
+
+
+cdef inline const char *address_of(const View *view, int64_t row) noexcept nogil:
+    """Address of a row: of its first class, or of its only element."""
+    cdef const char *data = <const char *> view.buffer.buf
+    cdef int k
+    if view.is_uniform:
+        return data + row * view.row_stride
+    for k in range(view.buffer.ndim - 1, -1, -1):
+        if k != view.axis:
+            data += row % view.buffer.shape[k] * view.buffer.strides[k]
+            row //= view.buffer.shape[k]
+    return data
+
+
+cdef inline tl_row new_row(int dtype, int64_t count) noexcept nogil:
+    """A row without data, scale or cap."""
+    cdef tl_row row
+    row.data, row.count, row.stride, row.dtype, row.compute_dtype = NULL, count, 0, dtype, dtype & ~TL_SWAPPED
+    row.logit_scale, row.softcap, row.shift = 1, 0, 0
+    return row
+
+
+cdef inline tl_row row_at(const View *view, int64_t row) noexcept nogil:
+    """A row along the view's axis."""
+    cdef tl_row found = new_row(view.dtype, view.buffer.shape[view.axis])
+    found.data, found.stride = address_of(view, row), view.buffer.strides[view.axis]
+    return found
+
+
+cdef int64_t number_of(tuple batch) except -1:
+    """The number of positions in a batch of this shape."""
+    cdef int64_t count = 1, length
+    for length in batch:
+        count *= length
+    return count
+
+
+@cython.final
+cdef class Scores:
+    """Validated scores: probabilities, log-probabilities or logits along `axis`, a row for each position of the batch.
+
+    Without an array they have a shape alone: those of a projection, which are computed a tile at a time.
+    """
+
+    cdef View view
+    cdef readonly object name, array
+    cdef readonly int dtype, axis
+    cdef readonly tuple shape, batch
+    cdef readonly int64_t rows, classes
+    cdef Py_ssize_t matrix_shape[2]
+    cdef Py_ssize_t matrix_strides[2]
+
+    def __cinit__(self, name, array, int dtype, int axis, tuple shape):
+        self.name, self.array, self.dtype, self.axis, self.shape = name, array, dtype, axis, shape
+        self.classes, self.batch = shape[axis], shape[:axis]
+        if axis + 1 < len(shape):
+            self.batch += shape[axis + 1:]
+        self.rows = number_of(self.batch)
+        if array is not None:
+            open_view(&self.view, array, dtype, axis, False)
+
+    def __dealloc__(self):
+        PyBuffer_Release(&self.view.buffer)
+
+    cdef bint is_matrix(self) noexcept:
+        """Whether one stride leads from row to row, and elements are native and aligned."""
+        cdef int size = tl_itemsize(self.dtype)
+        return (self.view.is_uniform and self.dtype < TL_SWAPPED and <size_t> self.view.buffer.buf % size == 0
+                and self.view.row_stride % size == 0 and self.view.buffer.strides[self.axis] % size == 0)
+
+    def __getbuffer__(self, Py_buffer *buffer, int flags):
+        """The scores as a matrix of rows and classes, for typed memoryviews; those of half precision as uint16."""
+        if not self.is_matrix() or flags & PyBUF_WRITABLE:
+            raise BufferError(f"{self.name} is no matrix to read")
+        self.matrix_shape, self.matrix_strides = [self.rows, self.classes], [
+            self.view.row_stride, self.view.buffer.strides[self.axis]]
+        buffer.buf, buffer.obj, buffer.readonly, buffer.ndim = self.view.buffer.buf, self, True, 2
+        buffer.itemsize = tl_itemsize(self.dtype)
+        buffer.len = self.rows * self.classes * buffer.itemsize
+        buffer.format = b"d" if self.dtype == TL_FLOAT64 else b"f" if self.dtype == TL_FLOAT32 else b"H"
+        buffer.shape, buffer.strides = self.matrix_shape, self.matrix_strides
+        buffer.suboffsets, buffer.internal = NULL, NULL
+
+    cdef bint is_class_major(self) noexcept nogil:
+        """Whether logits of neighbouring rows lie nearer to each other than those of neighbouring classes."""
+        if self.rows < 2 or not is_given(&self.view):
+            return False
+        return llabs(address_of(&self.view, 1) - address_of(&self.view, 0)) < llabs(self.view.buffer.strides[self.axis])
+
+
+@cython.final
+cdef class Positions:
+    """Validated targets, mask and class weights of a batch: which rows count, and for what."""
+
+    cdef View targets_view, where_view, weight_view
+    cdef readonly object name, targets, where, weight  # None where not given; the name is that of the targets
+    cdef readonly tuple batch
+    cdef readonly int64_t rows, classes
+    cdef readonly bint by_class  # class ids, not distributions
+    cdef readonly bint is_checked
+    cdef bint is_integer, has_ignored
+    cdef int64_t ignored
+
+    def __cinit__(self, tuple batch, int64_t classes, name, targets, int dtype, int axis, ignored, where, weight,
+                  int weight_dtype):
+        """Distributions have their classes along `axis`, which is -1 for class ids."""
+        self.batch, self.classes = batch, classes
+        self.name, self.targets, self.where, self.weight = name, targets, where, weight
+        self.rows = number_of(batch)
+        if targets is not None:
+            open_view(&self.targets_view, targets, dtype, axis, False)
+            self.by_class = axis < 0
+            self.is_integer = dtype & ~TL_SWAPPED >= TL_INT8
+            if self.by_class and ignored is not None:
+                self.ignored, self.has_ignored = ignored, True
+        if where is not None:
+            open_view(&self.where_view, where, TL_UINT8, -1, False)
+        if weight is not None:
+            open_view(&self.weight_view, weight, weight_dtype, -1, False)
+        self.is_checked = not self.by_class and not self.is_integer
+
+    def __dealloc__(self):
+        PyBuffer_Release(&self.targets_view.buffer)
+        PyBuffer_Release(&self.where_view.buffer)
+        PyBuffer_Release(&self.weight_view.buffer)
+
+    cdef inline int64_t target_of(self, int64_t row) noexcept nogil:
+        """The class id of a row, -1 of a distribution."""
+        return tl_load_integer(address_of(&self.targets_view, row), self.targets_view.dtype) if self.by_class else -1
+
+    cdef inline void load_targets(self, int64_t start, int count, int64_t *targets) noexcept nogil:
+        """The class ids of neighbouring rows."""
+        cdef int i
+        if self.targets_view.is_uniform:
+            tl_load_integers(address_of(&self.targets_view, start), self.targets_view.row_stride,
+                             self.targets_view.dtype, count, targets)
+        else:
+            for i in range(count):
+                targets[i] = self.target_of(start + i)
+
+    cdef inline bint is_unmasked(self, int64_t row, int64_t target) noexcept nogil:
+        if self.has_ignored and target == self.ignored:
+            return False
+        return not is_given(&self.where_view) or address_of(&self.where_view, row)[0] != 0
+
+    cdef inline bint is_class(self, int64_t target) noexcept nogil:
+        return not self.by_class or 0 <= target < self.classes
+
+    cdef inline bint weighs_class_ids(self) noexcept nogil:
+        return self.by_class and is_given(&self.weight_view)
+
+    cdef inline double class_weight(self, int64_t k) noexcept nogil:
+        return tl_load(address_of(&self.weight_view, k), self.weight_view.dtype) if is_given(&self.weight_view) else 1
+
+    cdef tl_soft_target soft_target(self, int64_t row, double label_smoothing) noexcept nogil:
+        """The distribution of a row and the mass that smoothing adds; of class ids, that alone."""
+        cdef tl_soft_target soft
+        memset(&soft, 0, sizeof(soft))
+        soft.one_minus_eps, soft.eps_over_v = 1 - label_smoothing, label_smoothing / self.classes
+        if not self.by_class and is_given(&self.targets_view):
+            soft.mass, soft.mass_dtype = address_of(&self.targets_view, row), self.targets_view.dtype
+            soft.mass_stride = self.targets_view.buffer.strides[self.targets_view.axis]
+        if is_given(&self.weight_view) and (label_smoothing != 0 or not self.by_class):
+            soft.weight, soft.weight_dtype = <const char *> self.weight_view.buffer.buf, self.weight_view.dtype
+            soft.weight_stride = self.weight_view.buffer.strides[0]
+        return soft
+
+    cdef bint is_one_hot(self, int64_t row, tl_cancel *cancel) noexcept nogil:
+        cdef tl_soft_target soft = self.soft_target(row, 0)
+        cdef int64_t nonzero, argmax
+        soft.weight = NULL
+        argmax = tl_soft_target_argmax(backend, &soft, self.classes, &nonzero, cancel)
+        return tl_is_one_hot(backend, &soft, self.classes, argmax, nonzero, cancel)
+
+    def find_bad_target(self):
+        """The first unmasked row whose class id is not one of the classes, or -1."""
+        cdef int64_t row = 0, target = 0, stop
+        while row < self.rows:
+            stop = min(row + SIGNAL_CHECK_ROWS, self.rows)
+            with nogil:
+                while row < stop:
+                    target = self.target_of(row)
+                    if not self.is_class(target) and self.is_unmasked(row, target):
+                        break
+                    row += 1
+            if row < stop:
+                return row
+            PyErr_CheckSignals()
+        self.is_checked = True
+        return -1
+
+    def find_bad_distribution(self):
+        """The first unmasked row of integers that is not one-hot, or -1."""
+        return (<DistributionCheck> DistributionCheck(self)).find()
+
+    cdef int64_t count(self, tl_superacc *weights) except -1:
+        """The number of unmasked rows; adds the class weights of their class ids to a sum, unless that is NULL."""
+        cdef int64_t row = 0, target, stop, unmasked = 0
+        cdef tl_fp_state environment
+        while row < self.rows:
+            stop = min(row + SIGNAL_CHECK_ROWS, self.rows)
+            with nogil:
+                tl_fp_enter(&environment)
+                for row in range(row, stop):
+                    target = self.target_of(row)
+                    if self.is_unmasked(row, target):
+                        unmasked += 1
+                        if weights != NULL and self.is_class(target):
+                            tl_superacc_add(weights, self.class_weight(target))
+                tl_fp_leave(&environment)
+            row = stop
+            PyErr_CheckSignals()
+        return unmasked
+
+    def count_unmasked(self):
+        """The number of unmasked rows."""
+        return self.count(NULL)
+
+    cdef double mean_factor(self) except? -1:
+        """1 over the divisor of the mean loss: the weights of class ids, or the number of unmasked rows."""
+        cdef tl_superacc weights
+        cdef tl_fp_state environment
+        cdef bint weighs = self.weighs_class_ids()
+        cdef double factor
+        memset(&weights, 0, sizeof(weights))
+        unmasked = self.count(&weights if weighs else NULL)
+        tl_fp_enter(&environment)
+        factor = 1 / (tl_superacc_round(&weights) if weighs else <double> unmasked)
+        tl_fp_leave(&environment)
+        return factor
