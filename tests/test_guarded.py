@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_kernels import FLAGS, HERE, KERNELS, need
+from test_kernels import FLAGS, HERE, KERNELS, SOURCES, need
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform == "win32", reason="pages are guarded by mmap")]
 
@@ -15,7 +15,7 @@ def driver(tmp_path_factory) -> Path:
     """The driver, with assertions."""
     need("gcc", packages="gcc")
     program = tmp_path_factory.mktemp("guarded") / "guarded"
-    sources = [HERE / "guarded.c", *sorted(KERNELS.glob("*.c"))]
+    sources = [HERE / "guarded.c", *SOURCES]
     subprocess.run(["gcc", *FLAGS, "-g", f"-I{KERNELS}", *sources, "-lm", "-o", program], check=True)
     return program
 

@@ -15,6 +15,7 @@ import pytest
 pytestmark = pytest.mark.thread_unsafe(reason="works in processes of its own")
 HERE = Path(__file__).parent / "kernels"
 KERNELS = HERE.parents[1] / "src" / "tokenloss" / "_kernels"
+SOURCES = sorted(map(str, KERNELS.rglob("*.c")))
 WARNINGS = ["-std=c11", "-Wall", "-Wextra", "-Wconversion", "-Werror"]
 FLAGS = [*WARNINGS, "-O2", "-ffp-contract=off"]
 
@@ -80,7 +81,7 @@ def need(*programs: str, packages: str) -> None:
 def run_driver(compiler: str, where: Path, *, flags: str, emulator: str = "env") -> dict[str, list[str]]:
     """Lines that the driver printed, by backend."""
     program = where / "golden.exe"
-    sources = [str(HERE / "golden.c"), *map(str, sorted(KERNELS.glob("*.c")))]
+    sources = [str(HERE / "golden.c"), *SOURCES]
     command = [compiler, *FLAGS, *flags.split(), f"-I{KERNELS}", *sources, "-lm", "-o", str(program)]
     subprocess.run(command, check=True)
     wine = {"WINEPREFIX": str(where / "wine"), "WINEDEBUG": "-all"}
@@ -137,8 +138,7 @@ def test_visual_c_would_find_what_it_needs(target):
     visual = [f"--target={machine}-pc-windows-msvc", "-fms-compatibility-version=19.40", "-ffreestanding"]
     unlike = ["-U__clang__", "-Wno-unknown-pragmas"]  # Visual C++ has a pragma for contraction that clang has not
     stubs = ["-isystem", str(HERE / "msvc")]
-    sources = map(str, sorted(KERNELS.glob("*.c")))
-    subprocess.run(["clang-19", *WARNINGS, *visual, *unlike, *flags, *stubs, "-fsyntax-only", *sources], check=True)
+    subprocess.run(["clang-19", *WARNINGS, *visual, *unlike, *flags, *stubs, "-fsyntax-only", *SOURCES], check=True)
 
 
 @pytest.mark.slow
@@ -148,7 +148,7 @@ def test_threads_share_rows_without_races(tmp_path):
     if not Path(shared_library("libtsan.so")).is_absolute():
         need("libtsan.so", packages="libtsan2")  # which is on no path of programs
     program = tmp_path / "threads"
-    sources = [str(HERE / "threads.c"), *map(str, sorted(KERNELS.glob("*.c")))]
+    sources = [str(HERE / "threads.c"), *SOURCES]
     command = ["gcc", *FLAGS, "-g", "-fsanitize=thread", f"-I{KERNELS}", *sources, "-lm", "-o", str(program)]
     subprocess.run(command, check=True, capture_output=True, text=True)
     done = subprocess.run([str(program)], check=False, capture_output=True, text=True)
@@ -167,7 +167,7 @@ def test_portable_object_calls_no_mathematics(tmp_path):
     """The fold of the baseline holds neither libm nor instructions beyond the baseline."""
     need("gcc", "nm", packages="gcc binutils")
     target = tmp_path / "fold.o"
-    subprocess.run(["gcc", *FLAGS, "-c", str(KERNELS / "backend_portable.c"), "-o", str(target)], check=True)
+    subprocess.run(["gcc", *FLAGS, "-c", str(KERNELS / "backends" / "portable.c"), "-o", str(target)], check=True)
     undefined = subprocess.run(["nm", "-u", str(target)], check=True, capture_output=True, text=True).stdout.split()
     moves, checks = {"memcpy", "memset", "bzero"}, {"stack_chk_fail", "stack_chk_guard", "GLOBAL_OFFSET_TABLE"}
     assert {name.strip("_") for name in undefined} - {"U"} <= moves | checks  # macOS has underscores before names

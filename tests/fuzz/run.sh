@@ -16,7 +16,7 @@ fuzz_kernels() {
     compiler=${CC:-$(compgen -c clang | grep -E '^clang(-[0-9]+)?$' | sort -V | tail -n 1)}
     [ -n "$compiler" ] || { echo "needs clang"; exit 1; }
     # comparisons of scores tell nothing of where to look for more, and to trace them takes most of the time
-    printf '%s\n' "$here"/kernels.c "$kernels"/*.c | xargs -P "$(nproc)" -I{} sh -c \
+    find "$here/kernels.c" "$kernels" -name '*.c' | xargs -P "$(nproc)" -I{} sh -c \
         '"$1" -std=c11 -g -O1 -ffp-contract=off -fno-trapping-math -Wall -Wextra -Wconversion -Werror \
             -fsanitize=fuzzer-no-link,address,undefined,float-cast-overflow -fno-sanitize-recover=all \
             -fno-sanitize-coverage=trace-cmp -I"$2" -c "$4" -o "$3/$(basename "$4").o"' \

@@ -1,7 +1,10 @@
 /* What is written for each class of a row: softmax, log_softmax, and the gradient of the loss. Rows were folded before,
  * and are mostly still in a cache. */
+#include "elementwise.h"
+
+#include <assert.h>
+
 #include "scalar_math.h"
-#include "reduce.h"
 
 /* The reference of exponentials: powers lie this far above what they become, lest small results be flushed. */
 static int64_t headroom(int dtype) { return dtype == TL_FLOAT64 ? 60 : 24; }
@@ -46,9 +49,9 @@ typedef struct {
 static void apply(const tl_backend *backend, const change *what, int dtype, const void *x, size_t count, void *out,
                   int streaming) {
     if (what->logarithm)
-        backend->less[dtype](x, count, what->subtrahend, out, streaming);
+        backend->sub_scalar[dtype](x, count, what->subtrahend, out, streaming);
     else
-        backend->exps[dtype](x, count, what->exponent, what->factor, what->subtrahend, out, streaming);
+        backend->exp_scaled[dtype](x, count, what->exponent, what->factor, what->subtrahend, out, streaming);
 }
 
 /* Changes each element of a row: in place where that can be, else granule by granule through buf. */
@@ -137,7 +140,7 @@ void tl_gradient(const tl_backend *backend, const tl_row *row, tl_lse lse, doubl
         tl_load_chunk(backend, row, start, count, -1, 0, dtype, &buf);
         for (int64_t i = 0; i < padded; i++)
             probability[i] = buf.at.wide[i] - offset;
-        backend->exps[dtype](probability, (size_t)padded, what.exponent, per_exp, 0, probability, 0);
+        backend->exp_scaled[dtype](probability, (size_t)padded, what.exponent, per_exp, 0, probability, 0);
         for (int64_t i = 0; i < count; i++) {
             double share = of_softmax * probability[i] - tl_soft_target_at(soft, start + i);
             buf.at.wide[i] = factor * share * tl_softcap_grad(row, buf.at.wide[i]);

@@ -3,8 +3,12 @@
  * where it is nearly certain, little is left then of the differences, and of what is lost in them. */
 #include <float.h>
 
+#include "kl.h"
+
+#include <assert.h>
+
+#include "logsumexp.h"
 #include "scalar_math.h"
-#include "reduce.h"
 
 typedef struct {
     const tl_row *row;
@@ -42,7 +46,7 @@ static int walk(const tl_backend *backend, side *base, side *other, int64_t star
             count = end - start < TL_CHUNK ? end - start : TL_CHUNK;
         const void *p = elements(backend, base, dtype, start, count, folded_in_place);
         const void *q = elements(backend, other, dtype, start, count, folded_in_place);
-        if (TL_UNLIKELY(backend->divergence[dtype](p, q, (size_t)count, &base->state, &other->state)))
+        if (TL_UNLIKELY(backend->kl[dtype](p, q, (size_t)count, &base->state, &other->state)))
             found |= impossible(base, other, start, start + count);
         start += count;
     }

@@ -1,6 +1,8 @@
 /* What projections need: rows converted to the precision of a product, and rows of weights times hidden states, a row
  * of weights read once for all of them, for few hidden states, whose product is bound by memory. */
-#include "reduce.h"
+#include "matvec.h"
+
+#include <assert.h>
 
 void tl_cast_row(const tl_backend *backend, const tl_row *row, int dtype, void *out) {
     int64_t size = tl_itemsize(dtype), done = 0;
@@ -8,9 +10,9 @@ void tl_cast_row(const tl_backend *backend, const tl_row *row, int dtype, void *
         (row->dtype != TL_FLOAT64 || dtype == TL_FLOAT64)) {
         done = row->count / TL_READ_MULTIPLE * TL_READ_MULTIPLE;
         if (dtype == TL_FLOAT64)
-            backend->widen[row->dtype](row->data, (size_t)done, (double *)out);
+            backend->to_f64[row->dtype](row->data, (size_t)done, (double *)out);
         else
-            backend->convert[row->dtype](row->data, (size_t)done, out);
+            backend->to_compute[row->dtype](row->data, (size_t)done, out);
     }
     for (int64_t count; done < row->count; done += count) {
         tl_chunk_buf buf;
@@ -35,9 +37,9 @@ void tl_matvec(const tl_backend *backend, const tl_row *weights, ptrdiff_t strid
             int64_t some = vectors->count - v < AT_ONCE ? vectors->count - v : AT_ONCE;
             for (int64_t k = start; k < end; k++) {
                 double dots[AT_ONCE];
-                backend->dots[weights->dtype](weights->data + k * stride, (size_t)weights->count,
-                                              vectors->data + v * vectors->stride, vectors->stride, (size_t)some,
-                                              v == 0, dots);
+                backend->dot_rows[weights->dtype](weights->data + k * stride, (size_t)weights->count,
+                                                  vectors->data + v * vectors->stride, vectors->stride, (size_t)some,
+                                                  v == 0, dots);
                 for (int64_t i = 0; i < some; i++)
                     tl_store(out->data + (v + i) * out->stride + k * size, dtype, dots[i]);
             }

@@ -1,7 +1,11 @@
 /* Sums over all classes of a row: of distributions, and of label smoothing. Stretches of targets that are zeros are
  * skipped, and the scores beside them not read. */
+#include "soft_targets.h"
+
+#include <assert.h>
+
+#include "logsumexp.h"
 #include "scalar_math.h"
-#include "reduce.h"
 
 #define LANES 16 /* of tl_dot_acc */
 
@@ -81,7 +85,7 @@ static double weigh_uniform(const tl_backend *backend, const tl_row *row, double
         int64_t left = row->count - start;
         count = left < TL_CHUNK ? left / TL_READ_MULTIPLE * TL_READ_MULTIPLE : TL_CHUNK;
         if (in_place && count > 0) {
-            backend->total[dtype](row->data + start * row->stride, (size_t)count, sum, lost);
+            backend->sum[dtype](row->data + start * row->stride, (size_t)count, sum, lost);
         } else {
             tl_chunk_buf buf;
             tl_chunk_invalidate(&buf);
@@ -90,7 +94,7 @@ static double weigh_uniform(const tl_backend *backend, const tl_row *row, double
             int64_t size = tl_itemsize(dtype),
                     padded = (count + TL_READ_MULTIPLE - 1) / TL_READ_MULTIPLE * TL_READ_MULTIPLE;
             memset((char *)&buf.at + count * size, 0, (size_t)((padded - count) * size));
-            backend->total[dtype](&buf.at, (size_t)padded, sum, lost);
+            backend->sum[dtype](&buf.at, (size_t)padded, sum, lost);
         }
         if (start % TL_CANCEL_INTERVAL == 0 && tl_cancelled(cancel))
             return 0;
@@ -114,7 +118,7 @@ void tl_target_dot_range(const tl_backend *backend, const tl_row *row, const tl_
             share[i] = 0;
         tl_chunk_invalidate(&buf);
         tl_load_chunk(backend, row, k, length, -1, 0, TL_FLOAT64, &buf);
-        backend->weigh(share, buf.at.wide, (size_t)padded, anchor, dot);
+        backend->target_dot(share, buf.at.wide, (size_t)padded, anchor, dot);
     }
 }
 

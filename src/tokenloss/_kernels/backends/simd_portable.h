@@ -1,8 +1,8 @@
 /* Vectors of one element, in plain C. Where the baseline has no fused multiply-add, an exact one of + - *. */
 #include <math.h>
 
-#include "elements.h"
-#include "scalar_math.h"
+#include "../elements.h"
+#include "../scalar_math.h"
 
 #define TL_TARGET
 #define f32_WIDTH 1

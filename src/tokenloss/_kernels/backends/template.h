@@ -1,8 +1,8 @@
-/* Every fold of one instruction set: included by fold_*.c after its simd_*.h, with BACKEND defined. */
+/* Every fold of one instruction set: included by a .c file after its simd_*.h, with BACKEND defined. */
 #include <math.h>
 
-#include "kernels.h"
-#include "scalar_math.h"
+#include "../backend.h"
+#include "../scalar_math.h"
 
 #define JOIN_(a, b) a##b
 #define JOIN(a, b) JOIN_(a, b)
@@ -211,21 +211,21 @@ TL_TARGET TL_INLINE f64_vec f64_add_product(f64_vec a, f64_vec b, f64_vec c) { r
 #define LOAD(p) f32_load_float16(p)
 #define STORE(p, a) f32_store_float16(p, a)
 #define STREAM(p, a) f32_stream_float16(p, a)
-#include "reduce_body.h"
+#include "dtype_body.h"
 
 #define DTYPE bfloat16
 #define ELEMENT uint16_t
 #define LOAD(p) f32_load_bfloat16(p)
 #define STORE(p, a) f32_store_bfloat16(p, a)
 #define STREAM(p, a) f32_stream_bfloat16(p, a)
-#include "reduce_body.h"
+#include "dtype_body.h"
 
 #define DTYPE float32
 #define ELEMENT float
 #define LOAD(p) f32_load(p)
 #define STORE(p, a) f32_store(p, a)
 #define STREAM(p, a) f32_stream(p, a)
-#include "reduce_body.h"
+#include "dtype_body.h"
 
 #undef REAL
 #undef OP
@@ -237,7 +237,7 @@ TL_TARGET TL_INLINE f64_vec f64_add_product(f64_vec a, f64_vec b, f64_vec c) { r
 #define LOAD(p) f64_load(p)
 #define STORE(p, a) f64_store(p, a)
 #define STREAM(p, a) f64_stream(p, a)
-#include "reduce_body.h"
+#include "dtype_body.h"
 
 /* x becomes cap tanh(factor x / cap), or factor x where there is no cap.
  *

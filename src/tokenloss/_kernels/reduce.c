@@ -1,0 +1,113 @@
+#include "reduce.h"
+
+#include <assert.h>
+#include <math.h>
+
+#include "scalar_math.h"
+
+/* Begins the lane of the sum of all classes, at the granule of the class that is left out. */
+static void meet(const tl_lse_acc *state, int64_t hole, int dtype) {
+    tl_all_classes *whole = state->whole;
+    double x = whole->logit - state->offset;
+    if (!(x < ((double)state->exponent + 64) * TL_LN2)) /* its power of two might overflow; or it is nan */
+        whole->stage = TL_APART;
+    if (whole->stage == TL_APART)
+        return;
+    whole->stage = TL_SHARED;
+    whole->hole = hole;
+    whole->sum = state->sum[whole->lane];
+    whole->error = state->error[whole->lane];
+    tl_store((char *)whole->own, dtype, x);
+}
+
+void tl_reduce_range(const tl_backend *backend, tl_reduce_kind fold, const tl_row *row, int64_t start, int64_t end,
+                     int64_t skip, tl_lse_acc *state, tl_chunk_buf *buf) {
+    assert(start >= 0 && start <= end && end <= row->count);
+    int dtype = tl_offset_dtype(row->compute_dtype, state->offset);
+    int in_place = tl_can_read_in_place(row, dtype, state->offset);
+    tl_all_classes *whole = fold == TL_REDUCE_MOMENT ? state->whole : NULL;
+    while (start < end) {
+        int64_t until = skip >= start && skip < end ? skip : end;
+        int64_t count = in_place ? (until - start) / TL_CHUNK * TL_CHUNK : 0;
+        const void *x = row->data + start * row->stride;
+        if (count == 0) {
+            count = end - start < TL_CHUNK ? end - start : TL_CHUNK;
+            tl_load_chunk(backend, row, start, count, skip, state->offset, dtype, buf);
+            x = &buf->at;
+            if (whole && until < start + count)
+                meet(state, skip - start, dtype);
+        }
+        backend->reduce[whole && whole->stage == TL_SHARED ? TL_REDUCE_MOMENT_AND_ALL : fold][dtype](x, (size_t)count,
+                                                                                                     state);
+        if (whole)
+            whole->hole = -1;
+        start += count;
+    }
+}
+
+double tl_maximum_between(const tl_backend *backend, const tl_row *row, int64_t start, int64_t end, int64_t skip,
+                          tl_chunk_buf *buf) {
+    tl_lse_acc state;
+    state.offset = 0;
+    state.maximum = -(double)INFINITY;
+    state.threshold = 0;
+    tl_reduce_range(backend, TL_REDUCE_MAX, row, start, end, skip, &state, buf);
+    return state.maximum + 0; /* of zeros of both signs, backends keep either */
+}
+
+double tl_maximum(const tl_backend *backend, const tl_row *row) {
+    tl_chunk_buf buf;
+    tl_chunk_invalidate(&buf);
+    return tl_maximum_between(backend, row, 0, row->count, -1, &buf);
+}
+
+int64_t tl_indices_ge(const tl_backend *backend, const tl_row *row, int64_t start, int64_t end, double threshold,
+                      int32_t *found) {
+    int64_t length = end - start, count = 0, i = 0;
+    tl_row raw = tl_raw(row);
+    tl_chunk_buf buf;
+    assert(start >= 0 && length >= 0 && length <= TL_BLOCK && end <= row->count);
+    if (tl_can_read_in_place(&raw, raw.compute_dtype, 0)) {
+        i = length / TL_READ_MULTIPLE * TL_READ_MULTIPLE;
+        count =
+            (int64_t)backend->indices_ge[raw.compute_dtype](raw.data + start * raw.stride, (size_t)i, threshold, found);
+    }
+    tl_chunk_invalidate(&buf);
+    for (int64_t next; i < length; i = next) {
+        next = length - i < TL_CHUNK ? length : i + TL_CHUNK;
+        tl_load_chunk(backend, &raw, start + i, next - i, -1, 0, raw.compute_dtype, &buf);
+        size_t padded = (size_t)(next - i + TL_READ_MULTIPLE - 1) / TL_READ_MULTIPLE * TL_READ_MULTIPLE;
+        int64_t until =
+            count + (int64_t)backend->indices_ge[raw.compute_dtype](&buf.at, padded, threshold, found + count);
+        for (; count < until && found[count] + i < length; count++)
+            found[count] += (int32_t)i;
+    }
+    return count;
+}
+
+int64_t tl_find(const tl_backend *backend, const tl_row *row, int64_t start, int64_t end, double threshold) {
+    int32_t found[TL_BLOCK];
+    return tl_indices_ge(backend, row, start, end, threshold, found) > 0 ? start + found[0] : end;
+}
+
+double tl_lanes_sum_fast(const double *lanes) {
+    double sum = 0;
+    for (int i = 0; i < 16; i++)
+        sum += lanes[i];
+    return sum;
+}
+
+double tl_lanes_sum_compensated(const double *lanes, const double *errors) {
+    double lane[16], error[16];
+    for (int i = 0; i < 16; i++) {
+        lane[i] = lanes[i];
+        error[i] = errors[i];
+    }
+    for (int half = 8; half; half /= 2)
+        for (int i = 0; i < half; i++) {
+            double sum = lane[i] + lane[i + half], other = sum - lane[i];
+            error[i] += error[i + half] + ((lane[i] - (sum - other)) + (lane[i + half] - other));
+            lane[i] = sum;
+        }
+    return lane[0] + error[0];
+}

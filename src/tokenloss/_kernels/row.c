@@ -1,0 +1,97 @@
+#include "row.h"
+
+#include <assert.h>
+#include <math.h>
+
+/* Makes the elements [from, to) of the buf -inf, the neutral element. */
+static void blank(tl_chunk_buf *buf, int64_t from, int64_t to) {
+    const uint16_t half = buf->dtype == TL_FLOAT16 ? 0xfc00 : 0xff80;
+    if (buf->dtype == TL_FLOAT64)
+        for (int64_t i = from; i < to; i++)
+            buf->at.wide[i] = -(double)INFINITY;
+    else if (buf->dtype == TL_FLOAT32)
+        for (int64_t i = from; i < to; i++)
+            buf->at.single[i] = -INFINITY;
+    else
+        for (int64_t i = from; i < to; i++)
+            buf->at.half[i] = half;
+}
+
+/* Copies elements in native order. */
+static void copy(const tl_row *row, int64_t start, int64_t count, tl_chunk_buf *buf) {
+    const char *from = row->data + start * row->stride;
+    int size = tl_itemsize(row->dtype);
+    if (row->stride == size && !(row->dtype & TL_SWAPPED)) {
+        memcpy(&buf->at, from, (size_t)(count * size));
+    } else if (size == 2) {
+        for (int64_t i = 0; i < count; i++, from += row->stride)
+            buf->at.half[i] = tl_load16(from, row->dtype);
+    } else if (size == 4) {
+        for (int64_t i = 0; i < count; i++, from += row->stride)
+            buf->at.single[i] = tl_float_from_bits(tl_load32(from, row->dtype));
+    } else {
+        for (int64_t i = 0; i < count; i++, from += row->stride)
+            buf->at.wide[i] = tl_from_bits(tl_load64(from, row->dtype));
+    }
+    buf->dtype = row->dtype & ~TL_SWAPPED;
+}
+
+/* Makes of elements what the row stands for, less the offset, in this dtype. */
+static void convert(const tl_backend *backend, const tl_row *row, const void *x, size_t count, double offset, int dtype,
+                    tl_chunk_buf *buf) {
+    double narrowed[TL_CHUNK], *wide = dtype == TL_FLOAT64 ? buf->at.wide : narrowed;
+    buf->dtype = dtype;
+    int from = row->dtype & ~TL_SWAPPED;
+    if (dtype == TL_FLOAT32 && from != TL_FLOAT64 && offset == 0 && !tl_is_scaled_or_capped(row)) {
+        backend->to_compute[from](x, count, buf->at.single);
+        return;
+    }
+    backend->to_f64[from](x, count, wide);
+    if (TL_UNLIKELY(row->shift != 0))
+        for (size_t i = 0; i < count; i++)
+            wide[i] -= row->shift;
+    if (tl_is_scaled_or_capped(row))
+        backend->softcap(wide, count, row->logit_scale, row->softcap);
+    if (offset != 0)
+        for (size_t i = 0; i < count; i++)
+            wide[i] -= offset;
+    if (dtype != TL_FLOAT64)
+        for (size_t i = 0; i < count; i++)
+            buf->at.single[i] = (float)wide[i];
+}
+
+void tl_load_chunk(const tl_backend *backend, const tl_row *row, int64_t start, int64_t count, int64_t skip,
+                   double offset, int dtype, tl_chunk_buf *buf) {
+    assert(start >= 0 && count >= 0 && count <= TL_CHUNK && start + count <= row->count);
+    if (buf->start == start && buf->offset == offset && buf->dtype == dtype)
+        return;
+    int64_t padded = (count + TL_READ_MULTIPLE - 1) / TL_READ_MULTIPLE * TL_READ_MULTIPLE;
+    if (dtype == (row->dtype & ~TL_SWAPPED) && offset == 0 && !tl_is_scaled_or_capped(row)) {
+        copy(row, start, count, buf);
+        blank(buf, count, padded);
+    } else if (row->dtype < TL_SWAPPED && row->stride == tl_itemsize(row->dtype) && padded == count) {
+        convert(backend, row, row->data + start * row->stride, (size_t)padded, offset, dtype, buf);
+    } else {
+        tl_chunk_buf native;
+        copy(row, start, count, &native);
+        blank(&native, count, padded);
+        convert(backend, row, &native.at, (size_t)padded, offset, dtype, buf);
+        blank(buf, count, padded);
+    }
+    if (skip >= start && skip < start + count)
+        blank(buf, skip - start, skip - start + 1);
+    buf->start = start;
+    buf->offset = offset;
+}
+
+double tl_softcap(const tl_backend *backend, const tl_row *row, double score) {
+    double lanes[16] = {score - row->shift};
+    if (tl_is_scaled_or_capped(row))
+        backend->softcap(lanes, 16, row->logit_scale, row->softcap);
+    return lanes[0];
+}
+
+double tl_logit_at(const tl_backend *backend, const tl_row *row, int64_t index) {
+    assert(index >= 0 && index < row->count);
+    return tl_softcap(backend, row, tl_load(row->data + index * row->stride, row->dtype));
+}
