@@ -13,6 +13,13 @@
 #define TL_READ_MULTIPLE 128 /* functions of a backend read whole multiples of so many elements */
 #define TL_BLOCK 4096 /* elements between two checks that the sum of exponentials is in range */
 
+_Static_assert(TL_LANES == 64, "indices_ge has one bit of a uint64_t for each lane");
+_Static_assert(TL_CHUNK == 8 * TL_LANES, "a lane adds 8 terms of a chunk, as a tree");
+_Static_assert(TL_READ_MULTIPLE == 2 * TL_LANES, "terms are added in pairs, and -inf fills up the last pair");
+_Static_assert(TL_CHUNK % TL_READ_MULTIPLE == 0, "chunks that are not the last of a row are read where they are");
+_Static_assert(TL_BLOCK % TL_CHUNK == 0, "blocks consist of whole chunks");
+_Static_assert(TL_DOT_CHUNK % TL_LANES == 0, "only the last chunk of products has lanes without one");
+
 /* First moment: sum of w (x - offset - center), where w = exp(x - offset) 2^-exponent is the term of the sum. For a KL
  * divergence the factor is (x - offset - center) - (y - offset_y - beside) with the logits y of the other row. */
 typedef struct {

@@ -23,8 +23,11 @@ typedef enum {
 #define TL_FLOAT_DTYPES 4 /* the first four: what a row of scores may be */
 #define TL_SWAPPED 16      /* added to a dtype whose bytes are in the other order */
 
+_Static_assert(TL_FLOAT64 == TL_FLOAT_DTYPES - 1 && TL_DTYPES <= TL_SWAPPED, "codes of dtypes overlap");
+
 TL_INLINE int tl_itemsize(int dtype) {
     static const unsigned char sizes[] = {2, 2, 4, 8, 1, 2, 4, 8, 1, 2, 4, 8};
+    _Static_assert(sizeof sizes == TL_DTYPES, "one size for each dtype");
     return sizes[dtype & ~TL_SWAPPED];
 }
 

@@ -11,6 +11,8 @@
  * larger, it is subtracted first, via the chunk buffer. */
 #define TL_MAX_EXACT_REDUCTION 65536.0
 
+_Static_assert(TL_CANCEL_INTERVAL % TL_BLOCK == 0, "cancellation is checked between blocks");
+
 /* Accumulates a row except the class `skip` (none if it is negative). The sum is nan if a nan or +inf was met. */
 void tl_lse_row(const tl_backend *backend, const tl_row *row, int64_t skip, tl_lse_acc *state, tl_cancel *cancel);
 

@@ -47,7 +47,7 @@ int tl_soft_target_next(const tl_backend *backend, const tl_soft_target *soft, i
     int length = 0;
     while (length == 0 && *start < count) { /* a stretch is empty where zeros end at a pause */
         int64_t end = next_stretch(backend, soft, count, always_dense(soft), start, cancel);
-        length = end - *start < 64 ? (int)(end - *start) : 64;
+        length = end - *start < TL_SOFT_TARGET_RUN ? (int)(end - *start) : TL_SOFT_TARGET_RUN;
     }
     shares_of(soft, *start, length, share);
     return length;

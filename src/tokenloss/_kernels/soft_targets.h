@@ -34,8 +34,10 @@ TL_INLINE double tl_soft_target_at(const tl_soft_target *soft, int64_t k) {
 int64_t tl_soft_target_argmax(const tl_backend *backend, const tl_soft_target *soft, int64_t count, int64_t *found,
                               tl_cancel *cancel);
 
-/* The masses of the next classes, 64 at most, from *start on, which is moved past zeros. Returns how many; 0 at the
- * end. */
+#define TL_SOFT_TARGET_RUN 64
+
+/* The masses of the next classes, TL_SOFT_TARGET_RUN at most, from *start on, which is moved past zeros. Returns how
+ * many; 0 at the end. */
 int tl_soft_target_next(const tl_backend *backend, const tl_soft_target *soft, int64_t count, int64_t *start,
                         double *mass, tl_cancel *cancel);
 

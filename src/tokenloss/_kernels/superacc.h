@@ -11,6 +11,9 @@
 #define TL_SUM_LIMBS 68
 #define TL_SQUARES_LIMBS 134
 
+_Static_assert(TL_SUM_LIMBS == (2098 + 31) / 32 + 2, "limbs of a sum");
+_Static_assert(TL_SQUARES_LIMBS == (2 * 2098 + 31) / 32 + 2, "limbs of a sum of squares");
+
 typedef struct {
     int64_t digit[TL_SUM_LIMBS]; /* the finite terms, times 2^1074 */
     double special;               /* the sum of the others: 0, inf, -inf or nan */

@@ -95,15 +95,16 @@ TL_TARGET static void NAME(fill_)(const ELEMENT *x, size_t count, OP(scale) * sc
 }
 
 /* Adds the granule at x, of which the elements from `count` on are known to add nothing. */
-TL_TARGET TL_INLINE void NAME(granule_)(const ELEMENT *x, size_t count, OP(scale) * scale, tl_lse_acc *state,
-                                        enum NAME(besides_) besides, const ELEMENT *other) {
+TL_TARGET TL_INLINE void NAME(granule_)(const ELEMENT *x, size_t count, OP(scale) * scale, tl_lanes *sum,
+                                        tl_lanes *moment_sum, tl_all_classes *all, enum NAME(besides_) besides,
+                                        const ELEMENT *other) {
     OP(vec) rests[TL_LANES / OP(WIDTH)], moments[TL_LANES / OP(WIDTH)];
     REAL powers_of[TL_LANES], rests_of[TL_LANES];
-    tl_all_classes *whole = besides == NAME(whole_) ? state->whole : NULL;
+    tl_all_classes *whole = besides == NAME(whole_) ? all : NULL;
     for (size_t j = 0; j < TL_LANES / OP(WIDTH); j++) {
         OP(vec) power;
         NAME(column_)(x, count, j, scale, besides, other, &power, &rests[j], &moments[j]);
-        OP(accumulate)(state->sum + OP(WIDTH) * j % 16, state->error + OP(WIDTH) * j % 16, power);
+        OP(accumulate)(sum->sum + OP(WIDTH) * j % 16, sum->error + OP(WIDTH) * j % 16, power);
         if (besides == NAME(whole_))
             OP(store)(powers_of + OP(WIDTH) * j, power);
     }
@@ -119,9 +120,9 @@ TL_TARGET TL_INLINE void NAME(granule_)(const ELEMENT *x, size_t count, OP(scale
             moments[j] = OP(add)(moments[j], moments[j + half / OP(WIDTH)]);
         }
     for (size_t j = 0; j < 16 / OP(WIDTH); j++) {
-        OP(accumulate)(state->sum + OP(WIDTH) * j, state->error + OP(WIDTH) * j, rests[j]);
+        OP(accumulate)(sum->sum + OP(WIDTH) * j, sum->error + OP(WIDTH) * j, rests[j]);
         if (besides != NAME(nothing_))
-            OP(accumulate)(state->moment->sum + OP(WIDTH) * j, state->moment->error + OP(WIDTH) * j, moments[j]);
+            OP(accumulate)(moment_sum->sum + OP(WIDTH) * j, moment_sum->error + OP(WIDTH) * j, moments[j]);
         if (besides == NAME(whole_) && whole->hole < 0)
             OP(store)(rests_of + OP(WIDTH) * j, rests[j]);
     }
@@ -146,10 +147,17 @@ TL_TARGET TL_INLINE double NAME(larger_)(const OP(vec) * maxima, size_t count, d
 TL_TARGET TL_INLINE void NAME(add_)(const ELEMENT *x, size_t count, tl_lse_acc *state, enum NAME(besides_) besides) {
     double center = besides == NAME(nothing_) ? 0 : state->moment->center;
     OP(scale) scale = OP(scale_of)(state->exponent, center, state->threshold);
+    tl_lanes sum, moment;
+    OP(load_lanes)(&sum, state->sum, state->error);
+    if (besides != NAME(nothing_))
+        OP(load_lanes)(&moment, state->moment->sum, state->moment->error);
     for (; count >= TL_CHUNK; count -= TL_CHUNK, x += TL_CHUNK)
-        NAME(granule_)(x, TL_CHUNK, &scale, state, besides, NULL);
+        NAME(granule_)(x, TL_CHUNK, &scale, &sum, &moment, state->whole, besides, NULL);
     if (count > 0)
-        NAME(granule_)(x, count, &scale, state, besides, NULL);
+        NAME(granule_)(x, count, &scale, &sum, &moment, state->whole, besides, NULL);
+    OP(store_lanes)(&sum, state->sum, state->error);
+    if (besides != NAME(nothing_))
+        OP(store_lanes)(&moment, state->moment->sum, state->moment->error);
     state->overflowed |= OP(beyond)(&scale);
     if (besides != NAME(nothing_)) {
         state->maximum = NAME(larger_)(scale.maximum, 2, state->maximum);
@@ -174,14 +182,21 @@ TL_TARGET static int NAME(divergence_)(const void *base, const void *other, size
     const ELEMENT *p = (const ELEMENT *)base, *q = (const ELEMENT *)other;
     OP(scale) p_scale = OP(scale_of)(base_state->exponent, base_state->moment->center, base_state->moment->beside);
     OP(scale) q_scale = OP(scale_of)(other_state->exponent, 0, 0);
+    tl_lanes p_sum, q_sum, moment;
+    OP(load_lanes)(&p_sum, base_state->sum, base_state->error);
+    OP(load_lanes)(&q_sum, other_state->sum, other_state->error);
+    OP(load_lanes)(&moment, base_state->moment->sum, base_state->moment->error);
     for (; count >= TL_CHUNK; count -= TL_CHUNK, p += TL_CHUNK, q += TL_CHUNK) {
-        NAME(granule_)(q, TL_CHUNK, &q_scale, other_state, NAME(nothing_), NULL);
-        NAME(granule_)(p, TL_CHUNK, &p_scale, base_state, NAME(other_), q);
+        NAME(granule_)(q, TL_CHUNK, &q_scale, &q_sum, NULL, NULL, NAME(nothing_), NULL);
+        NAME(granule_)(p, TL_CHUNK, &p_scale, &p_sum, &moment, NULL, NAME(other_), q);
     }
     if (count > 0) {
-        NAME(granule_)(q, count, &q_scale, other_state, NAME(nothing_), NULL);
-        NAME(granule_)(p, count, &p_scale, base_state, NAME(other_), q);
+        NAME(granule_)(q, count, &q_scale, &q_sum, NULL, NULL, NAME(nothing_), NULL);
+        NAME(granule_)(p, count, &p_scale, &p_sum, &moment, NULL, NAME(other_), q);
     }
+    OP(store_lanes)(&p_sum, base_state->sum, base_state->error);
+    OP(store_lanes)(&q_sum, other_state->sum, other_state->error);
+    OP(store_lanes)(&moment, base_state->moment->sum, base_state->moment->error);
     base_state->overflowed |= OP(beyond)(&p_scale);
     other_state->overflowed |= OP(beyond)(&q_scale);
     base_state->maximum = NAME(larger_)(p_scale.maximum, 2, base_state->maximum);

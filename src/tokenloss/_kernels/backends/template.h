@@ -33,6 +33,34 @@ static const double f64_EXP[] = {0x1.b2917e207fd11p-26,
 #define f64_BIAS 1023
 #define f64_HUGE TL_MIN_FMA_SAFE
 
+/* The lanes that a reduction adds to, in a copy on the stack that no vector straddles: in an accumulator, which lies
+ * wherever its caller put it, a vector may cross two pages, which costs half of the speed. */
+typedef struct {
+    _Alignas(64) double sum[16];
+    _Alignas(64) double error[16];
+} tl_lanes;
+
+TL_INLINE void f64_load_lanes(tl_lanes *lanes, const double *sum, const double *error) {
+    memcpy(lanes->sum, sum, sizeof lanes->sum);
+    memcpy(lanes->error, error, sizeof lanes->error);
+}
+
+TL_INLINE void f64_store_lanes(const tl_lanes *lanes, double *sum, double *error) {
+    memcpy(sum, lanes->sum, sizeof lanes->sum);
+    memcpy(error, lanes->error, sizeof lanes->error);
+}
+
+/* Terms in float are added without errors: f32_accumulate. */
+TL_INLINE void f32_load_lanes(tl_lanes *lanes, const double *sum, const double *error) {
+    (void)error;
+    memcpy(lanes->sum, sum, sizeof lanes->sum);
+}
+
+TL_INLINE void f32_store_lanes(const tl_lanes *lanes, double *sum, double *error) {
+    (void)error;
+    memcpy(sum, lanes->sum, sizeof lanes->sum);
+}
+
 /* Where a fold refers to, and what it has met. */
 typedef struct {
     f32_vec lowest; /* where the power becomes 0 */
@@ -262,23 +290,32 @@ TL_TARGET static void JOIN(squash_, BACKEND)(double *x, size_t count, double fac
 
 #define STRING_(name) #name
 #define STRING(name) STRING_(name)
-#define ALL_DTYPES(what) \
-    {JOIN(what##float16_, BACKEND), JOIN(what##bfloat16_, BACKEND), JOIN(what##float32_, BACKEND), \
-     JOIN(what##float64_, BACKEND)}
+#define ALL_DTYPES(name) \
+    {[TL_FLOAT16] = JOIN(name##float16_, BACKEND), \
+     [TL_BFLOAT16] = JOIN(name##bfloat16_, BACKEND), \
+     [TL_FLOAT32] = JOIN(name##float32_, BACKEND), \
+     [TL_FLOAT64] = JOIN(name##float64_, BACKEND)}
 
 const tl_backend JOIN(tl_, BACKEND) = {
-    STRING(BACKEND),
-    {ALL_DTYPES(sum_), ALL_DTYPES(moment_), ALL_DTYPES(both_), ALL_DTYPES(maximum_), ALL_DTYPES(look_)},
-    ALL_DTYPES(divergence_),
-    ALL_DTYPES(collect_),
-    ALL_DTYPES(exps_),
-    ALL_DTYPES(less_),
-    ALL_DTYPES(total_),
-    ALL_DTYPES(widen_),
-    ALL_DTYPES(convert_),
-    ALL_DTYPES(dots_),
-    JOIN(squash_, BACKEND),
-    JOIN(weigh_, BACKEND),
-    JOIN(clipped_losses_, BACKEND),
-    JOIN(skip_zeros_, BACKEND),
+    .name = STRING(BACKEND),
+    .reduce =
+        {
+            [TL_REDUCE_SUMEXP] = ALL_DTYPES(sum_),
+            [TL_REDUCE_MOMENT] = ALL_DTYPES(moment_),
+            [TL_REDUCE_MOMENT_AND_ALL] = ALL_DTYPES(both_),
+            [TL_REDUCE_MAX] = ALL_DTYPES(maximum_),
+            [TL_REDUCE_MAX_COUNT] = ALL_DTYPES(look_),
+        },
+    .kl = ALL_DTYPES(divergence_),
+    .indices_ge = ALL_DTYPES(collect_),
+    .exp_scaled = ALL_DTYPES(exps_),
+    .sub_scalar = ALL_DTYPES(less_),
+    .sum = ALL_DTYPES(total_),
+    .to_f64 = ALL_DTYPES(widen_),
+    .to_compute = ALL_DTYPES(convert_),
+    .dot_rows = ALL_DTYPES(dots_),
+    .softcap = JOIN(squash_, BACKEND),
+    .target_dot = JOIN(weigh_, BACKEND),
+    .clipped_losses = JOIN(clipped_losses_, BACKEND),
+    .skip_zeros = JOIN(skip_zeros_, BACKEND),
 };
