@@ -63,7 +63,7 @@ static void center(const tl_backend *backend, side *base, side *other, int64_t s
     int64_t class = maximum - maximum == 0 ? tl_find(backend, base->row, start, end, maximum) : end;
     if (class == end)
         return;
-    double center = maximum - base->state.offset, sum = tl_lanes_sum_fast(base->state.sum);
+    double center = maximum - base->state.offset, sum = tl_lanes_sum_in_order(base->state.sum);
     double beside = tl_load(other->row->data + class * other->row->stride, other->row->dtype) - other->state.offset;
     if (!(beside > -TL_MIN_FMA_SAFE && beside - beside == 0))
         beside = beside < 0 ? -TL_MIN_FMA_SAFE : 0;

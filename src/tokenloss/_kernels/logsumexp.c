@@ -19,7 +19,7 @@
 
 void tl_moment_reshift(double maximum, int dtype, tl_lse_acc *state) {
     tl_moment *moment = state->moment;
-    double center = dtype == TL_FLOAT64 ? maximum : (double)(float)maximum, sum = tl_lanes_sum_fast(state->sum);
+    double center = dtype == TL_FLOAT64 ? maximum : (double)(float)maximum, sum = tl_lanes_sum_in_order(state->sum);
     if (sum != 0)
         moment->sum[0] += (moment->center - center) * sum;
     moment->center = center;
@@ -285,7 +285,7 @@ double tl_logsumexp_of(const tl_backend *backend, const tl_row *row, const tl_ls
         return logsumexp;
     for (int i = 0; i < 16; i++)
         most = state->sum[i] > most ? state->sum[i] : most;
-    if (most < OUTWEIGHING * tl_lanes_sum_fast(state->sum))
+    if (most < OUTWEIGHING * tl_lanes_sum_in_order(state->sum))
         return logsumexp;
     return near_zero(backend, row, logsumexp, skipped, rest, cancel);
 }

@@ -91,23 +91,35 @@ int64_t tl_find(const tl_backend *backend, const tl_row *row, int64_t start, int
 }
 
 double tl_lanes_sum_fast(const double *lanes) {
+    double half[8];
+    for (int i = 0; i < 8; i++)
+        half[i] = lanes[i] + lanes[i + 8];
+    return ((half[0] + half[4]) + (half[2] + half[6])) + ((half[1] + half[5]) + (half[3] + half[7]));
+}
+
+double tl_lanes_sum_in_order(const double *lanes) {
     double sum = 0;
     for (int i = 0; i < 16; i++)
         sum += lanes[i];
     return sum;
 }
 
+/* Adds lanes [half, 2 half) to lanes [0, half) by two-sums: inlined, so that compilers make vectors of them. */
+TL_INLINE void add_halves(double *lane, double *error, int half) {
+    for (int i = 0; i < half; i++) {
+        double sum = lane[i] + lane[i + half], other = sum - lane[i];
+        error[i] += error[i + half] + ((lane[i] - (sum - other)) + (lane[i + half] - other));
+        lane[i] = sum;
+    }
+}
+
 double tl_lanes_sum_compensated(const double *lanes, const double *errors) {
     double lane[16], error[16];
-    for (int i = 0; i < 16; i++) {
-        lane[i] = lanes[i];
-        error[i] = errors[i];
-    }
-    for (int half = 8; half; half /= 2)
-        for (int i = 0; i < half; i++) {
-            double sum = lane[i] + lane[i + half], other = sum - lane[i];
-            error[i] += error[i + half] + ((lane[i] - (sum - other)) + (lane[i + half] - other));
-            lane[i] = sum;
-        }
+    memcpy(lane, lanes, sizeof lane);
+    memcpy(error, errors, sizeof error);
+    add_halves(lane, error, 8);
+    add_halves(lane, error, 4);
+    add_halves(lane, error, 2);
+    add_halves(lane, error, 1);
     return lane[0] + error[0];
 }

@@ -23,8 +23,10 @@ int64_t tl_indices_ge(const tl_backend *backend, const tl_row *row, int64_t star
 /* The first of them; `end` if there is none. */
 int64_t tl_find(const tl_backend *backend, const tl_row *row, int64_t start, int64_t end, double threshold);
 
-/* The sum of 16 lanes, for decisions; and the compensated sum of lanes and their rounding errors, for results. */
+/* The sum of 16 lanes: as a tree, for checks whether it is nan, zero or in range; one lane after another, where results
+ * depend on its last bits; and with compensation for its roundings and those of the lanes. */
 double tl_lanes_sum_fast(const double *lanes);
+double tl_lanes_sum_in_order(const double *lanes);
 double tl_lanes_sum_compensated(const double *lanes, const double *errors);
 
 #endif

@@ -100,7 +100,7 @@ static double weigh_uniform(const tl_backend *backend, const tl_row *row, double
             return 0;
     }
     double total = tl_lanes_sum_compensated(sum, lost);
-    total = total == total ? total : tl_lanes_sum_fast(sum);
+    total = total == total ? total : tl_lanes_sum_in_order(sum);
     return share * ((double)row->count * (anchor - offset) - total);
 }
 
@@ -125,8 +125,8 @@ void tl_target_dot_range(const tl_backend *backend, const tl_row *row, const tl_
 double tl_target_dot_end(const tl_dot_acc *dot, double *total) {
     double loss = tl_lanes_sum_compensated(dot->loss, dot->loss_lost),
            share = tl_lanes_sum_compensated(dot->share, dot->share_lost);
-    *total = share == share ? share : tl_lanes_sum_fast(dot->share);
-    return loss == loss ? loss : tl_lanes_sum_fast(dot->loss);
+    *total = share == share ? share : tl_lanes_sum_in_order(dot->share);
+    return loss == loss ? loss : tl_lanes_sum_in_order(dot->loss);
 }
 
 double tl_target_dot(const tl_backend *backend, const tl_row *row, const tl_soft_target *soft, double anchor,

@@ -133,15 +133,18 @@ TL_TARGET TL_INLINE void NAME(granule_)(const ELEMENT *x, size_t count, OP(scale
     }
 }
 
-/* The larger of the maxima and the one before. */
-TL_TARGET TL_INLINE double NAME(larger_)(const OP(vec) * maxima, size_t count, double before) {
-    for (size_t k = 0; k < count; k++) {
-        REAL value[OP(WIDTH)];
-        OP(store)(value, maxima[k]);
-        for (size_t j = 0; j < OP(WIDTH); j++)
-            before = (double)value[j] > before ? (double)value[j] : before;
-    }
-    return before;
+/* The maximum of a power of two of vectors (which it overwrites) and of `before`, as trees: a chain of comparisons in
+ * scalars would take longer than the exponentials of a short row. A nan in the only vector is passed over. */
+TL_TARGET TL_INLINE double NAME(larger_)(OP(vec) * maxima, size_t count, double before) {
+    REAL value[OP(WIDTH)];
+    for (size_t half = count / 2; half > 0; half /= 2)
+        for (size_t k = 0; k < half; k++)
+            maxima[k] = OP(larger)(maxima[k], maxima[k + half]);
+    OP(store)(value, OP(larger)(maxima[0], OP(set)((REAL)before)));
+    for (size_t half = OP(WIDTH) / 2; half > 0; half /= 2)
+        for (size_t j = 0; j < half; j++)
+            value[j] = value[j] > value[j + half] ? value[j] : value[j + half];
+    return (double)value[0];
 }
 
 TL_TARGET TL_INLINE void NAME(add_)(const ELEMENT *x, size_t count, tl_lse_acc *state, enum NAME(besides_) besides) {
