@@ -1,4 +1,4 @@
-"""The C folds touch nothing beyond the rows they are given, nor look at what nobody wrote: a driver in C finds out."""
+"""The C kernels touch nothing beyond their rows and use nothing that was not written: a driver in C checks both."""
 
 import subprocess
 import sys
@@ -21,7 +21,7 @@ def driver(tmp_path_factory) -> Path:
 
 
 def backends_that_passed(*command: str | Path) -> list[str]:
-    """The backends whose folds the driver went through."""
+    """The backends that the driver ran."""
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return [line.split()[0] for line in done.stdout.splitlines()]
@@ -31,6 +31,6 @@ def test_nothing_beyond_a_row_is_touched(driver):
     assert "portable" in backends_that_passed(driver)
 
 
-def test_nothing_undefined_is_looked_at(driver):
+def test_nothing_undefined_is_used(driver):
     need("valgrind", packages="valgrind")
     assert "portable" in backends_that_passed("valgrind", "-q", "--error-exitcode=9", driver)

@@ -20,42 +20,42 @@ _Static_assert(TL_CHUNK % TL_READ_MULTIPLE == 0, "chunks that are not the last o
 _Static_assert(TL_BLOCK % TL_CHUNK == 0, "blocks consist of whole chunks");
 _Static_assert(TL_DOT_CHUNK % TL_LANES == 0, "only the last chunk of products has lanes without one");
 
-/* First moment: sum of w (x - offset - center), where w = exp(x - offset) 2^-exponent is the term of the sum. For a KL
- * divergence the factor is (x - offset - center) - (y - offset_y - beside) with the logits y of the other row. */
+/* First moment: sum of w (x - offset - shift), where w = exp(x - offset) 2^-ref_exp is the term of the sum. For a KL
+ * divergence the factor is (x - offset - shift) - (y - offset_y - other_shift) with the logits y of the other row. */
 typedef struct {
     double sum[16];
-    double error[16];
-    double center, beside; /* representable in the compute dtype */
+    double comp[16]; /* what their roundings lost */
+    double shift, other_shift; /* representable in the compute dtype */
 } tl_moment;
 
 /* The sum over all classes while the main sum excludes one. As long as both sums have the same reference exponent they
  * differ only in the one of 16 lanes that the excluded class belongs to, so only that lane is kept a second time. */
 typedef struct {
-    double sum, error; /* of that lane */
+    double sum, comp; /* of that lane */
     size_t lane;
     enum { TL_AHEAD, TL_SHARED, TL_APART } stage; /* the class is yet to come; was added; the references may differ */
-    int64_t hole; /* index of the excluded class in the current chunk; -1 if it is not there */
+    int64_t position; /* index of the excluded class in the current chunk; -1 if it is not there */
     double logit; /* of the excluded class, scaled and capped */
-    double own[1]; /* that logit less the offset, as an element of the chunk */
+    double element[1]; /* that logit less the offset, as an element of the chunk */
 } tl_all_classes;
 
-/* Running logsumexp: sum of exp(x - offset) 2^-exponent, in 16 lanes of double with their rounding errors. */
+/* Running logsumexp: sum of exp(x - offset) 2^-ref_exp, in 16 lanes of double with their rounding errors. */
 typedef struct {
     double sum[16];
-    double error[16];
+    double comp[16]; /* what their roundings lost */
     double offset; /* 0 unless the logits are too large for an exact argument reduction */
-    int64_t exponent; /* reference exponent, near the maximum */
+    int64_t ref_exp; /* reference exponent, near the maximum */
     double maximum; /* of the elements seen, by all reductions but SUMEXP; nan is skipped */
     double threshold;
-    int64_t reached; /* number of elements >= threshold, by reductions with a moment or a count */
-    int overflowed; /* an exponent field overflowed (x / ln 2 - exponent >= 128): discard this block's sum */
+    int64_t count_ge; /* number of elements >= threshold, by reductions with a moment or a count */
+    int exp_overflow; /* an exponent field overflowed (x / ln 2 - ref_exp >= 128): discard this block's sum */
     tl_moment *moment;
-    tl_all_classes *whole; /* with a moment, or NULL if the sum of all classes is not wanted */
+    tl_all_classes *all; /* with a moment, or NULL if the sum of all classes is not wanted */
 } tl_lse_acc;
 
 /* Sum of mass (shift - x) and sum of mass over classes, each in 16 lanes with their rounding errors. */
 typedef struct {
-    double loss[16], loss_lost[16], share[16], share_lost[16];
+    double dot[16], dot_comp[16], mass[16], mass_comp[16];
 } tl_dot_acc;
 
 typedef enum {

@@ -5,53 +5,53 @@
 
 #include "scalar_math.h"
 
-/* Begins the lane of the sum of all classes, at the granule of the class that is left out. */
-static void meet(const tl_lse_acc *state, int64_t hole, int dtype) {
-    tl_all_classes *whole = state->whole;
-    double x = whole->logit - state->offset;
-    if (!(x < ((double)state->exponent + 64) * TL_LN2)) /* its power of two might overflow; or it is nan */
-        whole->stage = TL_APART;
-    if (whole->stage == TL_APART)
+/* Starts the second lane of tl_all_classes, at the chunk that holds the excluded class. */
+static void add_excluded(const tl_lse_acc *state, int64_t position, int dtype) {
+    tl_all_classes *all = state->all;
+    double x = all->logit - state->offset;
+    if (!(x < ((double)state->ref_exp + 64) * TL_LN2)) /* its power of two might overflow; or it is nan */
+        all->stage = TL_APART;
+    if (all->stage == TL_APART)
         return;
-    whole->stage = TL_SHARED;
-    whole->hole = hole;
-    whole->sum = state->sum[whole->lane];
-    whole->error = state->error[whole->lane];
-    tl_store((char *)whole->own, dtype, x);
+    all->stage = TL_SHARED;
+    all->position = position;
+    all->sum = state->sum[all->lane];
+    all->comp = state->comp[all->lane];
+    tl_store((char *)all->element, dtype, x);
 }
 
-void tl_reduce_range(const tl_backend *backend, tl_reduce_kind fold, const tl_row *row, int64_t start, int64_t end,
-                     int64_t skip, tl_lse_acc *state, tl_chunk_buf *buf) {
+void tl_reduce_range(const tl_backend *backend, tl_reduce_kind kind, const tl_row *row, int64_t start, int64_t end,
+                     int64_t excluded, tl_lse_acc *state, tl_chunk_buf *buf) {
     assert(start >= 0 && start <= end && end <= row->count);
     int dtype = tl_offset_dtype(row->compute_dtype, state->offset);
     int in_place = tl_can_read_in_place(row, dtype, state->offset);
-    tl_all_classes *whole = fold == TL_REDUCE_MOMENT ? state->whole : NULL;
+    tl_all_classes *all = kind == TL_REDUCE_MOMENT ? state->all : NULL;
     while (start < end) {
-        int64_t until = skip >= start && skip < end ? skip : end;
+        int64_t until = excluded >= start && excluded < end ? excluded : end;
         int64_t count = in_place ? (until - start) / TL_CHUNK * TL_CHUNK : 0;
         const void *x = row->data + start * row->stride;
         if (count == 0) {
             count = end - start < TL_CHUNK ? end - start : TL_CHUNK;
-            tl_load_chunk(backend, row, start, count, skip, state->offset, dtype, buf);
+            tl_load_chunk(backend, row, start, count, excluded, state->offset, dtype, buf);
             x = &buf->at;
-            if (whole && until < start + count)
-                meet(state, skip - start, dtype);
+            if (all && until < start + count)
+                add_excluded(state, excluded - start, dtype);
         }
-        backend->reduce[whole && whole->stage == TL_SHARED ? TL_REDUCE_MOMENT_AND_ALL : fold][dtype](x, (size_t)count,
-                                                                                                     state);
-        if (whole)
-            whole->hole = -1;
+        backend->reduce[all && all->stage == TL_SHARED ? TL_REDUCE_MOMENT_AND_ALL : kind][dtype](x, (size_t)count,
+                                                                                                 state);
+        if (all)
+            all->position = -1;
         start += count;
     }
 }
 
-double tl_maximum_between(const tl_backend *backend, const tl_row *row, int64_t start, int64_t end, int64_t skip,
+double tl_maximum_between(const tl_backend *backend, const tl_row *row, int64_t start, int64_t end, int64_t excluded,
                           tl_chunk_buf *buf) {
     tl_lse_acc state;
     state.offset = 0;
     state.maximum = -(double)INFINITY;
     state.threshold = 0;
-    tl_reduce_range(backend, TL_REDUCE_MAX, row, start, end, skip, &state, buf);
+    tl_reduce_range(backend, TL_REDUCE_MAX, row, start, end, excluded, &state, buf);
     return state.maximum + 0; /* of zeros of both signs, backends keep either */
 }
 

@@ -4,12 +4,12 @@
 
 #include "row.h"
 
-/* Adds the elements [start, end) except `skip` to the accumulator: in place where possible, else chunk by chunk. */
+/* Adds the elements [start, end) except `excluded` to the accumulator: in place where possible, else chunk by chunk. */
 void tl_reduce_range(const tl_backend *backend, tl_reduce_kind kind, const tl_row *row, int64_t start, int64_t end,
-                     int64_t skip, tl_lse_acc *state, tl_chunk_buf *buf);
+                     int64_t excluded, tl_lse_acc *state, tl_chunk_buf *buf);
 
-/* The largest logit of [start, end) except `skip`; -inf of none, nan is skipped. */
-double tl_maximum_between(const tl_backend *backend, const tl_row *row, int64_t start, int64_t end, int64_t skip,
+/* The largest logit of [start, end) except `excluded`; -inf of none, nan is excluded. */
+double tl_maximum_between(const tl_backend *backend, const tl_row *row, int64_t start, int64_t end, int64_t excluded,
                           tl_chunk_buf *buf);
 
 /* The same of a whole row. It runs at the speed of memory: the yardstick of the benchmarks. */

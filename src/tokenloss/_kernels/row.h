@@ -37,9 +37,9 @@ double tl_softcap(const tl_backend *backend, const tl_row *row, double raw);
  * excluded class. */
 typedef struct {
     union {
-        uint16_t half[TL_CHUNK];
-        float single[TL_CHUNK];
-        double wide[TL_CHUNK];
+        uint16_t u16[TL_CHUNK];
+        float f32[TL_CHUNK];
+        double f64[TL_CHUNK];
     } at;
     int64_t start; /* index of the first element; -1 if the buffer is empty */
     double offset; /* what was subtracted */
@@ -66,9 +66,9 @@ TL_INLINE int tl_can_read_in_place(const tl_row *row, int dtype, double offset) 
     return row->dtype == dtype && row->stride == tl_itemsize(dtype) && offset == 0 && !tl_is_scaled_or_capped(row);
 }
 
-/* Loads the elements [start, start + count), at most a chunk, as this dtype and less the offset. The class `skip` (if
- * it is not negative) becomes -inf, as does the padding up to tl_padded(count). */
-void tl_load_chunk(const tl_backend *backend, const tl_row *row, int64_t start, int64_t count, int64_t skip,
+/* Loads the elements [start, start + count), at most a chunk, as this dtype and less the offset. The class `excluded`
+ * (if it is not negative) becomes -inf, as does the padding up to tl_padded(count). */
+void tl_load_chunk(const tl_backend *backend, const tl_row *row, int64_t start, int64_t count, int64_t excluded,
                    double offset, int dtype, tl_chunk_buf *buf);
 
 #endif

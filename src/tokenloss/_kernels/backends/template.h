@@ -1,4 +1,5 @@
-/* Every fold of one instruction set: included by a .c file after its simd_*.h, with BACKEND defined. */
+/* All kernels of one instruction set: included by a .c file after its simd_*.h, with BACKEND defined. The contract of
+ * each is in ../backend.h. */
 #include <math.h>
 
 #include "../backend.h"
@@ -7,14 +8,14 @@
 #define JOIN_(a, b) a##b
 #define JOIN(a, b) JOIN_(a, b)
 
-/* exp(r) = 1 + r p(r) for |r| <= 0.349, relative error 4.5e-9, and for |r| <= 0.347, 1.6e-17: minimax fits of our own,
- * with the coefficients rounded one after another. */
+/* Polynomials p with exp(r) = 1 + r p(r): relative error 4.5e-9 for |r| <= 0.349, and 1.6e-17 for |r| <= 0.347. Minimax
+ * fits of our own, whose coefficients were rounded one after another. */
 static const float f32_EXP[] = {0x1.6fed1ap-10f, 0x1.125b9cp-7f, 0x1.5552f4p-5f, 0x1.55546p-3f, 0.5f, 1.0f};
 #define f32_LOG2E 0x1.715476p+0f
 #define f32_LN2 0x1.62e43p-1f
 #define f32_ROUNDER 0x1.8p23f
 #define f32_BIAS 127
-#define f32_HUGE 0x1.fffffep127f
+#define f32_OTHER_LIMIT 0x1.fffffep127f
 
 static const double f64_EXP[] = {0x1.b2917e207fd11p-26,
                                  0x1.28b58c6bca6b0p-22,
@@ -31,98 +32,98 @@ static const double f64_EXP[] = {0x1.b2917e207fd11p-26,
 #define f64_LN2 0x1.62e42fefa39efp-1
 #define f64_ROUNDER 0x1.8p52
 #define f64_BIAS 1023
-#define f64_HUGE TL_MIN_FMA_SAFE
+#define f64_OTHER_LIMIT TL_MIN_FMA_SAFE
 
-/* The lanes that a reduction adds to, in a copy on the stack that no vector straddles: in an accumulator, which lies
- * wherever its caller put it, a vector may cross two pages, which costs half of the speed. */
+/* The lanes that a reduction adds to: an aligned copy on the stack. In the accumulator, whose address is up to the
+ * caller, a vector might cross two pages, which costs up to 50 % of the time. Callers need not align accumulators. */
 typedef struct {
     _Alignas(64) double sum[16];
-    _Alignas(64) double error[16];
+    _Alignas(64) double comp[16];
 } tl_lanes;
 
-TL_INLINE void f64_load_lanes(tl_lanes *lanes, const double *sum, const double *error) {
+TL_INLINE void f64_load_lanes(tl_lanes *lanes, const double *sum, const double *comp) {
     memcpy(lanes->sum, sum, sizeof lanes->sum);
-    memcpy(lanes->error, error, sizeof lanes->error);
+    memcpy(lanes->comp, comp, sizeof lanes->comp);
 }
 
-TL_INLINE void f64_store_lanes(const tl_lanes *lanes, double *sum, double *error) {
+TL_INLINE void f64_store_lanes(const tl_lanes *lanes, double *sum, double *comp) {
     memcpy(sum, lanes->sum, sizeof lanes->sum);
-    memcpy(error, lanes->error, sizeof lanes->error);
+    memcpy(comp, lanes->comp, sizeof lanes->comp);
 }
 
-/* Terms in float are added without errors: f32_accumulate. */
-TL_INLINE void f32_load_lanes(tl_lanes *lanes, const double *sum, const double *error) {
-    (void)error;
+/* The sums of terms in float have no compensation: see f32_accumulate. */
+TL_INLINE void f32_load_lanes(tl_lanes *lanes, const double *sum, const double *comp) {
+    (void)comp;
     memcpy(lanes->sum, sum, sizeof lanes->sum);
 }
 
-TL_INLINE void f32_store_lanes(const tl_lanes *lanes, double *sum, double *error) {
-    (void)error;
+TL_INLINE void f32_store_lanes(const tl_lanes *lanes, double *sum, double *comp) {
+    (void)comp;
     memcpy(sum, lanes->sum, sizeof lanes->sum);
 }
 
-/* Where a fold refers to, and what it has met. */
+/* Constants and accumulators of a reduction, each a vector. */
 typedef struct {
-    f32_vec lowest; /* where the power becomes 0 */
-    f32_vec magic;  /* rounds to integers, and leaves the biased exponent of the power in the low bits */
-    f32_vec center, threshold;
-    f32_vec maximum[2], least;
-    f32_bits reached[2];
-    f32_bits seen[2]; /* all shifted arguments, one over another */
-} f32_scale;
+    f32_vec min_arg;     /* smaller arguments are raised to it: their power of two is 0 */
+    f32_vec round_magic; /* rounds x / ln 2 to n, and leaves n - ref_exp + bias in the low bits */
+    f32_vec shift, threshold;
+    f32_vec maximum[2], min_other;
+    f32_bits count_ge[2];
+    f32_bits or_bits[2]; /* of all n_biased */
+} f32_acc;
 
 typedef struct {
-    f64_vec lowest, magic, center, threshold, maximum[2], least;
-    f64_bits reached[2], seen[2];
-} f64_scale;
+    f64_vec min_arg, round_magic, shift, threshold, maximum[2], min_other;
+    f64_bits count_ge[2], or_bits[2];
+} f64_acc;
 
-TL_TARGET TL_INLINE f32_scale f32_scale_of(int64_t exponent, double center, double threshold) {
+TL_TARGET TL_INLINE f32_acc f32_acc_init(int64_t exponent, double shift, double threshold) {
     const f32_vec infinity = f32_set((float)INFINITY), none = f32_set(-(float)INFINITY);
     const f32_bits zero = f32_no_bits();
-    f32_scale scale = {f32_set((float)((double)(exponent - f32_BIAS) * TL_LN2)),
-                       f32_set(f32_ROUNDER + (float)(f32_BIAS - exponent)),
-                       f32_set((float)center),
-                       f32_set((float)threshold),
-                       {none, none},
-                       infinity,
-                       {zero, zero},
-                       {zero, zero}};
-    return scale;
+    f32_acc acc = {f32_set((float)((double)(exponent - f32_BIAS) * TL_LN2)),
+                   f32_set(f32_ROUNDER + (float)(f32_BIAS - exponent)),
+                   f32_set((float)shift),
+                   f32_set((float)threshold),
+                   {none, none},
+                   infinity,
+                   {zero, zero},
+                   {zero, zero}};
+    return acc;
 }
 
-TL_TARGET TL_INLINE f64_scale f64_scale_of(int64_t exponent, double center, double threshold) {
+TL_TARGET TL_INLINE f64_acc f64_acc_init(int64_t exponent, double shift, double threshold) {
     const f64_vec infinity = f64_set((double)INFINITY), none = f64_set(-(double)INFINITY);
     const f64_bits zero = f64_no_bits();
-    f64_scale scale = {f64_set((double)((double)(exponent - f64_BIAS) * TL_LN2)),
-                       f64_set(f64_ROUNDER + (double)(f64_BIAS - exponent)),
-                       f64_set((double)center),
-                       f64_set((double)threshold),
-                       {none, none},
-                       infinity,
-                       {zero, zero},
-                       {zero, zero}};
-    return scale;
+    f64_acc acc = {f64_set((double)((double)(exponent - f64_BIAS) * TL_LN2)),
+                   f64_set(f64_ROUNDER + (double)(f64_BIAS - exponent)),
+                   f64_set((double)shift),
+                   f64_set((double)threshold),
+                   {none, none},
+                   infinity,
+                   {zero, zero},
+                   {zero, zero}};
+    return acc;
 }
 
-/* Whether a power of two would not fit its exponent: then some n + bias - exponent, which stands in the low bits of a
- * number of ulp 1, has more bits than that. */
-TL_TARGET TL_INLINE int f32_beyond(const f32_scale *scale) {
+/* Whether a power of two did not fit in its exponent field: then some n - ref_exp + bias, in the low bits of a number
+ * of ulp 1, had more bits than the field. */
+TL_TARGET TL_INLINE int f32_exp_overflowed(const f32_acc *acc) {
     uint32_t bits[2 * f32_WIDTH], all = 0;
-    memcpy(bits, scale->seen, sizeof bits);
+    memcpy(bits, acc->or_bits, sizeof bits);
     for (size_t j = 0; j < 2 * f32_WIDTH; j++)
         all |= bits[j];
     return all != 0 && (all & ~0xffu) != 0x4b400000u;
 }
 
-TL_TARGET TL_INLINE int f64_beyond(const f64_scale *scale) {
+TL_TARGET TL_INLINE int f64_exp_overflowed(const f64_acc *acc) {
     uint64_t bits[2 * f64_WIDTH], all = 0;
-    memcpy(bits, scale->seen, sizeof bits);
+    memcpy(bits, acc->or_bits, sizeof bits);
     for (size_t j = 0; j < 2 * f64_WIDTH; j++)
         all |= bits[j];
     return all != 0 && (all & ~(uint64_t)0x7ff) != 0x4338000000000000u;
 }
 
-TL_TARGET TL_INLINE int64_t f32_total_count(f32_bits counts) {
+TL_TARGET TL_INLINE int64_t f32_sum_counts(f32_bits counts) {
     uint32_t count[f32_WIDTH];
     int64_t total = 0;
     memcpy(count, &counts, sizeof count);
@@ -131,7 +132,7 @@ TL_TARGET TL_INLINE int64_t f32_total_count(f32_bits counts) {
     return total;
 }
 
-TL_TARGET TL_INLINE int64_t f64_total_count(f64_bits counts) {
+TL_TARGET TL_INLINE int64_t f64_sum_counts(f64_bits counts) {
     uint64_t count[f64_WIDTH];
     int64_t total = 0;
     memcpy(count, &counts, sizeof count);
@@ -168,31 +169,31 @@ TL_TARGET TL_INLINE void f64_accumulate(double *sum, double *error, f64_vec term
     f64_store(error, f64_add(f64_load(error), lost));
 }
 
-/* Adds to a sum, and what that loses to `lost`. */
-TL_TARGET TL_INLINE void JOIN(add_, BACKEND)(double *sum, double *lost, double term) {
+/* Adds a term to a sum, and its rounding error to `lost`. */
+TL_TARGET TL_INLINE void JOIN(two_sum_, BACKEND)(double *sum, double *lost, double term) {
     double before = *sum, after = before + term, other = after - before;
     *sum = after;
     *lost += (before - (after - other)) + (term - other);
 }
 
-/* One lane of an accumulation. */
+/* A single lane of `accumulate`. */
 TL_TARGET TL_INLINE void f32_accumulate_one(double *sum, double *error, float term) {
     (void)error;
     *sum += (double)term;
 }
 
 TL_TARGET TL_INLINE void f64_accumulate_one(double *sum, double *error, double term) {
-    JOIN(add_, BACKEND)(sum, error, term);
+    JOIN(two_sum_, BACKEND)(sum, error, term);
 }
 
-TL_TARGET static void JOIN(weigh_, BACKEND)(const double *share, const double *x, size_t count, double anchor,
-                                            tl_dot_acc *dot) {
+TL_TARGET static void JOIN(target_dot_, BACKEND)(const double *mass, const double *x, size_t count, double shift,
+                                                 tl_dot_acc *dot) {
     for (size_t i = 0; i < count; i += 16)
         for (size_t j = 0; j < 16; j++) {
-            double term = share[i + j] * (anchor - x[i + j]);
-            term = tl_to_bits(share[i + j]) == 0 || anchor == x[i + j] ? 0 : term;
-            JOIN(add_, BACKEND)(&dot->loss[j], &dot->loss_lost[j], term);
-            JOIN(add_, BACKEND)(&dot->share[j], &dot->share_lost[j], share[i + j]);
+            double term = mass[i + j] * (shift - x[i + j]);
+            term = tl_to_bits(mass[i + j]) == 0 || shift == x[i + j] ? 0 : term;
+            JOIN(two_sum_, BACKEND)(&dot->dot[j], &dot->dot_comp[j], term);
+            JOIN(two_sum_, BACKEND)(&dot->mass[j], &dot->mass_comp[j], mass[i + j]);
         }
 }
 
@@ -204,20 +205,20 @@ TL_TARGET static void JOIN(clipped_losses_, BACKEND)(double *p, size_t count, do
 }
 
 TL_TARGET static ptrdiff_t JOIN(skip_zeros_, BACKEND)(const char *data, ptrdiff_t start, ptrdiff_t end) {
-    const ptrdiff_t width = (ptrdiff_t)sizeof(f64_vec), stretch = 512;
+    const ptrdiff_t width = (ptrdiff_t)sizeof(f64_vec), run = 512;
     for (; start + 64 <= end; start += 64) {
         uint64_t word[8];
         memcpy(word, data + start, 64);
         if ((word[0] | word[1] | word[2] | word[3]) | (word[4] | word[5] | word[6] | word[7]))
             return start;
-        for (; start + 64 + stretch <= end; start += stretch) {
+        for (; start + 64 + run <= end; start += run) {
             const double *next = (const double *)(const void *)(data + start + 64);
             f64_bits seen = f64_no_bits();
-            for (ptrdiff_t k = 0; k < stretch / 8; k += 2 * width / 8)
-                seen = f64_either(seen, f64_load(next + k), f64_load(next + k + width / 8));
-            for (ptrdiff_t k = 0; k < stretch; k += 64)
+            for (ptrdiff_t k = 0; k < run / 8; k += 2 * width / 8)
+                seen = f64_or_bits(seen, f64_load(next + k), f64_load(next + k + width / 8));
+            for (ptrdiff_t k = 0; k < run; k += 64)
                 tl_prefetch_stream(data + start + k);
-            if (f64_any(seen))
+            if (f64_any_bits(seen))
                 break;
         }
     }
@@ -225,11 +226,11 @@ TL_TARGET static ptrdiff_t JOIN(skip_zeros_, BACKEND)(const char *data, ptrdiff_
 }
 
 /* a b + c; of doubles rounded twice, for an emulated fused operation is not exact where products over- or underflow. */
-TL_TARGET TL_INLINE f32_vec f32_add_product(f32_vec a, f32_vec b, f32_vec c) { return f32_fma(a, b, c); }
-TL_TARGET TL_INLINE f64_vec f64_add_product(f64_vec a, f64_vec b, f64_vec c) { return f64_add(f64_mul(a, b), c); }
+TL_TARGET TL_INLINE f32_vec f32_mul_add(f32_vec a, f32_vec b, f32_vec c) { return f32_fma(a, b, c); }
+TL_TARGET TL_INLINE f64_vec f64_mul_add(f64_vec a, f64_vec b, f64_vec c) { return f64_add(f64_mul(a, b), c); }
 
-/* Vectors that a row is multiplied with at once: as many as registers hold sums of. */
-#define DOTS (f32_WIDTH == 16 ? 4 : 1)
+/* Vectors that a row is multiplied with in one pass: as many as there are registers for. */
+#define DOT_VECTORS (f32_WIDTH == 16 ? 4 : 1)
 
 #define REAL float
 #define OP(f) f32_##f
@@ -267,22 +268,22 @@ TL_TARGET TL_INLINE f64_vec f64_add_product(f64_vec a, f64_vec b, f64_vec c) { r
 #define STREAM(p, a) f64_stream(p, a)
 #include "dtype_body.h"
 
-/* x becomes cap tanh(factor x / cap), or factor x where there is no cap.
+/* x = softcap tanh(scale x / softcap), or scale x if the softcap is 0.
  *
  * tanh(y) = e / (e + 2) with e = exp(2 y) - 1, which keeps its digits near 0: there, the power of two is 1. An infinity
- * becomes nan, as rows without a cap do for it. */
-TL_TARGET static void JOIN(squash_, BACKEND)(double *x, size_t count, double factor, double cap) {
-    const f64_scale scale = f64_scale_of(0, 0, 0);
+ * becomes nan, as rows without a softcap do for it. */
+TL_TARGET static void JOIN(softcap_, BACKEND)(double *x, size_t count, double factor, double cap) {
+    const f64_acc acc = f64_acc_init(0, 0, 0);
     const f64_vec zero = f64_set(0), one = f64_set(1), two = f64_set(2), most = f64_set(40);
     const double largest = 0x1.fffffffffffffp1023, slope = cap > 0 ? factor / cap * 2 : factor;
     const f64_vec times = f64_set(slope < largest ? slope : largest), height = f64_set(cap);
     for (size_t i = 0; i < count; i += f64_WIDTH) {
         f64_vec value = f64_load(x + i), y = f64_mul(value, times);
         if (cap > 0) {
-            f64_vec shifted, power, rest, bounded = f64_max(f64_set(-40), f64_min(most, y));
-            f64_vec p = JOIN(exp_float64_, BACKEND)(bounded, &scale, &shifted, &power, &rest);
-            f64_vec e = f64_fma(p, rest, f64_sub(power, one)), above = f64_max(zero, value);
-            y = f64_add_product(height, f64_div(e, f64_add(e, two)), f64_sub(above, above));
+            f64_vec n_biased, pow2, r_pow2, bounded = f64_max_keep_nan(f64_set(-40), f64_min(most, y));
+            f64_vec p = JOIN(exp_float64_, BACKEND)(bounded, &acc, &n_biased, &pow2, &r_pow2);
+            f64_vec e = f64_fma(p, r_pow2, f64_sub(pow2, one)), above = f64_max_keep_nan(zero, value);
+            y = f64_mul_add(height, f64_div(e, f64_add(e, two)), f64_sub(above, above));
         }
         f64_store(x + i, y);
     }
@@ -300,22 +301,22 @@ const tl_backend JOIN(tl_, BACKEND) = {
     .name = STRING(BACKEND),
     .reduce =
         {
-            [TL_REDUCE_SUMEXP] = ALL_DTYPES(sum_),
+            [TL_REDUCE_SUMEXP] = ALL_DTYPES(sumexp_),
             [TL_REDUCE_MOMENT] = ALL_DTYPES(moment_),
-            [TL_REDUCE_MOMENT_AND_ALL] = ALL_DTYPES(both_),
-            [TL_REDUCE_MAX] = ALL_DTYPES(maximum_),
-            [TL_REDUCE_MAX_COUNT] = ALL_DTYPES(look_),
+            [TL_REDUCE_MOMENT_AND_ALL] = ALL_DTYPES(moment_and_all_),
+            [TL_REDUCE_MAX] = ALL_DTYPES(max_),
+            [TL_REDUCE_MAX_COUNT] = ALL_DTYPES(max_count_),
         },
-    .kl = ALL_DTYPES(divergence_),
-    .indices_ge = ALL_DTYPES(collect_),
-    .exp_scaled = ALL_DTYPES(exps_),
-    .sub_scalar = ALL_DTYPES(less_),
-    .sum = ALL_DTYPES(total_),
-    .to_f64 = ALL_DTYPES(widen_),
-    .to_compute = ALL_DTYPES(convert_),
-    .dot_rows = ALL_DTYPES(dots_),
-    .softcap = JOIN(squash_, BACKEND),
-    .target_dot = JOIN(weigh_, BACKEND),
+    .kl = ALL_DTYPES(kl_),
+    .indices_ge = ALL_DTYPES(indices_ge_),
+    .exp_scaled = ALL_DTYPES(exp_scaled_),
+    .sub_scalar = ALL_DTYPES(sub_scalar_),
+    .sum = ALL_DTYPES(sum_),
+    .to_f64 = ALL_DTYPES(to_f64_),
+    .to_compute = ALL_DTYPES(to_compute_),
+    .dot_rows = ALL_DTYPES(dot_rows_),
+    .softcap = JOIN(softcap_, BACKEND),
+    .target_dot = JOIN(target_dot_, BACKEND),
     .clipped_losses = JOIN(clipped_losses_, BACKEND),
     .skip_zeros = JOIN(skip_zeros_, BACKEND),
 };
