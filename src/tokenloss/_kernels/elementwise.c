@@ -78,7 +78,7 @@ static void map_row(const tl_backend *backend, const tl_row *row, double offset,
             tl_chunk_invalidate(&buf);
             count = left < TL_CHUNK ? left : TL_CHUNK;
             tl_load_chunk(backend, row, start, count, -1, offset, dtype, &buf);
-            size_t padded = (size_t)(count + TL_READ_MULTIPLE - 1) / TL_READ_MULTIPLE * TL_READ_MULTIPLE;
+            size_t padded = (size_t)tl_padded(count);
             map_chunk(backend, op, dtype, &buf.at, padded, &buf.at, 0);
             write_chunk(out, start, count, dtype, &buf);
         }
@@ -136,7 +136,7 @@ void tl_gradient(const tl_backend *backend, const tl_row *row, tl_lse lse, doubl
         double probability[TL_CHUNK];
         tl_chunk_invalidate(&buf);
         count = row->count - start < TL_CHUNK ? row->count - start : TL_CHUNK;
-        int64_t padded = (count + TL_READ_MULTIPLE - 1) / TL_READ_MULTIPLE * TL_READ_MULTIPLE;
+        int64_t padded = tl_padded(count);
         tl_load_chunk(backend, row, start, count, -1, 0, dtype, &buf);
         for (int64_t i = 0; i < padded; i++)
             probability[i] = buf.at.f64[i] - offset;

@@ -76,7 +76,7 @@ int64_t tl_indices_ge(const tl_backend *backend, const tl_row *row, int64_t star
     for (int64_t next; i < length; i = next) {
         next = length - i < TL_CHUNK ? length : i + TL_CHUNK;
         tl_load_chunk(backend, &raw, start + i, next - i, -1, 0, raw.compute_dtype, &buf);
-        size_t padded = (size_t)(next - i + TL_READ_MULTIPLE - 1) / TL_READ_MULTIPLE * TL_READ_MULTIPLE;
+        size_t padded = (size_t)tl_padded(next - i);
         int64_t until =
             count + (int64_t)backend->indices_ge[raw.compute_dtype](&buf.at, padded, threshold, found + count);
         for (; count < until && found[count] + i < length; count++)

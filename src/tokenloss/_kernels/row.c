@@ -65,7 +65,7 @@ void tl_load_chunk(const tl_backend *backend, const tl_row *row, int64_t start, 
     assert(start >= 0 && count >= 0 && count <= TL_CHUNK && start + count <= row->count);
     if (buf->start == start && buf->offset == offset && buf->dtype == dtype)
         return;
-    int64_t padded = (count + TL_READ_MULTIPLE - 1) / TL_READ_MULTIPLE * TL_READ_MULTIPLE;
+    int64_t padded = tl_padded(count);
     if (dtype == (row->dtype & ~TL_SWAPPED) && offset == 0 && !tl_is_scaled_or_capped(row)) {
         copy_chunk(row, start, count, buf);
         fill_neg_inf(buf, count, padded);

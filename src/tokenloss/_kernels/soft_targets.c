@@ -92,8 +92,7 @@ static double target_dot_uniform(const tl_backend *backend, const tl_row *row, d
             tl_chunk_invalidate(&buf);
             count = count > 0 ? count : left;
             tl_load_chunk(backend, row, start, count, -1, offset, dtype, &buf);
-            int64_t size = tl_itemsize(dtype),
-                    padded = (count + TL_READ_MULTIPLE - 1) / TL_READ_MULTIPLE * TL_READ_MULTIPLE;
+            int64_t size = tl_itemsize(dtype), padded = tl_padded(count);
             memset((char *)&buf.at + count * size, 0, (size_t)((padded - count) * size));
             backend->sum[dtype](&buf.at, (size_t)padded, sum, lost);
         }
@@ -113,7 +112,7 @@ void tl_target_dot_range(const tl_backend *backend, const tl_row *row, const tl_
         double mass[TL_CHUNK];
         until = next_run(backend, soft, end, dense, &k, cancel);
         assert((k % LANES == 0 || k == end) && until - k >= 0 && until - k <= TL_CHUNK);
-        int64_t length = until - k, padded = (length + TL_READ_MULTIPLE - 1) / TL_READ_MULTIPLE * TL_READ_MULTIPLE;
+        int64_t length = until - k, padded = tl_padded(length);
         dense = masses_of(soft, k, length, mass) || always_dense(soft);
         for (int64_t i = length; i < padded; i++)
             mass[i] = 0;
