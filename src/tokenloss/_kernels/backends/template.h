@@ -35,7 +35,7 @@ static const double f64_EXP[] = {0x1.b2917e207fd11p-26,
 #define f64_OTHER_LIMIT TL_MIN_FMA_SAFE
 
 /* The lanes that a reduction adds to: an aligned copy on the stack. In the accumulator, whose address is up to the
- * caller, a vector might cross two pages, which costs up to 50 % of the time. Callers need not align accumulators. */
+ * caller, a vector might cross two pages, which takes up to 1.5 times as long. Callers need not align accumulators. */
 typedef struct {
     _Alignas(64) double sum[16];
     _Alignas(64) double comp[16];
