@@ -50,8 +50,8 @@ BUILD = f"build/{'-'.join(KIND)}" if KIND else "build"
 
 core = Extension(
     "tokenloss._core",
-    sources=["src/tokenloss/_core.pyx", *sorted(glob.glob("src/tokenloss/_kernels/*.c"))],
-    depends=sorted(glob.glob("src/tokenloss/_kernels/*.h")),
+    sources=["src/tokenloss/_core.pyx", *sorted(glob.glob("src/tokenloss/_kernels/**/*.c", recursive=True))],
+    depends=sorted(glob.glob("src/tokenloss/_kernels/**/*.h", recursive=True)),
     include_dirs=["src/tokenloss"],
     define_macros=[("Py_LIMITED_API", "0x030b0000")] if LIMITED_API else [],
     py_limited_api=LIMITED_API,

@@ -1,4 +1,4 @@
-"""The C folds give the same bits on every backend, compiler and architecture: golden hashes of a driver in C."""
+"""The C kernels give the same bits on every backend, compiler and architecture: golden hashes of a driver in C."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ from typing import NamedTuple
 
 import pytest
 
-pytestmark = pytest.mark.thread_unsafe(reason="works in processes of its own")
+pytestmark = pytest.mark.thread_unsafe(reason="starts processes")
 HERE = Path(__file__).parent / "kernels"
 KERNELS = HERE.parents[1] / "src" / "tokenloss" / "_kernels"
+SOURCES = sorted(map(str, KERNELS.rglob("*.c")))
+GOLDEN = HERE / "golden.txt"  # made by kernels/record_golden.py
 WARNINGS = ["-std=c11", "-Wall", "-Wextra", "-Wconversion", "-Werror"]
 FLAGS = [*WARNINGS, "-O2", "-ffp-contract=off"]
 
@@ -77,35 +79,35 @@ def need(*programs: str, packages: str) -> None:
         stop(f"needs {' and '.join(missing)} (Debian: {packages})")
 
 
-def run_driver(compiler: str, where: Path, *, flags: str, emulator: str = "env") -> dict[str, list[str]]:
-    """Lines that the driver printed, by backend."""
+def run_driver(compiler: str, where: Path, *, flags: str, emulator: str = "env") -> dict[str, dict[str, str]]:
+    """Hashes that the driver printed, by backend and quantity; `scalar_math` stands for what all backends share."""
     program = where / "golden.exe"
-    sources = [str(HERE / "golden.c"), *map(str, sorted(KERNELS.glob("*.c")))]
-    command = [compiler, *FLAGS, *flags.split(), f"-I{KERNELS}", *sources, "-lm", "-o", str(program)]
-    subprocess.run(command, check=True)
+    command = [compiler, *FLAGS, *flags.split(), f"-I{KERNELS}", str(HERE / "golden.c"), *SOURCES, "-lm"]
+    subprocess.run([*command, "-o", str(program)], check=True)
     wine = {"WINEPREFIX": str(where / "wine"), "WINEDEBUG": "-all"}
     printed = subprocess.run(
         [emulator, str(program)], check=True, stdout=subprocess.PIPE, text=True, env=os.environ | wine
     ).stdout
-    found: dict[str, list[str]] = {}
-    for line in printed.splitlines():
-        backend, rest = line.split(" ", 1)
-        found.setdefault(backend, []).append(rest)
+    return parse(printed)
+
+
+def parse(lines: str) -> dict[str, dict[str, str]]:
+    """Hashes by the first word of their lines and by the words that follow it."""
+    found: dict[str, dict[str, str]] = {}
+    for line in lines.splitlines():
+        backend, hashed = line.split(" ", 1)
+        quantity, value = hashed.rsplit(" ", 1)
+        found.setdefault(backend, {})[quantity] = value
     return found
 
 
-def golden() -> dict[str, list[str]]:
-    """The hashes that every backend must print, and those of the functions that all share."""
-    lines = (HERE / "golden.txt").read_text().splitlines()
-    return {"fold": lines[:-1], "any": lines[-1:]}
-
-
-def check(found: dict[str, list[str]], backends: frozenset[str]) -> None:
+def check(found: dict[str, dict[str, str]], backends: frozenset[str]) -> None:
     """Compare all hashes with the golden ones."""
+    golden = parse(GOLDEN.read_text())
     assert backends <= set(found)
-    assert found.pop("any") == golden()["any"]
-    for backend, lines in found.items():
-        assert lines == golden()["fold"], backend
+    assert found.pop("scalar_math") == golden["scalar_math"]
+    for backend, hashes in found.items():
+        assert hashes == golden["backend"], backend
 
 
 @pytest.mark.slow
@@ -137,8 +139,7 @@ def test_visual_c_would_find_what_it_needs(target):
     visual = [f"--target={machine}-pc-windows-msvc", "-fms-compatibility-version=19.40", "-ffreestanding"]
     unlike = ["-U__clang__", "-Wno-unknown-pragmas"]  # Visual C++ has a pragma for contraction that clang has not
     stubs = ["-isystem", str(HERE / "msvc")]
-    sources = map(str, sorted(KERNELS.glob("*.c")))
-    subprocess.run(["clang-19", *WARNINGS, *visual, *unlike, *flags, *stubs, "-fsyntax-only", *sources], check=True)
+    subprocess.run(["clang-19", *WARNINGS, *visual, *unlike, *flags, *stubs, "-fsyntax-only", *SOURCES], check=True)
 
 
 @pytest.mark.slow
@@ -148,7 +149,7 @@ def test_threads_share_rows_without_races(tmp_path):
     if not Path(shared_library("libtsan.so")).is_absolute():
         need("libtsan.so", packages="libtsan2")  # which is on no path of programs
     program = tmp_path / "threads"
-    sources = [str(HERE / "threads.c"), *map(str, sorted(KERNELS.glob("*.c")))]
+    sources = [str(HERE / "threads.c"), *SOURCES]
     command = ["gcc", *FLAGS, "-g", "-fsanitize=thread", f"-I{KERNELS}", *sources, "-lm", "-o", str(program)]
     subprocess.run(command, check=True, capture_output=True, text=True)
     done = subprocess.run([str(program)], check=False, capture_output=True, text=True)
@@ -164,10 +165,10 @@ def shared_library(name: str) -> str:
 
 @pytest.mark.slow
 def test_portable_object_calls_no_mathematics(tmp_path):
-    """The fold of the baseline holds neither libm nor instructions beyond the baseline."""
+    """The portable backend calls no libm and has no instructions beyond the baseline."""
     need("gcc", "nm", packages="gcc binutils")
-    target = tmp_path / "fold.o"
-    subprocess.run(["gcc", *FLAGS, "-c", str(KERNELS / "backend_portable.c"), "-o", str(target)], check=True)
+    target = tmp_path / "portable.o"
+    subprocess.run(["gcc", *FLAGS, "-c", str(KERNELS / "backends" / "portable.c"), "-o", str(target)], check=True)
     undefined = subprocess.run(["nm", "-u", str(target)], check=True, capture_output=True, text=True).stdout.split()
     moves, checks = {"memcpy", "memset", "bzero"}, {"stack_chk_fail", "stack_chk_guard", "GLOBAL_OFFSET_TABLE"}
     assert {name.strip("_") for name in undefined} - {"U"} <= moves | checks  # macOS has underscores before names

@@ -1,5 +1,5 @@
-/* Fuzzes the folds: see run.sh. Bytes of the input choose rows, how they lie in memory, and all that is asked of them;
- * every backend of the machine must find what the portable one finds in plain rows, bit for bit. All that is read or
+/* Fuzzes the kernels: see run.sh. Bytes of the input choose rows, their layout in memory, and what is computed; every
+ * backend of the machine must find what the portable one finds in plain rows, bit for bit. All memory that is read or
  * written is allocated to the byte, so that AddressSanitizer sees a step beyond. */
 #include <inttypes.h>
 #include <math.h>
@@ -102,11 +102,11 @@ static void take_numbers(input *from, int64_t count, int64_t most_given, numbers
 
 typedef enum {
     LOSSES,
-    BESIDE,
-    SCORE,
+    CLASS_MAJOR,
+    TOKEN,
     PARTS,
     DIVERGENCES,
-    SHARES,
+    SOFT_TARGETS,
     OUTPUTS,
     CONVERSIONS,
     PRODUCTS,
@@ -114,14 +114,14 @@ typedef enum {
     QUESTIONS
 } topic;
 
-/* What the folds are asked, about which rows. */
+/* What the kernels compute, and of which rows. */
 typedef struct {
     topic topic;
-    int64_t count, target, beside, most_best, part, depth;
-    numbers row, other, share, weight;
-    layout row_layout, other_layout, share_layout, weight_layout, out_layout;
-    int has_share, has_weight, in_place, large;
-    double scale, cap, smoothing, factor, of_softmax, anchor, lowest;
+    int64_t count, target, interleaved, most_best, part, depth;
+    numbers row, other, mass, weight;
+    layout row_layout, other_layout, mass_layout, weight_layout, out_layout;
+    int has_mass, has_weight, in_place, large;
+    double scale, cap, smoothing, factor, of_softmax, shift, lowest;
 } question;
 
 static void ask(input *from, question *all) {
@@ -137,14 +137,14 @@ static void ask(input *from, question *all) {
     all->target = take_below(from, all->count);
     all->row.dtype = (int)(bits & 3);
     all->other.dtype = bits & 32 ? all->row.dtype : (int)take_below(from, TL_FLOAT_DTYPES);
-    all->share.dtype = (int)take_below(from, TL_DTYPES);
+    all->mass.dtype = (int)take_below(from, TL_DTYPES);
     all->weight.dtype = (int)take_below(from, TL_DTYPES);
     all->row_layout = take_layout(from, all->row.dtype);
     all->other_layout = take_layout(from, all->other.dtype);
-    all->share_layout = take_layout(from, all->share.dtype);
+    all->mass_layout = take_layout(from, all->mass.dtype);
     all->weight_layout = take_layout(from, all->weight.dtype);
     all->out_layout = take_layout(from, all->row.dtype);
-    all->has_share = (bits >> 6 & 1) != 0;
+    all->has_mass = (bits >> 6 & 1) != 0;
     all->has_weight = (bits >> 7 & 1) != 0;
     all->in_place = (bits >> 8 & 1) != 0;
     all->large = (bits >> 9 & 1) != 0;
@@ -158,15 +158,15 @@ static void ask(input *from, question *all) {
     all->smoothing = ONE_OF(from, 0, 0.1, 1, 1e-9);
     all->factor = ONE_OF(from, 1, 0.125, 1e-6, -3, INFINITY, NAN);
     all->of_softmax = ONE_OF(from, 1, 1.5, 0, 1e4);
-    all->anchor = ONE_OF(from, 0, 1.5, -65537, 1e6);
+    all->shift = ONE_OF(from, 0, 1.5, -65537, 1e6);
     all->lowest = ONE_OF(from, 1e-12, 0, 0.25);
-    all->beside = 1 + take_below(from, 4);
+    all->interleaved = 1 + take_below(from, 4);
     all->most_best = take_below(from, (all->count < MOST_BEST ? all->count : MOST_BEST) + 1);
     all->part = PART * (1 + take_below(from, 4));
     all->depth = 1 + take_below(from, all->count);
     take_numbers(from, all->count, 64, &all->row);
     take_numbers(from, all->count, 64, &all->other);
-    take_numbers(from, all->count, 16, &all->share);
+    take_numbers(from, all->count, 16, &all->mass);
     take_numbers(from, all->count, 16, &all->weight);
 }
 
@@ -260,7 +260,7 @@ static void compare_written(const char *what, const placed *out, int64_t count) 
         memset(out->data + i * out->stride, 0x55, (size_t)tl_itemsize(out->dtype));
     for (size_t i = 0; i < out->size; i++)
         if (out->memory[i] != 0x55) {
-            fprintf(stderr, "%s on %s was written beside its elements\n", what, backend->name);
+            fprintf(stderr, "%s on %s was written between its elements\n", what, backend->name);
             abort();
         }
 }
@@ -268,38 +268,38 @@ static void compare_written(const char *what, const placed *out, int64_t count) 
 /* -- the questions --------------------------------------------------------------------------------------------------*/
 
 static void compare_losses(const tl_row *row, int64_t target) {
-    tl_lse_acc rest;
+    tl_lse_acc others;
     compare("maximum", tl_maximum(backend, row));
-    tl_lse_row(backend, row, target, &rest, &cancel);
-    double logit = tl_logit_at(backend, row, target), gap = tl_log_odds_against(&rest, row, logit);
-    tl_lse lse = tl_lse_finish_with(&rest, row, logit, gap);
-    compare("loss", tl_softplus(gap));
+    tl_lse_row(backend, row, target, &others, &cancel);
+    double logit = tl_logit_at(backend, row, target), log_odds = tl_log_odds_against(&others, row, logit);
+    tl_lse lse = tl_lse_finish_with(&others, row, logit, log_odds);
+    compare("loss", tl_softplus(log_odds));
     compare("offset of a logsumexp", lse.offset);
     compare("log of a logsumexp", lse.log);
 }
 
-/* Rows that lie beside each other, each of which begins with another class; plain ones are folded one by one. */
-static void compare_beside(const question *all, int is_plain) {
+/* Rows in class-major layout, each of which begins with another class; plain ones are reduced one by one. */
+static void compare_class_major(const question *all, int is_plain) {
     static char transposed[TL_TRANSPOSED_BYTES];
-    static numbers turns;
+    static numbers rotated;
     tl_row rows[4];
     tl_lse_acc states[4];
-    int64_t skips[4];
+    int64_t excluded[4];
     layout how = all->row_layout;
-    how.stride = all->beside * tl_itemsize(all->row.dtype);
-    placed memory = make_room(all->row.dtype, 0, all->count * all->beside,
+    how.stride = all->interleaved * tl_itemsize(all->row.dtype);
+    placed memory = make_room(all->row.dtype, 0, all->count * all->interleaved,
                               (layout){0, tl_itemsize(all->row.dtype), how.misaligned});
     ptrdiff_t size = tl_itemsize(all->row.dtype);
-    turns.dtype = all->row.dtype;
-    for (int64_t r = 0; r < all->beside; r++) {
+    rotated.dtype = all->row.dtype;
+    for (int64_t r = 0; r < all->interleaved; r++) {
         int64_t split = (r * 37) % all->count;
-        memcpy(turns.memory, (const char *)all->row.memory + split * size, (size_t)((all->count - split) * size));
-        memcpy((char *)turns.memory + (all->count - split) * size, all->row.memory, (size_t)(split * size));
-        placed copy = place_row(all, &turns, 0, all->count,
-                                is_plain ? plain(turns.dtype) : (layout){how.swapped, size, 0}, &rows[r]);
-        skips[r] = r % 2 ? -1 : all->target;
+        memcpy(rotated.memory, (const char *)all->row.memory + split * size, (size_t)((all->count - split) * size));
+        memcpy((char *)rotated.memory + (all->count - split) * size, all->row.memory, (size_t)(split * size));
+        placed copy = place_row(all, &rotated, 0, all->count,
+                                is_plain ? plain(rotated.dtype) : (layout){how.swapped, size, 0}, &rows[r]);
+        excluded[r] = r % 2 ? -1 : all->target;
         if (is_plain)
-            tl_lse_row(backend, &rows[r], skips[r], &states[r], &cancel);
+            tl_lse_row(backend, &rows[r], excluded[r], &states[r], &cancel);
         for (int64_t i = 0; i < all->count; i++)
             memcpy(memory.data + i * how.stride + r * size, copy.data + i * size, (size_t)size);
         rows[r].data = memory.data + r * size;
@@ -307,9 +307,9 @@ static void compare_beside(const question *all, int is_plain) {
         free(copy.memory);
     }
     if (!is_plain)
-        tl_lse_class_major(backend, rows, skips, (int)all->beside, transposed, states, &cancel);
-    for (int64_t r = 0; r < all->beside; r++)
-        compare("logsumexp of rows beside each other", tl_logsumexp(tl_lse_finish(&states[r], &rows[r])));
+        tl_lse_class_major(backend, rows, excluded, (int)all->interleaved, transposed, states, &cancel);
+    for (int64_t r = 0; r < all->interleaved; r++)
+        compare("logsumexp of class-major rows", tl_logsumexp(tl_lse_finish(&states[r], &rows[r])));
     free(memory.memory);
 }
 
@@ -335,7 +335,7 @@ static void free_best(tl_topk *best) {
     free(best->id);
 }
 
-static void compare_score(const question *all, const tl_row *row) {
+static void compare_token_stats(const question *all, const tl_row *row) {
     tl_topk best = make_best(all);
     tl_token_stats token;
     tl_token_stats_row(backend, row, all->target, &token, best.most ? &best : NULL, &cancel);
@@ -353,7 +353,7 @@ static void compare_score(const question *all, const tl_row *row) {
     }
 }
 
-/* The same part by part, of which only one is there at a time; plain rows are one part. */
+/* The same range by range, of which only one is in memory at a time; plain rows are one range. */
 static void compare_parts(const question *all, const tl_row *whole, const tl_soft_target *soft, layout how,
                           int is_plain) {
     tl_topk best = make_best(all);
@@ -361,27 +361,27 @@ static void compare_parts(const question *all, const tl_row *whole, const tl_sof
     tl_lse_acc state;
     tl_dot_acc dot = {{0}, {0}, {0}, {0}};
     int64_t length = is_plain ? all->count : all->part;
-    double own = tl_load(whole->data + all->target * whole->stride, whole->dtype), share;
+    double target_raw = tl_load(whole->data + all->target * whole->stride, whole->dtype), mass;
     for (int64_t start = 0, end; start < all->count; start = end) {
         tl_row part;
         end = all->count - start < length ? all->count : start + length;
         placed copy = place_row(all, &all->row, start, end, how, &part);
         tl_lse_range(backend, &part, start, end, PART, all->target, &state, &cancel);
-        tl_target_dot_range(backend, &part, soft, start, end, all->anchor, &dot, &cancel);
-        tl_token_stats_range(backend, &part, start, end, PART, all->target, own, &token, best.most ? &best : NULL,
-                             &cancel);
+        tl_target_dot_range(backend, &part, soft, start, end, all->shift, &dot, &cancel);
+        tl_token_stats_range(backend, &part, start, end, PART, all->target, target_raw, &token,
+                             best.most ? &best : NULL, &cancel);
         free(copy.memory);
     }
-    tl_token_stats_end(backend, whole, own, &token, best.most ? &best : NULL);
-    compare("loss by parts", tl_softplus(tl_log_odds_against(&state, whole, tl_softcap(backend, whole, own))));
-    compare("sum by parts", tl_target_dot_end(&dot, &share));
-    compare("share by parts", share);
+    tl_token_stats_end(backend, whole, target_raw, &token, best.most ? &best : NULL);
+    compare("loss by parts", tl_softplus(tl_log_odds_against(&state, whole, tl_softcap(backend, whole, target_raw))));
+    compare("sum by parts", tl_target_dot_end(&dot, &mass));
+    compare("mass by parts", mass);
     compare_token(&token, &best);
     free_best(&best);
 }
 
-static void compare_divergences(const tl_row *row, const tl_row *beside) {
-    tl_row base = *row, other = *beside;
+static void compare_divergences(const tl_row *row, const tl_row *other_row) {
+    tl_row base = *row, other = *other_row;
     base.logit_scale = other.logit_scale = 1;
     base.softcap = other.softcap = 0;
     base.compute_dtype = base.dtype & ~TL_SWAPPED;
@@ -393,27 +393,27 @@ static void compare_divergences(const tl_row *row, const tl_row *beside) {
     compare("divergence the other way", tl_kl_divergence(backend, &other, &base, &cancel));
 }
 
-static void compare_shares(const question *all, const tl_row *row, const tl_soft_target *soft) {
-    double share[64], total;
-    compare("sum of shares' scores", tl_target_dot(backend, row, soft, all->anchor, &total, &cancel));
-    compare("sum of shares", total);
+static void compare_soft_targets(const question *all, const tl_row *row, const tl_soft_target *soft) {
+    double mass[64], total;
+    compare("sum of masses' logits", tl_target_dot(backend, row, soft, all->shift, &total, &cancel));
+    compare("sum of masses", total);
     if (!soft->mass)
         return;
     int64_t found;
     compare_bits("argmax class", (uint64_t)tl_soft_target_argmax(backend, soft, all->count, &found, &cancel));
-    compare_bits("classes with a share", (uint64_t)found);
-    for (int64_t start = 0, some; (some = tl_soft_target_next(backend, soft, all->count, &start, share, &cancel));
+    compare_bits("classes with a mass", (uint64_t)found);
+    for (int64_t start = 0, some; (some = tl_soft_target_next(backend, soft, all->count, &start, mass, &cancel));
          start += some)
         for (int64_t i = 0; i < some; i++)
-            if (tl_contributes(share[i])) { /* where stretches end may depend on what can be skipped */
-                compare_bits("class of a share", (uint64_t)(start + i));
-                compare("share", share[i]);
+            if (tl_contributes(mass[i])) { /* where runs end may depend on what can be skipped */
+                compare_bits("class of a mass", (uint64_t)(start + i));
+                compare("mass", mass[i]);
             }
 }
 
 typedef enum { SOFTMAX, LOG_SOFTMAX, GRADIENT, WRITTEN } written;
 
-/* What is written for each class, to a row of its own or over the scores. */
+/* What is written for each class, to a row of its own or over the logits. */
 static void compare_outputs(const question *all, const tl_row *row, const tl_soft_target *soft, int is_plain) {
     static const char *const names[] = {"softmax", "log_softmax", "gradient"};
     tl_lse_acc state;
@@ -427,21 +427,21 @@ static void compare_outputs(const question *all, const tl_row *row, const tl_sof
     for (written what = 0; what < WRITTEN; what++) {
         if (what == LOG_SOFTMAX && tl_is_scaled_or_capped(row))
             continue;
-        tl_row scores = *row, out_row;
+        tl_row logits = *row, out_row;
         placed copy = {0}, out;
         if (all->in_place && !is_plain) {
-            copy = place_row(all, &all->row, 0, all->count, all->row_layout, &scores);
+            copy = place_row(all, &all->row, 0, all->count, all->row_layout, &logits);
             out = copy;
         } else {
             out = make_room(all->row.dtype, 0, all->count, is_plain ? plain(all->row.dtype) : all->out_layout);
         }
         out_row = (tl_row){out.data, all->count, out.stride, out.dtype, all->row.dtype, 1, 0, 0};
         if (what == SOFTMAX)
-            tl_softmax(backend, &scores, lse, &out_row, large, &cancel);
+            tl_softmax(backend, &logits, lse, &out_row, large, &cancel);
         else if (what == LOG_SOFTMAX)
-            tl_log_softmax(backend, &scores, lse, &out_row, large, &cancel);
+            tl_log_softmax(backend, &logits, lse, &out_row, large, &cancel);
         else
-            tl_gradient(backend, &scores, lse, all->factor, all->of_softmax, soft, &out_row, large, &cancel);
+            tl_gradient(backend, &logits, lse, all->factor, all->of_softmax, soft, &out_row, large, &cancel);
         if (copy.memory)
             compare_row(names[what], &out, all->count);
         else
@@ -494,10 +494,10 @@ static void compare_probabilities(const question *all) {
 }
 
 static void compare_zeros(const question *all) {
-    placed shares = place(&all->share, 0, all->count, plain(all->share.dtype));
-    ptrdiff_t start = all->target % 64 * tl_itemsize(all->share.dtype), size = (ptrdiff_t)shares.size;
-    compare_bits("end of zeros", (uint64_t)backend->skip_zeros(shares.data, start < size ? start : size, size));
-    free(shares.memory);
+    placed masses = place(&all->mass, 0, all->count, plain(all->mass.dtype));
+    ptrdiff_t start = all->target % 64 * tl_itemsize(all->mass.dtype), size = (ptrdiff_t)masses.size;
+    compare_bits("end of zeros", (uint64_t)backend->skip_zeros(masses.data, start < size ? start : size, size));
+    free(masses.memory);
 }
 
 static void compare_all(const question *all, int is_plain) {
@@ -506,22 +506,22 @@ static void compare_all(const question *all, int is_plain) {
     placed row_copy = place_row(all, &all->row, 0, all->count, row_layout, &row);
     placed other_copy =
         place_row(all, &all->other, 0, all->count, is_plain ? plain(all->other.dtype) : all->other_layout, &other);
-    placed share = place(&all->share, 0, all->count, is_plain ? plain(all->share.dtype) : all->share_layout);
+    placed mass = place(&all->mass, 0, all->count, is_plain ? plain(all->mass.dtype) : all->mass_layout);
     placed weight = place(&all->weight, 0, all->count, is_plain ? plain(all->weight.dtype) : all->weight_layout);
     tl_soft_target soft = {NULL, 0, 0, NULL, 0, 0, 1 - all->smoothing, all->smoothing / (double)all->count};
-    if (all->has_share)
-        soft.mass = share.data, soft.mass_stride = share.stride, soft.mass_dtype = share.dtype;
+    if (all->has_mass)
+        soft.mass = mass.data, soft.mass_stride = mass.stride, soft.mass_dtype = mass.dtype;
     if (all->has_weight)
         soft.weight = weight.data, soft.weight_stride = weight.stride, soft.weight_dtype = weight.dtype;
     found = 0;
     switch (all->topic) {
     case LOSSES: compare_losses(&row, all->target); break;
-    case BESIDE: compare_beside(all, is_plain); break;
-    case SCORE: compare_score(all, &row); break;
+    case CLASS_MAJOR: compare_class_major(all, is_plain); break;
+    case TOKEN: compare_token_stats(all, &row); break;
     case PARTS: compare_parts(all, &row, &soft, row_layout, is_plain); break;
     case DIVERGENCES: compare_divergences(&row, &other); break;
-    case SHARES:
-        compare_shares(all, &row, &soft);
+    case SOFT_TARGETS:
+        compare_soft_targets(all, &row, &soft);
         compare_zeros(all);
         break;
     case OUTPUTS: compare_outputs(all, &row, &soft, is_plain); break;
@@ -531,7 +531,7 @@ static void compare_all(const question *all, int is_plain) {
     }
     free(row_copy.memory);
     free(other_copy.memory);
-    free(share.memory);
+    free(mass.memory);
     free(weight.memory);
 }
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Fuzzes the folds and the readers of files, so many seconds each: run.sh [SECONDS] [kernels|formats]; options of
+# Fuzzes the kernels and the readers of files, so many seconds each: run.sh [SECONDS] [kernels|formats]; options of
 # libFuzzer may follow `kernels`. What is found is left in the current directory (kernels), or printed with the line that
 # repeats it (formats). Needs clang with libclang-rt-*-dev for the first, and the package with its tests' extras for the
 # second. The corpus of the kernels is what libFuzzer's -merge=1 -use_counters=0 kept of longer runs.
@@ -15,8 +15,8 @@ fuzz_kernels() {
     local compiler
     compiler=${CC:-$(compgen -c clang | grep -E '^clang(-[0-9]+)?$' | sort -V | tail -n 1)}
     [ -n "$compiler" ] || { echo "needs clang"; exit 1; }
-    # comparisons of scores tell nothing of where to look for more, and to trace them takes most of the time
-    printf '%s\n' "$here"/kernels.c "$kernels"/*.c | xargs -P "$(nproc)" -I{} sh -c \
+    # comparisons of logits do not guide the fuzzer, and tracing them takes most of the time
+    find "$here/kernels.c" "$kernels" -name '*.c' | xargs -P "$(nproc)" -I{} sh -c \
         '"$1" -std=c11 -g -O1 -ffp-contract=off -fno-trapping-math -Wall -Wextra -Wconversion -Werror \
             -fsanitize=fuzzer-no-link,address,undefined,float-cast-overflow -fno-sanitize-recover=all \
             -fno-sanitize-coverage=trace-cmp -I"$2" -c "$4" -o "$3/$(basename "$4").o"' \

@@ -1,6 +1,6 @@
-/* Prints a hash of the results of every fold on every backend of the machine it runs on: see test_kernels.py.
+/* Prints hashes of the results of every kernel on every backend of the machine it runs on: see test_kernels.py.
  *
- * Each row is also folded unaligned, strided, with its bytes swapped, and part by part, which must not change a bit. */
+ * Each row is also read unaligned, strided, byte-swapped, and range by range, which must not change a bit. */
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -10,16 +10,40 @@
 #include "rows.h"
 #include "scalar_math.h"
 
-static const char *const kinds[] = {"normal", "wide", "far", "equal", "special", "any bits"};
+static const char *const kinds[] = {"normal", "wide", "far", "equal", "special", "any_bits"};
 
-static uint64_t hash;
+/* What is hashed: each quantity apart, so that a hash that differs tells which one changed. */
+/* clang-format off */
+#define QUANTITIES(X) \
+    X(logsumexp) X(nll) X(token_nll) X(token_logsumexp) X(entropy) X(rank) X(argmax) X(top_k) X(kl) \
+    X(soft_target_argmax) X(soft_target_loss) X(gradient) X(softmax) X(log_softmax) \
+    X(tiles_nll) X(tiles_soft_target_loss) X(tiles_logsumexp) X(tiles_entropy) \
+    X(cast) X(matvec) X(logsumexp_near_0) X(clipped_losses) X(skip_zeros) \
+    X(exp) X(log) X(log1p) X(softplus) X(exact_sum)
+/* clang-format on */
+#define CODE(name) Q_##name,
+#define NAME_OF(name) #name,
+typedef enum { QUANTITIES(CODE) QUANTITY_COUNT } quantity;
+static const char *const quantity_names[] = {QUANTITIES(NAME_OF)};
 
-static void take_bits(uint64_t bits) {
+static uint64_t hashes[QUANTITY_COUNT]; /* 0 where nothing was hashed */
+
+static void take_bits(quantity of, uint64_t bits) {
+    uint64_t hash = hashes[of] ? hashes[of] : 0xcbf29ce484222325u;
     for (int i = 0; i < 8; i++)
         hash = (hash ^ (bits >> (8 * i) & 0xff)) * 0x100000001b3u; /* FNV-1a */
+    hashes[of] = hash;
 }
 
-static void take(double value) { take_bits(value == value ? tl_to_bits(value) : 0x7ff8000000000000u); }
+static void take(quantity of, double value) { take_bits(of, value == value ? tl_to_bits(value) : 0x7ff8000000000000u); }
+
+/* Prints the hashes of what was taken since the last call, one line for each quantity. */
+static void print_hashes(const char *of) {
+    for (int i = 0; i < QUANTITY_COUNT; i++)
+        if (hashes[i])
+            printf("%s %s %016" PRIx64 "\n", of, quantity_names[i], hashes[i]);
+    memset(hashes, 0, sizeof hashes);
+}
 
 static int same(double a, double b) { return tl_to_bits(a) == tl_to_bits(b) || (a != a && b != b); }
 
@@ -65,21 +89,21 @@ static void check_layouts(const tl_backend *backend, const tl_row *row, int64_t 
         require(same(loss, nll(backend, &other, target, cancel)), "layout", row);
     }
     static char transposed[TL_TRANSPOSED_BYTES];
-    tl_row beside[2] = {*row, *row};
+    tl_row interleaved[2] = {*row, *row};
     int64_t targets[2] = {target, target};
     tl_lse_acc states[2];
-    tl_lse_class_major(backend, beside, targets, 2, transposed, states, cancel);
+    tl_lse_class_major(backend, interleaved, targets, 2, transposed, states, cancel);
     for (int i = 0; i < 2; i++)
         require(same(loss, tl_softplus(tl_log_odds_against(&states[i], row, tl_logit_at(backend, row, target)))),
                 "transposed row", row);
 }
 
-static void take_row(const tl_row *row) {
+static void take_row(quantity of, const tl_row *row) {
     for (int64_t i = 0; i < row->count; i++)
-        take(tl_load(row->data + i * row->stride, row->dtype));
+        take(of, tl_load(row->data + i * row->stride, row->dtype));
 }
 
-/* All that is found and written besides the loss, with the row before it for the other model's. */
+/* All other quantities of a row, with the row before it as the other model's and as a soft target. */
 static void take_all(const tl_backend *backend, const tl_row *row, const tl_row *other, int64_t target,
                      tl_cancel *cancel) {
     static double memory[LONGEST], values[7];
@@ -95,34 +119,34 @@ static void take_all(const tl_backend *backend, const tl_row *row, const tl_row 
     tl_token_stats_row(backend, row, target, &token, &best, cancel);
     tl_lse_row(backend, row, -1, &state, cancel);
     require(same(token.logsumexp, tl_logsumexp_of(backend, row, &state, -1, NULL, cancel)), "logsumexp", row);
-    take(token.nll);
-    take(token.logsumexp);
-    take(token.entropy);
-    take_bits((uint64_t)token.rank);
-    take_bits((uint64_t)token.argmax);
+    take(Q_token_nll, token.nll);
+    take(Q_token_logsumexp, token.logsumexp);
+    take(Q_entropy, token.entropy);
+    take_bits(Q_rank, (uint64_t)token.rank);
+    take_bits(Q_argmax, (uint64_t)token.argmax);
     for (int64_t i = 0; i < best.most; i++) {
-        take(values[i]);
-        take_bits((uint64_t)ids[i]);
+        take(Q_top_k, values[i]);
+        take_bits(Q_top_k, (uint64_t)ids[i]);
     }
-    take(tl_kl_divergence(backend, row, other, cancel));
+    take(Q_kl, tl_kl_divergence(backend, row, other, cancel));
     int64_t found;
-    take_bits((uint64_t)tl_soft_target_argmax(backend, &soft, row->count, &found, cancel));
-    take(tl_target_dot(backend, row, &soft, 1.5, &total, cancel));
-    take(total);
+    take_bits(Q_soft_target_argmax, (uint64_t)tl_soft_target_argmax(backend, &soft, row->count, &found, cancel));
+    take(Q_soft_target_loss, tl_target_dot(backend, row, &soft, 1.5, &total, cancel));
+    take(Q_soft_target_loss, total);
     tl_lse_row(backend, row, -1, &state, cancel);
     tl_lse lse = tl_lse_finish(&state, row);
     if (tl_logsumexp(lse) - tl_logsumexp(lse) != 0)
         return;
     smooth.weight = row->count <= 3 ? smooth.weight : NULL;
     tl_gradient(backend, row, lse, 0.125, 1.5, &smooth, &out, row->count % 2 == 1, cancel);
-    take_row(&out);
+    take_row(Q_gradient, &out);
     tl_gradient(backend, row, lse, 0.125, 1.5, &soft, &out, row->count % 2 == 1, cancel);
-    take_row(&out);
+    take_row(Q_gradient, &out);
     tl_softmax(backend, row, lse, &out, row->count % 2 == 1, cancel);
-    take_row(&out);
+    take_row(Q_softmax, &out);
     if (row->softcap == 0) {
         tl_log_softmax(backend, row, lse, &out, row->count % 2 == 1, cancel);
-        take_row(&out);
+        take_row(Q_log_softmax, &out);
     }
 }
 
@@ -139,7 +163,7 @@ static tl_row only_part(const tl_row *row, int64_t start, int64_t end) {
 }
 
 typedef struct {
-    double loss, dot, share, values[7];
+    double loss, dot, mass, values[7];
     int64_t ids[7];
     tl_token_stats token;
 } found;
@@ -151,17 +175,18 @@ static found find_by_parts(const tl_backend *backend, const tl_row *row, const t
     tl_topk best = {row->count < 7 ? row->count : 7, 0, all.values, all.ids};
     tl_lse_acc state;
     tl_dot_acc dot = {{0}, {0}, {0}, {0}};
-    double own = tl_load(row->data + target * row->stride, row->dtype), logit = tl_softcap(backend, row, own);
+    double target_raw = tl_load(row->data + target * row->stride, row->dtype),
+           logit = tl_softcap(backend, row, target_raw);
     for (int64_t start = 0, end; start < row->count; start = end) {
         end = row->count - start < length ? row->count : start + length;
         tl_row part = only_part(row, start, end);
         tl_lse_range(backend, &part, start, end, PART, target, &state, cancel);
         tl_target_dot_range(backend, &part, soft, start, end, logit - logit == 0 ? logit : 0, &dot, cancel);
-        tl_token_stats_range(backend, &part, start, end, PART, target, own, &all.token, &best, cancel);
+        tl_token_stats_range(backend, &part, start, end, PART, target, target_raw, &all.token, &best, cancel);
     }
     all.loss = tl_softplus(tl_log_odds_against(&state, row, logit));
-    all.dot = tl_target_dot_end(&dot, &all.share);
-    tl_token_stats_end(backend, row, own, &all.token, &best);
+    all.dot = tl_target_dot_end(&dot, &all.mass);
+    tl_token_stats_end(backend, row, target_raw, &all.token, &best);
     return all;
 }
 
@@ -169,16 +194,16 @@ static void take_parts(const tl_backend *backend, const tl_row *row, const tl_ro
                        tl_cancel *cancel) {
     tl_soft_target soft = {other->data, other->stride, other->dtype, NULL, 0, 0, 0.25, 0};
     found whole = find_by_parts(backend, row, &soft, target, LONGEST, cancel);
-    take(whole.loss);
-    take(whole.dot);
-    take(whole.share);
-    take(whole.token.logsumexp);
-    take(whole.token.entropy);
+    take(Q_tiles_nll, whole.loss);
+    take(Q_tiles_soft_target_loss, whole.dot);
+    take(Q_tiles_soft_target_loss, whole.mass);
+    take(Q_tiles_logsumexp, whole.token.logsumexp);
+    take(Q_tiles_entropy, whole.token.entropy);
     require(same(whole.token.nll, whole.loss), "token's loss", row);
     for (int64_t length = PART; length < row->count; length *= 3) {
         found parts = find_by_parts(backend, row, &soft, target, length, cancel);
         require(same(parts.loss, whole.loss), "loss by parts", row);
-        require(same(parts.dot, whole.dot) && same(parts.share, whole.share), "sum by parts", row);
+        require(same(parts.dot, whole.dot) && same(parts.mass, whole.mass), "sum by parts", row);
         require(same(parts.token.nll, whole.token.nll) && same(parts.token.logsumexp, whole.token.logsumexp) &&
                     same(parts.token.entropy, whole.token.entropy) && parts.token.rank == whole.token.rank &&
                     parts.token.argmax == whole.token.argmax,
@@ -195,7 +220,7 @@ static void take_converted(const tl_backend *backend, const tl_row *row) {
         memset(memory, 0x55, sizeof memory);
         tl_cast_row(backend, row, dtype, memory);
         require(((char *)memory)[row->count * out.stride] == 0x55, "what lies behind a conversion", row);
-        take_row(&out);
+        take_row(Q_cast, &out);
         for (int layout = 0; layout < LAYOUTS; layout++) {
             tl_row other = laid_out(row, layout);
             tl_cast_row(backend, &other, dtype, others);
@@ -225,7 +250,7 @@ static void take_products(const tl_backend *backend, int dtype, int kind) {
                 tl_row products = {(char *)memory, 15, size, wide, wide, 1, 0, 0};
                 memset(memory, 0, sizeof memory);
                 tl_matvec(backend, &row, between, rows, &with, &out);
-                take_row(&products);
+                take_row(Q_matvec, &products);
             }
     }
 }
@@ -248,7 +273,7 @@ static void take_near_zero(const tl_backend *backend, int dtype, tl_cancel *canc
             tl_lse_acc state;
             tl_lse_row(backend, &row, -1, &state, cancel);
             double logsumexp = tl_logsumexp_of(backend, &row, &state, -1, NULL, cancel);
-            take(logsumexp);
+            take(Q_logsumexp_near_0, logsumexp);
             for (int t = 0; t < 3; t++) {
                 tl_token_stats token;
                 tl_token_stats_row(backend, &row, targets[t], &token, NULL, cancel);
@@ -267,7 +292,7 @@ static void take_near_zero(const tl_backend *backend, int dtype, tl_cancel *canc
     }
 }
 
-static int64_t length(int i) { /* all short ones, and those around the borders of granules and blocks */
+static int64_t length(int i) { /* all short ones, and those around the sizes of chunks and blocks */
     static const int64_t borders[] = {TL_CHUNK,     2 * TL_CHUNK, TL_BLOCK, TL_BLOCK + TL_CHUNK,
                                       2 * TL_BLOCK, 3 * TL_BLOCK};
     return i < 140 ? i : borders[(i - 140) / 5 % 6] + (i - 140) % 5 - 2;
@@ -275,6 +300,7 @@ static int64_t length(int i) { /* all short ones, and those around the borders o
 
 int main(void) {
     static double memory[LONGEST], before[LONGEST];
+    char name[64];
     volatile int stopped = 0;
     tl_cancel cancel = {NULL, NULL, &stopped, 0};
     for (int id = 0; id < TL_BACKENDS; id++) {
@@ -283,25 +309,22 @@ int main(void) {
             continue;
         for (int dtype = 0; dtype < TL_FLOAT_DTYPES; dtype++)
             for (int kind = 0; kind < 6; kind++) {
-                hash = 0xcbf29ce484222325u;
                 seed = (uint64_t)(100 * dtype + kind);
                 for (int i = 0; i < 170; i++) {
                     tl_row row = {(char *)memory, length(i), tl_itemsize(dtype), dtype, dtype, 1, 0, 0};
                     double equal = 20 * centred();
                     for (int64_t k = 0; k < row.count; k++)
                         fill((char *)memory + k * row.stride, dtype, kind, equal);
-                    take(logsumexp(backend, &row, &cancel));
+                    take(Q_logsumexp, logsumexp(backend, &row, &cancel));
                     for (int t = 0; t < 4 && row.count > 0; t++) {
                         int64_t target = t == 0   ? 0
                                          : t == 1 ? row.count - 1
                                                   : (int64_t)(random_bits() % (uint64_t)row.count);
-                        take(nll(backend, &row, target, &cancel));
+                        take(Q_nll, nll(backend, &row, target, &cancel));
                         if (t == 3)
                             check_layouts(backend, &row, target, &cancel);
                     }
                 }
-                printf("%s %s %s %016" PRIx64 "\n", backend->name, dtype_names[dtype], kinds[kind], hash);
-                hash = 0xcbf29ce484222325u;
                 for (int i = 0; i < 170; i += i < 130 ? 13 : 4) {
                     tl_row row = {(char *)memory, length(i), tl_itemsize(dtype), dtype, dtype, 1, 0, 0};
                     tl_row other = row;
@@ -323,15 +346,15 @@ int main(void) {
                     take_parts(backend, &row, &other, target, &cancel);
                 }
                 take_products(backend, dtype, kind);
-                printf("%s %s %s, all else %016" PRIx64 "\n", backend->name, dtype_names[dtype], kinds[kind], hash);
+                snprintf(name, sizeof name, "%s %s %s", backend->name, dtype_names[dtype], kinds[kind]);
+                print_hashes(name);
             }
         for (int dtype = 0; dtype < TL_FLOAT_DTYPES; dtype++) {
-            hash = 0xcbf29ce484222325u;
             seed = (uint64_t)dtype;
             take_near_zero(backend, dtype, &cancel);
-            printf("%s %s near 0 %016" PRIx64 "\n", backend->name, dtype_names[dtype], hash);
+            snprintf(name, sizeof name, "%s %s", backend->name, dtype_names[dtype]);
+            print_hashes(name);
         }
-        hash = 0xcbf29ce484222325u;
         seed = 1;
         for (int i = 0; i < 2000; i++) {
             double p[7];
@@ -339,31 +362,30 @@ int main(void) {
                 p[k] = i % 3 ? (double)(random_bits() >> 11) * 0x1p-53 : tl_from_bits(random_bits());
             backend->clipped_losses(p, (size_t)(i % 8), i % 2 ? 1e-12 : 0, i % 2 ? 1 - 1e-12 : 1);
             for (int k = 0; k < 7; k++)
-                take(p[k]);
+                take(Q_clipped_losses, p[k]);
             char zeros[4096] = {0};
             zeros[random_bits() % sizeof zeros] = (char)(i % 5);
-            take_bits((uint64_t)backend->skip_zeros(zeros, i % 100, (ptrdiff_t)sizeof zeros - i % 77));
+            take_bits(Q_skip_zeros, (uint64_t)backend->skip_zeros(zeros, i % 100, (ptrdiff_t)sizeof zeros - i % 77));
         }
-        printf("%s clipped losses, zeros %016" PRIx64 "\n", backend->name, hash);
+        print_hashes(backend->name);
     }
-    hash = 0xcbf29ce484222325u;
     seed = 1;
     tl_superacc sum = {{0}, 0, 0};
     for (int i = 0; i < 100000; i++) {
         uint64_t bits = random_bits();
         double any = tl_from_bits(bits), some = centred() * 20;
-        take(tl_exp(some));
-        take(tl_exp(any));
-        take(tl_log(any));
-        take(tl_log(tl_abs(some)));
-        take(tl_log1p(tl_exp(some)));
-        take(tl_softplus(some));
+        take(Q_exp, tl_exp(some));
+        take(Q_exp, tl_exp(any));
+        take(Q_log, tl_log(any));
+        take(Q_log, tl_log(tl_abs(some)));
+        take(Q_log1p, tl_log1p(tl_exp(some)));
+        take(Q_softplus, tl_softplus(some));
         if (any - any == 0)
             tl_superacc_add(&sum, any);
         tl_superacc_add(&sum, some);
         if (i % 1000 == 0)
-            take(tl_superacc_round(&sum));
+            take(Q_exact_sum, tl_superacc_round(&sum));
     }
-    printf("any scalar math %016" PRIx64 "\n", hash);
+    print_hashes("scalar_math");
     return 0;
 }

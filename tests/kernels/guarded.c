@@ -1,5 +1,5 @@
-/* Folds rows that lie against pages which cannot be touched, so that a read or write beyond a row ends the program: see
- * test_guarded.py. Prints which backends did. */
+/* Runs all kernels over rows that lie against pages which cannot be touched, so that a read or write beyond a row ends
+ * the program: see test_guarded.py. Prints the backends that passed. */
 #define _DEFAULT_SOURCE
 #include <stdio.h>
 #include <stdlib.h>
@@ -11,7 +11,7 @@
 #define ROOM ((size_t)1 << 19) /* bytes between two pages that cannot be touched */
 #define PAGE ((size_t)1 << 16) /* a multiple of every machine's */
 
-typedef enum { ROW, OTHER, SHARES, WEIGHTS, OUT, TURNED, ROOMS } room;
+typedef enum { ROW, OTHER, MASSES, WEIGHTS, OUT, TRANSPOSED, ROOMS } room;
 
 static char *rooms[ROOMS];
 
@@ -69,7 +69,7 @@ static void fill_row(const tl_row *row, int kind) {
     }
 }
 
-static int64_t used; /* results, so that all are looked at by valgrind */
+static int64_t used; /* results, so that valgrind sees all of them used */
 
 static void use(double value) { used += value > 0; }
 
@@ -78,17 +78,18 @@ static void use_row(const tl_row *row) {
         use(tl_load(row->data + i * row->stride, row->dtype));
 }
 
-static void sum_up(const tl_backend *backend, const tl_row *row, const tl_soft_target *soft, tl_cancel *cancel) {
-    double share[64], total = 0;
+static void use_soft_target(const tl_backend *backend, const tl_row *row, const tl_soft_target *soft,
+                            tl_cancel *cancel) {
+    double mass[64], total = 0;
     int64_t start = 0, found;
     use((double)tl_soft_target_argmax(backend, soft, row->count, &found, cancel));
     use(tl_target_dot(backend, row, soft, 1.5, &total, cancel));
     use(total);
     if (soft->mass)
-        for (int count; (count = tl_soft_target_next(backend, soft, row->count, &start, share, cancel)) > 0;
+        for (int count; (count = tl_soft_target_next(backend, soft, row->count, &start, mass, cancel)) > 0;
              start += count)
             for (int i = 0; i < count; i++)
-                use(share[i]);
+                use(mass[i]);
 }
 
 static void read_all(const tl_backend *backend, const tl_row *row, const tl_row *other, int at_end, tl_cancel *cancel) {
@@ -102,7 +103,7 @@ static void read_all(const tl_backend *backend, const tl_row *row, const tl_row 
             use(tl_logsumexp_of(backend, row, &state, -1, NULL, cancel));
     }
     int64_t most = count < 7 ? count : 7;
-    tl_topk best = {most, 0, (double *)(void *)place(SHARES, 8 * most, at_end),
+    tl_topk best = {most, 0, (double *)(void *)place(MASSES, 8 * most, at_end),
                     (int64_t *)(void *)place(WEIGHTS, 8 * most, at_end)};
     tl_token_stats token;
     tl_token_stats_row(backend, row, count / 2, &token, &best, cancel);
@@ -111,28 +112,27 @@ static void read_all(const tl_backend *backend, const tl_row *row, const tl_row 
         use(tl_kl_divergence(backend, row, other, cancel));
 }
 
-/* With the other row's scores as soft, with shares of which most are zeros, with weights of classes, with the same for
- * all. */
-static void weigh_all(const tl_backend *backend, const tl_row *row, const tl_row *other, int at_end,
-                      tl_cancel *cancel) {
+/* Masses from the other row, equal masses, class weights, and masses that are mostly zero. */
+static void use_soft_targets(const tl_backend *backend, const tl_row *row, const tl_row *other, int at_end,
+                             tl_cancel *cancel) {
     tl_soft_target soft = {other->data, other->stride, other->dtype, NULL, 0, 0, 0.25, 0};
     tl_soft_target uniform = {NULL, 0, 0, NULL, 0, 0, 0, 0.01};
-    sum_up(backend, row, &soft, cancel);
-    sum_up(backend, row, &uniform, cancel);
+    use_soft_target(backend, row, &soft, cancel);
+    use_soft_target(backend, row, &uniform, cancel);
     uniform.weight = place(WEIGHTS, 4 * row->count, at_end);
     uniform.weight_stride = 4;
     uniform.weight_dtype = TL_FLOAT32;
     memset((char *)(uintptr_t)uniform.weight, 0x3f, (size_t)(4 * row->count));
-    sum_up(backend, row, &uniform, cancel);
+    use_soft_target(backend, row, &uniform, cancel);
     static const int dtypes[] = {TL_UINT8, TL_BFLOAT16, TL_FLOAT32, TL_FLOAT64};
     for (int d = 0; d < 4; d++) {
         int64_t size = tl_itemsize(dtypes[d]);
-        tl_soft_target sparse = {place(SHARES, size * row->count, at_end), size, dtypes[d], NULL, 0, 0, 1, 0};
+        tl_soft_target sparse = {place(MASSES, size * row->count, at_end), size, dtypes[d], NULL, 0, 0, 1, 0};
         char *bytes = (char *)(uintptr_t)sparse.mass;
         memset(bytes, 0, (size_t)(size * row->count));
-        sum_up(backend, row, &sparse, cancel);
+        use_soft_target(backend, row, &sparse, cancel);
         bytes[size * row->count - 1] = 0x3f;
-        sum_up(backend, row, &sparse, cancel);
+        use_soft_target(backend, row, &sparse, cancel);
     }
 }
 
@@ -162,14 +162,14 @@ static void write_all(const tl_backend *backend, const tl_row *row, const tl_row
     use_row(&out);
 }
 
-/* A row of which nothing but a part can be touched at a time. */
-static void fold_parts(const tl_backend *backend, int64_t count, int dtype, int at_end, tl_cancel *cancel) {
+/* A row of which only one range at a time can be touched. */
+static void read_ranges(const tl_backend *backend, int64_t count, int dtype, int at_end, tl_cancel *cancel) {
     const int64_t length = 1024;
     tl_soft_target soft = {NULL, 0, 0, NULL, 0, 0, 0, 0.5};
     tl_lse_acc state;
     tl_token_stats token;
     tl_dot_acc dot = {{0}, {0}, {0}, {0}};
-    double values[3], own = 1;
+    double values[3], target_raw = 1;
     int64_t ids[3], target = count / 2;
     tl_topk best = {count < 3 ? count : 3, 0, values, ids};
     tl_row row = {NULL, count, tl_itemsize(dtype), dtype, dtype, 1, 0, 0};
@@ -179,31 +179,32 @@ static void fold_parts(const tl_backend *backend, int64_t count, int dtype, int 
         fill_row(&there, 0);
         row.data = (const char *)((uintptr_t)there.data - (uintptr_t)(start * row.stride));
         if (target >= start && target < end)
-            tl_store_at(&row, target, own);
+            tl_store_at(&row, target, target_raw);
         tl_lse_range(backend, &row, start, end, length, target, &state, cancel);
         tl_target_dot_range(backend, &row, &soft, start, end, 0, &dot, cancel);
-        tl_token_stats_range(backend, &row, start, end, length, target, own, &token, &best, cancel);
+        tl_token_stats_range(backend, &row, start, end, length, target, target_raw, &token, &best, cancel);
     }
-    tl_token_stats_end(backend, &row, own, &token, &best);
-    use(tl_logsumexp(tl_lse_finish(&state, &row)) + tl_target_dot_end(&dot, &own) + token.entropy);
+    tl_token_stats_end(backend, &row, target_raw, &token, &best);
+    use(tl_logsumexp(tl_lse_finish(&state, &row)) + tl_target_dot_end(&dot, &target_raw) + token.entropy);
 }
 
-/* Rows that lie beside each other, class by class. */
-static void fold_beside(const tl_backend *backend, int64_t count, int dtype, int at_end, tl_cancel *cancel) {
-    enum { BESIDE = 5 };
-    tl_row all = row_of(ROW, count * BESIDE, dtype, at_end ? AT_END : AT_START), rows[BESIDE];
-    int64_t targets[BESIDE];
-    tl_lse_acc states[BESIDE];
+/* Rows in class-major layout. */
+static void read_class_major(const tl_backend *backend, int64_t count, int dtype, int at_end, tl_cancel *cancel) {
+    enum { INTERLEAVED = 5 };
+    tl_row all = row_of(ROW, count * INTERLEAVED, dtype, at_end ? AT_END : AT_START), rows[INTERLEAVED];
+    int64_t targets[INTERLEAVED];
+    tl_lse_acc states[INTERLEAVED];
     fill_row(&all, 4);
-    for (int r = 0; r < BESIDE; r++) {
+    for (int r = 0; r < INTERLEAVED; r++) {
         rows[r] = all;
         rows[r].count = count;
         rows[r].data += r * all.stride;
-        rows[r].stride *= BESIDE;
+        rows[r].stride *= INTERLEAVED;
         targets[r] = r % 2 ? count - 1 : 0;
     }
-    tl_lse_class_major(backend, rows, targets, BESIDE, place(TURNED, TL_TRANSPOSED_BYTES, at_end), states, cancel);
-    for (int r = 0; r < BESIDE; r++)
+    tl_lse_class_major(backend, rows, targets, INTERLEAVED, place(TRANSPOSED, TL_TRANSPOSED_BYTES, at_end), states,
+                       cancel);
+    for (int r = 0; r < INTERLEAVED; r++)
         use(tl_logsumexp(tl_lse_finish(&states[r], &rows[r])));
 }
 
@@ -224,7 +225,7 @@ static void multiply(const tl_backend *backend, int64_t depth, int dtype, int la
     }
 }
 
-static void look_at_scores(const tl_backend *backend, int64_t count, int at_end) {
+static void read_probabilities(const tl_backend *backend, int64_t count, int at_end) {
     tl_row row = row_of(ROW, count, TL_FLOAT64, at_end ? AT_END : AT_START);
     fill_row(&row, 0);
     backend->clipped_losses((double *)(uintptr_t)row.data, (size_t)count, 1e-12, 1 - 1e-12);
@@ -237,7 +238,7 @@ static void look_at_scores(const tl_backend *backend, int64_t count, int at_end)
 static const int64_t counts[] = {1,   2,   15,  16,  17,   63,   64,   65,   127,  128,  129,
                                  511, 512, 513, 640, 1024, 1025, 4095, 4096, 4097, 4609, 8193};
 
-static void fold_all(const tl_backend *backend, tl_cancel *cancel) {
+static void run_all(const tl_backend *backend, tl_cancel *cancel) {
     for (int c = 0; c < (int)(sizeof counts / sizeof *counts); c++)
         for (int dtype = 0; dtype < TL_FLOAT_DTYPES; dtype++) {
             int64_t count = counts[c];
@@ -249,7 +250,7 @@ static void fold_all(const tl_backend *backend, tl_cancel *cancel) {
                 fill_row(&row, of_counts[(c + layout) % 4]);
                 fill_row(&other, of_counts[(c + layout) / 4 % 4]);
                 read_all(backend, &row, &other, layout % 2 == 0, cancel);
-                weigh_all(backend, &row, &other, layout % 2 == 0, cancel);
+                use_soft_targets(backend, &row, &other, layout % 2 == 0, cancel);
                 write_all(backend, &row, &other, layout, cancel);
                 if (layout < 4 && count < 5000) {
                     row.compute_dtype = TL_FLOAT64;
@@ -261,9 +262,9 @@ static void fold_all(const tl_backend *backend, tl_cancel *cancel) {
                 }
             }
             for (int at_end = 0; at_end < 2; at_end++) {
-                fold_parts(backend, count, dtype, at_end, cancel);
-                fold_beside(backend, count, dtype, at_end, cancel);
-                look_at_scores(backend, count, at_end);
+                read_ranges(backend, count, dtype, at_end, cancel);
+                read_class_major(backend, count, dtype, at_end, cancel);
+                read_probabilities(backend, count, at_end);
             }
             for (int layout = 0; layout < STRIDED && count < 4000; layout++)
                 multiply(backend, count, dtype, layout);
@@ -280,7 +281,7 @@ int main(void) {
             continue;
         seed = 1;
         used = 0;
-        fold_all(backend, &cancel);
+        run_all(backend, &cancel);
         printf("%s %lld\n", backend->name, (long long)used);
     }
     return 0;

@@ -1,4 +1,4 @@
-/* The rows that golden.c and guarded.c fold: made of integers alone, so that they are the same everywhere. */
+/* The rows of golden.c and guarded.c: made of integers alone, so that they are the same everywhere. */
 #ifndef TOKENLOSS_TESTS_ROWS_H
 #define TOKENLOSS_TESTS_ROWS_H
 
@@ -25,7 +25,7 @@ static double centred(void) { /* about normal, of standard deviation 1 */
 
 static const char *const dtype_names[] = {"float16", "bfloat16", "float32", "float64"};
 
-/* Element of a row: normal, wide, far, equal, special, or any bits at all. */
+/* An element of a row: normal, wide, far from 0, equal, special, or any bits at all. */
 static void fill(char *at, int dtype, int kind, double equal) {
     double value = kind == 0 ? centred() : kind == 1 ? 30 * centred() : kind == 2 ? 1e6 + 50 * centred() : equal;
     uint64_t bits = random_bits();

@@ -1,6 +1,5 @@
-/* Threads that share the rows of folds, as `Work.run` of _core.pyx has them do, on every backend of the machine: to be
- * built with -fsanitize=thread, see test_kernels.py. Input is shared and constant; results must be those of one thread.
- */
+/* Threads take rows from one counter, as the core has them do, on every backend of the machine: to be built with
+ * -fsanitize=thread, see test_kernels.py. Input is shared and constant; results must be those of one thread. */
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -32,9 +31,9 @@ typedef struct {
 
 static float logits[ROWS][CLASSES], others[ROWS][CLASSES];
 
-static int ask(void *argument) { return ((work *)argument)->stops_itself; }
+static int poll(void *argument) { return ((work *)argument)->stops_itself; }
 
-static double fold(const work *w, int64_t i, tl_cancel *cancel) {
+static double compute_row(const work *w, int64_t i, tl_cancel *cancel) {
     const tl_backend *backend = w->backend;
     found *to = &w->of_row[i];
     tl_row row = {(const char *)logits[i], CLASSES, 4, TL_FLOAT32, TL_FLOAT32, 1, 0, 0};
@@ -43,9 +42,9 @@ static double fold(const work *w, int64_t i, tl_cancel *cancel) {
     tl_topk best = {BEST, 0, to->best, to->id};
     tl_token_stats token;
     tl_lse_acc state;
-    double share;
+    double mass;
     other.data = (const char *)others[i];
-    if (i % 3 == 1) /* folded in double */
+    if (i % 3 == 1) /* computed in double */
         row.compute_dtype = other.compute_dtype = TL_FLOAT64, row.softcap = 30;
     tl_token_stats_row(backend, &row, i, &token, &best, cancel);
     to->nll = token.nll;
@@ -56,7 +55,7 @@ static double fold(const work *w, int64_t i, tl_cancel *cancel) {
     tl_lse_row(backend, &row, -1, &state, cancel);
     tl_lse lse = tl_lse_finish(&state, &row);
     to->logsumexp = tl_logsumexp(lse);
-    to->dot = tl_target_dot(backend, &row, &soft, lse.offset, &share, cancel);
+    to->dot = tl_target_dot(backend, &row, &soft, lse.offset, &mass, cancel);
     out.data = (const char *)to->softmax;
     tl_softmax(backend, &row, lse, &out, 1, cancel);
     out.data = (const char *)to->gradient;
@@ -66,7 +65,7 @@ static double fold(const work *w, int64_t i, tl_cancel *cancel) {
 
 static void *run(void *argument) {
     work *w = argument;
-    tl_cancel cancel = {ask, w, &w->stopped, 0};
+    tl_cancel cancel = {poll, w, &w->stopped, 0};
     tl_fp_state environment;
     tl_superacc losses = {{0}, 0, 0};
     int64_t kept = 0;
@@ -76,7 +75,7 @@ static void *run(void *argument) {
         if (start >= ROWS)
             break;
         for (int64_t i = start; i < start + 2; i++, kept++)
-            tl_superacc_add(&losses, fold(w, i, &cancel));
+            tl_superacc_add(&losses, compute_row(w, i, &cancel));
         tl_cancelled(&cancel);
     }
     tl_fp_leave(&environment);
@@ -87,7 +86,7 @@ static void *run(void *argument) {
     return NULL;
 }
 
-static double share(work *w, const tl_backend *backend, int threads, int stops_itself) {
+static double run_threads(work *w, const tl_backend *backend, int threads, int stops_itself) {
     pthread_t thread[THREADS];
     *w = (work){.backend = backend, .stops_itself = stops_itself, .of_row = calloc(ROWS, sizeof(found))};
     pthread_mutex_init(&w->merging, NULL);
@@ -114,8 +113,8 @@ int main(void) {
         if (!backend)
             continue;
         work alone, shared, stopped;
-        double expected = share(&alone, backend, 1, 0), sum = share(&shared, backend, THREADS, 0);
-        share(&stopped, backend, THREADS, 1);
+        double expected = run_threads(&alone, backend, 1, 0), sum = run_threads(&shared, backend, THREADS, 0);
+        run_threads(&stopped, backend, THREADS, 1);
         int same = sum == expected && shared.kept == ROWS && !memcmp(alone.of_row, shared.of_row, ROWS * sizeof(found));
         printf("%s %s, %d rows until it was stopped\n", backend->name, same ? "same" : "differs", (int)stopped.kept);
         if (!same || stopped.kept >= ROWS)

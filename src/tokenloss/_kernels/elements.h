@@ -20,23 +20,26 @@ typedef enum {
     TL_DTYPES,
 } tl_dtype;
 
-#define TL_FLOAT_DTYPES 4 /* the first four: what a row of scores may be */
+#define TL_FLOAT_DTYPES 4 /* the first four: dtypes of logits */
 #define TL_SWAPPED 16      /* added to a dtype whose bytes are in the other order */
+
+_Static_assert(TL_FLOAT64 == TL_FLOAT_DTYPES - 1 && TL_DTYPES <= TL_SWAPPED, "codes of dtypes overlap");
 
 TL_INLINE int tl_itemsize(int dtype) {
     static const unsigned char sizes[] = {2, 2, 4, 8, 1, 2, 4, 8, 1, 2, 4, 8};
+    _Static_assert(sizeof sizes == TL_DTYPES, "one size for each dtype");
     return sizes[dtype & ~TL_SWAPPED];
 }
 
 TL_INLINE float tl_from_bfloat16(uint16_t bits) { return tl_float_from_bits((uint32_t)bits << 16); }
 
 TL_INLINE float tl_from_float16(uint16_t bits) {
-    uint32_t sign = (uint32_t)(bits & 0x8000) << 16, rest = bits & 0x7fff;
-    if (rest >= 0x7c00) /* inf and nan, made quiet as hardware does */
-        return tl_float_from_bits(sign | 0x7f800000 | rest << 13 | (rest > 0x7c00 ? 0x400000u : 0));
-    if (rest < 0x400) /* zero and subnormal: a small integer times 2^-24 */
-        return tl_float_from_bits(sign) + (sign ? -0x1p-24f : 0x1p-24f) * (float)rest;
-    return tl_float_from_bits(sign | ((rest << 13) + 0x38000000));
+    uint32_t sign = (uint32_t)(bits & 0x8000) << 16, magnitude = bits & 0x7fff;
+    if (magnitude >= 0x7c00) /* inf and nan, made quiet as hardware does */
+        return tl_float_from_bits(sign | 0x7f800000 | magnitude << 13 | (magnitude > 0x7c00 ? 0x400000u : 0));
+    if (magnitude < 0x400) /* zero and subnormal: a small integer times 2^-24 */
+        return tl_float_from_bits(sign) + (sign ? -0x1p-24f : 0x1p-24f) * (float)magnitude;
+    return tl_float_from_bits(sign | ((magnitude << 13) + 0x38000000));
 }
 
 TL_INLINE uint16_t tl_swap16(uint16_t bits) { return (uint16_t)(bits << 8 | bits >> 8); }
@@ -108,7 +111,7 @@ TL_INLINE uint16_t tl_to_bfloat16(double value) {
     return (uint16_t)(sign | ((size >> 45) - (896 << 7)));
 }
 
-/* Rounds a double to one of the four dtypes of scores, in either byte order. */
+/* Rounds a double to one of the four dtypes of logits, in either byte order. */
 TL_INLINE void tl_store(char *address, int dtype, double value) {
     float single = (float)value;
     uint16_t half;
@@ -130,7 +133,7 @@ TL_INLINE void tl_store(char *address, int dtype, double value) {
     }
 }
 
-/* An integer; unsigned ones beyond int64 become negative, and so no class id. */
+/* An integer. Unsigned ones above the int64 range become negative, and so are no class id. */
 TL_INLINE int64_t tl_load_integer(const char *address, int dtype) {
     int64_t native;
     if (dtype == TL_INT64) { /* nearly always */

@@ -1,18 +1,21 @@
-/* What is written for each class of a row: softmax, log_softmax, and the gradient of the loss. Rows were folded before,
- * and are mostly still in a cache. */
+/* Softmax, log_softmax and the gradient of the loss. The rows were reduced before and are mostly still in a cache. */
+#include "elementwise.h"
+
+#include <assert.h>
+
 #include "scalar_math.h"
-#include "reduce.h"
 
-/* The reference of exponentials: powers lie this far above what they become, lest small results be flushed. */
-static int64_t headroom(int dtype) { return dtype == TL_FLOAT64 ? 60 : 24; }
+/* Powers of two are computed 2^headroom too large and scaled down at the end, so that small probabilities survive as
+ * subnormals. */
+static int64_t exp_headroom_bits(int dtype) { return dtype == TL_FLOAT64 ? 60 : 24; }
 
-/* exp(x - logsumexp) = exp(x) 2^-exponent times this. */
+/* The factor of exp(x) 2^-exponent in exp(x - logsumexp). */
 static double factor_of(double logsumexp, int dtype, int64_t *exponent) {
-    double ln2 = dtype == TL_FLOAT64 ? TL_LN2 : 0x1.62e43p-1, turns = logsumexp * TL_LOG2E;
+    double ln2 = dtype == TL_FLOAT64 ? TL_LN2 : 0x1.62e43p-1, log2_value = logsumexp * TL_LOG2E;
     assert(tl_abs(logsumexp) < 2 * TL_MAX_EXACT_REDUCTION);
-    int64_t n = (int64_t)(turns + (turns < 0 ? -0.5 : 0.5));
-    *exponent = n - headroom(dtype);
-    return tl_scale(tl_exp((double)n * ln2 - logsumexp), -headroom(dtype));
+    int64_t n = (int64_t)(log2_value + (log2_value < 0 ? -0.5 : 0.5));
+    *exponent = n - exp_headroom_bits(dtype);
+    return tl_scale(tl_exp((double)n * ln2 - logsumexp), -exp_headroom_bits(dtype));
 }
 
 void tl_store_at(const tl_row *out, int64_t index, double value) {
@@ -25,13 +28,13 @@ void tl_fill(const tl_row *out, double value) {
         tl_store_at(out, i, value);
 }
 
-/* Copies buf that was folded as `dtype` to elements of the output from `start` on. */
-static void write(const tl_row *out, int64_t start, int64_t count, int dtype, const tl_chunk_buf *buf) {
+/* Writes a chunk of this dtype to the output from `start` on. */
+static void write_chunk(const tl_row *out, int64_t start, int64_t count, int dtype, const tl_chunk_buf *buf) {
     for (int64_t i = 0; i < count; i++) {
-        double value = dtype == TL_FLOAT64    ? buf->at.wide[i]
-                       : dtype == TL_FLOAT32  ? (double)buf->at.single[i]
-                       : dtype == TL_BFLOAT16 ? (double)tl_from_bfloat16(buf->at.half[i])
-                                              : (double)tl_from_float16(buf->at.half[i]);
+        double value = dtype == TL_FLOAT64    ? buf->at.f64[i]
+                       : dtype == TL_FLOAT32  ? (double)buf->at.f32[i]
+                       : dtype == TL_BFLOAT16 ? (double)tl_from_bfloat16(buf->at.u16[i])
+                                              : (double)tl_from_float16(buf->at.u16[i]);
         tl_store_at(out, start + i, value);
     }
 }
@@ -41,25 +44,25 @@ typedef struct {
     int64_t exponent;
     double factor, subtrahend;
     int large;
-} change;
+} map_op;
 
-static void apply(const tl_backend *backend, const change *what, int dtype, const void *x, size_t count, void *out,
-                  int streaming) {
-    if (what->logarithm)
-        backend->less[dtype](x, count, what->subtrahend, out, streaming);
+static void map_chunk(const tl_backend *backend, const map_op *op, int dtype, const void *x, size_t count, void *out,
+                      int streaming) {
+    if (op->logarithm)
+        backend->sub_scalar[dtype](x, count, op->subtrahend, out, streaming);
     else
-        backend->exps[dtype](x, count, what->exponent, what->factor, what->subtrahend, out, streaming);
+        backend->exp_scaled[dtype](x, count, op->exponent, op->factor, op->subtrahend, out, streaming);
 }
 
-/* Changes each element of a row: in place where that can be, else granule by granule through buf. */
-static void change_row(const tl_backend *backend, const tl_row *row, double offset, const change *what,
-                       const tl_row *out, tl_cancel *cancel) {
+/* Maps each element of a row: in place where possible, else chunk by chunk. */
+static void map_row(const tl_backend *backend, const tl_row *row, double offset, const map_op *op, const tl_row *out,
+                    tl_cancel *cancel) {
     assert(row->count == out->count);
     int dtype = tl_offset_dtype(row->compute_dtype, offset);
     int in_place = tl_can_read_in_place(row, dtype, offset) && tl_can_read_in_place(out, dtype, 0);
     int64_t until_aligned = (int64_t)(-(uintptr_t)out->data % 64) / tl_itemsize(dtype);
     int can_align = (uintptr_t)out->data % (uintptr_t)tl_itemsize(dtype) == 0;
-    int streaming = what->large && can_align && out->data != row->data;
+    int streaming = op->large && can_align && out->data != row->data;
     for (int64_t start = 0, count; start < row->count; start += count) {
         int64_t left = row->count - start;
         count = left < TL_BLOCK ? left / TL_READ_MULTIPLE * TL_READ_MULTIPLE : TL_BLOCK;
@@ -69,23 +72,23 @@ static void change_row(const tl_backend *backend, const tl_row *row, double offs
         }
         if (in_place && count > 0) {
             char *to = (char *)(uintptr_t)out->data + start * out->stride;
-            apply(backend, what, dtype, row->data + start * row->stride, (size_t)count, to, streaming);
+            map_chunk(backend, op, dtype, row->data + start * row->stride, (size_t)count, to, streaming);
         } else {
             tl_chunk_buf buf;
             tl_chunk_invalidate(&buf);
             count = left < TL_CHUNK ? left : TL_CHUNK;
             tl_load_chunk(backend, row, start, count, -1, offset, dtype, &buf);
-            size_t padded = (size_t)(count + TL_READ_MULTIPLE - 1) / TL_READ_MULTIPLE * TL_READ_MULTIPLE;
-            apply(backend, what, dtype, &buf.at, padded, &buf.at, 0);
-            write(out, start, count, dtype, &buf);
+            size_t padded = (size_t)tl_padded(count);
+            map_chunk(backend, op, dtype, &buf.at, padded, &buf.at, 0);
+            write_chunk(out, start, count, dtype, &buf);
         }
         if (start / TL_CANCEL_INTERVAL != (start + count) / TL_CANCEL_INTERVAL && tl_cancelled(cancel))
             return;
     }
 }
 
-/* Far out, rows are changed less an offset, as they are folded. */
-static tl_lse moved(tl_lse lse) {
+/* Keeps the offset of a logsumexp apart only where that is too large for an exact argument reduction. */
+static tl_lse split_far_offset(tl_lse lse) {
     double logsumexp = tl_logsumexp(lse);
     if (tl_abs(logsumexp) <= TL_MAX_EXACT_REDUCTION) {
         lse.offset = 0;
@@ -96,9 +99,9 @@ static tl_lse moved(tl_lse lse) {
 
 void tl_log_softmax(const tl_backend *backend, const tl_row *row, tl_lse lse, const tl_row *out, int large,
                     tl_cancel *cancel) {
-    lse = moved(lse);
-    change what = {1, 0, 0, lse.log, large};
-    change_row(backend, row, lse.offset, &what, out, cancel);
+    lse = split_far_offset(lse);
+    map_op op = {1, 0, 0, lse.log, large};
+    map_row(backend, row, lse.offset, &op, out, cancel);
 }
 
 void tl_softmax(const tl_backend *backend, const tl_row *row, tl_lse lse, const tl_row *out, int large,
@@ -107,25 +110,25 @@ void tl_softmax(const tl_backend *backend, const tl_row *row, tl_lse lse, const 
     tl_gradient(backend, row, lse, 1, 1, &none, out, large, cancel);
 }
 
-double tl_softcap_grad(const tl_row *row, double score) {
+double tl_softcap_grad(const tl_row *row, double logit) {
     if (row->softcap == 0)
         return row->logit_scale;
-    double tanh = score / row->softcap;
+    double tanh = logit / row->softcap;
     return row->logit_scale * (1 - tanh) * (1 + tanh);
 }
 
 void tl_gradient(const tl_backend *backend, const tl_row *row, tl_lse lse, double factor, double of_softmax,
                  const tl_soft_target *soft, const tl_row *out, int large, tl_cancel *cancel) {
-    lse = moved(lse);
+    lse = split_far_offset(lse);
     double offset = lse.offset;
     int plain = !tl_is_scaled_or_capped(row) && !soft->mass && !soft->weight;
     int dtype = plain ? tl_offset_dtype(row->compute_dtype, offset) : TL_FLOAT64;
-    change what = {0, 0, 0, 0, large};
-    double per_exp = factor_of(lse.log, dtype, &what.exponent);
+    map_op op = {0, 0, 0, 0, large};
+    double per_exp = factor_of(lse.log, dtype, &op.exponent);
     if (plain) {
-        what.factor = factor * of_softmax * per_exp;
-        what.subtrahend = factor * soft->eps_over_v;
-        change_row(backend, row, offset, &what, out, cancel);
+        op.factor = factor * of_softmax * per_exp;
+        op.subtrahend = factor * soft->eps_over_v;
+        map_row(backend, row, offset, &op, out, cancel);
         return;
     }
     for (int64_t start = 0, count; start < row->count; start += count) {
@@ -133,16 +136,16 @@ void tl_gradient(const tl_backend *backend, const tl_row *row, tl_lse lse, doubl
         double probability[TL_CHUNK];
         tl_chunk_invalidate(&buf);
         count = row->count - start < TL_CHUNK ? row->count - start : TL_CHUNK;
-        int64_t padded = (count + TL_READ_MULTIPLE - 1) / TL_READ_MULTIPLE * TL_READ_MULTIPLE;
+        int64_t padded = tl_padded(count);
         tl_load_chunk(backend, row, start, count, -1, 0, dtype, &buf);
         for (int64_t i = 0; i < padded; i++)
-            probability[i] = buf.at.wide[i] - offset;
-        backend->exps[dtype](probability, (size_t)padded, what.exponent, per_exp, 0, probability, 0);
+            probability[i] = buf.at.f64[i] - offset;
+        backend->exp_scaled[dtype](probability, (size_t)padded, op.exponent, per_exp, 0, probability, 0);
         for (int64_t i = 0; i < count; i++) {
-            double share = of_softmax * probability[i] - tl_soft_target_at(soft, start + i);
-            buf.at.wide[i] = factor * share * tl_softcap_grad(row, buf.at.wide[i]);
+            double change = of_softmax * probability[i] - tl_soft_target_at(soft, start + i);
+            buf.at.f64[i] = factor * change * tl_softcap_grad(row, buf.at.f64[i]);
         }
-        write(out, start, count, dtype, &buf);
+        write_chunk(out, start, count, dtype, &buf);
         if (start / TL_CANCEL_INTERVAL != (start + count) / TL_CANCEL_INTERVAL && tl_cancelled(cancel))
             return;
     }

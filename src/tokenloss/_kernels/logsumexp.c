@@ -1,226 +1,28 @@
+#include "logsumexp.h"
+
+#include <assert.h>
+
 #include "scalar_math.h"
-#include "reduce.h"
 
-/* A row refers to an exponent near its maximum. Below the first bound, terms that were flushed (2^-126 and less) might
- * matter; above the second, the float32 nearest to ln 2, wrong by 1.9e-9, was subtracted too many times. */
-#define LEAST_SUM 0x1p-58
-#define GREATEST_SUM 0x1p36
+/* Bounds of a sum relative to its reference exponent. Below the first, terms that were flushed (2^-126 and less)
+ * might matter; above the second, the float32 nearest to ln 2, wrong by 1.9e-9, was subtracted too many times. */
+#define SUM_UNDERFLOW 0x1p-58
+#define SUM_OVERFLOW 0x1p36
 
-/* Nearer to 0, the 2e-7 that a logsumexp may be wrong by are more than a millionth of it. It is found there from the
- * logit of the class that outweighs the others, and from these. If that logit is not negative, it lies at most so far
- * below the logsumexp and has exp(-0.25) = 0.78 of the sum; its lane has no less. Two classes cannot have more than
- * half each. */
+/* Within this distance of 0 the error of 2e-7 that a logsumexp may have is more than a millionth of it. If one class
+ * has most of the mass, the logsumexp is found from its logit and the other classes there. A logit >= 0 in such a row
+ * lies at most NEAR_ZERO below the logsumexp, so the class has exp(-0.25) = 0.78 of the sum and its lane no less. Two
+ * classes cannot have more than half each. */
 #define NEAR_ZERO 0.25
-#define OUTWEIGHING 0.75 /* share of the sum of a lane that may hold such a class */
-#define FALL 0.5 /* of its logit below the logsumexp; exp(-0.5) = 0.61 */
-
-#define PATIENCE_SECONDS 0.05
-
-int tl_cancelled(tl_cancel *cancel) {
-    if (tl_flag_get(cancel->stopped))
-        return 1;
-    if (cancel->poll) {
-        double now = tl_seconds();
-        /* a clock that was set back must not silence us */
-        if (now - cancel->last_poll > PATIENCE_SECONDS || now < cancel->last_poll) {
-            cancel->last_poll = now;
-            if (cancel->poll(cancel->argument))
-                tl_flag_set(cancel->stopped);
-        }
-    }
-    return tl_flag_get(cancel->stopped);
-}
-
-/* Makes the elements [from, to) of the buf -inf, the neutral element. */
-static void blank(tl_chunk_buf *buf, int64_t from, int64_t to) {
-    const uint16_t half = buf->dtype == TL_FLOAT16 ? 0xfc00 : 0xff80;
-    if (buf->dtype == TL_FLOAT64)
-        for (int64_t i = from; i < to; i++)
-            buf->at.wide[i] = -(double)INFINITY;
-    else if (buf->dtype == TL_FLOAT32)
-        for (int64_t i = from; i < to; i++)
-            buf->at.single[i] = -INFINITY;
-    else
-        for (int64_t i = from; i < to; i++)
-            buf->at.half[i] = half;
-}
-
-/* Copies elements in native order. */
-static void copy(const tl_row *row, int64_t start, int64_t count, tl_chunk_buf *buf) {
-    const char *from = row->data + start * row->stride;
-    int size = tl_itemsize(row->dtype);
-    if (row->stride == size && !(row->dtype & TL_SWAPPED)) {
-        memcpy(&buf->at, from, (size_t)(count * size));
-    } else if (size == 2) {
-        for (int64_t i = 0; i < count; i++, from += row->stride)
-            buf->at.half[i] = tl_load16(from, row->dtype);
-    } else if (size == 4) {
-        for (int64_t i = 0; i < count; i++, from += row->stride)
-            buf->at.single[i] = tl_float_from_bits(tl_load32(from, row->dtype));
-    } else {
-        for (int64_t i = 0; i < count; i++, from += row->stride)
-            buf->at.wide[i] = tl_from_bits(tl_load64(from, row->dtype));
-    }
-    buf->dtype = row->dtype & ~TL_SWAPPED;
-}
-
-/* Makes of elements what the row stands for, less the offset, in this dtype. */
-static void convert(const tl_backend *backend, const tl_row *row, const void *x, size_t count, double offset, int dtype,
-                    tl_chunk_buf *buf) {
-    double narrowed[TL_CHUNK], *wide = dtype == TL_FLOAT64 ? buf->at.wide : narrowed;
-    buf->dtype = dtype;
-    int from = row->dtype & ~TL_SWAPPED;
-    if (dtype == TL_FLOAT32 && from != TL_FLOAT64 && offset == 0 && !tl_is_scaled_or_capped(row)) {
-        backend->convert[from](x, count, buf->at.single);
-        return;
-    }
-    backend->widen[from](x, count, wide);
-    if (TL_UNLIKELY(row->shift != 0))
-        for (size_t i = 0; i < count; i++)
-            wide[i] -= row->shift;
-    if (tl_is_scaled_or_capped(row))
-        backend->squash(wide, count, row->logit_scale, row->softcap);
-    if (offset != 0)
-        for (size_t i = 0; i < count; i++)
-            wide[i] -= offset;
-    if (dtype != TL_FLOAT64)
-        for (size_t i = 0; i < count; i++)
-            buf->at.single[i] = (float)wide[i];
-}
-
-void tl_load_chunk(const tl_backend *backend, const tl_row *row, int64_t start, int64_t count, int64_t skip,
-                   double offset, int dtype, tl_chunk_buf *buf) {
-    assert(start >= 0 && count >= 0 && count <= TL_CHUNK && start + count <= row->count);
-    if (buf->start == start && buf->offset == offset && buf->dtype == dtype)
-        return;
-    int64_t padded = (count + TL_READ_MULTIPLE - 1) / TL_READ_MULTIPLE * TL_READ_MULTIPLE;
-    if (dtype == (row->dtype & ~TL_SWAPPED) && offset == 0 && !tl_is_scaled_or_capped(row)) {
-        copy(row, start, count, buf);
-        blank(buf, count, padded);
-    } else if (row->dtype < TL_SWAPPED && row->stride == tl_itemsize(row->dtype) && padded == count) {
-        convert(backend, row, row->data + start * row->stride, (size_t)padded, offset, dtype, buf);
-    } else {
-        tl_chunk_buf native;
-        copy(row, start, count, &native);
-        blank(&native, count, padded);
-        convert(backend, row, &native.at, (size_t)padded, offset, dtype, buf);
-        blank(buf, count, padded);
-    }
-    if (skip >= start && skip < start + count)
-        blank(buf, skip - start, skip - start + 1);
-    buf->start = start;
-    buf->offset = offset;
-}
-
-double tl_softcap(const tl_backend *backend, const tl_row *row, double score) {
-    double lanes[16] = {score - row->shift};
-    if (tl_is_scaled_or_capped(row))
-        backend->squash(lanes, 16, row->logit_scale, row->softcap);
-    return lanes[0];
-}
-
-double tl_logit_at(const tl_backend *backend, const tl_row *row, int64_t index) {
-    assert(index >= 0 && index < row->count);
-    return tl_softcap(backend, row, tl_load(row->data + index * row->stride, row->dtype));
-}
-
-/* Begins the lane of the sum of all classes, at the granule of the class that is left out. */
-static void meet(const tl_lse_acc *state, int64_t hole, int dtype) {
-    tl_all_classes *whole = state->whole;
-    double x = whole->logit - state->offset;
-    if (!(x < ((double)state->exponent + 64) * TL_LN2)) /* its power of two might overflow; or it is nan */
-        whole->stage = TL_APART;
-    if (whole->stage == TL_APART)
-        return;
-    whole->stage = TL_SHARED;
-    whole->hole = hole;
-    whole->sum = state->sum[whole->lane];
-    whole->error = state->error[whole->lane];
-    tl_store((char *)whole->own, dtype, x);
-}
-
-void tl_reduce_range(const tl_backend *backend, tl_reduce_kind fold, const tl_row *row, int64_t start, int64_t end,
-                     int64_t skip, tl_lse_acc *state, tl_chunk_buf *buf) {
-    assert(start >= 0 && start <= end && end <= row->count);
-    int dtype = tl_offset_dtype(row->compute_dtype, state->offset);
-    int in_place = tl_can_read_in_place(row, dtype, state->offset);
-    tl_all_classes *whole = fold == TL_REDUCE_MOMENT ? state->whole : NULL;
-    while (start < end) {
-        int64_t until = skip >= start && skip < end ? skip : end;
-        int64_t count = in_place ? (until - start) / TL_CHUNK * TL_CHUNK : 0;
-        const void *x = row->data + start * row->stride;
-        if (count == 0) {
-            count = end - start < TL_CHUNK ? end - start : TL_CHUNK;
-            tl_load_chunk(backend, row, start, count, skip, state->offset, dtype, buf);
-            x = &buf->at;
-            if (whole && until < start + count)
-                meet(state, skip - start, dtype);
-        }
-        backend->fold[whole && whole->stage == TL_SHARED ? TL_REDUCE_MOMENT_AND_ALL : fold][dtype](x, (size_t)count,
-                                                                                                   state);
-        if (whole)
-            whole->hole = -1;
-        start += count;
-    }
-}
-
-double tl_maximum_between(const tl_backend *backend, const tl_row *row, int64_t start, int64_t end, int64_t skip,
-                          tl_chunk_buf *buf) {
-    tl_lse_acc state;
-    state.offset = 0;
-    state.maximum = -(double)INFINITY;
-    state.threshold = 0;
-    tl_reduce_range(backend, TL_REDUCE_MAX, row, start, end, skip, &state, buf);
-    return state.maximum + 0; /* of zeros of both signs, backends keep either */
-}
-
-double tl_maximum(const tl_backend *backend, const tl_row *row) {
-    tl_chunk_buf buf;
-    tl_chunk_invalidate(&buf);
-    return tl_maximum_between(backend, row, 0, row->count, -1, &buf);
-}
-
-int64_t tl_indices_ge(const tl_backend *backend, const tl_row *row, int64_t start, int64_t end, double threshold,
-                      int32_t *found) {
-    int64_t length = end - start, count = 0, i = 0;
-    tl_row raw = tl_raw(row);
-    tl_chunk_buf buf;
-    assert(start >= 0 && length >= 0 && length <= TL_BLOCK && end <= row->count);
-    if (tl_can_read_in_place(&raw, raw.compute_dtype, 0)) {
-        i = length / TL_READ_MULTIPLE * TL_READ_MULTIPLE;
-        count =
-            (int64_t)backend->collect[raw.compute_dtype](raw.data + start * raw.stride, (size_t)i, threshold, found);
-    }
-    tl_chunk_invalidate(&buf);
-    for (int64_t next; i < length; i = next) {
-        next = length - i < TL_CHUNK ? length : i + TL_CHUNK;
-        tl_load_chunk(backend, &raw, start + i, next - i, -1, 0, raw.compute_dtype, &buf);
-        size_t padded = (size_t)(next - i + TL_READ_MULTIPLE - 1) / TL_READ_MULTIPLE * TL_READ_MULTIPLE;
-        int64_t until = count + (int64_t)backend->collect[raw.compute_dtype](&buf.at, padded, threshold, found + count);
-        for (; count < until && found[count] + i < length; count++)
-            found[count] += (int32_t)i;
-    }
-    return count;
-}
-
-int64_t tl_find(const tl_backend *backend, const tl_row *row, int64_t start, int64_t end, double threshold) {
-    int32_t found[TL_BLOCK];
-    return tl_indices_ge(backend, row, start, end, threshold, found) > 0 ? start + found[0] : end;
-}
-
-double tl_lanes_sum_fast(const double *lanes) {
-    double sum = 0;
-    for (int i = 0; i < 16; i++)
-        sum += lanes[i];
-    return sum;
-}
+#define DOMINANT_FRACTION 0.75 /* of the sum: the least that the lane of such a class holds */
+#define MAX_DROP 0.5 /* of its logit below the logsumexp; exp(-0.5) = 0.61 */
 
 void tl_moment_reshift(double maximum, int dtype, tl_lse_acc *state) {
     tl_moment *moment = state->moment;
-    double center = dtype == TL_FLOAT64 ? maximum : (double)(float)maximum, sum = tl_lanes_sum_fast(state->sum);
+    double shift = dtype == TL_FLOAT64 ? maximum : (double)(float)maximum, sum = tl_lanes_sum_in_order(state->sum);
     if (sum != 0)
-        moment->sum[0] += (moment->center - center) * sum;
-    moment->center = center;
+        moment->sum[0] += (moment->shift - shift) * sum;
+    moment->shift = shift;
 }
 
 int tl_lse_rebase(double maximum, int dtype, tl_lse_acc *state) {
@@ -232,24 +34,24 @@ int tl_lse_rebase(double maximum, int dtype, tl_lse_acc *state) {
     }
     double offset = tl_abs(maximum) > TL_MAX_EXACT_REDUCTION ? maximum : 0, moved = offset - state->offset;
     int64_t exponent = offset == 0 ? (int64_t)(maximum * TL_LOG2E + (maximum < 0 ? -0.5 : 0.5)) : 0;
-    assert(exponent > -(1 << 17) && exponent < 1 << 17); /* TL_MAX_EXACT_REDUCTION / ln 2, and whole in a float */
+    assert(exponent > -(1 << 17) && exponent < 1 << 17); /* TL_MAX_EXACT_REDUCTION / ln 2, and all in a float */
     if (tl_lanes_sum_fast(state->sum) != 0) {
-        int64_t fall = state->exponent - exponent;
-        double factor = moved == 0 ? tl_scale(1, fall) : tl_exp((double)fall / TL_LOG2E - moved);
+        int64_t drop = state->ref_exp - exponent;
+        double factor = moved == 0 ? tl_scale(1, drop) : tl_exp((double)drop / TL_LOG2E - moved);
         for (int i = 0; i < 16; i++) {
             state->sum[i] *= factor;
-            state->error[i] *= factor;
+            state->comp[i] *= factor;
             if (state->moment) {
                 state->moment->sum[i] *= factor;
-                state->moment->error[i] *= factor;
+                state->moment->comp[i] *= factor;
             }
         }
     }
     state->offset = offset;
-    state->exponent = exponent;
-    state->overflowed = 0;
+    state->ref_exp = exponent;
+    state->exp_overflow = 0;
     if (state->moment) {
-        state->moment->center -= moved;
+        state->moment->shift -= moved;
         tl_moment_reshift(maximum - offset, dtype, state);
     }
     return 1;
@@ -263,104 +65,106 @@ int tl_lse_begin(double maximum, int dtype, tl_moment *moment, tl_lse_acc *state
     return tl_lse_rebase(maximum, dtype, state);
 }
 
-/* Whether a state of this total is far from its reference. */
-static int is_astray(double total, const tl_lse_acc *state) {
-    return !(total >= LEAST_SUM && total <= GREATEST_SUM) || state->overflowed;
+/* Whether a sum (of all lanes) is far from its reference exponent. */
+static int is_out_of_range(double total, const tl_lse_acc *state) {
+    return !(total >= SUM_UNDERFLOW && total <= SUM_OVERFLOW) || state->exp_overflow;
 }
 
-int tl_sum_out_of_range(const tl_lse_acc *state) { return is_astray(tl_lanes_sum_fast(state->sum), state); }
+int tl_sum_out_of_range(const tl_lse_acc *state) { return is_out_of_range(tl_lanes_sum_fast(state->sum), state); }
 
 tl_lse_acc tl_with_all(const tl_lse_acc *state) {
     tl_lse_acc all = *state;
-    all.sum[state->whole->lane] = state->whole->sum;
-    all.error[state->whole->lane] = state->whole->error;
+    all.sum[state->all->lane] = state->all->sum;
+    all.comp[state->all->lane] = state->all->comp;
     return all;
 }
 
-/* What a block is folded from, to go back to. */
+/* What a block changes, to undo it before the block is accumulated again. */
 typedef struct {
     tl_lse_acc state;
     tl_moment moment;
-    double sum, error; /* of the lane of all classes */
-} mark;
+    double sum, comp; /* of the lane of tl_all_classes */
+} snapshot;
 
-static void go_back(const mark *before, tl_lse_acc *state) {
+static void restore(const snapshot *before, tl_lse_acc *state) {
     *state = before->state;
     if (state->moment)
         *state->moment = before->moment;
-    if (state->whole) {
-        state->whole->sum = before->sum;
-        state->whole->error = before->error;
+    if (state->all) {
+        state->all->sum = before->sum;
+        state->all->comp = before->comp;
     }
 }
 
-int tl_lse_block(const tl_backend *backend, const tl_row *row, int64_t start, int64_t end, int64_t skip,
+int tl_lse_block(const tl_backend *backend, const tl_row *row, int64_t start, int64_t end, int64_t excluded,
                  tl_lse_acc *state, tl_chunk_buf *buf) {
-    tl_reduce_kind fold = TL_REDUCE_SUMEXP;
-    tl_all_classes *whole = state->whole;
-    mark before;
+    tl_reduce_kind kind = TL_REDUCE_SUMEXP;
+    tl_all_classes *all = state->all;
+    snapshot before;
     if (state->moment) {
-        fold = TL_REDUCE_MOMENT;
+        kind = TL_REDUCE_MOMENT;
         state->maximum = -(double)INFINITY;
-        state->reached = 0;
+        state->count_ge = 0;
         before.moment = *state->moment;
     }
-    before.sum = whole ? whole->sum : 0;
-    before.error = whole ? whole->error : 0;
+    before.sum = all ? all->sum : 0;
+    before.comp = all ? all->comp : 0;
     before.state = *state;
-    tl_reduce_range(backend, fold, row, start, end, skip, state, buf);
+    tl_reduce_range(backend, kind, row, start, end, excluded, state, buf);
     double sum = tl_lanes_sum_fast(state->sum);
-    int astray = is_astray(sum, state);
-    /* where either sum is moved, the other may not be, or elsewhere; with room for roundings */
-    if (whole && whole->stage == TL_SHARED && (astray || sum < 2 * LEAST_SUM || !(sum + whole->sum < GREATEST_SUM / 2)))
-        whole->stage = TL_APART;
-    if (TL_UNLIKELY(astray)) {
-        go_back(&before, state);
-        if (!tl_lse_rebase(tl_maximum_between(backend, row, start, end, skip, buf), row->compute_dtype, state))
+    int out_of_range = is_out_of_range(sum, state);
+    /* if one of the sums is rebased, the other may not be, or to another exponent: keep away from both bounds */
+    if (all && all->stage == TL_SHARED &&
+        (out_of_range || sum < 2 * SUM_UNDERFLOW || !(sum + all->sum < SUM_OVERFLOW / 2)))
+        all->stage = TL_APART;
+    if (TL_UNLIKELY(out_of_range)) {
+        restore(&before, state);
+        if (!tl_lse_rebase(tl_maximum_between(backend, row, start, end, excluded, buf), row->compute_dtype, state))
             return 0;
-        tl_reduce_range(backend, fold, row, start, end, skip, state, buf);
+        tl_reduce_range(backend, kind, row, start, end, excluded, state, buf);
         sum = tl_lanes_sum_fast(state->sum);
     } else if (state->moment && TL_UNLIKELY(tl_moment_shift_stale(state))) {
         double maximum = state->maximum;
-        go_back(&before, state);
+        restore(&before, state);
         tl_moment_reshift(maximum, tl_offset_dtype(row->compute_dtype, state->offset), state);
-        tl_reduce_range(backend, fold, row, start, end, skip, state, buf);
+        tl_reduce_range(backend, kind, row, start, end, excluded, state, buf);
     }
     return sum == sum;
 }
 
-/* Begins the state of a row, whose first granule tells where it lies, but for rare rows. */
-static int begin(const tl_backend *backend, const tl_row *row, int64_t skip, tl_lse_acc *state, tl_chunk_buf *buf) {
+/* Initialises the accumulator of a row. The maximum of the first chunk gives the reference, which rarely changes later.
+ */
+static int begin(const tl_backend *backend, const tl_row *row, int64_t excluded, tl_lse_acc *state, tl_chunk_buf *buf) {
     tl_chunk_invalidate(buf);
     int64_t first = row->count < TL_CHUNK ? row->count : TL_CHUNK;
-    return tl_lse_begin(tl_maximum_between(backend, row, 0, first, skip, buf), row->compute_dtype, NULL, state);
+    return tl_lse_begin(tl_maximum_between(backend, row, 0, first, excluded, buf), row->compute_dtype, NULL, state);
 }
 
-void tl_lse_range(const tl_backend *backend, const tl_row *row, int64_t start, int64_t end, int64_t block, int64_t skip,
-                  tl_lse_acc *state, tl_cancel *cancel) {
+void tl_lse_range(const tl_backend *backend, const tl_row *row, int64_t start, int64_t end, int64_t block,
+                  int64_t excluded, tl_lse_acc *state, tl_cancel *cancel) {
     tl_chunk_buf buf;
-    int going;
-    assert(start % block == 0 && block <= TL_BLOCK && skip < row->count);
+    int valid;
+    assert(start % block == 0 && block <= TL_BLOCK && excluded < row->count);
     if (start == 0) {
-        going = begin(backend, row, skip, state, &buf);
+        valid = begin(backend, row, excluded, state, &buf);
     } else {
         double sum = tl_lanes_sum_fast(state->sum);
-        going = sum == sum;
+        valid = sum == sum;
         tl_chunk_invalidate(&buf);
     }
-    for (int64_t next; going && start < end; start = next) {
+    for (int64_t next; valid && start < end; start = next) {
         next = end - start < block ? end : start + block;
-        going = tl_lse_block(backend, row, start, next, skip, state, &buf);
+        valid = tl_lse_block(backend, row, start, next, excluded, state, &buf);
         if (next % TL_CANCEL_INTERVAL == 0 && tl_cancelled(cancel))
             return;
     }
 }
 
-void tl_lse_row(const tl_backend *backend, const tl_row *row, int64_t skip, tl_lse_acc *state, tl_cancel *cancel) {
-    tl_lse_range(backend, row, 0, row->count, TL_BLOCK, skip, state, cancel);
+void tl_lse_row(const tl_backend *backend, const tl_row *row, int64_t excluded, tl_lse_acc *state, tl_cancel *cancel) {
+    tl_lse_range(backend, row, 0, row->count, TL_BLOCK, excluded, state, cancel);
 }
 
-/* Copies elements [start, start + length) of rows that lie beside each other, so that each row is contiguous. */
+/* Transposes the elements [start, start + length) of rows in class-major layout, so that each row is contiguous. */
 static void transpose(const tl_row *rows, int count, int64_t start, int64_t length, char *transposed) {
     int size = tl_itemsize(rows->dtype);
     for (int64_t i = 0; i < length; i++) {
@@ -386,13 +190,13 @@ static void transpose(const tl_row *rows, int count, int64_t start, int64_t leng
     }
 }
 
-void tl_lse_class_major(const tl_backend *backend, const tl_row *rows, const int64_t *skips, int count,
+void tl_lse_class_major(const tl_backend *backend, const tl_row *rows, const int64_t *excluded, int count,
                         void *transposed, tl_lse_acc *states, tl_cancel *cancel) {
-    int going[TL_MAX_CLASS_MAJOR_ROWS];
+    int valid[TL_MAX_CLASS_MAJOR_ROWS];
     assert(count >= 0 && count <= TL_MAX_CLASS_MAJOR_ROWS);
     if (count == 0)
         return;
-    tl_row part = *rows;
+    tl_row part = *rows; /* a block of one of them, transposed */
     part.stride = tl_itemsize(rows->dtype);
     part.dtype = rows->dtype & ~TL_SWAPPED;
     for (int64_t start = 0; start == 0 || start < rows->count; start += TL_BLOCK) {
@@ -402,41 +206,26 @@ void tl_lse_class_major(const tl_backend *backend, const tl_row *rows, const int
             tl_chunk_buf buf;
             tl_chunk_invalidate(&buf);
             part.data = (const char *)transposed + r * TL_TRANSPOSED_ROW * part.stride;
-            int64_t skip = skips[r] - start;
+            int64_t in_block = excluded[r] - start;
             if (start == 0)
-                going[r] = begin(backend, &part, skip, &states[r], &buf);
-            if (going[r])
-                going[r] = tl_lse_block(backend, &part, 0, part.count, skip, &states[r], &buf);
+                valid[r] = begin(backend, &part, in_block, &states[r], &buf);
+            if (valid[r])
+                valid[r] = tl_lse_block(backend, &part, 0, part.count, in_block, &states[r], &buf);
         }
         if (tl_cancelled(cancel))
             return;
     }
 }
 
-double tl_lanes_sum_compensated(const double *lanes, const double *errors) {
-    double lane[16], error[16];
-    for (int i = 0; i < 16; i++) {
-        lane[i] = lanes[i];
-        error[i] = errors[i];
-    }
-    for (int half = 8; half; half /= 2)
-        for (int i = 0; i < half; i++) {
-            double sum = lane[i] + lane[i + half], other = sum - lane[i];
-            error[i] += error[i + half] + ((lane[i] - (sum - other)) + (lane[i + half] - other));
-            lane[i] = sum;
-        }
-    return lane[0] + error[0];
-}
-
 double tl_lse_log(const tl_lse_acc *state, const tl_row *row) {
-    /* what was subtracted for ln 2, and so what the exponent is worth */
+    /* the multiple of ln 2 that was subtracted from each x: what the reference exponent stands for */
     double ln2 = row->compute_dtype == TL_FLOAT64 ? TL_LN2 : 0x1.62e43p-1;
-    return (double)state->exponent * ln2 + tl_log(tl_lanes_sum_compensated(state->sum, state->error));
+    return (double)state->ref_exp * ln2 + tl_log(tl_lanes_sum_compensated(state->sum, state->comp));
 }
 
 double tl_moment_mean(const tl_lse_acc *state) {
-    return tl_lanes_sum_compensated(state->moment->sum, state->moment->error) /
-           tl_lanes_sum_compensated(state->sum, state->error);
+    return tl_lanes_sum_compensated(state->moment->sum, state->moment->comp) /
+           tl_lanes_sum_compensated(state->sum, state->comp);
 }
 
 tl_lse tl_lse_finish(const tl_lse_acc *state, const tl_row *row) {
@@ -444,25 +233,25 @@ tl_lse tl_lse_finish(const tl_lse_acc *state, const tl_row *row) {
     return lse;
 }
 
-double tl_log_odds_against(const tl_lse_acc *rest, const tl_row *row, double logit) {
-    return tl_log_odds_against_lse(tl_lse_finish(rest, row), logit);
+double tl_log_odds_against(const tl_lse_acc *others, const tl_row *row, double logit) {
+    return tl_log_odds_against_lse(tl_lse_finish(others, row), logit);
 }
 
-tl_lse tl_lse_add_class(tl_lse rest, double logit, double gap) {
-    tl_lse lse = {logit, tl_softplus(gap)};
-    if (gap > 0 || logit == -(double)INFINITY) {
-        lse = rest;
-        if (gap > 0)
-            lse.log += tl_softplus(-gap);
+tl_lse tl_lse_add_class(tl_lse others, double logit, double log_odds) {
+    tl_lse lse = {logit, tl_softplus(log_odds)};
+    if (log_odds > 0 || logit == -(double)INFINITY) {
+        lse = others;
+        if (log_odds > 0)
+            lse.log += tl_softplus(-log_odds);
     }
     return lse;
 }
 
-tl_lse tl_lse_finish_with(const tl_lse_acc *rest, const tl_row *row, double logit, double gap) {
-    return tl_lse_add_class(tl_lse_finish(rest, row), logit, gap);
+tl_lse tl_lse_finish_with(const tl_lse_acc *others, const tl_row *row, double logit, double log_odds) {
+    return tl_lse_add_class(tl_lse_finish(others, row), logit, log_odds);
 }
 
-/* The class whose logit lies above a bound that no two can pass; the count of classes if there is none. */
+/* The class whose logit lies above a bound that no two classes can pass; the number of classes if there is none. */
 static int64_t find_above(const tl_backend *backend, const tl_row *row, double bound) {
     tl_row raw = tl_raw(row);
     tl_chunk_buf buf;
@@ -477,28 +266,28 @@ static int64_t find_above(const tl_backend *backend, const tl_row *row, double b
 }
 
 /* As tl_logsumexp_of, of a row whose plain logsumexp is near 0. */
-static double near_zero(const tl_backend *backend, const tl_row *row, double logsumexp, int64_t skipped,
-                        const tl_lse_acc *rest, tl_cancel *cancel) {
-    tl_lse_acc folded;
-    if (skipped < 0 || !(tl_logit_at(backend, row, skipped) > logsumexp - FALL)) {
-        skipped = find_above(backend, row, logsumexp - FALL);
-        if (skipped == row->count)
+static double near_zero(const tl_backend *backend, const tl_row *row, double logsumexp, int64_t excluded,
+                        const tl_lse_acc *others, tl_cancel *cancel) {
+    tl_lse_acc recomputed;
+    if (excluded < 0 || !(tl_logit_at(backend, row, excluded) > logsumexp - MAX_DROP)) {
+        excluded = find_above(backend, row, logsumexp - MAX_DROP);
+        if (excluded == row->count)
             return logsumexp;
-        tl_lse_row(backend, row, skipped, &folded, cancel);
-        rest = &folded;
+        tl_lse_row(backend, row, excluded, &recomputed, cancel);
+        others = &recomputed;
     }
-    double logit = tl_logit_at(backend, row, skipped);
-    return tl_logsumexp(tl_lse_finish_with(rest, row, logit, tl_log_odds_against(rest, row, logit)));
+    double logit = tl_logit_at(backend, row, excluded);
+    return tl_logsumexp(tl_lse_finish_with(others, row, logit, tl_log_odds_against(others, row, logit)));
 }
 
-double tl_logsumexp_of(const tl_backend *backend, const tl_row *row, const tl_lse_acc *state, int64_t skipped,
-                       const tl_lse_acc *rest, tl_cancel *cancel) {
+double tl_logsumexp_of(const tl_backend *backend, const tl_row *row, const tl_lse_acc *state, int64_t excluded,
+                       const tl_lse_acc *others, tl_cancel *cancel) {
     double logsumexp = tl_logsumexp(tl_lse_finish(state, row)), most = 0;
     if (!(tl_abs(logsumexp) < NEAR_ZERO))
         return logsumexp;
     for (int i = 0; i < 16; i++)
         most = state->sum[i] > most ? state->sum[i] : most;
-    if (most < OUTWEIGHING * tl_lanes_sum_fast(state->sum))
+    if (most < DOMINANT_FRACTION * tl_lanes_sum_in_order(state->sum))
         return logsumexp;
-    return near_zero(backend, row, logsumexp, skipped, rest, cancel);
+    return near_zero(backend, row, logsumexp, excluded, others, cancel);
 }

@@ -1,6 +1,7 @@
-/* What projections need: rows converted to the precision of a product, and rows of weights times hidden states, a row
- * of weights read once for all of them, for few hidden states, whose product is bound by memory. */
-#include "reduce.h"
+/* A matrix times few vectors is bound by memory: each row of the matrix is read once for all vectors. */
+#include "matvec.h"
+
+#include <assert.h>
 
 void tl_cast_row(const tl_backend *backend, const tl_row *row, int dtype, void *out) {
     int64_t size = tl_itemsize(dtype), done = 0;
@@ -8,9 +9,9 @@ void tl_cast_row(const tl_backend *backend, const tl_row *row, int dtype, void *
         (row->dtype != TL_FLOAT64 || dtype == TL_FLOAT64)) {
         done = row->count / TL_READ_MULTIPLE * TL_READ_MULTIPLE;
         if (dtype == TL_FLOAT64)
-            backend->widen[row->dtype](row->data, (size_t)done, (double *)out);
+            backend->to_f64[row->dtype](row->data, (size_t)done, (double *)out);
         else
-            backend->convert[row->dtype](row->data, (size_t)done, out);
+            backend->to_compute[row->dtype](row->data, (size_t)done, out);
     }
     for (int64_t count; done < row->count; done += count) {
         tl_chunk_buf buf;
@@ -21,23 +22,23 @@ void tl_cast_row(const tl_backend *backend, const tl_row *row, int dtype, void *
     }
 }
 
-#define AT_ONCE 4            /* vectors, which stay in the first cache */
-#define KEPT_BYTES (1 << 17) /* of weights, which stay in the second */
+#define VECTORS_PER_PASS 4            /* which stay in the first cache */
+#define L2_BLOCK_BYTES (1 << 17) /* of rows, which stay in the second cache */
 
 void tl_matvec(const tl_backend *backend, const tl_row *weights, ptrdiff_t stride, int64_t count,
                const tl_vectors *vectors, const tl_vectors *out) {
     assert(weights->dtype < TL_SWAPPED && (weights->count < 2 || weights->stride == tl_itemsize(weights->dtype)));
-    int64_t kept = KEPT_BYTES / (weights->count * tl_itemsize(weights->dtype) + 1) + 1;
+    int64_t block_rows = L2_BLOCK_BYTES / (weights->count * tl_itemsize(weights->dtype) + 1) + 1;
     int dtype = weights->dtype == TL_FLOAT64 ? TL_FLOAT64 : TL_FLOAT32, size = tl_itemsize(dtype);
-    for (int64_t start = 0; start < count; start += kept)
-        for (int64_t v = 0; v < vectors->count; v += AT_ONCE) {
-            int64_t end = count - start < kept ? count : start + kept;
-            int64_t some = vectors->count - v < AT_ONCE ? vectors->count - v : AT_ONCE;
+    for (int64_t start = 0; start < count; start += block_rows)
+        for (int64_t v = 0; v < vectors->count; v += VECTORS_PER_PASS) {
+            int64_t end = count - start < block_rows ? count : start + block_rows;
+            int64_t some = vectors->count - v < VECTORS_PER_PASS ? vectors->count - v : VECTORS_PER_PASS;
             for (int64_t k = start; k < end; k++) {
-                double dots[AT_ONCE];
-                backend->dots[weights->dtype](weights->data + k * stride, (size_t)weights->count,
-                                              vectors->data + v * vectors->stride, vectors->stride, (size_t)some,
-                                              v == 0, dots);
+                double dots[VECTORS_PER_PASS];
+                backend->dot_rows[weights->dtype](weights->data + k * stride, (size_t)weights->count,
+                                                  vectors->data + v * vectors->stride, vectors->stride, (size_t)some,
+                                                  v == 0, dots);
                 for (int64_t i = 0; i < some; i++)
                     tl_store(out->data + (v + i) * out->stride + k * size, dtype, dots[i]);
             }

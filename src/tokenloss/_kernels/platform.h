@@ -114,7 +114,7 @@ TL_INLINE void tl_stream_end(void) {
 #endif
 }
 
-/* Takes the next `step` numbers of a counter that several threads share; returns the first. */
+/* Returns the next of `step` numbers of a counter that several threads use. */
 TL_INLINE int64_t tl_fetch_add(volatile int64_t *counter, int64_t step) {
 #if defined(_MSC_VER) && !defined(__clang__)
     int64_t before = *counter, found; /* all that its 32-bit x86 has for 64 bits is this exchange */
@@ -126,7 +126,7 @@ TL_INLINE int64_t tl_fetch_add(volatile int64_t *counter, int64_t step) {
 #endif
 }
 
-/* A flag that any of several threads raises and all look at; what they wrote before is not ordered by it. */
+/* A flag that any of several threads sets and all poll. It orders no other writes. */
 TL_INLINE int tl_flag_get(const volatile int *flag) {
 #if defined(_MSC_VER) && !defined(__clang__)
     return *flag;

@@ -15,7 +15,7 @@
 
 TL_INLINE double tl_abs(double x) { return tl_from_bits(tl_to_bits(x) & 0x7fffffffffffffffu); }
 
-/* x * 2^exponent; gradual underflow is rounded at most once more than it need be. */
+/* x 2^exponent. A subnormal result may be rounded twice. */
 TL_INLINE double tl_scale(double x, int64_t exponent) {
     for (; exponent < -1022 && x != 0; exponent += 1022)
         x *= 0x1p-1022;
@@ -63,8 +63,8 @@ TL_INLINE double tl_log_near_one(double f, double exponent, double small) {
     double p = c[0];
     for (int i = 1; i < 7; i++)
         p = p * z + c[i];
-    double rest = s * (half_square + z * p) + (exponent * TL_LN2_LOW + small);
-    return exponent * TL_LN2_HIGH - ((half_square - rest) - f);
+    double correction = s * (half_square + z * p) + (exponent * TL_LN2_LOW + small);
+    return exponent * TL_LN2_HIGH - ((half_square - correction) - f);
 }
 
 /* Splits a positive finite number into 2^exponent * m with m in [sqrt(1/2), sqrt(2)); returns m - 1. Without branches
@@ -98,7 +98,7 @@ TL_INLINE double tl_log1p(double x) {
     return tl_log_near_one(f, exponent, lost / sum);
 }
 
-/* log(1 + exp(d)): the loss of a target that lies d below the rest's logsumexp. */
+/* log(1 + exp(d)): the loss of a target whose logit lies d below the logsumexp of the others. */
 TL_INLINE double tl_softplus(double d) { return d > 0 ? d + tl_log1p(tl_exp(-d)) : tl_log1p(tl_exp(d)); }
 
 #endif

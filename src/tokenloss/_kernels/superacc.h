@@ -1,43 +1,46 @@
 /* Exact sums of doubles: a fixed-point number wide enough for every finite double and its square.
  *
- * Digits of 32 bits are kept in 64-bit integers, so that carries wait: see R. Neal, "Fast exact summation using small
- * and large superaccumulators", arXiv:1505.05571. Being integers, sums in any order have the same bits. */
+ * Limbs of 32 bits are kept in 64-bit integers, so that carries can wait: see R. Neal, "Fast exact summation using
+ * small and large superaccumulators", arXiv:1505.05571. They are integers, so sums in any order have the same bits. */
 #ifndef TOKENLOSS_EXACT_H
 #define TOKENLOSS_EXACT_H
 
 #include "platform.h"
 
-/* A double is an integer times 2^-1074, below 2^2098; one more digit holds the carries of 2^63 terms, one the sign. */
+/* A double is an integer times 2^-1074, below 2^2098; one more limb holds the carries of 2^63 terms, one the sign. */
 #define TL_SUM_LIMBS 68
 #define TL_SQUARES_LIMBS 134
 
+_Static_assert(TL_SUM_LIMBS == (2098 + 31) / 32 + 2, "limbs of a sum");
+_Static_assert(TL_SQUARES_LIMBS == (2 * 2098 + 31) / 32 + 2, "limbs of a sum of squares");
+
 typedef struct {
-    int64_t digit[TL_SUM_LIMBS]; /* the finite terms, times 2^1074 */
+    int64_t limb[TL_SUM_LIMBS]; /* the finite terms, times 2^1074 */
     double special;               /* the sum of the others: 0, inf, -inf or nan */
-    int64_t pending;              /* terms added since the carries were last settled */
+    int64_t uncarried;              /* terms added since carries were last propagated */
 } tl_superacc;
 
 typedef struct {
-    int64_t digit[TL_SQUARES_LIMBS]; /* the squares of the finite terms, times 2^2148 */
-    int64_t pending;
+    int64_t limb[TL_SQUARES_LIMBS]; /* the squares of the finite terms, times 2^2148 */
+    int64_t uncarried;
 } tl_superacc_sq;
 
-/* A term adds less than 2^34 to a digit, and a digit starts below 2^32: twice as many terms do not overflow. */
+/* A term adds less than 2^34 to a limb, and a limb starts below 2^32: twice as many terms do not overflow. */
 #define TL_MAX_UNCARRIED ((int64_t)1 << 27)
 
-/* Settles the carries of digits. */
-void tl_propagate_carries(int64_t *digits, int count);
+/* Propagates the carries of limbs. */
+void tl_propagate_carries(int64_t *limbs, int count);
 
 /* Adds value * 2^position. */
-TL_INLINE void tl_add_shifted(int64_t *digits, unsigned position, uint64_t value, int negative) {
-    int64_t *digit = digits + position / 32;
+TL_INLINE void tl_add_shifted(int64_t *limbs, unsigned position, uint64_t value, int negative) {
+    int64_t *limb = limbs + position / 32;
     unsigned shift = position % 32;
     int64_t low = (int64_t)((value << shift) & 0xffffffffu);
     int64_t middle = (int64_t)((value >> (32 - shift)) & 0xffffffffu);
     int64_t high = (int64_t)(value >> 32 >> (32 - shift));
-    digit[0] += negative ? -low : low;
-    digit[1] += negative ? -middle : middle;
-    digit[2] += negative ? -high : high;
+    limb[0] += negative ? -low : low;
+    limb[1] += negative ? -middle : middle;
+    limb[2] += negative ? -high : high;
 }
 
 /* Splits a finite double into mantissa * 2^(position - 1074). */
@@ -58,24 +61,24 @@ TL_INLINE void tl_superacc_add(tl_superacc *sum, double term) {
     unsigned position;
     int negative;
     uint64_t mantissa = tl_split(term, &position, &negative);
-    tl_add_shifted(sum->digit, position, mantissa, negative);
-    if (TL_UNLIKELY(++sum->pending == TL_MAX_UNCARRIED)) {
-        tl_propagate_carries(sum->digit, TL_SUM_LIMBS);
-        sum->pending = 0;
+    tl_add_shifted(sum->limb, position, mantissa, negative);
+    if (TL_UNLIKELY(++sum->uncarried == TL_MAX_UNCARRIED)) {
+        tl_propagate_carries(sum->limb, TL_SUM_LIMBS);
+        sum->uncarried = 0;
     }
 }
 
-void tl_superacc_sq_add(tl_superacc_sq *squares, double term); /* leaves out what is not finite */
+void tl_superacc_sq_add(tl_superacc_sq *squares, double term); /* ignores terms that are not finite */
 
 void tl_superacc_merge(tl_superacc *sum, const tl_superacc *other);
 
 /* The sum, rounded once to the nearest double. */
 double tl_superacc_round(tl_superacc *sum);
 
-/* The same times 2^exponent, where the sum itself is beyond a double. */
+/* The same times 2^exponent, for sums that are too large for a double. */
 double tl_superacc_round_scaled(tl_superacc *sum, int exponent);
 
-/* Writes the digits as little-endian two's complement, four bytes each. */
+/* Writes the limbs as little-endian two's complement, four bytes each. */
 void tl_superacc_bytes(tl_superacc *sum, unsigned char *bytes);
 void tl_superacc_sq_bytes(tl_superacc_sq *squares, unsigned char *bytes);
 

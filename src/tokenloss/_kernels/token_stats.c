@@ -1,240 +1,159 @@
-/* Everything about a token in one pass. */
+#include "token_stats.h"
+
+#include <assert.h>
+
 #include "scalar_math.h"
-#include "reduce.h"
 
-/* Whether entry i of the best is worse than another: lower, or as high and of a higher class. */
-static int worse(const tl_topk *best, int64_t i, double value, int64_t id) {
-    return best->value[i] < value || (best->value[i] == value && best->id[i] > id);
-}
-
-static void set(tl_topk *best, int64_t i, double value, int64_t id) {
-    best->value[i] = value;
-    best->id[i] = id;
-}
-
-/* Puts an entry where the heap's root was. */
-static void sift(tl_topk *best, int64_t count, double value, int64_t id) {
-    int64_t i = 0;
-    for (;;) {
-        int64_t child = 2 * i + 1;
-        if (child + 1 < count && worse(best, child + 1, best->value[child], best->id[child]))
-            child++;
-        if (child >= count || !worse(best, child, value, id))
-            break;
-        set(best, i, best->value[child], best->id[child]);
-        i = child;
-    }
-    set(best, i, value, id);
-}
-
-static void keep(tl_topk *best, double value, int64_t id) {
-    assert(best->most > 0 && best->count <= best->most);
-    if (best->count == best->most) {
-        sift(best, best->count, value, id);
-        return;
-    }
-    int64_t i = best->count++;
-    for (; i > 0 && !worse(best, (i - 1) / 2, value, id); i = (i - 1) / 2)
-        set(best, i, best->value[(i - 1) / 2], best->id[(i - 1) / 2]);
-    set(best, i, value, id);
-}
-
-/* Sorts a heap, best first; places that were not filled get nan and -1. */
-static void sort(tl_topk *best) {
-    for (int64_t count = best->count; count > 1; count--) {
-        double value = best->value[count - 1];
-        int64_t id = best->id[count - 1];
-        set(best, count - 1, best->value[0], best->id[0]);
-        sift(best, count - 1, value, id);
-    }
-    for (int64_t i = best->count; i < best->most; i++)
-        set(best, i, (double)NAN, -1);
-}
-
-/* The next score above this one in its precision. */
-static double next_above(double value, int dtype) {
-    if (dtype == TL_FLOAT64) {
-        uint64_t bits = tl_to_bits(value == 0 ? 0 : value);
-        return tl_from_bits(value < 0 ? bits - 1 : bits + 1);
-    }
-    float single = (float)value;
-    uint32_t bits;
-    memcpy(&bits, &single, sizeof bits);
-    return (double)(value == 0 ? 0x1p-149f : tl_float_from_bits(value < 0 ? bits - 1 : bits + 1));
-}
-
-/* Keeps those of the scores in [start, end), a block at most, that are among the best so far. */
-static void keep_best(const tl_backend *backend, const tl_row *raw, int64_t start, int64_t end, double maximum,
-                      tl_topk *best) {
-    int32_t found[TL_BLOCK];
-    while (start < end) {
-        /* short stretches at first, for each raises the bar */
-        int64_t length = start < TL_READ_MULTIPLE ? TL_READ_MULTIPLE : start,
-                until = length < end - start ? start + length : end;
-        double threshold = -(double)INFINITY;
-        if (best->count == best->most) {
-            if (!(maximum > best->value[0]))
-                return;
-            threshold = next_above(best->value[0], raw->compute_dtype);
-        }
-        int64_t count = tl_indices_ge(backend, raw, start, until, threshold, found);
-        for (int64_t i = 0; i < count; i++) {
-            double score = tl_load(raw->data + (start + found[i]) * raw->stride, raw->dtype);
-            if (best->count < best->most || score > best->value[0])
-                keep(best, score, start + found[i]);
-        }
-        start = until;
-    }
-}
-
-/* How many scores in [start, end) are not nan, but for the one at `skip`. */
-static int64_t numbers(const tl_row *raw, int64_t start, int64_t end, int64_t skip) {
+/* The number of raw logits in [start, end) that are not nan, except `excluded`. */
+static int64_t count_not_nan(const tl_row *raw, int64_t start, int64_t end, int64_t excluded) {
     int64_t count = 0;
     for (int64_t i = start; i < end; i++) {
-        double score = tl_load(raw->data + i * raw->stride, raw->dtype);
-        count += score == score && i != skip;
+        double raw_logit = tl_load(raw->data + i * raw->stride, raw->dtype);
+        count += raw_logit == raw_logit && i != excluded;
     }
     return count;
 }
 
-/* The entropy of a row from the losses of a target and of the rest, the state of the rest and its logarithm, and the
- * gap between both. With w the probability of the rest, it is w times the entropy of the rest, and that of the choice
- * between both. */
-static double entropy_of(double nll, double rest_nll, double gap, const tl_lse_acc *rest, double log_of_rest) {
-    double odds = tl_exp(gap), w = odds > 0x1p1000 ? 1 : odds / (1 + odds), p = 1 / (1 + odds);
-    double of_rest = (log_of_rest - rest->moment->center) - tl_moment_mean(rest);
+/* Entropy by the chain rule: H = p_others H(others) + H_b(p_others), where p_others = 1 - p(target) and H_b is the
+ * entropy of the choice between the target and the others, whose losses are given. */
+static double entropy_of(double nll, double others_nll, double log_odds, const tl_lse_acc *others, double log_others) {
+    double odds_against = tl_exp(log_odds), p = 1 / (1 + odds_against);
+    double p_others = odds_against > 0x1p1000 ? 1 : odds_against / (1 + odds_against);
+    double entropy_others = (log_others - others->moment->shift) - tl_moment_mean(others);
     double entropy = 0;
-    if (w > 0)
-        entropy += w * ((of_rest > 0 ? of_rest : 0) + rest_nll);
+    if (p_others > 0)
+        entropy += p_others * ((entropy_others > 0 ? entropy_others : 0) + others_nll);
     if (p > 0)
         entropy += p * nll;
     return entropy;
 }
 
-/* Folds a block, unless the sum is nan already, and looks at the scores in memory: their maximum, and how many reach
- * the threshold, but for the target. */
-static void fold_and_look(const tl_backend *backend, const tl_row *row, const tl_row *raw, int64_t start, int64_t end,
-                          int64_t target, tl_lse_acc *state, tl_chunk_buf *buf, tl_lse_acc *look) {
+/* Accumulates one block, unless the sum is nan already. Also max and #{logit >= target} over the raw logits (before
+ * scale and softcap), except the target. */
+static void reduce_and_count_ge(const tl_backend *backend, const tl_row *row, const tl_row *raw, int64_t start,
+                                int64_t end, int64_t target, tl_lse_acc *state, tl_chunk_buf *buf,
+                                tl_lse_acc *raw_acc) {
     double sum = tl_lanes_sum_fast(state->sum);
     int as_given = !tl_is_scaled_or_capped(row) && state->offset == 0;
-    int going = sum == sum && tl_lse_block(backend, row, start, end, target, state, buf);
-    look->maximum = state->maximum;
-    look->reached = state->reached;
-    if (!as_given || state->offset != 0 || !going) {
+    int valid = sum == sum && tl_lse_block(backend, row, start, end, target, state, buf);
+    raw_acc->maximum = state->maximum;
+    raw_acc->count_ge = state->count_ge;
+    if (!as_given || state->offset != 0 || !valid) {
         tl_chunk_buf again;
         tl_chunk_invalidate(&again);
-        look->maximum = -(double)INFINITY;
-        look->reached = 0;
-        tl_reduce_range(backend, TL_REDUCE_MAX_COUNT, raw, start, end, target, look, &again);
+        raw_acc->maximum = -(double)INFINITY;
+        raw_acc->count_ge = 0;
+        tl_reduce_range(backend, TL_REDUCE_MAX_COUNT, raw, start, end, target, raw_acc, &again);
     }
-    if (look->threshold == -(double)INFINITY) /* which padding reaches, too */
-        look->reached = numbers(raw, start, end, target);
+    if (raw_acc->threshold == -(double)INFINITY) /* which padding reaches too */
+        raw_acc->count_ge = count_not_nan(raw, start, end, target);
 }
 
-/* A token of whose row nothing was seen but the first block, which tells where it lies. */
-static void begin(const tl_backend *backend, const tl_row *row, int64_t block, int64_t target, double own,
-                  tl_all_classes *whole, tl_token_stats *token, tl_chunk_buf *buf) {
+/* Initialises the statistics of a token. The first block gives the shift of the moment. */
+static void begin(const tl_backend *backend, const tl_row *row, int64_t block, int64_t target, double target_raw,
+                  tl_all_classes *all, tl_token_stats *token, tl_chunk_buf *buf) {
     tl_lse_acc *state = &token->state;
-    token->rank = own == own; /* the target itself */
+    token->rank = target_raw == target_raw; /* counts the target itself */
     token->argmax = -1;
     token->maximum = -(double)INFINITY;
     int64_t first = row->count < TL_CHUNK ? row->count : TL_CHUNK;
     block = row->count < block ? row->count : block;
     double maximum = tl_maximum_between(backend, row, 0, first, target, buf);
-    int going = tl_lse_begin(maximum, row->compute_dtype, &token->moment, state);
-    state->threshold = own;
-    if (whole) {
-        tl_lse_acc all;
-        *whole = (tl_all_classes){0, 0, (size_t)target % 16, TL_AHEAD, -1, tl_softcap(backend, row, own), {0}};
-        if (target < first && whole->logit > maximum) {
-            tl_lse_begin(whole->logit, row->compute_dtype, NULL, &all);
-            if (all.offset != state->offset || all.exponent != state->exponent)
-                whole->stage = TL_APART;
+    int valid = tl_lse_begin(maximum, row->compute_dtype, &token->moment, state);
+    state->threshold = target_raw;
+    if (all) {
+        tl_lse_acc with_target;
+        *all = (tl_all_classes){0, 0, (size_t)target % 16, TL_AHEAD, -1, tl_softcap(backend, row, target_raw), {0}};
+        if (target < first && all->logit > maximum) {
+            tl_lse_begin(all->logit, row->compute_dtype, NULL, &with_target);
+            if (with_target.offset != state->offset || with_target.ref_exp != state->ref_exp)
+                all->stage = TL_APART;
         }
-        state->whole = whole;
+        state->all = all;
     }
-    if (going && first < block) {
+    if (valid && first < block) {
         double others = tl_maximum_between(backend, row, first, block, target, buf);
         maximum = others > maximum ? others : maximum;
     }
-    double leader = going ? maximum - state->offset : (double)NAN;
-    if (leader - leader == 0)
-        tl_moment_reshift(leader, tl_offset_dtype(row->compute_dtype, state->offset), state);
+    double max_other = valid ? maximum - state->offset : (double)NAN;
+    if (max_other - max_other == 0)
+        tl_moment_reshift(max_other, tl_offset_dtype(row->compute_dtype, state->offset), state);
 }
 
-/* As tl_token_stats_range; the sum of all classes, too, if `whole` is not NULL. */
-static void score_part(const tl_backend *backend, const tl_row *row, int64_t start, int64_t end, int64_t block,
-                       int64_t target, double own, tl_all_classes *whole, tl_token_stats *token, tl_topk *best,
-                       tl_cancel *cancel) {
+/* tl_token_stats_range; also the sum of all classes, if `all` is not NULL. */
+static void add_range(const tl_backend *backend, const tl_row *row, int64_t start, int64_t end, int64_t block,
+                      int64_t target, double target_raw, tl_all_classes *all, tl_token_stats *token, tl_topk *topk,
+                      tl_cancel *cancel) {
     tl_chunk_buf buf;
-    tl_lse_acc look;
+    tl_lse_acc raw_acc;
     assert(start % block == 0 && block <= TL_BLOCK && target >= 0 && target < row->count);
     tl_row raw = tl_raw(row);
     tl_chunk_invalidate(&buf);
-    look.offset = 0;
-    look.threshold = own;
+    raw_acc.offset = 0;
+    raw_acc.threshold = target_raw;
     if (start == 0)
-        begin(backend, row, block, target, own, whole, token, &buf);
+        begin(backend, row, block, target, target_raw, all, token, &buf);
     for (int64_t next; start < end; start = next) {
         next = end - start < block ? end : start + block;
-        fold_and_look(backend, row, &raw, start, next, target, &token->state, &buf, &look);
-        token->rank += look.reached;
-        if (target >= start && target < next && own > look.maximum)
-            look.maximum = own;
-        if (look.maximum > token->maximum || token->argmax < 0) {
-            int64_t first = tl_find(backend, &raw, start, next, look.maximum);
+        reduce_and_count_ge(backend, row, &raw, start, next, target, &token->state, &buf, &raw_acc);
+        token->rank += raw_acc.count_ge;
+        if (target >= start && target < next && target_raw > raw_acc.maximum)
+            raw_acc.maximum = target_raw;
+        if (raw_acc.maximum > token->maximum || token->argmax < 0) {
+            int64_t first = tl_find(backend, &raw, start, next, raw_acc.maximum);
             token->argmax = first < next ? first : token->argmax;
-            token->maximum = look.maximum;
+            token->maximum = raw_acc.maximum;
         }
-        if (best)
-            keep_best(backend, &raw, start, next, look.maximum, best);
+        if (topk)
+            tl_topk_scan(backend, &raw, start, next, raw_acc.maximum, topk);
         if (next % TL_CANCEL_INTERVAL == 0 && tl_cancelled(cancel))
             return;
     }
 }
 
 void tl_token_stats_range(const tl_backend *backend, const tl_row *row, int64_t start, int64_t end, int64_t block,
-                          int64_t target, double own, tl_token_stats *token, tl_topk *best, tl_cancel *cancel) {
-    score_part(backend, row, start, end, block, target, own, NULL, token, best, cancel);
+                          int64_t target, double target_raw, tl_token_stats *token, tl_topk *topk, tl_cancel *cancel) {
+    add_range(backend, row, start, end, block, target, target_raw, NULL, token, topk, cancel);
 }
 
-/* All but the logsumexp. */
-static void end(const tl_backend *backend, const tl_row *row, double logit, tl_lse rest, tl_token_stats *token,
-                tl_topk *best) {
-    double gap = tl_log_odds_against_lse(rest, logit),
-           likelier = tl_log1p(tl_exp(-tl_abs(gap))); /* the loss of the likelier */
-    token->nll = gap > 0 ? gap + likelier : likelier;
-    double rest_nll = gap < 0 ? likelier - gap : likelier;
-    token->entropy = gap == gap ? entropy_of(token->nll, rest_nll, gap, &token->state, rest.log) : gap;
-    if (!best)
+/* All statistics but the logsumexp. */
+static void end(const tl_backend *backend, const tl_row *row, double logit, tl_lse others, tl_token_stats *token,
+                tl_topk *topk) {
+    double log_odds = tl_log_odds_against_lse(others, logit),
+           likelier = tl_log1p(tl_exp(-tl_abs(log_odds))); /* the loss of the likelier of the two */
+    token->nll = log_odds > 0 ? log_odds + likelier : likelier;
+    double others_nll = log_odds < 0 ? likelier - log_odds : likelier;
+    token->entropy =
+        log_odds == log_odds ? entropy_of(token->nll, others_nll, log_odds, &token->state, others.log) : log_odds;
+    if (!topk)
         return;
-    tl_lse lse = tl_lse_add_class(rest, logit, gap);
-    sort(best);
-    for (int64_t i = 0; i < best->count; i++)
-        best->value[i] = (tl_softcap(backend, row, best->value[i]) - lse.offset) - lse.log;
+    tl_lse lse = tl_lse_add_class(others, logit, log_odds);
+    tl_topk_sort(topk);
+    for (int64_t i = 0; i < topk->count; i++)
+        topk->value[i] = (tl_softcap(backend, row, topk->value[i]) - lse.offset) - lse.log;
 }
 
-void tl_token_stats_end(const tl_backend *backend, const tl_row *row, double own, tl_token_stats *token,
-                        tl_topk *best) {
-    tl_lse rest = tl_lse_finish(&token->state, row);
-    double logit = tl_softcap(backend, row, own);
-    end(backend, row, logit, rest, token, best);
-    token->logsumexp = tl_logsumexp(tl_lse_add_class(rest, logit, tl_log_odds_against_lse(rest, logit)));
+void tl_token_stats_end(const tl_backend *backend, const tl_row *row, double target_raw, tl_token_stats *token,
+                        tl_topk *topk) {
+    tl_lse others = tl_lse_finish(&token->state, row);
+    double logit = tl_softcap(backend, row, target_raw);
+    end(backend, row, logit, others, token, topk);
+    token->logsumexp = tl_logsumexp(tl_lse_add_class(others, logit, tl_log_odds_against_lse(others, logit)));
 }
 
 void tl_token_stats_row(const tl_backend *backend, const tl_row *row, int64_t target, tl_token_stats *token,
-                        tl_topk *best, tl_cancel *cancel) {
-    double own = tl_load(row->data + target * row->stride, row->dtype);
-    tl_all_classes whole;
-    tl_lse_acc all;
-    if (best)
-        best->count = 0;
-    score_part(backend, row, 0, row->count, TL_BLOCK, target, own, &whole, token, best, cancel);
-    end(backend, row, whole.logit, tl_lse_finish(&token->state, row), token, best);
-    if (whole.stage == TL_SHARED)
-        all = tl_with_all(&token->state);
+                        tl_topk *topk, tl_cancel *cancel) {
+    double target_raw = tl_load(row->data + target * row->stride, row->dtype);
+    tl_all_classes all;
+    tl_lse_acc with_target;
+    if (topk)
+        topk->count = 0;
+    add_range(backend, row, 0, row->count, TL_BLOCK, target, target_raw, &all, token, topk, cancel);
+    end(backend, row, all.logit, tl_lse_finish(&token->state, row), token, topk);
+    if (all.stage == TL_SHARED)
+        with_target = tl_with_all(&token->state);
     else
-        tl_lse_row(backend, row, -1, &all, cancel);
-    token->logsumexp = tl_logsumexp_of(backend, row, &all, target, &token->state, cancel);
-    token->state.whole = NULL;
+        tl_lse_row(backend, row, -1, &with_target, cancel);
+    token->logsumexp = tl_logsumexp_of(backend, row, &with_target, target, &token->state, cancel);
+    token->state.all = NULL;
 }

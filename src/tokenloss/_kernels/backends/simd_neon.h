@@ -25,22 +25,22 @@ TL_INLINE void half_stream(uint16_t *p, const uint16_t *halves) { memcpy(p, halv
 TL_INLINE float32x4_t f32_add(float32x4_t a, float32x4_t b) { return vaddq_f32(a, b); }
 TL_INLINE float32x4_t f32_sub(float32x4_t a, float32x4_t b) { return vsubq_f32(a, b); }
 TL_INLINE float32x4_t f32_mul(float32x4_t a, float32x4_t b) { return vmulq_f32(a, b); }
-TL_INLINE float32x4_t f32_max(float32x4_t a, float32x4_t b) { return vmaxq_f32(a, b); }
-TL_INLINE float32x4_t f32_larger(float32x4_t a, float32x4_t b) { return vbslq_f32(vcgtq_f32(a, b), a, b); }
+TL_INLINE float32x4_t f32_max_keep_nan(float32x4_t a, float32x4_t b) { return vmaxq_f32(a, b); }
+TL_INLINE float32x4_t f32_max_skip_nan(float32x4_t a, float32x4_t b) { return vbslq_f32(vcgtq_f32(a, b), a, b); }
 TL_INLINE float32x4_t f32_min(float32x4_t a, float32x4_t b) { return vminq_f32(a, b); }
-TL_INLINE uint32_t f32_reach(float32x4_t a, float32x4_t b) {
+TL_INLINE uint32_t f32_mask_ge(float32x4_t a, float32x4_t b) {
     static const uint32_t lane[4] = {1, 2, 4, 8};
     return vaddvq_u32(vandq_u32(vcgeq_f32(a, b), vld1q_u32(lane)));
 }
-TL_INLINE uint32x4_t f32_count(uint32x4_t n, float32x4_t a, float32x4_t b) { return vsubq_u32(n, vcgeq_f32(a, b)); }
+TL_INLINE uint32x4_t f32_count_ge(uint32x4_t n, float32x4_t a, float32x4_t b) { return vsubq_u32(n, vcgeq_f32(a, b)); }
 TL_INLINE float32x4_t f32_fma(float32x4_t a, float32x4_t b, float32x4_t c) { return vfmaq_f32(c, a, b); }
-TL_INLINE float32x4_t f32_power(float32x4_t shifted) {
+TL_INLINE float32x4_t f32_pow2(float32x4_t shifted) {
     return vreinterpretq_f32_u32(vshlq_n_u32(vreinterpretq_u32_f32(shifted), 23));
 }
-TL_INLINE uint32x4_t f32_either(uint32x4_t a, float32x4_t b, float32x4_t c) {
+TL_INLINE uint32x4_t f32_or_bits(uint32x4_t a, float32x4_t b, float32x4_t c) {
     return vorrq_u32(a, vorrq_u32(vreinterpretq_u32_f32(b), vreinterpretq_u32_f32(c)));
 }
-TL_INLINE void f32_store_wide(double *p, float32x4_t a) {
+TL_INLINE void f32_store_f64(double *p, float32x4_t a) {
     vst1q_f64(p, vcvt_f64_f32(vget_low_f32(a)));
     vst1q_f64(p + 2, vcvt_high_f64_f32(a));
 }
@@ -53,25 +53,25 @@ TL_INLINE void f32_accumulate(double *sum, double *error, float32x4_t term) {
 TL_INLINE float64x2_t f64_set(double value) { return vdupq_n_f64(value); }
 TL_INLINE float64x2_t f64_load(const double *p) { return vld1q_f64(p); }
 TL_INLINE void f64_store(double *p, float64x2_t a) { vst1q_f64(p, a); }
-TL_INLINE void f64_store_wide(double *p, float64x2_t a) { vst1q_f64(p, a); }
+TL_INLINE void f64_store_f64(double *p, float64x2_t a) { vst1q_f64(p, a); }
 TL_INLINE void f64_stream(double *p, float64x2_t a) { vst1q_f64(p, a); }
 TL_INLINE float64x2_t f64_add(float64x2_t a, float64x2_t b) { return vaddq_f64(a, b); }
 TL_INLINE float64x2_t f64_sub(float64x2_t a, float64x2_t b) { return vsubq_f64(a, b); }
 TL_INLINE float64x2_t f64_mul(float64x2_t a, float64x2_t b) { return vmulq_f64(a, b); }
-TL_INLINE float64x2_t f64_max(float64x2_t a, float64x2_t b) { return vmaxq_f64(a, b); }
-TL_INLINE float64x2_t f64_larger(float64x2_t a, float64x2_t b) { return vbslq_f64(vcgtq_f64(a, b), a, b); }
+TL_INLINE float64x2_t f64_max_keep_nan(float64x2_t a, float64x2_t b) { return vmaxq_f64(a, b); }
+TL_INLINE float64x2_t f64_max_skip_nan(float64x2_t a, float64x2_t b) { return vbslq_f64(vcgtq_f64(a, b), a, b); }
 TL_INLINE float64x2_t f64_min(float64x2_t a, float64x2_t b) { return vminq_f64(a, b); }
 TL_INLINE float64x2_t f64_div(float64x2_t a, float64x2_t b) { return vdivq_f64(a, b); }
-TL_INLINE uint32_t f64_reach(float64x2_t a, float64x2_t b) {
+TL_INLINE uint32_t f64_mask_ge(float64x2_t a, float64x2_t b) {
     uint64x2_t reached = vcgeq_f64(a, b);
     return (uint32_t)((vgetq_lane_u64(reached, 0) & 1) | (vgetq_lane_u64(reached, 1) & 2));
 }
-TL_INLINE uint64x2_t f64_count(uint64x2_t n, float64x2_t a, float64x2_t b) { return vsubq_u64(n, vcgeq_f64(a, b)); }
+TL_INLINE uint64x2_t f64_count_ge(uint64x2_t n, float64x2_t a, float64x2_t b) { return vsubq_u64(n, vcgeq_f64(a, b)); }
 TL_INLINE float64x2_t f64_fma(float64x2_t a, float64x2_t b, float64x2_t c) { return vfmaq_f64(c, a, b); }
-TL_INLINE float64x2_t f64_power(float64x2_t shifted) {
+TL_INLINE float64x2_t f64_pow2(float64x2_t shifted) {
     return vreinterpretq_f64_u64(vshlq_n_u64(vreinterpretq_u64_f64(shifted), 52));
 }
-TL_INLINE uint64x2_t f64_either(uint64x2_t a, float64x2_t b, float64x2_t c) {
+TL_INLINE uint64x2_t f64_or_bits(uint64x2_t a, float64x2_t b, float64x2_t c) {
     return vorrq_u64(a, vorrq_u64(vreinterpretq_u64_f64(b), vreinterpretq_u64_f64(c)));
 }
-TL_INLINE int f64_any(uint64x2_t bits) { return (vgetq_lane_u64(bits, 0) | vgetq_lane_u64(bits, 1)) != 0; }
+TL_INLINE int f64_any_bits(uint64x2_t bits) { return (vgetq_lane_u64(bits, 0) | vgetq_lane_u64(bits, 1)) != 0; }

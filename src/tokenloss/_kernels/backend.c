@@ -1,5 +1,5 @@
 /* Which backends this machine can run. */
-#include "kernels.h"
+#include "backend.h"
 
 #if TL_X86
 #if defined(_MSC_VER) && !defined(__clang__)

@@ -1,10 +1,10 @@
-#include "platform.h"
+#include "../platform.h"
 
 #if TL_X86
 #include "simd_avx512.h"
 
 #define BACKEND avx512
-#include "backend_template.h"
+#include "template.h"
 #else
 typedef int tl_nothing_for_this_architecture;
 #endif

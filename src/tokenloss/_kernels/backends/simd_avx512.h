@@ -31,21 +31,21 @@ OPERATION void half_stream(uint16_t *p, const uint16_t *halves) {
 OPERATION __m512 f32_add(__m512 a, __m512 b) { return _mm512_add_ps(a, b); }
 OPERATION __m512 f32_sub(__m512 a, __m512 b) { return _mm512_sub_ps(a, b); }
 OPERATION __m512 f32_mul(__m512 a, __m512 b) { return _mm512_mul_ps(a, b); }
-OPERATION __m512 f32_max(__m512 a, __m512 b) { return _mm512_max_ps(a, b); }
-OPERATION __m512 f32_larger(__m512 a, __m512 b) { return f32_max(a, b); }
+OPERATION __m512 f32_max_keep_nan(__m512 a, __m512 b) { return _mm512_max_ps(a, b); }
+OPERATION __m512 f32_max_skip_nan(__m512 a, __m512 b) { return f32_max_keep_nan(a, b); }
 OPERATION __m512 f32_min(__m512 a, __m512 b) { return _mm512_min_ps(a, b); }
-OPERATION uint32_t f32_reach(__m512 a, __m512 b) { return _mm512_cmp_ps_mask(a, b, _CMP_GE_OQ); }
-OPERATION __m512i f32_count(__m512i n, __m512 a, __m512 b) {
+OPERATION uint32_t f32_mask_ge(__m512 a, __m512 b) { return _mm512_cmp_ps_mask(a, b, _CMP_GE_OQ); }
+OPERATION __m512i f32_count_ge(__m512i n, __m512 a, __m512 b) {
     return _mm512_mask_sub_epi32(n, _mm512_cmp_ps_mask(a, b, _CMP_GE_OQ), n, _mm512_set1_epi32(-1));
 }
 OPERATION __m512 f32_fma(__m512 a, __m512 b, __m512 c) { return _mm512_fmadd_ps(a, b, c); }
-OPERATION __m512 f32_power(__m512 shifted) {
+OPERATION __m512 f32_pow2(__m512 shifted) {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(shifted), 23));
 }
-OPERATION __m512i f32_either(__m512i a, __m512 b, __m512 c) {
+OPERATION __m512i f32_or_bits(__m512i a, __m512 b, __m512 c) {
     return _mm512_ternarylogic_epi32(a, _mm512_castps_si512(b), _mm512_castps_si512(c), 0xfe);
 }
-OPERATION void f32_store_wide(double *p, __m512 a) {
+OPERATION void f32_store_f64(double *p, __m512 a) {
     _mm512_storeu_pd(p, _mm512_cvtps_pd(_mm512_castps512_ps256(a)));
     _mm512_storeu_pd(p + 8, _mm512_cvtps_pd(_mm512_extractf32x8_ps(a, 1)));
 }
@@ -60,24 +60,24 @@ OPERATION void f32_accumulate(double *sum, double *error, __m512 term) {
 OPERATION __m512d f64_set(double value) { return _mm512_set1_pd(value); }
 OPERATION __m512d f64_load(const double *p) { return _mm512_loadu_pd(p); }
 OPERATION void f64_store(double *p, __m512d a) { _mm512_storeu_pd(p, a); }
-OPERATION void f64_store_wide(double *p, __m512d a) { _mm512_storeu_pd(p, a); }
+OPERATION void f64_store_f64(double *p, __m512d a) { _mm512_storeu_pd(p, a); }
 OPERATION void f64_stream(double *p, __m512d a) { _mm512_stream_pd(p, a); }
 OPERATION __m512d f64_add(__m512d a, __m512d b) { return _mm512_add_pd(a, b); }
 OPERATION __m512d f64_sub(__m512d a, __m512d b) { return _mm512_sub_pd(a, b); }
 OPERATION __m512d f64_mul(__m512d a, __m512d b) { return _mm512_mul_pd(a, b); }
-OPERATION __m512d f64_max(__m512d a, __m512d b) { return _mm512_max_pd(a, b); }
-OPERATION __m512d f64_larger(__m512d a, __m512d b) { return f64_max(a, b); }
+OPERATION __m512d f64_max_keep_nan(__m512d a, __m512d b) { return _mm512_max_pd(a, b); }
+OPERATION __m512d f64_max_skip_nan(__m512d a, __m512d b) { return f64_max_keep_nan(a, b); }
 OPERATION __m512d f64_min(__m512d a, __m512d b) { return _mm512_min_pd(a, b); }
 OPERATION __m512d f64_div(__m512d a, __m512d b) { return _mm512_div_pd(a, b); }
-OPERATION uint32_t f64_reach(__m512d a, __m512d b) { return _mm512_cmp_pd_mask(a, b, _CMP_GE_OQ); }
-OPERATION __m512i f64_count(__m512i n, __m512d a, __m512d b) {
+OPERATION uint32_t f64_mask_ge(__m512d a, __m512d b) { return _mm512_cmp_pd_mask(a, b, _CMP_GE_OQ); }
+OPERATION __m512i f64_count_ge(__m512i n, __m512d a, __m512d b) {
     return _mm512_mask_sub_epi64(n, _mm512_cmp_pd_mask(a, b, _CMP_GE_OQ), n, _mm512_set1_epi64(-1));
 }
 OPERATION __m512d f64_fma(__m512d a, __m512d b, __m512d c) { return _mm512_fmadd_pd(a, b, c); }
-OPERATION __m512d f64_power(__m512d shifted) {
+OPERATION __m512d f64_pow2(__m512d shifted) {
     return _mm512_castsi512_pd(_mm512_slli_epi64(_mm512_castpd_si512(shifted), 52));
 }
-OPERATION __m512i f64_either(__m512i a, __m512d b, __m512d c) {
+OPERATION __m512i f64_or_bits(__m512i a, __m512d b, __m512d c) {
     return _mm512_ternarylogic_epi64(a, _mm512_castpd_si512(b), _mm512_castpd_si512(c), 0xfe);
 }
-OPERATION int f64_any(__m512i bits) { return _mm512_test_epi64_mask(bits, bits) != 0; }
+OPERATION int f64_any_bits(__m512i bits) { return _mm512_test_epi64_mask(bits, bits) != 0; }

@@ -1,4 +1,4 @@
 #include "simd_portable.h"
 
 #define BACKEND portable
-#include "backend_template.h"
+#include "template.h"

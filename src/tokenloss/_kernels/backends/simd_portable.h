@@ -1,8 +1,8 @@
 /* Vectors of one element, in plain C. Where the baseline has no fused multiply-add, an exact one of + - *. */
 #include <math.h>
 
-#include "elements.h"
-#include "scalar_math.h"
+#include "../elements.h"
+#include "../scalar_math.h"
 
 #define TL_TARGET
 #define f32_WIDTH 1
@@ -43,11 +43,11 @@ TL_INLINE void half_stream(uint16_t *p, const uint16_t *halves) { *p = *halves; 
 TL_INLINE float f32_add(float a, float b) { return a + b; }
 TL_INLINE float f32_sub(float a, float b) { return a - b; }
 TL_INLINE float f32_mul(float a, float b) { return a * b; }
-TL_INLINE float f32_max(float a, float b) { return a > b ? a : b; }
-TL_INLINE float f32_larger(float a, float b) { return a > b ? a : b; }
+TL_INLINE float f32_max_keep_nan(float a, float b) { return a > b ? a : b; }
+TL_INLINE float f32_max_skip_nan(float a, float b) { return a > b ? a : b; }
 TL_INLINE float f32_min(float a, float b) { return a < b ? a : b; }
-TL_INLINE uint32_t f32_reach(float a, float b) { return a >= b; }
-TL_INLINE uint32_t f32_count(uint32_t n, float a, float b) { return n + (a >= b); }
+TL_INLINE uint32_t f32_mask_ge(float a, float b) { return a >= b; }
+TL_INLINE uint32_t f32_count_ge(uint32_t n, float a, float b) { return n + (a >= b); }
 
 TL_INLINE float f32_fma(float a, float b, float c) {
 #if TL_BASELINE_FMA
@@ -71,7 +71,7 @@ TL_INLINE float f32_fma(float a, float b, float c) {
 #endif
 }
 
-TL_INLINE uint32_t f32_either(uint32_t a, float b, float c) {
+TL_INLINE uint32_t f32_or_bits(uint32_t a, float b, float c) {
     uint32_t bits[2];
     memcpy(&bits[0], &b, 4);
     memcpy(&bits[1], &c, 4);
@@ -79,13 +79,13 @@ TL_INLINE uint32_t f32_either(uint32_t a, float b, float c) {
 }
 
 /* 2^k for the integer k + 127 in the low bits of a float of ulp 1; 0 for k = -127. */
-TL_INLINE float f32_power(float shifted) {
+TL_INLINE float f32_pow2(float shifted) {
     uint32_t bits;
     memcpy(&bits, &shifted, sizeof bits);
     return tl_float_from_bits(bits << 23);
 }
 
-TL_INLINE void f32_store_wide(double *p, float value) { *p = (double)value; }
+TL_INLINE void f32_store_f64(double *p, float value) { *p = (double)value; }
 
 TL_INLINE void f32_accumulate(double *sum, double *error, float term) {
     (void)error;
@@ -99,17 +99,17 @@ TL_INLINE double f64_load(const double *p) {
     return value;
 }
 TL_INLINE void f64_store(double *p, double value) { memcpy((void *)p, &value, sizeof value); }
-TL_INLINE void f64_store_wide(double *p, double value) { *p = value; }
+TL_INLINE void f64_store_f64(double *p, double value) { *p = value; }
 TL_INLINE void f64_stream(double *p, double value) { *p = value; }
 TL_INLINE double f64_add(double a, double b) { return a + b; }
 TL_INLINE double f64_sub(double a, double b) { return a - b; }
 TL_INLINE double f64_mul(double a, double b) { return a * b; }
-TL_INLINE double f64_max(double a, double b) { return a > b ? a : b; }
-TL_INLINE double f64_larger(double a, double b) { return a > b ? a : b; }
+TL_INLINE double f64_max_keep_nan(double a, double b) { return a > b ? a : b; }
+TL_INLINE double f64_max_skip_nan(double a, double b) { return a > b ? a : b; }
 TL_INLINE double f64_min(double a, double b) { return a < b ? a : b; }
 TL_INLINE double f64_div(double a, double b) { return a / b; }
-TL_INLINE uint32_t f64_reach(double a, double b) { return a >= b; }
-TL_INLINE uint64_t f64_count(uint64_t n, double a, double b) { return n + (a >= b); }
+TL_INLINE uint32_t f64_mask_ge(double a, double b) { return a >= b; }
+TL_INLINE uint64_t f64_count_ge(uint64_t n, double a, double b) { return n + (a >= b); }
 
 /* a + b and what its rounding lost. */
 TL_INLINE double f64_two_sum(double a, double b, double *lost) {
@@ -142,7 +142,7 @@ TL_INLINE double f64_fma(double a, double b, double c) {
 #endif
 }
 
-TL_INLINE double f64_power(double shifted) { return tl_from_bits(tl_to_bits(shifted) << 52); }
+TL_INLINE double f64_pow2(double shifted) { return tl_from_bits(tl_to_bits(shifted) << 52); }
 
-TL_INLINE uint64_t f64_either(uint64_t a, double b, double c) { return a | tl_to_bits(b) | tl_to_bits(c); }
-TL_INLINE int f64_any(uint64_t bits) { return bits != 0; }
+TL_INLINE uint64_t f64_or_bits(uint64_t a, double b, double c) { return a | tl_to_bits(b) | tl_to_bits(c); }
+TL_INLINE int f64_any_bits(uint64_t bits) { return bits != 0; }

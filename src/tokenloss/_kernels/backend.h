@@ -1,0 +1,137 @@
+/* The contract of an instruction set: the functions that it must provide, the accumulators that they update, and the
+ * sizes that they may rely on. The implementations are in backends/; backend.c finds those that this machine can run.
+ *
+ * All of them give the same bits. What fixes the bits is the order of additions below, not the width of a vector. */
+#ifndef TOKENLOSS_BACKEND_H
+#define TOKENLOSS_BACKEND_H
+
+#include "elements.h"
+
+#define TL_LANES 64           /* element i of a row is added in lane i % 64, whatever the width of a vector */
+#define TL_CHUNK 512 /* elements whose terms are added in the compute dtype before they go to 16 double lanes */
+#define TL_DOT_CHUNK 1024 /* products that are added in the compute dtype before they go to 16 double lanes */
+#define TL_READ_MULTIPLE 128 /* functions of a backend read whole multiples of so many elements */
+#define TL_BLOCK 4096 /* elements between two checks that the sum of exponentials is in range */
+
+_Static_assert(TL_LANES == 64, "indices_ge has one bit of a uint64_t for each lane");
+_Static_assert(TL_CHUNK == 8 * TL_LANES, "a lane adds 8 terms of a chunk, as a tree");
+_Static_assert(TL_READ_MULTIPLE == 2 * TL_LANES, "terms are added in pairs, and -inf fills up the last pair");
+_Static_assert(TL_CHUNK % TL_READ_MULTIPLE == 0, "chunks that are not the last of a row are read where they are");
+_Static_assert(TL_BLOCK % TL_CHUNK == 0, "blocks consist of whole chunks");
+_Static_assert(TL_DOT_CHUNK % TL_LANES == 0, "only the last chunk of products has lanes without one");
+
+/* First moment: sum of w (x - offset - shift), where w = exp(x - offset) 2^-ref_exp is the term of the sum. For a KL
+ * divergence the factor is (x - offset - shift) - (y - offset_y - other_shift) with the logits y of the other row. */
+typedef struct {
+    double sum[16];
+    double comp[16]; /* what their roundings lost */
+    double shift, other_shift; /* representable in the compute dtype */
+} tl_moment;
+
+/* The sum over all classes while the main sum excludes one. As long as both sums have the same reference exponent they
+ * differ only in the one of 16 lanes that the excluded class belongs to, so only that lane is kept a second time. */
+typedef struct {
+    double sum, comp; /* of that lane */
+    size_t lane;
+    enum { TL_AHEAD, TL_SHARED, TL_APART } stage; /* the class is yet to come; was added; the references may differ */
+    int64_t position; /* index of the excluded class in the current chunk; -1 if it is not there */
+    double logit; /* of the excluded class, scaled and capped */
+    double element[1]; /* that logit less the offset, as an element of the chunk */
+} tl_all_classes;
+
+/* Running logsumexp: sum of exp(x - offset) 2^-ref_exp, in 16 lanes of double with their rounding errors. */
+typedef struct {
+    double sum[16];
+    double comp[16]; /* what their roundings lost */
+    double offset; /* 0 unless the logits are too large for an exact argument reduction */
+    int64_t ref_exp; /* reference exponent, near the maximum */
+    double maximum; /* of the elements seen, by all reductions but SUMEXP; nan is skipped */
+    double threshold;
+    int64_t count_ge; /* number of elements >= threshold, by reductions with a moment or a count */
+    int exp_overflow; /* an exponent field overflowed (x / ln 2 - ref_exp >= 128): discard this block's sum */
+    tl_moment *moment;
+    tl_all_classes *all; /* with a moment, or NULL if the sum of all classes is not wanted */
+} tl_lse_acc;
+
+/* Sum of mass (shift - x) and sum of mass over classes, each in 16 lanes with their rounding errors. */
+typedef struct {
+    double dot[16], dot_comp[16], mass[16], mass_comp[16];
+} tl_dot_acc;
+
+typedef enum {
+    TL_REDUCE_SUMEXP,
+    TL_REDUCE_MOMENT, /* sum, moment, maximum and count */
+    TL_REDUCE_MOMENT_AND_ALL, /* the same, and the sum of all classes */
+    TL_REDUCE_MAX,
+    TL_REDUCE_MAX_COUNT,
+    TL_REDUCE_KINDS
+} tl_reduce_kind;
+
+/* Adds `count` contiguous elements at x, in native byte order, to the accumulator. Memory is read up to the next
+ * multiple of TL_READ_MULTIPLE elements; elements from `count` on must be -inf. */
+typedef void tl_reduce_fn(const void *x, size_t count, tl_lse_acc *state);
+
+/* Logits of the other row of a KL divergence are clamped here from below in double: an emulated FMA splits its factors,
+ * which overflows from 2^996 on. */
+#define TL_MIN_FMA_SAFE 0x1p990
+
+/* The table of an instruction set, one function for each dtype of logits where that matters. Arrays of elements need no
+ * alignment, except where a function says so. All but dots, clipped_losses and skip_zeros read, and if they write an
+ * element for each one read also write, whole multiples of TL_READ_MULTIPLE elements. */
+typedef struct {
+    const char *name;
+
+    /* Reductions of one row: see tl_reduce_kind. */
+    tl_reduce_fn *reduce[TL_REDUCE_KINDS][TL_FLOAT_DTYPES];
+
+    /* Reductions of two rows: both sums, the moment of the base with regard to the other row, and the maximum of the
+     * base. Returns 1 if the other row holds -inf (or, in double, anything below -TL_MIN_FMA_SAFE). */
+    int (*kl[TL_FLOAT_DTYPES])(const void *base, const void *other, size_t count, tl_lse_acc *base_state,
+                               tl_lse_acc *other_state);
+
+    /* Writes the indices of elements >= threshold in rising order and returns how many there are. */
+    size_t (*indices_ge[TL_FLOAT_DTYPES])(const void *x, size_t count, double threshold, int32_t *found);
+
+    /* out = exp(x) 2^-exponent factor - subtrahend, rounded to the dtype of x. With `streaming` the results bypass the
+     * caches, and `out` must be aligned to 64 bytes. */
+    void (*exp_scaled[TL_FLOAT_DTYPES])(const void *x, size_t count, int64_t exponent, double factor, double subtrahend,
+                                        void *out, int streaming);
+
+    /* out = x - subtrahend, likewise. */
+    void (*sub_scalar[TL_FLOAT_DTYPES])(const void *x, size_t count, double subtrahend, void *out, int streaming);
+
+    /* Adds x to 16 lanes of a sum, and the rounding errors to `lost`. */
+    void (*sum[TL_FLOAT_DTYPES])(const void *x, size_t count, double *sum, double *lost);
+
+    /* Exact conversions: to double, and to the compute dtype (double for float64, float for the others). */
+    void (*to_f64[TL_FLOAT_DTYPES])(const void *x, size_t count, double *out);
+    void (*to_compute[TL_FLOAT_DTYPES])(const void *x, size_t count, void *out);
+
+    /* Dot products of x with `count` vectors, 4 at most, in the compute dtype and `stride` bytes apart. Reads exactly
+     * `depth` elements of each. `from_memory` prefetches x. */
+    void (*dot_rows[TL_FLOAT_DTYPES])(const void *x, size_t depth, const void *vectors, ptrdiff_t stride, size_t count,
+                                      int from_memory, double *dots);
+
+    /* x = softcap tanh(scale x / softcap) in place, or scale x if the softcap is 0. */
+    void (*softcap)(double *x, size_t count, double scale, double softcap);
+
+    /* Adds mass (shift - x), which counts as 0 where mass is 0 or x is the shift, and mass. */
+    void (*target_dot)(const double *mass, const double *x, size_t count, double shift, tl_dot_acc *dot);
+
+    /* p = -log(p) in place, with p clipped to [lowest, highest] first. */
+    void (*clipped_losses)(double *p, size_t count, double lowest, double highest);
+
+    /* Skips groups of 64 bytes that are all 0, which is 0 in every dtype: returns where the first other group starts,
+     * or where fewer than 64 bytes are left. */
+    ptrdiff_t (*skip_zeros)(const char *data, ptrdiff_t start, ptrdiff_t end);
+} tl_backend;
+
+/* Instruction sets, best first. */
+typedef enum { TL_AVX512, TL_AVX2, TL_NEON, TL_PORTABLE, TL_BACKENDS } tl_backend_id;
+
+extern const tl_backend tl_avx512, tl_avx2, tl_neon, tl_portable;
+
+/* NULL if this machine cannot run it. */
+const tl_backend *tl_find_backend(tl_backend_id id);
+
+#endif

@@ -1,0 +1,20 @@
+#include "cancel.h"
+
+#include "platform.h"
+
+#define POLL_SECONDS 0.05
+
+int tl_cancelled(tl_cancel *cancel) {
+    if (tl_flag_get(cancel->stopped))
+        return 1;
+    if (cancel->poll) {
+        double now = tl_seconds();
+        /* a clock that was set back must not stop the polling */
+        if (now - cancel->last_poll > POLL_SECONDS || now < cancel->last_poll) {
+            cancel->last_poll = now;
+            if (cancel->poll(cancel->argument))
+                tl_flag_set(cancel->stopped);
+        }
+    }
+    return tl_flag_get(cancel->stopped);
+}

@@ -1,0 +1,19 @@
+/* Cancellation of a long call, by a signal handler or by another of its threads. */
+#ifndef TOKENLOSS_CANCEL_H
+#define TOKENLOSS_CANCEL_H
+
+#define TL_CANCEL_INTERVAL 65536 /* classes between two checks */
+
+/* All threads of a call share the flag. `poll` is called every 50 ms at most and stops them by returning 1; it may be
+ * NULL. */
+typedef struct {
+    int (*poll)(void *);
+    void *argument;
+    volatile int *stopped;
+    double last_poll;
+} tl_cancel;
+
+/* Whether the call was cancelled: results are not to be used then. */
+int tl_cancelled(tl_cancel *cancel);
+
+#endif

@@ -1,0 +1,98 @@
+/* Logsumexp of a row in one pass (online softmax), whole or range by range, with or without one excluded class. */
+#ifndef TOKENLOSS_LOGSUMEXP_H
+#define TOKENLOSS_LOGSUMEXP_H
+
+#include <math.h>
+
+#include "cancel.h"
+#include "reduce.h"
+
+/* Cody-Waite reduction x - n ln 2 is accurate for |x| <= 2^16, which holds every float16. If the maximum of a row is
+ * larger, it is subtracted first, via the chunk buffer. */
+#define TL_MAX_EXACT_REDUCTION 65536.0
+
+_Static_assert(TL_CANCEL_INTERVAL % TL_BLOCK == 0, "cancellation is checked between blocks");
+
+/* Accumulates a row except the class `excluded` (none if it is negative). The sum is nan if a nan or +inf was met. */
+void tl_lse_row(const tl_backend *backend, const tl_row *row, int64_t excluded, tl_lse_acc *state, tl_cancel *cancel);
+
+/* Accumulates the range [start, end) of a row after all ranges before it; with start = 0 it initialises the
+ * accumulator. Only the range is read. The sum's range is checked every `block` elements: ranges must start at
+ * multiples of it. */
+void tl_lse_range(const tl_backend *backend, const tl_row *row, int64_t start, int64_t end, int64_t block,
+                  int64_t excluded, tl_lse_acc *state, tl_cancel *cancel);
+
+/* Accumulates rows in class-major layout: at most TL_MAX_CLASS_MAJOR_ROWS, of one count, stride and dtype. They are
+ * transposed block by block into `transposed`, of TL_TRANSPOSED_BYTES. */
+#define TL_MAX_CLASS_MAJOR_ROWS 32
+#define TL_TRANSPOSED_ROW (TL_BLOCK + 32) /* elements; not a power of two, so that rows do not share cache sets */
+#define TL_TRANSPOSED_BYTES (64 * TL_TRANSPOSED_ROW)
+#define TL_ROWS_PER_CACHE_LINE(dtype) (64 / tl_itemsize(dtype))
+void tl_lse_class_major(const tl_backend *backend, const tl_row *rows, const int64_t *excluded, int count,
+                        void *transposed, tl_lse_acc *states, tl_cancel *cancel);
+
+/* logsumexp = offset + log. Kept apart, since the digits of `log` would be lost in the sum of a large offset. */
+typedef struct {
+    double offset, log;
+} tl_lse;
+
+TL_INLINE double tl_logsumexp(tl_lse of) { return of.offset + of.log; }
+
+/* The logsumexp of an accumulated row, -inf of none. */
+tl_lse tl_lse_finish(const tl_lse_acc *state, const tl_row *row);
+
+/* log((1 - p) / p) of a class with this logit, from the accumulator of all other classes: their logsumexp less the
+ * logit. nan if the logit is nan or +inf. */
+double tl_log_odds_against(const tl_lse_acc *others, const tl_row *row, double logit);
+TL_INLINE double tl_log_odds_against_lse(tl_lse others, double logit) {
+    if (!(logit <= 0x1.fffffffffffffp1023)) /* +inf or nan */
+        return (double)NAN;
+    return (others.offset - logit) + others.log;
+}
+
+/* The logsumexp of all classes from that of all but one, whose logit and log-odds are given. */
+tl_lse tl_lse_finish_with(const tl_lse_acc *others, const tl_row *row, double logit, double log_odds);
+tl_lse tl_lse_add_class(tl_lse others, double logit, double log_odds);
+
+/* The logsumexp of a row from the accumulator of all its classes, with relative accuracy near 0 too: there, if one
+ * class outweighs all others, it is that logit plus log1p of the odds of the others, for which the row is accumulated
+ * once more without that class. `others` may spare that: the accumulator without the class `excluded` (-1 if none). */
+double tl_logsumexp_of(const tl_backend *backend, const tl_row *row, const tl_lse_acc *state, int64_t excluded,
+                       const tl_lse_acc *others, tl_cancel *cancel);
+
+/* -- for kernels that accumulate block by block themselves --------------------------------------------------------- */
+
+/* Initialises the accumulator of a row whose first chunk has this maximum; `moment` may be NULL. Returns 0 if the
+ * maximum is +inf, and so the sum nan. */
+int tl_lse_begin(double maximum, int dtype, tl_moment *moment, tl_lse_acc *state);
+
+/* Rebases the accumulator (online softmax): rescales its sums to a reference exponent near this maximum. Returns 0 as
+ * tl_lse_begin does. */
+int tl_lse_rebase(double maximum, int dtype, tl_lse_acc *state);
+
+/* True if the sum left [2^-58, 2^36] or an exponent overflowed: restore the snapshot, rebase, accumulate the block
+ * again. */
+int tl_sum_out_of_range(const tl_lse_acc *state);
+
+/* True if the maximum of the last block lies more than 1 above the moment's shift: the shift is stale. */
+TL_INLINE int tl_moment_shift_stale(const tl_lse_acc *state) { return state->maximum > state->moment->shift + 1; }
+
+/* Re-centres the moment on a new maximum (less the offset), to avoid cancellation in x - shift for the classes that
+ * carry the probability mass. */
+void tl_moment_reshift(double maximum, int dtype, tl_lse_acc *state);
+
+/* Accumulates the elements [start, end) except `excluded`, at most a block, and rebases where needed. Returns 0 if the
+ * sum is nan, for a nan or +inf was met. */
+int tl_lse_block(const tl_backend *backend, const tl_row *row, int64_t start, int64_t end, int64_t excluded,
+                 tl_lse_acc *state, tl_chunk_buf *buf);
+
+/* The accumulator of all classes from one that excludes a class, at stage TL_SHARED. */
+tl_lse_acc tl_with_all(const tl_lse_acc *state);
+
+/* log(sum), less the offset. */
+double tl_lse_log(const tl_lse_acc *state, const tl_row *row);
+
+/* The moment divided by the sum: the mean of x - offset - shift under softmax(row). */
+double tl_moment_mean(const tl_lse_acc *state);
+
+#endif

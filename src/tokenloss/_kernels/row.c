@@ -1,0 +1,97 @@
+#include "row.h"
+
+#include <assert.h>
+#include <math.h>
+
+/* Makes the elements [from, to) of a chunk -inf, the neutral element. */
+static void fill_neg_inf(tl_chunk_buf *buf, int64_t from, int64_t to) {
+    const uint16_t half = buf->dtype == TL_FLOAT16 ? 0xfc00 : 0xff80;
+    if (buf->dtype == TL_FLOAT64)
+        for (int64_t i = from; i < to; i++)
+            buf->at.f64[i] = -(double)INFINITY;
+    else if (buf->dtype == TL_FLOAT32)
+        for (int64_t i = from; i < to; i++)
+            buf->at.f32[i] = -INFINITY;
+    else
+        for (int64_t i = from; i < to; i++)
+            buf->at.u16[i] = half;
+}
+
+/* Copies elements to a chunk, in native byte order. */
+static void copy_chunk(const tl_row *row, int64_t start, int64_t count, tl_chunk_buf *buf) {
+    const char *from = row->data + start * row->stride;
+    int size = tl_itemsize(row->dtype);
+    if (row->stride == size && !(row->dtype & TL_SWAPPED)) {
+        memcpy(&buf->at, from, (size_t)(count * size));
+    } else if (size == 2) {
+        for (int64_t i = 0; i < count; i++, from += row->stride)
+            buf->at.u16[i] = tl_load16(from, row->dtype);
+    } else if (size == 4) {
+        for (int64_t i = 0; i < count; i++, from += row->stride)
+            buf->at.f32[i] = tl_float_from_bits(tl_load32(from, row->dtype));
+    } else {
+        for (int64_t i = 0; i < count; i++, from += row->stride)
+            buf->at.f64[i] = tl_from_bits(tl_load64(from, row->dtype));
+    }
+    buf->dtype = row->dtype & ~TL_SWAPPED;
+}
+
+/* Converts elements to a chunk of this dtype: scaled and capped, less the offset. */
+static void convert_chunk(const tl_backend *backend, const tl_row *row, const void *x, size_t count, double offset,
+                          int dtype, tl_chunk_buf *buf) {
+    double narrowed[TL_CHUNK], *wide = dtype == TL_FLOAT64 ? buf->at.f64 : narrowed;
+    buf->dtype = dtype;
+    int from = row->dtype & ~TL_SWAPPED;
+    if (dtype == TL_FLOAT32 && from != TL_FLOAT64 && offset == 0 && !tl_is_scaled_or_capped(row)) {
+        backend->to_compute[from](x, count, buf->at.f32);
+        return;
+    }
+    backend->to_f64[from](x, count, wide);
+    if (TL_UNLIKELY(row->shift != 0))
+        for (size_t i = 0; i < count; i++)
+            wide[i] -= row->shift;
+    if (tl_is_scaled_or_capped(row))
+        backend->softcap(wide, count, row->logit_scale, row->softcap);
+    if (offset != 0)
+        for (size_t i = 0; i < count; i++)
+            wide[i] -= offset;
+    if (dtype != TL_FLOAT64)
+        for (size_t i = 0; i < count; i++)
+            buf->at.f32[i] = (float)wide[i];
+}
+
+void tl_load_chunk(const tl_backend *backend, const tl_row *row, int64_t start, int64_t count, int64_t excluded,
+                   double offset, int dtype, tl_chunk_buf *buf) {
+    assert(start >= 0 && count >= 0 && count <= TL_CHUNK && start + count <= row->count);
+    if (buf->start == start && buf->offset == offset && buf->dtype == dtype)
+        return;
+    int64_t padded = tl_padded(count);
+    if (dtype == (row->dtype & ~TL_SWAPPED) && offset == 0 && !tl_is_scaled_or_capped(row)) {
+        copy_chunk(row, start, count, buf);
+        fill_neg_inf(buf, count, padded);
+    } else if (row->dtype < TL_SWAPPED && row->stride == tl_itemsize(row->dtype) && padded == count) {
+        convert_chunk(backend, row, row->data + start * row->stride, (size_t)padded, offset, dtype, buf);
+    } else {
+        tl_chunk_buf native;
+        copy_chunk(row, start, count, &native);
+        fill_neg_inf(&native, count, padded);
+        convert_chunk(backend, row, &native.at, (size_t)padded, offset, dtype, buf);
+        fill_neg_inf(buf, count, padded);
+    }
+    if (excluded >= start && excluded < start + count)
+        fill_neg_inf(buf, excluded - start, excluded - start + 1);
+    buf->start = start;
+    buf->offset = offset;
+}
+
+double tl_softcap(const tl_backend *backend, const tl_row *row, double raw) {
+    double lanes[16] = {raw - row->shift};
+    if (tl_is_scaled_or_capped(row))
+        backend->softcap(lanes, 16, row->logit_scale, row->softcap);
+    return lanes[0];
+}
+
+double tl_logit_at(const tl_backend *backend, const tl_row *row, int64_t index) {
+    assert(index >= 0 && index < row->count);
+    return tl_softcap(backend, row, tl_load(row->data + index * row->stride, row->dtype));
+}

@@ -1,0 +1,74 @@
+/* A row of logits in memory, and chunks of it in the form that the functions of a backend read. */
+#ifndef TOKENLOSS_ROW_H
+#define TOKENLOSS_ROW_H
+
+#include "backend.h"
+
+/* With a scale or a softcap the logits are softcap tanh(logit_scale x / softcap), and are computed in double. With a
+ * scale alone they may be logit_scale (x - shift), where logit_scale x would overflow. */
+typedef struct {
+    const char *data;
+    int64_t count;
+    ptrdiff_t stride;   /* in bytes */
+    int dtype;          /* one of TL_FLOAT_DTYPES, perhaps with TL_SWAPPED */
+    int compute_dtype;  /* the dtype of the row or a wider one; rows with an offset use float32 or float64 */
+    double logit_scale; /* 1 if there is none */
+    double softcap;     /* 0 if there is none */
+    double shift;       /* 0 if there is none */
+} tl_row;
+
+TL_INLINE int tl_is_scaled_or_capped(const tl_row *row) { return row->logit_scale != 1 || row->softcap != 0; }
+
+/* The row without its scale, softcap and shift: the logits as they are in memory. */
+TL_INLINE tl_row tl_raw(const tl_row *row) {
+    tl_row raw = *row;
+    raw.logit_scale = 1;
+    raw.softcap = raw.shift = 0;
+    raw.compute_dtype = raw.dtype & ~TL_SWAPPED;
+    return raw;
+}
+
+/* The logit of a class; and that of a raw logit. */
+double tl_logit_at(const tl_backend *backend, const tl_row *row, int64_t index);
+double tl_softcap(const tl_backend *backend, const tl_row *row, double raw);
+
+/* A chunk of a row, copied where the row cannot be read in place. It remembers what it holds, so that a chunk that is
+ * needed twice is loaded once; it must therefore be used for one row, and each chunk always with the same count and
+ * excluded class. */
+typedef struct {
+    union {
+        uint16_t u16[TL_CHUNK];
+        float f32[TL_CHUNK];
+        double f64[TL_CHUNK];
+    } at;
+    int64_t start; /* index of the first element; -1 if the buffer is empty */
+    double offset; /* what was subtracted */
+    int dtype;
+} tl_chunk_buf;
+
+TL_INLINE void tl_chunk_invalidate(tl_chunk_buf *buf) {
+    buf->start = buf->dtype = -1;
+    buf->offset = 0;
+}
+
+/* A count rounded up to what the functions of a backend read. */
+TL_INLINE int64_t tl_padded(int64_t count) {
+    return (count + TL_READ_MULTIPLE - 1) / TL_READ_MULTIPLE * TL_READ_MULTIPLE;
+}
+
+/* The dtype of chunks from which an offset was subtracted. */
+TL_INLINE int tl_offset_dtype(int dtype, double offset) {
+    return offset == 0 || dtype == TL_FLOAT64 ? dtype : TL_FLOAT32;
+}
+
+/* Whether a backend can read the elements where they are. */
+TL_INLINE int tl_can_read_in_place(const tl_row *row, int dtype, double offset) {
+    return row->dtype == dtype && row->stride == tl_itemsize(dtype) && offset == 0 && !tl_is_scaled_or_capped(row);
+}
+
+/* Loads the elements [start, start + count), at most a chunk, as this dtype and less the offset. The class `excluded`
+ * (if it is not negative) becomes -inf, as does the padding up to tl_padded(count). */
+void tl_load_chunk(const tl_backend *backend, const tl_row *row, int64_t start, int64_t count, int64_t excluded,
+                   double offset, int dtype, tl_chunk_buf *buf);
+
+#endif

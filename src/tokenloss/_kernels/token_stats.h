@@ -1,0 +1,28 @@
+/* All statistics of a token in one pass over its row. */
+#ifndef TOKENLOSS_TOKEN_STATS_H
+#define TOKENLOSS_TOKEN_STATS_H
+
+#include "logsumexp.h"
+#include "topk.h"
+
+typedef struct {
+    double nll, logsumexp, entropy;
+    int64_t rank, argmax; /* rank 1 is the topk; ties count against the target */
+    double maximum;       /* of the raw logits so far */
+    tl_lse_acc state;     /* of all classes but the target */
+    tl_moment moment;
+} tl_token_stats;
+
+/* The statistics of a all row; its logsumexp is that of tl_logsumexp_of. `topk` may be NULL. */
+void tl_token_stats_row(const tl_backend *backend, const tl_row *row, int64_t target, tl_token_stats *token,
+                        tl_topk *topk, tl_cancel *cancel);
+
+/* The same range by range, as tl_lse_range, and its end; `target_raw` is the target's raw logit. The logsumexp is then
+ * found from the target's logit and the other classes, as the loss is: its last bits depend on which class is the
+ * target. */
+void tl_token_stats_range(const tl_backend *backend, const tl_row *row, int64_t start, int64_t end, int64_t block,
+                          int64_t target, double target_raw, tl_token_stats *token, tl_topk *topk, tl_cancel *cancel);
+void tl_token_stats_end(const tl_backend *backend, const tl_row *row, double target_raw, tl_token_stats *token,
+                        tl_topk *topk);
+
+#endif
