@@ -112,8 +112,6 @@ cdef extern from "_kernels/kernels.h" nogil:
     void tl_log_softmax(const tl_backend *, const tl_row *, tl_lse, const tl_row *, int, tl_cancel *)
     void tl_fill(const tl_row *, double)
     void tl_store_at(const tl_row *, int64_t, double)
-
-cdef extern from "_kernels/loss.h" nogil:
     ctypedef struct tl_loss:
         tl_soft_target soft
         int64_t target

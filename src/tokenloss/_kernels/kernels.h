@@ -7,6 +7,7 @@
 #include "elementwise.h"
 #include "kl.h"
 #include "logsumexp.h"
+#include "loss.h"
 #include "matvec.h"
 #include "reduce.h"
 #include "row.h"

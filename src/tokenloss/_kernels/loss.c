@@ -4,11 +4,11 @@
 #include <math.h>
 #include <string.h>
 
-#include "reduce.h"
+#include "elementwise.h"
 #include "scalar_math.h"
 
-/* sum of q[k] (logsumexp - x[k]) + z_loss logsumexp^2, from the nll of a class id (0 for a distribution), the target dot
- * sum of q[k] (shift - x[k]), the mass sum of q[k], and how far the logsumexp lies above that shift. */
+/* sum of q[k] (logsumexp - x[k]) + z_loss logsumexp^2, from the nll of a class id (0 for a distribution), the target
+ * dot sum of q[k] (shift - x[k]), the mass sum of q[k], and how far the logsumexp lies above that shift. */
 static double loss_of(const tl_loss *loss, double nll, double target_dot, double mass, double above_shift, tl_lse lse) {
     double sum = 0;
     if (loss->target >= 0 && loss->soft.one_minus_eps != 0)
@@ -23,7 +23,8 @@ static double z_loss_grad(const tl_loss *loss, tl_lse lse) {
     return loss->z_loss != 0 ? 2 * loss->z_loss * tl_logsumexp(lse) : 0;
 }
 
-/* Writes the gradient of a row whose soft targets add up to `mass`; nan, and 0 is returned, where the loss is not finite. */
+/* Writes the gradient of a row whose soft targets add up to `mass`; nan, and 0 is returned, where the loss is not
+ * finite. */
 static int write_gradient(const tl_backend *backend, const tl_row *logits, const tl_loss *loss, tl_lse lse, double mass,
                           tl_cancel *cancel) {
     double logsumexp = tl_logsumexp(lse);
@@ -120,7 +121,8 @@ void tl_loss_begin(const tl_backend *backend, const tl_loss *loss, int64_t class
 void tl_loss_set_target_logit(const tl_backend *backend, const tl_row *logits, const tl_loss *loss, double target_raw,
                               tl_loss_acc *acc) {
     acc->target_raw = target_raw;
-    if (loss->target < 0) { /* the shift for a class id comes with the first range: its logit may be far from the largest */
+    if (loss->target <
+        0) { /* the shift for a class id comes with the first range: its logit may be far from the largest */
         double logit = tl_softcap(backend, logits, target_raw);
         acc->shift = logit - logit == 0 ? logit : 0;
     }
@@ -164,12 +166,13 @@ void tl_negative_log(const tl_backend *backend, const tl_clip *clip, double *sco
 
 double tl_nll_of_distribution(const tl_backend *backend, const tl_row *scores, const tl_soft_target *soft,
                               const tl_clip *clip, tl_seen *seen, tl_cancel *cancel) {
-    double mass[64], nll[64], sum = 0, comp = 0;
+    double mass[TL_SOFT_TARGET_RUN], nll[TL_SOFT_TARGET_RUN], sum = 0, comp = 0;
     int64_t start = 0;
     seen->nonzero = 0;
     seen->last = seen->refused = -1;
     seen->refused_score = 0;
-    for (int count; (count = tl_soft_target_next(backend, soft, scores->count, &start, mass, cancel)) > 0; start += count) {
+    for (int count; (count = tl_soft_target_next(backend, soft, scores->count, &start, mass, cancel)) > 0;
+         start += count) {
         for (int i = 0; i < count; i++) {
             nll[i] = 0;
             if (!tl_contributes(mass[i]))

@@ -5,12 +5,16 @@
  *     sum over k of q[k] (logsumexp - x[k])  +  z_loss logsumexp^2
  *
  * and its derivative by x[k], before soft capping, is (sum(q) + 2 z_loss logsumexp) softmax(x)[k] - q[k]. A class id is
- * the distribution that is 1 there. Its own term is softplus(log-odds against it), which keeps the digits of a target that
- * is nearly certain. */
+ * the distribution that is 1 there. Its own term is softplus(log-odds against it), which keeps the digits of a target
+ * that is nearly certain. */
 #ifndef TOKENLOSS_LOSS_H
 #define TOKENLOSS_LOSS_H
 
-#include "kernels.h"
+#include "backend.h"
+#include "cancel.h"
+#include "logsumexp.h"
+#include "row.h"
+#include "soft_targets.h"
 
 /* What the loss of a row depends on besides its logits. */
 typedef struct {
@@ -39,9 +43,10 @@ int tl_is_one_hot(const tl_backend *backend, const tl_soft_target *soft, int64_t
 
 /* The same loss over logits that arrive a range of classes at a time. */
 typedef struct {
-    int64_t excluded;  /* the class that `others` leaves out, -1 if none: the class id, or the argmax of the distribution */
+    int64_t
+        excluded; /* the class that `others` leaves out, -1 if none: the class id, or the argmax of the distribution */
     double target_raw; /* its logit as it is in memory: has to be known before the first range */
-    double shift;      /* of the target dot, sum of q[k] (shift - x[k]) */
+    double shift; /* of the target dot, sum of q[k] (shift - x[k]) */
     int needs_target_dot;
     tl_lse_acc others;
     tl_dot_acc target_dot;
@@ -65,14 +70,14 @@ typedef struct {
 
 TL_INLINE int tl_is_refused(const tl_clip *clip, double score) { return score < clip->least || score > clip->greatest; }
 
-/* Turns scores into losses: -log of clipped probabilities, or the negative of log-probabilities; 0.0, not -0.0, of one that
- * is certain. */
+/* Turns scores into losses: -log of clipped probabilities, or the negative of log-probabilities; 0.0, not -0.0, of one
+ * that is certain. */
 void tl_negative_log(const tl_backend *backend, const tl_clip *clip, double *scores, size_t count);
 
 /* What a sum over a distribution met. */
 typedef struct {
     int64_t nonzero, last; /* how many classes have mass, and the last of them */
-    int64_t refused;       /* the first class whose score was refused, -1 if none was */
+    int64_t refused; /* the first class whose score was refused, -1 if none was */
     double refused_score;
 } tl_seen;
 
