@@ -12,7 +12,7 @@ from cpython.exc cimport PyErr_CheckSignals
 from cpython.pycapsule cimport PyCapsule_GetPointer, PyCapsule_IsValid, PyCapsule_SetName
 from libc.math cimport INFINITY, NAN
 from libc.stddef cimport ptrdiff_t
-from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport INT64_MIN, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport free, llabs, malloc
 from libc.string cimport memset
 
@@ -206,6 +206,7 @@ cdef class RowJob(Job):
     cdef readonly Scores scores
     cdef readonly Positions positions
     cdef double logit_scale, softcap
+    cdef bint weighs_class_ids
     cdef readonly bint of_probabilities  # not of log-probabilities or logits
     cdef double[::1] numbers  # one for each row, 0 where masked; None if only their sum is wanted
     cdef Totals totals
@@ -215,6 +216,7 @@ cdef class RowJob(Job):
         need_backend()
         self.scores, self.positions = scores, positions
         self.numbers = None if numbers is None else numbers.reshape(-1)
+        self.weighs_class_ids = positions.weighs_class_ids()
         self.rows = scores.rows
         self.row_bytes = scores.classes * tl_itemsize(scores.dtype)
         self.logit_scale = 1
@@ -277,7 +279,7 @@ cdef class RowJob(Job):
 
     cdef inline void add(self, int64_t row, int64_t target, double number, Totals *totals) noexcept nogil:
         """Adds the number of an unmasked row to the sums, and writes it where each is wanted."""
-        if self.positions.weighs_class_ids():
+        if self.weighs_class_ids:
             tl_superacc_add(&totals.weights, self.positions.class_weight(target))
         tl_superacc_add(&totals.losses, number)
         totals.unmasked += 1
@@ -296,7 +298,7 @@ cdef class RowJob(Job):
     cdef void add_totals(self, Totals *totals) noexcept:
         self.totals.unmasked += totals.unmasked
         tl_superacc_merge(&self.totals.losses, &totals.losses)
-        if self.positions.weighs_class_ids():
+        if self.weighs_class_ids:
             tl_superacc_merge(&self.totals.weights, &totals.weights)
         if totals.refusal != 0 and (self.totals.refusal == 0 or totals.bad_row < self.totals.bad_row):
             self.totals.refusal, self.totals.bad_row = totals.refusal, totals.bad_row
@@ -315,7 +317,7 @@ cdef class RowJob(Job):
         total = tl_superacc_round(losses)
         if mean:
             divisor = <double> self.totals.unmasked
-            if self.positions.weighs_class_ids():
+            if self.weighs_class_ids:
                 divisor = tl_superacc_round(&self.totals.weights)
         if mean and total - total != 0 and losses.special == 0:  # a mean may fit where its sum does not
             total = tl_superacc_round_scaled(losses, -64) / divisor * 18446744073709551616.0
@@ -344,7 +346,7 @@ cdef void prefetch(const score_t[:, :] scores, int64_t start, const int64_t *tar
 
 cdef void gather(const score_t[:, :] scores, int64_t start, const int64_t *targets, int count, bint is_bfloat16,
                  double *gathered) noexcept nogil:
-    """Reads the score of each row's class id, 0 where that is -1."""
+    """Reads the score of each row's class id, 0 where that is negative."""
     cdef int i
     for i in range(count):
         if targets[i] < 0:
@@ -394,12 +396,16 @@ cdef class ClassIdLoss(RowJob):
                 self.halves = scores
 
     cdef int load_targets(self, int64_t start, int64_t stop, int64_t *targets, Totals *totals) noexcept nogil:
-        """Class ids of the next block of rows, -1 where masked; returns the number of rows."""
-        cdef int i, count = <int> min(stop - start, GATHER_BLOCK)
+        """Class ids of the next block of rows, negative where masked; returns the number of rows."""
+        cdef uint64_t classes = self.scores.classes
+        cdef int i, n_bad = 0, count = <int> min(stop - start, GATHER_BLOCK)
         self.positions.load_targets(start, count, targets)
         for i in range(count):
-            if not self.positions.is_unmasked(start + i, targets[i]) or not self.accepts(start + i, targets[i], totals):
-                targets[i] = -1
+            n_bad += <uint64_t> targets[i] >= classes and targets[i] != MASKED
+        if n_bad > 0:
+            for i in range(count):
+                if targets[i] != MASKED and not self.accepts(start + i, targets[i], totals):
+                    targets[i] = MASKED
         if self.floats is not None:
             prefetch(self.floats, start, targets, count)
         elif self.doubles is not None:
@@ -448,8 +454,9 @@ cdef class ClassIdLoss(RowJob):
             tl_negative_log(backend, &self.clip, nll, count)
             for i in range(count):
                 if targets[block][i] >= 0:
-                    self.add(start + i, targets[block][i], self.positions.class_weight(targets[block][i]) * nll[i],
-                             totals)
+                    if self.weighs_class_ids:
+                        nll[i] *= self.positions.class_weight(targets[block][i])
+                    self.add(start + i, targets[block][i], nll[i], totals)
             start, count, block = start + count, next_count, 1 - block
 
 

@@ -118,6 +118,9 @@ cdef class Scores:
         return llabs(address_of(&self.view, 1) - address_of(&self.view, 0)) < llabs(self.view.buffer.strides[self.axis])
 
 
+cdef int64_t MASKED = INT64_MIN
+
+
 @cython.final
 cdef class Positions:
     """Validated targets, mask and class weights of a batch: which rows count, and for what."""
@@ -159,7 +162,8 @@ cdef class Positions:
         return tl_load_integer(address_of(&self.targets_view, row), self.targets_view.dtype) if self.by_class else -1
 
     cdef inline void load_targets(self, int64_t start, int count, int64_t *targets) noexcept nogil:
-        """The class ids of neighbouring rows."""
+        """The class ids of neighbouring rows, MASKED where they do not count."""
+        cdef int64_t ignored = self.ignored if self.has_ignored else MASKED
         cdef int i
         if self.targets_view.is_uniform:
             tl_load_integers(address_of(&self.targets_view, start), self.targets_view.row_stride,
@@ -167,6 +171,12 @@ cdef class Positions:
         else:
             for i in range(count):
                 targets[i] = self.target_of(start + i)
+        for i in range(count):
+            targets[i] = MASKED if targets[i] == ignored else targets[i]
+        if is_given(&self.where_view):
+            for i in range(count):
+                if address_of(&self.where_view, start + i)[0] == 0:
+                    targets[i] = MASKED
 
     cdef inline bint is_unmasked(self, int64_t row, int64_t target) noexcept nogil:
         if self.has_ignored and target == self.ignored:

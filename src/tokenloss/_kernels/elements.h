@@ -154,7 +154,9 @@ TL_INLINE int64_t tl_load_integer(const char *address, int dtype) {
 /* The same for `count` integers that are `stride` bytes apart. */
 TL_INLINE void tl_load_integers(const char *address, ptrdiff_t stride, int dtype, int count, int64_t *loaded) {
     int32_t single;
-    if (dtype == TL_INT64) /* nearly always */
+    if (dtype == TL_INT64 && stride == sizeof *loaded) /* nearly always */
+        memcpy(loaded, address, (size_t)count * sizeof *loaded);
+    else if (dtype == TL_INT64)
         for (int i = 0; i < count; i++)
             memcpy(&loaded[i], address + i * stride, sizeof *loaded);
     else if (dtype == TL_INT32)
