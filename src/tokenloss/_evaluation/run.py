@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from tokenloss.scores import TokenScores
 
     # called with the scores of each block, its class ids and its text
-    Sink: TypeAlias = Callable[[TokenScores, Array, Array | None], None]
+    _Sink: TypeAlias = Callable[[TokenScores, Array, Array | None], None]
 
 _LOSSES: dict[str, Callable[..., Any]] = {
     "logits": cross_entropy,
@@ -87,7 +87,7 @@ def score_shard(
     shard: Shard,
     options: Options,
     workers: int | None,
-    sink: Sink | None = None,
+    sink: _Sink | None = None,
     top_k: int = 0,
     advance: Callable[[int], None] | None = None,
 ) -> ShardResult:
