@@ -15,10 +15,7 @@ from tokenloss._errors import raise_error
 if TYPE_CHECKING:
     from tokenloss._types import Array
 
-
 _LARGEST = float(np.finfo(np.float64).max)
-
-
 REDUCTIONS = ("mean", "sum", "none")
 
 
@@ -55,7 +52,7 @@ def check_reduction(value: object) -> str:
     return value
 
 
-def check_targets(
+def as_target_array(
     name: str, value: Any, shape: tuple[int, ...], batch: tuple[int, ...], scores_name: str, distributions: bool
 ) -> tuple[np.ndarray[Any, Any], int]:
     """Class ids of the batch's shape, or distributions of the scores' where these are taken."""
@@ -240,7 +237,7 @@ def as_positions(
     distributions: bool = True,
 ) -> _core.Positions:  # fmt: skip
     """Targets that fit the scores, with their mask and class weights; of the scores, only the shape is looked at."""
-    array, code = check_targets(name, targets, scores.shape, scores.batch, scores.name, distributions)
+    array, code = as_target_array(name, targets, scores.shape, scores.batch, scores.name, distributions)
     axis, ignored = -1, None
     if array.ndim == len(scores.shape):
         axis = scores.axis
