@@ -17,7 +17,7 @@ import numpy as np
 
 from tokenloss._errors import raise_error
 from tokenloss._files import replacing
-from tokenloss._validation import check_targets
+from tokenloss._validation import as_target_array
 from tokenloss.meter import LossMeter
 
 if TYPE_CHECKING:
@@ -127,7 +127,7 @@ def write_page(
     True
     """
     shape = scores.nll.shape
-    ids = check_targets("targets", targets, (), shape, "scores", False)[0].reshape(-1)[:MOST_TOKENS]
+    ids = as_target_array("targets", targets, (), shape, "scores", False)[0].reshape(-1)[:MOST_TOKENS]
     if tokens is None:
         given = None
         text = [_token_text(vocabulary, i) for i in ids.tolist()]
