@@ -296,12 +296,16 @@ def fails(error, *words):
 
 
 def trying_row(kind, rng, shape, dtype):
-    """Rows whose bits would differ if backends did: plain, with_specials, wide or far_out."""
+    """Rows whose bits would differ if backends did: plain, with_specials, wide, far_out or near_underflow."""
     row = 3 * rng.standard_normal(shape)
+    each = (*row.shape[:-1], 1)
     if kind == "wide":
-        row *= 10.0 ** rng.uniform(-8, 4)
+        row *= 10.0 ** rng.uniform(-8, 4, each)
     elif kind == "far_out":
-        row = rng.choice([-1, 1]) * 10.0 ** rng.uniform(3, 30) + row * 10.0 ** rng.uniform(-2, 20)
+        row = rng.choice([-1, 1], each) * 10.0 ** rng.uniform(3, 30, each) + row * 10.0 ** rng.uniform(-2, 20, each)
+    elif kind == "near_underflow":
+        row = rng.uniform(0.9, 1.03, shape) * np.log(float(ml_dtypes.finfo(dtype).smallest_subnormal))
+        row[..., 0] = 0  # the other probabilities are subnormal, or 0, or little larger
     with np.errstate(over="ignore"):
         row = row.astype(dtype)
     return shuffled_specials(rng, row) if kind == "with_specials" else row

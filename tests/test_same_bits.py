@@ -37,6 +37,7 @@ from tokenloss import (
 
 each_loss = pytest.mark.parametrize("loss", LOSSES)
 each_dtype = pytest.mark.parametrize("dtype", FLOATS, ids=str)
+each_kind_of_rows = pytest.mark.parametrize("kind", ["plain", "with_specials", "wide", "far_out", "near_underflow"])
 
 
 @pytest.fixture
@@ -65,7 +66,7 @@ def large(rng, loss, dtype=np.float32):
 
 
 @each_dtype
-@pytest.mark.parametrize("kind", ["plain", "with_specials", "wide", "far_out"])
+@each_kind_of_rows
 def test_every_backend_gives_the_same_bits_of_losses_and_logsumexp(dtype, kind, rng, use_backend):
     rows = {}
     for length in LENGTHS[1:]:
@@ -296,6 +297,12 @@ def gradient(logits, targets, axis=-1, **options):
     return cross_entropy_and_grad(logits, targets, axis=axis, reduction="sum", **options)[1]
 
 
+def gradient_weighted(logits, targets, axis=-1, **options):
+    """Of class weights from 1e-310 to 1e290."""
+    weight = 10.0 ** np.linspace(-310, 290, logits.shape[axis])
+    return gradient(logits, targets, axis, weight=weight, **options)
+
+
 def gradient_of_distributions(logits, targets, axis=-1, **options):
     return gradient(logits, distributions_of(targets, logits.shape, axis), axis, **options)
 
@@ -324,6 +331,7 @@ def log_probabilities(logits, targets, axis=-1, **options):
 
 EACH_CLASS = [
     gradient,
+    gradient_weighted,
     gradient_of_distributions,
     probabilities,
     log_probabilities,
@@ -336,6 +344,8 @@ FUNCTIONS = {
     "gradient": (gradient, {}),
     "gradient_smoothed": (gradient, SMOOTHED),
     "gradient_with_everything": (gradient, EVERYTHING),
+    "gradient_weighted": (gradient_weighted, {}),
+    "gradient_weighted_smoothed": (gradient_weighted, SMOOTHED),
     "gradient_of_distributions": (gradient_of_distributions, {}),
     "gradient_of_distributions_with_everything": (gradient_of_distributions, EVERYTHING),
     "softmax": (probabilities, {}),
@@ -349,15 +359,17 @@ each_function = pytest.mark.parametrize(("function", "options"), FUNCTIONS.value
 
 @each_function
 @each_dtype
-@pytest.mark.parametrize("kind", ["plain", "with_specials", "wide", "far_out"])
+@each_kind_of_rows
 def test_every_backend_gives_the_same_bits_of_other_functions(function, options, dtype, kind, rng, use_backend):
     rows = {}
     for length in SOME_LENGTHS:
-        rows[length] = trying_row(kind, rng, (2, length), dtype)
+        rows[length] = trying_row(kind, rng, (6, length), dtype)
     results = {}
     for name in _core.backends():
         use_backend(name)
-        results[name] = {length: function(row, np.array([0, length // 2]), **options) for length, row in rows.items()}
+        results[name] = {
+            length: function(row, np.array([0, length // 2] * 3), **options) for length, row in rows.items()
+        }
     for name, values in results.items():
         for length in SOME_LENGTHS:
             assert_same_bits(values[length], results["portable"][length], f"{name}, {length} classes")

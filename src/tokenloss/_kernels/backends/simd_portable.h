@@ -123,7 +123,14 @@ TL_INLINE double f64_fma(double a, double b, double c) {
     return __builtin_fma(a, b, c);
 #else
     /* The exact product by Veltkamp's and Dekker's splitting, then Boldo's and Melquiond's addition of three terms
-     * ("Emulation of FMA and correctly rounded sums", 2008): the two small ones are rounded to odd. */
+     * ("Emulation of FMA and correctly rounded sums", 2008): the two small ones are rounded to odd. Where the product's
+     * low part would underflow, all is done in units of the least subnormal number, 2^-1074. */
+    int tiny = tl_abs(a * b) < 0x1p-960 && a != 0 && b != 0 && tl_abs(c) < 0x1p-900;
+    if (TL_UNLIKELY(tiny)) {
+        a *= 0x1p537;
+        b *= 0x1p537;
+        c = c * 0x1p537 * 0x1p537;
+    }
     double product = a * b;
     double wide = 134217729.0 * a, a_high = wide - (wide - a), a_low = a - a_high;
     wide = 134217729.0 * b;
@@ -137,6 +144,13 @@ TL_INLINE double f64_fma(double a, double b, double c) {
         uint64_t bits = tl_to_bits(odd);
         if (!(bits & 1))
             odd = tl_from_bits((lost > 0) == (odd > 0) ? bits + 1 : bits - 1);
+    }
+    if (TL_UNLIKELY(tiny)) {
+        sum = f64_two_sum(sum, odd, &lost);
+        double result = sum * 0x1p-537 * 0x1p-537; /* rounds again, which is wrong only where sum looks like a tie */
+        if (lost != 0 && tl_abs(sum - result * 0x1p537 * 0x1p537) == 0.5)
+            result = (sum + (lost > 0 ? 0.25 : -0.25)) * 0x1p-537 * 0x1p-537;
+        return result;
     }
     return sum + odd;
 #endif

@@ -225,7 +225,7 @@ TL_TARGET static ptrdiff_t JOIN(skip_zeros_, BACKEND)(const char *data, ptrdiff_
     return start;
 }
 
-/* a b + c; of doubles rounded twice, for an emulated fused operation is not exact where products over- or underflow. */
+/* a b + c; of doubles rounded twice, for an emulated fused operation is not exact where products overflow. */
 TL_TARGET TL_INLINE f32_vec f32_mul_add(f32_vec a, f32_vec b, f32_vec c) { return f32_fma(a, b, c); }
 TL_TARGET TL_INLINE f64_vec f64_mul_add(f64_vec a, f64_vec b, f64_vec c) { return f64_add(f64_mul(a, b), c); }
 
