@@ -25,6 +25,7 @@ from tokenloss._evaluation import run as shard_run
 from tokenloss.comparison import UNNORMALIZED
 from tokenloss.formats import llama_cpp
 from tokenloss.formats import npz as npz_format
+from tokenloss.scores import COLUMNS
 
 pytestmark = pytest.mark.thread_unsafe(reason="a command has a process of its own, and prints to its stdout")
 SAMPLE = Path(__file__).parent / "data" / "whisper-tiny-en.npz"
@@ -851,9 +852,10 @@ def test_per_token(suffix, shards, figures, monkeypatch):
     path = shards.path / f"tokens{suffix}"
     figures(shards.path / "part-*.npz", "--per-token", path)
     table, scores = read_table(path), tokenloss.token_scores(shards.logits, shards.targets)
-    assert list(table) == ["target", "kept", "nll", "probability", "rank", "argmax", "is_greedy", "entropy"]
+    assert list(table)[:8] == ["target", "kept", "nll", "probability", "rank", "argmax", "is_greedy", "entropy"]
+    assert {*table} == {"target", "probability", *COLUMNS} - {"logsumexp", "top_ids", "top_logprobs"}
     np.testing.assert_array_equal(table["target"], shards.targets)
-    for name in ("kept", "nll", "rank", "argmax", "is_greedy", "entropy"):
+    for name in {*table} - {"target", "probability"}:
         np.testing.assert_array_equal(table[name], getattr(scores, name))
     np.testing.assert_allclose(table["probability"], np.where(scores.kept, np.exp(-scores.nll), 0), rtol=1e-15)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -16,17 +16,27 @@ from tokenloss._validation import as_positions, as_scores, check_integer, logit_
 if TYPE_CHECKING:
     from tokenloss._types import Array, ArrayLike, BoolArray, Float64Array, IntArray
 
-# a token's columns by name: dtype, and the value at masked positions
-COLUMNS: dict[str, tuple[type, float]] = {
-    "nll": (np.float64, 0.0),
-    "logsumexp": (np.float64, 0.0),
-    "entropy": (np.float64, 0.0),
-    "rank": (np.int64, 0),
-    "argmax": (np.int64, -1),
-    "is_greedy": (np.bool_, False),
-    "kept": (np.bool_, False),
-    "top_ids": (np.int64, -1),
-    "top_logprobs": (np.float64, 0.0),
+
+class Column(NamedTuple):
+    """One statistic of each token."""
+
+    dtype: type
+    masked: float  # value at masked positions
+    is_top: bool = False  # has an axis of the top_k classes
+
+
+# The columns of a token, in the order of the fields of `TokenScores`, whose docstring describes them. Each output
+# follows this table; `TokenStats` in `_core` computes them.
+COLUMNS = {
+    "nll": Column(np.float64, 0.0),
+    "logsumexp": Column(np.float64, 0.0),
+    "entropy": Column(np.float64, 0.0),
+    "rank": Column(np.int64, 0),
+    "argmax": Column(np.int64, -1),
+    "is_greedy": Column(np.bool_, False),
+    "kept": Column(np.bool_, False),
+    "top_ids": Column(np.int64, -1, is_top=True),
+    "top_logprobs": Column(np.float64, 0.0, is_top=True),
 }
 
 
@@ -98,8 +108,8 @@ class TokenScores:
         Returns
         -------
         dict of 1-D arrays
-            By name: `nll`, `logsumexp`, `entropy`, `rank`, `argmax`, `is_greedy`, `kept`, and for each of the likeliest
-            classes `top_id_1`, `top_logprob_1` and so on.
+            By name, as the attributes; `top_ids` and `top_logprobs` become `top_id_1`, `top_logprob_1`, `top_id_2` and
+            so on.
 
         Examples
         --------
@@ -107,12 +117,13 @@ class TokenScores:
         >>> token_scores([[2.0, 1.0, 0.0]], [1], top_k=1).to_dict()["top_id_1"]
         array([0])
         """
-        names = ("nll", "logsumexp", "entropy", "rank", "argmax", "is_greedy", "kept")
-        columns: dict[str, Array] = {name: getattr(self, name).reshape(-1) for name in names}
-        if self.top_ids is not None and self.top_logprobs is not None:
-            for k in range(self.top_ids.shape[-1]):
-                columns[f"top_id_{k + 1}"] = self.top_ids[..., k].reshape(-1)
-                columns[f"top_logprob_{k + 1}"] = self.top_logprobs[..., k].reshape(-1)
+        columns: dict[str, Array] = {
+            name: getattr(self, name).reshape(-1) for name, column in COLUMNS.items() if not column.is_top
+        }
+        tops = [name for name, column in COLUMNS.items() if column.is_top]
+        for k in range(0 if self.top_ids is None else self.top_ids.shape[-1]):
+            for name in tops:
+                columns[f"{name.removesuffix('s')}_{k + 1}"] = getattr(self, name)[..., k].reshape(-1)
         return columns
 
     def __repr__(self) -> str:
@@ -282,14 +293,14 @@ def linear_token_scores(
 def _token_job(
     scores: _core.Scores, positions: _core.Positions, transform: tuple[float, float], top_k: Any
 ) -> tuple[_core.TokenStats, dict[str, Any]]:
-    """The job that finds a token's columns, and these columns, which hold the values of masked positions before."""
+    """The job that computes the columns, and the columns; until it runs, they hold the values of masked positions."""
     fits = f"an integer from 0 to {scores.classes}, the number of classes"
     top_k = check_integer("top_k", top_k, fits, least=0, most=scores.classes)
     found: dict[str, Any] = {}
-    for name, (dtype, masked) in COLUMNS.items():
-        found[name] = np.zeros((*scores.batch, top_k) if name.startswith("top_") else scores.batch, dtype)
-        if masked:
-            found[name].fill(masked)
+    for name, column in COLUMNS.items():
+        found[name] = np.zeros((*scores.batch, top_k) if column.is_top else scores.batch, column.dtype)
+        if column.masked:
+            found[name].fill(column.masked)
     flat = {name: (array.view(np.uint8) if array.dtype == bool else array).reshape(-1) for name, array in found.items()}
     job = _core.TokenStats(scores, positions, found["nll"], *transform, top_k, flat)
-    return job, found if top_k else found | {"top_ids": None, "top_logprobs": None}
+    return job, found if top_k else found | {name: None for name, column in COLUMNS.items() if column.is_top}
