@@ -281,6 +281,12 @@ def assert_same_bits(actual, expected, what=""):
     np.testing.assert_array_equal(bits(actual), bits(expected), err_msg=what)
 
 
+def token_columns(scores):
+    """All fields of token scores, one column each, as an array."""
+    columns = [np.asarray(values, float) for values in vars(scores).values()]
+    return np.concatenate([values.reshape(*scores.nll.shape, -1) for values in columns], -1)
+
+
 def shuffled_specials(rng, array, count=3):
     """Put nan, infinities, subnormals and zeros at random places of an array, in place."""
     tiny = np.finfo(array.dtype if array.dtype != BFLOAT16 else np.float32).tiny

@@ -25,6 +25,7 @@ from tokenloss._evaluation import run as shard_run
 from tokenloss.comparison import UNNORMALIZED
 from tokenloss.formats import llama_cpp
 from tokenloss.formats import npz as npz_format
+from tokenloss.scores import COLUMNS
 
 pytestmark = pytest.mark.thread_unsafe(reason="a command has a process of its own, and prints to its stdout")
 SAMPLE = Path(__file__).parent / "data" / "whisper-tiny-en.npz"
@@ -378,7 +379,7 @@ def test_bad_shards(shards, run):
     refused = run("score", shards.path / "part-*.npz")
     assert_refused(refused, "part-d.npz: holds logits of 7 classes; it must hold logits of 11, as ", "part-a.npz")
     np.savez(shards.path / "part-d.npz", logits=shards.logits, targets=np.full(60, 11))
-    assert_refused(run("score", shards.path / "part-*.npz"), "part-d.npz: targets[0] is 11", "[0, 11)")
+    assert_refused(run("score", shards.path / "part-*.npz"), "part-d.npz: targets[0] = 11", "[0, 11)")
 
 
 @pytest.mark.parametrize("save", ["npy", "npz", "zarr"])
@@ -488,10 +489,10 @@ def test_shift_between_shards_of_other_dtypes(figures, tmp_path):  # W10
 
 def test_shift_to_what_is_no_class(run, npz, models):
     refused = run("score", npz(logits=LOGITS, targets=[0, 1, 2, 7]), "--shift")
-    assert_refused(refused, "shifted targets[2] is 7, which is no class of [0, 3)")
+    assert_refused(refused, "shifted targets[2] = 7 is out of range [0, 3)")
     np.savez(models.path / "base.npz", logits=models.base, targets=np.where(models.targets < 0, -100, 9))
     refused = run("compare", models.path / "base.npz", models.path / "base.npz", "--shift")
-    assert_refused(refused, "shifted targets[", "is 9, which is no class of [0, 9)")
+    assert_refused(refused, "shifted targets[", "] = 9 is out of range [0, 9)")
 
 
 def test_shares_of_a_single_row_that_are_no_distribution(run, npy):
@@ -851,9 +852,10 @@ def test_per_token(suffix, shards, figures, monkeypatch):
     path = shards.path / f"tokens{suffix}"
     figures(shards.path / "part-*.npz", "--per-token", path)
     table, scores = read_table(path), tokenloss.token_scores(shards.logits, shards.targets)
-    assert list(table) == ["target", "kept", "nll", "probability", "rank", "argmax", "is_greedy", "entropy"]
+    assert list(table)[:8] == ["target", "kept", "nll", "probability", "rank", "argmax", "is_greedy", "entropy"]
+    assert {*table} == {"target", "probability", *COLUMNS} - {"logsumexp", "top_ids", "top_logprobs"}
     np.testing.assert_array_equal(table["target"], shards.targets)
-    for name in ("kept", "nll", "rank", "argmax", "is_greedy", "entropy"):
+    for name in {*table} - {"target", "probability"}:
         np.testing.assert_array_equal(table[name], getattr(scores, name))
     np.testing.assert_allclose(table["probability"], np.where(scores.kept, np.exp(-scores.nll), 0), rtol=1e-15)
 
@@ -1417,9 +1419,9 @@ def test_all_workers():
         ({"targets": TARGETS + 0.0, "probs": LOGITS}, ["targets has dtype float64", "integer"]),
         ({"targets": TARGETS, "log_probs": TARGETS}, ["log_probs has dtype int64", "float16"]),
         ({"targets": TARGETS, "logits": np.float32(1)}, ["logits is a scalar"]),
-        ({"targets": np.array([0, 1, 3, 7]), "probs": LOGITS}, ["targets[2] is 3", "[0, 3)"]),
-        ({"targets": np.array([[0, -100], [-1, 0]]), "logits": LOGITS.reshape(2, 2, 3)}, ["targets[1, 0] is -1"]),
-        ({"targets": TARGETS, "logits": LOGITS[:, :0]}, ["targets[0] is 0", "[0, 0)"]),
+        ({"targets": np.array([0, 1, 3, 7]), "probs": LOGITS}, ["targets[2] = 3", "[0, 3)"]),
+        ({"targets": np.array([[0, -100], [-1, 0]]), "logits": LOGITS.reshape(2, 2, 3)}, ["targets[1, 0] = -1"]),
+        ({"targets": TARGETS, "logits": LOGITS[:, :0]}, ["targets[0] = 0 ", "[0, 0)"]),
         ({"targets": np.array([None] * 4), "logits": LOGITS}, ["targets: cannot be read", "allow_pickle"]),
         ({"targets": TARGETS, "logits": LOGITS, "tokens": TARGETS}, ["tokens has dtype int64", "text"]),
         ({"targets": TARGETS, "logits": LOGITS, "tokens": np.array(["a"])}, ["tokens has shape (1,)", "(4,)"]),
@@ -1435,7 +1437,7 @@ def test_bad_target_far_into_a_file(run, npy, monkeypatch):
     targets = np.zeros(1000, np.int16)
     targets[777] = 3
     paths = npy(np.zeros((1000, 3), np.float32), targets)
-    assert_refused(run("score", *paths), ", ".join(map(str, paths)), "targets[777] is 3")
+    assert_refused(run("score", *paths), ", ".join(map(str, paths)), "targets[777] = 3")
 
 
 def test_bad_npy_files(run, npy, npz):

@@ -614,7 +614,7 @@ def test_wrong_input_is_named():
         (ValueError, ("base_logits", "2.099", "log_softmax"), (logits, logits, targets), {"definitions": "llama.cpp"}),
         (
             ValueError,
-            ("base_logits[1, 1] is 0.05", "no log-probability"),
+            ("base_logits[1, 1] = 0.05", "not a log-probability"),
             ([[0, -50, -50], [-50, 0.05, -50]], logits, [0, 1]),
             {"definitions": "llama.cpp"},
         ),

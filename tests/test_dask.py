@@ -379,7 +379,7 @@ def test_killed_worker_costs_no_bit(client, tmp_path, rng):
 def test_bad_target_on_a_cluster(rng):
     logits, targets, _ = problem(rng, (30, 20), 1)
     targets[17] = 20
-    with pytest.raises(IndexError, match=r"targets\[17\] is 20, which is no class of \[0, 20\)"):
+    with pytest.raises(IndexError, match=r"targets\[17\] = 20 is out of range \[0, 20\)"):
         score(da.from_array(logits, chunks=4), targets)
 
 

@@ -369,8 +369,8 @@ def test_llama_cpp_file_of_llama_cpp_itself(tmp_path):
         ({"n_ctx": 5}, ValueError, ["tokens has shape (12,)", "multiple of n_ctx, 5"]),
         ({"tokens": []}, TypeError, ["tokens has dtype float64"]),
         ({"tokens": np.array([], int)}, ValueError, ["tokens has shape (0,)"]),
-        ({"tokens": [0] * 11 + [6]}, IndexError, ["tokens[11] is 6", "[0, 6)"]),
-        ({"tokens": [0] * 3 + [-1] * 9}, IndexError, ["tokens[3] is -1"]),
+        ({"tokens": [0] * 11 + [6]}, IndexError, ["tokens[11] = 6", "[0, 6)"]),
+        ({"tokens": [0] * 3 + [-1] * 9}, IndexError, ["tokens[3] = -1"]),
         ({"logits": []}, ValueError, ["logits has shape (0, ", "4 rows"]),
         ({"logits": [np.zeros((3, 6))]}, ValueError, ["logits has shape (3, 6)", "4 rows"]),
         ({"logits": [np.zeros((4, 6)), np.zeros((1, 6))]}, ValueError, ["logits has shape (5, 6)"]),
@@ -501,7 +501,7 @@ def test_npy_header_of_four_gigabytes_allocates_nothing(tmp_path):
 
 def test_npy_scalar_is_no_row(tmp_path):
     np.save(tmp_path / "scores.npy", np.float32(1))
-    assert "logits is a scalar; it must have an axis of classes" in refusal(tmp_path / "scores.npy")
+    assert "logits is a scalar; it must have a class axis" in refusal(tmp_path / "scores.npy")
 
 
 @pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])

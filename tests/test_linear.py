@@ -22,11 +22,13 @@ from arrays import (
     fails,
     loss_error,
     strided,
+    token_columns,
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tokenloss import _core, _projection, cross_entropy, linear_cross_entropy, linear_token_scores, token_scores
+from tokenloss.scores import COLUMNS
 
 NAN, INF = math.nan, math.inf
 FLOAT16, FLOAT32, FLOAT64 = (np.dtype(name) for name in ("float16", "float32", "float64"))
@@ -97,13 +99,6 @@ def logits_of(scores):
     return logits
 
 
-def columns(scores):
-    """All fields of token scores, one column each."""
-    fields = ["nll", "logsumexp", "entropy", "rank", "argmax", "is_greedy", "kept"]
-    found = [np.asarray(getattr(scores, name), float)[..., None] for name in fields]
-    return np.concatenate([*found, scores.top_ids, scores.top_logprobs], -1)
-
-
 def everything(hidden, matrix, ids, **options):
     """Losses of several options and token scores, one column each."""
     shares = np.float32((ids[..., None] + np.arange(len(matrix))) % 3)
@@ -112,7 +107,7 @@ def everything(hidden, matrix, ids, **options):
         for targets, some in ((ids, {}), (ids, OPTIONS["everything"]), (shares, {}))
     ]
     scores = linear_token_scores(hidden, matrix, ids, top_k=min(5, len(matrix)), **options)
-    return np.concatenate([np.stack(losses, -1), columns(scores)], -1)
+    return np.concatenate([np.stack(losses, -1), token_columns(scores)], -1)
 
 
 # against the oracle
@@ -341,11 +336,12 @@ def test_linear_where_and_ignore_index_leave_out_hidden_states_that_may_be_garba
     ids, where = rng.integers(0, 1100, rows), np.arange(rows) % 3 > 0
     ids[1] = -100
     kept = where & (ids >= 0)
-    expected = columns(linear_token_scores(hidden[kept], weight, ids[kept], top_k=5))
+    expected = token_columns(linear_token_scores(hidden[kept], weight, ids[kept], top_k=5))
     hidden[~kept], ids[~where] = NAN, 10**9
-    scores = columns(linear_token_scores(layout(hidden), weight, ids, where=where, top_k=5))
+    scores = token_columns(linear_token_scores(layout(hidden), weight, ids, where=where, top_k=5))
     assert_same_bits(scores[kept], expected)
-    assert_same_bits(scores[~kept], [[0, 0, 0, 0, -1, 0, 0, *[-1] * 5, *[0] * 5]] * (~kept).sum())
+    masked = [column.masked for column in COLUMNS.values() for _ in range(5 if column.is_top else 1)]
+    assert_same_bits(scores[~kept], [masked] * (~kept).sum())
     losses = linear_cross_entropy(layout(hidden), weight, ids, where=where, reduction="none")
     assert_same_bits(losses, scores[:, 0])
     loss = linear_cross_entropy(layout(hidden), weight, ids, where=where)

@@ -143,19 +143,19 @@ def test_every_function_with_every_mistake(mistake):
 
 def test_logits_as_y_pred():
     wrong = int(np.flatnonzero((LOGITS[np.arange(N), IDS] < -1e-3) | (LOGITS[np.arange(N), IDS] > 1.001))[0])
-    with fails(ValueError, f"y_pred[{wrong}, {IDS[wrong]}] is ", "no probability", "use cross_entropy for logits"):
+    with fails(ValueError, f"y_pred[{wrong}, {IDS[wrong]}] = ", "not a probability", "use cross_entropy for logits"):
         cross_entropy_loss(IDS, LOGITS)
-    with fails(ValueError, "y_pred[0, ", "no probability"):
+    with fails(ValueError, "y_pred[0, ", "not a probability"):
         cross_entropy_loss(SHARES, LOGITS)
 
 
 def test_logits_as_log_probs():
     wrong = int(np.flatnonzero(LOGITS[np.arange(N), IDS] > 1e-3)[0])
     with fails(
-        ValueError, f"log_probs[{wrong}, {IDS[wrong]}] is ", "no log-probability", "use cross_entropy for logits"
+        ValueError, f"log_probs[{wrong}, {IDS[wrong]}] = ", "not a log-probability", "use cross_entropy for logits"
     ):
         nll_loss(LOGITS, IDS)
-    with fails(ValueError, "log_probs[0, ", "no log-probability"):
+    with fails(ValueError, "log_probs[0, ", "not a log-probability"):
         nll_loss(LOGITS, SHARES)
 
 
@@ -168,7 +168,7 @@ def test_first_bad_probability_is_named_on_every_axis_by_all_workers(axis, worke
     ids = np.ones(rows.shape[:2], int)
     index = [5, 40]
     index.insert(axis % 3, 1)
-    with fails(ValueError, f"y_pred{index} is -0.25"):
+    with fails(ValueError, f"y_pred{index} = -0.25"):
         cross_entropy_loss(ids, probs, axis=axis, workers=workers)
     assert np.isfinite(
         cross_entropy_loss(ids, probs, axis=axis, where=rows[..., 1] >= 0)
@@ -189,12 +189,12 @@ def test_nan_is_not_refused_as_a_probability():
 
 
 def test_log_probabilities_as_y_pred():
-    with fails(ValueError, "y_pred[0, 0] is -", "no probability"):
+    with fails(ValueError, "y_pred[0, 0] = -", "not a probability"):
         cross_entropy_loss(IDS, np.minimum(LOG_PROBS, -0.1))
 
 
 def test_probabilities_as_log_probs():
-    with fails(ValueError, "log_probs[0, 0] is ", "no log-probability"):
+    with fails(ValueError, "log_probs[0, 0] = ", "not a log-probability"):
         nll_loss(PROBS, IDS)
 
 
@@ -202,7 +202,7 @@ def test_probabilities_as_log_probs():
 
 
 def test_percentages():
-    with fails(ValueError, "y_pred[", "no probability"):
+    with fails(ValueError, "y_pred[", "not a probability"):
         cross_entropy_loss(IDS, 100 * PROBS)
 
 
@@ -223,7 +223,7 @@ def test_targets_first(loss):
 @each_function
 def test_labels_from_1(function):
     name = "y_true" if function == "cross_entropy_loss" else "targets"
-    with fails(IndexError, f"{name}[4] is 5, which is no class of [0, 5)"):
+    with fails(IndexError, f"{name}[4] = 5 is out of range [0, 5)"):
         call(function, IDS + 1)
     bites("from 1")
 

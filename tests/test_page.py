@@ -17,6 +17,7 @@ import pytest
 import tokenloss
 from tokenloss import page, token_scores
 from tokenloss._files import replacing
+from tokenloss.scores import COLUMNS
 
 SAMPLE = Path(__file__).parent / "data" / "whisper-tiny-en.npz"
 NASTY = [
@@ -83,8 +84,9 @@ def scores_of(nll, **fields):
     """Scores with these losses; all else is made up."""
     nll = np.asarray(nll, np.float64)
     ids = np.zeros(nll.shape, np.int64)
-    full = {"logsumexp": nll, "entropy": nll / 2, "rank": ids + 3, "argmax": ids + 7, "is_greedy": ids > 0}
-    return tokenloss.TokenScores(nll=nll, **{**full, "kept": ids == 0, **fields})
+    full = {name: np.zeros(nll.shape, column.dtype) for name, column in COLUMNS.items() if not column.is_top}
+    full |= {"nll": nll, "entropy": nll / 2, "rank": ids + 3, "argmax": ids + 7, "kept": ids == 0}
+    return tokenloss.TokenScores(**{**full, **fields})
 
 
 def shown(write, tokens, **options):

@@ -19,6 +19,7 @@ from arrays import (
     shuffled_specials,
     strided,
     swapped,
+    token_columns,
     trying_row,
 )
 
@@ -275,7 +276,6 @@ def test_subnormal_logits_are_not_flushed(subnormal):
 # gradients, distributions, label_smoothing, z_loss, logit_scale, softcap, token scores, softmax and divergences
 
 SMOOTHED, CAPPED, EVERYTHING = OPTIONS["smoothed_and_penalized"], OPTIONS["scaled_and_capped"], OPTIONS["everything"]
-FIELDS = ["nll", "logsumexp", "entropy", "rank", "argmax", "is_greedy"]
 SOME_LENGTHS = [1, 2, 17, 63, 64, 65, 128, 511, 512, 513, 1025, 4095, 4097, 8193]
 
 
@@ -309,9 +309,7 @@ def gradient_of_distributions(logits, targets, axis=-1, **options):
 
 def scores(logits, targets, axis=-1, **options):
     """All fields, one column each."""
-    found = token_scores(logits, targets, axis=axis, top_k=min(5, logits.shape[axis]), **options)
-    columns = [np.asarray(getattr(found, name), float)[..., None] for name in FIELDS]
-    return np.concatenate([*columns, found.top_ids, found.top_logprobs], -1)
+    return token_columns(token_scores(logits, targets, axis=axis, top_k=min(5, logits.shape[axis]), **options))
 
 
 def divergences(logits, targets, axis=-1, **options):

@@ -1,5 +1,6 @@
 """token_scores: nll, logsumexp, entropy, rank, argmax and top_k equal the oracle; figures of the batch."""
 
+import dataclasses
 import math
 import re
 
@@ -23,10 +24,10 @@ from arrays import (
     swapped,
 )
 
-from tokenloss import LossMeter, TokenScores, cross_entropy, logsumexp, token_scores
+from tokenloss import LossMeter, TokenScores, cross_entropy, linear_token_scores, logsumexp, token_scores
+from tokenloss.scores import COLUMNS
 
 NAN, INF = math.nan, math.inf
-INTEGER_FIELDS = {"rank": np.int64, "argmax": np.int64, "is_greedy": np.bool_, "kept": np.bool_}
 SCALINGS = [{}, {"logit_scale": 0.3}, {"softcap": 5.0}, {"logit_scale": 2.5, "softcap": 30.0}]
 each_dtype = pytest.mark.parametrize("dtype", FLOATS, ids=str)
 each_layout = pytest.mark.parametrize("layout", LAYOUTS)
@@ -44,21 +45,38 @@ def assert_as_oracle(logits, targets, actual_logits=None, **options):
     expected = reference.token_scores(logits, targets, **options)
     scaling = {name: value for name, value in options.items() if name in ("axis", "logit_scale", "softcap")}
     error = normalizer_error(logits, **scaling)
-    for name, dtype in INTEGER_FIELDS.items():
+    for name, column in COLUMNS.items():
         actual = getattr(scores, name)
-        assert actual.dtype == dtype, name
-        np.testing.assert_array_equal(actual, getattr(expected, name), name)
-    for name in ("nll", "logsumexp", "entropy"):
-        assert_near(getattr(scores, name), getattr(expected, name), error, 2)
+        if column.is_top and not options.get("top_k"):
+            assert actual is None
+        elif column.dtype is np.float64:
+            assert_near(actual, getattr(expected, name), error[..., None] if column.is_top else error, 2)
+        else:
+            assert actual.dtype == column.dtype, name
+            np.testing.assert_array_equal(actual, getattr(expected, name), name)
     assert not np.signbit(scores.entropy[~np.isnan(scores.entropy)]).any()
-    if options.get("top_k"):
-        assert scores.top_ids.dtype == np.int64
-        np.testing.assert_array_equal(scores.top_ids, expected.top_ids)
-        assert_near(scores.top_logprobs, expected.top_logprobs, error[..., None], 2)
-    else:
-        assert scores.top_ids is None
-        assert scores.top_logprobs is None
     return scores
+
+
+# the table of columns
+
+
+def test_every_column_is_a_field_of_token_scores():
+    assert list(COLUMNS) == [field.name for field in dataclasses.fields(TokenScores)]
+
+
+@pytest.mark.parametrize("name", COLUMNS)
+def test_every_column_is_computed_where_kept_and_holds_its_masked_value_elsewhere(name, rng):
+    hidden, weight, where = rng.standard_normal((50, 4)), rng.standard_normal((20, 4)), np.arange(50) >= 10
+    targets = (hidden @ weight.T).argmax(-1)
+    targets[::2] = 3
+    for scores in (
+        token_scores(hidden @ weight.T, targets, where=where, top_k=3),
+        linear_token_scores(hidden, weight, targets, where=where, top_k=3),
+    ):
+        values = getattr(scores, name)
+        assert (values[:10] == COLUMNS[name].masked).all()
+        assert (values[10:] != COLUMNS[name].masked).any()
 
 
 # against the oracle
@@ -374,7 +392,7 @@ def test_to_dict_has_a_column_for_each_field(shape, top_k, rng):
     logits, targets = scores_for("cross_entropy", rng, (*shape, 5), np.float32), rng.integers(0, 5, shape)
     scores = token_scores(logits, targets, top_k=top_k)
     table = scores.to_dict()
-    names = ["nll", "logsumexp", "entropy", "rank", "argmax", "is_greedy", "kept"]
+    names = [name for name, column in COLUMNS.items() if not column.is_top]
     tops = [f"top_{what}_{k}" for what in ("id", "logprob") for k in range(1, top_k + 1)]
     assert sorted(table) == sorted(names + tops)
     assert list(table)[: len(names)] == names
@@ -392,7 +410,9 @@ def test_to_dict_makes_a_pandas_table(rng):
     pandas = pytest.importorskip("pandas", reason="pandas is not installed")
     scores = token_scores(scores_for("cross_entropy", rng, (2, 3, 5), np.float32), [[0, 1, 2]] * 2, top_k=2)
     table = pandas.DataFrame(scores.to_dict())
-    assert table.shape == (6, 11)
+    assert table.shape == (6, len(COLUMNS) + 2)
+    assert list(table)[:7] == ["nll", "logsumexp", "entropy", "rank", "argmax", "is_greedy", "kept"]
+    assert list(table)[-4:] == ["top_id_1", "top_logprob_1", "top_id_2", "top_logprob_2"]
     assert table.nll.tolist() == scores.nll.ravel().tolist()
 
 

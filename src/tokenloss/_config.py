@@ -47,12 +47,12 @@ def show_config(mode: str = "stdout") -> dict[str, Any] | None:
     Raises
     ------
     ValueError
-        If `mode` is neither, or an environment variable has an invalid value.
+        If `mode` is neither "stdout" nor "dicts", or an environment variable has an invalid value.
 
     Notes
     -----
     The environment variables `TOKENLOSS_DISABLE_CPU_FEATURES` (say, ``"AVX512 AVX2"``; read on first use) and
-    `TOKENLOSS_NUM_WORKERS` change them.
+    `TOKENLOSS_NUM_WORKERS` change the instruction set and the number of workers.
 
     Examples
     --------

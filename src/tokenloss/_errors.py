@@ -14,19 +14,19 @@ if TYPE_CHECKING:
 _ERRORS: dict[str, tuple[type[Exception], str]] = {
     "device": (TypeError, "{name} is on device {got}; move it to the CPU first"),
     "dlpack": (TypeError, "{name} cannot be read through DLPack: {got}"),
-    "array": (TypeError, "{name} is no array of numbers: {got}"),
-    "negative view": (TypeError, "{name} is a view of the negative of its memory; give {name}.resolve_neg()"),
-    "masked": (TypeError, "{name} is a masked array; give its data, and where=~mask"),
+    "array": (TypeError, "{name} is not a numeric array: {got}"),
+    "negative view": (TypeError, "{name} has the negative bit set; pass {name}.resolve_neg()"),
+    "masked": (TypeError, "{name} is a masked array; pass its data, and where=~mask"),
     "dtype": (TypeError, "{name} has dtype {got}; it must be {fits}"),
-    "scalar": (ValueError, "{name} is a scalar; it must have an axis of classes"),
+    "scalar": (ValueError, "{name} is a scalar; it must have a class axis"),
     "axis": (ValueError, "axis is {got}, but {name} has {fits}"),
     "type": (TypeError, "{name} is {got!r}; it must be {fits}"),
     "shape": (ValueError, "{name} has shape {got}; it must be {fits}"),
     "option": (ValueError, "{name} is {got!r}; it must be {fits}"),
     "unnormalized": (ValueError, "{name} has a row whose logsumexp is {got:.4g}; {fits}"),
-    "class": (IndexError, "{name}{position} is {got}, which is no class of {fits}"),
-    "changed": (IndexError, "{name}{position} changed during the call, and is no class of {fits} now"),
-    "score": (ValueError, "{name}{position} is {got:.6g}, which is no {fits}; use cross_entropy for logits"),
+    "class": (IndexError, "{name}{position} = {got} is out of range {fits}"),
+    "changed": (IndexError, "{name}{position} changed during the call and is now out of range {fits}"),
+    "score": (ValueError, "{name}{position} = {got:.6g} is not a {fits}; use cross_entropy for logits"),
     "one-hot": (ValueError, "{name}{position} holds integers that are not one-hot: {got}; {fits}"),
     "read-only": (ValueError, "out is read-only"),
     "overlap": (ValueError, "out overlaps {name}{fits}"),
@@ -45,5 +45,5 @@ def raise_error(error: str, **words: object) -> NoReturn:
 
 
 def raise_bad_class(name: str, targets: np.ndarray[Any, Any], index: Sequence[int], classes: int) -> NoReturn:
-    """Raise that the target at this index is no class id."""
+    """Raise that the target at this index is out of range."""
     raise_error("class", name=name, position=list(index) or "", got=targets[tuple(index)], fits=f"[0, {classes})")

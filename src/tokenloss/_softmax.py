@@ -29,25 +29,25 @@ def softmax(logits: ArrayLike, *, axis: int = -1, out: Any = None, workers: int 
     Parameters
     ----------
     logits : array of shape (..., V)
-        Logits: float16, bfloat16, float32 or float64, of any byte order and layout, or anything with `__dlpack__` on
-        the CPU (torch, JAX). Lists are converted.
+        Logits (unnormalised log-probabilities): float16, bfloat16, float32 or float64, of any byte order and memory
+        layout; anything with `__dlpack__` on the CPU (torch, JAX) is read without a copy. Lists are converted.
     axis : int, default -1
-        The axis of the classes.
+        Axis of the classes.
     out : array, optional
-        Where to write the result: a writable array of the shape and dtype of `logits`, or `logits` itself.
+        Array to write the result to: writable, of the shape and dtype of `logits`, or `logits` itself.
     workers : int, optional
         Number of threads, as in `cross_entropy`. No bit of the result depends on it.
 
     Returns
     -------
     array
-        ``exp(logits) / sum(exp(logits))``, of the shape and dtype of `logits`: `out`, if it is given. Rows with a nan
-        or +inf, and rows of -inf alone, become nan.
+        ``exp(logits) / sum(exp(logits))``, of the shape and dtype of `logits`; it is `out` if that is given. Rows
+        with a nan or +inf, and rows of -inf alone, become nan.
 
     Raises
     ------
     TypeError, ValueError
-        If an argument does not fit; the message names it, what came and what fits.
+        If an argument is invalid; the message names it, what came and what fits.
     ImportError
         If `logits` are bfloat16, there is no `out`, and the package ml_dtypes is not installed.
 
@@ -78,31 +78,32 @@ def log_softmax(logits: ArrayLike, *, axis: int = -1, out: Any = None, workers: 
     Parameters
     ----------
     logits : array of shape (..., V)
-        Logits: float16, bfloat16, float32 or float64, of any byte order and layout, or anything with `__dlpack__` on
-        the CPU (torch, JAX). Lists are converted.
+        Logits (unnormalised log-probabilities): float16, bfloat16, float32 or float64, of any byte order and memory
+        layout; anything with `__dlpack__` on the CPU (torch, JAX) is read without a copy. Lists are converted.
     axis : int, default -1
-        The axis of the classes.
+        Axis of the classes.
     out : array, optional
-        Where to write the result: a writable array of the shape and dtype of `logits`, or `logits` itself.
+        Array to write the result to: writable, of the shape and dtype of `logits`, or `logits` itself.
     workers : int, optional
         Number of threads, as in `cross_entropy`. No bit of the result depends on it.
 
     Returns
     -------
     array
-        ``logits - logsumexp(logits)`` in nats, of the shape and dtype of `logits`: `out`, if it is given. Rows with a
-        nan or +inf, and rows of -inf alone, become nan.
+        ``logits - logsumexp(logits)`` in nats, of the shape and dtype of `logits`; it is `out` if that is given.
+        Rows with a nan or +inf, and rows of -inf alone, become nan.
 
     Raises
     ------
     TypeError, ValueError
-        If an argument does not fit; the message names it, what came and what fits.
+        If an argument is invalid; the message names it, what came and what fits.
     ImportError
         If `logits` are bfloat16, there is no `out`, and the package ml_dtypes is not installed.
 
     See Also
     --------
-    nll_loss : The loss of log-probabilities. Where they are not needed for themselves, `cross_entropy` is faster.
+    nll_loss : The loss of log-probabilities.
+    cross_entropy : The loss of logits, which is faster where the log-probabilities serve no other purpose.
 
     Examples
     --------
@@ -121,12 +122,12 @@ def logsumexp(
     Parameters
     ----------
     logits : array of shape (..., V)
-        Logits: float16, bfloat16, float32 or float64, of any byte order and layout, or anything with `__dlpack__` on
-        the CPU (torch, JAX); it is not copied. Lists are converted.
+        Logits (unnormalised log-probabilities): float16, bfloat16, float32 or float64, of any byte order and memory
+        layout; anything with `__dlpack__` on the CPU (torch, JAX) is read without a copy. Lists are converted.
     axis : int, default -1
-        The axis to sum over.
+        Axis to sum over.
     out : array of float64, optional
-        Where to write the result.
+        Array to write the result to.
     workers : int, optional
         Number of threads, as in `cross_entropy`. No bit of the result depends on it.
 
@@ -139,17 +140,17 @@ def logsumexp(
     Raises
     ------
     TypeError, ValueError
-        If an argument does not fit; the message names it, what came and what fits.
+        If an argument is invalid; the message names it, what came and what fits.
 
     See Also
     --------
-    cross_entropy : The loss of a target, which is more than a difference from this where it is small.
+    cross_entropy : The loss of a target; where it is small, it is more precise than a difference from logsumexp.
 
     Notes
     -----
-    It is within 2e-7 nats of the exact value (of float64 logits within 4e-15, relative to the largest of 1 and itself).
-    Near 0, where one class outweighs the others, it keeps a relative 1e-6 (float64: 2e-14): `[0, -40]` gives 4.25e-18.
-    `TokenScores.logsumexp` has the same bits.
+    The result is within 2e-7 nats of the exact value (float64: 4e-15, relative to the larger of 1 and the result). Near
+    0, where one class outweighs the others, the relative error is below 1e-6 (float64: 2e-14): `[0, -40]` gives
+    4.25e-18. `TokenScores.logsumexp` has the same bits.
 
     Examples
     --------

@@ -46,18 +46,18 @@ class Comparison:
     """Result of `compare`: the figures of a model against its base that are published for quantised models.
 
     Each ``*_stderr`` is the standard error of the figure before it: nan for less than two tokens and where the figure
-    is infinite or nan. All figures are of the kept positions, and nan if there are none.
+    is infinite or nan. All figures are of the included positions, and nan if there are none.
 
     Attributes
     ----------
     definitions : str
         "exact" or "llama.cpp".
     count : int
-        Number of positions that were kept.
+        Number of included positions.
     perplexity, perplexity_stderr, base_perplexity, base_perplexity_stderr : float
         exp of the mean loss, of the model and of its base.
     correlation : float
-        Of the two models' losses; nan where one of them is the same for all tokens.
+        Correlation of the two models' losses; nan where one of them is the same for all tokens.
     log_perplexity_ratio, perplexity_ratio, perplexity_difference : float
         ``log(perplexity / base_perplexity)``, ``perplexity / base_perplexity`` and ``perplexity - base_perplexity``.
     log_perplexity_ratio_stderr, perplexity_ratio_stderr, perplexity_difference_stderr : float
@@ -70,16 +70,16 @@ class Comparison:
     mean_delta_p, mean_delta_p_stderr, rms_delta_p, rms_delta_p_stderr : float
         Mean and root mean square of the change of the targets' probabilities.
     delta_p_quantiles : dict
-        As `kl_quantiles`; 0.75 and 0.25 are there, too.
+        As `kl_quantiles`, also at 0.75 and 0.25.
     same_top, same_top_stderr : float
         Fraction of positions where both models have the same most likely class.
     nll, base_nll : array of float64
-        The loss of each position in nats, by the model and by its base.
+        Loss of each position in nats, by the model and by its base.
     kl, delta_p : array of float64
-        The divergence at each position, and the change of its target's probability.
+        KL divergence at each position in nats, and the change of its target's probability.
     is_same_top, kept : array of bool
-        Whether both models have the same most likely class, and whether the position was kept. The other arrays are 0
-        where it was not.
+        Whether both models have the same most likely class, and whether the position is included: neither ignored nor
+        masked. The other arrays are 0 where it is not.
 
     Examples
     --------
@@ -155,13 +155,13 @@ class Comparison:
 class ComparisonMeter:
     """Compares a model with its base block by block, where their logits are not in memory at once.
 
-    It keeps 34 bytes for each position. The blocks are those of a text in its order, of any size: no bit of the result
-    depends on how a text was split. Only one thread may update it at a time.
+    It keeps 34 bytes for each position. Blocks come in the order of the text and have any size: no bit of the result
+    depends on how a text is split. Only one thread may update it at a time.
 
     Parameters
     ----------
     definitions : {"exact", "llama.cpp"}, default "exact"
-        As for `compare`, like the rest.
+        Formulas of the figures, as in `compare`.
     ignore_index : int or None, default -100
         Target value that marks positions to ignore (padding); their logits are never read.
     workers : int, optional
@@ -211,18 +211,19 @@ class ComparisonMeter:
         Parameters
         ----------
         base_logits, logits : arrays of one shape (..., V)
-            As for `compare`, like the rest.
+            Logits (unnormalised log-probabilities): float16, bfloat16, float32 or float64, of any byte order and memory
+            layout; anything with `__dlpack__` on the CPU (torch, JAX) is read without a copy. Lists are converted.
         targets : array of integers
-            Class ids.
+            Class ids, of the shape of `logits` without its class axis.
         axis : int, default -1
-            The axis of the classes.
+            Axis of the classes.
         where : array of bool, optional
             Mask of the positions to include, broadcast over the batch; the logits of others are never read.
 
         Raises
         ------
         IndexError, TypeError, ValueError
-            If an argument does not fit; the meter is then as it was.
+            If an argument is invalid; the meter is then unchanged.
         """
         base_scores = as_scores("base_logits", base_logits, axis)
         other_scores = as_other_scores("logits", logits, base_scores)
@@ -345,40 +346,40 @@ def compare(
     definitions: Literal["exact", "llama.cpp"] = "exact",
     workers: int | None = None,
 ) -> Comparison:
-    """Compare a model, say a quantised one, with its base, by the figures that are published for quantised models.
+    """Compare a model, say a quantised one, with its base, in the figures that are published for quantised models.
 
     Parameters
     ----------
     base_logits, logits : arrays of one shape (..., V)
-        Logits or log-probabilities: float16, bfloat16, float32 or float64, each of any byte order and layout, or
-        anything with `__dlpack__` on the CPU (torch, JAX); they are not copied. Lists are converted.
+        Logits (unnormalised log-probabilities): float16, bfloat16, float32 or float64, of any byte order and memory
+        layout; anything with `__dlpack__` on the CPU (torch, JAX) is read without a copy. Lists are converted.
     targets : array of integers
         Class ids, of the shape of `logits` without its class axis.
     axis : int, default -1
-        The axis of the classes.
+        Axis of the classes.
     ignore_index : int or None, default -100
         Target value that marks positions to ignore (padding); their logits are never read.
     where : array of bool, optional
         Mask of the positions to include, broadcast over the batch; the logits of others are never read.
     definitions : {"exact", "llama.cpp"}, default "exact"
-        By "exact", the base's distribution is ``softmax(base_logits)``, and divergences are sums over all classes. By
-        "llama.cpp", as its perplexity tool prints them, `base_logits` are log-probabilities that are taken as they are
-        (those of its files do not quite add up to 1), and divergences are sums over those above -16.
+        Formulas of the figures. "exact": the base's distribution is ``softmax(base_logits)``, and divergences are sums
+        over all classes. "llama.cpp", as its perplexity tool prints them: `base_logits` are log-probabilities, used as
+        given (the probabilities in its files do not quite add up to 1), and divergences are sums over those above -16.
     workers : int, optional
         Number of threads, as in `cross_entropy`. No bit of the result depends on it.
 
     Returns
     -------
     Comparison
-        With arrays of the batch's shape. `nll` has the bits of ``cross_entropy(..., reduction="none")``, and by
-        "exact" so has `base_nll`, and `kl` those of ``kl_divergence(..., reduction="none")``.
+        With arrays of the batch's shape. `nll` has the bits of ``cross_entropy(..., reduction="none")``; for "exact" so
+        has `base_nll`, and `kl` has the bits of ``kl_divergence(..., reduction="none")``.
 
     Raises
     ------
     IndexError
-        If a kept target is no class id; the message names its position and value.
+        If an included target is out of range; the message names its position and value.
     TypeError, ValueError
-        If an argument does not fit; the message names it, what came and what fits.
+        If an argument is invalid; the message names it, what came and what fits.
 
     See Also
     --------

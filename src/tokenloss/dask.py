@@ -49,46 +49,50 @@ def score(
 ) -> LossMeter:
     """Meter of the cross-entropy of logits, computed where Dask computes: on threads, or on a cluster.
 
-    Each block of rows becomes a meter on the machine that has it, and meters are added in a tree, so that only one
+    Each block of rows becomes a meter on the machine that holds it, and meters are added in a tree, so that only one
     reaches the caller. It has the same bits as a meter of all tokens on one machine, however the arrays are cut into
     chunks.
 
     Parameters
     ----------
     logits : dask array of shape (..., V)
-        Unnormalised log-probabilities: float16, bfloat16, float32 or float64, in chunks of any sizes. Where the classes
-        are in several chunks, Dask moves them together, in blocks of its option ``array.chunk-size``.
+        Logits (unnormalised log-probabilities): float16, bfloat16, float32 or float64, in chunks of any sizes. Where
+        the classes are in several chunks, Dask moves them together, in blocks of its option ``array.chunk-size``.
     targets : dask array or array
-        Class ids (integers, the shape of `logits` without its class axis), or distributions (of the shape of `logits`,
-        any real dtype; integers must be one-hot).
+        Class ids (integers, of the shape of `logits` without its class axis), or distributions (of the shape of
+        `logits`; integers must be one-hot). A class of mass 0 adds 0, even at a log-probability of -inf.
     axis : int, default -1
-        The axis of `logits` that holds the classes.
+        Axis of the classes.
     ignore_index : int or None, default -100
         Target value that marks positions to ignore (padding); their logits are never read. With distributions, use
         `where`.
     where : dask array or array of bool, optional
         Mask of the positions to include, broadcast over the batch; the logits of others are never read.
-    label_smoothing, z_loss : float, default 0.0
-        As in `tokenloss.cross_entropy`.
+    label_smoothing : float, default 0.0
+        Fraction of each target's mass that is spread evenly over all classes, from 0 to 1.
+    z_loss : float, default 0.0
+        Adds ``z_loss * logsumexp**2`` to the loss of each position.
     logit_scale : float, default 1.0
         Multiplier of the logits (1 / temperature).
     softcap : float, optional
         Logits become ``softcap * tanh(logit_scale * logits / softcap)``.
     workers : int or None, default 1
-        Number of threads for a block. Dask works on as many blocks at once as a machine's worker has threads, none of
-        which waits for the GIL, so one thread for each block uses them all; None is as in `tokenloss.cross_entropy`.
+        Number of threads for each block. Dask computes as many blocks at once as a machine's worker has threads, and
+        none of them waits for the GIL, so one thread for each block uses them all. None is as in
+        `tokenloss.cross_entropy`.
 
     Returns
     -------
     LossMeter
-        Of the positions that were kept. Classes have no weights here, since a meter counts each token as one.
+        Meter of the included positions. There is no `weight` here, since a meter counts each token as one.
 
     Raises
     ------
     IndexError
-        While blocks are computed: if a kept target is no class id. The message names its position in the whole array.
+        If an included target is out of range, while blocks are computed. The message names its position in the whole
+        array.
     TypeError, ValueError
-        If an argument does not fit, before anything is computed; of integer distributions that are not one-hot, while
+        If an argument is invalid, before anything is computed; for integer distributions that are not one-hot, while
         blocks are computed.
 
     See Also
@@ -128,18 +132,18 @@ def cross_entropy(
 ) -> da.Array:
     """Cross-entropy of logits as a Dask array, computed when it is asked for.
 
-    Every bit is that of `tokenloss.cross_entropy` for the same arrays in memory.
+    The result has the bits of `tokenloss.cross_entropy` for the same arrays in memory.
 
     Parameters
     ----------
     logits : dask array of shape (..., V)
-        Unnormalised log-probabilities: float16, bfloat16, float32 or float64, in chunks of any sizes. Where the classes
-        are in several chunks, Dask moves them together, in blocks of its option ``array.chunk-size``.
+        Logits (unnormalised log-probabilities): float16, bfloat16, float32 or float64, in chunks of any sizes. Where
+        the classes are in several chunks, Dask moves them together, in blocks of its option ``array.chunk-size``.
     targets : dask array or array
-        Class ids (integers, the shape of `logits` without its class axis), or distributions (of the shape of `logits`,
-        any real dtype; integers must be one-hot).
+        Class ids (integers, of the shape of `logits` without its class axis), or distributions (of the shape of
+        `logits`; integers must be one-hot). A class of mass 0 adds 0, even at a log-probability of -inf.
     axis : int, default -1
-        The axis of `logits` that holds the classes.
+        Axis of the classes.
     weight : array of shape (V,), optional
         Weight of each class.
     ignore_index : int or None, default -100
@@ -147,16 +151,21 @@ def cross_entropy(
         `where`.
     where : dask array or array of bool, optional
         Mask of the positions to include, broadcast over the batch; the logits of others are never read.
-    label_smoothing, z_loss : float, default 0.0
-        As in `tokenloss.cross_entropy`.
+    label_smoothing : float, default 0.0
+        Fraction of each target's mass that is spread evenly over all classes, from 0 to 1.
+    z_loss : float, default 0.0
+        Adds ``z_loss * logsumexp**2`` to the loss of each position.
     logit_scale : float, default 1.0
         Multiplier of the logits (1 / temperature).
     softcap : float, optional
         Logits become ``softcap * tanh(logit_scale * logits / softcap)``.
     reduction : {"mean", "sum", "none"}, default "mean"
-        As in `tokenloss.cross_entropy`.
+        "mean" divides the sum by the number of included positions or, with class ids and `weight`, by the sum of their
+        weights (nan if none is included). "none" gives the loss of each position, 0.0 where ignored or masked.
     workers : int or None, default 1
-        Number of threads for a block, as in `tokenloss.dask.score`.
+        Number of threads for each block. Dask computes as many blocks at once as a machine's worker has threads, and
+        none of them waits for the GIL, so one thread for each block uses them all. None is as in
+        `tokenloss.cross_entropy`.
 
     Returns
     -------
@@ -166,9 +175,10 @@ def cross_entropy(
     Raises
     ------
     IndexError
-        While blocks are computed: if a kept target is no class id. The message names its position in the whole array.
+        If an included target is out of range, while blocks are computed. The message names its position in the whole
+        array.
     TypeError, ValueError
-        If an argument does not fit, before anything is computed; of integer distributions that are not one-hot, while
+        If an argument is invalid, before anything is computed; for integer distributions that are not one-hot, while
         blocks are computed.
 
     See Also
@@ -316,30 +326,30 @@ def _kept(ids: Array, where: Array | None, ignore_index: int | None) -> Array:
 def map_shards(
     function: Callable[[Shard], Result], shards: Iterable[Shard], scheduler: str
 ) -> Iterator[tuple[int, Result]]:
-    """Call a function with each shard on a cluster, and give results as they come.
+    """Call a function with each shard on a cluster, and yield results as they come.
 
     Parameters
     ----------
     function : callable
-        Called on the workers, say with the path of a file that all of them see. It is pickled by its name, so it must
-        belong to a module that the workers can import. Each thread of a worker has a call of its own, so one thread of
+        Function to call on the workers, say with the path of a file that all of them can open. It is pickled by name,
+        so the workers must be able to import its module. Each thread of a worker runs its own call, so one thread of
         tokenloss for each call (``workers=1``) uses them all.
     shards : iterable
-        The arguments, one for each call; small ones, as they travel through the scheduler.
+        Arguments, one for each call. They are sent through the scheduler, so they should be small.
     scheduler : str
-        The address of a Dask scheduler, as ``"tcp://127.0.0.1:8786"``.
+        Address of a Dask scheduler, such as ``"tcp://127.0.0.1:8786"``.
 
     Yields
     ------
     number : int
-        The number of the shard, from 0.
+        Number of the shard, from 0.
     result
-        The function's result for it, say a `LossMeter`, which adds up to the same bits in any order.
+        Result of the function for it, say a `LossMeter`: meters add up to the same bits in any order.
 
     Raises
     ------
     TypeError, ValueError
-        When the first result is asked for: if no scheduler answers.
+        If no scheduler answers, when the first result is requested.
     Exception
         Whatever the function raises for a shard; the remaining shards are cancelled then. Shards of a worker that dies
         are computed again by another.

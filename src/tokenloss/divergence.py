@@ -45,21 +45,21 @@ def kl_divergence(
     """Kullback-Leibler divergence of a model's predictions from those of a base model.
 
     For each position it is ``sum(p * (log(p) - log(q)))`` over the classes, with ``p = softmax(base_logits)`` and
-    ``q = softmax(logits)``: the extra cost in nats of coding the base's tokens by the other model. It takes one pass
-    over both.
+    ``q = softmax(logits)``: the extra cost in nats of coding the base's tokens with the other model. One pass over
+    both arrays.
 
     Parameters
     ----------
     base_logits, logits : arrays of one shape (..., V)
-        Logits: float16, bfloat16, float32 or float64, each of any byte order and layout, or anything with `__dlpack__`
-        on the CPU (torch, JAX); they are not copied. Lists are converted.
+        Logits (unnormalised log-probabilities): float16, bfloat16, float32 or float64, of any byte order and memory
+        layout; anything with `__dlpack__` on the CPU (torch, JAX) is read without a copy. Lists are converted.
     axis : int, default -1
-        The axis of the classes.
+        Axis of the classes.
     where : array of bool, optional
         Mask of the positions to include, broadcast over the batch; the logits of others are never read.
     reduction : {"mean", "sum", "none"}, default "mean"
-        "mean" is the sum over the number of kept positions, nan when none is kept. "none" is the divergence of each
-        position, 0.0 where it was passed over.
+        "mean" divides the sum by the number of included positions (nan if none is included). "none" gives the
+        divergence of each position, 0.0 where masked.
     workers : int, optional
         Number of threads, as in `cross_entropy`. No bit of the result depends on it.
 
@@ -67,13 +67,13 @@ def kl_divergence(
     -------
     float or array of float64
         A Python float, or for "none" an array of the batch's shape, a scalar for a single row. It is never negative, 0
-        for equal rows, inf where the base has a chance for a class and the other none, and nan where a logit of either
-        is nan or +inf.
+        for equal rows, inf where a class is possible for the base and impossible for the other model, and nan where a
+        logit of either is nan or +inf.
 
     Raises
     ------
     TypeError, ValueError
-        If an argument does not fit; the message names it, what came and what fits.
+        If an argument is invalid; the message names it, what came and what fits.
 
     See Also
     --------
@@ -82,7 +82,7 @@ def kl_divergence(
     Notes
     -----
     Kullback and Leibler, "On information and sufficiency", 1951. Each divergence is within 2e-7 nats of the exact one
-    (of float64 logits within 4e-15 of the logsumexp), or a relative 1e-6 if that is more.
+    (float64: 4e-15, relative to the logsumexp), or within a relative 1e-6 if that is more.
 
     Examples
     --------

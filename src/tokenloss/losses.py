@@ -46,28 +46,27 @@ def cross_entropy_loss(
     Parameters
     ----------
     y_true : array
-        Class ids (integers, the shape of `y_pred` without its class axis), or distributions (of the shape of `y_pred`,
-        any real dtype; integers must be one-hot).
+        Class ids (integers, of the shape of `y_pred` without its class axis), or distributions (of the shape of
+        `y_pred`; integers must be one-hot).
     y_pred : array of shape (..., V)
-        Probabilities: float16, bfloat16, float32 or float64, of any byte order and layout, or anything with
-        `__dlpack__` on the CPU (torch, JAX); it is not copied. Lists are converted.
+        Probabilities: float16, bfloat16, float32 or float64, of any byte order and memory layout; anything with
+        `__dlpack__` on the CPU (torch, JAX) is read without a copy. Lists are converted.
     epsilon : float, default 1e-12
-        How far from 0 and 1 probabilities are kept, at most 0.5.
+        Probabilities are clipped to ``[epsilon, 1 - epsilon]``; at most 0.5.
     axis : int, default -1
-        The axis of `y_pred` that holds the classes.
+        Axis of the classes.
     weight : array of shape (V,), optional
-        What each class counts for.
+        Weight of each class.
     ignore_index : int or None, default -100
-        The class id of positions that are passed over; their rows are never read. With distributions, use `where`.
+        Target value that marks positions to ignore (padding); their probabilities are never read. With distributions,
+        use `where`.
     where : array of bool, optional
-        The positions that are kept, broadcast over the batch; the rows of others are never read.
+        Mask of the positions to include, broadcast over the batch; the probabilities of others are never read.
     reduction : {"mean", "sum", "none"}, default "mean"
-        "mean" is the sum over the number of kept positions or, with class ids and `weight`, over the sum of their
-        weights; it is nan when none is kept. "none" is the loss of each position, 0.0 where it was passed over.
+        "mean" divides the sum by the number of included positions or, with class ids and `weight`, by the sum of their
+        weights (nan if none is included). "none" gives the loss of each position, 0.0 where ignored or masked.
     workers : int, optional
-        How many threads share the rows; -1 for as many as the process has CPUs. By default as many as
-        `TOKENLOSS_NUM_WORKERS` says, else as for -1; small inputs stay on the caller's thread. No bit of the result
-        depends on it.
+        Number of threads, as in `cross_entropy`. No bit of the result depends on it.
 
     Returns
     -------
@@ -78,9 +77,9 @@ def cross_entropy_loss(
     Raises
     ------
     IndexError
-        If a kept target is no class id; the message names its position and value.
+        If an included target is out of range; the message names its position and value.
     TypeError, ValueError
-        If an argument does not fit; the message names it, what came and what fits. Also if a probability that is read
+        If an argument is invalid; the message names it, what came and what fits. Also if a probability that is read
         lies outside [0, 1] by more than 1e-3; nearer ones are clipped.
 
     See Also
@@ -139,27 +138,25 @@ def nll_loss(
     Parameters
     ----------
     log_probs : array of shape (..., V)
-        Log-probabilities: float16, bfloat16, float32 or float64, of any byte order and layout, or anything with
-        `__dlpack__` on the CPU (torch, JAX); it is not copied. Lists are converted.
+        Log-probabilities: float16, bfloat16, float32 or float64, of any byte order and memory layout; anything with
+        `__dlpack__` on the CPU (torch, JAX) is read without a copy. Lists are converted.
     targets : array
-        Class ids (integers, the shape of `log_probs` without its class axis), or distributions (of the shape of
-        `log_probs`, any real dtype; integers must be one-hot). A share of 0 contributes 0 even where the
-        log-probability is -inf.
+        Class ids (integers, of the shape of `log_probs` without its class axis), or distributions (of the shape of
+        `log_probs`; integers must be one-hot). A class of mass 0 adds 0, even at a log-probability of -inf.
     axis : int, default -1
-        The axis of `log_probs` that holds the classes.
+        Axis of the classes.
     weight : array of shape (V,), optional
-        What each class counts for.
+        Weight of each class.
     ignore_index : int or None, default -100
-        The class id of positions that are passed over; their rows are never read. With distributions, use `where`.
+        Target value that marks positions to ignore (padding); their log-probabilities are never read. With
+        distributions, use `where`.
     where : array of bool, optional
-        The positions that are kept, broadcast over the batch; the rows of others are never read.
+        Mask of the positions to include, broadcast over the batch; the log-probabilities of others are never read.
     reduction : {"mean", "sum", "none"}, default "mean"
-        "mean" is the sum over the number of kept positions or, with class ids and `weight`, over the sum of their
-        weights; it is nan when none is kept. "none" is the loss of each position, 0.0 where it was passed over.
+        "mean" divides the sum by the number of included positions or, with class ids and `weight`, by the sum of their
+        weights (nan if none is included). "none" gives the loss of each position, 0.0 where ignored or masked.
     workers : int, optional
-        How many threads share the rows; -1 for as many as the process has CPUs. By default as many as
-        `TOKENLOSS_NUM_WORKERS` says, else as for -1; small inputs stay on the caller's thread. No bit of the result
-        depends on it.
+        Number of threads, as in `cross_entropy`. No bit of the result depends on it.
 
     Returns
     -------
@@ -170,14 +167,14 @@ def nll_loss(
     Raises
     ------
     IndexError
-        If a kept target is no class id; the message names its position and value.
+        If an included target is out of range; the message names its position and value.
     TypeError, ValueError
-        If an argument does not fit; the message names it, what came and what fits. Also if a log-probability that is
+        If an argument is invalid; the message names it, what came and what fits. Also if a log-probability that is
         read is above 1e-3.
 
     See Also
     --------
-    cross_entropy : The same from logits, which need not be normalised.
+    cross_entropy : The same from logits, which are not normalised.
 
     Examples
     --------
@@ -223,39 +220,40 @@ def cross_entropy(
 ) -> float | Float64Array:
     """Cross-entropy of logits, in one pass over them.
 
-    The loss of a position is ``logsumexp(logits) - logits[target]``, or the sum of that over its classes, each times
-    its share in the targets. Nothing of the size of the logits is allocated.
+    The loss of a position is ``logsumexp(logits) - logits[target]`` or, for a distribution, the sum of that over its
+    classes, each times its mass. No array of the size of the logits is allocated.
 
     Parameters
     ----------
     logits : array of shape (..., V)
-        Unnormalised log-probabilities: float16, bfloat16, float32 or float64, of any byte order and layout, or anything
-        with `__dlpack__` on the CPU (torch, JAX); it is not copied. Lists are converted.
+        Logits (unnormalised log-probabilities): float16, bfloat16, float32 or float64, of any byte order and memory
+        layout; anything with `__dlpack__` on the CPU (torch, JAX) is read without a copy. Lists are converted.
     targets : array
-        Class ids (integers, the shape of `logits` without its class axis), or distributions (of the shape of `logits`,
-        any real dtype; integers must be one-hot). A share of 0 contributes 0 even where the log-probability is -inf.
+        Class ids (integers, of the shape of `logits` without its class axis), or distributions (of the shape of
+        `logits`; integers must be one-hot). A class of mass 0 adds 0, even at a log-probability of -inf.
     axis : int, default -1
-        The axis of `logits` that holds the classes.
+        Axis of the classes.
     weight : array of shape (V,), optional
-        What each class counts for.
+        Weight of each class.
     ignore_index : int or None, default -100
-        The class id of positions that are passed over; their rows are never read. With distributions, use `where`.
+        Target value that marks positions to ignore (padding); their logits are never read. With distributions, use
+        `where`.
     where : array of bool, optional
-        The positions that are kept, broadcast over the batch; the rows of others are never read.
+        Mask of the positions to include, broadcast over the batch; the logits of others are never read.
     label_smoothing : float, default 0.0
-        How much of each target is spread evenly over all classes, from 0 to 1.
+        Fraction of each target's mass that is spread evenly over all classes, from 0 to 1.
     z_loss : float, default 0.0
         Adds ``z_loss * logsumexp**2`` to the loss of each position.
     logit_scale : float, default 1.0
-        What logits are multiplied by: the inverse of a temperature.
+        Multiplier of the logits (1 / temperature).
     softcap : float, optional
         Logits become ``softcap * tanh(logit_scale * logits / softcap)``.
     reduction : {"mean", "sum", "none"}, default "mean"
-        "mean" is the sum over the number of kept positions or, with class ids and `weight`, over the sum of their
-        weights; it is nan when none is kept. "none" is the loss of each position, 0.0 where it was passed over.
+        "mean" divides the sum by the number of included positions or, with class ids and `weight`, by the sum of their
+        weights (nan if none is included). "none" gives the loss of each position, 0.0 where ignored or masked.
     workers : int, optional
-        How many threads share the rows; -1 for as many as the process has CPUs. By default as many as
-        `TOKENLOSS_NUM_WORKERS` says, else as for -1; small inputs stay on the caller's thread. No bit of the result
+        Number of threads; -1 for as many as the process has CPUs. By default the environment variable
+        `TOKENLOSS_NUM_WORKERS` or, without it, -1; small inputs stay on the caller's thread. No bit of the result
         depends on it.
 
     Returns
@@ -267,24 +265,24 @@ def cross_entropy(
     Raises
     ------
     IndexError
-        If a kept target is no class id; the message names its position and value.
+        If an included target is out of range; the message names its position and value.
     TypeError, ValueError
-        If an argument does not fit; the message names it, what came and what fits.
+        If an argument is invalid; the message names it, what came and what fits.
 
     See Also
     --------
     logsumexp : The normaliser alone.
     token_scores : Loss, entropy, rank and more of each token.
     cross_entropy_and_grad : The loss with its gradient.
-    LossMeter : Collects losses over many calls.
+    LossMeter : Exact mean loss over many calls.
 
     Notes
     -----
-    Options follow ``torch.nn.functional.cross_entropy``: the share of a class is its weight times
+    Options follow ``torch.nn.functional.cross_entropy``: the mass of a class is its weight times
     ``(1 - label_smoothing) * target + label_smoothing / V``. `z_loss` is that of PaLM (Chowdhery et al.,
-    arXiv:2204.02311), `softcap` that of Gemma 2 (arXiv:2408.00118); rows that are scaled or capped are worked out in
-    float64. Each loss is within 2e-7 nats of the exact value for the given logits (of float64 ones within 4e-15 of the
-    logsumexp), and small losses are right to a relative 1e-6.
+    arXiv:2204.02311), `softcap` that of Gemma 2 (arXiv:2408.00118); scaled or capped rows are computed in float64. Each
+    loss is within 2e-7 nats of the exact value for the given logits (float64: 4e-15, relative to the logsumexp), and
+    small losses have a relative error below 1e-6.
 
     Examples
     --------
@@ -354,48 +352,51 @@ def cross_entropy_and_grad(
     Parameters
     ----------
     logits : array of shape (..., V)
-        Unnormalised log-probabilities: float16, bfloat16, float32 or float64, of any byte order and layout, or anything
-        with `__dlpack__` on the CPU (torch, JAX). Lists are converted.
+        Logits (unnormalised log-probabilities): float16, bfloat16, float32 or float64, of any byte order and memory
+        layout; anything with `__dlpack__` on the CPU (torch, JAX) is read without a copy. Lists are converted.
     targets : array
-        Class ids (integers, the shape of `logits` without its class axis), or distributions (of the shape of `logits`,
-        any real dtype; integers must be one-hot). A share of 0 contributes 0 even where the log-probability is -inf.
+        Class ids (integers, of the shape of `logits` without its class axis), or distributions (of the shape of
+        `logits`; integers must be one-hot). A class of mass 0 adds 0, even at a log-probability of -inf.
     axis : int, default -1
-        The axis of `logits` that holds the classes.
+        Axis of the classes.
     weight : array of shape (V,), optional
-        What each class counts for.
+        Weight of each class.
     ignore_index : int or None, default -100
-        The class id of positions that are passed over; their rows are never read. With distributions, use `where`.
+        Target value that marks positions to ignore (padding); their logits are never read. With distributions, use
+        `where`.
     where : array of bool, optional
-        The positions that are kept, broadcast over the batch; the rows of others are never read.
+        Mask of the positions to include, broadcast over the batch; the logits of others are never read.
     label_smoothing : float, default 0.0
-        How much of each target is spread evenly over all classes, from 0 to 1.
+        Fraction of each target's mass that is spread evenly over all classes, from 0 to 1.
     z_loss : float, default 0.0
         Adds ``z_loss * logsumexp**2`` to the loss of each position.
     logit_scale : float, default 1.0
-        What logits are multiplied by: the inverse of a temperature.
+        Multiplier of the logits (1 / temperature).
     softcap : float, optional
         Logits become ``softcap * tanh(logit_scale * logits / softcap)``.
     reduction : {"mean", "sum", "none"}, default "mean"
-        As that of `cross_entropy`; for "none", each row of the gradient is that of its own loss.
+        "mean" divides the sum by the number of included positions or, with class ids and `weight`, by the sum of their
+        weights (nan if none is included). "none" gives the loss of each position, 0.0 where ignored or masked.
     out : array, optional
-        Where to write the gradient: a writable array of the shape and dtype of `logits`, or `logits` itself.
+        Array to write the gradient to: writable, of the shape and dtype of `logits`, or `logits` itself.
     workers : int, optional
-        How many threads share the rows, as in `cross_entropy`. No bit of the result depends on it.
+        Number of threads, as in `cross_entropy`. No bit of the result depends on it.
 
     Returns
     -------
     loss : float or array of float64
-        What `cross_entropy` returns, to the last bit.
+        As `cross_entropy` returns it, with the same bits.
     gradient : array
-        Of the shape and dtype of `logits`: `out`, if it is given. It is 0 for positions that were passed over.
+        Of the shape and dtype of `logits`; it is `out` if that is given. It is 0 at positions that are ignored or
+        masked. With the reduction "none", each row is the gradient of its own loss.
 
     Raises
     ------
     IndexError
-        If a kept target is no class id; the message names its position and value.
+        If an included target is out of range; the message names its position and value.
     TypeError, ValueError
-        If an argument does not fit; the message names it, what came and what fits. Nothing has been written then,
-        nor for an IndexError unless the targets changed during the call.
+        If an argument is invalid; the message names it, what came and what fits. Nothing is written then, nor
+        for an IndexError unless the targets changed during the call.
     ImportError
         If `logits` are bfloat16, there is no `out`, and the package ml_dtypes is not installed.
 
@@ -405,9 +406,9 @@ def cross_entropy_and_grad(
 
     Notes
     -----
-    It is worked out in float32, or in float64 for float64 logits and wherever logits are scaled or capped, targets are
-    distributions, or smoothed labels are weighted, and then rounded to the dtype of `logits`. The target's own entry
-    keeps its digits where its probability is nearly 1.
+    The gradient is computed in float64 for float64 logits and wherever logits are scaled or capped, targets are
+    distributions, or smoothed labels are weighted, else in float32, and then rounded to the dtype of `logits`. The
+    target's own entry keeps its relative precision where its probability is nearly 1.
 
     Examples
     --------
@@ -461,45 +462,43 @@ def linear_cross_entropy(
 ) -> float | Float64Array:
     """Cross-entropy of a projection onto the vocabulary, whose logits never exist as a whole.
 
-    The logits are ``hidden @ linear_weight.T + linear_bias``. The product is made a tile at a time, and each tile is
-    folded while it is in the cache: beside the arguments and the result no more than 16 MB is allocated, however many
-    positions and classes there are.
+    The logits are ``hidden @ linear_weight.T + linear_bias``. The product is computed tile by tile, and each
+    tile is reduced while it is in the cache: at most 16 MB is allocated in addition to the arguments and the result,
+    however many positions and classes there are.
 
     Parameters
     ----------
     hidden : array of shape (..., D)
-        Hidden states: float16, bfloat16, float32 or float64, of any byte order and layout, or anything with
+        Hidden states: float16, bfloat16, float32 or float64, of any byte order and memory layout, or anything with
         `__dlpack__` on the CPU (torch, JAX). Lists are converted.
     linear_weight : array of shape (V, D)
-        Weights of the projection onto the vocabulary, as ``torch.nn.Linear`` has them: of any of these dtypes, in C or
-        Fortran order, perhaps memory-mapped; they are never copied as a whole.
+        Weight of the projection onto the vocabulary, as in ``torch.nn.Linear``: of any of these dtypes, in C or Fortran
+        order, perhaps memory-mapped. It is never copied as a whole.
     targets : array
-        Class ids (integers, the shape of `hidden` without its last axis), or distributions (of shape (..., V), any real
-        dtype; integers must be one-hot).
+        Class ids (integers, of the shape of `hidden` without its last axis), or distributions (of shape (..., V);
+        integers must be one-hot). A class of mass 0 adds 0, even at a log-probability of -inf.
     linear_bias : array of shape (V,), optional
-        Added to the logits.
+        Bias of the projection.
     weight : array of shape (V,), optional
-        What each class counts for.
+        Weight of each class.
     ignore_index : int or None, default -100
-        The class id of positions that are passed over; their hidden states are never read. With distributions,
+        Target value that marks positions to ignore (padding); their hidden states are never read. With distributions,
         use `where`.
     where : array of bool, optional
-        The positions that are kept, broadcast over the batch; the hidden states of others are never read.
+        Mask of the positions to include, broadcast over the batch; the hidden states of others are never read.
     label_smoothing : float, default 0.0
-        How much of each target is spread evenly over all classes, from 0 to 1.
+        Fraction of each target's mass that is spread evenly over all classes, from 0 to 1.
     z_loss : float, default 0.0
         Adds ``z_loss * logsumexp**2`` to the loss of each position.
     logit_scale : float, default 1.0
-        What logits are multiplied by: the inverse of a temperature.
+        Multiplier of the logits (1 / temperature).
     softcap : float, optional
         Logits become ``softcap * tanh(logit_scale * logits / softcap)``.
     reduction : {"mean", "sum", "none"}, default "mean"
-        As that of `cross_entropy`.
+        "mean" divides the sum by the number of included positions or, with class ids and `weight`, by the sum of their
+        weights (nan if none is included). "none" gives the loss of each position, 0.0 where ignored or masked.
     workers : int, optional
-        How many of this package's threads share the work, as in `cross_entropy`; no bit of the result depends on it.
-        The products of more than 24 positions, and some of fewer, are NumPy's, whose BLAS has threads of its own: set
-        their number by the BLAS's environment variable or by the package threadpoolctl. Both never work at the same
-        time.
+        Number of threads, as in `cross_entropy`. No bit of the result depends on it.
 
     Returns
     -------
@@ -509,23 +508,25 @@ def linear_cross_entropy(
     Raises
     ------
     IndexError
-        If a kept target is no class id; the message names its position and value.
+        If an included target is out of range; the message names its position and value.
     TypeError, ValueError
-        If an argument does not fit; the message names it, what came and what fits.
+        If an argument is invalid; the message names it, what came and what fits.
 
     See Also
     --------
     cross_entropy : The same from logits.
-    linear_token_scores : Everything about each token of a projection.
+    linear_token_scores : Loss, entropy, rank and more of each token of a projection.
 
     Notes
     -----
-    Products are made in float64 if `hidden` or `linear_weight` is float64, else in float32, to which half precision
-    converts exactly; the bias is rounded to that. The loss is that of the logits so made: it differs from the exact one
-    by the rounding of products, and from that of another BLAS, or of the same positions in other company, by as much.
-    Up to 24 positions against weights that lie row by row, in native byte order and in half precision or in the dtype
-    of the product, are multiplied by kernels of this package, which read the weights once and have the same bits
-    everywhere. Sums of losses are exact, as they are everywhere here.
+    The product is computed in float64 if `hidden` or `linear_weight` is float64, else in float32, to which half
+    precision converts exactly; the bias is rounded to that dtype. The loss is that of these logits: it differs from
+    the exact one by the rounding of the product, which another BLAS, or another batch of the positions, may change.
+
+    Up to 24 positions are multiplied by kernels of this package, which read the weight once and have the same bits on
+    every machine, if the rows of the weight are contiguous, in native byte order, and in half precision or the dtype of
+    the product. All other products are NumPy's, whose BLAS has its own threads: their number is set by the BLAS's
+    environment variable or by the package threadpoolctl. These threads and `workers` never run at the same time.
 
     Examples
     --------

@@ -30,8 +30,8 @@ class LossMeter:
 
     Notes
     -----
-    Whatever calls functions elsewhere will do for a cluster. With ``score_file(path)`` that returns the meter of a file
-    (and scores it with ``workers=1`` where every CPU runs a call of its own)::
+    On a cluster, anything that calls functions on other machines will do. Here ``score_file(path)`` returns the meter
+    of a file (scored with ``workers=1`` where every CPU runs its own call)::
 
         meter = sum(ray.get([ray.remote(score_file).remote(path) for path in paths]), LossMeter())  # Ray
         meter = spark.sparkContext.parallelize(paths).map(score_file).reduce(operator.add)  # Spark
@@ -68,18 +68,18 @@ class LossMeter:
         Parameters
         ----------
         nll : TokenScores or array
-            The result of `token_scores`, without the tokens that were ignored or masked; or losses in nats, of any
-            shape, as the functions return them with ``reduction="none"``.
+            Result of `token_scores`, of which only the included tokens are added; or losses in nats, of any shape, as
+            the functions return them with ``reduction="none"``.
         where : array of bool, optional
-            Mask of the tokens to include, broadcast over `nll`. Give it with an array of losses if some tokens were
-            ignored or masked: their losses are 0.0 there, and would count as perfect.
+            Mask of the tokens to include, broadcast over `nll`. An array of losses needs it if some tokens were ignored
+            or masked: their losses are 0.0 and would count as perfect.
         n_bytes, n_words : int, default 0
-            The length of the tokens' text.
+            Length of the tokens' text.
 
         Raises
         ------
         TypeError, ValueError
-            If an argument does not fit; the meter is then as it was.
+            If an argument is invalid; the meter is then unchanged.
         """
         if isinstance(nll, TokenScores):
             kept = nll.kept
@@ -100,7 +100,7 @@ class LossMeter:
         Parameters
         ----------
         other : LossMeter
-            A meter, which is not changed.
+            The meter to add; it does not change.
 
         Raises
         ------

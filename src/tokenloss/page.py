@@ -76,38 +76,37 @@ def write_page(
     """Write a page of HTML that shows a text, each token shaded by its loss.
 
     A token that is pointed at, tapped or reached by the keyboard shows its rank, probability, loss, entropy and the
-    likeliest alternatives. The page is a single file and needs no network.
+    most likely alternatives. The page is a single file and needs no network.
 
     Parameters
     ----------
     path : path-like
-        The file to write. What was there is replaced when the page is complete.
+        File to write. An existing file is replaced when the new one is complete.
     scores : TokenScores
-        The result of `token_scores`, for positions of any shape: each row of the last axis is a paragraph. As many
-        alternatives are listed as its ``top_k`` says.
+        Result of `token_scores`, for positions of any shape: each row of the last axis is a paragraph. Its ``top_k`` is
+        the number of alternatives that are listed.
     targets : array of integers
-        The class ids that were scored, of the scores' shape.
+        Class ids that were scored, of the shape of `scores`.
     tokens : array of str, optional
-        The tokens' text, of the scores' shape; None where it is not known. The marks of byte-level BPE (``Ġ`` for a
-        space, ``Ċ`` for a newline, one for each byte) and of SentencePiece (``▁``, ``<0x0A>``) are shown as what they
-        stand for.
+        Text of the tokens, of the shape of `scores`; None where it is unknown. The marks of byte-level BPE (``Ġ`` for a
+        space, ``Ċ`` for a newline, one for each byte) and of SentencePiece (``▁``, ``<0x0A>``) are decoded.
     vocabulary : sequence of str, optional
-        The text of each class id: of the alternatives, and of the targets where `tokens` is not given. Without it,
-        alternatives have the text of the tokens that have the same id. Where no text is known, ids are shown.
+        Text of each class id: for the alternatives, and for the targets if `tokens` is not given. Without it,
+        alternatives have the text of the tokens with the same id. Where the text is unknown, the id is shown.
     title : str, default "tokenloss"
-        The headline.
+        Title.
     meter : LossMeter, optional
-        Meter for the summary on top, if `scores` are only the first part of the text, or for bits per byte. By default
-        the meter of `scores`.
+        Meter for the summary at the top, if `scores` are only the first part of the text, or for bits per byte. By
+        default the meter of `scores`.
     accuracy : float, optional
-        The fraction of greedy tokens that goes with `meter`.
+        Fraction of greedy tokens for the summary; it belongs to `meter`.
 
     Raises
     ------
     TypeError, ValueError
-        If an argument does not fit; the message names it, what came and what fits. Nothing is written then.
+        If an argument is invalid; the message names it, what came and what fits. Nothing is written then.
     OSError
-        If the file cannot be written; what was there stays.
+        If the file cannot be written; an existing file is unchanged.
 
     Notes
     -----

@@ -52,33 +52,33 @@ def draw_losses(
     Parameters
     ----------
     nll : array of floats
-        The loss of each token in nats, in the order of the text.
+        Loss of each token in nats, in the order of the text.
     where : array of bool, optional
         Mask of the tokens to include, broadcast over `nll`: ``scores.kept`` of `token_scores`.
     greedy_logprobs : array of floats, optional
-        The log-probability of each likeliest token, of the shape of `nll`: ``scores.top_logprobs[..., 0]``. Without it
-        there is no picture of the calibration.
+        Log-probability of the most likely class at each token, of the shape of `nll`: ``scores.top_logprobs[..., 0]``.
+        Without it the calibration is not drawn.
     is_greedy : array of bool, optional
-        Whether the likeliest token is the target; it goes with `greedy_logprobs`.
+        Whether the most likely class is the target; required with `greedy_logprobs`.
     title : str, optional
-        The headline.
+        Title.
 
     Returns
     -------
     matplotlib.figure.Figure
-        For `save`, or for a notebook to show.
+        Figure for `save`, or for a notebook to show.
 
     Raises
     ------
     ImportError
         If matplotlib is missing.
     TypeError, ValueError
-        If an argument does not fit.
+        If an argument is invalid.
 
     Notes
     -----
-    Of more than 3,000 tokens as many are drawn as dots, chosen at random, and the figure says so; curves, bins and
-    figures are of all. Losses that are infinite or nan are counted and left out.
+    At most 3,000 tokens are drawn as dots, chosen at random, and the figure says so; curves, bins and numbers are of
+    all tokens. Losses that are infinite or nan are counted and left out.
 
     The expected calibration error is ``sum(n_b / n * abs(accuracy_b - probability_b))`` over ten bins of equal width
     of the probability: Guo et al., "On calibration of modern neural networks", 2017.
@@ -119,23 +119,23 @@ def draw_divergences(kl: ArrayLike, *, where: ArrayLike | None = None, title: st
     Parameters
     ----------
     kl : array of floats
-        The divergence of each token in nats, as ``kl_divergence(..., reduction="none")`` gives it.
+        KL divergence of each token in nats: ``kl_divergence(..., reduction="none")``.
     where : array of bool, optional
         Mask of the tokens to include, broadcast over `kl`.
     title : str, optional
-        The headline.
+        Title.
 
     Returns
     -------
     matplotlib.figure.Figure
-        For `save`, or for a notebook to show.
+        Figure for `save`, or for a notebook to show.
 
     Raises
     ------
     ImportError
         If matplotlib is missing.
     TypeError, ValueError
-        If an argument does not fit.
+        If an argument is invalid.
 
     Notes
     -----
@@ -163,7 +163,7 @@ def check(path: str | os.PathLike[str]) -> None:
     Parameters
     ----------
     path : path-like
-        The path for `save`.
+        Path for `save`.
 
     Raises
     ------
@@ -190,16 +190,16 @@ def save(figure: Figure, path: str | os.PathLike[str]) -> None:
     Parameters
     ----------
     figure : matplotlib.figure.Figure
-        A figure that a function of this module drew.
+        Figure drawn by a function of this module.
     path : path-like
-        The file to write. What was there is replaced when the figure is complete.
+        File to write. An existing file is replaced when the new one is complete.
 
     Raises
     ------
     ValueError
         If the name does not end in .png, .svg or .pdf.
     OSError
-        If the file cannot be written; what was there stays.
+        If the file cannot be written; an existing file is unchanged.
 
     Examples
     --------

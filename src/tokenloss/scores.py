@@ -1,10 +1,10 @@
-"""Everything about a token."""
+"""Statistics of each token: loss, entropy, rank, most likely classes."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -16,42 +16,54 @@ from tokenloss._validation import as_positions, as_scores, check_integer, logit_
 if TYPE_CHECKING:
     from tokenloss._types import Array, ArrayLike, BoolArray, Float64Array, IntArray
 
-# a token's columns by name: dtype, and the value at masked positions
-COLUMNS: dict[str, tuple[type, float]] = {
-    "nll": (np.float64, 0.0),
-    "logsumexp": (np.float64, 0.0),
-    "entropy": (np.float64, 0.0),
-    "rank": (np.int64, 0),
-    "argmax": (np.int64, -1),
-    "is_greedy": (np.bool_, False),
-    "kept": (np.bool_, False),
-    "top_ids": (np.int64, -1),
-    "top_logprobs": (np.float64, 0.0),
+
+class Column(NamedTuple):
+    """One statistic of each token."""
+
+    dtype: type
+    masked: float  # value at masked positions
+    is_top: bool = False  # has an axis of the top_k classes
+
+
+# The columns of a token, in the order of the fields of `TokenScores`, whose docstring describes them. Each output
+# follows this table; `TokenStats` in `_core` computes them.
+COLUMNS = {
+    "nll": Column(np.float64, 0.0),
+    "logsumexp": Column(np.float64, 0.0),
+    "entropy": Column(np.float64, 0.0),
+    "rank": Column(np.int64, 0),
+    "argmax": Column(np.int64, -1),
+    "is_greedy": Column(np.bool_, False),
+    "kept": Column(np.bool_, False),
+    "top_ids": Column(np.int64, -1, is_top=True),
+    "top_logprobs": Column(np.float64, 0.0, is_top=True),
 }
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class TokenScores:
-    """What `token_scores` finds for each position, in arrays of the batch's shape.
+    """Result of `token_scores`: statistics of each position, in arrays of the batch's shape.
 
     Attributes
     ----------
     nll : array of float64
-        The loss in nats, -log of the target's probability.
+        Loss in nats: -log of the target's probability.
     logsumexp : array of float64
-        The normalizer of the logits.
+        Logarithm of the sum of the exponentials of the logits.
     entropy : array of float64
-        Of the predicted distribution, in nats.
+        Entropy of the predicted distribution, in nats.
     rank : array of int64
-        How many logits are not below the target's: 1 if it is the likeliest.
+        1 + number of other classes whose logit is >= the target's; ties count against the target.
     argmax : array of int64
-        The likeliest class, the first of several; -1 if there is none.
+        Most likely class, the lowest id of a tie; -1 if there is none.
     is_greedy : array of bool
-        Whether the target is the likeliest class.
+        Whether the target is `argmax`.
     kept : array of bool
-        Whether the position was kept. All else is 0 where it was not, and classes -1.
+        Whether the position is included: neither ignored nor masked. Where it is not, the other arrays are 0, and class
+        ids -1.
     top_ids, top_logprobs : arrays of shape (..., k), or None
-        The likeliest k classes, best first, and their log-probabilities in nats; of equal ones the lower class first.
+        The k most likely classes, in descending order, and their log-probabilities in nats; ties in ascending order of
+        class ids.
 
     Examples
     --------
@@ -72,12 +84,12 @@ class TokenScores:
 
     @property
     def count(self) -> int:
-        """How many positions were kept."""
+        """The number of included positions."""
         return int(np.count_nonzero(self.kept))
 
     @property
     def loss(self) -> float:
-        """The mean loss of the kept positions in nats; nan if there are none."""
+        """The mean loss of the included positions in nats; nan if there are none."""
         return ExactMoments.of(self.nll, self.kept).mean
 
     @property
@@ -87,17 +99,17 @@ class TokenScores:
 
     @property
     def accuracy(self) -> float:
-        """The share of the kept positions whose target is the likeliest class; nan if there are none."""
+        """The fraction of the included positions where `is_greedy`; nan if there are none."""
         return int(np.count_nonzero(self.is_greedy)) / self.count if self.count else math.nan
 
     def to_dict(self) -> dict[str, Array]:
-        """Columns of a table with a row for each position.
+        """Columns of a table that has a row for each position.
 
         Returns
         -------
         dict of 1-D arrays
-            By name: `nll`, `logsumexp`, `entropy`, `rank`, `argmax`, `is_greedy`, `kept`, and for each of the likeliest
-            classes `top_id_1`, `top_logprob_1` and so on.
+            By name, as the attributes; `top_ids` and `top_logprobs` become `top_id_1`, `top_logprob_1`, `top_id_2` and
+            so on.
 
         Examples
         --------
@@ -105,16 +117,17 @@ class TokenScores:
         >>> token_scores([[2.0, 1.0, 0.0]], [1], top_k=1).to_dict()["top_id_1"]
         array([0])
         """
-        names = ("nll", "logsumexp", "entropy", "rank", "argmax", "is_greedy", "kept")
-        columns: dict[str, Array] = {name: getattr(self, name).reshape(-1) for name in names}
-        if self.top_ids is not None and self.top_logprobs is not None:
-            for k in range(self.top_ids.shape[-1]):
-                columns[f"top_id_{k + 1}"] = self.top_ids[..., k].reshape(-1)
-                columns[f"top_logprob_{k + 1}"] = self.top_logprobs[..., k].reshape(-1)
+        columns: dict[str, Array] = {
+            name: getattr(self, name).reshape(-1) for name, column in COLUMNS.items() if not column.is_top
+        }
+        tops = [name for name, column in COLUMNS.items() if column.is_top]
+        for k in range(0 if self.top_ids is None else self.top_ids.shape[-1]):
+            for name in tops:
+                columns[f"{name.removesuffix('s')}_{k + 1}"] = getattr(self, name)[..., k].reshape(-1)
         return columns
 
     def __repr__(self) -> str:
-        """Say what matters most."""
+        """Show the main figures."""
         return (
             f"TokenScores(count={self.count}, loss={self.loss:.4g}, perplexity={self.perplexity:.4g}, "
             f"accuracy={self.accuracy:.4g})"
@@ -133,43 +146,43 @@ def token_scores(
     top_k: int = 0,
     workers: int | None = None,
 ) -> TokenScores:
-    """Loss, entropy, rank and likeliest classes of each token, in one pass over the logits.
+    """Loss, entropy, rank and most likely classes of each token, in one pass over the logits.
 
     Parameters
     ----------
     logits : array of shape (..., V)
-        Unnormalised log-probabilities: float16, bfloat16, float32 or float64, of any byte order and layout, or anything
-        with `__dlpack__` on the CPU (torch, JAX); it is not copied. Lists are converted.
+        Logits (unnormalised log-probabilities): float16, bfloat16, float32 or float64, of any byte order and memory
+        layout; anything with `__dlpack__` on the CPU (torch, JAX) is read without a copy. Lists are converted.
     targets : array of integers
         Class ids, of the shape of `logits` without its class axis.
     axis : int, default -1
-        The axis of `logits` that holds the classes.
+        Axis of the classes.
     ignore_index : int or None, default -100
-        The class id of positions that are passed over; their rows are never read.
+        Target value that marks positions to ignore (padding); their logits are never read.
     where : array of bool, optional
-        The positions that are kept, broadcast over the batch; the rows of others are never read.
+        Mask of the positions to include, broadcast over the batch; the logits of others are never read.
     logit_scale : float, default 1.0
-        What logits are multiplied by: the inverse of a temperature.
+        Multiplier of the logits (1 / temperature).
     softcap : float, optional
         Logits become ``softcap * tanh(logit_scale * logits / softcap)``.
     top_k : int, default 0
-        How many of the likeliest classes to list.
+        Number of most likely classes to list.
     workers : int, optional
-        How many threads share the rows, as in `cross_entropy`. No bit of the result depends on it.
+        Number of threads, as in `cross_entropy`. No bit of the result depends on it.
 
     Returns
     -------
     TokenScores
         With arrays of the batch's shape. `nll` has the bits of ``cross_entropy(..., reduction="none")``, and
-        `logsumexp`, unless logits are scaled or capped, those of the function `logsumexp`; `rank`, `argmax` and the
-        order of `top_ids` are exact, by the logits as they were given.
+        `logsumexp`, unless logits are scaled or capped, those of the function `logsumexp`. `rank`, `argmax` and the
+        order of `top_ids` are exact: they compare the logits as given, before `logit_scale` and `softcap`.
 
     Raises
     ------
     IndexError
-        If a kept target is no class id; the message names its position and value.
+        If an included target is out of range; the message names its position and value.
     TypeError, ValueError
-        If an argument does not fit; the message names it, what came and what fits.
+        If an argument is invalid; the message names it, what came and what fits.
 
     See Also
     --------
@@ -177,8 +190,8 @@ def token_scores(
 
     Notes
     -----
-    Entropy is within 2e-7 nats of the exact value (of float64 logits within 4e-15 of the logsumexp). Where a logit is
-    nan, so are the loss and the entropy; it has no rank and is never among the likeliest.
+    Entropy is within 2e-7 nats of the exact value (float64: 4e-15, relative to the logsumexp). Where a logit is nan, so
+    are the loss and the entropy; it has no rank and is never among the most likely.
 
     Examples
     --------
@@ -210,47 +223,47 @@ def linear_token_scores(
     top_k: int = 0,
     workers: int | None = None,
 ) -> TokenScores:
-    """Loss, entropy, rank and likeliest classes of each token of a projection onto the vocabulary.
+    """Loss, entropy, rank and most likely classes of each token of a projection onto the vocabulary.
 
-    The logits ``hidden @ linear_weight.T + linear_bias`` never exist as a whole: see `linear_cross_entropy`.
+    The logits ``hidden @ linear_weight.T + linear_bias`` never exist as a whole; see `linear_cross_entropy`.
 
     Parameters
     ----------
     hidden : array of shape (..., D)
-        Hidden states: float16, bfloat16, float32 or float64, of any byte order and layout, or anything with
+        Hidden states: float16, bfloat16, float32 or float64, of any byte order and memory layout, or anything with
         `__dlpack__` on the CPU (torch, JAX). Lists are converted.
     linear_weight : array of shape (V, D)
-        Weights of the projection onto the vocabulary, of any of these dtypes, in C or Fortran order, perhaps
-        memory-mapped.
+        Weight of the projection onto the vocabulary, as in ``torch.nn.Linear``: of any of these dtypes, in C or Fortran
+        order, perhaps memory-mapped. It is never copied as a whole.
     targets : array of integers
         Class ids, of the shape of `hidden` without its last axis.
     linear_bias : array of shape (V,), optional
-        Added to the logits.
+        Bias of the projection.
     ignore_index : int or None, default -100
-        The class id of positions that are passed over; their hidden states are never read.
+        Target value that marks positions to ignore (padding); their hidden states are never read.
     where : array of bool, optional
-        The positions that are kept, broadcast over the batch; the hidden states of others are never read.
+        Mask of the positions to include, broadcast over the batch; the hidden states of others are never read.
     logit_scale : float, default 1.0
-        What logits are multiplied by: the inverse of a temperature.
+        Multiplier of the logits (1 / temperature).
     softcap : float, optional
         Logits become ``softcap * tanh(logit_scale * logits / softcap)``.
     top_k : int, default 0
-        How many of the likeliest classes to list.
+        Number of most likely classes to list.
     workers : int, optional
-        How many of this package's threads share the work, as in `linear_cross_entropy`.
+        Number of threads, as in `cross_entropy`. No bit of the result depends on it.
 
     Returns
     -------
     TokenScores
-        With arrays of the batch's shape. `rank`, `argmax` and the order of `top_ids` are those of the logits as they
-        were rounded, before they are scaled and capped.
+        With arrays of the batch's shape. `rank`, `argmax` and the order of `top_ids` compare the logits as the product
+        rounds them, before `logit_scale` and `softcap`.
 
     Raises
     ------
     IndexError
-        If a kept target is no class id; the message names its position and value.
+        If an included target is out of range; the message names its position and value.
     TypeError, ValueError
-        If an argument does not fit; the message names it, what came and what fits.
+        If an argument is invalid; the message names it, what came and what fits.
 
     See Also
     --------
@@ -258,7 +271,7 @@ def linear_token_scores(
 
     Notes
     -----
-    Classes whose logits are closer than the rounding of a product may change places on another BLAS.
+    Classes whose logits differ by less than the rounding of the product may swap places with another BLAS.
 
     Examples
     --------
@@ -280,14 +293,14 @@ def linear_token_scores(
 def _token_job(
     scores: _core.Scores, positions: _core.Positions, transform: tuple[float, float], top_k: Any
 ) -> tuple[_core.TokenStats, dict[str, Any]]:
-    """The job that finds a token's columns, and these columns, which hold the values of masked positions before."""
+    """The job that computes the columns, and the columns; until it runs, they hold the values of masked positions."""
     fits = f"an integer from 0 to {scores.classes}, the number of classes"
     top_k = check_integer("top_k", top_k, fits, least=0, most=scores.classes)
     found: dict[str, Any] = {}
-    for name, (dtype, masked) in COLUMNS.items():
-        found[name] = np.zeros((*scores.batch, top_k) if name.startswith("top_") else scores.batch, dtype)
-        if masked:
-            found[name].fill(masked)
+    for name, column in COLUMNS.items():
+        found[name] = np.zeros((*scores.batch, top_k) if column.is_top else scores.batch, column.dtype)
+        if column.masked:
+            found[name].fill(column.masked)
     flat = {name: (array.view(np.uint8) if array.dtype == bool else array).reshape(-1) for name, array in found.items()}
     job = _core.TokenStats(scores, positions, found["nll"], *transform, top_k, flat)
-    return job, found if top_k else found | {"top_ids": None, "top_logprobs": None}
+    return job, found if top_k else found | {name: None for name, column in COLUMNS.items() if column.is_top}

@@ -154,8 +154,7 @@ def _select(
     """Scores, class ids and text of the rows in the mask, of all without one."""
     if where is None:
         return scores, ids, text
-    columns = {field.name: getattr(scores, field.name) for field in dataclasses.fields(scores)}
-    selected = {name: column[where] for name, column in columns.items() if column is not None}
+    selected = {name: column[where] for name, column in vars(scores).items() if column is not None}
     return dataclasses.replace(scores, **selected), ids[where], None if text is None else text[where]
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from tokenloss._errors import raise_error
 from tokenloss._files import replacing
 from tokenloss._outputs._base import Output
+from tokenloss.scores import COLUMNS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -24,13 +25,12 @@ if TYPE_CHECKING:
 
     _Write: TypeAlias = Callable[[Array], object]
 
-# of a row; all but the target is 0 where it was ignored, and classes are -1
-_COLUMNS = np.dtype(
-    [
-        ("target", "<i8"), ("kept", "?"), ("nll", "<f8"), ("probability", "<f8"), ("rank", "<i8"),
-        ("argmax", "<i8"), ("is_greedy", "?"), ("entropy", "<f8"),
-    ]
-)  # fmt: skip
+# those of `TokenScores`; logsumexp is left out, since it is 0 for probabilities and their logarithms
+_OF_SCORES = {name: column.dtype for name, column in COLUMNS.items() if name != "logsumexp" and not column.is_top}
+_DTYPES = {"target": np.int64, "probability": np.float64, **_OF_SCORES}
+# the order of these is fixed, for readers who go by position; others follow
+_FIRST = ("target", "kept", "nll", "probability", "rank", "argmax", "is_greedy", "entropy")
+_COLUMNS = np.dtype([(name, np.dtype(_DTYPES[name]).newbyteorder("<")) for name in dict.fromkeys((*_FIRST, *_DTYPES))])
 
 
 class TokenTable(Output):
@@ -58,7 +58,7 @@ class TokenTable(Output):
 
     def add(self, scores: TokenScores, ids: Array, text: Array | None) -> None:
         table = np.zeros(len(ids), _COLUMNS)
-        for name in ("kept", "nll", "rank", "argmax", "is_greedy", "entropy"):
+        for name in _OF_SCORES:
             table[name] = getattr(scores, name)
         table["target"] = ids
         with np.errstate(over="ignore"):

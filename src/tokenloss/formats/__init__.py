@@ -1,4 +1,4 @@
-"""Scores in files: one small reader for each format, none of which loads a whole file."""
+"""Files of scores: one small reader for each format. No reader loads a whole file."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def open_scores(
     array: str | None = None,
     kind: Literal["logits", "log_probs", "probs"] | None = None,
 ) -> ScoresFile:
-    """Open a file of scores, and check everything in it but the scores.
+    """Open a file of scores, and check everything in it except the scores.
 
     Parameters
     ----------
@@ -35,23 +35,23 @@ def open_scores(
         A .npy, .npz or .safetensors file, a Zarr store (a directory or a .zip file), or a file of logits that
         llama.cpp's ``llama-perplexity --kl-divergence-base`` wrote.
     array : str, optional
-        The name of the array of scores, if the file names its arrays. By default the one that has the name of a kind.
+        Name of the array of scores, if the file names its arrays. By default the array that is named after a kind.
     kind : {"logits", "log_probs", "probs"}, optional
-        Kind of the scores. By default the name of their array, or logits if that is no kind; those of llama.cpp are
+        Kind of the scores. By default the name of their array, or logits if that is not a kind; files of llama.cpp hold
         log_probs.
 
     Returns
     -------
     ScoresFile
-        `ScoresFile.blocks` reads its scores.
+        The open file; `ScoresFile.blocks` reads its scores.
 
     Raises
     ------
     ValueError
-        If the file is damaged or holds something else; the message names the file, the byte where that is known, what
+        If the file is damaged or is not a file of scores; the message names the file, the byte where it is known, what
         came and what fits.
     OSError
-        If the file cannot be read at all.
+        If the file cannot be read.
     ImportError
         If the format needs a package that is not installed: zarr, or ml_dtypes for bfloat16.
 
@@ -61,17 +61,17 @@ def open_scores(
 
     Notes
     -----
-    Files are mapped into memory where they can be, a block at a time; compressed ones are read as a stream. What is
-    mapped is not compared with checksums, which would take to read it all. Of a Zarr store, chunks that were never
-    written have its fill value, as Zarr defines. A .zip of other methods than stored and deflated is refused. So is
-    what takes more than 16 MB at once and a thousand times the bytes that are stored: a row, a chunk of a Zarr store,
-    targets, or tokens; shapes of these must fit the scores' before they are read. Pickled objects are refused, and no
-    name in an archive is taken for a path, nor one of a directory for a URL.
+    Files are memory-mapped block by block where possible; compressed ones are read as a stream. Checksums of mapped
+    data are not verified, since that would read the whole file. Chunks of a Zarr store that were never written have its
+    fill value, as Zarr defines. Only the methods stored and deflated of .zip files are supported. A row, a chunk of a
+    Zarr store, targets or tokens are refused if they take both more than 16 MB and more than a thousand times the bytes
+    that are stored; the shapes of targets and tokens are checked against the scores' before they are read. Pickled
+    objects are refused. No name in an archive is used as a path, and no name of a directory as a URL.
 
-    Only regular files are read: no pipe, no device and no standard input, also not by a link in a Zarr store. A file
-    that became shorter, changed or was replaced after it was opened is refused at the next block (files of a Zarr store
-    are not compared). Within a block that is being read, another process that cuts a mapped file short ends this one by
-    SIGBUS, which no check can rule out: write a new file and rename it instead.
+    Only regular files are read: no pipe, no device and no standard input, not even through a link in a Zarr store. A
+    file that is truncated, changed or replaced after it was opened is refused at the next block (files of a Zarr store
+    are not checked). If another process truncates a mapped file while a block is being read, the system ends this
+    process by SIGBUS, which no check can prevent: write a new file and rename it instead.
 
     Examples
     --------

@@ -81,7 +81,7 @@ class ScoresFile:
         if not is_float(self.dtype):
             raise_error("content", path=self.path, got=f"{self.kind} has dtype {self.dtype}", fits=f"be {FLOATS}")
         if not self.shape:
-            raise_error("content", path=self.path, got=f"{self.kind} is a scalar", fits="have an axis of classes")
+            raise_error("content", path=self.path, got=f"{self.kind} is a scalar", fits="have a class axis")
         if not self.shape[-1] and self.rows > _MAX_EMPTY_ROWS:
             got = f"{self.kind} has {self.rows} rows without classes"
             raise_error("content", path=self.path, got=got, fits="have classes")

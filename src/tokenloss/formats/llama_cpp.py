@@ -110,19 +110,19 @@ def write(path: str | os.PathLike[str], tokens: npt.ArrayLike, logits: Iterable[
     Parameters
     ----------
     path : str or path
-        The file. It takes its name when all is written; one that was there stays until then.
+        File to write. An existing file is replaced when the new one is complete.
     tokens : array of integers
-        The ids of all tokens, `n_ctx` for each chunk.
+        Ids of all tokens, `n_ctx` for each chunk.
     logits : iterable of arrays of shape (n, V)
-        The logits of the rows that are scored, of any float dtype, in order and in blocks of any length: of each chunk
-        those at positions ``n_ctx // 2`` to ``n_ctx - 2``, which predict the tokens after them.
+        Logits of the rows that are scored, of any float dtype, in order and in blocks of any length: from each chunk,
+        positions ``n_ctx // 2`` to ``n_ctx - 2``, which predict the tokens after them.
     n_ctx : int
-        The length of a chunk, at least 3.
+        Length of a chunk, at least 3.
 
     Raises
     ------
     IndexError, TypeError, ValueError
-        If an argument does not fit, or a row has no finite maximum; no file is written then.
+        If an argument is invalid, or a row has no finite maximum; no file is written then.
 
     Notes
     -----

@@ -1,0 +1,66 @@
+"""Public docstrings: the paragraph about a parameter is the same in all functions that have it."""
+
+from collections import defaultdict
+
+import pytest
+from numpydoc.docscrape import ClassDoc, FunctionDoc
+from test_docs import MEMBERS, PUBLIC, name_of
+
+# by function, what its docstring says instead of "logits" and "`logits`"
+SCORES = {
+    "losses.cross_entropy_loss": ("probabilities", "`y_pred`"),
+    "losses.nll_loss": ("log-probabilities", "`log_probs`"),
+    "losses.linear_cross_entropy": ("hidden states", "`hidden`"),
+    "scores.linear_token_scores": ("hidden states", "`hidden`"),
+}
+# by parameter, groups of functions that share a paragraph of their own, since the meaning differs from that elsewhere
+VARIANTS = {
+    "axis": [{"_softmax.logsumexp"}],
+    "definitions": [{"comparison.compare"}],
+    "ignore_index": [  # with class ids alone
+        {"comparison.ComparisonMeter", "comparison.compare", "scores.linear_token_scores", "scores.token_scores"},
+    ],
+    "logits": [{"dask.cross_entropy", "dask.score"}, {"formats.llama_cpp.write"}],
+    "nll": [{"meter.LossMeter.update"}],
+    "out": [{"losses.cross_entropy_and_grad"}, {"_softmax.logsumexp"}],
+    "path": [{"formats.open_scores"}, {"plots.check"}],
+    "reduction": [{"divergence.kl_divergence"}],
+    "targets": [
+        {"comparison.ComparisonMeter.update", "comparison.compare", "scores.token_scores"},
+        {"losses.linear_cross_entropy"}, {"scores.linear_token_scores"}, {"page.write_page"},
+    ],
+    "tokens": [{"formats.llama_cpp.write"}],
+    "where": [{"meter.LossMeter.update"}, {"plots.draw_divergences"}, {"plots.draw_losses"}],
+    "workers": [{"losses.cross_entropy"}, {"dask.cross_entropy", "dask.score"}],
+}  # fmt: skip
+
+
+def paragraphs():
+    """By parameter, the functions that have each paragraph about it."""
+    found = defaultdict(lambda: defaultdict(set))
+    for thing in [*PUBLIC, *MEMBERS]:
+        if isinstance(thing, property):
+            continue
+        function = name_of(thing).removeprefix("tokenloss.")
+        document = ClassDoc(thing) if isinstance(thing, type) else FunctionDoc(thing)
+        noun, name = SCORES.get(function, ("logits", "`logits`"))
+        for entry in document["Parameters"]:
+            text = " ".join(entry.desc).replace(name, "`logits`").replace(f"their {noun} ", "their logits ")
+            for parameter in entry.name.split(", "):
+                found[parameter][text.replace(f"the {noun} of", "the logits of")].add(function)
+    return found
+
+
+PARAGRAPHS = paragraphs()
+
+
+def test_variants_are_of_parameters():
+    assert VARIANTS.keys() <= PARAGRAPHS.keys()
+
+
+@pytest.mark.parametrize("parameter", PARAGRAPHS)
+def test_paragraph_about_a_parameter_is_the_same_everywhere(parameter):
+    functions = set().union(*PARAGRAPHS[parameter].values())
+    variants = VARIANTS.get(parameter, [])
+    groups = [*variants, functions.difference(*variants)]
+    assert sorted(map(sorted, PARAGRAPHS[parameter].values())) == sorted(sorted(group) for group in groups if group)
