@@ -10,15 +10,15 @@ from test_docs import MEMBERS, PUBLIC, name_of
 SCORES = {
     "losses.cross_entropy_loss": ("probabilities", "`y_pred`"),
     "losses.nll_loss": ("log-probabilities", "`log_probs`"),
-    "losses.linear_cross_entropy": ("hidden states", "`hidden`"),
-    "scores.linear_token_scores": ("hidden states", "`hidden`"),
+    "linear.linear_cross_entropy": ("hidden states", "`hidden`"),
+    "linear.linear_token_scores": ("hidden states", "`hidden`"),
 }
 # by parameter, groups of functions that share a paragraph of their own, since the meaning differs from that elsewhere
 VARIANTS = {
     "axis": [{"_softmax.logsumexp"}],
     "definitions": [{"comparison.compare"}],
     "ignore_index": [  # with class ids alone
-        {"comparison.ComparisonMeter", "comparison.compare", "scores.linear_token_scores", "scores.token_scores"},
+        {"comparison.ComparisonMeter", "comparison.compare", "linear.linear_token_scores", "scores.token_scores"},
     ],
     "logits": [{"dask.cross_entropy", "dask.score"}, {"formats.llama_cpp.write"}],
     "nll": [{"meter.LossMeter.update"}],
@@ -27,7 +27,7 @@ VARIANTS = {
     "reduction": [{"divergence.kl_divergence"}],
     "targets": [
         {"comparison.ComparisonMeter.update", "comparison.compare", "scores.token_scores"},
-        {"losses.linear_cross_entropy"}, {"scores.linear_token_scores"}, {"page.write_page"},
+        {"linear.linear_cross_entropy"}, {"linear.linear_token_scores"}, {"page.write_page"},
     ],
     "tokens": [{"formats.llama_cpp.write"}],
     "where": [{"meter.LossMeter.update"}, {"plots.draw_divergences"}, {"plots.draw_losses"}],

@@ -4,15 +4,10 @@ from tokenloss._config import show_config
 from tokenloss._softmax import log_softmax, logsumexp, softmax
 from tokenloss.comparison import Comparison, ComparisonMeter, compare
 from tokenloss.divergence import kl_divergence
-from tokenloss.losses import (
-    cross_entropy,
-    cross_entropy_and_grad,
-    cross_entropy_loss,
-    linear_cross_entropy,
-    nll_loss,
-)
+from tokenloss.linear import linear_cross_entropy, linear_token_scores
+from tokenloss.losses import cross_entropy, cross_entropy_and_grad, cross_entropy_loss, nll_loss
 from tokenloss.meter import LossMeter
-from tokenloss.scores import TokenScores, linear_token_scores, token_scores
+from tokenloss.scores import TokenScores, token_scores
 
 __version__ = "0.1.0.dev0"
 

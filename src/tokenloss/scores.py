@@ -10,7 +10,6 @@ import numpy as np
 
 from tokenloss import _core, _job
 from tokenloss._exact import ExactMoments, exp
-from tokenloss._projection import Projection
 from tokenloss._validation import as_positions, as_scores, check_integer, logit_transform
 
 if TYPE_CHECKING:
@@ -205,92 +204,12 @@ def token_scores(
     """
     scores = as_scores("logits", logits, axis)
     positions = as_positions("targets", targets, scores, ignore_index, where, distributions=False)
-    job, found = _token_job(scores, positions, logit_transform(logit_scale, softcap), top_k)
+    job, found = token_job(scores, positions, logit_transform(logit_scale, softcap), top_k)
     _job.run(job, workers)
     return TokenScores(**found)
 
 
-def linear_token_scores(
-    hidden: ArrayLike,
-    linear_weight: ArrayLike,
-    targets: ArrayLike,
-    *,
-    linear_bias: ArrayLike | None = None,
-    ignore_index: int | None = -100,
-    where: ArrayLike | None = None,
-    logit_scale: float = 1.0,
-    softcap: float | None = None,
-    top_k: int = 0,
-    workers: int | None = None,
-) -> TokenScores:
-    """Loss, entropy, rank and most likely classes of each token of a projection onto the vocabulary.
-
-    The logits ``hidden @ linear_weight.T + linear_bias`` never exist as a whole; see `linear_cross_entropy`.
-
-    Parameters
-    ----------
-    hidden : array of shape (..., D)
-        Hidden states: float16, bfloat16, float32 or float64, of any byte order and memory layout, or anything with
-        `__dlpack__` on the CPU (torch, JAX). Lists are converted.
-    linear_weight : array of shape (V, D)
-        Weight of the projection onto the vocabulary, as in ``torch.nn.Linear``: of any of these dtypes, in C or Fortran
-        order, perhaps memory-mapped. It is never copied as a whole.
-    targets : array of integers
-        Class ids, of the shape of `hidden` without its last axis.
-    linear_bias : array of shape (V,), optional
-        Bias of the projection.
-    ignore_index : int or None, default -100
-        Target value that marks positions to ignore (padding); their hidden states are never read.
-    where : array of bool, optional
-        Mask of the positions to include, broadcast over the batch; the hidden states of others are never read.
-    logit_scale : float, default 1.0
-        Multiplier of the logits (1 / temperature).
-    softcap : float, optional
-        Logits become ``softcap * tanh(logit_scale * logits / softcap)``.
-    top_k : int, default 0
-        Number of most likely classes to list.
-    workers : int, optional
-        Number of threads, as in `cross_entropy`. No bit of the result depends on it.
-
-    Returns
-    -------
-    TokenScores
-        With arrays of the batch's shape. `rank`, `argmax` and the order of `top_ids` compare the logits as the product
-        rounds them, before `logit_scale` and `softcap`.
-
-    Raises
-    ------
-    IndexError
-        If an included target is out of range; the message names its position and value.
-    TypeError, ValueError
-        If an argument is invalid; the message names it, what came and what fits.
-
-    See Also
-    --------
-    token_scores : The same from logits.
-
-    Notes
-    -----
-    Classes whose logits differ by less than the rounding of the product may swap places with another BLAS.
-
-    Examples
-    --------
-    >>> from tokenloss import linear_token_scores
-    >>> weight = [[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]]
-    >>> scores = linear_token_scores([[2.0, 1.0], [0.0, 3.0]], weight, [0, 1], top_k=2)
-    >>> scores.top_ids
-    array([[2, 0],
-           [1, 2]])
-    """
-    projection = Projection(hidden, linear_weight, linear_bias)
-    scores = projection.scores
-    positions = as_positions("targets", targets, scores, ignore_index, where, distributions=False)
-    job, found = _token_job(scores, positions, logit_transform(logit_scale, softcap), top_k)
-    projection.run(job, workers)
-    return TokenScores(**found)
-
-
-def _token_job(
+def token_job(
     scores: _core.Scores, positions: _core.Positions, transform: tuple[float, float], top_k: Any
 ) -> tuple[_core.TokenStats, dict[str, Any]]:
     """The job that computes the columns, and the columns; until it runs, they hold the values of masked positions."""
