@@ -40,13 +40,13 @@ static const loss_case loss_cases[] = {LOSSES(LOSS_CASE)};
 
 /* Whether the loss of ranges is that of the whole row to the bit. Where it is not, the logsumexp or the target dot is
  * made of the same terms in another order, and golden.c allows for rounding errors. */
-static int is_same_in_ranges(const loss_case *of) {
+TL_INLINE int is_same_in_ranges(const loss_case *of) {
     return (of->kind == CLASS_ID || of->kind == NO_MASS) && of->smoothing == 0 && of->z_loss == 0;
 }
 
 /* Whether the loss does not depend on where ranges end either. With smoothing of a class id it does, in its last
  * digits, where logits lie beyond TL_MAX_EXACT_REDUCTION: the first range gives the shift. */
-static int is_same_in_any_ranges(const loss_case *of) { return of->kind != CLASS_ID || of->smoothing == 0; }
+TL_INLINE int is_same_in_any_ranges(const loss_case *of) { return of->kind != CLASS_ID || of->smoothing == 0; }
 
 static void fill_mass(const loss_case *of, int64_t count, int64_t target, char *mass) {
     for (int64_t k = 0; k < count; k++) {
