@@ -1,281 +1,105 @@
 /* Fuzzes the kernels: see run.sh. Bytes of the input choose rows, their layout in memory, and what is computed; every
  * backend of the machine must find what the portable one finds in plain rows, bit for bit. All memory that is read or
  * written is allocated to the byte, so that AddressSanitizer sees a step beyond. */
-#include <inttypes.h>
-#include <math.h>
-#include <stdio.h>
-#include <stdlib.h>
+#include "question.h"
 
-#include "kernels.h"
-#include "scalar_math.h"
-
-#define LONGEST (3 * TL_BLOCK + 100)
-#define PART 1024 /* classes, of which parts of rows are multiples */
-#define MOST_BEST 40
-
-/* -- what the input says --------------------------------------------------------------------------------------------*/
-
-typedef struct {
-    const uint8_t *next, *end;
-} input;
-
-static uint64_t take_bytes(input *from, int count) { /* zeros after the end */
-    uint64_t bits = 0;
-    for (int i = 0; i < count && from->next < from->end; i++)
-        bits |= (uint64_t)*from->next++ << (8 * i);
-    return bits;
-}
-
-static int64_t take_below(input *from, int64_t bound) {
-    return (int64_t)(take_bytes(from, bound > 256 ? 2 : 1) % (uint64_t)bound);
-}
-
-static double take_one_of(input *from, const double *values, int64_t count) { return values[take_below(from, count)]; }
-
-#define ONE_OF(from, ...) \
-    take_one_of(from, (const double[]){__VA_ARGS__}, (int64_t)(sizeof (double[]){__VA_ARGS__} / sizeof(double)))
-
-/* Where elements lie: bytes between them, and from an aligned address to the first. */
-typedef struct {
-    int swapped;
-    ptrdiff_t stride, misaligned;
-} layout;
-
-static layout plain(int dtype) { return (layout){0, tl_itemsize(dtype), 0}; }
-
-static layout take_layout(input *from, int dtype) {
-    uint64_t bits = take_bytes(from, 1);
-    ptrdiff_t size = tl_itemsize(dtype), stride = size;
-    if (bits & 8) /* some elements apart, in either direction, or within larger records */
-        stride = (ptrdiff_t[]){2, 3, -1, -3}[take_below(from, 4)] * size - take_below(from, 2) * (bits & 16 ? 1 : 0);
-    if (stride > -size && stride < size)
-        stride = -size;
-    return (layout){bits & 32 ? TL_SWAPPED : 0, stride, (ptrdiff_t)(bits & 64 ? bits & 7 : 0)};
-}
-
-/* Numbers of one dtype, in native order. */
-typedef struct {
-    int dtype;
-    double memory[LONGEST];
-} numbers;
-
-static uint64_t random_bits(uint64_t *seed) { /* splitmix64 */
-    uint64_t z = (*seed += 0x9e3779b97f4a7c15u);
-    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
-    z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
-    return z ^ (z >> 31);
-}
-
-static char *element(numbers *of, int64_t i) { return (char *)of->memory + i * tl_itemsize(of->dtype); }
-
-static void put(numbers *of, int64_t i, double value, uint64_t bits) {
-    if (of->dtype < TL_FLOAT_DTYPES)
-        tl_store(element(of, i), of->dtype, value);
-    else
-        memcpy(element(of, i), &bits, (size_t)tl_itemsize(of->dtype));
-}
-
-/* Numbers of some kind, and among them elements whose bits stand in the input. */
-static void take_numbers(input *from, int64_t count, int64_t most_given, numbers *of) {
-    uint64_t kind = take_bytes(from, 1), seed = take_bytes(from, 2);
-    double center = ONE_OF(from, 0, 0, 0.5, -80, 700, 65536, -65537, 1e6, -3e38, 1e300);
-    double width = ONE_OF(from, 4, 0, 1e-3, 40, 200, 1e5, 1e38, 1e307);
-    for (int64_t i = 0; i < count; i++) {
-        uint64_t bits = random_bits(&seed), die = random_bits(&seed);
-        double value = center + width * ((double)(bits >> 11) * 0x1p-52 - 1);
-        if (kind & 1 && die % 16 != 0)
-            bits = 0, value = 0;
-        if (kind & 2 && die % 7 == 0)
-            value = -(double)INFINITY;
-        if (kind & 4)
-            value *= die & 1 ? 1e-3 : 1;
-        if (kind & 8)
-            bits &= 3;
-        put(of, i, value, bits);
-    }
-    int64_t given = take_below(from, most_given), at = take_below(from, LONGEST), step = 1 + take_below(from, 256);
-    for (int64_t i = 0; i < given && count > 0 && from->next < from->end; i++, at += step) {
-        uint64_t bits = take_bytes(from, tl_itemsize(of->dtype));
-        memcpy(element(of, at % count), &bits, (size_t)tl_itemsize(of->dtype)); /* of a little-endian machine */
-    }
-}
-
-typedef enum {
-    LOSSES,
-    CLASS_MAJOR,
-    TOKEN,
-    PARTS,
-    DIVERGENCES,
-    SOFT_TARGETS,
-    OUTPUTS,
-    CONVERSIONS,
-    PRODUCTS,
-    PROBABILITIES,
-    QUESTIONS
-} topic;
-
-/* What the kernels compute, and of which rows. */
-typedef struct {
-    topic topic;
-    int64_t count, target, interleaved, most_best, part, depth;
-    numbers row, other, mass, weight;
-    layout row_layout, other_layout, mass_layout, weight_layout, out_layout;
-    int has_mass, has_weight, in_place, large;
-    double scale, cap, smoothing, factor, of_softmax, shift, lowest;
-} question;
-
-static void ask(input *from, question *all) {
-    static const int64_t borders[] = {TL_READ_MULTIPLE,    TL_CHUNK,     PART,        TL_BLOCK,
-                                      TL_BLOCK + TL_CHUNK, 2 * TL_BLOCK, 3 * TL_BLOCK};
-    uint64_t bits = take_bytes(from, 2), length = take_bytes(from, 1);
-    all->topic = (topic)take_below(from, QUESTIONS);
-    all->count = 1 + take_below(from, 200); /* mostly, for long rows take long */
-    if (length > 160)
-        all->count = borders[take_below(from, length < 224 ? 2 : 7)] - 2 + take_below(from, 5);
-    if (length > 248)
-        all->count = 1 + take_below(from, LONGEST);
-    all->target = take_below(from, all->count);
-    all->row.dtype = (int)(bits & 3);
-    all->other.dtype = bits & 32 ? all->row.dtype : (int)take_below(from, TL_FLOAT_DTYPES);
-    all->mass.dtype = (int)take_below(from, TL_DTYPES);
-    all->weight.dtype = (int)take_below(from, TL_DTYPES);
-    all->row_layout = take_layout(from, all->row.dtype);
-    all->other_layout = take_layout(from, all->other.dtype);
-    all->mass_layout = take_layout(from, all->mass.dtype);
-    all->weight_layout = take_layout(from, all->weight.dtype);
-    all->out_layout = take_layout(from, all->row.dtype);
-    all->has_mass = (bits >> 6 & 1) != 0;
-    all->has_weight = (bits >> 7 & 1) != 0;
-    all->in_place = (bits >> 8 & 1) != 0;
-    all->large = (bits >> 9 & 1) != 0;
-    all->scale = all->cap = 0;
-    if (bits & 1 << 10)
-        all->scale = ONE_OF(from, 1, 0, 0.75, 1e-3, 30, 5e-324, 1e300);
-    if (bits & 1 << 11)
-        all->cap = ONE_OF(from, 30, 1, 1e-3, 1e5, 5e-324, 1e300);
-    if (!(bits & 1 << 10))
-        all->scale = 1;
-    all->smoothing = ONE_OF(from, 0, 0.1, 1, 1e-9);
-    all->factor = ONE_OF(from, 1, 0.125, 1e-6, -3, INFINITY, NAN);
-    all->of_softmax = ONE_OF(from, 1, 1.5, 0, 1e4);
-    all->shift = ONE_OF(from, 0, 1.5, -65537, 1e6);
-    all->lowest = ONE_OF(from, 1e-12, 0, 0.25);
-    all->interleaved = 1 + take_below(from, 4);
-    all->most_best = take_below(from, (all->count < MOST_BEST ? all->count : MOST_BEST) + 1);
-    all->part = PART * (1 + take_below(from, 4));
-    all->depth = 1 + take_below(from, all->count);
-    take_numbers(from, all->count, 64, &all->row);
-    take_numbers(from, all->count, 64, &all->other);
-    take_numbers(from, all->count, 16, &all->mass);
-    take_numbers(from, all->count, 16, &all->weight);
-}
-
-/* -- numbers in memory ----------------------------------------------------------------------------------------------*/
-
-static void *allocate(size_t size) {
-    void *memory = malloc(size);
-    if (!memory && size)
-        abort();
-    return memory;
-}
-
-/* Elements from `start` on as they lie in memory, and where those from 0 on would. */
-typedef struct {
-    char *memory;
-    size_t size;
-    ptrdiff_t stride;
-    char *data;
-    int dtype;
-} placed;
-
-static placed make_room(int dtype, int64_t start, int64_t end, layout how) {
-    ptrdiff_t size = tl_itemsize(dtype), apart = how.stride < 0 ? -how.stride : how.stride,
-              span = (end - start - 1) * apart + size;
-    placed room = {NULL, (size_t)(how.misaligned + span), how.stride, NULL, dtype | how.swapped};
-    room.memory = allocate(room.size);
-    memset(room.memory, 0x55, room.size);
-    room.data = room.memory + how.misaligned + (how.stride < 0 ? span - size : 0) - start * how.stride;
-    return room;
-}
-
-/* These elements in a layout. */
-static placed place(const numbers *of, int64_t start, int64_t end, layout how) {
-    placed copy = make_room(of->dtype, start, end, how);
-    ptrdiff_t size = tl_itemsize(of->dtype);
-    for (int64_t i = start; i < end; i++) {
-        const char *from = (const char *)of->memory + i * size;
-        char *to = copy.data + i * copy.stride;
-        memcpy(to, from, (size_t)size);
-        for (ptrdiff_t k = 0; how.swapped && k < size; k++)
-            to[k] = from[size - 1 - k];
-    }
-    return copy;
-}
-
-/* A row of what is asked of which these elements alone are there. */
-static placed place_row(const question *all, const numbers *of, int64_t start, int64_t end, layout how, tl_row *row) {
-    placed copy = place(of, start, end, how);
-    *row = (tl_row){copy.data, all->count, copy.stride, copy.dtype, of->dtype, all->scale, all->cap, 0};
-    if (tl_is_scaled_or_capped(row))
-        row->compute_dtype = TL_FLOAT64;
-    return copy;
-}
-
-/* -- what was found -------------------------------------------------------------------------------------------------*/
-
-static uint64_t expected[16 * LONGEST];
-static size_t found;
-static int is_first;
-static const tl_backend *backend;
-static volatile int stopped;
-static tl_cancel cancel = {NULL, NULL, &stopped, 0};
-
-/* Keeps a number, or compares it with the one that was kept at this place. */
-static void compare_bits(const char *what, uint64_t bits) {
-    if (is_first) {
-        if (found == sizeof expected / sizeof *expected)
-            abort();
-        expected[found] = bits;
-    } else if (expected[found] != bits) {
-        fprintf(stderr, "%s on %s is %016" PRIx64 " (%g), not %016" PRIx64 " (%g)\n", what, backend->name, bits,
-                tl_from_bits(bits), expected[found], tl_from_bits(expected[found]));
-        abort();
-    }
-    found++;
-}
-
-static void compare(const char *what, double value) {
-    compare_bits(what, value == value ? tl_to_bits(value) : 0x7ff8000000000000u);
-}
-
-static void compare_row(const char *what, const placed *row, int64_t count) {
-    for (int64_t i = 0; i < count; i++)
-        compare(what, tl_load(row->data + i * row->stride, row->dtype));
-}
-
-/* Compares results, and sees that nothing was written between them. */
-static void compare_written(const char *what, const placed *out, int64_t count) {
-    compare_row(what, out, count);
-    for (int64_t i = 0; i < count; i++)
-        memset(out->data + i * out->stride, 0x55, (size_t)tl_itemsize(out->dtype));
-    for (size_t i = 0; i < out->size; i++)
-        if (out->memory[i] != 0x55) {
-            fprintf(stderr, "%s on %s was written between its elements\n", what, backend->name);
-            abort();
-        }
-}
-
-/* -- the questions --------------------------------------------------------------------------------------------------*/
-
-static void compare_losses(const tl_row *row, int64_t target) {
+static void compare_parts_of_loss(const tl_row *row, int64_t target) {
     tl_lse_acc others;
     compare("maximum", tl_maximum(backend, row));
     tl_lse_row(backend, row, target, &others, &cancel);
     double logit = tl_logit_at(backend, row, target), log_odds = tl_log_odds_against(&others, row, logit);
     tl_lse lse = tl_lse_finish_with(&others, row, logit, log_odds);
-    compare("loss", tl_softplus(log_odds));
     compare("offset of a logsumexp", lse.offset);
     compare("log of a logsumexp", lse.log);
+}
+
+/* The loss of the question: for its class id, or for its masses. */
+static tl_loss loss_of_question(const question *all, const tl_soft_target *soft) {
+    tl_loss loss = {.soft = *soft, .target = -1, .target_weight = 1, .z_loss = all->z_loss, .grad_scale = all->factor};
+    if (all->by_class) {
+        loss.target = all->target;
+        loss.soft.mass = NULL;
+        if (soft->weight)
+            loss.target_weight = tl_load(soft->weight + all->target * soft->weight_stride, soft->weight_dtype);
+        if (all->smoothing == 0)
+            loss.soft.weight = NULL;
+    }
+    return loss;
+}
+
+static double loss_of_row(const tl_row *row, const tl_loss *loss) {
+    tl_lse_acc others;
+    int64_t nonzero;
+    if (loss->target < 0) {
+        int64_t argmax = tl_soft_target_argmax(backend, &loss->soft, row->count, &nonzero, &cancel);
+        return tl_loss_of_distribution(backend, row, loss, argmax, &cancel);
+    }
+    tl_lse_row(backend, row, loss->target, &others, &cancel);
+    return tl_loss_of_class(backend, row, loss, &others, &cancel);
+}
+
+/* Compares a sum with that of the definition, in long double, unless that is not finite. */
+static void compare_with_oracle(const char *what, double value, long double oracle, long double tolerance) {
+    if (fabsl(oracle) + tolerance < 1e300L && !(fabsl((long double)value - oracle) <= tolerance)) {
+        fprintf(stderr, "%s on %s is %.17g, not %.17Lg +- %.2Lg\n", what, backend->name, value, oracle, tolerance);
+        abort();
+    }
+}
+
+/* The loss by its definition: the sum of q[k] (logsumexp - x[k]), and z_loss logsumexp^2. */
+static void check_loss(const tl_row *row, const tl_loss *loss, double value) {
+    long double maximum = -(long double)INFINITY, largest = 0, sum = 0, oracle = 0, scale = 0, mass = 0;
+    for (int64_t k = 0; k < row->count; k++) {
+        double logit = tl_logit_at(backend, row, k);
+        maximum = (long double)logit > maximum ? (long double)logit : maximum;
+        largest = (long double)tl_abs(logit) > largest ? (long double)tl_abs(logit) : largest;
+        if (!(tl_abs(logit) < 1e300)) /* special values have rules of their own, which tests in Python hold */
+            return;
+    }
+    for (int64_t k = 0; k < row->count; k++)
+        sum += expl((long double)tl_logit_at(backend, row, k) - maximum);
+    long double logsumexp = maximum + logl(sum);
+    for (int64_t k = 0; k < row->count; k++) {
+        long double q = (long double)tl_soft_target_at(&loss->soft, k);
+        if (k == loss->target)
+            q += (long double)loss->target_weight * (long double)loss->soft.one_minus_eps;
+        long double term = q * (logsumexp - (long double)tl_logit_at(backend, row, k));
+        oracle += term;
+        scale += fabsl(term);
+        mass += fabsl(q);
+    }
+    /* of a logsumexp: the promise in float32, or rounding errors of the largest logit */
+    long double error = (row->compute_dtype == TL_FLOAT64 ? 0 : 2e-7L) + 1e-14L * (1 + largest);
+    long double z_loss = (long double)loss->z_loss;
+    compare_with_oracle("loss", value, oracle + z_loss * logsumexp * logsumexp,
+                        (mass + 2 * z_loss * fabsl(logsumexp) + z_loss) * error + 1e-14L * scale +
+                            1e-14L * z_loss * logsumexp * logsumexp);
+}
+
+/* The loss of a row, and its gradient in a row of its own or over the logits. */
+static void compare_losses(const question *all, const tl_row *row, const tl_soft_target *soft, int is_plain) {
+    tl_loss loss = loss_of_question(all, soft);
+    compare_parts_of_loss(row, all->target);
+    double value = loss_of_row(row, &loss);
+    compare("loss", value);
+    if (is_plain)
+        check_loss(row, &loss, value);
+    if (!all->has_grad)
+        return;
+    int in_place = all->in_place && !is_plain;
+    tl_row logits = *row;
+    placed out = in_place
+                     ? place_row(all, &all->row, 0, all->count, all->row_layout, &logits)
+                     : make_room(all->row.dtype, 0, all->count, is_plain ? plain(all->row.dtype) : all->out_layout);
+    tl_row grad = {out.data, all->count, out.stride, out.dtype, all->row.dtype, 1, 0, 0};
+    loss.grad = &grad;
+    loss.nontemporal_stores = all->large && !is_plain;
+    compare("loss with its gradient", loss_of_row(&logits, &loss));
+    if (in_place)
+        compare_row("gradient of a loss", &out, all->count);
+    else
+        compare_written("gradient of a loss", &out, all->count);
+    free(out.memory);
 }
 
 /* Rows in class-major layout, each of which begins with another class; plain ones are reduced one by one. */
@@ -353,29 +177,34 @@ static void compare_token_stats(const question *all, const tl_row *row) {
     }
 }
 
-/* The same range by range, of which only one is in memory at a time; plain rows are one range. */
+/* The same range by range, of which only one is in memory at a time; plain rows are one range, except with smoothing of
+ * a class id, where the first range gives the shift. */
 static void compare_parts(const question *all, const tl_row *whole, const tl_soft_target *soft, layout how,
                           int is_plain) {
     tl_topk best = make_best(all);
     tl_token_stats token;
-    tl_lse_acc state;
-    tl_dot_acc dot = {{0}, {0}, {0}, {0}};
-    int64_t length = is_plain ? all->count : all->part;
-    double target_raw = tl_load(whole->data + all->target * whole->stride, whole->dtype), mass;
+    tl_loss loss = loss_of_question(all, soft);
+    tl_loss_acc acc;
+    int64_t length = is_plain && !(all->by_class && all->smoothing != 0) ? all->count : all->part, nonzero;
+    double target_raw = tl_load(whole->data + all->target * whole->stride, whole->dtype);
+    tl_loss_begin(backend, &loss, all->count, &acc, &nonzero, &cancel);
+    if (acc.excluded >= 0)
+        tl_loss_set_target_logit(backend, whole, &loss,
+                                 tl_load(whole->data + acc.excluded * whole->stride, whole->dtype), &acc);
     for (int64_t start = 0, end; start < all->count; start = end) {
         tl_row part;
         end = all->count - start < length ? all->count : start + length;
         placed copy = place_row(all, &all->row, start, end, how, &part);
-        tl_lse_range(backend, &part, start, end, PART, all->target, &state, &cancel);
-        tl_target_dot_range(backend, &part, soft, start, end, all->shift, &dot, &cancel);
+        tl_loss_range(backend, &part, &loss, start, end, PART, &acc, &cancel);
         tl_token_stats_range(backend, &part, start, end, PART, all->target, target_raw, &token,
                              best.most ? &best : NULL, &cancel);
         free(copy.memory);
     }
     tl_token_stats_end(backend, whole, target_raw, &token, best.most ? &best : NULL);
-    compare("loss by parts", tl_softplus(tl_log_odds_against(&state, whole, tl_softcap(backend, whole, target_raw))));
-    compare("sum by parts", tl_target_dot_end(&dot, &mass));
-    compare("mass by parts", mass);
+    double value = tl_loss_end(backend, whole, &loss, &acc);
+    compare("loss by parts", value);
+    if (is_plain)
+        check_loss(whole, &loss, value);
     compare_token(&token, &best);
     free_best(&best);
 }
@@ -393,12 +222,61 @@ static void compare_divergences(const tl_row *row, const tl_row *other_row) {
     compare("divergence the other way", tl_kl_divergence(backend, &other, &base, &cancel));
 }
 
+/* The sum of masses times -log of scores, and what was seen of both. */
+static void compare_nll(const question *all, const tl_row *scores, const tl_soft_target *soft, int is_log) {
+    const tl_clip logs = {(double)NAN, (double)NAN, -(double)INFINITY, 1e-3};
+    const tl_clip clip = is_log ? logs : (tl_clip){all->lowest, 1 - all->lowest, -1e-3, 1 + 1e-3};
+    int64_t nonzero = 0, last = -1, refused = -1;
+    long double oracle = 0, scale = 0;
+    tl_seen seen;
+    double nll = tl_nll_of_distribution(backend, scores, soft, &clip, &seen, &cancel);
+    for (int64_t k = 0; k < all->count; k++) {
+        double mass = tl_soft_target_at(soft, k), score = tl_load(scores->data + k * scores->stride, scores->dtype);
+        if (!tl_contributes(mass))
+            continue;
+        nonzero++;
+        last = k;
+        if (refused < 0 && (score < clip.least || score > clip.greatest))
+            refused = k;
+        long double clipped = (long double)(score < clip.lowest    ? clip.lowest
+                                            : score > clip.highest ? clip.highest
+                                                                   : score);
+        long double term = (long double)mass * -(is_log ? (long double)score : logl(clipped));
+        oracle += term;
+        scale += fabsl(term);
+    }
+    compare("nll of a distribution", nll);
+    if (seen.nonzero != nonzero || seen.last != last || seen.refused != refused) {
+        fprintf(stderr, "what is seen of a distribution on %s differs\n", backend->name);
+        abort();
+    }
+    compare("refused score", seen.refused_score);
+    compare_with_oracle("nll of a distribution", nll, oracle, 1e-15L * scale + 1e-300L);
+}
+
+static void compare_one_hot(const question *all, const tl_soft_target *soft) {
+    int64_t others = 0, ones = 0, nonzero;
+    for (int64_t k = 0; k < all->count; k++) {
+        double mass = tl_load(soft->mass + k * soft->mass_stride, soft->mass_dtype);
+        ones += mass == 1;
+        others += mass != 0 && mass != 1;
+    }
+    int64_t argmax = tl_soft_target_argmax(backend, soft, all->count, &nonzero, &cancel);
+    if (tl_is_one_hot(backend, soft, all->count, argmax, nonzero, &cancel) != (ones == 1 && others == 0)) {
+        fprintf(stderr, "a one-hot distribution on %s is not told from others\n", backend->name);
+        abort();
+    }
+}
+
 static void compare_soft_targets(const question *all, const tl_row *row, const tl_soft_target *soft) {
     double mass[64], total;
     compare("sum of masses' logits", tl_target_dot(backend, row, soft, all->shift, &total, &cancel));
     compare("sum of masses", total);
     if (!soft->mass)
         return;
+    compare_nll(all, row, soft, 0);
+    compare_nll(all, row, soft, 1);
+    compare_one_hot(all, soft);
     int64_t found;
     compare_bits("argmax class", (uint64_t)tl_soft_target_argmax(backend, soft, all->count, &found, &cancel));
     compare_bits("classes with a mass", (uint64_t)found);
@@ -488,7 +366,8 @@ static void compare_probabilities(const question *all) {
     for (int64_t i = 0; i < all->count; i++)
         tl_store(p.data + i * p.stride, TL_FLOAT64,
                  tl_load((const char *)all->row.memory + i * tl_itemsize(all->row.dtype), all->row.dtype));
-    backend->clipped_losses((double *)(void *)p.data, (size_t)all->count, all->lowest, 1 - all->lowest);
+    const tl_clip clip = {all->lowest, 1 - all->lowest, 0, 1};
+    tl_negative_log(backend, &clip, (double *)(void *)p.data, (size_t)all->count);
     compare_row("clipped loss", &p, all->count);
     free(p.memory);
 }
@@ -515,7 +394,7 @@ static void compare_all(const question *all, int is_plain) {
         soft.weight = weight.data, soft.weight_stride = weight.stride, soft.weight_dtype = weight.dtype;
     found = 0;
     switch (all->topic) {
-    case LOSSES: compare_losses(&row, all->target); break;
+    case LOSSES: compare_losses(all, &row, &soft, is_plain); break;
     case CLASS_MAJOR: compare_class_major(all, is_plain); break;
     case TOKEN: compare_token_stats(all, &row); break;
     case PARTS: compare_parts(all, &row, &soft, row_layout, is_plain); break;

@@ -7,6 +7,7 @@
 
 #include "superacc.h"
 #include "kernels.h"
+#include "losses.h"
 #include "rows.h"
 #include "scalar_math.h"
 
@@ -19,12 +20,18 @@ static const char *const kinds[] = {"normal", "wide", "far", "equal", "special",
     X(soft_target_argmax) X(soft_target_loss) X(gradient) X(softmax) X(log_softmax) \
     X(tiles_nll) X(tiles_soft_target_loss) X(tiles_logsumexp) X(tiles_entropy) \
     X(cast) X(matvec) X(logsumexp_near_0) X(clipped_losses) X(skip_zeros) \
-    X(exp) X(log) X(log1p) X(softplus) X(exact_sum)
+    X(exp) X(log) X(log1p) X(softplus) X(exact_sum) \
+    X(negative_log) X(is_one_hot) X(nll_of_probabilities) X(nll_of_log_probabilities)
 /* clang-format on */
 #define CODE(name) Q_##name,
 #define NAME_OF(name) #name,
-typedef enum { QUANTITIES(CODE) QUANTITY_COUNT } quantity;
-static const char *const quantity_names[] = {QUANTITIES(NAME_OF)};
+#define LOSS_CODES(name, ...) Q_##name##_loss, Q_##name##_gradient, Q_tiles_##name##_loss,
+#define LOSS_NAMES(name, ...) #name "_loss", #name "_gradient", "tiles_" #name "_loss",
+typedef enum { QUANTITIES(CODE) LOSSES(LOSS_CODES) QUANTITY_COUNT } quantity;
+static const char *const quantity_names[] = {QUANTITIES(NAME_OF) LOSSES(LOSS_NAMES)};
+
+/* The quantities of one of the losses: the next after its loss are its gradient, and its loss of ranges. */
+static quantity loss_quantity(int of) { return (quantity)(Q_class_id_loss + 3 * of); }
 
 static uint64_t hashes[QUANTITY_COUNT]; /* 0 where nothing was hashed */
 
@@ -53,10 +60,14 @@ static double logsumexp(const tl_backend *backend, const tl_row *row, tl_cancel 
     return tl_logsumexp(tl_lse_finish(&state, row));
 }
 
+/* The loss for a class id without any option. */
+static tl_loss plain_loss(int64_t target) {
+    return (tl_loss){.soft = {.one_minus_eps = 1}, .target = target, .target_weight = 1};
+}
+
 static double nll(const tl_backend *backend, const tl_row *row, int64_t target, tl_cancel *cancel) {
-    tl_lse_acc state;
-    tl_lse_row(backend, row, target, &state, cancel);
-    return tl_softplus(tl_log_odds_against(&state, row, tl_logit_at(backend, row, target)));
+    tl_loss loss = plain_loss(target);
+    return loss_of_row(backend, row, &loss, cancel);
 }
 
 static void require(int holds, const char *what, const tl_row *row) {
@@ -83,6 +94,7 @@ static tl_row laid_out(const tl_row *row, int layout) {
 }
 
 static void check_layouts(const tl_backend *backend, const tl_row *row, int64_t target, tl_cancel *cancel) {
+    tl_loss plain = plain_loss(target);
     double loss = nll(backend, row, target, cancel);
     for (int layout = 0; layout < LAYOUTS; layout++) {
         tl_row other = laid_out(row, layout);
@@ -94,8 +106,7 @@ static void check_layouts(const tl_backend *backend, const tl_row *row, int64_t 
     tl_lse_acc states[2];
     tl_lse_class_major(backend, interleaved, targets, 2, transposed, states, cancel);
     for (int i = 0; i < 2; i++)
-        require(same(loss, tl_softplus(tl_log_odds_against(&states[i], row, tl_logit_at(backend, row, target)))),
-                "transposed row", row);
+        require(same(loss, tl_loss_of_class(backend, row, &plain, &states[i], cancel)), "transposed row", row);
 }
 
 static void take_row(quantity of, const tl_row *row) {
@@ -150,6 +161,51 @@ static void take_all(const tl_backend *backend, const tl_row *row, const tl_row 
     }
 }
 
+/* The losses of scores for each distribution, and what was seen of its masses and of the scores. */
+static void take_nll(quantity of, const tl_backend *backend, const tl_row *scores, const tl_loss *losses,
+                     const tl_clip *clip, tl_cancel *cancel) {
+    for (int i = 0; i < LOSS_CASES; i++) {
+        tl_seen seen;
+        if (losses[i].target >= 0)
+            continue;
+        take(of, tl_nll_of_distribution(backend, scores, &losses[i].soft, clip, &seen, cancel));
+        take_bits(of, (uint64_t)seen.nonzero);
+        take_bits(of, (uint64_t)seen.last);
+        take_bits(of, (uint64_t)seen.refused);
+        take(of, seen.refused_score);
+    }
+}
+
+/* A row as log-probabilities, and as probabilities, before and after softmax: most scores before it are refused. */
+static void take_nlls(const tl_backend *backend, const tl_row *row, const tl_loss *losses, tl_cancel *cancel) {
+    static double memory[LONGEST];
+    tl_row scores = {(char *)memory, row->count, tl_itemsize(row->dtype), row->dtype, row->dtype, 1, 0, 0};
+    take_nll(Q_nll_of_log_probabilities, backend, row, losses, &log_probability_clip, cancel);
+    take_nll(Q_nll_of_probabilities, backend, row, losses, &probability_clip, cancel);
+    tl_lse_acc state;
+    tl_lse_row(backend, row, -1, &state, cancel);
+    tl_lse lse = tl_lse_finish(&state, row);
+    if (tl_logsumexp(lse) - tl_logsumexp(lse) == 0) {
+        tl_softmax(backend, row, lse, &scores, 0, cancel);
+        take_nll(Q_nll_of_probabilities, backend, &scores, losses, &probability_clip, cancel);
+    }
+    for (int is_log = 0; is_log < 2; is_log++) {
+        for (int64_t k = 0; k < row->count; k++)
+            memory[k] = tl_load(row->data + k * row->stride, row->dtype);
+        tl_negative_log(backend, is_log ? &log_probability_clip : &probability_clip, memory, (size_t)row->count);
+        for (int64_t k = 0; k < row->count; k++)
+            take(Q_negative_log, memory[k]);
+    }
+    for (int i = 0; i < LOSS_CASES; i++) {
+        int64_t nonzero, argmax = tl_soft_target_argmax(backend, &losses[i].soft, row->count, &nonzero, cancel);
+        if (losses[i].target >= 0)
+            continue;
+        int is_one_hot = tl_is_one_hot(backend, &losses[i].soft, row->count, argmax, nonzero, cancel);
+        require(is_one_hot == (loss_cases[i].kind == ONE_HOT), "a one-hot distribution", row);
+        take_bits(Q_is_one_hot, (uint64_t)is_one_hot);
+    }
+}
+
 #define PART 1024
 
 /* A row of which the part alone is there, among nan. */
@@ -163,7 +219,7 @@ static tl_row only_part(const tl_row *row, int64_t start, int64_t end) {
 }
 
 typedef struct {
-    double loss, dot, mass, values[7];
+    double dot, mass, values[7];
     int64_t ids[7];
     tl_token_stats token;
 } found;
@@ -171,38 +227,52 @@ typedef struct {
 /* What is found in a row part by part. */
 static found find_by_parts(const tl_backend *backend, const tl_row *row, const tl_soft_target *soft, int64_t target,
                            int64_t length, tl_cancel *cancel) {
-    found all = {.loss = 0};
+    found all = {.dot = 0};
     tl_topk best = {row->count < 7 ? row->count : 7, 0, all.values, all.ids};
-    tl_lse_acc state;
     tl_dot_acc dot = {{0}, {0}, {0}, {0}};
     double target_raw = tl_load(row->data + target * row->stride, row->dtype),
            logit = tl_softcap(backend, row, target_raw);
     for (int64_t start = 0, end; start < row->count; start = end) {
         end = row->count - start < length ? row->count : start + length;
         tl_row part = only_part(row, start, end);
-        tl_lse_range(backend, &part, start, end, PART, target, &state, cancel);
         tl_target_dot_range(backend, &part, soft, start, end, logit - logit == 0 ? logit : 0, &dot, cancel);
         tl_token_stats_range(backend, &part, start, end, PART, target, target_raw, &all.token, &best, cancel);
     }
-    all.loss = tl_softplus(tl_log_odds_against(&state, row, logit));
     all.dot = tl_target_dot_end(&dot, &all.mass);
     tl_token_stats_end(backend, row, target_raw, &all.token, &best);
     return all;
+}
+
+/* The loss of a row that arrives in ranges of this many classes. */
+static double loss_by_ranges(const tl_backend *backend, const tl_row *row, const tl_loss *loss, int64_t length,
+                             tl_cancel *cancel) {
+    tl_loss_acc acc;
+    int64_t nonzero;
+    tl_loss_begin(backend, loss, row->count, &acc, &nonzero, cancel);
+    if (acc.excluded >= 0)
+        tl_loss_set_target_logit(backend, row, loss, tl_load(row->data + acc.excluded * row->stride, row->dtype), &acc);
+    for (int64_t start = 0, end; start < row->count; start = end) {
+        end = row->count - start < length ? row->count : start + length;
+        tl_loss_range(backend, row, loss, start, end, PART, &acc, cancel);
+    }
+    return tl_loss_end(backend, row, loss, &acc);
 }
 
 static void take_parts(const tl_backend *backend, const tl_row *row, const tl_row *other, int64_t target,
                        tl_cancel *cancel) {
     tl_soft_target soft = {other->data, other->stride, other->dtype, NULL, 0, 0, 0.25, 0};
     found whole = find_by_parts(backend, row, &soft, target, LONGEST, cancel);
-    take(Q_tiles_nll, whole.loss);
+    tl_loss plain = plain_loss(target);
+    double loss = loss_by_ranges(backend, row, &plain, PART, cancel);
+    require(same(loss, nll(backend, row, target, cancel)), "loss by ranges", row);
+    require(same(loss, whole.token.nll), "token's loss", row);
+    take(Q_tiles_nll, loss);
     take(Q_tiles_soft_target_loss, whole.dot);
     take(Q_tiles_soft_target_loss, whole.mass);
     take(Q_tiles_logsumexp, whole.token.logsumexp);
     take(Q_tiles_entropy, whole.token.entropy);
-    require(same(whole.token.nll, whole.loss), "token's loss", row);
     for (int64_t length = PART; length < row->count; length *= 3) {
         found parts = find_by_parts(backend, row, &soft, target, length, cancel);
-        require(same(parts.loss, whole.loss), "loss by parts", row);
         require(same(parts.dot, whole.dot) && same(parts.mass, whole.mass), "sum by parts", row);
         require(same(parts.token.nll, whole.token.nll) && same(parts.token.logsumexp, whole.token.logsumexp) &&
                     same(parts.token.entropy, whole.token.entropy) && parts.token.rank == whole.token.rank &&
@@ -210,6 +280,32 @@ static void take_parts(const tl_backend *backend, const tl_row *row, const tl_ro
                 "token by parts", row);
         for (int i = 0; i < 7; i++)
             require(same(parts.values[i], whole.values[i]) && parts.ids[i] == whole.ids[i], "best by parts", row);
+    }
+}
+
+static int nearly_same(double a, double b) { return same(a, b) || tl_abs(a - b) <= 1e-12 * (1 + tl_abs(b)); }
+
+/* Of every `step`-th loss: the loss of a row, its gradient, and the loss of its ranges. */
+static void take_losses(const tl_backend *backend, const tl_row *row, const tl_loss *losses, int first, int step,
+                        tl_cancel *cancel) {
+    static double memory[LONGEST];
+    tl_row grad = {(char *)memory, row->count, tl_itemsize(row->dtype), row->dtype, row->dtype, 1, 0, 0};
+    for (int i = first; i < LOSS_CASES; i += step) {
+        tl_row other = laid_out(row, i % LAYOUTS);
+        tl_loss loss = losses[i];
+        double in_layout = loss_of_row(backend, &other, &loss, cancel);
+        double ranges = loss_by_ranges(backend, row, &loss, PART, cancel);
+        double longer = loss_by_ranges(backend, row, &loss, 3 * PART, cancel);
+        loss.grad = &grad;
+        double value = loss_of_row(backend, row, &loss, cancel);
+        require(same(value, in_layout), "layout, or loss with its gradient,", row);
+        require(is_same_in_ranges(&loss_cases[i]) ? same(ranges, value) : nearly_same(ranges, value), "loss by ranges",
+                row);
+        require(is_same_in_any_ranges(&loss_cases[i]) ? same(longer, ranges) : nearly_same(longer, ranges),
+                "loss by longer ranges", row);
+        take(loss_quantity(i), value);
+        take_row((quantity)(loss_quantity(i) + 1), &grad);
+        take((quantity)(loss_quantity(i) + 2), ranges);
     }
 }
 
@@ -292,6 +388,13 @@ static void take_near_zero(const tl_backend *backend, int dtype, tl_cancel *canc
     }
 }
 
+static void make_losses(int64_t count, int64_t target, tl_loss *losses) {
+    static double masses[LOSS_CASES][LONGEST];
+    static float weights[LOSS_CASES][LONGEST];
+    for (int i = 0; i < LOSS_CASES; i++)
+        losses[i] = make_loss(&loss_cases[i], count, target, (char *)masses[i], (char *)weights[i]);
+}
+
 static int64_t length(int i) { /* all short ones, and those around the sizes of chunks and blocks */
     static const int64_t borders[] = {TL_CHUNK,     2 * TL_CHUNK, TL_BLOCK, TL_BLOCK + TL_CHUNK,
                                       2 * TL_BLOCK, 3 * TL_BLOCK};
@@ -300,6 +403,7 @@ static int64_t length(int i) { /* all short ones, and those around the sizes of 
 
 int main(void) {
     static double memory[LONGEST], before[LONGEST];
+    static tl_loss losses[LOSS_CASES];
     char name[64];
     volatile int stopped = 0;
     tl_cancel cancel = {NULL, NULL, &stopped, 0};
@@ -336,13 +440,17 @@ int main(void) {
                     if (row.count == 0)
                         continue;
                     int64_t target = (int64_t)(random_bits() % (uint64_t)row.count);
+                    make_losses(row.count, target, losses);
                     take_all(backend, &row, &other, target, &cancel);
+                    take_losses(backend, &row, losses, 0, 1, &cancel);
+                    take_nlls(backend, &row, losses, &cancel);
                     take_parts(backend, &row, &other, target, &cancel);
                     take_converted(backend, &row);
                     row.compute_dtype = other.compute_dtype = TL_FLOAT64;
                     row.logit_scale = 0.75;
                     row.softcap = i % 2 ? 30 : 0;
                     take_all(backend, &row, &other, target, &cancel);
+                    take_losses(backend, &row, losses, i % 5, 5, &cancel); /* double takes long where FMA is emulated */
                     take_parts(backend, &row, &other, target, &cancel);
                 }
                 take_products(backend, dtype, kind);

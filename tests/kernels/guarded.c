@@ -6,6 +6,7 @@
 #include <sys/mman.h>
 
 #include "kernels.h"
+#include "losses.h"
 #include "rows.h"
 
 #define ROOM ((size_t)1 << 19) /* bytes between two pages that cannot be touched */
@@ -136,8 +137,7 @@ static void use_soft_targets(const tl_backend *backend, const tl_row *row, const
     }
 }
 
-static void write_all(const tl_backend *backend, const tl_row *row, const tl_row *other, int layout,
-                      tl_cancel *cancel) {
+static void write_all(const tl_backend *backend, const tl_row *row, int layout, tl_cancel *cancel) {
     int dtype = row->dtype & ~TL_SWAPPED;
     tl_row out = row_of(OUT, row->count, dtype, layout);
     for (int to = TL_FLOAT32; to <= TL_FLOAT64; to++) {
@@ -150,7 +150,6 @@ static void write_all(const tl_backend *backend, const tl_row *row, const tl_row
     tl_lse lse = tl_lse_finish(&state, row);
     if (tl_logsumexp(lse) - tl_logsumexp(lse) != 0)
         return;
-    tl_soft_target soft = {other->data, other->stride, other->dtype, NULL, 0, 0, 0.25, 0.01};
     for (int large = 0; large < 2; large++) {
         tl_softmax(backend, row, lse, &out, large, cancel);
         use_row(&out);
@@ -158,21 +157,51 @@ static void write_all(const tl_backend *backend, const tl_row *row, const tl_row
             tl_log_softmax(backend, row, lse, &out, large, cancel);
         use_row(&out);
     }
-    tl_gradient(backend, row, lse, 0.125, 1.5, &soft, &out, 1, cancel);
-    use_row(&out);
+}
+
+/* A loss of this row, with its masses and weights in guarded memory, too. */
+static tl_loss place_loss(const loss_case *of, int64_t count, int64_t target, int at_end) {
+    return make_loss(of, count, target, place(MASSES, count * tl_itemsize(of->mass_dtype), at_end),
+                     place(WEIGHTS, count * 4, at_end));
+}
+
+/* Losses of the row with their gradients, and its losses as probabilities and log-probabilities. */
+static void use_losses(const tl_backend *backend, const tl_row *row, int layout, int first, int step,
+                       tl_cancel *cancel) {
+    int64_t count = row->count, nonzero;
+    tl_row grad = row_of(OUT, count, row->dtype & ~TL_SWAPPED, layout);
+    for (int i = first; i < LOSS_CASES; i += step) {
+        tl_loss loss = place_loss(&loss_cases[i], count, count / 2, layout % 2 == 0);
+        use(loss_of_row(backend, row, &loss, cancel));
+        loss.grad = &grad;
+        use(loss_of_row(backend, row, &loss, cancel));
+        use_row(&grad);
+        if (loss.target >= 0)
+            continue;
+        int64_t argmax = tl_soft_target_argmax(backend, &loss.soft, count, &nonzero, cancel);
+        use(tl_is_one_hot(backend, &loss.soft, count, argmax, nonzero, cancel));
+        for (int is_log = 0; is_log < 2; is_log++) {
+            tl_seen seen;
+            use(tl_nll_of_distribution(backend, row, &loss.soft, is_log ? &log_probability_clip : &probability_clip,
+                                       &seen, cancel));
+            use((double)(seen.nonzero + seen.last + seen.refused) + seen.refused_score);
+        }
+    }
 }
 
 /* A row of which only one range at a time can be touched. */
-static void read_ranges(const tl_backend *backend, int64_t count, int dtype, int at_end, tl_cancel *cancel) {
+static void read_ranges(const tl_backend *backend, int64_t count, int dtype, int at_end, const loss_case *of,
+                        tl_cancel *cancel) {
     const int64_t length = 1024;
-    tl_soft_target soft = {NULL, 0, 0, NULL, 0, 0, 0, 0.5};
-    tl_lse_acc state;
     tl_token_stats token;
-    tl_dot_acc dot = {{0}, {0}, {0}, {0}};
+    tl_loss_acc acc;
     double values[3], target_raw = 1;
-    int64_t ids[3], target = count / 2;
+    int64_t ids[3], target = count / 2, nonzero;
     tl_topk best = {count < 3 ? count : 3, 0, values, ids};
     tl_row row = {NULL, count, tl_itemsize(dtype), dtype, dtype, 1, 0, 0};
+    tl_loss loss = place_loss(of, count, target, at_end);
+    tl_loss_begin(backend, &loss, count, &acc, &nonzero, cancel);
+    tl_loss_set_target_logit(backend, &row, &loss, target_raw, &acc);
     for (int64_t start = 0, end; start < count; start = end) {
         end = count - start < length ? count : start + length;
         tl_row there = row_of(ROW, end - start, dtype, at_end ? AT_END : AT_START);
@@ -180,12 +209,14 @@ static void read_ranges(const tl_backend *backend, int64_t count, int dtype, int
         row.data = (const char *)((uintptr_t)there.data - (uintptr_t)(start * row.stride));
         if (target >= start && target < end)
             tl_store_at(&row, target, target_raw);
-        tl_lse_range(backend, &row, start, end, length, target, &state, cancel);
-        tl_target_dot_range(backend, &row, &soft, start, end, 0, &dot, cancel);
+        if (acc.excluded >= start && acc.excluded < end)
+            tl_store_at(&row, acc.excluded, target_raw);
+        tl_loss_range(backend, &row, &loss, start, end, length, &acc, cancel);
         tl_token_stats_range(backend, &row, start, end, length, target, target_raw, &token, &best, cancel);
     }
+    row.data = NULL;
     tl_token_stats_end(backend, &row, target_raw, &token, &best);
-    use(tl_logsumexp(tl_lse_finish(&state, &row)) + tl_target_dot_end(&dot, &target_raw) + token.entropy);
+    use(tl_loss_end(backend, &row, &loss, &acc) + token.entropy);
 }
 
 /* Rows in class-major layout. */
@@ -228,7 +259,8 @@ static void multiply(const tl_backend *backend, int64_t depth, int dtype, int la
 static void read_probabilities(const tl_backend *backend, int64_t count, int at_end) {
     tl_row row = row_of(ROW, count, TL_FLOAT64, at_end ? AT_END : AT_START);
     fill_row(&row, 0);
-    backend->clipped_losses((double *)(uintptr_t)row.data, (size_t)count, 1e-12, 1 - 1e-12);
+    tl_negative_log(backend, &probability_clip, (double *)(uintptr_t)row.data, (size_t)count);
+    tl_negative_log(backend, &log_probability_clip, (double *)(uintptr_t)row.data, (size_t)count);
     use_row(&row);
     char *zeros = place(ROW, count, at_end);
     memset(zeros, 0, (size_t)count);
@@ -251,18 +283,22 @@ static void run_all(const tl_backend *backend, tl_cancel *cancel) {
                 fill_row(&other, of_counts[(c + layout) / 4 % 4]);
                 read_all(backend, &row, &other, layout % 2 == 0, cancel);
                 use_soft_targets(backend, &row, &other, layout % 2 == 0, cancel);
-                write_all(backend, &row, &other, layout, cancel);
+                write_all(backend, &row, layout, cancel);
+                int step = count > 129 ? 5 : 1; /* of long rows some losses, for the same sake */
+                use_losses(backend, &row, layout, (c + layout) % step, step, cancel);
                 if (layout < 4 && count < 5000) {
                     row.compute_dtype = TL_FLOAT64;
                     row.logit_scale = 0.75;
                     row.softcap = layout % 2 ? 30 : 0;
                     other.compute_dtype = TL_FLOAT64;
                     read_all(backend, &row, &other, layout % 2 == 0, cancel);
-                    write_all(backend, &row, &other, layout, cancel);
+                    write_all(backend, &row, layout, cancel);
+                    use_losses(backend, &row, layout, (c + dtype) % 5, 5, cancel);
                 }
             }
             for (int at_end = 0; at_end < 2; at_end++) {
-                read_ranges(backend, count, dtype, at_end, cancel);
+                read_ranges(backend, count, dtype, at_end, &loss_cases[(c * 8 + dtype * 2 + at_end) % LOSS_CASES],
+                            cancel);
                 read_class_major(backend, count, dtype, at_end, cancel);
                 read_probabilities(backend, count, at_end);
             }

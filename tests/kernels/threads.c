@@ -14,9 +14,9 @@
 #define BEST 5
 
 typedef struct {
-    double logsumexp, entropy, nll, divergence, dot, best[BEST];
+    double logsumexp, entropy, nll, divergence, of_class, of_distribution, of_ranges, of_log_probabilities, best[BEST];
     int64_t id[BEST], argmax;
-    float softmax[CLASSES], gradient[CLASSES];
+    float softmax[CLASSES], class_gradient[CLASSES], gradient[CLASSES];
 } found;
 
 typedef struct {
@@ -33,33 +33,51 @@ static float logits[ROWS][CLASSES], others[ROWS][CLASSES];
 
 static int poll(void *argument) { return ((work *)argument)->stops_itself; }
 
+static tl_row float_row(const float *data) {
+    return (tl_row){(const char *)data, CLASSES, 4, TL_FLOAT32, TL_FLOAT32, 1, 0, 0};
+}
+
+/* The losses of a row for class i and for a distribution, with smoothing and z-loss. */
+static void compute_losses(const tl_backend *backend, const tl_row *row, int64_t i, found *to, tl_cancel *cancel) {
+    static const tl_clip clip = {(double)NAN, (double)NAN, -(double)INFINITY, 1e9};
+    tl_row class_gradient = float_row(to->class_gradient), gradient = float_row(to->gradient);
+    tl_loss of_class = {{.one_minus_eps = 0.9, .eps_over_v = 0.1 / CLASSES}, i, 2, 1e-3, &class_gradient, 0.5, 0};
+    tl_loss loss = {
+        {(const char *)others[i], 4, TL_FLOAT32, NULL, 0, 0, 0.9, 0.1 / CLASSES}, -1, 1, 1e-3, &gradient, 0.5, 1};
+    tl_lse_acc rest;
+    tl_loss_acc acc;
+    tl_seen seen;
+    int64_t nonzero;
+    tl_lse_row(backend, row, i, &rest, cancel);
+    to->of_class = tl_loss_of_class(backend, row, &of_class, &rest, cancel);
+    to->argmax = tl_soft_target_argmax(backend, &loss.soft, CLASSES, &nonzero, cancel);
+    to->of_distribution = tl_loss_of_distribution(backend, row, &loss, to->argmax, cancel);
+    to->of_log_probabilities = tl_nll_of_distribution(backend, row, &loss.soft, &clip, &seen, cancel);
+    tl_loss_begin(backend, &loss, CLASSES, &acc, &nonzero, cancel);
+    tl_loss_set_target_logit(backend, row, &loss, (double)logits[i][acc.excluded], &acc);
+    tl_loss_range(backend, row, &loss, 0, 1024, 1024, &acc, cancel);
+    tl_loss_range(backend, row, &loss, 1024, CLASSES, 1024, &acc, cancel);
+    to->of_ranges = tl_loss_end(backend, row, &loss, &acc);
+}
+
 static double compute_row(const work *w, int64_t i, tl_cancel *cancel) {
     const tl_backend *backend = w->backend;
     found *to = &w->of_row[i];
-    tl_row row = {(const char *)logits[i], CLASSES, 4, TL_FLOAT32, TL_FLOAT32, 1, 0, 0};
-    tl_row other = row, out = row;
-    tl_soft_target soft = {(const char *)others[i], 4, TL_FLOAT32, NULL, 0, 0, 0.9, 0.1 / CLASSES};
+    tl_row row = float_row(logits[i]), other = float_row(others[i]), softmax = float_row(to->softmax);
     tl_topk best = {BEST, 0, to->best, to->id};
     tl_token_stats token;
     tl_lse_acc state;
-    double mass;
-    other.data = (const char *)others[i];
     if (i % 3 == 1) /* computed in double */
         row.compute_dtype = other.compute_dtype = TL_FLOAT64, row.softcap = 30;
     tl_token_stats_row(backend, &row, i, &token, &best, cancel);
     to->nll = token.nll;
     to->entropy = token.entropy;
     to->divergence = tl_kl_divergence(backend, &row, &other, cancel);
-    int64_t found;
-    to->argmax = tl_soft_target_argmax(backend, &soft, CLASSES, &found, cancel);
     tl_lse_row(backend, &row, -1, &state, cancel);
     tl_lse lse = tl_lse_finish(&state, &row);
     to->logsumexp = tl_logsumexp(lse);
-    to->dot = tl_target_dot(backend, &row, &soft, lse.offset, &mass, cancel);
-    out.data = (const char *)to->softmax;
-    tl_softmax(backend, &row, lse, &out, 1, cancel);
-    out.data = (const char *)to->gradient;
-    tl_gradient(backend, &row, lse, 0.5, 1, &soft, &out, 0, cancel);
+    tl_softmax(backend, &row, lse, &softmax, 1, cancel);
+    compute_losses(backend, &row, i, to, cancel);
     return token.nll;
 }
 

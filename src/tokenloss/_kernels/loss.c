@@ -7,11 +7,11 @@
 #include "elementwise.h"
 #include "scalar_math.h"
 
-/* sum of q[k] (logsumexp - x[k]) + z_loss logsumexp^2, from the nll of a class id (0 for a distribution), the target
- * dot sum of q[k] (shift - x[k]), the mass sum of q[k], and how far the logsumexp lies above that shift. */
+/* The loss from its parts: the nll of a class id (0 for a distribution), and of all other terms the target dot, sum of
+ * q[k] (shift - x[k]), the mass, sum of q[k], and how far the logsumexp lies above the shift. */
 static double loss_of(const tl_loss *loss, double nll, double target_dot, double mass, double above_shift, tl_lse lse) {
     double sum = 0;
-    if (loss->target >= 0 && loss->soft.one_minus_eps != 0)
+    if (loss->target >= 0 && loss->soft.one_minus_eps != 0) /* 0 times an infinite nll is nan */
         sum = loss->target_weight * loss->soft.one_minus_eps * nll;
     sum += target_dot;
     sum += mass * above_shift;
@@ -23,8 +23,8 @@ static double z_loss_grad(const tl_loss *loss, tl_lse lse) {
     return loss->z_loss != 0 ? 2 * loss->z_loss * tl_logsumexp(lse) : 0;
 }
 
-/* Writes the gradient of a row whose soft targets add up to `mass`; nan, and 0 is returned, where the loss is not
- * finite. */
+/* Writes the gradient of a row whose soft targets add up to `mass`. If the logsumexp is not finite, writes nan and
+ * returns 0. */
 static int write_gradient(const tl_backend *backend, const tl_row *logits, const tl_loss *loss, tl_lse lse, double mass,
                           tl_cancel *cancel) {
     double logsumexp = tl_logsumexp(lse);
@@ -37,8 +37,8 @@ static int write_gradient(const tl_backend *backend, const tl_row *logits, const
     return 1;
 }
 
-/* The gradient for a class id: the element of the target is made of its log-odds, since softmax - 1 has no digits left
- * where the target is nearly certain. `smoothed` is the mass of smoothing alone. */
+/* Writes the gradient for a class id. The target's element is computed from its log-odds, since softmax - 1 has no
+ * digits left where the target is nearly certain. `smoothed` is the mass of smoothing alone. */
 static void write_class_gradient(const tl_backend *backend, const tl_row *logits, const tl_loss *loss, tl_lse lse,
                                  double logit, double log_odds, double smoothed, tl_cancel *cancel) {
     double odds_against = tl_exp(log_odds), weight = loss->target_weight;
@@ -82,7 +82,7 @@ double tl_loss_of_distribution(const tl_backend *backend, const tl_row *logits, 
         double logit = tl_logit_at(backend, logits, argmax), log_odds = tl_log_odds_against_lse(lse, logit);
         double nll = tl_softplus(log_odds), shift;
         lse = tl_lse_add_class(lse, logit, log_odds);
-        /* the likeliest target's logit: where it is the largest logit, too, little is lost in differences from it */
+        /* the logit of the argmax: if it is the largest logit as well, differences from it lose few digits */
         int is_finite = nll - nll == 0;
         shift = is_finite ? logit : lse.offset;
         above_shift = is_finite ? nll : lse.log;
@@ -95,7 +95,7 @@ double tl_loss_of_distribution(const tl_backend *backend, const tl_row *logits, 
 
 int tl_is_one_hot(const tl_backend *backend, const tl_soft_target *soft, int64_t count, int64_t argmax, int64_t nonzero,
                   tl_cancel *cancel) {
-    if (soft->eps_over_v != 0) { /* after smoothing, no class is without mass */
+    if (soft->eps_over_v != 0) { /* `nonzero` counts all classes then */
         tl_soft_target plain = *soft;
         plain.weight = NULL;
         plain.one_minus_eps = 1;
@@ -121,8 +121,8 @@ void tl_loss_begin(const tl_backend *backend, const tl_loss *loss, int64_t class
 void tl_loss_set_target_logit(const tl_backend *backend, const tl_row *logits, const tl_loss *loss, double target_raw,
                               tl_loss_acc *acc) {
     acc->target_raw = target_raw;
-    if (loss->target <
-        0) { /* the shift for a class id comes with the first range: its logit may be far from the largest */
+    /* for a class id, whose logit may be far from the largest, the first range gives the shift */
+    if (loss->target < 0) {
         double logit = tl_softcap(backend, logits, target_raw);
         acc->shift = logit - logit == 0 ? logit : 0;
     }
@@ -156,7 +156,7 @@ double tl_loss_end(const tl_backend *backend, const tl_row *logits, const tl_los
 }
 
 void tl_negative_log(const tl_backend *backend, const tl_clip *clip, double *scores, size_t count) {
-    if (clip->lowest == clip->lowest) {
+    if (clip->lowest == clip->lowest) { /* not nan: probabilities */
         backend->clipped_losses(scores, count, clip->lowest, clip->highest);
         return;
     }
@@ -189,12 +189,12 @@ double tl_nll_of_distribution(const tl_backend *backend, const tl_row *scores, c
                 continue;
             seen->nonzero++;
             seen->last = start + i;
-            /* Knuth's exact addition: what each sum loses is added at the end */
+            /* Knuth's two-sum: the rounding errors of the sum are added at the end */
             double term = mass[i] * nll[i], before = sum, other;
             sum += term;
             other = sum - before;
             comp += (before - (sum - other)) + (term - other);
         }
     }
-    return comp - comp == 0 ? sum + comp : sum;
+    return comp - comp == 0 ? sum + comp : sum; /* of an infinite sum, the errors are nan */
 }
