@@ -11,6 +11,9 @@ from commands import run
 
 from tokenloss.formats import llama_cpp, open_scores
 
+LOGITS = np.random.default_rng(0).normal(size=(8, 6)).astype(np.float32)
+TARGETS = np.arange(8) % 6
+
 
 def save_npy(path, logits, targets):
     np.save(path := path.with_suffix(".npy"), logits)
@@ -83,8 +86,6 @@ SAVERS = [
 
 
 WITHOUT_TARGETS = {save_npy, save_npy_in_fortran_order, save_zarr_array}
-
-
 IN_ONE_FILE = [
     save_npy, save_npy_in_fortran_order, save_npz, save_compressed_npz, save_safetensors, save_zarr_zip, save_llama_cpp,
 ]  # fmt: skip

@@ -7,20 +7,13 @@ import numpy as np
 import pytest
 import safetensors.numpy
 from commands import at_most, run
+from files import LOGITS, TARGETS
 
 from tokenloss._evaluation import comparison, plan
 from tokenloss._evaluation import run as shard_run
 from tokenloss.formats import llama_cpp, open_scores
 
 pytestmark = pytest.mark.thread_unsafe(reason="sets an alarm for the process, and measures its memory")
-
-
-LOGITS = np.random.default_rng(0).normal(size=(8, 6)).astype(np.float32)
-
-
-TARGETS = np.arange(8) % 6
-
-
 SHARES = np.full((8, 6), 1 / 6, np.float32)
 
 

@@ -10,6 +10,8 @@ import safetensors.numpy
 import zarr
 from files import (
     IN_ONE_FILE,
+    LOGITS,
+    TARGETS,
     assert_file_refused,
     npy_bytes,
     refusal,
@@ -53,8 +55,6 @@ def test_files_with_bytes_after_the_end(save, logits, tmp_path):
     assert f"byte {size}: the file goes on for 1 bytes; it must have {size} bytes" in refusal(path)
 
 
-LOGITS = np.random.default_rng(0).normal(size=(8, 6)).astype(np.float32)
-TARGETS = np.arange(8) % 6
 HEADER = {"descr": "<f4", "fortran_order": False, "shape": (4, 6)}
 
 

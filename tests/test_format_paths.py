@@ -10,20 +10,12 @@ import numpy as np
 import pytest
 from arrays import assert_same_bits, fails
 from commands import at_most, run
-from files import assert_file_refused, read_rows, save_zarr
+from files import LOGITS, TARGETS, assert_file_refused, read_rows, save_zarr
 
 from tokenloss.formats import open_scores
 
 pytestmark = pytest.mark.thread_unsafe(reason="sets an alarm for the process, and measures its memory")
-
-
 POSIX = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such files or names")
-
-
-LOGITS = np.random.default_rng(0).normal(size=(8, 6)).astype(np.float32)
-
-
-TARGETS = np.arange(8) % 6
 
 
 @pytest.fixture(autouse=True)
