@@ -1,7 +1,10 @@
 """Files of scores for tests: saved in every format, read again, damaged by hand, and measured."""
 
 import contextlib
+import io
+import struct
 import tracemalloc
+import zipfile
 
 import numpy as np
 import pytest
@@ -153,3 +156,27 @@ def assert_file_refused(path, *words, targets=None):
     for line in said:
         for word in (str(path if targets is None else targets), *words):
             assert word in line
+
+
+def in_memory(save):
+    """The bytes that `save` writes to a file."""
+    file = io.BytesIO()
+    save(file)
+    return file.getvalue()
+
+
+def zipped(files, compression=zipfile.ZIP_STORED):
+    """An archive of these files."""
+
+    def save(file):
+        with zipfile.ZipFile(file, "w", compression) as archive:
+            for name, data in files.items():
+                archive.writestr(name, data)
+
+    return in_memory(save)
+
+
+def npy(header, n_bytes=96):
+    """A .npy file of version 2 with this header, which may be a dictionary or text."""
+    text = (header if isinstance(header, str) else repr(header)).encode("latin-1", "replace") + b"\n"
+    return b"\x93NUMPY\x02\x00" + struct.pack("<I", len(text)) + text + bytes(n_bytes)

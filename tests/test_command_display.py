@@ -54,7 +54,7 @@ def test_score_prints_no_column_of_text_without_tokens(command, npz):
 
 
 def on_terminal(command, monkeypatch, columns, *argv):
-    """What is printed on a terminal of this width, without colours."""
+    """The output on a terminal of this width, without colors."""
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("COLUMNS", str(columns))
     status, out, err = command(*argv)
@@ -94,18 +94,18 @@ def test_tokens_beyond_the_encoding_of_stdout_are_escaped():
     assert r"\u0120heaven" in done.stdout
 
 
-def test_score_prints_the_same_without_rich():
+def test_score_prints_the_same_without_rich(command):
     program = "import sys; sys.modules['rich'] = None; from tokenloss.cli import main; sys.exit(main())"
-    plain, rich = process("score", SAMPLE, program=("-c", program)), process("score", SAMPLE)
-    assert (plain.returncode, plain.stderr) == (0, "")
-    words = [line.split() for line in plain.stdout.splitlines()]
-    assert [line for line in words if "time" not in line] == [
-        line.split() for line in rich.stdout.splitlines() if "time" not in line
-    ]
+    done = process("score", SAMPLE, program=("-c", program))
+    assert (done.returncode, done.stderr) == (0, "")
+    status, out, err = command("score", SAMPLE)
+    assert (status, err) == (0, "")
+    plain, rich = ([line.split() for line in text.splitlines() if "time" not in line] for text in (done.stdout, out))
+    assert plain == rich
 
 
 class Terminal(io.StringIO):
-    """Something to write on that says it is a terminal."""
+    """A stream that claims to be a terminal."""
 
     def isatty(self):
         return True

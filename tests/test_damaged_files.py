@@ -3,26 +3,22 @@
 Every run tests the same bounded number of files; `fuzz/run.sh` tests others for as long as you like.
 """
 
-import ast
 import contextlib
-import io
 import json
 import os
-import pickle
 import struct
 import sys
 import zipfile
-from pathlib import Path
 
 import numpy as np
 import pytest
 import safetensors.numpy
 import zarr
 from commands import at_most, run
+from files import in_memory, npy, zipped
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-import tokenloss
 from tokenloss.formats import llama_cpp, open_scores
 
 try:
@@ -46,13 +42,6 @@ fuzzed = settings(
 # -- damage --------------------------------------------------------------------------------------------------
 
 
-def in_memory(save):
-    """What `save` writes to a file."""
-    file = io.BytesIO()
-    save(file)
-    return file.getvalue()
-
-
 def stores():
     """Small Zarr stores of both versions: names of files, and what is in them.
 
@@ -70,23 +59,6 @@ def stores():
             files[name] = buffer.to_bytes()
         found.append(files)
     return found
-
-
-def zipped(files, compression=zipfile.ZIP_STORED):
-    """An archive of these files."""
-
-    def save(file):
-        with zipfile.ZipFile(file, "w", compression) as archive:
-            for name, data in files.items():
-                archive.writestr(name, data)
-
-    return in_memory(save)
-
-
-def npy(header, n_bytes=96):
-    """A .npy file with this header."""
-    text = (header if isinstance(header, str) else repr(header)).encode("latin-1", "replace") + b"\n"
-    return b"\x93NUMPY\x02\x00" + struct.pack("<I", len(text)) + text + bytes(n_bytes)
 
 
 def save_llama_cpp(path):
@@ -365,94 +337,6 @@ def test_state_that_is_damaged(data, state, where):
 def test_text_of_random_bytes(text, where):
     (where / "text").write_bytes(text)
     assert run("score", where / "whole.npz", "--text", where / "text")[0] == (0 if text else 2)
-
-
-# -- pickles and the network -----------------------------------------------------------------------------------
-
-
-class Payload:
-    """Writes a file when it is unpickled."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return Path.write_text, (self.path, "ran")
-
-
-def pickled_npy(payload):
-    return npy({"descr": "|O", "fortran_order": False, "shape": (1, 1)}, 0) + pickle.dumps(payload)
-
-
-def structured_npy(payload):
-    header = {"descr": [("a", "|O")], "fortran_order": False, "shape": (1, 1)}
-    return npy(header, 0) + pickle.dumps(payload)
-
-
-def pickled_zarr(payload, filters, compressor, dtype):
-    """A store one of whose arrays is pickled."""
-    metadata = {
-        "zarr_format": 2, "shape": [1], "chunks": [1], "dtype": dtype, "order": "C", "fill_value": None,
-        "filters": filters, "compressor": compressor,
-    }  # fmt: skip
-    logits = {**metadata, "shape": [1, 2], "chunks": [1, 2], "dtype": "<f4", "filters": None, "compressor": None}
-    return {
-        ".zgroup": b'{"zarr_format": 2}',
-        "logits/.zarray": json.dumps(logits).encode(),
-        "logits/0.0": bytes(8),
-        "tokens/.zarray": json.dumps(metadata).encode(),
-        "tokens/0": pickle.dumps(payload),
-    }
-
-
-PICKLE, TEXT = {"id": "pickle"}, {"id": "vlen-utf8"}
-HOSTILE = {
-    "raw.npy": pickle.dumps,
-    "object.npy": pickled_npy,
-    "structured.npy": structured_npy,
-    "raw.npz": lambda payload: zipped({"logits.npy": pickle.dumps(payload)}),
-    "object.npz": lambda payload: zipped({"logits.npy": pickled_npy(payload)}),
-    "deflated.npz": lambda payload: zipped({"logits.npy": structured_npy(payload)}, zipfile.ZIP_DEFLATED),
-    "text.npz": lambda payload: zipped(
-        {"logits.npy": in_memory(lambda file: np.save(file, LOGITS)), "tokens.npy": pickled_npy(payload)}
-    ),
-    "raw.safetensors": pickle.dumps,
-    "raw.kld": lambda payload: b"_logits_" + pickle.dumps(payload),
-    "objects.zip": lambda payload: zipped(pickled_zarr(payload, [PICKLE], None, "|O")),
-    "floats.zip": lambda payload: zipped(pickled_zarr(payload, [PICKLE], None, "<f4")),
-    "compressor.zip": lambda payload: zipped(pickled_zarr(payload, [TEXT], PICKLE, "|O")),
-    "filters.zip": lambda payload: zipped(pickled_zarr(payload, [TEXT, PICKLE], None, "|O")),
-}
-
-
-@pytest.mark.parametrize("name", HOSTILE)
-def test_pickles_are_not_run(name, where, monkeypatch):
-    monkeypatch.setattr("numcodecs.pickles.Pickle.decode", lambda self, data, out=None: pickle.loads(data))  # noqa: S301 - as older ones do
-    ran = where / "ran"
-    path = where / name
-    path.write_bytes(HOSTILE[name](Payload(ran)))
-    with pytest.raises(ValueError, match=name):
-        list(open_scores(path).blocks(3))
-    assert run("score", path)[0] == 2
-    assert run("score", where / "whole.npz", "--targets", path)[0] == 2
-    assert not ran.exists()
-    pickle.loads(pickle.dumps(Payload(ran)))  # noqa: S301 - shows that it would
-    ran.unlink()
-
-
-def test_source_imports_neither_pickle_nor_network():
-    """Except in tokenloss.dask, whose library connects to the scheduler that the user names."""
-    modules = {"pickle", "marshal", "shelve", "urllib", "requests", "socket", "http", "ftplib", "subprocess", "fsspec"}
-    for path in Path(tokenloss.__file__).parent.rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
-            if isinstance(node, ast.Import | ast.ImportFrom):
-                names = [name.name for name in node.names] if isinstance(node, ast.Import) else [node.module or ""]
-                assert not modules & {name.split(".")[0] for name in names}, f"{path}:{node.lineno}"
-            if isinstance(node, ast.Call):
-                called = ast.unparse(node.func)
-                assert called not in ("eval", "exec", "compile", "__import__", "np.load"), f"{path}:{node.lineno}"
-                for keyword in node.keywords:
-                    assert keyword.arg != "allow_pickle" or ast.unparse(keyword.value) == "False"
 
 
 # -- damage that once did harm -----------------------------------------------------------------------------------------

@@ -138,7 +138,7 @@ def test_infinite_losses(rng):
     assert score(da.from_array(logits, chunks=3), targets) == meter_of(logits, targets)
 
 
-# -- how the work is cut ----------------------------------------------------------------------------------------------
+# -- chunks ----------------------------------------------------------------------------------------------
 
 
 def test_chunks_of_losses_are_those_of_logits(rng):
@@ -220,7 +220,7 @@ def test_wrong_arguments_raise_at_the_call_as_on_one_machine(logits, targets, op
     ids=str,
 )
 def test_wrong_weight_reduction_or_workers_raise_at_the_call(options):
-    big = np.zeros((300, 2000), np.float32)  # `workers` is looked at where there is work to share
+    big = np.zeros((300, 2000), np.float32)  # `workers` is checked where there is work to share
     big_options = options if "workers" in options else {}
     with pytest.raises((TypeError, ValueError)) as one:
         tokenloss.cross_entropy(*((big, np.zeros(300, int)) if big_options else (LOGITS, TARGETS)), **options)
@@ -355,8 +355,8 @@ def shards(tmp_path, rng):
 
 @pytest.mark.usefixtures("client")
 def test_cluster_gives_the_bits_of_one_machine(rng):
-    logits, targets, where = problem(rng, (100, 200), 1)
-    lazy = da.from_array(logits, chunks=(23, 70))
+    logits, targets, where = problem(rng, (40, 90), 1)
+    lazy = da.from_array(logits, chunks=(13, 40))
     assert score(lazy, targets, where=where) == meter_of(logits, targets, where)
     losses = cross_entropy(lazy, targets, where=where)
     assert_same_bits(losses.compute(), tokenloss.cross_entropy(logits, targets, where=where))

@@ -98,7 +98,7 @@ def test_targets_given_twice(shards, command, npy):
 
 @pytest.fixture
 def numbered(tmp_path):
-    """Shards of 12 rows, of which a shell puts 10 before 2; the logits and targets of all."""
+    """Twelve shards of one row each, of which a shell puts 10 before 2, with all logits and targets."""
     rng = np.random.default_rng(12)
     logits, targets = rng.normal(size=(12, 5)), rng.integers(5, size=12)
     for i in range(12):
@@ -131,7 +131,7 @@ def test_numbered_files_in_alphabetical_order(targets, numbered, command, score_
 
 @pytest.fixture
 def interrupted(shards, command, monkeypatch):
-    """Score shards, until Ctrl-C in the third; where the state is."""
+    """Score shards until Ctrl-C in the third; return the path of the state."""
     state = shards.path / "state.json"
     with monkeypatch.context() as patch:
         calls = iter([shard_run.score_shard, shard_run.score_shard, raising(KeyboardInterrupt)])
