@@ -89,7 +89,7 @@ class Browser:
             self.events.append(self._read())
 
     def seen(self, *methods):
-        """What happened since a file was opened."""
+        """Events of these kinds since a file was opened."""
         return [event for event in self.events if event["method"] in methods]
 
     def run(self, script):

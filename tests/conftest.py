@@ -1,15 +1,19 @@
 """Fixtures for all tests, and the files that cannot be collected without an optional package."""
 
 import importlib.util
+import json
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
-from tokenloss import _core
+import tokenloss
+from tokenloss import _core, cli
 
 
 def installed(name):
@@ -103,3 +107,85 @@ def run_python():
         return done.stderr if fails else done.stdout
 
     return run
+
+
+@pytest.fixture
+def command(capsys):
+    """Run the command line in this process; return its exit status and what it printed to stdout and stderr."""
+
+    def command(*argv):
+        status = cli.main([str(arg) for arg in argv])
+        return status, *capsys.readouterr()
+
+    return command
+
+
+@pytest.fixture
+def score_json(command):
+    """Run `tokenloss score --json`; return what it printed."""
+    return lambda *argv: json_of(command("score", *argv, "--json"))
+
+
+@pytest.fixture
+def compare_json(command):
+    """Run `tokenloss compare --json`; return what it printed."""
+    return lambda *argv: json_of(command("compare", *argv, "--json"))
+
+
+def json_of(result):
+    status, out, err = result
+    assert (status, err) == (0, "")
+    return json.loads(out, parse_constant=pytest.fail)
+
+
+@pytest.fixture
+def npz(tmp_path):
+    """Save arrays as a .npz file."""
+
+    def npz(name="scores.npz", **arrays):
+        np.savez(tmp_path / name, **arrays)
+        return tmp_path / name
+
+    return npz
+
+
+@pytest.fixture
+def npy(tmp_path):
+    """Save two arrays as .npy files."""
+
+    def npy(scores, targets):
+        paths = tmp_path / "scores.npy", tmp_path / "targets.npy"
+        for path, array in zip(paths, (scores, targets), strict=True):
+            np.save(path, array)
+        return paths
+
+    return npy
+
+
+@pytest.fixture
+def shards(tmp_path):
+    """Logits of 60 rows, their targets, and the files of three shards of them."""
+    rng = np.random.default_rng(3)
+    logits, targets = rng.normal(size=(60, 11), scale=3).astype(np.float32), rng.integers(11, size=60)
+    targets[::7] = -100
+    for name, part in zip("abc", np.split(np.arange(60), [13, 40]), strict=True):
+        np.savez(tmp_path / f"part-{name}.npz", logits=logits[part], targets=targets[part])
+        np.save(tmp_path / f"logits-{name}.npy", logits[part])
+        np.save(tmp_path / f"targets-{name}.npy", targets[part])
+    np.save(tmp_path / "all.npy", targets)
+    np.savez(tmp_path / "whole.npz", logits=logits, targets=targets)
+    return SimpleNamespace(logits=logits, targets=targets, path=tmp_path)
+
+
+@pytest.fixture
+def models(tmp_path):
+    """Logits of a model and of its base, their targets, and files of them."""
+    rng = np.random.default_rng(11)
+    base = rng.normal(size=(4, 6, 9), scale=2).astype(np.float32)
+    other = base + rng.normal(size=base.shape, scale=0.3).astype(np.float32)
+    targets = rng.integers(9, size=(4, 6))
+    np.savez(tmp_path / "base.npz", logits=base, targets=targets)
+    np.save(tmp_path / "other.npy", other.reshape(24, 9))
+    np.save(tmp_path / "targets.npy", targets)
+    np.savez_compressed(tmp_path / "other.npz", probs=tokenloss.softmax(other.astype(np.float64)))
+    return SimpleNamespace(base=base, other=other, targets=targets, path=tmp_path)

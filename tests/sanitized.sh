@@ -26,12 +26,12 @@ export ASAN_OPTIONS UBSAN_OPTIONS
 
 left_out=(
     # a sanitizer's own memory is many times that which is measured
-    --deselect tests/test_formats.py::test_memory_is_bounded
+    --deselect tests/test_format_memory.py::test_memory_is_that_of_a_block
     --deselect tests/test_memory.py::test_less_than_a_megabyte_a_worker_is_allocated
     --deselect tests/test_memory.py::test_nothing_of_the_size_of_the_targets_is_allocated
     --deselect tests/test_memory.py::test_linear_cross_entropy_allocates_less_than_16_megabytes
-    --deselect tests/test_edges_of_files.py::test_address_space_is_that_of_a_block
-    --deselect tests/test_cli.py::test_memory_is_bounded
+    --deselect tests/test_format_memory.py::test_address_space_is_that_of_a_block
+    --deselect tests/test_score_command.py::test_score_memory_is_bounded
     # gcc's sanitizer before 14 forks while another thread may hold the lock of its allocator: the child then waits for ever
     --deselect tests/test_workers.py::test_fork_while_other_threads_are_at_work
 )

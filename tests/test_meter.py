@@ -1,4 +1,4 @@
-"""LossMeter: exact, mergeable in any order, and of the oracle's statistics."""
+"""LossMeter: exact sums, merged in any order, with the statistics of the reference."""
 
 import copy
 import json
@@ -35,7 +35,7 @@ def assert_same_meters(actual, expected):
         assert_same_bits(getattr(actual, statistic), getattr(expected, statistic), statistic)
 
 
-def assert_as_oracle(losses, where=None, **lengths):
+def assert_equals_reference(losses, where=None, **lengths):
     meter, expected = meter_of(losses, where, **lengths), reference.LossMeter()
     expected.update(losses, where, **lengths)
     for statistic in ("count", "total", "loss"):
@@ -45,7 +45,7 @@ def assert_as_oracle(losses, where=None, **lengths):
         np.testing.assert_allclose(actual, exact, rtol=1e-15, atol=5e-324, err_msg=statistic)
 
 
-# what it tells
+# statistics
 
 
 def test_statistics_by_hand():
@@ -68,7 +68,7 @@ def test_statistics_are_python_numbers(rng):
     assert type(meter.n_bytes) is type(meter.n_words) is int
 
 
-def test_meter_that_saw_nothing():
+def test_empty_meter():
     meter = LossMeter()
     assert (meter.count, meter.total) == (0, 0.0)
     for statistic in ("loss", "stderr", "perplexity", "bits_per_token", "bits_per_byte", "word_perplexity"):
@@ -79,49 +79,49 @@ def test_meter_that_saw_nothing():
     assert meter == LossMeter()
 
 
-def test_standard_error_needs_two_tokens():
+def test_stderr_needs_two_tokens():
     assert math.isnan(meter_of([1.5]).stderr)
     assert meter_of([1.5, 1.5]).stderr == 0.0
     assert meter_of([1.0, 2.0]).stderr == 0.5
 
 
-def test_repr_tells_what_matters():
+def test_repr():
     assert repr(meter_of([0.36, 0.02, 0.22])) == "LossMeter(count=3, loss=0.2, stderr=0.0987, perplexity=1.221)"
 
 
-def test_statistics_are_those_of_the_oracle(rng):
+def test_statistics_equal_the_reference(rng):
     for count in (1, 2, 3, 10, 1000):
-        assert_as_oracle(rng.exponential(3, count), n_bytes=7 * count, n_words=count)
-        assert_as_oracle(1e8 + rng.random(count))  # where a naive variance loses all digits
-        assert_as_oracle(rng.choice([-1, 1], count) * 10.0 ** rng.uniform(-300, 150, count))
+        assert_equals_reference(rng.exponential(3, count), n_bytes=7 * count, n_words=count)
+        assert_equals_reference(1e8 + rng.random(count))  # where a naive variance loses all digits
+        assert_equals_reference(rng.choice([-1, 1], count) * 10.0 ** rng.uniform(-300, 150, count))
 
 
 @pytest.mark.parametrize("size", [1e-323, 1e-308, 1e-200, 1e-160, 1e160, 1e200, 1e307])
-def test_statistics_of_huge_and_of_tiny_losses(size):
-    assert_as_oracle(size * np.array([1.0, 3.0, 4.0, 4.0, 1.0]))
-    assert_as_oracle([size, 1.0, 5e-324])
+def test_statistics_of_huge_and_tiny_losses(size):
+    assert_equals_reference(size * np.array([1.0, 3.0, 4.0, 4.0, 1.0]))
+    assert_equals_reference([size, 1.0, 5e-324])
 
 
 @pytest.mark.parametrize("count", [2, 3, 1000])
-def test_total_beyond_a_float_is_infinite(count):
+def test_total_that_overflows(count):
     meter = meter_of([1e308] * count)
     assert meter.total == math.inf
-    assert meter.loss == 1e308  # P7
+    assert meter.loss == 1e308
     assert meter.perplexity == math.inf
     assert meter.stderr == 0.0
     assert "inf" in repr(meter)
     assert meter_of([-1e308] * count).total == -math.inf
-    meter.update([-1e308] * count)  # nothing was lost
+    meter.update([-1e308] * count)  # the total itself did not overflow
     assert meter.total == 0.0
 
 
-def test_losses_that_cancel_leave_the_rest(rng):
+def test_total_of_losses_that_cancel(rng):
     losses = np.concatenate([10.0 ** rng.uniform(-300, 300, 300), [1e308, 5e-324]])
     meter = meter_of(rng.permutation(np.concatenate([losses, -losses, [1e-310]])))
     assert meter.total == 1e-310
 
 
-def test_smallest_losses_are_kept():
+def test_total_of_subnormal_losses():
     assert meter_of([5e-324] * 3).total == 1.5e-323
     assert meter_of([1e308, 5e-324, -1e308]).total == 5e-324
 
@@ -136,7 +136,7 @@ def test_smallest_losses_are_kept():
         ([math.inf, math.nan], math.nan),
     ],
 )
-def test_infinite_losses_and_nan(losses, total):
+def test_inf_and_nan_losses(losses, total):
     for order in (losses, losses[::-1]):
         meter = meter_of(order)
         assert_same_bits([meter.total, meter.loss], [total, total])
@@ -148,7 +148,7 @@ def test_infinite_losses_and_nan(losses, total):
         repr(meter)
 
 
-def test_meters_forget_no_infinity():
+def test_inf_loss_stays_after_later_updates():
     meter = meter_of([math.inf])
     meter.update(np.ones(10))
     meter.merge(meter_of([1.0]))
@@ -169,7 +169,7 @@ def test_a_million_updates_of_one_token_are_one_update_of_a_million_tokens(rng):
     assert_same_meters(each, once)
 
 
-def test_updates_of_any_size(rng):
+def test_update_of_any_size(rng):
     losses = rng.exponential(3, 5000)
     expected = meter_of(losses)
     for parts in (2, 7, 600):
@@ -180,7 +180,7 @@ def test_updates_of_any_size(rng):
 
 
 @pytest.mark.parametrize("dtype", [np.dtype(bool), *INTEGERS, *FLOATS], ids=str)
-def test_losses_of_every_dtype_and_layout(dtype, rng):
+def test_update_of_every_dtype_and_layout(dtype, rng):
     losses = rng.integers(0, 2 if dtype.kind == "b" else 60, (3, 4, 5)).astype(dtype)
     expected = meter_of(losses.astype(np.float64))
     for name, layout in LAYOUTS.items():
@@ -188,17 +188,17 @@ def test_losses_of_every_dtype_and_layout(dtype, rng):
     assert meter_of(losses.tolist()) == expected
 
 
-def test_bfloat16_losses_are_not_taken_for_integers():
+def test_update_of_bfloat16():
     assert meter_of(np.array([0.5, 1.5]).astype(BFLOAT16)).total == 2.0
 
 
-def test_single_losses():
+def test_update_of_a_scalar():
     for loss in (0.5, np.float64(0.5), np.float16(0.5), np.array(0.5), [0.5], BFLOAT16.type(0.5)):
         assert meter_of(loss) == meter_of([0.5])
     assert meter_of(2) == meter_of([2.0])
 
 
-def test_torch_losses(rng):
+def test_update_of_torch_tensors(rng):
     torch = pytest.importorskip("torch", reason="torch is not installed")
     losses = rng.random((3, 4))
     assert meter_of(torch.tensor(losses), torch.tensor(losses > 0.5)) == meter_of(losses, losses > 0.5)
@@ -206,19 +206,19 @@ def test_torch_losses(rng):
     assert meter_of(torch.tensor(0.5)) == meter_of(0.5)
 
 
-def test_masked_losses_do_not_count(rng):
+def test_where(rng):
     losses = rng.random((3, 4))
     for where in (True, False, rng.random((3, 4)) > 0.5, rng.random(4) > 0.5, rng.random((3, 1)) > 0.5):
         whole = np.broadcast_to(where, (3, 4))
         assert meter_of(losses, where) == meter_of(losses[whole])
-        assert_as_oracle(losses, where)
+        assert_equals_reference(losses, where)
     losses[1, 1] = math.nan
     assert math.isfinite(meter_of(losses, ~np.isnan(losses)).loss)
     assert meter_of(0.5, True).count == 1
     assert meter_of(0.5, False) == LossMeter()
 
 
-def test_bytes_and_words_add_up():
+def test_n_bytes_and_n_words():
     meter = LossMeter()
     meter.update([1.0], n_bytes=3)
     meter.update([2.0], n_bytes=2**70, n_words=5)
@@ -227,7 +227,7 @@ def test_bytes_and_words_add_up():
     assert meter.bits_per_byte == pytest.approx(3 / math.log(2) / 2**70, rel=1e-15)
 
 
-def test_losses_are_not_written_to(rng):
+def test_update_does_not_write_to_losses(rng):
     losses = rng.random(10)
     before = losses.copy()
     meter_of(losses)
@@ -237,7 +237,7 @@ def test_losses_are_not_written_to(rng):
 # merging
 
 
-def test_merges_in_any_order_and_tree(rng):
+def test_merge_in_any_order(rng):
     losses = rng.choice([-1, 1], 3000) * 10.0 ** rng.uniform(-300, 100, 3000)
     expected = meter_of(losses, n_bytes=3000, n_words=300)
     for _ in range(5):
@@ -249,7 +249,7 @@ def test_merges_in_any_order_and_tree(rng):
         assert_same_meters(meters[0], expected)
 
 
-def test_merge_changes_one_meter_and_addition_none():
+def test_merge_changes_one_meter_and_plus_none():
     first, second = meter_of([1.0, 2.0], n_bytes=1), meter_of([5.0], n_words=2)
     both = first + second
     assert (first, second) == (meter_of([1.0, 2.0], n_bytes=1), meter_of([5.0], n_words=2))
@@ -259,13 +259,13 @@ def test_merge_changes_one_meter_and_addition_none():
     assert both + LossMeter() == LossMeter() + both == both
 
 
-def test_meters_add_up_in_place():
+def test_plus_in_place():
     meter = meter_of([1.0])
     meter += meter_of([2.0])
     assert meter == meter_of([1.0, 2.0])
 
 
-def test_merging_a_meter_with_itself_counts_beyond_32_and_64_bits():
+def test_merge_of_a_meter_with_itself_counts_beyond_64_bits():
     meter = meter_of([0.1, 0.7, 3.0], n_bytes=11, n_words=2)
     once = meter.total
     for _ in range(70):
@@ -282,7 +282,7 @@ def test_merging_a_meter_with_itself_counts_beyond_32_and_64_bits():
 
 
 @pytest.mark.parametrize("protocol", range(2, pickle.HIGHEST_PROTOCOL + 1))
-def test_meters_pickle(protocol, rng):
+def test_pickle(protocol, rng):
     for meter in (LossMeter(), meter_of(rng.random(99), n_bytes=3, n_words=4), meter_of([math.inf, 1, -5e-324])):
         again = pickle.loads(pickle.dumps(meter, protocol))  # noqa: S301 - our own
         assert_same_meters(again, meter)
@@ -290,7 +290,7 @@ def test_meters_pickle(protocol, rng):
         assert again != meter
 
 
-def test_meters_copy(rng):
+def test_copy(rng):
     meter = meter_of(rng.random(99), n_bytes=3)
     for duplicate in (copy.copy(meter), copy.deepcopy(meter)):
         assert_same_meters(duplicate, meter)
@@ -298,7 +298,7 @@ def test_meters_copy(rng):
         assert meter.count == 99
 
 
-def test_meters_are_equal_if_they_saw_the_same():
+def test_equality():
     meter = meter_of([1.0, 2.0])
     assert meter == meter_of([2.0, 1.0])
     assert meter != meter_of([1.5, 1.5])  # of the same sum
@@ -311,7 +311,7 @@ def test_meters_are_equal_if_they_saw_the_same():
         hash(meter)
 
 
-# bad input
+# errors
 
 
 @pytest.mark.parametrize(
@@ -331,14 +331,14 @@ def test_meters_are_equal_if_they_saw_the_same():
         (([1.0],), {"n_bytes": 3, "n_words": None}, TypeError, "n_words.*None.*integer"),
     ],
 )
-def test_bad_update_leaves_the_meter_as_it_was(arguments, options, error, message):
+def test_update_with_wrong_arguments_changes_nothing(arguments, options, error, message):
     meter = meter_of([0.5, 0.25], n_bytes=2, n_words=1)
     with pytest.raises(error, match=f"(?s){message}"):
         meter.update(*arguments, **options)
     assert_same_meters(meter, meter_of([0.5, 0.25], n_bytes=2, n_words=1))
 
 
-def test_bad_merge_leaves_the_meter_as_it_was():
+def test_merge_with_something_else_changes_nothing():
     meter = meter_of([0.5])
     for other in (None, 0, 1.0, [meter], reference.LossMeter()):
         with pytest.raises(TypeError, match=rf"other.*{type(other).__name__}.*LossMeter"):
@@ -353,7 +353,7 @@ def test_meter_has_no_other_attributes():
         LossMeter().perplexities = 1
 
 
-def test_meter_takes_what_the_losses_give(rng):
+def test_update_of_cross_entropy(rng):
     logits, targets = rng.standard_normal((6, 10)), np.array([1, 2, -100, 3, 4, 5])
     meter = LossMeter()
     meter.update(tokenloss.cross_entropy(logits, targets, reduction="none"), where=targets != -100)
@@ -363,7 +363,7 @@ def test_meter_takes_what_the_losses_give(rng):
 
 
 @pytest.mark.parametrize("losses", [[], [0.1, 2e300, -5e-324], [math.inf, 1.0], [-math.inf], [math.nan, 3.0]])
-def test_meters_become_json_and_back(losses):
+def test_json_round_trip(losses):
     meter = LossMeter()
     meter.update(losses, n_bytes=7, n_words=2)
     state = json.loads(json.dumps(meter._to_json(), allow_nan=False))

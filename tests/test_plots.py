@@ -1,4 +1,4 @@
-"""The figures: what they hold is what an independent count gives, whatever the losses; and how they are saved."""
+"""tokenloss.plots: figures hold what an independent count gives, for any losses, and are saved whole or not at all."""
 
 import itertools
 import math
@@ -24,12 +24,12 @@ def words(axes):
 
 
 def drawn(figure):
-    """Draw a figure, which reveals what is wrong with it."""
+    """Draw a figure, so that errors of drawing show."""
     figure.draw_without_rendering()
     return figure
 
 
-def test_sample():
+def test_draw_losses_of_the_sample():
     with np.load(SAMPLE) as data:
         scores = token_scores(data["logits"], data["targets"], top_k=1)
     figure = drawn(
@@ -63,7 +63,7 @@ def test_running_mean(size):
     np.testing.assert_allclose(mean.get_ydata(), expected)
 
 
-def test_positions_are_those_of_the_text():
+def test_where_keeps_positions():
     where = np.array([[True, False, True], [False, True, True]])
     losses = np.array([[1.0, 9.0, 2.0], [9.0, np.nan, 3.0]])
     figure = drawn(plots.draw_losses(losses, where=where))
@@ -71,7 +71,7 @@ def test_positions_are_those_of_the_text():
     assert words(figure.axes[0])[1] == "3 tokens; 1 nan left out"
 
 
-def test_histogram_holds_every_loss():
+def test_histogram():
     losses = RNG.exponential(2, 5000)
     (steps,) = drawn(plots.draw_losses(losses)).axes[1].patches
     heights, edges, _ = steps.get_data()
@@ -97,7 +97,7 @@ def test_calibration():
     assert f"expected calibration error {100 * error:.3g} %" in words(axes)
 
 
-def test_calibration_leaves_out_what_is_masked_or_nan():
+def test_calibration_with_where_and_nan():
     figure = plots.draw_losses(
         np.ones(4),
         where=[True, True, True, False],
@@ -109,7 +109,7 @@ def test_calibration_leaves_out_what_is_masked_or_nan():
     assert words(axes)[:2] == ["Calibration", "expected calibration error 50 %; 1 nan left out"]
 
 
-def test_counts_are_short():
+def test_calibration_counts_are_abbreviated():
     size = 1_200_000
     figure = plots.draw_losses(
         np.ones(size), greedy_logprobs=np.log(np.where(np.arange(size) < 12_345, 0.35, 0.85)), is_greedy=np.ones(size)
@@ -117,7 +117,7 @@ def test_counts_are_short():
     assert {"12k", "1.2M"} <= set(words(figure.axes[2]))
 
 
-def test_many_tokens_are_thinned_out():
+def test_draw_losses_of_many_tokens():
     losses = RNG.exponential(2, 200_000)
     text = drawn(plots.draw_losses(losses)).axes[0]
     dots, mean = text.lines
@@ -129,7 +129,7 @@ def test_many_tokens_are_thinned_out():
     assert mean.get_ydata()[500] == pytest.approx(losses[middle - 2000 : middle + 2001].mean())
 
 
-def test_losses_that_are_no_numbers_are_counted():
+def test_draw_losses_of_inf_and_nan():
     losses = [1.0, math.inf, math.nan, 2.0, math.inf, 1e300]
     text, histogram = drawn(plots.draw_losses(losses)).axes
     assert words(text)[1] == "2 tokens; 2 infinite and 1 nan and 1 above 1e+30 left out"
@@ -141,8 +141,7 @@ def test_losses_that_are_no_numbers_are_counted():
 
 
 def quantile(values, share):
-    """A quantile, between two neighbours in order."""
-    values = sorted(values)
+    """A quantile of sorted values, between two neighbours."""
     place = share * (len(values) - 1)
     low = math.floor(place)
     high = min(low + 1, len(values) - 1)
@@ -150,15 +149,16 @@ def quantile(values, share):
 
 
 @pytest.mark.parametrize("size", [2, 310, 100_000])
-def test_quantiles_of_divergences(size):
+def test_draw_divergences_quantiles(size):
     divergences = np.exp(RNG.normal(-4, 1.5, size))
-    (axes,) = drawn(plots.draw_divergences(divergences, title="a beside b")).axes
+    (axes,) = drawn(plots.draw_divergences(divergences, title="a and b")).axes
     assert axes.get_yscale() == "log"
     names = [label.get_text() for label in axes.get_xticklabels()]
     assert names == ["min", "0.1 %", "1 %", "5 %", "10 %", "median", "90 %", "95 %", "99 %", "99.9 %", "max"]
     marks = next(line for line in axes.lines if line.get_marker() == "o")
     shares = [0, 0.001, 0.01, 0.05, 0.1, 0.5, 0.9, 0.95, 0.99, 0.999, 1]
-    expected = [quantile(divergences, share) for share in shares]
+    ordered = sorted(divergences)
+    expected = [quantile(ordered, share) for share in shares]
     np.testing.assert_allclose(marks.get_ydata(), expected)
     np.testing.assert_array_equal(marks.get_xdata(), axes.get_xticks())
     for value in expected:
@@ -170,7 +170,7 @@ def test_quantiles_of_divergences(size):
     assert np.interp(0, *curve.get_data()) == pytest.approx(expected[5], rel=1e-3)
 
 
-def test_divergences_off_the_scale_are_counted():
+def test_draw_divergences_below_the_scale():
     (axes,) = drawn(plots.draw_divergences([0.0, -1e-9, 0.5, 0.25, math.inf, math.nan])).axes
     assert words(axes)[1] == "4 tokens; 1 infinite and 1 nan left out; 2 below 1e-30, off the scale"
     marks = next(line for line in axes.lines if line.get_marker() == "o")
@@ -178,7 +178,7 @@ def test_divergences_off_the_scale_are_counted():
     assert (marks.get_ydata() > 0).all()
 
 
-def test_masked_divergences():
+def test_draw_divergences_where():
     logits = RNG.normal(size=(2, 3, 5))
     divergences = kl_divergence(logits, logits / 2, reduction="none")
     where = np.array([True, False, True])
@@ -187,21 +187,21 @@ def test_masked_divergences():
     assert f"{divergences[:, where].max():.3g}" in words(axes)
 
 
-# -- whatever comes ---------------------------------------------------------------------------------------------------
+# -- any input ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     "values", [[], [0.0], [2.5], [math.nan], [math.inf] * 3, [1e308] * 4, [5e-324, 0.0], [1e-300, 1e30], 1.5, [[3.0]]]
 )
-def test_any_values(values, tmp_path):
+def test_draw_any_values(values):
     values = np.array(values)
     options = {"greedy_logprobs": -values, "is_greedy": np.ones(values.shape, np.bool_)}
-    plots.save(plots.draw_losses(values, **options), tmp_path / "losses.png")
-    plots.save(plots.draw_divergences(values), tmp_path / "divergences.png")
+    drawn(plots.draw_losses(values, **options))
+    drawn(plots.draw_divergences(values))
 
 
 @pytest.mark.parametrize("title", ["a $x^{$ b", "日本語 \U0001f602", "two\nlines \x07", "x" * 5000, "%s {} \\frac"])
-def test_any_title(title, tmp_path):
+def test_title(title, tmp_path):
     figure = plots.draw_losses([1.0], title=title)
     plots.save(figure, tmp_path / "figure.svg")
     assert len(figure.get_suptitle()) <= 80
@@ -231,7 +231,7 @@ def test_arguments_must_fit(change, words):
 @pytest.mark.parametrize(
     ("name", "magic"), [("a.png", b"\x89PNG\r\n"), ("a.PNG", b"\x89PNG\r\n"), ("a.svg", b"<?xml"), ("a.b.pdf", b"%PDF")]
 )
-def test_formats(name, magic, tmp_path):
+def test_save_formats(name, magic, tmp_path):
     plots.save(plots.draw_losses(RNG.exponential(2, 5000)), tmp_path / name)
     content = (tmp_path / name).read_bytes()
     assert content.startswith(magic)
@@ -240,7 +240,7 @@ def test_formats(name, magic, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["a.jpeg", "png", "a", "a.png.gz"])
-def test_other_formats_are_refused(name, tmp_path):
+def test_save_other_formats(name, tmp_path):
     path = tmp_path / name
     for function, arguments in (plots.check, ()), (plots.save, (plots.draw_losses([1.0]),)):
         with pytest.raises(ValueError, match=r"\.png, \.svg or \.pdf") as raised:
@@ -249,7 +249,7 @@ def test_other_formats_are_refused(name, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_was_there_stays_when_drawing_fails(tmp_path):
+def test_save_leaves_the_old_file_after_an_error(tmp_path):
     path = tmp_path / "figure.png"
     path.write_bytes(b"before")
     figure = plots.draw_losses([1.0])
@@ -260,7 +260,7 @@ def test_what_was_there_stays_when_drawing_fails(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_without_matplotlib(run_python):
+def test_matplotlib_that_is_not_installed(run_python):
     program = """
 import sys
 sys.modules["matplotlib"] = None
@@ -272,7 +272,7 @@ plots.check("a.png")
     )
 
 
-def test_nothing_global_is_touched(run_python, tmp_path):
+def test_save_changes_no_global_settings(run_python, tmp_path):
     program = f"""
 import sys
 from tokenloss import plots
@@ -287,7 +287,7 @@ assert "matplotlib.pyplot" not in sys.modules
     run_python(program, DISPLAY="")
 
 
-def test_warnings_of_others_are_left_alone(tmp_path):
+def test_save_changes_no_warning_filters(tmp_path):
     filters = list(warnings.filters)
     plots.save(plots.draw_losses([1.0]), tmp_path / "a.png")
     assert warnings.filters == filters

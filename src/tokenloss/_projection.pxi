@@ -80,6 +80,8 @@ cdef class Tiles(Job):
                     self.begin_row(row, target, &self.tiled[self.count], &cancel)
                     self.taken[self.count], self.excluded[self.count] = row, self.tiled[self.count].excluded
                     self.count += 1
+                else:
+                    job.mask_row(row)
             tl_fp_leave(&environment)
         if self.pending_exception is not None:
             raise self.pending_exception

@@ -207,7 +207,7 @@ cdef class CrossEntropy(LogSumExpJob):
 
 @cython.final
 cdef class TokenStats(RowJob):
-    """The columns of a token; those of masked rows are left as they are."""
+    """The columns of a token."""
 
     cdef double[::1] logsumexp, entropy, top_logprobs
     cdef int64_t[::1] rank, argmax, top_ids
@@ -238,6 +238,13 @@ cdef class TokenStats(RowJob):
         self.rank[row], self.argmax[row] = token.rank, token.argmax
         self.is_greedy[row], self.kept[row] = token.argmax == target, True
         return token.nll
+
+    cdef void mask_row(self, int64_t row) noexcept nogil:
+        """Write the values of masked rows that are not 0."""
+        cdef int64_t i
+        self.argmax[row] = -1
+        for i in range(row * self.top_k, (row + 1) * self.top_k):
+            self.top_ids[i] = -1
 
     cdef double reduce_row(self, int64_t row, int64_t target, Totals *totals, tl_cancel *cancel) noexcept nogil:
         cdef tl_row logits = self.row_at(row)

@@ -212,14 +212,12 @@ def token_scores(
 def token_job(
     scores: _core.Scores, positions: _core.Positions, transform: tuple[float, float], top_k: Any
 ) -> tuple[_core.TokenStats, dict[str, Any]]:
-    """The job that computes the columns, and the columns; until it runs, they hold the values of masked positions."""
+    """The job that computes the columns, and the columns: 0 until it runs, which also writes other masked values."""
     fits = f"an integer from 0 to {scores.classes}, the number of classes"
     top_k = check_integer("top_k", top_k, fits, least=0, most=scores.classes)
     found: dict[str, Any] = {}
     for name, column in COLUMNS.items():
         found[name] = np.zeros((*scores.batch, top_k) if column.is_top else scores.batch, column.dtype)
-        if column.masked:
-            found[name].fill(column.masked)
     flat = {name: (array.view(np.uint8) if array.dtype == bool else array).reshape(-1) for name, array in found.items()}
     job = _core.TokenStats(scores, positions, found["nll"], *transform, top_k, flat)
     return job, found if top_k else found | {name: None for name, column in COLUMNS.items() if column.is_top}

@@ -1,0 +1,262 @@
+"""Files whose headers or arrays are wrong are refused in one line that names the file."""
+
+import json
+import math
+import zipfile
+
+import numpy as np
+import pytest
+import safetensors.numpy
+import zarr
+from files import (
+    IN_ONE_FILE,
+    LOGITS,
+    TARGETS,
+    assert_file_refused,
+    npy_bytes,
+    refusal,
+    save_compressed_npz,
+    save_llama_cpp,
+    save_npy,
+    save_npy_in_fortran_order,
+    save_npz,
+    save_safetensors,
+    save_zarr,
+    save_zarr_3,
+    save_zarr_array,
+)
+
+from tokenloss.formats import open_scores
+
+
+@pytest.fixture
+def logits():
+    return np.random.default_rng(0).normal(size=(4, 6), scale=4).astype(np.float32)
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name:UserWarning")  # of Zarr's own zip files
+@pytest.mark.parametrize("save", IN_ONE_FILE)
+def test_files_that_are_cut_short(save, logits, tmp_path):
+    path = save(tmp_path / "scores", logits, np.zeros(4, int))
+    data = path.read_bytes()
+    for kept in range(0, len(data), max(1, len(data) // 200)):
+        path.write_bytes(data[:kept])
+        message = refusal(path)
+        if (save is save_llama_cpp and kept >= 20) or (save in (save_npy, save_npy_in_fortran_order) and kept >= 128):
+            assert f"byte {kept}: the file ends; it must have {len(data)} bytes" in message
+
+
+@pytest.mark.parametrize("save", [save_npy, save_npy_in_fortran_order, save_safetensors, save_llama_cpp])
+def test_files_with_bytes_after_the_end(save, logits, tmp_path):
+    path = save(tmp_path / "scores", logits, np.zeros(4, int))
+    size = path.stat().st_size
+    with path.open("ab") as file:
+        file.write(b"\0")
+    assert f"byte {size}: the file goes on for 1 bytes; it must have {size} bytes" in refusal(path)
+
+
+HEADER = {"descr": "<f4", "fortran_order": False, "shape": (4, 6)}
+
+
+@pytest.mark.parametrize(
+    ("header", "words"),
+    [
+        ({"shape": (4, 7)}, ["byte 224: the file ends; it must have 240 bytes"]),
+        ({"shape": (10**30, 10**30)}, ["byte 224: the file ends; it must have 4" + "0" * 57]),
+        ({"shape": (2**62, 4)}, ["byte 224: the file ends"]),
+        ({"shape": (0, 10**30)}, ["cannot be read"]),
+        ({"shape": (-4, 6)}, ["cannot be read: its shape is (-4, 6)"]),
+        ({"shape": 24}, ["cannot be read"]),
+        ({"shape": ()}, ["byte 132: the file goes on for 92 bytes"]),
+        ({"descr": "<i4"}, ["logits has dtype int32; it must be float16, bfloat16, float32 or float64"]),
+        ({"descr": "<c8", "shape": (4, 3)}, ["logits has dtype complex64"]),
+        ({"descr": [("a", "<f4")]}, ["logits has dtype [('a', '<f4')]"]),
+        ({"descr": "O", "shape": (4, 3)}, ["cannot be read", "allow_pickle"]),
+        ({"descr": "<V4"}, ["logits has dtype |V4"]),
+        ({"descr": "nonsense"}, ["cannot be read"]),
+        ({"descr": "<f4", "extra": 1}, ["cannot be read"]),
+    ],
+)
+def test_npy_header_with_wrong_fields(header, words, tmp_path):
+    path = tmp_path / "scores.npy"
+    path.write_bytes(npy_bytes(HEADER | header))
+    message = refusal(path)
+    for word in words:
+        assert word in message
+
+
+def test_npy_header_that_claims_four_gigabytes(tmp_path):
+    path = tmp_path / "scores.npy"
+    path.write_bytes(b"\x93NUMPY\x02\x00" + b"\xff" * 4 + bytes(100))
+    assert "cannot be read" in refusal(path)
+
+
+def test_npy_scalar(tmp_path):
+    np.save(tmp_path / "scores.npy", np.float32(1))
+    assert "logits is a scalar; it must have a class axis" in refusal(tmp_path / "scores.npy")
+
+
+@pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_npz_header_with_wrong_shape(compression, tmp_path):
+    path = tmp_path / "scores.npz"
+    for shape in ((4, 7), (4, 5), (10**20, 10**20)):
+        with zipfile.ZipFile(path, "w", compression) as archive:
+            archive.writestr("logits.npy", npy_bytes(HEADER | {"shape": shape}))
+        assert f"logits: has 224 bytes; it must have {128 + 4 * math.prod(shape)} by its header" in refusal(path)
+
+
+def test_npz_members_that_cannot_be_read(logits, tmp_path):
+    path = tmp_path / "scores.npz"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_LZMA) as archive:
+        archive.writestr("logits.npy", npy_bytes(HEADER))
+    assert "logits: cannot be read: it is compressed by method 14" in refusal(path)
+    np.savez_compressed(path, logits=np.asfortranarray(logits))
+    assert "logits: is compressed in Fortran order; it must be in C order, or not compressed" in refusal(path)
+    np.savez(path, logits=logits, tokens=[1, 2, 3, 4])
+    assert "tokens has dtype int64; it must be text" in refusal(path)
+    np.savez(path, logits=logits, tokens=["a"])
+    assert "tokens has shape (1,); it must have shape (4,)" in refusal(path)
+
+
+def test_npz_with_damaged_compressed_data(logits, tmp_path):
+    path = save_compressed_npz(tmp_path / "scores", np.tile(logits, (1, 100)), np.zeros(4, int))
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 255
+    path.write_bytes(data)
+    assert "logits: cannot be read: " in refusal(path)
+
+
+@pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+@pytest.mark.parametrize(("part", "descr"), [("tokens", "<U0"), ("targets", "|V0"), ("targets", "|S0")])
+def test_npz_dtypes_without_bytes(part, descr, compression, tmp_path):
+    path = tmp_path / "scores.npz"
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        archive.writestr("logits.npy", npy_bytes(HEADER | {"shape": (8, 6)}, 192))
+        archive.writestr(f"{part}.npy", npy_bytes(HEADER | {"descr": descr, "shape": (8,)}, 0))
+    assert_file_refused(path, f"{part}: cannot be read: its dtype is {descr}, of no bytes")
+
+
+@pytest.mark.parametrize("order", "<>")
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_tokens_of_npz_beyond_unicode(save, order, tmp_path):
+    codes = np.array([[0x61, 0xD800, 0x10FFFF]] * 8, f"{order}u4")
+    save(tmp_path / "text.npz", logits=LOGITS, targets=TARGETS, tokens=codes.view(f"{order}U3")[:, 0])
+    assert open_scores(tmp_path / "text.npz").tokens[7] == "a\ud800\U0010ffff"
+    for code in (0x110000, 0xFFFFFFFF):
+        codes[5, 1] = code
+        save(tmp_path / "text.npz", logits=LOGITS, targets=TARGETS, tokens=codes.view(f"{order}U3")[:, 0])
+        assert_file_refused(
+            tmp_path / "text.npz", f"tokens has the code point {code:#x}; it must have none above 0x10ffff"
+        )
+
+
+def test_tokens_of_zarr_beyond_unicode(tmp_path):
+    path = save_zarr(tmp_path / "scores.zarr", 2, logits=LOGITS, targets=TARGETS, tokens=np.array(["abc", "d"] * 4))
+    assert open_scores(path).tokens[0] == "abc"
+    chunk = path / "tokens" / "1"
+    chunk.write_bytes(chunk.read_bytes().replace(b"b\0\0\0", b"b\0\x11\0"))
+    assert_file_refused(path, "tokens has the code point 0x110062")
+
+
+@pytest.mark.parametrize("n_bytes", [8, 10, 100])
+def test_safetensors_file_of_zeros(n_bytes, tmp_path):
+    path = tmp_path / "zeros.safetensors"
+    path.write_bytes(bytes(n_bytes))
+    if n_bytes < 10:
+        assert_file_refused(path, f"byte {n_bytes}: the file ends; it must have a header")
+    else:
+        fits = f"it must be at least 2 and at most {n_bytes - 8}"
+        assert_file_refused(path, f"byte 0: the length of the header is 0; {fits}")
+
+
+def safetensors_bytes(header, n_bytes=96, length=None):
+    """A .safetensors file with this header."""
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return (len(text) if length is None else length).to_bytes(8, "little") + text + bytes(n_bytes)
+
+
+ENTRY = {"dtype": "F32", "shape": [4, 6], "data_offsets": [0, 96]}
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b"\1\2\3", ["byte 3: the file ends; it must have a header"]),
+        (safetensors_bytes({"logits": ENTRY}, length=2**63), [f"byte 0: the length of the header is {2**63}", "most"]),
+        (safetensors_bytes(b"{" + b" " * 9), ["byte 8: the header is no JSON"]),
+        (safetensors_bytes(b"[" * 100_000), ["byte 8: the header is no JSON"]),
+        (safetensors_bytes(b"\xff\xfe\xfd{"), ["byte 8: the header is no JSON"]),
+        (safetensors_bytes(b"9" * 5000), ["byte 8: the header is no JSON"]),
+        (safetensors_bytes([ENTRY]), ["byte 8: by the header all is [{", "dtype, shape and data_offsets"]),
+        (safetensors_bytes({"logits": 3}), ["by the header logits is 3;"]),
+        (safetensors_bytes({"logits": ENTRY | {"shape": [4, 7]}}), ["logits has 96 bytes; it must have 112"]),
+        (safetensors_bytes({"logits": ENTRY | {"shape": [-4, -6]}}), ["logits is {"]),
+        (safetensors_bytes({"logits": ENTRY | {"shape": [4.0, 6]}}), ["logits is {"]),
+        (safetensors_bytes({"logits": ENTRY | {"shape": [2**62, 2**62]}}), ["logits has 96 bytes; it must have "]),
+        (safetensors_bytes({"logits": ENTRY | {"data_offsets": [0, 97]}}, 97), ["logits has 97 bytes"]),
+        (safetensors_bytes({"logits": ENTRY | {"data_offsets": [96, 0]}}), ["byte 8: by the header logits"]),
+        (safetensors_bytes({"logits": ENTRY | {"data_offsets": [8, 104]}}, 104), ["logits begins at 8", "begin at 0"]),
+        (safetensors_bytes({"logits": ENTRY | {"data_offsets": [0]}}), ["logits is {"]),
+        (safetensors_bytes({"logits": ENTRY | {"data_offsets": [0, 2**64]}}), ["logits is {"]),
+        (safetensors_bytes({"logits": ENTRY, "other": ENTRY}), ["other begins at 0", "begin at 96"]),
+        (safetensors_bytes({"logits": ENTRY}, 97), ["the file goes on for 1 bytes"]),
+        (safetensors_bytes({"logits": ENTRY}, 95), ["the file ends"]),
+        (safetensors_bytes({"logits": ENTRY | {"dtype": "F8_E5M2"}}), ["logits has dtype F8_E5M2", "float16"]),
+        (safetensors_bytes({"logits": ENTRY | {"dtype": "U32"}}), ["logits has dtype uint32", "float16"]),
+        (safetensors_bytes({"weights": ENTRY}), ["holds weights; it must hold exactly one of logits, log_probs, "]),
+        (safetensors_bytes({}, 0), ["holds nothing"]),
+    ],
+)  # fmt: skip
+def test_safetensors_header_with_wrong_fields(data, words, tmp_path):
+    path = tmp_path / "scores.safetensors"
+    path.write_bytes(data)
+    message = refusal(path)
+    for word in words:
+        assert word in message
+
+
+def test_zarr_with_damaged_chunk_or_metadata(logits, tmp_path):
+    path = save_zarr_3(tmp_path / "scores", logits, np.zeros(4, int))
+    (path / "logits" / "c" / "1" / "0").write_bytes(b"no chunk")
+    message = refusal(path)
+    assert "logits[" in message
+    assert "cannot be read" in message
+    (path / "logits" / "zarr.json").write_text("{")
+    refusal(path)
+
+
+def test_zarr_directory_without_arrays(tmp_path):
+    assert "is a directory without metadata of Zarr" in refusal(tmp_path)
+    zarr.open_group(tmp_path / "empty.zarr", mode="w")
+    assert "holds nothing" in refusal(tmp_path / "empty.zarr")
+
+
+def test_files_of_other_formats(tmp_path):
+    path = tmp_path / "scores.txt"
+    path.write_text("logits")
+    assert "is no file of scores; it must be a .npy, .npz or .safetensors file, a Zarr store, or" in refusal(path)
+    with pytest.raises(FileNotFoundError):
+        open_scores(tmp_path / "none.npz")
+
+
+@pytest.mark.parametrize("save", [save_npz, save_safetensors, save_zarr_3])
+def test_array_and_kind_that_are_missing(save, logits, tmp_path):
+    path = save(tmp_path / "scores", logits, np.zeros(4, int))
+    assert "it must hold other" in refusal(path, array="other")
+    assert "it must hold probs" in refusal(path, kind="probs")
+
+
+@pytest.mark.parametrize("save", [save_npy, save_zarr_array, save_llama_cpp])
+def test_array_of_a_file_without_names(save, logits, tmp_path):
+    path = save(tmp_path / "scores", logits, np.zeros(4, int))
+    assert "holds one array without a name; it must name 'other'" in refusal(path, array="other")
+
+
+@pytest.mark.parametrize("name", ["targets", "tokens"])
+def test_array_that_holds_targets_or_tokens(name, tmp_path):
+    np.savez(tmp_path / "scores.npz", logits=LOGITS, targets=LOGITS, tokens=LOGITS)
+    safetensors.numpy.save_file({"targets": LOGITS, "tokens": LOGITS}, tmp_path / "scores.safetensors")
+    save_zarr(tmp_path / "scores.zarr", targets=LOGITS, tokens=LOGITS)
+    for suffix in ("npz", "safetensors", "zarr"):
+        with pytest.raises(ValueError, match=f"array is '{name}'; it must be the name of scores"):
+            open_scores(tmp_path / f"scores.{suffix}", array=name)

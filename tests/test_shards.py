@@ -1,0 +1,213 @@
+"""tokenloss score of several files: sums, --targets, the order of files, --state and --scheduler."""
+
+import os
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from commands import LOGITS, SAMPLE, SUMMARY_FIELDS, TARGETS, assert_refused, raising
+
+import tokenloss
+from tokenloss._evaluation import run as shard_run
+
+pytestmark = pytest.mark.thread_unsafe(reason="a command prints to the stdout of its process")
+
+
+def test_shards_add_up(shards, score_json):
+    whole, parts = score_json(shards.path / "whole.npz"), score_json(shards.path / "part-*.npz")
+    assert parts["files"] == [str(shards.path / f"part-{name}.npz") for name in "abc"]
+    for name in SUMMARY_FIELDS:
+        assert parts[name] == whole[name]
+    assert parts["shape"] == whole["shape"] == [60, 11]
+    assert [part["shape"] for part in parts["shards"]] == [[13, 11], [27, 11], [20, 11]]
+    for part, rows in zip(parts["shards"], np.split(np.arange(60), [13, 40]), strict=True):
+        assert part["loss"] == tokenloss.cross_entropy(shards.logits[rows], shards.targets[rows])
+    starts = dict(zip(parts["files"], (0, 13, 40), strict=True))
+    assert [starts[token["file"]] + token["position"] for token in parts["highest_loss_tokens"]] == [
+        token["position"] for token in whole["highest_loss_tokens"]
+    ]
+
+
+def test_shards_that_do_not_fit_together(shards, command):
+    logits, targets = shards.path / "logits-*.npy", shards.path / "targets-a.npy"
+    assert_refused(command("score", logits), "logits-a.npy: holds no targets", "--targets")
+    assert_refused(
+        command("score", logits, "--targets", targets), f"{targets}: has shape (13,); it must hold 60 class ids"
+    )
+    both = [word for name in "ab" for word in ("--targets", shards.path / f"targets-{name}.npy")]
+    assert_refused(command("score", logits, *both), f"{targets}: is one of 2 files of targets; it must be 3")
+    np.savez(shards.path / "part-d.npz", logits=shards.logits[:, :7], targets=shards.targets % 7)
+    refused = command("score", shards.path / "part-*.npz")
+    assert_refused(refused, "part-d.npz: holds logits of 7 classes; it must hold logits of 11, as ", "part-a.npz")
+    np.savez(shards.path / "part-d.npz", logits=shards.logits, targets=np.full(60, 11))
+    assert_refused(command("score", shards.path / "part-*.npz"), "part-d.npz: targets[0] = 11", "[0, 11)")
+
+
+@pytest.mark.parametrize(
+    "targets",
+    [
+        ["targets-*.npy"],
+        ["targets-a.npy", "targets-b.npy", "targets-c.npy"],
+        ["targets-[ab].npy", "targets-c.npy"],
+        ["all.npy"],
+    ],
+)
+def test_targets_of_shards(targets, shards, score_json):
+    options = [word for path in targets for word in ("--targets", shards.path / path)]
+    found = score_json(shards.path / "logits-*.npy", *options)
+    assert found["loss"] == tokenloss.cross_entropy(shards.logits, shards.targets)
+    assert len(found["files"]) == 6
+
+
+def test_targets_option_comes_before_targets_in_a_file(shards, score_json):
+    np.save(shards.path / "other.npy", np.zeros(60, int))
+    found = score_json(shards.path / "whole.npz", "--targets", shards.path / "other.npy")
+    assert found["loss"] == tokenloss.cross_entropy(shards.logits, np.zeros(60, int))
+
+
+def test_targets_missing_for_two_files_of_logits(shards, command, score_json):
+    np.save(shards.path / "half-0.npy", shards.logits[:30])
+    np.save(shards.path / "half-1.npy", shards.logits[30:])
+    words = f"{shards.path / 'half-0.npy'}: holds no targets; it must hold them, or come with --targets"
+    assert_refused(command("score", shards.path / "half-*.npy"), words)
+    found = score_json(shards.path / "half-*.npy", "--targets", shards.path / "all.npy")
+    assert (found["tokens"], found["targets"]) == (np.count_nonzero(shards.targets != -100), "class ids")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links there need a privilege")
+@pytest.mark.parametrize("link", ["./", "symlink", "hard link"])
+def test_file_given_twice_under_another_name(link, command, npz):
+    path = npz(logits=LOGITS, targets=TARGETS)
+    other = f"{path.parent}/./{path.name}"
+    if link != "./":
+        other = path.with_name("other.npz")
+        other.symlink_to(path) if link == "symlink" else other.hardlink_to(path)
+    assert_refused(command("score", path, other), f"{other}: is given twice, as {path}, too; it must be given once")
+
+
+def test_targets_given_twice(shards, command, npy):
+    logits, targets = shards.path / "logits-a.npy", shards.path / "targets-a.npy"
+    np.save(shards.path / "logits-d.npy", shards.logits[:13])
+    both = ["--targets", targets, "--targets", targets]
+    assert_refused(command("score", logits, shards.path / "logits-d.npy", *both), f"{targets}: is given twice")
+    probs, _ = npy(tokenloss.softmax(LOGITS), TARGETS)
+    assert_refused(command("score", probs, "--targets", probs, "--kind", "probs"), f"{probs}: is given twice")
+
+
+@pytest.fixture
+def numbered(tmp_path):
+    """Twelve shards of one row each, of which a shell puts 10 before 2, with all logits and targets."""
+    rng = np.random.default_rng(12)
+    logits, targets = rng.normal(size=(12, 5)), rng.integers(5, size=12)
+    for i in range(12):
+        np.save(tmp_path / f"part-{i}.npy", logits[i : i + 1])
+        np.save(tmp_path / f"ids-{i}.npy", targets[i : i + 1])
+    np.save(tmp_path / "all.npy", targets)
+    return SimpleNamespace(path=tmp_path, logits=logits, targets=targets)
+
+
+def test_numbered_files_are_sorted_by_number(numbered, score_json):
+    expected = tokenloss.cross_entropy(numbered.logits, numbered.targets)
+    for targets in ("all.npy", "ids-*.npy"):
+        found = score_json(numbered.path / "part-*.npy", "--targets", numbered.path / targets)
+        assert found["loss"] == expected
+    assert [Path(path).name for path in found["files"][::2]] == [f"part-{i}.npy" for i in range(12)]
+
+
+@pytest.mark.parametrize("targets", ["all.npy", "ids-*.npy"])
+def test_numbered_files_in_alphabetical_order(targets, numbered, command, score_json):
+    files = sorted(numbered.path.glob("part-*.npy"))
+    refused = command("score", *files, "--targets", numbered.path / targets)
+    assert_refused(refused, f"{numbered.path / 'part-11.npy'}: comes before {numbered.path / 'part-2.npy'}", "quotes")
+    each = [word for path in sorted(numbered.path.glob("ids-*.npy")) for word in ("--targets", path)]
+    found = score_json(*files, *each)  # the same order on both sides
+    assert found["loss"] == tokenloss.cross_entropy(numbered.logits, numbered.targets)
+    assert_refused(command("score", *files, *each, "--shift"), "comes before")
+    backwards = [numbered.path / f"part-{i}.npy" for i in range(11, -1, -1)]  # on purpose
+    assert score_json(*backwards, "--targets", numbered.path / "all.npy")["tokens"] == 12
+
+
+@pytest.fixture
+def interrupted(shards, command, monkeypatch):
+    """Score shards until Ctrl-C in the third; return the path of the state."""
+    state = shards.path / "state.json"
+    with monkeypatch.context() as patch:
+        calls = iter([shard_run.score_shard, shard_run.score_shard, raising(KeyboardInterrupt)])
+        patch.setattr(shard_run, "score_shard", lambda *arguments: next(calls)(*arguments))
+        assert command("score", shards.path / "part-*.npz", "--state", state)[0] == 130
+    return state
+
+
+def test_state_resumes_to_the_same_bits(interrupted, shards, score_json, monkeypatch):
+    scored = []
+    score = shard_run.score_shard
+    monkeypatch.setattr(
+        shard_run,
+        "score_shard",
+        lambda shard, *others: (scored.append(Path(shard.path).name), score(shard, *others))[1],
+    )
+    without, resumed = (
+        score_json(shards.path / "part-*.npz"),
+        score_json(shards.path / "part-*.npz", "--state", interrupted),
+    )
+    assert scored == ["part-a.npz", "part-b.npz", "part-c.npz", "part-c.npz"]
+    again = score_json(shards.path / "part-*.npz", "--state", interrupted)
+    assert len(scored) == 4
+    for found in (resumed, again):
+        for name in (*SUMMARY_FIELDS[:-1], "highest_loss_tokens", "shards"):
+            assert found[name] == without[name]
+    assert (resumed["bytes"], again["bytes"]) == (17 * 44, 0)  # what was read
+
+
+def test_state_of_infinite_losses(score_json, npz, tmp_path):
+    logits = LOGITS.copy()
+    logits[0, 0], logits[2, 1] = -np.inf, np.nan
+    path = npz(logits=logits, targets=TARGETS)
+    first, second = (score_json(path, "--state", tmp_path / "state") for _ in range(2))
+    assert first["highest_loss_tokens"] == second["highest_loss_tokens"]
+    assert first["loss"] is second["loss"] is None
+
+
+def test_state_of_other_options_or_files_is_refused(interrupted, shards, command):
+    before = interrupted.read_bytes()
+    pattern = shards.path / "part-*.npz"
+    for options, words in [
+        (["--kind", "logits"], ["was written with kind None; it must be another file, with 'logits'"]),
+        (["--top", "9"], ["was written with top 5"]),
+        (["--shift"], ["was written with shift False"]),
+        (["--targets", shards.path / "all.npy"], ["part-a.npz; it must be another file", "changed"]),
+    ]:
+        assert_refused(command("score", pattern, "--state", interrupted, *options), f"{interrupted}: ", *words)
+    part = shards.path / "part-b.npz"
+    refused = command("score", part, "--state", interrupted)
+    assert_refused(refused, f"{interrupted}: holds the result of {shards.path / 'part-a.npz'}", "not to be scored")
+    os.utime(part, ns=(1, 1))
+    refused = command("score", pattern, "--state", interrupted)
+    assert_refused(refused, f"{interrupted}: holds the result of {part}", "changed")
+    assert interrupted.read_bytes() == before
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[]", "[" * 100_000, '{"options": {}, "done": [3]}', "\xff", "loss"])
+def test_state_that_is_another_file_is_refused(content, command, tmp_path):
+    state = tmp_path / "state"
+    state.write_text(content, encoding="latin-1")
+    assert_refused(command("score", SAMPLE, "--state", state), f"{state}: is no state of tokenloss score")
+    assert state.read_text(encoding="latin-1") == content
+
+
+def test_state_that_cannot_be_written(command, tmp_path):
+    state = tmp_path / "none" / "state"
+    assert_refused(command("score", SAMPLE, "--state", state), f"{state}: cannot be written: No such file")
+
+
+def test_scheduler(shards, score_json, tmp_path):
+    distributed = pytest.importorskip("distributed", reason="Dask is optional")
+    with distributed.LocalCluster(
+        n_workers=1, threads_per_worker=2, processes=False, dashboard_address=":0"
+    ) as cluster:
+        options = "--scheduler", cluster.scheduler_address, "--state", tmp_path / "state"
+        here, there = score_json(shards.path / "part-*.npz"), score_json(shards.path / "part-*.npz", *options)
+    for name in (*SUMMARY_FIELDS, "highest_loss_tokens", "shards"):
+        assert there[name] == here[name]

@@ -1,0 +1,181 @@
+"""--shift of score and compare: each row predicts the next target, also across files."""
+
+import json
+import math
+import re
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import zarr
+from commands import LOGITS, SUMMARY_FIELDS, TARGETS, assert_refused
+
+import tokenloss
+from tokenloss.formats import llama_cpp
+
+pytestmark = pytest.mark.thread_unsafe(reason="a command prints to the stdout of its process")
+
+
+@pytest.mark.parametrize("save", ["npy", "npz", "zarr"])
+def test_shift(save, score_json, tmp_path):
+    rng = np.random.default_rng(5)
+    logits, tokens = rng.normal(size=(3, 5, 7)).astype(np.float32), rng.integers(7, size=(3, 5))
+    tokens[1, 2] = -100
+    text = np.array([f"{i}" for i in range(15)]).reshape(3, 5)
+    path = tmp_path / f"scores.{save}"
+    if save == "npy":
+        np.save(path, logits)
+        np.save(tmp_path / "tokens.npy", tokens)
+        paths = path, tmp_path / "tokens.npy"
+    elif save == "npz":
+        np.savez(path, logits=logits, targets=tokens, tokens=text)
+        paths = (path,)
+    else:
+        group = zarr.open_group(path, mode="w")
+        group.create_array("logits", data=logits, chunks=(2, 2, 3))
+        group.create_array("targets", data=tokens)
+        paths = (path,)
+    found = score_json(*paths, "--shift", "--top", 1, "--per-token", tmp_path / "tokens.csv")
+    losses = tokenloss.cross_entropy(logits[:, :-1], tokens[:, 1:], reduction="none")
+    assert found["loss"] == tokenloss.cross_entropy(logits[:, :-1], tokens[:, 1:])
+    assert (found["tokens"], found["ignored"]) == (11, 1)
+    i, j = np.unravel_index(losses.argmax(), losses.shape)
+    (token,) = found["highest_loss_tokens"]
+    assert (token["position"], token["target"]) == (5 * i + j, tokens[i, j + 1])
+    assert token["text"] == (text[i, j + 1] if save == "npz" else None)
+    table = np.genfromtxt(tmp_path / "tokens.csv", delimiter=",", names=True)
+    np.testing.assert_array_equal(table["nll"], losses.ravel())
+    np.testing.assert_array_equal(table["target"], tokens[:, 1:].ravel())
+
+
+def test_shift_of_targets_that_are_no_sequence(command, npz, tmp_path):
+    assert_refused(command("score", npz(logits=LOGITS[0], targets=0), "--shift"), "targets of shape ()", "sequences")
+    soft = npz(logits=LOGITS, targets=np.eye(3)[TARGETS])
+    assert_refused(command("score", soft, "--shift"), "targets of shape (4, 3)", "an id for each row")
+    llama_cpp.write(tmp_path / "base.kld", np.zeros(10, int), [LOGITS], 10)
+    assert_refused(command("score", tmp_path / "base.kld", "--shift"), "holds targets that are the next tokens")
+
+
+@pytest.fixture(params=["1 file", "a file each", "in the files"])
+def sequence(request, tmp_path):
+    """Shards of one sequence of 12 rows, one of them empty; their arguments, logits, ids and text."""
+    rng = np.random.default_rng(8)
+    logits, ids = rng.normal(size=(12, 7)).astype(np.float32), rng.integers(7, size=12)
+    ids[5] = -100
+    text = np.array([f"t{i}" for i in range(12)])
+    for name, part in zip("abcd", np.split(np.arange(12), [4, 5, 5]), strict=True):
+        np.savez(tmp_path / f"part-{name}.npz", logits=logits[part], targets=ids[part], tokens=text[part])
+        np.save(tmp_path / f"logits-{name}.npy", logits[part])
+        np.save(tmp_path / f"ids-{name}.npy", ids[part])
+    np.save(tmp_path / "all.npy", ids)
+    argv = {
+        "1 file": ["logits-*.npy", "--targets", tmp_path / "all.npy"],
+        "a file each": ["logits-*.npy", "--targets", tmp_path / "ids-*.npy"],
+        "in the files": ["part-*.npz"],
+    }[request.param]
+    return SimpleNamespace(argv=[tmp_path / argv[0], *argv[1:]], logits=logits, ids=ids, path=tmp_path)
+
+
+def test_shift_across_shards(sequence, score_json):
+    found = score_json(*sequence.argv, "--shift", "--per-token", sequence.path / "out.npy", "--top", 20)
+    losses = tokenloss.cross_entropy(sequence.logits[:-1], sequence.ids[1:], reduction="none")
+    assert (found["tokens"], found["ignored"], found["without_next"]) == (10, 1, 1)
+    assert found["loss"] == tokenloss.cross_entropy(sequence.logits[:-1], sequence.ids[1:])
+    table = np.load(sequence.path / "out.npy")
+    np.testing.assert_array_equal(table["nll"], losses)
+    np.testing.assert_array_equal(table["target"], sequence.ids[1:])
+    starts = dict(zip((part["file"] for part in found["shards"]), (0, 4, 5, 5), strict=True))
+    places = [starts[token["file"]] + token["position"] for token in found["highest_loss_tokens"]]
+    assert sorted(places) == [0, 1, 2, 3, 5, 6, 7, 8, 9, 10]
+    if sequence.argv[-1] == sequence.path / "part-*.npz":
+        assert [token["text"] for token in found["highest_loss_tokens"]] == [f"t{place + 1}" for place in places]
+
+
+def test_shift_counts_tokens_without_next(sequence, command, score_json):
+    out = command("score", *sequence.argv, "--shift")[1]
+    assert re.search("tokens +10 +1 ignored, 1 without a next token\n", out)
+    assert score_json(*sequence.argv)["without_next"] == 0
+
+
+def test_shift_of_batches_of_sequences(score_json, tmp_path):
+    rng = np.random.default_rng(9)
+    logits, ids = rng.normal(size=(4, 5, 7)), rng.integers(7, size=(4, 5))
+    for name, part in ("a", slice(0, 2)), ("b", slice(2, 4)):
+        np.savez(tmp_path / f"part-{name}.npz", logits=logits[part], targets=ids[part])
+    np.savez(tmp_path / "part-c.npz", logits=logits[0], targets=ids[0])
+    found = score_json(tmp_path / "part-*.npz", "--shift")
+    assert (found["tokens"], found["without_next"]) == (20, 5)
+
+
+def test_shift_across_shards_of_other_dtypes(score_json, tmp_path):
+    logits = np.random.default_rng(10).normal(size=(4, 300))
+    np.savez(tmp_path / "a.npz", logits=logits[:2], targets=np.uint8([7, 8]))
+    np.savez(tmp_path / "b.npz", logits=logits[2:], targets=np.int32([299, -100]))
+    np.savez(tmp_path / "c.npz", logits=logits[2:], targets=np.uint64([0, 1]))
+    np.savez(tmp_path / "d.npz", logits=logits[2:], targets=np.int8([-100, 1]))
+    found = score_json(tmp_path / "[ab].npz", "--shift")
+    assert found["loss"] == tokenloss.cross_entropy(logits[:2], [8, 299])
+    assert (found["tokens"], found["ignored"]) == (2, 1)
+    found = score_json(tmp_path / "[cd].npz", "--shift")
+    assert found["loss"] == tokenloss.cross_entropy(logits[2:3], [1])
+    assert (found["tokens"], found["ignored"], found["without_next"]) == (2, 1, 1)
+
+
+def test_shift_of_targets_out_of_range(command, npz, models):
+    refused = command("score", npz(logits=LOGITS, targets=[0, 1, 2, 7]), "--shift")
+    assert_refused(refused, "shifted targets[2] = 7 is out of range [0, 3)")
+    np.savez(models.path / "base.npz", logits=models.base, targets=np.where(models.targets < 0, -100, 9))
+    refused = command("compare", models.path / "base.npz", models.path / "base.npz", "--shift")
+    assert_refused(refused, "shifted targets[", "] = 9 is out of range [0, 9)")
+
+
+def test_shift_with_state(sequence, command, score_json):
+    state = sequence.path / "state"
+    without = score_json(*sequence.argv, "--shift")
+    for _ in range(2):
+        found = score_json(*sequence.argv, "--shift", "--state", state)
+        assert [found[name] for name in SUMMARY_FIELDS[:-1]] == [without[name] for name in SUMMARY_FIELDS[:-1]]
+    kept = json.loads(state.read_text())
+    assert [entry["shard"]["next"][0] for entry in kept["done"]] == [sequence.ids[4], -100, None, None]
+    kept["done"][0]["shard"]["next"][0] = 6 if sequence.ids[4] != 6 else 5
+    state.write_text(json.dumps(kept))
+    refused = command("score", *sequence.argv, "--shift", "--state", state)
+    assert_refused(refused, f"{state}: holds the result of", "changed")
+
+
+def test_shift_with_scheduler(sequence, score_json):
+    distributed = pytest.importorskip("distributed", reason="Dask is optional")
+    with distributed.LocalCluster(
+        n_workers=1, threads_per_worker=2, processes=False, dashboard_address=":0"
+    ) as cluster:
+        there = score_json(*sequence.argv, "--shift", "--scheduler", cluster.scheduler_address)
+    here = score_json(*sequence.argv, "--shift")
+    for name in (*SUMMARY_FIELDS, "without_next", "highest_loss_tokens", "shards"):
+        assert there[name] == here[name]
+
+
+@pytest.mark.parametrize("n_rows", [(24,), (4, 6)])
+def test_shift_in_compare(n_rows, compare_json, tmp_path):
+    rng = np.random.default_rng(11)
+    base, ids = rng.normal(size=(*n_rows, 9)).astype(np.float32), rng.integers(9, size=n_rows)
+    other = base + rng.normal(size=base.shape, scale=0.3).astype(np.float32)
+    ids[..., 2] = -100
+    np.savez(tmp_path / "base.npz", logits=base, targets=ids)
+    np.savez(tmp_path / "other.npz", logits=other, targets=ids)
+    found = compare_json(tmp_path / "base.npz", tmp_path / "other.npz", "--shift")
+    expected = tokenloss.compare(base[..., :-1, :], other[..., :-1, :], ids[..., 1:]).as_dict()
+    assert {name: found[name] for name in expected} == expected
+    sequences = math.prod(n_rows[:-1])
+    assert (found["without_next"], found["ignored"]) == (sequences, sequences)
+
+
+def test_shift_in_compare_of_other_shapes(command, models, tmp_path):
+    base, other = models.path / "base.npz", models.path / "other.npy"
+    assert_refused(command("compare", base, other, "--shift"), f"{other}: holds logits of shape (24, 9)", "(4, 6, 9)")
+    assert_refused(
+        command("compare", other, other, "--targets", models.path / "targets.npy", "--shift"),
+        "targets.npy: holds targets of shape (4, 6)",
+    )
+    llama_cpp.write(tmp_path / "base.kld", np.zeros(10, int), [LOGITS], 10)
+    refused = command("compare", tmp_path / "base.kld", tmp_path / "base.kld", "--shift")
+    assert_refused(refused, "base.kld: holds targets that are the next tokens")
