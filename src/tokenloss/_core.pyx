@@ -33,17 +33,17 @@ cdef extern from *:
     """
 
 cdef enum:
-    MAX_CLASS_MAJOR_ROWS = 32  # these two are constants of the kernels, too
-    MAX_LIMBS = 134
+    MAX_CLASS_MAJOR_ROWS = 32  # that of the kernels
+    MAX_LIMBS = 134  # at least what the sums of the kernels have
     SIGNAL_CHECK_ROWS = 1 << 20  # targets that are read between two checks for Ctrl-C
     NONTEMPORAL_BYTES = 16 << 20  # results of this size leave the caches before anyone reads them
     GATHER_BLOCK = 64  # rows whose scores memory is asked for at once
-    GATHER_COST_BYTES = 64  # what the read of a single score costs, in bytes that are read in order
+    GATHER_COST_BYTES = 64  # reading one score anywhere costs as much as reading these in order
 
 # why a row was refused while rows were read
 cdef enum:
     C_BAD_TARGET = 1  # its class id was checked before, and changed during the call
-    C_BAD_SCORE = 2  # a score that is no probability, or no log-probability
+    C_BAD_SCORE = 2  # a score that is not a probability, or not a log-probability
     C_BAD_DISTRIBUTION = 3  # integers that are not one-hot
 
 BAD_TARGET = C_BAD_TARGET
@@ -52,7 +52,7 @@ BAD_DISTRIBUTION = C_BAD_DISTRIBUTION
 cdef double TOLERANCE = 1e-3  # by which rounding may take probabilities out of [0, 1], and log-probabilities above 0
 
 cdef const tl_backend *backend = NULL
-cdef list runnable = []  # the numbers of the backends that this machine can run, best first: to find out takes long
+cdef list runnable = []  # numbers of the backends that this machine can run, best first; kept, since to test takes long
 for number in range(TL_BACKENDS):
     if tl_find_backend(number) != NULL:
         runnable.append(number)

@@ -43,7 +43,7 @@ def _dtype_code(dtype: np.dtype[Any]) -> int | None:
     code = _core.DTYPES.get(dtype.name)
     if code is not None and not dtype.isnative:
         code += _core.SWAPPED
-    if code != _core.DTYPES["bfloat16"]:
+    if code is not None and code != _core.DTYPES["bfloat16"]:  # dtypes of text and the like are without number
         _CODES[dtype] = code
     return code
 

@@ -1,4 +1,5 @@
-# What a job reads: validated scores, and the positions that count. Both are frozen, and can be made without a run.
+# What a job reads: validated scores, and the positions that count. They are made before any job, and do not change, but
+# that positions remember whether their targets were checked.
 
 cdef struct View:
     # a buffer whose batch axes are counted as rows; without an object it stands for an array that was not given

@@ -27,7 +27,7 @@ def run_and_reduce(
 ) -> float | Float64Array:
     """Run a job, and reduce its losses."""
     run(job, workers)
-    return job.reduced(reduction == "mean") if losses is None else reduced(job, losses, reduction)
+    return reduced(job, losses, reduction)
 
 
 def reduced(job: _core.RowJob, losses: Float64Array | None, reduction: Any) -> float | Float64Array:

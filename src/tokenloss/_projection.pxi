@@ -7,7 +7,7 @@ cdef enum:
 
 
 cdef struct TiledRow:
-    # an unmasked row while its tiles arrive; one of the two accumulators is in use
+    # an unmasked row while its tiles arrive: `loss` for CrossEntropy, `token` and `top` for TokenStats
     int64_t row, target
     int64_t excluded  # the class whose logit is known from the start, -1 if none
     double target_raw  # that logit, as it is in tiles
@@ -242,32 +242,32 @@ def row_dots(weight, int dtype, hidden, int hidden_dtype, const int64_t[::1] num
     cdef tl_row row
     cdef int64_t i
     cdef char number[8]
-    cdef char *converted
+    cdef char *converted = NULL
     cdef tl_fp_state environment
     need_backend()
     memset(&weights, 0, sizeof(weights))
     memset(&states, 0, sizeof(states))
-    open_view(&weights, weight, dtype, 1, False)
-    open_view(&states, hidden, hidden_dtype, 1, False)
-    converted = <char *> malloc(max(1, weights.buffer.shape[1]) * tl_itemsize(hidden_dtype))
-    if converted == NULL:
+    state.count, state.stride, product.data, product.stride = 1, 0, number, 0
+    try:
+        open_view(&weights, weight, dtype, 1, False)
+        open_view(&states, hidden, hidden_dtype, 1, False)
+        converted = <char *> malloc(max(1, weights.buffer.shape[1]) * tl_itemsize(hidden_dtype))
+        if converted == NULL:
+            raise MemoryError
+        with nogil:
+            tl_fp_enter(&environment)
+            for i in range(numbers.shape[0]):
+                result[i] = 0
+                if numbers[i] < 0:
+                    continue
+                row = row_at(&weights, numbers[i])
+                tl_cast_row(backend, &row, hidden_dtype, converted)
+                row.data, row.dtype, row.stride = converted, hidden_dtype, tl_itemsize(hidden_dtype)
+                state.data = <char *> address_of(&states, i)
+                tl_matvec(backend, &row, 0, 1, &state, &product)
+                result[i] = tl_load(number, hidden_dtype)
+            tl_fp_leave(&environment)
+    finally:
+        free(converted)
         PyBuffer_Release(&weights.buffer)
         PyBuffer_Release(&states.buffer)
-        raise MemoryError
-    state.count, state.stride, product.data, product.stride = 1, 0, number, 0
-    with nogil:
-        tl_fp_enter(&environment)
-        for i in range(numbers.shape[0]):
-            result[i] = 0
-            if numbers[i] < 0:
-                continue
-            row = row_at(&weights, numbers[i])
-            tl_cast_row(backend, &row, hidden_dtype, converted)
-            row.data, row.dtype, row.stride = converted, hidden_dtype, tl_itemsize(hidden_dtype)
-            state.data = <char *> address_of(&states, i)
-            tl_matvec(backend, &row, 0, 1, &state, &product)
-            result[i] = tl_load(number, hidden_dtype)
-        tl_fp_leave(&environment)
-    free(converted)
-    PyBuffer_Release(&weights.buffer)
-    PyBuffer_Release(&states.buffer)

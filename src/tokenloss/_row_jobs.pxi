@@ -23,7 +23,7 @@ cdef class SoftTargetLoss(RowJob):
 
 
 cdef class LogSumExpJob(RowJob):
-    """Reduces rows to their logsumexp but for the target's term, from which the result follows.
+    """Finds the logsumexp of all classes but the target, from which `finish_row` makes the result.
 
     Class-major rows are reduced together, as many as share cache lines.
     """
@@ -42,7 +42,7 @@ cdef class LogSumExpJob(RowJob):
         return self.finish_row(row, &logits, target, &others, cancel)
 
     cdef bint has_overflowed(self, const tl_row *logits, int64_t target, const tl_lse_acc *others) noexcept nogil:
-        """Whether scaled logits may have overflowed: reducing the row by itself finds out."""
+        """Whether log-odds are nan: scaled logits may have overflowed, so the row is reduced again by itself."""
         cdef double log_odds = 0
         if self.logit_scale > 1:
             log_odds = tl_log_odds_against(others, logits, tl_logit_at(backend, logits, target))

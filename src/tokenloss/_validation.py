@@ -64,7 +64,7 @@ def as_target_array(
     if array.shape != batch:
         fits = f"{batch} (class ids)" + f" or {shape} (distributions)" * distributions + f", to fit {scores_name}"
         axis = next((k for k in range(len(shape)) if shape[:k] + shape[k + 1 :] == array.shape), None)
-        if axis is not None and scores_name != "hidden":  # whose last axis is none of classes
+        if axis is not None and scores_name != "hidden":  # their last axis holds features, not classes
             fits += f"; or give axis={axis}, if that axis of {scores_name} holds the classes"
         raise_error("shape", name=name, got=array.shape, fits=fits)
     if array.size == 0 and isinstance(value, list | tuple):  # an empty list has no dtype of its own
@@ -109,7 +109,7 @@ def check_integer(name: str, value: Any, fits: str, least: int | None = None, mo
 
 
 def check_ignore_index(value: object, code: int) -> int | None:
-    """The class id that is passed over, in 64 bits with a sign, if it is one that targets of this dtype can hold."""
+    """The class id that is ignored, as an int64 that wraps as targets do; None if their dtype cannot hold it."""
     number = value if type(value) is int else check_integer("ignore_index", value, "an integer or None")
     least, most = INTEGER_RANGES[code]
     if not least <= number <= most:

@@ -82,9 +82,9 @@ class _Pool:
         with contextlib.suppress(IndexError):  # if all are busy, one will take it later
             number = self._free.pop()
         if number is not None:
+            thread = threading.Thread(target=self._work, name=f"tokenloss_{number}", daemon=True)
+            self._threads.append(thread)
             try:
-                thread = threading.Thread(target=self._work, name=f"tokenloss_{number}", daemon=True)
-                self._threads.append(thread)
                 thread.start()
             except RuntimeError:
                 self._threads.remove(thread)

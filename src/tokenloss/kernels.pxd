@@ -43,7 +43,6 @@ cdef extern from "_kernels/kernels.h" nogil:
     int TL_BACKENDS
     ctypedef struct tl_backend:
         const char *name
-        void (*clipped_losses)(double *, size_t, double, double) noexcept nogil
     const tl_backend *tl_find_backend(int)
     ctypedef struct tl_row:
         const char *data
@@ -67,8 +66,7 @@ cdef extern from "_kernels/kernels.h" nogil:
     void tl_lse_row(const tl_backend *, const tl_row *, int64_t, tl_lse_acc *, tl_cancel *)
     void tl_lse_class_major(const tl_backend *, const tl_row *, const int64_t *, int, void *, tl_lse_acc *, tl_cancel *)
     ctypedef struct tl_lse:
-        double offset
-        double log
+        pass
     tl_lse tl_lse_finish(const tl_lse_acc *, const tl_row *)
     double tl_logsumexp(tl_lse)
     double tl_logsumexp_of(const tl_backend *, const tl_row *, const tl_lse_acc *, int64_t, const tl_lse_acc *,

@@ -54,7 +54,9 @@ class Checkpoint:
             options = state["options"]
             done = [(entry["shard"], ShardResult.from_json(entry["found"])) for entry in state["done"]]
             changed = {
-                name: reprlib.repr(options[name]) for name, value in self._options.items() if options[name] != value
+                name: reprlib.repr(options.get(name))
+                for name, value in self._options.items()
+                if options.get(name) != value
             }
             numbers = {shard["path"]: number for number, shard in enumerate(self._shards)}
             entries = [(str(shard["path"]), shard, numbers.get(shard["path"]), result) for shard, result in done]

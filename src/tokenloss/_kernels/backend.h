@@ -71,8 +71,8 @@ typedef enum {
  * multiple of TL_READ_MULTIPLE elements; elements from `count` on must be -inf. */
 typedef void tl_reduce_fn(const void *x, size_t count, tl_lse_acc *state);
 
-/* Logits of the other row of a KL divergence are clamped here from below in double: an emulated FMA splits its factors,
- * which overflows from 2^996 on. */
+/* Logits of the other row of a KL divergence are raised to at least minus this in double: an emulated FMA splits its
+ * factors, which overflows from 2^996 on. */
 #define TL_MIN_FMA_SAFE 0x1p990
 
 /* The table of an instruction set, one function for each dtype of logits where that matters. Arrays of elements need no
@@ -97,7 +97,7 @@ typedef struct {
     void (*exp_scaled[TL_FLOAT_DTYPES])(const void *x, size_t count, int64_t exponent, double factor, double subtrahend,
                                         void *out, int streaming);
 
-    /* out = x - subtrahend, likewise. */
+    /* out = x - subtrahend, stored in the same way. */
     void (*sub_scalar[TL_FLOAT_DTYPES])(const void *x, size_t count, double subtrahend, void *out, int streaming);
 
     /* Adds x to 16 lanes of a sum, and the rounding errors to `lost`. */

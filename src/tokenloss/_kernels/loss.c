@@ -7,8 +7,8 @@
 #include "elementwise.h"
 #include "scalar_math.h"
 
-/* The loss from its parts: the nll of a class id (0 for a distribution), and of all other terms the target dot, sum of
- * q[k] (shift - x[k]), the mass, sum of q[k], and how far the logsumexp lies above the shift. */
+/* The loss from its parts: the nll of a class id (0 for a distribution); for the soft targets their target dot, sum of
+ * q[k] (shift - x[k]), their mass, sum of q[k], and how far the logsumexp lies above the shift. */
 static double loss_of(const tl_loss *loss, double nll, double target_dot, double mass, double above_shift, tl_lse lse) {
     double sum = 0;
     if (loss->target >= 0 && loss->soft.one_minus_eps != 0) /* 0 times an infinite nll is nan */

@@ -47,7 +47,7 @@ int tl_is_one_hot(const tl_backend *backend, const tl_soft_target *soft, int64_t
 typedef struct {
     int64_t excluded; /* the class that `others` leaves out: the class id, or the argmax of the distribution; or -1 */
     double target_raw; /* its raw logit */
-    double shift; /* of the target dot, sum of q[k] (shift - x[k]) */
+    double shift; /* what logits are subtracted from in the target dot, sum of q[k] (shift - x[k]) */
     int needs_target_dot;
     tl_lse_acc others;
     tl_dot_acc target_dot;

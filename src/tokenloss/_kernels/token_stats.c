@@ -116,7 +116,7 @@ void tl_token_stats_range(const tl_backend *backend, const tl_row *row, int64_t 
     add_range(backend, row, start, end, block, target, target_raw, NULL, token, topk, cancel);
 }
 
-/* All statistics but the logsumexp. */
+/* The nll, the entropy, and the top k in order. */
 static void end(const tl_backend *backend, const tl_row *row, double logit, tl_lse others, tl_token_stats *token,
                 tl_topk *topk) {
     double log_odds = tl_log_odds_against_lse(others, logit),

@@ -7,13 +7,13 @@
 
 typedef struct {
     double nll, logsumexp, entropy;
-    int64_t rank, argmax; /* rank 1 is the topk; ties count against the target */
+    int64_t rank, argmax; /* rank 1 is the best; ties count against the target */
     double maximum;       /* of the raw logits so far */
     tl_lse_acc state;     /* of all classes but the target */
     tl_moment moment;
 } tl_token_stats;
 
-/* The statistics of a all row; its logsumexp is that of tl_logsumexp_of. `topk` may be NULL. */
+/* The statistics of a whole row; its logsumexp is that of tl_logsumexp_of. `topk` may be NULL. */
 void tl_token_stats_row(const tl_backend *backend, const tl_row *row, int64_t target, tl_token_stats *token,
                         tl_topk *topk, tl_cancel *cancel);
 

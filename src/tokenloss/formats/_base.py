@@ -209,7 +209,7 @@ def check_map(array: Array) -> None:
 
 
 def rows_at(array: Array, start: int, stop: int) -> Array:
-    """Rows of an array (..., V), as `Place.rows` reads them where a file is mapped as a whole."""
+    """Rows of an array (..., V), as `ArrayLocation.rows` reads them if a file is mapped as a whole."""
     place = _mapped(array)
     if place is None:
         return _rows_of(array, start, stop)
