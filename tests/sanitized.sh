@@ -25,6 +25,11 @@ ASAN_OPTIONS+=":detect_stack_use_after_return=0"
 export ASAN_OPTIONS UBSAN_OPTIONS
 
 left_out=(
+    # Python alone
+    --ignore tests/test_docs.py --ignore tests/test_docstrings.py --ignore tests/test_types.py
+    --ignore tests/test_release.py --ignore tests/test_engines.py --ignore tests/test_page.py
+    --ignore tests/test_plots.py --ignore tests/test_command_display.py --ignore tests/test_damaged_files.py
+    --ignore tests/test_pickles.py --ignore tests/test_format_errors.py --ignore tests/test_format_paths.py
     # a sanitizer's own memory is many times that which is measured
     --deselect tests/test_format_memory.py::test_memory_is_that_of_a_block
     --deselect tests/test_memory.py::test_less_than_a_megabyte_a_worker_is_allocated
