@@ -122,6 +122,10 @@ cdef class Job:
     cdef readonly int64_t row_bytes  # that are read or written for a row, for a fair split between threads
     cdef readonly object pending_exception
 
+    cdef int check(self) except -1:
+        """Refuses to run without what rows are read from."""
+        return 0
+
     cdef void run_range(self, int64_t start, int64_t stop, Totals *totals, tl_cancel *cancel) noexcept nogil:
         """Works on these rows."""
 
@@ -158,6 +162,7 @@ cdef class Job:
         cdef tl_fp_state environment
         cdef tl_cancel cancel = self.new_cancel(poll)
         cdef int64_t start
+        self.check()
         memset(&totals, 0, sizeof(totals))
         with nogil:
             tl_fp_enter(&environment)
@@ -213,6 +218,8 @@ cdef class RowJob(Job):
 
     cdef int set_up(self, Scores scores, Positions positions, numbers) except -1:
         """What the constructors of all jobs begin with."""
+        if positions.rows != scores.rows or positions.classes != scores.classes:
+            raise ValueError("positions are those of other scores")
         need_backend()
         self.scores, self.positions = scores, positions
         self.numbers = None if numbers is None else numbers.reshape(-1)
@@ -220,6 +227,17 @@ cdef class RowJob(Job):
         self.rows = scores.rows
         self.row_bytes = scores.classes * tl_itemsize(scores.dtype)
         self.logit_scale = 1
+        return 0
+
+    cdef int need_class_ids(self) except -1:
+        """Refuses positions without class ids, which the job would read."""
+        if not self.positions.by_class:
+            raise ValueError("positions have no class ids")
+        return 0
+
+    cdef int check(self) except -1:
+        if not is_given(&self.scores.view):
+            raise ValueError("scores have no array: they arrive in tiles")
         return 0
 
     cdef double reduce_row(self, int64_t row, int64_t target, Totals *totals, tl_cancel *cancel) noexcept nogil:
@@ -384,6 +402,7 @@ cdef class ClassIdLoss(RowJob):
 
     def __init__(self, Scores scores, Positions positions, numbers, bint is_probability, double epsilon):
         self.set_up(scores, positions, numbers)
+        self.need_class_ids()
         self.of_probabilities, self.clip = is_probability, new_clip(is_probability, epsilon)
         self.row_bytes = GATHER_COST_BYTES
         self.halves = self.floats = self.doubles = None

@@ -218,6 +218,7 @@ cdef class TokenStats(RowJob):
                  dict columns):
         # columns are flat arrays by name, those of bool as uint8
         self.set_up(scores, positions, nll)
+        self.need_class_ids()
         self.logit_scale, self.softcap, self.top_k = logit_scale, softcap, top_k
         self.logsumexp, self.entropy = columns["logsumexp"], columns["entropy"]
         self.rank, self.argmax = columns["rank"], columns["argmax"]
@@ -266,6 +267,8 @@ cdef class KLDivergence(RowJob):
 
     def __init__(self, Scores scores, Positions positions, numbers, Scores other):
         self.set_up(scores, positions, numbers)
+        if other.shape != scores.shape or not is_given(&other.view):
+            raise ValueError("the other scores have another shape, or no array")
         self.other = other
         self.row_bytes += other.classes * tl_itemsize(other.dtype)
 

@@ -1,0 +1,39 @@
+"""Jobs of the core refuse to run on what does not fit: they trust their arguments in all else."""
+
+import numpy as np
+import pytest
+
+from tokenloss import _core
+from tokenloss._validation import as_positions, as_scores, scores_of_shape, without_targets
+
+LOGITS = as_scores("logits", np.zeros((2, 3)), -1)
+OTHER = as_scores("logits", np.zeros((3, 2)), -1)
+CLASS_IDS = as_positions("targets", np.array([0, 1]), LOGITS, None)
+
+
+def test_positions_of_other_scores():
+    with pytest.raises(ValueError, match="positions are those of other scores"):
+        _core.ClassIdLoss(OTHER, CLASS_IDS, None, True, 0.0)
+
+
+@pytest.mark.parametrize("targets", [None, np.eye(3)[:2]])
+def test_positions_without_class_ids(targets):
+    positions = without_targets(LOGITS) if targets is None else as_positions("targets", targets, LOGITS, None)
+    columns = {}
+    for job in (
+        lambda: _core.ClassIdLoss(LOGITS, positions, None, True, 0.0),
+        lambda: _core.TokenStats(LOGITS, positions, np.zeros(2), 1.0, 0.0, 0, columns),
+    ):
+        with pytest.raises(ValueError, match="positions have no class ids"):
+            job()
+
+
+def test_scores_without_an_array():
+    scores = scores_of_shape("logits", (2, 3), -1)
+    job = _core.CrossEntropy(scores, CLASS_IDS, None, 1.0, 0.0, 0.0, 0.0)
+    with pytest.raises(ValueError, match="they arrive in tiles"):
+        job.run(2, False)
+    with pytest.raises(ValueError, match="another shape, or no array"):
+        _core.KLDivergence(LOGITS, without_targets(LOGITS), None, scores)
+    with pytest.raises(ValueError, match="another shape, or no array"):
+        _core.KLDivergence(LOGITS, without_targets(LOGITS), None, OTHER)
