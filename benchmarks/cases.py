@@ -183,7 +183,7 @@ def logits(dtype: str, shape: tuple[int, int], size: int, workers: int, cached: 
 
 
 def tokens(dtype: str, shape: tuple[int, int], size: int, workers: int, cached: bool, top_k: int = 0) -> Case:
-    """Everything about each token, beside its loss alone."""
+    """All statistics of each token, compared with its loss alone."""
     title = f"token_scores, top_k={top_k}, " if top_k else "token_scores, "
     case, x, targets = _over_logits(title, dtype, shape, size, workers, cached)
 
@@ -198,7 +198,7 @@ def tokens(dtype: str, shape: tuple[int, int], size: int, workers: int, cached: 
 
 
 def divergence(dtype: str, shape: tuple[int, int], size: int, workers: int, cached: bool) -> Case:
-    """The divergence of two arrays of logits, beside the loss of one of them."""
+    """The divergence of two arrays of logits, compared with the loss of one of them."""
     case, base, targets = _over_logits("kl_divergence, two of ", dtype, shape, size, workers, cached)
     pair = np.stack([base, base])
     rng = np.random.default_rng(2)
@@ -214,7 +214,7 @@ def divergence(dtype: str, shape: tuple[int, int], size: int, workers: int, cach
 
 
 def written(work: str, dtype: str, shape: tuple[int, int], size: int, workers: int, cached: bool) -> Case:
-    """What is written for each logit, beside a plain copy; all but those that allocate write to the same array."""
+    """Results for each logit, compared with a plain copy; all but those that allocate write to the same array."""
     name = "cross_entropy_and_grad" if work == "grad" else work
     case, x, targets = _over_logits(f"{name} into out, ", dtype, shape, size, workers, cached)
     out = x.copy()
@@ -236,7 +236,7 @@ def written(work: str, dtype: str, shape: tuple[int, int], size: int, workers: i
 
 
 def linear(dtype: str, shape: tuple[int, int, int], workers: int, settle: float, fresh: bool = False) -> Case:
-    """The loss of a projection, beside a plain product into logits that are there and, for few rows, `read`."""
+    """The loss of a projection, compared with a plain product into logits that are there and, for few rows, `read`."""
     rows, depth, classes = shape
     try:
         from threadpoolctl import threadpool_limits

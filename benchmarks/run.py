@@ -1,4 +1,4 @@
-"""Times tokenloss beside other ways to the same numbers, in one process, round by round.
+"""Times tokenloss and other libraries at the same work, in one process, round by round.
 
 Ratios come first: a shared machine's speed drifts, and the ratio of two neighbouring runs hardly does. Timings never
 fail; contenders that disagree about the result do (exit status 1), unless they overflow and are known to.

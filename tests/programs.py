@@ -21,7 +21,7 @@ def forbid(page):
 """
 
 
-needs_mprotect = pytest.mark.skipif(sys.platform == "win32", reason="there is no mprotect")
+needs_mprotect = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no mprotect to make a page unreadable")
 
 
 MEASURED = """

@@ -33,7 +33,7 @@ FILE  logits, 4 × 3, float32; class ids
          2       2  1.0986        0.333  \\x1b[31mĠc
          0       0  0.4076        0.665  a\\nb
          1       1  0.0949        0.909  ,
-"""  # noqa: RUF001 -- the report has a multiplication sign
+"""  # noqa: RUF001 -- the command prints the multiplication sign
 
 
 @pytest.mark.parametrize("rich", [True, False])

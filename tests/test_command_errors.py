@@ -168,7 +168,7 @@ def test_out_of_memory(command, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
-@pytest.mark.skipif(sys.platform == "win32", reason="Windows sends no such signals between processes")
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows ends a process at once instead of sending it a signal")
 def test_signals_remove_half_written_files(name, tmp_path):
     number = getattr(signal, name)
     program = (
@@ -214,7 +214,7 @@ def test_ctrl_c(command, monkeypatch):
     assert command("score", SAMPLE) == (130, "", "tokenloss: interrupted\n")
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="there is no sh, which closes stderr by 2>&-")
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no sh, by which stderr is closed here")
 def test_closed_stderr():
     command = ["sh", "-c", '"$0" -m tokenloss score none.npz 2>&-', sys.executable]
     done = subprocess.run(command, stdout=subprocess.PIPE, check=False, timeout=60)
@@ -226,7 +226,7 @@ def test_error_of_a_process():
     assert_refused((done.returncode, done.stdout, done.stderr), "none.npz")
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="pipes there close otherwise")
+@pytest.mark.skipif(sys.platform == "win32", reason="writing to a closed pipe is another error on Windows")
 @pytest.mark.parametrize("argv", [("score", SAMPLE), ("score", SAMPLE, "--json"), ("info",), ("--help",)])
 @pytest.mark.parametrize("hide", ["", "sys.modules['rich'] = None;"])
 def test_closed_stdout(argv, hide):
@@ -238,7 +238,7 @@ def test_closed_stdout(argv, hide):
     assert (done.returncode, done.stderr) == (1, "")
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full, a disk that is always full")
 def test_full_disk():
     with Path("/dev/full").open("w") as full:
         done = process("score", SAMPLE, "--json", stdout=full)

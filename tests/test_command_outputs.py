@@ -145,19 +145,19 @@ def input_files(tmp_path, monkeypatch):
 )
 def test_output_that_would_replace_an_input(argv, words, input_files, command, monkeypatch):
     if sys.platform == "win32" and ("link" in argv or "hard" in argv or "cannot" in words):
-        pytest.skip("links need a privilege on Windows, and its error messages differ")
+        pytest.skip("on Windows, links need a privilege, and the system words its errors differently")
     monkeypatch.setattr(shard_run, "score_shard", raising(AssertionError))
     assert_refused(command(*argv.split()), words)
     assert {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()} == input_files
 
 
-@pytest.mark.skipif(not Path("/dev/null").exists(), reason="there is no /dev/null")
+@pytest.mark.skipif(not Path("/dev/null").exists(), reason="needs /dev/null")
 def test_output_to_one_device_twice(input_files, command):
     Path("null.csv").symlink_to("/dev/null")
     assert command("score", "a.npz", "--html", "/dev/null", "--per-token", "null.csv")[0] == 0
 
 
-@pytest.mark.skipif(not Path("/dev/stdout").exists(), reason="there is no /dev/stdout")
+@pytest.mark.skipif(not Path("/dev/stdout").exists(), reason="needs /dev/stdout")
 def test_html_that_would_replace_stdout(input_files):
     for out in ("/dev/stdout", "page.html"):
         with Path("page.html").open("wb") as file:

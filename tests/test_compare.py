@@ -423,7 +423,7 @@ for other in (rows, np.zeros(rows.shape)):
     )
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="Windows does not tell the peak")
+@pytest.mark.skipif(sys.platform == "win32", reason="peak memory is read by resource, which Windows lacks")
 def test_memory_is_bounded(run_python):
     run_python(
         MEASURED.replace("WORKERS << 20", "4 << 20")
@@ -453,7 +453,7 @@ def test_comparison_is_frozen_picklable_and_json(rng):
         r"Comparison\(count=4, perplexity=[\d.e+]+, base_perplexity=[\d.e+]+, mean_kl=[\d.e-]+, same_top=[\d.]+\)",
         repr(found),
     )
-    assert_same(pickle.loads(pickle.dumps(found)), found)  # noqa: S301 -- what was pickled a moment ago
+    assert_same(pickle.loads(pickle.dumps(found)), found)  # noqa: S301 -- pickled in this line
     with pytest.raises(FrozenInstanceError):
         found.count = 5
     figures = found.as_dict()

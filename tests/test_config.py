@@ -129,4 +129,4 @@ def test_public_names_are_those_that_are_promised():
 @pytest.mark.parametrize("name", tokenloss.__all__)
 def test_public_names_hide_no_module_and_pickle(name):
     assert importlib.util.find_spec(f"tokenloss.{name}") is None
-    assert pickle.loads(pickle.dumps(getattr(tokenloss, name))) is getattr(tokenloss, name)  # noqa: S301 - our own
+    assert pickle.loads(pickle.dumps(getattr(tokenloss, name))) is getattr(tokenloss, name)  # noqa: S301 -- pickled here

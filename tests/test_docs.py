@@ -93,11 +93,11 @@ def test_readme_is_short():
 
 def test_first_steps_of_the_readme():
     names = {}
-    exec(FIRST_STEPS, names)  # noqa: S102 -- our own README
+    exec(FIRST_STEPS, names)  # noqa: S102 -- code of this repository's README
     numbers = re.findall(r"^(\S.*?)  # (\d+\.\d+)\.\.\.", FIRST_STEPS, re.MULTILINE)
     assert len(numbers) == 3
     for expression, digits in numbers:
-        assert str(eval(expression, names)).startswith(digits), expression  # noqa: S307 -- our own README
+        assert str(eval(expression, names)).startswith(digits), expression  # noqa: S307 -- as above
 
 
 @pytest.mark.parametrize("side", ["right", "left"])
@@ -124,7 +124,7 @@ def test_perplexity_of_the_readme(side, monkeypatch, capsys):
     monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", lambda name: tokenize)
     monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", lambda name: model)
     names = {}
-    exec(PERPLEXITY, names)  # noqa: S102 -- our own README
+    exec(PERPLEXITY, names)  # noqa: S102 -- code of this repository's README
     losses = []
     for text in names["texts"]:  # one by one, without padding
         ids = torch.tensor([list(text.encode())])

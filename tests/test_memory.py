@@ -70,7 +70,7 @@ def test_class_axis_of_stride_beyond_2_31_bytes(sparse_file):
         del logits
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="Windows does not tell the peak")
+@pytest.mark.skipif(sys.platform == "win32", reason="peak memory is read by resource, which Windows lacks")
 def test_less_than_a_megabyte_a_worker_is_allocated(run_python):
     run_python(
         MEASURED
@@ -109,7 +109,7 @@ for name, logits in layouts.items():
     )
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="Windows does not tell the peak")
+@pytest.mark.skipif(sys.platform == "win32", reason="peak memory is read by resource, which Windows lacks")
 def test_nothing_of_the_size_of_the_targets_is_allocated(run_python):
     run_python(
         MEASURED
@@ -128,7 +128,7 @@ measure("meter", lambda: LossMeter().update(losses))
     )
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="Windows does not tell the peak")
+@pytest.mark.skipif(sys.platform == "win32", reason="peak memory is read by resource, which Windows lacks")
 @pytest.mark.parametrize(
     "operands",
     [

@@ -130,7 +130,7 @@ def _output_errors(option: str, path: str | None) -> Iterator[None]:
 
 
 def _chosen_outputs(classes: Sequence[type[Output]], args: argparse.Namespace) -> list[Output]:
-    """The outputs that the arguments ask for, one of which prints."""
+    """Outputs selected by the arguments; exactly one of them prints."""
     outputs: list[Output] = []
     for output in classes:
         if output.option:

@@ -153,7 +153,7 @@ cdef class Job:
 
     @property
     def has_refused(self):
-        """Whether a row was refused."""
+        """True if a row was refused."""
         return self.refused_flag != 0
 
     def run(self, int64_t step, bint poll):
@@ -217,7 +217,7 @@ cdef class RowJob(Job):
     cdef Totals totals
 
     cdef int set_up(self, Scores scores, Positions positions, numbers) except -1:
-        """What the constructors of all jobs begin with."""
+        """Set the fields that all jobs share."""
         if positions.rows != scores.rows or positions.classes != scores.classes:
             raise ValueError("positions are those of other scores")
         need_backend()
@@ -276,7 +276,7 @@ cdef class RowJob(Job):
         tl_flag_set(&self.refused_flag)
 
     cdef inline bint accepts(self, int64_t row, int64_t target, Totals *totals) noexcept nogil:
-        """Whether the class id of an unmasked row is one of the classes.
+        """True if the class id of an unmasked row is in [0, V); else the row is refused.
 
         All were checked before, but another thread or process may have changed it: it must not lead out of the row.
         """
@@ -287,7 +287,7 @@ cdef class RowJob(Job):
 
     cdef bint accepts_distribution(self, int64_t row, const tl_soft_target *soft, int64_t argmax, int64_t nonzero,
                                    Totals *totals, tl_cancel *cancel) noexcept nogil:
-        """Whether a row's targets are floats, or one-hot integers."""
+        """True if a row's targets are floats or one-hot integers; else the row is refused."""
         if not self.positions.is_integer or tl_flag_get(&self.stop_flag):
             return True
         if tl_is_one_hot(backend, soft, self.scores.classes, argmax, nonzero, cancel) or tl_flag_get(&self.stop_flag):
@@ -378,7 +378,7 @@ cdef void gather(const score_t[:, :] scores, int64_t start, const int64_t *targe
 
 
 cdef tl_clip new_clip(bint is_probability, double epsilon) noexcept:
-    """What probabilities are clipped to, and which scores are refused; log-probabilities are not clipped."""
+    """Clipping bounds of probabilities, and the range of valid scores; log-probabilities are not clipped."""
     cdef tl_clip clip
     if is_probability:
         clip.lowest, clip.highest, clip.least, clip.greatest = epsilon, 1 - epsilon, -TOLERANCE, 1 + TOLERANCE

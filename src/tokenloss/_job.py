@@ -41,7 +41,7 @@ def reduced(job: _core.RowJob, losses: Float64Array | None, reduction: Any) -> f
 def run(job: _core.RowJob, workers: Any) -> None:
     """Reduce all rows."""
     positions = job.positions
-    if positions.by_class and not positions.is_checked:
+    if positions.by_class:
         check_targets(positions, job.scores)
     _workers.run(job, job.row_bytes or 1, _workers.check_workers(workers))
     if job.has_refused:

@@ -395,88 +395,70 @@ static void make_losses(int64_t count, int64_t target, tl_loss *losses) {
         losses[i] = make_loss(&loss_cases[i], count, target, (char *)masses[i], (char *)weights[i]);
 }
 
-static int64_t length(int i) { /* all short ones, and those around the sizes of chunks and blocks */
-    static const int64_t borders[] = {TL_CHUNK,     2 * TL_CHUNK, TL_BLOCK, TL_BLOCK + TL_CHUNK,
-                                      2 * TL_BLOCK, 3 * TL_BLOCK};
-    return i < 140 ? i : borders[(i - 140) / 5 % 6] + (i - 140) % 5 - 2;
+static double memory[LONGEST], before[LONGEST]; /* a row, and the row before it */
+
+/* Losses and logsumexps of rows of all lengths. */
+static void take_lengths(const tl_backend *backend, int dtype, int kind, tl_cancel *cancel) {
+    for (int i = 0; i < 170; i++) {
+        tl_row row = {(char *)memory, length(i), tl_itemsize(dtype), dtype, dtype, 1, 0, 0};
+        double equal = 20 * centred();
+        for (int64_t k = 0; k < row.count; k++)
+            fill((char *)memory + k * row.stride, dtype, kind, equal);
+        take(Q_logsumexp, logsumexp(backend, &row, cancel));
+        for (int t = 0; t < 4 && row.count > 0; t++) {
+            int64_t target = t == 0 ? 0 : t == 1 ? row.count - 1 : (int64_t)(random_bits() % (uint64_t)row.count);
+            take(Q_nll, nll(backend, &row, target, cancel));
+            if (t == 3)
+                check_layouts(backend, &row, target, cancel);
+        }
+    }
 }
 
-int main(void) {
-    static double memory[LONGEST], before[LONGEST];
+/* All quantities, of rows of some lengths. */
+static void take_rows(const tl_backend *backend, int dtype, int kind, tl_cancel *cancel) {
     static tl_loss losses[LOSS_CASES];
-    char name[64];
-    volatile int stopped = 0;
-    tl_cancel cancel = {NULL, NULL, &stopped, 0};
-    for (int id = 0; id < TL_BACKENDS; id++) {
-        const tl_backend *backend = tl_find_backend((tl_backend_id)id);
-        if (!backend)
+    for (int i = 0; i < 170; i += i < 130 ? 13 : 4) {
+        tl_row row = {(char *)memory, length(i), tl_itemsize(dtype), dtype, dtype, 1, 0, 0};
+        tl_row other = row;
+        other.data = (char *)before;
+        memcpy(before, memory, sizeof before);
+        double equal = 20 * centred();
+        for (int64_t k = 0; k < row.count; k++)
+            fill((char *)memory + k * row.stride, dtype, kind, equal);
+        if (row.count == 0)
             continue;
-        for (int dtype = 0; dtype < TL_FLOAT_DTYPES; dtype++)
-            for (int kind = 0; kind < 6; kind++) {
-                seed = (uint64_t)(100 * dtype + kind);
-                for (int i = 0; i < 170; i++) {
-                    tl_row row = {(char *)memory, length(i), tl_itemsize(dtype), dtype, dtype, 1, 0, 0};
-                    double equal = 20 * centred();
-                    for (int64_t k = 0; k < row.count; k++)
-                        fill((char *)memory + k * row.stride, dtype, kind, equal);
-                    take(Q_logsumexp, logsumexp(backend, &row, &cancel));
-                    for (int t = 0; t < 4 && row.count > 0; t++) {
-                        int64_t target = t == 0   ? 0
-                                         : t == 1 ? row.count - 1
-                                                  : (int64_t)(random_bits() % (uint64_t)row.count);
-                        take(Q_nll, nll(backend, &row, target, &cancel));
-                        if (t == 3)
-                            check_layouts(backend, &row, target, &cancel);
-                    }
-                }
-                for (int i = 0; i < 170; i += i < 130 ? 13 : 4) {
-                    tl_row row = {(char *)memory, length(i), tl_itemsize(dtype), dtype, dtype, 1, 0, 0};
-                    tl_row other = row;
-                    other.data = (char *)before;
-                    memcpy(before, memory, sizeof before);
-                    double equal = 20 * centred();
-                    for (int64_t k = 0; k < row.count; k++)
-                        fill((char *)memory + k * row.stride, dtype, kind, equal);
-                    if (row.count == 0)
-                        continue;
-                    int64_t target = (int64_t)(random_bits() % (uint64_t)row.count);
-                    make_losses(row.count, target, losses);
-                    take_all(backend, &row, &other, target, &cancel);
-                    take_losses(backend, &row, losses, 0, 1, &cancel);
-                    take_nlls(backend, &row, losses, &cancel);
-                    take_parts(backend, &row, &other, target, &cancel);
-                    take_converted(backend, &row);
-                    row.compute_dtype = other.compute_dtype = TL_FLOAT64;
-                    row.logit_scale = 0.75;
-                    row.softcap = i % 2 ? 30 : 0;
-                    take_all(backend, &row, &other, target, &cancel);
-                    take_losses(backend, &row, losses, i % 5, 5, &cancel); /* double takes long where FMA is emulated */
-                    take_parts(backend, &row, &other, target, &cancel);
-                }
-                take_products(backend, dtype, kind);
-                snprintf(name, sizeof name, "%s %s %s", backend->name, dtype_names[dtype], kinds[kind]);
-                print_hashes(name);
-            }
-        for (int dtype = 0; dtype < TL_FLOAT_DTYPES; dtype++) {
-            seed = (uint64_t)dtype;
-            take_near_zero(backend, dtype, &cancel);
-            snprintf(name, sizeof name, "%s %s", backend->name, dtype_names[dtype]);
-            print_hashes(name);
-        }
-        seed = 1;
-        for (int i = 0; i < 2000; i++) {
-            double p[7];
-            for (int k = 0; k < 7; k++)
-                p[k] = i % 3 ? (double)(random_bits() >> 11) * 0x1p-53 : tl_from_bits(random_bits());
-            backend->clipped_losses(p, (size_t)(i % 8), i % 2 ? 1e-12 : 0, i % 2 ? 1 - 1e-12 : 1);
-            for (int k = 0; k < 7; k++)
-                take(Q_clipped_losses, p[k]);
-            char zeros[4096] = {0};
-            zeros[random_bits() % sizeof zeros] = (char)(i % 5);
-            take_bits(Q_skip_zeros, (uint64_t)backend->skip_zeros(zeros, i % 100, (ptrdiff_t)sizeof zeros - i % 77));
-        }
-        print_hashes(backend->name);
+        int64_t target = (int64_t)(random_bits() % (uint64_t)row.count);
+        make_losses(row.count, target, losses);
+        take_all(backend, &row, &other, target, cancel);
+        take_losses(backend, &row, losses, 0, 1, cancel);
+        take_nlls(backend, &row, losses, cancel);
+        take_parts(backend, &row, &other, target, cancel);
+        take_converted(backend, &row);
+        row.compute_dtype = other.compute_dtype = TL_FLOAT64;
+        row.logit_scale = 0.75;
+        row.softcap = i % 2 ? 30 : 0;
+        take_all(backend, &row, &other, target, cancel);
+        take_losses(backend, &row, losses, i % 5, 5, cancel); /* double takes long where FMA is emulated */
+        take_parts(backend, &row, &other, target, cancel);
     }
+}
+
+static void take_probabilities_and_zeros(const tl_backend *backend) {
+    seed = 1;
+    for (int i = 0; i < 2000; i++) {
+        double p[7];
+        for (int k = 0; k < 7; k++)
+            p[k] = i % 3 ? (double)(random_bits() >> 11) * 0x1p-53 : tl_from_bits(random_bits());
+        backend->clipped_losses(p, (size_t)(i % 8), i % 2 ? 1e-12 : 0, i % 2 ? 1 - 1e-12 : 1);
+        for (int k = 0; k < 7; k++)
+            take(Q_clipped_losses, p[k]);
+        char zeros[4096] = {0};
+        zeros[random_bits() % sizeof zeros] = (char)(i % 5);
+        take_bits(Q_skip_zeros, (uint64_t)backend->skip_zeros(zeros, i % 100, (ptrdiff_t)sizeof zeros - i % 77));
+    }
+}
+
+static void take_scalar_math(void) {
     seed = 1;
     tl_superacc sum = {{0}, 0, 0};
     for (int i = 0; i < 100000; i++) {
@@ -494,6 +476,35 @@ int main(void) {
         if (i % 1000 == 0)
             take(Q_exact_sum, tl_superacc_round(&sum));
     }
+}
+
+int main(void) {
+    char name[64];
+    volatile int stopped = 0;
+    tl_cancel cancel = {NULL, NULL, &stopped, 0};
+    for (int id = 0; id < TL_BACKENDS; id++) {
+        const tl_backend *backend = tl_find_backend((tl_backend_id)id);
+        if (!backend)
+            continue;
+        for (int dtype = 0; dtype < TL_FLOAT_DTYPES; dtype++)
+            for (int kind = 0; kind < 6; kind++) {
+                seed = (uint64_t)(100 * dtype + kind);
+                take_lengths(backend, dtype, kind, &cancel);
+                take_rows(backend, dtype, kind, &cancel);
+                take_products(backend, dtype, kind);
+                snprintf(name, sizeof name, "%s %s %s", backend->name, dtype_names[dtype], kinds[kind]);
+                print_hashes(name);
+            }
+        for (int dtype = 0; dtype < TL_FLOAT_DTYPES; dtype++) {
+            seed = (uint64_t)dtype;
+            take_near_zero(backend, dtype, &cancel);
+            snprintf(name, sizeof name, "%s %s", backend->name, dtype_names[dtype]);
+            print_hashes(name);
+        }
+        take_probabilities_and_zeros(backend);
+        print_hashes(backend->name);
+    }
+    take_scalar_math();
     print_hashes("scalar_math");
     return 0;
 }

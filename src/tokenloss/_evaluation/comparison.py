@@ -9,7 +9,7 @@ import numpy as np
 
 from tokenloss._errors import raise_error
 from tokenloss._evaluation import checks
-from tokenloss._evaluation.plan import check_sequences, check_targets, rows_per_block, shifted, with_file_names
+from tokenloss._evaluation.plan import check_sequences, check_stored_targets, rows_per_block, shifted, with_file_names
 from tokenloss._softmax import log_softmax
 from tokenloss.comparison import ComparisonMeter
 from tokenloss.formats import npy
@@ -112,8 +112,7 @@ def _checked_targets(
     with with_file_names(base.path, path):
         if ids.size == shape[0]:
             ids = ids.reshape(-1)
-        name = "shifted targets" if options.shift else "targets"
-        check_targets(name, shape, base.kind, ids, options.ignore_index, where, soft=False)
+        check_stored_targets(shape, base.kind, ids, options.ignore_index, options.shift, where, soft=False)
     return ids, where
 
 

@@ -107,8 +107,8 @@ def plan(paths: Sequence[str], targets: Sequence[str], options: Options) -> list
             shard = shard._replace(next_id=following[0], next_text=following[1])
         opened = _shifted_shard(shard, stored) if options.shift else stored
         with with_file_names(shard.path, shard.targets):
-            name = "shifted targets" if options.shift else "targets"
-            check_targets(name, shard.shape, shard.kind, opened.targets, options.ignore_index, opened.where)
+            stored_targets = opened.targets, options.ignore_index, options.shift, opened.where
+            check_stored_targets(shard.shape, shard.kind, *stored_targets)
         is_soft = opened.targets.ndim == len(shard.shape)
         shards[number] = shard._replace(target_type="distributions") if is_soft else shard
         if not is_sequence:
@@ -150,19 +150,20 @@ def with_file_names(*files: str | None) -> Iterator[None]:
         raise type(error)(f"{', '.join(filter(None, files))}: {error}") from error
 
 
-def check_targets(
-    name: str,
+def check_stored_targets(
     shape: tuple[int, ...],
     kind: str,
     targets: Array,
     ignore_index: int,
+    is_shifted: bool,
     where: Array | None = None,
     soft: bool = True,
 ) -> None:
-    """Check all targets, before anything of the size of the scores is read.
+    """Check all targets of a file, before anything of the size of the scores is read.
 
     Errors about shifted targets give the position of the row that predicts.
     """
+    name = "shifted targets" if is_shifted else "targets"
     scores = scores_of_shape(kind, shape, -1)
     positions = as_positions(name, targets, scores, ignore_index, where, distributions=soft)
     if positions.by_class:
@@ -188,7 +189,7 @@ def shifted(ids: Array) -> tuple[Array, Array]:
 
 
 def _is_file_of_class_ids(path: str, scores_path: str, options: Options) -> bool:
-    """Whether a file holds the class ids of the scores, as an integer .npy array."""
+    """True if a file is an integer .npy array, taken for the class ids of the scores."""
     if not Path(path).is_file():
         return False
     with Path(path).open("rb") as file:

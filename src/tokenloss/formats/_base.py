@@ -237,7 +237,7 @@ def open_regular(path: str) -> BinaryIO:
         got = "is standard input" if path else "names no file"
         raise_error("content", path=path or "''", got=got, fits="be the path of a file, since files are mapped")
     with library_errors(path):
-        file = open(path, "rb", opener=_nonblocking_opener)  # noqa: SIM115 -- the caller closes it
+        file = open(path, "rb", opener=_nonblocking_opener)  # noqa: SIM115 -- it is returned open, and the caller closes it
     if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
         file.close()
         raise_error("content", path=path, got="is no regular file", fits="be one, since files are mapped")
