@@ -13,6 +13,21 @@
 #define TL_LN2_HIGH 0x1.62e42fee00000p-1 /* 32 bits: exact times any integer below 2^21 */
 #define TL_LN2_LOW 0x1.a39ef35793c76p-33
 
+static const double TL_EXP_COEFFICIENTS[] = {0x1.1fa9e9dc55a4ap-29,
+                                             0x1.af777540057ccp-26,
+                                             0x1.27e46aa98caf5p-22,
+                                             0x1.71ddeb4f79916p-19,
+                                             0x1.a01a01deacc54p-16,
+                                             0x1.a01a01b5c286bp-13,
+                                             0x1.6c16c16c0b66bp-10,
+                                             0x1.111111110e58fp-7,
+                                             0x1.555555555556bp-5,
+                                             0x1.555555555555dp-3,
+                                             0.5};
+static const double TL_LOG_COEFFICIENTS[] = {0x1.2f15bcaaef60ap-3, 0x1.39a02ecd2cd3dp-3, 0x1.74664d777eb3ap-3,
+                                             0x1.c71c51c66807ep-3, 0x1.249249423e5acp-2, 0x1.999999997f8a6p-2,
+                                             0x1.5555555555593p-1};
+
 TL_INLINE double tl_abs(double x) { return tl_from_bits(tl_to_bits(x) & 0x7fffffffffffffffu); }
 
 /* x 2^exponent. A subnormal result may be rounded twice. */
@@ -27,17 +42,6 @@ TL_INLINE double tl_scale(double x, int64_t exponent) {
 }
 
 TL_INLINE double tl_exp(double x) {
-    static const double c[] = {0x1.1fa9e9dc55a4ap-29,
-                               0x1.af777540057ccp-26,
-                               0x1.27e46aa98caf5p-22,
-                               0x1.71ddeb4f79916p-19,
-                               0x1.a01a01deacc54p-16,
-                               0x1.a01a01b5c286bp-13,
-                               0x1.6c16c16c0b66bp-10,
-                               0x1.111111110e58fp-7,
-                               0x1.555555555556bp-5,
-                               0x1.555555555555dp-3,
-                               0.5};
     if (!(x > -746)) /* nan too */
         return x != x ? x : 0;
     if (x > 710)
@@ -46,9 +50,9 @@ TL_INLINE double tl_exp(double x) {
     double high = x - n * TL_LN2_HIGH, low = n * TL_LN2_LOW;
     double r = high - low;
     double lost = (high - r) - low;
-    double p = c[0];
+    double p = TL_EXP_COEFFICIENTS[0];
     for (int i = 1; i < 11; i++)
-        p = p * r + c[i];
+        p = p * r + TL_EXP_COEFFICIENTS[i];
     return tl_scale(1 + (r + (r * r * p + lost)), (int64_t)n);
 }
 
@@ -57,12 +61,10 @@ TL_INLINE double tl_exp(double x) {
  * With s = f / (2 + f), log(1 + f) = 2 atanh(s) = f - s (f - R(s^2)), and f - f^2/2 is formed first, being exact to
  * the last bits that matter. */
 TL_INLINE double tl_log_near_one(double f, double exponent, double small) {
-    static const double c[] = {0x1.2f15bcaaef60ap-3, 0x1.39a02ecd2cd3dp-3, 0x1.74664d777eb3ap-3, 0x1.c71c51c66807ep-3,
-                               0x1.249249423e5acp-2, 0x1.999999997f8a6p-2, 0x1.5555555555593p-1};
     double s = f / (2 + f), z = s * s, half_square = 0.5 * f * f;
-    double p = c[0];
+    double p = TL_LOG_COEFFICIENTS[0];
     for (int i = 1; i < 7; i++)
-        p = p * z + c[i];
+        p = p * z + TL_LOG_COEFFICIENTS[i];
     double correction = s * (half_square + z * p) + (exponent * TL_LN2_LOW + small);
     return exponent * TL_LN2_HIGH - ((half_square - correction) - f);
 }

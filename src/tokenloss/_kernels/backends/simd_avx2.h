@@ -58,6 +58,47 @@ OPERATION void f32_accumulate(double *sum, double *error, __m256 term) {
     _mm256_storeu_pd(sum + 4, _mm256_add_pd(_mm256_loadu_pd(sum + 4), high));
 }
 
+/* pieces of 128 bits of rows[0] and rows[4], which are `offset` bytes into them; all four elements or the first n */
+#define f32_PIECE 4
+OPERATION __m128i first_of_4(size_t n) {
+    return _mm_cmpgt_epi32(_mm_set1_epi32((int)n), _mm_setr_epi32(0, 1, 2, 3));
+}
+OPERATION __m256 f32_load_pieces(const char *const *rows, size_t offset, size_t n) {
+    const float *low = (const float *)(const void *)(rows[0] + offset),
+                *high = (const float *)(const void *)(rows[4] + offset);
+    if (n == 4)
+        return _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(low)), _mm_loadu_ps(high), 1);
+    return _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_maskload_ps(low, first_of_4(n))),
+                                _mm_maskload_ps(high, first_of_4(n)), 1);
+}
+OPERATION void f32_store_pieces(char *const *rows, size_t offset, size_t n, __m256 all) {
+    float *low = (float *)(void *)(rows[0] + offset), *high = (float *)(void *)(rows[4] + offset);
+    if (n == 4) {
+        _mm_storeu_ps(low, _mm256_castps256_ps128(all));
+        _mm_storeu_ps(high, _mm256_extractf128_ps(all, 1));
+    } else {
+        _mm_maskstore_ps(low, first_of_4(n), _mm256_castps256_ps128(all));
+        _mm_maskstore_ps(high, first_of_4(n), _mm256_extractf128_ps(all, 1));
+    }
+}
+OPERATION void f32_transpose_pieces(__m256 *v) {
+    __m256d ab_low = _mm256_castps_pd(_mm256_unpacklo_ps(v[0], v[1])),
+            ab_high = _mm256_castps_pd(_mm256_unpackhi_ps(v[0], v[1])),
+            cd_low = _mm256_castps_pd(_mm256_unpacklo_ps(v[2], v[3])),
+            cd_high = _mm256_castps_pd(_mm256_unpackhi_ps(v[2], v[3]));
+    v[0] = _mm256_castpd_ps(_mm256_unpacklo_pd(ab_low, cd_low));
+    v[1] = _mm256_castpd_ps(_mm256_unpackhi_pd(ab_low, cd_low));
+    v[2] = _mm256_castpd_ps(_mm256_unpacklo_pd(ab_high, cd_high));
+    v[3] = _mm256_castpd_ps(_mm256_unpackhi_pd(ab_high, cd_high));
+}
+OPERATION void f32_widen(__m256 a, __m256d *wide) {
+    wide[0] = _mm256_cvtps_pd(_mm256_castps256_ps128(a));
+    wide[1] = _mm256_cvtps_pd(_mm256_extractf128_ps(a, 1));
+}
+OPERATION __m256 f32_narrow(const __m256d *wide) {
+    return _mm256_insertf128_ps(_mm256_castps128_ps256(_mm256_cvtpd_ps(wide[0])), _mm256_cvtpd_ps(wide[1]), 1);
+}
+
 OPERATION __m256d f64_set(double value) { return _mm256_set1_pd(value); }
 OPERATION __m256d f64_load(const double *p) { return _mm256_loadu_pd(p); }
 OPERATION void f64_store(double *p, __m256d a) { _mm256_storeu_pd(p, a); }
@@ -84,3 +125,54 @@ OPERATION __m256i f64_or_bits(__m256i a, __m256d b, __m256d c) {
     return _mm256_or_si256(a, _mm256_or_si256(_mm256_castpd_si256(b), _mm256_castpd_si256(c)));
 }
 OPERATION int f64_any_bits(__m256i bits) { return !_mm256_testz_si256(bits, bits); }
+
+#define f64_PIECE 2
+OPERATION __m256d f64_load_pieces(const char *const *rows, size_t offset, size_t n) {
+    const double *low = (const double *)(const void *)(rows[0] + offset),
+                 *high = (const double *)(const void *)(rows[2] + offset);
+    __m128d a = n == 2 ? _mm_loadu_pd(low) : _mm_load_sd(low), b = n == 2 ? _mm_loadu_pd(high) : _mm_load_sd(high);
+    return _mm256_insertf128_pd(_mm256_castpd128_pd256(a), b, 1);
+}
+OPERATION void f64_store_pieces(char *const *rows, size_t offset, size_t n, __m256d all) {
+    double *low = (double *)(void *)(rows[0] + offset), *high = (double *)(void *)(rows[2] + offset);
+    if (n == 2) {
+        _mm_storeu_pd(low, _mm256_castpd256_pd128(all));
+        _mm_storeu_pd(high, _mm256_extractf128_pd(all, 1));
+    } else {
+        _mm_store_sd(low, _mm256_castpd256_pd128(all));
+        _mm_store_sd(high, _mm256_extractf128_pd(all, 1));
+    }
+}
+OPERATION void f64_transpose_pieces(__m256d *v) {
+    __m256d low = _mm256_unpacklo_pd(v[0], v[1]);
+    v[1] = _mm256_unpackhi_pd(v[0], v[1]);
+    v[0] = low;
+}
+
+/* a < b ? c : d, and a == b ? c : d; a nan compares as false */
+OPERATION __m256d f64_if_less(__m256d a, __m256d b, __m256d c, __m256d d) {
+    return _mm256_blendv_pd(d, c, _mm256_cmp_pd(a, b, _CMP_LT_OQ));
+}
+OPERATION __m256d f64_if_equal(__m256d a, __m256d b, __m256d c, __m256d d) {
+    return _mm256_blendv_pd(d, c, _mm256_cmp_pd(a, b, _CMP_EQ_OQ));
+}
+OPERATION __m256d f64_trunc(__m256d a) { return _mm256_round_pd(a, _MM_FROUND_TO_ZERO | _MM_FROUND_NO_EXC); }
+/* the bits of a as an integer: plus, and, or a constant; the exponent field of a positive number as an integer */
+OPERATION __m256d f64_plus_bits(__m256d a, uint64_t bits) {
+    return _mm256_castsi256_pd(_mm256_add_epi64(_mm256_castpd_si256(a), _mm256_set1_epi64x((long long)bits)));
+}
+OPERATION __m256d f64_and_bits(__m256d a, uint64_t bits) {
+    return _mm256_castsi256_pd(_mm256_and_si256(_mm256_castpd_si256(a), _mm256_set1_epi64x((long long)bits)));
+}
+OPERATION __m256d f64_with_bits(__m256d a, uint64_t bits) {
+    return _mm256_castsi256_pd(_mm256_or_si256(_mm256_castpd_si256(a), _mm256_set1_epi64x((long long)bits)));
+}
+OPERATION __m256d f64_exponent_field(__m256d a) {
+    return _mm256_castsi256_pd(_mm256_srli_epi64(_mm256_castpd_si256(a), 52));
+}
+OPERATION uint32_t f32_mask_nonzero(__m256 a) {
+    return (uint32_t)_mm256_movemask_ps(_mm256_cmp_ps(a, _mm256_setzero_ps(), _CMP_NEQ_UQ));
+}
+OPERATION uint32_t f64_mask_nonzero(__m256d a) {
+    return (uint32_t)_mm256_movemask_pd(_mm256_cmp_pd(a, _mm256_setzero_pd(), _CMP_NEQ_UQ));
+}

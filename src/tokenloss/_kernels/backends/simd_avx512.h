@@ -57,6 +57,44 @@ OPERATION void f32_accumulate(double *sum, double *error, __m512 term) {
     _mm512_storeu_pd(sum + 8, _mm512_add_pd(_mm512_loadu_pd(sum + 8), high));
 }
 
+/* pieces of 128 bits of rows[0], rows[4], ..., which are `offset` bytes into them; all four elements or the first n */
+#define f32_PIECE 4
+OPERATION __m512 f32_load_pieces(const char *const *rows, size_t offset, size_t n) {
+    const __mmask8 mask = (__mmask8)((1u << n) - 1);
+    __m128 piece[4];
+    for (int i = 0; i < 4; i++) {
+        const char *p = rows[4 * i] + offset;
+        piece[i] = n == 4 ? _mm_loadu_ps((const float *)(const void *)p) : _mm_maskz_loadu_ps(mask, p);
+    }
+    __m512 all = _mm512_castps128_ps512(piece[0]);
+    all = _mm512_insertf32x4(all, piece[1], 1);
+    return _mm512_insertf32x4(_mm512_insertf32x4(all, piece[2], 2), piece[3], 3);
+}
+OPERATION void f32_store_pieces(char *const *rows, size_t offset, size_t n, __m512 all) {
+    const __mmask8 mask = (__mmask8)((1u << n) - 1);
+    _mm_mask_storeu_ps(rows[0] + offset, mask, _mm512_castps512_ps128(all));
+    _mm_mask_storeu_ps(rows[4] + offset, mask, _mm512_extractf32x4_ps(all, 1));
+    _mm_mask_storeu_ps(rows[8] + offset, mask, _mm512_extractf32x4_ps(all, 2));
+    _mm_mask_storeu_ps(rows[12] + offset, mask, _mm512_extractf32x4_ps(all, 3));
+}
+OPERATION void f32_transpose_pieces(__m512 *v) {
+    __m512d ab_low = _mm512_castps_pd(_mm512_unpacklo_ps(v[0], v[1])),
+            ab_high = _mm512_castps_pd(_mm512_unpackhi_ps(v[0], v[1])),
+            cd_low = _mm512_castps_pd(_mm512_unpacklo_ps(v[2], v[3])),
+            cd_high = _mm512_castps_pd(_mm512_unpackhi_ps(v[2], v[3]));
+    v[0] = _mm512_castpd_ps(_mm512_unpacklo_pd(ab_low, cd_low));
+    v[1] = _mm512_castpd_ps(_mm512_unpackhi_pd(ab_low, cd_low));
+    v[2] = _mm512_castpd_ps(_mm512_unpacklo_pd(ab_high, cd_high));
+    v[3] = _mm512_castpd_ps(_mm512_unpackhi_pd(ab_high, cd_high));
+}
+OPERATION void f32_widen(__m512 a, __m512d *wide) {
+    wide[0] = _mm512_cvtps_pd(_mm512_castps512_ps256(a));
+    wide[1] = _mm512_cvtps_pd(_mm512_extractf32x8_ps(a, 1));
+}
+OPERATION __m512 f32_narrow(const __m512d *wide) {
+    return _mm512_insertf32x8(_mm512_castps256_ps512(_mm512_cvtpd_ps(wide[0])), _mm512_cvtpd_ps(wide[1]), 1);
+}
+
 OPERATION __m512d f64_set(double value) { return _mm512_set1_pd(value); }
 OPERATION __m512d f64_load(const double *p) { return _mm512_loadu_pd(p); }
 OPERATION void f64_store(double *p, __m512d a) { _mm512_storeu_pd(p, a); }
@@ -81,3 +119,52 @@ OPERATION __m512i f64_or_bits(__m512i a, __m512d b, __m512d c) {
     return _mm512_ternarylogic_epi64(a, _mm512_castpd_si512(b), _mm512_castpd_si512(c), 0xfe);
 }
 OPERATION int f64_any_bits(__m512i bits) { return _mm512_test_epi64_mask(bits, bits) != 0; }
+
+#define f64_PIECE 2
+OPERATION __m512d f64_load_pieces(const char *const *rows, size_t offset, size_t n) {
+    const __mmask8 mask = (__mmask8)((1u << n) - 1);
+    __m128d piece[4];
+    for (int i = 0; i < 4; i++) {
+        const char *p = rows[2 * i] + offset;
+        piece[i] = n == 2 ? _mm_loadu_pd((const double *)(const void *)p) : _mm_maskz_loadu_pd(mask, p);
+    }
+    __m512d all = _mm512_castpd128_pd512(piece[0]);
+    all = _mm512_insertf64x2(all, piece[1], 1);
+    return _mm512_insertf64x2(_mm512_insertf64x2(all, piece[2], 2), piece[3], 3);
+}
+OPERATION void f64_store_pieces(char *const *rows, size_t offset, size_t n, __m512d all) {
+    const __mmask8 mask = (__mmask8)((1u << n) - 1);
+    _mm_mask_storeu_pd(rows[0] + offset, mask, _mm512_castpd512_pd128(all));
+    _mm_mask_storeu_pd(rows[2] + offset, mask, _mm512_extractf64x2_pd(all, 1));
+    _mm_mask_storeu_pd(rows[4] + offset, mask, _mm512_extractf64x2_pd(all, 2));
+    _mm_mask_storeu_pd(rows[6] + offset, mask, _mm512_extractf64x2_pd(all, 3));
+}
+OPERATION void f64_transpose_pieces(__m512d *v) {
+    __m512d low = _mm512_unpacklo_pd(v[0], v[1]);
+    v[1] = _mm512_unpackhi_pd(v[0], v[1]);
+    v[0] = low;
+}
+
+/* a < b ? c : d, and a == b ? c : d; a nan compares as false */
+OPERATION __m512d f64_if_less(__m512d a, __m512d b, __m512d c, __m512d d) {
+    return _mm512_mask_blend_pd(_mm512_cmp_pd_mask(a, b, _CMP_LT_OQ), d, c);
+}
+OPERATION __m512d f64_if_equal(__m512d a, __m512d b, __m512d c, __m512d d) {
+    return _mm512_mask_blend_pd(_mm512_cmp_pd_mask(a, b, _CMP_EQ_OQ), d, c);
+}
+OPERATION __m512d f64_trunc(__m512d a) { return _mm512_roundscale_pd(a, _MM_FROUND_TO_ZERO | _MM_FROUND_NO_EXC); }
+/* the bits of a as an integer: plus, and, or a constant; the exponent field of a positive number as an integer */
+OPERATION __m512d f64_plus_bits(__m512d a, uint64_t bits) {
+    return _mm512_castsi512_pd(_mm512_add_epi64(_mm512_castpd_si512(a), _mm512_set1_epi64((long long)bits)));
+}
+OPERATION __m512d f64_and_bits(__m512d a, uint64_t bits) {
+    return _mm512_castsi512_pd(_mm512_and_si512(_mm512_castpd_si512(a), _mm512_set1_epi64((long long)bits)));
+}
+OPERATION __m512d f64_with_bits(__m512d a, uint64_t bits) {
+    return _mm512_castsi512_pd(_mm512_or_si512(_mm512_castpd_si512(a), _mm512_set1_epi64((long long)bits)));
+}
+OPERATION __m512d f64_exponent_field(__m512d a) {
+    return _mm512_castsi512_pd(_mm512_srli_epi64(_mm512_castpd_si512(a), 52));
+}
+OPERATION uint32_t f32_mask_nonzero(__m512 a) { return _mm512_cmp_ps_mask(a, _mm512_setzero_ps(), _CMP_NEQ_UQ); }
+OPERATION uint32_t f64_mask_nonzero(__m512d a) { return _mm512_cmp_pd_mask(a, _mm512_setzero_pd(), _CMP_NEQ_UQ); }

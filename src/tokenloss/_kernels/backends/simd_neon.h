@@ -50,6 +50,50 @@ TL_INLINE void f32_accumulate(double *sum, double *error, float32x4_t term) {
     vst1q_f64(sum + 2, vaddq_f64(vld1q_f64(sum + 2), vcvt_high_f64_f32(term)));
 }
 
+/* 128 bits of a row, `offset` bytes into it: all four elements or the first n */
+#define f32_PIECE 4
+TL_INLINE float32x4_t f32_load_pieces(const char *const *rows, size_t offset, size_t n) {
+    const float *p = (const float *)(const void *)(rows[0] + offset);
+    float32x4_t piece = vdupq_n_f32(0);
+    if (n == 4)
+        return vld1q_f32(p);
+    if (n == 1)
+        return vld1q_lane_f32(p, piece, 0);
+    piece = vcombine_f32(vld1_f32(p), vget_low_f32(piece));
+    return n == 2 ? piece : vld1q_lane_f32(p + 2, piece, 2);
+}
+TL_INLINE void f32_store_pieces(char *const *rows, size_t offset, size_t n, float32x4_t piece) {
+    float *p = (float *)(void *)(rows[0] + offset);
+    if (n == 4) {
+        vst1q_f32(p, piece);
+        return;
+    }
+    if (n == 1) {
+        vst1q_lane_f32(p, piece, 0);
+        return;
+    }
+    vst1_f32(p, vget_low_f32(piece));
+    if (n == 3)
+        vst1q_lane_f32(p + 2, piece, 2);
+}
+TL_INLINE void f32_transpose_pieces(float32x4_t *v) {
+    float64x2_t ab_low = vreinterpretq_f64_f32(vzip1q_f32(v[0], v[1])),
+                ab_high = vreinterpretq_f64_f32(vzip2q_f32(v[0], v[1])),
+                cd_low = vreinterpretq_f64_f32(vzip1q_f32(v[2], v[3])),
+                cd_high = vreinterpretq_f64_f32(vzip2q_f32(v[2], v[3]));
+    v[0] = vreinterpretq_f32_f64(vzip1q_f64(ab_low, cd_low));
+    v[1] = vreinterpretq_f32_f64(vzip2q_f64(ab_low, cd_low));
+    v[2] = vreinterpretq_f32_f64(vzip1q_f64(ab_high, cd_high));
+    v[3] = vreinterpretq_f32_f64(vzip2q_f64(ab_high, cd_high));
+}
+TL_INLINE void f32_widen(float32x4_t a, float64x2_t *wide) {
+    wide[0] = vcvt_f64_f32(vget_low_f32(a));
+    wide[1] = vcvt_high_f64_f32(a);
+}
+TL_INLINE float32x4_t f32_narrow(const float64x2_t *wide) {
+    return vcvt_high_f32_f64(vcvt_f32_f64(wide[0]), wide[1]);
+}
+
 TL_INLINE float64x2_t f64_set(double value) { return vdupq_n_f64(value); }
 TL_INLINE float64x2_t f64_load(const double *p) { return vld1q_f64(p); }
 TL_INLINE void f64_store(double *p, float64x2_t a) { vst1q_f64(p, a); }
@@ -75,3 +119,51 @@ TL_INLINE uint64x2_t f64_or_bits(uint64x2_t a, float64x2_t b, float64x2_t c) {
     return vorrq_u64(a, vorrq_u64(vreinterpretq_u64_f64(b), vreinterpretq_u64_f64(c)));
 }
 TL_INLINE int f64_any_bits(uint64x2_t bits) { return (vgetq_lane_u64(bits, 0) | vgetq_lane_u64(bits, 1)) != 0; }
+
+#define f64_PIECE 2
+TL_INLINE float64x2_t f64_load_pieces(const char *const *rows, size_t offset, size_t n) {
+    const double *p = (const double *)(const void *)(rows[0] + offset);
+    return n == 2 ? vld1q_f64(p) : vld1q_lane_f64(p, vdupq_n_f64(0), 0);
+}
+TL_INLINE void f64_store_pieces(char *const *rows, size_t offset, size_t n, float64x2_t piece) {
+    double *p = (double *)(void *)(rows[0] + offset);
+    if (n == 2)
+        vst1q_f64(p, piece);
+    else
+        vst1q_lane_f64(p, piece, 0);
+}
+TL_INLINE void f64_transpose_pieces(float64x2_t *v) {
+    float64x2_t low = vzip1q_f64(v[0], v[1]);
+    v[1] = vzip2q_f64(v[0], v[1]);
+    v[0] = low;
+}
+
+/* a < b ? c : d, and a == b ? c : d; a nan compares as false */
+TL_INLINE float64x2_t f64_if_less(float64x2_t a, float64x2_t b, float64x2_t c, float64x2_t d) {
+    return vbslq_f64(vcltq_f64(a, b), c, d);
+}
+TL_INLINE float64x2_t f64_if_equal(float64x2_t a, float64x2_t b, float64x2_t c, float64x2_t d) {
+    return vbslq_f64(vceqq_f64(a, b), c, d);
+}
+TL_INLINE float64x2_t f64_trunc(float64x2_t a) { return vrndq_f64(a); }
+/* the bits of a as an integer: plus, and, or a constant; the exponent field of a positive number as an integer */
+TL_INLINE float64x2_t f64_plus_bits(float64x2_t a, uint64_t bits) {
+    return vreinterpretq_f64_u64(vaddq_u64(vreinterpretq_u64_f64(a), vdupq_n_u64(bits)));
+}
+TL_INLINE float64x2_t f64_and_bits(float64x2_t a, uint64_t bits) {
+    return vreinterpretq_f64_u64(vandq_u64(vreinterpretq_u64_f64(a), vdupq_n_u64(bits)));
+}
+TL_INLINE float64x2_t f64_with_bits(float64x2_t a, uint64_t bits) {
+    return vreinterpretq_f64_u64(vorrq_u64(vreinterpretq_u64_f64(a), vdupq_n_u64(bits)));
+}
+TL_INLINE float64x2_t f64_exponent_field(float64x2_t a) {
+    return vreinterpretq_f64_u64(vshrq_n_u64(vreinterpretq_u64_f64(a), 52));
+}
+TL_INLINE uint32_t f32_mask_nonzero(float32x4_t a) {
+    static const uint32_t lane[4] = {1, 2, 4, 8};
+    return vaddvq_u32(vbicq_u32(vld1q_u32(lane), vceqzq_f32(a)));
+}
+TL_INLINE uint32_t f64_mask_nonzero(float64x2_t a) {
+    uint64x2_t zero = vceqzq_f64(a);
+    return (uint32_t)((~vgetq_lane_u64(zero, 0) & 1) | (~vgetq_lane_u64(zero, 1) & 2));
+}

@@ -92,6 +92,20 @@ TL_INLINE void f32_accumulate(double *sum, double *error, float term) {
     *sum += (double)term;
 }
 
+/* a piece of a row, one element, `offset` bytes into it */
+#define f32_PIECE 1
+TL_INLINE float f32_load_pieces(const char *const *rows, size_t offset, size_t n) {
+    (void)n;
+    return f32_load((const float *)(const void *)(rows[0] + offset));
+}
+TL_INLINE void f32_store_pieces(char *const *rows, size_t offset, size_t n, float piece) {
+    (void)n;
+    f32_store((float *)(void *)(rows[0] + offset), piece);
+}
+TL_INLINE void f32_transpose_pieces(float *v) { (void)v; }
+TL_INLINE void f32_widen(float a, double *wide) { *wide = (double)a; }
+TL_INLINE float f32_narrow(const double *wide) { return (float)*wide; }
+
 TL_INLINE double f64_set(double value) { return value; }
 TL_INLINE double f64_load(const double *p) {
     double value;
@@ -160,3 +174,26 @@ TL_INLINE double f64_pow2(double shifted) { return tl_from_bits(tl_to_bits(shift
 
 TL_INLINE uint64_t f64_or_bits(uint64_t a, double b, double c) { return a | tl_to_bits(b) | tl_to_bits(c); }
 TL_INLINE int f64_any_bits(uint64_t bits) { return bits != 0; }
+
+#define f64_PIECE 1
+TL_INLINE double f64_load_pieces(const char *const *rows, size_t offset, size_t n) {
+    (void)n;
+    return f64_load((const double *)(const void *)(rows[0] + offset));
+}
+TL_INLINE void f64_store_pieces(char *const *rows, size_t offset, size_t n, double piece) {
+    (void)n;
+    f64_store((double *)(void *)(rows[0] + offset), piece);
+}
+TL_INLINE void f64_transpose_pieces(double *v) { (void)v; }
+
+/* a < b ? c : d, and a == b ? c : d; a nan compares as false */
+TL_INLINE double f64_if_less(double a, double b, double c, double d) { return a < b ? c : d; }
+TL_INLINE double f64_if_equal(double a, double b, double c, double d) { return a == b ? c : d; }
+TL_INLINE double f64_trunc(double a) { return tl_abs(a) < 0x1p52 ? (double)(int64_t)a : a; }
+/* the bits of a as an integer: plus, and, or a constant; the exponent field of a positive number as an integer */
+TL_INLINE double f64_plus_bits(double a, uint64_t bits) { return tl_from_bits(tl_to_bits(a) + bits); }
+TL_INLINE double f64_and_bits(double a, uint64_t bits) { return tl_from_bits(tl_to_bits(a) & bits); }
+TL_INLINE double f64_with_bits(double a, uint64_t bits) { return tl_from_bits(tl_to_bits(a) | bits); }
+TL_INLINE double f64_exponent_field(double a) { return tl_from_bits(tl_to_bits(a) >> 52); }
+TL_INLINE uint32_t f32_mask_nonzero(float a) { return a != 0; }
+TL_INLINE uint32_t f64_mask_nonzero(double a) { return a != 0; }

@@ -5,6 +5,8 @@
 #include "../backend.h"
 #include "../scalar_math.h"
 
+#include "vector_math.h"
+
 #define JOIN_(a, b) a##b
 #define JOIN(a, b) JOIN_(a, b)
 
@@ -198,7 +200,15 @@ TL_TARGET static void JOIN(target_dot_, BACKEND)(const double *mass, const doubl
 }
 
 TL_TARGET static void JOIN(clipped_losses_, BACKEND)(double *p, size_t count, double lowest, double highest) {
-    for (size_t i = 0; i < count; i++) {
+    const f64_vec least = f64_set(lowest), greatest = f64_set(highest), zero = f64_set(0);
+    size_t whole = count / f64_WIDTH * f64_WIDTH;
+    for (size_t i = 0; i < whole; i += f64_WIDTH) {
+        f64_vec clipped = f64_load(p + i);
+        clipped = f64_if_less(clipped, least, least, clipped);
+        clipped = f64_if_less(greatest, clipped, greatest, clipped);
+        f64_store(p + i, f64_sub(zero, f64_log(clipped, 1)));
+    }
+    for (size_t i = whole; i < count; i++) {
         double low = p[i] < lowest ? lowest : p[i];
         p[i] = 0 - tl_log(low > highest ? highest : low);
     }
