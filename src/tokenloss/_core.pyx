@@ -28,12 +28,12 @@ SWAPPED = TL_SWAPPED
 
 cdef extern from *:
     """
-    _Static_assert(TL_MAX_CLASS_MAJOR_ROWS == 32, "MAX_CLASS_MAJOR_ROWS");
+    _Static_assert(TL_BLOCK_ROWS == 64, "BLOCK_ROWS");
     _Static_assert(TL_SUM_LIMBS <= 134 && TL_SQUARES_LIMBS <= 134, "MAX_LIMBS");
     """
 
 cdef enum:
-    MAX_CLASS_MAJOR_ROWS = 32  # that of the kernels
+    BLOCK_ROWS = 64  # that of the kernels
     MAX_LIMBS = 134  # at least what the sums of the kernels have
     SIGNAL_CHECK_ROWS = 1 << 20  # targets that are read between two checks for Ctrl-C
     NONTEMPORAL_BYTES = 16 << 20  # results of this size leave the caches before anyone reads them

@@ -265,9 +265,12 @@ static int64_t find_above(const tl_backend *backend, const tl_row *row, double b
     return row->count;
 }
 
-/* As tl_logsumexp_of, of a row whose plain logsumexp is near 0. */
-static double near_zero(const tl_backend *backend, const tl_row *row, double logsumexp, int64_t excluded,
-                        const tl_lse_acc *others, tl_cancel *cancel) {
+int tl_may_be_near_zero(double logsumexp, double largest_lane, double sum) {
+    return tl_abs(logsumexp) < NEAR_ZERO && !(largest_lane < DOMINANT_FRACTION * sum);
+}
+
+double tl_logsumexp_near_zero(const tl_backend *backend, const tl_row *row, double logsumexp, int64_t excluded,
+                              const tl_lse_acc *others, tl_cancel *cancel) {
     tl_lse_acc recomputed;
     if (excluded < 0 || !(tl_logit_at(backend, row, excluded) > logsumexp - MAX_DROP)) {
         excluded = find_above(backend, row, logsumexp - MAX_DROP);
@@ -283,11 +286,9 @@ static double near_zero(const tl_backend *backend, const tl_row *row, double log
 double tl_logsumexp_of(const tl_backend *backend, const tl_row *row, const tl_lse_acc *state, int64_t excluded,
                        const tl_lse_acc *others, tl_cancel *cancel) {
     double logsumexp = tl_logsumexp(tl_lse_finish(state, row)), most = 0;
-    if (!(tl_abs(logsumexp) < NEAR_ZERO))
-        return logsumexp;
     for (int i = 0; i < 16; i++)
         most = state->sum[i] > most ? state->sum[i] : most;
-    if (most < DOMINANT_FRACTION * tl_lanes_sum_in_order(state->sum))
+    if (!tl_may_be_near_zero(logsumexp, most, tl_lanes_sum_in_order(state->sum)))
         return logsumexp;
-    return near_zero(backend, row, logsumexp, excluded, others, cancel);
+    return tl_logsumexp_near_zero(backend, row, logsumexp, excluded, others, cancel);
 }

@@ -104,6 +104,15 @@ static double target_dot_uniform(const tl_backend *backend, const tl_row *row, d
     return mass * ((double)row->count * (shift - offset) - total);
 }
 
+int tl_target_dot_of_sum(const tl_soft_target *soft, int64_t count, double logit_sum, double shift, double *dot,
+                         double *total) {
+    if (soft->mass || soft->weight || tl_abs(shift) > TL_MAX_EXACT_REDUCTION)
+        return 0;
+    *total = soft->eps_over_v * (double)count;
+    *dot = soft->eps_over_v * ((double)count * (shift - 0) - logit_sum);
+    return *dot - *dot == 0;
+}
+
 void tl_target_dot_range(const tl_backend *backend, const tl_row *row, const tl_soft_target *soft, int64_t start,
                          int64_t end, double shift, tl_dot_acc *dot, tl_cancel *cancel) {
     tl_chunk_buf buf;
