@@ -37,6 +37,7 @@ cdef class LogSumExpJob(RowJob):
     """
 
     cdef bint is_class_major
+    cdef bint keeps_logits  # whether logits are read again after they were reduced
 
     cdef void finish_block(self, Block *block, const tl_block_lse *lse, Totals *totals, tl_cancel *cancel) noexcept nogil:
         """Finds the number of each wanted row of a block, and writes its other results."""
@@ -54,7 +55,7 @@ cdef class LogSumExpJob(RowJob):
     cdef double reduce_row(self, int64_t row, int64_t target, Totals *totals, tl_cancel *cancel) noexcept nogil:
         cdef Block block
         block.rows.row, block.rows.count, block.rows.class_major = self.row_at(row), 1, False
-        block.rows.wanted, block.rows.scratch = 1, NULL
+        block.rows.wanted, block.rows.scratch, block.rows.keeps_logits = 1, NULL, False
         block.rows.data[0], block.number[0], block.target[0] = block.rows.row.data, row, target
         block.rows.excluded[0] = self.exclude(row, target, totals, cancel)
         if block.rows.excluded[0] == MASKED:
@@ -88,29 +89,44 @@ cdef class LogSumExpJob(RowJob):
     cdef void load_block(self, int64_t start, int count, Block *block, Totals *totals, tl_cancel *cancel) noexcept nogil:
         """Fills a block with the unmasked rows; of class-major rows with all, since they share cache lines."""
         cdef tl_row_block *rows = &block.rows
-        cdef int64_t targets[BLOCK_ROWS]
-        cdef int64_t excluded
+        cdef const View *view = &self.scores.view
+        cdef uint64_t wanted = 0
         cdef int i
-        self.load_block_targets(start, count, targets, totals)
-        rows.count, rows.wanted = 0, 0
+        self.load_block_targets(start, count, block.target, totals)
         for i in range(count):
-            excluded = targets[i]
-            if excluded != MASKED:
-                excluded = self.exclude(start + i, targets[i], totals, cancel)
-            if targets[i] == MASKED:
-                self.mask_row(start + i)
-            if excluded == MASKED and not rows.class_major:
-                continue
-            rows.data[rows.count] = address_of(&self.scores.view, start + i)
-            rows.excluded[rows.count] = -1 if excluded == MASKED else excluded
-            block.number[rows.count], block.target[rows.count] = start + i, targets[i]
-            rows.wanted |= <uint64_t> (excluded != MASKED) << rows.count
-            rows.count += 1
+            block.number[i], rows.excluded[i] = start + i, block.target[i]
+            rows.data[i] = address_of(view, start + i)
+        if not self.positions.by_class:
+            for i in range(count):
+                if block.target[i] != MASKED:
+                    rows.excluded[i] = self.exclude(start + i, block.target[i], totals, cancel)
+        for i in range(count):
+            wanted |= <uint64_t> (rows.excluded[i] != MASKED) << i
+        rows.count, rows.wanted = count, wanted
+        if wanted != ~(<uint64_t> 0) >> (BLOCK_ROWS - count):
+            self.leave_out(block)
+
+    cdef void leave_out(self, Block *block) noexcept nogil:
+        """Leaves the unwanted rows out of a block, or only their classes where rows share cache lines."""
+        cdef tl_row_block *rows = &block.rows
+        cdef int i, kept = 0
+        for i in range(rows.count):
+            if block.target[i] == MASKED:
+                self.mask_row(block.number[i])
+            if rows.class_major:
+                rows.excluded[i] = max(rows.excluded[i], -1)
+            elif rows.wanted >> i & 1:
+                block.number[kept], block.target[kept] = block.number[i], block.target[i]
+                rows.data[kept], rows.excluded[kept] = rows.data[i], rows.excluded[i]
+                kept += 1
+        if not rows.class_major:
+            rows.count, rows.wanted = kept, ~(<uint64_t> 0) >> (BLOCK_ROWS - kept) if kept else 0
 
     cdef void run_range(self, int64_t start, int64_t stop, Totals *totals, tl_cancel *cancel) noexcept nogil:
         cdef Block block
         cdef int i, count, most = tl_row_block_rows(self.scores.classes, self.is_class_major)
         block.rows.row, block.rows.class_major = self.row_of_scores(), self.is_class_major
+        block.rows.keeps_logits = self.keeps_logits
         block.rows.row.stride = self.scores.view.buffer.strides[self.scores.axis]
         block.rows.scratch = <char *> malloc(tl_row_block_bytes(self.scores.classes, self.is_class_major))
         if block.rows.scratch == NULL:
@@ -160,7 +176,7 @@ cdef class Softmax(LogSumExpJob):
 
     def __init__(self, Scores scores, Positions positions, numbers, bint is_log, out, int out_dtype):
         self.set_up(scores, positions, numbers)
-        self.is_log, self.is_class_major = is_log, scores.is_class_major()
+        self.is_log, self.is_class_major, self.keeps_logits = is_log, scores.is_class_major(), True
         open_view(&self.out, out, out_dtype, scores.axis, True)
         self.nontemporal_stores = self.out.buffer.len >= NONTEMPORAL_BYTES
         self.row_bytes *= 2
@@ -190,6 +206,7 @@ cdef class CrossEntropy(LogSumExpJob):
         self.logit_scale, self.softcap, self.label_smoothing, self.z_loss = (
             logit_scale, softcap, label_smoothing, z_loss)
         self.is_class_major = scores.is_class_major()
+        self.keeps_logits = grad is not None or label_smoothing != 0
         if not positions.by_class:
             self.row_bytes += scores.classes * tl_itemsize(positions.targets_view.dtype)
         self.grad_scale = 1

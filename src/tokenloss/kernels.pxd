@@ -112,6 +112,7 @@ cdef extern from "_kernels/kernels.h" nogil:
         tl_row row
         int count
         bint class_major
+        bint keeps_logits
         uint64_t wanted
         const char *data[64]
         int64_t excluded[64]

@@ -164,7 +164,7 @@ static void reduce_groups(const tl_backend *backend, const tl_row_block *all, in
     if (has_excluded)
         exclude(first, dtype, at, count, lse->logit);
     backend->short_sumexp[dtype](first, (size_t)groups, (size_t)rows.row.count, &lse->sums, wants_lanes);
-    if (has_excluded)
+    if (has_excluded && rows.keeps_logits)
         put_back(first, dtype, at, count, lse->logit);
     lse->grouped = (~(uint64_t)0 >> (TL_BLOCK_ROWS - count)) & rows.wanted & ~far_rows(lse, count);
 }

@@ -299,13 +299,19 @@ TL_TARGET static void JOIN(lse_logs_, BACKEND)(const double *sum, const double *
 TL_TARGET static void JOIN(log_odds_, BACKEND)(const double *offset, const double *log, const double *logit,
                                                size_t count, tl_odds *odds) {
     const f64_vec zero = f64_set(0), nan = f64_set((double)NAN), infinity = f64_set((double)INFINITY);
-    for (size_t i = 0; i < count; i += f64_WIDTH) {
-        f64_vec x = f64_load(logit + i), d = f64_add(f64_sub(f64_load(offset + i), x), f64_load(log + i));
-        d = f64_if_less(x, infinity, d, nan);
-        f64_vec likelier = f64_log1p_unit(f64_exp(f64_with_bits(d, (uint64_t)1 << 63)));
-        f64_store(odds->log_odds + i, d);
-        f64_store(odds->nll + i, f64_if_less(zero, d, f64_add(d, likelier), likelier));
-        f64_store(odds->others_nll + i, f64_if_less(d, zero, f64_sub(likelier, d), likelier));
+    f64_vec d[TL_BLOCK_ROWS / f64_WIDTH], likelier[TL_BLOCK_ROWS / f64_WIDTH];
+    const size_t vectors = count / f64_WIDTH;
+    for (size_t i = 0; i < vectors; i++) { /* two loops, so that several chains of operations run at a time */
+        f64_vec x = f64_load(logit + i * f64_WIDTH), at = f64_load(offset + i * f64_WIDTH);
+        d[i] = f64_add(f64_sub(at, x), f64_load(log + i * f64_WIDTH));
+        d[i] = f64_if_less(x, infinity, d[i], nan);
+        likelier[i] = f64_exp(f64_with_bits(d[i], (uint64_t)1 << 63));
+    }
+    for (size_t i = 0; i < vectors; i++) {
+        f64_vec l = f64_log1p_unit(likelier[i]);
+        f64_store(odds->log_odds + i * f64_WIDTH, d[i]);
+        f64_store(odds->nll + i * f64_WIDTH, f64_if_less(zero, d[i], f64_add(d[i], l), l));
+        f64_store(odds->others_nll + i * f64_WIDTH, f64_if_less(d[i], zero, f64_sub(l, d[i]), l));
     }
 }
 
