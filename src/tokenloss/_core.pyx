@@ -37,6 +37,7 @@ cdef enum:
     MAX_LIMBS = 134  # at least what the sums of the kernels have
     SIGNAL_CHECK_ROWS = 1 << 20  # targets that are read between two checks for Ctrl-C
     NONTEMPORAL_BYTES = 16 << 20  # results of this size leave the caches before anyone reads them
+    TARGET_BLOCK = 64  # class ids that are read at once
     GATHER_BLOCK = 64  # rows whose scores memory is asked for at once
     MOMENTS_BLOCK = 2048  # values that are still in the first cache when their squares are added
     GATHER_COST_BYTES = 64  # reading one score anywhere costs as much as reading these in order
@@ -417,12 +418,8 @@ cdef class ClassIdLoss(RowJob):
 
     cdef int load_targets(self, int64_t start, int64_t stop, int64_t *targets, Totals *totals) noexcept nogil:
         """Class ids of the next block of rows, negative where masked; returns the number of rows."""
-        cdef uint64_t classes = self.scores.classes
-        cdef int i, n_bad = 0, count = <int> min(stop - start, GATHER_BLOCK)
-        self.positions.load_targets(start, count, targets)
-        for i in range(count):
-            n_bad += <uint64_t> targets[i] >= classes and targets[i] != MASKED
-        if n_bad > 0:
+        cdef int i, count = <int> min(stop - start, GATHER_BLOCK)
+        if self.positions.load_targets(start, count, targets):
             for i in range(count):
                 if targets[i] != MASKED and not self.accepts(start + i, targets[i], totals):
                     targets[i] = MASKED

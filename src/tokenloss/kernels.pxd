@@ -27,8 +27,13 @@ cdef extern from "_kernels/elements.h" nogil:
 
 cdef extern from "_kernels/kernels.h" nogil:
     int TL_BACKENDS
+    ctypedef struct tl_target_range:
+        int64_t classes
+        int64_t ignored
+        int has_ignored
     ctypedef struct tl_backend:
         const char *name
+        int (*mask_targets)(const tl_target_range *, const char *, ptrdiff_t, size_t, int64_t *) noexcept nogil
     const tl_backend *tl_find_backend(int)
     ctypedef struct tl_row:
         const char *data

@@ -88,6 +88,14 @@ typedef enum {
  * multiple of TL_READ_MULTIPLE elements; elements from `count` on must be -inf. */
 typedef void tl_reduce_fn(const void *x, size_t count, tl_lse_acc *state);
 
+/* Which class ids are classes, and which marks rows to ignore. */
+typedef struct {
+    int64_t classes, ignored;
+    int has_ignored;
+} tl_target_range;
+
+#define TL_MASKED INT64_MIN /* stands for the class id of a row that does not count */
+
 /* Logits of the other row of a KL divergence are raised to at least minus this in double: an emulated FMA splits its
  * factors, which overflows from 2^996 on. */
 #define TL_MIN_FMA_SAFE 0x1p990
@@ -139,6 +147,11 @@ typedef struct {
      * group are of a size that fits. Returns how many groups were added. */
     size_t (*add_exactly)(const double *x, size_t groups, double (*level)[16]);
     size_t (*add_squares_exactly)(const double *x, size_t groups, double (*level)[16]);
+
+    /* Makes class ids TL_MASKED where they are ignored, or where the byte of `kept` is 0 if that is not NULL. Returns
+     * whether one of the others is no class; it stays negative or too large. */
+    int (*mask_targets)(const tl_target_range *range, const char *kept, ptrdiff_t kept_stride, size_t count,
+                        int64_t *targets);
 
     /* p = -log(p) in place, with p clipped to [lowest, highest] first. */
     void (*clipped_losses)(double *p, size_t count, double lowest, double highest);

@@ -11,6 +11,7 @@
 #define JOIN(a, b) JOIN_(a, b)
 
 #include "exact_sums.h"
+#include "targets.h"
 
 /* Polynomials p with exp(r) = 1 + r p(r): relative error 4.5e-9 for |r| <= 0.349, and 1.6e-17 for |r| <= 0.347. Minimax
  * fits of our own, whose coefficients were rounded one after another. */
@@ -331,6 +332,7 @@ const tl_backend JOIN(tl_, BACKEND) = {
     .target_dot = JOIN(target_dot_, BACKEND),
     .add_exactly = JOIN(add_exactly_, BACKEND),
     .add_squares_exactly = JOIN(add_squares_exactly_, BACKEND),
+    .mask_targets = JOIN(mask_targets_, BACKEND),
     .clipped_losses = JOIN(clipped_losses_, BACKEND),
     .skip_zeros = JOIN(skip_zeros_, BACKEND),
 };
