@@ -12,7 +12,7 @@ import reference
 from arrays import BFLOAT16, FLOATS, INTEGERS, LAYOUTS, assert_same_bits
 
 import tokenloss
-from tokenloss import LossMeter
+from tokenloss import LossMeter, _core
 
 STATISTICS = ["count", "total", "loss", "stderr", "perplexity", "bits_per_token", "bits_per_byte", "word_perplexity"]
 
@@ -156,6 +156,42 @@ def test_inf_loss_stays_after_later_updates():
 
 
 # updates
+
+
+def assert_is_exact(losses):
+    """Sums of the meter equal those of integers: finite losses are multiples of 2**-1074."""
+    finite = [int(Fraction(x) * 2**1074) for x in losses.tolist() if math.isfinite(x)]
+    others = [x for x in losses.tolist() if not math.isfinite(x)]
+    expected = sum(finite), sum(others, 0.0), sum(x * x for x in finite)
+    assert repr(_core.moments(losses)) == repr(expected)
+    if not others:
+        assert meter_of(losses).total == math.fsum(losses)
+
+
+@pytest.mark.parametrize("count", [1, 7, 8, 63, 64, 65, 200, 5000])
+def test_sums_are_exact_for_losses_of_any_size(count, rng, backend):
+    assert_is_exact(rng.exponential(3, count))
+    assert_is_exact(rng.standard_normal(count) * 2.0 ** rng.integers(-90, 14, count))
+    assert_is_exact(rng.integers(0, 1 << 64, count, dtype=np.uint64).view(np.float64))
+    assert_is_exact(np.nextafter(2.0 ** rng.integers(-170, 20, count), rng.choice([-np.inf, np.inf], count)))
+    losses = rng.standard_normal(count)
+    losses[rng.integers(0, count, 1 + count // 50)] = rng.choice([np.inf, np.nan, 5e-324, 1e308, -0.0, 1e-200, 4096.0])
+    assert_is_exact(losses)
+
+
+# where the levels of an exact sum end: see backend.h
+EDGES = [2.0**12, 2.0**7, 2.0**-28, 2.0**-64, 1.5 * 2.0**-30, 1.5 * 2.0**-73, 1.0, 1e-160, 1e-320]
+
+
+@pytest.mark.parametrize("edge", EDGES)
+def test_sums_of_many_equal_losses_are_exact(edge, backend):
+    for loss in (edge, np.nextafter(edge, 0), np.nextafter(edge, np.inf)):
+        losses = np.full(40000, loss)  # more additions than a lane takes
+        assert_is_exact(-losses)
+        losses[::3] = np.nextafter(loss, 0)
+        assert_is_exact(losses)
+        losses[np.arange(losses.size) % 16 > 0] = 0  # all in one lane
+        assert_is_exact(losses)
 
 
 @pytest.mark.slow

@@ -37,7 +37,9 @@ cdef enum:
     MAX_LIMBS = 134  # at least what the sums of the kernels have
     SIGNAL_CHECK_ROWS = 1 << 20  # targets that are read between two checks for Ctrl-C
     NONTEMPORAL_BYTES = 16 << 20  # results of this size leave the caches before anyone reads them
+    TARGET_BLOCK = 64  # class ids that are read at once
     GATHER_BLOCK = 64  # rows whose scores memory is asked for at once
+    MOMENTS_BLOCK = 2048  # values that are still in the first cache when their squares are added
     GATHER_COST_BYTES = 64  # reading one score anywhere costs as much as reading these in order
 
 # why a row was refused while rows were read
@@ -416,12 +418,8 @@ cdef class ClassIdLoss(RowJob):
 
     cdef int load_targets(self, int64_t start, int64_t stop, int64_t *targets, Totals *totals) noexcept nogil:
         """Class ids of the next block of rows, negative where masked; returns the number of rows."""
-        cdef uint64_t classes = self.scores.classes
-        cdef int i, n_bad = 0, count = <int> min(stop - start, GATHER_BLOCK)
-        self.positions.load_targets(start, count, targets)
-        for i in range(count):
-            n_bad += <uint64_t> targets[i] >= classes and targets[i] != MASKED
-        if n_bad > 0:
+        cdef int i, count = <int> min(stop - start, GATHER_BLOCK)
+        if self.positions.load_targets(start, count, targets):
             for i in range(count):
                 if targets[i] != MASKED and not self.accepts(start + i, targets[i], totals):
                     targets[i] = MASKED
@@ -491,15 +489,18 @@ def moments(const double[::1] values):
     cdef tl_superacc sum
     cdef tl_superacc_sq squares
     cdef unsigned char limbs[4 * MAX_LIMBS]
-    cdef Py_ssize_t i
+    cdef Py_ssize_t start = 0, count
     cdef tl_fp_state environment
+    need_backend()
     memset(&sum, 0, sizeof(sum))
     memset(&squares, 0, sizeof(squares))
     with nogil:
         tl_fp_enter(&environment)  # subnormals are not flushed
-        for i in range(values.shape[0]):
-            tl_superacc_add(&sum, values[i])
-            tl_superacc_sq_add(&squares, values[i])
+        while start < values.shape[0]:
+            count = min(values.shape[0] - start, <Py_ssize_t> MOMENTS_BLOCK)
+            tl_superacc_add_many(backend, &sum, &values[start], count)
+            tl_superacc_sq_add_many(backend, &squares, &values[start], count)
+            start += count
         tl_fp_leave(&environment)
     tl_superacc_bytes(&sum, limbs)
     total = integer_of(limbs, TL_SUM_LIMBS)

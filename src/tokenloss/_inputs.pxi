@@ -119,7 +119,7 @@ cdef class Scores:
         return llabs(address_of(&self.view, 1) - address_of(&self.view, 0)) < llabs(self.view.buffer.strides[self.axis])
 
 
-cdef int64_t MASKED = INT64_MIN
+cdef int64_t MASKED = INT64_MIN  # TL_MASKED of the kernels
 
 
 @cython.final
@@ -162,22 +162,28 @@ cdef class Positions:
         """The class id of a row, -1 of a distribution."""
         return tl_load_integer(address_of(&self.targets_view, row), self.targets_view.dtype) if self.by_class else -1
 
-    cdef inline void load_targets(self, int64_t start, int count, int64_t *targets) noexcept nogil:
-        """The class ids of neighbouring rows, MASKED where they do not count."""
-        cdef int64_t ignored = self.ignored if self.has_ignored else MASKED
+    cdef bint load_targets(self, int64_t start, int count, int64_t *targets) noexcept nogil:
+        """The class ids of at most TARGET_BLOCK rows, MASKED where they do not count; True if another is no class."""
+        cdef tl_target_range range_of_ids
+        cdef char buffer[TARGET_BLOCK]
+        cdef const char *kept = NULL
+        cdef ptrdiff_t kept_stride = 1
         cdef int i
+        range_of_ids.classes, range_of_ids.ignored, range_of_ids.has_ignored = (
+            self.classes, self.ignored, self.has_ignored)
         if self.targets_view.is_uniform:
             tl_load_integers(address_of(&self.targets_view, start), self.targets_view.row_stride,
                              self.targets_view.dtype, count, targets)
         else:
             for i in range(count):
                 targets[i] = self.target_of(start + i)
-        for i in range(count):
-            targets[i] = MASKED if targets[i] == ignored else targets[i]
-        if is_given(&self.where_view):
+        if self.where_view.is_uniform:
+            kept, kept_stride = address_of(&self.where_view, start), self.where_view.row_stride
+        elif is_given(&self.where_view):
+            kept = buffer
             for i in range(count):
-                if address_of(&self.where_view, start + i)[0] == 0:
-                    targets[i] = MASKED
+                buffer[i] = address_of(&self.where_view, start + i)[0]
+        return backend.mask_targets(&range_of_ids, kept, kept_stride, count, targets)
 
     cdef inline bint is_unmasked(self, int64_t row, int64_t target) noexcept nogil:
         if self.has_ignored and target == self.ignored:
@@ -215,20 +221,30 @@ cdef class Positions:
 
     def find_bad_target(self):
         """The first unmasked row whose class id is not one of the classes, or -1."""
-        cdef int64_t row = 0, target = 0, stop
+        need_backend()
+        cdef int64_t row = 0, stop
+        cdef int64_t targets[TARGET_BLOCK]
         while row < self.rows:
             stop = min(row + SIGNAL_CHECK_ROWS, self.rows)
             with nogil:
-                while row < stop:
-                    target = self.target_of(row)
-                    if not self.is_class(target) and self.is_unmasked(row, target):
-                        break
-                    row += 1
+                while row < stop and not self.load_targets(row, <int> min(stop - row, TARGET_BLOCK), targets):
+                    row += min(stop - row, TARGET_BLOCK)
             if row < stop:
-                return row
+                row = self.first_bad_target(row, stop)
+                if row < stop:
+                    return row
             PyErr_CheckSignals()
         self.is_checked = True
         return -1
+
+    cdef int64_t first_bad_target(self, int64_t row, int64_t stop) noexcept:
+        """The first of these rows that is unmasked and whose class id is no class, or `stop`."""
+        cdef int64_t target
+        for row in range(row, stop):
+            target = self.target_of(row)
+            if not self.is_class(target) and self.is_unmasked(row, target):
+                return row
+        return stop
 
     def find_bad_distribution(self):
         """The first unmasked row of integers that is not one-hot, or -1."""

@@ -25,24 +25,15 @@ cdef extern from "_kernels/elements.h" nogil:
     double tl_from_float16(uint16_t)
     double tl_from_bfloat16(uint16_t)
 
-cdef extern from "_kernels/superacc.h" nogil:
-    int TL_SUM_LIMBS, TL_SQUARES_LIMBS
-    ctypedef struct tl_superacc:
-        double special
-    ctypedef struct tl_superacc_sq:
-        pass
-    void tl_superacc_add(tl_superacc *, double)
-    void tl_superacc_sq_add(tl_superacc_sq *, double)
-    void tl_superacc_merge(tl_superacc *, const tl_superacc *)
-    double tl_superacc_round(tl_superacc *)
-    double tl_superacc_round_scaled(tl_superacc *, int)
-    void tl_superacc_bytes(tl_superacc *, unsigned char *)
-    void tl_superacc_sq_bytes(tl_superacc_sq *, unsigned char *)
-
 cdef extern from "_kernels/kernels.h" nogil:
     int TL_BACKENDS
+    ctypedef struct tl_target_range:
+        int64_t classes
+        int64_t ignored
+        int has_ignored
     ctypedef struct tl_backend:
         const char *name
+        int (*mask_targets)(const tl_target_range *, const char *, ptrdiff_t, size_t, int64_t *) noexcept nogil
     const tl_backend *tl_find_backend(int)
     ctypedef struct tl_row:
         const char *data
@@ -156,3 +147,18 @@ cdef extern from "_kernels/kernels.h" nogil:
         double refused_score
     double tl_nll_of_distribution(const tl_backend *, const tl_row *, const tl_soft_target *, const tl_clip *,
                                   tl_seen *, tl_cancel *)
+
+cdef extern from "_kernels/superacc.h" nogil:
+    int TL_SUM_LIMBS, TL_SQUARES_LIMBS
+    ctypedef struct tl_superacc:
+        double special
+    ctypedef struct tl_superacc_sq:
+        pass
+    void tl_superacc_add_many(const tl_backend *, tl_superacc *, const double *, size_t)
+    void tl_superacc_sq_add_many(const tl_backend *, tl_superacc_sq *, const double *, size_t)
+    void tl_superacc_add(tl_superacc *, double)
+    void tl_superacc_merge(tl_superacc *, const tl_superacc *)
+    double tl_superacc_round(tl_superacc *)
+    double tl_superacc_round_scaled(tl_superacc *, int)
+    void tl_superacc_bytes(tl_superacc *, unsigned char *)
+    void tl_superacc_sq_bytes(tl_superacc_sq *, unsigned char *)

@@ -460,7 +460,7 @@ static void take_probabilities_and_zeros(const tl_backend *backend) {
 
 static void take_scalar_math(void) {
     seed = 1;
-    tl_superacc sum = {{0}, 0, 0};
+    tl_superacc sum = {.special = 0};
     for (int i = 0; i < 100000; i++) {
         uint64_t bits = random_bits();
         double any = tl_from_bits(bits), some = centred() * 20;

@@ -85,7 +85,7 @@ static void *run(void *argument) {
     work *w = argument;
     tl_cancel cancel = {poll, w, &w->stopped, 0};
     tl_fp_state environment;
-    tl_superacc losses = {{0}, 0, 0};
+    tl_superacc losses = {.special = 0};
     int64_t kept = 0;
     tl_fp_enter(&environment);
     while (!tl_flag_get(&w->stopped)) {

@@ -20,6 +20,23 @@
 #define TL_MAX_EXACT_REDUCTION 65536.0
 #define TL_BLOCK 4096 /* elements between two checks that the sum of exponentials is in range */
 
+/* Exact sums: numbers or their squares are cut into levels, parts that are multiples of a unit. A rounder is 1.5 2^52
+ * units: a number plus it is rounded to such a multiple, and what is left is at most half a unit. The last unit leaves
+ * nothing of a number whose size is above BELOW, or of its square. A level adds up the parts of at most 2^11 numbers in
+ * each of its 16 lanes, or of 2^9 squares, which have two parts: so none grows beyond 2^53 units and is rounded. */
+#define TL_SUM_GROUP 64
+#define TL_SUM_LEVELS 3
+#define TL_SQUARE_LEVELS 4
+#define TL_SUM_GROUPS 512
+#define TL_SQUARE_GROUPS 128
+#define TL_SUM_ABOVE 0x1p12
+#define TL_SUM_BELOW 0x1.fffffffffffffp-65 /* the last bit of 2^-64 is the third unit */
+#define TL_SQUARE_ABOVE 0x1p7
+#define TL_SQUARE_BELOW 0x1.fffffffffffffp-29 /* the square of the last bit of 2^-28 is 2^-160 */
+static const double TL_SUM_ROUNDER[TL_SUM_LEVELS] = {0x1.8p22, 0x1.8p-21, 0x1.8p-64}; /* 2^-30, 2^-73, 2^-116 */
+/* 2^-29, 2^-73, 2^-117 and 2^-161: the first three of the rounded square, the last three of what its rounding lost */
+static const double TL_SQUARE_ROUNDER[TL_SQUARE_LEVELS] = {0x1.8p23, 0x1.8p-21, 0x1.8p-65, 0x1.8p-109};
+
 _Static_assert(TL_LANES == 64, "indices_ge has one bit of a uint64_t for each lane");
 _Static_assert(TL_CHUNK == 8 * TL_LANES, "a lane adds 8 terms of a chunk, as a tree");
 _Static_assert(TL_READ_MULTIPLE == 2 * TL_LANES, "terms are added in pairs, and -inf fills up the last pair");
@@ -93,13 +110,21 @@ typedef struct {
  * multiple of TL_READ_MULTIPLE elements; elements from `count` on must be -inf. */
 typedef void tl_reduce_fn(const void *x, size_t count, tl_lse_acc *state);
 
+/* Which class ids are classes, and which marks rows to ignore. */
+typedef struct {
+    int64_t classes, ignored;
+    int has_ignored;
+} tl_target_range;
+
+#define TL_MASKED INT64_MIN /* stands for the class id of a row that does not count */
+
 /* Logits of the other row of a KL divergence are raised to at least minus this in double: an emulated FMA splits its
  * factors, which overflows from 2^996 on. */
 #define TL_MIN_FMA_SAFE 0x1p990
 
 /* The table of an instruction set, one function for each dtype of logits where that matters. Arrays of elements need no
- * alignment, except where a function says so. All but dots, clipped_losses and skip_zeros read, and if they write an
- * element for each one read also write, whole multiples of TL_READ_MULTIPLE elements. */
+ * alignment, except where a function says so. All but dots, exact sums, clipped_losses and skip_zeros read, and if they
+ * write an element for each one read also write, whole multiples of TL_READ_MULTIPLE elements. */
 typedef struct {
     const char *name;
 
@@ -139,6 +164,16 @@ typedef struct {
 
     /* Adds mass (shift - x), which counts as 0 where mass is 0 or x is the shift, and mass. */
     void (*target_dot)(const double *mass, const double *x, size_t count, double shift, tl_dot_acc *dot);
+
+    /* Adds groups of TL_SUM_GROUP numbers, or their squares, to the levels of an exact sum, as far as all numbers of a
+     * group are of a size that fits. Returns how many groups were added. */
+    size_t (*add_exactly)(const double *x, size_t groups, double (*level)[16]);
+    size_t (*add_squares_exactly)(const double *x, size_t groups, double (*level)[16]);
+
+    /* Makes class ids TL_MASKED where they are ignored, or where the byte of `kept` is 0 if that is not NULL. Returns
+     * whether one of the others is no class; it stays negative or too large. */
+    int (*mask_targets)(const tl_target_range *range, const char *kept, ptrdiff_t kept_stride, size_t count,
+                        int64_t *targets);
 
     /* p = -log(p) in place, with p clipped to [lowest, highest] first. */
     void (*clipped_losses)(double *p, size_t count, double lowest, double highest);

@@ -159,6 +159,11 @@ TL_INLINE void tl_load_integers(const char *address, ptrdiff_t stride, int dtype
     else if (dtype == TL_INT64)
         for (int i = 0; i < count; i++)
             memcpy(&loaded[i], address + i * stride, sizeof *loaded);
+    else if (dtype == TL_INT32 && stride == sizeof single)
+        for (int i = 0; i < count; i++) { /* vectors of them */
+            memcpy(&single, address + i * (ptrdiff_t)sizeof single, sizeof single);
+            loaded[i] = single;
+        }
     else if (dtype == TL_INT32)
         for (int i = 0; i < count; i++) {
             memcpy(&single, address + i * stride, sizeof single);

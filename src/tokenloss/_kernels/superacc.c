@@ -4,6 +4,10 @@
 
 #include "scalar_math.h"
 
+#define FEW_TERMS 8 /* fewer are added one by one: a group of zeros for the rest would take longer */
+
+_Static_assert(TL_SUM_GROUP == 64, "one bit for each term of a group");
+
 void tl_propagate_carries(int64_t *limbs, int count) {
     int64_t carry = 0;
     for (int i = 0; i < count; i++) {
@@ -25,18 +29,106 @@ void tl_superacc_sq_add(tl_superacc_sq *squares, double term) {
     tl_add_shifted(squares->limb, 2 * position, low * low, 0);
     tl_add_shifted(squares->limb, 2 * position + 33, high * low, 0);
     tl_add_shifted(squares->limb, 2 * position + 64, high * high, 0);
-    if (TL_UNLIKELY(++squares->uncarried == TL_MAX_UNCARRIED)) {
+    if (TL_UNLIKELY(++squares->uncarried >= TL_MAX_UNCARRIED)) {
         tl_propagate_carries(squares->limb, TL_SQUARES_LIMBS);
         squares->uncarried = 0;
     }
 }
 
+/* Adds the levels to limbs that hold multiples of 2^-(1074 + offset). */
+static void pour(const tl_levels *levels, int64_t *limb, unsigned offset, int64_t *uncarried) {
+    if (levels->groups == 0)
+        return;
+    const double *part = &levels->level[0][0];
+    for (size_t i = 0; i < sizeof levels->level / sizeof *part; i++) {
+        unsigned position;
+        int negative;
+        uint64_t mantissa = tl_split(part[i], &position, &negative);
+        if (mantissa != 0)
+            tl_add_shifted(limb, position + offset, mantissa, negative);
+    }
+    *uncarried += TL_LEVEL_PARTS;
+}
+
+static void pour_sum(tl_superacc *sum) {
+    pour(&sum->levels, sum->limb, 0, &sum->uncarried);
+    memset(&sum->levels, 0, sizeof sum->levels);
+}
+
+static void pour_squares(tl_superacc_sq *squares) {
+    pour(&squares->levels, squares->limb, 1074, &squares->uncarried);
+    memset(&squares->levels, 0, sizeof squares->levels);
+}
+
+/* What levels take, and the function of a backend that adds it to them. */
+typedef struct {
+    double below, above;
+    size_t most_groups;
+    size_t (*add)(const double *x, size_t groups, double (*level)[16]);
+} levels_kind;
+
+/* Adds terms to levels that have room for a group. Returns how many were taken; those of the first 64 whose bits are set
+ * in `others` were not added, for their size does not fit. */
+static size_t add_to_levels(const levels_kind *kind, tl_levels *levels, const double *terms, size_t count,
+                            uint64_t *others) {
+    double fitting[TL_SUM_GROUP] = {0};
+    size_t groups = count / TL_SUM_GROUP, room = kind->most_groups - levels->groups;
+    *others = 0;
+    groups = kind->add(terms, groups < room ? groups : room, levels->level);
+    levels->groups += groups;
+    if (groups > 0)
+        return groups * TL_SUM_GROUP;
+    count = count < TL_SUM_GROUP ? count : TL_SUM_GROUP;
+    size_t n_fitting = 0;
+    for (size_t i = 0; i < count; i++) {
+        double size = tl_abs(terms[i]);
+        int fits = size == 0 || (size > kind->below && size < kind->above);
+        fitting[i] = fits ? terms[i] : 0;
+        *others |= (uint64_t)!fits << i;
+        n_fitting += (size_t)fits;
+    }
+    if (n_fitting >= FEW_TERMS)
+        levels->groups += kind->add(fitting, 1, levels->level);
+    else
+        *others = ~(uint64_t)0 >> (TL_SUM_GROUP - count);
+    return count;
+}
+
+void tl_superacc_add_many(const tl_backend *backend, tl_superacc *sum, const double *terms, size_t count) {
+    const levels_kind kind = {TL_SUM_BELOW, TL_SUM_ABOVE, TL_SUM_GROUPS, backend->add_exactly};
+    for (size_t taken; count >= FEW_TERMS; terms += taken, count -= taken) {
+        uint64_t others;
+        if (sum->levels.groups == TL_SUM_GROUPS)
+            pour_sum(sum);
+        taken = add_to_levels(&kind, &sum->levels, terms, count, &others);
+        for (; others != 0; others &= others - 1)
+            tl_superacc_add(sum, terms[tl_lowest_bit(others)]);
+    }
+    for (size_t i = 0; i < count; i++)
+        tl_superacc_add(sum, terms[i]);
+}
+
+void tl_superacc_sq_add_many(const tl_backend *backend, tl_superacc_sq *squares, const double *terms, size_t count) {
+    const levels_kind kind = {TL_SQUARE_BELOW, TL_SQUARE_ABOVE, TL_SQUARE_GROUPS, backend->add_squares_exactly};
+    for (size_t taken; count >= FEW_TERMS; terms += taken, count -= taken) {
+        uint64_t others;
+        if (squares->levels.groups == TL_SQUARE_GROUPS)
+            pour_squares(squares);
+        taken = add_to_levels(&kind, &squares->levels, terms, count, &others);
+        for (; others != 0; others &= others - 1)
+            tl_superacc_sq_add(squares, terms[tl_lowest_bit(others)]);
+    }
+    for (size_t i = 0; i < count; i++)
+        tl_superacc_sq_add(squares, terms[i]);
+}
+
 void tl_superacc_merge(tl_superacc *sum, const tl_superacc *other) {
-    assert(sum->uncarried < TL_MAX_UNCARRIED && other->uncarried < TL_MAX_UNCARRIED);
+    assert(sum->uncarried < TL_MAX_UNCARRIED + TL_LEVEL_PARTS && other->uncarried < TL_MAX_UNCARRIED + TL_LEVEL_PARTS);
     for (int i = 0; i < TL_SUM_LIMBS; i++)
         sum->limb[i] += other->limb[i];
     sum->special += other->special;
     sum->uncarried += other->uncarried + 1; /* a limb without carries counts as a term */
+    pour(&other->levels, sum->limb, 0, &sum->uncarried);
     if (sum->uncarried >= TL_MAX_UNCARRIED) {
         tl_propagate_carries(sum->limb, TL_SUM_LIMBS);
         sum->uncarried = 0;
@@ -48,6 +140,7 @@ double tl_superacc_round(tl_superacc *sum) { return tl_superacc_round_scaled(sum
 double tl_superacc_round_scaled(tl_superacc *sum, int exponent) {
     if (sum->special != 0)
         return sum->special;
+    pour_sum(sum);
     int64_t limb[TL_SUM_LIMBS];
     memcpy(limb, sum->limb, sizeof limb);
     tl_propagate_carries(limb, TL_SUM_LIMBS);
@@ -89,8 +182,12 @@ static void write_bytes(int64_t *limbs, int count, unsigned char *bytes) {
             bytes[4 * i + k] = (unsigned char)((uint64_t)limbs[i] >> (8 * k));
 }
 
-void tl_superacc_bytes(tl_superacc *sum, unsigned char *bytes) { write_bytes(sum->limb, TL_SUM_LIMBS, bytes); }
+void tl_superacc_bytes(tl_superacc *sum, unsigned char *bytes) {
+    pour_sum(sum);
+    write_bytes(sum->limb, TL_SUM_LIMBS, bytes);
+}
 
 void tl_superacc_sq_bytes(tl_superacc_sq *squares, unsigned char *bytes) {
+    pour_squares(squares);
     write_bytes(squares->limb, TL_SQUARES_LIMBS, bytes);
 }

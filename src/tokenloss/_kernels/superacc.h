@@ -1,11 +1,15 @@
 /* Exact sums of doubles: a fixed-point number wide enough for every finite double and its square.
  *
  * Limbs of 32 bits are kept in 64-bit integers, so that carries can wait: see R. Neal, "Fast exact summation using
- * small and large superaccumulators", arXiv:1505.05571. They are integers, so sums in any order have the same bits. */
+ * small and large superaccumulators", arXiv:1505.05571. They are integers, so sums in any order have the same bits.
+ *
+ * Many numbers at once are cut into levels first, vectors of them at a time: parts that are multiples of a unit, so few
+ * and so small that doubles add them up without rounding (backend.h says how few). Now and then the levels are poured
+ * into the limbs, which is exact too. Numbers of uncommon size go to the limbs one by one. */
 #ifndef TOKENLOSS_EXACT_H
 #define TOKENLOSS_EXACT_H
 
-#include "platform.h"
+#include "backend.h"
 
 /* A double is an integer times 2^-1074, below 2^2098; one more limb holds the carries of 2^63 terms, one the sign. */
 #define TL_SUM_LIMBS 68
@@ -14,18 +18,31 @@
 _Static_assert(TL_SUM_LIMBS == (2098 + 31) / 32 + 2, "limbs of a sum");
 _Static_assert(TL_SQUARES_LIMBS == (2 * 2098 + 31) / 32 + 2, "limbs of a sum of squares");
 
+/* What was added since it was last poured. */
+typedef struct {
+    double level[TL_SQUARE_LEVELS][16]; /* of a sum, the last level is 0 */
+    size_t groups;
+} tl_levels;
+
+#define TL_LEVEL_PARTS (16 * TL_SQUARE_LEVELS)
+
+_Static_assert(TL_SUM_LEVELS <= TL_SQUARE_LEVELS, "levels of a sum");
+
 typedef struct {
     int64_t limb[TL_SUM_LIMBS]; /* the finite terms, times 2^1074 */
     double special;               /* the sum of the others: 0, inf, -inf or nan */
     int64_t uncarried;              /* terms added since carries were last propagated */
+    tl_levels levels;
 } tl_superacc;
 
 typedef struct {
     int64_t limb[TL_SQUARES_LIMBS]; /* the squares of the finite terms, times 2^2148 */
     int64_t uncarried;
+    tl_levels levels;
 } tl_superacc_sq;
 
-/* A term adds less than 2^34 to a limb, and a limb starts below 2^32: twice as many terms do not overflow. */
+/* A term adds less than 2^34 to a limb, and a limb starts below 2^32: twice as many terms do not overflow. That leaves
+ * room for the parts of levels, which count as terms as well. */
 #define TL_MAX_UNCARRIED ((int64_t)1 << 27)
 
 /* Propagates the carries of limbs. */
@@ -62,13 +79,17 @@ TL_INLINE void tl_superacc_add(tl_superacc *sum, double term) {
     int negative;
     uint64_t mantissa = tl_split(term, &position, &negative);
     tl_add_shifted(sum->limb, position, mantissa, negative);
-    if (TL_UNLIKELY(++sum->uncarried == TL_MAX_UNCARRIED)) {
+    if (TL_UNLIKELY(++sum->uncarried >= TL_MAX_UNCARRIED)) {
         tl_propagate_carries(sum->limb, TL_SUM_LIMBS);
         sum->uncarried = 0;
     }
 }
 
 void tl_superacc_sq_add(tl_superacc_sq *squares, double term); /* ignores terms that are not finite */
+
+/* The same for many terms. */
+void tl_superacc_add_many(const tl_backend *backend, tl_superacc *sum, const double *terms, size_t count);
+void tl_superacc_sq_add_many(const tl_backend *backend, tl_superacc_sq *squares, const double *terms, size_t count);
 
 void tl_superacc_merge(tl_superacc *sum, const tl_superacc *other);
 

@@ -10,6 +10,9 @@
 #define JOIN_(a, b) a##b
 #define JOIN(a, b) JOIN_(a, b)
 
+#include "exact_sums.h"
+#include "targets.h"
+
 /* Polynomials p with exp(r) = 1 + r p(r): relative error 4.5e-9 for |r| <= 0.349, and 1.6e-17 for |r| <= 0.347. Minimax
  * fits of our own, whose coefficients were rounded one after another. */
 static const float f32_EXP[] = {0x1.6fed1ap-10f, 0x1.125b9cp-7f, 0x1.5552f4p-5f, 0x1.55546p-3f, 0.5f, 1.0f};
@@ -372,6 +375,9 @@ const tl_backend JOIN(tl_, BACKEND) = {
     .dot_rows = ALL_DTYPES(dot_rows_),
     .softcap = JOIN(softcap_, BACKEND),
     .target_dot = JOIN(target_dot_, BACKEND),
+    .add_exactly = JOIN(add_exactly_, BACKEND),
+    .add_squares_exactly = JOIN(add_squares_exactly_, BACKEND),
+    .mask_targets = JOIN(mask_targets_, BACKEND),
     .clipped_losses = JOIN(clipped_losses_, BACKEND),
     .skip_zeros = JOIN(skip_zeros_, BACKEND),
     .interleave = ALL_DTYPES(interleave_),
