@@ -72,16 +72,11 @@ cdef class LogSumExpJob(RowJob):
 
     cdef void load_block_targets(self, int64_t start, int count, int64_t *targets, Totals *totals) noexcept nogil:
         """Class ids of neighbouring rows, MASKED where they do not count; -1 where there are none."""
-        cdef uint64_t classes = self.scores.classes
-        cdef int i, n_bad = 0
+        cdef int i
         if not self.positions.by_class:
             for i in range(count):
                 targets[i] = -1 if self.positions.is_unmasked(start + i, -1) else MASKED
-            return
-        self.positions.load_targets(start, count, targets)
-        for i in range(count):
-            n_bad += <uint64_t> targets[i] >= classes and targets[i] != MASKED
-        if n_bad > 0:
+        elif self.positions.load_targets(start, count, targets):
             for i in range(count):
                 if targets[i] != MASKED and not self.accepts(start + i, targets[i], totals):
                     targets[i] = MASKED
@@ -124,7 +119,7 @@ cdef class LogSumExpJob(RowJob):
 
     cdef void run_range(self, int64_t start, int64_t stop, Totals *totals, tl_cancel *cancel) noexcept nogil:
         cdef Block block
-        cdef int i, count, most = tl_row_block_rows(self.scores.classes, self.is_class_major)
+        cdef int count, most = tl_row_block_rows(self.scores.classes, self.is_class_major)
         block.rows.row, block.rows.class_major = self.row_of_scores(), self.is_class_major
         block.rows.keeps_logits = self.keeps_logits
         block.rows.row.stride = self.scores.view.buffer.strides[self.scores.axis]
@@ -132,16 +127,32 @@ cdef class LogSumExpJob(RowJob):
         if block.rows.scratch == NULL:
             RowJob.run_range(self, start, stop, totals, cancel)
             return
-        while start < stop and not tl_cancelled(cancel):
+        while start < stop:
             count = <int> min(stop - start, most)
             self.load_block(start, count, &block, totals, cancel)
             if block.rows.wanted:
                 self.reduce_block(&block, totals, cancel)
-            for i in range(block.rows.count):
-                if block.rows.wanted >> i & 1:
-                    self.add(block.number[i], block.target[i], block.values[i], totals)
+            self.add_block(&block, totals)
             start += count
         free(block.rows.scratch)
+
+    cdef void add_block(self, Block *block, Totals *totals) noexcept nogil:
+        """As `add`, of the wanted rows of a block."""
+        cdef double values[BLOCK_ROWS]
+        cdef double weights[BLOCK_ROWS]
+        cdef int i, count = 0
+        for i in range(block.rows.count):
+            if block.rows.wanted >> i & 1:
+                values[count] = block.values[i]
+                if self.weighs_class_ids:
+                    weights[count] = self.positions.class_weight(block.target[i])
+                if self.numbers is not None:
+                    self.numbers[block.number[i]] = block.values[i]
+                count += 1
+        tl_superacc_add_many(backend, &totals.losses, values, count)
+        if self.weighs_class_ids:
+            tl_superacc_add_many(backend, &totals.weights, weights, count)
+        totals.unmasked += count
 
     cdef void find_out_rows(self, const View *out, const Block *block, bint nontemporal_stores,
                             tl_out_block *found) noexcept nogil:

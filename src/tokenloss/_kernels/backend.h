@@ -100,6 +100,13 @@ typedef struct {
     int has_far_maximum; /* whether any maximum may be too large */
 } tl_short_sums;
 
+/* Where memory may be asked for the next short rows: data is NULL if that is not known, and the class stride 0 of
+ * contiguous rows. */
+typedef struct {
+    const char *data;
+    ptrdiff_t row_stride, class_stride;
+} tl_next_rows;
+
 /* For each row, the log-odds against its target, and the losses of both sides: softplus(log_odds) of the target,
  * softplus(-log_odds) of the other classes. */
 typedef struct {
@@ -194,8 +201,8 @@ typedef struct {
 
     /* Of groups of float32 or float64, with the bits that reduce, exp_scaled, sub_scalar and sum give each row: sums of
      * exponentials; the other three for a single group, the maps in place. */
-    void (*short_sumexp[TL_FLOAT_DTYPES])(const void *groups, size_t count, size_t classes, tl_short_sums *sums,
-                                          int wants_lanes);
+    void (*short_sumexp[TL_FLOAT_DTYPES])(const void *groups, size_t count, size_t classes, const tl_next_rows *next,
+                                          int wants_lanes, tl_short_sums *sums);
     void (*short_exp[TL_FLOAT_DTYPES])(void *group, size_t classes, const double *exponent, const double *factor,
                                        const double *subtrahend);
     void (*short_sub[TL_FLOAT_DTYPES])(void *group, size_t classes, const double *subtrahend);

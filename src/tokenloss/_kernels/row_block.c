@@ -47,54 +47,54 @@ static int are_neighbours(const char *const *data, int start, int count, ptrdiff
 }
 
 /* Element by element: of any stride, and in either byte order. Lanes without a row become -inf. */
-static void load_group(const tl_row_block *rows, int start, int dtype, char *group) {
+static void load_group(const tl_row_block *rows, int start, int count, int dtype, char *group) {
     for (int64_t k = 0; k < rows->row.count; k++)
         for (int r = 0; r < TL_GROUP; r++) {
             double value = -(double)INFINITY;
-            if (start + r < rows->count)
+            if (r < count)
                 value = tl_load(rows->data[start + r] + k * rows->row.stride, rows->row.dtype);
             tl_store(group + (k * TL_GROUP + r) * tl_itemsize(dtype), dtype, value);
         }
 }
 
-/* Loads rows into groups of this dtype, unscaled. */
-static void load_groups(const tl_backend *backend, const tl_row_block *rows, int dtype, char *groups) {
+/* Loads the first `count` rows into groups of this dtype, unscaled. */
+static void load_groups(const tl_backend *backend, const tl_row_block *rows, int count, int dtype, char *groups) {
     const tl_row *row = &rows->row;
     ptrdiff_t size = tl_itemsize(row->dtype);
     size_t classes = (size_t)row->count, group_bytes = group_elements(rows) * (size_t)tl_itemsize(dtype);
-    int is_native = row->dtype < TL_SWAPPED;
-    if (is_native && are_neighbours(rows->data, 0, rows->count, size) && rows->count > 1) {
-        backend->interleave_planes[row->dtype](rows->data[0], row->stride, classes, (size_t)rows->count, groups);
+    int is_native = row->dtype < TL_SWAPPED, is_contiguous = row->stride == size || classes == 1;
+    if (is_native && !is_contiguous && count > 1 && are_neighbours(rows->data, 0, count, size)) {
+        backend->interleave_planes[row->dtype](rows->data[0], row->stride, classes, (size_t)count, groups);
         return;
     }
-    for (int start = 0; start < rows->count; start += TL_GROUP, groups += group_bytes) {
-        int count = rows->count - start < TL_GROUP ? rows->count - start : TL_GROUP;
-        if (is_native && (row->stride == size || classes == 1)) {
+    for (int start = 0; start < count; start += TL_GROUP, groups += group_bytes) {
+        int n = count - start < TL_GROUP ? count - start : TL_GROUP;
+        if (is_native && is_contiguous) {
             const char *data[TL_GROUP]; /* lanes without a row repeat the last */
             for (int r = 0; r < TL_GROUP; r++)
-                data[r] = rows->data[start + (r < count ? r : count - 1)];
-            backend->interleave[row->dtype](data, classes, groups);
-        } else if (is_native && count > 1 && are_neighbours(rows->data, start, count, size)) {
-            backend->interleave_planes[row->dtype](rows->data[start], row->stride, classes, (size_t)count, groups);
+                data[r] = rows->data[start + (r < n ? r : n - 1)];
+            backend->interleave[row->dtype](n == TL_GROUP ? rows->data + start : data, classes, groups);
+        } else if (is_native && n > 1 && are_neighbours(rows->data, start, n, size)) {
+            backend->interleave_planes[row->dtype](rows->data[start], row->stride, classes, (size_t)n, groups);
         } else {
-            load_group(rows, start, dtype, groups);
+            load_group(rows, start, n, dtype, groups);
         }
     }
 }
 
-/* Loads rows into groups of the compute dtype, scaled and capped. */
-static int load_block(const tl_backend *backend, const tl_row_block *rows) {
+/* Loads the first `count` rows into groups of the compute dtype, scaled and capped. */
+static int load_block(const tl_backend *backend, const tl_row_block *rows, int count) {
     const tl_row *row = &rows->row;
     int native = (row->dtype & ~TL_SWAPPED) == TL_FLOAT64 ? TL_FLOAT64 : TL_FLOAT32;
     int dtype = row->compute_dtype == TL_FLOAT64 ? TL_FLOAT64 : TL_FLOAT32;
     char *groups = groups_of(rows), *loaded = native == dtype ? groups : float_groups_of(rows);
-    size_t count = group_elements(rows) * (size_t)((rows->count + TL_GROUP - 1) / TL_GROUP);
-    load_groups(backend, rows, native, loaded);
+    size_t elements = group_elements(rows) * (size_t)((count + TL_GROUP - 1) / TL_GROUP);
+    load_groups(backend, rows, count, native, loaded);
     if (native != dtype)
-        for (size_t i = 0; i < count; i++)
+        for (size_t i = 0; i < elements; i++)
             ((double *)(void *)groups)[i] = (double)((const float *)(const void *)loaded)[i];
     if (tl_is_scaled_or_capped(row))
-        backend->softcap((double *)(void *)groups, count, row->logit_scale, row->softcap);
+        backend->softcap((double *)(void *)groups, elements, row->logit_scale, row->softcap);
     return dtype;
 }
 
@@ -146,27 +146,45 @@ static uint64_t far_rows(const tl_block_lse *lse, int count) {
     return far;
 }
 
-/* Reduces the first rows in groups. */
-static void reduce_groups(const tl_backend *backend, const tl_row_block *all, int count, int has_excluded,
-                          int wants_lanes, tl_block_lse *lse) {
-    size_t at[TL_BLOCK_ROWS], row_size = group_elements(all) / TL_GROUP;
-    tl_row_block rows = *all;
-    rows.count = count;
-    int dtype = lse->group_dtype = load_block(backend, &rows), groups = (count + TL_GROUP - 1) / TL_GROUP;
-    char *first = groups_of(&rows), *unread = unread_row_of(&rows);
-    memset(unread, 0, sizeof(double));
-    for (int i = 0; has_excluded && i < count; i++) {
-        int64_t k = rows.excluded[i];
-        at[i] = (size_t)(i / TL_GROUP * TL_GROUP) * row_size + (size_t)(k * TL_GROUP + i % TL_GROUP);
-        if (k < 0)
-            at[i] = (size_t)(unread - first) / (size_t)tl_itemsize(dtype);
+/* Where the excluded classes of the first `count` rows lie, as elements of the groups. */
+static void find_excluded(const tl_row_block *rows, int count, int dtype, size_t *at) {
+    size_t group = 0, unread = (size_t)(unread_row_of(rows) - groups_of(rows)) / (size_t)tl_itemsize(dtype);
+    for (int start = 0; start < count; start += TL_GROUP, group += group_elements(rows))
+        for (int i = start; i < start + TL_GROUP && i < count; i++) {
+            int64_t k = rows->excluded[i];
+            at[i] = k < 0 ? unread : group + (size_t)k * TL_GROUP + (size_t)(i - start);
+        }
+}
+
+/* Where the rows after this block lie, if they go on as it ends. */
+static tl_next_rows next_rows(const tl_row_block *rows) {
+    tl_next_rows next = {NULL, 0, 0};
+    int last = rows->count - 1;
+    if (last > 0 && (rows->class_major || rows->row.stride == tl_itemsize(rows->row.dtype))) {
+        next.row_stride = rows->data[last] - rows->data[last - 1];
+        next.data = rows->data[last] + next.row_stride;
+        next.class_stride = rows->class_major ? rows->row.stride : 0;
     }
-    if (has_excluded)
-        exclude(first, dtype, at, count, lse->logit);
-    backend->short_sumexp[dtype](first, (size_t)groups, (size_t)rows.row.count, &lse->sums, wants_lanes);
-    if (has_excluded && rows.keeps_logits)
-        put_back(first, dtype, at, count, lse->logit);
-    lse->grouped = (~(uint64_t)0 >> (TL_BLOCK_ROWS - count)) & rows.wanted & ~far_rows(lse, count);
+    return next;
+}
+
+/* Reduces the first `count` rows in groups. */
+static void reduce_groups(const tl_backend *backend, const tl_row_block *rows, int count, int has_excluded,
+                          int wants_lanes, tl_block_lse *lse) {
+    size_t at[TL_BLOCK_ROWS];
+    int dtype = lse->group_dtype = load_block(backend, rows, count);
+    void *groups = groups_of(rows);
+    if (has_excluded) {
+        find_excluded(rows, count, dtype, at);
+        memset(unread_row_of(rows), 0, sizeof(double));
+        exclude(groups, dtype, at, count, lse->logit);
+    }
+    tl_next_rows next = next_rows(rows);
+    backend->short_sumexp[dtype](groups, (size_t)(count + TL_GROUP - 1) / TL_GROUP, (size_t)rows->row.count, &next,
+                                 wants_lanes, &lse->sums);
+    if (has_excluded && rows->keeps_logits)
+        put_back(groups, dtype, at, count, lse->logit);
+    lse->grouped = (~(uint64_t)0 >> (TL_BLOCK_ROWS - count)) & rows->wanted & ~far_rows(lse, count);
 }
 
 /* Takes over the accumulator of a row that was reduced by itself. */
@@ -221,8 +239,10 @@ void tl_lse_of_block(const tl_backend *backend, const tl_row_block *rows, int wa
         has_excluded |= rows->excluded[i] >= 0;
     size_t padded = (size_t)(rows->count + TL_GROUP - 1) / TL_GROUP * TL_GROUP;
     lse->grouped = 0;
-    for (size_t i = 0; i < padded; i++) { /* lanes that no row fills hold numbers that nothing is slow with */
-        lse->offset[i] = lse->logit[i] = lse->sums.ref_exp[i] = 0;
+    memset(lse->offset, 0, sizeof lse->offset);
+    memset(lse->logit, 0, sizeof lse->logit);
+    for (size_t i = (size_t)count; i < padded; i++) { /* lanes that no row fills */
+        lse->sums.ref_exp[i] = 0;
         lse->sums.sum[i] = 1;
     }
     if (count > 0)

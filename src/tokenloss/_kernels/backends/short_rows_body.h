@@ -1,5 +1,5 @@
 /* Short rows (TL_SHORT_ROW classes at most), a row in each lane: included for float32 and float64 after
- * dtype_body.h, with DTYPE, REAL and OP defined as there.
+ * dtype_body.h, with DTYPE, REAL and OP defined as there. Rows have at least one class.
  *
  * A group is TL_GROUP rows side by side: element k of row r is at [TL_GROUP k + r]. Each row's additions are those of
  * dtype_body.h, in their order, which for a single chunk depends on the class number alone; so the bits are the same.
@@ -66,45 +66,69 @@ TL_TARGET TL_INLINE void NAME(add_)(NAME(lane_) * lane, OP(vec) term) {
     }
 }
 
-/* tl_lanes_sum_compensated of 16 lanes, of which the first `count` are there; and, if wanted, the largest lane and the
- * plain sum. */
-TL_TARGET TL_INLINE void NAME(end_lanes_)(NAME(lane_) * lanes, size_t count, double *total, double *largest,
-                                           double *in_order) {
+/* Adds lanes [half, count) to the first ones, and what the roundings lost to `comp`. In sums of exponentials, which are
+ * not negative, the larger one can be subtracted first, with the same result. */
+TL_TARGET TL_INLINE void NAME(add_halves_)(NAME(lane_) * lanes, size_t i, size_t half, size_t count, int of_exps) {
+    for (size_t l = 0; l < half && l + half < count; l++) {
+        f64_vec a = lanes[l].sum[i], b = lanes[l + half].sum[i], sum = f64_add(a, b), other = f64_sub(sum, a), lost;
+        if (of_exps)
+            lost = f64_sub(f64_min(a, b), f64_sub(sum, f64_max_keep_nan(a, b)));
+        else
+            lost = f64_add(f64_sub(a, f64_sub(sum, other)), f64_sub(b, other));
+        if (!of_exps || half < 8 || sizeof(REAL) == sizeof(double)) /* else nothing was lost before */
+            lost = f64_add(lanes[l].comp[i], f64_add(lanes[l + half].comp[i], lost));
+        lanes[l].comp[i] = lost;
+        lanes[l].sum[i] = sum;
+    }
+}
+
+/* tl_lanes_sum_compensated of 16 lanes, of which the first `count` are there. */
+TL_TARGET TL_INLINE void NAME(end_lanes_)(NAME(lane_) * lanes, size_t count, int of_exps, double *total) {
     for (size_t i = 0; i < PARTS; i++) {
-        if (largest) {
-            f64_vec most = f64_set(0), sum = f64_set(0);
-            for (size_t l = 0; l < count; l++) {
-                most = f64_if_less(most, lanes[l].sum[i], lanes[l].sum[i], most);
-                sum = f64_add(sum, lanes[l].sum[i]);
-            }
-            f64_store(largest + i * f64_WIDTH, most);
-            f64_store(in_order + i * f64_WIDTH, sum);
-        }
-        for (size_t half = 8; half > 0; half /= 2)
-            for (size_t l = 0; l < half && l + half < count; l++) {
-                f64_vec a = lanes[l].sum[i], b = lanes[l + half].sum[i], sum = f64_add(a, b), other = f64_sub(sum, a);
-                f64_vec lost = f64_add(f64_sub(a, f64_sub(sum, other)), f64_sub(b, other));
-                lanes[l].comp[i] = f64_add(lanes[l].comp[i], f64_add(lanes[l + half].comp[i], lost));
-                lanes[l].sum[i] = sum;
-            }
+        NAME(add_halves_)(lanes, i, 8, count, of_exps);
+        NAME(add_halves_)(lanes, i, 4, count, of_exps);
+        NAME(add_halves_)(lanes, i, 2, count, of_exps);
+        NAME(add_halves_)(lanes, i, 1, count, of_exps);
         f64_store(total + i * f64_WIDTH, f64_add(lanes[0].sum[i], lanes[0].comp[i]));
     }
 }
 
-/* The terms of one lane of 64 and their remainders: elements first, first + 64, ..., as reduce_column_ adds them. */
+/* The largest of the lanes, and their plain sum. */
+TL_TARGET TL_INLINE void NAME(compare_lanes_)(const NAME(lane_) * lanes, size_t count, double *largest,
+                                              double *in_order) {
+    for (size_t i = 0; i < PARTS; i++) {
+        f64_vec most = f64_set(0), sum = f64_set(0);
+        for (size_t l = 0; l < count; l++) {
+            most = f64_if_less(most, lanes[l].sum[i], lanes[l].sum[i], most);
+            sum = f64_add(sum, lanes[l].sum[i]);
+        }
+        f64_store(largest + i * f64_WIDTH, most);
+        f64_store(in_order + i * f64_WIDTH, sum);
+    }
+}
+
+/* A term of the sum: its power of two and the remainder. Memory is asked for a part of what is read next. */
+TL_TARGET TL_INLINE OP(vec) NAME(short_term_)(const REAL *x, size_t k, const OP(acc) * acc, const tl_next_rows *next,
+                                              OP(vec) * pow2, OP(vec) * r) {
+    OP(vec) n_biased;
+    if (sizeof(OP(vec)) >= 32 && next->data)
+        tl_prefetch(next->data + (ptrdiff_t)k * next->class_stride);
+    return NAME(exp_)(OP(max_keep_nan)(acc->min_arg, OP(load)(x + TL_GROUP * k)), acc, &n_biased, pow2, r);
+}
+
+/* The sums of one lane of 64: of elements first, first + 64, ..., as reduce_column_ adds them. */
 TL_TARGET TL_INLINE void NAME(reduce_lane_)(const REAL *x, size_t first, size_t classes, const OP(acc) * acc,
-                                               OP(vec) * pow2_of, OP(vec) * remainder_of) {
-    OP(vec) r_pow2[4], pow2[4], n_biased, r;
+                                            const tl_next_rows *next, OP(vec) * pow2_of, OP(vec) * remainder_of) {
+    OP(vec) r_pow2[4], pow2[4], p, r;
     const size_t pairs = (classes - first + 2 * TL_LANES - 1) / (2 * TL_LANES);
     size_t k = 0;
-    do { /* at least one pair, which compilers then know */
-        const REAL *at = x + TL_GROUP * (first + 2 * TL_LANES * k);
-        OP(vec) p = NAME(exp_)(OP(max_keep_nan)(acc->min_arg, OP(load)(at)), acc, &n_biased, &pow2[k], &r);
+    do {
+        size_t at = first + 2 * TL_LANES * k;
+        p = NAME(short_term_)(x, at, acc, next, &pow2[k], &r);
         r_pow2[k] = OP(mul)(p, r);
-        if (first + 2 * TL_LANES * k + TL_LANES < classes) {
+        if (at + TL_LANES < classes) {
             OP(vec) second;
-            at += TL_GROUP * TL_LANES;
-            p = NAME(exp_)(OP(max_keep_nan)(acc->min_arg, OP(load)(at)), acc, &n_biased, &second, &r);
+            p = NAME(short_term_)(x, at + TL_LANES, acc, next, &second, &r);
             r_pow2[k] = OP(fma)(p, r, r_pow2[k]);
             pow2[k] = OP(add)(pow2[k], second);
         }
@@ -117,47 +141,75 @@ TL_TARGET TL_INLINE void NAME(reduce_lane_)(const REAL *x, size_t first, size_t 
     }
 }
 
-/* The sums of OP(WIDTH) rows of a group: those of reduce_chunk_. */
-TL_TARGET TL_INLINE void NAME(sum_rows_)(const REAL *x, size_t classes, const double *exponent, double *sum,
-                                          double *largest, double *in_order) {
+/* The same where each lane has one element. */
+TL_TARGET TL_INLINE void NAME(single_of_lane_)(const REAL *x, size_t first, const OP(acc) * acc,
+                                               const tl_next_rows *next, OP(vec) * pow2, OP(vec) * remainder) {
+    OP(vec) r, p = NAME(short_term_)(x, first, acc, next, pow2, &r);
+    *remainder = OP(mul)(p, r);
+}
+
+/* The sums of OP(WIDTH) rows of a group: those of reduce_chunk_. `is_tiny` says at compile time that the rows have at
+ * most TL_LANES classes. */
+TL_TARGET TL_INLINE void NAME(sum_rows_)(const REAL *x, size_t classes, int is_tiny, const double *exponent,
+                                         const tl_next_rows *next, double *sum, double *largest, double *in_order) {
     NAME(lane_) lanes[16];
     OP(acc) acc;
     const size_t count = classes < 16 ? classes : 16;
     NAME(reference_)(exponent, &acc.min_arg, &acc.round_magic);
-    for (size_t l = 0; l < count; l++) {
+    size_t l = 0;
+    do { /* at least one lane and column, which compilers then know */
         OP(vec) pow2, remainders[4];
-        const size_t columns = (classes < TL_LANES ? classes - l + 15 : TL_LANES) / 16;
+        const size_t columns = is_tiny ? (classes - l + 15) / 16 : 4;
+        size_t q = 0;
         for (size_t i = 0; i < PARTS; i++)
             lanes[l].comp[i] = f64_set(0);
-        NAME(reduce_lane_)(x, l, classes, &acc, &pow2, &remainders[0]);
-        OP(widen)(pow2, lanes[l].sum);
-        for (size_t q = 1; q < columns; q++) {
-            NAME(reduce_lane_)(x, l + 16 * q, classes, &acc, &pow2, &remainders[q]);
-            NAME(add_)(&lanes[l], pow2);
-        }
+        do {
+            if (is_tiny)
+                NAME(single_of_lane_)(x, l + 16 * q, &acc, next, &pow2, &remainders[q]);
+            else
+                NAME(reduce_lane_)(x, l + 16 * q, classes, &acc, next, &pow2, &remainders[q]);
+            if (q == 0)
+                OP(widen)(pow2, lanes[l].sum);
+            else
+                NAME(add_)(&lanes[l], pow2);
+        } while (++q < columns);
         if (columns > 2)
             remainders[0] = OP(add)(remainders[0], remainders[2]);
         if (columns > 1)
             remainders[0] = OP(add)(remainders[0],
                                     columns > 3 ? OP(add)(remainders[1], remainders[3]) : remainders[1]);
         NAME(add_)(&lanes[l], remainders[0]);
-    }
-    NAME(end_lanes_)(lanes, count, sum, largest, in_order);
+    } while (++l < count);
+    if (largest)
+        NAME(compare_lanes_)(lanes, count, largest, in_order);
+    if (count == 16) /* known to the compiler */
+        NAME(end_lanes_)(lanes, 16, 1, sum);
+    else
+        NAME(end_lanes_)(lanes, count, 1, sum);
 }
 
 /* Stage by stage, since the latency of a stage would be waited for in every group. */
-TL_TARGET static void NAME(short_sumexp_)(const void *groups, size_t count, size_t classes, tl_short_sums *sums,
-                                           int wants_lanes) {
-    const REAL *x = (const REAL *)groups;
+TL_TARGET static void NAME(short_sumexp_)(const void *groups, size_t count, size_t classes, const tl_next_rows *next,
+                                          int wants_lanes, tl_short_sums *sums) {
+    tl_next_rows ahead = *next;
     f64_vec largest_size = f64_set(0);
     for (size_t g = 0; g < count; g++)
-        largest_size = NAME(group_maximum_)(x + TL_GROUP * classes * g, classes, largest_size,
+        largest_size = NAME(group_maximum_)((const REAL *)groups + TL_GROUP * classes * g, classes, largest_size,
                                             sums->maximum + TL_GROUP * g, sums->ref_exp + TL_GROUP * g);
     largest_size = f64_if_less(f64_set(TL_MAX_EXACT_REDUCTION), largest_size, f64_set(1), f64_set(0));
     sums->has_far_maximum = f64_mask_nonzero(largest_size) != 0;
-    for (size_t r = 0; r < TL_GROUP * count; r += OP(WIDTH))
-        NAME(sum_rows_)(x + TL_GROUP * classes * (r / TL_GROUP) + r % TL_GROUP, classes, sums->ref_exp + r,
-                         sums->sum + r, wants_lanes ? sums->largest_lane + r : NULL, sums->in_order + r);
+    if (ahead.class_stride == 0) /* of contiguous rows, all bytes in some order */
+        ahead.class_stride = (ptrdiff_t)sizeof(OP(vec));
+    for (size_t r = 0; r < TL_GROUP * count; r += OP(WIDTH)) {
+        const REAL *x = (const REAL *)groups + TL_GROUP * classes * (r / TL_GROUP) + r % TL_GROUP;
+        double *largest = wants_lanes ? sums->largest_lane + r : NULL;
+        if (next->data)
+            ahead.data = next->data + (ptrdiff_t)r * next->row_stride;
+        if (classes <= TL_LANES)
+            NAME(sum_rows_)(x, classes, 1, sums->ref_exp + r, &ahead, sums->sum + r, largest, sums->in_order + r);
+        else
+            NAME(sum_rows_)(x, classes, 0, sums->ref_exp + r, &ahead, sums->sum + r, largest, sums->in_order + r);
+    }
 }
 
 /* Three numbers for each row, as vectors. */
@@ -224,13 +276,14 @@ TL_TARGET static void NAME(short_sum_)(const void *group, size_t classes, double
     for (size_t r = 0; r < TL_GROUP; r += OP(WIDTH)) {
         NAME(lane_) lanes[16];
         const REAL *x = (const REAL *)group + r;
-        for (size_t l = 0; l < count; l++) {
+        size_t l = 0;
+        do {
             for (size_t i = 0; i < PARTS; i++)
                 lanes[l].sum[i] = lanes[l].comp[i] = f64_set(0);
             NAME(sum_lane_)(x, l, 0, whole, &lanes[l]);
             NAME(sum_lane_)(x, l, whole, classes, &lanes[l]);
-        }
-        NAME(end_lanes_)(lanes, count, sum + r, NULL, NULL);
+        } while (++l < count);
+        NAME(end_lanes_)(lanes, count, 0, sum + r);
     }
 }
 
