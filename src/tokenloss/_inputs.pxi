@@ -6,15 +6,16 @@ cdef struct View:
     Py_buffer buffer
     int dtype
     int axis  # of the classes, or -1
-    bint is_uniform  # whether rows are `row_stride` bytes apart
+    bint is_uniform  # whether all rows are `row_stride` bytes apart
     ptrdiff_t row_stride
+    int64_t run  # rows are that far apart from each multiple of this number to the next
 
 
 cdef int open_view(View *view, array, int dtype, int axis, bint writable) except -1:
     cdef int k
     cdef int64_t width = 1
     PyObject_GetBuffer(array, &view.buffer, PyBUF_STRIDES | (PyBUF_WRITABLE if writable else 0))
-    view.dtype, view.axis, view.is_uniform, view.row_stride = dtype, axis, True, 0
+    view.dtype, view.axis, view.is_uniform, view.row_stride, view.run = dtype, axis, True, 0, 1
     for k in range(view.buffer.ndim - 1, -1, -1):
         if k == axis or view.buffer.shape[k] == 1:
             continue
@@ -23,6 +24,8 @@ cdef int open_view(View *view, array, int dtype, int axis, bint writable) except
         elif view.buffer.strides[k] != view.row_stride * width:
             view.is_uniform = False
         width *= view.buffer.shape[k]
+        if view.is_uniform:
+            view.run = width
     return 0
 
 
@@ -41,6 +44,19 @@ cdef inline const char *address_of(const View *view, int64_t row) noexcept nogil
             data += row % view.buffer.shape[k] * view.buffer.strides[k]
             row //= view.buffer.shape[k]
     return data
+
+
+cdef inline void find_addresses(const View *view, int64_t start, int count, const char **found) noexcept nogil:
+    """Addresses of neighbouring rows."""
+    cdef int64_t left = count if view.is_uniform else view.run - start % view.run
+    cdef const char *data = address_of(view, start)
+    cdef int i
+    for i in range(count):
+        if left == 0:
+            data, left = address_of(view, start + i), view.run
+        found[i] = data
+        data += view.row_stride
+        left -= 1
 
 
 cdef inline tl_row new_row(int dtype, int64_t count) noexcept nogil:

@@ -37,6 +37,7 @@ cdef class LogSumExpJob(RowJob):
     """
 
     cdef bint is_class_major
+    cdef bint excludes_classes  # whether rows have a target
     cdef bint keeps_logits  # whether logits are read again after they were reduced
 
     cdef void finish_block(self, Block *block, const tl_block_lse *lse, Totals *totals, tl_cancel *cancel) noexcept nogil:
@@ -60,6 +61,7 @@ cdef class LogSumExpJob(RowJob):
         block.rows.excluded[0] = self.exclude(row, target, totals, cancel)
         if block.rows.excluded[0] == MASKED:
             return 0
+        block.rows.has_excluded = block.rows.excluded[0] >= 0
         self.shift_row(row, &block.rows.row)
         self.reduce_block(&block, totals, cancel)
         return block.values[0]
@@ -84,13 +86,12 @@ cdef class LogSumExpJob(RowJob):
     cdef void load_block(self, int64_t start, int count, Block *block, Totals *totals, tl_cancel *cancel) noexcept nogil:
         """Fills a block with the unmasked rows; of class-major rows with all, since they share cache lines."""
         cdef tl_row_block *rows = &block.rows
-        cdef const View *view = &self.scores.view
         cdef uint64_t wanted = 0
         cdef int i
         self.load_block_targets(start, count, block.target, totals)
+        find_addresses(&self.scores.view, start, count, rows.data)
         for i in range(count):
             block.number[i], rows.excluded[i] = start + i, block.target[i]
-            rows.data[i] = address_of(view, start + i)
         if not self.positions.by_class:
             for i in range(count):
                 if block.target[i] != MASKED:
@@ -121,7 +122,7 @@ cdef class LogSumExpJob(RowJob):
         cdef Block block
         cdef int count, most = tl_row_block_rows(self.scores.classes, self.is_class_major)
         block.rows.row, block.rows.class_major = self.row_of_scores(), self.is_class_major
-        block.rows.keeps_logits = self.keeps_logits
+        block.rows.keeps_logits, block.rows.has_excluded = self.keeps_logits, self.excludes_classes
         block.rows.row.stride = self.scores.view.buffer.strides[self.scores.axis]
         block.rows.scratch = <char *> malloc(tl_row_block_bytes(self.scores.classes, self.is_class_major))
         if block.rows.scratch == NULL:
@@ -160,8 +161,13 @@ cdef class LogSumExpJob(RowJob):
         cdef int i
         found.row, found.nontemporal_stores = new_row(out.dtype, self.scores.classes), nontemporal_stores
         found.row.stride = out.buffer.strides[out.axis]
-        for i in range(block.rows.count):
-            found.data[i] = <char *> address_of(out, block.number[i])
+        cdef int64_t start = block.number[0]
+        cdef int count = block.rows.count
+        if block.number[count - 1] == start + count - 1:
+            find_addresses(out, start, count, <const char **> found.data)
+        else:
+            for i in range(count):
+                found.data[i] = <char *> address_of(out, block.number[i])
 
 
 @cython.final
@@ -216,7 +222,7 @@ cdef class CrossEntropy(LogSumExpJob):
         self.set_up(scores, positions, numbers)
         self.logit_scale, self.softcap, self.label_smoothing, self.z_loss = (
             logit_scale, softcap, label_smoothing, z_loss)
-        self.is_class_major = scores.is_class_major()
+        self.is_class_major, self.excludes_classes = scores.is_class_major(), True
         self.keeps_logits = grad is not None or label_smoothing != 0
         if not positions.by_class:
             self.row_bytes += scores.classes * tl_itemsize(positions.targets_view.dtype)

@@ -103,6 +103,7 @@ cdef extern from "_kernels/kernels.h" nogil:
         tl_row row
         int count
         bint class_major
+        bint has_excluded
         bint keeps_logits
         uint64_t wanted
         const char *data[64]

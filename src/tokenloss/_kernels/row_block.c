@@ -169,12 +169,12 @@ static tl_next_rows next_rows(const tl_row_block *rows) {
 }
 
 /* Reduces the first `count` rows in groups. */
-static void reduce_groups(const tl_backend *backend, const tl_row_block *rows, int count, int has_excluded,
-                          int wants_lanes, tl_block_lse *lse) {
+static void reduce_groups(const tl_backend *backend, const tl_row_block *rows, int count, int wants_lanes,
+                          tl_block_lse *lse) {
     size_t at[TL_BLOCK_ROWS];
     int dtype = lse->group_dtype = load_block(backend, rows, count);
     void *groups = groups_of(rows);
-    if (has_excluded) {
+    if (rows->has_excluded) {
         find_excluded(rows, count, dtype, at);
         memset(unread_row_of(rows), 0, sizeof(double));
         exclude(groups, dtype, at, count, lse->logit);
@@ -182,7 +182,7 @@ static void reduce_groups(const tl_backend *backend, const tl_row_block *rows, i
     tl_next_rows next = next_rows(rows);
     backend->short_sumexp[dtype](groups, (size_t)(count + TL_GROUP - 1) / TL_GROUP, (size_t)rows->row.count, &next,
                                  wants_lanes, &lse->sums);
-    if (has_excluded && rows->keeps_logits)
+    if (rows->has_excluded && rows->keeps_logits)
         put_back(groups, dtype, at, count, lse->logit);
     lse->grouped = (~(uint64_t)0 >> (TL_BLOCK_ROWS - count)) & rows->wanted & ~far_rows(lse, count);
 }
@@ -234,23 +234,22 @@ void tl_lse_of_block(const tl_backend *backend, const tl_row_block *rows, int wa
                      tl_cancel *cancel) {
     assert(rows->count > 0 && rows->count <= tl_row_block_rows(rows->row.count, rows->class_major));
     double ln2 = rows->row.compute_dtype == TL_FLOAT64 ? TL_LN2 : 0x1.62e43p-1; /* as in tl_lse_log */
-    int count = grouped_rows(rows), has_excluded = 0;
-    for (int i = 0; i < rows->count; i++)
-        has_excluded |= rows->excluded[i] >= 0;
+    int count = grouped_rows(rows);
     size_t padded = (size_t)(rows->count + TL_GROUP - 1) / TL_GROUP * TL_GROUP;
     lse->grouped = 0;
-    memset(lse->offset, 0, sizeof lse->offset);
-    memset(lse->logit, 0, sizeof lse->logit);
+    memset(lse->offset, 0, padded * sizeof *lse->offset);
+    if (!rows->has_excluded || count < (int)padded)
+        memset(lse->logit, 0, padded * sizeof *lse->logit);
     for (size_t i = (size_t)count; i < padded; i++) { /* lanes that no row fills */
         lse->sums.ref_exp[i] = 0;
         lse->sums.sum[i] = 1;
     }
     if (count > 0)
-        reduce_groups(backend, rows, count, has_excluded, wants_lanes, lse);
+        reduce_groups(backend, rows, count, wants_lanes, lse);
     if (rows->wanted & ~lse->grouped)
         reduce_others(backend, rows, wants_lanes, lse, cancel);
     backend->lse_logs(lse->sums.sum, lse->sums.ref_exp, padded, ln2, lse->log);
-    if (has_excluded)
+    if (rows->has_excluded)
         backend->log_odds(lse->offset, lse->log, lse->logit, padded, &lse->odds);
 }
 

@@ -10,6 +10,7 @@ typedef struct {
     tl_row row;                       /* what they have in common: all but the data */
     int count;                        /* TL_BLOCK_ROWS at most */
     int class_major;                  /* whether they are neighbours in memory, and their classes are not */
+    int has_excluded;                 /* whether any row may have an excluded class */
     int keeps_logits;                 /* whether logits are read again after the reduction */
     uint64_t wanted;                  /* a bit for each row. Of neighbours, the others may be read, too */
     const char *data[TL_BLOCK_ROWS];

@@ -389,27 +389,33 @@ TL_TARGET static void NAME(dot_rows_)(const void *start, size_t depth, const voi
             NAME(dot_rows_of_)(x, depth, vectors + (ptrdiff_t)v * stride, 0, 1, from_memory && v == 0, dots + v);
 }
 
-#define STRIP 32 /* classes of half precision that are widened at a time */
+#define STRIP 64 /* classes of half precision that are converted at a time */
 
-/* TL_GROUP rows side by side, converted to REAL. */
+/* TL_GROUP rows side by side, converted to REAL: in strips, whose rows are copied where they are not whole. */
 TL_TARGET static void NAME(interleave_)(const char *const *rows, size_t classes, void *out) {
-    REAL *group = (REAL *)out, strip[TL_GROUP][STRIP];
+    REAL *group = (REAL *)out, strip[TL_GROUP * STRIP];
     const char *strips[TL_GROUP];
+    const size_t row_bytes = classes * sizeof(ELEMENT);
     if (sizeof(ELEMENT) == sizeof(REAL)) {
         OP(interleave)(rows, classes, group);
         return;
     }
+    int is_dense = classes <= STRIP; /* whether the rows follow each other, and can be converted as one */
+    for (size_t r = 1; r < TL_GROUP; r++)
+        is_dense &= rows[r] == rows[r - 1] + row_bytes;
+    for (size_t i = 0; is_dense && i < TL_GROUP * classes; i += OP(WIDTH))
+        OP(store)(strip + i, LOAD((const ELEMENT *)(const void *)rows[0] + i));
     for (size_t r = 0; r < TL_GROUP; r++)
-        strips[r] = (const char *)strip[r];
+        strips[r] = (const char *)(strip + r * (is_dense ? classes : STRIP));
     for (size_t k = 0; k < classes; k += STRIP) {
         size_t n = classes - k < STRIP ? classes - k : STRIP;
-        for (size_t r = 0; r < TL_GROUP; r++) {
+        for (size_t r = 0; r < TL_GROUP && !is_dense; r++) {
             const ELEMENT *from = (const ELEMENT *)(const void *)rows[r] + k;
             ELEMENT last[STRIP] = {0};
             if (n < STRIP)
                 memcpy(last, (const void *)from, n * sizeof *from);
             for (size_t i = 0; i < n; i += OP(WIDTH))
-                OP(store)(strip[r] + i, LOAD((n < STRIP ? last : from) + i));
+                OP(store)(strip + r * STRIP + i, LOAD((n < STRIP ? last : from) + i));
         }
         OP(interleave)(strips, n, group + TL_GROUP * k);
     }
