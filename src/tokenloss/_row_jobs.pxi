@@ -40,7 +40,8 @@ cdef class LogSumExpJob(RowJob):
     cdef bint excludes_classes  # whether rows have a target
     cdef bint keeps_logits  # whether logits are read again after they were reduced
 
-    cdef void finish_block(self, Block *block, const tl_block_lse *lse, Totals *totals, tl_cancel *cancel) noexcept nogil:
+    cdef void finish_block(self, Block *block, const tl_block_lse *lse, Totals *totals,
+                           tl_cancel *cancel) noexcept nogil:
         """Finds the number of each wanted row of a block, and writes its other results."""
 
     cdef int64_t exclude(self, int64_t row, int64_t target, Totals *totals, tl_cancel *cancel) noexcept nogil:
@@ -83,7 +84,8 @@ cdef class LogSumExpJob(RowJob):
                 if targets[i] != MASKED and not self.accepts(start + i, targets[i], totals):
                     targets[i] = MASKED
 
-    cdef void load_block(self, int64_t start, int count, Block *block, Totals *totals, tl_cancel *cancel) noexcept nogil:
+    cdef void load_block(self, int64_t start, int count, Block *block, Totals *totals,
+                         tl_cancel *cancel) noexcept nogil:
         """Fills a block with the unmasked rows; of class-major rows with all, since they share cache lines."""
         cdef tl_row_block *rows = &block.rows
         cdef uint64_t wanted = 0
@@ -92,7 +94,7 @@ cdef class LogSumExpJob(RowJob):
         find_addresses(&self.scores.view, start, count, rows.data)
         for i in range(count):
             block.number[i], rows.excluded[i] = start + i, block.target[i]
-        if not self.positions.by_class:
+        if self.excludes_classes and not self.positions.by_class:
             for i in range(count):
                 if block.target[i] != MASKED:
                     rows.excluded[i] = self.exclude(start + i, block.target[i], totals, cancel)
@@ -201,7 +203,8 @@ cdef class Softmax(LogSumExpJob):
     def __dealloc__(self):
         PyBuffer_Release(&self.out.buffer)
 
-    cdef void finish_block(self, Block *block, const tl_block_lse *lse, Totals *totals, tl_cancel *cancel) noexcept nogil:
+    cdef void finish_block(self, Block *block, const tl_block_lse *lse, Totals *totals,
+                           tl_cancel *cancel) noexcept nogil:
         cdef tl_out_block out
         self.find_out_rows(&self.out, block, self.nontemporal_stores, &out)
         tl_softmax_of_block(backend, &block.rows, lse, self.is_log, &out, cancel)
@@ -238,25 +241,24 @@ cdef class CrossEntropy(LogSumExpJob):
         PyBuffer_Release(&self.grad.buffer)
 
     cdef tl_loss loss_at(self, int64_t row, int64_t target, tl_row *grad) noexcept nogil:
-        """What the loss of a row depends on; its gradient's row is written to `grad`."""
+        """What the loss of a row depends on; its gradient's row, if it is wanted, goes to `grad`."""
         cdef tl_loss loss
         loss.soft = self.positions.soft_target(row, self.label_smoothing)
         loss.target, loss.z_loss, loss.target_weight, loss.grad = target, self.z_loss, 1, NULL
         loss.grad_scale, loss.nontemporal_stores = self.grad_scale, self.nontemporal_stores
         if target >= 0:
             loss.target_weight = self.positions.class_weight(target)
-        if is_given(&self.grad):
+        if is_given(&self.grad) and grad != NULL:
             grad[0] = row_at(&self.grad, row)
             loss.grad = grad
         return loss
 
     cdef int64_t exclude(self, int64_t row, int64_t target, Totals *totals, tl_cancel *cancel) noexcept nogil:
-        cdef tl_row grad
         cdef tl_loss loss
         cdef int64_t argmax, nonzero
         if target >= 0:
             return target
-        loss = self.loss_at(row, target, &grad)
+        loss = self.loss_at(row, target, NULL)
         argmax = tl_soft_target_argmax(backend, &loss.soft, self.scores.classes, &nonzero, cancel)
         if not self.accepts_distribution(row, &loss.soft, argmax, nonzero, totals, cancel):
             return MASKED
@@ -281,28 +283,43 @@ cdef class CrossEntropy(LogSumExpJob):
                 self.add(block.number[i], block.target[i],
                          self.reduce_row(block.number[i], block.target[i], totals, cancel), totals)
 
-    cdef void finish_block(self, Block *block, const tl_block_lse *lse, Totals *totals, tl_cancel *cancel) noexcept nogil:
-        cdef tl_loss losses[BLOCK_ROWS]
-        cdef tl_row grads[BLOCK_ROWS]
-        cdef tl_out_block out
-        cdef int i
+    cdef void finish_block(self, Block *block, const tl_block_lse *lse, Totals *totals,
+                           tl_cancel *cancel) noexcept nogil:
         if self.logit_scale > 1 and self.softcap == 0 and self.z_loss == 0 and block.rows.scratch != NULL:
             self.reduce_overflowed(block, lse, totals, cancel)
-        if self.positions.by_class and not is_given(&self.grad) and self.label_smoothing == 0 and self.z_loss == 0:
+        if self.positions.by_class:
+            self.finish_class_ids(block, lse, cancel)
+        else:
+            self.finish_distributions(block, lse, cancel)
+
+    cdef void finish_class_ids(self, Block *block, const tl_block_lse *lse, tl_cancel *cancel) noexcept nogil:
+        cdef tl_loss loss
+        cdef tl_out_block grads
+        cdef double weights[BLOCK_ROWS]
+        cdef int i
+        if not self.keeps_logits and self.z_loss == 0 and not self.weighs_class_ids:
             for i in range(block.rows.count):
                 block.values[i] = lse.odds.nll[i]
-            if self.weighs_class_ids:
-                for i in range(block.rows.count):
-                    if block.rows.wanted >> i & 1:
-                        block.values[i] = self.positions.class_weight(block.target[i]) * block.values[i]
             return
+        loss = self.loss_at(block.number[0], -1, NULL)
+        if self.weighs_class_ids:
+            for i in range(block.rows.count):
+                weights[i] = 0
+                if block.rows.excluded[i] >= 0:
+                    weights[i] = self.positions.class_weight(block.rows.excluded[i])
+        if is_given(&self.grad):
+            self.find_out_rows(&self.grad, block, self.nontemporal_stores, &grads)
+        tl_class_losses_of_block(backend, &block.rows, lse, &loss, weights if self.weighs_class_ids else NULL,
+                                 &grads if is_given(&self.grad) else NULL, block.values, cancel)
+
+    cdef void finish_distributions(self, Block *block, const tl_block_lse *lse, tl_cancel *cancel) noexcept nogil:
+        cdef tl_loss losses[BLOCK_ROWS]
+        cdef tl_row grads[BLOCK_ROWS]
+        cdef int i
         for i in range(block.rows.count):
             if block.rows.wanted >> i & 1:
-                losses[i] = self.loss_at(block.number[i], block.target[i], &grads[i])
-        if is_given(&self.grad):
-            self.find_out_rows(&self.grad, block, self.nontemporal_stores, &out)
-        tl_losses_of_block(backend, &block.rows, lse, losses, &out if is_given(&self.grad) else NULL, block.values,
-                           cancel)
+                losses[i] = self.loss_at(block.number[i], -1, &grads[i])
+        tl_mass_losses_of_block(backend, &block.rows, lse, losses, block.values, cancel)
 
     cdef void mask_row(self, int64_t row) noexcept nogil:
         cdef tl_row grad

@@ -200,18 +200,22 @@ typedef struct {
                                                  size_t count, char *first);
 
     /* Of groups of float32 or float64, with the bits that reduce, exp_scaled, sub_scalar and sum give each row: sums of
-     * exponentials; the other three for a single group, the maps in place. */
+     * exponentials; the other three for a single group, the maps in place. Memory is asked for the next rows, which for
+     * the maps are those that the group is written to. */
     void (*short_sumexp[TL_FLOAT_DTYPES])(const void *groups, size_t count, size_t classes, const tl_next_rows *next,
                                           int wants_lanes, tl_short_sums *sums);
     void (*short_exp[TL_FLOAT_DTYPES])(void *group, size_t classes, const double *exponent, const double *factor,
-                                       const double *subtrahend);
-    void (*short_sub[TL_FLOAT_DTYPES])(void *group, size_t classes, const double *subtrahend);
+                                       const double *subtrahend, const tl_next_rows *next);
+    void (*short_sub[TL_FLOAT_DTYPES])(void *group, size_t classes, const double *subtrahend,
+                                       const tl_next_rows *next);
     void (*short_sum[TL_FLOAT_DTYPES])(const void *group, size_t classes, double *sum);
 
-    /* Of rows, a multiple of TL_GROUP: ref_exp ln2 + log(sum); log-odds and losses; exp(x) in place. */
+    /* Of rows, a multiple of TL_GROUP: ref_exp ln2 + log(sum); log-odds and losses; exp(x) in place; and, for rows of this
+     * dtype, exponents and factors with which exp(x) 2^-exponent factor is `factor` times softmax(x). */
     void (*lse_logs)(const double *sum, const double *ref_exp, size_t count, double ln2, double *log);
     void (*log_odds)(const double *offset, const double *log, const double *logit, size_t count, tl_odds *odds);
     void (*exps)(double *x, size_t count);
+    void (*softmax_factors)(const double *logsumexp, size_t count, int dtype, double *exponent, double *factor);
 } tl_backend;
 
 /* Instruction sets, best first. */

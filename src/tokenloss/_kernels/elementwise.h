@@ -16,14 +16,6 @@ void tl_log_softmax(const tl_backend *backend, const tl_row *row, tl_lse lse, co
 void tl_gradient(const tl_backend *backend, const tl_row *row, tl_lse lse, double factor, double of_softmax,
                  const tl_soft_target *soft, const tl_row *out, int large, tl_cancel *cancel);
 
-/* How softmax(row) becomes exp(x) 2^-exponent factor, given its logsumexp: the power of two 2^-exponent, and the
- * argument and the power of two of factor = exp(argument) scale. */
-typedef struct {
-    double exponent, argument, scale;
-} tl_softmax_terms;
-
-tl_softmax_terms tl_terms_of_softmax(double logsumexp, int dtype);
-
 /* d logit / d raw logit, from the logit. */
 double tl_softcap_grad(const tl_row *row, double logit);
 

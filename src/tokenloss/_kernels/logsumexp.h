@@ -59,6 +59,7 @@ double tl_logsumexp_of(const tl_backend *backend, const tl_row *row, const tl_ls
 /* Whether one of 16 lanes of a sum, the largest, may hold most of it while the logsumexp is near 0; and tl_logsumexp_of
  * then, from the plain logsumexp. */
 int tl_may_be_near_zero(double logsumexp, double largest_lane, double sum);
+int tl_is_dominant(double logit, double logsumexp); /* whether this is the logit of that class */
 double tl_logsumexp_near_zero(const tl_backend *backend, const tl_row *row, double logsumexp, int64_t excluded,
                               const tl_lse_acc *others, tl_cancel *cancel);
 

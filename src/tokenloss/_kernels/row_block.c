@@ -6,8 +6,6 @@
 #include "elementwise.h"
 #include "scalar_math.h"
 
-#define LINE 64 /* bytes that groups are aligned to */
-
 static int is_short(int64_t classes) { return classes <= TL_SHORT_ROW; }
 
 int tl_row_block_rows(int64_t classes, int class_major) {
@@ -22,29 +20,19 @@ size_t tl_row_block_bytes(int64_t classes, int class_major) {
     size_t padded = (size_t)tl_padded(classes), rows = (size_t)tl_row_block_rows(classes, class_major);
     if (!is_short(classes))
         return class_major ? TL_TRANSPOSED_BYTES : 1;
-    return LINE + rows * padded * (sizeof(double) + sizeof(float)) + padded * sizeof(double);
+    return TL_GROUP_ALIGNMENT + rows * padded * (sizeof(double) + sizeof(float)) + padded * sizeof(double);
 }
 
-static char *groups_of(const tl_row_block *rows) {
-    return rows->scratch + (-(uintptr_t)rows->scratch & (LINE - 1));
+static size_t capacity_of(const tl_row_block *rows) {
+    size_t padded = (size_t)tl_padded(rows->row.count);
+    return padded * (size_t)tl_row_block_rows(rows->row.count, rows->class_major);
 }
-static size_t group_elements(const tl_row_block *rows) { return (size_t)rows->row.count * TL_GROUP; }
+
 static char *float_groups_of(const tl_row_block *rows) {
-    size_t capacity = (size_t)tl_row_block_rows(rows->row.count, rows->class_major) * (size_t)tl_padded(rows->row.count);
-    return groups_of(rows) + capacity * sizeof(double);
-}
-static char *unread_row_of(const tl_row_block *rows) {
-    size_t capacity = (size_t)tl_row_block_rows(rows->row.count, rows->class_major) * (size_t)tl_padded(rows->row.count);
-    return float_groups_of(rows) + capacity * sizeof(float);
+    return tl_groups_of(rows) + capacity_of(rows) * sizeof(double);
 }
 
-/* Whether rows [start, start + count) lie one element apart, so that a vector of them can be read at once. */
-static int are_neighbours(const char *const *data, int start, int count, ptrdiff_t size) {
-    int found = 1;
-    for (int i = start + 1; i < start + count; i++)
-        found &= data[i] - data[i - 1] == size;
-    return found;
-}
+char *tl_unread_row_of(const tl_row_block *rows) { return float_groups_of(rows) + capacity_of(rows) * sizeof(float); }
 
 /* Element by element: of any stride, and in either byte order. Lanes without a row become -inf. */
 static void load_group(const tl_row_block *rows, int start, int count, int dtype, char *group) {
@@ -61,9 +49,9 @@ static void load_group(const tl_row_block *rows, int start, int count, int dtype
 static void load_groups(const tl_backend *backend, const tl_row_block *rows, int count, int dtype, char *groups) {
     const tl_row *row = &rows->row;
     ptrdiff_t size = tl_itemsize(row->dtype);
-    size_t classes = (size_t)row->count, group_bytes = group_elements(rows) * (size_t)tl_itemsize(dtype);
+    size_t classes = (size_t)row->count, group_bytes = tl_group_elements(rows) * (size_t)tl_itemsize(dtype);
     int is_native = row->dtype < TL_SWAPPED, is_contiguous = row->stride == size || classes == 1;
-    if (is_native && !is_contiguous && count > 1 && are_neighbours(rows->data, 0, count, size)) {
+    if (is_native && !is_contiguous && count > 1 && tl_are_neighbours(rows->data, 0, count, size)) {
         backend->interleave_planes[row->dtype](rows->data[0], row->stride, classes, (size_t)count, groups);
         return;
     }
@@ -74,7 +62,7 @@ static void load_groups(const tl_backend *backend, const tl_row_block *rows, int
             for (int r = 0; r < TL_GROUP; r++)
                 data[r] = rows->data[start + (r < n ? r : n - 1)];
             backend->interleave[row->dtype](n == TL_GROUP ? rows->data + start : data, classes, groups);
-        } else if (is_native && n > 1 && are_neighbours(rows->data, start, n, size)) {
+        } else if (is_native && n > 1 && tl_are_neighbours(rows->data, start, n, size)) {
             backend->interleave_planes[row->dtype](rows->data[start], row->stride, classes, (size_t)n, groups);
         } else {
             load_group(rows, start, n, dtype, groups);
@@ -87,8 +75,8 @@ static int load_block(const tl_backend *backend, const tl_row_block *rows, int c
     const tl_row *row = &rows->row;
     int native = (row->dtype & ~TL_SWAPPED) == TL_FLOAT64 ? TL_FLOAT64 : TL_FLOAT32;
     int dtype = row->compute_dtype == TL_FLOAT64 ? TL_FLOAT64 : TL_FLOAT32;
-    char *groups = groups_of(rows), *loaded = native == dtype ? groups : float_groups_of(rows);
-    size_t elements = group_elements(rows) * (size_t)((count + TL_GROUP - 1) / TL_GROUP);
+    char *groups = tl_groups_of(rows), *loaded = native == dtype ? groups : float_groups_of(rows);
+    size_t elements = tl_group_elements(rows) * (size_t)((count + TL_GROUP - 1) / TL_GROUP);
     load_groups(backend, rows, count, native, loaded);
     if (native != dtype)
         for (size_t i = 0; i < elements; i++)
@@ -148,8 +136,8 @@ static uint64_t far_rows(const tl_block_lse *lse, int count) {
 
 /* Where the excluded classes of the first `count` rows lie, as elements of the groups. */
 static void find_excluded(const tl_row_block *rows, int count, int dtype, size_t *at) {
-    size_t group = 0, unread = (size_t)(unread_row_of(rows) - groups_of(rows)) / (size_t)tl_itemsize(dtype);
-    for (int start = 0; start < count; start += TL_GROUP, group += group_elements(rows))
+    size_t group = 0, unread = (size_t)(tl_unread_row_of(rows) - tl_groups_of(rows)) / (size_t)tl_itemsize(dtype);
+    for (int start = 0; start < count; start += TL_GROUP, group += tl_group_elements(rows))
         for (int i = start; i < start + TL_GROUP && i < count; i++) {
             int64_t k = rows->excluded[i];
             at[i] = k < 0 ? unread : group + (size_t)k * TL_GROUP + (size_t)(i - start);
@@ -173,10 +161,10 @@ static void reduce_groups(const tl_backend *backend, const tl_row_block *rows, i
                           tl_block_lse *lse) {
     size_t at[TL_BLOCK_ROWS];
     int dtype = lse->group_dtype = load_block(backend, rows, count);
-    void *groups = groups_of(rows);
+    void *groups = tl_groups_of(rows);
     if (rows->has_excluded) {
         find_excluded(rows, count, dtype, at);
-        memset(unread_row_of(rows), 0, sizeof(double));
+        memset(tl_unread_row_of(rows), 0, sizeof(double));
         exclude(groups, dtype, at, count, lse->logit);
     }
     tl_next_rows next = next_rows(rows);
@@ -253,231 +241,44 @@ void tl_lse_of_block(const tl_backend *backend, const tl_row_block *rows, int wa
         backend->log_odds(lse->offset, lse->log, lse->logit, padded, &lse->odds);
 }
 
-static tl_lse lse_at(const tl_block_lse *lse, int i) {
-    tl_lse of = {lse->offset[i], lse->log[i]};
-    return of;
+/* The first class of a row in groups whose logit is the maximum. */
+static int64_t argmax_of(const tl_row_block *rows, const tl_block_lse *lse, int i) {
+    size_t at = (size_t)(i / TL_GROUP) * tl_group_elements(rows) + (size_t)(i % TL_GROUP);
+    const float *single = (const float *)(const void *)tl_groups_of(rows) + at;
+    const double *wide = (const double *)(const void *)tl_groups_of(rows) + at;
+    int64_t k = 0;
+    while (k < rows->row.count - 1 && (lse->group_dtype == TL_FLOAT64 ? wide[k * TL_GROUP]
+                                                                      : (double)single[k * TL_GROUP]) !=
+                                          lse->sums.maximum[i])
+        k++;
+    return k;
 }
 
-/* The target of a row against its other classes; of a row without one, the logsumexp alone. */
-static tl_class_odds odds_at(const tl_row_block *rows, const tl_block_lse *lse, int i) {
-    tl_class_odds odds = {.lse = lse_at(lse, i)};
-    if (rows->excluded[i] >= 0) {
-        odds.logit = lse->logit[i];
-        odds.log_odds = lse->odds.log_odds[i];
-        odds.nll = lse->odds.nll[i];
-        if (odds.log_odds > 0) {
-            odds.lse.log += lse->odds.others_nll[i];
-        } else if (odds.logit != -(double)INFINITY) {
-            odds.lse.offset = odds.logit;
-            odds.lse.log = odds.nll;
-        }
-    }
-    return odds;
-}
-
-/* Calls the function for single rows where a class has most of a sum near 1: few rows, except where logits are
- * log-probabilities of near-certain classes. */
+/* Rows where a class may have most of a sum near 1 are reduced again, without that class. */
 void tl_logsumexp_of_block(const tl_backend *backend, const tl_row_block *rows, const tl_block_lse *lse,
                            double *logsumexp, tl_cancel *cancel) {
+    tl_row_block again = {.row = rows->row, .class_major = rows->class_major, .has_excluded = 1};
+    tl_block_lse others;
+    int number[TL_BLOCK_ROWS];
+    again.scratch = rows->scratch;
     for (int i = 0; i < rows->count; i++) {
-        logsumexp[i] = tl_logsumexp(lse_at(lse, i));
-        if (tl_may_be_near_zero(logsumexp[i], lse->sums.largest_lane[i], lse->sums.in_order[i]) &&
-            tl_is_wanted(rows, i)) {
+        logsumexp[i] = tl_logsumexp(tl_lse_at(lse, i));
+        if (!tl_is_wanted(rows, i) ||
+            !tl_may_be_near_zero(logsumexp[i], lse->sums.largest_lane[i], lse->sums.in_order[i]))
+            continue;
+        if (!(lse->grouped >> i & 1)) {
             tl_row row = tl_row_of_block(rows, i);
             logsumexp[i] = tl_logsumexp_near_zero(backend, &row, logsumexp[i], -1, NULL, cancel);
+        } else if (tl_is_dominant(lse->sums.maximum[i], logsumexp[i])) {
+            number[again.count] = i;
+            again.data[again.count] = rows->data[i];
+            again.excluded[again.count] = argmax_of(rows, lse, i);
+            again.wanted |= (uint64_t)1 << again.count++;
         }
     }
-}
-
-/* Makes the rows of groups that are not wanted 0. */
-static void clear_unwanted(const tl_row_block *rows, int dtype) {
-    int size = tl_itemsize(dtype);
-    for (int i = 0; i < rows->count; i++) {
-        char *group = groups_of(rows) + (size_t)(i / TL_GROUP) * group_elements(rows) * (size_t)size;
-        for (int64_t k = 0; !tl_is_wanted(rows, i) && k < rows->row.count; k++)
-            tl_store(group + (k * TL_GROUP + i % TL_GROUP) * size, dtype, 0);
-    }
-}
-
-/* Writes these rows of groups: all at once where possible. */
-static void store_groups(const tl_backend *backend, const tl_row_block *rows, uint64_t which, int dtype,
-                         const tl_out_block *out) {
-    char *groups = groups_of(rows), *data[TL_GROUP];
-    size_t classes = (size_t)rows->row.count, group_bytes = group_elements(rows) * (size_t)tl_itemsize(dtype);
-    int count = rows->count, size = tl_itemsize(out->row.dtype);
-    int is_direct = out->row.dtype < TL_SWAPPED && (dtype == TL_FLOAT64) == (out->row.dtype == TL_FLOAT64);
-    uint64_t all = ~(uint64_t)0 >> (TL_BLOCK_ROWS - count);
-    if (is_direct && which == all && count > 1 &&
-        are_neighbours((const char *const *)out->data, 0, count, size)) {
-        backend->deinterleave_planes[out->row.dtype](groups, out->row.stride, classes, (size_t)count, out->data[0]);
+    if (again.count == 0)
         return;
-    }
-    for (int start = 0; start < count; start += TL_GROUP, groups += group_bytes) {
-        for (int r = 0; r < TL_GROUP; r++) /* one memory for all that is not wanted */
-            data[r] = start + r < count && (which >> (start + r) & 1) ? out->data[start + r] : unread_row_of(rows);
-        if (is_direct && (out->row.stride == size || classes == 1)) {
-            backend->deinterleave[out->row.dtype](groups, classes, data);
-            continue;
-        }
-        for (size_t k = 0; k < classes; k++)
-            for (int r = 0; r < TL_GROUP && start + r < count; r++)
-                if (which >> (start + r) & 1)
-                    tl_store(data[r] + (ptrdiff_t)k * out->row.stride, out->row.dtype,
-                             tl_load(groups + (k * TL_GROUP + (size_t)r) * (size_t)tl_itemsize(dtype), dtype));
-    }
-}
-
-static tl_row out_row(const tl_out_block *out, int i) {
-    tl_row row = out->row;
-    row.data = out->data[i];
-    return row;
-}
-
-/* Rows of which softmax can be found in groups: those that lie there, of finite logsumexp that is not far out. */
-static uint64_t with_near_lse(const tl_block_lse *lse, const double *logsumexp, int count) {
-    uint64_t near = 0;
-    for (int i = 0; i < count; i++)
-        near |= (uint64_t)(tl_abs(logsumexp[i]) <= TL_MAX_EXACT_REDUCTION) << i;
-    return near & lse->grouped;
-}
-
-/* exp(x) 2^-exponent factor is softmax(x) times a factor for each row, which `factor` holds before. */
-static void softmax_factors(const tl_backend *backend, const double *logsumexp, int dtype, size_t count,
-                            double *exponent, double *factor) {
-    double exps[TL_BLOCK_ROWS], scale = 0;
-    for (size_t i = 0; i < count; i++) {
-        int is_near = tl_abs(logsumexp[i]) <= TL_MAX_EXACT_REDUCTION;
-        tl_softmax_terms terms = tl_terms_of_softmax(is_near ? logsumexp[i] : 0, dtype);
-        exponent[i] = terms.exponent;
-        exps[i] = terms.argument;
-        scale = terms.scale;
-    }
-    backend->exps(exps, count);
-    for (size_t i = 0; i < count; i++)
-        factor[i] *= exps[i] * scale;
-}
-
-void tl_softmax_of_block(const tl_backend *backend, const tl_row_block *rows, const tl_block_lse *lse, int is_log,
-                         const tl_out_block *out, tl_cancel *cancel) {
-    double logsumexp[TL_BLOCK_ROWS], exponent[TL_BLOCK_ROWS], factor[TL_BLOCK_ROWS];
-    const double zeros[TL_BLOCK_ROWS] = {0};
-    size_t padded = (size_t)(rows->count + TL_GROUP - 1) / TL_GROUP * TL_GROUP;
-    for (size_t i = 0; i < padded; i++) {
-        logsumexp[i] = lse->offset[i] + lse->log[i];
-        factor[i] = 1;
-    }
-    uint64_t grouped = with_near_lse(lse, logsumexp, rows->count);
-    for (int i = 0; i < rows->count && (rows->wanted & ~grouped) != 0; i++) {
-        tl_row row = tl_row_of_block(rows, i), to = out_row(out, i);
-        if (grouped >> i & 1 || !tl_is_wanted(rows, i))
-            continue;
-        if (logsumexp[i] - logsumexp[i] != 0)
-            tl_fill(&to, (double)NAN);
-        else if (is_log)
-            tl_log_softmax(backend, &row, lse_at(lse, i), &to, out->nontemporal_stores, cancel);
-        else
-            tl_softmax(backend, &row, lse_at(lse, i), &to, out->nontemporal_stores, cancel);
-    }
-    if (grouped == 0)
-        return;
-    int dtype = lse->group_dtype;
-    size_t group_bytes = group_elements(rows) * (size_t)tl_itemsize(dtype), classes = (size_t)rows->row.count;
-    char *group = groups_of(rows);
-    if (!is_log)
-        softmax_factors(backend, logsumexp, dtype, padded, exponent, factor);
-    for (size_t i = 0; i < padded; i += TL_GROUP, group += group_bytes) {
-        if (is_log)
-            backend->short_sub[dtype](group, classes, logsumexp + i);
-        else
-            backend->short_exp[dtype](group, classes, exponent + i, factor + i, zeros + i);
-    }
-    store_groups(backend, rows, grouped, dtype, out);
-}
-
-/* The gradients of class ids whose rows lie in groups; returns which were written. Logits that are scaled or capped, and
- * smoothing with class weights, are left to the functions for single rows. */
-static uint64_t gradients_in_groups(const tl_backend *backend, const tl_row_block *rows, const tl_block_lse *lse,
-                                    const tl_loss *losses, const tl_class_odds *odds, const tl_out_block *out) {
-    double logsumexp[TL_BLOCK_ROWS], exponent[TL_BLOCK_ROWS], factor[TL_BLOCK_ROWS], subtrahend[TL_BLOCK_ROWS];
-    double odds_against[TL_BLOCK_ROWS];
-    size_t padded = (size_t)(rows->count + TL_GROUP - 1) / TL_GROUP * TL_GROUP, classes = (size_t)rows->row.count;
-    int dtype = lse->group_dtype;
-    char *group = groups_of(rows);
-    memset(logsumexp, 0, sizeof logsumexp);
-    memset(factor, 0, sizeof factor);
-    memset(subtrahend, 0, sizeof subtrahend);
-    memset(odds_against, 0, sizeof odds_against);
-    for (int i = 0; i < rows->count; i++) {
-        const tl_loss *loss = &losses[i];
-        if (!(lse->grouped >> i & 1))
-            continue;
-        double mass = odds[i].smoothed + loss->target_weight * loss->soft.one_minus_eps;
-        logsumexp[i] = tl_logsumexp(odds[i].lse);
-        factor[i] = loss->grad_scale * tl_softmax_factor(loss, odds[i].lse, mass);
-        subtrahend[i] = loss->grad_scale * loss->soft.eps_over_v;
-        odds_against[i] = odds[i].log_odds;
-    }
-    uint64_t grouped = with_near_lse(lse, logsumexp, rows->count);
-    softmax_factors(backend, logsumexp, dtype, padded, exponent, factor);
-    backend->exps(odds_against, padded);
-    for (size_t i = 0; i < padded; i += TL_GROUP, group += group_elements(rows) * (size_t)tl_itemsize(dtype))
-        backend->short_exp[dtype](group, classes, exponent + i, factor + i, subtrahend + i);
-    uint64_t which = grouped;
-    if (rows->class_major && grouped == rows->wanted) {
-        clear_unwanted(rows, dtype); /* so that whole planes can be written */
-        which = ~(uint64_t)0 >> (TL_BLOCK_ROWS - rows->count);
-    }
-    store_groups(backend, rows, which, dtype, out);
-    for (int i = 0; i < rows->count; i++) {
-        tl_row to = out_row(out, i);
-        if (grouped >> i & 1)
-            tl_store_at(&to, losses[i].target, tl_gradient_at_target(&rows->row, &losses[i], &odds[i], odds_against[i]));
-    }
-    return grouped;
-}
-
-/* Whether gradients of class ids are those of softmax, less the same number for all classes but the target. */
-static int has_plain_gradient(const tl_row *row, const tl_loss *loss) {
-    return loss->target >= 0 && !tl_is_scaled_or_capped(row) && !loss->soft.weight;
-}
-
-/* The sums of the logits of each row in groups. */
-static void sum_logits(const tl_backend *backend, const tl_row_block *rows, const tl_block_lse *lse, double *sums) {
-    char *group = groups_of(rows);
-    for (int i = 0; i < rows->count; i += TL_GROUP) {
-        backend->short_sum[lse->group_dtype](group, (size_t)rows->row.count, sums + i);
-        group += group_elements(rows) * (size_t)tl_itemsize(lse->group_dtype);
-    }
-}
-
-void tl_losses_of_block(const tl_backend *backend, const tl_row_block *rows, const tl_block_lse *lse,
-                        const tl_loss *losses, const tl_out_block *out, double *values, tl_cancel *cancel) {
-    tl_class_odds odds[TL_BLOCK_ROWS];
-    double logit_sum[TL_BLOCK_ROWS];
-    const tl_loss *first = NULL;
-    uint64_t written = 0;
-    for (int i = 0; i < rows->count; i++) {
-        first = !first && tl_is_wanted(rows, i) ? &losses[i] : first;
-        odds[i] = odds_at(rows, lse, i);
-    }
-    if (!first)
-        return;
-    int sums = lse->grouped != 0 && first->soft.eps_over_v != 0 && !first->soft.mass && !first->soft.weight;
-    if (sums)
-        sum_logits(backend, rows, lse, logit_sum);
-    for (int i = 0; i < rows->count; i++) {
-        tl_row row = tl_row_of_block(rows, i);
-        if (losses[i].target >= 0 && tl_is_wanted(rows, i))
-            values[i] = tl_loss_of_odds(backend, &row, &losses[i], &odds[i],
-                                        sums && lse->grouped >> i & 1 ? &logit_sum[i] : NULL, cancel);
-    }
-    if (out && lse->grouped && has_plain_gradient(&rows->row, first))
-        written = gradients_in_groups(backend, rows, lse, losses, odds, out);
-    for (int i = 0; i < rows->count; i++) {
-        tl_row row = tl_row_of_block(rows, i);
-        if (losses[i].target < 0 && tl_is_wanted(rows, i))
-            values[i] = tl_loss_of_masses(backend, &row, &losses[i], rows->excluded[i], &odds[i], cancel);
-        else if (out && tl_is_wanted(rows, i) && !(written >> i & 1))
-            tl_write_class_gradient(backend, &row, &losses[i], &odds[i], cancel);
-    }
+    tl_lse_of_block(backend, &again, 0, &others, cancel);
+    for (int i = 0; i < again.count; i++)
+        logsumexp[number[i]] = tl_logsumexp(tl_odds_at(&again, &others, i).lse);
 }

@@ -22,6 +22,27 @@ typedef struct {
 int tl_row_block_rows(int64_t classes, int class_major);
 size_t tl_row_block_bytes(int64_t classes, int class_major);
 
+/* The groups in the scratch memory, the elements of each, and a row there that may be written to and is never read. */
+#define TL_GROUP_ALIGNMENT 64
+TL_INLINE char *tl_groups_of(const tl_row_block *rows) {
+    return rows->scratch + (-(uintptr_t)rows->scratch & (TL_GROUP_ALIGNMENT - 1));
+}
+TL_INLINE size_t tl_group_elements(const tl_row_block *rows) { return (size_t)rows->row.count * TL_GROUP; }
+char *tl_unread_row_of(const tl_row_block *rows);
+
+/* The number of rows rounded up to whole groups. */
+TL_INLINE size_t tl_padded_rows(const tl_row_block *rows) {
+    return (size_t)(rows->count + TL_GROUP - 1) / TL_GROUP * TL_GROUP;
+}
+
+/* Whether rows [start, start + count) lie one element apart, so that a vector of them can be read at once. */
+TL_INLINE int tl_are_neighbours(const char *const *data, int start, int count, ptrdiff_t size) {
+    int found = 1;
+    for (int i = start + 1; i < start + count; i++)
+        found &= data[i] - data[i - 1] == size;
+    return found;
+}
+
 TL_INLINE int tl_is_wanted(const tl_row_block *rows, int i) { return (int)(rows->wanted >> i & 1); }
 
 /* A row of the block. */
@@ -44,6 +65,28 @@ typedef struct {
 void tl_lse_of_block(const tl_backend *backend, const tl_row_block *rows, int wants_lanes, tl_block_lse *lse,
                      tl_cancel *cancel);
 
+TL_INLINE tl_lse tl_lse_at(const tl_block_lse *lse, int i) {
+    tl_lse of = {lse->offset[i], lse->log[i]};
+    return of;
+}
+
+/* The excluded class of a row against the others; of a row without one, the logsumexp alone. */
+TL_INLINE tl_class_odds tl_odds_at(const tl_row_block *rows, const tl_block_lse *lse, int i) {
+    tl_class_odds odds = {.lse = tl_lse_at(lse, i)};
+    if (rows->excluded[i] >= 0) {
+        odds.logit = lse->logit[i];
+        odds.log_odds = lse->odds.log_odds[i];
+        odds.nll = lse->odds.nll[i];
+        if (odds.log_odds > 0) { /* as tl_lse_add_class */
+            odds.lse.log += lse->odds.others_nll[i];
+        } else if (odds.logit != -(double)INFINITY) {
+            odds.lse.offset = odds.logit;
+            odds.lse.log = odds.nll;
+        }
+    }
+    return odds;
+}
+
 /* tl_logsumexp_of each wanted row, from tl_lse_of_block with `wants_lanes`. */
 void tl_logsumexp_of_block(const tl_backend *backend, const tl_row_block *rows, const tl_block_lse *lse,
                            double *logsumexp, tl_cancel *cancel);
@@ -55,13 +98,31 @@ typedef struct {
     int nontemporal_stores; /* whether the results of all blocks together are larger than the caches */
 } tl_out_block;
 
+TL_INLINE tl_row tl_row_of_out(const tl_out_block *out, int i) {
+    tl_row row = out->row;
+    row.data = out->data[i];
+    return row;
+}
+
 /* Writes softmax or log_softmax of each wanted row; nan if its logsumexp is not finite. */
 void tl_softmax_of_block(const tl_backend *backend, const tl_row_block *rows, const tl_block_lse *lse, int is_log,
                          const tl_out_block *out, tl_cancel *cancel);
 
-/* The loss of each wanted row for its excluded class: of class ids, or of distributions whose argmax it is. The losses'
- * gradients, if any, are rows of `out`; class-major rows that are not wanted may become 0 there. */
-void tl_losses_of_block(const tl_backend *backend, const tl_row_block *rows, const tl_block_lse *lse,
-                        const tl_loss *losses, const tl_out_block *out, double *values, tl_cancel *cancel);
+/* Writes factor softmax(x) - subtrahend of each of these rows, where all lie in groups; returns those whose logsumexp is
+ * not too far out, which were written. If `is_log`, writes x - logsumexp. In class-major layout, rows that are not wanted
+ * become 0. */
+uint64_t tl_map_groups(const tl_backend *backend, const tl_row_block *rows, const tl_block_lse *lse, int is_log,
+                       const double *logsumexp, double *factor, const double *subtrahend, const tl_out_block *out);
+
+/* The loss of each wanted row for its excluded class, which is its class id. `loss` is what they share; weights of the
+ * targets are NULL if all are 1. Gradients, if any, go to `grads`; where that is class-major, those of rows that are not
+ * wanted become 0. */
+void tl_class_losses_of_block(const tl_backend *backend, const tl_row_block *rows, const tl_block_lse *lse,
+                              const tl_loss *loss, const double *target_weight, const tl_out_block *grads,
+                              double *values, tl_cancel *cancel);
+
+/* The loss of each wanted row for its distribution, whose argmax is excluded. */
+void tl_mass_losses_of_block(const tl_backend *backend, const tl_row_block *rows, const tl_block_lse *lse,
+                             const tl_loss *losses, double *values, tl_cancel *cancel);
 
 #endif

@@ -107,12 +107,26 @@ TL_TARGET TL_INLINE void NAME(compare_lanes_)(const NAME(lane_) * lanes, size_t 
     }
 }
 
-/* A term of the sum: its power of two and the remainder. Memory is asked for a part of what is read next. */
+/* Asks memory for a part of what is read or written next: one line for each full vector. */
+TL_TARGET TL_INLINE void NAME(prefetch_)(const tl_next_rows *next, size_t k) {
+    if (sizeof(OP(vec)) >= 32 && next->data)
+        tl_prefetch(next->data + (ptrdiff_t)k * next->class_stride);
+}
+
+/* The next rows of a vector that begins at row r. Of contiguous rows, all bytes are asked for in some order. */
+TL_TARGET TL_INLINE tl_next_rows NAME(next_of_)(const tl_next_rows *next, size_t r) {
+    tl_next_rows of = {next->data, next->row_stride,
+                       next->class_stride ? next->class_stride : (ptrdiff_t)sizeof(OP(vec))};
+    if (next->data)
+        of.data += (ptrdiff_t)r * next->row_stride;
+    return of;
+}
+
+/* A term of the sum: its power of two and the remainder. */
 TL_TARGET TL_INLINE OP(vec) NAME(short_term_)(const REAL *x, size_t k, const OP(acc) * acc, const tl_next_rows *next,
                                               OP(vec) * pow2, OP(vec) * r) {
     OP(vec) n_biased;
-    if (sizeof(OP(vec)) >= 32 && next->data)
-        tl_prefetch(next->data + (ptrdiff_t)k * next->class_stride);
+    NAME(prefetch_)(next, k);
     return NAME(exp_)(OP(max_keep_nan)(acc->min_arg, OP(load)(x + TL_GROUP * k)), acc, &n_biased, pow2, r);
 }
 
@@ -191,20 +205,16 @@ TL_TARGET TL_INLINE void NAME(sum_rows_)(const REAL *x, size_t classes, int is_t
 /* Stage by stage, since the latency of a stage would be waited for in every group. */
 TL_TARGET static void NAME(short_sumexp_)(const void *groups, size_t count, size_t classes, const tl_next_rows *next,
                                           int wants_lanes, tl_short_sums *sums) {
-    tl_next_rows ahead = *next;
     f64_vec largest_size = f64_set(0);
     for (size_t g = 0; g < count; g++)
         largest_size = NAME(group_maximum_)((const REAL *)groups + TL_GROUP * classes * g, classes, largest_size,
                                             sums->maximum + TL_GROUP * g, sums->ref_exp + TL_GROUP * g);
     largest_size = f64_if_less(f64_set(TL_MAX_EXACT_REDUCTION), largest_size, f64_set(1), f64_set(0));
     sums->has_far_maximum = f64_mask_nonzero(largest_size) != 0;
-    if (ahead.class_stride == 0) /* of contiguous rows, all bytes in some order */
-        ahead.class_stride = (ptrdiff_t)sizeof(OP(vec));
     for (size_t r = 0; r < TL_GROUP * count; r += OP(WIDTH)) {
         const REAL *x = (const REAL *)groups + TL_GROUP * classes * (r / TL_GROUP) + r % TL_GROUP;
         double *largest = wants_lanes ? sums->largest_lane + r : NULL;
-        if (next->data)
-            ahead.data = next->data + (ptrdiff_t)r * next->row_stride;
+        const tl_next_rows ahead = NAME(next_of_)(next, r);
         if (classes <= TL_LANES)
             NAME(sum_rows_)(x, classes, 1, sums->ref_exp + r, &ahead, sums->sum + r, largest, sums->in_order + r);
         else
@@ -222,14 +232,16 @@ TL_TARGET TL_INLINE OP(vec) NAME(of_rows_)(const double *numbers) {
 
 /* exp_scaled_ of each row, in place. */
 TL_TARGET static void NAME(short_exp_)(void *group, size_t classes, const double *exponent, const double *factor,
-                                        const double *subtrahend) {
+                                        const double *subtrahend, const tl_next_rows *next) {
     for (size_t r = 0; r < TL_GROUP; r += OP(WIDTH)) {
         OP(acc) acc;
         NAME(reference_)(exponent + r, &acc.min_arg, &acc.round_magic);
         const OP(vec) times = NAME(of_rows_)(factor + r),
                       less = OP(sub)(OP(set)(0), NAME(of_rows_)(subtrahend + r));
+        const tl_next_rows ahead = NAME(next_of_)(next, r);
         REAL *x = (REAL *)group + r;
         for (size_t k = 0; k < classes; k++) {
+            NAME(prefetch_)(&ahead, k);
             OP(vec) n_biased, pow2, r_pow2, bounded = OP(max_keep_nan)(acc.min_arg, OP(load)(x + TL_GROUP * k));
             OP(vec) p = NAME(exp_)(bounded, &acc, &n_biased, &pow2, &r_pow2);
             OP(store)(x + TL_GROUP * k, OP(fma)(OP(fma)(p, r_pow2, pow2), times, less));
@@ -238,7 +250,8 @@ TL_TARGET static void NAME(short_exp_)(void *group, size_t classes, const double
 }
 
 /* sub_scalar_ of each row, in place. */
-TL_TARGET static void NAME(short_sub_)(void *group, size_t classes, const double *subtrahend) {
+TL_TARGET static void NAME(short_sub_)(void *group, size_t classes, const double *subtrahend,
+                                       const tl_next_rows *next) {
     for (size_t r = 0; r < TL_GROUP; r += OP(WIDTH)) {
         const OP(vec) high = NAME(of_rows_)(subtrahend + r);
         f64_vec wide[PARTS];
@@ -246,9 +259,12 @@ TL_TARGET static void NAME(short_sub_)(void *group, size_t classes, const double
         for (size_t i = 0; i < PARTS; i++)
             wide[i] = f64_sub(f64_load(subtrahend + r + i * f64_WIDTH), wide[i]);
         const OP(vec) low = OP(narrow)(wide);
+        const tl_next_rows ahead = NAME(next_of_)(next, r);
         REAL *x = (REAL *)group + r;
-        for (size_t k = 0; k < classes; k++)
+        for (size_t k = 0; k < classes; k++) {
+            NAME(prefetch_)(&ahead, k);
             OP(store)(x + TL_GROUP * k, OP(sub)(OP(sub)(OP(load)(x + TL_GROUP * k), high), low));
+        }
     }
 }
 

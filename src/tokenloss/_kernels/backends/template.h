@@ -318,6 +318,21 @@ TL_TARGET static void JOIN(log_odds_, BACKEND)(const double *offset, const doubl
     }
 }
 
+/* As factor_of in elementwise.c. */
+TL_TARGET static void JOIN(softmax_factors_, BACKEND)(const double *logsumexp, size_t count, int dtype, double *exponent,
+                                                      double *factor) {
+    const f64_vec ln2 = f64_set(dtype == TL_FLOAT64 ? TL_LN2 : 0x1.62e43p-1), zero = f64_set(0);
+    const f64_vec headroom = f64_set(dtype == TL_FLOAT64 ? 60 : 24);
+    const f64_vec scale = f64_set(dtype == TL_FLOAT64 ? 0x1p-60 : 0x1p-24);
+    for (size_t i = 0; i < count; i += f64_WIDTH) {
+        f64_vec lse = f64_load(logsumexp + i), log2 = f64_mul(lse, f64_set(TL_LOG2E));
+        f64_vec n = f64_trunc(f64_add(log2, f64_if_less(log2, zero, f64_set(-0.5), f64_set(0.5))));
+        f64_vec exp = f64_exp(f64_sub(f64_mul(n, ln2), lse));
+        f64_store(exponent + i, f64_sub(n, headroom));
+        f64_store(factor + i, f64_mul(f64_load(factor + i), f64_mul(exp, scale)));
+    }
+}
+
 TL_TARGET static void JOIN(exps_, BACKEND)(double *x, size_t count) {
     for (size_t i = 0; i < count; i += f64_WIDTH)
         f64_store(x + i, f64_exp(f64_load(x + i)));
@@ -391,4 +406,5 @@ const tl_backend JOIN(tl_, BACKEND) = {
     .lse_logs = JOIN(lse_logs_, BACKEND),
     .log_odds = JOIN(log_odds_, BACKEND),
     .exps = JOIN(exps_, BACKEND),
+    .softmax_factors = JOIN(softmax_factors_, BACKEND),
 };
