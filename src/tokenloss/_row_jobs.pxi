@@ -240,17 +240,14 @@ cdef class CrossEntropy(LogSumExpJob):
     def __dealloc__(self):
         PyBuffer_Release(&self.grad.buffer)
 
-    cdef tl_loss loss_at(self, int64_t row, int64_t target, tl_row *grad) noexcept nogil:
-        """What the loss of a row depends on; its gradient's row, if it is wanted, goes to `grad`."""
+    cdef tl_loss loss_at(self, int64_t row, int64_t target) noexcept nogil:
+        """What the loss of a row depends on, without a place for its gradient."""
         cdef tl_loss loss
         loss.soft = self.positions.soft_target(row, self.label_smoothing)
         loss.target, loss.z_loss, loss.target_weight, loss.grad = target, self.z_loss, 1, NULL
         loss.grad_scale, loss.nontemporal_stores = self.grad_scale, self.nontemporal_stores
         if target >= 0:
             loss.target_weight = self.positions.class_weight(target)
-        if is_given(&self.grad) and grad != NULL:
-            grad[0] = row_at(&self.grad, row)
-            loss.grad = grad
         return loss
 
     cdef int64_t exclude(self, int64_t row, int64_t target, Totals *totals, tl_cancel *cancel) noexcept nogil:
@@ -258,7 +255,7 @@ cdef class CrossEntropy(LogSumExpJob):
         cdef int64_t argmax, nonzero
         if target >= 0:
             return target
-        loss = self.loss_at(row, target, NULL)
+        loss = self.loss_at(row, target)
         argmax = tl_soft_target_argmax(backend, &loss.soft, self.scores.classes, &nonzero, cancel)
         if not self.accepts_distribution(row, &loss.soft, argmax, nonzero, totals, cancel):
             return MASKED
@@ -301,7 +298,7 @@ cdef class CrossEntropy(LogSumExpJob):
             for i in range(block.rows.count):
                 block.values[i] = lse.odds.nll[i]
             return
-        loss = self.loss_at(block.number[0], -1, NULL)
+        loss = self.loss_at(block.number[0], -1)
         if self.weighs_class_ids:
             for i in range(block.rows.count):
                 weights[i] = 0
@@ -314,12 +311,14 @@ cdef class CrossEntropy(LogSumExpJob):
 
     cdef void finish_distributions(self, Block *block, const tl_block_lse *lse, tl_cancel *cancel) noexcept nogil:
         cdef tl_loss losses[BLOCK_ROWS]
-        cdef tl_row grads[BLOCK_ROWS]
+        cdef tl_out_block grads
         cdef int i
         for i in range(block.rows.count):
-            if block.rows.wanted >> i & 1:
-                losses[i] = self.loss_at(block.number[i], -1, &grads[i])
-        tl_mass_losses_of_block(backend, &block.rows, lse, losses, block.values, cancel)
+            losses[i] = self.loss_at(block.number[i], -1)
+        if is_given(&self.grad):
+            self.find_out_rows(&self.grad, block, self.nontemporal_stores, &grads)
+        tl_mass_losses_of_block(backend, &block.rows, lse, losses, &grads if is_given(&self.grad) else NULL,
+                                block.values, cancel)
 
     cdef void mask_row(self, int64_t row) noexcept nogil:
         cdef tl_row grad

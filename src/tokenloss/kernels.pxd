@@ -128,7 +128,7 @@ cdef extern from "_kernels/kernels.h" nogil:
     void tl_class_losses_of_block(const tl_backend *, const tl_row_block *, const tl_block_lse *, const tl_loss *,
                                   const double *, const tl_out_block *, double *, tl_cancel *)
     void tl_mass_losses_of_block(const tl_backend *, const tl_row_block *, const tl_block_lse *, const tl_loss *,
-                                 double *, tl_cancel *)
+                                 const tl_out_block *, double *, tl_cancel *)
     ctypedef struct tl_loss_acc:
         int64_t excluded
     void tl_loss_begin(const tl_backend *, const tl_loss *, int64_t, tl_loss_acc *, int64_t *, tl_cancel *)

@@ -130,8 +130,8 @@ typedef struct {
 #define TL_MIN_FMA_SAFE 0x1p990
 
 /* The table of an instruction set, one function for each dtype of logits where that matters. Arrays of elements need no
- * alignment, except where a function says so. All but dots, exact sums, clipped_losses and skip_zeros read, and if they
- * write an element for each one read also write, whole multiples of TL_READ_MULTIPLE elements. */
+ * alignment, except where a function says so. All but dots, target_dot, exact sums, clipped_losses and skip_zeros read, and
+ * if they write an element for each one read also write, whole multiples of TL_READ_MULTIPLE elements. */
 typedef struct {
     const char *name;
 
@@ -169,7 +169,7 @@ typedef struct {
     /* x = softcap tanh(scale x / softcap) in place, or scale x if the softcap is 0. */
     void (*softcap)(double *x, size_t count, double scale, double softcap);
 
-    /* Adds mass (shift - x), which counts as 0 where mass is 0 or x is the shift, and mass. */
+    /* Of a multiple of 16 classes: adds mass (shift - x), which counts as 0 where mass is 0 or x is the shift, and mass. */
     void (*target_dot)(const double *mass, const double *x, size_t count, double shift, tl_dot_acc *dot);
 
     /* Adds groups of TL_SUM_GROUP numbers, or their squares, to the levels of an exact sum, as far as all numbers of a

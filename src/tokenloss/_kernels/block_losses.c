@@ -17,25 +17,33 @@ static void sum_logits(const tl_backend *backend, const tl_row_block *rows, cons
 static uint64_t write_gradients(const tl_backend *backend, const tl_row_block *rows, const tl_block_lse *lse,
                                 const tl_loss *shared, const double *target_weight, const tl_class_odds *odds,
                                 const tl_out_block *grads) {
-    double logsumexp[TL_BLOCK_ROWS] = {0}, factor[TL_BLOCK_ROWS] = {0}, subtrahend[TL_BLOCK_ROWS];
-    double odds_against[TL_BLOCK_ROWS] = {0};
+    double logsumexp[TL_BLOCK_ROWS] = {0}, of_softmax[TL_BLOCK_ROWS] = {0}, factor[TL_BLOCK_ROWS];
+    double odds_against[TL_BLOCK_ROWS] = {0}, subtrahend[TL_BLOCK_ROWS];
+    const tl_loss *losses[TL_BLOCK_ROWS];
     tl_loss loss = *shared;
-    tl_row grad = grads->row;
-    for (int i = 0; i < TL_BLOCK_ROWS; i++)
-        subtrahend[i] = loss.grad_scale * loss.soft.eps_over_v;
+    uint64_t written;
     for (int i = 0; i < rows->count; i++) {
-        if (!(lse->grouped >> i & 1))
+        losses[i] = lse->grouped >> i & 1 ? shared : NULL;
+        if (!losses[i])
             continue;
         double mass = odds[i].smoothed + (target_weight ? target_weight[i] : 1) * loss.soft.one_minus_eps;
         logsumexp[i] = tl_logsumexp(odds[i].lse);
-        factor[i] = loss.grad_scale * tl_softmax_factor(&loss, odds[i].lse, mass);
+        of_softmax[i] = tl_softmax_factor(&loss, odds[i].lse, mass);
         odds_against[i] = odds[i].log_odds;
     }
     backend->exps(odds_against, tl_padded_rows(rows));
-    uint64_t written = tl_map_groups(backend, rows, lse, 0, logsumexp, factor, subtrahend, grads);
+    if (tl_is_scaled_or_capped(&rows->row) || loss.soft.weight) {
+        written = tl_write_wide_gradients(backend, rows, lse, logsumexp, of_softmax, losses, grads);
+    } else {
+        for (int i = 0; i < TL_BLOCK_ROWS; i++) {
+            factor[i] = loss.grad_scale * of_softmax[i];
+            subtrahend[i] = loss.grad_scale * loss.soft.eps_over_v;
+        }
+        written = tl_map_groups(backend, rows, lse, 0, logsumexp, factor, subtrahend, grads);
+    }
     for (int i = 0; i < rows->count; i++) {
+        tl_row grad = tl_row_of_out(grads, i);
         loss.target_weight = target_weight ? target_weight[i] : 1;
-        grad.data = grads->data[i];
         if (written >> i & 1)
             tl_store_at(&grad, rows->excluded[i], tl_gradient_at_target(&rows->row, &loss, &odds[i], odds_against[i]));
     }
@@ -64,7 +72,7 @@ void tl_class_losses_of_block(const tl_backend *backend, const tl_row_block *row
     }
     if (!grads)
         return;
-    if (lse->grouped && !tl_is_scaled_or_capped(&row) && !loss.soft.weight) /* else the gradient is no mapped softmax */
+    if (lse->grouped)
         written = write_gradients(backend, rows, lse, shared, target_weight, odds, grads);
     for (int i = 0; i < rows->count; i++) {
         tl_row grad = tl_row_of_out(grads, i);
@@ -78,11 +86,27 @@ void tl_class_losses_of_block(const tl_backend *backend, const tl_row_block *row
 }
 
 void tl_mass_losses_of_block(const tl_backend *backend, const tl_row_block *rows, const tl_block_lse *lse,
-                             const tl_loss *losses, double *values, tl_cancel *cancel) {
+                             const tl_loss *losses, const tl_out_block *grads, double *values, tl_cancel *cancel) {
+    double logsumexp[TL_BLOCK_ROWS] = {0}, of_softmax[TL_BLOCK_ROWS] = {0};
+    const tl_loss *grouped[TL_BLOCK_ROWS];
+    tl_row logits = rows->row;
     for (int i = 0; i < rows->count; i++) {
-        tl_row row = tl_row_of_block(rows, i);
         tl_class_odds odds = tl_odds_at(rows, lse, i);
+        logits.data = rows->data[i];
+        logsumexp[i] = tl_logsumexp(odds.lse);
+        grouped[i] = lse->grouped >> i & 1 ? &losses[i] : NULL;
         if (tl_is_wanted(rows, i))
-            values[i] = tl_loss_of_masses(backend, &row, &losses[i], rows->excluded[i], &odds, cancel);
+            values[i] = tl_loss_of_masses(backend, &logits, &losses[i], rows->excluded[i], &odds, &of_softmax[i], cancel);
+    }
+    if (!grads)
+        return;
+    uint64_t left = rows->wanted & ~tl_write_wide_gradients(backend, rows, lse, logsumexp, of_softmax, grouped, grads);
+    for (int i = 0; i < rows->count; i++) {
+        tl_loss loss = losses[i];
+        tl_row grad = tl_row_of_out(grads, i);
+        logits.data = rows->data[i];
+        loss.grad = &grad;
+        if (left >> i & 1)
+            tl_write_gradient(backend, &logits, &loss, tl_odds_at(rows, lse, i).lse, of_softmax[i], cancel);
     }
 }

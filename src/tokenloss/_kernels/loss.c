@@ -25,16 +25,14 @@ static double z_loss_grad(const tl_loss *loss, tl_lse lse) {
 
 double tl_softmax_factor(const tl_loss *loss, tl_lse lse, double mass) { return mass + z_loss_grad(loss, lse); }
 
-/* Writes the gradient of a row whose soft targets add up to `mass`. If the logsumexp is not finite, writes nan and
- * returns 0. */
-static int write_gradient(const tl_backend *backend, const tl_row *logits, const tl_loss *loss, tl_lse lse, double mass,
-                          tl_cancel *cancel) {
+int tl_write_gradient(const tl_backend *backend, const tl_row *logits, const tl_loss *loss, tl_lse lse,
+                      double softmax_factor, tl_cancel *cancel) {
     double logsumexp = tl_logsumexp(lse);
     if (logsumexp - logsumexp != 0) {
         tl_fill(loss->grad, (double)NAN);
         return 0;
     }
-    tl_gradient(backend, logits, lse, loss->grad_scale, tl_softmax_factor(loss, lse, mass), &loss->soft, loss->grad,
+    tl_gradient(backend, logits, lse, loss->grad_scale, softmax_factor, &loss->soft, loss->grad,
                 loss->nontemporal_stores, cancel);
     return 1;
 }
@@ -54,7 +52,7 @@ void tl_write_class_gradient(const tl_backend *backend, const tl_row *logits, co
                              const tl_class_odds *odds, tl_cancel *cancel) {
     double at_target = tl_gradient_at_target(logits, loss, odds, tl_exp(odds->log_odds));
     double mass = odds->smoothed + loss->target_weight * loss->soft.one_minus_eps;
-    if (write_gradient(backend, logits, loss, odds->lse, mass, cancel))
+    if (tl_write_gradient(backend, logits, loss, odds->lse, tl_softmax_factor(loss, odds->lse, mass), cancel))
         tl_store_at(loss->grad, loss->target, at_target);
 }
 
@@ -87,7 +85,7 @@ double tl_loss_of_class(const tl_backend *backend, const tl_row *logits, const t
 }
 
 double tl_loss_of_masses(const tl_backend *backend, const tl_row *logits, const tl_loss *loss, int64_t argmax,
-                         const tl_class_odds *odds, tl_cancel *cancel) {
+                         const tl_class_odds *odds, double *softmax_factor, tl_cancel *cancel) {
     double mass = 0, target_dot = 0, above_shift = 0;
     if (argmax >= 0) {
         /* the logit of the argmax: if it is the largest logit as well, differences from it lose few digits */
@@ -96,8 +94,7 @@ double tl_loss_of_masses(const tl_backend *backend, const tl_row *logits, const 
         above_shift = is_finite ? odds->nll : odds->lse.log;
         target_dot = tl_target_dot(backend, logits, &loss->soft, shift, &mass, cancel);
     }
-    if (loss->grad)
-        write_gradient(backend, logits, loss, odds->lse, mass, cancel);
+    *softmax_factor = tl_softmax_factor(loss, odds->lse, mass);
     return loss_of(loss, 0, target_dot, mass, above_shift, odds->lse);
 }
 
@@ -118,7 +115,10 @@ double tl_loss_of_distribution(const tl_backend *backend, const tl_row *logits, 
         odds.nll = tl_softplus(odds.log_odds);
         odds.lse = tl_lse_add_class(odds.lse, odds.logit, odds.log_odds);
     }
-    return tl_loss_of_masses(backend, logits, loss, argmax, &odds, cancel);
+    double softmax_factor, value = tl_loss_of_masses(backend, logits, loss, argmax, &odds, &softmax_factor, cancel);
+    if (loss->grad)
+        tl_write_gradient(backend, logits, loss, odds.lse, softmax_factor, cancel);
+    return value;
 }
 
 int tl_is_one_hot(const tl_backend *backend, const tl_soft_target *soft, int64_t count, int64_t argmax, int64_t nonzero,

@@ -59,9 +59,13 @@ double tl_loss_of_class(const tl_backend *backend, const tl_row *logits, const t
 double tl_loss_of_distribution(const tl_backend *backend, const tl_row *logits, const tl_loss *loss, int64_t argmax,
                                tl_cancel *cancel);
 
-/* The same from the logsumexp of all classes but the argmax, and the argmax against these. */
+/* The same without the gradient from the argmax against the other classes; and the factor of softmax in the gradient. */
 double tl_loss_of_masses(const tl_backend *backend, const tl_row *logits, const tl_loss *loss, int64_t argmax,
-                         const tl_class_odds *odds, tl_cancel *cancel);
+                         const tl_class_odds *odds, double *softmax_factor, tl_cancel *cancel);
+
+/* Writes grad_scale (softmax_factor softmax(x) - q); nan if the logsumexp is not finite, and returns 0 then. */
+int tl_write_gradient(const tl_backend *backend, const tl_row *logits, const tl_loss *loss, tl_lse lse,
+                      double softmax_factor, tl_cancel *cancel);
 
 /* Whether the integer masses of a row are one-hot: a single 1, all others 0. `argmax` and `nonzero` are what
  * tl_soft_target_argmax found, with smoothing and class weights or without. */

@@ -15,12 +15,13 @@ int tl_row_block_rows(int64_t classes, int class_major) {
     return classes <= TL_SHORT_ROW / 2 ? TL_BLOCK_ROWS / 2 : TL_GROUP;
 }
 
-/* Scratch memory: groups in double at most, the same in float before they are scaled, and a row that nobody reads. */
+/* Scratch memory: groups in double at most, the same in float before they are scaled, a row that nobody reads, and two
+ * groups in double. */
 size_t tl_row_block_bytes(int64_t classes, int class_major) {
     size_t padded = (size_t)tl_padded(classes), rows = (size_t)tl_row_block_rows(classes, class_major);
     if (!is_short(classes))
         return class_major ? TL_TRANSPOSED_BYTES : 1;
-    return TL_GROUP_ALIGNMENT + rows * padded * (sizeof(double) + sizeof(float)) + padded * sizeof(double);
+    return TL_GROUP_ALIGNMENT + rows * padded * (sizeof(double) + sizeof(float)) + padded * (1 + 2 * TL_GROUP) * sizeof(double);
 }
 
 static size_t capacity_of(const tl_row_block *rows) {
@@ -33,6 +34,10 @@ static char *float_groups_of(const tl_row_block *rows) {
 }
 
 char *tl_unread_row_of(const tl_row_block *rows) { return float_groups_of(rows) + capacity_of(rows) * sizeof(float); }
+
+char *tl_wide_groups_of(const tl_row_block *rows) {
+    return tl_unread_row_of(rows) + (size_t)tl_padded(rows->row.count) * sizeof(double);
+}
 
 /* Element by element: of any stride, and in either byte order. Lanes without a row become -inf. */
 static void load_group(const tl_row_block *rows, int start, int count, int dtype, char *group) {

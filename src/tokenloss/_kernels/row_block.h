@@ -29,6 +29,7 @@ TL_INLINE char *tl_groups_of(const tl_row_block *rows) {
 }
 TL_INLINE size_t tl_group_elements(const tl_row_block *rows) { return (size_t)rows->row.count * TL_GROUP; }
 char *tl_unread_row_of(const tl_row_block *rows);
+char *tl_wide_groups_of(const tl_row_block *rows); /* room for two groups of doubles */
 
 /* The number of rows rounded up to whole groups. */
 TL_INLINE size_t tl_padded_rows(const tl_row_block *rows) {
@@ -114,6 +115,12 @@ void tl_softmax_of_block(const tl_backend *backend, const tl_row_block *rows, co
 uint64_t tl_map_groups(const tl_backend *backend, const tl_row_block *rows, const tl_block_lse *lse, int is_log,
                        const double *logsumexp, double *factor, const double *subtrahend, const tl_out_block *out);
 
+/* Writes the gradients that are no mapped softmax: of logits that are scaled or capped, with class weights or masses.
+ * Returns the rows that lie in groups and are not too far out, which were written. Losses are NULL for other rows. */
+uint64_t tl_write_wide_gradients(const tl_backend *backend, const tl_row_block *rows, const tl_block_lse *lse,
+                                 const double *logsumexp, const double *of_softmax, const tl_loss *const *losses,
+                                 const tl_out_block *out);
+
 /* The loss of each wanted row for its excluded class, which is its class id. `loss` is what they share; weights of the
  * targets are NULL if all are 1. Gradients, if any, go to `grads`; where that is class-major, those of rows that are not
  * wanted become 0. */
@@ -121,8 +128,8 @@ void tl_class_losses_of_block(const tl_backend *backend, const tl_row_block *row
                               const tl_loss *loss, const double *target_weight, const tl_out_block *grads,
                               double *values, tl_cancel *cancel);
 
-/* The loss of each wanted row for its distribution, whose argmax is excluded. */
+/* The loss of each wanted row for its distribution, whose argmax is excluded; its gradient, if any, goes to `grads`. */
 void tl_mass_losses_of_block(const tl_backend *backend, const tl_row_block *rows, const tl_block_lse *lse,
-                             const tl_loss *losses, double *values, tl_cancel *cancel);
+                             const tl_loss *losses, const tl_out_block *grads, double *values, tl_cancel *cancel);
 
 #endif

@@ -113,6 +113,19 @@ int tl_target_dot_of_sum(const tl_soft_target *soft, int64_t count, double logit
     return *dot - *dot == 0;
 }
 
+/* Loads logits as doubles, padded to whole lanes. A few are loaded one by one: a chunk costs more than they do. */
+static const double *load_logits(const tl_backend *backend, const tl_row *row, int64_t start, int64_t count,
+                                 tl_chunk_buf *buf) {
+    if (count > 2 * LANES || tl_is_scaled_or_capped(row)) {
+        tl_chunk_invalidate(buf);
+        tl_load_chunk(backend, row, start, count, -1, 0, TL_FLOAT64, buf);
+        return buf->at.f64;
+    }
+    for (int64_t i = 0; i < 2 * LANES; i++)
+        buf->at.f64[i] = i < count ? tl_load(row->data + (start + i) * row->stride, row->dtype) : 0;
+    return buf->at.f64;
+}
+
 void tl_target_dot_range(const tl_backend *backend, const tl_row *row, const tl_soft_target *soft, int64_t start,
                          int64_t end, double shift, tl_dot_acc *dot, tl_cancel *cancel) {
     tl_chunk_buf buf;
@@ -121,13 +134,12 @@ void tl_target_dot_range(const tl_backend *backend, const tl_row *row, const tl_
         double mass[TL_CHUNK];
         until = next_run(backend, soft, end, dense, &k, cancel);
         assert((k % LANES == 0 || k == end) && until - k >= 0 && until - k <= TL_CHUNK);
-        int64_t length = until - k, padded = tl_padded(length);
+        int64_t length = until - k, padded = (length + LANES - 1) / LANES * LANES;
         dense = masses_of(soft, k, length, mass) || always_dense(soft);
         for (int64_t i = length; i < padded; i++)
             mass[i] = 0;
-        tl_chunk_invalidate(&buf);
-        tl_load_chunk(backend, row, k, length, -1, 0, TL_FLOAT64, &buf);
-        backend->target_dot(mass, buf.at.f64, (size_t)padded, shift, dot);
+        const double *logits = load_logits(backend, row, k, length, &buf);
+        backend->target_dot(mass, logits, (size_t)padded, shift, dot);
     }
 }
 
