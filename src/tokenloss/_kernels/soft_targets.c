@@ -31,9 +31,30 @@ static int always_dense(const tl_soft_target *soft) {
     return !soft->mass || soft->eps_over_v != 0 || soft->mass_stride != tl_itemsize(soft->mass_dtype);
 }
 
+/* masses_of those that lie one after another, without class weights: by loops that compilers make vectors of. */
+static int plain_masses_of(const tl_soft_target *soft, int64_t start, int64_t count, double *mass) {
+    uint64_t zeros = 0;
+    for (int64_t i = 0; soft->mass_dtype == TL_FLOAT32 && i < count; i++) {
+        float single;
+        memcpy(&single, soft->mass + (start + i) * (int64_t)sizeof single, sizeof single);
+        mass[i] = (double)single;
+    }
+    if (soft->mass_dtype == TL_FLOAT64)
+        memcpy(mass, soft->mass + start * (int64_t)sizeof *mass, (size_t)count * sizeof *mass);
+    for (int64_t i = 0; i < count; i++) {
+        mass[i] = soft->eps_over_v + soft->one_minus_eps * mass[i];
+        uint64_t bits = tl_to_bits(mass[i]);
+        zeros |= ~(bits | (0 - bits)); /* the sign bit is set where all bits are 0 */
+    }
+    return count > 0 && zeros >> 63 == 0;
+}
+
 /* Writes the masses of classes from `start` on; returns whether all of them contribute. */
 static int masses_of(const tl_soft_target *soft, int64_t start, int64_t count, double *mass) {
-    int dense = count > 0;
+    int dense = count > 0, is_wide = soft->mass_dtype == TL_FLOAT64;
+    if (soft->mass && !soft->weight && (is_wide || soft->mass_dtype == TL_FLOAT32) &&
+        soft->mass_stride == tl_itemsize(soft->mass_dtype))
+        return plain_masses_of(soft, start, count, mass);
     if (soft->mass || soft->weight)
         for (int64_t i = 0; i < count; i++)
             dense &= tl_contributes(mass[i] = tl_soft_target_at(soft, start + i));
@@ -62,14 +83,14 @@ int64_t tl_soft_target_argmax(const tl_backend *backend, const tl_soft_target *s
     for (int64_t k = 0, end; k < count; k = end) {
         end = next_run(backend, soft, count, dense, &k, cancel);
         dense = masses_of(soft, k, end - k, mass) || always_dense(soft);
-        for (int64_t i = 0; i < end - k; i++) {
-            int contributes = tl_contributes(mass[i]);
-            n += contributes;
-            if (contributes && (argmax < 0 || mass[i] > largest)) {
-                argmax = k + i;
-                largest = mass[i];
+        for (int64_t i = 0; i < end - k; i++)
+            n += tl_contributes(mass[i]);
+        for (int64_t i = 0; i < end - k; i++)
+            if (!(mass[i] <= largest) || argmax < 0) { /* seldom */
+                int is_larger = tl_contributes(mass[i]) && (argmax < 0 || mass[i] > largest);
+                argmax = is_larger ? k + i : argmax;
+                largest = is_larger ? mass[i] : largest;
             }
-        }
     }
     *found = n;
     return argmax;
