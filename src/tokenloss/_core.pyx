@@ -7,9 +7,12 @@
 """
 
 cimport cython
-from cpython.buffer cimport PyBUF_STRIDES, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
-from cpython.exc cimport PyErr_CheckSignals
+from cpython.buffer cimport (
+    PyBUF_C_CONTIGUOUS, PyBUF_FORMAT, PyBUF_STRIDES, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
+)
+from cpython.exc cimport PyErr_CheckSignals, PyErr_Clear
 from cpython.pycapsule cimport PyCapsule_GetPointer, PyCapsule_IsValid, PyCapsule_SetName
+from cpython.tuple cimport PyTuple_GetSlice
 from libc.math cimport INFINITY, NAN
 from libc.stddef cimport ptrdiff_t
 from libc.stdint cimport INT64_MIN, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
@@ -213,7 +216,8 @@ cdef class RowJob(Job):
     cdef double logit_scale, softcap
     cdef bint weighs_class_ids
     cdef readonly bint of_probabilities  # not of log-probabilities or logits
-    cdef double[::1] numbers  # one for each row, 0 where masked; None if only their sum is wanted
+    cdef double *numbers  # one for each row, 0 where masked; NULL if only their sum is wanted
+    cdef Py_buffer numbers_buffer
     cdef Totals totals
 
     cdef int set_up(self, Scores scores, Positions positions, numbers) except -1:
@@ -221,12 +225,23 @@ cdef class RowJob(Job):
         if positions.rows != scores.rows or positions.classes != scores.classes:
             raise ValueError("positions are those of other scores")
         need_backend()
-        self.scores, self.positions = scores, positions
-        self.numbers = None if numbers is None else numbers.reshape(-1)
+        self.scores, self.positions, self.rows = scores, positions, scores.rows
+        if numbers is not None:
+            self.set_numbers(numbers)
         self.weighs_class_ids = positions.weighs_class_ids()
-        self.rows = scores.rows
         self.row_bytes = scores.classes * tl_itemsize(scores.dtype)
         self.logit_scale = 1
+        return 0
+
+    def __dealloc__(self):
+        PyBuffer_Release(&self.numbers_buffer)
+
+    cdef int set_numbers(self, numbers) except -1:
+        """Where each row's number is written: an array of zeros, contiguous and of float64."""
+        PyObject_GetBuffer(numbers, &self.numbers_buffer, PyBUF_C_CONTIGUOUS | PyBUF_WRITABLE)
+        if self.numbers_buffer.len != self.rows * <Py_ssize_t> sizeof(double):
+            raise ValueError("numbers are not one float64 for each row")
+        self.numbers = <double *> self.numbers_buffer.buf
         return 0
 
     cdef int need_class_ids(self) except -1:
@@ -301,7 +316,7 @@ cdef class RowJob(Job):
             tl_superacc_add(&totals.weights, self.positions.class_weight(target))
         tl_superacc_add(&totals.losses, number)
         totals.unmasked += 1
-        if self.numbers is not None:
+        if self.numbers != NULL:
             self.numbers[row] = number
 
     cdef void run_range(self, int64_t start, int64_t stop, Totals *totals, tl_cancel *cancel) noexcept nogil:
@@ -328,6 +343,10 @@ cdef class RowJob(Job):
 
     def reduced(self, bint mean):
         """The sum of the numbers, or their mean: over the weights of class ids if they have some; nan over nothing."""
+        return self.sum_or_mean(mean)
+
+    cdef double sum_or_mean(self, bint mean) noexcept:
+        """As `reduced`, for callers in C."""
         cdef tl_fp_state environment
         cdef tl_superacc *losses = &self.totals.losses
         cdef double total, divisor = 1
@@ -510,3 +529,4 @@ def moments(const double[::1] values):
 include "_row_jobs.pxi"
 include "_projection.pxi"
 include "_dlpack.pxi"
+include "_front.pxi"
