@@ -41,7 +41,6 @@ cdef enum:
     SIGNAL_CHECK_ROWS = 1 << 20  # targets that are read between two checks for Ctrl-C
     NONTEMPORAL_BYTES = 16 << 20  # results of this size leave the caches before anyone reads them
     GATHER_BLOCK = 64  # rows whose scores memory is asked for at once
-    GATHER_COST_BYTES = 64  # reading one score anywhere costs as much as reading these in order
 
 # why a row was refused while rows were read
 cdef enum:
@@ -122,7 +121,6 @@ cdef class Job:
     cdef int64_t next_row
     cdef int stop_flag, refused_flag
     cdef readonly int64_t rows
-    cdef readonly int64_t row_bytes  # that are read or written for a row, for a fair split between threads
     cdef readonly object pending_exception
 
     cdef int check(self) except -1:
@@ -146,9 +144,13 @@ cdef class Job:
         cancel.stopped = &self.stop_flag
         return cancel
 
+    def row_cost(self):
+        """What a row takes on one thread, in nanoseconds; an estimate."""
+        return row_cost_of(self)
+
     def rows_at_once(self):
-        """The number of rows that are read together where their scores share cache lines."""
-        return 1
+        """The number of rows that are worked on together: threads take multiples of it."""
+        return rows_at_once_of(self)
 
     def stop(self):
         """Ends every `run` after the block at hand."""
@@ -229,7 +231,6 @@ cdef class RowJob(Job):
         if numbers is not None:
             self.set_numbers(numbers)
         self.weighs_class_ids = positions.weighs_class_ids()
-        self.row_bytes = scores.classes * tl_itemsize(scores.dtype)
         self.logit_scale = 1
         return 0
 
@@ -423,7 +424,6 @@ cdef class ClassIdLoss(RowJob):
         self.set_up(scores, positions, numbers)
         self.need_class_ids()
         self.of_probabilities, self.clip = is_probability, new_clip(is_probability, epsilon)
-        self.row_bytes = GATHER_COST_BYTES
         self.halves = self.floats = self.doubles = None
         if scores.rows >= GATHER_BLOCK and scores.is_matrix():  # opening a memoryview takes as long as reading few rows
             if scores.dtype == TL_FLOAT32:
@@ -530,3 +530,4 @@ include "_row_jobs.pxi"
 include "_projection.pxi"
 include "_dlpack.pxi"
 include "_front.pxi"
+include "_costs.pxi"

@@ -9,7 +9,6 @@ cdef class SoftTargetLoss(RowJob):
     def __init__(self, Scores scores, Positions positions, numbers, bint is_probability, double epsilon):
         self.set_up(scores, positions, numbers)
         self.of_probabilities, self.clip = is_probability, new_clip(is_probability, epsilon)
-        self.row_bytes = scores.classes * tl_itemsize(positions.targets_view.dtype)
 
     cdef double reduce_row(self, int64_t row, int64_t target, Totals *totals, tl_cancel *cancel) noexcept nogil:
         cdef tl_row scores = self.row_at(row)
@@ -47,9 +46,6 @@ cdef class LogSumExpJob(RowJob):
         if self.logit_scale > 1:
             log_odds = tl_log_odds_against(others, logits, tl_logit_at(backend, logits, target))
         return log_odds != log_odds
-
-    def rows_at_once(self):
-        return TL_ROWS_PER_CACHE_LINE(self.scores.dtype) if self.is_class_major else 1
 
     cdef void run_range(self, int64_t start, int64_t stop, Totals *totals, tl_cancel *cancel) noexcept nogil:
         cdef tl_row logits[MAX_CLASS_MAJOR_ROWS]
@@ -107,7 +103,6 @@ cdef class Softmax(LogSumExpJob):
         self.is_log, self.is_class_major = is_log, scores.is_class_major()
         open_view(&self.out, out, out_dtype, scores.axis, True)
         self.nontemporal_stores = self.out.buffer.len >= NONTEMPORAL_BYTES
-        self.row_bytes *= 2
 
     def __dealloc__(self):
         PyBuffer_Release(&self.out.buffer)
@@ -141,13 +136,10 @@ cdef class CrossEntropy(LogSumExpJob):
         self.logit_scale, self.softcap, self.label_smoothing, self.z_loss = (
             logit_scale, softcap, label_smoothing, z_loss)
         self.is_class_major = positions.by_class and scores.is_class_major()
-        if not positions.by_class:
-            self.row_bytes += scores.classes * tl_itemsize(positions.targets_view.dtype)
         self.grad_scale = 1
         if grad is not None:
             open_view(&self.grad, grad, grad_dtype, scores.axis, True)
             self.nontemporal_stores = self.grad.buffer.len >= NONTEMPORAL_BYTES
-            self.row_bytes *= 2
             if of_mean:
                 self.grad_scale = positions.mean_factor()
 
@@ -270,7 +262,6 @@ cdef class KLDivergence(RowJob):
         if other.shape != scores.shape or not is_given(&other.view):
             raise ValueError("the other scores have another shape, or no array")
         self.other = other
-        self.row_bytes += other.classes * tl_itemsize(other.dtype)
 
     cdef double reduce_row(self, int64_t row, int64_t target, Totals *totals, tl_cancel *cancel) noexcept nogil:
         cdef tl_row base = self.row_at(row), other = row_at(&self.other.view, row)
