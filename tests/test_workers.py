@@ -152,8 +152,7 @@ class Counted:
     """Work that only counts the calls of `run`."""
 
     def __init__(self, rows, row_cost, rows_at_once):
-        self.rows, self.steps = rows, []
-        self.row_cost, self.rows_at_once = lambda: row_cost, lambda: rows_at_once
+        self.rows, self.row_cost, self.rows_at_once, self.steps = rows, row_cost, rows_at_once, []
 
     def run(self, step, poll):
         self.steps.append(step)
@@ -192,10 +191,10 @@ def test_blocks_are_multiples_of_the_rows_that_are_worked_on_together():
 
 def test_short_and_class_major_rows_are_worked_on_together():
     for classes, expected in [(1, 64), (512, 64), (513, 1)]:
-        assert job("", np.zeros((3, classes))).rows_at_once() == expected
-        assert job("cross_entropy_loss", np.zeros((3, classes)), np.zeros(3, int)).rows_at_once() == expected
-    assert job("", np.zeros((600, 1000), order="F")).rows_at_once() == 64
-    assert job("", np.zeros((60, 1000), np.float32, order="F")).rows_at_once() == 16  # that share a cache line
+        assert job("", np.zeros((3, classes))).rows_at_once == expected
+        assert job("cross_entropy_loss", np.zeros((3, classes)), np.zeros(3, int)).rows_at_once == expected
+    assert job("", np.zeros((600, 1000), order="F")).rows_at_once == 64
+    assert job("", np.zeros((60, 1000), np.float32, order="F")).rows_at_once == 16  # that share a cache line
 
 
 @pytest.mark.parametrize("classes", [2, 100, 512, 513, 10000])
@@ -211,7 +210,7 @@ def test_rows_that_take_longer_cost_more(classes):
         job("cross_entropy", x.astype(np.float64), one_hot),
         job("cross_entropy", x.astype(np.float64), soft),
     ]
-    costs = [each.row_cost() for each in ascending]
+    costs = [each.row_cost for each in ascending]
     assert costs == sorted(costs)
     assert costs[0] >= 3
     assert len(set(costs)) == len(costs)
@@ -281,13 +280,7 @@ class Busy:
 
 
 class Work:
-    rows, ended = 100, False
-
-    def row_cost(self):
-        return 1e6
-
-    def rows_at_once(self):
-        return 1
+    rows, row_cost, rows_at_once, ended = 100, 1e6, 1, False
 
     def run(self, step, ask):
         if ask:  # on the caller's thread

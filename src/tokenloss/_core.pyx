@@ -144,10 +144,12 @@ cdef class Job:
         cancel.stopped = &self.stop_flag
         return cancel
 
+    @property
     def row_cost(self):
         """What a row takes on one thread, in nanoseconds; an estimate."""
         return row_cost_of(self)
 
+    @property
     def rows_at_once(self):
         """The number of rows that are worked on together: threads take multiples of it."""
         return rows_at_once_of(self)

@@ -21,6 +21,7 @@ VARIABLE = "TOKENLOSS_NUM_WORKERS"
 MAX_THREADS = 64
 
 WAKE_NS = 25_000  # to wake a thread: half on the caller's thread, half until the other one begins
+SERIAL_NS = 4 * WAKE_NS  # less work stays on the caller's thread: halves of it are as long as two are woken
 GRAIN_NS = 20_000  # of work that a thread takes at a time
 BLOCKS_PER_THREAD = 8  # at least, so that all end at nearly the same time
 
@@ -153,14 +154,13 @@ def check_workers(workers: int | None) -> int | None:
 
 def run(work: _core.Job, workers: int | None) -> None:
     """Run work on the caller's thread and, if there is much to do, on others; `workers` are checked."""
-    rows, row_ns = work.rows, work.row_cost()
-    useful = math.isqrt(int(rows * row_ns) // WAKE_NS)  # of more threads, each would work for less time than all wake
-    if useful < 2:
+    rows, row_ns = work.rows, work.row_cost
+    if rows * row_ns < SERIAL_NS:
         work.run(rows or 1, False)
         return
+    useful = math.isqrt(int(rows * row_ns) // WAKE_NS)  # of more threads, each would work for less time than all wake
     threads = min(workers or default_workers(), useful, MAX_THREADS)
-    block_rows = min(GRAIN_NS / row_ns, rows / (threads * BLOCKS_PER_THREAD))
-    at_once = work.rows_at_once()
+    block_rows, at_once = min(GRAIN_NS / row_ns, rows / (threads * BLOCKS_PER_THREAD)), work.rows_at_once
     step = max(1, int(block_rows / at_once)) * at_once
     threads = min(threads, -(-rows // step))
     tasks: list[_Task] = []
