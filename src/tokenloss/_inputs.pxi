@@ -97,14 +97,19 @@ cdef class Scores:
     cdef Py_ssize_t matrix_shape[2]
     cdef Py_ssize_t matrix_strides[2]
 
-    def __cinit__(self, name, array, int dtype, int axis, tuple shape):
+    def __init__(self, name, array, int dtype, int axis, tuple shape):
+        self.set_up(name, array, dtype, axis, shape)
+
+    cdef int set_up(self, name, array, int dtype, int axis, tuple shape) except -1:
+        """Set all fields; a C function, which takes no time for its arguments."""
         self.name, self.array, self.dtype, self.axis, self.shape = name, array, dtype, axis, shape
-        self.classes, self.batch = shape[axis], shape[:axis]
+        self.classes, self.batch = shape[axis], PyTuple_GetSlice(shape, 0, axis)
         if axis + 1 < len(shape):
-            self.batch += shape[axis + 1:]
+            self.batch += PyTuple_GetSlice(shape, axis + 1, len(shape))
         self.rows = number_of(self.batch)
         if array is not None:
             open_view(&self.view, array, dtype, axis, False)
+        return 0
 
     def __dealloc__(self):
         PyBuffer_Release(&self.view.buffer)
@@ -151,9 +156,13 @@ cdef class Positions:
     cdef bint is_integer, has_ignored
     cdef int64_t ignored
 
-    def __cinit__(self, tuple batch, int64_t classes, name, targets, int dtype, int axis, ignored, where, weight,
-                  int weight_dtype):
-        """Distributions have their classes along `axis`, which is -1 for class ids."""
+    def __init__(self, tuple batch, int64_t classes, name, targets, int dtype, int axis, ignored, where, weight,
+                 int weight_dtype):
+        self.set_up(batch, classes, name, targets, dtype, axis, ignored, where, weight, weight_dtype)
+
+    cdef int set_up(self, tuple batch, int64_t classes, name, targets, int dtype, int axis, ignored, where, weight,
+                    int weight_dtype) except -1:
+        """Set all fields; distributions have their classes along `axis`, which is -1 for class ids."""
         self.batch, self.classes = batch, classes
         self.name, self.targets, self.where, self.weight = name, targets, where, weight
         self.rows = number_of(batch)
@@ -168,6 +177,7 @@ cdef class Positions:
         if weight is not None:
             open_view(&self.weight_view, weight, weight_dtype, -1, False)
         self.is_checked = not self.by_class and not self.is_integer
+        return 0
 
     def __dealloc__(self):
         PyBuffer_Release(&self.targets_view.buffer)

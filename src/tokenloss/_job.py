@@ -43,7 +43,7 @@ def run(job: _core.RowJob, workers: Any) -> None:
     positions = job.positions
     if positions.by_class:
         check_targets(positions, job.scores)
-    _workers.run(job, job.row_bytes or 1, _workers.check_workers(workers))
+    _workers.run(job, _workers.check_workers(workers))
     if job.has_refused:
         raise_refusal(job)
 

@@ -170,7 +170,6 @@ cdef class CastRows(Job):
         if not self.all_rows:
             self.numbers = numbers
         self.rows = result.shape[0]
-        self.row_bytes = result.shape[1] * tl_itemsize(result_dtype)
 
     def __dealloc__(self):
         PyBuffer_Release(&self.source.buffer)
@@ -211,7 +210,6 @@ cdef class MatVec(Job):
                 row = row_at(&view, i)
                 tl_cast_row(backend, &row, hidden_dtype, self.hidden.data + i * self.hidden.stride)
         self.result.dtype = hidden_dtype
-        self.row_bytes = view.buffer.shape[1] * tl_itemsize(dtype)
         PyBuffer_Release(&view.buffer)
         if self.copied == NULL:
             raise MemoryError

@@ -9,7 +9,6 @@ cdef class SoftTargetLoss(RowJob):
     def __init__(self, Scores scores, Positions positions, numbers, bint is_probability, double epsilon):
         self.set_up(scores, positions, numbers)
         self.of_probabilities, self.clip = is_probability, new_clip(is_probability, epsilon)
-        self.row_bytes = scores.classes * tl_itemsize(positions.targets_view.dtype)
 
     cdef double reduce_row(self, int64_t row, int64_t target, Totals *totals, tl_cancel *cancel) noexcept nogil:
         cdef tl_row scores = self.row_at(row)
@@ -69,9 +68,6 @@ cdef class LogSumExpJob(RowJob):
 
     cdef void shift_row(self, int64_t row, tl_row *logits) noexcept nogil:
         """Shifts a row that has overflowed, before it is reduced again."""
-
-    def rows_at_once(self):
-        return max(BLOCK_ROWS, TL_ROWS_PER_CACHE_LINE(self.scores.dtype)) if self.is_class_major else 1
 
     cdef void load_block_targets(self, int64_t start, int count, int64_t *targets, Totals *totals) noexcept nogil:
         """Class ids of neighbouring rows, MASKED where they do not count; -1 where there are none."""
@@ -149,7 +145,7 @@ cdef class LogSumExpJob(RowJob):
                 values[count] = block.values[i]
                 if self.weighs_class_ids:
                     weights[count] = self.positions.class_weight(block.target[i])
-                if self.numbers is not None:
+                if self.numbers != NULL:
                     self.numbers[block.number[i]] = block.values[i]
                 count += 1
         tl_superacc_add_many(backend, &totals.losses, values, count)
@@ -198,7 +194,6 @@ cdef class Softmax(LogSumExpJob):
         self.is_log, self.is_class_major, self.keeps_logits = is_log, scores.is_class_major(), True
         open_view(&self.out, out, out_dtype, scores.axis, True)
         self.nontemporal_stores = self.out.buffer.len >= NONTEMPORAL_BYTES
-        self.row_bytes *= 2
 
     def __dealloc__(self):
         PyBuffer_Release(&self.out.buffer)
@@ -227,13 +222,10 @@ cdef class CrossEntropy(LogSumExpJob):
             logit_scale, softcap, label_smoothing, z_loss)
         self.is_class_major, self.excludes_classes = scores.is_class_major(), True
         self.keeps_logits = grad is not None or label_smoothing != 0
-        if not positions.by_class:
-            self.row_bytes += scores.classes * tl_itemsize(positions.targets_view.dtype)
         self.grad_scale = 1
         if grad is not None:
             open_view(&self.grad, grad, grad_dtype, scores.axis, True)
             self.nontemporal_stores = self.grad.buffer.len >= NONTEMPORAL_BYTES
-            self.row_bytes *= 2
             if of_mean:
                 self.grad_scale = positions.mean_factor()
 
@@ -392,7 +384,6 @@ cdef class KLDivergence(RowJob):
         if other.shape != scores.shape or not is_given(&other.view):
             raise ValueError("the other scores have another shape, or no array")
         self.other = other
-        self.row_bytes += other.classes * tl_itemsize(other.dtype)
 
     cdef double reduce_row(self, int64_t row, int64_t target, Totals *totals, tl_cancel *cancel) noexcept nogil:
         cdef tl_row base = self.row_at(row), other = row_at(&self.other.view, row)

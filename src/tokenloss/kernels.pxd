@@ -16,7 +16,7 @@ cdef extern from "_kernels/platform.h" nogil:
 
 cdef extern from "_kernels/elements.h" nogil:
     int TL_FLOAT16, TL_BFLOAT16, TL_FLOAT32, TL_FLOAT64
-    int TL_INT8, TL_INT16, TL_INT32, TL_INT64, TL_UINT8, TL_UINT16, TL_UINT32, TL_UINT64
+    int TL_INT8, TL_INT16, TL_INT32, TL_INT64, TL_UINT8, TL_UINT16, TL_UINT32, TL_UINT64, TL_DTYPES
     int TL_SWAPPED
     int tl_itemsize(int)
     double tl_load(const char *, int)
