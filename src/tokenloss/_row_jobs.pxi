@@ -62,6 +62,7 @@ cdef class LogSumExpJob(RowJob):
         if block.rows.excluded[0] == MASKED:
             return 0
         block.rows.has_excluded = block.rows.excluded[0] >= 0
+        block.values[0] = 0
         self.shift_row(row, &block.rows.row)
         self.reduce_block(&block, totals, cancel)
         return block.values[0]
@@ -203,7 +204,9 @@ cdef class Softmax(LogSumExpJob):
         cdef tl_out_block out
         self.find_out_rows(&self.out, block, self.nontemporal_stores, &out)
         tl_softmax_of_block(backend, &block.rows, lse, self.is_log, &out, cancel)
-        memset(block.values, 0, sizeof(block.values))  # nobody asks for these
+
+    cdef void add_block(self, Block *block, Totals *totals) noexcept nogil:
+        """Adds nothing: nobody asks for the sum."""
 
 
 @cython.final
