@@ -1,4 +1,7 @@
-"""Short rows are reduced side by side, in blocks: with every bit that each has by itself, where no row is beside it."""
+"""Short rows are reduced side by side, in blocks, and have every bit that each has in a call of its own.
+
+A single row is reduced as long ones are: so these tests compare both ways. kernels/blocks.h compares the functions in C.
+"""
 
 import itertools
 
@@ -77,6 +80,7 @@ FUNCTIONS = {
     "gradients_scaled": (gradients, "ids", SCALED),
     "gradients_overflowing": (gradients, "ids", OVERFLOWING),
     "gradients_capped": (gradients, "ids", CAPPED),
+    "gradients_with_everything": (gradients, "ids", EVERYTHING),
     "gradients_of_distributions": (gradients, "distributions", {}),
     "gradients_of_distributions_penalized": (gradients, "distributions", SMOOTHED | PENALIZED),
 }
@@ -140,7 +144,7 @@ KINDS = [plain, mixed, log_probabilities, masked_classes, ties, wide, mixed]
 
 
 def padded(array):
-    """Some bytes lie between two rows."""
+    """Two other classes lie between rows."""
     return np.concatenate([array, array[..., :1], array[..., :1]], -1)[..., :-2]
 
 
@@ -164,14 +168,19 @@ LAYOUTS_OF_ROWS = LAYOUTS | {
 }
 
 
-CHANNELS = "channels"  # the class axis is the second one, or the first
+CHANNELS = "channels"  # (N, C, H, W), or (C, N): the class axis is another one
+CHOSEN_LAYOUTS = ["c", CHANNELS, *LAYOUTS_OF_ROWS, CHANNELS]
 
 
-def in_layout(layout, array, axis):
-    """The last axis of the array becomes this one."""
+def axis_in(layout, array):
+    return -1 if layout != CHANNELS else 1 if array.ndim > 2 else 0
+
+
+def in_layout(layout, array):
+    """A copy whose last axis is that of the layout."""
     if layout == CHANNELS:
-        return np.ascontiguousarray(np.moveaxis(array, -1, axis))
-    return LAYOUTS_OF_ROWS[layout](array)
+        return np.moveaxis(array, -1, axis_in(layout, array)).copy()
+    return LAYOUTS_OF_ROWS[layout](array.copy())
 
 
 class Problem:
@@ -192,49 +201,53 @@ class Problem:
         self.targets = {"ids": ids, "distributions": shares.astype(rng.choice([np.float32, np.float64]))}
         self.weight = rng.random(classes) - 0.1
 
+    def call(self, name, layout="c", **options):
+        """The results of a function, as arrays of one row for each position."""
+        function, kind, of_function = FUNCTIONS[name]
+        logits, axis = in_layout(layout, self.logits), axis_in(layout, self.logits)
+        targets = in_layout(layout, self.targets[kind]) if kind == "distributions" else self.targets[kind]
+        return by_rows(
+            function(logits, targets, self.where, axis, **self.options(of_function), **options), axis, logits
+        )
+
+    def call_for_each_row(self, name):
+        function, kind, options = FUNCTIONS[name]
+        classes = self.logits.shape[-1]
+        rows = self.logits.reshape(-1, 1, classes)
+        targets = self.targets[kind].reshape(len(rows), 1, *[classes] * (kind == "distributions"))
+        where = np.ones(len(rows), bool) if self.where is None else self.where.ravel()
+        each = [
+            by_rows(function(row, target, is_kept[None], -1, **self.options(options)), -1, row)
+            for row, target, is_kept in zip(rows, targets, where, strict=True)
+        ]
+        return [np.concatenate(results) for results in zip(*each, strict=True)]
+
     def options(self, options):
         return options | {"weight": self.weight} if "weight" in options else options
 
 
-def by_rows(results, axis, ndim):
-    """Results of a row each, or numbers of one each."""
-    moved = [np.moveaxis(result, axis, -1) if result.ndim == ndim else result[..., None] for result in results]
+def by_rows(results, axis, logits):
+    """Results of each class, or of none, as arrays of one row for each position."""
+    moved = [np.moveaxis(result, axis, -1) if result.ndim == logits.ndim else result[..., None] for result in results]
     return [array.reshape(-1, array.shape[-1]) for array in moved]
 
 
-def alone(function, problem, kind, **options):
-    """Results of each row by itself."""
-    classes = problem.logits.shape[-1]
-    rows = problem.logits.reshape(-1, 1, classes)
-    targets = problem.targets[kind].reshape(len(rows), 1, *[classes] * (kind == "distributions"))
-    where = np.ones(len(rows), bool) if problem.where is None else problem.where.ravel()
-    each = [
-        function(row, target, is_kept[None], -1, **problem.options(options))
-        for row, target, is_kept in zip(rows, targets, where, strict=True)
-    ]
-    return [np.concatenate(by_rows(results, -1, 2)) for results in zip(*each, strict=True)]
+def assert_all_same_bits(results, expected, what):
+    for actual, rows in zip(results, expected, strict=True):
+        if not np.array_equal(bits(actual), bits(rows)):  # which takes a tenth of the assertion's time
+            assert_same_bits(actual, rows, what)
 
 
-def check(name, problem, layouts, what):
-    """Compare the results of all rows in these layouts with those of each row by itself."""
-    function, kind, options = FUNCTIONS[name]
-    expected = alone(function, problem, kind, **options)
-    for layout in layouts:
-        axis = -1 if layout != CHANNELS else 1 if problem.logits.ndim > 2 else 0
-        logits, targets = in_layout(layout, problem.logits, axis), problem.targets[kind]
-        if kind == "distributions":
-            targets = in_layout(layout, targets, axis)
-        results = function(logits, targets, problem.where, axis, **problem.options(options))
-        actual = by_rows(results, axis, logits.ndim)
-        for result, rows in zip(actual, expected, strict=True):
-            if not np.array_equal(bits(result), bits(rows)):  # many times faster than the assertion
-                assert_same_bits(result, rows, f"{layout} {what}")
+def check(name, problem, layout, what):
+    """Compare the results of all rows in this layout with those of each row by itself."""
+    assert_all_same_bits(problem.call(name, layout), problem.call_for_each_row(name), f"{layout} {what}")
 
 
-CHOSEN_LAYOUTS = ["c", CHANNELS, *LAYOUTS_OF_ROWS, CHANNELS]  # numbers of choices have no factor in common
+# every number of classes
 
 
 def test_choices_meet_in_all_ways():
+    """Their numbers have no factor in common."""
     numbers = [len(choices) for choices in (CHOSEN_LAYOUTS, BATCHES, KINDS, FLOATS)]
     assert np.lcm.reduce(numbers) == np.prod(numbers)
 
@@ -244,7 +257,7 @@ def check_lengths(name, lengths, dtypes, rng):
     choices = map(itertools.cycle, (CHOSEN_LAYOUTS, BATCHES, KINDS, dtypes))
     for classes, layout, batch, kind, dtype in zip(lengths, *choices, strict=False):
         problem = Problem(rng, kind, batch, classes, dtype)
-        check(name, problem, [layout], f"{batch} of {classes} classes, {kind.__name__} {dtype}")
+        check(name, problem, layout, f"{batch} of {classes} classes, {kind.__name__} {dtype}")
 
 
 @each_function
@@ -274,7 +287,7 @@ def test_every_number_of_rows_gives_the_bits_of_rows_alone(layout, dtype, rng):
         for name in ("logsumexp", "softmax", "losses", "gradients"):
             classes = FEW_LENGTHS[(rows + len(name)) % len(FEW_LENGTHS)]
             problem = Problem(rng, KINDS[rows % 2], (rows,), classes, dtype)
-            check(name, problem, [layout], f"{rows} rows of {classes} classes")
+            check(name, problem, layout, f"{rows} rows of {classes} classes")
 
 
 @pytest.mark.parametrize("kept", ["first", "last", "none", "every_16th", "all_but_one_in_16", "second_block"])
@@ -294,41 +307,35 @@ def test_masked_rows_change_no_bit_of_short_rows(layout, kept, rng):
             problem = Problem(rng, kind, (150,), classes, np.float32)
             problem.where = where
             for name in ("losses", "gradients", "gradients_smoothed", "gradients_of_distributions"):
-                check(name, problem, [layout], f"{classes} classes")
+                check(name, problem, layout, f"{classes} classes")
 
 
 @each_function
 def test_workers_change_no_bit_of_short_rows(name, rng):
-    function, kind, options = FUNCTIONS[name]
     for classes in (3, 40, 300):
         problem = Problem(rng, mixed, (1003,), classes, np.float32)
         for layout in ("c", CHANNELS):
-            axis = 0 if layout == CHANNELS else -1
-            logits = in_layout(layout, problem.logits, axis)
-            targets = problem.targets[kind]
-            targets = in_layout(layout, targets, axis) if kind == "distributions" else targets
-            given = problem.options(options)
-            expected = function(logits, targets, problem.where, axis, **given)
+            expected = problem.call(name, layout, workers=1)
             for workers in (2, 3, 7):
-                results = function(logits, targets, problem.where, axis, workers=workers, **given)
-                for actual, one in zip(results, expected, strict=True):
-                    assert_same_bits(actual, one, f"{workers} workers, {layout}, {classes} classes")
+                results = problem.call(name, layout, workers=workers)
+                assert_all_same_bits(results, expected, f"{workers} workers, {layout}, {classes} classes")
 
 
 # results over the logits, or in an array of another layout
 
 
-def written(name, logits, problem, axis, out):
-    """What the function writes to an array, by rows."""
+def written(name, problem, given, to=None):
+    """The results of logits in a layout that are written over them, or in another layout."""
+    logits, axis = in_layout(given, problem.logits), axis_in(given, problem.logits)
+    out = logits if to is None else in_layout(to, problem.logits)
     if name in ("softmax", "log_softmax"):
         results = [{"softmax": softmax, "log_softmax": log_softmax}[name](logits, axis=axis, out=out)]
     else:
         function, kind, options = FUNCTIONS[name]
-        targets = problem.targets[kind]
-        targets = np.moveaxis(targets, -1, axis) if kind == "distributions" else targets
+        targets = in_layout(given, problem.targets[kind]) if kind == "distributions" else problem.targets[kind]
         results = function(logits, targets, problem.where, axis, out=out, **problem.options(options))
     assert results[-1] is out
-    return by_rows(results, axis, logits.ndim)
+    return by_rows(results, axis, logits)
 
 
 WRITERS = ["softmax", "log_softmax", "gradients", "gradients_smoothed", "gradients_scaled", "gradients_capped"]
@@ -341,26 +348,20 @@ def test_results_over_the_logits_have_the_bits_of_those_elsewhere(name, dtype, r
     layouts = ["c", CHANNELS, "fortran", "swapped", "class_first_and_swapped", "cut", "sliced", "strided", "backwards"]
     for classes, kind, batch in itertools.product(FEW_LENGTHS, [plain, mixed], [(70,), (2, 3, 7)]):
         problem = Problem(rng, kind, batch, classes, dtype)
-        expected = written(name, problem.logits, problem, -1, np.empty_like(problem.logits))
+        expected = written(name, problem, "c", "c")
         for layout in layouts:
-            axis = -1 if layout != CHANNELS else 1 if len(batch) > 1 else 0
-            logits = in_layout(layout, problem.logits.copy(), axis)
-            for result, rows in zip(written(name, logits, problem, axis, logits), expected, strict=True):
-                assert_same_bits(result, rows, f"{layout} {batch} of {classes} classes, {kind.__name__}")
+            what = f"{layout} {batch} of {classes} classes, {kind.__name__}"
+            assert_all_same_bits(written(name, problem, layout), expected, what)
 
 
 @each_dtype
 @pytest.mark.parametrize("name", WRITERS)
 def test_results_in_another_layout_have_the_same_bits(name, dtype, rng):
-    layouts = ["c", "class_first_in_memory", "swapped", "strided", "sliced"]
-    for classes, (given, to) in zip(itertools.cycle(FEW_LENGTHS), itertools.permutations(layouts, 2), strict=False):
+    layouts = itertools.permutations(["c", "class_first_in_memory", "swapped", "strided", "sliced"], 2)
+    for classes, (given, to) in zip(itertools.cycle(FEW_LENGTHS), layouts, strict=False):
         problem = Problem(rng, mixed if classes % 2 else plain, (37,), classes, dtype)
-        expected = written(name, problem.logits, problem, -1, np.empty_like(problem.logits))
-        out = in_layout(to, problem.logits.copy(), -1)
-        for result, rows in zip(
-            written(name, in_layout(given, problem.logits, -1), problem, -1, out), expected, strict=True
-        ):
-            assert_same_bits(result, rows, f"{given} to {to}, {classes} classes")
+        expected = written(name, problem, "c", "c")
+        assert_all_same_bits(written(name, problem, given, to), expected, f"{given} to {to}, {classes} classes")
 
 
 # rows that share memory
@@ -372,19 +373,16 @@ def test_rows_that_share_memory_have_the_bits_of_rows_alone(name, dtype, rng):
     function, kind, options = FUNCTIONS[name]
     for classes in FEW_LENGTHS:
         problem = Problem(rng, plain, (40,), classes, dtype)
-        windows = np.lib.stride_tricks.sliding_window_view(plain(rng, 39 + classes).astype(dtype), classes)
         shared = {
-            "windows": windows,
+            "windows": np.lib.stride_tricks.sliding_window_view(plain(rng, 39 + classes).astype(dtype), classes),
             "one row": np.broadcast_to(problem.logits[0], (40, classes)),
             "one class": np.broadcast_to(problem.logits[:, :1], (40, classes)),
             "one logit": np.broadcast_to(problem.logits[0, 0], (40, classes)),
         }
         for what, logits in shared.items():
-            problem.logits = np.ascontiguousarray(logits)
-            expected = alone(function, problem, kind, **options)
-            actual = by_rows(function(logits, problem.targets[kind], problem.where, -1, **options), -1, 2)
-            for result, rows in zip(actual, expected, strict=True):
-                assert_same_bits(result, rows, f"{what}, {classes} classes")
+            problem.logits = logits.copy()
+            actual = by_rows(function(logits, problem.targets[kind], problem.where, -1, **options), -1, logits)
+            assert_all_same_bits(actual, problem.call_for_each_row(name), f"{what}, {classes} classes")
 
 
 # sums
@@ -395,9 +393,8 @@ def test_sums_of_short_rows_are_those_of_their_losses(dtype, rng):
     for classes in SOME_LENGTHS:
         problem = Problem(rng, plain, (83,), classes, dtype)
         for layout in ("c", CHANNELS):
-            axis = 0 if layout == CHANNELS else -1
-            logits = in_layout(layout, problem.logits, axis)
-            given = {"where": problem.where, "axis": axis, "weight": problem.weight}
-            values = cross_entropy(logits, problem.targets["ids"], reduction="none", **given)
-            total = cross_entropy(logits, problem.targets["ids"], reduction="sum", **given)
+            logits, ids = in_layout(layout, problem.logits), problem.targets["ids"]
+            options = {"where": problem.where, "axis": axis_in(layout, logits), "weight": problem.weight}
+            values = cross_entropy(logits, ids, reduction="none", **options)
+            total = cross_entropy(logits, ids, reduction="sum", **options)
             assert_same_bits(total, sum_of(values), f"{layout}, {classes} classes")

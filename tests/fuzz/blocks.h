@@ -1,7 +1,7 @@
 /* Blocks of rows, for kernels.c: the portable functions for single rows are asked first, then those of each backend for
  * blocks. Row r is the row of the question, from another class on. */
-#ifndef TOKENLOSS_TESTS_BLOCKS_H
-#define TOKENLOSS_TESTS_BLOCKS_H
+#ifndef TOKENLOSS_TESTS_FUZZ_BLOCKS_H
+#define TOKENLOSS_TESTS_FUZZ_BLOCKS_H
 
 #include "question.h"
 
