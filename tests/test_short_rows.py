@@ -1,6 +1,6 @@
 """Short rows are reduced side by side, in blocks, and have every bit that each has in a call of its own.
 
-A single row is reduced as long ones are: so these tests compare both ways. kernels/blocks.h compares the functions in C.
+A single row is reduced as long ones are, so these tests compare both ways; kernels/blocks.h does so for functions in C.
 """
 
 import itertools
