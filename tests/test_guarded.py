@@ -5,19 +5,23 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_kernels import FLAGS, HERE, KERNELS, SOURCES, need
+from test_kernels import FLAGS, HERE, KERNELS, MACHINES, SOURCES, need
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform == "win32", reason="pages are guarded by mmap")]
 
 
+def build(compiler: str, where: Path, *flags: str) -> Path:
+    """The driver, with assertions."""
+    program = where / "guarded"
+    sources = [HERE / "guarded.c", *SOURCES]
+    subprocess.run([compiler, *FLAGS, *flags, "-g", f"-I{KERNELS}", *sources, "-lm", "-o", program], check=True)
+    return program
+
+
 @pytest.fixture(scope="module")
 def driver(tmp_path_factory) -> Path:
-    """The driver, with assertions."""
     need("gcc", packages="gcc")
-    program = tmp_path_factory.mktemp("guarded") / "guarded"
-    sources = [HERE / "guarded.c", *SOURCES]
-    subprocess.run(["gcc", *FLAGS, "-g", f"-I{KERNELS}", *sources, "-lm", "-o", program], check=True)
-    return program
+    return build("gcc", tmp_path_factory.mktemp("guarded"))
 
 
 def backends_that_passed(*command: str | Path) -> list[str]:
@@ -29,6 +33,13 @@ def backends_that_passed(*command: str | Path) -> list[str]:
 
 def test_nothing_beyond_a_row_is_touched(driver):
     assert "portable" in backends_that_passed(driver)
+
+
+def test_nothing_beyond_a_row_is_touched_by_neon(tmp_path):
+    machine = MACHINES["aarch64"]
+    need(machine.compiler, machine.emulator, packages=machine.packages)
+    program = build(machine.compiler, tmp_path, machine.flags)
+    assert machine.backends <= set(backends_that_passed(machine.emulator, program))
 
 
 def test_nothing_undefined_is_used(driver):

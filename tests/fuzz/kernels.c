@@ -1,6 +1,7 @@
 /* Fuzzes the kernels: see run.sh. Bytes of the input choose rows, their layout in memory, and what is computed; every
  * backend of the machine must find what the portable one finds in plain rows, bit for bit. All memory that is read or
  * written is allocated to the byte, so that AddressSanitizer sees a step beyond. */
+#include "blocks.h"
 #include "question.h"
 
 static void compare_parts_of_loss(const tl_row *row, int64_t target) {
@@ -11,31 +12,6 @@ static void compare_parts_of_loss(const tl_row *row, int64_t target) {
     tl_lse lse = tl_lse_finish_with(&others, row, logit, log_odds);
     compare("offset of a logsumexp", lse.offset);
     compare("log of a logsumexp", lse.log);
-}
-
-/* The loss of the question: for its class id, or for its masses. */
-static tl_loss loss_of_question(const question *all, const tl_soft_target *soft) {
-    tl_loss loss = {.soft = *soft, .target = -1, .target_weight = 1, .z_loss = all->z_loss, .grad_scale = all->factor};
-    if (all->by_class) {
-        loss.target = all->target;
-        loss.soft.mass = NULL;
-        if (soft->weight)
-            loss.target_weight = tl_load(soft->weight + all->target * soft->weight_stride, soft->weight_dtype);
-        if (all->smoothing == 0)
-            loss.soft.weight = NULL;
-    }
-    return loss;
-}
-
-static double loss_of_row(const tl_row *row, const tl_loss *loss) {
-    tl_lse_acc others;
-    int64_t nonzero;
-    if (loss->target < 0) {
-        int64_t argmax = tl_soft_target_argmax(backend, &loss->soft, row->count, &nonzero, &cancel);
-        return tl_loss_of_distribution(backend, row, loss, argmax, &cancel);
-    }
-    tl_lse_row(backend, row, loss->target, &others, &cancel);
-    return tl_loss_of_class(backend, row, loss, &others, &cancel);
 }
 
 /* Compares a sum with that of the definition, in long double, unless that is not finite. */
@@ -78,7 +54,7 @@ static void check_loss(const tl_row *row, const tl_loss *loss, double value) {
 
 /* The loss of a row, and its gradient in a row of its own or over the logits. */
 static void compare_losses(const question *all, const tl_row *row, const tl_soft_target *soft, int is_plain) {
-    tl_loss loss = loss_of_question(all, soft);
+    tl_loss loss = loss_of_question(all, soft, all->target);
     compare_parts_of_loss(row, all->target);
     double value = loss_of_row(row, &loss);
     compare("loss", value);
@@ -105,7 +81,6 @@ static void compare_losses(const question *all, const tl_row *row, const tl_soft
 /* Rows in class-major layout, each of which begins with another class; plain ones are reduced one by one. */
 static void compare_class_major(const question *all, int is_plain) {
     static char transposed[TL_TRANSPOSED_BYTES];
-    static numbers rotated;
     tl_row rows[4];
     tl_lse_acc states[4];
     int64_t excluded[4];
@@ -114,13 +89,9 @@ static void compare_class_major(const question *all, int is_plain) {
     placed memory = make_room(all->row.dtype, 0, all->count * all->interleaved,
                               (layout){0, tl_itemsize(all->row.dtype), how.misaligned});
     ptrdiff_t size = tl_itemsize(all->row.dtype);
-    rotated.dtype = all->row.dtype;
     for (int64_t r = 0; r < all->interleaved; r++) {
-        int64_t split = (r * 37) % all->count;
-        memcpy(rotated.memory, (const char *)all->row.memory + split * size, (size_t)((all->count - split) * size));
-        memcpy((char *)rotated.memory + (all->count - split) * size, all->row.memory, (size_t)(split * size));
-        placed copy = place_row(all, &rotated, 0, all->count,
-                                is_plain ? plain(rotated.dtype) : (layout){how.swapped, size, 0}, &rows[r]);
+        placed copy = place_row(all, rotated(all, r), 0, all->count,
+                                is_plain ? plain(all->row.dtype) : (layout){how.swapped, size, 0}, &rows[r]);
         excluded[r] = r % 2 ? -1 : all->target;
         if (is_plain)
             tl_lse_row(backend, &rows[r], excluded[r], &states[r], &cancel);
@@ -183,7 +154,7 @@ static void compare_parts(const question *all, const tl_row *whole, const tl_sof
                           int is_plain) {
     tl_topk best = make_best(all);
     tl_token_stats token;
-    tl_loss loss = loss_of_question(all, soft);
+    tl_loss loss = loss_of_question(all, soft, all->target);
     tl_loss_acc acc;
     int64_t length = is_plain && !(all->by_class && all->smoothing != 0) ? all->count : all->part, nonzero;
     double target_raw = tl_load(whole->data + all->target * whole->stride, whole->dtype);
@@ -395,7 +366,11 @@ static void compare_all(const question *all, int is_plain) {
     found = 0;
     switch (all->topic) {
     case LOSSES: compare_losses(all, &row, &soft, is_plain); break;
-    case CLASS_MAJOR: compare_class_major(all, is_plain); break;
+    case CLASS_MAJOR:
+        compare_class_major(all, is_plain);
+        if (all->count <= TL_SHORT_ROW)
+            compare_blocks(all, &soft, is_plain);
+        break;
     case TOKEN: compare_token_stats(all, &row); break;
     case PARTS: compare_parts(all, &row, &soft, row_layout, is_plain); break;
     case DIVERGENCES: compare_divergences(&row, &other); break;

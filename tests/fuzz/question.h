@@ -122,6 +122,7 @@ typedef struct {
     numbers row, other, mass, weight;
     layout row_layout, other_layout, mass_layout, weight_layout, out_layout;
     int has_mass, has_weight, in_place, large, has_grad, by_class;
+    int rows, rows_in_planes, masks_rows; /* of a block */
     double scale, cap, smoothing, z_loss, factor, of_softmax, shift, lowest;
 } question;
 
@@ -172,6 +173,10 @@ static void ask(input *from, question *all) {
     take_numbers(from, all->count, 64, &all->other);
     take_numbers(from, all->count, 16, &all->mass);
     take_numbers(from, all->count, 16, &all->weight);
+    uint64_t block = take_bytes(from, 2); /* last, so that older inputs ask what they did */
+    all->rows_in_planes = (block >> 8 & 1) != 0;
+    all->masks_rows = (block >> 9 & 1) != 0;
+    all->rows = 1 + (int)(block % 256) % tl_row_block_rows(all->count, all->rows_in_planes);
 }
 
 /* -- numbers in memory ----------------------------------------------------------------------------------------------*/

@@ -1,58 +1,20 @@
 /* Prints hashes of the results of every kernel on every backend of the machine it runs on: see test_kernels.py.
  *
- * Each row is also read unaligned, strided, byte-swapped, and range by range, which must not change a bit. */
-#include <inttypes.h>
+ * Each row is also read unaligned, strided, byte-swapped, and range by range, which must not change a bit; nor must
+ * blocks of rows, or vectors of logarithms. */
 #include <stdio.h>
 #include <stdlib.h>
 
 #include "superacc.h"
+#include "blocks.h"
+#include "hashes.h"
 #include "kernels.h"
 #include "losses.h"
 #include "rows.h"
 #include "scalar_math.h"
+#include "vectors.h"
 
 static const char *const kinds[] = {"normal", "wide", "far", "equal", "special", "any_bits"};
-
-/* What is hashed: each quantity apart, so that a hash that differs tells which one changed. */
-/* clang-format off */
-#define QUANTITIES(X) \
-    X(logsumexp) X(nll) X(token_nll) X(token_logsumexp) X(entropy) X(rank) X(argmax) X(top_k) X(kl) \
-    X(soft_target_argmax) X(soft_target_loss) X(gradient) X(softmax) X(log_softmax) \
-    X(tiles_nll) X(tiles_soft_target_loss) X(tiles_logsumexp) X(tiles_entropy) \
-    X(cast) X(matvec) X(logsumexp_near_0) X(clipped_losses) X(skip_zeros) \
-    X(exp) X(log) X(log1p) X(softplus) X(exact_sum) \
-    X(negative_log) X(is_one_hot) X(nll_of_probabilities) X(nll_of_log_probabilities)
-/* clang-format on */
-#define CODE(name) Q_##name,
-#define NAME_OF(name) #name,
-#define LOSS_CODES(name, ...) Q_##name##_loss, Q_##name##_gradient, Q_tiles_##name##_loss,
-#define LOSS_NAMES(name, ...) #name "_loss", #name "_gradient", "tiles_" #name "_loss",
-typedef enum { QUANTITIES(CODE) LOSSES(LOSS_CODES) QUANTITY_COUNT } quantity;
-static const char *const quantity_names[] = {QUANTITIES(NAME_OF) LOSSES(LOSS_NAMES)};
-
-/* The quantities of one of the losses: the next after its loss are its gradient, and its loss of ranges. */
-static quantity loss_quantity(int of) { return (quantity)(Q_class_id_loss + 3 * of); }
-
-static uint64_t hashes[QUANTITY_COUNT]; /* 0 where nothing was hashed */
-
-static void take_bits(quantity of, uint64_t bits) {
-    uint64_t hash = hashes[of] ? hashes[of] : 0xcbf29ce484222325u;
-    for (int i = 0; i < 8; i++)
-        hash = (hash ^ (bits >> (8 * i) & 0xff)) * 0x100000001b3u; /* FNV-1a */
-    hashes[of] = hash;
-}
-
-static void take(quantity of, double value) { take_bits(of, value == value ? tl_to_bits(value) : 0x7ff8000000000000u); }
-
-/* Prints the hashes of what was taken since the last call, one line for each quantity. */
-static void print_hashes(const char *of) {
-    for (int i = 0; i < QUANTITY_COUNT; i++)
-        if (hashes[i])
-            printf("%s %s %016" PRIx64 "\n", of, quantity_names[i], hashes[i]);
-    memset(hashes, 0, sizeof hashes);
-}
-
-static int same(double a, double b) { return tl_to_bits(a) == tl_to_bits(b) || (a != a && b != b); }
 
 static double logsumexp(const tl_backend *backend, const tl_row *row, tl_cancel *cancel) {
     tl_lse_acc state;
@@ -68,13 +30,6 @@ static tl_loss plain_loss(int64_t target) {
 static double nll(const tl_backend *backend, const tl_row *row, int64_t target, tl_cancel *cancel) {
     tl_loss loss = plain_loss(target);
     return loss_of_row(backend, row, &loss, cancel);
-}
-
-static void require(int holds, const char *what, const tl_row *row) {
-    if (!holds) {
-        printf("%s of %s differs\n", what, dtype_names[row->dtype & ~TL_SWAPPED]);
-        exit(1);
-    }
 }
 
 #define LAYOUTS 3 /* odd address; every third element, backwards; bytes swapped */
@@ -443,6 +398,19 @@ static void take_rows(const tl_backend *backend, int dtype, int kind, tl_cancel 
     }
 }
 
+static char *block_memory(block_part part, size_t bytes) {
+    static char memory[BLOCK_SCRATCH + 1][1 << 19];
+    require(bytes < sizeof *memory, "memory", &(tl_row){.count = (int64_t)bytes});
+    return memory[part] + 1;
+}
+
+static void check_blocks(const tl_backend *backend, int dtype, int kind, tl_cancel *cancel) {
+    for (int i = 0; i < BLOCK_LENGTHS; i++) {
+        block_case of = some_block(block_lengths[i], dtype, kind, block_memory);
+        check_block(backend, &of, cancel);
+    }
+}
+
 static void take_probabilities_and_zeros(const tl_backend *backend) {
     seed = 1;
     for (int i = 0; i < 2000; i++) {
@@ -492,6 +460,7 @@ int main(void) {
                 take_lengths(backend, dtype, kind, &cancel);
                 take_rows(backend, dtype, kind, &cancel);
                 take_products(backend, dtype, kind);
+                check_blocks(backend, dtype, kind, &cancel);
                 snprintf(name, sizeof name, "%s %s %s", backend->name, dtype_names[dtype], kinds[kind]);
                 print_hashes(name);
             }
@@ -501,6 +470,7 @@ int main(void) {
             snprintf(name, sizeof name, "%s %s", backend->name, dtype_names[dtype]);
             print_hashes(name);
         }
+        check_vectors(backend);
         take_probabilities_and_zeros(backend);
         print_hashes(backend->name);
     }

@@ -12,11 +12,14 @@
 #define ROWS 60
 #define CLASSES (TL_BLOCK + 300)
 #define BEST 5
+#define SHORT_ROWS 20
+#define SHORT_CLASSES 100
 
 typedef struct {
     double logsumexp, entropy, nll, divergence, of_class, of_distribution, of_ranges, of_log_probabilities, best[BEST];
     int64_t id[BEST], argmax;
-    float softmax[CLASSES], class_gradient[CLASSES], gradient[CLASSES];
+    double of_short[SHORT_ROWS];
+    float softmax[CLASSES], class_gradient[CLASSES], gradient[CLASSES], short_gradient[SHORT_ROWS * SHORT_CLASSES];
 } found;
 
 typedef struct {
@@ -60,6 +63,30 @@ static void compute_losses(const tl_backend *backend, const tl_row *row, int64_t
     to->of_ranges = tl_loss_end(backend, row, &loss, &acc);
 }
 
+/* The losses and gradients of short rows, which are parts of a long one. */
+static void compute_block(const tl_backend *backend, const float *data, found *to, tl_cancel *cancel) {
+    tl_row_block rows = {float_row(data), .count = SHORT_ROWS, .keeps_logits = 1, .wanted = (1u << SHORT_ROWS) - 1};
+    tl_out_block out = {.row = float_row(to->short_gradient)};
+    tl_loss losses[SHORT_ROWS];
+    tl_row gradients[SHORT_ROWS];
+    tl_block_lse lse;
+    rows.row.count = out.row.count = SHORT_CLASSES;
+    rows.scratch = malloc(tl_row_block_bytes(SHORT_CLASSES, 0));
+    if (!rows.scratch)
+        exit(2);
+    for (int r = 0; r < SHORT_ROWS; r++) {
+        rows.data[r] = (const char *)(data + r * SHORT_CLASSES);
+        rows.excluded[r] = r;
+        out.data[r] = (char *)(to->short_gradient + r * SHORT_CLASSES);
+        gradients[r] = out.row;
+        gradients[r].data = out.data[r];
+        losses[r] = (tl_loss){{.one_minus_eps = 0.9, .eps_over_v = 0.1 / SHORT_CLASSES}, r, 1, 0, &gradients[r], 1, 0};
+    }
+    tl_lse_of_block(backend, &rows, 0, &lse, cancel);
+    tl_losses_of_block(backend, &rows, &lse, losses, &out, to->of_short, cancel);
+    free(rows.scratch);
+}
+
 static double compute_row(const work *w, int64_t i, tl_cancel *cancel) {
     const tl_backend *backend = w->backend;
     found *to = &w->of_row[i];
@@ -78,6 +105,7 @@ static double compute_row(const work *w, int64_t i, tl_cancel *cancel) {
     to->logsumexp = tl_logsumexp(lse);
     tl_softmax(backend, &row, lse, &softmax, 1, cancel);
     compute_losses(backend, &row, i, to, cancel);
+    compute_block(backend, logits[i], to, cancel);
     return token.nll;
 }
 

@@ -1,0 +1,303 @@
+/* Blocks of rows, for golden.c and guarded.c: their results must be those of the functions for single rows to the bit,
+ * whatever the layout and the number of rows, and nothing else may be written. */
+#ifndef TOKENLOSS_TESTS_BLOCKS_H
+#define TOKENLOSS_TESTS_BLOCKS_H
+
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "kernels.h"
+#include "losses.h"
+#include "rows.h"
+
+#define LONGEST_IN_BLOCK (TL_SHORT_ROW + 1)
+
+/* Rows one after another, from another one on, with gaps between classes, backwards, or with bytes swapped; class-major
+ * rows that are all neighbours, of two images, or swapped. */
+typedef enum {
+    ROWS_IN_ORDER,
+    ROWS_ROTATED,
+    ROWS_APART,
+    ROWS_BACKWARDS,
+    ROWS_SWAPPED,
+    PLANES,
+    PLANES_OF_IMAGES,
+    PLANES_SWAPPED,
+    BLOCK_LAYOUTS
+} block_layout;
+
+/* What a block is for; and where its memory is, so many bytes. */
+typedef enum { BLOCK_LOGITS, BLOCK_RESULTS, BLOCK_MASSES, BLOCK_WEIGHTS, BLOCK_SCRATCH } block_part;
+typedef char *block_place(block_part part, size_t bytes);
+
+typedef struct {
+    block_layout layout, out_layout;
+    int64_t classes;
+    int count, dtype, kind; /* of rows; of their elements, as fill knows them */
+    uint64_t wanted;
+    double logit_scale, softcap;
+    const loss_case *loss;
+    block_place *place;
+} block_case;
+
+/* Rows in memory: where each begins, of which they fill `extent` bytes. */
+typedef struct {
+    tl_row row;
+    ptrdiff_t at[TL_BLOCK_ROWS], extent;
+    char *memory;
+} block_rows;
+
+static int same(double a, double b) { return tl_to_bits(a) == tl_to_bits(b) || (a != a && b != b); }
+
+static void require(int holds, const char *what, const tl_row *row) {
+    if (!holds) {
+        printf("%s of %s differs, %d classes\n", what, dtype_names[row->dtype & ~TL_SWAPPED], (int)row->count);
+        exit(1);
+    }
+}
+
+static int is_in_planes(block_layout layout) { return layout >= PLANES; }
+
+static block_rows place_rows(const block_case *of, block_part part, block_layout layout) {
+    ptrdiff_t size = tl_itemsize(of->dtype), apart = layout == ROWS_APART ? 3 * size : size;
+    ptrdiff_t in_row = (ptrdiff_t)of->classes * apart;
+    int images = layout == PLANES_OF_IMAGES ? 2 : 1, of_image = (of->count + images - 1) / images;
+    block_rows rows = {.row = {NULL, of->classes, apart, of->dtype, of->dtype, 1, 0, 0}, .extent = 0};
+    if (is_in_planes(layout))
+        rows.row.stride = of_image * size;
+    if (layout == ROWS_BACKWARDS)
+        rows.row.stride = -size;
+    if (layout == ROWS_SWAPPED || layout == PLANES_SWAPPED)
+        rows.row.dtype |= TL_SWAPPED;
+    for (int r = 0; r < of->count; r++) {
+        rows.at[r] = layout == ROWS_ROTATED ? (r + 7) % of->count * in_row : r * in_row;
+        if (layout == ROWS_BACKWARDS)
+            rows.at[r] += in_row - size;
+        if (is_in_planes(layout))
+            rows.at[r] = r / of_image * rows.row.stride * (ptrdiff_t)of->classes + r % of_image * size;
+        ptrdiff_t last = rows.at[r] + ((ptrdiff_t)of->classes - 1) * rows.row.stride;
+        ptrdiff_t end = (last > rows.at[r] ? last : rows.at[r]) + size;
+        rows.extent = end > rows.extent ? end : rows.extent;
+    }
+    rows.memory = of->place(part, (size_t)rows.extent);
+    return rows;
+}
+
+static tl_row row_in(const block_rows *rows, int r) {
+    tl_row row = rows->row;
+    row.data = rows->memory + rows->at[r];
+    return row;
+}
+
+/* A block, its results, and what they should be, of single rows. */
+typedef struct {
+    const tl_backend *backend;
+    const block_case *of;
+    tl_cancel *cancel;
+    block_rows logits, results;
+    tl_row_block rows;
+    tl_out_block out;
+    tl_block_lse lse;
+    tl_loss losses[TL_BLOCK_ROWS];
+    double values[TL_BLOCK_ROWS];
+    double expected_values[TL_BLOCK_ROWS];
+    double expected[TL_BLOCK_ROWS][LONGEST_IN_BLOCK]; /* in native order, of the rows' dtype */
+} tested_block;
+
+static tl_row expected_row(tested_block *block, int r) {
+    tl_row row = {(char *)block->expected[r], block->of->classes, tl_itemsize(block->of->dtype), block->of->dtype,
+                  block->of->dtype, 1, 0, 0};
+    return row;
+}
+
+static int is_expected(const tested_block *block, int r) { return (int)(block->of->wanted >> r & 1); }
+
+/* Compares what was written for each wanted row, and sees that all else is as it was; class-major rows that are not
+ * wanted may have become 0. */
+static void require_results(tested_block *block, const char *what) {
+    const tl_row *like = &block->results.row;
+    for (int r = 0; r < block->of->count; r++) {
+        tl_row row = row_in(&block->results, r), expected = expected_row(block, r);
+        for (int64_t k = 0; k < row.count; k++) {
+            char *at = (char *)(uintptr_t)row.data + k * row.stride;
+            double value = tl_load(at, row.dtype);
+            if (is_expected(block, r))
+                require(same(value, tl_load(expected.data + k * expected.stride, expected.dtype)), what, like);
+            if (is_expected(block, r) || (block->rows.class_major && tl_to_bits(value) == 0))
+                memset(at, 0x55, (size_t)tl_itemsize(row.dtype));
+        }
+    }
+    for (ptrdiff_t i = 0; i < block->results.extent; i++)
+        require(block->results.memory[i] == 0x55, "what lies beside the results", like);
+}
+
+static void require_values(const tested_block *block, const char *what) {
+    for (int r = 0; r < block->of->count; r++)
+        require(!is_expected(block, r) || same(block->values[r], block->expected_values[r]), what, &block->logits.row);
+}
+
+/* Reduces the block without a class of each row, or all; memory is as it may have been left by other rows. */
+static void reduce_block(tested_block *block, int without_class, int wants_lanes) {
+    size_t bytes = tl_row_block_bytes(block->of->classes, block->rows.class_major);
+    memset(block->rows.scratch, 0xff, bytes > 1 ? bytes - 1 : bytes);
+    memset(&block->lse, 0xff, sizeof block->lse);
+    for (int r = 0; r < block->of->count; r++) {
+        int64_t nonzero, excluded = block->losses[r].target;
+        if (without_class && excluded < 0 && is_expected(block, r))
+            excluded = tl_soft_target_argmax(block->backend, &block->losses[r].soft, block->of->classes, &nonzero,
+                                             block->cancel);
+        block->rows.excluded[r] = without_class && is_expected(block, r) ? excluded : -1;
+    }
+    tl_lse_of_block(block->backend, &block->rows, wants_lanes, &block->lse, block->cancel);
+}
+
+static void check_logsumexps(tested_block *block) {
+    for (int r = 0; r < block->of->count; r++) {
+        tl_row row = row_in(&block->logits, r);
+        tl_lse_acc state;
+        tl_lse_row(block->backend, &row, -1, &state, block->cancel);
+        block->expected_values[r] = tl_logsumexp_of(block->backend, &row, &state, -1, NULL, block->cancel);
+    }
+    block->rows.keeps_logits = 0;
+    reduce_block(block, 0, 1);
+    tl_logsumexp_of_block(block->backend, &block->rows, &block->lse, block->values, block->cancel);
+    require_values(block, "logsumexp in a block");
+}
+
+static void check_softmaxes(tested_block *block, int is_log) {
+    for (int r = 0; r < block->of->count; r++) {
+        tl_row row = row_in(&block->logits, r), to = expected_row(block, r);
+        tl_lse_acc state;
+        tl_lse_row(block->backend, &row, -1, &state, block->cancel);
+        tl_lse lse = tl_lse_finish(&state, &row);
+        if (tl_logsumexp(lse) - tl_logsumexp(lse) != 0)
+            tl_fill(&to, (double)NAN);
+        else
+            (is_log ? tl_log_softmax : tl_softmax)(block->backend, &row, lse, &to, 0, block->cancel);
+    }
+    block->rows.keeps_logits = 1;
+    reduce_block(block, 0, 0);
+    tl_softmax_of_block(block->backend, &block->rows, &block->lse, is_log, &block->out, block->cancel);
+    require_results(block, is_log ? "log_softmax in a block" : "softmax in a block");
+}
+
+static void find_losses(tested_block *block, int has_grad, int keeps_logits) {
+    block->rows.keeps_logits = keeps_logits;
+    reduce_block(block, 1, 0);
+    tl_losses_of_block(block->backend, &block->rows, &block->lse, block->losses, has_grad ? &block->out : NULL,
+                       block->values, block->cancel);
+    require_values(block, "loss in a block");
+}
+
+static void check_losses(tested_block *block) {
+    static tl_row to[TL_BLOCK_ROWS];
+    for (int r = 0; r < block->of->count; r++) {
+        tl_row row = row_in(&block->logits, r), expected = expected_row(block, r);
+        if (!is_expected(block, r))
+            continue;
+        block->losses[r].grad = &expected;
+        block->expected_values[r] = loss_of_row(block->backend, &row, &block->losses[r], block->cancel);
+        block->losses[r].grad = NULL;
+    }
+    find_losses(block, 0, block->of->loss->smoothing != 0);
+    for (int r = 0; r < block->of->count; r++) {
+        to[r] = row_in(&block->results, r);
+        block->losses[r].grad = &to[r];
+    }
+    find_losses(block, 1, 1);
+    require_results(block, "gradient in a block");
+    if (block->of->layout != block->of->out_layout)
+        return;
+    memcpy(block->results.memory, block->logits.memory, (size_t)block->logits.extent); /* over the logits */
+    for (int r = 0; r < block->of->count; r++)
+        block->rows.data[r] = to[r].data;
+    find_losses(block, 1, 1);
+    for (int r = 0; r < block->of->count; r++) {
+        tl_row expected = expected_row(block, r);
+        for (int64_t k = 0; k < expected.count && is_expected(block, r); k++)
+            require(same(tl_load(to[r].data + k * to[r].stride, to[r].dtype),
+                         tl_load(expected.data + k * expected.stride, expected.dtype)),
+                    "gradient over the logits of a block", &expected);
+    }
+}
+
+static void make_block_losses(tested_block *block) {
+    const block_case *of = block->of;
+    size_t mass_bytes = (size_t)(of->classes * tl_itemsize(of->loss->mass_dtype));
+    char *masses = of->place(BLOCK_MASSES, mass_bytes * (size_t)of->count);
+    char *weights = of->place(BLOCK_WEIGHTS, 4 * (size_t)of->classes);
+    for (int r = 0; r < of->count; r++) {
+        int64_t target = (int64_t)(random_bits() % (uint64_t)of->classes);
+        memset(&block->losses[r], 0xff, sizeof block->losses[r]); /* nothing asks for that of an unwanted row */
+        if (is_expected(block, r))
+            block->losses[r] = make_loss(of->loss, of->classes, target, masses + mass_bytes * (size_t)r, weights);
+    }
+}
+
+/* All results of a block. */
+static void check_block(const tl_backend *backend, const block_case *of, tl_cancel *cancel) {
+    static tested_block block;
+    int class_major = is_in_planes(of->layout);
+    block.backend = backend;
+    block.of = of;
+    block.cancel = cancel;
+    block.logits = place_rows(of, BLOCK_LOGITS, of->layout);
+    block.results = place_rows(of, BLOCK_RESULTS, of->out_layout);
+    block.rows = (tl_row_block){.row = block.logits.row, .count = of->count, .class_major = class_major};
+    block.rows.scratch = of->place(BLOCK_SCRATCH, tl_row_block_bytes(of->classes, class_major));
+    block.rows.wanted = of->wanted;
+    block.out = (tl_out_block){.row = block.results.row, .nontemporal_stores = of->classes % 2 == 1};
+    block.logits.row.logit_scale = block.rows.row.logit_scale = of->logit_scale;
+    block.logits.row.softcap = block.rows.row.softcap = of->softcap;
+    if (tl_is_scaled_or_capped(&block.rows.row))
+        block.logits.row.compute_dtype = block.rows.row.compute_dtype = TL_FLOAT64;
+    double equal = 20 * centred();
+    for (int r = 0; r < of->count; r++) {
+        tl_row row = row_in(&block.logits, r);
+        block.rows.data[r] = row.data;
+        block.out.data[r] = block.results.memory + block.results.at[r];
+        for (int64_t k = 0; k < of->classes; k++) {
+            char element[8], *to = (char *)(uintptr_t)row.data + k * row.stride;
+            int size = tl_itemsize(row.dtype);
+            fill(element, of->dtype, of->kind, equal);
+            for (int i = 0; i < size; i++)
+                to[i] = element[row.dtype & TL_SWAPPED ? size - 1 - i : i];
+        }
+    }
+    memset(block.results.memory, 0x55, (size_t)block.results.extent);
+    make_block_losses(&block);
+    check_logsumexps(&block);
+    if (!tl_is_scaled_or_capped(&block.rows.row)) {
+        check_softmaxes(&block, 0);
+        check_softmaxes(&block, 1);
+    }
+    check_losses(&block);
+}
+
+/* Lengths of rows: all of few classes, those around the sizes of lanes and chunks, and some that are not short. */
+static const int64_t block_lengths[] = {1,  2,  3,  4,  5,  6,   7,   8,   9,   10,  11,  12,  13,  14,  15,  16,  17,
+                                        18, 19, 20, 31, 32, 33,  47,  48,  49,  63,  64,  65,  100, 127, 128, 129, 191,
+                                        193, 255, 256, 257, 300, 320, 383, 384, 385, 447, 449, 500, 511, 512, 513};
+#define BLOCK_LENGTHS ((int)(sizeof block_lengths / sizeof *block_lengths))
+
+static int die(int sides) { return (int)(random_bits() % (uint64_t)sides); }
+
+/* A block of some layout, number of rows and loss. */
+static block_case some_block(int64_t classes, int dtype, int kind, block_place *place) {
+    block_case of = {.layout = (block_layout)die(BLOCK_LAYOUTS), .classes = classes, .dtype = dtype, .kind = kind};
+    int most = classes > TL_SHORT_ROW ? 20 : tl_row_block_rows(classes, is_in_planes(of.layout));
+    of.out_layout = die(3) ? of.layout : (block_layout)die(BLOCK_LAYOUTS);
+    of.count = die(4) ? 1 + die(most) : most;
+    of.wanted = ~(uint64_t)0 >> (TL_BLOCK_ROWS - of.count);
+    if (die(3) == 0)
+        of.wanted &= random_bits() | random_bits();
+    of.logit_scale = die(6) ? 1 : 0.75;
+    of.softcap = die(12) ? 0 : 30;
+    of.loss = &loss_cases[die(LOSS_CASES)];
+    if (of.loss->kind == NO_MASS && of.loss->z_loss == 0) /* such rows come into no block */
+        of.loss = &loss_cases[0];
+    of.place = place;
+    return of;
+}
+
+#endif

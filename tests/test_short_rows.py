@@ -1,0 +1,400 @@
+"""Short rows are reduced side by side, in blocks, and have every bit that each has in a call of its own.
+
+A single row is reduced as long ones are, so these tests compare both ways; kernels/blocks.h does so for functions in C.
+"""
+
+import itertools
+
+import numpy as np
+import pytest
+from arrays import (
+    FLOATS,
+    LAYOUTS,
+    assert_same_bits,
+    bits,
+    class_first_in_memory,
+    misaligned,
+    sum_of,
+    swapped,
+)
+
+from tokenloss import cross_entropy, cross_entropy_and_grad, log_softmax, logsumexp, softmax
+
+LENGTHS = range(1, 521)  # rows of more than 512 classes are not short
+SOME_LENGTHS = [1, 2, 3, 4, 5, 7, 8, 15, 16, 17, 31, 33, 63, 64, 65, 79, 81, 127, 128, 129, 200, 256, 257, 320, 321]
+SOME_LENGTHS += [384, 385, 400, 448, 449, 500, 511, 512, 513]
+FEW_LENGTHS = [1, 2, 3, 10, 16, 63, 65, 130, 257, 512]
+BATCHES = [(16,), (5,), (17,), (2, 3, 7), (9,), (1,), (31,), (1, 4, 4), (3,), (20,), (3, 5, 1), (2,), (67,)]
+
+each_dtype = pytest.mark.parametrize("dtype", FLOATS, ids=str)
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(15)
+
+
+# what is computed: lists of results, each of which has a number or the classes for each position
+
+
+def logsumexps(logits, targets, where, axis, **options):
+    return [logsumexp(logits, axis=axis, **options)]
+
+
+def probabilities(logits, targets, where, axis, **options):
+    return [softmax(logits, axis=axis, **options), log_softmax(logits, axis=axis, **options)]
+
+
+def losses(logits, targets, where, axis, **options):
+    return [cross_entropy(logits, targets, where=where, axis=axis, reduction="none", **options)]
+
+
+def gradients(logits, targets, where, axis, **options):
+    return cross_entropy_and_grad(logits, targets, where=where, axis=axis, reduction="none", **options)
+
+
+WEIGHTED = {"weight": True}  # made for the number of classes
+SMOOTHED = {"label_smoothing": 0.1}
+SMOOTHED_AND_WEIGHTED = SMOOTHED | WEIGHTED
+PENALIZED = {"z_loss": 1e-2}
+SCALED = {"logit_scale": 0.7}
+OVERFLOWING = {"logit_scale": 1e307}
+CAPPED = {"softcap": 5.0}
+EVERYTHING = {"label_smoothing": 0.2, "z_loss": 1e-3, "logit_scale": 1.7, "softcap": 3.0, "weight": True}
+FUNCTIONS = {
+    "logsumexp": (logsumexps, "ids", {}),
+    "softmax": (probabilities, "ids", {}),
+    "losses": (losses, "ids", {}),
+    "losses_weighted": (losses, "ids", WEIGHTED),
+    "losses_smoothed": (losses, "ids", SMOOTHED),
+    "losses_overflowing": (losses, "ids", OVERFLOWING),
+    "losses_with_everything": (losses, "ids", EVERYTHING),
+    "losses_of_distributions": (losses, "distributions", {}),
+    "losses_of_distributions_weighted": (losses, "distributions", WEIGHTED),
+    "losses_of_distributions_with_everything": (losses, "distributions", EVERYTHING),
+    "gradients": (gradients, "ids", {}),
+    "gradients_weighted": (gradients, "ids", WEIGHTED),
+    "gradients_smoothed": (gradients, "ids", SMOOTHED),
+    "gradients_smoothed_and_weighted": (gradients, "ids", SMOOTHED_AND_WEIGHTED),
+    "gradients_penalized": (gradients, "ids", PENALIZED),
+    "gradients_scaled": (gradients, "ids", SCALED),
+    "gradients_overflowing": (gradients, "ids", OVERFLOWING),
+    "gradients_capped": (gradients, "ids", CAPPED),
+    "gradients_with_everything": (gradients, "ids", EVERYTHING),
+    "gradients_of_distributions": (gradients, "distributions", {}),
+    "gradients_of_distributions_penalized": (gradients, "distributions", SMOOTHED | PENALIZED),
+}
+each_function = pytest.mark.parametrize("name", FUNCTIONS)
+
+
+# rows that try what their neighbours could change
+
+
+def plain(rng, shape):
+    return 3 * rng.standard_normal(shape)
+
+
+def log_probabilities(rng, shape):
+    """Of near-certain classes, or of about equal ones: the logsumexp is near 0."""
+    rows = rng.standard_normal(shape) * rng.choice([0.1, 10, 40], (*shape[:-1], 1))
+    return rows - np.logaddexp.reduce(rows, -1, keepdims=True)
+
+
+def masked_classes(rng, shape):
+    return np.where(rng.random(shape) < 0.3, -np.inf, plain(rng, shape))
+
+
+def ties(rng, shape):
+    return np.round(rng.standard_normal(shape))
+
+
+def wide(rng, shape):
+    return rng.standard_normal(shape) * 10.0 ** rng.uniform(-6, 4, (*shape[:-1], 1))
+
+
+def mixed(rng, shape):
+    """Single rows that have to be reduced by themselves, and rows of special values."""
+    rows = plain(rng, shape)
+    classes = shape[-1]
+    for row in rows.reshape(-1, classes):
+        k = rng.integers(classes)
+        match rng.integers(16):
+            case 0:
+                row[k] = np.nan
+            case 1:
+                row[k] = np.inf
+            case 2:
+                row[:] = -np.inf
+            case 3:
+                row[:] = rng.choice([-1e30, 1e30, 65536, -65537, 7e4])
+            case 4:
+                row += rng.choice([-1e5, 1e5, 65530])
+            case 5:
+                row[k] = rng.choice([1e6, -1e6, 1e38, -1e38])
+            case 6:
+                row[:] = rng.choice([0.0, -0.0, 1e-42, -5e-324], classes)
+            case 7:
+                row[k:] = -1e9
+            case 8:
+                row[:] = np.nan
+    return rows
+
+
+KINDS = [plain, mixed, log_probabilities, masked_classes, ties, wide, mixed]
+
+
+def padded(array):
+    """Two other classes lie between rows."""
+    return np.concatenate([array, array[..., :1], array[..., :1]], -1)[..., :-2]
+
+
+def sliced(array):
+    """Neighbours in memory are every other position."""
+    return class_first_in_memory(np.repeat(array, 2, -2))[..., ::2, :]
+
+
+def cut(array):
+    """In class-major layout, some positions lie between the last and the first of two lines of positions."""
+    return class_first_in_memory(np.concatenate([array, array[..., :1, :]], -2))[..., :-1, :]
+
+
+LAYOUTS_OF_ROWS = LAYOUTS | {
+    "padded": padded,
+    "sliced": sliced,
+    "cut": cut,
+    "class_first_and_swapped": lambda array: swapped(class_first_in_memory(array)),
+    "class_first_and_backwards": lambda array: class_first_in_memory(array[..., ::-1, :])[..., ::-1, :],
+    "class_first_and_misaligned": lambda array: np.moveaxis(misaligned(np.moveaxis(array, -1, 0)), 0, -1),
+}
+
+
+CHANNELS = "channels"  # (N, C, H, W), or (C, N): the class axis is another one
+CHOSEN_LAYOUTS = ["c", CHANNELS, *LAYOUTS_OF_ROWS, CHANNELS]
+
+
+def axis_in(layout, array):
+    return -1 if layout != CHANNELS else 1 if array.ndim > 2 else 0
+
+
+def in_layout(layout, array):
+    """A copy whose last axis is that of the layout."""
+    if layout == CHANNELS:
+        return np.moveaxis(array, -1, axis_in(layout, array)).copy()
+    return LAYOUTS_OF_ROWS[layout](array.copy())
+
+
+class Problem:
+    """Rows of some kind with targets of each kind; a third of the problems has no masked position."""
+
+    def __init__(self, rng, kind, batch, classes, dtype):
+        with np.errstate(over="ignore"):
+            self.logits = kind(rng, (*batch, classes)).astype(dtype)
+        if dtype == np.float16:  # which would be infinite
+            self.logits = np.where(rng.random(batch)[..., None] < 0.9, np.clip(self.logits, -6e4, 6e4), self.logits)
+            self.logits = self.logits.astype(dtype)
+        shares = rng.random((*batch, classes)) * (rng.random((*batch, classes)) < rng.choice([0.1, 0.5, 1]))
+        ids = rng.integers(0, classes, batch)
+        self.where = None
+        if rng.random() < 0.67:
+            self.where = rng.random(batch) < rng.choice([0.2, 0.8, 0.95])
+            ids = np.where(rng.random(batch) < 0.1, -100, ids)
+        self.targets = {"ids": ids, "distributions": shares.astype(rng.choice([np.float32, np.float64]))}
+        self.weight = rng.random(classes) - 0.1
+
+    def call(self, name, layout="c", **options):
+        """The results of a function, as arrays of one row for each position."""
+        function, kind, of_function = FUNCTIONS[name]
+        logits, axis = in_layout(layout, self.logits), axis_in(layout, self.logits)
+        targets = in_layout(layout, self.targets[kind]) if kind == "distributions" else self.targets[kind]
+        return by_rows(
+            function(logits, targets, self.where, axis, **self.options(of_function), **options), axis, logits
+        )
+
+    def call_for_each_row(self, name):
+        function, kind, options = FUNCTIONS[name]
+        classes = self.logits.shape[-1]
+        rows = self.logits.reshape(-1, 1, classes)
+        targets = self.targets[kind].reshape(len(rows), 1, *[classes] * (kind == "distributions"))
+        where = np.ones(len(rows), bool) if self.where is None else self.where.ravel()
+        each = [
+            by_rows(function(row, target, is_kept[None], -1, **self.options(options)), -1, row)
+            for row, target, is_kept in zip(rows, targets, where, strict=True)
+        ]
+        return [np.concatenate(results) for results in zip(*each, strict=True)]
+
+    def options(self, options):
+        return options | {"weight": self.weight} if "weight" in options else options
+
+
+def by_rows(results, axis, logits):
+    """Results of each class, or of none, as arrays of one row for each position."""
+    moved = [np.moveaxis(result, axis, -1) if result.ndim == logits.ndim else result[..., None] for result in results]
+    return [array.reshape(-1, array.shape[-1]) for array in moved]
+
+
+def assert_all_same_bits(results, expected, what):
+    for actual, rows in zip(results, expected, strict=True):
+        if not np.array_equal(bits(actual), bits(rows)):  # which takes a tenth of the assertion's time
+            assert_same_bits(actual, rows, what)
+
+
+def check(name, problem, layout, what):
+    """Compare the results of all rows in this layout with those of each row by itself."""
+    assert_all_same_bits(problem.call(name, layout), problem.call_for_each_row(name), f"{layout} {what}")
+
+
+# every number of classes
+
+
+def test_choices_meet_in_all_ways():
+    """Their numbers have no factor in common."""
+    numbers = [len(choices) for choices in (CHOSEN_LAYOUTS, BATCHES, KINDS, FLOATS)]
+    assert np.lcm.reduce(numbers) == np.prod(numbers)
+
+
+def check_lengths(name, lengths, dtypes, rng):
+    """Each length with the next layout, batch, kind of rows and dtype."""
+    choices = map(itertools.cycle, (CHOSEN_LAYOUTS, BATCHES, KINDS, dtypes))
+    for classes, layout, batch, kind, dtype in zip(lengths, *choices, strict=False):
+        problem = Problem(rng, kind, batch, classes, dtype)
+        check(name, problem, layout, f"{batch} of {classes} classes, {kind.__name__} {dtype}")
+
+
+@each_function
+def test_every_length_gives_the_bits_of_rows_alone(name, rng):
+    check_lengths(name, LENGTHS, FLOATS, rng)
+
+
+@each_function
+def test_some_lengths_give_the_bits_of_rows_alone_on_every_backend(name, rng, backend):
+    check_lengths(name, SOME_LENGTHS, FLOATS, rng)
+
+
+@pytest.mark.slow
+@each_function
+@each_dtype
+def test_every_length_gives_the_bits_of_rows_alone_on_every_backend(name, dtype, rng, backend):
+    check_lengths(name, LENGTHS, [dtype], rng)
+
+
+# numbers of rows
+
+
+@each_dtype
+@pytest.mark.parametrize("layout", ["c", CHANNELS, "swapped", "sliced"])
+def test_every_number_of_rows_gives_the_bits_of_rows_alone(layout, dtype, rng):
+    for rows in range(1, 71):
+        for name in ("logsumexp", "softmax", "losses", "gradients"):
+            classes = FEW_LENGTHS[(rows + len(name)) % len(FEW_LENGTHS)]
+            problem = Problem(rng, KINDS[rows % 2], (rows,), classes, dtype)
+            check(name, problem, layout, f"{rows} rows of {classes} classes")
+
+
+@pytest.mark.parametrize("kept", ["first", "last", "none", "every_16th", "all_but_one_in_16", "second_block"])
+@pytest.mark.parametrize("layout", ["c", CHANNELS])
+def test_masked_rows_change_no_bit_of_short_rows(layout, kept, rng):
+    rows = np.arange(150)
+    where = {
+        "first": rows == 0,
+        "last": rows == 149,
+        "none": rows < 0,
+        "every_16th": rows % 16 == 5,
+        "all_but_one_in_16": rows % 16 != 15,
+        "second_block": (rows >= 64) & (rows < 128),
+    }[kept]
+    for classes in FEW_LENGTHS:
+        for kind in (plain, mixed):
+            problem = Problem(rng, kind, (150,), classes, np.float32)
+            problem.where = where
+            for name in ("losses", "gradients", "gradients_smoothed", "gradients_of_distributions"):
+                check(name, problem, layout, f"{classes} classes")
+
+
+@each_function
+def test_workers_change_no_bit_of_short_rows(name, rng):
+    for classes in (3, 40, 300):
+        problem = Problem(rng, mixed, (1003,), classes, np.float32)
+        for layout in ("c", CHANNELS):
+            expected = problem.call(name, layout, workers=1)
+            for workers in (2, 3, 7):
+                results = problem.call(name, layout, workers=workers)
+                assert_all_same_bits(results, expected, f"{workers} workers, {layout}, {classes} classes")
+
+
+# results over the logits, or in an array of another layout
+
+
+def written(name, problem, given, to=None):
+    """The results of logits in a layout that are written over them, or in another layout."""
+    logits, axis = in_layout(given, problem.logits), axis_in(given, problem.logits)
+    out = logits if to is None else in_layout(to, problem.logits)
+    if name in ("softmax", "log_softmax"):
+        results = [{"softmax": softmax, "log_softmax": log_softmax}[name](logits, axis=axis, out=out)]
+    else:
+        function, kind, options = FUNCTIONS[name]
+        targets = in_layout(given, problem.targets[kind]) if kind == "distributions" else problem.targets[kind]
+        results = function(logits, targets, problem.where, axis, out=out, **problem.options(options))
+    assert results[-1] is out
+    return by_rows(results, axis, logits)
+
+
+WRITERS = ["softmax", "log_softmax", "gradients", "gradients_smoothed", "gradients_scaled", "gradients_capped"]
+WRITERS += ["gradients_of_distributions", "gradients_smoothed_and_weighted"]
+
+
+@each_dtype
+@pytest.mark.parametrize("name", WRITERS)
+def test_results_over_the_logits_have_the_bits_of_those_elsewhere(name, dtype, rng):
+    layouts = ["c", CHANNELS, "fortran", "swapped", "class_first_and_swapped", "cut", "sliced", "strided", "backwards"]
+    for classes, kind, batch in itertools.product(FEW_LENGTHS, [plain, mixed], [(70,), (2, 3, 7)]):
+        problem = Problem(rng, kind, batch, classes, dtype)
+        expected = written(name, problem, "c", "c")
+        for layout in layouts:
+            what = f"{layout} {batch} of {classes} classes, {kind.__name__}"
+            assert_all_same_bits(written(name, problem, layout), expected, what)
+
+
+@each_dtype
+@pytest.mark.parametrize("name", WRITERS)
+def test_results_in_another_layout_have_the_same_bits(name, dtype, rng):
+    layouts = itertools.permutations(["c", "class_first_in_memory", "swapped", "strided", "sliced"], 2)
+    for classes, (given, to) in zip(itertools.cycle(FEW_LENGTHS), layouts, strict=False):
+        problem = Problem(rng, mixed if classes % 2 else plain, (37,), classes, dtype)
+        expected = written(name, problem, "c", "c")
+        assert_all_same_bits(written(name, problem, given, to), expected, f"{given} to {to}, {classes} classes")
+
+
+# rows that share memory
+
+
+@each_dtype
+@pytest.mark.parametrize("name", ["logsumexp", "softmax", "losses", "losses_smoothed", "gradients"])
+def test_rows_that_share_memory_have_the_bits_of_rows_alone(name, dtype, rng):
+    function, kind, options = FUNCTIONS[name]
+    for classes in FEW_LENGTHS:
+        problem = Problem(rng, plain, (40,), classes, dtype)
+        shared = {
+            "windows": np.lib.stride_tricks.sliding_window_view(plain(rng, 39 + classes).astype(dtype), classes),
+            "one row": np.broadcast_to(problem.logits[0], (40, classes)),
+            "one class": np.broadcast_to(problem.logits[:, :1], (40, classes)),
+            "one logit": np.broadcast_to(problem.logits[0, 0], (40, classes)),
+        }
+        for what, logits in shared.items():
+            problem.logits = logits.copy()
+            actual = by_rows(function(logits, problem.targets[kind], problem.where, -1, **options), -1, logits)
+            assert_all_same_bits(actual, problem.call_for_each_row(name), f"{what}, {classes} classes")
+
+
+# sums
+
+
+@each_dtype
+def test_sums_of_short_rows_are_those_of_their_losses(dtype, rng):
+    for classes in SOME_LENGTHS:
+        problem = Problem(rng, plain, (83,), classes, dtype)
+        for layout in ("c", CHANNELS):
+            logits, ids = in_layout(layout, problem.logits), problem.targets["ids"]
+            options = {"where": problem.where, "axis": axis_in(layout, logits), "weight": problem.weight}
+            values = cross_entropy(logits, ids, reduction="none", **options)
+            total = cross_entropy(logits, ids, reduction="sum", **options)
+            assert_same_bits(total, sum_of(values), f"{layout}, {classes} classes")
