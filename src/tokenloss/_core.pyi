@@ -141,7 +141,7 @@ class CrossEntropy(LogSumExpJob):
     ) -> None: ...
 
 @final
-class TokenStats(RowJob):
+class TokenStats(LogSumExpJob):
     def __init__(
         self,
         scores: Scores,

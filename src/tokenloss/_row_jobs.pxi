@@ -329,7 +329,7 @@ cdef class CrossEntropy(LogSumExpJob):
 
 
 @cython.final
-cdef class TokenStats(RowJob):
+cdef class TokenStats(LogSumExpJob):
     """The columns of a token."""
 
     cdef double[::1] logsumexp, entropy, top_logprobs
@@ -343,6 +343,7 @@ cdef class TokenStats(RowJob):
         self.set_up(scores, positions, nll)
         self.need_class_ids()
         self.logit_scale, self.softcap, self.top_k = logit_scale, softcap, top_k
+        self.is_class_major, self.excludes_classes, self.keeps_logits = scores.is_class_major(), True, True
         self.logsumexp, self.entropy = columns["logsumexp"], columns["entropy"]
         self.rank, self.argmax = columns["rank"], columns["argmax"]
         self.is_greedy, self.kept = columns["is_greedy"], columns["kept"]
@@ -369,6 +370,25 @@ cdef class TokenStats(RowJob):
         self.argmax[row] = -1
         for i in range(row * self.top_k, (row + 1) * self.top_k):
             self.top_ids[i] = -1
+
+    cdef void reduce_block(self, Block *block, Totals *totals, tl_cancel *cancel) noexcept nogil:
+        """Writes the columns of short rows; those that need more care are reduced by themselves."""
+        cdef tl_token_block tokens
+        cdef tl_token_stats token
+        cdef tl_topk tops[BLOCK_ROWS]
+        cdef uint64_t found
+        cdef int i
+        if self.top_k > 0:
+            for i in range(block.rows.count):
+                tops[i] = self.top_of(block.number[i])
+        found = tl_token_stats_of_block(backend, &block.rows, tops if self.top_k > 0 else NULL, &tokens, cancel)
+        for i in range(block.rows.count):
+            if found >> i & 1:
+                token.nll, token.logsumexp, token.entropy = tokens.nll[i], tokens.logsumexp[i], tokens.entropy[i]
+                token.rank, token.argmax = tokens.rank[i], tokens.argmax[i]
+                block.values[i] = self.write_token(block.number[i], block.target[i], &token)
+            elif block.rows.wanted >> i & 1:
+                block.values[i] = self.reduce_row(block.number[i], block.target[i], totals, cancel)
 
     cdef double reduce_row(self, int64_t row, int64_t target, Totals *totals, tl_cancel *cancel) noexcept nogil:
         cdef tl_row logits = self.row_at(row)

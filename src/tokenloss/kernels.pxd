@@ -129,6 +129,13 @@ cdef extern from "_kernels/kernels.h" nogil:
                                   const double *, const tl_out_block *, double *, tl_cancel *)
     void tl_mass_losses_of_block(const tl_backend *, const tl_row_block *, const tl_block_lse *, const tl_loss *,
                                  double *, tl_cancel *)
+    ctypedef struct tl_token_block:
+        double nll[64]
+        double logsumexp[64]
+        double entropy[64]
+        int64_t rank[64]
+        int64_t argmax[64]
+    uint64_t tl_token_stats_of_block(const tl_backend *, const tl_row_block *, tl_topk *, tl_token_block *, tl_cancel *)
     ctypedef struct tl_loss_acc:
         int64_t excluded
     void tl_loss_begin(const tl_backend *, const tl_loss *, int64_t, tl_loss_acc *, int64_t *, tl_cancel *)

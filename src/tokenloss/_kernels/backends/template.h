@@ -146,6 +146,15 @@ TL_TARGET TL_INLINE int64_t f64_sum_counts(f64_bits counts) {
     return total;
 }
 
+TL_TARGET TL_INLINE void f32_store_counts(f32_bits counts, int64_t *to) {
+    uint32_t count[f32_WIDTH];
+    memcpy(count, &counts, sizeof count);
+    for (size_t j = 0; j < f32_WIDTH; j++)
+        to[j] = (int64_t)count[j];
+}
+
+TL_TARGET TL_INLINE void f64_store_counts(f64_bits counts, int64_t *to) { memcpy(to, &counts, sizeof counts); }
+
 TL_TARGET TL_INLINE void f32_store_bfloat16(uint16_t *p, f32_vec a) {
     uint32_t bits[f32_WIDTH];
     uint16_t rounded[f32_WIDTH];
@@ -400,6 +409,8 @@ const tl_backend JOIN(tl_, BACKEND) = {
     .interleave_planes = ALL_DTYPES(interleave_planes_),
     .deinterleave_planes = ALL_DTYPES(deinterleave_planes_),
     .short_sumexp = COMPUTE_DTYPES(short_sumexp_),
+    .short_moments = COMPUTE_DTYPES(short_moments_),
+    .short_ranks = COMPUTE_DTYPES(short_ranks_),
     .short_exp = COMPUTE_DTYPES(short_exp_),
     .short_sub = COMPUTE_DTYPES(short_sub_),
     .short_sum = COMPUTE_DTYPES(short_sum_),
