@@ -1,10 +1,10 @@
-"""token_scores of many short rows, which are reduced side by side, has the bits of single rows."""
+"""token_scores and kl_divergence of many short rows, which are reduced side by side, have the bits of single rows."""
 
 import numpy as np
 import pytest
 from arrays import FLOATS, LAYOUTS, assert_same_bits
 
-from tokenloss import token_scores
+from tokenloss import kl_divergence, token_scores
 from tokenloss.scores import COLUMNS
 
 CLASSES = [1, 2, 3, 15, 16, 17, 33, 64, 65, 100, 129, 200, 257, 400, 511, 512, 513]
@@ -108,3 +108,49 @@ def test_where_leaves_out_short_rows_whose_logits_are_nan(rng):
         assert (scores.kept == where).all()
         assert (scores.argmax[~where] == -1).all()
         assert (scores.top_ids[~where] == -1).all()
+
+
+def assert_kl_as_single_rows(base, logits, actual_base, actual_logits):
+    rows = range(len(base))
+    where = np.arange(len(base)) % 7 != 3
+    divergences = kl_divergence(actual_base, actual_logits, where=where, reduction="none")
+    single = [kl_divergence(base[i : i + 1], logits[i : i + 1], where=where[i : i + 1], reduction="none") for i in rows]
+    assert_same_bits(divergences, np.concatenate(single), f"{base.shape}, {base.dtype}, {logits.dtype}")
+
+
+def other_rows(rng, base, dtype, kind):
+    """Rows like those of the base, which have the same impossible classes or others."""
+    logits = rows_of(rng, *base.shape, dtype, kind)
+    if rng.random() < 0.5:
+        with np.errstate(over="ignore", invalid="ignore"):
+            logits = (base.astype(float) + rng.choice([0, 1e-3, 1]) * logits.astype(float)).astype(dtype)
+    return logits
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@each_dtype
+def test_kl_divergences_of_short_rows_are_those_of_single_rows(backend, rng, dtype, kind):
+    for classes in CLASSES if backend != "portable" else CLASSES[::4]:
+        base = rows_of(rng, int(rng.integers(2, 70)), classes, dtype, kind)
+        logits = other_rows(rng, base, rng.choice([dtype, *FLOATS]), KINDS[rng.integers(len(KINDS))])
+        assert_kl_as_single_rows(base, logits, base, logits)
+
+
+@each_layout
+@each_dtype
+def test_layouts_of_short_rows_give_the_kl_divergences_of_single_rows(rng, dtype, layout):
+    for count, classes in ((70, 5), (19, 130)):
+        base = rows_of(rng, count, classes, dtype, impossible_classes)
+        logits = other_rows(rng, base, dtype, KINDS[0])
+        for other_layout in (layout, "c", "fortran"):
+            assert_kl_as_single_rows(base, logits, LAYOUTS[layout](base), LAYOUTS[other_layout](logits))
+
+
+def test_where_leaves_out_short_rows_of_nan_in_either_array(rng):
+    base, logits = rows_of(rng, 70, 9, np.float32, KINDS[0]), rows_of(rng, 70, 9, np.float16, KINDS[0])
+    where = rng.random(70) < 0.5
+    base[~where], logits[~where] = np.nan, np.nan
+    for array in (base, np.asfortranarray(base)):
+        divergences = kl_divergence(array, logits, where=where, reduction="none")
+        assert (divergences[where] > 0).all()
+        assert (divergences[~where] == 0).all()

@@ -154,7 +154,7 @@ class TokenStats(LogSumExpJob):
     ) -> None: ...
 
 @final
-class KLDivergence(RowJob):
+class KLDivergence(LogSumExpJob):
     def __init__(
         self, scores: Scores, positions: Positions, numbers: npt.NDArray[np.float64] | None, other: Scores
     ) -> None: ...

@@ -119,6 +119,7 @@ cdef extern from "_kernels/kernels.h" nogil:
         tl_odds odds
     void tl_lse_of_block(const tl_backend *, const tl_row_block *, int, tl_block_lse *, tl_cancel *)
     void tl_logsumexp_of_block(const tl_backend *, const tl_row_block *, const tl_block_lse *, double *, tl_cancel *)
+    uint64_t tl_kl_of_block(const tl_backend *, const tl_row_block *, const tl_row_block *, double *)
     ctypedef struct tl_out_block:
         tl_row row
         char *data[64]
