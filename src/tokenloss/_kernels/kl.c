@@ -206,8 +206,8 @@ uint64_t tl_kl_of_block(const tl_backend *backend, const tl_row_block *base, con
     moments.other_shift = other_shift;
     tl_reduce_groups(backend, base, count, p, 0, &moments, &base_lse);
     tl_reduce_groups(backend, other, count, q, 0, NULL, &other_lse);
-    tl_end_lse(backend, base, TL_GROUP * in_groups, &base_lse);
-    tl_end_lse(backend, other, TL_GROUP * in_groups, &other_lse);
+    tl_end_lse(backend, &base->row, TL_GROUP * in_groups, 0, &base_lse);
+    tl_end_lse(backend, &other->row, TL_GROUP * in_groups, 0, &other_lse);
     uint64_t found = base_lse.grouped & other_lse.grouped;
     for (int i = 0; i < count; i++) {
         double sum = base_lse.sums.sum[i], other_sum = other_lse.sums.sum[i], mean = moments.sum[i] / sum;

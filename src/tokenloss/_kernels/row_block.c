@@ -222,10 +222,10 @@ static void reduce_others(const tl_backend *backend, const tl_row_block *rows, i
     }
 }
 
-void tl_end_lse(const tl_backend *backend, const tl_row_block *rows, size_t padded, tl_block_lse *lse) {
-    double ln2 = rows->row.compute_dtype == TL_FLOAT64 ? TL_LN2 : 0x1.62e43p-1; /* as in tl_lse_log */
+void tl_end_lse(const tl_backend *backend, const tl_row *row, size_t padded, int has_excluded, tl_block_lse *lse) {
+    double ln2 = row->compute_dtype == TL_FLOAT64 ? TL_LN2 : 0x1.62e43p-1; /* as in tl_lse_log */
     backend->lse_logs(lse->sums.sum, lse->sums.ref_exp, padded, ln2, lse->log);
-    if (rows->has_excluded)
+    if (has_excluded)
         backend->log_odds(lse->offset, lse->log, lse->logit, padded, &lse->odds);
 }
 
@@ -248,7 +248,7 @@ void tl_lse_of_block(const tl_backend *backend, const tl_row_block *rows, int wa
     }
     if (rows->wanted & ~lse->grouped)
         reduce_others(backend, rows, wants_lanes, lse, cancel);
-    tl_end_lse(backend, rows, padded, lse);
+    tl_end_lse(backend, &rows->row, padded, rows->has_excluded, lse);
 }
 
 /* The first class of a row in groups whose logit is the maximum. */

@@ -144,6 +144,6 @@ tl_groups tl_scale_groups(const tl_backend *backend, const tl_row_block *rows, i
  * the logarithms and log-odds of `padded` rows: whole groups. */
 void tl_reduce_groups(const tl_backend *backend, const tl_row_block *rows, int count, tl_groups groups, int wants_lanes,
                       tl_short_moments *moments, tl_block_lse *lse);
-void tl_end_lse(const tl_backend *backend, const tl_row_block *rows, size_t padded, tl_block_lse *lse);
+void tl_end_lse(const tl_backend *backend, const tl_row *row, size_t padded, int has_excluded, tl_block_lse *lse);
 
 #endif

@@ -4,13 +4,20 @@
 #include <float.h>
 #include <math.h>
 
-#include "token_stats.h"
-
 static size_t padded_rows(int count) { return (size_t)(count + TL_GROUP - 1) / TL_GROUP * TL_GROUP; }
 
-/* The raw logit of a class of a row. */
-static double raw_logit(const tl_row_block *rows, int i, int64_t class) {
-    return tl_load(rows->data[i] + class * rows->row.stride, rows->row.dtype);
+/* Where a class of a row lies in groups; the element there. */
+static size_t place_in_group(const tl_row_block *rows, int i, int64_t class) {
+    return (size_t)(i / TL_GROUP * rows->row.count + class) * TL_GROUP + (size_t)(i % TL_GROUP);
+}
+static double load_from(tl_groups groups, size_t at) {
+    return groups.dtype == TL_FLOAT64 ? ((const double *)groups.at)[at] : (double)((const float *)groups.at)[at];
+}
+static void store_to(tl_groups groups, size_t at, double value) {
+    if (groups.dtype == TL_FLOAT64)
+        ((double *)groups.at)[at] = value;
+    else
+        ((float *)groups.at)[at] = (float)value;
 }
 
 /* Rank and argmax of each row, by its logits as they are in memory. */
@@ -20,16 +27,10 @@ static void find_ranks(const tl_backend *backend, const tl_row_block *rows, int 
     tl_short_ranks ranks;
     for (int i = 0; i < count; i++)
         if (rows->excluded[i] >= 0)
-            target_raw[i] = raw_logit(rows, i, rows->excluded[i]);
+            target_raw[i] = load_from(raw, place_in_group(rows, i, rows->excluded[i]));
     backend->short_ranks[raw.dtype](raw.at, padded_rows(count) / TL_GROUP, (size_t)rows->row.count, target_raw, &ranks);
     memcpy(tokens->rank, ranks.count_ge, sizeof tokens->rank); /* the target is one of them */
     memcpy(tokens->argmax, ranks.argmax, sizeof tokens->argmax);
-}
-
-/* Changes an element of a row in groups. */
-static void store_in_group(const tl_row_block *rows, tl_groups groups, int i, int64_t class, double value) {
-    int64_t at = (i / TL_GROUP * rows->row.count + class) * TL_GROUP + i % TL_GROUP;
-    tl_store((char *)groups.at + at * tl_itemsize(groups.dtype), groups.dtype, value);
 }
 
 /* The classes of the largest raw logits: one after another, each then made -inf, and put back in the end. Returns the
@@ -46,15 +47,16 @@ static uint64_t find_top(const tl_backend *backend, const tl_row_block *rows, in
         for (int i = 0; i < count; i++) {
             if (!tl_is_wanted(rows, i))
                 continue;
+            size_t at = place_in_group(rows, i, ranks.argmax[i]);
             top[i].id[k] = ranks.argmax[i];
-            top[i].value[k] = raw_logit(rows, i, ranks.argmax[i]);
+            top[i].value[k] = load_from(raw, at);
+            store_to(raw, at, -(double)INFINITY);
             found &= ~((uint64_t)(ranks.count_ge[i] < top->most - k) << i);
-            store_in_group(rows, raw, i, ranks.argmax[i], -(double)INFINITY);
         }
     }
     for (int i = 0; i < count; i++)
         for (int64_t k = 0; tl_is_wanted(rows, i) && k < top->most; k++)
-            store_in_group(rows, raw, i, top[i].id[k], top[i].value[k]);
+            store_to(raw, place_in_group(rows, i, top[i].id[k]), top[i].value[k]);
     return found;
 }
 
@@ -78,39 +80,45 @@ static void end_top(const tl_backend *backend, const tl_row_block *rows, int cou
         top[i].count = top[i].most;
 }
 
-/* The logsumexp of all classes of these rows: tl_logsumexp_of. */
+/* tl_logsumexp_of these rows, where it may be near zero: the classes but the target were reduced already. */
+static void find_near_zero(const tl_backend *backend, const tl_row_block *rows, int count, uint64_t near_zero,
+                           const tl_block_lse *all, const tl_block_lse *others, double *logsumexp, tl_cancel *cancel) {
+    tl_row_block left = *rows;
+    double found[TL_BLOCK_ROWS];
+    left.count = count;
+    left.has_excluded = 0;
+    left.wanted = near_zero;
+    for (int i = 0; i < count; i++)
+        if ((near_zero >> i & 1) && tl_is_dominant(others->logit[i], logsumexp[i])) {
+            left.wanted &= ~((uint64_t)1 << i);
+            logsumexp[i] = tl_logsumexp(tl_odds_at(rows, others, i).lse);
+        }
+    if (left.wanted == 0)
+        return;
+    tl_logsumexp_of_block(backend, &left, all, found, cancel);
+    for (int i = 0; i < count; i++)
+        if (tl_is_wanted(&left, i))
+            logsumexp[i] = found[i];
+}
+
+/* The logsumexp of all classes of these rows. */
 static void find_logsumexp(const tl_backend *backend, const tl_row_block *rows, int count, uint64_t which,
                            tl_groups groups, const tl_block_lse *others, double *logsumexp, tl_cancel *cancel) {
-    size_t padded = padded_rows(count);
     const tl_next_rows unknown = {NULL, 0, 0};
-    tl_row_block whole = *rows;
+    size_t padded = padded_rows(count);
+    uint64_t near_zero = 0;
     tl_block_lse all;
     backend->short_sumexp[groups.dtype](groups.at, padded / TL_GROUP, (size_t)rows->row.count, &unknown, 1, &all.sums);
     memset(all.offset, 0, sizeof all.offset);
-    all.grouped = whole.wanted = which;
+    all.grouped = which;
     all.group_dtype = groups.dtype;
-    whole.count = count;
-    whole.has_excluded = 0;
-    tl_end_lse(backend, &whole, padded, &all);
-    for (int i = 0; i < count; i++) /* without these targets, rows were reduced already */
-        whole.wanted &= ~((uint64_t)tl_is_dominant(others->logit[i], all.log[i]) << i);
-    tl_logsumexp_of_block(backend, &whole, &all, logsumexp, cancel);
-    for (int i = 0; i < count; i++)
-        if (((which & ~whole.wanted) >> i & 1) &&
-            tl_may_be_near_zero(logsumexp[i], all.sums.largest_lane[i], all.sums.in_order[i]))
-            logsumexp[i] = tl_logsumexp(tl_odds_at(rows, others, i).lse);
-}
-
-/* The entropy of each row, from the other classes and their moment. */
-static void find_entropy(const tl_backend *backend, const tl_block_lse *others, const tl_short_moments *moments,
-                         size_t padded, double *entropy) {
-    double odds_against[TL_BLOCK_ROWS];
-    memcpy(odds_against, others->odds.log_odds, sizeof odds_against);
-    backend->exps(odds_against, padded);
-    for (size_t i = 0; i < padded; i++) {
-        double entropy_others = (others->log[i] - moments->shift[i]) - moments->sum[i] / others->sums.sum[i];
-        entropy[i] = tl_entropy_of(odds_against[i], others->odds.nll[i], others->odds.others_nll[i], entropy_others);
+    tl_end_lse(backend, &rows->row, padded, 0, &all);
+    for (int i = 0; i < count; i++) {
+        logsumexp[i] = tl_logsumexp(tl_lse_at(&all, i));
+        near_zero |= (uint64_t)tl_may_be_near_zero(logsumexp[i], all.sums.largest_lane[i], all.sums.in_order[i]) << i;
     }
+    if (near_zero & which)
+        find_near_zero(backend, rows, count, near_zero & which, &all, others, logsumexp, cancel);
 }
 
 uint64_t tl_token_stats_of_block(const tl_backend *backend, const tl_row_block *rows, tl_topk *top,
@@ -131,12 +139,12 @@ uint64_t tl_token_stats_of_block(const tl_backend *backend, const tl_row_block *
     memset(others.offset, 0, sizeof others.offset);
     memset(others.logit, 0, sizeof others.logit);
     tl_reduce_groups(backend, rows, count, groups, 0, &moments, &others);
-    tl_end_lse(backend, rows, padded, &others);
+    tl_end_lse(backend, &rows->row, padded, 1, &others);
     found &= others.grouped;
     for (int i = 0; i < count; i++)
         found &= ~((uint64_t)(others.odds.log_odds[i] != others.odds.log_odds[i]) << i);
     memcpy(tokens->nll, others.odds.nll, sizeof tokens->nll);
-    find_entropy(backend, &others, &moments, padded, tokens->entropy);
+    backend->entropies(&others.odds, others.log, others.sums.sum, &moments, padded, tokens->entropy);
     find_logsumexp(backend, rows, count, found, groups, &others, tokens->logsumexp, cancel);
     if (top)
         end_top(backend, rows, count, &others, top);

@@ -14,6 +14,20 @@ static int64_t count_not_nan(const tl_row *raw, int64_t start, int64_t end, int6
     return count;
 }
 
+/* Entropy by the chain rule: H = p_others H(others) + H_b(p_others), where p_others = 1 - p(target) and H_b is the
+ * entropy of the choice between the target and the others, whose losses are given. */
+static double entropy_of(double nll, double others_nll, double log_odds, const tl_lse_acc *others, double log_others) {
+    double odds_against = tl_exp(log_odds), p = 1 / (1 + odds_against);
+    double p_others = odds_against > 0x1p1000 ? 1 : odds_against / (1 + odds_against);
+    double entropy_others = (log_others - others->moment->shift) - tl_moment_mean(others);
+    double entropy = 0;
+    if (p_others > 0)
+        entropy += p_others * ((entropy_others > 0 ? entropy_others : 0) + others_nll);
+    if (p > 0)
+        entropy += p * nll;
+    return entropy;
+}
+
 /* Accumulates one block, unless the sum is nan already. Also max and #{logit >= target} over the raw logits (before
  * scale and softcap), except the target. */
 static void reduce_and_count_ge(const tl_backend *backend, const tl_row *row, const tl_row *raw, int64_t start,
@@ -109,10 +123,8 @@ static void end(const tl_backend *backend, const tl_row *row, double logit, tl_l
            likelier = tl_log1p(tl_exp(-tl_abs(log_odds))); /* the loss of the likelier of the two */
     token->nll = log_odds > 0 ? log_odds + likelier : likelier;
     double others_nll = log_odds < 0 ? likelier - log_odds : likelier;
-    double entropy_others = (others.log - token->moment.shift) - tl_moment_mean(&token->state);
-    token->entropy = log_odds;
-    if (log_odds == log_odds)
-        token->entropy = tl_entropy_of(tl_exp(log_odds), token->nll, others_nll, entropy_others);
+    token->entropy =
+        log_odds == log_odds ? entropy_of(token->nll, others_nll, log_odds, &token->state, others.log) : log_odds;
     if (!topk)
         return;
     tl_lse lse = tl_lse_add_class(others, logit, log_odds);

@@ -25,14 +25,4 @@ void tl_token_stats_range(const tl_backend *backend, const tl_row *row, int64_t 
 void tl_token_stats_end(const tl_backend *backend, const tl_row *row, double target_raw, tl_token_stats *token,
                         tl_topk *topk);
 
-/* Entropy by the chain rule: H = p_others H(others) + H_b(p_others), where p_others = 1 - p(target) and H_b is the
- * entropy of the choice between the target and the others, whose losses are given. Without branches, so that compilers
- * can do several at once. */
-TL_INLINE double tl_entropy_of(double odds_against, double nll, double others_nll, double entropy_others) {
-    double p = 1 / (1 + odds_against);
-    double p_others = odds_against > 0x1p1000 ? 1 : odds_against / (1 + odds_against);
-    double of_others = p_others * ((entropy_others > 0 ? entropy_others : 0) + others_nll), of_target = p * nll;
-    return (p_others > 0 ? of_others : 0) + (p > 0 ? of_target : 0);
-}
-
 #endif
