@@ -143,7 +143,7 @@ class CrossEntropy(LogSumExpJob):
     ) -> None: ...
 
 @final
-class TokenStats(RowJob):
+class TokenStats(LogSumExpJob):
     def __init__(
         self,
         scores: Scores,
@@ -156,7 +156,7 @@ class TokenStats(RowJob):
     ) -> None: ...
 
 @final
-class KLDivergence(RowJob):
+class KLDivergence(LogSumExpJob):
     def __init__(
         self, scores: Scores, positions: Positions, numbers: npt.NDArray[np.float64] | None, other: Scores
     ) -> None: ...

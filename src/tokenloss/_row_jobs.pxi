@@ -117,13 +117,17 @@ cdef class LogSumExpJob(RowJob):
         if not rows.class_major:
             rows.count, rows.wanted = kept, ~(<uint64_t> 0) >> (BLOCK_ROWS - kept) if kept else 0
 
+    cdef size_t scratch_bytes(self) noexcept nogil:
+        """The size of the scratch memory of a block."""
+        return tl_row_block_bytes(self.scores.classes, self.is_class_major)
+
     cdef void run_range(self, int64_t start, int64_t stop, Totals *totals, tl_cancel *cancel) noexcept nogil:
         cdef Block block
         cdef int count, most = tl_row_block_rows(self.scores.classes, self.is_class_major)
         block.rows.row, block.rows.class_major = self.row_of_scores(), self.is_class_major
         block.rows.keeps_logits, block.rows.has_excluded = self.keeps_logits, self.excludes_classes
         block.rows.row.stride = self.scores.view.buffer.strides[self.scores.axis]
-        block.rows.scratch = <char *> malloc(tl_row_block_bytes(self.scores.classes, self.is_class_major))
+        block.rows.scratch = <char *> malloc(self.scratch_bytes())
         if block.rows.scratch == NULL:
             RowJob.run_range(self, start, stop, totals, cancel)
             return
@@ -154,19 +158,22 @@ cdef class LogSumExpJob(RowJob):
             tl_superacc_add_many(backend, &totals.weights, weights, count)
         totals.unmasked += count
 
-    cdef void find_out_rows(self, const View *out, const Block *block, bint nontemporal_stores,
-                            tl_out_block *found) noexcept nogil:
+    cdef void find_rows(self, const View *view, const Block *block, const char **found) noexcept nogil:
         """Where an array of the scores' shape holds the rows of a block."""
-        cdef int i
-        found.row, found.nontemporal_stores = new_row(out.dtype, self.scores.classes), nontemporal_stores
-        found.row.stride = out.buffer.strides[out.axis]
         cdef int64_t start = block.number[0]
-        cdef int count = block.rows.count
+        cdef int i, count = block.rows.count
         if block.number[count - 1] == start + count - 1:
-            find_addresses(out, start, count, <const char **> found.data)
+            find_addresses(view, start, count, found)
         else:
             for i in range(count):
-                found.data[i] = <char *> address_of(out, block.number[i])
+                found[i] = address_of(view, block.number[i])
+
+    cdef void find_out_rows(self, const View *out, const Block *block, bint nontemporal_stores,
+                            tl_out_block *found) noexcept nogil:
+        """Rows of an array of the scores' shape that is written to."""
+        found.row, found.nontemporal_stores = new_row(out.dtype, self.scores.classes), nontemporal_stores
+        found.row.stride = out.buffer.strides[out.axis]
+        self.find_rows(out, block, <const char **> found.data)
 
 
 @cython.final
@@ -323,7 +330,7 @@ cdef class CrossEntropy(LogSumExpJob):
 
 
 @cython.final
-cdef class TokenStats(RowJob):
+cdef class TokenStats(LogSumExpJob):
     """The columns of a token."""
 
     cdef double[::1] logsumexp, entropy, top_logprobs
@@ -337,6 +344,7 @@ cdef class TokenStats(RowJob):
         self.set_up(scores, positions, nll)
         self.need_class_ids()
         self.logit_scale, self.softcap, self.top_k = logit_scale, softcap, top_k
+        self.is_class_major, self.excludes_classes, self.keeps_logits = scores.is_class_major(), True, True
         self.logsumexp, self.entropy = columns["logsumexp"], columns["entropy"]
         self.rank, self.argmax = columns["rank"], columns["argmax"]
         self.is_greedy, self.kept = columns["is_greedy"], columns["kept"]
@@ -364,6 +372,25 @@ cdef class TokenStats(RowJob):
         for i in range(row * self.top_k, (row + 1) * self.top_k):
             self.top_ids[i] = -1
 
+    cdef void reduce_block(self, Block *block, Totals *totals, tl_cancel *cancel) noexcept nogil:
+        """Writes the columns of short rows; those that need more care are reduced by themselves."""
+        cdef tl_token_block tokens
+        cdef tl_token_stats token
+        cdef tl_topk tops[BLOCK_ROWS]
+        cdef uint64_t found
+        cdef int i
+        if self.top_k > 0:
+            for i in range(block.rows.count):
+                tops[i] = self.top_of(block.number[i])
+        found = tl_token_stats_of_block(backend, &block.rows, tops if self.top_k > 0 else NULL, &tokens, cancel)
+        for i in range(block.rows.count):
+            if found >> i & 1:
+                token.nll, token.logsumexp, token.entropy = tokens.nll[i], tokens.logsumexp[i], tokens.entropy[i]
+                token.rank, token.argmax = tokens.rank[i], tokens.argmax[i]
+                block.values[i] = self.write_token(block.number[i], block.target[i], &token)
+            elif block.rows.wanted >> i & 1:
+                block.values[i] = self.reduce_row(block.number[i], block.target[i], totals, cancel)
+
     cdef double reduce_row(self, int64_t row, int64_t target, Totals *totals, tl_cancel *cancel) noexcept nogil:
         cdef tl_row logits = self.row_at(row)
         cdef tl_token_stats token
@@ -377,23 +404,45 @@ cdef class TokenStats(RowJob):
 
 
 @cython.final
-cdef class KLDivergence(RowJob):
+cdef class KLDivergence(LogSumExpJob):
     """KL(softmax(scores) || softmax(other)) of each row."""
 
     cdef Scores other
+    cdef int compute_dtype  # of both rows
 
     def __init__(self, Scores scores, Positions positions, numbers, Scores other):
         self.set_up(scores, positions, numbers)
         if other.shape != scores.shape or not is_given(&other.view):
             raise ValueError("the other scores have another shape, or no array")
         self.other = other
+        self.is_class_major = scores.is_class_major()
+        self.compute_dtype = scores.dtype & ~TL_SWAPPED
+        if self.compute_dtype != other.dtype & ~TL_SWAPPED:
+            wide = TL_FLOAT64 in (self.compute_dtype, other.dtype & ~TL_SWAPPED)
+            self.compute_dtype = TL_FLOAT64 if wide else TL_FLOAT32
+
+    cdef size_t scratch_bytes(self) noexcept nogil:
+        return 2 * LogSumExpJob.scratch_bytes(self)
+
+    cdef void reduce_block(self, Block *block, Totals *totals, tl_cancel *cancel) noexcept nogil:
+        """Reduces short rows side by side; those that need more care by themselves."""
+        cdef tl_row_block *base = &block.rows
+        cdef tl_row_block other
+        cdef uint64_t found
+        cdef int i
+        other.row, other.count, other.wanted = row_at(&self.other.view, block.number[0]), base.count, base.wanted
+        other.class_major, other.has_excluded, other.keeps_logits = base.class_major, False, False
+        other.scratch = base.scratch + LogSumExpJob.scratch_bytes(self)
+        base.row.compute_dtype = other.row.compute_dtype = self.compute_dtype
+        self.find_rows(&self.other.view, block, other.data)
+        found = tl_kl_of_block(backend, base, &other, block.values)
+        for i in range(base.count):
+            if (base.wanted & ~found) >> i & 1:
+                block.values[i] = self.reduce_row(block.number[i], block.target[i], totals, cancel)
 
     cdef double reduce_row(self, int64_t row, int64_t target, Totals *totals, tl_cancel *cancel) noexcept nogil:
         cdef tl_row base = self.row_at(row), other = row_at(&self.other.view, row)
-        if base.compute_dtype != other.compute_dtype:
-            base.compute_dtype = other.compute_dtype = (
-                TL_FLOAT64 if TL_FLOAT64 in (base.compute_dtype, other.compute_dtype) else TL_FLOAT32
-            )
+        base.compute_dtype = other.compute_dtype = self.compute_dtype
         return tl_kl_divergence(backend, &base, &other, cancel)
 
 

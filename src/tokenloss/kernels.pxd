@@ -119,6 +119,7 @@ cdef extern from "_kernels/kernels.h" nogil:
         tl_odds odds
     void tl_lse_of_block(const tl_backend *, const tl_row_block *, int, tl_block_lse *, tl_cancel *)
     void tl_logsumexp_of_block(const tl_backend *, const tl_row_block *, const tl_block_lse *, double *, tl_cancel *)
+    uint64_t tl_kl_of_block(const tl_backend *, const tl_row_block *, const tl_row_block *, double *)
     ctypedef struct tl_out_block:
         tl_row row
         char *data[64]
@@ -129,6 +130,13 @@ cdef extern from "_kernels/kernels.h" nogil:
                                   const double *, const tl_out_block *, double *, tl_cancel *)
     void tl_mass_losses_of_block(const tl_backend *, const tl_row_block *, const tl_block_lse *, const tl_loss *,
                                  const tl_out_block *, double *, tl_cancel *)
+    ctypedef struct tl_token_block:
+        double nll[64]
+        double logsumexp[64]
+        double entropy[64]
+        int64_t rank[64]
+        int64_t argmax[64]
+    uint64_t tl_token_stats_of_block(const tl_backend *, const tl_row_block *, tl_topk *, tl_token_block *, tl_cancel *)
     ctypedef struct tl_loss_acc:
         int64_t excluded
     void tl_loss_begin(const tl_backend *, const tl_loss *, int64_t, tl_loss_acc *, int64_t *, tl_cancel *)

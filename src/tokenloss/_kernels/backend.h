@@ -100,6 +100,20 @@ typedef struct {
     int has_far_maximum; /* whether any maximum may be too large */
 } tl_short_sums;
 
+/* Their moments: see tl_moment. Shifts are the maxima, 0 where these are too large or -inf. */
+typedef struct {
+    const void *other;         /* groups of the other rows of KL divergences, or NULL */
+    const double *other_shift; /* for each row */
+    double shift[TL_BLOCK_ROWS];
+    double sum[TL_BLOCK_ROWS];        /* of all 16 lanes, compensated */
+    double most_above[TL_BLOCK_ROWS]; /* of KL divergences: by how much a logit exceeds the other row's, at most */
+} tl_short_moments;
+
+/* How many logits of short rows are >= a threshold, and the lowest class of the largest logit; nan is skipped. */
+typedef struct {
+    int64_t count_ge[TL_BLOCK_ROWS], argmax[TL_BLOCK_ROWS];
+} tl_short_ranks;
+
 /* Where memory may be asked for the next short rows: data is NULL if that is not known, and the class stride 0 of
  * contiguous rows. */
 typedef struct {
@@ -199,21 +213,28 @@ typedef struct {
     void (*deinterleave_planes[TL_FLOAT_DTYPES])(const void *groups, ptrdiff_t class_stride, size_t classes,
                                                  size_t count, char *first);
 
-    /* Of groups of float32 or float64, with the bits that reduce, exp_scaled, sub_scalar and sum give each row: sums of
-     * exponentials; the other three for a single group, the maps in place. Memory is asked for the next rows, which for
+    /* Of groups of float32 or float64, with the bits that reduce, kl, exp_scaled, sub_scalar and sum give each row: sums
+     * of exponentials, alone and with moments; ranks; the others for a single group, the maps in place. Memory is asked for the next rows, which for
      * the maps are those that the group is written to. */
     void (*short_sumexp[TL_FLOAT_DTYPES])(const void *groups, size_t count, size_t classes, const tl_next_rows *next,
                                           int wants_lanes, tl_short_sums *sums);
+    void (*short_moments[TL_FLOAT_DTYPES])(const void *groups, size_t count, size_t classes, const tl_next_rows *next,
+                                           tl_short_sums *sums, tl_short_moments *moments);
+    void (*short_ranks[TL_FLOAT_DTYPES])(const void *groups, size_t count, size_t classes, const double *threshold,
+                                         tl_short_ranks *ranks);
     void (*short_exp[TL_FLOAT_DTYPES])(void *group, size_t classes, const double *exponent, const double *factor,
                                        const double *subtrahend, const tl_next_rows *next);
     void (*short_sub[TL_FLOAT_DTYPES])(void *group, size_t classes, const double *subtrahend,
                                        const tl_next_rows *next);
     void (*short_sum[TL_FLOAT_DTYPES])(const void *group, size_t classes, double *sum);
 
-    /* Of rows, a multiple of TL_GROUP: ref_exp ln2 + log(sum); log-odds and losses; exp(x) in place; and, for rows of this
-     * dtype, exponents and factors with which exp(x) 2^-exponent factor is `factor` times softmax(x). */
+    /* Of rows, a multiple of TL_GROUP: ref_exp ln2 + log(sum); log-odds and losses; entropies, from these and the moment
+     * of the other classes; exp(x) in place; and, for rows of this dtype, exponents and factors with which
+     * exp(x) 2^-exponent factor is `factor` times softmax(x). */
     void (*lse_logs)(const double *sum, const double *ref_exp, size_t count, double ln2, double *log);
     void (*log_odds)(const double *offset, const double *log, const double *logit, size_t count, tl_odds *odds);
+    void (*entropies)(const tl_odds *odds, const double *log, const double *sum, const tl_short_moments *moments,
+                      size_t count, double *entropy);
     void (*exps)(double *x, size_t count);
     void (*softmax_factors)(const double *logsumexp, size_t count, int dtype, double *exponent, double *factor);
 } tl_backend;

@@ -13,6 +13,7 @@
 #include "row.h"
 #include "row_block.h"
 #include "soft_targets.h"
+#include "token_block.h"
 #include "token_stats.h"
 #include "topk.h"
 

@@ -57,6 +57,15 @@ static double maximum_of(const tl_backend *backend, kl_side *of, int64_t start, 
     return tl_maximum_between(backend, of->row, start, end, -1, &of->buf);
 }
 
+/* What logits of the other row are shifted by: its logit at the argmax of the base, as far as the dtype holds it. */
+static double other_shift_of(double logit, int dtype) {
+    if (!(logit > -TL_MIN_FMA_SAFE && logit - logit == 0))
+        logit = logit < 0 ? -TL_MIN_FMA_SAFE : 0;
+    if (dtype == TL_FLOAT64)
+        return logit;
+    return logit < (double)-FLT_MAX ? (double)-FLT_MAX : (double)(float)logit;
+}
+
 /* Moves the shifts to the class of the maximum of the base in [start, end). */
 static void kl_reshift(const tl_backend *backend, kl_side *base, kl_side *other, int64_t start, int64_t end,
                        double maximum) {
@@ -67,12 +76,9 @@ static void kl_reshift(const tl_backend *backend, kl_side *base, kl_side *other,
     double shift = maximum - base->state.offset, sum = tl_lanes_sum_in_order(base->state.sum);
     double other_shift =
         tl_load(other->row->data + class * other->row->stride, other->row->dtype) - other->state.offset;
-    if (!(other_shift > -TL_MIN_FMA_SAFE && other_shift - other_shift == 0))
-        other_shift = other_shift < 0 ? -TL_MIN_FMA_SAFE : 0;
-    if (base->row->compute_dtype != TL_FLOAT64) {
+    other_shift = other_shift_of(other_shift, base->row->compute_dtype);
+    if (base->row->compute_dtype != TL_FLOAT64)
         shift = (double)(float)shift;
-        other_shift = other_shift < (double)-FLT_MAX ? (double)-FLT_MAX : (double)(float)other_shift;
-    }
     if (sum != 0)
         moment->sum[0] += ((moment->shift - shift) - (moment->other_shift - other_shift)) * sum;
     moment->shift = shift;
@@ -163,4 +169,52 @@ double tl_kl_divergence(const tl_backend *backend, const tl_row *base, const tl_
     wide_base.compute_dtype = wide_other.compute_dtype = TL_FLOAT64;
     kl_rows(backend, &wide_base, &wide_other, &kl, cancel);
     return kl;
+}
+
+/* Loads a block into groups, and begins its reduction. */
+static tl_groups load_side(const tl_backend *backend, const tl_row_block *rows, int count, tl_block_lse *lse) {
+    assert(!rows->has_excluded);
+    memset(lse->offset, 0, sizeof lse->offset);
+    memset(lse->logit, 0, sizeof lse->logit);
+    return tl_scale_groups(backend, rows, count, tl_load_raw_groups(backend, rows, count));
+}
+
+/* The other rows' shifts. */
+static void find_other_shifts(const tl_backend *backend, const tl_row_block *other, int count, size_t in_groups,
+                              tl_groups base, double *other_shift) {
+    tl_short_ranks ranks;
+    memset(other_shift, 0, TL_BLOCK_ROWS * sizeof *other_shift);
+    backend->short_ranks[base.dtype](base.at, in_groups, (size_t)other->row.count, other_shift, &ranks);
+    for (int i = 0; i < count; i++) {
+        const char *at = other->data[i] + ranks.argmax[i] * other->row.stride;
+        other_shift[i] = other_shift_of(tl_load(at, other->row.dtype), other->row.compute_dtype);
+    }
+}
+
+uint64_t tl_kl_of_block(const tl_backend *backend, const tl_row_block *base, const tl_row_block *other, double *kl) {
+    int count = tl_grouped_rows(base);
+    size_t in_groups = (size_t)(count + TL_GROUP - 1) / TL_GROUP;
+    double other_shift[TL_BLOCK_ROWS];
+    tl_block_lse base_lse, other_lse;
+    tl_short_moments moments;
+    assert(base->row.count == other->row.count && base->row.compute_dtype == other->row.compute_dtype);
+    if (count == 0)
+        return 0;
+    tl_groups p = load_side(backend, base, count, &base_lse), q = load_side(backend, other, count, &other_lse);
+    find_other_shifts(backend, other, count, in_groups, p, other_shift);
+    moments.other = q.at;
+    moments.other_shift = other_shift;
+    tl_reduce_groups(backend, base, count, p, 0, &moments, &base_lse);
+    tl_reduce_groups(backend, other, count, q, 0, NULL, &other_lse);
+    tl_end_lse(backend, &base->row, TL_GROUP * in_groups, 0, &base_lse);
+    tl_end_lse(backend, &other->row, TL_GROUP * in_groups, 0, &other_lse);
+    uint64_t found = base_lse.grouped & other_lse.grouped;
+    for (int i = 0; i < count; i++) {
+        double sum = base_lse.sums.sum[i], other_sum = other_lse.sums.sum[i], mean = moments.sum[i] / sum;
+        int infinite = moments.most_above[i] > DBL_MAX;
+        kl[i] = mean - ((base_lse.log[i] - moments.shift[i]) - (other_lse.log[i] - other_shift[i]));
+        kl[i] = infinite ? (double)INFINITY : kl[i] < 0 ? 0 : kl[i];
+        found &= ~((uint64_t)!(sum > 0 && other_sum == other_sum && (infinite || mean - mean == 0)) << i);
+    }
+    return found;
 }

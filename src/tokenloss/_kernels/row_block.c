@@ -75,27 +75,31 @@ static void load_groups(const tl_backend *backend, const tl_row_block *rows, int
     }
 }
 
-/* Loads the first `count` rows into groups of the compute dtype, scaled and capped. */
-static int load_block(const tl_backend *backend, const tl_row_block *rows, int count) {
-    const tl_row *row = &rows->row;
-    int native = (row->dtype & ~TL_SWAPPED) == TL_FLOAT64 ? TL_FLOAT64 : TL_FLOAT32;
-    int dtype = row->compute_dtype == TL_FLOAT64 ? TL_FLOAT64 : TL_FLOAT32;
-    char *groups = tl_groups_of(rows), *loaded = native == dtype ? groups : float_groups_of(rows);
+static int group_dtype(const tl_row *row) { return row->compute_dtype == TL_FLOAT64 ? TL_FLOAT64 : TL_FLOAT32; }
+
+tl_groups tl_load_raw_groups(const tl_backend *backend, const tl_row_block *rows, int count) {
+    tl_groups raw = {tl_groups_of(rows), (rows->row.dtype & ~TL_SWAPPED) == TL_FLOAT64 ? TL_FLOAT64 : TL_FLOAT32};
+    if (raw.dtype != group_dtype(&rows->row))
+        raw.at = float_groups_of(rows);
+    load_groups(backend, rows, count, raw.dtype, raw.at);
+    return raw;
+}
+
+tl_groups tl_scale_groups(const tl_backend *backend, const tl_row_block *rows, int count, tl_groups raw) {
+    tl_groups groups = {tl_groups_of(rows), group_dtype(&rows->row)};
     size_t elements = tl_group_elements(rows) * (size_t)((count + TL_GROUP - 1) / TL_GROUP);
-    load_groups(backend, rows, count, native, loaded);
-    if (native != dtype)
+    if (raw.dtype != groups.dtype)
         for (size_t i = 0; i < elements; i++)
-            ((double *)(void *)groups)[i] = (double)((const float *)(const void *)loaded)[i];
-    if (tl_is_scaled_or_capped(row))
-        backend->softcap((double *)(void *)groups, elements, row->logit_scale, row->softcap);
-    return dtype;
+            ((double *)groups.at)[i] = (double)((const float *)raw.at)[i];
+    if (tl_is_scaled_or_capped(&rows->row))
+        backend->softcap((double *)groups.at, elements, rows->row.logit_scale, rows->row.softcap);
+    return groups;
 }
 
 /* How many rows of a group make it faster than rows one by one. */
 static int least_in_group(int64_t classes) { return 2 + (int)(classes / 100); }
 
-/* How many rows of the block are reduced in groups, from the first on. */
-static int grouped_rows(const tl_row_block *rows) {
+int tl_grouped_rows(const tl_row_block *rows) {
     int last = rows->count % TL_GROUP;
     if (!is_short(rows->row.count) || rows->row.count == 0 || rows->row.shift != 0)
         return 0;
@@ -161,22 +165,22 @@ static tl_next_rows next_rows(const tl_row_block *rows) {
     return next;
 }
 
-/* Reduces the first `count` rows in groups. */
-static void reduce_groups(const tl_backend *backend, const tl_row_block *rows, int count, int wants_lanes,
-                          tl_block_lse *lse) {
-    size_t at[TL_BLOCK_ROWS];
-    int dtype = lse->group_dtype = load_block(backend, rows, count);
-    void *groups = tl_groups_of(rows);
-    if (rows->has_excluded) {
-        find_excluded(rows, count, dtype, at);
-        memset(tl_unread_row_of(rows), 0, sizeof(double));
-        exclude(groups, dtype, at, count, lse->logit);
-    }
+void tl_reduce_groups(const tl_backend *backend, const tl_row_block *rows, int count, tl_groups groups, int wants_lanes,
+                      tl_short_moments *moments, tl_block_lse *lse) {
+    size_t at[TL_BLOCK_ROWS], classes = (size_t)rows->row.count, in_groups = (size_t)(count + TL_GROUP - 1) / TL_GROUP;
     tl_next_rows next = next_rows(rows);
-    backend->short_sumexp[dtype](groups, (size_t)(count + TL_GROUP - 1) / TL_GROUP, (size_t)rows->row.count, &next,
-                                 wants_lanes, &lse->sums);
+    lse->group_dtype = groups.dtype;
+    if (rows->has_excluded) {
+        find_excluded(rows, count, groups.dtype, at);
+        memset(tl_unread_row_of(rows), 0, sizeof(double));
+        exclude(groups.at, groups.dtype, at, count, lse->logit);
+    }
+    if (moments)
+        backend->short_moments[groups.dtype](groups.at, in_groups, classes, &next, &lse->sums, moments);
+    else
+        backend->short_sumexp[groups.dtype](groups.at, in_groups, classes, &next, wants_lanes, &lse->sums);
     if (rows->has_excluded && rows->keeps_logits)
-        put_back(groups, dtype, at, count, lse->logit);
+        put_back(groups.at, groups.dtype, at, count, lse->logit);
     lse->grouped = (~(uint64_t)0 >> (TL_BLOCK_ROWS - count)) & rows->wanted & ~far_rows(lse, count);
 }
 
@@ -223,11 +227,17 @@ static void reduce_others(const tl_backend *backend, const tl_row_block *rows, i
     }
 }
 
+void tl_end_lse(const tl_backend *backend, const tl_row *row, size_t padded, int has_excluded, tl_block_lse *lse) {
+    double ln2 = row->compute_dtype == TL_FLOAT64 ? TL_LN2 : 0x1.62e43p-1; /* as in tl_lse_log */
+    backend->lse_logs(lse->sums.sum, lse->sums.ref_exp, padded, ln2, lse->log);
+    if (has_excluded)
+        backend->log_odds(lse->offset, lse->log, lse->logit, padded, &lse->odds);
+}
+
 void tl_lse_of_block(const tl_backend *backend, const tl_row_block *rows, int wants_lanes, tl_block_lse *lse,
                      tl_cancel *cancel) {
     assert(rows->count > 0 && rows->count <= tl_row_block_rows(rows->row.count, rows->class_major));
-    double ln2 = rows->row.compute_dtype == TL_FLOAT64 ? TL_LN2 : 0x1.62e43p-1; /* as in tl_lse_log */
-    int count = grouped_rows(rows);
+    int count = tl_grouped_rows(rows);
     size_t padded = (size_t)(rows->count + TL_GROUP - 1) / TL_GROUP * TL_GROUP;
     lse->grouped = 0;
     memset(lse->offset, 0, padded * sizeof *lse->offset);
@@ -237,13 +247,13 @@ void tl_lse_of_block(const tl_backend *backend, const tl_row_block *rows, int wa
         lse->sums.ref_exp[i] = 0;
         lse->sums.sum[i] = 1;
     }
-    if (count > 0)
-        reduce_groups(backend, rows, count, wants_lanes, lse);
+    if (count > 0) {
+        tl_groups raw = tl_load_raw_groups(backend, rows, count);
+        tl_reduce_groups(backend, rows, count, tl_scale_groups(backend, rows, count, raw), wants_lanes, NULL, lse);
+    }
     if (rows->wanted & ~lse->grouped)
         reduce_others(backend, rows, wants_lanes, lse, cancel);
-    backend->lse_logs(lse->sums.sum, lse->sums.ref_exp, padded, ln2, lse->log);
-    if (rows->has_excluded)
-        backend->log_odds(lse->offset, lse->log, lse->logit, padded, &lse->odds);
+    tl_end_lse(backend, &rows->row, padded, rows->has_excluded, lse);
 }
 
 /* The first class of a row in groups whose logit is the maximum. */

@@ -132,4 +132,25 @@ void tl_class_losses_of_block(const tl_backend *backend, const tl_row_block *row
 void tl_mass_losses_of_block(const tl_backend *backend, const tl_row_block *rows, const tl_block_lse *lse,
                              const tl_loss *losses, const tl_out_block *grads, double *values, tl_cancel *cancel);
 
+/* -- for kernels that reduce blocks themselves --------------------------------------------------------------------- */
+
+/* Groups of float32 or float64, in the scratch memory of a block. */
+typedef struct {
+    void *at;
+    int dtype;
+} tl_groups;
+
+/* How many rows of a block are worth reducing in groups, from the first on; 0 of long rows. */
+int tl_grouped_rows(const tl_row_block *rows);
+
+/* Loads these rows into groups: the logits as they are in memory, and then scaled and capped, in the compute dtype. */
+tl_groups tl_load_raw_groups(const tl_backend *backend, const tl_row_block *rows, int count);
+tl_groups tl_scale_groups(const tl_backend *backend, const tl_row_block *rows, int count, tl_groups raw);
+
+/* Reduces them, with moments unless that is NULL: sums, and logits of excluded classes, which were 0 before. From these,
+ * the logarithms and log-odds of `padded` rows: whole groups. */
+void tl_reduce_groups(const tl_backend *backend, const tl_row_block *rows, int count, tl_groups groups, int wants_lanes,
+                      tl_short_moments *moments, tl_block_lse *lse);
+void tl_end_lse(const tl_backend *backend, const tl_row *row, size_t padded, int has_excluded, tl_block_lse *lse);
+
 #endif

@@ -122,112 +122,197 @@ TL_TARGET TL_INLINE tl_next_rows NAME(next_of_)(const tl_next_rows *next, size_t
     return of;
 }
 
-/* A term of the sum: its power of two and the remainder. */
-TL_TARGET TL_INLINE OP(vec) NAME(short_term_)(const REAL *x, size_t k, const OP(acc) * acc, const tl_next_rows *next,
-                                              OP(vec) * pow2, OP(vec) * r) {
-    OP(vec) n_biased;
-    NAME(prefetch_)(next, k);
-    return NAME(exp_)(OP(max_keep_nan)(acc->min_arg, OP(load)(x + TL_GROUP * k)), acc, &n_biased, pow2, r);
-}
-
-/* The sums of one lane of 64: of elements first, first + 64, ..., as reduce_column_ adds them. */
-TL_TARGET TL_INLINE void NAME(reduce_lane_)(const REAL *x, size_t first, size_t classes, const OP(acc) * acc,
-                                            const tl_next_rows *next, OP(vec) * pow2_of, OP(vec) * remainder_of) {
-    OP(vec) r_pow2[4], pow2[4], p, r;
-    const size_t pairs = (classes - first + 2 * TL_LANES - 1) / (2 * TL_LANES);
-    size_t k = 0;
-    do {
-        size_t at = first + 2 * TL_LANES * k;
-        p = NAME(short_term_)(x, at, acc, next, &pow2[k], &r);
-        r_pow2[k] = OP(mul)(p, r);
-        if (at + TL_LANES < classes) {
-            OP(vec) second;
-            p = NAME(short_term_)(x, at + TL_LANES, acc, next, &second, &r);
-            r_pow2[k] = OP(fma)(p, r, r_pow2[k]);
-            pow2[k] = OP(add)(pow2[k], second);
-        }
-    } while (++k < pairs);
-    *pow2_of = pairs > 1 ? OP(add)(pow2[0], pow2[1]) : pow2[0];
-    *remainder_of = pairs > 1 ? OP(add)(r_pow2[0], r_pow2[1]) : r_pow2[0];
-    if (pairs > 2) {
-        *pow2_of = OP(add)(*pow2_of, pairs > 3 ? OP(add)(pow2[2], pow2[3]) : pow2[2]);
-        *remainder_of = OP(add)(*remainder_of, pairs > 3 ? OP(add)(r_pow2[2], r_pow2[3]) : r_pow2[2]);
-    }
-}
-
-/* The same where each lane has one element. */
-TL_TARGET TL_INLINE void NAME(single_of_lane_)(const REAL *x, size_t first, const OP(acc) * acc,
-                                               const tl_next_rows *next, OP(vec) * pow2, OP(vec) * remainder) {
-    OP(vec) r, p = NAME(short_term_)(x, first, acc, next, pow2, &r);
-    *remainder = OP(mul)(p, r);
-}
-
-/* The sums of OP(WIDTH) rows of a group: those of reduce_chunk_. `is_tiny` says at compile time that the rows have at
- * most TL_LANES classes. */
-TL_TARGET TL_INLINE void NAME(sum_rows_)(const REAL *x, size_t classes, int is_tiny, const double *exponent,
-                                         const tl_next_rows *next, double *sum, double *largest, double *in_order) {
-    NAME(lane_) lanes[16];
-    OP(acc) acc;
-    const size_t count = classes < 16 ? classes : 16;
-    NAME(reference_)(exponent, &acc.min_arg, &acc.round_magic);
-    size_t l = 0;
-    do { /* at least one lane and column, which compilers then know */
-        OP(vec) pow2, remainders[4];
-        const size_t columns = is_tiny ? (classes - l + 15) / 16 : 4;
-        size_t q = 0;
-        for (size_t i = 0; i < PARTS; i++)
-            lanes[l].comp[i] = f64_set(0);
-        do {
-            if (is_tiny)
-                NAME(single_of_lane_)(x, l + 16 * q, &acc, next, &pow2, &remainders[q]);
-            else
-                NAME(reduce_lane_)(x, l + 16 * q, classes, &acc, next, &pow2, &remainders[q]);
-            if (q == 0)
-                OP(widen)(pow2, lanes[l].sum);
-            else
-                NAME(add_)(&lanes[l], pow2);
-        } while (++q < columns);
-        if (columns > 2)
-            remainders[0] = OP(add)(remainders[0], remainders[2]);
-        if (columns > 1)
-            remainders[0] = OP(add)(remainders[0],
-                                    columns > 3 ? OP(add)(remainders[1], remainders[3]) : remainders[1]);
-        NAME(add_)(&lanes[l], remainders[0]);
-    } while (++l < count);
-    if (largest)
-        NAME(compare_lanes_)(lanes, count, largest, in_order);
-    if (count == 16) /* known to the compiler */
-        NAME(end_lanes_)(lanes, 16, 1, sum);
-    else
-        NAME(end_lanes_)(lanes, count, 1, sum);
-}
-
-/* Stage by stage, since the latency of a stage would be waited for in every group. */
-TL_TARGET static void NAME(short_sumexp_)(const void *groups, size_t count, size_t classes, const tl_next_rows *next,
-                                          int wants_lanes, tl_short_sums *sums) {
-    f64_vec largest_size = f64_set(0);
-    for (size_t g = 0; g < count; g++)
-        largest_size = NAME(group_maximum_)((const REAL *)groups + TL_GROUP * classes * g, classes, largest_size,
-                                            sums->maximum + TL_GROUP * g, sums->ref_exp + TL_GROUP * g);
-    largest_size = f64_if_less(f64_set(TL_MAX_EXACT_REDUCTION), largest_size, f64_set(1), f64_set(0));
-    sums->has_far_maximum = f64_mask_nonzero(largest_size) != 0;
-    for (size_t r = 0; r < TL_GROUP * count; r += OP(WIDTH)) {
-        const REAL *x = (const REAL *)groups + TL_GROUP * classes * (r / TL_GROUP) + r % TL_GROUP;
-        double *largest = wants_lanes ? sums->largest_lane + r : NULL;
-        const tl_next_rows ahead = NAME(next_of_)(next, r);
-        if (classes <= TL_LANES)
-            NAME(sum_rows_)(x, classes, 1, sums->ref_exp + r, &ahead, sums->sum + r, largest, sums->in_order + r);
-        else
-            NAME(sum_rows_)(x, classes, 0, sums->ref_exp + r, &ahead, sums->sum + r, largest, sums->in_order + r);
-    }
-}
-
-/* Three numbers for each row, as vectors. */
+/* A number for each row. */
 TL_TARGET TL_INLINE OP(vec) NAME(of_rows_)(const double *numbers) {
     f64_vec wide[PARTS];
     for (size_t i = 0; i < PARTS; i++)
         wide[i] = f64_load(numbers + i * f64_WIDTH);
     return OP(narrow)(wide);
+}
+
+/* What is added up of a class, or of some: powers of two, remainders, moments. */
+typedef struct {
+    OP(vec) pow2, remainder, moment;
+} NAME(terms_);
+
+/* Adds class k of the rows at x, as reduce_column_ does: `is_first` and `mode` are known to the compiler. Memory is asked
+ * for a part of what is read next. In `maximum`, a divergence keeps by how much x exceeds the other row's logit. */
+TL_TARGET TL_INLINE void NAME(add_class_)(const REAL *x, size_t k, OP(acc) * acc, enum NAME(mode_) mode,
+                                          const REAL *other, const tl_next_rows *next, int is_first,
+                                          NAME(terms_) * to) {
+    OP(vec) n_biased, pow2, r, value = OP(load)(x + TL_GROUP * k), bounded = OP(max_keep_nan)(acc->min_arg, value);
+    NAME(prefetch_)(next, k);
+    OP(vec) p = NAME(exp_)(bounded, acc, &n_biased, &pow2, &r);
+    if (mode != NAME(SUMEXP_)) {
+        OP(vec) factor = OP(sub)(bounded, acc->shift), term = OP(fma)(p, r, pow2);
+        if (mode == NAME(KL_)) {
+            OP(vec) y = OP(load)(other + TL_GROUP * k);
+            acc->maximum[0] = OP(max_skip_nan)(OP(sub)(value, y), acc->maximum[0]);
+            y = OP(sub)(OP(max_keep_nan)(OP(set)(-OP(OTHER_LIMIT)), y), acc->threshold);
+            factor = OP(sub)(factor, y);
+        }
+        to->moment = is_first ? OP(mul)(term, factor) : OP(fma)(term, factor, to->moment);
+    }
+    to->remainder = is_first ? OP(mul)(p, r) : OP(fma)(p, r, to->remainder);
+    to->pow2 = is_first ? pow2 : OP(add)(to->pow2, pow2);
+}
+
+TL_TARGET TL_INLINE void NAME(add_terms_)(NAME(terms_) * to, const NAME(terms_) * more, enum NAME(mode_) mode) {
+    to->pow2 = OP(add)(to->pow2, more->pow2);
+    to->remainder = OP(add)(to->remainder, more->remainder);
+    if (mode != NAME(SUMEXP_))
+        to->moment = OP(add)(to->moment, more->moment);
+}
+
+/* The sums of one lane of 64: of elements first, first + 64, ..., as reduce_column_ adds them. */
+TL_TARGET TL_INLINE void NAME(reduce_lane_)(const REAL *x, size_t first, size_t classes, OP(acc) * acc,
+                                            enum NAME(mode_) mode, const REAL *other, const tl_next_rows *next,
+                                            NAME(terms_) * sums) {
+    NAME(terms_) pair[4];
+    const size_t pairs = (classes - first + 2 * TL_LANES - 1) / (2 * TL_LANES);
+    size_t k = 0;
+    do {
+        size_t at = first + 2 * TL_LANES * k;
+        NAME(add_class_)(x, at, acc, mode, other, next, 1, &pair[k]);
+        if (at + TL_LANES < classes)
+            NAME(add_class_)(x, at + TL_LANES, acc, mode, other, next, 0, &pair[k]);
+    } while (++k < pairs);
+    if (pairs > 1)
+        NAME(add_terms_)(&pair[0], &pair[1], mode);
+    if (pairs > 3)
+        NAME(add_terms_)(&pair[2], &pair[3], mode);
+    if (pairs > 2)
+        NAME(add_terms_)(&pair[0], &pair[2], mode);
+    *sums = pair[0];
+}
+
+/* The first of 4 lanes, and the others that there are: as 64 lanes are added to 16. */
+TL_TARGET TL_INLINE OP(vec) NAME(sum_of_4_)(const OP(vec) * lane, size_t count) {
+    OP(vec) sum = count > 2 ? OP(add)(lane[0], lane[2]) : lane[0];
+    return count > 1 ? OP(add)(sum, count > 3 ? OP(add)(lane[1], lane[3]) : lane[1]) : sum;
+}
+
+/* The sums of OP(WIDTH) rows, from r on: those of reduce_chunk_. `is_tiny` says at compile time that the rows have at
+ * most TL_LANES classes; `moments` are for all modes but SUMEXP. */
+TL_TARGET TL_INLINE void NAME(sum_rows_)(const REAL *x, size_t classes, int is_tiny, enum NAME(mode_) mode,
+                                         const REAL *other, const tl_next_rows *next, int wants_lanes, size_t row,
+                                         tl_short_sums *sums, tl_short_moments *moments) {
+    NAME(lane_) lanes[16], moment_lanes[16];
+    OP(acc) acc;
+    const size_t count = classes < 16 ? classes : 16;
+    NAME(reference_)(sums->ref_exp + row, &acc.min_arg, &acc.round_magic);
+    if (mode != NAME(SUMEXP_))
+        acc.shift = NAME(of_rows_)(moments->shift + row);
+    if (mode == NAME(KL_))
+        acc.threshold = NAME(of_rows_)(moments->other_shift + row);
+    acc.maximum[0] = OP(set)(-(REAL)INFINITY);
+    size_t l = 0;
+    do { /* at least one lane and column, which compilers then know */
+        OP(vec) remainder[4], moment[4];
+        const size_t columns = is_tiny ? (classes - l + 15) / 16 : 4;
+        size_t q = 0;
+        for (size_t i = 0; i < PARTS; i++)
+            lanes[l].comp[i] = moment_lanes[l].comp[i] = f64_set(0);
+        do {
+            NAME(terms_) of_lane;
+            if (is_tiny)
+                NAME(add_class_)(x, l + 16 * q, &acc, mode, other, next, 1, &of_lane);
+            else
+                NAME(reduce_lane_)(x, l + 16 * q, classes, &acc, mode, other, next, &of_lane);
+            remainder[q] = of_lane.remainder;
+            if (mode != NAME(SUMEXP_))
+                moment[q] = of_lane.moment;
+            if (q == 0)
+                OP(widen)(of_lane.pow2, lanes[l].sum);
+            else
+                NAME(add_)(&lanes[l], of_lane.pow2);
+        } while (++q < columns);
+        NAME(add_)(&lanes[l], NAME(sum_of_4_)(remainder, columns));
+        if (mode != NAME(SUMEXP_))
+            OP(widen)(NAME(sum_of_4_)(moment, columns), moment_lanes[l].sum);
+    } while (++l < count);
+    if (wants_lanes)
+        NAME(compare_lanes_)(lanes, count, sums->largest_lane + row, sums->in_order + row);
+    if (count == 16) /* known to the compiler */
+        NAME(end_lanes_)(lanes, 16, 1, sums->sum + row);
+    else
+        NAME(end_lanes_)(lanes, count, 1, sums->sum + row);
+    if (mode != NAME(SUMEXP_))
+        NAME(end_lanes_)(moment_lanes, count, 0, moments->sum + row);
+    if (mode == NAME(KL_)) {
+        f64_vec most[PARTS];
+        OP(widen)(acc.maximum[0], most);
+        for (size_t i = 0; i < PARTS; i++)
+            f64_store(moments->most_above + row + i * f64_WIDTH, most[i]);
+    }
+}
+
+/* Stage by stage, since the latency of a stage would be waited for in every group. */
+TL_TARGET TL_INLINE void NAME(short_reduce_)(const void *groups, size_t count, size_t classes, enum NAME(mode_) mode,
+                                             const tl_next_rows *next, int wants_lanes, tl_short_sums *sums,
+                                             tl_short_moments *moments) {
+    f64_vec largest_size = f64_set(0);
+    const f64_vec largest_near = f64_set(TL_MAX_EXACT_REDUCTION);
+    for (size_t g = 0; g < count; g++)
+        largest_size = NAME(group_maximum_)((const REAL *)groups + TL_GROUP * classes * g, classes, largest_size,
+                                            sums->maximum + TL_GROUP * g, sums->ref_exp + TL_GROUP * g);
+    largest_size = f64_if_less(largest_near, largest_size, f64_set(1), f64_set(0));
+    sums->has_far_maximum = f64_mask_nonzero(largest_size) != 0;
+    for (size_t r = 0; mode != NAME(SUMEXP_) && r < TL_GROUP * count; r += f64_WIDTH) {
+        f64_vec shift = f64_load(sums->maximum + r), size = f64_and_bits(shift, 0x7fffffffffffffffu);
+        f64_store(moments->shift + r, f64_if_less(largest_near, size, f64_set(0), shift));
+    }
+    for (size_t r = 0; r < TL_GROUP * count; r += OP(WIDTH)) {
+        const size_t at = TL_GROUP * classes * (r / TL_GROUP) + r % TL_GROUP;
+        const REAL *x = (const REAL *)groups + at, *other = NULL;
+        if (mode == NAME(KL_))
+            other = (const REAL *)moments->other + at;
+        const tl_next_rows ahead = NAME(next_of_)(next, r);
+        if (classes <= TL_LANES)
+            NAME(sum_rows_)(x, classes, 1, mode, other, &ahead, wants_lanes, r, sums, moments);
+        else
+            NAME(sum_rows_)(x, classes, 0, mode, other, &ahead, wants_lanes, r, sums, moments);
+    }
+}
+
+TL_TARGET static void NAME(short_sumexp_)(const void *groups, size_t count, size_t classes, const tl_next_rows *next,
+                                          int wants_lanes, tl_short_sums *sums) {
+    NAME(short_reduce_)(groups, count, classes, NAME(SUMEXP_), next, wants_lanes, sums, NULL);
+}
+
+TL_TARGET static void NAME(short_moments_)(const void *groups, size_t count, size_t classes, const tl_next_rows *next,
+                                           tl_short_sums *sums, tl_short_moments *moments) {
+    if (moments->other)
+        NAME(short_reduce_)(groups, count, classes, NAME(KL_), next, 0, sums, moments);
+    else
+        NAME(short_reduce_)(groups, count, classes, NAME(MOMENT_), next, 0, sums, moments);
+}
+
+/* The lowest class of the maximum is the number of classes before which none has it. */
+TL_TARGET static void NAME(short_ranks_)(const void *groups, size_t count, size_t classes, const double *threshold,
+                                         tl_short_ranks *ranks) {
+    for (size_t row = 0; row < TL_GROUP * count; row += OP(WIDTH)) {
+        const REAL *x = (const REAL *)groups + TL_GROUP * classes * (row / TL_GROUP) + row % TL_GROUP;
+        OP(vec) largest[4], so_far = OP(set)(-(REAL)INFINITY);
+        const OP(vec) least = NAME(of_rows_)(threshold + row);
+        OP(bits) count_ge = OP(no_bits)(), since_largest = OP(no_bits)();
+        for (size_t i = 0; i < 4; i++)
+            largest[i] = so_far;
+        for (size_t k = 0; k < classes; k++)
+            largest[k % 4] = OP(max_skip_nan)(OP(load)(x + TL_GROUP * k), largest[k % 4]);
+        largest[0] = OP(max_skip_nan)(largest[0], largest[1]);
+        largest[0] = OP(max_skip_nan)(OP(max_skip_nan)(largest[2], largest[3]), largest[0]);
+        for (size_t k = 0; k < classes; k++) {
+            OP(vec) value = OP(load)(x + TL_GROUP * k);
+            so_far = OP(max_skip_nan)(value, so_far);
+            count_ge = OP(count_ge)(count_ge, value, least);
+            since_largest = OP(count_ge)(since_largest, so_far, largest[0]);
+        }
+        OP(store_counts)(count_ge, ranks->count_ge + row);
+        OP(store_counts)(since_largest, ranks->argmax + row);
+        for (size_t r = row; r < row + OP(WIDTH); r++)
+            ranks->argmax[r] = (int64_t)classes - ranks->argmax[r];
+    }
 }
 
 /* exp_scaled_ of each row, in place. */

@@ -146,6 +146,15 @@ TL_TARGET TL_INLINE int64_t f64_sum_counts(f64_bits counts) {
     return total;
 }
 
+TL_TARGET TL_INLINE void f32_store_counts(f32_bits counts, int64_t *to) {
+    uint32_t count[f32_WIDTH];
+    memcpy(count, &counts, sizeof count);
+    for (size_t j = 0; j < f32_WIDTH; j++)
+        to[j] = (int64_t)count[j];
+}
+
+TL_TARGET TL_INLINE void f64_store_counts(f64_bits counts, int64_t *to) { memcpy(to, &counts, sizeof counts); }
+
 TL_TARGET TL_INLINE void f32_store_bfloat16(uint16_t *p, f32_vec a) {
     uint32_t bits[f32_WIDTH];
     uint16_t rounded[f32_WIDTH];
@@ -333,6 +342,22 @@ TL_TARGET static void JOIN(softmax_factors_, BACKEND)(const double *logsumexp, s
     }
 }
 
+/* As entropy_of in token_stats.c. */
+TL_TARGET static void JOIN(entropies_, BACKEND)(const tl_odds *odds, const double *log, const double *sum,
+                                                const tl_short_moments *moments, size_t count, double *entropy) {
+    const f64_vec zero = f64_set(0), one = f64_set(1);
+    for (size_t i = 0; i < count; i += f64_WIDTH) {
+        f64_vec against = f64_exp(f64_load(odds->log_odds + i)), both = f64_add(one, against), p = f64_div(one, both);
+        f64_vec p_others = f64_if_less(f64_set(0x1p1000), against, one, f64_div(against, both));
+        f64_vec mean = f64_div(f64_load(moments->sum + i), f64_load(sum + i));
+        f64_vec of_others = f64_sub(f64_sub(f64_load(log + i), f64_load(moments->shift + i)), mean);
+        of_others = f64_add(f64_if_less(zero, of_others, of_others, zero), f64_load(odds->others_nll + i));
+        of_others = f64_if_less(zero, p_others, f64_mul(p_others, of_others), zero);
+        f64_vec of_target = f64_if_less(zero, p, f64_mul(p, f64_load(odds->nll + i)), zero);
+        f64_store(entropy + i, f64_add(of_others, of_target));
+    }
+}
+
 TL_TARGET static void JOIN(exps_, BACKEND)(double *x, size_t count) {
     for (size_t i = 0; i < count; i += f64_WIDTH)
         f64_store(x + i, f64_exp(f64_load(x + i)));
@@ -400,11 +425,14 @@ const tl_backend JOIN(tl_, BACKEND) = {
     .interleave_planes = ALL_DTYPES(interleave_planes_),
     .deinterleave_planes = ALL_DTYPES(deinterleave_planes_),
     .short_sumexp = COMPUTE_DTYPES(short_sumexp_),
+    .short_moments = COMPUTE_DTYPES(short_moments_),
+    .short_ranks = COMPUTE_DTYPES(short_ranks_),
     .short_exp = COMPUTE_DTYPES(short_exp_),
     .short_sub = COMPUTE_DTYPES(short_sub_),
     .short_sum = COMPUTE_DTYPES(short_sum_),
     .lse_logs = JOIN(lse_logs_, BACKEND),
     .log_odds = JOIN(log_odds_, BACKEND),
+    .entropies = JOIN(entropies_, BACKEND),
     .exps = JOIN(exps_, BACKEND),
     .softmax_factors = JOIN(softmax_factors_, BACKEND),
 };

@@ -1,0 +1,152 @@
+#include "token_block.h"
+
+#include <assert.h>
+#include <float.h>
+#include <math.h>
+
+static size_t padded_rows(int count) { return (size_t)(count + TL_GROUP - 1) / TL_GROUP * TL_GROUP; }
+
+/* Where a class of a row lies in groups; the element there. */
+static size_t place_in_group(const tl_row_block *rows, int i, int64_t class) {
+    return (size_t)(i / TL_GROUP * rows->row.count + class) * TL_GROUP + (size_t)(i % TL_GROUP);
+}
+static double load_from(tl_groups groups, size_t at) {
+    return groups.dtype == TL_FLOAT64 ? ((const double *)groups.at)[at] : (double)((const float *)groups.at)[at];
+}
+static void store_to(tl_groups groups, size_t at, double value) {
+    if (groups.dtype == TL_FLOAT64)
+        ((double *)groups.at)[at] = value;
+    else
+        ((float *)groups.at)[at] = (float)value;
+}
+
+/* Rank and argmax of each row, by its logits as they are in memory. */
+static void find_ranks(const tl_backend *backend, const tl_row_block *rows, int count, tl_groups raw,
+                       tl_token_block *tokens) {
+    double target_raw[TL_BLOCK_ROWS] = {0};
+    tl_short_ranks ranks;
+    for (int i = 0; i < count; i++)
+        if (rows->excluded[i] >= 0)
+            target_raw[i] = load_from(raw, place_in_group(rows, i, rows->excluded[i]));
+    backend->short_ranks[raw.dtype](raw.at, padded_rows(count) / TL_GROUP, (size_t)rows->row.count, target_raw, &ranks);
+    memcpy(tokens->rank, ranks.count_ge, sizeof tokens->rank); /* the target is one of them */
+    memcpy(tokens->argmax, ranks.argmax, sizeof tokens->argmax);
+}
+
+/* The classes of the largest raw logits: one after another, each then made -inf, and put back in the end. Returns the
+ * rows with so many logits that were not -inf before. */
+static uint64_t find_top(const tl_backend *backend, const tl_row_block *rows, int count, tl_groups raw, tl_topk *top) {
+    double least[TL_BLOCK_ROWS];
+    size_t groups = padded_rows(count) / TL_GROUP;
+    uint64_t found = rows->wanted;
+    tl_short_ranks ranks;
+    for (int i = 0; i < TL_BLOCK_ROWS; i++)
+        least[i] = raw.dtype == TL_FLOAT64 ? -DBL_MAX : (double)-FLT_MAX;
+    for (int64_t k = 0; k < top->most; k++) {
+        backend->short_ranks[raw.dtype](raw.at, groups, (size_t)rows->row.count, least, &ranks);
+        for (int i = 0; i < count; i++) {
+            if (!tl_is_wanted(rows, i))
+                continue;
+            size_t at = place_in_group(rows, i, ranks.argmax[i]);
+            top[i].id[k] = ranks.argmax[i];
+            top[i].value[k] = load_from(raw, at);
+            store_to(raw, at, -(double)INFINITY);
+            found &= ~((uint64_t)(ranks.count_ge[i] < top->most - k) << i);
+        }
+    }
+    for (int i = 0; i < count; i++)
+        for (int64_t k = 0; tl_is_wanted(rows, i) && k < top->most; k++)
+            store_to(raw, place_in_group(rows, i, top[i].id[k]), top[i].value[k]);
+    return found;
+}
+
+/* Makes log-probabilities of the largest raw logits. */
+static void end_top(const tl_backend *backend, const tl_row_block *rows, int count, const tl_block_lse *others,
+                    tl_topk *top) {
+    for (int64_t k = 0; k < top->most; k++) {
+        double value[TL_BLOCK_ROWS] = {0};
+        for (int i = 0; i < count; i++)
+            if (tl_is_wanted(rows, i))
+                value[i] = top[i].value[k];
+        if (tl_is_scaled_or_capped(&rows->row))
+            backend->softcap(value, padded_rows(count), rows->row.logit_scale, rows->row.softcap);
+        for (int i = 0; i < count; i++)
+            if (tl_is_wanted(rows, i)) {
+                tl_lse lse = tl_odds_at(rows, others, i).lse;
+                top[i].value[k] = (value[i] - lse.offset) - lse.log;
+            }
+    }
+    for (int i = 0; i < count; i++)
+        top[i].count = top[i].most;
+}
+
+/* tl_logsumexp_of these rows, where it may be near zero: the classes but the target were reduced already. */
+static void find_near_zero(const tl_backend *backend, const tl_row_block *rows, int count, uint64_t near_zero,
+                           const tl_block_lse *all, const tl_block_lse *others, double *logsumexp, tl_cancel *cancel) {
+    tl_row_block left = *rows;
+    double found[TL_BLOCK_ROWS];
+    left.count = count;
+    left.has_excluded = 0;
+    left.wanted = near_zero;
+    for (int i = 0; i < count; i++)
+        if ((near_zero >> i & 1) && tl_is_dominant(others->logit[i], logsumexp[i])) {
+            left.wanted &= ~((uint64_t)1 << i);
+            logsumexp[i] = tl_logsumexp(tl_odds_at(rows, others, i).lse);
+        }
+    if (left.wanted == 0)
+        return;
+    tl_logsumexp_of_block(backend, &left, all, found, cancel);
+    for (int i = 0; i < count; i++)
+        if (tl_is_wanted(&left, i))
+            logsumexp[i] = found[i];
+}
+
+/* The logsumexp of all classes of these rows. */
+static void find_logsumexp(const tl_backend *backend, const tl_row_block *rows, int count, uint64_t which,
+                           tl_groups groups, const tl_block_lse *others, double *logsumexp, tl_cancel *cancel) {
+    const tl_next_rows unknown = {NULL, 0, 0};
+    size_t padded = padded_rows(count);
+    uint64_t near_zero = 0;
+    tl_block_lse all;
+    backend->short_sumexp[groups.dtype](groups.at, padded / TL_GROUP, (size_t)rows->row.count, &unknown, 1, &all.sums);
+    memset(all.offset, 0, sizeof all.offset);
+    all.grouped = which;
+    all.group_dtype = groups.dtype;
+    tl_end_lse(backend, &rows->row, padded, 0, &all);
+    for (int i = 0; i < count; i++) {
+        logsumexp[i] = tl_logsumexp(tl_lse_at(&all, i));
+        near_zero |= (uint64_t)tl_may_be_near_zero(logsumexp[i], all.sums.largest_lane[i], all.sums.in_order[i]) << i;
+    }
+    if (near_zero & which)
+        find_near_zero(backend, rows, count, near_zero & which, &all, others, logsumexp, cancel);
+}
+
+uint64_t tl_token_stats_of_block(const tl_backend *backend, const tl_row_block *rows, tl_topk *top,
+                                 tl_token_block *tokens, tl_cancel *cancel) {
+    int count = tl_grouped_rows(rows);
+    size_t padded = padded_rows(count);
+    tl_block_lse others;
+    tl_short_moments moments;
+    assert(rows->keeps_logits);
+    if (count == 0 || (top && top->most > TL_BLOCK_TOP))
+        return 0;
+    moments.other = NULL;
+    moments.other_shift = NULL;
+    tl_groups raw = tl_load_raw_groups(backend, rows, count);
+    find_ranks(backend, rows, count, raw, tokens);
+    uint64_t found = top ? find_top(backend, rows, count, raw, top) : rows->wanted;
+    tl_groups groups = tl_scale_groups(backend, rows, count, raw);
+    memset(others.offset, 0, sizeof others.offset);
+    memset(others.logit, 0, sizeof others.logit);
+    tl_reduce_groups(backend, rows, count, groups, 0, &moments, &others);
+    tl_end_lse(backend, &rows->row, padded, 1, &others);
+    found &= others.grouped;
+    for (int i = 0; i < count; i++)
+        found &= ~((uint64_t)(others.odds.log_odds[i] != others.odds.log_odds[i]) << i);
+    memcpy(tokens->nll, others.odds.nll, sizeof tokens->nll);
+    backend->entropies(&others.odds, others.log, others.sums.sum, &moments, padded, tokens->entropy);
+    find_logsumexp(backend, rows, count, found, groups, &others, tokens->logsumexp, cancel);
+    if (top)
+        end_top(backend, rows, count, &others, top);
+    return found;
+}
