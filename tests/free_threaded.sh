@@ -26,7 +26,7 @@ build_python() { # into a folder
     { # `set -e` does not hold before ||
         cd "$scratch" && "${apt[@]}" source --download-only python3.13 && dpkg-source --skip-patches -x ./*.dsc cpython &&
             cd cpython &&
-            ./configure -q --disable-gil --disable-test-modules --prefix="$1" CFLAGS="-O2 -g0" &&
+            ./configure -q --disable-gil --disable-test-modules --prefix="$1" CFLAGS="-O1 -g0" &&
             make -s -j"$(nproc)" && make -s install && touch "$1/complete"
     } > "$scratch/log" 2>&1 || { tail -50 "$scratch/log"; exit 1; }
 }
