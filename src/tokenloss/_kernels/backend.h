@@ -213,9 +213,9 @@ typedef struct {
     void (*deinterleave_planes[TL_FLOAT_DTYPES])(const void *groups, ptrdiff_t class_stride, size_t classes,
                                                  size_t count, char *first);
 
-    /* Of groups of float32 or float64, with the bits that reduce, kl, exp_scaled, sub_scalar and sum give each row: sums
-     * of exponentials, alone and with moments; ranks; the others for a single group, the maps in place. Memory is asked for the next rows, which for
-     * the maps are those that the group is written to. */
+    /* Of groups of float32 or float64, with the bits that reduce, kl, exp_scaled, sub_scalar and sum give each row:
+     * sums of exponentials, alone and with moments; ranks; the others for a single group, the maps in place. Memory is
+     * asked for the next rows, which for the maps are those that the group is written to. */
     void (*short_sumexp[TL_FLOAT_DTYPES])(const void *groups, size_t count, size_t classes, const tl_next_rows *next,
                                           int wants_lanes, tl_short_sums *sums);
     void (*short_moments[TL_FLOAT_DTYPES])(const void *groups, size_t count, size_t classes, const tl_next_rows *next,
@@ -228,8 +228,8 @@ typedef struct {
                                        const tl_next_rows *next);
     void (*short_sum[TL_FLOAT_DTYPES])(const void *group, size_t classes, double *sum);
 
-    /* Of rows, a multiple of TL_GROUP: ref_exp ln2 + log(sum); log-odds and losses; entropies, from these and the moment
-     * of the other classes; exp(x) in place; and, for rows of this dtype, exponents and factors with which
+    /* Of rows, a multiple of TL_GROUP: ref_exp ln2 + log(sum); log-odds and losses; entropies, from these and the
+     * moment of the other classes; exp(x) in place; and, for rows of this dtype, exponents and factors with which
      * exp(x) 2^-exponent factor is `factor` times softmax(x). */
     void (*lse_logs)(const double *sum, const double *ref_exp, size_t count, double ln2, double *log);
     void (*log_odds)(const double *offset, const double *log, const double *logit, size_t count, tl_odds *odds);

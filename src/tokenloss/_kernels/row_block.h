@@ -147,8 +147,8 @@ int tl_grouped_rows(const tl_row_block *rows);
 tl_groups tl_load_raw_groups(const tl_backend *backend, const tl_row_block *rows, int count);
 tl_groups tl_scale_groups(const tl_backend *backend, const tl_row_block *rows, int count, tl_groups raw);
 
-/* Reduces them, with moments unless that is NULL: sums, and logits of excluded classes, which were 0 before. From these,
- * the logarithms and log-odds of `padded` rows: whole groups. */
+/* Reduces them, with moments unless that is NULL: sums, and logits of excluded classes, which were 0 before. From
+ * these, the logarithms and log-odds of `padded` rows: whole groups. */
 void tl_reduce_groups(const tl_backend *backend, const tl_row_block *rows, int count, tl_groups groups, int wants_lanes,
                       tl_short_moments *moments, tl_block_lse *lse);
 void tl_end_lse(const tl_backend *backend, const tl_row *row, size_t padded, int has_excluded, tl_block_lse *lse);

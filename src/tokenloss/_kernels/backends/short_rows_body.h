@@ -135,8 +135,8 @@ typedef struct {
     OP(vec) pow2, remainder, moment;
 } NAME(terms_);
 
-/* Adds class k of the rows at x, as reduce_column_ does: `is_first` and `mode` are known to the compiler. Memory is asked
- * for a part of what is read next. In `maximum`, a divergence keeps by how much x exceeds the other row's logit. */
+/* Adds class k of the rows at x, as reduce_column_ does: `is_first` and `mode` are known to the compiler. Memory is
+ * asked for a part of what is read next. In `maximum`, a divergence keeps by how much x exceeds the other row's. */
 TL_TARGET TL_INLINE void NAME(add_class_)(const REAL *x, size_t k, OP(acc) * acc, enum NAME(mode_) mode,
                                           const REAL *other, const tl_next_rows *next, int is_first,
                                           NAME(terms_) * to) {
