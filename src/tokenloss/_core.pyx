@@ -40,11 +40,12 @@ cdef enum:
     TARGET_BLOCK = 64  # class ids that are read at once
     GATHER_BLOCK = 64  # rows whose scores memory is asked for at once
     MOMENTS_BLOCK = 2048  # values that are still in the first cache when their squares are added
+    GATHER_NEAR_BYTES = 64  # rows this near to each other are read in order, as caches see it
     GATHER_COST_BYTES = 64  # reading one score anywhere costs as much as reading these in order
 
 # why a row was refused while rows were read
 cdef enum:
-    C_BAD_TARGET = 1  # its class id was checked before, and changed during the call
+    C_BAD_TARGET = 1  # its class id is out of range, or was for a moment
     C_BAD_SCORE = 2  # a score that is not a probability, or not a log-probability
     C_BAD_DISTRIBUTION = 3  # integers that are not one-hot
 
@@ -215,6 +216,7 @@ cdef class RowJob(Job):
     cdef double logit_scale, softcap
     cdef bint weighs_class_ids
     cdef readonly bint of_probabilities  # not of log-probabilities or logits
+    cdef readonly bint refuses_bad_targets  # so that class ids need not be checked before
     cdef double[::1] numbers  # one for each row, 0 where masked; None if only their sum is wanted
     cdef Totals totals
 
@@ -280,7 +282,8 @@ cdef class RowJob(Job):
     cdef inline bint accepts(self, int64_t row, int64_t target, Totals *totals) noexcept nogil:
         """True if the class id of an unmasked row is in [0, V); else the row is refused.
 
-        All were checked before, but another thread or process may have changed it: it must not lead out of the row.
+        Most jobs had all of them checked before, but another thread or process may have changed it: it must not lead
+        out of the row.
         """
         if self.positions.is_class(target):
             return True
@@ -356,27 +359,33 @@ ctypedef fused score_t:
     double
 
 
-cdef void prefetch(const score_t[:, :] scores, int64_t start, const int64_t *targets, int count) noexcept nogil:
+cdef struct GatherBlock:
+    # the rows of a block that count: their numbers less that of the first, and their class ids
+    int64_t start
+    int count
+    int rows[GATHER_BLOCK]
+    int64_t targets[GATHER_BLOCK]
+
+
+cdef void prefetch(const score_t[:, :] scores, const GatherBlock *block) noexcept nogil:
     """Ask memory for what `gather` reads next. In a loop of its own, more requests are under way at a time."""
     cdef int i
-    for i in range(count):
-        if targets[i] >= 0:
-            tl_prefetch(&scores[start + i, targets[i]])
+    for i in range(block.count):
+        tl_prefetch(&scores[block.start + block.rows[i], block.targets[i]])
 
 
-cdef void gather(const score_t[:, :] scores, int64_t start, const int64_t *targets, int count, bint is_bfloat16,
-                 double *gathered) noexcept nogil:
-    """Reads the score of each row's class id, 0 where that is negative."""
+cdef void gather(const score_t[:, :] scores, const GatherBlock *block, bint is_bfloat16, double *gathered) noexcept nogil:
+    """Reads the score of each row's class id."""
+    cdef score_t score
     cdef int i
-    for i in range(count):
-        if targets[i] < 0:
-            gathered[i] = 0
-        elif score_t is not uint16_t:
-            gathered[i] = scores[start + i, targets[i]]
+    for i in range(block.count):
+        score = scores[block.start + block.rows[i], block.targets[i]]
+        if score_t is not uint16_t:
+            gathered[i] = score
         elif is_bfloat16:
-            gathered[i] = tl_from_bfloat16(scores[start + i, targets[i]])
+            gathered[i] = tl_from_bfloat16(score)
         else:
-            gathered[i] = tl_from_float16(scores[start + i, targets[i]])
+            gathered[i] = tl_from_float16(score)
 
 
 cdef tl_clip new_clip(bint is_probability, double epsilon) noexcept:
@@ -397,6 +406,7 @@ cdef class ClassIdLoss(RowJob):
     """
 
     cdef tl_clip clip
+    cdef bint is_scattered  # memory is read here and there, so is asked before
     # one of these holds the scores, rows by classes; none if their layout is not that of a matrix, or the rows are few
     cdef const uint16_t[:, :] halves
     cdef const float[:, :] floats
@@ -406,7 +416,9 @@ cdef class ClassIdLoss(RowJob):
         self.set_up(scores, positions, numbers)
         self.need_class_ids()
         self.of_probabilities, self.clip = is_probability, new_clip(is_probability, epsilon)
+        self.refuses_bad_targets = True
         self.row_bytes = GATHER_COST_BYTES
+        self.is_scattered = llabs(scores.view.row_stride) > GATHER_NEAR_BYTES
         self.halves = self.floats = self.doubles = None
         if scores.rows >= GATHER_BLOCK and scores.is_matrix():  # opening a memoryview takes as long as reading few rows
             if scores.dtype == TL_FLOAT32:
@@ -416,65 +428,84 @@ cdef class ClassIdLoss(RowJob):
             else:
                 self.halves = scores
 
-    cdef int load_targets(self, int64_t start, int64_t stop, int64_t *targets, Totals *totals) noexcept nogil:
-        """Class ids of the next block of rows, negative where masked; returns the number of rows."""
-        cdef int i, count = <int> min(stop - start, GATHER_BLOCK)
-        if self.positions.load_targets(start, count, targets):
+    cdef int64_t load_block(self, int64_t start, int64_t stop, GatherBlock *block, Totals *totals) noexcept nogil:
+        """Reads the class ids of the next rows; returns where the block ends."""
+        cdef int64_t target
+        cdef int i, found, kept = 0, count = <int> min(stop - start, GATHER_BLOCK)
+        found = self.positions.load_targets(start, count, block.targets)
+        if found & TL_SOME_BAD:
             for i in range(count):
-                if targets[i] != MASKED and not self.accepts(start + i, targets[i], totals):
-                    targets[i] = MASKED
+                if block.targets[i] != MASKED and not self.accepts(start + i, block.targets[i], totals):
+                    block.targets[i], found = MASKED, TL_SOME_MASKED
+        for i in range(count):
+            block.rows[i] = i
+        if found & TL_SOME_MASKED:
+            for i in range(count):  # writes in vain, rather than have a branch that depends on each row
+                target = block.targets[i]
+                block.rows[kept], block.targets[kept] = i, target
+                kept += target != MASKED
+        block.start, block.count = start, kept if found & TL_SOME_MASKED else count
+        if not self.is_scattered:
+            return start + count
         if self.floats is not None:
-            prefetch(self.floats, start, targets, count)
+            prefetch(self.floats, block)
         elif self.doubles is not None:
-            prefetch(self.doubles, start, targets, count)
+            prefetch(self.doubles, block)
         elif self.halves is not None:
-            prefetch(self.halves, start, targets, count)
-        return count
+            prefetch(self.halves, block)
+        return start + count
 
-    cdef void load_scores(self, int64_t start, int count, const int64_t *targets, double *scores) noexcept nogil:
-        """The score of each row's class id, 0 where masked."""
+    cdef void load_scores(self, const GatherBlock *block, double *scores) noexcept nogil:
+        """The score of each row's class id."""
         cdef const View *view = &self.scores.view
         cdef int i
         if self.floats is not None:
-            gather(self.floats, start, targets, count, False, scores)
+            gather(self.floats, block, False, scores)
         elif self.doubles is not None:
-            gather(self.doubles, start, targets, count, False, scores)
+            gather(self.doubles, block, False, scores)
         elif self.halves is not None:
-            gather(self.halves, start, targets, count, view.dtype == TL_BFLOAT16, scores)
+            gather(self.halves, block, view.dtype == TL_BFLOAT16, scores)
         else:
-            for i in range(count):
-                scores[i] = 0 if targets[i] < 0 else tl_load(
-                    address_of(view, start + i) + targets[i] * view.buffer.strides[view.axis], view.dtype)
+            for i in range(block.count):
+                scores[i] = tl_load(address_of(view, block.start + block.rows[i])
+                                    + block.targets[i] * view.buffer.strides[view.axis], view.dtype)
 
-    cdef void check_scores(self, int64_t start, int count, const int64_t *targets, const double *scores,
-                           Totals *totals) noexcept nogil:
-        """Refuses scores that are no probabilities, or no log-probabilities; nan passes."""
-        cdef uint64_t signs = 0  # of differences, a vector of them at once
-        cdef double least = self.clip.least, greatest = self.clip.greatest
+    cdef void check_scores(self, const GatherBlock *block, Totals *totals) noexcept nogil:
+        """Refuses scores that are no probabilities, or no log-probabilities."""
+        cdef double scores[GATHER_BLOCK]
         cdef int i
-        for i in range(count):
-            signs |= tl_to_bits(scores[i] - least) | tl_to_bits(greatest - scores[i])
-        if signs >> 63:
-            for i in range(count):
-                if tl_is_refused(&self.clip, scores[i]):
-                    self.refuse(C_BAD_SCORE, start + i, targets[i], scores[i], totals)
+        self.load_scores(block, scores)
+        for i in range(block.count):
+            if tl_is_refused(&self.clip, scores[i]):
+                self.refuse(C_BAD_SCORE, block.start + block.rows[i], block.targets[i], scores[i], totals)
+
+    cdef void add_block(self, const GatherBlock *block, double *nll, Totals *totals) noexcept nogil:
+        """Adds losses to the sums, times their class weights, and writes them where each is wanted."""
+        cdef double weights[GATHER_BLOCK]
+        cdef int i
+        if self.weighs_class_ids:
+            for i in range(block.count):
+                weights[i] = self.positions.class_weight(block.targets[i])
+                nll[i] *= weights[i]
+            tl_superacc_add_many(backend, &totals.weights, weights, block.count)
+        tl_superacc_add_many(backend, &totals.losses, nll, block.count)
+        totals.unmasked += block.count
+        if self.numbers is not None:
+            for i in range(block.count):
+                self.numbers[block.start + block.rows[i]] = nll[i]
 
     cdef void run_range(self, int64_t start, int64_t stop, Totals *totals, tl_cancel *cancel) noexcept nogil:
-        cdef int64_t targets[2][GATHER_BLOCK]
+        cdef GatherBlock blocks[2]
         cdef double nll[GATHER_BLOCK]
-        cdef int i, count, next_count, block = 0
-        count = self.load_targets(start, stop, targets[0], totals)
-        while count > 0:
-            next_count = self.load_targets(start + count, stop, targets[1 - block], totals)
-            self.load_scores(start, count, targets[block], nll)
-            self.check_scores(start, count, targets[block], nll, totals)
-            tl_negative_log(backend, &self.clip, nll, count)
-            for i in range(count):
-                if targets[block][i] >= 0:
-                    if self.weighs_class_ids:
-                        nll[i] *= self.positions.class_weight(targets[block][i])
-                    self.add(start + i, targets[block][i], nll[i], totals)
-            start, count, block = start + count, next_count, 1 - block
+        cdef int at_hand = 0
+        start = self.load_block(start, stop, &blocks[0], totals)
+        while blocks[at_hand].start < stop:
+            start = self.load_block(start, stop, &blocks[1 - at_hand], totals)
+            self.load_scores(&blocks[at_hand], nll)
+            if tl_negative_log(backend, &self.clip, nll, blocks[at_hand].count):
+                self.check_scores(&blocks[at_hand], totals)
+            self.add_block(&blocks[at_hand], nll, totals)
+            at_hand = 1 - at_hand
 
 
 # -- exact moments ----------------------------------------------------------------------------------------------------

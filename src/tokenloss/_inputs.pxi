@@ -162,8 +162,8 @@ cdef class Positions:
         """The class id of a row, -1 of a distribution."""
         return tl_load_integer(address_of(&self.targets_view, row), self.targets_view.dtype) if self.by_class else -1
 
-    cdef bint load_targets(self, int64_t start, int count, int64_t *targets) noexcept nogil:
-        """The class ids of at most TARGET_BLOCK rows, MASKED where they do not count; True if another is no class."""
+    cdef int load_targets(self, int64_t start, int count, int64_t *targets) noexcept nogil:
+        """The class ids of at most TARGET_BLOCK rows, MASKED where they do not count; see `mask_targets`."""
         cdef tl_target_range range_of_ids
         cdef char buffer[TARGET_BLOCK]
         cdef const char *kept = NULL
@@ -227,7 +227,9 @@ cdef class Positions:
         while row < self.rows:
             stop = min(row + SIGNAL_CHECK_ROWS, self.rows)
             with nogil:
-                while row < stop and not self.load_targets(row, <int> min(stop - row, TARGET_BLOCK), targets):
+                while row < stop:
+                    if self.load_targets(row, <int> min(stop - row, TARGET_BLOCK), targets) & TL_SOME_BAD:
+                        break
                     row += min(stop - row, TARGET_BLOCK)
             if row < stop:
                 row = self.first_bad_target(row, stop)

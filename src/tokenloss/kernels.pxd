@@ -27,6 +27,7 @@ cdef extern from "_kernels/elements.h" nogil:
 
 cdef extern from "_kernels/kernels.h" nogil:
     int TL_BACKENDS
+    int TL_SOME_BAD, TL_SOME_MASKED
     ctypedef struct tl_target_range:
         int64_t classes
         int64_t ignored
@@ -125,7 +126,7 @@ cdef extern from "_kernels/kernels.h" nogil:
         double least
         double greatest
     bint tl_is_refused(const tl_clip *, double)
-    void tl_negative_log(const tl_backend *, const tl_clip *, double *, size_t)
+    bint tl_negative_log(const tl_backend *, const tl_clip *, double *, size_t)
     ctypedef struct tl_seen:
         int64_t nonzero
         int64_t last

@@ -449,7 +449,8 @@ static void take_probabilities_and_zeros(const tl_backend *backend) {
         double p[7];
         for (int k = 0; k < 7; k++)
             p[k] = i % 3 ? (double)(random_bits() >> 11) * 0x1p-53 : tl_from_bits(random_bits());
-        backend->clipped_losses(p, (size_t)(i % 8), i % 2 ? 1e-12 : 0, i % 2 ? 1 - 1e-12 : 1);
+        const tl_clip clip = {i % 2 ? 1e-12 : 0, i % 2 ? 1 - 1e-12 : 1, -1e-3, 1 + 1e-3};
+        backend->clipped_losses(p, (size_t)(i % 8), &clip);
         for (int k = 0; k < 7; k++)
             take(Q_clipped_losses, p[k]);
         char zeros[4096] = {0};

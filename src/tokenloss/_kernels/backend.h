@@ -95,6 +95,13 @@ typedef struct {
 } tl_target_range;
 
 #define TL_MASKED INT64_MIN /* stands for the class id of a row that does not count */
+enum { TL_SOME_BAD = 1, TL_SOME_MASKED = 2 };
+
+/* What scores are: probabilities, which are clipped to [lowest, highest], or log-probabilities, if both are nan. A
+ * score outside [least, greatest] is neither, so callers refuse it. */
+typedef struct {
+    double lowest, highest, least, greatest;
+} tl_clip;
 
 /* Logits of the other row of a KL divergence are raised to at least minus this in double: an emulated FMA splits its
  * factors, which overflows from 2^996 on. */
@@ -149,12 +156,12 @@ typedef struct {
     size_t (*add_squares_exactly)(const double *x, size_t groups, double (*level)[16]);
 
     /* Makes class ids TL_MASKED where they are ignored, or where the byte of `kept` is 0 if that is not NULL. Returns
-     * whether one of the others is no class; it stays negative or too large. */
+     * whether there are some, and whether one of the others is no class, which stays negative or too large. */
     int (*mask_targets)(const tl_target_range *range, const char *kept, ptrdiff_t kept_stride, size_t count,
                         int64_t *targets);
 
-    /* p = -log(p) in place, with p clipped to [lowest, highest] first. */
-    void (*clipped_losses)(double *p, size_t count, double lowest, double highest);
+    /* p = -log(p) in place, with p clipped first. Returns whether one may have to be refused, which callers look at. */
+    int (*clipped_losses)(double *p, size_t count, const tl_clip *clip);
 
     /* Skips groups of 64 bytes that are all 0, which is 0 in every dtype: returns where the first other group starts,
      * or where fewer than 64 bytes are left. */
