@@ -29,11 +29,13 @@ SWAPPED = TL_SWAPPED
 cdef extern from *:
     """
     _Static_assert(TL_MAX_CLASS_MAJOR_ROWS == 32, "MAX_CLASS_MAJOR_ROWS");
+    _Static_assert(TL_DISTRIBUTION_ROWS == 256, "MAX_DISTRIBUTION_ROWS");
     _Static_assert(TL_SUM_LIMBS <= 134 && TL_SQUARES_LIMBS <= 134, "MAX_LIMBS");
     """
 
 cdef enum:
     MAX_CLASS_MAJOR_ROWS = 32  # that of the kernels
+    MAX_DISTRIBUTION_ROWS = 256  # likewise
     MAX_LIMBS = 134  # at least what the sums of the kernels have
     SIGNAL_CHECK_ROWS = 1 << 20  # targets that are read between two checks for Ctrl-C
     NONTEMPORAL_BYTES = 16 << 20  # results of this size leave the caches before anyone reads them
@@ -374,7 +376,8 @@ cdef void prefetch(const score_t[:, :] scores, const GatherBlock *block) noexcep
         tl_prefetch(&scores[block.start + block.rows[i], block.targets[i]])
 
 
-cdef void gather(const score_t[:, :] scores, const GatherBlock *block, bint is_bfloat16, double *gathered) noexcept nogil:
+cdef void gather(const score_t[:, :] scores, const GatherBlock *block, bint is_bfloat16,
+                 double *gathered) noexcept nogil:
     """Reads the score of each row's class id."""
     cdef score_t score
     cdef int i

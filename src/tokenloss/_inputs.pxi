@@ -43,6 +43,21 @@ cdef inline const char *address_of(const View *view, int64_t row) noexcept nogil
     return data
 
 
+cdef bint find_stride(const View *view, int64_t start, int64_t count, ptrdiff_t *stride) noexcept nogil:
+    """Whether these rows are equally far apart, and how far."""
+    cdef const char *first
+    cdef int64_t i
+    stride[0] = view.row_stride
+    if view.is_uniform or count < 2:
+        return True
+    first = address_of(view, start)
+    stride[0] = address_of(view, start + 1) - first
+    for i in range(2, count):
+        if address_of(view, start + i) - first != i * stride[0]:
+            return False
+    return True
+
+
 cdef inline tl_row new_row(int dtype, int64_t count) noexcept nogil:
     """A row without data, scale or cap."""
     cdef tl_row row

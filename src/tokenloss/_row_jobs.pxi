@@ -2,14 +2,82 @@
 
 @cython.final
 cdef class SoftTargetLoss(RowJob):
-    """As `ClassIdLoss` for distributions: the sum of their masses times -log; scores without mass are not read."""
+    """As `ClassIdLoss` for distributions: the sum of their masses times -log; scores without mass are not read.
+
+    A block of rows is reduced together, unless its layout is uncommon or something in it is refused.
+    """
 
     cdef tl_clip clip
+    cdef tl_distributions block  # but for where its first row is, and how far rows are apart
+    cdef int64_t block_rows  # 0 if rows are reduced one by one
 
     def __init__(self, Scores scores, Positions positions, numbers, bint is_probability, double epsilon):
         self.set_up(scores, positions, numbers)
         self.of_probabilities, self.clip = is_probability, new_clip(is_probability, epsilon)
         self.row_bytes = scores.classes * tl_itemsize(positions.targets_view.dtype)
+        self.set_up_block()
+
+    cdef void set_up_block(self) noexcept:
+        """Describes what all blocks have in common."""
+        cdef const View *targets = &self.positions.targets_view
+        cdef tl_soft_target soft = self.positions.soft_target(0, 0)
+        cdef tl_distributions *block = &self.block
+        if self.positions.by_class or self.rows == 0 or not is_given(&self.scores.view) or not is_given(targets):
+            return
+        block.mass_class, block.mass_dtype = soft.mass_stride, soft.mass_dtype
+        block.score_class, block.score_dtype = self.scores.view.buffer.strides[self.scores.axis], self.scores.dtype
+        block.weight, block.weight_class, block.weight_dtype = soft.weight, soft.weight_stride, soft.weight_dtype
+        block.classes = self.scores.classes
+        if max(block.mass_dtype, block.score_dtype) >= TL_SWAPPED or not 0 < block.classes <= TL_DISTRIBUTION_ELEMENTS:
+            return
+        if not self.positions.is_integer or block.mass_class == tl_itemsize(block.mass_dtype):
+            self.block_rows = min(TL_DISTRIBUTION_ROWS, TL_DISTRIBUTION_ELEMENTS // block.classes)
+
+    cdef int unmasked_rows(self, int64_t start, int64_t count, int *rows) noexcept nogil:
+        """Numbers of the rows of a block that count, less the first; returns how many."""
+        cdef const View *where = &self.positions.where_view
+        cdef int i, kept = 0
+        if not is_given(where):
+            for i in range(<int> count):
+                rows[i] = i
+            return <int> count
+        for i in range(<int> count):
+            rows[kept] = i
+            kept += address_of(where, start + i)[0] != 0
+        return kept
+
+    cdef bint reduce_block(self, int64_t start, int64_t count, int *dense, Totals *totals) noexcept nogil:
+        """Adds the losses of a block, or returns False: rows have to be reduced one by one."""
+        cdef int rows[MAX_DISTRIBUTION_ROWS]
+        cdef double nll[MAX_DISTRIBUTION_ROWS]
+        cdef tl_distributions block = self.block
+        cdef int i, kept
+        block.clip = &self.clip
+        block.mass = address_of(&self.positions.targets_view, start)
+        block.score = address_of(&self.scores.view, start)
+        if not (find_stride(&self.positions.targets_view, start, count, &block.mass_row)
+                and find_stride(&self.scores.view, start, count, &block.score_row)):
+            return False
+        kept = self.unmasked_rows(start, count, rows)
+        if kept > 0 and not tl_nll_of_distributions(backend, &block, rows, kept, dense, nll):
+            return False
+        tl_superacc_add_many(backend, &totals.losses, nll, kept)
+        totals.unmasked += kept
+        if self.numbers is not None:
+            for i in range(kept):
+                self.numbers[start + rows[i]] = nll[i]
+        return True
+
+    cdef void run_range(self, int64_t start, int64_t stop, Totals *totals, tl_cancel *cancel) noexcept nogil:
+        cdef int64_t count
+        cdef int dense = 0
+        while start < stop:
+            count = min(stop - start, self.block_rows if self.block_rows > 0 else stop - start)
+            if self.block_rows == 0 or not self.reduce_block(start, count, &dense, totals):
+                RowJob.run_range(self, start, start + count, totals, cancel)
+            start += count
+            if tl_cancelled(cancel):
+                return
 
     cdef double reduce_row(self, int64_t row, int64_t target, Totals *totals, tl_cancel *cancel) noexcept nogil:
         cdef tl_row scores = self.row_at(row)

@@ -127,6 +127,22 @@ cdef extern from "_kernels/kernels.h" nogil:
         double greatest
     bint tl_is_refused(const tl_clip *, double)
     bint tl_negative_log(const tl_backend *, const tl_clip *, double *, size_t)
+    int TL_DISTRIBUTION_ROWS, TL_DISTRIBUTION_ELEMENTS
+    ctypedef struct tl_distributions:
+        const char *mass
+        const char *score
+        const char *weight
+        ptrdiff_t mass_row
+        ptrdiff_t mass_class
+        ptrdiff_t score_row
+        ptrdiff_t score_class
+        ptrdiff_t weight_class
+        int mass_dtype
+        int score_dtype
+        int weight_dtype
+        int64_t classes
+        const tl_clip *clip
+    bint tl_nll_of_distributions(const tl_backend *, const tl_distributions *, const int *, int, int *, double *)
     ctypedef struct tl_seen:
         int64_t nonzero
         int64_t last

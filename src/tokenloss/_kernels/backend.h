@@ -108,8 +108,8 @@ typedef struct {
 #define TL_MIN_FMA_SAFE 0x1p990
 
 /* The table of an instruction set, one function for each dtype of logits where that matters. Arrays of elements need no
- * alignment, except where a function says so. All but dots, exact sums, clipped_losses and skip_zeros read, and if they
- * write an element for each one read also write, whole multiples of TL_READ_MULTIPLE elements. */
+ * alignment, except where a function says so. Those for dtypes of logits, but for dots, and softcap and
+ * target_dot read, and if they write an element for each one read also write, whole multiples of TL_READ_MULTIPLE elements. */
 typedef struct {
     const char *name;
 
@@ -162,6 +162,15 @@ typedef struct {
 
     /* p = -log(p) in place, with p clipped first. Returns whether one may have to be refused, which callers look at. */
     int (*clipped_losses)(double *p, size_t count, const tl_clip *clip);
+
+    /* The bits of 64 native elements of any dtype that are not 0. */
+    uint64_t (*nonzeros)(const void *masses, int dtype);
+
+    /* Replaces scores where the mass is 0. */
+    void (*ignore_where_zero)(const double *mass, size_t count, double neutral, double *score);
+
+    /* Adds `count` terms of each of 16 rows to its sum, one after another, and the rounding errors to `lost`. */
+    void (*add_rows)(const double *terms, size_t count, double *sum, double *lost);
 
     /* Skips groups of 64 bytes that are all 0, which is 0 in every dtype: returns where the first other group starts,
      * or where fewer than 64 bytes are left. */

@@ -12,6 +12,7 @@
 
 #include "exact_sums.h"
 #include "targets.h"
+#include "distributions.h"
 
 /* Polynomials p with exp(r) = 1 + r p(r): relative error 4.5e-9 for |r| <= 0.349, and 1.6e-17 for |r| <= 0.347. Minimax
  * fits of our own, whose coefficients were rounded one after another. */
@@ -355,5 +356,8 @@ const tl_backend JOIN(tl_, BACKEND) = {
     .add_squares_exactly = JOIN(add_squares_exactly_, BACKEND),
     .mask_targets = JOIN(mask_targets_, BACKEND),
     .clipped_losses = JOIN(clipped_losses_, BACKEND),
+    .nonzeros = JOIN(nonzeros_, BACKEND),
+    .ignore_where_zero = JOIN(ignore_where_zero_, BACKEND),
+    .add_rows = JOIN(add_rows_, BACKEND),
     .skip_zeros = JOIN(skip_zeros_, BACKEND),
 };
