@@ -107,18 +107,19 @@ typedef struct {
     int32_t row[LIST], class_id[LIST];
 } class_list;
 
-/* Finds the row and class of each; `next` is the first row that may have one. Returns whether they are all that there
- * are and each row has one. */
-static int split_positions(const tl_distributions *of, const int *rows, int count, int *next, class_list *list) {
+/* Whether each row has one class, and all are listed. */
+static int is_one_each(const tl_distributions *of, const int *rows, int count, const class_list *list) {
+    uint32_t classes = (uint32_t)of->classes, wrong = 0;
+    if (list->is_continued || list->count != count)
+        return 0;
+    for (int i = 0; i < count; i++)
+        wrong |= (uint32_t)list->at[i] - (uint32_t)rows[i] * classes >= classes;
+    return !wrong;
+}
+
+/* Finds the row and class of each; `next` is the first row that may have one. */
+static void split_positions(const tl_distributions *of, const int *rows, int *next, class_list *list) {
     const int32_t classes = (int32_t)of->classes;
-    int one_each = !list->is_continued && list->count == count;
-    for (int i = 0; one_each && i < count; i++) {
-        list->class_id[i] = list->at[i] - rows[i] * classes;
-        list->row[i] = i;
-        one_each = list->class_id[i] >= 0 && list->class_id[i] < classes;
-    }
-    if (one_each)
-        return 1;
     int row = *next;
     for (int i = 0; i < list->count; i++) {
         while (list->at[i] - rows[row] * classes >= classes)
@@ -127,13 +128,17 @@ static int split_positions(const tl_distributions *of, const int *rows, int coun
         list->row[i] = row;
     }
     *next = row;
-    return 0;
 }
 
+/* Loads the listed elements. If rows follow each other as classes do, `rows` is NULL. */
 TL_INLINE void load_listed_as(int dtype, const char *data, ptrdiff_t row_stride, ptrdiff_t class_stride, const int *rows,
                               const class_list *list, double *to) {
-    for (int i = 0; i < list->count; i++)
-        to[i] = tl_load(data + rows[list->row[i]] * row_stride + list->class_id[i] * class_stride, dtype);
+    if (!rows)
+        for (int i = 0; i < list->count; i++)
+            to[i] = tl_load(data + list->at[i] * class_stride, dtype);
+    else
+        for (int i = 0; i < list->count; i++)
+            to[i] = tl_load(data + rows[list->row[i]] * row_stride + list->class_id[i] * class_stride, dtype);
 }
 
 static void load_listed(int dtype, const char *data, ptrdiff_t row_stride, ptrdiff_t class_stride, const int *rows,
@@ -148,13 +153,32 @@ static void load_listed(int dtype, const char *data, ptrdiff_t row_stride, ptrdi
     }
 }
 
+/* Adds terms, each to the sum of its row. */
+static void add_terms(const class_list *list, const double *mass, const double *nll, int one_each, sums_of_rows *sums) {
+    if (one_each) {
+        for (int i = 0; i < list->count; i++)
+            sums->sum[i] = 0 + mass[i] * nll[i];
+        return;
+    }
+    for (int i = 0; i < list->count; i++) { /* Knuth's two-sum */
+        double *sum = &sums->sum[list->row[i]], before = *sum, term = mass[i] * nll[i], other;
+        *sum += term;
+        other = *sum - before;
+        sums->lost[list->row[i]] += (before - (*sum - other)) + (term - other);
+    }
+}
+
 /* Adds the listed classes. Returns whether one is refused: its score, or its mass if that is an integer. */
 static int add_listed(const tl_backend *backend, const tl_distributions *of, const int *rows, int count, int *next,
                       class_list *list, sums_of_rows *sums) {
     double mass[LIST], nll[LIST];
-    int refused = 0, one_each = split_positions(of, rows, count, next, list);
-    load_listed(of->mass_dtype, of->mass, of->mass_row, of->mass_class, rows, list, mass);
-    load_listed(of->score_dtype, of->score, of->score_row, of->score_class, rows, list, nll);
+    int one_each = is_one_each(of, rows, count, list), refused = 0;
+    const int *mass_rows = of->mass_row == of->classes * of->mass_class ? NULL : rows;
+    const int *score_rows = of->score_row == of->classes * of->score_class ? NULL : rows;
+    if (!one_each || mass_rows || score_rows || of->weight)
+        split_positions(of, rows, next, list);
+    load_listed(of->mass_dtype, of->mass, of->mass_row, of->mass_class, mass_rows, list, mass);
+    load_listed(of->score_dtype, of->score, of->score_row, of->score_class, score_rows, list, nll);
     if (of->mass_dtype >= TL_FLOAT_DTYPES) {
         refused |= !one_each;
         for (int i = 0; i < list->count; i++)
@@ -164,17 +188,7 @@ static int add_listed(const tl_backend *backend, const tl_distributions *of, con
         for (int i = 0; i < list->count; i++)
             mass[i] *= tl_load(of->weight + list->class_id[i] * of->weight_class, of->weight_dtype);
     refused |= tl_negative_log(backend, of->clip, nll, (size_t)list->count);
-    for (int i = 0; i < list->count; i++) {
-        double term = mass[i] * nll[i];
-        if (one_each) {
-            sums->sum[i] = 0 + term;
-            continue;
-        }
-        double *sum = &sums->sum[list->row[i]], before = *sum, other; /* Knuth's two-sum */
-        *sum += term;
-        other = *sum - before;
-        sums->lost[list->row[i]] += (before - (*sum - other)) + (term - other);
-    }
+    add_terms(list, mass, nll, one_each, sums);
     list->count = 0;
     return refused;
 }

@@ -13,6 +13,7 @@
 #include "exact_sums.h"
 #include "targets.h"
 #include "distributions.h"
+#include "losses.h"
 
 /* Polynomials p with exp(r) = 1 + r p(r): relative error 4.5e-9 for |r| <= 0.349, and 1.6e-17 for |r| <= 0.347. Minimax
  * fits of our own, whose coefficients were rounded one after another. */
@@ -201,42 +202,6 @@ TL_TARGET static void JOIN(target_dot_, BACKEND)(const double *mass, const doubl
             JOIN(two_sum_, BACKEND)(&dot->dot[j], &dot->dot_comp[j], term);
             JOIN(two_sum_, BACKEND)(&dot->mass[j], &dot->mass_comp[j], mass[i + j]);
         }
-}
-
-/* clipped_losses of whole vectors. `is_normal` is a constant of the caller: whether all that is left after clipping is
- * normal numbers, or nan. */
-TL_TARGET TL_INLINE f64_bits JOIN(clipped_losses_of_, BACKEND)(double *p, size_t count, const tl_clip *clip, int is_normal) {
-    const f64_vec lowest = f64_set(clip->lowest), highest = f64_set(clip->highest), zero = f64_set(0);
-    const f64_vec least = f64_set(clip->least), greatest = f64_set(clip->greatest), nan = f64_set((double)NAN);
-    f64_bits refused = f64_no_bits();
-    for (size_t i = 0; i < count; i += f64_WIDTH) {
-        f64_vec x = f64_load(p + i), is_refused = f64_if_less(x, least, nan, zero), exponent, log;
-        is_refused = f64_if_less(greatest, x, nan, is_refused);
-        refused = f64_or_bits(refused, is_refused, is_refused);
-        if (is_normal) {
-            x = f64_min(highest, f64_max_keep_nan(lowest, x));
-            f64_vec f = f64_split_near_one(x, &exponent, 0);
-            log = f64_if_equal(x, x, f64_log_near_one(f, exponent, zero), nan);
-        } else {
-            x = f64_if_less(x, lowest, lowest, x);
-            log = f64_log(f64_if_less(highest, x, highest, x), 1);
-        }
-        f64_store(p + i, f64_sub(zero, log));
-    }
-    return refused;
-}
-
-TL_TARGET static int JOIN(clipped_losses_, BACKEND)(double *p, size_t count, const tl_clip *clip) {
-    size_t whole = count / f64_WIDTH * f64_WIDTH;
-    int is_normal = clip->lowest >= 0x1p-1022 && clip->highest <= 1;
-    int refused = f64_any_bits(is_normal ? JOIN(clipped_losses_of_, BACKEND)(p, whole, clip, 1)
-                                         : JOIN(clipped_losses_of_, BACKEND)(p, whole, clip, 0));
-    for (size_t i = whole; i < count; i++) {
-        double low = p[i] < clip->lowest ? clip->lowest : p[i];
-        refused |= p[i] < clip->least || p[i] > clip->greatest;
-        p[i] = 0 - tl_log(low > clip->highest ? clip->highest : low);
-    }
-    return refused;
 }
 
 TL_TARGET static ptrdiff_t JOIN(skip_zeros_, BACKEND)(const char *data, ptrdiff_t start, ptrdiff_t end) {
