@@ -18,22 +18,30 @@ typedef struct {
 
 /* -- dense masses: panels of elements ------------------------------------------------------------------------------ */
 
-/* Copies elements one after another: `width` classes of each row. */
-static void pack(const char *data, ptrdiff_t row_stride, ptrdiff_t class_stride, size_t size, const int *rows, int count,
-                 size_t width, char *to) {
+/* Copies elements one after another: `width` classes of each row. The size of elements is a constant of the caller. */
+TL_INLINE void pack_as(size_t size, const char *data, ptrdiff_t row_stride, ptrdiff_t class_stride, const int *rows,
+                       int count, size_t width, char *to) {
     for (int i = 0; i < count; i++) {
         const char *from = data + rows[i] * row_stride;
-        if (class_stride == (ptrdiff_t)size) {
-            memcpy(to, from, width * size);
-            to += width * size;
-            continue;
-        }
         for (size_t k = 0; k < width; k++, to += size, from += class_stride)
             memcpy(to, from, size);
     }
 }
 
-/* Loads `width` classes of each row, one row after another; they are one after another in memory too if `is_flat`. */
+static void pack(const char *data, ptrdiff_t row_stride, ptrdiff_t class_stride, size_t size, const int *rows, int count,
+                 size_t width, char *to) {
+    if (class_stride == (ptrdiff_t)size)
+        for (int i = 0; i < count; i++)
+            memcpy(to + (size_t)i * width * size, data + rows[i] * row_stride, width * size);
+    else if (size == 2)
+        pack_as(2, data, row_stride, class_stride, rows, count, width, to);
+    else if (size == 4)
+        pack_as(4, data, row_stride, class_stride, rows, count, width, to);
+    else
+        pack_as(8, data, row_stride, class_stride, rows, count, width, to);
+}
+
+/* Loads `width` classes of each row, one row after another. */
 static void load_panel(const tl_backend *backend, const char *data, ptrdiff_t row_stride, ptrdiff_t class_stride,
                        int dtype, const int *rows, int count, size_t width, double *to) {
     char packed[8 * PANEL];
@@ -216,32 +224,43 @@ static run_of_rows next_run(const tl_distributions *of, const int *rows, int cou
     return run;
 }
 
+/* Which of the next elements of a run are not 0, GROUP of them or as many as there are. If none is, moves *at to where
+ * there may be some. */
+static uint64_t next_nonzeros(const tl_backend *backend, const run_of_rows *run, int dtype, int64_t *at) {
+    char rest[8 * GROUP];
+    ptrdiff_t size = tl_itemsize(dtype);
+    const char *group = run->data + *at * size;
+    if (run->count - *at < GROUP) {
+        memset(rest, 0, sizeof rest);
+        memcpy(rest, group, (size_t)((run->count - *at) * size));
+        group = rest;
+    }
+    uint64_t found = backend->nonzeros(group, dtype);
+    if (found == 0 && run->count - *at > GROUP)
+        *at = backend->skip_zeros(run->data, (*at + GROUP) * size, run->count * size) / size - GROUP;
+    return found;
+}
+
 /* Adds the classes with mass, a list of them at a time. Returns 1 if something is refused, and 2 if most classes have
  * mass, so that the sums are of no use. */
 static int add_sparse(const tl_backend *backend, const tl_distributions *of, const int *rows, int count, int *n_found,
                       sums_of_rows *sums) {
-    char rest[8 * GROUP];
     class_list list;
-    int refused = 0, next = 0, size = tl_itemsize(of->mass_dtype);
+    int refused = 0, next = 0, is_integer = of->mass_dtype >= TL_FLOAT_DTYPES;
     int64_t searched = 0;
     list.count = list.is_continued = *n_found = 0;
     for (int i = 0; i < count;) {
         run_of_rows run = next_run(of, rows, count, &i);
         for (int64_t k = 0; k < run.count; k += GROUP) {
-            const char *group = run.data + k * size;
             if (list.count > LIST - GROUP) {
-                if (of->mass_dtype < TL_FLOAT_DTYPES && (searched + k) / 2 < *n_found + list.count)
+                if (!is_integer && (searched + k) / 2 < *n_found + list.count)
                     return 2;
                 *n_found += list.count;
-                refused |= add_listed(backend, of, rows, count, &next, &list, sums) || of->mass_dtype >= TL_FLOAT_DTYPES;
+                refused |= is_integer | add_listed(backend, of, rows, count, &next, &list, sums);
                 list.is_continued = 1;
             }
-            if (run.count - k < GROUP) {
-                memset(rest, 0, sizeof rest);
-                memcpy(rest, group, (size_t)((run.count - k) * size));
-                group = rest;
-            }
-            list_group(backend->nonzeros(group, of->mass_dtype), run.at + (int32_t)k, &list);
+            uint64_t found = next_nonzeros(backend, &run, of->mass_dtype, &k);
+            list_group(found, run.at + (int32_t)k, &list);
         }
         searched += run.count;
     }
