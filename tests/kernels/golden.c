@@ -5,11 +5,12 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-#include "superacc.h"
+#include "blocks.h"
 #include "kernels.h"
 #include "losses.h"
 #include "rows.h"
 #include "scalar_math.h"
+#include "superacc.h"
 
 static const char *const kinds[] = {"normal", "wide", "far", "equal", "special", "any_bits"};
 
@@ -487,6 +488,7 @@ int main(void) {
         const tl_backend *backend = tl_find_backend((tl_backend_id)id);
         if (!backend)
             continue;
+        check_blocks(backend, &cancel);
         for (int dtype = 0; dtype < TL_FLOAT_DTYPES; dtype++)
             for (int kind = 0; kind < 6; kind++) {
                 seed = (uint64_t)(100 * dtype + kind);

@@ -108,8 +108,8 @@ typedef struct {
 #define TL_MIN_FMA_SAFE 0x1p990
 
 /* The table of an instruction set, one function for each dtype of logits where that matters. Arrays of elements need no
- * alignment, except where a function says so. Those for dtypes of logits, but for dots, and softcap and
- * target_dot read, and if they write an element for each one read also write, whole multiples of TL_READ_MULTIPLE elements. */
+ * alignment, except where a function says so. Those for dtypes of logits, but for dots, and softcap and target_dot read,
+ * and if they write an element for each one read also write, whole multiples of TL_READ_MULTIPLE elements. */
 typedef struct {
     const char *name;
 

@@ -28,8 +28,8 @@ TL_INLINE void pack_as(size_t size, const char *data, ptrdiff_t row_stride, ptrd
     }
 }
 
-static void pack(const char *data, ptrdiff_t row_stride, ptrdiff_t class_stride, size_t size, const int *rows, int count,
-                 size_t width, char *to) {
+static void pack(const char *data, ptrdiff_t row_stride, ptrdiff_t class_stride, size_t size, const int *rows,
+                 int count, size_t width, char *to) {
     if (class_stride == (ptrdiff_t)size)
         for (int i = 0; i < count; i++)
             memcpy(to + (size_t)i * width * size, data + rows[i] * row_stride, width * size);
@@ -75,15 +75,15 @@ static void weigh(const tl_distributions *of, int64_t first, int count, size_t w
 }
 
 /* Adds all classes of some rows, PANEL elements at most or 16 rows. Returns whether a score is refused. */
-static int add_dense_rows(const tl_backend *backend, const tl_distributions *of, const int *rows, int count, double *sum,
-                          double *lost) {
+static int add_dense_rows(const tl_backend *backend, const tl_distributions *of, const int *rows, int count,
+                          double *sum, double *lost) {
     double mass[PANEL], nll[PANEL];
     int refused = 0, is_probability = of->clip->lowest == of->clip->lowest;
     for (int64_t first = 0; first < of->classes; first += WIDTH) {
         size_t width = of->classes - first < WIDTH ? (size_t)(of->classes - first) : WIDTH;
         size_t total = (size_t)count * width, padded = (size_t)(count + 15) / 16 * 16 * width;
-        load_panel(backend, of->mass + first * of->mass_class, of->mass_row, of->mass_class, of->mass_dtype, rows, count,
-                   width, mass);
+        load_panel(backend, of->mass + first * of->mass_class, of->mass_row, of->mass_class, of->mass_dtype, rows,
+                   count, width, mass);
         load_panel(backend, of->score + first * of->score_class, of->score_row, of->score_class, of->score_dtype, rows,
                    count, width, nll);
         backend->ignore_where_zero(mass, total, is_probability ? 1 : 0, nll);
@@ -111,7 +111,7 @@ static int add_dense(const tl_backend *backend, const tl_distributions *of, cons
 
 typedef struct {
     int count, is_continued; /* whether some were added already */
-    int32_t at[LIST]; /* row times classes plus class, as if no row were left out of the block */
+    int32_t at[LIST];        /* row times classes plus class, as if no row were left out of the block */
     int32_t row[LIST], class_id[LIST];
 } class_list;
 
@@ -139,8 +139,8 @@ static void split_positions(const tl_distributions *of, const int *rows, int *ne
 }
 
 /* Loads the listed elements. If rows follow each other as classes do, `rows` is NULL. */
-TL_INLINE void load_listed_as(int dtype, const char *data, ptrdiff_t row_stride, ptrdiff_t class_stride, const int *rows,
-                              const class_list *list, double *to) {
+TL_INLINE void load_listed_as(int dtype, const char *data, ptrdiff_t row_stride, ptrdiff_t class_stride,
+                              const int *rows, const class_list *list, double *to) {
     if (!rows)
         for (int i = 0; i < list->count; i++)
             to[i] = tl_load(data + list->at[i] * class_stride, dtype);

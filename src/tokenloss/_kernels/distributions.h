@@ -11,8 +11,8 @@
 #define TL_DISTRIBUTION_ROWS 256           /* that a block has at most */
 #define TL_DISTRIBUTION_ELEMENTS (1 << 18) /* classes of all its rows, at most, unless it is a single row */
 
-/* A block of rows whose elements are native: where the first row starts, and the strides in bytes. Integers must lie one
- * after another in each row. */
+/* A block of rows whose elements are native: where the first row starts, and the strides in bytes. Integers must lie
+ * one after another in each row. */
 typedef struct {
     const char *mass, *score, *weight; /* of each class the weight, or NULL */
     ptrdiff_t mass_row, mass_class, score_row, score_class, weight_class;
@@ -21,8 +21,8 @@ typedef struct {
     const tl_clip *clip;
 } tl_distributions;
 
-/* Writes the losses of these rows, `count` rising numbers. Returns 0 if a score is refused, or integers are not one-hot:
- * the rows have to be looked at one by one. `dense` is a guess from the blocks before, at first 0. */
+/* Writes the losses of these rows, `count` rising numbers. Returns 0 if a score is refused, or integers are not
+ * one-hot: the rows have to be looked at one by one. `dense` is a guess from the blocks before, at first 0. */
 int tl_nll_of_distributions(const tl_backend *backend, const tl_distributions *of, const int *rows, int count,
                             int *dense, double *nll);
 

@@ -79,8 +79,8 @@ static uint64_t keep_fitting(const levels_kind *kind, double *terms) {
     return others;
 }
 
-/* Adds terms to levels that have room for a group. Returns how many were taken; those of the first 64 whose bits are set
- * in `others` were not added. */
+/* Adds terms to levels that have room for a group. Returns how many were taken; those of the first 64 whose bits are
+ * set in `others` were not added. */
 static size_t add_to_levels(const levels_kind *kind, tl_levels *levels, const double *terms, size_t count,
                             uint64_t *others) {
     size_t groups = count / TL_SUM_GROUP, room = kind->most_groups - levels->groups, added = 0;

@@ -1,7 +1,7 @@
 /* Where masses are not 0, and sums of rows side by side, for losses of distributions: see ../distributions.h. */
 
-/* The bits of 64 elements of `size` bytes that are not 0, by words: of each element, the top bit of a word is set if the
- * element has a bit, and these are moved together. `kept` has the bits that count. */
+/* The bits of 64 elements of `size` bytes that are not 0, by words: of each element, the top bit of a word is set if
+ * the element has a bit, and these are moved together. `kept` has the bits that count. */
 TL_TARGET TL_INLINE uint64_t JOIN(nonzero_words_, BACKEND)(const char *data, size_t size, uint64_t low, uint64_t kept) {
     uint64_t found = 0, word;
     for (size_t i = 0; i < 8 * size; i++) {
@@ -87,7 +87,8 @@ TL_TARGET static void JOIN(add_rows_, BACKEND)(const double *terms, size_t count
     }
 }
 
-TL_TARGET static void JOIN(ignore_where_zero_, BACKEND)(const double *mass, size_t count, double neutral, double *score) {
+TL_TARGET static void JOIN(ignore_where_zero_, BACKEND)(const double *mass, size_t count, double neutral,
+                                                        double *score) {
     const f64_vec replacement = f64_set(neutral), zero = f64_set(0);
     size_t whole = count / f64_WIDTH * f64_WIDTH;
     for (size_t i = 0; i < whole; i += f64_WIDTH)

@@ -1,5 +1,5 @@
-/* Class ids of neighbouring rows: see mask_targets of ../backend.h. Comparisons are made by sign bits: on many machines,
- * vectors of 64-bit integers cannot be compared. */
+/* Class ids of neighbouring rows: see mask_targets of ../backend.h. Comparisons are made by sign bits: on many
+ * machines, vectors of 64-bit integers cannot be compared. */
 
 #define SIGN ((uint64_t)1 << 63)
 
