@@ -1,18 +1,20 @@
-"""What is timed: names of cases, and functions that build them."""
+"""What is timed: names of cases, and functions that build them; those of short rows are in `cases_of_short_rows`."""
 
 from __future__ import annotations
 
 import itertools
-import warnings
 from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
 import peers
+import peers_of_probabilities
 import peers_of_projection
 import peers_of_tokens
 from harness import REFERENCE, SETTLE, Case, Contender, UnavailableError, gather
+from peers import FLOAT32
+from peers_of_probabilities import TUTORIAL, log_loss_of_sklearn, tutorial
 
 import tokenloss
 from tokenloss import _core, _job
@@ -33,16 +35,12 @@ PROJECTIONS = (  # rows, depth and classes: many rows are bound by arithmetic, f
 )  # fmt: skip
 FEW = 4
 SETTLE_OF_BLAS = 0.15  # seconds: threads of OpenBLAS spin for 2**28 ticks of the clock
-EPSILON = 1e-12
-FLOAT32 = 1e-5  # what float32 arithmetic and a mean in float32 leave of the digits
 
 Build = Callable[[], Case]
 
 
 def all_cases(megabytes: int, workers: list[int], *, quick: bool) -> Iterator[tuple[str, Build]]:
     """Every case, by name."""
-    for shape in ((3,), (1, 3), (4, 3)):
-        yield f"tiny/{'x'.join(map(str, shape))}", partial(tiny, shape)
     rows, classes = (64, 1024) if quick else (4096, 32768)
     for count in workers:
         yield f"gather/{count}", partial(class_ids, rows, classes, megabytes, count)
@@ -75,61 +73,25 @@ def all_cases(megabytes: int, workers: list[int], *, quick: bool) -> Iterator[tu
         yield f"linear/{dtype}/{label}/{count}", build
 
 
-def tutorial(y_true: Any, y_pred: Any, epsilon: float = EPSILON) -> Any:
-    """The function as tutorials have it: the mean over rows, or the sum for a single one."""
-    y_pred = np.clip(y_pred, epsilon, 1 - epsilon)
-    if y_pred.ndim == 1:
-        return -np.sum(y_true * np.log(y_pred))
-    return np.mean(-np.sum(y_true * np.log(y_pred), axis=1))
-
-
-def tiny(shape: tuple[int, ...]) -> Case:
-    """One call for a few classes."""
-    y_pred = np.resize([0.7, 0.2, 0.1], shape)
-    y_true = np.resize([1.0, 0.0, 0.0], shape)
-    return Case(
-        f"one-hot float64 of shape {shape}",
-        [
-            _ours(lambda: tokenloss.cross_entropy_loss(y_true, y_pred)),
-            Contender("NumPy, the tutorial's function", lambda: tutorial(y_true, y_pred), 1e-14),
-        ],
-    )
-
-
 def class_ids(rows: int, classes: int, megabytes: int, workers: int) -> Case:
-    """Probabilities of class ids. Each call has other targets, so that what it reads is not in any cache."""
+    """Probabilities of class ids. Before each call other targets are drawn and the caches emptied."""
     rng = np.random.default_rng(0)
     y_pred = rng.random((rows, classes), np.float32)
-    index = np.arange(rows)
     flush = np.full(megabytes << 18, 1, np.int32)  # zeros would all lie on one page
-    turns = itertools.count()
-    target = np.empty(rows, np.int64)
+    target = np.zeros(rows, np.int64)
 
     def prepare() -> None:
-        if next(turns) % 16 == 0:
-            flush.max()
         target[:] = rng.integers(0, classes, rows)
-
-    def written() -> Any:
-        return -np.log(np.clip(y_pred[index, target], EPSILON, 1 - EPSILON)).mean()
-
-    def with_torch() -> Iterable[Contender]:
-        import torch
-
-        torch.set_num_threads(workers)
-        p, t = torch.from_numpy(y_pred), torch.from_numpy(target)
-        yield Contender("torch", lambda: -p.gather(1, t[:, None]).clamp(EPSILON, 1 - EPSILON).log().mean(), FLOAT32)
+        flush.max()  # reads: written lines would have to be stored first, in the time of the call
 
     case = Case(
         f"class ids, float32 {rows} x {classes}, cold rows, {_workers(workers)}",
-        [
-            _ours(lambda: tokenloss.cross_entropy_loss(target, y_pred, workers=workers)),
-            Contender("NumPy, -log(clip(p[n, t])).mean()", written, FLOAT32),
-        ],
+        [ours(lambda: tokenloss.cross_entropy_loss(target, y_pred, workers=workers))],
         workers=workers,
         prepare=prepare,
+        rows=rows,
     )
-    return gather(case, {"torch": ("torch", with_torch)})
+    return gather(case, peers_of_probabilities.IDS, y_pred, target, workers)
 
 
 def one_hot(rows: int, classes: int, dtype: str, megabytes: int, workers: int) -> Case:
@@ -151,22 +113,17 @@ def one_hot(rows: int, classes: int, dtype: str, megabytes: int, workers: int) -
         turn = next(turns)
 
     def with_sklearn() -> Iterable[Contender]:
-        from sklearn.metrics import log_loss
+        from sklearn.metrics import log_loss  # noqa: F401 -- to know that it is there
 
-        def call() -> Any:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # about rows whose sum is not 1 to the last digit
-                return log_loss(y_true[turn], y_pred[turn])
-
-        yield Contender("scikit-learn, log_loss", call, FLOAT32)
+        yield Contender("scikit-learn, log_loss", lambda: log_loss_of_sklearn(y_true[turn], y_pred[turn]), FLOAT32)
 
     readers = [_reader(array, workers) for array in y_true]
     case = Case(
         f"one-hot {dtype} {rows} x {classes}, cold, {_workers(workers)}",
         [
             Contender(readers[0].name, lambda: readers[turn].call(), None),
-            _ours(lambda: tokenloss.cross_entropy_loss(y_true[turn], y_pred[turn], workers=workers)),
-            Contender("NumPy, the tutorial's function", lambda: tutorial(y_true[turn], y_pred[turn]), FLOAT32),
+            ours(lambda: tokenloss.cross_entropy_loss(y_true[turn], y_pred[turn], workers=workers)),
+            Contender(TUTORIAL, lambda: tutorial(y_true[turn], y_pred[turn]), FLOAT32),
         ],
         nbytes,
         workers,
@@ -178,7 +135,7 @@ def one_hot(rows: int, classes: int, dtype: str, megabytes: int, workers: int) -
 def logits(dtype: str, shape: tuple[int, int], size: int, workers: int, cached: bool) -> Case:
     """Logits of class ids: tokenloss with each instruction set, and its peers."""
     case, x, targets = _over_logits("", dtype, shape, size, workers, cached)
-    case.contenders += _backends(lambda: tokenloss.cross_entropy(x, targets, workers=workers), cached)
+    case.contenders += backends(lambda: tokenloss.cross_entropy(x, targets, workers=workers), cached)
     return gather(case, peers.BY_DTYPE.get(dtype, {}), x, targets, workers)
 
 
@@ -192,7 +149,7 @@ def tokens(dtype: str, shape: tuple[int, int], size: int, workers: int, cached: 
         best = found.top_logprobs if top_k else found.argmax
         return peers_of_tokens.number(found.nll, found.entropy, found.rank, best, shape[1], top_k)
 
-    case.contenders += [_loss_alone(x, targets, workers), *_backends(call, cached)]
+    case.contenders += [_loss_alone(x, targets, workers), *backends(call, cached)]
     builders = peers_of_tokens.of_dtype(peers_of_tokens.TOKENS, dtype)
     return gather(case, builders, x, targets, workers, top_k)
 
@@ -208,13 +165,18 @@ def divergence(dtype: str, shape: tuple[int, int], size: int, workers: int, cach
     case.contenders = [
         _reader(pair.reshape(-1, shape[1]), workers),
         _loss_alone(pair[0], targets, workers, share=0.5),
-        *_backends(lambda: tokenloss.kl_divergence(*pair, workers=workers), cached),
+        *backends(lambda: tokenloss.kl_divergence(*pair, workers=workers), cached),
     ]
     return gather(case, peers_of_tokens.of_dtype(peers_of_tokens.DIVERGENCE, dtype), *pair, workers)
 
 
-def written(work: str, dtype: str, shape: tuple[int, int], size: int, workers: int, cached: bool) -> Case:
-    """Results for each logit, compared with a plain copy; all but those that allocate write to the same array."""
+def written(
+    work: str, dtype: str, shape: tuple[int, int], size: int, workers: int, cached: bool, only: Iterable[str] = ()
+) -> Case:
+    """Results for each logit, compared with a plain copy; all but those that allocate write to the same array.
+
+    `only` names the peers, if not all are to be compared.
+    """
     name = "cross_entropy_and_grad" if work == "grad" else work
     case, x, targets = _over_logits(f"{name} into out, ", dtype, shape, size, workers, cached)
     out = x.copy()
@@ -230,9 +192,10 @@ def written(work: str, dtype: str, shape: tuple[int, int], size: int, workers: i
         return picked(out)
 
     case.contenders.append(peers_of_tokens.copier(x, out, workers, picked))
-    case.contenders += _backends(gradient if work == "grad" else call, cached)
+    case.contenders += backends(gradient if work == "grad" else call, cached)
     builders = peers_of_tokens.of_dtype(peers_of_tokens.WRITTEN[work], dtype)
-    return gather(case, builders, x, targets, workers, out, picked)
+    chosen = {name: builders[name] for name in only or builders}
+    return gather(case, chosen, x, targets, workers, out, picked)
 
 
 def linear(dtype: str, shape: tuple[int, int, int], workers: int, settle: float, fresh: bool = False) -> Case:
@@ -241,7 +204,7 @@ def linear(dtype: str, shape: tuple[int, int, int], workers: int, settle: float,
     try:
         from threadpoolctl import threadpool_limits
 
-        weight = _normal(dtype, classes * depth).reshape(classes, depth)
+        weight = normal(dtype, classes * depth).reshape(classes, depth)
     except ImportError:
         raise UnavailableError("pip install threadpoolctl ml_dtypes") from None
     threadpool_limits(workers, "blas")
@@ -255,7 +218,7 @@ def linear(dtype: str, shape: tuple[int, int, int], workers: int, settle: float,
         case.contenders.append(_reader(weight.reshape(64, -1), workers))
     else:
         case.flops = 2 * rows * depth * classes
-    case.contenders.append(_ours(lambda: tokenloss.linear_cross_entropy(hidden, weight, targets, workers=workers)))
+    case.contenders.append(ours(lambda: tokenloss.linear_cross_entropy(hidden, weight, targets, workers=workers)))
     if fresh:
         case.fresh = (dtype, "x".join(map(str, shape)), str(workers))
     return gather(case, peers_of_projection.PROJECTION, hidden, weight, targets, workers)
@@ -267,7 +230,7 @@ def _over_logits(
     """A case whose only contender reads logits, the logits, and class ids."""
     where = f"{'in' if cached else 'out of'} cache"
     try:
-        x = _normal(dtype, size)[: shape[0] * shape[1]].reshape(shape)
+        x = normal(dtype, size)[: shape[0] * shape[1]].reshape(shape)
     except ImportError:
         raise UnavailableError("pip install ml_dtypes") from None
     targets = np.random.default_rng(1).integers(0, shape[1], shape[0])
@@ -276,7 +239,7 @@ def _over_logits(
 
 
 @lru_cache(maxsize=1)
-def _normal(dtype: str, size: int) -> Any:
+def normal(dtype: str, size: int, scale: float = 4.0) -> Any:
     """Plausible logits."""
     if dtype == "bfloat16":
         import ml_dtypes
@@ -287,19 +250,19 @@ def _normal(dtype: str, size: int) -> Any:
     rng = np.random.default_rng(0)
     for start in range(0, size, 1 << 20):
         part = flat[start : start + (1 << 20)]
-        part[:] = rng.standard_normal(len(part), np.float32) * 4
+        part[:] = rng.standard_normal(len(part), np.float32) * np.float32(scale)
     return flat
 
 
-def _ours(call: Callable[[], Any], backend: str = BEST) -> Contender:
+def ours(call: Callable[[], Any], backend: str = BEST) -> Contender:
     """A call of tokenloss's, with one of its backends."""
     name = REFERENCE if backend == BEST else f"{REFERENCE}, {backend}"
     return Contender(name, call, before=partial(_core.use_backend, backend))
 
 
-def _backends(call: Callable[[], Any], cached: bool) -> list[Contender]:
+def backends(call: Callable[[], Any], cached: bool) -> list[Contender]:
     """A call with each of tokenloss's backends; the portable one is slow, and for machines that have no other."""
-    return [_ours(call, name) for name in _core.backends() if cached or name in (BEST, "avx2")]
+    return [ours(call, name) for name in _core.backends() if cached or name in (BEST, "avx2")]
 
 
 def _loss_alone(x: Any, targets: Any, workers: int, share: float = 1.0) -> Contender:

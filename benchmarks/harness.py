@@ -42,7 +42,7 @@ class Contender:
     """One way to the result of a case."""
 
     name: str
-    call: Callable[[], Any]  # returns a number
+    call: Callable[[], Any]  # returns a number, or an array of them
     tolerance: float | None = 0.0  # how far from tokenloss's number, relative to max(1, it); None: it is another number
     before: Callable[[], Any] | None = None  # before a row of calls, untimed
     holds: int = 0  # bytes of memory allocated once, beforehand, that other contenders do not need
@@ -62,6 +62,7 @@ class Case:
     missing: dict[str, str] = field(default_factory=dict)
     flops: int = 0  # additions and multiplications of floats; 0 likewise
     settle: float = SETTLE
+    rows: int = 0  # whose scores are reduced; 0 where the time of a row would say nothing
     fresh: tuple[str, ...] = ()  # what fresh_process.py builds this case from, to measure memory; (): measured here
 
 
@@ -85,7 +86,7 @@ def measure(name: str, case: Case, rounds: int, seconds: float) -> dict[str, Any
     for contender in case.contenders:
         if contender.before:
             contender.before()
-        results.append(float(contender.call()))  # warms up, too
+        results.append(_number(contender.call()))  # warms up, too
         extra.append(_fresh_memory(*case.fresh, contender.name) if case.fresh else extra_memory(contender))
         calls.append(_calls(contender.call, seconds, MOST_PREPARED if case.prepare else 1_000_000))
     wall: list[list[float]] = [[] for _ in results]
@@ -112,6 +113,7 @@ def measure(name: str, case: Case, rounds: int, seconds: float) -> dict[str, Any
         "workers": case.workers,
         "bytes": case.nbytes,
         "flops": case.flops,
+        "rows": case.rows,
         "missing": case.missing,
         "others_cpus": max(0.0, others / clock),
         "contenders": [
@@ -124,6 +126,7 @@ def measure(name: str, case: Case, rounds: int, seconds: float) -> dict[str, Any
                 },
                 "gb_per_s": contender.share * case.nbytes / median(wall[i]) / 1e9 if case.nbytes else None,
                 "gflop_per_s": case.flops / median(wall[i]) / 1e9 if case.flops else None,
+                "ns_per_row": median(wall[i]) / case.rows * 1e9 if case.rows else None,
                 "median": median(wall[i]),
                 "extra_bytes": extra[i],
                 "cpus": cpu[i] / sum(wall[i]),
@@ -131,11 +134,16 @@ def measure(name: str, case: Case, rounds: int, seconds: float) -> dict[str, Any
                 "agrees": _agrees(results[i], results[reference], contender.tolerance),
                 "known": "" if math.isfinite(results[i]) else contender.known,
                 "calls": calls[i],
-                "seconds": wall[i],
+                "seconds": [float(f"{seconds:.4g}") for seconds in wall[i]],
             }
             for i, contender in enumerate(case.contenders)
         ],
     }
+
+
+def _number(result: Any) -> float:
+    """A result, or the sum of an array of them."""
+    return float(result.sum() if getattr(result, "ndim", 0) else result)
 
 
 def _calls(call: Callable[[], Any], seconds: float, most: int) -> int:

@@ -17,7 +17,8 @@ from harness import Contender, UnavailableError
 
 FLOAT32 = 1e-5  # what float32 arithmetic and a mean in float32 leave of the digits
 HALF = 2e-2  # and what results in float16 or bfloat16 leave
-CHUNK = 8  # rows at a time, which stay in a cache
+CHUNK = 8  # rows at a time, which stay in a cache; of short rows
+CHUNK_NUMBERS = 1 << 16  # as many as hold so many numbers
 
 Contenders = Iterable[Contender]
 
@@ -26,29 +27,30 @@ def with_numpy(x: Any, targets: Any, workers: int) -> Contenders:
     """The stable formula, and the same without fresh memory; NumPy has one thread."""
     if workers > 1:
         raise UnavailableError("has one thread")
-    rows = np.arange(len(x))
+    rows, at_once = np.arange(len(x)), rows_at_once(x)
 
     def written() -> Any:
-        shifted = x - x.max(axis=1, keepdims=True)
+        logits = as_float32(x)
+        shifted = logits - logits.max(axis=1, keepdims=True)
         return (np.log(np.exp(shifted).sum(axis=1)) - shifted[rows, targets]).mean()
 
     yield Contender("NumPy", written, FLOAT32)
-    scratch = np.zeros((CHUNK, x.shape[1]), x.dtype)
-    losses = np.zeros(len(x), x.dtype)
+    scratch = np.zeros((at_once, x.shape[1]), as_float32(x[:0]).dtype)
+    losses = np.zeros(len(x), scratch.dtype)
 
     def tuned() -> Any:
-        for start in range(0, len(x), CHUNK):
-            part, loss = x[start : start + CHUNK], losses[start : start + CHUNK]
+        for start in range(0, len(x), at_once):
+            part, loss = as_float32(x[start : start + at_once]), losses[start : start + at_once]
             terms = scratch[: len(part)]
             np.subtract(part, part.max(axis=1, keepdims=True), out=terms)
-            picked = terms[rows[: len(part)], targets[start : start + CHUNK]]
+            picked = terms[rows[: len(part)], targets[start : start + at_once]]
             np.exp(terms, out=terms)
             np.sum(terms, axis=1, out=loss)
             np.log(loss, out=loss)
             loss -= picked
         return losses.mean()
 
-    yield Contender(f"NumPy, {CHUNK} rows at a time, out=", tuned, FLOAT32, holds=scratch.nbytes)
+    yield Contender(f"NumPy, {at_once} rows at a time, out=", tuned, FLOAT32, holds=scratch.nbytes)
 
 
 def with_scipy(x: Any, targets: Any, workers: int) -> Contenders:
@@ -58,7 +60,12 @@ def with_scipy(x: Any, targets: Any, workers: int) -> Contenders:
     from scipy.special import logsumexp
 
     rows = np.arange(len(x))
-    yield Contender("SciPy, logsumexp", lambda: (logsumexp(x, axis=1) - x[rows, targets]).mean(), FLOAT32)
+
+    def call() -> Any:
+        logits = as_float32(x)
+        return (logsumexp(logits, axis=1) - logits[rows, targets]).mean()
+
+    yield Contender("SciPy, logsumexp", call, FLOAT32)
 
 
 def with_torch(x: Any, targets: Any, workers: int) -> Contenders:
@@ -68,11 +75,11 @@ def with_torch(x: Any, targets: Any, workers: int) -> Contenders:
 
     torch.set_num_threads(workers)
     logits, ids = tensor(x), torch.from_numpy(targets)
-    tolerance = FLOAT32 if x.itemsize == 4 else HALF
+    tolerance, at_once = HALF if x.itemsize == 2 else FLOAT32, rows_at_once(x)
 
     def chunked() -> float:
         total = 0.0
-        for part, some in zip(logits.split(CHUNK), ids.split(CHUNK), strict=True):
+        for part, some in zip(logits.split(at_once), ids.split(at_once), strict=True):
             total += cross_entropy(part, some, reduction="none").sum(dtype=torch.float64).item()
         return total / len(ids)
 
@@ -80,7 +87,7 @@ def with_torch(x: Any, targets: Any, workers: int) -> Contenders:
     if x.itemsize == 2:
         best = partial(cross_entropy, logits, ids, reduction="none")
         yield Contender("torch, mean in float64", lambda: best().double().mean(), tolerance)
-    yield Contender(f"torch, {CHUNK} rows at a time", chunked, tolerance)
+    yield Contender(f"torch, {at_once} rows at a time", chunked, tolerance)
 
 
 def with_torch_compile(x: Any, targets: Any, workers: int) -> Contenders:
@@ -97,6 +104,16 @@ def with_torch_compile(x: Any, targets: Any, workers: int) -> Contenders:
     except Exception as error:
         raise UnavailableError(f"no working compiler: {str(error).strip().splitlines()[0][:60]}") from error
     yield Contender("torch.compile", lambda: compiled(logits, ids), FLOAT32)
+
+
+def rows_at_once(x: Any) -> int:
+    """How many rows are taken together, so that temporary arrays stay in a cache."""
+    return max(CHUNK, CHUNK_NUMBERS // int(x.shape[1]))
+
+
+def as_float32(x: Any) -> Any:
+    """Half precision widened, for NumPy would compute in it; other arrays as they are."""
+    return x.astype(np.float32) if x.itemsize == 2 else x
 
 
 def overflows(x: Any) -> str:

@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import peers
 from harness import Contender, UnavailableError
 from peers import CHUNK, FLOAT32, HALF, Builders, Contenders, jax_threads, onnx_operator, overflows, tensor
 
@@ -195,6 +196,39 @@ def gradient_with_scipy(x: Any, targets: Any, workers: int, _: Any, picked: Pick
     yield Contender("SciPy, softmax", call, FLOAT32)
 
 
+def gradient_with_numpy(x: Any, targets: Any, workers: int, out: Any, picked: Picked) -> Contenders:
+    """Softmax - onehot, by rows that stay in cache."""
+    _one_thread(workers)
+    at_once = peers.rows_at_once(x)
+    rows = np.arange(at_once)
+
+    def call() -> float:
+        total = 0.0
+        for start in range(0, len(x), at_once):
+            final = out[start : start + at_once]
+            _softmax_of_numpy(x[start : start + at_once], final)
+            at = rows[: len(final)], targets[start : start + at_once]
+            total -= np.log(final[at]).sum(dtype=np.float64)
+            final[at] -= 1
+            final /= len(x)
+        return total / len(x) + len(x) * picked(out)
+
+    yield Contender(f"NumPy, {at_once} rows at a time, out=", call, FLOAT32)
+
+
+def _softmax_of_numpy(x: Any, out: Any) -> None:
+    """The formula, into an array that is there."""
+    np.subtract(x, x.max(axis=1, keepdims=True), out=out)
+    np.exp(out, out=out)
+    out /= out.sum(axis=1, keepdims=True)
+
+
+def _log_softmax_of_numpy(x: Any, out: Any) -> None:
+    """The same of its logarithm."""
+    np.subtract(x, x.max(axis=1, keepdims=True), out=out)
+    out -= np.log(np.exp(out).sum(axis=1, keepdims=True))
+
+
 def gradient_with_torch(x: Any, targets: Any, workers: int, out: Any, picked: Picked) -> Contenders:
     """Autograd of cross_entropy, and softmax - onehot by rows that stay in cache."""
     import torch
@@ -203,8 +237,9 @@ def gradient_with_torch(x: Any, targets: Any, workers: int, out: Any, picked: Pi
     torch.set_num_threads(workers)
     ids = torch.from_numpy(targets)
     logits, leaf, result = tensor(x), tensor(x).requires_grad_(), tensor(out)
-    scratch = torch.zeros(CHUNK if x.itemsize == 2 else 0, x.shape[1])
-    rows = torch.arange(CHUNK)
+    at_once = peers.rows_at_once(x)
+    scratch = torch.zeros(at_once if x.itemsize == 2 else 0, x.shape[1])
+    rows = torch.arange(at_once)
 
     def written(in_float64: bool) -> float:
         losses = cross_entropy(leaf, ids, reduction="none" if in_float64 else "mean")
@@ -214,7 +249,8 @@ def gradient_with_torch(x: Any, targets: Any, workers: int, out: Any, picked: Pi
 
     def tuned() -> float:
         total = 0.0
-        for part, some, final in zip(logits.split(CHUNK), ids.split(CHUNK), result.split(CHUNK), strict=True):
+        parts = (whole.split(at_once) for whole in (logits, ids, result))
+        for part, some, final in zip(*parts, strict=True):
             gradient = scratch[: len(part)] if len(scratch) else final
             torch.softmax(part, 1, dtype=torch.float32, out=gradient)
             at = rows[: len(part)], some
@@ -227,7 +263,7 @@ def gradient_with_torch(x: Any, targets: Any, workers: int, out: Any, picked: Pi
     yield Contender("torch, autograd", partial(written, False), tolerance, known=overflows(x))
     if x.itemsize == 2:
         yield Contender("torch, autograd, mean in float64", partial(written, True), tolerance)
-    yield Contender(f"torch, {CHUNK} rows at a time, out=", tuned, tolerance, holds=scratch.nbytes)
+    yield Contender(f"torch, {at_once} rows at a time, out=", tuned, tolerance, holds=scratch.nbytes)
 
 
 def gradient_with_jax(x: Any, targets: Any, workers: int, _: Any, picked: Picked) -> Contenders:
@@ -272,20 +308,34 @@ def written_with_scipy(name: str, x: Any, _ids: Any, workers: int, _: Any, picke
     yield Contender(f"SciPy, {name}", lambda: picked(function(x, axis=1)), FLOAT32)
 
 
+def written_with_numpy(name: str, x: Any, _ids: Any, workers: int, out: Any, picked: Picked) -> Contenders:
+    """The formula, by rows that stay in cache."""
+    _one_thread(workers)
+    function = {"softmax": _softmax_of_numpy, "log_softmax": _log_softmax_of_numpy}[name]
+    at_once = peers.rows_at_once(x)
+
+    def call() -> float:
+        for start in range(0, len(x), at_once):
+            function(x[start : start + at_once], out[start : start + at_once])
+        return picked(out)
+
+    yield Contender(f"NumPy, {at_once} rows at a time, out=", call, FLOAT32)
+
+
 def written_with_torch(name: str, x: Any, _ids: Any, workers: int, out: Any, picked: Picked) -> Contenders:
     """The function of this name: at once, and by rows that stay in cache."""
     import torch
 
     torch.set_num_threads(workers)
-    logits, result, function = tensor(x), tensor(out), getattr(torch, name)
+    logits, result, function, at_once = tensor(x), tensor(out), getattr(torch, name), peers.rows_at_once(x)
 
     def chunked() -> float:
-        for part, final in zip(logits.split(CHUNK), result.split(CHUNK), strict=True):
+        for part, final in zip(logits.split(at_once), result.split(at_once), strict=True):
             function(part, 1, out=final)
         return picked(out)
 
     yield Contender("torch", lambda: picked(function(logits, 1).numpy()), FLOAT32)
-    yield Contender(f"torch, {CHUNK} rows at a time, out=", chunked, FLOAT32)
+    yield Contender(f"torch, {at_once} rows at a time, out=", chunked, FLOAT32)
 
 
 def written_with_onnxruntime(name: str, x: Any, _ids: Any, workers: int, out: Any, picked: Picked) -> Contenders:
@@ -317,6 +367,7 @@ DIVERGENCE: Builders = {
     "JAX": ("jax", divergence_with_jax),
 }
 _GRADIENT: Builders = {
+    "NumPy": ("numpy", gradient_with_numpy),
     "SciPy": ("scipy", gradient_with_scipy),
     "torch": ("torch", gradient_with_torch),
     "JAX": ("jax", gradient_with_jax),
@@ -326,6 +377,7 @@ _GRADIENT: Builders = {
 def _written(name: str) -> Builders:
     """Those that write the result of the function of this name."""
     return {
+        "NumPy": ("numpy", partial(written_with_numpy, name)),
         "SciPy": ("scipy", partial(written_with_scipy, name)),
         "torch": ("torch", partial(written_with_torch, name)),
         "onnxruntime": ("onnxruntime onnx", partial(written_with_onnxruntime, name)),

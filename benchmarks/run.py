@@ -3,14 +3,15 @@
 Ratios come first: a shared machine's speed drifts, and the ratio of two neighbouring runs hardly does. Timings never
 fail; contenders that disagree about the result do (exit status 1), unless they overflow and are known to.
 
-    python benchmarks/run.py                                  # everything: most of an hour and 12 GB
-    python benchmarks/run.py --only tiny logits/float32       # cases by the beginning of their names
+    python benchmarks/run.py                                  # everything: more than an hour and 12 GB
+    python benchmarks/run.py --only short/ channel_first      # cases by the beginning of their names
     python benchmarks/run.py --json all.json --chart all.svg  # and later: --load all.json --chart all.svg
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import sys
@@ -35,10 +36,13 @@ def main() -> int:
             print_case(case)
     if options.json:
         options.json.write_text(json.dumps(report, indent=1) + "\n")
-    if options.chart:
+    if options.chart or options.rows_chart:
         import chart
 
-        chart.draw(report, options.chart)
+        if options.chart:
+            chart.draw(report, options.chart)
+        if options.rows_chart:
+            chart.draw_rows(report, options.rows_chart)
     if not report["cases"]:
         print(f"no case begins with {' or '.join(options.only)}")
         return 2
@@ -60,6 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--quick", action="store_true", help="2 rounds over small arrays, to see that it works")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure, and the machine's facts")
     parser.add_argument("--chart", type=Path, metavar="FILE", help="draw the peers' speed (.svg or .png)")
+    parser.add_argument("--rows-chart", type=Path, metavar="FILE", help="draw the time of a row over its classes")
     parser.add_argument("--load", type=Path, metavar="FILE", help="print and draw an earlier --json, measure nothing")
     return parser
 
@@ -67,6 +72,7 @@ def _parser() -> argparse.ArgumentParser:
 def _measure(options: argparse.Namespace) -> dict[str, Any]:
     """Run the chosen cases, printing each as it ends."""
     import cases
+    import cases_of_short_rows
     import harness
 
     rounds = options.rounds or (2 if options.quick else 7)
@@ -78,7 +84,8 @@ def _measure(options: argparse.Namespace) -> dict[str, Any]:
         "cases": [],
     }
     _print_machine(report)
-    for name, build in cases.all_cases(megabytes, workers, quick=options.quick):
+    of_short_rows = cases_of_short_rows.all_cases(quick=options.quick)
+    for name, build in itertools.chain(of_short_rows, cases.all_cases(megabytes, workers, quick=options.quick)):
         if not name.startswith(tuple(options.only)):
             continue
         try:
@@ -109,6 +116,7 @@ COLUMNS = (
     ("of product", "of_product", 12, "{:.2f}", 1.0),
     ("GB/s", "gb_per_s", 8, "{:.2f}", 1.0),
     ("GFLOP/s", "gflop_per_s", 9, "{:.0f}", 1.0),
+    ("ns a row", "ns_per_row", 10, "{:.1f}", 1.0),
     ("time", "median", 11, "{}", 1.0),
     ("+ memory", "extra_bytes", 11, "{:.1f} MB", 1e-6),
     ("CPUs", "cpus", 6, "{:.1f}", 1.0),

@@ -38,18 +38,18 @@ THREADS = 32
 WORKERS = [None, 1, 2, 3, 8, 64]
 
 rng = np.random.default_rng(11)
-LOGITS = rng.standard_normal((40, 8192), np.float32)  # 1.3 MB: threads share them
+LOGITS = rng.standard_normal((100, 8192), np.float32)  # 3 MB: threads share them
 OTHERS = LOGITS + rng.standard_normal(LOGITS.shape, np.float32) / 4
 TURNED = np.asfortranarray(LOGITS)
 PROBS = np.exp(-np.abs(OTHERS))
-IDS = rng.integers(0, 8192, 40)
+IDS = rng.integers(0, 8192, 100)
 HIDDEN, WEIGHT = rng.standard_normal((20, 64), np.float32), rng.standard_normal((8192, 64)).astype(np.float16)
 
 
 def of_blocks(workers):
     """The comparison by a meter that is updated in two blocks."""
     meter = ComparisonMeter(workers=workers)
-    for rows in (slice(0, 7), slice(7, 40)):
+    for rows in (slice(0, 7), slice(7, 100)):
         meter.update(LOGITS[rows], OTHERS[rows], IDS[rows])
     return meter.result()
 

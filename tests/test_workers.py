@@ -5,13 +5,15 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from arrays import assert_same_bits
 from programs import LARGE
 
-from tokenloss import cross_entropy, cross_entropy_loss, logsumexp, nll_loss, show_config
+from tokenloss import _core, _workers, cross_entropy, cross_entropy_loss, logsumexp, nll_loss, show_config
+from tokenloss._validation import as_positions, as_scores, without_targets
 
 
 @pytest.fixture(scope="module")
@@ -131,6 +133,89 @@ def test_workers_beyond_the_rows_or_the_pool(logits):
     assert cross_entropy(logits.reshape(-1)[None], [5], workers=8) == cross_entropy(logits.reshape(-1), 5)
 
 
+# how rows are shared: by what they cost
+
+
+def job(loss, scores, targets=None):
+    """The job of a loss of the core."""
+    scores = as_scores("scores", scores, -1)
+    if targets is None:
+        return _core.LogSumExp(scores, without_targets(scores), None)
+    positions = as_positions("targets", targets, scores, -100)
+    if loss == "cross_entropy":
+        return _core.CrossEntropy(scores, positions, None, 1.0, 0.0, 0.0, 0.0)
+    kind = _core.ClassIdLoss if positions.by_class else _core.SoftTargetLoss
+    return kind(scores, positions, None, True, 1e-12)
+
+
+class Counted:
+    """Work that only counts the calls of `run`."""
+
+    def __init__(self, rows, row_cost, rows_at_once):
+        self.rows, self.row_cost, self.rows_at_once, self.steps = rows, row_cost, rows_at_once, []
+
+    def run(self, step, poll):
+        self.steps.append(step)
+
+
+def shared(rows, row_cost, workers, rows_at_once=1):
+    """The rows that a thread takes at a time, and how many threads are used at most."""
+    tasks, pool, work = [], _workers._pool, Counted(rows, row_cost, rows_at_once)
+    _workers._pool = SimpleNamespace(submit=tasks.append)
+    try:
+        _workers.run(work, workers)
+    finally:
+        _workers._pool = pool
+    (step,) = work.steps
+    return step, len(tasks) + 1
+
+
+@pytest.mark.thread_unsafe(reason="replaces the pool")
+def test_rows_are_shared_where_waking_a_thread_costs_less():
+    assert shared(0, 5.0, 8) == (1, 1)
+    assert shared(1000, 99.0, 8) == (1000, 1)  # 0.1 ms
+    assert shared(1000, 100.0, 8) == (62, 2)
+    assert shared(1000, 400.0, 8) == (31, 4)
+    assert shared(1000, 400.0, 1) == (50, 1)
+    assert shared(10**6, 400.0, 8) == (50, 8)
+    assert shared(10**6, 400.0, 10**6) == (50, 64)
+    assert shared(3, 1e9, 8) == (1, 3)
+
+
+@pytest.mark.thread_unsafe(reason="replaces the pool")
+def test_blocks_are_multiples_of_the_rows_that_are_worked_on_together():
+    assert shared(10**6, 5.0, 2, 64) == (3968, 2)
+    assert shared(10**6, 1000.0, 2, 64) == (64, 2)
+    assert shared(100, 10000.0, 8, 64) == (64, 2)
+
+
+def test_short_and_class_major_rows_are_worked_on_together():
+    for classes, expected in [(1, 64), (512, 64), (513, 1)]:
+        assert job("", np.zeros((3, classes))).rows_at_once == expected
+        assert job("cross_entropy_loss", np.zeros((3, classes)), np.zeros(3, int)).rows_at_once == expected
+    assert job("", np.zeros((600, 1000), order="F")).rows_at_once == 64
+    assert job("", np.zeros((60, 1000), np.float32, order="F")).rows_at_once == 16  # that share a cache line
+
+
+@pytest.mark.parametrize("classes", [2, 100, 512, 513, 10000])
+def test_rows_that_take_longer_cost_more(classes):
+    x = np.zeros((4, classes), np.float32)
+    ids, one_hot, soft = np.ones(4, int), np.eye(4, classes, dtype=np.float32), x + 1 / classes
+    ascending = [
+        job("cross_entropy_loss", x, ids),
+        job("cross_entropy_loss", x, one_hot.astype(bool)),
+        job("cross_entropy_loss", x, one_hot),
+        job("", x),
+        job("", x.astype(np.float64)),
+        job("cross_entropy", x.astype(np.float64), one_hot),
+        job("cross_entropy", x.astype(np.float64), soft),
+    ]
+    costs = [each.row_cost for each in ascending]
+    assert costs == sorted(costs)
+    assert costs[0] >= 3
+    assert len(set(costs)) == len(costs)
+
+
 # many callers
 
 
@@ -195,10 +280,7 @@ class Busy:
 
 
 class Work:
-    rows, ended = 100, False
-
-    def rows_at_once(self):
-        return 1
+    rows, row_cost, rows_at_once, ended = 100, 1e6, 1, False
 
     def run(self, step, ask):
         if ask:  # on the caller's thread
@@ -217,7 +299,7 @@ def refuse(thread):
 _workers._pool.submit(Busy())  # the pool has one thread, which is busy for a while
 assert busy.wait(10)
 threading.Thread.start = refuse
-_workers.run(work := Work(), 1 << 20, 4)
+_workers.run(work := Work(), 4)
 assert work.ended or not begun.is_set()
 """
     )

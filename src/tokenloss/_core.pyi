@@ -26,9 +26,9 @@ class Scores:
     batch: tuple[int, ...]
     rows: int
     classes: int
-    def __new__(
-        cls, name: str, array: npt.NDArray[Any] | None, dtype: int, axis: int, shape: tuple[int, ...]
-    ) -> Self: ...
+    def __init__(
+        self, name: str, array: npt.NDArray[Any] | None, dtype: int, axis: int, shape: tuple[int, ...]
+    ) -> None: ...
     if sys.version_info >= (3, 12):
         def __buffer__(self, flags: int, /) -> memoryview: ...
 
@@ -43,8 +43,8 @@ class Positions:
     classes: int
     by_class: bool
     is_checked: bool
-    def __new__(
-        cls,
+    def __init__(
+        self,
         batch: tuple[int, ...],
         classes: int,
         name: str | None,
@@ -55,7 +55,7 @@ class Positions:
         where: npt.NDArray[np.bool_] | None,
         weight: npt.NDArray[Any] | None,
         weight_dtype: int,
-    ) -> Self: ...
+    ) -> None: ...
     def find_bad_target(self) -> int: ...
     def find_bad_distribution(self) -> int: ...
     def count_unmasked(self) -> int: ...
@@ -63,10 +63,12 @@ class Positions:
 @disjoint_base
 class Job:
     rows: int
-    row_bytes: int
     pending_exception: BaseException | None
     @property
     def has_refused(self) -> bool: ...
+    @property
+    def row_cost(self) -> float: ...
+    @property
     def rows_at_once(self) -> int: ...
     def stop(self) -> None: ...
     def run(self, step: int, poll: bool) -> None: ...
@@ -197,6 +199,33 @@ def row_dots(
     numbers: npt.NDArray[np.int64],
     result: npt.NDArray[np.float64],
 ) -> None: ...
+def small_nll(
+    scores: object,
+    targets: object,
+    is_probability: bool,
+    epsilon: object,
+    axis: object,
+    weight: object,
+    ignore_index: object,
+    where: object,
+    reduction: object,
+    workers: object,
+) -> float | npt.NDArray[np.float64] | None: ...
+def small_cross_entropy(
+    logits: object,
+    targets: object,
+    axis: object,
+    weight: object,
+    ignore_index: object,
+    where: object,
+    label_smoothing: object,
+    z_loss: object,
+    logit_scale: object,
+    softcap: object,
+    reduction: object,
+    workers: object,
+) -> float | npt.NDArray[np.float64] | None: ...
+def small_logsumexp(logits: object, axis: object, out: object, workers: object) -> npt.NDArray[np.float64] | None: ...
 
 @final
 class DLPackBuffer:

@@ -7,12 +7,15 @@
 """
 
 cimport cython
-from cpython.buffer cimport PyBUF_STRIDES, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
-from cpython.exc cimport PyErr_CheckSignals
+from cpython.buffer cimport (
+    PyBUF_C_CONTIGUOUS, PyBUF_FORMAT, PyBUF_STRIDES, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
+)
+from cpython.exc cimport PyErr_CheckSignals, PyErr_Clear
 from cpython.pycapsule cimport PyCapsule_GetPointer, PyCapsule_IsValid, PyCapsule_SetName
+from cpython.tuple cimport PyTuple_GetSlice
 from libc.math cimport INFINITY, NAN
 from libc.stddef cimport ptrdiff_t
-from libc.stdint cimport INT64_MIN, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport INT64_MAX, INT64_MIN, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport free, llabs, malloc
 from libc.string cimport memset
 
@@ -28,13 +31,13 @@ SWAPPED = TL_SWAPPED
 
 cdef extern from *:
     """
-    _Static_assert(TL_MAX_CLASS_MAJOR_ROWS == 32, "MAX_CLASS_MAJOR_ROWS");
+    _Static_assert(TL_BLOCK_ROWS == 64, "BLOCK_ROWS");
     _Static_assert(TL_DISTRIBUTION_ROWS == 256, "MAX_DISTRIBUTION_ROWS");
     _Static_assert(TL_SUM_LIMBS <= 134 && TL_SQUARES_LIMBS <= 134, "MAX_LIMBS");
     """
 
 cdef enum:
-    MAX_CLASS_MAJOR_ROWS = 32  # that of the kernels
+    BLOCK_ROWS = 64  # that of the kernels
     MAX_DISTRIBUTION_ROWS = 256  # likewise
     MAX_LIMBS = 134  # at least what the sums of the kernels have
     SIGNAL_CHECK_ROWS = 1 << 20  # targets that are read between two checks for Ctrl-C
@@ -43,7 +46,6 @@ cdef enum:
     GATHER_BLOCK = 64  # rows whose scores memory is asked for at once
     MOMENTS_BLOCK = 2048  # values that are still in the first cache when their squares are added
     GATHER_NEAR_BYTES = 64  # rows this near to each other are read in order, as caches see it
-    GATHER_COST_BYTES = 64  # reading one score anywhere costs as much as reading these in order
 
 # why a row was refused while rows were read
 cdef enum:
@@ -124,7 +126,6 @@ cdef class Job:
     cdef int64_t next_row
     cdef int stop_flag, refused_flag
     cdef readonly int64_t rows
-    cdef readonly int64_t row_bytes  # that are read or written for a row, for a fair split between threads
     cdef readonly object pending_exception
 
     cdef int check(self) except -1:
@@ -148,9 +149,15 @@ cdef class Job:
         cancel.stopped = &self.stop_flag
         return cancel
 
+    @property
+    def row_cost(self):
+        """What a row takes on one thread, in nanoseconds; an estimate."""
+        return row_cost_of(self)
+
+    @property
     def rows_at_once(self):
-        """The number of rows that are read together where their scores share cache lines."""
-        return 1
+        """The number of rows that are worked on together: threads take multiples of it."""
+        return rows_at_once_of(self)
 
     def stop(self):
         """Ends every `run` after the block at hand."""
@@ -219,7 +226,8 @@ cdef class RowJob(Job):
     cdef bint weighs_class_ids
     cdef readonly bint of_probabilities  # not of log-probabilities or logits
     cdef readonly bint refuses_bad_targets  # so that class ids need not be checked before
-    cdef double[::1] numbers  # one for each row, 0 where masked; None if only their sum is wanted
+    cdef double *numbers  # one for each row, 0 where masked; NULL if only their sum is wanted
+    cdef Py_buffer numbers_buffer
     cdef Totals totals
 
     cdef int set_up(self, Scores scores, Positions positions, numbers) except -1:
@@ -227,12 +235,22 @@ cdef class RowJob(Job):
         if positions.rows != scores.rows or positions.classes != scores.classes:
             raise ValueError("positions are those of other scores")
         need_backend()
-        self.scores, self.positions = scores, positions
-        self.numbers = None if numbers is None else numbers.reshape(-1)
+        self.scores, self.positions, self.rows = scores, positions, scores.rows
+        if numbers is not None:
+            self.set_numbers(numbers)
         self.weighs_class_ids = positions.weighs_class_ids()
-        self.rows = scores.rows
-        self.row_bytes = scores.classes * tl_itemsize(scores.dtype)
         self.logit_scale = 1
+        return 0
+
+    def __dealloc__(self):
+        PyBuffer_Release(&self.numbers_buffer)
+
+    cdef int set_numbers(self, numbers) except -1:
+        """Where each row's number is written: an array of zeros, contiguous and of float64."""
+        PyObject_GetBuffer(numbers, &self.numbers_buffer, PyBUF_C_CONTIGUOUS | PyBUF_WRITABLE)
+        if self.numbers_buffer.len != self.rows * <Py_ssize_t> sizeof(double):
+            raise ValueError("numbers are not one float64 for each row")
+        self.numbers = <double *> self.numbers_buffer.buf
         return 0
 
     cdef int need_class_ids(self) except -1:
@@ -308,7 +326,7 @@ cdef class RowJob(Job):
             tl_superacc_add(&totals.weights, self.positions.class_weight(target))
         tl_superacc_add(&totals.losses, number)
         totals.unmasked += 1
-        if self.numbers is not None:
+        if self.numbers != NULL:
             self.numbers[row] = number
 
     cdef void run_range(self, int64_t start, int64_t stop, Totals *totals, tl_cancel *cancel) noexcept nogil:
@@ -335,6 +353,10 @@ cdef class RowJob(Job):
 
     def reduced(self, bint mean):
         """The sum of the numbers, or their mean: over the weights of class ids if they have some; nan over nothing."""
+        return self.sum_or_mean(mean)
+
+    cdef double sum_or_mean(self, bint mean) noexcept:
+        """As `reduced`, for callers in C."""
         cdef tl_fp_state environment
         cdef tl_superacc *losses = &self.totals.losses
         cdef double total, divisor = 1
@@ -387,3 +409,5 @@ include "_probability_jobs.pxi"
 include "_row_jobs.pxi"
 include "_projection.pxi"
 include "_dlpack.pxi"
+include "_front.pxi"
+include "_costs.pxi"

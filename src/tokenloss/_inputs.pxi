@@ -6,15 +6,16 @@ cdef struct View:
     Py_buffer buffer
     int dtype
     int axis  # of the classes, or -1
-    bint is_uniform  # whether rows are `row_stride` bytes apart
+    bint is_uniform  # whether all rows are `row_stride` bytes apart
     ptrdiff_t row_stride
+    int64_t run  # rows are that far apart from each multiple of this number to the next
 
 
 cdef int open_view(View *view, array, int dtype, int axis, bint writable) except -1:
     cdef int k
     cdef int64_t width = 1
     PyObject_GetBuffer(array, &view.buffer, PyBUF_STRIDES | (PyBUF_WRITABLE if writable else 0))
-    view.dtype, view.axis, view.is_uniform, view.row_stride = dtype, axis, True, 0
+    view.dtype, view.axis, view.is_uniform, view.row_stride, view.run = dtype, axis, True, 0, 1
     for k in range(view.buffer.ndim - 1, -1, -1):
         if k == axis or view.buffer.shape[k] == 1:
             continue
@@ -23,6 +24,8 @@ cdef int open_view(View *view, array, int dtype, int axis, bint writable) except
         elif view.buffer.strides[k] != view.row_stride * width:
             view.is_uniform = False
         width *= view.buffer.shape[k]
+        if view.is_uniform:
+            view.run = width
     return 0
 
 
@@ -43,19 +46,22 @@ cdef inline const char *address_of(const View *view, int64_t row) noexcept nogil
     return data
 
 
-cdef bint find_stride(const View *view, int64_t start, int64_t count, ptrdiff_t *stride) noexcept nogil:
-    """Whether these rows are equally far apart, and how far."""
-    cdef const char *first
-    cdef int64_t i
-    stride[0] = view.row_stride
-    if view.is_uniform or count < 2:
-        return True
-    first = address_of(view, start)
-    stride[0] = address_of(view, start + 1) - first
-    for i in range(2, count):
-        if address_of(view, start + i) - first != i * stride[0]:
-            return False
-    return True
+cdef inline int64_t left_of_run(const View *view, int64_t start) noexcept nogil:
+    """How many rows from this one on are `row_stride` bytes apart, at least."""
+    return INT64_MAX if view.is_uniform else view.run - start % view.run
+
+
+cdef inline void find_addresses(const View *view, int64_t start, int count, const char **found) noexcept nogil:
+    """Addresses of neighbouring rows."""
+    cdef int64_t left = count if view.is_uniform else view.run - start % view.run
+    cdef const char *data = address_of(view, start)
+    cdef int i
+    for i in range(count):
+        if left == 0:
+            data, left = address_of(view, start + i), view.run
+        found[i] = data
+        data += view.row_stride
+        left -= 1
 
 
 cdef inline tl_row new_row(int dtype, int64_t count) noexcept nogil:
@@ -96,14 +102,19 @@ cdef class Scores:
     cdef Py_ssize_t matrix_shape[2]
     cdef Py_ssize_t matrix_strides[2]
 
-    def __cinit__(self, name, array, int dtype, int axis, tuple shape):
+    def __init__(self, name, array, int dtype, int axis, tuple shape):
+        self.set_up(name, array, dtype, axis, shape)
+
+    cdef int set_up(self, name, array, int dtype, int axis, tuple shape) except -1:
+        """Set all fields; a C function, which takes no time for its arguments."""
         self.name, self.array, self.dtype, self.axis, self.shape = name, array, dtype, axis, shape
-        self.classes, self.batch = shape[axis], shape[:axis]
+        self.classes, self.batch = shape[axis], PyTuple_GetSlice(shape, 0, axis)
         if axis + 1 < len(shape):
-            self.batch += shape[axis + 1:]
+            self.batch += PyTuple_GetSlice(shape, axis + 1, len(shape))
         self.rows = number_of(self.batch)
         if array is not None:
             open_view(&self.view, array, dtype, axis, False)
+        return 0
 
     def __dealloc__(self):
         PyBuffer_Release(&self.view.buffer)
@@ -150,9 +161,13 @@ cdef class Positions:
     cdef bint is_integer, has_ignored
     cdef int64_t ignored
 
-    def __cinit__(self, tuple batch, int64_t classes, name, targets, int dtype, int axis, ignored, where, weight,
-                  int weight_dtype):
-        """Distributions have their classes along `axis`, which is -1 for class ids."""
+    def __init__(self, tuple batch, int64_t classes, name, targets, int dtype, int axis, ignored, where, weight,
+                 int weight_dtype):
+        self.set_up(batch, classes, name, targets, dtype, axis, ignored, where, weight, weight_dtype)
+
+    cdef int set_up(self, tuple batch, int64_t classes, name, targets, int dtype, int axis, ignored, where, weight,
+                    int weight_dtype) except -1:
+        """Set all fields; distributions have their classes along `axis`, which is -1 for class ids."""
         self.batch, self.classes = batch, classes
         self.name, self.targets, self.where, self.weight = name, targets, where, weight
         self.rows = number_of(batch)
@@ -167,6 +182,7 @@ cdef class Positions:
         if weight is not None:
             open_view(&self.weight_view, weight, weight_dtype, -1, False)
         self.is_checked = not self.by_class and not self.is_integer
+        return 0
 
     def __dealloc__(self):
         PyBuffer_Release(&self.targets_view.buffer)

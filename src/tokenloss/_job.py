@@ -43,7 +43,7 @@ def run(job: _core.RowJob, workers: Any) -> None:
     positions = job.positions
     if positions.by_class and not job.refuses_bad_targets:
         check_targets(positions, job.scores)
-    _workers.run(job, job.row_bytes or 1, _workers.check_workers(workers))
+    _workers.run(job, _workers.check_workers(workers))
     if job.has_refused:
         if positions.by_class:  # the first class id out of range goes before any score that was refused
             check_targets(positions, job.scores)

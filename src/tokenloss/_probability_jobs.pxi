@@ -65,7 +65,6 @@ cdef class ClassIdLoss(RowJob):
         self.need_class_ids()
         self.of_probabilities, self.clip = is_probability, new_clip(is_probability, epsilon)
         self.refuses_bad_targets = True
-        self.row_bytes = GATHER_COST_BYTES
         self.is_scattered = llabs(scores.view.row_stride) > GATHER_NEAR_BYTES
         self.halves = self.floats = self.doubles = None
         if scores.rows >= GATHER_BLOCK and scores.is_matrix():  # opening a memoryview takes as long as reading few rows
@@ -138,7 +137,7 @@ cdef class ClassIdLoss(RowJob):
             tl_superacc_add_many(backend, &totals.weights, weights, block.count)
         tl_superacc_add_many(backend, &totals.losses, nll, block.count)
         totals.unmasked += block.count
-        if self.numbers is not None:
+        if self.numbers != NULL:
             for i in range(block.count):
                 self.numbers[block.start + block.rows[i]] = nll[i]
 
@@ -170,7 +169,6 @@ cdef class SoftTargetLoss(RowJob):
     def __init__(self, Scores scores, Positions positions, numbers, bint is_probability, double epsilon):
         self.set_up(scores, positions, numbers)
         self.of_probabilities, self.clip = is_probability, new_clip(is_probability, epsilon)
-        self.row_bytes = scores.classes * tl_itemsize(positions.targets_view.dtype)
         self.set_up_block()
 
     cdef void set_up_block(self) noexcept:
@@ -206,20 +204,20 @@ cdef class SoftTargetLoss(RowJob):
         """Adds the losses of a block, or returns False: rows have to be reduced one by one."""
         cdef int rows[MAX_DISTRIBUTION_ROWS]
         cdef double nll[MAX_DISTRIBUTION_ROWS]
+        cdef const View *targets = &self.positions.targets_view
         cdef tl_distributions block = self.block
         cdef int i, kept
         block.clip = &self.clip
-        block.mass = address_of(&self.positions.targets_view, start)
-        block.score = address_of(&self.scores.view, start)
-        if not (find_stride(&self.positions.targets_view, start, count, &block.mass_row)
-                and find_stride(&self.scores.view, start, count, &block.score_row)):
-            return False
+        block.mass, block.mass_row = address_of(targets, start), targets.row_stride
+        block.score, block.score_row = address_of(&self.scores.view, start), self.scores.view.row_stride
         kept = self.unmasked_rows(start, count, rows)
-        if kept > 0 and not tl_nll_of_distributions(backend, &block, rows, kept, dense, nll):
+        if kept == 0:
+            return True
+        if not tl_nll_of_distributions(backend, &block, rows, kept, dense, nll):
             return False
         tl_superacc_add_many(backend, &totals.losses, nll, kept)
         totals.unmasked += kept
-        if self.numbers is not None:
+        if self.numbers != NULL:
             for i in range(kept):
                 self.numbers[start + rows[i]] = nll[i]
         return True
@@ -228,7 +226,10 @@ cdef class SoftTargetLoss(RowJob):
         cdef int64_t count
         cdef int dense = 0
         while start < stop:
-            count = min(stop - start, self.block_rows if self.block_rows > 0 else stop - start)
+            count = stop - start
+            if self.block_rows > 0:
+                count = min(count, self.block_rows, left_of_run(&self.scores.view, start),
+                            left_of_run(&self.positions.targets_view, start))
             if self.block_rows == 0 or not self.reduce_block(start, count, &dense, totals):
                 RowJob.run_range(self, start, start + count, totals, cancel)
             start += count

@@ -55,7 +55,7 @@ cdef class Tiles(Job):
         if self.token_job is not None:
             tiled.top = self.token_job.top_of(row)
             return
-        loss = self.loss_job.loss_at(row, target, NULL)
+        loss = self.loss_job.loss_at(row, target)
         tl_loss_begin(backend, &loss, self.job.scores.classes, &tiled.loss, &nonzero, cancel)
         tiled.excluded = tiled.loss.excluded
         if target < 0:
@@ -95,7 +95,7 @@ cdef class Tiles(Job):
         for i in range(self.count):
             self.tiled[i].target_raw = logits[i]
             if self.loss_job is not None:
-                loss = self.loss_job.loss_at(self.tiled[i].row, self.tiled[i].target, NULL)
+                loss = self.loss_job.loss_at(self.tiled[i].row, self.tiled[i].target)
                 tl_loss_set_target_logit(backend, &row, &loss, logits[i], &self.tiled[i].loss)
 
     def set_tile(self, tile, int64_t first):
@@ -121,7 +121,7 @@ cdef class Tiles(Job):
                 tl_token_stats_range(backend, &logits, self.first, self.last, C_TILE_CLASS_MULTIPLE, tiled.target,
                                      tiled.target_raw, &tiled.token, self.top_of(tiled), cancel)
             else:
-                loss = self.loss_job.loss_at(tiled.row, tiled.target, NULL)
+                loss = self.loss_job.loss_at(tiled.row, tiled.target)
                 tl_loss_range(backend, &logits, &loss, self.first, self.last, C_TILE_CLASS_MULTIPLE, &tiled.loss,
                               cancel)
 
@@ -134,7 +134,7 @@ cdef class Tiles(Job):
         if self.token_job is not None:
             tl_token_stats_end(backend, logits, tiled.target_raw, &tiled.token, self.top_of(tiled))
             return self.token_job.write_token(tiled.row, tiled.target, &tiled.token)
-        loss = self.loss_job.loss_at(tiled.row, tiled.target, NULL)
+        loss = self.loss_job.loss_at(tiled.row, tiled.target)
         return tl_loss_end(backend, logits, &loss, &tiled.loss)
 
     def end_rows(self):
@@ -170,7 +170,6 @@ cdef class CastRows(Job):
         if not self.all_rows:
             self.numbers = numbers
         self.rows = result.shape[0]
-        self.row_bytes = result.shape[1] * tl_itemsize(result_dtype)
 
     def __dealloc__(self):
         PyBuffer_Release(&self.source.buffer)
@@ -211,7 +210,6 @@ cdef class MatVec(Job):
                 row = row_at(&view, i)
                 tl_cast_row(backend, &row, hidden_dtype, self.hidden.data + i * self.hidden.stride)
         self.result.dtype = hidden_dtype
-        self.row_bytes = view.buffer.shape[1] * tl_itemsize(dtype)
         PyBuffer_Release(&view.buffer)
         if self.copied == NULL:
             raise MemoryError

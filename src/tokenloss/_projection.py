@@ -81,13 +81,13 @@ class Projection:
                 tile = logits[: count * (last - first)].reshape(count, last - first)
                 if matvec:
                     matvec.set_result(tile, first)
-                    _workers.run(matvec, matvec.row_bytes or 1, workers)
+                    _workers.run(matvec, workers)
                 else:
                     self._multiply(hidden, first, tile, workers)
                 if self.bias is not None:
                     tile += self._biases(slice(first, last))
                 tiles.set_tile(tile, first)
-                _workers.run(tiles, (last - first) * self.dtype.itemsize or 1, workers)
+                _workers.run(tiles, workers)
         tiles.end_rows()
 
     def _biases(self, classes: Array | slice) -> Array:
@@ -129,8 +129,7 @@ class Projection:
 
     def _cast(self, source: Array, code: int, rows: Array | None, result: Array, workers: int | None) -> None:
         """Write rows of an array in the dtype of the product."""
-        job = _core.CastRows(source, code, rows, result, self.scores.dtype)
-        _workers.run(job, job.row_bytes or 1, workers)
+        _workers.run(_core.CastRows(source, code, rows, result, self.scores.dtype), workers)
 
 
 def _is_blas_matrix(array: Array) -> bool:

@@ -1,63 +1,151 @@
 # Jobs that read whole rows: everything that needs a logsumexp, statistics of tokens.
 
-cdef class LogSumExpJob(RowJob):
-    """Finds the logsumexp of all classes but the target, from which `finish_row` makes the result.
+cdef struct Block:
+    # rows that a job works on together: what the kernels need, and which rows of the job they are
+    tl_row_block rows
+    int64_t number[BLOCK_ROWS]
+    int64_t target[BLOCK_ROWS]
+    double values[BLOCK_ROWS]
 
-    Class-major rows are reduced together, as many as share cache lines.
+
+cdef class LogSumExpJob(RowJob):
+    """Finds the logsumexp of all classes but the target, from which `finish_block` makes the results.
+
+    Blocks of rows are reduced together: short rows side by side, long class-major ones by cache lines.
     """
 
     cdef bint is_class_major
+    cdef bint excludes_classes  # whether rows have a target
+    cdef bint keeps_logits  # whether logits are read again after they were reduced
 
-    cdef double finish_row(self, int64_t row, const tl_row *logits, int64_t target, const tl_lse_acc *others,
+    cdef void finish_block(self, Block *block, const tl_block_lse *lse, Totals *totals,
                            tl_cancel *cancel) noexcept nogil:
-        """The number of a row."""
-        return 0
+        """Finds the number of each wanted row of a block, and writes its other results."""
+
+    cdef int64_t exclude(self, int64_t row, int64_t target, Totals *totals, tl_cancel *cancel) noexcept nogil:
+        """The class that the logsumexp of an unmasked row leaves out, -1 for none; MASKED if it is not to be read."""
+        return target
+
+    cdef void reduce_block(self, Block *block, Totals *totals, tl_cancel *cancel) noexcept nogil:
+        """Reduces the wanted rows of a block, and finishes them."""
+        cdef tl_block_lse lse
+        tl_lse_of_block(backend, &block.rows, False, &lse, cancel)
+        self.finish_block(block, &lse, totals, cancel)
 
     cdef double reduce_row(self, int64_t row, int64_t target, Totals *totals, tl_cancel *cancel) noexcept nogil:
-        cdef tl_row logits = self.row_at(row)
-        cdef tl_lse_acc others
-        tl_lse_row(backend, &logits, target, &others, cancel)
-        return self.finish_row(row, &logits, target, &others, cancel)
+        cdef Block block
+        block.rows.row, block.rows.count, block.rows.class_major = self.row_at(row), 1, False
+        block.rows.wanted, block.rows.scratch, block.rows.keeps_logits = 1, NULL, False
+        block.rows.data[0], block.number[0], block.target[0] = block.rows.row.data, row, target
+        block.rows.excluded[0] = self.exclude(row, target, totals, cancel)
+        if block.rows.excluded[0] == MASKED:
+            return 0
+        block.rows.has_excluded = block.rows.excluded[0] >= 0
+        block.values[0] = 0
+        self.shift_row(row, &block.rows.row)
+        self.reduce_block(&block, totals, cancel)
+        return block.values[0]
 
-    cdef bint has_overflowed(self, const tl_row *logits, int64_t target, const tl_lse_acc *others) noexcept nogil:
-        """Whether log-odds are nan: scaled logits may have overflowed, so the row is reduced again by itself."""
-        cdef double log_odds = 0
-        if self.logit_scale > 1:
-            log_odds = tl_log_odds_against(others, logits, tl_logit_at(backend, logits, target))
-        return log_odds != log_odds
+    cdef void shift_row(self, int64_t row, tl_row *logits) noexcept nogil:
+        """Shifts a row that has overflowed, before it is reduced again."""
 
-    def rows_at_once(self):
-        return TL_ROWS_PER_CACHE_LINE(self.scores.dtype) if self.is_class_major else 1
+    cdef void load_block_targets(self, int64_t start, int count, int64_t *targets, Totals *totals) noexcept nogil:
+        """Class ids of neighbouring rows, MASKED where they do not count; -1 where there are none."""
+        cdef int i
+        if not self.positions.by_class:
+            for i in range(count):
+                targets[i] = -1 if self.positions.is_unmasked(start + i, -1) else MASKED
+        elif self.positions.load_targets(start, count, targets) & TL_SOME_BAD:
+            for i in range(count):
+                if targets[i] != MASKED and not self.accepts(start + i, targets[i], totals):
+                    targets[i] = MASKED
+
+    cdef void load_block(self, int64_t start, int count, Block *block, Totals *totals,
+                         tl_cancel *cancel) noexcept nogil:
+        """Fills a block with the unmasked rows; of class-major rows with all, since they share cache lines."""
+        cdef tl_row_block *rows = &block.rows
+        cdef uint64_t wanted = 0
+        cdef int i
+        self.load_block_targets(start, count, block.target, totals)
+        find_addresses(&self.scores.view, start, count, rows.data)
+        for i in range(count):
+            block.number[i], rows.excluded[i] = start + i, block.target[i]
+        if self.excludes_classes and not self.positions.by_class:
+            for i in range(count):
+                if block.target[i] != MASKED:
+                    rows.excluded[i] = self.exclude(start + i, block.target[i], totals, cancel)
+        for i in range(count):
+            wanted |= <uint64_t> (rows.excluded[i] != MASKED) << i
+        rows.count, rows.wanted = count, wanted
+        if wanted != ~(<uint64_t> 0) >> (BLOCK_ROWS - count):
+            self.leave_out(block)
+
+    cdef void leave_out(self, Block *block) noexcept nogil:
+        """Leaves the unwanted rows out of a block, or only their classes where rows share cache lines."""
+        cdef tl_row_block *rows = &block.rows
+        cdef int i, kept = 0
+        for i in range(rows.count):
+            if block.target[i] == MASKED:
+                self.mask_row(block.number[i])
+            if rows.class_major:
+                rows.excluded[i] = max(rows.excluded[i], -1)
+            elif rows.wanted >> i & 1:
+                block.number[kept], block.target[kept] = block.number[i], block.target[i]
+                rows.data[kept], rows.excluded[kept] = rows.data[i], rows.excluded[i]
+                kept += 1
+        if not rows.class_major:
+            rows.count, rows.wanted = kept, ~(<uint64_t> 0) >> (BLOCK_ROWS - kept) if kept else 0
 
     cdef void run_range(self, int64_t start, int64_t stop, Totals *totals, tl_cancel *cancel) noexcept nogil:
-        cdef tl_row logits[MAX_CLASS_MAJOR_ROWS]
-        cdef tl_lse_acc others[MAX_CLASS_MAJOR_ROWS]
-        cdef int64_t number[MAX_CLASS_MAJOR_ROWS]
-        cdef int64_t targets[MAX_CLASS_MAJOR_ROWS]
-        cdef int64_t row, target
-        cdef int i, count
-        cdef void *transposed = malloc(TL_TRANSPOSED_BYTES) if self.is_class_major else NULL
-        if transposed == NULL:
+        cdef Block block
+        cdef int count, most = tl_row_block_rows(self.scores.classes, self.is_class_major)
+        block.rows.row, block.rows.class_major = self.row_of_scores(), self.is_class_major
+        block.rows.keeps_logits, block.rows.has_excluded = self.keeps_logits, self.excludes_classes
+        block.rows.row.stride = self.scores.view.buffer.strides[self.scores.axis]
+        block.rows.scratch = <char *> malloc(tl_row_block_bytes(self.scores.classes, self.is_class_major))
+        if block.rows.scratch == NULL:
             RowJob.run_range(self, start, stop, totals, cancel)
             return
         while start < stop:
-            count = 0
-            for row in range(start, min(stop, start + TL_ROWS_PER_CACHE_LINE(self.scores.dtype))):
-                target = self.positions.target_of(row)
-                if self.positions.is_unmasked(row, target) and self.accepts(row, target, totals):
-                    logits[count], number[count], targets[count] = self.row_at(row), row, target
-                    count += 1
-                else:
-                    self.mask_row(row)
-            tl_lse_class_major(backend, logits, targets, count, transposed, others, cancel)
+            count = <int> min(stop - start, most)
+            self.load_block(start, count, &block, totals, cancel)
+            if block.rows.wanted:
+                self.reduce_block(&block, totals, cancel)
+            self.add_block(&block, totals)
+            start += count
+        free(block.rows.scratch)
+
+    cdef void add_block(self, Block *block, Totals *totals) noexcept nogil:
+        """As `add`, of the wanted rows of a block."""
+        cdef double values[BLOCK_ROWS]
+        cdef double weights[BLOCK_ROWS]
+        cdef int i, count = 0
+        for i in range(block.rows.count):
+            if block.rows.wanted >> i & 1:
+                values[count] = block.values[i]
+                if self.weighs_class_ids:
+                    weights[count] = self.positions.class_weight(block.target[i])
+                if self.numbers != NULL:
+                    self.numbers[block.number[i]] = block.values[i]
+                count += 1
+        tl_superacc_add_many(backend, &totals.losses, values, count)
+        if self.weighs_class_ids:
+            tl_superacc_add_many(backend, &totals.weights, weights, count)
+        totals.unmasked += count
+
+    cdef void find_out_rows(self, const View *out, const Block *block, bint nontemporal_stores,
+                            tl_out_block *found) noexcept nogil:
+        """Where an array of the scores' shape holds the rows of a block."""
+        cdef int i
+        found.row, found.nontemporal_stores = new_row(out.dtype, self.scores.classes), nontemporal_stores
+        found.row.stride = out.buffer.strides[out.axis]
+        cdef int64_t start = block.number[0]
+        cdef int count = block.rows.count
+        if block.number[count - 1] == start + count - 1:
+            find_addresses(out, start, count, <const char **> found.data)
+        else:
             for i in range(count):
-                row, target = number[i], targets[i]
-                if self.has_overflowed(&logits[i], target, &others[i]):
-                    self.add(row, target, self.reduce_row(row, target, totals, cancel), totals)
-                else:
-                    self.add(row, target, self.finish_row(row, &logits[i], target, &others[i], cancel), totals)
-            start += TL_ROWS_PER_CACHE_LINE(self.scores.dtype)
-        free(transposed)
+                found.data[i] = <char *> address_of(out, block.number[i])
 
 
 @cython.final
@@ -68,9 +156,10 @@ cdef class LogSumExp(LogSumExpJob):
         self.set_up(scores, positions, numbers)
         self.is_class_major = scores.is_class_major()
 
-    cdef double finish_row(self, int64_t row, const tl_row *logits, int64_t target, const tl_lse_acc *others,
-                           tl_cancel *cancel) noexcept nogil:
-        return tl_logsumexp_of(backend, logits, others, -1, NULL, cancel)
+    cdef void reduce_block(self, Block *block, Totals *totals, tl_cancel *cancel) noexcept nogil:
+        cdef tl_block_lse lse
+        tl_lse_of_block(backend, &block.rows, True, &lse, cancel)
+        tl_logsumexp_of_block(backend, &block.rows, &lse, block.values, cancel)
 
 
 @cython.final
@@ -82,26 +171,21 @@ cdef class Softmax(LogSumExpJob):
 
     def __init__(self, Scores scores, Positions positions, numbers, bint is_log, out, int out_dtype):
         self.set_up(scores, positions, numbers)
-        self.is_log, self.is_class_major = is_log, scores.is_class_major()
+        self.is_log, self.is_class_major, self.keeps_logits = is_log, scores.is_class_major(), True
         open_view(&self.out, out, out_dtype, scores.axis, True)
         self.nontemporal_stores = self.out.buffer.len >= NONTEMPORAL_BYTES
-        self.row_bytes *= 2
 
     def __dealloc__(self):
         PyBuffer_Release(&self.out.buffer)
 
-    cdef double finish_row(self, int64_t row, const tl_row *logits, int64_t target, const tl_lse_acc *others,
+    cdef void finish_block(self, Block *block, const tl_block_lse *lse, Totals *totals,
                            tl_cancel *cancel) noexcept nogil:
-        cdef tl_row out = row_at(&self.out, row)
-        cdef tl_lse lse = tl_lse_finish(others, logits)
-        cdef double logsumexp = tl_logsumexp(lse)
-        if logsumexp - logsumexp != 0:
-            tl_fill(&out, NAN)
-        elif self.is_log:
-            tl_log_softmax(backend, logits, lse, &out, self.nontemporal_stores, cancel)
-        else:
-            tl_softmax(backend, logits, lse, &out, self.nontemporal_stores, cancel)
-        return logsumexp
+        cdef tl_out_block out
+        self.find_out_rows(&self.out, block, self.nontemporal_stores, &out)
+        tl_softmax_of_block(backend, &block.rows, lse, self.is_log, &out, cancel)
+
+    cdef void add_block(self, Block *block, Totals *totals) noexcept nogil:
+        """Adds nothing: nobody asks for the sum."""
 
 
 @cython.final
@@ -118,63 +202,97 @@ cdef class CrossEntropy(LogSumExpJob):
         self.set_up(scores, positions, numbers)
         self.logit_scale, self.softcap, self.label_smoothing, self.z_loss = (
             logit_scale, softcap, label_smoothing, z_loss)
-        self.is_class_major = positions.by_class and scores.is_class_major()
-        if not positions.by_class:
-            self.row_bytes += scores.classes * tl_itemsize(positions.targets_view.dtype)
+        self.is_class_major, self.excludes_classes = scores.is_class_major(), True
+        self.keeps_logits = grad is not None or label_smoothing != 0
         self.grad_scale = 1
         if grad is not None:
             open_view(&self.grad, grad, grad_dtype, scores.axis, True)
             self.nontemporal_stores = self.grad.buffer.len >= NONTEMPORAL_BYTES
-            self.row_bytes *= 2
             if of_mean:
                 self.grad_scale = positions.mean_factor()
 
     def __dealloc__(self):
         PyBuffer_Release(&self.grad.buffer)
 
-    cdef tl_loss loss_at(self, int64_t row, int64_t target, tl_row *grad) noexcept nogil:
-        """What the loss of a row depends on; its gradient's row is written to `grad`."""
+    cdef tl_loss loss_at(self, int64_t row, int64_t target) noexcept nogil:
+        """What the loss of a row depends on, without a place for its gradient."""
         cdef tl_loss loss
         loss.soft = self.positions.soft_target(row, self.label_smoothing)
         loss.target, loss.z_loss, loss.target_weight, loss.grad = target, self.z_loss, 1, NULL
         loss.grad_scale, loss.nontemporal_stores = self.grad_scale, self.nontemporal_stores
         if target >= 0:
             loss.target_weight = self.positions.class_weight(target)
-        if is_given(&self.grad):
-            grad[0] = row_at(&self.grad, row)
-            loss.grad = grad
         return loss
 
-    cdef double finish_row(self, int64_t row, const tl_row *logits, int64_t target, const tl_lse_acc *others,
-                           tl_cancel *cancel) noexcept nogil:
-        cdef tl_row grad
-        cdef tl_loss loss = self.loss_at(row, target, &grad)
-        return tl_loss_of_class(backend, logits, &loss, others, cancel)
-
-    cdef double loss_of_row(self, int64_t row, const tl_row *logits, int64_t target, Totals *totals,
-                            tl_cancel *cancel) noexcept nogil:
-        cdef tl_row grad
+    cdef int64_t exclude(self, int64_t row, int64_t target, Totals *totals, tl_cancel *cancel) noexcept nogil:
         cdef tl_loss loss
-        cdef tl_lse_acc others
         cdef int64_t argmax, nonzero
         if target >= 0:
-            tl_lse_row(backend, logits, target, &others, cancel)
-            return self.finish_row(row, logits, target, &others, cancel)
-        loss = self.loss_at(row, target, &grad)
-        argmax = tl_soft_target_argmax(backend, &loss.soft, logits.count, &nonzero, cancel)
+            return target
+        loss = self.loss_at(row, target)
+        argmax = tl_soft_target_argmax(backend, &loss.soft, self.scores.classes, &nonzero, cancel)
         if not self.accepts_distribution(row, &loss.soft, argmax, nonzero, totals, cancel):
-            return 0
-        return tl_loss_of_distribution(backend, logits, &loss, argmax, cancel)
+            return MASKED
+        if argmax < 0 and self.z_loss == 0:  # a loss of 0, and no logit is read
+            self.mask_row(row)
+            self.add(row, target, 0, totals)
+            return MASKED
+        return argmax
 
-    cdef double reduce_row(self, int64_t row, int64_t target, Totals *totals, tl_cancel *cancel) noexcept nogil:
-        cdef tl_row logits = self.row_at(row)
-        cdef double loss
-        if self.z_loss == 0 and is_given(&self.grad):  # first, since the gradient may be written over the logits
-            self.shift_if_overflowing(row, &logits)
-        loss = self.loss_of_row(row, &logits, target, totals, cancel)
-        if loss != loss and self.z_loss == 0 and not is_given(&self.grad) and self.shift_if_overflowing(row, &logits):
-            loss = self.loss_of_row(row, &logits, target, totals, cancel)
-        return loss
+    cdef void shift_row(self, int64_t row, tl_row *logits) noexcept nogil:
+        if self.z_loss == 0:
+            self.shift_if_overflowing(row, logits)
+
+    cdef void reduce_overflowed(self, Block *block, const tl_block_lse *lse, Totals *totals,
+                                tl_cancel *cancel) noexcept nogil:
+        """Rows whose log-odds are nan, since scaled logits may have overflowed, are reduced by themselves."""
+        cdef int i
+        for i in range(block.rows.count):
+            if (block.rows.wanted >> i & 1 and block.rows.excluded[i] >= 0
+                    and lse.odds.log_odds[i] != lse.odds.log_odds[i]):
+                block.rows.wanted &= ~(<uint64_t> 1 << i)
+                self.add(block.number[i], block.target[i],
+                         self.reduce_row(block.number[i], block.target[i], totals, cancel), totals)
+
+    cdef void finish_block(self, Block *block, const tl_block_lse *lse, Totals *totals,
+                           tl_cancel *cancel) noexcept nogil:
+        if self.logit_scale > 1 and self.softcap == 0 and self.z_loss == 0 and block.rows.scratch != NULL:
+            self.reduce_overflowed(block, lse, totals, cancel)
+        if self.positions.by_class:
+            self.finish_class_ids(block, lse, cancel)
+        else:
+            self.finish_distributions(block, lse, cancel)
+
+    cdef void finish_class_ids(self, Block *block, const tl_block_lse *lse, tl_cancel *cancel) noexcept nogil:
+        cdef tl_loss loss
+        cdef tl_out_block grads
+        cdef double weights[BLOCK_ROWS]
+        cdef int i
+        if not self.keeps_logits and self.z_loss == 0 and not self.weighs_class_ids:
+            for i in range(block.rows.count):
+                block.values[i] = lse.odds.nll[i]
+            return
+        loss = self.loss_at(block.number[0], -1)
+        if self.weighs_class_ids:
+            for i in range(block.rows.count):
+                weights[i] = 0
+                if block.rows.excluded[i] >= 0:
+                    weights[i] = self.positions.class_weight(block.rows.excluded[i])
+        if is_given(&self.grad):
+            self.find_out_rows(&self.grad, block, self.nontemporal_stores, &grads)
+        tl_class_losses_of_block(backend, &block.rows, lse, &loss, weights if self.weighs_class_ids else NULL,
+                                 &grads if is_given(&self.grad) else NULL, block.values, cancel)
+
+    cdef void finish_distributions(self, Block *block, const tl_block_lse *lse, tl_cancel *cancel) noexcept nogil:
+        cdef tl_loss losses[BLOCK_ROWS]
+        cdef tl_out_block grads
+        cdef int i
+        for i in range(block.rows.count):
+            losses[i] = self.loss_at(block.number[i], -1)
+        if is_given(&self.grad):
+            self.find_out_rows(&self.grad, block, self.nontemporal_stores, &grads)
+        tl_mass_losses_of_block(backend, &block.rows, lse, losses, &grads if is_given(&self.grad) else NULL,
+                                block.values, cancel)
 
     cdef void mask_row(self, int64_t row) noexcept nogil:
         cdef tl_row grad
@@ -248,7 +366,6 @@ cdef class KLDivergence(RowJob):
         if other.shape != scores.shape or not is_given(&other.view):
             raise ValueError("the other scores have another shape, or no array")
         self.other = other
-        self.row_bytes += other.classes * tl_itemsize(other.dtype)
 
     cdef double reduce_row(self, int64_t row, int64_t target, Totals *totals, tl_cancel *cancel) noexcept nogil:
         cdef tl_row base = self.row_at(row), other = row_at(&self.other.view, row)

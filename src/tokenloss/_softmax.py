@@ -159,6 +159,9 @@ def logsumexp(
     >>> logsumexp(np.zeros((2, 131072), np.float16)).round(2)
     array([11.78, 11.78])
     """
+    small = _core.small_logsumexp(logits, axis, out, workers)
+    if small is not None:
+        return small
     scores = as_scores("logits", logits, axis)
     result = numbers = np.zeros(scores.batch) if out is None else check_out(out, scores.batch)
     if not result.flags.carray or np.may_share_memory(result, scores.array):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import atexit
 import collections
-import contextlib
+import math
 import os
 import queue
 import threading
@@ -20,9 +20,10 @@ if TYPE_CHECKING:
 VARIABLE = "TOKENLOSS_NUM_WORKERS"
 MAX_THREADS = 64
 
-# Waking a thread takes as long as reading some 100 kB.
-SERIAL_BYTES = 1 << 20  # less is read by the caller's thread alone
-GRAIN_BYTES = 1 << 18  # that a thread takes at a time
+WAKE_NS = 25_000  # to wake a thread: half on the caller's thread, half until the other one begins
+SERIAL_NS = 4 * WAKE_NS  # less work stays on the caller's thread: halves of it are as long as two are woken
+GRAIN_NS = 20_000  # of work that a thread takes at a time
+BLOCKS_PER_THREAD = 8  # at least, so that all end at nearly the same time
 
 EXIT_SECONDS = 1  # to wait for threads at exit
 
@@ -78,9 +79,10 @@ class _Pool:
 
     def submit(self, task: _Task) -> None:
         """Give the task to a thread, started if none is idle; RuntimeError if no thread can be started."""
-        number = None
-        with contextlib.suppress(IndexError):  # if all are busy, one will take it later
+        try:
             number = self._free.pop()
+        except IndexError:  # all are busy: one will take it later
+            number = None
         if number is not None:
             thread = threading.Thread(target=self._work, name=f"tokenloss_{number}", daemon=True)
             self._threads.append(thread)
@@ -150,15 +152,17 @@ def check_workers(workers: int | None) -> int | None:
     return all_workers() if number == -1 else check_integer("workers", number, fits, least=1)
 
 
-def run(work: _core.Job, row_bytes: int, workers: int | None) -> None:
-    """Run work on the caller's thread and, if there is much to read, on others; `workers` are checked."""
-    rows = work.rows
-    if rows * row_bytes < SERIAL_BYTES:
+def run(work: _core.Job, workers: int | None) -> None:
+    """Run work on the caller's thread and, if there is much to do, on others; `workers` are checked."""
+    rows, row_ns = work.rows, work.row_cost
+    if rows * row_ns < SERIAL_NS:
         work.run(rows or 1, False)
         return
-    step = max(GRAIN_BYTES // row_bytes, work.rows_at_once())
-    blocks = -(-rows // step)
-    threads = min(workers or default_workers(), blocks, MAX_THREADS)
+    useful = math.isqrt(int(rows * row_ns) // WAKE_NS)  # of more threads, each would work for less time than all wake
+    threads = min(workers or default_workers(), useful, MAX_THREADS)
+    block_rows, at_once = min(GRAIN_NS / row_ns, rows / (threads * BLOCKS_PER_THREAD)), work.rows_at_once
+    step = max(1, int(block_rows / at_once)) * at_once
+    threads = min(threads, -(-rows // step))
     tasks: list[_Task] = []
     try:
         try:

@@ -16,7 +16,7 @@ cdef extern from "_kernels/platform.h" nogil:
 
 cdef extern from "_kernels/elements.h" nogil:
     int TL_FLOAT16, TL_BFLOAT16, TL_FLOAT32, TL_FLOAT64
-    int TL_INT8, TL_INT16, TL_INT32, TL_INT64, TL_UINT8, TL_UINT16, TL_UINT32, TL_UINT64
+    int TL_INT8, TL_INT16, TL_INT32, TL_INT64, TL_UINT8, TL_UINT16, TL_UINT32, TL_UINT64, TL_DTYPES
     int TL_SWAPPED
     int tl_itemsize(int)
     double tl_load(const char *, int)
@@ -55,17 +55,6 @@ cdef extern from "_kernels/kernels.h" nogil:
     double tl_maximum(const tl_backend *, const tl_row *)
     ctypedef struct tl_lse_acc:
         pass
-    void tl_lse_row(const tl_backend *, const tl_row *, int64_t, tl_lse_acc *, tl_cancel *)
-    void tl_lse_class_major(const tl_backend *, const tl_row *, const int64_t *, int, void *, tl_lse_acc *, tl_cancel *)
-    ctypedef struct tl_lse:
-        pass
-    tl_lse tl_lse_finish(const tl_lse_acc *, const tl_row *)
-    double tl_logsumexp(tl_lse)
-    double tl_logsumexp_of(const tl_backend *, const tl_row *, const tl_lse_acc *, int64_t, const tl_lse_acc *,
-                           tl_cancel *)
-    double tl_log_odds_against(const tl_lse_acc *, const tl_row *, double)
-    int TL_MAX_CLASS_MAJOR_ROWS, TL_TRANSPOSED_BYTES
-    int TL_ROWS_PER_CACHE_LINE(int)
     ctypedef struct tl_topk:
         int64_t most
         int64_t count
@@ -98,8 +87,6 @@ cdef extern from "_kernels/kernels.h" nogil:
         ptrdiff_t stride
         int64_t count
     void tl_matvec(const tl_backend *, const tl_row *, ptrdiff_t, int64_t, const tl_vectors *, const tl_vectors *)
-    void tl_softmax(const tl_backend *, const tl_row *, tl_lse, const tl_row *, int, tl_cancel *)
-    void tl_log_softmax(const tl_backend *, const tl_row *, tl_lse, const tl_row *, int, tl_cancel *)
     void tl_fill(const tl_row *, double)
     void tl_store_at(const tl_row *, int64_t, double)
     ctypedef struct tl_loss:
@@ -110,9 +97,39 @@ cdef extern from "_kernels/kernels.h" nogil:
         const tl_row *grad
         double grad_scale
         int nontemporal_stores
-    double tl_loss_of_class(const tl_backend *, const tl_row *, const tl_loss *, const tl_lse_acc *, tl_cancel *)
     double tl_loss_of_distribution(const tl_backend *, const tl_row *, const tl_loss *, int64_t, tl_cancel *)
     bint tl_is_one_hot(const tl_backend *, const tl_soft_target *, int64_t, int64_t, int64_t, tl_cancel *)
+    int TL_ROWS_PER_CACHE_LINE(int)
+    ctypedef struct tl_row_block:
+        tl_row row
+        int count
+        bint class_major
+        bint has_excluded
+        bint keeps_logits
+        uint64_t wanted
+        const char *data[64]
+        int64_t excluded[64]
+        char *scratch
+    int tl_row_block_rows(int64_t, int)
+    size_t tl_row_block_bytes(int64_t, int)
+    tl_row tl_row_of_block(const tl_row_block *, int)
+    ctypedef struct tl_odds:
+        double log_odds[64]
+        double nll[64]
+    ctypedef struct tl_block_lse:
+        tl_odds odds
+    void tl_lse_of_block(const tl_backend *, const tl_row_block *, int, tl_block_lse *, tl_cancel *)
+    void tl_logsumexp_of_block(const tl_backend *, const tl_row_block *, const tl_block_lse *, double *, tl_cancel *)
+    ctypedef struct tl_out_block:
+        tl_row row
+        char *data[64]
+        int nontemporal_stores
+    void tl_softmax_of_block(const tl_backend *, const tl_row_block *, const tl_block_lse *, int, const tl_out_block *,
+                             tl_cancel *)
+    void tl_class_losses_of_block(const tl_backend *, const tl_row_block *, const tl_block_lse *, const tl_loss *,
+                                  const double *, const tl_out_block *, double *, tl_cancel *)
+    void tl_mass_losses_of_block(const tl_backend *, const tl_row_block *, const tl_block_lse *, const tl_loss *,
+                                 const tl_out_block *, double *, tl_cancel *)
     ctypedef struct tl_loss_acc:
         int64_t excluded
     void tl_loss_begin(const tl_backend *, const tl_loss *, int64_t, tl_loss_acc *, int64_t *, tl_cancel *)

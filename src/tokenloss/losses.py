@@ -99,6 +99,9 @@ def cross_entropy_loss(
     >>> cross_entropy_loss([0, 2], [[0.7, 0.2, 0.1], [0.1, 0.8, 0.1]], reduction="none").round(4)
     array([0.3567, 2.3026])
     """
+    small = _core.small_nll(y_pred, y_true, True, epsilon, axis, weight, ignore_index, where, reduction, workers)
+    if small is not None:
+        return small
     scores = as_scores("y_pred", y_pred, axis)
     positions = as_positions("y_true", y_true, scores, ignore_index, where, weight)
     epsilon = check_number("epsilon", epsilon, "a number between 0 and 0.5", most=0.5)
@@ -182,6 +185,9 @@ def nll_loss(
     >>> round(nll_loss(np.log([[0.7, 0.2, 0.1], [0.1, 0.8, 0.1]]), [0, 1]), 4)
     0.2899
     """
+    small = _core.small_nll(log_probs, targets, False, 0.5, axis, weight, ignore_index, where, reduction, workers)
+    if small is not None:
+        return small
     scores = as_scores("log_probs", log_probs, axis)
     positions = as_positions("targets", targets, scores, ignore_index, where, weight)
     losses = _job.new_losses(reduction, scores.batch)
@@ -291,6 +297,12 @@ def cross_entropy(
     >>> f"{cross_entropy([17.0, 0.0], 0):.3g}"
     '4.14e-08'
     """
+    small = _core.small_cross_entropy(
+        logits, targets, axis, weight, ignore_index, where, label_smoothing, z_loss, logit_scale, softcap, reduction,
+        workers,
+    )  # fmt: skip
+    if small is not None:
+        return small
     scores = as_scores("logits", logits, axis)
     positions = as_positions("targets", targets, scores, ignore_index, where, weight)
     smoothing, z_loss = penalties(label_smoothing, z_loss)

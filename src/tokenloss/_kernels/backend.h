@@ -11,6 +11,13 @@
 #define TL_CHUNK 512 /* elements whose terms are added in the compute dtype before they go to 16 double lanes */
 #define TL_DOT_CHUNK 1024 /* products that are added in the compute dtype before they go to 16 double lanes */
 #define TL_READ_MULTIPLE 128 /* functions of a backend read whole multiples of so many elements */
+#define TL_GROUP 16 /* short rows side by side in a group: element k of row r is at [TL_GROUP k + r] */
+#define TL_GROUPS 4 /* of short rows that are reduced together */
+#define TL_SHORT_ROW TL_CHUNK /* classes of a short row, at most: a single chunk */
+#define TL_BLOCK_ROWS (TL_GROUPS * TL_GROUP)
+/* Cody-Waite reduction x - n ln 2 is accurate for |x| <= 2^16, which holds every float16. If the maximum of a row is
+ * larger, it is subtracted first, via the chunk buffer. */
+#define TL_MAX_EXACT_REDUCTION 65536.0
 #define TL_BLOCK 4096 /* elements between two checks that the sum of exponentials is in range */
 
 /* Exact sums: numbers or their squares are cut into levels, parts that are multiples of a unit. A rounder is 1.5 2^52
@@ -84,6 +91,28 @@ typedef enum {
     TL_REDUCE_KINDS
 } tl_reduce_kind;
 
+/* What a reduction of short rows finds, for each row of its groups. */
+typedef struct {
+    double maximum[TL_BLOCK_ROWS];
+    double ref_exp[TL_BLOCK_ROWS]; /* integers; 0 where the maximum is too large for an exact reduction */
+    double sum[TL_BLOCK_ROWS]; /* of all 16 lanes, compensated */
+    double largest_lane[TL_BLOCK_ROWS], in_order[TL_BLOCK_ROWS]; /* the plain sum; both if wanted */
+    int has_far_maximum; /* whether any maximum may be too large */
+} tl_short_sums;
+
+/* Where memory may be asked for the next short rows: data is NULL if that is not known, and the class stride 0 of
+ * contiguous rows. */
+typedef struct {
+    const char *data;
+    ptrdiff_t row_stride, class_stride;
+} tl_next_rows;
+
+/* For each row, the log-odds against its target, and the losses of both sides: softplus(log_odds) of the target,
+ * softplus(-log_odds) of the other classes. */
+typedef struct {
+    double log_odds[TL_BLOCK_ROWS], nll[TL_BLOCK_ROWS], others_nll[TL_BLOCK_ROWS];
+} tl_odds;
+
 /* Adds `count` contiguous elements at x, in native byte order, to the accumulator. Memory is read up to the next
  * multiple of TL_READ_MULTIPLE elements; elements from `count` on must be -inf. */
 typedef void tl_reduce_fn(const void *x, size_t count, tl_lse_acc *state);
@@ -147,7 +176,7 @@ typedef struct {
     /* x = softcap tanh(scale x / softcap) in place, or scale x if the softcap is 0. */
     void (*softcap)(double *x, size_t count, double scale, double softcap);
 
-    /* Adds mass (shift - x), which counts as 0 where mass is 0 or x is the shift, and mass. */
+    /* Of a multiple of 16 classes: adds mass (shift - x), which counts as 0 where mass is 0 or x is the shift, and mass. */
     void (*target_dot)(const double *mass, const double *x, size_t count, double shift, tl_dot_acc *dot);
 
     /* Adds groups of TL_SUM_GROUP numbers, or their squares, to the levels of an exact sum, as far as all numbers of a
@@ -175,6 +204,34 @@ typedef struct {
     /* Skips groups of 64 bytes that are all 0, which is 0 in every dtype: returns where the first other group starts,
      * or where fewer than 64 bytes are left. */
     ptrdiff_t (*skip_zeros)(const char *data, ptrdiff_t start, ptrdiff_t end);
+
+    /* A group of short rows from TL_GROUP contiguous rows, converted to the compute dtype; and back, rounded. Exactly
+     * the rows are read and written. */
+    void (*interleave[TL_FLOAT_DTYPES])(const char *const *rows, size_t classes, void *group);
+    void (*deinterleave[TL_FLOAT_DTYPES])(const void *group, size_t classes, char *const *rows);
+    /* The same for `count` neighbouring rows in class-major layout, in as many groups as they need. */
+    void (*interleave_planes[TL_FLOAT_DTYPES])(const char *first, ptrdiff_t class_stride, size_t classes, size_t count,
+                                               void *groups);
+    void (*deinterleave_planes[TL_FLOAT_DTYPES])(const void *groups, ptrdiff_t class_stride, size_t classes,
+                                                 size_t count, char *first);
+
+    /* Of groups of float32 or float64, with the bits that reduce, exp_scaled, sub_scalar and sum give each row: sums of
+     * exponentials; the other three for a single group, the maps in place. Memory is asked for the next rows, which for
+     * the maps are those that the group is written to. */
+    void (*short_sumexp[TL_FLOAT_DTYPES])(const void *groups, size_t count, size_t classes, const tl_next_rows *next,
+                                          int wants_lanes, tl_short_sums *sums);
+    void (*short_exp[TL_FLOAT_DTYPES])(void *group, size_t classes, const double *exponent, const double *factor,
+                                       const double *subtrahend, const tl_next_rows *next);
+    void (*short_sub[TL_FLOAT_DTYPES])(void *group, size_t classes, const double *subtrahend,
+                                       const tl_next_rows *next);
+    void (*short_sum[TL_FLOAT_DTYPES])(const void *group, size_t classes, double *sum);
+
+    /* Of rows, a multiple of TL_GROUP: ref_exp ln2 + log(sum); log-odds and losses; exp(x) in place; and, for rows of this
+     * dtype, exponents and factors with which exp(x) 2^-exponent factor is `factor` times softmax(x). */
+    void (*lse_logs)(const double *sum, const double *ref_exp, size_t count, double ln2, double *log);
+    void (*log_odds)(const double *offset, const double *log, const double *logit, size_t count, tl_odds *odds);
+    void (*exps)(double *x, size_t count);
+    void (*softmax_factors)(const double *logsumexp, size_t count, int dtype, double *exponent, double *factor);
 } tl_backend;
 
 /* Instruction sets, best first. */

@@ -30,6 +30,11 @@ void tl_fill(const tl_row *out, double value) {
 
 /* Writes a chunk of this dtype to the output from `start` on. */
 static void write_chunk(const tl_row *out, int64_t start, int64_t count, int dtype, const tl_chunk_buf *buf) {
+    ptrdiff_t size = tl_itemsize(dtype);
+    if (out->dtype == dtype && out->stride == size) {
+        memcpy((char *)(uintptr_t)out->data + start * size, &buf->at, (size_t)(count * size));
+        return;
+    }
     for (int64_t i = 0; i < count; i++) {
         double value = dtype == TL_FLOAT64    ? buf->at.f64[i]
                        : dtype == TL_FLOAT32  ? (double)buf->at.f32[i]

@@ -12,6 +12,7 @@
 #include "matvec.h"
 #include "reduce.h"
 #include "row.h"
+#include "row_block.h"
 #include "soft_targets.h"
 #include "token_stats.h"
 #include "topk.h"

@@ -251,26 +251,31 @@ tl_lse tl_lse_finish_with(const tl_lse_acc *others, const tl_row *row, double lo
     return tl_lse_add_class(tl_lse_finish(others, row), logit, log_odds);
 }
 
-/* The class whose logit lies above a bound that no two classes can pass; the number of classes if there is none. */
-static int64_t find_above(const tl_backend *backend, const tl_row *row, double bound) {
+int tl_is_dominant(double logit, double logsumexp) { return logit > logsumexp - MAX_DROP; }
+
+/* The class that dominates a row; the number of classes if there is none. */
+static int64_t find_dominant(const tl_backend *backend, const tl_row *row, double logsumexp) {
     tl_row raw = tl_raw(row);
     tl_chunk_buf buf;
     tl_chunk_invalidate(&buf);
     for (int64_t start = 0, end; start < row->count; start = end) {
         end = row->count - start < TL_BLOCK ? row->count : start + TL_BLOCK;
         double maximum = tl_maximum_between(backend, &raw, start, end, -1, &buf);
-        if (tl_softcap(backend, row, maximum) > bound)
+        if (tl_is_dominant(tl_softcap(backend, row, maximum), logsumexp))
             return tl_find(backend, &raw, start, end, maximum);
     }
     return row->count;
 }
 
-/* As tl_logsumexp_of, of a row whose plain logsumexp is near 0. */
-static double near_zero(const tl_backend *backend, const tl_row *row, double logsumexp, int64_t excluded,
-                        const tl_lse_acc *others, tl_cancel *cancel) {
+int tl_may_be_near_zero(double logsumexp, double largest_lane, double sum) {
+    return tl_abs(logsumexp) < NEAR_ZERO && !(largest_lane < DOMINANT_FRACTION * sum);
+}
+
+double tl_logsumexp_near_zero(const tl_backend *backend, const tl_row *row, double logsumexp, int64_t excluded,
+                              const tl_lse_acc *others, tl_cancel *cancel) {
     tl_lse_acc recomputed;
-    if (excluded < 0 || !(tl_logit_at(backend, row, excluded) > logsumexp - MAX_DROP)) {
-        excluded = find_above(backend, row, logsumexp - MAX_DROP);
+    if (excluded < 0 || !tl_is_dominant(tl_logit_at(backend, row, excluded), logsumexp)) {
+        excluded = find_dominant(backend, row, logsumexp);
         if (excluded == row->count)
             return logsumexp;
         tl_lse_row(backend, row, excluded, &recomputed, cancel);
@@ -283,11 +288,9 @@ static double near_zero(const tl_backend *backend, const tl_row *row, double log
 double tl_logsumexp_of(const tl_backend *backend, const tl_row *row, const tl_lse_acc *state, int64_t excluded,
                        const tl_lse_acc *others, tl_cancel *cancel) {
     double logsumexp = tl_logsumexp(tl_lse_finish(state, row)), most = 0;
-    if (!(tl_abs(logsumexp) < NEAR_ZERO))
-        return logsumexp;
     for (int i = 0; i < 16; i++)
         most = state->sum[i] > most ? state->sum[i] : most;
-    if (most < DOMINANT_FRACTION * tl_lanes_sum_in_order(state->sum))
+    if (!tl_may_be_near_zero(logsumexp, most, tl_lanes_sum_in_order(state->sum)))
         return logsumexp;
-    return near_zero(backend, row, logsumexp, excluded, others, cancel);
+    return tl_logsumexp_near_zero(backend, row, logsumexp, excluded, others, cancel);
 }

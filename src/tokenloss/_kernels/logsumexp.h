@@ -7,10 +7,6 @@
 #include "cancel.h"
 #include "reduce.h"
 
-/* Cody-Waite reduction x - n ln 2 is accurate for |x| <= 2^16, which holds every float16. If the maximum of a row is
- * larger, it is subtracted first, via the chunk buffer. */
-#define TL_MAX_EXACT_REDUCTION 65536.0
-
 _Static_assert(TL_CANCEL_INTERVAL % TL_BLOCK == 0, "cancellation is checked between blocks");
 
 /* Accumulates a row except the class `excluded` (none if it is negative). The sum is nan if a nan or +inf was met. */
@@ -59,6 +55,13 @@ tl_lse tl_lse_add_class(tl_lse others, double logit, double log_odds);
  * once more without that class. `others` may spare that: the accumulator without the class `excluded` (-1 if none). */
 double tl_logsumexp_of(const tl_backend *backend, const tl_row *row, const tl_lse_acc *state, int64_t excluded,
                        const tl_lse_acc *others, tl_cancel *cancel);
+
+/* Whether one of 16 lanes of a sum, the largest, may hold most of it while the logsumexp is near 0; and tl_logsumexp_of
+ * then, from the plain logsumexp. */
+int tl_may_be_near_zero(double logsumexp, double largest_lane, double sum);
+int tl_is_dominant(double logit, double logsumexp); /* whether this is the logit of that class */
+double tl_logsumexp_near_zero(const tl_backend *backend, const tl_row *row, double logsumexp, int64_t excluded,
+                              const tl_lse_acc *others, tl_cancel *cancel);
 
 /* -- for kernels that accumulate block by block themselves --------------------------------------------------------- */
 

@@ -23,53 +23,84 @@ static double z_loss_grad(const tl_loss *loss, tl_lse lse) {
     return loss->z_loss != 0 ? 2 * loss->z_loss * tl_logsumexp(lse) : 0;
 }
 
-/* Writes the gradient of a row whose soft targets add up to `mass`. If the logsumexp is not finite, writes nan and
- * returns 0. */
-static int write_gradient(const tl_backend *backend, const tl_row *logits, const tl_loss *loss, tl_lse lse, double mass,
-                          tl_cancel *cancel) {
+double tl_softmax_factor(const tl_loss *loss, tl_lse lse, double mass) { return mass + z_loss_grad(loss, lse); }
+
+int tl_write_gradient(const tl_backend *backend, const tl_row *logits, const tl_loss *loss, tl_lse lse,
+                      double softmax_factor, tl_cancel *cancel) {
     double logsumexp = tl_logsumexp(lse);
     if (logsumexp - logsumexp != 0) {
         tl_fill(loss->grad, (double)NAN);
         return 0;
     }
-    tl_gradient(backend, logits, lse, loss->grad_scale, mass + z_loss_grad(loss, lse), &loss->soft, loss->grad,
+    tl_gradient(backend, logits, lse, loss->grad_scale, softmax_factor, &loss->soft, loss->grad,
                 loss->nontemporal_stores, cancel);
     return 1;
 }
 
-/* Writes the gradient for a class id. The target's element is computed from its log-odds, since softmax - 1 has no
- * digits left where the target is nearly certain. `smoothed` is the mass of smoothing alone. */
-static void write_class_gradient(const tl_backend *backend, const tl_row *logits, const tl_loss *loss, tl_lse lse,
-                                 double logit, double log_odds, double smoothed, tl_cancel *cancel) {
-    double odds_against = tl_exp(log_odds), weight = loss->target_weight;
-    double one_minus_eps = loss->soft.one_minus_eps;
+/* From the log-odds, since softmax - 1 has no digits left where the target is nearly certain. */
+double tl_gradient_at_target(const tl_row *logits, const tl_loss *loss, const tl_class_odds *odds,
+                             double odds_against) {
+    double weight = loss->target_weight, one_minus_eps = loss->soft.one_minus_eps;
     double at_target = weight * one_minus_eps * (odds_against > 1e300 ? 1 : odds_against / (1 + odds_against));
-    at_target = (smoothed + z_loss_grad(loss, lse)) / (1 + odds_against) - at_target - weight * loss->soft.eps_over_v;
-    at_target *= tl_softcap_grad(logits, logit);
-    if (write_gradient(backend, logits, loss, lse, smoothed + weight * one_minus_eps, cancel))
-        tl_store_at(loss->grad, loss->target, loss->grad_scale * at_target);
+    at_target = (odds->smoothed + z_loss_grad(loss, odds->lse)) / (1 + odds_against) - at_target -
+                weight * loss->soft.eps_over_v;
+    at_target *= tl_softcap_grad(logits, odds->logit);
+    return loss->grad_scale * at_target;
+}
+
+void tl_write_class_gradient(const tl_backend *backend, const tl_row *logits, const tl_loss *loss,
+                             const tl_class_odds *odds, tl_cancel *cancel) {
+    double at_target = tl_gradient_at_target(logits, loss, odds, tl_exp(odds->log_odds));
+    double mass = odds->smoothed + loss->target_weight * loss->soft.one_minus_eps;
+    if (tl_write_gradient(backend, logits, loss, odds->lse, tl_softmax_factor(loss, odds->lse, mass), cancel))
+        tl_store_at(loss->grad, loss->target, at_target);
+}
+
+double tl_loss_of_odds(const tl_backend *backend, const tl_row *logits, const tl_loss *loss, tl_class_odds *odds,
+                       const double *logit_sum, tl_cancel *cancel) {
+    int smooths = loss->soft.eps_over_v != 0;
+    double target_dot = 0;
+    odds->smoothed = 0;
+    if (!smooths && loss->z_loss == 0)
+        return loss->target_weight * odds->nll;
+    if (smooths &&
+        !(logit_sum && tl_target_dot_of_sum(&loss->soft, logits->count, *logit_sum, odds->lse.offset, &target_dot,
+                                            &odds->smoothed)))
+        target_dot = tl_target_dot(backend, logits, &loss->soft, odds->lse.offset, &odds->smoothed, cancel);
+    return loss_of(loss, odds->nll, target_dot, odds->smoothed, smooths ? odds->lse.log : 0, odds->lse);
 }
 
 double tl_loss_of_class(const tl_backend *backend, const tl_row *logits, const tl_loss *loss, const tl_lse_acc *others,
                         tl_cancel *cancel) {
-    double logit = tl_logit_at(backend, logits, loss->target), smoothed = 0, target_dot = 0;
+    tl_class_odds odds = {.logit = tl_logit_at(backend, logits, loss->target)};
     tl_lse lse = tl_lse_finish(others, logits);
-    double log_odds = tl_log_odds_against_lse(lse, logit), nll = tl_softplus(log_odds);
-    int smooths = loss->soft.eps_over_v != 0;
-    if (!smooths && loss->z_loss == 0 && !loss->grad)
-        return loss->target_weight * nll;
-    lse = tl_lse_add_class(lse, logit, log_odds);
-    if (smooths)
-        target_dot = tl_target_dot(backend, logits, &loss->soft, lse.offset, &smoothed, cancel);
-    double value = loss_of(loss, nll, target_dot, smoothed, smooths ? lse.log : 0, lse);
+    odds.log_odds = tl_log_odds_against_lse(lse, odds.logit);
+    odds.nll = tl_softplus(odds.log_odds);
+    if (loss->soft.eps_over_v != 0 || loss->z_loss != 0 || loss->grad)
+        odds.lse = tl_lse_add_class(lse, odds.logit, odds.log_odds);
+    double value = tl_loss_of_odds(backend, logits, loss, &odds, NULL, cancel);
     if (loss->grad)
-        write_class_gradient(backend, logits, loss, lse, logit, log_odds, smoothed, cancel);
+        tl_write_class_gradient(backend, logits, loss, &odds, cancel);
     return value;
+}
+
+double tl_loss_of_masses(const tl_backend *backend, const tl_row *logits, const tl_loss *loss, int64_t argmax,
+                         const tl_class_odds *odds, double *softmax_factor, tl_cancel *cancel) {
+    double mass = 0, target_dot = 0, above_shift = 0;
+    if (argmax >= 0) {
+        /* the logit of the argmax: if it is the largest logit as well, differences from it lose few digits */
+        int is_finite = odds->nll - odds->nll == 0;
+        double shift = is_finite ? odds->logit : odds->lse.offset;
+        above_shift = is_finite ? odds->nll : odds->lse.log;
+        target_dot = tl_target_dot(backend, logits, &loss->soft, shift, &mass, cancel);
+    }
+    *softmax_factor = tl_softmax_factor(loss, odds->lse, mass);
+    return loss_of(loss, 0, target_dot, mass, above_shift, odds->lse);
 }
 
 double tl_loss_of_distribution(const tl_backend *backend, const tl_row *logits, const tl_loss *loss, int64_t argmax,
                                tl_cancel *cancel) {
-    double mass = 0, target_dot = 0, above_shift = 0;
+    tl_class_odds odds = {0};
     tl_lse_acc others;
     if (argmax < 0 && loss->z_loss == 0) {
         if (loss->grad)
@@ -77,20 +108,17 @@ double tl_loss_of_distribution(const tl_backend *backend, const tl_row *logits, 
         return 0;
     }
     tl_lse_row(backend, logits, argmax, &others, cancel);
-    tl_lse lse = tl_lse_finish(&others, logits);
+    odds.lse = tl_lse_finish(&others, logits);
     if (argmax >= 0) {
-        double logit = tl_logit_at(backend, logits, argmax), log_odds = tl_log_odds_against_lse(lse, logit);
-        double nll = tl_softplus(log_odds), shift;
-        lse = tl_lse_add_class(lse, logit, log_odds);
-        /* the logit of the argmax: if it is the largest logit as well, differences from it lose few digits */
-        int is_finite = nll - nll == 0;
-        shift = is_finite ? logit : lse.offset;
-        above_shift = is_finite ? nll : lse.log;
-        target_dot = tl_target_dot(backend, logits, &loss->soft, shift, &mass, cancel);
+        odds.logit = tl_logit_at(backend, logits, argmax);
+        odds.log_odds = tl_log_odds_against_lse(odds.lse, odds.logit);
+        odds.nll = tl_softplus(odds.log_odds);
+        odds.lse = tl_lse_add_class(odds.lse, odds.logit, odds.log_odds);
     }
+    double softmax_factor, value = tl_loss_of_masses(backend, logits, loss, argmax, &odds, &softmax_factor, cancel);
     if (loss->grad)
-        write_gradient(backend, logits, loss, lse, mass, cancel);
-    return loss_of(loss, 0, target_dot, mass, above_shift, lse);
+        tl_write_gradient(backend, logits, loss, odds.lse, softmax_factor, cancel);
+    return value;
 }
 
 int tl_is_one_hot(const tl_backend *backend, const tl_soft_target *soft, int64_t count, int64_t argmax, int64_t nonzero,

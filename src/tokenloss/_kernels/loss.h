@@ -29,6 +29,27 @@ typedef struct {
     int nontemporal_stores; /* whether the gradients of all rows together are larger than the caches */
 } tl_loss;
 
+/* A target class against the other classes of its row. */
+typedef struct {
+    double logit, log_odds, nll;
+    tl_lse lse;      /* of all classes */
+    double smoothed; /* the mass of smoothing alone, set by tl_loss_of_odds */
+} tl_class_odds;
+
+/* The loss for a class id without its gradient. `logit_sum` is the sum of the row's logits if that is known, or NULL. */
+double tl_loss_of_odds(const tl_backend *backend, const tl_row *logits, const tl_loss *loss, tl_class_odds *odds,
+                       const double *logit_sum, tl_cancel *cancel);
+
+/* Writes its gradient. */
+void tl_write_class_gradient(const tl_backend *backend, const tl_row *logits, const tl_loss *loss,
+                             const tl_class_odds *odds, tl_cancel *cancel);
+
+/* The parts of that gradient, grad_scale (softmax_factor softmax(x)[k] - eps_over_v): the factor, and the target's
+ * element, from exp(log_odds). */
+double tl_softmax_factor(const tl_loss *loss, tl_lse lse, double mass);
+double tl_gradient_at_target(const tl_row *logits, const tl_loss *loss, const tl_class_odds *odds,
+                             double odds_against);
+
 /* The loss for a class id, given the logsumexp of all other classes. */
 double tl_loss_of_class(const tl_backend *backend, const tl_row *logits, const tl_loss *loss, const tl_lse_acc *others,
                         tl_cancel *cancel);
@@ -37,6 +58,14 @@ double tl_loss_of_class(const tl_backend *backend, const tl_row *logits, const t
  * is that of z-loss alone, and without z-loss no logit is read. */
 double tl_loss_of_distribution(const tl_backend *backend, const tl_row *logits, const tl_loss *loss, int64_t argmax,
                                tl_cancel *cancel);
+
+/* The same without the gradient from the argmax against the other classes; and the factor of softmax in the gradient. */
+double tl_loss_of_masses(const tl_backend *backend, const tl_row *logits, const tl_loss *loss, int64_t argmax,
+                         const tl_class_odds *odds, double *softmax_factor, tl_cancel *cancel);
+
+/* Writes grad_scale (softmax_factor softmax(x) - q); nan if the logsumexp is not finite, and returns 0 then. */
+int tl_write_gradient(const tl_backend *backend, const tl_row *logits, const tl_loss *loss, tl_lse lse,
+                      double softmax_factor, tl_cancel *cancel);
 
 /* Whether the integer masses of a row are one-hot: a single 1, all others 0. `argmax` and `nonzero` are what
  * tl_soft_target_argmax found, with smoothing and class weights or without. */

@@ -33,10 +33,12 @@
 #if defined(_MSC_VER) && !defined(__clang__)
 #include <intrin.h>
 #define TL_INLINE static __forceinline
+#define TL_OUTLINE static __declspec(noinline)
 #define TL_FOR(features) /* every instruction set is always at hand */
 #define TL_UNLIKELY(condition) (condition)
 #else
 #define TL_INLINE static inline __attribute__((always_inline))
+#define TL_OUTLINE static __attribute__((noinline, unused))
 #define TL_FOR(features) __attribute__((target(features)))
 #define TL_UNLIKELY(condition) __builtin_expect(!!(condition), 0)
 #endif

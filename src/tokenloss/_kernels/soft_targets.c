@@ -31,9 +31,30 @@ static int always_dense(const tl_soft_target *soft) {
     return !soft->mass || soft->eps_over_v != 0 || soft->mass_stride != tl_itemsize(soft->mass_dtype);
 }
 
+/* masses_of those that lie one after another, without class weights: by loops that compilers make vectors of. */
+static int plain_masses_of(const tl_soft_target *soft, int64_t start, int64_t count, double *mass) {
+    uint64_t zeros = 0;
+    for (int64_t i = 0; soft->mass_dtype == TL_FLOAT32 && i < count; i++) {
+        float single;
+        memcpy(&single, soft->mass + (start + i) * (int64_t)sizeof single, sizeof single);
+        mass[i] = (double)single;
+    }
+    if (soft->mass_dtype == TL_FLOAT64)
+        memcpy(mass, soft->mass + start * (int64_t)sizeof *mass, (size_t)count * sizeof *mass);
+    for (int64_t i = 0; i < count; i++) {
+        mass[i] = soft->eps_over_v + soft->one_minus_eps * mass[i];
+        uint64_t bits = tl_to_bits(mass[i]);
+        zeros |= ~(bits | (0 - bits)); /* the sign bit is set where all bits are 0 */
+    }
+    return count > 0 && zeros >> 63 == 0;
+}
+
 /* Writes the masses of classes from `start` on; returns whether all of them contribute. */
 static int masses_of(const tl_soft_target *soft, int64_t start, int64_t count, double *mass) {
-    int dense = count > 0;
+    int dense = count > 0, is_wide = soft->mass_dtype == TL_FLOAT64;
+    if (soft->mass && !soft->weight && (is_wide || soft->mass_dtype == TL_FLOAT32) &&
+        soft->mass_stride == tl_itemsize(soft->mass_dtype))
+        return plain_masses_of(soft, start, count, mass);
     if (soft->mass || soft->weight)
         for (int64_t i = 0; i < count; i++)
             dense &= tl_contributes(mass[i] = tl_soft_target_at(soft, start + i));
@@ -62,14 +83,14 @@ int64_t tl_soft_target_argmax(const tl_backend *backend, const tl_soft_target *s
     for (int64_t k = 0, end; k < count; k = end) {
         end = next_run(backend, soft, count, dense, &k, cancel);
         dense = masses_of(soft, k, end - k, mass) || always_dense(soft);
-        for (int64_t i = 0; i < end - k; i++) {
-            int contributes = tl_contributes(mass[i]);
-            n += contributes;
-            if (contributes && (argmax < 0 || mass[i] > largest)) {
-                argmax = k + i;
-                largest = mass[i];
+        for (int64_t i = 0; i < end - k; i++)
+            n += tl_contributes(mass[i]);
+        for (int64_t i = 0; i < end - k; i++)
+            if (!(mass[i] <= largest) || argmax < 0) { /* seldom */
+                int is_larger = tl_contributes(mass[i]) && (argmax < 0 || mass[i] > largest);
+                argmax = is_larger ? k + i : argmax;
+                largest = is_larger ? mass[i] : largest;
             }
-        }
     }
     *found = n;
     return argmax;
@@ -104,6 +125,28 @@ static double target_dot_uniform(const tl_backend *backend, const tl_row *row, d
     return mass * ((double)row->count * (shift - offset) - total);
 }
 
+int tl_target_dot_of_sum(const tl_soft_target *soft, int64_t count, double logit_sum, double shift, double *dot,
+                         double *total) {
+    if (soft->mass || soft->weight || tl_abs(shift) > TL_MAX_EXACT_REDUCTION)
+        return 0;
+    *total = soft->eps_over_v * (double)count;
+    *dot = soft->eps_over_v * ((double)count * (shift - 0) - logit_sum);
+    return *dot - *dot == 0;
+}
+
+/* Loads logits as doubles, padded to whole lanes. A few are loaded one by one: a chunk costs more than they do. */
+static const double *load_logits(const tl_backend *backend, const tl_row *row, int64_t start, int64_t count,
+                                 tl_chunk_buf *buf) {
+    if (count > 2 * LANES || tl_is_scaled_or_capped(row)) {
+        tl_chunk_invalidate(buf);
+        tl_load_chunk(backend, row, start, count, -1, 0, TL_FLOAT64, buf);
+        return buf->at.f64;
+    }
+    for (int64_t i = 0; i < 2 * LANES; i++)
+        buf->at.f64[i] = i < count ? tl_load(row->data + (start + i) * row->stride, row->dtype) : 0;
+    return buf->at.f64;
+}
+
 void tl_target_dot_range(const tl_backend *backend, const tl_row *row, const tl_soft_target *soft, int64_t start,
                          int64_t end, double shift, tl_dot_acc *dot, tl_cancel *cancel) {
     tl_chunk_buf buf;
@@ -112,13 +155,12 @@ void tl_target_dot_range(const tl_backend *backend, const tl_row *row, const tl_
         double mass[TL_CHUNK];
         until = next_run(backend, soft, end, dense, &k, cancel);
         assert((k % LANES == 0 || k == end) && until - k >= 0 && until - k <= TL_CHUNK);
-        int64_t length = until - k, padded = tl_padded(length);
+        int64_t length = until - k, padded = (length + LANES - 1) / LANES * LANES;
         dense = masses_of(soft, k, length, mass) || always_dense(soft);
         for (int64_t i = length; i < padded; i++)
             mass[i] = 0;
-        tl_chunk_invalidate(&buf);
-        tl_load_chunk(backend, row, k, length, -1, 0, TL_FLOAT64, &buf);
-        backend->target_dot(mass, buf.at.f64, (size_t)padded, shift, dot);
+        const double *logits = load_logits(backend, row, k, length, &buf);
+        backend->target_dot(mass, logits, (size_t)padded, shift, dot);
     }
 }
 

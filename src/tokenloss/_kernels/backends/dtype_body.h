@@ -389,6 +389,92 @@ TL_TARGET static void NAME(dot_rows_)(const void *start, size_t depth, const voi
             NAME(dot_rows_of_)(x, depth, vectors + (ptrdiff_t)v * stride, 0, 1, from_memory && v == 0, dots + v);
 }
 
+#define STRIP 64 /* classes of half precision that are converted at a time */
+
+/* TL_GROUP rows side by side, converted to REAL: in strips, whose rows are copied where they are not whole. */
+TL_TARGET static void NAME(interleave_)(const char *const *rows, size_t classes, void *out) {
+    REAL *group = (REAL *)out, strip[TL_GROUP * STRIP];
+    const char *strips[TL_GROUP];
+    const size_t row_bytes = classes * sizeof(ELEMENT);
+    if (sizeof(ELEMENT) == sizeof(REAL)) {
+        OP(interleave)(rows, classes, group);
+        return;
+    }
+    int is_dense = classes <= STRIP; /* whether the rows follow each other, and can be converted as one */
+    for (size_t r = 1; r < TL_GROUP; r++)
+        is_dense &= rows[r] == rows[r - 1] + row_bytes;
+    for (size_t i = 0; is_dense && i < TL_GROUP * classes; i += OP(WIDTH))
+        OP(store)(strip + i, LOAD((const ELEMENT *)(const void *)rows[0] + i));
+    for (size_t r = 0; r < TL_GROUP; r++)
+        strips[r] = (const char *)(strip + r * (is_dense ? classes : STRIP));
+    for (size_t k = 0; k < classes; k += STRIP) {
+        size_t n = classes - k < STRIP ? classes - k : STRIP;
+        for (size_t r = 0; r < TL_GROUP && !is_dense; r++) {
+            const ELEMENT *from = (const ELEMENT *)(const void *)rows[r] + k;
+            ELEMENT last[STRIP] = {0};
+            if (n < STRIP)
+                memcpy(last, (const void *)from, n * sizeof *from);
+            for (size_t i = 0; i < n; i += OP(WIDTH))
+                OP(store)(strip + r * STRIP + i, LOAD((n < STRIP ? last : from) + i));
+        }
+        OP(interleave)(strips, n, group + TL_GROUP * k);
+    }
+}
+
+/* The rows of a group, rounded. */
+TL_TARGET static void NAME(deinterleave_)(const void *in, size_t classes, char *const *rows) {
+    const REAL *group = (const REAL *)in;
+    REAL strip[TL_GROUP][STRIP];
+    char *strips[TL_GROUP];
+    if (sizeof(ELEMENT) == sizeof(REAL)) {
+        OP(deinterleave)(group, classes, rows);
+        return;
+    }
+    for (size_t r = 0; r < TL_GROUP; r++)
+        strips[r] = (char *)strip[r];
+    memset(strip, 0, sizeof strip);
+    for (size_t k = 0; k < classes; k += STRIP) {
+        size_t n = classes - k < STRIP ? classes - k : STRIP;
+        OP(deinterleave)(group + TL_GROUP * k, n, strips);
+        for (size_t r = 0; r < TL_GROUP; r++) {
+            ELEMENT rounded[STRIP];
+            for (size_t i = 0; i < n; i += OP(WIDTH))
+                STORE(rounded + i, OP(load)(strip[r] + i));
+            memcpy(rows[r] + k * sizeof *rounded, rounded, n * sizeof *rounded);
+        }
+    }
+}
+
+/* The same for `count` rows beside each other, whose classes are class_stride bytes apart: groups of TL_GROUP rows, the
+ * last perhaps with fewer. Each plane of a class is visited once. */
+TL_TARGET static void NAME(interleave_planes_)(const char *first, ptrdiff_t class_stride, size_t classes, size_t count,
+                                               void *groups) {
+    for (size_t k = 0; k < classes; k++)
+        for (size_t r = 0; r < count; r += TL_GROUP) {
+            const ELEMENT *x = (const ELEMENT *)(const void *)(first + (ptrdiff_t)k * class_stride) + r;
+            REAL *to = (REAL *)groups + classes * r + TL_GROUP * k;
+            ELEMENT last[TL_GROUP] = {0};
+            if (count - r < TL_GROUP)
+                x = (const ELEMENT *)memcpy(last, (const void *)x, (count - r) * sizeof *x);
+            for (size_t i = 0; i < TL_GROUP; i += OP(WIDTH))
+                OP(store)(to + i, LOAD(x + i));
+        }
+}
+
+TL_TARGET static void NAME(deinterleave_planes_)(const void *groups, ptrdiff_t class_stride, size_t classes,
+                                                 size_t count, char *first) {
+    for (size_t k = 0; k < classes; k++)
+        for (size_t r = 0; r < count; r += TL_GROUP) {
+            const REAL *from = (const REAL *)groups + classes * r + TL_GROUP * k;
+            char *to = first + (ptrdiff_t)k * class_stride + r * sizeof(ELEMENT);
+            ELEMENT rounded[TL_GROUP];
+            for (size_t i = 0; i < TL_GROUP; i += OP(WIDTH))
+                STORE(rounded + i, OP(load)(from + i));
+            memcpy(to, rounded, (count - r < TL_GROUP ? count - r : TL_GROUP) * sizeof *rounded);
+        }
+}
+
+#undef STRIP
 #undef NAME
 #undef DTYPE
 #undef ELEMENT

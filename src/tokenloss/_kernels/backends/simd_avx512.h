@@ -72,6 +72,13 @@ OPERATION __m512 f32_load_pieces(const char *const *rows, size_t offset, size_t 
 }
 OPERATION void f32_store_pieces(char *const *rows, size_t offset, size_t n, __m512 all) {
     const __mmask8 mask = (__mmask8)((1u << n) - 1);
+    if (n == 4) {
+        _mm_storeu_ps((float *)(void *)(rows[0] + offset), _mm512_castps512_ps128(all));
+        _mm_storeu_ps((float *)(void *)(rows[4] + offset), _mm512_extractf32x4_ps(all, 1));
+        _mm_storeu_ps((float *)(void *)(rows[8] + offset), _mm512_extractf32x4_ps(all, 2));
+        _mm_storeu_ps((float *)(void *)(rows[12] + offset), _mm512_extractf32x4_ps(all, 3));
+        return;
+    }
     _mm_mask_storeu_ps(rows[0] + offset, mask, _mm512_castps512_ps128(all));
     _mm_mask_storeu_ps(rows[4] + offset, mask, _mm512_extractf32x4_ps(all, 1));
     _mm_mask_storeu_ps(rows[8] + offset, mask, _mm512_extractf32x4_ps(all, 2));
@@ -134,6 +141,13 @@ OPERATION __m512d f64_load_pieces(const char *const *rows, size_t offset, size_t
 }
 OPERATION void f64_store_pieces(char *const *rows, size_t offset, size_t n, __m512d all) {
     const __mmask8 mask = (__mmask8)((1u << n) - 1);
+    if (n == 2) {
+        _mm_storeu_pd((double *)(void *)(rows[0] + offset), _mm512_castpd512_pd128(all));
+        _mm_storeu_pd((double *)(void *)(rows[2] + offset), _mm512_extractf64x2_pd(all, 1));
+        _mm_storeu_pd((double *)(void *)(rows[4] + offset), _mm512_extractf64x2_pd(all, 2));
+        _mm_storeu_pd((double *)(void *)(rows[6] + offset), _mm512_extractf64x2_pd(all, 3));
+        return;
+    }
     _mm_mask_storeu_pd(rows[0] + offset, mask, _mm512_castpd512_pd128(all));
     _mm_mask_storeu_pd(rows[2] + offset, mask, _mm512_extractf64x2_pd(all, 1));
     _mm_mask_storeu_pd(rows[4] + offset, mask, _mm512_extractf64x2_pd(all, 2));

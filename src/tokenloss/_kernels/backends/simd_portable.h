@@ -49,10 +49,11 @@ TL_INLINE float f32_min(float a, float b) { return a < b ? a : b; }
 TL_INLINE uint32_t f32_mask_ge(float a, float b) { return a >= b; }
 TL_INLINE uint32_t f32_count_ge(uint32_t n, float a, float b) { return n + (a >= b); }
 
-TL_INLINE float f32_fma(float a, float b, float c) {
 #if TL_BASELINE_FMA
-    return __builtin_fmaf(a, b, c);
+TL_INLINE float f32_fma(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
 #else
+/* A function that is called: inlined wherever it is used, it would be half of the package. */
+TL_OUTLINE float f32_fma(float a, float b, float c) {
     double product = (double)a * (double)b; /* exact */
     double sum = product + (double)c;
     uint64_t bits = tl_to_bits(sum);
@@ -68,8 +69,8 @@ TL_INLINE float f32_fma(float a, float b, float c) {
             sum = tl_from_bits((lost > 0) == (sum > 0) ? bits + 1 : bits - 1);
     }
     return (float)sum;
-#endif
 }
+#endif
 
 TL_INLINE uint32_t f32_or_bits(uint32_t a, float b, float c) {
     uint32_t bits[2];
@@ -132,10 +133,10 @@ TL_INLINE double f64_two_sum(double a, double b, double *lost) {
     return sum;
 }
 
-TL_INLINE double f64_fma(double a, double b, double c) {
 #if TL_BASELINE_FMA
-    return __builtin_fma(a, b, c);
+TL_INLINE double f64_fma(double a, double b, double c) { return __builtin_fma(a, b, c); }
 #else
+TL_OUTLINE double f64_fma(double a, double b, double c) {
     /* The exact product by Veltkamp's and Dekker's splitting, then Boldo's and Melquiond's addition of three terms
      * ("Emulation of FMA and correctly rounded sums", 2008): the two small ones are rounded to odd. Where the product's
      * low part would underflow, all is done in units of the least subnormal number, 2^-1074. */
@@ -167,8 +168,8 @@ TL_INLINE double f64_fma(double a, double b, double c) {
         return result;
     }
     return sum + odd;
-#endif
 }
+#endif
 
 TL_INLINE double f64_pow2(double shifted) { return tl_from_bits(tl_to_bits(shifted) << 52); }
 

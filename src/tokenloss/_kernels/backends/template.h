@@ -225,6 +225,9 @@ TL_TARGET static ptrdiff_t JOIN(skip_zeros_, BACKEND)(const char *data, ptrdiff_
     return start;
 }
 
+TL_TARGET TL_INLINE void f64_widen(f64_vec a, f64_vec *wide) { *wide = a; }
+TL_TARGET TL_INLINE f64_vec f64_narrow(const f64_vec *wide) { return *wide; }
+
 /* a b + c; of doubles rounded twice, for an emulated fused operation is not exact where products overflow. */
 TL_TARGET TL_INLINE f32_vec f32_mul_add(f32_vec a, f32_vec b, f32_vec c) { return f32_fma(a, b, c); }
 TL_TARGET TL_INLINE f64_vec f64_mul_add(f64_vec a, f64_vec b, f64_vec c) { return f64_add(f64_mul(a, b), c); }
@@ -234,6 +237,7 @@ TL_TARGET TL_INLINE f64_vec f64_mul_add(f64_vec a, f64_vec b, f64_vec c) { retur
 
 #define REAL float
 #define OP(f) f32_##f
+#include "interleave_body.h"
 
 #define DTYPE float16
 #define ELEMENT uint16_t
@@ -256,10 +260,14 @@ TL_TARGET TL_INLINE f64_vec f64_mul_add(f64_vec a, f64_vec b, f64_vec c) { retur
 #define STREAM(p, a) f32_stream(p, a)
 #include "dtype_body.h"
 
+#define DTYPE float32
+#include "short_rows_body.h"
+
 #undef REAL
 #undef OP
 #define REAL double
 #define OP(f) f64_##f
+#include "interleave_body.h"
 
 #define DTYPE float64
 #define ELEMENT double
@@ -267,6 +275,55 @@ TL_TARGET TL_INLINE f64_vec f64_mul_add(f64_vec a, f64_vec b, f64_vec c) { retur
 #define STORE(p, a) f64_store(p, a)
 #define STREAM(p, a) f64_stream(p, a)
 #include "dtype_body.h"
+
+#define DTYPE float64
+#include "short_rows_body.h"
+
+/* logsumexp of the sums of short rows. */
+TL_TARGET static void JOIN(lse_logs_, BACKEND)(const double *sum, const double *ref_exp, size_t count, double ln2,
+                                               double *log) {
+    for (size_t i = 0; i < count; i += f64_WIDTH)
+        f64_store(log + i, f64_add(f64_mul(f64_load(ref_exp + i), f64_set(ln2)), f64_log(f64_load(sum + i), 0)));
+}
+
+TL_TARGET static void JOIN(log_odds_, BACKEND)(const double *offset, const double *log, const double *logit,
+                                               size_t count, tl_odds *odds) {
+    const f64_vec zero = f64_set(0), nan = f64_set((double)NAN), infinity = f64_set((double)INFINITY);
+    f64_vec d[TL_BLOCK_ROWS / f64_WIDTH], likelier[TL_BLOCK_ROWS / f64_WIDTH];
+    const size_t vectors = count / f64_WIDTH;
+    for (size_t i = 0; i < vectors; i++) { /* two loops, so that several chains of operations run at a time */
+        f64_vec x = f64_load(logit + i * f64_WIDTH), at = f64_load(offset + i * f64_WIDTH);
+        d[i] = f64_add(f64_sub(at, x), f64_load(log + i * f64_WIDTH));
+        d[i] = f64_if_less(x, infinity, d[i], nan);
+        likelier[i] = f64_exp(f64_with_bits(d[i], (uint64_t)1 << 63));
+    }
+    for (size_t i = 0; i < vectors; i++) {
+        f64_vec l = f64_log1p_unit(likelier[i]);
+        f64_store(odds->log_odds + i * f64_WIDTH, d[i]);
+        f64_store(odds->nll + i * f64_WIDTH, f64_if_less(zero, d[i], f64_add(d[i], l), l));
+        f64_store(odds->others_nll + i * f64_WIDTH, f64_if_less(d[i], zero, f64_sub(l, d[i]), l));
+    }
+}
+
+/* As factor_of in elementwise.c. */
+TL_TARGET static void JOIN(softmax_factors_, BACKEND)(const double *logsumexp, size_t count, int dtype, double *exponent,
+                                                      double *factor) {
+    const f64_vec ln2 = f64_set(dtype == TL_FLOAT64 ? TL_LN2 : 0x1.62e43p-1), zero = f64_set(0);
+    const f64_vec headroom = f64_set(dtype == TL_FLOAT64 ? 60 : 24);
+    const f64_vec scale = f64_set(dtype == TL_FLOAT64 ? 0x1p-60 : 0x1p-24);
+    for (size_t i = 0; i < count; i += f64_WIDTH) {
+        f64_vec lse = f64_load(logsumexp + i), log2 = f64_mul(lse, f64_set(TL_LOG2E));
+        f64_vec n = f64_trunc(f64_add(log2, f64_if_less(log2, zero, f64_set(-0.5), f64_set(0.5))));
+        f64_vec exp = f64_exp(f64_sub(f64_mul(n, ln2), lse));
+        f64_store(exponent + i, f64_sub(n, headroom));
+        f64_store(factor + i, f64_mul(f64_load(factor + i), f64_mul(exp, scale)));
+    }
+}
+
+TL_TARGET static void JOIN(exps_, BACKEND)(double *x, size_t count) {
+    for (size_t i = 0; i < count; i += f64_WIDTH)
+        f64_store(x + i, f64_exp(f64_load(x + i)));
+}
 
 /* x = softcap tanh(scale x / softcap), or scale x if the softcap is 0.
  *
@@ -297,6 +354,9 @@ TL_TARGET static void JOIN(softcap_, BACKEND)(double *x, size_t count, double fa
      [TL_FLOAT32] = JOIN(name##float32_, BACKEND), \
      [TL_FLOAT64] = JOIN(name##float64_, BACKEND)}
 
+#define COMPUTE_DTYPES(name) \
+    {[TL_FLOAT32] = JOIN(name##float32_, BACKEND), [TL_FLOAT64] = JOIN(name##float64_, BACKEND)}
+
 const tl_backend JOIN(tl_, BACKEND) = {
     .name = STRING(BACKEND),
     .reduce =
@@ -325,4 +385,16 @@ const tl_backend JOIN(tl_, BACKEND) = {
     .ignore_where_zero = JOIN(ignore_where_zero_, BACKEND),
     .add_rows = JOIN(add_rows_, BACKEND),
     .skip_zeros = JOIN(skip_zeros_, BACKEND),
+    .interleave = ALL_DTYPES(interleave_),
+    .deinterleave = ALL_DTYPES(deinterleave_),
+    .interleave_planes = ALL_DTYPES(interleave_planes_),
+    .deinterleave_planes = ALL_DTYPES(deinterleave_planes_),
+    .short_sumexp = COMPUTE_DTYPES(short_sumexp_),
+    .short_exp = COMPUTE_DTYPES(short_exp_),
+    .short_sub = COMPUTE_DTYPES(short_sub_),
+    .short_sum = COMPUTE_DTYPES(short_sum_),
+    .lse_logs = JOIN(lse_logs_, BACKEND),
+    .log_odds = JOIN(log_odds_, BACKEND),
+    .exps = JOIN(exps_, BACKEND),
+    .softmax_factors = JOIN(softmax_factors_, BACKEND),
 };

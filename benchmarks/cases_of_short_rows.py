@@ -1,0 +1,206 @@
+"""What is timed of short rows, probabilities, tiny calls and sums: one thread, from two classes on.
+
+Where memory need not be read, arrays are small enough for a cache, as peers that make temporary arrays like it best.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from typing import Any
+
+import numpy as np
+import peers_of_planes
+import peers_of_probabilities
+from cases import ITEMSIZES, Build, backends, normal, ours, written
+from harness import REFERENCE, Case, Contender, UnavailableError, gather
+from peers_of_probabilities import EPSILON, TUTORIAL, tutorial
+
+import tokenloss
+
+CLASSES = (2, 3, 5, 10, 16, 30, 64, 100, 300, 512, 1000, 3000, 10000)
+FEW_CLASSES = (2, 10, 100, 1000)
+IMAGES = {2: 8, 5: 8, 10: 8, 21: 8, 150: 4}  # by their channels; the largest array has 157 MB
+LOG_LOSS = ((1_000_000, 100), (10_000_000, 10))  # probabilities such as many people give to scikit-learn
+TINY = ((3,), (1, 3), (4, 3), (3, 4))
+TINY_WORKS = ("onehot", "ids", "cross_entropy", "logsumexp")
+PEERS_OF_WRITTEN = ("NumPy", "SciPy", "torch")  # the others compile, or take a model
+SCALE = 2.0  # of logits, so that no probability is so small that the tutorial's function clips it
+DOUBLE = 1e-14
+
+
+def all_cases(*, quick: bool) -> Iterator[tuple[str, Build]]:
+    """Every case, by name."""
+    most_rows, most_bytes, cached = (1000, 1 << 20, 1 << 12) if quick else (1_000_000, 32 << 20, 1 << 17)
+    for dtype, itemsize in ITEMSIZES.items():
+        for v in CLASSES if dtype == "float32" else FEW_CLASSES:
+            yield f"short/{dtype}/{v}", partial(short, dtype, min(most_rows, most_bytes // itemsize // v), v)
+    for v in FEW_CLASSES:
+        rows = max(cached // v, 8)
+        for work in ("softmax", "log_softmax", "grad"):
+            yield f"short_{work}/{v}", partial(short_written, work, rows, v)
+        yield f"short_ids/{v}", partial(class_ids, "float32", min(most_rows, 10_000), v)
+        for kind in ("onehot", "soft"):
+            for dtype in ("float32", "float64"):
+                yield f"short_{kind}/{dtype}/{v}", partial(distributions, kind, dtype, rows, v)
+    for channels, images in IMAGES.items():
+        shape = (2, channels, 32, 32) if quick else (images, channels, 256, 256)
+        yield f"channel_first/{channels}", partial(channel_first, shape)
+    for n, v in LOG_LOSS:
+        for dtype in ("float32", "float64"):
+            yield f"log_loss/{n}x{v}/{dtype}", partial(class_ids, dtype, most_rows if quick else n, v)
+    for work in TINY_WORKS:
+        for tiny_shape in TINY:
+            yield f"tiny/{work}/{'x'.join(map(str, tiny_shape))}", partial(tiny, work, tiny_shape)
+    yield "sums/meter", partial(sums, most_rows)
+
+
+def short(dtype: str, rows: int, classes: int) -> Case:
+    """Logits of short rows and class ids."""
+    try:
+        x = normal(dtype, rows * classes, SCALE).reshape(rows, classes)
+    except ImportError:
+        raise UnavailableError("pip install ml_dtypes") from None
+    targets = _ids(rows, classes)
+    contenders = backends(lambda: tokenloss.cross_entropy(x, targets, workers=1), cached=False)
+    case = Case(f"cross_entropy, {dtype} logits {rows} x {classes}", contenders, x.nbytes, rows=rows)
+    return gather(case, peers_of_planes.ROWS, x, targets)
+
+
+def short_written(work: str, rows: int, classes: int) -> Case:
+    """Results for each logit of short rows."""
+    case = written(work, "float32", (rows, classes), rows * classes, 1, cached=True, only=PEERS_OF_WRITTEN)
+    case.rows = rows
+    return case
+
+
+def channel_first(shape: tuple[int, int, int, int]) -> Case:
+    """Logits of the classes of each pixel, plane by plane, as networks that segment images return them."""
+    x = normal("float32", math.prod(shape)).reshape(shape)
+    planes = x.reshape(*shape[:2], -1)
+    targets = _ids(len(planes) * planes.shape[2], shape[1]).reshape(len(planes), -1)
+    pixels = targets.reshape(shape[0], *shape[2:])
+    contenders = backends(lambda: tokenloss.cross_entropy(x, pixels, axis=1, workers=1), cached=False)
+    case = Case(f"cross_entropy, axis=1, float32 logits {shape}", contenders, x.nbytes, rows=targets.size)
+    return gather(case, peers_of_planes.PLANES, planes, targets)
+
+
+def class_ids(dtype: str, rows: int, classes: int) -> Case:
+    """Probabilities and class ids."""
+    y_pred, targets = _probabilities(dtype, rows, classes), _ids(rows, classes)
+    contenders = backends(lambda: tokenloss.cross_entropy_loss(targets, y_pred, workers=1), cached=False)
+    case = Case(f"cross_entropy_loss, class ids, {dtype} {rows} x {classes}", contenders, rows=rows)
+    return gather(case, peers_of_probabilities.IDS_AND_SKLEARN, y_pred, targets)
+
+
+def distributions(kind: str, dtype: str, rows: int, classes: int) -> Case:
+    """Probabilities, and targets of the same shape and dtype: a single 1 in each row, or probabilities, too."""
+    y_pred = _probabilities(dtype, rows, classes)
+    if kind == "onehot":
+        y_true = np.zeros_like(y_pred)
+        y_true[np.arange(rows), _ids(rows, classes)] = 1
+    else:
+        y_true = _probabilities(dtype, rows, classes, seed=2)
+    contenders = backends(lambda: tokenloss.cross_entropy_loss(y_true, y_pred, workers=1), cached=False)
+    case = Case(f"cross_entropy_loss, {kind} targets, {dtype} {rows} x {classes}", contenders, rows=rows)
+    return gather(case, peers_of_probabilities.BY_KIND[kind], y_true, y_pred)
+
+
+def tiny(work: str, shape: tuple[int, ...]) -> Case:
+    """One call for a few classes, with default options; NumPy and torch get ready-made indices and tensors."""
+    p = np.resize([0.7, 0.2, 0.1], shape)
+    ids = np.zeros(shape[:-1], np.int64)
+    y = (np.arange(shape[-1]) == ids[..., None]).astype(float)
+    at = (*np.indices(ids.shape), ids)
+
+    def gathered() -> Any:
+        return -np.log(np.clip(p[at], EPSILON, 1 - EPSILON)).mean()
+
+    def five_lines() -> Any:
+        shifted = p - p.max(axis=-1, keepdims=True)
+        return (np.log(np.exp(shifted).sum(axis=-1)) - shifted[at]).mean()
+
+    def stable() -> Any:
+        maximum = p.max(axis=-1, keepdims=True)
+        return np.log(np.exp(p - maximum).sum(axis=-1)) + maximum[..., 0]
+
+    calls: dict[str, dict[str, Callable[[], Any]]] = {
+        "onehot": {
+            REFERENCE: lambda: tokenloss.cross_entropy_loss(y, p),
+            TUTORIAL: lambda: tutorial(y, p),
+        },
+        "ids": {
+            REFERENCE: lambda: tokenloss.cross_entropy_loss(ids, p),
+            TUTORIAL: lambda: tutorial(y, p),
+            "NumPy, -log(clip(p[n, t])).mean()": gathered,
+        },
+        "cross_entropy": {REFERENCE: lambda: tokenloss.cross_entropy(p, ids), "NumPy": five_lines},
+        "logsumexp": {REFERENCE: lambda: tokenloss.logsumexp(p), "NumPy": stable},
+    }
+    contenders = [
+        ours(call) if name == REFERENCE else Contender(name, call, DOUBLE) for name, call in calls[work].items()
+    ]
+    builders = {"torch": ("torch", partial(_tiny_torch, work)), "SciPy": ("scipy", partial(_tiny_scipy, work))}
+    return gather(Case(f"a tiny call: {work}, float64 of shape {shape}", contenders), builders, p, ids)
+
+
+def _tiny_torch(work: str, p: Any, ids: Any) -> Iterable[Contender]:
+    """The function of this name, if torch has it."""
+    import torch
+    from torch.nn.functional import cross_entropy
+
+    torch.set_num_threads(1)
+    logits, targets = torch.from_numpy(p), torch.from_numpy(ids)
+    if work == "cross_entropy":
+        yield Contender("torch", lambda: cross_entropy(logits, targets), DOUBLE)
+    if work == "logsumexp":
+        yield Contender("torch", lambda: torch.logsumexp(logits, -1), DOUBLE)
+
+
+def _tiny_scipy(work: str, p: Any, _ids: Any) -> Iterable[Contender]:
+    """The only one that SciPy has."""
+    from scipy.special import logsumexp
+
+    if work == "logsumexp":
+        yield Contender("SciPy", lambda: logsumexp(p, axis=-1), DOUBLE)
+
+
+def sums(count: int) -> Case:
+    """The exact sum of losses and of their squares in a meter, compared with sums that round, or without squares."""
+    losses = np.random.default_rng(0).exponential(size=count)
+    as_list = losses.tolist()
+
+    def update() -> float:
+        meter = tokenloss.LossMeter()
+        meter.update(losses)
+        return meter.loss
+
+    def with_squares() -> Any:
+        np.vdot(losses, losses)
+        return np.sum(losses) / count
+
+    def with_numpy() -> Iterable[Contender]:
+        peers_of_probabilities.one_thread_of_blas()
+        yield Contender("NumPy, sum, and vdot for squares", with_squares, DOUBLE)
+
+    contenders = [
+        *backends(update, cached=False),
+        Contender("math.fsum of a list", lambda: math.fsum(as_list) / count),
+        Contender("NumPy, sum", lambda: np.sum(losses) / count, DOUBLE),
+    ]
+    case = Case(f"LossMeter.update, mean of {count} losses", contenders, losses.nbytes, rows=count)
+    return gather(case, {"NumPy, vdot": ("threadpoolctl", with_numpy)})
+
+
+def _ids(rows: int, classes: int) -> Any:
+    """Class ids of rows."""
+    return np.random.default_rng(1).integers(0, classes, rows)
+
+
+def _probabilities(dtype: str, rows: int, classes: int, seed: int = 0) -> Any:
+    """Rows of probabilities, none of which is clipped."""
+    p = np.random.default_rng(seed).random((rows, classes), np.float32).astype(dtype, copy=False)
+    p += np.array(0.01, dtype)
+    p /= p.sum(axis=1, keepdims=True)
+    return p

@@ -1,0 +1,190 @@
+/* What a block of rows writes for each class: see row_block.h. */
+#include <math.h>
+
+#include "elementwise.h"
+#include "row_block.h"
+#include "scalar_math.h"
+
+/* Makes the rows of groups that are not wanted 0. */
+static void clear_unwanted(const tl_row_block *rows, int dtype) {
+    int size = tl_itemsize(dtype);
+    for (int i = 0; i < rows->count; i++) {
+        char *group = tl_groups_of(rows) + (size_t)(i / TL_GROUP) * tl_group_elements(rows) * (size_t)size;
+        for (int64_t k = 0; !tl_is_wanted(rows, i) && k < rows->row.count; k++)
+            tl_store(group + (k * TL_GROUP + i % TL_GROUP) * size, dtype, 0);
+    }
+}
+
+/* Writes the rows of a group whose places are given, element by element. */
+static void store_group(const char *group, int dtype, const tl_row *to, char *const *data) {
+    for (int64_t k = 0; k < to->count; k++)
+        for (int r = 0; r < TL_GROUP; r++)
+            if (data[r])
+                tl_store(data[r] + k * to->stride, to->dtype,
+                         tl_load(group + (k * TL_GROUP + r) * tl_itemsize(dtype), dtype));
+}
+
+/* Writes the rows of a group from row `start` on, of those whose bits are set. */
+static void store_rows(const tl_backend *backend, const tl_row_block *rows, int start, uint64_t which,
+                       const char *group, int dtype, const tl_out_block *out) {
+    char *data[TL_GROUP];
+    int count = rows->count - start < TL_GROUP ? rows->count - start : TL_GROUP, size = tl_itemsize(out->row.dtype);
+    size_t classes = (size_t)rows->row.count;
+    uint64_t all = ~(uint64_t)0 >> (TL_BLOCK_ROWS - count);
+    int is_contiguous = out->row.stride == size || classes == 1;
+    int is_native = out->row.dtype < TL_SWAPPED && (dtype == TL_FLOAT64) == (out->row.dtype == TL_FLOAT64);
+    if (is_native && !is_contiguous && (which >> start & all) == all && count > 1 &&
+        tl_are_neighbours((const char *const *)out->data, start, count, size)) {
+        backend->deinterleave_planes[out->row.dtype](group, out->row.stride, classes, (size_t)count,
+                                                     out->data[start]);
+        return;
+    }
+    for (int r = 0; r < TL_GROUP; r++) { /* vectors write what is not wanted to one memory */
+        int is_written = r < count && (which >> (start + r) & 1);
+        data[r] = is_written ? out->data[start + r] : is_native && is_contiguous ? tl_unread_row_of(rows) : NULL;
+    }
+    if (is_native && is_contiguous)
+        backend->deinterleave[out->row.dtype](group, classes, data);
+    else
+        store_group(group, dtype, &out->row, data);
+}
+
+/* Writes these rows of groups: all at once where possible. */
+static void store_groups(const tl_backend *backend, const tl_row_block *rows, uint64_t which, int dtype,
+                         const tl_out_block *out) {
+    char *group = tl_groups_of(rows);
+    size_t classes = (size_t)rows->row.count, group_bytes = tl_group_elements(rows) * (size_t)tl_itemsize(dtype);
+    int count = rows->count, size = tl_itemsize(out->row.dtype);
+    int is_native = out->row.dtype < TL_SWAPPED && (dtype == TL_FLOAT64) == (out->row.dtype == TL_FLOAT64);
+    if (is_native && out->row.stride != size && classes > 1 && count > TL_GROUP &&
+        which == ~(uint64_t)0 >> (TL_BLOCK_ROWS - count) &&
+        tl_are_neighbours((const char *const *)out->data, 0, count, size)) {
+        backend->deinterleave_planes[out->row.dtype](group, out->row.stride, classes, (size_t)count, out->data[0]);
+        return;
+    }
+    for (int start = 0; start < count; start += TL_GROUP, group += group_bytes)
+        store_rows(backend, rows, start, which, group, dtype, out);
+}
+
+/* Where the rows of a group are written, if they follow each other. */
+static tl_next_rows rows_of_group(const tl_out_block *out, int start, int count) {
+    tl_next_rows rows = {NULL, 0, 0};
+    if (start + TL_GROUP <= count && out->row.stride == tl_itemsize(out->row.dtype)) {
+        rows.data = out->data[start];
+        rows.row_stride = out->data[start + 1] - out->data[start];
+    }
+    return rows;
+}
+
+/* Rows in groups whose logsumexp is not too far out. */
+static uint64_t near_rows(const tl_row_block *rows, const tl_block_lse *lse, const double *logsumexp) {
+    uint64_t near = 0;
+    for (int i = 0; i < rows->count; i++)
+        near |= (uint64_t)(tl_abs(logsumexp[i]) <= TL_MAX_EXACT_REDUCTION) << i;
+    return near & lse->grouped;
+}
+
+uint64_t tl_map_groups(const tl_backend *backend, const tl_row_block *rows, const tl_block_lse *lse, int is_log,
+                       const double *logsumexp, double *factor, const double *subtrahend, const tl_out_block *out) {
+    double exponent[TL_BLOCK_ROWS];
+    size_t padded = tl_padded_rows(rows), classes = (size_t)rows->row.count;
+    int dtype = lse->group_dtype;
+    uint64_t which = near_rows(rows, lse, logsumexp);
+    if (which == 0)
+        return 0;
+    char *group = tl_groups_of(rows);
+    if (!is_log)
+        backend->softmax_factors(logsumexp, padded, dtype, exponent, factor);
+    for (size_t i = 0; i < padded; i += TL_GROUP, group += tl_group_elements(rows) * (size_t)tl_itemsize(dtype)) {
+        tl_next_rows next = rows_of_group(out, (int)i, rows->count);
+        if (is_log)
+            backend->short_sub[dtype](group, classes, logsumexp + i, &next);
+        else
+            backend->short_exp[dtype](group, classes, exponent + i, factor + i, subtrahend + i, &next);
+    }
+    uint64_t stored = which;
+    if (rows->class_major && which == rows->wanted) { /* whole planes can be written */
+        stored = ~(uint64_t)0 >> (TL_BLOCK_ROWS - rows->count);
+        if (stored != which)
+            clear_unwanted(rows, dtype);
+    }
+    store_groups(backend, rows, stored, dtype, out);
+    return which;
+}
+
+/* A group's logits as doubles, in its own part of the scratch memory. */
+static double *widened(const tl_row_block *rows, const char *group, int dtype) {
+    double *wide = (double *)(void *)tl_wide_groups_of(rows);
+    for (size_t i = 0; i < tl_group_elements(rows); i++)
+        wide[i] = dtype == TL_FLOAT64 ? ((const double *)(const void *)group)[i]
+                                      : (double)((const float *)(const void *)group)[i];
+    return wide;
+}
+
+/* Turns probabilities of a group into gradients, as tl_gradient does for rows with masses or a scale. */
+static void add_masses(const tl_row_block *rows, int start, const double *logits, const double *of_softmax,
+                       const tl_loss *const *losses, double *probability) {
+    int count = rows->count - start < TL_GROUP ? rows->count - start : TL_GROUP;
+    for (int64_t k = 0; k < rows->row.count; k++)
+        for (int r = 0; r < count; r++) {
+            const tl_loss *loss = losses[start + r];
+            int64_t at = k * TL_GROUP + r;
+            if (!loss)
+                continue;
+            double change = of_softmax[start + r] * probability[at] - tl_soft_target_at(&loss->soft, k);
+            probability[at] = loss->grad_scale * change * tl_softcap_grad(&rows->row, logits[at]);
+        }
+}
+
+uint64_t tl_write_wide_gradients(const tl_backend *backend, const tl_row_block *rows, const tl_block_lse *lse,
+                                 const double *logsumexp, const double *of_softmax, const tl_loss *const *losses,
+                                 const tl_out_block *out) {
+    double exponent[TL_BLOCK_ROWS], factor[TL_BLOCK_ROWS];
+    const double zeros[TL_GROUP] = {0};
+    const tl_next_rows none = {NULL, 0, 0};
+    size_t elements = tl_group_elements(rows), classes = (size_t)rows->row.count;
+    uint64_t which = near_rows(rows, lse, logsumexp);
+    const char *group = tl_groups_of(rows);
+    for (size_t i = 0; i < tl_padded_rows(rows); i++)
+        factor[i] = 1;
+    backend->softmax_factors(logsumexp, tl_padded_rows(rows), TL_FLOAT64, exponent, factor);
+    for (int start = 0; start < rows->count && which >> start != 0; start += TL_GROUP) {
+        double *logits = widened(rows, group, lse->group_dtype), *probability = logits + elements;
+        int dtype = TL_FLOAT64;
+        memcpy(probability, logits, elements * sizeof *logits);
+        backend->short_exp[TL_FLOAT64](probability, classes, exponent + start, factor + start, zeros, &none);
+        add_masses(rows, start, logits, of_softmax, losses, probability);
+        if (out->row.dtype == TL_FLOAT32) { /* vectors write it, and rounding once is rounding once */
+            dtype = TL_FLOAT32;
+            for (size_t i = 0; i < elements; i++)
+                ((float *)(void *)logits)[i] = (float)probability[i];
+        }
+        store_rows(backend, rows, start, which, (const char *)(dtype == TL_FLOAT32 ? logits : probability), dtype, out);
+        group += elements * (size_t)tl_itemsize(lse->group_dtype);
+    }
+    return which;
+}
+
+void tl_softmax_of_block(const tl_backend *backend, const tl_row_block *rows, const tl_block_lse *lse, int is_log,
+                         const tl_out_block *out, tl_cancel *cancel) {
+    double logsumexp[TL_BLOCK_ROWS], factor[TL_BLOCK_ROWS];
+    const double zeros[TL_BLOCK_ROWS] = {0};
+    for (size_t i = 0; i < tl_padded_rows(rows); i++) {
+        logsumexp[i] = lse->offset[i] + lse->log[i];
+        factor[i] = 1;
+    }
+    uint64_t left = rows->wanted & ~tl_map_groups(backend, rows, lse, is_log, logsumexp, factor, zeros, out);
+    for (int i = 0; left >> i != 0; i++) {
+        tl_row row = tl_row_of_block(rows, i), to = tl_row_of_out(out, i);
+        if (!(left >> i & 1))
+            continue;
+        if (logsumexp[i] - logsumexp[i] != 0)
+            tl_fill(&to, (double)NAN);
+        else if (is_log)
+            tl_log_softmax(backend, &row, tl_lse_at(lse, i), &to, out->nontemporal_stores, cancel);
+        else
+            tl_softmax(backend, &row, tl_lse_at(lse, i), &to, out->nontemporal_stores, cancel);
+        if (i == TL_BLOCK_ROWS - 1)
+            break;
+    }
+}

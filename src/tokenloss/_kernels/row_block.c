@@ -1,0 +1,289 @@
+#include "row_block.h"
+
+#include <assert.h>
+#include <math.h>
+
+#include "elementwise.h"
+#include "scalar_math.h"
+
+static int is_short(int64_t classes) { return classes <= TL_SHORT_ROW; }
+
+int tl_row_block_rows(int64_t classes, int class_major) {
+    /* the groups of contiguous rows stay in the first cache; of class-major ones, a visit to a plane should be long */
+    if (!is_short(classes) || class_major || classes <= TL_SHORT_ROW / 4)
+        return TL_BLOCK_ROWS;
+    return classes <= TL_SHORT_ROW / 2 ? TL_BLOCK_ROWS / 2 : TL_GROUP;
+}
+
+/* Scratch memory: groups in double at most, the same in float before they are scaled, a row that nobody reads, and two
+ * groups in double. */
+size_t tl_row_block_bytes(int64_t classes, int class_major) {
+    size_t padded = (size_t)tl_padded(classes), rows = (size_t)tl_row_block_rows(classes, class_major);
+    if (!is_short(classes))
+        return class_major ? TL_TRANSPOSED_BYTES : 1;
+    return TL_GROUP_ALIGNMENT + rows * padded * (sizeof(double) + sizeof(float)) + padded * (1 + 2 * TL_GROUP) * sizeof(double);
+}
+
+static size_t capacity_of(const tl_row_block *rows) {
+    size_t padded = (size_t)tl_padded(rows->row.count);
+    return padded * (size_t)tl_row_block_rows(rows->row.count, rows->class_major);
+}
+
+static char *float_groups_of(const tl_row_block *rows) {
+    return tl_groups_of(rows) + capacity_of(rows) * sizeof(double);
+}
+
+char *tl_unread_row_of(const tl_row_block *rows) { return float_groups_of(rows) + capacity_of(rows) * sizeof(float); }
+
+char *tl_wide_groups_of(const tl_row_block *rows) {
+    return tl_unread_row_of(rows) + (size_t)tl_padded(rows->row.count) * sizeof(double);
+}
+
+/* Element by element: of any stride, and in either byte order. Lanes without a row become -inf. */
+static void load_group(const tl_row_block *rows, int start, int count, int dtype, char *group) {
+    for (int64_t k = 0; k < rows->row.count; k++)
+        for (int r = 0; r < TL_GROUP; r++) {
+            double value = -(double)INFINITY;
+            if (r < count)
+                value = tl_load(rows->data[start + r] + k * rows->row.stride, rows->row.dtype);
+            tl_store(group + (k * TL_GROUP + r) * tl_itemsize(dtype), dtype, value);
+        }
+}
+
+/* Loads the first `count` rows into groups of this dtype, unscaled. */
+static void load_groups(const tl_backend *backend, const tl_row_block *rows, int count, int dtype, char *groups) {
+    const tl_row *row = &rows->row;
+    ptrdiff_t size = tl_itemsize(row->dtype);
+    size_t classes = (size_t)row->count, group_bytes = tl_group_elements(rows) * (size_t)tl_itemsize(dtype);
+    int is_native = row->dtype < TL_SWAPPED, is_contiguous = row->stride == size || classes == 1;
+    if (is_native && !is_contiguous && count > 1 && tl_are_neighbours(rows->data, 0, count, size)) {
+        backend->interleave_planes[row->dtype](rows->data[0], row->stride, classes, (size_t)count, groups);
+        return;
+    }
+    for (int start = 0; start < count; start += TL_GROUP, groups += group_bytes) {
+        int n = count - start < TL_GROUP ? count - start : TL_GROUP;
+        if (is_native && is_contiguous) {
+            const char *data[TL_GROUP]; /* lanes without a row repeat the last */
+            for (int r = 0; r < TL_GROUP; r++)
+                data[r] = rows->data[start + (r < n ? r : n - 1)];
+            backend->interleave[row->dtype](n == TL_GROUP ? rows->data + start : data, classes, groups);
+        } else if (is_native && n > 1 && tl_are_neighbours(rows->data, start, n, size)) {
+            backend->interleave_planes[row->dtype](rows->data[start], row->stride, classes, (size_t)n, groups);
+        } else {
+            load_group(rows, start, n, dtype, groups);
+        }
+    }
+}
+
+/* Loads the first `count` rows into groups of the compute dtype, scaled and capped. */
+static int load_block(const tl_backend *backend, const tl_row_block *rows, int count) {
+    const tl_row *row = &rows->row;
+    int native = (row->dtype & ~TL_SWAPPED) == TL_FLOAT64 ? TL_FLOAT64 : TL_FLOAT32;
+    int dtype = row->compute_dtype == TL_FLOAT64 ? TL_FLOAT64 : TL_FLOAT32;
+    char *groups = tl_groups_of(rows), *loaded = native == dtype ? groups : float_groups_of(rows);
+    size_t elements = tl_group_elements(rows) * (size_t)((count + TL_GROUP - 1) / TL_GROUP);
+    load_groups(backend, rows, count, native, loaded);
+    if (native != dtype)
+        for (size_t i = 0; i < elements; i++)
+            ((double *)(void *)groups)[i] = (double)((const float *)(const void *)loaded)[i];
+    if (tl_is_scaled_or_capped(row))
+        backend->softcap((double *)(void *)groups, elements, row->logit_scale, row->softcap);
+    return dtype;
+}
+
+/* How many rows of a group make it faster than rows one by one. */
+static int least_in_group(int64_t classes) { return 2 + (int)(classes / 100); }
+
+/* How many rows of the block are reduced in groups, from the first on. */
+static int grouped_rows(const tl_row_block *rows) {
+    int last = rows->count % TL_GROUP;
+    if (!is_short(rows->row.count) || rows->row.count == 0 || rows->row.shift != 0)
+        return 0;
+    return last == 0 || last >= least_in_group(rows->row.count) ? rows->count : rows->count - last;
+}
+
+/* The logits of excluded classes; they become -inf. `at` is where they lie. */
+static void exclude(void *groups, int dtype, const size_t *at, int count, double *logit) {
+    float *single = (float *)groups;
+    double *wide = (double *)groups;
+    for (int i = 0; dtype == TL_FLOAT32 && i < count; i++) {
+        logit[i] = (double)single[at[i]];
+        single[at[i]] = -(float)INFINITY;
+    }
+    for (int i = 0; dtype == TL_FLOAT64 && i < count; i++) {
+        logit[i] = wide[at[i]];
+        wide[at[i]] = -(double)INFINITY;
+    }
+}
+
+static void put_back(void *groups, int dtype, const size_t *at, int count, const double *logit) {
+    for (int i = 0; dtype == TL_FLOAT32 && i < count; i++)
+        ((float *)groups)[at[i]] = (float)logit[i];
+    for (int i = 0; dtype == TL_FLOAT64 && i < count; i++)
+        ((double *)groups)[at[i]] = logit[i];
+}
+
+/* Rows whose maximum or target's logit is too large for an exact reduction, or nan: a bit for each. */
+static uint64_t far_rows(const tl_block_lse *lse, int count) {
+    const double infinity = (double)INFINITY;
+    uint64_t far = 0;
+    int some = lse->sums.has_far_maximum;
+    for (int i = 0; i < count; i++)
+        some |= !(tl_abs(lse->logit[i]) <= TL_MAX_EXACT_REDUCTION);
+    for (int i = 0; some && i < count; i++) {
+        double maximum = tl_abs(lse->sums.maximum[i]), logit = tl_abs(lse->logit[i]);
+        int is_far = maximum > TL_MAX_EXACT_REDUCTION && lse->sums.maximum[i] != -infinity;
+        is_far |= !(logit <= TL_MAX_EXACT_REDUCTION) && lse->logit[i] != -infinity;
+        far |= (uint64_t)is_far << i;
+    }
+    return far;
+}
+
+/* Where the excluded classes of the first `count` rows lie, as elements of the groups. */
+static void find_excluded(const tl_row_block *rows, int count, int dtype, size_t *at) {
+    size_t group = 0, unread = (size_t)(tl_unread_row_of(rows) - tl_groups_of(rows)) / (size_t)tl_itemsize(dtype);
+    for (int start = 0; start < count; start += TL_GROUP, group += tl_group_elements(rows))
+        for (int i = start; i < start + TL_GROUP && i < count; i++) {
+            int64_t k = rows->excluded[i];
+            at[i] = k < 0 ? unread : group + (size_t)k * TL_GROUP + (size_t)(i - start);
+        }
+}
+
+/* Where the rows after this block lie, if they go on as it ends. */
+static tl_next_rows next_rows(const tl_row_block *rows) {
+    tl_next_rows next = {NULL, 0, 0};
+    int last = rows->count - 1;
+    if (last > 0 && (rows->class_major || rows->row.stride == tl_itemsize(rows->row.dtype))) {
+        next.row_stride = rows->data[last] - rows->data[last - 1];
+        next.data = rows->data[last] + next.row_stride;
+        next.class_stride = rows->class_major ? rows->row.stride : 0;
+    }
+    return next;
+}
+
+/* Reduces the first `count` rows in groups. */
+static void reduce_groups(const tl_backend *backend, const tl_row_block *rows, int count, int wants_lanes,
+                          tl_block_lse *lse) {
+    size_t at[TL_BLOCK_ROWS];
+    int dtype = lse->group_dtype = load_block(backend, rows, count);
+    void *groups = tl_groups_of(rows);
+    if (rows->has_excluded) {
+        find_excluded(rows, count, dtype, at);
+        memset(tl_unread_row_of(rows), 0, sizeof(double));
+        exclude(groups, dtype, at, count, lse->logit);
+    }
+    tl_next_rows next = next_rows(rows);
+    backend->short_sumexp[dtype](groups, (size_t)(count + TL_GROUP - 1) / TL_GROUP, (size_t)rows->row.count, &next,
+                                 wants_lanes, &lse->sums);
+    if (rows->has_excluded && rows->keeps_logits)
+        put_back(groups, dtype, at, count, lse->logit);
+    lse->grouped = (~(uint64_t)0 >> (TL_BLOCK_ROWS - count)) & rows->wanted & ~far_rows(lse, count);
+}
+
+/* Takes over the accumulator of a row that was reduced by itself. */
+static void take_row(int i, const tl_lse_acc *state, int wants_lanes, tl_block_lse *lse) {
+    lse->offset[i] = state->offset;
+    lse->sums.ref_exp[i] = (double)state->ref_exp;
+    lse->sums.sum[i] = tl_lanes_sum_compensated(state->sum, state->comp);
+    if (!wants_lanes)
+        return;
+    lse->sums.largest_lane[i] = 0;
+    for (int l = 0; l < 16; l++)
+        if (state->sum[l] > lse->sums.largest_lane[i])
+            lse->sums.largest_lane[i] = state->sum[l];
+    lse->sums.in_order[i] = tl_lanes_sum_in_order(state->sum);
+}
+
+/* Reduces wanted rows that were not reduced in groups: long class-major ones together, the others one by one. */
+static void reduce_others(const tl_backend *backend, const tl_row_block *rows, int wants_lanes, tl_block_lse *lse,
+                          tl_cancel *cancel) {
+    tl_row together[TL_MAX_CLASS_MAJOR_ROWS];
+    tl_lse_acc states[TL_MAX_CLASS_MAJOR_ROWS];
+    int64_t excluded[TL_MAX_CLASS_MAJOR_ROWS];
+    int number[TL_MAX_CLASS_MAJOR_ROWS], count = 0;
+    int most = rows->class_major && !is_short(rows->row.count) ? TL_ROWS_PER_CACHE_LINE(rows->row.dtype) : 1;
+    uint64_t left = rows->wanted & ~lse->grouped;
+    for (int i = 0; i < rows->count && left >> i != 0; i++) {
+        if (left >> i & 1) {
+            number[count] = i;
+            excluded[count] = rows->excluded[i];
+            together[count++] = tl_row_of_block(rows, i);
+            lse->logit[i] = excluded[count - 1] < 0 ? -(double)INFINITY
+                                                    : tl_logit_at(backend, &together[count - 1], rows->excluded[i]);
+        }
+        if (count == 0 || (count < most && left >> i >> 1 != 0))
+            continue;
+        if (most > 1)
+            tl_lse_class_major(backend, together, excluded, count, rows->scratch, states, cancel);
+        else
+            tl_lse_row(backend, together, *excluded, states, cancel);
+        for (int k = 0; k < count; k++)
+            take_row(number[k], &states[k], wants_lanes, lse);
+        count = 0;
+    }
+}
+
+void tl_lse_of_block(const tl_backend *backend, const tl_row_block *rows, int wants_lanes, tl_block_lse *lse,
+                     tl_cancel *cancel) {
+    assert(rows->count > 0 && rows->count <= tl_row_block_rows(rows->row.count, rows->class_major));
+    double ln2 = rows->row.compute_dtype == TL_FLOAT64 ? TL_LN2 : 0x1.62e43p-1; /* as in tl_lse_log */
+    int count = grouped_rows(rows);
+    size_t padded = (size_t)(rows->count + TL_GROUP - 1) / TL_GROUP * TL_GROUP;
+    lse->grouped = 0;
+    memset(lse->offset, 0, padded * sizeof *lse->offset);
+    if (!rows->has_excluded || count < (int)padded)
+        memset(lse->logit, 0, padded * sizeof *lse->logit);
+    for (size_t i = (size_t)count; i < padded; i++) { /* lanes that no row fills */
+        lse->sums.ref_exp[i] = 0;
+        lse->sums.sum[i] = 1;
+    }
+    if (count > 0)
+        reduce_groups(backend, rows, count, wants_lanes, lse);
+    if (rows->wanted & ~lse->grouped)
+        reduce_others(backend, rows, wants_lanes, lse, cancel);
+    backend->lse_logs(lse->sums.sum, lse->sums.ref_exp, padded, ln2, lse->log);
+    if (rows->has_excluded)
+        backend->log_odds(lse->offset, lse->log, lse->logit, padded, &lse->odds);
+}
+
+/* The first class of a row in groups whose logit is the maximum. */
+static int64_t argmax_of(const tl_row_block *rows, const tl_block_lse *lse, int i) {
+    size_t at = (size_t)(i / TL_GROUP) * tl_group_elements(rows) + (size_t)(i % TL_GROUP);
+    const float *single = (const float *)(const void *)tl_groups_of(rows) + at;
+    const double *wide = (const double *)(const void *)tl_groups_of(rows) + at;
+    int64_t k = 0;
+    while (k < rows->row.count - 1 && (lse->group_dtype == TL_FLOAT64 ? wide[k * TL_GROUP]
+                                                                      : (double)single[k * TL_GROUP]) !=
+                                          lse->sums.maximum[i])
+        k++;
+    return k;
+}
+
+/* Rows where a class may have most of a sum near 1 are reduced again, without that class. */
+void tl_logsumexp_of_block(const tl_backend *backend, const tl_row_block *rows, const tl_block_lse *lse,
+                           double *logsumexp, tl_cancel *cancel) {
+    tl_row_block again = {.row = rows->row, .class_major = rows->class_major, .has_excluded = 1};
+    tl_block_lse others;
+    int number[TL_BLOCK_ROWS];
+    again.scratch = rows->scratch;
+    for (int i = 0; i < rows->count; i++) {
+        logsumexp[i] = tl_logsumexp(tl_lse_at(lse, i));
+        if (!tl_is_wanted(rows, i) ||
+            !tl_may_be_near_zero(logsumexp[i], lse->sums.largest_lane[i], lse->sums.in_order[i]))
+            continue;
+        if (!(lse->grouped >> i & 1)) {
+            tl_row row = tl_row_of_block(rows, i);
+            logsumexp[i] = tl_logsumexp_near_zero(backend, &row, logsumexp[i], -1, NULL, cancel);
+        } else if (tl_is_dominant(lse->sums.maximum[i], logsumexp[i])) {
+            number[again.count] = i;
+            again.data[again.count] = rows->data[i];
+            again.excluded[again.count] = argmax_of(rows, lse, i);
+            again.wanted |= (uint64_t)1 << again.count++;
+        }
+    }
+    if (again.count == 0)
+        return;
+    tl_lse_of_block(backend, &again, 0, &others, cancel);
+    for (int i = 0; i < again.count; i++)
+        logsumexp[number[i]] = tl_logsumexp(tl_odds_at(&again, &others, i).lse);
+}

@@ -1,0 +1,135 @@
+/* Blocks of rows. Short rows are reduced side by side, a row in each lane of a vector, and what is left to do for each
+ * row is done for all of them at once; every bit is that of the functions for single rows. */
+#ifndef TOKENLOSS_ROW_BLOCK_H
+#define TOKENLOSS_ROW_BLOCK_H
+
+#include "loss.h"
+
+/* Rows of one length, stride and dtype. */
+typedef struct {
+    tl_row row;                       /* what they have in common: all but the data */
+    int count;                        /* TL_BLOCK_ROWS at most */
+    int class_major;                  /* whether they are neighbours in memory, and their classes are not */
+    int has_excluded;                 /* whether any row may have an excluded class */
+    int keeps_logits;                 /* whether logits are read again after the reduction */
+    uint64_t wanted;                  /* a bit for each row. Of neighbours, the others may be read, too */
+    const char *data[TL_BLOCK_ROWS];
+    int64_t excluded[TL_BLOCK_ROWS];  /* the target, or -1 */
+    char *scratch;                    /* of tl_row_block_bytes */
+} tl_row_block;
+
+/* How many rows fit in a block, and the size of its scratch memory. */
+int tl_row_block_rows(int64_t classes, int class_major);
+size_t tl_row_block_bytes(int64_t classes, int class_major);
+
+/* The groups in the scratch memory, the elements of each, and a row there that may be written to and is never read. */
+#define TL_GROUP_ALIGNMENT 64
+TL_INLINE char *tl_groups_of(const tl_row_block *rows) {
+    return rows->scratch + (-(uintptr_t)rows->scratch & (TL_GROUP_ALIGNMENT - 1));
+}
+TL_INLINE size_t tl_group_elements(const tl_row_block *rows) { return (size_t)rows->row.count * TL_GROUP; }
+char *tl_unread_row_of(const tl_row_block *rows);
+char *tl_wide_groups_of(const tl_row_block *rows); /* room for two groups of doubles */
+
+/* The number of rows rounded up to whole groups. */
+TL_INLINE size_t tl_padded_rows(const tl_row_block *rows) {
+    return (size_t)(rows->count + TL_GROUP - 1) / TL_GROUP * TL_GROUP;
+}
+
+/* Whether rows [start, start + count) lie one element apart, so that a vector of them can be read at once. */
+TL_INLINE int tl_are_neighbours(const char *const *data, int start, int count, ptrdiff_t size) {
+    int found = 1;
+    for (int i = start + 1; i < start + count; i++)
+        found &= data[i] - data[i - 1] == size;
+    return found;
+}
+
+TL_INLINE int tl_is_wanted(const tl_row_block *rows, int i) { return (int)(rows->wanted >> i & 1); }
+
+/* A row of the block. */
+TL_INLINE tl_row tl_row_of_block(const tl_row_block *rows, int i) {
+    tl_row row = rows->row;
+    row.data = rows->data[i];
+    return row;
+}
+
+/* For each row, the logsumexp of all classes but the excluded one, whose logit is given, and the log-odds against it. */
+typedef struct {
+    double offset[TL_BLOCK_ROWS], log[TL_BLOCK_ROWS], logit[TL_BLOCK_ROWS];
+    tl_short_sums sums; /* largest_lane and in_order, if wanted */
+    tl_odds odds;
+    uint64_t grouped; /* rows whose logits lie in groups in the scratch memory, and are not far out */
+    int group_dtype;  /* TL_FLOAT32 or TL_FLOAT64 */
+} tl_block_lse;
+
+/* Reduces the wanted rows. If `wants_lanes`, no class is excluded, and log-odds are not computed. */
+void tl_lse_of_block(const tl_backend *backend, const tl_row_block *rows, int wants_lanes, tl_block_lse *lse,
+                     tl_cancel *cancel);
+
+TL_INLINE tl_lse tl_lse_at(const tl_block_lse *lse, int i) {
+    tl_lse of = {lse->offset[i], lse->log[i]};
+    return of;
+}
+
+/* The excluded class of a row against the others; of a row without one, the logsumexp alone. */
+TL_INLINE tl_class_odds tl_odds_at(const tl_row_block *rows, const tl_block_lse *lse, int i) {
+    tl_class_odds odds = {.lse = tl_lse_at(lse, i)};
+    if (rows->excluded[i] >= 0) {
+        odds.logit = lse->logit[i];
+        odds.log_odds = lse->odds.log_odds[i];
+        odds.nll = lse->odds.nll[i];
+        if (odds.log_odds > 0) { /* as tl_lse_add_class */
+            odds.lse.log += lse->odds.others_nll[i];
+        } else if (odds.logit != -(double)INFINITY) {
+            odds.lse.offset = odds.logit;
+            odds.lse.log = odds.nll;
+        }
+    }
+    return odds;
+}
+
+/* tl_logsumexp_of each wanted row, from tl_lse_of_block with `wants_lanes`. */
+void tl_logsumexp_of_block(const tl_backend *backend, const tl_row_block *rows, const tl_block_lse *lse,
+                           double *logsumexp, tl_cancel *cancel);
+
+/* Where results of a block go: rows of one length, stride and dtype. */
+typedef struct {
+    tl_row row;
+    char *data[TL_BLOCK_ROWS];
+    int nontemporal_stores; /* whether the results of all blocks together are larger than the caches */
+} tl_out_block;
+
+TL_INLINE tl_row tl_row_of_out(const tl_out_block *out, int i) {
+    tl_row row = out->row;
+    row.data = out->data[i];
+    return row;
+}
+
+/* Writes softmax or log_softmax of each wanted row; nan if its logsumexp is not finite. */
+void tl_softmax_of_block(const tl_backend *backend, const tl_row_block *rows, const tl_block_lse *lse, int is_log,
+                         const tl_out_block *out, tl_cancel *cancel);
+
+/* Writes factor softmax(x) - subtrahend of each of these rows, where all lie in groups; returns those whose logsumexp is
+ * not too far out, which were written. If `is_log`, writes x - logsumexp. In class-major layout, rows that are not wanted
+ * become 0. */
+uint64_t tl_map_groups(const tl_backend *backend, const tl_row_block *rows, const tl_block_lse *lse, int is_log,
+                       const double *logsumexp, double *factor, const double *subtrahend, const tl_out_block *out);
+
+/* Writes the gradients that are no mapped softmax: of logits that are scaled or capped, with class weights or masses.
+ * Returns the rows that lie in groups and are not too far out, which were written. Losses are NULL for other rows. */
+uint64_t tl_write_wide_gradients(const tl_backend *backend, const tl_row_block *rows, const tl_block_lse *lse,
+                                 const double *logsumexp, const double *of_softmax, const tl_loss *const *losses,
+                                 const tl_out_block *out);
+
+/* The loss of each wanted row for its excluded class, which is its class id. `loss` is what they share; weights of the
+ * targets are NULL if all are 1. Gradients, if any, go to `grads`; where that is class-major, those of rows that are not
+ * wanted become 0. */
+void tl_class_losses_of_block(const tl_backend *backend, const tl_row_block *rows, const tl_block_lse *lse,
+                              const tl_loss *loss, const double *target_weight, const tl_out_block *grads,
+                              double *values, tl_cancel *cancel);
+
+/* The loss of each wanted row for its distribution, whose argmax is excluded; its gradient, if any, goes to `grads`. */
+void tl_mass_losses_of_block(const tl_backend *backend, const tl_row_block *rows, const tl_block_lse *lse,
+                             const tl_loss *losses, const tl_out_block *grads, double *values, tl_cancel *cancel);
+
+#endif
