@@ -68,6 +68,36 @@ def test_first_of_many_bad_targets_is_named(loss):
         call(tokenloss, loss, scores, targets)
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("bad", [-1, 3, -(2**63), 2**63 - 1])
+def test_bad_target_goes_before_a_bad_score(bad, workers):
+    scores, targets = np.full((70000, 3), 0.5), np.zeros(70000, np.int64)
+    scores[5] = 7.0
+    targets[[60000, 65000]] = bad
+    for options in ({}, {"ignore_index": None}, {"weight": np.ones(3)}, {"where": np.ones(70000, bool)}):
+        with fails(IndexError, "y_true", "[60000]", bad, "[0, 3)"):
+            cross_entropy_loss(targets, scores, workers=workers, **options)
+    keep = targets != bad
+    with fails(ValueError, "y_pred", "[5, 0]", "7"):
+        cross_entropy_loss(targets, scores, where=keep, workers=workers)
+    keep[5] = False
+    assert cross_entropy_loss(targets, scores, where=keep, workers=workers) == -math.log(0.5)
+
+
+@pytest.mark.parametrize("dtype", [np.int64, np.uint8, np.float32], ids=str)
+def test_first_refused_row_of_distributions_is_named(dtype):
+    targets, probs = np.zeros((600, 4), dtype), np.full((600, 4), 0.25)
+    targets[np.arange(600), np.arange(600) % 4] = 1
+    probs[301, 2] = probs[302, 2] = 3.0  # of which the second alone has mass
+    probs[500] = 3.0
+    with fails(ValueError, "y_pred", "[302, 2]", "3"):
+        cross_entropy_loss(targets, probs, workers=1)
+    if dtype != np.float32:
+        targets[299] = 1
+        with fails(ValueError, "y_true", "[299]", "not one-hot"):
+            cross_entropy_loss(targets, probs, workers=1)
+
+
 @each_loss
 def test_bad_target_in_a_strided_array_is_named_on_every_axis(loss):
     targets = np.full((6, 8), 99)[::2, ::-2]

@@ -221,6 +221,28 @@ def test_distributions_of_counts_and_of_negative_numbers(loss, rng):
     assert_as_oracle(loss, scores, np.zeros((4, 9)))
 
 
+@pytest.mark.parametrize("classes", [1, 2, 3, 10, 64, 129, 1000])
+@pytest.mark.parametrize("density", [0.03, 0.3, 0.7, 1.0])
+def test_distributions_by_blocks_have_the_bits_of_those_by_rows(classes, density, rng, backend):
+    """Targets of the other byte order are read row by row."""
+    for dtype in (np.float16, np.float32, np.float64):
+        targets, probs = rng.random((270, classes)), rng.random((270, classes)).astype(dtype)
+        targets[rng.random(targets.shape) >= density] = rng.choice([0.0, -0.0])
+        targets = targets.astype(dtype)
+        probs[rng.random(probs.shape) < 0.02] = np.nan
+        weight = rng.choice([0.0, -0.0, 0.5, np.inf, 1.0], classes)
+        swapped = targets.astype(targets.dtype.newbyteorder())
+        for options in ({}, {"weight": weight}, {"where": rng.random(270) < 0.6}, {"epsilon": 0.0}):
+            for scores in (probs, np.asfortranarray(probs), np.repeat(probs, 2, 0)[::2]):
+                by_blocks = cross_entropy_loss(targets, scores, reduction="none", **options)
+                assert_same_bits(by_blocks, cross_entropy_loss(swapped, scores, reduction="none", **options))
+            with np.errstate(all="ignore"):
+                logs = np.log(probs)
+            options.pop("epsilon", None)
+            by_blocks = nll_loss(logs, np.asfortranarray(targets), reduction="none", **options)
+            assert_same_bits(by_blocks, nll_loss(logs, swapped, reduction="none", **options))
+
+
 @each_loss
 def test_one_hot_target_anywhere_in_a_long_row(loss, rng):
     scores = scores_for(loss, rng, (1, 70000), np.float32)

@@ -82,6 +82,7 @@ class RowJob(Job):
     scores: Scores
     positions: Positions
     of_probabilities: bool
+    refuses_bad_targets: bool
     def refusal(self) -> tuple[int, int, int, float]: ...
     def reduced(self, mean: bool) -> float: ...
 

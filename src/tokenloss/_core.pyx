@@ -15,7 +15,7 @@ from cpython.pycapsule cimport PyCapsule_GetPointer, PyCapsule_IsValid, PyCapsul
 from cpython.tuple cimport PyTuple_GetSlice
 from libc.math cimport INFINITY, NAN
 from libc.stddef cimport ptrdiff_t
-from libc.stdint cimport INT64_MIN, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport INT64_MAX, INT64_MIN, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport free, llabs, malloc
 from libc.string cimport memset
 
@@ -32,21 +32,24 @@ SWAPPED = TL_SWAPPED
 cdef extern from *:
     """
     _Static_assert(TL_BLOCK_ROWS == 64, "BLOCK_ROWS");
+    _Static_assert(TL_DISTRIBUTION_ROWS == 256, "MAX_DISTRIBUTION_ROWS");
     _Static_assert(TL_SUM_LIMBS <= 134 && TL_SQUARES_LIMBS <= 134, "MAX_LIMBS");
     """
 
 cdef enum:
     BLOCK_ROWS = 64  # that of the kernels
+    MAX_DISTRIBUTION_ROWS = 256  # likewise
     MAX_LIMBS = 134  # at least what the sums of the kernels have
     SIGNAL_CHECK_ROWS = 1 << 20  # targets that are read between two checks for Ctrl-C
     NONTEMPORAL_BYTES = 16 << 20  # results of this size leave the caches before anyone reads them
     TARGET_BLOCK = 64  # class ids that are read at once
     GATHER_BLOCK = 64  # rows whose scores memory is asked for at once
     MOMENTS_BLOCK = 2048  # values that are still in the first cache when their squares are added
+    GATHER_NEAR_BYTES = 64  # rows this near to each other are read in order, as caches see it
 
 # why a row was refused while rows were read
 cdef enum:
-    C_BAD_TARGET = 1  # its class id was checked before, and changed during the call
+    C_BAD_TARGET = 1  # its class id is out of range, or was for a moment
     C_BAD_SCORE = 2  # a score that is not a probability, or not a log-probability
     C_BAD_DISTRIBUTION = 3  # integers that are not one-hot
 
@@ -222,6 +225,7 @@ cdef class RowJob(Job):
     cdef double logit_scale, softcap
     cdef bint weighs_class_ids
     cdef readonly bint of_probabilities  # not of log-probabilities or logits
+    cdef readonly bint refuses_bad_targets  # so that class ids need not be checked before
     cdef double *numbers  # one for each row, 0 where masked; NULL if only their sum is wanted
     cdef Py_buffer numbers_buffer
     cdef Totals totals
@@ -298,7 +302,8 @@ cdef class RowJob(Job):
     cdef inline bint accepts(self, int64_t row, int64_t target, Totals *totals) noexcept nogil:
         """True if the class id of an unmasked row is in [0, V); else the row is refused.
 
-        All were checked before, but another thread or process may have changed it: it must not lead out of the row.
+        Most jobs had all of them checked before, but another thread or process may have changed it: it must not lead
+        out of the row.
         """
         if self.positions.is_class(target):
             return True
@@ -369,135 +374,6 @@ cdef class RowJob(Job):
         return total
 
 
-# -- the loss of class ids, from probabilities ------------------------------------------------------------------------
-
-
-ctypedef fused score_t:
-    uint16_t  # the bits of float16 or bfloat16
-    float
-    double
-
-
-cdef void prefetch(const score_t[:, :] scores, int64_t start, const int64_t *targets, int count) noexcept nogil:
-    """Ask memory for what `gather` reads next. In a loop of its own, more requests are under way at a time."""
-    cdef int i
-    for i in range(count):
-        if targets[i] >= 0:
-            tl_prefetch(&scores[start + i, targets[i]])
-
-
-cdef void gather(const score_t[:, :] scores, int64_t start, const int64_t *targets, int count, bint is_bfloat16,
-                 double *gathered) noexcept nogil:
-    """Reads the score of each row's class id, 0 where that is negative."""
-    cdef int i
-    for i in range(count):
-        if targets[i] < 0:
-            gathered[i] = 0
-        elif score_t is not uint16_t:
-            gathered[i] = scores[start + i, targets[i]]
-        elif is_bfloat16:
-            gathered[i] = tl_from_bfloat16(scores[start + i, targets[i]])
-        else:
-            gathered[i] = tl_from_float16(scores[start + i, targets[i]])
-
-
-cdef tl_clip new_clip(bint is_probability, double epsilon) noexcept:
-    """Clipping bounds of probabilities, and the range of valid scores; log-probabilities are not clipped."""
-    cdef tl_clip clip
-    if is_probability:
-        clip.lowest, clip.highest, clip.least, clip.greatest = epsilon, 1 - epsilon, -TOLERANCE, 1 + TOLERANCE
-    else:
-        clip.lowest, clip.highest, clip.least, clip.greatest = NAN, NAN, -INFINITY, TOLERANCE
-    return clip
-
-
-@cython.final
-cdef class ClassIdLoss(RowJob):
-    """-log of the probability of each row's class id, clipped to [epsilon, 1 - epsilon]; or minus its log-probability.
-
-    Of each row a single score is read. While a block of rows is worked on, memory looks for the scores of the next.
-    """
-
-    cdef tl_clip clip
-    # one of these holds the scores, rows by classes; none if their layout is not that of a matrix, or the rows are few
-    cdef const uint16_t[:, :] halves
-    cdef const float[:, :] floats
-    cdef const double[:, :] doubles
-
-    def __init__(self, Scores scores, Positions positions, numbers, bint is_probability, double epsilon):
-        self.set_up(scores, positions, numbers)
-        self.need_class_ids()
-        self.of_probabilities, self.clip = is_probability, new_clip(is_probability, epsilon)
-        self.halves = self.floats = self.doubles = None
-        if scores.rows >= GATHER_BLOCK and scores.is_matrix():  # opening a memoryview takes as long as reading few rows
-            if scores.dtype == TL_FLOAT32:
-                self.floats = scores
-            elif scores.dtype == TL_FLOAT64:
-                self.doubles = scores
-            else:
-                self.halves = scores
-
-    cdef int load_targets(self, int64_t start, int64_t stop, int64_t *targets, Totals *totals) noexcept nogil:
-        """Class ids of the next block of rows, negative where masked; returns the number of rows."""
-        cdef int i, count = <int> min(stop - start, GATHER_BLOCK)
-        if self.positions.load_targets(start, count, targets):
-            for i in range(count):
-                if targets[i] != MASKED and not self.accepts(start + i, targets[i], totals):
-                    targets[i] = MASKED
-        if self.floats is not None:
-            prefetch(self.floats, start, targets, count)
-        elif self.doubles is not None:
-            prefetch(self.doubles, start, targets, count)
-        elif self.halves is not None:
-            prefetch(self.halves, start, targets, count)
-        return count
-
-    cdef void load_scores(self, int64_t start, int count, const int64_t *targets, double *scores) noexcept nogil:
-        """The score of each row's class id, 0 where masked."""
-        cdef const View *view = &self.scores.view
-        cdef int i
-        if self.floats is not None:
-            gather(self.floats, start, targets, count, False, scores)
-        elif self.doubles is not None:
-            gather(self.doubles, start, targets, count, False, scores)
-        elif self.halves is not None:
-            gather(self.halves, start, targets, count, view.dtype == TL_BFLOAT16, scores)
-        else:
-            for i in range(count):
-                scores[i] = 0 if targets[i] < 0 else tl_load(
-                    address_of(view, start + i) + targets[i] * view.buffer.strides[view.axis], view.dtype)
-
-    cdef void check_scores(self, int64_t start, int count, const int64_t *targets, const double *scores,
-                           Totals *totals) noexcept nogil:
-        """Refuses scores that are no probabilities, or no log-probabilities; nan passes."""
-        cdef uint64_t signs = 0  # of differences, a vector of them at once
-        cdef double least = self.clip.least, greatest = self.clip.greatest
-        cdef int i
-        for i in range(count):
-            signs |= tl_to_bits(scores[i] - least) | tl_to_bits(greatest - scores[i])
-        if signs >> 63:
-            for i in range(count):
-                if tl_is_refused(&self.clip, scores[i]):
-                    self.refuse(C_BAD_SCORE, start + i, targets[i], scores[i], totals)
-
-    cdef void run_range(self, int64_t start, int64_t stop, Totals *totals, tl_cancel *cancel) noexcept nogil:
-        cdef int64_t targets[2][GATHER_BLOCK]
-        cdef double nll[GATHER_BLOCK]
-        cdef int i, count, next_count, block = 0
-        count = self.load_targets(start, stop, targets[0], totals)
-        while count > 0:
-            next_count = self.load_targets(start + count, stop, targets[1 - block], totals)
-            self.load_scores(start, count, targets[block], nll)
-            self.check_scores(start, count, targets[block], nll, totals)
-            tl_negative_log(backend, &self.clip, nll, count)
-            for i in range(count):
-                if targets[block][i] >= 0:
-                    if self.weighs_class_ids:
-                        nll[i] *= self.positions.class_weight(targets[block][i])
-                    self.add(start + i, targets[block][i], nll[i], totals)
-            start, count, block = start + count, next_count, 1 - block
-
-
 # -- exact moments ----------------------------------------------------------------------------------------------------
 
 
@@ -529,6 +405,7 @@ def moments(const double[::1] values):
     return total, sum.special, integer_of(limbs, TL_SQUARES_LIMBS)
 
 
+include "_probability_jobs.pxi"
 include "_row_jobs.pxi"
 include "_projection.pxi"
 include "_dlpack.pxi"

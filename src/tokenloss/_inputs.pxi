@@ -46,6 +46,11 @@ cdef inline const char *address_of(const View *view, int64_t row) noexcept nogil
     return data
 
 
+cdef inline int64_t left_of_run(const View *view, int64_t start) noexcept nogil:
+    """How many rows from this one on are `row_stride` bytes apart, at least."""
+    return INT64_MAX if view.is_uniform else view.run - start % view.run
+
+
 cdef inline void find_addresses(const View *view, int64_t start, int count, const char **found) noexcept nogil:
     """Addresses of neighbouring rows."""
     cdef int64_t left = count if view.is_uniform else view.run - start % view.run
@@ -188,8 +193,8 @@ cdef class Positions:
         """The class id of a row, -1 of a distribution."""
         return tl_load_integer(address_of(&self.targets_view, row), self.targets_view.dtype) if self.by_class else -1
 
-    cdef bint load_targets(self, int64_t start, int count, int64_t *targets) noexcept nogil:
-        """The class ids of at most TARGET_BLOCK rows, MASKED where they do not count; True if another is no class."""
+    cdef int load_targets(self, int64_t start, int count, int64_t *targets) noexcept nogil:
+        """The class ids of at most TARGET_BLOCK rows, MASKED where they do not count; see `mask_targets`."""
         cdef tl_target_range range_of_ids
         cdef char buffer[TARGET_BLOCK]
         cdef const char *kept = NULL
@@ -253,7 +258,9 @@ cdef class Positions:
         while row < self.rows:
             stop = min(row + SIGNAL_CHECK_ROWS, self.rows)
             with nogil:
-                while row < stop and not self.load_targets(row, <int> min(stop - row, TARGET_BLOCK), targets):
+                while row < stop:
+                    if self.load_targets(row, <int> min(stop - row, TARGET_BLOCK), targets) & TL_SOME_BAD:
+                        break
                     row += min(stop - row, TARGET_BLOCK)
             if row < stop:
                 row = self.first_bad_target(row, stop)

@@ -41,10 +41,12 @@ def reduced(job: _core.RowJob, losses: Float64Array | None, reduction: Any) -> f
 def run(job: _core.RowJob, workers: Any) -> None:
     """Reduce all rows."""
     positions = job.positions
-    if positions.by_class:
+    if positions.by_class and not job.refuses_bad_targets:
         check_targets(positions, job.scores)
     _workers.run(job, _workers.check_workers(workers))
     if job.has_refused:
+        if positions.by_class:  # the first class id out of range goes before any score that was refused
+            check_targets(positions, job.scores)
         raise_refusal(job)
 
 

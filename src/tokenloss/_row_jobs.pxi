@@ -1,25 +1,4 @@
-# Jobs that read whole rows: losses for distributions, everything that needs a logsumexp, statistics of tokens.
-
-@cython.final
-cdef class SoftTargetLoss(RowJob):
-    """As `ClassIdLoss` for distributions: the sum of their masses times -log; scores without mass are not read."""
-
-    cdef tl_clip clip
-
-    def __init__(self, Scores scores, Positions positions, numbers, bint is_probability, double epsilon):
-        self.set_up(scores, positions, numbers)
-        self.of_probabilities, self.clip = is_probability, new_clip(is_probability, epsilon)
-
-    cdef double reduce_row(self, int64_t row, int64_t target, Totals *totals, tl_cancel *cancel) noexcept nogil:
-        cdef tl_row scores = self.row_at(row)
-        cdef tl_soft_target soft = self.positions.soft_target(row, 0)
-        cdef tl_seen seen
-        cdef double nll = tl_nll_of_distribution(backend, &scores, &soft, &self.clip, &seen, cancel)
-        if seen.refused >= 0:
-            self.refuse(C_BAD_SCORE, row, seen.refused, seen.refused_score, totals)
-        self.accepts_distribution(row, &soft, seen.last, seen.nonzero, totals, cancel)
-        return nll
-
+# Jobs that read whole rows: everything that needs a logsumexp, statistics of tokens.
 
 cdef struct Block:
     # rows that a job works on together: what the kernels need, and which rows of the job they are
@@ -76,7 +55,7 @@ cdef class LogSumExpJob(RowJob):
         if not self.positions.by_class:
             for i in range(count):
                 targets[i] = -1 if self.positions.is_unmasked(start + i, -1) else MASKED
-        elif self.positions.load_targets(start, count, targets):
+        elif self.positions.load_targets(start, count, targets) & TL_SOME_BAD:
             for i in range(count):
                 if targets[i] != MASKED and not self.accepts(start + i, targets[i], totals):
                     targets[i] = MASKED

@@ -27,6 +27,7 @@ cdef extern from "_kernels/elements.h" nogil:
 
 cdef extern from "_kernels/kernels.h" nogil:
     int TL_BACKENDS
+    int TL_SOME_BAD, TL_SOME_MASKED
     ctypedef struct tl_target_range:
         int64_t classes
         int64_t ignored
@@ -150,7 +151,23 @@ cdef extern from "_kernels/kernels.h" nogil:
         double least
         double greatest
     bint tl_is_refused(const tl_clip *, double)
-    void tl_negative_log(const tl_backend *, const tl_clip *, double *, size_t)
+    bint tl_negative_log(const tl_backend *, const tl_clip *, double *, size_t)
+    int TL_DISTRIBUTION_ROWS, TL_DISTRIBUTION_ELEMENTS
+    ctypedef struct tl_distributions:
+        const char *mass
+        const char *score
+        const char *weight
+        ptrdiff_t mass_row
+        ptrdiff_t mass_class
+        ptrdiff_t score_row
+        ptrdiff_t score_class
+        ptrdiff_t weight_class
+        int mass_dtype
+        int score_dtype
+        int weight_dtype
+        int64_t classes
+        const tl_clip *clip
+    bint tl_nll_of_distributions(const tl_backend *, const tl_distributions *, const int *, int, int *, double *)
     ctypedef struct tl_seen:
         int64_t nonzero
         int64_t last

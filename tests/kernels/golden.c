@@ -5,13 +5,14 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-#include "superacc.h"
 #include "blocks.h"
 #include "hashes.h"
 #include "kernels.h"
 #include "losses.h"
 #include "rows.h"
 #include "scalar_math.h"
+#include "sums_and_masses.h"
+#include "superacc.h"
 #include "vectors.h"
 
 static const char *const kinds[] = {"normal", "wide", "far", "equal", "special", "any_bits"};
@@ -417,7 +418,8 @@ static void take_probabilities_and_zeros(const tl_backend *backend) {
         double p[7];
         for (int k = 0; k < 7; k++)
             p[k] = i % 3 ? (double)(random_bits() >> 11) * 0x1p-53 : tl_from_bits(random_bits());
-        backend->clipped_losses(p, (size_t)(i % 8), i % 2 ? 1e-12 : 0, i % 2 ? 1 - 1e-12 : 1);
+        const tl_clip clip = {i % 2 ? 1e-12 : 0, i % 2 ? 1 - 1e-12 : 1, -1e-3, 1 + 1e-3};
+        backend->clipped_losses(p, (size_t)(i % 8), &clip);
         for (int k = 0; k < 7; k++)
             take(Q_clipped_losses, p[k]);
         char zeros[4096] = {0};
@@ -454,6 +456,7 @@ int main(void) {
         const tl_backend *backend = tl_find_backend((tl_backend_id)id);
         if (!backend)
             continue;
+        check_sums_and_masses(backend, &cancel);
         for (int dtype = 0; dtype < TL_FLOAT_DTYPES; dtype++)
             for (int kind = 0; kind < 6; kind++) {
                 seed = (uint64_t)(100 * dtype + kind);

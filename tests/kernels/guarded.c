@@ -190,6 +190,26 @@ static void use_losses(const tl_backend *backend, const tl_row *row, int layout,
     }
 }
 
+/* Blocks of two rows, whose masses are mostly zero or none is. */
+static void read_distributions(const tl_backend *backend, int64_t classes, int dtype, int at_end) {
+    const int64_t size = tl_itemsize(dtype);
+    const int rows[] = {0, 1};
+    double nll[2];
+    tl_row scores = row_of(ROW, 2 * classes, dtype, at_end ? AT_END : AT_START);
+    fill_row(&scores, 0);
+    for (int guess = 0; guess < 2; guess++) {
+        char *masses = place(MASSES, 2 * classes * size, at_end);
+        int dense = guess;
+        memset(masses, guess ? 0x3f : 0, (size_t)(2 * classes * size));
+        masses[2 * classes * size - 1] = 0x3f;
+        tl_distributions block = {masses, scores.data, NULL,  size * classes, size,    size * classes,
+                                  size,   0,           dtype, dtype,          0,       classes,
+                                  &probability_clip};
+        tl_nll_of_distributions(backend, &block, rows, 2, &dense, nll);
+        use(nll[0] + nll[1]);
+    }
+}
+
 /* A row of which only one range at a time can be touched. */
 static void read_ranges(const tl_backend *backend, int64_t count, int dtype, int at_end, const loss_case *of,
                         tl_cancel *cancel) {
@@ -326,6 +346,7 @@ static void run_all(const tl_backend *backend, tl_cancel *cancel) {
                             cancel);
                 read_class_major(backend, count, dtype, at_end, cancel);
                 read_probabilities(backend, count, at_end);
+                read_distributions(backend, count, dtype, at_end);
             }
             for (int layout = 0; layout < STRIDED && count < 4000; layout++)
                 multiply(backend, count, dtype, layout);

@@ -138,14 +138,21 @@ typedef struct {
 } tl_target_range;
 
 #define TL_MASKED INT64_MIN /* stands for the class id of a row that does not count */
+enum { TL_SOME_BAD = 1, TL_SOME_MASKED = 2 };
+
+/* What scores are: probabilities, which are clipped to [lowest, highest], or log-probabilities, if both are nan. A
+ * score outside [least, greatest] is neither, so callers refuse it. */
+typedef struct {
+    double lowest, highest, least, greatest;
+} tl_clip;
 
 /* Logits of the other row of a KL divergence are raised to at least minus this in double: an emulated FMA splits its
  * factors, which overflows from 2^996 on. */
 #define TL_MIN_FMA_SAFE 0x1p990
 
 /* The table of an instruction set, one function for each dtype of logits where that matters. Arrays of elements need no
- * alignment, except where a function says so. All but dots, target_dot, exact sums, clipped_losses and skip_zeros read, and
- * if they write an element for each one read also write, whole multiples of TL_READ_MULTIPLE elements. */
+ * alignment, except where a function says so. Those for dtypes of logits, but for dots, and softcap and target_dot read,
+ * and if they write an element for each one read also write, whole multiples of TL_READ_MULTIPLE elements. */
 typedef struct {
     const char *name;
 
@@ -192,12 +199,21 @@ typedef struct {
     size_t (*add_squares_exactly)(const double *x, size_t groups, double (*level)[16]);
 
     /* Makes class ids TL_MASKED where they are ignored, or where the byte of `kept` is 0 if that is not NULL. Returns
-     * whether one of the others is no class; it stays negative or too large. */
+     * whether there are some, and whether one of the others is no class, which stays negative or too large. */
     int (*mask_targets)(const tl_target_range *range, const char *kept, ptrdiff_t kept_stride, size_t count,
                         int64_t *targets);
 
-    /* p = -log(p) in place, with p clipped to [lowest, highest] first. */
-    void (*clipped_losses)(double *p, size_t count, double lowest, double highest);
+    /* p = -log(p) in place, with p clipped first. Returns whether one may have to be refused, which callers look at. */
+    int (*clipped_losses)(double *p, size_t count, const tl_clip *clip);
+
+    /* The bits of 64 native elements of any dtype that are not 0. */
+    uint64_t (*nonzeros)(const void *masses, int dtype);
+
+    /* Replaces scores where the mass is 0. */
+    void (*ignore_where_zero)(const double *mass, size_t count, double neutral, double *score);
+
+    /* Adds `count` terms of each of 16 rows to its sum, one after another, and the rounding errors to `lost`. */
+    void (*add_rows)(const double *terms, size_t count, double *sum, double *lost);
 
     /* Skips groups of 64 bytes that are all 0, which is 0 in every dtype: returns where the first other group starts,
      * or where fewer than 64 bytes are left. */

@@ -4,6 +4,7 @@
 
 #include "backend.h"
 #include "cancel.h"
+#include "distributions.h"
 #include "elementwise.h"
 #include "kl.h"
 #include "logsumexp.h"

@@ -183,13 +183,15 @@ double tl_loss_end(const tl_backend *backend, const tl_row *logits, const tl_los
     return loss_of(loss, nll, target_dot, mass, above_shift, lse);
 }
 
-void tl_negative_log(const tl_backend *backend, const tl_clip *clip, double *scores, size_t count) {
-    if (clip->lowest == clip->lowest) { /* not nan: probabilities */
-        backend->clipped_losses(scores, count, clip->lowest, clip->highest);
-        return;
-    }
-    for (size_t i = 0; i < count; i++)
+int tl_negative_log(const tl_backend *backend, const tl_clip *clip, double *scores, size_t count) {
+    if (clip->lowest == clip->lowest) /* not nan: probabilities */
+        return backend->clipped_losses(scores, count, clip);
+    int refused = 0;
+    for (size_t i = 0; i < count; i++) {
+        refused |= tl_is_refused(clip, scores[i]);
         scores[i] = 0 - scores[i];
+    }
+    return refused;
 }
 
 double tl_nll_of_distribution(const tl_backend *backend, const tl_row *scores, const tl_soft_target *soft,

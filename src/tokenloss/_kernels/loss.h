@@ -96,17 +96,11 @@ void tl_loss_range(const tl_backend *backend, const tl_row *logits, const tl_los
  * the offset after the first range, which may change later in rows with logits beyond TL_MAX_EXACT_REDUCTION. */
 double tl_loss_end(const tl_backend *backend, const tl_row *logits, const tl_loss *loss, const tl_loss_acc *acc);
 
-/* What scores are: probabilities, which are clipped to [lowest, highest], or log-probabilities, if both are nan. A
- * score outside [least, greatest] is neither, so callers refuse it. */
-typedef struct {
-    double lowest, highest, least, greatest;
-} tl_clip;
-
 TL_INLINE int tl_is_refused(const tl_clip *clip, double score) { return score < clip->least || score > clip->greatest; }
 
 /* Turns scores into losses in place: -log of clipped probabilities, or minus log-probabilities. The loss of a certain
- * class is 0.0, not -0.0. */
-void tl_negative_log(const tl_backend *backend, const tl_clip *clip, double *scores, size_t count);
+ * class is 0.0, not -0.0. Returns 1 if one of the scores is refused. */
+int tl_negative_log(const tl_backend *backend, const tl_clip *clip, double *scores, size_t count);
 
 /* What a sum over a distribution found on its way. */
 typedef struct {

@@ -67,30 +67,37 @@ typedef struct {
     size_t (*add)(const double *x, size_t groups, double (*level)[16]);
 } levels_kind;
 
-/* Adds terms to levels that have room for a group. Returns how many were taken; those of the first 64 whose bits are set
- * in `others` were not added, for their size does not fit. */
-static size_t add_to_levels(const levels_kind *kind, tl_levels *levels, const double *terms, size_t count,
-                            uint64_t *others) {
-    double fitting[TL_SUM_GROUP] = {0};
-    size_t groups = count / TL_SUM_GROUP, room = kind->most_groups - levels->groups;
-    *others = 0;
-    groups = kind->add(terms, groups < room ? groups : room, levels->level);
-    levels->groups += groups;
-    if (groups > 0)
-        return groups * TL_SUM_GROUP;
-    count = count < TL_SUM_GROUP ? count : TL_SUM_GROUP;
-    size_t n_fitting = 0;
-    for (size_t i = 0; i < count; i++) {
+/* Replaces terms that do not fit by 0; their bits are set in what it returns. */
+static uint64_t keep_fitting(const levels_kind *kind, double *terms) {
+    uint64_t others = 0;
+    for (size_t i = 0; i < TL_SUM_GROUP; i++) {
         double size = tl_abs(terms[i]);
         int fits = size == 0 || (size > kind->below && size < kind->above);
-        fitting[i] = fits ? terms[i] : 0;
-        *others |= (uint64_t)!fits << i;
-        n_fitting += (size_t)fits;
+        terms[i] = fits ? terms[i] : 0;
+        others |= (uint64_t)!fits << i;
     }
-    if (n_fitting >= FEW_TERMS)
-        levels->groups += kind->add(fitting, 1, levels->level);
-    else
-        *others = ~(uint64_t)0 >> (TL_SUM_GROUP - count);
+    return others;
+}
+
+/* Adds terms to levels that have room for a group. Returns how many were taken; those of the first 64 whose bits are
+ * set in `others` were not added. */
+static size_t add_to_levels(const levels_kind *kind, tl_levels *levels, const double *terms, size_t count,
+                            uint64_t *others) {
+    size_t groups = count / TL_SUM_GROUP, room = kind->most_groups - levels->groups, added = 0;
+    *others = 0;
+    if (groups > 0)
+        added = kind->add(terms, groups < room ? groups : room, levels->level);
+    levels->groups += added;
+    if (added > 0)
+        return added * TL_SUM_GROUP;
+    double group[TL_SUM_GROUP] = {0};
+    count = groups > 0 ? TL_SUM_GROUP : count;
+    memcpy(group, terms, count * sizeof *group);
+    if (groups > 0 || !kind->add(group, 1, levels->level)) {
+        *others = keep_fitting(kind, group);
+        kind->add(group, 1, levels->level);
+    }
+    levels->groups++;
     return count;
 }
 

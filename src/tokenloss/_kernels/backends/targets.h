@@ -1,12 +1,15 @@
-/* Class ids of neighbouring rows: see mask_targets of ../backend.h. Comparisons are made by sign bits: on many machines,
- * vectors of 64-bit integers cannot be compared. */
+/* Class ids of neighbouring rows: see mask_targets of ../backend.h. Comparisons are made by sign bits: on many
+ * machines, vectors of 64-bit integers cannot be compared. */
 
 #define SIGN ((uint64_t)1 << 63)
 
-/* Masks an id unless the sign bit of `kept` is set; adds a sign bit to `bad` if it is kept and no class. */
-TL_TARGET TL_INLINE int64_t JOIN(mask_target_, BACKEND)(uint64_t id, uint64_t kept, uint64_t last, uint64_t *bad) {
+/* Masks an id unless the sign bit of `kept` is set. Adds a sign bit to `masked` if it is not, and to `bad` if the id is
+ * kept and no class. */
+TL_TARGET TL_INLINE int64_t JOIN(mask_target_, BACKEND)(uint64_t id, uint64_t kept, uint64_t last, uint64_t *bad,
+                                                        uint64_t *masked) {
     uint64_t all = 0 - (kept >> 63);
     *bad |= kept & (id | (last - id));
+    *masked |= ~kept;
     id |= id >> 63; /* one more, if it is even and negative: no id that is kept looks masked */
     return (int64_t)((id & all) | (SIGN & ~all));
 }
@@ -14,23 +17,23 @@ TL_TARGET TL_INLINE int64_t JOIN(mask_target_, BACKEND)(uint64_t id, uint64_t ke
 TL_TARGET static int JOIN(mask_targets_, BACKEND)(const tl_target_range *range, const char *kept, ptrdiff_t kept_stride,
                                                   size_t count, int64_t *targets) {
     const uint64_t last = (uint64_t)range->classes - 1, ignored = (uint64_t)range->ignored;
-    uint64_t bad = 0;
+    uint64_t bad = 0, masked = 0;
     if (!kept && !range->has_ignored)
         for (size_t i = 0; i < count; i++)
-            targets[i] = JOIN(mask_target_, BACKEND)((uint64_t)targets[i], SIGN, last, &bad);
+            targets[i] = JOIN(mask_target_, BACKEND)((uint64_t)targets[i], SIGN, last, &bad, &masked);
     else if (!kept)
         for (size_t i = 0; i < count; i++) {
             uint64_t other = (uint64_t)targets[i] ^ ignored; /* has a sign bit, or -other has, unless it is 0 */
-            targets[i] = JOIN(mask_target_, BACKEND)((uint64_t)targets[i], other | (0 - other), last, &bad);
+            targets[i] = JOIN(mask_target_, BACKEND)((uint64_t)targets[i], other | (0 - other), last, &bad, &masked);
         }
     else
         for (size_t i = 0; i < count; i++) {
             uint64_t other = (uint64_t)targets[i] ^ ignored;
             uint64_t is_kept = 0 - (uint64_t)(kept[(ptrdiff_t)i * kept_stride] != 0);
             is_kept &= other | (0 - other) | (range->has_ignored ? 0 : SIGN);
-            targets[i] = JOIN(mask_target_, BACKEND)((uint64_t)targets[i], is_kept, last, &bad);
+            targets[i] = JOIN(mask_target_, BACKEND)((uint64_t)targets[i], is_kept, last, &bad, &masked);
         }
-    return (int)(bad >> 63);
+    return (bad >> 63 ? TL_SOME_BAD : 0) | (masked >> 63 ? TL_SOME_MASKED : 0);
 }
 
 #undef SIGN

@@ -12,6 +12,8 @@
 
 #include "exact_sums.h"
 #include "targets.h"
+#include "distributions.h"
+#include "losses.h"
 
 /* Polynomials p with exp(r) = 1 + r p(r): relative error 4.5e-9 for |r| <= 0.349, and 1.6e-17 for |r| <= 0.347. Minimax
  * fits of our own, whose coefficients were rounded one after another. */
@@ -211,21 +213,6 @@ TL_TARGET static void JOIN(target_dot_, BACKEND)(const double *mass, const doubl
         }
 }
 
-TL_TARGET static void JOIN(clipped_losses_, BACKEND)(double *p, size_t count, double lowest, double highest) {
-    const f64_vec least = f64_set(lowest), greatest = f64_set(highest), zero = f64_set(0);
-    size_t whole = count / f64_WIDTH * f64_WIDTH;
-    for (size_t i = 0; i < whole; i += f64_WIDTH) {
-        f64_vec clipped = f64_load(p + i);
-        clipped = f64_if_less(clipped, least, least, clipped);
-        clipped = f64_if_less(greatest, clipped, greatest, clipped);
-        f64_store(p + i, f64_sub(zero, f64_log(clipped, 1)));
-    }
-    for (size_t i = whole; i < count; i++) {
-        double low = p[i] < lowest ? lowest : p[i];
-        p[i] = 0 - tl_log(low > highest ? highest : low);
-    }
-}
-
 TL_TARGET static ptrdiff_t JOIN(skip_zeros_, BACKEND)(const char *data, ptrdiff_t start, ptrdiff_t end) {
     const ptrdiff_t width = (ptrdiff_t)sizeof(f64_vec), run = 512;
     for (; start + 64 <= end; start += 64) {
@@ -419,6 +406,9 @@ const tl_backend JOIN(tl_, BACKEND) = {
     .add_squares_exactly = JOIN(add_squares_exactly_, BACKEND),
     .mask_targets = JOIN(mask_targets_, BACKEND),
     .clipped_losses = JOIN(clipped_losses_, BACKEND),
+    .nonzeros = JOIN(nonzeros_, BACKEND),
+    .ignore_where_zero = JOIN(ignore_where_zero_, BACKEND),
+    .add_rows = JOIN(add_rows_, BACKEND),
     .skip_zeros = JOIN(skip_zeros_, BACKEND),
     .interleave = ALL_DTYPES(interleave_),
     .deinterleave = ALL_DTYPES(deinterleave_),

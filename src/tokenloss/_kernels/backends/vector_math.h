@@ -11,6 +11,31 @@ TL_TARGET TL_INLINE f64_vec f64_log_near_one(f64_vec f, f64_vec exponent, f64_ve
     return f64_sub(f64_mul(exponent, f64_set(TL_LN2_HIGH)), f64_sub(f64_sub(half_square, correction), f));
 }
 
+/* The same of n <= 4 vectors, a constant of the caller. They take turns at each step, so that one's arithmetic
+ * fills the latency of another's. */
+TL_TARGET TL_INLINE void f64_logs_near_one(size_t n, const f64_vec *f, const f64_vec *exponent, f64_vec small,
+                                           f64_vec *log) {
+    f64_vec s[4], z[4], half_square[4], p[4];
+    for (size_t k = 0; k < n; k++)
+        s[k] = f64_div(f[k], f64_add(f64_set(2), f[k]));
+    for (size_t k = 0; k < n; k++)
+        half_square[k] = f64_mul(f64_mul(f64_set(0.5), f[k]), f[k]);
+    for (size_t k = 0; k < n; k++)
+        z[k] = f64_mul(s[k], s[k]);
+    for (size_t k = 0; k < n; k++)
+        p[k] = f64_set(TL_LOG_COEFFICIENTS[0]);
+    for (int i = 1; i < 7; i++)
+        for (size_t k = 0; k < n; k++)
+            p[k] = f64_add(f64_mul(p[k], z[k]), f64_set(TL_LOG_COEFFICIENTS[i]));
+    for (size_t k = 0; k < n; k++)
+        p[k] = f64_mul(s[k], f64_add(half_square[k], f64_mul(z[k], p[k])));
+    for (size_t k = 0; k < n; k++) {
+        f64_vec correction = f64_add(p[k], f64_add(f64_mul(exponent[k], f64_set(TL_LN2_LOW)), small));
+        f64_vec rest = f64_sub(f64_sub(half_square[k], correction), f[k]);
+        log[k] = f64_sub(f64_mul(exponent[k], f64_set(TL_LN2_HIGH)), rest);
+    }
+}
+
 /* `has_subnormals` is a constant of the caller. */
 TL_TARGET TL_INLINE f64_vec f64_split_near_one(f64_vec x, f64_vec *exponent, int has_subnormals) {
     f64_vec shift = f64_set(0x1p52 + 1023);

@@ -1,0 +1,29 @@
+/* Losses of probabilities or log-probabilities for distributions, a block of rows at a time. They have the bits of
+ * tl_nll_of_distribution (loss.h).
+ *
+ * Where masses are sparse, classes with mass are listed whatever their row, and only their scores are read. Where they
+ * are dense, all scores are read, and rows are added up side by side. */
+#ifndef TOKENLOSS_DISTRIBUTIONS_H
+#define TOKENLOSS_DISTRIBUTIONS_H
+
+#include "backend.h"
+
+#define TL_DISTRIBUTION_ROWS 256           /* that a block has at most */
+#define TL_DISTRIBUTION_ELEMENTS (1 << 18) /* classes of all its rows, at most, unless it is a single row */
+
+/* A block of rows whose elements are native: where the first row starts, and the strides in bytes. Integers must lie
+ * one after another in each row. */
+typedef struct {
+    const char *mass, *score, *weight; /* of each class the weight, or NULL */
+    ptrdiff_t mass_row, mass_class, score_row, score_class, weight_class;
+    int mass_dtype, score_dtype, weight_dtype;
+    int64_t classes; /* at most TL_DISTRIBUTION_ELEMENTS */
+    const tl_clip *clip;
+} tl_distributions;
+
+/* Writes the losses of these rows, `count` rising numbers. Returns 0 if a score is refused, or integers are not
+ * one-hot: the rows have to be looked at one by one. `dense` is a guess from the blocks before, at first 0. */
+int tl_nll_of_distributions(const tl_backend *backend, const tl_distributions *of, const int *rows, int count,
+                            int *dense, double *nll);
+
+#endif

@@ -1,0 +1,247 @@
+# Losses from probabilities or log-probabilities: of class ids, which read one score of a row, and of distributions.
+
+ctypedef fused score_t:
+    uint16_t  # the bits of float16 or bfloat16
+    float
+    double
+
+
+cdef struct GatherBlock:
+    # the rows of a block that count: their numbers less that of the first, and their class ids
+    int64_t start
+    int count
+    int rows[GATHER_BLOCK]
+    int64_t targets[GATHER_BLOCK]
+
+
+cdef void prefetch(const score_t[:, :] scores, const GatherBlock *block) noexcept nogil:
+    """Ask memory for what `gather` reads next. In a loop of its own, more requests are under way at a time."""
+    cdef int i
+    for i in range(block.count):
+        tl_prefetch(&scores[block.start + block.rows[i], block.targets[i]])
+
+
+cdef void gather(const score_t[:, :] scores, const GatherBlock *block, bint is_bfloat16,
+                 double *gathered) noexcept nogil:
+    """Reads the score of each row's class id."""
+    cdef score_t score
+    cdef int i
+    for i in range(block.count):
+        score = scores[block.start + block.rows[i], block.targets[i]]
+        if score_t is not uint16_t:
+            gathered[i] = score
+        elif is_bfloat16:
+            gathered[i] = tl_from_bfloat16(score)
+        else:
+            gathered[i] = tl_from_float16(score)
+
+
+cdef tl_clip new_clip(bint is_probability, double epsilon) noexcept:
+    """Clipping bounds of probabilities, and the range of valid scores; log-probabilities are not clipped."""
+    cdef tl_clip clip
+    if is_probability:
+        clip.lowest, clip.highest, clip.least, clip.greatest = epsilon, 1 - epsilon, -TOLERANCE, 1 + TOLERANCE
+    else:
+        clip.lowest, clip.highest, clip.least, clip.greatest = NAN, NAN, -INFINITY, TOLERANCE
+    return clip
+
+
+@cython.final
+cdef class ClassIdLoss(RowJob):
+    """-log of the probability of each row's class id, clipped to [epsilon, 1 - epsilon]; or minus its log-probability.
+
+    Of each row a single score is read. While a block of rows is worked on, memory looks for the scores of the next.
+    """
+
+    cdef tl_clip clip
+    cdef bint is_scattered  # memory is read here and there, so is asked before
+    # one of these holds the scores, rows by classes; none if their layout is not that of a matrix, or the rows are few
+    cdef const uint16_t[:, :] halves
+    cdef const float[:, :] floats
+    cdef const double[:, :] doubles
+
+    def __init__(self, Scores scores, Positions positions, numbers, bint is_probability, double epsilon):
+        self.set_up(scores, positions, numbers)
+        self.need_class_ids()
+        self.of_probabilities, self.clip = is_probability, new_clip(is_probability, epsilon)
+        self.refuses_bad_targets = True
+        self.is_scattered = llabs(scores.view.row_stride) > GATHER_NEAR_BYTES
+        self.halves = self.floats = self.doubles = None
+        if scores.rows >= GATHER_BLOCK and scores.is_matrix():  # opening a memoryview takes as long as reading few rows
+            if scores.dtype == TL_FLOAT32:
+                self.floats = scores
+            elif scores.dtype == TL_FLOAT64:
+                self.doubles = scores
+            else:
+                self.halves = scores
+
+    cdef int64_t load_block(self, int64_t start, int64_t stop, GatherBlock *block, Totals *totals) noexcept nogil:
+        """Reads the class ids of the next rows; returns where the block ends."""
+        cdef int64_t target
+        cdef int i, found, kept = 0, count = <int> min(stop - start, GATHER_BLOCK)
+        found = self.positions.load_targets(start, count, block.targets)
+        if found & TL_SOME_BAD:
+            for i in range(count):
+                if block.targets[i] != MASKED and not self.accepts(start + i, block.targets[i], totals):
+                    block.targets[i], found = MASKED, TL_SOME_MASKED
+        for i in range(count):
+            block.rows[i] = i
+        if found & TL_SOME_MASKED:
+            for i in range(count):  # writes in vain, rather than have a branch that depends on each row
+                target = block.targets[i]
+                block.rows[kept], block.targets[kept] = i, target
+                kept += target != MASKED
+        block.start, block.count = start, kept if found & TL_SOME_MASKED else count
+        if not self.is_scattered:
+            return start + count
+        if self.floats is not None:
+            prefetch(self.floats, block)
+        elif self.doubles is not None:
+            prefetch(self.doubles, block)
+        elif self.halves is not None:
+            prefetch(self.halves, block)
+        return start + count
+
+    cdef void load_scores(self, const GatherBlock *block, double *scores) noexcept nogil:
+        """The score of each row's class id."""
+        cdef const View *view = &self.scores.view
+        cdef int i
+        if self.floats is not None:
+            gather(self.floats, block, False, scores)
+        elif self.doubles is not None:
+            gather(self.doubles, block, False, scores)
+        elif self.halves is not None:
+            gather(self.halves, block, view.dtype == TL_BFLOAT16, scores)
+        else:
+            for i in range(block.count):
+                scores[i] = tl_load(address_of(view, block.start + block.rows[i])
+                                    + block.targets[i] * view.buffer.strides[view.axis], view.dtype)
+
+    cdef void check_scores(self, const GatherBlock *block, Totals *totals) noexcept nogil:
+        """Refuses scores that are no probabilities, or no log-probabilities."""
+        cdef double scores[GATHER_BLOCK]
+        cdef int i
+        self.load_scores(block, scores)
+        for i in range(block.count):
+            if tl_is_refused(&self.clip, scores[i]):
+                self.refuse(C_BAD_SCORE, block.start + block.rows[i], block.targets[i], scores[i], totals)
+
+    cdef void add_block(self, const GatherBlock *block, double *nll, Totals *totals) noexcept nogil:
+        """Adds losses to the sums, times their class weights, and writes them where each is wanted."""
+        cdef double weights[GATHER_BLOCK]
+        cdef int i
+        if self.weighs_class_ids:
+            for i in range(block.count):
+                weights[i] = self.positions.class_weight(block.targets[i])
+                nll[i] *= weights[i]
+            tl_superacc_add_many(backend, &totals.weights, weights, block.count)
+        tl_superacc_add_many(backend, &totals.losses, nll, block.count)
+        totals.unmasked += block.count
+        if self.numbers != NULL:
+            for i in range(block.count):
+                self.numbers[block.start + block.rows[i]] = nll[i]
+
+    cdef void run_range(self, int64_t start, int64_t stop, Totals *totals, tl_cancel *cancel) noexcept nogil:
+        cdef GatherBlock blocks[2]
+        cdef double nll[GATHER_BLOCK]
+        cdef int at_hand = 0
+        start = self.load_block(start, stop, &blocks[0], totals)
+        while blocks[at_hand].start < stop:
+            start = self.load_block(start, stop, &blocks[1 - at_hand], totals)
+            self.load_scores(&blocks[at_hand], nll)
+            if tl_negative_log(backend, &self.clip, nll, blocks[at_hand].count):
+                self.check_scores(&blocks[at_hand], totals)
+            self.add_block(&blocks[at_hand], nll, totals)
+            at_hand = 1 - at_hand
+
+
+@cython.final
+cdef class SoftTargetLoss(RowJob):
+    """As `ClassIdLoss` for distributions: the sum of their masses times -log; scores without mass are not read.
+
+    A block of rows is reduced together, unless its layout is uncommon or something in it is refused.
+    """
+
+    cdef tl_clip clip
+    cdef tl_distributions block  # but for where its first row is, and how far rows are apart
+    cdef int64_t block_rows  # 0 if rows are reduced one by one
+
+    def __init__(self, Scores scores, Positions positions, numbers, bint is_probability, double epsilon):
+        self.set_up(scores, positions, numbers)
+        self.of_probabilities, self.clip = is_probability, new_clip(is_probability, epsilon)
+        self.set_up_block()
+
+    cdef void set_up_block(self) noexcept:
+        """Describes what all blocks have in common."""
+        cdef const View *targets = &self.positions.targets_view
+        cdef tl_soft_target soft = self.positions.soft_target(0, 0)
+        cdef tl_distributions *block = &self.block
+        if self.positions.by_class or self.rows == 0 or not is_given(&self.scores.view) or not is_given(targets):
+            return
+        block.mass_class, block.mass_dtype = soft.mass_stride, soft.mass_dtype
+        block.score_class, block.score_dtype = self.scores.view.buffer.strides[self.scores.axis], self.scores.dtype
+        block.weight, block.weight_class, block.weight_dtype = soft.weight, soft.weight_stride, soft.weight_dtype
+        block.classes = self.scores.classes
+        if max(block.mass_dtype, block.score_dtype) >= TL_SWAPPED or not 0 < block.classes <= TL_DISTRIBUTION_ELEMENTS:
+            return
+        if not self.positions.is_integer or block.mass_class == tl_itemsize(block.mass_dtype):
+            self.block_rows = min(TL_DISTRIBUTION_ROWS, TL_DISTRIBUTION_ELEMENTS // block.classes)
+
+    cdef int unmasked_rows(self, int64_t start, int64_t count, int *rows) noexcept nogil:
+        """Numbers of the rows of a block that count, less the first; returns how many."""
+        cdef const View *where = &self.positions.where_view
+        cdef int i, kept = 0
+        if not is_given(where):
+            for i in range(<int> count):
+                rows[i] = i
+            return <int> count
+        for i in range(<int> count):
+            rows[kept] = i
+            kept += address_of(where, start + i)[0] != 0
+        return kept
+
+    cdef bint reduce_block(self, int64_t start, int64_t count, int *dense, Totals *totals) noexcept nogil:
+        """Adds the losses of a block, or returns False: rows have to be reduced one by one."""
+        cdef int rows[MAX_DISTRIBUTION_ROWS]
+        cdef double nll[MAX_DISTRIBUTION_ROWS]
+        cdef const View *targets = &self.positions.targets_view
+        cdef tl_distributions block = self.block
+        cdef int i, kept
+        block.clip = &self.clip
+        block.mass, block.mass_row = address_of(targets, start), targets.row_stride
+        block.score, block.score_row = address_of(&self.scores.view, start), self.scores.view.row_stride
+        kept = self.unmasked_rows(start, count, rows)
+        if kept == 0:
+            return True
+        if not tl_nll_of_distributions(backend, &block, rows, kept, dense, nll):
+            return False
+        tl_superacc_add_many(backend, &totals.losses, nll, kept)
+        totals.unmasked += kept
+        if self.numbers != NULL:
+            for i in range(kept):
+                self.numbers[start + rows[i]] = nll[i]
+        return True
+
+    cdef void run_range(self, int64_t start, int64_t stop, Totals *totals, tl_cancel *cancel) noexcept nogil:
+        cdef int64_t count
+        cdef int dense = 0
+        while start < stop:
+            count = stop - start
+            if self.block_rows > 0:
+                count = min(count, self.block_rows, left_of_run(&self.scores.view, start),
+                            left_of_run(&self.positions.targets_view, start))
+            if self.block_rows == 0 or not self.reduce_block(start, count, &dense, totals):
+                RowJob.run_range(self, start, start + count, totals, cancel)
+            start += count
+            if tl_cancelled(cancel):
+                return
+
+    cdef double reduce_row(self, int64_t row, int64_t target, Totals *totals, tl_cancel *cancel) noexcept nogil:
+        cdef tl_row scores = self.row_at(row)
+        cdef tl_soft_target soft = self.positions.soft_target(row, 0)
+        cdef tl_seen seen
+        cdef double nll = tl_nll_of_distribution(backend, &scores, &soft, &self.clip, &seen, cancel)
+        if seen.refused >= 0:
+            self.refuse(C_BAD_SCORE, row, seen.refused, seen.refused_score, totals)
+        self.accepts_distribution(row, &soft, seen.last, seen.nonzero, totals, cancel)
+        return nll
