@@ -151,8 +151,8 @@ typedef struct {
 #define TL_MIN_FMA_SAFE 0x1p990
 
 /* The table of an instruction set, one function for each dtype of logits where that matters. Arrays of elements need no
- * alignment, except where a function says so. Those for dtypes of logits, but for dots, and softcap and target_dot read,
- * and if they write an element for each one read also write, whole multiples of TL_READ_MULTIPLE elements. */
+ * alignment, except where a function says so. Functions of one or two rows, from `reduce` to `to_compute`, read whole
+ * multiples of TL_READ_MULTIPLE elements, and write as many if they write one for each; the others keep to `count`. */
 typedef struct {
     const char *name;
 
@@ -190,7 +190,7 @@ typedef struct {
     /* x = softcap tanh(scale x / softcap) in place, or scale x if the softcap is 0. */
     void (*softcap)(double *x, size_t count, double scale, double softcap);
 
-    /* Of a multiple of 16 classes: adds mass (shift - x), which counts as 0 where mass is 0 or x is the shift, and mass. */
+    /* Of a multiple of 16 classes: adds mass (shift - x), which is 0 where mass is 0 or x is the shift, and mass. */
     void (*target_dot)(const double *mass, const double *x, size_t count, double shift, tl_dot_acc *dot);
 
     /* Adds groups of TL_SUM_GROUP numbers, or their squares, to the levels of an exact sum, as far as all numbers of a

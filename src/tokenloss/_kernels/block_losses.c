@@ -96,7 +96,8 @@ void tl_mass_losses_of_block(const tl_backend *backend, const tl_row_block *rows
         logsumexp[i] = tl_logsumexp(odds.lse);
         grouped[i] = lse->grouped >> i & 1 ? &losses[i] : NULL;
         if (tl_is_wanted(rows, i))
-            values[i] = tl_loss_of_masses(backend, &logits, &losses[i], rows->excluded[i], &odds, &of_softmax[i], cancel);
+            values[i] =
+                tl_loss_of_masses(backend, &logits, &losses[i], rows->excluded[i], &odds, &of_softmax[i], cancel);
     }
     if (!grads)
         return;

@@ -35,8 +35,7 @@ static void store_rows(const tl_backend *backend, const tl_row_block *rows, int 
     int is_native = out->row.dtype < TL_SWAPPED && (dtype == TL_FLOAT64) == (out->row.dtype == TL_FLOAT64);
     if (is_native && !is_contiguous && (which >> start & all) == all && count > 1 &&
         tl_are_neighbours((const char *const *)out->data, start, count, size)) {
-        backend->deinterleave_planes[out->row.dtype](group, out->row.stride, classes, (size_t)count,
-                                                     out->data[start]);
+        backend->deinterleave_planes[out->row.dtype](group, out->row.stride, classes, (size_t)count, out->data[start]);
         return;
     }
     for (int r = 0; r < TL_GROUP; r++) { /* vectors write what is not wanted to one memory */

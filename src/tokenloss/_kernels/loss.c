@@ -63,9 +63,8 @@ double tl_loss_of_odds(const tl_backend *backend, const tl_row *logits, const tl
     odds->smoothed = 0;
     if (!smooths && loss->z_loss == 0)
         return loss->target_weight * odds->nll;
-    if (smooths &&
-        !(logit_sum && tl_target_dot_of_sum(&loss->soft, logits->count, *logit_sum, odds->lse.offset, &target_dot,
-                                            &odds->smoothed)))
+    if (smooths && !(logit_sum && tl_target_dot_of_sum(&loss->soft, logits->count, *logit_sum, odds->lse.offset,
+                                                       &target_dot, &odds->smoothed)))
         target_dot = tl_target_dot(backend, logits, &loss->soft, odds->lse.offset, &odds->smoothed, cancel);
     return loss_of(loss, odds->nll, target_dot, odds->smoothed, smooths ? odds->lse.log : 0, odds->lse);
 }

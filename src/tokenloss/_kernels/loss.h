@@ -36,7 +36,7 @@ typedef struct {
     double smoothed; /* the mass of smoothing alone, set by tl_loss_of_odds */
 } tl_class_odds;
 
-/* The loss for a class id without its gradient. `logit_sum` is the sum of the row's logits if that is known, or NULL. */
+/* The loss for a class id without its gradient. `logit_sum` is the sum of the row's logits, NULL if not known. */
 double tl_loss_of_odds(const tl_backend *backend, const tl_row *logits, const tl_loss *loss, tl_class_odds *odds,
                        const double *logit_sum, tl_cancel *cancel);
 
@@ -47,8 +47,7 @@ void tl_write_class_gradient(const tl_backend *backend, const tl_row *logits, co
 /* The parts of that gradient, grad_scale (softmax_factor softmax(x)[k] - eps_over_v): the factor, and the target's
  * element, from exp(log_odds). */
 double tl_softmax_factor(const tl_loss *loss, tl_lse lse, double mass);
-double tl_gradient_at_target(const tl_row *logits, const tl_loss *loss, const tl_class_odds *odds,
-                             double odds_against);
+double tl_gradient_at_target(const tl_row *logits, const tl_loss *loss, const tl_class_odds *odds, double odds_against);
 
 /* The loss for a class id, given the logsumexp of all other classes. */
 double tl_loss_of_class(const tl_backend *backend, const tl_row *logits, const tl_loss *loss, const tl_lse_acc *others,
@@ -59,7 +58,7 @@ double tl_loss_of_class(const tl_backend *backend, const tl_row *logits, const t
 double tl_loss_of_distribution(const tl_backend *backend, const tl_row *logits, const tl_loss *loss, int64_t argmax,
                                tl_cancel *cancel);
 
-/* The same without the gradient from the argmax against the other classes; and the factor of softmax in the gradient. */
+/* The same without the gradient, from the argmax against the other classes; also the gradient's factor of softmax. */
 double tl_loss_of_masses(const tl_backend *backend, const tl_row *logits, const tl_loss *loss, int64_t argmax,
                          const tl_class_odds *odds, double *softmax_factor, tl_cancel *cancel);
 

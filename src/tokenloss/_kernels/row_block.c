@@ -21,7 +21,8 @@ size_t tl_row_block_bytes(int64_t classes, int class_major) {
     size_t padded = (size_t)tl_padded(classes), rows = (size_t)tl_row_block_rows(classes, class_major);
     if (!is_short(classes))
         return class_major ? TL_TRANSPOSED_BYTES : 1;
-    return TL_GROUP_ALIGNMENT + rows * padded * (sizeof(double) + sizeof(float)) + padded * (1 + 2 * TL_GROUP) * sizeof(double);
+    return TL_GROUP_ALIGNMENT + rows * padded * (sizeof(double) + sizeof(float)) +
+           padded * (1 + 2 * TL_GROUP) * sizeof(double);
 }
 
 static size_t capacity_of(const tl_row_block *rows) {
@@ -262,9 +263,8 @@ static int64_t argmax_of(const tl_row_block *rows, const tl_block_lse *lse, int 
     const float *single = (const float *)(const void *)tl_groups_of(rows) + at;
     const double *wide = (const double *)(const void *)tl_groups_of(rows) + at;
     int64_t k = 0;
-    while (k < rows->row.count - 1 && (lse->group_dtype == TL_FLOAT64 ? wide[k * TL_GROUP]
-                                                                      : (double)single[k * TL_GROUP]) !=
-                                          lse->sums.maximum[i])
+    while (k < rows->row.count - 1 &&
+           (lse->group_dtype == TL_FLOAT64 ? wide[k * TL_GROUP] : (double)single[k * TL_GROUP]) != lse->sums.maximum[i])
         k++;
     return k;
 }

@@ -7,15 +7,15 @@
 
 /* Rows of one length, stride and dtype. */
 typedef struct {
-    tl_row row;                       /* what they have in common: all but the data */
-    int count;                        /* TL_BLOCK_ROWS at most */
-    int class_major;                  /* whether they are neighbours in memory, and their classes are not */
-    int has_excluded;                 /* whether any row may have an excluded class */
-    int keeps_logits;                 /* whether logits are read again after the reduction */
-    uint64_t wanted;                  /* a bit for each row. Of neighbours, the others may be read, too */
+    tl_row row;       /* what they have in common: all but the data */
+    int count;        /* TL_BLOCK_ROWS at most */
+    int class_major;  /* whether they are neighbours in memory, and their classes are not */
+    int has_excluded; /* whether any row may have an excluded class */
+    int keeps_logits; /* whether logits are read again after the reduction */
+    uint64_t wanted;  /* a bit for each row. Of neighbours, the others may be read, too */
     const char *data[TL_BLOCK_ROWS];
-    int64_t excluded[TL_BLOCK_ROWS];  /* the target, or -1 */
-    char *scratch;                    /* of tl_row_block_bytes */
+    int64_t excluded[TL_BLOCK_ROWS]; /* the target, or -1 */
+    char *scratch;                   /* of tl_row_block_bytes */
 } tl_row_block;
 
 /* How many rows fit in a block, and the size of its scratch memory. */
@@ -53,7 +53,7 @@ TL_INLINE tl_row tl_row_of_block(const tl_row_block *rows, int i) {
     return row;
 }
 
-/* For each row, the logsumexp of all classes but the excluded one, whose logit is given, and the log-odds against it. */
+/* For each row, the logsumexp of all classes but the excluded one, the logit of that, and the log-odds against it. */
 typedef struct {
     double offset[TL_BLOCK_ROWS], log[TL_BLOCK_ROWS], logit[TL_BLOCK_ROWS];
     tl_short_sums sums; /* largest_lane and in_order, if wanted */
@@ -109,9 +109,9 @@ TL_INLINE tl_row tl_row_of_out(const tl_out_block *out, int i) {
 void tl_softmax_of_block(const tl_backend *backend, const tl_row_block *rows, const tl_block_lse *lse, int is_log,
                          const tl_out_block *out, tl_cancel *cancel);
 
-/* Writes factor softmax(x) - subtrahend of each of these rows, where all lie in groups; returns those whose logsumexp is
- * not too far out, which were written. If `is_log`, writes x - logsumexp. In class-major layout, rows that are not wanted
- * become 0. */
+/* Writes factor softmax(x) - subtrahend of each of these rows, where all lie in groups; returns those whose logsumexp
+ * is not too far out, which were written. If `is_log`, writes x - logsumexp. In class-major layout, rows that are not
+ * wanted become 0. */
 uint64_t tl_map_groups(const tl_backend *backend, const tl_row_block *rows, const tl_block_lse *lse, int is_log,
                        const double *logsumexp, double *factor, const double *subtrahend, const tl_out_block *out);
 
@@ -122,8 +122,8 @@ uint64_t tl_write_wide_gradients(const tl_backend *backend, const tl_row_block *
                                  const tl_out_block *out);
 
 /* The loss of each wanted row for its excluded class, which is its class id. `loss` is what they share; weights of the
- * targets are NULL if all are 1. Gradients, if any, go to `grads`; where that is class-major, those of rows that are not
- * wanted become 0. */
+ * targets are NULL if all are 1. Gradients, if any, go to `grads`; where that is class-major, those of rows that are
+ * not wanted become 0. */
 void tl_class_losses_of_block(const tl_backend *backend, const tl_row_block *rows, const tl_block_lse *lse,
                               const tl_loss *loss, const double *target_weight, const tl_out_block *grads,
                               double *values, tl_cancel *cancel);

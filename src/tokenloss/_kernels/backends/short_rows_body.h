@@ -317,12 +317,11 @@ TL_TARGET static void NAME(short_ranks_)(const void *groups, size_t count, size_
 
 /* exp_scaled_ of each row, in place. */
 TL_TARGET static void NAME(short_exp_)(void *group, size_t classes, const double *exponent, const double *factor,
-                                        const double *subtrahend, const tl_next_rows *next) {
+                                       const double *subtrahend, const tl_next_rows *next) {
     for (size_t r = 0; r < TL_GROUP; r += OP(WIDTH)) {
         OP(acc) acc;
         NAME(reference_)(exponent + r, &acc.min_arg, &acc.round_magic);
-        const OP(vec) times = NAME(of_rows_)(factor + r),
-                      less = OP(sub)(OP(set)(0), NAME(of_rows_)(subtrahend + r));
+        const OP(vec) times = NAME(of_rows_)(factor + r), less = OP(sub)(OP(set)(0), NAME(of_rows_)(subtrahend + r));
         const tl_next_rows ahead = NAME(next_of_)(next, r);
         REAL *x = (REAL *)group + r;
         for (size_t k = 0; k < classes; k++) {

@@ -60,9 +60,7 @@ OPERATION void f32_accumulate(double *sum, double *error, __m256 term) {
 
 /* pieces of 128 bits of rows[0] and rows[4], which are `offset` bytes into them; all four elements or the first n */
 #define f32_PIECE 4
-OPERATION __m128i first_of_4(size_t n) {
-    return _mm_cmpgt_epi32(_mm_set1_epi32((int)n), _mm_setr_epi32(0, 1, 2, 3));
-}
+OPERATION __m128i first_of_4(size_t n) { return _mm_cmpgt_epi32(_mm_set1_epi32((int)n), _mm_setr_epi32(0, 1, 2, 3)); }
 OPERATION __m256 f32_load_pieces(const char *const *rows, size_t offset, size_t n) {
     const float *low = (const float *)(const void *)(rows[0] + offset),
                 *high = (const float *)(const void *)(rows[4] + offset);

@@ -90,9 +90,7 @@ TL_INLINE void f32_widen(float32x4_t a, float64x2_t *wide) {
     wide[0] = vcvt_f64_f32(vget_low_f32(a));
     wide[1] = vcvt_high_f64_f32(a);
 }
-TL_INLINE float32x4_t f32_narrow(const float64x2_t *wide) {
-    return vcvt_high_f32_f64(vcvt_f32_f64(wide[0]), wide[1]);
-}
+TL_INLINE float32x4_t f32_narrow(const float64x2_t *wide) { return vcvt_high_f32_f64(vcvt_f32_f64(wide[0]), wide[1]); }
 
 TL_INLINE float64x2_t f64_set(double value) { return vdupq_n_f64(value); }
 TL_INLINE float64x2_t f64_load(const double *p) { return vld1q_f64(p); }

@@ -315,8 +315,8 @@ TL_TARGET static void JOIN(log_odds_, BACKEND)(const double *offset, const doubl
 }
 
 /* As factor_of in elementwise.c. */
-TL_TARGET static void JOIN(softmax_factors_, BACKEND)(const double *logsumexp, size_t count, int dtype, double *exponent,
-                                                      double *factor) {
+TL_TARGET static void JOIN(softmax_factors_, BACKEND)(const double *logsumexp, size_t count, int dtype,
+                                                      double *exponent, double *factor) {
     const f64_vec ln2 = f64_set(dtype == TL_FLOAT64 ? TL_LN2 : 0x1.62e43p-1), zero = f64_set(0);
     const f64_vec headroom = f64_set(dtype == TL_FLOAT64 ? 60 : 24);
     const f64_vec scale = f64_set(dtype == TL_FLOAT64 ? 0x1p-60 : 0x1p-24);
