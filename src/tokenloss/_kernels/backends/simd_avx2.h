@@ -125,21 +125,25 @@ OPERATION __m256i f64_or_bits(__m256i a, __m256d b, __m256d c) {
 OPERATION int f64_any_bits(__m256i bits) { return !_mm256_testz_si256(bits, bits); }
 
 #define f64_PIECE 2
+/* 1 or 2 doubles at any address: _mm_load_sd and _mm_store_sd would need an aligned one */
+OPERATION __m128d f64_load_piece(const char *p, size_t n) {
+    if (n == 2)
+        return _mm_loadu_pd((const double *)(const void *)p);
+    return _mm_castsi128_pd(_mm_loadl_epi64((const __m128i *)(const void *)p));
+}
+OPERATION void f64_store_piece(char *p, size_t n, __m128d piece) {
+    if (n == 2)
+        _mm_storeu_pd((double *)(void *)p, piece);
+    else
+        _mm_storel_epi64((__m128i *)(void *)p, _mm_castpd_si128(piece));
+}
 OPERATION __m256d f64_load_pieces(const char *const *rows, size_t offset, size_t n) {
-    const double *low = (const double *)(const void *)(rows[0] + offset),
-                 *high = (const double *)(const void *)(rows[2] + offset);
-    __m128d a = n == 2 ? _mm_loadu_pd(low) : _mm_load_sd(low), b = n == 2 ? _mm_loadu_pd(high) : _mm_load_sd(high);
-    return _mm256_insertf128_pd(_mm256_castpd128_pd256(a), b, 1);
+    __m128d low = f64_load_piece(rows[0] + offset, n), high = f64_load_piece(rows[2] + offset, n);
+    return _mm256_insertf128_pd(_mm256_castpd128_pd256(low), high, 1);
 }
 OPERATION void f64_store_pieces(char *const *rows, size_t offset, size_t n, __m256d all) {
-    double *low = (double *)(void *)(rows[0] + offset), *high = (double *)(void *)(rows[2] + offset);
-    if (n == 2) {
-        _mm_storeu_pd(low, _mm256_castpd256_pd128(all));
-        _mm_storeu_pd(high, _mm256_extractf128_pd(all, 1));
-    } else {
-        _mm_store_sd(low, _mm256_castpd256_pd128(all));
-        _mm_store_sd(high, _mm256_extractf128_pd(all, 1));
-    }
+    f64_store_piece(rows[0] + offset, n, _mm256_castpd256_pd128(all));
+    f64_store_piece(rows[2] + offset, n, _mm256_extractf128_pd(all, 1));
 }
 OPERATION void f64_transpose_pieces(__m256d *v) {
     __m256d low = _mm256_unpacklo_pd(v[0], v[1]);
