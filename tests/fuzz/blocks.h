@@ -135,8 +135,24 @@ static void reduce_asked_block(asked_block *block, int without_class, int keeps_
                                const int64_t *excluded) {
     for (int r = 0; r < block->rows.count; r++)
         block->rows.excluded[r] = without_class && tl_is_wanted(&block->rows, r) ? excluded[r] : -1;
+    block->rows.has_excluded = without_class;
     block->rows.keeps_logits = keeps_logits;
     tl_lse_of_block(backend, &block->rows, wants_lanes, &block->lse, &cancel);
+}
+
+static void find_losses(const question *all, asked_block *block, const tl_out_block *grads) {
+    double weights[TL_BLOCK_ROWS];
+    tl_loss shared = block->losses[0];
+    shared.target = -1;
+    shared.target_weight = 1;
+    shared.grad = NULL;
+    for (int r = 0; r < block->rows.count; r++)
+        weights[r] = block->rows.excluded[r] >= 0 ? block->losses[r].target_weight : 0;
+    if (all->by_class)
+        tl_class_losses_of_block(backend, &block->rows, &block->lse, &shared, all->has_weight ? weights : NULL, grads,
+                                 block->values, &cancel);
+    else
+        tl_mass_losses_of_block(backend, &block->rows, &block->lse, block->losses, grads, block->values, &cancel);
 }
 
 static void compare_in_block(const question *all, asked_block *block, const int64_t *excluded) {
@@ -153,8 +169,7 @@ static void compare_in_block(const question *all, asked_block *block, const int6
             fill_rows(all, &block->logits);
     }
     reduce_asked_block(block, 1, all->has_grad || all->smoothing != 0, 0, excluded);
-    tl_losses_of_block(backend, &block->rows, &block->lse, block->losses, all->has_grad ? &block->out : NULL,
-                       block->values, &cancel);
+    find_losses(all, block, all->has_grad ? &block->out : NULL);
     for (int r = 0; r < all->rows; r++)
         if (is_wanted(all, r))
             compare("loss in a block", block->values[r]);

@@ -141,6 +141,7 @@ static void reduce_block(tested_block *block, int without_class, int wants_lanes
     size_t bytes = tl_row_block_bytes(block->of->classes, block->rows.class_major);
     memset(block->rows.scratch, 0xff, bytes > 1 ? bytes - 1 : bytes);
     memset(&block->lse, 0xff, sizeof block->lse);
+    block->rows.has_excluded = without_class;
     for (int r = 0; r < block->of->count; r++) {
         int64_t nonzero, excluded = block->losses[r].target;
         if (without_class && excluded < 0 && is_expected(block, r))
@@ -182,10 +183,25 @@ static void check_softmaxes(tested_block *block, int is_log) {
 }
 
 static void find_losses(tested_block *block, int has_grad, int keeps_logits) {
+    const tl_out_block *grads = has_grad ? &block->out : NULL;
+    const loss_case *of = block->of->loss;
+    double weights[TL_BLOCK_ROWS] = {0};
+    tl_loss shared = plain_loss(-1);
     block->rows.keeps_logits = keeps_logits;
     reduce_block(block, 1, 0);
-    tl_losses_of_block(block->backend, &block->rows, &block->lse, block->losses, has_grad ? &block->out : NULL,
-                       block->values, block->cancel);
+    for (int r = 0; r < block->of->count; r++)
+        if (is_expected(block, r)) {
+            shared = block->losses[r];
+            weights[r] = shared.target_weight;
+        }
+    shared.target = -1;
+    shared.target_weight = 1;
+    if (of->kind == CLASS_ID)
+        tl_class_losses_of_block(block->backend, &block->rows, &block->lse, &shared, of->has_weight ? weights : NULL,
+                                 grads, block->values, block->cancel);
+    else
+        tl_mass_losses_of_block(block->backend, &block->rows, &block->lse, block->losses, grads, block->values,
+                                block->cancel);
     require_values(block, "loss in a block");
 }
 
@@ -200,10 +216,8 @@ static void check_losses(tested_block *block) {
         block->losses[r].grad = NULL;
     }
     find_losses(block, 0, block->of->loss->smoothing != 0);
-    for (int r = 0; r < block->of->count; r++) {
+    for (int r = 0; r < block->of->count; r++)
         to[r] = row_in(&block->results, r);
-        block->losses[r].grad = &to[r];
-    }
     find_losses(block, 1, 1);
     require_results(block, "gradient in a block");
     if (block->of->layout != block->of->out_layout)

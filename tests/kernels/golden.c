@@ -23,11 +23,6 @@ static double logsumexp(const tl_backend *backend, const tl_row *row, tl_cancel 
     return tl_logsumexp(tl_lse_finish(&state, row));
 }
 
-/* The loss for a class id without any option. */
-static tl_loss plain_loss(int64_t target) {
-    return (tl_loss){.soft = {.one_minus_eps = 1}, .target = target, .target_weight = 1};
-}
-
 static double nll(const tl_backend *backend, const tl_row *row, int64_t target, tl_cancel *cancel) {
     tl_loss loss = plain_loss(target);
     return loss_of_row(backend, row, &loss, cancel);
@@ -400,7 +395,7 @@ static void take_rows(const tl_backend *backend, int dtype, int kind, tl_cancel 
 }
 
 static char *block_memory(block_part part, size_t bytes) {
-    static char memory[BLOCK_SCRATCH + 1][1 << 19];
+    static char memory[BLOCK_SCRATCH + 1][1 << 20];
     require(bytes < sizeof *memory, "memory", &(tl_row){.count = (int64_t)bytes});
     return memory[part] + 1;
 }

@@ -10,7 +10,7 @@
 #include "losses.h"
 #include "rows.h"
 
-#define ROOM ((size_t)1 << 19) /* bytes between two pages that cannot be touched */
+#define ROOM ((size_t)1 << 20) /* bytes between two pages that cannot be touched */
 #define PAGE ((size_t)1 << 16) /* a multiple of every machine's */
 
 typedef enum { ROW, OTHER, MASSES, WEIGHTS, OUT, TRANSPOSED, ROOMS } room;

@@ -92,6 +92,11 @@ static tl_loss make_loss(const loss_case *of, int64_t count, int64_t target, cha
     return loss;
 }
 
+/* The loss for a class id without any option. */
+static tl_loss plain_loss(int64_t target) {
+    return (tl_loss){.soft = {.one_minus_eps = 1}, .target = target, .target_weight = 1};
+}
+
 /* The loss of a whole row. */
 static double loss_of_row(const tl_backend *backend, const tl_row *row, const tl_loss *loss, tl_cancel *cancel) {
     tl_lse_acc others;

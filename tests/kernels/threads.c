@@ -65,11 +65,11 @@ static void compute_losses(const tl_backend *backend, const tl_row *row, int64_t
 
 /* The losses and gradients of short rows, which are parts of a long one. */
 static void compute_block(const tl_backend *backend, const float *data, found *to, tl_cancel *cancel) {
-    tl_row_block rows = {float_row(data), .count = SHORT_ROWS, .keeps_logits = 1, .wanted = (1u << SHORT_ROWS) - 1};
+    tl_row_block rows = {float_row(data), .count = SHORT_ROWS, .has_excluded = 1, .keeps_logits = 1};
     tl_out_block out = {.row = float_row(to->short_gradient)};
-    tl_loss losses[SHORT_ROWS];
-    tl_row gradients[SHORT_ROWS];
+    tl_loss loss = {{.one_minus_eps = 0.9, .eps_over_v = 0.1 / SHORT_CLASSES}, -1, 1, 0, NULL, 1, 0};
     tl_block_lse lse;
+    rows.wanted = (1u << SHORT_ROWS) - 1;
     rows.row.count = out.row.count = SHORT_CLASSES;
     rows.scratch = malloc(tl_row_block_bytes(SHORT_CLASSES, 0));
     if (!rows.scratch)
@@ -78,12 +78,9 @@ static void compute_block(const tl_backend *backend, const float *data, found *t
         rows.data[r] = (const char *)(data + r * SHORT_CLASSES);
         rows.excluded[r] = r;
         out.data[r] = (char *)(to->short_gradient + r * SHORT_CLASSES);
-        gradients[r] = out.row;
-        gradients[r].data = out.data[r];
-        losses[r] = (tl_loss){{.one_minus_eps = 0.9, .eps_over_v = 0.1 / SHORT_CLASSES}, r, 1, 0, &gradients[r], 1, 0};
     }
     tl_lse_of_block(backend, &rows, 0, &lse, cancel);
-    tl_losses_of_block(backend, &rows, &lse, losses, &out, to->of_short, cancel);
+    tl_class_losses_of_block(backend, &rows, &lse, &loss, NULL, &out, to->of_short, cancel);
     free(rows.scratch);
 }
 
