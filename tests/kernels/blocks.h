@@ -27,7 +27,15 @@ typedef enum {
 } block_layout;
 
 /* What a block is for; and where its memory is, so many bytes. */
-typedef enum { BLOCK_LOGITS, BLOCK_RESULTS, BLOCK_MASSES, BLOCK_WEIGHTS, BLOCK_SCRATCH } block_part;
+typedef enum {
+    BLOCK_LOGITS,
+    BLOCK_RESULTS,
+    BLOCK_MASSES,
+    BLOCK_WEIGHTS,
+    BLOCK_SCRATCH,
+    BLOCK_OTHER_SCRATCH,
+    BLOCK_PARTS
+} block_part;
 typedef char *block_place(block_part part, size_t bytes);
 
 typedef struct {
@@ -87,6 +95,20 @@ static tl_row row_in(const block_rows *rows, int r) {
     tl_row row = rows->row;
     row.data = rows->memory + rows->at[r];
     return row;
+}
+
+static void fill_rows(const block_case *of, const block_rows *rows) {
+    double equal = 20 * centred();
+    for (int r = 0; r < of->count; r++) {
+        tl_row row = row_in(rows, r);
+        for (int64_t k = 0; k < of->classes; k++) {
+            char element[8], *to = (char *)(uintptr_t)row.data + k * row.stride;
+            int size = tl_itemsize(row.dtype);
+            fill(element, of->dtype, of->kind, equal);
+            for (int i = 0; i < size; i++)
+                to[i] = element[row.dtype & TL_SWAPPED ? size - 1 - i : i];
+        }
+    }
 }
 
 /* A block, its results, and what they should be, of single rows. */
@@ -248,6 +270,75 @@ static void make_block_losses(tested_block *block) {
     }
 }
 
+/* Rows that were not found are left to the functions for single rows; of normal ones in whole groups there are none. */
+static void require_found(const tested_block *block, uint64_t found, const char *what) {
+    const block_case *of = block->of;
+    int is_easy = of->kind == 0 && of->classes <= TL_SHORT_ROW && of->count % TL_GROUP == 0;
+    require((found & ~of->wanted) == 0 && (found == of->wanted || !is_easy), what, &block->logits.row);
+}
+
+/* Statistics of tokens, and sometimes the best classes. */
+static void check_tokens(tested_block *block) {
+    enum { BEST = 5 };
+    static double values[TL_BLOCK_ROWS][BEST], expected_values[BEST];
+    static int64_t ids[TL_BLOCK_ROWS][BEST], expected_ids[BEST];
+    tl_topk tops[TL_BLOCK_ROWS], top = {0, 0, expected_values, expected_ids};
+    tl_token_block tokens;
+    const tl_row *like = &block->logits.row;
+    int64_t classes = block->of->classes, most = classes < BEST ? classes : BEST;
+    memset(block->rows.scratch, 0xff, tl_row_block_bytes(classes, block->rows.class_major) - 1);
+    block->rows.has_excluded = block->rows.keeps_logits = 1;
+    for (int r = 0; r < block->of->count; r++) {
+        block->rows.excluded[r] = is_expected(block, r) ? (int64_t)(random_bits() % (uint64_t)classes) : -1;
+        tops[r] = (tl_topk){most, 0, values[r], ids[r]};
+    }
+    int has_top = random_bits() % 2 == 0;
+    uint64_t found =
+        tl_token_stats_of_block(block->backend, &block->rows, has_top ? tops : NULL, &tokens, block->cancel);
+    require_found(block, found, "tokens found in a block");
+    for (int r = 0; r < block->of->count; r++) {
+        tl_row row = row_in(&block->logits, r);
+        tl_token_stats token;
+        if (!(found >> r & 1))
+            continue;
+        top.most = most;
+        tl_token_stats_row(block->backend, &row, block->rows.excluded[r], &token, has_top ? &top : NULL, block->cancel);
+        require(same(tokens.nll[r], token.nll), "nll of a token in a block", like);
+        require(same(tokens.logsumexp[r], token.logsumexp), "logsumexp of a token in a block", like);
+        require(same(tokens.entropy[r], token.entropy), "entropy of a token in a block", like);
+        require(tokens.rank[r] == token.rank && tokens.argmax[r] == token.argmax, "rank of a token in a block", like);
+        for (int64_t i = 0; has_top && i < most; i++)
+            require(same(values[r][i], expected_values[i]) && ids[r][i] == expected_ids[i],
+                    "best classes of a token in a block", like);
+    }
+}
+
+/* Divergences from other rows, which lie where results did. */
+static void check_divergences(tested_block *block) {
+    double kl[TL_BLOCK_ROWS];
+    tl_row_block other = block->rows;
+    size_t bytes = tl_row_block_bytes(block->of->classes, block->rows.class_major);
+    fill_rows(block->of, &block->results);
+    other.row = block->results.row;
+    other.scratch = block->of->place(BLOCK_OTHER_SCRATCH, bytes);
+    memset(block->rows.scratch, 0xff, bytes - 1);
+    memset(other.scratch, 0xff, bytes - 1);
+    block->rows.has_excluded = other.has_excluded = block->rows.keeps_logits = other.keeps_logits = 0;
+    for (int r = 0; r < block->of->count; r++) {
+        block->rows.data[r] = block->logits.memory + block->logits.at[r];
+        block->rows.excluded[r] = other.excluded[r] = -1;
+        other.data[r] = block->results.memory + block->results.at[r];
+    }
+    uint64_t found = tl_kl_of_block(block->backend, &block->rows, &other, kl);
+    require_found(block, found, "divergences found in a block");
+    for (int r = 0; r < block->of->count; r++) {
+        tl_row row = row_in(&block->logits, r), other_row = row_in(&block->results, r);
+        if (found >> r & 1)
+            require(same(kl[r], tl_kl_divergence(block->backend, &row, &other_row, block->cancel)),
+                    "divergence in a block", &row);
+    }
+}
+
 /* All results of a block. */
 static void check_block(const tl_backend *backend, const block_case *of, tl_cancel *cancel) {
     static tested_block block;
@@ -265,18 +356,10 @@ static void check_block(const tl_backend *backend, const block_case *of, tl_canc
     block.logits.row.softcap = block.rows.row.softcap = of->softcap;
     if (tl_is_scaled_or_capped(&block.rows.row))
         block.logits.row.compute_dtype = block.rows.row.compute_dtype = TL_FLOAT64;
-    double equal = 20 * centred();
+    fill_rows(of, &block.logits);
     for (int r = 0; r < of->count; r++) {
-        tl_row row = row_in(&block.logits, r);
-        block.rows.data[r] = row.data;
+        block.rows.data[r] = block.logits.memory + block.logits.at[r];
         block.out.data[r] = block.results.memory + block.results.at[r];
-        for (int64_t k = 0; k < of->classes; k++) {
-            char element[8], *to = (char *)(uintptr_t)row.data + k * row.stride;
-            int size = tl_itemsize(row.dtype);
-            fill(element, of->dtype, of->kind, equal);
-            for (int i = 0; i < size; i++)
-                to[i] = element[row.dtype & TL_SWAPPED ? size - 1 - i : i];
-        }
     }
     memset(block.results.memory, 0x55, (size_t)block.results.extent);
     make_block_losses(&block);
@@ -285,7 +368,10 @@ static void check_block(const tl_backend *backend, const block_case *of, tl_canc
         check_softmaxes(&block, 0);
         check_softmaxes(&block, 1);
     }
+    check_tokens(&block);
     check_losses(&block);
+    if (!tl_is_scaled_or_capped(&block.rows.row))
+        check_divergences(&block);
 }
 
 /* Lengths of rows: all of few classes, those around the sizes of lanes and chunks, and some that are not short. */

@@ -395,7 +395,7 @@ static void take_rows(const tl_backend *backend, int dtype, int kind, tl_cancel 
 }
 
 static char *block_memory(block_part part, size_t bytes) {
-    static char memory[BLOCK_SCRATCH + 1][1 << 20];
+    static char memory[BLOCK_PARTS][1 << 20];
     require(bytes < sizeof *memory, "memory", &(tl_row){.count = (int64_t)bytes});
     return memory[part] + 1;
 }

@@ -292,8 +292,8 @@ static int blocks_are_at_end;
 
 /* Scratch memory at the end lacks a byte, so that what is left over for its alignment is all before the groups. */
 static char *place_block(block_part part, size_t bytes) {
-    static const room rooms_of_parts[] = {ROW, OUT, MASSES, WEIGHTS, TRANSPOSED};
-    size_t less = part == BLOCK_SCRATCH && bytes % 64 == 0 && bytes != TL_TRANSPOSED_BYTES;
+    static const room rooms_of_parts[] = {ROW, OUT, MASSES, WEIGHTS, TRANSPOSED, OTHER};
+    size_t less = part >= BLOCK_SCRATCH && bytes % 64 == 0 && bytes != TL_TRANSPOSED_BYTES;
     return place(rooms_of_parts[part], (int64_t)(bytes - less), blocks_are_at_end);
 }
 
