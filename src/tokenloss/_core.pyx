@@ -31,6 +31,8 @@ SWAPPED = TL_SWAPPED
 
 cdef extern from *:
     """
+    #include "_kernels/platform.h"
+    TL_OPTIMIZE_SIZE
     _Static_assert(TL_BLOCK_ROWS == 64, "BLOCK_ROWS");
     _Static_assert(TL_DISTRIBUTION_ROWS == 256, "MAX_DISTRIBUTION_ROWS");
     _Static_assert(TL_SUM_LIMBS <= 134 && TL_SQUARES_LIMBS <= 134, "MAX_LIMBS");

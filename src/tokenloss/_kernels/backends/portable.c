@@ -1,3 +1,6 @@
+#include "../platform.h"
+
+TL_OPTIMIZE_SIZE
 #include "simd_portable.h"
 
 #define BACKEND portable

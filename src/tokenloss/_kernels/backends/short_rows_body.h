@@ -209,7 +209,7 @@ TL_TARGET TL_INLINE void NAME(sum_rows_)(const REAL *x, size_t classes, int is_t
     size_t l = 0;
     do { /* at least one lane and column, which compilers then know */
         OP(vec) remainder[4], moment[4];
-        const size_t columns = is_tiny ? (classes - l + 15) / 16 : 4;
+        const size_t columns = ((classes < TL_LANES ? classes : TL_LANES) - l + 15) / 16;
         size_t q = 0;
         for (size_t i = 0; i < PARTS; i++)
             lanes[l].comp[i] = moment_lanes[l].comp[i] = f64_set(0);
@@ -233,7 +233,7 @@ TL_TARGET TL_INLINE void NAME(sum_rows_)(const REAL *x, size_t classes, int is_t
     } while (++l < count);
     if (wants_lanes)
         NAME(compare_lanes_)(lanes, count, sums->largest_lane + row, sums->in_order + row);
-    if (count == 16) /* known to the compiler */
+    if (OP(WIDTH) > 1 && count == 16) /* known to the compiler */
         NAME(end_lanes_)(lanes, 16, 1, sums->sum + row);
     else
         NAME(end_lanes_)(lanes, count, 1, sums->sum + row);
@@ -268,7 +268,7 @@ TL_TARGET TL_INLINE void NAME(short_reduce_)(const void *groups, size_t count, s
         if (mode == NAME(KL_))
             other = (const REAL *)moments->other + at;
         const tl_next_rows ahead = NAME(next_of_)(next, r);
-        if (classes <= TL_LANES)
+        if (OP(WIDTH) > 1 && mode != NAME(KL_) && classes <= TL_LANES) /* elsewhere, it is not worth its size */
             NAME(sum_rows_)(x, classes, 1, mode, other, &ahead, wants_lanes, r, sums, moments);
         else
             NAME(sum_rows_)(x, classes, 0, mode, other, &ahead, wants_lanes, r, sums, moments);
