@@ -111,7 +111,7 @@ def test_interrupt_of_a_meter(run_python):
         + INTERRUPTED
         + """
 meter = LossMeter()
-interrupted(lambda: meter.update(np.broadcast_to(0.5, 2**27)))
+interrupted(lambda: meter.update(np.broadcast_to(0.5, 2**30)))
 assert meter == LossMeter()
 """
     )
