@@ -237,7 +237,8 @@ static uint64_t next_nonzeros(const tl_backend *backend, const run_of_rows *run,
     }
     uint64_t found = backend->nonzeros(group, dtype);
     if (found == 0 && run->count - *at > GROUP)
-        *at = backend->skip_zeros(run->data, (*at + GROUP) * size, run->count * size) / size - GROUP;
+        *at = backend->skip_zeros(run->data, (ptrdiff_t)(*at + GROUP) * size, (ptrdiff_t)run->count * size) / size -
+              GROUP;
     return found;
 }
 
