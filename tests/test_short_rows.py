@@ -272,9 +272,8 @@ def test_some_lengths_give_the_bits_of_rows_alone_on_every_backend(name, rng, ba
 
 @pytest.mark.slow
 @each_function
-@each_dtype
-def test_every_length_gives_the_bits_of_rows_alone_on_every_backend(name, dtype, rng, backend):
-    check_lengths(name, LENGTHS, [dtype], rng)
+def test_every_length_gives_the_bits_of_rows_alone_on_every_backend(name, rng, backend):
+    check_lengths(name, LENGTHS, FLOATS, rng)
 
 
 # numbers of rows
