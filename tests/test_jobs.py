@@ -37,3 +37,14 @@ def test_scores_without_an_array():
         _core.KLDivergence(LOGITS, without_targets(LOGITS), None, scores)
     with pytest.raises(ValueError, match="another shape, or no array"):
         _core.KLDivergence(LOGITS, without_targets(LOGITS), None, OTHER)
+
+
+def test_cost_of_distributions_that_are_not_there():
+    assert _core.SoftTargetLoss(LOGITS, without_targets(LOGITS), None, True, 0.0).row_cost > 0
+
+
+def test_inputs_are_made_once():
+    with pytest.raises(ValueError, match="scores do not change"):
+        LOGITS.__init__("logits", np.ones((2, 3)), 3, 1, (2, 3))
+    with pytest.raises(ValueError, match="positions do not change"):
+        CLASS_IDS.__init__((2,), 3, "targets", None, 0, -1, None, None, None, 0)

@@ -85,6 +85,8 @@ layouts = {
     "backwards": base[::-1, ::-1],
     "strided": base[:, ::2],
     "swapped": base[:32].astype(base.dtype.newbyteorder()),
+    "short": base.reshape(-1, 512),
+    "short class-major": base.reshape(512, -1).T,
     "float16": base.astype(np.float16),
     "bfloat16": base.astype(ml_dtypes.bfloat16),
     "float64": base[:32].astype(np.float64),
@@ -93,7 +95,7 @@ layouts = {
 }
 for name, logits in layouts.items():
     rows, classes = getattr(logits, "shape", base.shape)
-    ids, kept = targets[:rows] % classes, where[:rows]
+    ids, kept = np.resize(targets, rows) % classes, np.resize(where, rows)
     share = np.broadcast_to(np.float32(1 / classes), (rows, classes))
     calls = {
         "cross_entropy": lambda: cross_entropy(logits, ids, weight=weight[:classes], where=kept, workers=WORKERS),
@@ -102,6 +104,7 @@ for name, logits in layouts.items():
         "distributions": lambda: nll_loss(logits, logits, workers=WORKERS),
         "soft": lambda: cross_entropy(logits, share, workers=WORKERS),
         "logsumexp": lambda: logsumexp(logits, workers=WORKERS),
+        "kl_divergence": lambda: kl_divergence(logits, logits, workers=WORKERS),
     }
     for loss, call in calls.items():
         measure(f"{loss} of {name}", call)

@@ -32,20 +32,19 @@ SWAPPED = TL_SWAPPED
 cdef extern from *:
     """
     #include "_kernels/platform.h"
-    TL_OPTIMIZE_SIZE
+    TL_NO_UNROLLING
     _Static_assert(TL_BLOCK_ROWS == 64, "BLOCK_ROWS");
+    _Static_assert(TL_SHORT_ROW == 512, "SHORT_ROW");
     _Static_assert(TL_DISTRIBUTION_ROWS == 256, "MAX_DISTRIBUTION_ROWS");
     _Static_assert(TL_SUM_LIMBS <= 134 && TL_SQUARES_LIMBS <= 134, "MAX_LIMBS");
     """
 
 cdef enum:
-    BLOCK_ROWS = 64  # that of the kernels
+    BLOCK_ROWS = 64  # that of the kernels: rows that are worked on at once
     MAX_DISTRIBUTION_ROWS = 256  # likewise
     MAX_LIMBS = 134  # at least what the sums of the kernels have
     SIGNAL_CHECK_ROWS = 1 << 20  # targets that are read between two checks for Ctrl-C
     NONTEMPORAL_BYTES = 16 << 20  # results of this size leave the caches before anyone reads them
-    TARGET_BLOCK = 64  # class ids that are read at once
-    GATHER_BLOCK = 64  # rows whose scores memory is asked for at once
     MOMENTS_BLOCK = 2048  # values that are still in the first cache when their squares are added
     GATHER_NEAR_BYTES = 64  # rows this near to each other are read in order, as caches see it
 

@@ -1,13 +1,12 @@
 # What a row of each kind of work costs: by this alone, `_workers.py` decides how many threads share the rows, and how
 # many rows a thread takes at a time. Nanoseconds on one thread of a core of 3 GHz with AVX2 or AVX-512, of arrays that
-# are in a cache: where they are not, there is more work than this says, and never too little for two threads.
+# are in a cache. Arrays from memory take longer than this says: then fewer threads are used than would pay, never more.
 #
 # A row costs something, and something for each class. Up to SHORT_ROW classes, rows are reduced together; longer ones
 # are reduced one by one, for LONG_ROW more, but with LONG_CLASS of the time for each class.
 
 cdef enum:
-    SHORT_ROW = 512
-    ROWS_TOGETHER = 64  # of short rows, and of class-major ones
+    SHORT_ROW = 512  # that of the kernels
     CACHE_BYTES = 1 << 20  # of larger arrays, single scores come from memory
     SAMPLED_CLASSES = 64
 
@@ -37,7 +36,7 @@ cdef double cost_of_masses(Positions positions) noexcept:
     """Cost of a row's targets, for distributions: whether most of them are 0 is seen from the first ones."""
     cdef tl_soft_target soft = positions.soft_target(0, 0)
     cdef int64_t k, sampled = min(positions.classes, SAMPLED_CLASSES), nonzero = 0
-    if positions.rows > 0 and not positions.is_integer:
+    if soft.mass != NULL and positions.rows > 0 and not positions.is_integer:
         for k in range(sampled):
             nonzero += tl_load(soft.mass + k * soft.mass_stride, soft.mass_dtype) != 0
     if 2 * nonzero > sampled:
@@ -96,7 +95,7 @@ cdef int64_t rows_at_once_of(Job job):
         return 1
     scores = (<RowJob> job).scores
     if scores.classes <= SHORT_ROW:
-        return ROWS_TOGETHER
+        return BLOCK_ROWS
     if not scores.is_class_major():
         return 1
-    return ROWS_TOGETHER if scores.rows >= 8 * ROWS_TOGETHER else TL_ROWS_PER_CACHE_LINE(scores.dtype)
+    return BLOCK_ROWS if scores.rows >= 8 * BLOCK_ROWS else TL_ROWS_PER_CACHE_LINE(scores.dtype)

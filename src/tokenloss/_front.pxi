@@ -1,6 +1,6 @@
 # A short way to the jobs for calls that take longer than their work: small plain arrays, every option at its default.
-# Whatever else they meet, these functions return None, and the long way judges (_validation.py, _job.py): here, no
-# argument is an error.
+# For anything else these functions return None: the caller then goes the long way (_validation.py, _job.py), which says
+# what is wrong.
 
 import numpy
 

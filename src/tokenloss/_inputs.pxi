@@ -106,7 +106,9 @@ cdef class Scores:
         self.set_up(name, array, dtype, axis, shape)
 
     cdef int set_up(self, name, array, int dtype, int axis, tuple shape) except -1:
-        """Set all fields; a C function, which takes no time for its arguments."""
+        """Set all fields, once; a C function, which takes no time for its arguments."""
+        if self.shape is not None:
+            raise ValueError("scores do not change")
         self.name, self.array, self.dtype, self.axis, self.shape = name, array, dtype, axis, shape
         self.classes, self.batch = shape[axis], PyTuple_GetSlice(shape, 0, axis)
         if axis + 1 < len(shape):
@@ -167,7 +169,9 @@ cdef class Positions:
 
     cdef int set_up(self, tuple batch, int64_t classes, name, targets, int dtype, int axis, ignored, where, weight,
                     int weight_dtype) except -1:
-        """Set all fields; distributions have their classes along `axis`, which is -1 for class ids."""
+        """Set all fields, once; distributions have their classes along `axis`, which is -1 for class ids."""
+        if self.batch is not None:
+            raise ValueError("positions do not change")
         self.batch, self.classes = batch, classes
         self.name, self.targets, self.where, self.weight = name, targets, where, weight
         self.rows = number_of(batch)
@@ -194,9 +198,9 @@ cdef class Positions:
         return tl_load_integer(address_of(&self.targets_view, row), self.targets_view.dtype) if self.by_class else -1
 
     cdef int load_targets(self, int64_t start, int count, int64_t *targets) noexcept nogil:
-        """The class ids of at most TARGET_BLOCK rows, MASKED where they do not count; see `mask_targets`."""
+        """The class ids of at most BLOCK_ROWS rows, MASKED where they do not count; see `mask_targets`."""
         cdef tl_target_range range_of_ids
-        cdef char buffer[TARGET_BLOCK]
+        cdef char buffer[BLOCK_ROWS]
         cdef const char *kept = NULL
         cdef ptrdiff_t kept_stride = 1
         cdef int i
@@ -254,14 +258,14 @@ cdef class Positions:
         """The first unmasked row whose class id is not one of the classes, or -1."""
         need_backend()
         cdef int64_t row = 0, stop
-        cdef int64_t targets[TARGET_BLOCK]
+        cdef int64_t targets[BLOCK_ROWS]
         while row < self.rows:
             stop = min(row + SIGNAL_CHECK_ROWS, self.rows)
             with nogil:
                 while row < stop:
-                    if self.load_targets(row, <int> min(stop - row, TARGET_BLOCK), targets) & TL_SOME_BAD:
+                    if self.load_targets(row, <int> min(stop - row, BLOCK_ROWS), targets) & TL_SOME_BAD:
                         break
-                    row += min(stop - row, TARGET_BLOCK)
+                    row += min(stop - row, BLOCK_ROWS)
             if row < stop:
                 row = self.first_bad_target(row, stop)
                 if row < stop:

@@ -10,8 +10,8 @@ cdef struct GatherBlock:
     # the rows of a block that count: their numbers less that of the first, and their class ids
     int64_t start
     int count
-    int rows[GATHER_BLOCK]
-    int64_t targets[GATHER_BLOCK]
+    int rows[BLOCK_ROWS]
+    int64_t targets[BLOCK_ROWS]
 
 
 cdef void prefetch(const score_t[:, :] scores, const GatherBlock *block) noexcept nogil:
@@ -50,7 +50,7 @@ cdef tl_clip new_clip(bint is_probability, double epsilon) noexcept:
 cdef class ClassIdLoss(RowJob):
     """-log of the probability of each row's class id, clipped to [epsilon, 1 - epsilon]; or minus its log-probability.
 
-    Of each row a single score is read. While a block of rows is worked on, memory looks for the scores of the next.
+    Of each row a single score is read. While a block of rows is worked on, the scores of the next are prefetched.
     """
 
     cdef tl_clip clip
@@ -67,7 +67,7 @@ cdef class ClassIdLoss(RowJob):
         self.refuses_bad_targets = True
         self.is_scattered = llabs(scores.view.row_stride) > GATHER_NEAR_BYTES
         self.halves = self.floats = self.doubles = None
-        if scores.rows >= GATHER_BLOCK and scores.is_matrix():  # opening a memoryview takes as long as reading few rows
+        if scores.rows >= BLOCK_ROWS and scores.is_matrix():  # opening a memoryview takes as long as reading few rows
             if scores.dtype == TL_FLOAT32:
                 self.floats = scores
             elif scores.dtype == TL_FLOAT64:
@@ -78,7 +78,7 @@ cdef class ClassIdLoss(RowJob):
     cdef int64_t load_block(self, int64_t start, int64_t stop, GatherBlock *block, Totals *totals) noexcept nogil:
         """Reads the class ids of the next rows; returns where the block ends."""
         cdef int64_t target
-        cdef int i, found, kept = 0, count = <int> min(stop - start, GATHER_BLOCK)
+        cdef int i, found, kept = 0, count = <int> min(stop - start, BLOCK_ROWS)
         found = self.positions.load_targets(start, count, block.targets)
         if found & TL_SOME_BAD:
             for i in range(count):
@@ -119,7 +119,7 @@ cdef class ClassIdLoss(RowJob):
 
     cdef void check_scores(self, const GatherBlock *block, Totals *totals) noexcept nogil:
         """Refuses scores that are no probabilities, or no log-probabilities."""
-        cdef double scores[GATHER_BLOCK]
+        cdef double scores[BLOCK_ROWS]
         cdef int i
         self.load_scores(block, scores)
         for i in range(block.count):
@@ -128,7 +128,7 @@ cdef class ClassIdLoss(RowJob):
 
     cdef void add_block(self, const GatherBlock *block, double *nll, Totals *totals) noexcept nogil:
         """Adds losses to the sums, times their class weights, and writes them where each is wanted."""
-        cdef double weights[GATHER_BLOCK]
+        cdef double weights[BLOCK_ROWS]
         cdef int i
         if self.weighs_class_ids:
             for i in range(block.count):
@@ -143,7 +143,7 @@ cdef class ClassIdLoss(RowJob):
 
     cdef void run_range(self, int64_t start, int64_t stop, Totals *totals, tl_cancel *cancel) noexcept nogil:
         cdef GatherBlock blocks[2]
-        cdef double nll[GATHER_BLOCK]
+        cdef double nll[BLOCK_ROWS]
         cdef int at_hand = 0
         start = self.load_block(start, stop, &blocks[0], totals)
         while blocks[at_hand].start < stop:

@@ -6,6 +6,7 @@ cdef struct Block:
     int64_t number[BLOCK_ROWS]
     int64_t target[BLOCK_ROWS]
     double values[BLOCK_ROWS]
+    bint is_row_alone  # of `reduce_row`: it was shifted, if that helps
 
 
 cdef class LogSumExpJob(RowJob):
@@ -35,6 +36,7 @@ cdef class LogSumExpJob(RowJob):
     cdef double reduce_row(self, int64_t row, int64_t target, Totals *totals, tl_cancel *cancel) noexcept nogil:
         cdef Block block
         block.rows.row, block.rows.count, block.rows.class_major = self.row_at(row), 1, False
+        block.is_row_alone = True
         block.rows.wanted, block.rows.scratch, block.rows.keeps_logits = 1, NULL, False
         block.rows.data[0], block.number[0], block.target[0] = block.rows.row.data, row, target
         block.rows.excluded[0] = self.exclude(row, target, totals, cancel)
@@ -103,13 +105,12 @@ cdef class LogSumExpJob(RowJob):
     cdef void run_range(self, int64_t start, int64_t stop, Totals *totals, tl_cancel *cancel) noexcept nogil:
         cdef Block block
         cdef int count, most = tl_row_block_rows(self.scores.classes, self.is_class_major)
-        block.rows.row, block.rows.class_major = self.row_of_scores(), self.is_class_major
+        block.rows.row, block.rows.class_major, block.is_row_alone = self.row_of_scores(), self.is_class_major, False
         block.rows.keeps_logits, block.rows.has_excluded = self.keeps_logits, self.excludes_classes
         block.rows.row.stride = self.scores.view.buffer.strides[self.scores.axis]
         block.rows.scratch = <char *> malloc(self.scratch_bytes())
-        if block.rows.scratch == NULL:
-            RowJob.run_range(self, start, stop, totals, cancel)
-            return
+        if block.rows.scratch == NULL:  # a single row needs none
+            most, block.rows.class_major = 1, False
         while start < stop:
             count = <int> min(stop - start, most)
             self.load_block(start, count, &block, totals, cancel)
@@ -263,7 +264,7 @@ cdef class CrossEntropy(LogSumExpJob):
 
     cdef void finish_block(self, Block *block, const tl_block_lse *lse, Totals *totals,
                            tl_cancel *cancel) noexcept nogil:
-        if self.logit_scale > 1 and self.softcap == 0 and self.z_loss == 0 and block.rows.scratch != NULL:
+        if self.logit_scale > 1 and self.softcap == 0 and self.z_loss == 0 and not block.is_row_alone:
             self.reduce_overflowed(block, lse, totals, cancel)
         if self.positions.by_class:
             self.finish_class_ids(block, lse, cancel)

@@ -21,7 +21,7 @@ VARIABLE = "TOKENLOSS_NUM_WORKERS"
 MAX_THREADS = 64
 
 WAKE_NS = 25_000  # to wake a thread: half on the caller's thread, half until the other one begins
-SERIAL_NS = 4 * WAKE_NS  # less work stays on the caller's thread: halves of it are as long as two are woken
+SERIAL_NS = 4 * WAKE_NS  # less work stays on the caller's thread: to wake another would take a quarter of its time
 GRAIN_NS = 20_000  # of work that a thread takes at a time
 BLOCKS_PER_THREAD = 8  # at least, so that all end at nearly the same time
 
@@ -158,7 +158,7 @@ def run(work: _core.Job, workers: int | None) -> None:
     if rows * row_ns < SERIAL_NS:
         work.run(rows or 1, False)
         return
-    useful = math.isqrt(int(rows * row_ns) // WAKE_NS)  # of more threads, each would work for less time than all wake
+    useful = math.isqrt(int(rows * row_ns) // WAKE_NS)  # with more, waking takes longer than a share
     threads = min(workers or default_workers(), useful, MAX_THREADS)
     block_rows, at_once = min(GRAIN_NS / row_ns, rows / (threads * BLOCKS_PER_THREAD)), work.rows_at_once
     step = max(1, int(block_rows / at_once)) * at_once

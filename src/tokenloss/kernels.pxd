@@ -8,7 +8,6 @@ cdef extern from "_kernels/platform.h" nogil:
     void tl_fp_enter(tl_fp_state *)
     void tl_fp_leave(const tl_fp_state *)
     void tl_prefetch(const void *)
-    uint64_t tl_to_bits(double)
     int64_t tl_fetch_add(int64_t *, int64_t)
     bint tl_flag_get(const int *)
     void tl_flag_set(int *)
@@ -45,7 +44,6 @@ cdef extern from "_kernels/kernels.h" nogil:
         double logit_scale
         double softcap
         double shift
-    double tl_logit_at(const tl_backend *, const tl_row *, int64_t)
     ctypedef struct tl_cancel:
         int (*poll)(void *) noexcept nogil
         void *argument
@@ -53,8 +51,6 @@ cdef extern from "_kernels/kernels.h" nogil:
         double last_poll
     int tl_cancelled(tl_cancel *)
     double tl_maximum(const tl_backend *, const tl_row *)
-    ctypedef struct tl_lse_acc:
-        pass
     ctypedef struct tl_topk:
         int64_t most
         int64_t count
@@ -97,7 +93,6 @@ cdef extern from "_kernels/kernels.h" nogil:
         const tl_row *grad
         double grad_scale
         int nontemporal_stores
-    double tl_loss_of_distribution(const tl_backend *, const tl_row *, const tl_loss *, int64_t, tl_cancel *)
     bint tl_is_one_hot(const tl_backend *, const tl_soft_target *, int64_t, int64_t, int64_t, tl_cancel *)
     int TL_ROWS_PER_CACHE_LINE(int)
     ctypedef struct tl_row_block:
@@ -112,7 +107,6 @@ cdef extern from "_kernels/kernels.h" nogil:
         char *scratch
     int tl_row_block_rows(int64_t, int)
     size_t tl_row_block_bytes(int64_t, int)
-    tl_row tl_row_of_block(const tl_row_block *, int)
     ctypedef struct tl_odds:
         double log_odds[64]
         double nll[64]

@@ -96,7 +96,7 @@ typedef struct {
     double maximum[TL_BLOCK_ROWS];
     double ref_exp[TL_BLOCK_ROWS]; /* integers; 0 where the maximum is too large for an exact reduction */
     double sum[TL_BLOCK_ROWS]; /* of all 16 lanes, compensated */
-    double largest_lane[TL_BLOCK_ROWS], in_order[TL_BLOCK_ROWS]; /* the plain sum; both if wanted */
+    double largest_lane[TL_BLOCK_ROWS], in_order[TL_BLOCK_ROWS]; /* of the lanes; their plain sum: if wanted */
     int has_far_maximum; /* whether any maximum may be too large */
 } tl_short_sums;
 
@@ -187,7 +187,7 @@ typedef struct {
     void (*dot_rows[TL_FLOAT_DTYPES])(const void *x, size_t depth, const void *vectors, ptrdiff_t stride, size_t count,
                                       int from_memory, double *dots);
 
-    /* x = softcap tanh(scale x / softcap) in place, or scale x if the softcap is 0. */
+    /* Of a multiple of TL_GROUP: x = softcap tanh(scale x / softcap) in place, or scale x if the softcap is 0. */
     void (*softcap)(double *x, size_t count, double scale, double softcap);
 
     /* Of a multiple of 16 classes: adds mass (shift - x), which is 0 where mass is 0 or x is the shift, and mass. */

@@ -7,7 +7,7 @@
 /* The sums of the logits of each row in groups. */
 static void sum_logits(const tl_backend *backend, const tl_row_block *rows, const tl_block_lse *lse, double *sums) {
     char *group = tl_groups_of(rows);
-    for (int i = 0; i < rows->count; i += TL_GROUP) {
+    for (int i = 0; i < lse->in_groups; i += TL_GROUP) {
         backend->short_sum[lse->group_dtype](group, (size_t)rows->row.count, sums + i);
         group += tl_group_elements(rows) * (size_t)tl_itemsize(lse->group_dtype);
     }
@@ -31,7 +31,7 @@ static uint64_t write_gradients(const tl_backend *backend, const tl_row_block *r
         of_softmax[i] = tl_softmax_factor(&loss, odds[i].lse, mass);
         odds_against[i] = odds[i].log_odds;
     }
-    backend->exps(odds_against, tl_padded_rows(rows));
+    backend->exps(odds_against, tl_padded_rows(rows->count));
     if (tl_is_scaled_or_capped(&rows->row) || loss.soft.weight) {
         written = tl_write_wide_gradients(backend, rows, lse, logsumexp, of_softmax, losses, grads);
     } else {

@@ -1,4 +1,5 @@
 /* What a block of rows writes for each class: see row_block.h. */
+#include <assert.h>
 #include <math.h>
 
 #include "elementwise.h"
@@ -7,12 +8,9 @@
 
 /* Makes the rows of groups that are not wanted 0. */
 static void clear_unwanted(const tl_row_block *rows, int dtype) {
-    int size = tl_itemsize(dtype);
-    for (int i = 0; i < rows->count; i++) {
-        char *group = tl_groups_of(rows) + (size_t)(i / TL_GROUP) * tl_group_elements(rows) * (size_t)size;
+    for (int i = 0; i < rows->count; i++)
         for (int64_t k = 0; !tl_is_wanted(rows, i) && k < rows->row.count; k++)
-            tl_store(group + (k * TL_GROUP + i % TL_GROUP) * size, dtype, 0);
-    }
+            tl_store(tl_groups_of(rows) + tl_place_in_groups(rows, i, k) * (size_t)tl_itemsize(dtype), dtype, 0);
 }
 
 /* Writes the rows of a group whose places are given, element by element. */
@@ -86,9 +84,10 @@ static uint64_t near_rows(const tl_row_block *rows, const tl_block_lse *lse, con
 uint64_t tl_map_groups(const tl_backend *backend, const tl_row_block *rows, const tl_block_lse *lse, int is_log,
                        const double *logsumexp, double *factor, const double *subtrahend, const tl_out_block *out) {
     double exponent[TL_BLOCK_ROWS];
-    size_t padded = tl_padded_rows(rows), classes = (size_t)rows->row.count;
+    size_t padded = tl_padded_rows(lse->in_groups), classes = (size_t)rows->row.count;
     int dtype = lse->group_dtype;
     uint64_t which = near_rows(rows, lse, logsumexp);
+    assert(!tl_is_scaled_or_capped(&rows->row)); /* rows that are not wanted might have results by then */
     if (which == 0)
         return 0;
     char *group = tl_groups_of(rows);
@@ -144,9 +143,9 @@ uint64_t tl_write_wide_gradients(const tl_backend *backend, const tl_row_block *
     size_t elements = tl_group_elements(rows), classes = (size_t)rows->row.count;
     uint64_t which = near_rows(rows, lse, logsumexp);
     const char *group = tl_groups_of(rows);
-    for (size_t i = 0; i < tl_padded_rows(rows); i++)
+    for (size_t i = 0; i < tl_padded_rows(lse->in_groups); i++)
         factor[i] = 1;
-    backend->softmax_factors(logsumexp, tl_padded_rows(rows), TL_FLOAT64, exponent, factor);
+    backend->softmax_factors(logsumexp, tl_padded_rows(lse->in_groups), TL_FLOAT64, exponent, factor);
     for (int start = 0; start < rows->count && which >> start != 0; start += TL_GROUP) {
         double *logits = widened(rows, group, lse->group_dtype), *probability = logits + elements;
         int dtype = TL_FLOAT64;
@@ -168,12 +167,12 @@ void tl_softmax_of_block(const tl_backend *backend, const tl_row_block *rows, co
                          const tl_out_block *out, tl_cancel *cancel) {
     double logsumexp[TL_BLOCK_ROWS], factor[TL_BLOCK_ROWS];
     const double zeros[TL_BLOCK_ROWS] = {0};
-    for (size_t i = 0; i < tl_padded_rows(rows); i++) {
+    for (size_t i = 0; i < tl_padded_rows(rows->count); i++) {
         logsumexp[i] = lse->offset[i] + lse->log[i];
         factor[i] = 1;
     }
     uint64_t left = rows->wanted & ~tl_map_groups(backend, rows, lse, is_log, logsumexp, factor, zeros, out);
-    for (int i = 0; left >> i != 0; i++) {
+    for (int i = 0; i < rows->count && left != 0; i++) {
         tl_row row = tl_row_of_block(rows, i), to = tl_row_of_out(out, i);
         if (!(left >> i & 1))
             continue;
@@ -183,7 +182,5 @@ void tl_softmax_of_block(const tl_backend *backend, const tl_row_block *rows, co
             tl_log_softmax(backend, &row, tl_lse_at(lse, i), &to, out->nontemporal_stores, cancel);
         else
             tl_softmax(backend, &row, tl_lse_at(lse, i), &to, out->nontemporal_stores, cancel);
-        if (i == TL_BLOCK_ROWS - 1)
-            break;
     }
 }

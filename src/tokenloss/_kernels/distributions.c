@@ -6,7 +6,7 @@
 #define PANEL 2048 /* elements that are worked on at once where masses are dense */
 #define WIDTH 128  /* of them in a row, at most */
 #define LIST 1024  /* classes with mass that are listed */
-#define GROUP 64   /* elements that are searched for mass at once */
+#define SEARCHED 64   /* elements that are searched for mass at once */
 
 _Static_assert(PANEL / WIDTH >= 16, "16 rows side by side");
 _Static_assert(PANEL % TL_READ_MULTIPLE == 0, "backends convert whole multiples");
@@ -224,21 +224,21 @@ static run_of_rows next_run(const tl_distributions *of, const int *rows, int cou
     return run;
 }
 
-/* Which of the next elements of a run are not 0, GROUP of them or as many as there are. If none is, moves *at to where
+/* Which of the next elements of a run are not 0, SEARCHED of them or as many as there are. If none is, moves *at to where
  * there may be some. */
 static uint64_t next_nonzeros(const tl_backend *backend, const run_of_rows *run, int dtype, int64_t *at) {
-    char rest[8 * GROUP];
+    char rest[8 * SEARCHED];
     ptrdiff_t size = tl_itemsize(dtype);
     const char *group = run->data + *at * size;
-    if (run->count - *at < GROUP) {
+    if (run->count - *at < SEARCHED) {
         memset(rest, 0, sizeof rest);
         memcpy(rest, group, (size_t)((run->count - *at) * size));
         group = rest;
     }
     uint64_t found = backend->nonzeros(group, dtype);
-    if (found == 0 && run->count - *at > GROUP)
-        *at = backend->skip_zeros(run->data, (ptrdiff_t)(*at + GROUP) * size, (ptrdiff_t)run->count * size) / size -
-              GROUP;
+    if (found == 0 && run->count - *at > SEARCHED)
+        *at = backend->skip_zeros(run->data, (ptrdiff_t)(*at + SEARCHED) * size, (ptrdiff_t)run->count * size) / size -
+              SEARCHED;
     return found;
 }
 
@@ -252,8 +252,8 @@ static int add_sparse(const tl_backend *backend, const tl_distributions *of, con
     list.count = list.is_continued = *n_found = 0;
     for (int i = 0; i < count;) {
         run_of_rows run = next_run(of, rows, count, &i);
-        for (int64_t k = 0; k < run.count; k += GROUP) {
-            if (list.count > LIST - GROUP) {
+        for (int64_t k = 0; k < run.count; k += SEARCHED) {
+            if (list.count > LIST - SEARCHED) {
                 if (!is_integer && (searched + k) / 2 < *n_found + list.count)
                     return 2;
                 *n_found += list.count;
@@ -272,12 +272,12 @@ static int add_sparse(const tl_backend *backend, const tl_distributions *of, con
 /* Whether a guess of the density still holds, by the first elements. */
 static int still_dense(const tl_backend *backend, const tl_distributions *of, int first_row) {
     int n_found = 0;
-    if (of->classes < GROUP)
+    if (of->classes < SEARCHED)
         return 1;
     uint64_t found = backend->nonzeros(of->mass + first_row * of->mass_row, of->mass_dtype);
     for (; found != 0; found &= found - 1)
         n_found++;
-    return n_found >= GROUP / 4;
+    return n_found >= SEARCHED / 4;
 }
 
 int tl_nll_of_distributions(const tl_backend *backend, const tl_distributions *of, const int *rows, int count,

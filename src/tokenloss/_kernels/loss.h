@@ -49,7 +49,8 @@ void tl_write_class_gradient(const tl_backend *backend, const tl_row *logits, co
 double tl_softmax_factor(const tl_loss *loss, tl_lse lse, double mass);
 double tl_gradient_at_target(const tl_row *logits, const tl_loss *loss, const tl_class_odds *odds, double odds_against);
 
-/* The loss for a class id, given the logsumexp of all other classes. */
+/* The loss for a class id, given the logsumexp of all other classes: the plain form, which tests hold blocks to, as they
+ * do with tl_loss_of_distribution. */
 double tl_loss_of_class(const tl_backend *backend, const tl_row *logits, const tl_loss *loss, const tl_lse_acc *others,
                         tl_cancel *cancel);
 

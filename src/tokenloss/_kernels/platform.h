@@ -44,10 +44,10 @@
 #endif
 
 /* For files that gain nothing from the unrolled loops of -O3, and would be twice as large with them. */
-#if defined(__GNUC__) && !defined(__clang__) && defined(__OPTIMIZE__)
-#define TL_OPTIMIZE_SIZE _Pragma("GCC optimize (\"O2\")")
+#if defined(__GNUC__) && !defined(__clang__) && defined(__OPTIMIZE__) && !defined(__SANITIZE_ADDRESS__)
+#define TL_NO_UNROLLING _Pragma("GCC optimize (\"O2\")")
 #else
-#define TL_OPTIMIZE_SIZE
+#define TL_NO_UNROLLING
 #endif
 
 #if defined(__BYTE_ORDER__) && __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__

@@ -9,10 +9,11 @@
 static int is_short(int64_t classes) { return classes <= TL_SHORT_ROW; }
 
 int tl_row_block_rows(int64_t classes, int class_major) {
-    /* the groups of contiguous rows stay in the first cache; of class-major ones, a visit to a plane should be long */
-    if (!is_short(classes) || class_major || classes <= TL_SHORT_ROW / 4)
+    /* the groups of contiguous rows stay in the first cache; of class-major ones, a visit to a plane should be long,
+     * but the scratch memory below half a megabyte */
+    if (!is_short(classes) || classes <= TL_SHORT_ROW / (class_major ? 2 : 4))
         return TL_BLOCK_ROWS;
-    return classes <= TL_SHORT_ROW / 2 ? TL_BLOCK_ROWS / 2 : TL_GROUP;
+    return class_major || classes <= TL_SHORT_ROW / 2 ? TL_BLOCK_ROWS / 2 : TL_GROUP;
 }
 
 /* Scratch memory: groups in double at most, the same in float before they are scaled, a row that nobody reads, and two
@@ -88,7 +89,7 @@ tl_groups tl_load_raw_groups(const tl_backend *backend, const tl_row_block *rows
 
 tl_groups tl_scale_groups(const tl_backend *backend, const tl_row_block *rows, int count, tl_groups raw) {
     tl_groups groups = {tl_groups_of(rows), group_dtype(&rows->row)};
-    size_t elements = tl_group_elements(rows) * (size_t)((count + TL_GROUP - 1) / TL_GROUP);
+    size_t elements = tl_group_elements(rows) * tl_groups_for(count);
     if (raw.dtype != groups.dtype)
         for (size_t i = 0; i < elements; i++)
             ((double *)groups.at)[i] = (double)((const float *)raw.at)[i];
@@ -146,12 +147,9 @@ static uint64_t far_rows(const tl_block_lse *lse, int count) {
 
 /* Where the excluded classes of the first `count` rows lie, as elements of the groups. */
 static void find_excluded(const tl_row_block *rows, int count, int dtype, size_t *at) {
-    size_t group = 0, unread = (size_t)(tl_unread_row_of(rows) - tl_groups_of(rows)) / (size_t)tl_itemsize(dtype);
-    for (int start = 0; start < count; start += TL_GROUP, group += tl_group_elements(rows))
-        for (int i = start; i < start + TL_GROUP && i < count; i++) {
-            int64_t k = rows->excluded[i];
-            at[i] = k < 0 ? unread : group + (size_t)k * TL_GROUP + (size_t)(i - start);
-        }
+    size_t unread = (size_t)(tl_unread_row_of(rows) - tl_groups_of(rows)) / (size_t)tl_itemsize(dtype);
+    for (int i = 0; i < count; i++)
+        at[i] = rows->excluded[i] < 0 ? unread : tl_place_in_groups(rows, i, rows->excluded[i]);
 }
 
 /* Where the rows after this block lie, if they go on as it ends. */
@@ -168,9 +166,10 @@ static tl_next_rows next_rows(const tl_row_block *rows) {
 
 void tl_reduce_groups(const tl_backend *backend, const tl_row_block *rows, int count, tl_groups groups, int wants_lanes,
                       tl_short_moments *moments, tl_block_lse *lse) {
-    size_t at[TL_BLOCK_ROWS], classes = (size_t)rows->row.count, in_groups = (size_t)(count + TL_GROUP - 1) / TL_GROUP;
+    size_t at[TL_BLOCK_ROWS], classes = (size_t)rows->row.count, in_groups = tl_groups_for(count);
     tl_next_rows next = next_rows(rows);
     lse->group_dtype = groups.dtype;
+    lse->in_groups = count;
     if (rows->has_excluded) {
         find_excluded(rows, count, groups.dtype, at);
         memset(tl_unread_row_of(rows), 0, sizeof(double));
@@ -211,10 +210,12 @@ static void reduce_others(const tl_backend *backend, const tl_row_block *rows, i
     for (int i = 0; i < rows->count && left >> i != 0; i++) {
         if (left >> i & 1) {
             number[count] = i;
-            excluded[count] = rows->excluded[i];
-            together[count++] = tl_row_of_block(rows, i);
-            lse->logit[i] = excluded[count - 1] < 0 ? -(double)INFINITY
-                                                    : tl_logit_at(backend, &together[count - 1], rows->excluded[i]);
+            excluded[count] = rows->has_excluded ? rows->excluded[i] : -1;
+            together[count] = tl_row_of_block(rows, i);
+            lse->logit[i] = -(double)INFINITY;
+            if (excluded[count] >= 0)
+                lse->logit[i] = tl_logit_at(backend, &together[count], excluded[count]);
+            count++;
         }
         if (count == 0 || (count < most && left >> i >> 1 != 0))
             continue;
@@ -239,8 +240,9 @@ void tl_lse_of_block(const tl_backend *backend, const tl_row_block *rows, int wa
                      tl_cancel *cancel) {
     assert(rows->count > 0 && rows->count <= tl_row_block_rows(rows->row.count, rows->class_major));
     int count = tl_grouped_rows(rows);
-    size_t padded = (size_t)(rows->count + TL_GROUP - 1) / TL_GROUP * TL_GROUP;
+    size_t padded = tl_padded_rows(rows->count);
     lse->grouped = 0;
+    lse->in_groups = 0;
     memset(lse->offset, 0, padded * sizeof *lse->offset);
     if (!rows->has_excluded || count < (int)padded)
         memset(lse->logit, 0, padded * sizeof *lse->logit);
@@ -259,7 +261,7 @@ void tl_lse_of_block(const tl_backend *backend, const tl_row_block *rows, int wa
 
 /* The first class of a row in groups whose logit is the maximum. */
 static int64_t argmax_of(const tl_row_block *rows, const tl_block_lse *lse, int i) {
-    size_t at = (size_t)(i / TL_GROUP) * tl_group_elements(rows) + (size_t)(i % TL_GROUP);
+    size_t at = tl_place_in_groups(rows, i, 0);
     const float *single = (const float *)(const void *)tl_groups_of(rows) + at;
     const double *wide = (const double *)(const void *)tl_groups_of(rows) + at;
     int64_t k = 0;

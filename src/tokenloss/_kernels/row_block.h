@@ -12,7 +12,7 @@ typedef struct {
     int class_major;  /* whether they are neighbours in memory, and their classes are not */
     int has_excluded; /* whether any row may have an excluded class */
     int keeps_logits; /* whether logits are read again after the reduction */
-    uint64_t wanted;  /* a bit for each row. Of neighbours, the others may be read, too */
+    uint64_t wanted;  /* a bit for each row. In class-major layout, the others are read as well */
     const char *data[TL_BLOCK_ROWS];
     int64_t excluded[TL_BLOCK_ROWS]; /* the target, or -1 */
     char *scratch;                   /* of tl_row_block_bytes */
@@ -31,9 +31,13 @@ TL_INLINE size_t tl_group_elements(const tl_row_block *rows) { return (size_t)ro
 char *tl_unread_row_of(const tl_row_block *rows);
 char *tl_wide_groups_of(const tl_row_block *rows); /* room for two groups of doubles */
 
-/* The number of rows rounded up to whole groups. */
-TL_INLINE size_t tl_padded_rows(const tl_row_block *rows) {
-    return (size_t)(rows->count + TL_GROUP - 1) / TL_GROUP * TL_GROUP;
+/* The number of groups that hold so many rows; and the number of rows that fills them. */
+TL_INLINE size_t tl_groups_for(int count) { return (size_t)(count + TL_GROUP - 1) / TL_GROUP; }
+TL_INLINE size_t tl_padded_rows(int count) { return tl_groups_for(count) * TL_GROUP; }
+
+/* Where a class of a row lies in groups, as an element of them. */
+TL_INLINE size_t tl_place_in_groups(const tl_row_block *rows, int i, int64_t k) {
+    return (size_t)(i / TL_GROUP) * tl_group_elements(rows) + (size_t)k * TL_GROUP + (size_t)(i % TL_GROUP);
 }
 
 /* Whether rows [start, start + count) lie one element apart, so that a vector of them can be read at once. */
@@ -58,8 +62,9 @@ typedef struct {
     double offset[TL_BLOCK_ROWS], log[TL_BLOCK_ROWS], logit[TL_BLOCK_ROWS];
     tl_short_sums sums; /* largest_lane and in_order, if wanted */
     tl_odds odds;
-    uint64_t grouped; /* rows whose logits lie in groups in the scratch memory, and are not far out */
+    int in_groups;    /* how many rows lie in groups in the scratch memory, from the first on */
     int group_dtype;  /* TL_FLOAT32 or TL_FLOAT64 */
+    uint64_t grouped; /* those of them that are wanted and not far out */
 } tl_block_lse;
 
 /* Reduces the wanted rows. If `wants_lanes`, no class is excluded, and log-odds are not computed. */
@@ -109,9 +114,9 @@ TL_INLINE tl_row tl_row_of_out(const tl_out_block *out, int i) {
 void tl_softmax_of_block(const tl_backend *backend, const tl_row_block *rows, const tl_block_lse *lse, int is_log,
                          const tl_out_block *out, tl_cancel *cancel);
 
-/* Writes factor softmax(x) - subtrahend of each of these rows, where all lie in groups; returns those whose logsumexp
- * is not too far out, which were written. If `is_log`, writes x - logsumexp. In class-major layout, rows that are not
- * wanted become 0. */
+/* Writes factor softmax(x) - subtrahend of each wanted row that lies in groups and whose logsumexp is not too far out;
+ * returns these rows. If `is_log`, writes x - logsumexp. `factor` is overwritten; in class-major layout, so may be the
+ * results of rows that are not wanted, with 0. Logits are neither scaled nor capped. */
 uint64_t tl_map_groups(const tl_backend *backend, const tl_row_block *rows, const tl_block_lse *lse, int is_log,
                        const double *logsumexp, double *factor, const double *subtrahend, const tl_out_block *out);
 
@@ -122,8 +127,7 @@ uint64_t tl_write_wide_gradients(const tl_backend *backend, const tl_row_block *
                                  const tl_out_block *out);
 
 /* The loss of each wanted row for its excluded class, which is its class id. `loss` is what they share; weights of the
- * targets are NULL if all are 1. Gradients, if any, go to `grads`; where that is class-major, those of rows that are
- * not wanted become 0. */
+ * targets are NULL if all are 1. Gradients, if any, go to `grads`; see tl_map_groups for rows that are not wanted. */
 void tl_class_losses_of_block(const tl_backend *backend, const tl_row_block *rows, const tl_block_lse *lse,
                               const tl_loss *loss, const double *target_weight, const tl_out_block *grads,
                               double *values, tl_cancel *cancel);

@@ -36,7 +36,7 @@ void tl_superacc_sq_add(tl_superacc_sq *squares, double term) {
 }
 
 /* Adds the levels to limbs that hold multiples of 2^-(1074 + offset). */
-static void pour(const tl_levels *levels, int64_t *limb, unsigned offset, int64_t *uncarried) {
+static void pour(const tl_levels *levels, int64_t *limb, int limbs, unsigned offset, int64_t *uncarried) {
     if (levels->groups == 0)
         return;
     const double *part = &levels->level[0][0];
@@ -48,15 +48,19 @@ static void pour(const tl_levels *levels, int64_t *limb, unsigned offset, int64_
             tl_add_shifted(limb, position + offset, mantissa, negative);
     }
     *uncarried += TL_LEVEL_PARTS;
+    if (*uncarried >= TL_MAX_UNCARRIED) {
+        tl_propagate_carries(limb, limbs);
+        *uncarried = 0;
+    }
 }
 
 static void pour_sum(tl_superacc *sum) {
-    pour(&sum->levels, sum->limb, 0, &sum->uncarried);
+    pour(&sum->levels, sum->limb, TL_SUM_LIMBS, 0, &sum->uncarried);
     memset(&sum->levels, 0, sizeof sum->levels);
 }
 
 static void pour_squares(tl_superacc_sq *squares) {
-    pour(&squares->levels, squares->limb, 1074, &squares->uncarried);
+    pour(&squares->levels, squares->limb, TL_SQUARES_LIMBS, 1074, &squares->uncarried);
     memset(&squares->levels, 0, sizeof squares->levels);
 }
 
@@ -135,7 +139,7 @@ void tl_superacc_merge(tl_superacc *sum, const tl_superacc *other) {
         sum->limb[i] += other->limb[i];
     sum->special += other->special;
     sum->uncarried += other->uncarried + 1; /* a limb without carries counts as a term */
-    pour(&other->levels, sum->limb, 0, &sum->uncarried);
+    pour(&other->levels, sum->limb, TL_SUM_LIMBS, 0, &sum->uncarried);
     if (sum->uncarried >= TL_MAX_UNCARRIED) {
         tl_propagate_carries(sum->limb, TL_SUM_LIMBS);
         sum->uncarried = 0;

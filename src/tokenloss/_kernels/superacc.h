@@ -6,8 +6,8 @@
  * Many numbers at once are cut into levels first, vectors of them at a time: parts that are multiples of a unit, so few
  * and so small that doubles add them up without rounding (backend.h says how few). Now and then the levels are poured
  * into the limbs, which is exact too. Numbers of uncommon size go to the limbs one by one. */
-#ifndef TOKENLOSS_EXACT_H
-#define TOKENLOSS_EXACT_H
+#ifndef TOKENLOSS_SUPERACC_H
+#define TOKENLOSS_SUPERACC_H
 
 #include "backend.h"
 

@@ -4,12 +4,7 @@
 #include <float.h>
 #include <math.h>
 
-static size_t padded_rows(int count) { return (size_t)(count + TL_GROUP - 1) / TL_GROUP * TL_GROUP; }
-
-/* Where a class of a row lies in groups; the element there. */
-static size_t place_in_group(const tl_row_block *rows, int i, int64_t class) {
-    return (size_t)(i / TL_GROUP * rows->row.count + class) * TL_GROUP + (size_t)(i % TL_GROUP);
-}
+/* An element of groups. */
 static double load_from(tl_groups groups, size_t at) {
     return groups.dtype == TL_FLOAT64 ? ((const double *)groups.at)[at] : (double)((const float *)groups.at)[at];
 }
@@ -27,8 +22,8 @@ static void find_ranks(const tl_backend *backend, const tl_row_block *rows, int 
     tl_short_ranks ranks;
     for (int i = 0; i < count; i++)
         if (rows->excluded[i] >= 0)
-            target_raw[i] = load_from(raw, place_in_group(rows, i, rows->excluded[i]));
-    backend->short_ranks[raw.dtype](raw.at, padded_rows(count) / TL_GROUP, (size_t)rows->row.count, target_raw, &ranks);
+            target_raw[i] = load_from(raw, tl_place_in_groups(rows, i, rows->excluded[i]));
+    backend->short_ranks[raw.dtype](raw.at, tl_groups_for(count), (size_t)rows->row.count, target_raw, &ranks);
     memcpy(tokens->rank, ranks.count_ge, sizeof tokens->rank); /* the target is one of them */
     memcpy(tokens->argmax, ranks.argmax, sizeof tokens->argmax);
 }
@@ -37,7 +32,7 @@ static void find_ranks(const tl_backend *backend, const tl_row_block *rows, int 
  * rows with so many logits that were not -inf before. */
 static uint64_t find_top(const tl_backend *backend, const tl_row_block *rows, int count, tl_groups raw, tl_topk *top) {
     double least[TL_BLOCK_ROWS];
-    size_t groups = padded_rows(count) / TL_GROUP;
+    size_t groups = tl_groups_for(count);
     uint64_t found = rows->wanted;
     tl_short_ranks ranks;
     for (int i = 0; i < TL_BLOCK_ROWS; i++)
@@ -47,7 +42,7 @@ static uint64_t find_top(const tl_backend *backend, const tl_row_block *rows, in
         for (int i = 0; i < count; i++) {
             if (!tl_is_wanted(rows, i))
                 continue;
-            size_t at = place_in_group(rows, i, ranks.argmax[i]);
+            size_t at = tl_place_in_groups(rows, i, ranks.argmax[i]);
             top[i].id[k] = ranks.argmax[i];
             top[i].value[k] = load_from(raw, at);
             store_to(raw, at, -(double)INFINITY);
@@ -56,7 +51,7 @@ static uint64_t find_top(const tl_backend *backend, const tl_row_block *rows, in
     }
     for (int i = 0; i < count; i++)
         for (int64_t k = 0; tl_is_wanted(rows, i) && k < top->most; k++)
-            store_to(raw, place_in_group(rows, i, top[i].id[k]), top[i].value[k]);
+            store_to(raw, tl_place_in_groups(rows, i, top[i].id[k]), top[i].value[k]);
     return found;
 }
 
@@ -69,7 +64,7 @@ static void end_top(const tl_backend *backend, const tl_row_block *rows, int cou
             if (tl_is_wanted(rows, i))
                 value[i] = top[i].value[k];
         if (tl_is_scaled_or_capped(&rows->row))
-            backend->softcap(value, padded_rows(count), rows->row.logit_scale, rows->row.softcap);
+            backend->softcap(value, tl_padded_rows(count), rows->row.logit_scale, rows->row.softcap);
         for (int i = 0; i < count; i++)
             if (tl_is_wanted(rows, i)) {
                 tl_lse lse = tl_odds_at(rows, others, i).lse;
@@ -105,7 +100,7 @@ static void find_near_zero(const tl_backend *backend, const tl_row_block *rows, 
 static void find_logsumexp(const tl_backend *backend, const tl_row_block *rows, int count, uint64_t which,
                            tl_groups groups, const tl_block_lse *others, double *logsumexp, tl_cancel *cancel) {
     const tl_next_rows unknown = {NULL, 0, 0};
-    size_t padded = padded_rows(count);
+    size_t padded = tl_padded_rows(count);
     uint64_t near_zero = 0;
     tl_block_lse all;
     backend->short_sumexp[groups.dtype](groups.at, padded / TL_GROUP, (size_t)rows->row.count, &unknown, 1, &all.sums);
@@ -124,7 +119,7 @@ static void find_logsumexp(const tl_backend *backend, const tl_row_block *rows, 
 uint64_t tl_token_stats_of_block(const tl_backend *backend, const tl_row_block *rows, tl_topk *top,
                                  tl_token_block *tokens, tl_cancel *cancel) {
     int count = tl_grouped_rows(rows);
-    size_t padded = padded_rows(count);
+    size_t padded = tl_padded_rows(count);
     tl_block_lse others;
     tl_short_moments moments;
     assert(rows->keeps_logits);

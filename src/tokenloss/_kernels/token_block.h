@@ -5,8 +5,8 @@
 #include "row_block.h"
 #include "topk.h"
 
-#define TL_BLOCK_TOP 8 /* classes that are found for each row of a block, at most: each takes a pass over the logits \
-                        */
+/* Classes that are found for each row of a block, at most: each takes a pass over the logits. */
+#define TL_BLOCK_TOP 8
 
 /* For each row: see tl_token_stats. */
 typedef struct {

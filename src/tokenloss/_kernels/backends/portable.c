@@ -1,6 +1,6 @@
 #include "../platform.h"
 
-TL_OPTIMIZE_SIZE
+TL_NO_UNROLLING
 #include "simd_portable.h"
 
 #define BACKEND portable
