@@ -37,7 +37,7 @@ WORKS = {  # beginnings of the names of cases
     "short_soft/float32": "`cross_entropy_loss`, soft targets",
     "short_soft/float64": "the same, float64",
 }
-WORKS_OF_README = ("short/float32", "short_softmax", "short_grad", "short_ids", "short_onehot/float32")
+WORKS_OF_README = ("short/float32", "short_softmax", "short_ids", "short_onehot/float32")
 TINY = {
     "onehot": "`cross_entropy_loss`, one-hot",
     "ids": "`cross_entropy_loss`, class ids",
