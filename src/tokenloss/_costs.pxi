@@ -7,7 +7,7 @@
 
 cdef enum:
     SHORT_ROW = 512  # that of the kernels
-    CACHE_BYTES = 1 << 20  # of larger arrays, single scores come from memory
+    CACHE_BYTES = 1 << 25  # of larger arrays, single scores come from memory
     SAMPLED_CLASSES = 64
 
 cdef double BYTE_COST = 1 / 30.0  # of what is read or written in order
