@@ -1,4 +1,4 @@
-"""What is timed: names of cases, and functions that build them; those of short rows are in `cases_of_short_rows`."""
+"""The cases by name, and the functions that build them. Those of short rows are in `cases_of_short_rows`."""
 
 from __future__ import annotations
 
@@ -113,9 +113,8 @@ def one_hot(rows: int, classes: int, dtype: str, megabytes: int, workers: int) -
         turn = next(turns)
 
     def with_sklearn() -> Iterable[Contender]:
-        from sklearn.metrics import log_loss  # noqa: F401 -- to know that it is there
-
-        yield Contender("scikit-learn, log_loss", lambda: log_loss_of_sklearn(y_true[turn], y_pred[turn]), FLOAT32)
+        log_loss = log_loss_of_sklearn()
+        yield Contender("scikit-learn, log_loss", lambda: log_loss(y_true[turn], y_pred[turn]), FLOAT32)
 
     readers = [_reader(array, workers) for array in y_true]
     case = Case(

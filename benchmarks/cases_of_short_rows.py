@@ -1,6 +1,6 @@
-"""What is timed of short rows, probabilities, tiny calls and sums: one thread, from two classes on.
+"""The cases of short rows, from two classes on, of probabilities, tiny calls and sums, on one thread.
 
-Where memory need not be read, arrays are small enough for a cache, as peers that make temporary arrays like it best.
+Arrays fit in a cache, unless a case is about reading memory: peers that make temporary arrays are fastest there.
 """
 
 from __future__ import annotations
@@ -199,7 +199,7 @@ def _ids(rows: int, classes: int) -> Any:
 
 
 def _probabilities(dtype: str, rows: int, classes: int, seed: int = 0) -> Any:
-    """Rows of probabilities, none of which is clipped."""
+    """Rows that add up to 1, with no probability so small or large that it would be clipped."""
     p = np.random.default_rng(seed).random((rows, classes), np.float32).astype(dtype, copy=False)
     p += np.array(0.01, dtype)
     p /= p.sum(axis=1, keepdims=True)

@@ -10,7 +10,7 @@ from tables import fastest, ours
 CASE = "logits/float32/131072/1"
 OURS, READ, OTHERS = "#1f77b4", "#b0b7bf", "#7f8790"
 SHORT = "short/float32/"
-LINES = {  # of contenders, by the beginning of their names: what is written beside, and its colour
+LINES = {  # label and colour of each line, by the beginning of its contenders' names
     "tokenloss": ("tokenloss", OURS),
     "torch": ("torch", "#c44e2b"),
     "NumPy": ("NumPy", "#2e8b57"),

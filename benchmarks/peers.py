@@ -107,7 +107,7 @@ def with_torch_compile(x: Any, targets: Any, workers: int) -> Contenders:
 
 
 def rows_at_once(x: Any) -> int:
-    """How many rows are taken together, so that temporary arrays stay in a cache."""
+    """The number of rows of which temporary arrays fit in a cache."""
     return max(CHUNK, CHUNK_NUMBERS // int(x.shape[1]))
 
 

@@ -6,6 +6,7 @@ Each function yields contenders for probabilities `p` and targets `t` (class ids
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -59,21 +60,22 @@ def ids_with_torch(p: Any, t: Any, workers: int = 1) -> Contenders:
     yield Contender("torch, nll_loss of log", lambda: nll_loss(probs.log(), ids), FLOAT32)
 
 
-def log_loss_of_sklearn(y: Any, p: Any, labels: Any = None) -> Any:
+def log_loss_of_sklearn() -> Callable[..., Any]:
     """scikit-learn's log_loss, without its search for nan."""
     from sklearn import config_context
     from sklearn.metrics import log_loss
 
-    with warnings.catch_warnings(), config_context(assume_finite=True):
-        warnings.simplefilter("ignore")  # about rows whose sum is not 1 to the last digit
-        return log_loss(y, p, labels=labels)
+    def call(y: Any, p: Any, labels: Any = None) -> Any:
+        with warnings.catch_warnings(), config_context(assume_finite=True):
+            warnings.simplefilter("ignore")  # about rows whose sum is not 1 to the last digit
+            return log_loss(y, p, labels=labels)
+
+    return call
 
 
 def ids_with_sklearn(p: Any, t: Any) -> Contenders:
     """log_loss, which is told the labels."""
-    import sklearn  # noqa: F401 -- to know that it is there
-
-    call = partial(log_loss_of_sklearn, t, p, np.arange(p.shape[1]))
+    call = partial(log_loss_of_sklearn(), t, p, np.arange(p.shape[1]))
     yield Contender("scikit-learn, log_loss", call, FLOAT32)
 
 
@@ -126,9 +128,7 @@ def distributions_with_scipy(y: Any, p: Any) -> Contenders:
 
 def one_hot_with_sklearn(y: Any, p: Any) -> Contenders:
     """log_loss."""
-    import sklearn  # noqa: F401 -- to know that it is there
-
-    yield Contender("scikit-learn, log_loss", partial(log_loss_of_sklearn, y, p), FLOAT32)
+    yield Contender("scikit-learn, log_loss", partial(log_loss_of_sklearn(), y, p), FLOAT32)
 
 
 IDS: Builders = {"NumPy": ("numpy", ids_with_numpy), "torch": ("torch", ids_with_torch)}

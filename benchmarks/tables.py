@@ -126,7 +126,7 @@ def ours(case: dict[str, Any]) -> dict[str, Any]:
 
 
 def _fastest_other(case: dict[str, Any], with_times: bool) -> str:
-    """How many times as long the fastest peer takes."""
+    """The time of the fastest peer, as a multiple of tokenloss's."""
     peer = fastest(case, PEERS)
     other = f"{_digits(peer['times_tokenloss'])} {peer['name'].partition(',')[0]}" if peer else "-"
     return f"{_digits(ours(case)['ns_per_row'])}; {other}" if with_times else other
@@ -155,7 +155,7 @@ def _mean(cases: Cases) -> str:
 
 
 def _slower(cases: Cases) -> str:
-    """Which cases have a peer that takes less time than tokenloss."""
+    """The cases in which a peer is faster than tokenloss."""
     peers = {name: fastest(case, PEERS) for name, case in cases.items() if not name.startswith("sums/")}
     slower = [(name, peer) for name, peer in peers.items() if peer and peer["times_tokenloss"] < 1]
     named = [f"{name} ({_digits(peer['times_tokenloss'])} {peer['name']})" for name, peer in slower]

@@ -76,7 +76,7 @@ def test_tables_of_a_quick_run(measured):
         assert words in printed
 
 
-@pytest.mark.skipif(not RESULTS.exists(), reason="an sdist has no results")
+@pytest.mark.skipif(not RESULTS.exists(), reason="the sdist leaves out benchmarks/results")
 def test_tables_are_those_that_were_measured():
     section, _, table = run("tables.py", RESULTS).partition("For README.md")
     assert section.strip() in (BENCHMARKS / "README.md").read_text("utf-8")
@@ -85,6 +85,6 @@ def test_tables_are_those_that_were_measured():
     assert lines[0] not in shown or set(lines) <= set(shown)
 
 
-@pytest.mark.skipif(not RESULTS.exists(), reason="an sdist has no results")
+@pytest.mark.skipif(not RESULTS.exists(), reason="the sdist leaves out benchmarks/results")
 def test_chart_in_the_readme_is_small():
     assert RESULTS.with_suffix(".svg").stat().st_size < 60_000

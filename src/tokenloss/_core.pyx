@@ -152,7 +152,7 @@ cdef class Job:
 
     @property
     def row_cost(self):
-        """What a row takes on one thread, in nanoseconds; an estimate."""
+        """The estimated time of a row on one thread, in nanoseconds."""
         return row_cost_of(self)
 
     @property
@@ -247,7 +247,7 @@ cdef class RowJob(Job):
         PyBuffer_Release(&self.numbers_buffer)
 
     cdef int set_numbers(self, numbers) except -1:
-        """Where each row's number is written: an array of zeros, contiguous and of float64."""
+        """Set the array that each row's number is written to: contiguous zeros of float64."""
         PyObject_GetBuffer(numbers, &self.numbers_buffer, PyBUF_C_CONTIGUOUS | PyBUF_WRITABLE)
         if self.numbers_buffer.len != self.rows * <Py_ssize_t> sizeof(double):
             raise ValueError("numbers are not one float64 for each row")
@@ -329,6 +329,28 @@ cdef class RowJob(Job):
         totals.unmasked += 1
         if self.numbers != NULL:
             self.numbers[row] = number
+
+    cdef void add_many(self, int64_t start, const int *rows, const double *numbers, const double *weights, int count,
+                       Totals *totals) noexcept nogil:
+        """As `add`, of several rows, which are counted from `start`; the class weights are NULL if there are none."""
+        cdef int i
+        tl_superacc_add_many(backend, &totals.losses, numbers, count)
+        if weights != NULL:
+            tl_superacc_add_many(backend, &totals.weights, weights, count)
+        totals.unmasked += count
+        if self.numbers != NULL:
+            for i in range(count):
+                self.numbers[start + rows[i]] = numbers[i]
+
+    cdef int load_targets(self, int64_t start, int count, int64_t *targets, Totals *totals) noexcept nogil:
+        """Class ids as `Positions.load_targets` finds them; those that are no classes are refused, and MASKED."""
+        cdef int i, found = self.positions.load_targets(start, count, targets)
+        if found & TL_SOME_BAD:
+            found = TL_SOME_MASKED
+            for i in range(count):
+                if targets[i] != MASKED and not self.accepts(start + i, targets[i], totals):
+                    targets[i] = MASKED
+        return found
 
     cdef void run_range(self, int64_t start, int64_t stop, Totals *totals, tl_cancel *cancel) noexcept nogil:
         cdef int64_t row, target

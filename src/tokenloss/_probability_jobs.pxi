@@ -54,7 +54,7 @@ cdef class ClassIdLoss(RowJob):
     """
 
     cdef tl_clip clip
-    cdef bint is_scattered  # memory is read here and there, so is asked before
+    cdef bint is_scattered  # rows lie so far apart that each score is a cache line of its own: it is prefetched
     # one of these holds the scores, rows by classes; none if their layout is not that of a matrix, or the rows are few
     cdef const uint16_t[:, :] halves
     cdef const float[:, :] floats
@@ -79,11 +79,7 @@ cdef class ClassIdLoss(RowJob):
         """Reads the class ids of the next rows; returns where the block ends."""
         cdef int64_t target
         cdef int i, found, kept = 0, count = <int> min(stop - start, BLOCK_ROWS)
-        found = self.positions.load_targets(start, count, block.targets)
-        if found & TL_SOME_BAD:
-            for i in range(count):
-                if block.targets[i] != MASKED and not self.accepts(start + i, block.targets[i], totals):
-                    block.targets[i], found = MASKED, TL_SOME_MASKED
+        found = self.load_targets(start, count, block.targets, totals)
         for i in range(count):
             block.rows[i] = i
         if found & TL_SOME_MASKED:
@@ -134,12 +130,7 @@ cdef class ClassIdLoss(RowJob):
             for i in range(block.count):
                 weights[i] = self.positions.class_weight(block.targets[i])
                 nll[i] *= weights[i]
-            tl_superacc_add_many(backend, &totals.weights, weights, block.count)
-        tl_superacc_add_many(backend, &totals.losses, nll, block.count)
-        totals.unmasked += block.count
-        if self.numbers != NULL:
-            for i in range(block.count):
-                self.numbers[block.start + block.rows[i]] = nll[i]
+        self.add_many(block.start, block.rows, nll, weights if self.weighs_class_ids else NULL, block.count, totals)
 
     cdef void run_range(self, int64_t start, int64_t stop, Totals *totals, tl_cancel *cancel) noexcept nogil:
         cdef GatherBlock blocks[2]
@@ -206,7 +197,7 @@ cdef class SoftTargetLoss(RowJob):
         cdef double nll[MAX_DISTRIBUTION_ROWS]
         cdef const View *targets = &self.positions.targets_view
         cdef tl_distributions block = self.block
-        cdef int i, kept
+        cdef int kept
         block.clip = &self.clip
         block.mass, block.mass_row = address_of(targets, start), targets.row_stride
         block.score, block.score_row = address_of(&self.scores.view, start), self.scores.view.row_stride
@@ -215,11 +206,7 @@ cdef class SoftTargetLoss(RowJob):
             return True
         if not tl_nll_of_distributions(backend, &block, rows, kept, dense, nll):
             return False
-        tl_superacc_add_many(backend, &totals.losses, nll, kept)
-        totals.unmasked += kept
-        if self.numbers != NULL:
-            for i in range(kept):
-                self.numbers[start + rows[i]] = nll[i]
+        self.add_many(start, rows, nll, NULL, kept, totals)
         return True
 
     cdef void run_range(self, int64_t start, int64_t stop, Totals *totals, tl_cancel *cancel) noexcept nogil:

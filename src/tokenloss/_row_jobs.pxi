@@ -57,10 +57,8 @@ cdef class LogSumExpJob(RowJob):
         if not self.positions.by_class:
             for i in range(count):
                 targets[i] = -1 if self.positions.is_unmasked(start + i, -1) else MASKED
-        elif self.positions.load_targets(start, count, targets) & TL_SOME_BAD:
-            for i in range(count):
-                if targets[i] != MASKED and not self.accepts(start + i, targets[i], totals):
-                    targets[i] = MASKED
+        else:
+            self.load_targets(start, count, targets, totals)
 
     cdef void load_block(self, int64_t start, int count, Block *block, Totals *totals,
                          tl_cancel *cancel) noexcept nogil:
@@ -122,21 +120,18 @@ cdef class LogSumExpJob(RowJob):
 
     cdef void add_block(self, Block *block, Totals *totals) noexcept nogil:
         """As `add`, of the wanted rows of a block."""
+        cdef int rows[BLOCK_ROWS]
         cdef double values[BLOCK_ROWS]
         cdef double weights[BLOCK_ROWS]
+        cdef int64_t start = block.number[0]
         cdef int i, count = 0
         for i in range(block.rows.count):
             if block.rows.wanted >> i & 1:
-                values[count] = block.values[i]
+                rows[count], values[count] = <int> (block.number[i] - start), block.values[i]
                 if self.weighs_class_ids:
                     weights[count] = self.positions.class_weight(block.target[i])
-                if self.numbers != NULL:
-                    self.numbers[block.number[i]] = block.values[i]
                 count += 1
-        tl_superacc_add_many(backend, &totals.losses, values, count)
-        if self.weighs_class_ids:
-            tl_superacc_add_many(backend, &totals.weights, weights, count)
-        totals.unmasked += count
+        self.add_many(start, rows, values, weights if self.weighs_class_ids else NULL, count, totals)
 
     cdef void find_rows(self, const View *view, const Block *block, const char **found) noexcept nogil:
         """Where an array of the scores' shape holds the rows of a block."""

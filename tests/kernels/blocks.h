@@ -48,7 +48,7 @@ typedef struct {
     block_place *place;
 } block_case;
 
-/* Rows in memory: where each begins, of which they fill `extent` bytes. */
+/* Where each row begins, in memory of `extent` bytes. */
 typedef struct {
     tl_row row;
     ptrdiff_t at[TL_BLOCK_ROWS], extent;

@@ -445,7 +445,7 @@ TL_TARGET static void NAME(deinterleave_)(const void *in, size_t classes, char *
     }
 }
 
-/* The same for `count` rows beside each other, whose classes are class_stride bytes apart: groups of TL_GROUP rows, the
+/* The same for `count` class-major rows: the elements of a class are neighbours. Groups have TL_GROUP rows, the
  * last perhaps with fewer. Each plane of a class is visited once. */
 TL_TARGET static void NAME(interleave_planes_)(const char *first, ptrdiff_t class_stride, size_t classes, size_t count,
                                                void *groups) {

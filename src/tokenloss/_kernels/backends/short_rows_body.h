@@ -82,7 +82,7 @@ TL_TARGET TL_INLINE void NAME(add_halves_)(NAME(lane_) * lanes, size_t i, size_t
     }
 }
 
-/* tl_lanes_sum_compensated of 16 lanes, of which the first `count` are there. */
+/* The compensated sum of the first `count` lanes of 16; the others would be 0. See tl_lanes_sum_compensated. */
 TL_TARGET TL_INLINE void NAME(end_lanes_)(NAME(lane_) * lanes, size_t count, int of_exps, double *total) {
     for (size_t i = 0; i < PARTS; i++) {
         NAME(add_halves_)(lanes, i, 8, count, of_exps);
