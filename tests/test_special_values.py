@@ -342,15 +342,15 @@ forbid(2)
 for backend in _core.backends():
     _core.use_backend(backend)
     for dtype in (np.float16, ml_dtypes.bfloat16, np.float32, np.float64):
-        itemsize = np.dtype(dtype).itemsize
+        itemsize, close = np.dtype(dtype).itemsize, 1e-12 if dtype == np.float64 else 1e-8
         page = bytes_[PAGE : 2 * PAGE].view(dtype)
         for count in [1, 2, 3, 63, 64, 65, 127, 128, 129, 511, 512, 513, 1000, PAGE // itemsize]:
             if count <= page.size:
                 for row in (page[:count], page[page.size - count :]):
                     for view in (row, row[::-1]):
-                        assert abs(float(logsumexp(view)) - np.log(count)) < 1e-12
-                        assert abs(cross_entropy(view, 0) - np.log(count)) < 1e-12
-                        assert abs(cross_entropy(view, count - 1) - np.log(count)) < 1e-12
+                        assert abs(float(logsumexp(view)) - np.log(count)) < close
+                        assert abs(cross_entropy(view, 0) - np.log(count)) < close
+                        assert abs(cross_entropy(view, count - 1) - np.log(count)) < close
                         assert kl_divergence(view, row) == 0
                         assert token_scores(view, 0, top_k=min(count, 2), softcap=9.0).rank == count
                         softmax(view, out=view)

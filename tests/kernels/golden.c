@@ -234,7 +234,10 @@ static void take_parts(const tl_backend *backend, const tl_row *row, const tl_ro
     }
 }
 
-static int nearly_same(double a, double b) { return same(a, b) || tl_abs(a - b) <= 1e-12 * (1 + tl_abs(b)); }
+static int nearly_same(double a, double b, const tl_row *row) {
+    double tolerance = row->compute_dtype == TL_FLOAT64 ? 1e-12 : 1e-7;
+    return same(a, b) || tl_abs(a - b) <= tolerance * (1 + tl_abs(b));
+}
 
 /* Of every `step`-th loss: the loss of a row, its gradient, and the loss of its ranges. */
 static void take_losses(const tl_backend *backend, const tl_row *row, const tl_loss *losses, int first, int step,
@@ -250,9 +253,9 @@ static void take_losses(const tl_backend *backend, const tl_row *row, const tl_l
         loss.grad = &grad;
         double value = loss_of_row(backend, row, &loss, cancel);
         require(same(value, in_layout), "layout, or loss with its gradient,", row);
-        require(is_same_in_ranges(&loss_cases[i]) ? same(ranges, value) : nearly_same(ranges, value), "loss by ranges",
-                row);
-        require(is_same_in_any_ranges(&loss_cases[i]) ? same(longer, ranges) : nearly_same(longer, ranges),
+        require(is_same_in_ranges(&loss_cases[i]) ? same(ranges, value) : nearly_same(ranges, value, row),
+                "loss by ranges", row);
+        require(is_same_in_any_ranges(&loss_cases[i]) ? same(longer, ranges) : nearly_same(longer, ranges, row),
                 "loss by longer ranges", row);
         take(loss_quantity(i), value);
         take_row((quantity)(loss_quantity(i) + 1), &grad);

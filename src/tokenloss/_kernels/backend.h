@@ -60,7 +60,7 @@ typedef struct {
     enum { TL_AHEAD, TL_SHARED, TL_APART } stage; /* the class is yet to come; was added; the references may differ */
     int64_t position; /* index of the excluded class in the current chunk; -1 if it is not there */
     double logit; /* of the excluded class, scaled and capped */
-    double element[1]; /* that logit less the offset, as an element of the chunk */
+    double element[1]; /* that logit less the offset, in float32 or float64 */
 } tl_all_classes;
 
 /* Running logsumexp: sum of exp(x - offset) 2^-ref_exp, in 16 lanes of double with their rounding errors. */
@@ -72,7 +72,9 @@ typedef struct {
     double maximum; /* of the elements seen, by all reductions but SUMEXP; nan is skipped */
     double threshold;
     int64_t count_ge; /* number of elements >= threshold, by reductions with a moment or a count */
-    int exp_overflow; /* an exponent field overflowed (x / ln 2 - ref_exp >= 128): discard this block's sum */
+    int exp_overflow; /* a term is too large for the compute dtype: discard this block's sum */
+    int is_padded; /* what is added next is less than a chunk, or holds -inf in place of the excluded class */
+    int clamps; /* logits far below the reference were met: kernels raise all arguments to the least they can take */
     tl_moment *moment;
     tl_all_classes *all; /* with a moment, or NULL if the sum of all classes is not wanted */
 } tl_lse_acc;
@@ -244,10 +246,10 @@ typedef struct {
                                        const tl_next_rows *next);
     void (*short_sum[TL_FLOAT_DTYPES])(const void *group, size_t classes, double *sum);
 
-    /* Of rows, a multiple of TL_GROUP: ref_exp ln2 + log(sum); log-odds and losses; entropies, from these and the
+    /* Of rows, a multiple of TL_GROUP: logarithms of sums of this dtype, as tl_lse_log; log-odds and losses; entropies, from these and the
      * moment of the other classes; exp(x) in place; and, for rows of this dtype, exponents and factors with which
      * exp(x) 2^-exponent factor is `factor` times softmax(x). */
-    void (*lse_logs)(const double *sum, const double *ref_exp, size_t count, double ln2, double *log);
+    void (*lse_logs)(const double *sum, const double *ref_exp, size_t count, int dtype, double *log);
     void (*log_odds)(const double *offset, const double *log, const double *logit, size_t count, tl_odds *odds);
     void (*entropies)(const tl_odds *odds, const double *log, const double *sum, const tl_short_moments *moments,
                       size_t count, double *entropy);

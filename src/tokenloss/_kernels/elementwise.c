@@ -7,15 +7,16 @@
 
 /* Powers of two are computed 2^headroom too large and scaled down at the end, so that small probabilities survive as
  * subnormals. */
-static int64_t exp_headroom_bits(int dtype) { return dtype == TL_FLOAT64 ? 60 : 24; }
+static int64_t exp_headroom_bits(int dtype) { return dtype == TL_FLOAT64 ? 60 : 25; }
 
 /* The factor of exp(x) 2^-exponent in exp(x - logsumexp). */
 static double factor_of(double logsumexp, int dtype, int64_t *exponent) {
-    double ln2 = dtype == TL_FLOAT64 ? TL_LN2 : 0x1.62e43p-1, log2_value = logsumexp * TL_LOG2E;
+    double ln2 = dtype == TL_FLOAT64 ? TL_LN2 : TL_FLOAT_LN2, log2_value = logsumexp * TL_LOG2E;
     assert(tl_abs(logsumexp) < 2 * TL_MAX_EXACT_REDUCTION);
     int64_t n = (int64_t)(log2_value + (log2_value < 0 ? -0.5 : 0.5));
     *exponent = n - exp_headroom_bits(dtype);
-    return tl_scale(tl_exp((double)n * ln2 - logsumexp), -exp_headroom_bits(dtype));
+    double log = (double)n * ln2 - logsumexp;
+    return tl_scale(tl_exp(dtype == TL_FLOAT64 ? log : log + TL_FLOAT_TERM_BIAS), -exp_headroom_bits(dtype));
 }
 
 void tl_store_at(const tl_row *out, int64_t index, double value) {

@@ -4,9 +4,9 @@
 
 #include "scalar_math.h"
 
-/* Bounds of a sum relative to its reference exponent. Below the first, terms that were flushed (2^-126 and less)
- * might matter; above the second, the float32 nearest to ln 2, wrong by 1.9e-9, was subtracted too many times. */
-#define SUM_UNDERFLOW 0x1p-58
+/* Bounds of a sum relative to its reference exponent. Below the first, terms that were flushed (2^-206 and less)
+ * might matter; above the second, moments might overflow in float. */
+#define SUM_UNDERFLOW 0x1p-100
 #define SUM_OVERFLOW 0x1p36
 
 /* Within this distance of 0 the error of 2e-7 that a logsumexp may have is more than a millionth of it. If one class
@@ -49,7 +49,7 @@ int tl_lse_rebase(double maximum, int dtype, tl_lse_acc *state) {
     }
     state->offset = offset;
     state->ref_exp = exponent;
-    state->exp_overflow = 0;
+    state->exp_overflow = state->clamps = 0;
     if (state->moment) {
         state->moment->shift -= moved;
         tl_moment_reshift(maximum - offset, dtype, state);
@@ -218,9 +218,8 @@ void tl_lse_class_major(const tl_backend *backend, const tl_row *rows, const int
 }
 
 double tl_lse_log(const tl_lse_acc *state, const tl_row *row) {
-    /* the multiple of ln 2 that was subtracted from each x: what the reference exponent stands for */
-    double ln2 = row->compute_dtype == TL_FLOAT64 ? TL_LN2 : 0x1.62e43p-1;
-    return (double)state->ref_exp * ln2 + tl_log(tl_lanes_sum_compensated(state->sum, state->comp));
+    double sum = tl_lanes_sum_compensated(state->sum, state->comp);
+    return tl_log_of_sum(sum, (double)state->ref_exp, row->compute_dtype);
 }
 
 double tl_moment_mean(const tl_lse_acc *state) {

@@ -6,6 +6,7 @@
 
 #include "cancel.h"
 #include "reduce.h"
+#include "scalar_math.h"
 
 _Static_assert(TL_CANCEL_INTERVAL % TL_BLOCK == 0, "cancellation is checked between blocks");
 
@@ -73,7 +74,7 @@ int tl_lse_begin(double maximum, int dtype, tl_moment *moment, tl_lse_acc *state
  * tl_lse_begin does. */
 int tl_lse_rebase(double maximum, int dtype, tl_lse_acc *state);
 
-/* True if the sum left [2^-58, 2^36] or an exponent overflowed: restore the snapshot, rebase, accumulate the block
+/* True if the sum left [2^-100, 2^36] or an exponent overflowed: restore the snapshot, rebase, accumulate the block
  * again. */
 int tl_sum_out_of_range(const tl_lse_acc *state);
 
@@ -92,7 +93,13 @@ int tl_lse_block(const tl_backend *backend, const tl_row *row, int64_t start, in
 /* The accumulator of all classes from one that excludes a class, at stage TL_SHARED. */
 tl_lse_acc tl_with_all(const tl_lse_acc *state);
 
-/* log(sum), less the offset. */
+/* The logsumexp that a sum of exponentials in this dtype stands for; and that of an accumulator, less the offset. */
+TL_INLINE double tl_log_of_sum(double sum, double ref_exp, int dtype) {
+    if (dtype == TL_FLOAT64)
+        return ref_exp * TL_LN2 + tl_log(sum);
+    double log_sum = tl_log(sum), above = log_sum - TL_FLOAT_LARGE_LOG;
+    return ref_exp * TL_FLOAT_LN2 + ((log_sum + TL_FLOAT_TERM_BIAS) + (above > 0 ? above * TL_FLOAT_LN2_ERROR : 0));
+}
 double tl_lse_log(const tl_lse_acc *state, const tl_row *row);
 
 /* The moment divided by the sum: the mean of x - offset - shift under softmax(row). */

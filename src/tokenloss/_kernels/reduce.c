@@ -9,7 +9,7 @@
 static void add_excluded(const tl_lse_acc *state, int64_t position, int dtype) {
     tl_all_classes *all = state->all;
     double x = all->logit - state->offset;
-    if (!(x < ((double)state->ref_exp + 64) * TL_LN2)) /* its power of two might overflow; or it is nan */
+    if (!(x < ((double)state->ref_exp + 40) * TL_LN2)) /* its power might overflow; or it is nan */
         all->stage = TL_APART;
     if (all->stage == TL_APART)
         return;
@@ -17,7 +17,7 @@ static void add_excluded(const tl_lse_acc *state, int64_t position, int dtype) {
     all->position = position;
     all->sum = state->sum[all->lane];
     all->comp = state->comp[all->lane];
-    tl_store((char *)all->element, dtype, x);
+    tl_store((char *)all->element, dtype == TL_FLOAT64 ? dtype : TL_FLOAT32, x);
 }
 
 void tl_reduce_range(const tl_backend *backend, tl_reduce_kind kind, const tl_row *row, int64_t start, int64_t end,
@@ -30,10 +30,12 @@ void tl_reduce_range(const tl_backend *backend, tl_reduce_kind kind, const tl_ro
         int64_t until = excluded >= start && excluded < end ? excluded : end;
         int64_t count = in_place ? (until - start) / TL_CHUNK * TL_CHUNK : 0;
         const void *x = row->data + start * row->stride;
+        state->is_padded = 0;
         if (count == 0) {
             count = end - start < TL_CHUNK ? end - start : TL_CHUNK;
             tl_load_chunk(backend, row, start, count, excluded, state->offset, dtype, buf);
             x = &buf->at;
+            state->is_padded = count < TL_CHUNK || until < start + count;
             if (all && until < start + count)
                 add_excluded(state, excluded - start, dtype);
         }

@@ -230,8 +230,7 @@ static void reduce_others(const tl_backend *backend, const tl_row_block *rows, i
 }
 
 void tl_end_lse(const tl_backend *backend, const tl_row *row, size_t padded, int has_excluded, tl_block_lse *lse) {
-    double ln2 = row->compute_dtype == TL_FLOAT64 ? TL_LN2 : 0x1.62e43p-1; /* as in tl_lse_log */
-    backend->lse_logs(lse->sums.sum, lse->sums.ref_exp, padded, ln2, lse->log);
+    backend->lse_logs(lse->sums.sum, lse->sums.ref_exp, padded, row->compute_dtype, lse->log);
     if (has_excluded)
         backend->log_odds(lse->offset, lse->log, lse->logit, padded, &lse->odds);
 }

@@ -9,6 +9,15 @@
 #include "platform.h"
 
 #define TL_LN2 0x1.62e42fefa39efp-1
+
+/* What terms and sums in float stand for. All terms are 1.538... times too large (f32_POWERS in backends/template.h):
+ * TERM_BIAS is the logarithm of that. They are computed for the float nearest to ln 2, which is 2.75e-9 too large,
+ * relatively: so the logarithm of a term near 2^n is too small by 1.9e-9 n. tl_log_of_sum corrects for what the
+ * reference exponent stands for; and where the sum is large, most of it must be of terms above that. */
+#define TL_FLOAT_LN2 0x1.62e43p-1
+#define TL_FLOAT_LN2_ERROR 0x1.79a8dc2f503a2p-29
+#define TL_FLOAT_TERM_BIAS (-0.4306526714621564)
+#define TL_FLOAT_LARGE_LOG 8.7484188381815 /* of 2^12 terms at the reference */
 #define TL_LOG2E 0x1.71547652b82fep+0
 #define TL_LN2_HIGH 0x1.62e42fee00000p-1 /* 32 bits: exact times any integer below 2^21 */
 #define TL_LN2_LOW 0x1.a39ef35793c76p-33

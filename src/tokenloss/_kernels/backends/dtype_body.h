@@ -7,131 +7,189 @@
  *
  * max_keep_nan(a, b) of a nan b is nan; max_skip_nan(a, b) is a > b ? a : b, so it passes over a nan a.
  *
- * A term of the sum is exp(x - n ln 2) 2^(n - ref_exp), where n is the integer nearest to x / ln 2. The exponential
- * does not depend on the reference exponent, which scales all terms by one power of two and so changes no bit of the
- * sum. Of ln 2 only the leading bits are subtracted here; tl_lse_log corrects for the others, once for the whole sum.
  *
- * exp(x) = 2^n + 2^n r p(r). The powers of two are summed separately from the small remainders: their sum is (almost)
- * exact, and rounding errors scale with the remainders only. Both use one fixed tree: 8 terms per lane and chunk, then
- * 64 -> 16 lanes, in double where rounding matters. The result does not depend on the width of a vector. */
+ * and perhaps, where several vectors are loaded at a time and their elements are not in order:
+ *
+ *   COLUMNS               how many; LOAD_COLUMNS(p, to) loads them
+ *   ORDER_COLUMNS(sums)   puts their sums in order
+ *
+ * HALF is defined for dtypes that float32 computes for: where arguments are clamped, chunks are converted to it.
+ *
+ * The terms of a chunk are summed in one fixed tree, 8 in each lane, then 64 -> 16 lanes, in double where rounding
+ * matters: powers of two in fours (float) or eights (double) before they go to double, the small rests in two chains
+ * of 4. The result does not depend on the width of a vector. */
 
 #define NAME(what) JOIN(JOIN(what, DTYPE), JOIN(_, BACKEND))
 
-/* exp(x) 2^-ref_exp = pow2 + p r_pow2: returns the polynomial p(r). The low bits of n_biased hold n - ref_exp + bias.
- */
-TL_TARGET TL_INLINE OP(vec)
-    NAME(exp_)(OP(vec) x, const OP(acc) * acc, OP(vec) * n_biased, OP(vec) * pow2, OP(vec) * r_pow2) {
-    *n_biased = OP(fma)(x, OP(set)(OP(LOG2E)), acc->round_magic);
-    OP(vec) r = OP(fma)(OP(sub)(*n_biased, acc->round_magic), OP(set)(-OP(LN2)), x);
-    OP(vec) p = OP(set)(OP(EXP)[0]);
-    for (size_t k = 1; k < sizeof OP(EXP) / sizeof OP(EXP)[0]; k++)
-        p = OP(fma)(p, r, OP(set)(OP(EXP)[k]));
-    *pow2 = OP(pow2)(*n_biased);
-    *r_pow2 = OP(mul)(r, *pow2);
-    return p;
-}
+#ifndef COLUMNS
+#define COLUMNS 1
+#define ORDER_COLUMNS(sums) (void)(sums)
+#endif
 
-/* Mode of a chunk. SUMEXP: sum of e^x. MOMENT: also sum of e^x (x - shift), max x, #{x >= threshold}. MOMENT_AND_ALL:
- * also the sum of all classes. KL: also sum of e^x ((x - shift) - (y - shift_y)), max x and min y, where y are the
- * logits of the other row and shift_y is passed as `threshold`. */
-enum NAME(mode_) { NAME(SUMEXP_), NAME(MOMENT_), NAME(MOMENT_AND_ALL_), NAME(KL_) };
+/* The sums of some columns of a chunk, vectors of lanes of 8 elements each; the sums of pairs and fours at first. */
+typedef struct {
+    OP(vec) powers[4][COLUMNS], rests[2][COLUMNS], moments[COLUMNS];
+} NAME(columns_);
 
-/* The sums of column j of a chunk (one vector of lanes, 8 elements each): of powers of two, of remainders, and of the
- * moment. */
-TL_TARGET TL_INLINE void NAME(reduce_column_)(const ELEMENT *x, size_t count, size_t j, OP(acc) * acc,
-                                              enum NAME(mode_) mode, const ELEMENT *other, OP(vec) * pow2_of,
-                                              OP(vec) * remainder_of, OP(vec) * moment_of) {
-    OP(vec) r_pow2[4], pow2[4], moment[4];
-    for (size_t k = 0; k < 4; k++) {
-        size_t at = 2 * TL_LANES * k + OP(WIDTH) * j;
-        if (count == TL_CHUNK && j * OP(WIDTH) * sizeof *x % 64 == 0) {
-            tl_prefetch_stream(x + at);
-            tl_prefetch_stream(x + at + TL_LANES);
-        }
-        r_pow2[k] = pow2[k] = moment[k] = OP(set)(0);
-        if (at >= count)
+/* Adds element i of each lane, and returns its power and k. */
+TL_TARGET TL_INLINE void NAME(add_elements_)(const ELEMENT *x, const ELEMENT *other, size_t i, enum tl_mode mode,
+                                             int clamps, OP(acc) * acc, NAME(columns_) * to, OP(vec) k[COLUMNS],
+                                             OP(vec) power[COLUMNS]) {
+    OP(vec) value[COLUMNS], y[COLUMNS];
+    LOAD_COLUMNS(x, value);
+    if (mode == KL)
+        LOAD_COLUMNS(other, y);
+    for (size_t c = 0; c < COLUMNS; c++) {
+        OP(vec) bounded = clamps ? OP(max_keep_nan)(acc->min_arg, value[c]) : value[c], *rest = &to->rests[i / 4][c];
+        const OP(exp_parts) exp = OP(exp_of)(bounded, acc, clamps);
+        k[c] = exp.k;
+        power[c] = exp.power;
+        *rest = i % 4 == 0 ? OP(mul)(exp.q, exp.r_power) : OP(fma)(exp.q, exp.r_power, *rest);
+        if (mode == SUMEXP)
             continue;
-        OP(vec) n_biased[2], pow2s[2];
-        for (size_t i = 0; i < 2; i++) {
-            OP(vec) value = LOAD(x + at + TL_LANES * i), r;
-            OP(vec) bounded = OP(max_keep_nan)(acc->min_arg, value);
-            OP(vec) p = NAME(exp_)(bounded, acc, &n_biased[i], &pow2s[i], &r);
-            r_pow2[k] = i == 0 ? OP(mul)(p, r) : OP(fma)(p, r, r_pow2[k]);
-            if (mode == NAME(SUMEXP_))
-                continue;
-            OP(vec) factor = OP(sub)(bounded, acc->shift);
-            acc->maximum[i] = OP(max_skip_nan)(value, acc->maximum[i]);
-            if (mode != NAME(KL_)) {
-                acc->count_ge[i] = OP(count_ge)(acc->count_ge[i], value, acc->threshold);
-            } else {
-                OP(vec) y = LOAD(other + at + TL_LANES * i);
-                acc->min_other = OP(min)(acc->min_other, y);
-                y = OP(sub)(OP(max_keep_nan)(OP(set)(-OP(OTHER_LIMIT)), y), acc->threshold);
-                factor = OP(sub)(factor, y);
-            }
-            OP(vec) term = OP(fma)(p, r, pow2s[i]);
-            moment[k] = i == 0 ? OP(mul)(term, factor) : OP(fma)(term, factor, moment[k]);
+        OP(vec) factor = OP(sub)(bounded, acc->shift), term = OP(exp_value)(&exp);
+        acc->maximum[i % 2] = OP(max_skip_nan)(value[c], acc->maximum[i % 2]);
+        if (mode == KL) {
+            acc->min_other = OP(min)(acc->min_other, y[c]);
+            y[c] = OP(sub)(OP(max_keep_nan)(OP(set)(-OP(OTHER_LIMIT)), y[c]), acc->threshold);
+            factor = OP(sub)(factor, y[c]);
         }
-        acc->or_bits[k % 2] = OP(or_bits)(acc->or_bits[k % 2], n_biased[0], n_biased[1]);
-        pow2[k] = OP(add)(pow2s[0], pow2s[1]);
+        to->moments[c] = i == 0 ? OP(mul)(term, factor) : OP(fma)(term, factor, to->moments[c]);
     }
-    *remainder_of = OP(add)(OP(add)(r_pow2[0], r_pow2[1]), OP(add)(r_pow2[2], r_pow2[3]));
-    *moment_of = OP(add)(OP(add)(moment[0], moment[1]), OP(add)(moment[2], moment[3]));
-    *pow2_of = OP(add)(OP(add)(pow2[0], pow2[1]), OP(add)(pow2[2], pow2[3]));
 }
 
+/* Adds elements 2 i and 2 i + 1 of each lane of columns j, j + 1, ...; those from `count` on are -inf. */
+TL_TARGET TL_INLINE void NAME(add_pair_)(const ELEMENT *x, const ELEMENT *other, size_t count, size_t j, size_t i,
+                                         enum tl_mode mode, int clamps, OP(acc) * acc, NAME(columns_) * to) {
+    OP(vec) k[2][COLUMNS], power[2][COLUMNS];
+    const size_t at = 2 * TL_LANES * i + OP(WIDTH) * j;
+    if (count == TL_CHUNK && j * OP(WIDTH) * sizeof *x % 64 == 0) {
+        tl_prefetch_stream(x + at);
+        tl_prefetch_stream(x + at + TL_LANES);
+    }
+    if (at >= count) {
+        for (size_t c = 0; c < COLUMNS; c++) {
+            to->powers[i][c] = OP(set)(0);
+            if (i % 2 == 0)
+                to->rests[i / 2][c] = OP(set)(0);
+            if (i == 0)
+                to->moments[c] = OP(set)(0);
+        }
+        return;
+    }
+    NAME(add_elements_)(x + at, other + at, 2 * i, mode, clamps, acc, to, k[0], power[0]);
+    NAME(add_elements_)(x + at + TL_LANES, other + at + TL_LANES, 2 * i + 1, mode, clamps, acc, to, k[1], power[1]);
+    for (size_t c = 0; c < COLUMNS; c++) {
+        acc->or_bits[i % 2] = OP(or_bits)(acc->or_bits[i % 2], k[0][c], k[1][c]);
+        to->powers[i][c] = OP(add)(power[0][c], power[1][c]);
+    }
+}
+
+/* The sums of columns j, j + 1, ... of a chunk. */
+TL_TARGET TL_INLINE NAME(columns_) NAME(reduce_columns_)(const ELEMENT *x, size_t count, size_t j, OP(acc) * acc,
+                                                         enum tl_mode mode, int clamps, const ELEMENT *other) {
+    NAME(columns_) of;
+    NAME(add_pair_)(x, other, count, j, 0, mode, clamps, acc, &of); /* a loop might not be unrolled */
+    NAME(add_pair_)(x, other, count, j, 1, mode, clamps, acc, &of);
+    NAME(add_pair_)(x, other, count, j, 2, mode, clamps, acc, &of);
+    NAME(add_pair_)(x, other, count, j, 3, mode, clamps, acc, &of);
+    for (size_t c = 0; c < COLUMNS; c++) {
+        of.rests[0][c] = OP(add)(of.rests[0][c], of.rests[1][c]);
+        of.powers[0][c] = OP(add)(of.powers[0][c], of.powers[1][c]);
+        of.powers[1][c] = OP(add)(of.powers[2][c], of.powers[3][c]);
+        if (OP(SUMS) == 1)
+            of.powers[0][c] = OP(add)(of.powers[0][c], of.powers[1][c]);
+    }
+    ORDER_COLUMNS(of.rests[0]);
+    ORDER_COLUMNS(of.powers[0]);
+    if (OP(SUMS) == 2)
+        ORDER_COLUMNS(of.powers[1]);
+    if (mode != SUMEXP)
+        ORDER_COLUMNS(of.moments);
+    return of;
+}
+
+#ifndef HALF
 /* Sums the column of the excluded class once more, with its logit stored into the chunk, which is a buffer. Replaces
- * the powers of two of the column, and the remainder of the lane of 16 that the class belongs to. */
+ * the powers of the column, and the rest of the lane of 16 that the class belongs to. */
 TL_TARGET static void NAME(add_excluded_)(const ELEMENT *x, size_t count, OP(acc) * acc, const tl_all_classes *all,
-                                          REAL *pow2s, REAL *remainders) {
+                                          REAL powers[OP(SUMS)][TL_LANES], REAL *rests) {
     size_t column = (size_t)all->position % TL_LANES / OP(WIDTH);
     ELEMENT *excluded = (ELEMENT *)(uintptr_t)(x + all->position), saved = *excluded;
-    REAL *r = remainders + all->lane;
-    OP(vec) pow2, r_pow2, moment;
+    REAL *rest = rests + all->lane;
     memcpy((void *)excluded, all->element, sizeof *excluded);
-    NAME(reduce_column_)(x, count, column, acc, NAME(SUMEXP_), NULL, &pow2, &r_pow2, &moment);
+    NAME(columns_) of = NAME(reduce_columns_)(x, count, column, acc, SUMEXP, 1, x);
     *excluded = saved;
-    OP(store)(pow2s + OP(WIDTH) * column, pow2);
-    OP(store)(remainders + OP(WIDTH) * column, r_pow2);
-    r[0] = (r[0] + r[32]) + (r[16] + r[48]);
+    for (size_t s = 0; s < OP(SUMS); s++)
+        OP(store)(powers[s] + OP(WIDTH) * column, of.powers[s][0]);
+    OP(store)(rests + OP(WIDTH) * column, of.rests[0][0]);
+    rest[0] = (rest[0] + rest[32]) + (rest[16] + rest[48]);
+}
+#endif
+
+/* The number of elements of a chunk that are >= the threshold, unless none is. */
+TL_TARGET TL_INLINE void NAME(count_chunk_)(const ELEMENT *x, size_t count, OP(acc) * acc) {
+    if (!OP(mask_ge)(OP(max_skip_nan)(acc->maximum[0], acc->maximum[1]), acc->threshold))
+        return;
+    for (size_t i = 0; i < count; i += 2 * OP(WIDTH))
+        for (size_t c = 0; c < 2; c++)
+            acc->count_ge[c] = OP(count_ge)(acc->count_ge[c], LOAD(x + i + c * OP(WIDTH)), acc->threshold);
 }
 
 /* Adds a chunk, whose elements from `count` on are -inf. */
 TL_TARGET TL_INLINE void NAME(reduce_chunk_)(const ELEMENT *x, size_t count, OP(acc) * acc, tl_lanes *sum,
-                                             tl_lanes *moment_sum, tl_all_classes *all_classes, enum NAME(mode_) mode,
+                                             tl_lanes *moment_sum, tl_all_classes *all, enum tl_mode mode, int clamps,
                                              const ELEMENT *other) {
-    OP(vec) remainders[TL_LANES / OP(WIDTH)], moments[TL_LANES / OP(WIDTH)];
-    REAL pow2s_of[TL_LANES], remainders_of[TL_LANES];
-    tl_all_classes *all = mode == NAME(MOMENT_AND_ALL_) ? all_classes : NULL;
-    for (size_t j = 0; j < TL_LANES / OP(WIDTH); j++) {
-        OP(vec) pow2;
-        NAME(reduce_column_)(x, count, j, acc, mode, other, &pow2, &remainders[j], &moments[j]);
-        OP(accumulate)(sum->sum + OP(WIDTH) * j % 16, sum->comp + OP(WIDTH) * j % 16, pow2);
-        if (mode == NAME(MOMENT_AND_ALL_))
-            OP(store)(pow2s_of + OP(WIDTH) * j, pow2);
+    OP(vec) rests[TL_LANES / OP(WIDTH)], moments[TL_LANES / OP(WIDTH)], maximum[2];
+    REAL powers_of[OP(SUMS)][TL_LANES], rests_of[TL_LANES];
+    for (size_t i = 0; i < 2; i++) {
+        maximum[i] = acc->maximum[i];
+        acc->maximum[i] = OP(set)(-(REAL)INFINITY);
     }
-    if (mode == NAME(MOMENT_AND_ALL_) && TL_UNLIKELY(all->position >= 0)) {
+    for (size_t j = 0; j < TL_LANES / OP(WIDTH); j += COLUMNS) {
+        NAME(columns_) of = NAME(reduce_columns_)(x, count, j, acc, mode, clamps, other);
+        for (size_t c = 0; c < COLUMNS; c++) {
+            const size_t lane = OP(WIDTH) * (j + c);
+            for (size_t s = 0; s < OP(SUMS); s++) {
+                OP(accumulate)(sum, lane % 16, of.powers[s][c]);
+                if (mode == MOMENT_AND_ALL)
+                    OP(store)(powers_of[s] + lane, of.powers[s][c]);
+            }
+            rests[j + c] = of.rests[0][c];
+            if (mode != SUMEXP)
+                moments[j + c] = of.moments[c];
+        }
+    }
+    if (mode == MOMENT || mode == MOMENT_AND_ALL)
+        NAME(count_chunk_)(x, count, acc);
+    for (size_t i = 0; i < 2; i++)
+        acc->maximum[i] = OP(max_skip_nan)(acc->maximum[i], maximum[i]);
+#ifndef HALF
+    if (mode == MOMENT_AND_ALL && clamps && TL_UNLIKELY(all->position >= 0)) {
         OP(acc) unused = *acc;
         for (size_t j = 0; j < TL_LANES / OP(WIDTH); j++)
-            OP(store)(remainders_of + OP(WIDTH) * j, remainders[j]);
-        NAME(add_excluded_)(x, count, &unused, all, pow2s_of, remainders_of);
+            OP(store)(rests_of + OP(WIDTH) * j, rests[j]);
+        NAME(add_excluded_)(x, count, &unused, all, powers_of, rests_of);
     }
+#endif
     for (size_t half = TL_LANES / 2; half >= 16; half /= 2)
         for (size_t j = 0; j < half / OP(WIDTH); j++) {
-            remainders[j] = OP(add)(remainders[j], remainders[j + half / OP(WIDTH)]);
-            moments[j] = OP(add)(moments[j], moments[j + half / OP(WIDTH)]);
+            rests[j] = OP(add)(rests[j], rests[j + half / OP(WIDTH)]);
+            if (mode != SUMEXP)
+                moments[j] = OP(add)(moments[j], moments[j + half / OP(WIDTH)]);
         }
     for (size_t j = 0; j < 16 / OP(WIDTH); j++) {
-        OP(accumulate)(sum->sum + OP(WIDTH) * j, sum->comp + OP(WIDTH) * j, remainders[j]);
-        if (mode != NAME(SUMEXP_))
-            OP(accumulate)(moment_sum->sum + OP(WIDTH) * j, moment_sum->comp + OP(WIDTH) * j, moments[j]);
-        if (mode == NAME(MOMENT_AND_ALL_) && all->position < 0)
-            OP(store)(remainders_of + OP(WIDTH) * j, remainders[j]);
+        OP(accumulate_rest)(sum, OP(WIDTH) * j, rests[j]);
+        if (mode != SUMEXP)
+            OP(accumulate)(moment_sum, OP(WIDTH) * j, moments[j]);
+        if (mode == MOMENT_AND_ALL && all->position < 0)
+            OP(store)(rests_of + OP(WIDTH) * j, rests[j]);
     }
-    if (mode == NAME(MOMENT_AND_ALL_)) {
+    if (mode == MOMENT_AND_ALL) {
         for (size_t k = all->lane; k < TL_LANES; k += 16)
-            OP(accumulate_one)(&all->sum, &all->comp, pow2s_of[k]);
-        OP(accumulate_one)(&all->sum, &all->comp, remainders_of[all->lane]);
+            for (size_t s = 0; s < OP(SUMS); s++)
+                OP(accumulate_one)(&all->sum, &all->comp, (double)powers_of[s][k]);
+        OP(accumulate_one)(&all->sum, &all->comp, (double)rests_of[all->lane] * (double)OP(LEADING));
     }
 }
 
@@ -150,61 +208,96 @@ TL_TARGET TL_INLINE double NAME(max_of_)(OP(vec) * maxima, size_t count, double 
     return (double)value[0];
 }
 
-TL_TARGET TL_INLINE void NAME(reduce_)(const ELEMENT *x, size_t count, tl_lse_acc *state, enum NAME(mode_) mode) {
-    double shift = mode == NAME(SUMEXP_) ? 0 : state->moment->shift;
-    OP(acc) acc = OP(acc_init)(state->ref_exp, shift, state->threshold);
-    tl_lanes sum, moment;
-    OP(load_lanes)(&sum, state->sum, state->comp);
-    if (mode != NAME(SUMEXP_))
-        OP(load_lanes)(&moment, state->moment->sum, state->moment->comp);
-    for (; count >= TL_CHUNK; count -= TL_CHUNK, x += TL_CHUNK)
-        NAME(reduce_chunk_)(x, TL_CHUNK, &acc, &sum, &moment, state->all, mode, NULL);
-    if (count > 0)
-        NAME(reduce_chunk_)(x, count, &acc, &sum, &moment, state->all, mode, NULL);
+/* Adds a chunk with arguments clamped; one of half precision is converted first. */
+TL_TARGET TL_INLINE void NAME(reduce_clamped_)(const ELEMENT *x, size_t count, OP(acc) * acc, tl_lanes *sum,
+                                               tl_lanes *moment, tl_all_classes *all, enum tl_mode mode) {
+#ifdef HALF
+    float converted[TL_CHUNK];
+    for (size_t i = 0; i < count || i % TL_READ_MULTIPLE != 0; i += f32_WIDTH)
+        f32_store(converted + i, LOAD(x + i));
+    JOIN(reduce_chunk_float32_, BACKEND)(converted, count, acc, sum, moment, all, mode, 1, converted);
+#else
+    NAME(reduce_chunk_)(x, count, acc, sum, moment, all, mode, 1, x);
+#endif
+}
+
+/* Adds whole chunks and perhaps a last one. Returns 0, with nothing changed, if arguments are not clamped and one would
+ * have to be. */
+TL_TARGET TL_INLINE int NAME(try_reduce_)(const ELEMENT *x, size_t count, tl_lse_acc *state, enum tl_mode mode,
+                                          int clamps) {
+    OP(acc) acc = OP(acc_init)(state->ref_exp, clamps, mode == SUMEXP ? 0 : state->moment->shift, state->threshold);
+    tl_lanes sum = OP(load_lanes)(state->sum, state->comp), moment;
+    tl_all_classes all;
+    if (mode != SUMEXP)
+        moment = OP(load_lanes)(state->moment->sum, state->moment->comp);
+    if (mode == MOMENT_AND_ALL) {
+        all = *state->all;
+        all.sum *= OP(SCALE);
+    }
+    for (size_t done = 0; done < count; done += TL_CHUNK, x += TL_CHUNK) {
+        size_t n = count - done < TL_CHUNK ? count - done : TL_CHUNK;
+        if (clamps)
+            NAME(reduce_clamped_)(x, n, &acc, &sum, &moment, &all, mode);
+        else
+            NAME(reduce_chunk_)(x, TL_CHUNK, &acc, &sum, &moment, &all, mode, 0, x);
+    }
+    int out_of_range = OP(is_out_of_range)(&acc);
+    if (!clamps && out_of_range)
+        return 0;
     OP(store_lanes)(&sum, state->sum, state->comp);
-    if (mode != NAME(SUMEXP_))
+    if (mode != SUMEXP) {
         OP(store_lanes)(&moment, state->moment->sum, state->moment->comp);
-    state->exp_overflow |= OP(exp_overflowed)(&acc);
-    if (mode != NAME(SUMEXP_)) {
         state->maximum = NAME(max_of_)(acc.maximum, 2, state->maximum);
         state->count_ge += OP(sum_counts)(acc.count_ge[0]) + OP(sum_counts)(acc.count_ge[1]);
     }
+    if (mode == MOMENT_AND_ALL) {
+        state->all->sum = all.sum * OP(UNSCALE);
+        state->all->comp = all.comp;
+    }
+    state->exp_overflow |= out_of_range;
+    return 1;
+}
+
+TL_TARGET TL_INLINE void NAME(reduce_)(const ELEMENT *x, size_t count, tl_lse_acc *state, enum tl_mode mode) {
+    if (!state->clamps && !state->is_padded && NAME(try_reduce_)(x, count, state, mode, 0))
+        return;
+    state->clamps |= !state->is_padded; /* a row that has logits far below its maximum may have more */
+    NAME(try_reduce_)(x, count, state, mode, 1);
 }
 
 TL_TARGET static void NAME(sumexp_)(const void *x, size_t count, tl_lse_acc *state) {
-    NAME(reduce_)((const ELEMENT *)x, count, state, NAME(SUMEXP_));
+    NAME(reduce_)((const ELEMENT *)x, count, state, SUMEXP);
 }
 
 TL_TARGET static void NAME(moment_)(const void *x, size_t count, tl_lse_acc *state) {
-    NAME(reduce_)((const ELEMENT *)x, count, state, NAME(MOMENT_));
+    NAME(reduce_)((const ELEMENT *)x, count, state, MOMENT);
 }
 
 TL_TARGET static void NAME(moment_and_all_)(const void *x, size_t count, tl_lse_acc *state) {
-    NAME(reduce_)((const ELEMENT *)x, count, state, NAME(MOMENT_AND_ALL_));
+    NAME(reduce_)((const ELEMENT *)x, count, state, MOMENT_AND_ALL);
 }
 
 TL_TARGET static int NAME(kl_)(const void *base, const void *other, size_t count, tl_lse_acc *base_state,
                                tl_lse_acc *other_state) {
     const ELEMENT *p = (const ELEMENT *)base, *q = (const ELEMENT *)other;
-    OP(acc) p_acc = OP(acc_init)(base_state->ref_exp, base_state->moment->shift, base_state->moment->other_shift);
-    OP(acc) q_acc = OP(acc_init)(other_state->ref_exp, 0, 0);
-    tl_lanes p_sum, q_sum, moment;
-    OP(load_lanes)(&p_sum, base_state->sum, base_state->comp);
-    OP(load_lanes)(&q_sum, other_state->sum, other_state->comp);
-    OP(load_lanes)(&moment, base_state->moment->sum, base_state->moment->comp);
+    OP(acc) p_acc = OP(acc_init)(base_state->ref_exp, 1, base_state->moment->shift, base_state->moment->other_shift);
+    OP(acc) q_acc = OP(acc_init)(other_state->ref_exp, 1, 0, 0);
+    tl_lanes p_sum = OP(load_lanes)(base_state->sum, base_state->comp);
+    tl_lanes q_sum = OP(load_lanes)(other_state->sum, other_state->comp);
+    tl_lanes moment = OP(load_lanes)(base_state->moment->sum, base_state->moment->comp);
     for (; count >= TL_CHUNK; count -= TL_CHUNK, p += TL_CHUNK, q += TL_CHUNK) {
-        NAME(reduce_chunk_)(q, TL_CHUNK, &q_acc, &q_sum, NULL, NULL, NAME(SUMEXP_), NULL);
-        NAME(reduce_chunk_)(p, TL_CHUNK, &p_acc, &p_sum, &moment, NULL, NAME(KL_), q);
+        NAME(reduce_chunk_)(q, TL_CHUNK, &q_acc, &q_sum, NULL, NULL, SUMEXP, 1, q);
+        NAME(reduce_chunk_)(p, TL_CHUNK, &p_acc, &p_sum, &moment, NULL, KL, 1, q);
     }
     if (count > 0) {
-        NAME(reduce_chunk_)(q, count, &q_acc, &q_sum, NULL, NULL, NAME(SUMEXP_), NULL);
-        NAME(reduce_chunk_)(p, count, &p_acc, &p_sum, &moment, NULL, NAME(KL_), q);
+        NAME(reduce_chunk_)(q, count, &q_acc, &q_sum, NULL, NULL, SUMEXP, 1, q);
+        NAME(reduce_chunk_)(p, count, &p_acc, &p_sum, &moment, NULL, KL, 1, q);
     }
     OP(store_lanes)(&p_sum, base_state->sum, base_state->comp);
     OP(store_lanes)(&q_sum, other_state->sum, other_state->comp);
     OP(store_lanes)(&moment, base_state->moment->sum, base_state->moment->comp);
-    base_state->exp_overflow |= OP(exp_overflowed)(&p_acc);
-    other_state->exp_overflow |= OP(exp_overflowed)(&q_acc);
+    base_state->exp_overflow |= OP(is_out_of_range)(&p_acc);
+    other_state->exp_overflow |= OP(is_out_of_range)(&q_acc);
     base_state->maximum = NAME(max_of_)(p_acc.maximum, 2, base_state->maximum);
     OP(vec) minus_min = OP(sub)(OP(set)(0), p_acc.min_other);
     return NAME(max_of_)(&minus_min, 1, 0) > OP(OTHER_LIMIT);
@@ -271,13 +364,12 @@ TL_TARGET TL_INLINE void NAME(store_)(ELEMENT *out, OP(vec) value, int streaming
 TL_TARGET static void NAME(exp_scaled_)(const void *start, size_t count, int64_t exponent, double factor,
                                         double subtrahend, void *out, int streaming) {
     const ELEMENT *x = (const ELEMENT *)start;
-    const OP(acc) acc = OP(acc_init)(exponent, 0, 0);
+    const OP(acc) acc = OP(acc_init)(exponent + OP(HEADROOM), 1, 0, 0);
     const OP(vec) times = OP(set)((REAL)factor), less = OP(set)(0 - (REAL)subtrahend);
     for (size_t i = 0; i < count; i += 4 * OP(WIDTH))
         for (size_t k = i; k < i + 4 * OP(WIDTH); k += OP(WIDTH)) {
-            OP(vec) n_biased, pow2, r_pow2, bounded = OP(max_keep_nan)(acc.min_arg, LOAD(x + k));
-            OP(vec) p = NAME(exp_)(bounded, &acc, &n_biased, &pow2, &r_pow2);
-            NAME(store_)((ELEMENT *)out + k, OP(fma)(OP(fma)(p, r_pow2, pow2), times, less), streaming);
+            const OP(exp_parts) exp = OP(exp_of)(OP(max_keep_nan)(acc.min_arg, LOAD(x + k)), &acc, 1);
+            NAME(store_)((ELEMENT *)out + k, OP(fma)(OP(exp_value)(&exp), times, less), streaming);
         }
     if (streaming)
         tl_stream_end();
@@ -295,16 +387,20 @@ TL_TARGET static void NAME(sub_scalar_)(const void *start, size_t count, double 
 
 TL_TARGET static void NAME(sum_)(const void *start, size_t count, double *sum, double *lost) {
     const ELEMENT *x = (const ELEMENT *)start;
-    double part[4][16] = {{0}}, error[4][16] = {{0}};
+    double part[16], error[16];
+    tl_lanes lanes[4];
+    memset(lanes, 0, sizeof lanes);
     for (size_t i = 0; i < count; i += 64)
         for (size_t k = 0; k < 4; k++)
             for (size_t j = 0; j < 16; j += OP(WIDTH))
-                OP(accumulate)(part[k] + j, error[k] + j, LOAD(x + i + 16 * k + j));
-    for (size_t k = 0; k < 4; k++)
+                OP(accumulate)(&lanes[k], j, LOAD(x + i + 16 * k + j));
+    for (size_t k = 0; k < 4; k++) {
+        f64_store_lanes(&lanes[k], part, error);
         for (size_t j = 0; j < 16; j++) {
-            JOIN(two_sum_, BACKEND)(sum + j, lost + j, part[k][j]);
-            lost[j] += error[k][j];
+            JOIN(two_sum_, BACKEND)(sum + j, lost + j, part[j]);
+            lost[j] += error[j];
         }
+    }
 }
 
 TL_TARGET static void NAME(to_f64_)(const void *start, size_t count, double *out) {
@@ -347,7 +443,8 @@ TL_TARGET TL_INLINE void NAME(add_last_products_)(const ELEMENT *x, size_t depth
 /* The products of a TL_DOT_CHUNK are added in 64 lanes, from zero; then these to 16 in double. */
 TL_TARGET TL_INLINE void NAME(dot_rows_of_)(const ELEMENT *x, size_t depth, const char *vectors, ptrdiff_t stride,
                                             size_t count, int from_memory, double *dots) {
-    double sum[DOT_VECTORS][16] = {{0}}, lost[16] = {0};
+    tl_lanes sums[DOT_VECTORS];
+    memset(sums, 0, sizeof sums);
     for (size_t start = 0; start < depth; start += TL_DOT_CHUNK) {
         OP(vec) lanes[DOT_VECTORS][TL_LANES / OP(WIDTH)];
         size_t end = depth - start < TL_DOT_CHUNK ? depth : start + TL_DOT_CHUNK, at = start;
@@ -363,14 +460,16 @@ TL_TARGET TL_INLINE void NAME(dot_rows_of_)(const ELEMENT *x, size_t depth, cons
                 for (size_t j = 0; j < half / OP(WIDTH); j++)
                     lanes[v][j] = OP(add)(lanes[v][j], lanes[v][j + half / OP(WIDTH)]);
             for (size_t j = 0; j < 16; j += OP(WIDTH))
-                OP(accumulate)(sum[v] + j, lost + j, lanes[v][j / OP(WIDTH)]);
+                OP(accumulate)(&sums[v], j, lanes[v][j / OP(WIDTH)]);
         }
     }
     for (size_t v = 0; v < count; v++) {
+        double sum[16], lost[16];
+        f64_store_lanes(&sums[v], sum, lost);
         for (size_t half = 8; half > 0; half /= 2)
             for (size_t j = 0; j < half; j++)
-                sum[v][j] += sum[v][j + half];
-        dots[v] = sum[v][0];
+                sum[j] += sum[j + half];
+        dots[v] = sum[0];
     }
 }
 
@@ -476,6 +575,10 @@ TL_TARGET static void NAME(deinterleave_planes_)(const void *groups, ptrdiff_t c
 
 #undef STRIP
 #undef NAME
+#undef COLUMNS
+#undef ORDER_COLUMNS
+#undef LOAD_COLUMNS
+#undef HALF
 #undef DTYPE
 #undef ELEMENT
 #undef LOAD

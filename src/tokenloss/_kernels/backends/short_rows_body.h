@@ -8,17 +8,19 @@
 #define NAME(what) JOIN(JOIN(what, DTYPE), JOIN(_, BACKEND))
 #define PARTS (OP(WIDTH) / f64_WIDTH) /* vectors of double that hold a vector of REAL */
 
-/* A vector for each row's reference exponent: see f32_acc. */
-TL_TARGET TL_INLINE void NAME(reference_)(const double *exponents, OP(vec) * min_arg, OP(vec) * round_magic) {
+/* What exponentials need, of arguments that are clamped, for each row's reference exponent and so many bits of
+ * headroom: see acc_init. */
+TL_TARGET TL_INLINE void NAME(reference_)(const double *exponents, double headroom, OP(acc) * acc) {
     f64_vec above[PARTS], below[PARTS];
-    const f64_vec bias = f64_set(OP(BIAS)), ln2 = f64_set(TL_LN2);
+    const f64_vec bias = f64_set(headroom - OP(LEAST_EXPONENT)), ln2 = f64_set(TL_LN2);
     for (size_t i = 0; i < PARTS; i++) {
-        f64_vec exponent = f64_load(exponents + i * f64_WIDTH);
-        above[i] = f64_sub(bias, exponent);
-        below[i] = f64_mul(f64_sub(exponent, bias), ln2);
+        f64_vec least = f64_sub(f64_load(exponents + i * f64_WIDTH), bias);
+        above[i] = f64_sub(f64_set(GUARD), f64_mul(least, f64_set(8)));
+        below[i] = f64_mul(f64_sub(least, f64_set(CLAMPED_EIGHTHS / 8.0)), ln2);
     }
-    *round_magic = OP(add)(OP(set)(OP(ROUNDER)), OP(narrow)(above));
-    *min_arg = OP(narrow)(below);
+    acc->rounder = OP(add)(OP(set)(OP(ROUNDER)), OP(narrow)(above));
+    acc->min_arg = OP(narrow)(below);
+    acc->powers = OP(load_powers)(OP(POWERS), GUARD);
 }
 
 /* The maxima of a group, and the reference exponents: those of tl_lse_begin, and 0 for rows that are far out. Returns
@@ -52,10 +54,13 @@ typedef struct {
     f64_vec sum[PARTS], comp[PARTS];
 } NAME(lane_);
 
-TL_TARGET TL_INLINE void NAME(add_)(NAME(lane_) * lane, OP(vec) term) {
+/* Adds a term, times a factor of at most 24 bits if REAL is float. */
+TL_TARGET TL_INLINE void NAME(add_times_)(NAME(lane_) * lane, OP(vec) term, double factor) {
     f64_vec wide[PARTS];
     OP(widen)(term, wide);
     for (size_t i = 0; i < PARTS; i++) {
+        if (factor != 1) /* known to the compiler */
+            wide[i] = f64_mul(wide[i], f64_set(factor));
         f64_vec before = lane->sum[i], after = f64_add(before, wide[i]);
         if (sizeof(REAL) == sizeof(double)) {
             f64_vec other = f64_sub(after, before);
@@ -65,6 +70,8 @@ TL_TARGET TL_INLINE void NAME(add_)(NAME(lane_) * lane, OP(vec) term) {
         lane->sum[i] = after;
     }
 }
+
+TL_TARGET TL_INLINE void NAME(add_)(NAME(lane_) * lane, OP(vec) term) { NAME(add_times_)(lane, term, 1); }
 
 /* Adds lanes [half, count) to the first ones, and what the roundings lost to `comp`. In sums of exponentials, which are
  * not negative, the larger one can be subtracted first, with the same result. */
@@ -82,14 +89,15 @@ TL_TARGET TL_INLINE void NAME(add_halves_)(NAME(lane_) * lanes, size_t i, size_t
     }
 }
 
-/* The compensated sum of the first `count` lanes of 16; the others would be 0. See tl_lanes_sum_compensated. */
-TL_TARGET TL_INLINE void NAME(end_lanes_)(NAME(lane_) * lanes, size_t count, int of_exps, double *total) {
+/* The compensated sum of the first `count` lanes of 16, scaled; the others would be 0. See tl_lanes_sum_compensated. */
+TL_TARGET TL_INLINE void NAME(end_lanes_)(NAME(lane_) * lanes, size_t count, int of_exps, double scale, double *total) {
     for (size_t i = 0; i < PARTS; i++) {
         NAME(add_halves_)(lanes, i, 8, count, of_exps);
         NAME(add_halves_)(lanes, i, 4, count, of_exps);
         NAME(add_halves_)(lanes, i, 2, count, of_exps);
         NAME(add_halves_)(lanes, i, 1, count, of_exps);
-        f64_store(total + i * f64_WIDTH, f64_add(lanes[0].sum[i], lanes[0].comp[i]));
+        f64_vec sum = f64_add(lanes[0].sum[i], lanes[0].comp[i]);
+        f64_store(total + i * f64_WIDTH, scale == 1 ? sum : f64_mul(sum, f64_set(scale)));
     }
 }
 
@@ -102,8 +110,8 @@ TL_TARGET TL_INLINE void NAME(compare_lanes_)(const NAME(lane_) * lanes, size_t 
             most = f64_if_less(most, lanes[l].sum[i], lanes[l].sum[i], most);
             sum = f64_add(sum, lanes[l].sum[i]);
         }
-        f64_store(largest + i * f64_WIDTH, most);
-        f64_store(in_order + i * f64_WIDTH, sum);
+        f64_store(largest + i * f64_WIDTH, f64_mul(most, f64_set(OP(UNSCALE))));
+        f64_store(in_order + i * f64_WIDTH, f64_mul(sum, f64_set(OP(UNSCALE))));
     }
 }
 
@@ -130,22 +138,23 @@ TL_TARGET TL_INLINE OP(vec) NAME(of_rows_)(const double *numbers) {
     return OP(narrow)(wide);
 }
 
-/* What is added up of a class, or of some: powers of two, remainders, moments. */
+/* What is added up of a lane of 64: powers, in as many sums as its elements need, rests, moments. */
 typedef struct {
-    OP(vec) pow2, remainder, moment;
+    OP(vec) powers[OP(SUMS)], rest, moment;
 } NAME(terms_);
 
-/* Adds class k of the rows at x, as reduce_column_ does: `is_first` and `mode` are known to the compiler. Memory is
- * asked for a part of what is read next. In `maximum`, a divergence keeps by how much x exceeds the other row's. */
-TL_TARGET TL_INLINE void NAME(add_class_)(const REAL *x, size_t k, OP(acc) * acc, enum NAME(mode_) mode,
-                                          const REAL *other, const tl_next_rows *next, int is_first,
-                                          NAME(terms_) * to) {
-    OP(vec) n_biased, pow2, r, value = OP(load)(x + TL_GROUP * k), bounded = OP(max_keep_nan)(acc->min_arg, value);
+/* Adds class k of the rows at x, as add_elements_ does, and returns its power: `is_first` and `mode` are known to the
+ * compiler. Memory is asked for a part of what is read next. In `maximum`, a divergence keeps by how much x exceeds the
+ * other row's. */
+TL_TARGET TL_INLINE OP(vec)
+    NAME(add_class_)(const REAL *x, size_t k, OP(acc) * acc, enum tl_mode mode, const REAL *other,
+                     const tl_next_rows *next, int is_first, NAME(terms_) * to) {
+    OP(vec) value = OP(load)(x + TL_GROUP * k), bounded = OP(max_keep_nan)(acc->min_arg, value);
     NAME(prefetch_)(next, k);
-    OP(vec) p = NAME(exp_)(bounded, acc, &n_biased, &pow2, &r);
-    if (mode != NAME(SUMEXP_)) {
-        OP(vec) factor = OP(sub)(bounded, acc->shift), term = OP(fma)(p, r, pow2);
-        if (mode == NAME(KL_)) {
+    const OP(exp_parts) exp = OP(exp_of)(bounded, acc, 1);
+    if (mode != SUMEXP) {
+        OP(vec) factor = OP(sub)(bounded, acc->shift), term = OP(exp_value)(&exp);
+        if (mode == KL) {
             OP(vec) y = OP(load)(other + TL_GROUP * k);
             acc->maximum[0] = OP(max_skip_nan)(OP(sub)(value, y), acc->maximum[0]);
             y = OP(sub)(OP(max_keep_nan)(OP(set)(-OP(OTHER_LIMIT)), y), acc->threshold);
@@ -153,37 +162,37 @@ TL_TARGET TL_INLINE void NAME(add_class_)(const REAL *x, size_t k, OP(acc) * acc
         }
         to->moment = is_first ? OP(mul)(term, factor) : OP(fma)(term, factor, to->moment);
     }
-    to->remainder = is_first ? OP(mul)(p, r) : OP(fma)(p, r, to->remainder);
-    to->pow2 = is_first ? pow2 : OP(add)(to->pow2, pow2);
+    to->rest = is_first ? OP(mul)(exp.q, exp.r_power) : OP(fma)(exp.q, exp.r_power, to->rest);
+    return exp.power;
 }
 
-TL_TARGET TL_INLINE void NAME(add_terms_)(NAME(terms_) * to, const NAME(terms_) * more, enum NAME(mode_) mode) {
-    to->pow2 = OP(add)(to->pow2, more->pow2);
-    to->remainder = OP(add)(to->remainder, more->remainder);
-    if (mode != NAME(SUMEXP_))
-        to->moment = OP(add)(to->moment, more->moment);
-}
-
-/* The sums of one lane of 64: of elements first, first + 64, ..., as reduce_column_ adds them. */
-TL_TARGET TL_INLINE void NAME(reduce_lane_)(const REAL *x, size_t first, size_t classes, OP(acc) * acc,
-                                            enum NAME(mode_) mode, const REAL *other, const tl_next_rows *next,
-                                            NAME(terms_) * sums) {
-    NAME(terms_) pair[4];
+/* The sums of one lane of 64: of elements first, first + 64, ..., as reduce_columns_ adds them. Returns how many of its
+ * sums of powers there are. */
+TL_TARGET TL_INLINE size_t NAME(reduce_lane_)(const REAL *x, size_t first, size_t classes, OP(acc) * acc,
+                                              enum tl_mode mode, const REAL *other, const tl_next_rows *next,
+                                              NAME(terms_) * of) {
+    OP(vec) pair[4], first_rest = OP(set)(0);
     const size_t pairs = (classes - first + 2 * TL_LANES - 1) / (2 * TL_LANES);
-    size_t k = 0;
-    do {
-        size_t at = first + 2 * TL_LANES * k;
-        NAME(add_class_)(x, at, acc, mode, other, next, 1, &pair[k]);
-        if (at + TL_LANES < classes)
-            NAME(add_class_)(x, at + TL_LANES, acc, mode, other, next, 0, &pair[k]);
-    } while (++k < pairs);
-    if (pairs > 1)
-        NAME(add_terms_)(&pair[0], &pair[1], mode);
-    if (pairs > 3)
-        NAME(add_terms_)(&pair[2], &pair[3], mode);
-    if (pairs > 2)
-        NAME(add_terms_)(&pair[0], &pair[2], mode);
-    *sums = pair[0];
+    pair[0] = NAME(add_class_)(x, first, acc, mode, other, next, 1, of);
+    for (size_t k = 0;;) {
+        size_t at = first + TL_LANES * (2 * k + 1);
+        if (at < classes)
+            pair[k] = OP(add)(pair[k], NAME(add_class_)(x, at, acc, mode, other, next, 0, of));
+        if (++k == pairs)
+            break;
+        if (k == 2) { /* the second chain of rests */
+            first_rest = of->rest;
+            of->rest = OP(set)(0);
+        }
+        pair[k] = NAME(add_class_)(x, at + TL_LANES, acc, mode, other, next, 0, of);
+    }
+    of->powers[0] = pairs > 1 ? OP(add)(pair[0], pair[1]) : pair[0];
+    if (pairs < 3)
+        return 1;
+    of->rest = OP(add)(first_rest, of->rest);
+    OP(vec) high = pairs > 3 ? OP(add)(pair[2], pair[3]) : pair[2];
+    of->powers[OP(SUMS) - 1] = OP(SUMS) == 1 ? OP(add)(of->powers[0], high) : high;
+    return OP(SUMS);
 }
 
 /* The first of 4 lanes, and the others that there are: as 64 lanes are added to 16. */
@@ -194,52 +203,55 @@ TL_TARGET TL_INLINE OP(vec) NAME(sum_of_4_)(const OP(vec) * lane, size_t count) 
 
 /* The sums of OP(WIDTH) rows, from r on: those of reduce_chunk_. `is_tiny` says at compile time that the rows have at
  * most TL_LANES classes; `moments` are for all modes but SUMEXP. */
-TL_TARGET TL_INLINE void NAME(sum_rows_)(const REAL *x, size_t classes, int is_tiny, enum NAME(mode_) mode,
+TL_TARGET TL_INLINE void NAME(sum_rows_)(const REAL *x, size_t classes, int is_tiny, enum tl_mode mode,
                                          const REAL *other, const tl_next_rows *next, int wants_lanes, size_t row,
                                          tl_short_sums *sums, tl_short_moments *moments) {
     NAME(lane_) lanes[16], moment_lanes[16];
     OP(acc) acc;
     const size_t count = classes < 16 ? classes : 16;
-    NAME(reference_)(sums->ref_exp + row, &acc.min_arg, &acc.round_magic);
-    if (mode != NAME(SUMEXP_))
+    NAME(reference_)(sums->ref_exp + row, OP(HEADROOM), &acc);
+    if (mode != SUMEXP)
         acc.shift = NAME(of_rows_)(moments->shift + row);
-    if (mode == NAME(KL_))
+    if (mode == KL)
         acc.threshold = NAME(of_rows_)(moments->other_shift + row);
     acc.maximum[0] = OP(set)(-(REAL)INFINITY);
     size_t l = 0;
     do { /* at least one lane and column, which compilers then know */
-        OP(vec) remainder[4], moment[4];
+        OP(vec) rest[4], moment[4];
         const size_t columns = ((classes < TL_LANES ? classes : TL_LANES) - l + 15) / 16;
         size_t q = 0;
         for (size_t i = 0; i < PARTS; i++)
             lanes[l].comp[i] = moment_lanes[l].comp[i] = f64_set(0);
         do {
-            NAME(terms_) of_lane;
+            NAME(terms_) of;
+            size_t sums_of_powers = 1;
             if (is_tiny)
-                NAME(add_class_)(x, l + 16 * q, &acc, mode, other, next, 1, &of_lane);
+                of.powers[0] = NAME(add_class_)(x, l + 16 * q, &acc, mode, other, next, 1, &of);
             else
-                NAME(reduce_lane_)(x, l + 16 * q, classes, &acc, mode, other, next, &of_lane);
-            remainder[q] = of_lane.remainder;
-            if (mode != NAME(SUMEXP_))
-                moment[q] = of_lane.moment;
+                sums_of_powers = NAME(reduce_lane_)(x, l + 16 * q, classes, &acc, mode, other, next, &of);
+            rest[q] = of.rest;
+            if (mode != SUMEXP)
+                moment[q] = of.moment;
             if (q == 0)
-                OP(widen)(of_lane.pow2, lanes[l].sum);
+                OP(widen)(of.powers[0], lanes[l].sum);
             else
-                NAME(add_)(&lanes[l], of_lane.pow2);
+                NAME(add_)(&lanes[l], of.powers[0]);
+            if (sums_of_powers > 1)
+                NAME(add_)(&lanes[l], of.powers[OP(SUMS) - 1]);
         } while (++q < columns);
-        NAME(add_)(&lanes[l], NAME(sum_of_4_)(remainder, columns));
-        if (mode != NAME(SUMEXP_))
+        NAME(add_times_)(&lanes[l], NAME(sum_of_4_)(rest, columns), (double)OP(LEADING));
+        if (mode != SUMEXP)
             OP(widen)(NAME(sum_of_4_)(moment, columns), moment_lanes[l].sum);
     } while (++l < count);
     if (wants_lanes)
         NAME(compare_lanes_)(lanes, count, sums->largest_lane + row, sums->in_order + row);
     if (OP(WIDTH) > 1 && count == 16) /* known to the compiler */
-        NAME(end_lanes_)(lanes, 16, 1, sums->sum + row);
+        NAME(end_lanes_)(lanes, 16, 1, OP(UNSCALE), sums->sum + row);
     else
-        NAME(end_lanes_)(lanes, count, 1, sums->sum + row);
-    if (mode != NAME(SUMEXP_))
-        NAME(end_lanes_)(moment_lanes, count, 0, moments->sum + row);
-    if (mode == NAME(KL_)) {
+        NAME(end_lanes_)(lanes, count, 1, OP(UNSCALE), sums->sum + row);
+    if (mode != SUMEXP)
+        NAME(end_lanes_)(moment_lanes, count, 0, OP(UNSCALE), moments->sum + row);
+    if (mode == KL) {
         f64_vec most[PARTS];
         OP(widen)(acc.maximum[0], most);
         for (size_t i = 0; i < PARTS; i++)
@@ -248,7 +260,7 @@ TL_TARGET TL_INLINE void NAME(sum_rows_)(const REAL *x, size_t classes, int is_t
 }
 
 /* Stage by stage, since the latency of a stage would be waited for in every group. */
-TL_TARGET TL_INLINE void NAME(short_reduce_)(const void *groups, size_t count, size_t classes, enum NAME(mode_) mode,
+TL_TARGET TL_INLINE void NAME(short_reduce_)(const void *groups, size_t count, size_t classes, enum tl_mode mode,
                                              const tl_next_rows *next, int wants_lanes, tl_short_sums *sums,
                                              tl_short_moments *moments) {
     f64_vec largest_size = f64_set(0);
@@ -258,17 +270,17 @@ TL_TARGET TL_INLINE void NAME(short_reduce_)(const void *groups, size_t count, s
                                             sums->maximum + TL_GROUP * g, sums->ref_exp + TL_GROUP * g);
     largest_size = f64_if_less(largest_near, largest_size, f64_set(1), f64_set(0));
     sums->has_far_maximum = f64_mask_nonzero(largest_size) != 0;
-    for (size_t r = 0; mode != NAME(SUMEXP_) && r < TL_GROUP * count; r += f64_WIDTH) {
+    for (size_t r = 0; mode != SUMEXP && r < TL_GROUP * count; r += f64_WIDTH) {
         f64_vec shift = f64_load(sums->maximum + r), size = f64_and_bits(shift, 0x7fffffffffffffffu);
         f64_store(moments->shift + r, f64_if_less(largest_near, size, f64_set(0), shift));
     }
     for (size_t r = 0; r < TL_GROUP * count; r += OP(WIDTH)) {
         const size_t at = TL_GROUP * classes * (r / TL_GROUP) + r % TL_GROUP;
         const REAL *x = (const REAL *)groups + at, *other = NULL;
-        if (mode == NAME(KL_))
+        if (mode == KL)
             other = (const REAL *)moments->other + at;
         const tl_next_rows ahead = NAME(next_of_)(next, r);
-        if (OP(WIDTH) > 1 && mode != NAME(KL_) && classes <= TL_LANES) /* elsewhere, it is not worth its size */
+        if (OP(WIDTH) > 1 && mode != KL && classes <= TL_LANES) /* elsewhere, it is not worth its size */
             NAME(sum_rows_)(x, classes, 1, mode, other, &ahead, wants_lanes, r, sums, moments);
         else
             NAME(sum_rows_)(x, classes, 0, mode, other, &ahead, wants_lanes, r, sums, moments);
@@ -277,15 +289,15 @@ TL_TARGET TL_INLINE void NAME(short_reduce_)(const void *groups, size_t count, s
 
 TL_TARGET static void NAME(short_sumexp_)(const void *groups, size_t count, size_t classes, const tl_next_rows *next,
                                           int wants_lanes, tl_short_sums *sums) {
-    NAME(short_reduce_)(groups, count, classes, NAME(SUMEXP_), next, wants_lanes, sums, NULL);
+    NAME(short_reduce_)(groups, count, classes, SUMEXP, next, wants_lanes, sums, NULL);
 }
 
 TL_TARGET static void NAME(short_moments_)(const void *groups, size_t count, size_t classes, const tl_next_rows *next,
                                            tl_short_sums *sums, tl_short_moments *moments) {
     if (moments->other)
-        NAME(short_reduce_)(groups, count, classes, NAME(KL_), next, 0, sums, moments);
+        NAME(short_reduce_)(groups, count, classes, KL, next, 0, sums, moments);
     else
-        NAME(short_reduce_)(groups, count, classes, NAME(MOMENT_), next, 0, sums, moments);
+        NAME(short_reduce_)(groups, count, classes, MOMENT, next, 0, sums, moments);
 }
 
 /* The lowest class of the maximum is the number of classes before which none has it. */
@@ -320,15 +332,15 @@ TL_TARGET static void NAME(short_exp_)(void *group, size_t classes, const double
                                        const double *subtrahend, const tl_next_rows *next) {
     for (size_t r = 0; r < TL_GROUP; r += OP(WIDTH)) {
         OP(acc) acc;
-        NAME(reference_)(exponent + r, &acc.min_arg, &acc.round_magic);
+        NAME(reference_)(exponent + r, 0, &acc);
         const OP(vec) times = NAME(of_rows_)(factor + r), less = OP(sub)(OP(set)(0), NAME(of_rows_)(subtrahend + r));
         const tl_next_rows ahead = NAME(next_of_)(next, r);
         REAL *x = (REAL *)group + r;
         for (size_t k = 0; k < classes; k++) {
             NAME(prefetch_)(&ahead, k);
-            OP(vec) n_biased, pow2, r_pow2, bounded = OP(max_keep_nan)(acc.min_arg, OP(load)(x + TL_GROUP * k));
-            OP(vec) p = NAME(exp_)(bounded, &acc, &n_biased, &pow2, &r_pow2);
-            OP(store)(x + TL_GROUP * k, OP(fma)(OP(fma)(p, r_pow2, pow2), times, less));
+            OP(vec) bounded = OP(max_keep_nan)(acc.min_arg, OP(load)(x + TL_GROUP * k));
+            const OP(exp_parts) exp = OP(exp_of)(bounded, &acc, 1);
+            OP(store)(x + TL_GROUP * k, OP(fma)(OP(exp_value)(&exp), times, less));
         }
     }
 }
@@ -383,7 +395,7 @@ TL_TARGET static void NAME(short_sum_)(const void *group, size_t classes, double
             NAME(sum_lane_)(x, l, 0, whole, &lanes[l]);
             NAME(sum_lane_)(x, l, whole, classes, &lanes[l]);
         } while (++l < count);
-        NAME(end_lanes_)(lanes, count, 0, sum + r);
+        NAME(end_lanes_)(lanes, count, 0, 1, sum + r);
     }
 }
 

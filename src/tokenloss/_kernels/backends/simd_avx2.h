@@ -20,9 +20,29 @@ OPERATION __m256 f32_load_bfloat16(const uint16_t *p) {
     __m128i bits = _mm_loadu_si128((const __m128i *)(const void *)p);
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
 }
+/* two columns of bfloat16 in one load: the even elements, and the odd ones; and their sums in the elements' order */
+#define bfloat16_COLUMNS 2
+OPERATION void bfloat16_load_columns(const uint16_t *p, __m256 *to) {
+    __m256i bits = _mm256_loadu_si256((const __m256i *)(const void *)p);
+    to[0] = _mm256_castsi256_ps(_mm256_slli_epi32(bits, 16));
+    to[1] = _mm256_castsi256_ps(_mm256_and_si256(bits, _mm256_set1_epi32((int)0xffff0000u)));
+}
+OPERATION void bfloat16_order_columns(__m256 *sums) {
+    __m256 low = _mm256_unpacklo_ps(sums[0], sums[1]), high = _mm256_unpackhi_ps(sums[0], sums[1]);
+    sums[0] = _mm256_permute2f128_ps(low, high, 0x20);
+    sums[1] = _mm256_permute2f128_ps(low, high, 0x31);
+}
 OPERATION void f32_store(float *p, __m256 a) { _mm256_storeu_ps(p, a); }
 OPERATION void f32_store_float16(uint16_t *p, __m256 a) {
     _mm_storeu_si128((__m128i *)(void *)p, _mm256_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
+/* rounded to nearest even; no nan comes here */
+OPERATION void f32_store_bfloat16(uint16_t *p, __m256 a) {
+    __m256i bits = _mm256_castps_si256(a), odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+    bits = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
+    bits = _mm256_srli_epi32(bits, 16);
+    __m128i halves = _mm_packus_epi32(_mm256_castsi256_si128(bits), _mm256_extracti128_si256(bits, 1));
+    _mm_storeu_si128((__m128i *)(void *)p, halves);
 }
 OPERATION void f32_stream(float *p, __m256 a) { _mm256_stream_ps(p, a); }
 OPERATION void half_stream(uint16_t *p, const uint16_t *halves) {
@@ -41,8 +61,17 @@ OPERATION __m256i f32_count_ge(__m256i n, __m256 a, __m256 b) {
     return _mm256_sub_epi32(n, _mm256_castps_si256(_mm256_cmp_ps(a, b, _CMP_GE_OQ)));
 }
 OPERATION __m256 f32_fma(__m256 a, __m256 b, __m256 c) { return _mm256_fmadd_ps(a, b, c); }
-OPERATION __m256 f32_pow2(__m256 shifted) {
-    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(shifted), 23));
+/* powers of two for k in eighths, in the low bits of a float of ulp 1: see f32_POWERS in template.h */
+typedef __m256i f32_table;
+OPERATION __m256i f32_load_powers(const uint32_t *powers, int guard) {
+    return _mm256_sub_epi32(_mm256_loadu_si256((const __m256i *)(const void *)powers), _mm256_set1_epi32(guard << 20));
+}
+OPERATION __m256 f32_power(__m256 k, __m256i table) {
+    __m256i bits = _mm256_castps_si256(k);
+    return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_slli_epi32(bits, 20), _mm256_permutevar8x32_epi32(table, bits)));
+}
+OPERATION __m256 f32_zero_if_negative(__m256 a) {
+    return _mm256_castsi256_ps(_mm256_max_epi32(_mm256_castps_si256(a), _mm256_setzero_si256()));
 }
 OPERATION __m256i f32_or_bits(__m256i a, __m256 b, __m256 c) {
     return _mm256_or_si256(a, _mm256_or_si256(_mm256_castps_si256(b), _mm256_castps_si256(c)));
@@ -50,12 +79,6 @@ OPERATION __m256i f32_or_bits(__m256i a, __m256 b, __m256 c) {
 OPERATION void f32_store_f64(double *p, __m256 a) {
     _mm256_storeu_pd(p, _mm256_cvtps_pd(_mm256_castps256_ps128(a)));
     _mm256_storeu_pd(p + 4, _mm256_cvtps_pd(_mm256_extractf128_ps(a, 1)));
-}
-OPERATION void f32_accumulate(double *sum, double *error, __m256 term) {
-    (void)error;
-    __m256d low = _mm256_cvtps_pd(_mm256_castps256_ps128(term)), high = _mm256_cvtps_pd(_mm256_extractf128_ps(term, 1));
-    _mm256_storeu_pd(sum, _mm256_add_pd(_mm256_loadu_pd(sum), low));
-    _mm256_storeu_pd(sum + 4, _mm256_add_pd(_mm256_loadu_pd(sum + 4), high));
 }
 
 /* pieces of 128 bits of rows[0] and rows[4], which are `offset` bytes into them; all four elements or the first n */
@@ -119,6 +142,26 @@ OPERATION __m256d f64_fma(__m256d a, __m256d b, __m256d c) { return _mm256_fmadd
 OPERATION __m256d f64_pow2(__m256d shifted) {
     return _mm256_castsi256_pd(_mm256_slli_epi64(_mm256_castpd_si256(shifted), 52));
 }
+typedef struct {
+    __m256i low, high; /* halves of the entries */
+} f64_table;
+OPERATION f64_table f64_load_powers(const uint64_t *powers, int guard) {
+    const __m256i drop = _mm256_set1_epi64x((long long)guard << 49),
+                  in_order = _mm256_setr_epi32(0, 2, 4, 6, 1, 3, 5, 7);
+    __m256i a = _mm256_loadu_si256((const __m256i *)(const void *)powers),
+            b = _mm256_loadu_si256((const __m256i *)(const void *)(powers + 4));
+    a = _mm256_permutevar8x32_epi32(_mm256_sub_epi64(a, drop), in_order);
+    b = _mm256_permutevar8x32_epi32(_mm256_sub_epi64(b, drop), in_order);
+    f64_table table = {_mm256_permute2x128_si256(a, b, 0x20), _mm256_permute2x128_si256(a, b, 0x31)};
+    return table;
+}
+OPERATION __m256d f64_power(__m256d k, f64_table table) {
+    __m256i bits = _mm256_castpd_si256(k), both = _mm256_shuffle_epi32(bits, 0xa0);
+    __m256i entry = _mm256_blend_epi32(_mm256_permutevar8x32_epi32(table.low, both),
+                                       _mm256_permutevar8x32_epi32(table.high, both), 0xaa);
+    return _mm256_castsi256_pd(_mm256_add_epi64(_mm256_slli_epi64(bits, 49), entry));
+}
+OPERATION __m256d f64_zero_if_negative(__m256d a) { return _mm256_blendv_pd(a, _mm256_setzero_pd(), a); }
 OPERATION __m256i f64_or_bits(__m256i a, __m256d b, __m256d c) {
     return _mm256_or_si256(a, _mm256_or_si256(_mm256_castpd_si256(b), _mm256_castpd_si256(c)));
 }

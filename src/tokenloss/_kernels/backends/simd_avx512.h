@@ -20,9 +20,28 @@ OPERATION __m512 f32_load_bfloat16(const uint16_t *p) {
     __m256i bits = _mm256_loadu_si256((const __m256i *)(const void *)p);
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
 }
+/* two columns of bfloat16 in one load: the even elements, and the odd ones; and their sums in the elements' order */
+#define bfloat16_COLUMNS 2
+OPERATION void bfloat16_load_columns(const uint16_t *p, __m512 *to) {
+    __m512i bits = _mm512_loadu_si512(p);
+    to[0] = _mm512_castsi512_ps(_mm512_slli_epi32(bits, 16));
+    to[1] = _mm512_castsi512_ps(_mm512_and_si512(bits, _mm512_set1_epi32((int)0xffff0000u)));
+}
+OPERATION void bfloat16_order_columns(__m512 *sums) {
+    const __m512i low = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+    __m512 even = sums[0], odd = sums[1];
+    sums[0] = _mm512_permutex2var_ps(even, low, odd);
+    sums[1] = _mm512_permutex2var_ps(even, _mm512_add_epi32(low, _mm512_set1_epi32(8)), odd);
+}
 OPERATION void f32_store(float *p, __m512 a) { _mm512_storeu_ps(p, a); }
 OPERATION void f32_store_float16(uint16_t *p, __m512 a) {
     _mm256_storeu_si256((__m256i *)(void *)p, _mm512_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
+/* rounded to nearest even; no nan comes here */
+OPERATION void f32_store_bfloat16(uint16_t *p, __m512 a) {
+    __m512i bits = _mm512_castps_si512(a), odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+    bits = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+    _mm256_storeu_si256((__m256i *)(void *)p, _mm512_cvtepi32_epi16(_mm512_srli_epi32(bits, 16)));
 }
 OPERATION void f32_stream(float *p, __m512 a) { _mm512_stream_ps(p, a); }
 OPERATION void half_stream(uint16_t *p, const uint16_t *halves) {
@@ -39,8 +58,18 @@ OPERATION __m512i f32_count_ge(__m512i n, __m512 a, __m512 b) {
     return _mm512_mask_sub_epi32(n, _mm512_cmp_ps_mask(a, b, _CMP_GE_OQ), n, _mm512_set1_epi32(-1));
 }
 OPERATION __m512 f32_fma(__m512 a, __m512 b, __m512 c) { return _mm512_fmadd_ps(a, b, c); }
-OPERATION __m512 f32_pow2(__m512 shifted) {
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(shifted), 23));
+/* powers of two for k in eighths, in the low bits of a float of ulp 1: see f32_POWERS in template.h */
+typedef __m512i f32_table;
+OPERATION __m512i f32_load_powers(const uint32_t *powers, int guard) {
+    __m512i all = _mm512_broadcast_i64x4(_mm256_loadu_si256((const __m256i *)(const void *)powers));
+    return _mm512_sub_epi32(all, _mm512_set1_epi32(guard << 20));
+}
+OPERATION __m512 f32_power(__m512 k, __m512i table) {
+    __m512i bits = _mm512_castps_si512(k);
+    return _mm512_castsi512_ps(_mm512_add_epi32(_mm512_slli_epi32(bits, 20), _mm512_permutexvar_epi32(bits, table)));
+}
+OPERATION __m512 f32_zero_if_negative(__m512 a) {
+    return _mm512_castsi512_ps(_mm512_max_epi32(_mm512_castps_si512(a), _mm512_setzero_si512()));
 }
 OPERATION __m512i f32_or_bits(__m512i a, __m512 b, __m512 c) {
     return _mm512_ternarylogic_epi32(a, _mm512_castps_si512(b), _mm512_castps_si512(c), 0xfe);
@@ -48,13 +77,6 @@ OPERATION __m512i f32_or_bits(__m512i a, __m512 b, __m512 c) {
 OPERATION void f32_store_f64(double *p, __m512 a) {
     _mm512_storeu_pd(p, _mm512_cvtps_pd(_mm512_castps512_ps256(a)));
     _mm512_storeu_pd(p + 8, _mm512_cvtps_pd(_mm512_extractf32x8_ps(a, 1)));
-}
-OPERATION void f32_accumulate(double *sum, double *error, __m512 term) {
-    (void)error;
-    __m512d low = _mm512_cvtps_pd(_mm512_castps512_ps256(term)),
-            high = _mm512_cvtps_pd(_mm512_extractf32x8_ps(term, 1));
-    _mm512_storeu_pd(sum, _mm512_add_pd(_mm512_loadu_pd(sum), low));
-    _mm512_storeu_pd(sum + 8, _mm512_add_pd(_mm512_loadu_pd(sum + 8), high));
 }
 
 /* pieces of 128 bits of rows[0], rows[4], ..., which are `offset` bytes into them; all four elements or the first n */
@@ -121,6 +143,17 @@ OPERATION __m512i f64_count_ge(__m512i n, __m512d a, __m512d b) {
 OPERATION __m512d f64_fma(__m512d a, __m512d b, __m512d c) { return _mm512_fmadd_pd(a, b, c); }
 OPERATION __m512d f64_pow2(__m512d shifted) {
     return _mm512_castsi512_pd(_mm512_slli_epi64(_mm512_castpd_si512(shifted), 52));
+}
+typedef __m512i f64_table;
+OPERATION __m512i f64_load_powers(const uint64_t *powers, int guard) {
+    return _mm512_sub_epi64(_mm512_loadu_si512(powers), _mm512_set1_epi64((long long)guard << 49));
+}
+OPERATION __m512d f64_power(__m512d k, __m512i table) {
+    __m512i bits = _mm512_castpd_si512(k);
+    return _mm512_castsi512_pd(_mm512_add_epi64(_mm512_slli_epi64(bits, 49), _mm512_permutexvar_epi64(bits, table)));
+}
+OPERATION __m512d f64_zero_if_negative(__m512d a) {
+    return _mm512_castsi512_pd(_mm512_max_epi64(_mm512_castpd_si512(a), _mm512_setzero_si512()));
 }
 OPERATION __m512i f64_or_bits(__m512i a, __m512d b, __m512d c) {
     return _mm512_ternarylogic_epi64(a, _mm512_castpd_si512(b), _mm512_castpd_si512(c), 0xfe);

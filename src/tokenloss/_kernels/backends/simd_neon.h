@@ -18,8 +18,16 @@ TL_INLINE float32x4_t f32_load_float16(const uint16_t *p) { return vcvt_f32_f16(
 TL_INLINE float32x4_t f32_load_bfloat16(const uint16_t *p) {
     return vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(p), 16));
 }
+#define bfloat16_COLUMNS 1
+TL_INLINE void bfloat16_load_columns(const uint16_t *p, float32x4_t *to) { *to = f32_load_bfloat16(p); }
+TL_INLINE void bfloat16_order_columns(float32x4_t *sums) { (void)sums; }
 TL_INLINE void f32_store(float *p, float32x4_t a) { vst1q_f32(p, a); }
 TL_INLINE void f32_store_float16(uint16_t *p, float32x4_t a) { vst1_u16(p, vreinterpret_u16_f16(vcvt_f16_f32(a))); }
+/* rounded to nearest even; no nan comes here */
+TL_INLINE void f32_store_bfloat16(uint16_t *p, float32x4_t a) {
+    uint32x4_t bits = vreinterpretq_u32_f32(a), odd = vandq_u32(vshrq_n_u32(bits, 16), vdupq_n_u32(1));
+    vst1_u16(p, vaddhn_u32(bits, vaddq_u32(odd, vdupq_n_u32(0x7fff))));
+}
 TL_INLINE void f32_stream(float *p, float32x4_t a) { vst1q_f32(p, a); }
 TL_INLINE void half_stream(uint16_t *p, const uint16_t *halves) { memcpy(p, halves, 8); }
 TL_INLINE float32x4_t f32_add(float32x4_t a, float32x4_t b) { return vaddq_f32(a, b); }
@@ -34,8 +42,22 @@ TL_INLINE uint32_t f32_mask_ge(float32x4_t a, float32x4_t b) {
 }
 TL_INLINE uint32x4_t f32_count_ge(uint32x4_t n, float32x4_t a, float32x4_t b) { return vsubq_u32(n, vcgeq_f32(a, b)); }
 TL_INLINE float32x4_t f32_fma(float32x4_t a, float32x4_t b, float32x4_t c) { return vfmaq_f32(c, a, b); }
-TL_INLINE float32x4_t f32_pow2(float32x4_t shifted) {
-    return vreinterpretq_f32_u32(vshlq_n_u32(vreinterpretq_u32_f32(shifted), 23));
+/* powers of two for k in eighths, in the low bits of a float of ulp 1: see f32_POWERS in template.h */
+typedef uint8x16x2_t f32_table;
+TL_INLINE uint8x16x2_t f32_load_powers(const uint32_t *powers, int guard) {
+    const uint32x4_t drop = vdupq_n_u32((uint32_t)guard << 20);
+    uint8x16x2_t table = {{vreinterpretq_u8_u32(vsubq_u32(vld1q_u32(powers), drop)),
+                           vreinterpretq_u8_u32(vsubq_u32(vld1q_u32(powers + 4), drop))}};
+    return table;
+}
+TL_INLINE float32x4_t f32_power(float32x4_t k, uint8x16x2_t table) {
+    uint32x4_t bits = vreinterpretq_u32_f32(k), entry = vandq_u32(bits, vdupq_n_u32(7));
+    entry = vmlaq_u32(vdupq_n_u32(0x03020100), entry, vdupq_n_u32(0x04040404));
+    entry = vreinterpretq_u32_u8(vqtbl2q_u8(table, vreinterpretq_u8_u32(entry)));
+    return vreinterpretq_f32_u32(vaddq_u32(vshlq_n_u32(bits, 20), entry));
+}
+TL_INLINE float32x4_t f32_zero_if_negative(float32x4_t a) {
+    return vreinterpretq_f32_s32(vmaxq_s32(vreinterpretq_s32_f32(a), vdupq_n_s32(0)));
 }
 TL_INLINE uint32x4_t f32_or_bits(uint32x4_t a, float32x4_t b, float32x4_t c) {
     return vorrq_u32(a, vorrq_u32(vreinterpretq_u32_f32(b), vreinterpretq_u32_f32(c)));
@@ -43,11 +65,6 @@ TL_INLINE uint32x4_t f32_or_bits(uint32x4_t a, float32x4_t b, float32x4_t c) {
 TL_INLINE void f32_store_f64(double *p, float32x4_t a) {
     vst1q_f64(p, vcvt_f64_f32(vget_low_f32(a)));
     vst1q_f64(p + 2, vcvt_high_f64_f32(a));
-}
-TL_INLINE void f32_accumulate(double *sum, double *error, float32x4_t term) {
-    (void)error;
-    vst1q_f64(sum, vaddq_f64(vld1q_f64(sum), vcvt_f64_f32(vget_low_f32(term))));
-    vst1q_f64(sum + 2, vaddq_f64(vld1q_f64(sum + 2), vcvt_high_f64_f32(term)));
 }
 
 /* 128 bits of a row, `offset` bytes into it: all four elements or the first n */
@@ -112,6 +129,25 @@ TL_INLINE uint64x2_t f64_count_ge(uint64x2_t n, float64x2_t a, float64x2_t b) { 
 TL_INLINE float64x2_t f64_fma(float64x2_t a, float64x2_t b, float64x2_t c) { return vfmaq_f64(c, a, b); }
 TL_INLINE float64x2_t f64_pow2(float64x2_t shifted) {
     return vreinterpretq_f64_u64(vshlq_n_u64(vreinterpretq_u64_f64(shifted), 52));
+}
+typedef uint8x16x4_t f64_table;
+TL_INLINE uint8x16x4_t f64_load_powers(const uint64_t *powers, int guard) {
+    const uint64x2_t drop = vdupq_n_u64((uint64_t)guard << 49);
+    uint8x16x4_t table;
+    for (int i = 0; i < 4; i++)
+        table.val[i] = vreinterpretq_u8_u64(vsubq_u64(vld1q_u64(powers + 2 * i), drop));
+    return table;
+}
+TL_INLINE float64x2_t f64_power(float64x2_t k, uint8x16x4_t table) {
+    static const uint32_t bytes[4] = {0x03020100, 0x07060504, 0x03020100, 0x07060504};
+    uint32x4_t low = vreinterpretq_u32_f64(k), entry = vandq_u32(vtrn1q_u32(low, low), vdupq_n_u32(7));
+    entry = vmlaq_u32(vld1q_u32(bytes), entry, vdupq_n_u32(0x08080808));
+    uint64x2_t power = vreinterpretq_u64_u8(vqtbl4q_u8(table, vreinterpretq_u8_u32(entry)));
+    return vreinterpretq_f64_u64(vaddq_u64(vshlq_n_u64(vreinterpretq_u64_f64(k), 49), power));
+}
+TL_INLINE float64x2_t f64_zero_if_negative(float64x2_t a) {
+    int64x2_t bits = vreinterpretq_s64_f64(a);
+    return vreinterpretq_f64_s64(vbicq_s64(bits, vshrq_n_s64(bits, 63)));
 }
 TL_INLINE uint64x2_t f64_or_bits(uint64x2_t a, float64x2_t b, float64x2_t c) {
     return vorrq_u64(a, vorrq_u64(vreinterpretq_u64_f64(b), vreinterpretq_u64_f64(c)));

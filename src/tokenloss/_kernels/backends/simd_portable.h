@@ -38,6 +38,13 @@ TL_INLINE void f32_store_float16(uint16_t *p, float value) {
     uint16_t bits = tl_to_float16((double)value);
     memcpy((void *)p, &bits, 2);
 }
+/* rounded to nearest even; no nan comes here */
+TL_INLINE void f32_store_bfloat16(uint16_t *p, float value) {
+    uint32_t bits;
+    memcpy(&bits, &value, sizeof bits);
+    uint16_t rounded = (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+    memcpy((void *)p, &rounded, 2);
+}
 TL_INLINE void f32_stream(float *p, float value) { *p = value; }
 TL_INLINE void half_stream(uint16_t *p, const uint16_t *halves) { *p = *halves; }
 TL_INLINE float f32_add(float a, float b) { return a + b; }
@@ -79,19 +86,31 @@ TL_INLINE uint32_t f32_or_bits(uint32_t a, float b, float c) {
     return a | bits[0] | bits[1];
 }
 
-/* 2^k for the integer k + 127 in the low bits of a float of ulp 1; 0 for k = -127. */
-TL_INLINE float f32_pow2(float shifted) {
-    uint32_t bits;
-    memcpy(&bits, &shifted, sizeof bits);
-    return tl_float_from_bits(bits << 23);
+/* powers of two for k in eighths, in the low bits of a float of ulp 1: see f32_POWERS in template.h */
+typedef struct {
+    const uint32_t *powers;
+    uint32_t drop;
+} f32_table;
+TL_INLINE f32_table f32_load_powers(const uint32_t *powers, int guard) {
+    f32_table table = {powers, (uint32_t)guard << 20};
+    return table;
 }
+TL_INLINE float f32_power(float k, f32_table table) {
+    uint32_t bits;
+    memcpy(&bits, &k, sizeof bits);
+    return tl_float_from_bits((bits << 20) + (table.powers[bits & 7] - table.drop));
+}
+TL_INLINE float f32_zero_if_negative(float a) {
+    uint32_t bits;
+    memcpy(&bits, &a, sizeof bits);
+    return bits >> 31 ? 0.0f : a;
+}
+
+#define bfloat16_COLUMNS 1
+TL_INLINE void bfloat16_load_columns(const uint16_t *p, float *to) { *to = f32_load_bfloat16(p); }
+TL_INLINE void bfloat16_order_columns(float *sums) { (void)sums; }
 
 TL_INLINE void f32_store_f64(double *p, float value) { *p = (double)value; }
-
-TL_INLINE void f32_accumulate(double *sum, double *error, float term) {
-    (void)error;
-    *sum += (double)term;
-}
 
 /* a piece of a row, one element, `offset` bytes into it */
 #define f32_PIECE 1
@@ -173,6 +192,19 @@ TL_OUTLINE double f64_fma(double a, double b, double c) {
 
 TL_INLINE double f64_pow2(double shifted) { return tl_from_bits(tl_to_bits(shifted) << 52); }
 
+typedef struct {
+    const uint64_t *powers;
+    uint64_t drop;
+} f64_table;
+TL_INLINE f64_table f64_load_powers(const uint64_t *powers, int guard) {
+    f64_table table = {powers, (uint64_t)guard << 49};
+    return table;
+}
+TL_INLINE double f64_power(double k, f64_table table) {
+    uint64_t bits = tl_to_bits(k);
+    return tl_from_bits((bits << 49) + (table.powers[bits & 7] - table.drop));
+}
+TL_INLINE double f64_zero_if_negative(double a) { return tl_to_bits(a) >> 63 ? 0.0 : a; }
 TL_INLINE uint64_t f64_or_bits(uint64_t a, double b, double c) { return a | tl_to_bits(b) | tl_to_bits(c); }
 TL_INLINE int f64_any_bits(uint64_t bits) { return bits != 0; }
 

@@ -15,120 +15,141 @@
 #include "distributions.h"
 #include "losses.h"
 
-/* Polynomials p with exp(r) = 1 + r p(r): relative error 4.5e-9 for |r| <= 0.349, and 1.6e-17 for |r| <= 0.347. Minimax
- * fits of our own, whose coefficients were rounded one after another. */
-static const float f32_EXP[] = {0x1.6fed1ap-10f, 0x1.125b9cp-7f, 0x1.5552f4p-5f, 0x1.55546p-3f, 0.5f, 1.0f};
-#define f32_LOG2E 0x1.715476p+0f
-#define f32_LN2 0x1.62e43p-1f
+/* exp(x) = 2^(k / 8) exp(r), where k is the integer nearest to 8 x / ln 2, so |r| <= 0.0442. A table holds the eight
+ * powers 2^(j / 8), in the form that f32_power needs: the bits of a number in [1, 4), less those of its exponent and
+ * less j units of the third bit after the point. exp(r) = 1 + r LEADING q(r), where q is a polynomial whose leading
+ * coefficient is 1, so that its first step is an addition; LEADING is multiplied with the sum of many terms.
+ *
+ * float: q is of degree 2, and exp(r) is wrong by 2.7e-8 at most. The powers are multiplied by 1.53826..., which makes
+ * all of them floats but for 3.1e-9; TL_FLOAT_TERM_BIAS undoes it. double: the errors are 4.9e-18 and 7e-17. The fits
+ * are our own: the first is minimax, the second interpolates at Chebyshev nodes. */
+static const uint32_t f32_POWERS[8] = {0x00c4e5be, 0x00c6b7da, 0x00ca26de, 0x00cf5829,
+                                       0x00cb3a3e, 0x00c7d424, 0x00c59202, 0x00c48e45};
+static const float f32_Q[] = {0x1.801cc2p+1f, 0x1.800f8p+2f};
+#define f32_LEADING 0x1.55479p-3f
+#define f32_EIGHTHS 0x1.715476p+3f /* 8 / ln 2 */
+#define f32_LN2 ((float)TL_FLOAT_LN2)
 #define f32_ROUNDER 0x1.8p23f
-#define f32_BIAS 127
+#define f32_LEAST_EXPONENT (-126)
+#define f32_K_MASK 0x7ff
 #define f32_OTHER_LIMIT 0x1.fffffep127f
+#define f32_SUMS 2 /* of four powers each: a third addition in float would cost too many digits */
 
-static const double f64_EXP[] = {0x1.b2917e207fd11p-26,
-                                 0x1.28b58c6bca6b0p-22,
-                                 0x1.71dd35e50e48dp-19,
-                                 0x1.a0199385c6e1bp-16,
-                                 0x1.a01a015391e15p-13,
-                                 0x1.6c16c1857d0c6p-10,
-                                 0x1.111111114a96fp-7,
-                                 0x1.5555555550841p-5,
-                                 0x1.555555555538fp-3,
-                                 0x1.0000000000009p-1,
-                                 1.0};
-#define f64_LOG2E 0x1.71547652b82fep+0
-#define f64_LN2 0x1.62e42fefa39efp-1
+static const uint64_t f64_POWERS[8] = {0x10000000000000, 0x0f72b83c7d517b, 0x0f06fe0a31b715, 0x0ebfdad5362a27,
+                                       0x0ea09e667f3bcd, 0x0eace5422aa0db, 0x0ee89f995ad3ad, 0x0f5818dcfba487};
+static const double f64_Q[] = {0x1.c0017f2731fb3p+2, 0x1.4ffc1238d66ddp+5,  0x1.a3fb16c1496aap+7,
+                               0x1.a3fb16ce3f4eap+9, 0x1.3afc511aaf835p+11, 0x1.3afc511aaf76dp+12};
+#define f64_LEADING 0x1.a01edf351ab43p-13
+#define f64_EIGHTHS 0x1.71547652b82fep+3
+#define f64_LN2 TL_LN2
 #define f64_ROUNDER 0x1.8p52
-#define f64_BIAS 1023
+#define f64_LEAST_EXPONENT (-1022)
+#define f64_K_MASK 0x3fff
 #define f64_OTHER_LIMIT TL_MIN_FMA_SAFE
+#define f64_SUMS 1
 
-/* The lanes that a reduction adds to: an aligned copy on the stack. In the accumulator, whose address is up to the
- * caller, a vector might cross two pages, which takes up to 1.5 times as long. Callers need not align accumulators. */
+/* Inside of the kernels, terms are 2^HEADROOM times as large, so that those far below the maximum are still in range.
+ * Moments and sums up to SUM_OVERFLOW (logsumexp.c) must be, too. */
+#define f32_HEADROOM 80
+#define f64_HEADROOM 0
+#define f32_SCALE 0x1p80
+#define f32_UNSCALE 0x1p-80
+#define f64_SCALE 1
+#define f64_UNSCALE 1
+
+/* Where arguments are clamped, the least one is so many eighths of an octave below the least power: the bits of its
+ * power are a negative integer, which becomes 0. k is larger by GUARD then, and so not negative. */
+#define CLAMPED_EIGHTHS 14
+#define GUARD 16
+
+/* What a reduction adds up. SUMEXP: sum of e^x. MOMENT: also sum of e^x (x - shift), max x, #{x >= threshold}.
+ * MOMENT_AND_ALL: also the sum of all classes. KL: also sum of e^x ((x - shift) - (y - shift_y)), max x and min y,
+ * where y are the logits of the other row and shift_y is passed as `threshold`. */
+enum tl_mode { SUMEXP, MOMENT, MOMENT_AND_ALL, KL };
+
+/* The lanes that a reduction adds to: a copy in registers, as far as there are enough. */
+#define LANE_VECTORS (16 / f64_WIDTH)
 typedef struct {
-    _Alignas(64) double sum[16];
-    _Alignas(64) double comp[16];
+    f64_vec sum[LANE_VECTORS], comp[LANE_VECTORS];
 } tl_lanes;
 
-TL_INLINE void f64_load_lanes(tl_lanes *lanes, const double *sum, const double *comp) {
-    memcpy(lanes->sum, sum, sizeof lanes->sum);
-    memcpy(lanes->comp, comp, sizeof lanes->comp);
+TL_TARGET TL_INLINE tl_lanes f64_load_lanes(const double *sum, const double *comp) {
+    tl_lanes lanes;
+    for (size_t i = 0; i < LANE_VECTORS; i++) {
+        lanes.sum[i] = f64_load(sum + i * f64_WIDTH);
+        lanes.comp[i] = f64_load(comp + i * f64_WIDTH);
+    }
+    return lanes;
 }
 
-TL_INLINE void f64_store_lanes(const tl_lanes *lanes, double *sum, double *comp) {
-    memcpy(sum, lanes->sum, sizeof lanes->sum);
-    memcpy(comp, lanes->comp, sizeof lanes->comp);
+TL_TARGET TL_INLINE void f64_store_lanes(const tl_lanes *lanes, double *sum, double *comp) {
+    for (size_t i = 0; i < LANE_VECTORS; i++) {
+        f64_store(sum + i * f64_WIDTH, lanes->sum[i]);
+        f64_store(comp + i * f64_WIDTH, lanes->comp[i]);
+    }
 }
 
-/* The sums of terms in float have no compensation: see f32_accumulate. */
-TL_INLINE void f32_load_lanes(tl_lanes *lanes, const double *sum, const double *comp) {
+/* The sums of terms in float have no compensation. */
+TL_TARGET TL_INLINE tl_lanes f32_load_lanes(const double *sum, const double *comp) {
+    tl_lanes lanes;
     (void)comp;
-    memcpy(lanes->sum, sum, sizeof lanes->sum);
+    for (size_t i = 0; i < LANE_VECTORS; i++) {
+        lanes.sum[i] = f64_mul(f64_load(sum + i * f64_WIDTH), f64_set(f32_SCALE));
+        lanes.comp[i] = f64_set(0);
+    }
+    return lanes;
 }
 
-TL_INLINE void f32_store_lanes(const tl_lanes *lanes, double *sum, double *comp) {
+TL_TARGET TL_INLINE void f32_store_lanes(const tl_lanes *lanes, double *sum, double *comp) {
     (void)comp;
-    memcpy(sum, lanes->sum, sizeof lanes->sum);
+    for (size_t i = 0; i < LANE_VECTORS; i++)
+        f64_store(sum + i * f64_WIDTH, f64_mul(lanes->sum[i], f64_set(f32_UNSCALE)));
 }
 
-/* Constants and accumulators of a reduction, each a vector. */
-typedef struct {
-    f32_vec min_arg;     /* smaller arguments are raised to it: their power of two is 0 */
-    f32_vec round_magic; /* rounds x / ln 2 to n, and leaves n - ref_exp + bias in the low bits */
-    f32_vec shift, threshold;
-    f32_vec maximum[2], min_other;
-    f32_bits count_ge[2];
-    f32_bits or_bits[2]; /* of all n_biased */
-} f32_acc;
-
-typedef struct {
-    f64_vec min_arg, round_magic, shift, threshold, maximum[2], min_other;
-    f64_bits count_ge[2], or_bits[2];
-} f64_acc;
-
-TL_TARGET TL_INLINE f32_acc f32_acc_init(int64_t exponent, double shift, double threshold) {
-    const f32_vec infinity = f32_set((float)INFINITY), none = f32_set(-(float)INFINITY);
-    const f32_bits zero = f32_no_bits();
-    f32_acc acc = {f32_set((float)((double)(exponent - f32_BIAS) * TL_LN2)),
-                   f32_set(f32_ROUNDER + (float)(f32_BIAS - exponent)),
-                   f32_set((float)shift),
-                   f32_set((float)threshold),
-                   {none, none},
-                   infinity,
-                   {zero, zero},
-                   {zero, zero}};
-    return acc;
+/* Adds terms to the lanes from `lane` on; and LEADING times the terms, a product that is exact of floats. */
+TL_TARGET TL_INLINE void f32_accumulate_times(tl_lanes *lanes, size_t lane, f32_vec term, double factor) {
+    f64_vec wide[f32_WIDTH / f64_WIDTH];
+    f32_widen(term, wide);
+    for (size_t i = 0; i < f32_WIDTH / f64_WIDTH; i++) {
+        f64_vec *sum = &lanes->sum[lane / f64_WIDTH + i];
+        *sum = f64_add(*sum, factor == 1 ? wide[i] : f64_mul(wide[i], f64_set(factor)));
+    }
 }
 
-TL_TARGET TL_INLINE f64_acc f64_acc_init(int64_t exponent, double shift, double threshold) {
-    const f64_vec infinity = f64_set((double)INFINITY), none = f64_set(-(double)INFINITY);
-    const f64_bits zero = f64_no_bits();
-    f64_acc acc = {f64_set((double)((double)(exponent - f64_BIAS) * TL_LN2)),
-                   f64_set(f64_ROUNDER + (double)(f64_BIAS - exponent)),
-                   f64_set((double)shift),
-                   f64_set((double)threshold),
-                   {none, none},
-                   infinity,
-                   {zero, zero},
-                   {zero, zero}};
-    return acc;
+TL_TARGET TL_INLINE void f32_accumulate(tl_lanes *lanes, size_t lane, f32_vec term) {
+    f32_accumulate_times(lanes, lane, term, 1);
 }
 
-/* Whether a power of two did not fit in its exponent field: then some n - ref_exp + bias, in the low bits of a number
- * of ulp 1, had more bits than the field. */
-TL_TARGET TL_INLINE int f32_exp_overflowed(const f32_acc *acc) {
-    uint32_t bits[2 * f32_WIDTH], all = 0;
-    memcpy(bits, acc->or_bits, sizeof bits);
-    for (size_t j = 0; j < 2 * f32_WIDTH; j++)
-        all |= bits[j];
-    return all != 0 && (all & ~0xffu) != 0x4b400000u;
+TL_TARGET TL_INLINE void f32_accumulate_rest(tl_lanes *lanes, size_t lane, f32_vec term) {
+    f32_accumulate_times(lanes, lane, term, (double)f32_LEADING);
 }
 
-TL_TARGET TL_INLINE int f64_exp_overflowed(const f64_acc *acc) {
-    uint64_t bits[2 * f64_WIDTH], all = 0;
-    memcpy(bits, acc->or_bits, sizeof bits);
-    for (size_t j = 0; j < 2 * f64_WIDTH; j++)
-        all |= bits[j];
-    return all != 0 && (all & ~(uint64_t)0x7ff) != 0x4338000000000000u;
+TL_TARGET TL_INLINE void f64_accumulate(tl_lanes *lanes, size_t lane, f64_vec term) {
+    const size_t i = lane / f64_WIDTH;
+    f64_vec before = lanes->sum[i], after = f64_add(before, term), other = f64_sub(after, before);
+    f64_vec lost = f64_add(f64_sub(before, f64_sub(after, other)), f64_sub(term, other));
+    lanes->sum[i] = after;
+    lanes->comp[i] = f64_add(lanes->comp[i], lost);
 }
+
+TL_TARGET TL_INLINE void f64_accumulate_rest(tl_lanes *lanes, size_t lane, f64_vec term) {
+    f64_accumulate(lanes, lane, f64_mul(term, f64_set(f64_LEADING)));
+}
+
+#define REAL float
+#define UINT uint32_t
+#define OP(f) f32_##f
+#include "exp_body.h"
+#undef REAL
+#undef UINT
+#undef OP
+#define REAL double
+#define UINT uint64_t
+#define OP(f) f64_##f
+#include "exp_body.h"
+#undef REAL
+#undef UINT
+#undef OP
 
 TL_TARGET TL_INLINE int64_t f32_sum_counts(f32_bits counts) {
     uint32_t count[f32_WIDTH];
@@ -157,15 +178,6 @@ TL_TARGET TL_INLINE void f32_store_counts(f32_bits counts, int64_t *to) {
 
 TL_TARGET TL_INLINE void f64_store_counts(f64_bits counts, int64_t *to) { memcpy(to, &counts, sizeof counts); }
 
-TL_TARGET TL_INLINE void f32_store_bfloat16(uint16_t *p, f32_vec a) {
-    uint32_t bits[f32_WIDTH];
-    uint16_t rounded[f32_WIDTH];
-    memcpy(bits, &a, sizeof bits);
-    for (size_t j = 0; j < f32_WIDTH; j++) /* no nan comes here */
-        rounded[j] = (uint16_t)((bits[j] + 0x7fff + (bits[j] >> 16 & 1)) >> 16);
-    memcpy((void *)p, rounded, sizeof rounded); /* it may lie at any address */
-}
-
 TL_TARGET TL_INLINE void f32_stream_bfloat16(uint16_t *p, f32_vec a) {
     uint16_t rounded[f32_WIDTH];
     f32_store_bfloat16(rounded, a);
@@ -178,13 +190,6 @@ TL_TARGET TL_INLINE void f32_stream_float16(uint16_t *p, f32_vec a) {
     half_stream(p, rounded);
 }
 
-TL_TARGET TL_INLINE void f64_accumulate(double *sum, double *error, f64_vec term) {
-    f64_vec before = f64_load(sum), after = f64_add(before, term), other = f64_sub(after, before);
-    f64_vec lost = f64_add(f64_sub(before, f64_sub(after, other)), f64_sub(term, other));
-    f64_store(sum, after);
-    f64_store(error, f64_add(f64_load(error), lost));
-}
-
 /* Adds a term to a sum, and its rounding error to `lost`. */
 TL_TARGET TL_INLINE void JOIN(two_sum_, BACKEND)(double *sum, double *lost, double term) {
     double before = *sum, after = before + term, other = after - before;
@@ -193,9 +198,9 @@ TL_TARGET TL_INLINE void JOIN(two_sum_, BACKEND)(double *sum, double *lost, doub
 }
 
 /* A single lane of `accumulate`. */
-TL_TARGET TL_INLINE void f32_accumulate_one(double *sum, double *error, float term) {
+TL_TARGET TL_INLINE void f32_accumulate_one(double *sum, double *error, double term) {
     (void)error;
-    *sum += (double)term;
+    *sum += term;
 }
 
 TL_TARGET TL_INLINE void f64_accumulate_one(double *sum, double *error, double term) {
@@ -248,25 +253,32 @@ TL_TARGET TL_INLINE f64_vec f64_mul_add(f64_vec a, f64_vec b, f64_vec c) { retur
 #define OP(f) f32_##f
 #include "interleave_body.h"
 
+#define DTYPE float32
+#define ELEMENT float
+#define LOAD(p) f32_load(p)
+#define LOAD_COLUMNS(p, to) (to)[0] = f32_load(p)
+#define STORE(p, a) f32_store(p, a)
+#define STREAM(p, a) f32_stream(p, a)
+#include "dtype_body.h"
+
 #define DTYPE float16
 #define ELEMENT uint16_t
+#define HALF
 #define LOAD(p) f32_load_float16(p)
+#define LOAD_COLUMNS(p, to) (to)[0] = f32_load_float16(p)
 #define STORE(p, a) f32_store_float16(p, a)
 #define STREAM(p, a) f32_stream_float16(p, a)
 #include "dtype_body.h"
 
 #define DTYPE bfloat16
 #define ELEMENT uint16_t
+#define HALF
+#define COLUMNS bfloat16_COLUMNS
 #define LOAD(p) f32_load_bfloat16(p)
+#define LOAD_COLUMNS(p, to) bfloat16_load_columns(p, to)
+#define ORDER_COLUMNS(sums) bfloat16_order_columns(sums)
 #define STORE(p, a) f32_store_bfloat16(p, a)
 #define STREAM(p, a) f32_stream_bfloat16(p, a)
-#include "dtype_body.h"
-
-#define DTYPE float32
-#define ELEMENT float
-#define LOAD(p) f32_load(p)
-#define STORE(p, a) f32_store(p, a)
-#define STREAM(p, a) f32_stream(p, a)
 #include "dtype_body.h"
 
 #define DTYPE float32
@@ -281,6 +293,7 @@ TL_TARGET TL_INLINE f64_vec f64_mul_add(f64_vec a, f64_vec b, f64_vec c) { retur
 #define DTYPE float64
 #define ELEMENT double
 #define LOAD(p) f64_load(p)
+#define LOAD_COLUMNS(p, to) (to)[0] = f64_load(p)
 #define STORE(p, a) f64_store(p, a)
 #define STREAM(p, a) f64_stream(p, a)
 #include "dtype_body.h"
@@ -288,11 +301,19 @@ TL_TARGET TL_INLINE f64_vec f64_mul_add(f64_vec a, f64_vec b, f64_vec c) { retur
 #define DTYPE float64
 #include "short_rows_body.h"
 
-/* logsumexp of the sums of short rows. */
-TL_TARGET static void JOIN(lse_logs_, BACKEND)(const double *sum, const double *ref_exp, size_t count, double ln2,
+/* tl_lse_log of short rows. */
+TL_TARGET static void JOIN(lse_logs_, BACKEND)(const double *sum, const double *ref_exp, size_t count, int dtype,
                                                double *log) {
-    for (size_t i = 0; i < count; i += f64_WIDTH)
-        f64_store(log + i, f64_add(f64_mul(f64_load(ref_exp + i), f64_set(ln2)), f64_log(f64_load(sum + i), 0)));
+    const f64_vec ln2 = f64_set(dtype == TL_FLOAT64 ? TL_LN2 : TL_FLOAT_LN2), large = f64_set(TL_FLOAT_LARGE_LOG);
+    for (size_t i = 0; i < count; i += f64_WIDTH) {
+        f64_vec log_sum = f64_log(f64_load(sum + i), 0);
+        if (dtype != TL_FLOAT64) {
+            f64_vec above = f64_sub(log_sum, large);
+            above = f64_if_less(f64_set(0), above, f64_mul(above, f64_set(TL_FLOAT_LN2_ERROR)), f64_set(0));
+            log_sum = f64_add(f64_add(log_sum, f64_set(TL_FLOAT_TERM_BIAS)), above);
+        }
+        f64_store(log + i, f64_add(f64_mul(f64_load(ref_exp + i), ln2), log_sum));
+    }
 }
 
 TL_TARGET static void JOIN(log_odds_, BACKEND)(const double *offset, const double *log, const double *logit,
@@ -317,13 +338,16 @@ TL_TARGET static void JOIN(log_odds_, BACKEND)(const double *offset, const doubl
 /* As factor_of in elementwise.c. */
 TL_TARGET static void JOIN(softmax_factors_, BACKEND)(const double *logsumexp, size_t count, int dtype,
                                                       double *exponent, double *factor) {
-    const f64_vec ln2 = f64_set(dtype == TL_FLOAT64 ? TL_LN2 : 0x1.62e43p-1), zero = f64_set(0);
-    const f64_vec headroom = f64_set(dtype == TL_FLOAT64 ? 60 : 24);
-    const f64_vec scale = f64_set(dtype == TL_FLOAT64 ? 0x1p-60 : 0x1p-24);
+    const f64_vec ln2 = f64_set(dtype == TL_FLOAT64 ? TL_LN2 : TL_FLOAT_LN2), zero = f64_set(0);
+    const f64_vec headroom = f64_set(dtype == TL_FLOAT64 ? 60 : 25);
+    const f64_vec scale = f64_set(dtype == TL_FLOAT64 ? 0x1p-60 : 0x1p-25);
     for (size_t i = 0; i < count; i += f64_WIDTH) {
         f64_vec lse = f64_load(logsumexp + i), log2 = f64_mul(lse, f64_set(TL_LOG2E));
         f64_vec n = f64_trunc(f64_add(log2, f64_if_less(log2, zero, f64_set(-0.5), f64_set(0.5))));
-        f64_vec exp = f64_exp(f64_sub(f64_mul(n, ln2), lse));
+        f64_vec log = f64_sub(f64_mul(n, ln2), lse);
+        if (dtype != TL_FLOAT64)
+            log = f64_add(log, f64_set(TL_FLOAT_TERM_BIAS));
+        f64_vec exp = f64_exp(log);
         f64_store(exponent + i, f64_sub(n, headroom));
         f64_store(factor + i, f64_mul(f64_load(factor + i), f64_mul(exp, scale)));
     }
@@ -355,16 +379,15 @@ TL_TARGET static void JOIN(exps_, BACKEND)(double *x, size_t count) {
  * tanh(y) = e / (e + 2) with e = exp(2 y) - 1, which keeps its digits near 0: there, the power of two is 1. An infinity
  * becomes nan, as rows without a softcap do for it. */
 TL_TARGET static void JOIN(softcap_, BACKEND)(double *x, size_t count, double factor, double cap) {
-    const f64_acc acc = f64_acc_init(0, 0, 0);
+    const f64_acc acc = f64_acc_init(0, 0, 0, 0);
     const f64_vec zero = f64_set(0), one = f64_set(1), two = f64_set(2), most = f64_set(40);
     const double largest = 0x1.fffffffffffffp1023, slope = cap > 0 ? factor / cap * 2 : factor;
     const f64_vec times = f64_set(slope < largest ? slope : largest), height = f64_set(cap);
     for (size_t i = 0; i < count; i += f64_WIDTH) {
         f64_vec value = f64_load(x + i), y = f64_mul(value, times);
         if (cap > 0) {
-            f64_vec n_biased, pow2, r_pow2, bounded = f64_max_keep_nan(f64_set(-40), f64_min(most, y));
-            f64_vec p = JOIN(exp_float64_, BACKEND)(bounded, &acc, &n_biased, &pow2, &r_pow2);
-            f64_vec e = f64_fma(p, r_pow2, f64_sub(pow2, one)), above = f64_max_keep_nan(zero, value);
+            f64_exp_parts exp = f64_exp_of(f64_max_keep_nan(f64_set(-40), f64_min(most, y)), &acc, 0);
+            f64_vec e = f64_exp_minus(&exp, one), above = f64_max_keep_nan(zero, value);
             y = f64_mul_add(height, f64_div(e, f64_add(e, two)), f64_sub(above, above));
         }
         f64_store(x + i, y);
