@@ -12,27 +12,34 @@
 
 #define PREFETCHED_BYTES 8192 /* of a base that is copied, ahead of the copy: near enough to stay in the first cache */
 
-/* Copies elements, those that are not above the floor as -inf: of halves, the negative ones rise with their bits taken as
- * an integer; of the others, x - inf is -inf and x - 0 is x. */
-static void copy_above(const void *x, int dtype, size_t count, double floor, void *out) {
+/* Copies elements, those that are not above the floor as -inf: x - inf is -inf, and x - 0 is x. Of halves, the bits of
+ * negative ones rise as integers while their values fall. Elements need no alignment in `x`, which may be `out`. */
+static void copy_above(const char *x, int dtype, size_t count, double floor, void *out) {
     if (dtype == TL_FLOAT64) {
-        const double *wide = (const double *)x;
-        for (size_t i = 0; i < count; i++)
-            ((double *)out)[i] = wide[i] - tl_from_bits(0x7ff0000000000000u & (0 - (uint64_t)(wide[i] <= floor)));
+        for (size_t i = 0; i < count; i++) {
+            double value;
+            memcpy(&value, x + i * sizeof value, sizeof value);
+            ((double *)out)[i] = value - tl_from_bits(0x7ff0000000000000u & (0 - (uint64_t)(value <= floor)));
+        }
     } else if (dtype == TL_FLOAT32) {
-        const float *single = (const float *)x, least = (float)floor;
-        for (size_t i = 0; i < count; i++)
-            ((float *)out)[i] = single[i] - tl_float_from_bits(0x7f800000u & (0 - (uint32_t)(single[i] <= least)));
+        const float least = (float)floor;
+        for (size_t i = 0; i < count; i++) {
+            float value;
+            memcpy(&value, x + i * sizeof value, sizeof value);
+            ((float *)out)[i] = value - tl_float_from_bits(0x7f800000u & (0 - (uint32_t)(value <= least)));
+        }
     } else {
-        const int16_t *half = (const int16_t *)x;
         char bits[2][sizeof(double)];
-        int16_t most, least;
+        int16_t first, last;
         tl_store(bits[0], dtype, floor);
         tl_store(bits[1], dtype, -(double)INFINITY);
-        memcpy(&most, bits[0], sizeof most);
-        memcpy(&least, bits[1], sizeof least);
-        for (size_t i = 0; i < count; i++)
-            ((int16_t *)out)[i] = half[i] >= most && half[i] <= least ? least : half[i];
+        memcpy(&first, bits[0], sizeof first);
+        memcpy(&last, bits[1], sizeof last);
+        for (size_t i = 0; i < count; i++) {
+            int16_t value;
+            memcpy(&value, x + i * sizeof value, sizeof value);
+            ((int16_t *)out)[i] = value >= first && value <= last ? last : value;
+        }
     }
 }
 
@@ -266,7 +273,7 @@ uint64_t tl_kl_of_block(const tl_backend *backend, const tl_row_block *base, con
         return 0;
     tl_groups p = load_side(backend, base, count, &base_lse), q = load_side(backend, other, count, &other_lse);
     if (floor != -(double)INFINITY)
-        copy_above(p.at, p.dtype, tl_group_elements(base) * in_groups, floor, p.at);
+        copy_above((const char *)p.at, p.dtype, tl_group_elements(base) * in_groups, floor, p.at);
     find_other_shifts(backend, other, count, in_groups, p, other_shift);
     moments.other = q.at;
     moments.other_shift = other_shift;
