@@ -432,6 +432,7 @@ def moments(const double[::1] values):
 
 include "_probability_jobs.pxi"
 include "_row_jobs.pxi"
+include "_pair_jobs.pxi"
 include "_projection.pxi"
 include "_dlpack.pxi"
 include "_front.pxi"
