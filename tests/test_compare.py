@@ -14,12 +14,14 @@ import reference
 from arrays import (
     BFLOAT16,
     FLOATS,
+    KINDS_OF_ROWS,
     LAYOUTS,
     OnDevice,
     assert_near,
     assert_same_bits,
     fails,
     normalizer_error,
+    row_of_logits,
     scores_for,
     trying_row,
 )
@@ -28,7 +30,7 @@ from hypothesis import strategies as st
 from programs import FORBIDDEN_PAGES, MEASURED, needs_mprotect
 
 import tokenloss
-from tokenloss import ComparisonMeter, _terminal, compare, comparison, cross_entropy, kl_divergence
+from tokenloss import ComparisonMeter, _terminal, compare, cross_entropy, kl_divergence, token_scores
 from tokenloss._outputs.terminal import comparison_tables
 
 NAN, INF = math.nan, math.inf
@@ -212,6 +214,64 @@ def test_definitions_exact_equal_cross_entropy_and_kl_divergence(rng):
     assert found.perplexity == math.exp(cross_entropy(logits, targets))
 
 
+def assert_columns_of_the_functions(base, logits, targets):
+    """`compare` reads both rows once; each column has the bits of the function that reads one of them, or both."""
+    found = compare(base, logits, targets)
+    assert_same_bits(found.nll, cross_entropy(logits, targets, reduction="none"), "nll")
+    assert_same_bits(found.base_nll, cross_entropy(base, targets, reduction="none"), "base_nll")
+    assert_same_bits(found.kl, kl_divergence(base, logits, where=found.kept, reduction="none"), "kl")
+    tops = token_scores(logits, targets).argmax, token_scores(base, targets).argmax
+    np.testing.assert_array_equal(found.is_same_top, found.kept & (tops[0] == tops[1]) & (tops[0] >= 0))
+    np.testing.assert_array_equal(found.kept, targets != -100)
+
+
+@pytest.mark.parametrize(("dtype", "kind"), KINDS_OF_ROWS)
+def test_columns_have_the_bits_of_cross_entropy_and_kl_divergence(dtype, kind, rng):
+    for base_dtype in FLOATS:
+        for classes, rows in ((1, 3), (2, 70), (33, 18), (512, 17), (513, 3), (4097, 3), (9000, 3)):
+            with np.errstate(over="ignore"):
+                base = np.stack([row_of_logits(kind, rng, classes, base_dtype) for _ in range(rows)])
+                logits = np.stack([row_of_logits(kind, rng, classes, dtype) for _ in range(rows)])
+                same = base.astype(np.float64).astype(dtype)
+            targets = rng.choice([*range(classes), -100], rows)
+            assert_columns_of_the_functions(base, logits, targets)
+            assert_columns_of_the_functions(base, same, targets)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_columns_have_those_bits_in_any_layout(layout, rng):
+    for base_dtype, dtype in [(np.float32, np.float32), (BFLOAT16, np.float16), (np.float64, np.float32)]:
+        for classes in (40, 5000):
+            base, logits = pair(rng, (3, 6, classes), base_dtype, dtype)
+            targets = rng.integers(0, classes, (3, 6))
+            targets[1, 2:5] = -100
+            given = [LAYOUTS[layout](array) for array in (base, logits, targets)]
+            assert_columns_of_the_functions(*given)
+            assert_same_bits(compare(*given, definitions="llama.cpp").nll, compare(*given).nll)
+
+
+def test_columns_have_those_bits_where_infinities_and_nan_lie(rng):
+    for classes in (100, 5000):
+        for value in (NAN, INF, -INF, 1e30, -1e30):
+            for place in (0, 7, classes - 1):
+                base, logits = pair(rng, (3, classes), np.float32, np.float32)
+                base[:2, place] = logits[1:, place] = value
+                assert_columns_of_the_functions(base, logits, np.array([7, 7, place]))
+                assert_columns_of_the_functions(base, logits, np.array([8, 8, 8]))
+
+
+def test_is_same_top_of_equal_logits_is_of_the_first(rng):
+    for classes in (50, 9000):
+        logits = rng.standard_normal((4, classes)).astype(np.float32)
+        base = logits.copy()
+        logits[:, [3, classes - 1]] = 9
+        base[0, [3, 20]], base[1, [20, classes - 1]], base[2, 3], base[3, classes - 1] = 9, 9, 9, 9
+        targets = [3, 3, 0, classes - 1]
+        assert compare(base, logits, targets).is_same_top.tolist() == [True, False, True, False]
+        logits[:, 3] = NAN
+        assert compare(base, logits, targets).is_same_top.tolist() == [False, False, False, True]
+
+
 def test_by_hand():
     # probabilities 1/2 and 1/2 where the base has 1/4 and 3/4, then 4/5 and 1/5 where it has 1/2 and 1/2
     base, logits = [[0.0, math.log(3)], [0.0, 0.0]], [[0.0, 0.0], [math.log(4), 0.0]]
@@ -232,14 +292,43 @@ def test_by_hand():
     assert found.same_top_stderr == pytest.approx(math.sqrt(1 / 2 * 1 / 2 / 1))
 
 
-def test_definitions_llama_cpp_leave_out_log_probabilities_up_to_minus_16():
-    base = np.array([[math.log1p(-3e-7), -16.0, np.nextafter(-16.0, 0), -17.0]])
-    logits = np.array([[0.0, 5.0, -9.0, 7.0]])
-    losses = tokenloss.logsumexp(logits) - logits[0]
-    expected = sum(math.exp(base[0, k]) * (base[0, k] + losses[k]) for k in (0, 2))
-    found = compare(base, logits, [3], definitions="llama.cpp")
-    assert found.kl[0] == pytest.approx(expected, rel=1e-14)
-    assert found.base_nll[0] == 17.0
+@pytest.mark.parametrize("dtype", FLOATS, ids=lambda dtype: dtype.name)
+@pytest.mark.parametrize("layout", ["c", "fortran", "strided", "swapped"])
+def test_definitions_llama_cpp_leave_out_log_probabilities_up_to_minus_16(dtype, layout):
+    above = -15.9375 if dtype.itemsize == 2 else np.nextafter(dtype.type(-16), dtype.type(0))
+    for rows, classes in ((1, 4), (33, 100), (2, 5000)):
+        base = np.full((rows, classes), -17.0).astype(dtype)
+        base[:, 0], base[:, 1], base[:, -2], base[:, -1] = -0.0078125, -16.0, above, -INF
+        logits = np.zeros((rows, classes), dtype)
+        logits[:, -2:] = -9.0, 7.0
+        losses = math.log(math.fsum(np.exp(logits[0].astype(np.float64)))) - logits[0].astype(np.float64)
+        kept = [0, classes - 2]
+        expected = math.fsum(math.exp(base[0, k]) * (float(base[0, k]) + losses[k]) for k in kept)
+        found = compare(LAYOUTS[layout](base), LAYOUTS[layout](logits), [1] * rows, definitions="llama.cpp")
+        rel = 1e-14 if dtype == np.float64 else 3e-7
+        assert found.kl == pytest.approx([expected] * rows, rel=rel)
+        assert found.base_nll.tolist() == [16.0] * rows
+        assert not found.is_same_top.any()
+
+
+def test_definitions_llama_cpp_of_impossible_classes():
+    for classes in (4, 5000):
+        base, logits = np.full((2, 3, classes), -17.0), np.zeros((3, classes))
+        base[:, :, 1] = 0.0
+        base[0, 1, 2], base[1, 1, 2] = -15.0, -16.0  # above or not: only then does it count that the other has none
+        logits[1, 2], logits[2, 0] = -INF, NAN
+        for of_base, second in zip(base, (INF, math.log(classes - 1)), strict=True):
+            found = compare(of_base, logits, [1, 1, 1], definitions="llama.cpp")
+            assert found.kl == pytest.approx([math.log(classes), second, NAN], nan_ok=True)
+
+
+def test_definitions_llama_cpp_check_unlikely_log_probabilities_too():
+    base = np.full((1, 1 << 20), -16.0, np.float16)  # the divergence leaves them out, but all together have exp(-2.1)
+    base[0, 5] = 0
+    with fails(ValueError, "base_logits", f"{math.log(1 + (base.size - 1) * math.exp(-16)):.4g}", "log_softmax"):
+        compare(base, base, [5], definitions="llama.cpp")
+    base[0, 10:300000] = -INF
+    assert compare(base, base, [5], definitions="llama.cpp").count == 1
 
 
 # the same bits
@@ -267,12 +356,8 @@ def test_backends_give_the_same_bits(definitions, trying, backend):
 
 
 @each_definition
-@pytest.mark.parametrize(("rows", "copied"), [(1, 1), (7, 1), (7, 5000), (1 << 14, 3000), (30, 1 << 20)])
-def test_block_sizes_give_the_same_bits(definitions, rows, copied, trying, monkeypatch):
-    monkeypatch.setattr(comparison, "_BLOCK_ROWS", rows)
-    monkeypatch.setattr(comparison, "_COPIED_BYTES", copied)
+def test_axes_of_the_batch_give_the_same_bits(definitions, trying):
     base, logits, targets = trying[0]
-    assert_same(compare(base, logits, targets, definitions=definitions), trying[1][definitions])
     shape = (4, 5, 4)
     found = compare(
         base.reshape(*shape, -1), logits.reshape(*shape, -1), targets.reshape(shape), definitions=definitions
@@ -516,16 +601,14 @@ def test_wrong_arguments():
             compare(*arguments, **options)
 
 
-def test_target_out_of_range_is_named_by_its_index(monkeypatch):
-    monkeypatch.setattr(comparison, "_BLOCK_ROWS", 2)
+def test_target_out_of_range_is_named_by_its_index():
     targets = np.zeros((3, 50), int)
     targets[2, 7] = 3
     with fails(IndexError, "targets[2, 7]", 3, "[0, 3)"):
         compare(np.zeros((3, 50, 3)), np.zeros((3, 50, 3)), targets)
 
 
-def test_meter_is_unchanged_after_an_error(monkeypatch):
-    monkeypatch.setattr(comparison, "_BLOCK_ROWS", 1)
+def test_meter_is_unchanged_after_an_error():
     base = np.log([[0.5, 0.5], [0.25, 0.75]])
     meter = ComparisonMeter(definitions="llama.cpp")
     meter.update(base, base, [0, 1])

@@ -23,6 +23,7 @@ def test_positions_without_class_ids(targets):
     for job in (
         lambda: _core.ClassIdLoss(LOGITS, positions, None, True, 0.0),
         lambda: _core.TokenStats(LOGITS, positions, np.zeros(2), 1.0, 0.0, 0, columns),
+        lambda: _core.PairStats(LOGITS, positions, LOGITS, -1.0, columns),
     ):
         with pytest.raises(ValueError, match="positions have no class ids"):
             job()
@@ -37,6 +38,15 @@ def test_scores_without_an_array():
         _core.KLDivergence(LOGITS, without_targets(LOGITS), None, scores)
     with pytest.raises(ValueError, match="another shape, or no array"):
         _core.KLDivergence(LOGITS, without_targets(LOGITS), None, OTHER)
+    with pytest.raises(ValueError, match="another shape, or no array"):
+        _core.PairStats(LOGITS, CLASS_IDS, OTHER, -1.0, {})
+
+
+def test_columns_of_another_length():
+    columns = {name: np.zeros(2) for name in ("nll", "base_nll", "kl", "delta_p")}
+    columns |= {name: np.zeros(3, np.uint8) for name in ("is_same_top", "kept")}
+    with pytest.raises(ValueError, match="a number for each row"):
+        _core.PairStats(LOGITS, CLASS_IDS, LOGITS, -1.0, columns)
 
 
 def test_cost_of_distributions_that_are_not_there():

@@ -10,6 +10,7 @@ SWAPPED: int
 TILE_CLASS_MULTIPLE: int
 BAD_TARGET: int
 BAD_DISTRIBUTION: int
+UNNORMALIZED: int
 
 def backends() -> list[str]: ...
 def use_backend(name: str) -> None: ...
@@ -156,10 +157,24 @@ class TokenStats(LogSumExpJob):
         columns: dict[str, npt.NDArray[Any]],
     ) -> None: ...
 
+@disjoint_base
+class PairJob(LogSumExpJob): ...
+
 @final
-class KLDivergence(LogSumExpJob):
+class KLDivergence(PairJob):
     def __init__(
         self, scores: Scores, positions: Positions, numbers: npt.NDArray[np.float64] | None, other: Scores
+    ) -> None: ...
+
+@final
+class PairStats(PairJob):
+    def __init__(
+        self,
+        scores: Scores,
+        positions: Positions,
+        other: Scores,
+        most_unnormalized: float,
+        columns: dict[str, npt.NDArray[Any]],
     ) -> None: ...
 
 @final

@@ -53,9 +53,11 @@ cdef enum:
     C_BAD_TARGET = 1  # its class id is out of range, or was for a moment
     C_BAD_SCORE = 2  # a score that is not a probability, or not a log-probability
     C_BAD_DISTRIBUTION = 3  # integers that are not one-hot
+    C_UNNORMALIZED = 4  # log-probabilities whose logsumexp is too far from 0
 
 BAD_TARGET = C_BAD_TARGET
 BAD_DISTRIBUTION = C_BAD_DISTRIBUTION
+UNNORMALIZED = C_UNNORMALIZED
 
 cdef double TOLERANCE = 1e-3  # by which rounding may take probabilities out of [0, 1], and log-probabilities above 0
 
@@ -430,6 +432,7 @@ def moments(const double[::1] values):
 
 include "_probability_jobs.pxi"
 include "_row_jobs.pxi"
+include "_pair_jobs.pxi"
 include "_projection.pxi"
 include "_dlpack.pxi"
 include "_front.pxi"

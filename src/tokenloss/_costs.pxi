@@ -50,6 +50,8 @@ cdef double cost_of_scores(RowJob job):
     cdef double per_row = 5, per_class = 0.35
     if isinstance(job, TokenStats):
         per_row, per_class = 15, 1
+    elif isinstance(job, PairStats):
+        per_row, per_class = 40, 1.6
     elif not isinstance(job, (LogSumExp, CrossEntropy)) or (
             isinstance(job, CrossEntropy) and is_given(&(<CrossEntropy> job).grad)):
         per_row, per_class = 8, 0.8  # two passes, or two arrays

@@ -93,6 +93,9 @@ def raise_refusal(job: _core.RowJob) -> NoReturn:
     if reason == _core.BAD_DISTRIBUTION:
         _raise_not_one_hot(positions, job.scores, row, is_probability)
     position = _index(positions, row)
+    if reason == _core.UNNORMALIZED:
+        fits = "definitions='llama.cpp' takes log-probabilities, as log_softmax gives them"
+        raise_error("unnormalized", name=job.scores.name, got=score, fits=fits)
     if reason == _core.BAD_TARGET:
         fits = f"[0, {positions.classes})"
         raise_error("changed", name=positions.name, position=position or "", fits=fits)

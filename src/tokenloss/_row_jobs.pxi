@@ -379,49 +379,6 @@ cdef class TokenStats(LogSumExpJob):
 
 
 @cython.final
-cdef class KLDivergence(LogSumExpJob):
-    """KL(softmax(scores) || softmax(other)) of each row."""
-
-    cdef Scores other
-    cdef int compute_dtype  # of both rows
-
-    def __init__(self, Scores scores, Positions positions, numbers, Scores other):
-        self.set_up(scores, positions, numbers)
-        if other.shape != scores.shape or not is_given(&other.view):
-            raise ValueError("the other scores have another shape, or no array")
-        self.other = other
-        self.is_class_major = scores.is_class_major()
-        self.compute_dtype = scores.dtype & ~TL_SWAPPED
-        if self.compute_dtype != other.dtype & ~TL_SWAPPED:
-            wide = TL_FLOAT64 in (self.compute_dtype, other.dtype & ~TL_SWAPPED)
-            self.compute_dtype = TL_FLOAT64 if wide else TL_FLOAT32
-
-    cdef size_t scratch_bytes(self) noexcept nogil:
-        return 2 * LogSumExpJob.scratch_bytes(self)
-
-    cdef void reduce_block(self, Block *block, Totals *totals, tl_cancel *cancel) noexcept nogil:
-        """Reduces short rows side by side; those that need more care by themselves."""
-        cdef tl_row_block *base = &block.rows
-        cdef tl_row_block other
-        cdef uint64_t found
-        cdef int i
-        other.row, other.count, other.wanted = row_at(&self.other.view, block.number[0]), base.count, base.wanted
-        other.class_major, other.has_excluded, other.keeps_logits = base.class_major, False, False
-        other.scratch = base.scratch + LogSumExpJob.scratch_bytes(self)
-        base.row.compute_dtype = other.row.compute_dtype = self.compute_dtype
-        self.find_rows(&self.other.view, block, other.data)
-        found = tl_kl_of_block(backend, base, &other, block.values)
-        for i in range(base.count):
-            if (base.wanted & ~found) >> i & 1:
-                block.values[i] = self.reduce_row(block.number[i], block.target[i], totals, cancel)
-
-    cdef double reduce_row(self, int64_t row, int64_t target, Totals *totals, tl_cancel *cancel) noexcept nogil:
-        cdef tl_row base = self.row_at(row), other = row_at(&self.other.view, row)
-        base.compute_dtype = other.compute_dtype = self.compute_dtype
-        return tl_kl_divergence(backend, &base, &other, cancel)
-
-
-@cython.final
 cdef class RowMaximum(RowJob):
     """The largest score of each row: reads at the speed of memory, which benchmarks measure the others by."""
 

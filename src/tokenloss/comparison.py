@@ -8,15 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tokenloss import _core, _job, _workers
-from tokenloss._dtypes import CheckedArray, as_float_array, bfloat16_to_float32
+from tokenloss import _core, _job
+from tokenloss._dtypes import CheckedArray, as_float_array
 from tokenloss._errors import raise_error
 from tokenloss._exact import ExactMoments, exp
-from tokenloss._iteration import iter_row_blocks
-from tokenloss._softmax import logsumexp, softmax
 from tokenloss._validation import as_other_scores, as_positions, as_scores
-from tokenloss.divergence import kl_divergence
-from tokenloss.scores import token_scores
 
 if TYPE_CHECKING:
     from typing import Literal
@@ -25,10 +21,6 @@ if TYPE_CHECKING:
 
     _Columns = dict[str, Array]
 
-_BLOCK_ROWS = 1 << 14  # compared at a time, since each row takes some bytes
-_COPIED_BYTES = 1 << 19  # of the base's rows that are copied at a time: they stay in a core's cache
-
-_MIN_LOG_PROB = -16  # llama.cpp's divergence counts the base's log-probabilities above it
 UNNORMALIZED = 0.1  # |logsumexp| that log-probabilities may have after rounding and clipping
 
 # results for each position
@@ -225,51 +217,14 @@ class ComparisonMeter:
         IndexError, TypeError, ValueError
             If an argument is invalid; the meter is then unchanged.
         """
-        base_scores = as_scores("base_logits", base_logits, axis)
-        other_scores = as_other_scores("logits", logits, base_scores)
-        positions = as_positions("targets", targets, base_scores, self._ignore_index, where, distributions=False)
-        _job.check_targets(positions, base_scores)  # all of them, before the first block is read
-        _workers.check_workers(self._workers)
-
-        base, other = (
-            CheckedArray(np.moveaxis(scores.array, scores.axis, -1), scores.dtype)
-            for scores in (base_scores, other_scores)
-        )
-        ids, batch = positions.targets, positions.batch
-        kept = np.broadcast_to(True, batch) if positions.where is None else positions.where
-        self._parts += [
-            self._block_columns(
-                CheckedArray(base.array[index], base.code),
-                CheckedArray(other.array[index], other.code),
-                ids[index],
-                kept[index],
-            )
-            for index in iter_row_blocks(batch, _BLOCK_ROWS)
-        ]
-
-    def _block_columns(self, base: Any, logits: Any, targets: Any, where: Any) -> _Columns:
-        """Results of a block by position."""
-        workers = self._workers
-        options: Any = {"ignore_index": self._ignore_index, "where": where, "workers": workers}
-        base_scores = token_scores(base, targets, **options)
-        scores = token_scores(logits, targets, **options)
-        kept = scores.kept
-        if self._definitions == "exact":
-            base_nll = base_scores.nll
-            kl = kl_divergence(base, logits, where=kept, reduction="none", workers=workers)
-        else:
-            _check_normalized(base_scores.logsumexp)
-            base_nll = _nll_of_log_probs(base, targets, self._ignore_index, where, workers)
-            kl = _kl_llama_cpp(base, logits, kept, workers)
-        columns = {
-            "nll": scores.nll,
-            "base_nll": base_nll,
-            "kl": kl,
-            "delta_p": _exp_same_bits(-scores.nll) - _exp_same_bits(-base_nll),
-            "is_same_top": kept & (scores.argmax == base_scores.argmax) & (scores.argmax >= 0),
-            "kept": kept,
-        }
-        return {name: column.reshape(-1) for name, column in columns.items()}
+        base = as_scores("base_logits", base_logits, axis)
+        other = as_other_scores("logits", logits, base)
+        positions = as_positions("targets", targets, base, self._ignore_index, where, distributions=False)
+        columns: _Columns = {name: np.zeros(base.rows, dtype) for name, dtype in _COLUMNS.items()}
+        flat = {name: column.view(np.uint8) if column.dtype == bool else column for name, column in columns.items()}
+        unnormalized = -1 if self._definitions == "exact" else UNNORMALIZED
+        _job.run(_core.PairStats(base, positions, other, unnormalized, flat), self._workers)
+        self._parts.append(columns)
 
     def result(self) -> Comparison:
         """Figures of all positions so far.
@@ -280,59 +235,6 @@ class ComparisonMeter:
             With arrays of one dimension.
         """
         return _comparison(self._definitions, self._parts, (-1,))
-
-
-def _nll_of_log_probs(base: CheckedArray, targets: Any, ignore_index: Any, where: Any, workers: Any) -> Float64Array:
-    """`nll_loss`, whose errors name the argument of `compare`."""
-    scores = as_scores("base_logits", base, -1)
-    positions = as_positions("targets", targets, scores, ignore_index, where, distributions=False)
-    nll = np.zeros(scores.batch)
-    _job.run(_core.ClassIdLoss(scores, positions, nll, False, 0.0), workers)
-    return nll
-
-
-def _check_normalized(normalizers: Float64Array) -> None:
-    """Refuse logits where log-probabilities are expected."""
-    wrong = normalizers[abs(normalizers) > UNNORMALIZED]  # nan is not
-    if wrong.size:
-        fits = "definitions='llama.cpp' takes log-probabilities, as log_softmax gives them"
-        raise_error("unnormalized", name="base_logits", got=wrong[0], fits=fits)
-
-
-def _kl_llama_cpp(base: CheckedArray, logits: CheckedArray, kept: BoolArray, workers: int | None) -> Float64Array:
-    """Sum exp(b) * (b - log_softmax(logits)) over the base's log-probabilities b that llama.cpp counts.
-
-    Their exponentials add up to some s, and those over s are a distribution: the sum is s times the divergence from it
-    plus s * log(s).
-    """
-    kl, log_sum = np.zeros(kept.shape), np.zeros(kept.shape)
-    row_bytes = base.array.shape[-1] * base.array.itemsize
-    for index in iter_row_blocks(kept.shape, max(1, _COPIED_BYTES // (row_bytes or 1))):
-        here = kept[index]
-        pair: Any = [CheckedArray(array[index], code) for array, code in (base, logits)]
-        if not here.all():  # rows that are ignored are never read
-            pair = [CheckedArray(array[here], code) for array, code in pair]
-        likely = _mask_unlikely(pair[0])
-        log_sum[index][here] = np.ravel(logsumexp(likely, workers=workers))
-        kl[index][here] = np.ravel(kl_divergence(likely, pair[1], reduction="none", workers=workers))
-    return _exp_same_bits(log_sum) * (kl + log_sum)
-
-
-def _mask_unlikely(base: CheckedArray) -> Array:
-    """Log-probabilities, with -inf for those that llama.cpp's divergence leaves out."""
-    array, code = base
-    if code & ~_core.SWAPPED == _core.DTYPES["bfloat16"]:
-        array = bfloat16_to_float32(array.view(np.dtype(np.uint16).newbyteorder(array.dtype.byteorder)))
-    elif array.itemsize < 4:
-        array = array.astype(np.float32)
-    with np.errstate(divide="ignore", invalid="ignore"):  # invalid: a nan that signals
-        return array / (array > _MIN_LOG_PROB)  # negative / 0 is -inf; far faster than a mask
-
-
-def _exp_same_bits(logs: Float64Array) -> Float64Array:
-    """Exponentials by the package's softmax: those of NumPy have other bits on other machines."""
-    pairs: Float64Array = softmax(np.stack([logs, np.zeros_like(logs)], -1))
-    return pairs[..., 0] / pairs[..., 1]
 
 
 def compare(
@@ -453,6 +355,9 @@ def _comparison(definitions: str, parts: list[_Columns], batch: tuple[int, ...])
 
 def _correlation(stderr: float, base_stderr: float, stderr_of_difference: float) -> float:
     """Correlation of two means: the variance of their difference is that of both less twice the covariance."""
+    errors = stderr, base_stderr, stderr_of_difference
+    exponent = math.frexp(max(errors))[1]  # a power of two, which leaves their squares finite
+    stderr, base_stderr, stderr_of_difference = (math.ldexp(error, -exponent) for error in errors)
     product = 2 * stderr * base_stderr
     if not product > 0:
         return math.nan

@@ -114,7 +114,20 @@ cdef extern from "_kernels/kernels.h" nogil:
         tl_odds odds
     void tl_lse_of_block(const tl_backend *, const tl_row_block *, int, tl_block_lse *, tl_cancel *)
     void tl_logsumexp_of_block(const tl_backend *, const tl_row_block *, const tl_block_lse *, double *, tl_cancel *)
-    uint64_t tl_kl_of_block(const tl_backend *, const tl_row_block *, const tl_row_block *, double *)
+    ctypedef struct tl_kl:
+        double kl
+        double base_logsumexp
+    uint64_t tl_kl_of_block(const tl_backend *, const tl_row_block *, const tl_row_block *, double, tl_kl *)
+    ctypedef struct tl_pair:
+        double nll
+        double base_nll
+        double kl
+        double change
+        double base_logsumexp
+        bint is_same_top
+    void tl_pair_of_block(const tl_backend *, const tl_row_block *, const tl_row_block *, int, int, tl_pair *,
+                          tl_cancel *)
+    double tl_pair_base_logsumexp(const tl_backend *, const tl_row *, double, double, tl_cancel *)
     ctypedef struct tl_out_block:
         tl_row row
         char *data[64]

@@ -180,7 +180,17 @@ static void compare_parts(const question *all, const tl_row *whole, const tl_sof
     free_best(&best);
 }
 
-static void compare_divergences(const tl_row *row, const tl_row *other_row) {
+static void compare_pairs(const tl_row *base, const tl_row *other, int64_t target) {
+    for (int of_log_probs = 0; of_log_probs < 2; of_log_probs++) {
+        tl_pair pair = tl_pair_row(backend, base, other, target, base->compute_dtype, of_log_probs, &cancel);
+        compare("loss of a pair", pair.nll);
+        compare("loss of the base of a pair", pair.base_nll);
+        compare("divergence of a pair", pair.kl);
+        compare("tops of a pair", pair.is_same_top);
+    }
+}
+
+static void compare_divergences(const tl_row *row, const tl_row *other_row, int64_t target) {
     tl_row base = *row, other = *other_row;
     base.logit_scale = other.logit_scale = 1;
     base.softcap = other.softcap = 0;
@@ -191,6 +201,7 @@ static void compare_divergences(const tl_row *row, const tl_row *other_row) {
             base.compute_dtype == TL_FLOAT64 || other.compute_dtype == TL_FLOAT64 ? TL_FLOAT64 : TL_FLOAT32;
     compare("divergence", tl_kl_divergence(backend, &base, &other, &cancel));
     compare("divergence the other way", tl_kl_divergence(backend, &other, &base, &cancel));
+    compare_pairs(&base, &other, target);
 }
 
 /* The sum of masses times -log of scores, and what was seen of both. */
@@ -373,7 +384,7 @@ static void compare_all(const question *all, int is_plain) {
         break;
     case TOKEN: compare_token_stats(all, &row); break;
     case PARTS: compare_parts(all, &row, &soft, row_layout, is_plain); break;
-    case DIVERGENCES: compare_divergences(&row, &other); break;
+    case DIVERGENCES: compare_divergences(&row, &other, all->target); break;
     case SOFT_TARGETS:
         compare_soft_targets(all, &row, &soft);
         compare_zeros(all);

@@ -313,9 +313,40 @@ static void check_tokens(tested_block *block) {
     }
 }
 
+/* Pairs of rows: those of single rows, whose loss and divergence are those of the functions for one of them alone. */
+static void check_pairs(tested_block *block, const tl_row_block *others) {
+    tl_row_block base = block->rows, other = *others;
+    tl_pair pairs[TL_BLOCK_ROWS];
+    int dtype = block->of->dtype;
+    base.has_excluded = other.has_excluded = 1;
+    for (int r = 0; r < block->of->count; r++)
+        base.excluded[r] = other.excluded[r] = is_expected(block, r) ? r % block->of->classes : -1;
+    for (int of_log_probs = 0; of_log_probs < 2; of_log_probs++) {
+        tl_pair_of_block(block->backend, &base, &other, dtype, of_log_probs, pairs, block->cancel);
+        for (int r = 0; r < block->of->count; r++) {
+            tl_row row = tl_row_of_block(&base, r), other_row = tl_row_of_block(&other, r);
+            tl_loss loss = {.soft = {.one_minus_eps = 1}, .target = base.excluded[r], .target_weight = 1};
+            tl_lse_acc acc;
+            if (!is_expected(block, r))
+                continue;
+            tl_pair pair = tl_pair_row(block->backend, &row, &other_row, loss.target, dtype, of_log_probs, block->cancel);
+            require(same(pairs[r].nll, pair.nll) && same(pairs[r].base_nll, pair.base_nll), "losses of a pair", &row);
+            require(same(pairs[r].kl, pair.kl) && same(pairs[r].change, pair.change), "divergence of a pair", &row);
+            require(pairs[r].is_same_top == pair.is_same_top, "tops of a pair", &row);
+            tl_lse_row(block->backend, &other_row, loss.target, &acc, block->cancel);
+            require(same(pair.nll, tl_loss_of_class(block->backend, &other_row, &loss, &acc, block->cancel)),
+                    "loss of a pair", &row);
+            if (of_log_probs)
+                continue;
+            require(same(pair.kl, tl_kl_divergence(block->backend, &row, &other_row, block->cancel)),
+                    "divergence of a pair alone", &row);
+        }
+    }
+}
+
 /* Divergences from other rows, which lie where results did. */
 static void check_divergences(tested_block *block) {
-    double kl[TL_BLOCK_ROWS];
+    tl_kl kl[TL_BLOCK_ROWS];
     tl_row_block other = block->rows;
     size_t bytes = tl_row_block_bytes(block->of->classes, block->rows.class_major);
     fill_rows(block->of, &block->results);
@@ -329,14 +360,15 @@ static void check_divergences(tested_block *block) {
         block->rows.excluded[r] = other.excluded[r] = -1;
         other.data[r] = block->results.memory + block->results.at[r];
     }
-    uint64_t found = tl_kl_of_block(block->backend, &block->rows, &other, kl);
+    uint64_t found = tl_kl_of_block(block->backend, &block->rows, &other, -(double)INFINITY, kl);
     require_found(block, found, "divergences found in a block");
     for (int r = 0; r < block->of->count; r++) {
         tl_row row = row_in(&block->logits, r), other_row = row_in(&block->results, r);
         if (found >> r & 1)
-            require(same(kl[r], tl_kl_divergence(block->backend, &row, &other_row, block->cancel)),
+            require(same(kl[r].kl, tl_kl_divergence(block->backend, &row, &other_row, block->cancel)),
                     "divergence in a block", &row);
     }
+    check_pairs(block, &other);
 }
 
 /* All results of a block. */

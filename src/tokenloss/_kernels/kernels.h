@@ -10,6 +10,7 @@
 #include "logsumexp.h"
 #include "loss.h"
 #include "matvec.h"
+#include "pair.h"
 #include "reduce.h"
 #include "row.h"
 #include "row_block.h"

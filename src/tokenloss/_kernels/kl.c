@@ -10,51 +10,91 @@
 #include "logsumexp.h"
 #include "scalar_math.h"
 
-typedef struct {
-    const tl_row *row;
-    tl_lse_acc state;
-    tl_chunk_buf buf;
-} kl_side;
+#define PREFETCHED_BYTES 8192 /* of a base that is copied, ahead of the copy: near enough to stay in the first cache */
+
+/* Copies elements, those that are not above the floor as -inf: x - inf is -inf, and x - 0 is x. Of halves, the bits of
+ * negative ones rise as integers while their values fall. Elements need no alignment in `x`, which may be `out`. */
+static void copy_above(const char *x, int dtype, size_t count, double floor, void *out) {
+    if (dtype == TL_FLOAT64) {
+        for (size_t i = 0; i < count; i++) {
+            double value;
+            memcpy(&value, x + i * sizeof value, sizeof value);
+            ((double *)out)[i] = value - tl_from_bits(0x7ff0000000000000u & (0 - (uint64_t)(value <= floor)));
+        }
+    } else if (dtype == TL_FLOAT32) {
+        const float least = (float)floor;
+        for (size_t i = 0; i < count; i++) {
+            float value;
+            memcpy(&value, x + i * sizeof value, sizeof value);
+            ((float *)out)[i] = value - tl_float_from_bits(0x7f800000u & (0 - (uint32_t)(value <= least)));
+        }
+    } else {
+        char bits[2][sizeof(double)];
+        int16_t first, last;
+        tl_store(bits[0], dtype, floor);
+        tl_store(bits[1], dtype, -(double)INFINITY);
+        memcpy(&first, bits[0], sizeof first);
+        memcpy(&last, bits[1], sizeof last);
+        for (size_t i = 0; i < count; i++) {
+            int16_t value;
+            memcpy(&value, x + i * sizeof value, sizeof value);
+            ((int16_t *)out)[i] = value >= first && value <= last ? last : value;
+        }
+    }
+}
 
 /* Whether a class of [start, end) is possible in the base and impossible in the other row. */
-static int has_infinite_kl(const kl_side *base, const kl_side *other, int64_t start, int64_t end) {
+static int has_infinite_kl(const tl_kl_side *base, const tl_kl_side *other, int64_t start, int64_t end) {
     for (int64_t i = start; i < end; i++)
         if (tl_load(other->row->data + i * other->row->stride, other->row->dtype) == -(double)INFINITY &&
-            tl_load(base->row->data + i * base->row->stride, base->row->dtype) > -(double)INFINITY)
+            tl_load(base->row->data + i * base->row->stride, base->row->dtype) > base->floor)
             return 1;
     return 0;
 }
 
+static int can_read_in_place(const tl_kl_side *of) {
+    return tl_can_read_in_place(of->row, of->row->compute_dtype, of->state.offset);
+}
+
 /* The elements from `start` on: in place if possible, else from the chunk buffer. */
-static const void *elements(const tl_backend *backend, kl_side *of, int dtype, int64_t start, int64_t count,
-                            int in_place) {
-    if (in_place)
-        return of->row->data + start * of->row->stride;
-    tl_load_chunk(backend, of->row, start, count, -1, of->state.offset, dtype, &of->buf);
+static const void *elements(const tl_backend *backend, tl_kl_side *of, int64_t start, int64_t count, int in_place) {
+    int dtype = of->row->compute_dtype;
+    const char *x = of->row->data + start * of->row->stride;
+    if (in_place && count % TL_CHUNK == 0) {
+        if (of->floor == -(double)INFINITY)
+            return x;
+        for (ptrdiff_t i = 0; i < count * of->row->stride; i += 64)
+            tl_prefetch(x + i + PREFETCHED_BYTES);
+        tl_chunk_invalidate(&of->buf);
+    } else {
+        tl_load_chunk(backend, of->row, start, count, -1, of->state.offset, dtype, &of->buf);
+        x = (const char *)&of->buf.at;
+    }
+    if (of->floor != -(double)INFINITY)
+        copy_above(x, dtype, (size_t)tl_padded(count), of->floor - of->state.offset, &of->buf.at);
     return &of->buf.at;
 }
 
 /* Accumulates the elements [start, end) of both rows. Returns 1 if a class makes the divergence infinite. */
-static int reduce_both(const tl_backend *backend, kl_side *base, kl_side *other, int64_t start, int64_t end) {
-    int dtype = base->row->compute_dtype, found = 0;
-    int in_place = tl_can_read_in_place(base->row, dtype, base->state.offset) &&
-                   tl_can_read_in_place(other->row, dtype, other->state.offset);
+static int reduce_both(const tl_backend *backend, tl_kl_side *base, tl_kl_side *other, int64_t start, int64_t end) {
+    int base_in_place = can_read_in_place(base), other_in_place = can_read_in_place(other), found = 0;
+    int is_whole = base_in_place && other_in_place && base->floor == -(double)INFINITY;
     while (start < end) {
-        int64_t count = in_place ? (end - start) / TL_CHUNK * TL_CHUNK : 0;
-        int all_in_place = count > 0;
-        if (!all_in_place)
+        int64_t count = is_whole ? (end - start) / TL_CHUNK * TL_CHUNK : 0;
+        if (count == 0)
             count = end - start < TL_CHUNK ? end - start : TL_CHUNK;
-        const void *p = elements(backend, base, dtype, start, count, all_in_place);
-        const void *q = elements(backend, other, dtype, start, count, all_in_place);
-        if (TL_UNLIKELY(backend->kl[dtype](p, q, (size_t)count, &base->state, &other->state)))
+        const void *p = elements(backend, base, start, count, base_in_place);
+        const void *q = elements(backend, other, start, count, other_in_place);
+        if (TL_UNLIKELY(backend->kl[base->row->compute_dtype](p, q, (size_t)count, &base->state, &other->state)))
             found |= has_infinite_kl(base, other, start, start + count);
         start += count;
     }
     return found;
 }
 
-static double maximum_of(const tl_backend *backend, kl_side *of, int64_t start, int64_t end) {
-    return tl_maximum_between(backend, of->row, start, end, -1, &of->buf);
+static double maximum_of(const tl_backend *backend, tl_kl_side *of, int64_t start, int64_t end) {
+    double maximum = tl_maximum_between(backend, of->row, start, end, -1, &of->buf);
+    return maximum > of->floor ? maximum : -(double)INFINITY;
 }
 
 /* What logits of the other row are shifted by: its logit at the argmax of the base, as far as the dtype holds it. */
@@ -67,7 +107,7 @@ static double other_shift_of(double logit, int dtype) {
 }
 
 /* Moves the shifts to the class of the maximum of the base in [start, end). */
-static void kl_reshift(const tl_backend *backend, kl_side *base, kl_side *other, int64_t start, int64_t end,
+static void kl_reshift(const tl_backend *backend, tl_kl_side *base, tl_kl_side *other, int64_t start, int64_t end,
                        double maximum) {
     tl_moment *moment = base->state.moment;
     int64_t class = maximum - maximum == 0 ? tl_find(backend, base->row, start, end, maximum) : end;
@@ -86,7 +126,7 @@ static void kl_reshift(const tl_backend *backend, kl_side *base, kl_side *other,
 }
 
 /* Rebases what is out of range, so that the elements [start, end) can be accumulated. Returns 0 if a sum is nan. */
-static int kl_rebase(const tl_backend *backend, kl_side *base, kl_side *other, int64_t start, int64_t end,
+static int kl_rebase(const tl_backend *backend, tl_kl_side *base, tl_kl_side *other, int64_t start, int64_t end,
                      int base_out_of_range, int other_out_of_range) {
     double maximum = maximum_of(backend, base, start, end), offset = other->state.offset;
     if (base_out_of_range && !tl_lse_rebase(maximum, base->row->compute_dtype, &base->state))
@@ -99,76 +139,106 @@ static int kl_rebase(const tl_backend *backend, kl_side *base, kl_side *other, i
     return 1;
 }
 
-static int begin(const tl_backend *backend, kl_side *of, const tl_row *row, tl_moment *moment) {
+static int begin(const tl_backend *backend, tl_kl_side *of, const tl_row *row, double floor, tl_moment *moment) {
     of->row = row;
+    of->floor = floor;
     tl_chunk_invalidate(&of->buf);
     int64_t first = row->count < TL_CHUNK ? row->count : TL_CHUNK;
     return tl_lse_begin(maximum_of(backend, of, 0, first), row->compute_dtype, moment, &of->state);
 }
 
 /* Whether differences of the rows may be too large for a float. */
-static int is_far_out(const kl_side *base, const kl_side *other) {
-    return (base->state.offset != 0 || other->state.offset != 0) && base->row->compute_dtype != TL_FLOAT64;
+static int is_far_out(const tl_kl_acc *acc) {
+    return (acc->base.state.offset != 0 || acc->other.state.offset != 0) &&
+           acc->base.row->compute_dtype != TL_FLOAT64;
 }
 
-/* The divergence. Returns 0 if the rows need double. */
-static int kl_rows(const tl_backend *backend, const tl_row *base_row, const tl_row *other_row, double *kl,
-                   tl_cancel *cancel) {
-    kl_side base, other;
-    tl_moment moment;
-    int infinite = 0;
-    *kl = (double)NAN;
-    if (!begin(backend, &base, base_row, &moment) || !begin(backend, &other, other_row, NULL))
-        return 1;
-    if (is_far_out(&base, &other))
-        return 0;
-    kl_rebase(backend, &base, &other, 0, base_row->count < TL_BLOCK ? base_row->count : TL_BLOCK, 0, 0);
-    for (int64_t start = 0; start < base_row->count; start += TL_BLOCK) {
-        int64_t end = base_row->count - start < TL_BLOCK ? base_row->count : start + TL_BLOCK;
-        base.state.maximum = -(double)INFINITY;
-        tl_lse_acc base_before = base.state, other_before = other.state;
-        tl_moment moment_before = moment;
-        int found = reduce_both(backend, &base, &other, start, end);
-        int base_out_of_range = tl_sum_out_of_range(&base.state),
-            other_out_of_range = tl_sum_out_of_range(&other.state);
-        if (TL_UNLIKELY(base_out_of_range || other_out_of_range || tl_moment_shift_stale(&base.state))) {
-            base.state = base_before;
-            other.state = other_before;
-            moment = moment_before;
-            if (!kl_rebase(backend, &base, &other, start, end, base_out_of_range, other_out_of_range))
-                return 1;
-            if (is_far_out(&base, &other))
-                return 0;
-            found = reduce_both(backend, &base, &other, start, end);
-        }
-        infinite |= found;
-        double sums = tl_lanes_sum_fast(base.state.sum) + tl_lanes_sum_fast(other.state.sum);
-        if (sums != sums || (end % TL_CANCEL_INTERVAL == 0 && tl_cancelled(cancel)))
-            return 1;
+void tl_kl_begin(const tl_backend *backend, const tl_row *base, const tl_row *other, double floor, tl_kl_acc *acc) {
+    assert(base->count == other->count && base->compute_dtype == other->compute_dtype);
+    acc->is_infinite = 0;
+    acc->stage = TL_KL_NAN;
+    if (!begin(backend, &acc->base, base, floor, &acc->moment) ||
+        !begin(backend, &acc->other, other, -(double)INFINITY, NULL))
+        return;
+    acc->stage = is_far_out(acc) ? TL_KL_TOO_FAR : TL_KL_OPEN;
+    if (acc->stage == TL_KL_OPEN)
+        kl_rebase(backend, &acc->base, &acc->other, 0, base->count < TL_BLOCK ? base->count : TL_BLOCK, 0, 0);
+}
+
+void tl_kl_block(const tl_backend *backend, int64_t start, int64_t end, tl_kl_acc *acc) {
+    tl_kl_side *base = &acc->base, *other = &acc->other;
+    if (acc->stage != TL_KL_OPEN)
+        return;
+    base->state.maximum = -(double)INFINITY;
+    tl_lse_acc base_before = base->state, other_before = other->state;
+    tl_moment moment_before = acc->moment;
+    int found = reduce_both(backend, base, other, start, end);
+    int base_out_of_range = tl_sum_out_of_range(&base->state), other_out_of_range = tl_sum_out_of_range(&other->state);
+    if (TL_UNLIKELY(base_out_of_range || other_out_of_range || tl_moment_shift_stale(&base->state))) {
+        base->state = base_before;
+        other->state = other_before;
+        acc->moment = moment_before;
+        acc->stage = TL_KL_NAN;
+        if (!kl_rebase(backend, base, other, start, end, base_out_of_range, other_out_of_range))
+            return;
+        acc->stage = is_far_out(acc) ? TL_KL_TOO_FAR : TL_KL_OPEN;
+        if (acc->stage == TL_KL_TOO_FAR)
+            return;
+        found = reduce_both(backend, base, other, start, end);
     }
-    double base_log = tl_lse_log(&base.state, base_row), other_log = tl_lse_log(&other.state, other_row);
+    acc->is_infinite |= found;
+    double sums = tl_lanes_sum_fast(base->state.sum) + tl_lanes_sum_fast(other->state.sum);
+    if (sums != sums)
+        acc->stage = TL_KL_NAN;
+}
+
+static void read_blocks(const tl_backend *backend, tl_kl_acc *acc, tl_cancel *cancel) {
+    int64_t count = acc->base.row->count;
+    for (int64_t start = 0, end; start < count && acc->stage == TL_KL_OPEN; start = end) {
+        end = count - start < TL_BLOCK ? count : start + TL_BLOCK;
+        tl_kl_block(backend, start, end, acc);
+        if (end % TL_CANCEL_INTERVAL == 0 && tl_cancelled(cancel))
+            return;
+    }
+}
+
+/* The divergence, once all blocks are read; nan if differences turn out to be too large for a float. */
+static tl_kl finish(tl_kl_acc *acc) {
+    tl_kl found = {(double)NAN, (double)NAN};
+    if (acc->stage != TL_KL_OPEN)
+        return found;
+    double base_log = tl_lse_log(&acc->base.state, acc->base.row),
+           other_log = tl_lse_log(&acc->other.state, acc->other.row);
+    found.base_logsumexp = acc->base.state.offset + base_log;
     if (base_log == -(double)INFINITY)
-        return 1;
-    double mean = tl_moment_mean(&base.state);
-    if (mean - mean != 0 && !infinite && base_row->compute_dtype != TL_FLOAT64)
-        return 0; /* the differences are too large for a float */
-    *kl = mean - ((base_log - moment.shift) - (other_log - moment.other_shift));
-    if (infinite)
-        *kl = (double)INFINITY;
-    else if (*kl < 0)
-        *kl = 0;
-    return 1;
+        return found;
+    double mean = tl_moment_mean(&acc->base.state);
+    if (mean - mean != 0 && !acc->is_infinite && acc->base.row->compute_dtype != TL_FLOAT64)
+        acc->stage = TL_KL_TOO_FAR;
+    found.kl = mean - ((base_log - acc->moment.shift) - (other_log - acc->moment.other_shift));
+    if (acc->is_infinite)
+        found.kl = (double)INFINITY;
+    else if (found.kl < 0)
+        found.kl = 0;
+    return found;
+}
+
+tl_kl tl_kl_end(const tl_backend *backend, tl_kl_acc *acc, tl_cancel *cancel) {
+    tl_kl found = finish(acc);
+    if (acc->stage != TL_KL_TOO_FAR)
+        return found;
+    tl_row base = *acc->base.row, other = *acc->other.row;
+    base.compute_dtype = other.compute_dtype = TL_FLOAT64;
+    tl_kl_begin(backend, &base, &other, acc->base.floor, acc);
+    read_blocks(backend, acc, cancel);
+    return finish(acc);
 }
 
 double tl_kl_divergence(const tl_backend *backend, const tl_row *base, const tl_row *other, tl_cancel *cancel) {
-    double kl;
-    assert(base->count == other->count && base->compute_dtype == other->compute_dtype);
-    if (kl_rows(backend, base, other, &kl, cancel))
-        return kl;
-    tl_row wide_base = *base, wide_other = *other;
-    wide_base.compute_dtype = wide_other.compute_dtype = TL_FLOAT64;
-    kl_rows(backend, &wide_base, &wide_other, &kl, cancel);
-    return kl;
+    tl_kl_acc acc;
+    tl_kl_begin(backend, base, other, -(double)INFINITY, &acc);
+    read_blocks(backend, &acc, cancel);
+    return tl_kl_end(backend, &acc, cancel).kl;
 }
 
 /* Loads a block into groups, and begins its reduction. */
@@ -191,7 +261,8 @@ static void find_other_shifts(const tl_backend *backend, const tl_row_block *oth
     }
 }
 
-uint64_t tl_kl_of_block(const tl_backend *backend, const tl_row_block *base, const tl_row_block *other, double *kl) {
+uint64_t tl_kl_of_block(const tl_backend *backend, const tl_row_block *base, const tl_row_block *other, double floor,
+                        tl_kl *found_of) {
     int count = tl_grouped_rows(base);
     size_t in_groups = (size_t)(count + TL_GROUP - 1) / TL_GROUP;
     double other_shift[TL_BLOCK_ROWS];
@@ -201,6 +272,8 @@ uint64_t tl_kl_of_block(const tl_backend *backend, const tl_row_block *base, con
     if (count == 0)
         return 0;
     tl_groups p = load_side(backend, base, count, &base_lse), q = load_side(backend, other, count, &other_lse);
+    if (floor != -(double)INFINITY)
+        copy_above((const char *)p.at, p.dtype, tl_group_elements(base) * in_groups, floor, p.at);
     find_other_shifts(backend, other, count, in_groups, p, other_shift);
     moments.other = q.at;
     moments.other_shift = other_shift;
@@ -212,8 +285,9 @@ uint64_t tl_kl_of_block(const tl_backend *backend, const tl_row_block *base, con
     for (int i = 0; i < count; i++) {
         double sum = base_lse.sums.sum[i], other_sum = other_lse.sums.sum[i], mean = moments.sum[i] / sum;
         int infinite = moments.most_above[i] > DBL_MAX;
-        kl[i] = mean - ((base_lse.log[i] - moments.shift[i]) - (other_lse.log[i] - other_shift[i]));
-        kl[i] = infinite ? (double)INFINITY : kl[i] < 0 ? 0 : kl[i];
+        double kl = mean - ((base_lse.log[i] - moments.shift[i]) - (other_lse.log[i] - other_shift[i]));
+        found_of[i].kl = infinite ? (double)INFINITY : kl < 0 ? 0 : kl;
+        found_of[i].base_logsumexp = base_lse.log[i];
         found &= ~((uint64_t)!(sum > 0 && other_sum == other_sum && (infinite || mean - mean == 0)) << i);
     }
     return found;

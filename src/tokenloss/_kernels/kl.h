@@ -8,8 +8,40 @@
 /* KL(softmax(base) || softmax(other)) of two rows of one length and compute dtype, neither scaled nor capped. */
 double tl_kl_divergence(const tl_backend *backend, const tl_row *base, const tl_row *other, tl_cancel *cancel);
 
-/* The same of the wanted rows of two blocks, which have one number of rows. Returns a bit for each row that was found:
- * the others, such as rows with nan or far out, are left to the function above. */
-uint64_t tl_kl_of_block(const tl_backend *backend, const tl_row_block *base, const tl_row_block *other, double *kl);
+/* A divergence, and the logsumexp of the base; nan if a logit is nan or +inf. */
+typedef struct {
+    double kl, base_logsumexp;
+} tl_kl;
+
+/* The same of the wanted rows of two blocks, which have one number of rows. Classes whose logit in the base is not above
+ * `floor` count as -inf there; -inf leaves none out. Returns a bit for each row that was found: the others, such as rows
+ * with nan or far out, are left to functions of single rows. The groups in the scratch memory stay as they were reduced.
+ */
+uint64_t tl_kl_of_block(const tl_backend *backend, const tl_row_block *base, const tl_row_block *other, double floor,
+                        tl_kl *found_of);
+
+/* -- for kernels that read both rows block by block ---------------------------------------------------------------- */
+
+typedef struct {
+    const tl_row *row;
+    double floor; /* logits that are not above it count as -inf */
+    tl_lse_acc state;
+    tl_chunk_buf buf;
+} tl_kl_side;
+
+/* The divergence of two rows so far. After each block, base.state.maximum is that of the block, less the offset. */
+typedef struct {
+    tl_kl_side base, other;
+    tl_moment moment;
+    int is_infinite;
+    enum { TL_KL_OPEN, TL_KL_NAN, TL_KL_TOO_FAR } stage; /* nothing more is read once it is nan, or needs double */
+} tl_kl_acc;
+
+/* Begins two rows, which must outlive the accumulator. */
+void tl_kl_begin(const tl_backend *backend, const tl_row *base, const tl_row *other, double floor, tl_kl_acc *acc);
+/* Adds the elements [start, end): one block of TL_BLOCK after another. */
+void tl_kl_block(const tl_backend *backend, int64_t start, int64_t end, tl_kl_acc *acc);
+/* The divergence, for which rows that are too far out are read again in double. */
+tl_kl tl_kl_end(const tl_backend *backend, tl_kl_acc *acc, tl_cancel *cancel);
 
 #endif

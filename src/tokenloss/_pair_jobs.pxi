@@ -1,0 +1,119 @@
+# Jobs that read the same row of two arrays together: divergences, comparisons of models.
+
+cdef class PairJob(LogSumExpJob):
+    """Reduces each row of the scores, those of a base, together with the same row of others."""
+
+    cdef Scores other
+    cdef int compute_dtype  # of both rows
+
+    cdef int set_up_pair(self, Scores scores, Positions positions, numbers, Scores other) except -1:
+        """Set the fields that these jobs share."""
+        self.set_up(scores, positions, numbers)
+        if other.shape != scores.shape or not is_given(&other.view):
+            raise ValueError("the other scores have another shape, or no array")
+        self.other = other
+        self.is_class_major = scores.is_class_major()
+        self.compute_dtype = scores.dtype & ~TL_SWAPPED
+        if self.compute_dtype != other.dtype & ~TL_SWAPPED:
+            wide = TL_FLOAT64 in (self.compute_dtype, other.dtype & ~TL_SWAPPED)
+            self.compute_dtype = TL_FLOAT64 if wide else TL_FLOAT32
+        return 0
+
+    cdef size_t scratch_bytes(self) noexcept nogil:
+        return 2 * LogSumExpJob.scratch_bytes(self)
+
+    cdef void find_other(self, const Block *block, tl_row_block *other) noexcept nogil:
+        """The other rows of a block."""
+        other[0] = block.rows
+        other.row = row_at(&self.other.view, block.number[0])
+        other.scratch = block.rows.scratch + LogSumExpJob.scratch_bytes(self)
+        self.find_rows(&self.other.view, block, other.data)
+
+
+@cython.final
+cdef class KLDivergence(PairJob):
+    """KL(softmax(scores) || softmax(other)) of each row."""
+
+    def __init__(self, Scores scores, Positions positions, numbers, Scores other):
+        self.set_up_pair(scores, positions, numbers, other)
+
+    cdef void reduce_block(self, Block *block, Totals *totals, tl_cancel *cancel) noexcept nogil:
+        """Reduces short rows side by side; those that need more care by themselves."""
+        cdef tl_row_block *base = &block.rows
+        cdef tl_row_block other
+        cdef tl_kl kl[BLOCK_ROWS]
+        cdef uint64_t found
+        cdef int i
+        self.find_other(block, &other)
+        base.row.compute_dtype = other.row.compute_dtype = self.compute_dtype
+        found = tl_kl_of_block(backend, base, &other, -INFINITY, kl)
+        for i in range(base.count):
+            if found >> i & 1:
+                block.values[i] = kl[i].kl
+            elif base.wanted >> i & 1:
+                block.values[i] = self.reduce_row(block.number[i], block.target[i], totals, cancel)
+
+    cdef double reduce_row(self, int64_t row, int64_t target, Totals *totals, tl_cancel *cancel) noexcept nogil:
+        cdef tl_row base = self.row_at(row), other = row_at(&self.other.view, row)
+        base.compute_dtype = other.compute_dtype = self.compute_dtype
+        return tl_kl_divergence(backend, &base, &other, cancel)
+
+
+@cython.final
+cdef class PairStats(PairJob):
+    """The columns of a comparison: of each row for its class id, in the base's scores and in the others.
+
+    If `most_unnormalized` is not negative, the base has log-probabilities, whose logsumexp may be that far from 0, and
+    the definitions are those of llama.cpp.
+    """
+
+    cdef double[::1] nll, base_nll, kl, delta_p
+    cdef uint8_t[::1] is_same_top, kept
+    cdef double most_unnormalized
+    cdef bint of_log_probs
+    cdef tl_clip clip
+
+    def __init__(self, Scores scores, Positions positions, Scores other, double most_unnormalized, dict columns):
+        # columns are flat arrays by name, those of bool as uint8
+        self.set_up_pair(scores, positions, None, other)
+        self.need_class_ids()
+        self.excludes_classes = True
+        self.most_unnormalized, self.of_log_probs = most_unnormalized, most_unnormalized >= 0
+        self.clip = new_clip(False, 0)
+        self.nll, self.base_nll, self.kl = columns["nll"], columns["base_nll"], columns["kl"]
+        self.delta_p = columns["delta_p"]
+        self.is_same_top, self.kept = columns["is_same_top"], columns["kept"]
+        for column in columns.values():
+            if len(column) != self.rows:
+                raise ValueError("columns do not have a number for each row")
+
+    cdef void reduce_block(self, Block *block, Totals *totals, tl_cancel *cancel) noexcept nogil:
+        cdef tl_row_block other
+        cdef tl_pair pairs[BLOCK_ROWS]
+        cdef int64_t row
+        cdef int i
+        self.find_other(block, &other)
+        tl_pair_of_block(backend, &block.rows, &other, self.compute_dtype, self.of_log_probs, pairs, cancel)
+        for i in range(block.rows.count):
+            if not block.rows.wanted >> i & 1:
+                continue
+            row = block.number[i]
+            if self.of_log_probs:
+                self.check_log_probs(row, block.target[i], &pairs[i], totals, cancel)
+            self.nll[row], self.base_nll[row], self.kl[row] = pairs[i].nll, pairs[i].base_nll, pairs[i].kl
+            self.delta_p[row], self.is_same_top[row] = pairs[i].change, pairs[i].is_same_top
+            self.kept[row] = True
+
+    cdef void check_log_probs(self, int64_t row, int64_t target, const tl_pair *pair, Totals *totals,
+                              tl_cancel *cancel) noexcept nogil:
+        """Refuses logits where log-probabilities are expected."""
+        cdef tl_row base = self.row_at(row)
+        cdef double logsumexp = tl_pair_base_logsumexp(backend, &base, pair.base_logsumexp, self.most_unnormalized,
+                                                       cancel)
+        if logsumexp > self.most_unnormalized or logsumexp < -self.most_unnormalized:  # nan is neither
+            self.refuse(C_UNNORMALIZED, row, -1, logsumexp, totals)
+        elif tl_is_refused(&self.clip, -pair.base_nll):
+            self.refuse(C_BAD_SCORE, row, target, -pair.base_nll, totals)
+
+    cdef void add_block(self, Block *block, Totals *totals) noexcept nogil:
+        """Adds nothing: nobody asks for the sum."""
