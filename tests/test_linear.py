@@ -216,10 +216,10 @@ def test_linear_cross_entropy_of_any_operands_targets_and_options(data):
     assert_as_oracle(hidden, weight, targets, bias, layouts=layouts, **options)
 
 
-@pytest.mark.parametrize("depth", [0, 1, 2, 3, 255, 256, 257, 511, 1025, 2050])
-@pytest.mark.parametrize("rows", [FEW + 1, 32, 33, 48, 49, 70])
+@pytest.mark.parametrize("depth", [0, 1, 2, 3, 255, 256, 257, 1025])
+@pytest.mark.parametrize("rows", [FEW + 1, 32, 33, 48, 70])
 def test_linear_bfloat16_products_of_every_size_are_near_the_exact_ones(rows, depth, has_bf16_matmul, rng):
-    for classes in (1, 11, 12, 13, 48, 95, 97, 205):
+    for classes in (1, 12, 13, 97, 205):
         hidden, weight = operands(rng, rows, classes, depth or 1, BFLOAT16)
         hidden, weight = hidden[:, :depth], weight[:, :depth]
         logits, _, _ = exact(hidden, weight)
@@ -244,6 +244,12 @@ def test_linear_bfloat16_products_with_where_linear_bias_and_options(options, ki
     targets, bias = targets_for(rng, kind, 90, 1100), rng.standard_normal(1100)
     for where in (None, rng.random(90) > 0.5):
         assert_as_oracle(hidden, weight, targets, bias, where=where, **options)
+
+
+def test_linear_bfloat16_matmul_of_the_core_needs_the_instruction(use_backend):
+    use_backend("portable")
+    with fails(ValueError, "instruction", "bfloat16"):
+        _core.BFloat16MatMul(np.zeros((2, 3), np.uint16), np.zeros((30, 3), FLOAT32))
 
 
 def test_linear_bfloat16_subnormals_are_zero_to_the_instruction_alone(has_bf16_matmul):
@@ -348,6 +354,19 @@ def test_linear_few_positions_have_the_same_bits_on_every_backend(dtypes, scale,
     for name, found in results.items():
         for actual, expected in zip(found, results["portable"], strict=True):
             assert_same_bits(actual, expected, name)
+
+
+def test_linear_many_bfloat16_positions_have_the_same_bits_in_any_batch(use_backend, rng):
+    use_backend(_core.backend_in_use())
+    if not _core.has_bf16_matmul():
+        pytest.skip("this machine has no instruction for bfloat16")
+    hidden, weight = operands(rng, 160, 2100, 515, BFLOAT16)
+    ids = rng.integers(0, 2100, 160)
+    expected = everything(hidden, weight, ids)
+    for size in (FEW + 1, 33, 70, 80):
+        parts = [everything(hidden[i : i + size], weight, ids[i : i + size]) for i in range(0, 160 - FEW, size)]
+        found = np.concatenate(parts)
+        assert_same_bits(found, expected[: len(found)], f"batches of {size}")
 
 
 def test_linear_workers_change_no_bit(rng):
