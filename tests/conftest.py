@@ -79,9 +79,9 @@ def backend(request):
 @pytest.fixture
 def use_backend():
     """Choose backends; afterwards restore the one that was in use."""
-    in_use = _core.backend_in_use()
+    in_use, with_bf16 = _core.backend_in_use(), _core.has_bf16_matmul()
     yield _core.use_backend
-    _core.use_backend(in_use)
+    _core.use_backend(in_use, with_bf16)
 
 
 @pytest.fixture

@@ -14,13 +14,14 @@ TELL = "import tokenloss; print(tokenloss.show_config(mode='dicts')['instruction
 
 def test_show_config_returns_dicts():
     config = show_config(mode="dicts")
-    assert list(config) == ["version", "instruction_set", "available", "workers"]
+    assert list(config) == ["version", "instruction_set", "available", "workers", "bfloat16_matmul"]
     assert config["version"] == tokenloss.__version__
     assert config["instruction_set"] == _core.backend_in_use()
     assert config["available"] == _core.backends()
     assert config["available"][-1] == "portable"
     assert type(config["workers"]) is int
     assert config["workers"] >= 1
+    assert config["bfloat16_matmul"] == ("avx512_bf16" if _core.has_bf16_matmul() else "blas")
 
 
 @pytest.mark.parametrize("arguments", [(), ("stdout",)])
@@ -33,6 +34,7 @@ def test_show_config_prints(arguments, capsys):
         "instruction_set": config["instruction_set"],
         "available": ", ".join(config["available"]),
         "workers": str(config["workers"]),
+        "bfloat16_matmul": config["bfloat16_matmul"],
     }
 
 
@@ -59,14 +61,20 @@ def test_any_known_feature_may_be_disabled_on_any_machine(run_python):
     assert run_python(TELL, TOKENLOSS_DISABLE_CPU_FEATURES=" , ").strip() == _core.backends()[0]
 
 
+@pytest.mark.parametrize("variable", ["AVX512_BF16", "AVX512", "avx2 avx512_bf16"])
+def test_bfloat16_matmul_is_disabled_by_its_name_and_that_of_its_instruction_set(variable, run_python):
+    tell = "import tokenloss; print(tokenloss.show_config(mode='dicts')['bfloat16_matmul'])"
+    assert run_python(tell, TOKENLOSS_DISABLE_CPU_FEATURES=variable).strip() == "blas"
+    assert run_python(tell).strip() == show_config(mode="dicts")["bfloat16_matmul"]
+
+
 @pytest.mark.parametrize("variable", ["SSE9", "AVX512 nonsense", "portable", "AVX512;AVX2"])
 def test_unknown_feature_is_a_clear_error(variable, run_python):
     use = "import tokenloss; tokenloss.logsumexp([0.0])"
     message = run_python(use, TOKENLOSS_DISABLE_CPU_FEATURES=variable, fails=True)
     unknown = next(name for name in variable.split() if name not in ("AVX512", "AVX2", "NEON"))
-    assert (
-        f"ValueError: TOKENLOSS_DISABLE_CPU_FEATURES is {unknown!r}; it must be some of AVX512, AVX2, NEON" in message
-    )
+    fits = "AVX512, AVX512_BF16, AVX2, NEON"
+    assert f"ValueError: TOKENLOSS_DISABLE_CPU_FEATURES is {unknown!r}; it must be some of {fits}" in message
 
 
 def test_unknown_backend_is_refused_and_changes_nothing():

@@ -89,6 +89,8 @@ def test_interrupt_of_a_single_enormous_row(call, run_python):
         "linear_cross_entropy(states[:24, :8], np.broadcast_to(np.float16(1), (2**34, 8)), ids[:24])",
         "linear_cross_entropy(states[:99, :8], np.broadcast_to(np.float16(1), (2**34, 8)), ids[:99])",
         "linear_cross_entropy(states[:2**18], weight, np.broadcast_to(np.float32(0), (2**18, 4096)))",
+        "linear_cross_entropy(halves[:2**22], halves[:8192], ids[:2**22])",
+        "linear_cross_entropy(halves[:99], halves[:2**22], ids[:99])",
     ],
 )
 def test_interrupt_of_a_projection(call, run_python):
@@ -96,9 +98,11 @@ def test_interrupt_of_a_projection(call, run_python):
         LARGE
         + INTERRUPTED
         + f"""
+import ml_dtypes
 from tokenloss import linear_cross_entropy, linear_token_scores
 
 states, weight = np.broadcast_to(np.float32(0.5), (2**24, 64)), logits.reshape(-1, 64)[:4096]
+halves = np.broadcast_to(np.zeros(64, ml_dtypes.bfloat16), (2**24, 64))
 interrupted(lambda: {call})
 assert large(2) == large(1) == expected
 """

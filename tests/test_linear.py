@@ -2,6 +2,7 @@
 
 In any order of summation, a product of depth D is within D roundings of the sum of |h w|. Those of few hidden states,
 and those of targets, are within fewer: chains of 16 at most are added, of these always four, and all else in double.
+Of many in bfloat16, where the machine has an instruction for them, chains of 256 are added.
 """
 
 import itertools
@@ -36,6 +37,15 @@ FEW = 24  # hidden states that are multiplied by the package's own kernels
 few_and_many = pytest.mark.parametrize("rows", [3, FEW + 8])
 each_kind = pytest.mark.parametrize("kind", ["ids", "distributions"])
 each_options = pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+
+
+@pytest.fixture(params=[False, True], ids=["blas", "avx512_bf16"])
+def has_bf16_matmul(request, use_backend):
+    """Multiply many positions in bfloat16 by BLAS, and by the instruction for them."""
+    use_backend(_core.backend_in_use(), request.param)
+    if request.param != _core.has_bf16_matmul():
+        pytest.skip("this machine has no instruction for bfloat16")
+    return request.param
 
 
 @pytest.fixture
@@ -206,6 +216,49 @@ def test_linear_cross_entropy_of_any_operands_targets_and_options(data):
     assert_as_oracle(hidden, weight, targets, bias, layouts=layouts, **options)
 
 
+@pytest.mark.parametrize("depth", [0, 1, 2, 3, 255, 256, 257, 1025])
+@pytest.mark.parametrize("rows", [FEW + 1, 32, 33, 48, 70])
+def test_linear_bfloat16_products_of_every_size_are_near_the_exact_ones(rows, depth, has_bf16_matmul, rng):
+    for classes in (1, 12, 13, 97, 205):
+        hidden, weight = operands(rng, rows, classes, depth or 1, BFLOAT16)
+        hidden, weight = hidden[:, :depth], weight[:, :depth]
+        logits, _, _ = exact(hidden, weight)
+        roundings = min(depth, 256) + -(-depth // 256) if has_bf16_matmul else depth
+        error = (roundings + 2) * 2.0**-24 * (abs(reference.float64(hidden)) @ abs(reference.float64(weight)).T)
+        scores = linear_token_scores(hidden, weight, rng.integers(0, classes, rows), top_k=classes)
+        assert_near(logits_of(scores), logits, error + 1e-14, 16)
+
+
+def test_linear_bfloat16_products_are_as_accurate_as_those_of_float32(has_bf16_matmul, rng):
+    hidden, weight = operands(rng, 64, 300, 2048, BFLOAT16)
+    logits, _, _ = exact(hidden, weight)
+    found = logits_of(linear_token_scores(hidden, weight, np.zeros(64, int), top_k=300))
+    single = hidden.astype(FLOAT32) @ weight.astype(FLOAT32).T
+    assert np.std(found - logits) <= (1.1 if has_bf16_matmul else 1.01) * max(np.std(single - logits), 2e-6)
+
+
+@each_kind
+@each_options
+def test_linear_bfloat16_products_with_where_linear_bias_and_options(options, kind, has_bf16_matmul, rng):
+    hidden, weight = operands(rng, 90, 1100, 37, BFLOAT16)
+    targets, bias = targets_for(rng, kind, 90, 1100), rng.standard_normal(1100)
+    for where in (None, rng.random(90) > 0.5):
+        assert_as_oracle(hidden, weight, targets, bias, where=where, **options)
+
+
+def test_linear_bfloat16_matmul_of_the_core_needs_the_instruction(use_backend):
+    use_backend("portable")
+    with fails(ValueError, "instruction", "bfloat16"):
+        _core.BFloat16MatMul(np.zeros((2, 3), np.uint16), np.zeros((30, 3), FLOAT32))
+
+
+def test_linear_bfloat16_subnormals_are_zero_to_the_instruction_alone(has_bf16_matmul):
+    hidden, weight = np.full((40, 4), 2.0**127, BFLOAT16), np.full((20, 4), 2.0**-128, BFLOAT16)
+    weight[3] = 0  # the target
+    losses = linear_cross_entropy(hidden, weight, np.full(40, 3), reduction="none")
+    assert_near(losses, np.full(40, math.log(1 + 19 * math.exp(0 if has_bf16_matmul else 2))), 1e-6)
+
+
 # the same bits
 
 
@@ -223,7 +276,9 @@ def test_linear_token_scores_of_exact_products_equal_token_scores(rows, classes,
             assert_near(getattr(scores, name), getattr(expected, name), 2e-7)
 
 
-@pytest.mark.parametrize("dtypes", [(FLOAT32, FLOAT32), (BFLOAT16, FLOAT32), (FLOAT64, BFLOAT16)], ids=str)
+@pytest.mark.parametrize(
+    "dtypes", [(FLOAT32, FLOAT32), (BFLOAT16, FLOAT32), (FLOAT64, BFLOAT16), (BFLOAT16, BFLOAT16)], ids=str
+)
 @few_and_many
 def test_linear_layouts_change_no_bit_of_exact_products(dtypes, rows, rng):
     hidden, weight = whole(rng, rows, 1100, 65, *dtypes)
@@ -301,13 +356,27 @@ def test_linear_few_positions_have_the_same_bits_on_every_backend(dtypes, scale,
             assert_same_bits(actual, expected, name)
 
 
+def test_linear_many_bfloat16_positions_have_the_same_bits_in_any_batch(use_backend, rng):
+    use_backend(_core.backend_in_use())
+    if not _core.has_bf16_matmul():
+        pytest.skip("this machine has no instruction for bfloat16")
+    hidden, weight = operands(rng, 160, 2100, 515, BFLOAT16)
+    ids = rng.integers(0, 2100, 160)
+    expected = everything(hidden, weight, ids)
+    for size in (FEW + 1, 33, 70, 80):
+        parts = [everything(hidden[i : i + size], weight, ids[i : i + size]) for i in range(0, 160 - FEW, size)]
+        found = np.concatenate(parts)
+        assert_same_bits(found, expected[: len(found)], f"batches of {size}")
+
+
 def test_linear_workers_change_no_bit(rng):
     hidden, weight = operands(rng, 100, 9000, 40)
     ids = rng.integers(0, 9000, 100)
-    for matrix in (weight, weight.astype(BFLOAT16), strided(weight)):
-        expected = everything(hidden, matrix, ids, workers=1)
+    half, half_weight = hidden.astype(BFLOAT16), weight.astype(BFLOAT16)
+    for states, matrix in ((hidden, weight), (hidden, half_weight), (half, half_weight), (hidden, strided(weight))):
+        expected = everything(states, matrix, ids, workers=1)
         for workers in (2, 8):
-            assert_same_bits(everything(hidden, matrix, ids, workers=workers), expected, f"{workers} workers")
+            assert_same_bits(everything(states, matrix, ids, workers=workers), expected, f"{workers} workers")
 
 
 @pytest.mark.parametrize("rows", [FEW, 100])
@@ -320,6 +389,7 @@ def test_linear_tiles_of_any_size_change_no_bit_of_exact_products(rows, name, va
     hidden, ids, where = hidden * 8, rng.integers(0, 5000, rows), rng.random(rows) > 0.3
     bias, half = np.arange(5000) % 7 / 32, weight.astype(BFLOAT16)
     problems = [(hidden, weight, {}), (hidden, weight, {"where": where}), (hidden, half, {"linear_bias": bias})]
+    problems += [(hidden.astype(BFLOAT16), half, {"where": where})]
     expected = [everything(*problem, ids, **options) for *problem, options in problems]
     monkeypatch.setattr(_projection, name, value)
     for (*problem, options), bits in zip(problems, expected, strict=True):
@@ -400,6 +470,17 @@ def test_linear_bias_of_minus_infinity(rows, options, rng):
     assert math.isnan(linear_cross_entropy(hidden, weight, ids, linear_bias=np.full(1100, -INF)))
 
 
+@pytest.mark.parametrize("value", [NAN, INF, -INF, 3e38])
+def test_linear_nan_and_infinity_in_bfloat16_have_the_effect_that_they_have_in_float32(value, has_bf16_matmul, rng):
+    assert has_bf16_matmul == _core.has_bf16_matmul()
+    hidden, weight = whole(rng, 70, 1100, 7, BFLOAT16)
+    weight[:, 3] = weight[2:9] = 0
+    hidden[1, 2], hidden[2, 3], hidden[3, 6], weight[20, 4] = value, value, -value, value
+    ids = rng.integers(0, 1100, 70)
+    expected = everything(hidden.astype(FLOAT32), weight.astype(FLOAT32), ids)
+    np.testing.assert_allclose(everything(hidden, weight, ids), expected, rtol=1e-6, atol=1e-6)
+
+
 @few_and_many
 @each_kind
 @each_options
@@ -436,7 +517,7 @@ def test_linear_no_operands_make_a_warning(rows, dtypes, value):
 @pytest.fixture
 def _no_product(monkeypatch):
     """Make every multiplication fail."""
-    for name in ("Tiles", "MatVec", "row_dots"):
+    for name in ("Tiles", "MatVec", "BFloat16MatMul", "row_dots"):
         monkeypatch.setattr(_core, name, None)
 
 

@@ -140,6 +140,7 @@ measure("meter", lambda: LossMeter().update(losses))
         "floats(1000, 64, dtype=np.float64), floats(20000, 64)",
         "floats(500, 2048), halves(8192, 2048)",
         "halves(500, 2048), halves(2048, 8192).T",
+        "halves(1030, 2048), halves(4100, 2048)",
         "floats(24, 64), floats(200000, 64)",
     ],
 )

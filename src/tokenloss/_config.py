@@ -13,18 +13,20 @@ if TYPE_CHECKING:
 
 VARIABLE = "TOKENLOSS_DISABLE_CPU_FEATURES"
 
-# names that the variable may hold on any machine, and the backend that each disables
-FEATURES = {"AVX512": "avx512", "AVX2": "avx2", "NEON": "neon"}
+BF16 = "avx512_bf16"
+
+# names that the variable may hold on any machine, and the backend, or the product of bfloat16, that each disables
+FEATURES = {"AVX512": "avx512", "AVX512_BF16": BF16, "AVX2": "avx2", "NEON": "neon"}
 
 
 def choose_backend() -> None:
-    """Use the best backend that this machine has and the environment allows: called when rows are first read."""
+    """Use the best that this machine has and the environment allows: called when rows are first read."""
     disabled = set()
     for name in os.environ.get(VARIABLE, "").replace(",", " ").split():
         if name.upper() not in FEATURES:
             raise_error("option", name=VARIABLE, got=name, fits=f"some of {', '.join(FEATURES)}")
         disabled.add(FEATURES[name.upper()])
-    _core.use_backend(next(name for name in _core.backends() if name not in disabled))
+    _core.use_backend(next(name for name in _core.backends() if name not in disabled), BF16 not in disabled)
 
 
 @overload
@@ -42,7 +44,8 @@ def show_config(mode: str = "stdout") -> dict[str, Any] | None:
     Returns
     -------
     dict or None
-        For "dicts": `version`, `instruction_set` (in use), `available` (on this machine, best first), `workers`.
+        For "dicts": `version`, `instruction_set` (in use), `available` (on this machine, best first), `workers`, and
+        `bfloat16_matmul` ("avx512_bf16" or "blas": what multiplies many positions and weights in bfloat16).
 
     Raises
     ------
@@ -58,7 +61,7 @@ def show_config(mode: str = "stdout") -> dict[str, Any] | None:
     --------
     >>> from tokenloss import show_config
     >>> sorted(show_config(mode="dicts"))
-    ['available', 'instruction_set', 'version', 'workers']
+    ['available', 'bfloat16_matmul', 'instruction_set', 'version', 'workers']
     """
     from tokenloss import __version__
 
@@ -69,6 +72,7 @@ def show_config(mode: str = "stdout") -> dict[str, Any] | None:
         "instruction_set": _core.backend_in_use(),
         "available": _core.backends(),
         "workers": _workers.default_workers(),
+        "bfloat16_matmul": BF16 if _core.has_bf16_matmul() else "blas",
     }
     if mode == "dicts":
         return config

@@ -16,7 +16,7 @@ from cpython.tuple cimport PyTuple_GetSlice
 from libc.math cimport INFINITY, NAN
 from libc.stddef cimport ptrdiff_t
 from libc.stdint cimport INT64_MAX, INT64_MIN, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
-from libc.stdlib cimport free, llabs, malloc
+from libc.stdlib cimport calloc, free, llabs, malloc
 from libc.string cimport memset
 
 from tokenloss.kernels cimport *
@@ -62,6 +62,7 @@ UNNORMALIZED = C_UNNORMALIZED
 cdef double TOLERANCE = 1e-3  # by which rounding may take probabilities out of [0, 1], and log-probabilities above 0
 
 cdef const tl_backend *backend = NULL
+cdef bint multiplies_bf16 = False  # by its own instruction
 cdef list runnable = []  # numbers of the backends that this machine can run, best first; kept, since to test takes long
 for number in range(TL_BACKENDS):
     if tl_find_backend(number) != NULL:
@@ -74,12 +75,16 @@ def backends():
     return [tl_find_backend(i).name.decode() for i in runnable]
 
 
-def use_backend(name):
-    """Use this backend, one of `backends()`, from now on. Not to be called while a job runs."""
-    global backend
+def use_backend(name, bint with_bf16=True):
+    """Use this backend, one of `backends()`, from now on, and with_bf16 its instruction for products of bfloat16.
+
+    Not to be called while a job runs.
+    """
+    global backend, multiplies_bf16
     for i in runnable:
         if tl_find_backend(i).name.decode() == name:
             backend = tl_find_backend(i)
+            multiplies_bf16 = with_bf16 and tl_has_matmul_bf16(backend)
             return
     raise ValueError(name)
 
@@ -96,6 +101,12 @@ def backend_in_use():
     """Name of the backend in use."""
     need_backend()
     return backend.name.decode()
+
+
+def has_bf16_matmul():
+    """True if `BFloat16MatMul` can run."""
+    need_backend()
+    return multiplies_bf16
 
 
 include "_inputs.pxi"

@@ -18,6 +18,7 @@ cdef double FLOAT64_CLASS = 2.5  # times the cost of a class in float32
 cdef double SOFTCAP_CLASS = 1  # a tanh
 cdef double DOT = 8  # product of a row with a hidden state, and of each of its elements
 cdef double DOT_ELEMENT = 0.03
+cdef double BF16_ELEMENT = 0.005  # of a product by the instruction for bfloat16
 cdef double SOFT_CLASS = 3  # of distributions: a mass that is not 0, which may take a logarithm
 
 
@@ -64,11 +65,13 @@ cdef double cost_of_scores(RowJob job):
     return per_row + per_class * scores.classes
 
 
-cdef double cost_of_products(MatVec job):
+cdef double cost_of_products(Product job):
     """Cost of multiplying a row of weights with each hidden state."""
     cdef const Py_buffer *weight = &job.weight.buffer
     cdef double product = DOT + weight.shape[1] * DOT_ELEMENT * (FLOAT64_CLASS if job.result.dtype == TL_FLOAT64 else 1)
-    return cost_of_bytes(weight.shape[1] * weight.itemsize) + job.hidden.count * product
+    if isinstance(job, BFloat16MatMul):
+        product = weight.shape[1] * BF16_ELEMENT
+    return cost_of_bytes(weight.shape[1] * weight.itemsize) + job.count * product
 
 
 cdef double row_cost_of(Job job):
@@ -93,6 +96,8 @@ cdef double row_cost_of(Job job):
 cdef int64_t rows_at_once_of(Job job):
     """The number of rows that are worked on together, of which threads take multiples."""
     cdef Scores scores
+    if isinstance(job, BFloat16MatMul):
+        return TL_BF16_CLASSES
     if not isinstance(job, RowJob):
         return 1
     scores = (<RowJob> job).scores

@@ -183,14 +183,44 @@ cdef class CastRows(Job):
             tl_cast_row(backend, &row, self.result.dtype, <void *> address_of(&self.result, i))
 
 
-@cython.final
-cdef class MatVec(Job):
-    """Products of rows of weights with all of a few hidden states, which are floats or doubles."""
+cdef class Product(Job):
+    """Products of rows of weights with all of some hidden states."""
 
     cdef View weight, result
+    cdef int64_t count, first  # of hidden states; the first row of weights
+    cdef char *memory
+
+    cdef char *allocate(self, int64_t size) except NULL:
+        """Zeros from an address on that is a multiple of 64, for the hidden states."""
+        self.memory = <char *> calloc(size + 64, 1)
+        if self.memory == NULL:
+            raise MemoryError
+        return self.memory + 64 - <size_t> self.memory % 64
+
+    def __dealloc__(self):
+        PyBuffer_Release(&self.weight.buffer)
+        PyBuffer_Release(&self.result.buffer)
+        free(self.memory)
+
+    def set_result(self, result, int64_t first):
+        """Where the products go: those of each hidden state with rows of weights from `first` on."""
+        PyBuffer_Release(&self.result.buffer)
+        open_view(&self.result, result, self.result.dtype, 1, True)
+        self.rows, self.first, self.next_row = result.shape[1], first, 0
+
+    cdef tl_vectors result_at(self, int64_t start) noexcept nogil:
+        """The results from a row of weights on."""
+        cdef tl_vectors result
+        result.data = <char *> self.result.buffer.buf + start * tl_itemsize(self.result.dtype)
+        result.stride, result.count = self.result.row_stride, self.count
+        return result
+
+
+@cython.final
+cdef class MatVec(Product):
+    """Products with few hidden states, which are floats or doubles."""
+
     cdef tl_vectors hidden
-    cdef char *copied
-    cdef int64_t first
 
     def __cinit__(self, weight, int dtype, hidden, int hidden_dtype):
         cdef View view
@@ -199,38 +229,54 @@ cdef class MatVec(Job):
         need_backend()
         memset(&view, 0, sizeof(view))
         open_view(&self.weight, weight, dtype, 1, False)
-        open_view(&view, hidden, hidden_dtype, 1, False)
-        # copied to whole cache lines, one more than needed apart: they do not all begin in the same set of a cache
-        self.hidden.count = view.buffer.shape[0]
-        self.hidden.stride = (view.buffer.shape[1] * tl_itemsize(hidden_dtype) // 64 + 2) * 64
-        self.copied = <char *> malloc(self.hidden.count * self.hidden.stride + 64)
-        if self.copied != NULL:
-            self.hidden.data = self.copied + 64 - <size_t> self.copied % 64
-            for i in range(self.hidden.count):
+        try:
+            open_view(&view, hidden, hidden_dtype, 1, False)
+            # copied to whole cache lines, one more than needed apart: they do not all begin in the same set of a cache
+            self.count = self.hidden.count = view.buffer.shape[0]
+            self.hidden.stride = (view.buffer.shape[1] * tl_itemsize(hidden_dtype) // 64 + 2) * 64
+            self.hidden.data = self.allocate(self.count * self.hidden.stride)
+            for i in range(self.count):
                 row = row_at(&view, i)
                 tl_cast_row(backend, &row, hidden_dtype, self.hidden.data + i * self.hidden.stride)
-        self.result.dtype = hidden_dtype
-        PyBuffer_Release(&view.buffer)
-        if self.copied == NULL:
-            raise MemoryError
-
-    def __dealloc__(self):
-        PyBuffer_Release(&self.weight.buffer)
-        PyBuffer_Release(&self.result.buffer)
-        free(self.copied)
-
-    def set_result(self, result, int64_t first):
-        """Where the products go: those of each hidden state with rows of weights from `first` on."""
-        PyBuffer_Release(&self.result.buffer)
-        open_view(&self.result, result, self.result.dtype, 1, True)
-        self.rows, self.first, self.next_row = result.shape[1], first, 0
+            self.result.dtype = hidden_dtype
+        finally:
+            PyBuffer_Release(&view.buffer)
 
     cdef void run_range(self, int64_t start, int64_t stop, Totals *totals, tl_cancel *cancel) noexcept nogil:
         cdef tl_row row = row_at(&self.weight, self.first + start)
-        cdef tl_vectors result
-        result.data = <char *> self.result.buffer.buf + start * tl_itemsize(self.result.dtype)
-        result.stride = self.result.row_stride
+        cdef tl_vectors result = self.result_at(start)
         tl_matvec(backend, &row, self.weight.row_stride, stop - start, &self.hidden, &result)
+
+
+@cython.final
+cdef class BFloat16MatMul(Product):
+    """Products of weights in bfloat16 with many hidden states: floats in C order that are representable in bfloat16."""
+
+    cdef tl_bf16_panels hidden
+
+    def __cinit__(self, weight, hidden):
+        cdef View view
+        cdef int64_t i
+        if not has_bf16_matmul():
+            raise ValueError("this machine has no instruction for bfloat16, or must not use it")
+        memset(&view, 0, sizeof(view))
+        open_view(&self.weight, weight, TL_BFLOAT16, 1, False)
+        try:
+            open_view(&view, hidden, TL_FLOAT32, 1, False)
+            self.count = self.hidden.count = view.buffer.shape[0]
+            self.hidden.depth = view.buffer.shape[1]
+            self.hidden.data = self.allocate(tl_bf16_panels_bytes(self.count, self.hidden.depth))
+            with nogil:
+                for i in range(self.count):
+                    tl_bf16_set_vector(&self.hidden, i, <const float *> address_of(&view, i))
+            self.result.dtype = TL_FLOAT32
+        finally:
+            PyBuffer_Release(&view.buffer)
+
+    cdef void run_range(self, int64_t start, int64_t stop, Totals *totals, tl_cancel *cancel) noexcept nogil:
+        cdef tl_row row = row_at(&self.weight, self.first + start)
+        cdef tl_vectors result = self.result_at(start)
+        tl_matmul_bf16(&row, self.weight.row_stride, stop - start, &self.hidden, &result, cancel)
 
 
 def row_dots(weight, int dtype, hidden, int hidden_dtype, const int64_t[::1] numbers, double[::1] result):

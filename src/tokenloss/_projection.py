@@ -39,8 +39,9 @@ class Projection:
             _job.check_targets(job.positions, job.scores)
         kept = job.positions.count_unmasked()
         states = self._as_blas_matrix() if kept == job.rows else None
-        rows, width = self._tile_shape(kept, 0 if states is not None else self.hidden.shape[-1])
-        copies = np.empty((rows, 0 if states is not None else self.hidden.shape[-1]), self.dtype)
+        depth = 0 if states is not None else self.hidden.shape[-1]
+        rows, width = self._tile_shape(kept, depth * 3 // 2 if self._can_use_bf16_matmul() else depth)
+        copies = np.empty((rows, depth), self.dtype)
         logits = np.empty(rows * width, self.dtype)
         taken, excluded = np.empty(rows, np.int64), np.empty(rows, np.int64)
         tiles = _core.Tiles(job, taken, excluded)
@@ -69,7 +70,7 @@ class Projection:
         """Multiply some hidden states by all weights, a tile at a time, and reduce each tile."""
         count, classes = len(hidden), self.scores.classes
         operands = self.weight, self.weight_code, hidden, self.scores.dtype
-        matvec = _core.MatVec(*operands) if count <= _MATVEC_MAX_ROWS and self._can_use_matvec() else None
+        product = self._own_product(hidden)
         target_logits = np.empty(count)
         _core.row_dots(*operands, excluded, target_logits)
         with np.errstate(all="ignore"):  # infinities and nan are results
@@ -79,9 +80,9 @@ class Projection:
             for first in range(0, max(classes, 1), max(width, 1)):
                 last = min(first + width, classes)
                 tile = logits[: count * (last - first)].reshape(count, last - first)
-                if matvec:
-                    matvec.set_result(tile, first)
-                    _workers.run(matvec, workers)
+                if product:
+                    product.set_result(tile, first)
+                    _workers.run(product, workers)
                 else:
                     self._multiply(hidden, first, tile, workers)
                 if self.bias is not None:
@@ -107,10 +108,22 @@ class Projection:
         hidden = hidden.reshape(self.scores.rows, hidden.shape[-1])
         return hidden if self.hidden_code == self.scores.dtype and _is_blas_matrix(hidden) else None
 
-    def _can_use_matvec(self) -> bool:
-        """Whether our own product reads each row of weights once, as it is in memory."""
-        in_order = self.weight.strides[1] == self.weight.itemsize and self.weight_code < _core.SWAPPED
-        return in_order and (self.weight_code == self.scores.dtype or self.dtype == np.float32)
+    def _own_product(self, hidden: Array) -> _core.MatVec | _core.BFloat16MatMul | None:
+        """Our own product of some hidden states, which reads each row of weights as it is in memory; else BLAS's."""
+        if len(hidden) > _MATVEC_MAX_ROWS:
+            return _core.BFloat16MatMul(self.weight, hidden) if self._can_use_bf16_matmul() else None
+        if self._has_rows() and (self.weight_code == self.scores.dtype or self.dtype == np.float32):
+            return _core.MatVec(self.weight, self.weight_code, hidden, self.scores.dtype)
+        return None
+
+    def _can_use_bf16_matmul(self) -> bool:
+        """Whether both operands are bfloat16, for which this machine has an instruction."""
+        both = self.weight_code == self.hidden_code & ~_core.SWAPPED == _core.DTYPES["bfloat16"]
+        return both and self._has_rows() and _core.has_bf16_matmul()
+
+    def _has_rows(self) -> bool:
+        """Whether rows of weights are contiguous and in native byte order."""
+        return self.weight.strides[1] == self.weight.itemsize and self.weight_code < _core.SWAPPED
 
     def _multiply(self, hidden: Array, first: int, tile: Array, workers: int | None) -> None:
         """Have BLAS fill the tile with products of all hidden states and of the weights from the first on."""

@@ -110,8 +110,10 @@ def linear_cross_entropy(
 
     Up to 24 positions are multiplied by kernels of this package, which read the weight once and have the same bits on
     every machine, if the rows of the weight are contiguous, in native byte order, and in half precision or the dtype of
-    the product. All other products are NumPy's, whose BLAS has its own threads: their number is set by the BLAS's
-    environment variable or by the package threadpoolctl. These threads and `workers` never run at the same time.
+    the product. With such rows, more positions are, too, if both operands are bfloat16 and the machine has AVX512_BF16,
+    whose instruction takes subnormal numbers for 0 (see `show_config`). All other products are NumPy's, whose BLAS has
+    its own threads: their number is set by the BLAS's environment variable or by the package threadpoolctl. These
+    threads and `workers` never run at the same time.
 
     Examples
     --------

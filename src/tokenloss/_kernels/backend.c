@@ -3,11 +3,11 @@
 
 #if TL_X86
 #if defined(_MSC_VER) && !defined(__clang__)
-static void cpuid(unsigned leaf, unsigned *registers) { __cpuidex((int *)registers, (int)leaf, 0); }
+static void cpuid(unsigned leaf, unsigned part, unsigned *r) { __cpuidex((int *)r, (int)leaf, (int)part); }
 #else
 #include <cpuid.h>
-static void cpuid(unsigned leaf, unsigned *r) {
-    if (!__get_cpuid_count(leaf, 0, &r[0], &r[1], &r[2], &r[3]))
+static void cpuid(unsigned leaf, unsigned part, unsigned *r) {
+    if (!__get_cpuid_count(leaf, part, &r[0], &r[1], &r[2], &r[3]))
         r[0] = r[1] = r[2] = r[3] = 0;
 }
 #endif
@@ -29,8 +29,8 @@ static int runs_x86(tl_backend_id id) {
     const unsigned fma = 1u << 12, osxsave = 1u << 27, f16c = 1u << 29; /* leaf 1, ecx */
     const unsigned avx2 = 1u << 5, avx512 = 1u << 16 | 1u << 17 | 1u << 30 | 1u << 31; /* leaf 7, ebx: F DQ BW VL */
     unsigned one[4], seven[4];
-    cpuid(1, one);
-    cpuid(7, seven);
+    cpuid(1, 0, one);
+    cpuid(7, 0, seven);
     if (!has(one[2], fma | osxsave | f16c) || !has(seven[1], avx2))
         return 0;
     unsigned saved = saved_registers();
@@ -52,4 +52,14 @@ const tl_backend *tl_find_backend(tl_backend_id id) {
     case TL_PORTABLE: return &tl_portable;
     default: return NULL;
     }
+}
+
+int tl_has_avx512_bf16(void) {
+#if TL_X86
+    unsigned seven[4];
+    cpuid(7, 1, seven);
+    return runs_x86(TL_AVX512) && has(seven[0], 1u << 5);
+#else
+    return 0;
+#endif
 }

@@ -265,4 +265,7 @@ extern const tl_backend tl_avx512, tl_avx2, tl_neon, tl_portable;
 /* NULL if this machine cannot run it. */
 const tl_backend *tl_find_backend(tl_backend_id id);
 
+/* Whether this machine has AVX-512 and its instruction for bfloat16. */
+int tl_has_avx512_bf16(void);
+
 #endif

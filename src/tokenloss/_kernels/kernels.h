@@ -9,6 +9,7 @@
 #include "kl.h"
 #include "logsumexp.h"
 #include "loss.h"
+#include "matmul_bf16.h"
 #include "matvec.h"
 #include "pair.h"
 #include "reduce.h"
