@@ -86,8 +86,7 @@ typedef struct {
 
 typedef enum {
     TL_REDUCE_SUMEXP,
-    TL_REDUCE_MOMENT, /* sum, moment, maximum and count */
-    TL_REDUCE_MOMENT_AND_ALL, /* the same, and the sum of all classes */
+    TL_REDUCE_MOMENT, /* sum, moment, maximum and count; at stage TL_SHARED, also the sum of all classes */
     TL_REDUCE_MAX,
     TL_REDUCE_MAX_COUNT,
     TL_REDUCE_KINDS

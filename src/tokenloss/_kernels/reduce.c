@@ -39,8 +39,7 @@ void tl_reduce_range(const tl_backend *backend, tl_reduce_kind kind, const tl_ro
             if (all && until < start + count)
                 add_excluded(state, excluded - start, dtype);
         }
-        backend->reduce[all && all->stage == TL_SHARED ? TL_REDUCE_MOMENT_AND_ALL : kind][dtype](x, (size_t)count,
-                                                                                                 state);
+        backend->reduce[kind][dtype](x, (size_t)count, state);
         if (all)
             all->position = -1;
         start += count;

@@ -89,10 +89,15 @@ TL_TARGET TL_INLINE void NAME(add_pair_)(const ELEMENT *x, const ELEMENT *other,
 TL_TARGET TL_INLINE NAME(columns_) NAME(reduce_columns_)(const ELEMENT *x, size_t count, size_t j, OP(acc) * acc,
                                                          enum tl_mode mode, int clamps, const ELEMENT *other) {
     NAME(columns_) of;
-    NAME(add_pair_)(x, other, count, j, 0, mode, clamps, acc, &of); /* a loop might not be unrolled */
-    NAME(add_pair_)(x, other, count, j, 1, mode, clamps, acc, &of);
-    NAME(add_pair_)(x, other, count, j, 2, mode, clamps, acc, &of);
-    NAME(add_pair_)(x, other, count, j, 3, mode, clamps, acc, &of);
+    if (OP(WIDTH) > 1) { /* compilers would not unroll every loop */
+        NAME(add_pair_)(x, other, count, j, 0, mode, clamps, acc, &of);
+        NAME(add_pair_)(x, other, count, j, 1, mode, clamps, acc, &of);
+        NAME(add_pair_)(x, other, count, j, 2, mode, clamps, acc, &of);
+        NAME(add_pair_)(x, other, count, j, 3, mode, clamps, acc, &of);
+    } else {
+        for (size_t i = 0; i < 4; i++)
+            NAME(add_pair_)(x, other, count, j, i, mode, clamps, acc, &of);
+    }
     for (size_t c = 0; c < COLUMNS; c++) {
         of.rests[0][c] = OP(add)(of.rests[0][c], of.rests[1][c]);
         of.powers[0][c] = OP(add)(of.powers[0][c], of.powers[1][c]);
@@ -152,7 +157,7 @@ TL_TARGET TL_INLINE void NAME(reduce_chunk_)(const ELEMENT *x, size_t count, OP(
             const size_t lane = OP(WIDTH) * (j + c);
             for (size_t s = 0; s < OP(SUMS); s++) {
                 OP(accumulate)(sum, lane % 16, of.powers[s][c]);
-                if (mode == MOMENT_AND_ALL)
+                if (mode == MOMENT)
                     OP(store)(powers_of[s] + lane, of.powers[s][c]);
             }
             rests[j + c] = of.rests[0][c];
@@ -160,12 +165,12 @@ TL_TARGET TL_INLINE void NAME(reduce_chunk_)(const ELEMENT *x, size_t count, OP(
                 moments[j + c] = of.moments[c];
         }
     }
-    if (mode == MOMENT || mode == MOMENT_AND_ALL)
+    if (mode == MOMENT)
         NAME(count_chunk_)(x, count, acc);
     for (size_t i = 0; i < 2; i++)
         acc->maximum[i] = OP(max_skip_nan)(acc->maximum[i], maximum[i]);
 #ifndef HALF
-    if (mode == MOMENT_AND_ALL && clamps && TL_UNLIKELY(all->position >= 0)) {
+    if (mode == MOMENT && clamps && TL_UNLIKELY(all->position >= 0)) {
         OP(acc) unused = *acc;
         for (size_t j = 0; j < TL_LANES / OP(WIDTH); j++)
             OP(store)(rests_of + OP(WIDTH) * j, rests[j]);
@@ -182,10 +187,10 @@ TL_TARGET TL_INLINE void NAME(reduce_chunk_)(const ELEMENT *x, size_t count, OP(
         OP(accumulate_rest)(sum, OP(WIDTH) * j, rests[j]);
         if (mode != SUMEXP)
             OP(accumulate)(moment_sum, OP(WIDTH) * j, moments[j]);
-        if (mode == MOMENT_AND_ALL && all->position < 0)
+        if (mode == MOMENT && all->position < 0)
             OP(store)(rests_of + OP(WIDTH) * j, rests[j]);
     }
-    if (mode == MOMENT_AND_ALL) {
+    if (mode == MOMENT) {
         for (size_t k = all->lane; k < TL_LANES; k += 16)
             for (size_t s = 0; s < OP(SUMS); s++)
                 OP(accumulate_one)(&all->sum, &all->comp, (double)powers_of[s][k]);
@@ -228,10 +233,14 @@ TL_TARGET TL_INLINE int NAME(try_reduce_)(const ELEMENT *x, size_t count, tl_lse
     OP(acc) acc = OP(acc_init)(state->ref_exp, clamps, mode == SUMEXP ? 0 : state->moment->shift, state->threshold);
     tl_lanes sum = OP(load_lanes)(state->sum, state->comp), moment;
     tl_all_classes all;
+    const int has_all = mode == MOMENT && state->all && state->all->stage == TL_SHARED;
     if (mode != SUMEXP)
         moment = OP(load_lanes)(state->moment->sum, state->moment->comp);
-    if (mode == MOMENT_AND_ALL) {
-        all = *state->all;
+    if (mode == MOMENT) {
+        memset(&all, 0, sizeof all);
+        all.position = -1;
+        if (has_all)
+            all = *state->all;
         all.sum *= OP(SCALE);
     }
     for (size_t done = 0; done < count; done += TL_CHUNK, x += TL_CHUNK) {
@@ -250,7 +259,7 @@ TL_TARGET TL_INLINE int NAME(try_reduce_)(const ELEMENT *x, size_t count, tl_lse
         state->maximum = NAME(max_of_)(acc.maximum, 2, state->maximum);
         state->count_ge += OP(sum_counts)(acc.count_ge[0]) + OP(sum_counts)(acc.count_ge[1]);
     }
-    if (mode == MOMENT_AND_ALL) {
+    if (mode == MOMENT && has_all) {
         state->all->sum = all.sum * OP(UNSCALE);
         state->all->comp = all.comp;
     }
@@ -271,10 +280,6 @@ TL_TARGET static void NAME(sumexp_)(const void *x, size_t count, tl_lse_acc *sta
 
 TL_TARGET static void NAME(moment_)(const void *x, size_t count, tl_lse_acc *state) {
     NAME(reduce_)((const ELEMENT *)x, count, state, MOMENT);
-}
-
-TL_TARGET static void NAME(moment_and_all_)(const void *x, size_t count, tl_lse_acc *state) {
-    NAME(reduce_)((const ELEMENT *)x, count, state, MOMENT_AND_ALL);
 }
 
 TL_TARGET static int NAME(kl_)(const void *base, const void *other, size_t count, tl_lse_acc *base_state,

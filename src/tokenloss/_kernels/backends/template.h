@@ -62,10 +62,10 @@ static const double f64_Q[] = {0x1.c0017f2731fb3p+2, 0x1.4ffc1238d66ddp+5,  0x1.
 #define CLAMPED_EIGHTHS 14
 #define GUARD 16
 
-/* What a reduction adds up. SUMEXP: sum of e^x. MOMENT: also sum of e^x (x - shift), max x, #{x >= threshold}.
- * MOMENT_AND_ALL: also the sum of all classes. KL: also sum of e^x ((x - shift) - (y - shift_y)), max x and min y,
- * where y are the logits of the other row and shift_y is passed as `threshold`. */
-enum tl_mode { SUMEXP, MOMENT, MOMENT_AND_ALL, KL };
+/* What a reduction adds up. SUMEXP: sum of e^x. MOMENT: also sum of e^x (x - shift), max x, #{x >= threshold}, and the
+ * sum of all classes. KL: also sum of e^x ((x - shift) - (y - shift_y)), max x and min y, where y are the logits of the
+ * other row and shift_y is passed as `threshold`. */
+enum tl_mode { SUMEXP, MOMENT, KL };
 
 /* The lanes that a reduction adds to: a copy in registers, as far as there are enough. */
 #define LANE_VECTORS (16 / f64_WIDTH)
@@ -411,7 +411,6 @@ const tl_backend JOIN(tl_, BACKEND) = {
         {
             [TL_REDUCE_SUMEXP] = ALL_DTYPES(sumexp_),
             [TL_REDUCE_MOMENT] = ALL_DTYPES(moment_),
-            [TL_REDUCE_MOMENT_AND_ALL] = ALL_DTYPES(moment_and_all_),
             [TL_REDUCE_MAX] = ALL_DTYPES(max_),
             [TL_REDUCE_MAX_COUNT] = ALL_DTYPES(max_count_),
         },
