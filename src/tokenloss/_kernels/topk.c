@@ -7,8 +7,8 @@
 #include "scalar_math.h"
 
 /* Entries are a heap whose root is the worst, or pairs of 8 bytes. The arrays of values and ids have room for 2k pairs,
- * and k of them are selected whenever there are 2k: a candidate takes the same time for any k. A heap is faster where k is a
- * small part of the classes, since thresholds leave few candidates then, and it holds doubles. */
+ * and k of them are selected whenever there are 2k: a candidate takes the same time for any k. A heap is faster where k
+ * is a small part of the classes, since thresholds leave few candidates then, and it holds doubles. */
 typedef enum { HEAP, PAIRS } topk_form;
 
 static topk_form form_of(const tl_row *row, const tl_topk *topk) {
@@ -199,8 +199,8 @@ static void pairs_add(const tl_row *row, tl_topk *topk, double value, int64_t id
         pairs_select(topk);
 }
 
-/* Sorts pairs by a stable radix sort from one array to the other, since equal ones are in the order of ids. Makes values
- * and ids of them. */
+/* Sorts pairs by a stable radix sort from one array to the other, since equal ones are in the order of ids. Makes
+ * values and ids of them. */
 static void pairs_sort(tl_topk *topk) {
     int64_t starts[4][256] = {{0}};
     if (topk->count > topk->most)

@@ -4,8 +4,8 @@
 
 #include "row.h"
 
-/* The best entries so far: larger values or, of equal ones, lower ids. Until they are sorted, topk.c keeps them in these
- * arrays in a form of its own. */
+/* The best entries so far: larger values or, of equal ones, lower ids. Until they are sorted, these arrays hold them in
+ * a form of topk.c's own. */
 typedef struct {
     int64_t most, count; /* entries at most (k), and so far */
     double *value;       /* of k entries, as is `id` */
