@@ -212,6 +212,76 @@ def test_token_scores_of_targets_of_every_integer_dtype(dtype, rng):
         assert_as_oracle(logits, layout(targets.astype(dtype)), top_k=2)
 
 
+# the best classes
+
+
+def pipe(rng, count):
+    """Up, and down again."""
+    rising = np.sort(rng.standard_normal(count))
+    return np.concatenate([rising[::2], rising[1::2][::-1]])
+
+
+def saws(rng, count):
+    """Rising from -1 to 1 in each run of 512."""
+    return np.arange(count) % 512 / 256 - 1 + np.arange(count) / 1e5
+
+
+def possible_and_not(rng, count):
+    """With zeros of both signs, infinities and nan."""
+    values = [-INF, -1.0, -0.0, 0.0, NAN, 2.0]
+    return rng.choice(values, count, p=[0.2, 0.2, 0.2, 0.2, 0.15, 0.05])
+
+
+ORDERS = {
+    "random": lambda rng, count: rng.standard_normal(count),
+    "ascending": lambda rng, count: np.sort(rng.standard_normal(count)),
+    "descending": lambda rng, count: -np.sort(rng.standard_normal(count)),
+    "constant": lambda rng, count: np.full(count, -1.5),
+    "few values": lambda rng, count: rng.integers(-2, 3, count) / 2,
+    "negative": lambda rng, count: -np.exp(2 * rng.standard_normal(count)),
+    "nearly equal": lambda rng, count: 1 + rng.integers(0, 9, count) * 2.0**-50,
+    "pipe": pipe,
+    "saws": saws,
+    "possible and not": possible_and_not,
+}
+
+
+def best_of(row, top_k):
+    """Ids of the largest logits and then -1: of equal ones the lower id comes first, and nan is none."""
+    ids = np.lexsort((np.arange(len(row)), -row))[: np.count_nonzero(~np.isnan(row))][:top_k]
+    return np.concatenate([ids, np.full(top_k - len(ids), -1)])
+
+
+def assert_best(scores, row, top_k):
+    expected = best_of(row.astype(np.float64), top_k)
+    np.testing.assert_array_equal(scores.top_ids[0], expected)
+    finite = scores.logsumexp[0] - scores.logsumexp[0] == 0
+    losses = row.astype(np.float64)[expected] - scores.logsumexp[0]
+    np.testing.assert_allclose(
+        scores.top_logprobs[0], np.where((expected >= 0) & finite, losses, NAN), rtol=1e-6, atol=1e-6
+    )
+
+
+@each_dtype
+@pytest.mark.parametrize("order", ORDERS)
+def test_top_k_of_any_length_in_rows_of_any_order(dtype, order, rng):
+    for classes in (40, 300, 700, 5000, 20011):
+        row = ORDERS[order](rng, classes).astype(dtype)
+        for top_k in {1, 2, 20, 33, 64, 65, 100, 300, 512, 513, 600, 1500, classes // 2, classes - 1, classes}:
+            if top_k <= classes:
+                for layout in (np.ascontiguousarray, strided, swapped):
+                    assert_best(token_scores(layout(row[None]), [classes // 3], top_k=top_k), row, top_k)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("order", [order for order in ORDERS if order != "possible and not"])
+def test_top_k_of_a_projection_in_rows_of_any_order(dtype, order, rng):
+    row = ORDERS[order](rng, 30011).astype(dtype)  # several tiles
+    for top_k in (1, 20, 100, 600, 4000, 20000, len(row)):
+        scores = linear_token_scores(np.ones((1, 1), dtype), row[:, None], [5], top_k=top_k)
+        assert_best(scores, row, top_k)
+
+
 # ranks and ties
 
 

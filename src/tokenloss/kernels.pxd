@@ -57,6 +57,7 @@ cdef extern from "_kernels/kernels.h" nogil:
         int64_t count
         double *value
         int64_t *id
+        int64_t news
     ctypedef struct tl_token_stats:
         double nll
         double logsumexp

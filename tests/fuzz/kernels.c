@@ -122,7 +122,7 @@ static void compare_token(const tl_token_stats *token, const tl_topk *best) {
 
 static tl_topk make_best(const question *all) {
     size_t most = (size_t)all->most_best;
-    return (tl_topk){all->most_best, 0, allocate(most * sizeof(double)), allocate(most * sizeof(int64_t))};
+    return (tl_topk){all->most_best, 0, allocate(most * sizeof(double)), allocate(most * sizeof(int64_t)), 0};
 }
 
 static void free_best(tl_topk *best) {

@@ -12,7 +12,7 @@
 
 #define LONGEST (3 * TL_BLOCK + 100)
 #define PART 1024 /* classes, of which parts of rows are multiples */
-#define MOST_BEST 40
+#define MOST_BEST 250
 
 /* -- what the input says --------------------------------------------------------------------------------------------*/
 

@@ -282,7 +282,7 @@ static void check_tokens(tested_block *block) {
     enum { BEST = 5 };
     static double values[TL_BLOCK_ROWS][BEST], expected_values[BEST];
     static int64_t ids[TL_BLOCK_ROWS][BEST], expected_ids[BEST];
-    tl_topk tops[TL_BLOCK_ROWS], top = {0, 0, expected_values, expected_ids};
+    tl_topk tops[TL_BLOCK_ROWS], top = {0, 0, expected_values, expected_ids, 0};
     tl_token_block tokens;
     const tl_row *like = &block->logits.row;
     int64_t classes = block->of->classes, most = classes < BEST ? classes : BEST;
@@ -290,7 +290,7 @@ static void check_tokens(tested_block *block) {
     block->rows.has_excluded = block->rows.keeps_logits = 1;
     for (int r = 0; r < block->of->count; r++) {
         block->rows.excluded[r] = is_expected(block, r) ? (int64_t)(random_bits() % (uint64_t)classes) : -1;
-        tops[r] = (tl_topk){most, 0, values[r], ids[r]};
+        tops[r] = (tl_topk){most, 0, values[r], ids[r], 0};
     }
     int has_top = random_bits() % 2 == 0;
     uint64_t found =

@@ -74,7 +74,7 @@ static void take_all(const tl_backend *backend, const tl_row *row, const tl_row 
     tl_row out = {(char *)memory, row->count, tl_itemsize(row->dtype), row->dtype, row->dtype, 1, 0, 0};
     tl_soft_target smooth = {NULL, 0, 0, (const char *)weights, 4, TL_FLOAT32, 0, 0.01};
     tl_soft_target soft = {other->data, other->stride, other->dtype, NULL, 0, 0, 0.25, 0};
-    tl_topk best = {row->count < 7 ? row->count : 7, 0, values, ids};
+    tl_topk best = {row->count < 7 ? row->count : 7, 0, values, ids, 0};
     tl_token_stats token;
     tl_lse_acc state;
     double total;
@@ -179,7 +179,7 @@ typedef struct {
 static found find_by_parts(const tl_backend *backend, const tl_row *row, const tl_soft_target *soft, int64_t target,
                            int64_t length, tl_cancel *cancel) {
     found all = {.dot = 0};
-    tl_topk best = {row->count < 7 ? row->count : 7, 0, all.values, all.ids};
+    tl_topk best = {row->count < 7 ? row->count : 7, 0, all.values, all.ids, 0};
     tl_dot_acc dot = {{0}, {0}, {0}, {0}};
     double target_raw = tl_load(row->data + target * row->stride, row->dtype),
            logit = tl_softcap(backend, row, target_raw);

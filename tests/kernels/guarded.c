@@ -106,7 +106,7 @@ static void read_all(const tl_backend *backend, const tl_row *row, const tl_row 
     }
     int64_t most = count < 7 ? count : 7;
     tl_topk best = {most, 0, (double *)(void *)place(MASSES, 8 * most, at_end),
-                    (int64_t *)(void *)place(WEIGHTS, 8 * most, at_end)};
+                    (int64_t *)(void *)place(WEIGHTS, 8 * most, at_end), 0};
     tl_token_stats token;
     tl_token_stats_row(backend, row, count / 2, &token, &best, cancel);
     use(token.nll + token.logsumexp + token.entropy + (double)token.rank + (double)token.argmax);
@@ -223,7 +223,7 @@ static void read_ranges(const tl_backend *backend, int64_t count, int dtype, int
     tl_loss_acc acc;
     double values[3], target_raw = 1;
     int64_t ids[3], target = count / 2, nonzero;
-    tl_topk best = {count < 3 ? count : 3, 0, values, ids};
+    tl_topk best = {count < 3 ? count : 3, 0, values, ids, 0};
     tl_row row = {NULL, count, tl_itemsize(dtype), dtype, dtype, 1, 0, 0};
     tl_loss loss = place_loss(of, count, target, at_end);
     tl_loss_begin(backend, &loss, count, &acc, &nonzero, cancel);

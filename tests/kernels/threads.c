@@ -88,7 +88,7 @@ static double compute_row(const work *w, int64_t i, tl_cancel *cancel) {
     const tl_backend *backend = w->backend;
     found *to = &w->of_row[i];
     tl_row row = float_row(logits[i]), other = float_row(others[i]), softmax = float_row(to->softmax);
-    tl_topk best = {BEST, 0, to->best, to->id};
+    tl_topk best = {BEST, 0, to->best, to->id, 0};
     tl_token_stats token;
     tl_lse_acc state;
     if (i % 3 == 1) /* computed in double */

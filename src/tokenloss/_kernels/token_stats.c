@@ -128,7 +128,7 @@ static void end(const tl_backend *backend, const tl_row *row, double logit, tl_l
     if (!topk)
         return;
     tl_lse lse = tl_lse_add_class(others, logit, log_odds);
-    tl_topk_sort(topk);
+    tl_topk_sort(row, topk);
     for (int64_t i = 0; i < topk->count; i++)
         topk->value[i] = (tl_softcap(backend, row, topk->value[i]) - lse.offset) - lse.log;
 }
@@ -147,7 +147,7 @@ void tl_token_stats_row(const tl_backend *backend, const tl_row *row, int64_t ta
     tl_all_classes all;
     tl_lse_acc with_target;
     if (topk)
-        topk->count = 0;
+        topk->count = topk->news = 0;
     add_range(backend, row, 0, row->count, TL_BLOCK, target, target_raw, &all, token, topk, cancel);
     end(backend, row, all.logit, tl_lse_finish(&token->state, row), token, topk);
     if (all.stage == TL_SHARED)

@@ -1,21 +1,23 @@
-/* The k largest logits of a row, in a bounded heap. */
+/* The k largest logits of a row. */
 #ifndef TOKENLOSS_TOPK_H
 #define TOKENLOSS_TOPK_H
 
 #include "row.h"
 
-/* A heap whose root is the smallest entry: the lowest value or, of equal ones, the highest id. */
+/* The best entries so far: larger values or, of equal ones, lower ids. Until they are sorted, these arrays hold them in
+ * a form of topk.c's own. */
 typedef struct {
     int64_t most, count; /* entries at most (k), and so far */
-    double *value;
+    double *value;       /* of k entries, as is `id` */
     int64_t *id;
+    int64_t news; /* logits above the threshold in the last block that had any; 0 at the start */
 } tl_topk;
 
 /* Adds those raw logits of [start, end), at most a block with this maximum, that belong among the k largest so far. */
 void tl_topk_scan(const tl_backend *backend, const tl_row *raw, int64_t start, int64_t end, double maximum,
                   tl_topk *topk);
 
-/* Sorts the entries, largest first; places beyond `count` get nan and -1. */
-void tl_topk_sort(tl_topk *topk);
+/* Sorts the entries of the row, largest first; places beyond `count` get nan and -1. */
+void tl_topk_sort(const tl_row *row, tl_topk *topk);
 
 #endif
