@@ -86,6 +86,7 @@ static void add_range(const tl_backend *backend, const tl_row *row, int64_t star
                       tl_cancel *cancel) {
     tl_chunk_buf buf;
     tl_lse_acc raw_acc;
+    int64_t best = -1, best_end = -1; /* the block of the maximum, where it is looked for once, at the end */
     assert(start % block == 0 && block <= TL_BLOCK && target >= 0 && target < row->count);
     tl_row raw = tl_raw(row);
     tl_chunk_invalidate(&buf);
@@ -99,16 +100,21 @@ static void add_range(const tl_backend *backend, const tl_row *row, int64_t star
         token->rank += raw_acc.count_ge;
         if (target >= start && target < next && target_raw > raw_acc.maximum)
             raw_acc.maximum = target_raw;
-        if (raw_acc.maximum > token->maximum || token->argmax < 0) {
-            int64_t first = tl_find(backend, &raw, start, next, raw_acc.maximum);
-            token->argmax = first < next ? first : token->argmax;
+        if (raw_acc.maximum > token->maximum) {
+            best = start;
+            best_end = next;
             token->maximum = raw_acc.maximum;
+        } else if (token->argmax < 0 && best < 0) { /* so far, there is nothing above -inf */
+            int64_t first = tl_find(backend, &raw, start, next, raw_acc.maximum);
+            token->argmax = first < next ? first : -1;
         }
         if (topk)
             tl_topk_scan(backend, &raw, start, next, raw_acc.maximum, topk);
         if (next % TL_CANCEL_INTERVAL == 0 && tl_cancelled(cancel))
             return;
     }
+    if (best >= 0)
+        token->argmax = tl_find(backend, &raw, best, best_end, token->maximum);
 }
 
 void tl_token_stats_range(const tl_backend *backend, const tl_row *row, int64_t start, int64_t end, int64_t block,
