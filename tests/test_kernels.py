@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pytest
 
 pytestmark = pytest.mark.thread_unsafe(reason="starts processes")
@@ -155,6 +156,33 @@ def test_threads_share_rows_without_races(tmp_path):
     done = subprocess.run([str(program)], check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "portable" in {line.split()[0] for line in done.stdout.splitlines()}
+
+
+def promised_error(dtype: str, family: str) -> float:
+    """The largest error that a loss may have: in nats, or relative to it where a class is nearly certain."""
+    if family == "certain":
+        return 1e-6
+    in_double = {"float64": 4e-15, "scaled_float32": 4e-15, "capped_bfloat16": 2e-14}
+    return in_double.get(dtype, 2e-7)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(platform.machine() not in {"x86_64", "AMD64"}, reason="long double may have too few digits")
+@pytest.mark.skipif(np.finfo(np.longdouble).nmant != 63, reason="long double has too few digits")
+def test_worst_rows_are_within_the_promised_error(tmp_path):
+    """A search for rows whose rounding errors add up, compared with long double."""
+    need("gcc", packages="gcc")
+    program = tmp_path / "worst_rows"
+    sources = [str(HERE / "worst_rows.c"), *SOURCES]
+    subprocess.run(["gcc", *FLAGS, f"-I{KERNELS}", *sources, "-lm", "-o", str(program)], check=True)
+    printed = subprocess.run([str(program)], check=True, stdout=subprocess.PIPE, text=True).stdout
+    assert len(printed.splitlines()) == 42  # dtypes and families
+    wrong = []
+    for line in printed.splitlines():
+        dtype, family, error, _ = line.split(" ", 3)
+        if not abs(float(error)) < promised_error(dtype, family):
+            wrong.append(line)
+    assert not wrong, "\n".join(wrong)
 
 
 def shared_library(name: str) -> str:

@@ -65,7 +65,7 @@ static void fill_mass(const loss_case *of, int64_t count, int64_t target, char *
 
 /* The loss of a case for a row of `count` classes. Masses and weights are written to memory that has 8 and 4 bytes for
  * each class. The seed is put back: golden hashes of the rows that follow do not depend on the cases. */
-static tl_loss make_loss(const loss_case *of, int64_t count, int64_t target, char *mass, char *weight) {
+TL_INLINE tl_loss make_loss(const loss_case *of, int64_t count, int64_t target, char *mass, char *weight) {
     static const double weights[] = {0.5, 2, 1, 0};
     tl_loss loss = {.target = -1, .target_weight = 1, .z_loss = of->z_loss, .grad_scale = 0.125};
     uint64_t rows_seed = seed;

@@ -26,7 +26,7 @@ static double centred(void) { /* about normal, of standard deviation 1 */
 static const char *const dtype_names[] = {"float16", "bfloat16", "float32", "float64"};
 
 /* An element of a row: normal, wide, far from 0, equal, special, or any bits at all. */
-static void fill(char *at, int dtype, int kind, double equal) {
+TL_INLINE void fill(char *at, int dtype, int kind, double equal) {
     double value = kind == 0 ? centred() : kind == 1 ? 30 * centred() : kind == 2 ? 1e6 + 50 * centred() : equal;
     uint64_t bits = random_bits();
     if (kind == 4) {
