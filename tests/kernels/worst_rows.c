@@ -7,7 +7,7 @@
 #include "losses.h"
 #include "rows.h"
 
-#define PERIOD 8                      /* terms that a lane adds in a chunk */
+#define PERIOD 8                       /* terms that a lane adds in a chunk */
 #define LONGEST_ROW ((int64_t)1 << 20) /* besides the leading chunk and the target */
 #define STARTS 120
 #define STEPS 2500
@@ -23,8 +23,8 @@ typedef struct {
 } setting;
 
 static const setting settings[] = {
-    {"float16", TL_FLOAT16, TL_FLOAT16, 1, 0},       {"bfloat16", TL_BFLOAT16, TL_BFLOAT16, 1, 0},
-    {"float32", TL_FLOAT32, TL_FLOAT32, 1, 0},       {"float64", TL_FLOAT64, TL_FLOAT64, 1, 0},
+    {"float16", TL_FLOAT16, TL_FLOAT16, 1, 0},           {"bfloat16", TL_BFLOAT16, TL_BFLOAT16, 1, 0},
+    {"float32", TL_FLOAT32, TL_FLOAT32, 1, 0},           {"float64", TL_FLOAT64, TL_FLOAT64, 1, 0},
     {"scaled_float32", TL_FLOAT32, TL_FLOAT64, 0.75, 0}, {"capped_bfloat16", TL_BFLOAT16, TL_FLOAT64, 1.25, 30},
 };
 
@@ -84,8 +84,14 @@ static void fill_with(const setting *of, int64_t start, int64_t count, double va
 }
 
 static tl_row row_of(const setting *of, int64_t count) {
-    return (tl_row){(const char *)elements, count,           tl_itemsize(of->dtype), of->dtype, of->compute_dtype,
-                    of->logit_scale,        of->softcap, 0};
+    return (tl_row){(const char *)elements,
+                    count,
+                    tl_itemsize(of->dtype),
+                    of->dtype,
+                    of->compute_dtype,
+                    of->logit_scale,
+                    of->softcap,
+                    0};
 }
 
 /* Writes the row without its target, and sums one period of it. */

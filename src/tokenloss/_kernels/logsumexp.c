@@ -4,9 +4,10 @@
 
 #include "scalar_math.h"
 
-/* Bounds of a sum relative to its reference exponent. Below the first, terms that were flushed (2^-206 and less)
- * might matter; above the second, moments might overflow in float. */
-#define SUM_UNDERFLOW 0x1p-100
+/* Bounds of a sum relative to its reference exponent. A sum that holds the term of its reference is above the first; so
+ * the reference is the largest logit or below it, but for a first chunk of -inf. Above the second, moments might overflow
+ * in float. */
+#define SUM_UNDERFLOW 0.5
 #define SUM_OVERFLOW 0x1p36
 
 /* Within this distance of 0 the error of 2e-7 that a logsumexp may have is more than a millionth of it. If one class
@@ -115,7 +116,7 @@ int tl_lse_block(const tl_backend *backend, const tl_row *row, int64_t start, in
     int out_of_range = is_out_of_range(sum, state);
     /* if one of the sums is rebased, the other may not be, or to another exponent: keep away from both bounds */
     if (all && all->stage == TL_SHARED &&
-        (out_of_range || sum < 2 * SUM_UNDERFLOW || !(sum + all->sum < SUM_OVERFLOW / 2)))
+        (out_of_range || sum < SUM_UNDERFLOW * (1 + 0x1p-40) || !(sum + all->sum < SUM_OVERFLOW / 2)))
         all->stage = TL_APART;
     if (TL_UNLIKELY(out_of_range)) {
         restore(&before, state);
@@ -219,6 +220,9 @@ void tl_lse_class_major(const tl_backend *backend, const tl_row *rows, const int
 
 double tl_lse_log(const tl_lse_acc *state, const tl_row *row) {
     double sum = tl_lanes_sum_compensated(state->sum, state->comp);
+    /* a large sum may leave a logsumexp near 0, which would be the difference of two large numbers */
+    if (row->compute_dtype == TL_FLOAT64 && sum > 0x1p22 && tl_abs((double)state->ref_exp) < 64)
+        return tl_log(tl_scale(sum, state->ref_exp));
     return tl_log_of_sum(sum, (double)state->ref_exp, row->compute_dtype);
 }
 

@@ -74,7 +74,7 @@ int tl_lse_begin(double maximum, int dtype, tl_moment *moment, tl_lse_acc *state
  * tl_lse_begin does. */
 int tl_lse_rebase(double maximum, int dtype, tl_lse_acc *state);
 
-/* True if the sum left [2^-100, 2^36] or an exponent overflowed: restore the snapshot, rebase, accumulate the block
+/* True if the sum left [0.5, 2^36] or an exponent overflowed: restore the snapshot, rebase, accumulate the block
  * again. */
 int tl_sum_out_of_range(const tl_lse_acc *state);
 
