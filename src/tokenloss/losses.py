@@ -286,8 +286,8 @@ def cross_entropy(
     Options follow ``torch.nn.functional.cross_entropy``: the mass of a class is its weight times
     ``(1 - label_smoothing) * target + label_smoothing / V``. `z_loss` is that of PaLM (Chowdhery et al.,
     arXiv:2204.02311), `softcap` that of Gemma 2 (arXiv:2408.00118); scaled or capped rows are computed in float64. Each
-    loss is within 2e-7 nats of the exact value for the given logits (float64: 4e-15, relative to the larger of 1, the logsumexp and the loss), and
-    small losses have a relative error below 1e-6.
+    loss is within 2e-7 nats of the exact value for the given logits (float64: 4e-15, relative to the larger of 1, the
+    logsumexp and the loss), and small losses have a relative error below 1e-6.
 
     Examples
     --------
