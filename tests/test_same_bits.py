@@ -442,3 +442,17 @@ def test_label_smoothing_and_distributions_of_every_size_do_not_depend_on_the_la
             expected = cross_entropy(logits, targets, reduction="none", **options)
             others = strided(targets) if targets.ndim == 2 else targets
             assert_same_bits(cross_entropy(strided(logits), others, reduction="none", **options), expected)
+
+
+@pytest.mark.parametrize("z_loss", [1e305, 1e307, 1.7e308])
+def test_every_backend_gives_the_same_gradients_that_overflow_by_z_loss(z_loss, use_backend):
+    """An emulated fused multiply-add is nan where its product overflows."""
+    rows = np.array([[0.0, 1, 2], [60, 60, 60], [-60, -60, -60]])
+    results = []
+    for name in _core.backends():
+        use_backend(name)
+        for n in (1, 30):  # rows by themselves, and side by side
+            logits, targets = np.tile(rows, (n, 1)), [0] * 3 * n
+            results.append(cross_entropy_and_grad(logits, targets, z_loss=z_loss, reduction="sum")[1][:3])
+    for gradient in results[1:]:
+        assert_same_bits(gradient, results[0])

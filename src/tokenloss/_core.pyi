@@ -202,6 +202,7 @@ class CastRows(Job):
         result_dtype: int,
     ) -> Self: ...
 
+@disjoint_base
 class Product(Job):
     def set_result(self, result: npt.NDArray[Any], first: int) -> None: ...
 

@@ -374,7 +374,7 @@ TL_TARGET static void NAME(exp_scaled_)(const void *start, size_t count, int64_t
     for (size_t i = 0; i < count; i += 4 * OP(WIDTH))
         for (size_t k = i; k < i + 4 * OP(WIDTH); k += OP(WIDTH)) {
             const OP(exp_parts) exp = OP(exp_of)(OP(max_keep_nan)(acc.min_arg, LOAD(x + k)), &acc, 1);
-            NAME(store_)((ELEMENT *)out + k, OP(fma)(OP(exp_value)(&exp), times, less), streaming);
+            NAME(store_)((ELEMENT *)out + k, OP(mul_add)(OP(exp_value)(&exp), times, less), streaming);
         }
     if (streaming)
         tl_stream_end();

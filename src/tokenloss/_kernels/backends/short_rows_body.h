@@ -340,7 +340,7 @@ TL_TARGET static void NAME(short_exp_)(void *group, size_t classes, const double
             NAME(prefetch_)(&ahead, k);
             OP(vec) bounded = OP(max_keep_nan)(acc.min_arg, OP(load)(x + TL_GROUP * k));
             const OP(exp_parts) exp = OP(exp_of)(bounded, &acc, 1);
-            OP(store)(x + TL_GROUP * k, OP(fma)(OP(exp_value)(&exp), times, less));
+            OP(store)(x + TL_GROUP * k, OP(mul_add)(OP(exp_value)(&exp), times, less));
         }
     }
 }
