@@ -220,9 +220,6 @@ void tl_lse_class_major(const tl_backend *backend, const tl_row *rows, const int
 
 double tl_lse_log(const tl_lse_acc *state, const tl_row *row) {
     double sum = tl_lanes_sum_compensated(state->sum, state->comp);
-    /* a large sum may leave a logsumexp near 0, which would be the difference of two large numbers */
-    if (row->compute_dtype == TL_FLOAT64 && sum > 0x1p22 && tl_abs((double)state->ref_exp) < 64)
-        return tl_log(tl_scale(sum, state->ref_exp));
     return tl_log_of_sum(sum, (double)state->ref_exp, row->compute_dtype);
 }
 

@@ -95,8 +95,11 @@ tl_lse_acc tl_with_all(const tl_lse_acc *state);
 
 /* The logsumexp that a sum of exponentials in this dtype stands for; and that of an accumulator, less the offset. */
 TL_INLINE double tl_log_of_sum(double sum, double ref_exp, int dtype) {
-    if (dtype == TL_FLOAT64)
-        return ref_exp * TL_LN2 + tl_log(sum);
+    if (dtype == TL_FLOAT64) {
+        /* the logsumexp of a large sum may be near 0, where it would be the difference of two large numbers */
+        double in_sum = sum > TL_LARGE_SUM && tl_abs(ref_exp) < 64 ? ref_exp : 0;
+        return (ref_exp - in_sum) * TL_LN2 + tl_log(tl_scale(sum, (int64_t)in_sum));
+    }
     double log_sum = tl_log(sum), above = log_sum - TL_FLOAT_LARGE_LOG;
     return ref_exp * TL_FLOAT_LN2 + ((log_sum + TL_FLOAT_TERM_BIAS) + (above > 0 ? above * TL_FLOAT_LN2_ERROR : 0));
 }

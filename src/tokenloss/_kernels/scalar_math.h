@@ -10,6 +10,8 @@
 
 #define TL_LN2 0x1.62e42fefa39efp-1
 
+#define TL_LARGE_SUM 0x1p22 /* of exponentials in double: tl_log_of_sum takes its logarithm with the reference exponent */
+
 /* What terms and sums in float stand for. All terms are 1.538... times too large (f32_POWERS in backends/template.h):
  * TERM_BIAS is the logarithm of that. They are computed for the float nearest to ln 2, which is 2.75e-9 too large,
  * relatively: so the logarithm of a term near 2^n is too small by 1.9e-9 n. tl_log_of_sum corrects for what the

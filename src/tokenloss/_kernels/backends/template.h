@@ -306,13 +306,21 @@ TL_TARGET static void JOIN(lse_logs_, BACKEND)(const double *sum, const double *
                                                double *log) {
     const f64_vec ln2 = f64_set(dtype == TL_FLOAT64 ? TL_LN2 : TL_FLOAT_LN2), large = f64_set(TL_FLOAT_LARGE_LOG);
     for (size_t i = 0; i < count; i += f64_WIDTH) {
-        f64_vec log_sum = f64_log(f64_load(sum + i), 0);
+        f64_vec of = f64_load(sum + i), exponent = f64_load(ref_exp + i), zero = f64_set(0), log_sum;
+        if (dtype == TL_FLOAT64) {
+            f64_vec size = f64_and_bits(exponent, 0x7fffffffffffffffu);
+            f64_vec in_sum = f64_if_less(f64_set(TL_LARGE_SUM), of, exponent, zero);
+            in_sum = f64_if_less(size, f64_set(64), in_sum, zero);
+            of = f64_mul(of, f64_pow2(f64_plus_bits(f64_add(in_sum, f64_set(0x1.8p52)), 1023)));
+            exponent = f64_sub(exponent, in_sum);
+        }
+        log_sum = f64_log(of, 0);
         if (dtype != TL_FLOAT64) {
             f64_vec above = f64_sub(log_sum, large);
-            above = f64_if_less(f64_set(0), above, f64_mul(above, f64_set(TL_FLOAT_LN2_ERROR)), f64_set(0));
+            above = f64_if_less(zero, above, f64_mul(above, f64_set(TL_FLOAT_LN2_ERROR)), zero);
             log_sum = f64_add(f64_add(log_sum, f64_set(TL_FLOAT_TERM_BIAS)), above);
         }
-        f64_store(log + i, f64_add(f64_mul(f64_load(ref_exp + i), ln2), log_sum));
+        f64_store(log + i, f64_add(f64_mul(exponent, ln2), log_sum));
     }
 }
 
