@@ -162,7 +162,7 @@ def promised_error(dtype: str, family: str) -> float:
     """The largest error that a loss may have: in nats, or relative to it where a class is nearly certain."""
     if family == "certain":
         return 1e-6
-    in_double = {"float64": 4e-15, "scaled_float32": 4e-15, "capped_bfloat16": 2e-14}
+    in_double = {"float64": 4e-15, "scaled_float32": 4e-15, "capped_bfloat16": 5e-15}
     return in_double.get(dtype, 2e-7)
 
 

@@ -76,7 +76,7 @@ def backends():
 
 
 def use_backend(name, bint with_bf16=True):
-    """Use this backend, one of `backends()`, from now on, and with_bf16 its instruction for products of bfloat16.
+    """Use this backend, one of `backends()`, from now on; `with_bf16` allows the instruction for products of bfloat16.
 
     Not to be called while a job runs.
     """

@@ -26,7 +26,8 @@ cdef class PairJob(LogSumExpJob):
         """The other rows of a block."""
         other[0] = block.rows
         other.row = row_at(&self.other.view, block.number[0])
-        other.scratch = block.rows.scratch + LogSumExpJob.scratch_bytes(self)
+        if block.rows.scratch != NULL:
+            other.scratch = block.rows.scratch + LogSumExpJob.scratch_bytes(self)
         self.find_rows(&self.other.view, block, other.data)
 
 

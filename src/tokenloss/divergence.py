@@ -82,7 +82,7 @@ def kl_divergence(
     Notes
     -----
     Kullback and Leibler, "On information and sufficiency", 1951. Each divergence is within 2e-7 nats of the exact one
-    (float64: 4e-15, relative to the logsumexp), or within a relative 1e-6 if that is more.
+    (float64: 4e-15, relative to the larger of 1 and the logsumexp), or within a relative 1e-6 if that is more.
 
     Examples
     --------

@@ -189,8 +189,8 @@ def token_scores(
 
     Notes
     -----
-    Entropy is within 2e-7 nats of the exact value (float64: 4e-15, relative to the logsumexp). Where a logit is nan, so
-    are the loss and the entropy; it has no rank and is never among the most likely.
+    Entropy is within 2e-7 nats of the exact value (float64: 4e-15, relative to the larger of 1 and the logsumexp).
+    Where a logit is nan, so are the loss and the entropy; it has no rank and is never among the most likely.
 
     Examples
     --------

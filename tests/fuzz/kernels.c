@@ -187,6 +187,8 @@ static void compare_pairs(const tl_row *base, const tl_row *other, int64_t targe
         compare("loss of the base of a pair", pair.base_nll);
         compare("divergence of a pair", pair.kl);
         compare("tops of a pair", pair.is_same_top);
+        compare("change of a pair", pair.change);
+        compare("logsumexp of the base of a pair", pair.base_logsumexp);
     }
 }
 

@@ -160,7 +160,7 @@ static double error_of(const setting *of, const candidate *row, family kind) {
 static double some_base(const setting *of, family kind) {
     double far = exp(uniform(0, log(TL_MAX_EXACT_REDUCTION))) * (die(2) ? 1 : -1);
     if (kind == MASKED)
-        return uniform(-78, 25); /* sums from 2^-100 on are in range */
+        return uniform(-9, 25); /* sums from 0.5 on are in range */
     if (kind == CERTAIN || of->softcap != 0 || die(2))
         return uniform(-1, 1);
     return die(8) == 0 && of->dtype != TL_FLOAT16 ? 50 * far : far;

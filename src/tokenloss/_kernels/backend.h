@@ -245,9 +245,9 @@ typedef struct {
                                        const tl_next_rows *next);
     void (*short_sum[TL_FLOAT_DTYPES])(const void *group, size_t classes, double *sum);
 
-    /* Of rows, a multiple of TL_GROUP: logarithms of sums of this dtype, as tl_lse_log; log-odds and losses; entropies, from these and the
-     * moment of the other classes; exp(x) in place; and, for rows of this dtype, exponents and factors with which
-     * exp(x) 2^-exponent factor is `factor` times softmax(x). */
+    /* Of rows, a multiple of TL_GROUP: logarithms of sums of this dtype, as tl_log_of_sum; log-odds and losses;
+     * entropies, from these and the moment of the other classes; exp(x) in place; and, for rows of this dtype,
+     * exponents and factors with which exp(x) 2^-exponent factor is `factor` times softmax(x). */
     void (*lse_logs)(const double *sum, const double *ref_exp, size_t count, int dtype, double *log);
     void (*log_odds)(const double *offset, const double *log, const double *logit, size_t count, tl_odds *odds);
     void (*entropies)(const tl_odds *odds, const double *log, const double *sum, const tl_short_moments *moments,

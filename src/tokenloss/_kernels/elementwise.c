@@ -5,7 +5,7 @@
 
 #include "scalar_math.h"
 
-/* Powers of two are computed 2^headroom too large and scaled down at the end, so that small probabilities survive as
+/* Exponentials are computed 2^headroom too large and scaled down at the end, so that small probabilities survive as
  * subnormals. */
 static int64_t exp_headroom_bits(int dtype) { return dtype == TL_FLOAT64 ? 60 : 25; }
 

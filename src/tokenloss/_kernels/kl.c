@@ -1,11 +1,10 @@
 /* KL(softmax(base) || softmax(other)) = mean of base - other under softmax(base) - (logsumexp(base) -
  * logsumexp(other)), in one pass. Both rows are shifted by their logits at the argmax of the base: if the base is
  * nearly certain, differences are close to 0 where its mass is, and cancellation is harmless. */
-#include <float.h>
-
 #include "kl.h"
 
 #include <assert.h>
+#include <float.h>
 
 #include "logsumexp.h"
 #include "scalar_math.h"
@@ -264,7 +263,7 @@ static void find_other_shifts(const tl_backend *backend, const tl_row_block *oth
 uint64_t tl_kl_of_block(const tl_backend *backend, const tl_row_block *base, const tl_row_block *other, double floor,
                         tl_kl *found_of) {
     int count = tl_grouped_rows(base);
-    size_t in_groups = (size_t)(count + TL_GROUP - 1) / TL_GROUP;
+    size_t in_groups = tl_groups_for(count);
     double other_shift[TL_BLOCK_ROWS];
     tl_block_lse base_lse, other_lse;
     tl_short_moments moments;
@@ -279,8 +278,8 @@ uint64_t tl_kl_of_block(const tl_backend *backend, const tl_row_block *base, con
     moments.other_shift = other_shift;
     tl_reduce_groups(backend, base, count, p, 0, &moments, &base_lse);
     tl_reduce_groups(backend, other, count, q, 0, NULL, &other_lse);
-    tl_end_lse(backend, &base->row, TL_GROUP * in_groups, 0, &base_lse);
-    tl_end_lse(backend, &other->row, TL_GROUP * in_groups, 0, &other_lse);
+    tl_end_lse(backend, &base->row, tl_padded_rows(count), 0, &base_lse);
+    tl_end_lse(backend, &other->row, tl_padded_rows(count), 0, &other_lse);
     uint64_t found = base_lse.grouped & other_lse.grouped;
     for (int i = 0; i < count; i++) {
         double sum = base_lse.sums.sum[i], other_sum = other_lse.sums.sum[i], mean = moments.sum[i] / sum;

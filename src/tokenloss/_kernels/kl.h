@@ -13,10 +13,10 @@ typedef struct {
     double kl, base_logsumexp;
 } tl_kl;
 
-/* The same of the wanted rows of two blocks, which have one number of rows. Classes whose logit in the base is not above
- * `floor` count as -inf there; -inf leaves none out. Returns a bit for each row that was found: the others, such as rows
- * with nan or far out, are left to functions of single rows. The groups in the scratch memory stay as they were reduced.
- */
+/* The same of the wanted rows of two blocks, which have one number of rows. Classes whose logit in the base is not
+ * above `floor` count as -inf there; -inf leaves none out. Returns a bit for each row that was found: the others,
+ * such as rows with nan or far out, are left to functions of single rows. The groups in the scratch memory stay as
+ * they were reduced. */
 uint64_t tl_kl_of_block(const tl_backend *backend, const tl_row_block *base, const tl_row_block *other, double floor,
                         tl_kl *found_of);
 
@@ -41,7 +41,8 @@ typedef struct {
 void tl_kl_begin(const tl_backend *backend, const tl_row *base, const tl_row *other, double floor, tl_kl_acc *acc);
 /* Adds the elements [start, end): one block of TL_BLOCK after another. */
 void tl_kl_block(const tl_backend *backend, int64_t start, int64_t end, tl_kl_acc *acc);
-/* The divergence, for which rows that are too far out are read again in double. */
+/* The divergence, for which rows that are too far out are read again in double. Ends the accumulator, which must not be
+ * used afterwards. */
 tl_kl tl_kl_end(const tl_backend *backend, tl_kl_acc *acc, tl_cancel *cancel);
 
 #endif

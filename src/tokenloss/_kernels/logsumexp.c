@@ -4,9 +4,9 @@
 
 #include "scalar_math.h"
 
-/* Bounds of a sum relative to its reference exponent. A sum that holds the term of its reference is above the first; so
- * the reference is the largest logit or below it, but for a first chunk of -inf. Above the second, moments might overflow
- * in float. */
+/* Bounds of a sum relative to its reference exponent. A sum that contains the term of its reference is above 0.5. A
+ * smaller one means a reference above all logits, which a first chunk of -inf may leave. Above 2^36, moments might
+ * overflow in float. */
 #define SUM_UNDERFLOW 0.5
 #define SUM_OVERFLOW 0x1p36
 

@@ -1,6 +1,7 @@
-/* Lanes are vectors of a panel, so the matrix is read as it lies in memory: each pair of its elements is broadcast. Of
- * 96 or 48 of its rows, which stay in the second cache, 12 at a time are multiplied with a panel: 24 accumulators, enough
- * to hide the latency of additions, and two broadcasts or loads for each three. Sums are transposed at the end. */
+/* Lanes are vectors of a panel, so the matrix is read as it lies in memory: each pair of its elements is broadcast.
+ * Of 96 or 48 of its rows, which stay in the second cache, 12 at a time are multiplied with a panel: 24 accumulators,
+ * enough to hide the latency of additions, and two broadcasts or loads for each three. Sums are transposed at the
+ * end. */
 #include "matmul_bf16.h"
 
 #define LANES 16
@@ -36,7 +37,8 @@ void tl_bf16_set_vector(const tl_bf16_panels *panels, int64_t number, const floa
 }
 
 /* Needs a compiler that knows the instruction, and 32 vector registers. */
-#if defined(__x86_64__) && (defined(__clang__) || (defined(__GNUC__) && __GNUC__ >= 10))
+#if defined(__x86_64__) && \
+    (defined(__clang__) ? __clang_major__ >= 9 : defined(__GNUC__) && __GNUC__ >= 10)
 
 #define TARGET TL_FOR("avx512f,avx512bf16")
 

@@ -26,7 +26,8 @@ void tl_bf16_set_vector(const tl_bf16_panels *panels, int64_t number, const floa
 
 /* Multiplies a matrix of `count` rows, the first of which is given, with the vectors. The products of vector v are
  * vector v of `out`, in float32. A product is a sum of chains of 256 multiply-adds, each rounded, in the order of the
- * elements but that of a pair the second comes first. Subnormals of bfloat16 count as 0: the instruction's way. */
+ * elements but that of a pair the second comes first. Subnormal numbers count as 0, in operands and in sums: the
+ * instruction's way. */
 void tl_matmul_bf16(const tl_row *weights, ptrdiff_t stride, int64_t count, const tl_bf16_panels *vectors,
                     const tl_vectors *out, tl_cancel *cancel);
 

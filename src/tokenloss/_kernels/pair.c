@@ -10,9 +10,11 @@
 
 static double floor_of(int of_log_probs) { return of_log_probs ? MIN_LOG_PROB : -(double)INFINITY; }
 
-/* Its sum over the counted classes: their probabilities add up to some s, and those over s are a distribution. The sum
- * is s times the divergence from it plus s log(s). */
+/* The divergence. llama.cpp's is a sum over the counted classes, 0 of none. With s the sum of their probabilities,
+ * these over s are a distribution, and llama.cpp's sum is s (its divergence + log s). */
 static double divergence_of(tl_kl found, int of_log_probs) {
+    if (of_log_probs && found.base_logsumexp == -(double)INFINITY)
+        return 0;
     return of_log_probs ? tl_exp(found.base_logsumexp) * (found.kl + found.base_logsumexp) : found.kl;
 }
 

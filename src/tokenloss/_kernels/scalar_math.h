@@ -10,12 +10,12 @@
 
 #define TL_LN2 0x1.62e42fefa39efp-1
 
-#define TL_LARGE_SUM 0x1p22 /* of exponentials in double: tl_log_of_sum takes its logarithm with the reference exponent */
+#define TL_LARGE_SUM 0x1p22 /* of exponentials in double: its logarithm is taken with the reference exponent */
 
 /* What terms and sums in float stand for. All terms are 1.538... times too large (f32_POWERS in backends/template.h):
- * TERM_BIAS is the logarithm of that. They are computed for the float nearest to ln 2, which is 2.75e-9 too large,
- * relatively: so the logarithm of a term near 2^n is too small by 1.9e-9 n. tl_log_of_sum corrects for what the
- * reference exponent stands for; and where the sum is large, most of it must be of terms above that. */
+ * adding TERM_BIAS, minus the logarithm of that, undoes it. They are computed for the float nearest to ln 2, which is
+ * 2.75e-9 too large, relatively: so the logarithm of a term near 2^n is too small by 1.9e-9 n. tl_log_of_sum corrects
+ * for what the reference exponent stands for; and where the sum is large, most of it must be of terms above that. */
 #define TL_FLOAT_LN2 0x1.62e43p-1
 #define TL_FLOAT_LN2_ERROR 0x1.79a8dc2f503a2p-29
 #define TL_FLOAT_TERM_BIAS (-0.4306526714621564)

@@ -7,7 +7,6 @@
  *
  * max_keep_nan(a, b) of a nan b is nan; max_skip_nan(a, b) is a > b ? a : b, so it passes over a nan a.
  *
- *
  * and perhaps, where several vectors are loaded at a time and their elements are not in order:
  *
  *   COLUMNS               how many; LOAD_COLUMNS(p, to) loads them
@@ -15,9 +14,9 @@
  *
  * HALF is defined for dtypes that float32 computes for: where arguments are clamped, chunks are converted to it.
  *
- * The terms of a chunk are summed in one fixed tree, 8 in each lane, then 64 -> 16 lanes, in double where rounding
- * matters: powers of two in fours (float) or eights (double) before they go to double, the small rests in two chains
- * of 4. The result does not depend on the width of a vector. */
+ * The terms of a chunk are summed in one fixed tree, 8 in each lane: powers in fours (float) or eights (double), then
+ * in the 16 double lanes; rests in two chains of 4 and moments in one of 8, then 64 -> 16 lanes, then in double. The
+ * result does not depend on the width of a vector. */
 
 #define NAME(what) JOIN(JOIN(what, DTYPE), JOIN(_, BACKEND))
 

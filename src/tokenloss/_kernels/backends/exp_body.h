@@ -3,7 +3,7 @@
  *
  * exp(x) 2^-ref_exp = power + LEADING q r_power. Powers are summed apart from the small rests q r_power. The
  * exponential does not depend on the reference exponent, which scales all terms by one power of two and so changes no
- * bit of the sum. Of ln 2 only the leading bits are subtracted here: tl_lse_log corrects for the others. */
+ * bit of the sum. Of ln 2 only the leading bits are subtracted here: tl_log_of_sum corrects for the others. */
 
 /* Constants and accumulators of a reduction, each a vector. */
 typedef struct {

@@ -61,7 +61,7 @@ OPERATION __m256i f32_count_ge(__m256i n, __m256 a, __m256 b) {
     return _mm256_sub_epi32(n, _mm256_castps_si256(_mm256_cmp_ps(a, b, _CMP_GE_OQ)));
 }
 OPERATION __m256 f32_fma(__m256 a, __m256 b, __m256 c) { return _mm256_fmadd_ps(a, b, c); }
-/* powers of two for k in eighths, in the low bits of a float of ulp 1: see f32_POWERS in template.h */
+/* 2^(k / 8), of k in the low bits of a float of ulp 1, times 1.538...: see f32_POWERS in template.h */
 typedef __m256i f32_table;
 OPERATION __m256i f32_load_powers(const uint32_t *powers, int guard) {
     return _mm256_sub_epi32(_mm256_loadu_si256((const __m256i *)(const void *)powers), _mm256_set1_epi32(guard << 20));

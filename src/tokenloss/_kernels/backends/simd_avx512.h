@@ -58,7 +58,7 @@ OPERATION __m512i f32_count_ge(__m512i n, __m512 a, __m512 b) {
     return _mm512_mask_sub_epi32(n, _mm512_cmp_ps_mask(a, b, _CMP_GE_OQ), n, _mm512_set1_epi32(-1));
 }
 OPERATION __m512 f32_fma(__m512 a, __m512 b, __m512 c) { return _mm512_fmadd_ps(a, b, c); }
-/* powers of two for k in eighths, in the low bits of a float of ulp 1: see f32_POWERS in template.h */
+/* 2^(k / 8), of k in the low bits of a float of ulp 1, times 1.538...: see f32_POWERS in template.h */
 typedef __m512i f32_table;
 OPERATION __m512i f32_load_powers(const uint32_t *powers, int guard) {
     __m512i all = _mm512_broadcast_i64x4(_mm256_loadu_si256((const __m256i *)(const void *)powers));

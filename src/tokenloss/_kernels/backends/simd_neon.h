@@ -42,7 +42,7 @@ TL_INLINE uint32_t f32_mask_ge(float32x4_t a, float32x4_t b) {
 }
 TL_INLINE uint32x4_t f32_count_ge(uint32x4_t n, float32x4_t a, float32x4_t b) { return vsubq_u32(n, vcgeq_f32(a, b)); }
 TL_INLINE float32x4_t f32_fma(float32x4_t a, float32x4_t b, float32x4_t c) { return vfmaq_f32(c, a, b); }
-/* powers of two for k in eighths, in the low bits of a float of ulp 1: see f32_POWERS in template.h */
+/* 2^(k / 8), of k in the low bits of a float of ulp 1, times 1.538...: see f32_POWERS in template.h */
 typedef uint8x16x2_t f32_table;
 TL_INLINE uint8x16x2_t f32_load_powers(const uint32_t *powers, int guard) {
     const uint32x4_t drop = vdupq_n_u32((uint32_t)guard << 20);

@@ -86,7 +86,7 @@ TL_INLINE uint32_t f32_or_bits(uint32_t a, float b, float c) {
     return a | bits[0] | bits[1];
 }
 
-/* powers of two for k in eighths, in the low bits of a float of ulp 1: see f32_POWERS in template.h */
+/* 2^(k / 8), of k in the low bits of a float of ulp 1, times 1.538...: see f32_POWERS in template.h */
 typedef struct {
     const uint32_t *powers;
     uint32_t drop;

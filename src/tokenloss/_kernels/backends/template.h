@@ -15,10 +15,10 @@
 #include "distributions.h"
 #include "losses.h"
 
-/* exp(x) = 2^(k / 8) exp(r), where k is the integer nearest to 8 x / ln 2, so |r| <= 0.0442. A table holds the eight
- * powers 2^(j / 8), in the form that f32_power needs: the bits of a number in [1, 4), less those of its exponent and
- * less j units of the third bit after the point. exp(r) = 1 + r LEADING q(r), where q is a polynomial whose leading
- * coefficient is 1, so that its first step is an addition; LEADING is multiplied with the sum of many terms.
+/* exp(x) = 2^(k / 8) exp(r), where k is the integer nearest to 8 x / ln 2, so |r| <= 0.0442. Entry j of a table has the
+ * bits of 2^(j / 8) times the least power, 2^-126 in float and 2^-1022 in double, less j << 20 (double: j << 49), which
+ * the low three bits of k add again. exp(r) = 1 + r LEADING q(r), where q is a polynomial whose leading coefficient is
+ * 1, so that its first step is an addition; LEADING is multiplied with the sum of many terms.
  *
  * float: q is of degree 2, and exp(r) is wrong by 2.7e-8 at most. The powers are multiplied by 1.53826..., which makes
  * all of them floats but for 3.1e-9; TL_FLOAT_TERM_BIAS undoes it. double: the errors are 4.9e-18 and 7e-17. The fits
@@ -301,7 +301,7 @@ TL_TARGET TL_INLINE f64_vec f64_mul_add(f64_vec a, f64_vec b, f64_vec c) { retur
 #define DTYPE float64
 #include "short_rows_body.h"
 
-/* tl_lse_log of short rows. */
+/* tl_log_of_sum of rows. */
 TL_TARGET static void JOIN(lse_logs_, BACKEND)(const double *sum, const double *ref_exp, size_t count, int dtype,
                                                double *log) {
     const f64_vec ln2 = f64_set(dtype == TL_FLOAT64 ? TL_LN2 : TL_FLOAT_LN2), large = f64_set(TL_FLOAT_LARGE_LOG);
