@@ -456,3 +456,11 @@ def test_every_backend_gives_the_same_gradients_that_overflow_by_z_loss(z_loss, 
             results.append(cross_entropy_and_grad(logits, targets, z_loss=z_loss, reduction="sum")[1][:3])
     for gradient in results[1:]:
         assert_same_bits(gradient, results[0])
+
+
+@pytest.mark.parametrize("classes", [10, 600, 5000])
+def test_rows_that_are_broadcast_have_the_bits_of_copies(classes, rng):
+    row = rng.standard_normal(classes).astype(np.float32)
+    rows, targets = np.broadcast_to(row, (40, classes)), rng.integers(0, classes, 40)
+    assert_same_bits(cross_entropy(rows, targets, reduction="none"), cross_entropy(rows.copy(), targets, reduction="none"))
+    assert_same_bits(token_scores(rows, targets).entropy, token_scores(rows.copy(), targets).entropy)

@@ -144,7 +144,8 @@ cdef class Scores:
         """Whether logits of neighbouring rows lie nearer to each other than those of neighbouring classes."""
         if self.rows < 2 or not is_given(&self.view):
             return False
-        return llabs(address_of(&self.view, 1) - address_of(&self.view, 0)) < llabs(self.view.buffer.strides[self.axis])
+        cdef int64_t apart = llabs(address_of(&self.view, 1) - address_of(&self.view, 0))
+        return 0 < apart < llabs(self.view.buffer.strides[self.axis])  # 0: one row, broadcast
 
 
 cdef int64_t MASKED = INT64_MIN  # TL_MASKED of the kernels
