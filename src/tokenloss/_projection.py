@@ -117,12 +117,12 @@ class Projection:
         return None
 
     def _can_use_bf16_matmul(self) -> bool:
-        """Whether both operands are bfloat16, for which this machine has an instruction."""
+        """Whether this machine's instruction for bfloat16 can make the product."""
         both = self.weight_code == self.hidden_code & ~_core.SWAPPED == _core.DTYPES["bfloat16"]
         return both and self._has_rows() and _core.has_bf16_matmul()
 
     def _has_rows(self) -> bool:
-        """Whether rows of weights are contiguous and in native byte order."""
+        """Whether each row of the weight is contiguous, in native byte order."""
         return self.weight.strides[1] == self.weight.itemsize and self.weight_code < _core.SWAPPED
 
     def _multiply(self, hidden: Array, first: int, tile: Array, workers: int | None) -> None:

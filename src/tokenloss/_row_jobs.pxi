@@ -328,7 +328,7 @@ cdef class TokenStats(LogSumExpJob):
     cdef tl_topk top_of(self, int64_t row) noexcept nogil:
         """Room for the likeliest classes of a row, where they are written."""
         cdef tl_topk top
-        top.most, top.count, top.news, top.value, top.id = self.top_k, 0, 0, NULL, NULL
+        top.most, top.count, top.candidates, top.value, top.id = self.top_k, 0, 0, NULL, NULL
         if self.top_k > 0:
             top.value, top.id = &self.top_logprobs[row * self.top_k], &self.top_ids[row * self.top_k]
         return top

@@ -57,7 +57,7 @@ cdef extern from "_kernels/kernels.h" nogil:
         int64_t count
         double *value
         int64_t *id
-        int64_t news
+        int64_t candidates
     ctypedef struct tl_token_stats:
         double nll
         double logsumexp

@@ -329,7 +329,8 @@ static void check_pairs(tested_block *block, const tl_row_block *others) {
             tl_lse_acc acc;
             if (!is_expected(block, r))
                 continue;
-            tl_pair pair = tl_pair_row(block->backend, &row, &other_row, loss.target, dtype, of_log_probs, block->cancel);
+            tl_pair pair =
+                tl_pair_row(block->backend, &row, &other_row, loss.target, dtype, of_log_probs, block->cancel);
             require(same(pairs[r].nll, pair.nll) && same(pairs[r].base_nll, pair.base_nll), "losses of a pair", &row);
             require(same(pairs[r].kl, pair.kl) && same(pairs[r].change, pair.change), "divergence of a pair", &row);
             require(pairs[r].is_same_top == pair.is_same_top, "tops of a pair", &row);

@@ -34,8 +34,8 @@ static const setting settings[] = {
 typedef enum { ALIGNED, FAR, MASKED, TARGET, CERTAIN, CLIMBED, LONG = CLIMBED, RANDOM, FAMILIES } family;
 static const char *const family_names[] = {"aligned", "far", "masked", "target", "certain", "long", "random"};
 
-/* A row: perhaps a leading chunk, in which all logits are equal; classes of which i has the logit pattern[i / 64 % 8],
- * in octaves and eighths of them above the base, and a rest; and perhaps a target. */
+/* A row that is tried. It may begin with a chunk of equal logits. The others repeat a pattern: class i has logit number
+ * i / 64 % period of it, which is base + eighths ln 2 / 8 + rest. A target may be added. */
 typedef struct {
     double base, leading, above, rest[PERIOD];
     int eighths[PERIOD], period;

@@ -24,10 +24,10 @@ int64_t tl_bf16_panels_bytes(int64_t count, int64_t depth);
 /* Puts a vector where it belongs in the panels, which hold zeros before: floats that are representable in bfloat16. */
 void tl_bf16_set_vector(const tl_bf16_panels *panels, int64_t number, const float *vector);
 
-/* Multiplies a matrix of `count` rows, the first of which is given, with the vectors. The products of vector v are
- * vector v of `out`, in float32. A product is a sum of chains of 256 multiply-adds, each rounded, in the order of the
- * elements but that of a pair the second comes first. Subnormal numbers count as 0, in operands and in sums: the
- * instruction's way. */
+/* Multiplies each of `count` rows of weights, of which the first is given, with each vector. The products with
+ * vector v are written to vector v of `out`, in float32. A product is a sum of chains of 256 multiply-adds, each
+ * rounded, in the order of the elements but that of a pair the second comes first. Subnormal numbers count as 0,
+ * in operands and in sums: the instruction's way. */
 void tl_matmul_bf16(const tl_row *weights, ptrdiff_t stride, int64_t count, const tl_bf16_panels *vectors,
                     const tl_vectors *out, tl_cancel *cancel);
 

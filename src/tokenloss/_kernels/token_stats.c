@@ -153,7 +153,7 @@ void tl_token_stats_row(const tl_backend *backend, const tl_row *row, int64_t ta
     tl_all_classes all;
     tl_lse_acc with_target;
     if (topk)
-        topk->count = topk->news = 0;
+        topk->count = topk->candidates = 0;
     add_range(backend, row, 0, row->count, TL_BLOCK, target, target_raw, &all, token, topk, cancel);
     end(backend, row, all.logit, tl_lse_finish(&token->state, row), token, topk);
     if (all.stage == TL_SHARED)

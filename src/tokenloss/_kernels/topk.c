@@ -179,8 +179,8 @@ static void pairs_select(tl_topk *topk) {
     topk->count = most;
 }
 
-/* Whether there are k entries, of which pairs have been selected; the worst of them then. All pairs of a row that has
- * room for them are selected in the end. */
+/* Gets the worst of the k best so far. Returns 0 if that is not known: there are fewer than k entries, or they are
+ * pairs of a row that all have room, from which the best are selected at the end. */
 static int find_worst(const tl_row *row, const tl_topk *topk, topk_form form, double *worst) {
     if (topk->count < topk->most || (form == PAIRS && row->count <= 2 * topk->most))
         return 0;
@@ -338,13 +338,13 @@ void tl_topk_scan(const tl_backend *backend, const tl_row *raw, int64_t start, i
     int32_t found[TL_BLOCK];
     topk_form form = form_of(raw, topk);
     double worst, least = -(double)INFINITY;
-    int64_t first = start, news = 0;
+    int64_t first = start, candidates = 0;
     int is_full = find_worst(raw, topk, form, &worst);
     assert(topk->most > 0);
     if (is_full && !(maximum > worst))
         return;
     /* where the block before had many, this may be an ascending row */
-    if ((!is_full || topk->news >= topk->most) && topk->most <= TL_CHUNK && topk->most < end - start)
+    if ((!is_full || topk->candidates >= topk->most) && topk->most <= TL_CHUNK && topk->most < end - start)
         least = reached_by(backend, raw, start, end, topk);
     for (int64_t next; start < end; start = next) {
         double threshold = least;
@@ -364,7 +364,7 @@ void tl_topk_scan(const tl_backend *backend, const tl_row *raw, int64_t start, i
             else
                 heap_push(topk, raw_logit, id);
         }
-        news += count;
+        candidates += count;
     }
-    topk->news = news;
+    topk->candidates = candidates;
 }

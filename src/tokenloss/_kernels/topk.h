@@ -10,7 +10,7 @@ typedef struct {
     int64_t most, count; /* entries at most (k), and so far */
     double *value;       /* of k entries, as is `id` */
     int64_t *id;
-    int64_t news; /* logits above the threshold in the last block that had any; 0 at the start */
+    int64_t candidates; /* logits above the threshold in the last block that had any; 0 at the start */
 } tl_topk;
 
 /* Adds those raw logits of [start, end), at most a block with this maximum, that belong among the k largest so far. */

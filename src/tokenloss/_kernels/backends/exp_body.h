@@ -64,12 +64,7 @@ TL_TARGET TL_INLINE OP(exp_parts) OP(exp_of)(OP(vec) x, const OP(acc) * acc, int
     return of;
 }
 
-/* exp(x) 2^-ref_exp less `less`. */
-TL_TARGET TL_INLINE OP(vec) OP(exp_minus)(const OP(exp_parts) * of, OP(vec) less) {
-    return OP(fma)(of->q, OP(mul)(of->r_power, OP(set)(OP(LEADING))), OP(sub)(of->power, less));
-}
-
-/* exp(x) 2^-ref_exp. */
-TL_TARGET TL_INLINE OP(vec) OP(exp_value)(const OP(exp_parts) * of) {
-    return OP(fma)(of->q, OP(mul)(of->r_power, OP(set)(OP(LEADING))), of->power);
+/* The rest of an exponential, and a number: its power, which makes it whole, or what is left of that. */
+TL_TARGET TL_INLINE OP(vec) OP(add_rest)(const OP(exp_parts) * of, OP(vec) number) {
+    return OP(fma)(of->q, OP(mul)(of->r_power, OP(set)(OP(LEADING))), number);
 }

@@ -2,7 +2,7 @@
  * dtype_body.h, with DTYPE, REAL and OP defined as there. Rows have at least one class.
  *
  * A group is TL_GROUP rows side by side: element k of row r is at [TL_GROUP k + r]. Each row's additions are those of
- * dtype_body.h, in their order, which for a single chunk depends on the class number alone; so the bits are the same.
+ * reduce_body.h, in their order, which for a single chunk depends on the class number alone; so the bits are the same.
  * Classes that a row does not have would add 0 there, and are left out here. */
 
 #define NAME(what) JOIN(JOIN(what, DTYPE), JOIN(_, BACKEND))
@@ -153,7 +153,7 @@ TL_TARGET TL_INLINE OP(vec)
     NAME(prefetch_)(next, k);
     const OP(exp_parts) exp = OP(exp_of)(bounded, acc, 1);
     if (mode != SUMEXP) {
-        OP(vec) factor = OP(sub)(bounded, acc->shift), term = OP(exp_value)(&exp);
+        OP(vec) factor = OP(sub)(bounded, acc->shift), term = OP(add_rest)(&exp, exp.power);
         if (mode == KL) {
             OP(vec) y = OP(load)(other + TL_GROUP * k);
             acc->maximum[0] = OP(max_skip_nan)(OP(sub)(value, y), acc->maximum[0]);
@@ -340,7 +340,7 @@ TL_TARGET static void NAME(short_exp_)(void *group, size_t classes, const double
             NAME(prefetch_)(&ahead, k);
             OP(vec) bounded = OP(max_keep_nan)(acc.min_arg, OP(load)(x + TL_GROUP * k));
             const OP(exp_parts) exp = OP(exp_of)(bounded, &acc, 1);
-            OP(store)(x + TL_GROUP * k, OP(mul_add)(OP(exp_value)(&exp), times, less));
+            OP(store)(x + TL_GROUP * k, OP(mul_add)(OP(add_rest)(&exp, exp.power), times, less));
         }
     }
 }

@@ -395,7 +395,7 @@ TL_TARGET static void JOIN(softcap_, BACKEND)(double *x, size_t count, double fa
         f64_vec value = f64_load(x + i), y = f64_mul(value, times);
         if (cap > 0) {
             f64_exp_parts exp = f64_exp_of(f64_max_keep_nan(f64_set(-40), f64_min(most, y)), &acc, 0);
-            f64_vec e = f64_exp_minus(&exp, one), above = f64_max_keep_nan(zero, value);
+            f64_vec e = f64_add_rest(&exp, f64_sub(exp.power, one)), above = f64_max_keep_nan(zero, value);
             y = f64_mul_add(height, f64_div(e, f64_add(e, two)), f64_sub(above, above));
         }
         f64_store(x + i, y);

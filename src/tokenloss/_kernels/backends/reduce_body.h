@@ -1,0 +1,321 @@
+/* Reductions over the elements of a row: sums of exponentials, moments, divergences, maxima. Included by dtype_body.h,
+ * whose definitions it uses.
+ *
+ * The terms of a chunk are summed in one fixed tree, 8 in each lane: powers in fours (float) or eights (double), then
+ * in the 16 double lanes; rests in two chains of 4 and moments in one of 8, then 64 -> 16 lanes, then in double. The
+ * result does not depend on the width of a vector. */
+
+#ifndef COLUMNS
+#define COLUMNS 1
+#define ORDER_COLUMNS(sums) (void)(sums)
+#endif
+
+/* The sums of some columns of a chunk, vectors of lanes of 8 elements each; the sums of pairs and fours at first. */
+typedef struct {
+    OP(vec) powers[4][COLUMNS], rests[2][COLUMNS], moments[COLUMNS];
+} NAME(columns_);
+
+/* Adds element i of each lane, and returns its power and k. */
+TL_TARGET TL_INLINE void NAME(add_elements_)(const ELEMENT *x, const ELEMENT *other, size_t i, enum tl_mode mode,
+                                             int clamps, OP(acc) * acc, NAME(columns_) * to, OP(vec) k[COLUMNS],
+                                             OP(vec) power[COLUMNS]) {
+    OP(vec) value[COLUMNS], y[COLUMNS];
+    LOAD_COLUMNS(x, value);
+    if (mode == KL)
+        LOAD_COLUMNS(other, y);
+    for (size_t c = 0; c < COLUMNS; c++) {
+        OP(vec) bounded = clamps ? OP(max_keep_nan)(acc->min_arg, value[c]) : value[c], *rest = &to->rests[i / 4][c];
+        const OP(exp_parts) exp = OP(exp_of)(bounded, acc, clamps);
+        k[c] = exp.k;
+        power[c] = exp.power;
+        *rest = i % 4 == 0 ? OP(mul)(exp.q, exp.r_power) : OP(fma)(exp.q, exp.r_power, *rest);
+        if (mode == SUMEXP)
+            continue;
+        OP(vec) factor = OP(sub)(bounded, acc->shift), term = OP(add_rest)(&exp, exp.power);
+        acc->maximum[i % 2] = OP(max_skip_nan)(value[c], acc->maximum[i % 2]);
+        if (mode == KL) {
+            acc->min_other = OP(min)(acc->min_other, y[c]);
+            y[c] = OP(sub)(OP(max_keep_nan)(OP(set)(-OP(OTHER_LIMIT)), y[c]), acc->threshold);
+            factor = OP(sub)(factor, y[c]);
+        }
+        to->moments[c] = i == 0 ? OP(mul)(term, factor) : OP(fma)(term, factor, to->moments[c]);
+    }
+}
+
+/* Adds elements 2 i and 2 i + 1 of each lane of columns j, j + 1, ...; those from `count` on are -inf. */
+TL_TARGET TL_INLINE void NAME(add_pair_)(const ELEMENT *x, const ELEMENT *other, size_t count, size_t j, size_t i,
+                                         enum tl_mode mode, int clamps, OP(acc) * acc, NAME(columns_) * to) {
+    OP(vec) k[2][COLUMNS], power[2][COLUMNS];
+    const size_t at = 2 * TL_LANES * i + OP(WIDTH) * j;
+    if (count == TL_CHUNK && j * OP(WIDTH) * sizeof *x % 64 == 0) {
+        tl_prefetch_stream(x + at);
+        tl_prefetch_stream(x + at + TL_LANES);
+    }
+    if (at >= count) {
+        for (size_t c = 0; c < COLUMNS; c++) {
+            to->powers[i][c] = OP(set)(0);
+            if (i % 2 == 0)
+                to->rests[i / 2][c] = OP(set)(0);
+            if (i == 0)
+                to->moments[c] = OP(set)(0);
+        }
+        return;
+    }
+    NAME(add_elements_)(x + at, other + at, 2 * i, mode, clamps, acc, to, k[0], power[0]);
+    NAME(add_elements_)(x + at + TL_LANES, other + at + TL_LANES, 2 * i + 1, mode, clamps, acc, to, k[1], power[1]);
+    for (size_t c = 0; c < COLUMNS; c++) {
+        acc->or_bits[i % 2] = OP(or_bits)(acc->or_bits[i % 2], k[0][c], k[1][c]);
+        to->powers[i][c] = OP(add)(power[0][c], power[1][c]);
+    }
+}
+
+/* The sums of columns j, j + 1, ... of a chunk. */
+TL_TARGET TL_INLINE NAME(columns_) NAME(reduce_columns_)(const ELEMENT *x, size_t count, size_t j, OP(acc) * acc,
+                                                         enum tl_mode mode, int clamps, const ELEMENT *other) {
+    NAME(columns_) of;
+    if (OP(WIDTH) > 1) { /* compilers would not unroll every loop */
+        NAME(add_pair_)(x, other, count, j, 0, mode, clamps, acc, &of);
+        NAME(add_pair_)(x, other, count, j, 1, mode, clamps, acc, &of);
+        NAME(add_pair_)(x, other, count, j, 2, mode, clamps, acc, &of);
+        NAME(add_pair_)(x, other, count, j, 3, mode, clamps, acc, &of);
+    } else {
+        for (size_t i = 0; i < 4; i++)
+            NAME(add_pair_)(x, other, count, j, i, mode, clamps, acc, &of);
+    }
+    for (size_t c = 0; c < COLUMNS; c++) {
+        of.rests[0][c] = OP(add)(of.rests[0][c], of.rests[1][c]);
+        of.powers[0][c] = OP(add)(of.powers[0][c], of.powers[1][c]);
+        of.powers[1][c] = OP(add)(of.powers[2][c], of.powers[3][c]);
+        if (OP(SUMS) == 1)
+            of.powers[0][c] = OP(add)(of.powers[0][c], of.powers[1][c]);
+    }
+    ORDER_COLUMNS(of.rests[0]);
+    ORDER_COLUMNS(of.powers[0]);
+    if (OP(SUMS) == 2)
+        ORDER_COLUMNS(of.powers[1]);
+    if (mode != SUMEXP)
+        ORDER_COLUMNS(of.moments);
+    return of;
+}
+
+#ifndef HALF
+/* Sums the column of the excluded class once more, with its logit stored into the chunk, which is a buffer. Replaces
+ * the powers of the column, and the rest of the lane of 16 that the class belongs to. */
+TL_TARGET static void NAME(add_excluded_)(const ELEMENT *x, size_t count, OP(acc) * acc, const tl_all_classes *all,
+                                          REAL powers[OP(SUMS)][TL_LANES], REAL *rests) {
+    size_t column = (size_t)all->position % TL_LANES / OP(WIDTH);
+    ELEMENT *excluded = (ELEMENT *)(uintptr_t)(x + all->position), saved = *excluded;
+    REAL *rest = rests + all->lane;
+    memcpy((void *)excluded, all->element, sizeof *excluded);
+    NAME(columns_) of = NAME(reduce_columns_)(x, count, column, acc, SUMEXP, 1, x);
+    *excluded = saved;
+    for (size_t s = 0; s < OP(SUMS); s++)
+        OP(store)(powers[s] + OP(WIDTH) * column, of.powers[s][0]);
+    OP(store)(rests + OP(WIDTH) * column, of.rests[0][0]);
+    rest[0] = (rest[0] + rest[32]) + (rest[16] + rest[48]);
+}
+#endif
+
+/* The number of elements of a chunk that are >= the threshold, unless none is. */
+TL_TARGET TL_INLINE void NAME(count_chunk_)(const ELEMENT *x, size_t count, OP(acc) * acc) {
+    if (!OP(mask_ge)(OP(max_skip_nan)(acc->maximum[0], acc->maximum[1]), acc->threshold))
+        return;
+    for (size_t i = 0; i < count; i += 2 * OP(WIDTH))
+        for (size_t c = 0; c < 2; c++)
+            acc->count_ge[c] = OP(count_ge)(acc->count_ge[c], LOAD(x + i + c * OP(WIDTH)), acc->threshold);
+}
+
+/* Adds a chunk, whose elements from `count` on are -inf. */
+TL_TARGET TL_INLINE void NAME(reduce_chunk_)(const ELEMENT *x, size_t count, OP(acc) * acc, tl_lanes *sum,
+                                             tl_lanes *moment_sum, tl_all_classes *all, enum tl_mode mode, int clamps,
+                                             const ELEMENT *other) {
+    OP(vec) rests[TL_LANES / OP(WIDTH)], moments[TL_LANES / OP(WIDTH)], maximum[2];
+    REAL powers_of[OP(SUMS)][TL_LANES], rests_of[TL_LANES];
+    for (size_t i = 0; i < 2; i++) {
+        maximum[i] = acc->maximum[i];
+        acc->maximum[i] = OP(set)(-(REAL)INFINITY);
+    }
+    for (size_t j = 0; j < TL_LANES / OP(WIDTH); j += COLUMNS) {
+        NAME(columns_) of = NAME(reduce_columns_)(x, count, j, acc, mode, clamps, other);
+        for (size_t c = 0; c < COLUMNS; c++) {
+            const size_t lane = OP(WIDTH) * (j + c);
+            for (size_t s = 0; s < OP(SUMS); s++) {
+                OP(accumulate)(sum, lane % 16, of.powers[s][c]);
+                if (mode == MOMENT)
+                    OP(store)(powers_of[s] + lane, of.powers[s][c]);
+            }
+            rests[j + c] = of.rests[0][c];
+            if (mode != SUMEXP)
+                moments[j + c] = of.moments[c];
+        }
+    }
+    if (mode == MOMENT)
+        NAME(count_chunk_)(x, count, acc);
+    for (size_t i = 0; i < 2; i++)
+        acc->maximum[i] = OP(max_skip_nan)(acc->maximum[i], maximum[i]);
+#ifndef HALF
+    if (mode == MOMENT && clamps && TL_UNLIKELY(all->position >= 0)) {
+        OP(acc) unused = *acc;
+        for (size_t j = 0; j < TL_LANES / OP(WIDTH); j++)
+            OP(store)(rests_of + OP(WIDTH) * j, rests[j]);
+        NAME(add_excluded_)(x, count, &unused, all, powers_of, rests_of);
+    }
+#endif
+    for (size_t half = TL_LANES / 2; half >= 16; half /= 2)
+        for (size_t j = 0; j < half / OP(WIDTH); j++) {
+            rests[j] = OP(add)(rests[j], rests[j + half / OP(WIDTH)]);
+            if (mode != SUMEXP)
+                moments[j] = OP(add)(moments[j], moments[j + half / OP(WIDTH)]);
+        }
+    for (size_t j = 0; j < 16 / OP(WIDTH); j++) {
+        OP(accumulate_rest)(sum, OP(WIDTH) * j, rests[j]);
+        if (mode != SUMEXP)
+            OP(accumulate)(moment_sum, OP(WIDTH) * j, moments[j]);
+        if (mode == MOMENT && all->position < 0)
+            OP(store)(rests_of + OP(WIDTH) * j, rests[j]);
+    }
+    if (mode == MOMENT) {
+        for (size_t k = all->lane; k < TL_LANES; k += 16)
+            for (size_t s = 0; s < OP(SUMS); s++)
+                OP(accumulate_one)(&all->sum, &all->comp, (double)powers_of[s][k]);
+        OP(accumulate_one)(&all->sum, &all->comp, (double)rests_of[all->lane] * (double)OP(LEADING));
+    }
+}
+
+/* The maximum of a few vectors (1, 2, 4 or 8, which are overwritten) and of `before`. Trees, since a chain of scalar
+ * comparisons would take longer than the exponentials of a short row. Only a single vector may hold nan, which is
+ * passed over. */
+TL_TARGET TL_INLINE double NAME(max_of_)(OP(vec) * maxima, size_t count, double before) {
+    REAL value[OP(WIDTH)];
+    for (size_t half = count / 2; half > 0; half /= 2)
+        for (size_t k = 0; k < half; k++)
+            maxima[k] = OP(max_skip_nan)(maxima[k], maxima[k + half]);
+    OP(store)(value, OP(max_skip_nan)(maxima[0], OP(set)((REAL)before)));
+    for (size_t half = OP(WIDTH) / 2; half > 0; half /= 2)
+        for (size_t j = 0; j < half; j++)
+            value[j] = value[j] > value[j + half] ? value[j] : value[j + half];
+    return (double)value[0];
+}
+
+/* Adds a chunk with arguments clamped; one of half precision is converted first. */
+TL_TARGET TL_INLINE void NAME(reduce_clamped_)(const ELEMENT *x, size_t count, OP(acc) * acc, tl_lanes *sum,
+                                               tl_lanes *moment, tl_all_classes *all, enum tl_mode mode) {
+#ifdef HALF
+    float converted[TL_CHUNK];
+    for (size_t i = 0; i < count || i % TL_READ_MULTIPLE != 0; i += f32_WIDTH)
+        f32_store(converted + i, LOAD(x + i));
+    JOIN(reduce_chunk_float32_, BACKEND)(converted, count, acc, sum, moment, all, mode, 1, converted);
+#else
+    NAME(reduce_chunk_)(x, count, acc, sum, moment, all, mode, 1, x);
+#endif
+}
+
+/* Adds whole chunks and perhaps a last one. Returns 0, with nothing changed, if arguments are not clamped and one would
+ * have to be. */
+TL_TARGET TL_INLINE int NAME(try_reduce_)(const ELEMENT *x, size_t count, tl_lse_acc *state, enum tl_mode mode,
+                                          int clamps) {
+    OP(acc) acc = OP(acc_init)(state->ref_exp, clamps, mode == SUMEXP ? 0 : state->moment->shift, state->threshold);
+    tl_lanes sum = OP(load_lanes)(state->sum, state->comp), moment;
+    tl_all_classes all;
+    const int has_all = mode == MOMENT && state->all && state->all->stage == TL_SHARED;
+    if (mode != SUMEXP)
+        moment = OP(load_lanes)(state->moment->sum, state->moment->comp);
+    if (mode == MOMENT) {
+        memset(&all, 0, sizeof all);
+        all.position = -1;
+        if (has_all)
+            all = *state->all;
+        all.sum *= OP(SCALE);
+    }
+    for (size_t done = 0; done < count; done += TL_CHUNK, x += TL_CHUNK) {
+        size_t n = count - done < TL_CHUNK ? count - done : TL_CHUNK;
+        if (clamps)
+            NAME(reduce_clamped_)(x, n, &acc, &sum, &moment, &all, mode);
+        else
+            NAME(reduce_chunk_)(x, TL_CHUNK, &acc, &sum, &moment, &all, mode, 0, x);
+    }
+    int out_of_range = OP(is_out_of_range)(&acc);
+    if (!clamps && out_of_range)
+        return 0;
+    OP(store_lanes)(&sum, state->sum, state->comp);
+    if (mode != SUMEXP) {
+        OP(store_lanes)(&moment, state->moment->sum, state->moment->comp);
+        state->maximum = NAME(max_of_)(acc.maximum, 2, state->maximum);
+        state->count_ge += OP(sum_counts)(acc.count_ge[0]) + OP(sum_counts)(acc.count_ge[1]);
+    }
+    if (mode == MOMENT && has_all) {
+        state->all->sum = all.sum * OP(UNSCALE);
+        state->all->comp = all.comp;
+    }
+    state->exp_overflow |= out_of_range;
+    return 1;
+}
+
+TL_TARGET TL_INLINE void NAME(reduce_)(const ELEMENT *x, size_t count, tl_lse_acc *state, enum tl_mode mode) {
+    if (!state->clamps && !state->is_padded && NAME(try_reduce_)(x, count, state, mode, 0))
+        return;
+    state->clamps |= !state->is_padded; /* a row that has logits far below its maximum may have more */
+    NAME(try_reduce_)(x, count, state, mode, 1);
+}
+
+TL_TARGET static void NAME(sumexp_)(const void *x, size_t count, tl_lse_acc *state) {
+    NAME(reduce_)((const ELEMENT *)x, count, state, SUMEXP);
+}
+
+TL_TARGET static void NAME(moment_)(const void *x, size_t count, tl_lse_acc *state) {
+    NAME(reduce_)((const ELEMENT *)x, count, state, MOMENT);
+}
+
+TL_TARGET static int NAME(kl_)(const void *base, const void *other, size_t count, tl_lse_acc *base_state,
+                               tl_lse_acc *other_state) {
+    const ELEMENT *p = (const ELEMENT *)base, *q = (const ELEMENT *)other;
+    OP(acc) p_acc = OP(acc_init)(base_state->ref_exp, 1, base_state->moment->shift, base_state->moment->other_shift);
+    OP(acc) q_acc = OP(acc_init)(other_state->ref_exp, 1, 0, 0);
+    tl_lanes p_sum = OP(load_lanes)(base_state->sum, base_state->comp);
+    tl_lanes q_sum = OP(load_lanes)(other_state->sum, other_state->comp);
+    tl_lanes moment = OP(load_lanes)(base_state->moment->sum, base_state->moment->comp);
+    for (; count >= TL_CHUNK; count -= TL_CHUNK, p += TL_CHUNK, q += TL_CHUNK) {
+        NAME(reduce_chunk_)(q, TL_CHUNK, &q_acc, &q_sum, NULL, NULL, SUMEXP, 1, q);
+        NAME(reduce_chunk_)(p, TL_CHUNK, &p_acc, &p_sum, &moment, NULL, KL, 1, q);
+    }
+    if (count > 0) {
+        NAME(reduce_chunk_)(q, count, &q_acc, &q_sum, NULL, NULL, SUMEXP, 1, q);
+        NAME(reduce_chunk_)(p, count, &p_acc, &p_sum, &moment, NULL, KL, 1, q);
+    }
+    OP(store_lanes)(&p_sum, base_state->sum, base_state->comp);
+    OP(store_lanes)(&q_sum, other_state->sum, other_state->comp);
+    OP(store_lanes)(&moment, base_state->moment->sum, base_state->moment->comp);
+    base_state->exp_overflow |= OP(is_out_of_range)(&p_acc);
+    other_state->exp_overflow |= OP(is_out_of_range)(&q_acc);
+    base_state->maximum = NAME(max_of_)(p_acc.maximum, 2, base_state->maximum);
+    OP(vec) minus_min = OP(sub)(OP(set)(0), p_acc.min_other);
+    return NAME(max_of_)(&minus_min, 1, 0) > OP(OTHER_LIMIT);
+}
+
+/* The maximum and, if wanted, the number of elements >= threshold. */
+TL_TARGET TL_INLINE void NAME(max_count_of_)(const ELEMENT *x, size_t count, tl_lse_acc *state, int counting) {
+    OP(vec) maximum[8], threshold = OP(set)((REAL)state->threshold);
+    OP(bits) count_ge[2] = {OP(no_bits)(), OP(no_bits)()};
+    for (size_t k = 0; k < 8; k++)
+        maximum[k] = OP(set)(-(REAL)INFINITY);
+    for (size_t i = 0; i < count; i += 8 * OP(WIDTH))
+        for (size_t k = 0; k < 8; k++) {
+            if (k * OP(WIDTH) * sizeof *x % 64 == 0)
+                tl_prefetch_stream(x + i + k * OP(WIDTH));
+            OP(vec) value = LOAD(x + i + k * OP(WIDTH));
+            maximum[k] = OP(max_skip_nan)(value, maximum[k]);
+            if (counting)
+                count_ge[k % 2] = OP(count_ge)(count_ge[k % 2], value, threshold);
+        }
+    state->maximum = NAME(max_of_)(maximum, 8, state->maximum);
+    if (counting)
+        state->count_ge += OP(sum_counts)(count_ge[0]) + OP(sum_counts)(count_ge[1]);
+}
+
+TL_TARGET static void NAME(max_)(const void *x, size_t count, tl_lse_acc *state) {
+    NAME(max_count_of_)((const ELEMENT *)x, count, state, 0);
+}
+
+TL_TARGET static void NAME(max_count_)(const void *x, size_t count, tl_lse_acc *state) {
+    NAME(max_count_of_)((const ELEMENT *)x, count, state, 1);
+}
