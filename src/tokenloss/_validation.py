@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tokenloss import _core
-from tokenloss._dtypes import FLOAT_CODES, FLOATS, INTEGER_RANGES, TARGETS, as_array, as_float_array, dtype_name
+from tokenloss._dtypes import (
+    FLOAT_CODES,
+    FLOATS,
+    INTEGER_RANGES,
+    TARGETS,
+    as_array,
+    as_float_array,
+    bfloat16_to_float32,
+    dtype_name,
+)
 from tokenloss._errors import raise_error
 
 if TYPE_CHECKING:
@@ -95,6 +104,24 @@ def check_mask(value: Any, batch: tuple[int, ...]) -> np.ndarray[Any, Any]:
         return np.broadcast_to(array, batch)
     except ValueError:
         raise_error("shape", name="where", got=array.shape, fits=f"{batch}, or broadcast to it")
+
+
+def check_sample_weight(value: Any, batch: tuple[int, ...]) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """The weight of each position, as float64; it is broadcast. Positions of weight 0 do not count."""
+    array, code = as_array("sample_weight", value)
+    if code is None:
+        raise_error("dtype", name="sample_weight", got=array.dtype, fits=FLOATS)
+    weights = bfloat16_to_float32(array) if dtype_name(code, array) == "bfloat16" else array
+    weights = weights.astype(np.float64, copy=False)
+    bad = np.argwhere(~((weights >= 0) & (weights < np.inf)))
+    if len(bad):
+        position = bad[0].tolist() or ""
+        fits = "finite and at least 0"
+        raise_error("option", name=f"sample_weight{position}", got=float(weights[tuple(bad[0])]), fits=fits)
+    try:
+        return np.broadcast_to(weights, batch)
+    except ValueError:
+        raise_error("shape", name="sample_weight", got=array.shape, fits=f"{batch}, or broadcast to it")
 
 
 def check_integer(name: str, value: Any, fits: str, least: int | None = None, most: int | None = None) -> int:
