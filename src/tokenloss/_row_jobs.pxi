@@ -218,16 +218,12 @@ cdef class CrossEntropy(LogSumExpJob):
     def __dealloc__(self):
         PyBuffer_Release(&self.grad.buffer)
 
-    cdef inline double grad_scale_of(self, int64_t row) noexcept nogil:
-        """What the gradient of a row is multiplied by."""
-        return self.positions.sample_weight_of(row) / self.grad_divisor
-
     cdef tl_loss loss_at(self, int64_t row, int64_t target) noexcept nogil:
-        """What the loss of a row depends on, without a place for its gradient."""
+        """What the loss of a row depends on, without its gradient."""
         cdef tl_loss loss
         loss.soft = self.positions.soft_target(row, self.label_smoothing)
         loss.target, loss.z_loss, loss.target_weight, loss.grad = target, self.z_loss, 1, NULL
-        loss.grad_scale, loss.nontemporal_stores = self.grad_scale_of(row), self.nontemporal_stores
+        loss.grad_scale, loss.nontemporal_stores = 1, self.nontemporal_stores
         if target >= 0:
             loss.target_weight = self.positions.class_weight(target)
         return loss
@@ -289,22 +285,32 @@ cdef class CrossEntropy(LogSumExpJob):
                     weights[i] = self.positions.class_weight(block.rows.excluded[i])
         if is_given(&self.grad):
             self.find_out_rows(&self.grad, block, self.nontemporal_stores, &grads)
-            for i in range(BLOCK_ROWS):
-                grad_scales[i] = loss.grad_scale
-            if self.weighs_rows:
-                for i in range(block.rows.count):
-                    grad_scales[i] = self.grad_scale_of(block.number[i])
+            self.find_grad_scales(block, grad_scales)
         tl_class_losses_of_block(backend, &block.rows, lse, &loss, weights if self.weighs_class_ids else NULL,
                                  grad_scales, &grads if is_given(&self.grad) else NULL, block.values, cancel)
+
+    cdef void find_grad_scales(self, const Block *block, double *grad_scales) noexcept nogil:
+        """What the gradients of the rows of a block are multiplied by."""
+        cdef double all_scales = 1 / self.grad_divisor
+        cdef int i
+        for i in range(BLOCK_ROWS):
+            grad_scales[i] = all_scales
+        if self.weighs_rows:
+            for i in range(block.rows.count):
+                grad_scales[i] = self.positions.sample_weight_of(block.number[i]) / self.grad_divisor
 
     cdef void finish_distributions(self, Block *block, const tl_block_lse *lse, tl_cancel *cancel) noexcept nogil:
         cdef tl_loss losses[BLOCK_ROWS]
         cdef tl_out_block grads
+        cdef double grad_scales[BLOCK_ROWS]
         cdef int i
         for i in range(block.rows.count):
             losses[i] = self.loss_at(block.number[i], -1)
         if is_given(&self.grad):
             self.find_out_rows(&self.grad, block, self.nontemporal_stores, &grads)
+            self.find_grad_scales(block, grad_scales)
+            for i in range(block.rows.count):
+                losses[i].grad_scale = grad_scales[i]
         tl_mass_losses_of_block(backend, &block.rows, lse, losses, &grads if is_given(&self.grad) else NULL,
                                 block.values, cancel)
 

@@ -118,11 +118,10 @@ def check_sample_weight(value: Any, batch: tuple[int, ...]) -> np.ndarray[Any, n
     weights = array[tuple(slice(1 if stride == 0 else None) for stride in array.strides)]  # each weight once
     weights = bfloat16_to_float32(weights) if dtype_name(code, array) == "bfloat16" else weights
     weights = weights.astype(np.float64, copy=False)
-    bad = np.argwhere(~((weights >= 0) & (weights < np.inf)))
-    if len(bad):
-        position = bad[0].tolist() or ""
-        fits = "finite and at least 0"
-        raise_error("option", name=f"sample_weight{position}", got=float(weights[tuple(bad[0])]), fits=fits)
+    if not (weights.min(initial=0) >= 0 and weights.max(initial=0) < np.inf):  # nan, too
+        bad = np.argwhere(~((weights >= 0) & (weights < np.inf)))[0]
+        position, got = bad.tolist() or "", float(weights[tuple(bad)])
+        raise_error("option", name=f"sample_weight{position}", got=got, fits="finite and at least 0")
     return np.broadcast_to(weights, batch)
 
 

@@ -97,13 +97,14 @@ void tl_mass_losses_of_block(const tl_backend *backend, const tl_row_block *rows
         logits.data = rows->data[i];
         logsumexp[i] = tl_logsumexp(odds.lse);
         grouped[i] = lse->grouped >> i & 1 ? &losses[i] : NULL;
-        grad_scale[i] = losses[i].grad_scale;
         if (tl_is_wanted(rows, i))
             values[i] =
                 tl_loss_of_masses(backend, &logits, &losses[i], rows->excluded[i], &odds, &of_softmax[i], cancel);
     }
     if (!grads)
         return;
+    for (int i = 0; i < rows->count; i++)
+        grad_scale[i] = losses[i].grad_scale;
     uint64_t left = rows->wanted & ~tl_write_wide_gradients(backend, rows, lse, logsumexp, of_softmax, grouped,
                                                             grad_scale, grads);
     for (int i = 0; i < rows->count; i++) {
