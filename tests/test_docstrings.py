@@ -25,6 +25,7 @@ VARIANTS = {
     "out": [{"losses.cross_entropy_and_grad"}, {"_softmax.logsumexp"}],
     "path": [{"formats.open_scores"}, {"plots.check"}],
     "reduction": [{"divergence.kl_divergence"}],
+    "sample_weight": [{"meter.LossMeter.update"}, {"sequences.sequence_losses"}],
     "targets": [
         {"comparison.ComparisonMeter.update", "comparison.compare", "scores.token_scores"},
         {"linear.linear_cross_entropy"}, {"linear.linear_token_scores"}, {"page.write_page"},

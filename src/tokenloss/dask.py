@@ -347,15 +347,14 @@ def _meter(
 ) -> Array:  # fmt: skip
     """Meter of a block."""
     batch = logits.shape[:axis] + logits.shape[axis + 1 :]
-    weights: dict[str, Any] = {}
     if sample_weight is not None:
         with _naming_block(starts):
-            weights["sample_weight"] = check_sample_weight(sample_weight, batch)
+            sample_weight = check_sample_weight(sample_weight, batch)
     kept = _kept(targets, batch, where, sample_weight, ignore_index)
     options |= {"axis": axis, "ignore_index": ignore_index}
     nll = _losses(logits, targets, kept, None, *starts, **options).squeeze(axis)
     meter = LossMeter()
-    meter.update(nll, kept, **weights)
+    meter.update(nll, kept, sample_weight=sample_weight)
     return np.full((1,) * logits.ndim, meter, object)
 
 
