@@ -27,6 +27,7 @@ VARIANTS = {
     "path": [{"formats.open_scores"}, {"plots.check"}],
     "reduction": [{"divergence.kl_divergence"}],
     "segment_ids": [{"comparison.ComparisonMeter.update", "comparison.compare"}],
+    "sample_weight": [{"meter.LossMeter.update"}, {"sequences.sequence_losses"}],
     "targets": [
         {"comparison.ComparisonMeter.update", "comparison.compare", "scores.token_scores"},
         {"linear.linear_cross_entropy"}, {"linear.linear_token_scores"}, {"page.write_page"},
