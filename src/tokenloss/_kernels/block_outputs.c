@@ -184,3 +184,92 @@ void tl_softmax_of_block(const tl_backend *backend, const tl_row_block *rows, co
             tl_softmax(backend, &row, tl_lse_at(lse, i), &to, out->nontemporal_stores, cancel);
     }
 }
+
+TL_OUTLINE double load_any(const tl_row *row, int64_t k) { return tl_load(row->data + k * row->stride, row->dtype); }
+
+static double raw_logit(const tl_row *row, int64_t k) {
+    if (row->dtype == TL_FLOAT32)
+        return (double)tl_float_from_bits(tl_load32(row->data + k * row->stride, TL_FLOAT32));
+    return load_any(row, k);
+}
+
+static int is_class(const tl_row *row, int64_t id) { return id >= 0 && id < row->count; }
+
+/* The lowest of some ids, at most TL_CANCEL_INTERVAL, whose raw logit is this one; INT64_MAX if there is none. */
+static int64_t lowest_with(const tl_row *row, const int64_t *ids, int64_t count, double raw) {
+    int64_t lowest = INT64_MAX;
+    for (int64_t k = 0; k < count; k++) {
+        int64_t id = ids[k]; /* another thread may have changed it */
+        if (!is_class(row, id))
+            continue;
+        id |= -(int64_t)(raw_logit(row, id) != raw) & INT64_MAX; /* a branch would be mispredicted in each row */
+        lowest = id < lowest ? id : lowest;
+    }
+    return lowest;
+}
+
+int64_t tl_likeliest_class(const tl_row *row, const int64_t *ids, int64_t count, int64_t *likeliest,
+                           tl_cancel *cancel) {
+    double most = -(double)INFINITY;
+    int64_t lowest = INT64_MAX, any = -1;
+    for (int64_t k = 0; k < count; k++) {
+        int64_t id = ids[k];
+        if (!is_class(row, id))
+            return k;
+        double raw = raw_logit(row, id);
+        most = raw > most ? raw : most;
+        any = id;
+        if ((k + 1) % TL_CANCEL_INTERVAL == 0 && tl_cancelled(cancel))
+            break;
+    }
+    for (int64_t start = 0, n; start < count; start += n) {
+        n = count - start < TL_CANCEL_INTERVAL ? count - start : TL_CANCEL_INTERVAL;
+        int64_t found = lowest_with(row, ids + start, n, most);
+        lowest = found < lowest ? found : lowest;
+        if (n == TL_CANCEL_INTERVAL && tl_cancelled(cancel))
+            break;
+    }
+    *likeliest = lowest < INT64_MAX ? lowest : any; /* all are nan */
+    return count;
+}
+
+/* condition ? a : b, without a branch. */
+static double select(int condition, double a, double b) {
+    uint64_t mask = -(uint64_t)condition;
+    return tl_from_bits((tl_to_bits(a) & mask) | (tl_to_bits(b) & ~mask));
+}
+
+/* The log-probabilities of at most TL_GROUP classes. Equal logits have equal results, and rounding puts none above that
+ * of the excluded class; 0 is never -0.0. */
+static int64_t class_log_probs(const tl_backend *backend, const tl_row *row, const tl_class_odds *odds,
+                               const int64_t *ids, int64_t count, double *log_probs) {
+    double lanes[TL_GROUP], most = 0 - odds->nll, offset = odds->lse.offset, log = odds->lse.log;
+    int is_scaled = tl_is_scaled_or_capped(row);
+    for (int64_t k = 0; k < TL_GROUP && is_scaled; k++)
+        lanes[k] = k < count && is_class(row, ids[k]) ? raw_logit(row, ids[k]) - row->shift : 0;
+    if (is_scaled)
+        backend->softcap(lanes, TL_GROUP, row->logit_scale, row->softcap);
+    for (int64_t k = 0; k < count; k++) {
+        int64_t id = ids[k];
+        if (!is_class(row, id)) /* another thread has changed it */
+            return k;
+        double logit = is_scaled ? lanes[k] : raw_logit(row, id), log_prob = (logit - offset) - log;
+        log_probs[k] = select((logit == odds->logit) | (log_prob > most), most, log_prob);
+    }
+    return count;
+}
+
+int64_t tl_class_log_probs(const tl_backend *backend, const tl_row_block *rows, const tl_block_lse *lse, int i,
+                           const int64_t *ids, int64_t count, double *log_probs, tl_cancel *cancel) {
+    tl_row row = tl_row_of_block(rows, i);
+    tl_class_odds odds = tl_odds_at(rows, lse, i);
+    for (int64_t start = 0; start < count; start += TL_GROUP) {
+        int64_t n = count - start < TL_GROUP ? count - start : TL_GROUP;
+        int64_t good = class_log_probs(backend, &row, &odds, ids + start, n, log_probs + start);
+        if (good < n)
+            return start + good;
+        if ((start + n) % TL_CANCEL_INTERVAL == 0 && tl_cancelled(cancel))
+            break;
+    }
+    return count;
+}
