@@ -1,7 +1,7 @@
 """Scores language-model predictions on a CPU, exactly and at the speed of memory."""
 
-from tokenloss._config import show_config
 from tokenloss._class_log_probs import class_log_probs
+from tokenloss._config import show_config
 from tokenloss._softmax import log_softmax, logsumexp, softmax
 from tokenloss.comparison import Comparison, ComparisonMeter, compare
 from tokenloss.divergence import kl_divergence

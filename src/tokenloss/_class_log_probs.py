@@ -83,8 +83,8 @@ def class_log_probs(
     >>> logits = np.array([[0, 1, 0, 5, 2, 1, 3], [0, 0, 2, 1, 1, 4, 2]], np.float32)  # after "Answer: "
     >>> answers = class_log_probs(logits, [3, 4, 5, 6])
     >>> answers.round(4)
-    array([[-0.2146, -3.2146, -4.2146, -2.2146],
-           [-3.3421, -3.3421, -0.3421, -2.3421]])
+    array([[-0.2113, -3.2113, -4.2113, -2.2113],
+           [-3.3414, -3.3414, -0.3414, -2.3414]])
     >>> ["ABCD"[best] for best in answers.argmax(-1)]
     ['A', 'C']
     """
