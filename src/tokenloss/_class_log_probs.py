@@ -93,7 +93,7 @@ def class_log_probs(
     positions = without_targets(scores, where)
     transform = logit_transform(logit_scale, softcap)
     result = np.zeros((*scores.batch, ids.shape[-1]))
-    rows = np.broadcast_to(np.require(ids, np.int64, "CA"), result.shape)
+    rows = np.broadcast_to(np.require(ids, np.int64, ("C", "A")), result.shape)
     job = _core.ClassLogProbs(scores, positions, *transform, rows, result.reshape(-1))
     _workers.run(job, _workers.check_workers(workers))
     if job.has_refused:
@@ -122,9 +122,9 @@ def _as_class_ids(value: Any, batch: tuple[int, ...]) -> np.ndarray[Any, Any]:
 def _raise_refusal(job: _core.ClassLogProbs, ids: np.ndarray[Any, Any]) -> NoReturn:
     """Raise that a class id is out of range."""
     _, row, k, _ = job.refusal()
-    index = [*np.unravel_index(row, job.scores.batch), k] if job.scores.batch else [k]
+    index = np.unravel_index(row * job.count + k, (*job.scores.batch, job.count))[-ids.ndim :]
     # where ids are broadcast, their own index is named
-    position = [0 if length == 1 else int(i) for i, length in zip(index[-ids.ndim :], ids.shape, strict=True)]
+    position = [0 if length == 1 else int(i) for i, length in zip(index, ids.shape, strict=True)]
     classes = job.scores.classes
     if 0 <= int(ids[tuple(position)]) < classes:
         raise_error("changed", name="class_ids", position=position, fits=f"[0, {classes})")

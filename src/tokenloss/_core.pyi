@@ -151,6 +151,7 @@ class CrossEntropy(LogSumExpJob):
 
 @final
 class ClassLogProbs(LogSumExpJob):
+    count: int
     def __init__(
         self,
         scores: Scores,

@@ -326,7 +326,7 @@ cdef class ClassLogProbs(LogSumExpJob):
     """The log-probabilities of some classes of each row; the likeliest of them is the excluded class."""
 
     cdef View ids
-    cdef int64_t count
+    cdef readonly int64_t count  # of the classes of a row
     cdef double[::1] log_probs
 
     def __init__(self, Scores scores, Positions positions, double logit_scale, double softcap, ids, log_probs):
@@ -345,8 +345,8 @@ cdef class ClassLogProbs(LogSumExpJob):
         PyBuffer_Release(&self.ids.buffer)
 
     cdef int64_t exclude(self, int64_t row, int64_t target, Totals *totals, tl_cancel *cancel) noexcept nogil:
-        cdef tl_row logits = self.row_at(row)
-        cdef int64_t likeliest, good
+        cdef tl_row logits = row_at(&self.scores.view, row)
+        cdef int64_t likeliest = -1, good
         good = tl_likeliest_class(&logits, <const int64_t *> address_of(&self.ids, row), self.count, &likeliest, cancel)
         if good < self.count:
             self.refuse(C_BAD_TARGET, row, good, 0, totals)

@@ -195,41 +195,44 @@ static double raw_logit(const tl_row *row, int64_t k) {
 
 static int is_class(const tl_row *row, int64_t id) { return id >= 0 && id < row->count; }
 
-/* The lowest of some ids, at most TL_CANCEL_INTERVAL, whose raw logit is this one; INT64_MAX if there is none. */
-static int64_t lowest_with(const tl_row *row, const int64_t *ids, int64_t count, double raw) {
-    int64_t lowest = INT64_MAX;
+/* The highest raw logit of at most TL_GROUP classes, and the lowest of the ids that have it: INT64_MAX if all are nan.
+ * Returns as tl_likeliest_class. */
+static int64_t likeliest_of(const tl_row *row, const int64_t *ids, int64_t count, double *highest, int64_t *lowest) {
+    double raw[TL_GROUP], most = -(double)INFINITY;
+    int64_t id[TL_GROUP], least = INT64_MAX; /* read once: another thread may change them */
     for (int64_t k = 0; k < count; k++) {
-        int64_t id = ids[k]; /* another thread may have changed it */
-        if (!is_class(row, id))
-            continue;
-        id |= -(int64_t)(raw_logit(row, id) != raw) & INT64_MAX; /* a branch would be mispredicted in each row */
-        lowest = id < lowest ? id : lowest;
+        id[k] = ids[k];
+        if (!is_class(row, id[k]))
+            return k;
+        raw[k] = raw_logit(row, id[k]);
+        most = raw[k] > most ? raw[k] : most;
     }
-    return lowest;
+    for (int64_t k = 0; k < count; k++) { /* a branch would be mispredicted in each row */
+        int64_t candidate = id[k] | (-(int64_t)(raw[k] != most) & INT64_MAX);
+        least = candidate < least ? candidate : least;
+    }
+    *highest = most;
+    *lowest = least;
+    return count;
 }
 
 int64_t tl_likeliest_class(const tl_row *row, const int64_t *ids, int64_t count, int64_t *likeliest,
                            tl_cancel *cancel) {
-    double most = -(double)INFINITY;
-    int64_t lowest = INT64_MAX, any = -1;
-    for (int64_t k = 0; k < count; k++) {
-        int64_t id = ids[k];
-        if (!is_class(row, id))
-            return k;
-        double raw = raw_logit(row, id);
-        most = raw > most ? raw : most;
-        any = id;
-        if ((k + 1) % TL_CANCEL_INTERVAL == 0 && tl_cancelled(cancel))
+    double highest = -(double)INFINITY, most;
+    int64_t found = INT64_MAX, lowest;
+    for (int64_t start = 0; start < count; start += TL_GROUP) {
+        int64_t n = count - start < TL_GROUP ? count - start : TL_GROUP;
+        int64_t good = likeliest_of(row, ids + start, n, &most, &lowest);
+        if (good < n)
+            return start + good;
+        if (most > highest || (most == highest && lowest < found)) {
+            highest = most;
+            found = lowest;
+        }
+        if ((start + n) % TL_CANCEL_INTERVAL == 0 && tl_cancelled(cancel))
             break;
     }
-    for (int64_t start = 0, n; start < count; start += n) {
-        n = count - start < TL_CANCEL_INTERVAL ? count - start : TL_CANCEL_INTERVAL;
-        int64_t found = lowest_with(row, ids + start, n, most);
-        lowest = found < lowest ? found : lowest;
-        if (n == TL_CANCEL_INTERVAL && tl_cancelled(cancel))
-            break;
-    }
-    *likeliest = lowest < INT64_MAX ? lowest : any; /* all are nan */
+    *likeliest = found < row->count ? found : 0; /* all are nan, and so is the loss of any class */
     return count;
 }
 
