@@ -7,12 +7,14 @@ from types import SimpleNamespace
 import numpy as np
 from reference import divide, exact_sum, float64, rounded, square_root
 
+from tokenloss import TokenScores
+
 LN2 = Fraction(math.log(2))
 Z95 = 1.959963984540054
 
 
-def sequence_losses(nll, *, where=None, segment_ids=None, cu_seqlens=None, sample_weight=None):
-    """Fields of each sequence, and the losses and weights of its tokens."""
+def expected_losses(nll, *, where=None, segment_ids=None, cu_seqlens=None, sample_weight=None):
+    """Fields of each sequence, of which the tokens are added one by one."""
     nll = float64(nll)
     kept = np.broadcast_to(True if where is None else where, nll.shape).ravel()
     weights = None if sample_weight is None else np.broadcast_to(float64(sample_weight), nll.shape).ravel()
@@ -41,11 +43,16 @@ def sequence_losses(nll, *, where=None, segment_ids=None, cu_seqlens=None, sampl
         count=np.array(count, np.int64).reshape(shape),
         nll=np.array(sums, np.float64).reshape(shape),
         weight=None if weights is None else np.array(weight, np.float64).reshape(shape),
-        loss=np.array([divide(s, w) if n else math.nan for s, w, n in zip(sums, weight, count, strict=True)]).reshape(
-            shape
-        ),
-        tokens=list(tokens.values()),
+        loss=np.array([divide(s, w) for s, w in zip(sums, weight, strict=True)]).reshape(shape),
     )
+
+
+def scores_of(nll, kept=True, is_greedy=False):
+    """Token scores of which only the losses, the mask and the likeliest class matter."""
+    nll = np.asarray(nll, np.float64)
+    kept, is_greedy = (np.broadcast_to(mask, nll.shape).copy() for mask in (kept, is_greedy))
+    zeros, ones = np.zeros(nll.shape), np.ones(nll.shape, np.int64)
+    return TokenScores(nll=nll, logsumexp=zeros, entropy=zeros, rank=ones, argmax=ones, is_greedy=is_greedy, kept=kept)
 
 
 class Meter:
@@ -132,11 +139,11 @@ class Meter:
 
     @property
     def perplexity(self):
-        return math.exp(self.loss)
+        return _exp(self.loss)
 
     @property
     def perplexity_interval(self):
-        return math.exp(self.loss - Z95 * self.stderr), math.exp(self.loss + Z95 * self.stderr)
+        return _exp(self.loss - Z95 * self.stderr), _exp(self.loss + Z95 * self.stderr)
 
     @property
     def bits_per_byte(self):
@@ -148,13 +155,13 @@ class Meter:
 
     @property
     def word_perplexity(self):
-        return math.exp(self.total / self.n_words) if self.n_words else math.nan
+        return _exp(self.total / self.n_words) if self.n_words else math.nan
 
     @property
     def word_perplexity_interval(self):
         error = Z95 * self._error_by("n_words", self.n_words)
         mean = self.total / self.n_words if self.n_words else math.nan
-        return math.exp(mean - error), math.exp(mean + error)
+        return _exp(mean - error), _exp(mean + error)
 
     @property
     def sequence_loss(self):
@@ -168,6 +175,10 @@ class Meter:
         losses = [Fraction(divide(_sum(group), float(_weight(group)))) for group in self.sequences]
         mean, number = sum(losses) / len(losses), len(losses)
         return square_root(sum((loss - mean) ** 2 for loss in losses) / (number - 1) / number)
+
+
+def _exp(x):
+    return math.exp(x) if not x > 709 else math.inf
 
 
 def _sum(group):
