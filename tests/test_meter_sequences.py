@@ -274,17 +274,16 @@ def test_sample_weight_by_hand():
 
 def test_sample_weight_of_ones_and_of_a_mask(rng):
     losses, where = rng.exponential(3, (7, 9)), rng.random((7, 9)) > 0.4
-    for kind in (np.asarray, sequence_losses):
-        if kind is np.asarray:
-            pairs = [(loose(losses), loose(losses, sample_weight=1))]
-            pairs += [(loose(losses, where=where), loose(losses, sample_weight=where.astype(float)))]
-            pairs += [(loose(losses, where=where), loose(losses, sample_weight=1, where=where))]
-        else:
-            pairs = [(loose(kind(losses)), loose(kind(losses, sample_weight=1)))]
-            pairs += [(loose(kind(losses, where=where)), loose(kind(losses, sample_weight=where)))]
-        for plain, weighted in pairs:
-            for figure in FIGURES:
-                assert_same_bits(getattr(plain, figure), getattr(weighted, figure), figure)
+    pairs = [
+        (loose(losses), loose(losses, sample_weight=1)),
+        (loose(losses, where=where), loose(losses, sample_weight=where.astype(float))),
+        (loose(losses, where=where), loose(losses, sample_weight=1, where=where)),
+        (loose(sequence_losses(losses)), loose(sequence_losses(losses, sample_weight=1))),
+        (loose(sequence_losses(losses, where=where)), loose(sequence_losses(losses, sample_weight=where))),
+    ]
+    for plain, weighted in pairs:
+        for figure in FIGURES:
+            assert_same_bits(getattr(plain, figure), getattr(weighted, figure), figure)
 
 
 @given(
