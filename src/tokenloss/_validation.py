@@ -111,7 +111,7 @@ def check_sample_weight(value: Any, batch: tuple[int, ...]) -> np.ndarray[Any, n
     array, code = as_array("sample_weight", value)
     if code is None:
         raise_error("dtype", name="sample_weight", got=array.dtype, fits=FLOATS)
-    weights = bfloat16_to_float32(array) if dtype_name(code, array) == "bfloat16" else array
+    weights = bfloat16_to_float32(array) if code == _core.DTYPES["bfloat16"] else array
     weights = weights.astype(np.float64, copy=False)
     bad = np.argwhere(~((weights >= 0) & (weights < np.inf)))
     if len(bad):
