@@ -11,7 +11,7 @@ import pytest
 from arrays import assert_same_bits
 from hypothesis import given
 from hypothesis import strategies as st
-from reference_sequences import Meter
+from reference_sequences import Z95, Meter, scores_of
 
 from tokenloss import LossMeter, sequence_losses
 
@@ -80,16 +80,15 @@ def test_two_sequences_by_hand():
     assert (meter.total, meter.loss) == (12.0, 3.0)
     # sums 6 and 6 of 3 tokens and 1 token: they differ by 6 - 3 * 3 and 6 - 3
     assert meter.stderr == pytest.approx(math.sqrt(2 * (9 + 9)) / 4, rel=1e-15)
-    low, high = meter.perplexity_interval
-    assert low == pytest.approx(math.exp(3 - 1.959963984540054 * 1.5), rel=1e-14)
-    assert high == pytest.approx(math.exp(3 + 1.959963984540054 * 1.5), rel=1e-14)
+    interval = math.exp(3 - Z95 * 1.5), math.exp(3 + Z95 * 1.5)
+    assert meter.perplexity_interval == pytest.approx(interval, rel=1e-14)
     # 2 nats a byte: they differ by 6 - 2 * 2 and 6 - 2 * 4
     assert meter.bits_per_byte == pytest.approx(2 / LN2, rel=1e-15)
     assert meter.bits_per_byte_stderr == pytest.approx(math.sqrt(2 * (4 + 4)) / 6 / LN2, rel=1e-15)
     # 4 nats a word: they differ by 6 - 4 * 1 and 6 - 4 * 2
     assert meter.word_perplexity == pytest.approx(math.exp(4), rel=1e-15)
     error = math.sqrt(2 * (4 + 4)) / 3
-    interval = math.exp(4 - 1.959963984540054 * error), math.exp(4 + 1.959963984540054 * error)
+    interval = math.exp(4 - Z95 * error), math.exp(4 + Z95 * error)
     assert meter.word_perplexity_interval == pytest.approx(interval, rel=1e-14)
     # means 2 and 6
     assert (meter.sequence_loss, meter.sequence_loss_stderr) == (4.0, 2.0)
@@ -177,7 +176,7 @@ def test_bytes_that_are_known_as_a_total_are_proportional_to_tokens():
     total.update(sequence_losses([1.0, 2.0, 3.0, 6.0], cu_seqlens=[0, 3, 4]), n_bytes=8, n_words=2)
     assert (total.n_bytes, total.n_words, total.stderr) == (8, 2, plain.stderr)
     assert total.bits_per_byte_stderr == pytest.approx(1.5 * 4 / 8 / LN2, rel=1e-15)
-    interval = math.exp(6 - 1.959963984540054 * 3), math.exp(6 + 1.959963984540054 * 3)
+    interval = math.exp(6 - Z95 * 3), math.exp(6 + Z95 * 3)
     assert total.word_perplexity_interval == pytest.approx(interval, rel=1e-14)
     assert math.isnan(plain.bits_per_byte_stderr)
     assert all(map(math.isnan, plain.word_perplexity_interval))
@@ -197,11 +196,11 @@ def test_bytes_of_sequences_without_any():
     assert math.isnan(meter_of([1.0, 2.0], [6.0], n_bytes=0).bits_per_byte_stderr)
 
 
-def test_zero_is_no_length_of_a_meter_that_takes_sequences_with_bytes():
-    meter, scored = LossMeter(), sequence_losses([[1.0, 2.0], [3.0, 5.0]], n_bytes=[3, 4])
-    meter.update(scored, n_bytes=0, n_words=6)
+def test_words_as_a_total_of_sequences_with_bytes():
+    meter, expected = LossMeter(), meter_of([1.0, 2.0], [3.0, 5.0], n_bytes=[3, 4])
+    meter.update(sequence_losses([[1.0, 2.0], [3.0, 5.0]], n_bytes=[3, 4]), n_bytes=0, n_words=6)
     assert (meter.n_bytes, meter.n_words) == (7, 6)
-    assert meter.bits_per_byte_stderr == meter_of([1.0, 2.0], [3.0, 5.0], n_bytes=[3, 4]).bits_per_byte_stderr
+    assert meter.bits_per_byte_stderr == expected.bits_per_byte_stderr
 
 
 # against rational numbers
@@ -284,6 +283,15 @@ def test_sample_weight_of_ones_and_of_a_mask(rng):
     for plain, weighted in pairs:
         for figure in FIGURES:
             assert_same_bits(getattr(plain, figure), getattr(weighted, figure), figure)
+
+
+def test_sample_weight_and_where_of_token_scores():
+    scores, meter = (
+        scores_of([[1.0, 2.0, NAN], [4.0, 8.0, 16.0]], kept=[[True, True, False], [True, True, True]]),
+        LossMeter(),
+    )
+    meter.update(scores, where=[True, False, True], sample_weight=[[1], [0.5]])
+    assert_same_meters(meter, loose([1.0, 4.0, 16.0], sample_weight=[1, 0.5, 0.5]))
 
 
 @given(
