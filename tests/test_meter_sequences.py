@@ -160,11 +160,9 @@ def test_repr():
 
 
 def test_figures_of_an_empty_meter():
-    meter = LossMeter()
-    assert (meter.n_sequences, meter.is_clustered) == (0, False)
-    for figure in ("bits_per_byte_stderr", "sequence_loss", "sequence_loss_stderr"):
-        assert math.isnan(getattr(meter, figure)), figure
-    assert all(map(math.isnan, meter.word_perplexity_interval))
+    assert (LossMeter().n_sequences, LossMeter().is_clustered) == (0, False)
+    figures = [getattr(LossMeter(), figure) for figure in FIGURES[7:]]
+    assert np.isnan(np.hstack(figures)).all()
 
 
 # bytes and words
@@ -388,6 +386,11 @@ def test_pickle_copy_and_json_round_trip(kind, rng):
         assert_same_meters(duplicate, meter)
         duplicate.update(sequence_losses([0.5, 0.25]))
         assert duplicate != meter
+
+
+def test_state_does_not_grow_with_the_number_of_sequences(rng):
+    sizes = [len(json.dumps(meter_of(*rng.exponential(3, (n, 4)), n_bytes=3)._to_json())) for n in (10, 10_000)]
+    assert sizes[1] < 1.05 * sizes[0]
 
 
 @pytest.mark.parametrize("special", [INF, -INF, NAN])
