@@ -29,6 +29,7 @@ from tokenloss import (
     log_softmax,
     logsumexp,
     nll_loss,
+    sequence_losses,
     show_config,
     softmax,
     token_scores,
@@ -43,6 +44,7 @@ OTHERS = LOGITS + rng.standard_normal(LOGITS.shape, np.float32) / 4
 TURNED = np.asfortranarray(LOGITS)
 PROBS = np.exp(-np.abs(OTHERS))
 IDS = rng.integers(0, 8192, 100)
+NLL = rng.exponential(3, IDS.shape)
 HIDDEN, WEIGHT = rng.standard_normal((20, 64), np.float32), rng.standard_normal((8192, 64)).astype(np.float16)
 
 
@@ -76,9 +78,11 @@ CALLS = {
     "ComparisonMeter": of_blocks,
     "linear_cross_entropy": lambda n: linear_cross_entropy(HIDDEN, WEIGHT, IDS[:20], workers=n),
     "linear_token_scores": lambda n: linear_token_scores(HIDDEN, WEIGHT, IDS[:20], top_k=3, workers=n),
+    "sequence_losses": lambda n: tuple(sequence_losses(NLL, segment_ids=IDS // 9).to_dict().values()),
     "show_config": lambda n: tuple(show_config(mode="dicts").values()),
 }
-assert {name.split(",")[0] for name in CALLS} == {*tokenloss.__all__} - {"Comparison", "LossMeter", "TokenScores"}
+RESULTS = {"Comparison", "LossMeter", "SequenceLosses", "TokenScores"}
+assert {name.split(",")[0] for name in CALLS} == {*tokenloss.__all__} - RESULTS
 
 
 def bits(result):

@@ -8,6 +8,7 @@ from tokenloss.linear import linear_cross_entropy, linear_token_scores
 from tokenloss.losses import cross_entropy, cross_entropy_and_grad, cross_entropy_loss, nll_loss
 from tokenloss.meter import LossMeter
 from tokenloss.scores import TokenScores, token_scores
+from tokenloss.sequences import SequenceLosses, sequence_losses
 
 __version__ = "0.1.0.dev0"
 
@@ -15,6 +16,7 @@ __all__ = [
     "Comparison",
     "ComparisonMeter",
     "LossMeter",
+    "SequenceLosses",
     "TokenScores",
     "compare",
     "cross_entropy",
@@ -26,6 +28,7 @@ __all__ = [
     "log_softmax",
     "logsumexp",
     "nll_loss",
+    "sequence_losses",
     "show_config",
     "softmax",
     "token_scores",

@@ -45,7 +45,6 @@ cdef enum:
     MAX_LIMBS = 134  # at least what the sums of the kernels have
     SIGNAL_CHECK_ROWS = 1 << 20  # targets that are read between two checks for Ctrl-C
     NONTEMPORAL_BYTES = 16 << 20  # results of this size leave the caches before anyone reads them
-    MOMENTS_BLOCK = 2048  # values that are still in the first cache when their squares are added
     GATHER_NEAR_BYTES = 64  # rows this near to each other are read in order, as caches see it
 
 # why a row was refused while rows were read
@@ -410,37 +409,7 @@ cdef class RowJob(Job):
         return total
 
 
-# -- exact moments ----------------------------------------------------------------------------------------------------
-
-
-cdef object integer_of(const unsigned char *limbs, int count):
-    return int.from_bytes(limbs[:4 * count], "little", signed=True)
-
-
-def moments(const double[::1] values):
-    """Exact sums of the finite values in units of 2**-1074, of the others, and of the finite squares in 2**-2148."""
-    cdef tl_superacc sum
-    cdef tl_superacc_sq squares
-    cdef unsigned char limbs[4 * MAX_LIMBS]
-    cdef Py_ssize_t start = 0, count
-    cdef tl_fp_state environment
-    need_backend()
-    memset(&sum, 0, sizeof(sum))
-    memset(&squares, 0, sizeof(squares))
-    with nogil:
-        tl_fp_enter(&environment)  # subnormals are not flushed
-        while start < values.shape[0]:
-            count = min(values.shape[0] - start, <Py_ssize_t> MOMENTS_BLOCK)
-            tl_superacc_add_many(backend, &sum, &values[start], count)
-            tl_superacc_sq_add_many(backend, &squares, &values[start], count)
-            start += count
-        tl_fp_leave(&environment)
-    tl_superacc_bytes(&sum, limbs)
-    total = integer_of(limbs, TL_SUM_LIMBS)
-    tl_superacc_sq_bytes(&squares, limbs)
-    return total, sum.special, integer_of(limbs, TL_SQUARES_LIMBS)
-
-
+include "_exact_sums.pxi"
 include "_probability_jobs.pxi"
 include "_row_jobs.pxi"
 include "_pair_jobs.pxi"

@@ -21,6 +21,10 @@ cdef double DOT_ELEMENT = 0.03
 cdef double BF16_ELEMENT = 0.005  # of a product by the instruction for bfloat16
 cdef double SOFT_CLASS = 3  # of distributions: a mass that is not 0, which may take a logarithm
 
+cdef double SEQUENCE = 40  # exact sums over a sequence, and over each of its tokens
+cdef double TOKEN = 1.5
+cdef double WEIGHTED_TOKEN = 12
+
 
 cdef double cost_of_bytes(int64_t count) noexcept:
     """Cost of reading a row of so many bytes."""
@@ -74,6 +78,11 @@ cdef double cost_of_products(Product job):
     return cost_of_bytes(weight.shape[1] * weight.itemsize) + job.count * product
 
 
+cdef double cost_of_tokens(SequenceSums job):
+    """Cost of the sums over a sequence of average length."""
+    return SEQUENCE + job.nll.shape[0] * (TOKEN if job.weight is None else WEIGHTED_TOKEN) / max(job.rows, 1)
+
+
 cdef double row_cost_of(Job job):
     """Cost of a row of any work."""
     if isinstance(job, ClassIdLoss):
@@ -86,6 +95,8 @@ cdef double row_cost_of(Job job):
         return cost_of_scores(job) + cost_of_masses((<RowJob> job).positions)
     if isinstance(job, RowJob):
         return cost_of_scores(job)
+    if isinstance(job, SequenceSums):
+        return cost_of_tokens(job)
     if isinstance(job, Tiles):
         return LONG_ROW + cost_of_bytes((<Tiles> job).tile.buffer.shape[1] * (<Tiles> job).tile.buffer.itemsize)
     if isinstance(job, CastRows):

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tokenloss import _core
 from tokenloss._iteration import iter_float64
 
 if TYPE_CHECKING:
-    from tokenloss._types import ArrayLike
+    from tokenloss._types import ArrayLike, Float64Array
 
 _UNIT = 2**1074  # integers hold multiples of the smallest float64, 2**-1074, and of its square
 
@@ -78,14 +78,14 @@ class ExactMoments:
         """The mean; nan without any number."""
         return self.sum_over(self.count)
 
-    def sum_over(self, number: int) -> float:
+    def sum_over(self, number: float) -> float:
         """The sum over some number, say of bytes; nan if that is 0."""
         if not number:
             return math.nan
         if self.special:  # nan, too
             return self.special
         try:
-            if number > 2**1000:  # beyond a float
+            if isinstance(number, int) and number > 2**1000:  # beyond a float
                 return self.finite / (_UNIT * number)
             if math.isinf(self.sum):  # the quotient may be a float; it has the bits of a mean of the losses
                 return self.finite / (_UNIT << 64) / number * 2.0**64
@@ -96,17 +96,108 @@ class ExactMoments:
     @property
     def stderr(self) -> float:
         """The standard error of the mean, from the sample's variance; nan for less than two numbers."""
-        if self.count < 2 or self.special != 0:
+        return ExactRatio.of_equals(self).stderr
+
+    def to_json(self) -> dict[str, Any]:
+        """The exact sums, as JSON can hold them: integers of any length are hexadecimal."""
+        integers = {"count": self.count, "finite": self.finite, "squares": self.squares}
+        return {name: hex(value) for name, value in integers.items()} | {"special": repr(self.special)}
+
+    @classmethod
+    def from_json(cls, state: Any) -> ExactMoments:
+        """Inverse of `to_json`; ValueError for sums that no numbers have."""
+        count, finite, squares = (int(state[name], 16) for name in ("count", "finite", "squares"))
+        moments = cls(count, finite, float(state["special"]), squares)
+        if not moments.is_possible():
+            raise ValueError("no numbers have these sums")
+        return moments
+
+
+class ExactRatio:
+    """Sums over pairs of numerator and denominator, such as the loss and the tokens of a sequence, without rounding.
+
+    No method changes an object: ``+`` makes a new one.
+    """
+
+    __slots__ = ("denominators", "numerators", "products")
+
+    def __init__(
+        self, numerators: ExactMoments | None = None, denominators: ExactMoments | None = None, products: int = 0
+    ) -> None:
+        self.numerators = numerators or ExactMoments()
+        self.denominators = denominators or ExactMoments()
+        self.products = products  # the sum of the products of the pairs, in units of 2**-2148
+
+    @classmethod
+    def of(cls, numerators: Float64Array, denominators: Float64Array) -> ExactRatio:
+        """Sums over the pairs of two arrays of one dimension."""
+        products = _core.sum_of_products(numerators, denominators)
+        return cls(ExactMoments.of(numerators), ExactMoments.of(denominators), products)
+
+    @classmethod
+    def of_equals(cls, numerators: ExactMoments) -> ExactRatio:
+        """Sums over pairs with the denominator 1: the ratio is the mean."""
+        count = numerators.count
+        return cls(numerators, ExactMoments(count, count * _UNIT, 0.0, count * _UNIT**2), numerators.finite * _UNIT)
+
+    @property
+    def count(self) -> int:
+        """The number of pairs."""
+        return self.numerators.count
+
+    def __add__(self, other: ExactRatio) -> ExactRatio:
+        """Sums over the pairs of both."""
+        return ExactRatio(
+            self.numerators + other.numerators, self.denominators + other.denominators, self.products + other.products
+        )
+
+    def __eq__(self, other: object) -> bool:
+        """Whether all sums are the same, nan too."""
+        return self._key() == other._key() if isinstance(other, ExactRatio) else NotImplemented
+
+    def _key(self) -> tuple[object, ...]:
+        return self.numerators, self.denominators, self.products
+
+    @property
+    def ratio(self) -> float:
+        """The sum of the numerators over that of the denominators; nan over 0."""
+        return self.numerators.sum_over(self.denominators.sum)
+
+    @property
+    def stderr(self) -> float:
+        """The standard error of the ratio, pairs taken as independent; nan for less than two.
+
+        It is ``sqrt(n / (n - 1) * sum((y - ratio * x)**2)) / sum(x)`` for n pairs (y, x): with sequences as pairs, the
+        error that is clustered by sequence. With each x = 1 it is that of a mean, from the sample's variance.
+        """
+        n, y, x = self.count, self.numerators, self.denominators
+        if n < 2 or y.special != 0 or x.special != 0 or x.finite == 0:
             return math.nan
-        # sum((x - mean)**2) = (count * sum(x**2) - sum(x)**2) / count, in integers
-        numerator = self.count * self.squares - self.finite**2
-        denominator = self.count**2 * (self.count - 1)
+        squares = x.finite**2 * y.squares - 2 * x.finite * y.finite * self.products + y.finite**2 * x.squares
+        numerator, denominator = n * squares, (n - 1) * x.finite**4
         shift = max(0, 140 + denominator.bit_length() - numerator.bit_length()) // 2  # for a root of 64 bits or more
         root = math.isqrt((numerator << 2 * shift) // denominator)
         try:
-            return root / (_UNIT << shift)
+            return root / (1 << shift)
         except OverflowError:
             return math.inf
+
+    def to_json(self) -> dict[str, Any]:
+        """The exact sums, as JSON can hold them."""
+        return {
+            "numerators": self.numerators.to_json(),
+            "denominators": self.denominators.to_json(),
+            "products": hex(self.products),
+        }
+
+    @classmethod
+    def from_json(cls, state: Any) -> ExactRatio:
+        """Inverse of `to_json`; ValueError for sums that no pairs have."""
+        numerators, denominators = (ExactMoments.from_json(state[name]) for name in ("numerators", "denominators"))
+        products = int(state["products"], 16)
+        if numerators.count != denominators.count or products**2 > numerators.squares * denominators.squares:
+            raise ValueError("no pairs have these sums")
+        return cls(numerators, denominators, products)
 
 
 def exp(x: float) -> float:

@@ -1,6 +1,6 @@
 # Declarations of the C kernels for Cython; the headers under _kernels/ say what each does.
 from libc.stddef cimport ptrdiff_t
-from libc.stdint cimport int64_t, uint16_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint64_t
 
 cdef extern from "_kernels/platform.h" nogil:
     ctypedef struct tl_fp_state:
@@ -207,3 +207,27 @@ cdef extern from "_kernels/superacc.h" nogil:
     double tl_superacc_round_scaled(tl_superacc *, int)
     void tl_superacc_bytes(tl_superacc *, unsigned char *)
     void tl_superacc_sq_bytes(tl_superacc_sq *, unsigned char *)
+    void tl_superacc_sq_add_product(tl_superacc_sq *, double, double)
+
+cdef extern from "_kernels/sequences.h" nogil:
+    ctypedef struct tl_tokens:
+        const double *nll
+        const double *weight
+        const uint8_t *kept
+        const uint8_t *is_greedy
+    ctypedef struct tl_sequence:
+        int64_t count
+        int64_t greedy
+        double nll
+        double weight
+    ctypedef struct tl_token_sums:
+        tl_superacc nll
+        tl_superacc weight
+        tl_superacc_sq nll_squares
+        tl_superacc_sq weight_squares
+        tl_superacc_sq products
+        bint has_weights
+    void tl_token_sums_end(const tl_backend *, tl_token_sums *)
+    void tl_token_sums_merge(tl_token_sums *, const tl_token_sums *)
+    tl_sequence tl_sum_sequence(const tl_backend *, const tl_tokens *, const int64_t *, const int64_t *, int64_t,
+                                tl_token_sums *, tl_cancel *)

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from tokenloss._dtypes import as_array
 from tokenloss._errors import raise_error
-from tokenloss._exact import ExactMoments, exp
-from tokenloss._validation import check_integer, check_mask
+from tokenloss._exact import ExactMoments, ExactRatio, exp
+from tokenloss._iteration import iter_float64
+from tokenloss._validation import check_integer, check_mask, check_sample_weight
 from tokenloss.scores import TokenScores
+from tokenloss.sequences import SequenceLosses
 
 if TYPE_CHECKING:
     from tokenloss._types import ArrayLike
@@ -25,11 +30,18 @@ class LossMeter:
 
     Attributes
     ----------
-    count, n_bytes, n_words : int
-        Number of tokens, and of the bytes and words of their text if these were given.
+    n_bytes, n_words : int
+        Number of bytes and of words of the tokens' text, if these were given.
 
     Notes
     -----
+    Tokens of one document are alike, so a standard error that takes them as independent is too small, often several
+    times. Given the result of `sequence_losses`, errors are clustered by sequence (Miller, arXiv:2411.00640): with S
+    the sum of the losses of a sequence of n tokens, and G sequences, the error of the mean ``mu`` is
+    ``sqrt(G / (G - 1) * sum((S - mu * n)**2)) / sum(n)``. A token outside of any sequence is a sequence of one, which
+    gives the error of independent tokens. For bits per byte and perplexity per word, n is the length of the sequence's
+    text; where only the length of all texts together is known, it is taken as proportional to the tokens.
+
     On a cluster, anything that calls functions on other machines will do. Here ``score_file(path)`` returns the meter
     of a file (scored with ``workers=1`` where every CPU runs its own call)::
 
@@ -46,53 +58,104 @@ class LossMeter:
     LossMeter(count=3, loss=0.2, stderr=0.0987, perplexity=1.221)
     >>> round(meter.bits_per_byte, 4)
     0.0721
+
+    Of two documents, the second of which is harder throughout:
+
+    >>> from tokenloss import sequence_losses
+    >>> meter = LossMeter()
+    >>> meter.update(sequence_losses([[1.0, 1.2, 0.9, 1.1], [3.0, 3.1, 2.9, 3.2]]))
+    >>> meter
+    LossMeter(count=8, n_sequences=2, loss=2.05, stderr=1, perplexity=7.768)
     """
 
-    __slots__ = ("_nll", "n_bytes", "n_words")
+    __slots__ = ("_by_bytes", "_by_words", "_groups", "_sequences", "_tokens", "n_bytes", "n_words")
 
     def __init__(self) -> None:
-        self._nll = ExactMoments()
+        self._tokens = ExactRatio()  # of each token, its loss and its weight
+        self._groups = ExactRatio()  # of each sequence, its loss and its tokens; and of each token that is in none
+        self._by_bytes = ExactRatio()  # of each sequence whose text is known, its loss and its bytes
+        self._by_words = ExactRatio()  # likewise
+        self._sequences = ExactMoments()  # the mean loss of each sequence
         self.n_bytes: int = 0
         self.n_words: int = 0
 
     @property
     def count(self) -> int:
         """The number of tokens."""
-        return self._nll.count
+        return self._tokens.count
+
+    @property
+    def n_sequences(self) -> int:
+        """The number of sequences with any token."""
+        return self._sequences.count
+
+    @property
+    def is_clustered(self) -> bool:
+        """Whether `stderr` is clustered by sequence: not without sequences, and not of a single one."""
+        return self.n_sequences > 0 and self._groups.count > 1
 
     def update(
-        self, nll: ArrayLike | TokenScores, where: ArrayLike | None = None, n_bytes: int = 0, n_words: int = 0
+        self,
+        nll: ArrayLike | TokenScores | SequenceLosses,
+        where: ArrayLike | None = None,
+        n_bytes: int = 0,
+        n_words: int = 0,
+        *,
+        sample_weight: ArrayLike | None = None,
     ) -> None:
-        """Add the losses of some tokens.
+        """Add the losses of some tokens, or of some sequences.
 
         Parameters
         ----------
-        nll : TokenScores or array
-            Result of `token_scores`, of which only the included tokens are added; or losses in nats, of any shape, as
-            the functions return them with ``reduction="none"``.
+        nll : TokenScores, SequenceLosses or array
+            Result of `sequence_losses`, for errors that are clustered by sequence; result of `token_scores`, of which
+            only the included tokens are added; or losses in nats, of any shape, as the functions return them with
+            ``reduction="none"``. Tokens of the last two are taken as independent.
         where : array of bool, optional
             Mask of the tokens to include, broadcast over `nll`. An array of losses needs it if some tokens were ignored
             or masked: their losses are 0.0 and would count as perfect.
         n_bytes, n_words : int, default 0
             Length of the tokens' text.
+        sample_weight : array of floats, optional
+            Weight of each token, broadcast over `nll`. Those of weight 0 are left out, as by `where`. Losses are those
+            without weights.
 
         Raises
         ------
         TypeError, ValueError
-            If an argument is invalid; the meter is then unchanged.
+            If an argument is invalid, or is part of the `SequenceLosses` already; the meter is then unchanged.
         """
-        if isinstance(nll, TokenScores):
-            kept = nll.kept
-            nll, where = nll.nll, kept if where is None else kept & check_mask(where, kept.shape)
-        new = ExactMoments.of(nll, where, name="nll")
         n_bytes = check_integer("n_bytes", n_bytes, "an integer of at least 0", least=0)
         n_words = check_integer("n_words", n_words, "an integer of at least 0", least=0)
-        self._add(new, n_bytes, n_words)
-
-    def _add(self, moments: ExactMoments, n_bytes: int, n_words: int) -> None:
-        self._nll += moments
+        if isinstance(nll, SequenceLosses):
+            given = {"where": where, "sample_weight": sample_weight}
+            given |= {name: size or None for name, size in (("n_bytes", n_bytes), ("n_words", n_words))
+                      if getattr(nll, name) is not None}  # fmt: skip
+            for name, value in given.items():
+                if value is not None:
+                    raise_error("option", name=name, got=value, fits="given to sequence_losses, if at all")
+            self._add_sequences(nll)
+        else:
+            tokens = _of_tokens(nll, where, sample_weight)
+            self._tokens += tokens
+            self._groups += tokens
         self.n_bytes += n_bytes
         self.n_words += n_words
+
+    def _add_sequences(self, sequences: SequenceLosses) -> None:
+        """Add sequences, those without tokens left out."""
+        columns = sequences.to_dict()
+        kept = columns["count"] > 0
+        nll, tokens = columns["nll"][kept], columns["weight" if "weight" in columns else "count"][kept]
+        self._tokens += sequences._tokens
+        self._groups += ExactRatio.of(nll, tokens.astype(np.float64))
+        self._sequences += ExactMoments.of(columns["loss"][kept])
+        if "n_bytes" in columns:
+            self._by_bytes += ExactRatio.of(nll, columns["n_bytes"][kept].astype(np.float64))
+            self.n_bytes += sum(columns["n_bytes"][kept].tolist())
+        if "n_words" in columns:
+            self._by_words += ExactRatio.of(nll, columns["n_words"][kept].astype(np.float64))
+            self.n_words += sum(columns["n_words"][kept].tolist())
 
     def merge(self, other: LossMeter) -> None:
         """Add the losses of another meter.
@@ -109,7 +172,8 @@ class LossMeter:
         """
         if not isinstance(other, LossMeter):
             raise_error("dtype", name="other", got=type(other).__name__, fits="a LossMeter")
-        self._add(other._nll, other.n_bytes, other.n_words)
+        for name in self.__slots__:
+            setattr(self, name, getattr(self, name) + getattr(other, name))
 
     def __add__(self, other: LossMeter) -> LossMeter:
         """Meter of the losses of both."""
@@ -128,43 +192,55 @@ class LossMeter:
         """Whether both have the same sums."""
         if not isinstance(other, LossMeter):
             return NotImplemented
-        return (self._nll, self.n_bytes, self.n_words) == (other._nll, other.n_bytes, other.n_words)
+        return all(getattr(self, name) == getattr(other, name) for name in self.__slots__)
 
-    def _to_json(self) -> dict[str, str]:
-        """The exact state, as JSON can hold it: integers of any length are hexadecimal."""
-        moments = self._nll
-        integers = {
-            "count": moments.count, "n_bytes": self.n_bytes, "n_words": self.n_words, "_finite": moments.finite,
-            "_squares": moments.squares,
+    def _to_json(self) -> dict[str, Any]:
+        """The exact state, as JSON can hold it."""
+        sums = (value for name in self.__slots__ if not isinstance(value := getattr(self, name), int))
+        names = (name for name in self.__slots__ if name.startswith("_"))
+        return {name: value.to_json() for name, value in zip(names, sums, strict=True)} | {
+            "n_bytes": hex(self.n_bytes), "n_words": hex(self.n_words),
         }  # fmt: skip
-        return {name: hex(value) for name, value in integers.items()} | {"_special": repr(moments.special)}
 
     @classmethod
-    def _from_json(cls, state: dict[str, str]) -> LossMeter:
+    def _from_json(cls, state: dict[str, Any]) -> LossMeter:
         """Inverse of `_to_json`; ValueError for sums that no losses have."""
-        count, n_bytes, n_words, finite, squares = (
-            int(state[name], 16) for name in ("count", "n_bytes", "n_words", "_finite", "_squares")
-        )
         meter = cls()
-        meter._add(ExactMoments(count, finite, float(state["_special"]), squares), n_bytes, n_words)
-        if min(n_bytes, n_words) < 0 or not meter._nll.is_possible():
+        for name in cls.__slots__:
+            empty = getattr(meter, name)
+            setattr(meter, name, int(state[name], 16) if isinstance(empty, int) else empty.from_json(state[name]))
+        groups, tokens, sequences = meter._groups, meter._tokens, meter._sequences.count
+        if min(meter.n_bytes, meter.n_words) < 0 or not sequences <= groups.count <= tokens.count:
             raise ValueError("no losses have these sums")
         return meter
 
     @property
     def total(self) -> float:
-        """The sum of the losses in nats, rounded once."""
-        return self._nll.sum
+        """The sum of the losses in nats, or of weight times loss, rounded once."""
+        return self._tokens.numerators.sum
 
     @property
     def loss(self) -> float:
-        """The mean loss in nats per token; nan without tokens."""
-        return self._nll.mean
+        """The mean loss in nats per token, with weights their weighted mean; nan without tokens."""
+        return self._tokens.ratio
 
     @property
     def stderr(self) -> float:
-        """The standard error of the mean loss, from the sample's variance; nan for less than two tokens."""
-        return self._nll.stderr
+        """The standard error of the mean loss: clustered by sequence if `is_clustered`, else of independent tokens.
+
+        It is nan for less than two tokens.
+        """
+        return (self._groups if self.is_clustered else self._tokens).stderr
+
+    @property
+    def sequence_loss(self) -> float:
+        """The mean of the sequences' mean losses in nats, each sequence counted once; nan without sequences."""
+        return self._sequences.mean
+
+    @property
+    def sequence_loss_stderr(self) -> float:
+        """The standard error of `sequence_loss`, from the sample's variance; nan for less than two sequences."""
+        return self._sequences.stderr
 
     @property
     def perplexity(self) -> float:
@@ -174,7 +250,7 @@ class LossMeter:
     @property
     def perplexity_interval(self) -> tuple[float, float]:
         """The 95 % confidence interval of the perplexity, exp(loss -+ 1.96 stderr)."""
-        return exp(self.loss - _Z95 * self.stderr), exp(self.loss + _Z95 * self.stderr)
+        return _interval(self.loss, self.stderr)
 
     @property
     def bits_per_token(self) -> float:
@@ -184,16 +260,59 @@ class LossMeter:
     @property
     def bits_per_byte(self) -> float:
         """All losses in bits over the bytes of their text; nan without bytes."""
-        return self._nll.sum_over(self.n_bytes) / math.log(2)
+        return self._loss_per(self.n_bytes) / math.log(2)
+
+    @property
+    def bits_per_byte_stderr(self) -> float:
+        """The standard error of `bits_per_byte`, clustered as `stderr` is; nan without bytes."""
+        return self._stderr_per(self.n_bytes, self._by_bytes) / math.log(2)
 
     @property
     def word_perplexity(self) -> float:
         """``exp(losses / words)`` of the text; nan without words."""
-        return exp(self._nll.sum_over(self.n_words))
+        return exp(self._loss_per(self.n_words))
+
+    @property
+    def word_perplexity_interval(self) -> tuple[float, float]:
+        """The 95 % confidence interval of `word_perplexity`; nan without words."""
+        return _interval(self._loss_per(self.n_words), self._stderr_per(self.n_words, self._by_words))
+
+    def _loss_per(self, number: int) -> float:
+        """All losses over the bytes or words of their text."""
+        return self._tokens.numerators.sum_over(number)
+
+    def _stderr_per(self, number: int, by_text: ExactRatio) -> float:
+        """The standard error of that; each text's length is known only if `by_text` holds all of them."""
+        if not number:
+            return math.nan
+        if self.is_clustered and by_text.count == self._groups.count and by_text.denominators.sum == number:
+            return by_text.stderr
+        return self.stderr * self._tokens.denominators.sum_over(number)
 
     def __repr__(self) -> str:
         """Show the main figures."""
+        sequences = f"n_sequences={self.n_sequences}, " if self.n_sequences else ""
         return (
-            f"LossMeter(count={self.count}, loss={self.loss:.4g}, stderr={self.stderr:.3g}, "
+            f"LossMeter(count={self.count}, {sequences}loss={self.loss:.4g}, stderr={self.stderr:.3g}, "
             f"perplexity={self.perplexity:.4g})"
         )
+
+
+def _of_tokens(nll: ArrayLike | TokenScores, where: ArrayLike | None, sample_weight: ArrayLike | None) -> ExactRatio:
+    """Sums over tokens that are taken as independent."""
+    if isinstance(nll, TokenScores):
+        kept = nll.kept
+        nll, where = nll.nll, kept if where is None else kept & check_mask(where, kept.shape)
+    if sample_weight is None:
+        return ExactRatio.of_equals(ExactMoments.of(nll, where, name="nll"))
+    losses = np.concatenate([*iter_float64("nll", nll), np.empty(0)])
+    shape = as_array("nll", nll)[0].shape
+    weights = check_sample_weight(sample_weight, shape).reshape(-1)
+    kept = weights != 0 if where is None else (weights != 0) & check_mask(where, shape).reshape(-1)
+    with np.errstate(over="ignore"):
+        return ExactRatio.of(weights[kept] * losses[kept], weights[kept])
+
+
+def _interval(loss: float, stderr: float) -> tuple[float, float]:
+    """The 95 % confidence interval of a perplexity."""
+    return exp(loss - _Z95 * stderr), exp(loss + _Z95 * stderr)

@@ -15,6 +15,7 @@
 #include "reduce.h"
 #include "row.h"
 #include "row_block.h"
+#include "sequences.h"
 #include "soft_targets.h"
 #include "token_block.h"
 #include "token_stats.h"

@@ -19,21 +19,27 @@ void tl_propagate_carries(int64_t *limbs, int count) {
     limbs[count - 1] += carry * ((int64_t)1 << 32); /* the top limb keeps the sign */
 }
 
-void tl_superacc_sq_add(tl_superacc_sq *squares, double term) {
-    if (TL_UNLIKELY(!(term - term == 0)))
+void tl_superacc_sq_add_product(tl_superacc_sq *products, double a, double b) {
+    if (TL_UNLIKELY(!(a - a == 0 && b - b == 0)))
         return;
-    unsigned position;
-    int negative;
-    uint64_t mantissa = tl_split(term, &position, &negative);
+    unsigned position, position_of_b;
+    int negative, negative_b;
+    uint64_t mantissa = tl_split(a, &position, &negative), mantissa_of_b = tl_split(b, &position_of_b, &negative_b);
     uint64_t high = mantissa >> 32, low = mantissa & 0xffffffffu;
-    tl_add_shifted(squares->limb, 2 * position, low * low, 0);
-    tl_add_shifted(squares->limb, 2 * position + 33, high * low, 0);
-    tl_add_shifted(squares->limb, 2 * position + 64, high * high, 0);
-    if (TL_UNLIKELY(++squares->uncarried >= TL_MAX_UNCARRIED)) {
-        tl_propagate_carries(squares->limb, TL_SQUARES_LIMBS);
-        squares->uncarried = 0;
+    uint64_t high_of_b = mantissa_of_b >> 32, low_of_b = mantissa_of_b & 0xffffffffu;
+    position += position_of_b;
+    negative ^= negative_b;
+    tl_add_shifted(products->limb, position, low * low_of_b, negative);
+    tl_add_shifted(products->limb, position + 32, low * high_of_b, negative);
+    tl_add_shifted(products->limb, position + 32, high * low_of_b, negative);
+    tl_add_shifted(products->limb, position + 64, high * high_of_b, negative);
+    if (TL_UNLIKELY(++products->uncarried >= TL_MAX_UNCARRIED)) {
+        tl_propagate_carries(products->limb, TL_SQUARES_LIMBS);
+        products->uncarried = 0;
     }
 }
+
+void tl_superacc_sq_add(tl_superacc_sq *squares, double term) { tl_superacc_sq_add_product(squares, term, term); }
 
 /* Adds the levels to limbs that hold multiples of 2^-(1074 + offset). */
 static void pour(const tl_levels *levels, int64_t *limb, int limbs, unsigned offset, int64_t *uncarried) {
@@ -143,6 +149,17 @@ void tl_superacc_merge(tl_superacc *sum, const tl_superacc *other) {
     if (sum->uncarried >= TL_MAX_UNCARRIED) {
         tl_propagate_carries(sum->limb, TL_SUM_LIMBS);
         sum->uncarried = 0;
+    }
+}
+
+void tl_superacc_sq_merge(tl_superacc_sq *squares, const tl_superacc_sq *other) {
+    for (int i = 0; i < TL_SQUARES_LIMBS; i++)
+        squares->limb[i] += other->limb[i];
+    squares->uncarried += other->uncarried + 1;
+    pour(&other->levels, squares->limb, TL_SQUARES_LIMBS, 1074, &squares->uncarried);
+    if (squares->uncarried >= TL_MAX_UNCARRIED) {
+        tl_propagate_carries(squares->limb, TL_SQUARES_LIMBS);
+        squares->uncarried = 0;
     }
 }
 

@@ -85,13 +85,16 @@ TL_INLINE void tl_superacc_add(tl_superacc *sum, double term) {
     }
 }
 
-void tl_superacc_sq_add(tl_superacc_sq *squares, double term); /* ignores terms that are not finite */
+/* Adds the square of a term, or the product of two numbers; ignores what is not finite. */
+void tl_superacc_sq_add(tl_superacc_sq *squares, double term);
+void tl_superacc_sq_add_product(tl_superacc_sq *products, double a, double b);
 
 /* The same for many terms. */
 void tl_superacc_add_many(const tl_backend *backend, tl_superacc *sum, const double *terms, size_t count);
 void tl_superacc_sq_add_many(const tl_backend *backend, tl_superacc_sq *squares, const double *terms, size_t count);
 
 void tl_superacc_merge(tl_superacc *sum, const tl_superacc *other);
+void tl_superacc_sq_merge(tl_superacc_sq *squares, const tl_superacc_sq *other);
 
 /* The sum, rounded once to the nearest double. */
 double tl_superacc_round(tl_superacc *sum);

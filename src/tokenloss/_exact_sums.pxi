@@ -1,0 +1,127 @@
+# Exact sums of numbers, and of the losses of each sequence of tokens.
+
+cdef enum:
+    MOMENTS_BLOCK = 2048  # values that are still in the first cache when their squares are added
+    SEQUENCES_BETWEEN_CHECKS = 64  # for Ctrl-C, which take as long as some tokens
+
+
+cdef object integer_of(const unsigned char *limbs, int count):
+    return int.from_bytes(limbs[:4 * count], "little", signed=True)
+
+
+cdef object integer_of_sum(tl_superacc *sum):
+    cdef unsigned char limbs[4 * MAX_LIMBS]
+    tl_superacc_bytes(sum, limbs)
+    return integer_of(limbs, TL_SUM_LIMBS)
+
+
+cdef object integer_of_products(tl_superacc_sq *products):
+    cdef unsigned char limbs[4 * MAX_LIMBS]
+    tl_superacc_sq_bytes(products, limbs)
+    return integer_of(limbs, TL_SQUARES_LIMBS)
+
+
+def moments(const double[::1] values):
+    """Exact sums of the finite values in units of 2**-1074, of the others, and of the finite squares in 2**-2148."""
+    cdef tl_superacc sum
+    cdef tl_superacc_sq squares
+    cdef Py_ssize_t start = 0, count
+    cdef tl_fp_state environment
+    need_backend()
+    memset(&sum, 0, sizeof(sum))
+    memset(&squares, 0, sizeof(squares))
+    with nogil:
+        tl_fp_enter(&environment)  # subnormals are not flushed
+        while start < values.shape[0]:
+            count = min(values.shape[0] - start, <Py_ssize_t> MOMENTS_BLOCK)
+            tl_superacc_add_many(backend, &sum, &values[start], count)
+            tl_superacc_sq_add_many(backend, &squares, &values[start], count)
+            start += count
+        tl_fp_leave(&environment)
+    return integer_of_sum(&sum), sum.special, integer_of_products(&squares)
+
+
+def sum_of_products(const double[::1] a, const double[::1] b):
+    """The exact sum of the products of the pairs that are finite, in units of 2**-2148."""
+    cdef tl_superacc_sq products
+    cdef Py_ssize_t i
+    memset(&products, 0, sizeof(products))
+    with nogil:
+        for i in range(min(a.shape[0], b.shape[0])):
+            tl_superacc_sq_add_product(&products, a[i], b[i])
+    return integer_of_products(&products)
+
+
+def starts_of_runs(const int64_t[::1] numbers, int64_t[::1] starts):
+    """The number of runs of equal numbers; writes where each starts, unless there is no room for all."""
+    cdef int64_t i, found = 0, room = starts.shape[0]
+    with nogil:
+        for i in range(numbers.shape[0]):
+            if i == 0 or numbers[i] != numbers[i - 1]:
+                if found < room:
+                    starts[found] = i
+                found += 1
+    return found
+
+
+@cython.final
+cdef class SequenceSums(Job):
+    """Exact sums over each of many sequences of tokens, and over all of their tokens.
+
+    Sequence i is made of the runs [first[i], first[i + 1]), and these of the tokens [start[run], stop[run]).
+    """
+
+    cdef const double[::1] nll, weight
+    cdef const uint8_t[::1] kept, is_greedy
+    cdef const int64_t[::1] first, start, stop
+    cdef int64_t[::1] counts
+    cdef double[::1] sums, weights
+    cdef uint8_t[::1] all_greedy
+    cdef tl_token_sums total
+
+    def __init__(self, dict tokens, const int64_t[::1] first, const int64_t[::1] start, const int64_t[::1] stop,
+                 dict results):
+        # tokens and results are flat arrays by name, those of bool as uint8; None for what is not known
+        need_backend()
+        self.nll, self.weight = tokens["nll"], tokens["weight"]
+        self.kept, self.is_greedy = tokens["kept"], tokens["is_greedy"]
+        self.first, self.start, self.stop = first, start, stop
+        self.counts, self.sums, self.weights, self.all_greedy = (
+            results["count"], results["nll"], results["weight"], results["is_greedy"])
+        self.rows = self.counts.shape[0]
+        self.total.has_weights = self.weight is not None
+
+    cdef void run_range(self, int64_t start, int64_t stop, Totals *totals, tl_cancel *cancel) noexcept nogil:
+        cdef tl_tokens tokens
+        cdef tl_sequence sequence
+        cdef tl_token_sums sums
+        cdef int64_t i, run
+        memset(&sums, 0, sizeof(sums))
+        memset(&tokens, 0, sizeof(tokens))
+        sums.has_weights = self.total.has_weights
+        if self.nll.shape[0] > 0:
+            tokens.nll = &self.nll[0]
+            tokens.weight = &self.weight[0] if self.weight is not None else NULL
+            tokens.kept = &self.kept[0] if self.kept is not None else NULL
+            tokens.is_greedy = &self.is_greedy[0] if self.is_greedy is not None else NULL
+        for i in range(start, stop):
+            run = self.first[i]
+            sequence = tl_sum_sequence(backend, &tokens, &self.start[run], &self.stop[run], self.first[i + 1] - run,
+                                       &sums, cancel)
+            self.counts[i], self.sums[i], self.weights[i] = sequence.count, sequence.nll, sequence.weight
+            self.all_greedy[i] = sequence.count > 0 and sequence.greedy == sequence.count
+            if i % SEQUENCES_BETWEEN_CHECKS == 0 and tl_cancelled(cancel):
+                return
+        tl_token_sums_end(backend, &sums)
+        with gil, cython.critical_section(self):
+            tl_token_sums_merge(&self.total, &sums)
+
+    def totals(self):
+        """Exact sums over all tokens: of weight times nll as `moments` gives them, of the weights likewise, and of the
+        products of both as `sum_of_products` does."""
+        cdef tl_token_sums *total = &self.total
+        return (
+            (integer_of_sum(&total.nll), total.nll.special, integer_of_products(&total.nll_squares)),
+            (integer_of_sum(&total.weight), total.weight.special, integer_of_products(&total.weight_squares)),
+            integer_of_products(&total.products),
+        )

@@ -1,0 +1,47 @@
+/* Exact sums over the tokens of a sequence. */
+#ifndef TOKENLOSS_SEQUENCES_H
+#define TOKENLOSS_SEQUENCES_H
+
+#include "cancel.h"
+#include "superacc.h"
+
+/* Tokens, and what is known of each; what is NULL is not. */
+typedef struct {
+    const double *nll;
+    const double *weight;
+    const uint8_t *kept;      /* 0 for those that do not count */
+    const uint8_t *is_greedy; /* whether it is the likeliest class */
+} tl_tokens;
+
+typedef struct {
+    int64_t count;   /* of the tokens that count */
+    int64_t greedy;  /* of those that are the likeliest class */
+    double nll;      /* sum of weight times nll, each product rounded, the sum rounded once */
+    double weight;   /* sum of the weights, rounded once; the count without weights */
+} tl_sequence;
+
+#define TL_TOKEN_CHUNK 512
+
+/* Some tokens: weight times nll, and the weight, both 0 of those that do not count. */
+typedef struct {
+    double nll[TL_TOKEN_CHUNK], weight[TL_TOKEN_CHUNK];
+    size_t count;
+} tl_token_chunk;
+
+/* Exact sums over the tokens of many sequences: of weight times nll, of its square, and with weights of these, of their
+ * squares and of the products of both. Tokens are added when the chunk is full, and at the end. */
+typedef struct {
+    tl_superacc nll, weight;
+    tl_superacc_sq nll_squares, weight_squares, products;
+    int has_weights;
+    tl_token_chunk pending;
+} tl_token_sums;
+
+void tl_token_sums_end(const tl_backend *backend, tl_token_sums *sums);
+void tl_token_sums_merge(tl_token_sums *sums, const tl_token_sums *other);
+
+/* Sums over a sequence, whose tokens lie in `runs` ranges [start[i], stop[i]). Adds its tokens to `sums`. */
+tl_sequence tl_sum_sequence(const tl_backend *backend, const tl_tokens *tokens, const int64_t *start,
+                            const int64_t *stop, int64_t runs, tl_token_sums *sums, tl_cancel *cancel);
+
+#endif
