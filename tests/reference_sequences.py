@@ -100,7 +100,7 @@ class Meter:
 
     @property
     def total(self):
-        return exact_sum(map(_sum, self.groups))
+        return exact_sum(w * x for group in self.groups for x, w in group.tokens)
 
     @property
     def weight(self):
@@ -108,7 +108,7 @@ class Meter:
 
     @property
     def loss(self):
-        return divide(self.total, rounded(Fraction(self.weight)))
+        return divide(self.total, exact_sum(w for group in self.groups for _, w in group.tokens))
 
     def _error(self, sizes):
         """Error of the groups' sum over the sum of these sizes, from the sample of groups."""
