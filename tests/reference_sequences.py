@@ -11,6 +11,11 @@ from tokenloss import TokenScores
 
 LN2 = Fraction(math.log(2))
 Z95 = 1.959963984540054
+FIGURES = [
+    "count", "n_sequences", "is_clustered", "n_bytes", "n_words", "total", "loss", "stderr", "perplexity",
+    "perplexity_interval", "bits_per_token", "bits_per_byte", "bits_per_byte_stderr", "word_perplexity",
+    "word_perplexity_interval", "sequence_loss", "sequence_loss_stderr",
+]  # fmt: skip
 
 
 def expected_losses(nll, *, where=None, segment_ids=None, cu_seqlens=None, sample_weight=None):
