@@ -7,7 +7,7 @@ import pytest
 from arrays import fails
 from reference_sequences import scores_of
 
-from tokenloss import LossMeter, sequence_losses
+from tokenloss import LossMeter, _workers, sequence_losses
 
 NAN = math.nan
 
@@ -108,3 +108,15 @@ def test_update_of_a_meter_with_wrong_arguments_changes_nothing():
 def test_sample_weight_of_a_meter_is_a_keyword():
     with pytest.raises(TypeError):
         LossMeter().update([1.0], None, 0, 0, 1.0)
+
+
+@pytest.mark.thread_unsafe(reason="changes how jobs are run")
+def test_offsets_that_change_during_the_call(monkeypatch):
+    offsets, run = np.array([0, 2, 5]), _workers.run
+
+    def run_later(*arguments):
+        offsets[:] = 0  # as another thread might; a greater offset would lie beyond the losses
+        return run(*arguments)
+
+    monkeypatch.setattr(_workers, "run", run_later)
+    assert sequence_losses([1.0, 2.0, 4.0, 8.0, 16.0], cu_seqlens=offsets).nll.tolist() == [3.0, 28.0]
