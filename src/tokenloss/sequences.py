@@ -274,7 +274,7 @@ def check_segment_ids(value: Any, shape: tuple[int, ...], name: str = "segment_i
 
 def check_offsets(value: Any, size: int, name: str = "cu_seqlens") -> Array:
     """Bounds of sequences that fill so many tokens."""
-    offsets = np.require(_integers(name, value), requirements=["C", "A"])
+    offsets = np.array(_integers(name, value), order="C")  # a copy, lest they change after they were checked
     if offsets.ndim != 1:
         raise_error("shape", name=name, got=offsets.shape, fits="(G + 1,), for G sequences")
     if not offsets.size or offsets[0] != 0:
