@@ -11,8 +11,8 @@ import pytest
 from commands import LOGITS, SAMPLE, TARGETS, process
 
 import tokenloss
-from tokenloss import _commands, _terminal, cli
-from tokenloss._evaluation import plan
+from tokenloss import _terminal, cli
+from tokenloss._evaluation import files, plan
 
 pytestmark = pytest.mark.thread_unsafe(reason="a command prints to the stdout of its process")
 
@@ -21,7 +21,7 @@ SUMMARY = """\
 FILE  logits, 4 × 3, float32; class ids
 
   tokens           4
-  loss             2.65035  ± 2.13 nats
+  loss             2.65035  ± 2.13 nats (4 tokens, taken as independent)
   perplexity       14.159   95 % interval 0.21904 to 915.23
   bits per token   3.82364
   greedy accuracy  50.00 %
@@ -40,7 +40,7 @@ FILE  logits, 4 × 3, float32; class ids
 def test_score_prints_a_summary(rich, command, npz, monkeypatch):
     if not rich:
         monkeypatch.setitem(sys.modules, "rich", None)
-    monkeypatch.setattr(_commands, "time", SimpleNamespace(perf_counter=iter([1.0, 1.5]).__next__))
+    monkeypatch.setattr(files, "time", SimpleNamespace(perf_counter=iter([1.0, 1.5]).__next__))
     path = npz(logits=LOGITS, targets=TARGETS, tokens=np.array(["a\nb", ",", "\x1b[31mĠc", "[bold]d"]))
     status, out, err = command("score", path)
     assert (status, err) == (0, "")

@@ -41,7 +41,11 @@ def test_per_token(suffix, shards, score_json, monkeypatch):
     path = shards.path / f"tokens{suffix}"
     score_json(shards.path / "part-*.npz", "--per-token", path)
     table, scores = read_table(path), tokenloss.token_scores(shards.logits, shards.targets)
-    assert list(table) == ["target", "kept", "nll", "probability", "rank", "argmax", "is_greedy", "entropy"]
+    first = ["target", "kept", "nll", "probability", "rank", "argmax", "is_greedy", "entropy"]
+    assert list(table) == [*first, "file", "sequence", "position"]
+    np.testing.assert_array_equal(table["file"], np.repeat([0, 1, 2], [13, 27, 20]))
+    np.testing.assert_array_equal(table["position"], [*range(13), *range(27), *range(20)])
+    assert set(table["sequence"]) == {-1}
     np.testing.assert_array_equal(table["target"], shards.targets)
     for name in ("kept", "nll", "rank", "argmax", "is_greedy", "entropy"):
         np.testing.assert_array_equal(table[name], getattr(scores, name))

@@ -16,6 +16,7 @@ SCORES = {
 # by parameter, groups of functions that share a paragraph of their own, since the meaning differs from that elsewhere
 VARIANTS = {
     "axis": [{"_softmax.logsumexp"}],
+    "cu_seqlens": [{"comparison.compare"}],
     "definitions": [{"comparison.compare"}],
     "ignore_index": [  # with class ids alone
         {"comparison.ComparisonMeter", "comparison.compare", "linear.linear_token_scores", "scores.token_scores"},
@@ -25,6 +26,7 @@ VARIANTS = {
     "out": [{"losses.cross_entropy_and_grad"}, {"_softmax.logsumexp"}],
     "path": [{"formats.open_scores"}, {"plots.check"}],
     "reduction": [{"divergence.kl_divergence"}],
+    "segment_ids": [{"comparison.ComparisonMeter.update", "comparison.compare"}],
     "targets": [
         {"comparison.ComparisonMeter.update", "comparison.compare", "scores.token_scores"},
         {"linear.linear_cross_entropy"}, {"linear.linear_token_scores"}, {"page.write_page"},

@@ -176,7 +176,7 @@ def test_state_of_other_options_or_files_is_refused(interrupted, shards, command
     for options, words in [
         (["--kind", "logits"], ["was written with kind None; it must be another file, with 'logits'"]),
         (["--top", "9"], ["was written with top 5"]),
-        (["--shift"], ["was written with shift False"]),
+        (["--shift"], ["was written with shift None"]),
         (["--targets", shards.path / "all.npy"], ["part-a.npz; it must be another file", "changed"]),
     ]:
         assert_refused(command("score", pattern, "--state", interrupted, *options), f"{interrupted}: ", *words)

@@ -4,6 +4,7 @@ from tokenloss._config import show_config
 from tokenloss._softmax import log_softmax, logsumexp, softmax
 from tokenloss.comparison import Comparison, ComparisonMeter, compare
 from tokenloss.divergence import kl_divergence
+from tokenloss.evaluation import Evaluation, ShiftWarning, evaluate
 from tokenloss.linear import linear_cross_entropy, linear_token_scores
 from tokenloss.losses import cross_entropy, cross_entropy_and_grad, cross_entropy_loss, nll_loss
 from tokenloss.meter import LossMeter
@@ -15,13 +16,16 @@ __version__ = "0.1.0.dev0"
 __all__ = [
     "Comparison",
     "ComparisonMeter",
+    "Evaluation",
     "LossMeter",
     "SequenceLosses",
+    "ShiftWarning",
     "TokenScores",
     "compare",
     "cross_entropy",
     "cross_entropy_and_grad",
     "cross_entropy_loss",
+    "evaluate",
     "kl_divergence",
     "linear_cross_entropy",
     "linear_token_scores",

@@ -24,6 +24,7 @@ _ERRORS: dict[str, tuple[type[Exception], str]] = {
     "shape": (ValueError, "{name} has shape {got}; it must be {fits}"),
     "option": (ValueError, "{name} is {got!r}; it must be {fits}"),
     "together": (ValueError, "{name} and {got} cannot be given together"),
+    "needs tokens": (ValueError, "{name} needs every token; {got}. Use one of them."),
     "unnormalized": (ValueError, "{name} has a row whose logsumexp is {got:.4g}; {fits}"),
     "class": (IndexError, "{name}{position} = {got} is out of range {fits}"),
     "changed": (IndexError, "{name}{position} changed during the call and is now out of range {fits}"),

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import secrets
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from typing import BinaryIO
 
 
@@ -20,6 +21,39 @@ def identity(path: str | os.PathLike[str]) -> object:
         if status.st_ino:  # 0 where a file system has none
             return status.st_dev, status.st_ino
     return os.path.normcase(os.path.realpath(path))
+
+
+class WriteError(OSError):
+    """A file that cannot be written."""
+
+
+@contextlib.contextmanager
+def write_errors(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Tell errors about a file that is written from those about files that are read."""
+    try:
+        yield
+    except OSError as error:
+        raise WriteError(f"{os.fspath(path)}: cannot be written: {error.strerror or error}") from error
+
+
+def check_outputs(outputs: Sequence[tuple[str, str]], taken: dict[object, str]) -> None:
+    """Refuse outputs that would replace an input, or each other, or that cannot be written.
+
+    Outputs are names and paths; `taken` are inputs by `identity`.
+    """
+    taken = dict(taken)
+    for name, path in outputs:
+        if Path(path).exists() and not Path(path).is_file() and not Path(path).is_dir():
+            continue  # a device, or a pipe
+        place = Path(os.path.realpath(path))
+        for one in (place, *place.parents):
+            if identity(one) in taken:
+                what = "would replace" if one == place else "would be written into"
+                raise ValueError(f"{name} {path}: {what} {taken[identity(one)]}; give another name")
+        if place.is_dir() or not place.parent.is_dir():
+            reason = os.strerror(errno.EISDIR if place.is_dir() else errno.ENOENT)
+            raise WriteError(f"{name} {path}: cannot be written: {reason}")
+        taken[identity(place)] = f"what {name} writes"
 
 
 @contextlib.contextmanager

@@ -116,12 +116,13 @@ def _min_widths(table: Table) -> list[int]:
 
 
 class Progress:
-    """Progress of long work, on stderr if that is a terminal."""
+    """Progress of long work, on stderr if that is a terminal; without a total, none is shown."""
 
-    def __init__(self, total: int) -> None:
+    def __init__(self, total: int | None) -> None:
         self._total = total or 1
         self._done = 0
-        self._next = time.monotonic() + _PROGRESS_SECONDS if sys.stderr and sys.stderr.isatty() else math.inf
+        is_shown = total is not None and sys.stderr and sys.stderr.isatty()
+        self._next = time.monotonic() + _PROGRESS_SECONDS if is_shown else math.inf
         self._bar: rich.progress.Progress | None = None
         self._line = ""
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from tokenloss import __version__, _commands
 from tokenloss._commands import InputError
+from tokenloss._evaluation.summary import WORDS
 from tokenloss._outputs import COMPARE_OUTPUTS, SCORE_OUTPUTS
 from tokenloss._outputs.json_object import JsonObject
 from tokenloss._terminal import printable
@@ -140,7 +141,8 @@ def _parser() -> argparse.ArgumentParser:
         description="A FILE is a .npy, .npz or .safetensors file, a Zarr store, or logits of llama.cpp; several are "
         "shards of one text. It holds scores (..., V) and targets, class ids (...) or distributions (..., V), unless "
         "those are in .npy files of their own. Where arrays have names, they are called logits, log_probs or probs, "
-        "targets, and perhaps tokens, the text. Nothing is loaded whole, so files may be larger than memory.",
+        "targets, and perhaps tokens, the text, and segment_ids or cu_seqlens, the sequences. Rows of (N, T, V) are N "
+        "sequences. Nothing is loaded whole, so files may be larger than memory.",
     )
     _add_score_arguments(score)
     compare = commands.add_parser(
@@ -183,6 +185,20 @@ def _add_score_arguments(score: argparse.ArgumentParser) -> None:
     score.add_argument(
         "--top", type=_integer(0), default=5, metavar="K", help="list the K highest-loss tokens (default: 5)"
     )
+    score.add_argument(
+        "--segment-ids",
+        action="append",
+        default=[],
+        type=_filled,
+        metavar="FILE",
+        help="a .npy file of the number of each token's sequence, for each FILE in order, or one for all",
+    )
+    score.add_argument(
+        "--words",
+        choices=tuple(WORDS),
+        default="whitespace",
+        help="how words of --text are counted: those between white space (default), or as lm-evaluation-harness does",
+    )
     for option, value, words in (
         ("--state", "FILE", "checkpoint: save the result of each FILE here, and resume from it"),
         ("--scheduler", "ADDRESS", "score on a Dask cluster, say tcp://127.0.0.1:8786"),
@@ -214,9 +230,9 @@ def _add_common_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--array", type=_filled, metavar="NAME", help="name of the array of scores, if it is no kind")
     command.add_argument(
         "--shift",
-        action="store_true",
+        action=argparse.BooleanOptionalAction,
         help="targets are the input ids of a causal model: compare row j with id j+1, and the last row of a FILE "
-        "that is one sequence (N, V) with the first id of the next FILE",
+        "that is one sequence (N, V) with the first id of the next FILE; --no-shift: they are right as they are",
     )
     command.add_argument(
         "--ignore-index",

@@ -11,13 +11,14 @@ import numpy as np
 from tokenloss import _core, _job
 from tokenloss._dtypes import CheckedArray, as_float_array
 from tokenloss._errors import raise_error
-from tokenloss._exact import ExactMoments, exp
-from tokenloss._validation import as_other_scores, as_positions, as_scores
+from tokenloss._exact import ExactMoments, ExactRatio, exp
+from tokenloss._validation import as_other_scores, as_positions, as_scores, check_axis
+from tokenloss.sequences import check_offsets, check_segment_ids, sequence_losses
 
 if TYPE_CHECKING:
     from typing import Literal
 
-    from tokenloss._types import Array, ArrayLike, BoolArray, Float64Array
+    from tokenloss._types import Array, ArrayLike, BoolArray, Float64Array, IntArray
 
     _Columns = dict[str, Array]
 
@@ -38,7 +39,8 @@ class Comparison:
     """Result of `compare`: the figures of a model against its base that are published for quantised models.
 
     Each ``*_stderr`` is the standard error of the figure before it: nan for less than two tokens and where the figure
-    is infinite or nan. All figures are of the included positions, and nan if there are none.
+    is infinite or nan. All figures are of the included positions, and nan if there are none. With sequences, standard
+    errors are clustered by sequence, while all other figures stay as they are.
 
     Attributes
     ----------
@@ -46,6 +48,10 @@ class Comparison:
         "exact" or "llama.cpp".
     count : int
         Number of included positions.
+    n_sequences : int
+        Number of sequences with any included position; 0 if none were given.
+    is_clustered : bool
+        Whether standard errors are clustered by sequence: not without sequences, and not of a single one.
     perplexity, perplexity_stderr, base_perplexity, base_perplexity_stderr : float
         exp of the mean loss, of the model and of its base.
     correlation : float
@@ -72,6 +78,10 @@ class Comparison:
     is_same_top, kept : array of bool
         Whether both models have the same most likely class, and whether the position is included: neither ignored nor
         masked. The other arrays are 0 where it is not.
+    sequences : dict of 1-D arrays or None
+        Columns of a table that has a row for each sequence with any included position: "id" (ascending), "count", and
+        means over its included positions: "loss", "base_loss", "loss_difference", "kl", "delta_p" and "same_top". None
+        if no sequences were given.
 
     Examples
     --------
@@ -85,6 +95,8 @@ class Comparison:
 
     definitions: str
     count: int
+    n_sequences: int
+    is_clustered: bool
     perplexity: float
     perplexity_stderr: float
     base_perplexity: float
@@ -112,14 +124,16 @@ class Comparison:
     delta_p: Float64Array
     is_same_top: BoolArray
     kept: BoolArray
+    sequences: dict[str, Array] | None
 
     def as_dict(self) -> dict[str, Any]:
-        """All figures, without the arrays, as JSON can hold them.
+        """All figures, without the arrays of positions, as JSON can hold them.
 
         Returns
         -------
         dict
-            By name; quantiles are by fraction, as text: "1", "0.999" and so on.
+            By name; quantiles are by fraction, as text: "1", "0.999" and so on. If there is any sequence, "sequences"
+            is a list that holds a dictionary for each.
 
         Examples
         --------
@@ -130,16 +144,22 @@ class Comparison:
         figures: dict[str, Any] = {}
         for field in fields(self):
             value = getattr(self, field.name)
+            if field.name == "sequences":
+                continue
             if isinstance(value, dict):
                 figures[field.name] = {f"{fraction:g}": quantile for fraction, quantile in value.items()}
             elif not isinstance(value, np.ndarray):
                 figures[field.name] = value
+        if self.sequences is not None and self.n_sequences:
+            rows = zip(*(column.tolist() for column in self.sequences.values()), strict=True)
+            figures["sequences"] = [dict(zip(self.sequences, row, strict=True)) for row in rows]
         return figures
 
     def __repr__(self) -> str:
         """Show the main figures."""
+        sequences = f"n_sequences={self.n_sequences}, " if self.n_sequences else ""
         return (
-            f"Comparison(count={self.count}, perplexity={self.perplexity:.4g}, "
+            f"Comparison(count={self.count}, {sequences}perplexity={self.perplexity:.4g}, "
             f"base_perplexity={self.base_perplexity:.4g}, mean_kl={self.mean_kl:.4g}, same_top={self.same_top:.4g})"
         )
 
@@ -147,8 +167,9 @@ class Comparison:
 class ComparisonMeter:
     """Compares a model with its base block by block, where their logits are not in memory at once.
 
-    It keeps 34 bytes for each position. Blocks come in the order of the text and have any size: no bit of the result
-    depends on how a text is split. Only one thread may update it at a time.
+    It keeps 34 bytes for each position, and 8 more for each that comes with the number of its sequence. Blocks come in
+    the order of the text and have any size: no bit of the result depends on how a text is split, or a sequence. Only
+    one thread may update it at a time.
 
     Parameters
     ----------
@@ -197,8 +218,12 @@ class ComparisonMeter:
         *,
         axis: int = -1,
         where: ArrayLike | None = None,
+        segment_ids: ArrayLike | None = None,
     ) -> None:
         """Compare the next positions.
+
+        Sequences have the same numbers in all calls, so that one may go on in the next block. Positions without numbers
+        belong to none.
 
         Parameters
         ----------
@@ -211,6 +236,9 @@ class ComparisonMeter:
             Axis of the classes.
         where : array of bool, optional
             Mask of the positions to include, broadcast over the batch; the logits of others are never read.
+        segment_ids : array of integers, optional
+            Number of the sequence of each position, broadcast over the batch, in any order: standard errors are then
+            clustered by sequence. Positions of negative numbers belong to no sequence: each is a group of its own.
 
         Raises
         ------
@@ -221,9 +249,12 @@ class ComparisonMeter:
         other = as_other_scores("logits", logits, base)
         positions = as_positions("targets", targets, base, self._ignore_index, where, distributions=False)
         columns: _Columns = {name: np.zeros(base.rows, dtype) for name, dtype in _COLUMNS.items()}
+        numbers = None if segment_ids is None else check_segment_ids(segment_ids, base.batch).flatten()
         flat = {name: column.view(np.uint8) if column.dtype == bool else column for name, column in columns.items()}
         unnormalized = -1 if self._definitions == "exact" else UNNORMALIZED
         _job.run(_core.PairStats(base, positions, other, unnormalized, flat), self._workers)
+        if numbers is not None:
+            columns["segment_ids"] = numbers
         self._parts.append(columns)
 
     def result(self) -> Comparison:
@@ -245,6 +276,8 @@ def compare(
     axis: int = -1,
     ignore_index: int | None = -100,
     where: ArrayLike | None = None,
+    segment_ids: ArrayLike | None = None,
+    cu_seqlens: ArrayLike | None = None,
     definitions: Literal["exact", "llama.cpp"] = "exact",
     workers: int | None = None,
 ) -> Comparison:
@@ -263,6 +296,11 @@ def compare(
         Target value that marks positions to ignore (padding); their logits are never read.
     where : array of bool, optional
         Mask of the positions to include, broadcast over the batch; the logits of others are never read.
+    segment_ids : array of integers, optional
+        Number of the sequence of each position, broadcast over the batch, in any order: standard errors are then
+        clustered by sequence. Positions of negative numbers belong to no sequence: each is a group of its own.
+    cu_seqlens : array of integers, optional
+        Bounds of packed sequences, such as [0, 7, 12] for two of 7 and 5 positions of ``targets.ravel()``.
     definitions : {"exact", "llama.cpp"}, default "exact"
         Formulas of the figures. "exact": the base's distribution is ``softmax(base_logits)``, and divergences are sums
         over all classes. "llama.cpp", as its perplexity tool prints them: `base_logits` are log-probabilities, used as
@@ -295,6 +333,13 @@ def compare(
     difference from the tokens' differences of loss. An infinite loss makes its perplexity infinite; a nan makes all
     figures of its kind nan. Only the arrays of the result grow with the number of positions.
 
+    Tokens of one document are alike, so a standard error that takes them as independent is often too small. Given
+    `segment_ids` or `cu_seqlens`, each one is clustered by sequence (Miller, arXiv:2411.00640), and paired as before:
+    with S the sum over a sequence of n tokens of, say, their differences of loss, and G sequences, the error of the
+    mean ``mu`` is ``sqrt(G / (G - 1) * sum((S - mu * n)**2)) / sum(n)``. A token outside of any sequence is a sequence
+    of one. A single sequence does not show how sequences vary: its tokens are taken as independent. Each row of a
+    padded batch (N, T) is a sequence by ``segment_ids=np.arange(N)[:, None]``.
+
     Examples
     --------
     >>> from tokenloss import compare
@@ -303,36 +348,93 @@ def compare(
     (0.988349, 0.15452)
     >>> round(comparison.mean_kl, 6), comparison.same_top
     (0.065366, 1.0)
+
+    Two documents of two tokens, in each of which both models' losses differ alike:
+
+    >>> base = [[[1.0, 0.0], [1.2, 0.0]], [[0.5, 0.0], [0.3, 0.0]]]
+    >>> logits = [[[0.6, 0.0], [0.8, 0.0]], [[0.4, 0.0], [0.2, 0.0]]]
+    >>> tokens = compare(base, logits, [[0, 0], [0, 0]])
+    >>> documents = compare(base, logits, [[0, 0], [0, 0]], segment_ids=[[0], [1]])
+    >>> round(tokens.log_perplexity_ratio_stderr, 4), round(documents.log_perplexity_ratio_stderr, 4)
+    (0.0218, 0.0373)
+    >>> documents.sequences["loss_difference"].round(4)
+    array([0.116 , 0.0414])
     """
     meter = ComparisonMeter(definitions=definitions, ignore_index=ignore_index, workers=workers)
     base: Any = CheckedArray(*as_float_array("base_logits", base_logits))
-    meter.update(base, logits, targets, axis=axis, where=where)
     shape = base.array.shape
-    axis %= len(shape)
-    return _comparison(definitions, meter._parts, shape[:axis] + shape[axis + 1 :])
+    axis = check_axis("base_logits", len(shape), axis)
+    batch = shape[:axis] + shape[axis + 1 :]
+    if cu_seqlens is not None:
+        if segment_ids is not None:
+            raise_error("together", name="segment_ids", got="cu_seqlens")
+        lengths = np.diff(check_offsets(cu_seqlens, math.prod(batch)))
+        segment_ids = np.repeat(np.arange(lengths.size), lengths).reshape(batch)
+    meter.update(base, logits, targets, axis=axis, where=where, segment_ids=segment_ids)
+    return _comparison(definitions, meter._parts, batch)
+
+
+class _Mean:
+    """The mean of a quantity that each token has, its standard error, and the mean of each sequence."""
+
+    def __init__(self, values: Array, segment_ids: IntArray | None) -> None:
+        values = values.astype(np.float64, copy=False)
+        tokens = ExactMoments.of(values)
+        self.mean = tokens.mean
+        self.stderr = self.stderr_of_tokens = tokens.stderr
+        self.is_clustered = False
+        if segment_ids is None:
+            return
+        self.sequences = sequence_losses(values, segment_ids=segment_ids)
+        groups = ExactRatio.of(self.sequences.nll, self.sequences.count.astype(np.float64))
+        groups += ExactRatio.of_equals(ExactMoments.of(values, segment_ids < 0))
+        if self.sequences.ids.size and groups.count > 1:
+            self.stderr = groups.stderr
+            self.is_clustered = True
+
+
+def _included(parts: list[_Columns], kept: BoolArray) -> tuple[Array, IntArray | None]:
+    """Index of the included positions, and their sequences' numbers, negative for none; None if none were given."""
+    if not any("segment_ids" in part for part in parts):
+        return kept, None
+    ids = [part["segment_ids"] if "segment_ids" in part else np.full(part["nll"].size, -1) for part in parts]
+    numbers = np.concatenate(ids)
+    index = np.flatnonzero(kept)
+    index = index[np.argsort(numbers[index], kind="stable")]  # sorted once, instead of for each sum
+    return index, numbers[index]
 
 
 def _comparison(definitions: str, parts: list[_Columns], batch: tuple[int, ...]) -> Comparison:
     """Figures of all positions."""
     columns = {name: np.concatenate([part[name] for part in parts]).reshape(batch) for name in _COLUMNS}
-    kept = columns["kept"]
-    nll, base_nll, kl, delta_p = (columns[name][kept] for name in ("nll", "base_nll", "kl", "delta_p"))
-    loss, base_loss = ExactMoments.of(nll), ExactMoments.of(base_nll)
+    included, ids = _included(parts, columns["kept"].reshape(-1))
+    nll, base_nll, kl, delta_p, is_same_top = (
+        columns[name].reshape(-1)[included] for name in ("nll", "base_nll", "kl", "delta_p", "is_same_top")
+    )
+    loss, base_loss = _Mean(nll, ids), _Mean(base_nll, ids)
     perplexity, base_perplexity = exp(loss.mean), exp(base_loss.mean)
     with np.errstate(invalid="ignore", over="ignore"):  # infinite losses
-        log_ratio = ExactMoments.of(nll - base_nll)
-        difference = ExactMoments.of(perplexity * nll - base_perplexity * base_nll)
-    divergence, change, square = ExactMoments.of(kl), ExactMoments.of(delta_p), ExactMoments.of(delta_p**2)
-    same_top = ExactMoments.of(columns["is_same_top"][kept])
+        log_ratio = _Mean(nll - base_nll, ids)
+        difference = _Mean(perplexity * nll - base_perplexity * base_nll, ids)
+    divergence, change, square = _Mean(kl, ids), _Mean(delta_p, ids), _Mean(delta_p**2, ids)
+    same_top = _Mean(is_same_top, ids)
+    means = {"loss": loss, "base_loss": base_loss, "loss_difference": log_ratio, "kl": divergence, "delta_p": change,
+             "same_top": same_top}  # fmt: skip
+    sequences: _Columns | None = None
+    if ids is not None:
+        sequences = {"id": loss.sequences.ids, "count": loss.sequences.count}
+        sequences |= {name: mean.sequences.loss for name, mean in means.items()}
     ratio, rms = exp(log_ratio.mean), math.sqrt(square.mean)
     return Comparison(
         definitions=definitions,
-        count=loss.count,
+        count=nll.size,
+        n_sequences=0 if sequences is None else sequences["id"].size,
+        is_clustered=loss.is_clustered,
         perplexity=perplexity,
         perplexity_stderr=perplexity * loss.stderr,
         base_perplexity=base_perplexity,
         base_perplexity_stderr=base_perplexity * base_loss.stderr,
-        correlation=_correlation(loss.stderr, base_loss.stderr, log_ratio.stderr),
+        correlation=_correlation(loss.stderr_of_tokens, base_loss.stderr_of_tokens, log_ratio.stderr_of_tokens),
         log_perplexity_ratio=log_ratio.mean,
         log_perplexity_ratio_stderr=log_ratio.stderr,
         perplexity_ratio=ratio,
@@ -349,6 +451,7 @@ def _comparison(definitions: str, parts: list[_Columns], batch: tuple[int, ...])
         rms_delta_p_stderr=square.stderr / (2 * rms) if rms else square.stderr,
         same_top=same_top.mean,
         same_top_stderr=same_top.stderr,
+        sequences=sequences,
         **columns,
     )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -166,28 +166,40 @@ def sequence_losses(
     if where is not None:
         mask = check_mask(where, shape)
         kept = mask if kept is None else kept & mask
-    weight = None
-    if sample_weight is not None:
-        weight = check_sample_weight(sample_weight, shape)
+    weight = None if sample_weight is None else check_sample_weight(sample_weight, shape)
+    if weight is not None:
         kept = weight != 0 if kept is None else kept & (weight != 0)
-    batch, ids, first, start, stop = _layout(shape, segment_ids, cu_seqlens)
-    lengths = {name: _text_lengths(name, value, batch) for name, value in (("n_bytes", n_bytes), ("n_words", n_words))}
-    tokens = {"nll": _flat(losses), "weight": _flat(weight), "kept": _flat(kept), "is_greedy": _flat(is_greedy)}
+    layout = _layout(shape, segment_ids, cu_seqlens)
+    lengths = [_text_lengths(name, value, layout.batch) for name, value in (("n_bytes", n_bytes), ("n_words", n_words))]
+    return _sums({"nll": losses, "weight": weight, "kept": kept, "is_greedy": is_greedy}, layout, *lengths)
+
+
+def sums_by_segment(losses: Array, is_greedy: Array, numbers: Array) -> SequenceLosses:
+    """As `sequence_losses`, of tokens that all count, with the numbers of their sequences."""
+    tokens = {"nll": losses, "weight": None, "kept": None, "is_greedy": is_greedy}
+    return _sums(tokens, _layout(losses.shape, numbers, None), None, None)
+
+
+def _sums(
+    tokens: dict[str, Array | None], layout: _Layout, n_bytes: IntArray | None, n_words: IntArray | None
+) -> SequenceLosses:
+    """Sums over sequences, by the core."""
+    batch = layout.batch
     count, greedy = np.zeros(batch, np.int64), np.zeros(batch, np.bool_)
-    sums, weights = np.zeros(batch), np.zeros(batch)
-    results: dict[str, Array] = {"count": count, "nll": sums, "weight": weights, "is_greedy": greedy.view(np.uint8)}
-    job = _core.SequenceSums(tokens, first, start, stop, {name: array.reshape(-1) for name, array in results.items()})
+    nll, weight = np.zeros(batch), np.zeros(batch)
+    results: dict[str, Array] = {"count": count, "nll": nll, "weight": weight, "is_greedy": greedy.view(np.uint8)}
+    flat = {name: _flat(array) for name, array in tokens.items()}
+    results = {name: array.reshape(-1) for name, array in results.items()}
+    job = _core.SequenceSums(flat, layout.first, layout.start, layout.stop, results)
     _workers.run(job, None)
+    losses, weights, products = job.totals()
+    of_tokens = ExactRatio.of_equals(ExactMoments(int(count.sum()), *losses))
+    if tokens["weight"] is not None:
+        of_tokens = ExactRatio(of_tokens.numerators, ExactMoments(of_tokens.count, *weights), products)
     return SequenceLosses(
-        ids,
-        count,
-        sums,
-        None if weight is None else weights,
-        lengths["n_bytes"],
-        lengths["n_words"],
-        None if is_greedy is None else greedy,
-        _token_sums(job, int(count.sum()), weight is not None),
-    )
+        layout.ids, count, nll, weight if tokens["weight"] is not None else None, n_bytes, n_words,
+        greedy if tokens["is_greedy"] is not None else None, of_tokens,
+    )  # fmt: skip
 
 
 def _quotient(numerator: Array, denominator: Array) -> Float64Array:
@@ -218,49 +230,47 @@ def _flat(array: Array | None) -> Array | None:
     return flat.view(np.uint8) if flat.dtype == np.bool_ else flat
 
 
-def _token_sums(job: _core.SequenceSums, count: int, has_weights: bool) -> ExactRatio:
-    """Exact sums over the included tokens, each by itself."""
-    losses, weights, products = job.totals()
-    numerators = ExactMoments(count, *losses)
-    if not has_weights:
-        return ExactRatio.of_equals(numerators)
-    return ExactRatio(numerators, ExactMoments(count, *weights), products)
-
-
 # -- which tokens make a sequence --------------------------------------------------------------------------------------
 
 
-def _layout(
-    shape: tuple[int, ...], segment_ids: Any, cu_seqlens: Any
-) -> tuple[tuple[int, ...], Array, Array, Array, Array]:
-    """Batch shape and numbers of the sequences, the runs of tokens each is made of, where each run starts and stops."""
+class _Layout(NamedTuple):
+    """Which tokens make each sequence."""
+
+    batch: tuple[int, ...]
+    ids: IntArray
+    first: IntArray  # sequence i is made of the runs of tokens [first[i], first[i + 1])
+    start: IntArray  # where each run starts, and stops
+    stop: IntArray
+
+
+def _layout(shape: tuple[int, ...], segment_ids: Any, cu_seqlens: Any) -> _Layout:
+    """The sequences of tokens of this shape."""
     if segment_ids is not None:
         if cu_seqlens is not None:
             raise_error("together", name="segment_ids", got="cu_seqlens")
-        return _segments(shape, segment_ids)
+        return _segments(check_segment_ids(segment_ids, shape))
     if cu_seqlens is not None:
         offsets = check_offsets(cu_seqlens, math.prod(shape))
         batch: tuple[int, ...] = (len(offsets) - 1,)
     else:
         batch = shape[:-1]
         offsets = np.arange(math.prod(batch) + 1) * shape[-1]
-    ids = np.arange(math.prod(batch)).reshape(batch)
-    return batch, ids, np.arange(math.prod(batch) + 1), offsets[:-1], offsets[1:]
+    first = np.arange(math.prod(batch) + 1)
+    return _Layout(batch, first[:-1].reshape(batch), first, offsets[:-1], offsets[1:])
 
 
-def _segments(shape: tuple[int, ...], segment_ids: Any) -> tuple[tuple[int, ...], Array, Array, Array, Array]:
-    """As `_layout`, of tokens with the numbers of their sequences."""
-    numbers = _flat(check_segment_ids(segment_ids, shape))
-    assert numbers is not None
+def _segments(segment_ids: IntArray) -> _Layout:
+    """The sequences of tokens that have the numbers of theirs."""
+    numbers = np.ascontiguousarray(segment_ids).reshape(-1)
     start = np.empty(0, np.int64)
     while (runs := _core.starts_of_runs(numbers, start)) > start.size:
         start = np.empty(runs, np.int64)
     stop = np.append(start[1:], numbers.size)[: start.size]
     order = np.argsort(numbers[start], kind="stable")
-    order = order[np.searchsorted(numbers[start][order], 0) :]  # negative numbers are of no sequence
+    order = order[np.searchsorted(numbers[start], 0, sorter=order) :]  # negative numbers are of no sequence
     start, stop = start[order], stop[order]
     ids, first = np.unique(numbers[start], return_index=True)
-    return ids.shape, ids, np.append(first, start.size), start, stop
+    return _Layout(ids.shape, ids, np.append(first, start.size), start, stop)
 
 
 def check_segment_ids(value: Any, shape: tuple[int, ...], name: str = "segment_ids") -> Array:

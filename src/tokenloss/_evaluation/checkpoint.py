@@ -18,15 +18,17 @@ if TYPE_CHECKING:
 
     from tokenloss._evaluation.plan import Options, Shard
 
+_FORMAT = 2  # of the file; another one is refused
+
 
 class Checkpoint:
     """Results of shards by number; their file, if one is wanted, is written anew after each shard."""
 
     def __init__(self, path: str | None, options: Options, shards: Sequence[Shard]) -> None:
         self._path = path
-        self._options = {"version": __version__, **options._asdict()}
+        self._options = {"version": __version__, "format": _FORMAT, **options._asdict()}
         self._shards = [_fingerprint(shard) for shard in shards] if path else []
-        self._scored_rows = [shard.scored_rows(options) for shard in shards]
+        self._scored_rows = [shard.scored_rows for shard in shards]
         self.results: dict[int, ShardResult] = {}
         if path and Path(path).exists():
             if not Path(path).is_file():  # a device may never end
@@ -81,7 +83,11 @@ class Checkpoint:
 def _fingerprint(shard: Shard) -> dict[str, Any]:
     """Path, size and time of a shard and its targets, and the token after it: a result belongs to these."""
     targets = shard.targets and {**_file_fingerprint(shard.targets), "start": shard.start}
-    return {**_file_fingerprint(shard.path), "targets": targets, "next": [shard.next_id, shard.next_text]}
+    segments = shard.segments and {**_file_fingerprint(shard.segments), "start": shard.segments_start}
+    split = None if shard.split is None else list(shard.split)
+    following = [shard.next_id, shard.next_text]
+    sequences = {"segments": segments, "split": split}
+    return {**_file_fingerprint(shard.path), "targets": targets, **sequences, "next": following}
 
 
 def _file_fingerprint(path: str) -> dict[str, Any]:

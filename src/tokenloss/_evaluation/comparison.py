@@ -9,7 +9,7 @@ import numpy as np
 
 from tokenloss._errors import raise_error
 from tokenloss._evaluation import checks
-from tokenloss._evaluation.plan import check_sequences, check_stored_targets, rows_per_block, shifted, with_file_names
+from tokenloss._evaluation.plan import check_shiftable, check_stored_targets, rows_per_block, shifted, with_file_names
 from tokenloss._softmax import log_softmax
 from tokenloss.comparison import ComparisonMeter
 from tokenloss.formats import npy
@@ -107,7 +107,7 @@ def _checked_targets(
             got, fits = f"holds {other.kind} of shape {other.shape}", f"have the shape {base.shape} of {base.path}"
             raise_error("content", path=other.path, got=got, fits=f"{fits}, to be shifted")
         for file in (base, other):
-            check_sequences(file, ids, None if file.is_shifted else first)
+            check_shiftable(file, ids, None if file.is_shifted else first)
         ids, where = (array.reshape(-1) for array in shifted(ids))
     with with_file_names(base.path, path):
         if ids.size == shape[0]:

@@ -13,6 +13,7 @@ import numpy as np
 
 from tokenloss import _job
 from tokenloss._errors import raise_error
+from tokenloss._evaluation.sequences import row_sequences
 from tokenloss._files import identity
 from tokenloss._validation import as_positions, scores_of_shape
 from tokenloss.formats import npy, open_scores
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from typing import Literal
 
+    from tokenloss._evaluation.sequences import RowSequences
     from tokenloss._types import Array
 
 _BLOCK_BYTES = 32 << 20  # read at a time
@@ -33,8 +35,8 @@ class Options(NamedTuple):
 
     array: str | None = None
     kind: Literal["logits", "log_probs", "probs"] | None = None
-    ignore_index: int = -100
-    shift: bool = False
+    ignore_index: int | None = -100
+    shift: bool | None = None  # None: not, but look whether it would fit better
     top: int = 5
 
 
@@ -48,6 +50,10 @@ class Shard(NamedTuple):
     row_bytes: int
     targets: str | None = None  # the file of the targets, if it is another
     start: int | None = None  # of the shard's targets in a file that holds those of other shards, too
+    segments: str | None = None  # the file of the numbers of sequences, if that is another
+    segments_start: int | None = None
+    split: tuple[int, ...] | None = ()  # numbers of sequences that other shards hold a part of; None of any
+    batch: tuple[int, ...] = ()  # shape of the rows that are scored: shifting leaves out those without a next token
     target_type: str = "class ids"  # or "distributions"
     next_id: int | None = None  # the first id of the next shard, if the last row predicts it
     next_text: str | None = None
@@ -62,21 +68,17 @@ class Shard(NamedTuple):
         """Size of the scores."""
         return self.rows * self.row_bytes
 
+    @property
+    def scored_rows(self) -> int:
+        """Number of rows that are scored."""
+        return math.prod(self.batch)
+
     def with_absolute_paths(self) -> Shard:
         """The same shard for a process in another directory."""
-        targets = self.targets and str(Path(self.targets).absolute())
-        return self._replace(path=str(Path(self.path).absolute()), targets=targets)
-
-    def scored_shape(self, options: Options) -> tuple[int, ...]:
-        """Batch shape of the rows that are scored; shifting leaves out those whose next token is not known."""
-        if not options.shift or self.next_id is not None:
-            return self.shape[:-1]
-        *others, length = self.shape[:-1] or (1,)
-        return (*others, max(0, length - 1))
-
-    def scored_rows(self, options: Options) -> int:
-        """Number of rows that are scored."""
-        return math.prod(self.scored_shape(options))
+        path, targets, segments = (
+            path and str(Path(path).absolute()) for path in (self.path, self.targets, self.segments)
+        )
+        return self._replace(path=path or self.path, targets=targets, segments=segments)
 
 
 class OpenShard(NamedTuple):
@@ -86,6 +88,8 @@ class OpenShard(NamedTuple):
     targets: Array
     where: Array | None  # the rows that are scored, if not all are
     tokens: Array | None
+    sequences: RowSequences
+    mask: Array | None = None  # of these rows, those that count, as far as their targets do not say so
 
 
 def rows_per_block(row_bytes: int) -> int:
@@ -93,30 +97,72 @@ def rows_per_block(row_bytes: int) -> int:
     return max(1, min(_BLOCK_BYTES // (row_bytes or 1), _BLOCK_ROWS))
 
 
-def plan(paths: Sequence[str], targets: Sequence[str], options: Options) -> list[Shard]:
+def plan(
+    paths: Sequence[str], targets: Sequence[str], options: Options, segment_ids: Sequence[str] = ()
+) -> list[Shard]:
     """Open all files and check everything in them but the scores, before anything is scored."""
     if not targets and len(paths) == 2 and _is_file_of_class_ids(paths[1], paths[0], options):
         paths, targets = paths[:1], paths[1:]
     _check_order(paths, targets, options)
-    shards = _with_targets(_open_all(paths, options), targets)
-    following: tuple[int | None, str | None] = None, None  # id and text of the token after the shard
-    for number in sorted(range(len(shards)), reverse=options.shift):
+    shards = _open_all(paths, options)
+    shards = [
+        shard._replace(targets=path, start=start)
+        for shard, (path, start) in zip(shards, _assigned(shards, targets, "targets", "class ids"), strict=True)
+    ]
+    shards = [
+        shard._replace(segments=path, segments_start=start)
+        for shard, (path, start) in zip(shards, _assigned(shards, segment_ids, "segment ids", "ids"), strict=True)
+    ]
+    shards = _with_split(shards)
+    following = _Following()
+    for number in sorted(range(len(shards)), reverse=bool(options.shift)):
         shard, stored = shards[number], _open_stored(shards[number], options)
-        is_sequence = options.shift and len(shard.shape) == 2
-        if is_sequence and shard.rows:
-            shard = shard._replace(next_id=following[0], next_text=following[1])
+        text_of_last, text_of_first = (_text_of(shard, stored, row) for row in (shard.rows - 1, 0))
+        if options.shift and text_of_last is not None and text_of_last == following.text:
+            shard = shard._replace(next_id=following.id, next_text=following.token)
         opened = _shifted_shard(shard, stored) if options.shift else stored
         with with_file_names(shard.path, shard.targets):
-            stored_targets = opened.targets, options.ignore_index, options.shift, opened.where
+            stored_targets = opened.targets, options.ignore_index, bool(options.shift), opened.where
             check_stored_targets(shard.shape, shard.kind, *stored_targets)
         is_soft = opened.targets.ndim == len(shard.shape)
-        shards[number] = shard._replace(target_type="distributions") if is_soft else shard
-        if not is_sequence:
-            following = None, None
-        elif shard.rows:
-            text = None if stored.tokens is None else str(stored.tokens[0])
-            following = int(stored.targets[0]) if stored.targets.dtype.kind in "iu" else None, text
+        shards[number] = shard._replace(
+            target_type="distributions" if is_soft else "class ids", batch=_scored_batch(shard, opened)
+        )
+        if shard.rows or len(shard.shape) != 2:
+            following = _Following()
+        if shard.rows and text_of_first is not None and stored.targets.dtype.kind in "iu" and not is_soft:
+            token = None if stored.tokens is None else str(stored.tokens[0])
+            following = _Following(int(stored.targets[0]), token, text_of_first)
     return shards
+
+
+class _Following(NamedTuple):
+    """The token after a shard: its id, and the number of the text that it is part of."""
+
+    id: int | None = None
+    token: str | None = None
+    text: int | None = None
+
+
+def _text_of(shard: Shard, stored: OpenShard, row: int) -> int | None:
+    """Number of the text that a row is part of, if it may go on in the next shard; -1 where a shard is one text."""
+    if len(shard.shape) != 2 or not shard.rows:
+        return None
+    if not stored.sequences.are_given:
+        return -1
+    number = int(stored.sequences.numbers(row, row + 1)[0])
+    return number if number in (shard.split or ()) else None
+
+
+def _scored_batch(shard: Shard, opened: OpenShard) -> tuple[int, ...]:
+    """Batch shape of the rows that are scored; of one dimension where that is all there is to say."""
+    batch = shard.shape[:-1]
+    if opened.where is None:
+        return batch
+    if opened.sequences.are_given:
+        return (int(np.count_nonzero(opened.where)),)
+    *others, length = batch or (1,)
+    return (*others, max(0, length - 1))
 
 
 def open_shard(shard: Shard, options: Options) -> OpenShard:
@@ -154,7 +200,7 @@ def check_stored_targets(
     shape: tuple[int, ...],
     kind: str,
     targets: Array,
-    ignore_index: int,
+    ignore_index: int | None,
     is_shifted: bool,
     where: Array | None = None,
     soft: bool = True,
@@ -170,7 +216,7 @@ def check_stored_targets(
         _job.check_targets(positions, scores)
 
 
-def check_sequences(file: ScoresFile, targets: Array, path: str | None) -> None:
+def check_shiftable(file: ScoresFile, targets: Array, path: str | None) -> None:
     """Refuse targets that cannot be shifted; the path is that of the file that holds them, if it is another."""
     fits = "hold an id for each row of sequences, to be shifted"
     if path is None and file.is_shifted:
@@ -242,22 +288,47 @@ def _open_all(paths: Sequence[str], options: Options) -> list[Shard]:
     return shards
 
 
-def _with_targets(shards: list[Shard], targets: Sequence[str]) -> list[Shard]:
-    """Shards with the place of their targets: a file for each, or one for all."""
-    if len(targets) == len(shards):
-        return [shard._replace(targets=path) for shard, path in zip(shards, targets, strict=True)]
-    if not targets:
-        return shards
+def _assigned(
+    shards: list[Shard], paths: Sequence[str], what: str, numbers: str
+) -> list[tuple[str | None, int | None]]:
+    """The place of what belongs to each shard: a file for each, or one for all and where the shard's part starts."""
+    if len(paths) == len(shards):
+        return [(path, None) for path in paths]
+    if not paths:
+        return [(None, None)] * len(shards)
     rows = sum(shard.rows for shard in shards)
-    if len(targets) > 1:
+    if len(paths) > 1:
         fits = f"be {len(shards)}, one for each file of scores, or one for all"
-        raise_error("content", path=targets[0], got=f"is one of {len(targets)} files of targets", fits=fits)
-    ids = npy.open_array(targets[0])
-    if ids.size != rows:
-        fits = f"hold {rows} class ids, one for each row of the {len(shards)} files of scores"
-        raise_error("content", path=targets[0], got=f"has shape {ids.shape}", fits=fits)
+        raise_error("content", path=paths[0], got=f"is one of {len(paths)} files of {what}", fits=fits)
+    array = npy.open_array(paths[0])
+    if array.size != rows:
+        fits = f"hold {rows} {numbers}, one for each row of the {len(shards)} files of scores"
+        raise_error("content", path=paths[0], got=f"has shape {array.shape}", fits=fits)
     starts = np.cumsum([0, *(shard.rows for shard in shards)]).tolist()
-    return [shard._replace(targets=targets[0], start=start) for shard, start in zip(shards, starts, strict=False)]
+    return [(paths[0], start) for start in starts[:-1]]
+
+
+def _assigned_array(path: str, start: int | None, file: ScoresFile) -> Array:
+    """The array that belongs to a file, or its part of the array of all files."""
+    array = npy.open_array(path)
+    return array if start is None else array.reshape(-1)[start : start + file.rows].reshape(file.shape[:-1])
+
+
+def _with_split(shards: list[Shard]) -> list[Shard]:
+    """Shards with the sequences that others hold a part of, too: in one file of segment ids, an id is one sequence."""
+    if not any(shard.segments_start is not None for shard in shards):
+        return shards
+    numbers = [
+        np.unique(npy.open_array(str(shard.segments)).reshape(-1)[start : start + shard.rows])
+        for shard in shards
+        if (start := shard.segments_start) is not None
+    ]
+    ids, counts = np.unique(np.concatenate(numbers), return_counts=True)
+    split = ids[counts > 1]
+    return [
+        shard._replace(split=tuple(np.intersect1d(own, split).tolist()))
+        for shard, own in zip(shards, numbers, strict=True)
+    ]
 
 
 def _open_stored(shard: Shard, options: Options) -> OpenShard:
@@ -265,24 +336,29 @@ def _open_stored(shard: Shard, options: Options) -> OpenShard:
     file = _open(shard.path, options)
     targets = file.targets
     if shard.targets is not None:
-        targets = npy.open_array(shard.targets)
-        if shard.start is not None:
-            targets = targets.reshape(-1)[shard.start : shard.start + file.rows].reshape(file.shape[:-1])
+        targets = _assigned_array(shard.targets, shard.start, file)
     if targets is None:
         raise_error("content", path=shard.path, got="holds no targets", fits="hold them, or come with --targets")
-    return OpenShard(file, targets, None, file.tokens)
+    segments = None if shard.segments is None else _assigned_array(shard.segments, shard.segments_start, file)
+    return OpenShard(file, targets, None, file.tokens, row_sequences(file, segments, shard.segments))
 
 
 def _shifted_shard(shard: Shard, stored: OpenShard) -> OpenShard:
     """The shard with the next token of each row as its target."""
-    file, targets, _, tokens = stored
-    check_sequences(file, targets, shard.targets)
+    file, targets, _, tokens, sequences, _ = stored
+    check_shiftable(file, targets, shard.targets)
+    where: Array | None = None
+    if sequences.are_given:
+        where = ~sequences.ends(file.rows).reshape(targets.shape)
     if shard.next_id is None:
-        targets, where = shifted(targets)
-        return OpenShard(file, targets, where, None if tokens is None else np.roll(tokens, -1, -1))
+        targets, has_next = shifted(targets)
+        where = has_next if where is None else where & has_next
+        return OpenShard(file, targets, where, None if tokens is None else np.roll(tokens, -1, -1), sequences)
+    if where is not None:
+        where[-1] = True
     # NumPy promotes uint64 and negative integers to float64, which cannot hold class ids
     dtype = np.int64 if shard.next_id < 0 else np.result_type(targets, np.min_scalar_type(shard.next_id))
     targets = np.append(targets[1:].astype(dtype), np.array(shard.next_id, dtype))
     if tokens is not None:
         tokens = np.append(tokens[1:].astype(object), np.array(shard.next_text, object))
-    return OpenShard(file, targets, None, tokens)
+    return OpenShard(file, targets, where, tokens, sequences)

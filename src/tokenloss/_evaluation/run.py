@@ -10,6 +10,7 @@ import numpy as np
 
 from tokenloss._evaluation import checks
 from tokenloss._evaluation.plan import open_shard, rows_per_block, with_file_names
+from tokenloss._evaluation.sequences import NO_SEQUENCES, SequenceCollector, SequenceColumns
 from tokenloss.formats._base import check_map, rows_at
 from tokenloss.losses import cross_entropy, cross_entropy_loss, nll_loss
 from tokenloss.meter import LossMeter
@@ -19,18 +20,22 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import TypeAlias
 
-    from tokenloss._evaluation.plan import Options, Shard
+    from tokenloss._evaluation.plan import OpenShard, Options, Shard
     from tokenloss._types import Array
     from tokenloss.scores import TokenScores
 
-    # called with the scores of each block, its class ids and its text
-    _Sink: TypeAlias = Callable[[TokenScores, Array, Array | None], None]
+    # called with the scores of each block, its class ids, its text, its positions and the numbers of their sequences
+    _Sink: TypeAlias = Callable[[TokenScores, Array, Array | None, Array, Array], None]
 
 _LOSSES: dict[str, Callable[..., Any]] = {
     "logits": cross_entropy,
     "log_probs": nll_loss,
     "probs": lambda probs, targets, **options: cross_entropy_loss(targets, probs, **options),
 }
+
+
+_SHIFT_SAMPLE = 256  # rows whose losses are compared with those of the next targets
+_MIN_SHIFT_SAMPLE = 64
 
 
 class TokenLoss(NamedTuple):
@@ -47,18 +52,42 @@ class TokenLoss(NamedTuple):
         return math.inf if math.isnan(self.loss) else self.loss
 
 
+class ShiftSample(NamedTuple):
+    """Some rows that have a next target: the sums of their losses, and of those if each predicts the next target."""
+
+    rows: int = 0
+    nll: float = 0.0
+    next_nll: float = 0.0
+
+    def __add__(self, other: ShiftSample) -> ShiftSample:  # type: ignore[override]
+        """The rows of both."""
+        return ShiftSample(self.rows + other.rows, self.nll + other.nll, self.next_nll + other.next_nll)
+
+    @property
+    def fits_better_shifted(self) -> bool:
+        """Whether the next targets are more than four times as likely, on average of their logarithms."""
+        return self.rows >= _MIN_SHIFT_SAMPLE and self.nll - self.next_nll > self.rows * math.log(4)
+
+
 class ShardResult(NamedTuple):
     """Result of a shard."""
 
-    meter: LossMeter
+    meter: LossMeter  # of all but the split sequences
     ignored: int
     greedy: int
     highest_loss_tokens: list[TokenLoss]
+    sequences: SequenceColumns = NO_SEQUENCES
+    split: SequenceColumns = NO_SEQUENCES  # tokens of sequences that other shards hold a part of
+    shift_sample: ShiftSample = ShiftSample()
 
     def to_json(self) -> dict[str, Any]:
         """The exact result, as JSON can hold it."""
         tokens = [(*token[:2], repr(token.loss), token.text) for token in self.highest_loss_tokens]
-        return {**self._asdict(), "meter": self.meter._to_json(), "highest_loss_tokens": tokens}
+        return {
+            "meter": self.meter._to_json(), "ignored": self.ignored, "greedy": self.greedy,
+            "highest_loss_tokens": tokens, "sequences": self.sequences.to_json(), "split": self.split.to_json(),
+            "shift_sample": list(map(repr, self.shift_sample)),
+        }  # fmt: skip
 
     @classmethod
     def from_json(cls, result: Any) -> ShardResult:
@@ -67,19 +96,32 @@ class ShardResult(NamedTuple):
             TokenLoss(position, target, float(loss), text)
             for position, target, loss, text in result["highest_loss_tokens"]
         ]
-        return cls(LossMeter._from_json(result["meter"]), result["ignored"], result["greedy"], tokens)
+        rows, nll, next_nll = result["shift_sample"]
+        return cls(
+            LossMeter._from_json(result["meter"]), result["ignored"], result["greedy"], tokens,
+            SequenceColumns.from_json(result["sequences"]), SequenceColumns.from_json(result["split"]),
+            ShiftSample(int(rows), float(nll), float(next_nll)),
+        )  # fmt: skip
+
+    @property
+    def n_tokens(self) -> int:
+        """The number of tokens."""
+        return self.meter.count + len(self.split.ids)
 
     def is_consistent(self, rows: int, top: int) -> bool:
         """Consistency check of a checkpoint entry: whether scoring `rows` rows with `--top top` can give it."""
-        tokens = self.highest_loss_tokens
+        tokens, sequences = self.highest_loss_tokens, self.sequences
         integers = [self.ignored, self.greedy, *(number for token in tokens for number in token[:2])]
         return (
             all(type(number) is int and abs(number) < 2**63 for number in integers)
             and all(token.text is None or isinstance(token.text, str) for token in tokens)
             and len(tokens) <= top
-            and self.meter.count + self.ignored == rows
-            and 0 <= self.greedy <= self.meter.count <= rows
+            and self.n_tokens + self.ignored == rows
+            and 0 <= self.greedy <= self.n_tokens <= rows
             and self.meter.n_bytes == self.meter.n_words == 0  # which are of all shards together
+            and self.meter.n_sequences == len(sequences.ids)
+            and 0 <= sequences.tokens.sum() <= self.meter.count
+            and bool((sequences.tokens > 0).all() and (self.split.tokens == 1).all())
         )
 
 
@@ -92,11 +134,26 @@ def score_shard(
     advance: Callable[[int], None] | None = None,
 ) -> ShardResult:
     """Score the tokens of a shard, block by block; call the sink with each block, and `advance` with its bytes."""
-    file, targets, where, text = open_shard(shard, options)
+    return score_rows(shard, open_shard(shard, options), options, workers, sink, top_k, advance)
+
+
+def score_rows(
+    shard: Shard,
+    opened: OpenShard,
+    options: Options,
+    workers: int | None,
+    sink: _Sink | None = None,
+    top_k: int = 0,
+    advance: Callable[[int], None] | None = None,
+) -> ShardResult:
+    """As `score_shard`, of a shard that is open."""
+    file, targets, where, text, sequences, mask = opened
     is_soft = targets.ndim == len(file.shape)
     ids = None if is_soft else targets.reshape(-1)
     row_bytes = file.row_bytes + (file.shape[-1] * targets.itemsize if is_soft else 0)
-    meter, highest = LossMeter(), _TopLosses(options.top)
+    collector, highest = SequenceCollector(sequences, shard.split), _TopLosses(options.top)
+    counted = where if mask is None else mask if where is None else where & mask
+    sampler = None if is_soft or file.is_shifted or options.shift is not None else _ShiftSampler(file.kind, options)
     start = greedy = 0
     is_checked = file.kind == "log_probs"  # every row of these is checked with its block
     for block in file.blocks(rows_per_block(row_bytes)):
@@ -104,23 +161,30 @@ def score_shard(
         check_map(targets)
         block_targets = rows_at(targets, start, stop) if ids is None else np.array(ids[start:stop])
         block_where = None if where is None else where.reshape(-1)[start:stop]
+        block_counted = None if counted is None else counted.reshape(-1)[start:stop]
         classes = checks.distribution_argmax(shard, start, block_targets) if is_soft else block_targets
+        numbers = sequences.numbers(start, stop)
         with with_file_names(file.path, f"rows from {start} on" if start else None):
             scores = _score_block(
-                file.kind, block, block_targets, classes, block_where, options, workers, top_k, sink is not None
+                file.kind, block, block_targets, classes, block_counted, options, workers, top_k, sink is not None
             )
+            if sampler:
+                sampler.update(block, block_targets, numbers, scores)
         is_checked = is_checked or checks.check_kind(file, None if options.kind else "--kind", block, scores.kept)
-        meter.update(scores.nll, where=scores.kept)
+        collector.update(scores, numbers)
         greedy += int(np.count_nonzero(scores.is_greedy))
         highest.update(scores.nll, classes, scores.kept, start)
         if sink:
             words = None if text is None else text.reshape(-1)[start:stop]
-            sink(*_select(block_where, scores, classes, words))
+            sink(*_select(block_where, scores, classes, words, np.arange(start, stop), numbers))
         if advance:
             advance(block.nbytes)
         start = stop
-    ignored = (start if where is None else int(np.count_nonzero(where))) - meter.count
-    return ShardResult(meter, ignored, greedy, highest.tokens(text))
+    meter, whole, split = collector.result()
+    count = meter.count + len(split.ids)
+    ignored = (start if where is None else int(np.count_nonzero(where))) - count
+    sample = sampler.sample if sampler else ShiftSample()
+    return ShardResult(meter, ignored, greedy, highest.tokens(text), whole, split, sample)
 
 
 def _score_block(
@@ -144,18 +208,40 @@ def _score_block(
         checks.check_normalized(scores.logsumexp, block.itemsize, shard_options.kind is not None)
     if kind != "logits" or is_soft:
         nll = _LOSSES[kind](block, targets, reduction="none", **options)
-        scores = dataclasses.replace(scores, nll=nll, kept=np.ones(nll.shape, np.bool_) if is_soft else scores.kept)
+        if is_soft:
+            scores = dataclasses.replace(scores, kept=np.ones(nll.shape, np.bool_) if where is None else where)
+        scores = dataclasses.replace(scores, nll=nll)
     return scores
 
 
 def _select(
-    where: Array | None, scores: TokenScores, ids: Array, text: Array | None
-) -> tuple[TokenScores, Array, Array | None]:
-    """Scores, class ids and text of the rows in the mask, of all without one."""
+    where: Array | None, scores: TokenScores, ids: Array, text: Array | None, positions: Array, numbers: Array
+) -> tuple[TokenScores, Array, Array | None, Array, Array]:
+    """What is known of the rows in the mask, of all without one."""
+    numbers = np.maximum(numbers, -1)
     if where is None:
-        return scores, ids, text
+        return scores, ids, text, positions, numbers
     selected = {name: column[where] for name, column in vars(scores).items() if column is not None}
-    return dataclasses.replace(scores, **selected), ids[where], None if text is None else text[where]
+    text = None if text is None else text[where]
+    return dataclasses.replace(scores, **selected), ids[where], text, positions[where], numbers[where]
+
+
+class _ShiftSampler:
+    """Compares the losses of the first rows with those that they have if each predicts the next row's target."""
+
+    def __init__(self, kind: str, options: Options) -> None:
+        self._kind, self._ignore_index = kind, options.ignore_index
+        self.sample = ShiftSample()
+
+    def update(self, block: Array, ids: Array, numbers: Array, scores: TokenScores) -> None:
+        """Take a block of rows, with the numbers of their sequences and their scores."""
+        left = _SHIFT_SAMPLE - self.sample.rows
+        if left <= 0 or len(block) < 2:
+            return
+        has_next = (numbers[1:] == numbers[:-1]) & scores.kept[:-1] & scores.kept[1:]
+        rows = np.flatnonzero(has_next)[:left]
+        losses = _LOSSES[self._kind](block[rows], ids[rows + 1], reduction="none", ignore_index=self._ignore_index)
+        self.sample += ShiftSample(len(rows), float(scores.nll[rows].sum()), float(losses.sum()))
 
 
 class _TopLosses:

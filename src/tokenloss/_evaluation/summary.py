@@ -1,47 +1,71 @@
-"""The summary of an evaluation: one meter of all shards, and the figures that the command prints."""
+"""The figures of an evaluation: one meter of all shards, and what the command prints."""
 
 from __future__ import annotations
 
 import codecs
 import math
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from tokenloss._errors import raise_error
+from tokenloss._evaluation.run import ShiftSample
+from tokenloss._evaluation.sequences import SequenceColumns, joined
 from tokenloss.meter import LossMeter
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from tokenloss._evaluation.plan import Options, Shard
     from tokenloss._evaluation.run import ShardResult
+    from tokenloss._types import Array
 
 _TEXT_BYTES = 1 << 20  # read at a time
 
 
-def merge_meters(results: Sequence[ShardResult], n_bytes: int, n_words: int) -> LossMeter:
-    """Meter of all shards, of a text of this length."""
+def merge_meters(results: Sequence[ShardResult], n_bytes: int, n_words: int) -> tuple[LossMeter, SequenceColumns]:
+    """Meter of all shards, of a text of this length; and the sequences that several shards hold a part of."""
     meter = LossMeter()
     meter.update([], n_bytes=n_bytes, n_words=n_words)
     for result in results:
         meter.merge(result.meter)
-    return meter
+    sequences = joined([result.split for result in results])
+    meter.update(sequences)
+    return meter, SequenceColumns.of(sequences)
 
 
-def text_length(path: str) -> tuple[int, int]:
+def _count_by_whitespace(text: str, continues: bool) -> int:
+    """Number of words that begin in a piece of a text; `continues` if a word goes on from the piece before."""
+    return len(text.split()) - (continues and not text[0].isspace())
+
+
+def _count_as_lm_eval(text: str, continues: bool) -> int:
+    """Number of runs of white space that begin in a piece: one less than the parts that `re.split` makes."""
+    return len(re.findall(r"\s+", text)) - (not continues and text[0].isspace())
+
+
+# how words are counted, and what is added for the whole text
+WORDS: dict[str, tuple[Callable[[str, bool], int], int]] = {
+    "whitespace": (_count_by_whitespace, 0),
+    "lm-eval": (_count_as_lm_eval, 1),
+}
+
+
+def text_length(path: str, words: str = "whitespace") -> tuple[int, int]:
     """Number of bytes and of words of a text."""
-    n_bytes = n_words = 0
+    count, n_words = WORDS[words]
+    n_bytes = 0
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
-    ends_inside_word = False
+    ends_inside_word = count is _count_as_lm_eval  # white space at the start of a text splits it, too
     with Path(path).open("rb") as file:  # may be a pipe, whose length is not known
         while True:
             data = file.read(_TEXT_BYTES)
             text = decoder.decode(data, final=not data)
             n_bytes += len(data)
             if text:
-                n_words += len(text.split()) - (ends_inside_word and not text[0].isspace())
+                n_words += count(text, ends_inside_word)
                 ends_inside_word = not text[-1].isspace()
             if not data:
                 break
@@ -50,36 +74,61 @@ def text_length(path: str) -> tuple[int, int]:
     return n_bytes, n_words
 
 
+def sequence_columns(results: Sequence[ShardResult], split: SequenceColumns) -> dict[str, Array]:
+    """A table of all sequences: `file` counts from 0, and is -1 of those that several files hold a part of."""
+    parts = [*(result.sequences for result in results), split]
+    files = np.repeat([*range(len(results)), -1], [len(part.ids) for part in parts])
+    columns = SequenceColumns.concatenated(parts)
+    loss = columns.nll / columns.tokens
+    with np.errstate(over="ignore"):
+        perplexity = np.exp(loss)
+    return {
+        "file": files, "sequence": columns.ids, "tokens": columns.tokens, "nll": columns.nll, "loss": loss,
+        "perplexity": perplexity, "is_greedy": columns.is_greedy,
+    }  # fmt: skip
+
+
 def summary(
-    shards: Sequence[Shard], results: Sequence[ShardResult], meter: LossMeter, options: Options
-) -> dict[str, Any]:
+    shards: Sequence[Shard], results: Sequence[ShardResult], meter: LossMeter, sequences: dict[str, Array],
+    options: Options,
+) -> dict[str, Any]:  # fmt: skip
     """Figures of all shards together, and of each."""
     rows = sum(shard.rows for shard in shards)
     pairs = list(zip(shards, results, strict=True))
     tokens = [(token, shard.path) for shard, part in pairs for token in part.highest_loss_tokens]
     tokens.sort(key=lambda token: -token[0].sort_key)
+    paths = [shard.path or None for shard in shards]
     return {
-        "files": [path for shard in shards for path in (shard.path, shard.targets) if path],
+        "files": [path for shard in shards for path in (shard.path, shard.targets, shard.segments) if path],
         "kind": shards[0].kind,
         "shape": shards[0].shape if len(shards) == 1 else (rows, shards[0].shape[-1]),
         "dtype": ", ".join(dict.fromkeys(shard.dtype for shard in shards)),
         "targets": ", ".join(dict.fromkeys(shard.target_type for shard in shards)),
         **_common_figures(results, meter),
-        "without_next": rows - sum(shard.scored_rows(options) for shard in shards),
+        "tokens_without_sequence": meter.count - int(sequences["tokens"].sum()),
+        "sequence_loss": meter.sequence_loss,
+        "sequence_loss_stderr": meter.sequence_loss_stderr,
+        "without_next": rows - sum(shard.scored_rows for shard in shards),
         "perplexity_interval": meter.perplexity_interval,
         "bits_per_token": meter.bits_per_token,
         "n_bytes": meter.n_bytes,
         "n_words": meter.n_words,
         "bits_per_byte": meter.bits_per_byte,
+        "bits_per_byte_stderr": meter.bits_per_byte_stderr,
         "word_perplexity": meter.word_perplexity,
+        "word_perplexity_interval": meter.word_perplexity_interval,
+        "fits_better_shifted": sum((part.shift_sample for part in results), ShiftSample()).fits_better_shifted,
         "highest_loss_tokens": [
-            {"file": path, "position": token.position, "target": token.target, "text": token.text}
+            {"file": path or None, "position": token.position, "target": token.target, "text": token.text}
             | {"loss": token.loss, "probability": _probability(token.loss)}
             for token, path in tokens[: options.top]
         ],
+        "highest_loss_sequences": _rows(sequences, _highest(sequences["loss"], options.top), paths),
         "shards": [
-            {"file": shard.path, "shape": shard.shape, **_common_figures([part], part.meter)} for shard, part in pairs
+            {"file": shard.path, "shape": shard.shape, **_common_figures([part], _meter_of(part))}
+            for shard, part in pairs
         ],
+        "sequences": _rows(sequences, np.arange(len(sequences["file"])), paths),
     }
 
 
@@ -87,12 +136,32 @@ def _common_figures(results: Sequence[ShardResult], meter: LossMeter) -> dict[st
     """Figures that a shard and the total both have."""
     return {
         "tokens": meter.count,
+        "n_sequences": meter.n_sequences,
         "ignored": sum(part.ignored for part in results),
         "loss": meter.loss,
         "stderr": meter.stderr,
+        "is_clustered": meter.is_clustered,
         "perplexity": meter.perplexity,
         "accuracy": sum(part.greedy for part in results) / meter.count if meter.count else math.nan,
     }
+
+
+def _meter_of(result: ShardResult) -> LossMeter:
+    """Meter of all tokens of a shard, sequences cut at its ends."""
+    return merge_meters([result], 0, 0)[0]
+
+
+def _highest(loss: Array, top: int) -> Array:
+    """The first numbers of the highest losses, nan above all."""
+    return np.argsort(-np.where(np.isnan(loss), np.inf, loss), kind="stable")[:top]
+
+
+def _rows(columns: dict[str, Array], rows: Array, paths: Sequence[str | None]) -> list[dict[str, Any]]:
+    """Some rows of the table of sequences, with the name of their file; None of those in several."""
+    names = [*paths, None]
+    lists = {name: column[rows].tolist() for name, column in columns.items()}
+    lists["file"] = [names[file] for file in lists["file"]]
+    return [dict(zip(lists, row, strict=True)) for row in zip(*lists.values(), strict=True)]
 
 
 def _probability(loss: float) -> float:

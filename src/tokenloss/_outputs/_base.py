@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -17,6 +17,17 @@ if TYPE_CHECKING:
     from tokenloss._types import Array
 
 
+class TokenBlock(NamedTuple):
+    """The next tokens of an evaluation, in the order of the text."""
+
+    scores: TokenScores
+    ids: Array  # the targets, or the likeliest classes of distributions
+    text: Array | None
+    file: int  # number of their file, from 0
+    positions: Array  # rows of that file
+    sequences: Array  # numbers of their sequences, -1 of none
+
+
 class Output:
     """One output of the command, made before any work.
 
@@ -24,24 +35,24 @@ class Output:
     it is printed. `__init__` raises ImportError or ValueError if the output cannot be made.
     """
 
-    option: ClassVar[str] = ""  # of the command line; without one, the output is made if no other prints
+    option: str = ""  # of the command line; without one, the output is made if no other prints
     help: ClassVar[str] = ""
     writes_file: ClassVar[bool] = True
-    needs_tokens: ClassVar[bool] = False  # each token, not the summary alone
-    top_k: ClassVar[int] = 0  # likeliest classes of each token
+    needs_tokens: bool = False  # each token, not the summary alone
+    top_k: int = 0  # likeliest classes of each token
 
     def __init__(self, path: Any) -> None:
         self.path = path
 
-    def open(self, batch: tuple[int, ...], rows: int, top_k: int) -> AbstractContextManager[object]:
-        """Prepare for `rows` tokens; `batch` is the shape of those of the first file."""
+    def open(self, batch: tuple[int, ...] | None, rows: int | None, top_k: int) -> AbstractContextManager[object]:
+        """Prepare for `rows` tokens; `batch` is the shape of those of the first file. None if not known."""
         return contextlib.nullcontext()
 
-    def add(self, scores: TokenScores, ids: Array, text: Array | None) -> None:
+    def add(self, block: TokenBlock) -> None:
         """Take the next tokens."""
 
     def finish(self, summary: dict[str, Any], result: Any) -> None:
-        """Write or print the output; the result is a `LossMeter` or a `Comparison`."""
+        """Write or print the output; the result is an `Evaluation` or a `Comparison`."""
 
 
 class TokenOutput(Output):
@@ -51,15 +62,18 @@ class TokenOutput(Output):
     columns: ClassVar[Sequence[str] | None] = None  # all without a list
     max_tokens: ClassVar[float] = math.inf
 
-    def open(self, batch: tuple[int, ...], rows: int, top_k: int) -> AbstractContextManager[object]:
+    def open(self, batch: tuple[int, ...] | None, rows: int | None, top_k: int) -> AbstractContextManager[object]:
         self._batch, self._seen = batch, 0
         self._parts: list[dict[str, Array]] = []
         # so that there are columns if no block comes
-        self.add(token_scores(np.empty((0, top_k)), np.empty(0, np.int64), top_k=top_k), np.empty(0, np.int64), None)
+        none = np.empty(0, np.int64)
+        self.add(TokenBlock(token_scores(np.empty((0, top_k)), none, top_k=top_k), none, None, 0, none, none))
         return contextlib.nullcontext()
 
-    def add(self, scores: TokenScores, ids: Array, text: Array | None) -> None:
-        columns = dict(vars(scores), ids=ids, text=np.full(len(ids), None) if text is None else text.astype(object))
+    def add(self, block: TokenBlock) -> None:
+        ids, text = block.ids, block.text
+        text = np.full(len(ids), None) if text is None else text.astype(object)
+        columns = dict(vars(block.scores), ids=ids, text=text)
         left = int(min(len(ids), max(0, self.max_tokens - self._seen)))
         self._seen += len(ids)
         if left or not self._parts:

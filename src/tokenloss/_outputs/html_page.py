@@ -20,7 +20,7 @@ class HtmlPage(TokenOutput):
 
     def finish(self, summary: dict[str, Any], result: Any) -> None:
         columns = self.collected()
-        if math.prod(self._batch) == len(columns["ids"]):
+        if self._batch is not None and math.prod(self._batch) == len(columns["ids"]):
             columns = {name: column.reshape(self._batch + column.shape[1:]) for name, column in columns.items()}
         ids, text = columns.pop("ids"), columns.pop("text")
         page.write_page(
@@ -29,6 +29,6 @@ class HtmlPage(TokenOutput):
             ids,
             tokens=text if any(word is not None for word in text.flat) else None,
             title=title(summary["files"]),
-            meter=result,
+            meter=result.meter,
             accuracy=summary["accuracy"],
         )

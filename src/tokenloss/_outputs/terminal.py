@@ -38,25 +38,45 @@ class ComparisonTables(Output):
 
 def summary_tables(summary: dict[str, Any]) -> list[Table]:
     """Tables of the figures, of the files and of the highest losses."""
-    low, high = summary["perplexity_interval"]
+    (low, high), words = summary["perplexity_interval"], summary["word_perplexity_interval"]
     not_scored = {"ignored": summary["ignored"], "without a next token": summary["without_next"]}
     rows = [
         ("tokens", f"{summary['tokens']:,}", ", ".join(f"{n:,} {why}" for why, n in not_scored.items() if n)),
-        ("loss", f"{summary['loss']:.6g}", f"± {summary['stderr']:.3g} nats"),
+        ("loss", f"{summary['loss']:.6g}", f"± {summary['stderr']:.3g} nats ({_basis(summary)})"),
         ("perplexity", f"{summary['perplexity']:.6g}", f"95 % interval {low:.5g} to {high:.5g}"),
         ("bits per token", f"{summary['bits_per_token']:.6g}", ""),
-        ("bits per byte", f"{summary['bits_per_byte']:.6g}", ""),
-        ("perplexity per word", f"{summary['word_perplexity']:.6g}", ""),
+        ("bits per byte", f"{summary['bits_per_byte']:.6g}", f"± {summary['bits_per_byte_stderr']:.3g}"),
+        ("perplexity per word", f"{summary['word_perplexity']:.6g}", "95 % interval {:.5g} to {:.5g}".format(*words)),
+        ("loss per sequence", f"{summary['sequence_loss']:.6g}", f"± {summary['sequence_loss_stderr']:.3g} nats"),
         ("greedy accuracy", f"{100 * summary['accuracy']:.2f} %", ""),
         ("time", f"{summary['seconds']:.3g} s", f"{summary['gb_per_second']:.3g} GB/s"),
     ]
-    known = {"bits per byte": summary["n_bytes"], "perplexity per word": summary["n_words"]}
+    known = {"bits per byte": summary["n_bytes"], "perplexity per word": summary["n_words"],
+             "loss per sequence": summary["n_sequences"] > 1}  # fmt: skip
     tables = [Table([row for row in rows if known.get(row[0], True)])]
     if 1 < len(summary["shards"]) <= _MAX_SHARDS:
         tables.append(_shard_table(summary["shards"]))
+    if summary["n_sequences"] > 1 and summary["highest_loss_sequences"]:
+        tables.append(_sequence_table(summary["highest_loss_sequences"], len(summary["shards"]) > 1))
     if summary["highest_loss_tokens"]:
         tables.append(_token_table(summary["highest_loss_tokens"], len(summary["shards"]) > 1))
     return tables
+
+
+def _basis(summary: dict[str, Any]) -> str:
+    """What the standard error takes as independent."""
+    if not summary["is_clustered"]:
+        return f"{summary['tokens']:,} tokens, taken as independent"
+    loose = summary["tokens_without_sequence"]
+    return f"{summary['n_sequences']:,} sequences" + (f" and {loose:,} tokens without one" if loose else "")
+
+
+def _sequence_table(sequences: list[dict[str, Any]], several: bool) -> Table:
+    """Table of sequences, with their file if there are several."""
+    formats = {"sequence": "{sequence}", "tokens": "{tokens:,}", "loss": "{loss:.4f}", "perplexity": "{perplexity:.6g}"}
+    if several:
+        formats = {"file": "{file}"} | formats
+    return _table("highest-loss sequences", formats, [row | {"file": row["file"] or "several"} for row in sequences])
 
 
 def _shard_table(shards: list[dict[str, Any]]) -> Table:

@@ -1,4 +1,4 @@
-"""The table with a row for each token: a .npy, .csv or .parquet file, written block by block."""
+"""The tables with a row for each token or each sequence: .npy, .csv or .parquet files, written block by block."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import csv
 import importlib
 import io
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -20,25 +20,27 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from typing import BinaryIO, TypeAlias
 
+    from tokenloss._outputs._base import TokenBlock
     from tokenloss._types import Array
-    from tokenloss.scores import TokenScores
 
     _Write: TypeAlias = Callable[[Array], object]
 
 # those of `TokenScores`; logsumexp is left out, since it is 0 for probabilities and their logarithms
 _OF_SCORES = {name: column.dtype for name, column in COLUMNS.items() if name != "logsumexp" and not column.is_top}
-_DTYPES = {"target": np.int64, "probability": np.float64, **_OF_SCORES}
+_PLACES = ("file", "sequence", "position")
+_DTYPES = {"target": np.int64, "probability": np.float64, **_OF_SCORES, **dict.fromkeys(_PLACES, np.int64)}
 # the order of these is fixed, for readers who go by position; others follow
 _FIRST = ("target", "kept", "nll", "probability", "rank", "argmax", "is_greedy", "entropy")
 _COLUMNS = np.dtype([(name, np.dtype(_DTYPES[name]).newbyteorder("<")) for name in dict.fromkeys((*_FIRST, *_DTYPES))])
+_SEQUENCE_COLUMNS = np.dtype(
+    [(name, "<i8") for name in ("file", "sequence", "tokens")]
+    + [(name, "<f8") for name in ("nll", "loss", "perplexity")]
+    + [("is_greedy", "?")]
+)
 
 
-class TokenTable(Output):
-    """A file with a row for each token; it takes its name when all is written."""
-
-    option = "--per-token"
-    help = "write a row for each token: a .npy, .csv or .parquet file"
-    needs_tokens = True
+class _TableFile(Output):
+    """A file with a table; it takes its name when all is written."""
 
     def __init__(self, path: str) -> None:
         self._suffix = Path(path).suffix.lower()
@@ -52,45 +54,86 @@ class TokenTable(Output):
         super().__init__(path)
 
     @contextlib.contextmanager
-    def open(self, batch: tuple[int, ...], rows: int, top_k: int) -> Iterator[None]:
-        with replacing(self.path) as file, _WRITERS[self._suffix](file, rows) as self._write:
+    def _writer(self, columns: np.dtype[Any], rows: int | None) -> Iterator[_Write]:
+        with replacing(self.path) as file, _WRITERS[self._suffix](file, columns, rows) as write:
+            yield write
+
+
+class TokenTable(_TableFile):
+    """A file with a row for each token."""
+
+    option = "--per-token"
+    help = "write a row for each token: a .npy, .csv or .parquet file"
+    needs_tokens = True
+
+    @contextlib.contextmanager
+    def open(self, batch: tuple[int, ...] | None, rows: int | None, top_k: int) -> Iterator[None]:
+        with self._writer(_COLUMNS, rows) as self._write:
             yield
 
-    def add(self, scores: TokenScores, ids: Array, text: Array | None) -> None:
-        table = np.zeros(len(ids), _COLUMNS)
+    def add(self, block: TokenBlock) -> None:
+        table = np.zeros(len(block.ids), _COLUMNS)
         for name in _OF_SCORES:
-            table[name] = getattr(scores, name)
-        table["target"] = ids
+            table[name] = getattr(block.scores, name)
+        table["target"] = block.ids
         with np.errstate(over="ignore"):
-            table["probability"] = np.where(scores.kept, np.exp(-scores.nll), 0)
+            table["probability"] = np.where(block.scores.kept, np.exp(-block.scores.nll), 0)
+        table["file"], table["sequence"], table["position"] = block.file, block.sequences, block.positions
         self._write(table)
 
 
+class SequenceTable(_TableFile):
+    """A file with a row for each sequence."""
+
+    option = "--per-sequence"
+    help = "write a row for each sequence: a .npy, .csv or .parquet file"
+
+    def finish(self, summary: dict[str, Any], result: Any) -> None:
+        table = np.zeros(len(result.sequences["file"]), _SEQUENCE_COLUMNS)
+        for name in _SEQUENCE_COLUMNS.names or ():
+            table[name] = result.sequences[name]
+        with self._writer(_SEQUENCE_COLUMNS, len(table)) as write:
+            write(table)
+
+
 @contextlib.contextmanager
-def _npy(file: BinaryIO, rows: int) -> Iterator[_Write]:
+def _npy(file: BinaryIO, columns: np.dtype[Any], rows: int | None) -> Iterator[_Write]:
     """Write a structured array."""
-    descr = np.lib.format.dtype_to_descr(_COLUMNS)
-    np.lib.format.write_array_header_1_0(file, {"descr": descr, "fortran_order": False, "shape": (rows,)})
-    yield lambda table: file.write(table.tobytes())
+    written = 0
+
+    def header(rows: int) -> None:
+        descr = np.lib.format.dtype_to_descr(columns)
+        np.lib.format.write_array_header_1_0(file, {"descr": descr, "fortran_order": False, "shape": (rows,)})
+
+    def write(table: Array) -> None:
+        nonlocal written
+        file.write(table.tobytes())
+        written += len(table)
+
+    header(rows or 0)
+    yield write
+    if written != (rows or 0):
+        file.seek(0)
+        header(written)  # NumPy leaves room for a number of any length
 
 
 @contextlib.contextmanager
-def _csv(file: BinaryIO, rows: int) -> Iterator[_Write]:
+def _csv(file: BinaryIO, columns: np.dtype[Any], rows: int | None) -> Iterator[_Write]:
     """Write text; numbers keep all their digits."""
     text = io.TextIOWrapper(file, "utf-8", newline="")
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(_COLUMNS.names or ())
+    writer.writerow(columns.names or ())
     yield lambda table: writer.writerows(table.tolist())
     text.detach()
 
 
 @contextlib.contextmanager
-def _parquet(file: BinaryIO, rows: int) -> Iterator[_Write]:
+def _parquet(file: BinaryIO, columns: np.dtype[Any], rows: int | None) -> Iterator[_Write]:
     """Write columns with pyarrow."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    schema = pa.schema([(name, pa.from_numpy_dtype(_COLUMNS[name])) for name in _COLUMNS.names or ()])
+    schema = pa.schema([(name, pa.from_numpy_dtype(columns[name])) for name in columns.names or ()])
     with pq.ParquetWriter(file, schema) as writer:
         yield lambda table: writer.write_table(pa.table({name: table[name] for name in schema.names}, schema))
 

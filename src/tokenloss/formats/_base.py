@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from tokenloss._types import Array
 
 KINDS = ("logits", "log_probs", "probs")  # of scores
+SEQUENCES = ("segment_ids", "cu_seqlens")  # arrays that say which rows make a sequence
+PARTS = ("targets", "tokens", *SEQUENCES)  # arrays that may come with scores
 
 _MAPPED_BYTES = 32 << 20  # of an array in Fortran order, mapped at a time
 _MIN_COLUMNS = 256  # mapped at a time: of long columns only the pages of the wanted rows are read
@@ -53,6 +55,8 @@ class ScoresFile:
         Their text, of shape (...).
     is_shifted : bool
         Whether targets are known to be the tokens that the rows predict, not those at their positions.
+    segment_ids, cu_seqlens : array of integers or None
+        The number of each row's sequence, of shape (...); or the bounds of sequences, of rows in C order.
 
     Examples
     --------
@@ -75,6 +79,8 @@ class ScoresFile:
     tokens: Array | None
     _read: Callable[[int], Iterator[Array]]
     is_shifted: bool = False
+    segment_ids: Array | None = None
+    cu_seqlens: Array | None = None
 
     def __post_init__(self) -> None:
         """Refuse arrays that cannot be scores."""
@@ -271,7 +277,7 @@ def bfloat16(path: str) -> np.dtype[Any]:
 def choose_scores(path: str, names: Collection[str], array: str | None, kind: str | None) -> tuple[str, str]:
     """Name and kind of the array of scores, among the names that a file holds."""
     kinds = KINDS if kind is None else (kind,)
-    if array in ("targets", "tokens"):
+    if array in PARTS:
         raise_error("option", name="array", got=array, fits="the name of scores")
     if array is not None:
         kinds = (array,)
@@ -290,16 +296,18 @@ def reject_array_name(path: str, array: str | None) -> None:
 
 
 def check_shape(scores: ScoresFile, part: str, shape: tuple[int, ...]) -> None:
-    """Refuse targets or tokens of another number than the scores, before memory of their size is used.
+    """Refuse a part of another shape than the scores allow for, before memory of its size is used.
 
-    The shape of class ids is checked where they are used.
+    The shape of class ids and the bounds of sequences are checked where they are used.
     """
     batch = scores.shape[:-1]
-    if part == "tokens":
-        fits, is_fit = f"{batch}", shape == batch
-    else:
+    if part == "cu_seqlens":
+        fits, is_fit = "(G + 1,) for G sequences", len(shape) == 1
+    elif part == "targets":
         fits = f"{batch} (class ids) or {scores.shape} (distributions)"
         is_fit = shape == scores.shape or math.prod(shape) == scores.rows
+    else:
+        fits, is_fit = f"{batch}", shape == batch
     if not is_fit:
         got, fits = f"{part} has shape {shape}", f"have shape {fits}, to fit {scores.kind}"
         raise_error("content", path=scores.path, got=got, fits=fits)

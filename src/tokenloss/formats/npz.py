@@ -7,13 +7,14 @@ import math
 import struct
 import zipfile
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, NamedTuple
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from tokenloss._errors import raise_error
 from tokenloss.formats import npy
 from tokenloss.formats._base import (
+    PARTS,
     ArrayLocation,
     ScoresFile,
     check_expansion,
@@ -104,37 +105,34 @@ def _decompress(stream: IO[bytes], n_bytes: int) -> npt.NDArray[np.uint8]:
 
 
 def open_scores(path: str, array: str | None, kind: str | None) -> ScoresFile:
-    """Open a .npz file of scores, perhaps with their targets and the tokens' text."""
+    """Open a .npz file of scores, perhaps with their targets, the tokens' text and which rows make a sequence."""
     with open_regular(path) as file:
         with library_errors(path):
             archive = zipfile.ZipFile(file)
         infos = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
         names = [info.filename.removesuffix(".npy") for info in archive.infolist()]
         name, kind = choose_scores(path, infos, array, kind)
-        for part in (name, "targets", "tokens"):
+        for part in (name, *PARTS):
             if names.count(part) > 1:
                 raise_error("content", path=path, got=f"holds {part} twice", fits="hold each array once")
-        scores, targets, tokens = (
-            _member(path, file, archive, part, infos[part]) if part in infos else None
-            for part in (name, "targets", "tokens")
-        )
-    assert scores is not None
+        scores = _member(path, file, archive, name, infos[name])
+        parts = {part: _member(path, file, archive, part, infos[part]) for part in PARTS if part in infos}
     shape = scores.place.shape
     if scores.place.order == "F" and not scores.is_stored and len(shape) > 1:
         raise_error(
             "content", path=f"{path}: {name}", got="is compressed in Fortran order",
             fits="be in C order, or not compressed",
         )  # fmt: skip
-    if tokens is not None and tokens.place.dtype.kind != "U":
-        raise_error("content", path=path, got=f"tokens has dtype {tokens.place.dtype}", fits="be text")
+    if "tokens" in parts and parts["tokens"].place.dtype.kind != "U":
+        raise_error("content", path=path, got=f"tokens has dtype {parts['tokens'].place.dtype}", fits="be text")
     opened_scores = ScoresFile(path, kind, shape, scores.place.dtype, None, None, scores.blocks)
     scores.check_size(opened_scores.row_bytes)
-    for member in filter(None, (targets, tokens)):
-        check_shape(opened_scores, member.name, member.place.shape)
-    text = tokens and tokens.load()
-    if text is not None:
-        check_text(path, text)
-    return dataclasses.replace(opened_scores, targets=targets and targets.load(), tokens=text)
+    for part, member in parts.items():
+        check_shape(opened_scores, part, member.place.shape)
+    arrays: dict[str, Any] = {part: member.load() for part, member in parts.items()}
+    if "tokens" in arrays:
+        check_text(path, arrays["tokens"])
+    return dataclasses.replace(opened_scores, **arrays)
 
 
 def _member(path: str, file: BinaryIO, archive: zipfile.ZipFile, name: str, info: zipfile.ZipInfo) -> _Member:

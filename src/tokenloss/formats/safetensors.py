@@ -15,6 +15,7 @@ import numpy as np
 from tokenloss._dtypes import FLOATS
 from tokenloss._errors import raise_error
 from tokenloss.formats._base import (
+    PARTS,
     ArrayLocation,
     ScoresFile,
     Stamp,
@@ -48,7 +49,7 @@ class _Entry(NamedTuple):
 
 
 def open_scores(path: str, array: str | None, kind: str | None) -> ScoresFile:
-    """Open a .safetensors file of scores, perhaps with targets."""
+    """Open a .safetensors file of scores, perhaps with targets and which rows make a sequence."""
     with open_regular(path) as file:
         found = stamp(file)
         longest = min(found.size - _LENGTH, _MAX_HEADER_BYTES)
@@ -68,11 +69,12 @@ def open_scores(path: str, array: str | None, kind: str | None) -> ScoresFile:
     name, kind = choose_scores(path, entries, array, kind)
     scores = _place(path, name, entries[name], start, found)
     opened_scores = ScoresFile(path, kind, scores.shape, scores.dtype, None, None, scores.blocks)
-    if "targets" not in entries:
-        return opened_scores
-    check_shape(opened_scores, "targets", entries["targets"].shape)
-    targets = _place(path, "targets", entries["targets"], start, found).map()
-    return dataclasses.replace(opened_scores, targets=targets)
+    parts: dict[str, Any] = {}
+    for part in PARTS:
+        if part in entries and part != "tokens":  # the format has no text
+            check_shape(opened_scores, part, entries[part].shape)
+            parts[part] = _place(path, part, entries[part], start, found).map()
+    return dataclasses.replace(opened_scores, **parts)
 
 
 def _refuse_header(path: str, got: str, fits: str) -> NoReturn:

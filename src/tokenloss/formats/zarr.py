@@ -18,6 +18,7 @@ from tokenloss._iteration import iter_row_blocks
 from tokenloss.formats._base import (
     KINDS,
     MEMORY_LIMIT,
+    PARTS,
     ScoresFile,
     check_expansion,
     check_shape,
@@ -45,7 +46,7 @@ def is_store(names: Collection[str]) -> bool:
 
 
 def open_scores(path: str, array: str | None, kind: str | None) -> ScoresFile:
-    """Open a Zarr array of scores, or a group of it and perhaps targets and the tokens' text."""
+    """Open a Zarr array of scores, or a group of it and perhaps targets, the tokens' text, and sequences."""
     try:
         import zarr
     except ImportError:
@@ -62,7 +63,7 @@ def open_scores(path: str, array: str | None, kind: str | None) -> ScoresFile:
         root: Any = zarr.open(store, mode="r")
         held: dict[str, Any] = {}
         if isinstance(root, zarr.Group):
-            held = {name: root[name] for name in (array, *KINDS, "targets", "tokens") if name and name in root}
+            held = {name: root[name] for name in (array, *KINDS, *PARTS) if name and name in root}
             held = {name: member for name, member in held.items() if isinstance(member, zarr.Array)}
     if isinstance(root, zarr.Array):
         reject_array_name(path, array)
@@ -71,9 +72,7 @@ def open_scores(path: str, array: str | None, kind: str | None) -> ScoresFile:
         name, kind = choose_scores(path, held, array, kind)
         scores = held[name]
 
-    def load(part: str) -> Array | None:
-        if part not in held:
-            return None
+    def load(part: str) -> Any:
         with guard.reading(part):
             return np.asarray(held[part][...])
 
@@ -88,15 +87,17 @@ def open_scores(path: str, array: str | None, kind: str | None) -> ScoresFile:
 
     _check(path, name, scores, guard, whole=False)
     opened_scores = ScoresFile(path, kind, scores.shape, scores.dtype, None, None, blocks)
-    for part in {"targets", "tokens"} & held.keys():
+    found = [part for part in PARTS if part in held]
+    for part in found:
         check_shape(opened_scores, part, held[part].shape)
         _check(path, part, held[part], guard, whole=True)
-    tokens = load("tokens")
+    parts = {part: load(part) for part in found}
+    tokens = parts.get("tokens")
     if tokens is not None and tokens.dtype.kind not in "UT":
         raise_error("content", path=path, got=f"tokens has dtype {tokens.dtype}", fits="be text")
     if tokens is not None and tokens.dtype.kind == "U":
         check_text(path, tokens)
-    return dataclasses.replace(opened_scores, targets=load("targets"), tokens=tokens)
+    return dataclasses.replace(opened_scores, **parts)
 
 
 class _ReadGuard:

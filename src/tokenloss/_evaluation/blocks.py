@@ -1,0 +1,155 @@
+"""The evaluation of blocks that are in memory, as an engine's loop makes them."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from tokenloss import _workers
+from tokenloss._dtypes import as_array, as_float_array, bfloat16_to_float32, dtype_name
+from tokenloss._errors import raise_error
+from tokenloss._evaluation import run
+from tokenloss._evaluation.files import token_sink
+from tokenloss._evaluation.plan import (
+    OpenShard,
+    Shard,
+    check_shiftable,
+    check_stored_targets,
+    shifted,
+    with_file_names,
+)
+from tokenloss._evaluation.run import ShardResult
+from tokenloss._evaluation.sequences import RowSequences, SequenceColumns
+from tokenloss._evaluation.summary import merge_meters, sequence_columns, summary
+from tokenloss._validation import check_mask
+from tokenloss.evaluation import Evaluation
+from tokenloss.formats._base import ScoresFile, rows_at
+from tokenloss.meter import LossMeter
+from tokenloss.sequences import check_segment_ids
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+
+    from tokenloss._evaluation.files import Settings
+    from tokenloss._evaluation.plan import Options
+    from tokenloss._outputs._base import Output
+    from tokenloss._types import Array
+
+
+def evaluate_blocks(
+    blocks: Iterable[Any], options: Options, settings: Settings, outputs: Sequence[Output]
+) -> Evaluation:
+    """Score all tokens of blocks, one after the other."""
+    workers = settings.workers or _workers.default_workers()
+    shard, total, n_read, top_k = None, _EMPTY, 0, 0
+    with contextlib.ExitStack() as stack:
+        start = time.perf_counter()
+        for number, block in enumerate(blocks):
+            opened, part = _open_block(f"block {number}", block, options, total)
+            if shard is None:
+                top_k = min(max((output.top_k for output in outputs), default=0), part.shape[-1])
+                for output in outputs:
+                    stack.enter_context(output.open(None, None, top_k))
+            else:
+                _check_alike(shard, part)
+            result = run.score_rows(part, opened, options, workers, token_sink(outputs, 0, total.rows), top_k)
+            total = total.plus(result, part, options.top)
+            n_read += part.n_bytes
+            shard = part._replace(shape=(total.rows, part.shape[-1]), batch=(total.scored_rows,))
+        if shard is None:
+            raise_error("option", name="source", got="empty", fits="paths or blocks")
+        results = [total.result]
+        meter, split = merge_meters(results, settings.n_bytes, 0)
+        sequences = sequence_columns(results, split)
+        seconds = time.perf_counter() - start
+        figures = summary([shard], results, meter, sequences, options)
+        figures |= {"files": [], "shards": [], "words": None, "seconds": seconds, "bytes": n_read}
+        figures["gb_per_second"] = n_read / seconds / 1e9 if seconds else math.nan
+        evaluation = Evaluation(meter, sequences, figures)
+        for output in outputs:
+            output.finish(figures, evaluation)
+    return evaluation
+
+
+class _Total(NamedTuple):
+    """What was found in all blocks so far, as if they were one shard."""
+
+    rows: int
+    scored_rows: int
+    numbered: int  # rows of (N, T, V), each of which is a sequence
+    has_ids: bool | None  # None before the first block
+    result: ShardResult
+
+    def plus(self, new: ShardResult, part: Shard, top: int) -> _Total:
+        """The same with one more block."""
+        old = self.result
+        tokens = [token._replace(position=token.position + self.rows) for token in new.highest_loss_tokens]
+        tokens = sorted([*old.highest_loss_tokens, *tokens], key=lambda token: -token.sort_key)[:top]
+        has_ids = part.split is None
+        result = ShardResult(
+            old.meter + new.meter, old.ignored + new.ignored, old.greedy + new.greedy, tokens,
+            SequenceColumns.concatenated([old.sequences, new.sequences]),
+            SequenceColumns.concatenated([old.split, new.split]), old.shift_sample + new.shift_sample,
+        )  # fmt: skip
+        numbered = math.prod(part.shape[:-2]) if len(part.shape) > 2 and not has_ids else 0
+        return _Total(
+            self.rows + part.rows, self.scored_rows + part.scored_rows, self.numbered + numbered, has_ids, result
+        )
+
+
+_EMPTY = _Total(0, 0, 0, None, ShardResult(LossMeter(), 0, 0, []))
+
+
+def _open_block(name: str, block: Any, options: Options, before: _Total) -> tuple[OpenShard, Shard]:
+    """A block as a shard that is open: logits, targets, perhaps a mask and the numbers of sequences."""
+    if not isinstance(block, tuple | list) or not 2 <= len(block) <= 4:
+        got = type(block).__name__ + (f" of {len(block)}" if isinstance(block, tuple | list) else "")
+        raise_error("type", name=name, got=got, fits="(logits, targets[, where[, segment_ids]])")
+    with with_file_names(name):
+        logits, targets, where, segment_ids = (*block, None, None)[:4]
+        scores = _floats(*as_float_array("logits", logits))
+        file = ScoresFile(name, options.kind or "logits", scores.shape, scores.dtype, None, None, _reader(scores))
+        targets = _floats(*as_array("targets", targets))
+        mask = None if where is None else check_mask(where, scores.shape[:-1])
+        ids = None if segment_ids is None else check_segment_ids(segment_ids, scores.shape[:-1]).reshape(-1)
+        if before.has_ids not in (None, ids is not None):
+            raise_error("option", name="segment_ids", got=None if ids is None else "given", fits="as in earlier blocks")
+        sequences = RowSequences(scores.shape, ids, first=before.numbered)
+        has_next = None
+        if options.shift:
+            check_shiftable(file, targets, None)
+            targets, has_next = shifted(targets)
+            if sequences.are_given:
+                has_next = has_next & ~sequences.ends(file.rows).reshape(has_next.shape)
+            mask = None if mask is None else mask & np.roll(mask, -1, -1)
+        counted = mask if has_next is None else has_next if mask is None else mask & has_next
+        check_stored_targets(scores.shape, file.kind, targets, options.ignore_index, bool(options.shift), counted)
+    scored = file.rows if has_next is None else int(np.count_nonzero(has_next))
+    shard = Shard(
+        "", file.kind, file.shape, file.dtype.name, file.row_bytes, batch=(scored,),
+        split=() if ids is None else None,
+        target_type="distributions" if targets.ndim == scores.ndim else "class ids",
+    )  # fmt: skip
+    return OpenShard(file, targets, has_next, None, sequences, mask), shard
+
+
+def _floats(array: Array, code: int | None) -> Array:
+    """The array, with bfloat16 as float32, which holds the same numbers."""
+    return bfloat16_to_float32(array) if dtype_name(code, array) == "bfloat16" else array
+
+
+def _reader(scores: Array) -> Callable[[int], Iterator[Array]]:
+    """Function that reads rows of scores in memory."""
+    rows = scores.size // (scores.shape[-1] or 1) if scores.shape[-1:] != (0,) else math.prod(scores.shape[:-1])
+    return lambda most: (rows_at(scores, start, min(start + most, rows)) for start in range(0, rows, most))
+
+
+def _check_alike(first: Shard, part: Shard) -> None:
+    """Refuse a block of another number of classes, or of targets of another type."""
+    if part.shape[-1] != first.shape[-1]:
+        fits = f"(..., {first.shape[-1]}), as those of earlier blocks"
+        raise_error("shape", name="logits", got=part.shape, fits=fits)

@@ -1,0 +1,164 @@
+"""The evaluation of files: shards are scored here or on a cluster, and outputs are given their tokens."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import glob
+import math
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from tokenloss import _workers
+from tokenloss._errors import raise_error
+from tokenloss._evaluation import run
+from tokenloss._evaluation.checkpoint import Checkpoint
+from tokenloss._evaluation.plan import by_number, check_different, plan
+from tokenloss._evaluation.summary import merge_meters, sequence_columns, summary, text_length
+from tokenloss._files import check_outputs, identity, write_errors
+from tokenloss._outputs._base import TokenBlock
+from tokenloss._terminal import Progress
+from tokenloss.evaluation import Evaluation
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from tokenloss._evaluation.plan import Options, Shard
+    from tokenloss._evaluation.run import ShardResult
+    from tokenloss._outputs._base import Output
+
+
+class Inputs(NamedTuple):
+    """Files that are read, patterns resolved."""
+
+    scores: list[str]
+    targets: list[str]
+    segment_ids: list[str]
+    text: str | None = None
+
+    def by_identity(self) -> dict[object, str]:
+        """Each file by what identifies it; a file that is given twice is refused."""
+        paths = [*self.scores, *self.targets, *self.segment_ids, *filter(None, [self.text])]
+        check_different(paths)
+        return {identity(path): path for path in paths}
+
+
+def resolved(patterns: Sequence[str]) -> list[str]:
+    """Paths that match patterns; those of a pattern are in the order of their numbers."""
+    paths = []
+    for pattern in patterns:
+        matches = [pattern]
+        if glob.has_magic(pattern) and not Path(pattern).exists():
+            matches = sorted(glob.glob(pattern, recursive=True), key=by_number)
+        if not matches:
+            raise ValueError(f"{pattern}: matches no file")
+        paths += matches
+    return paths
+
+
+class Settings(NamedTuple):
+    """What does not change the result of a shard."""
+
+    n_bytes: int = 0
+    words: str = "whitespace"
+    state: str | None = None
+    scheduler: str | None = None
+    workers: int | None = None
+    progress: bool = False
+
+
+def evaluate_files(inputs: Inputs, options: Options, settings: Settings, outputs: Sequence[Output]) -> Evaluation:
+    """Score all tokens of files; outputs are opened before, and finished in order."""
+    named = [(output.option, output.path) for output in outputs if output.path is not None]
+    check_outputs(named + [("--state", path) for path in [settings.state] if path], inputs.by_identity())
+    shards = plan(inputs.scores, inputs.targets, options, inputs.segment_ids)
+    n_bytes, n_words = settings.n_bytes, 0
+    if inputs.text is not None:
+        n_bytes, n_words = text_length(inputs.text, settings.words)
+    top_k = min(max((output.top_k for output in outputs), default=0), shards[0].shape[-1])
+    with contextlib.ExitStack() as stack:
+        for output in outputs:
+            stack.enter_context(output.open(shards[0].batch, sum(shard.scored_rows for shard in shards), top_k))
+        start = time.perf_counter()
+        results, n_read = _score_shards(shards, options, settings, outputs, top_k)
+        seconds = time.perf_counter() - start
+        meter, split = merge_meters(results, n_bytes, n_words)
+        sequences = sequence_columns(results, split)
+        figures = summary(shards, results, meter, sequences, options)
+        figures |= {"words": settings.words if n_words else None, "seconds": seconds, "bytes": n_read}
+        figures["gb_per_second"] = n_read / seconds / 1e9 if seconds else math.nan
+        evaluation = Evaluation(meter, sequences, figures)
+        for output in outputs:
+            output.finish(figures, evaluation)
+    return evaluation
+
+
+def _score_shards(
+    shards: list[Shard], options: Options, settings: Settings, outputs: Sequence[Output], top_k: int
+) -> tuple[list[ShardResult], int]:
+    """Result of each shard, and the number of bytes that were read for those without a result in the checkpoint."""
+    with write_errors(settings.state) if settings.state else contextlib.nullcontext():
+        checkpoint = Checkpoint(settings.state, options, shards)
+    left = [number for number in range(len(shards)) if number not in checkpoint.results]
+    chosen = [shards[number] for number in left]
+    total = sum(shard.n_bytes for shard in chosen)
+    with Progress(total if settings.progress else None) as progress:
+        if settings.scheduler:
+            results = _score_on_cluster(chosen, options, settings, settings.scheduler)
+        else:
+            results = _score_locally(chosen, options, settings, outputs, top_k, progress.advance)
+        for i, result in results:
+            with write_errors(settings.state) if settings.state else contextlib.nullcontext():
+                checkpoint.add(left[i], result)
+            if settings.scheduler:
+                progress.advance(chosen[i].n_bytes)
+    n_read = sum(checkpoint.results[number].n_tokens * shards[number].row_bytes for number in left)
+    return [checkpoint.results[number] for number in range(len(shards))], n_read
+
+
+def token_sink(outputs: Sequence[Output], file: int, first_row: int = 0) -> Callable[..., None] | None:
+    """Function that gives each block of a file's tokens to the outputs that need them; None if none does."""
+    outputs = [output for output in outputs if output.needs_tokens]
+
+    def sink(scores: Any, ids: Any, text: Any, positions: Any, sequences: Any) -> None:
+        for output in outputs:
+            output.add(TokenBlock(scores, ids, text, file, positions + first_row, sequences))
+
+    return sink if outputs else None
+
+
+def _score_locally(
+    shards: list[Shard],
+    options: Options,
+    settings: Settings,
+    outputs: Sequence[Output],
+    top_k: int,
+    advance: Callable[[int], None],
+) -> Iterator[tuple[int, ShardResult]]:
+    """Score shards one by one."""
+    workers = settings.workers or _workers.default_workers()
+    for number, shard in enumerate(shards):
+        yield number, run.score_shard(shard, options, workers, token_sink(outputs, number), top_k, advance)
+
+
+def _score_on_cluster(
+    shards: list[Shard], options: Options, settings: Settings, scheduler: str
+) -> Iterator[tuple[int, ShardResult]]:
+    """Score shards on a cluster."""
+    from tokenloss.dask import map_shards
+
+    function = functools.partial(run.score_shard, options=options, workers=settings.workers or 1)
+    try:
+        yield from map_shards(function, [shard.with_absolute_paths() for shard in shards], scheduler)
+    except Exception as error:  # whatever a worker met with
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise ValueError(f"{scheduler}: {reason}") from error
+
+
+def check_needs(outputs: Sequence[Output], state: str | None, scheduler: str | None, prefix: str = "") -> None:
+    """Refuse outputs of every token where only sums are kept."""
+    for option, value, words in ("state", state, "stores only sums"), ("scheduler", scheduler, "returns only sums"):
+        for output in outputs:
+            if value and output.needs_tokens:
+                raise_error("needs tokens", name=output.option, got=f"{prefix}{option} {words}")

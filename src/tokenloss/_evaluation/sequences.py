@@ -1,0 +1,181 @@
+"""Which rows of a file make a sequence, and the sums over each sequence while rows are scored."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from tokenloss._errors import raise_error
+from tokenloss.formats._base import SEQUENCES, check_map
+from tokenloss.meter import LossMeter
+from tokenloss.sequences import SequenceLosses, check_offsets, check_segment_ids, sums_by_segment
+
+if TYPE_CHECKING:
+    from tokenloss._types import Array, BoolArray, Float64Array, IntArray
+    from tokenloss.formats._base import ScoresFile
+    from tokenloss.scores import TokenScores
+
+_MAX_PENDING = 1 << 20  # tokens that are kept until their sequence ends
+
+
+class RowSequences:
+    """The sequence of each row of a file: rows of the last batch axis of (N, T, V), or what the file says."""
+
+    def __init__(
+        self, shape: tuple[int, ...], ids: Array | None = None, offsets: Array | None = None, first: int = 0
+    ) -> None:
+        self._length = shape[-2] if len(shape) > 2 else 0
+        self._ids, self._offsets, self._first = ids, offsets, first  # `first` is the number of the first sequence
+
+    @property
+    def are_given(self) -> bool:
+        """Whether the file, or one beside it, says which rows make a sequence."""
+        return self._ids is not None or self._offsets is not None
+
+    @property
+    def exist(self) -> bool:
+        """Whether any row may be part of a sequence."""
+        return self.are_given or self._length > 0
+
+    @property
+    def are_in_order(self) -> bool:
+        """Whether the rows of a sequence follow each other."""
+        return self._ids is None
+
+    def numbers(self, start: int, stop: int) -> IntArray:
+        """The number of the sequence of each of these rows, negative of none."""
+        rows = np.arange(start, stop)
+        if self._ids is not None:
+            check_map(self._ids)
+            numbers: IntArray = self._ids[start:stop].astype(np.int64)
+            return numbers
+        if self._offsets is not None:
+            return np.searchsorted(self._offsets, rows, "right") - 1
+        return self._first + rows // self._length if self._length else np.full(len(rows), -1)
+
+    def ends(self, rows: int) -> BoolArray:
+        """Mask of the rows, of so many, whose sequence does not go on with the next row."""
+        numbers = self.numbers(0, rows)
+        ends = np.ones(rows, np.bool_)
+        ends[:-1] = (numbers[1:] != numbers[:-1]) | (numbers[1:] < 0)
+        return ends
+
+
+def row_sequences(file: ScoresFile, segments: Array | None, path: str | None) -> RowSequences:
+    """The sequences of a file, or of the numbers that another file holds for its rows."""
+    ids, offsets = (file.segment_ids, file.cu_seqlens) if segments is None else (segments, None)
+    if ids is not None and offsets is not None:
+        raise_error("content", path=file.path, got=f"holds {' and '.join(SEQUENCES)}", fits="hold one of them")
+    place = path or file.path
+    try:
+        if offsets is not None:
+            return RowSequences(file.shape, None, check_offsets(offsets, file.rows))
+        if ids is not None:
+            shape = file.shape[:-1] if ids.shape == file.shape[:-1] else (file.rows,)
+            if ids.shape != shape:
+                raise_error("shape", name="segment_ids", got=ids.shape, fits=f"{file.shape[:-1]}, to fit {file.kind}")
+            return RowSequences(file.shape, check_segment_ids(ids, shape).reshape(-1))
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{place}: {error}") from error
+    return RowSequences(file.shape)
+
+
+class SequenceColumns(NamedTuple):
+    """Sequences: their number, tokens, sum of losses, and whether each token is the likeliest class."""
+
+    ids: IntArray
+    tokens: IntArray
+    nll: Float64Array
+    is_greedy: BoolArray
+
+    @classmethod
+    def concatenated(cls, parts: list[SequenceColumns]) -> SequenceColumns:
+        """All of several parts."""
+        columns: Any = zip(NO_SEQUENCES, *parts, strict=True)
+        return cls(*map(np.concatenate, columns))
+
+    @classmethod
+    def of(cls, sequences: SequenceLosses) -> SequenceColumns:
+        """Columns of sums over sequences."""
+        assert sequences.is_greedy is not None
+        return cls(sequences.ids, sequences.count, sequences.nll, sequences.is_greedy)
+
+    def select(self, rows: BoolArray) -> SequenceColumns:
+        """Those of a mask."""
+        return SequenceColumns(self.ids[rows], self.tokens[rows], self.nll[rows], self.is_greedy[rows])
+
+    def to_json(self) -> dict[str, Any]:
+        """The columns, as JSON can hold them."""
+        columns: dict[str, Any] = {name: column.tolist() for name, column in self._asdict().items()}
+        return columns | {"nll": list(map(repr, columns["nll"]))}
+
+    @classmethod
+    def from_json(cls, state: Any) -> SequenceColumns:
+        """Inverse of `to_json`."""
+        columns: list[Any] = [
+            np.array([float(x) for x in state[name]] if name == "nll" else state[name], column.dtype)
+            for name, column in NO_SEQUENCES._asdict().items()
+        ]
+        if len({column.shape for column in columns}) > 1 or columns[0].ndim != 1:
+            raise ValueError("columns differ in length")
+        return cls(*columns)
+
+
+NO_SEQUENCES = SequenceColumns(
+    np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float64), np.empty(0, np.bool_)
+)
+
+
+class SequenceCollector:
+    """Adds up losses by sequence while the rows of a shard are scored.
+
+    A token outside of any sequence goes to the meter by itself. Sequences that other shards hold a part of are left as
+    tokens, for the sums to be exact.
+    """
+
+    def __init__(self, sequences: RowSequences, split: tuple[int, ...] | None) -> None:
+        self.meter = LossMeter()
+        self._sequences, self._split = sequences, split
+        self._whole: list[SequenceColumns] = []
+        self._pending: list[SequenceColumns] = []  # of each token
+        self._n_pending = 0
+
+    def update(self, scores: TokenScores, numbers: IntArray) -> None:
+        """Take the next rows, and the numbers of their sequences."""
+        is_part = scores.kept & (numbers >= 0)
+        self.meter.update(scores.nll, where=scores.kept & ~is_part)
+        if is_part.any():
+            ids = numbers[is_part]
+            self._pending.append(
+                SequenceColumns(ids, np.ones_like(ids), scores.nll[is_part], scores.is_greedy[is_part])
+            )
+            self._n_pending += len(ids)
+        if self._n_pending > _MAX_PENDING and self._sequences.are_in_order:
+            self._end_sequences(up_to=int(numbers[-1]))
+
+    def _end_sequences(self, up_to: float = math.inf) -> SequenceColumns:
+        """Add up the sequences before this one; return the tokens of those that other shards hold a part of."""
+        tokens = SequenceColumns.concatenated(self._pending)
+        is_later = tokens.ids >= up_to
+        is_split = np.full(len(tokens.ids), True) if self._split is None else np.isin(tokens.ids, self._split)
+        whole = tokens.select(~is_later & ~is_split)
+        if len(whole.ids):
+            losses = sums_by_segment(whole.nll, whole.is_greedy, whole.ids)
+            self.meter.update(losses)
+            self._whole.append(SequenceColumns.of(losses))
+        self._pending = [tokens.select(is_later)]
+        self._n_pending = len(self._pending[0].ids)
+        return tokens.select(is_split)
+
+    def result(self) -> tuple[LossMeter, SequenceColumns, SequenceColumns]:
+        """Meter of all but the split sequences; the whole sequences; and the tokens of the split ones."""
+        split = self._end_sequences()
+        return self.meter, SequenceColumns.concatenated(self._whole), split
+
+
+def joined(parts: list[SequenceColumns]) -> SequenceLosses:
+    """Sums over sequences whose tokens are in several shards."""
+    tokens = SequenceColumns.concatenated(parts)
+    return sums_by_segment(tokens.nll, tokens.is_greedy, tokens.ids)

@@ -1,0 +1,267 @@
+"""Evaluations of files, or of blocks as an engine's loop makes them: what `tokenloss score` does, for Python."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import warnings
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from tokenloss._errors import raise_error
+from tokenloss._json import as_strict_json
+from tokenloss._validation import check_integer
+from tokenloss._workers import check_workers
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from typing import Literal, TypeAlias
+
+    from tokenloss._types import Array, ArrayLike
+    from tokenloss.meter import LossMeter
+    from tokenloss.sinks import Sink
+
+    _Path: TypeAlias = str | os.PathLike[str]
+    _Block: TypeAlias = tuple[ArrayLike, ...]
+
+
+class ShiftWarning(UserWarning):
+    """Warns that targets seem to be a causal model's own input, which should have been shifted.
+
+    Examples
+    --------
+    >>> import warnings
+    >>> from tokenloss import ShiftWarning
+    >>> warnings.simplefilter("error", ShiftWarning)  # rather an error than a wrong perplexity
+    """
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Evaluation:
+    """Result of `evaluate`.
+
+    Attributes
+    ----------
+    meter : LossMeter
+        Exact sums over all tokens: loss, standard error, perplexity and the like.
+    sequences : dict of 1-D arrays
+        A table of the sequences, by column: `file` (number of the file, from 0; -1 where several hold a part),
+        `sequence`, `tokens`, `nll`, `loss`, `perplexity` and `is_greedy`.
+    figures : dict
+        All that ``tokenloss score --json`` prints: figures of all tokens, of each file and of each sequence, and the
+        tokens and sequences of the highest losses.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from tokenloss import evaluate
+    >>> logits = np.zeros((2, 3, 8), np.float32)  # two sequences of three tokens
+    >>> evaluation = evaluate([(logits, np.ones((2, 3), int))])
+    >>> evaluation
+    Evaluation(tokens=6, sequences=2, loss=2.079, stderr=0, perplexity=8, accuracy=0)
+    >>> evaluation.sequences["tokens"]
+    array([3, 3])
+    """
+
+    meter: LossMeter
+    sequences: dict[str, Array]
+    figures: dict[str, Any]
+
+    @property
+    def accuracy(self) -> float:
+        """The fraction of the tokens that are the most likely class; nan if there are none."""
+        accuracy: float = self.figures["accuracy"]
+        return accuracy
+
+    def as_dict(self) -> dict[str, Any]:
+        """The figures, as JSON can hold them.
+
+        Returns
+        -------
+        dict
+            Numbers that JSON does not have, nan and the infinities, are None.
+
+        Examples
+        --------
+        >>> from tokenloss import evaluate
+        >>> evaluate([([[0.0, 0.0]], [0])]).as_dict()["stderr"] is None  # of a single token
+        True
+        """
+        figures: dict[str, Any] = as_strict_json(self.figures)
+        return figures
+
+    def __repr__(self) -> str:
+        """Show the main figures."""
+        meter = self.meter
+        return (
+            f"Evaluation(tokens={meter.count}, sequences={meter.n_sequences}, loss={meter.loss:.4g}, "
+            f"stderr={meter.stderr:.3g}, perplexity={meter.perplexity:.4g}, accuracy={self.accuracy:.4g})"
+        )
+
+
+def evaluate(
+    source: _Path | Iterable[_Path] | Iterable[_Block],
+    targets: _Path | Sequence[_Path] = (),
+    *,
+    segment_ids: _Path | Sequence[_Path] = (),
+    array: str | None = None,
+    kind: Literal["logits", "log_probs", "probs"] | None = None,
+    shift: bool | None = None,
+    ignore_index: int | None = -100,
+    n_bytes: int = 0,
+    text: _Path | None = None,
+    words: Literal["whitespace", "lm-eval"] = "whitespace",
+    top: int = 5,
+    sinks: Sequence[Sink] = (),
+    state: _Path | None = None,
+    scheduler: str | None = None,
+    progress: bool = False,
+    workers: int | None = None,
+) -> Evaluation:
+    """Score all tokens of files, or of blocks in memory: loss, standard error, perplexity, accuracy.
+
+    This is the command ``tokenloss score``. Nothing is loaded whole, so files may be larger than memory.
+
+    Parameters
+    ----------
+    source : path, paths, or iterable of blocks
+        Files of scores as `tokenloss.formats.open_scores` reads them, shards of one text; or patterns of their names.
+        Or blocks ``(logits, targets)``, ``(logits, targets, where)`` or ``(logits, targets, where, segment_ids)`` as an
+        engine's loop makes them, with arrays or tensors as in `cross_entropy`. Each row of scores of shape (N, T, V) is
+        a sequence, and tokens of shape (N, V) are taken as independent, unless `segment_ids` or `cu_seqlens` say
+        otherwise: arrays of these names in a file, or the last part of a block, whose numbers are those of all blocks.
+    targets : path or paths, optional
+        A .npy file of targets for each file of scores, or one for all; by default, the files hold them.
+    segment_ids : path or paths, optional
+        A .npy file of the numbers of the tokens' sequences for each file of scores, or one for all, where a sequence
+        may go on in the next file.
+    array : str, optional
+        Name of the array of scores, if it is not the name of a kind.
+    kind : {"logits", "log_probs", "probs"}, optional
+        Kind of the scores; by default the name of their array, or logits.
+    shift : bool, optional
+        Whether targets are the input ids of a causal model, of which row j predicts id j + 1 of its sequence. By
+        default they are not, but a `ShiftWarning` tells where they seem to be.
+    ignore_index : int or None, default -100
+        Target value that marks tokens to ignore, such as padding.
+    n_bytes : int, default 0
+        Length of the text, for bits per byte.
+    text : path, optional
+        A file of the text, for bits per byte and perplexity per word.
+    words : {"whitespace", "lm-eval"}, default "whitespace"
+        How its words are counted: those between white space, or as lm-evaluation-harness does, by `re.split` at white
+        space, which counts a blank at the end as a word, too.
+    top : int, default 5
+        Number of the tokens and of the sequences with the highest losses to list.
+    sinks : sequence of Sink, optional
+        Files to write, such as ``TokenTable("tokens.parquet")``; see `tokenloss.sinks`.
+    state : path, optional
+        Checkpoint: the result of each file is saved here, and a later call resumes from it.
+    scheduler : str, optional
+        Address of a Dask scheduler, on whose workers the files are scored.
+    progress : bool, default False
+        Whether to draw the progress over files on stderr, if that is a terminal.
+    workers : int, optional
+        Number of threads, as in `cross_entropy`. No bit of the result depends on it.
+
+    Returns
+    -------
+    Evaluation
+        Exact figures, which do not depend on the sizes of blocks or shards, on padding or on order.
+
+    Raises
+    ------
+    IndexError, TypeError, ValueError
+        If an argument, a file or a block is invalid; the message names it, what came and what fits. Files are checked
+        before any score is read, and no file is written then.
+    OSError
+        If a file cannot be read or written.
+    ImportError
+        If a format or a sink needs a package that is not installed.
+
+    Warns
+    -----
+    ShiftWarning
+        If targets were not shifted, and a sample of rows gives more than four times the probability to the next target.
+
+    See Also
+    --------
+    sequence_losses : Sums over sequences, from losses.
+    tokenloss.dask.score : The same of Dask arrays.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from tokenloss import evaluate
+    >>> rng = np.random.default_rng(0)
+    >>> def engine():  # logits (texts, tokens, vocabulary), ids, mask
+    ...     for length in (7, 9):
+    ...         ids = rng.integers(50, size=(4, length))
+    ...         yield rng.standard_normal((4, length, 50)), ids, np.ones((4, length), bool)
+    >>> evaluate(engine(), shift=True)
+    Evaluation(tokens=56, sequences=8, loss=4.401, stderr=0.111, perplexity=81.52, accuracy=0.03571)
+    """
+    from tokenloss._evaluation.blocks import evaluate_blocks
+    from tokenloss._evaluation.files import Inputs, Settings, check_needs, evaluate_files, resolved
+    from tokenloss._evaluation.plan import Options
+    from tokenloss._evaluation.summary import WORDS
+
+    fits = "an integer of at least 0"
+    n_bytes, top = (check_integer(name, value, fits, least=0) for name, value in (("n_bytes", n_bytes), ("top", top)))
+    if words not in WORDS:
+        raise_error("option", name="words", got=words, fits=" or ".join(map(repr, WORDS)))
+    options = Options(array, kind, ignore_index, shift, top)
+    state, text = (None if path is None else os.fspath(path) for path in (state, text))
+    settings = Settings(n_bytes, words, state, scheduler, check_workers(workers), progress)
+    check_needs(sinks, state, scheduler)
+    first, items = _first_of(source)
+    if isinstance(first, str | os.PathLike):
+        if text is not None and n_bytes:
+            raise_error("together", name="text", got="n_bytes")
+        files = {"source": items, "targets": targets, "segment_ids": segment_ids}
+        scores, ids, segments = (resolved(_paths(name, value)) for name, value in files.items())
+        inputs = Inputs(scores, ids, segments, text)
+        evaluation = evaluate_files(inputs, options, settings, sinks)
+    else:
+        given = {"targets": targets, "segment_ids": segment_ids, "array": array, "text": text, "state": state,
+                 "scheduler": scheduler}  # fmt: skip
+        for name, value in given.items():
+            if value:
+                raise_error("option", name=name, got=value, fits="left out where the source is blocks, not paths")
+        evaluation = evaluate_blocks(items, options, settings, sinks)
+    if evaluation.figures["fits_better_shifted"]:
+        warnings.warn(SHIFT_ADVICE, ShiftWarning, stacklevel=2)
+    return evaluation
+
+
+SHIFT_ADVICE = (
+    "the targets fit far better one row earlier: they seem to be the input ids of a causal model; shift them (--shift, "
+    "shift=True), or say that they are right (--no-shift, shift=False)"
+)
+
+
+def _first_of(source: Any) -> tuple[Any, Iterable[Any]]:
+    """The first item of a source, and all of its items."""
+    if isinstance(source, str | os.PathLike):
+        return source, [source]
+    if hasattr(source, "__array__") or hasattr(source, "__dlpack__"):
+        raise_error(
+            "type", name="source", got=type(source).__name__, fits="paths, or blocks such as [(logits, targets)]"
+        )
+    try:
+        items = iter(source)
+    except TypeError:
+        raise_error("type", name="source", got=type(source).__name__, fits="paths or blocks")
+    first = next(items, None)
+    if first is None:
+        raise_error("option", name="source", got="empty", fits="paths or blocks")
+    return first, itertools.chain([first], items)
+
+
+def _paths(name: str, value: Any) -> list[str]:
+    """Paths as text; one may stand alone."""
+    paths = [value] if isinstance(value, str | os.PathLike) else list(value)
+    for path in paths:
+        if not isinstance(path, str | os.PathLike):
+            raise_error("type", name=name, got=type(path).__name__, fits="paths")
+    return [os.fspath(path) for path in paths]
