@@ -265,6 +265,7 @@ def _segments(segment_ids: IntArray) -> _Layout:
     start = np.empty(0, np.int64)
     while (runs := _core.starts_of_runs(numbers, start)) > start.size:
         start = np.empty(runs, np.int64)
+    start = start[:runs]  # fewer if the numbers changed meanwhile
     stop = np.append(start[1:], numbers.size)[: start.size]
     order = np.argsort(numbers[start], kind="stable")
     order = order[np.searchsorted(numbers[start], 0, sorter=order) :]  # negative numbers are of no sequence
