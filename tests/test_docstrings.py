@@ -15,24 +15,34 @@ SCORES = {
 }
 # by parameter, groups of functions that share a paragraph of their own, since the meaning differs from that elsewhere
 VARIANTS = {
+    "array": [{"evaluation.evaluate"}],
     "axis": [{"_softmax.logsumexp"}],
     "cu_seqlens": [{"comparison.compare"}],
     "definitions": [{"comparison.compare"}],
     "ignore_index": [  # with class ids alone
         {"comparison.ComparisonMeter", "comparison.compare", "linear.linear_token_scores", "scores.token_scores"},
+        {"evaluation.evaluate"},
     ],
-    "logits": [{"dask.cross_entropy", "dask.score"}, {"formats.llama_cpp.write"}],
-    "nll": [{"meter.LossMeter.update"}],
+    "kind": [{"evaluation.evaluate"}],
+    "logits": [{"dask.cross_entropy", "dask.score"}, {"sequences.next_token"}, {"formats.llama_cpp.write"}],
+    "n_bytes": [{"evaluation.evaluate"}, {"meter.LossMeter.update"}],
+    "n_words": [{"meter.LossMeter.update"}],
+    "nll": [{"meter.LossMeter.update"}, {"sequences.sequence_losses"}],
     "out": [{"losses.cross_entropy_and_grad"}, {"_softmax.logsumexp"}],
     "path": [{"formats.open_scores"}, {"plots.check"}],
     "reduction": [{"divergence.kl_divergence"}],
-    "segment_ids": [{"comparison.ComparisonMeter.update", "comparison.compare"}],
+    "scheduler": [{"dask.map_shards"}],
+    "segment_ids": [{"evaluation.evaluate"}, {"comparison.ComparisonMeter.update", "comparison.compare"}],
+    "sample_weight": [{"meter.LossMeter.update"}, {"sequences.sequence_losses"}],
     "targets": [
         {"comparison.ComparisonMeter.update", "comparison.compare", "scores.token_scores"},
         {"linear.linear_cross_entropy"}, {"linear.linear_token_scores"}, {"page.write_page"},
+        {"evaluation.evaluate"},
     ],
     "tokens": [{"formats.llama_cpp.write"}],
-    "where": [{"meter.LossMeter.update"}, {"plots.draw_divergences"}, {"plots.draw_losses"}],
+    "where": [
+        {"meter.LossMeter.update", "sequences.sequence_losses"}, {"plots.draw_divergences"}, {"plots.draw_losses"},
+    ],
     "workers": [{"losses.cross_entropy"}, {"dask.cross_entropy", "dask.score"}],
 }  # fmt: skip
 

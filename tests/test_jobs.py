@@ -57,4 +57,4 @@ def test_inputs_are_made_once():
     with pytest.raises(ValueError, match="scores do not change"):
         LOGITS.__init__("logits", np.ones((2, 3)), 3, 1, (2, 3))
     with pytest.raises(ValueError, match="positions do not change"):
-        CLASS_IDS.__init__((2,), 3, "targets", None, 0, -1, None, None, None, 0)
+        CLASS_IDS.__init__((2,), 3, "targets", None, 0, -1, None, None, None, 0, None)

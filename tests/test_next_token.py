@@ -132,7 +132,8 @@ LOGITS, IDS = np.zeros((2, 5, 3)), np.zeros((2, 5), int)
         ((LOGITS, IDS, np.ones((2, 4), int)), ValueError, ["attention_mask", (2, 4), (2, 5)]),
         ((LOGITS, IDS, np.ones(5, bool)), ValueError, ["attention_mask", (5,), (2, 5)]),
         ((np.zeros(5), np.zeros(5, int)), ValueError, ["logits", (5,)]),
-        ((1.0, 1), ValueError, ["logits"]),
+        ((1.0, 1), TypeError, ["logits", "float"]),
+        ((LOGITS, 1), TypeError, ["ids", "int"]),
     ],
     ids=str,
 )

@@ -53,9 +53,9 @@ def assert_same(function, *arguments, **options):
 
 
 def small_nll(scores, targets, loss="nll_loss", epsilon=0.5, reduction="mean", **options):
-    others = {"axis": -1, "weight": None, "ignore_index": -100, "where": None, "workers": None} | options
-    names = ("axis", "weight", "ignore_index", "where")
-    some = [others[name] for name in names]
+    defaults = {"axis": -1, "weight": None, "ignore_index": -100, "where": None, "sample_weight": None}
+    others = defaults | {"workers": None} | options
+    some = [others[name] for name in defaults]
     return _core.small_nll(scores, targets, loss == "cross_entropy_loss", epsilon, *some, reduction, others["workers"])
 
 
@@ -65,7 +65,7 @@ def small_nll(scores, targets, loss="nll_loss", epsilon=0.5, reduction="mean", *
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 def test_plain_small_arrays_take_the_short_way(reduction):
     logits = np.zeros((2, 3), np.float32)
-    defaults = -1, None, -100, None, 0.0, 0.0, 1.0, None, reduction, None
+    defaults = -1, None, -100, None, None, 0.0, 0.0, 1.0, None, reduction, None
     for targets in (np.zeros(2, int), np.full((2, 3), 0.5), np.eye(3, dtype=bool)[:2]):
         assert small_nll(logits, targets, reduction=reduction) is not None
         assert _core.small_cross_entropy(logits, targets, *defaults) is not None
@@ -82,6 +82,7 @@ def test_everything_else_takes_the_long_way():
         {"ignore_index": None},
         {"ignore_index": -100.0},
         {"where": np.True_},
+        {"sample_weight": 1.0},
         {"workers": 1},
         {"epsilon": 0.6},
         {"epsilon": np.float32(0.1)},

@@ -9,7 +9,7 @@ from tokenloss.linear import linear_cross_entropy, linear_token_scores
 from tokenloss.losses import cross_entropy, cross_entropy_and_grad, cross_entropy_loss, nll_loss
 from tokenloss.meter import LossMeter
 from tokenloss.scores import TokenScores, token_scores
-from tokenloss.sequences import SequenceLosses, sequence_losses
+from tokenloss.sequences import SequenceLosses, next_token, sequence_losses
 
 __version__ = "0.1.0.dev0"
 
@@ -31,6 +31,7 @@ __all__ = [
     "linear_token_scores",
     "log_softmax",
     "logsumexp",
+    "next_token",
     "nll_loss",
     "sequence_losses",
     "show_config",

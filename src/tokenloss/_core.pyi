@@ -42,6 +42,7 @@ class Positions:
     targets: npt.NDArray[Any]
     where: npt.NDArray[np.bool_] | None
     weight: npt.NDArray[Any] | None
+    sample_weight: npt.NDArray[np.float64] | None
     batch: tuple[int, ...]
     rows: int
     classes: int
@@ -59,6 +60,7 @@ class Positions:
         where: npt.NDArray[np.bool_] | None,
         weight: npt.NDArray[Any] | None,
         weight_dtype: int,
+        sample_weight: npt.NDArray[np.float64] | None,
     ) -> None: ...
     def find_bad_target(self) -> int: ...
     def find_bad_distribution(self) -> int: ...
@@ -245,6 +247,7 @@ def small_nll(
     weight: object,
     ignore_index: object,
     where: object,
+    sample_weight: object,
     reduction: object,
     workers: object,
 ) -> float | npt.NDArray[np.float64] | None: ...
@@ -255,6 +258,7 @@ def small_cross_entropy(
     weight: object,
     ignore_index: object,
     where: object,
+    sample_weight: object,
     label_smoothing: object,
     z_loss: object,
     logit_scale: object,

@@ -236,7 +236,7 @@ cdef class RowJob(Job):
     cdef readonly Scores scores
     cdef readonly Positions positions
     cdef double logit_scale, softcap
-    cdef bint weighs_class_ids
+    cdef bint weighs_class_ids, weighs_rows  # if any, a mean divides by these weights
     cdef readonly bint of_probabilities  # not of log-probabilities or logits
     cdef readonly bint refuses_bad_targets  # so that class ids need not be checked before
     cdef double *numbers  # one for each row, 0 where masked; NULL if only their sum is wanted
@@ -251,7 +251,7 @@ cdef class RowJob(Job):
         self.scores, self.positions, self.rows = scores, positions, scores.rows
         if numbers is not None:
             self.set_numbers(numbers)
-        self.weighs_class_ids = positions.weighs_class_ids()
+        self.weighs_class_ids, self.weighs_rows = positions.weighs_class_ids(), positions.weighs_rows()
         self.logit_scale = 1
         return 0
 
@@ -334,18 +334,23 @@ cdef class RowJob(Job):
         return False
 
     cdef inline void add(self, int64_t row, int64_t target, double number, Totals *totals) noexcept nogil:
-        """Adds the number of an unmasked row to the sums, and writes it where each is wanted."""
-        if self.weighs_class_ids:
-            tl_superacc_add(&totals.weights, self.positions.class_weight(target))
+        """Adds the number of an unmasked row, times its weight, to the sums, and writes it where each is wanted."""
+        if self.weighs_class_ids or self.weighs_rows:
+            tl_superacc_add(&totals.weights, self.positions.divisor_of(row, target))
+            number *= self.positions.sample_weight_of(row)
         tl_superacc_add(&totals.losses, number)
         totals.unmasked += 1
         if self.numbers != NULL:
             self.numbers[row] = number
 
-    cdef void add_many(self, int64_t start, const int *rows, const double *numbers, const double *weights, int count,
+    cdef void add_many(self, int64_t start, const int *rows, double *numbers, const double *weights, int count,
                        Totals *totals) noexcept nogil:
         """As `add`, of several rows, which are counted from `start`; the class weights are NULL if there are none."""
+        cdef double divisors[MAX_DISTRIBUTION_ROWS]
         cdef int i
+        if self.weighs_rows and count > 0:
+            self.weigh(start, rows, numbers, weights, count, divisors)
+            weights = divisors
         tl_superacc_add_many(backend, &totals.losses, numbers, count)
         if weights != NULL:
             tl_superacc_add_many(backend, &totals.weights, weights, count)
@@ -353,6 +358,18 @@ cdef class RowJob(Job):
         if self.numbers != NULL:
             for i in range(count):
                 self.numbers[start + rows[i]] = numbers[i]
+
+    cdef void weigh(self, int64_t start, const int *rows, double *numbers, const double *weights, int count,
+                    double *divisors) noexcept nogil:
+        """Multiplies numbers by the weights of their rows; finds what they add to the divisor of the mean."""
+        cdef const char *found[MAX_DISTRIBUTION_ROWS]
+        cdef double sample_weight
+        cdef int i
+        find_addresses(&self.positions.sample_weight_view, start, rows[count - 1] + 1, found)
+        for i in range(count):
+            sample_weight = tl_load(found[rows[i]], TL_FLOAT64)
+            numbers[i] *= sample_weight
+            divisors[i] = sample_weight if weights == NULL else weights[i] * sample_weight
 
     cdef int load_targets(self, int64_t start, int count, int64_t *targets, Totals *totals) noexcept nogil:
         """Class ids as `Positions.load_targets` finds them; those that are no classes are refused, and MASKED."""
@@ -376,7 +393,7 @@ cdef class RowJob(Job):
     cdef void add_totals(self, Totals *totals) noexcept:
         self.totals.unmasked += totals.unmasked
         tl_superacc_merge(&self.totals.losses, &totals.losses)
-        if self.weighs_class_ids:
+        if self.weighs_class_ids or self.weighs_rows:
             tl_superacc_merge(&self.totals.weights, &totals.weights)
         if totals.refusal != 0 and (self.totals.refusal == 0 or totals.bad_row < self.totals.bad_row):
             self.totals.refusal, self.totals.bad_row = totals.refusal, totals.bad_row
@@ -387,7 +404,7 @@ cdef class RowJob(Job):
         return self.totals.refusal, self.totals.bad_row, self.totals.bad_class, self.totals.bad_score
 
     def reduced(self, bint mean):
-        """The sum of the numbers, or their mean: over the weights of class ids if they have some; nan over nothing."""
+        """The sum of the numbers, or their mean: over the weights of class ids and rows if any; nan over nothing."""
         return self.sum_or_mean(mean)
 
     cdef double sum_or_mean(self, bint mean) noexcept:
@@ -399,7 +416,7 @@ cdef class RowJob(Job):
         total = tl_superacc_round(losses)
         if mean:
             divisor = <double> self.totals.unmasked
-            if self.weighs_class_ids:
+            if self.weighs_class_ids or self.weighs_rows:
                 divisor = tl_superacc_round(&self.totals.weights)
         if mean and total - total != 0 and losses.special == 0:  # a mean may fit where its sum does not
             total = tl_superacc_round_scaled(losses, -64) / divisor * 18446744073709551616.0

@@ -65,7 +65,8 @@ cdef Positions small_positions(Scores scores, targets, ignore_index):
         return None
     positions = Positions.__new__(Positions)
     positions.set_up(scores.batch, scores.classes, None, targets, TL_UINT8 if dtype == TL_DTYPES else dtype,
-                     -1 if by_class else scores.axis, -100 if by_class and dtype < TL_UINT8 else None, None, None, 0)
+                     -1 if by_class else scores.axis, -100 if by_class and dtype < TL_UINT8 else None, None, None, 0,
+                     None)
     for row in range(positions.rows if by_class else 0):
         target = positions.target_of(row)
         if not positions.is_class(target) and positions.is_unmasked(row, target):
@@ -97,11 +98,12 @@ cdef object small_result(RowJob job, reduction):
 
 
 @cython.binding(False)
-def small_nll(scores, targets, bint is_probability, epsilon, axis, weight, ignore_index, where, reduction, workers):
+def small_nll(scores, targets, bint is_probability, epsilon, axis, weight, ignore_index, where, sample_weight,
+              reduction, workers):
     """What `cross_entropy_loss` or `nll_loss` returns, or None."""
     cdef Scores some
     cdef Positions positions
-    if weight is not None or where is not None or workers is not None:
+    if weight is not None or where is not None or sample_weight is not None or workers is not None:
         return None
     if type(epsilon) is not float or not 0 < <double> epsilon <= 0.5:
         return None
@@ -114,12 +116,14 @@ def small_nll(scores, targets, bint is_probability, epsilon, axis, weight, ignor
 
 
 @cython.binding(False)
-def small_cross_entropy(logits, targets, axis, weight, ignore_index, where, label_smoothing, z_loss, logit_scale,
-                        softcap, reduction, workers):
+def small_cross_entropy(logits, targets, axis, weight, ignore_index, where, sample_weight, label_smoothing, z_loss,
+                        logit_scale, softcap, reduction, workers):
     """What `cross_entropy` returns, or None."""
     cdef Scores some
     cdef Positions positions
-    if weight is not None or where is not None or softcap is not None or workers is not None:
+    if weight is not None or where is not None or sample_weight is not None or softcap is not None:
+        return None
+    if workers is not None:
         return None
     if not (is_float(label_smoothing, 0) and is_float(z_loss, 0) and is_float(logit_scale, 1)):
         return None
@@ -146,5 +150,5 @@ def small_logsumexp(logits, axis, out, workers):
     if some is None:
         return None
     positions = Positions.__new__(Positions)
-    positions.set_up(some.batch, some.classes, None, None, 0, -1, None, None, None, 0)
+    positions.set_up(some.batch, some.classes, None, None, 0, -1, None, None, None, 0, None)
     return small_result(LogSumExp(some, positions, None), NONE)

@@ -153,10 +153,11 @@ cdef int64_t MASKED = INT64_MIN  # TL_MASKED of the kernels
 
 @cython.final
 cdef class Positions:
-    """Validated targets, mask and class weights of a batch: which rows count, and for what."""
+    """Validated targets, mask and weights of a batch: which rows count, for what, and how much."""
 
-    cdef View targets_view, where_view, weight_view
-    cdef readonly object name, targets, where, weight  # None where not given; the name is that of the targets
+    cdef View targets_view, where_view, weight_view, sample_weight_view
+    # None where not given; the name is that of the targets
+    cdef readonly object name, targets, where, weight, sample_weight
     cdef readonly tuple batch
     cdef readonly int64_t rows, classes
     cdef readonly bint by_class  # class ids, not distributions
@@ -165,16 +166,20 @@ cdef class Positions:
     cdef int64_t ignored
 
     def __init__(self, tuple batch, int64_t classes, name, targets, int dtype, int axis, ignored, where, weight,
-                 int weight_dtype):
-        self.set_up(batch, classes, name, targets, dtype, axis, ignored, where, weight, weight_dtype)
+                 int weight_dtype, sample_weight):
+        self.set_up(batch, classes, name, targets, dtype, axis, ignored, where, weight, weight_dtype, sample_weight)
 
     cdef int set_up(self, tuple batch, int64_t classes, name, targets, int dtype, int axis, ignored, where, weight,
-                    int weight_dtype) except -1:
-        """Set all fields, once; distributions have their classes along `axis`, which is -1 for class ids."""
+                    int weight_dtype, sample_weight) except -1:
+        """Set all fields, once; distributions have their classes along `axis`, which is -1 for class ids.
+
+        `where` masks the rows whose sample weight is 0.
+        """
         if self.batch is not None:
             raise ValueError("positions do not change")
         self.batch, self.classes = batch, classes
-        self.name, self.targets, self.where, self.weight = name, targets, where, weight
+        self.name, self.targets, self.where, self.weight, self.sample_weight = (
+            name, targets, where, weight, sample_weight)
         self.rows = number_of(batch)
         if targets is not None:
             open_view(&self.targets_view, targets, dtype, axis, False)
@@ -186,6 +191,8 @@ cdef class Positions:
             open_view(&self.where_view, where, TL_UINT8, -1, False)
         if weight is not None:
             open_view(&self.weight_view, weight, weight_dtype, -1, False)
+        if sample_weight is not None:
+            open_view(&self.sample_weight_view, sample_weight, TL_FLOAT64, -1, False)
         self.is_checked = not self.by_class and not self.is_integer
         return 0
 
@@ -193,6 +200,7 @@ cdef class Positions:
         PyBuffer_Release(&self.targets_view.buffer)
         PyBuffer_Release(&self.where_view.buffer)
         PyBuffer_Release(&self.weight_view.buffer)
+        PyBuffer_Release(&self.sample_weight_view.buffer)
 
     cdef inline int64_t target_of(self, int64_t row) noexcept nogil:
         """The class id of a row, -1 of a distribution."""
@@ -234,6 +242,16 @@ cdef class Positions:
 
     cdef inline double class_weight(self, int64_t k) noexcept nogil:
         return tl_load(address_of(&self.weight_view, k), self.weight_view.dtype) if is_given(&self.weight_view) else 1
+
+    cdef inline bint weighs_rows(self) noexcept nogil:
+        return is_given(&self.sample_weight_view)
+
+    cdef inline double sample_weight_of(self, int64_t row) noexcept nogil:
+        return tl_load(address_of(&self.sample_weight_view, row), TL_FLOAT64) if self.weighs_rows() else 1
+
+    cdef inline double divisor_of(self, int64_t row, int64_t target) noexcept nogil:
+        """What an unmasked row adds to the divisor of the mean."""
+        return (self.class_weight(target) if self.by_class else 1) * self.sample_weight_of(row)
 
     cdef tl_soft_target soft_target(self, int64_t row, double label_smoothing) noexcept nogil:
         """The distribution of a row and the mass that smoothing adds; of class ids, that alone."""
@@ -289,7 +307,7 @@ cdef class Positions:
         return (<DistributionCheck> DistributionCheck(self)).find()
 
     cdef int64_t count(self, tl_superacc *weights) except -1:
-        """The number of unmasked rows; adds the class weights of their class ids to a sum, unless that is NULL."""
+        """The number of unmasked rows; adds their weights to a sum, unless that is NULL."""
         cdef int64_t row = 0, target, stop, unmasked = 0
         cdef tl_fp_state environment
         while row < self.rows:
@@ -301,7 +319,7 @@ cdef class Positions:
                     if self.is_unmasked(row, target):
                         unmasked += 1
                         if weights != NULL and self.is_class(target):
-                            tl_superacc_add(weights, self.class_weight(target))
+                            tl_superacc_add(weights, self.divisor_of(row, target))
                 tl_fp_leave(&environment)
             row = stop
             PyErr_CheckSignals()
@@ -311,15 +329,15 @@ cdef class Positions:
         """The number of unmasked rows."""
         return self.count(NULL)
 
-    cdef double mean_factor(self) except? -1:
-        """1 over the divisor of the mean loss: the weights of class ids, or the number of unmasked rows."""
+    cdef double mean_divisor(self) except? -1:
+        """The divisor of the mean loss: the weights of class ids and rows, or the number of unmasked rows."""
         cdef tl_superacc weights
         cdef tl_fp_state environment
-        cdef bint weighs = self.weighs_class_ids()
-        cdef double factor
+        cdef bint weighs = self.weighs_class_ids() or self.weighs_rows()
+        cdef double divisor
         memset(&weights, 0, sizeof(weights))
         unmasked = self.count(&weights if weighs else NULL)
         tl_fp_enter(&environment)
-        factor = 1 / (tl_superacc_round(&weights) if weighs else <double> unmasked)
+        divisor = tl_superacc_round(&weights) if weighs else <double> unmasked
         tl_fp_leave(&environment)
-        return factor
+        return divisor

@@ -196,7 +196,8 @@ cdef class CrossEntropy(LogSumExpJob):
     """The cross-entropy of logits, for class ids or distributions, and its gradient if it is wanted: see loss.h."""
 
     cdef View grad
-    cdef double label_smoothing, z_loss, grad_scale
+    cdef double label_smoothing, z_loss
+    cdef double grad_divisor  # of the mean, if the gradient is of that
     cdef bint nontemporal_stores
 
     def __init__(self, Scores scores, Positions positions, numbers, double logit_scale, double softcap,
@@ -207,22 +208,22 @@ cdef class CrossEntropy(LogSumExpJob):
             logit_scale, softcap, label_smoothing, z_loss)
         self.is_class_major, self.excludes_classes = scores.is_class_major(), True
         self.keeps_logits = grad is not None or label_smoothing != 0
-        self.grad_scale = 1
+        self.grad_divisor = 1
         if grad is not None:
             open_view(&self.grad, grad, grad_dtype, scores.axis, True)
             self.nontemporal_stores = self.grad.buffer.len >= NONTEMPORAL_BYTES
             if of_mean:
-                self.grad_scale = positions.mean_factor()
+                self.grad_divisor = positions.mean_divisor()
 
     def __dealloc__(self):
         PyBuffer_Release(&self.grad.buffer)
 
     cdef tl_loss loss_at(self, int64_t row, int64_t target) noexcept nogil:
-        """What the loss of a row depends on, without a place for its gradient."""
+        """What the loss of a row depends on, without its gradient."""
         cdef tl_loss loss
         loss.soft = self.positions.soft_target(row, self.label_smoothing)
         loss.target, loss.z_loss, loss.target_weight, loss.grad = target, self.z_loss, 1, NULL
-        loss.grad_scale, loss.nontemporal_stores = self.grad_scale, self.nontemporal_stores
+        loss.grad_scale, loss.nontemporal_stores = 1, self.nontemporal_stores
         if target >= 0:
             loss.target_weight = self.positions.class_weight(target)
         return loss
@@ -270,6 +271,7 @@ cdef class CrossEntropy(LogSumExpJob):
         cdef tl_loss loss
         cdef tl_out_block grads
         cdef double weights[BLOCK_ROWS]
+        cdef double grad_scales[BLOCK_ROWS]
         cdef int i
         if not self.keeps_logits and self.z_loss == 0 and not self.weighs_class_ids:
             for i in range(block.rows.count):
@@ -283,17 +285,32 @@ cdef class CrossEntropy(LogSumExpJob):
                     weights[i] = self.positions.class_weight(block.rows.excluded[i])
         if is_given(&self.grad):
             self.find_out_rows(&self.grad, block, self.nontemporal_stores, &grads)
+            self.find_grad_scales(block, grad_scales)
         tl_class_losses_of_block(backend, &block.rows, lse, &loss, weights if self.weighs_class_ids else NULL,
-                                 &grads if is_given(&self.grad) else NULL, block.values, cancel)
+                                 grad_scales, &grads if is_given(&self.grad) else NULL, block.values, cancel)
+
+    cdef void find_grad_scales(self, const Block *block, double *grad_scales) noexcept nogil:
+        """What the gradients of the rows of a block are multiplied by."""
+        cdef double all_scales = 1 / self.grad_divisor
+        cdef int i
+        for i in range(BLOCK_ROWS):
+            grad_scales[i] = all_scales
+        if self.weighs_rows:
+            for i in range(block.rows.count):
+                grad_scales[i] = self.positions.sample_weight_of(block.number[i]) / self.grad_divisor
 
     cdef void finish_distributions(self, Block *block, const tl_block_lse *lse, tl_cancel *cancel) noexcept nogil:
         cdef tl_loss losses[BLOCK_ROWS]
         cdef tl_out_block grads
+        cdef double grad_scales[BLOCK_ROWS]
         cdef int i
         for i in range(block.rows.count):
             losses[i] = self.loss_at(block.number[i], -1)
         if is_given(&self.grad):
             self.find_out_rows(&self.grad, block, self.nontemporal_stores, &grads)
+            self.find_grad_scales(block, grad_scales)
+            for i in range(block.rows.count):
+                losses[i].grad_scale = grad_scales[i]
         tl_mass_losses_of_block(backend, &block.rows, lse, losses, &grads if is_given(&self.grad) else NULL,
                                 block.values, cancel)
 

@@ -111,17 +111,18 @@ def check_sample_weight(value: Any, batch: tuple[int, ...]) -> np.ndarray[Any, n
     array, code = as_array("sample_weight", value)
     if code is None:
         raise_error("dtype", name="sample_weight", got=array.dtype, fits=FLOATS)
-    weights = bfloat16_to_float32(array) if code == _core.DTYPES["bfloat16"] else array
-    weights = weights.astype(np.float64, copy=False)
-    bad = np.argwhere(~((weights >= 0) & (weights < np.inf)))
-    if len(bad):
-        position = bad[0].tolist() or ""
-        fits = "finite and at least 0"
-        raise_error("option", name=f"sample_weight{position}", got=float(weights[tuple(bad[0])]), fits=fits)
     try:
-        return np.broadcast_to(weights, batch)
+        np.broadcast_to(array, batch)
     except ValueError:
         raise_error("shape", name="sample_weight", got=array.shape, fits=f"{batch}, or broadcast to it")
+    weights = array[tuple(slice(1 if stride == 0 else None) for stride in array.strides)]  # each weight once
+    weights = bfloat16_to_float32(weights) if dtype_name(code, array) == "bfloat16" else weights
+    weights = weights.astype(np.float64, copy=False)
+    if not (weights.min(initial=0) >= 0 and weights.max(initial=0) < np.inf):  # nan, too
+        bad = np.argwhere(~((weights >= 0) & (weights < np.inf)))[0]
+        position, got = bad.tolist() or "", float(weights[tuple(bad)])
+        raise_error("option", name=f"sample_weight{position}", got=got, fits="finite and at least 0")
+    return np.broadcast_to(weights, batch)
 
 
 def check_integer(name: str, value: Any, fits: str, least: int | None = None, most: int | None = None) -> int:
@@ -261,9 +262,9 @@ def as_other_scores(name: str, value: Any, base: _core.Scores) -> _core.Scores:
 
 def as_positions(
     name: str, targets: Any, scores: _core.Scores, ignore_index: Any, where: Any = None, weight: Any = None,
-    distributions: bool = True,
+    sample_weight: Any = None, distributions: bool = True,
 ) -> _core.Positions:  # fmt: skip
-    """Targets that fit the scores, with their mask and class weights; of the scores, only the shape is looked at."""
+    """Targets that fit the scores, with their mask and weights; of the scores, only the shape is looked at."""
     array, code = as_target_array(name, targets, scores.shape, scores.batch, scores.name, distributions)
     axis, ignored = -1, None
     if array.ndim == len(scores.shape):
@@ -273,13 +274,18 @@ def as_positions(
         ignored = check_ignore_index(ignore_index, code)
     weights, weight_code = (None, 0) if weight is None else check_weight(weight, scores.classes)
     mask = None if where is None else check_mask(where, scores.batch)
-    return _core.Positions(scores.batch, scores.classes, name, array, code, axis, ignored, mask, weights, weight_code)
+    of_rows = None if sample_weight is None else check_sample_weight(sample_weight, scores.batch)
+    if of_rows is not None and not of_rows.all():
+        mask = of_rows != 0 if mask is None else mask & (of_rows != 0)
+    return _core.Positions(
+        scores.batch, scores.classes, name, array, code, axis, ignored, mask, weights, weight_code, of_rows
+    )
 
 
 def without_targets(scores: _core.Scores, where: Any = None) -> _core.Positions:
     """Positions of functions that take no targets."""
     mask = None if where is None else check_mask(where, scores.batch)
-    return _core.Positions(scores.batch, scores.classes, None, None, 0, -1, None, mask, None, 0)
+    return _core.Positions(scores.batch, scores.classes, None, None, 0, -1, None, mask, None, 0, None)
 
 
 def logit_transform(logit_scale: Any, softcap: Any) -> tuple[float, float]:

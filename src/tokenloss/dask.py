@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -11,7 +12,15 @@ import numpy as np
 from tokenloss import _workers
 from tokenloss._errors import raise_error
 from tokenloss._exact import ExactMoments
-from tokenloss._validation import as_positions, as_scores, check_axis, check_reduction, logit_transform, penalties
+from tokenloss._validation import (
+    as_positions,
+    as_scores,
+    check_axis,
+    check_reduction,
+    check_sample_weight,
+    logit_transform,
+    penalties,
+)
 from tokenloss.losses import cross_entropy as _cross_entropy
 from tokenloss.meter import LossMeter
 
@@ -41,6 +50,7 @@ def score(
     axis: int = -1,
     ignore_index: int | None = -100,
     where: ArrayLike | None = None,
+    sample_weight: ArrayLike | None = None,
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
     logit_scale: float = 1.0,
@@ -68,6 +78,8 @@ def score(
         `where`.
     where : dask array or array of bool, optional
         Mask of the positions to include, broadcast over the batch; the logits of others are never read.
+    sample_weight : array of floats, optional
+        Weight of each position, broadcast over the batch. Those of weight 0 are left out, as by `where`.
     label_smoothing : float, default 0.0
         Fraction of each target's mass that is spread evenly over all classes, from 0 to 1.
     z_loss : float, default 0.0
@@ -84,7 +96,7 @@ def score(
     Returns
     -------
     LossMeter
-        Meter of the included positions. There is no `weight` here, since a meter counts each token as one.
+        Meter of the included positions. There is no `weight` here, since a meter knows no classes.
 
     Raises
     ------
@@ -107,11 +119,12 @@ def score(
     >>> score(logits, da.zeros(1000, dtype=int)).count
     1000
     """
-    sums = _by_block(
-        _sums, logits, targets, axis=axis, where=where, weight=None, ignore_index=ignore_index,
-        label_smoothing=label_smoothing, z_loss=z_loss, logit_scale=logit_scale, softcap=softcap, workers=workers,
+    meters = _by_block(
+        _meter, logits, targets, axis=axis, where=where, weight=None, sample_weight=sample_weight,
+        ignore_index=ignore_index, label_smoothing=label_smoothing, z_loss=z_loss, logit_scale=logit_scale,
+        softcap=softcap, workers=workers,
     )  # fmt: skip
-    meter: LossMeter = sums.sum(split_every=_MERGED_AT_ONCE).compute().losses
+    meter: LossMeter = meters.sum(split_every=_MERGED_AT_ONCE).compute()
     return meter
 
 
@@ -123,6 +136,7 @@ def cross_entropy(
     weight: ArrayLike | None = None,
     ignore_index: int | None = -100,
     where: ArrayLike | None = None,
+    sample_weight: ArrayLike | None = None,
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
     logit_scale: float = 1.0,
@@ -151,6 +165,8 @@ def cross_entropy(
         `where`.
     where : dask array or array of bool, optional
         Mask of the positions to include, broadcast over the batch; the logits of others are never read.
+    sample_weight : array of floats, optional
+        Weight of each position, broadcast over the batch. Those of weight 0 are left out, as by `where`.
     label_smoothing : float, default 0.0
         Fraction of each target's mass that is spread evenly over all classes, from 0 to 1.
     z_loss : float, default 0.0
@@ -160,8 +176,9 @@ def cross_entropy(
     softcap : float, optional
         Logits become ``softcap * tanh(logit_scale * logits / softcap)``.
     reduction : {"mean", "sum", "none"}, default "mean"
-        "mean" divides the sum by the number of included positions or, with class ids and `weight`, by the sum of their
-        weights (nan if none is included). "none" gives the loss of each position, 0.0 where ignored or masked.
+        "mean" divides the sum by the number of included positions or, with `sample_weight`, or class ids and `weight`,
+        by the sum of their weights (nan if none is included). "none" gives the loss of each position times its weights,
+        0.0 where ignored or masked.
     workers : int or None, default 1
         Number of threads for each block. Dask computes as many blocks at once as a machine's worker has threads, and
         none of them waits for the GIL, so one thread for each block uses them all. None is as in
@@ -195,8 +212,9 @@ def cross_entropy(
     """
     each = check_reduction(reduction) == "none"
     result: da.Array = _by_block(
-        _losses if each else _sums, logits, targets, axis=axis, where=where, weight=weight, ignore_index=ignore_index,
-        label_smoothing=label_smoothing, z_loss=z_loss, logit_scale=logit_scale, softcap=softcap, workers=workers,
+        _losses if each else _sums, logits, targets, axis=axis, where=where, weight=weight, sample_weight=sample_weight,
+        ignore_index=ignore_index, label_smoothing=label_smoothing, z_loss=z_loss, logit_scale=logit_scale,
+        softcap=softcap, workers=workers,
     )  # fmt: skip
     if each:
         result = result.squeeze(axis)
@@ -206,13 +224,18 @@ def cross_entropy(
     return result
 
 
-def _by_block(function: Any, logits: Any, targets: Any, *, axis: int, where: Any, weight: Any, **options: Any) -> Any:
-    """Call `_losses` or `_sums` with each block of rows; arguments are checked before."""
+def _by_block(
+    function: Any, logits: Any, targets: Any, *, axis: int, where: Any, weight: Any, sample_weight: Any, **options: Any
+) -> Any:
+    """Call `_losses`, `_sums` or `_meter` with each block of rows; arguments are checked before."""
     if not isinstance(logits, da.Array):
         raise_error("type", name="logits", got=type(logits).__name__, fits="a Dask array")
     scores = as_scores("logits", _meta_zeros("logits", logits), axis)
     mask = None if where is None else _meta_zeros("where", where)
     positions = as_positions("targets", _meta_zeros("targets", targets), scores, options["ignore_index"], mask, weight)
+    if sample_weight is not None:  # the values of a Dask array are checked by blocks
+        checked = check_sample_weight(_meta_zeros("sample_weight", sample_weight), positions.batch)
+        sample_weight = sample_weight if isinstance(sample_weight, da.Array) else checked
     penalties(options["label_smoothing"], options["z_loss"])
     logit_transform(options["logit_scale"], options["softcap"])
     _workers.check_workers(options["workers"])
@@ -225,7 +248,8 @@ def _by_block(function: Any, logits: Any, targets: Any, *, axis: int, where: Any
     chunks = tuple(logits.chunks[i] for i in batch)
     arrays: list[Any] = [logits, axes]
     arrays += [_rechunk(targets, chunks), batch] if positions.by_class else [_rechunk(targets, logits.chunks), axes]
-    arrays += [None, None] if where is None else [_rechunk(np.broadcast_to(where, positions.batch), chunks), batch]
+    for value in (where, sample_weight):
+        arrays += [None, None] if value is None else [_rechunk(np.broadcast_to(value, positions.batch), chunks), batch]
     for i in batch:  # where each block starts
         arrays += [da.from_array(np.cumsum([0, *logits.chunks[i][:-1]]), chunks=1), (i,)]
     dtype, lengths = (np.float64, {axis: 1}) if function is _losses else (object, dict.fromkeys(axes, 1))
@@ -255,7 +279,7 @@ def _rechunk(value: Any, chunks: tuple[tuple[int, ...], ...]) -> Any:
 
 @dataclass(frozen=True)
 class _LossAndWeight:
-    """Numerator and denominator of a mean; `weights` is empty without class weights."""
+    """Numerator and denominator of a mean; `weights` is empty without weights of classes or positions."""
 
     losses: LossMeter
     weights: ExactMoments
@@ -278,18 +302,18 @@ def _mean(sums: _LossAndWeight) -> float:
 
 
 def _losses(
-    logits: Array, targets: Array, where: Array | None, *starts: Array, axis: int, ignore_index: Any, **options: Any
-) -> Array:
+    logits: Array, targets: Array, where: Array | None, sample_weight: Array | None, *starts: Array, axis: int,
+    ignore_index: Any, **options: Any,
+) -> Array:  # fmt: skip
     """Losses of a block, along an axis of one class."""
+    options |= {"axis": axis, "ignore_index": ignore_index, "where": where, "sample_weight": sample_weight}
     try:
-        nll = _cross_entropy(
-            logits, targets, axis=axis, ignore_index=ignore_index, where=where, reduction="none", **options
-        )
-    except ValueError as error:  # integers that are not one-hot
-        raise ValueError(f"in the block at {[int(start[0]) for start in starts]}: {error}") from error
+        with _naming_block(starts):  # of integers that are not one-hot, or weights below 0
+            nll = _cross_entropy(logits, targets, reduction="none", **options)
     except IndexError:
         classes = logits.shape[axis]
-        bad = np.argwhere(_kept(targets, where, ignore_index) & ((targets < 0) | (targets >= classes)))
+        kept = _kept(targets, targets.shape, where, sample_weight, ignore_index)
+        bad = np.argwhere(kept & ((targets < 0) | (targets >= classes)))
         if not len(bad):  # it changed during the call
             raise
         first = bad[0]
@@ -300,27 +324,57 @@ def _losses(
 
 
 def _sums(
-    logits: Array, targets: Array, where: Array | None, *starts: Array, axis: int, ignore_index: Any, weight: Any,
-    **options: Any,
+    logits: Array, targets: Array, where: Array | None, sample_weight: Array | None, *starts: Array, axis: int,
+    ignore_index: Any, weight: Any, **options: Any,
 ) -> Array:  # fmt: skip
     """Sums over a block."""
     options |= {"axis": axis, "ignore_index": ignore_index, "weight": weight}
-    nll = _losses(logits, targets, where, *starts, **options).squeeze(axis)
+    nll = _losses(logits, targets, where, sample_weight, *starts, **options).squeeze(axis)
+    kept = _kept(targets, nll.shape, where, sample_weight, ignore_index)
     losses, weights = LossMeter(), ExactMoments()
-    if targets.ndim < logits.ndim:
-        kept = _kept(targets, where, ignore_index)
-        losses.update(nll, kept)
-        if weight is not None:
-            weights = ExactMoments.of(weight[targets[kept]])
-    else:
-        losses.update(nll, where)
+    losses.update(nll, kept)
+    by_class = weight is not None and targets.shape == nll.shape
+    if by_class or sample_weight is not None:
+        of_class = np.asarray(weight[targets[kept]] if by_class else 1, np.float64)
+        of_rows = 1 if sample_weight is None else check_sample_weight(sample_weight, nll.shape)[kept]
+        weights = ExactMoments.of(of_class * of_rows)
     return np.full((1,) * logits.ndim, _LossAndWeight(losses, weights), object)
 
 
-def _kept(ids: Array, where: Array | None, ignore_index: int | None) -> Array:
-    """Mask of the class ids that are not ignored."""
-    kept = np.ones(ids.shape, np.bool_) if where is None else where
-    return kept if ignore_index is None else kept & (ids != ignore_index)
+def _meter(
+    logits: Array, targets: Array, where: Array | None, sample_weight: Array | None, *starts: Array, axis: int,
+    ignore_index: Any, **options: Any,
+) -> Array:  # fmt: skip
+    """Meter of a block."""
+    batch = logits.shape[:axis] + logits.shape[axis + 1 :]
+    if sample_weight is not None:
+        with _naming_block(starts):
+            sample_weight = check_sample_weight(sample_weight, batch)
+    kept = _kept(targets, batch, where, sample_weight, ignore_index)
+    options |= {"axis": axis, "ignore_index": ignore_index}
+    nll = _losses(logits, targets, kept, None, *starts, **options).squeeze(axis)
+    meter = LossMeter()
+    meter.update(nll, kept, sample_weight=sample_weight)
+    return np.full((1,) * logits.ndim, meter, object)
+
+
+@contextlib.contextmanager
+def _naming_block(starts: tuple[Array, ...]) -> Iterator[None]:
+    """Say in a ValueError where the block is that it names a position of."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"in the block at {[int(start[0]) for start in starts]}: {error}") from error
+
+
+def _kept(
+    targets: Array, batch: tuple[int, ...], where: Array | None, sample_weight: Array | None, ignore_index: int | None
+) -> Array:
+    """Mask of the positions of a block that are included."""
+    kept = np.ones(batch, np.bool_) if where is None else where
+    if sample_weight is not None:
+        kept = kept & (sample_weight != 0)
+    return kept if ignore_index is None or targets.shape != batch else kept & (targets != ignore_index)
 
 
 def map_shards(

@@ -145,7 +145,7 @@ cdef extern from "_kernels/kernels.h" nogil:
     void tl_softmax_of_block(const tl_backend *, const tl_row_block *, const tl_block_lse *, int, const tl_out_block *,
                              tl_cancel *)
     void tl_class_losses_of_block(const tl_backend *, const tl_row_block *, const tl_block_lse *, const tl_loss *,
-                                  const double *, const tl_out_block *, double *, tl_cancel *)
+                                  const double *, const double *, const tl_out_block *, double *, tl_cancel *)
     void tl_mass_losses_of_block(const tl_backend *, const tl_row_block *, const tl_block_lse *, const tl_loss *,
                                  const tl_out_block *, double *, tl_cancel *)
     ctypedef struct tl_token_block:

@@ -19,15 +19,16 @@ if TYPE_CHECKING:
 def linear_cross_entropy(
     hidden: ArrayLike, linear_weight: ArrayLike, targets: ArrayLike, *, linear_bias: ArrayLike | None = None,
     weight: ArrayLike | None = None, ignore_index: int | None = -100, where: ArrayLike | None = None,
-    label_smoothing: float = 0.0, z_loss: float = 0.0, logit_scale: float = 1.0, softcap: float | None = None,
-    reduction: Literal["none"], workers: int | None = None,
+    sample_weight: ArrayLike | None = None, label_smoothing: float = 0.0, z_loss: float = 0.0,
+    logit_scale: float = 1.0, softcap: float | None = None, reduction: Literal["none"], workers: int | None = None,
 ) -> Float64Array: ...  # fmt: skip
 @overload
 def linear_cross_entropy(
     hidden: ArrayLike, linear_weight: ArrayLike, targets: ArrayLike, *, linear_bias: ArrayLike | None = None,
     weight: ArrayLike | None = None, ignore_index: int | None = -100, where: ArrayLike | None = None,
-    label_smoothing: float = 0.0, z_loss: float = 0.0, logit_scale: float = 1.0, softcap: float | None = None,
-    reduction: Literal["mean", "sum"] = "mean", workers: int | None = None,
+    sample_weight: ArrayLike | None = None, label_smoothing: float = 0.0, z_loss: float = 0.0,
+    logit_scale: float = 1.0, softcap: float | None = None, reduction: Literal["mean", "sum"] = "mean",
+    workers: int | None = None,
 ) -> float: ...  # fmt: skip
 def linear_cross_entropy(
     hidden: ArrayLike,
@@ -38,6 +39,7 @@ def linear_cross_entropy(
     weight: ArrayLike | None = None,
     ignore_index: int | None = -100,
     where: ArrayLike | None = None,
+    sample_weight: ArrayLike | None = None,
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
     logit_scale: float = 1.0,
@@ -71,6 +73,8 @@ def linear_cross_entropy(
         use `where`.
     where : array of bool, optional
         Mask of the positions to include, broadcast over the batch; the hidden states of others are never read.
+    sample_weight : array of floats, optional
+        Weight of each position, broadcast over the batch. Those of weight 0 are left out, as by `where`.
     label_smoothing : float, default 0.0
         Fraction of each target's mass that is spread evenly over all classes, from 0 to 1.
     z_loss : float, default 0.0
@@ -80,8 +84,9 @@ def linear_cross_entropy(
     softcap : float, optional
         Logits become ``softcap * tanh(logit_scale * logits / softcap)``.
     reduction : {"mean", "sum", "none"}, default "mean"
-        "mean" divides the sum by the number of included positions or, with class ids and `weight`, by the sum of their
-        weights (nan if none is included). "none" gives the loss of each position, 0.0 where ignored or masked.
+        "mean" divides the sum by the number of included positions or, with `sample_weight`, or class ids and `weight`,
+        by the sum of their weights (nan if none is included). "none" gives the loss of each position times its weights,
+        0.0 where ignored or masked.
     workers : int, optional
         Number of threads, as in `cross_entropy`. No bit of the result depends on it.
 
@@ -129,7 +134,7 @@ def linear_cross_entropy(
     """
     projection = Projection(hidden, linear_weight, linear_bias)
     scores = projection.scores
-    positions = as_positions("targets", targets, scores, ignore_index, where, weight)
+    positions = as_positions("targets", targets, scores, ignore_index, where, weight, sample_weight)
     smoothing, z_loss = penalties(label_smoothing, z_loss)
     scale, cap = logit_transform(logit_scale, softcap)
     losses = _job.new_losses(reduction, scores.batch)

@@ -16,13 +16,15 @@ if TYPE_CHECKING:
 @overload
 def cross_entropy_loss(
     y_true: ArrayLike, y_pred: ArrayLike, *, epsilon: float = 1e-12, axis: int = -1, weight: ArrayLike | None = None,
-    ignore_index: int | None = -100, where: ArrayLike | None = None, reduction: Literal["none"],
+    ignore_index: int | None = -100, where: ArrayLike | None = None,
+    sample_weight: ArrayLike | None = None, reduction: Literal["none"],
     workers: int | None = None,
 ) -> Float64Array: ...  # fmt: skip
 @overload
 def cross_entropy_loss(
     y_true: ArrayLike, y_pred: ArrayLike, *, epsilon: float = 1e-12, axis: int = -1, weight: ArrayLike | None = None,
-    ignore_index: int | None = -100, where: ArrayLike | None = None, reduction: Literal["mean", "sum"] = "mean",
+    ignore_index: int | None = -100, where: ArrayLike | None = None,
+    sample_weight: ArrayLike | None = None, reduction: Literal["mean", "sum"] = "mean",
     workers: int | None = None,
 ) -> float: ...  # fmt: skip
 def cross_entropy_loss(
@@ -34,6 +36,7 @@ def cross_entropy_loss(
     weight: ArrayLike | None = None,
     ignore_index: int | None = -100,
     where: ArrayLike | None = None,
+    sample_weight: ArrayLike | None = None,
     reduction: str = "mean",
     workers: int | None = None,
 ) -> float | Float64Array:
@@ -61,9 +64,12 @@ def cross_entropy_loss(
         use `where`.
     where : array of bool, optional
         Mask of the positions to include, broadcast over the batch; the probabilities of others are never read.
+    sample_weight : array of floats, optional
+        Weight of each position, broadcast over the batch. Those of weight 0 are left out, as by `where`.
     reduction : {"mean", "sum", "none"}, default "mean"
-        "mean" divides the sum by the number of included positions or, with class ids and `weight`, by the sum of their
-        weights (nan if none is included). "none" gives the loss of each position, 0.0 where ignored or masked.
+        "mean" divides the sum by the number of included positions or, with `sample_weight`, or class ids and `weight`,
+        by the sum of their weights (nan if none is included). "none" gives the loss of each position times its weights,
+        0.0 where ignored or masked.
     workers : int, optional
         Number of threads, as in `cross_entropy`. No bit of the result depends on it.
 
@@ -99,11 +105,13 @@ def cross_entropy_loss(
     >>> cross_entropy_loss([0, 2], [[0.7, 0.2, 0.1], [0.1, 0.8, 0.1]], reduction="none").round(4)
     array([0.3567, 2.3026])
     """
-    small = _core.small_nll(y_pred, y_true, True, epsilon, axis, weight, ignore_index, where, reduction, workers)
+    small = _core.small_nll(
+        y_pred, y_true, True, epsilon, axis, weight, ignore_index, where, sample_weight, reduction, workers
+    )
     if small is not None:
         return small
     scores = as_scores("y_pred", y_pred, axis)
-    positions = as_positions("y_true", y_true, scores, ignore_index, where, weight)
+    positions = as_positions("y_true", y_true, scores, ignore_index, where, weight, sample_weight)
     epsilon = check_number("epsilon", epsilon, "a number between 0 and 0.5", most=0.5)
     losses = _job.new_losses(reduction, scores.batch)
     kind = _core.ClassIdLoss if positions.by_class else _core.SoftTargetLoss
@@ -113,13 +121,15 @@ def cross_entropy_loss(
 @overload
 def nll_loss(
     log_probs: ArrayLike, targets: ArrayLike, *, axis: int = -1, weight: ArrayLike | None = None,
-    ignore_index: int | None = -100, where: ArrayLike | None = None, reduction: Literal["none"],
+    ignore_index: int | None = -100, where: ArrayLike | None = None,
+    sample_weight: ArrayLike | None = None, reduction: Literal["none"],
     workers: int | None = None,
 ) -> Float64Array: ...  # fmt: skip
 @overload
 def nll_loss(
     log_probs: ArrayLike, targets: ArrayLike, *, axis: int = -1, weight: ArrayLike | None = None,
-    ignore_index: int | None = -100, where: ArrayLike | None = None, reduction: Literal["mean", "sum"] = "mean",
+    ignore_index: int | None = -100, where: ArrayLike | None = None,
+    sample_weight: ArrayLike | None = None, reduction: Literal["mean", "sum"] = "mean",
     workers: int | None = None,
 ) -> float: ...  # fmt: skip
 def nll_loss(
@@ -130,6 +140,7 @@ def nll_loss(
     weight: ArrayLike | None = None,
     ignore_index: int | None = -100,
     where: ArrayLike | None = None,
+    sample_weight: ArrayLike | None = None,
     reduction: str = "mean",
     workers: int | None = None,
 ) -> float | Float64Array:
@@ -154,9 +165,12 @@ def nll_loss(
         distributions, use `where`.
     where : array of bool, optional
         Mask of the positions to include, broadcast over the batch; the log-probabilities of others are never read.
+    sample_weight : array of floats, optional
+        Weight of each position, broadcast over the batch. Those of weight 0 are left out, as by `where`.
     reduction : {"mean", "sum", "none"}, default "mean"
-        "mean" divides the sum by the number of included positions or, with class ids and `weight`, by the sum of their
-        weights (nan if none is included). "none" gives the loss of each position, 0.0 where ignored or masked.
+        "mean" divides the sum by the number of included positions or, with `sample_weight`, or class ids and `weight`,
+        by the sum of their weights (nan if none is included). "none" gives the loss of each position times its weights,
+        0.0 where ignored or masked.
     workers : int, optional
         Number of threads, as in `cross_entropy`. No bit of the result depends on it.
 
@@ -185,11 +199,13 @@ def nll_loss(
     >>> round(nll_loss(np.log([[0.7, 0.2, 0.1], [0.1, 0.8, 0.1]]), [0, 1]), 4)
     0.2899
     """
-    small = _core.small_nll(log_probs, targets, False, 0.5, axis, weight, ignore_index, where, reduction, workers)
+    small = _core.small_nll(
+        log_probs, targets, False, 0.5, axis, weight, ignore_index, where, sample_weight, reduction, workers
+    )
     if small is not None:
         return small
     scores = as_scores("log_probs", log_probs, axis)
-    positions = as_positions("targets", targets, scores, ignore_index, where, weight)
+    positions = as_positions("targets", targets, scores, ignore_index, where, weight, sample_weight)
     losses = _job.new_losses(reduction, scores.batch)
     kind = _core.ClassIdLoss if positions.by_class else _core.SoftTargetLoss
     return _job.run_and_reduce(kind(scores, positions, losses, False, 0.0), losses, reduction, workers)
@@ -198,13 +214,15 @@ def nll_loss(
 @overload
 def cross_entropy(
     logits: ArrayLike, targets: ArrayLike, *, axis: int = -1, weight: ArrayLike | None = None,
-    ignore_index: int | None = -100, where: ArrayLike | None = None, label_smoothing: float = 0.0, z_loss: float = 0.0,
+    ignore_index: int | None = -100, where: ArrayLike | None = None, sample_weight: ArrayLike | None = None,
+    label_smoothing: float = 0.0, z_loss: float = 0.0,
     logit_scale: float = 1.0, softcap: float | None = None, reduction: Literal["none"], workers: int | None = None,
 ) -> Float64Array: ...  # fmt: skip
 @overload
 def cross_entropy(
     logits: ArrayLike, targets: ArrayLike, *, axis: int = -1, weight: ArrayLike | None = None,
-    ignore_index: int | None = -100, where: ArrayLike | None = None, label_smoothing: float = 0.0, z_loss: float = 0.0,
+    ignore_index: int | None = -100, where: ArrayLike | None = None, sample_weight: ArrayLike | None = None,
+    label_smoothing: float = 0.0, z_loss: float = 0.0,
     logit_scale: float = 1.0, softcap: float | None = None, reduction: Literal["mean", "sum"] = "mean",
     workers: int | None = None,
 ) -> float: ...  # fmt: skip
@@ -216,6 +234,7 @@ def cross_entropy(
     weight: ArrayLike | None = None,
     ignore_index: int | None = -100,
     where: ArrayLike | None = None,
+    sample_weight: ArrayLike | None = None,
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
     logit_scale: float = 1.0,
@@ -245,6 +264,8 @@ def cross_entropy(
         `where`.
     where : array of bool, optional
         Mask of the positions to include, broadcast over the batch; the logits of others are never read.
+    sample_weight : array of floats, optional
+        Weight of each position, broadcast over the batch. Those of weight 0 are left out, as by `where`.
     label_smoothing : float, default 0.0
         Fraction of each target's mass that is spread evenly over all classes, from 0 to 1.
     z_loss : float, default 0.0
@@ -254,8 +275,9 @@ def cross_entropy(
     softcap : float, optional
         Logits become ``softcap * tanh(logit_scale * logits / softcap)``.
     reduction : {"mean", "sum", "none"}, default "mean"
-        "mean" divides the sum by the number of included positions or, with class ids and `weight`, by the sum of their
-        weights (nan if none is included). "none" gives the loss of each position, 0.0 where ignored or masked.
+        "mean" divides the sum by the number of included positions or, with `sample_weight`, or class ids and `weight`,
+        by the sum of their weights (nan if none is included). "none" gives the loss of each position times its weights,
+        0.0 where ignored or masked.
     workers : int, optional
         Number of threads; -1 for as many as the process has CPUs. By default the environment variable
         `TOKENLOSS_NUM_WORKERS` or, without it, -1; small inputs stay on the caller's thread. No bit of the result
@@ -298,13 +320,13 @@ def cross_entropy(
     '4.14e-08'
     """
     small = _core.small_cross_entropy(
-        logits, targets, axis, weight, ignore_index, where, label_smoothing, z_loss, logit_scale, softcap, reduction,
-        workers,
+        logits, targets, axis, weight, ignore_index, where, sample_weight, label_smoothing, z_loss, logit_scale,
+        softcap, reduction, workers,
     )  # fmt: skip
     if small is not None:
         return small
     scores = as_scores("logits", logits, axis)
-    positions = as_positions("targets", targets, scores, ignore_index, where, weight)
+    positions = as_positions("targets", targets, scores, ignore_index, where, weight, sample_weight)
     smoothing, z_loss = penalties(label_smoothing, z_loss)
     scale, cap = logit_transform(logit_scale, softcap)
     losses = _job.new_losses(reduction, scores.batch)
@@ -315,28 +337,32 @@ def cross_entropy(
 @overload
 def cross_entropy_and_grad(
     logits: ArrayLike, targets: ArrayLike, *, axis: int = -1, weight: ArrayLike | None = None,
-    ignore_index: int | None = -100, where: ArrayLike | None = None, label_smoothing: float = 0.0, z_loss: float = 0.0,
+    ignore_index: int | None = -100, where: ArrayLike | None = None, sample_weight: ArrayLike | None = None,
+    label_smoothing: float = 0.0, z_loss: float = 0.0,
     logit_scale: float = 1.0, softcap: float | None = None, reduction: Literal["none"], out: None = None,
     workers: int | None = None,
 ) -> tuple[Float64Array, Array]: ...  # fmt: skip
 @overload
 def cross_entropy_and_grad(
     logits: ArrayLike, targets: ArrayLike, *, axis: int = -1, weight: ArrayLike | None = None,
-    ignore_index: int | None = -100, where: ArrayLike | None = None, label_smoothing: float = 0.0, z_loss: float = 0.0,
+    ignore_index: int | None = -100, where: ArrayLike | None = None, sample_weight: ArrayLike | None = None,
+    label_smoothing: float = 0.0, z_loss: float = 0.0,
     logit_scale: float = 1.0, softcap: float | None = None, reduction: Literal["none"], out: Out,
     workers: int | None = None,
 ) -> tuple[Float64Array, Out]: ...  # fmt: skip
 @overload
 def cross_entropy_and_grad(
     logits: ArrayLike, targets: ArrayLike, *, axis: int = -1, weight: ArrayLike | None = None,
-    ignore_index: int | None = -100, where: ArrayLike | None = None, label_smoothing: float = 0.0, z_loss: float = 0.0,
+    ignore_index: int | None = -100, where: ArrayLike | None = None, sample_weight: ArrayLike | None = None,
+    label_smoothing: float = 0.0, z_loss: float = 0.0,
     logit_scale: float = 1.0, softcap: float | None = None, reduction: Literal["mean", "sum"] = "mean",
     out: None = None, workers: int | None = None,
 ) -> tuple[float, Array]: ...  # fmt: skip
 @overload
 def cross_entropy_and_grad(
     logits: ArrayLike, targets: ArrayLike, *, axis: int = -1, weight: ArrayLike | None = None,
-    ignore_index: int | None = -100, where: ArrayLike | None = None, label_smoothing: float = 0.0, z_loss: float = 0.0,
+    ignore_index: int | None = -100, where: ArrayLike | None = None, sample_weight: ArrayLike | None = None,
+    label_smoothing: float = 0.0, z_loss: float = 0.0,
     logit_scale: float = 1.0, softcap: float | None = None, reduction: Literal["mean", "sum"] = "mean", out: Out,
     workers: int | None = None,
 ) -> tuple[float, Out]: ...  # fmt: skip
@@ -348,6 +374,7 @@ def cross_entropy_and_grad(
     weight: ArrayLike | None = None,
     ignore_index: int | None = -100,
     where: ArrayLike | None = None,
+    sample_weight: ArrayLike | None = None,
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
     logit_scale: float = 1.0,
@@ -377,6 +404,8 @@ def cross_entropy_and_grad(
         `where`.
     where : array of bool, optional
         Mask of the positions to include, broadcast over the batch; the logits of others are never read.
+    sample_weight : array of floats, optional
+        Weight of each position, broadcast over the batch. Those of weight 0 are left out, as by `where`.
     label_smoothing : float, default 0.0
         Fraction of each target's mass that is spread evenly over all classes, from 0 to 1.
     z_loss : float, default 0.0
@@ -386,8 +415,9 @@ def cross_entropy_and_grad(
     softcap : float, optional
         Logits become ``softcap * tanh(logit_scale * logits / softcap)``.
     reduction : {"mean", "sum", "none"}, default "mean"
-        "mean" divides the sum by the number of included positions or, with class ids and `weight`, by the sum of their
-        weights (nan if none is included). "none" gives the loss of each position, 0.0 where ignored or masked.
+        "mean" divides the sum by the number of included positions or, with `sample_weight`, or class ids and `weight`,
+        by the sum of their weights (nan if none is included). "none" gives the loss of each position times its weights,
+        0.0 where ignored or masked.
     out : array, optional
         Array to write the gradient to: writable, of the shape and dtype of `logits`, or `logits` itself.
     workers : int, optional
@@ -429,11 +459,11 @@ def cross_entropy_and_grad(
     array([[-0.3348,  0.2447,  0.09  ]])
     """
     scores = as_scores("logits", logits, axis)
-    positions = as_positions("targets", targets, scores, ignore_index, where, weight)
+    positions = as_positions("targets", targets, scores, ignore_index, where, weight, sample_weight)
     smoothing, z_loss = penalties(label_smoothing, z_loss)
     scale, cap = logit_transform(logit_scale, softcap)
     losses = _job.new_losses(reduction, scores.batch)
-    inputs = {"targets": positions.targets, "weight": positions.weight, "where": positions.where}
+    inputs = {name: getattr(positions, name) for name in ("targets", "weight", "where", "sample_weight")}
     gradient, view, code = output_like(scores, out, inputs)
     _job.check_targets(positions, scores)  # before anything is written
     options = scale, cap, smoothing, z_loss, view, code, reduction == "mean"

@@ -202,6 +202,65 @@ def _sums(
     )  # fmt: skip
 
 
+def next_token(logits: Any, ids: Any, attention_mask: Any = None) -> tuple[Any, Any, Any]:
+    """Logits of a causal model and the ids that they predict: the logits at position j are those of token j + 1.
+
+    Parameters
+    ----------
+    logits : array of shape (..., T, V)
+        Logits of the model, for each of its input tokens: an array or a tensor of any library.
+    ids : array of integers of shape (..., T)
+        Its input ids.
+    attention_mask : array of shape (..., T), optional
+        Its mask: 1 or True for tokens, 0 or False for padding, at either end.
+
+    Returns
+    -------
+    logits : array of shape (..., T - 1, V)
+        Those that predict a token; a view.
+    targets : array of integers of shape (..., T - 1)
+        The tokens that they predict; a view.
+    where : array of bool of shape (..., T - 1), or None
+        Where both tokens are no padding: the argument `where` of all functions. None without a mask.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is no array, or their shapes do not fit together.
+
+    See Also
+    --------
+    token_scores : Takes all three.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from tokenloss import next_token
+    >>> logits, ids = np.zeros((2, 4, 10)), np.array([[5, 6, 7, 8], [3, 4, 0, 0]])
+    >>> logits, targets, where = next_token(logits, ids, [[1, 1, 1, 1], [1, 1, 0, 0]])
+    >>> targets[where]
+    array([6, 7, 8, 4])
+    """
+    logits, ids = (np.asarray(value) if isinstance(value, list | tuple) else value for value in (logits, ids))
+    shapes = []
+    for name, value in (("logits", logits), ("ids", ids)):
+        if not hasattr(value, "shape"):
+            raise_error("array", name=name, got=type(value).__name__)
+        shapes.append(tuple(value.shape))
+    if len(shapes[0]) < 2:
+        raise_error("shape", name="logits", got=shapes[0], fits="(..., T, V)")
+    if shapes[1] != shapes[0][:-1]:
+        raise_error("shape", name="ids", got=shapes[1], fits=f"{shapes[0][:-1]}, to fit logits")
+    if attention_mask is None:
+        return logits[..., :-1, :], ids[..., 1:], None
+    mask = np.asarray(attention_mask) if isinstance(attention_mask, list | tuple) else attention_mask
+    if tuple(getattr(mask, "shape", ())) != shapes[1]:
+        got = tuple(getattr(mask, "shape", ()))
+        raise_error("shape", name="attention_mask", got=got, fits=f"{shapes[1]}, to fit ids")
+    is_token = mask != 0
+    return logits[..., :-1, :], ids[..., 1:], is_token[..., :-1] & is_token[..., 1:]
+
+
 def _quotient(numerator: Array, denominator: Array) -> Float64Array:
     """Quotients, nan over 0."""
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):

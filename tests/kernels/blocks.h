@@ -207,7 +207,7 @@ static void check_softmaxes(tested_block *block, int is_log) {
 static void find_losses(tested_block *block, int has_grad, int keeps_logits) {
     const tl_out_block *grads = has_grad ? &block->out : NULL;
     const loss_case *of = block->of->loss;
-    double weights[TL_BLOCK_ROWS] = {0};
+    double weights[TL_BLOCK_ROWS] = {0}, scales[TL_BLOCK_ROWS] = {0};
     tl_loss shared = plain_loss(-1);
     block->rows.keeps_logits = keeps_logits;
     reduce_block(block, 1, 0);
@@ -215,12 +215,14 @@ static void find_losses(tested_block *block, int has_grad, int keeps_logits) {
         if (is_expected(block, r)) {
             shared = block->losses[r];
             weights[r] = shared.target_weight;
+            scales[r] = shared.grad_scale;
         }
     shared.target = -1;
     shared.target_weight = 1;
+    shared.grad_scale = (double)NAN; /* never read */
     if (of->kind == CLASS_ID)
         tl_class_losses_of_block(block->backend, &block->rows, &block->lse, &shared, of->has_weight ? weights : NULL,
-                                 grads, block->values, block->cancel);
+                                 scales, grads, block->values, block->cancel);
     else
         tl_mass_losses_of_block(block->backend, &block->rows, &block->lse, block->losses, grads, block->values,
                                 block->cancel);
@@ -265,8 +267,10 @@ static void make_block_losses(tested_block *block) {
     for (int r = 0; r < of->count; r++) {
         int64_t target = (int64_t)(random_bits() % (uint64_t)of->classes);
         memset(&block->losses[r], 0xff, sizeof block->losses[r]); /* nothing asks for that of an unwanted row */
-        if (is_expected(block, r))
-            block->losses[r] = make_loss(of->loss, of->classes, target, masses + mass_bytes * (size_t)r, weights);
+        if (!is_expected(block, r))
+            continue;
+        block->losses[r] = make_loss(of->loss, of->classes, target, masses + mass_bytes * (size_t)r, weights);
+        block->losses[r].grad_scale *= r % 3 + 1;
     }
 }
 

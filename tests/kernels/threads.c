@@ -68,7 +68,10 @@ static void compute_block(const tl_backend *backend, const float *data, found *t
     tl_row_block rows = {float_row(data), .count = SHORT_ROWS, .has_excluded = 1, .keeps_logits = 1};
     tl_out_block out = {.row = float_row(to->short_gradient)};
     tl_loss loss = {{.one_minus_eps = 0.9, .eps_over_v = 0.1 / SHORT_CLASSES}, -1, 1, 0, NULL, 1, 0};
+    double scales[TL_BLOCK_ROWS];
     tl_block_lse lse;
+    for (int r = 0; r < TL_BLOCK_ROWS; r++)
+        scales[r] = 1;
     rows.wanted = (1u << SHORT_ROWS) - 1;
     rows.row.count = out.row.count = SHORT_CLASSES;
     rows.scratch = malloc(tl_row_block_bytes(SHORT_CLASSES, 0));
@@ -80,7 +83,7 @@ static void compute_block(const tl_backend *backend, const float *data, found *t
         out.data[r] = (char *)(to->short_gradient + r * SHORT_CLASSES);
     }
     tl_lse_of_block(backend, &rows, 0, &lse, cancel);
-    tl_class_losses_of_block(backend, &rows, &lse, &loss, NULL, &out, to->of_short, cancel);
+    tl_class_losses_of_block(backend, &rows, &lse, &loss, NULL, scales, &out, to->of_short, cancel);
     free(rows.scratch);
 }
 

@@ -15,8 +15,8 @@ static void sum_logits(const tl_backend *backend, const tl_row_block *rows, cons
 
 /* The gradients of rows that lie in groups; returns which were written. */
 static uint64_t write_gradients(const tl_backend *backend, const tl_row_block *rows, const tl_block_lse *lse,
-                                const tl_loss *shared, const double *target_weight, const tl_class_odds *odds,
-                                const tl_out_block *grads) {
+                                const tl_loss *shared, const double *target_weight, const double *grad_scale,
+                                const tl_class_odds *odds, const tl_out_block *grads) {
     double logsumexp[TL_BLOCK_ROWS] = {0}, of_softmax[TL_BLOCK_ROWS] = {0}, factor[TL_BLOCK_ROWS];
     double odds_against[TL_BLOCK_ROWS] = {0}, subtrahend[TL_BLOCK_ROWS];
     const tl_loss *losses[TL_BLOCK_ROWS];
@@ -33,17 +33,18 @@ static uint64_t write_gradients(const tl_backend *backend, const tl_row_block *r
     }
     backend->exps(odds_against, tl_padded_rows(rows->count));
     if (tl_is_scaled_or_capped(&rows->row) || loss.soft.weight) {
-        written = tl_write_wide_gradients(backend, rows, lse, logsumexp, of_softmax, losses, grads);
+        written = tl_write_wide_gradients(backend, rows, lse, logsumexp, of_softmax, losses, grad_scale, grads);
     } else {
         for (int i = 0; i < TL_BLOCK_ROWS; i++) {
-            factor[i] = loss.grad_scale * of_softmax[i];
-            subtrahend[i] = loss.grad_scale * loss.soft.eps_over_v;
+            factor[i] = grad_scale[i] * of_softmax[i];
+            subtrahend[i] = grad_scale[i] * loss.soft.eps_over_v;
         }
         written = tl_map_groups(backend, rows, lse, 0, logsumexp, factor, subtrahend, grads);
     }
     for (int i = 0; i < rows->count; i++) {
         tl_row grad = tl_row_of_out(grads, i);
         loss.target_weight = target_weight ? target_weight[i] : 1;
+        loss.grad_scale = grad_scale[i];
         if (written >> i & 1)
             tl_store_at(&grad, rows->excluded[i], tl_gradient_at_target(&rows->row, &loss, &odds[i], odds_against[i]));
     }
@@ -51,8 +52,8 @@ static uint64_t write_gradients(const tl_backend *backend, const tl_row_block *r
 }
 
 void tl_class_losses_of_block(const tl_backend *backend, const tl_row_block *rows, const tl_block_lse *lse,
-                              const tl_loss *shared, const double *target_weight, const tl_out_block *grads,
-                              double *values, tl_cancel *cancel) {
+                              const tl_loss *shared, const double *target_weight, const double *grad_scale,
+                              const tl_out_block *grads, double *values, tl_cancel *cancel) {
     tl_class_odds odds[TL_BLOCK_ROWS];
     double logit_sum[TL_BLOCK_ROWS];
     tl_loss loss = *shared;
@@ -73,13 +74,14 @@ void tl_class_losses_of_block(const tl_backend *backend, const tl_row_block *row
     if (!grads)
         return;
     if (lse->grouped)
-        written = write_gradients(backend, rows, lse, shared, target_weight, odds, grads);
+        written = write_gradients(backend, rows, lse, shared, target_weight, grad_scale, odds, grads);
     for (int i = 0; i < rows->count; i++) {
         tl_row grad = tl_row_of_out(grads, i);
         row.data = rows->data[i];
         loss.grad = &grad;
         loss.target = rows->excluded[i];
         loss.target_weight = target_weight ? target_weight[i] : 1;
+        loss.grad_scale = grad_scale[i];
         if (tl_is_wanted(rows, i) && !(written >> i & 1))
             tl_write_class_gradient(backend, &row, &loss, &odds[i], cancel);
     }
@@ -87,7 +89,7 @@ void tl_class_losses_of_block(const tl_backend *backend, const tl_row_block *row
 
 void tl_mass_losses_of_block(const tl_backend *backend, const tl_row_block *rows, const tl_block_lse *lse,
                              const tl_loss *losses, const tl_out_block *grads, double *values, tl_cancel *cancel) {
-    double logsumexp[TL_BLOCK_ROWS] = {0}, of_softmax[TL_BLOCK_ROWS] = {0};
+    double logsumexp[TL_BLOCK_ROWS] = {0}, of_softmax[TL_BLOCK_ROWS] = {0}, grad_scale[TL_BLOCK_ROWS];
     const tl_loss *grouped[TL_BLOCK_ROWS];
     tl_row logits = rows->row;
     for (int i = 0; i < rows->count; i++) {
@@ -101,7 +103,10 @@ void tl_mass_losses_of_block(const tl_backend *backend, const tl_row_block *rows
     }
     if (!grads)
         return;
-    uint64_t left = rows->wanted & ~tl_write_wide_gradients(backend, rows, lse, logsumexp, of_softmax, grouped, grads);
+    for (int i = 0; i < rows->count; i++)
+        grad_scale[i] = losses[i].grad_scale;
+    uint64_t left = rows->wanted & ~tl_write_wide_gradients(backend, rows, lse, logsumexp, of_softmax, grouped,
+                                                            grad_scale, grads);
     for (int i = 0; i < rows->count; i++) {
         tl_loss loss = losses[i];
         tl_row grad = tl_row_of_out(grads, i);

@@ -25,7 +25,7 @@ typedef struct {
     double target_weight;   /* the class weight of the class id */
     double z_loss;          /* 0 if there is none */
     const tl_row *grad;     /* where the gradient is written, perhaps over the logits; NULL if it is not wanted */
-    double grad_scale;      /* multiplies the gradient: for a mean loss, 1 / its divisor */
+    double grad_scale;      /* multiplies the gradient: the row's weight, over the divisor of a mean loss */
     int nontemporal_stores; /* whether the gradients of all rows together are larger than the caches */
 } tl_loss;
 

@@ -121,16 +121,18 @@ uint64_t tl_map_groups(const tl_backend *backend, const tl_row_block *rows, cons
                        const double *logsumexp, double *factor, const double *subtrahend, const tl_out_block *out);
 
 /* Writes the gradients that are no mapped softmax: of logits that are scaled or capped, with class weights or masses.
- * Returns the rows that lie in groups and are not too far out, which were written. Losses are NULL for other rows. */
+ * Returns the rows that lie in groups and are not too far out, which were written. Losses are NULL for other rows; a
+ * row's gradient is multiplied by its `grad_scale`, not by that of its loss. */
 uint64_t tl_write_wide_gradients(const tl_backend *backend, const tl_row_block *rows, const tl_block_lse *lse,
                                  const double *logsumexp, const double *of_softmax, const tl_loss *const *losses,
-                                 const tl_out_block *out);
+                                 const double *grad_scale, const tl_out_block *out);
 
 /* The loss of each wanted row for its excluded class, which is its class id. `loss` is what they share; weights of the
- * targets are NULL if all are 1. Gradients, if any, go to `grads`; see tl_map_groups for rows that are not wanted. */
+ * targets are NULL if all are 1. Gradients, if any, go to `grads`, each multiplied by its row's element of the
+ * TL_BLOCK_ROWS in `grad_scale`; see tl_map_groups for rows that are not wanted. */
 void tl_class_losses_of_block(const tl_backend *backend, const tl_row_block *rows, const tl_block_lse *lse,
-                              const tl_loss *loss, const double *target_weight, const tl_out_block *grads,
-                              double *values, tl_cancel *cancel);
+                              const tl_loss *loss, const double *target_weight, const double *grad_scale,
+                              const tl_out_block *grads, double *values, tl_cancel *cancel);
 
 /* The loss of each wanted row for its distribution, whose argmax is excluded; its gradient, if any, goes to `grads`. */
 void tl_mass_losses_of_block(const tl_backend *backend, const tl_row_block *rows, const tl_block_lse *lse,
