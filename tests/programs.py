@@ -64,7 +64,7 @@ def measure(what, call, first=None, most=WORKERS << 20):
 LARGE = """
 import os, sys, threading, time
 import numpy as np
-from tokenloss import LossMeter, cross_entropy, cross_entropy_loss, logsumexp, nll_loss, show_config
+from tokenloss import LossMeter, class_log_probs, cross_entropy, cross_entropy_loss, logsumexp, nll_loss, show_config
 
 rng = np.random.default_rng(3)
 logits = rng.standard_normal((500, 4096), np.float32)

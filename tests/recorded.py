@@ -84,6 +84,9 @@ def quantities(logits, others, length):
         scores = tokenloss.token_scores(logits, ignored, top_k=min(5, length), **OPTIONS[option])
         for field, values in vars(scores).items():
             yield f"token_scores {option} {field}", values
+        class_ids = np.stack([ids, ids[::-1] // 2, np.full(ROWS, length - 1), ids], -1)
+        log_probs = tokenloss.class_log_probs(logits, class_ids, where=where, **OPTIONS[option])
+        yield f"class_log_probs {option}", log_probs
     comparison = tokenloss.compare(logits, others, ignored)
     for field in ("nll", "base_nll", "kl", "delta_p", "is_same_top", "kept"):
         yield f"compare {field}", getattr(comparison, field)

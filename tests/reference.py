@@ -157,6 +157,20 @@ def log_softmax(logits, *, axis=-1, logit_scale=1.0, softcap=None, out=None, wor
     return _map_rows(lambda row: -_losses_of_logits(row, logit_scale, softcap), logits, axis)
 
 
+def class_log_probs(logits, class_ids, *, axis=-1, where=None, logit_scale=1.0, softcap=None, workers=None):
+    logits, class_ids = np.moveaxis(float64(logits), axis, -1), np.asarray(class_ids, np.int64)
+    batch = logits.shape[:-1]
+    class_ids = np.broadcast_to(class_ids, (*batch, class_ids.shape[-1]))
+    where = np.broadcast_to(True if where is None else where, batch)
+    result = np.zeros(class_ids.shape)
+    for position in np.ndindex(batch):
+        if where[position]:
+            losses = _losses_of_logits(logits[position], logit_scale, softcap)
+            with np.errstate(over="ignore"):
+                result[position] = -losses[class_ids[position]]
+    return result
+
+
 def token_scores(
     logits,
     targets,

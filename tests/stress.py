@@ -19,6 +19,7 @@ import tokenloss
 from tokenloss import (
     ComparisonMeter,
     LossMeter,
+    class_log_probs,
     compare,
     cross_entropy,
     cross_entropy_and_grad,
@@ -75,6 +76,7 @@ CALLS = {
     "log_softmax": lambda n: log_softmax(TURNED, workers=n),
     "token_scores": lambda n: token_scores(LOGITS, IDS, top_k=5, workers=n),
     "kl_divergence": lambda n: kl_divergence(LOGITS, OTHERS, reduction="none", workers=n),
+    "class_log_probs": lambda n: class_log_probs(LOGITS, [5, 17, 4095, 5], logit_scale=1.5, workers=n),
     "compare": lambda n: compare(LOGITS, OTHERS, IDS, workers=n),
     "ComparisonMeter": of_blocks,
     "linear_cross_entropy": lambda n: linear_cross_entropy(HIDDEN, WEIGHT, IDS[:20], workers=n),

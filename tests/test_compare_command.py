@@ -24,11 +24,15 @@ def test_compare_reads_every_format(other, block_rows, models, compare_json, mon
         group = zarr.open_group(models.path / other, mode="w")
         group.create_array("logits", data=models.other, chunks=(3, 4, 5))
     found = compare_json(models.path / "base.npz", models.path / other)
-    expected = tokenloss.compare(models.base, models.other, models.targets).as_dict()
-    assert set(found) == set(expected) | {"base", "other", "base_kind", "kind", "shape", "ignored", "without_next"}
+    sequences = np.arange(4)[:, None]  # each row of (4, 6, V)
+    expected = tokenloss.compare(models.base, models.other, models.targets, segment_ids=sequences).as_dict()
+    of_files = {"base", "other", "base_kind", "kind", "shape", "ignored", "without_next", "fits_better_shifted"}
+    assert set(found) == set(expected) | of_files
     assert (found["base_kind"], found["kind"]) == ("logits", "probs" if other == "other.npz" else "logits")
     for name, value in expected.items():
-        if other == "other.npz" and name != "definitions":
+        if other == "other.npz" and name == "sequences":
+            value = [pytest.approx(row, rel=1e-5, abs=1e-6) for row in value]
+        elif other == "other.npz" and name != "definitions":
             value = pytest.approx(value, rel=1e-5, abs=1e-6)
         assert found[name] == value
     assert (found["base"], found["other"]) == (str(models.path / "base.npz"), str(models.path / other))

@@ -118,6 +118,7 @@ def test_public_names_are_those_that_are_promised():
         "SequenceLosses",
         "ShiftWarning",
         "TokenScores",
+        "class_log_probs",
         "compare",
         "cross_entropy",
         "cross_entropy_and_grad",

@@ -64,6 +64,7 @@ def test_interrupt_of_many_rows_by_workers(call, workers, run_python):
     "call",
     [
         "logsumexp(half)",
+        "class_log_probs(half, [5, huge - 1])",
         "cross_entropy(half, [huge - 1])",
         "cross_entropy(half, half)",
         "cross_entropy(half, nothing)",

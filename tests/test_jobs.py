@@ -49,6 +49,20 @@ def test_columns_of_another_length():
         _core.PairStats(LOGITS, CLASS_IDS, LOGITS, -1.0, columns)
 
 
+@pytest.mark.parametrize(
+    ("ids", "results"),
+    [
+        (np.zeros((3, 4), np.int64), 8),
+        (np.zeros((2, 4), np.int64), 7),
+        (np.zeros((2, 4), np.int32), 8),
+        (np.zeros((4, 2), np.int64).T, 8),
+    ],
+)
+def test_class_ids_of_other_scores_or_another_layout(ids, results):
+    with pytest.raises(ValueError, match="class ids or log-probabilities are those of other scores"):
+        _core.ClassLogProbs(LOGITS, without_targets(LOGITS), 1.0, 0.0, ids, np.zeros(results))
+
+
 def test_cost_of_distributions_that_are_not_there():
     assert _core.SoftTargetLoss(LOGITS, without_targets(LOGITS), None, True, 0.0).row_cost > 0
 

@@ -91,7 +91,11 @@ OUTCOMES = {
     "labels from 1": (OF_TARGETS, [], ["from 1"]),
     "labels from 1 without the last class": ([], [], ["from 1"]),
     "targets that are not shifted": ([], [], ["shift"]),
-    "mask of integers": ([*OF_TARGETS, "kl_divergence"], [], ["`where` that marks the padding", "TypeError"]),
+    "mask of integers": (
+        [*OF_TARGETS, "class_log_probs", "kl_divergence"],
+        [],
+        ["`where` that marks the padding", "TypeError"],
+    ),
     "inverted mask": ([], [], ["`where` that marks the padding", "True"]),
     "classes on axis 1": ([*LOSSES, "token_scores", "compare"], [], ["axis=1", "names the axis"]),
     "classes on axis 1 of the same length": (["nll_loss"], [], ["axis=1", "C == d"]),
@@ -106,6 +110,8 @@ def number(function, scores=None, targets=IDS, is_swapped=False, **options):
         arguments = [GOOD.get(function, LOGITS) if scores is None else scores]
     if function in ("compare", "kl_divergence"):
         arguments.append(arguments[0] + np.arange(arguments[0].shape[-1]) % 2)
+    if function == "class_log_probs":
+        arguments.append([2, 0])
     if function in OF_TARGETS:
         arguments.insert(0 if (function == "cross_entropy_loss") != is_swapped else len(arguments), targets)
     found = getattr(tokenloss, function)(*arguments, **options)

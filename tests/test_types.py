@@ -77,6 +77,10 @@ def test_softmax_has_the_dtype_of_logits() -> None:
     assert is_array(assert_type(tokenloss.logsumexp(LOGITS), Floats))
 
 
+def test_class_log_probs_are_an_array() -> None:
+    assert is_array(assert_type(tokenloss.class_log_probs(LOGITS, IDS, where=[True, False]), Floats))
+
+
 def test_scores_and_comparisons_have_typed_fields() -> None:
     scores = assert_type(tokenloss.token_scores(LOGITS, IDS, top_k=1), tokenloss.TokenScores)
     assert is_array(assert_type(scores.rank, npt.NDArray[np.int64]), np.int64)

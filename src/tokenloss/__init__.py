@@ -1,5 +1,6 @@
 """Scores language-model predictions on a CPU, exactly and at the speed of memory."""
 
+from tokenloss._class_log_probs import class_log_probs
 from tokenloss._config import show_config
 from tokenloss._softmax import log_softmax, logsumexp, softmax
 from tokenloss.comparison import Comparison, ComparisonMeter, compare
@@ -21,6 +22,7 @@ __all__ = [
     "SequenceLosses",
     "ShiftWarning",
     "TokenScores",
+    "class_log_probs",
     "compare",
     "cross_entropy",
     "cross_entropy_and_grad",

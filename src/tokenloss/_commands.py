@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from tokenloss import _workers
 from tokenloss._config import show_config
-from tokenloss._evaluation.comparison import ComparisonOptions, compare_files, comparison_summary
+from tokenloss._evaluation.comparison import ComparedFiles, ComparisonOptions, compare_files
 from tokenloss._evaluation.files import check_needs, resolved
 from tokenloss._files import WriteError, check_outputs, identity
 from tokenloss._outputs import COMPARE_OUTPUTS, SCORE_OUTPUTS
@@ -53,8 +53,8 @@ def score(args: argparse.Namespace) -> None:
         check_needs(outputs, args.state, args.scheduler, prefix="--")
         options = {name: resolved(getattr(args, name)) for name in ("files", "targets", "segment_ids")}
         _check_stdout([(output.option, output.path) for output in outputs] + [("--state", args.state)])
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always", ShiftWarning)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ShiftWarning)  # it is printed on a line
             evaluation = evaluate(
                 options["files"],
                 options["targets"],
@@ -73,9 +73,7 @@ def score(args: argparse.Namespace) -> None:
                 progress=True,
                 workers=args.workers,
             )
-    if any(issubclass(warning.category, ShiftWarning) for warning in caught) and sys.stderr is not None:
-        with contextlib.suppress(OSError):
-            print(f"tokenloss: warning: {SHIFT_ADVICE}", file=sys.stderr)
+    _advise_shift(evaluation.figures["fits_better_shifted"])
     _finish([output for output in outputs if output.path is None], evaluation.figures, evaluation)
 
 
@@ -104,18 +102,27 @@ class _Guarded(Output):
 def compare(args: argparse.Namespace) -> None:
     """Run `tokenloss compare`."""
     outputs = _chosen_outputs(COMPARE_OUTPUTS, args)
-    inputs = list(filter(None, [args.base, args.other, args.targets]))
-    options = ComparisonOptions(args.base_kind, args.kind, args.ignore_index, bool(args.shift), args.definitions)
+    inputs = list(filter(None, [args.base, args.other, args.targets, args.segment_ids]))
+    options = ComparisonOptions(args.base_kind, args.kind, args.ignore_index, args.shift, args.definitions)
     with _input_errors():
         named = [(output.option, output.path) for output in outputs if output.path is not None]
         _check_stdout(named)
         check_outputs(named, {identity(path): path for path in inputs})
         base = open_scores(args.base, array=args.base_array, kind=args.base_kind)
         other = open_scores(args.other, array=args.array, kind=args.kind)
+        files = ComparedFiles(base, other, args.targets, args.segment_ids)
         workers = args.workers or _workers.default_workers()
         with Progress(base.rows * (base.row_bytes + other.row_bytes)) as progress:
-            comparison = compare_files(base, other, args.targets, options, workers, progress.advance)
-    _finish(outputs, comparison_summary(base, other, comparison, options), comparison)
+            comparison, figures = compare_files(files, options, workers, progress.advance)
+    _advise_shift(figures["fits_better_shifted"])
+    _finish(outputs, figures, comparison)
+
+
+def _advise_shift(fits_better: bool) -> None:
+    """Warn on stderr if targets should have been shifted."""
+    if fits_better and sys.stderr is not None:
+        with contextlib.suppress(OSError):
+            print(f"tokenloss: warning: {SHIFT_ADVICE}", file=sys.stderr)
 
 
 # -- errors, inputs and outputs ----------------------------------------------------------------------------------------

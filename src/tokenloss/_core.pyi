@@ -150,6 +150,19 @@ class CrossEntropy(LogSumExpJob):
     ) -> None: ...
 
 @final
+class ClassLogProbs(LogSumExpJob):
+    count: int
+    def __init__(
+        self,
+        scores: Scores,
+        positions: Positions,
+        logit_scale: float,
+        softcap: float,
+        ids: npt.NDArray[np.int64],
+        log_probs: npt.NDArray[np.float64],
+    ) -> None: ...
+
+@final
 class TokenStats(LogSumExpJob):
     def __init__(
         self,

@@ -19,6 +19,7 @@ cdef double SOFTCAP_CLASS = 1  # a tanh
 cdef double DOT = 8  # product of a row with a hidden state, and of each of its elements
 cdef double DOT_ELEMENT = 0.03
 cdef double BF16_ELEMENT = 0.005  # of a product by the instruction for bfloat16
+cdef double NAMED_CLASS = 4  # of class_log_probs
 cdef double SOFT_CLASS = 3  # of distributions: a mass that is not 0, which may take a logarithm
 
 cdef double SEQUENCE = 40  # exact sums over a sequence, and over each of its tokens
@@ -53,7 +54,9 @@ cdef double cost_of_scores(RowJob job):
     """Cost of reducing a row of scores, and of writing one if there is a result or gradient."""
     cdef Scores scores = job.scores
     cdef double per_row = 5, per_class = 0.35
-    if isinstance(job, TokenStats):
+    if isinstance(job, ClassLogProbs):
+        per_row += (<ClassLogProbs> job).count * NAMED_CLASS
+    elif isinstance(job, TokenStats):
         per_row, per_class = 15, 1
     elif isinstance(job, PairStats):
         per_row, per_class = 40, 1.6

@@ -51,6 +51,17 @@ cdef class LogSumExpJob(RowJob):
     cdef void shift_row(self, int64_t row, tl_row *logits) noexcept nogil:
         """Shifts a row that has overflowed, before it is reduced again."""
 
+    cdef void reduce_overflowed(self, Block *block, const tl_block_lse *lse, Totals *totals,
+                                tl_cancel *cancel) noexcept nogil:
+        """Rows whose log-odds are nan, since scaled logits may have overflowed, are reduced by themselves."""
+        cdef int i
+        for i in range(block.rows.count):
+            if (block.rows.wanted >> i & 1 and block.rows.excluded[i] >= 0
+                    and lse.odds.log_odds[i] != lse.odds.log_odds[i]):
+                block.rows.wanted &= ~(<uint64_t> 1 << i)
+                self.add(block.number[i], block.target[i],
+                         self.reduce_row(block.number[i], block.target[i], totals, cancel), totals)
+
     cdef void load_block_targets(self, int64_t start, int count, int64_t *targets, Totals *totals) noexcept nogil:
         """Class ids of neighbouring rows, MASKED where they do not count; -1 where there are none."""
         cdef int i
@@ -247,17 +258,6 @@ cdef class CrossEntropy(LogSumExpJob):
         if self.z_loss == 0:
             self.shift_if_overflowing(row, logits)
 
-    cdef void reduce_overflowed(self, Block *block, const tl_block_lse *lse, Totals *totals,
-                                tl_cancel *cancel) noexcept nogil:
-        """Rows whose log-odds are nan, since scaled logits may have overflowed, are reduced by themselves."""
-        cdef int i
-        for i in range(block.rows.count):
-            if (block.rows.wanted >> i & 1 and block.rows.excluded[i] >= 0
-                    and lse.odds.log_odds[i] != lse.odds.log_odds[i]):
-                block.rows.wanted &= ~(<uint64_t> 1 << i)
-                self.add(block.number[i], block.target[i],
-                         self.reduce_row(block.number[i], block.target[i], totals, cancel), totals)
-
     cdef void finish_block(self, Block *block, const tl_block_lse *lse, Totals *totals,
                            tl_cancel *cancel) noexcept nogil:
         if self.logit_scale > 1 and self.softcap == 0 and self.z_loss == 0 and not block.is_row_alone:
@@ -319,6 +319,59 @@ cdef class CrossEntropy(LogSumExpJob):
         if is_given(&self.grad):
             grad = row_at(&self.grad, row)
             tl_fill(&grad, 0)
+
+
+@cython.final
+cdef class ClassLogProbs(LogSumExpJob):
+    """The log-probabilities of some classes of each row; the likeliest of them is the excluded class."""
+
+    cdef View ids
+    cdef readonly int64_t count  # of the classes of a row
+    cdef double[::1] log_probs
+
+    def __init__(self, Scores scores, Positions positions, double logit_scale, double softcap, ids, log_probs):
+        # a row of class ids for each row of scores: int64, contiguous along their last axis; results are a flat array
+        self.set_up(scores, positions, None)
+        self.logit_scale, self.softcap, self.log_probs = logit_scale, softcap, log_probs
+        self.is_class_major, self.excludes_classes = scores.is_class_major(), True
+        cdef int last = ids.ndim - 1
+        open_view(&self.ids, ids, TL_INT64, last, False)
+        self.count = self.ids.buffer.shape[last]
+        if (PyTuple_GetSlice(ids.shape, 0, last) != scores.batch or self.log_probs.shape[0] != self.rows * self.count
+                or self.ids.buffer.itemsize != 8 or self.count > 1 and self.ids.buffer.strides[last] != 8):
+            raise ValueError("class ids or log-probabilities are those of other scores")
+
+    def __dealloc__(self):
+        PyBuffer_Release(&self.ids.buffer)
+
+    cdef int64_t exclude(self, int64_t row, int64_t target, Totals *totals, tl_cancel *cancel) noexcept nogil:
+        cdef tl_row logits = row_at(&self.scores.view, row)
+        cdef int64_t likeliest = -1, good
+        good = tl_likeliest_class(&logits, <const int64_t *> address_of(&self.ids, row), self.count, &likeliest, cancel)
+        if good < self.count:
+            self.refuse(C_BAD_TARGET, row, good, 0, totals)
+        return likeliest if good == self.count > 0 else MASKED
+
+    cdef void shift_row(self, int64_t row, tl_row *logits) noexcept nogil:
+        self.shift_if_overflowing(row, logits)
+
+    cdef void finish_block(self, Block *block, const tl_block_lse *lse, Totals *totals,
+                           tl_cancel *cancel) noexcept nogil:
+        cdef int64_t row, good
+        cdef int i
+        if self.logit_scale > 1 and self.softcap == 0 and not block.is_row_alone:
+            self.reduce_overflowed(block, lse, totals, cancel)
+        for i in range(block.rows.count):
+            if block.rows.wanted >> i & 1:
+                row = block.number[i]
+                good = tl_class_log_probs(
+                    backend, &block.rows, lse, i, <const int64_t *> address_of(&self.ids, row), self.count,
+                    &self.log_probs[row * self.count], cancel)
+                if good < self.count:
+                    self.refuse(C_BAD_TARGET, row, good, 0, totals)
+
+    cdef void add_block(self, Block *block, Totals *totals) noexcept nogil:
+        """Adds nothing: nobody asks for the sum."""
 
 
 @cython.final

@@ -213,6 +213,9 @@ def _add_compare_arguments(compare: argparse.ArgumentParser) -> None:
     compare.add_argument("other", type=_filled, metavar="OTHER", help="scores of the model")
     compare.add_argument("--targets", type=_filled, metavar="FILE", help="a .npy file of class ids")
     compare.add_argument(
+        "--segment-ids", type=_filled, metavar="FILE", help="a .npy file of the number of each token's sequence"
+    )
+    compare.add_argument(
         "--definitions",
         choices=("exact", "llama.cpp"),
         default="exact",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -10,6 +9,8 @@ import numpy as np
 from tokenloss._errors import raise_error
 from tokenloss._evaluation import checks
 from tokenloss._evaluation.plan import check_shiftable, check_stored_targets, rows_per_block, shifted, with_file_names
+from tokenloss._evaluation.run import ShiftSampler
+from tokenloss._evaluation.sequences import row_sequences
 from tokenloss._softmax import log_softmax
 from tokenloss.comparison import ComparisonMeter
 from tokenloss.formats import npy
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from typing import Literal
 
+    from tokenloss._evaluation.sequences import RowSequences
     from tokenloss._types import Array
     from tokenloss.comparison import Comparison
     from tokenloss.formats import ScoresFile
@@ -30,48 +32,57 @@ class ComparisonOptions(NamedTuple):
     base_kind: Literal["logits", "log_probs", "probs"] | None = None
     kind: Literal["logits", "log_probs", "probs"] | None = None
     ignore_index: int = -100
-    shift: bool = False
+    shift: bool | None = None  # None: not, but look whether it would fit better
     definitions: Literal["exact", "llama.cpp"] = "exact"
 
 
+class ComparedFiles(NamedTuple):
+    """Two files of scores of the same rows, and files of what belongs to the rows, if there are any."""
+
+    base: ScoresFile
+    other: ScoresFile
+    targets: str | None = None
+    segment_ids: str | None = None
+
+
 def compare_files(
-    base: ScoresFile,
-    other: ScoresFile,
-    targets: str | None,
-    options: ComparisonOptions,
-    workers: int | None,
-    advance: Callable[[int], None],
-) -> Comparison:
-    """Compare two files of the same rows and targets; call `advance` with the bytes of each block."""
-    ids, where = _checked_targets(base, other, targets, options)
+    files: ComparedFiles, options: ComparisonOptions, workers: int | None, advance: Callable[[int], None]
+) -> tuple[Comparison, dict[str, Any]]:
+    """Compare two files, and the figures that are printed; call `advance` with the bytes of each block."""
+    base, other = files.base, files.other
+    sequences = _sequences(files)
+    ids, where = _checked_targets(files, sequences, options)
     meter = ComparisonMeter(definitions=options.definitions, ignore_index=options.ignore_index, workers=workers)
     unchecked = {base: None if options.base_kind else "--base-kind", other: None if options.kind else "--kind"}
+    # errors are those that llama.cpp prints, unless sequences were asked for
+    is_clustered = sequences.are_given or (sequences.exist and options.definitions == "exact")
+    sampler = ShiftSampler(base.kind, options.ignore_index)
+    samples = options.shift is None and not base.is_shifted and not other.is_shifted
     max_rows = rows_per_block(max(base.row_bytes, other.row_bytes))
     start = 0
     for block, other_block in _aligned_blocks(base.blocks(max_rows), other.blocks(max_rows)):
         part = slice(start, start + len(block))
         check_map(ids)
+        numbers = sequences.numbers(start, start + len(block))
         kept = where[part] & (ids[part] != options.ignore_index)
         for file, rows in (base, block), (other, other_block):
             if file in unchecked and checks.check_kind(file, unchecked[file], rows, kept):
                 del unchecked[file]
-        base_scores = checks.log(block) if base.kind == "probs" else block
-        if base.kind == "logits" and options.definitions == "llama.cpp":  # which takes log-probabilities as they are
-            base_scores = log_softmax(block.astype(np.float32) if block.itemsize < 4 else block)
-        other_scores = checks.log(other_block) if other.kind == "probs" else other_block
         with with_file_names(base.path, other.path):
-            meter.update(base_scores, other_scores, ids[part], where=where[part])
+            if samples:
+                sampler.update(block, ids[part], numbers, kept)
+            base_scores = checks.log(block) if base.kind == "probs" else block
+            if (
+                base.kind == "logits" and options.definitions == "llama.cpp"
+            ):  # which takes log-probabilities as they are
+                base_scores = log_softmax(block.astype(np.float32) if block.itemsize < 4 else block)
+            other_scores = checks.log(other_block) if other.kind == "probs" else other_block
+            segment_ids = numbers if is_clustered else None
+            meter.update(base_scores, other_scores, ids[part], where=where[part], segment_ids=segment_ids)
         start += len(block)
         advance(block.nbytes + other_block.nbytes)
-    return meter.result()
-
-
-def comparison_summary(
-    base: ScoresFile, other: ScoresFile, comparison: Comparison, options: ComparisonOptions
-) -> dict[str, Any]:
-    """Figures of a comparison of two files."""
-    without_next = math.prod(base.shape[:-2]) if options.shift and base.rows else 0
-    return {
+    comparison, without_next = meter.result(), int(np.count_nonzero(~where))
+    return comparison, {
         "base": base.path,
         "other": other.path,
         "base_kind": base.kind,
@@ -79,14 +90,27 @@ def comparison_summary(
         "shape": (base.rows, base.shape[-1]),
         "ignored": base.rows - without_next - comparison.count,
         "without_next": without_next,
+        "fits_better_shifted": sampler.sample.fits_better_shifted,
         **comparison.as_dict(),
     }
 
 
-def _checked_targets(
-    base: ScoresFile, other: ScoresFile, path: str | None, options: ComparisonOptions
-) -> tuple[Array, Array]:
+def _sequences(files: ComparedFiles) -> RowSequences:
+    """Which rows make a sequence: the same in both files, if both say so."""
+    base, other, _, path = files
+    if path is not None:
+        return row_sequences(base, npy.open_array(path), path)
+    of_base, of_other = row_sequences(base, None, None), row_sequences(other, None, None)
+    if not of_other.are_given:
+        return of_base if of_base.exist else of_other
+    if of_base.are_given and not np.array_equal(of_base.numbers(0, base.rows), of_other.numbers(0, other.rows)):
+        raise_error("content", path=other.path, got="holds other sequences", fits=f"hold those of {base.path} if any")
+    return of_other
+
+
+def _checked_targets(files: ComparedFiles, sequences: RowSequences, options: ComparisonOptions) -> tuple[Array, Array]:
     """Class ids of all rows, the same in every file that holds any, and the mask of the rows that are compared."""
+    base, other, path, _ = files
     shape = base.rows, base.shape[-1]
     if (other.rows, other.shape[-1]) != shape:
         got = f"holds {other.rows} rows of {other.shape[-1]} classes"
@@ -101,7 +125,7 @@ def _checked_targets(
     for name, others in rest:
         if not np.array_equal(ids.reshape(-1), others.reshape(-1)):
             raise_error("content", path=name, got="holds other targets", fits=f"hold those of {first} if any")
-    where = np.broadcast_to(np.True_, shape[:1])
+    where: Array = np.broadcast_to(np.True_, shape[:1])
     if options.shift:
         if other.shape != base.shape:
             got, fits = f"holds {other.kind} of shape {other.shape}", f"have the shape {base.shape} of {base.path}"
@@ -109,10 +133,12 @@ def _checked_targets(
         for file in (base, other):
             check_shiftable(file, ids, None if file.is_shifted else first)
         ids, where = (array.reshape(-1) for array in shifted(ids))
+        if sequences.are_given:
+            where = where & ~sequences.ends(base.rows)
     with with_file_names(base.path, path):
         if ids.size == shape[0]:
             ids = ids.reshape(-1)
-        check_stored_targets(shape, base.kind, ids, options.ignore_index, options.shift, where, soft=False)
+        check_stored_targets(shape, base.kind, ids, options.ignore_index, bool(options.shift), where, soft=False)
     return ids, where
 
 

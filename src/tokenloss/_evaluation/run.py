@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from typing import TypeAlias
 
     from tokenloss._evaluation.plan import OpenShard, Options, Shard
-    from tokenloss._types import Array
+    from tokenloss._types import Array, BoolArray, IntArray
     from tokenloss.scores import TokenScores
 
     # called with the scores of each block, its class ids, its text, its positions and the numbers of their sequences
@@ -153,7 +153,8 @@ def score_rows(
     row_bytes = file.row_bytes + (file.shape[-1] * targets.itemsize if is_soft else 0)
     collector, highest = SequenceCollector(sequences, shard.split), _TopLosses(options.top)
     counted = where if mask is None else mask if where is None else where & mask
-    sampler = None if is_soft or file.is_shifted or options.shift is not None else _ShiftSampler(file.kind, options)
+    samples = not is_soft and not file.is_shifted and options.shift is None
+    sampler = ShiftSampler(file.kind, options.ignore_index) if samples else None
     start = greedy = 0
     is_checked = file.kind == "log_probs"  # every row of these is checked with its block
     for block in file.blocks(rows_per_block(row_bytes)):
@@ -169,7 +170,7 @@ def score_rows(
                 file.kind, block, block_targets, classes, block_counted, options, workers, top_k, sink is not None
             )
             if sampler:
-                sampler.update(block, block_targets, numbers, scores)
+                sampler.update(block, block_targets, numbers, scores.kept)
         is_checked = is_checked or checks.check_kind(file, None if options.kind else "--kind", block, scores.kept)
         collector.update(scores, numbers)
         greedy += int(np.count_nonzero(scores.is_greedy))
@@ -226,22 +227,23 @@ def _select(
     return dataclasses.replace(scores, **selected), ids[where], text, positions[where], numbers[where]
 
 
-class _ShiftSampler:
+class ShiftSampler:
     """Compares the losses of the first rows with those that they have if each predicts the next row's target."""
 
-    def __init__(self, kind: str, options: Options) -> None:
-        self._kind, self._ignore_index = kind, options.ignore_index
+    def __init__(self, kind: str, ignore_index: int | None) -> None:
+        self._kind, self._ignore_index = kind, ignore_index
         self.sample = ShiftSample()
 
-    def update(self, block: Array, ids: Array, numbers: Array, scores: TokenScores) -> None:
-        """Take a block of rows, with the numbers of their sequences and their scores."""
+    def update(self, block: Array, ids: Array, numbers: IntArray, kept: BoolArray) -> None:
+        """Take a block of rows, with the numbers of their sequences and which of them count."""
         left = _SHIFT_SAMPLE - self.sample.rows
         if left <= 0 or len(block) < 2:
             return
-        has_next = (numbers[1:] == numbers[:-1]) & scores.kept[:-1] & scores.kept[1:]
-        rows = np.flatnonzero(has_next)[:left]
-        losses = _LOSSES[self._kind](block[rows], ids[rows + 1], reduction="none", ignore_index=self._ignore_index)
-        self.sample += ShiftSample(len(rows), float(scores.nll[rows].sum()), float(losses.sum()))
+        rows = np.flatnonzero((numbers[1:] == numbers[:-1]) & kept[:-1] & kept[1:])[:left]
+        loss, options = _LOSSES[self._kind], {"reduction": "sum", "ignore_index": self._ignore_index}
+        self.sample += ShiftSample(
+            len(rows), loss(block[rows], ids[rows], **options), loss(block[rows], ids[rows + 1], **options)
+        )
 
 
 class _TopLosses:

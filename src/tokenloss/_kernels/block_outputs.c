@@ -184,3 +184,95 @@ void tl_softmax_of_block(const tl_backend *backend, const tl_row_block *rows, co
             tl_softmax(backend, &row, tl_lse_at(lse, i), &to, out->nontemporal_stores, cancel);
     }
 }
+
+TL_OUTLINE double load_any(const tl_row *row, int64_t k) { return tl_load(row->data + k * row->stride, row->dtype); }
+
+static double raw_logit(const tl_row *row, int64_t k) {
+    if (row->dtype == TL_FLOAT32)
+        return (double)tl_float_from_bits(tl_load32(row->data + k * row->stride, TL_FLOAT32));
+    return load_any(row, k);
+}
+
+static int is_class(const tl_row *row, int64_t id) { return id >= 0 && id < row->count; }
+
+/* The highest raw logit of at most TL_GROUP classes, and the lowest of the ids that have it: INT64_MAX if all are nan.
+ * Returns as tl_likeliest_class. */
+static int64_t likeliest_of(const tl_row *row, const int64_t *ids, int64_t count, double *highest, int64_t *lowest) {
+    double raw[TL_GROUP], most = -(double)INFINITY;
+    int64_t id[TL_GROUP], least = INT64_MAX; /* read once: another thread may change them */
+    for (int64_t k = 0; k < count; k++) {
+        id[k] = ids[k];
+        if (!is_class(row, id[k]))
+            return k;
+        raw[k] = raw_logit(row, id[k]);
+        most = raw[k] > most ? raw[k] : most;
+    }
+    for (int64_t k = 0; k < count; k++) { /* a branch would be mispredicted in each row */
+        int64_t candidate = id[k] | (-(int64_t)(raw[k] != most) & INT64_MAX);
+        least = candidate < least ? candidate : least;
+    }
+    *highest = most;
+    *lowest = least;
+    return count;
+}
+
+int64_t tl_likeliest_class(const tl_row *row, const int64_t *ids, int64_t count, int64_t *likeliest,
+                           tl_cancel *cancel) {
+    double highest = -(double)INFINITY, most;
+    int64_t found = INT64_MAX, lowest;
+    for (int64_t start = 0; start < count; start += TL_GROUP) {
+        int64_t n = count - start < TL_GROUP ? count - start : TL_GROUP;
+        int64_t good = likeliest_of(row, ids + start, n, &most, &lowest);
+        if (good < n)
+            return start + good;
+        if (most > highest || (most == highest && lowest < found)) {
+            highest = most;
+            found = lowest;
+        }
+        if ((start + n) % TL_CANCEL_INTERVAL == 0 && tl_cancelled(cancel))
+            break;
+    }
+    *likeliest = found < row->count ? found : 0; /* all are nan, and so is the loss of any class */
+    return count;
+}
+
+/* condition ? a : b, without a branch. */
+static double select(int condition, double a, double b) {
+    uint64_t mask = -(uint64_t)condition;
+    return tl_from_bits((tl_to_bits(a) & mask) | (tl_to_bits(b) & ~mask));
+}
+
+/* The log-probabilities of at most TL_GROUP classes. Equal logits have equal results, and rounding puts none above that
+ * of the excluded class; 0 is never -0.0. */
+static int64_t class_log_probs(const tl_backend *backend, const tl_row *row, const tl_class_odds *odds,
+                               const int64_t *ids, int64_t count, double *log_probs) {
+    double lanes[TL_GROUP], most = 0 - odds->nll, offset = odds->lse.offset, log = odds->lse.log;
+    int is_scaled = tl_is_scaled_or_capped(row);
+    for (int64_t k = 0; k < TL_GROUP && is_scaled; k++)
+        lanes[k] = k < count && is_class(row, ids[k]) ? raw_logit(row, ids[k]) - row->shift : 0;
+    if (is_scaled)
+        backend->softcap(lanes, TL_GROUP, row->logit_scale, row->softcap);
+    for (int64_t k = 0; k < count; k++) {
+        int64_t id = ids[k];
+        if (!is_class(row, id)) /* another thread has changed it */
+            return k;
+        double logit = is_scaled ? lanes[k] : raw_logit(row, id), log_prob = (logit - offset) - log;
+        log_probs[k] = select((logit == odds->logit) | (log_prob > most), most, log_prob);
+    }
+    return count;
+}
+
+int64_t tl_class_log_probs(const tl_backend *backend, const tl_row_block *rows, const tl_block_lse *lse, int i,
+                           const int64_t *ids, int64_t count, double *log_probs, tl_cancel *cancel) {
+    tl_row row = tl_row_of_block(rows, i);
+    tl_class_odds odds = tl_odds_at(rows, lse, i);
+    for (int64_t start = 0; start < count; start += TL_GROUP) {
+        int64_t n = count - start < TL_GROUP ? count - start : TL_GROUP;
+        int64_t good = class_log_probs(backend, &row, &odds, ids + start, n, log_probs + start);
+        if (good < n)
+            return start + good;
+        if ((start + n) % TL_CANCEL_INTERVAL == 0 && tl_cancelled(cancel))
+            break;
+    }
+    return count;
+}

@@ -32,7 +32,9 @@ class ComparisonTables(Output):
     writes_file = False
 
     def finish(self, summary: dict[str, Any], result: Any) -> None:
-        note = f"{result.count:,} tokens, {result.definitions} definitions; {summary['kind']} vs {summary['base_kind']}"
+        basis = f"errors by {result.n_sequences:,} sequences" if result.is_clustered else "taken as independent"
+        note = f"{result.count:,} tokens, {basis}, {result.definitions} definitions; "
+        note += f"{summary['kind']} vs {summary['base_kind']}"
         show_tables(f"{summary['other']} vs {summary['base']}", note, comparison_tables(result))
 
 
