@@ -363,7 +363,7 @@ def test_class_id_that_changes_during_the_call(monkeypatch):
         ids[1] = 1
 
     monkeypatch.setattr(_workers, "run", run_and_repair)
-    with fails(IndexError, "class_ids[1] changed during the call and is now out of range [0, 3)"):
+    with fails(IndexError, "class_ids[1] = 7 is out of range [0, 3)"):
         class_log_probs([1.0, 2.0, 3.0], ids)
 
 

@@ -93,7 +93,7 @@ def class_log_probs(
     positions = without_targets(scores, where)
     transform = logit_transform(logit_scale, softcap)
     result = np.zeros((*scores.batch, ids.shape[-1]))
-    rows = np.broadcast_to(np.require(ids, np.int64, ("C", "A")), result.shape)
+    rows = np.broadcast_to(ids.astype(np.int64, copy=False), result.shape)
     job = _core.ClassLogProbs(scores, positions, *transform, rows, result.reshape(-1))
     _workers.run(job, _workers.check_workers(workers))
     if job.has_refused:
@@ -102,7 +102,7 @@ def class_log_probs(
 
 
 def _as_class_ids(value: Any, batch: tuple[int, ...]) -> np.ndarray[Any, Any]:
-    """Class ids of some classes, for all positions or for each."""
+    """A copy of the class ids, which no other thread can change."""
     array, code = as_array("class_ids", value, "an integer")
     shape = (*batch, "K")
     fits = "(K,)" + f" or ({', '.join(map(str, shape))}), or broadcast to it" * bool(batch) + ", to fit logits"
@@ -116,7 +116,7 @@ def _as_class_ids(value: Any, batch: tuple[int, ...]) -> np.ndarray[Any, Any]:
         return array.astype(np.int64)
     if code is None or code in FLOAT_CODES or array.dtype == np.bool_:
         raise_error("dtype", name="class_ids", got=dtype_name(code, array), fits="integer")
-    return array
+    return np.array(array, order="C")
 
 
 def _raise_refusal(job: _core.ClassLogProbs, ids: np.ndarray[Any, Any]) -> NoReturn:
@@ -125,7 +125,4 @@ def _raise_refusal(job: _core.ClassLogProbs, ids: np.ndarray[Any, Any]) -> NoRet
     index = np.unravel_index(row * job.count + k, (*job.scores.batch, job.count))[-ids.ndim :]
     # where ids are broadcast, their own index is named
     position = [0 if length == 1 else int(i) for i, length in zip(index, ids.shape, strict=True)]
-    classes = job.scores.classes
-    if 0 <= int(ids[tuple(position)]) < classes:
-        raise_error("changed", name="class_ids", position=position, fits=f"[0, {classes})")
-    raise_bad_class("class_ids", ids, position, classes)
+    raise_bad_class("class_ids", ids, position, job.scores.classes)

@@ -199,7 +199,7 @@ cdef class Softmax(LogSumExpJob):
         tl_softmax_of_block(backend, &block.rows, lse, self.is_log, &out, cancel)
 
     cdef void add_block(self, Block *block, Totals *totals) noexcept nogil:
-        """Adds nothing: nobody asks for the sum."""
+        """Adds nothing: the sum is not wanted."""
 
 
 @cython.final
@@ -330,7 +330,7 @@ cdef class ClassLogProbs(LogSumExpJob):
     cdef double[::1] log_probs
 
     def __init__(self, Scores scores, Positions positions, double logit_scale, double softcap, ids, log_probs):
-        # a row of class ids for each row of scores: int64, contiguous along their last axis; results are a flat array
+        # class ids of each row of scores: int64, contiguous along the last axis, not to be changed by any thread
         self.set_up(scores, positions, None)
         self.logit_scale, self.softcap, self.log_probs = logit_scale, softcap, log_probs
         self.is_class_major, self.excludes_classes = scores.is_class_major(), True
@@ -357,21 +357,18 @@ cdef class ClassLogProbs(LogSumExpJob):
 
     cdef void finish_block(self, Block *block, const tl_block_lse *lse, Totals *totals,
                            tl_cancel *cancel) noexcept nogil:
-        cdef int64_t row, good
+        cdef int64_t row
         cdef int i
         if self.logit_scale > 1 and self.softcap == 0 and not block.is_row_alone:
             self.reduce_overflowed(block, lse, totals, cancel)
         for i in range(block.rows.count):
             if block.rows.wanted >> i & 1:
                 row = block.number[i]
-                good = tl_class_log_probs(
-                    backend, &block.rows, lse, i, <const int64_t *> address_of(&self.ids, row), self.count,
-                    &self.log_probs[row * self.count], cancel)
-                if good < self.count:
-                    self.refuse(C_BAD_TARGET, row, good, 0, totals)
+                tl_class_log_probs(backend, &block.rows, lse, i, <const int64_t *> address_of(&self.ids, row),
+                                   self.count, &self.log_probs[row * self.count], cancel)
 
     cdef void add_block(self, Block *block, Totals *totals) noexcept nogil:
-        """Adds nothing: nobody asks for the sum."""
+        """Adds nothing: the sum is not wanted."""
 
 
 @cython.final

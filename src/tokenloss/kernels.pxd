@@ -149,8 +149,8 @@ cdef extern from "_kernels/kernels.h" nogil:
     void tl_mass_losses_of_block(const tl_backend *, const tl_row_block *, const tl_block_lse *, const tl_loss *,
                                  const tl_out_block *, double *, tl_cancel *)
     int64_t tl_likeliest_class(const tl_row *, const int64_t *, int64_t, int64_t *, tl_cancel *)
-    int64_t tl_class_log_probs(const tl_backend *, const tl_row_block *, const tl_block_lse *, int, const int64_t *,
-                               int64_t, double *, tl_cancel *)
+    void tl_class_log_probs(const tl_backend *, const tl_row_block *, const tl_block_lse *, int, const int64_t *,
+                            int64_t, double *, tl_cancel *)
     ctypedef struct tl_token_block:
         double nll[64]
         double logsumexp[64]

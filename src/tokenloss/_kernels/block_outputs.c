@@ -193,22 +193,19 @@ static double raw_logit(const tl_row *row, int64_t k) {
     return load_any(row, k);
 }
 
-static int is_class(const tl_row *row, int64_t id) { return id >= 0 && id < row->count; }
-
 /* The highest raw logit of at most TL_GROUP classes, and the lowest of the ids that have it: INT64_MAX if all are nan.
  * Returns as tl_likeliest_class. */
 static int64_t likeliest_of(const tl_row *row, const int64_t *ids, int64_t count, double *highest, int64_t *lowest) {
     double raw[TL_GROUP], most = -(double)INFINITY;
-    int64_t id[TL_GROUP], least = INT64_MAX; /* read once: another thread may change them */
+    int64_t least = INT64_MAX;
     for (int64_t k = 0; k < count; k++) {
-        id[k] = ids[k];
-        if (!is_class(row, id[k]))
+        if (ids[k] < 0 || ids[k] >= row->count)
             return k;
-        raw[k] = raw_logit(row, id[k]);
+        raw[k] = raw_logit(row, ids[k]);
         most = raw[k] > most ? raw[k] : most;
     }
     for (int64_t k = 0; k < count; k++) { /* a branch would be mispredicted in each row */
-        int64_t candidate = id[k] | (-(int64_t)(raw[k] != most) & INT64_MAX);
+        int64_t candidate = ids[k] | (-(int64_t)(raw[k] != most) & INT64_MAX);
         least = candidate < least ? candidate : least;
     }
     *highest = most;
@@ -218,8 +215,8 @@ static int64_t likeliest_of(const tl_row *row, const int64_t *ids, int64_t count
 
 int64_t tl_likeliest_class(const tl_row *row, const int64_t *ids, int64_t count, int64_t *likeliest,
                            tl_cancel *cancel) {
-    double highest = -(double)INFINITY, most;
-    int64_t found = INT64_MAX, lowest;
+    double highest = -(double)INFINITY, most = highest;
+    int64_t found = INT64_MAX, lowest = found;
     for (int64_t start = 0; start < count; start += TL_GROUP) {
         int64_t n = count - start < TL_GROUP ? count - start : TL_GROUP;
         int64_t good = likeliest_of(row, ids + start, n, &most, &lowest);
@@ -229,8 +226,10 @@ int64_t tl_likeliest_class(const tl_row *row, const int64_t *ids, int64_t count,
             highest = most;
             found = lowest;
         }
-        if ((start + n) % TL_CANCEL_INTERVAL == 0 && tl_cancelled(cancel))
-            break;
+        if ((start + n) % TL_CANCEL_INTERVAL == 0 && tl_cancelled(cancel)) {
+            *likeliest = TL_MASKED;
+            return count;
+        }
     }
     *likeliest = found < row->count ? found : 0; /* all are nan, and so is the loss of any class */
     return count;
@@ -244,35 +243,28 @@ static double if_else(int condition, double a, double b) {
 
 /* The log-probabilities of at most TL_GROUP classes. Equal logits have equal results, and rounding puts none above that
  * of the excluded class; 0 is never -0.0. */
-static int64_t class_log_probs(const tl_backend *backend, const tl_row *row, const tl_class_odds *odds,
-                               const int64_t *ids, int64_t count, double *log_probs) {
+static void class_log_probs(const tl_backend *backend, const tl_row *row, const tl_class_odds *odds,
+                            const int64_t *ids, int64_t count, double *log_probs) {
     double lanes[TL_GROUP], most = 0 - odds->nll, offset = odds->lse.offset, log = odds->lse.log;
     int is_scaled = tl_is_scaled_or_capped(row);
     for (int64_t k = 0; k < TL_GROUP && is_scaled; k++)
-        lanes[k] = k < count && is_class(row, ids[k]) ? raw_logit(row, ids[k]) - row->shift : 0;
+        lanes[k] = k < count ? raw_logit(row, ids[k]) - row->shift : 0;
     if (is_scaled)
         backend->softcap(lanes, TL_GROUP, row->logit_scale, row->softcap);
     for (int64_t k = 0; k < count; k++) {
-        int64_t id = ids[k];
-        if (!is_class(row, id)) /* another thread has changed it */
-            return k;
-        double logit = is_scaled ? lanes[k] : raw_logit(row, id), log_prob = (logit - offset) - log;
+        double logit = is_scaled ? lanes[k] : raw_logit(row, ids[k]), log_prob = (logit - offset) - log;
         log_probs[k] = if_else((logit == odds->logit) | (log_prob > most), most, log_prob);
     }
-    return count;
 }
 
-int64_t tl_class_log_probs(const tl_backend *backend, const tl_row_block *rows, const tl_block_lse *lse, int i,
-                           const int64_t *ids, int64_t count, double *log_probs, tl_cancel *cancel) {
+void tl_class_log_probs(const tl_backend *backend, const tl_row_block *rows, const tl_block_lse *lse, int i,
+                        const int64_t *ids, int64_t count, double *log_probs, tl_cancel *cancel) {
     tl_row row = tl_row_of_block(rows, i);
     tl_class_odds odds = tl_odds_at(rows, lse, i);
     for (int64_t start = 0; start < count; start += TL_GROUP) {
         int64_t n = count - start < TL_GROUP ? count - start : TL_GROUP;
-        int64_t good = class_log_probs(backend, &row, &odds, ids + start, n, log_probs + start);
-        if (good < n)
-            return start + good;
+        class_log_probs(backend, &row, &odds, ids + start, n, log_probs + start);
         if ((start + n) % TL_CANCEL_INTERVAL == 0 && tl_cancelled(cancel))
-            break;
+            return;
     }
-    return count;
 }

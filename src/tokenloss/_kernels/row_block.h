@@ -138,13 +138,13 @@ void tl_class_losses_of_block(const tl_backend *backend, const tl_row_block *row
 void tl_mass_losses_of_block(const tl_backend *backend, const tl_row_block *rows, const tl_block_lse *lse,
                              const tl_loss *losses, const tl_out_block *grads, double *values, tl_cancel *cancel);
 
-/* The likeliest of some classes of a row by its raw logits, the lowest id of a tie; any if all are nan. Returns how many
- * ids come before the first that is out of range. */
+/* The likeliest of some classes of a row by its raw logits, of a tie the lowest id, any if all are nan; TL_MASKED if
+ * cancelled. Returns how many ids come before the first that is out of range. */
 int64_t tl_likeliest_class(const tl_row *row, const int64_t *ids, int64_t count, int64_t *likeliest, tl_cancel *cancel);
 
-/* The log-probabilities of some classes of a wanted row, the likeliest of which is excluded; returns as above. */
-int64_t tl_class_log_probs(const tl_backend *backend, const tl_row_block *rows, const tl_block_lse *lse, int i,
-                           const int64_t *ids, int64_t count, double *log_probs, tl_cancel *cancel);
+/* The log-probabilities of some classes of a wanted row, all in range, the likeliest of which is excluded. */
+void tl_class_log_probs(const tl_backend *backend, const tl_row_block *rows, const tl_block_lse *lse, int i,
+                        const int64_t *ids, int64_t count, double *log_probs, tl_cancel *cancel);
 
 /* -- for kernels that reduce blocks themselves --------------------------------------------------------------------- */
 
