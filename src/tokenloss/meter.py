@@ -7,13 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tokenloss._dtypes import as_array
 from tokenloss._errors import raise_error
 from tokenloss._exact import ExactMoments, ExactRatio, exp
-from tokenloss._iteration import iter_float64
-from tokenloss._validation import check_integer, check_mask, check_sample_weight
+from tokenloss._validation import check_integer, check_mask
 from tokenloss.scores import TokenScores
-from tokenloss.sequences import SequenceLosses
+from tokenloss.sequences import SequenceLosses, known_tokens
 
 if TYPE_CHECKING:
     from tokenloss._types import ArrayLike
@@ -31,7 +29,7 @@ class LossMeter:
     Attributes
     ----------
     n_bytes, n_words : int
-        Number of bytes and of words of the tokens' text, if these were given.
+        Number of bytes and words of the tokens' text, if given; else 0.
 
     Notes
     -----
@@ -73,8 +71,8 @@ class LossMeter:
     def __init__(self) -> None:
         self._tokens = ExactRatio()  # of each token, its loss and its weight
         self._groups = ExactRatio()  # of each sequence, its loss and its tokens; and of each token that is in none
-        self._by_bytes = ExactRatio()  # of each sequence whose text is known, its loss and its bytes
-        self._by_words = ExactRatio()  # likewise
+        self._by_bytes = ExactRatio()  # of each sequence whose bytes are known, its loss and these
+        self._by_words = ExactRatio()  # likewise, of words
         self._sequences = ExactMoments()  # the mean loss of each sequence
         self.n_bytes: int = 0
         self.n_words: int = 0
@@ -91,7 +89,7 @@ class LossMeter:
 
     @property
     def is_clustered(self) -> bool:
-        """Whether `stderr` is clustered by sequence: not without sequences, and not of a single one."""
+        """Whether `stderr` is clustered by sequence: of at least two groups, one of them a sequence."""
         return self.n_sequences > 0 and self._groups.count > 1
 
     def update(
@@ -117,8 +115,8 @@ class LossMeter:
         n_bytes, n_words : int, default 0
             Length of the tokens' text.
         sample_weight : array of floats, optional
-            Weight of each token, broadcast over `nll`. Those of weight 0 are left out, as by `where`. Losses are those
-            without weights.
+            Weight of each token, broadcast over `nll`: finite and at least 0. Tokens of weight 0 are left out, as by
+            `where`. The losses in `nll` must not be weighted already.
 
         Raises
         ------
@@ -196,11 +194,8 @@ class LossMeter:
 
     def _to_json(self) -> dict[str, Any]:
         """The exact state, as JSON can hold it."""
-        sums = (value for name in self.__slots__ if not isinstance(value := getattr(self, name), int))
-        names = (name for name in self.__slots__ if name.startswith("_"))
-        return {name: value.to_json() for name, value in zip(names, sums, strict=True)} | {
-            "n_bytes": hex(self.n_bytes), "n_words": hex(self.n_words),
-        }  # fmt: skip
+        values = {name: getattr(self, name) for name in self.__slots__}
+        return {name: hex(value) if isinstance(value, int) else value.to_json() for name, value in values.items()}
 
     @classmethod
     def _from_json(cls, state: dict[str, Any]) -> LossMeter:
@@ -228,7 +223,7 @@ class LossMeter:
     def stderr(self) -> float:
         """The standard error of the mean loss: clustered by sequence if `is_clustered`, else of independent tokens.
 
-        It is nan for less than two tokens.
+        It is nan for fewer than two tokens.
         """
         return (self._groups if self.is_clustered else self._tokens).stderr
 
@@ -246,7 +241,7 @@ class LossMeter:
 
     @property
     def sequence_loss_stderr(self) -> float:
-        """The standard error of `sequence_loss`, from the sample's variance; nan for less than two sequences."""
+        """The standard error of `sequence_loss`, from the sample's variance; nan for fewer than two sequences."""
         return self._sequences.stderr
 
     @property
@@ -256,7 +251,7 @@ class LossMeter:
 
     @property
     def perplexity_interval(self) -> tuple[float, float]:
-        """The 95 % confidence interval of the perplexity, exp(loss -+ 1.96 stderr)."""
+        """The 95 % confidence interval of the perplexity, exp(loss ± 1.96 stderr)."""
         return _interval(self.loss, self.stderr)
 
     @property
@@ -289,7 +284,7 @@ class LossMeter:
         return self._tokens.numerators.sum_over(number)
 
     def _stderr_per(self, number: int, by_text: ExactRatio) -> float:
-        """The standard error of that; each text's length is known only if `by_text` holds all of them."""
+        """The standard error of `_loss_per`: from the length of each text if `by_text` has all of them."""
         if not number:
             return math.nan
         if self.is_clustered and by_text.count == self._groups.count and by_text.denominators.sum == number:
@@ -307,17 +302,15 @@ class LossMeter:
 
 def _of_tokens(nll: ArrayLike | TokenScores, where: ArrayLike | None, sample_weight: ArrayLike | None) -> ExactRatio:
     """Sums over tokens that are taken as independent."""
-    if isinstance(nll, TokenScores):
-        kept = nll.kept
-        nll, where = nll.nll, kept if where is None else kept & check_mask(where, kept.shape)
     if sample_weight is None:
-        return ExactRatio.of_equals(ExactMoments.of(nll, where, name="nll"))
-    losses = np.concatenate([*iter_float64("nll", nll), np.empty(0)])
-    shape = as_array("nll", nll)[0].shape
-    weights = check_sample_weight(sample_weight, shape).reshape(-1)
-    kept = weights != 0 if where is None else (weights != 0) & check_mask(where, shape).reshape(-1)
+        if isinstance(nll, TokenScores):
+            kept = nll.kept
+            nll, where = nll.nll, kept if where is None else kept & check_mask(where, kept.shape)
+        return ExactRatio.of_mean(ExactMoments.of(nll, where, name="nll"))
+    tokens = known_tokens(nll, where, sample_weight)
+    losses, weights = (tokens[name][tokens["kept"]] for name in ("nll", "weight"))
     with np.errstate(over="ignore"):
-        return ExactRatio.of(weights[kept] * losses[kept], weights[kept])
+        return ExactRatio.of(weights * losses, weights)
 
 
 def _interval(loss: float, stderr: float) -> tuple[float, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -23,12 +24,12 @@ if TYPE_CHECKING:
 class SequenceLosses:
     """Result of `sequence_losses`: sums over each sequence, in arrays of one shape.
 
-    `LossMeter.update` takes it, and then knows which tokens belong together.
+    Given to `LossMeter.update`, standard errors are clustered by sequence.
 
     Attributes
     ----------
     ids : array of int64
-        Number of each sequence.
+        Index of each sequence, or its number in `segment_ids`.
     count : array of int64
         Number of its included tokens.
     nll : array of float64
@@ -38,7 +39,7 @@ class SequenceLosses:
     n_bytes, n_words : arrays of int64 or None
         Length of the sequence's text; None if not given.
     is_greedy : array of bool or None
-        Whether each included token is the most likely class; False without any. None if losses alone were given.
+        Whether every included token is the most likely class; False without tokens. None if losses alone were given.
 
     Examples
     --------
@@ -54,7 +55,7 @@ class SequenceLosses:
     n_bytes: IntArray | None
     n_words: IntArray | None
     is_greedy: BoolArray | None
-    _tokens: ExactRatio = field(default_factory=ExactRatio)  # of all included tokens, each by itself
+    _tokens: ExactRatio = field(default_factory=ExactRatio)  # exact sums over all included tokens, for `LossMeter`
 
     @property
     def loss(self) -> Float64Array:
@@ -69,7 +70,7 @@ class SequenceLosses:
 
     @property
     def bits_per_byte(self) -> Float64Array | None:
-        """The sum of the losses in bits over the bytes of the text; None if these are not known."""
+        """The sum of each sequence's losses in bits over the bytes of its text; None if these are not known."""
         if self.n_bytes is None:
             return None
         with np.errstate(over="ignore"):
@@ -95,7 +96,7 @@ class SequenceLosses:
         return {name: column.reshape(-1) for name, column in columns.items() if column is not None}
 
     def __repr__(self) -> str:
-        """Show how many there are."""
+        """Show the number of sequences and tokens."""
         return f"SequenceLosses(sequences={self.ids.size}, tokens={int(self.count.sum())})"
 
 
@@ -127,15 +128,17 @@ def sequence_losses(
     cu_seqlens : array of integers, optional
         Bounds of packed sequences, such as [0, 7, 12] for two of 7 and 5 tokens of ``nll.ravel()``.
     sample_weight : array of floats, optional
-        Weight of each token, broadcast over `nll`. Those of weight 0 are left out, as by `where`.
+        Weight of each token, broadcast over `nll`: finite and at least 0. Tokens of weight 0 are left out, as by
+        `where`.
     n_bytes, n_words : arrays of integers, optional
-        Length of the text of each sequence, broadcast to the shape of the result.
+        Length of the text of each sequence (with `segment_ids`, in ascending order of these), broadcast to the shape of
+        the result.
 
     Returns
     -------
     SequenceLosses
-        With arrays of the batch's shape: that of `nll` without its last axis. With `segment_ids` or `cu_seqlens` they
-        have one dimension; `segment_ids` are in ascending order then.
+        With arrays of the batch's shape, which is that of `nll` without its last axis; of one dimension with
+        `segment_ids`, each of which occurs once, in ascending order, or `cu_seqlens`.
 
     Raises
     ------
@@ -144,11 +147,12 @@ def sequence_losses(
 
     See Also
     --------
-    LossMeter : Mean loss over all sequences, with a standard error that takes them as they are.
+    LossMeter : Mean loss over all sequences, with a standard error that is clustered by sequence.
 
     Notes
     -----
-    Sums are those of `math.fsum`. Contiguous losses in float64 are read where they are, without the GIL.
+    Sums are exact and rounded once, as those of `math.fsum`; one that is beyond a float is inf. Contiguous losses in
+    float64 are read without a copy, and without the GIL.
 
     Examples
     --------
@@ -159,41 +163,35 @@ def sequence_losses(
     >>> answers.nll.round(4), answers.bits_per_byte.round(4), answers.is_greedy
     (array([0.5798, 1.8326]), array([0.2788, 0.5288]), array([ True, False]))
     """
-    losses, kept, is_greedy = _tokens(nll)
-    shape = losses.shape
+    tokens = known_tokens(nll, where, sample_weight)
+    shape = tokens["nll"].shape
     if not shape:
         raise_error("shape", name="nll", got=(), fits="(..., T)")
-    if where is not None:
-        mask = check_mask(where, shape)
-        kept = mask if kept is None else kept & mask
-    weight = None if sample_weight is None else check_sample_weight(sample_weight, shape)
-    if weight is not None:
-        kept = weight != 0 if kept is None else kept & (weight != 0)
     layout = _layout(shape, segment_ids, cu_seqlens)
     lengths = [_text_lengths(name, value, layout.batch) for name, value in (("n_bytes", n_bytes), ("n_words", n_words))]
-    return _sums({"nll": losses, "weight": weight, "kept": kept, "is_greedy": is_greedy}, layout, *lengths)
+    return _sums(tokens, layout, *lengths)
 
 
 def sums_by_segment(losses: Array, is_greedy: Array, numbers: Array) -> SequenceLosses:
-    """As `sequence_losses`, of tokens that all count, with the numbers of their sequences."""
+    """Sums over sequences of tokens that are all included, given the number of each token's sequence."""
     tokens = {"nll": losses, "weight": None, "kept": None, "is_greedy": is_greedy}
     return _sums(tokens, _layout(losses.shape, numbers, None), None, None)
 
 
 def _sums(
-    tokens: dict[str, Array | None], layout: _Layout, n_bytes: IntArray | None, n_words: IntArray | None
+    tokens: dict[str, Any], layout: _Layout, n_bytes: IntArray | None, n_words: IntArray | None
 ) -> SequenceLosses:
     """Sums over sequences, by the core."""
     batch = layout.batch
     count, greedy = np.zeros(batch, np.int64), np.zeros(batch, np.bool_)
     nll, weight = np.zeros(batch), np.zeros(batch)
     results: dict[str, Array] = {"count": count, "nll": nll, "weight": weight, "is_greedy": greedy.view(np.uint8)}
-    flat = {name: _flat(array) for name, array in tokens.items()}
+    flat = {name: None if array is None else _flat(array) for name, array in tokens.items()}
     results = {name: array.reshape(-1) for name, array in results.items()}
     job = _core.SequenceSums(flat, layout.first, layout.start, layout.stop, results)
     _workers.run(job, None)
     losses, weights, products = job.totals()
-    of_tokens = ExactRatio.of_equals(ExactMoments(int(count.sum()), *losses))
+    of_tokens = ExactRatio.of_mean(ExactMoments(int(count.sum()), *losses))
     if tokens["weight"] is not None:
         of_tokens = ExactRatio(of_tokens.numerators, ExactMoments(of_tokens.count, *weights), products)
     return SequenceLosses(
@@ -203,25 +201,26 @@ def _sums(
 
 
 def next_token(logits: Any, ids: Any, attention_mask: Any = None) -> tuple[Any, Any, Any]:
-    """Logits of a causal model and the ids that they predict: the logits at position j are those of token j + 1.
+    """Align a causal model's logits with the ids that they predict: those at position j predict token j + 1.
 
     Parameters
     ----------
     logits : array of shape (..., T, V)
-        Logits of the model, for each of its input tokens: an array or a tensor of any library.
+        Logits of the model for each of its input tokens: an array or a tensor of any library.
     ids : array of integers of shape (..., T)
-        Its input ids.
+        Input ids of the model.
     attention_mask : array of shape (..., T), optional
-        Its mask: 1 or True for tokens, 0 or False for padding, at either end.
+        Mask of the input ids: 0 or False for padding, at either end, and 1 or True for other tokens.
 
     Returns
     -------
     logits : array of shape (..., T - 1, V)
-        Those that predict a token; a view.
+        Logits that predict a token; a view.
     targets : array of integers of shape (..., T - 1)
-        The tokens that they predict; a view.
+        Ids of the predicted tokens; a view.
     where : array of bool of shape (..., T - 1), or None
-        Where both tokens are no padding: the argument `where` of all functions. None without a mask.
+        True where neither the token nor the one before it is padding: the argument `where` of all functions. None
+        without a mask.
 
     Raises
     ------
@@ -254,9 +253,9 @@ def next_token(logits: Any, ids: Any, attention_mask: Any = None) -> tuple[Any, 
     if attention_mask is None:
         return logits[..., :-1, :], ids[..., 1:], None
     mask = np.asarray(attention_mask) if isinstance(attention_mask, list | tuple) else attention_mask
-    if tuple(getattr(mask, "shape", ())) != shapes[1]:
-        got = tuple(getattr(mask, "shape", ()))
-        raise_error("shape", name="attention_mask", got=got, fits=f"{shapes[1]}, to fit ids")
+    mask_shape = tuple(getattr(mask, "shape", ()))
+    if mask_shape != shapes[1]:
+        raise_error("shape", name="attention_mask", got=mask_shape, fits=f"{shapes[1]}, to fit ids")
     is_token = mask != 0
     return logits[..., :-1, :], ids[..., 1:], is_token[..., :-1] & is_token[..., 1:]
 
@@ -268,23 +267,36 @@ def _quotient(numerator: Array, denominator: Array) -> Float64Array:
     return quotient
 
 
-def _tokens(nll: ArrayLike | TokenScores) -> tuple[Array, Array | None, Array | None]:
-    """Losses as float64, and what is known of each: whether it is included, and whether it is the likeliest class."""
+def known_tokens(
+    nll: ArrayLike | TokenScores, where: ArrayLike | None, sample_weight: ArrayLike | None
+) -> dict[str, Any]:
+    """Arrays of one shape by name: nll in float64, and if known weight, kept (included) and is_greedy, else None."""
+    kept = is_greedy = None
     if isinstance(nll, TokenScores):
-        return nll.nll, nll.kept, nll.is_greedy
+        losses, kept, is_greedy = nll.nll, nll.kept, nll.is_greedy
+    else:
+        losses = _as_losses(nll)
+    weight = None if sample_weight is None else check_sample_weight(sample_weight, losses.shape)
+    masks = [] if kept is None else [kept]
+    masks += [] if where is None else [check_mask(where, losses.shape)]
+    masks += [] if weight is None else [weight != 0]
+    kept = functools.reduce(np.logical_and, masks) if masks else None
+    return {"nll": losses, "weight": weight, "kept": kept, "is_greedy": is_greedy}
+
+
+def _as_losses(nll: ArrayLike) -> Array:
+    """An array of losses as float64."""
     array, code = as_array("nll", nll)
     if code is None:
         raise_error("dtype", name="nll", got=array.dtype, fits=FLOATS)
     if code == _core.DTYPES["bfloat16"]:
         array = bfloat16_to_float32(array)
     with np.errstate(invalid="ignore"):  # a nan that signals is a nan
-        return array.astype(np.float64, copy=False), None, None
+        return array.astype(np.float64, copy=False)
 
 
-def _flat(array: Array | None) -> Array | None:
-    """One dimension of contiguous, aligned numbers, those of bool as uint8; a copy only where they do not lie so."""
-    if array is None:
-        return None
+def _flat(array: Array) -> Array:
+    """The array in one dimension, contiguous and aligned, bool as uint8; copied only if it is not so already."""
     flat: Array = np.require(array, requirements=["C", "A"]).reshape(-1)
     return flat.view(np.uint8) if flat.dtype == np.bool_ else flat
 
@@ -313,24 +325,22 @@ def _layout(shape: tuple[int, ...], segment_ids: Any, cu_seqlens: Any) -> _Layou
         batch: tuple[int, ...] = (len(offsets) - 1,)
     else:
         batch = shape[:-1]
-        offsets = np.arange(math.prod(batch) + 1) * shape[-1]
-    first = np.arange(math.prod(batch) + 1)
+        offsets = np.arange(math.prod(batch) + 1, dtype=np.int64) * shape[-1]
+    first = np.arange(math.prod(batch) + 1, dtype=np.int64)
     return _Layout(batch, first[:-1].reshape(batch), first, offsets[:-1], offsets[1:])
 
 
 def _segments(segment_ids: IntArray) -> _Layout:
-    """The sequences of tokens that have the numbers of theirs."""
-    numbers = np.ascontiguousarray(segment_ids).reshape(-1)
-    start = np.empty(0, np.int64)
-    while (runs := _core.starts_of_runs(numbers, start)) > start.size:
-        start = np.empty(runs, np.int64)
-    start = start[:runs]  # fewer if the numbers changed meanwhile
+    """The sequences of tokens, given the number of each token's sequence."""
+    numbers = _flat(segment_ids)
+    start = np.empty(_core.starts_of_runs(numbers, np.empty(0, np.int64)), np.int64)
+    start = start[: _core.starts_of_runs(numbers, start)]  # fewer if the numbers changed meanwhile
     stop = np.append(start[1:], numbers.size)[: start.size]
-    order = np.argsort(numbers[start], kind="stable")
-    order = order[np.searchsorted(numbers[start], 0, sorter=order) :]  # negative numbers are of no sequence
-    start, stop = start[order], stop[order]
-    ids, first = np.unique(numbers[start], return_index=True)
-    return _Layout(ids.shape, ids, np.append(first, start.size), start, stop)
+    of_runs = numbers[start]
+    order = np.argsort(of_runs, kind="stable")
+    order = order[of_runs[order] >= 0]  # negative numbers are of no sequence
+    ids, first = np.unique(of_runs[order], return_index=True)
+    return _Layout(ids.shape, ids, np.append(first, order.size).astype(np.int64), start[order], stop[order])
 
 
 def check_segment_ids(value: Any, shape: tuple[int, ...], name: str = "segment_ids") -> Array:
@@ -344,7 +354,7 @@ def check_segment_ids(value: Any, shape: tuple[int, ...], name: str = "segment_i
 
 def check_offsets(value: Any, size: int, name: str = "cu_seqlens") -> Array:
     """Bounds of sequences that fill so many tokens."""
-    offsets = np.array(_integers(name, value), order="C")  # a copy, lest they change after they were checked
+    offsets = np.array(_integers(name, value), order="C")  # a copy: another thread may change them after the check
     if offsets.ndim != 1:
         raise_error("shape", name=name, got=offsets.shape, fits="(G + 1,), for G sequences")
     if not offsets.size or offsets[0] != 0:
