@@ -96,7 +96,7 @@ class ExactMoments:
     @property
     def stderr(self) -> float:
         """The standard error of the mean, from the sample's variance; nan for less than two numbers."""
-        return ExactRatio.of_equals(self).stderr
+        return ExactRatio.of_mean(self).stderr
 
     def to_json(self) -> dict[str, Any]:
         """The exact sums, as JSON can hold them: integers of any length are hexadecimal."""
@@ -135,8 +135,8 @@ class ExactRatio:
         return cls(ExactMoments.of(numerators), ExactMoments.of(denominators), products)
 
     @classmethod
-    def of_equals(cls, numerators: ExactMoments) -> ExactRatio:
-        """Sums over pairs with the denominator 1: the ratio is the mean."""
+    def of_mean(cls, numerators: ExactMoments) -> ExactRatio:
+        """Sums over pairs whose denominators are all 1: the ratio is the mean of the numerators."""
         count = numerators.count
         return cls(numerators, ExactMoments(count, count * _UNIT, 0.0, count * _UNIT**2), numerators.finite * _UNIT)
 
@@ -165,7 +165,7 @@ class ExactRatio:
 
     @property
     def stderr(self) -> float:
-        """The standard error of the ratio, pairs taken as independent; nan for less than two.
+        """The standard error of the ratio, pairs taken as independent; nan for fewer than two.
 
         It is ``sqrt(n / (n - 1) * sum((y - ratio * x)**2)) / sum(x)`` for n pairs (y, x): with sequences as pairs, the
         error that is clustered by sequence. With each x = 1 it is that of a mean, from the sample's variance.

@@ -2,7 +2,7 @@
 
 cdef enum:
     MOMENTS_BLOCK = 2048  # values that are still in the first cache when their squares are added
-    SEQUENCES_BETWEEN_CHECKS = 64  # for Ctrl-C, which take as long as some tokens
+    SEQUENCES_BETWEEN_CHECKS = 64  # for Ctrl-C: a check takes as long as a short sequence
 
 
 cdef object integer_of(const unsigned char *limbs, int count):

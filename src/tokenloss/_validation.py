@@ -107,7 +107,7 @@ def check_mask(value: Any, batch: tuple[int, ...]) -> np.ndarray[Any, Any]:
 
 
 def check_sample_weight(value: Any, batch: tuple[int, ...]) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """The weight of each position, as float64; it is broadcast. Positions of weight 0 do not count."""
+    """The weight of each position, finite and at least 0, as float64; it is broadcast."""
     array, code = as_array("sample_weight", value)
     if code is None:
         raise_error("dtype", name="sample_weight", got=array.dtype, fits=FLOATS)
@@ -274,11 +274,11 @@ def as_positions(
         ignored = check_ignore_index(ignore_index, code)
     weights, weight_code = (None, 0) if weight is None else check_weight(weight, scores.classes)
     mask = None if where is None else check_mask(where, scores.batch)
-    of_rows = None if sample_weight is None else check_sample_weight(sample_weight, scores.batch)
-    if of_rows is not None and not of_rows.all():
-        mask = of_rows != 0 if mask is None else mask & (of_rows != 0)
+    row_weights = None if sample_weight is None else check_sample_weight(sample_weight, scores.batch)
+    if row_weights is not None and not row_weights.all():
+        mask = row_weights != 0 if mask is None else mask & (row_weights != 0)
     return _core.Positions(
-        scores.batch, scores.classes, name, array, code, axis, ignored, mask, weights, weight_code, of_rows
+        scores.batch, scores.classes, name, array, code, axis, ignored, mask, weights, weight_code, row_weights
     )
 
 

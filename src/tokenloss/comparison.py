@@ -387,7 +387,7 @@ class _Mean:
             return
         self.sequences = sequence_losses(values, segment_ids=segment_ids)
         groups = ExactRatio.of(self.sequences.nll, self.sequences.count.astype(np.float64))
-        groups += ExactRatio.of_equals(ExactMoments.of(values, segment_ids < 0))
+        groups += ExactRatio.of_mean(ExactMoments.of(values, segment_ids < 0))
         if self.sequences.ids.size and groups.count > 1:
             self.stderr = groups.stderr
             self.is_clustered = True

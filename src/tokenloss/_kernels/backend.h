@@ -79,9 +79,9 @@ typedef struct {
     tl_all_classes *all; /* with a moment, or NULL if the sum of all classes is not wanted */
 } tl_lse_acc;
 
-/* A sum in lanes, the sum of the rounding errors of its additions, and of the sizes of what these lost in turn: where that
- * is 0, as it is nearly always, sum + error is exact. See Ogita, Rump and Oishi, "Accurate sum and dot product", SIAM J.
- * Sci. Comput. 26 (2005). */
+/* A sum in lanes, the sum of its rounding errors, and the sum of the absolute rounding errors of the latter. Where
+ * `lost` is 0, as it nearly always is, sum + error is exact. See Ogita, Rump and Oishi, "Accurate sum and dot product",
+ * SIAM J. Sci. Comput. 26 (2005). */
 #define TL_SUM_LANES 8
 typedef struct {
     double sum[TL_SUM_LANES], error[TL_SUM_LANES], lost[TL_SUM_LANES];
