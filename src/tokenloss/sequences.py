@@ -355,10 +355,10 @@ def check_segment_ids(value: Any, shape: tuple[int, ...], name: str = "segment_i
 def check_offsets(value: Any, size: int, name: str = "cu_seqlens") -> Array:
     """Bounds of sequences that fill so many tokens."""
     offsets = np.array(_integers(name, value), order="C")  # a copy: another thread may change them after the check
-    if offsets.ndim != 1:
+    if offsets.ndim != 1 or not offsets.size:
         raise_error("shape", name=name, got=offsets.shape, fits="(G + 1,), for G sequences")
-    if not offsets.size or offsets[0] != 0:
-        raise_error("option", name=f"{name}[0]", got=int(offsets[0]) if offsets.size else "nothing", fits="0")
+    if offsets[0] != 0:
+        raise_error("option", name=f"{name}[0]", got=int(offsets[0]), fits="0")
     falls = np.flatnonzero(offsets[1:] < offsets[:-1])
     if falls.size:
         at = int(falls[0]) + 1

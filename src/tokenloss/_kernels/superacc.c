@@ -19,6 +19,15 @@ void tl_propagate_carries(int64_t *limbs, int count) {
     limbs[count - 1] += carry * ((int64_t)1 << 32); /* the top limb keeps the sign */
 }
 
+/* Counts terms that were added to limbs, and propagates the carries when it is time. */
+static void count_terms(int64_t *limb, int limbs, int64_t *uncarried, int64_t terms) {
+    *uncarried += terms;
+    if (TL_UNLIKELY(*uncarried >= TL_MAX_UNCARRIED)) {
+        tl_propagate_carries(limb, limbs);
+        *uncarried = 0;
+    }
+}
+
 void tl_superacc_sq_add_product(tl_superacc_sq *products, double a, double b) {
     if (TL_UNLIKELY(!(a - a == 0 && b - b == 0)))
         return;
@@ -33,10 +42,7 @@ void tl_superacc_sq_add_product(tl_superacc_sq *products, double a, double b) {
     tl_add_shifted(products->limb, position + 32, low * high_of_b, negative);
     tl_add_shifted(products->limb, position + 32, high * low_of_b, negative);
     tl_add_shifted(products->limb, position + 64, high * high_of_b, negative);
-    if (TL_UNLIKELY(++products->uncarried >= TL_MAX_UNCARRIED)) {
-        tl_propagate_carries(products->limb, TL_SQUARES_LIMBS);
-        products->uncarried = 0;
-    }
+    count_terms(products->limb, TL_SQUARES_LIMBS, &products->uncarried, 1);
 }
 
 void tl_superacc_sq_add(tl_superacc_sq *squares, double term) { tl_superacc_sq_add_product(squares, term, term); }
@@ -53,11 +59,7 @@ static void pour(const tl_levels *levels, int64_t *limb, int limbs, unsigned off
         if (mantissa != 0)
             tl_add_shifted(limb, position + offset, mantissa, negative);
     }
-    *uncarried += TL_LEVEL_PARTS;
-    if (*uncarried >= TL_MAX_UNCARRIED) {
-        tl_propagate_carries(limb, limbs);
-        *uncarried = 0;
-    }
+    count_terms(limb, limbs, uncarried, TL_LEVEL_PARTS);
 }
 
 static void pour_sum(tl_superacc *sum) {
@@ -144,23 +146,15 @@ void tl_superacc_merge(tl_superacc *sum, const tl_superacc *other) {
     for (int i = 0; i < TL_SUM_LIMBS; i++)
         sum->limb[i] += other->limb[i];
     sum->special += other->special;
-    sum->uncarried += other->uncarried + 1; /* a limb without carries counts as a term */
+    count_terms(sum->limb, TL_SUM_LIMBS, &sum->uncarried, other->uncarried + 1); /* what has no carries is a term */
     pour(&other->levels, sum->limb, TL_SUM_LIMBS, 0, &sum->uncarried);
-    if (sum->uncarried >= TL_MAX_UNCARRIED) {
-        tl_propagate_carries(sum->limb, TL_SUM_LIMBS);
-        sum->uncarried = 0;
-    }
 }
 
 void tl_superacc_sq_merge(tl_superacc_sq *squares, const tl_superacc_sq *other) {
     for (int i = 0; i < TL_SQUARES_LIMBS; i++)
         squares->limb[i] += other->limb[i];
-    squares->uncarried += other->uncarried + 1;
+    count_terms(squares->limb, TL_SQUARES_LIMBS, &squares->uncarried, other->uncarried + 1);
     pour(&other->levels, squares->limb, TL_SQUARES_LIMBS, 1074, &squares->uncarried);
-    if (squares->uncarried >= TL_MAX_UNCARRIED) {
-        tl_propagate_carries(squares->limb, TL_SQUARES_LIMBS);
-        squares->uncarried = 0;
-    }
 }
 
 double tl_superacc_round(tl_superacc *sum) { return tl_superacc_round_scaled(sum, 0); }
