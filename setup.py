@@ -36,7 +36,7 @@ if MSVC:
 else:
     FLAGS = ["-O3", "-g0", "-std=c11", "-ffp-contract=off", "-fno-trapping-math", "-fvisibility=hidden"]
     FLAGS += ["-UNDEBUG" if DEBUG else "-DNDEBUG"]
-    if sys.platform == "linux" and not DEBUG and not SANITIZE:  # for C++ and debuggers; a thirtieth of a wheel
+    if sys.platform == "linux" and not DEBUG and not SANITIZE:  # for C++ and debuggers: 3 % of a wheel
         FLAGS += ["-fno-asynchronous-unwind-tables", "-fno-unwind-tables"]
     if sys.maxsize < 2**32 and platform.machine().lower() in ("i386", "i486", "i586", "i686", "x86_64", "amd64"):
         FLAGS += ["-msse2", "-mfpmath=sse"]

@@ -27,8 +27,8 @@ def class_log_probs(
 ) -> Float64Array:
     """Log-probabilities of some classes of each position, in one pass over the logits.
 
-    Such classes are the answers of a multiple-choice question, or candidates for the next token. Each probability is
-    that among all V classes; `log_softmax` of the result along its last axis gives those among the named ones.
+    Such classes are the answers of a multiple-choice question, or candidates for the next token. Probabilities are
+    among all V classes; `log_softmax` of the result along its last axis gives those among the K classes.
 
     Parameters
     ----------

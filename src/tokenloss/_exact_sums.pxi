@@ -53,7 +53,7 @@ def sum_of_products(const double[::1] a, const double[::1] b):
 
 
 def starts_of_runs(const int64_t[::1] numbers, int64_t[::1] starts):
-    """The number of runs of equal numbers; writes where each starts, unless there is no room for all."""
+    """The number of runs of equal numbers; writes where each starts, as far as there is room."""
     cdef int64_t i, found = 0, room = starts.shape[0]
     with nogil:
         for i in range(numbers.shape[0]):
@@ -81,7 +81,7 @@ cdef class SequenceSums(Job):
 
     def __init__(self, dict tokens, const int64_t[::1] first, const int64_t[::1] start, const int64_t[::1] stop,
                  dict results):
-        # tokens and results are flat arrays by name, those of bool as uint8; None for what is not known
+        # tokens and results are flat arrays by name, bool as uint8; tokens are None where not given
         need_backend()
         self.nll, self.weight = tokens["nll"], tokens["weight"]
         self.kept, self.is_greedy = tokens["kept"], tokens["is_greedy"]
@@ -117,8 +117,7 @@ cdef class SequenceSums(Job):
             tl_token_sums_merge(&self.total, &sums)
 
     def totals(self):
-        """Exact sums over all tokens: of weight times nll as `moments` gives them, of the weights likewise, and of the
-        products of both as `sum_of_products` does."""
+        """Exact sums over all tokens: `moments` of weight times nll and of the weights, `sum_of_products` of both."""
         cdef tl_token_sums *total = &self.total
         return (
             (integer_of_sum(&total.nll), total.nll.special, integer_of_products(&total.nll_squares)),

@@ -8,8 +8,9 @@ TL_INLINE size_t chunk_length(int64_t at, int64_t stop) {
     return (size_t)(stop - at < TL_TOKEN_CHUNK ? stop - at : TL_TOKEN_CHUNK);
 }
 
-/* Loads tokens from `start` on: weight times nll and the weight, both 0 of those that do not count. */
-static void load_chunk(const tl_tokens *tokens, int64_t start, size_t count, tl_token_chunk *to, tl_sequence *sequence) {
+/* Loads tokens from `start` on, and counts those that are included. */
+static void load_chunk(const tl_tokens *tokens, int64_t start, size_t count, tl_token_chunk *to,
+                       tl_sequence *sequence) {
     const double *nll = tokens->nll + start, *weight = tokens->weight ? tokens->weight + start : NULL;
     const uint8_t *kept = tokens->kept ? tokens->kept + start : NULL;
     const uint8_t *greedy = tokens->is_greedy ? tokens->is_greedy + start : NULL;
@@ -51,7 +52,7 @@ static void add_terms(const tl_backend *backend, tl_error_free_sum *to, double *
     backend->add_with_errors(terms, count, to);
 }
 
-/* Rounds the sum once, adds it to `total` unrounded, and returns 1; or returns 0 if it is not known exactly. */
+/* Rounds the sum once, adds it to `total` unrounded, and returns 1; returns 0 if it is not known exactly. */
 static int end_sum(const tl_error_free_sum *from, tl_superacc *total, double *rounded) {
     double sum = 0, error = 0, lost = 0;
     for (int lane = 0; lane < TL_SUM_LANES; lane++) {
@@ -99,7 +100,7 @@ static void add_tokens(const tl_backend *backend, const tl_token_chunk *terms, t
     pending->count += terms->count;
 }
 
-/* The sum of weight times nll, or of the weights, by a superaccumulator: for numbers of very different size. */
+/* The sum of weight times nll, or of the weights, by a superaccumulator: for numbers of very different magnitude. */
 static double sum_again(const tl_backend *backend, const tl_tokens *tokens, const int64_t *start, const int64_t *stop,
                         int64_t runs, int of_weights, tl_superacc *total, tl_cancel *cancel) {
     tl_superacc sum = {.special = 0};

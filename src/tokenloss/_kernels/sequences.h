@@ -5,31 +5,31 @@
 #include "cancel.h"
 #include "superacc.h"
 
-/* Tokens, and what is known of each; what is NULL is not. */
+/* Columns of tokens; all but the losses may be NULL. */
 typedef struct {
     const double *nll;
     const double *weight;
-    const uint8_t *kept;      /* 0 for those that do not count */
-    const uint8_t *is_greedy; /* whether it is the likeliest class */
+    const uint8_t *kept;      /* 0 for tokens that are not included */
+    const uint8_t *is_greedy; /* whether the token is the likeliest class */
 } tl_tokens;
 
 typedef struct {
-    int64_t count;   /* of the tokens that count */
-    int64_t greedy;  /* of those that are the likeliest class */
-    double nll;      /* sum of weight times nll, each product rounded, the sum rounded once */
-    double weight;   /* sum of the weights, rounded once; the count without weights */
+    int64_t count;  /* of the included tokens */
+    int64_t greedy; /* of those that are the likeliest class */
+    double nll;     /* sum of weight times nll, each product rounded, the sum rounded once */
+    double weight;  /* sum of the weights, rounded once; the count without weights */
 } tl_sequence;
 
 #define TL_TOKEN_CHUNK 512
 
-/* Some tokens: weight times nll, and the weight, both 0 of those that do not count. */
+/* Some tokens: weight times nll, and the weight; both are 0 where a token is not included. */
 typedef struct {
     double nll[TL_TOKEN_CHUNK], weight[TL_TOKEN_CHUNK];
     size_t count;
 } tl_token_chunk;
 
-/* Exact sums over the tokens of many sequences: of weight times nll, of its square, and with weights of these, of their
- * squares and of the products of both. Tokens are added when the chunk is full, and at the end. */
+/* Exact sums over the tokens of many sequences: of weight times nll and its square; with weights, also of the weight,
+ * its square, and the product of both. Tokens wait in `pending` until it is full, or tl_token_sums_end adds them. */
 typedef struct {
     tl_superacc nll, weight;
     tl_superacc_sq nll_squares, weight_squares, products;
