@@ -62,7 +62,7 @@ class Checkpoint:
             }
             numbers = {shard["path"]: number for number, shard in enumerate(self._shards)}
             entries = [(str(shard["path"]), shard, numbers.get(shard["path"]), result) for shard, result in done]
-        except (AttributeError, KeyError, RecursionError, TypeError, ValueError):
+        except (AttributeError, KeyError, OverflowError, RecursionError, TypeError, ValueError):
             self._refuse("is no state of tokenloss score", "be one, or not exist yet")
         for name, value in changed.items():
             self._refuse(f"was written with {name} {value}", f"be another file, with {self._options[name]!r}")

@@ -59,6 +59,11 @@ class Shard(NamedTuple):
     next_text: str | None = None
 
     @property
+    def itemsize(self) -> int:
+        """Size of a score."""
+        return self.row_bytes // (self.shape[-1] or 1)
+
+    @property
     def rows(self) -> int:
         """Number of rows in the file."""
         return math.prod(self.shape[:-1])
@@ -324,7 +329,7 @@ def _with_split(shards: list[Shard]) -> list[Shard]:
         if (start := shard.segments_start) is not None
     ]
     ids, counts = np.unique(np.concatenate(numbers), return_counts=True)
-    split = ids[counts > 1]
+    split = ids[(counts > 1) & (ids >= 0)]
     return [
         shard._replace(split=tuple(np.intersect1d(own, split).tolist()))
         for shard, own in zip(shards, numbers, strict=True)
