@@ -40,9 +40,15 @@ class Output:
     writes_file: ClassVar[bool] = True
     needs_tokens: bool = False  # each token, not the summary alone
     top_k: int = 0  # likeliest classes of each token
+    path: Any = None  # also where `__init__` is not called
 
-    def __init__(self, path: Any) -> None:
+    def __init__(self, path: Any = None) -> None:
         self.path = path
+
+    @property
+    def _name(self) -> str:
+        """What errors call it."""
+        return type(self).__name__
 
     def open(self, batch: tuple[int, ...] | None, rows: int | None, top_k: int) -> AbstractContextManager[object]:
         """Prepare for `rows` tokens; `batch` is the shape of those of the first file. None if not known."""

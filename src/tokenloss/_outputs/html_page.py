@@ -28,7 +28,7 @@ class HtmlPage(TokenOutput):
             TokenScores(**columns),
             ids,
             tokens=text if any(word is not None for word in text.flat) else None,
-            title=title(summary["files"]),
+            title=title(summary["files"]) or "tokenloss",
             meter=result.meter,
             accuracy=summary["accuracy"],
         )
