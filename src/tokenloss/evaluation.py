@@ -182,7 +182,7 @@ def evaluate(
     Warns
     -----
     ShiftWarning
-        If targets were not shifted, and a sample of rows gives more than four times the probability to the next target.
+        If targets were not shifted, and rows give the next target more than four times the probability, beyond chance.
 
     See Also
     --------

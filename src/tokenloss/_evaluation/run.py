@@ -36,6 +36,7 @@ _LOSSES: dict[str, Callable[..., Any]] = {
 
 SHIFT_SAMPLE = 256  # rows whose losses are compared with those of the next targets
 _MIN_SHIFT_SAMPLE = 64
+_MIN_SHIFT_Z = 4  # standard errors, since the losses of random logits vary
 
 
 class TokenLoss(NamedTuple):
@@ -53,20 +54,21 @@ class TokenLoss(NamedTuple):
 
 
 class ShiftSample(NamedTuple):
-    """Some rows that have a next target: the sums of their losses, and of those if each predicts the next target."""
+    """Some rows that have a next target: by how much their losses are less if each predicts that one."""
 
     rows: int = 0
-    nll: float = 0.0
-    next_nll: float = 0.0
+    gain: float = 0.0
+    squares: float = 0.0  # of the differences
 
     def __add__(self, other: ShiftSample) -> ShiftSample:  # type: ignore[override]
         """The rows of both."""
-        return ShiftSample(self.rows + other.rows, self.nll + other.nll, self.next_nll + other.next_nll)
+        return ShiftSample(self.rows + other.rows, self.gain + other.gain, self.squares + other.squares)
 
     @property
     def fits_better_shifted(self) -> bool:
-        """Whether the next targets are more than four times as likely, on average of their logarithms."""
-        return self.rows >= _MIN_SHIFT_SAMPLE and self.nll - self.next_nll > self.rows * math.log(4)
+        """Whether the next targets are more than four times as likely on average, and not by chance."""
+        least = max(self.rows * math.log(4), _MIN_SHIFT_Z * math.sqrt(max(self.squares, 0)))
+        return self.rows >= _MIN_SHIFT_SAMPLE and self.gain > least
 
 
 class ShardResult(NamedTuple):
@@ -96,11 +98,11 @@ class ShardResult(NamedTuple):
             TokenLoss(position, target, float(loss), text)
             for position, target, loss, text in result["highest_loss_tokens"]
         ]
-        rows, nll, next_nll = result["shift_sample"]
+        rows, gain, squares = result["shift_sample"]
         return cls(
             LossMeter._from_json(result["meter"]), result["ignored"], result["greedy"], tokens,
             SequenceColumns.from_json(result["sequences"]), SequenceColumns.from_json(result["split"]),
-            ShiftSample(int(rows), float(nll), float(next_nll)),
+            ShiftSample(int(rows), float(gain), float(squares)),
         )  # fmt: skip
 
     @property
@@ -254,10 +256,10 @@ class ShiftSampler:
             has_next &= numbers[1:] >= 0
         rows = np.flatnonzero(has_next)[: self._left]
         self._left -= len(rows)
-        loss, options = _LOSSES[self._kind], {"reduction": "sum", "ignore_index": self._ignore_index}
-        self.sample += ShiftSample(
-            len(rows), loss(block[rows], ids[rows], **options), loss(block[rows], ids[rows + 1], **options)
-        )
+        loss, options = _LOSSES[self._kind], {"reduction": "none", "ignore_index": self._ignore_index}
+        with np.errstate(invalid="ignore", over="ignore"):
+            gain = loss(block[rows], ids[rows], **options) - loss(block[rows], ids[rows + 1], **options)
+            self.sample += ShiftSample(len(rows), float(gain.sum()), float(np.square(gain).sum()))
 
 
 class _TopLosses:
