@@ -1,12 +1,14 @@
 """evaluate: what the command prints, for Python; blocks in memory against the functions of arrays."""
 
 import json
+import math
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from arrays import FLOATS, LAYOUTS
+from arrays import BFLOAT16, FLOATS, LAYOUTS
+from files import held_at_most
 
 import tokenloss
 from tokenloss import Evaluation, LossMeter, evaluate, sequence_losses, token_scores
@@ -221,6 +223,22 @@ def test_blocks_of_kind(kind, dtype):
     losses = loss(values, targets, where=where, reduction="none")
     assert found.meter == meter_of(losses, where=where & (targets != -100))
     assert found.figures["kind"] == kind
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_blocks_of_log_probs_in_half_precision(dtype):
+    """Their rounding is allowed for, as it is in files."""
+    log_probs = np.full((4, 50), 0.3 - math.log(50)).astype(BFLOAT16 if dtype == "bfloat16" else dtype)
+    assert evaluate([(log_probs, [0, 1, 2, 3])], kind="log_probs").meter.count == 4
+    with pytest.raises(ValueError, match="block 0: log_probs has a row whose logsumexp is"):
+        evaluate([(log_probs.astype(np.float32), [0, 1, 2, 3])], kind="log_probs")
+
+
+def test_blocks_of_bfloat16_are_not_copied_whole(monkeypatch):
+    monkeypatch.setattr(plan, "_BLOCK_BYTES", 1 << 20)
+    logits = np.zeros((1000, 10_000), BFLOAT16)  # 20 MB
+    with held_at_most(6 << 20):
+        assert evaluate([(logits, np.zeros(1000, int))], workers=1).meter.count == 1000
 
 
 def test_blocks_of_distributions():
