@@ -45,7 +45,7 @@ CHECKS = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]["nu
 assert CHECKS[0] == "all"  # but those that follow
 
 README = (ROOT / "README.md").read_text("utf-8")
-FIRST_STEPS, PERPLEXITY = re.findall(r"^```python\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+FIRST_STEPS, CAUSAL = re.findall(r"^```python\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
 (OUTPUT,) = re.findall(r"^```text\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
 # GitHub shows these; of a checkout, an sdist has those outside .github alone
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob(".github/*.md"), *ROOT.glob("*/README.md"), *ROOT.glob("*/*/README.md")])
@@ -103,7 +103,7 @@ def test_first_steps_of_the_readme():
 
 
 @pytest.mark.parametrize("side", ["right", "left"])
-def test_perplexity_of_the_readme(side, monkeypatch, capsys):
+def test_causal_model_of_the_readme(side, monkeypatch, capsys):
     torch = pytest.importorskip("torch", reason="torch is not installed")
     transformers = pytest.importorskip("transformers", reason="transformers are not installed")
     torch.manual_seed(0)
@@ -113,8 +113,10 @@ def test_perplexity_of_the_readme(side, monkeypatch, capsys):
     )  # fmt: skip
     model = transformers.LlamaForCausalLM(config).eval()
 
-    def tokenize(texts, *, return_tensors, padding, truncation):
+    def tokenize(texts, *, return_tensors=None, padding=False, truncation=False):
         """Tokens are bytes."""
+        if isinstance(texts, str):
+            return {"input_ids": list(texts.encode())}
         assert (return_tensors, padding, truncation) == ("pt", True, True)
         longest = max(map(len, texts))
         before = [longest - len(text) if side == "left" else 0 for text in texts]
@@ -122,21 +124,31 @@ def test_perplexity_of_the_readme(side, monkeypatch, capsys):
         rows = [(row + [0] * longest)[:longest] for row in rows]
         return {"input_ids": torch.tensor(rows), "attention_mask": (torch.tensor(rows) > 0).long()}
 
+    def losses_of(text):
+        """One text by itself, without padding."""
+        ids = torch.tensor([list(text.encode())])
+        with torch.inference_mode():
+            logits = model(ids).logits[0, :-1].double()
+        return torch.nn.functional.cross_entropy(logits, ids[0, 1:], reduction="none").numpy()
+
     tokenize.eos_token = None
     monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", lambda name: tokenize)
     monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", lambda name: model)
     names = {}
-    exec(PERPLEXITY, names)  # noqa: S102 -- code of this repository's README
-    losses = []
-    for text in names["texts"]:  # one by one, without padding
-        ids = torch.tensor([list(text.encode())])
-        with torch.inference_mode():
-            logits = model(ids).logits[0, :-1].double()
-        losses.extend(torch.nn.functional.cross_entropy(logits, ids[0, 1:], reduction="none").tolist())
+    exec(CAUSAL, names)  # noqa: S102 -- code of this repository's README
+    losses = [losses_of(text) for text in names["texts"]]
+    mean, count = np.mean(np.concatenate(losses)), sum(map(len, losses))
+    clusters = sum((part.sum() - mean * len(part)) ** 2 for part in losses)
     printed = re.findall(r"[\d.]+", capsys.readouterr().out)
-    assert int(printed[3]) == len(losses)
-    assert float(printed[0]) == pytest.approx(np.exp(np.mean(losses)), rel=1e-4)
-    assert float(printed[2]) == pytest.approx(np.std(losses, ddof=1) / len(losses) ** 0.5, rel=0.1)
+    assert int(printed[3]) == count
+    assert float(printed[0]) == pytest.approx(np.exp(mean), rel=1e-4)
+    assert float(printed[2]) == pytest.approx(np.sqrt(2 * clusters) / count, rel=0.1)
+    if side == "right":
+        start = len(names["question"]) - 1
+        sums = [losses_of(names["question"] + answer)[start:].sum() for answer in names["answers"]]
+        np.testing.assert_allclose(names["found"].nll, sums, rtol=1e-5)
+        n_bytes = [len(answer) for answer in names["answers"]]
+        np.testing.assert_allclose(names["found"].bits_per_byte, sums / np.log(2) / n_bytes, rtol=1e-5)
 
 
 def test_output_of_the_command_in_the_readme(tmp_path, monkeypatch, capsys):

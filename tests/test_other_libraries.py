@@ -1,4 +1,4 @@
-"""The same numbers as torch, scikit-learn, SciPy and optax, with the options that both have."""
+"""The same numbers as torch, scikit-learn, SciPy, optax and statsmodels, with the options that both have."""
 
 import itertools
 import warnings
@@ -10,6 +10,7 @@ import scipy.stats
 from arrays import OPTIONS, REDUCTIONS, distributions, problem, scores_for
 
 from tokenloss import (
+    LossMeter,
     cross_entropy,
     cross_entropy_and_grad,
     cross_entropy_loss,
@@ -17,6 +18,7 @@ from tokenloss import (
     log_softmax,
     logsumexp,
     nll_loss,
+    sequence_losses,
     softmax,
     token_scores,
 )
@@ -234,3 +236,24 @@ def test_torch_autograd_with_label_smoothing_z_loss_logit_scale_softcap(kind, op
     actual, gradient = cross_entropy_and_grad(logits, targets, axis=1, reduction=reduction, **options)
     assert actual == pytest.approx(loss.item(), rel=1e-13)
     np.testing.assert_allclose(gradient, tensor.grad.numpy(), rtol=1e-11, atol=1e-15)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_errors_of_a_meter_equal_those_of_statsmodels(weighted, rng):
+    models = pytest.importorskip("statsmodels.api", reason="statsmodels is not installed")
+    parts = [rng.exponential(3, rng.integers(1, 30)) + rng.random() for _ in range(40)]
+    losses, groups = np.concatenate(parts), np.repeat(np.arange(40), list(map(len, parts)))
+    weights = rng.uniform(0.1, 3, losses.size) if weighted else None
+    meter = LossMeter()
+    meter.update(sequence_losses(losses, segment_ids=groups, sample_weight=weights))
+    others = rng.exponential(5, 15)  # loose tokens: each a group of its own
+    meter.update(others, sample_weight=np.full(15, 0.7) if weighted else None)
+    losses, groups = np.concatenate([losses, others]), np.concatenate([groups, 40 + np.arange(15)])
+    weights = np.concatenate([weights, np.full(15, 0.7)]) if weighted else np.ones(losses.size)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        fit = models.WLS(losses, np.ones(losses.size), weights=weights).fit(
+            cov_type="cluster", cov_kwds={"groups": groups, "use_correction": True}
+        )
+    assert meter.loss == pytest.approx(fit.params[0], rel=1e-12)
+    assert meter.stderr == pytest.approx(fit.bse[0], rel=1e-12)

@@ -129,5 +129,5 @@ def dtype_name(code: int | None, array: np.ndarray[Any, Any]) -> str:
 
 
 def bfloat16_to_float32(bits: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """The float32 numbers of these bits."""
-    return (bits.astype(np.uint32) << 16).view(np.float32)
+    """The float32 numbers of these bits, or of an array of the other byte order, which is not read by its bits."""
+    return (bits.astype(np.uint32) << 16).view(np.float32) if bits.dtype == np.uint16 else bits.astype(np.float32)

@@ -97,7 +97,6 @@ cdef object small_result(RowJob job, reduction):
     return FLOAT64(number) if result is None else result
 
 
-@cython.binding(False)
 def small_nll(scores, targets, bint is_probability, epsilon, axis, weight, ignore_index, where, sample_weight,
               reduction, workers):
     """What `cross_entropy_loss` or `nll_loss` returns, or None."""
@@ -115,7 +114,6 @@ def small_nll(scores, targets, bint is_probability, epsilon, axis, weight, ignor
     return small_result(kind(some, positions, None, is_probability, epsilon), reduction)
 
 
-@cython.binding(False)
 def small_cross_entropy(logits, targets, axis, weight, ignore_index, where, sample_weight, label_smoothing, z_loss,
                         logit_scale, softcap, reduction, workers):
     """What `cross_entropy` returns, or None."""
@@ -139,7 +137,6 @@ cdef inline bint is_float(value, double expected) noexcept:
     return type(value) is float and <double> value == expected
 
 
-@cython.binding(False)
 def small_logsumexp(logits, axis, out, workers):
     """What `logsumexp` returns, or None."""
     cdef Scores some

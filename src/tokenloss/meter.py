@@ -232,6 +232,13 @@ class LossMeter:
         """
         return (self._groups if self.is_clustered else self._tokens).stderr
 
+    def _basis(self) -> str:
+        """What `stderr` takes as independent, in words."""
+        if not self.is_clustered:
+            return f"{self.count:,} tokens, taken as independent"
+        loose = self._groups.count - self.n_sequences
+        return f"{self.n_sequences:,} sequences" + (f" and {loose:,} tokens outside of any" if loose else "")
+
     @property
     def sequence_loss(self) -> float:
         """The mean of the sequences' mean losses in nats, each sequence counted once; nan without sequences."""

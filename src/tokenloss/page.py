@@ -295,7 +295,7 @@ def _summary(meter: LossMeter, accuracy: float | None) -> str:
     sure = not math.isnan(low)
     figures = [
         ("tokens", f"{meter.count:,}", ""),
-        ("loss", f"{meter.loss:.5g}", f"± {meter.stderr:.3g} nats" if sure else "nats"),
+        ("loss", f"{meter.loss:.5g}", f"± {meter.stderr:.3g} nats ({meter._basis()})" if sure else "nats"),
         ("perplexity", f"{meter.perplexity:.5g}", f"95 % interval {low:.4g} to {high:.4g}" if sure else ""),
         ("bits per token", f"{meter.bits_per_token:.5g}", ""),
     ]

@@ -70,7 +70,10 @@ class SequenceLosses:
     @property
     def bits_per_byte(self) -> Float64Array | None:
         """The sum of the losses in bits over the bytes of the text; None if these are not known."""
-        return None if self.n_bytes is None else _quotient(self.nll / math.log(2), self.n_bytes)
+        if self.n_bytes is None:
+            return None
+        with np.errstate(over="ignore"):
+            return _quotient(self.nll, self.n_bytes) / math.log(2)
 
     def to_dict(self) -> dict[str, Array]:
         """Columns of a table that has a row for each sequence.
@@ -158,6 +161,8 @@ def sequence_losses(
     """
     losses, kept, is_greedy = _tokens(nll)
     shape = losses.shape
+    if not shape:
+        raise_error("shape", name="nll", got=(), fits="(..., T)")
     if where is not None:
         mask = check_mask(where, shape)
         kept = mask if kept is None else kept & mask
@@ -270,19 +275,17 @@ def _tokens(nll: ArrayLike | TokenScores) -> tuple[Array, Array | None, Array | 
     array, code = as_array("nll", nll)
     if code is None:
         raise_error("dtype", name="nll", got=array.dtype, fits=FLOATS)
-    if array.ndim == 0:
-        raise_error("shape", name="nll", got=(), fits="(..., T)")
-    if dtype_name(code, array) == "bfloat16":
+    if code == _core.DTYPES["bfloat16"]:
         array = bfloat16_to_float32(array)
     with np.errstate(invalid="ignore"):  # a nan that signals is a nan
         return array.astype(np.float64, copy=False), None, None
 
 
 def _flat(array: Array | None) -> Array | None:
-    """One dimension of contiguous numbers, those of bool as uint8; a copy only where they are not contiguous."""
+    """One dimension of contiguous, aligned numbers, those of bool as uint8; a copy only where they do not lie so."""
     if array is None:
         return None
-    flat: Array = array.reshape(-1) if array.flags.c_contiguous else np.ascontiguousarray(array).reshape(-1)
+    flat: Array = np.require(array, requirements=["C", "A"]).reshape(-1)
     return flat.view(np.uint8) if flat.dtype == np.bool_ else flat
 
 
@@ -321,6 +324,7 @@ def _segments(segment_ids: IntArray) -> _Layout:
     start = np.empty(0, np.int64)
     while (runs := _core.starts_of_runs(numbers, start)) > start.size:
         start = np.empty(runs, np.int64)
+    start = start[:runs]  # fewer if the numbers changed meanwhile
     stop = np.append(start[1:], numbers.size)[: start.size]
     order = np.argsort(numbers[start], kind="stable")
     order = order[np.searchsorted(numbers[start], 0, sorter=order) :]  # negative numbers are of no sequence
@@ -340,7 +344,7 @@ def check_segment_ids(value: Any, shape: tuple[int, ...], name: str = "segment_i
 
 def check_offsets(value: Any, size: int, name: str = "cu_seqlens") -> Array:
     """Bounds of sequences that fill so many tokens."""
-    offsets = _integers(name, value)
+    offsets = np.array(_integers(name, value), order="C")  # a copy, lest they change after they were checked
     if offsets.ndim != 1:
         raise_error("shape", name=name, got=offsets.shape, fits="(G + 1,), for G sequences")
     if not offsets.size or offsets[0] != 0:
@@ -364,7 +368,7 @@ def _text_lengths(name: str, value: Any, batch: tuple[int, ...]) -> Array | None
     if len(bad):
         raise_error("option", name=f"{name}{bad[0].tolist() or ''}", got=int(array[tuple(bad[0])]), fits="at least 0")
     try:
-        return np.broadcast_to(array, batch)
+        return np.broadcast_to(array, batch).copy()
     except ValueError:
         raise_error("shape", name=name, got=array.shape, fits=f"{batch}, one for each sequence")
 

@@ -79,6 +79,14 @@ typedef struct {
     tl_all_classes *all; /* with a moment, or NULL if the sum of all classes is not wanted */
 } tl_lse_acc;
 
+/* A sum in lanes, the sum of the rounding errors of its additions, and of the sizes of what these lost in turn: where that
+ * is 0, as it is nearly always, sum + error is exact. See Ogita, Rump and Oishi, "Accurate sum and dot product", SIAM J.
+ * Sci. Comput. 26 (2005). */
+#define TL_SUM_LANES 8
+typedef struct {
+    double sum[TL_SUM_LANES], error[TL_SUM_LANES], lost[TL_SUM_LANES];
+} tl_error_free_sum;
+
 /* Sum of mass (shift - x) and sum of mass over classes, each in 16 lanes with their rounding errors. */
 typedef struct {
     double dot[16], dot_comp[16], mass[16], mass_comp[16];
@@ -198,6 +206,9 @@ typedef struct {
      * group are of a size that fits. Returns how many groups were added. */
     size_t (*add_exactly)(const double *x, size_t groups, double (*level)[16]);
     size_t (*add_squares_exactly)(const double *x, size_t groups, double (*level)[16]);
+
+    /* Adds terms, a multiple of TL_SUM_LANES of them, with the rounding errors of the additions. */
+    void (*add_with_errors)(const double *x, size_t count, tl_error_free_sum *to);
 
     /* Makes class ids TL_MASKED where they are ignored, or where the byte of `kept` is 0 if that is not NULL. Returns
      * whether there are some, and whether one of the others is no class, which stays negative or too large. */

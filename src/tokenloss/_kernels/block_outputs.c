@@ -237,7 +237,7 @@ int64_t tl_likeliest_class(const tl_row *row, const int64_t *ids, int64_t count,
 }
 
 /* condition ? a : b, without a branch. */
-static double select(int condition, double a, double b) {
+static double if_else(int condition, double a, double b) {
     uint64_t mask = -(uint64_t)condition;
     return tl_from_bits((tl_to_bits(a) & mask) | (tl_to_bits(b) & ~mask));
 }
@@ -257,7 +257,7 @@ static int64_t class_log_probs(const tl_backend *backend, const tl_row *row, con
         if (!is_class(row, id)) /* another thread has changed it */
             return k;
         double logit = is_scaled ? lanes[k] : raw_logit(row, id), log_prob = (logit - offset) - log;
-        log_probs[k] = select((logit == odds->logit) | (log_prob > most), most, log_prob);
+        log_probs[k] = if_else((logit == odds->logit) | (log_prob > most), most, log_prob);
     }
     return count;
 }

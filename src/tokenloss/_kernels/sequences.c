@@ -1,8 +1,8 @@
 #include "sequences.h"
 
-enum { LANES = 8 };
+#include "scalar_math.h"
 
-_Static_assert(TL_TOKEN_CHUNK % LANES == 0 && TL_CANCEL_INTERVAL % TL_TOKEN_CHUNK == 0, "chunks");
+_Static_assert(TL_TOKEN_CHUNK % TL_SUM_LANES == 0 && TL_CANCEL_INTERVAL % TL_TOKEN_CHUNK == 0, "chunks");
 
 TL_INLINE size_t chunk_length(int64_t at, int64_t stop) {
     return (size_t)(stop - at < TL_TOKEN_CHUNK ? stop - at : TL_TOKEN_CHUNK);
@@ -15,17 +15,21 @@ static void load_chunk(const tl_tokens *tokens, int64_t start, size_t count, tl_
     const uint8_t *greedy = tokens->is_greedy ? tokens->is_greedy + start : NULL;
     int64_t counted = 0, likeliest = 0;
     to->count = count;
-    if (!kept && !weight) {
-        memcpy(to->nll, nll, count * sizeof *nll);
-        counted = (int64_t)count;
-    } else {
+    if (weight) {
         for (size_t i = 0; i < count; i++) {
             int is_kept = !kept || kept[i] != 0;
-            double factor = weight ? weight[i] : 1, loss = weight ? factor * nll[i] : nll[i];
-            to->weight[i] = is_kept ? factor : 0;
-            to->nll[i] = is_kept ? loss : 0;
+            to->weight[i] = is_kept ? weight[i] : 0;
+            to->nll[i] = is_kept ? weight[i] * nll[i] : 0;
             counted += is_kept;
         }
+    } else if (kept) {
+        for (size_t i = 0; i < count; i++)
+            to->nll[i] = kept[i] != 0 ? nll[i] : 0;
+        for (size_t i = 0; i < count; i++)
+            counted += kept[i] != 0;
+    } else {
+        memcpy(to->nll, nll, count * sizeof *nll);
+        counted = (int64_t)count;
     }
     for (size_t i = 0; greedy && i < count; i++)
         likeliest += (!kept || kept[i] != 0) && greedy[i] != 0;
@@ -33,52 +37,32 @@ static void load_chunk(const tl_tokens *tokens, int64_t start, size_t count, tl_
     sequence->greedy += likeliest;
 }
 
-TL_NO_UNROLLING /* else gcc does not vectorise the loop over lanes */
-
-/* A sum and the errors of its additions, which are added up, too. What is lost of those is 0 nearly always: then the
- * sum is exact. See Ogita, Rump and Oishi, "Accurate sum and dot product", SIAM J. Sci. Comput. 26 (2005). */
-typedef struct {
-    double sum[LANES], error[LANES], lost[LANES];
-} cascade;
-
 /* Adds x to *sum; returns the rounding error (Knuth's TwoSum), nan where the sum is not finite. */
-TL_INLINE double add_with_error(double *sum, double x) {
+static double add_with_error(double *sum, double x) {
     double before = *sum, after = before + x, added = after - before;
     *sum = after;
     return (before - (after - added)) + (x - added);
 }
 
-TL_INLINE void add_to_lane(cascade *to, int lane, double x) {
-    double error = add_with_error(&to->sum[lane], x);
-    double lost = add_with_error(&to->error[lane], error);
-    to->lost[lane] += lost < 0 ? -lost : lost;
-}
-
 /* Adds terms, whose number is padded with zeros to a multiple of the lanes. */
-static void add_terms(cascade *to, double *terms, size_t count) {
-    cascade lanes = *to;
-    while (count % LANES)
+static void add_terms(const tl_backend *backend, tl_error_free_sum *to, double *terms, size_t count) {
+    while (count % TL_SUM_LANES)
         terms[count++] = 0;
-    for (size_t i = 0; i < count; i += LANES)
-        for (int lane = 0; lane < LANES; lane++)
-            add_to_lane(&lanes, lane, terms[i + (size_t)lane]);
-    *to = lanes;
+    backend->add_with_errors(terms, count, to);
 }
 
 /* Rounds the sum once, adds it to `total` unrounded, and returns 1; or returns 0 if it is not known exactly. */
-static int end_sum(const cascade *from, tl_superacc *total, double *rounded) {
-    cascade all = *from;
-    for (int width = LANES / 2; width > 0; width /= 2)
-        for (int lane = 0; lane < width; lane++) {
-            add_to_lane(&all, lane, all.sum[lane + width]);
-            add_to_lane(&all, lane, all.error[lane + width]);
-            all.lost[lane] += all.lost[lane + width];
-        }
-    if (all.lost[0] != 0) /* or nan */
+static int end_sum(const tl_error_free_sum *from, tl_superacc *total, double *rounded) {
+    double sum = 0, error = 0, lost = 0;
+    for (int lane = 0; lane < TL_SUM_LANES; lane++) {
+        lost += from->lost[lane] + tl_abs(add_with_error(&error, add_with_error(&sum, from->sum[lane])));
+        lost += tl_abs(add_with_error(&error, add_with_error(&sum, from->error[lane])));
+    }
+    if (lost != 0) /* or nan */
         return 0;
-    *rounded = all.sum[0] + all.error[0];
-    tl_superacc_add(total, all.sum[0]);
-    tl_superacc_add(total, all.error[0]);
+    *rounded = sum + error;
+    tl_superacc_add(total, sum);
+    tl_superacc_add(total, error);
     return 1;
 }
 
@@ -103,6 +87,10 @@ void tl_token_sums_merge(tl_token_sums *sums, const tl_token_sums *other) {
 
 static void add_tokens(const tl_backend *backend, const tl_token_chunk *terms, tl_token_sums *sums) {
     tl_token_chunk *pending = &sums->pending;
+    if (terms->count == TL_TOKEN_CHUNK && !sums->has_weights) {
+        tl_superacc_sq_add_many(backend, &sums->nll_squares, terms->nll, terms->count);
+        return;
+    }
     if (pending->count + terms->count > TL_TOKEN_CHUNK)
         tl_token_sums_end(backend, sums);
     memcpy(pending->nll + pending->count, terms->nll, terms->count * sizeof *terms->nll);
@@ -130,15 +118,15 @@ static double sum_again(const tl_backend *backend, const tl_tokens *tokens, cons
 tl_sequence tl_sum_sequence(const tl_backend *backend, const tl_tokens *tokens, const int64_t *start,
                             const int64_t *stop, int64_t runs, tl_token_sums *sums, tl_cancel *cancel) {
     tl_sequence sequence = {0, 0, 0, 0};
-    cascade nll = {{0}, {0}, {0}}, weight = {{0}, {0}, {0}};
+    tl_error_free_sum nll = {{0}, {0}, {0}}, weight = nll;
     tl_token_chunk terms;
     for (int64_t run = 0; run < runs; run++)
         for (int64_t at = start[run]; at < stop[run]; at += TL_TOKEN_CHUNK) {
             load_chunk(tokens, at, chunk_length(at, stop[run]), &terms, &sequence);
             add_tokens(backend, &terms, sums);
-            add_terms(&nll, terms.nll, terms.count);
+            add_terms(backend, &nll, terms.nll, terms.count);
             if (tokens->weight)
-                add_terms(&weight, terms.weight, terms.count);
+                add_terms(backend, &weight, terms.weight, terms.count);
             if ((at - start[run] + TL_TOKEN_CHUNK) % TL_CANCEL_INTERVAL == 0 && tl_cancelled(cancel))
                 return sequence;
         }

@@ -23,7 +23,7 @@ class SummaryTables(Output):
     def finish(self, summary: dict[str, Any], result: Any) -> None:
         shape = " \N{MULTIPLICATION SIGN} ".join(map(str, summary["shape"]))
         note = f"{summary['kind']}, {shape}, {summary['dtype']}; {summary['targets']}"
-        show_tables(title(summary["files"]), note, summary_tables(summary))
+        show_tables(title(summary["files"]), note, summary_tables(summary, result.meter._basis()))
 
 
 class ComparisonTables(Output):
@@ -38,13 +38,13 @@ class ComparisonTables(Output):
         show_tables(f"{summary['other']} vs {summary['base']}", note, comparison_tables(result))
 
 
-def summary_tables(summary: dict[str, Any]) -> list[Table]:
-    """Tables of the figures, of the files and of the highest losses."""
+def summary_tables(summary: dict[str, Any], basis: str) -> list[Table]:
+    """Tables of the figures, of the files and of the highest losses; `basis` is what errors take as independent."""
     (low, high), words = summary["perplexity_interval"], summary["word_perplexity_interval"]
     not_scored = {"ignored": summary["ignored"], "without a next token": summary["without_next"]}
     rows = [
         ("tokens", f"{summary['tokens']:,}", ", ".join(f"{n:,} {why}" for why, n in not_scored.items() if n)),
-        ("loss", f"{summary['loss']:.6g}", f"± {summary['stderr']:.3g} nats ({_basis(summary)})"),
+        ("loss", f"{summary['loss']:.6g}", f"± {summary['stderr']:.3g} nats ({basis})"),
         ("perplexity", f"{summary['perplexity']:.6g}", f"95 % interval {low:.5g} to {high:.5g}"),
         ("bits per token", f"{summary['bits_per_token']:.6g}", ""),
         ("bits per byte", f"{summary['bits_per_byte']:.6g}", f"± {summary['bits_per_byte_stderr']:.3g}"),
@@ -63,14 +63,6 @@ def summary_tables(summary: dict[str, Any]) -> list[Table]:
     if summary["highest_loss_tokens"]:
         tables.append(_token_table(summary["highest_loss_tokens"], len(summary["shards"]) > 1))
     return tables
-
-
-def _basis(summary: dict[str, Any]) -> str:
-    """What the standard error takes as independent."""
-    if not summary["is_clustered"]:
-        return f"{summary['tokens']:,} tokens, taken as independent"
-    loose = summary["tokens_without_sequence"]
-    return f"{summary['n_sequences']:,} sequences" + (f" and {loose:,} tokens without one" if loose else "")
 
 
 def _sequence_table(sequences: list[dict[str, Any]], several: bool) -> Table:

@@ -434,6 +434,7 @@ const tl_backend JOIN(tl_, BACKEND) = {
     .target_dot = JOIN(target_dot_, BACKEND),
     .add_exactly = JOIN(add_exactly_, BACKEND),
     .add_squares_exactly = JOIN(add_squares_exactly_, BACKEND),
+    .add_with_errors = JOIN(add_with_errors_, BACKEND),
     .mask_targets = JOIN(mask_targets_, BACKEND),
     .clipped_losses = JOIN(clipped_losses_, BACKEND),
     .nonzeros = JOIN(nonzeros_, BACKEND),
