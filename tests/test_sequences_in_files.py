@@ -255,7 +255,7 @@ def test_score_prints_sequences(command, npz):
     assert "highest-loss sequences" not in out
     rows, ids = {"logits": logits.reshape(15, 7), "targets": targets.ravel()}, np.repeat([3, -1, 8], 5)
     assert "(15 tokens, taken as independent)" in command("score", npz(**rows))[1]
-    assert "(2 sequences and 5 tokens without one)" in command("score", npz(**rows, segment_ids=ids))[1]
+    assert "(2 sequences and 5 tokens outside of any)" in command("score", npz(**rows, segment_ids=ids))[1]
 
 
 def test_score_prints_the_files_of_sequences(parts, command):
