@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from typing import TYPE_CHECKING, Any, NamedTuple
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -47,7 +48,7 @@ def evaluate_blocks(
     """Score all tokens of blocks, one after the other."""
     check_outputs(named_paths(outputs), {})
     workers = settings.workers or _workers.default_workers()
-    shard, total, n_read, top_k = None, _EMPTY, 0, 0
+    shard, total, n_read, top_k = None, _Total(options.top), 0, 0
     with contextlib.ExitStack() as stack:
         start = time.perf_counter()
         for number, block in enumerate(blocks):
@@ -64,14 +65,14 @@ def evaluate_blocks(
             result = run.score_rows(
                 part, opened, options, workers, token_sink(outputs, 0, total.rows), top_k, sampled=sampled
             )
-            total = total.plus(result, part, options.top)
+            total.add(result, part)
             n_read += part.n_bytes
             shard = shard._replace(
                 path="", shape=(total.rows, part.shape[-1]), batch=(total.scored_rows,),
                 dtype=_listed(shard.dtype, part.dtype), target_type=_listed(shard.target_type, part.target_type),
             )  # fmt: skip
         assert shard is not None
-        results = [total.result]
+        results = [total.all()]
         meter, split = merge_meters(results, settings.n_bytes, 0)
         sequences = sequence_columns(results, split)
         seconds = time.perf_counter() - start
@@ -84,33 +85,40 @@ def evaluate_blocks(
     return evaluation
 
 
-class _Total(NamedTuple):
+@dataclass
+class _Total:
     """What was found in all blocks so far, as if they were one shard."""
 
-    rows: int
-    scored_rows: int
-    numbered: int  # rows of (N, T, V), each of which is a sequence
-    has_ids: bool | None  # None before the first block
-    result: ShardResult
+    top: int
+    rows: int = 0
+    scored_rows: int = 0
+    numbered: int = 0  # rows of (N, T, V), each of which is a sequence
+    has_ids: bool | None = None  # None before the first block
+    result: ShardResult = field(default_factory=lambda: ShardResult(LossMeter(), 0, 0, []))  # but for its sequences
+    whole: list[SequenceColumns] = field(default_factory=list)
+    split: list[SequenceColumns] = field(default_factory=list)
 
-    def plus(self, new: ShardResult, part: Shard, top: int) -> _Total:
-        """The same with one more block."""
+    def add(self, new: ShardResult, part: Shard) -> None:
+        """Take one more block."""
         old = self.result
         tokens = [token._replace(position=token.position + self.rows) for token in new.highest_loss_tokens]
-        tokens = sorted([*old.highest_loss_tokens, *tokens], key=lambda token: -token.sort_key)[:top]
-        has_ids = part.split is None
-        result = ShardResult(
-            old.meter + new.meter, old.ignored + new.ignored, old.greedy + new.greedy, tokens,
-            SequenceColumns.concatenated([old.sequences, new.sequences]),
-            SequenceColumns.concatenated([old.split, new.split]), old.shift_sample + new.shift_sample,
-        )  # fmt: skip
-        numbered = math.prod(part.shape[:-2]) if len(part.shape) > 2 and not has_ids else 0
-        return _Total(
-            self.rows + part.rows, self.scored_rows + part.scored_rows, self.numbered + numbered, has_ids, result
+        tokens = sorted([*old.highest_loss_tokens, *tokens], key=lambda token: -token.sort_key)[: self.top]
+        old.meter.merge(new.meter)
+        sample = old.shift_sample + new.shift_sample
+        self.result = ShardResult(
+            old.meter, old.ignored + new.ignored, old.greedy + new.greedy, tokens, shift_sample=sample
         )
+        self.whole.append(new.sequences)
+        self.split.append(new.split)
+        self.has_ids = part.split is None
+        self.numbered += math.prod(part.shape[:-2]) if len(part.shape) > 2 and not self.has_ids else 0
+        self.rows += part.rows
+        self.scored_rows += part.scored_rows
 
-
-_EMPTY = _Total(0, 0, 0, None, ShardResult(LossMeter(), 0, 0, []))
+    def all(self) -> ShardResult:
+        """The result, with all sequences."""
+        whole, split = map(SequenceColumns.concatenated, (self.whole, self.split))
+        return self.result._replace(sequences=whole, split=split)
 
 
 def _open_block(name: str, block: Any, options: Options, before: _Total) -> tuple[OpenShard, Shard]:
