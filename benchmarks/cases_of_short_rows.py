@@ -54,6 +54,7 @@ def all_cases(*, quick: bool) -> Iterator[tuple[str, Build]]:
         for tiny_shape in TINY:
             yield f"tiny/{work}/{'x'.join(map(str, tiny_shape))}", partial(tiny, work, tiny_shape)
     yield "sums/meter", partial(sums, most_rows)
+    yield "sequences/512", partial(sums_of_sequences, max(1, most_rows // 512), 512)
 
 
 def short(dtype: str, rows: int, classes: int) -> Case:
@@ -191,6 +192,24 @@ def sums(count: int) -> Case:
     ]
     case = Case(f"LossMeter.update, mean of {count} losses", contenders, losses.nbytes, rows=count)
     return gather(case, {"NumPy, vdot": ("threadpoolctl", with_numpy)})
+
+
+def sums_of_sequences(count: int, length: int) -> Case:
+    """Exact sums over sequences, rows or packed, compared with sums that round."""
+    losses = np.random.default_rng(0).exponential(size=(count, length))
+    as_lists, offsets = losses.tolist(), np.arange(count + 1) * length
+
+    def packed() -> Any:
+        return tokenloss.sequence_losses(losses, cu_seqlens=offsets).nll
+
+    contenders = [
+        *backends(lambda: tokenloss.sequence_losses(losses).nll, cached=False),
+        Contender("tokenloss, cu_seqlens=", packed),
+        Contender("math.fsum of lists", lambda: np.array([math.fsum(row) for row in as_lists])),
+        Contender("NumPy, sum", lambda: losses.sum(-1), DOUBLE),
+        Contender("NumPy, add.reduceat", lambda: np.add.reduceat(losses.ravel(), offsets[:-1]), DOUBLE),
+    ]
+    return Case(f"sequence_losses, {count} of {length} tokens", contenders, losses.nbytes, rows=losses.size)
 
 
 def _ids(rows: int, classes: int) -> Any:

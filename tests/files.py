@@ -27,46 +27,47 @@ def save_npy_in_fortran_order(path, logits, targets):
     return save_npy(path, np.asfortranarray(logits), targets)
 
 
-def save_npz(path, logits, targets):
-    np.savez(path := path.with_suffix(".npz"), targets=targets, logits=logits)
+def save_npz(path, logits, targets, **others):
+    np.savez(path := path.with_suffix(".npz"), targets=targets, logits=logits, **others)
     return path
 
 
-def save_npz_in_fortran_order(path, logits, targets):
-    return save_npz(path, np.asfortranarray(logits), np.asfortranarray(targets))
+def save_npz_in_fortran_order(path, logits, targets, **others):
+    others = {name: np.asfortranarray(array) for name, array in others.items()}
+    return save_npz(path, np.asfortranarray(logits), np.asfortranarray(targets), **others)
 
 
-def save_compressed_npz(path, logits, targets):
-    np.savez_compressed(path := path.with_suffix(".npz"), targets=np.asfortranarray(targets), logits=logits)
+def save_compressed_npz(path, logits, targets, **others):
+    np.savez_compressed(path := path.with_suffix(".npz"), targets=np.asfortranarray(targets), logits=logits, **others)
     return path
 
 
-def save_safetensors(path, logits, targets):
-    arrays = {"targets": targets, "logits": logits, "hidden": np.ones((2, 3), np.float16)}
+def save_safetensors(path, logits, targets, **others):
+    arrays = {"targets": targets, "logits": logits, "hidden": np.ones((2, 3), np.float16), **others}
     safetensors.numpy.save_file(arrays, path := path.with_suffix(".safetensors"), metadata={"model": "none"})
     return path
 
 
-def fill_group(store, zarr_format, logits, targets):
+def fill_group(store, zarr_format, logits, targets, **others):
     group = zarr.open_group(store, mode="w", zarr_format=zarr_format)
-    for name, array in (("logits", logits), ("targets", targets)):
+    for name, array in {"logits": logits, "targets": targets, **others}.items():
         chunks = tuple(max(1, length // 2) for length in array.shape)
         group.create_array(name, data=array, chunks=chunks)
 
 
-def save_zarr_2(path, logits, targets):
-    fill_group(path := path.with_suffix(".zarr"), 2, logits, targets)
+def save_zarr_2(path, logits, targets, **others):
+    fill_group(path := path.with_suffix(".zarr"), 2, logits, targets, **others)
     return path
 
 
-def save_zarr_3(path, logits, targets):
-    fill_group(path := path.with_suffix(".zarr"), 3, logits, targets)
+def save_zarr_3(path, logits, targets, **others):
+    fill_group(path := path.with_suffix(".zarr"), 3, logits, targets, **others)
     return path
 
 
-def save_zarr_zip(path, logits, targets):
+def save_zarr_zip(path, logits, targets, **others):
     with zarr.storage.ZipStore(path := path.with_suffix(".zip"), mode="w") as store:
-        fill_group(store, 2, logits, targets)
+        fill_group(store, 2, logits, targets, **others)
     return path
 
 
@@ -89,6 +90,7 @@ SAVERS = [
 
 
 WITHOUT_TARGETS = {save_npy, save_npy_in_fortran_order, save_zarr_array}
+WITH_TARGETS = [save for save in SAVERS if save not in WITHOUT_TARGETS]  # and more arrays
 IN_ONE_FILE = [
     save_npy, save_npy_in_fortran_order, save_npz, save_compressed_npz, save_safetensors, save_zarr_zip, save_llama_cpp,
 ]  # fmt: skip

@@ -128,7 +128,7 @@ def test_npy_files_that_do_not_fit(command, npy, npz):
         command("score", scores, archive), f"{scores}: holds no targets; it must hold them, or come with --t"
     )
     refused = command("score", scores, "--targets", archive)
-    assert_refused(refused, f"{archive}: is no .npy file; it must be one, of targets")
+    assert_refused(refused, f"{archive}: is no .npy file; it must be one")
     assert_refused(command("score", targets, scores), "logits has dtype int64")
     np.save(targets, np.array([None] * 4))
     assert_refused(command("score", scores, targets), f"{targets}: cannot be read")

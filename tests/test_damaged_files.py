@@ -308,27 +308,36 @@ def test_zarr_with_random_metadata(data, which, is_zip, seeds, where):
 
 
 @pytest.fixture(scope="module")
-def state(where):
-    """The state that --state saves for a file."""
-    assert run("score", where / "whole.npz", "--state", where / "state")[0] == 0
+def parts(where):
+    """Arguments for two files of sequences, one of which goes on in the second file."""
+    for name in "01":
+        np.savez(where / f"part-{name}.npz", logits=LOGITS, targets=TARGETS)
+    np.save(where / "ids.npy", [0, 0, 1, 2, 2, 2, -1, 3])
+    return where / "part-0.npz", where / "part-1.npz", "--segment-ids", where / "ids.npy"
+
+
+@pytest.fixture(scope="module")
+def state(where, parts):
+    """The state that --state saves for them."""
+    assert run("score", *parts, "--state", where / "state")[0] == 0
     return json.loads((where / "state").read_bytes())
 
 
 @fuzzed
 @given(data=st.data())
-def test_state_that_is_damaged(data, state, where):
+def test_state_that_is_damaged(data, state, parts, where):
     numbers = st.sampled_from(["0x0", "-0x1", "0x" + "f" * 999, "nan", "inf", "1e999", "5.0", "\n"])
     lied = data.draw(lies(state))
     if data.draw(st.booleans()):
-        name = data.draw(st.sampled_from(["count", "n_bytes", "n_words", "_finite", "_squares", "_special"]))
-        lied = changed(state, ("done", 0, "found", "meter", name), data.draw(numbers))
+        path = data.draw(st.sampled_from(list(places(state["done"][0]["found"]))))
+        lied = changed(state, ("done", 0, "found", *path), data.draw(numbers))
     text = json.dumps(lied).encode()
     if data.draw(st.booleans()):
         text = damaged(text, data.draw(DAMAGES))
     path = where / "damaged-state"
     path.write_bytes(text)
     with bounded():
-        status, _ = run("score", where / "whole.npz", "--state", path)
+        status, _ = run("score", *parts, "--state", path)
     assert status == 0 or path.read_bytes() == text
 
 
@@ -427,17 +436,20 @@ def test_npz_names_are_never_paths(where):
 @pytest.mark.parametrize(
     ("place", "value"),
     [
-        (("meter", "count"), "0x" + "f" * 999),
-        (("meter", "count"), "0x5"),
-        (("meter", "_squares"), "-0x1"),
-        (("meter", "_special"), "5.0"),
+        (("meter", "_tokens", "numerators", "count"), "0x" + "f" * 999),
+        (("meter", "_tokens", "numerators", "count"), "0x5"),
+        (("meter", "_groups", "numerators", "squares"), "-0x1"),
+        (("meter", "_groups", "numerators", "special"), "5.0"),
+        (("meter", "_sequences", "count"), "0x9"),
+        (("sequences", "ids"), [2**64, 1]),
+        (("split", "ids"), []),
         (("greedy",), "3"),
         (("ignored",), 10**400),
         (("highest_loss_tokens",), [[0, 0, "1.0", 7]]),
         (("highest_loss_tokens",), [[0.5, 0, "1.0", None]]),
     ],
 )
-def test_state_with_impossible_numbers(place, value, state, where):
+def test_state_with_impossible_numbers(place, value, state, parts, where):
     path = where / "impossible-state"
     path.write_text(json.dumps(changed(state, ("done", 0, "found", *place), value)))
-    assert run("score", where / "whole.npz", "--state", path)[0] == 2
+    assert run("score", *parts, "--state", path)[0] == 2

@@ -18,7 +18,7 @@ from numpydoc.validate import validate
 
 import tokenloss
 import tokenloss.dask
-from tokenloss import cli, formats, page, plots
+from tokenloss import cli, formats, page, plots, sinks
 
 pytestmark = pytest.mark.thread_unsafe(reason="doctest patches the standard library, and numpydoc is not thread-safe")
 ROOT = Path(__file__).parents[1]
@@ -26,17 +26,19 @@ MODULES = [
     module.name for module in pkgutil.walk_packages(tokenloss.__path__, "tokenloss.") if "__main__" not in module.name
 ]
 NAMED = [
-    *(getattr(module, name) for module in (tokenloss, tokenloss.dask, formats) for name in module.__all__),
+    *(getattr(module, name) for module in (tokenloss, tokenloss.dask, formats, sinks) for name in module.__all__),
     *(formats.llama_cpp.write, page.write_page, plots.check, plots.draw_divergences, plots.draw_losses, plots.save),
 ]
 PUBLIC = [thing for thing in NAMED if inspect.isroutine(thing) or inspect.isclass(thing)]
-RESULTS = [thing for thing in PUBLIC if dataclasses.is_dataclass(thing)]
+RESULTS = [thing for thing in PUBLIC if dataclasses.is_dataclass(thing) or hasattr(thing, "_fields")]
 MEMBERS = [
     member
     for thing in PUBLIC
     if inspect.isclass(thing)
     for name, member in vars(thing).items()
-    if not name.startswith("_") and (inspect.isroutine(member) or isinstance(member, property))
+    if not name.startswith("_")
+    and (inspect.isroutine(member) or isinstance(member, property))
+    and not any(name in vars(base) for base in thing.__mro__[1:-1])  # which tells of it
 ]
 
 CHECKS = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]["numpydoc_validation"]["checks"]
@@ -72,7 +74,7 @@ def test_docstrings_are_as_numpydoc_asks(thing):
 @pytest.mark.parametrize("thing", RESULTS, ids=name_of)
 def test_results_tell_of_every_field(thing):
     described = [name for entry in ClassDoc(thing)["Attributes"] for name in entry.name.split(", ")]
-    fields = {field.name for field in dataclasses.fields(thing) if not field.name.startswith("_")}
+    fields = {name for name in thing.__annotations__ if not name.startswith("_")}
     assert fields <= set(described)
 
 

@@ -29,7 +29,7 @@ VARIANTS = {
     "n_words": [{"meter.LossMeter.update"}],
     "nll": [{"meter.LossMeter.update"}, {"sequences.sequence_losses"}],
     "out": [{"losses.cross_entropy_and_grad"}, {"_softmax.logsumexp"}],
-    "path": [{"formats.open_scores"}, {"plots.check"}],
+    "path": [{"formats.open_scores"}, {"plots.check"}, {"_outputs._base.Output"}],
     "reduction": [{"divergence.kl_divergence"}],
     "scheduler": [{"dask.map_shards"}],
     "segment_ids": [{"evaluation.evaluate"}, {"comparison.ComparisonMeter.update", "comparison.compare"}],
@@ -43,6 +43,7 @@ VARIANTS = {
     "where": [
         {"meter.LossMeter.update", "sequences.sequence_losses"}, {"plots.draw_divergences"}, {"plots.draw_losses"},
     ],
+    "top_k": [{"_outputs._base.Output.open"}],
     "workers": [{"losses.cross_entropy"}, {"dask.cross_entropy", "dask.score"}],
 }  # fmt: skip
 

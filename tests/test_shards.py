@@ -1,5 +1,6 @@
 """tokenloss score of several files: sums, --targets, the order of files, --state and --scheduler."""
 
+import json
 import os
 import sys
 from pathlib import Path
@@ -161,6 +162,89 @@ def test_state_resumes_to_the_same_bits(interrupted, shards, score_json, monkeyp
     assert (resumed["bytes"], again["bytes"]) == (17 * 44, 0)  # what was read
 
 
+@pytest.fixture
+def sequences(shards):
+    """Arguments by which the shards hold sequences, some of which go on in the next file, and some are of none."""
+    ids = np.repeat([2, -1, 5, 7, -1, 5 * 10**9, -1, 5], [9, 3, 6, 8, 4, 12, 8, 10])
+    np.save(shards.path / "ids.npy", ids)
+    return shards.path / "part-*.npz", "--segment-ids", shards.path / "ids.npy"
+
+
+SEQUENCE_FIELDS = (
+    *SUMMARY_FIELDS[:-1], "n_sequences", "is_clustered", "tokens_without_sequence", "sequence_loss",
+    "sequence_loss_stderr", "highest_loss_tokens", "highest_loss_sequences", "sequences", "shards",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("shift", [[], ["--shift"]])
+def test_state_of_sequences_resumes_to_the_same_bits(shift, sequences, shards, command, score_json, monkeypatch):
+    """Interrupted after the first file, whose last sequence goes on."""
+    state = shards.path / "state"
+    without = score_json(*sequences, *shift)
+    assert any(row["file"] is None for row in without["sequences"])
+    with monkeypatch.context() as patch:
+        calls = iter([shard_run.score_shard, raising(KeyboardInterrupt)])
+        patch.setattr(shard_run, "score_shard", lambda *arguments: next(calls)(*arguments))
+        assert command("score", *sequences, *shift, "--state", state)[0] == 130
+    (done,) = json.loads(state.read_text())["done"]
+    assert done["found"]["split"]["ids"]
+    for _ in range(2):
+        found = score_json(*sequences, *shift, "--state", state)
+        assert {name: found[name] for name in SEQUENCE_FIELDS} == {name: without[name] for name in SEQUENCE_FIELDS}
+    evaluation = tokenloss.evaluate(sequences[0], segment_ids=sequences[2], shift=bool(shift) or None, state=str(state))
+    assert evaluation.meter == tokenloss.evaluate(sequences[0], segment_ids=sequences[2], shift=bool(shift)).meter
+
+
+@pytest.mark.parametrize(
+    ("part", "column", "change"),
+    [
+        ("sequences", "ids", lambda column: column[:-1]),
+        ("sequences", "ids", lambda column: [column]),
+        ("sequences", "ids", lambda column: [2**70, *column[1:]]),
+        ("sequences", "tokens", lambda column: [column[0] + 1000, *column[1:]]),
+        ("sequences", "tokens", lambda column: [0, *column[1:]]),
+        ("sequences", "tokens", lambda column: [-1, *column[1:]]),
+        ("sequences", "nll", lambda column: ["x", *column[1:]]),
+        ("sequences", "nll", lambda column: [None, *column[1:]]),
+        ("split", "tokens", lambda column: [2, *column[1:]]),
+        ("split", "ids", lambda column: []),
+        ("split", "nll", lambda column: None),
+        ("meter", None, lambda _: None),
+        ("sequences", None, lambda _: {"ids": [], "tokens": [], "nll": [], "is_greedy": []}),
+        ("sequences", None, lambda _: None),
+        ("shift_sample", None, lambda _: ["1", "2"]),
+        ("shift_sample", None, lambda _: [float("inf"), 1, 2]),
+    ],
+)
+def test_state_of_impossible_sequences_is_refused(part, column, change, sequences, shards, command):
+    state = shards.path / "state"
+    assert command("score", *sequences, "--state", state)[0] == 0
+    kept = json.loads(state.read_text())
+    found = kept["done"][1]["found"]
+    if column is None:
+        found[part] = change(found[part])
+    else:
+        found[part][column] = change(found[part][column])
+    state.write_text(json.dumps(kept))
+    assert_refused(command("score", *sequences, "--state", state), f"{state}: ")
+    assert json.loads(state.read_text()) == kept
+
+
+def test_state_of_other_sequences_is_refused(sequences, shards, command):
+    state = shards.path / "state"
+    assert command("score", *sequences, "--state", state)[0] == 0
+    ids = np.load(shards.path / "ids.npy")
+    np.save(shards.path / "other.npy", np.where(ids == 2, 3, ids))
+    for argv in (sequences[:1], (*sequences[:2], shards.path / "other.npy")):
+        refused = command("score", *argv, "--state", state)
+        assert_refused(refused, f"{state}: holds the result of {shards.path / 'part-a.npz'}", "changed")
+    kept = json.loads(state.read_text())
+    del kept["options"]["format"]
+    state.write_text(json.dumps(kept))
+    refused = command("score", *sequences, "--state", state)
+    assert_refused(refused, f"{state}: was written with format None; it must be another file")
+
+
 def test_state_of_infinite_losses(score_json, npz, tmp_path):
     logits = LOGITS.copy()
     logits[0, 0], logits[2, 1] = -np.inf, np.nan
@@ -202,12 +286,13 @@ def test_state_that_cannot_be_written(command, tmp_path):
     assert_refused(command("score", SAMPLE, "--state", state), f"{state}: cannot be written: No such file")
 
 
-def test_scheduler(shards, score_json, tmp_path):
+def test_scheduler(shards, sequences, score_json, tmp_path):
     distributed = pytest.importorskip("distributed", reason="Dask is optional")
     with distributed.LocalCluster(
         n_workers=1, threads_per_worker=2, processes=False, dashboard_address=":0"
     ) as cluster:
-        options = "--scheduler", cluster.scheduler_address, "--state", tmp_path / "state"
-        here, there = score_json(shards.path / "part-*.npz"), score_json(shards.path / "part-*.npz", *options)
-    for name in (*SUMMARY_FIELDS, "highest_loss_tokens", "shards"):
-        assert there[name] == here[name]
+        for number, argv in enumerate([sequences[:1], sequences, [*sequences, "--shift"]]):
+            options = "--scheduler", cluster.scheduler_address, "--state", tmp_path / f"state-{number}"
+            here, there = score_json(*argv), score_json(*argv, *options)
+            for name in ("bytes", *SEQUENCE_FIELDS):
+                assert there[name] == here[name]

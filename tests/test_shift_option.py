@@ -1,16 +1,19 @@
-"""--shift of score and compare: each row predicts the next target, also across files."""
+"""--shift of score and compare: each row predicts the next target, also across files; a warning where it is missing."""
 
 import json
 import math
 import re
+import warnings
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import zarr
-from commands import LOGITS, SUMMARY_FIELDS, TARGETS, assert_refused
+from commands import LOGITS, SUMMARY_FIELDS, TARGETS, assert_refused, process
 
 import tokenloss
+from tokenloss import ShiftWarning
+from tokenloss._evaluation import plan, run
 from tokenloss.formats import llama_cpp
 
 pytestmark = pytest.mark.thread_unsafe(reason="a command prints to the stdout of its process")
@@ -180,3 +183,156 @@ def test_shift_in_compare_of_other_shapes(command, models, tmp_path):
     llama_cpp.write(tmp_path / "base.kld", np.zeros(10, int), [LOGITS], 10)
     refused = command("compare", tmp_path / "base.kld", tmp_path / "base.kld", "--shift")
     assert_refused(refused, "base.kld: holds targets that are the next tokens")
+
+
+# -- the warning -------------------------------------------------------------------------------------------------------
+
+
+def causal(n, predicts_next=True, seed=13, classes=50, shape=None):
+    """Logits that favour the next id, or the id itself, and the ids."""
+    rng = np.random.default_rng(seed)
+    ids = rng.integers(classes, size=n)
+    logits = rng.normal(size=(n, classes)).astype(np.float32)
+    logits[np.arange(n), np.roll(ids, -1) if predicts_next else ids] += 6
+    return (logits, ids) if shape is None else (logits.reshape(*shape, classes), ids.reshape(shape))
+
+
+def warnings_of(*arguments, **options):
+    """The result of evaluate, and the warnings about the shift."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        found = tokenloss.evaluate(*arguments, **options)
+    assert all(warning.category is ShiftWarning and warning.filename == __file__ for warning in caught)
+    assert found.figures["fits_better_shifted"] == bool(caught)
+    return found, [str(warning.message) for warning in caught]
+
+
+@pytest.mark.parametrize("shape", [None, (4, 100), (100, 4), (2, 2, 100)])
+@pytest.mark.parametrize("of_blocks", [True, False])
+def test_missing_shift_is_warned_of_once(of_blocks, shape, npz):
+    logits, ids = causal(400, shape=shape)
+    source = [(logits, ids)] if of_blocks else npz(logits=logits, targets=ids)
+    _, said = warnings_of(source)
+    assert len(said) == 1
+    assert "--no-shift, shift=False" in said[0]
+    assert warnings_of(source, shift=True)[1] == warnings_of(source, shift=False)[1] == []
+    logits, ids = causal(400, predicts_next=False, shape=shape)
+    assert warnings_of([(logits, ids)] if of_blocks else npz(logits=logits, targets=ids))[1] == []
+
+
+def test_missing_shift_in_the_command(command, npz, tmp_path):
+    logits, ids = causal(400)
+    path = npz(logits=logits, targets=ids)
+    for argv in ([], ["--json"], ["--html", tmp_path / "x.html"]):
+        status, out, err = command("score", path, *argv)
+        assert status == 0
+        assert re.fullmatch(r"tokenloss: warning: [^\n]*--no-shift[^\n]*\n", err)
+        if argv == ["--json"]:
+            assert json.loads(out)["fits_better_shifted"] is True
+        for option in ("--shift", "--no-shift"):
+            assert command("score", path, *argv, option)[::2] == (0, "")
+    done = process("score", path, "--json")  # where warnings are errors
+    assert (done.returncode, done.stderr.count("\n")) == (0, 1)
+    assert json.loads(done.stdout)["tokens"] == 400
+
+
+def test_shift_warning_as_an_error(npz):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", ShiftWarning)
+        with pytest.raises(ShiftWarning, match="fit far better one row earlier"):
+            tokenloss.evaluate([causal(400)])
+    assert issubclass(ShiftWarning, UserWarning)
+
+
+@pytest.mark.parametrize(("rows", "n"), [(64, 0), (65, 1)])
+def test_missing_shift_needs_64_rows_with_a_next_one(rows, n):
+    logits, ids = causal(rows)
+    logits[-1] = 0
+    assert len(warnings_of([(logits, ids)])[1]) == n
+    logits, ids = causal(rows + 3)
+    ids[[5, 40]] = -100  # two rows whose target is ignored leave out two pairs, or three
+    assert len(warnings_of([(logits[: rows + 1], ids[: rows + 1])])[1]) == 0
+    for length in (1, 2):  # sequences of one token have no next one
+        batch = [array[:64].reshape(-1, length, *array.shape[1:]) for array in causal(64)]
+        assert warnings_of([tuple(batch)])[1] == []
+
+
+def test_missing_shift_across_sequences_is_none(npz):
+    """Every pair is of two sequences, or of none."""
+    logits, ids = causal(400)
+    for numbers in (np.arange(400) % 2, np.full(400, -1)):
+        assert warnings_of([(logits, ids, None, numbers)])[1] == []
+        assert warnings_of(npz(logits=logits, targets=ids, segment_ids=numbers))[1] == []
+    assert len(warnings_of([(logits, ids, None, np.zeros(400, int))])[1]) == 1
+
+
+def test_missing_shift_of_masked_rows(npz):
+    logits, ids = causal(400)
+    assert len(warnings_of([(logits, ids, np.arange(400) < 80)])[1]) == 1
+    assert warnings_of([(logits, ids, np.arange(400) < 64)])[1] == []
+    assert warnings_of([(logits, ids, np.arange(400) % 2 == 0)])[1] == []
+
+
+@pytest.mark.parametrize("kind", ["log_probs", "probs"])
+def test_missing_shift_of_kind(kind, npz):
+    logits, ids = causal(400)
+    scores = {"log_probs": tokenloss.log_softmax, "probs": tokenloss.softmax}[kind](logits.astype(np.float64))
+    assert len(warnings_of(npz(**{kind: scores}, targets=ids))[1]) == 1
+    assert len(warnings_of([(scores, ids)], kind=kind)[1]) == 1
+
+
+def test_missing_shift_is_none_of_distributions_and_of_llama_cpp(tmp_path):
+    logits, ids = causal(400)
+    assert warnings_of([(logits, np.eye(50)[ids])])[1] == []
+    llama_cpp.write(tmp_path / "base.kld", ids, [logits[200:-1]], 400)
+    assert warnings_of(tmp_path / "base.kld")[1] == []
+
+
+@pytest.mark.parametrize("block_rows", [1, 3, 1000])
+def test_missing_shift_for_any_cut(block_rows, npz, tmp_path, monkeypatch):
+    """The sample is taken over blocks and shards, which alone have too few rows."""
+    logits, ids = causal(400)
+    monkeypatch.setattr(plan, "_BLOCK_ROWS", block_rows)
+    assert len(warnings_of(npz(logits=logits, targets=ids))[1]) == 1
+    cuts = [(logits[i : i + 20], ids[i : i + 20]) for i in range(0, 100, 20)]
+    for number, (part, targets) in enumerate(cuts):
+        np.savez(tmp_path / f"part-{number}.npz", logits=part, targets=targets)
+    for source in (cuts, tmp_path / "part-*.npz"):
+        found, said = warnings_of(source, top=0)
+        assert len(said) == 1
+    assert tokenloss.evaluate(tmp_path / "part-*.npz", shift=True).meter.loss < found.meter.loss - math.log(4)
+    for source in (cuts[:3], [tmp_path / f"part-{number}.npz" for number in range(3)]):  # of 19 pairs each
+        assert warnings_of(source)[1] == []
+
+
+def test_sample_of_the_shift_is_of_256_rows(monkeypatch):
+    calls = []
+    loss = run.cross_entropy
+    monkeypatch.setitem(
+        run._LOSSES, "logits", lambda *arrays, **options: calls.append(len(arrays[0])) or loss(*arrays, **options)
+    )
+    logits, ids = causal(400)
+    tokenloss.evaluate([(logits[i : i + 100], ids[i : i + 100]) for i in range(0, 400, 100)], shift=False)
+    assert calls == []
+    warnings_of([(logits[i : i + 100], ids[i : i + 100]) for i in range(0, 400, 100)])
+    assert sum(calls) == 2 * 256
+    logits[:300], ids[:300] = causal(300, predicts_next=False)
+    assert warnings_of([(logits, ids)])[1] == []
+
+
+@pytest.mark.parametrize("classes", [2, 50])
+def test_missing_shift_is_none_of_random_logits(classes):
+    for seed in range(100):
+        rng = np.random.default_rng(seed)
+        for shape in ((70,), (400,), (20, 20)):
+            logits = rng.normal(size=(*shape, classes), scale=8 if classes > 2 else 2)
+            assert warnings_of([(logits, rng.integers(classes, size=shape))])[1] == []
+
+
+def test_missing_shift_with_state(command, npz, tmp_path):
+    """A result that was resumed warns as well."""
+    logits, ids = causal(400)
+    path = npz(logits=logits, targets=ids)
+    for _ in range(2):
+        status, _, err = command("score", path, "--state", tmp_path / "state")
+        assert (status, err.count("\n")) == (0, 1)

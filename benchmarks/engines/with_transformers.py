@@ -3,7 +3,7 @@
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from tokenloss import LossMeter, cross_entropy
+from tokenloss import LossMeter, cross_entropy, next_token
 
 TEXT = b"In the beginning God created the heaven and the earth. And the earth was without form, and void."
 
@@ -18,8 +18,8 @@ if __name__ == "__main__":
     with torch.inference_mode():
         output = model(ids, labels=ids)
 
-    # position j predicts token j + 1; tensors are read where they are
-    nll = cross_entropy(output.logits[:, :-1], ids[:, 1:], reduction="none")
+    logits, targets, _ = next_token(output.logits, ids)  # views of tensors, which are read where they are
+    nll = cross_entropy(logits, targets, reduction="none")
     meter = LossMeter()
     meter.update(nll, n_bytes=len(TEXT) - 1)
     print(f"transformers {output.loss:.9g}, tokenloss {meter.loss:.9g}")

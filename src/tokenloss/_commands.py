@@ -49,8 +49,9 @@ def info(args: argparse.Namespace) -> None:
 def score(args: argparse.Namespace) -> None:
     """Run `tokenloss score`."""
     outputs = _chosen_outputs(SCORE_OUTPUTS, args)
+    sinks = [_Guarded(output) for output in outputs]
     with _input_errors():
-        check_needs(outputs, args.state, args.scheduler, prefix="--")
+        check_needs(sinks, args.state, args.scheduler, prefix="--")
         options = {name: resolved(getattr(args, name)) for name in ("files", "targets", "segment_ids")}
         _check_stdout([(output.option, output.path) for output in outputs] + [("--state", args.state)])
         with warnings.catch_warnings():
@@ -67,7 +68,7 @@ def score(args: argparse.Namespace) -> None:
                 text=args.text,
                 words=args.words,
                 top=args.top,
-                sinks=[_Guarded(output) for output in outputs],
+                sinks=sinks,
                 state=args.state,
                 scheduler=args.scheduler,
                 progress=True,
@@ -84,6 +85,10 @@ class _Guarded(Output):
         self._output = output
         self.path, self.option = output.path, output.option
         self.needs_tokens, self.top_k = output.needs_tokens, output.top_k
+
+    @property
+    def _name(self) -> str:
+        return self.option
 
     @contextlib.contextmanager
     def open(self, batch: tuple[int, ...] | None, rows: int | None, top_k: int) -> Iterator[None]:

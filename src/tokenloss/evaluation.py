@@ -182,7 +182,7 @@ def evaluate(
     Warns
     -----
     ShiftWarning
-        If targets were not shifted, and a sample of rows gives more than four times the probability to the next target.
+        If targets were not shifted, and rows give the next target more than four times the probability, beyond chance.
 
     See Also
     --------
@@ -205,13 +205,17 @@ def evaluate(
     from tokenloss._evaluation.files import Inputs, Settings, check_needs, evaluate_files, resolved
     from tokenloss._evaluation.plan import Options
     from tokenloss._evaluation.summary import WORDS
+    from tokenloss.formats import KINDS
 
     fits = "an integer of at least 0"
     n_bytes, top = (check_integer(name, value, fits, least=0) for name, value in (("n_bytes", n_bytes), ("top", top)))
     if words not in WORDS:
         raise_error("option", name="words", got=words, fits=" or ".join(map(repr, WORDS)))
+    if kind is not None and kind not in KINDS:
+        raise_error("option", name="kind", got=kind, fits=", ".join(map(repr, KINDS)))
     options = Options(array, kind, ignore_index, shift, top)
-    state, text = (None if path is None else os.fspath(path) for path in (state, text))
+    state, text = (None if path is None else _path(name, path) for name, path in (("state", state), ("text", text)))
+    sinks = _checked_sinks(sinks)
     settings = Settings(n_bytes, words, state, scheduler, check_workers(workers), progress)
     check_needs(sinks, state, scheduler)
     first, items = _first_of(source)
@@ -226,8 +230,8 @@ def evaluate(
         given = {"targets": targets, "segment_ids": segment_ids, "array": array, "text": text, "state": state,
                  "scheduler": scheduler}  # fmt: skip
         for name, value in given.items():
-            if value:
-                raise_error("option", name=name, got=value, fits="left out where the source is blocks, not paths")
+            if value is not None and not (isinstance(value, tuple | list) and not value):
+                raise_error("option", name=name, got="given", fits="left out where the source is blocks, not paths")
         evaluation = evaluate_blocks(items, options, settings, sinks)
     if evaluation.figures["fits_better_shifted"]:
         warnings.warn(SHIFT_ADVICE, ShiftWarning, stacklevel=2)
@@ -260,8 +264,23 @@ def _first_of(source: Any) -> tuple[Any, Iterable[Any]]:
 
 def _paths(name: str, value: Any) -> list[str]:
     """Paths as text; one may stand alone."""
-    paths = [value] if isinstance(value, str | os.PathLike) else list(value)
-    for path in paths:
-        if not isinstance(path, str | os.PathLike):
-            raise_error("type", name=name, got=type(path).__name__, fits="paths")
-    return [os.fspath(path) for path in paths]
+    several = hasattr(value, "__iter__") and not isinstance(value, str)
+    return [_path(name, path) for path in (value if several else [value])]
+
+
+def _path(name: str, value: Any) -> str:
+    """A path as text."""
+    if not isinstance(value, str | os.PathLike):
+        raise_error("type", name=name, got=type(value).__name__, fits="a path")
+    return os.fspath(value)
+
+
+def _checked_sinks(value: Any) -> list[Sink]:
+    """Sinks, as a list."""
+    from tokenloss._outputs._base import Output
+
+    sinks = list(value) if hasattr(value, "__iter__") else [value]
+    for sink in sinks:
+        if not isinstance(sink, Output) or value is sink:
+            raise_error("type", name="sinks", got=type(sink).__name__, fits="a sequence of tokenloss.sinks.Sink")
+    return sinks

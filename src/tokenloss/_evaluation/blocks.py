@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from typing import TYPE_CHECKING, Any, NamedTuple
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -13,7 +14,7 @@ from tokenloss import _workers
 from tokenloss._dtypes import as_array, as_float_array, bfloat16_to_float32, dtype_name
 from tokenloss._errors import raise_error
 from tokenloss._evaluation import run
-from tokenloss._evaluation.files import token_sink
+from tokenloss._evaluation.files import named_paths, token_sink
 from tokenloss._evaluation.plan import (
     OpenShard,
     Shard,
@@ -25,6 +26,7 @@ from tokenloss._evaluation.plan import (
 from tokenloss._evaluation.run import ShardResult
 from tokenloss._evaluation.sequences import RowSequences, SequenceColumns
 from tokenloss._evaluation.summary import merge_meters, sequence_columns, summary
+from tokenloss._files import check_outputs
 from tokenloss._validation import check_mask
 from tokenloss.evaluation import Evaluation
 from tokenloss.formats._base import ScoresFile, rows_at
@@ -44,8 +46,9 @@ def evaluate_blocks(
     blocks: Iterable[Any], options: Options, settings: Settings, outputs: Sequence[Output]
 ) -> Evaluation:
     """Score all tokens of blocks, one after the other."""
+    check_outputs(named_paths(outputs), {})
     workers = settings.workers or _workers.default_workers()
-    shard, total, n_read, top_k = None, _EMPTY, 0, 0
+    shard, total, n_read, top_k = None, _Total(options.top), 0, 0
     with contextlib.ExitStack() as stack:
         start = time.perf_counter()
         for number, block in enumerate(blocks):
@@ -54,15 +57,22 @@ def evaluate_blocks(
                 top_k = min(max((output.top_k for output in outputs), default=0), part.shape[-1])
                 for output in outputs:
                     stack.enter_context(output.open(None, None, top_k))
-            else:
-                _check_alike(shard, part)
-            result = run.score_rows(part, opened, options, workers, token_sink(outputs, 0, total.rows), top_k)
-            total = total.plus(result, part, options.top)
+                shard = part
+            elif part.shape[-1] != shard.shape[-1]:
+                fits = f"(..., {shard.shape[-1]}), as those of earlier blocks"
+                raise_error("shape", name=f"block {number}: logits", got=part.shape, fits=fits)
+            sampled = total.result.shift_sample.rows
+            result = run.score_rows(
+                part, opened, options, workers, token_sink(outputs, 0, total.rows), top_k, sampled=sampled
+            )
+            total.add(result, part)
             n_read += part.n_bytes
-            shard = part._replace(shape=(total.rows, part.shape[-1]), batch=(total.scored_rows,))
-        if shard is None:
-            raise_error("option", name="source", got="empty", fits="paths or blocks")
-        results = [total.result]
+            shard = shard._replace(
+                path="", shape=(total.rows, part.shape[-1]), batch=(total.scored_rows,),
+                dtype=_listed(shard.dtype, part.dtype), target_type=_listed(shard.target_type, part.target_type),
+            )  # fmt: skip
+        assert shard is not None
+        results = [total.all()]
         meter, split = merge_meters(results, settings.n_bytes, 0)
         sequences = sequence_columns(results, split)
         seconds = time.perf_counter() - start
@@ -75,33 +85,40 @@ def evaluate_blocks(
     return evaluation
 
 
-class _Total(NamedTuple):
+@dataclass
+class _Total:
     """What was found in all blocks so far, as if they were one shard."""
 
-    rows: int
-    scored_rows: int
-    numbered: int  # rows of (N, T, V), each of which is a sequence
-    has_ids: bool | None  # None before the first block
-    result: ShardResult
+    top: int
+    rows: int = 0
+    scored_rows: int = 0
+    numbered: int = 0  # rows of (N, T, V), each of which is a sequence
+    has_ids: bool | None = None  # None before the first block
+    result: ShardResult = field(default_factory=lambda: ShardResult(LossMeter(), 0, 0, []))  # but for its sequences
+    whole: list[SequenceColumns] = field(default_factory=list)
+    split: list[SequenceColumns] = field(default_factory=list)
 
-    def plus(self, new: ShardResult, part: Shard, top: int) -> _Total:
-        """The same with one more block."""
+    def add(self, new: ShardResult, part: Shard) -> None:
+        """Take one more block."""
         old = self.result
         tokens = [token._replace(position=token.position + self.rows) for token in new.highest_loss_tokens]
-        tokens = sorted([*old.highest_loss_tokens, *tokens], key=lambda token: -token.sort_key)[:top]
-        has_ids = part.split is None
-        result = ShardResult(
-            old.meter + new.meter, old.ignored + new.ignored, old.greedy + new.greedy, tokens,
-            SequenceColumns.concatenated([old.sequences, new.sequences]),
-            SequenceColumns.concatenated([old.split, new.split]), old.shift_sample + new.shift_sample,
-        )  # fmt: skip
-        numbered = math.prod(part.shape[:-2]) if len(part.shape) > 2 and not has_ids else 0
-        return _Total(
-            self.rows + part.rows, self.scored_rows + part.scored_rows, self.numbered + numbered, has_ids, result
+        tokens = sorted([*old.highest_loss_tokens, *tokens], key=lambda token: -token.sort_key)[: self.top]
+        old.meter.merge(new.meter)
+        sample = old.shift_sample + new.shift_sample
+        self.result = ShardResult(
+            old.meter, old.ignored + new.ignored, old.greedy + new.greedy, tokens, shift_sample=sample
         )
+        self.whole.append(new.sequences)
+        self.split.append(new.split)
+        self.has_ids = part.split is None
+        self.numbered += math.prod(part.shape[:-2]) if len(part.shape) > 2 and not self.has_ids else 0
+        self.rows += part.rows
+        self.scored_rows += part.scored_rows
 
-
-_EMPTY = _Total(0, 0, 0, None, ShardResult(LossMeter(), 0, 0, []))
+    def all(self) -> ShardResult:
+        """The result, with all sequences."""
+        whole, split = map(SequenceColumns.concatenated, (self.whole, self.split))
+        return self.result._replace(sequences=whole, split=split)
 
 
 def _open_block(name: str, block: Any, options: Options, before: _Total) -> tuple[OpenShard, Shard]:
@@ -111,17 +128,22 @@ def _open_block(name: str, block: Any, options: Options, before: _Total) -> tupl
         raise_error("type", name=name, got=got, fits="(logits, targets[, where[, segment_ids]])")
     with with_file_names(name):
         logits, targets, where, segment_ids = (*block, None, None)[:4]
-        scores = _floats(*as_float_array("logits", logits))
-        file = ScoresFile(name, options.kind or "logits", scores.shape, scores.dtype, None, None, _reader(scores))
+        scores, code = as_float_array("logits", logits)
+        if not scores.ndim:
+            raise_error("scalar", name="logits")
         targets = _floats(*as_array("targets", targets))
         mask = None if where is None else check_mask(where, scores.shape[:-1])
         ids = None if segment_ids is None else check_segment_ids(segment_ids, scores.shape[:-1]).reshape(-1)
         if before.has_ids not in (None, ids is not None):
             raise_error("option", name="segment_ids", got=None if ids is None else "given", fits="as in earlier blocks")
+    dtype = _floats(scores[:0], code).dtype
+    file = ScoresFile(name, options.kind or "logits", scores.shape, dtype, None, None, _reader(scores, code))
+    if options.shift:
+        check_shiftable(file, targets, None)
+    with with_file_names(name):
         sequences = RowSequences(scores.shape, ids, first=before.numbered)
         has_next = None
         if options.shift:
-            check_shiftable(file, targets, None)
             targets, has_next = shifted(targets)
             if sequences.are_given:
                 has_next = has_next & ~sequences.ends(file.rows).reshape(has_next.shape)
@@ -130,7 +152,7 @@ def _open_block(name: str, block: Any, options: Options, before: _Total) -> tupl
         check_stored_targets(scores.shape, file.kind, targets, options.ignore_index, bool(options.shift), counted)
     scored = file.rows if has_next is None else int(np.count_nonzero(has_next))
     shard = Shard(
-        "", file.kind, file.shape, file.dtype.name, file.row_bytes, batch=(scored,),
+        name, file.kind, file.shape, dtype_name(code, scores), scores.shape[-1] * scores.itemsize, batch=(scored,),
         split=() if ids is None else None,
         target_type="distributions" if targets.ndim == scores.ndim else "class ids",
     )  # fmt: skip
@@ -142,14 +164,17 @@ def _floats(array: Array, code: int | None) -> Array:
     return bfloat16_to_float32(array) if dtype_name(code, array) == "bfloat16" else array
 
 
-def _reader(scores: Array) -> Callable[[int], Iterator[Array]]:
+def _reader(scores: Array, code: int | None) -> Callable[[int], Iterator[Array]]:
     """Function that reads rows of scores in memory."""
-    rows = scores.size // (scores.shape[-1] or 1) if scores.shape[-1:] != (0,) else math.prod(scores.shape[:-1])
-    return lambda most: (rows_at(scores, start, min(start + most, rows)) for start in range(0, rows, most))
+    rows = math.prod(scores.shape[:-1])
+
+    def read(most_rows: int) -> Iterator[Array]:
+        for start in range(0, rows, most_rows):
+            yield _floats(rows_at(scores, start, min(start + most_rows, rows)), code)
+
+    return read
 
 
-def _check_alike(first: Shard, part: Shard) -> None:
-    """Refuse a block of another number of classes, or of targets of another type."""
-    if part.shape[-1] != first.shape[-1]:
-        fits = f"(..., {first.shape[-1]}), as those of earlier blocks"
-        raise_error("shape", name="logits", got=part.shape, fits=fits)
+def _listed(words: str, word: str) -> str:
+    """A list of different words, with one more."""
+    return ", ".join(dict.fromkeys([*words.split(", "), word]))

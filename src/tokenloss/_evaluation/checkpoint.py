@@ -30,6 +30,7 @@ class Checkpoint:
         self._shards = [_fingerprint(shard) for shard in shards] if path else []
         self._scored_rows = [shard.scored_rows for shard in shards]
         self.results: dict[int, ShardResult] = {}
+        self._entries: dict[int, str] = {}  # of the file, a line each
         if path and Path(path).exists():
             if not Path(path).is_file():  # a device may never end
                 self._refuse("is no file", "be one, or not exist yet")
@@ -38,16 +39,22 @@ class Checkpoint:
 
     def add(self, number: int, result: ShardResult) -> None:
         """Store the result of a shard."""
-        self.results[number] = result
+        self._keep(number, result)
         self._write()
+
+    def _keep(self, number: int, result: ShardResult) -> None:
+        """Keep the result of a shard, and its entry of the file."""
+        self.results[number] = result
+        if self._path:
+            self._entries[number] = json.dumps({"shard": self._shards[number], "found": result.to_json()})
 
     def _write(self) -> None:
         """Write the file."""
         if not self._path:
             return
-        done = [{"shard": self._shards[i], "found": result.to_json()} for i, result in sorted(self.results.items())]
+        done = ",\n".join(entry for _, entry in sorted(self._entries.items()))
         with replacing(self._path) as file:
-            file.write(json.dumps({"options": self._options, "done": done}, indent=1).encode())
+            file.write(f'{{"options": {json.dumps(self._options)},\n"done": [\n{done}\n]}}\n'.encode())
 
     def _read(self, path: str) -> None:
         """Read the results, if they are of these shards and these options."""
@@ -62,7 +69,7 @@ class Checkpoint:
             }
             numbers = {shard["path"]: number for number, shard in enumerate(self._shards)}
             entries = [(str(shard["path"]), shard, numbers.get(shard["path"]), result) for shard, result in done]
-        except (AttributeError, KeyError, RecursionError, TypeError, ValueError):
+        except (AttributeError, KeyError, OverflowError, RecursionError, TypeError, ValueError):
             self._refuse("is no state of tokenloss score", "be one, or not exist yet")
         for name, value in changed.items():
             self._refuse(f"was written with {name} {value}", f"be another file, with {self._options[name]!r}")
@@ -73,7 +80,7 @@ class Checkpoint:
                 self._refuse(f"holds the result of {path}", "be another file, since that one or its targets changed")
             if number in self.results or not result.is_consistent(self._scored_rows[number], self._options["top"]):
                 self._refuse(f"holds an impossible result of {path}", "be as it was written")
-            self.results[number] = result
+            self._keep(number, result)
 
     def _refuse(self, got: str, fits: str) -> NoReturn:
         """Refuse the file."""

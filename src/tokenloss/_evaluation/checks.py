@@ -58,10 +58,10 @@ def check_kind(file: ScoresFile, option: str | None, block: Array, kept: Array) 
     return len(rows) > 0 or max_rows == 0
 
 
-def distribution_argmax(shard: Shard, start: int, rows: Array) -> Array:
+def distribution_argmax(shard: Shard, start: int, rows: Array, where: Array | None) -> Array:
     """First maximum of each target distribution (N, V), -1 without classes; refuses rows that are no distributions.
 
-    `start` is the position of the first row in the shard.
+    `start` is the position of the first row in the shard; rows that the mask leaves out may hold anything.
     """
     argmax = np.full(len(rows), -1)
     # NumPy copies what is read-only, and compares float16 one by one: small pieces that are copied as float32 stay in a
@@ -70,7 +70,10 @@ def distribution_argmax(shard: Shard, start: int, rows: Array) -> Array:
     step = max(1, _CACHED // (rows.shape[1] or 1))
     for first in range(0, len(rows) if rows.size else 0, step):
         part = rows[first : first + step].astype(dtype)
-        for row in np.flatnonzero(~_are_distributions(part, _PROBABILITY_SLACK))[:1].tolist():
+        wrong = ~_are_distributions(part, _PROBABILITY_SLACK)
+        if where is not None:
+            wrong &= where[first : first + step]
+        for row in np.flatnonzero(wrong)[:1].tolist():
             _refuse_distribution(shard, start + first + row, part[row])
         argmax[first : first + step] = part.argmax(-1)
     return argmax

@@ -56,7 +56,7 @@ def compare_files(
     unchecked = {base: None if options.base_kind else "--base-kind", other: None if options.kind else "--kind"}
     # errors are those that llama.cpp prints, unless sequences were asked for
     is_clustered = sequences.are_given or (sequences.exist and options.definitions == "exact")
-    sampler = ShiftSampler(base.kind, options.ignore_index)
+    sampler = ShiftSampler(base.kind, options.ignore_index, sequences.are_given)
     samples = options.shift is None and not base.is_shifted and not other.is_shifted
     max_rows = rows_per_block(max(base.row_bytes, other.row_bytes))
     start = 0

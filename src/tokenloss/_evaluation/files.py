@@ -70,8 +70,7 @@ class Settings(NamedTuple):
 
 def evaluate_files(inputs: Inputs, options: Options, settings: Settings, outputs: Sequence[Output]) -> Evaluation:
     """Score all tokens of files; outputs are opened before, and finished in order."""
-    named = [(output.option, output.path) for output in outputs if output.path is not None]
-    check_outputs(named + [("--state", path) for path in [settings.state] if path], inputs.by_identity())
+    check_outputs(named_paths(outputs) + [("--state", path) for path in [settings.state] if path], inputs.by_identity())
     shards = plan(inputs.scores, inputs.targets, options, inputs.segment_ids)
     n_bytes, n_words = settings.n_bytes, 0
     if inputs.text is not None:
@@ -115,6 +114,11 @@ def _score_shards(
                 progress.advance(chosen[i].n_bytes)
     n_read = sum(checkpoint.results[number].n_tokens * shards[number].row_bytes for number in left)
     return [checkpoint.results[number] for number in range(len(shards))], n_read
+
+
+def named_paths(outputs: Sequence[Output]) -> list[tuple[str, Any]]:
+    """Names and paths of the outputs that are files."""
+    return [(output._name, output.path) for output in outputs if output.path is not None]
 
 
 def token_sink(outputs: Sequence[Output], file: int, first_row: int = 0) -> Callable[..., None] | None:
@@ -161,4 +165,4 @@ def check_needs(outputs: Sequence[Output], state: str | None, scheduler: str | N
     for option, value, words in ("state", state, "stores only sums"), ("scheduler", scheduler, "returns only sums"):
         for output in outputs:
             if value and output.needs_tokens:
-                raise_error("needs tokens", name=output.option, got=f"{prefix}{option} {words}")
+                raise_error("needs tokens", name=output._name, got=f"{prefix}{option} {words}")

@@ -18,6 +18,7 @@ from tokenloss._files import identity
 from tokenloss._validation import as_positions, scores_of_shape
 from tokenloss.formats import npy, open_scores
 from tokenloss.formats._base import ScoresFile
+from tokenloss.sequences import check_segment_ids
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -57,6 +58,11 @@ class Shard(NamedTuple):
     target_type: str = "class ids"  # or "distributions"
     next_id: int | None = None  # the first id of the next shard, if the last row predicts it
     next_text: str | None = None
+
+    @property
+    def itemsize(self) -> int:
+        """Size of a score."""
+        return self.row_bytes // (self.shape[-1] or 1)
 
     @property
     def rows(self) -> int:
@@ -316,15 +322,16 @@ def _assigned_array(path: str, start: int | None, file: ScoresFile) -> Array:
 
 def _with_split(shards: list[Shard]) -> list[Shard]:
     """Shards with the sequences that others hold a part of, too: in one file of segment ids, an id is one sequence."""
-    if not any(shard.segments_start is not None for shard in shards):
-        return shards
-    numbers = [
-        np.unique(npy.open_array(str(shard.segments)).reshape(-1)[start : start + shard.rows])
-        for shard in shards
-        if (start := shard.segments_start) is not None
-    ]
+    numbers = []
+    for shard in shards:
+        if shard.segments_start is None:
+            return shards
+        part = slice(shard.segments_start, shard.segments_start + shard.rows)
+        with with_file_names(shard.segments):
+            array = npy.open_array(str(shard.segments)).reshape(-1)[part]
+            numbers.append(np.unique(check_segment_ids(array, (shard.rows,))))
     ids, counts = np.unique(np.concatenate(numbers), return_counts=True)
-    split = ids[counts > 1]
+    split = ids[(counts > 1) & (ids >= 0)]
     return [
         shard._replace(split=tuple(np.intersect1d(own, split).tolist()))
         for shard, own in zip(shards, numbers, strict=True)

@@ -34,8 +34,9 @@ _LOSSES: dict[str, Callable[..., Any]] = {
 }
 
 
-_SHIFT_SAMPLE = 256  # rows whose losses are compared with those of the next targets
+SHIFT_SAMPLE = 256  # rows whose losses are compared with those of the next targets
 _MIN_SHIFT_SAMPLE = 64
+_MIN_SHIFT_Z = 4  # standard errors, since the losses of random logits vary
 
 
 class TokenLoss(NamedTuple):
@@ -53,20 +54,21 @@ class TokenLoss(NamedTuple):
 
 
 class ShiftSample(NamedTuple):
-    """Some rows that have a next target: the sums of their losses, and of those if each predicts the next target."""
+    """Some rows that have a next target: by how much their losses are less if each predicts that one."""
 
     rows: int = 0
-    nll: float = 0.0
-    next_nll: float = 0.0
+    gain: float = 0.0
+    squares: float = 0.0  # of the differences
 
     def __add__(self, other: ShiftSample) -> ShiftSample:  # type: ignore[override]
         """The rows of both."""
-        return ShiftSample(self.rows + other.rows, self.nll + other.nll, self.next_nll + other.next_nll)
+        return ShiftSample(self.rows + other.rows, self.gain + other.gain, self.squares + other.squares)
 
     @property
     def fits_better_shifted(self) -> bool:
-        """Whether the next targets are more than four times as likely, on average of their logarithms."""
-        return self.rows >= _MIN_SHIFT_SAMPLE and self.nll - self.next_nll > self.rows * math.log(4)
+        """Whether the next targets are more than four times as likely on average, and not by chance."""
+        least = max(self.rows * math.log(4), _MIN_SHIFT_Z * math.sqrt(max(self.squares, 0)))
+        return self.rows >= _MIN_SHIFT_SAMPLE and self.gain > least
 
 
 class ShardResult(NamedTuple):
@@ -96,11 +98,11 @@ class ShardResult(NamedTuple):
             TokenLoss(position, target, float(loss), text)
             for position, target, loss, text in result["highest_loss_tokens"]
         ]
-        rows, nll, next_nll = result["shift_sample"]
+        rows, gain, squares = result["shift_sample"]
         return cls(
             LossMeter._from_json(result["meter"]), result["ignored"], result["greedy"], tokens,
             SequenceColumns.from_json(result["sequences"]), SequenceColumns.from_json(result["split"]),
-            ShiftSample(int(rows), float(nll), float(next_nll)),
+            ShiftSample(int(rows), float(gain), float(squares)),
         )  # fmt: skip
 
     @property
@@ -145,8 +147,9 @@ def score_rows(
     sink: _Sink | None = None,
     top_k: int = 0,
     advance: Callable[[int], None] | None = None,
+    sampled: int = 0,
 ) -> ShardResult:
-    """As `score_shard`, of a shard that is open."""
+    """As `score_shard`, of a shard that is open; of so many rows a sample was taken before."""
     file, targets, where, text, sequences, mask = opened
     is_soft = targets.ndim == len(file.shape)
     ids = None if is_soft else targets.reshape(-1)
@@ -154,7 +157,8 @@ def score_rows(
     collector, highest = SequenceCollector(sequences, shard.split), _TopLosses(options.top)
     counted = where if mask is None else mask if where is None else where & mask
     samples = not is_soft and not file.is_shifted and options.shift is None
-    sampler = ShiftSampler(file.kind, options.ignore_index) if samples else None
+    left = SHIFT_SAMPLE - sampled if samples else 0
+    sampler = ShiftSampler(file.kind, options.ignore_index, sequences.are_given, left)
     start = greedy = 0
     is_checked = file.kind == "log_probs"  # every row of these is checked with its block
     for block in file.blocks(rows_per_block(row_bytes)):
@@ -163,14 +167,13 @@ def score_rows(
         block_targets = rows_at(targets, start, stop) if ids is None else np.array(ids[start:stop])
         block_where = None if where is None else where.reshape(-1)[start:stop]
         block_counted = None if counted is None else counted.reshape(-1)[start:stop]
-        classes = checks.distribution_argmax(shard, start, block_targets) if is_soft else block_targets
+        classes = checks.distribution_argmax(shard, start, block_targets, block_counted) if is_soft else block_targets
         numbers = sequences.numbers(start, stop)
         with with_file_names(file.path, f"rows from {start} on" if start else None):
             scores = _score_block(
-                file.kind, block, block_targets, classes, block_counted, options, workers, top_k, sink is not None
+                shard, block, block_targets, classes, block_counted, options, workers, top_k, sink is not None
             )
-            if sampler:
-                sampler.update(block, block_targets, numbers, scores.kept)
+            sampler.update(block, block_targets, numbers, scores.kept)
         is_checked = is_checked or checks.check_kind(file, None if options.kind else "--kind", block, scores.kept)
         collector.update(scores, numbers)
         greedy += int(np.count_nonzero(scores.is_greedy))
@@ -184,12 +187,11 @@ def score_rows(
     meter, whole, split = collector.result()
     count = meter.count + len(split.ids)
     ignored = (start if where is None else int(np.count_nonzero(where))) - count
-    sample = sampler.sample if sampler else ShiftSample()
-    return ShardResult(meter, ignored, greedy, highest.tokens(text), whole, split, sample)
+    return ShardResult(meter, ignored, greedy, highest.tokens(text), whole, split, sampler.sample)
 
 
 def _score_block(
-    kind: str,
+    shard: Shard,
     block: Array,
     targets: Array,
     ids: Array,
@@ -200,13 +202,14 @@ def _score_block(
     every_token: bool,
 ) -> TokenScores:
     """Scores of the rows of a block; the ids are its targets, or the likeliest classes of distributions."""
+    kind = shard.kind
     options: Any = {"ignore_index": shard_options.ignore_index, "where": where, "workers": workers}
     is_soft = targets.ndim == block.ndim
     logits = checks.log(block) if kind == "probs" and every_token else block  # logarithms for the entropy
     unknown = {"ignore_index": -1} if is_soft else {}
     scores = token_scores(logits, ids, top_k=min(top_k, block.shape[1]), **options | unknown)
     if kind == "log_probs":
-        checks.check_normalized(scores.logsumexp, block.itemsize, shard_options.kind is not None)
+        checks.check_normalized(scores.logsumexp, shard.itemsize, shard_options.kind is not None)
     if kind != "logits" or is_soft:
         nll = _LOSSES[kind](block, targets, reduction="none", **options)
         if is_soft:
@@ -230,20 +233,33 @@ def _select(
 class ShiftSampler:
     """Compares the losses of the first rows with those that they have if each predicts the next row's target."""
 
-    def __init__(self, kind: str, ignore_index: int | None) -> None:
+    def __init__(self, kind: str, ignore_index: int | None, has_ids: bool, left: int = SHIFT_SAMPLE) -> None:
         self._kind, self._ignore_index = kind, ignore_index
+        self._has_ids, self._left = has_ids, left  # negative ids are of no sequence
+        self._last: tuple[Array, ...] = ()  # row of the block before
         self.sample = ShiftSample()
 
     def update(self, block: Array, ids: Array, numbers: IntArray, kept: BoolArray) -> None:
         """Take a block of rows, with the numbers of their sequences and which of them count."""
-        left = _SHIFT_SAMPLE - self.sample.rows
-        if left <= 0 or len(block) < 2:
+        if self._left <= 0:
             return
-        rows = np.flatnonzero((numbers[1:] == numbers[:-1]) & kept[:-1] & kept[1:])[:left]
-        loss, options = _LOSSES[self._kind], {"reduction": "sum", "ignore_index": self._ignore_index}
-        self.sample += ShiftSample(
-            len(rows), loss(block[rows], ids[rows], **options), loss(block[rows], ids[rows + 1], **options)
-        )
+        tokens = block, ids, numbers, kept
+        if self._last:
+            self._take(*(np.concatenate([last, new[:1]]) for last, new in zip(self._last, tokens, strict=True)))
+        self._take(*tokens)
+        self._last = tuple(np.array(array[-1:]) for array in tokens)
+
+    def _take(self, block: Array, ids: Array, numbers: Array, kept: Array) -> None:
+        """Take the pairs of neighbours."""
+        has_next = (numbers[1:] == numbers[:-1]) & kept[:-1] & kept[1:]
+        if self._has_ids:
+            has_next &= numbers[1:] >= 0
+        rows = np.flatnonzero(has_next)[: self._left]
+        self._left -= len(rows)
+        loss, options = _LOSSES[self._kind], {"reduction": "none", "ignore_index": self._ignore_index}
+        with np.errstate(invalid="ignore", over="ignore"):
+            gain = loss(block[rows], ids[rows], **options) - loss(block[rows], ids[rows + 1], **options)
+            self.sample += ShiftSample(len(rows), float(gain.sum()), float(np.square(gain).sum()))
 
 
 class _TopLosses:

@@ -140,7 +140,7 @@ class SequenceCollector:
         self._sequences, self._split = sequences, split
         self._whole: list[SequenceColumns] = []
         self._pending: list[SequenceColumns] = []  # of each token
-        self._n_pending = 0
+        self._n_pending, self._most_pending = 0, _MAX_PENDING
 
     def update(self, scores: TokenScores, numbers: IntArray) -> None:
         """Take the next rows, and the numbers of their sequences."""
@@ -152,7 +152,7 @@ class SequenceCollector:
                 SequenceColumns(ids, np.ones_like(ids), scores.nll[is_part], scores.is_greedy[is_part])
             )
             self._n_pending += len(ids)
-        if self._n_pending > _MAX_PENDING and self._sequences.are_in_order:
+        if self._n_pending > self._most_pending and self._sequences.are_in_order:
             self._end_sequences(up_to=int(numbers[-1]))
 
     def _end_sequences(self, up_to: float = math.inf) -> SequenceColumns:
@@ -167,6 +167,7 @@ class SequenceCollector:
             self._whole.append(SequenceColumns.of(losses))
         self._pending = [tokens.select(is_later)]
         self._n_pending = len(self._pending[0].ids)
+        self._most_pending = max(_MAX_PENDING, 2 * self._n_pending)  # of a long sequence, tokens are seldom copied
         return tokens.select(is_split)
 
     def result(self) -> tuple[LossMeter, SequenceColumns, SequenceColumns]:

@@ -18,41 +18,138 @@ if TYPE_CHECKING:
 
 
 class TokenBlock(NamedTuple):
-    """The next tokens of an evaluation, in the order of the text."""
+    """The next tokens of an evaluation, in the order of the text, as `Sink.add` gets them.
+
+    Attributes
+    ----------
+    scores : TokenScores
+        Their scores, in arrays of one dimension; `kept` is False of those that are ignored.
+    ids : array of integers
+        Their targets, or the most likely classes of targets that are distributions.
+    text : array of str or None
+        Their text, if the file holds it.
+    file : int
+        The number of their file, from 0; 0 of blocks in memory.
+    positions : array of int64
+        Their rows in that file, or in all blocks.
+    sequences : array of int64
+        The numbers of their sequences, -1 of those without one.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from tokenloss import evaluate, sinks
+    >>> class Printed(sinks.Sink):
+    ...     needs_tokens = True
+    ...
+    ...     def add(self, block):
+    ...         print(block.positions, block.sequences, block.scores.nll.round(2))
+    >>> _ = evaluate([(np.zeros((2, 3, 4)), np.ones((2, 3), int))], sinks=[Printed()])
+    [0 1 2 3 4 5] [0 0 0 1 1 1] [1.39 1.39 1.39 1.39 1.39 1.39]
+    """
 
     scores: TokenScores
-    ids: Array  # the targets, or the likeliest classes of distributions
+    ids: Array
     text: Array | None
-    file: int  # number of their file, from 0
-    positions: Array  # rows of that file
-    sequences: Array  # numbers of their sequences, -1 of none
+    file: int
+    positions: Array
+    sequences: Array
 
 
 class Output:
-    """One output of the command, made before any work.
+    """What takes the tokens or the result of `evaluate`: the base class of files to write, and of sinks of your own.
 
-    It is opened before the first block of tokens, given each block, and finished with the summary. The path is None if
-    it is printed. `__init__` raises ImportError or ValueError if the output cannot be made.
+    A sink is opened before the first block of tokens, given each block if it needs tokens, and finished with the
+    result; it need not define all three.
+
+    Parameters
+    ----------
+    path : path-like, optional
+        File to write, which is refused before any work if it would replace an input or what another sink writes.
+
+    Attributes
+    ----------
+    needs_tokens : bool
+        Whether `add` is called with each block of tokens; with `state` or `scheduler`, such a sink is refused.
+    top_k : int
+        Number of the most likely classes of each token that are wanted: `top_ids` and `top_logprobs` of the scores.
+        They may have more, for another sink, or fewer, if there are not as many classes.
+
+    See Also
+    --------
+    tokenloss.evaluate : Takes sinks.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from tokenloss import evaluate, sinks
+    >>> class Surprises(sinks.Sink):
+    ...     needs_tokens = True
+    ...
+    ...     def __init__(self, nats):
+    ...         self.nats, self.positions = nats, []
+    ...
+    ...     def add(self, block):
+    ...         self.positions += block.positions[block.scores.nll > self.nats].tolist()
+    >>> surprises = Surprises(2.0)
+    >>> _ = evaluate([(np.log([[0.9, 0.1], [0.1, 0.9]]), [0, 0])], sinks=[surprises])
+    >>> surprises.positions
+    [1]
     """
 
     option: str = ""  # of the command line; without one, the output is made if no other prints
     help: ClassVar[str] = ""
     writes_file: ClassVar[bool] = True
-    needs_tokens: bool = False  # each token, not the summary alone
-    top_k: int = 0  # likeliest classes of each token
+    needs_tokens: bool = False
+    top_k: int = 0
+    path: Any = None  # also where `__init__` is not called; None is printed
 
-    def __init__(self, path: Any) -> None:
+    def __init__(self, path: Any = None) -> None:
         self.path = path
 
+    @property
+    def _name(self) -> str:
+        """What errors call it."""
+        return type(self).__name__
+
     def open(self, batch: tuple[int, ...] | None, rows: int | None, top_k: int) -> AbstractContextManager[object]:
-        """Prepare for `rows` tokens; `batch` is the shape of those of the first file. None if not known."""
+        """Prepare for tokens.
+
+        Parameters
+        ----------
+        batch : tuple of int or None
+            The shape of the first file's tokens; None of blocks in memory.
+        rows : int or None
+            Number of all tokens, those that are ignored among them; None if not known.
+        top_k : int
+            Number of the most likely classes that each token comes with.
+
+        Returns
+        -------
+        context manager
+            It is left when all sinks are finished, with the error if there is one.
+        """
         return contextlib.nullcontext()
 
     def add(self, block: TokenBlock) -> None:
-        """Take the next tokens."""
+        """Take the next tokens.
+
+        Parameters
+        ----------
+        block : TokenBlock
+            The tokens, whose arrays must not be changed.
+        """
 
     def finish(self, summary: dict[str, Any], result: Any) -> None:
-        """Write or print the output; the result is an `Evaluation` or a `Comparison`."""
+        """Take the result, after all tokens.
+
+        Parameters
+        ----------
+        summary : dict
+            The figures: `Evaluation.figures`.
+        result : Evaluation
+            All results.
+        """
 
 
 class TokenOutput(Output):

@@ -11,7 +11,28 @@ from tokenloss.scores import TokenScores
 
 
 class HtmlPage(TokenOutput):
-    """A page of HTML."""
+    """A page of HTML that shows the text, each token shaded by its loss, as ``tokenloss score --html`` writes it.
+
+    Parameters
+    ----------
+    path : path-like
+        File to write. An existing file is replaced when the new one is complete.
+
+    See Also
+    --------
+    tokenloss.page.write_page : The same of arrays.
+
+    Examples
+    --------
+    >>> import pathlib, tempfile
+    >>> import numpy as np
+    >>> from tokenloss import evaluate, sinks
+    >>> with tempfile.TemporaryDirectory() as directory:
+    ...     path = pathlib.Path(directory) / "page.html"
+    ...     _ = evaluate([(np.zeros((2, 3, 4)), np.ones((2, 3), int))], sinks=[sinks.HtmlPage(path)])
+    ...     path.read_text(encoding="utf-8")[:15]
+    '<!doctype html>'
+    """
 
     option = "--html"
     help = "write a page that shows the text, each token shaded by its loss"
@@ -28,7 +49,7 @@ class HtmlPage(TokenOutput):
             TokenScores(**columns),
             ids,
             tokens=text if any(word is not None for word in text.flat) else None,
-            title=title(summary["files"]),
+            title=title(summary["files"]) or "tokenloss",
             meter=result.meter,
             accuracy=summary["accuracy"],
         )

@@ -9,7 +9,37 @@ from tokenloss._outputs._base import Output, TokenOutput, title
 
 
 class LossPlot(TokenOutput):
-    """The losses along the text, their histogram and the calibration."""
+    """A plot of the losses along the text, their histogram and the calibration: ``tokenloss score --plot``.
+
+    It is a .png, .svg or .pdf file.
+
+    Parameters
+    ----------
+    path : path-like
+        File to write. An existing file is replaced when the new one is complete.
+
+    Raises
+    ------
+    ValueError
+        If the name has another suffix.
+    ImportError
+        If matplotlib is not installed.
+
+    See Also
+    --------
+    tokenloss.plots.draw_losses : The same of arrays.
+
+    Examples
+    --------
+    >>> import pathlib, tempfile
+    >>> import numpy as np
+    >>> from tokenloss import evaluate, sinks
+    >>> with tempfile.TemporaryDirectory() as directory:
+    ...     path = pathlib.Path(directory) / "losses.png"
+    ...     _ = evaluate([(np.zeros((2, 3, 4)), np.ones((2, 3), int))], sinks=[sinks.LossPlot(path)])
+    ...     path.read_bytes()[1:4]
+    b'PNG'
+    """
 
     option = "--plot"
     help = "draw the losses: a .png, .svg or .pdf file"

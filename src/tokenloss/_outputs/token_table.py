@@ -60,7 +60,39 @@ class _TableFile(Output):
 
 
 class TokenTable(_TableFile):
-    """A file with a row for each token."""
+    """A file with a row for each token, as ``tokenloss score --per-token`` writes it.
+
+    Its columns are `target`, `probability`, those of `TokenScores` but `logsumexp`, and `file` (its number, from 0),
+    `sequence` (-1 of none) and `position` (row of the file). It is a .npy file of a structured array, a .csv or a
+    .parquet file, written block by block.
+
+    Parameters
+    ----------
+    path : path-like
+        File to write. An existing file is replaced when the new one is complete.
+
+    Raises
+    ------
+    ValueError
+        If the name has another suffix.
+    ImportError
+        If the file is .parquet, and pyarrow is not installed.
+
+    See Also
+    --------
+    SequenceTable : A row for each sequence.
+
+    Examples
+    --------
+    >>> import pathlib, tempfile
+    >>> import numpy as np
+    >>> from tokenloss import evaluate, sinks
+    >>> with tempfile.TemporaryDirectory() as directory:
+    ...     path = pathlib.Path(directory) / "tokens.npy"
+    ...     _ = evaluate([(np.zeros((2, 3, 4)), np.ones((2, 3), int))], sinks=[sinks.TokenTable(path)])
+    ...     np.load(path)["sequence"]
+    array([0, 0, 0, 1, 1, 1])
+    """
 
     option = "--per-token"
     help = "write a row for each token: a .npy, .csv or .parquet file"
@@ -83,7 +115,38 @@ class TokenTable(_TableFile):
 
 
 class SequenceTable(_TableFile):
-    """A file with a row for each sequence."""
+    """A file with a row for each sequence, as ``tokenloss score --per-sequence`` writes it.
+
+    Its columns are those of `Evaluation.sequences`: `file` (-1 where several hold a part), `sequence`, `tokens`, `nll`,
+    `loss`, `perplexity` and `is_greedy`. It is a .npy file of a structured array, a .csv or a .parquet file.
+
+    Parameters
+    ----------
+    path : path-like
+        File to write. An existing file is replaced when the new one is complete.
+
+    Raises
+    ------
+    ValueError
+        If the name has another suffix.
+    ImportError
+        If the file is .parquet, and pyarrow is not installed.
+
+    See Also
+    --------
+    TokenTable : A row for each token.
+
+    Examples
+    --------
+    >>> import pathlib, tempfile
+    >>> import numpy as np
+    >>> from tokenloss import evaluate, sinks
+    >>> with tempfile.TemporaryDirectory() as directory:
+    ...     path = pathlib.Path(directory) / "sequences.csv"
+    ...     _ = evaluate([(np.log([[[0.5, 0.5]], [[1, 3]]]), [[0], [1]])], sinks=[sinks.SequenceTable(path)])
+    ...     print(path.read_text().splitlines()[1])
+    0,0,1,0.6931471805599453,0.6931471805599453,2.0,True
+    """
 
     option = "--per-sequence"
     help = "write a row for each sequence: a .npy, .csv or .parquet file"

@@ -46,7 +46,7 @@ def _locate(path: str, *, is_targets: bool = False) -> ArrayLocation:
     with open_regular(path) as file:
         start, found = file.read(MAX_HEADER_BYTES), stamp(file)
     if is_targets and not start.startswith(MAGIC):
-        raise_error("content", path=path, got="is no .npy file", fits="be one, of targets")
+        raise_error("content", path=path, got="is no .npy file", fits="be one")
     place = header(path, start)
     check_file_size(path, found.size, place.offset + place.n_bytes)
     return place._replace(stamp=found)

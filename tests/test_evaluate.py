@@ -1,0 +1,345 @@
+"""evaluate: what the command prints, for Python; blocks in memory against the functions of arrays."""
+
+import json
+import math
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from arrays import BFLOAT16, FLOATS, LAYOUTS
+from files import held_at_most
+
+import tokenloss
+from tokenloss import Evaluation, LossMeter, evaluate, sequence_losses, token_scores
+from tokenloss._evaluation import plan
+
+pytestmark = pytest.mark.thread_unsafe(reason="a command prints to the stdout of its process")
+
+TIMES = {"seconds", "gb_per_second"}
+
+
+def without_times(figures):
+    return {name: value for name, value in figures.items() if name not in TIMES}
+
+
+def figures_of_tokens(evaluation):
+    """All figures that depend on neither files nor blocks."""
+    left_out = {"files", "shards", "shape", "bytes", "highest_loss_tokens", "words", *TIMES}
+    return {name: repr(value) for name, value in evaluation.as_dict().items() if name not in left_out}
+
+
+# -- files: what the command prints ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def texts(tmp_path):
+    """Three files of sequences (N, T, V), a text, and segment ids that put them together in another way."""
+    rng = np.random.default_rng(21)
+    logits, targets = rng.normal(size=(6, 5, 7), scale=2).astype(np.float32), rng.integers(7, size=(6, 5))
+    targets[1, 3:] = -100
+    ids = np.array([3, 9, -1, 3, 2**40, 9]).repeat(5)
+    for name, part in zip("abc", np.split(np.arange(6), [1, 4]), strict=True):
+        np.savez(tmp_path / f"part-{name}.npz", logits=logits[part], targets=targets[part])
+        np.save(tmp_path / f"scores-{name}.npy", logits[part])
+        np.save(tmp_path / f"targets-{name}.npy", targets[part])
+        np.save(tmp_path / f"ids-{name}.npy", ids.reshape(6, 5)[part])
+    np.save(tmp_path / "all-targets.npy", targets)
+    np.save(tmp_path / "all-ids.npy", ids)
+    (tmp_path / "text.txt").write_text("In the beginning  God created \n")
+    return SimpleNamespace(path=tmp_path, logits=logits, targets=targets, ids=ids.reshape(6, 5))
+
+
+@pytest.mark.parametrize(
+    ("source", "argv", "options"),
+    [
+        ("part-a.npz", [], {}),
+        ("part-*.npz", [], {}),
+        (["part-a.npz", "part-b.npz"], [], {}),
+        (["part-a.npz", "part-[bc].npz"], ["--shift"], {"shift": True}),
+        ("part-*.npz", ["--no-shift", "--top", 2], {"shift": False, "top": 2}),
+        ("part-*.npz", ["--segment-ids", "all-ids.npy"], {"segment_ids": "all-ids.npy"}),
+        ("part-*.npz", ["--segment-ids", "ids-*.npy"], {"segment_ids": ["ids-*.npy"]}),
+        ("part-*.npz", ["--segment-ids", "all-ids.npy", "--shift"], {"segment_ids": "all-ids.npy", "shift": True}),
+        ("scores-*.npy", ["--targets", "targets-*.npy"], {"targets": "targets-*.npy"}),
+        ("scores-*.npy", ["--targets", "all-targets.npy"], {"targets": ["all-targets.npy"]}),
+        (["scores-a.npy", "targets-a.npy"], [], {}),
+        ("part-*.npz", ["--text", "text.txt"], {"text": "text.txt"}),
+        ("part-*.npz", ["--text", "text.txt", "--words", "lm-eval"], {"text": "text.txt", "words": "lm-eval"}),
+        ("part-*.npz", ["--bytes", 31, "--ignore-index", 3], {"n_bytes": 31, "ignore_index": 3}),
+        ("part-*.npz", ["--workers", 2, "--kind", "logits"], {"workers": 2, "kind": "logits"}),
+        ("part-*.npz", ["--array", "logits", "--state", "state"], {"array": "logits", "state": "other-state"}),
+    ],
+)
+def test_evaluate_is_what_the_command_prints(source, argv, options, texts, score_json, monkeypatch):
+    monkeypatch.chdir(texts.path)
+    options = {"ignore_index": -100} | options
+    if "--ignore-index" in argv:
+        for name in "abc":
+            data = dict(np.load(f"part-{name}.npz"))
+            np.savez(
+                f"part-{name}.npz", logits=data["logits"], targets=np.where(data["targets"] < 0, 3, data["targets"])
+            )
+    printed = score_json(*([source] if isinstance(source, str) else source), *argv)
+    paths = Path(source) if isinstance(source, str) else map(Path, source)
+    for given in (source, paths):
+        found = evaluate(given, **options)
+        assert without_times(json.loads(json.dumps(found.as_dict()))) == without_times(printed)
+        options.pop("state", None)
+    assert isinstance(found, Evaluation)
+    assert repr(found).startswith(f"Evaluation(tokens={printed['tokens']}, sequences={printed['n_sequences']}, loss=")
+
+
+def test_sequences_of_an_evaluation_are_a_table(texts):
+    found = evaluate(texts.path / "part-*.npz")
+    expected = sequence_losses(token_scores(texts.logits, texts.targets))
+    assert found.sequences["file"].tolist() == [0, 1, 1, 1, 2, 2]
+    assert found.sequences["sequence"].tolist() == [0, 0, 1, 2, 0, 1]
+    for name in ("nll", "loss", "perplexity", "is_greedy"):
+        np.testing.assert_array_equal(found.sequences[name], getattr(expected, name))
+    np.testing.assert_array_equal(found.sequences["tokens"], expected.count)
+    paths = [str(texts.path / f"part-{name}.npz") for name in "abbbcc"]
+    assert [row["file"] for row in found.figures["sequences"]] == paths
+    worst = [row["loss"] for row in found.figures["highest_loss_sequences"]]
+    assert worst == sorted(expected.loss.tolist(), reverse=True)[:5]
+
+
+def test_segment_ids_in_one_file_go_on_in_the_next(texts):
+    """One id is one sequence, whichever files hold its tokens."""
+    found = evaluate(texts.path / "part-*.npz", segment_ids=texts.path / "all-ids.npy")
+    scores = token_scores(texts.logits, texts.targets)
+    expected = sequence_losses(scores, segment_ids=texts.ids)
+    order = np.argsort(found.sequences["sequence"])
+    assert found.sequences["sequence"][order].tolist() == [3, 9, 2**40]
+    np.testing.assert_array_equal(found.sequences["nll"][order], expected.nll)
+    assert found.sequences["file"][order].tolist() == [-1, -1, 2]
+    meter = LossMeter()
+    meter.update(expected)
+    meter.update(scores.nll, where=scores.kept & (texts.ids < 0))
+    assert found.meter == meter
+    assert found.figures["tokens_without_sequence"] == np.count_nonzero(texts.targets[2] >= 0)
+    assert {row["file"] for row in found.figures["sequences"]} == {None, str(texts.path / "part-c.npz")}
+    with np.load(texts.path / "part-a.npz") as data:  # a file of its own has numbers of its own
+        np.savez(texts.path / "part-a.npz", **data, segment_ids=texts.ids[:1])
+    assert evaluate(texts.path / "part-a.npz").sequences["file"].tolist() == [0]
+
+
+# -- blocks: the functions of arrays -----------------------------------------------------------------------------------
+
+
+def blocks_of(shape, seed=22, dtype=np.float32, classes=9):
+    """Logits and class ids, a few of them ignored, a mask and numbers of sequences."""
+    rng = np.random.default_rng(seed)
+    logits = rng.normal(size=(*shape, classes), scale=3).astype(dtype)
+    targets = rng.integers(classes, size=shape)
+    targets[rng.random(shape) < 0.1] = -100
+    return logits, targets, rng.random(shape) < 0.8, rng.integers(-1, 4, size=shape) * 2**33
+
+
+def meter_of(scores, loose=(), **sequences):
+    meter = LossMeter()
+    meter.update(sequence_losses(scores, **sequences))
+    if np.any(loose):
+        meter.update(scores.nll, where=scores.kept & loose)
+    return meter
+
+
+@pytest.mark.parametrize("layout", [*LAYOUTS, "list"])
+def test_blocks_of_rows_are_loose_tokens(layout):
+    logits, targets, where, _ = blocks_of((30,), dtype=np.float64)
+    change = np.ndarray.tolist if layout == "list" else LAYOUTS[layout]
+    meter = LossMeter()
+    meter.update(token_scores(logits, targets, where=where))
+    assert evaluate([tuple(map(change, (logits, targets, where)))]).meter == meter
+    assert meter.n_sequences == 0
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_blocks_of_sequences(layout):
+    logits, targets, where, _ = blocks_of((4, 7))
+    change = LAYOUTS[layout]
+    for mask in (None, where):
+        found = evaluate([(change(logits), change(targets), mask)])
+        scores = token_scores(logits, targets, where=mask)
+        assert found.meter == meter_of(scores)
+        assert found.accuracy == scores.is_greedy.sum() / scores.kept.sum()
+        assert found.figures["ignored"] == scores.kept.size - scores.kept.sum()
+
+
+def test_blocks_with_segment_ids():
+    blocks = [blocks_of(shape, seed) for seed, shape in enumerate([(30,), (4, 7), (2, 3, 2)])]
+    found = evaluate(blocks)
+    flat = [
+        np.concatenate([block[i].reshape(-1, *block[i].shape[-1:] * (i < 1)) for block in blocks]) for i in range(4)
+    ]
+    logits, targets, where, ids = flat
+    scores = token_scores(logits, targets, where=where)
+    assert found.meter == meter_of(scores, ids < 0, segment_ids=ids)
+    expected = sequence_losses(scores, segment_ids=ids)
+    assert found.sequences["sequence"].tolist() == [0, 2**33, 2**34, 3 * 2**33]
+    np.testing.assert_array_equal(found.sequences["nll"], expected.nll)
+    assert set(found.sequences["file"].tolist()) == {-1}
+
+
+def test_blocks_number_their_sequences_on():
+    blocks = [blocks_of((n, 5), n)[:2] for n in (2, 1, 3)]
+    found = evaluate(blocks)
+    assert found.sequences["sequence"].tolist() == list(range(6))
+    meter = LossMeter()
+    for logits, targets in blocks:
+        meter.update(sequence_losses(token_scores(logits, targets)))
+    assert found.meter == meter
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_blocks_of_each_dtype(dtype):
+    logits, targets, *_ = blocks_of((4, 7), dtype=dtype)
+    found = evaluate([(logits, targets)])
+    assert found.meter == meter_of(token_scores(logits, targets))
+    assert (found.figures["dtype"], found.figures["bytes"]) == (dtype.name, logits.nbytes)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+def test_blocks_of_torch_tensors(dtype):
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    logits, targets, where, ids = map(torch.tensor, blocks_of((4, 7)))
+    logits = logits.to(getattr(torch, dtype))
+    found = evaluate([(logits, targets, where, ids)])
+    scores = token_scores(logits, targets, where=where)
+    assert found.meter == meter_of(scores, ids.numpy() < 0, segment_ids=ids)
+    assert found.figures["dtype"] == dtype
+
+
+@pytest.mark.parametrize("kind", ["log_probs", "probs"])
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_blocks_of_kind(kind, dtype):
+    logits, targets, where, _ = blocks_of((4, 7))
+    function, loss = {
+        "log_probs": (tokenloss.log_softmax, tokenloss.nll_loss),
+        "probs": (tokenloss.softmax, lambda p, y, **options: tokenloss.cross_entropy_loss(y, p, **options)),
+    }[kind]
+    values = function(logits.astype(np.float64)).astype(dtype)
+    found = evaluate([(values, targets, where)], kind=kind)
+    losses = loss(values, targets, where=where, reduction="none")
+    assert found.meter == meter_of(losses, where=where & (targets != -100))
+    assert found.figures["kind"] == kind
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_blocks_of_log_probs_in_half_precision(dtype):
+    """Their rounding is allowed for, as it is in files."""
+    log_probs = np.full((4, 50), 0.3 - math.log(50)).astype(BFLOAT16 if dtype == "bfloat16" else dtype)
+    assert evaluate([(log_probs, [0, 1, 2, 3])], kind="log_probs").meter.count == 4
+    with pytest.raises(ValueError, match="block 0: log_probs has a row whose logsumexp is"):
+        evaluate([(log_probs.astype(np.float32), [0, 1, 2, 3])], kind="log_probs")
+
+
+def test_blocks_of_bfloat16_are_not_copied_whole(monkeypatch):
+    monkeypatch.setattr(plan, "_BLOCK_BYTES", 1 << 20)
+    logits = np.zeros((1000, 10_000), BFLOAT16)  # 20 MB
+    with held_at_most(6 << 20):
+        assert evaluate([(logits, np.zeros(1000, int))], workers=1).meter.count == 1000
+
+
+def test_blocks_of_distributions():
+    logits, targets, where, _ = blocks_of((4, 7))
+    soft = tokenloss.softmax(np.random.default_rng(1).normal(size=logits.shape).astype(np.float64))
+    soft[~where] = np.nan  # never read
+    found = evaluate([(logits, soft, where)])
+    losses = tokenloss.cross_entropy(logits, np.where(where[..., None], soft, 0), where=where, reduction="none")
+    assert found.meter == meter_of(losses, where=where)
+    assert found.figures["targets"] == "distributions"
+    assert evaluate([(logits, targets), (logits, soft, where)]).figures["targets"] == "class ids, distributions"
+    with pytest.raises(ValueError, match=r"^block 1: targets\[0, \d\] "):
+        evaluate([(logits, targets), (logits, soft)])
+
+
+def test_masked_rows_of_blocks_are_never_read():
+    logits, targets, where, _ = blocks_of((4, 7))
+    found = evaluate([(logits, targets, where)])
+    logits[~where], targets[~where] = np.nan, 99
+    assert figures_of_tokens(evaluate([(logits, targets, where)])) == figures_of_tokens(found)
+
+
+@pytest.mark.parametrize("with_mask", [False, True])
+def test_shift_of_blocks_is_next_token(with_mask):
+    logits, ids, where, _ = blocks_of((4, 7))
+    mask = where if with_mask else None
+    found = evaluate([(logits, ids, mask)], shift=True)
+    assert found.meter == meter_of(token_scores(*tokenloss.next_token(logits, ids, mask)[:2],
+                                                where=tokenloss.next_token(logits, ids, mask)[2]))  # fmt: skip
+    assert found.figures["without_next"] == 4
+
+
+def test_shift_of_blocks_with_segment_ids():
+    logits, ids, where, _ = blocks_of((40,))
+    segments = np.array([0, 5, -1, 7]).repeat(10)
+    found = evaluate([(logits, ids, where, segments)], shift=True)
+    pairs = (segments[1:] == segments[:-1]) & (segments[1:] >= 0)
+    scores = token_scores(logits[:-1], ids[1:], where=pairs & where[1:] & where[:-1])
+    assert found.meter == meter_of(scores, segment_ids=segments[:-1])
+    assert found.figures["without_next"] == 40 - pairs.sum()
+
+
+# -- the same bits -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("block_rows", [1, 2, 5, 1000])
+def test_same_bits_for_any_cut_into_blocks(block_rows, monkeypatch):
+    logits, targets, where, ids = blocks_of((12, 5), classes=300)
+    loose = [(logits.reshape(60, 300), targets.ravel(), where.ravel())]
+    whole = [evaluate(loose), evaluate([(logits, targets, where)]), evaluate([(logits, targets, where, ids)])]
+    monkeypatch.setattr(plan, "_BLOCK_ROWS", block_rows)
+    for n in (1, 4, 12):
+        parts = [[array[i : i + n] for array in (logits, targets, where, ids)] for i in range(0, 12, n)]
+        cut = [
+            evaluate([array.reshape(5 * len(array), *array.shape[2:]) for array in part[:3]] for part in parts),
+            evaluate(part[:3] for part in parts),  # a generator
+            evaluate([tuple(part) for part in parts]),
+        ]
+        for found, expected in zip(cut, whole, strict=True):
+            assert found.meter == expected.meter
+            assert figures_of_tokens(found) == figures_of_tokens(expected)
+            assert found.figures["highest_loss_tokens"] == expected.figures["highest_loss_tokens"]
+            assert [repr(column.tolist()) for column in found.sequences.values()] == [
+                repr(column.tolist()) for column in expected.sequences.values()
+            ]
+
+
+@pytest.mark.parametrize("block_rows", [1, 7, 1000])
+def test_same_bits_for_any_cut_into_shards(block_rows, tmp_path, monkeypatch):
+    logits, targets, _, ids = blocks_of((60,))
+    expected = {}
+    monkeypatch.setattr(plan, "_BLOCK_ROWS", block_rows)
+    np.save(tmp_path / "ids.npy", ids := np.sort(ids))
+    np.save(tmp_path / "targets.npy", targets)
+    for cuts in ([], [13, 40], [1, 2, 3, 59]):
+        for path in tmp_path.glob("part-*.npy"):
+            path.unlink()
+        for number, part in enumerate(np.split(logits, cuts)):
+            np.save(tmp_path / f"part-{number}.npy", part)
+        for shift in (False, True):
+            files = {"targets": tmp_path / "targets.npy", "segment_ids": tmp_path / "ids.npy"}
+            found = evaluate(tmp_path / "part-*.npy", **files, shift=shift)
+            expected.setdefault(shift, found)
+            assert found.meter == expected[shift].meter
+            columns, others = found.sequences, expected[shift].sequences
+            order = np.argsort(columns["sequence"])
+            for name in ("sequence", "nll", "tokens", "is_greedy"):
+                np.testing.assert_array_equal(columns[name][order], others[name][np.argsort(others["sequence"])])
+            for name in ("tokens", "ignored", "without_next", "loss", "stderr", "sequence_loss_stderr", "accuracy"):
+                assert found.figures[name] == expected[shift].figures[name]
+
+
+def test_highest_loss_tokens_of_blocks():
+    blocks = [blocks_of((3, 4), 1), blocks_of((5, 2), 2)]
+    found = evaluate([block[:3] for block in blocks], top=6).figures["highest_loss_tokens"]
+    parts = [token_scores(block[0], block[1], where=block[2]) for block in blocks]
+    losses = np.concatenate([np.where(part.kept, part.nll, -1).ravel() for part in parts])
+    places = np.argsort(-losses, kind="stable")[:6]
+    assert [token["position"] for token in found] == places.tolist()
+    assert [token["loss"] for token in found] == losses[places].tolist()
+    assert [token["target"] for token in found] == np.concatenate([block[1].ravel() for block in blocks])[
+        places
+    ].tolist()
+    assert {token["file"] for token in found} == {None}
