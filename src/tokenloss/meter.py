@@ -89,7 +89,7 @@ class LossMeter:
 
     @property
     def is_clustered(self) -> bool:
-        """Whether `stderr` is clustered by sequence: of at least two groups, one of them a sequence."""
+        """Whether `stderr` is clustered by sequence: with sequences, unless a single one is all there is."""
         return self.n_sequences > 0 and self._groups.count > 1
 
     def update(
