@@ -16,7 +16,7 @@ ERRORS = [
     "perplexity_stderr", "base_perplexity_stderr", "log_perplexity_ratio_stderr", "perplexity_ratio_stderr",
     "perplexity_difference_stderr", "mean_kl_stderr", "mean_delta_p_stderr", "rms_delta_p_stderr", "same_top_stderr",
 ]  # fmt: skip
-COLUMNS = ["id", "count", "loss", "base_loss", "loss_difference", "kl", "delta_p", "same_top"]
+COLUMNS = ["sequence", "tokens", "loss", "base_loss", "loss_difference", "kl", "delta_p", "same_top"]
 ARRAYS = ["nll", "base_nll", "kl", "delta_p", "is_same_top", "kept"]
 each_definition = pytest.mark.parametrize("definitions", ["exact", "llama.cpp"])
 
@@ -133,15 +133,15 @@ def test_sequences_hold_the_means_of_each(rng):
     ids[7] = 2**40
     where = ids != 4
     found = compare(base, logits, targets, segment_ids=ids, where=where)
-    assert found.sequences["id"].tolist() == sorted(set(ids[where].tolist()))
+    assert found.sequences["sequence"].tolist() == sorted(set(ids[where].tolist()))
     assert all(found.sequences[name].dtype == np.int64 for name in COLUMNS[:2])
     columns = {
         "loss": found.nll, "base_loss": found.base_nll, "loss_difference": found.nll - found.base_nll,
         "kl": found.kl, "delta_p": found.delta_p, "same_top": found.is_same_top,
     }  # fmt: skip
-    for row, number in enumerate(found.sequences["id"]):
+    for row, number in enumerate(found.sequences["sequence"]):
         of = ids == number
-        assert found.sequences["count"][row] == of.sum()
+        assert found.sequences["tokens"][row] == of.sum()
         for name, values in columns.items():
             assert found.sequences[name][row] == math.fsum(values[of].tolist()) / of.sum(), name
 
@@ -205,7 +205,7 @@ def test_shapes_and_axes_give_the_same_bits(rng):
 def test_cu_seqlens_with_empty_sequences(rng):
     base, logits, targets, _ = models(rng)
     found = compare(base, logits, targets, cu_seqlens=[0, 0, 20, 20, 60, 60])
-    assert found.sequences["id"].tolist() == [1, 3]
+    assert found.sequences["sequence"].tolist() == [1, 3]
     assert_same(found, compare(base, logits, targets, segment_ids=np.where(np.arange(60) < 20, 1, 3)))
 
 
@@ -282,7 +282,7 @@ def test_segment_ids_without_included_positions(shape):
 
 def test_segment_ids_of_a_single_row():
     found = compare(np.log([0.5, 0.5]), np.log([0.25, 0.75]), 1, segment_ids=8)
-    assert (found.n_sequences, found.is_clustered, found.sequences["id"].tolist()) == (1, False, [8])
+    assert (found.n_sequences, found.is_clustered, found.sequences["sequence"].tolist()) == (1, False, [8])
     assert math.isnan(found.mean_kl_stderr)
 
 

@@ -26,7 +26,7 @@ VARIANTS = {
     "kind": [{"evaluation.evaluate"}],
     "logits": [{"dask.cross_entropy", "dask.score"}, {"sequences.next_token"}, {"formats.llama_cpp.write"}],
     "n_bytes": [{"evaluation.evaluate"}, {"meter.LossMeter.update"}],
-    "n_words": [{"meter.LossMeter.update"}],
+    "n_words": [{"evaluation.evaluate"}, {"meter.LossMeter.update"}],
     "nll": [{"meter.LossMeter.update"}, {"sequences.sequence_losses"}],
     "out": [{"losses.cross_entropy_and_grad"}, {"_softmax.logsumexp"}],
     "path": [{"formats.open_scores"}, {"plots.check"}, {"_outputs._base.Output"}],

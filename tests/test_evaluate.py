@@ -343,3 +343,56 @@ def test_highest_loss_tokens_of_blocks():
         places
     ].tolist()
     assert {token["file"] for token in found} == {None}
+
+
+@pytest.mark.parametrize("rows", [1, 2, 7, 30])
+@pytest.mark.parametrize("masked", [False, True])
+def test_shift_of_sequences_that_go_on_in_the_next_block(rows, masked):
+    rng = np.random.default_rng(8)
+    logits, ids = rng.normal(size=(30, 6)).astype(np.float32), rng.integers(6, size=30)
+    numbers = np.repeat([4, -1, 0, 7, 4, 2], [9, 2, 1, 8, 5, 5])
+    where = rng.random(30) < 0.8 if masked else None
+    buffer = np.empty((rows, 6), np.float32)  # as engines do that write each block to the same memory
+
+    def engine():
+        for at in range(0, 30, rows):
+            part = slice(at, at + rows)
+            buffer[: len(logits[part])] = logits[part]
+            mask = None if where is None else where[part]
+            yield buffer[: len(logits[part])], ids[part], mask, numbers[part]
+
+    found, whole = evaluate(engine(), shift=True), evaluate([(logits, ids, where, numbers)], shift=True)
+    assert figures_of_tokens(found) == figures_of_tokens(whole)
+    pairs = (numbers[:-1] == numbers[1:]) & (numbers[:-1] >= 0)
+    assert found.as_dict()["without_next"] == 30 - pairs.sum()
+    if masked:
+        pairs &= where[:-1] & where[1:]
+    expected = LossMeter()
+    expected.update(sequence_losses(token_scores(logits[:-1], ids[1:], where=pairs), segment_ids=numbers[:-1]))
+    assert found.meter == expected
+
+
+def test_n_bytes_and_n_words_of_sequences(texts):
+    paths = sorted(texts.path.glob("part-*.npz"))
+    n_bytes, n_words = np.arange(10, 16), [1, 2, 3, 4, 5, 6]
+    meter = evaluate(paths, n_bytes=n_bytes, n_words=n_words).meter
+    expected = LossMeter()
+    scores = token_scores(texts.logits, texts.targets)
+    expected.update(sequence_losses(scores, n_bytes=n_bytes, n_words=n_words))
+    assert meter == expected
+    with pytest.raises(ValueError, match=r"n_bytes has shape \(5,\); it must be \(6,\), one for each sequence"):
+        evaluate(paths, n_bytes=np.ones(5, int))
+    for wrong in (
+        {"n_bytes": -1},
+        {"n_words": [1, -2]},
+        {"n_bytes": 1.5},
+        {"text": texts.path / "text.txt", "n_words": 3},
+    ):
+        with pytest.raises((TypeError, ValueError), match=r"n_bytes|n_words"):
+            evaluate(paths, **wrong)
+
+
+@pytest.mark.parametrize("shift", ["no", 2, []])
+def test_shift_that_is_no_bool(shift):
+    with pytest.raises(ValueError, match="shift is"):
+        evaluate([(np.zeros((2, 3)), [0, 1])], shift=shift)

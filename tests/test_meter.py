@@ -407,3 +407,9 @@ def test_json_round_trip(losses):
     assert again == meter
     assert repr(again) == repr(meter)
     assert (again.total, again.stderr) == pytest.approx((meter.total, meter.stderr), rel=0, abs=0, nan_ok=True)
+
+
+def test_pickle_of_another_version_is_refused():
+    new = LossMeter()
+    with pytest.raises(ValueError, match="of another version of tokenloss"):
+        new.__setstate__((None, {"_nll": None, "n_bytes": 0, "n_words": 0}))

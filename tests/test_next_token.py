@@ -140,3 +140,9 @@ LOGITS, IDS = np.zeros((2, 5, 3)), np.zeros((2, 5), int)
 def test_wrong_shapes(arguments, error, words):
     with fails(error, *words):
         next_token(*arguments)
+
+
+@pytest.mark.parametrize("mask", [[[0.0, -np.inf, 0.0]], [[0, -1, 0]], [[0.0, np.finfo(np.float32).min, 0.0]]])
+def test_mask_that_is_added_to_attention_scores_is_refused(mask):
+    with pytest.raises(ValueError, match="attention_mask is 'negative'"):
+        next_token(np.zeros((1, 3, 4)), np.zeros((1, 3), int), mask)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from reference_sequences import scores_of
 
-from tokenloss import LossMeter, sequence_losses
+from tokenloss import LossMeter, evaluate, sequence_losses
 
 CLIENTS = Path(__file__).parent / "data" / "clients"
 LN2 = math.log(2)
@@ -159,3 +159,30 @@ def test_bits_per_byte_of_the_difference_of_two_runs_of_lm_evaluation_harness():
     expected = reference["noise_minus_base_bits_per_byte"]
     assert meter.bits_per_byte == pytest.approx(expected["mean"], rel=1e-11)
     assert meter.bits_per_byte_stderr == pytest.approx(expected["stderr_clustered"], rel=1e-11)
+
+
+@each_model
+@pytest.mark.parametrize("rows", [288, 50, 1])
+def test_evaluate_of_real_documents(documents, model, rows):
+    arrays, reference = documents
+    expected = reference["targets"]["targets"][model]
+    nll, kept = np.nan_to_num(arrays[f"{model}_nll"]), arrays["targets"] >= 0
+    with np.errstate(divide="ignore"):
+        log_probs = np.stack([-nll, np.log(-np.expm1(-nll))], -1)  # of the target, and of all others
+    targets, ids = np.where(kept, 0, -100), arrays["segment_ids"]
+    blocks = [
+        (log_probs[at : at + rows], targets[at : at + rows], None, ids[at : at + rows]) for at in range(0, 288, rows)
+    ]
+    n_bytes = [each["bytes"] for each in expected["per_document"]]
+    found = evaluate(blocks, kind="log_probs", n_bytes=n_bytes, shift=False)
+    meter = found.meter
+    for name, figure in {
+        "loss": "micro", "stderr": "micro_stderr_clustered", "sequence_loss": "macro",
+        "sequence_loss_stderr": "macro_stderr", "bits_per_byte": "bits_per_byte",
+        "bits_per_byte_stderr": "bits_per_byte_stderr_clustered",
+    }.items():  # fmt: skip
+        assert getattr(meter, name) == pytest.approx(expected[figure], rel=1e-13), name
+    assert found.sequences["tokens"].tolist() == [each["tokens"] for each in expected["per_document"]]
+    total = evaluate(blocks, kind="log_probs", n_bytes=sum(n_bytes), shift=False).meter
+    assert total.bits_per_byte == meter.bits_per_byte
+    assert total.bits_per_byte_stderr < 0.7 * meter.bits_per_byte_stderr  # lengths shared out by tokens

@@ -254,7 +254,7 @@ def test_dask_cross_entropy_with_sample_weight_has_the_bits_of_one_machine(kind,
             whole = np.broadcast_to(np.asarray(form), (5, 6))
             assert_same_bits(result, cross_entropy(logits, targets, sample_weight=whole, reduction=reduction, **given))
     bad = da.from_array(weights - 60 * (np.arange(6) == 5), chunks=(2, 3))
-    with fails(ValueError, "in the block at [", "sample_weight[", "at least 0"):
+    with fails(ValueError, "in the block at [", "sample_weight[", "from 0 to"):
         lazy(array, targets, sample_weight=bad, **given).compute()
 
 
@@ -275,9 +275,9 @@ def test_dask_score_with_sample_weight_is_the_meter_of_one_machine(kind, rng):
 
 @each_loss
 def test_sample_weight_out_of_range(loss):
-    for value in (-1e-300, -1, math.nan, math.inf, -math.inf):
+    for value in (-1e-300, -1, 1.1e100, math.nan, math.inf, -math.inf):
         for weights, index in (([[1, 2, 3], [4, value, 6]], "[1, 1]"), ([[value], [1]], "[0, 0]"), (value, "")):
-            with fails(ValueError, f"sample_weight{index} is", value, "finite and at least 0"):
+            with fails(ValueError, f"sample_weight{index} is", value, "from 0 to 1e100"):
                 call(tokenloss, loss, np.full((2, 3, 4), 0.5), np.zeros((2, 3), int), sample_weight=weights)
 
 

@@ -273,6 +273,15 @@ def test_state_of_other_options_or_files_is_refused(interrupted, shards, command
     assert interrupted.read_bytes() == before
 
 
+def test_state_of_an_earlier_format_is_refused(interrupted, shards, command):
+    state = json.loads(interrupted.read_text())
+    del state["options"]["format"]
+    state["done"][0]["found"]["meter"] = {"count": "0x1"}  # as an earlier version wrote it
+    interrupted.write_text(json.dumps(state))
+    refused = command("score", shards.path / "part-*.npz", "--state", interrupted)
+    assert_refused(refused, f"{interrupted}: was written with format None; it must be another file, with 2")
+
+
 @pytest.mark.parametrize("content", ["", "{}", "[]", "[" * 100_000, '{"options": {}, "done": [3]}', "\xff", "loss"])
 def test_state_that_is_another_file_is_refused(content, command, tmp_path):
     state = tmp_path / "state"

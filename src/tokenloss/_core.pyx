@@ -418,7 +418,10 @@ cdef class RowJob(Job):
             divisor = <double> self.totals.unmasked
             if self.weighs_class_ids or self.weighs_rows:
                 divisor = tl_superacc_round(&self.totals.weights)
-        if mean and total - total != 0 and losses.special == 0:  # a mean may fit where its sum does not
+        if divisor - divisor != 0 and losses.special == 0 and self.totals.weights.special == 0:
+            # a mean may fit where its sums do not
+            total = tl_superacc_round_scaled(losses, -64) / tl_superacc_round_scaled(&self.totals.weights, -64)
+        elif mean and total - total != 0 and losses.special == 0:
             total = tl_superacc_round_scaled(losses, -64) / divisor * 18446744073709551616.0
         else:
             total /= divisor

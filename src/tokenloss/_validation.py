@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from tokenloss._types import Array
 
 _LARGEST = float(np.finfo(np.float64).max)
+_MAX_SAMPLE_WEIGHT = 1e100
 REDUCTIONS = ("mean", "sum", "none")
 
 
@@ -107,7 +108,7 @@ def check_mask(value: Any, batch: tuple[int, ...]) -> np.ndarray[Any, Any]:
 
 
 def check_sample_weight(value: Any, batch: tuple[int, ...]) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """The weight of each position, finite and at least 0, as float64; it is broadcast."""
+    """The weight of each position as float64; it is broadcast. Larger ones might have a sum beyond a float."""
     array, code = as_array("sample_weight", value)
     if code is None:
         raise_error("dtype", name="sample_weight", got=array.dtype, fits=FLOATS)
@@ -118,10 +119,10 @@ def check_sample_weight(value: Any, batch: tuple[int, ...]) -> np.ndarray[Any, n
     weights = array[tuple(slice(1 if stride == 0 else None) for stride in array.strides)]  # each weight once
     weights = bfloat16_to_float32(weights) if dtype_name(code, array) == "bfloat16" else weights
     weights = weights.astype(np.float64, copy=False)
-    if not (weights.min(initial=0) >= 0 and weights.max(initial=0) < np.inf):  # nan, too
-        bad = np.argwhere(~((weights >= 0) & (weights < np.inf)))[0]
+    if not (weights.min(initial=0) >= 0 and weights.max(initial=0) <= _MAX_SAMPLE_WEIGHT):  # nan, too
+        bad = np.argwhere(~((weights >= 0) & (weights <= _MAX_SAMPLE_WEIGHT)))[0]
         position, got = bad.tolist() or "", float(weights[tuple(bad)])
-        raise_error("option", name=f"sample_weight{position}", got=got, fits="finite and at least 0")
+        raise_error("option", name=f"sample_weight{position}", got=got, fits="from 0 to 1e100")
     return np.broadcast_to(weights, batch)
 
 

@@ -79,9 +79,9 @@ class Comparison:
         Whether both models have the same most likely class, and whether the position is included: neither ignored nor
         masked. The other arrays are 0 where it is not.
     sequences : dict of 1-D arrays or None
-        Columns of a table that has a row for each sequence with any included position: "id" (ascending), "count", and
-        means over its included positions: "loss", "base_loss", "loss_difference", "kl", "delta_p" and "same_top". None
-        if no sequences were given.
+        Columns of a table that has a row for each sequence with any included position: "sequence" (its number, in
+        ascending order), "tokens", and means over its included positions: "loss", "base_loss", "loss_difference", "kl",
+        "delta_p" and "same_top". None if no sequences were given.
 
     Examples
     --------
@@ -422,13 +422,13 @@ def _comparison(definitions: str, parts: list[_Columns], batch: tuple[int, ...])
              "same_top": same_top}  # fmt: skip
     sequences: _Columns | None = None
     if ids is not None:
-        sequences = {"id": loss.sequences.ids, "count": loss.sequences.count}
+        sequences = {"sequence": loss.sequences.ids, "tokens": loss.sequences.count}
         sequences |= {name: mean.sequences.loss for name, mean in means.items()}
     ratio, rms = exp(log_ratio.mean), math.sqrt(square.mean)
     return Comparison(
         definitions=definitions,
         count=nll.size,
-        n_sequences=0 if sequences is None else sequences["id"].size,
+        n_sequences=0 if sequences is None else sequences["sequence"].size,
         is_clustered=loss.is_clustered,
         perplexity=perplexity,
         perplexity_stderr=perplexity * loss.stderr,

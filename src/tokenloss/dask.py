@@ -79,7 +79,7 @@ def score(
     where : dask array or array of bool, optional
         Mask of the positions to include, broadcast over the batch; the logits of others are never read.
     sample_weight : dask array or array of floats, optional
-        Weight of each position, broadcast over the batch: finite and at least 0. Positions of weight 0 are left out, as
+        Weight of each position, broadcast over the batch: from 0 to 1e100. Positions of weight 0 are left out, as
         by `where`.
     label_smoothing : float, default 0.0
         Fraction of each target's mass that is spread evenly over all classes, from 0 to 1.
@@ -167,7 +167,7 @@ def cross_entropy(
     where : dask array or array of bool, optional
         Mask of the positions to include, broadcast over the batch; the logits of others are never read.
     sample_weight : dask array or array of floats, optional
-        Weight of each position, broadcast over the batch: finite and at least 0. Positions of weight 0 are left out, as
+        Weight of each position, broadcast over the batch: from 0 to 1e100. Positions of weight 0 are left out, as
         by `where`.
     label_smoothing : float, default 0.0
         Fraction of each target's mass that is spread evenly over all classes, from 0 to 1.

@@ -12,12 +12,13 @@ from tokenloss._errors import raise_error
 from tokenloss._json import as_strict_json
 from tokenloss._validation import check_integer
 from tokenloss._workers import check_workers
+from tokenloss.sequences import check_lengths
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from typing import Literal, TypeAlias
 
-    from tokenloss._types import Array, ArrayLike
+    from tokenloss._types import Array, ArrayLike, IntArray
     from tokenloss.meter import LossMeter
     from tokenloss.sinks import Sink
 
@@ -108,7 +109,8 @@ def evaluate(
     kind: Literal["logits", "log_probs", "probs"] | None = None,
     shift: bool | None = None,
     ignore_index: int | None = -100,
-    n_bytes: int = 0,
+    n_bytes: ArrayLike = 0,
+    n_words: ArrayLike = 0,
     text: _Path | None = None,
     words: Literal["whitespace", "lm-eval"] = "whitespace",
     top: int = 5,
@@ -129,25 +131,29 @@ def evaluate(
         Or blocks ``(logits, targets)``, ``(logits, targets, where)`` or ``(logits, targets, where, segment_ids)`` as an
         engine's loop makes them, with arrays or tensors as in `cross_entropy`. Each row of scores of shape (N, T, V) is
         a sequence, and tokens of shape (N, V) are taken as independent, unless `segment_ids` or `cu_seqlens` say
-        otherwise: arrays of these names in a file, or the last part of a block, whose numbers are those of all blocks.
+        otherwise: arrays of these names in a file, whose numbers are its own, or the last part of a block, whose
+        numbers are those of all blocks.
     targets : path or paths, optional
         A .npy file of targets for each file of scores, or one for all; by default, the files hold them.
     segment_ids : path or paths, optional
-        A .npy file of the numbers of the tokens' sequences for each file of scores, or one for all, where a sequence
-        may go on in the next file.
+        .npy files of the number of each token's sequence: one for each file of scores, whose numbers are its own; or one
+        for all, where a sequence may go on in the next file.
     array : str, optional
         Name of the array of scores, if it is not the name of a kind.
     kind : {"logits", "log_probs", "probs"}, optional
         Kind of the scores; by default the name of their array, or logits.
     shift : bool, optional
         Whether targets are the input ids of a causal model, of which row j predicts id j + 1 of its sequence. By
-        default they are not, but a `ShiftWarning` tells where they seem to be.
+        default they are not, and a `ShiftWarning` is given if they seem to be. The last row of a file of shape (N, V)
+        predicts the first id of the next file, but a block without `segment_ids` ends its sequences.
     ignore_index : int or None, default -100
         Target value that marks tokens to ignore, such as padding.
-    n_bytes : int, default 0
-        Length of the text, for bits per byte.
+    n_bytes, n_words : int or array of integers, default 0
+        Length of the whole text, for bits per byte and perplexity per word; or an array of the length of the text of
+        each sequence, in the order of `Evaluation.sequences`. Of a whole text, errors take the lengths of sequences as
+        proportional to their tokens, which is often too little.
     text : path, optional
-        A file of the text, for bits per byte and perplexity per word.
+        A file of the whole text, in place of its lengths.
     words : {"whitespace", "lm-eval"}, default "whitespace"
         How its words are counted: those between white space, or as lm-evaluation-harness does, by `re.split` at white
         space, which counts a blank at the end as a word, too.
@@ -208,20 +214,24 @@ def evaluate(
     from tokenloss.formats import KINDS
 
     fits = "an integer of at least 0"
-    n_bytes, top = (check_integer(name, value, fits, least=0) for name, value in (("n_bytes", n_bytes), ("top", top)))
+    top = check_integer("top", top, fits, least=0)
+    of_bytes, of_words = (_length(name, value) for name, value in (("n_bytes", n_bytes), ("n_words", n_words)))
     if words not in WORDS:
         raise_error("option", name="words", got=words, fits=" or ".join(map(repr, WORDS)))
     if kind is not None and kind not in KINDS:
         raise_error("option", name="kind", got=kind, fits=", ".join(map(repr, KINDS)))
+    if shift not in (None, True, False):
+        raise_error("option", name="shift", got=shift, fits="True, False or None")
     options = Options(array, kind, ignore_index, shift, top)
     state, text = (None if path is None else _path(name, path) for name, path in (("state", state), ("text", text)))
     sinks = _checked_sinks(sinks)
-    settings = Settings(n_bytes, words, state, scheduler, check_workers(workers), progress)
+    settings = Settings(of_bytes, of_words, words, state, scheduler, check_workers(workers), progress)
     check_needs(sinks, state, scheduler)
     first, items = _first_of(source)
     if isinstance(first, str | os.PathLike):
-        if text is not None and n_bytes:
-            raise_error("together", name="text", got="n_bytes")
+        for name, size in (("n_bytes", of_bytes), ("n_words", of_words)):
+            if text is not None and (not isinstance(size, int) or size):
+                raise_error("together", name="text", got=name)
         files = {"source": items, "targets": targets, "segment_ids": segment_ids}
         scores, ids, segments = (resolved(_paths(name, value)) for name, value in files.items())
         inputs = Inputs(scores, ids, segments, text)
@@ -260,6 +270,14 @@ def _first_of(source: Any) -> tuple[Any, Iterable[Any]]:
     if first is None:
         raise_error("option", name="source", got="empty", fits="paths or blocks")
     return first, itertools.chain([first], items)
+
+
+def _length(name: str, value: Any) -> int | IntArray:
+    """Length of the whole text, or of the text of each sequence."""
+    if isinstance(value, int):
+        return check_integer(name, value, "an integer of at least 0", least=0)
+    lengths = check_lengths(name, value)
+    return int(lengths) if lengths.ndim == 0 else lengths
 
 
 def _paths(name: str, value: Any) -> list[str]:

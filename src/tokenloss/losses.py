@@ -65,7 +65,7 @@ def cross_entropy_loss(
     where : array of bool, optional
         Mask of the positions to include, broadcast over the batch; the probabilities of others are never read.
     sample_weight : array of floats, optional
-        Weight of each position, broadcast over the batch: finite and at least 0. Positions of weight 0 are left out, as
+        Weight of each position, broadcast over the batch: from 0 to 1e100. Positions of weight 0 are left out, as
         by `where`.
     reduction : {"mean", "sum", "none"}, default "mean"
         "mean" divides the sum by the number of included positions or, with `sample_weight`, or class ids and `weight`,
@@ -167,7 +167,7 @@ def nll_loss(
     where : array of bool, optional
         Mask of the positions to include, broadcast over the batch; the log-probabilities of others are never read.
     sample_weight : array of floats, optional
-        Weight of each position, broadcast over the batch: finite and at least 0. Positions of weight 0 are left out, as
+        Weight of each position, broadcast over the batch: from 0 to 1e100. Positions of weight 0 are left out, as
         by `where`.
     reduction : {"mean", "sum", "none"}, default "mean"
         "mean" divides the sum by the number of included positions or, with `sample_weight`, or class ids and `weight`,
@@ -267,7 +267,7 @@ def cross_entropy(
     where : array of bool, optional
         Mask of the positions to include, broadcast over the batch; the logits of others are never read.
     sample_weight : array of floats, optional
-        Weight of each position, broadcast over the batch: finite and at least 0. Positions of weight 0 are left out, as
+        Weight of each position, broadcast over the batch: from 0 to 1e100. Positions of weight 0 are left out, as
         by `where`.
     label_smoothing : float, default 0.0
         Fraction of each target's mass that is spread evenly over all classes, from 0 to 1.
@@ -408,7 +408,7 @@ def cross_entropy_and_grad(
     where : array of bool, optional
         Mask of the positions to include, broadcast over the batch; the logits of others are never read.
     sample_weight : array of floats, optional
-        Weight of each position, broadcast over the batch: finite and at least 0. Positions of weight 0 are left out, as
+        Weight of each position, broadcast over the batch: from 0 to 1e100. Positions of weight 0 are left out, as
         by `where`.
     label_smoothing : float, default 0.0
         Fraction of each target's mass that is spread evenly over all classes, from 0 to 1.

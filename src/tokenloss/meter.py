@@ -14,7 +14,7 @@ from tokenloss.scores import TokenScores
 from tokenloss.sequences import SequenceLosses, known_tokens
 
 if TYPE_CHECKING:
-    from tokenloss._types import ArrayLike
+    from tokenloss._types import ArrayLike, Float64Array, IntArray
 
 _Z95 = 1.959963984540054  # the normal distribution's 97.5 % quantile
 
@@ -106,16 +106,17 @@ class LossMeter:
         Parameters
         ----------
         nll : TokenScores, SequenceLosses or array
-            Result of `sequence_losses`, for errors that are clustered by sequence; result of `token_scores`, of which
-            only the included tokens are added; or losses in nats, of any shape, as the functions return them with
-            ``reduction="none"``. Tokens of the last two are taken as independent.
+            Result of `sequence_losses`, for errors that are clustered by sequence: whole sequences, since one that
+            comes in two calls counts as two. Or result of `token_scores`, of which only the included tokens are added;
+            or losses in nats, of any shape, as the functions return them with ``reduction="none"``: tokens of these are
+            taken as independent.
         where : array of bool, optional
             Mask of the tokens to include, broadcast over `nll`. An array of losses needs it if some tokens were ignored
             or masked: their losses are 0.0 and would count as perfect.
         n_bytes, n_words : int, default 0
             Length of the tokens' text.
         sample_weight : array of floats, optional
-            Weight of each token, broadcast over `nll`: finite and at least 0. Tokens of weight 0 are left out, as by
+            Weight of each token, broadcast over `nll`: from 0 to 1e100. Tokens of weight 0 are left out, as by
             `where`. The losses in `nll` must not be weighted already.
 
         Raises
@@ -143,17 +144,22 @@ class LossMeter:
     def _add_sequences(self, sequences: SequenceLosses) -> None:
         """Add sequences, those without tokens left out."""
         columns = sequences.to_dict()
+        if int(columns["count"].sum()) != sequences._tokens.count:
+            raise_error("type", name="nll", got="SequenceLosses made by hand", fits="a result of sequence_losses")
         kept = columns["count"] > 0
         nll, tokens = columns["nll"][kept], columns["weight" if "weight" in columns else "count"][kept]
         self._tokens += sequences._tokens
         self._groups += ExactRatio.of(nll, tokens.astype(np.float64))
         self._sequences += ExactMoments.of(columns["loss"][kept])
-        if "n_bytes" in columns:
-            self._by_bytes += ExactRatio.of(nll, columns["n_bytes"][kept].astype(np.float64))
-            self.n_bytes += sum(columns["n_bytes"][kept].tolist())
-        if "n_words" in columns:
-            self._by_words += ExactRatio.of(nll, columns["n_words"][kept].astype(np.float64))
-            self.n_words += sum(columns["n_words"][kept].tolist())
+        for name in ("n_bytes", "n_words"):
+            if name in columns:
+                self._add_lengths(name, nll, columns[name][kept])
+
+    def _add_lengths(self, name: str, nll: Float64Array, lengths: IntArray) -> None:
+        """Add the bytes or words of sequences, whose losses were added."""
+        by_text = {"n_bytes": "_by_bytes", "n_words": "_by_words"}[name]
+        setattr(self, by_text, getattr(self, by_text) + ExactRatio.of(nll, lengths.astype(np.float64)))
+        setattr(self, name, getattr(self, name) + sum(lengths.tolist()))
 
     def merge(self, other: LossMeter) -> None:
         """Add the losses of another meter.
@@ -261,8 +267,8 @@ class LossMeter:
 
     @property
     def bits_per_byte(self) -> float:
-        """All losses in bits over the bytes of their text; nan without bytes."""
-        return self._loss_per(self.n_bytes) / math.log(2)
+        """All losses in bits over the bytes of their text; nan without bytes, or if only some sequences told theirs."""
+        return self._loss_per(self.n_bytes, self._by_bytes) / math.log(2)
 
     @property
     def bits_per_byte_stderr(self) -> float:
@@ -272,24 +278,38 @@ class LossMeter:
     @property
     def word_perplexity(self) -> float:
         """``exp(losses / words)`` of the text; nan without words."""
-        return exp(self._loss_per(self.n_words))
+        return exp(self._loss_per(self.n_words, self._by_words))
 
     @property
     def word_perplexity_interval(self) -> tuple[float, float]:
         """The 95 % confidence interval of `word_perplexity`; nan without words."""
-        return _interval(self._loss_per(self.n_words), self._stderr_per(self.n_words, self._by_words))
+        loss, stderr = (of(self.n_words, self._by_words) for of in (self._loss_per, self._stderr_per))
+        return _interval(loss, stderr)
 
-    def _loss_per(self, number: int) -> float:
-        """All losses over the bytes or words of their text."""
+    def _loss_per(self, number: int, by_text: ExactRatio) -> float:
+        """All losses over the bytes or words of their text; nan if only some sequences told the length of theirs."""
+        if 0 < by_text.count < self._groups.count and by_text.denominators.sum == number:
+            return math.nan
         return self._tokens.numerators.sum_over(number)
 
     def _stderr_per(self, number: int, by_text: ExactRatio) -> float:
-        """The standard error of `_loss_per`: from the length of each text if `by_text` has all of them."""
-        if not number:
+        """The standard error of that; each text's length is known only if `by_text` holds all of them."""
+        if math.isnan(self._loss_per(number, by_text)):
             return math.nan
-        if self.is_clustered and by_text.count == self._groups.count and by_text.denominators.sum == number:
+        if self._knows_lengths(number, by_text):
             return by_text.stderr
         return self.stderr * self._tokens.denominators.sum_over(number)
+
+    def _knows_lengths(self, number: int, by_text: ExactRatio) -> bool:
+        """Whether the length of each sequence's text is known, and there is nothing else."""
+        return self.is_clustered and by_text.count == self._groups.count and by_text.denominators.sum == number
+
+    def __setstate__(self, state: tuple[None, dict[str, Any]]) -> None:
+        """Restore a pickled meter."""
+        if state[1].keys() != set(self.__slots__):
+            raise ValueError("the pickled LossMeter is of another version of tokenloss")
+        for name, value in state[1].items():
+            setattr(self, name, value)
 
     def __repr__(self) -> str:
         """Show the main figures."""

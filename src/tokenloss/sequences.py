@@ -128,7 +128,7 @@ def sequence_losses(
     cu_seqlens : array of integers, optional
         Bounds of packed sequences, such as [0, 7, 12] for two of 7 and 5 tokens of ``nll.ravel()``.
     sample_weight : array of floats, optional
-        Weight of each token, broadcast over `nll`: finite and at least 0. Tokens of weight 0 are left out, as by
+        Weight of each token, broadcast over `nll`: from 0 to 1e100. Tokens of weight 0 are left out, as by
         `where`.
     n_bytes, n_words : arrays of integers, optional
         Length of the text of each sequence (with `segment_ids`, in ascending order of these), broadcast to the shape of
@@ -256,6 +256,8 @@ def next_token(logits: Any, ids: Any, attention_mask: Any = None) -> tuple[Any, 
     mask_shape = tuple(getattr(mask, "shape", ()))
     if mask_shape != shapes[1]:
         raise_error("shape", name="attention_mask", got=mask_shape, fits=f"{shapes[1]}, to fit ids")
+    if bool((mask < 0).any()):  # what is added to attention scores: 0 for tokens
+        raise_error("option", name="attention_mask", got="negative", fits="1 for tokens and 0 for padding")
     is_token = mask != 0
     return logits[..., :-1, :], ids[..., 1:], is_token[..., :-1] & is_token[..., 1:]
 
@@ -373,14 +375,20 @@ def _text_lengths(name: str, value: Any, batch: tuple[int, ...]) -> Array | None
     """Length of the text of each sequence."""
     if value is None:
         return None
-    array = _integers(name, value)
-    bad = np.argwhere(array < 0)
-    if len(bad):
-        raise_error("option", name=f"{name}{bad[0].tolist() or ''}", got=int(array[tuple(bad[0])]), fits="at least 0")
+    array = check_lengths(name, value)
     try:
         return np.broadcast_to(array, batch).copy()
     except ValueError:
         raise_error("shape", name=name, got=array.shape, fits=f"{batch}, one for each sequence")
+
+
+def check_lengths(name: str, value: Any) -> IntArray:
+    """Lengths of texts."""
+    array: IntArray = _integers(name, value)
+    bad = np.argwhere(array < 0)
+    if len(bad):
+        raise_error("option", name=f"{name}{bad[0].tolist() or ''}", got=int(array[tuple(bad[0])]), fits="at least 0")
+    return array
 
 
 def _integers(name: str, value: Any) -> Array:

@@ -6,7 +6,7 @@ import contextlib
 import math
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -25,7 +25,7 @@ from tokenloss._evaluation.plan import (
 )
 from tokenloss._evaluation.run import ShardResult
 from tokenloss._evaluation.sequences import RowSequences, SequenceColumns
-from tokenloss._evaluation.summary import merge_meters, sequence_columns, summary
+from tokenloss._evaluation.summary import add_lengths, merge_meters, sequence_columns, summary
 from tokenloss._files import check_outputs
 from tokenloss._validation import check_mask
 from tokenloss.evaluation import Evaluation
@@ -51,8 +51,7 @@ def evaluate_blocks(
     shard, total, n_read, top_k = None, _Total(options.top), 0, 0
     with contextlib.ExitStack() as stack:
         start = time.perf_counter()
-        for number, block in enumerate(blocks):
-            opened, part = _open_block(f"block {number}", block, options, total)
+        for opened, part in _opened(blocks, options, total):
             if shard is None:
                 top_k = min(max((output.top_k for output in outputs), default=0), part.shape[-1])
                 for output in outputs:
@@ -60,7 +59,7 @@ def evaluate_blocks(
                 shard = part
             elif part.shape[-1] != shard.shape[-1]:
                 fits = f"(..., {shard.shape[-1]}), as those of earlier blocks"
-                raise_error("shape", name=f"block {number}: logits", got=part.shape, fits=fits)
+                raise_error("shape", name=f"{part.path}: logits", got=part.shape, fits=fits)
             sampled = total.result.shift_sample.rows
             result = run.score_rows(
                 part, opened, options, workers, token_sink(outputs, 0, total.rows), top_k, sampled=sampled
@@ -73,8 +72,9 @@ def evaluate_blocks(
             )  # fmt: skip
         assert shard is not None
         results = [total.all()]
-        meter, split = merge_meters(results, settings.n_bytes, 0)
+        meter, split = merge_meters(results)
         sequences = sequence_columns(results, split)
+        add_lengths(meter, sequences, settings.n_bytes, settings.n_words)
         seconds = time.perf_counter() - start
         figures = summary([shard], results, meter, sequences, options)
         figures |= {"files": [], "shards": [], "words": None, "seconds": seconds, "bytes": n_read}
@@ -121,13 +121,53 @@ class _Total:
         return self.result._replace(sequences=whole, split=split)
 
 
-def _open_block(name: str, block: Any, options: Options, before: _Total) -> tuple[OpenShard, Shard]:
-    """A block as a shard that is open: logits, targets, perhaps a mask and the numbers of sequences."""
-    if not isinstance(block, tuple | list) or not 2 <= len(block) <= 4:
-        got = type(block).__name__ + (f" of {len(block)}" if isinstance(block, tuple | list) else "")
+class _Block(NamedTuple):
+    """A block whose arrays were checked."""
+
+    name: str
+    scores: Array
+    code: int  # of their dtype
+    targets: Array
+    mask: Array | None
+    ids: Array | None  # of sequences, one for each row
+
+    def rows(self, start: int, stop: int) -> _Block:
+        """Some rows of a block (N, V)."""
+        part = slice(start, stop)
+        mask, ids = (None if array is None else array[part] for array in (self.mask, self.ids))
+        return self._replace(scores=self.scores[part], targets=self.targets[part], mask=mask, ids=ids)
+
+
+def _opened(blocks: Iterable[Any], options: Options, total: _Total) -> Iterator[tuple[OpenShard, Shard]]:
+    """Blocks as shards that are open.
+
+    A sequence may go on in the next block: where targets are shifted, its last row waits for the id that it predicts.
+    """
+    last: _Block | None = None
+    for number, values in enumerate(blocks):
+        block = _checked(f"block {number}", values, total)
+        if options.shift:
+            check_shiftable(_file(block, options), block.targets, None)
+        if not options.shift or block.ids is None or block.scores.ndim != 2:
+            yield _shard(block, options, total.numbered)
+        elif len(block.scores):
+            if last is not None:
+                yield _shard(last, options, 0, following=block)
+            if len(block.scores) > 1:
+                yield _shard(block.rows(0, -1), options, 0, following=block.rows(1, len(block.scores)))
+            last = block.rows(-1, len(block.scores))
+            last = last._replace(scores=last.scores.copy(), targets=last.targets.copy(), ids=block.ids[-1:].copy())
+    if last is not None:
+        yield _shard(last, options, 0)
+
+
+def _checked(name: str, values: Any, before: _Total) -> _Block:
+    """A block of logits, targets, perhaps a mask and the numbers of sequences."""
+    if not isinstance(values, tuple | list) or not 2 <= len(values) <= 4:
+        got = type(values).__name__ + (f" of {len(values)}" if isinstance(values, tuple | list) else "")
         raise_error("type", name=name, got=got, fits="(logits, targets[, where[, segment_ids]])")
     with with_file_names(name):
-        logits, targets, where, segment_ids = (*block, None, None)[:4]
+        logits, targets, where, segment_ids = (*values, None, None)[:4]
         scores, code = as_float_array("logits", logits)
         if not scores.ndim:
             raise_error("scalar", name="logits")
@@ -136,14 +176,29 @@ def _open_block(name: str, block: Any, options: Options, before: _Total) -> tupl
         ids = None if segment_ids is None else check_segment_ids(segment_ids, scores.shape[:-1]).reshape(-1)
         if before.has_ids not in (None, ids is not None):
             raise_error("option", name="segment_ids", got=None if ids is None else "given", fits="as in earlier blocks")
-    dtype = _floats(scores[:0], code).dtype
-    file = ScoresFile(name, options.kind or "logits", scores.shape, dtype, None, None, _reader(scores, code))
-    if options.shift:
-        check_shiftable(file, targets, None)
+    return _Block(name, scores, code, targets, mask, ids)
+
+
+def _file(block: _Block, options: Options) -> ScoresFile:
+    """The scores of a block as if they were a file."""
+    dtype = _floats(block.scores[:0], block.code).dtype
+    read = _reader(block.scores, block.code)
+    return ScoresFile(block.name, options.kind or "logits", block.scores.shape, dtype, None, None, read)
+
+
+def _shard(block: _Block, options: Options, numbered: int, following: _Block | None = None) -> tuple[OpenShard, Shard]:
+    """A block as a shard; `following` are the rows after it, where they are not in the block."""
+    file, (name, scores, code, targets, mask, ids) = _file(block, options), block
+    sequences = RowSequences(scores.shape, ids, first=numbered)
+    has_next = None
     with with_file_names(name):
-        sequences = RowSequences(scores.shape, ids, first=before.numbered)
-        has_next = None
-        if options.shift:
+        if options.shift and following is not None:
+            assert ids is not None
+            assert following.ids is not None
+            number, next_number = ids, following.ids[: len(ids)]
+            targets, has_next = following.targets[: len(ids)], (number == next_number) & (number >= 0)
+            mask = None if mask is None else mask & (True if following.mask is None else following.mask[: len(ids)])
+        elif options.shift:
             targets, has_next = shifted(targets)
             if sequences.are_given:
                 has_next = has_next & ~sequences.ends(file.rows).reshape(has_next.shape)

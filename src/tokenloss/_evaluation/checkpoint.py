@@ -60,13 +60,14 @@ class Checkpoint:
         """Read the results, if they are of these shards and these options."""
         try:
             state = json.loads(Path(path).read_bytes())
-            options = state["options"]
-            done = [(entry["shard"], ShardResult.from_json(entry["found"])) for entry in state["done"]]
+            options, done = {**state["options"], "version": state["options"]["version"]}, state["done"]
             changed = {
                 name: reprlib.repr(options.get(name))
                 for name, value in self._options.items()
                 if options.get(name) != value
             }
+            # the results of other options, or of another format, are not looked at
+            done = [] if changed else [(entry["shard"], ShardResult.from_json(entry["found"])) for entry in done]
             numbers = {shard["path"]: number for number, shard in enumerate(self._shards)}
             entries = [(str(shard["path"]), shard, numbers.get(shard["path"]), result) for shard, result in done]
         except (AttributeError, KeyError, OverflowError, RecursionError, TypeError, ValueError):

@@ -50,7 +50,7 @@ def check_kind(file: ScoresFile, option: str | None, block: Array, kept: Array) 
     if file.kind == "log_probs":
         with with_file_names(file.path):
             check_normalized(logsumexp(rows), block.itemsize, option is None)
-    rows = rows[rows.any(-1) & ~np.isnan(rows).any(-1)]  # the others tell nothing
+    rows = rows[rows.any(-1) & ~np.isnan(rows).any(-1)]  # rows of zeros or with nan may be of any kind
     if file.kind == "logits" and option and rows.size > len(rows) and _are_distributions(rows).all():
         got = "looks like probabilities, since rows add up to 1"
         fits = f"come with {option} probs, and --array if it has a name, or with {option} logits if it holds logits"

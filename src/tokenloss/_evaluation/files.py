@@ -15,7 +15,7 @@ from tokenloss._errors import raise_error
 from tokenloss._evaluation import run
 from tokenloss._evaluation.checkpoint import Checkpoint
 from tokenloss._evaluation.plan import by_number, check_different, plan
-from tokenloss._evaluation.summary import merge_meters, sequence_columns, summary, text_length
+from tokenloss._evaluation.summary import add_lengths, merge_meters, sequence_columns, summary, text_length
 from tokenloss._files import check_outputs, identity, write_errors
 from tokenloss._outputs._base import TokenBlock
 from tokenloss._terminal import Progress
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from tokenloss._evaluation.plan import Options, Shard
     from tokenloss._evaluation.run import ShardResult
     from tokenloss._outputs._base import Output
+    from tokenloss._types import IntArray
 
 
 class Inputs(NamedTuple):
@@ -60,7 +61,8 @@ def resolved(patterns: Sequence[str]) -> list[str]:
 class Settings(NamedTuple):
     """What does not change the result of a shard."""
 
-    n_bytes: int = 0
+    n_bytes: int | IntArray = 0  # of the whole text, or of each sequence
+    n_words: int | IntArray = 0
     words: str = "whitespace"
     state: str | None = None
     scheduler: str | None = None
@@ -72,7 +74,7 @@ def evaluate_files(inputs: Inputs, options: Options, settings: Settings, outputs
     """Score all tokens of files; outputs are opened before, and finished in order."""
     check_outputs(named_paths(outputs) + [("--state", path) for path in [settings.state] if path], inputs.by_identity())
     shards = plan(inputs.scores, inputs.targets, options, inputs.segment_ids)
-    n_bytes, n_words = settings.n_bytes, 0
+    n_bytes, n_words = settings.n_bytes, settings.n_words
     if inputs.text is not None:
         n_bytes, n_words = text_length(inputs.text, settings.words)
     top_k = min(max((output.top_k for output in outputs), default=0), shards[0].shape[-1])
@@ -82,10 +84,11 @@ def evaluate_files(inputs: Inputs, options: Options, settings: Settings, outputs
         start = time.perf_counter()
         results, n_read = _score_shards(shards, options, settings, outputs, top_k)
         seconds = time.perf_counter() - start
-        meter, split = merge_meters(results, n_bytes, n_words)
+        meter, split = merge_meters(results)
         sequences = sequence_columns(results, split)
+        add_lengths(meter, sequences, n_bytes, n_words)
         figures = summary(shards, results, meter, sequences, options)
-        figures |= {"words": settings.words if n_words else None, "seconds": seconds, "bytes": n_read}
+        figures |= {"words": settings.words if inputs.text is not None else None, "seconds": seconds, "bytes": n_read}
         figures["gb_per_second"] = n_read / seconds / 1e9 if seconds else math.nan
         evaluation = Evaluation(meter, sequences, figures)
         for output in outputs:

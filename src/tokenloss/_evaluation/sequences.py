@@ -31,7 +31,7 @@ class RowSequences:
 
     @property
     def are_given(self) -> bool:
-        """Whether the file, or one beside it, says which rows make a sequence."""
+        """Whether the file, or a file of segment ids, says which rows make a sequence."""
         return self._ids is not None or self._offsets is not None
 
     @property

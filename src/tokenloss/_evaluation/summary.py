@@ -25,15 +25,26 @@ if TYPE_CHECKING:
 _TEXT_BYTES = 1 << 20  # read at a time
 
 
-def merge_meters(results: Sequence[ShardResult], n_bytes: int, n_words: int) -> tuple[LossMeter, SequenceColumns]:
-    """Meter of all shards, of a text of this length; and the sequences that several shards hold a part of."""
+def merge_meters(results: Sequence[ShardResult]) -> tuple[LossMeter, SequenceColumns]:
+    """Meter of all shards, and the sequences that several shards hold a part of."""
     meter = LossMeter()
-    meter.update([], n_bytes=n_bytes, n_words=n_words)
     for result in results:
         meter.merge(result.meter)
     sequences = joined([result.split for result in results])
     meter.update(sequences)
     return meter, SequenceColumns.of(sequences)
+
+
+def add_lengths(meter: LossMeter, sequences: dict[str, Array], n_bytes: Any, n_words: Any) -> None:
+    """Add the length of the whole text, or of the text of each sequence."""
+    for name, value in (("n_bytes", n_bytes), ("n_words", n_words)):
+        if isinstance(value, int):
+            meter.update([], **{name: value})
+            continue
+        if value.shape != sequences["nll"].shape:
+            fits = f"{sequences['nll'].shape}, one for each sequence"
+            raise_error("shape", name=name, got=value.shape, fits=fits)
+        meter._add_lengths(name, sequences["nll"], value)
 
 
 def _count_by_whitespace(text: str, continues: bool) -> int:
@@ -113,6 +124,7 @@ def summary(
         "bits_per_token": meter.bits_per_token,
         "n_bytes": meter.n_bytes,
         "n_words": meter.n_words,
+        "lengths_are_by_sequence": meter._knows_lengths(meter.n_bytes, meter._by_bytes),
         "bits_per_byte": meter.bits_per_byte,
         "bits_per_byte_stderr": meter.bits_per_byte_stderr,
         "word_perplexity": meter.word_perplexity,
@@ -148,7 +160,7 @@ def _common_figures(results: Sequence[ShardResult], meter: LossMeter) -> dict[st
 
 def _meter_of(result: ShardResult) -> LossMeter:
     """Meter of all tokens of a shard, sequences cut at its ends."""
-    return merge_meters([result], 0, 0)[0]
+    return merge_meters([result])[0]
 
 
 def _highest(loss: Array, top: int) -> Array:

@@ -40,15 +40,22 @@ class ComparisonTables(Output):
 
 def summary_tables(summary: dict[str, Any], basis: str) -> list[Table]:
     """Tables of the figures, of the files and of the highest losses; `basis` is what errors take as independent."""
-    (low, high), words = summary["perplexity_interval"], summary["word_perplexity_interval"]
+    low, high = summary["perplexity_interval"]
+    # where the lengths of sequences are not known, errors take them as proportional to tokens
+    by_tokens = summary["is_clustered"] and not summary["lengths_are_by_sequence"]
+    shared = ", text shared out by tokens" if by_tokens else ""
+    low_by_word, high_by_word = summary["word_perplexity_interval"]
+    by_word = f"95 % interval {low_by_word:.5g} to {high_by_word:.5g}{shared}"
+    if summary["words"]:
+        by_word += f"; words by {summary['words']}"
     not_scored = {"ignored": summary["ignored"], "without a next token": summary["without_next"]}
     rows = [
         ("tokens", f"{summary['tokens']:,}", ", ".join(f"{n:,} {why}" for why, n in not_scored.items() if n)),
         ("loss", f"{summary['loss']:.6g}", f"± {summary['stderr']:.3g} nats ({basis})"),
         ("perplexity", f"{summary['perplexity']:.6g}", f"95 % interval {low:.5g} to {high:.5g}"),
         ("bits per token", f"{summary['bits_per_token']:.6g}", ""),
-        ("bits per byte", f"{summary['bits_per_byte']:.6g}", f"± {summary['bits_per_byte_stderr']:.3g}"),
-        ("perplexity per word", f"{summary['word_perplexity']:.6g}", "95 % interval {:.5g} to {:.5g}".format(*words)),
+        ("bits per byte", f"{summary['bits_per_byte']:.6g}", f"± {summary['bits_per_byte_stderr']:.3g}{shared}"),
+        ("perplexity per word", f"{summary['word_perplexity']:.6g}", by_word),
         ("loss per sequence", f"{summary['sequence_loss']:.6g}", f"± {summary['sequence_loss_stderr']:.3g} nats"),
         ("greedy accuracy", f"{100 * summary['accuracy']:.2f} %", ""),
         ("time", f"{summary['seconds']:.3g} s", f"{summary['gb_per_second']:.3g} GB/s"),
