@@ -136,8 +136,8 @@ def evaluate(
     targets : path or paths, optional
         A .npy file of targets for each file of scores, or one for all; by default, the files hold them.
     segment_ids : path or paths, optional
-        .npy files of the number of each token's sequence: one for each file of scores, whose numbers are its own; or one
-        for all, where a sequence may go on in the next file.
+        .npy files of the number of each token's sequence: one for each file of scores, whose numbers are its own; or
+        one for all, where a sequence may go on in the next file.
     array : str, optional
         Name of the array of scores, if it is not the name of a kind.
     kind : {"logits", "log_probs", "probs"}, optional
