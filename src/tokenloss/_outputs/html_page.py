@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 from tokenloss import page
 from tokenloss._outputs._base import TokenOutput, title
@@ -37,7 +37,7 @@ class HtmlPage(TokenOutput):
     option = "--html"
     help = "write a page that shows the text, each token shaded by its loss"
     top_k = 5
-    max_tokens = page.MOST_TOKENS
+    max_tokens: ClassVar[float] = page.MOST_TOKENS
 
     def finish(self, summary: dict[str, Any], result: Any) -> None:
         columns = self.collected()

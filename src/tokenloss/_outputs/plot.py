@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from tokenloss import plots
 from tokenloss._outputs._base import Output, TokenOutput, title
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 
 class LossPlot(TokenOutput):
@@ -44,7 +47,7 @@ class LossPlot(TokenOutput):
     option = "--plot"
     help = "draw the losses: a .png, .svg or .pdf file"
     top_k = 1
-    columns = ("nll", "kept", "is_greedy", "top_logprobs")
+    columns: ClassVar[Sequence[str] | None] = ("nll", "kept", "is_greedy", "top_logprobs")
 
     def __init__(self, path: str) -> None:
         plots.check(path)
