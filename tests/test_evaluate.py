@@ -380,6 +380,8 @@ def test_n_bytes_and_n_words_of_sequences(texts):
     scores = token_scores(texts.logits, texts.targets)
     expected.update(sequence_losses(scores, n_bytes=n_bytes, n_words=n_words))
     assert meter == expected
+    figures = evaluate(paths, n_bytes=75, n_words=n_words).figures
+    assert (figures["bytes_are_by_sequence"], figures["words_are_by_sequence"]) == (False, True)
     with pytest.raises(ValueError, match=r"n_bytes has shape \(5,\); it must be \(6,\), one for each sequence"):
         evaluate(paths, n_bytes=np.ones(5, int))
     for wrong in (

@@ -185,4 +185,4 @@ def test_evaluate_of_real_documents(documents, model, rows):
     assert found.sequences["tokens"].tolist() == [each["tokens"] for each in expected["per_document"]]
     total = evaluate(blocks, kind="log_probs", n_bytes=sum(n_bytes), shift=False).meter
     assert total.bits_per_byte == meter.bits_per_byte
-    assert total.bits_per_byte_stderr < 0.7 * meter.bits_per_byte_stderr  # lengths shared out by tokens
+    assert total.bits_per_byte_stderr < 0.7 * meter.bits_per_byte_stderr  # lengths in proportion to tokens

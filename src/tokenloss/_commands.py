@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from tokenloss import _workers
 from tokenloss._config import show_config
 from tokenloss._evaluation.comparison import ComparedFiles, ComparisonOptions, compare_files
-from tokenloss._evaluation.files import check_needs, resolved
+from tokenloss._evaluation.files import check_needs
 from tokenloss._files import WriteError, check_outputs, identity
 from tokenloss._outputs import COMPARE_OUTPUTS, SCORE_OUTPUTS
 from tokenloss._outputs._base import Output
@@ -52,14 +52,13 @@ def score(args: argparse.Namespace) -> None:
     sinks = [_Guarded(output) for output in outputs]
     with _input_errors():
         check_needs(sinks, args.state, args.scheduler, prefix="--")
-        options = {name: resolved(getattr(args, name)) for name in ("files", "targets", "segment_ids")}
         _check_stdout([(output.option, output.path) for output in outputs] + [("--state", args.state)])
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ShiftWarning)  # it is printed on a line
             evaluation = evaluate(
-                options["files"],
-                options["targets"],
-                segment_ids=options["segment_ids"],
+                args.files,
+                args.targets,
+                segment_ids=args.segment_ids,
                 array=args.array,
                 kind=args.kind,
                 shift=args.shift,

@@ -52,7 +52,7 @@ class ExactMoments:
         )
 
     def __eq__(self, other: object) -> bool:
-        """Whether all sums are the same, nan too."""
+        """True if all sums are equal; nan equals nan."""
         return self._key() == other._key() if isinstance(other, ExactMoments) else NotImplemented
 
     def _key(self) -> tuple[object, ...]:
@@ -152,7 +152,7 @@ class ExactRatio:
         )
 
     def __eq__(self, other: object) -> bool:
-        """Whether all sums are the same, nan too."""
+        """True if all sums are equal; nan equals nan."""
         return self._key() == other._key() if isinstance(other, ExactRatio) else NotImplemented
 
     def _key(self) -> tuple[object, ...]:

@@ -28,11 +28,13 @@ class WriteError(OSError):
 
 
 @contextlib.contextmanager
-def write_errors(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Tell errors about a file that is written from those about files that are read."""
+def write_errors(path: str | os.PathLike[str] | None) -> Iterator[None]:
+    """Turn errors about a file that is written, if there is one, into `WriteError`."""
     try:
         yield
     except OSError as error:
+        if path is None:
+            raise
         raise WriteError(f"{os.fspath(path)}: cannot be written: {error.strerror or error}") from error
 
 

@@ -267,7 +267,7 @@ class LossMeter:
 
     @property
     def bits_per_byte(self) -> float:
-        """All losses in bits over the bytes of their text; nan without bytes, or if only some sequences told theirs."""
+        """All losses in bits over the bytes of their text; nan if those of all or of some sequences are not known."""
         return self._loss_per(self.n_bytes, self._by_bytes) / math.log(2)
 
     @property
@@ -287,7 +287,7 @@ class LossMeter:
         return _interval(loss, stderr)
 
     def _loss_per(self, number: int, by_text: ExactRatio) -> float:
-        """All losses over the bytes or words of their text; nan if only some sequences told the length of theirs."""
+        """All losses over the bytes or words of their text; nan if those of some sequences are not known."""
         if 0 < by_text.count < self._groups.count and by_text.denominators.sum == number:
             return math.nan
         return self._tokens.numerators.sum_over(number)
@@ -301,7 +301,7 @@ class LossMeter:
         return self.stderr * self._tokens.denominators.sum_over(number)
 
     def _knows_lengths(self, number: int, by_text: ExactRatio) -> bool:
-        """Whether the length of each sequence's text is known, and there is nothing else."""
+        """True if all tokens are in sequences, the length of whose texts is known."""
         return self.is_clustered and by_text.count == self._groups.count and by_text.denominators.sum == number
 
     def __setstate__(self, state: tuple[None, dict[str, Any]]) -> None:

@@ -14,7 +14,7 @@ from tokenloss import _workers
 from tokenloss._dtypes import as_array, as_float_array, bfloat16_to_float32, dtype_name
 from tokenloss._errors import raise_error
 from tokenloss._evaluation import run
-from tokenloss._evaluation.files import named_paths, token_sink
+from tokenloss._evaluation.files import make_evaluation, named_paths, token_sink
 from tokenloss._evaluation.plan import (
     OpenShard,
     Shard,
@@ -25,10 +25,8 @@ from tokenloss._evaluation.plan import (
 )
 from tokenloss._evaluation.run import ShardResult
 from tokenloss._evaluation.sequences import RowSequences, SequenceColumns
-from tokenloss._evaluation.summary import add_lengths, merge_meters, sequence_columns, summary
 from tokenloss._files import check_outputs
 from tokenloss._validation import check_mask
-from tokenloss.evaluation import Evaluation
 from tokenloss.formats._base import ScoresFile, rows_at
 from tokenloss.meter import LossMeter
 from tokenloss.sequences import check_segment_ids
@@ -40,6 +38,7 @@ if TYPE_CHECKING:
     from tokenloss._evaluation.plan import Options
     from tokenloss._outputs._base import Output
     from tokenloss._types import Array
+    from tokenloss.evaluation import Evaluation
 
 
 def evaluate_blocks(
@@ -71,28 +70,19 @@ def evaluate_blocks(
                 dtype=_listed(shard.dtype, part.dtype), target_type=_listed(shard.target_type, part.target_type),
             )  # fmt: skip
         assert shard is not None
-        results = [total.all()]
-        meter, split = merge_meters(results)
-        sequences = sequence_columns(results, split)
-        add_lengths(meter, sequences, settings.n_bytes, settings.n_words)
-        seconds = time.perf_counter() - start
-        figures = summary([shard], results, meter, sequences, options)
-        figures |= {"files": [], "shards": [], "words": None, "seconds": seconds, "bytes": n_read}
-        figures["gb_per_second"] = n_read / seconds / 1e9 if seconds else math.nan
-        evaluation = Evaluation(meter, sequences, figures)
-        for output in outputs:
-            output.finish(figures, evaluation)
-    return evaluation
+        seconds, lengths = time.perf_counter() - start, (settings.n_bytes, settings.n_words)
+        others: dict[str, Any] = {"words": None, "files": [], "shards": []}
+        return make_evaluation(outputs, [shard], [total.all()], options, lengths, seconds, n_read, others)
 
 
 @dataclass
 class _Total:
-    """What was found in all blocks so far, as if they were one shard."""
+    """The result of all blocks so far, in the form of a single shard's."""
 
     top: int
     rows: int = 0
     scored_rows: int = 0
-    numbered: int = 0  # rows of (N, T, V), each of which is a sequence
+    numbered: int = 0  # sequences so far, where each row of (N, T, V) is one
     has_ids: bool | None = None  # None before the first block
     result: ShardResult = field(default_factory=lambda: ShardResult(LossMeter(), 0, 0, []))  # but for its sequences
     whole: list[SequenceColumns] = field(default_factory=list)
@@ -180,7 +170,7 @@ def _checked(name: str, values: Any, before: _Total) -> _Block:
 
 
 def _file(block: _Block, options: Options) -> ScoresFile:
-    """The scores of a block as if they were a file."""
+    """The logits of a block, read from memory as those of a file are."""
     dtype = _floats(block.scores[:0], block.code).dtype
     read = _reader(block.scores, block.code)
     return ScoresFile(block.name, options.kind or "logits", block.scores.shape, dtype, None, None, read)
@@ -231,5 +221,5 @@ def _reader(scores: Array, code: int | None) -> Callable[[int], Iterator[Array]]
 
 
 def _listed(words: str, word: str) -> str:
-    """A list of different words, with one more."""
+    """A list of words, with one more if it is not there yet."""
     return ", ".join(dict.fromkeys([*words.split(", "), word]))

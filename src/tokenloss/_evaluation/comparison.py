@@ -54,7 +54,8 @@ def compare_files(
     ids, where = _checked_targets(files, sequences, options)
     meter = ComparisonMeter(definitions=options.definitions, ignore_index=options.ignore_index, workers=workers)
     unchecked = {base: None if options.base_kind else "--base-kind", other: None if options.kind else "--kind"}
-    # errors are those that llama.cpp prints, unless sequences were asked for
+    takes_log_probs = options.definitions == "llama.cpp"  # of the base, as they are
+    # llama.cpp prints errors that are not clustered: without segment ids, these
     is_clustered = sequences.are_given or (sequences.exist and options.definitions == "exact")
     sampler = ShiftSampler(base.kind, options.ignore_index, sequences.are_given)
     samples = options.shift is None and not base.is_shifted and not other.is_shifted
@@ -72,9 +73,7 @@ def compare_files(
             if samples:
                 sampler.update(block, ids[part], numbers, kept)
             base_scores = checks.log(block) if base.kind == "probs" else block
-            if (
-                base.kind == "logits" and options.definitions == "llama.cpp"
-            ):  # which takes log-probabilities as they are
+            if takes_log_probs and base.kind == "logits":
                 base_scores = log_softmax(block.astype(np.float32) if block.itemsize < 4 else block)
             other_scores = checks.log(other_block) if other.kind == "probs" else other_block
             segment_ids = numbers if is_clustered else None
@@ -96,7 +95,7 @@ def compare_files(
 
 
 def _sequences(files: ComparedFiles) -> RowSequences:
-    """Which rows make a sequence: the same in both files, if both say so."""
+    """The sequences of the rows; two files that both define them must agree."""
     base, other, _, path = files
     if path is not None:
         return row_sequences(base, npy.open_array(path), path)

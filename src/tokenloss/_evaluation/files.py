@@ -59,7 +59,7 @@ def resolved(patterns: Sequence[str]) -> list[str]:
 
 
 class Settings(NamedTuple):
-    """What does not change the result of a shard."""
+    """Options that do not affect the result of a shard."""
 
     n_bytes: int | IntArray = 0  # of the whole text, or of each sequence
     n_words: int | IntArray = 0
@@ -84,15 +84,34 @@ def evaluate_files(inputs: Inputs, options: Options, settings: Settings, outputs
         start = time.perf_counter()
         results, n_read = _score_shards(shards, options, settings, outputs, top_k)
         seconds = time.perf_counter() - start
-        meter, split = merge_meters(results)
-        sequences = sequence_columns(results, split)
-        add_lengths(meter, sequences, n_bytes, n_words)
-        figures = summary(shards, results, meter, sequences, options)
-        figures |= {"words": settings.words if inputs.text is not None else None, "seconds": seconds, "bytes": n_read}
-        figures["gb_per_second"] = n_read / seconds / 1e9 if seconds else math.nan
-        evaluation = Evaluation(meter, sequences, figures)
-        for output in outputs:
-            output.finish(figures, evaluation)
+        words = settings.words if inputs.text is not None else None
+        lengths = n_bytes, n_words
+        return make_evaluation(outputs, shards, results, options, lengths, seconds, n_read, {"words": words})
+
+
+def make_evaluation(
+    outputs: Sequence[Output],
+    shards: Sequence[Shard],
+    results: Sequence[ShardResult],
+    options: Options,
+    lengths: tuple[Any, Any],
+    seconds: float,
+    n_read: int,
+    others: dict[str, Any],
+) -> Evaluation:
+    """Make the evaluation from the results of all shards, and finish the outputs.
+
+    Lengths are the bytes and words of the text; `others` are figures in place of those of files.
+    """
+    meter, split = merge_meters(results)
+    sequences = sequence_columns(results, split)
+    add_lengths(meter, sequences, *lengths)
+    figures = summary(shards, results, meter, sequences, options)
+    speed = n_read / seconds / 1e9 if seconds else math.nan
+    figures |= {"seconds": seconds, "bytes": n_read, "gb_per_second": speed} | others
+    evaluation = Evaluation(meter, sequences, figures)
+    for output in outputs:
+        output.finish(figures, evaluation)
     return evaluation
 
 
@@ -100,7 +119,7 @@ def _score_shards(
     shards: list[Shard], options: Options, settings: Settings, outputs: Sequence[Output], top_k: int
 ) -> tuple[list[ShardResult], int]:
     """Result of each shard, and the number of bytes that were read for those without a result in the checkpoint."""
-    with write_errors(settings.state) if settings.state else contextlib.nullcontext():
+    with write_errors(settings.state):
         checkpoint = Checkpoint(settings.state, options, shards)
     left = [number for number in range(len(shards)) if number not in checkpoint.results]
     chosen = [shards[number] for number in left]
@@ -111,7 +130,7 @@ def _score_shards(
         else:
             results = _score_locally(chosen, options, settings, outputs, top_k, progress.advance)
         for i, result in results:
-            with write_errors(settings.state) if settings.state else contextlib.nullcontext():
+            with write_errors(settings.state):
                 checkpoint.add(left[i], result)
             if settings.scheduler:
                 progress.advance(chosen[i].n_bytes)

@@ -151,7 +151,7 @@ class _Following(NamedTuple):
 
 
 def _text_of(shard: Shard, stored: OpenShard, row: int) -> int | None:
-    """Number of the text that a row is part of, if it may go on in the next shard; -1 where a shard is one text."""
+    """The sequence of a row that may go on in the next shard: -1 without segment ids; None if it ends here."""
     if len(shard.shape) != 2 or not shard.rows:
         return None
     if not stored.sequences.are_given:
@@ -161,7 +161,7 @@ def _text_of(shard: Shard, stored: OpenShard, row: int) -> int | None:
 
 
 def _scored_batch(shard: Shard, opened: OpenShard) -> tuple[int, ...]:
-    """Batch shape of the rows that are scored; of one dimension where that is all there is to say."""
+    """Batch shape of the rows that are scored; of one dimension if segment ids decide which are."""
     batch = shard.shape[:-1]
     if opened.where is None:
         return batch
@@ -297,7 +297,7 @@ def _open_all(paths: Sequence[str], options: Options) -> list[Shard]:
 def _assigned(
     shards: list[Shard], paths: Sequence[str], what: str, numbers: str
 ) -> list[tuple[str | None, int | None]]:
-    """The place of what belongs to each shard: a file for each, or one for all and where the shard's part starts."""
+    """For each shard, the file of its targets or segment ids, and where its part starts if one file serves all."""
     if len(paths) == len(shards):
         return [(path, None) for path in paths]
     if not paths:
@@ -315,13 +315,13 @@ def _assigned(
 
 
 def _assigned_array(path: str, start: int | None, file: ScoresFile) -> Array:
-    """The array that belongs to a file, or its part of the array of all files."""
+    """The targets or segment ids of a file of scores, from `_assigned`."""
     array = npy.open_array(path)
     return array if start is None else array.reshape(-1)[start : start + file.rows].reshape(file.shape[:-1])
 
 
 def _with_split(shards: list[Shard]) -> list[Shard]:
-    """Shards with the sequences that others hold a part of, too: in one file of segment ids, an id is one sequence."""
+    """Shards with `split` set: in one file of segment ids for all, an id may occur in several shards."""
     numbers = []
     for shard in shards:
         if shard.segments_start is None:

@@ -53,20 +53,21 @@ class TokenLoss(NamedTuple):
         return math.inf if math.isnan(self.loss) else self.loss
 
 
-class ShiftSample(NamedTuple):
-    """Some rows that have a next target: by how much their losses are less if each predicts that one."""
+@dataclasses.dataclass(frozen=True)
+class ShiftSample:
+    """A sample of rows: how much lower their losses are if each row predicts the next row's target (the gain)."""
 
     rows: int = 0
     gain: float = 0.0
-    squares: float = 0.0  # of the differences
+    squares: float = 0.0  # of the gains
 
-    def __add__(self, other: ShiftSample) -> ShiftSample:  # type: ignore[override]
+    def __add__(self, other: ShiftSample) -> ShiftSample:
         """The rows of both."""
         return ShiftSample(self.rows + other.rows, self.gain + other.gain, self.squares + other.squares)
 
     @property
     def fits_better_shifted(self) -> bool:
-        """Whether the next targets are more than four times as likely on average, and not by chance."""
+        """True if the mean gain exceeds ln 4 nats, and the gain four standard errors of it."""
         least = max(self.rows * math.log(4), _MIN_SHIFT_Z * math.sqrt(max(self.squares, 0)))
         return self.rows >= _MIN_SHIFT_SAMPLE and self.gain > least
 
@@ -88,7 +89,7 @@ class ShardResult(NamedTuple):
         return {
             "meter": self.meter._to_json(), "ignored": self.ignored, "greedy": self.greedy,
             "highest_loss_tokens": tokens, "sequences": self.sequences.to_json(), "split": self.split.to_json(),
-            "shift_sample": list(map(repr, self.shift_sample)),
+            "shift_sample": list(map(repr, dataclasses.astuple(self.shift_sample))),
         }  # fmt: skip
 
     @classmethod
@@ -221,7 +222,7 @@ def _score_block(
 def _select(
     where: Array | None, scores: TokenScores, ids: Array, text: Array | None, positions: Array, numbers: Array
 ) -> tuple[TokenScores, Array, Array | None, Array, Array]:
-    """What is known of the rows in the mask, of all without one."""
+    """The columns of a block at the rows of the mask; all rows if there is no mask."""
     numbers = np.maximum(numbers, -1)
     if where is None:
         return scores, ids, text, positions, numbers

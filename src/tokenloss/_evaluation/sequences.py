@@ -1,4 +1,4 @@
-"""Which rows of a file make a sequence, and the sums over each sequence while rows are scored."""
+"""Assigns the rows of a file to sequences, and sums losses over each sequence while rows are scored."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _MAX_PENDING = 1 << 20  # tokens that are kept until their sequence ends
 
 
 class RowSequences:
-    """The sequence of each row of a file: rows of the last batch axis of (N, T, V), or what the file says."""
+    """The sequence of each row: a row of the batch of (N, T, V), or by segment ids or offsets."""
 
     def __init__(
         self, shape: tuple[int, ...], ids: Array | None = None, offsets: Array | None = None, first: int = 0
@@ -31,17 +31,17 @@ class RowSequences:
 
     @property
     def are_given(self) -> bool:
-        """Whether the file, or a file of segment ids, says which rows make a sequence."""
+        """True if segment ids or offsets are given."""
         return self._ids is not None or self._offsets is not None
 
     @property
     def exist(self) -> bool:
-        """Whether any row may be part of a sequence."""
+        """True if rows may belong to sequences."""
         return self.are_given or self._length > 0
 
     @property
     def are_in_order(self) -> bool:
-        """Whether the rows of a sequence follow each other."""
+        """True if the rows of each sequence are known to be contiguous."""
         return self._ids is None
 
     def numbers(self, start: int, stop: int) -> IntArray:
@@ -56,7 +56,7 @@ class RowSequences:
         return self._first + rows // self._length if self._length else np.full(len(rows), -1)
 
     def ends(self, rows: int) -> BoolArray:
-        """Mask of the rows, of so many, whose sequence does not go on with the next row."""
+        """Mask of the rows, of so many, that are the last of their sequence or belong to none."""
         numbers = self.numbers(0, rows)
         ends = np.ones(rows, np.bool_)
         ends[:-1] = (numbers[1:] != numbers[:-1]) | (numbers[1:] < 0)
@@ -64,7 +64,7 @@ class RowSequences:
 
 
 def row_sequences(file: ScoresFile, segments: Array | None, path: str | None) -> RowSequences:
-    """The sequences of a file, or of the numbers that another file holds for its rows."""
+    """The sequences of a file, by the segment ids of another file if these are given."""
     ids, offsets = (file.segment_ids, file.cu_seqlens) if segments is None else (segments, None)
     if ids is not None and offsets is not None:
         raise_error("content", path=file.path, got=f"holds {' and '.join(SEQUENCES)}", fits="hold one of them")
@@ -103,7 +103,7 @@ class SequenceColumns(NamedTuple):
         return cls(sequences.ids, sequences.count, sequences.nll, sequences.is_greedy)
 
     def select(self, rows: BoolArray) -> SequenceColumns:
-        """Those of a mask."""
+        """The rows of a mask."""
         return SequenceColumns(self.ids[rows], self.tokens[rows], self.nll[rows], self.is_greedy[rows])
 
     def to_json(self) -> dict[str, Any]:

@@ -42,10 +42,14 @@ def summary_tables(summary: dict[str, Any], basis: str) -> list[Table]:
     """Tables of the figures, of the files and of the highest losses; `basis` is what errors take as independent."""
     low, high = summary["perplexity_interval"]
     # where the lengths of sequences are not known, errors take them as proportional to tokens
-    by_tokens = summary["is_clustered"] and not summary["lengths_are_by_sequence"]
-    shared = ", text shared out by tokens" if by_tokens else ""
+    shared = {
+        name: ", text in proportion to tokens"
+        if summary["is_clustered"] and not summary[f"{name}_are_by_sequence"]
+        else ""
+        for name in ("bytes", "words")
+    }
     low_by_word, high_by_word = summary["word_perplexity_interval"]
-    by_word = f"95 % interval {low_by_word:.5g} to {high_by_word:.5g}{shared}"
+    by_word = f"95 % interval {low_by_word:.5g} to {high_by_word:.5g}{shared['words']}"
     if summary["words"]:
         by_word += f"; words by {summary['words']}"
     not_scored = {"ignored": summary["ignored"], "without a next token": summary["without_next"]}
@@ -54,7 +58,11 @@ def summary_tables(summary: dict[str, Any], basis: str) -> list[Table]:
         ("loss", f"{summary['loss']:.6g}", f"± {summary['stderr']:.3g} nats ({basis})"),
         ("perplexity", f"{summary['perplexity']:.6g}", f"95 % interval {low:.5g} to {high:.5g}"),
         ("bits per token", f"{summary['bits_per_token']:.6g}", ""),
-        ("bits per byte", f"{summary['bits_per_byte']:.6g}", f"± {summary['bits_per_byte_stderr']:.3g}{shared}"),
+        (
+            "bits per byte",
+            f"{summary['bits_per_byte']:.6g}",
+            f"± {summary['bits_per_byte_stderr']:.3g}{shared['bytes']}",
+        ),
         ("perplexity per word", f"{summary['word_perplexity']:.6g}", by_word),
         ("loss per sequence", f"{summary['sequence_loss']:.6g}", f"± {summary['sequence_loss_stderr']:.3g} nats"),
         ("greedy accuracy", f"{100 * summary['accuracy']:.2f} %", ""),
