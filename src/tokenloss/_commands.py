@@ -20,6 +20,8 @@ from tokenloss._outputs.json_object import JsonObject
 from tokenloss._terminal import Progress, Table, show_tables
 from tokenloss.evaluation import SHIFT_ADVICE, ShiftWarning, evaluate
 from tokenloss.formats import open_scores
+from tokenloss.formats.responses import is_responses
+from tokenloss.formats.samples import is_samples
 
 if TYPE_CHECKING:
     import argparse
@@ -105,6 +107,26 @@ class _Guarded(Output):
 
 def compare(args: argparse.Namespace) -> None:
     """Run `tokenloss compare`."""
+    if is_responses(args.base) and is_responses(args.other) and is_samples(args.base):
+        _compare_samples(args)
+    elif is_responses(args.base) or is_responses(args.other):
+        _compare_responses(args)
+    else:
+        _compare_scores(args)
+
+
+def _compare_samples(args: argparse.Namespace) -> None:
+    """Compare two files of samples of lm-evaluation-harness."""
+    raise NotImplementedError
+
+
+def _compare_responses(args: argparse.Namespace) -> None:
+    """Compare two files of responses, or one with a file of scores."""
+    raise NotImplementedError
+
+
+def _compare_scores(args: argparse.Namespace) -> None:
+    """Compare two files of scores."""
     outputs = _chosen_outputs(COMPARE_OUTPUTS, args)
     inputs = list(filter(None, [args.base, args.other, args.targets, args.segment_ids]))
     options = ComparisonOptions(args.base_kind, args.kind, args.ignore_index, args.shift, args.definitions)

@@ -35,6 +35,7 @@ _ERRORS: dict[str, tuple[type[Exception], str]] = {
     "self-overlap": (ValueError, "out has elements that share memory (strides {got})"),
     "file": (ValueError, "{path}: byte {byte}: {got}; it must {fits}"),
     "content": (ValueError, "{path}: {got}; it must {fits}"),
+    "record": (ValueError, "{path}: line {line}: {got}; it must {fits}"),
     "unreadable": (ValueError, "{path}: cannot be read: {got}"),
     "missing": (ImportError, "{name} needs the package {got}: pip install {got}"),
 }

@@ -21,6 +21,7 @@ from tokenloss._outputs import COMPARE_OUTPUTS, SCORE_OUTPUTS
 from tokenloss._outputs.json_object import JsonObject
 from tokenloss._terminal import printable
 from tokenloss.formats import KINDS
+from tokenloss.formats.responses import PARTS_OF_RESPONSE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -199,6 +200,7 @@ def _add_score_arguments(score: argparse.ArgumentParser) -> None:
         default="whitespace",
         help="how words of --text are counted: those between white space (default), or as lm-evaluation-harness does",
     )
+    _add_response_arguments(score)
     for option, value, words in (
         ("--state", "FILE", "checkpoint: save the result of each FILE here, and resume from it"),
         ("--scheduler", "ADDRESS", "score on a Dask cluster, say tcp://127.0.0.1:8786"),
@@ -223,6 +225,27 @@ def _add_compare_arguments(compare: argparse.ArgumentParser) -> None:
     )
     compare.add_argument("--base-kind", choices=KINDS, help="kind of the scores of BASE (default: logits)")
     compare.add_argument("--base-array", type=_filled, metavar="NAME", help="name of the array of scores of BASE")
+    _add_response_arguments(compare)
+    compare.add_argument(
+        "--margin",
+        type=_fraction,
+        metavar="M",
+        help="of samples of lm-evaluation-harness: test whether both models are equal within M, say 0.01",
+    )
+    compare.add_argument(
+        "--cluster", type=_filled, metavar="FIELD", help="of samples: the field of a document that names its group"
+    )
+
+
+def _add_response_arguments(command: argparse.ArgumentParser) -> None:
+    """Describe the arguments that are about responses of servers."""
+    command.add_argument(
+        "--part",
+        choices=PARTS_OF_RESPONSE,
+        help="the part of responses to score (default: the prompt where it has log-probabilities, else what was "
+        "generated)",
+    )
+    command.add_argument("--skip-failed", action="store_true", help="leave out failed lines of a batch of responses")
 
 
 def _add_common_arguments(command: argparse.ArgumentParser) -> None:
@@ -269,6 +292,14 @@ def _integer(least: int, most: int = 2**63 - 1, or_else: int | None = None) -> C
         raise argparse.ArgumentTypeError(f"{reprlib.repr(text)} is no integer of {fits}")
 
     return read
+
+
+def _fraction(text: str) -> float:
+    """Argument type of numbers between 0 and 1, both excluded."""
+    with contextlib.suppress(ValueError):
+        if 0 < float(text) < 1:
+            return float(text)
+    raise argparse.ArgumentTypeError(f"{reprlib.repr(text)} is no number between 0 and 1")
 
 
 def _filled(text: str) -> str:

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING
 from tokenloss._errors import raise_error
 from tokenloss.formats import llama_cpp, npy, npz, safetensors, zarr
 from tokenloss.formats._base import KINDS, ScoresFile, library_errors, open_regular
+from tokenloss.formats.responses import Response, ResponsesFile, open_responses
 
 if TYPE_CHECKING:
     from types import ModuleType
     from typing import Literal
 
-__all__ = ["KINDS", "ScoresFile", "open_scores"]
+__all__ = ["KINDS", "Response", "ResponsesFile", "ScoresFile", "open_responses", "open_scores"]
 
 _MAGIC = {npy.MAGIC: npy, llama_cpp.MAGIC: llama_cpp}
 _SUFFIXES = {".npy": npy, ".npz": npz, ".safetensors": safetensors}
