@@ -52,6 +52,13 @@
 #define TL_SMALL_CODE
 #endif
 
+/* For a loop that must stay one: gcc unrolls it and then keeps the registers around it in memory. */
+#if defined(__GNUC__) && !defined(__clang__)
+#define TL_ROLLED _Pragma("GCC unroll 1")
+#else
+#define TL_ROLLED
+#endif
+
 #if defined(__BYTE_ORDER__) && __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
 #define TL_BIG_ENDIAN 1
 #else

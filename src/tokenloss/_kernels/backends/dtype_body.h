@@ -84,6 +84,7 @@ TL_TARGET static void NAME(sum_)(const void *start, size_t count, double *sum, d
                 OP(accumulate)(&lanes[k], j, LOAD(x + i + 16 * k + j));
     for (size_t k = 0; k < 4; k++) {
         f64_store_lanes(&lanes[k], part, error);
+        TL_ROLLED /* for `lanes` to be registers */
         for (size_t j = 0; j < 16; j++) {
             JOIN(two_sum_, BACKEND)(sum + j, lost + j, part[j]);
             lost[j] += error[j];
