@@ -30,8 +30,7 @@ _CHUNK = 1 << 18  # bytes read at a time
 _LONG = 1 << 20  # bytes of a record that is looked at before its end, since a malformed one may never end
 _MOST = 1 << 30  # bytes of a record
 _CUT = 16  # characters before a cut that may seem wrong: of a number, an escape, or a name such as -Infinity
-_SPACE = b" \t\r\n"  # of JSON
-_SYMBOL = re.compile(rb"[^ \t\r\n]")
+_SYMBOL = re.compile(rb"[^ \t\r\n]")  # that is no space of JSON
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 _PAIR = re.compile(r"\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}")
 
@@ -135,12 +134,12 @@ def _lines(path: str) -> Iterator[tuple[_Place, bytes | bytearray]]:
         *ends, rest = chunk.split(b"\n")
         for end in ends:
             text += end
-            if text.strip(_SPACE):
+            if _SYMBOL.search(text):
                 yield _Place(line, 0), text
             line, text = line + 1, bytearray()
         text += rest
         _check_long(path, _Place(line, 0), text, len(rest))
-    if text.strip(_SPACE):
+    if _SYMBOL.search(text):
         yield _Place(line, 0), text
 
 
