@@ -9,12 +9,17 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from tokenloss._errors import raise_error
+from tokenloss.formats._dialects import failure, read
+from tokenloss.formats._records import read_records
+from tokenloss.formats._token_columns import Place, columns, join
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from typing import Literal
+    from typing import Any, Literal
 
     from tokenloss._types import Array, BoolArray, Float64Array, IntArray
+    from tokenloss.formats._dialects import Choice
+    from tokenloss.formats._token_columns import Tokens
 
 SUFFIXES = (".json", ".jsonl", ".json.gz", ".jsonl.gz")
 PARTS_OF_RESPONSE = ("prompt", "generated", "all")  # parts of a response
@@ -101,6 +106,9 @@ class ResponsesFile:
         The part of each response that is yielded.
     skip_failed : bool
         Whether failed lines are left out, rather than an error.
+    dialect : str
+        Layout of the responses: "completions" and "chat" (OpenAI, vLLM and others), "tokens" (vLLM), "SGLang",
+        "llama.cpp"; "" if all lines failed.
     failed : list of Failed
         Failed lines that the iteration has left out so far.
     """
@@ -108,12 +116,109 @@ class ResponsesFile:
     path: str
     part: Literal["prompt", "generated", "all"]
     skip_failed: bool = False
+    dialect: str = ""
     failed: list[Failed] = field(default_factory=list)
+    _is_default: bool = False
 
     def __iter__(self) -> Iterator[Response]:
         """Read the file from its start."""
         self.failed.clear()
-        raise NotImplementedError
+        has_number, has_prompts = False, None
+        for place, custom_id, body, reason in _bodies(self.path):
+            if reason and not self.skip_failed:
+                got, fits = f"request {custom_id!r} failed: {reason}", "have succeeded, or be skipped by skip_failed"
+                place.refuse(got if custom_id is not None else f"the request failed: {reason}", fits)
+            if reason:
+                self.failed.append(Failed(place.line, custom_id, reason))
+                continue
+            dialect, choices = read(body, place)
+            if dialect != self.dialect:
+                place.refuse(f"it is of the layout {dialect}", f"be of {self.dialect}, as those before it")
+            for choice in choices:
+                found = self._chosen(choice, place)
+                if not found:
+                    continue
+                if self.part == "all" and not choice.is_repeated and _has_number(found):
+                    if has_prompts is (not _has_number(found, "prompt", "all")) and len(found[0][1]) != 1:
+                        place.refuse(_IGNORED if has_prompts else _PROMPTS, "hold the parts that those before it hold")
+                    has_prompts = _has_number(found, "prompt", "all")
+                has_number |= _has_number(found)
+                yield _response(place.line, choice.number, custom_id, found)
+        if not has_number and not self.failed:
+            raise_error("content", path=self.path, got="holds no log-probability", fits=f"hold some ({self.part})")
+
+    def _chosen(self, choice: Choice, place: Place) -> list[tuple[str, Tokens]]:
+        """Parts of a choice that are yielded; none of one whose prompt is that of the choice before it."""
+        parts = {name: tokens for name, tokens in choice.parts.items() if len(tokens)}
+        prompt = parts.get("prompt")
+        if "all" in parts and self.part != "all":
+            place.refuse(
+                "nothing tells where the echoed prompt ends",
+                "come with prompt_token_ids or usage, or choose part='all'",
+            )
+        if self.part == "all":
+            found = [
+                (name, parts[name])
+                for name in _ORDER
+                if name in parts and not (name == "prompt" and choice.is_repeated)
+            ]
+            if not found and not choice.is_repeated:
+                place.refuse("it holds no log-probabilities", "hold some: ask for logprobs")
+            return found
+        if self.part == "prompt":
+            if choice.is_repeated:
+                return []
+            if prompt is None or not (prompt.has_number() or len(prompt) == 1):
+                place.refuse(_IGNORED, "hold some, or choose part='generated'")
+            return [("prompt", prompt)]
+        if self._is_default and prompt is not None and prompt.has_number():
+            place.refuse(_PROMPTS, "choose the part: prompt, generated or all")
+        tokens = choice.parts.get("generated")
+        if tokens is None or not (tokens.has_number() or (not len(tokens) and choice.n_generated == 0)):
+            place.refuse("it holds no log-probabilities of what was generated", "hold some: ask for logprobs")
+        return [("generated", tokens)]
+
+
+_ORDER = ("prompt", "all", "generated")
+_IGNORED = "the server returned no prompt log-probabilities: it ignored echo, or was not asked for them"
+_PROMPTS = "it holds log-probabilities of a prompt, and those before it do not"
+
+
+def _has_number(found: list[tuple[str, Tokens]], *names: str) -> bool:
+    """Whether any of these parts has a log-probability; by default, any part."""
+    return any(tokens.has_number() for name, tokens in found if not names or name in names)
+
+
+def _response(line: int, choice: int, custom_id: str | None, found: list[tuple[str, Tokens]]) -> Response:
+    """A sequence of these parts."""
+    parts = [columns(tokens) for _, tokens in found]
+    is_prompt = np.repeat([name != "generated" for name, _ in found], [len(part.ids) for part in parts])
+    every = join(parts)._asdict()
+    lost = int(np.count_nonzero(every.pop("is_lost")))
+    return Response(line, choice, custom_id, is_prompt=is_prompt, lost_tops=lost, **every)
+
+
+def _bodies(path: str) -> Iterator[tuple[Place, str | None, dict[str, Any], str]]:
+    """Each response of a file: its line, the request's name, the response, and why it failed, if it did."""
+    for line, value in read_records(path):
+        yield Place(path, line), *failure(value)
+
+
+def _looked_ahead(path: str) -> tuple[Literal["prompt", "generated"], str]:
+    """The part that a file is read for by default, and its dialect."""
+    dialect = ""
+    for place, _, body, reason in _bodies(path):
+        if reason:
+            continue
+        name, choices = read(body, place)
+        dialect = dialect or name
+        for choice in choices:
+            prompt, generated = choice.parts.get("prompt") or choice.parts.get("all"), choice.parts.get("generated")
+            if prompt and prompt.has_number():
+                return "prompt", dialect
+            if not prompt and not choice.is_repeated and generated and generated.has_number():
+                return "generated", dialect
+    return "generated", dialect
 
 
 def is_responses(path: str | os.PathLike[str]) -> bool:
@@ -130,4 +235,5 @@ def open_responses(
     """Open a file of responses of an inference server."""
     if part is not None and part not in PARTS_OF_RESPONSE:
         raise_error("option", name="part", got=part, fits=", ".join(map(repr, PARTS_OF_RESPONSE)))
-    return ResponsesFile(os.fspath(path), part or "prompt", skip_failed)
+    default, dialect = _looked_ahead(os.fspath(path))
+    return ResponsesFile(os.fspath(path), part or default, skip_failed, dialect, _is_default=part is None)
