@@ -22,7 +22,7 @@ _KEY = "do not tell which entry is the prompt's own token"
 
 
 class Choice(NamedTuple):
-    """A choice of a response: tokens of its parts "prompt" and "generated", or of "all" where they cannot be told apart."""
+    """A choice of a response: its parts "prompt" and "generated", or "all" where they cannot be told apart."""
 
     number: int
     parts: dict[str, Tokens]
@@ -34,7 +34,7 @@ def failure(value: dict[str, Any]) -> tuple[str | None, dict[str, Any], str]:
     """The request's name, the response itself, and why it failed, "" if it did not."""
     custom_id = value.get("custom_id")
     custom_id = custom_id if custom_id is None else str(custom_id)
-    if "choices" not in value and ("response" in value or (custom_id is not None and value.get("error"))):
+    if "custom_id" in value and "choices" not in value and ("response" in value or "error" in value):
         response, error = value.get("response"), value.get("error")
         body = response.get("body") if isinstance(response, dict) else None
         status = response.get("status_code", 200) if isinstance(response, dict) else 200
@@ -42,9 +42,9 @@ def failure(value: dict[str, Any]) -> tuple[str | None, dict[str, Any], str]:
             reason = _message(error) or (_message(body) if isinstance(body, dict) else "")
             return custom_id, {}, reason or (f"status {status}" if status != 200 else "it has no response")
         value = body
-    if "choices" not in value and "meta_info" not in value:
-        if value.get("error") or value.get("object") == "error" or set(value) == {"detail"}:
-            return custom_id, value, _message(value) or "error"
+    is_error = value.get("error") or value.get("object") == "error" or set(value) == {"detail"}
+    if is_error and "choices" not in value and "meta_info" not in value:
+        return custom_id, value, _message(value) or "error"
     finish = value["meta_info"].get("finish_reason") if isinstance(value.get("meta_info"), dict) else None
     if isinstance(finish, dict) and finish.get("type") == "abort":
         return custom_id, value, _message(finish) or "abort"
@@ -306,6 +306,8 @@ def _lists(value: dict[str, Any], field: str, place: Place, own_text: str | None
 def _completions(value: dict[str, Any], place: Place) -> list[Choice]:
     """Choices of completions, of a chat or not, of vLLM or of any other server."""
     choices = [_object(choice, f"choices[{i}]", place) for i, choice in enumerate(value["choices"])]
+    if sorted(str(choice.get("index")) for choice in choices) == sorted(map(str, range(len(choices)))):
+        choices.sort(key=lambda choice: int(choice["index"]))
     n_prompt, n_generated = _usage(value, place)
     found: list[dict[str, Tokens]] = []
     for i, choice in enumerate(choices):
@@ -317,14 +319,9 @@ def _completions(value: dict[str, Any], place: Place) -> list[Choice]:
         parts |= _choice_lists(choice, at, place)
         found.append(parts)
     split_echoes(value, choices, found, (n_prompt, n_generated), place)
-    numbers = [choice.get("index") for choice in choices]
-    if sorted(map(str, numbers)) != sorted(map(str, range(len(choices)))):
-        numbers = list(range(len(choices)))
-    are_copies = copies(found, n_prompt)
     each = n_generated if len(choices) == 1 else None
-    return [
-        Choice(number, parts, is_copy, each) for number, parts, is_copy in zip(numbers, found, are_copies, strict=True)
-    ]
+    are_copies = copies(found, n_prompt)
+    return [Choice(i, parts, is_copy, each) for i, (parts, is_copy) in enumerate(zip(found, are_copies, strict=True))]
 
 
 def _choice_lists(choice: dict[str, Any], at: str, place: Place) -> dict[str, Tokens]:
@@ -386,8 +383,8 @@ def _triples(meta: dict[str, Any], side: str, own_text: Any, place: Place) -> To
     if side == "input" and len(texts) > 1 and not any(text and re.search(r"\s", text) for text in texts):
         n_bytes = [-1] * len(texts)  # the blank that a token starts with is lost with some tokenizers
     return Tokens(
-        place, f"{field}[{{i}}][0]", f"meta_info.{side}_top_logprobs[{{i}}][{{j}}][0]", texts, [token.id for token in own],
-        [token.logprob for token in own], n_bytes, tops, is_exact=True,
+        place, f"{field}[{{i}}][0]", f"meta_info.{side}_top_logprobs[{{i}}][{{j}}][0]", texts,
+        [token.id for token in own], [token.logprob for token in own], n_bytes, tops, is_exact=True,
     )  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Echoes: lists of tokens that hold a prompt and what was generated after it, and prompts that several choices repeat."""
+"""Echoes, lists that hold a prompt and what was generated after it, and prompts that several choices repeat."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def split_echoes(
     usage: tuple[int | None, int | None],
     place: Place,
 ) -> None:
-    """Tell the parts of each choice's lists, which are under "listed": the prompt, if they hold it, and what was generated."""
+    """Tell the parts of what is "listed" in each choice: the prompt, if it is there, and what was generated."""
     with_lists = [i for i, parts in enumerate(found) if "listed" in parts]
     counted = usage[1]
     total = sum(len(found[i]["listed"]) for i in with_lists)
@@ -104,7 +104,7 @@ def _ascii(text: str) -> str:
 
 
 def _is_covered(text: str, texts: Sequence[str]) -> bool:
-    """Whether a text may be that of all of these tokens: there may be special tokens in addition, and parts of characters."""
+    """Whether a text may be that of all of these tokens, of which some may be special, or parts of characters."""
     joined, last = "".join(texts), texts[-1]
     if joined == text or _is_within(text, joined):
         return True

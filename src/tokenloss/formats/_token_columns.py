@@ -88,24 +88,20 @@ class Columns(NamedTuple):
     top_logprobs: Float64Array
 
 
-_TOPS = {"top_tokens": None, "top_ids": -1, "top_logprobs": math.nan}  # and what stands where fewer were listed
+_TOPS: dict[str, Any] = {"top_tokens": None, "top_ids": -1, "top_logprobs": math.nan}  # where fewer were listed
 
 
 def join(parts: Sequence[Columns]) -> Columns:
     """The tokens of one part after those of another."""
-    if len(parts) == 1:
-        return parts[0]
     width = max(part.top_ids.shape[1] for part in parts)
-    return Columns(*(
-        np.concatenate([_widened(getattr(part, name), width, _TOPS[name]) if name in _TOPS else getattr(part, name)
-                        for part in parts])
-        for name in Columns._fields
-    ))  # fmt: skip
-
-
-def _widened(array: Array, width: int, fill: object) -> Array:
-    """Rows of this many elements."""
-    return np.pad(array, ((0, 0), (0, width - array.shape[1])), constant_values=fill)
+    found: dict[str, Any] = {}
+    for name in Columns._fields:
+        columns = [getattr(part, name) for part in parts]
+        if name in _TOPS:
+            more = [((0, 0), (0, width - column.shape[1])) for column in columns]
+            columns = [np.pad(x, n, constant_values=_TOPS[name]) for x, n in zip(columns, more, strict=True)]
+        found[name] = np.concatenate(columns)
+    return Columns(**found)
 
 
 def columns(tokens: Tokens) -> Columns:
@@ -125,7 +121,7 @@ def columns(tokens: Tokens) -> Columns:
     rank, is_greedy, is_known = lists.ranks()
     own[is_sentinel] = np.nan
     is_known &= ~np.isnan(own) | is_sentinel
-    everything = Columns(
+    everything: tuple[Array, ...] = (
         _objects(tokens.texts, n), np.array(tokens.lengths, np.int64), np.array(tokens.ids, np.int64), own, is_sentinel,
         rank, is_greedy & is_known, is_known, lists.is_lost, *lists.tops(),
     )  # fmt: skip
@@ -179,11 +175,13 @@ class _Lists:
 
     def _any(self, is_class: BoolArray) -> BoolArray:
         """Positions that list any of these classes."""
-        return np.bincount(self.row[is_class], minlength=self.n) > 0
+        is_any: BoolArray = np.zeros(self.n, bool)
+        is_any[self.row[is_class]] = True
+        return is_any
 
     def _find_own(self, tokens: Tokens) -> BoolArray:
         """Which classes are the token itself: by id, else by text and log-probability; at most one in each list."""
-        is_own = (self.ids >= 0) & (self.ids == self.own_ids[self.row])
+        is_own: BoolArray = (self.ids >= 0) & (self.ids == self.own_ids[self.row])
         text = _objects(tokens.texts, self.n)[self.row]
         own = self.own[self.row]
         is_near = (np.abs(self.values - own) <= _SAME) | (self.values == own)
@@ -221,7 +219,7 @@ class _Lists:
         row = self.row[order]
         column = np.arange(len(row)) - np.searchsorted(row, row)
         shape = self.n, int(column.max(initial=-1)) + 1
-        text, ids, logprobs = (np.full(shape, fill, dtype) for fill, dtype in zip(_TOPS.values(), ("O", "i8", "f8")))
+        text, ids, logprobs = np.full(shape, None, object), np.full(shape, -1), np.full(shape, np.nan)
         text[row, column] = _objects([self.classes[i].text for i in order], len(order))
         ids[row, column], logprobs[row, column] = self.ids[order], self.values[order]
         return text, ids, logprobs
@@ -236,8 +234,8 @@ def lengths(
 ) -> list[int]:
     """Length of each token in UTF-8; -1 where it is not known.
 
-    By its bytes where the server gave them. Else by its text, if the texts make the response's own, or if no text is one
-    of a part of a character, which is lost. A server may give all of a character to the last of its tokens.
+    By its bytes where the server gave them. Else by its text, if the texts make the response's own, or if none is of a
+    part of a character, which is lost. A server may give all of a character to the last of its tokens.
     """
     known = [text for text in texts if text is not None]
     joined = "".join(known)
