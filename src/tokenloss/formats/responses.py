@@ -51,8 +51,8 @@ class Response:
     is_prompt : array of bool
         Whether the token is of the prompt; the others were generated.
     rank : array of int64
-        1 + number of other classes whose log-probability is >= the token's, as the server counted it or among those that
-        it listed; 0 where it is not known, also for the last one listed, since others may be as likely.
+        1 + number of other classes whose log-probability is >= the token's, as the server counted it or among those
+        that it listed; 0 where it is not known, also for the last one listed, since others may be as likely.
     is_greedy : array of bool
         Whether no class is more likely than the token; of a tie that ids can break, whether its id is the lowest.
     is_greedy_known : array of bool
@@ -273,16 +273,16 @@ def open_responses(
 
     Notes
     -----
-    Read are completions and chats of OpenAI, vLLM, llama.cpp, llama-cpp-python, SGLang and other servers of this layout,
-    vLLM's tokens in and out, and the own endpoints of SGLang (``/generate``) and llama.cpp (``/completion``); all of one
-    layout. A file is read line by line, .json object by object, and never as a whole.
+    Read are completions and chats of OpenAI, vLLM, llama.cpp, llama-cpp-python, SGLang and other servers of this
+    layout, vLLM's tokens in and out, and the own endpoints of SGLang (``/generate``) and llama.cpp (``/completion``);
+    all of one layout. A file is read line by line, .json object by object, and never as a whole.
 
-    What a server did not return is not made up: a prompt without log-probabilities is an error, never a loss of 0, and so
-    is a number that is no log-probability. -9999.0 is taken as a sentinel, and -Infinity as it is. An echo whose tokens
-    are not its text, as of llama-cpp-python without a BOS, is refused, and so are vLLM's ``prompt_logprobs`` that do not
-    show which entry is the prompt's token (ask for ``return_token_ids``), and probabilities after sampling. A prompt
-    that several choices repeat is read once. SGLang reports the last class in a prompt as class 0, so that one has
-    neither id nor text unless its list of most likely classes shows which it is.
+    What a server did not return is not made up: a prompt without log-probabilities is an error, never a loss of 0, and
+    so is a number that is no log-probability. -9999.0 is taken as a sentinel, and -Infinity as it is. An echo whose
+    tokens are not its text, as of llama-cpp-python without a BOS, is refused, and so are vLLM's ``prompt_logprobs``
+    that do not show which entry is the prompt's token (ask for ``return_token_ids``), and probabilities after sampling.
+    A prompt that several choices repeat is read once. SGLang reports the last class in a prompt as class 0, so that one
+    has neither id nor text unless its list of most likely classes shows which it is.
 
     Examples
     --------
