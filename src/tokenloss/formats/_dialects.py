@@ -248,7 +248,8 @@ def _content(value: Any, field: str, place: Place, own_text: str | None, ids: li
     return Tokens(
         place, f"{field}[{{i}}].logprob", f"{field}[{{i}}].top_logprobs[{{j}}].logprob", texts, own_ids,
         [entry["logprob"] for entry in entries], lengths(texts, spelled, own_text), tops,
-        ranks if entries and all(ranks) else None, is_llama_cpp,
+        ranks if entries and all(ranks) else None, is_keyed=all(spelling is None for spelling in spelled),
+        is_exact=is_llama_cpp,
     )  # fmt: skip
 
 
@@ -299,7 +300,7 @@ def _lists(value: dict[str, Any], field: str, place: Place, own_text: str | None
     return Tokens(
         place, f"{field}.token_logprobs[{{i}}]", f"{field}.top_logprobs[{{i}}][{{text!r}}]", texts,
         ids if ids is not None and len(ids) == n else [id_ for _, id_ in names], logprobs,
-        lengths(texts, None, own_text), tops,
+        lengths(texts, None, own_text), tops, is_keyed=True,
     )  # fmt: skip
 
 
