@@ -153,11 +153,12 @@ def _prompt_objects(value: Any, ids: list[int] | None, field: str, place: Place)
     found = [entries[at] if entries else None for entries, at in zip(objects, own, strict=True)]
     texts = [entry[0].text if entry else None for entry in found]
     tops = [[entry[0] for entry in entries] for entries in objects]
+    ranks = [entry[1] if entry else 0 for entry in found]
     return Tokens(
         place, f'{field}[{{i}}]["{{id}}"].logprob', f'{field}[{{i}}]["{{id}}"].logprob', texts,
         [entry[0].id if entry else -1 for entry in found] if ids is None else ids,
         [entry[0].logprob if entry else None for entry in found], lengths(texts, is_completed=True), tops,
-        [entry[1] if entry else 0 for entry in found],
+        ranks if any(ranks) else None,
     )  # fmt: skip
 
 

@@ -164,8 +164,9 @@ class _Lists:
         others = ~self.is_own
         np.maximum.at(self.best, self.row[others], values[others])
         np.minimum.at(self.least, self.row[others], values[others])
-        self.is_last = self.is_listed & ~(self.least <= own)  # it may have been added to the list
         self.is_exact, self.rank = tokens.is_exact, None if tokens.ranks is None else np.array(tokens.ranks, np.int64)
+        is_last = ~(self.least <= own) if self.rank is None else (self.rank >= self.count) & (self.least != own)
+        self.is_last = self.is_listed & is_last  # it may have been added to the list
         shown = self.count if tokens.is_exact else self.count - self.is_last
         self.k = int(shown.max(initial=0))
         self.is_short = self.is_lost = np.zeros(self.n, bool)
@@ -191,7 +192,8 @@ class _Lists:
         is_own: BoolArray = (self.ids >= 0) & (self.ids == self.own_ids[self.row])
         text = _objects(tokens.texts, self.n)[self.row]
         own = self.own[self.row]
-        is_near = (np.abs(self.values - own) <= _SAME) | (self.values == own)
+        with np.errstate(invalid="ignore"):  # of infinities
+            is_near = (np.abs(self.values - own) <= _SAME) | (self.values == own)
         pairs = zip(self.classes, text, strict=True)
         by_text = np.array([entry.text is not None and entry.text == own_text for entry, own_text in pairs], bool)
         is_own |= ((self.ids < 0) | (self.own_ids[self.row] < 0)) & by_text & is_near
@@ -212,9 +214,8 @@ class _Lists:
         is_known = (self.count > 0) & (self.k > 0) & ~self.is_short & (self.is_listed | (self.best >= self.own))
         not_less = ~self.is_own & (self.values >= self.own[self.row])
         rank = 1 + np.bincount(self.row[not_less], minlength=self.n)
-        rank[~self.is_listed | self.is_short | ~(self.least < self.own)] = (
-            0  # more classes may be as likely as the last
-        )
+        is_unknown = ~self.is_listed | self.is_short | ~(self.least < self.own)  # others may be as likely as the last
+        rank[is_unknown] = 0
         return rank, is_greedy, is_known
 
     def tops(self) -> tuple[Array, IntArray, Float64Array]:
