@@ -69,8 +69,8 @@ class Shard(NamedTuple):
 
     @property
     def rows(self) -> int:
-        """Number of rows in the file."""
-        return math.prod(self.shape[:-1])
+        """Number of rows in the file, or of tokens of responses."""
+        return math.prod(self.shape[:-1] if self.size is None else self.shape)
 
     @property
     def n_bytes(self) -> int:
