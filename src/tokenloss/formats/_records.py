@@ -30,8 +30,7 @@ _CHUNK = 1 << 18  # bytes read at a time
 _LONG = 1 << 20  # bytes of a record that is looked at before its end, since a malformed one may never end
 _MOST = 1 << 30  # bytes of a record
 _CUT = 16  # characters before a cut that may seem wrong: of a number, an escape, or a name such as -Infinity
-_SPACE = b" \t\r\n"  # of JSON
-_SYMBOL = re.compile(rb"[^ \t\r\n]")
+_SYMBOL = re.compile(rb"[^ \t\r\n]")  # that is no space of JSON
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 _PAIR = re.compile(r"\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}")
 
@@ -135,12 +134,12 @@ def _lines(path: str) -> Iterator[tuple[_Place, bytes | bytearray]]:
         *ends, rest = chunk.split(b"\n")
         for end in ends:
             text += end
-            if text.strip(_SPACE):
+            if _SYMBOL.search(text):
                 yield _Place(line, 0), text
             line, text = line + 1, bytearray()
         text += rest
         _check_long(path, _Place(line, 0), text, len(rest))
-    if text.strip(_SPACE):
+    if _SYMBOL.search(text):
         yield _Place(line, 0), text
 
 
@@ -225,7 +224,7 @@ def _value(path: str, place: _Place, text: bytes | bytearray, is_whole: bool = T
     try:
         string = codecs.getincrementaldecoder("utf-8")().decode(text, is_whole)
         value = _DECODER.decode(string)
-        if _SURROGATE.search(string) and _SURROGATE.search(_PAIR.sub("_", string.replace("\\\\", "__"))):
+        if _SURROGATE.search(string) and _SURROGATE.search(_PAIR.sub("", string.replace("\\\\", "__"))):
             got, fits = f"{_half_a_pair(value)} holds half of a surrogate pair", "be Unicode"
     except UnicodeDecodeError as error:
         at, got, fits = error.start, f"{text[error.start]:#04x} is not UTF-8", "be UTF-8"
