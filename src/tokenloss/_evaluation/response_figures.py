@@ -65,7 +65,7 @@ class ResponseFigures(NamedTuple):
     def from_json(cls, state: Any) -> ResponseFigures:
         """Inverse of `to_json`; ValueError if it cannot be that."""
         counts = [state[name] for name in ("responses", "without_number", "sentinels", "greedy_known", "lost_tops")]
-        rounding, failed = Rounding(*state["rounding"]), [Failed(*entry) for entry in state["failed"]]
+        rounding, failed = Rounding._make(state["rounding"]), [Failed._make(entry) for entry in state["failed"]]
         columns: list[Any] = [
             np.array(state["sources"][name], column.dtype) for name, column in NO_SOURCES._asdict().items()
         ]
@@ -97,8 +97,8 @@ def response_summary(paths: Sequence[str], results: Sequence[ShardResult]) -> di
         for entry in figures.failed
     ]
     return {
-        "dialect": ", ".join(dict.fromkeys(figures.dialect for figures in found)),
-        "part": found[0].part,
+        "dialect": ", ".join(dict.fromkeys(figures.dialect for figures in found if figures.dialect)),
+        "part": next((figures.part for figures in found if figures.dialect), found[0].part),
         "rounding": str(sum((figures.rounding for figures in found), Rounding())) or None,
         **totals,
         "skipped": len(failed),

@@ -38,14 +38,13 @@ def are_responses(paths: Sequence[str]) -> bool:
 
 def plan_responses(paths: Sequence[str], options: Options) -> list[Shard]:
     """Open all files, which must have the same part, as far as it was not chosen."""
-    parts, shards = [], []
-    for path in paths:
-        parts.append(open_responses(path, part=options.part, skip_failed=options.skip_failed).part)
-        shards.append(Shard(path, "responses", (0,), "", 0, size=Path(path).stat().st_size))
-        if parts[-1] != parts[0]:
-            got = f"has log-probabilities of the part {parts[-1]!r}, but {paths[0]} of {parts[0]!r}"
-            raise_error("content", path=path, got=got, fits="come with --part, or part=")
-    return shards
+    files = [open_responses(path, part=options.part, skip_failed=options.skip_failed) for path in paths]
+    files = [file for file in files if file.dialect]  # of those whose lines all failed, the part is not known
+    for file in files:
+        if file.part != files[0].part:
+            got = f"has log-probabilities of the part {file.part!r}, but {files[0].path} of {files[0].part!r}"
+            raise_error("content", path=file.path, got=got, fits="come with --part, or part=")
+    return [Shard(path, "responses", (0,), "", 0, size=Path(path).stat().st_size) for path in paths]
 
 
 def score_responses(
@@ -83,7 +82,7 @@ def score_responses(
     meter, sequences, _ = collector.result()
     without_number, sentinels, greedy, greedy_known = counts.tolist()
     figures = ResponseFigures(
-        getattr(file, "dialect", ""), file.part, n_responses, without_number, sentinels, greedy_known, lost_tops, rounding,
+        file.dialect, file.part, n_responses, without_number, sentinels, greedy_known, lost_tops, rounding,
         list(file.failed), Sources.concatenated(sources),
     )  # fmt: skip
     return ShardResult(meter, without_number + sentinels, greedy, highest.tokens(), sequences, responses=figures)
@@ -171,6 +170,21 @@ def _lowest_of_likeliest(top_ids: Array, top_logprobs: Array) -> Array:
     return found
 
 
+def _has_cut_character(response: Response) -> bool:
+    """Whether some parts of a character are scored and others not, so that its length cannot be told.
+
+    Texts of its first parts are empty; that of the last one is the whole character.
+    """
+    kept, parts = ~np.isnan(response.logprobs), []
+    for text, is_kept in zip(response.tokens, kept.tolist(), strict=True):
+        parts.append(is_kept)
+        if text and text > "\x7f" and len(set(parts)) > 1:
+            return True
+        if text != "":
+            parts = []
+    return False
+
+
 def _sources(responses: Sequence[Response], block: dict[str, Any]) -> Sources:
     """Where the sequences that have a token to score come from."""
     kept, known, is_greedy = block["kept"], block["is_greedy_known"], block["is_greedy"]
@@ -180,10 +194,11 @@ def _sources(responses: Sequence[Response], block: dict[str, Any]) -> Sources:
 
     tokens = count(kept)
     sizes = np.bincount(block["numbers"][kept], block["n_bytes"][kept], len(responses)).astype(np.int64)
+    is_cut = np.array([_has_cut_character(response) for response in responses])
     columns: list[Any] = [
         np.array([response.line for response in responses], np.int64),
         np.array([response.choice for response in responses], np.int64),
-        np.where(count(kept & (block["n_bytes"] < 0)) > 0, -1, sizes),
+        np.where((count(kept & (block["n_bytes"] < 0)) > 0) | is_cut, -1, sizes),
         (count(kept & known & ~is_greedy) > 0) | (count(kept & known) == tokens),
         np.array([response.custom_id for response in responses], np.object_),
     ]

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from tokenloss.comparison import Comparison
 
 _MAX_SHARDS = 20  # that are listed
+_MAX_REASON = 100  # characters
 
 
 class SummaryTables(Output):
@@ -87,9 +88,9 @@ def summary_tables(summary: dict[str, Any], basis: str) -> list[Table]:
 
 def _responses_note(summary: dict[str, Any]) -> str:
     """What files of responses hold."""
-    part = {"prompt": "the prompt", "generated": "what was generated", "all": "the prompt and what was generated"}
-    rounding = f", log-probabilities of {summary['rounding']}" if summary["rounding"] else ""
-    return f"{summary['responses']:,} responses of {summary['dialect']}: {part[summary['part']]}{rounding}"
+    parts = {"prompt": "the prompt", "generated": "what was generated", "all": "the prompt and what was generated"}
+    note = f"{summary['responses']:,} responses ({summary['dialect'] or 'all failed'}), {parts[summary['part']]}"
+    return note + (f"; log-probabilities of {summary['rounding']}" if summary["rounding"] else "")
 
 
 def _left_out(summary: dict[str, Any]) -> str:
@@ -111,7 +112,9 @@ def _first_failed(summary: dict[str, Any]) -> str:
     """The first failed line."""
     for entry in summary.get("failed", ()):
         name = "" if entry["custom_id"] is None else f" ({entry['custom_id']})"
-        return printable(f"line {entry['line']}{name}: {entry['reason']}")
+        reason = entry["reason"]
+        reason = reason if len(reason) <= _MAX_REASON else reason[:_MAX_REASON] + "\N{HORIZONTAL ELLIPSIS}"
+        return printable(f"line {entry['line']}{name}: {reason}")
     return ""
 
 
