@@ -3,20 +3,17 @@
 import contextlib
 import json
 import math
-import os
 import re
-import sys
 from html.parser import HTMLParser
 from importlib import resources
 from pathlib import Path
 
-import browser as browsers
-import clients
 import numpy as np
 import pytest
+from browser import CARD, assert_quiet, middle
 
 import tokenloss
-from tokenloss import evaluate, page, sinks, token_scores
+from tokenloss import page, token_scores
 from tokenloss._files import replacing
 from tokenloss.scores import COLUMNS
 
@@ -343,38 +340,7 @@ def test_path_in_a_folder_that_is_missing(tmp_path):
 # -- in a browser -----------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    """A browser, in CI by all means."""
-    program = browsers.find()
-    if program is None:
-        assert not (sys.platform == "linux" and "CI" in os.environ), f"CI must have one of {browsers.PROGRAMS}"
-        pytest.skip("no Chromium is installed")
-    browser = browsers.Browser(program, tmp_path_factory.mktemp("profile"))
-    yield browser
-    browser.close()
-
-
 TEXT = """[...document.querySelectorAll("#text i")].map(token => token.innerText)"""
-CARD = """document.getElementById("card").hidden ? null : document.getElementById("card").innerText"""
-
-
-def middle(browser, index):
-    """Where a token is."""
-    return browser.run(
-        f"""(() => {{
-            const box = document.querySelectorAll("#text i")[{index}].getClientRects()[0];
-            return [box.x + box.width / 2, box.y + box.height / 2];
-        }})()"""
-    )
-
-
-def assert_quiet(browser, path):
-    """Check that the browser loaded nothing else and reported nothing."""
-    assert [event["params"]["request"]["url"] for event in browser.seen("Network.requestWillBeSent")] == [path.as_uri()]
-    assert not browser.seen(
-        "Runtime.exceptionThrown", "Runtime.consoleAPICalled", "Log.entryAdded", "Page.javascriptDialogOpening"
-    )
 
 
 def test_browser_shows_the_sample(browser, sample, tmp_path):
@@ -395,35 +361,6 @@ def test_browser_shows_the_sample(browser, sample, tmp_path):
         assert word in card
     browser.point(5, 5)
     assert browser.run(CARD) is None
-    assert_quiet(browser, path)
-
-
-def test_browser_shows_responses_of_servers_as_far_as_they_are_known(browser, tmp_path):
-    path = tmp_path / "responses.html"
-    vllm, llama_cpp = "vllm/completion_00.json", "llama_cpp_python/completion_echo_bos_01.json"
-    files = [clients.save(tmp_path / f"{i}.json", name) for i, name in enumerate([vllm, llama_cpp])]
-    evaluate(files, sinks=[sinks.HtmlPage(path)])
-    browser.open(path)
-    known, unknown = clients.response(vllm), clients.response(llama_cpp)
-    entry = known["choices"][0]["prompt_logprobs"][2]
-    browser.point(*middle(browser, 2))
-    card = browser.run(CARD)
-    (own, first), *_ = entry.items()
-    for word in (f"id {own} · response 0 · position 2", f"rank\n{first['rank']}\n", f"{-first['logprob']:.5g} nats"):
-        assert word in card
-    for i, other in entry.items():
-        assert f"{other['decoded_token'].replace(' ', '␣')}\t{i}\t" in card
-    assert "entropy" not in card
-    logprobs = unknown["choices"][0]["logprobs"]
-    browser.point(*middle(browser, len(known["choices"][0]["prompt_logprobs"]) + 3))
-    card = browser.run(CARD)
-    assert card.startswith(logprobs["tokens"][3].replace(" ", "␣"))
-    assert "\nresponse 0 · position 3\n" in card
-    for text, logprob in logprobs["top_logprobs"][3].items():
-        share = f"{100 * math.exp(logprob):.3g} %" if logprob > math.log(1e-4) else f"{math.exp(logprob):.2e}"[:4]
-        assert re.search(re.escape(text.strip()) + r"\t+" + re.escape(share), card), (text, share, card)
-    assert "-1" not in card
-    assert "null" not in card
     assert_quiet(browser, path)
 
 
