@@ -153,11 +153,12 @@ def _prompt_objects(value: Any, ids: list[int] | None, field: str, place: Place)
     found = [entries[at] if entries else None for entries, at in zip(objects, own, strict=True)]
     texts = [entry[0].text if entry else None for entry in found]
     tops = [[entry[0] for entry in entries] for entries in objects]
+    ranks = [entry[1] if entry else 0 for entry in found]
     return Tokens(
         place, f'{field}[{{i}}]["{{id}}"].logprob', f'{field}[{{i}}]["{{id}}"].logprob', texts,
         [entry[0].id if entry else -1 for entry in found] if ids is None else ids,
         [entry[0].logprob if entry else None for entry in found], lengths(texts, is_completed=True), tops,
-        [entry[1] if entry else 0 for entry in found],
+        ranks if any(ranks) else None,
     )  # fmt: skip
 
 
@@ -248,7 +249,8 @@ def _content(value: Any, field: str, place: Place, own_text: str | None, ids: li
     return Tokens(
         place, f"{field}[{{i}}].logprob", f"{field}[{{i}}].top_logprobs[{{j}}].logprob", texts, own_ids,
         [entry["logprob"] for entry in entries], lengths(texts, spelled, own_text), tops,
-        ranks if entries and all(ranks) else None, is_llama_cpp,
+        ranks if entries and all(ranks) else None, is_keyed=all(spelling is None for spelling in spelled),
+        is_exact=is_llama_cpp,
     )  # fmt: skip
 
 
@@ -299,7 +301,7 @@ def _lists(value: dict[str, Any], field: str, place: Place, own_text: str | None
     return Tokens(
         place, f"{field}.token_logprobs[{{i}}]", f"{field}.top_logprobs[{{i}}][{{text!r}}]", texts,
         ids if ids is not None and len(ids) == n else [id_ for _, id_ in names], logprobs,
-        lengths(texts, None, own_text), tops,
+        lengths(texts, None, own_text), tops, is_keyed=True,
     )  # fmt: skip
 
 

@@ -58,10 +58,12 @@ class Response:
     is_greedy_known : array of bool
         Whether the server returned enough to tell.
     top_tokens, top_ids, top_logprobs : arrays of shape (n, k)
-        Text, ids and log-probabilities of the most likely classes, in descending order; None, -1 and nan where the
-        server listed fewer, gave no text or no ids. The token itself is among them only if it is that likely.
+        Text, ids and log-probabilities of the most likely classes, in descending order, none of them left out; None, -1
+        and nan where the server listed fewer, gave no text or no ids. The token itself is among them only if it is that
+        likely.
     lost_tops : int
-        Number of positions that list fewer classes than others, because classes of the same text fell together.
+        Number of positions whose list may have lost classes, since those of the same text, above all parts of
+        characters, fall together where a list is an object by text. These positions have no most likely classes.
     """
 
     line: int
