@@ -115,3 +115,24 @@ class Browser:
     def screenshot(self, path):
         """Save what is seen as PNG."""
         path.write_bytes(base64.b64decode(self.call("Page.captureScreenshot", format="png")["data"]))
+
+
+CARD = """document.getElementById("card").hidden ? null : document.getElementById("card").innerText"""
+
+
+def middle(browser, index):
+    """Where a token is."""
+    return browser.run(
+        f"""(() => {{
+            const box = document.querySelectorAll("#text i")[{index}].getClientRects()[0];
+            return [box.x + box.width / 2, box.y + box.height / 2];
+        }})()"""
+    )
+
+
+def assert_quiet(browser, path):
+    """Check that the browser loaded nothing else and reported nothing."""
+    assert [event["params"]["request"]["url"] for event in browser.seen("Network.requestWillBeSent")] == [path.as_uri()]
+    assert not browser.seen(
+        "Runtime.exceptionThrown", "Runtime.consoleAPICalled", "Log.entryAdded", "Page.javascriptDialogOpening"
+    )

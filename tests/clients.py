@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 CLIENTS = Path(__file__).parent / "data" / "clients"
+COMPLETIONS = [f"vllm/completion_{i:02}.json" for i in range(10)]  # the prompt of 08 is a single token
 
 
 class Reference(NamedTuple):
@@ -93,3 +94,13 @@ def save_lines(path, *values):
 def response(name):
     """A response as a value of its own, to be changed."""
     return json.loads(responses()[name])
+
+
+def chat(*tokens):
+    """A response of a chat; tokens are a text, a log-probability and perhaps a list of pairs of these."""
+    content = [
+        {"token": text, "logprob": logprob, "top_logprobs": [{"token": other, "logprob": x} for other, x in tops]}
+        for text, logprob, tops in ((*token, [])[:3] for token in tokens)
+    ]
+    text = "".join(token[0] for token in tokens)
+    return {"choices": [{"index": 0, "message": {"content": text}, "logprobs": {"content": content}}]}

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import browser as browsers
 import numpy as np
 import pytest
 
@@ -189,3 +190,15 @@ def models(tmp_path):
     np.save(tmp_path / "targets.npy", targets)
     np.savez_compressed(tmp_path / "other.npz", probs=tokenloss.softmax(other.astype(np.float64)))
     return SimpleNamespace(base=base, other=other, targets=targets, path=tmp_path)
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    """A browser, in CI by all means."""
+    program = browsers.find()
+    if program is None:
+        assert not (sys.platform == "linux" and "CI" in os.environ), f"CI must have one of {browsers.PROGRAMS}"
+        pytest.skip("no Chromium is installed")
+    browser = browsers.Browser(program, tmp_path_factory.mktemp("profile"))
+    yield browser
+    browser.close()

@@ -3,16 +3,14 @@
 import contextlib
 import json
 import math
-import os
 import re
-import sys
 from html.parser import HTMLParser
 from importlib import resources
 from pathlib import Path
 
-import browser as browsers
 import numpy as np
 import pytest
+from browser import CARD, assert_quiet, middle
 
 import tokenloss
 from tokenloss import page, token_scores
@@ -342,38 +340,7 @@ def test_path_in_a_folder_that_is_missing(tmp_path):
 # -- in a browser -----------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    """A browser, in CI by all means."""
-    program = browsers.find()
-    if program is None:
-        assert not (sys.platform == "linux" and "CI" in os.environ), f"CI must have one of {browsers.PROGRAMS}"
-        pytest.skip("no Chromium is installed")
-    browser = browsers.Browser(program, tmp_path_factory.mktemp("profile"))
-    yield browser
-    browser.close()
-
-
 TEXT = """[...document.querySelectorAll("#text i")].map(token => token.innerText)"""
-CARD = """document.getElementById("card").hidden ? null : document.getElementById("card").innerText"""
-
-
-def middle(browser, index):
-    """Where a token is."""
-    return browser.run(
-        f"""(() => {{
-            const box = document.querySelectorAll("#text i")[{index}].getClientRects()[0];
-            return [box.x + box.width / 2, box.y + box.height / 2];
-        }})()"""
-    )
-
-
-def assert_quiet(browser, path):
-    """Check that the browser loaded nothing else and reported nothing."""
-    assert [event["params"]["request"]["url"] for event in browser.seen("Network.requestWillBeSent")] == [path.as_uri()]
-    assert not browser.seen(
-        "Runtime.exceptionThrown", "Runtime.consoleAPICalled", "Log.entryAdded", "Page.javascriptDialogOpening"
-    )
 
 
 def test_browser_shows_the_sample(browser, sample, tmp_path):

@@ -65,6 +65,8 @@ def score(args: argparse.Namespace) -> None:
                 kind=args.kind,
                 shift=args.shift,
                 ignore_index=args.ignore_index,
+                part=args.part,
+                skip_failed=args.skip_failed,
                 n_bytes=args.bytes or 0,
                 text=args.text,
                 words=args.words,
@@ -76,6 +78,8 @@ def score(args: argparse.Namespace) -> None:
                 workers=args.workers,
             )
     _advise_shift(evaluation.figures["fits_better_shifted"])
+    if lost := evaluation.figures.get("lost_tops"):
+        _warn(f"{lost:,} positions list fewer classes than others: classes of the same text fell together")
     _finish([output for output in outputs if output.path is None], evaluation.figures, evaluation)
 
 
@@ -93,6 +97,7 @@ class _Guarded(Output):
 
     @contextlib.contextmanager
     def open(self, batch: tuple[int, ...] | None, rows: int | None, top_k: int) -> Iterator[None]:
+        self._output._of_responses = self._of_responses
         with _output_errors(self.option, self.path), self._output.open(batch, rows, top_k):
             yield
 
@@ -146,9 +151,15 @@ def _compare_scores(args: argparse.Namespace) -> None:
 
 def _advise_shift(fits_better: bool) -> None:
     """Warn on stderr if targets should have been shifted."""
-    if fits_better and sys.stderr is not None:
+    if fits_better:
+        _warn(SHIFT_ADVICE)
+
+
+def _warn(message: str) -> None:
+    """Print a warning on stderr."""
+    if sys.stderr is not None:
         with contextlib.suppress(OSError):
-            print(f"tokenloss: warning: {SHIFT_ADVICE}", file=sys.stderr)
+            print(f"tokenloss: warning: {message}", file=sys.stderr)
 
 
 # -- errors, inputs and outputs ----------------------------------------------------------------------------------------

@@ -13,12 +13,13 @@ if TYPE_CHECKING:
 
     import rich.progress
 
+_TEXT = ("file", "text", "custom_id")  # columns that are no numbers
 _MIN_TEXT_WIDTH = 16  # letters, to which text is folded on a narrow terminal
 _PROGRESS_SECONDS = 1.0  # before progress is shown, and between plain lines of it
 
 
 class Table(NamedTuple):
-    """Rows of text, perhaps with a title and heads; with heads, all columns but `file` and `text` are numbers."""
+    """Rows of text, perhaps with a title and heads; with heads, all columns but those of `_TEXT` are numbers."""
 
     rows: Sequence[tuple[str, ...]]
     heads: tuple[str, ...] = ()
@@ -26,7 +27,7 @@ class Table(NamedTuple):
 
     def aligns_right(self, column: int) -> bool:
         """Whether a column holds numbers."""
-        return bool(self.heads) and self.heads[column] not in ("file", "text")
+        return bool(self.heads) and self.heads[column] not in _TEXT
 
 
 def printable(text: str) -> str:

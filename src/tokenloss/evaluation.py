@@ -47,7 +47,8 @@ class Evaluation:
         Exact sums over all tokens: loss, standard error, perplexity and the like.
     sequences : dict of 1-D arrays
         A table of the sequences, by column: `file` (number of the file, from 0; -1 where several hold a part),
-        `sequence`, `tokens`, `nll`, `loss`, `perplexity` and `is_greedy`.
+        `sequence`, `tokens`, `nll`, `loss`, `perplexity` and `is_greedy`. Of responses also `line`, `choice`,
+        `is_greedy_known` and `custom_id`.
     figures : dict
         All that ``tokenloss score --json`` prints: figures of all tokens, of each file and of each sequence, and the
         tokens and sequences of the highest losses.
@@ -70,7 +71,7 @@ class Evaluation:
 
     @property
     def accuracy(self) -> float:
-        """The fraction of the tokens that are the most likely class; nan if there are none."""
+        """The fraction of the tokens, of those where it is known, that are the most likely class; nan of none."""
         accuracy: float = self.figures["accuracy"]
         return accuracy
 
@@ -109,6 +110,8 @@ def evaluate(
     kind: Literal["logits", "log_probs", "probs"] | None = None,
     shift: bool | None = None,
     ignore_index: int | None = -100,
+    part: Literal["prompt", "generated", "all"] | None = None,
+    skip_failed: bool = False,
     n_bytes: ArrayLike = 0,
     n_words: ArrayLike = 0,
     text: _Path | None = None,
@@ -120,7 +123,7 @@ def evaluate(
     progress: bool = False,
     workers: int | None = None,
 ) -> Evaluation:
-    """Score all tokens of files, or of blocks in memory: loss, standard error, perplexity, accuracy.
+    """Score all tokens of files, of servers' responses, or of blocks: loss, standard error, perplexity, accuracy.
 
     This is the command ``tokenloss score``. Nothing is loaded whole, so files may be larger than memory.
 
@@ -132,7 +135,8 @@ def evaluate(
         engine's loop makes them, with arrays or tensors as in `cross_entropy`. Each row of scores of shape (N, T, V) is
         a sequence, and tokens of shape (N, V) are taken as independent, unless `segment_ids` or `cu_seqlens` say
         otherwise: arrays of these names in a file, whose numbers are its own, or the last part of a block, whose
-        numbers are those of all blocks.
+        numbers are those of all blocks. Or files of responses (.json, .jsonl) as `tokenloss.formats.open_responses`
+        reads them, each choice of which is a sequence; `targets` to `ignore_index` do not apply to them.
     targets : path or paths, optional
         A .npy file of targets for each file of scores, or one for all; by default, the files hold them.
     segment_ids : path or paths, optional
@@ -148,10 +152,14 @@ def evaluate(
         predicts the first id of the next file, but a block without `segment_ids` ends its sequences.
     ignore_index : int or None, default -100
         Target value that marks tokens to ignore, such as padding.
+    part : {"prompt", "generated", "all"}, optional
+        The part of responses to score; by default the prompt if it has log-probabilities, else what was generated.
+    skip_failed : bool, default False
+        Whether failed lines of a batch of responses are left out, and listed in the figures, rather than an error.
     n_bytes, n_words : int or array of integers, default 0
         Length of the whole text, for bits per byte and perplexity per word; or an array of the length of the text of
         each sequence, in the order of `Evaluation.sequences`. Of a whole text, errors take the lengths of sequences as
-        proportional to their tokens, which is often too little.
+        proportional to their tokens, which is often too little. Of responses, bytes are counted if not given.
     text : path, optional
         A file of the whole text, in place of its lengths.
     words : {"whitespace", "lm-eval"}, default "whitespace"
@@ -212,6 +220,7 @@ def evaluate(
     from tokenloss._evaluation.plan import Options
     from tokenloss._evaluation.summary import WORDS
     from tokenloss.formats import KINDS
+    from tokenloss.formats.responses import PARTS_OF_RESPONSE, is_responses
 
     fits = "an integer of at least 0"
     top = check_integer("top", top, fits, least=0)
@@ -222,12 +231,16 @@ def evaluate(
         raise_error("option", name="kind", got=kind, fits=", ".join(map(repr, KINDS)))
     if shift not in (None, True, False):
         raise_error("option", name="shift", got=shift, fits="True, False or None")
-    options = Options(array, kind, ignore_index, shift, top)
+    if part is not None and part not in PARTS_OF_RESPONSE:
+        raise_error("option", name="part", got=part, fits=", ".join(map(repr, PARTS_OF_RESPONSE)))
+    options = Options(array, kind, ignore_index, shift, top, part, bool(skip_failed))
     state, text = (None if path is None else _path(name, path) for name, path in (("state", state), ("text", text)))
     sinks = _checked_sinks(sinks)
     settings = Settings(of_bytes, of_words, words, state, scheduler, check_workers(workers), progress)
     check_needs(sinks, state, scheduler)
     first, items = _first_of(source)
+    of_scores: dict[str, Any] = {"targets": targets, "segment_ids": segment_ids, "array": array}
+    of_responses = {"part": part, "skip_failed": skip_failed or None}
     if isinstance(first, str | os.PathLike):
         for name, size in (("n_bytes", of_bytes), ("n_words", of_words)):
             if text is not None and (not isinstance(size, int) or size):
@@ -235,13 +248,16 @@ def evaluate(
         files = {"source": items, "targets": targets, "segment_ids": segment_ids}
         scores, ids, segments = (resolved(_paths(name, value)) for name, value in files.items())
         inputs = Inputs(scores, ids, segments, text)
+        if any(map(is_responses, scores)):
+            given = of_scores | {"kind": kind, "shift": shift}
+            given |= {"ignore_index": None if ignore_index == -100 else "given"}
+            _refuse(given, "left out where the source is responses of servers")
+        else:
+            _refuse(of_responses, "left out where the source is no responses of servers")
         evaluation = evaluate_files(inputs, options, settings, sinks)
     else:
-        given = {"targets": targets, "segment_ids": segment_ids, "array": array, "text": text, "state": state,
-                 "scheduler": scheduler}  # fmt: skip
-        for name, value in given.items():
-            if value is not None and not (isinstance(value, tuple | list) and not value):
-                raise_error("option", name=name, got="given", fits="left out where the source is blocks, not paths")
+        given = of_scores | {"text": text, "state": state, "scheduler": scheduler} | of_responses
+        _refuse(given, "left out where the source is blocks, not paths")
         evaluation = evaluate_blocks(items, options, settings, sinks)
     if evaluation.figures["fits_better_shifted"]:
         warnings.warn(SHIFT_ADVICE, ShiftWarning, stacklevel=2)
@@ -252,6 +268,13 @@ SHIFT_ADVICE = (
     "the targets fit far better one row earlier: they seem to be the input ids of a causal model; shift them (--shift, "
     "shift=True), or say that they are right (--no-shift, shift=False)"
 )
+
+
+def _refuse(given: dict[str, Any], fits: str) -> None:
+    """Refuse options that do not apply; None and empty lists are not given."""
+    for name, value in given.items():
+        if value is not None and not (isinstance(value, tuple | list) and not value):
+            raise_error("option", name=name, got="given", fits=fits)
 
 
 def _first_of(source: Any) -> tuple[Any, Iterable[Any]]:

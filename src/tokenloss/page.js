@@ -36,38 +36,43 @@ function percent(logarithm) {
   return share > 0 && share < 1e-4 ? share.toExponential(2) : +(100 * share).toPrecision(3) + " %";
 }
 
-function alternative(id, logarithm, isTarget) {
-  const name = make("td", "", make("bdi", "", visible(data.text[id] ?? String(id))));
+function alternative(id, text, logarithm, isTarget) {
+  const name = make("td", "", make("bdi", "", visible(text ?? String(id ?? "?"))));
   const chance = make("td", "", logarithm === null ? "" : percent(logarithm));
   name.style.setProperty("--share", logarithm === null ? 0 : Math.exp(logarithm));
-  const number = make("td", "", id in data.text ? String(id) : "");
+  const number = make("td", "", String((text ?? null) === null ? "" : id ?? ""));
   return make("tr", isTarget ? "target" : "", name, number, chance);
 }
 
+/* null is not known: of responses of servers, whose alternatives have names, where ids may be missing. */
 function fill(token) {
-  const at = token.place, id = data.id[at], loss = data.loss[at];
-  const raw = visible((data.token ? data.token[at] : data.text[id]) ?? String(id));
+  const at = token.place, id = data.id[at], loss = data.loss[at], named = data.named;
+  const text = data.token ? data.token[at] : data.text[id];
+  const spot = data.position ? `response ${data.sequence[at]} · position ${data.position[at]}` : `position ${at}`;
   const facts = make("dl", "");
   const fact = (name, value) => facts.append(make("dt", "", name), make("dd", "", value));
   const chance = loss === null ? null : -loss;
-  const head = make("header", "", make("bdi", "", raw), make("small", "", `id ${id} · position ${at}`));
+  const head = make("header", "", make("bdi", "", visible(text ?? String(id ?? "?"))),
+    make("small", "", (id === null ? "" : `id ${id} · `) + spot));
   card.replaceChildren(head, facts);
   if (token.classList.contains("ignored")) {
     facts.append(make("dt", "", "ignored: no part of the loss"));
     return;
   }
   fact("probability", percent(chance));
-  fact("rank", data.rank[at] > 0 ? String(data.rank[at]) : "none");
+  if (data.rank[at] !== null) fact("rank", data.rank[at] > 0 ? String(data.rank[at]) : "none");
   fact("loss", nats(loss));
-  fact("entropy", nats(data.entropy[at]));
+  if (data.entropy) fact("entropy", nats(data.entropy[at]));
   const rows = make("table", "");
   let listed = false;
   for (let k = at * data.k; k < (at + 1) * data.k; k++) {
-    if (data.top[k] < 0) continue;
-    rows.append(alternative(data.top[k], data.logprob[k], data.top[k] === id));
-    listed ||= data.top[k] === id;
+    const other = data.top[k];
+    if (named ? data.logprob[k] === null : other < 0) continue;
+    const isTarget = id === null || other === null ? named[k] === text : other === id;
+    rows.append(alternative(other, named ? named[k] : data.text[other], data.logprob[k], isTarget));
+    listed ||= isTarget;
   }
-  if (rows.firstChild && !listed) rows.append(alternative(id, chance, true));
+  if (rows.firstChild && !listed) rows.append(alternative(id, named ? text : data.text[id], chance, true));
   if (rows.firstChild) card.append(rows);
 }
 

@@ -6,6 +6,7 @@ import base64
 import codecs
 import hashlib
 import html
+import itertools
 import json
 import math
 import re
@@ -135,17 +136,62 @@ def write_page(
     if meter is None:
         meter, accuracy = LossMeter(), scores.accuracy
         meter.update(scores.nll, where=scores.kept)
+    length = (shape[-1] if shape else 1) or 1
+    bounds = [*range(0, len(ids), length), len(ids)]
+    total = max(math.prod(shape), meter.count)
+    _write(
+        path, scores, ids, text, bounds, title, _summary(meter, accuracy), total, _data(scores, ids, given, vocabulary)
+    )
+
+
+def write_responses(
+    path: str | os.PathLike[str], columns: dict[str, Array], scores: TokenScores, title: str, meter: LossMeter,
+    accuracy: float, known: int, total: int,
+) -> None:  # fmt: skip
+    """As `write_page`, of responses of servers, each a paragraph.
+
+    Columns are the ids, text, sequences and positions of tokens, and the text of their alternatives; whether a token is
+    greedy is known of so many, and the page may hold the first of a total.
+    """
+    ids, bounds = columns["ids"], np.append(np.flatnonzero(columns["positions"] == 0), len(columns["ids"])).tolist()
+    text = ["\N{REPLACEMENT CHARACTER}" if i < 0 and word is None else word
+            for i, word in zip(ids.tolist(), columns["text"].tolist(), strict=True)]  # fmt: skip
+    assert scores.top_ids is not None
+    assert scores.top_logprobs is not None
+    top_ids, top_logprobs = scores.top_ids, scores.top_logprobs
+    note = f"of {known:,} tokens where it is known" if known < meter.count else ""
+    summary = _summary(meter, accuracy if known else None, note)
+    data = {
+        "k": str(top_ids.shape[-1]),
+        "id": _known(ids, -1),
+        "rank": _known(scores.rank, 0),
+        "loss": _numbers(scores.nll),
+        "top": _known(top_ids, -1),
+        "logprob": _numbers(top_logprobs.reshape(-1)),
+        "token": _json(columns["text"].tolist()),
+        "named": _json(columns["top_tokens"].reshape(-1).tolist()),
+        "sequence": _json(columns["sequences"].tolist()),
+        "position": _json(columns["positions"].tolist()),
+    }
+    _write(path, scores, ids, text, bounds, title, summary, total, _as_object(data))
+
+
+def _write(
+    path: str | os.PathLike[str], scores: TokenScores, ids: Array, text: list[str | None], bounds: list[int],
+    title: str, summary: str, total: int, data: str,
+) -> None:  # fmt: skip
+    """Write a page of tokens, whose paragraphs have these bounds."""
     css_class = _css_classes(scores)
     style, script = (resources.files("tokenloss").joinpath(name).read_text("utf-8") for name in ("page.css", "page.js"))
     page = _PAGE.format(
         script_hash=base64.urlsafe_b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         title=html.escape(title.translate(_CONTROL_PICTURES)),
         style=style,
-        summary=_summary(meter, accuracy),
+        summary=summary,
         legend=_legend(css_class),
-        extent=_excerpt_note(len(ids), max(math.prod(shape), meter.count)),
-        text="\n".join(_paragraphs(ids, text, css_class, shape[-1] if shape else 1)),
-        data=_data(scores, ids, given, vocabulary),
+        extent=_excerpt_note(len(ids), total),
+        text="\n".join(_paragraphs(ids, text, css_class, bounds)),
+        data=data,
         script=script,
     )
     with replacing(path) as file:
@@ -179,11 +225,10 @@ _BIDI_MARKS = dict.fromkeys((0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *ra
 _CONTROL_PICTURES = {code: 0x2400 + code for code in range(32) if chr(code) not in "\t\n"} | {127: 0x2421} | _BIDI_MARKS
 
 
-def _paragraphs(ids: Array, text: list[str | None], css_class: Array, length: int) -> Iterator[str]:
-    """HTML of the tokens, a paragraph for each `length` of them."""
+def _paragraphs(ids: Array, text: list[str | None], css_class: Array, bounds: list[int]) -> Iterator[str]:
+    """HTML of the tokens, in paragraphs of these bounds."""
     encode = _byte_encoder(text)
-    for start in range(0, len(ids), length or 1):
-        part = slice(start, start + length)
+    for part in itertools.starmap(slice, itertools.pairwise(bounds)):
         spans = map(_span, ids[part].tolist(), _decode(text[part], encode), css_class[part].tolist())
         yield f"<p>{''.join(spans)}</p>"
 
@@ -273,7 +318,17 @@ def _data(scores: TokenScores, ids: Array, tokens: list[str | None] | None, voca
         "text": _json(known),
         "token": _json(tokens),
     }
+    return _as_object(columns)
+
+
+def _as_object(columns: dict[str, str]) -> str:
+    """JSON object of columns that are JSON."""
     return "{" + ",".join(f'"{name}":{column}' for name, column in columns.items()) + "}"
+
+
+def _known(numbers: Array, unknown: int) -> str:
+    """JSON of integers, null where they are not known."""
+    return _json([None if number == unknown else number for number in numbers.reshape(-1).tolist()])
 
 
 def _json(value: object) -> str:
@@ -289,8 +344,8 @@ def _numbers(values: Array) -> str:
 # -- the head of the page ---------------------------------------------------------------------------------------------
 
 
-def _summary(meter: LossMeter, accuracy: float | None) -> str:
-    """HTML of the summary."""
+def _summary(meter: LossMeter, accuracy: float | None, note: str = "") -> str:
+    """HTML of the summary; the note is about the accuracy."""
     low, high = meter.perplexity_interval
     sure = not math.isnan(low)
     figures = [
@@ -302,7 +357,7 @@ def _summary(meter: LossMeter, accuracy: float | None) -> str:
     if meter.n_bytes:
         figures.append(("bits per byte", f"{meter.bits_per_byte:.5g}", f"{meter.n_bytes:,} bytes"))
     if accuracy is not None:
-        figures.append(("greedy accuracy", f"{100 * accuracy:.2f} %", ""))
+        figures.append(("greedy accuracy", f"{100 * accuracy:.2f} %", note))
     cells = (f"<div><dt>{name}</dt><dd>{value} <small>{note}</small></dd></div>" for name, value, note in figures)
     return f'<dl class="summary">{"".join(cells)}</dl>'
 

@@ -14,7 +14,7 @@ from tokenloss import _workers
 from tokenloss._dtypes import as_array, as_float_array, bfloat16_to_float32, dtype_name
 from tokenloss._errors import raise_error
 from tokenloss._evaluation import run
-from tokenloss._evaluation.files import make_evaluation, named_paths, token_sink
+from tokenloss._evaluation.files import make_evaluation, named_paths, open_outputs, token_sink
 from tokenloss._evaluation.plan import (
     OpenShard,
     Shard,
@@ -53,8 +53,7 @@ def evaluate_blocks(
         for opened, part in _opened(blocks, options, total):
             if shard is None:
                 top_k = min(max((output.top_k for output in outputs), default=0), part.shape[-1])
-                for output in outputs:
-                    stack.enter_context(output.open(None, None, top_k))
+                open_outputs(stack, outputs, None, None, top_k)
                 shard = part
             elif part.shape[-1] != shard.shape[-1]:
                 fits = f"(..., {shard.shape[-1]}), as those of earlier blocks"

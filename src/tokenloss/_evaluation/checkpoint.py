@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from tokenloss._evaluation.plan import Options, Shard
 
-_FORMAT = 2  # of the file; another one is refused
+_FORMAT = 3  # of the file; another one is refused
 
 
 class Checkpoint:
@@ -28,7 +28,8 @@ class Checkpoint:
         self._path = path
         self._options = {"version": __version__, "format": _FORMAT, **options._asdict()}
         self._shards = [_fingerprint(shard) for shard in shards] if path else []
-        self._scored_rows = [shard.scored_rows for shard in shards]
+        # of responses, the number is not known before
+        self._scored_rows = [None if shard.size is not None else shard.scored_rows for shard in shards]
         self.results: dict[int, ShardResult] = {}
         self._entries: dict[int, str] = {}  # of the file, a line each
         if path and Path(path).exists():

@@ -15,6 +15,14 @@ from tokenloss._errors import raise_error
 from tokenloss._evaluation import run
 from tokenloss._evaluation.checkpoint import Checkpoint
 from tokenloss._evaluation.plan import by_number, check_different, plan
+from tokenloss._evaluation.response_figures import response_summary
+from tokenloss._evaluation.responses import (
+    are_responses,
+    lengths_of_text,
+    plan_responses,
+    score_responses,
+    scored_shards,
+)
 from tokenloss._evaluation.summary import add_lengths, merge_meters, sequence_columns, summary, text_length
 from tokenloss._files import check_outputs, identity, write_errors
 from tokenloss._outputs._base import TokenBlock
@@ -23,11 +31,14 @@ from tokenloss.evaluation import Evaluation
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+    from typing import TypeAlias
 
     from tokenloss._evaluation.plan import Options, Shard
     from tokenloss._evaluation.run import ShardResult
     from tokenloss._outputs._base import Output
     from tokenloss._types import IntArray
+
+    _Score: TypeAlias = Callable[..., ShardResult]  # a function like `run.score_shard`
 
 
 class Inputs(NamedTuple):
@@ -73,20 +84,45 @@ class Settings(NamedTuple):
 def evaluate_files(inputs: Inputs, options: Options, settings: Settings, outputs: Sequence[Output]) -> Evaluation:
     """Score all tokens of files; outputs are opened before, and finished in order."""
     check_outputs(named_paths(outputs) + [("--state", path) for path in [settings.state] if path], inputs.by_identity())
-    shards = plan(inputs.scores, inputs.targets, options, inputs.segment_ids)
+    top_k = max((output.top_k for output in outputs), default=0)
+    score: _Score
+    size: tuple[tuple[int, ...] | None, int | None] = None, None
+    if of_responses := are_responses(inputs.scores):
+        shards, score = plan_responses(inputs.scores, options), score_responses
+    else:
+        shards, score = plan(inputs.scores, inputs.targets, options, inputs.segment_ids), run.score_shard
+        top_k = min(top_k, shards[0].shape[-1])
+        size = shards[0].batch, sum(shard.scored_rows for shard in shards)
     n_bytes, n_words = settings.n_bytes, settings.n_words
     if inputs.text is not None:
         n_bytes, n_words = text_length(inputs.text, settings.words)
-    top_k = min(max((output.top_k for output in outputs), default=0), shards[0].shape[-1])
+    others: dict[str, Any] = {"words": settings.words if inputs.text is not None else None}
     with contextlib.ExitStack() as stack:
-        for output in outputs:
-            stack.enter_context(output.open(shards[0].batch, sum(shard.scored_rows for shard in shards), top_k))
+        open_outputs(stack, outputs, *size, top_k, of_responses)
         start = time.perf_counter()
-        results, n_read = _score_shards(shards, options, settings, outputs, top_k)
+        results, n_read = score_shards(score, shards, options, settings, outputs, top_k)
         seconds = time.perf_counter() - start
-        words = settings.words if inputs.text is not None else None
+        if of_responses:
+            shards = scored_shards(shards, results)
+            others |= response_summary(inputs.scores, results)
+            if isinstance(n_bytes, int) and not n_bytes:
+                n_bytes = lengths_of_text(results)
         lengths = n_bytes, n_words
-        return make_evaluation(outputs, shards, results, options, lengths, seconds, n_read, {"words": words})
+        return make_evaluation(outputs, shards, results, options, lengths, seconds, n_read, others)
+
+
+def open_outputs(
+    stack: contextlib.ExitStack,
+    outputs: Sequence[Output],
+    batch: tuple[int, ...] | None,
+    rows: int | None,
+    top_k: int,
+    of_responses: bool = False,
+) -> None:
+    """Open outputs; they are left with the stack."""
+    for output in outputs:
+        output._of_responses = of_responses
+        stack.enter_context(output.open(batch, rows, top_k))
 
 
 def make_evaluation(
@@ -115,8 +151,8 @@ def make_evaluation(
     return evaluation
 
 
-def _score_shards(
-    shards: list[Shard], options: Options, settings: Settings, outputs: Sequence[Output], top_k: int
+def score_shards(
+    score: _Score, shards: list[Shard], options: Options, settings: Settings, outputs: Sequence[Output], top_k: int
 ) -> tuple[list[ShardResult], int]:
     """Result of each shard, and the number of bytes that were read for those without a result in the checkpoint."""
     with write_errors(settings.state):
@@ -126,15 +162,16 @@ def _score_shards(
     total = sum(shard.n_bytes for shard in chosen)
     with Progress(total if settings.progress else None) as progress:
         if settings.scheduler:
-            results = _score_on_cluster(chosen, options, settings, settings.scheduler)
+            results = _score_on_cluster(score, chosen, options, settings, settings.scheduler)
         else:
-            results = _score_locally(chosen, options, settings, outputs, top_k, progress.advance)
+            results = _score_locally(score, chosen, options, settings, outputs, top_k, progress.advance)
         for i, result in results:
             with write_errors(settings.state):
                 checkpoint.add(left[i], result)
             if settings.scheduler:
                 progress.advance(chosen[i].n_bytes)
-    n_read = sum(checkpoint.results[number].n_tokens * shards[number].row_bytes for number in left)
+    n_read = sum(shard.size or 0 for shard in chosen)
+    n_read += sum(checkpoint.results[number].n_tokens * shards[number].row_bytes for number in left)
     return [checkpoint.results[number] for number in range(len(shards))], n_read
 
 
@@ -147,14 +184,15 @@ def token_sink(outputs: Sequence[Output], file: int, first_row: int = 0) -> Call
     """Function that gives each block of a file's tokens to the outputs that need them; None if none does."""
     outputs = [output for output in outputs if output.needs_tokens]
 
-    def sink(scores: Any, ids: Any, text: Any, positions: Any, sequences: Any) -> None:
+    def sink(scores: Any, ids: Any, text: Any, positions: Any, sequences: Any, *of_responses: Any) -> None:
         for output in outputs:
-            output.add(TokenBlock(scores, ids, text, file, positions + first_row, sequences))
+            output.add(TokenBlock(scores, ids, text, file, positions + first_row, sequences, *of_responses))
 
     return sink if outputs else None
 
 
 def _score_locally(
+    score: _Score,
     shards: list[Shard],
     options: Options,
     settings: Settings,
@@ -165,16 +203,16 @@ def _score_locally(
     """Score shards one by one."""
     workers = settings.workers or _workers.default_workers()
     for number, shard in enumerate(shards):
-        yield number, run.score_shard(shard, options, workers, token_sink(outputs, number), top_k, advance)
+        yield number, score(shard, options, workers, token_sink(outputs, number), top_k, advance)
 
 
 def _score_on_cluster(
-    shards: list[Shard], options: Options, settings: Settings, scheduler: str
+    score: _Score, shards: list[Shard], options: Options, settings: Settings, scheduler: str
 ) -> Iterator[tuple[int, ShardResult]]:
     """Score shards on a cluster."""
     from tokenloss.dask import map_shards
 
-    function = functools.partial(run.score_shard, options=options, workers=settings.workers or 1)
+    function = functools.partial(score, options=options, workers=settings.workers or 1)
     try:
         yield from map_shards(function, [shard.with_absolute_paths() for shard in shards], scheduler)
     except Exception as error:  # whatever a worker met with

@@ -39,10 +39,12 @@ class Options(NamedTuple):
     ignore_index: int | None = -100
     shift: bool | None = None  # None: not, but look whether it would fit better
     top: int = 5
+    part: Literal["prompt", "generated", "all"] | None = None  # of responses
+    skip_failed: bool = False
 
 
 class Shard(NamedTuple):
-    """A file of scores."""
+    """A file of scores, or of responses."""
 
     path: str
     kind: str
@@ -58,6 +60,7 @@ class Shard(NamedTuple):
     target_type: str = "class ids"  # or "distributions"
     next_id: int | None = None  # the first id of the next shard, if the last row predicts it
     next_text: str | None = None
+    size: int | None = None  # of a file of responses, in bytes
 
     @property
     def itemsize(self) -> int:
@@ -66,13 +69,13 @@ class Shard(NamedTuple):
 
     @property
     def rows(self) -> int:
-        """Number of rows in the file."""
-        return math.prod(self.shape[:-1])
+        """Number of rows in the file, or of tokens of responses."""
+        return math.prod(self.shape[:-1] if self.size is None else self.shape)
 
     @property
     def n_bytes(self) -> int:
-        """Size of the scores."""
-        return self.rows * self.row_bytes
+        """Size of the scores, or of a file of responses."""
+        return self.rows * self.row_bytes if self.size is None else self.size
 
     @property
     def scored_rows(self) -> int:

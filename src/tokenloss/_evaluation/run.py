@@ -10,6 +10,7 @@ import numpy as np
 
 from tokenloss._evaluation import checks
 from tokenloss._evaluation.plan import open_shard, rows_per_block, with_file_names
+from tokenloss._evaluation.response_figures import ResponseFigures
 from tokenloss._evaluation.sequences import NO_SEQUENCES, SequenceCollector, SequenceColumns
 from tokenloss.formats._base import check_map, rows_at
 from tokenloss.losses import cross_entropy, cross_entropy_loss, nll_loss
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from tokenloss.scores import TokenScores
 
     # called with the scores of each block, its class ids, its text, its positions and the numbers of their sequences
-    _Sink: TypeAlias = Callable[[TokenScores, Array, Array | None, Array, Array], None]
+    Sink: TypeAlias = Callable[..., None]
 
 _LOSSES: dict[str, Callable[..., Any]] = {
     "logits": cross_entropy,
@@ -46,6 +47,7 @@ class TokenLoss(NamedTuple):
     target: int
     loss: float
     text: str | None
+    sequence: int | None = None
 
     @property
     def sort_key(self) -> float:
@@ -82,28 +84,31 @@ class ShardResult(NamedTuple):
     sequences: SequenceColumns = NO_SEQUENCES
     split: SequenceColumns = NO_SEQUENCES  # tokens of sequences that other shards hold a part of
     shift_sample: ShiftSample = ShiftSample()
+    responses: ResponseFigures | None = None  # of a file of responses
 
     def to_json(self) -> dict[str, Any]:
         """The exact result, as JSON can hold it."""
-        tokens = [(*token[:2], repr(token.loss), token.text) for token in self.highest_loss_tokens]
+        tokens = [(*token[:2], repr(token.loss), *token[3:]) for token in self.highest_loss_tokens]
         return {
             "meter": self.meter._to_json(), "ignored": self.ignored, "greedy": self.greedy,
             "highest_loss_tokens": tokens, "sequences": self.sequences.to_json(), "split": self.split.to_json(),
             "shift_sample": list(map(repr, dataclasses.astuple(self.shift_sample))),
+            "responses": self.responses and self.responses.to_json(),
         }  # fmt: skip
 
     @classmethod
     def from_json(cls, result: Any) -> ShardResult:
         """Inverse of `to_json`."""
         tokens = [
-            TokenLoss(position, target, float(loss), text)
-            for position, target, loss, text in result["highest_loss_tokens"]
+            TokenLoss(position, target, float(loss), text, sequence)
+            for position, target, loss, text, sequence in result["highest_loss_tokens"]
         ]
         rows, gain, squares = result["shift_sample"]
+        responses = result["responses"] and ResponseFigures.from_json(result["responses"])
         return cls(
             LossMeter._from_json(result["meter"]), result["ignored"], result["greedy"], tokens,
             SequenceColumns.from_json(result["sequences"]), SequenceColumns.from_json(result["split"]),
-            ShiftSample(int(rows), float(gain), float(squares)),
+            ShiftSample(int(rows), float(gain), float(squares)), responses,
         )  # fmt: skip
 
     @property
@@ -111,16 +116,35 @@ class ShardResult(NamedTuple):
         """The number of tokens."""
         return self.meter.count + len(self.split.ids)
 
-    def is_consistent(self, rows: int, top: int) -> bool:
-        """Consistency check of a checkpoint entry: whether scoring `rows` rows with `--top top` can give it."""
+    @property
+    def greedy_known(self) -> int:
+        """The number of tokens of which it is known whether they are greedy."""
+        return self.responses.greedy_known if self.responses else self.n_tokens
+
+    def is_consistent(self, rows: int | None, top: int) -> bool:
+        """Consistency check of a checkpoint entry: whether scoring `rows` rows with `--top top` can give it.
+
+        Of a file of responses, the number of rows is not known before.
+        """
         tokens, sequences = self.highest_loss_tokens, self.sequences
         integers = [self.ignored, self.greedy, *(number for token in tokens for number in token[:2])]
+        integers += [token.sequence for token in tokens if token.sequence is not None]
+        if (rows is None) != (self.responses is not None):
+            return False
+        if self.responses is not None:
+            figures, rows = self.responses, self.n_tokens + self.ignored
+            if (
+                figures.without_number + figures.sentinels != self.ignored
+                or len(figures.sources.line) != len(sequences.ids)
+                or not self.greedy <= figures.greedy_known <= self.n_tokens
+            ):
+                return False
         return (
             all(type(number) is int and abs(number) < 2**63 for number in integers)
             and all(token.text is None or isinstance(token.text, str) for token in tokens)
             and len(tokens) <= top
             and self.n_tokens + self.ignored == rows
-            and 0 <= self.greedy <= self.n_tokens <= rows
+            and 0 <= self.greedy <= self.n_tokens <= (rows or 0)
             and self.meter.n_bytes == self.meter.n_words == 0  # which are of all shards together
             and self.meter.n_sequences == len(sequences.ids)
             and 0 <= sequences.tokens.sum() <= self.meter.count
@@ -132,7 +156,7 @@ def score_shard(
     shard: Shard,
     options: Options,
     workers: int | None,
-    sink: _Sink | None = None,
+    sink: Sink | None = None,
     top_k: int = 0,
     advance: Callable[[int], None] | None = None,
 ) -> ShardResult:
@@ -145,7 +169,7 @@ def score_rows(
     opened: OpenShard,
     options: Options,
     workers: int | None,
-    sink: _Sink | None = None,
+    sink: Sink | None = None,
     top_k: int = 0,
     advance: Callable[[int], None] | None = None,
     sampled: int = 0,
@@ -155,7 +179,7 @@ def score_rows(
     is_soft = targets.ndim == len(file.shape)
     ids = None if is_soft else targets.reshape(-1)
     row_bytes = file.row_bytes + (file.shape[-1] * targets.itemsize if is_soft else 0)
-    collector, highest = SequenceCollector(sequences, shard.split), _TopLosses(options.top)
+    collector, highest = SequenceCollector(sequences, shard.split), TopLosses(options.top)
     counted = where if mask is None else mask if where is None else where & mask
     samples = not is_soft and not file.is_shifted and options.shift is None
     left = SHIFT_SAMPLE - sampled if samples else 0
@@ -169,7 +193,7 @@ def score_rows(
         block_where = None if where is None else where.reshape(-1)[start:stop]
         block_counted = None if counted is None else counted.reshape(-1)[start:stop]
         classes = checks.distribution_argmax(shard, start, block_targets, block_counted) if is_soft else block_targets
-        numbers = sequences.numbers(start, stop)
+        numbers, positions = sequences.numbers(start, stop), np.arange(start, stop)
         with with_file_names(file.path, f"rows from {start} on" if start else None):
             scores = _score_block(
                 shard, block, block_targets, classes, block_counted, options, workers, top_k, sink is not None
@@ -178,10 +202,10 @@ def score_rows(
         is_checked = is_checked or checks.check_kind(file, None if options.kind else "--kind", block, scores.kept)
         collector.update(scores, numbers)
         greedy += int(np.count_nonzero(scores.is_greedy))
-        highest.update(scores.nll, classes, scores.kept, start)
+        highest.update(scores.nll, classes, scores.kept, positions, numbers)
         if sink:
             words = None if text is None else text.reshape(-1)[start:stop]
-            sink(*_select(block_where, scores, classes, words, np.arange(start, stop), numbers))
+            sink(*_select(block_where, scores, classes, words, positions, numbers))
         if advance:
             advance(block.nbytes)
         start = stop
@@ -263,24 +287,32 @@ class ShiftSampler:
             self.sample += ShiftSample(len(rows), float(gain.sum()), float(np.square(gain).sum()))
 
 
-class _TopLosses:
+class TopLosses:
     """Tokens of the highest losses so far, nan above all, earlier ones before later ones of the same loss."""
 
     def __init__(self, top: int) -> None:
         self._top = top
         self._tokens: list[TokenLoss] = []
 
-    def update(self, nll: Array, ids: Array, kept: Array, start: int) -> None:
-        """Take a block of tokens, the first of which is at `start`."""
+    def update(
+        self, nll: Array, ids: Array, kept: Array, positions: Array, numbers: Array, text: Array | None = None
+    ) -> None:
+        """Take a block of tokens, with their positions and the numbers of their sequences."""
         key = np.where(np.isnan(nll), np.inf, nll)
         bar = self._tokens[-1].sort_key if self._tokens and len(self._tokens) == self._top else -np.inf
         new = np.flatnonzero(kept & (key > bar))
         new = new[np.argsort(-key[new], kind="stable")[: self._top]]
-        self._tokens += [TokenLoss(start + int(i), int(ids[i]), float(nll[i]), None) for i in new]
+        self._tokens += [
+            TokenLoss(
+                int(positions[i]), int(ids[i]), float(nll[i]), None if text is None else text[i],
+                int(numbers[i]) if numbers[i] >= 0 else None,
+            )
+            for i in new
+        ]  # fmt: skip
         self._tokens = sorted(self._tokens, key=lambda token: -token.sort_key)[: self._top]
 
-    def tokens(self, text: Array | None) -> list[TokenLoss]:
-        """All of them, with their text."""
+    def tokens(self, text: Array | None = None) -> list[TokenLoss]:
+        """All of them, with their text from that of all tokens."""
         if text is None:
             return self._tokens
         words = [(token, text.reshape(-1)[token.position]) for token in self._tokens]

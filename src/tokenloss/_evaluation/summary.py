@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tokenloss._errors import raise_error
+from tokenloss._evaluation.response_figures import Sources
 from tokenloss._evaluation.run import ShiftSample
 from tokenloss._evaluation.sequences import SequenceColumns, joined
 from tokenloss.meter import LossMeter
@@ -90,13 +91,14 @@ def sequence_columns(results: Sequence[ShardResult], split: SequenceColumns) -> 
     parts = [*(result.sequences for result in results), split]
     files = np.repeat([*range(len(results)), -1], [len(part.ids) for part in parts])
     columns = SequenceColumns.concatenated(parts)
+    sources = [result.responses.sources for result in results if result.responses]
     loss = columns.nll / columns.tokens
     with np.errstate(over="ignore"):
         perplexity = np.exp(loss)
     return {
         "file": files, "sequence": columns.ids, "tokens": columns.tokens, "nll": columns.nll, "loss": loss,
         "perplexity": perplexity, "is_greedy": columns.is_greedy,
-    }  # fmt: skip
+    } | (Sources.concatenated(sources).as_columns() if sources else {})  # fmt: skip
 
 
 def summary(
@@ -108,13 +110,12 @@ def summary(
     pairs = list(zip(shards, results, strict=True))
     tokens = [(token, shard.path) for shard, part in pairs for token in part.highest_loss_tokens]
     tokens.sort(key=lambda token: -token[0].sort_key)
-    paths = [shard.path or None for shard in shards]
+    paths, of_responses = [shard.path or None for shard in shards], shards[0].size is not None
     return {
         "files": [path for shard in shards for path in (shard.path, shard.targets, shard.segments) if path],
         "kind": shards[0].kind,
-        "shape": shards[0].shape if len(shards) == 1 else (rows, shards[0].shape[-1]),
-        "dtype": ", ".join(dict.fromkeys(shard.dtype for shard in shards)),
-        "targets": ", ".join(dict.fromkeys(shard.target_type for shard in shards)),
+        "shape": shards[0].shape if len(shards) == 1 else (rows,) if of_responses else (rows, shards[0].shape[-1]),
+        **({} if of_responses else _types(shards)),
         **_common_figures(results, meter),
         "tokens_without_sequence": meter.count - int(sequences["tokens"].sum()),
         "sequence_loss": meter.sequence_loss,
@@ -132,8 +133,9 @@ def summary(
         "word_perplexity_interval": meter.word_perplexity_interval,
         "fits_better_shifted": sum((part.shift_sample for part in results), ShiftSample()).fits_better_shifted,
         "highest_loss_tokens": [
-            {"file": path or None, "position": token.position, "target": token.target, "text": token.text}
-            | {"loss": token.loss, "probability": _probability(token.loss)}
+            {"file": path or None, "sequence": token.sequence, "position": token.position}
+            | {"target": None if of_responses and token.target < 0 else token.target}
+            | {"text": token.text, "loss": token.loss, "probability": _probability(token.loss)}
             for token, path in tokens[: options.top]
         ],
         "highest_loss_sequences": _rows(sequences, _highest(sequences["loss"], options.top), paths),
@@ -145,8 +147,17 @@ def summary(
     }
 
 
+def _types(shards: Sequence[Shard]) -> dict[str, str]:
+    """What arrays hold."""
+    return {
+        "dtype": ", ".join(dict.fromkeys(shard.dtype for shard in shards)),
+        "targets": ", ".join(dict.fromkeys(shard.target_type for shard in shards)),
+    }
+
+
 def _common_figures(results: Sequence[ShardResult], meter: LossMeter) -> dict[str, Any]:
     """Figures that a shard and the total both have."""
+    known = sum(part.greedy_known for part in results)
     return {
         "tokens": meter.count,
         "n_sequences": meter.n_sequences,
@@ -155,7 +166,7 @@ def _common_figures(results: Sequence[ShardResult], meter: LossMeter) -> dict[st
         "stderr": meter.stderr,
         "is_clustered": meter.is_clustered,
         "perplexity": meter.perplexity,
-        "accuracy": sum(part.greedy for part in results) / meter.count if meter.count else math.nan,
+        "accuracy": sum(part.greedy for part in results) / known if known else math.nan,
     }
 
 
@@ -170,10 +181,13 @@ def _highest(loss: Array, top: int) -> Array:
 
 
 def _rows(columns: dict[str, Array], rows: Array, paths: Sequence[str | None]) -> list[dict[str, Any]]:
-    """Some rows of the table of sequences, with the name of their file; None of those in several."""
+    """Some rows of the table of sequences; None for the file of those in several, and for what is not known."""
     names = [*paths, None]
     lists = {name: column[rows].tolist() for name, column in columns.items()}
     lists["file"] = [names[file] for file in lists["file"]]
+    if "is_greedy_known" in lists:
+        known = zip(lists["is_greedy"], lists.pop("is_greedy_known"), strict=True)
+        lists["is_greedy"] = [is_greedy if is_known else None for is_greedy, is_known in known]
     return [dict(zip(lists, row, strict=True)) for row in zip(*lists.values(), strict=True)]
 
 

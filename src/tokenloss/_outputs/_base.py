@@ -23,17 +23,23 @@ class TokenBlock(NamedTuple):
     Attributes
     ----------
     scores : TokenScores
-        Their scores, in arrays of one dimension; `kept` is False of those that are ignored.
+        Their scores, in arrays of one dimension; `kept` is False of those that are ignored. What a server did not
+        return is not known: an entropy is nan then, a rank 0, a class -1.
     ids : array of integers
-        Their targets, or the most likely classes of targets that are distributions.
+        Their targets, or the most likely classes of targets that are distributions; -1 of what is not known.
     text : array of str or None
         Their text, if the file holds it.
     file : int
         The number of their file, from 0; 0 of blocks in memory.
     positions : array of int64
-        Their rows in that file, or in all blocks.
+        Their rows in that file, or in all blocks; of responses, their places in their sequence.
     sequences : array of int64
         The numbers of their sequences, -1 of those without one.
+    is_greedy_known, is_prompt : arrays of bool, or None
+        Of responses of servers: whether it is known if they are the most likely class, and whether they are of the
+        prompt.
+    top_tokens : array of str or None, of shape (n, k), or None
+        Of responses of servers: the text of the most likely classes, None where there is none.
 
     Examples
     --------
@@ -54,6 +60,9 @@ class TokenBlock(NamedTuple):
     file: int
     positions: Array
     sequences: Array
+    is_greedy_known: Array | None = None
+    is_prompt: Array | None = None
+    top_tokens: Array | None = None
 
 
 class Output:
@@ -103,6 +112,7 @@ class Output:
     needs_tokens: bool = False
     top_k: int = 0
     path: Any = None  # also where `__init__` is not called; None is printed
+    _of_responses: bool = False  # set before it is opened
 
     def __init__(self, path: Any = None) -> None:
         self.path = path
@@ -118,7 +128,7 @@ class Output:
         Parameters
         ----------
         batch : tuple of int or None
-            The shape of the first file's tokens; None of blocks in memory.
+            The shape of the first file's tokens; None of blocks in memory, and of responses.
         rows : int or None
             Number of all tokens, those that are ignored among them; None if not known.
         top_k : int
@@ -164,13 +174,19 @@ class TokenOutput(Output):
         self._parts: list[dict[str, Array]] = []
         # so that there are columns if no block comes
         none = np.empty(0, np.int64)
-        self.add(TokenBlock(token_scores(np.empty((0, top_k)), none, top_k=top_k), none, None, 0, none, none))
+        others: tuple[Array, ...] = ()
+        if self._of_responses:
+            others = none, none, np.empty((0, top_k), np.object_)
+        self.add(TokenBlock(token_scores(np.empty((0, top_k)), none, top_k=top_k), none, None, 0, none, none, *others))
         return contextlib.nullcontext()
 
     def add(self, block: TokenBlock) -> None:
         ids, text = block.ids, block.text
         text = np.full(len(ids), None) if text is None else text.astype(object)
         columns = dict(vars(block.scores), ids=ids, text=text)
+        if block.top_tokens is not None:
+            more = ("top_tokens", "sequences", "positions", "is_greedy_known")
+            columns |= {name: getattr(block, name) for name in more}
         left = int(min(len(ids), max(0, self.max_tokens - self._seen)))
         self._seen += len(ids)
         if left or not self._parts:
@@ -178,7 +194,7 @@ class TokenOutput(Output):
             self._parts.append({name: columns[name][:left] for name in names})
 
     def collected(self) -> dict[str, Array]:
-        """Columns by name: those of `TokenScores`, `ids` and `text`."""
+        """Columns by name: those of `TokenScores`, `ids` and `text`, and of responses some more."""
         return {name: np.concatenate([part[name] for part in self._parts]) for name in self._parts[0]}
 
 

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from tokenloss import page
 from tokenloss._outputs._base import TokenOutput, title
-from tokenloss.scores import TokenScores
+from tokenloss.scores import COLUMNS, TokenScores
 
 
 class HtmlPage(TokenOutput):
@@ -43,6 +43,12 @@ class HtmlPage(TokenOutput):
         columns = self.collected()
         if self._batch is not None and math.prod(self._batch) == len(columns["ids"]):
             columns = {name: column.reshape(self._batch + column.shape[1:]) for name, column in columns.items()}
+        if self._of_responses:
+            scores = TokenScores(**{name: columns[name] for name in COLUMNS})
+            known, total = summary["greedy_known"], summary["tokens"] + summary["ignored"]
+            name = title(summary["files"])
+            page.write_responses(self.path, columns, scores, name, result.meter, summary["accuracy"], known, total)
+            return
         ids, text = columns.pop("ids"), columns.pop("text")
         page.write_page(
             self.path,

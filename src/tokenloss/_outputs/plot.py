@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import numpy as np
+
 from tokenloss import plots
 from tokenloss._outputs._base import Output, TokenOutput, title
 
@@ -47,7 +49,7 @@ class LossPlot(TokenOutput):
     option = "--plot"
     help = "draw the losses: a .png, .svg or .pdf file"
     top_k = 1
-    columns: ClassVar[Sequence[str] | None] = ("nll", "kept", "is_greedy", "top_logprobs")
+    columns: ClassVar[Sequence[str] | None] = ("nll", "kept", "is_greedy", "top_logprobs", "is_greedy_known")
 
     def __init__(self, path: str) -> None:
         plots.check(path)
@@ -55,9 +57,12 @@ class LossPlot(TokenOutput):
 
     def finish(self, summary: dict[str, Any], result: Any) -> None:
         columns = self.collected()
-        greedy = {}
+        greedy: dict[str, Any] = {}
         if "top_logprobs" in columns:  # if there are classes
             greedy = {"greedy_logprobs": columns["top_logprobs"][:, 0], "is_greedy": columns["is_greedy"]}
+        if self._of_responses:
+            logprobs = np.where(columns["is_greedy_known"], greedy.pop("greedy_logprobs"), np.nan)
+            greedy = greedy | {"greedy_logprobs": logprobs} if not np.isnan(logprobs).all() else {}
         name = title(summary["files"])
         plots.save(plots.draw_losses(columns["nll"], where=columns["kept"], title=name, **greedy), self.path)
 

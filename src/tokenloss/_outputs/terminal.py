@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from tokenloss.comparison import Comparison
 
 _MAX_SHARDS = 20  # that are listed
+_MAX_REASON = 100  # characters
 
 
 class SummaryTables(Output):
@@ -21,8 +22,11 @@ class SummaryTables(Output):
     writes_file = False
 
     def finish(self, summary: dict[str, Any], result: Any) -> None:
-        shape = " \N{MULTIPLICATION SIGN} ".join(map(str, summary["shape"]))
-        note = f"{summary['kind']}, {shape}, {summary['dtype']}; {summary['targets']}"
+        if summary["kind"] == "responses":
+            note = _responses_note(summary)
+        else:
+            shape = " \N{MULTIPLICATION SIGN} ".join(map(str, summary["shape"]))
+            note = f"{summary['kind']}, {shape}, {summary['dtype']}; {summary['targets']}"
         show_tables(title(summary["files"]), note, summary_tables(summary, result.meter._basis()))
 
 
@@ -52,9 +56,8 @@ def summary_tables(summary: dict[str, Any], basis: str) -> list[Table]:
     by_word = f"95 % interval {low_by_word:.5g} to {high_by_word:.5g}{shared['words']}"
     if summary["words"]:
         by_word += f"; words by {summary['words']}"
-    not_scored = {"ignored": summary["ignored"], "without a next token": summary["without_next"]}
     rows = [
-        ("tokens", f"{summary['tokens']:,}", ", ".join(f"{n:,} {why}" for why, n in not_scored.items() if n)),
+        ("tokens", f"{summary['tokens']:,}", _left_out(summary)),
         ("loss", f"{summary['loss']:.6g}", f"± {summary['stderr']:.3g} nats ({basis})"),
         ("perplexity", f"{summary['perplexity']:.6g}", f"95 % interval {low:.5g} to {high:.5g}"),
         ("bits per token", f"{summary['bits_per_token']:.6g}", ""),
@@ -65,11 +68,14 @@ def summary_tables(summary: dict[str, Any], basis: str) -> list[Table]:
         ),
         ("perplexity per word", f"{summary['word_perplexity']:.6g}", by_word),
         ("loss per sequence", f"{summary['sequence_loss']:.6g}", f"± {summary['sequence_loss_stderr']:.3g} nats"),
-        ("greedy accuracy", f"{100 * summary['accuracy']:.2f} %", ""),
+        ("greedy accuracy", f"{100 * summary['accuracy']:.2f} %", _known_of(summary)),
+        ("failed lines", f"{summary.get('skipped', 0):,}", f"left out; {_first_failed(summary)}"),
+        ("short lists", f"{summary.get('lost_tops', 0):,}", "positions list fewer classes than others: texts coincide"),
         ("time", f"{summary['seconds']:.3g} s", f"{summary['gb_per_second']:.3g} GB/s"),
     ]
     known = {"bits per byte": summary["n_bytes"], "perplexity per word": summary["n_words"],
-             "loss per sequence": summary["n_sequences"] > 1}  # fmt: skip
+             "loss per sequence": summary["n_sequences"] > 1, "failed lines": summary.get("skipped"),
+             "greedy accuracy": summary.get("greedy_known", 1), "short lists": summary.get("lost_tops")}  # fmt: skip
     tables = [Table([row for row in rows if known.get(row[0], True)])]
     if 1 < len(summary["shards"]) <= _MAX_SHARDS:
         tables.append(_shard_table(summary["shards"]))
@@ -80,12 +86,49 @@ def summary_tables(summary: dict[str, Any], basis: str) -> list[Table]:
     return tables
 
 
+def _responses_note(summary: dict[str, Any]) -> str:
+    """What files of responses hold."""
+    parts = {"prompt": "the prompt", "generated": "what was generated", "all": "the prompt and what was generated"}
+    note = f"{summary['responses']:,} responses ({summary['dialect'] or 'all failed'}), {parts[summary['part']]}"
+    return note + (f"; log-probabilities of {summary['rounding']}" if summary["rounding"] else "")
+
+
+def _left_out(summary: dict[str, Any]) -> str:
+    """How many tokens are not scored, and why."""
+    if summary["kind"] == "responses":
+        counts = {"without a number": summary["without_number"], "below what was returned (-9999)": summary["sentinels"]}
+    else:
+        counts = {"ignored": summary["ignored"], "without a next token": summary["without_next"]}
+    return ", ".join(f"{n:,} {why}" for why, n in counts.items() if n)
+
+
+def _known_of(summary: dict[str, Any]) -> str:
+    """Of how many tokens it is known whether they are greedy, if not of all."""
+    known = summary.get("greedy_known", summary["tokens"])
+    return "" if known == summary["tokens"] else f"of {known:,} tokens where it is known"
+
+
+def _first_failed(summary: dict[str, Any]) -> str:
+    """The first failed line."""
+    for entry in summary.get("failed", ()):
+        name = "" if entry["custom_id"] is None else f" ({entry['custom_id']})"
+        reason = entry["reason"]
+        reason = reason if len(reason) <= _MAX_REASON else reason[:_MAX_REASON] + "\N{HORIZONTAL ELLIPSIS}"
+        return printable(f"line {entry['line']}{name}: {reason}")
+    return ""
+
+
 def _sequence_table(sequences: list[dict[str, Any]], several: bool) -> Table:
     """Table of sequences, with their file if there are several."""
     formats = {"sequence": "{sequence}", "tokens": "{tokens:,}", "loss": "{loss:.4f}", "perplexity": "{perplexity:.6g}"}
+    if "line" in sequences[0]:
+        formats = {"sequence": "{sequence}", "line": "{line}", "choice": "{choice}"} | formats
     if several:
         formats = {"file": "{file}"} | formats
-    return _table("highest-loss sequences", formats, [row | {"file": row["file"] or "several"} for row in sequences])
+    if any(row.get("custom_id") is not None for row in sequences):
+        formats |= {"custom_id": "{custom_id}"}
+    rows = [row | {"file": row["file"] or "several", "custom_id": row.get("custom_id") or ""} for row in sequences]
+    return _table("highest-loss sequences", formats, rows)
 
 
 def _shard_table(shards: list[dict[str, Any]]) -> Table:
@@ -95,13 +138,19 @@ def _shard_table(shards: list[dict[str, Any]]) -> Table:
 
 
 def _token_table(tokens: list[dict[str, Any]], several: bool) -> Table:
-    """Table of tokens, with their file if there are several, and their text if there is any."""
-    formats = {"position": "{position}", "target": "{target}", "loss": "{loss:.4f}", "probability": "{probability:.3g}"}
+    """Table of tokens, with their file if there are several, and their sequence, class and text if there are any."""
+    formats = {"sequence": "{sequence}", "position": "{position}", "target": "{target}", "loss": "{loss:.4f}"}
+    formats |= {"probability": "{probability:.3g}"}
+    for name in ("sequence", "target"):
+        if all(token[name] is None for token in tokens):
+            formats.pop(name, None)
     if several:
         formats = {"file": "{file}"} | formats
     if any(token["text"] is not None for token in tokens):
         formats |= {"text": "{text}"}
-    return _table("highest-loss tokens", formats, [token | {"text": token["text"] or ""} for token in tokens])
+    blank = dict.fromkeys(("text", "sequence", "target"), "")
+    rows = [blank | {name: cell for name, cell in token.items() if cell is not None} for token in tokens]
+    return _table("highest-loss tokens", formats, rows)
 
 
 def _table(title: str, formats: dict[str, str], items: list[dict[str, Any]]) -> Table:

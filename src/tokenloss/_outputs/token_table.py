@@ -32,11 +32,17 @@ _DTYPES = {"target": np.int64, "probability": np.float64, **_OF_SCORES, **dict.f
 # the order of these is fixed, for readers who go by position; others follow
 _FIRST = ("target", "kept", "nll", "probability", "rank", "argmax", "is_greedy", "entropy")
 _COLUMNS = np.dtype([(name, np.dtype(_DTYPES[name]).newbyteorder("<")) for name in dict.fromkeys((*_FIRST, *_DTYPES))])
+# responses do not tell entropies, nor all ranks
+_RESPONSE_COLUMNS = np.dtype(
+    [(name, _COLUMNS[name]) for name in _COLUMNS.names or () if name != "entropy"]
+    + [("is_greedy_known", "?"), ("is_prompt", "?")]
+)
 _SEQUENCE_COLUMNS = np.dtype(
     [(name, "<i8") for name in ("file", "sequence", "tokens")]
     + [(name, "<f8") for name in ("nll", "loss", "perplexity")]
     + [("is_greedy", "?")]
 )
+_SOURCE_COLUMNS = [("line", "<i8"), ("choice", "<i8"), ("is_greedy_known", "?")]  # of sequences of responses
 
 
 class _TableFile(Output):
@@ -63,8 +69,9 @@ class TokenTable(_TableFile):
     """A file with a row for each token, as ``tokenloss score --per-token`` writes it.
 
     Its columns are `target`, `probability`, those of `TokenScores` but `logsumexp`, and `file` (its number, from 0),
-    `sequence` (-1 of none) and `position` (row of the file). It is a .npy file of a structured array, a .csv or a
-    .parquet file, written block by block.
+    `sequence` (-1 of none) and `position` (row of the file). Of responses of servers, there is no `entropy`, but
+    `is_greedy_known` and `is_prompt`; a rank of 0 or a class of -1 is not known, and `position` counts from the start
+    of the sequence. It is a .npy file of a structured array, a .csv or a .parquet file, written block by block.
 
     Parameters
     ----------
@@ -100,13 +107,15 @@ class TokenTable(_TableFile):
 
     @contextlib.contextmanager
     def open(self, batch: tuple[int, ...] | None, rows: int | None, top_k: int) -> Iterator[None]:
-        with self._writer(_COLUMNS, rows) as self._write:
+        self._columns = _RESPONSE_COLUMNS if self._of_responses else _COLUMNS
+        with self._writer(self._columns, rows) as self._write:
             yield
 
     def add(self, block: TokenBlock) -> None:
-        table = np.zeros(len(block.ids), _COLUMNS)
-        for name in _OF_SCORES:
-            table[name] = getattr(block.scores, name)
+        table = np.zeros(len(block.ids), self._columns)
+        for name in self._columns.names or ():
+            if name in _OF_SCORES or hasattr(block, name):
+                table[name] = getattr(block.scores if name in _OF_SCORES else block, name)
         table["target"] = block.ids
         with np.errstate(over="ignore"):
             table["probability"] = np.where(block.scores.kept, np.exp(-block.scores.nll), 0)
@@ -118,7 +127,8 @@ class SequenceTable(_TableFile):
     """A file with a row for each sequence, as ``tokenloss score --per-sequence`` writes it.
 
     Its columns are those of `Evaluation.sequences`: `file` (-1 where several hold a part), `sequence`, `tokens`, `nll`,
-    `loss`, `perplexity` and `is_greedy`. It is a .npy file of a structured array, a .csv or a .parquet file.
+    `loss`, `perplexity` and `is_greedy`; of responses of servers also `line`, `choice` and `is_greedy_known`. It is a
+    .npy file of a structured array, a .csv or a .parquet file.
 
     Parameters
     ----------
@@ -152,10 +162,13 @@ class SequenceTable(_TableFile):
     help = "write a row for each sequence: a .npy, .csv or .parquet file"
 
     def finish(self, summary: dict[str, Any], result: Any) -> None:
-        table = np.zeros(len(result.sequences["file"]), _SEQUENCE_COLUMNS)
-        for name in _SEQUENCE_COLUMNS.names or ():
+        columns = _SEQUENCE_COLUMNS
+        if self._of_responses:
+            columns = np.dtype([*columns.descr, *_SOURCE_COLUMNS])
+        table = np.zeros(len(result.sequences["file"]), columns)
+        for name in columns.names or ():
             table[name] = result.sequences[name]
-        with self._writer(_SEQUENCE_COLUMNS, len(table)) as write:
+        with self._writer(columns, len(table)) as write:
             write(table)
 
 

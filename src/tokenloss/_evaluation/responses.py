@@ -1,0 +1,205 @@
+"""The run over a file of responses of a server: the log-probabilities that it holds become scores of tokens."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tokenloss._errors import raise_error
+from tokenloss._evaluation.plan import Shard
+from tokenloss._evaluation.response_figures import ResponseFigures, Sources
+from tokenloss._evaluation.rounding import Rounding
+from tokenloss._evaluation.run import ShardResult, TopLosses
+from tokenloss._evaluation.sequences import RowSequences, SequenceCollector
+from tokenloss.formats.responses import is_responses, open_responses
+from tokenloss.scores import TokenScores
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+
+    from tokenloss._evaluation.plan import Options
+    from tokenloss._evaluation.run import Sink
+    from tokenloss._types import Array, IntArray
+    from tokenloss.formats.responses import Response
+
+_BLOCK_ENTRIES = 1 << 16  # tokens and alternatives of short responses that are scored together
+
+
+def are_responses(paths: Sequence[str]) -> bool:
+    """Whether files are of responses; all or none may be."""
+    others = [path for path in paths if not is_responses(path)]
+    if others and len(others) < len(paths):
+        fits = "be one of responses, as other files are (.json or .jsonl)"
+        raise_error("content", path=others[0], got="is a file of scores or targets", fits=fits)
+    return not others
+
+
+def plan_responses(paths: Sequence[str], options: Options) -> list[Shard]:
+    """Open all files, which must have the same part, as far as it was not chosen."""
+    files = [open_responses(path, part=options.part, skip_failed=options.skip_failed) for path in paths]
+    files = [file for file in files if file.dialect]  # of those whose lines all failed, the part is not known
+    for file in files:
+        if file.part != files[0].part:
+            got = f"has log-probabilities of the part {file.part!r}, but {files[0].path} of {files[0].part!r}"
+            raise_error("content", path=file.path, got=got, fits="come with --part, or part=")
+    return [Shard(path, "responses", (0,), "", 0, size=Path(path).stat().st_size) for path in paths]
+
+
+def score_responses(
+    shard: Shard,
+    options: Options,
+    workers: int | None,
+    sink: Sink | None = None,
+    top_k: int = 0,
+    advance: Callable[[int], None] | None = None,
+) -> ShardResult:
+    """As `score_shard`, of a file of responses."""
+    file = open_responses(shard.path, part=options.part, skip_failed=options.skip_failed)
+    collector, highest = SequenceCollector(RowSequences((0,)), ()), TopLosses(options.top)
+    counts = np.zeros(4, np.int64)  # of tokens: without a number, sentinels, greedy, known to be greedy or not
+    rounding, sources, n_responses, lost_tops = Rounding(), [], 0, 0
+    for responses in _gathered(file):
+        block = _columns(responses)
+        numbers, kept = block["numbers"] + n_responses, block["kept"]
+        scores = _token_scores(block, responses, top_k)
+        collector.update(scores, numbers)
+        highest.update(scores.nll, block["ids"], kept, block["positions"], numbers, block["tokens"])
+        masks = (~kept & ~block["is_sentinel"], ~kept & block["is_sentinel"],
+                 scores.is_greedy, kept & block["is_greedy_known"])  # fmt: skip
+        counts += [np.count_nonzero(mask) for mask in masks]
+        rounding += Rounding.of(block["logprobs"][kept])
+        sources.append(_sources(responses, block))
+        lost_tops += sum(response.lost_tops for response in responses)
+        n_responses += len(responses)
+        if sink:
+            known, is_prompt = block["is_greedy_known"], block["is_prompt"]
+            top_tokens = _tops([response.top_tokens for response in responses], top_k, None)
+            sink(scores, block["ids"], block["tokens"], block["positions"], numbers, known, is_prompt, top_tokens)
+    if advance:
+        advance(shard.n_bytes)
+    meter, sequences, _ = collector.result()
+    without_number, sentinels, greedy, greedy_known = counts.tolist()
+    figures = ResponseFigures(
+        file.dialect, file.part, n_responses, without_number, sentinels, greedy_known, lost_tops, rounding,
+        list(file.failed), Sources.concatenated(sources),
+    )  # fmt: skip
+    return ShardResult(meter, without_number + sentinels, greedy, highest.tokens(), sequences, responses=figures)
+
+
+def scored_shards(shards: Sequence[Shard], results: Sequence[ShardResult]) -> list[Shard]:
+    """Shards whose number of tokens is known."""
+    shapes = [(result.n_tokens + result.ignored,) for result in results]
+    return [shard._replace(shape=shape, batch=shape) for shard, shape in zip(shards, shapes, strict=True)]
+
+
+def lengths_of_text(results: Sequence[ShardResult]) -> int | IntArray:
+    """Number of bytes of each sequence's scored tokens; 0 if those of any are not known."""
+    n_bytes = Sources.concatenated([result.responses.sources for result in results if result.responses]).n_bytes
+    return n_bytes if (n_bytes >= 0).all() else 0
+
+
+# -- blocks of tokens --------------------------------------------------------------------------------------------------
+
+
+def _gathered(file: Iterable[Response]) -> Iterator[list[Response]]:
+    """Responses, several short ones at a time."""
+    responses: list[Response] = []
+    entries = 0
+    for response in file:
+        responses.append(response)
+        entries += len(response.ids) + response.top_ids.size
+        if entries >= _BLOCK_ENTRIES:
+            yield responses
+            responses, entries = [], 0
+    if responses:
+        yield responses
+
+
+def _columns(responses: Sequence[Response]) -> dict[str, Any]:
+    """Columns of the tokens of responses; their numbers count from 0."""
+    names = ("tokens", "n_bytes", "ids", "logprobs", "is_sentinel", "is_prompt", "rank", "is_greedy", "is_greedy_known")
+    columns = {name: np.concatenate([getattr(response, name) for response in responses]) for name in names}
+    lengths = np.array([len(response.ids) for response in responses])
+    starts = np.repeat(np.cumsum(lengths) - lengths, lengths)
+    columns["numbers"] = np.repeat(np.arange(len(responses)), lengths)
+    columns["positions"] = np.arange(len(starts)) - starts
+    columns["kept"] = ~np.isnan(columns["logprobs"]) & ~columns["is_sentinel"]
+    return columns
+
+
+def _token_scores(block: dict[str, Any], responses: Sequence[Response], top_k: int) -> TokenScores:
+    """Scores of the tokens of a block, as far as they are known: nan, a rank of 0 and a class of -1 are not."""
+    kept, ids = block["kept"], block["ids"]
+    is_greedy = kept & block["is_greedy"] & block["is_greedy_known"]
+    columns = max(top_k, *(response.top_ids.shape[1] for response in responses))
+    top_ids = _tops([response.top_ids for response in responses], columns, -1)
+    top_logprobs = _tops([response.top_logprobs for response in responses], columns, np.nan)
+    argmax = np.where(is_greedy & (ids >= 0), ids, _lowest_of_likeliest(top_ids, top_logprobs))
+    return TokenScores(
+        nll=np.where(kept, 0.0 - block["logprobs"], 0.0),
+        logsumexp=np.zeros(len(ids)),
+        entropy=np.full(len(ids), np.nan),
+        rank=np.where(kept, block["rank"], 0),
+        argmax=np.where(kept, argmax, -1),
+        is_greedy=is_greedy,
+        kept=kept,
+        top_ids=top_ids[:, :top_k] if top_k else None,
+        top_logprobs=top_logprobs[:, :top_k] if top_k else None,
+    )
+
+
+def _tops(parts: Sequence[Array], columns: int, missing: Any) -> Array:
+    """The first columns of the alternatives of responses; what they lack is `missing`."""
+    tops = np.full((sum(map(len, parts)), columns), missing, parts[0].dtype)
+    start = 0
+    for part in parts:
+        tops[start : start + len(part), : part.shape[1]] = part[:, :columns]
+        start += len(part)
+    return tops
+
+
+def _lowest_of_likeliest(top_ids: Array, top_logprobs: Array) -> Array:
+    """The lowest id of the likeliest classes, -1 where an id is not known or none is listed."""
+    if not top_ids.shape[1]:
+        return np.full(len(top_ids), -1)
+    is_likeliest = top_logprobs == top_logprobs[:, :1]  # nan is not
+    lowest = np.where(is_likeliest, top_ids, np.iinfo(np.int64).max).min(1)
+    found: Array = np.where(is_likeliest.any(1), np.maximum(lowest, -1), -1)
+    return found
+
+
+def _has_cut_character(response: Response) -> bool:
+    """Whether some parts of a character are scored and others not, so that its length cannot be told.
+
+    Texts of its first parts are empty; that of the last one is the whole character.
+    """
+    kept, parts = ~np.isnan(response.logprobs), []
+    for text, is_kept in zip(response.tokens, kept.tolist(), strict=True):
+        parts.append(is_kept)
+        if text and text > "\x7f" and len(set(parts)) > 1:
+            return True
+        if text != "":
+            parts = []
+    return False
+
+
+def _sources(responses: Sequence[Response], block: dict[str, Any]) -> Sources:
+    """Where the sequences that have a token to score come from."""
+    kept, known, is_greedy = block["kept"], block["is_greedy_known"], block["is_greedy"]
+
+    def count(mask: Array) -> IntArray:
+        return np.bincount(block["numbers"][mask], minlength=len(responses))
+
+    tokens = count(kept)
+    sizes = np.bincount(block["numbers"][kept], block["n_bytes"][kept], len(responses)).astype(np.int64)
+    is_cut = np.array([_has_cut_character(response) for response in responses])
+    columns: list[Any] = [
+        np.array([response.line for response in responses], np.int64),
+        np.array([response.choice for response in responses], np.int64),
+        np.where((count(kept & (block["n_bytes"] < 0)) > 0) | is_cut, -1, sizes),
+        (count(kept & known & ~is_greedy) > 0) | (count(kept & known) == tokens),
+        np.array([response.custom_id for response in responses], np.object_),
+    ]
+    return Sources(*(column[tokens > 0] for column in columns))

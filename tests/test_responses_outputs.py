@@ -1,0 +1,221 @@
+"""What `tokenloss score` writes of responses of servers: tables of tokens and sequences, pages and plots."""
+
+import csv
+import json
+import math
+import re
+from html.parser import HTMLParser
+
+import clients
+import numpy as np
+import pytest
+from browser import CARD, assert_quiet, middle
+from clients import COMPLETIONS, chat
+from commands import LOGITS, TARGETS
+
+from tokenloss import evaluate, sinks
+
+
+@pytest.fixture
+def completions(tmp_path):
+    """Ten completions of vLLM in one file."""
+    return clients.save(tmp_path / "completions.jsonl", *COMPLETIONS)
+
+
+@pytest.mark.parametrize("suffix", ["npy", "csv", "parquet"])
+def test_per_token_has_no_entropy_but_what_is_known(suffix, completions, command, tmp_path):
+    path = tmp_path / f"tokens.{suffix}"
+    if suffix == "parquet":
+        parquet = pytest.importorskip("pyarrow.parquet", reason="pyarrow is optional")
+    assert command("score", completions, "--per-token", path)[0] == 0
+    if suffix == "npy":
+        table = np.load(path)
+        columns = {name: table[name].tolist() for name in table.dtype.names}
+    elif suffix == "csv":
+        with path.open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        read = {"True": True, "False": False}
+        columns = {name: [read.get(row[name], float(row[name]) if row[name] not in read else 0) for row in rows]
+                   for name in rows[0]}  # fmt: skip
+    else:
+        columns = parquet.read_table(path).to_pydict()
+    assert list(columns) == [
+        "target", "kept", "nll", "probability", "rank", "argmax", "is_greedy", "file", "sequence", "position",
+        "is_greedy_known", "is_prompt",
+    ]  # fmt: skip
+    references = [clients.references()[name] for name in COMPLETIONS]
+    logprobs = np.concatenate([reference.logprobs for reference in references]).astype(float)
+    kept = ~np.isnan(logprobs)
+    assert np.array_equal(columns["kept"], kept)
+    ids = np.concatenate([reference.ids for reference in references])
+    is_known = np.array(columns["target"]) >= 0  # of the first token not, where prompt_token_ids are not returned
+    assert (is_known | ~kept).all()
+    assert np.array_equal(np.array(columns["target"])[is_known], ids[is_known])
+    np.testing.assert_allclose(columns["nll"], np.where(kept, -logprobs, 0), atol=1e-5)
+    assert np.array_equal(columns["rank"], np.concatenate([reference.ranks for reference in references]))
+    top = np.concatenate([reference.top_ids[:, 0] for reference in references])
+    assert np.array_equal(columns["argmax"], top)
+    lengths = [len(reference.ids) for reference in references]
+    assert np.array_equal(columns["sequence"], np.repeat(np.arange(10), lengths))
+    assert columns["position"] == [i for length in lengths for i in range(length)]
+    assert all(columns["is_prompt"])
+    assert np.array_equal(columns["is_greedy_known"], kept)
+
+
+def test_per_sequence_says_where_a_sequence_comes_from(command, tmp_path):
+    path = clients.save(tmp_path / "batch.json", "vllm/completions_batch.json")
+    table = tmp_path / "sequences.npy"
+    assert command("score", path, "--per-sequence", table)[0] == 0
+    table = np.load(table)
+    assert table.dtype.names == (
+        "file", "sequence", "tokens", "nll", "loss", "perplexity", "is_greedy", "line", "choice", "is_greedy_known",
+    )  # fmt: skip
+    assert table["line"].tolist() == [1] * 4
+    assert table["choice"].tolist() == table["sequence"].tolist() == [0, 1, 2, 3]
+
+
+def test_tables_of_scores_have_the_columns_that_they_had(npz, tmp_path):
+    path, tokens, rows = npz(logits=LOGITS, targets=TARGETS), tmp_path / "t.npy", tmp_path / "s.npy"
+    evaluate([path], sinks=[sinks.TokenTable(tokens), sinks.SequenceTable(rows)])
+    assert np.load(tokens).dtype.names[-4:] == ("entropy", "file", "sequence", "position")
+    assert np.load(rows).dtype.names[-1] == "is_greedy"
+
+
+def test_a_sink_may_be_used_for_responses_and_for_scores(completions, npz, tmp_path):
+    sink = sinks.TokenTable(tmp_path / "t.npy")
+    for path, has_entropy in (completions, False), (npz(logits=LOGITS, targets=TARGETS), True), (completions, False):
+        evaluate([path], sinks=[sink])
+        assert ("entropy" in np.load(tmp_path / "t.npy").dtype.names) == has_entropy
+
+
+def test_blocks_tell_what_is_known(completions):
+    class Kept(sinks.Sink):
+        needs_tokens, top_k = True, 3
+
+        def __init__(self):
+            self.blocks = []
+
+        def add(self, block):
+            self.blocks.append(block)
+
+    sink = Kept()
+    evaluate([completions], sinks=[sink])
+    (block,) = sink.blocks
+    names = [clients.references()[name] for name in COMPLETIONS]
+    assert block.top_tokens.shape == block.scores.top_ids.shape == (len(block.ids), 3)
+    assert np.array_equal(block.scores.top_ids, np.concatenate([reference.top_ids[:, :3] for reference in names]))
+    top = np.concatenate([reference.top_logprobs[:, :3] for reference in names]).astype(float)
+    np.testing.assert_allclose(block.scores.top_logprobs, top, atol=1e-5)
+    assert np.isnan(block.scores.entropy).all()
+    assert block.is_prompt.all()
+    assert np.array_equal(block.is_greedy_known, block.scores.kept)
+    entry = clients.response(COMPLETIONS[0])["choices"][0]["prompt_logprobs"][1]
+    texts = [item["decoded_token"] for item in sorted(entry.values(), key=lambda item: item["rank"])]
+    assert block.top_tokens[1].tolist() == texts[:3]
+
+
+class Page(HTMLParser):
+    """Paragraphs of a page, and the data of its tokens."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.tag, self.paragraphs, self.data, self.words = "", [], None, ""
+        self.feed(path.read_text("utf-8"))
+
+    def handle_starttag(self, tag, attributes):
+        self.tag = tag if tag != "script" else dict(attributes).get("id", "script")
+        if tag == "p" and not attributes:
+            self.paragraphs.append("")
+
+    def handle_endtag(self, tag):
+        self.tag = ""
+
+    def handle_data(self, text):
+        if self.tag == "data":
+            self.data = self.data or json.loads(text)
+        elif self.tag == "i":
+            self.paragraphs[-1] += text
+        else:
+            self.words += text
+
+
+def test_html_shows_each_response_and_its_alternatives_by_their_text(command, tmp_path):
+    names = ["llama_cpp_python/completion_echo_bos_00.json", "llama_cpp_python/completion_echo_bos_01.json"]
+    path, page = clients.save(tmp_path / "echo.jsonl", *names), tmp_path / "page.html"
+    assert command("score", path, "--html", page)[0] == 0
+    found = Page(page)
+    texts = [clients.response(name)["choices"][0]["logprobs"]["tokens"][:-1] for name in names]
+    assert found.paragraphs == ["".join(tokens) for tokens in texts]
+    data = found.data
+    tokens = [text for one in texts for text in one]
+    assert data["token"] == tokens
+    assert data["id"] == data["top"][:: data["k"]] == [None] * len(tokens)
+    assert "entropy" not in data
+    assert "-1" not in json.dumps([data["id"], data["top"], data["rank"]])
+    assert 0 not in data["rank"]
+    tops = clients.response(names[0])["choices"][0]["logprobs"]["top_logprobs"]
+    best = max(tops[2], key=tops[2].get)
+    assert (data["named"][2 * data["k"]], data["logprob"][2 * data["k"]]) == (
+        best,
+        pytest.approx(tops[2][best], rel=1e-5),
+    )
+    assert data["sequence"] == [0] * len(texts[0]) + [1] * len(texts[1])
+    assert data["position"] == [*range(len(texts[0])), *range(len(texts[1]))]
+
+
+def test_html_without_what_is_not_known(command, tmp_path):
+    path, page = clients.save_lines(tmp_path / "c.jsonl", chat(("a", -1.0), ("b", -2.0))), tmp_path / "page.html"
+    assert command("score", path, "--html", page)[0] == 0
+    found = Page(page)
+    assert (found.data["rank"], found.data["id"]) == ([None] * 2, [None] * 2)
+    assert set(found.data["named"]) == {None}
+    assert "accuracy" not in found.words
+    clients.save_lines(path, chat(("a", -1.0, [("a", -1.0), ("b", -2.0)]), ("b", -2.0)))
+    assert command("score", path, "--html", page)[0] == 0
+    assert "of 1 tokens where it is known" in Page(page).words
+
+
+def test_plot(completions, command, tmp_path):
+    pytest.importorskip("matplotlib", reason="matplotlib is optional")
+    assert command("score", completions, "--plot", tmp_path / "plot.svg")[0] == 0
+    assert (tmp_path / "plot.svg").read_text("utf-8").startswith("<?xml")
+
+
+@pytest.mark.parametrize("name", ["vllm/completion_prompt_logprobs0.json", "vllm/rendered_echo_no_top.json"])
+def test_plot_without_lists_does_not_take_own_tokens_for_the_likeliest(name, command, tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib", reason="matplotlib is optional")
+    from tokenloss import plots
+
+    given = {}
+    monkeypatch.setattr(plots, "draw_losses", lambda nll, **options: given.update(options) or plots._figure("", (1, 1)))
+    assert command("score", clients.save(tmp_path / "c.json", name), "--plot", tmp_path / "p.png")[0] == 0
+    assert "greedy_logprobs" not in given
+
+
+def test_browser_shows_responses_of_servers_as_far_as_they_are_known(browser, tmp_path):
+    path = tmp_path / "responses.html"
+    vllm, llama_cpp = "vllm/completion_00.json", "llama_cpp_python/completion_echo_bos_01.json"
+    files = [clients.save(tmp_path / f"{i}.json", name) for i, name in enumerate([vllm, llama_cpp])]
+    evaluate(files, sinks=[sinks.HtmlPage(path)])
+    browser.open(path)
+    known, unknown = clients.response(vllm), clients.response(llama_cpp)
+    entry = known["choices"][0]["prompt_logprobs"][2]
+    browser.point(*middle(browser, 2))
+    card = browser.run(CARD)
+    (own, first), *_ = entry.items()
+    for word in (f"id {own} · response 0 · position 2", f"rank\n{first['rank']}\n", f"{-first['logprob']:.5g} nats"):
+        assert word in card
+    for i, other in entry.items():
+        assert f"{other['decoded_token'].replace(' ', '␣')}\t{i}\t" in card
+    assert "entropy" not in card
+    logprobs = unknown["choices"][0]["logprobs"]
+    browser.point(*middle(browser, len(known["choices"][0]["prompt_logprobs"]) + 3))
+    card = browser.run(CARD)
+    assert card.startswith(logprobs["tokens"][3].replace(" ", "␣"))
+    assert "\nresponse 0 · position 3\n" in card
+    for text, logprob in logprobs["top_logprobs"][3].items():
+        share = f"{100 * math.exp(logprob):.3g} %" if logprob > math.log(1e-4) else f"{math.exp(logprob):.2e}"[:4]
+        assert re.search(re.escape(text.strip()) + r"\t+" + re.escape(share), card), (text, share, card)
+    assert "-1" not in card
+    assert "null" not in card
+    assert_quiet(browser, path)
