@@ -224,7 +224,7 @@ def _value(path: str, place: _Place, text: bytes | bytearray, is_whole: bool = T
     try:
         string = codecs.getincrementaldecoder("utf-8")().decode(text, is_whole)
         value = _DECODER.decode(string)
-        if _SURROGATE.search(string) and _SURROGATE.search(_PAIR.sub("_", string.replace("\\\\", "__"))):
+        if _SURROGATE.search(string) and _SURROGATE.search(_PAIR.sub("", string.replace("\\\\", "__"))):
             got, fits = f"{_half_a_pair(value)} holds half of a surrogate pair", "be Unicode"
     except UnicodeDecodeError as error:
         at, got, fits = error.start, f"{text[error.start]:#04x} is not UTF-8", "be UTF-8"

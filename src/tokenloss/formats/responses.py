@@ -9,12 +9,17 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from tokenloss._errors import raise_error
+from tokenloss.formats._dialects import failure, read
+from tokenloss.formats._records import read_records
+from tokenloss.formats._token_columns import Place, columns, join
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from typing import Literal
+    from typing import Any, Literal
 
     from tokenloss._types import Array, BoolArray, Float64Array, IntArray
+    from tokenloss.formats._dialects import Choice
+    from tokenloss.formats._token_columns import Tokens
 
 SUFFIXES = (".json", ".jsonl", ".json.gz", ".jsonl.gz")
 PARTS_OF_RESPONSE = ("prompt", "generated", "all")  # parts of a response
@@ -27,13 +32,13 @@ class Response:
     Attributes
     ----------
     line : int
-        Line of the file, from 1; of a file that holds a list, the number of the element.
+        Line of the file where the response begins, from 1.
     choice : int
         Number of the choice in its response, from 0.
     custom_id : str or None
         What a batch file calls the request.
     tokens : array of object
-        Text of each token; None where the server gave none.
+        Text of each token; None where the server gave none. It may be empty or U+FFFD for a part of a character.
     n_bytes : array of int64
         Length of each token's text in UTF-8; -1 where it is not known, as of a part of a character.
     ids : array of int64
@@ -46,7 +51,8 @@ class Response:
     is_prompt : array of bool
         Whether the token is of the prompt; the others were generated.
     rank : array of int64
-        1 + number of other classes whose log-probability is >= the token's; 0 where it is not known.
+        1 + number of other classes whose log-probability is >= the token's, as the server counted it or among those
+        that it listed; 0 where it is not known, also for the last one listed, since others may be as likely.
     is_greedy : array of bool
         Whether no class is more likely than the token; of a tie that ids can break, whether its id is the lowest.
     is_greedy_known : array of bool
@@ -55,7 +61,7 @@ class Response:
         Text, ids and log-probabilities of the most likely classes, in descending order; None, -1 and nan where the
         server listed fewer, gave no text or no ids. The token itself is among them only if it is that likely.
     lost_tops : int
-        Number of positions whose list is shorter than the others', because classes of the same text fell together.
+        Number of positions that list fewer classes than others, because classes of the same text fell together.
     """
 
     line: int
@@ -101,6 +107,9 @@ class ResponsesFile:
         The part of each response that is yielded.
     skip_failed : bool
         Whether failed lines are left out, rather than an error.
+    dialect : str
+        Layout of the responses: "completions" and "chat" (OpenAI, vLLM and others), "tokens" (vLLM), "SGLang",
+        "llama.cpp"; "" if all lines failed.
     failed : list of Failed
         Failed lines that the iteration has left out so far.
     """
@@ -108,12 +117,117 @@ class ResponsesFile:
     path: str
     part: Literal["prompt", "generated", "all"]
     skip_failed: bool = False
+    dialect: str = ""
     failed: list[Failed] = field(default_factory=list)
+    _is_default: bool = False
 
     def __iter__(self) -> Iterator[Response]:
         """Read the file from its start."""
         self.failed.clear()
-        raise NotImplementedError
+        has_number = False
+        has_prompts: bool | None = None
+        for place, custom_id, body, reason in _bodies(self.path):
+            if reason and not self.skip_failed:
+                got, fits = f"request {custom_id!r} failed: {reason}", "have succeeded, or be skipped by skip_failed"
+                place.refuse(got if custom_id is not None else f"the request failed: {reason}", fits)
+            if reason:
+                self.failed.append(Failed(place.line, custom_id, reason))
+                continue
+            dialect, choices = read(body, place)
+            if dialect != self.dialect:
+                place.refuse(f"it is of the layout {dialect}", f"be of {self.dialect}, as those before it")
+            for choice in choices:
+                found = self._chosen(choice, place)
+                if not found:
+                    continue
+                if self.part == "all" and not choice.is_repeated:
+                    has_prompts = _check_prompt(choice, has_prompts, place)
+                has_number |= any(tokens.has_number() for _, tokens in found)
+                yield _response(place.line, choice.number, custom_id, found)
+        if not has_number and not self.failed:
+            raise_error("content", path=self.path, got="holds no log-probability", fits=f"hold some ({self.part})")
+
+    def _chosen(self, choice: Choice, place: Place) -> list[tuple[str, Tokens]]:
+        """Parts of a choice that are yielded; none of one whose prompt is that of the choice before it."""
+        parts = {name: tokens for name, tokens in choice.parts.items() if len(tokens)}
+        prompt = parts.get("prompt")
+        if "all" in parts and self.part != "all":
+            place.refuse(
+                "nothing tells where the echoed prompt ends",
+                "come with prompt_token_ids or usage, or choose part='all'",
+            )
+        if self.part == "all":
+            found = [
+                (name, parts[name])
+                for name in _ORDER
+                if name in parts and not (name == "prompt" and choice.is_repeated)
+            ]
+            if not found and not choice.is_repeated:
+                place.refuse("it holds no log-probabilities", "hold some: ask for logprobs")
+            return found
+        if self.part == "prompt":
+            if choice.is_repeated:
+                return []
+            if prompt is None or not (prompt.has_number() or len(prompt) == 1):
+                place.refuse(_IGNORED, "hold some, or choose part='generated'")
+            return [("prompt", prompt)]
+        if self._is_default and prompt is not None and prompt.has_number():
+            place.refuse(_PROMPTS, "choose the part: prompt, generated or all")
+        tokens = choice.parts.get("generated")
+        if tokens is None or not (tokens.has_number() or (not len(tokens) and choice.n_generated == 0)):
+            place.refuse("it holds no log-probabilities of what was generated", "hold some: ask for logprobs")
+        return [("generated", tokens)]
+
+
+_ORDER = ("prompt", "all", "generated")
+_IGNORED = "the server returned no prompt log-probabilities: it ignored echo, or was not asked for them"
+_PROMPTS = "it holds log-probabilities of a prompt, and those before it do not"
+
+
+def _check_prompt(choice: Choice, has_prompts: bool | None, place: Place) -> bool | None:
+    """Whether choices have log-probabilities of prompts, as known after this one: all, or none but single tokens."""
+    prompt = choice.parts.get("prompt") or choice.parts.get("all")
+    if prompt and prompt.has_number():
+        if has_prompts is False:
+            place.refuse(_PROMPTS, "hold the parts that those before it hold")
+        return True
+    if prompt and len(prompt) == 1:
+        return has_prompts
+    if has_prompts:
+        place.refuse(_IGNORED, "hold them, as those before it do")
+    return False
+
+
+def _response(line: int, choice: int, custom_id: str | None, found: list[tuple[str, Tokens]]) -> Response:
+    """A sequence of these parts."""
+    parts = [columns(tokens) for _, tokens in found]
+    is_prompt = np.repeat([name != "generated" for name, _ in found], [len(part.ids) for part in parts])
+    every = join(parts)._asdict()
+    lost = int(np.count_nonzero(every.pop("is_lost")))
+    return Response(line, choice, custom_id, is_prompt=is_prompt, lost_tops=lost, **every)
+
+
+def _bodies(path: str) -> Iterator[tuple[Place, str | None, dict[str, Any], str]]:
+    """Each response of a file: its line, the request's name, the response, and why it failed, if it did."""
+    for line, value in read_records(path):
+        yield Place(path, line), *failure(value)
+
+
+def _looked_ahead(path: str) -> tuple[Literal["prompt", "generated"], str]:
+    """The part that a file is read for by default, and its dialect."""
+    dialect = ""
+    for place, _, body, reason in _bodies(path):
+        if reason:
+            continue
+        name, choices = read(body, place)
+        dialect = dialect or name
+        for choice in choices:
+            prompt, generated = choice.parts.get("prompt") or choice.parts.get("all"), choice.parts.get("generated")
+            if prompt and prompt.has_number():
+                return "prompt", dialect
+            if not prompt and not choice.is_repeated and generated and generated.has_number():
+                return "generated", dialect
+    return "generated", dialect
 
 
 def is_responses(path: str | os.PathLike[str]) -> bool:
@@ -127,7 +241,64 @@ def open_responses(
     part: Literal["prompt", "generated", "all"] | None = None,
     skip_failed: bool = False,
 ) -> ResponsesFile:
-    """Open a file of responses of an inference server."""
+    """Open a file of responses of an inference server, which hold the log-probabilities of tokens.
+
+    Parameters
+    ----------
+    path : str or path
+        A .json or .jsonl file, or one that gzip compressed: responses as a server sent them, or the lines of a batch.
+    part : {"prompt", "generated", "all"}, optional
+        The tokens to read: those of the prompt, those that were generated, or both. By default the prompt where the
+        file holds any log-probability of one, else what was generated. With "all", an echo that nothing divides counts
+        as a prompt.
+    skip_failed : bool, default False
+        Leave failed lines of a batch out, and list them in `ResponsesFile.failed`, rather than raise an error.
+
+    Returns
+    -------
+    ResponsesFile
+        The file, to be iterated over again and again.
+
+    Raises
+    ------
+    ValueError
+        If the file is damaged, is not one of responses or cannot be read for certain; the message names the line, and
+        the field where there is one.
+    OSError
+        If the file cannot be read.
+
+    See Also
+    --------
+    tokenloss.formats.open_scores : Opens a file of logits or probabilities.
+
+    Notes
+    -----
+    Read are completions and chats of OpenAI, vLLM, llama.cpp, llama-cpp-python, SGLang and other servers of this
+    layout, vLLM's tokens in and out, and the own endpoints of SGLang (``/generate``) and llama.cpp (``/completion``);
+    all of one layout. A file is read line by line, .json object by object, and never as a whole.
+
+    What a server did not return is not made up: a prompt without log-probabilities is an error, never a loss of 0, and
+    so is a number that is no log-probability. -9999.0 is taken as a sentinel, and -Infinity as it is. An echo whose
+    tokens are not its text, as of llama-cpp-python without a BOS, is refused, and so are vLLM's ``prompt_logprobs``
+    that do not show which entry is the prompt's token (ask for ``return_token_ids``), and probabilities after sampling.
+    A prompt that several choices repeat is read once. SGLang reports the last class in a prompt as class 0, so that one
+    has neither id nor text unless its list of most likely classes shows which it is.
+
+    Examples
+    --------
+    >>> import json, pathlib, tempfile
+    >>> from tokenloss.formats import open_responses
+    >>> token = {"token": "Yes", "logprob": -0.25, "top_logprobs": [{"token": "Yes", "logprob": -0.25}]}
+    >>> answer = {"message": {"content": "Yes"}, "logprobs": {"content": [token]}}
+    >>> with tempfile.TemporaryDirectory() as directory:
+    ...     path = pathlib.Path(directory) / "responses.jsonl"
+    ...     _ = path.write_text(json.dumps({"choices": [answer]}))
+    ...     responses = open_responses(path)
+    ...     for response in responses:
+    ...         print(responses.part, response.tokens, response.logprobs)
+    generated ['Yes'] [-0.25]
+    """
     if part is not None and part not in PARTS_OF_RESPONSE:
         raise_error("option", name="part", got=part, fits=", ".join(map(repr, PARTS_OF_RESPONSE)))
-    return ResponsesFile(os.fspath(path), part or "prompt", skip_failed)
+    default, dialect = _looked_ahead(os.fspath(path))
+    return ResponsesFile(os.fspath(path), part or default, skip_failed, dialect, _is_default=part is None)

@@ -1,0 +1,475 @@
+"""Layouts in which servers return log-probabilities: one function for each, told by the keys of a response."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+import reprlib
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from tokenloss.formats._echoes import copies, split_echoes
+from tokenloss.formats._token_columns import Listed, Place, Tokens, lengths
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+_TOKEN_ID = re.compile("token_id:([0-9]{1,18})")
+_FAR = 8  # ranks, that ties do not explain
+_KEY = "do not tell which entry is the prompt's own token"
+
+
+class Choice(NamedTuple):
+    """A choice of a response: its parts "prompt" and "generated", or "all" where they cannot be told apart."""
+
+    number: int
+    parts: dict[str, Tokens]
+    is_repeated: bool = False  # the prompt, which a choice before this one has
+    n_generated: int | None = None  # as the server counts
+
+
+def failure(value: dict[str, Any]) -> tuple[str | None, dict[str, Any], str]:
+    """The request's name, the response itself, and why it failed, "" if it did not."""
+    custom_id = value.get("custom_id")
+    custom_id = custom_id if custom_id is None else str(custom_id)
+    if "custom_id" in value and "choices" not in value and ("response" in value or "error" in value):
+        response, error = value.get("response"), value.get("error")
+        body = response.get("body") if isinstance(response, dict) else None
+        status = response.get("status_code", 200) if isinstance(response, dict) else 200
+        if error or status != 200 or not isinstance(body, dict):
+            reason = _message(error) or (_message(body) if isinstance(body, dict) else "")
+            return custom_id, {}, reason or (f"status {status}" if status != 200 else "it has no response")
+        value = body
+    is_error = value.get("error") or value.get("object") == "error" or set(value) == {"detail"}
+    if is_error and "choices" not in value and "meta_info" not in value:
+        return custom_id, value, _message(value) or "error"
+    finish = value["meta_info"].get("finish_reason") if isinstance(value.get("meta_info"), dict) else None
+    if isinstance(finish, dict) and finish.get("type") == "abort":
+        return custom_id, value, _message(finish) or "abort"
+    return custom_id, value, ""
+
+
+def _message(error: Any) -> str:
+    """The text of an error, in one line."""
+    while isinstance(error, dict):
+        error = error.get("error") or error.get("message") or error.get("detail") or error.get("code") or ""
+    return " ".join(str(error or "").split())[:300]
+
+
+def read(value: dict[str, Any], place: Place) -> tuple[str, list[Choice]]:
+    """The dialect of a response, and its choices."""
+    for name, (is_of, reader) in _DIALECTS.items():
+        if is_of(value):
+            return name, reader(value, place)
+    keys = ", ".join(list(value)[:12]) or "nothing"
+    if {"url", "body"} <= set(value):
+        place.refuse("it is a request", "be a response")
+    fits = "be a response with choices (vLLM, OpenAI), meta_info (SGLang) or completion_probabilities (llama.cpp)"
+    return place.refuse(f"it holds {keys}", fits)
+
+
+def _has_choices(key: str) -> Callable[[dict[str, Any]], bool]:
+    """Whether a response has choices, whose first has a key."""
+
+    def is_of(value: dict[str, Any]) -> bool:
+        choices = value.get("choices")
+        return isinstance(choices, list) and bool(choices) and isinstance(choices[0], dict) and key in choices[0]
+
+    return is_of
+
+
+# What must be there, and of which type.
+
+
+def _list(value: Any, field: str, place: Place, n: int | None = None) -> list[Any]:
+    """A list, of n elements."""
+    if not isinstance(value, list):
+        place.refuse(f"{field} is {reprlib.repr(value)}", "be a list")
+    if n is not None and len(value) != n:
+        place.refuse(f"{field} has {len(value)} elements", f"have {n}, one for each token")
+    return value
+
+
+def _object(value: Any, field: str, place: Place) -> dict[str, Any]:
+    """An object."""
+    if not isinstance(value, dict):
+        place.refuse(f"{field} is {reprlib.repr(value)}", "be an object")
+    return value
+
+
+def _text(value: Any, field: str, place: Place) -> str | None:
+    """A text, or None."""
+    if value is not None and not isinstance(value, str):
+        place.refuse(f"{field} is {reprlib.repr(value)}", "be a text")
+    return value
+
+
+def _count(value: Any, field: str, place: Place, least: int = 0) -> int:
+    """An integer that counts, or numbers a class."""
+    if type(value) is not int or not least <= value < 1 << 63:
+        place.refuse(f"{field} is {reprlib.repr(value)}", f"be an integer of at least {least}")
+    return value
+
+
+def _ids(value: Any, field: str, place: Place) -> list[int] | None:
+    """Class ids, if they are given."""
+    if value is None:
+        return None
+    return [_count(element, f"{field}[{i}]", place) for i, element in enumerate(_list(value, field, place))]
+
+
+def _usage(value: dict[str, Any], place: Place) -> tuple[int | None, int | None]:
+    """Numbers of tokens of the prompts and of what was generated, as the server counts."""
+    usage = value.get("usage")
+    if not isinstance(usage, dict):
+        return None, None
+    names = ("prompt_tokens", "completion_tokens")
+    counts = [usage.get(name) for name in names]
+    return tuple(  # type: ignore[return-value]
+        count if count is None else _count(count, f"usage.{name}", place)
+        for name, count in zip(names, counts, strict=True)
+    )
+
+
+def _name(text: str | None) -> tuple[str | None, int]:
+    """Text and id of a token, which vLLM may name by its id."""
+    found = _TOKEN_ID.fullmatch(text) if text is not None else None
+    return (None, int(found[1])) if found else (text, -1)
+
+
+# vLLM: prompt_logprobs
+
+
+def _prompt_objects(value: Any, ids: list[int] | None, field: str, place: Place) -> Tokens | None:
+    """Tokens of a prompt: objects by id of the most likely classes and the prompt's token."""
+    if value is None:
+        return None
+    objects = [_entries(element, f"{field}[{i}]", place) for i, element in enumerate(_list(value, field, place))]
+    if ids is not None and len(ids) != len(objects):
+        place.refuse(f"{field} has {len(objects)} elements", f"have {len(ids)}, as prompt_token_ids")
+    own = _own(objects, ids, field, place)
+    found = [entries[at] if entries else None for entries, at in zip(objects, own, strict=True)]
+    texts = [entry[0].text if entry else None for entry in found]
+    tops = [[entry[0] for entry in entries] for entries in objects]
+    return Tokens(
+        place, f'{field}[{{i}}]["{{id}}"].logprob', f'{field}[{{i}}]["{{id}}"].logprob', texts,
+        [entry[0].id if entry else -1 for entry in found] if ids is None else ids,
+        [entry[0].logprob if entry else None for entry in found], lengths(texts, is_completed=True), tops,
+        [entry[1] if entry else 0 for entry in found],
+    )  # fmt: skip
+
+
+def _entries(value: Any, field: str, place: Place) -> list[tuple[Listed, int]]:
+    """Classes of a position, and their ranks, 0 where there is none."""
+    if value is None:
+        return []
+    found = []
+    for key, entry in _object(value, field, place).items():
+        path = f'{field}["{key}"]'
+        if not (key.isascii() and key.isdigit() and len(key) < 19):
+            place.refuse(f"{path} is no id", "be the id of a class")
+        entry = _object(entry, path, place)
+        if entry.get("logprob") is None:
+            place.refuse(f"{path}.logprob is null", "be a log-probability")
+        rank = entry.get("rank")
+        rank = 0 if rank is None else _count(rank, f"{path}.rank", place, 1)
+        text = _text(entry.get("decoded_token"), f"{path}.decoded_token", place)
+        found.append((Listed(text, int(key), entry["logprob"]), rank))
+    if not found:
+        place.refuse(f"{field} is empty", "hold the prompt's token")
+    return found
+
+
+def _own(objects: list[list[tuple[Listed, int]]], ids: list[int] | None, field: str, place: Place) -> list[int]:
+    """Which entry of each object is the prompt's own token; refused if that is not certain."""
+    own = []
+    first = _is_own_first(objects)
+    for i, entries in enumerate(objects):
+        far = [j for j, (_, rank) in enumerate(entries) if rank > 2 * len(entries) + _FAR]
+        if ids is not None:
+            at = [j for j, (entry, _) in enumerate(entries) if entry.id == ids[i]]
+            if entries and not at:
+                place.refuse(f"{field}[{i}] does not hold the prompt's token {ids[i]}", "hold it, by prompt_token_ids")
+            own.append(at[0] if at else 0)
+        elif len(entries) < 2 or first:
+            own.append(0)
+        elif len(far) == 1:
+            own.append(far[0])  # the others are the most likely
+        else:
+            place.refuse(f"{field}[{i}] and the others {_KEY}", "come with prompt_token_ids: ask for return_token_ids")
+    return own
+
+
+def _is_own_first(objects: list[list[tuple[Listed, int]]]) -> bool:
+    """Whether the objects prove that their writer puts the own token first, and then the others by rank, as vLLM does.
+
+    It is proved by one that stands before more likely ones. A tool that sorts the keys leaves none out of their order.
+    """
+    is_proved, orders = False, {int: True, str: True}
+    for entries in objects:
+        ranks = [rank for _, rank in entries]
+        if len(ranks) < 2:
+            continue
+        others = ranks[1:]
+        if not all(ranks) or others != sorted(others) or others[-1] > 2 * len(ranks) + _FAR:
+            return False
+        is_proved |= ranks[0] > others[0]
+        keys = [entry.id for entry, _ in entries]
+        for order in orders:
+            orders[order] &= keys == sorted(keys, key=order)
+    return is_proved and not any(orders.values())
+
+
+# Lists of objects: chats, llama.cpp
+
+
+def _content(value: Any, field: str, place: Place, own_text: str | None, ids: list[int] | None = None) -> Tokens:
+    """Tokens of a list of objects, each of which lists the most likely classes."""
+    entries = [_object(entry, f"{field}[{i}]", place) for i, entry in enumerate(_list(value, field, place))]
+    texts, own_ids, spelled, tops, ranks = [], [], [], [], []
+    for i, entry in enumerate(entries):
+        path = f"{field}[{i}]"
+        if "prob" in entry or "probs" in entry:
+            got = f"{path} holds probabilities after sampling, which are not the model's"
+            place.refuse(got, "hold logprob: ask without post_sampling_probs")
+        if "logprob" not in entry:
+            place.refuse(f"{path} holds no logprob", "hold one")
+        text, id_, spelling = _class(entry, path, place)
+        texts.append(text)
+        own_ids.append(id_)
+        spelled.append(spelling)
+        ranks.append(_count(entry["rank"], f"{path}.rank", place, 1) if entry.get("rank") is not None else 0)
+        tops.append(_tops(entry.get("top_logprobs"), f"{path}.top_logprobs", place))
+    if ids is not None and len(ids) == len(entries):
+        own_ids = ids
+    is_llama_cpp = all("id" in entry for entry in entries)
+    return Tokens(
+        place, f"{field}[{{i}}].logprob", f"{field}[{{i}}].top_logprobs[{{j}}].logprob", texts, own_ids,
+        [entry["logprob"] for entry in entries], lengths(texts, spelled, own_text), tops,
+        ranks if entries and all(ranks) else None, is_llama_cpp,
+    )  # fmt: skip
+
+
+def _class(entry: dict[str, Any], field: str, place: Place) -> tuple[str | None, int, bytes | None]:
+    """Text, id and bytes of a class."""
+    raw = _text(entry.get("token"), f"{field}.token", place)
+    text, id_ = _name(raw)
+    for key in ("id", "token_id"):
+        if entry.get(key) is not None:
+            id_ = _count(entry[key], f"{field}.{key}", place)
+    spelling = entry.get("bytes")
+    if spelling is None:
+        return text, id_, None
+    values = _list(spelling, f"{field}.bytes", place)
+    if not all(type(value) is int and 0 <= value < 256 for value in values):
+        place.refuse(f"{field}.bytes is {reprlib.repr(values)}", "hold bytes")
+    found = bytes(values)
+    return text, id_, found if raw == text or found != (raw or "").encode() else None
+
+
+def _tops(value: Any, field: str, place: Place) -> list[Listed]:
+    """Classes of a list of objects."""
+    found = []
+    for j, entry in enumerate([] if value is None else _list(value, field, place)):
+        path = f"{field}[{j}]"
+        text, id_, _ = _class(_object(entry, path, place), path, place)
+        found.append(Listed(text, id_, entry.get("logprob")))
+    return found
+
+
+# Parallel lists: OpenAI completions
+
+
+def _lists(value: dict[str, Any], field: str, place: Place, own_text: str | None, ids: list[int] | None) -> Tokens:
+    """Tokens of parallel lists, whose most likely classes are named by their text."""
+    logprobs = _list(value.get("token_logprobs"), f"{field}.token_logprobs", place)
+    n = len(logprobs)
+    raw = _list(value.get("tokens"), f"{field}.tokens", place, n)
+    names = [_name(_text(text, f"{field}.tokens[{i}]", place)) for i, text in enumerate(raw)]
+    tops: list[list[Listed]] = [[] for _ in raw]
+    if value.get("top_logprobs") is not None:
+        path = f"{field}.top_logprobs"
+        for i, element in enumerate(_list(value["top_logprobs"], path, place, n)):
+            if element is not None:
+                items = _object(element, f"{path}[{i}]", place).items()
+                tops[i] = [Listed(*_name(text), logprob) for text, logprob in items]
+    texts = [text for text, _ in names]
+    return Tokens(
+        place, f"{field}.token_logprobs[{{i}}]", f"{field}.top_logprobs[{{i}}][{{text!r}}]", texts,
+        ids if ids is not None and len(ids) == n else [id_ for _, id_ in names], logprobs,
+        lengths(texts, None, own_text), tops,
+    )  # fmt: skip
+
+
+def _completions(value: dict[str, Any], place: Place) -> list[Choice]:
+    """Choices of completions, of a chat or not, of vLLM or of any other server."""
+    choices = [_object(choice, f"choices[{i}]", place) for i, choice in enumerate(value["choices"])]
+    if sorted(str(choice.get("index")) for choice in choices) == sorted(map(str, range(len(choices)))):
+        choices.sort(key=lambda choice: int(choice["index"]))
+    n_prompt, n_generated = _usage(value, place)
+    found: list[dict[str, Tokens]] = []
+    for i, choice in enumerate(choices):
+        at = f"choices[{i}]"
+        holder, path = (choice, f"{at}.") if choice.get("prompt_logprobs") is not None else (value, "")
+        prompt_ids = _ids(holder.get("prompt_token_ids"), f"{path}prompt_token_ids", place)
+        prompt = _prompt_objects(holder.get("prompt_logprobs"), prompt_ids, f"{path}prompt_logprobs", place)
+        parts = {} if prompt is None else {"prompt": prompt}
+        parts |= _choice_lists(choice, at, place)
+        found.append(parts)
+    split_echoes(value, choices, found, (n_prompt, n_generated), place)
+    each = n_generated if len(choices) == 1 else None
+    are_copies = copies(found, n_prompt)
+    return [Choice(i, parts, is_copy, each) for i, (parts, is_copy) in enumerate(zip(found, are_copies, strict=True))]
+
+
+def _choice_lists(choice: dict[str, Any], at: str, place: Place) -> dict[str, Tokens]:
+    """Tokens of a choice's `logprobs`: what was generated, or an echo, which may hold the prompt, too."""
+    value, ids = choice.get("logprobs"), _ids(choice.get("token_ids"), f"{at}.token_ids", place)
+    message = choice.get("message")
+    text = choice.get("text") if message is None else _object(message, f"{at}.message", place).get("content")
+    text = _text(text, f"{at}.text", place)
+    if value is None:
+        return {}
+    value = _object(value, f"{at}.logprobs", place)
+    if "token_logprobs" in value:
+        prompt_ids = _ids(choice.get("prompt_token_ids"), f"{at}.prompt_token_ids", place)
+        n = len(_list(value["token_logprobs"], f"{at}.logprobs.token_logprobs", place))
+        echoed = [*(prompt_ids or []), *(ids or [])]
+        if prompt_ids is not None and n in (len(prompt_ids), len(echoed)):
+            ids = echoed[:n]
+        tokens = _lists(value, f"{at}.logprobs", place, text, ids)
+        return {"listed": tokens} if n else {"generated": tokens}
+    if value.get("content") is None:
+        return {}
+    return {"generated": _content(value["content"], f"{at}.logprobs.content", place, text, ids)}
+
+
+# SGLang
+
+
+def _sglang(value: dict[str, Any], place: Place) -> list[Choice]:
+    """The choice of a response of SGLang's own endpoint."""
+    meta = _object(value["meta_info"], "meta_info", place)
+    parts = {}
+    for side, part in (("input", "prompt"), ("output", "generated")):
+        if meta.get(f"{side}_token_logprobs") is not None:
+            parts[part] = _triples(meta, side, value.get("text") if part == "generated" else None, place)
+    n_generated = meta.get("completion_tokens")
+    return [Choice(0, parts, n_generated=n_generated if type(n_generated) is int else None)]
+
+
+def _triples(meta: dict[str, Any], side: str, own_text: Any, place: Place) -> Tokens:
+    """Tokens of lists of log-probability, id and text."""
+    field = f"meta_info.{side}_token_logprobs"
+    values = _list(meta[f"{side}_token_logprobs"], field, place)
+    own = [_triple(element, f"{field}[{i}]", place) for i, element in enumerate(values)]
+    tops = _flat_tops(meta, f"{side}_top_logprobs", len(own), place)
+    if tops is None:
+        path = f"meta_info.{side}_top_logprobs"
+        lists = _list(meta.get(f"{side}_top_logprobs") or [None] * len(own), path, place, len(own))
+        tops = [
+            [
+                _triple(entry, f"{path}[{i}][{j}]", place)
+                for j, entry in enumerate(_list(entries or [], f"{path}[{i}]", place))
+            ]
+            for i, entries in enumerate(lists)
+        ]
+    if side == "input":
+        own = [_certain(token, entries) for token, entries in zip(own, tops, strict=True)]
+    texts = [token.text for token in own]
+    n_bytes = lengths(texts, None, _text(own_text, "text", place))
+    if side == "input" and len(texts) > 1 and not any(text and re.search(r"\s", text) for text in texts):
+        n_bytes = [-1] * len(texts)  # the blank that a token starts with is lost with some tokenizers
+    return Tokens(
+        place, f"{field}[{{i}}][0]", f"meta_info.{side}_top_logprobs[{{i}}][{{j}}][0]", texts,
+        [token.id for token in own], [token.logprob for token in own], n_bytes, tops, is_exact=True,
+    )  # fmt: skip
+
+
+def _triple(value: Any, field: str, place: Place) -> Listed:
+    """A log-probability, id and text."""
+    values = _list(value, field, place)
+    if len(values) not in (2, 3):
+        place.refuse(f"{field} is {reprlib.repr(values)}", "hold a log-probability, an id and a text")
+    text = _text(values[2], f"{field}[2]", place) if len(values) == 3 else None
+    return Listed(text, _count(values[1], f"{field}[1]", place), values[0])
+
+
+def _certain(token: Listed, entries: Sequence[Listed]) -> Listed:
+    """The token, without id and text if these are not certain: SGLang reports the last class of a prompt as class 0."""
+    if token.id:
+        return token
+    same = [entry for entry in entries if entry.logprob == token.logprob]
+    return same[0] if len(same) == 1 else Listed(None, -1, token.logprob)
+
+
+_WIDTHS = {"float32": "<f4", "float64": "<f8", "int32": "<i4", "int64": "<i8"}
+
+
+def _flat_tops(meta: dict[str, Any], name: str, n: int, place: Place) -> list[list[Listed]] | None:
+    """Lists of the most likely classes, which may come as one list of all positions, or as base64 of it."""
+    found: list[list[Any]] = []
+    for kind in ("val", "idx"):
+        key = f"{name}_{kind}_flat"
+        if meta.get(f"{key}_b64") is not None:
+            dtype = _WIDTHS.get(str(meta.get(f"{key}_b64_dtype")))
+            try:
+                data = base64.b64decode(meta[f"{key}_b64"], validate=True)
+                found.append(np.frombuffer(data, dtype or "").tolist())
+            except (binascii.Error, TypeError, ValueError):
+                place.refuse(f"meta_info.{key}_b64 cannot be decoded", f"be base64 of {' or '.join(_WIDTHS)}")
+        elif meta.get(key) is not None:
+            found.append(_list(meta[key], f"meta_info.{key}", place))
+    if not found:
+        return None
+    shape = [
+        _count(size, f"meta_info.{name}_shape", place)
+        for size in _list(meta.get(f"{name}_shape"), f"{name}_shape", place)
+    ]
+    start = _count(meta.get(f"{name}_null_prefix", 0), f"meta_info.{name}_null_prefix", place)
+    if len(found) != 2 or len(shape) != 2 or start + shape[0] != n or {len(f) for f in found} != {shape[0] * shape[1]}:
+        place.refuse(f"meta_info.{name}_shape is {shape} after {start} tokens", f"fit {n} tokens and the lists")
+    listed = [
+        Listed(None, _count(id_, f"meta_info.{name}_idx_flat[{i}]", place), value)
+        for i, (value, id_) in enumerate(zip(*found, strict=True))
+    ]
+    k = shape[1]
+    return [[] for _ in range(start)] + [listed[i * k : (i + 1) * k] for i in range(shape[0])]
+
+
+# llama.cpp
+
+
+def _llama_cpp(value: dict[str, Any], place: Place) -> list[Choice]:
+    """The choice of a response of llama.cpp's own endpoint."""
+    if value.get("stop") is False:
+        place.refuse("it is a piece of a stream", "be a whole response")
+    found, n_generated = value.get("completion_probabilities"), value.get("tokens_predicted")
+    content = _text(value.get("content"), "content", place)
+    parts = {} if found is None else {"generated": _content(found, "completion_probabilities", place, content)}
+    number = value.get("index", 0)
+    return [
+        Choice(
+            number if type(number) is int else 0, parts, n_generated=n_generated if type(n_generated) is int else None
+        )
+    ]
+
+
+def _stream(value: dict[str, Any], place: Place) -> list[Choice]:
+    """Refuse a piece of a stream."""
+    return place.refuse("it is a piece of a stream", "be a whole response")
+
+
+_DIALECTS: dict[str, tuple[Callable[[dict[str, Any]], bool], Callable[[dict[str, Any], Place], list[Choice]]]] = {
+    "llama.cpp": (
+        lambda value: "completion_probabilities" in value or {"content", "tokens_predicted"} <= set(value),
+        _llama_cpp,
+    ),
+    "SGLang": (lambda value: "meta_info" in value, _sglang),
+    "stream": (_has_choices("delta"), _stream),
+    "chat": (_has_choices("message"), _completions),
+    "completions": (_has_choices("text"), _completions),
+    "tokens": (_has_choices("token_ids"), _completions),
+}
