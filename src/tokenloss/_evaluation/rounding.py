@@ -16,7 +16,7 @@ _DIGITS = 9  # with which every float32 can be written
 class Rounding(NamedTuple):
     """What all numbers so far have in common; of parts, merged in any order, it is that of the whole."""
 
-    count: int = 0  # of numbers that are finite and not 0
+    total: int = 0  # of numbers that are finite and not 0
     decimals: int = 0  # of the number that has most; one more than `_MOST_DECIMALS` stands for any more
     is_short: bool = True  # no number has more than `_DIGITS` digits
     is_float32: bool = True
@@ -43,11 +43,11 @@ class Rounding(NamedTuple):
     def __add__(self, other: Any) -> Rounding:
         """That of the numbers of both."""
         both = [one and another for one, another in zip(self[2:], other[2:], strict=True)]
-        return Rounding(self.count + other.count, max(self.decimals, other.decimals), *both)
+        return Rounding(self.total + other.total, max(self.decimals, other.decimals), *both)
 
     def __str__(self) -> str:
         """In words, the coarsest rounding that fits; empty without numbers."""
-        if not self.count:
+        if not self.total:
             return ""
         if self.decimals <= _MOST_DECIMALS:
             return f"{self.decimals} decimal" + "s" * (self.decimals != 1)
