@@ -9,6 +9,7 @@ from tokenloss.evaluation import Evaluation, ShiftWarning, evaluate
 from tokenloss.linear import linear_cross_entropy, linear_token_scores
 from tokenloss.losses import cross_entropy, cross_entropy_and_grad, cross_entropy_loss, nll_loss
 from tokenloss.meter import LossMeter
+from tokenloss.samples import SampleComparison, SampleMetric, compare_samples
 from tokenloss.scores import TokenScores, token_scores
 from tokenloss.sequences import SequenceLosses, next_token, sequence_losses
 
@@ -19,11 +20,14 @@ __all__ = [
     "ComparisonMeter",
     "Evaluation",
     "LossMeter",
+    "SampleComparison",
+    "SampleMetric",
     "SequenceLosses",
     "ShiftWarning",
     "TokenScores",
     "class_log_probs",
     "compare",
+    "compare_samples",
     "cross_entropy",
     "cross_entropy_and_grad",
     "cross_entropy_loss",
