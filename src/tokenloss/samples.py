@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tokenloss._errors import raise_error
-from tokenloss._evaluation.sample_comparison import metrics_of, paired
-from tokenloss.formats.samples import read_samples
 
 if TYPE_CHECKING:
     from tokenloss._types import Array, Float64Array
@@ -249,6 +247,9 @@ def compare_samples(
     """
     if margin is not None and not (isinstance(margin, int | float) and 0 < margin < 1):
         raise_error("option", name="margin", got=margin, fits="a number between 0 and 1")
+    from tokenloss._evaluation.sample_comparison import metrics_of, paired
+    from tokenloss.formats.samples import read_samples
+
     paths = os.fspath(base), os.fspath(other)
     samples = list(read_samples(paths[0], cluster)), list(read_samples(paths[1]))
     has_hashes = all(sample.doc_hash for file in samples for sample in file)

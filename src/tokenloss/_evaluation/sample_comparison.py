@@ -106,9 +106,10 @@ class _Clusters(NamedTuple):
 
     def mean(self, values: Float64Array, weights: Float64Array) -> tuple[float, float]:
         """Sum of values over that of weights, and its standard error."""
+        columns: list[Float64Array] = [values, weights]
         if self.number < values.size:
-            values, weights = np.bincount(self.codes, values), np.bincount(self.codes, weights)
-        ratio = ExactRatio.of(values, weights)
+            columns = [np.bincount(self.codes, column).astype(np.float64) for column in columns]
+        ratio = ExactRatio.of(*columns)
         return ratio.ratio, ratio.stderr
 
 
@@ -179,11 +180,11 @@ def metrics_of(
 def _columns(name: str, sides: list[_Side]) -> tuple[Float64Array, str]:
     """Values and weights of a metric, (n, 2 files, 2), the weights -1 where both files lack it; or why none."""
     cells: list[list[Any]] = []
-    for side, opposite in zip(sides, sides[::-1], strict=True):
+    for side, opposite in zip(sides, ("other model", "base"), strict=True):
         if side.stores(name):
             column: list[Any] = [sample.metrics.get(name, (0.0, -1.0)) for sample in side.samples]
         elif name not in _DERIVED:
-            return np.empty(0), f"only {opposite.path} holds it"
+            return np.empty(0), f"only the file of the {opposite} holds it"
         elif reason := side.why_not(name):
             return np.empty(0), reason
         else:
