@@ -10,6 +10,7 @@ from tokenloss.linear import linear_cross_entropy, linear_token_scores
 from tokenloss.losses import cross_entropy, cross_entropy_and_grad, cross_entropy_loss, nll_loss
 from tokenloss.meter import LossMeter
 from tokenloss.responses import ResponseComparison, compare_responses
+from tokenloss.samples import SampleComparison, SampleMetric, compare_samples
 from tokenloss.scores import TokenScores, token_scores
 from tokenloss.sequences import SequenceLosses, next_token, sequence_losses
 
@@ -21,6 +22,8 @@ __all__ = [
     "Evaluation",
     "LossMeter",
     "ResponseComparison",
+    "SampleComparison",
+    "SampleMetric",
     "SequenceLosses",
     "ShiftWarning",
     "TokenScores",
@@ -28,6 +31,7 @@ __all__ = [
     "class_log_probs",
     "compare",
     "compare_responses",
+    "compare_samples",
     "cross_entropy",
     "cross_entropy_and_grad",
     "cross_entropy_loss",

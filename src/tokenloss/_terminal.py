@@ -18,7 +18,7 @@ _PROGRESS_SECONDS = 1.0  # before progress is shown, and between plain lines of 
 
 
 class Table(NamedTuple):
-    """Rows of text, perhaps with a title and heads; with heads, all columns but `file` and `text` are numbers."""
+    """Rows of text, perhaps with a title and heads; with heads, columns are numbers but `file`, `metric` and `text`."""
 
     rows: Sequence[tuple[str, ...]]
     heads: tuple[str, ...] = ()
@@ -26,7 +26,7 @@ class Table(NamedTuple):
 
     def aligns_right(self, column: int) -> bool:
         """Whether a column holds numbers."""
-        return bool(self.heads) and self.heads[column] not in ("file", "text")
+        return bool(self.heads) and self.heads[column] not in ("file", "metric", "text")
 
 
 def printable(text: str) -> str:
