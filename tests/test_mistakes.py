@@ -58,7 +58,8 @@ def bites(*words):
 
 # every mistake, with every public function that can be called with it
 
-WITHOUT_SCORES = {"evaluate", "next_token", "sequence_losses", "show_config"}  # in memory, with options of their own
+# in memory, with options of their own
+WITHOUT_SCORES = {"compare_samples", "evaluate", "next_token", "sequence_losses", "show_config"}
 FUNCTIONS = [name for name in tokenloss.__all__ if name[0].islower() and name not in WITHOUT_SCORES]
 OF_TARGETS = [*LOSSES, *TOKENS]  # the others take no targets
 KEPT = IDS > 0

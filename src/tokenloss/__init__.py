@@ -4,11 +4,13 @@ from tokenloss._class_log_probs import class_log_probs
 from tokenloss._config import show_config
 from tokenloss._softmax import log_softmax, logsumexp, softmax
 from tokenloss.comparison import Comparison, ComparisonMeter, compare
-from tokenloss.divergence import kl_divergence
+from tokenloss.divergence import TopkDivergence, kl_divergence, topk_divergence_bound
 from tokenloss.evaluation import Evaluation, ShiftWarning, evaluate
 from tokenloss.linear import linear_cross_entropy, linear_token_scores
 from tokenloss.losses import cross_entropy, cross_entropy_and_grad, cross_entropy_loss, nll_loss
 from tokenloss.meter import LossMeter
+from tokenloss.responses import ResponseComparison, compare_responses
+from tokenloss.samples import SampleComparison, SampleMetric, compare_samples
 from tokenloss.scores import TokenScores, token_scores
 from tokenloss.sequences import SequenceLosses, next_token, sequence_losses
 
@@ -19,11 +21,17 @@ __all__ = [
     "ComparisonMeter",
     "Evaluation",
     "LossMeter",
+    "ResponseComparison",
+    "SampleComparison",
+    "SampleMetric",
     "SequenceLosses",
     "ShiftWarning",
     "TokenScores",
+    "TopkDivergence",
     "class_log_probs",
     "compare",
+    "compare_responses",
+    "compare_samples",
     "cross_entropy",
     "cross_entropy_and_grad",
     "cross_entropy_loss",
@@ -39,4 +47,5 @@ __all__ = [
     "show_config",
     "softmax",
     "token_scores",
+    "topk_divergence_bound",
 ]

@@ -14,7 +14,7 @@ from tokenloss._config import show_config
 from tokenloss._evaluation.comparison import ComparedFiles, ComparisonOptions, compare_files
 from tokenloss._evaluation.files import check_needs
 from tokenloss._files import WriteError, check_outputs, identity
-from tokenloss._outputs import COMPARE_OUTPUTS, SCORE_OUTPUTS
+from tokenloss._outputs import COMPARE_OUTPUTS, RESPONSE_OUTPUTS, SAMPLE_OUTPUTS, SCORE_OUTPUTS
 from tokenloss._outputs._base import Output
 from tokenloss._outputs.json_object import JsonObject
 from tokenloss._terminal import Progress, Table, show_tables
@@ -22,6 +22,8 @@ from tokenloss.evaluation import SHIFT_ADVICE, ShiftWarning, evaluate
 from tokenloss.formats import open_scores
 from tokenloss.formats.responses import is_responses
 from tokenloss.formats.samples import is_samples
+from tokenloss.responses import compare_responses
+from tokenloss.samples import compare_samples
 
 if TYPE_CHECKING:
     import argparse
@@ -112,9 +114,14 @@ class _Guarded(Output):
 
 def compare(args: argparse.Namespace) -> None:
     """Run `tokenloss compare`."""
-    if is_responses(args.base) and is_responses(args.other) and is_samples(args.base):
+    with _input_errors():
+        are_samples = is_responses(args.base) and is_responses(args.other)
+        are_samples = are_samples and (is_samples(args.base) or is_samples(args.other))
+    if are_samples:
         _compare_samples(args)
-    elif is_responses(args.base) or is_responses(args.other):
+        return
+    _refuse(args, ("margin", "cluster"), "is for samples of lm-evaluation-harness")
+    if is_responses(args.base) or is_responses(args.other):
         _compare_responses(args)
     else:
         _compare_scores(args)
@@ -122,16 +129,54 @@ def compare(args: argparse.Namespace) -> None:
 
 def _compare_samples(args: argparse.Namespace) -> None:
     """Compare two files of samples of lm-evaluation-harness."""
-    raise NotImplementedError
+    unused = ("targets", "segment_ids", "definitions", "base_kind", "base_array", "kind", "array", "shift",
+              "ignore_index", "part", "skip_failed", "plot")  # fmt: skip
+    _refuse(args, unused, "does not apply to samples of lm-evaluation-harness")
+    outputs = _chosen_outputs(SAMPLE_OUTPUTS, args)
+    with _input_errors():
+        comparison = compare_samples(args.base, args.other, margin=args.margin, cluster=args.cluster)
+    _finish(outputs, {"base": args.base, "other": args.other, **comparison.as_dict()}, comparison)
+
+
+def _refuse(args: argparse.Namespace, names: Sequence[str], reason: str) -> None:
+    """Refuse options that are given in vain."""
+    defaults = {"definitions": "exact", "ignore_index": -100, "skip_failed": False}
+    for name in names:
+        if getattr(args, name) != defaults.get(name):
+            raise InputError(f"--{name.replace('_', '-')} {reason}")
 
 
 def _compare_responses(args: argparse.Namespace) -> None:
     """Compare two files of responses, or one with a file of scores."""
-    raise NotImplementedError
+    _refuse(args, ("plot", "definitions"), "does not apply to responses: they give a lower bound of the divergence")
+    of_base, of_other = ("base_kind", "base_array"), ("kind", "array")
+    if is_responses(args.base):
+        _refuse(args, of_base, "is for scores, and BASE holds responses")
+    if is_responses(args.other):
+        _refuse(args, of_other, "is for scores, and OTHER holds responses")
+    if is_responses(args.base) and is_responses(args.other):
+        _refuse(args, ("targets", "segment_ids", "shift", "ignore_index"), "is for scores, and both hold responses")
+    outputs = _chosen_outputs(RESPONSE_OUTPUTS, args)
+    with _input_errors():
+        comparison = compare_responses(
+            args.base,
+            args.other,
+            part=args.part,
+            skip_failed=args.skip_failed,
+            targets=args.targets,
+            segment_ids=args.segment_ids,
+            array=args.base_array or args.array,
+            kind=args.base_kind or args.kind,
+            ignore_index=args.ignore_index,
+            shift=args.shift,
+            workers=args.workers,
+        )
+    _finish(outputs, {"base": args.base, "other": args.other, **comparison.as_dict()}, comparison)
 
 
 def _compare_scores(args: argparse.Namespace) -> None:
     """Compare two files of scores."""
+    _refuse(args, ("part", "skip_failed"), "is for responses of servers")
     outputs = _chosen_outputs(COMPARE_OUTPUTS, args)
     inputs = list(filter(None, [args.base, args.other, args.targets, args.segment_ids]))
     options = ComparisonOptions(args.base_kind, args.kind, args.ignore_index, args.shift, args.definitions)

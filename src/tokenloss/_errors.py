@@ -26,6 +26,7 @@ _ERRORS: dict[str, tuple[type[Exception], str]] = {
     "together": (ValueError, "{name} and {got} cannot be given together"),
     "needs tokens": (ValueError, "{name} needs every token; {got}. Use one of them."),
     "unnormalized": (ValueError, "{name} has a row whose logsumexp is {got:.4g}; {fits}"),
+    "twice": (ValueError, "{name} lists class {got} twice at one position; each class must come once"),
     "class": (IndexError, "{name}{position} = {got} is out of range {fits}"),
     "changed": (IndexError, "{name}{position} changed during the call and is now out of range {fits}"),
     "score": (ValueError, "{name}{position} = {got:.6g} is not a {fits}; use cross_entropy for logits"),

@@ -30,7 +30,7 @@ _COLUMNS = {
     "kept": np.bool_,
 }  # fmt: skip
 
-_KL_QUANTILES = (1.0, 0.999, 0.99, 0.95, 0.9, 0.5, 0.1, 0.05, 0.01, 0.001, 0.0)
+KL_QUANTILES = (1.0, 0.999, 0.99, 0.95, 0.9, 0.5, 0.1, 0.05, 0.01, 0.001, 0.0)
 _DELTA_P_QUANTILES = (1.0, 0.999, 0.99, 0.95, 0.9, 0.75, 0.5, 0.25, 0.1, 0.05, 0.01, 0.001, 0.0)
 
 
@@ -141,19 +141,7 @@ class Comparison:
         >>> compare([[0.0, 0.0]], [[0.0, 0.0]], [0]).as_dict()["kl_quantiles"]["0.999"]
         0.0
         """
-        figures: dict[str, Any] = {}
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if field.name == "sequences":
-                continue
-            if isinstance(value, dict):
-                figures[field.name] = {f"{fraction:g}": quantile for fraction, quantile in value.items()}
-            elif not isinstance(value, np.ndarray):
-                figures[field.name] = value
-        if self.sequences is not None and self.n_sequences:
-            rows = zip(*(column.tolist() for column in self.sequences.values()), strict=True)
-            figures["sequences"] = [dict(zip(self.sequences, row, strict=True)) for row in rows]
-        return figures
+        return as_json_figures(self)
 
     def __repr__(self) -> str:
         """Show the main figures."""
@@ -374,7 +362,7 @@ def compare(
     return _comparison(definitions, meter._parts, batch)
 
 
-class _Mean:
+class Mean:
     """The mean of a quantity that each token has, its standard error, and the mean of each sequence."""
 
     def __init__(self, values: Array, segment_ids: IntArray | None) -> None:
@@ -406,54 +394,68 @@ def _included(parts: list[_Columns], kept: BoolArray) -> tuple[Array, IntArray |
 
 def _comparison(definitions: str, parts: list[_Columns], batch: tuple[int, ...]) -> Comparison:
     """Figures of all positions."""
-    columns = {name: np.concatenate([part[name] for part in parts]).reshape(batch) for name in _COLUMNS}
+    columns: dict[str, Any] = {name: np.concatenate([part[name] for part in parts]).reshape(batch) for name in _COLUMNS}
     included, ids = _included(parts, columns["kept"].reshape(-1))
     nll, base_nll, kl, delta_p, is_same_top = (
         columns[name].reshape(-1)[included] for name in ("nll", "base_nll", "kl", "delta_p", "is_same_top")
     )
-    loss, base_loss = _Mean(nll, ids), _Mean(base_nll, ids)
-    perplexity, base_perplexity = exp(loss.mean), exp(base_loss.mean)
-    with np.errstate(invalid="ignore", over="ignore"):  # infinite losses
-        log_ratio = _Mean(nll - base_nll, ids)
-        difference = _Mean(perplexity * nll - base_perplexity * base_nll, ids)
-    divergence, change, square = _Mean(kl, ids), _Mean(delta_p, ids), _Mean(delta_p**2, ids)
-    same_top = _Mean(is_same_top, ids)
-    means = {"loss": loss, "base_loss": base_loss, "loss_difference": log_ratio, "kl": divergence, "delta_p": change,
-             "same_top": same_top}  # fmt: skip
-    sequences: _Columns | None = None
-    if ids is not None:
-        sequences = {"sequence": loss.sequences.ids, "tokens": loss.sequences.count}
-        sequences |= {name: mean.sequences.loss for name, mean in means.items()}
-    ratio, rms = exp(log_ratio.mean), math.sqrt(square.mean)
+    figures, means = paired_figures(nll, base_nll, delta_p, ids)
+    divergence, same_top = Mean(kl, ids), Mean(is_same_top, ids)
+    change = means.pop("delta_p")
+    means |= {"kl": divergence, "delta_p": change, "same_top": same_top}
     return Comparison(
         definitions=definitions,
-        count=nll.size,
-        n_sequences=0 if sequences is None else sequences["sequence"].size,
-        is_clustered=loss.is_clustered,
-        perplexity=perplexity,
-        perplexity_stderr=perplexity * loss.stderr,
-        base_perplexity=base_perplexity,
-        base_perplexity_stderr=base_perplexity * base_loss.stderr,
-        correlation=_correlation(loss.stderr_of_tokens, base_loss.stderr_of_tokens, log_ratio.stderr_of_tokens),
-        log_perplexity_ratio=log_ratio.mean,
-        log_perplexity_ratio_stderr=log_ratio.stderr,
-        perplexity_ratio=ratio,
-        perplexity_ratio_stderr=ratio * log_ratio.stderr,
-        perplexity_difference=perplexity - base_perplexity,
-        perplexity_difference_stderr=difference.stderr,
         mean_kl=divergence.mean,
         mean_kl_stderr=divergence.stderr,
-        kl_quantiles=_quantiles(kl, _KL_QUANTILES),
-        mean_delta_p=change.mean,
-        mean_delta_p_stderr=change.stderr,
-        delta_p_quantiles=_quantiles(delta_p, _DELTA_P_QUANTILES),
-        rms_delta_p=rms,
-        rms_delta_p_stderr=square.stderr / (2 * rms) if rms else square.stderr,
+        kl_quantiles=quantiles(kl, KL_QUANTILES),
         same_top=same_top.mean,
         same_top_stderr=same_top.stderr,
-        sequences=sequences,
+        sequences=None if ids is None else sequence_table(means),
+        **figures,
         **columns,
     )
+
+
+def paired_figures(
+    nll: Float64Array, base_nll: Float64Array, delta_p: Float64Array, ids: IntArray | None
+) -> tuple[dict[str, Any], dict[str, Mean]]:
+    """Figures of the losses of two models for the same tokens, and their means, which are of each sequence, too."""
+    loss, base_loss = Mean(nll, ids), Mean(base_nll, ids)
+    perplexity, base_perplexity = exp(loss.mean), exp(base_loss.mean)
+    with np.errstate(invalid="ignore", over="ignore"):  # infinite losses
+        log_ratio = Mean(nll - base_nll, ids)
+        difference = Mean(perplexity * nll - base_perplexity * base_nll, ids)
+    change, square = Mean(delta_p, ids), Mean(delta_p**2, ids)
+    ratio, rms = exp(log_ratio.mean), math.sqrt(square.mean)
+    figures = {
+        "count": nll.size,
+        "n_sequences": 0 if ids is None else loss.sequences.ids.size,
+        "is_clustered": loss.is_clustered,
+        "perplexity": perplexity,
+        "perplexity_stderr": perplexity * loss.stderr,
+        "base_perplexity": base_perplexity,
+        "base_perplexity_stderr": base_perplexity * base_loss.stderr,
+        "correlation": _correlation(loss.stderr_of_tokens, base_loss.stderr_of_tokens, log_ratio.stderr_of_tokens),
+        "log_perplexity_ratio": log_ratio.mean,
+        "log_perplexity_ratio_stderr": log_ratio.stderr,
+        "perplexity_ratio": ratio,
+        "perplexity_ratio_stderr": ratio * log_ratio.stderr,
+        "perplexity_difference": perplexity - base_perplexity,
+        "perplexity_difference_stderr": difference.stderr,
+        "mean_delta_p": change.mean,
+        "mean_delta_p_stderr": change.stderr,
+        "delta_p_quantiles": quantiles(delta_p, _DELTA_P_QUANTILES),
+        "rms_delta_p": rms,
+        "rms_delta_p_stderr": square.stderr / (2 * rms) if rms else square.stderr,
+    }
+    return figures, {"loss": loss, "base_loss": base_loss, "loss_difference": log_ratio, "delta_p": change}
+
+
+def sequence_table(means: dict[str, Mean]) -> _Columns:
+    """Columns of a table of sequences: their number, their tokens, and these means."""
+    of = means["loss"].sequences
+    columns: _Columns = {"sequence": of.ids, "tokens": of.count}
+    return columns | {name: mean.sequences.loss for name, mean in means.items()}
 
 
 def _correlation(stderr: float, base_stderr: float, stderr_of_difference: float) -> float:
@@ -467,7 +469,7 @@ def _correlation(stderr: float, base_stderr: float, stderr_of_difference: float)
     return max(-1.0, min(1.0, (stderr**2 + base_stderr**2 - stderr_of_difference**2) / product))
 
 
-def _quantiles(values: Float64Array, fractions: tuple[float, ...]) -> dict[float, float]:
+def quantiles(values: Float64Array, fractions: tuple[float, ...]) -> dict[float, float]:
     """Quantiles by linear interpolation; nan without values, or with a nan among them."""
     ordered = np.sort(values)
     if not ordered.size or np.isnan(ordered[-1]):
@@ -478,3 +480,20 @@ def _quantiles(values: Float64Array, fractions: tuple[float, ...]) -> dict[float
         low, high = float(ordered[below]), float(ordered[below + (rest > 0)])
         found[fraction] = low if low == high else low * (1 - rest / 1000) + high * (rest / 1000)
     return found
+
+
+def as_json_figures(comparison: Any) -> dict[str, Any]:
+    """All figures of a comparison, without the arrays of positions, as JSON can hold them."""
+    figures: dict[str, Any] = {}
+    for field in fields(comparison):
+        value = getattr(comparison, field.name)
+        if field.name == "sequences":
+            continue
+        if isinstance(value, dict):
+            figures[field.name] = {f"{fraction:g}": quantile for fraction, quantile in value.items()}
+        elif not isinstance(value, np.ndarray):
+            figures[field.name] = value
+    if comparison.sequences is not None and comparison.n_sequences:
+        rows = zip(*(column.tolist() for column in comparison.sequences.values()), strict=True)
+        figures["sequences"] = [dict(zip(comparison.sequences, row, strict=True)) for row in rows]
+    return figures

@@ -1,16 +1,25 @@
-"""Kullback-Leibler divergence between the predictions of two models."""
+"""Kullback-Leibler divergence between the predictions of two models, and its bound from their likeliest classes."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, overload
+import math
+from typing import TYPE_CHECKING, Any, NamedTuple, overload
+
+import numpy as np
 
 from tokenloss import _core, _job
-from tokenloss._validation import as_other_scores, as_scores, without_targets
+from tokenloss._dtypes import FLOAT_CODES, as_array, as_float_array, bfloat16_to_float32, dtype_name
+from tokenloss._errors import raise_error
+from tokenloss._validation import as_other_scores, as_scores, check_number, without_targets
 
 if TYPE_CHECKING:
     from typing import Literal
 
-    from tokenloss._types import ArrayLike, Float64Array
+    from tokenloss._types import Array, ArrayLike, Float64Array, IntArray
+
+_BLOCK = 1 << 18  # listed classes that are matched at a time
+_MAX_LOG_MASS = 0.1  # logarithm of the mass of a list, after rounding
+_MIN_REST = 20  # times the rounding: a smaller rest is not known
 
 
 @overload
@@ -96,3 +105,165 @@ def kl_divergence(
     divergences = _job.new_losses(reduction, base.batch)
     job = _core.KLDivergence(base, positions, divergences, other)
     return _job.run_and_reduce(job, divergences, reduction, workers)
+
+
+class TopkDivergence(NamedTuple):
+    """Result of `topk_divergence_bound`, in arrays of the batch's shape.
+
+    Attributes
+    ----------
+    kl : array of float64
+        Lower bound of the Kullback-Leibler divergence, in nats.
+    base_mass, mass : array of float64
+        Probability of the classes that both lists name, by the base and by the other model.
+    n_common : array of int64
+        Number of these classes.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from tokenloss import topk_divergence_bound
+    >>> topk_divergence_bound([3, 5], np.log([0.5, 0.25]), [5, 4], np.log([0.75, 0.125])).n_common
+    1
+    """
+
+    kl: Any
+    base_mass: Any
+    mass: Any
+    n_common: Any
+
+
+def topk_divergence_bound(
+    base_top_ids: ArrayLike,
+    base_top_logprobs: ArrayLike,
+    top_ids: ArrayLike,
+    top_logprobs: ArrayLike,
+    *,
+    rounding: float = 1e-6,
+) -> TopkDivergence:
+    """Lower bound of the Kullback-Leibler divergence of two models, from their likeliest classes alone.
+
+    With T the classes that both lists name, and P and Q their probabilities by the two models, it is
+    ``sum(p * log(p / q) for T) + (1 - P) * log((1 - P) / (1 - Q))``: the divergence of coarser distributions, in which
+    all other classes are one. The whole divergence, from `kl_divergence`, is at least that.
+
+    Parameters
+    ----------
+    base_top_ids : array of integers, of shape (..., K)
+        Class ids that the base lists for each position, in any order; negative ones name no class. None comes twice.
+    base_top_logprobs : array of floats, of shape (..., K)
+        Their log-probabilities in nats. Lists are converted.
+    top_ids, top_logprobs : arrays of shape (..., L)
+        The same of the other model.
+    rounding : float, default 1e-6
+        How far a log-probability may be from the unrounded one: 5e-5 of those with 4 decimals. Where ``1 - Q`` is below
+        20 times that, it is not known, and the other classes are merged with the one in T that has the largest q.
+
+    Returns
+    -------
+    TopkDivergence
+        `kl`, `base_mass`, `mass` and `n_common`. `kl` is never negative, 0 for equal lists and where no class is in
+        both, inf where a class in both is possible for the base alone, and nan where a log-probability is nan.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is invalid; the message names it, what came and what fits.
+
+    See Also
+    --------
+    kl_divergence : The divergence, from all classes.
+    compare_responses : The bound for each token of responses of servers.
+
+    Notes
+    -----
+    Merging classes never increases a divergence (the data processing inequality), so the bound holds for any lists. The
+    sum over T alone is no divergence: it may be negative. Masses that exceed 1 by rounding are scaled to 1.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from tokenloss import kl_divergence, topk_divergence_bound
+    >>> base, other = np.log([0.5, 0.25, 0.125, 0.125]), np.log([0.25, 0.5, 0.125, 0.125])
+    >>> round(kl_divergence(base, other), 6)
+    0.173287
+    >>> round(topk_divergence_bound([0, 1], base[:2], [1, 0], other[[1, 0]]).kl, 6)
+    0.173287
+    >>> bound = topk_divergence_bound([0, 1], base[:2], [1, 2], other[1:3])
+    >>> round(bound.kl, 6), round(bound.base_mass, 6), round(bound.mass, 6)
+    (0.130812, 0.25, 0.5)
+    """
+    least_rest = _MIN_REST * check_number("rounding", rounding, "a number from 0 to 0.01", most=0.01)
+    base_ids, base_logs = _as_list("base_top", base_top_ids, base_top_logprobs)
+    ids, logs = _as_list("top", top_ids, top_logprobs)
+    batch = base_ids.shape[:-1]
+    if ids.shape[:-1] != batch:
+        fits = f"({', '.join(map(str, (*batch, 'L')))}), to fit base_top_ids"
+        raise_error("shape", name="top_ids", got=ids.shape, fits=fits)
+    rows, width = math.prod(batch), max(1, base_ids.shape[-1] + ids.shape[-1])
+    arrays: list[Any] = [array.reshape(rows, array.shape[-1]) for array in (base_ids, base_logs, ids, logs)]
+    step = max(1, _BLOCK // width)
+    parts = [
+        _bounds(least_rest, *(array[start : start + step] for array in arrays))
+        for start in range(0, max(1, rows), step)
+    ]
+    return TopkDivergence(*(np.concatenate(column).reshape(batch)[()] for column in zip(*parts, strict=True)))
+
+
+def _as_list(name: str, ids: Any, logprobs: Any) -> tuple[IntArray, Float64Array]:
+    """Ids (..., K), negative for none, and their log-probabilities in float64."""
+    classes, code = as_array(f"{name}_ids", ids, "an integer")
+    if classes.ndim == 0:
+        raise_error("shape", name=f"{name}_ids", got=(), fits="(..., K)")
+    if classes.size and (code is None or code in FLOAT_CODES or classes.dtype == np.bool_):
+        raise_error("dtype", name=f"{name}_ids", got=dtype_name(code, classes), fits="integer")
+    logs, code = as_float_array(f"{name}_logprobs", logprobs)
+    if logs.shape != classes.shape:
+        raise_error("shape", name=f"{name}_logprobs", got=logs.shape, fits=f"{classes.shape}, to fit {name}_ids")
+    values: Array = bfloat16_to_float32(logs) if dtype_name(code, logs) == "bfloat16" else logs
+    classes = classes.astype(np.int64)
+    values = np.where(classes < 0, -np.inf, values.astype(np.float64))
+    with np.errstate(over="ignore"):
+        log_mass = np.log(np.maximum(np.exp(values).sum(-1), 1.0))  # nan stays
+    wrong = log_mass[log_mass > _MAX_LOG_MASS]
+    if wrong.size:
+        fits = "log-probabilities add up to probabilities of at most 1: log_softmax makes them of logits"
+        raise_error("unnormalized", name=f"{name}_logprobs", got=wrong[0], fits=fits)
+    ordered = np.sort(classes, axis=-1)
+    twice = ordered[..., 1:][(ordered[..., 1:] == ordered[..., :-1]) & (ordered[..., 1:] >= 0)]
+    if twice.size:
+        raise_error("twice", name=f"{name}_ids", got=twice[0])
+    return classes, values
+
+
+def _bounds(
+    least_rest: float, base_ids: IntArray, base_logs: Float64Array, ids: IntArray, logs: Float64Array
+) -> tuple[Array, Array, Array, Array]:
+    """Bound, both masses and the number of common classes of rows (N, K) and (N, L)."""
+    n, split = len(ids), base_ids.shape[1]
+    both = np.concatenate([base_ids, ids], axis=1)
+    order = np.argsort(both, axis=1, kind="stable")  # a class in both comes twice, the base's first
+    both = np.take_along_axis(both, order, 1)
+    is_common = (both[:, 1:] == both[:, :-1]) & (both[:, 1:] >= 0)
+    row, place = np.nonzero(is_common)
+    log_p = base_logs[row, order[row, place]]
+    log_q = logs[row, order[row, place + 1] - split]
+    p, q = np.exp(log_p), np.exp(log_q)
+    base_mass, mass = np.bincount(row, p, n), np.bincount(row, q, n)
+    log_p, log_q = (log - np.log(np.maximum(1.0, of))[row] for log, of in ((log_p, base_mass), (log_q, mass)))
+    base_mass, mass = np.minimum(base_mass, 1.0), np.minimum(mass, 1.0)
+    rest, other_rest = 1 - base_mass, 1 - mass
+    # where the rest is not known, it is merged with the class of the largest q, which hides how far it is rounded
+    first = np.searchsorted(row, np.arange(n))
+    by_q = np.lexsort((-np.exp(log_q), row))
+    merged = np.flatnonzero((other_rest < least_rest) & (np.bincount(row, minlength=n) > 0))
+    largest = by_q[first[merged]]
+    p, q = np.exp(log_p), np.exp(log_q)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        log_p[largest] = np.log(p[largest] + rest[merged])
+        log_q[largest] = np.log(q[largest] + other_rest[merged])
+        p[largest] += rest[merged]
+        rest[merged] = other_rest[merged] = 0.0
+        kl = np.bincount(row, np.where(p == 0, 0.0, p * (log_p - log_q)), n)
+        kl += np.where(rest == 0, 0.0, rest * (np.log(rest) - np.log(other_rest)))
+    return np.maximum(kl, 0.0), base_mass, mass, np.bincount(row, minlength=n)

@@ -50,8 +50,8 @@ def compare_files(
 ) -> tuple[Comparison, dict[str, Any]]:
     """Compare two files, and the figures that are printed; call `advance` with the bytes of each block."""
     base, other = files.base, files.other
-    sequences = _sequences(files)
-    ids, where = _checked_targets(files, sequences, options)
+    sequences = sequences_of(files)
+    ids, where = checked_targets(files, sequences, options)
     meter = ComparisonMeter(definitions=options.definitions, ignore_index=options.ignore_index, workers=workers)
     unchecked = {base: None if options.base_kind else "--base-kind", other: None if options.kind else "--kind"}
     takes_log_probs = options.definitions == "llama.cpp"  # of the base, as they are
@@ -94,7 +94,7 @@ def compare_files(
     }
 
 
-def _sequences(files: ComparedFiles) -> RowSequences:
+def sequences_of(files: ComparedFiles) -> RowSequences:
     """The sequences of the rows; two files that both define them must agree."""
     base, other, _, path = files
     if path is not None:
@@ -107,7 +107,7 @@ def _sequences(files: ComparedFiles) -> RowSequences:
     return of_other
 
 
-def _checked_targets(files: ComparedFiles, sequences: RowSequences, options: ComparisonOptions) -> tuple[Array, Array]:
+def checked_targets(files: ComparedFiles, sequences: RowSequences, options: ComparisonOptions) -> tuple[Array, Array]:
     """Class ids of all rows, the same in every file that holds any, and the mask of the rows that are compared."""
     base, other, path, _ = files
     shape = base.rows, base.shape[-1]

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from tokenloss.comparison import Comparison
+    from tokenloss.responses import ResponseComparison
 
 _MAX_SHARDS = 20  # that are listed
 _MAX_REASON = 100  # characters
@@ -40,6 +41,19 @@ class ComparisonTables(Output):
         note = f"{result.count:,} tokens, {basis}, {result.definitions} definitions; "
         note += f"{summary['kind']} vs {summary['base_kind']}"
         show_tables(f"{summary['other']} vs {summary['base']}", note, comparison_tables(result))
+
+
+class ResponseTables(Output):
+    """The summary of `tokenloss compare` of responses."""
+
+    writes_file = False
+
+    def finish(self, summary: dict[str, Any], result: Any) -> None:
+        basis = "errors by response" if result.is_clustered else "taken as independent"
+        note = f"{result.count:,} tokens of {result.n_sequences:,} responses ({result.part}), {basis}"
+        rounded = [words for words in (result.rounding, result.base_rounding) if words]
+        note += f"; log-probabilities: {' vs '.join(rounded)}" if rounded else ""
+        show_tables(f"{summary['other']} vs {summary['base']}", note, response_tables(result))
 
 
 def summary_tables(summary: dict[str, Any], basis: str) -> list[Table]:
@@ -161,39 +175,80 @@ def _table(title: str, formats: dict[str, str], items: list[dict[str, Any]]) -> 
 
 def comparison_tables(comparison: Comparison) -> list[Table]:
     """Tables of a comparison, in the layout and the words of llama.cpp's perplexity tool."""
-    found = vars(comparison)
-
-    def nats(label: str, name: str) -> tuple[str, ...]:
-        return label, f"{found[name]:10.6f}", f"± {found[name + '_stderr']:10.6f}"
-
-    def percent(label: str, name: str) -> tuple[str, ...]:
-        return label, f"{100 * found[name]:7.3f} %", f"± {100 * found[name + '_stderr']:6.3f} %"
-
-    def quantiles(what: str, name: str, form: Callable[[float], str]) -> list[tuple[str, ...]]:
-        words = {1.0: "Maximum", 0.5: "Median", 0.0: "Minimum"}
-        labels = {fraction: words.get(fraction, f"{100 * fraction:4.1f}%") for fraction in found[name]}
-        return [(f"{labels[fraction]:<7} {what}", form(value), "") for fraction, value in found[name].items()]
-
-    perplexities = [
-        nats("Mean PPL(Q)", "perplexity"),
-        nats("Mean PPL(base)", "base_perplexity"),
-        ("Cor(ln(PPL(Q)), ln(PPL(base)))", f"{100 * comparison.correlation:6.2f} %", ""),
-        nats("Mean ln(PPL(Q)/PPL(base))", "log_perplexity_ratio"),
-        nats("Mean PPL(Q)/PPL(base)", "perplexity_ratio"),
-        nats("Mean PPL(Q)-PPL(base)", "perplexity_difference"),
-    ]
     divergences = [
-        nats("Mean    KLD", "mean_kl"),
-        *quantiles("KLD", "kl_quantiles", "{:10.6f}".format),
-    ]
-    probabilities = [
-        percent("Mean    Δp", "mean_delta_p"),
-        *quantiles("Δp", "delta_p_quantiles", lambda change: f"{100 * change:7.3f} %"),
-        percent("RMS Δp", "rms_delta_p"),
-        percent("Same top p", "same_top"),
+        _nats(comparison, "Mean    KLD", "mean_kl"),
+        *_quantiles("KLD", comparison.kl_quantiles, "{:10.6f}".format),
     ]
     return [
-        Table(perplexities, title="Perplexity statistics"),
+        Table(_perplexities(comparison), title="Perplexity statistics"),
         Table(divergences, title="KL divergence statistics"),
+        Table(_probabilities(comparison), title="Token probability statistics"),
+    ]
+
+
+def response_tables(comparison: ResponseComparison) -> list[Table]:
+    """Tables of a comparison of responses, whose divergence is a lower bound."""
+    left_out = {
+        "Tokens without a number": comparison.n_without_number,
+        "  of these -9999": comparison.n_sentinels,
+        "Requests that failed": comparison.n_skipped,
+    }
+    masses = f"{100 * comparison.mean_mass:7.3f} %", f"base {100 * comparison.mean_base_mass:.3f} %"
+    divergences = [
+        _nats(comparison, "Mean    KLD is at least", "mean_kl_bound"),
+        *_quantiles("KLD is at least", comparison.kl_bound_quantiles, "{:10.6f}".format),
+        ("Mean mass of classes in both lists", *masses),
+        ("Tokens with other classes in both", f"{comparison.n_bounded:,}", f"of {comparison.count:,}"),
+    ]
+    probabilities = _probabilities(comparison)
+    label, share, error = probabilities.pop()
+    if comparison.n_top_known:
+        probabilities.append((label, share, f"{error}  of {comparison.n_top_known:,} tokens where it is known"))
+    tables = [
+        Table([(label, f"{n:,}", "left out") for label, n in left_out.items() if n], title="Left out"),
+        Table(_perplexities(comparison), title="Perplexity statistics"),
+        Table(divergences, title="Lower bound of the KL divergence, from the classes that both list"),
         Table(probabilities, title="Token probability statistics"),
     ]
+    return [table for table in tables if table.rows]
+
+
+def _perplexities(comparison: Comparison | ResponseComparison) -> list[tuple[str, ...]]:
+    """Rows of perplexities."""
+    return [
+        _nats(comparison, "Mean PPL(Q)", "perplexity"),
+        _nats(comparison, "Mean PPL(base)", "base_perplexity"),
+        ("Cor(ln(PPL(Q)), ln(PPL(base)))", f"{100 * comparison.correlation:6.2f} %", ""),
+        _nats(comparison, "Mean ln(PPL(Q)/PPL(base))", "log_perplexity_ratio"),
+        _nats(comparison, "Mean PPL(Q)/PPL(base)", "perplexity_ratio"),
+        _nats(comparison, "Mean PPL(Q)-PPL(base)", "perplexity_difference"),
+    ]
+
+
+def _probabilities(comparison: Comparison | ResponseComparison) -> list[tuple[str, ...]]:
+    """Rows of changes of probability, and of the most likely classes."""
+    return [
+        _percent(comparison, "Mean    Δp", "mean_delta_p"),
+        *_quantiles("Δp", comparison.delta_p_quantiles, lambda change: f"{100 * change:7.3f} %"),
+        _percent(comparison, "RMS Δp", "rms_delta_p"),
+        _percent(comparison, "Same top p", "same_top"),
+    ]
+
+
+def _nats(comparison: object, label: str, name: str) -> tuple[str, ...]:
+    """A row of a figure and its error."""
+    found = vars(comparison)
+    return label, f"{found[name]:10.6f}", f"± {found[name + '_stderr']:10.6f}"
+
+
+def _percent(comparison: object, label: str, name: str) -> tuple[str, ...]:
+    """A row of a fraction and its error."""
+    found = vars(comparison)
+    return label, f"{100 * found[name]:7.3f} %", f"± {100 * found[name + '_stderr']:6.3f} %"
+
+
+def _quantiles(what: str, quantiles: dict[float, float], form: Callable[[float], str]) -> list[tuple[str, ...]]:
+    """Rows of quantiles."""
+    words = {1.0: "Maximum", 0.5: "Median", 0.0: "Minimum"}
+    labels = {fraction: words.get(fraction, f"{100 * fraction:4.1f}%") for fraction in quantiles}
+    return [(f"{labels[fraction]:<7} {what}", form(value), "") for fraction, value in quantiles.items()]

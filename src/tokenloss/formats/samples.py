@@ -2,7 +2,261 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import math
+import re
+import reprlib
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from tokenloss._errors import raise_error
+from tokenloss.formats._records import read_records
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    # a metric of a sample: its value and the value's weight; None of what is no number
+    Cell = tuple[float, float] | None
+
+_OWN_KEYS = {"doc_id", "doc", "target", "arguments", "resps", "filtered_resps", "filter", "metrics", "doc_hash",
+             "prompt_hash", "target_hash"}  # fmt: skip
+WEIGHTED = ("word_perplexity", "byte_perplexity", "bits_per_byte")  # (log-likelihood, words or bytes)
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?|[+-]?inf|nan", re.IGNORECASE)
+_MOST = 1e-4  # that rounding leaves of the log-likelihood of what is certain
+
+
+class Sample(NamedTuple):
+    """A line of a file of samples.
+
+    `derived` holds the metrics that follow from the responses and the target, and "target_loglikelihood"; it is empty
+    where they do not show which choice is right.
+    """
+
+    line: int
+    doc_id: int | str
+    doc_hash: str
+    filter: str
+    target_hash: str
+    prompt_hash: str
+    group: object
+    metrics: dict[str, Cell]
+    derived: dict[str, float]
+
+
+class _Line(NamedTuple):
+    """Where a value stands, for errors."""
+
+    path: str
+    number: int
+
+    def refuse(self, field: str, value: object, fits: str) -> Any:
+        """Raise that the value of a field does not fit."""
+        got = f"{field} is {value if isinstance(value, float) else reprlib.repr(value)}"
+        raise_error("record", path=self.path, line=self.number, got=got, fits=fits)
+
 
 def is_samples(path: str) -> bool:
     """Whether a file of JSON holds samples, by the keys of its first record."""
-    raise NotImplementedError
+    return _is_sample(next(iter(read_records(path))).value)
+
+
+def _is_sample(record: dict[str, Any]) -> bool:
+    return "doc_id" in record and ("resps" in record or "filtered_resps" in record)
+
+
+def read_samples(path: str, group: str | None = None) -> Iterator[Sample]:
+    """Read the samples of a file; `group` names the field of a document that is read, too, such as "meta.subject"."""
+    for number, record in read_records(path):
+        line = _Line(path, number)
+        if not _is_sample(record):
+            got = "is no sample of lm-evaluation-harness"
+            raise_error("record", path=path, line=number, got=got, fits="hold doc_id and filtered_resps")
+        doc_id, name, target = record["doc_id"], record.get("filter", "none"), record.get("target")
+        if not isinstance(doc_id, int | str) or isinstance(doc_id, bool):
+            line.refuse("doc_id", doc_id, "be an integer or a string")
+        if not isinstance(name, str):
+            line.refuse("filter", name, "be a string")
+        yield Sample(
+            line=number,
+            doc_id=doc_id,
+            doc_hash=_hash(record, "doc_hash", record.get("doc"), line),
+            filter=name,
+            target_hash=_hash(record, "target_hash", None if target is None else str(target), line),
+            prompt_hash=_hash(record, "prompt_hash", None, line),
+            group=None if group is None else _field(record.get("doc"), group, line),
+            metrics=_metrics(record, line),
+            derived=_derived(record, line),
+        )
+
+
+def _hash(record: dict[str, Any], name: str, content: Any, line: _Line) -> str:
+    """A hash that the harness wrote, or, as early versions wrote none, that which it would have; "" without content."""
+    found = record.get(name)
+    if found is None:
+        if content is None:
+            return ""
+        text = content if isinstance(content, str) else json.dumps(content, indent=2, ensure_ascii=False)
+        return hashlib.sha256(text.encode()).hexdigest()
+    return found if isinstance(found, str) else str(line.refuse(name, found, "be a string"))
+
+
+def _field(doc: Any, name: str, line: _Line) -> object:
+    """The value of a field of a document; dots lead into objects, unless they are part of the name."""
+    value = doc
+    for key in [name] if isinstance(doc, dict) and name in doc else name.split("."):
+        if not isinstance(value, dict) or key not in value:
+            raise_error("record", path=line.path, line=line.number, got=f"doc has no {name!r}", fits="have it")
+        value = value[key]
+    if value is None or isinstance(value, dict | list):
+        line.refuse(f"doc.{name}", value, "be a string or a number")
+    return value
+
+
+# -- metrics that the harness wrote ------------------------------------------------------------------------------------
+
+
+def _metrics(record: dict[str, Any], line: _Line) -> dict[str, Cell]:
+    """Metrics by name."""
+    names = record.get("metrics")
+    if names is None:  # of early versions
+        names = [name for name in record if name not in _OWN_KEYS]
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        line.refuse("metrics", names, "be a list of names")
+    for name in names:
+        if name not in record:
+            raise_error("record", path=line.path, line=line.number, got=f"holds no {name}", fits="as metrics names it")
+    return {name: _cell(name, record[name], line) for name in names}
+
+
+def _cell(name: str, value: Any, line: _Line) -> Cell:
+    """Value and weight of a metric."""
+    if name in WEIGHTED:
+        if not isinstance(value, list) or len(value) != 2:
+            line.refuse(name, value, "be a log-likelihood and a number of words or bytes")
+        weight = _number(value[1])
+        if weight is None or not 0 <= weight < math.inf:
+            line.refuse(f"{name}[1]", value[1], "be a number of words or bytes")
+        return _log_likelihood(f"{name}[0]", value[0], line), float(weight or 0)
+    if name == "brier_score" and isinstance(value, list):
+        return _brier(value, line)
+    if name == "perplexity":
+        return _log_likelihood(name, value, line), 1.0
+    number = None if name == "bypass" else _number(value)
+    if number is not None and not math.isfinite(number):
+        line.refuse(name, number, "be finite")
+    return None if number is None else (number, 1.0)
+
+
+def _brier(value: list[Any], line: _Line) -> Cell:
+    """The Brier score of the right choice's number and the probabilities: a list, or NumPy's text of one."""
+    fits = "be the number of a choice and probabilities"
+    gold, probs = value if len(value) == 2 else (None, None)
+    if isinstance(probs, str):
+        if "..." in probs:  # NumPy left some out
+            return None
+        probs = probs.strip().removeprefix("[").removesuffix("]").split()
+    numbers = [_number(prob) for prob in probs] if isinstance(probs, list) else []
+    known = [number for number in numbers if number is not None and 0 <= number <= 1 + _MOST]
+    right = _number(gold)
+    if right is None or len(known) < max(1, len(numbers)) or right not in range(len(known)):
+        line.refuse("brier_score", value, fits)
+    if abs(math.fsum(known) - 1) > 1e-3:
+        line.refuse("brier_score", value, "hold probabilities that sum to 1")
+    return math.fsum((prob - (i == right)) ** 2 for i, prob in enumerate(known)), 1.0
+
+
+def _number(value: Any) -> float | None:
+    """A number, a boolean, or the text of one; None of anything else."""
+    if isinstance(value, str):
+        if value in ("True", "False"):
+            return float(value == "True")
+        return float(value) if _NUMBER.fullmatch(value) else None
+    try:
+        return float(value) if isinstance(value, int | float) else None
+    except OverflowError:
+        return math.inf
+
+
+def _log_likelihood(field: str, value: Any, line: _Line) -> float:
+    """A log-likelihood, which may be -inf."""
+    number = _number(value)
+    if number is None or not number <= _MOST:
+        line.refuse(field, value, "be a log-likelihood: a number that is not above 0")
+    return float(number or 0)
+
+
+# -- metrics that follow from responses --------------------------------------------------------------------------------
+
+
+def _derived(record: dict[str, Any], line: _Line) -> dict[str, float]:
+    """What responses to requests for log-likelihoods give, by name; nothing if they are others."""
+    requests = _requests(record.get("arguments"))
+    answers = record.get("filtered_resps")
+    if not requests or not isinstance(answers, list) or len(answers) != len(requests):
+        return {}
+    if not all(isinstance(answer, list) and len(answer) == 2 for answer in answers):
+        return {}
+    if any(answer[1] not in ("True", "False", True, False) for answer in answers):
+        return {}
+    scores = [_log_likelihood(f"filtered_resps[{i}][0]", answer[0], line) for i, answer in enumerate(answers)]
+    if len(requests) == 1:
+        return {"acc": float(answers[0][1] in ("True", True)), "target_loglikelihood": scores[0]}
+    half = len(requests) // 2
+    if any(context for context, _ in requests[:half]) and not any(context for context, _ in requests[half:]):
+        if [text for _, text in requests[:half]] != [text for _, text in requests[half:]]:
+            return {}
+        return _of_choices(record, requests[:half], scores[:half], scores[half:])
+    return _of_choices(record, requests, scores, [])
+
+
+def _requests(arguments: Any) -> list[tuple[str, str]]:
+    """Context and continuation of each request; none if some are not both text."""
+    if isinstance(arguments, dict):  # by number, since a tool may have sorted the names as text
+        if any(f"gen_args_{i}" not in arguments for i in range(len(arguments))):
+            return []
+        arguments = [arguments[f"gen_args_{i}"] for i in range(len(arguments))]
+        arguments = [list(one.values()) if isinstance(one, dict) else one for one in arguments]
+    found = []
+    for one in arguments if isinstance(arguments, list) else []:
+        if not isinstance(one, list) or len(one) != 2 or not all(isinstance(text, str) for text in one):
+            return []
+        found.append((one[0], one[1]))
+    return found
+
+
+def _of_choices(
+    record: dict[str, Any], requests: list[tuple[str, str]], scores: list[float], unconditional: list[float]
+) -> dict[str, float]:
+    """Metrics of multiple choice."""
+    texts = [text for _, text in requests]
+    choices = _choices(record.get("doc"), texts)
+    gold = _gold(record.get("target"), choices or texts)
+    if gold is None or len({context for context, _ in requests}) > 1:
+        return {}
+    found = {"acc": scores}
+    if choices:
+        found["acc_norm"] = [score / len(choice) for score, choice in zip(scores, choices, strict=True)]
+        found["acc_bytes"] = [score / len(choice.encode()) for score, choice in zip(scores, choices, strict=True)]
+    if unconditional:
+        found["acc_mutual_info"] = [a - b for a, b in zip(scores, unconditional, strict=True)]
+    known = {name: values for name, values in found.items() if not any(map(math.isnan, values))}
+    right = {name: float(values.index(max(values)) == gold) for name, values in known.items()}
+    return right | {"target_loglikelihood": scores[gold]}
+
+
+def _choices(doc: Any, texts: list[str]) -> list[str]:
+    """Choices without the blank that the harness puts before each; none where that cannot be told."""
+    is_as_given = isinstance(doc, dict) and texts in doc.values()
+    if not is_as_given and any(text[:1].isspace() for text in texts):
+        if not all(text.startswith(" ") and not text[1:2].isspace() for text in texts):
+            return []
+        texts = [text[1:] for text in texts]
+    return texts if all(texts) else []
+
+
+def _gold(target: Any, choices: list[str]) -> int | None:
+    """Which choice is right, given its number or its text; None where that is not certain."""
+    text = str(target)
+    numbers = {int(text)} & {*range(len(choices))} if re.fullmatch(r"\d{1,9}", text, re.ASCII) else set()
+    numbers |= {choices.index(text)} if text in choices else set()
+    return numbers.pop() if len(numbers) == 1 else None

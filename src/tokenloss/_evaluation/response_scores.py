@@ -1,0 +1,180 @@
+"""Rows of a file of scores for the tokens of responses."""
+
+from __future__ import annotations
+
+import itertools
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tokenloss._class_log_probs import class_log_probs
+from tokenloss._errors import raise_error
+from tokenloss._evaluation import checks
+from tokenloss._evaluation.comparison import ComparedFiles, ComparisonOptions, checked_targets, sequences_of
+from tokenloss._evaluation.plan import rows_per_block, with_file_names
+from tokenloss._evaluation.response_comparison import Pair, Side, classes_of, with_own
+from tokenloss.formats._base import check_map
+from tokenloss.scores import token_scores
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tokenloss._types import Array, IntArray
+    from tokenloss.formats import ScoresFile
+    from tokenloss.formats.responses import Response, ResponsesFile
+
+
+class ScoredResponses:
+    """A file of scores and a file of responses: rows, in order, are of the tokens that have a row before them.
+
+    Those are all but the first of each prompt. Sequences, if the scores have any, are the responses in order.
+    """
+
+    def __init__(
+        self,
+        scores: ScoresFile,
+        responses: ResponsesFile,
+        options: ComparisonOptions,
+        parts: tuple[str | None, str | None],
+        is_base: bool,
+        workers: int | None,
+    ) -> None:
+        files = ComparedFiles(scores, scores, *parts)
+        sequences = sequences_of(files)
+        self._ids, self._where = checked_targets(files, sequences, options)
+        self._ignored = options.ignore_index
+        self._kept = self._where & (self._ids != options.ignore_index)
+        self._runs = _runs(scores.path, sequences.numbers(0, scores.rows)) if sequences.exist else None
+        self._next_run = self._next_row = 0
+        self._scores, self._responses = scores, responses
+        self._kind_option: str | None = None if options.kind else ("--base-kind" if is_base else "--kind")
+        self._is_checked, self._is_base, self._workers = False, is_base, workers
+        self._blocks = scores.blocks(rows_per_block(scores.row_bytes))
+        self._block, self._start = np.empty((0, scores.shape[-1])), 0
+        self.skipped = 0
+
+    def __iter__(self) -> Iterator[Pair]:
+        """Match the responses with their rows."""
+        for number, response in enumerate(self._responses):
+            self._pass_failed()
+            yield self._pair(number, response)
+        self._pass_failed()
+        first = self._next_row
+        if self._runs is not None:
+            first = self._runs[self._next_run][0] if self._next_run < len(self._runs) else len(self._kept)
+        left = self._kept[first:]
+        if left.any():
+            got = f"holds {np.count_nonzero(left)} more rows with targets"
+            raise_error("content", path=self._scores.path, got=got, fits=f"end where {self._responses.path} does")
+
+    def _pass_failed(self) -> None:
+        """Leave out the sequences of requests that failed."""
+        new = len(self._responses.failed) - self.skipped
+        self.skipped += new
+        self._next_run += new
+        if new and self._runs is None:
+            got = "requests failed, and nothing says which rows are theirs"
+            fits = f"have none that failed, or {self._scores.path} hold sequences"
+            raise_error("content", path=self._responses.path, got=got, fits=fits)
+
+    def _pair(self, number: int, response: Response) -> Pair:
+        """A response and its rows."""
+        n = len(response.ids)
+        tokens = np.arange(int(n > 0 and bool(response.is_prompt[0])), n)
+        rows = self._rows_of(response, len(tokens))
+        targets = self._ids[rows].astype(np.int64)
+        kept = self._kept[rows]
+        wrong = kept & (targets != response.ids[tokens])
+        for i in np.flatnonzero(wrong)[:1].tolist():
+            got = f"token {tokens[i]} has {_id(response.ids[tokens[i]])}"
+            fits = f"have id {targets[i]}, the target of row {rows[i]} of {self._scores.path}"
+            raise_error("record", path=self._responses.path, line=response.line, got=got, fits=fits)
+        of_rows = self._side(response, tokens[kept], rows[kept])
+        tops, own, best = classes_of(response, response)
+        named, _ = with_own((response, response), tops, own)
+        is_greedy, known = response.is_greedy, response.is_greedy_known
+        of_response = Side(response.logprobs, is_greedy, known, best[0], *named, response.is_sentinel)
+        sides = (of_rows, of_response) if self._is_base else (of_response, of_rows)
+        return Pair(number, (response.line, response.line), response.custom_id, *sides)
+
+    def _rows_of(self, response: Response, n: int) -> IntArray:
+        """The rows of the next response."""
+        check_map(self._ids)
+        if self._runs is None:
+            rows = self._next_row + np.flatnonzero(self._kept[self._next_row : self._next_row + 2 * n + 1024])[:n]
+            if len(rows) < n:
+                rows = self._next_row + np.flatnonzero(self._kept[self._next_row :])[:n]
+            found, of = len(rows), "left"
+            self._next_row = int(rows[-1]) + 1 if found else self._next_row
+        else:
+            start, stop = self._runs[self._next_run] if self._next_run < len(self._runs) else (0, 0)
+            every = start + np.flatnonzero(self._where[start:stop])
+            rows = start + np.flatnonzero(self._kept[start:stop])
+            found, of = len(rows), f"in sequence {self._next_run}"
+            if len(rows) != n and len(every) == n + 1 and not self._kept[every[-1]]:
+                rows = every[:-1]
+            elif len(rows) != n and len(every) == n:
+                rows = every
+            if n == 0 and found:  # a prompt of one token may have no row
+                return rows[:0]
+            self._next_run += 1
+        if len(rows) != n:
+            got, fits = f"holds {found} rows with targets {of}", f"hold {n}, as {self._responses.path} does in line"
+            raise_error("content", path=self._scores.path, got=got, fits=f"{fits} {response.line}")
+        return rows
+
+    def _side(self, response: Response, tokens: IntArray, rows: IntArray) -> Side:
+        """What the scores say about a response's tokens, and about the classes that it lists."""
+        n, k = response.top_ids.shape
+        classes = np.full((n, k + 1), -1)
+        classes[:, :k] = np.where(np.isnan(response.top_logprobs), -1, response.top_ids)
+        classes[tokens, k] = response.ids[tokens]
+        if classes.max(initial=-1) >= self._scores.shape[-1]:
+            got, fits = f"it lists class {classes.max()}", f"have classes of {self._scores.path}"
+            raise_error("record", path=self._responses.path, line=response.line, got=got, fits=fits)
+        classes[:, :k][classes[:, :k] == classes[:, k:]] = -1
+        side = Side(
+            np.full(n, np.nan), np.zeros(n, np.bool_), np.zeros(n, np.bool_), np.full(n, -1), classes,
+            np.full((n, k + 1), np.nan), np.zeros(n, np.bool_),
+        )  # fmt: skip
+        for part, block in self._read(rows):
+            of = tokens[part]
+            scores = token_scores(block, response.ids[of], workers=self._workers)
+            listed = class_log_probs(block, np.maximum(classes[of], 0), workers=self._workers)
+            side.logprobs[of], side.is_greedy[of] = -scores.nll, scores.is_greedy
+            side.best[of], side.is_greedy_known[of] = scores.argmax, True
+            side.top_logprobs[of] = np.where(classes[of] < 0, np.nan, listed)
+        return side
+
+    def _read(self, rows: IntArray) -> Iterator[tuple[slice, Array]]:
+        """Read rows, which only ever ascend: slices of them, and their logits."""
+        first = 0
+        while first < len(rows):
+            while rows[first] >= self._start + len(self._block):
+                self._start += len(self._block)
+                self._block = next(self._blocks)
+                self._is_checked = self._is_checked or self._check_kind()
+            last = int(np.searchsorted(rows, self._start + len(self._block)))
+            block: Any = self._block[rows[first:last] - self._start]
+            with with_file_names(self._scores.path):
+                yield slice(first, last), checks.log(block) if self._scores.kind == "probs" else block
+            first = last
+
+    def _check_kind(self) -> bool:
+        """Check the kind by the first rows that count."""
+        kept = self._kept[self._start : self._start + len(self._block)]
+        return checks.check_kind(self._scores, self._kind_option, self._block, kept)
+
+
+def _runs(path: str, numbers: IntArray) -> list[tuple[int, int]]:
+    """Start and stop of the rows of each sequence, in the order of the file."""
+    bounds = np.flatnonzero(np.diff(numbers, prepend=numbers[:1] - 1, append=numbers[-1:] + 1))
+    runs = [(int(a), int(b)) for a, b in itertools.pairwise(bounds) if numbers[a] >= 0]
+    if len({int(numbers[start]) for start, _ in runs}) < len(runs):
+        raise_error("content", path=path, got="holds sequences in pieces", fits="hold the rows of each together")
+    return runs
+
+
+def _id(number: int) -> str:
+    """An id in words."""
+    return f"id {number}" if number >= 0 else "no id"
