@@ -55,7 +55,7 @@ def paired(
         if {sample.doc_id for sample in group} == {sample.doc_id for sample in others}:
             others = _in_order_of(group, others)
         pairs += zip(group, others, strict=True)
-    wrong = [(a, b) for a, b in pairs if a.target_hash != b.target_hash]
+    wrong = [(a, b) for a, b in pairs if a.target_hash and b.target_hash and a.target_hash != b.target_hash]
     if wrong:
         a, b = min(wrong, key=lambda pair: pair[0].line)
         got = f"doc_id {b.doc_id!r} has another target than line {a.line} of {paths[0]}"
