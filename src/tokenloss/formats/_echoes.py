@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from tokenloss.formats._token_columns import Place, Tokens
+    from tokenloss.formats._fields import Place
+    from tokenloss.formats._token_columns import Tokens
 
 _LLAMA_CPP_PYTHON = re.compile("cmpl-[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")  # the ids of its responses
 _SAME = 1e-5  # difference of two roundings of a log-probability
@@ -27,7 +28,7 @@ def split_echoes(
     with_lists = [i for i, parts in enumerate(found) if "listed" in parts]
     counted = usage[1]
     total = sum(len(found[i]["listed"]) for i in with_lists)
-    is_echo = counted is not None and total > counted
+    is_echo = counted is not None and total > counted + len(with_lists)  # an end of text may be listed, not counted
     n_prompts: list[int | None] = []
     for i in with_lists:
         listed = found[i]["listed"]

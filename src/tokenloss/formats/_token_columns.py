@@ -6,32 +6,20 @@ import dataclasses
 import math
 import re
 import reprlib
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-
-from tokenloss._errors import raise_error
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from tokenloss._types import Array, BoolArray, Float64Array, IntArray
+    from tokenloss.formats._fields import Place
 
 SENTINEL = -9999.0  # stands for "below what is returned", or for -inf
 _MOST = 1e-4  # log-probability, by rounding
 _SAME = 1e-5  # difference of two roundings of a log-probability
 _RAW = re.compile("[ĠĊ▁\ufffd]|^$")  # in texts of a vocabulary, and of parts of a character
-
-
-class Place(NamedTuple):
-    """Line of a file."""
-
-    path: str
-    line: int
-
-    def refuse(self, got: str, fits: str) -> NoReturn:
-        """Raise that the line is wrong."""
-        raise_error("record", path=self.path, line=self.line, got=got, fits=fits)
 
 
 class Listed(NamedTuple):
