@@ -6,8 +6,10 @@ import dataclasses
 import re
 from typing import TYPE_CHECKING, Any
 
+from tokenloss.formats._token_columns import is_log_prob
+
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
     from tokenloss.formats._fields import Place
     from tokenloss.formats._token_columns import Tokens
@@ -72,7 +74,7 @@ def _with_texts(prompt: Tokens, echo: Tokens, field: str, place: Place) -> Token
         place.refuse(f"{field} echoes {len(echo)} tokens", f"echo {n}, as prompt_logprobs")
     for i in range(n):
         x, y = prompt.logprobs[i], echo.logprobs[i]
-        if type(x) in (int, float) and type(y) in (int, float) and abs(x - y) > _SAME:
+        if is_log_prob(x) and is_log_prob(y) and abs(x - y) > _SAME:
             got = f"{field}.prompt_logprobs[{i}] and {field}.logprobs.token_logprobs[{i}] are {x} and {y}"
             place.refuse(got, "be the same token's")
     texts = [own if own is not None else text for own, text in zip(prompt.texts, echo.texts[:n], strict=True)]
@@ -183,11 +185,6 @@ def _one_by_usage(value: dict[str, Any], listed: Tokens, n_prompt: int, n_genera
     ):
         return n  # vLLM, which puts the token itself first, counts a token that it does not list
     return None
-
-
-def _are_numbers(entries: Iterable[Any]) -> bool:
-    """Whether log-probabilities can be compared."""
-    return all(type(entry.logprob) in (int, float) for entry in entries)
 
 
 def _block(sizes: Sequence[int], total: int) -> int:

@@ -124,13 +124,17 @@ def _objects(values: Sequence[object], n: int) -> Array:
     return found
 
 
+def is_log_prob(value: Any) -> bool:
+    """Whether a value can be a log-probability, or a sentinel."""
+    return type(value) in (int, float) and (-1e300 < value <= _MOST or value == -math.inf)
+
+
 def _numbers(
     place: Place, values: list[Any], path: Callable[[int], str], *, is_null_allowed: bool = False
 ) -> Float64Array:
     """Log-probabilities; nan for null."""
     for i, value in enumerate(values):
-        is_number = type(value) in (int, float) and (-1e300 < value <= _MOST or value == -math.inf)
-        if not is_number and (value is not None or not is_null_allowed):
+        if not is_log_prob(value) and (value is not None or not is_null_allowed):
             place.refuse(f"{path(i)} is {reprlib.repr(value)}", "be a log-probability, a number of at most 0")
     return np.array(values, np.float64)
 
