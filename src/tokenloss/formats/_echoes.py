@@ -180,9 +180,8 @@ def _one_by_usage(value: dict[str, Any], listed: Tokens, n_prompt: int, n_genera
     lists = [(i, entries) for i, entries in enumerate(listed.tops) if entries]
     if any(entries[0].text != listed.texts[i] for i, entries in lists if listed.texts[i] is not None):
         return n - 1  # likewise
-    if any(
-        entries[0].logprob < max(entry.logprob for entry in entries) for _, entries in lists if _are_numbers(entries)
-    ):
+    values = [[entry.logprob for entry in entries] for _, entries in lists]
+    if any(all(map(is_log_prob, row)) and row[0] < max(row) for row in values):
         return n  # vLLM, which puts the token itself first, counts a token that it does not list
     return None
 
