@@ -242,7 +242,7 @@ def lengths(
     joined = "".join(known)
     is_whole = len(known) == len(texts) and joined == own
     if not is_whole:
-        is_whole = not any(map(_RAW.search, known)) or (is_completed and _ends_characters(known))
+        is_whole = _ends_characters(texts) if is_completed else not any(map(_RAW.search, known))
         is_whole &= own is None or len(known) < len(texts) or own in joined
     found = [len(text.encode()) if is_whole and text is not None else -1 for text in texts]
     for i, spelling in enumerate(spelled or ()):
@@ -252,11 +252,19 @@ def lengths(
     return found
 
 
-def _ends_characters(texts: Sequence[str]) -> bool:
-    """Whether each run of empty texts is followed by a character beyond ASCII, of which they are the first parts."""
-    follows = ""
+def _ends_characters(texts: Sequence[str | None]) -> bool:
+    """Whether each run of empty texts is followed by a character beyond ASCII, of which they are the first parts.
+
+    A text that is not known, as the first one, must not be of the character that follows it.
+    """
+    follows = character = "."  # the next text, and the next first character
     for text in reversed(texts):
-        if "\ufffd" in text or not (text or follows[:1] > "\x7f"):
+        if text is None:
+            if not "" < follows[:1] < "\U00010000":
+                return False
+            follows = character = ""
+        elif "\ufffd" in text or not (text or character > "\x7f"):
             return False
-        follows = text or follows
+        else:
+            follows, character = text, text[:1] or character
     return True
