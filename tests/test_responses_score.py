@@ -97,7 +97,7 @@ def test_accuracy_is_of_the_tokens_where_it_is_known(score_json, command, tmp_pa
     path = clients.save_lines(tmp_path / "chats.jsonl", chat(*tokens))
     found = score_json(path)
     assert (found["accuracy"], found["greedy_known"], found["tokens"]) == (0.5, 2, 3)
-    assert "50.00 %    of 2 tokens where it is known" in command("score", path)[1]
+    assert re.search(r"greedy accuracy +50.00 % +of 2 tokens where it is known\n", command("score", path)[1])
     clients.save_lines(path, chat(("c", -1.0), ("d", -2.0)))
     found = score_json(path)
     assert found["accuracy"] is None
