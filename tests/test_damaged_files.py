@@ -330,8 +330,9 @@ def test_npz_names_are_never_paths(where):
         (("split", "ids"), []),
         (("greedy",), "3"),
         (("ignored",), 10**400),
-        (("highest_loss_tokens",), [[0, 0, "1.0", 7]]),
-        (("highest_loss_tokens",), [[0.5, 0, "1.0", None]]),
+        (("highest_loss_tokens",), [[0, 0, "1.0", 7, None]]),
+        (("highest_loss_tokens",), [[0.5, 0, "1.0", None, None]]),
+        (("highest_loss_tokens",), [[0, 0, "1.0", None, "1"]]),
     ],
 )
 def test_state_with_impossible_numbers(place, value, state, parts, where):

@@ -32,6 +32,7 @@ VARIANTS = {
     "path": [{"formats.open_scores"}, {"formats.responses.open_responses"}, {"plots.check"}, {"_outputs._base.Output"}],
     "reduction": [{"divergence.kl_divergence"}],
     "scheduler": [{"dask.map_shards"}],
+    "skip_failed": [{"evaluation.evaluate"}],
     "segment_ids": [{"evaluation.evaluate"}, {"comparison.ComparisonMeter.update", "comparison.compare"}],
     "sample_weight": [{"meter.LossMeter.update"}, {"sequences.sequence_losses"}],
     "targets": [

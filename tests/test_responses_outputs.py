@@ -175,6 +175,14 @@ def test_html_without_what_is_not_known(command, tmp_path):
     assert "of 1 tokens where it is known" in Page(page).words
 
 
+def test_html_of_a_token_without_text_and_class(command, tmp_path):
+    path, page = clients.save(tmp_path / "c.json", "sglang/generate_last_class.json"), tmp_path / "page.html"
+    assert command("score", path, "--html", page)[0] == 0
+    found = Page(page)
+    assert None in found.data["token"]
+    assert "-1" not in "".join(found.paragraphs)
+
+
 def test_plot(completions, command, tmp_path):
     pytest.importorskip("matplotlib", reason="matplotlib is optional")
     assert command("score", completions, "--plot", tmp_path / "plot.svg")[0] == 0
@@ -190,6 +198,19 @@ def test_plot_without_lists_does_not_take_own_tokens_for_the_likeliest(name, com
     monkeypatch.setattr(plots, "draw_losses", lambda nll, **options: given.update(options) or plots._figure("", (1, 1)))
     assert command("score", clients.save(tmp_path / "c.json", name), "--plot", tmp_path / "p.png")[0] == 0
     assert "greedy_logprobs" not in given
+
+
+def test_plot_leaves_out_where_the_likeliest_class_is_not_known(command, tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib", reason="matplotlib is optional")
+    from tokenloss import plots
+
+    given = {}
+    monkeypatch.setattr(plots, "draw_losses", lambda nll, **options: given.update(options) or plots._figure("", (1, 1)))
+    best, odd = ("a", -0.5, [("a", -0.5), ("b", -2.0)]), ("a", -0.1, [("b", -0.5), ("c", -2.0)])
+    path = clients.save_lines(tmp_path / "c.jsonl", chat(best, odd))
+    assert command("score", path, "--plot", tmp_path / "p.png")[0] == 0
+    assert given["greedy_logprobs"].tolist()[0] == -0.5
+    assert np.isnan(given["greedy_logprobs"][1])
 
 
 def test_browser_shows_responses_of_servers_as_far_as_they_are_known(browser, tmp_path):

@@ -90,6 +90,10 @@ def test_sentinels_are_not_averaged_as_atom_wrote_them(score_json, tmp_path):
     assert own.count(-9999.0) == found["sentinels"] == 1
     assert found["loss"] == pytest.approx(-np.mean([x for x in own if x != -9999.0]))
     assert found["ignored"] == found["without_number"] + 1
+    table = tmp_path / "tokens.npy"
+    evaluate([tmp_path / "sentinel.json"], sinks=[sinks.TokenTable(table)])
+    columns = ("kept", "nll", "probability", "rank", "argmax", "is_greedy")
+    assert np.load(table)[list(columns)][own.index(-9999.0) + 1].tolist() == (False, 0, 0, 0, -1, False)
 
 
 def test_accuracy_is_of_the_tokens_where_it_is_known(score_json, command, tmp_path):
@@ -97,7 +101,7 @@ def test_accuracy_is_of_the_tokens_where_it_is_known(score_json, command, tmp_pa
     path = clients.save_lines(tmp_path / "chats.jsonl", chat(*tokens))
     found = score_json(path)
     assert (found["accuracy"], found["greedy_known"], found["tokens"]) == (0.5, 2, 3)
-    assert "50.00 %    of 2 tokens where it is known" in command("score", path)[1]
+    assert re.search(r"greedy accuracy +50.00 % +of 2 tokens where it is known\n", command("score", path)[1])
     clients.save_lines(path, chat(("c", -1.0), ("d", -2.0)))
     found = score_json(path)
     assert found["accuracy"] is None
@@ -157,6 +161,21 @@ def test_bits_per_byte_do_not_count_a_character_that_is_scored_in_part(null, n_b
     choice = {"index": 0, "text": "", "prompt_logprobs": entries, "prompt_token_ids": [9, 10, 11, 12]}
     path = clients.save_lines(tmp_path / "c.jsonl", {"choices": [choice]})
     assert evaluate([path]).figures["n_bytes"] == n_bytes
+
+
+def test_bits_per_byte_of_a_first_token_without_text(tmp_path):
+    tokens = {"tokens": ["", "ab"], "token_logprobs": [None, -1.0], "top_logprobs": [None, None]}
+    choice = {"index": 0, "text": "ab", "logprobs": tokens}
+    usage = {"prompt_tokens": 2, "completion_tokens": 0}
+    path = clients.save_lines(tmp_path / "c.jsonl", {"choices": [choice], "usage": usage})
+    assert evaluate([path]).figures["n_bytes"] == 2
+
+
+def test_classes_that_are_not_known_are_not_shown(score_json, command, tmp_path):
+    path = clients.save_lines(tmp_path / "chats.jsonl", chat(("a", -1.0), ("b", -2.0)))
+    tokens = score_json(path)["highest_loss_tokens"]
+    assert [(token["target"], token["text"], token["position"]) for token in tokens] == [(None, "b", 1), (None, "a", 0)]
+    assert re.search(r"\n +sequence +position +loss +probability +text\n", command("score", path)[1])
 
 
 @pytest.mark.parametrize(("values", "words"), [
@@ -230,7 +249,9 @@ def test_a_file_of_failed_lines_alone(score_json, command, tmp_path):
     found = score_json(failed, other, "--skip-failed")
     assert (found["n_sequences"], found["skipped"], found["part"]) == (1, 1, "prompt")
     assert score_json(failed, "--skip-failed")["loss"] is None
-    assert "0 responses (all failed)" in command("score", failed, "--skip-failed")[1]
+    out = command("score", failed, "--skip-failed")[1]
+    assert "0 responses (all failed)" in out
+    assert re.search(r"failed lines +1 +left out; line 1: This model's .{80,90}\N{HORIZONTAL ELLIPSIS}\n", out)
 
 
 def test_lists_that_lost_classes_of_the_same_text_as_of_vllm_44319(score_json, command, tmp_path):
@@ -301,13 +322,15 @@ def test_state(completions, score_json, command, tmp_path):
 @pytest.mark.parametrize("change", [
     {"without_number": 9}, {"without_number": -1, "sentinels": 11}, {"greedy_known": 0}, {"greedy_known": 10**6},
     {"dialect": None}, {"failed": [["x", None, "y"]]}, {"rounding": []}, {"rounding": [1, 1, 1, 1, 1, 1]},
-    {"sources": {}}, {"lost_tops": 0.5}, {"responses": "1"},
+    {"sources": {}}, {"lost_tops": 0.5}, {"responses": "1"}, None,
+    {"sources": {name: [] for name in ("line", "choice", "n_bytes", "is_greedy_known", "custom_id")}},
 ])  # fmt: skip
 def test_state_that_was_changed_is_refused(change, completions, score_json, command, tmp_path):
     state = tmp_path / "state"
     score_json(completions, "--state", state)
     content = json.loads(state.read_text())
-    content["done"][0]["found"]["responses"] |= change
+    found = content["done"][0]["found"]
+    found["responses"] = None if change is None else found["responses"] | change
     state.write_text(json.dumps(content))
     assert_refused(command("score", completions, "--state", state), state)
 

@@ -153,9 +153,11 @@ def evaluate(
     ignore_index : int or None, default -100
         Target value that marks tokens to ignore, such as padding.
     part : {"prompt", "generated", "all"}, optional
-        The part of responses to score; by default the prompt if it has log-probabilities, else what was generated.
+        The tokens to read: those of the prompt, those that were generated, or both. By default the prompt where the
+        file holds any log-probability of one, else what was generated. With "all", an echo that nothing divides counts
+        as a prompt.
     skip_failed : bool, default False
-        Whether failed lines of a batch of responses are left out, and listed in the figures, rather than an error.
+        Leave failed lines of a batch out, and list them in `Evaluation.figures`, rather than raise an error.
     n_bytes, n_words : int or array of integers, default 0
         Length of the whole text, for bits per byte and perplexity per word; or an array of the length of the text of
         each sequence, in the order of `Evaluation.sequences`. Of a whole text, errors take the lengths of sequences as

@@ -144,7 +144,7 @@ def write_page(
     )
 
 
-def write_responses(
+def _write_responses(
     path: str | os.PathLike[str], columns: dict[str, Array], scores: TokenScores, title: str, meter: LossMeter,
     accuracy: float, known: int, total: int,
 ) -> None:  # fmt: skip

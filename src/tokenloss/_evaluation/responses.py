@@ -132,7 +132,7 @@ def _columns(responses: Sequence[Response]) -> dict[str, Any]:
 def _token_scores(block: dict[str, Any], responses: Sequence[Response], top_k: int) -> TokenScores:
     """Scores of the tokens of a block, as far as they are known: nan, a rank of 0 and a class of -1 are not."""
     kept, ids = block["kept"], block["ids"]
-    is_greedy = kept & block["is_greedy"] & block["is_greedy_known"]
+    is_greedy = kept & block["is_greedy"]
     columns = max(top_k, *(response.top_ids.shape[1] for response in responses))
     top_ids = _tops([response.top_ids for response in responses], columns, -1)
     top_logprobs = _tops([response.top_logprobs for response in responses], columns, np.nan)

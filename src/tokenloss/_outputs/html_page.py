@@ -47,7 +47,7 @@ class HtmlPage(TokenOutput):
             scores = TokenScores(**{name: columns[name] for name in COLUMNS})
             known, total = summary["greedy_known"], summary["tokens"] + summary["ignored"]
             name = title(summary["files"])
-            page.write_responses(self.path, columns, scores, name, result.meter, summary["accuracy"], known, total)
+            page._write_responses(self.path, columns, scores, name, result.meter, summary["accuracy"], known, total)
             return
         ids, text = columns.pop("ids"), columns.pop("text")
         page.write_page(

@@ -110,7 +110,7 @@ def _responses_note(summary: dict[str, Any]) -> str:
 def _left_out(summary: dict[str, Any]) -> str:
     """How many tokens are not scored, and why."""
     if summary["kind"] == "responses":
-        counts = {"without a number": summary["without_number"], "below what was returned (-9999)": summary["sentinels"]}
+        counts = {"without a number": summary["without_number"], "below what was returned": summary["sentinels"]}
     else:
         counts = {"ignored": summary["ignored"], "without a next token": summary["without_next"]}
     return ", ".join(f"{n:,} {why}" for why, n in counts.items() if n)
