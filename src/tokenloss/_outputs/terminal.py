@@ -50,10 +50,15 @@ class ResponseTables(Output):
 
     def finish(self, summary: dict[str, Any], result: Any) -> None:
         basis = "errors by response" if result.is_clustered else "taken as independent"
-        note = f"{result.count:,} tokens of {result.n_sequences:,} responses ({result.part}), {basis}"
+        note = f"{result.count:,} tokens of {_count(result.n_sequences, 'response')} ({result.part}), {basis}"
         rounded = [words for words in (result.rounding, result.base_rounding) if words]
         note += f"; log-probabilities: {' vs '.join(rounded)}" if rounded else ""
         show_tables(f"{summary['other']} vs {summary['base']}", note, response_tables(result))
+
+
+def _count(number: int, noun: str) -> str:
+    """A number of things."""
+    return f"{number:,} {noun}" + ("s" if number != 1 else "")
 
 
 def summary_tables(summary: dict[str, Any], basis: str) -> list[Table]:
@@ -103,7 +108,9 @@ def summary_tables(summary: dict[str, Any], basis: str) -> list[Table]:
 def _responses_note(summary: dict[str, Any]) -> str:
     """What files of responses hold."""
     parts = {"prompt": "the prompt", "generated": "what was generated", "all": "the prompt and what was generated"}
-    note = f"{summary['responses']:,} responses ({summary['dialect'] or 'all failed'}), {parts[summary['part']]}"
+    note = (
+        f"{_count(summary['responses'], 'response')} ({summary['dialect'] or 'all failed'}), {parts[summary['part']]}"
+    )
     return note + (f"; log-probabilities of {summary['rounding']}" if summary["rounding"] else "")
 
 

@@ -164,7 +164,10 @@ class ResponsesFile:
         has_prompts: bool | None = None
         for place, custom_id, body, reason in _bodies(self.path):
             if reason and not self.skip_failed:
-                got, fits = f"request {custom_id!r} failed: {reason}", "have succeeded, or be skipped by skip_failed"
+                got, fits = (
+                    f"request {custom_id!r} failed: {reason}",
+                    "have succeeded, or be left out (--skip-failed, skip_failed=True)",
+                )
                 place.refuse(got if custom_id is not None else f"the request failed: {reason}", fits)
             if reason:
                 self.failed.append(Failed(place.line, custom_id, reason))
@@ -190,7 +193,7 @@ class ResponsesFile:
         if "all" in parts and self.part != "all":
             place.refuse(
                 "nothing tells where the echoed prompt ends",
-                "come with prompt_token_ids or usage, or choose part='all'",
+                "come with prompt_token_ids or usage, or be read whole (--part all)",
             )
         if self.part == "all":
             found = [
@@ -205,7 +208,7 @@ class ResponsesFile:
             if choice.is_repeated:
                 return []
             if prompt is None or not (prompt.has_number() or len(prompt) == 1):
-                place.refuse(_IGNORED, "hold some, or choose part='generated'")
+                place.refuse(_IGNORED, "hold some, or be left out (--part generated)")
             return [("prompt", prompt)]
         if self._is_default and prompt is not None and prompt.has_number():
             place.refuse(_PROMPTS, "choose the part: prompt, generated or all")
