@@ -32,7 +32,7 @@ fuzz_formats() {
     local end=$((SECONDS + seconds)) rounds=0
     while [ $SECONDS -lt "$end" ]; do
         TOKENLOSS_FUZZ_EXAMPLES=${TOKENLOSS_FUZZ_EXAMPLES:-100} python -m pytest -q -p no:cacheprovider \
-            "$here/../test_damaged_files.py"
+            "$here/../test_damaged_files.py" "$here/../test_damaged_responses.py"
         rounds=$((rounds + 1))
     done
     echo "$rounds rounds of new files"
