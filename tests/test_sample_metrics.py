@@ -62,6 +62,13 @@ def test_brier_score_of_the_text_of_numpy(text, compared):
         assert found.discordance_bound is None  # its range is not from 0 to 1
 
 
+def test_brier_scores_are_no_fractions(compared):
+    """They may be as high as 2, even if these are below 1."""
+    files = of_values([[0, "[0.7 0.2 0.1]"], [1, "[0.2 0.7 0.1]"]], "brier_score")
+    found = named(compared(files, files), "brier_score")
+    assert (found.base, found.discordance_bound) == (pytest.approx(0.14), None)
+
+
 WRONG = {
     "a metric that is nan": ({"acc": math.nan}, "acc is nan; it must be finite"),
     "an infinite metric": ({"acc": "inf"}, "acc is inf"),
@@ -144,6 +151,21 @@ def test_a_target_that_is_a_number_and_a_text(compared):
     assert re.fullmatch(r"line 2 of .*base.jsonl does not show which answer is right", reason)
     line = multiple_choice([" 7", " 8"], "8", [-1, -2], acc=0.0)
     assert named(compared([line], [line]), "target_loglikelihood").base == -2
+
+
+def test_acc_bytes_counts_bytes(compared):
+    right = {"acc": 0.0, "acc_norm": 0.0, "acc_bytes": 1.0}  # -4 / 8 bytes, but -4 / 4 characters
+    line = multiple_choice([" \u00e9\u00e9\u00e9\u00e9", " aaaa"], "0", [-4, -3.5], **right)
+    assert compared([line], [line]).notes == []
+
+
+def test_acc_shows_what_is_right_where_lengths_are_others(compared):
+    """As with another delimiter: `acc_norm` of the file is not what texts here give, but `acc` is."""
+    line = multiple_choice([" a", " bcde"], "0", [-2, -4.5], acc=1.0, acc_norm=1.0)
+    comparison = compared([line], [line])
+    assert named(comparison, "acc_norm").base == 1
+    assert named(comparison, "target_loglikelihood").base == -2
+    assert len(comparison.notes) == 2
 
 
 def test_other_contexts_with_the_same_continuation(compared):

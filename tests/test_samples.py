@@ -127,14 +127,15 @@ def test_acc_norm_is_computed_where_it_is_not_held(task, without, compared):
 
 def test_arguments_sorted_as_text_by_a_tool(compared):
     line = lines_of("mc")[0]
-    choices = [f" choice {i}" for i in range(12)]
+    choices = [f" {i}" for i in range(12)]
+    choices[2] = " a long one, which is the likeliest for its length"
     line |= {"arguments": {f"gen_args_{i}": {"arg_0": "Q", "arg_1": text} for i, text in enumerate(choices)}}
-    line |= {"filtered_resps": [[str(-1.0 - i), "False"] for i in range(12)], "target": "11", "metrics": ["acc"]}
+    line |= {"filtered_resps": [[str(-1.0 - i), "False"] for i in range(12)], "target": "2", "metrics": ["acc"]}
     line |= {"acc": 0.0, "target_hash": "x"}
     line["arguments"] = dict(sorted(line["arguments"].items()))  # gen_args_10 before gen_args_2
     comparison = compared([line], [line])
-    assert named(comparison, "target_loglikelihood").base == -12
-    assert named(comparison, "acc_norm").base == 0
+    assert named(comparison, "target_loglikelihood").base == -3
+    assert named(comparison, "acc_norm").base == 1
 
 
 def test_early_versions_of_the_harness(compared):
@@ -242,6 +243,13 @@ def test_wrong_margins(margin, compared):
         compared(of_values([0, 1]), of_values([0, 1]), margin=margin)
 
 
+def test_types_of_margin_and_cluster(compared):
+    files = of_values([0, 1]), of_values([0, 1])
+    assert type(compared(*files, margin=np.float32(0.5)).margin) is float
+    with pytest.raises(TypeError, match="cluster is 3; it must be a string"):
+        compared(*files, cluster=3)
+
+
 def test_margin_without_a_metric_that_it_fits(real):
     with pytest.raises(ValueError, match="holds no metric between 0 and 1"):
         real("rolling", margin=0.1)
@@ -267,6 +275,13 @@ def test_cluster(field, compared):
     assert (acc.n_clusters, comparison.n_clusters, comparison.n_documents) == (5, 5, 40)
     low, high = acc.difference_interval
     assert high - low == pytest.approx(2 * 2.7764451051977987 * error, rel=1e-9)
+
+
+def test_margin_where_no_group_differs(compared):
+    lines = [sample(i, doc={"n": i, "group": i % 4}, acc=i % 2) for i in range(40)]
+    acc = named(compared(lines, lines, margin=0.2, cluster="group"), "acc")
+    assert acc.discordance_bound == pytest.approx(1 - 0.05 ** (1 / 4), rel=1e-12)
+    assert (acc.equivalence_p, acc.is_equivalent) == (pytest.approx(0.8**4, rel=1e-12), False)
 
 
 @pytest.mark.parametrize("value", [None, [1], {"a": 1}])
@@ -324,6 +339,12 @@ def test_the_same_document_under_two_ids(compared):
     base, other = ([sample(i, doc=doc, acc=value) for i, value in enumerate(values)] for values in ([1, 0], [1, 0]))
     acc = named(compared(base, other[::-1]), "acc")
     assert (acc.right_to_wrong, acc.n_clusters) == (0, 1)
+    for one in (base, other):  # and the same id twice
+        one[1]["doc_id"] = 0
+    assert named(compared(base, other), "acc").right_to_wrong == 0
+    for i, one in enumerate(other):  # other ids
+        one["doc_id"] = 7 - i
+    assert named(compared(base, other), "acc").right_to_wrong == 0
 
 
 def test_other_documents_are_refused(compared):
