@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import browser as browsers
+import clients
 import numpy as np
 import pytest
 
@@ -202,3 +203,14 @@ def browser(tmp_path_factory):
     browser = browsers.Browser(program, tmp_path_factory.mktemp("profile"))
     yield browser
     browser.close()
+
+
+@pytest.fixture
+def compared(tmp_path):
+    """Make a function that compares lists of samples."""
+
+    def compare(base, other, **options):
+        paths = clients.save_lines(tmp_path / "base.jsonl", *base), clients.save_lines(tmp_path / "other.jsonl", *other)
+        return tokenloss.compare_samples(*paths, **options)
+
+    return compare

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 import os
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
@@ -213,7 +214,7 @@ def compare_samples(
 
     Raises
     ------
-    ValueError
+    TypeError, ValueError
         If a file is damaged or does not hold samples, if the files do not hold the same documents and targets, or if an
         argument is invalid; the message names the file and the line.
     OSError
@@ -225,9 +226,10 @@ def compare_samples(
 
     Notes
     -----
-    Metrics are those of the files, as the harness computed them. Where the files hold accuracies of multiple choice but
-    not `acc_norm`, it is computed from the responses, and so is the log-likelihood of the right answer, but only where
-    responses and targets give the accuracies that the files hold, too.
+    Values are those of the files, as the harness computed them, and their mean is the metric, unless that is a
+    perplexity or bits per byte. Metrics of all samples at once, such as BLEU, are left out. Where the files hold
+    accuracies of multiple choice but not `acc_norm`, it is computed from the responses, and so is the log-likelihood of
+    the right answer, but only where responses and targets give the accuracies that the files hold, too.
 
     With S the sum over a document (or group) of n samples of, say, their differences, the error of the mean difference
     ``mu`` over G of them is ``sqrt(G / (G - 1) * sum((S - mu * n)**2)) / sum(n)``. Intervals and tests of equivalence
@@ -245,8 +247,10 @@ def compare_samples(
     >>> acc.difference, acc.difference_stderr, acc.mcnemar_p, acc.is_equivalent
     (-0.25, 0.25, 1.0, False)
     """
-    if margin is not None and not (isinstance(margin, int | float) and 0 < margin < 1):
+    if margin is not None and not (isinstance(margin, numbers.Real) and 0 < margin < 1):
         raise_error("option", name="margin", got=margin, fits="a number between 0 and 1")
+    if not isinstance(cluster, str | None):
+        raise_error("type", name="cluster", got=cluster, fits="a string")
     from tokenloss._evaluation.sample_comparison import metrics_of, paired
     from tokenloss.formats.samples import read_samples
 
@@ -266,7 +270,7 @@ def compare_samples(
         n_documents=len(set(documents)),
         n_clusters=len(set(groups)),
         cluster=cluster,
-        margin=margin,
+        margin=None if margin is None else float(margin),
         n_other_prompts=sum(a.prompt_hash != b.prompt_hash for a, b in pairs if a.prompt_hash and b.prompt_hash),
         metrics=metrics,
         left_out=left_out,
