@@ -249,7 +249,7 @@ def _bounds(
     log_p = base_logs[row, order[row, place]]
     log_q = logs[row, order[row, place + 1] - split]
     p, q = np.exp(log_p), np.exp(log_q)
-    base_mass, mass = np.bincount(row, p, n), np.bincount(row, q, n)
+    base_mass, mass = (np.bincount(row, of, n).astype(np.float64) for of in (p, q))  # of no numbers it has integers
     log_p, log_q = (log - np.log(np.maximum(1.0, of))[row] for log, of in ((log_p, base_mass), (log_q, mass)))
     base_mass, mass = np.minimum(base_mass, 1.0), np.minimum(mass, 1.0)
     rest, other_rest = 1 - base_mass, 1 - mass
@@ -264,6 +264,6 @@ def _bounds(
         log_q[largest] = np.log(q[largest] + other_rest[merged])
         p[largest] += rest[merged]
         rest[merged] = other_rest[merged] = 0.0
-        kl = np.bincount(row, np.where(p == 0, 0.0, p * (log_p - log_q)), n)
-        kl += np.where(rest == 0, 0.0, rest * (np.log(rest) - np.log(other_rest)))
+        kl = np.where(rest == 0, 0.0, rest * (np.log(rest) - np.log(other_rest)))
+        kl += np.bincount(row, np.where(p == 0, 0.0, p * (log_p - log_q)), n)
     return np.maximum(kl, 0.0), base_mass, mass, np.bincount(row, minlength=n)
