@@ -29,7 +29,7 @@ VARIANTS = {
     "n_words": [{"evaluation.evaluate"}, {"meter.LossMeter.update"}],
     "nll": [{"meter.LossMeter.update"}, {"sequences.sequence_losses"}],
     "out": [{"losses.cross_entropy_and_grad"}, {"_softmax.logsumexp"}],
-    "path": [{"formats.open_scores"}, {"plots.check"}, {"_outputs._base.Output"}],
+    "path": [{"formats.open_scores"}, {"formats.responses.open_responses"}, {"plots.check"}, {"_outputs._base.Output"}],
     "reduction": [{"divergence.kl_divergence"}],
     "scheduler": [{"dask.map_shards"}],
     "segment_ids": [{"evaluation.evaluate"}, {"comparison.ComparisonMeter.update", "comparison.compare"}],

@@ -153,11 +153,12 @@ def _prompt_objects(value: Any, ids: list[int] | None, field: str, place: Place)
     found = [entries[at] if entries else None for entries, at in zip(objects, own, strict=True)]
     texts = [entry[0].text if entry else None for entry in found]
     tops = [[entry[0] for entry in entries] for entries in objects]
+    ranks = [entry[1] if entry else 0 for entry in found]
     return Tokens(
         place, f'{field}[{{i}}]["{{id}}"].logprob', f'{field}[{{i}}]["{{id}}"].logprob', texts,
         [entry[0].id if entry else -1 for entry in found] if ids is None else ids,
         [entry[0].logprob if entry else None for entry in found], lengths(texts, is_completed=True), tops,
-        [entry[1] if entry else 0 for entry in found],
+        ranks if any(ranks) else None,
     )  # fmt: skip
 
 
@@ -248,7 +249,8 @@ def _content(value: Any, field: str, place: Place, own_text: str | None, ids: li
     return Tokens(
         place, f"{field}[{{i}}].logprob", f"{field}[{{i}}].top_logprobs[{{j}}].logprob", texts, own_ids,
         [entry["logprob"] for entry in entries], lengths(texts, spelled, own_text), tops,
-        ranks if entries and all(ranks) else None, is_llama_cpp,
+        ranks if entries and all(ranks) else None, is_keyed=all(spelling is None for spelling in spelled),
+        is_exact=is_llama_cpp,
     )  # fmt: skip
 
 
@@ -299,7 +301,7 @@ def _lists(value: dict[str, Any], field: str, place: Place, own_text: str | None
     return Tokens(
         place, f"{field}.token_logprobs[{{i}}]", f"{field}.top_logprobs[{{i}}][{{text!r}}]", texts,
         ids if ids is not None and len(ids) == n else [id_ for _, id_ in names], logprobs,
-        lengths(texts, None, own_text), tops,
+        lengths(texts, None, own_text), tops, is_keyed=True,
     )  # fmt: skip
 
 
@@ -364,18 +366,13 @@ def _triples(meta: dict[str, Any], side: str, own_text: Any, place: Place) -> To
     """Tokens of lists of log-probability, id and text."""
     field = f"meta_info.{side}_token_logprobs"
     values = _list(meta[f"{side}_token_logprobs"], field, place)
-    own = [_triple(element, f"{field}[{i}]", place) for i, element in enumerate(values)]
+    own = [_triple(element, place, field, i) for i, element in enumerate(values)]
     tops = _flat_tops(meta, f"{side}_top_logprobs", len(own), place)
     if tops is None:
         path = f"meta_info.{side}_top_logprobs"
         lists = _list(meta.get(f"{side}_top_logprobs") or [None] * len(own), path, place, len(own))
-        tops = [
-            [
-                _triple(entry, f"{path}[{i}][{j}]", place)
-                for j, entry in enumerate(_list(entries or [], f"{path}[{i}]", place))
-            ]
-            for i, entries in enumerate(lists)
-        ]
+        lists = [_list(entries or [], f"{path}[{i}]", place) for i, entries in enumerate(lists)]
+        tops = [[_triple(x, place, path, i, j) for j, x in enumerate(entries)] for i, entries in enumerate(lists)]
     if side == "input":
         own = [_certain(token, entries) for token, entries in zip(own, tops, strict=True)]
     texts = [token.text for token in own]
@@ -388,13 +385,14 @@ def _triples(meta: dict[str, Any], side: str, own_text: Any, place: Place) -> To
     )  # fmt: skip
 
 
-def _triple(value: Any, field: str, place: Place) -> Listed:
+def _triple(value: Any, place: Place, field: str, *at: int) -> Listed:
     """A log-probability, id and text."""
-    values = _list(value, field, place)
-    if len(values) not in (2, 3):
-        place.refuse(f"{field} is {reprlib.repr(values)}", "hold a log-probability, an id and a text")
-    text = _text(values[2], f"{field}[2]", place) if len(values) == 3 else None
-    return Listed(text, _count(values[1], f"{field}[1]", place), values[0])
+    if type(value) is list and len(value) in (2, 3):
+        logprob, id_, text = value if len(value) == 3 else (*value, None)
+        if type(id_) is int and 0 <= id_ < 1 << 63 and (text is None or type(text) is str):
+            return Listed(text, id_, logprob)
+    path = field + "".join(f"[{i}]" for i in at)
+    return place.refuse(f"{path} is {reprlib.repr(value)}", "hold a log-probability, an id and a text")
 
 
 def _certain(token: Listed, entries: Sequence[Listed]) -> Listed:

@@ -55,6 +55,7 @@ class Tokens:
     lengths: list[int]
     tops: list[list[Listed]]
     ranks: list[int] | None = None
+    is_keyed: bool = False  # lists are objects by text, so that one class may take the place of another
     is_exact: bool = False  # each list is the most likely classes, and does not get the token itself in addition
     span: slice = dataclasses.field(default_factory=lambda: slice(None))
 
@@ -163,15 +164,22 @@ class _Lists:
         others = ~self.is_own
         np.maximum.at(self.best, self.row[others], values[others])
         np.minimum.at(self.least, self.row[others], values[others])
-        self.is_last = self.is_listed & ~(self.least <= own)  # it may have been added to the list
         self.is_exact, self.rank = tokens.is_exact, None if tokens.ranks is None else np.array(tokens.ranks, np.int64)
-        self.k = int((self.count if tokens.is_exact else self.count - self.is_last).max(initial=0))
-        self.is_short = (self.count > 0) & (self.count < self.k)
-        # one of no text may have taken the place of another: of k classes that it is not one of, fewer are there
-        is_empty = np.array([text is not None and not text.strip("\ufffd") for text in tokens.texts], bool)
-        self.is_lost = self.is_short | (self.is_last & is_empty & (self.count == self.k) & (self.k > 1))
-        if tokens.is_exact or self.rank is not None:
-            self.is_short[:] = self.is_lost[:] = False
+        is_last = ~(self.least <= own) if self.rank is None else (self.rank >= self.count) & (self.least != own)
+        self.is_last = self.is_listed & is_last  # it may have been added to the list
+        shown = self.count if tokens.is_exact else self.count - self.is_last
+        self.k = int(shown.max(initial=0))
+        self.is_short = self.is_lost = np.zeros(self.n, bool)
+        if tokens.is_keyed and self.rank is None:
+            self._find_lost(shown)
+
+    def _find_lost(self, shown: IntArray) -> None:
+        """Find lists that may have lost a class to another one of the same text, above all of parts of characters."""
+        is_part = [entry.text is not None and (not entry.text or "\ufffd" in entry.text) for entry in self.classes]
+        has_parts = self._any(np.array(is_part, bool))
+        is_k_known = bool((shown[~has_parts] == self.k).any())
+        self.is_short = (self.count > 0) & ((self.count < self.k) | (has_parts & (not is_k_known)))
+        self.is_lost = self.is_short | (has_parts & (shown < self.k))
 
     def _any(self, is_class: BoolArray) -> BoolArray:
         """Positions that list any of these classes."""
@@ -184,7 +192,8 @@ class _Lists:
         is_own: BoolArray = (self.ids >= 0) & (self.ids == self.own_ids[self.row])
         text = _objects(tokens.texts, self.n)[self.row]
         own = self.own[self.row]
-        is_near = (np.abs(self.values - own) <= _SAME) | (self.values == own)
+        with np.errstate(invalid="ignore"):  # of infinities
+            is_near = (np.abs(self.values - own) <= _SAME) | (self.values == own)
         pairs = zip(self.classes, text, strict=True)
         by_text = np.array([entry.text is not None and entry.text == own_text for entry, own_text in pairs], bool)
         is_own |= ((self.ids < 0) | (self.own_ids[self.row] < 0)) & by_text & is_near
@@ -205,16 +214,16 @@ class _Lists:
         is_known = (self.count > 0) & (self.k > 0) & ~self.is_short & (self.is_listed | (self.best >= self.own))
         not_less = ~self.is_own & (self.values >= self.own[self.row])
         rank = 1 + np.bincount(self.row[not_less], minlength=self.n)
-        rank[~self.is_listed | self.is_short | ~(self.least < self.own)] = (
-            0  # more classes may be as likely as the last
-        )
+        is_unknown = ~self.is_listed | self.is_short | ~(self.least < self.own)  # others may be as likely as the last
+        rank[is_unknown] = 0
         return rank, is_greedy, is_known
 
     def tops(self) -> tuple[Array, IntArray, Float64Array]:
         """Text, ids and log-probabilities of the most likely classes."""
         is_best = ~self.is_last | self.is_exact
         is_best |= (self.count == self.k) & (self.k == 1) if self.rank is None else self.rank <= self.k
-        keep = np.flatnonzero((self.values != SENTINEL) & (~self.is_own | is_best[self.row]))
+        is_kept = (self.values != SENTINEL) & (~self.is_own | is_best[self.row]) & ~self.is_lost[self.row]
+        keep = np.flatnonzero(is_kept)
         order = keep[np.lexsort((self.ids[keep], -self.values[keep], self.row[keep]))]
         row = self.row[order]
         column = np.arange(len(row)) - np.searchsorted(row, row)

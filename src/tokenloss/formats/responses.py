@@ -58,10 +58,28 @@ class Response:
     is_greedy_known : array of bool
         Whether the server returned enough to tell.
     top_tokens, top_ids, top_logprobs : arrays of shape (n, k)
-        Text, ids and log-probabilities of the most likely classes, in descending order; None, -1 and nan where the
-        server listed fewer, gave no text or no ids. The token itself is among them only if it is that likely.
+        Text, ids and log-probabilities of the most likely classes, in descending order, none of them left out; None, -1
+        and nan where the server listed fewer, gave no text or no ids. The token itself is among them only if it is that
+        likely.
     lost_tops : int
-        Number of positions that list fewer classes than others, because classes of the same text fell together.
+        Number of positions whose list may have lost classes, since those of the same text, above all parts of
+        characters, fall together where a list is an object by text. These positions have no most likely classes.
+
+    Examples
+    --------
+    >>> import json, pathlib, tempfile
+    >>> from tokenloss.formats import open_responses
+    >>> lists = {"tokens": ["A", " b"], "token_logprobs": [None, -0.5], "top_logprobs": [None, {" b": -0.5, " c": -1.5}]}
+    >>> echo = {"text": "A b", "logprobs": lists}
+    >>> counts = {"prompt_tokens": 2, "completion_tokens": 0}
+    >>> with tempfile.TemporaryDirectory() as directory:
+    ...     path = pathlib.Path(directory) / "responses.json"
+    ...     _ = path.write_text(json.dumps({"choices": [echo], "usage": counts}))
+    ...     [response] = open_responses(path)
+    >>> response
+    Response(line=1, choice=0, tokens=2, with_number=1)
+    >>> response.n_bytes, response.is_greedy, response.top_tokens[1]
+    (array([1, 2]), array([False,  True]), array([' b', ' c'], dtype=object))
     """
 
     line: int
@@ -112,6 +130,22 @@ class ResponsesFile:
         "llama.cpp"; "" if all lines failed.
     failed : list of Failed
         Failed lines that the iteration has left out so far.
+
+    Examples
+    --------
+    >>> import json, pathlib, tempfile
+    >>> from tokenloss.formats import open_responses
+    >>> answer = {"message": {"content": "Yes"}, "logprobs": {"content": [{"token": "Yes", "logprob": -0.25}]}}
+    >>> lines = [
+    ...     {"custom_id": "first", "response": {"status_code": 200, "body": {"choices": [answer]}}, "error": None},
+    ...     {"custom_id": "second", "response": {"status_code": 400, "body": None}, "error": {"message": "too long"}},
+    ... ]
+    >>> with tempfile.TemporaryDirectory() as directory:
+    ...     path = pathlib.Path(directory) / "batch.jsonl"
+    ...     _ = path.write_text("".join(json.dumps(line) + chr(10) for line in lines))
+    ...     responses = open_responses(path, skip_failed=True)
+    ...     print([response.custom_id for response in responses], responses.failed)
+    ['first'] [Failed(line=2, custom_id='second', reason='too long')]
     """
 
     path: str
