@@ -39,15 +39,22 @@ def vllm(ids, logprobs, k):
     return {"object": "text_completion", "choices": [choice]}
 
 
+def spelled(text):
+    """The bytes of a token's text, which may be a part of a character."""
+    return list(text.encode()) if text not in ("", "\N{REPLACEMENT CHARACTER}") else [0xE2]
+
+
 def chat(ids, logprobs, k, texts=VOCABULARY):
     """What a server of OpenAI's layout generated: tokens by text alone."""
     content = []
     for token, row in zip(ids, logprobs, strict=True):
         top = [
-            {"token": texts[c], "logprob": float(row[c]), "bytes": None}
+            {"token": texts[c], "logprob": float(row[c]), "bytes": spelled(texts[c])}
             for c in np.argsort(-row, kind="stable")[:k].tolist()
         ]
-        content.append({"token": texts[token], "logprob": float(row[token]), "bytes": None, "top_logprobs": top})
+        content.append(
+            {"token": texts[token], "logprob": float(row[token]), "bytes": spelled(texts[token]), "top_logprobs": top}
+        )
     text = "".join(texts[token] for token in ids)
     choice = {"index": 0, "message": {"role": "assistant", "content": text}, "logprobs": {"content": content}}
     return {"object": "chat.completion", "choices": [choice]}
