@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import clients
 import numpy as np
 import pytest
 
@@ -189,3 +190,14 @@ def models(tmp_path):
     np.save(tmp_path / "targets.npy", targets)
     np.savez_compressed(tmp_path / "other.npz", probs=tokenloss.softmax(other.astype(np.float64)))
     return SimpleNamespace(base=base, other=other, targets=targets, path=tmp_path)
+
+
+@pytest.fixture
+def compared(tmp_path):
+    """Make a function that compares lists of samples."""
+
+    def compare(base, other, **options):
+        paths = clients.save_lines(tmp_path / "base.jsonl", *base), clients.save_lines(tmp_path / "other.jsonl", *other)
+        return tokenloss.compare_samples(*paths, **options)
+
+    return compare

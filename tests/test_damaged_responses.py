@@ -1,4 +1,4 @@
-"""Damaged files of responses raise ValueError, in one line that names them, or give numbers that can be."""
+"""Damaged files of responses and samples raise ValueError, in one line that names them, or give numbers that can be."""
 
 import gzip
 import json
@@ -10,6 +10,7 @@ from damage import ANYTHING, DAMAGES, bounded, changed, damaged, fuzzed, places
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tokenloss import compare_samples
 from tokenloss.formats._records import read_records
 from tokenloss.formats.responses import PARTS_OF_RESPONSE, open_responses
 
@@ -216,10 +217,52 @@ def test_responses_with_random_values(values, where):
     examine(clients.save_lines(where / "lies.jsonl", *values))
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_responses_nested_deeply_at_any_key(name, where):
+@pytest.mark.parametrize("levels", [50, 900])
+@pytest.mark.parametrize("name", sorted({name.split("_")[0] for name in NAMES}))
+def test_responses_nested_deeply_at_any_key(levels, name, where):
+    name = next(whole for whole in NAMES if whole.startswith(name))
     value = json.loads(clients.responses()[name].split("\n")[0])
-    deep = "[" * 900 + "]" * 900
-    for path in list(places(value))[1::7]:
-        text = json.dumps(changed(value, path, "DEEP")).replace('"DEEP"', deep)
+    for path in list(places(value))[1::9]:
+        text = json.dumps(changed(value, path, "DEEP")).replace('"DEEP"', "[" * levels + "]" * levels)
         examine(clients.save_lines(where / "deep.jsonl", text))
+
+
+# -- samples of lm-evaluation-harness ----------------------------------------------------------------------------------
+
+NUMBERS = st.sampled_from(
+    ["nan", "-inf", "inf", "1", "True", "9" * 400, "[0.5 0.5]", ["-1", "True"], 1e308, -1e308, -0.5]
+)
+
+
+def assert_samples_compare_or_are_refused(where, base, other):
+    """Compare two files; what is read gives figures that JSON can hold."""
+    paths = where / "base.jsonl", where / "other.jsonl"
+    for path, data in zip(paths, (base, other), strict=True):
+        path.write_bytes(data)
+    found = []
+    if refusal(where, lambda: found.append(compare_samples(*paths, cluster="id"))) is None:
+        json.dumps(found[0].as_dict())
+        for metric in found[0].metrics:
+            assert metric.mcnemar_p is None or 0 <= metric.mcnemar_p <= 1
+            assert not metric.base_stderr < 0
+
+
+@pytest.mark.parametrize("task", ["mc", "mc_mutual_info", "lastword", "rolling"])
+@fuzzed
+@given(data=st.data())
+def test_samples_with_other_values(task, data, where):
+    texts = [clients.samples()[f"{run}/{task}.jsonl"].splitlines()[:3] for run in ("base", "noise")]
+    files = [list(map(json.loads, lines)) for lines in texts]
+    path = data.draw(st.sampled_from(list(places(files[0]))[4:]))
+    new = data.draw(ANYTHING | NUMBERS)
+    for i in data.draw(st.sampled_from([[0], [1], [0, 1]])):
+        files[i] = changed(files[i], path, new)
+    assert_samples_compare_or_are_refused(where, *("\n".join(map(json.dumps, lines)).encode() for lines in files))
+
+
+@pytest.mark.parametrize("task", ["mc", "rolling"])
+@fuzzed
+@given(damages=DAMAGES)
+def test_samples_with_damaged_bytes(task, damages, where):
+    base, other = (clients.samples()[f"{run}/{task}.jsonl"].encode() for run in ("base", "noise"))
+    assert_samples_compare_or_are_refused(where, base, damaged(other, damages))

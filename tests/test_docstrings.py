@@ -28,6 +28,7 @@ VARIANTS = {
     "n_bytes": [{"evaluation.evaluate"}, {"meter.LossMeter.update"}],
     "n_words": [{"evaluation.evaluate"}, {"meter.LossMeter.update"}],
     "nll": [{"meter.LossMeter.update"}, {"sequences.sequence_losses"}],
+    "other": [{"samples.compare_samples"}],
     "out": [{"losses.cross_entropy_and_grad"}, {"_softmax.logsumexp"}],
     "path": [{"formats.open_scores"}, {"formats.responses.open_responses"}, {"plots.check"}, {"_outputs._base.Output"}],
     "reduction": [{"divergence.kl_divergence"}],

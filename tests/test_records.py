@@ -219,8 +219,8 @@ WRONG_RECORDS = {
     '{"a": 1, "b": 2, "a": 3}': "an object has the key 'a' twice; it must have it once",
     '{"a": [{"b": 1, "b": 1}]}': "an object has the key 'b' twice; it must have it once",
     '{"a": ' + "1" * 5000 + "}": "an integer has too many digits; it must have fewer",
-    '{"a": ' + "[" * 100_000 + "]" * 100_000 + "}": "is nested too deeply; it must have fewer levels",
-    '{"a": ' * 100_000 + "1" + "}" * 100_000: "is nested too deeply; it must have fewer levels",
+    '{"a": ' + "[" * 100_000 + "]" * 100_000 + "}": "is nested too deeply; it must have at most 100 levels",
+    '{"a": ' * 100_000 + "1" + "}" * 100_000: "is nested too deeply; it must have at most 100 levels",
     '{"a": "\\ud800"}': "a holds half of a surrogate pair; it must be Unicode",
     '{"a": [1, {"b c": "\\ude00\\ud83d"}]}': "a[1].b c holds half of a surrogate pair; it must be Unicode",
     '{"\\uD83D": 1}': "\\ud83d holds half of a surrogate pair; it must be Unicode",
@@ -234,6 +234,20 @@ WRONG_RECORDS = {
 @pytest.mark.parametrize("data", WRONG_RECORDS)
 def test_records_that_json_would_take(data, name, tmp_path):
     assert_refused(save(tmp_path, '{"b": 1}\n' + data, name), f"line 2: {WRONG_RECORDS[data]}")
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("start", "end"), [("[", "]"), ('{"a": [[], ', "]}"), ('[[[1], 2, {"a": ', "}]]")])
+def test_levels_that_are_too_many(name, start, end, tmp_path):
+    levels = len([character for character in end if character in "]}"])
+    for left in (99, 100):
+        inner = "[" * (left % levels) + "]" * (left % levels)
+        data = '{"a": ' + start * (left // levels) + (inner or "1") + end * (left // levels) + "}"
+        path = save(tmp_path, data, name)
+        if left == 99:
+            assert read(path) == [(1, json.loads(data))]
+        else:
+            assert_refused(path, "line 1: is nested too deeply; it must have at most 100 levels")
 
 
 @pytest.mark.parametrize("text", ["\\ud83d\\ude00", "\\uD83D\\uDE00\\ud55c", "\\\\ud83d", "\\\\\\\\ude00", "\\ud7ff"])

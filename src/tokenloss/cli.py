@@ -150,7 +150,7 @@ def _parser() -> argparse.ArgumentParser:
         "compare",
         help="compare a model, say a quantised one, with its base",
         description="BASE and OTHER are files like those of score, with scores of the same rows and the same targets, "
-        "unless only one holds any.",
+        "unless only one holds any; or two .jsonl files of samples that lm-evaluation-harness logged.",
     )
     _add_compare_arguments(compare)
     for command in (score, compare):

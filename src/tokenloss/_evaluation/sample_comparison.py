@@ -42,20 +42,17 @@ def paired(
         found.append(groups)
     base, other = found
     alone = [
-        (here[key][len(there.get(key, ())):], paths[i], paths[1 - i])
+        (here[key][len(there.get(key, ())):], i)
         for i, (here, there) in enumerate(((base, other), (other, base)))
         for key in here
         if len(here[key]) > len(there.get(key, ()))
     ]  # fmt: skip
     if alone:
-        _refuse_alone(alone, samples[1])
+        _refuse_alone(paths, samples, alone)
     pairs: list[Pair] = []
     for key, group in base.items():
-        others = other[key]
-        if {sample.doc_id for sample in group} == {sample.doc_id for sample in others}:
-            others = _in_order_of(group, others)
-        pairs += zip(group, others, strict=True)
-    wrong = [(a, b) for a, b in pairs if a.target_hash != b.target_hash]
+        pairs += zip(group, _in_order_of(group, other[key]), strict=True)
+    wrong = [(a, b) for a, b in pairs if a.target_hash and b.target_hash and a.target_hash != b.target_hash]
     if wrong:
         a, b = min(wrong, key=lambda pair: pair[0].line)
         got = f"doc_id {b.doc_id!r} has another target than line {a.line} of {paths[0]}"
@@ -65,7 +62,7 @@ def paired(
 
 
 def _in_order_of(group: list[Sample], others: list[Sample]) -> list[Sample]:
-    """Samples of one document in the order of the `doc_id` of the base's."""
+    """Samples of one document in the order of the base's by `doc_id`, if they have the same."""
     if Counter(sample.doc_id for sample in group) != Counter(sample.doc_id for sample in others):
         return others
     left: dict[int | str, list[Sample]] = {}
@@ -74,13 +71,16 @@ def _in_order_of(group: list[Sample], others: list[Sample]) -> list[Sample]:
     return [left[sample.doc_id].pop() for sample in group]
 
 
-def _refuse_alone(alone: list[tuple[list[Sample], str, str]], others: list[Sample]) -> None:
+def _refuse_alone(
+    paths: tuple[str, str], samples: tuple[list[Sample], list[Sample]], alone: list[tuple[list[Sample], int]]
+) -> None:
     """Raise that samples are in one file alone; name the first."""
-    (sample, *_), path, other_path = alone[0]
-    n_more = sum(len(group) for group, _, _ in alone) - 1
+    (sample, *_), i = alone[0]
+    path, other_path = paths[i], paths[1 - i]
+    n_more = sum(len(group) for group, _ in alone) - 1
     fits = f"hold the documents of {path}, as often"
     fits += f"; {n_more} more samples have no partner" if n_more else ""
-    for one in others:
+    for one in samples[1 - i]:
         if (one.doc_id, one.filter) == (sample.doc_id, sample.filter) and one.doc_hash != sample.doc_hash:
             got = f"doc_id {one.doc_id!r} is another document than on line {sample.line} of {path}"
             raise_error("record", path=other_path, line=one.line, got=got, fits=fits)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import collections
 import gzip
+import itertools
 import json
 import re
 import reprlib
@@ -29,6 +30,7 @@ _MARKS = {  # of the order of bytes, that start a file
 _CHUNK = 1 << 18  # bytes read at a time
 _LONG = 1 << 20  # bytes of a record that is looked at before its end, since a malformed one may never end
 _MOST = 1 << 30  # bytes of a record
+_LEVELS = 100  # of lists and objects inside each other, since what shows a value fails at some depth
 _CUT = 16  # characters before a cut that may seem wrong: of a number, an escape, or a name such as -Infinity
 _SYMBOL = re.compile(rb"[^ \t\r\n]")  # that is no space of JSON
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
@@ -226,6 +228,8 @@ def _value(path: str, place: _Place, text: bytes | bytearray, is_whole: bool = T
         value = _DECODER.decode(string)
         if _SURROGATE.search(string) and _SURROGATE.search(_PAIR.sub("", string.replace("\\\\", "__"))):
             got, fits = f"{_half_a_pair(value)} holds half of a surrogate pair", "be Unicode"
+        if _is_deep(value):
+            raise RecursionError
     except UnicodeDecodeError as error:
         at, got, fits = error.start, f"{text[error.start]:#04x} is not UTF-8", "be UTF-8"
     except json.JSONDecodeError as error:
@@ -240,13 +244,24 @@ def _value(path: str, place: _Place, text: bytes | bytearray, is_whole: bool = T
     except ValueError:
         got, fits = "an integer has too many digits", "have fewer"
     except RecursionError:
-        got, fits = "is nested too deeply", "have fewer levels"
+        got, fits = "is nested too deeply", f"have at most {_LEVELS} levels"
     if got:
         if at is not None:
             place = place.after(text, at)
             got = f"byte {place.n_before + 1}: {got}"
         raise_error("record", path=path, line=place.line, got=got, fits=fits)
     return value
+
+
+def _is_deep(value: Any) -> bool:
+    """Whether lists and objects are too deep inside each other."""
+    level: list[Any] = [[value]]
+    n_levels = 0
+    while level and n_levels <= _LEVELS:
+        parts = itertools.chain.from_iterable(part.values() if type(part) is dict else part for part in level)
+        level = [part for part in parts if type(part) is dict or type(part) is list]
+        n_levels += bool(level)
+    return n_levels > _LEVELS
 
 
 def _half_a_pair(value: Any) -> str:

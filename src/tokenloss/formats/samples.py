@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _OWN_KEYS = {"doc_id", "doc", "target", "arguments", "resps", "filtered_resps", "filter", "metrics", "doc_hash",
              "prompt_hash", "target_hash"}  # fmt: skip
 WEIGHTED = ("word_perplexity", "byte_perplexity", "bits_per_byte")  # (log-likelihood, words or bytes)
-_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?|[+-]?inf|nan", re.IGNORECASE)
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?|[+-]?inf|nan", re.IGNORECASE | re.ASCII)
 _MOST = 1e-4  # that rounding leaves of the log-likelihood of what is certain
 
 
@@ -71,7 +71,7 @@ def read_samples(path: str, group: str | None = None) -> Iterator[Sample]:
         if not _is_sample(record):
             got = "is no sample of lm-evaluation-harness"
             raise_error("record", path=path, line=number, got=got, fits="hold doc_id and filtered_resps")
-        doc_id, name, target = record["doc_id"], record.get("filter", "none"), record.get("target")
+        doc_id, name = record["doc_id"], record.get("filter", "none")
         if not isinstance(doc_id, int | str) or isinstance(doc_id, bool):
             line.refuse("doc_id", doc_id, "be an integer or a string")
         if not isinstance(name, str):
@@ -81,7 +81,7 @@ def read_samples(path: str, group: str | None = None) -> Iterator[Sample]:
             doc_id=doc_id,
             doc_hash=_hash(record, "doc_hash", record.get("doc"), line),
             filter=name,
-            target_hash=_hash(record, "target_hash", None if target is None else str(target), line),
+            target_hash=_hash(record, "target_hash", record.get("target"), line),
             prompt_hash=_hash(record, "prompt_hash", None, line),
             group=None if group is None else _field(record.get("doc"), group, line),
             metrics=_metrics(record, line),
@@ -95,7 +95,7 @@ def _hash(record: dict[str, Any], name: str, content: Any, line: _Line) -> str:
     if found is None:
         if content is None:
             return ""
-        text = content if isinstance(content, str) else json.dumps(content, indent=2, ensure_ascii=False)
+        text = str(content) if name == "target_hash" else json.dumps(content, indent=2, ensure_ascii=False)
         return hashlib.sha256(text.encode()).hexdigest()
     return found if isinstance(found, str) else str(line.refuse(name, found, "be a string"))
 
@@ -107,7 +107,7 @@ def _field(doc: Any, name: str, line: _Line) -> object:
         if not isinstance(value, dict) or key not in value:
             raise_error("record", path=line.path, line=line.number, got=f"doc has no {name!r}", fits="have it")
         value = value[key]
-    if value is None or isinstance(value, dict | list):
+    if value is None or isinstance(value, dict | list) or value != value:  # nan
         line.refuse(f"doc.{name}", value, "be a string or a number")
     return value
 
@@ -124,7 +124,9 @@ def _metrics(record: dict[str, Any], line: _Line) -> dict[str, Cell]:
         line.refuse("metrics", names, "be a list of names")
     for name in names:
         if name not in record:
-            raise_error("record", path=line.path, line=line.number, got=f"holds no {name}", fits="as metrics names it")
+            raise_error(
+                "record", path=line.path, line=line.number, got=f"holds no {name}", fits="hold it, as metrics names it"
+            )
     return {name: _cell(name, record[name], line) for name in names}
 
 
