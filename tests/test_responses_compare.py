@@ -285,6 +285,14 @@ def test_full_scores_that_do_not_fit(documents, saved, tmp_path):
         "holds 4 rows with targets in sequence 0; it must hold 5, as .* in line 1",
         segment_ids=np.maximum(segments, np.arange(16) > 3),
     )
+    rows = documents.rows("base")
+    rows[7, 3] = np.nan
+    refused("row 7 has no probabilities; it must hold no nan", logits=rows)
+    refused(
+        "line 1: it lists class|token 0|lists class",
+        logits=documents.rows("base")[:, :3],
+        targets=np.minimum(targets, 2),
+    )
     refused("holds sequences in pieces", segment_ids=segments % 2 + (segments == 3) * 0 + np.arange(16) % 2)
 
 
@@ -350,6 +358,21 @@ def test_other_tokens_are_refused_by_both_lines_and_position(documents, saved):
     clients.save_lines(other, *documents.responses("other", 7)[:3])
     with pytest.raises(ValueError, match=r"base.jsonl: line 4: choice 0 has no partner in .*other.jsonl"):
         compare_responses(base, other)
+
+
+def test_same_top_of_classes_that_are_equally_likely(tmp_path):
+    """Of ids, the lowest is the most likely; of texts, none is known to be."""
+    logits = np.full((2, 1, 40), -3.0)
+    logits[0, 0, [3, 5]] = logits[1, 0, [3, 9]] = 4
+    base, other = log_softmax(logits)
+    by_id = [vllm([0, 7], rows, 3) for rows in (base, other)]
+    by_id[0]["choices"][0]["prompt_logprobs"][1] = dict(reversed(by_id[0]["choices"][0]["prompt_logprobs"][1].items()))
+    for make, expected in ((by_id, (1, True)), ([chat([7], rows, 3) for rows in (base, other)], (0, False))):
+        paths = [clients.save_lines(tmp_path / f"{i}.jsonl", body) for i, body in enumerate(make)]
+        found = compare_responses(*paths)
+        assert (found.n_top_known, bool(found.is_same_top[-1])) == expected
+    paths = [clients.save_lines(tmp_path / f"{i}.jsonl", chat([3], rows, 3)) for i, rows in enumerate((base, base))]
+    assert compare_responses(*paths).n_top_known in (0, 1)  # the token itself is one of them
 
 
 def test_other_texts_are_refused(rng, tmp_path):
