@@ -288,12 +288,14 @@ def test_full_scores_that_do_not_fit(documents, saved, tmp_path):
     rows = documents.rows("base")
     rows[7, 3] = np.nan
     refused("row 7 has no probabilities; it must hold no nan", logits=rows)
-    refused(
-        "line 1: it lists class|token 0|lists class",
-        logits=documents.rows("base")[:, :3],
-        targets=np.minimum(targets, 2),
-    )
     refused("holds sequences in pieces", segment_ids=segments % 2 + (segments == 3) * 0 + np.arange(16) % 2)
+
+
+def test_classes_that_full_scores_do_not_have_are_refused(rng, tmp_path):
+    path = clients.save_lines(tmp_path / "a.jsonl", vllm([0, 1], log_softmax(rng.normal(0, 1, (1, 40))), 7))
+    np.savez(tmp_path / "scores.npz", logits=np.zeros((1, 3)), targets=[1])
+    with pytest.raises(ValueError, match=r"a.jsonl: line 1: it lists class \d+; it must have classes of .*scores.npz"):
+        compare_responses(tmp_path / "scores.npz", path)
 
 
 def test_responses_are_matched_by_custom_id(documents, saved, tmp_path):
