@@ -1,5 +1,6 @@
 """compare_responses and `tokenloss compare` of responses: equal to NumPy, matched and checked, traps, bad input."""
 
+import dataclasses
 import json
 import math
 
@@ -11,6 +12,8 @@ from commands import assert_refused
 import tokenloss
 from tokenloss import compare_responses, kl_divergence, log_softmax, topk_divergence_bound
 from tokenloss._evaluation import plan, response_comparison
+from tokenloss._evaluation.rounding import Rounding
+from tokenloss.formats import open_responses
 
 VOCABULARY = [f"t{i}" for i in range(40)]
 SERVERS = (
@@ -199,6 +202,39 @@ def test_texts_of_several_classes_name_no_class(text, rng, tmp_path):
     assert found.n_top_known == 0  # the most likely class has such a text
 
 
+@pytest.mark.parametrize("text", ["", "\N{REPLACEMENT CHARACTER}"])
+def test_parts_of_characters_are_not_taken_for_one_class(text, tmp_path):
+    base, other = log_softmax(np.array([[[5.0, 0, 1, 0]], [[0, 5.0, 1, 0]]]))
+    texts = [text, "b", "c", "d"], ["a", text, "c", "d"]  # class 0 of the base, class 1 of the other
+    rows = zip((base, other), texts, strict=True)
+    paths = [
+        clients.save_lines(tmp_path / f"{i}.jsonl", chat([2], *(row, 1, words))) for i, (row, words) in enumerate(rows)
+    ]
+    found = compare_responses(*paths)
+    assert found.kl_bound[0] == pytest.approx(0, abs=1e-12)  # of the token alone
+    assert (found.n_bounded, found.n_top_known) == (0, 0)
+
+
+def test_a_token_of_the_prompt_is_none_that_was_generated(tmp_path):
+    path = clients.save(tmp_path / "a.jsonl", SERVERS[0].format(0))
+    (response,) = open_responses(path, part="all")
+    response_comparison._check_tokens(response, response, "a", "b")
+    is_prompt = response.is_prompt.copy()
+    is_prompt[-1] = True
+    with pytest.raises(
+        ValueError, match=r"b: line 1: token 8 is .*\(prompt\); it must be .*\(generated\), as line 1 of a"
+    ):
+        response_comparison._check_tokens(response, dataclasses.replace(response, is_prompt=is_prompt), "a", "b")
+
+
+def test_error_of_rounded_log_probabilities():
+    values = log_softmax(np.random.default_rng(1).normal(0, 3, 50))
+    for rounded, error in ((values.round(4), 5e-5), (values.astype(np.float32), 1e-6), (values.round(1), 0.01)):
+        found = response_comparison.error_of(Rounding.of(rounded.astype(float)))
+        assert found == pytest.approx(error)
+    assert response_comparison.error_of(Rounding()) == 1e-6
+
+
 @pytest.mark.parametrize("name", SERVERS)
 def test_compare_responses_of_a_real_server_with_themselves(name, tmp_path):
     path = clients.save(tmp_path / "a.jsonl", *(name.format(i) for i in range(10)))
@@ -263,6 +299,29 @@ def test_ignored_rows_and_shift_of_full_scores(documents, saved, tmp_path):
     assert found.n_without_number == expected.n_without_number + 1
     kept = np.flatnonzero(found.kept)
     np.testing.assert_allclose(found.kl_bound[kept], expected.kl_bound[kept], rtol=1e-12)
+
+
+def test_masked_targets_of_full_scores(documents, saved, tmp_path):
+    expected = compare_responses(*saved)
+    targets = documents.targets
+    targets[7] = -100  # within the second prompt, whose other rows are as many as its tokens less one
+    np.savez(tmp_path / "a.npz", logits=documents.rows("base"), targets=targets, segment_ids=documents.segment_ids)
+    found = compare_responses(tmp_path / "a.npz", saved[1])
+    assert found.count == expected.count - 1
+    np.testing.assert_allclose(found.nll[found.kept], np.delete(expected.nll[expected.kept], 7))
+    rows = np.concatenate([np.zeros((5000, 40)), documents.rows("base")])
+    np.savez(tmp_path / "b.npz", logits=rows, targets=np.concatenate([np.full(5000, -100), documents.targets]))
+    assert compare_responses(tmp_path / "b.npz", saved[1]).count == expected.count
+
+
+def test_skip_failed_leaves_sequences_of_full_scores_out(documents, saved, tmp_path):
+    bodies = documents.responses("other", 7)
+    clients.save_lines(saved[1], bodies[0], {"error": {"message": "too long", "code": 400}}, *bodies[2:])
+    scores = scores_file(documents, tmp_path / "a.npz", segment_ids=documents.segment_ids)
+    found = compare_responses(scores, saved[1], skip_failed=True)
+    assert (found.count, found.n_skipped) == (8, 1)
+    with pytest.raises(ValueError, match="requests failed, and nothing says which rows are theirs"):
+        compare_responses(scores_file(documents, tmp_path / "b.npz"), saved[1], skip_failed=True)
 
 
 def test_full_scores_that_do_not_fit(documents, saved, tmp_path):

@@ -114,6 +114,15 @@ def test_topk_divergence_bound_never_takes_what_rounding_left_for_an_impossible_
     assert above.kl == pytest.approx(expected, abs=1e-6)
 
 
+def test_masses_above_1_are_scaled():
+    base, other = np.log([0.75, 0.25]), np.log([0.6, 0.4])
+    expected = topk_divergence_bound([0, 1], base, [0, 1], other).kl
+    for shift, other_shift in ((0.01, 0), (0, 0.02), (0.01, 0.02)):
+        found = topk_divergence_bound([0, 1], base + shift, [0, 1], other + other_shift)
+        assert found.kl == pytest.approx(expected, abs=1e-12)
+        assert found.base_mass == found.mass == pytest.approx(1, abs=1e-12)
+
+
 def test_rounding_of_topk_divergence_bound_merges_a_rest_that_is_not_known():
     base, other = np.log([0.5, 0.25]), np.log([0.5, 0.4996])  # 4 decimals cannot tell the rest of 0.0004
     whole = 0.25 * math.log(0.25 / 0.4996) + 0.25 * math.log(0.25 / 0.0004)
