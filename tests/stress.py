@@ -35,6 +35,7 @@ from tokenloss import (
     show_config,
     softmax,
     token_scores,
+    topk_divergence_bound,
 )  # fmt: skip
 
 THREADS = 32
@@ -47,6 +48,7 @@ TURNED = np.asfortranarray(LOGITS)
 PROBS = np.exp(-np.abs(OTHERS))
 IDS = rng.integers(0, 8192, 100)
 NLL = rng.exponential(3, IDS.shape)
+TOP_IDS, TOP_LOGPROBS = np.arange(2000).reshape(100, 20), -3 - rng.exponential(3, (2, 100, 20))
 HIDDEN, WEIGHT = rng.standard_normal((20, 64), np.float32), rng.standard_normal((8192, 64)).astype(np.float16)
 
 
@@ -76,6 +78,7 @@ CALLS = {
     "log_softmax": lambda n: log_softmax(TURNED, workers=n),
     "token_scores": lambda n: token_scores(LOGITS, IDS, top_k=5, workers=n),
     "kl_divergence": lambda n: kl_divergence(LOGITS, OTHERS, reduction="none", workers=n),
+    "topk_divergence_bound": lambda _: topk_divergence_bound(TOP_IDS, TOP_LOGPROBS[0], TOP_IDS, TOP_LOGPROBS[1]),
     "class_log_probs": lambda n: class_log_probs(LOGITS, [5, 17, 4095, 5], logit_scale=1.5, workers=n),
     "compare": lambda n: compare(LOGITS, OTHERS, IDS, workers=n),
     "ComparisonMeter": of_blocks,
@@ -86,8 +89,9 @@ CALLS = {
     "show_config": lambda n: tuple(show_config(mode="dicts").values()),
 }
 # what is no function, or calls functions that are in the table
-LEFT_OUT = {"Comparison", "Evaluation", "LossMeter", "SampleComparison", "SampleMetric", "SequenceLosses",
-            "ShiftWarning", "TokenScores", "compare_samples", "next_token"}  # fmt: skip
+LEFT_OUT = {"Comparison", "Evaluation", "LossMeter", "ResponseComparison", "SampleComparison", "SampleMetric",
+            "SequenceLosses", "ShiftWarning", "TokenScores", "TopkDivergence", "compare_responses", "compare_samples",
+            "next_token"}  # fmt: skip
 assert {name.split(",")[0] for name in CALLS} == {*tokenloss.__all__} - LEFT_OUT
 
 

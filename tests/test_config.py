@@ -117,11 +117,14 @@ def test_public_names_are_those_that_are_promised():
         "LossMeter",
         "SampleComparison",
         "SampleMetric",
+        "ResponseComparison",
         "SequenceLosses",
         "ShiftWarning",
         "TokenScores",
+        "TopkDivergence",
         "class_log_probs",
         "compare",
+        "compare_responses",
         "compare_samples",
         "cross_entropy",
         "cross_entropy_and_grad",
@@ -138,6 +141,7 @@ def test_public_names_are_those_that_are_promised():
         "show_config",
         "softmax",
         "token_scores",
+        "topk_divergence_bound",
     }
     for name in tokenloss.__all__:
         assert hasattr(tokenloss, name)

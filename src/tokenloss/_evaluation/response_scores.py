@@ -140,6 +140,10 @@ class ScoredResponses:
         for part, block in self._read(rows):
             of = tokens[part]
             scores = token_scores(block, response.ids[of], workers=self._workers)
+            for row in rows[part][np.isnan(scores.nll)][:1].tolist():
+                raise_error(
+                    "content", path=self._scores.path, got=f"row {row} has no probabilities", fits="hold no nan"
+                )
             listed = class_log_probs(block, np.maximum(classes[of], 0), workers=self._workers)
             side.logprobs[of], side.is_greedy[of] = -scores.nll, scores.is_greedy
             side.best[of], side.is_greedy_known[of] = scores.argmax, True
