@@ -154,7 +154,7 @@ def test_gzip_is_told_by_its_first_bytes(name, parts, tmp_path):
 # -- what is refused --------------------------------------------------------------------------------------------------
 
 ANY_VALUE = "it must be an object or a list of objects"
-WHOLE = "it must be whole JSON"
+WHOLE = "it must be whole JSON, on one line in .jsonl"
 WRONG_JSON = {
     "": "holds no record; it must hold JSON objects",
     " \n\n": "holds no record; it must hold JSON objects",

@@ -224,6 +224,22 @@ def test_sorted_keys_of_vllm_are_read_with_ids(i, read):
         np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
 
 
+def test_a_short_prompt_is_read_as_the_others_of_its_file(read):
+    short = objects([(7, -0.5, 1), (4, -2.0, 2)])  # the own token is the likeliest, or the list is sorted
+    with pytest.raises(ValueError, match="do not tell which entry"):
+        read(short)
+    proof = clients.response("vllm/completion_01.json")
+    for values in ((short, proof), (proof, short)):
+        assert sorted(len(response.ids) for response in read(*values)) == [2, 15]
+    in_another_order = objects([(7, -0.5, 1), (4, -3.0, 3), (5, -2.0, 2)])
+    with pytest.raises(ValueError, match=r"line 2: .* do not tell which entry"):
+        read(proof, in_another_order)
+    for choice in proof["choices"]:
+        choice["prompt_logprobs"][1:] = [dict(sorted(x.items())) for x in choice["prompt_logprobs"][1:]]
+    with pytest.raises(ValueError, match=r"line 1: .* do not tell which entry"):
+        read(short, proof)
+
+
 def test_a_token_of_no_entry_is_refused(read):
     value = objects([(5, -1.0, 1), (6, -2.0, 2)], prompt_token_ids=[1, 7])
     with pytest.raises(ValueError, match=r"choices\[0\].prompt_logprobs\[1\] does not hold the prompt's token 7"):
@@ -379,6 +395,20 @@ def test_an_echo_that_nothing_divides_is_only_read_as_a_whole(read):
     assert len(read(value, part="all")[0].ids) == 3
     with pytest.raises(ValueError, match="an echo of 3 tokens, where usage counts 5 of the prompt and 1"):
         read(echo(["a", "b", "x"], [None, -1.0, -2.0], usage=(5, 1)))
+
+
+def test_an_echo_of_openai_that_generated_nothing_counts_the_prompt_alone(read):
+    value = echo(["a", "b"], [None, -1.0])
+    (response,) = read(value | {"usage": {"prompt_tokens": 2, "total_tokens": 2}})
+    assert response.is_prompt.tolist() == [True, True]
+
+
+def test_an_end_of_text_that_is_not_counted_makes_no_echo(read):
+    value = echo(["x", "y", "</s>"], [-1.0, -2.0, -3.0], text="xy", usage=(1, 2))
+    (response,) = read(value)
+    assert not response.is_prompt.any()
+    (response,) = read(echo(["a", "b", "x", "y"], [-5.0, -1.0, -2.0, -3.0], usage=(2, 2)), part="all")  # after a BOS
+    assert response.is_prompt.tolist() == [True, True, False, False]
 
 
 def test_an_echo_of_another_tokens_values_is_refused(read):

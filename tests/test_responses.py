@@ -218,6 +218,17 @@ def test_lengths_of_tokens(read):
         assert (read(name)[0].n_bytes == -1).all()  # Latin-1; nothing
 
 
+@pytest.mark.parametrize(("n", "rest"), [(2, "o 🙂 world 你好"), (4, None), (7, None), (8, " world 你好")])
+def test_a_character_that_began_in_the_first_token_has_no_known_length(n, rest, tmp_path):
+    value = clients.response("vllm/completion_07.json")
+    value["choices"][0]["prompt_logprobs"][1:n] = []  # then it starts with what comes before token n
+    (response,) = open_responses(clients.save_lines(tmp_path / "cut.json", value))
+    if rest is None:
+        assert (response.n_bytes == -1).all()
+    else:
+        assert response.n_bytes[1:].sum() == len(rest.encode())
+
+
 def test_public_types(tmp_path):
     file = open_responses(clients.save(tmp_path / "r.json", "vllm/completion_00.json"))
     assert isinstance(file, ResponsesFile)

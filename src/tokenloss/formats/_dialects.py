@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from tokenloss.formats._echoes import copies, split_echoes
-from tokenloss.formats._token_columns import Listed, Place, Tokens, lengths
+from tokenloss.formats._fields import Place, check_count, check_ids, check_list, check_object, check_text
+from tokenloss.formats._prompt_objects import read_objects
+from tokenloss.formats._token_columns import Listed, Tokens, lengths
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 _TOKEN_ID = re.compile("token_id:([0-9]{1,18})")
-_FAR = 8  # ranks, that ties do not explain
-_KEY = "do not tell which entry is the prompt's own token"
 
 
 class Choice(NamedTuple):
@@ -80,57 +80,20 @@ def _has_choices(key: str) -> Callable[[dict[str, Any]], bool]:
     return is_of
 
 
-# What must be there, and of which type.
-
-
-def _list(value: Any, field: str, place: Place, n: int | None = None) -> list[Any]:
-    """A list, of n elements."""
-    if not isinstance(value, list):
-        place.refuse(f"{field} is {reprlib.repr(value)}", "be a list")
-    if n is not None and len(value) != n:
-        place.refuse(f"{field} has {len(value)} elements", f"have {n}, one for each token")
-    return value
-
-
-def _object(value: Any, field: str, place: Place) -> dict[str, Any]:
-    """An object."""
-    if not isinstance(value, dict):
-        place.refuse(f"{field} is {reprlib.repr(value)}", "be an object")
-    return value
-
-
-def _text(value: Any, field: str, place: Place) -> str | None:
-    """A text, or None."""
-    if value is not None and not isinstance(value, str):
-        place.refuse(f"{field} is {reprlib.repr(value)}", "be a text")
-    return value
-
-
-def _count(value: Any, field: str, place: Place, least: int = 0) -> int:
-    """An integer that counts, or numbers a class."""
-    if type(value) is not int or not least <= value < 1 << 63:
-        place.refuse(f"{field} is {reprlib.repr(value)}", f"be an integer of at least {least}")
-    return value
-
-
-def _ids(value: Any, field: str, place: Place) -> list[int] | None:
-    """Class ids, if they are given."""
-    if value is None:
-        return None
-    return [_count(element, f"{field}[{i}]", place) for i, element in enumerate(_list(value, field, place))]
-
-
 def _usage(value: dict[str, Any], place: Place) -> tuple[int | None, int | None]:
     """Numbers of tokens of the prompts and of what was generated, as the server counts."""
     usage = value.get("usage")
     if not isinstance(usage, dict):
         return None, None
-    names = ("prompt_tokens", "completion_tokens")
-    counts = [usage.get(name) for name in names]
-    return tuple(  # type: ignore[return-value]
-        count if count is None else _count(count, f"usage.{name}", place)
-        for name, count in zip(names, counts, strict=True)
-    )
+    counts = {
+        name: check_count(usage[name], f"usage.{name}", place)
+        for name in ("prompt_tokens", "completion_tokens", "total_tokens")
+        if usage.get(name) is not None
+    }
+    n_prompt, n_generated = counts.get("prompt_tokens"), counts.get("completion_tokens")
+    if n_generated is None and n_prompt is not None and "total_tokens" in counts:  # OpenAI, where nothing was generated
+        n_generated = max(0, counts["total_tokens"] - n_prompt)
+    return n_prompt, n_generated
 
 
 def _name(text: str | None) -> tuple[str | None, int]:
@@ -139,96 +102,12 @@ def _name(text: str | None) -> tuple[str | None, int]:
     return (None, int(found[1])) if found else (text, -1)
 
 
-# vLLM: prompt_logprobs
-
-
-def _prompt_objects(value: Any, ids: list[int] | None, field: str, place: Place) -> Tokens | None:
-    """Tokens of a prompt: objects by id of the most likely classes and the prompt's token."""
-    if value is None:
-        return None
-    objects = [_entries(element, f"{field}[{i}]", place) for i, element in enumerate(_list(value, field, place))]
-    if ids is not None and len(ids) != len(objects):
-        place.refuse(f"{field} has {len(objects)} elements", f"have {len(ids)}, as prompt_token_ids")
-    own = _own(objects, ids, field, place)
-    found = [entries[at] if entries else None for entries, at in zip(objects, own, strict=True)]
-    texts = [entry[0].text if entry else None for entry in found]
-    tops = [[entry[0] for entry in entries] for entries in objects]
-    ranks = [entry[1] if entry else 0 for entry in found]
-    return Tokens(
-        place, f'{field}[{{i}}]["{{id}}"].logprob', f'{field}[{{i}}]["{{id}}"].logprob', texts,
-        [entry[0].id if entry else -1 for entry in found] if ids is None else ids,
-        [entry[0].logprob if entry else None for entry in found], lengths(texts, is_completed=True), tops,
-        ranks if any(ranks) else None,
-    )  # fmt: skip
-
-
-def _entries(value: Any, field: str, place: Place) -> list[tuple[Listed, int]]:
-    """Classes of a position, and their ranks, 0 where there is none."""
-    if value is None:
-        return []
-    found = []
-    for key, entry in _object(value, field, place).items():
-        path = f'{field}["{key}"]'
-        if not (key.isascii() and key.isdigit() and len(key) < 19):
-            place.refuse(f"{path} is no id", "be the id of a class")
-        entry = _object(entry, path, place)
-        if entry.get("logprob") is None:
-            place.refuse(f"{path}.logprob is null", "be a log-probability")
-        rank = entry.get("rank")
-        rank = 0 if rank is None else _count(rank, f"{path}.rank", place, 1)
-        text = _text(entry.get("decoded_token"), f"{path}.decoded_token", place)
-        found.append((Listed(text, int(key), entry["logprob"]), rank))
-    if not found:
-        place.refuse(f"{field} is empty", "hold the prompt's token")
-    return found
-
-
-def _own(objects: list[list[tuple[Listed, int]]], ids: list[int] | None, field: str, place: Place) -> list[int]:
-    """Which entry of each object is the prompt's own token; refused if that is not certain."""
-    own = []
-    first = _is_own_first(objects)
-    for i, entries in enumerate(objects):
-        far = [j for j, (_, rank) in enumerate(entries) if rank > 2 * len(entries) + _FAR]
-        if ids is not None:
-            at = [j for j, (entry, _) in enumerate(entries) if entry.id == ids[i]]
-            if entries and not at:
-                place.refuse(f"{field}[{i}] does not hold the prompt's token {ids[i]}", "hold it, by prompt_token_ids")
-            own.append(at[0] if at else 0)
-        elif len(entries) < 2 or first:
-            own.append(0)
-        elif len(far) == 1:
-            own.append(far[0])  # the others are the most likely
-        else:
-            place.refuse(f"{field}[{i}] and the others {_KEY}", "come with prompt_token_ids: ask for return_token_ids")
-    return own
-
-
-def _is_own_first(objects: list[list[tuple[Listed, int]]]) -> bool:
-    """Whether the objects prove that their writer puts the own token first, and then the others by rank, as vLLM does.
-
-    It is proved by one that stands before more likely ones. A tool that sorts the keys leaves none out of their order.
-    """
-    is_proved, orders = False, {int: True, str: True}
-    for entries in objects:
-        ranks = [rank for _, rank in entries]
-        if len(ranks) < 2:
-            continue
-        others = ranks[1:]
-        if not all(ranks) or others != sorted(others) or others[-1] > 2 * len(ranks) + _FAR:
-            return False
-        is_proved |= ranks[0] > others[0]
-        keys = [entry.id for entry, _ in entries]
-        for order in orders:
-            orders[order] &= keys == sorted(keys, key=order)
-    return is_proved and not any(orders.values())
-
-
 # Lists of objects: chats, llama.cpp
 
 
 def _content(value: Any, field: str, place: Place, own_text: str | None, ids: list[int] | None = None) -> Tokens:
     """Tokens of a list of objects, each of which lists the most likely classes."""
-    entries = [_object(entry, f"{field}[{i}]", place) for i, entry in enumerate(_list(value, field, place))]
+    entries = [check_object(entry, f"{field}[{i}]", place) for i, entry in enumerate(check_list(value, field, place))]
     texts, own_ids, spelled, tops, ranks = [], [], [], [], []
     for i, entry in enumerate(entries):
         path = f"{field}[{i}]"
@@ -241,7 +120,7 @@ def _content(value: Any, field: str, place: Place, own_text: str | None, ids: li
         texts.append(text)
         own_ids.append(id_)
         spelled.append(spelling)
-        ranks.append(_count(entry["rank"], f"{path}.rank", place, 1) if entry.get("rank") is not None else 0)
+        ranks.append(check_count(entry["rank"], f"{path}.rank", place, 1) if entry.get("rank") is not None else 0)
         tops.append(_tops(entry.get("top_logprobs"), f"{path}.top_logprobs", place))
     if ids is not None and len(ids) == len(entries):
         own_ids = ids
@@ -256,15 +135,15 @@ def _content(value: Any, field: str, place: Place, own_text: str | None, ids: li
 
 def _class(entry: dict[str, Any], field: str, place: Place) -> tuple[str | None, int, bytes | None]:
     """Text, id and bytes of a class."""
-    raw = _text(entry.get("token"), f"{field}.token", place)
+    raw = check_text(entry.get("token"), f"{field}.token", place)
     text, id_ = _name(raw)
     for key in ("id", "token_id"):
         if entry.get(key) is not None:
-            id_ = _count(entry[key], f"{field}.{key}", place)
+            id_ = check_count(entry[key], f"{field}.{key}", place)
     spelling = entry.get("bytes")
     if spelling is None:
         return text, id_, None
-    values = _list(spelling, f"{field}.bytes", place)
+    values = check_list(spelling, f"{field}.bytes", place)
     if not all(type(value) is int and 0 <= value < 256 for value in values):
         place.refuse(f"{field}.bytes is {reprlib.repr(values)}", "hold bytes")
     found = bytes(values)
@@ -274,9 +153,9 @@ def _class(entry: dict[str, Any], field: str, place: Place) -> tuple[str | None,
 def _tops(value: Any, field: str, place: Place) -> list[Listed]:
     """Classes of a list of objects."""
     found = []
-    for j, entry in enumerate([] if value is None else _list(value, field, place)):
+    for j, entry in enumerate([] if value is None else check_list(value, field, place)):
         path = f"{field}[{j}]"
-        text, id_, _ = _class(_object(entry, path, place), path, place)
+        text, id_, _ = _class(check_object(entry, path, place), path, place)
         found.append(Listed(text, id_, entry.get("logprob")))
     return found
 
@@ -286,16 +165,16 @@ def _tops(value: Any, field: str, place: Place) -> list[Listed]:
 
 def _lists(value: dict[str, Any], field: str, place: Place, own_text: str | None, ids: list[int] | None) -> Tokens:
     """Tokens of parallel lists, whose most likely classes are named by their text."""
-    logprobs = _list(value.get("token_logprobs"), f"{field}.token_logprobs", place)
+    logprobs = check_list(value.get("token_logprobs"), f"{field}.token_logprobs", place)
     n = len(logprobs)
-    raw = _list(value.get("tokens"), f"{field}.tokens", place, n)
-    names = [_name(_text(text, f"{field}.tokens[{i}]", place)) for i, text in enumerate(raw)]
+    raw = check_list(value.get("tokens"), f"{field}.tokens", place, n)
+    names = [_name(check_text(text, f"{field}.tokens[{i}]", place)) for i, text in enumerate(raw)]
     tops: list[list[Listed]] = [[] for _ in raw]
     if value.get("top_logprobs") is not None:
         path = f"{field}.top_logprobs"
-        for i, element in enumerate(_list(value["top_logprobs"], path, place, n)):
+        for i, element in enumerate(check_list(value["top_logprobs"], path, place, n)):
             if element is not None:
-                items = _object(element, f"{path}[{i}]", place).items()
+                items = check_object(element, f"{path}[{i}]", place).items()
                 tops[i] = [Listed(*_name(text), logprob) for text, logprob in items]
     texts = [text for text, _ in names]
     return Tokens(
@@ -307,7 +186,7 @@ def _lists(value: dict[str, Any], field: str, place: Place, own_text: str | None
 
 def _completions(value: dict[str, Any], place: Place) -> list[Choice]:
     """Choices of completions, of a chat or not, of vLLM or of any other server."""
-    choices = [_object(choice, f"choices[{i}]", place) for i, choice in enumerate(value["choices"])]
+    choices = [check_object(choice, f"choices[{i}]", place) for i, choice in enumerate(value["choices"])]
     if sorted(str(choice.get("index")) for choice in choices) == sorted(map(str, range(len(choices)))):
         choices.sort(key=lambda choice: int(choice["index"]))
     n_prompt, n_generated = _usage(value, place)
@@ -315,8 +194,8 @@ def _completions(value: dict[str, Any], place: Place) -> list[Choice]:
     for i, choice in enumerate(choices):
         at = f"choices[{i}]"
         holder, path = (choice, f"{at}.") if choice.get("prompt_logprobs") is not None else (value, "")
-        prompt_ids = _ids(holder.get("prompt_token_ids"), f"{path}prompt_token_ids", place)
-        prompt = _prompt_objects(holder.get("prompt_logprobs"), prompt_ids, f"{path}prompt_logprobs", place)
+        prompt_ids = check_ids(holder.get("prompt_token_ids"), f"{path}prompt_token_ids", place)
+        prompt = read_objects(holder.get("prompt_logprobs"), prompt_ids, f"{path}prompt_logprobs", place)
         parts = {} if prompt is None else {"prompt": prompt}
         parts |= _choice_lists(choice, at, place)
         found.append(parts)
@@ -328,16 +207,16 @@ def _completions(value: dict[str, Any], place: Place) -> list[Choice]:
 
 def _choice_lists(choice: dict[str, Any], at: str, place: Place) -> dict[str, Tokens]:
     """Tokens of a choice's `logprobs`: what was generated, or an echo, which may hold the prompt, too."""
-    value, ids = choice.get("logprobs"), _ids(choice.get("token_ids"), f"{at}.token_ids", place)
+    value, ids = choice.get("logprobs"), check_ids(choice.get("token_ids"), f"{at}.token_ids", place)
     message = choice.get("message")
-    text = choice.get("text") if message is None else _object(message, f"{at}.message", place).get("content")
-    text = _text(text, f"{at}.text", place)
+    text = choice.get("text") if message is None else check_object(message, f"{at}.message", place).get("content")
+    text = check_text(text, f"{at}.text", place)
     if value is None:
         return {}
-    value = _object(value, f"{at}.logprobs", place)
+    value = check_object(value, f"{at}.logprobs", place)
     if "token_logprobs" in value:
-        prompt_ids = _ids(choice.get("prompt_token_ids"), f"{at}.prompt_token_ids", place)
-        n = len(_list(value["token_logprobs"], f"{at}.logprobs.token_logprobs", place))
+        prompt_ids = check_ids(choice.get("prompt_token_ids"), f"{at}.prompt_token_ids", place)
+        n = len(check_list(value["token_logprobs"], f"{at}.logprobs.token_logprobs", place))
         echoed = [*(prompt_ids or []), *(ids or [])]
         if prompt_ids is not None and n in (len(prompt_ids), len(echoed)):
             ids = echoed[:n]
@@ -353,7 +232,7 @@ def _choice_lists(choice: dict[str, Any], at: str, place: Place) -> dict[str, To
 
 def _sglang(value: dict[str, Any], place: Place) -> list[Choice]:
     """The choice of a response of SGLang's own endpoint."""
-    meta = _object(value["meta_info"], "meta_info", place)
+    meta = check_object(value["meta_info"], "meta_info", place)
     parts = {}
     for side, part in (("input", "prompt"), ("output", "generated")):
         if meta.get(f"{side}_token_logprobs") is not None:
@@ -365,18 +244,18 @@ def _sglang(value: dict[str, Any], place: Place) -> list[Choice]:
 def _triples(meta: dict[str, Any], side: str, own_text: Any, place: Place) -> Tokens:
     """Tokens of lists of log-probability, id and text."""
     field = f"meta_info.{side}_token_logprobs"
-    values = _list(meta[f"{side}_token_logprobs"], field, place)
+    values = check_list(meta[f"{side}_token_logprobs"], field, place)
     own = [_triple(element, place, field, i) for i, element in enumerate(values)]
     tops = _flat_tops(meta, f"{side}_top_logprobs", len(own), place)
     if tops is None:
         path = f"meta_info.{side}_top_logprobs"
-        lists = _list(meta.get(f"{side}_top_logprobs") or [None] * len(own), path, place, len(own))
-        lists = [_list(entries or [], f"{path}[{i}]", place) for i, entries in enumerate(lists)]
+        lists = check_list(meta.get(f"{side}_top_logprobs") or [None] * len(own), path, place, len(own))
+        lists = [check_list(entries or [], f"{path}[{i}]", place) for i, entries in enumerate(lists)]
         tops = [[_triple(x, place, path, i, j) for j, x in enumerate(entries)] for i, entries in enumerate(lists)]
     if side == "input":
         own = [_certain(token, entries) for token, entries in zip(own, tops, strict=True)]
     texts = [token.text for token in own]
-    n_bytes = lengths(texts, None, _text(own_text, "text", place))
+    n_bytes = lengths(texts, None, check_text(own_text, "text", place))
     if side == "input" and len(texts) > 1 and not any(text and re.search(r"\s", text) for text in texts):
         n_bytes = [-1] * len(texts)  # the blank that a token starts with is lost with some tokenizers
     return Tokens(
@@ -419,18 +298,18 @@ def _flat_tops(meta: dict[str, Any], name: str, n: int, place: Place) -> list[li
             except (binascii.Error, TypeError, ValueError):
                 place.refuse(f"meta_info.{key}_b64 cannot be decoded", f"be base64 of {' or '.join(_WIDTHS)}")
         elif meta.get(key) is not None:
-            found.append(_list(meta[key], f"meta_info.{key}", place))
+            found.append(check_list(meta[key], f"meta_info.{key}", place))
     if not found:
         return None
     shape = [
-        _count(size, f"meta_info.{name}_shape", place)
-        for size in _list(meta.get(f"{name}_shape"), f"{name}_shape", place)
+        check_count(size, f"meta_info.{name}_shape", place)
+        for size in check_list(meta.get(f"{name}_shape"), f"{name}_shape", place)
     ]
-    start = _count(meta.get(f"{name}_null_prefix", 0), f"meta_info.{name}_null_prefix", place)
+    start = check_count(meta.get(f"{name}_null_prefix", 0), f"meta_info.{name}_null_prefix", place)
     if len(found) != 2 or len(shape) != 2 or start + shape[0] != n or {len(f) for f in found} != {shape[0] * shape[1]}:
         place.refuse(f"meta_info.{name}_shape is {shape} after {start} tokens", f"fit {n} tokens and the lists")
     listed = [
-        Listed(None, _count(id_, f"meta_info.{name}_idx_flat[{i}]", place), value)
+        Listed(None, check_count(id_, f"meta_info.{name}_idx_flat[{i}]", place), value)
         for i, (value, id_) in enumerate(zip(*found, strict=True))
     ]
     k = shape[1]
@@ -445,7 +324,7 @@ def _llama_cpp(value: dict[str, Any], place: Place) -> list[Choice]:
     if value.get("stop") is False:
         place.refuse("it is a piece of a stream", "be a whole response")
     found, n_generated = value.get("completion_probabilities"), value.get("tokens_predicted")
-    content = _text(value.get("content"), "content", place)
+    content = check_text(value.get("content"), "content", place)
     parts = {} if found is None else {"generated": _content(found, "completion_probabilities", place, content)}
     number = value.get("index", 0)
     return [

@@ -6,10 +6,13 @@ import dataclasses
 import re
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+from tokenloss.formats._token_columns import is_log_prob
 
-    from tokenloss.formats._token_columns import Place, Tokens
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from tokenloss.formats._fields import Place
+    from tokenloss.formats._token_columns import Tokens
 
 _LLAMA_CPP_PYTHON = re.compile("cmpl-[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")  # the ids of its responses
 _SAME = 1e-5  # difference of two roundings of a log-probability
@@ -27,7 +30,7 @@ def split_echoes(
     with_lists = [i for i, parts in enumerate(found) if "listed" in parts]
     counted = usage[1]
     total = sum(len(found[i]["listed"]) for i in with_lists)
-    is_echo = counted is not None and total > counted
+    is_echo = counted is not None and total > counted + len(with_lists)  # an end of text may be listed, not counted
     n_prompts: list[int | None] = []
     for i in with_lists:
         listed = found[i]["listed"]
@@ -71,7 +74,7 @@ def _with_texts(prompt: Tokens, echo: Tokens, field: str, place: Place) -> Token
         place.refuse(f"{field} echoes {len(echo)} tokens", f"echo {n}, as prompt_logprobs")
     for i in range(n):
         x, y = prompt.logprobs[i], echo.logprobs[i]
-        if type(x) in (int, float) and type(y) in (int, float) and abs(x - y) > _SAME:
+        if is_log_prob(x) and is_log_prob(y) and abs(x - y) > _SAME:
             got = f"{field}.prompt_logprobs[{i}] and {field}.logprobs.token_logprobs[{i}] are {x} and {y}"
             place.refuse(got, "be the same token's")
     texts = [own if own is not None else text for own, text in zip(prompt.texts, echo.texts[:n], strict=True)]
@@ -177,16 +180,10 @@ def _one_by_usage(value: dict[str, Any], listed: Tokens, n_prompt: int, n_genera
     lists = [(i, entries) for i, entries in enumerate(listed.tops) if entries]
     if any(entries[0].text != listed.texts[i] for i, entries in lists if listed.texts[i] is not None):
         return n - 1  # likewise
-    if any(
-        entries[0].logprob < max(entry.logprob for entry in entries) for _, entries in lists if _are_numbers(entries)
-    ):
+    values = [[entry.logprob for entry in entries] for _, entries in lists]
+    if any(all(map(is_log_prob, row)) and row[0] < max(row) for row in values):
         return n  # vLLM, which puts the token itself first, counts a token that it does not list
     return None
-
-
-def _are_numbers(entries: Iterable[Any]) -> bool:
-    """Whether log-probabilities can be compared."""
-    return all(type(entry.logprob) in (int, float) for entry in entries)
 
 
 def _block(sizes: Sequence[int], total: int) -> int:

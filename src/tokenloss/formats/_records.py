@@ -236,7 +236,7 @@ def _value(path: str, place: _Place, text: bytes | bytearray, is_whole: bool = T
         length = len(string.rstrip()) - (0 if is_whole else _CUT)
         is_cut = error.pos >= length or error.msg.startswith("Unterminated")
         if is_cut and is_whole:
-            got, fits = "a record ends too early", "be whole JSON"
+            got, fits = "a record ends too early", "be whole JSON, on one line in .jsonl"
         elif not is_cut:
             at, got, fits = len(string[: error.pos].encode()), error.msg, "be JSON"
     except KeyError as error:

@@ -6,32 +6,20 @@ import dataclasses
 import math
 import re
 import reprlib
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-
-from tokenloss._errors import raise_error
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from tokenloss._types import Array, BoolArray, Float64Array, IntArray
+    from tokenloss.formats._fields import Place
 
 SENTINEL = -9999.0  # stands for "below what is returned", or for -inf
 _MOST = 1e-4  # log-probability, by rounding
 _SAME = 1e-5  # difference of two roundings of a log-probability
 _RAW = re.compile("[ĠĊ▁\ufffd]|^$")  # in texts of a vocabulary, and of parts of a character
-
-
-class Place(NamedTuple):
-    """Line of a file."""
-
-    path: str
-    line: int
-
-    def refuse(self, got: str, fits: str) -> NoReturn:
-        """Raise that the line is wrong."""
-        raise_error("record", path=self.path, line=self.line, got=got, fits=fits)
 
 
 class Listed(NamedTuple):
@@ -136,13 +124,17 @@ def _objects(values: Sequence[object], n: int) -> Array:
     return found
 
 
+def is_log_prob(value: Any) -> bool:
+    """Whether a value can be a log-probability, or a sentinel."""
+    return type(value) in (int, float) and (-1e300 < value <= _MOST or value == -math.inf)
+
+
 def _numbers(
     place: Place, values: list[Any], path: Callable[[int], str], *, is_null_allowed: bool = False
 ) -> Float64Array:
     """Log-probabilities; nan for null."""
     for i, value in enumerate(values):
-        is_number = type(value) in (int, float) and (-1e300 < value <= _MOST or value == -math.inf)
-        if not is_number and (value is not None or not is_null_allowed):
+        if not is_log_prob(value) and (value is not None or not is_null_allowed):
             place.refuse(f"{path(i)} is {reprlib.repr(value)}", "be a log-probability, a number of at most 0")
     return np.array(values, np.float64)
 
@@ -250,7 +242,7 @@ def lengths(
     joined = "".join(known)
     is_whole = len(known) == len(texts) and joined == own
     if not is_whole:
-        is_whole = not any(map(_RAW.search, known)) or (is_completed and _ends_characters(known))
+        is_whole = _ends_characters(texts) if is_completed else not any(map(_RAW.search, known))
         is_whole &= own is None or len(known) < len(texts) or own in joined
     found = [len(text.encode()) if is_whole and text is not None else -1 for text in texts]
     for i, spelling in enumerate(spelled or ()):
@@ -260,11 +252,19 @@ def lengths(
     return found
 
 
-def _ends_characters(texts: Sequence[str]) -> bool:
-    """Whether each run of empty texts is followed by a character beyond ASCII, of which they are the first parts."""
-    follows = ""
+def _ends_characters(texts: Sequence[str | None]) -> bool:
+    """Whether each run of empty texts is followed by a character beyond ASCII, of which they are the first parts.
+
+    A text that is not known, as the first one, must not be of the character that follows it.
+    """
+    follows = character = "."  # the next text, and the next first character
     for text in reversed(texts):
-        if "\ufffd" in text or not (text or follows[:1] > "\x7f"):
+        if text is None:
+            if not "" < follows[:1] < "\U00010000":
+                return False
+            follows = character = ""
+        elif "\ufffd" in text or not (text or character > "\x7f"):
             return False
-        follows = text or follows
+        else:
+            follows, character = text, text[:1] or character
     return True

@@ -10,8 +10,10 @@ import numpy as np
 
 from tokenloss._errors import raise_error
 from tokenloss.formats._dialects import failure, read
+from tokenloss.formats._fields import Place
+from tokenloss.formats._prompt_objects import Writer
 from tokenloss.formats._records import read_records
-from tokenloss.formats._token_columns import Place, columns, join
+from tokenloss.formats._token_columns import columns, join
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -69,7 +71,7 @@ class Response:
     --------
     >>> import json, pathlib, tempfile
     >>> from tokenloss.formats import open_responses
-    >>> lists = {"tokens": ["A", " b"], "token_logprobs": [None, -0.5], "top_logprobs": [None, {" b": -0.5, " c": -1.5}]}
+    >>> lists = {"tokens": ["A", " b"], "token_logprobs": [None, -0.5], "top_logprobs": [None, {" b": -0.5, " c": -2}]}
     >>> echo = {"text": "A b", "logprobs": lists}
     >>> counts = {"prompt_tokens": 2, "completion_tokens": 0}
     >>> with tempfile.TemporaryDirectory() as directory:
@@ -243,8 +245,9 @@ def _response(line: int, choice: int, custom_id: str | None, found: list[tuple[s
 
 def _bodies(path: str) -> Iterator[tuple[Place, str | None, dict[str, Any], str]]:
     """Each response of a file: its line, the request's name, the response, and why it failed, if it did."""
+    writer = Writer(path)
     for line, value in read_records(path):
-        yield Place(path, line), *failure(value)
+        yield Place(path, line, writer), *failure(value)
 
 
 def _looked_ahead(path: str) -> tuple[Literal["prompt", "generated"], str]:
