@@ -178,7 +178,7 @@ cdef class SoftTargetLoss(RowJob):
         if not self.positions.is_integer or block.mass_class == tl_itemsize(block.mass_dtype):
             self.block_rows = min(TL_DISTRIBUTION_ROWS, TL_DISTRIBUTION_ELEMENTS // block.classes)
 
-    cdef int unmasked_rows(self, int64_t start, int64_t count, int *rows) noexcept nogil:
+    cdef inline int unmasked_rows(self, int64_t start, int64_t count, int *rows) noexcept nogil:
         """Numbers of the rows of a block that count, less the first; returns how many."""
         cdef const View *where = &self.positions.where_view
         cdef int i, kept = 0
@@ -191,7 +191,7 @@ cdef class SoftTargetLoss(RowJob):
             kept += address_of(where, start + i)[0] != 0
         return kept
 
-    cdef bint reduce_block(self, int64_t start, int64_t count, int *dense, Totals *totals) noexcept nogil:
+    cdef inline bint reduce_block(self, int64_t start, int64_t count, int *dense, Totals *totals) noexcept nogil:
         """Adds the losses of a block, or returns False: rows have to be reduced one by one."""
         cdef int rows[MAX_DISTRIBUTION_ROWS]
         cdef double nll[MAX_DISTRIBUTION_ROWS]

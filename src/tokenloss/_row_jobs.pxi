@@ -392,7 +392,7 @@ cdef class TokenStats(LogSumExpJob):
         self.is_greedy, self.kept = columns["is_greedy"], columns["kept"]
         self.top_ids, self.top_logprobs = columns["top_ids"], columns["top_logprobs"]
 
-    cdef tl_topk top_of(self, int64_t row) noexcept nogil:
+    cdef inline tl_topk top_of(self, int64_t row) noexcept nogil:
         """Room for the likeliest classes of a row, where they are written."""
         cdef tl_topk top
         top.most, top.count, top.candidates, top.value, top.id = self.top_k, 0, 0, NULL, NULL
@@ -400,7 +400,7 @@ cdef class TokenStats(LogSumExpJob):
             top.value, top.id = &self.top_logprobs[row * self.top_k], &self.top_ids[row * self.top_k]
         return top
 
-    cdef double write_token(self, int64_t row, int64_t target, const tl_token_stats *token) noexcept nogil:
+    cdef inline double write_token(self, int64_t row, int64_t target, const tl_token_stats *token) noexcept nogil:
         """Write all but the loss, and return that."""
         self.logsumexp[row], self.entropy[row] = token.logsumexp, token.entropy
         self.rank[row], self.argmax[row] = token.rank, token.argmax

@@ -45,7 +45,7 @@
 
 /* For files that gain nothing from the unrolled loops of -O3, and would be twice as large with them. */
 #if defined(__GNUC__) && !defined(__clang__) && defined(__OPTIMIZE__) && !defined(__SANITIZE_ADDRESS__)
-#define TL_NO_UNROLLING _Pragma("GCC optimize (\"O2\")")
+#define TL_NO_UNROLLING _Pragma("GCC optimize (\"O2\", \"no-inline-small-functions\")")
 #define TL_SMALL_CODE _Pragma("GCC optimize (\"Os\")")
 #else
 #define TL_NO_UNROLLING
