@@ -97,7 +97,7 @@ def test_an_empty_echo_is_not_a_loss_of_zero_as_in_llama_cpp_27174(kind, read):
     with pytest.raises(ValueError, match="line 1: the server returned no prompt log-probabilities: it ignored echo"):
         read(value, part="prompt")
     if kind in ("empty", "null", "no logprobs"):
-        with pytest.raises(ValueError, match="line 1: it holds no log-probabilities of what was generated"):
+        with pytest.raises(ValueError, match="what was generated, nor of a prompt: the server ignored echo"):
             read(value)
 
 
@@ -178,6 +178,19 @@ def test_minus_9999_is_a_sentinel_of_vllm_and_openai_and_is_not_averaged(read):
             echo(["a", "b", "c"], [None, value, -1.0], [None, {"b": value, "x": -0.1}, {"c": -1.0}], usage=(3, 0))
         )
         assert response.is_sentinel.tolist() == [False, True, False]
+
+
+def test_the_lowest_float32_of_llama_cpp_is_a_sentinel_and_is_not_averaged(read):
+    value = clients.response("llama_server/completion_00.json")
+    forced, other = value["completion_probabilities"][:2]
+    forced |= {"id": 2556, "logprob": -3.4028234663852886e38}
+    other["top_logprobs"][-1]["logprob"] = -3.4028234663852886e38
+    (response,) = read(value)
+    assert np.flatnonzero(response.is_sentinel).tolist() == [0]
+    assert np.isnan(response.logprobs).tolist() == [True, *[False] * 5]
+    assert (response.is_greedy_known[0], response.is_greedy[0]) == (True, False)
+    assert (~np.isnan(response.top_logprobs)).sum(1).tolist() == [5, 4, 5, 5, 5, 5]
+    assert response.top_logprobs[np.isfinite(response.top_logprobs)].min() > -100
 
 
 def test_minus_infinity_is_a_loss_of_infinity(read):
