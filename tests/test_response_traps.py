@@ -237,6 +237,28 @@ def test_sorted_keys_of_vllm_are_read_with_ids(i, read):
         np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
 
 
+@pytest.mark.parametrize("order", ["ids", "reversed", "probability"])
+def test_the_one_entry_beyond_the_k_likeliest_is_the_prompts_token_in_any_order(order, read):
+    orders = {"ids": lambda x: int(x[0]), "reversed": lambda x: -int(x[0]), "probability": lambda x: -x[1]["logprob"]}
+    value = clients.response("vllm/sentinel_chat_top_p.json")  # k = 1, and no ids
+    (expected,) = read(value)
+    value["prompt_logprobs"] = [x and dict(sorted(x.items(), key=orders[order])) for x in value["prompt_logprobs"]]
+    (found,) = read(value)
+    for name in ("ids", "logprobs", "rank"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
+    # an order of its own for each object
+    (response,) = read(objects([(9, -4.0, 3), (3, -1.0, 1)], [(2, -0.5, 1), (5, -2.0, 4)], [(7, -0.1, 1)]))
+    assert response.ids.tolist() == [-1, 9, 5, 7]
+    with pytest.raises(ValueError, match="do not tell which entry"):  # k may be 2, of which one is not there
+        read(objects([(2, -0.5, 1), (5, -2.0, 2)], [(7, -0.1, 1)]))
+
+
+def test_ids_of_what_was_generated_are_not_those_of_a_prompt_of_as_many_tokens(read):
+    value = clients.response("vllm/completion_08.json")  # one token each
+    (response,) = read(value, part="generated")
+    assert response.ids.tolist() == value["choices"][0]["token_ids"] != value["choices"][0]["prompt_token_ids"]
+
+
 def test_a_short_prompt_is_read_as_the_others_of_its_file(read):
     short = objects([(7, -0.5, 1), (4, -2.0, 2)])  # the own token is the likeliest, or the list is sorted
     with pytest.raises(ValueError, match="do not tell which entry"):
