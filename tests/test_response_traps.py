@@ -97,7 +97,7 @@ def test_an_empty_echo_is_not_a_loss_of_zero_as_in_llama_cpp_27174(kind, read):
     with pytest.raises(ValueError, match="line 1: the server returned no prompt log-probabilities: it ignored echo"):
         read(value, part="prompt")
     if kind in ("empty", "null", "no logprobs"):
-        with pytest.raises(ValueError, match="line 1: it holds no log-probabilities of what was generated"):
+        with pytest.raises(ValueError, match="what was generated, nor of a prompt: the server ignored echo"):
             read(value)
 
 
@@ -180,6 +180,19 @@ def test_minus_9999_is_a_sentinel_of_vllm_and_openai_and_is_not_averaged(read):
         assert response.is_sentinel.tolist() == [False, True, False]
 
 
+def test_the_lowest_float32_of_llama_cpp_is_a_sentinel_and_is_not_averaged(read):
+    value = clients.response("llama_server/completion_00.json")
+    forced, other = value["completion_probabilities"][:2]
+    forced |= {"id": 2556, "logprob": -3.4028234663852886e38}
+    other["top_logprobs"][-1]["logprob"] = -3.4028234663852886e38
+    (response,) = read(value)
+    assert np.flatnonzero(response.is_sentinel).tolist() == [0]
+    assert np.isnan(response.logprobs).tolist() == [True, *[False] * 5]
+    assert (response.is_greedy_known[0], response.is_greedy[0]) == (True, False)
+    assert (~np.isnan(response.top_logprobs)).sum(1).tolist() == [5, 4, 5, 5, 5, 5]
+    assert response.top_logprobs[np.isfinite(response.top_logprobs)].min() > -100
+
+
 def test_minus_infinity_is_a_loss_of_infinity(read):
     (response,) = read(echo(["a", "b"], [None, -math.inf], [None, {"b": -math.inf, "x": -0.1}], usage=(2, 0)))
     assert response.logprobs[1] == -math.inf
@@ -222,6 +235,28 @@ def test_sorted_keys_of_vllm_are_read_with_ids(i, read):
     (found,) = read(json.dumps(value, sort_keys=True))
     for name in ("ids", "logprobs", "rank", "is_greedy", "top_ids", "top_logprobs"):
         np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
+
+
+@pytest.mark.parametrize("order", ["ids", "reversed", "probability"])
+def test_the_one_entry_beyond_the_k_likeliest_is_the_prompts_token_in_any_order(order, read):
+    orders = {"ids": lambda x: int(x[0]), "reversed": lambda x: -int(x[0]), "probability": lambda x: -x[1]["logprob"]}
+    value = clients.response("vllm/sentinel_chat_top_p.json")  # k = 1, and no ids
+    (expected,) = read(value)
+    value["prompt_logprobs"] = [x and dict(sorted(x.items(), key=orders[order])) for x in value["prompt_logprobs"]]
+    (found,) = read(value)
+    for name in ("ids", "logprobs", "rank"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
+    # an order of its own for each object
+    (response,) = read(objects([(9, -4.0, 3), (3, -1.0, 1)], [(2, -0.5, 1), (5, -2.0, 4)], [(7, -0.1, 1)]))
+    assert response.ids.tolist() == [-1, 9, 5, 7]
+    with pytest.raises(ValueError, match="do not tell which entry"):  # k may be 2, of which one is not there
+        read(objects([(2, -0.5, 1), (5, -2.0, 2)], [(7, -0.1, 1)]))
+
+
+def test_ids_of_what_was_generated_are_not_those_of_a_prompt_of_as_many_tokens(read):
+    value = clients.response("vllm/completion_08.json")  # one token each
+    (response,) = read(value, part="generated")
+    assert response.ids.tolist() == value["choices"][0]["token_ids"] != value["choices"][0]["prompt_token_ids"]
 
 
 def test_a_short_prompt_is_read_as_the_others_of_its_file(read):

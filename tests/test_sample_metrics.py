@@ -263,6 +263,9 @@ def test_compare_of_samples_prints_tables(files, command):
     assert ("acc_norm", "0.03", "yes") in rows
     assert ("acc", "0.03876", "yes", "no sample differs: at most 13.9 % do, by their number alone") in rows
     assert "20 samples, errors by 20 documents" in out
+    assert ("flips, with McNemar's exact test",) in rows
+    clustered = command("compare", *files, "--cluster", "answer")[1]
+    assert "flips, with McNemar's exact test, as if samples were independent\n" in clustered
 
 
 @pytest.mark.thread_unsafe(reason="a command prints to the stdout of its process")

@@ -39,7 +39,7 @@ class ResponseComparison:
     n_without_number : int
         Number of tokens without a log-probability in one of the files, as the first one of each prompt.
     n_sentinels : int
-        Number of those among them where -9999.0 stands for none.
+        Number of those among them where a sentinel, such as -9999.0, stands for none.
     n_skipped : int
         Number of requests that failed in one of the files, and were left out.
     count : int

@@ -31,6 +31,7 @@ def sample_tables(comparison: SampleComparison) -> list[Table]:
     several = len({metric.filter for metric in comparison.metrics}) > 1
     labels = [printable(f"{one.name} ({one.filter})" if several else one.name) for one in comparison.metrics]
     named = list(zip(labels, comparison.metrics, strict=True))
+    is_clustered = any(metric.count > metric.n_clusters for metric in comparison.metrics)
     tables = [
         Table([_differences(*one) for one in named], ("metric", "base", "other", "difference", "±", "95 % interval")),
         Table(
@@ -45,7 +46,7 @@ def sample_tables(comparison: SampleComparison) -> list[Table]:
                 if one.mcnemar_p is not None
             ],
             ("metric", f"right {_ARROW} wrong", f"wrong {_ARROW} right", "p"),
-            "flips, with McNemar's exact test",
+            "flips, with McNemar's exact test" + (", as if samples were independent" if is_clustered else ""),
         ),
         Table(
             [_equivalence(*one) for one in named if one[1].equivalence_p is not None],

@@ -197,7 +197,7 @@ def response_tables(comparison: ResponseComparison) -> list[Table]:
     """Tables of a comparison of responses, whose divergence is a lower bound."""
     left_out = {
         "Tokens without a number": comparison.n_without_number,
-        "  of these -9999": comparison.n_sentinels,
+        "  of these sentinels": comparison.n_sentinels,
         "Requests that failed": comparison.n_skipped,
     }
     masses = f"{100 * comparison.mean_mass:7.3f} %", f"base {100 * comparison.mean_base_mass:.3f} %"

@@ -216,9 +216,10 @@ def _choice_lists(choice: dict[str, Any], at: str, place: Place) -> dict[str, To
     value = check_object(value, f"{at}.logprobs", place)
     if "token_logprobs" in value:
         prompt_ids = check_ids(choice.get("prompt_token_ids"), f"{at}.prompt_token_ids", place)
-        n = len(check_list(value["token_logprobs"], f"{at}.logprobs.token_logprobs", place))
-        echoed = [*(prompt_ids or []), *(ids or [])]
-        if prompt_ids is not None and n in (len(prompt_ids), len(echoed)):
+        logprobs = check_list(value["token_logprobs"], f"{at}.logprobs.token_logprobs", place)
+        n, echoed = len(logprobs), [*(prompt_ids or []), *(ids or [])]
+        is_generated = ids is not None and n == len(ids) and bool(n) and logprobs[0] is not None  # of as many tokens
+        if prompt_ids is not None and n in (len(prompt_ids), len(echoed)) and not is_generated:
             ids = echoed[:n]
         tokens = _lists(value, f"{at}.logprobs", place, text, ids)
         return {"listed": tokens} if n else {"generated": tokens}

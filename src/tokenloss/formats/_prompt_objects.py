@@ -58,8 +58,10 @@ def _own(objects: list[list[tuple[Listed, int]]], ids: list[int] | None, field: 
     """Which entry of each object is the prompt's own token; refused if that is not certain."""
     own = []
     is_first = None if ids is not None else _is_own_first(objects)
+    k = _n_listed(objects)
     for i, entries in enumerate(objects):
-        far = [j for j, (_, rank) in enumerate(entries) if rank > 2 * len(entries) + _FAR]
+        most = k if k and len(entries) > k else 2 * len(entries) + _FAR
+        far = [j for j, (_, rank) in enumerate(entries) if rank > most]
         if ids is not None:
             at = [j for j, (entry, _) in enumerate(entries) if entry.id == ids[i]]
             if entries and not at:
@@ -74,19 +76,32 @@ def _own(objects: list[list[tuple[Listed, int]]], ids: list[int] | None, field: 
     return own
 
 
+def _n_listed(objects: list[list[tuple[Listed, int]]]) -> int:
+    """The k of the k likeliest, where objects of k entries and of one more, the own token, show it; 0 if not.
+
+    A rank above k + 1 tells them from k + 1 likeliest, of which some objects lack one.
+    """
+    sizes = {len(entries) for entries in objects if entries}
+    k = min(sizes, default=0)
+    is_shown = any(rank > k + 1 for entries in objects if len(entries) == k + 1 for _, rank in entries)
+    return k if sizes == {k, k + 1} and is_shown else 0
+
+
 def _is_own_first(objects: list[list[tuple[Listed, int]]]) -> bool | None:
     """Whether the objects show that their writer puts the own token first, and then the others by rank, as vLLM does.
 
     It is proved by one that stands before more likely ones, unless the keys are sorted, as some tools leave them; None
     if the objects show neither this nor another order.
     """
-    is_proved, orders = False, {int: True, str: True}
+    is_proved, orders, k = False, {int: True, str: True}, _n_listed(objects)
     for entries in objects:
         ranks = [rank for _, rank in entries]
         if len(ranks) < 2:
             continue
         others = ranks[1:]
         if not all(ranks) or others != sorted(others) or others[-1] > 2 * len(ranks) + _FAR:
+            return False
+        if k and len(ranks) > k and ranks[0] <= k < others[-1]:  # which is the own token
             return False
         is_proved |= ranks[0] > others[0]
         keys = [entry.id for entry, _ in entries]

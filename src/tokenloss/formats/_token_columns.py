@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from tokenloss.formats._fields import Place
 
 SENTINEL = -9999.0  # stands for "below what is returned", or for -inf
+_LOWEST = float(np.finfo(np.float32).min)  # llama.cpp's server writes it for -inf, which JSON lacks
 _MOST = 1e-4  # log-probability, by rounding
 _SAME = 1e-5  # difference of two roundings of a log-probability
 _RAW = re.compile("[ĠĊ▁\ufffd]|^$")  # in texts of a vocabulary, and of parts of a character
@@ -132,11 +133,13 @@ def is_log_prob(value: Any) -> bool:
 def _numbers(
     place: Place, values: list[Any], path: Callable[[int], str], *, is_null_allowed: bool = False
 ) -> Float64Array:
-    """Log-probabilities; nan for null."""
+    """Log-probabilities; nan for null, SENTINEL for each kind of it."""
     for i, value in enumerate(values):
         if not is_log_prob(value) and (value is not None or not is_null_allowed):
             place.refuse(f"{path(i)} is {reprlib.repr(value)}", "be a log-probability, a number of at most 0")
-    return np.array(values, np.float64)
+    found = np.array(values, np.float64)
+    found[found == _LOWEST] = SENTINEL
+    return found
 
 
 class _Lists:
