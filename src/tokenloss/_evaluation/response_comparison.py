@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _PENDING_TOKENS = 4096  # that are compared at once
 _OWN = 1 << 62  # the class of a token that is known by its text alone
 _MAX_DECIMALS = 7  # by which a rounding is told
-_FLOAT32_ERROR = 1e-6  # of log-probabilities that a server took in float32
+_FLOAT32_ERROR = 1e-5  # of log-probabilities that a server took in float32, sums of all classes included
 
 # results for each token
 COLUMNS = {
@@ -149,7 +149,7 @@ def compare_pairs(pairs: Iterator[Pair], paths: tuple[str, str], roundings: list
 
 
 def error_of(rounding: Rounding) -> float:
-    """The largest error of log-probabilities of this rounding, from which a rest that is too small is told."""
+    """The largest error of log-probabilities of this rounding."""
     if not rounding.total:
         return _FLOAT32_ERROR
     if rounding.decimals <= _MAX_DECIMALS:
