@@ -147,6 +147,16 @@ def test_parts_of_characters_are_not_taken_for_one_class(text, tmp_path):
     assert (found.n_bounded, found.n_top_known) == (0, 0)
 
 
+def test_a_token_that_lists_hold_by_another_text_counts_once(tmp_path):
+    paths = [
+        clients.save_lines(tmp_path / f"{p}.jsonl", clients.chat(("a", math.log(p), [(" a", math.log(p))])))
+        for p in (0.25, 0.5)
+    ]
+    found = compare_responses(*paths)
+    assert found.kl_bound[0] == pytest.approx(0.25 * math.log(0.5) + 0.75 * math.log(1.5))
+    assert (found.mean_base_mass, found.mean_mass, found.n_bounded) == pytest.approx((0.25, 0.5, 0))
+
+
 def test_a_token_of_the_prompt_is_none_that_was_generated(tmp_path):
     path = clients.save(tmp_path / "a.jsonl", SERVERS[0].format(0))
     (response,) = open_responses(path, part="all")

@@ -259,9 +259,10 @@ def classes_of(
         tops = [_numbers_of_texts(response.top_tokens, numbers) for response in both]
         tops = [np.where(of, top, -1) for top, of in zip(tops, listed, strict=True)]
         texts = [_numbers_of_texts(response.tokens, numbers) for response in both]
-        for top in tops:  # a class of the token's text is the token, or cannot be told from it
-            for text in texts:
+        for response, top in zip(both, tops, strict=True):
+            for text in texts:  # a class of the token's text is the token, or cannot be told from it
                 top[(top == text[:, None]) & (top >= 0)] = _OWN
+            top[response.top_logprobs == response.logprobs[:, None]] = _OWN  # it may be the token by another text
         own = np.full(len(base.ids), _OWN), np.full(len(base.ids), _OWN)
         ties = False
     tops = [_without_twice(top) for top in tops]
