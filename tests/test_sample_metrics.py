@@ -45,6 +45,13 @@ def test_numbers_and_booleans_as_text(values, compared):
     assert (acc.base_values.tolist(), acc.right_to_wrong) == ([1, 0], 1)
 
 
+def test_long_text_that_is_nearly_a_number_takes_no_time(compared):
+    files = of_values(["1" * 10**6 + "x", "1"])
+    assert "acc" in compared(files[:1], files[:1]).left_out
+    with pytest.raises(ValueError, match="line 1: acc is not a number"):
+        compared(files, files)
+
+
 @pytest.mark.parametrize(
     "text", ["[7.0e-01 2.0e-01\n 1.0e-01]", "[0.7 0.2 0.1]", [0.7, 0.2, 0.1], "[np.float64(0.7)", "[0.7 ... 0.1]"]
 )
