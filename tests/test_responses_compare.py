@@ -299,6 +299,21 @@ def test_classes_that_full_scores_do_not_have_are_refused(rng, tmp_path):
         compare_responses(tmp_path / "scores.npz", path)
 
 
+def test_lists_by_text_alone_leave_the_token_to_full_scores(rng, tmp_path):
+    """As chats of vLLM with return_token_ids: the tokens have ids, and the lists do not."""
+    base, other = log_softmax(rng.normal(0, 1, (2, 6, 40)))
+    ids = rng.integers(0, 40, 6)
+    body = chat(ids, other, 5)
+    body["choices"][0]["token_ids"] = ids.tolist()
+    path = clients.save_lines(tmp_path / "a.jsonl", body)
+    np.savez(tmp_path / "scores.npz", log_probs=base, targets=ids)
+    found = compare_responses(tmp_path / "scores.npz", path)
+    p, q = (np.exp(rows[np.arange(6), ids]) for rows in (base, other))
+    np.testing.assert_allclose(found.base_mass, p)
+    np.testing.assert_allclose(found.mass, q)
+    np.testing.assert_allclose(found.kl_bound, p * np.log(p / q) + (1 - p) * np.log((1 - p) / (1 - q)), atol=1e-12)
+
+
 def test_responses_are_matched_by_custom_id(documents, saved, tmp_path):
     base = [batch(f"r{i}", body) for i, body in enumerate(documents.responses("base", 5))]
     other = [batch(f"r{i}", body) for i, body in enumerate(documents.responses("other", 7))]

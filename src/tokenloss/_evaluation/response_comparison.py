@@ -239,18 +239,18 @@ def _are_whole(texts: Array) -> BoolArray:
 
 
 def classes_of(
-    base: Response, other: Response
+    base: Response, other: Response, by_id: bool = False
 ) -> tuple[tuple[IntArray, IntArray], tuple[IntArray, IntArray], list[IntArray]]:
     """Numbers of the classes that both responses list, of their own tokens, and of the most likely class of each.
 
-    They are ids where both have them. Else they stand for texts, which name no class where they are of a part of a
+    They are ids where both have them, or `by_id`. Else they stand for texts, which name no class where they are of a part of a
     character or come twice in a list.
     """
     both = base, other
     listed = [~np.isnan(response.top_logprobs) for response in both]
     known = np.where(base.ids >= 0, base.ids, other.ids)
     have_ids = all((response.top_ids[of] >= 0).all() for response, of in zip(both, listed, strict=True))
-    if have_ids and (any(of.any() for of in listed) or (known >= 0).all()):
+    if by_id or (have_ids and (any(of.any() for of in listed) or (known >= 0).all())):
         tops = [np.where(of, response.top_ids, -1) for response, of in zip(both, listed, strict=True)]
         own = known, known
         ties = True

@@ -89,11 +89,11 @@ class ScoredResponses:
             got = f"token {tokens[i]} has {_id(response.ids[tokens[i]])}"
             fits = f"have id {targets[i]}, the target of row {rows[i]} of {self._scores.path}"
             raise_error("record", path=self._responses.path, line=response.line, got=got, fits=fits)
-        of_rows = self._side(response, tokens[kept], rows[kept])
-        tops, own, best = classes_of(response, response)
+        tops, own, best = classes_of(response, response, by_id=True)
         named, _ = with_own((response, response), tops, own)
         is_greedy, known = response.is_greedy, response.is_greedy_known
         of_response = Side(response.logprobs, is_greedy, known, best[0], *named, response.is_sentinel)
+        of_rows = self._side(response, of_response.classes, tokens[kept], rows[kept])
         sides = (of_rows, of_response) if self._is_base else (of_response, of_rows)
         return Pair(number, (response.line, response.line), response.custom_id, *sides)
 
@@ -123,19 +123,15 @@ class ScoredResponses:
             raise_error("content", path=self._scores.path, got=got, fits=f"{fits} {response.line}")
         return rows
 
-    def _side(self, response: Response, tokens: IntArray, rows: IntArray) -> Side:
+    def _side(self, response: Response, classes: IntArray, tokens: IntArray, rows: IntArray) -> Side:
         """What the scores say about a response's tokens, and about the classes that it lists."""
-        n, k = response.top_ids.shape
-        classes = np.full((n, k + 1), -1)
-        classes[:, :k] = np.where(np.isnan(response.top_logprobs), -1, response.top_ids)
-        classes[tokens, k] = response.ids[tokens]
+        n = len(classes)
         if classes.max(initial=-1) >= self._scores.shape[-1]:
             got, fits = f"it lists class {classes.max()}", f"have classes of {self._scores.path}"
             raise_error("record", path=self._responses.path, line=response.line, got=got, fits=fits)
-        classes[:, :k][classes[:, :k] == classes[:, k:]] = -1
         side = Side(
             np.full(n, np.nan), np.zeros(n, np.bool_), np.zeros(n, np.bool_), np.full(n, -1), classes,
-            np.full((n, k + 1), np.nan), np.zeros(n, np.bool_),
+            np.full(classes.shape, np.nan), np.zeros(n, np.bool_),
         )  # fmt: skip
         for part, block in self._read(rows):
             of = tokens[part]
