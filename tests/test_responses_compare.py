@@ -79,9 +79,9 @@ def assert_as_logits(found, documents, ks, base="base", other="other"):
     assert found.mean_mass == pytest.approx(mass.mean(), rel=1e-9)
 
 
-@pytest.mark.parametrize("tokens", [1, 4096])
-def test_compare_responses_equals_compare_of_the_full_log_probabilities(tokens, documents, saved, monkeypatch):
-    monkeypatch.setattr(response_comparison, "_PENDING_TOKENS", tokens)
+@pytest.mark.parametrize("classes", [1, 100, 1 << 18])
+def test_compare_responses_equals_compare_of_the_full_log_probabilities(classes, documents, saved, monkeypatch):
+    monkeypatch.setattr(response_comparison, "_PENDING", classes)
     found = compare_responses(*saved)
     assert_as_logits(found, documents, (5, 7))
     assert (found.part, found.n_without_number, found.n_sentinels, found.n_skipped) == ("prompt", 4, 0, 0)
@@ -89,6 +89,19 @@ def test_compare_responses_equals_compare_of_the_full_log_probabilities(tokens, 
     np.testing.assert_array_equal(found.sequences["line"], [1, 2, 4])
     assert not found.nll[~found.kept].any()
     assert not found.kl_bound[~found.kept].any()
+
+
+def test_a_response_with_all_classes_does_not_widen_the_lists_of_others(rng, tmp_path, monkeypatch):
+    monkeypatch.setattr(response_comparison, "_PENDING", 1000)
+    rows = log_softmax(rng.normal(0, 1, (100, 40)))
+    ids = rng.integers(0, 40, 101)
+    path = clients.save_lines(tmp_path / "a.jsonl", *(vllm(ids[:n], rows[: n - 1], k) for n, k in ((101, 1), (3, 39))))
+    widths, stacked = [], response_comparison._stacked
+    monkeypatch.setattr(
+        response_comparison, "_stacked", lambda sides: widths.append(stacked(sides).classes.shape) or stacked(sides)
+    )
+    assert compare_responses(path, path).count == 102
+    assert widths == [(101, 2)] * 2 + [(3, 40)] * 2
 
 
 def test_compare_responses_of_classes_by_text(documents, tmp_path):

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 _BLOCK = 1 << 18  # listed classes that are matched at a time
 _FLOAT64_ERROR = 1e-14  # of a mass
 _MAX_LOG_MASS = 0.1  # logarithm of the mass of a list, after rounding
-_SMALL_REST = 1000  # times the rounding: in a larger rest, the rounding does not matter
+_SMALL_REST = 0.05  # of the probabilities
 
 
 @overload
@@ -157,8 +157,8 @@ def topk_divergence_bound(
     top_ids, top_logprobs : arrays of shape (..., L)
         The same of the other model.
     rounding : float, default 1e-6
-        How far a log-probability may be from the unrounded one: 5e-5 of those with 4 decimals. Where ``1 - Q`` is below
-        1000 times that, it is taken as larger by that, so that rounding does not raise the bound.
+        How far a log-probability may be from the unrounded one: 5e-5 of those with 4 decimals. Where ``1 - Q`` is small
+        beside that, it is taken as larger by that, so that rounding does not raise the bound.
 
     Returns
     -------
@@ -254,8 +254,9 @@ def _bounds(
     log_p, log_q = (log - np.log(np.maximum(1.0, of))[row] for log, of in ((log_p, base_mass), (log_q, mass)))
     base_mass, mass = np.minimum(base_mass, 1.0), np.minimum(mass, 1.0)
     rest, other_rest = 1 - base_mass, 1 - mass
-    # a rest that rounding made too small would raise the bound
-    other_rest += np.where(other_rest < _SMALL_REST * rounding, rounding, 0.0)
+    # a rest that rounding made too small would raise the bound; it matters less to a larger one
+    small = sorted((20 * rounding, _SMALL_REST, 1000 * rounding))[1]
+    other_rest += np.where(other_rest < small, rounding, 0.0)
     p = np.exp(log_p)
     with np.errstate(divide="ignore", invalid="ignore"):
         kl = np.where(rest == 0, 0.0, rest * (np.log(rest) - np.log(other_rest)))

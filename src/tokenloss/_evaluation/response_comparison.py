@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from tokenloss._types import Array, BoolArray, Float64Array, IntArray
     from tokenloss.formats.responses import Response, ResponsesFile
 
-_PENDING_TOKENS = 4096  # that are compared at once
+_PENDING = 1 << 18  # listed classes that are compared at once
 _OWN = 1 << 62  # the class of a token that is known by its text alone
 _MAX_DECIMALS = 7  # by which a rounding is told
 _FLOAT32_ERROR = 1e-5  # of log-probabilities that a server took in float32, sums of all classes included
@@ -116,30 +116,31 @@ class PairedFiles:
 
 
 def compare_pairs(pairs: Iterator[Pair], paths: tuple[str, str], roundings: list[Rounding]) -> Compared:
-    """Compare pairs of sequences, some thousand tokens at a time; `roundings` is brought up to date."""
+    """Compare pairs of sequences, some at a time; `roundings` is brought up to date."""
     parts: list[dict[str, Array]] = [{name: np.empty(0, dtype) for name, dtype in COLUMNS.items()}]
     sequences: list[IntArray] = [np.empty(0, np.int64)]
     lines: dict[int, tuple[int, int]] = {}
     names: dict[int, str | None] = {}
     pending: list[Pair] = []
-    n_pending = 0
 
     def flush() -> None:
-        nonlocal pending, n_pending
         sides = [_stacked([pair.base for pair in pending]), _stacked([pair.other for pair in pending])]
         for i, side in enumerate(sides):
             roundings[i] += Rounding.of(np.concatenate([side.logprobs, side.top_logprobs.reshape(-1)]))
         with with_file_names(*paths):
             parts.append(_columns(sides[0], sides[1], max(map(error_of, roundings))))
         sequences.append(np.repeat([pair.number for pair in pending], [len(pair.base.logprobs) for pair in pending]))
-        pending, n_pending = [], 0
+        pending.clear()
 
+    n = width = 0  # of lists that are made equally long
     for pair in pairs:
         lines[pair.number], names[pair.number] = pair.lines, pair.custom_id
-        pending.append(pair)
-        n_pending += len(pair.base.logprobs)
-        if n_pending >= _PENDING_TOKENS:
+        (size, k), (_, other_k) = pair.base.classes.shape, pair.other.classes.shape
+        if pending and (n + size) * max(width, k, other_k) > _PENDING:
             flush()
+            n = width = 0
+        n, width = n + size, max(width, k, other_k)
+        pending.append(pair)
     if pending:
         flush()
     numbers = np.concatenate(sequences)
