@@ -479,8 +479,9 @@ class TestCommand:
         status, out, err = command("compare", *saved)
         assert (status, err) == (0, "")
         assert "16 tokens of 3 responses (prompt), errors by response; log-probabilities: float64 vs float64" in out
-        assert "Tokens without a number  4  left out" in out
-        assert "Mean mass of classes in both lists" in out
+        assert "Tokens without a log-probability  4\n" in out
+        assert "Mean probability of these classes" in out
+        assert "where it is known" not in out
         for line in out.splitlines():
             assert "KLD" not in line or "KLD is at least" in line
 

@@ -268,7 +268,7 @@ def test_compare_of_samples_prints_tables(files, command):
     assert ("acc_norm", "0.5", "0.45", "-0.05", "0.05", "-0.1547 to +0.05465") in rows
     assert ("acc_norm", "1", "0", "1") in rows
     assert ("acc_norm", "0.03", "yes") in rows
-    assert ("acc", "0.03876", "yes", "no sample differs: at most 13.9 % do, by their number alone") in rows
+    assert ("acc", "0.03876", "yes", "no sample differs, so at most 13.9 % do (95 % confidence)") in rows
     assert "20 samples, errors by 20 documents" in out
 
 

@@ -205,8 +205,7 @@ def topk_divergence_bound(
     arrays: list[Any] = [array.reshape(rows, array.shape[-1]) for array in (base_ids, base_logs, ids, logs)]
     step = max(1, _BLOCK // width)
     parts = [
-        _bounds(error, *(array[start : start + step] for array in arrays))
-        for start in range(0, max(1, rows), step)
+        _bounds(error, *(array[start : start + step] for array in arrays)) for start in range(0, max(1, rows), step)
     ]
     return TopkDivergence(*(np.concatenate(column).reshape(batch)[()] for column in zip(*parts, strict=True)))
 

@@ -244,8 +244,8 @@ def classes_of(
 ) -> tuple[tuple[IntArray, IntArray], tuple[IntArray, IntArray], list[IntArray]]:
     """Numbers of the classes that both responses list, of their own tokens, and of the most likely class of each.
 
-    They are ids where both have them, or `by_id`. Else they stand for texts, which name no class where they are of a part of a
-    character or come twice in a list.
+    They are ids where both have them, or `by_id`. Else they stand for texts, which name no class where they are of a
+    part of a character or come twice in a list.
     """
     both = base, other
     listed = [~np.isnan(response.top_logprobs) for response in both]
