@@ -293,8 +293,8 @@ def test_full_scores_that_do_not_fit(documents, saved, tmp_path):
     refused(
         rf"other.jsonl: line 1: token 4 has id \d+; it must have id {changed[3]}, the target of row 3", targets=changed
     )
-    refused("holds 15 rows with targets left|holds 0 rows", logits=documents.rows("base")[:5], targets=targets[:5])
-    refused("holds 16 more rows with targets|more rows", logits=np.zeros((32, 40)), targets=np.tile(targets, 2))
+    refused("holds 0 rows with targets left; it must hold 8, as .* in line 2", logits=documents.rows("base")[:5], targets=targets[:5])
+    refused("holds 16 more rows with targets", logits=np.zeros((32, 40)), targets=np.tile(targets, 2))
     refused(
         "holds 4 rows with targets in sequence 0; it must hold 5, as .* in line 1",
         segment_ids=np.maximum(segments, np.arange(16) > 3),
@@ -403,7 +403,7 @@ def test_same_top_of_classes_that_are_equally_likely(tmp_path):
         found = compare_responses(*paths)
         assert (found.n_top_known, bool(found.is_same_top[-1])) == expected
     paths = [clients.save_lines(tmp_path / f"{i}.jsonl", chat([3], rows, 3)) for i, rows in enumerate((base, base))]
-    assert compare_responses(*paths).n_top_known in (0, 1)  # the token itself is one of them
+    assert compare_responses(*paths).n_top_known == 1  # the token itself is one of them
 
 
 def test_other_texts_are_refused(rng, tmp_path):
