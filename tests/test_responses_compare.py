@@ -185,9 +185,9 @@ def test_a_token_of_the_prompt_is_none_that_was_generated(tmp_path):
 def test_error_of_rounded_log_probabilities():
     values = log_softmax(np.random.default_rng(1).normal(0, 3, 50))
     for rounded, error in ((values.round(4), 5e-5), (values.astype(np.float32), 1e-5), (values.round(1), 0.01)):
-        found = response_comparison.error_of(Rounding.of(rounded.astype(float)))
+        found = Rounding.of(rounded.astype(float)).error
         assert found == pytest.approx(error)
-    assert response_comparison.error_of(Rounding()) == 1e-5
+    assert Rounding().error == 1e-5
 
 
 @pytest.mark.parametrize("name", SERVERS)
@@ -293,7 +293,8 @@ def test_full_scores_that_do_not_fit(documents, saved, tmp_path):
     refused(
         rf"other.jsonl: line 1: token 4 has id \d+; it must have id {changed[3]}, the target of row 3", targets=changed
     )
-    refused("holds 0 rows with targets left; it must hold 8, as .* in line 2", logits=documents.rows("base")[:5], targets=targets[:5])
+    few = {"logits": documents.rows("base")[:5], "targets": targets[:5]}
+    refused("holds 0 rows with targets left; it must hold 8, as .* in line 2", **few)
     refused("holds 16 more rows with targets", logits=np.zeros((32, 40)), targets=np.tile(targets, 2))
     refused(
         "holds 4 rows with targets in sequence 0; it must hold 5, as .* in line 1",

@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 
 _PENDING = 1 << 18  # listed classes that are compared at once
 _OWN = 1 << 62  # the class of a token that is known by its text alone
-_MAX_DECIMALS = 7  # by which a rounding is told
-_FLOAT32_ERROR = 1e-5  # of log-probabilities that a server took in float32, sums of all classes included
 
 # results for each token
 COLUMNS = {
@@ -128,7 +126,7 @@ def compare_pairs(pairs: Iterator[Pair], paths: tuple[str, str], roundings: list
         for i, side in enumerate(sides):
             roundings[i] += Rounding.of(np.concatenate([side.logprobs, side.top_logprobs.reshape(-1)]))
         with with_file_names(*paths):
-            parts.append(_columns(sides[0], sides[1], max(map(error_of, roundings))))
+            parts.append(_columns(sides[0], sides[1], max(rounding.error for rounding in roundings)))
         sequences.append(np.repeat([pair.number for pair in pending], [len(pair.base.logprobs) for pair in pending]))
         pending.clear()
 
@@ -147,15 +145,6 @@ def compare_pairs(pairs: Iterator[Pair], paths: tuple[str, str], roundings: list
     order = np.argsort(numbers, kind="stable")
     columns = {name: np.concatenate([part[name] for part in parts])[order] for name in COLUMNS}
     return Compared(columns, numbers[order], lines, names)
-
-
-def error_of(rounding: Rounding) -> float:
-    """The largest error of log-probabilities of this rounding."""
-    if not rounding.total:
-        return _FLOAT32_ERROR
-    if rounding.decimals <= _MAX_DECIMALS:
-        return max(_FLOAT32_ERROR, min(0.01, 0.5 * 10.0**-rounding.decimals))
-    return 0.01 if rounding.is_bfloat16 or rounding.is_float16 else _FLOAT32_ERROR
 
 
 # -- pairs of responses ------------------------------------------------------------------------------------------------
