@@ -199,6 +199,15 @@ def test_compare_responses_of_a_real_server_with_themselves(name, tmp_path):
     assert found.base_rounding == "float32"
 
 
+def test_a_list_of_responses_is_matched_however_it_is_laid_out(tmp_path):
+    value = clients.response("llama_server/completion_batch.json")
+    (tmp_path / "a.json").write_text(json.dumps(value))
+    (tmp_path / "b.json").write_text(json.dumps(value, indent=1))
+    clients.save_lines(tmp_path / "c.jsonl", *value)
+    for other in ("b.json", "c.jsonl"):
+        assert compare_responses(tmp_path / "a.json", tmp_path / other).n_sequences == len(value) == 2
+
+
 def test_compare_responses_of_two_servers_of_one_model(tmp_path):
     paths = [
         clients.save(tmp_path / f"{i}.jsonl", *(name.format(i) for i in range(10)))

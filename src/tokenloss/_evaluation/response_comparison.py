@@ -161,6 +161,7 @@ def _keyed(file: ResponsesFile, by_name: bool, failed: set[Any]) -> Iterator[tup
     """Responses with the name or the number of their request, and their choice; requests that failed are added."""
     number, seen_failed, names = -1, 0, set()
     line = choice = index = -1
+    has_one = file.dialect == "llama.cpp"  # a choice in each response, which may stand in a list on one line
 
     def add_failed() -> None:
         nonlocal number, seen_failed
@@ -171,7 +172,7 @@ def _keyed(file: ResponsesFile, by_name: bool, failed: set[Any]) -> Iterator[tup
 
     for response in file:
         add_failed()
-        is_next = response.line != line or response.choice <= choice
+        is_next = response.line != line or response.choice <= choice or has_one
         number, index = (number + 1, 0) if is_next else (number, index + 1)
         line, choice = response.line, response.choice
         if not by_name:
