@@ -272,15 +272,8 @@ def compare_responses(
     roundings, words = [Rounding(), Rounding()], ["", ""]
     pairs: PairedFiles | ScoredResponses
     if opened[0] is not None and opened[1] is not None:
-        given: dict[str, Any] = {
-            "targets": targets,
-            "segment_ids": segment_ids,
-            "array": array,
-            "kind": kind,
-            "shift": shift,
-        }
-        given["ignore_index"] = None if ignore_index == -100 else ignore_index
-        for name, value in given.items():
+        given = {"targets": targets, "segment_ids": segment_ids, "array": array, "kind": kind, "shift": shift}
+        for name, value in (given | {"ignore_index": None if ignore_index == -100 else ignore_index}).items():
             if value is not None:
                 raise_error("option", name=name, got=value, fits="left out, since no file holds scores")
         pairs = PairedFiles(opened[0], opened[1])
