@@ -124,6 +124,22 @@ def test_rounding_does_not_raise_the_bound_where_the_rest_is_small():
     assert exact - 0.3 < found <= exact
 
 
+@pytest.mark.parametrize(
+    ("rest", "rounding", "shift"),
+    [(0.06, 1e-3, 0), (0.04, 1e-3, 1e-3), (0.004, 1e-6, 0), (9e-4, 1e-6, 1e-6), (0.15, 0.01, 0.01), (0.25, 0.01, 0)],
+)
+def test_rounding_matters_where_the_rest_is_small_beside_it(rest, rounding, shift):
+    p, q = 0.5, 1 - rest
+    expected = p * math.log(p / q) + (1 - p) * math.log((1 - p) / (rest + shift))
+    found = topk_divergence_bound([0], [math.log(p)], [0], [math.log(q)], rounding=rounding).kl
+    assert found == pytest.approx(expected, rel=1e-9)
+
+
+def test_a_rest_that_float64_cannot_hold_does_not_make_the_bound_infinite():
+    found = topk_divergence_bound([0], [math.log(0.5)], [0], [0.0], rounding=0).kl
+    assert 10 < found < 20
+
+
 def test_masses_above_1_are_scaled():
     base, other = np.log([0.75, 0.25]), np.log([0.6, 0.4])
     expected = topk_divergence_bound([0, 1], base, [0, 1], other).kl

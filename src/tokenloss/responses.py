@@ -64,8 +64,8 @@ class ResponseComparison:
     n_bounded : int
         Number of tokens for which both list a class besides the token itself.
     mean_base_mass, mean_mass : float
-        Mean probability of the classes that both list, by the base and by the model: how much of the distributions the
-        bound is of.
+        Mean probability of the classes that both list, by the base and by the model: the part of the distributions that
+        the bound is computed from.
     mean_delta_p, mean_delta_p_stderr, rms_delta_p, rms_delta_p_stderr : float
         Mean and root mean square of the change of the tokens' probabilities.
     delta_p_quantiles : dict
@@ -230,10 +230,10 @@ def compare_responses(
 
     Notes
     -----
-    Servers list the most likely classes alone, so a divergence is known only as a lower bound; the mass that it is of
-    is told beside it. Classes are matched by id where both files have ids, else by text; a text that is of a part of a
-    character, or that comes twice in a list, names no class. Texts that are not ids can fall together, which nothing in
-    the files tells.
+    Servers list only the most likely classes, so that a lower bound of the divergence is known, and the probability of
+    the classes that it is computed from. Classes are matched by id where both files have ids, else by text; a text that
+    is of a part of a character, or that comes twice in a list, names no class. Two classes may have the same text in
+    different lists, which the files do not show.
 
     Rows of scores, in order, are of the tokens that have a row before them: all but the first one of each prompt. Their
     targets must be the tokens' ids. Sequences of the scores, if there are any, are the responses in order; else rows

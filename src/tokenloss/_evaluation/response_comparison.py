@@ -158,7 +158,7 @@ def _has_names(file: ResponsesFile) -> bool:
 
 
 def _keyed(file: ResponsesFile, by_name: bool, failed: set[Any]) -> Iterator[tuple[tuple[Any, int], Response]]:
-    """Responses with the name or the number of their request, and their choice; requests that failed are added."""
+    """Responses with the name or the number of their request, and their choice; adds those that failed to `failed`."""
     number, seen_failed, names = -1, 0, set()
     line = choice = index = -1
     has_one = file.dialect == "llama.cpp"  # a choice in each response, which may stand in a list on one line
