@@ -39,7 +39,7 @@ class ResponseComparison:
     n_without_number : int
         Number of tokens without a log-probability in one of the files, as the first one of each prompt.
     n_sentinels : int
-        Number of those among them where -9999.0 stands for none.
+        Number of other tokens that are left out, since one of the files has -9999.0, which stands for none.
     n_skipped : int
         Number of requests that failed in one of the files, and were left out.
     count : int
@@ -317,8 +317,8 @@ def _comparison(compared: Compared, **others: Any) -> ResponseComparison:
         sequences[name] = np.array([compared.lines[number][side] for number in numbers.tolist()], np.int64)
     sequences["custom_id"] = np.array([compared.custom_ids[number] for number in numbers.tolist()], object)
     return ResponseComparison(
-        n_without_number=int(np.count_nonzero(~kept)),
-        n_sentinels=int(np.count_nonzero(columns["is_sentinel"] & ~kept)),
+        n_without_number=int(np.count_nonzero(~kept & ~columns["is_sentinel"])),
+        n_sentinels=int(np.count_nonzero(~kept & columns["is_sentinel"])),
         mean_kl_bound=of_bound.mean,
         mean_kl_bound_stderr=of_bound.stderr,
         kl_bound_quantiles=quantiles(bound, KL_QUANTILES),

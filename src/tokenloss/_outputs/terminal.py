@@ -117,7 +117,7 @@ def _responses_note(summary: dict[str, Any]) -> str:
 def _left_out(summary: dict[str, Any]) -> str:
     """How many tokens are not scored, and why."""
     if summary["kind"] == "responses":
-        counts = {"without a number": summary["without_number"], "below what was returned": summary["sentinels"]}
+        counts = {"without a log-probability": summary["without_number"], "given as -9999": summary["sentinels"]}
     else:
         counts = {"ignored": summary["ignored"], "without a next token": summary["without_next"]}
     return ", ".join(f"{n:,} {why}" for why, n in counts.items() if n)
@@ -197,7 +197,7 @@ def response_tables(comparison: ResponseComparison) -> list[Table]:
     """Tables of a comparison of responses, whose divergence is a lower bound."""
     left_out = {
         "Tokens without a log-probability": comparison.n_without_number,
-        "  of these, given as -9999": comparison.n_sentinels,
+        "Tokens given as -9999": comparison.n_sentinels,
         "Requests that failed": comparison.n_skipped,
     }
     masses = f"{100 * comparison.mean_mass:7.3f} %", f"base {100 * comparison.mean_base_mass:.3f} %"
