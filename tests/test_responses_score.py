@@ -80,7 +80,7 @@ def test_part(completions, score_json):
 def test_tokens_without_a_number_are_counted(completions, score_json, command):
     found = score_json(completions)
     assert (found["without_number"], found["sentinels"], found["ignored"]) == (10, 0, 10)
-    assert re.search(r"tokens +\d+ +10 without a number\n", command("score", completions)[1])
+    assert re.search(r"tokens +\d+ +10 without a log-probability\n", command("score", completions)[1])
 
 
 def test_sentinels_are_not_averaged_as_atom_wrote_them(score_json, tmp_path):

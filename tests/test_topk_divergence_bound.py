@@ -97,21 +97,48 @@ def test_topk_divergence_bound_is_at_most_the_divergence(logits, ks, decimals):
         lists = [(ids, logprobs.round(decimals)) for ids, logprobs in lists]
     found = topk_divergence_bound(*lists[0], *lists[1], rounding=rounding)
     exact = kl_divergence(base, other)
-    # a rounded p moves its term by p * log(p / q) at most, and the rest by a twentieth at most
-    slack = 1e-12 if decimals is None else 2 * rounding * (1 + exact) * 40 + 0.06 * (1 - found.base_mass)
+    # a rounded p moves probability between ratios p / q, a rounded q its own term, and the rest by a thousandth
+    ratios = np.ptp(log_softmax(base) - log_softmax(other))
+    slack = 1e-12 if decimals is None else rounding * (2 + ratios) + 0.002 * (1 - found.base_mass)
     assert 0 <= found.kl <= exact + slack
 
 
 def test_topk_divergence_bound_never_takes_what_rounding_left_for_an_impossible_rest():
-    base, other = np.log([0.6, 0.3]), np.log([0.75, 0.25]) + 1e-7  # Q is above 1, and below by the other sign
-    for logprobs in (other, other - 2e-7, np.log([0.75, 0.25])):
-        found = topk_divergence_bound([0, 1], base, [0, 1], logprobs)
-        expected = 0.7 * math.log(0.7 / 0.75) + 0.3 * math.log(0.3 / 0.25)
-        assert found.kl == pytest.approx(expected, abs=1e-6)
+    base, other = np.log([0.6, 0.3]), np.log([0.75, 0.25])  # Q is 1, and above or below it by rounding
+    expected = 0.6 * math.log(0.6 / 0.75) + 0.3 * math.log(0.3 / 0.25) + 0.1 * math.log(0.1 / 1e-6)
+    for shift in (1e-7, 0, -1e-7):
+        found = topk_divergence_bound([0, 1], base, [0, 1], other + shift)
+        assert found.kl == pytest.approx(expected, abs=0.02)
         assert found.mass <= 1
-    above = topk_divergence_bound([0, 1], np.log([0.75, 0.25]) + 1e-7, [0, 1], base)
+    above = topk_divergence_bound([0, 1], other + 1e-7, [0, 1], base)
     expected = 0.75 * math.log(0.75 / 0.6) + 0.25 * math.log(0.25 / 0.3)
     assert above.kl == pytest.approx(expected, abs=1e-6)
+
+
+def test_rounding_does_not_raise_the_bound_where_the_rest_is_small():
+    base, other = math.log(0.3), -0.001149
+    rounded, rest = round(other, 4), -math.expm1(other)
+    assert -math.expm1(rounded) < 0.96 * rest
+    exact = 0.3 * (base - other) + 0.7 * math.log(0.7 / rest)
+    assert topk_divergence_bound([0], [base], [0], [other], rounding=0).kl == pytest.approx(exact, rel=1e-12)
+    found = topk_divergence_bound([0], [base], [0], [rounded], rounding=5e-5).kl
+    assert exact - 0.3 < found <= exact
+
+
+@pytest.mark.parametrize(
+    ("rest", "rounding", "shift"),
+    [(0.06, 1e-3, 0), (0.04, 1e-3, 1e-3), (0.004, 1e-6, 0), (9e-4, 1e-6, 1e-6), (0.15, 0.01, 0.01), (0.25, 0.01, 0)],
+)
+def test_rounding_matters_where_the_rest_is_small_beside_it(rest, rounding, shift):
+    p, q = 0.5, 1 - rest
+    expected = p * math.log(p / q) + (1 - p) * math.log((1 - p) / (rest + shift))
+    found = topk_divergence_bound([0], [math.log(p)], [0], [math.log(q)], rounding=rounding).kl
+    assert found == pytest.approx(expected, rel=1e-9)
+
+
+def test_a_rest_that_float64_cannot_hold_does_not_make_the_bound_infinite():
+    found = topk_divergence_bound([0], [math.log(0.5)], [0], [0.0], rounding=0).kl
+    assert 10 < found < 20
 
 
 def test_masses_above_1_are_scaled():
@@ -121,15 +148,6 @@ def test_masses_above_1_are_scaled():
         found = topk_divergence_bound([0, 1], base + shift, [0, 1], other + other_shift)
         assert found.kl == pytest.approx(expected, abs=1e-12)
         assert found.base_mass == found.mass == pytest.approx(1, abs=1e-12)
-
-
-def test_rounding_of_topk_divergence_bound_merges_a_rest_that_is_not_known():
-    base, other = np.log([0.5, 0.25]), np.log([0.5, 0.4996])  # 4 decimals cannot tell the rest of 0.0004
-    whole = 0.25 * math.log(0.25 / 0.4996) + 0.25 * math.log(0.25 / 0.0004)
-    assert topk_divergence_bound([0, 1], base, [0, 1], other).kl == pytest.approx(whole, rel=1e-9)
-    merged = 0.75 * math.log(0.75 / 0.5004) + 0.25 * math.log(0.25 / 0.4996)
-    found = topk_divergence_bound([0, 1], base, [0, 1], other, rounding=5e-5)
-    assert found.kl == pytest.approx(merged, rel=1e-9)
 
 
 @pytest.mark.parametrize("shift", [0, 1e-7, -1e-7])

@@ -17,7 +17,7 @@ def binomial_tail(k: int, n: int) -> float:
         return all_chosen / (1 << n)  # integers divide with a single rounding
     if k >= n / 2:
         return 1.0 if k >= n else 1 - binomial_tail(n - k - 1, n)
-    # Loader's form of the probability of k, by Stirling's series: what that lacks matters where a tail is 0 alone
+    # Loader's form of the probability of k, by Stirling's series, whose error matters only where the tail is 0 anyway
     d = (n - 2 * k) / n
     if d > 0.9:
         return 0.0

@@ -151,7 +151,8 @@ def _parser() -> argparse.ArgumentParser:
         "compare",
         help="compare a model, say a quantised one, with its base",
         description="BASE and OTHER are files like those of score, with scores of the same rows and the same targets, "
-        "unless only one holds any; or two .jsonl files of samples that lm-evaluation-harness logged.",
+        "unless only one holds any; or with responses to the same requests, or one with scores and one with responses. "
+        "Or they are two .jsonl files of samples that lm-evaluation-harness logged.",
     )
     _add_compare_arguments(compare)
     for command in (score, compare):
@@ -234,7 +235,10 @@ def _add_compare_arguments(compare: argparse.ArgumentParser) -> None:
         help="of samples of lm-evaluation-harness: test whether both models are equal within M, say 0.01",
     )
     compare.add_argument(
-        "--cluster", type=_filled, metavar="FIELD", help="of samples: the field of a document that names its group"
+        "--cluster",
+        type=_filled,
+        metavar="FIELD",
+        help="of samples: the field of a document that names its group, by which errors are clustered",
     )
 
 
@@ -243,7 +247,7 @@ def _add_response_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--part",
         choices=PARTS_OF_RESPONSE,
-        help="the part of responses to score (default: the prompt where it has log-probabilities, else what was "
+        help="the part of responses to read (default: the prompt where it has log-probabilities, else what was "
         "generated)",
     )
     command.add_argument("--skip-failed", action="store_true", help="leave out failed lines of a batch of responses")

@@ -18,8 +18,9 @@ if TYPE_CHECKING:
     from tokenloss._types import Array, ArrayLike, Float64Array, IntArray
 
 _BLOCK = 1 << 18  # listed classes that are matched at a time
+_FLOAT64_ERROR = 1e-14  # of a mass
 _MAX_LOG_MASS = 0.1  # logarithm of the mass of a list, after rounding
-_MIN_REST = 20  # times the rounding: a smaller rest is not known
+_SMALL_REST = 0.05  # of the probabilities
 
 
 @overload
@@ -156,8 +157,8 @@ def topk_divergence_bound(
     top_ids, top_logprobs : arrays of shape (..., L)
         The same of the other model.
     rounding : float, default 1e-6
-        How far a log-probability may be from the unrounded one: 5e-5 of those with 4 decimals. Where ``1 - Q`` is below
-        20 times that, it is not known, and the other classes are merged with the one in T that has the largest q.
+        How far a log-probability may be from the unrounded one: 5e-5 of those with 4 decimals. Where ``1 - Q`` is small
+        beside that, it is taken as larger by that, so that rounding does not raise the bound.
 
     Returns
     -------
@@ -193,7 +194,7 @@ def topk_divergence_bound(
     >>> print(bound.kl.round(6), bound.base_mass.round(6), bound.mass.round(6))
     0.130812 0.25 0.5
     """
-    least_rest = _MIN_REST * check_number("rounding", rounding, "a number from 0 to 0.01", most=0.01)
+    error = max(check_number("rounding", rounding, "a number from 0 to 0.01", most=0.01), _FLOAT64_ERROR)
     base_ids, base_logs = _as_list("base_top", base_top_ids, base_top_logprobs)
     ids, logs = _as_list("top", top_ids, top_logprobs)
     batch = base_ids.shape[:-1]
@@ -204,8 +205,7 @@ def topk_divergence_bound(
     arrays: list[Any] = [array.reshape(rows, array.shape[-1]) for array in (base_ids, base_logs, ids, logs)]
     step = max(1, _BLOCK // width)
     parts = [
-        _bounds(least_rest, *(array[start : start + step] for array in arrays))
-        for start in range(0, max(1, rows), step)
+        _bounds(error, *(array[start : start + step] for array in arrays)) for start in range(0, max(1, rows), step)
     ]
     return TopkDivergence(*(np.concatenate(column).reshape(batch)[()] for column in zip(*parts, strict=True)))
 
@@ -237,7 +237,7 @@ def _as_list(name: str, ids: Any, logprobs: Any) -> tuple[IntArray, Float64Array
 
 
 def _bounds(
-    least_rest: float, base_ids: IntArray, base_logs: Float64Array, ids: IntArray, logs: Float64Array
+    rounding: float, base_ids: IntArray, base_logs: Float64Array, ids: IntArray, logs: Float64Array
 ) -> tuple[Array, Array, Array, Array]:
     """Bound, both masses and the number of common classes of rows (N, K) and (N, L)."""
     n, split = len(ids), base_ids.shape[1]
@@ -253,17 +253,11 @@ def _bounds(
     log_p, log_q = (log - np.log(np.maximum(1.0, of))[row] for log, of in ((log_p, base_mass), (log_q, mass)))
     base_mass, mass = np.minimum(base_mass, 1.0), np.minimum(mass, 1.0)
     rest, other_rest = 1 - base_mass, 1 - mass
-    # where the rest is not known, it is merged with the class of the largest q, which hides how far it is rounded
-    first = np.searchsorted(row, np.arange(n))
-    by_q = np.lexsort((-np.exp(log_q), row))
-    merged = np.flatnonzero((other_rest < least_rest) & (np.bincount(row, minlength=n) > 0))
-    largest = by_q[first[merged]]
-    p, q = np.exp(log_p), np.exp(log_q)
+    # a rest that rounding made too small would raise the bound; it matters less to a larger one
+    small = sorted((20 * rounding, _SMALL_REST, 1000 * rounding))[1]
+    other_rest += np.where(other_rest < small, rounding, 0.0)
+    p = np.exp(log_p)
     with np.errstate(divide="ignore", invalid="ignore"):
-        log_p[largest] = np.log(p[largest] + rest[merged])
-        log_q[largest] = np.log(q[largest] + other_rest[merged])
-        p[largest] += rest[merged]
-        rest[merged] = other_rest[merged] = 0.0
         kl = np.where(rest == 0, 0.0, rest * (np.log(rest) - np.log(other_rest)))
         kl += np.bincount(row, np.where(p == 0, 0.0, p * (log_p - log_q)), n)
     return np.maximum(kl, 0.0), base_mass, mass, np.bincount(row, minlength=n)

@@ -39,7 +39,7 @@ class ResponseComparison:
     n_without_number : int
         Number of tokens without a log-probability in one of the files, as the first one of each prompt.
     n_sentinels : int
-        Number of those among them where a sentinel, such as -9999.0, stands for none.
+        Number of other tokens that are left out, since one of the files has a sentinel there, such as -9999.0.
     n_skipped : int
         Number of requests that failed in one of the files, and were left out.
     count : int
@@ -64,8 +64,8 @@ class ResponseComparison:
     n_bounded : int
         Number of tokens for which both list a class besides the token itself.
     mean_base_mass, mean_mass : float
-        Mean probability of the classes that both list, by the base and by the model: how much of the distributions the
-        bound is of.
+        Mean probability of the classes that both list, by the base and by the model: the part of the distributions that
+        the bound is computed from.
     mean_delta_p, mean_delta_p_stderr, rms_delta_p, rms_delta_p_stderr : float
         Mean and root mean square of the change of the tokens' probabilities.
     delta_p_quantiles : dict
@@ -230,10 +230,10 @@ def compare_responses(
 
     Notes
     -----
-    Servers list the most likely classes alone, so a divergence is known only as a lower bound; the mass that it is of
-    is told beside it. Classes are matched by id where both files have ids, else by text; a text that is of a part of a
-    character, or that comes twice in a list, names no class. Texts that are not ids can fall together, which nothing in
-    the files tells.
+    Servers list only the most likely classes, so that a lower bound of the divergence is known, and the probability of
+    the classes that it is computed from. Classes are matched by id where both files have ids, else by text; a text that
+    is of a part of a character, or that comes twice in a list, names no class. Two classes may have the same text in
+    different lists, which the files do not show.
 
     Rows of scores, in order, are of the tokens that have a row before them: all but the first one of each prompt. Their
     targets must be the tokens' ids. Sequences of the scores, if there are any, are the responses in order; else rows
@@ -272,15 +272,8 @@ def compare_responses(
     roundings, words = [Rounding(), Rounding()], ["", ""]
     pairs: PairedFiles | ScoredResponses
     if opened[0] is not None and opened[1] is not None:
-        given: dict[str, Any] = {
-            "targets": targets,
-            "segment_ids": segment_ids,
-            "array": array,
-            "kind": kind,
-            "shift": shift,
-        }
-        given["ignore_index"] = None if ignore_index == -100 else ignore_index
-        for name, value in given.items():
+        given = {"targets": targets, "segment_ids": segment_ids, "array": array, "kind": kind, "shift": shift}
+        for name, value in (given | {"ignore_index": None if ignore_index == -100 else ignore_index}).items():
             if value is not None:
                 raise_error("option", name=name, got=value, fits="left out, since no file holds scores")
         pairs = PairedFiles(opened[0], opened[1])
@@ -324,8 +317,8 @@ def _comparison(compared: Compared, **others: Any) -> ResponseComparison:
         sequences[name] = np.array([compared.lines[number][side] for number in numbers.tolist()], np.int64)
     sequences["custom_id"] = np.array([compared.custom_ids[number] for number in numbers.tolist()], object)
     return ResponseComparison(
-        n_without_number=int(np.count_nonzero(~kept)),
-        n_sentinels=int(np.count_nonzero(columns["is_sentinel"] & ~kept)),
+        n_without_number=int(np.count_nonzero(~kept & ~columns["is_sentinel"])),
+        n_sentinels=int(np.count_nonzero(~kept & columns["is_sentinel"])),
         mean_kl_bound=of_bound.mean,
         mean_kl_bound_stderr=of_bound.stderr,
         kl_bound_quantiles=quantiles(bound, KL_QUANTILES),

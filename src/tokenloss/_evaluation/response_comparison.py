@@ -18,10 +18,8 @@ if TYPE_CHECKING:
     from tokenloss._types import Array, BoolArray, Float64Array, IntArray
     from tokenloss.formats.responses import Response, ResponsesFile
 
-_PENDING_TOKENS = 4096  # that are compared at once
+_PENDING = 1 << 18  # listed classes that are compared at once
 _OWN = 1 << 62  # the class of a token that is known by its text alone
-_MAX_DECIMALS = 7  # by which a rounding is told
-_FLOAT32_ERROR = 1e-6  # of log-probabilities that a server took in float32
 
 # results for each token
 COLUMNS = {
@@ -116,45 +114,37 @@ class PairedFiles:
 
 
 def compare_pairs(pairs: Iterator[Pair], paths: tuple[str, str], roundings: list[Rounding]) -> Compared:
-    """Compare pairs of sequences, some thousand tokens at a time; `roundings` is brought up to date."""
+    """Compare pairs of sequences, some at a time; `roundings` is brought up to date."""
     parts: list[dict[str, Array]] = [{name: np.empty(0, dtype) for name, dtype in COLUMNS.items()}]
     sequences: list[IntArray] = [np.empty(0, np.int64)]
     lines: dict[int, tuple[int, int]] = {}
     names: dict[int, str | None] = {}
     pending: list[Pair] = []
-    n_pending = 0
 
     def flush() -> None:
-        nonlocal pending, n_pending
         sides = [_stacked([pair.base for pair in pending]), _stacked([pair.other for pair in pending])]
         for i, side in enumerate(sides):
             roundings[i] += Rounding.of(np.concatenate([side.logprobs, side.top_logprobs.reshape(-1)]))
         with with_file_names(*paths):
-            parts.append(_columns(sides[0], sides[1], max(map(error_of, roundings))))
+            parts.append(_columns(sides[0], sides[1], max(rounding.error for rounding in roundings)))
         sequences.append(np.repeat([pair.number for pair in pending], [len(pair.base.logprobs) for pair in pending]))
-        pending, n_pending = [], 0
+        pending.clear()
 
+    n = width = 0  # of lists that are made equally long
     for pair in pairs:
         lines[pair.number], names[pair.number] = pair.lines, pair.custom_id
-        pending.append(pair)
-        n_pending += len(pair.base.logprobs)
-        if n_pending >= _PENDING_TOKENS:
+        (size, k), (_, other_k) = pair.base.classes.shape, pair.other.classes.shape
+        if pending and (n + size) * max(width, k, other_k) > _PENDING:
             flush()
+            n = width = 0
+        n, width = n + size, max(width, k, other_k)
+        pending.append(pair)
     if pending:
         flush()
     numbers = np.concatenate(sequences)
     order = np.argsort(numbers, kind="stable")
     columns = {name: np.concatenate([part[name] for part in parts])[order] for name in COLUMNS}
     return Compared(columns, numbers[order], lines, names)
-
-
-def error_of(rounding: Rounding) -> float:
-    """The largest error of log-probabilities of this rounding, from which a rest that is too small is told."""
-    if not rounding.total:
-        return _FLOAT32_ERROR
-    if rounding.decimals <= _MAX_DECIMALS:
-        return max(_FLOAT32_ERROR, min(0.01, 0.5 * 10.0**-rounding.decimals))
-    return 0.01 if rounding.is_bfloat16 or rounding.is_float16 else _FLOAT32_ERROR
 
 
 # -- pairs of responses ------------------------------------------------------------------------------------------------
@@ -168,9 +158,10 @@ def _has_names(file: ResponsesFile) -> bool:
 
 
 def _keyed(file: ResponsesFile, by_name: bool, failed: set[Any]) -> Iterator[tuple[tuple[Any, int], Response]]:
-    """Responses with the name or the number of their request, and their choice; requests that failed are added."""
+    """Responses with the name or the number of their request, and their choice; adds those that failed to `failed`."""
     number, seen_failed, names = -1, 0, set()
     line = choice = index = -1
+    has_one = file.dialect == "llama.cpp"  # a choice in each response, which may stand in a list on one line
 
     def add_failed() -> None:
         nonlocal number, seen_failed
@@ -181,7 +172,7 @@ def _keyed(file: ResponsesFile, by_name: bool, failed: set[Any]) -> Iterator[tup
 
     for response in file:
         add_failed()
-        is_next = response.line != line or response.choice <= choice
+        is_next = response.line != line or response.choice <= choice or has_one
         number, index = (number + 1, 0) if is_next else (number, index + 1)
         line, choice = response.line, response.choice
         if not by_name:
@@ -239,18 +230,18 @@ def _are_whole(texts: Array) -> BoolArray:
 
 
 def classes_of(
-    base: Response, other: Response
+    base: Response, other: Response, by_id: bool = False
 ) -> tuple[tuple[IntArray, IntArray], tuple[IntArray, IntArray], list[IntArray]]:
     """Numbers of the classes that both responses list, of their own tokens, and of the most likely class of each.
 
-    They are ids where both have them. Else they stand for texts, which name no class where they are of a part of a
-    character or come twice in a list.
+    They are ids where both have them, or `by_id`. Else they stand for texts, which name no class where they are of a
+    part of a character or come twice in a list.
     """
     both = base, other
     listed = [~np.isnan(response.top_logprobs) for response in both]
     known = np.where(base.ids >= 0, base.ids, other.ids)
     have_ids = all((response.top_ids[of] >= 0).all() for response, of in zip(both, listed, strict=True))
-    if have_ids and (any(of.any() for of in listed) or (known >= 0).all()):
+    if by_id or (have_ids and (any(of.any() for of in listed) or (known >= 0).all())):
         tops = [np.where(of, response.top_ids, -1) for response, of in zip(both, listed, strict=True)]
         own = known, known
         ties = True
@@ -259,9 +250,10 @@ def classes_of(
         tops = [_numbers_of_texts(response.top_tokens, numbers) for response in both]
         tops = [np.where(of, top, -1) for top, of in zip(tops, listed, strict=True)]
         texts = [_numbers_of_texts(response.tokens, numbers) for response in both]
-        for top in tops:  # a class of the token's text is the token, or cannot be told from it
-            for text in texts:
+        for response, top in zip(both, tops, strict=True):
+            for text in texts:  # a class of the token's text is the token, or cannot be told from it
                 top[(top == text[:, None]) & (top >= 0)] = _OWN
+            top[response.top_logprobs == response.logprobs[:, None]] = _OWN  # it may be the token by another text
         own = np.full(len(base.ids), _OWN), np.full(len(base.ids), _OWN)
         ties = False
     tops = [_without_twice(top) for top in tops]

@@ -42,10 +42,10 @@ class ScoredResponses:
         files = ComparedFiles(scores, scores, *parts)
         sequences = sequences_of(files)
         self._ids, self._where = checked_targets(files, sequences, options)
-        self._ignored = options.ignore_index
         self._kept = self._where & (self._ids != options.ignore_index)
         self._runs = _runs(scores.path, sequences.numbers(0, scores.rows)) if sequences.exist else None
-        self._next_run = self._next_row = 0
+        self._rows = np.flatnonzero(self._kept) if self._runs is None else np.empty(0, np.int64)
+        self._next = 0  # of the runs, or of the rows
         self._scores, self._responses = scores, responses
         self._kind_option: str | None = None if options.kind else ("--base-kind" if is_base else "--kind")
         self._is_checked, self._is_base, self._workers = False, is_base, workers
@@ -59,19 +59,18 @@ class ScoredResponses:
             self._pass_failed()
             yield self._pair(number, response)
         self._pass_failed()
-        first = self._next_row
-        if self._runs is not None:
-            first = self._runs[self._next_run][0] if self._next_run < len(self._runs) else len(self._kept)
-        left = self._kept[first:]
-        if left.any():
-            got = f"holds {np.count_nonzero(left)} more rows with targets"
+        left = len(self._rows[self._next :])
+        if self._runs is not None and self._next < len(self._runs):
+            left = int(np.count_nonzero(self._kept[self._runs[self._next][0] :]))
+        if left:
+            got = f"holds {left} more rows with targets"
             raise_error("content", path=self._scores.path, got=got, fits=f"end where {self._responses.path} does")
 
     def _pass_failed(self) -> None:
         """Leave out the sequences of requests that failed."""
         new = len(self._responses.failed) - self.skipped
         self.skipped += new
-        self._next_run += new
+        self._next += new
         if new and self._runs is None:
             got = "requests failed, and nothing says which rows are theirs"
             fits = f"have none that failed, or {self._scores.path} hold sequences"
@@ -89,11 +88,11 @@ class ScoredResponses:
             got = f"token {tokens[i]} has {_id(response.ids[tokens[i]])}"
             fits = f"have id {targets[i]}, the target of row {rows[i]} of {self._scores.path}"
             raise_error("record", path=self._responses.path, line=response.line, got=got, fits=fits)
-        of_rows = self._side(response, tokens[kept], rows[kept])
-        tops, own, best = classes_of(response, response)
+        tops, own, best = classes_of(response, response, by_id=True)
         named, _ = with_own((response, response), tops, own)
         is_greedy, known = response.is_greedy, response.is_greedy_known
         of_response = Side(response.logprobs, is_greedy, known, best[0], *named, response.is_sentinel)
+        of_rows = self._side(response, of_response.classes, tokens[kept], rows[kept])
         sides = (of_rows, of_response) if self._is_base else (of_response, of_rows)
         return Pair(number, (response.line, response.line), response.custom_id, *sides)
 
@@ -101,41 +100,35 @@ class ScoredResponses:
         """The rows of the next response."""
         check_map(self._ids)
         if self._runs is None:
-            rows = self._next_row + np.flatnonzero(self._kept[self._next_row : self._next_row + 2 * n + 1024])[:n]
-            if len(rows) < n:
-                rows = self._next_row + np.flatnonzero(self._kept[self._next_row :])[:n]
+            rows = self._rows[self._next : self._next + n]
             found, of = len(rows), "left"
-            self._next_row = int(rows[-1]) + 1 if found else self._next_row
+            self._next += found
         else:
-            start, stop = self._runs[self._next_run] if self._next_run < len(self._runs) else (0, 0)
+            start, stop = self._runs[self._next] if self._next < len(self._runs) else (0, 0)
             every = start + np.flatnonzero(self._where[start:stop])
             rows = start + np.flatnonzero(self._kept[start:stop])
-            found, of = len(rows), f"in sequence {self._next_run}"
+            found, of = len(rows), f"in sequence {self._next}"
             if len(rows) != n and len(every) == n + 1 and not self._kept[every[-1]]:
                 rows = every[:-1]
             elif len(rows) != n and len(every) == n:
                 rows = every
             if n == 0 and found:  # a prompt of one token may have no row
                 return rows[:0]
-            self._next_run += 1
+            self._next += 1
         if len(rows) != n:
             got, fits = f"holds {found} rows with targets {of}", f"hold {n}, as {self._responses.path} does in line"
             raise_error("content", path=self._scores.path, got=got, fits=f"{fits} {response.line}")
         return rows
 
-    def _side(self, response: Response, tokens: IntArray, rows: IntArray) -> Side:
+    def _side(self, response: Response, classes: IntArray, tokens: IntArray, rows: IntArray) -> Side:
         """What the scores say about a response's tokens, and about the classes that it lists."""
-        n, k = response.top_ids.shape
-        classes = np.full((n, k + 1), -1)
-        classes[:, :k] = np.where(np.isnan(response.top_logprobs), -1, response.top_ids)
-        classes[tokens, k] = response.ids[tokens]
+        n = len(classes)
         if classes.max(initial=-1) >= self._scores.shape[-1]:
             got, fits = f"it lists class {classes.max()}", f"have classes of {self._scores.path}"
             raise_error("record", path=self._responses.path, line=response.line, got=got, fits=fits)
-        classes[:, :k][classes[:, :k] == classes[:, k:]] = -1
         side = Side(
             np.full(n, np.nan), np.zeros(n, np.bool_), np.zeros(n, np.bool_), np.full(n, -1), classes,
-            np.full((n, k + 1), np.nan), np.zeros(n, np.bool_),
+            np.full(classes.shape, np.nan), np.zeros(n, np.bool_),
         )  # fmt: skip
         for part, block in self._read(rows):
             of = tokens[part]

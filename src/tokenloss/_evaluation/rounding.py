@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from tokenloss._types import Array
 
 _MOST_DECIMALS = 7  # more say less than float32
+_FLOAT32_ERROR = 1e-5  # of log-probabilities that were computed in float32, by sums over all classes
 _DIGITS = 9  # with which every float32 can be written
 
 
@@ -44,6 +45,13 @@ class Rounding(NamedTuple):
         """That of the numbers of both."""
         both = [one and another for one, another in zip(self[2:], other[2:], strict=True)]
         return Rounding(self.total + other.total, max(self.decimals, other.decimals), *both)
+
+    @property
+    def error(self) -> float:
+        """The largest error of log-probabilities of this rounding, at most 0.01."""
+        if self.total and self.decimals <= _MOST_DECIMALS:
+            return max(_FLOAT32_ERROR, min(0.01, 0.5 * 10.0**-self.decimals))
+        return 0.01 if self.total and (self.is_bfloat16 or self.is_float16) else _FLOAT32_ERROR
 
     def __str__(self) -> str:
         """In words, the coarsest rounding that fits; empty without numbers."""

@@ -50,7 +50,7 @@ def sample_tables(comparison: SampleComparison) -> list[Table]:
         ),
         Table(
             [_equivalence(*one) for one in named if one[1].equivalence_p is not None],
-            ("metric", "p", "equivalent", "text"),
+            ("metric", "p", "equivalent", "note"),
             f"equivalence within {comparison.margin}, by two one-sided tests at 5 %",
         ),
         Table([(printable(name), printable(reason)) for name, reason in comparison.left_out.items()], (), "left out"),
@@ -76,5 +76,5 @@ def _equivalence(label: str, metric: SampleMetric) -> tuple[str, ...]:
     verdict = {True: "yes", False: "no", None: "not known"}[metric.is_equivalent]
     why = ""
     if metric.discordance_bound is not None:
-        why = f"no sample differs: at most {100 * metric.discordance_bound:.3g} % do, by their number alone"
+        why = f"no sample differs, so at most {100 * metric.discordance_bound:.3g} % do (95 % confidence)"
     return label, f"{metric.equivalence_p:.4g}", verdict, why

@@ -117,7 +117,7 @@ def _responses_note(summary: dict[str, Any]) -> str:
 def _left_out(summary: dict[str, Any]) -> str:
     """How many tokens are not scored, and why."""
     if summary["kind"] == "responses":
-        counts = {"without a number": summary["without_number"], "below what was returned": summary["sentinels"]}
+        counts = {"without a log-probability": summary["without_number"], "given as -9999": summary["sentinels"]}
     else:
         counts = {"ignored": summary["ignored"], "without a next token": summary["without_next"]}
     return ", ".join(f"{n:,} {why}" for why, n in counts.items() if n)
@@ -196,23 +196,24 @@ def comparison_tables(comparison: Comparison) -> list[Table]:
 def response_tables(comparison: ResponseComparison) -> list[Table]:
     """Tables of a comparison of responses, whose divergence is a lower bound."""
     left_out = {
-        "Tokens without a number": comparison.n_without_number,
-        "  of these sentinels": comparison.n_sentinels,
+        "Tokens without a log-probability": comparison.n_without_number,
+        "Tokens with a sentinel": comparison.n_sentinels,
         "Requests that failed": comparison.n_skipped,
     }
     masses = f"{100 * comparison.mean_mass:7.3f} %", f"base {100 * comparison.mean_base_mass:.3f} %"
     divergences = [
         _nats(comparison, "Mean    KLD is at least", "mean_kl_bound"),
         *_quantiles("KLD is at least", comparison.kl_bound_quantiles, "{:10.6f}".format),
-        ("Mean mass of classes in both lists", *masses),
-        ("Tokens with other classes in both", f"{comparison.n_bounded:,}", f"of {comparison.count:,}"),
+        ("Mean probability of these classes", *masses),
+        ("Tokens whose lists share other classes", f"{comparison.n_bounded:,}", f"of {comparison.count:,}"),
     ]
     probabilities = _probabilities(comparison)
     label, share, error = probabilities.pop()
     if comparison.n_top_known:
-        probabilities.append((label, share, f"{error}  of {comparison.n_top_known:,} tokens where it is known"))
+        known = _known_of({"greedy_known": comparison.n_top_known, "tokens": comparison.count})
+        probabilities.append((label, share, f"{error}  {known}".rstrip()))
     tables = [
-        Table([(label, f"{n:,}", "left out") for label, n in left_out.items() if n], title="Left out"),
+        Table([(label, f"{n:,}") for label, n in left_out.items() if n], title="Left out"),
         Table(_perplexities(comparison), title="Perplexity statistics"),
         Table(divergences, title="Lower bound of the KL divergence, from the classes that both list"),
         Table(probabilities, title="Token probability statistics"),

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _OWN_KEYS = {"doc_id", "doc", "target", "arguments", "resps", "filtered_resps", "filter", "metrics", "doc_hash",
              "prompt_hash", "target_hash"}  # fmt: skip
 WEIGHTED = ("word_perplexity", "byte_perplexity", "bits_per_byte")  # (log-likelihood, words or bytes)
-_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?|[+-]?inf|nan", re.IGNORECASE | re.ASCII)
+_NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)(e[+-]?\d+)?|[+-]?inf|nan", re.IGNORECASE | re.ASCII)
 _MOST = 1e-4  # that rounding leaves of the log-likelihood of what is certain
 
 
