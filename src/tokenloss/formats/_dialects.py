@@ -98,7 +98,7 @@ def _usage(value: dict[str, Any], place: Place) -> tuple[int | None, int | None]
 
 def _name(text: str | None) -> tuple[str | None, int]:
     """Text and id of a token, which vLLM may name by its id."""
-    found = _TOKEN_ID.fullmatch(text) if text is not None else None
+    found = _TOKEN_ID.fullmatch(text) if text is not None and text.startswith("token_id:") else None
     return (None, int(found[1])) if found else (text, -1)
 
 

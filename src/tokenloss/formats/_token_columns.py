@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import re
 import reprlib
@@ -82,6 +83,8 @@ _TOPS: dict[str, Any] = {"top_tokens": None, "top_ids": -1, "top_logprobs": math
 
 def join(parts: Sequence[Columns]) -> Columns:
     """The tokens of one part after those of another."""
+    if len(parts) == 1:
+        return parts[0]
     width = max(part.top_ids.shape[1] for part in parts)
     found: dict[str, Any] = {}
     for name in Columns._fields:
@@ -100,13 +103,15 @@ def columns(tokens: Tokens) -> Columns:
         tokens.place, tokens.logprobs, lambda i: tokens.path.format(i=i, id=tokens.ids[i]), is_null_allowed=True
     )
     is_sentinel = own == SENTINEL
-    classes = [(i, j, entry) for i, entries in enumerate(tokens.tops) for j, entry in enumerate(entries)]
+    classes = list(itertools.chain.from_iterable(tokens.tops))
+    texts, ids, logprobs = map(list, zip(*classes, strict=True)) if classes else ([], [], [])
 
     def top_path(at: int) -> str:
-        i, j, entry = classes[at]
-        return tokens.top_path.format(i=i, j=j, id=entry.id, text=entry.text)
+        i, j = [(i, j) for i, entries in enumerate(tokens.tops) for j in range(len(entries))][at]
+        return tokens.top_path.format(i=i, j=j, id=ids[at], text=texts[at])
 
-    lists = _Lists(tokens, own, _numbers(tokens.place, [entry.logprob for *_, entry in classes], top_path))
+    lists = _Lists(tokens, own, _objects(texts, len(texts)), np.array(ids, np.int64),
+                   _numbers(tokens.place, logprobs, top_path))  # fmt: skip
     rank, is_greedy, is_known = lists.ranks()
     own[is_sentinel] = np.nan
     is_known &= ~np.isnan(own) | is_sentinel
@@ -142,13 +147,11 @@ def _numbers(
 class _Lists:
     """The lists of all positions."""
 
-    def __init__(self, tokens: Tokens, own: Float64Array, values: Float64Array) -> None:
+    def __init__(self, tokens: Tokens, own: Float64Array, texts: Array, ids: IntArray, values: Float64Array) -> None:
         """Find the token itself in each list, and what else is there."""
-        self.n, self.own, self.values = len(own), own, values
-        self.classes = [entry for entries in tokens.tops for entry in entries]
+        self.n, self.own, self.texts, self.ids, self.values = len(own), own, texts, ids, values
         self.count = np.array([len(entries) for entries in tokens.tops], np.int64)
         self.row = np.repeat(np.arange(self.n), self.count)
-        self.ids = np.array([entry.id for entry in self.classes], np.int64)
         self.own_ids = np.array(tokens.ids, np.int64)
         self.is_own = self._find_own(tokens)
         self.is_listed = self._any(self.is_own)
@@ -167,7 +170,7 @@ class _Lists:
 
     def _find_lost(self, shown: IntArray) -> None:
         """Find lists that may have lost a class to another one of the same text, above all of parts of characters."""
-        is_part = [entry.text is not None and (not entry.text or "\ufffd" in entry.text) for entry in self.classes]
+        is_part = [text is not None and (not text or "\ufffd" in text) for text in self.texts]
         has_parts = self._any(np.array(is_part, bool))
         is_k_known = bool((shown[~has_parts] == self.k).any())
         self.is_short = (self.count > 0) & ((self.count < self.k) | (has_parts & (not is_k_known)))
@@ -186,8 +189,7 @@ class _Lists:
         own = self.own[self.row]
         with np.errstate(invalid="ignore"):  # of infinities
             is_near = (np.abs(self.values - own) <= _SAME) | (self.values == own)
-        pairs = zip(self.classes, text, strict=True)
-        by_text = np.array([entry.text is not None and entry.text == own_text for entry, own_text in pairs], bool)
+        by_text = (self.texts == text) & (self.texts != np.array(None))
         is_own |= ((self.ids < 0) | (self.own_ids[self.row] < 0)) & by_text & is_near
         at = np.flatnonzero(is_own)
         _, first = np.unique(self.row[at], return_index=True)
@@ -221,8 +223,9 @@ class _Lists:
         column = np.arange(len(row)) - np.searchsorted(row, row)
         shape = self.n, int(column.max(initial=-1)) + 1
         text, ids, logprobs = np.full(shape, None, object), np.full(shape, -1), np.full(shape, np.nan)
-        text[row, column] = _objects([self.classes[i].text for i in order], len(order))
-        ids[row, column], logprobs[row, column] = self.ids[order], self.values[order]
+        text[row, column], ids[row, column], logprobs[row, column] = (
+            values[order] for values in (self.texts, self.ids, self.values)
+        )
         return text, ids, logprobs
 
 
