@@ -112,10 +112,12 @@ def test_accuracy_is_of_the_tokens_where_it_is_known(score_json, command, tmp_pa
 def test_a_response_is_greedy_only_where_that_is_known(tmp_path):
     best, other = ("a", -0.5, [("a", -0.5), ("b", -2)]), ("b", -2.0, [("a", -0.5), ("b", -2)])
     unknown = ("c", -1.0)
-    lines = [chat(best, best), chat(best, unknown), chat(other, unknown), chat(unknown)]
-    sequences = evaluate([clients.save_lines(tmp_path / "chats.jsonl", *lines)]).sequences
-    assert sequences["is_greedy_known"].tolist() == [True, False, True, False]
-    assert sequences["is_greedy"].tolist() == [True, False, False, False]
+    missed = ("c", -9999.0)  # below what was returned, so that another is the likeliest
+    lines = [chat(best, best), chat(best, unknown), chat(other, unknown), chat(unknown), chat(best, missed)]
+    evaluation = evaluate([clients.save_lines(tmp_path / "chats.jsonl", *lines)])
+    assert evaluation.sequences["is_greedy_known"].tolist() == [True, False, True, False, True]
+    assert evaluation.sequences["is_greedy"].tolist() == [True, False, False, False, False]
+    assert evaluation.figures["greedy_known"] == 5
 
 
 def test_bits_per_byte_are_of_the_responses_own_text(score_json, tmp_path):

@@ -68,7 +68,9 @@ def score_responses(
         block = _columns(responses)
         numbers, kept = block["numbers"] + n_responses, block["kept"]
         scores = _token_scores(block, responses, top_k)
-        collector.update(scores, numbers)
+        is_missed = np.bincount(block["numbers"][block["is_sentinel"]], minlength=len(responses)) > 0
+        is_greedy = scores.is_greedy & ~is_missed[block["numbers"]]  # what is below all that is returned is not greedy
+        collector.update(dataclasses.replace(scores, is_greedy=is_greedy), numbers)
         highest.update(scores.nll, block["ids"], kept, block["positions"], numbers, block["tokens"])
         masks = (~kept & ~block["is_sentinel"], ~kept & block["is_sentinel"],
                  scores.is_greedy, kept & block["is_greedy_known"])  # fmt: skip
@@ -203,7 +205,7 @@ def _sources(responses: Sequence[Response], block: dict[str, Any]) -> Sources:
         np.array([response.line for response in responses], np.int64),
         np.array([response.choice for response in responses], np.int64),
         np.where((count(kept & (block["n_bytes"] < 0)) > 0) | is_cut, -1, sizes),
-        (count(kept & known & ~is_greedy) > 0) | (count(kept & known) == tokens),
+        (count(known & ~is_greedy) > 0) | (count(kept & known) == tokens),
         np.array([response.custom_id for response in responses], np.object_),
     ]
     return Sources(*(column[tokens > 0] for column in columns))

@@ -114,10 +114,11 @@ def columns(tokens: Tokens) -> Columns:
                    _numbers(tokens.place, logprobs, top_path))  # fmt: skip
     rank, is_greedy, is_known = lists.ranks()
     own[is_sentinel] = np.nan
-    is_known &= ~np.isnan(own) | is_sentinel
+    is_known = (is_known & ~np.isnan(own)) | is_sentinel
+    is_greedy &= is_known & ~is_sentinel
     everything: tuple[Array, ...] = (
         _objects(tokens.texts, n), np.array(tokens.lengths, np.int64), np.array(tokens.ids, np.int64), own, is_sentinel,
-        rank, is_greedy & is_known, is_known, lists.is_lost, *lists.tops(),
+        rank, is_greedy, is_known, lists.is_lost, *lists.tops(),
     )  # fmt: skip
     return Columns(*(column[tokens.span] for column in everything))
 
