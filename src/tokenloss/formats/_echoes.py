@@ -189,8 +189,8 @@ def _one_by_usage(value: dict[str, Any], listed: Tokens, n_prompt: int, n_genera
 def _block(sizes: Sequence[int], total: int) -> int:
     """Number of choices of each prompt, whose sizes make a total; 0 if none does."""
     for n in range(1, len(sizes) + 1):
-        blocks = [sizes[i : i + n] for i in range(0, len(sizes), n)]
-        if len(sizes) % n == 0 and all(len(set(block)) == 1 for block in blocks) and sum(b[0] for b in blocks) == total:
+        is_whole = len(sizes) % n == 0 and sum(sizes[::n]) == total
+        if is_whole and all(size == sizes[i - i % n] for i, size in enumerate(sizes)):
             return n
     return 0
 
