@@ -178,9 +178,9 @@ def _one_by_usage(value: dict[str, Any], listed: Tokens, n_prompt: int, n_genera
     if n_generated != 1 or _LLAMA_CPP_PYTHON.fullmatch(str(value.get("id"))):
         return n - n_generated  # the BOS is not listed
     lists = [(i, entries) for i, entries in enumerate(listed.tops) if entries]
-    if any(entries[0].text != listed.texts[i] for i, entries in lists if listed.texts[i] is not None):
+    if any(entries[0][0] != listed.texts[i] for i, entries in lists if listed.texts[i] is not None):
         return n - 1  # likewise
-    values = [[entry.logprob for entry in entries] for _, entries in lists]
+    values = [[logprob for _, _, logprob in entries] for _, entries in lists]
     if any(all(map(is_log_prob, row)) and row[0] < max(row) for row in values):
         return n  # vLLM, which puts the token itself first, counts a token that it does not list
     return None

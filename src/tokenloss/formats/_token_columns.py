@@ -13,6 +13,10 @@ import numpy as np
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from typing import TypeAlias
+
+    # a class in the list of a position: text, id, log-probability; plain, since there are millions
+    Listed: TypeAlias = tuple[str | None, int, Any]
 
     from tokenloss._types import Array, BoolArray, Float64Array, IntArray
     from tokenloss.formats._fields import Place
@@ -21,14 +25,6 @@ SENTINEL = -9999.0  # stands for "below what is returned", or for -inf
 _MOST = 1e-4  # log-probability, by rounding
 _SAME = 1e-5  # difference of two roundings of a log-probability
 _RAW = re.compile("[ĠĊ▁\ufffd]|^$")  # in texts of a vocabulary, and of parts of a character
-
-
-class Listed(NamedTuple):
-    """A class in the list of a position."""
-
-    text: str | None
-    id: int
-    logprob: Any
 
 
 @dataclasses.dataclass
