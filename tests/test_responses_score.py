@@ -173,6 +173,26 @@ def test_bits_per_byte_of_a_first_token_without_text(tmp_path):
     assert evaluate([path]).figures["n_bytes"] == 2
 
 
+@pytest.mark.parametrize("end", ["<|im_end|>", "</s>"])
+@pytest.mark.parametrize("has_bytes", [True, False])
+def test_bits_per_byte_do_not_count_an_end_of_text_that_the_text_does_not_hold(end, has_bytes, tmp_path):
+    body = chat(("Yes", -1.0), (end, -0.5))
+    for entry in body["choices"][0]["logprobs"]["content"]:
+        entry["bytes"] = list(entry["token"].encode()) if has_bytes else None
+    path = clients.save_lines(tmp_path / "chats.jsonl", body)
+    assert evaluate([path]).figures["n_bytes"] == 3 + len(end)
+    body["choices"][0]["message"]["content"] = "Yes"
+    clients.save_lines(path, body)
+    assert evaluate([path]).figures["n_bytes"] == 3
+    assert evaluate([path]).figures["bits_per_byte"] == pytest.approx(1.5 / 3 / math.log(2))
+    body["choices"][0]["message"]["content"] = ""
+    body["choices"][0]["logprobs"]["content"][:1] = []
+    clients.save_lines(path, body)
+    assert evaluate([path]).figures["n_bytes"] == 0
+    clients.save_lines(path, body, chat(("Yes", -1.0)))
+    assert evaluate([path]).figures["bits_per_byte"] == pytest.approx(1.5 / 3 / math.log(2))
+
+
 def test_classes_that_are_not_known_are_not_shown(score_json, command, tmp_path):
     path = clients.save_lines(tmp_path / "chats.jsonl", chat(("a", -1.0), ("b", -2.0)))
     tokens = score_json(path)["highest_loss_tokens"]

@@ -25,6 +25,7 @@ SENTINEL = -9999.0  # stands for "below what is returned", or for -inf
 _MOST = 1e-4  # log-probability, by rounding
 _SAME = 1e-5  # difference of two roundings of a log-probability
 _RAW = re.compile("[ĠĊ▁\ufffd]|^$")  # in texts of a vocabulary, and of parts of a character
+_SPECIAL = re.compile("<[^ ]+>")
 
 
 @dataclasses.dataclass
@@ -236,7 +237,8 @@ def lengths(
     """Length of each token in UTF-8; -1 where it is not known.
 
     By its bytes where the server gave them. Else by its text, if the texts make the response's own, or if none is of a
-    part of a character, which is lost. A server may give all of a character to the last of its tokens.
+    part of a character, which is lost. A server may give all of a character to the last of its tokens. An end of
+    text, such as <|im_end|>, that the response's own text does not hold has no bytes.
     """
     known = [text for text in texts if text is not None]
     joined = "".join(known)
@@ -249,6 +251,9 @@ def lengths(
         text = texts[i]
         if spelling is not None and not (text is not None and "\ufffd" in text and text.encode() == spelling):
             found[i] = len(spelling)
+    last = (texts[-1] if texts else None) or ""
+    if own is not None and _SPECIAL.fullmatch(last) and not own.endswith(last):
+        found[-1] = 0
     return found
 
 

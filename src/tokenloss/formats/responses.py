@@ -42,7 +42,8 @@ class Response:
     tokens : array of object
         Text of each token; None where the server gave none. It may be empty or U+FFFD for a part of a character.
     n_bytes : array of int64
-        Length of each token's text in UTF-8; -1 where it is not known, as of a part of a character.
+        Length of each token's text in UTF-8; -1 where it is not known, as of a part of a character, and 0 of an end of
+        text, such as ``<|im_end|>``, that the response's own text does not hold.
     ids : array of int64
         Class id of each token; -1 where it is not known.
     logprobs : array of float64
