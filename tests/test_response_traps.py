@@ -500,6 +500,8 @@ def test_mixed_layouts_are_refused_with_their_line(read):
         ({"custom_id": "q", "method": "POST", "url": "/v1/completions", "body": {}}, "it is a request"),
         ({"choices": [{"index": 0, "delta": {"content": "a"}}]}, "it is a piece of a stream"),
         ({"content": " a", "tokens_predicted": 1, "stop": False}, "it is a piece of a stream"),
+        ({"choices": [{"text": " a", "logprobs": None, "finish_reason": None}]}, "it is a piece of a stream"),
+        ({"text": " a", "meta_info": {"finish_reason": None}}, "it is a piece of a stream"),
         (echo(["a"], [None, -1.0], text="a"), r"choices\[0\].logprobs.tokens has 1 elements; it must have 2"),
         (echo(["a", 3], [None, -1.0], text="a"), r"choices\[0\].logprobs.tokens\[1\] is 3"),
         (echo(["a", "b"], [None, -1.0], [None]), r"choices\[0\].logprobs.top_logprobs has 1 elements"),

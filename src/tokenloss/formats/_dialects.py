@@ -324,8 +324,6 @@ def _flat_tops(meta: dict[str, Any], name: str, n: int, place: Place) -> list[li
 
 def _llama_cpp(value: dict[str, Any], place: Place) -> list[Choice]:
     """The choice of a response of llama.cpp's own endpoint."""
-    if value.get("stop") is False:
-        place.refuse("it is a piece of a stream", "be a whole response")
     found, n_generated = value.get("completion_probabilities"), value.get("tokens_predicted")
     content = check_text(value.get("content"), "content", place)
     parts = {} if found is None else {"generated": _content(found, "completion_probabilities", place, content)}
@@ -337,18 +335,27 @@ def _llama_cpp(value: dict[str, Any], place: Place) -> list[Choice]:
     ]
 
 
+def _is_piece(value: dict[str, Any]) -> bool:
+    """Whether a response is a piece of a stream; of completions, one without an end and without counts."""
+    meta, choices = value.get("meta_info"), value.get("choices")
+    first = choices[0] if isinstance(choices, list) and choices and isinstance(choices[0], dict) else {}
+    is_open = "text" in first and first.get("finish_reason", "") is None and not value.get("usage")
+    is_open |= isinstance(meta, dict) and meta.get("finish_reason", "") is None
+    return is_open or "delta" in first or ("content" in value and value.get("stop") is False)
+
+
 def _stream(value: dict[str, Any], place: Place) -> list[Choice]:
     """Refuse a piece of a stream."""
     return place.refuse("it is a piece of a stream", "be a whole response")
 
 
 _DIALECTS: dict[str, tuple[Callable[[dict[str, Any]], bool], Callable[[dict[str, Any], Place], list[Choice]]]] = {
+    "stream": (_is_piece, _stream),
     "llama.cpp": (
         lambda value: "completion_probabilities" in value or {"content", "tokens_predicted"} <= set(value),
         _llama_cpp,
     ),
     "SGLang": (lambda value: "meta_info" in value, _sglang),
-    "stream": (_has_choices("delta"), _stream),
     "chat": (_has_choices("message"), _completions),
     "completions": (_has_choices("text"), _completions),
     "tokens": (_has_choices("token_ids"), _completions),
