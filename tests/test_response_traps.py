@@ -180,6 +180,18 @@ def test_minus_9999_is_a_sentinel_of_vllm_and_openai_and_is_not_averaged(read):
         assert response.is_sentinel.tolist() == [False, True, False]
 
 
+def test_the_least_float32_of_llama_cpp_is_a_sentinel_and_no_loss_of_1e38(read):
+    value = clients.response("llama_server/completion_00.json")
+    for entry in (value["completion_probabilities"][1], value["completion_probabilities"][2]["top_logprobs"][-1]):
+        entry["logprob"] = -3.4028234663852886e38  # of a probability of 0
+    (response,) = read(value)
+    assert np.flatnonzero(response.is_sentinel).tolist() == [1]
+    assert np.flatnonzero(np.isnan(response.logprobs)).tolist() == [1]
+    assert not response.is_greedy[1]
+    assert np.nanmin(response.top_logprobs) > -100
+    assert np.flatnonzero(np.isnan(response.top_logprobs).any(1)).tolist() == [2]
+
+
 def test_minus_infinity_is_a_loss_of_infinity(read):
     (response,) = read(echo(["a", "b"], [None, -math.inf], [None, {"b": -math.inf, "x": -0.1}], usage=(2, 0)))
     assert response.logprobs[1] == -math.inf

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from tokenloss.formats._fields import Place
 
 SENTINEL = -9999.0  # stands for "below what is returned", or for -inf
+_LOWEST = -3e38  # the least float32, which llama.cpp writes for a probability of 0, is below
 _MOST = 1e-4  # log-probability, by rounding
 _SAME = 1e-5  # difference of two roundings of a log-probability
 _RAW = re.compile("[ĠĊ▁\ufffd]|^$")  # in texts of a vocabulary, and of parts of a character
@@ -135,11 +136,13 @@ def is_log_prob(value: Any) -> bool:
 def _numbers(
     place: Place, values: list[Any], path: Callable[[int], str], *, is_null_allowed: bool = False
 ) -> Float64Array:
-    """Log-probabilities; nan for null."""
+    """Log-probabilities; nan for null, and one sentinel for all."""
     for i, value in enumerate(values):
         if not is_log_prob(value) and (value is not None or not is_null_allowed):
             place.refuse(f"{path(i)} is {reprlib.repr(value)}", "be a log-probability, a number of at most 0")
-    return np.array(values, np.float64)
+    found = np.array(values, np.float64)
+    found[(found < _LOWEST) & (found > -np.inf)] = SENTINEL
+    return found
 
 
 class _Lists:
