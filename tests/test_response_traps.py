@@ -409,6 +409,23 @@ def test_an_echo_that_nothing_divides_is_only_read_as_a_whole(read):
         read(echo(["a", "b", "x"], [None, -1.0, -2.0], usage=(5, 1)))
 
 
+def test_an_echo_of_as_many_tokens_as_either_a_bos_or_a_new_token_would_leave_is_not_guessed(read):
+    value = echo(["a", "b"], [None, -0.1], [None, {"b": -0.1, "x": -3.0}], usage=(2, 1))
+    with pytest.raises(ValueError, match="nothing tells where the echoed prompt ends"):
+        read(value)
+    (response,) = read(echo(["a", "b"], [None, -2.0], [None, {"b": -2.0, "x": -0.1}], usage=(2, 1)))  # of vLLM
+    assert response.is_prompt.tolist() == [True, True]
+
+
+def test_a_list_with_part_of_a_character_that_is_as_long_as_others_lost_no_class(read):
+    tops = [{"a": -0.1, "b": -3.0}, {"c": -0.1, "\ufffd": -3.0}]
+    (response,) = read(echo(["a", "c"], [-0.1, -0.1], tops, usage=(1, 2)))
+    assert response.lost_tops == 0
+    assert response.top_tokens.tolist() == [["a", "b"], ["c", "\ufffd"]]
+    (response,) = read(echo(["a", "c"], [-0.1, -0.1], [tops[0], {"\ufffd": -0.1}], text="ac", usage=(1, 2)))
+    assert response.lost_tops == 1
+
+
 def test_an_echo_of_openai_that_generated_nothing_counts_the_prompt_alone(read):
     value = echo(["a", "b"], [None, -1.0])
     (response,) = read(value | {"usage": {"prompt_tokens": 2, "total_tokens": 2}})
