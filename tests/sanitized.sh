@@ -30,7 +30,9 @@ left_out=(
     --ignore tests/test_release.py --ignore tests/test_engines.py --ignore tests/test_page.py
     --ignore tests/test_benchmarks.py
     --ignore tests/test_plots.py --ignore tests/test_command_display.py --ignore tests/test_damaged_files.py
-    --ignore tests/test_damaged_responses.py --ignore tests/test_records.py
+    --ignore tests/test_damaged_responses.py --ignore tests/test_records.py --ignore tests/test_response_traps.py
+    --ignore tests/test_responses.py --ignore tests/test_responses_score.py --ignore tests/test_responses_outputs.py
+    --ignore tests/test_samples.py --ignore tests/test_sample_metrics.py
     --ignore tests/test_pickles.py --ignore tests/test_format_errors.py --ignore tests/test_format_paths.py
     # a sanitizer's own memory is many times that which is measured
     --deselect tests/test_format_memory.py::test_memory_is_that_of_a_block

@@ -141,6 +141,12 @@ def test_topk_divergence_bound_of_equal_lists_is_0(shift, rng):
     np.testing.assert_array_equal(turned.kl, 0)
 
 
+def test_topk_divergence_bound_of_nearly_equal_lists_is_never_negative(rng):
+    ids, logprobs = tops(rng.normal(0, 2, (500, 20)), 12)
+    found = topk_divergence_bound(ids, logprobs, ids, logprobs + 1e-15 * rng.normal(0, 1, logprobs.shape))
+    assert (found.kl >= 0).all()
+
+
 def test_limits_of_topk_divergence_bound():
     half = math.log(0.5)
     assert topk_divergence_bound([0], [half], [1], [half]) == (0, 0, 0, 0)

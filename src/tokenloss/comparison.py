@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,9 +11,9 @@ import numpy as np
 from tokenloss import _core, _job
 from tokenloss._dtypes import CheckedArray, as_float_array
 from tokenloss._errors import raise_error
-from tokenloss._exact import ExactMoments, ExactRatio, exp
+from tokenloss._paired import KL_QUANTILES, Mean, as_json_figures, paired_figures, quantiles, sequence_table
 from tokenloss._validation import as_other_scores, as_positions, as_scores, check_axis
-from tokenloss.sequences import check_offsets, check_segment_ids, sequence_losses
+from tokenloss.sequences import check_offsets, check_segment_ids
 
 if TYPE_CHECKING:
     from typing import Literal
@@ -29,9 +29,6 @@ _COLUMNS = {
     "nll": np.float64, "base_nll": np.float64, "kl": np.float64, "delta_p": np.float64, "is_same_top": np.bool_,
     "kept": np.bool_,
 }  # fmt: skip
-
-KL_QUANTILES = (1.0, 0.999, 0.99, 0.95, 0.9, 0.5, 0.1, 0.05, 0.01, 0.001, 0.0)
-_DELTA_P_QUANTILES = (1.0, 0.999, 0.99, 0.95, 0.9, 0.75, 0.5, 0.25, 0.1, 0.05, 0.01, 0.001, 0.0)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -362,25 +359,6 @@ def compare(
     return _comparison(definitions, meter._parts, batch)
 
 
-class Mean:
-    """The mean of a quantity that each token has, its standard error, and the mean of each sequence."""
-
-    def __init__(self, values: Array, segment_ids: IntArray | None) -> None:
-        values = values.astype(np.float64, copy=False)
-        tokens = ExactMoments.of(values)
-        self.mean = tokens.mean
-        self.stderr = self.stderr_of_tokens = tokens.stderr
-        self.is_clustered = False
-        if segment_ids is None:
-            return
-        self.sequences = sequence_losses(values, segment_ids=segment_ids)
-        groups = ExactRatio.of(self.sequences.nll, self.sequences.count.astype(np.float64))
-        groups += ExactRatio.of_mean(ExactMoments.of(values, segment_ids < 0))
-        if self.sequences.ids.size and groups.count > 1:
-            self.stderr = groups.stderr
-            self.is_clustered = True
-
-
 def _included(parts: list[_Columns], kept: BoolArray) -> tuple[Array, IntArray | None]:
     """Index of the included positions, and their sequences' numbers, negative for none; None if none were given."""
     if not any("segment_ids" in part for part in parts):
@@ -414,86 +392,3 @@ def _comparison(definitions: str, parts: list[_Columns], batch: tuple[int, ...])
         **figures,
         **columns,
     )
-
-
-def paired_figures(
-    nll: Float64Array, base_nll: Float64Array, delta_p: Float64Array, ids: IntArray | None
-) -> tuple[dict[str, Any], dict[str, Mean]]:
-    """Figures of the losses of two models for the same tokens, and their means, which are of each sequence, too."""
-    loss, base_loss = Mean(nll, ids), Mean(base_nll, ids)
-    perplexity, base_perplexity = exp(loss.mean), exp(base_loss.mean)
-    with np.errstate(invalid="ignore", over="ignore"):  # infinite losses
-        log_ratio = Mean(nll - base_nll, ids)
-        difference = Mean(perplexity * nll - base_perplexity * base_nll, ids)
-    change, square = Mean(delta_p, ids), Mean(delta_p**2, ids)
-    ratio, rms = exp(log_ratio.mean), math.sqrt(square.mean)
-    figures = {
-        "count": nll.size,
-        "n_sequences": 0 if ids is None else loss.sequences.ids.size,
-        "is_clustered": loss.is_clustered,
-        "perplexity": perplexity,
-        "perplexity_stderr": perplexity * loss.stderr,
-        "base_perplexity": base_perplexity,
-        "base_perplexity_stderr": base_perplexity * base_loss.stderr,
-        "correlation": _correlation(loss.stderr_of_tokens, base_loss.stderr_of_tokens, log_ratio.stderr_of_tokens),
-        "log_perplexity_ratio": log_ratio.mean,
-        "log_perplexity_ratio_stderr": log_ratio.stderr,
-        "perplexity_ratio": ratio,
-        "perplexity_ratio_stderr": ratio * log_ratio.stderr,
-        "perplexity_difference": perplexity - base_perplexity,
-        "perplexity_difference_stderr": difference.stderr,
-        "mean_delta_p": change.mean,
-        "mean_delta_p_stderr": change.stderr,
-        "delta_p_quantiles": quantiles(delta_p, _DELTA_P_QUANTILES),
-        "rms_delta_p": rms,
-        "rms_delta_p_stderr": square.stderr / (2 * rms) if rms else square.stderr,
-    }
-    return figures, {"loss": loss, "base_loss": base_loss, "loss_difference": log_ratio, "delta_p": change}
-
-
-def sequence_table(means: dict[str, Mean]) -> _Columns:
-    """Columns of a table of sequences: their number, their tokens, and these means."""
-    of = means["loss"].sequences
-    columns: _Columns = {"sequence": of.ids, "tokens": of.count}
-    return columns | {name: mean.sequences.loss for name, mean in means.items()}
-
-
-def _correlation(stderr: float, base_stderr: float, stderr_of_difference: float) -> float:
-    """Correlation of two means: the variance of their difference is that of both less twice the covariance."""
-    errors = stderr, base_stderr, stderr_of_difference
-    exponent = math.frexp(max(errors))[1]  # a power of two, which leaves their squares finite
-    stderr, base_stderr, stderr_of_difference = (math.ldexp(error, -exponent) for error in errors)
-    product = 2 * stderr * base_stderr
-    if not product > 0:
-        return math.nan
-    return max(-1.0, min(1.0, (stderr**2 + base_stderr**2 - stderr_of_difference**2) / product))
-
-
-def quantiles(values: Float64Array, fractions: tuple[float, ...]) -> dict[float, float]:
-    """Quantiles by linear interpolation; nan without values, or with a nan among them."""
-    ordered = np.sort(values)
-    if not ordered.size or np.isnan(ordered[-1]):
-        return dict.fromkeys(fractions, math.nan)
-    found = {}
-    for fraction in fractions:
-        below, rest = divmod(round(1000 * fraction) * (ordered.size - 1), 1000)
-        low, high = float(ordered[below]), float(ordered[below + (rest > 0)])
-        found[fraction] = low if low == high else low * (1 - rest / 1000) + high * (rest / 1000)
-    return found
-
-
-def as_json_figures(comparison: Any) -> dict[str, Any]:
-    """All figures of a comparison, without the arrays of positions, as JSON can hold them."""
-    figures: dict[str, Any] = {}
-    for field in fields(comparison):
-        value = getattr(comparison, field.name)
-        if field.name == "sequences":
-            continue
-        if isinstance(value, dict):
-            figures[field.name] = {f"{fraction:g}": quantile for fraction, quantile in value.items()}
-        elif not isinstance(value, np.ndarray):
-            figures[field.name] = value
-    if comparison.sequences is not None and comparison.n_sequences:
-        rows = zip(*(column.tolist() for column in comparison.sequences.values()), strict=True)
-        figures["sequences"] = [dict(zip(comparison.sequences, row, strict=True)) for row in rows]
-    return figures

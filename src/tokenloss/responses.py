@@ -10,7 +10,7 @@ import numpy as np
 
 from tokenloss import _workers
 from tokenloss._errors import raise_error
-from tokenloss.comparison import KL_QUANTILES, Mean, as_json_figures, paired_figures, quantiles, sequence_table
+from tokenloss._paired import KL_QUANTILES, Mean, as_json_figures, paired_figures, quantiles, sequence_table
 
 if TYPE_CHECKING:
     from typing import Literal

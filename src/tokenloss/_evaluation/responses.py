@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from tokenloss._evaluation.plan import Options
-    from tokenloss._evaluation.run import Sink
+    from tokenloss._evaluation.run import _Sink
     from tokenloss._types import Array, IntArray
     from tokenloss.formats.responses import Response
 
@@ -54,7 +54,7 @@ def score_responses(
     shard: Shard,
     options: Options,
     workers: int | None,
-    sink: Sink | None = None,
+    sink: _Sink | None = None,
     top_k: int = 0,
     advance: Callable[[int], None] | None = None,
 ) -> ShardResult:

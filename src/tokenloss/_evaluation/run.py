@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from tokenloss.scores import TokenScores
 
     # called with the scores of each block, its class ids, its text, its positions and the numbers of their sequences
-    Sink: TypeAlias = Callable[..., None]
+    _Sink: TypeAlias = Callable[..., None]
 
 _LOSSES: dict[str, Callable[..., Any]] = {
     "logits": cross_entropy,
@@ -156,7 +156,7 @@ def score_shard(
     shard: Shard,
     options: Options,
     workers: int | None,
-    sink: Sink | None = None,
+    sink: _Sink | None = None,
     top_k: int = 0,
     advance: Callable[[int], None] | None = None,
 ) -> ShardResult:
@@ -169,7 +169,7 @@ def score_rows(
     opened: OpenShard,
     options: Options,
     workers: int | None,
-    sink: Sink | None = None,
+    sink: _Sink | None = None,
     top_k: int = 0,
     advance: Callable[[int], None] | None = None,
     sampled: int = 0,

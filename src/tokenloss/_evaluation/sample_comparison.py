@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from tokenloss._types import Float64Array, IntArray
 
-    Pair = tuple[Sample, Sample]
+    _Pair = tuple[Sample, Sample]
 
 _PERPLEXITIES = {"perplexity", "word_perplexity", "byte_perplexity"}  # exp of minus a mean log-likelihood
 _CHECKED = ("acc", "acc_norm", "acc_bytes", "acc_mutual_info")  # which responses and target give, too
@@ -32,7 +32,7 @@ _LEVEL = 0.05
 
 def paired(
     paths: tuple[str, str], samples: tuple[list[Sample], list[Sample]], document: Callable[[Sample], int | str]
-) -> list[Pair]:
+) -> list[_Pair]:
     """Each sample of the base with that of the other model, of the same document and filter."""
     found: list[dict[object, list[Sample]]] = []
     for file in samples:
@@ -49,7 +49,7 @@ def paired(
     ]  # fmt: skip
     if alone:
         _refuse_alone(paths, samples, alone)
-    pairs: list[Pair] = []
+    pairs: list[_Pair] = []
     for key, group in base.items():
         pairs += zip(group, _in_order_of(group, other[key]), strict=True)
     wrong = [(a, b) for a, b in pairs if a.target_hash and b.target_hash and a.target_hash != b.target_hash]
@@ -147,7 +147,7 @@ class _Side(NamedTuple):
 
 
 def metrics_of(
-    paths: tuple[str, str], pairs: list[Pair], groups: list[Any], margin: float | None
+    paths: tuple[str, str], pairs: list[_Pair], groups: list[Any], margin: float | None
 ) -> tuple[list[dict[str, Any]], dict[str, str], list[str]]:
     """Figures of each metric, by filter; why others are left out; and notes."""
     metrics: list[dict[str, Any]] = []

@@ -169,7 +169,8 @@ typedef struct {
     tl_reduce_fn *reduce[TL_REDUCE_KINDS][TL_FLOAT_DTYPES];
 
     /* Reductions of two rows: both sums, the moment of the base with regard to the other row, and the maximum of the
-     * base. Returns 1 if the other row holds -inf (or, in double, anything below -TL_MIN_FMA_SAFE). */
+     * base. `count` is below TL_CHUNK or a multiple of it. Returns 1 if the other row holds -inf (or, in double,
+     * anything below -TL_MIN_FMA_SAFE). */
     int (*kl[TL_FLOAT_DTYPES])(const void *base, const void *other, size_t count, tl_lse_acc *base_state,
                                tl_lse_acc *other_state);
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     # a metric of a sample: its value and the value's weight; None of what is no number
-    Cell = tuple[float, float] | None
+    _Cell = tuple[float, float] | None
 
 _OWN_KEYS = {"doc_id", "doc", "target", "arguments", "resps", "filtered_resps", "filter", "metrics", "doc_hash",
              "prompt_hash", "target_hash"}  # fmt: skip
@@ -39,7 +39,7 @@ class Sample(NamedTuple):
     target_hash: str
     prompt_hash: str
     group: object
-    metrics: dict[str, Cell]
+    metrics: dict[str, _Cell]
     derived: dict[str, float]
 
 
@@ -115,7 +115,7 @@ def _field(doc: Any, name: str, line: _Line) -> object:
 # -- metrics that the harness wrote ------------------------------------------------------------------------------------
 
 
-def _metrics(record: dict[str, Any], line: _Line) -> dict[str, Cell]:
+def _metrics(record: dict[str, Any], line: _Line) -> dict[str, _Cell]:
     """Metrics by name."""
     names = record.get("metrics")
     if names is None:  # of early versions
@@ -130,7 +130,7 @@ def _metrics(record: dict[str, Any], line: _Line) -> dict[str, Cell]:
     return {name: _cell(name, record[name], line) for name in names}
 
 
-def _cell(name: str, value: Any, line: _Line) -> Cell:
+def _cell(name: str, value: Any, line: _Line) -> _Cell:
     """Value and weight of a metric."""
     if name in WEIGHTED:
         if not isinstance(value, list) or len(value) != 2:
@@ -149,7 +149,7 @@ def _cell(name: str, value: Any, line: _Line) -> Cell:
     return None if number is None else (number, 1.0)
 
 
-def _brier(value: list[Any], line: _Line) -> Cell:
+def _brier(value: list[Any], line: _Line) -> _Cell:
     """The Brier score of the right choice's number and the probabilities: a list, or NumPy's text of one."""
     fits = "be the number of a choice and probabilities"
     gold, probs = value if len(value) == 2 else (None, None)

@@ -24,7 +24,7 @@ TL_TARGET TL_INLINE void OP(deinterleave_piece)(const REAL *group, size_t k, siz
     }
 }
 
-TL_TARGET TL_INLINE void OP(interleave)(const char *const *rows, size_t classes, REAL *group) {
+TL_TARGET TL_OUTLINE void OP(interleave)(const char *const *rows, size_t classes, REAL *group) {
     const size_t whole = classes / OP(PIECE) * OP(PIECE);
     for (size_t k = 0; k < whole; k += OP(PIECE))
         OP(interleave_piece)(rows, k, OP(PIECE), group);
@@ -32,7 +32,7 @@ TL_TARGET TL_INLINE void OP(interleave)(const char *const *rows, size_t classes,
         OP(interleave_piece)(rows, whole, classes - whole, group);
 }
 
-TL_TARGET TL_INLINE void OP(deinterleave)(const REAL *group, size_t classes, char *const *rows) {
+TL_TARGET TL_OUTLINE void OP(deinterleave)(const REAL *group, size_t classes, char *const *rows) {
     const size_t whole = classes / OP(PIECE) * OP(PIECE);
     for (size_t k = 0; k < whole; k += OP(PIECE))
         OP(deinterleave_piece)(group, k, OP(PIECE), rows);

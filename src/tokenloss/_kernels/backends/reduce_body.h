@@ -197,6 +197,14 @@ TL_TARGET TL_INLINE double NAME(max_of_)(OP(vec) * maxima, size_t count, double 
     return (double)value[0];
 }
 
+#ifndef HALF
+/* A converted chunk of half precision: not inlined, since it is large. */
+TL_TARGET TL_OUTLINE void NAME(moment_clamped_)(const ELEMENT *x, size_t count, OP(acc) * acc, tl_lanes *sum,
+                                                tl_lanes *moment, tl_all_classes *all) {
+    NAME(reduce_chunk_)(x, count, acc, sum, moment, all, MOMENT, 1, x);
+}
+#endif
+
 /* Adds a chunk with arguments clamped; one of half precision is converted first. */
 TL_TARGET TL_INLINE void NAME(reduce_clamped_)(const ELEMENT *x, size_t count, OP(acc) * acc, tl_lanes *sum,
                                                tl_lanes *moment, tl_all_classes *all, enum tl_mode mode) {
@@ -204,7 +212,10 @@ TL_TARGET TL_INLINE void NAME(reduce_clamped_)(const ELEMENT *x, size_t count, O
     float converted[TL_CHUNK];
     for (size_t i = 0; i < count || i % TL_READ_MULTIPLE != 0; i += f32_WIDTH)
         f32_store(converted + i, LOAD(x + i));
-    JOIN(reduce_chunk_float32_, BACKEND)(converted, count, acc, sum, moment, all, mode, 1, converted);
+    if (mode == MOMENT)
+        JOIN(moment_clamped_float32_, BACKEND)(converted, count, acc, sum, moment, all);
+    else
+        JOIN(reduce_chunk_float32_, BACKEND)(converted, count, acc, sum, moment, all, mode, 1, converted);
 #else
     NAME(reduce_chunk_)(x, count, acc, sum, moment, all, mode, 1, x);
 #endif
@@ -269,18 +280,25 @@ TL_TARGET static void NAME(moment_)(const void *x, size_t count, tl_lse_acc *sta
 TL_TARGET static int NAME(kl_)(const void *base, const void *other, size_t count, tl_lse_acc *base_state,
                                tl_lse_acc *other_state) {
     const ELEMENT *p = (const ELEMENT *)base, *q = (const ELEMENT *)other;
+#ifdef HALF /* less than a chunk is converted, so that whole ones alone are reduced here */
+    if (count < TL_CHUNK) {
+        float converted[2][TL_CHUNK];
+        for (size_t i = 0; i < count || i % TL_READ_MULTIPLE != 0; i += f32_WIDTH) {
+            f32_store(converted[0] + i, LOAD(p + i));
+            f32_store(converted[1] + i, LOAD(q + i));
+        }
+        return JOIN(kl_float32_, BACKEND)(converted[0], converted[1], count, base_state, other_state);
+    }
+#endif
     OP(acc) p_acc = OP(acc_init)(base_state->ref_exp, 1, base_state->moment->shift, base_state->moment->other_shift);
     OP(acc) q_acc = OP(acc_init)(other_state->ref_exp, 1, 0, 0);
     tl_lanes p_sum = OP(load_lanes)(base_state->sum, base_state->comp);
     tl_lanes q_sum = OP(load_lanes)(other_state->sum, other_state->comp);
     tl_lanes moment = OP(load_lanes)(base_state->moment->sum, base_state->moment->comp);
-    for (; count >= TL_CHUNK; count -= TL_CHUNK, p += TL_CHUNK, q += TL_CHUNK) {
-        NAME(reduce_chunk_)(q, TL_CHUNK, &q_acc, &q_sum, NULL, NULL, SUMEXP, 1, q);
-        NAME(reduce_chunk_)(p, TL_CHUNK, &p_acc, &p_sum, &moment, NULL, KL, 1, q);
-    }
-    if (count > 0) {
-        NAME(reduce_chunk_)(q, count, &q_acc, &q_sum, NULL, NULL, SUMEXP, 1, q);
-        NAME(reduce_chunk_)(p, count, &p_acc, &p_sum, &moment, NULL, KL, 1, q);
+    for (size_t done = 0; done < count; done += TL_CHUNK, p += TL_CHUNK, q += TL_CHUNK) {
+        const size_t n = sizeof(ELEMENT) > 2 && count - done < TL_CHUNK ? count - done : TL_CHUNK;
+        NAME(reduce_chunk_)(q, n, &q_acc, &q_sum, NULL, NULL, SUMEXP, 1, q);
+        NAME(reduce_chunk_)(p, n, &p_acc, &p_sum, &moment, NULL, KL, 1, q);
     }
     OP(store_lanes)(&p_sum, base_state->sum, base_state->comp);
     OP(store_lanes)(&q_sum, other_state->sum, other_state->comp);

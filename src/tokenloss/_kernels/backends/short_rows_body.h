@@ -89,21 +89,34 @@ TL_TARGET TL_INLINE void NAME(add_halves_)(NAME(lane_) * lanes, size_t i, size_t
     }
 }
 
-/* The compensated sum of the first `count` lanes of 16, scaled; the others would be 0. See tl_lanes_sum_compensated. */
-TL_TARGET TL_INLINE void NAME(end_lanes_)(NAME(lane_) * lanes, size_t count, int of_exps, double scale, double *total) {
+TL_TARGET TL_INLINE void NAME(end_lanes_of_)(NAME(lane_) * lanes, size_t count, int of_exps, double scale,
+                                             double *total) {
     for (size_t i = 0; i < PARTS; i++) {
         NAME(add_halves_)(lanes, i, 8, count, of_exps);
         NAME(add_halves_)(lanes, i, 4, count, of_exps);
         NAME(add_halves_)(lanes, i, 2, count, of_exps);
         NAME(add_halves_)(lanes, i, 1, count, of_exps);
         f64_vec sum = f64_add(lanes[0].sum[i], lanes[0].comp[i]);
-        f64_store(total + i * f64_WIDTH, scale == 1 ? sum : f64_mul(sum, f64_set(scale)));
+        f64_store(total + i * f64_WIDTH, f64_mul(sum, f64_set(scale)));
     }
+}
+
+/* The compensated sum of the first `count` lanes of 16, scaled by a power of two; the others would be 0. See
+ * tl_lanes_sum_compensated. Not inlined: lanes are in memory, and the code is large. */
+TL_TARGET TL_OUTLINE void NAME(end_lanes_)(NAME(lane_) * lanes, size_t count, double scale, double *total) {
+    NAME(end_lanes_of_)(lanes, count, 0, scale, total);
+}
+
+TL_TARGET TL_OUTLINE void NAME(end_exps_)(NAME(lane_) * lanes, size_t count, double *total) {
+    if (OP(WIDTH) > 1 && count == 16) /* known to the compiler */
+        NAME(end_lanes_of_)(lanes, 16, 1, OP(UNSCALE), total);
+    else
+        NAME(end_lanes_of_)(lanes, count, 1, OP(UNSCALE), total);
 }
 
 /* The largest of the lanes, and their plain sum. */
 TL_TARGET TL_INLINE void NAME(compare_lanes_)(const NAME(lane_) * lanes, size_t count, double *largest,
-                                              double *in_order) {
+                                               double *in_order) {
     for (size_t i = 0; i < PARTS; i++) {
         f64_vec most = f64_set(0), sum = f64_set(0);
         for (size_t l = 0; l < count; l++) {
@@ -245,12 +258,12 @@ TL_TARGET TL_INLINE void NAME(sum_rows_)(const REAL *x, size_t classes, int is_t
     } while (++l < count);
     if (wants_lanes)
         NAME(compare_lanes_)(lanes, count, sums->largest_lane + row, sums->in_order + row);
-    if (OP(WIDTH) > 1 && count == 16) /* known to the compiler */
-        NAME(end_lanes_)(lanes, 16, 1, OP(UNSCALE), sums->sum + row);
+    if (is_tiny && count < 16) /* where a call would be a twentieth of the time */
+        NAME(end_lanes_of_)(lanes, count, 1, OP(UNSCALE), sums->sum + row);
     else
-        NAME(end_lanes_)(lanes, count, 1, OP(UNSCALE), sums->sum + row);
+        NAME(end_exps_)(lanes, count, sums->sum + row);
     if (mode != SUMEXP)
-        NAME(end_lanes_)(moment_lanes, count, 0, OP(UNSCALE), moments->sum + row);
+        NAME(end_lanes_)(moment_lanes, count, OP(UNSCALE), moments->sum + row);
     if (mode == KL) {
         f64_vec most[PARTS];
         OP(widen)(acc.maximum[0], most);
@@ -395,7 +408,7 @@ TL_TARGET static void NAME(short_sum_)(const void *group, size_t classes, double
             NAME(sum_lane_)(x, l, 0, whole, &lanes[l]);
             NAME(sum_lane_)(x, l, whole, classes, &lanes[l]);
         } while (++l < count);
-        NAME(end_lanes_)(lanes, count, 0, 1, sum + r);
+        NAME(end_lanes_)(lanes, count, 1, sum + r);
     }
 }
 
