@@ -180,17 +180,16 @@ def test_minus_9999_is_a_sentinel_of_vllm_and_openai_and_is_not_averaged(read):
         assert response.is_sentinel.tolist() == [False, True, False]
 
 
-def test_the_lowest_float32_of_llama_cpp_is_a_sentinel_and_is_not_averaged(read):
+def test_the_least_float32_of_llama_cpp_is_a_sentinel_and_no_loss_of_1e38(read):
     value = clients.response("llama_server/completion_00.json")
-    forced, other = value["completion_probabilities"][:2]
-    forced |= {"id": 2556, "logprob": -3.4028234663852886e38}
-    other["top_logprobs"][-1]["logprob"] = -3.4028234663852886e38
+    for entry in (value["completion_probabilities"][1], value["completion_probabilities"][2]["top_logprobs"][-1]):
+        entry["logprob"] = -3.4028234663852886e38  # of a probability of 0
     (response,) = read(value)
-    assert np.flatnonzero(response.is_sentinel).tolist() == [0]
-    assert np.isnan(response.logprobs).tolist() == [True, *[False] * 5]
-    assert (response.is_greedy_known[0], response.is_greedy[0]) == (True, False)
-    assert (~np.isnan(response.top_logprobs)).sum(1).tolist() == [5, 4, 5, 5, 5, 5]
-    assert response.top_logprobs[np.isfinite(response.top_logprobs)].min() > -100
+    assert np.flatnonzero(response.is_sentinel).tolist() == [1]
+    assert np.flatnonzero(np.isnan(response.logprobs)).tolist() == [1]
+    assert not response.is_greedy[1]
+    assert np.nanmin(response.top_logprobs) > -100
+    assert np.flatnonzero(np.isnan(response.top_logprobs).any(1)).tolist() == [2]
 
 
 def test_minus_infinity_is_a_loss_of_infinity(read):
@@ -432,6 +431,23 @@ def test_an_echo_that_nothing_divides_is_only_read_as_a_whole(read):
         read(echo(["a", "b", "x"], [None, -1.0, -2.0], usage=(5, 1)))
 
 
+def test_an_echo_of_as_many_tokens_as_either_a_bos_or_a_new_token_would_leave_is_not_guessed(read):
+    value = echo(["a", "b"], [None, -0.1], [None, {"b": -0.1, "x": -3.0}], usage=(2, 1))
+    with pytest.raises(ValueError, match="nothing tells where the echoed prompt ends"):
+        read(value)
+    (response,) = read(echo(["a", "b"], [None, -2.0], [None, {"b": -2.0, "x": -0.1}], usage=(2, 1)))  # of vLLM
+    assert response.is_prompt.tolist() == [True, True]
+
+
+def test_a_list_with_part_of_a_character_that_is_as_long_as_others_lost_no_class(read):
+    tops = [{"a": -0.1, "b": -3.0}, {"c": -0.1, "\ufffd": -3.0}]
+    (response,) = read(echo(["a", "c"], [-0.1, -0.1], tops, usage=(1, 2)))
+    assert response.lost_tops == 0
+    assert response.top_tokens.tolist() == [["a", "b"], ["c", "\ufffd"]]
+    (response,) = read(echo(["a", "c"], [-0.1, -0.1], [tops[0], {"\ufffd": -0.1}], text="ac", usage=(1, 2)))
+    assert response.lost_tops == 1
+
+
 def test_an_echo_of_openai_that_generated_nothing_counts_the_prompt_alone(read):
     value = echo(["a", "b"], [None, -1.0])
     (response,) = read(value | {"usage": {"prompt_tokens": 2, "total_tokens": 2}})
@@ -535,6 +551,8 @@ def test_mixed_layouts_are_refused_with_their_line(read):
         ({"custom_id": "q", "method": "POST", "url": "/v1/completions", "body": {}}, "it is a request"),
         ({"choices": [{"index": 0, "delta": {"content": "a"}}]}, "it is a piece of a stream"),
         ({"content": " a", "tokens_predicted": 1, "stop": False}, "it is a piece of a stream"),
+        ({"choices": [{"text": " a", "logprobs": None, "finish_reason": None}]}, "it is a piece of a stream"),
+        ({"text": " a", "meta_info": {"finish_reason": None}}, "it is a piece of a stream"),
         (echo(["a"], [None, -1.0], text="a"), r"choices\[0\].logprobs.tokens has 1 elements; it must have 2"),
         (echo(["a", 3], [None, -1.0], text="a"), r"choices\[0\].logprobs.tokens\[1\] is 3"),
         (echo(["a", "b"], [None, -1.0], [None]), r"choices\[0\].logprobs.top_logprobs has 1 elements"),

@@ -240,3 +240,14 @@ def test_browser_shows_responses_of_servers_as_far_as_they_are_known(browser, tm
     assert "-1" not in card
     assert "null" not in card
     assert_quiet(browser, path)
+
+
+def test_browser_marks_no_alternative_as_a_token_that_is_not_known(browser, tmp_path):
+    path = tmp_path / "responses.html"
+    meta = {"input_token_logprobs": [[None, 5, None], [-3.0, 0, None]]}  # class 0 may be the last one
+    meta["input_top_logprobs"] = [None, [[-0.5, 7, None], [-1.5, 8, None]]]
+    evaluate([clients.save_lines(tmp_path / "r.jsonl", {"meta_info": meta})], sinks=[sinks.HtmlPage(path)])
+    browser.open(path)
+    browser.point(*middle(browser, 1))
+    assert browser.run("[...document.querySelectorAll('#card tr.target bdi')].map((name) => name.innerText)") == ["?"]
+    assert browser.run("document.querySelectorAll('#card tr').length") == 3

@@ -112,10 +112,12 @@ def test_accuracy_is_of_the_tokens_where_it_is_known(score_json, command, tmp_pa
 def test_a_response_is_greedy_only_where_that_is_known(tmp_path):
     best, other = ("a", -0.5, [("a", -0.5), ("b", -2)]), ("b", -2.0, [("a", -0.5), ("b", -2)])
     unknown = ("c", -1.0)
-    lines = [chat(best, best), chat(best, unknown), chat(other, unknown), chat(unknown)]
-    sequences = evaluate([clients.save_lines(tmp_path / "chats.jsonl", *lines)]).sequences
-    assert sequences["is_greedy_known"].tolist() == [True, False, True, False]
-    assert sequences["is_greedy"].tolist() == [True, False, False, False]
+    missed = ("c", -9999.0)  # below what was returned, so that another is the likeliest
+    lines = [chat(best, best), chat(best, unknown), chat(other, unknown), chat(unknown), chat(best, missed)]
+    evaluation = evaluate([clients.save_lines(tmp_path / "chats.jsonl", *lines)])
+    assert evaluation.sequences["is_greedy_known"].tolist() == [True, False, True, False, True]
+    assert evaluation.sequences["is_greedy"].tolist() == [True, False, False, False, False]
+    assert evaluation.figures["greedy_known"] == 5
 
 
 def test_bits_per_byte_are_of_the_responses_own_text(score_json, tmp_path):
@@ -169,6 +171,26 @@ def test_bits_per_byte_of_a_first_token_without_text(tmp_path):
     usage = {"prompt_tokens": 2, "completion_tokens": 0}
     path = clients.save_lines(tmp_path / "c.jsonl", {"choices": [choice], "usage": usage})
     assert evaluate([path]).figures["n_bytes"] == 2
+
+
+@pytest.mark.parametrize("end", ["<|im_end|>", "</s>"])
+@pytest.mark.parametrize("has_bytes", [True, False])
+def test_bits_per_byte_do_not_count_an_end_of_text_that_the_text_does_not_hold(end, has_bytes, tmp_path):
+    body = chat(("Yes", -1.0), (end, -0.5))
+    for entry in body["choices"][0]["logprobs"]["content"]:
+        entry["bytes"] = list(entry["token"].encode()) if has_bytes else None
+    path = clients.save_lines(tmp_path / "chats.jsonl", body)
+    assert evaluate([path]).figures["n_bytes"] == 3 + len(end)
+    body["choices"][0]["message"]["content"] = "Yes"
+    clients.save_lines(path, body)
+    assert evaluate([path]).figures["n_bytes"] == 3
+    assert evaluate([path]).figures["bits_per_byte"] == pytest.approx(1.5 / 3 / math.log(2))
+    body["choices"][0]["message"]["content"] = ""
+    body["choices"][0]["logprobs"]["content"][:1] = []
+    clients.save_lines(path, body)
+    assert evaluate([path]).figures["n_bytes"] == 0
+    clients.save_lines(path, body, chat(("Yes", -1.0)))
+    assert evaluate([path]).figures["bits_per_byte"] == pytest.approx(1.5 / 3 / math.log(2))
 
 
 def test_classes_that_are_not_known_are_not_shown(score_json, command, tmp_path):

@@ -68,7 +68,7 @@ function fill(token) {
   for (let k = at * data.k; k < (at + 1) * data.k; k++) {
     const other = data.top[k];
     if (named ? data.logprob[k] === null : other < 0) continue;
-    const isTarget = id === null || other === null ? named[k] === text : other === id;
+    const isTarget = id === null || other === null ? text !== null && named[k] === text : other === id;
     rows.append(alternative(other, named ? named[k] : data.text[other], data.logprob[k], isTarget));
     listed ||= isTarget;
   }

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from tokenloss._evaluation.sequences import RowSequences
     from tokenloss._types import Array
+    from tokenloss.formats.responses import ResponsesFile
 
 _BLOCK_BYTES = 32 << 20  # read at a time
 _BLOCK_ROWS = 1 << 20  # read at a time, since each row takes some bytes more
@@ -61,6 +62,7 @@ class Shard(NamedTuple):
     next_id: int | None = None  # the first id of the next shard, if the last row predicts it
     next_text: str | None = None
     size: int | None = None  # of a file of responses, in bytes
+    responses: ResponsesFile | None = None
 
     @property
     def itemsize(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,12 +40,14 @@ def are_responses(paths: Sequence[str]) -> bool:
 def plan_responses(paths: Sequence[str], options: Options) -> list[Shard]:
     """Open all files, which must have the same part, as far as it was not chosen."""
     files = [open_responses(path, part=options.part, skip_failed=options.skip_failed) for path in paths]
-    files = [file for file in files if file.dialect]  # of those whose lines all failed, the part is not known
-    for file in files:
-        if file.part != files[0].part:
-            got = f"has log-probabilities of the part {file.part!r}, but {files[0].path} of {files[0].part!r}"
+    known = [file for file in files if file.dialect]  # of those whose lines all failed, the part is not known
+    for file in known:
+        if file.part != known[0].part:
+            got = f"has log-probabilities of the part {file.part!r}, but {known[0].path} of {known[0].part!r}"
             raise_error("content", path=file.path, got=got, fits="come with --part, or part=")
-    return [Shard(path, "responses", (0,), "", 0, size=Path(path).stat().st_size) for path in paths]
+    sizes = [Path(path).stat().st_size for path in paths]
+    shards = zip(paths, sizes, files, strict=True)
+    return [Shard(path, "responses", (0,), "", 0, size=size, responses=file) for path, size, file in shards]
 
 
 def score_responses(
@@ -56,7 +59,8 @@ def score_responses(
     advance: Callable[[int], None] | None = None,
 ) -> ShardResult:
     """As `score_shard`, of a file of responses."""
-    file = open_responses(shard.path, part=options.part, skip_failed=options.skip_failed)
+    assert shard.responses is not None
+    file = dataclasses.replace(shard.responses, path=shard.path)
     collector, highest = SequenceCollector(RowSequences((0,)), ()), TopLosses(options.top)
     counts = np.zeros(4, np.int64)  # of tokens: without a number, sentinels, greedy, known to be greedy or not
     rounding, sources, n_responses, lost_tops = Rounding(), [], 0, 0
@@ -64,7 +68,9 @@ def score_responses(
         block = _columns(responses)
         numbers, kept = block["numbers"] + n_responses, block["kept"]
         scores = _token_scores(block, responses, top_k)
-        collector.update(scores, numbers)
+        is_missed = np.bincount(block["numbers"][block["is_sentinel"]], minlength=len(responses)) > 0
+        is_greedy = scores.is_greedy & ~is_missed[block["numbers"]]  # what is below all that is returned is not greedy
+        collector.update(dataclasses.replace(scores, is_greedy=is_greedy), numbers)
         highest.update(scores.nll, block["ids"], kept, block["positions"], numbers, block["tokens"])
         masks = (~kept & ~block["is_sentinel"], ~kept & block["is_sentinel"],
                  scores.is_greedy, kept & block["is_greedy_known"])  # fmt: skip
@@ -199,7 +205,7 @@ def _sources(responses: Sequence[Response], block: dict[str, Any]) -> Sources:
         np.array([response.line for response in responses], np.int64),
         np.array([response.choice for response in responses], np.int64),
         np.where((count(kept & (block["n_bytes"] < 0)) > 0) | is_cut, -1, sizes),
-        (count(kept & known & ~is_greedy) > 0) | (count(kept & known) == tokens),
+        (count(known & ~is_greedy) > 0) | (count(kept & known) == tokens),
         np.array([response.custom_id for response in responses], np.object_),
     ]
     return Sources(*(column[tokens > 0] for column in columns))

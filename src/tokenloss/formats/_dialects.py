@@ -13,10 +13,12 @@ import numpy as np
 from tokenloss.formats._echoes import copies, split_echoes
 from tokenloss.formats._fields import Place, check_count, check_ids, check_list, check_object, check_text
 from tokenloss.formats._prompt_objects import read_objects
-from tokenloss.formats._token_columns import Listed, Tokens, lengths
+from tokenloss.formats._token_columns import Tokens, lengths
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+
+    from tokenloss.formats._token_columns import Listed
 
 _TOKEN_ID = re.compile("token_id:([0-9]{1,18})")
 
@@ -98,7 +100,7 @@ def _usage(value: dict[str, Any], place: Place) -> tuple[int | None, int | None]
 
 def _name(text: str | None) -> tuple[str | None, int]:
     """Text and id of a token, which vLLM may name by its id."""
-    found = _TOKEN_ID.fullmatch(text) if text is not None else None
+    found = _TOKEN_ID.fullmatch(text) if text is not None and text.startswith("token_id:") else None
     return (None, int(found[1])) if found else (text, -1)
 
 
@@ -156,7 +158,7 @@ def _tops(value: Any, field: str, place: Place) -> list[Listed]:
     for j, entry in enumerate([] if value is None else check_list(value, field, place)):
         path = f"{field}[{j}]"
         text, id_, _ = _class(check_object(entry, path, place), path, place)
-        found.append(Listed(text, id_, entry.get("logprob")))
+        found.append((text, id_, entry.get("logprob")))
     return found
 
 
@@ -175,7 +177,7 @@ def _lists(value: dict[str, Any], field: str, place: Place, own_text: str | None
         for i, element in enumerate(check_list(value["top_logprobs"], path, place, n)):
             if element is not None:
                 items = check_object(element, f"{path}[{i}]", place).items()
-                tops[i] = [Listed(*_name(text), logprob) for text, logprob in items]
+                tops[i] = [(*_name(text), logprob) for text, logprob in items]
     texts = [text for text, _ in names]
     return Tokens(
         place, f"{field}.token_logprobs[{{i}}]", f"{field}.top_logprobs[{{i}}][{{text!r}}]", texts,
@@ -255,13 +257,13 @@ def _triples(meta: dict[str, Any], side: str, own_text: Any, place: Place) -> To
         tops = [[_triple(x, place, path, i, j) for j, x in enumerate(entries)] for i, entries in enumerate(lists)]
     if side == "input":
         own = [_certain(token, entries) for token, entries in zip(own, tops, strict=True)]
-    texts = [token.text for token in own]
+    texts = [text for text, _, _ in own]
     n_bytes = lengths(texts, None, check_text(own_text, "text", place))
     if side == "input" and len(texts) > 1 and not any(text and re.search(r"\s", text) for text in texts):
         n_bytes = [-1] * len(texts)  # the blank that a token starts with is lost with some tokenizers
     return Tokens(
         place, f"{field}[{{i}}][0]", f"meta_info.{side}_top_logprobs[{{i}}][{{j}}][0]", texts,
-        [token.id for token in own], [token.logprob for token in own], n_bytes, tops, is_exact=True,
+        [id_ for _, id_, _ in own], [logprob for _, _, logprob in own], n_bytes, tops, is_exact=True,
     )  # fmt: skip
 
 
@@ -270,17 +272,18 @@ def _triple(value: Any, place: Place, field: str, *at: int) -> Listed:
     if type(value) is list and len(value) in (2, 3):
         logprob, id_, text = value if len(value) == 3 else (*value, None)
         if type(id_) is int and 0 <= id_ < 1 << 63 and (text is None or type(text) is str):
-            return Listed(text, id_, logprob)
+            return text, id_, logprob
     path = field + "".join(f"[{i}]" for i in at)
     return place.refuse(f"{path} is {reprlib.repr(value)}", "hold a log-probability, an id and a text")
 
 
 def _certain(token: Listed, entries: Sequence[Listed]) -> Listed:
     """The token, without id and text if these are not certain: SGLang reports the last class of a prompt as class 0."""
-    if token.id:
+    _, id_, logprob = token
+    if id_:
         return token
-    same = [entry for entry in entries if entry.logprob == token.logprob]
-    return same[0] if len(same) == 1 else Listed(None, -1, token.logprob)
+    same = [entry for entry in entries if entry[2] == logprob]
+    return same[0] if len(same) == 1 else (None, -1, logprob)
 
 
 _WIDTHS = {"float32": "<f4", "float64": "<f8", "int32": "<i4", "int64": "<i8"}
@@ -309,8 +312,8 @@ def _flat_tops(meta: dict[str, Any], name: str, n: int, place: Place) -> list[li
     start = check_count(meta.get(f"{name}_null_prefix", 0), f"meta_info.{name}_null_prefix", place)
     if len(found) != 2 or len(shape) != 2 or start + shape[0] != n or {len(f) for f in found} != {shape[0] * shape[1]}:
         place.refuse(f"meta_info.{name}_shape is {shape} after {start} tokens", f"fit {n} tokens and the lists")
-    listed = [
-        Listed(None, check_count(id_, f"meta_info.{name}_idx_flat[{i}]", place), value)
+    listed: list[Listed] = [
+        (None, check_count(id_, f"meta_info.{name}_idx_flat[{i}]", place), value)
         for i, (value, id_) in enumerate(zip(*found, strict=True))
     ]
     k = shape[1]
@@ -322,8 +325,6 @@ def _flat_tops(meta: dict[str, Any], name: str, n: int, place: Place) -> list[li
 
 def _llama_cpp(value: dict[str, Any], place: Place) -> list[Choice]:
     """The choice of a response of llama.cpp's own endpoint."""
-    if value.get("stop") is False:
-        place.refuse("it is a piece of a stream", "be a whole response")
     found, n_generated = value.get("completion_probabilities"), value.get("tokens_predicted")
     content = check_text(value.get("content"), "content", place)
     parts = {} if found is None else {"generated": _content(found, "completion_probabilities", place, content)}
@@ -335,18 +336,27 @@ def _llama_cpp(value: dict[str, Any], place: Place) -> list[Choice]:
     ]
 
 
+def _is_piece(value: dict[str, Any]) -> bool:
+    """Whether a response is a piece of a stream; of completions, one without an end and without counts."""
+    meta, choices = value.get("meta_info"), value.get("choices")
+    first = choices[0] if isinstance(choices, list) and choices and isinstance(choices[0], dict) else {}
+    is_open = "text" in first and first.get("finish_reason", "") is None and not value.get("usage")
+    is_open |= isinstance(meta, dict) and meta.get("finish_reason", "") is None
+    return is_open or "delta" in first or ("content" in value and value.get("stop") is False)
+
+
 def _stream(value: dict[str, Any], place: Place) -> list[Choice]:
     """Refuse a piece of a stream."""
     return place.refuse("it is a piece of a stream", "be a whole response")
 
 
 _DIALECTS: dict[str, tuple[Callable[[dict[str, Any]], bool], Callable[[dict[str, Any], Place], list[Choice]]]] = {
+    "stream": (_is_piece, _stream),
     "llama.cpp": (
         lambda value: "completion_probabilities" in value or {"content", "tokens_predicted"} <= set(value),
         _llama_cpp,
     ),
     "SGLang": (lambda value: "meta_info" in value, _sglang),
-    "stream": (_has_choices("delta"), _stream),
     "chat": (_has_choices("message"), _completions),
     "completions": (_has_choices("text"), _completions),
     "tokens": (_has_choices("token_ids"), _completions),

@@ -178,9 +178,9 @@ def _one_by_usage(value: dict[str, Any], listed: Tokens, n_prompt: int, n_genera
     if n_generated != 1 or _LLAMA_CPP_PYTHON.fullmatch(str(value.get("id"))):
         return n - n_generated  # the BOS is not listed
     lists = [(i, entries) for i, entries in enumerate(listed.tops) if entries]
-    if any(entries[0].text != listed.texts[i] for i, entries in lists if listed.texts[i] is not None):
+    if any(entries[0][0] != listed.texts[i] for i, entries in lists if listed.texts[i] is not None):
         return n - 1  # likewise
-    values = [[entry.logprob for entry in entries] for _, entries in lists]
+    values = [[logprob for _, _, logprob in entries] for _, entries in lists]
     if any(all(map(is_log_prob, row)) and row[0] < max(row) for row in values):
         return n  # vLLM, which puts the token itself first, counts a token that it does not list
     return None
@@ -189,8 +189,8 @@ def _one_by_usage(value: dict[str, Any], listed: Tokens, n_prompt: int, n_genera
 def _block(sizes: Sequence[int], total: int) -> int:
     """Number of choices of each prompt, whose sizes make a total; 0 if none does."""
     for n in range(1, len(sizes) + 1):
-        blocks = [sizes[i : i + n] for i in range(0, len(sizes), n)]
-        if len(sizes) % n == 0 and all(len(set(block)) == 1 for block in blocks) and sum(b[0] for b in blocks) == total:
+        is_whole = len(sizes) % n == 0 and sum(sizes[::n]) == total
+        if is_whole and all(size == sizes[i - i % n] for i, size in enumerate(sizes)):
             return n
     return 0
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tokenloss.formats._fields import Place, check_count, check_list, check_object, check_text
 from tokenloss.formats._records import read_records
-from tokenloss.formats._token_columns import Listed, Tokens, lengths
+from tokenloss.formats._token_columns import Tokens, lengths
+
+if TYPE_CHECKING:
+    from tokenloss.formats._token_columns import Listed
 
 _FAR = 8  # ranks, that ties do not explain
 _KEY = "do not tell which entry is the prompt's own token"
@@ -22,13 +25,13 @@ def read_objects(value: Any, ids: list[int] | None, field: str, place: Place) ->
         place.refuse(f"{field} has {len(objects)} elements", f"have {len(ids)}, as prompt_token_ids")
     own = _own(objects, ids, field, place)
     found = [entries[at] if entries else None for entries, at in zip(objects, own, strict=True)]
-    texts = [entry[0].text if entry else None for entry in found]
+    texts = [entry[0][0] if entry else None for entry in found]
     tops = [[entry[0] for entry in entries] for entries in objects]
     ranks = [entry[1] if entry else 0 for entry in found]
     return Tokens(
         place, f'{field}[{{i}}]["{{id}}"].logprob', f'{field}[{{i}}]["{{id}}"].logprob', texts,
-        [entry[0].id if entry else -1 for entry in found] if ids is None else ids,
-        [entry[0].logprob if entry else None for entry in found], lengths(texts, is_completed=True), tops,
+        [entry[0][1] if entry else -1 for entry in found] if ids is None else ids,
+        [entry[0][2] if entry else None for entry in found], lengths(texts, is_completed=True), tops,
         ranks if any(ranks) else None,
     )  # fmt: skip
 
@@ -48,7 +51,7 @@ def _entries(value: Any, field: str, place: Place) -> list[tuple[Listed, int]]:
         rank = entry.get("rank")
         rank = 0 if rank is None else check_count(rank, f"{path}.rank", place, 1)
         text = check_text(entry.get("decoded_token"), f"{path}.decoded_token", place)
-        found.append((Listed(text, int(key), entry["logprob"]), rank))
+        found.append(((text, int(key), entry["logprob"]), rank))
     if not found:
         place.refuse(f"{field} is empty", "hold the prompt's token")
     return found
@@ -63,7 +66,7 @@ def _own(objects: list[list[tuple[Listed, int]]], ids: list[int] | None, field: 
         most = k if k and len(entries) > k else 2 * len(entries) + _FAR
         far = [j for j, (_, rank) in enumerate(entries) if rank > most]
         if ids is not None:
-            at = [j for j, (entry, _) in enumerate(entries) if entry.id == ids[i]]
+            at = [j for j, (entry, _) in enumerate(entries) if entry[1] == ids[i]]
             if entries and not at:
                 place.refuse(f"{field}[{i}] does not hold the prompt's token {ids[i]}", "hold it, by prompt_token_ids")
             own.append(at[0] if at else 0)
@@ -104,7 +107,7 @@ def _is_own_first(objects: list[list[tuple[Listed, int]]]) -> bool | None:
         if k and len(ranks) > k and ranks[0] <= k < others[-1]:  # which is the own token
             return False
         is_proved |= ranks[0] > others[0]
-        keys = [entry.id for entry, _ in entries]
+        keys = [entry[1] for entry, _ in entries]
         for order in orders:
             orders[order] &= keys == sorted(keys, key=order)
     return True if is_proved and not any(orders.values()) else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import re
 import reprlib
@@ -12,23 +13,20 @@ import numpy as np
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from typing import TypeAlias
+
+    # a class in the list of a position: text, id, log-probability; plain, since there are millions
+    Listed: TypeAlias = tuple[str | None, int, Any]
 
     from tokenloss._types import Array, BoolArray, Float64Array, IntArray
     from tokenloss.formats._fields import Place
 
 SENTINEL = -9999.0  # stands for "below what is returned", or for -inf
-_LOWEST = float(np.finfo(np.float32).min)  # llama.cpp's server writes it for -inf, which JSON lacks
+_LOWEST = -3e38  # the least float32, which llama.cpp writes for a probability of 0, is below
 _MOST = 1e-4  # log-probability, by rounding
 _SAME = 1e-5  # difference of two roundings of a log-probability
 _RAW = re.compile("[ĠĊ▁\ufffd]|^$")  # in texts of a vocabulary, and of parts of a character
-
-
-class Listed(NamedTuple):
-    """A class in the list of a position."""
-
-    text: str | None
-    id: int
-    logprob: Any
+_SPECIAL = re.compile("<[^ ]+>")
 
 
 @dataclasses.dataclass
@@ -83,6 +81,8 @@ _TOPS: dict[str, Any] = {"top_tokens": None, "top_ids": -1, "top_logprobs": math
 
 def join(parts: Sequence[Columns]) -> Columns:
     """The tokens of one part after those of another."""
+    if len(parts) == 1:
+        return parts[0]
     width = max(part.top_ids.shape[1] for part in parts)
     found: dict[str, Any] = {}
     for name in Columns._fields:
@@ -101,19 +101,22 @@ def columns(tokens: Tokens) -> Columns:
         tokens.place, tokens.logprobs, lambda i: tokens.path.format(i=i, id=tokens.ids[i]), is_null_allowed=True
     )
     is_sentinel = own == SENTINEL
-    classes = [(i, j, entry) for i, entries in enumerate(tokens.tops) for j, entry in enumerate(entries)]
+    classes = list(itertools.chain.from_iterable(tokens.tops))
+    texts, ids, logprobs = map(list, zip(*classes, strict=True)) if classes else ([], [], [])
 
     def top_path(at: int) -> str:
-        i, j, entry = classes[at]
-        return tokens.top_path.format(i=i, j=j, id=entry.id, text=entry.text)
+        i, j = [(i, j) for i, entries in enumerate(tokens.tops) for j in range(len(entries))][at]
+        return tokens.top_path.format(i=i, j=j, id=ids[at], text=texts[at])
 
-    lists = _Lists(tokens, own, _numbers(tokens.place, [entry.logprob for *_, entry in classes], top_path))
+    lists = _Lists(tokens, own, _objects(texts, len(texts)), np.array(ids, np.int64),
+                   _numbers(tokens.place, logprobs, top_path))  # fmt: skip
     rank, is_greedy, is_known = lists.ranks()
     own[is_sentinel] = np.nan
-    is_known &= ~np.isnan(own) | is_sentinel
+    is_known = (is_known & ~np.isnan(own)) | is_sentinel
+    is_greedy &= is_known & ~is_sentinel
     everything: tuple[Array, ...] = (
         _objects(tokens.texts, n), np.array(tokens.lengths, np.int64), np.array(tokens.ids, np.int64), own, is_sentinel,
-        rank, is_greedy & is_known, is_known, lists.is_lost, *lists.tops(),
+        rank, is_greedy, is_known, lists.is_lost, *lists.tops(),
     )  # fmt: skip
     return Columns(*(column[tokens.span] for column in everything))
 
@@ -133,25 +136,23 @@ def is_log_prob(value: Any) -> bool:
 def _numbers(
     place: Place, values: list[Any], path: Callable[[int], str], *, is_null_allowed: bool = False
 ) -> Float64Array:
-    """Log-probabilities; nan for null, SENTINEL for each kind of it."""
+    """Log-probabilities; nan for null, and one sentinel for all."""
     for i, value in enumerate(values):
         if not is_log_prob(value) and (value is not None or not is_null_allowed):
             place.refuse(f"{path(i)} is {reprlib.repr(value)}", "be a log-probability, a number of at most 0")
     found = np.array(values, np.float64)
-    found[found == _LOWEST] = SENTINEL
+    found[(found < _LOWEST) & (found > -np.inf)] = SENTINEL
     return found
 
 
 class _Lists:
     """The lists of all positions."""
 
-    def __init__(self, tokens: Tokens, own: Float64Array, values: Float64Array) -> None:
+    def __init__(self, tokens: Tokens, own: Float64Array, texts: Array, ids: IntArray, values: Float64Array) -> None:
         """Find the token itself in each list, and what else is there."""
-        self.n, self.own, self.values = len(own), own, values
-        self.classes = [entry for entries in tokens.tops for entry in entries]
+        self.n, self.own, self.texts, self.ids, self.values = len(own), own, texts, ids, values
         self.count = np.array([len(entries) for entries in tokens.tops], np.int64)
         self.row = np.repeat(np.arange(self.n), self.count)
-        self.ids = np.array([entry.id for entry in self.classes], np.int64)
         self.own_ids = np.array(tokens.ids, np.int64)
         self.is_own = self._find_own(tokens)
         self.is_listed = self._any(self.is_own)
@@ -170,7 +171,7 @@ class _Lists:
 
     def _find_lost(self, shown: IntArray) -> None:
         """Find lists that may have lost a class to another one of the same text, above all of parts of characters."""
-        is_part = [entry.text is not None and (not entry.text or "\ufffd" in entry.text) for entry in self.classes]
+        is_part = [text is not None and (not text or "\ufffd" in text) for text in self.texts]
         has_parts = self._any(np.array(is_part, bool))
         is_k_known = bool((shown[~has_parts] == self.k).any())
         self.is_short = (self.count > 0) & ((self.count < self.k) | (has_parts & (not is_k_known)))
@@ -189,8 +190,7 @@ class _Lists:
         own = self.own[self.row]
         with np.errstate(invalid="ignore"):  # of infinities
             is_near = (np.abs(self.values - own) <= _SAME) | (self.values == own)
-        pairs = zip(self.classes, text, strict=True)
-        by_text = np.array([entry.text is not None and entry.text == own_text for entry, own_text in pairs], bool)
+        by_text = (self.texts == text) & (self.texts != np.array(None))
         is_own |= ((self.ids < 0) | (self.own_ids[self.row] < 0)) & by_text & is_near
         at = np.flatnonzero(is_own)
         _, first = np.unique(self.row[at], return_index=True)
@@ -224,8 +224,9 @@ class _Lists:
         column = np.arange(len(row)) - np.searchsorted(row, row)
         shape = self.n, int(column.max(initial=-1)) + 1
         text, ids, logprobs = np.full(shape, None, object), np.full(shape, -1), np.full(shape, np.nan)
-        text[row, column] = _objects([self.classes[i].text for i in order], len(order))
-        ids[row, column], logprobs[row, column] = self.ids[order], self.values[order]
+        text[row, column], ids[row, column], logprobs[row, column] = (
+            values[order] for values in (self.texts, self.ids, self.values)
+        )
         return text, ids, logprobs
 
 
@@ -239,7 +240,8 @@ def lengths(
     """Length of each token in UTF-8; -1 where it is not known.
 
     By its bytes where the server gave them. Else by its text, if the texts make the response's own, or if none is of a
-    part of a character, which is lost. A server may give all of a character to the last of its tokens.
+    part of a character, which is lost. A server may give all of a character to the last of its tokens. An end of
+    text, such as <|im_end|>, that the response's own text does not hold has no bytes.
     """
     known = [text for text in texts if text is not None]
     joined = "".join(known)
@@ -252,6 +254,9 @@ def lengths(
         text = texts[i]
         if spelling is not None and not (text is not None and "\ufffd" in text and text.encode() == spelling):
             found[i] = len(spelling)
+    last = (texts[-1] if texts else None) or ""
+    if own is not None and _SPECIAL.fullmatch(last) and not own.endswith(last):
+        found[-1] = 0
     return found
 
 

@@ -42,15 +42,16 @@ class Response:
     tokens : array of object
         Text of each token; None where the server gave none. It may be empty or U+FFFD for a part of a character.
     n_bytes : array of int64
-        Length of each token's text in UTF-8; -1 where it is not known, as of a part of a character.
+        Length of each token's text in UTF-8; -1 where it is not known, as of a part of a character, and 0 of an end of
+        text, such as ``<|im_end|>``, that the response's own text does not hold.
     ids : array of int64
         Class id of each token; -1 where it is not known.
     logprobs : array of float64
         Log-probability of each token in nats, as the server rounded it; nan where the server gave no number, as for the
         first token of a prompt, and for a sentinel.
     is_sentinel : array of bool
-        Whether the server wrote -9999.0, which stands for "below what is returned" or for -inf, or the lowest float32,
-        which llama.cpp's server writes for -inf.
+        Whether the server wrote -9999.0, or the least float32 as llama.cpp does, which stands for "below what is
+        returned", or for -inf.
     is_prompt : array of bool
         Whether the token is of the prompt; the others were generated.
     rank : array of int64
@@ -322,8 +323,8 @@ def open_responses(
     all of one layout. A file is read line by line, .json object by object, and never as a whole.
 
     What a server did not return is not made up: a prompt without log-probabilities is an error, never a loss of 0, and
-    so is a number that is no log-probability. -9999.0 and the lowest float32 are taken as sentinels, and -Infinity as
-    it is. An echo whose tokens are not its text, as of llama-cpp-python without a BOS, is refused, and so are vLLM's
+    so is a number that is no log-probability. -9999.0 and the least float32 are taken as sentinels, and -Infinity as it
+    is. An echo whose tokens are not its text, as of llama-cpp-python without a BOS, is refused, and so are vLLM's
     ``prompt_logprobs`` that do not show which entry is the prompt's token (ask for ``return_token_ids``), and
     probabilities after sampling. A prompt that several choices repeat is read once. SGLang reports the last class in a
     prompt as class 0, so that one has neither id nor text unless its list of most likely classes shows which it is.
