@@ -535,6 +535,8 @@ def test_mixed_layouts_are_refused_with_their_line(read):
         (echo(["a", 3], [None, -1.0], text="a"), r"choices\[0\].logprobs.tokens\[1\] is 3"),
         (echo(["a", "b"], [None, -1.0], [None]), r"choices\[0\].logprobs.top_logprobs has 1 elements"),
         (objects([(1, -1.0, 0)]), r'choices\[0\].prompt_logprobs\[1\]\["1"\].rank is 0'),
+        (objects([("x", -1.0, 1)]), r'choices\[0\].prompt_logprobs\[1\]\["x"\] is no id'),
+        (objects([("1" * 19, -1.0, 1)]), '1"\\] is no id'),
         (objects([]), r"choices\[0\].prompt_logprobs\[1\] is empty"),
         (changed("sglang/generate_flat.json", ["meta_info", "input_top_logprobs_shape"], [14, 4]), "shape is"),
         (changed("sglang/generate_flat_b64.json", ["meta_info", "input_top_logprobs_val_flat_b64"], "?"), "decoded"),
