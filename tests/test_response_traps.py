@@ -557,6 +557,8 @@ def test_mixed_layouts_are_refused_with_their_line(read):
         (echo(["a", 3], [None, -1.0], text="a"), r"choices\[0\].logprobs.tokens\[1\] is 3"),
         (echo(["a", "b"], [None, -1.0], [None]), r"choices\[0\].logprobs.top_logprobs has 1 elements"),
         (objects([(1, -1.0, 0)]), r'choices\[0\].prompt_logprobs\[1\]\["1"\].rank is 0'),
+        (objects([("x", -1.0, 1)]), r'choices\[0\].prompt_logprobs\[1\]\["x"\] is no id'),
+        (objects([("1" * 19, -1.0, 1)]), '1"\\] is no id'),
         (objects([]), r"choices\[0\].prompt_logprobs\[1\] is empty"),
         (changed("sglang/generate_flat.json", ["meta_info", "input_top_logprobs_shape"], [14, 4]), "shape is"),
         (changed("sglang/generate_flat_b64.json", ["meta_info", "input_top_logprobs_val_flat_b64"], "?"), "decoded"),
@@ -571,3 +573,18 @@ def test_mixed_layouts_are_refused_with_their_line(read):
 def test_what_is_no_response_is_refused(value, message, read):
     with pytest.raises(ValueError, match=f"line 1: .*{message}" if not message.startswith("it ") else message):
         read(value)
+
+
+def test_entries_in_the_order_of_their_ranks_do_not_tell_the_prompts_own_token(read):
+    ranked = [(9, -0.1, 1), (3, -1.0, 2), (7, -2.0, 3)]  # as a tool may sort them
+    with pytest.raises(ValueError, match="do not tell which entry is the prompt's own token"):
+        read(objects(ranked, ranked))
+    (response,) = read(objects(ranked, [(7, -2.0, 3), (9, -0.1, 1), (3, -1.0, 2)]))
+    assert response.ids.tolist() == [-1, 9, 7]
+
+
+def test_two_entries_may_tell_the_prompts_own_token(read):
+    (response,) = read(
+        objects([(5, -3.0, 2), (9, -0.1, 1)], [(9, -3.0, 2), (5, -0.1, 1)], [(10, -3.0, 2), (9, -0.1, 1)])
+    )
+    assert response.ids.tolist() == [-1, 5, 9, 10]

@@ -117,7 +117,7 @@ def _responses_note(summary: dict[str, Any]) -> str:
 def _left_out(summary: dict[str, Any]) -> str:
     """How many tokens are not scored, and why."""
     if summary["kind"] == "responses":
-        counts = {"without a log-probability": summary["without_number"], "given as -9999": summary["sentinels"]}
+        counts = {"without a log-probability": summary["without_number"], "with a sentinel": summary["sentinels"]}
     else:
         counts = {"ignored": summary["ignored"], "without a next token": summary["without_next"]}
     return ", ".join(f"{n:,} {why}" for why, n in counts.items() if n)

@@ -18,7 +18,7 @@ from tokenloss.formats._token_columns import Tokens, lengths
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from tokenloss.formats._token_columns import Listed
+    from tokenloss.formats._token_columns import _Listed
 
 _TOKEN_ID = re.compile("token_id:([0-9]{1,18})")
 
@@ -152,7 +152,7 @@ def _class(entry: dict[str, Any], field: str, place: Place) -> tuple[str | None,
     return text, id_, found if raw == text or found != (raw or "").encode() else None
 
 
-def _tops(value: Any, field: str, place: Place) -> list[Listed]:
+def _tops(value: Any, field: str, place: Place) -> list[_Listed]:
     """Classes of a list of objects."""
     found = []
     for j, entry in enumerate([] if value is None else check_list(value, field, place)):
@@ -171,7 +171,7 @@ def _lists(value: dict[str, Any], field: str, place: Place, own_text: str | None
     n = len(logprobs)
     raw = check_list(value.get("tokens"), f"{field}.tokens", place, n)
     names = [_name(check_text(text, f"{field}.tokens[{i}]", place)) for i, text in enumerate(raw)]
-    tops: list[list[Listed]] = [[] for _ in raw]
+    tops: list[list[_Listed]] = [[] for _ in raw]
     if value.get("top_logprobs") is not None:
         path = f"{field}.top_logprobs"
         for i, element in enumerate(check_list(value["top_logprobs"], path, place, n)):
@@ -267,7 +267,7 @@ def _triples(meta: dict[str, Any], side: str, own_text: Any, place: Place) -> To
     )  # fmt: skip
 
 
-def _triple(value: Any, place: Place, field: str, *at: int) -> Listed:
+def _triple(value: Any, place: Place, field: str, *at: int) -> _Listed:
     """A log-probability, id and text."""
     if type(value) is list and len(value) in (2, 3):
         logprob, id_, text = value if len(value) == 3 else (*value, None)
@@ -277,7 +277,7 @@ def _triple(value: Any, place: Place, field: str, *at: int) -> Listed:
     return place.refuse(f"{path} is {reprlib.repr(value)}", "hold a log-probability, an id and a text")
 
 
-def _certain(token: Listed, entries: Sequence[Listed]) -> Listed:
+def _certain(token: _Listed, entries: Sequence[_Listed]) -> _Listed:
     """The token, without id and text if these are not certain: SGLang reports the last class of a prompt as class 0."""
     _, id_, logprob = token
     if id_:
@@ -289,7 +289,7 @@ def _certain(token: Listed, entries: Sequence[Listed]) -> Listed:
 _WIDTHS = {"float32": "<f4", "float64": "<f8", "int32": "<i4", "int64": "<i8"}
 
 
-def _flat_tops(meta: dict[str, Any], name: str, n: int, place: Place) -> list[list[Listed]] | None:
+def _flat_tops(meta: dict[str, Any], name: str, n: int, place: Place) -> list[list[_Listed]] | None:
     """Lists of the most likely classes, which may come as one list of all positions, or as base64 of it."""
     found: list[list[Any]] = []
     for kind in ("val", "idx"):
@@ -312,7 +312,7 @@ def _flat_tops(meta: dict[str, Any], name: str, n: int, place: Place) -> list[li
     start = check_count(meta.get(f"{name}_null_prefix", 0), f"meta_info.{name}_null_prefix", place)
     if len(found) != 2 or len(shape) != 2 or start + shape[0] != n or {len(f) for f in found} != {shape[0] * shape[1]}:
         place.refuse(f"meta_info.{name}_shape is {shape} after {start} tokens", f"fit {n} tokens and the lists")
-    listed: list[Listed] = [
+    listed: list[_Listed] = [
         (None, check_count(id_, f"meta_info.{name}_idx_flat[{i}]", place), value)
         for i, (value, id_) in enumerate(zip(*found, strict=True))
     ]

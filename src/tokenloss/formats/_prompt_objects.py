@@ -10,7 +10,7 @@ from tokenloss.formats._records import read_records
 from tokenloss.formats._token_columns import Tokens, lengths
 
 if TYPE_CHECKING:
-    from tokenloss.formats._token_columns import Listed
+    from tokenloss.formats._token_columns import _Listed
 
 _FAR = 8  # ranks, that ties do not explain
 _KEY = "do not tell which entry is the prompt's own token"
@@ -36,7 +36,7 @@ def read_objects(value: Any, ids: list[int] | None, field: str, place: Place) ->
     )  # fmt: skip
 
 
-def _entries(value: Any, field: str, place: Place) -> list[tuple[Listed, int]]:
+def _entries(value: Any, field: str, place: Place) -> list[tuple[_Listed, int]]:
     """Classes of a position, and their ranks, 0 where there is none."""
     if value is None:
         return []
@@ -57,7 +57,7 @@ def _entries(value: Any, field: str, place: Place) -> list[tuple[Listed, int]]:
     return found
 
 
-def _own(objects: list[list[tuple[Listed, int]]], ids: list[int] | None, field: str, place: Place) -> list[int]:
+def _own(objects: list[list[tuple[_Listed, int]]], ids: list[int] | None, field: str, place: Place) -> list[int]:
     """Which entry of each object is the prompt's own token; refused if that is not certain."""
     own = []
     is_first = None if ids is not None else _is_own_first(objects)
@@ -79,7 +79,7 @@ def _own(objects: list[list[tuple[Listed, int]]], ids: list[int] | None, field: 
     return own
 
 
-def _n_listed(objects: list[list[tuple[Listed, int]]]) -> int:
+def _n_listed(objects: list[list[tuple[_Listed, int]]]) -> int:
     """The k of the k likeliest, where objects of k entries and of one more, the own token, show it; 0 if not.
 
     A rank above k + 1 tells them from k + 1 likeliest, of which some objects lack one.
@@ -90,7 +90,7 @@ def _n_listed(objects: list[list[tuple[Listed, int]]]) -> int:
     return k if sizes == {k, k + 1} and is_shown else 0
 
 
-def _is_own_first(objects: list[list[tuple[Listed, int]]]) -> bool | None:
+def _is_own_first(objects: list[list[tuple[_Listed, int]]]) -> bool | None:
     """Whether the objects show that their writer puts the own token first, and then the others by rank, as vLLM does.
 
     It is proved by one that stands before more likely ones, unless the keys are sorted, as some tools leave them; None

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from typing import TypeAlias
 
     # a class in the list of a position: text, id, log-probability; plain, since there are millions
-    Listed: TypeAlias = tuple[str | None, int, Any]
+    _Listed: TypeAlias = tuple[str | None, int, Any]
 
     from tokenloss._types import Array, BoolArray, Float64Array, IntArray
     from tokenloss.formats._fields import Place
@@ -40,7 +40,7 @@ class Tokens:
     ids: list[int]
     logprobs: list[Any]
     lengths: list[int]
-    tops: list[list[Listed]]
+    tops: list[list[_Listed]]
     ranks: list[int] | None = None
     is_keyed: bool = False  # lists are objects by text, so that one class may take the place of another
     is_exact: bool = False  # each list is the most likely classes, and does not get the token itself in addition
