@@ -1,6 +1,10 @@
 /* KL(softmax(base) || softmax(other)) = mean of base - other under softmax(base) - (logsumexp(base) -
  * logsumexp(other)), in one pass. Both rows are shifted by their logits at the argmax of the base: if the base is
  * nearly certain, differences are close to 0 where its mass is, and cancellation is harmless. */
+#include "platform.h"
+
+TL_NO_UNROLLING
+
 #include "kl.h"
 
 #include <assert.h>

@@ -1,3 +1,7 @@
+#include "platform.h"
+
+TL_NO_UNROLLING
+
 #include "logsumexp.h"
 
 #include <assert.h>

@@ -43,7 +43,7 @@
 #define TL_UNLIKELY(condition) __builtin_expect(!!(condition), 0)
 #endif
 
-/* For files that gain nothing from the unrolled loops of -O3, and would be twice as large with them. */
+/* For files that gain nothing from the unrolled loops of -O3, nor from copies of what is not marked inline. */
 #if defined(__GNUC__) && !defined(__clang__) && defined(__OPTIMIZE__) && !defined(__SANITIZE_ADDRESS__)
 #define TL_NO_UNROLLING _Pragma("GCC optimize (\"O2\", \"no-inline-small-functions\")")
 #define TL_SMALL_CODE _Pragma("GCC optimize (\"Os\")")

@@ -1,3 +1,7 @@
+#include "platform.h"
+
+TL_NO_UNROLLING
+
 #include "superacc.h"
 
 #include <assert.h>
