@@ -320,7 +320,8 @@ def open_responses(
     -----
     Read are completions and chats of OpenAI, vLLM, llama.cpp, llama-cpp-python, SGLang and other servers of this
     layout, vLLM's tokens in and out, and the own endpoints of SGLang (``/generate``) and llama.cpp (``/completion``);
-    all of one layout. A file is read line by line, .json object by object, and never as a whole.
+    all of one layout. A file is read line by line, .json object by object, and never as a whole. It is read by
+    Python's own ``json``, which takes NaN and Infinity as servers write them, and shows keys that are given twice.
 
     What a server did not return is not made up: a prompt without log-probabilities is an error, never a loss of 0, and
     so is a number that is no log-probability. -9999.0 and the least float32 are taken as sentinels, and -Infinity as it
