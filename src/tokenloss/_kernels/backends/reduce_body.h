@@ -197,14 +197,6 @@ TL_TARGET TL_INLINE double NAME(max_of_)(OP(vec) * maxima, size_t count, double 
     return (double)value[0];
 }
 
-#ifndef HALF
-/* A converted chunk of half precision: not inlined, since it is large. */
-TL_TARGET TL_OUTLINE void NAME(moment_clamped_)(const ELEMENT *x, size_t count, OP(acc) * acc, tl_lanes *sum,
-                                                tl_lanes *moment, tl_all_classes *all) {
-    NAME(reduce_chunk_)(x, count, acc, sum, moment, all, MOMENT, 1, x);
-}
-#endif
-
 /* Adds a chunk with arguments clamped; one of half precision is converted first. */
 TL_TARGET TL_INLINE void NAME(reduce_clamped_)(const ELEMENT *x, size_t count, OP(acc) * acc, tl_lanes *sum,
                                                tl_lanes *moment, tl_all_classes *all, enum tl_mode mode) {
@@ -213,7 +205,7 @@ TL_TARGET TL_INLINE void NAME(reduce_clamped_)(const ELEMENT *x, size_t count, O
     for (size_t i = 0; i < count || i % TL_READ_MULTIPLE != 0; i += f32_WIDTH)
         f32_store(converted + i, LOAD(x + i));
     if (mode == MOMENT)
-        JOIN(moment_clamped_float32_, BACKEND)(converted, count, acc, sum, moment, all);
+        JOIN(moment_converted_, BACKEND)(converted, count, acc, sum, moment, all);
     else
         JOIN(reduce_chunk_float32_, BACKEND)(converted, count, acc, sum, moment, all, mode, 1, converted);
 #else
