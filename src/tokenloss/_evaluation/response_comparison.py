@@ -30,7 +30,7 @@ COLUMNS = {
 
 
 class Side(NamedTuple):
-    """What one model says about the tokens of a sequence; classes are numbers, -1 where they are not known."""
+    """A model's log-probabilities and most likely classes for the tokens of a sequence; unknown classes are -1."""
 
     logprobs: Float64Array
     is_greedy: BoolArray
@@ -151,7 +151,7 @@ def compare_pairs(pairs: Iterator[Pair], paths: tuple[str, str], roundings: list
 
 
 def _has_names(file: ResponsesFile) -> bool:
-    """Whether requests have names in a file, by its first one."""
+    """Whether the first request of a file has a name, `custom_id`."""
     first = next(iter(file), None)
     name = first.custom_id if first is not None else next((failed.custom_id for failed in file.failed), None)
     return name is not None
@@ -220,12 +220,12 @@ def _check_tokens(base: Response, other: Response, base_path: str, path: str) ->
 
 
 def _equal(texts: Array, others: Array) -> BoolArray:
-    """Where both texts are known and equal."""
+    """Mask of the positions at which both texts are known and equal."""
     return np.array([a is not None and a == b for a, b in zip(texts, others, strict=True)], np.bool_)
 
 
 def _are_whole(texts: Array) -> BoolArray:
-    """Where a text names its token: not where it is unknown, or of a part of a character."""
+    """Mask of the texts that are known and hold whole characters."""
     return np.array([bool(text) and "\N{REPLACEMENT CHARACTER}" not in text for text in texts.reshape(-1)], np.bool_)
 
 

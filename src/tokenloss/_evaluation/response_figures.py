@@ -1,4 +1,4 @@
-"""What a file of responses tells besides losses: where its sequences come from, what had no number, what failed."""
+"""Results of a file of responses besides losses: origins of sequences, tokens without a number, failed lines."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Sources(NamedTuple):
-    """Where sequences come from, and what is known of them."""
+    """Columns of a table of sequences: the line and choice of each, and what is known of its tokens."""
 
     line: IntArray
     choice: IntArray
@@ -43,14 +43,14 @@ NO_SOURCES = Sources(
 
 
 class ResponseFigures(NamedTuple):
-    """What a file of responses tells besides losses."""
+    """Results of a file of responses besides losses."""
 
     dialect: str
     part: str
     responses: int  # choices, those without any token to score among them
     without_number: int  # tokens
     sentinels: int  # tokens
-    greedy_known: int  # tokens of which it is known whether they are greedy
+    greedy_known: int  # tokens that are known to be greedy or not
     lost_tops: int
     rounding: Rounding
     failed: list[Failed]

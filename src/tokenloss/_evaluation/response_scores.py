@@ -121,7 +121,7 @@ class ScoredResponses:
         return rows
 
     def _side(self, response: Response, classes: IntArray, tokens: IntArray, rows: IntArray) -> Side:
-        """What the scores say about a response's tokens, and about the classes that it lists."""
+        """Log-probabilities, by the scores, of a response's tokens and of the classes that it lists."""
         n = len(classes)
         if classes.max(initial=-1) >= self._scores.shape[-1]:
             got, fits = f"it lists class {classes.max()}", f"have classes of {self._scores.path}"

@@ -29,7 +29,7 @@ _BLOCK_ENTRIES = 1 << 16  # tokens and alternatives of short responses that are 
 
 
 def are_responses(paths: Sequence[str]) -> bool:
-    """Whether files are of responses; all or none may be."""
+    """Whether all files hold responses; an error if only some do."""
     others = [path for path in paths if not is_responses(path)]
     if others and len(others) < len(paths):
         fits = "be one of responses, as other files are (.json or .jsonl)"
@@ -177,7 +177,7 @@ def _lowest_of_likeliest(top_ids: Array, top_logprobs: Array) -> Array:
 
 
 def _has_cut_character(response: Response) -> bool:
-    """Whether some parts of a character are scored and others not, so that its length cannot be told.
+    """Whether only some tokens of a character are scored, so that the length of what is scored is unknown.
 
     Texts of its first parts are empty; that of the last one is the whole character.
     """
@@ -192,7 +192,7 @@ def _has_cut_character(response: Response) -> bool:
 
 
 def _sources(responses: Sequence[Response], block: dict[str, Any]) -> Sources:
-    """Where the sequences that have a token to score come from."""
+    """The table of the sequences that have a token to score."""
     kept, known, is_greedy = block["kept"], block["is_greedy_known"], block["is_greedy"]
 
     def count(mask: Array) -> IntArray:

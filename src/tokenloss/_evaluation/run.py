@@ -118,7 +118,7 @@ class ShardResult(NamedTuple):
 
     @property
     def greedy_known(self) -> int:
-        """The number of tokens of which it is known whether they are greedy."""
+        """The number of tokens that are known to be greedy or not."""
         return self.responses.greedy_known if self.responses else self.n_tokens
 
     def is_consistent(self, rows: int | None, top: int) -> bool:
