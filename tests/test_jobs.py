@@ -43,7 +43,7 @@ def test_scores_without_an_array():
 
 
 def test_columns_of_another_length():
-    columns = {name: np.zeros(2) for name in ("nll", "base_nll", "kl", "delta_p")}
+    columns = {name: np.zeros(2) for name in ("nll", "base_nll", "kl", "delta_p", "base_top_p")}
     columns |= {name: np.zeros(3, np.uint8) for name in ("is_same_top", "kept")}
     with pytest.raises(ValueError, match="a number for each row"):
         _core.PairStats(LOGITS, CLASS_IDS, LOGITS, -1.0, columns)

@@ -68,7 +68,7 @@ cdef class PairStats(PairJob):
     the definitions are those of llama.cpp.
     """
 
-    cdef double[::1] nll, base_nll, kl, delta_p
+    cdef double[::1] nll, base_nll, kl, delta_p, base_top_p
     cdef uint8_t[::1] is_same_top, kept
     cdef double most_unnormalized
     cdef bint of_log_probs
@@ -82,7 +82,7 @@ cdef class PairStats(PairJob):
         self.most_unnormalized, self.of_log_probs = most_unnormalized, most_unnormalized >= 0
         self.clip = new_clip(False, 0)
         self.nll, self.base_nll, self.kl = columns["nll"], columns["base_nll"], columns["kl"]
-        self.delta_p = columns["delta_p"]
+        self.delta_p, self.base_top_p = columns["delta_p"], columns["base_top_p"]
         self.is_same_top, self.kept = columns["is_same_top"], columns["kept"]
         for column in columns.values():
             if len(column) != self.rows:
@@ -103,7 +103,7 @@ cdef class PairStats(PairJob):
                 self.check_log_probs(row, block.target[i], &pairs[i], totals, cancel)
             self.nll[row], self.base_nll[row], self.kl[row] = pairs[i].nll, pairs[i].base_nll, pairs[i].kl
             self.delta_p[row], self.is_same_top[row] = pairs[i].change, pairs[i].is_same_top
-            self.kept[row] = True
+            self.base_top_p[row], self.kept[row] = pairs[i].base_top_p, True
 
     cdef void check_log_probs(self, int64_t row, int64_t target, const tl_pair *pair, Totals *totals,
                               tl_cancel *cancel) noexcept nogil:

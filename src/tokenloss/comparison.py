@@ -27,7 +27,7 @@ UNNORMALIZED = 0.1  # |logsumexp| that log-probabilities may have after rounding
 # results for each position
 _COLUMNS = {
     "nll": np.float64, "base_nll": np.float64, "kl": np.float64, "delta_p": np.float64, "is_same_top": np.bool_,
-    "kept": np.bool_,
+    "kept": np.bool_, "base_top_p": np.float64,
 }  # fmt: skip
 
 
@@ -75,6 +75,8 @@ class Comparison:
     is_same_top, kept : array of bool
         Whether both models have the same most likely class, and whether the position is included: neither ignored nor
         masked. The other arrays are 0 where it is not.
+    base_top_p : array of float64
+        Probability of the base's most likely class: its confidence.
     sequences : dict of 1-D arrays or None
         Columns of a table that has a row for each sequence with any included position: "sequence" (its number, in
         ascending order), "tokens", and means over its included positions: "loss", "base_loss", "loss_difference", "kl",
@@ -121,6 +123,7 @@ class Comparison:
     delta_p: Float64Array
     is_same_top: BoolArray
     kept: BoolArray
+    base_top_p: Float64Array
     sequences: dict[str, Array] | None
 
     def as_dict(self) -> dict[str, Any]:
@@ -152,7 +155,7 @@ class Comparison:
 class ComparisonMeter:
     """Compares a model with its base block by block, where their logits are not in memory at once.
 
-    It keeps 34 bytes for each position, and 8 more for each that comes with the number of its sequence. Blocks come in
+    It keeps 42 bytes for each position, and 8 more for each that comes with the number of its sequence. Blocks come in
     the order of the text and have any size: no bit of the result depends on how a text is split, or a sequence. Only
     one thread may update it at a time.
 

@@ -134,6 +134,7 @@ cdef extern from "_kernels/kernels.h" nogil:
         double kl
         double change
         double base_logsumexp
+        double base_top_p
         bint is_same_top
     void tl_pair_of_block(const tl_backend *, const tl_row_block *, const tl_row_block *, int, int, tl_pair *,
                           tl_cancel *)

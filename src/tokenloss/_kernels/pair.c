@@ -18,6 +18,12 @@ static double divergence_of(tl_kl found, int of_log_probs) {
     return of_log_probs ? tl_exp(found.base_logsumexp) * (found.kl + found.base_logsumexp) : found.kl;
 }
 
+/* The probability of the most likely class of the base. */
+static double top_probability(double maximum, double logsumexp, int of_log_probs) {
+    double log_p = of_log_probs ? maximum : maximum - logsumexp;
+    return tl_exp(log_p > 0 ? 0 : log_p); /* rounding may exceed 0 */
+}
+
 /* One of the two rows, as it is in memory. */
 typedef struct {
     tl_row row;
@@ -80,6 +86,7 @@ tl_pair tl_pair_row(const tl_backend *backend, const tl_row *base_row, const tl_
     pair.base_nll = of_log_probs ? 0 - tl_logit_at(backend, &base.row, target) : nll_of(backend, &base, target);
     pair.change = tl_exp(-pair.nll) - tl_exp(-pair.base_nll);
     pair.is_same_top = base.argmax == other.argmax && base.argmax >= 0;
+    pair.base_top_p = top_probability(base.maximum, found.base_logsumexp, of_log_probs);
     return pair;
 }
 
@@ -137,6 +144,8 @@ static uint64_t find_short(const tl_backend *backend, const tl_row_block *base, 
         pairs[i].base_nll =
             of_log_probs ? 0 - tl_logit_at(backend, &base_row, base->excluded[i]) : base_lse.odds.nll[i];
         pairs[i].is_same_top = base_tops.argmax[i] == tops.argmax[i];
+        double maximum = tl_load(base->data[i] + base_tops.argmax[i] * base->row.stride, base->row.dtype);
+        pairs[i].base_top_p = top_probability(maximum, found_of[i].base_logsumexp, of_log_probs);
     }
     find_changes(backend, pairs, count, found);
     return found;

@@ -8,6 +8,7 @@ typedef struct {
     double nll, base_nll, kl;
     double change;         /* of the class id's probability */
     double base_logsumexp; /* of the classes that the divergence counts */
+    double base_top_p;     /* probability of the base's most likely class */
     int is_same_top; /* whether both have the same most likely class: the lowest of the largest logit; nan is skipped */
 } tl_pair;
 
