@@ -38,6 +38,8 @@ else:
     FLAGS += ["-UNDEBUG" if DEBUG else "-DNDEBUG"]
     if sys.platform == "linux" and not DEBUG and not SANITIZE:  # for C++ and debuggers: 3 % of a wheel
         FLAGS += ["-fno-asynchronous-unwind-tables", "-fno-unwind-tables"]
+        # Cython marks all of its helper functions inline; copies of the larger ones would be a twentieth of a wheel
+        FLAGS += ["--param=max-inline-insns-single=15"]  # of gcc; clang ignores it
     if sys.maxsize < 2**32 and platform.machine().lower() in ("i386", "i486", "i586", "i686", "x86_64", "amd64"):
         FLAGS += ["-msse2", "-mfpmath=sse"]
     if platform.machine() == "s390x":  # where gcc takes float for double in ISO modes, if an old glibc does

@@ -118,15 +118,23 @@ TL_TARGET TL_INLINE void NAME(add_products_)(const ELEMENT *x, const char *vecto
     }
 }
 
-/* The last products, fewer than 64. */
-TL_TARGET TL_INLINE void NAME(add_last_products_)(const ELEMENT *x, size_t depth, const char *vectors, ptrdiff_t stride,
-                                                  size_t count, OP(vec) lanes[DOT_VECTORS][TL_LANES / OP(WIDTH)]) {
+/* Adds the last products, fewer than 64, to 64 lanes. */
+TL_TARGET TL_OUTLINE void NAME(add_last_products_)(const ELEMENT *x, const void *vector, size_t depth,
+                                                   OP(vec) lanes[1][TL_LANES / OP(WIDTH)]) {
     ELEMENT last[TL_LANES] = {0};
-    REAL with[DOT_VECTORS][TL_LANES] = {{0}};
+    REAL with[TL_LANES] = {0};
     memcpy(last, (const void *)x, depth * sizeof *x);
-    for (size_t v = 0; v < count; v++)
-        memcpy(with[v], vectors + (ptrdiff_t)v * stride, depth * sizeof **with);
-    NAME(add_products_)(last, (const char *)with, sizeof *with, count, 0, lanes);
+    memcpy(with, vector, depth * sizeof *with);
+    NAME(add_products_)(last, (const char *)with, 0, 1, 0, lanes);
+}
+
+/* Adds 64 lanes to 16 of double. */
+TL_TARGET TL_OUTLINE void NAME(add_lanes_)(OP(vec) * lanes, tl_lanes *sums) {
+    for (size_t half = TL_LANES / 2; half >= 16; half /= 2)
+        for (size_t j = 0; j < half / OP(WIDTH); j++)
+            lanes[j] = OP(add)(lanes[j], lanes[j + half / OP(WIDTH)]);
+    for (size_t j = 0; j < 16; j += OP(WIDTH))
+        OP(accumulate)(sums, j, lanes[j / OP(WIDTH)]);
 }
 
 /* The products of a TL_DOT_CHUNK are added in 64 lanes, from zero; then these to 16 in double. */
@@ -135,31 +143,23 @@ TL_TARGET TL_INLINE void NAME(dot_rows_of_)(const ELEMENT *x, size_t depth, cons
     tl_lanes sums[DOT_VECTORS];
     memset(sums, 0, sizeof sums);
     for (size_t start = 0; start < depth; start += TL_DOT_CHUNK) {
-        OP(vec) lanes[DOT_VECTORS][TL_LANES / OP(WIDTH)];
+        OP(vec) lanes[DOT_VECTORS][TL_LANES / OP(WIDTH)], stored[DOT_VECTORS][TL_LANES / OP(WIDTH)];
         size_t end = depth - start < TL_DOT_CHUNK ? depth : start + TL_DOT_CHUNK, at = start;
         for (size_t v = 0; v < count; v++)
             for (size_t j = 0; j < TL_LANES / OP(WIDTH); j++)
                 lanes[v][j] = OP(set)(0);
         for (; at + TL_LANES <= end; at += TL_LANES)
             NAME(add_products_)(x + at, vectors + at * sizeof(REAL), stride, count, from_memory, lanes);
-        if (at < end)
-            NAME(add_last_products_)(x + at, end - at, vectors + at * sizeof(REAL), stride, count, lanes);
+        memcpy(stored, lanes, sizeof *lanes * count); /* nothing takes the address of lanes: they stay in registers */
         for (size_t v = 0; v < count; v++) {
-            for (size_t half = TL_LANES / 2; half >= 16; half /= 2)
-                for (size_t j = 0; j < half / OP(WIDTH); j++)
-                    lanes[v][j] = OP(add)(lanes[v][j], lanes[v][j + half / OP(WIDTH)]);
-            for (size_t j = 0; j < 16; j += OP(WIDTH))
-                OP(accumulate)(&sums[v], j, lanes[v][j / OP(WIDTH)]);
+            const char *vector = vectors + (ptrdiff_t)v * stride + at * sizeof(REAL);
+            if (at < end)
+                NAME(add_last_products_)(x + at, vector, end - at, stored + v);
+            NAME(add_lanes_)(stored[v], &sums[v]);
         }
     }
-    for (size_t v = 0; v < count; v++) {
-        double sum[16], lost[16];
-        f64_store_lanes(&sums[v], sum, lost);
-        for (size_t half = 8; half > 0; half /= 2)
-            for (size_t j = 0; j < half; j++)
-                sum[j] += sum[j + half];
-        dots[v] = sum[0];
-    }
+    for (size_t v = 0; v < count; v++)
+        dots[v] = total_of_lanes(&sums[v]);
 }
 
 TL_TARGET static void NAME(dot_rows_)(const void *start, size_t depth, const void *others, ptrdiff_t stride,

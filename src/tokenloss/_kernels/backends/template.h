@@ -100,6 +100,16 @@ TL_TARGET TL_INLINE tl_lanes f32_load_lanes(const double *sum, const double *com
     return lanes;
 }
 
+/* The sum of 16 lanes, without what was lost. */
+TL_TARGET TL_OUTLINE double total_of_lanes(const tl_lanes *lanes) {
+    double sum[16], lost[16];
+    f64_store_lanes(lanes, sum, lost);
+    for (size_t half = 8; half > 0; half /= 2)
+        for (size_t j = 0; j < half; j++)
+            sum[j] += sum[j + half];
+    return sum[0];
+}
+
 TL_TARGET TL_INLINE void f32_store_lanes(const tl_lanes *lanes, double *sum, double *comp) {
     (void)comp;
     for (size_t i = 0; i < LANE_VECTORS; i++)
