@@ -16,7 +16,7 @@ SCORES = {
 # by parameter, groups of functions that share a paragraph of their own, since the meaning differs from that elsewhere
 VARIANTS = {
     "array": [{"evaluation.evaluate"}],
-    "axis": [{"_softmax.logsumexp"}],
+    "axis": [{"_softmax.logsumexp"}, {"_softmax.softmax", "_softmax.log_softmax"}],
     "base": [{"samples.compare_samples"}],
     "cu_seqlens": [{"comparison.compare"}],
     "definitions": [{"comparison.compare"}],

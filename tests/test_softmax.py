@@ -182,3 +182,68 @@ def test_logsumexp_in_every_dtype_layout_and_axis(dtype, layout, axis, rng):
 def test_logsumexp_of_a_single_row_and_of_no_classes():
     assert logsumexp([1, 2]).shape == ()
     assert_same_bits(logsumexp(np.empty((2, 0))), [-np.inf, -np.inf])
+
+
+AXES = [None, (0, 1), (0, 2), (-1, 0), (1, 2, 0), (1,), ()]
+
+
+def along(x, axis):
+    """Axes of an array for NumPy's functions."""
+    return tuple(range(x.ndim)) if axis is None else axis
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("axis", AXES)
+def test_logsumexp_over_several_axes_with_keepdims(axis, layout, rng):
+    logits = rng.normal(size=(3, 4, 5)) * 3
+    exact = np.log(np.exp(logits.astype(np.longdouble)).sum(along(logits, axis), keepdims=True))
+    kept = logsumexp(LAYOUTS[layout](logits), axis=axis, keepdims=True)
+    assert kept.shape == exact.shape
+    np.testing.assert_allclose(kept, exact.astype(np.float64), rtol=0, atol=4e-15 * 10)
+    without = logsumexp(LAYOUTS[layout](logits), axis=axis)
+    assert without.shape == exact.squeeze(along(logits, axis)).shape
+    np.testing.assert_array_equal(without.reshape(kept.shape), kept)
+    for out, keepdims in (np.empty(kept.shape), True), (np.empty(without.shape, order="F"), False):
+        assert logsumexp(logits, axis=axis, out=out, keepdims=keepdims) is out
+        np.testing.assert_array_equal(out.reshape(kept.shape), kept)
+
+
+@each_dtype
+@pytest.mark.parametrize("axis", AXES)
+@pytest.mark.parametrize("name", ["softmax", "log_softmax"])
+def test_softmax_over_several_axes_into_out(name, axis, dtype, rng):
+    logits = (rng.normal(size=(3, 4, 5)) * 3).astype(dtype)
+    wide = logits.astype(np.float64).astype(np.longdouble)
+    exact = wide - np.log(np.exp(wide).sum(along(logits, axis), keepdims=True))
+    exact = exact if name == "log_softmax" else np.exp(exact)
+    error = {2: 2.0**-8, 4: 1e-6, 8: 1e-14}[logits.itemsize] * max(1.0, float(abs(exact).max()))
+    function = getattr(tokenloss, name)
+    for given in (logits, np.asfortranarray(logits), logits[::-1, :, ::-1]):
+        found = function(given, axis=axis)
+        assert (found.shape, found.dtype) == (logits.shape, logits.dtype)
+        expected = exact[::-1, :, ::-1] if given.strides[0] < 0 else exact
+        np.testing.assert_allclose(found.astype(np.float64), expected.astype(np.float64), rtol=0, atol=error)
+        in_place = given.copy(order="K")
+        assert function(in_place, axis=axis, out=in_place) is in_place
+        np.testing.assert_array_equal(in_place, found)
+
+
+def test_axis_none_of_a_number_and_of_nothing():
+    assert logsumexp(2.0, axis=None) == pytest.approx(2.0, rel=1e-15)
+    assert tokenloss.softmax(2.0, axis=None) == 1.0
+    assert logsumexp(np.empty((2, 0)), axis=None) == -np.inf
+    assert logsumexp(np.empty((2, 0)), axis=None, keepdims=True).shape == (1, 1)
+    assert tokenloss.softmax(np.empty((0, 3)), axis=(0, 1)).shape == (0, 3)
+
+
+@pytest.mark.parametrize("name", ["softmax", "log_softmax", "logsumexp"])
+def test_axis_that_is_named_twice_or_is_not_there(name):
+    function = getattr(tokenloss, name)
+    with pytest.raises(ValueError, match=r"axis is \(0, -2\); it must be a tuple that names each axis once"):
+        function(np.ones((2, 3)), axis=(0, -2))
+    with pytest.raises(ValueError, match="axis is 2, but logits has 2 dimensions"):
+        function(np.ones((2, 3)), axis=(0, 2))
+    with pytest.raises(ValueError, match="logits is a scalar"):
+        function(1.0)
+    with pytest.raises(TypeError, match="axis is '1'"):
+        function(np.ones((2, 3)), axis=("1",))

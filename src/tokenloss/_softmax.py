@@ -2,37 +2,43 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
 from tokenloss import _core, _job
-from tokenloss._validation import as_scores, check_out, output_like, without_targets
+from tokenloss._dtypes import as_float_array
+from tokenloss._validation import check_axes, check_out, output_like, without_targets
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from tokenloss._types import Array, ArrayLike, Float64Array, Out, Scalar
+    from tokenloss._types import Array, ArrayLike, Axes, Float64Array, Out, Scalar
 
 
 @overload
-def softmax(logits: ArrayLike, *, axis: int = -1, out: Out, workers: int | None = None) -> Out: ...
+def softmax(logits: ArrayLike, *, axis: Axes = -1, out: Out, workers: int | None = None) -> Out: ...
 @overload
 def softmax(
-    logits: npt.NDArray[Scalar], *, axis: int = -1, out: None = None, workers: int | None = None
+    logits: npt.NDArray[Scalar],
+    *,
+    axis: Axes = -1,
+    out: None = None,
+    workers: int | None = None,
 ) -> npt.NDArray[Scalar]: ...
 @overload
-def softmax(logits: ArrayLike, *, axis: int = -1, out: None = None, workers: int | None = None) -> Array: ...
-def softmax(logits: ArrayLike, *, axis: int = -1, out: Any = None, workers: int | None = None) -> Any:
-    """Probabilities of logits along an axis.
+def softmax(logits: ArrayLike, *, axis: Axes = -1, out: None = None, workers: int | None = None) -> Array: ...
+def softmax(logits: ArrayLike, *, axis: Axes = -1, out: Any = None, workers: int | None = None) -> Any:
+    """Probabilities of logits along an axis, or several.
 
     Parameters
     ----------
     logits : array of shape (..., V)
         Logits (unnormalised log-probabilities): float16, bfloat16, float32 or float64, of any byte order and memory
         layout; anything with `__dlpack__` on the CPU (torch, JAX) is read without a copy. Lists are converted.
-    axis : int, default -1
-        Axis of the classes.
+    axis : int, tuple of int or None, default -1
+        Axis of the classes; several, or None for all, count as one.
     out : array, optional
         Array to write the result to: writable, of the shape and dtype of `logits`, or `logits` itself.
     workers : int, optional
@@ -65,23 +71,27 @@ def softmax(logits: ArrayLike, *, axis: int = -1, out: Any = None, workers: int 
 
 
 @overload
-def log_softmax(logits: ArrayLike, *, axis: int = -1, out: Out, workers: int | None = None) -> Out: ...
+def log_softmax(logits: ArrayLike, *, axis: Axes = -1, out: Out, workers: int | None = None) -> Out: ...
 @overload
 def log_softmax(
-    logits: npt.NDArray[Scalar], *, axis: int = -1, out: None = None, workers: int | None = None
+    logits: npt.NDArray[Scalar],
+    *,
+    axis: Axes = -1,
+    out: None = None,
+    workers: int | None = None,
 ) -> npt.NDArray[Scalar]: ...
 @overload
-def log_softmax(logits: ArrayLike, *, axis: int = -1, out: None = None, workers: int | None = None) -> Array: ...
-def log_softmax(logits: ArrayLike, *, axis: int = -1, out: Any = None, workers: int | None = None) -> Any:
-    """Log-probabilities of logits along an axis.
+def log_softmax(logits: ArrayLike, *, axis: Axes = -1, out: None = None, workers: int | None = None) -> Array: ...
+def log_softmax(logits: ArrayLike, *, axis: Axes = -1, out: Any = None, workers: int | None = None) -> Any:
+    """Log-probabilities of logits along an axis, or several.
 
     Parameters
     ----------
     logits : array of shape (..., V)
         Logits (unnormalised log-probabilities): float16, bfloat16, float32 or float64, of any byte order and memory
         layout; anything with `__dlpack__` on the CPU (torch, JAX) is read without a copy. Lists are converted.
-    axis : int, default -1
-        Axis of the classes.
+    axis : int, tuple of int or None, default -1
+        Axis of the classes; several, or None for all, count as one.
     out : array, optional
         Array to write the result to: writable, of the shape and dtype of `logits`, or `logits` itself.
     workers : int, optional
@@ -115,26 +125,33 @@ def log_softmax(logits: ArrayLike, *, axis: int = -1, out: Any = None, workers: 
 
 
 def logsumexp(
-    logits: ArrayLike, *, axis: int = -1, out: Float64Array | None = None, workers: int | None = None
+    logits: ArrayLike,
+    *,
+    axis: Axes = -1,
+    out: Float64Array | None = None,
+    keepdims: bool = False,
+    workers: int | None = None,
 ) -> Float64Array:
-    """Logarithm of the sum of exponentials along an axis, in one pass.
+    """Logarithm of the sum of exponentials along an axis, or several, in one pass.
 
     Parameters
     ----------
     logits : array of shape (..., V)
         Logits (unnormalised log-probabilities): float16, bfloat16, float32 or float64, of any byte order and memory
         layout; anything with `__dlpack__` on the CPU (torch, JAX) is read without a copy. Lists are converted.
-    axis : int, default -1
-        Axis to sum over.
+    axis : int, tuple of int or None, default -1
+        Axis to sum over; several, or None for all of them.
     out : array of float64, optional
-        Array to write the result to.
+        Array to write the result to, of its shape.
+    keepdims : bool, default False
+        Whether the axes that are summed over stay, with length 1.
     workers : int, optional
         Number of threads, as in `cross_entropy`. No bit of the result depends on it.
 
     Returns
     -------
     array of float64
-        ``log(sum(exp(logits)))`` in nats, of the shape of `logits` without `axis`, a scalar for a single row; -inf
+        ``log(sum(exp(logits)))`` in nats, of the shape of `logits` without `axis`, a scalar for a single number; -inf
         where all are -inf or the axis is empty, nan where a logit is nan or +inf.
 
     Raises
@@ -159,16 +176,19 @@ def logsumexp(
     >>> logsumexp(np.zeros((2, 131072), np.float16)).round(2)
     array([11.78, 11.78])
     """
-    small = _core.small_logsumexp(logits, axis, out, workers)
+    small = None if keepdims else _core.small_logsumexp(logits, axis, out, workers)
     if small is not None:
         return small
-    scores = as_scores("logits", logits, axis)
-    result = numbers = np.zeros(scores.batch) if out is None else check_out(out, scores.batch)
-    if not result.flags.carray or np.may_share_memory(result, scores.array):
-        numbers = np.zeros(scores.batch)
+    array, code = as_float_array("logits", logits)
+    axes = check_axes("logits", array.ndim, axis)
+    scores = _scores_along(array, code, axes)
+    shape = tuple(1 if i in axes else n for i, n in enumerate(array.shape)) if keepdims else scores.batch
+    result = np.zeros(shape) if out is None else check_out(out, shape)
+    in_place = result.flags.carray and not np.may_share_memory(result, array)
+    numbers = result.reshape(scores.batch) if in_place else np.zeros(scores.batch)
     _job.run(_core.LogSumExp(scores, without_targets(scores), numbers), workers)
-    if result is not numbers:
-        result[...] = numbers
+    if not in_place:
+        result[...] = numbers.reshape(shape)
     if out is not None:
         return out  # itself, whatever its class
     scalar: Float64Array = result[()] if result.ndim == 0 else result
@@ -177,7 +197,27 @@ def logsumexp(
 
 def _softmax(is_log: bool, logits: Any, axis: Any, out: Any, workers: Any) -> Any:
     """Softmax or its logarithm, in `out` if that is given."""
-    scores = as_scores("logits", logits, axis)
-    result, view, code = output_like(scores, out, {})
-    _job.run(_core.Softmax(scores, without_targets(scores), None, is_log, view, code), workers)
+    array, code = as_float_array("logits", logits)
+    axes = check_axes("logits", array.ndim, axis)
+    result, view, result_code = output_like("logits", array, code, out, {})
+    scores, to = _scores_along(array, code, axes), view if len(axes) == 1 else _with_axes_last(view, axes)
+    _job.run(_core.Softmax(scores, without_targets(scores), None, is_log, to, result_code), workers)
+    if not np.may_share_memory(to, view):
+        moved = np.moveaxis(view, axes, range(-len(axes), 0))
+        moved[...] = to.reshape(moved.shape)
     return result
+
+
+def _scores_along(array: Array, code: int, axes: tuple[int, ...]) -> _core.Scores:
+    """Scores whose classes lie along some axes."""
+    if len(axes) == 1:
+        return _core.Scores("logits", array, code, axes[0], array.shape)
+    rows = _with_axes_last(array, axes)
+    return _core.Scores("logits", rows, code, rows.ndim - 1, rows.shape)
+
+
+def _with_axes_last(array: Array, axes: tuple[int, ...]) -> Array:
+    """The array with some axes at the end, as a single one: a view where the layout allows for it, else a copy."""
+    moved = np.moveaxis(array, axes, range(-len(axes), 0))
+    rows: Array = moved.reshape(*moved.shape[: moved.ndim - len(axes)], math.prod(array.shape[i] for i in axes))
+    return rows

@@ -21,6 +21,7 @@ Array: TypeAlias = np.ndarray[tuple[Any, ...], np.dtype[Any]]
 BoolArray: TypeAlias = np.ndarray[tuple[Any, ...], np.dtype[np.bool_]]
 Float64Array: TypeAlias = np.ndarray[tuple[Any, ...], np.dtype[np.float64]]
 IntArray: TypeAlias = np.ndarray[tuple[Any, ...], np.dtype[np.int64]]
+Axes: TypeAlias = int | tuple[int, ...] | None
 
 Scalar = TypeVar("Scalar", bound=np.generic)
 Out = TypeVar("Out", bound=SupportsDLPack)  # NumPy arrays support DLPack, too

@@ -55,6 +55,16 @@ def check_axis(name: str, ndim: int, axis: object) -> int:
     return number + ndim if number < 0 else number
 
 
+def check_axes(name: str, ndim: int, axis: object) -> tuple[int, ...]:
+    """Axes to reduce over, in ascending order, counted from the front; None stands for all."""
+    if axis is None:
+        return tuple(range(ndim))
+    axes = sorted(check_axis(name, ndim, each) for each in (axis if isinstance(axis, tuple) else (axis,)))
+    if len(set(axes)) < len(axes):
+        raise_error("option", name="axis", got=axis, fits="a tuple that names each axis once")
+    return tuple(axes)
+
+
 def check_reduction(value: object) -> str:
     """The way to reduce losses."""
     if not isinstance(value, str) or value not in REDUCTIONS:
@@ -307,9 +317,11 @@ def penalties(label_smoothing: Any, z_loss: Any) -> tuple[float, float]:
     return smoothing, check_number("z_loss", z_loss, "a finite number of at least 0")
 
 
-def output_like(scores: _core.Scores, out: Any, inputs: dict[str, Array | None]) -> tuple[Any, Array, int]:
+def output_like(
+    name: str, scores: Array, code: int, out: Any, inputs: dict[str, Array | None]
+) -> tuple[Any, Array, int]:
     """Where a result of the scores' shape and dtype goes: the array to return, a view to write to, and its code."""
-    result = empty_like_scores(scores.name, scores.array, scores.dtype) if out is None else out
-    view, code = check_out_like(result, scores.name, scores.array, scores.dtype)
-    check_no_overlap(view, {name: array for name, array in inputs.items() if array is not None})
-    return result, view, code
+    result = empty_like_scores(name, scores, code) if out is None else out
+    view, result_code = check_out_like(result, name, scores, code)
+    check_no_overlap(view, {input_name: array for input_name, array in inputs.items() if array is not None})
+    return result, view, result_code

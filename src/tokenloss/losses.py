@@ -468,7 +468,7 @@ def cross_entropy_and_grad(
     scale, cap = logit_transform(logit_scale, softcap)
     losses = _job.new_losses(reduction, scores.batch)
     inputs = {name: getattr(positions, name) for name in ("targets", "weight", "where", "sample_weight")}
-    gradient, view, code = output_like(scores, out, inputs)
+    gradient, view, code = output_like(scores.name, scores.array, scores.dtype, out, inputs)
     _job.check_targets(positions, scores)  # before anything is written
     options = scale, cap, smoothing, z_loss, view, code, reduction == "mean"
     job = _core.CrossEntropy(scores, positions, losses, *options)
