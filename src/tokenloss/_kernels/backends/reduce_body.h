@@ -272,23 +272,31 @@ TL_TARGET static void NAME(moment_)(const void *x, size_t count, tl_lse_acc *sta
 TL_TARGET static int NAME(kl_)(const void *base, const void *other, size_t count, tl_lse_acc *base_state,
                                tl_lse_acc *other_state) {
     const ELEMENT *p = (const ELEMENT *)base, *q = (const ELEMENT *)other;
-#ifdef HALF /* less than a chunk is converted, so that whole ones alone are reduced here */
-    if (count < TL_CHUNK) {
-        float converted[2][TL_CHUNK];
-        for (size_t i = 0; i < count || i % TL_READ_MULTIPLE != 0; i += f32_WIDTH) {
-            f32_store(converted[0] + i, LOAD(p + i));
-            f32_store(converted[1] + i, LOAD(q + i));
+#ifdef HALF /* converted in parts that stay in the first cache: loops of their own would be hardly faster */
+    enum { PART = 2 * TL_CHUNK };
+    int found = 0;
+    for (size_t done = 0, n; done < count; done += n) {
+        float converted[2][PART];
+        n = count - done < PART ? count - done : PART;
+        for (size_t i = 0; i < n || i % TL_READ_MULTIPLE != 0; i += f32_WIDTH) {
+            if (i * sizeof *p % 64 == 0) {
+                tl_prefetch_stream(p + done + i);
+                tl_prefetch_stream(q + done + i);
+            }
+            f32_store(converted[0] + i, LOAD(p + done + i));
+            f32_store(converted[1] + i, LOAD(q + done + i));
         }
-        return JOIN(kl_float32_, BACKEND)(converted[0], converted[1], count, base_state, other_state);
+        found |= JOIN(kl_float32_, BACKEND)(converted[0], converted[1], n, base_state, other_state);
     }
-#endif
+    return found;
+#else
     OP(acc) p_acc = OP(acc_init)(base_state->ref_exp, 1, base_state->moment->shift, base_state->moment->other_shift);
     OP(acc) q_acc = OP(acc_init)(other_state->ref_exp, 1, 0, 0);
     tl_lanes p_sum = OP(load_lanes)(base_state->sum, base_state->comp);
     tl_lanes q_sum = OP(load_lanes)(other_state->sum, other_state->comp);
     tl_lanes moment = OP(load_lanes)(base_state->moment->sum, base_state->moment->comp);
     for (size_t done = 0; done < count; done += TL_CHUNK, p += TL_CHUNK, q += TL_CHUNK) {
-        const size_t n = sizeof(ELEMENT) > 2 && count - done < TL_CHUNK ? count - done : TL_CHUNK;
+        const size_t n = count - done < TL_CHUNK ? count - done : TL_CHUNK;
         NAME(reduce_chunk_)(q, n, &q_acc, &q_sum, NULL, NULL, SUMEXP, 1, q);
         NAME(reduce_chunk_)(p, n, &p_acc, &p_sum, &moment, NULL, KL, 1, q);
     }
@@ -300,6 +308,7 @@ TL_TARGET static int NAME(kl_)(const void *base, const void *other, size_t count
     base_state->maximum = NAME(max_of_)(p_acc.maximum, 2, base_state->maximum);
     OP(vec) minus_min = OP(sub)(OP(set)(0), p_acc.min_other);
     return NAME(max_of_)(&minus_min, 1, 0) > OP(OTHER_LIMIT);
+#endif
 }
 
 /* The maximum and, if wanted, the number of elements >= threshold. */
