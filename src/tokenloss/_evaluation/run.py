@@ -12,6 +12,7 @@ from tokenloss._evaluation import checks
 from tokenloss._evaluation.plan import open_shard, rows_per_block, with_file_names
 from tokenloss._evaluation.response_figures import ResponseFigures
 from tokenloss._evaluation.sequences import NO_SEQUENCES, SequenceCollector, SequenceColumns
+from tokenloss._outputs._base import TokenBlock
 from tokenloss.formats._base import check_map, rows_at
 from tokenloss.losses import cross_entropy, cross_entropy_loss, nll_loss
 from tokenloss.meter import LossMeter
@@ -25,8 +26,7 @@ if TYPE_CHECKING:
     from tokenloss._types import Array, BoolArray, IntArray
     from tokenloss.scores import TokenScores
 
-    # called with the scores of each block, its class ids, its text, its positions and the numbers of their sequences
-    _Sink: TypeAlias = Callable[..., None]
+    _Sink: TypeAlias = Callable[[Any], None]  # called with each block of tokens
 
 _LOSSES: dict[str, Callable[..., Any]] = {
     "logits": cross_entropy,
@@ -73,6 +73,16 @@ class ShiftSample:
         least = max(self.rows * math.log(4), _MIN_SHIFT_Z * math.sqrt(max(self.squares, 0)))
         return self.rows >= _MIN_SHIFT_SAMPLE and self.gain > least
 
+    def to_json(self) -> list[str]:
+        """The sample, as JSON can hold it."""
+        return list(map(repr, dataclasses.astuple(self)))
+
+    @classmethod
+    def from_json(cls, state: Any) -> ShiftSample:
+        """Inverse of `to_json`."""
+        rows, gain, squares = state
+        return cls(int(rows), float(gain), float(squares))
+
 
 class ShardResult(NamedTuple):
     """Result of a shard."""
@@ -92,8 +102,7 @@ class ShardResult(NamedTuple):
         return {
             "meter": self.meter._to_json(), "ignored": self.ignored, "greedy": self.greedy,
             "highest_loss_tokens": tokens, "sequences": self.sequences.to_json(), "split": self.split.to_json(),
-            "shift_sample": list(map(repr, dataclasses.astuple(self.shift_sample))),
-            "responses": self.responses and self.responses.to_json(),
+            "shift_sample": self.shift_sample.to_json(), "responses": self.responses and self.responses.to_json(),
         }  # fmt: skip
 
     @classmethod
@@ -103,12 +112,11 @@ class ShardResult(NamedTuple):
             TokenLoss(position, target, float(loss), text, sequence)
             for position, target, loss, text, sequence in result["highest_loss_tokens"]
         ]
-        rows, gain, squares = result["shift_sample"]
         responses = result["responses"] and ResponseFigures.from_json(result["responses"])
         return cls(
             LossMeter._from_json(result["meter"]), result["ignored"], result["greedy"], tokens,
             SequenceColumns.from_json(result["sequences"]), SequenceColumns.from_json(result["split"]),
-            ShiftSample(int(rows), float(gain), float(squares)), responses,
+            ShiftSample.from_json(result["shift_sample"]), responses,
         )  # fmt: skip
 
     @property
@@ -121,12 +129,10 @@ class ShardResult(NamedTuple):
         """The number of tokens that are known to be greedy or not."""
         return self.responses.greedy_known if self.responses else self.n_tokens
 
-    def is_consistent(self, rows: int | None, top: int) -> bool:
-        """Consistency check of a checkpoint entry: whether scoring `rows` rows with `--top top` can give it.
-
-        Of a file of responses, the number of rows is not known before.
-        """
+    def is_consistent(self, shard: Shard, options: Options) -> bool:
+        """Consistency check of a checkpoint entry: whether scoring a shard can give it."""
         tokens, sequences = self.highest_loss_tokens, self.sequences
+        rows = None if shard.size is not None else shard.scored_rows  # of responses, it is not known before
         integers = [self.ignored, self.greedy, *(number for token in tokens for number in token[:2])]
         integers += [token.sequence for token in tokens if token.sequence is not None]
         if (rows is None) != (self.responses is not None):
@@ -142,7 +148,7 @@ class ShardResult(NamedTuple):
         return (
             all(type(number) is int and abs(number) < 2**63 for number in integers)
             and all(token.text is None or isinstance(token.text, str) for token in tokens)
-            and len(tokens) <= top
+            and len(tokens) <= options.top
             and self.n_tokens + self.ignored == rows
             and 0 <= self.greedy <= self.n_tokens <= (rows or 0)
             and self.meter.n_bytes == self.meter.n_words == 0  # which are of all shards together
@@ -175,7 +181,7 @@ def score_rows(
     sampled: int = 0,
 ) -> ShardResult:
     """As `score_shard`, of a shard that is open; of so many rows a sample was taken before."""
-    file, targets, where, text, sequences, mask = opened
+    file, targets, where, text, sequences, mask, _ = opened
     is_soft = targets.ndim == len(file.shape)
     ids = None if is_soft else targets.reshape(-1)
     row_bytes = file.row_bytes + (file.shape[-1] * targets.itemsize if is_soft else 0)
@@ -205,7 +211,7 @@ def score_rows(
         highest.update(scores.nll, classes, scores.kept, positions, numbers)
         if sink:
             words = None if text is None else text.reshape(-1)[start:stop]
-            sink(*_select(block_where, scores, classes, words, positions, numbers))
+            sink(_select(block_where, scores, classes, words, positions, numbers))
         if advance:
             advance(block.nbytes)
         start = stop
@@ -245,14 +251,19 @@ def _score_block(
 
 def _select(
     where: Array | None, scores: TokenScores, ids: Array, text: Array | None, positions: Array, numbers: Array
-) -> tuple[TokenScores, Array, Array | None, Array, Array]:
-    """The columns of a block at the rows of the mask; all rows if there is no mask."""
+) -> TokenBlock:
+    """A block of tokens at the rows of the mask; all rows if there is no mask."""
     numbers = np.maximum(numbers, -1)
     if where is None:
-        return scores, ids, text, positions, numbers
-    selected = {name: column[where] for name, column in vars(scores).items() if column is not None}
+        return TokenBlock(scores, ids, text, 0, positions, numbers)
     text = None if text is None else text[where]
-    return dataclasses.replace(scores, **selected), ids[where], text, positions[where], numbers[where]
+    return TokenBlock(scores_at(scores, where), ids[where], text, 0, positions[where], numbers[where])
+
+
+def scores_at(scores: TokenScores, where: Array) -> TokenScores:
+    """Scores at the rows of a mask."""
+    selected = {name: column[where] for name, column in vars(scores).items() if column is not None}
+    return dataclasses.replace(scores, **selected)
 
 
 class ShiftSampler:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from tokenloss._types import Array
+    from tokenloss.comparison import Comparison
 
 
 class TokenBlock(NamedTuple):
@@ -63,6 +64,54 @@ class TokenBlock(NamedTuple):
     is_greedy_known: Array | None = None
     is_prompt: Array | None = None
     top_tokens: Array | None = None
+
+
+class ComparedBlock(NamedTuple):
+    """The next tokens of a candidate that is compared with its base, as a sink of `compare_files` gets them.
+
+    Attributes
+    ----------
+    candidate : int
+        The number of the candidate, from 0, in the order given.
+    columns : dict of arrays
+        Of each token, the fields `nll`, `base_nll`, `kl`, `delta_p`, `is_same_top`, `kept` and `base_top_p` of
+        `Comparison`.
+    ids, text, file, positions, sequences
+        As those of `TokenBlock`.
+    base_scores, scores : TokenScores or None
+        Scores by the base and by the candidate, with their most likely classes, if any sink wants these.
+    """
+
+    candidate: int
+    columns: dict[str, Array]
+    ids: Array
+    text: Array | None
+    file: int
+    positions: Array
+    sequences: Array
+    base_scores: TokenScores | None
+    scores: TokenScores | None
+
+
+class Candidate(NamedTuple):
+    """A candidate that was compared with its base; `Sink.finish` gets a list of these from `compare_files`.
+
+    Attributes
+    ----------
+    name : str
+        Its name, or its path.
+    size : int or None
+        Size of the model in bytes, if it was given.
+    comparison : Comparison
+        Its figures, and results for each token.
+    figures : dict
+        All that ``tokenloss compare --json`` prints of it.
+    """
+
+    name: str
+    size: int | None
+    comparison: Comparison
+    figures: dict[str, Any]
 
 
 class Output:

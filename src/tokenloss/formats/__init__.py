@@ -96,6 +96,19 @@ def open_scores(
     return file
 
 
+def is_scores(path: str) -> bool:
+    """Whether a file of a directory is one of scores, by its name or its first bytes; directories are if of Zarr."""
+    place = Path(path)
+    if place.is_dir():
+        return zarr.is_store(os.listdir(path))
+    if place.name.startswith(".") or not place.is_file():  # some systems store notes in hidden files
+        return False
+    if place.suffix.lower() in (*_SUFFIXES, ".zip"):
+        return True
+    with open_regular(path) as file:
+        return file.read(len(llama_cpp.MAGIC)) == llama_cpp.MAGIC
+
+
 def _reader(path: str) -> ModuleType:
     """The module that reads a file, by its first bytes or else by its name."""
     if path and Path(path).is_dir():
