@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import base64
-import codecs
 import hashlib
 import html
 import itertools
 import json
 import math
-import re
 import unicodedata
 from importlib import resources
 from typing import TYPE_CHECKING
@@ -18,12 +16,13 @@ import numpy as np
 
 from tokenloss._errors import raise_error
 from tokenloss._files import replacing
+from tokenloss._token_text import byte_encoder, decoded
 from tokenloss._validation import as_target_array
 from tokenloss.meter import LossMeter
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
     from tokenloss._types import Array, ArrayLike
     from tokenloss.scores import TokenScores
@@ -215,11 +214,6 @@ def _token_text(vocabulary: Sequence[str] | None, i: int) -> str | None:
 
 # -- text -------------------------------------------------------------------------------------------------------------
 
-# Byte-level BPE writes each byte as a printable character: itself, or one from U+0100 on.
-_PRINTABLE_BYTES = [*range(33, 127), *range(161, 173), *range(174, 256)]
-_BYTES = {chr(byte): byte for byte in _PRINTABLE_BYTES}
-_BYTES |= {chr(256 + n): byte for n, byte in enumerate(sorted({*range(256)} - {*_PRINTABLE_BYTES}))}
-
 # Control characters become pictures, since browsers show nothing for them; those that reverse text become U+FFFD.
 _BIDI_MARKS = dict.fromkeys((0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A)), 0xFFFD)
 _CONTROL_PICTURES = {code: 0x2400 + code for code in range(32) if chr(code) not in "\t\n"} | {127: 0x2421} | _BIDI_MARKS
@@ -227,9 +221,9 @@ _CONTROL_PICTURES = {code: 0x2400 + code for code in range(32) if chr(code) not 
 
 def _paragraphs(ids: Array, text: list[str | None], css_class: Array, bounds: list[int]) -> Iterator[str]:
     """HTML of the tokens, in paragraphs of these bounds."""
-    encode = _byte_encoder(text)
+    encode = byte_encoder(text)
     for part in itertools.starmap(slice, itertools.pairwise(bounds)):
-        spans = map(_span, ids[part].tolist(), _decode(text[part], encode), css_class[part].tolist())
+        spans = map(_span, ids[part].tolist(), decoded(text[part], encode), css_class[part].tolist())
         yield f"<p>{''.join(spans)}</p>"
 
 
@@ -244,40 +238,6 @@ def _span(i: int, text: str | None, css_class: int) -> str:
     if all(unicodedata.category(c) in ("Cf", "Me", "Mn") for c in text):
         return f'<i class="{name} thin">{text}</i>'
     return f"<i class={name}>{html.escape(text)}</i>"
-
-
-def _byte_encoder(text: Iterable[str | None]) -> Callable[[str], bytes]:
-    """The function that turns the tokens of a text into bytes."""
-    tokens = {token for token in text if token}
-    # Maltese has these letters, too, but spaces beside them
-    if sum("Ġ" in token or "Ċ" in token for token in tokens) > sum(" " in token for token in tokens):
-        return _from_byte_level
-    if any("▁" in token for token in tokens):
-        return _from_sentencepiece
-    return _utf8
-
-
-def _utf8(token: str) -> bytes:
-    """Bytes of text; a surrogate, which has none, becomes a question mark."""
-    return token.encode("utf-8", "replace")
-
-
-def _from_byte_level(token: str) -> bytes:
-    """Bytes of a token of byte-level BPE; those that were added to its vocabulary are plain text."""
-    return bytes(_BYTES[c] for c in token) if _BYTES.keys() >= {*token} else _utf8(token)
-
-
-def _from_sentencepiece(token: str) -> bytes:
-    """Bytes of a token of SentencePiece, which has pieces for single bytes."""
-    byte = re.fullmatch("<0x([0-9A-F]{2})>", token)
-    return bytes.fromhex(byte[1]) if byte else _utf8(token.replace("▁", " "))
-
-
-def _decode(text: Iterable[str | None], encode: Callable[[str], bytes]) -> Iterator[str | None]:
-    """Text of tokens; a character that is spread over several comes with the last of them."""
-    decoder = codecs.getincrementaldecoder("utf-8")("replace")
-    for token in text:
-        yield None if token is None else decoder.decode(encode(token))
 
 
 # -- data of the tokens -----------------------------------------------------------------------------------------------
