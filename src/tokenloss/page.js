@@ -9,6 +9,7 @@ function load() {
   data = JSON.parse(document.getElementById("data").textContent);
   let place = 0;
   for (const token of tokens) token.place = place++;
+  if (data.models) card.className = "wide";
 }
 
 function make(name, className, ...children) {
