@@ -73,7 +73,10 @@ function predicted(at, text, model, others = []) {
 }
 
 function spot(at) {
-  if (data.places) return Object.entries(data.places).map(([name, values]) => `${name} ${values[at]}`).join(" · ");
+  if (data.places) {
+    const known = Object.entries(data.places).filter(([, values]) => values[at] >= 0);
+    return known.map(([name, values]) => `${name} ${values[at]}`).join(" · ");
+  }
   return data.position ? `response ${data.sequence[at]} · position ${data.position[at]}` : `position ${at}`;
 }
 

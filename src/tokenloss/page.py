@@ -263,7 +263,8 @@ def _write_comparison(
 ) -> None:  # fmt: skip
     """Write a page of the first tokens, whose paragraphs have these bounds.
 
-    Places are the class ids and whatever else says where a token is; of both models, columns of `TokenScores`.
+    Places are the class ids and, if any, what says where a token is, -1 of nowhere; of both models, columns of
+    `TokenScores`.
     """
     size = bounds[-1]
     ids = places["id"][:size]
@@ -303,7 +304,7 @@ def _write_comparison(
     if len(places) > 1:
         data["places"] = as_json({name: place[:size].tolist() for name, place in places.items() if name != "id"})
     why = f", since {len(names)} models share {MOST_TOKENS:,}" if len(names) > 1 else ""
-    head = "\n".join([*_model_choice(names, comparisons), *heads]) + excerpt_note(size, len(places["id"]), why)
+    head = "\n".join([*_model_choice(names, comparisons), *heads]) + excerpt_note(size, shown.size, why)
     text = [_token_text(vocabulary, i) for i in ids.tolist()] if given is None else given
     write_frame(path, title, head, paragraphs(ids, text, shown, bounds), data)
 
@@ -348,7 +349,8 @@ def _data(
 
 def _alternatives(scores: Mapping[str, Array | None], size: int) -> tuple[Array, dict[str, str]]:
     """The most likely classes of the first tokens, and JSON of these, of their log-probabilities and of the ranks."""
-    top, logprobs, argmax, rank = (scores[name] for name in ("top_ids", "top_logprobs", "argmax", "rank"))
+    top, logprobs = scores.get("top_ids"), scores.get("top_logprobs")
+    argmax, rank = scores["argmax"], scores["rank"]
     assert argmax is not None
     assert rank is not None
     if top is not None and logprobs is not None:

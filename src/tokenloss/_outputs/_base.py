@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from tokenloss._types import Array
+    from tokenloss.comparison import Comparison
 
 
 class TokenBlock(NamedTuple):
@@ -63,6 +64,41 @@ class TokenBlock(NamedTuple):
     is_greedy_known: Array | None = None
     is_prompt: Array | None = None
     top_tokens: Array | None = None
+
+
+class ComparedBlock(NamedTuple):
+    """The next tokens of a candidate, in the order of the text, as `Sink.add` gets them from a comparison.
+
+    Attributes
+    ----------
+    candidate : int
+        The number of the candidate, from 0, in the order given.
+    columns : dict of 1-D arrays
+        `nll`, `base_nll`, `kl`, `delta_p`, `is_same_top`, `kept` and `base_top_p`, as `Comparison` has them.
+    ids, text, file, positions, sequences
+        As of `TokenBlock`; the number of the file is that of the shard.
+    base_scores, scores : TokenScores or None
+        Of the base and of the candidate, where an output's `top_k` is more than 0.
+    """
+
+    candidate: int
+    columns: dict[str, Array]
+    ids: Array
+    text: Array | None
+    file: int
+    positions: Array
+    sequences: Array
+    base_scores: TokenScores | None
+    scores: TokenScores | None
+
+
+class Candidate(NamedTuple):
+    """A candidate of a comparison: its name, bytes of its model if given, comparison and figures as JSON has them."""
+
+    name: str
+    size: int | None
+    comparison: Comparison
+    figures: dict[str, Any]
 
 
 class Output:
@@ -201,3 +237,8 @@ class TokenOutput(Output):
 def title(files: Sequence[str]) -> str:
     """Title of an output about some files."""
     return ", ".join(files) if len(files) < 4 else f"{files[0]} and {len(files) - 1} files more"
+
+
+def compared_title(summary: dict[str, Any], result: Sequence[Candidate]) -> str:
+    """Title of an output about a comparison."""
+    return f"{result[0].name if len(result) == 1 else f'{len(result)} models'} vs {summary['base']}"
