@@ -15,7 +15,7 @@ from tokenloss._evaluation.comparison import ComparedFiles, ComparisonOptions, c
 from tokenloss._evaluation.files import check_needs
 from tokenloss._files import WriteError, check_outputs, identity
 from tokenloss._outputs import COMPARE_OUTPUTS, RESPONSE_OUTPUTS, SAMPLE_OUTPUTS, SCORE_OUTPUTS
-from tokenloss._outputs._base import Output
+from tokenloss._outputs._base import Candidate, Output
 from tokenloss._outputs.json_object import JsonObject
 from tokenloss._terminal import Progress, Table, show_tables
 from tokenloss.evaluation import SHIFT_ADVICE, ShiftWarning, evaluate
@@ -191,7 +191,7 @@ def _compare_scores(args: argparse.Namespace) -> None:
         with Progress(base.rows * (base.row_bytes + other.row_bytes)) as progress:
             comparison, figures = compare_files(files, options, workers, progress.advance)
     _advise_shift(figures["fits_better_shifted"])
-    _finish(outputs, figures, comparison)
+    _finish(outputs, figures, [Candidate(args.other, None, comparison, figures)])
 
 
 def _advise_shift(fits_better: bool) -> None:

@@ -118,6 +118,11 @@ def quantile_intervals(ordered: Float64Array, fractions: tuple[float, ...]) -> d
     return found
 
 
+def nan_last(value: float) -> tuple[bool, float]:
+    """Key by which numbers are sorted, nan after all others."""
+    return math.isnan(value), value
+
+
 def as_json_figures(comparison: Any) -> dict[str, Any]:
     """All figures of a comparison, without the arrays of positions, as JSON can hold them."""
     figures: dict[str, Any] = {}

@@ -67,19 +67,18 @@ class TokenBlock(NamedTuple):
 
 
 class ComparedBlock(NamedTuple):
-    """The next tokens of a candidate that is compared with its base, as a sink of `compare_files` gets them.
+    """The next tokens of a candidate, in the order of the text, as `Sink.add` gets them from a comparison.
 
     Attributes
     ----------
     candidate : int
         The number of the candidate, from 0, in the order given.
-    columns : dict of arrays
-        Of each token, the fields `nll`, `base_nll`, `kl`, `delta_p`, `is_same_top`, `kept` and `base_top_p` of
-        `Comparison`.
+    columns : dict of 1-D arrays
+        `nll`, `base_nll`, `kl`, `delta_p`, `is_same_top`, `kept` and `base_top_p`, as `Comparison` has them.
     ids, text, file, positions, sequences
-        As those of `TokenBlock`.
+        As of `TokenBlock`; the number of the file is that of the shard.
     base_scores, scores : TokenScores or None
-        Scores by the base and by the candidate, with their most likely classes, if any sink wants these.
+        Of the base and of the candidate, where an output's `top_k` is more than 0.
     """
 
     candidate: int
@@ -94,14 +93,14 @@ class ComparedBlock(NamedTuple):
 
 
 class Candidate(NamedTuple):
-    """A candidate that was compared with its base; `Sink.finish` gets a list of these from `compare_files`.
+    """A candidate of a comparison, of which `Sink.finish` gets a list.
 
     Attributes
     ----------
     name : str
         Its name, or its path.
     size : int or None
-        Size of the model in bytes, if it was given.
+        Size of its model in bytes, if given.
     comparison : Comparison
         Its figures, and results for each token.
     figures : dict
@@ -250,3 +249,8 @@ class TokenOutput(Output):
 def title(files: Sequence[str]) -> str:
     """Title of an output about some files."""
     return ", ".join(files) if len(files) < 4 else f"{files[0]} and {len(files) - 1} files more"
+
+
+def compared_title(summary: dict[str, Any], result: Sequence[Candidate]) -> str:
+    """Title of an output about a comparison."""
+    return f"{result[0].name if len(result) == 1 else f'{len(result)} models'} vs {summary['base']}"

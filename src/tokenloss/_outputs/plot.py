@@ -12,6 +12,8 @@ from tokenloss._outputs._base import Output, TokenOutput, title
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from tokenloss._outputs._base import Candidate
+
 
 class LossPlot(TokenOutput):
     """A plot of the losses along the text, their histogram and the calibration: ``tokenloss score --plot``.
@@ -68,7 +70,7 @@ class LossPlot(TokenOutput):
 
 
 class DivergencePlot(Output):
-    """The quantiles of the KL divergence."""
+    """The quantiles of the KL divergence, and of several candidates their mean divergence over their size."""
 
     option = "--plot"
     help = "draw the KL divergences: a .png, .svg or .pdf file"
@@ -77,5 +79,12 @@ class DivergencePlot(Output):
         plots.check(path)
         super().__init__(path)
 
-    def finish(self, summary: dict[str, Any], result: Any) -> None:
-        plots.save(plots.draw_divergences(result.kl, where=result.kept, title=summary["other"]), self.path)
+    def finish(self, summary: dict[str, Any], result: Sequence[Candidate]) -> None:
+        if len(result) > 1:
+            sizes = {one.name: one.size for one in result if one.size is not None}
+            comparisons = {one.name: one.comparison for one in result}
+            figure = plots.draw_candidates(comparisons, sizes=sizes, title=f"vs {summary['base']}")
+        else:
+            one = result[0]
+            figure = plots.draw_divergences(one.comparison.kl, where=one.comparison.kept, title=one.name)
+        plots.save(figure, self.path)
