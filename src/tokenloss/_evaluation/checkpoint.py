@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from tokenloss._evaluation.plan import Options, Shard
 
-_FORMAT = 3  # of the file; another one is refused
+_FORMAT = 4  # of the file; another one is refused
 
 
 class Checkpoint:
@@ -79,7 +79,7 @@ class Checkpoint:
             if number is None:
                 self._refuse(f"holds the result of {path}", "be another file, since that one is not to be scored")
             if shard != self._shards[number]:
-                self._refuse(f"holds the result of {path}", "be another file, since that one or its targets changed")
+                self._refuse(f"holds the result of {path}", "be another file, since that one, its targets or its head changed")
             if number in self.results or not result.is_consistent(self._scored_rows[number], self._options["top"]):
                 self._refuse(f"holds an impossible result of {path}", "be as it was written")
             self._keep(number, result)
@@ -96,6 +96,8 @@ def _fingerprint(shard: Shard) -> dict[str, Any]:
     split = None if shard.split is None else list(shard.split)
     following = [shard.next_id, shard.next_text]
     sequences = {"segments": segments, "split": split}
+    if shard.lm_head is not None:
+        sequences["lm_head"] = _file_fingerprint(shard.lm_head)
     return {**_file_fingerprint(shard.path), "targets": targets, **sequences, "next": following}
 
 

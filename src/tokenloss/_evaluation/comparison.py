@@ -9,7 +9,7 @@ import numpy as np
 from tokenloss._errors import raise_error
 from tokenloss._evaluation import checks
 from tokenloss._evaluation.plan import check_shiftable, check_stored_targets, rows_per_block, shifted, with_file_names
-from tokenloss._evaluation.run import ShiftSampler
+from tokenloss._evaluation.run import ShiftSampler, row_functions
 from tokenloss._evaluation.sequences import row_sequences
 from tokenloss._softmax import log_softmax
 from tokenloss.comparison import ComparisonMeter
@@ -57,7 +57,7 @@ def compare_files(
     takes_log_probs = options.definitions == "llama.cpp"  # of the base, as they are
     # llama.cpp prints errors that are not clustered: without segment ids, these
     is_clustered = sequences.are_given or (sequences.exist and options.definitions == "exact")
-    sampler = ShiftSampler(base.kind, options.ignore_index, sequences.are_given)
+    sampler = ShiftSampler(row_functions(base).losses, options.ignore_index, sequences.are_given)
     samples = options.shift is None and not base.is_shifted and not other.is_shifted
     max_rows = rows_per_block(max(base.row_bytes, other.row_bytes))
     start = 0

@@ -15,8 +15,9 @@ from tokenloss import _job
 from tokenloss._errors import raise_error
 from tokenloss._evaluation.sequences import row_sequences
 from tokenloss._files import identity
+from tokenloss._projection import MAX_TILE_ROWS
 from tokenloss._validation import as_positions, scores_of_shape
-from tokenloss.formats import npy, open_scores
+from tokenloss.formats import npy, open_hidden_states, open_scores
 from tokenloss.formats._base import ScoresFile
 from tokenloss.sequences import check_segment_ids
 
@@ -42,6 +43,14 @@ class Options(NamedTuple):
     top: int = 5
     part: Literal["prompt", "generated", "all"] | None = None  # of responses
     skip_failed: bool = False
+    lm_head: str | None = None  # FILE[:NAME], of files of hidden states
+    hidden: str | None = None  # name of their array
+    logit_scale: float = 1.0
+    softcap: float | None = None
+
+    def with_absolute_paths(self) -> Options:
+        """The same options for a process in another directory."""
+        return self._replace(lm_head=self.lm_head and str(Path(self.lm_head).absolute()))
 
 
 class Shard(NamedTuple):
@@ -63,6 +72,7 @@ class Shard(NamedTuple):
     next_text: str | None = None
     size: int | None = None  # of a file of responses, in bytes
     responses: ResponsesFile | None = None
+    lm_head: str | None = None  # the file that holds the head of hidden states
 
     @property
     def itemsize(self) -> int:
@@ -103,9 +113,10 @@ class OpenShard(NamedTuple):
     mask: Array | None = None  # of these rows, those that count, as far as their targets do not say so
 
 
-def rows_per_block(row_bytes: int) -> int:
-    """Number of rows to read at a time."""
-    return max(1, min(_BLOCK_BYTES // (row_bytes or 1), _BLOCK_ROWS))
+def rows_per_block(row_bytes: int, are_hidden: bool = False) -> int:
+    """Number of rows to read at a time; of hidden states, enough for products that take longer than their weights."""
+    rows = max(1, min(_BLOCK_BYTES // (row_bytes or 1), _BLOCK_ROWS))
+    return max(rows // MAX_TILE_ROWS, 1) * MAX_TILE_ROWS if are_hidden else rows
 
 
 def plan(
@@ -281,7 +292,9 @@ def _misplaced(paths: Sequence[str]) -> list[tuple[str, str]]:
 
 
 def _open(path: str, options: Options) -> ScoresFile:
-    """Open a file of scores."""
+    """Open a file of scores, or of hidden states."""
+    if options.lm_head is not None:
+        return open_hidden_states(path, options.lm_head, name=options.hidden)
     return open_scores(path, array=options.array, kind=options.kind)
 
 
@@ -291,6 +304,8 @@ def _open_all(paths: Sequence[str], options: Options) -> list[Shard]:
     for path in paths:
         file = _open(path, options)
         shard = Shard(path, file.kind, file.shape, file.dtype.name, file.row_bytes)
+        if file.lm_head is not None:
+            shard = shard._replace(lm_head=file.lm_head.path)
         if shards and (shard.kind, shard.shape[-1]) != (shards[0].kind, shards[0].shape[-1]):
             got = f"holds {shard.kind} of {shard.shape[-1]} classes"
             fits = f"hold {shards[0].kind} of {shards[0].shape[-1]}, as {shards[0].path} does"
@@ -349,6 +364,11 @@ def _open_stored(shard: Shard, options: Options) -> OpenShard:
     targets = file.targets
     if shard.targets is not None:
         targets = _assigned_array(shard.targets, shard.start, file)
+    elif targets is None and file.input_ids is not None:
+        targets = file.input_ids
+        if not options.shift:
+            fits = "hold targets, or come with --shift, --targets"
+            raise_error("content", path=shard.path, got="holds input ids and no targets", fits=fits)
     if targets is None:
         raise_error("content", path=shard.path, got="holds no targets", fits="hold them, or come with --targets")
     segments = None if shard.segments is None else _assigned_array(shard.segments, shard.segments_start, file)
