@@ -5,7 +5,7 @@ from tokenloss._config import show_config
 from tokenloss._softmax import log_softmax, logsumexp, softmax
 from tokenloss.comparison import Comparison, ComparisonMeter, compare
 from tokenloss.divergence import TopkDivergence, kl_divergence, topk_divergence_bound
-from tokenloss.evaluation import Evaluation, ShiftWarning, evaluate
+from tokenloss.evaluation import Evaluation, NormWarning, ShiftWarning, evaluate
 from tokenloss.linear import linear_cross_entropy, linear_token_scores
 from tokenloss.losses import cross_entropy, cross_entropy_and_grad, cross_entropy_loss, nll_loss
 from tokenloss.meter import LossMeter
@@ -21,6 +21,7 @@ __all__ = [
     "ComparisonMeter",
     "Evaluation",
     "LossMeter",
+    "NormWarning",
     "ResponseComparison",
     "SampleComparison",
     "SampleMetric",

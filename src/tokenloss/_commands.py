@@ -18,7 +18,7 @@ from tokenloss._outputs import COMPARE_OUTPUTS, RESPONSE_OUTPUTS, SAMPLE_OUTPUTS
 from tokenloss._outputs._base import Candidate, Output
 from tokenloss._outputs.json_object import JsonObject
 from tokenloss._terminal import Progress, Table, show_tables
-from tokenloss.evaluation import SHIFT_ADVICE, ShiftWarning, evaluate
+from tokenloss.evaluation import NORM_ADVICE, SHIFT_ADVICE, NormWarning, ShiftWarning, evaluate
 from tokenloss.formats import open_scores
 from tokenloss.formats.responses import is_responses
 from tokenloss.formats.samples import is_samples
@@ -58,7 +58,8 @@ def score(args: argparse.Namespace) -> None:
         check_needs(sinks, args.state, args.scheduler, prefix="--")
         _check_stdout([(output.option, output.path) for output in outputs] + [("--state", args.state)])
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ShiftWarning)  # it is printed on a line
+            for warning in ShiftWarning, NormWarning:
+                warnings.simplefilter("ignore", warning)  # it is printed on a line
             evaluation = evaluate(
                 args.files,
                 args.targets,
@@ -67,6 +68,10 @@ def score(args: argparse.Namespace) -> None:
                 kind=args.kind,
                 shift=args.shift,
                 ignore_index=args.ignore_index,
+                lm_head=args.lm_head,
+                hidden=args.hidden,
+                logit_scale=args.logit_scale,
+                softcap=args.softcap,
                 part=args.part,
                 skip_failed=args.skip_failed,
                 n_bytes=args.bytes or 0,
@@ -80,6 +85,8 @@ def score(args: argparse.Namespace) -> None:
                 workers=args.workers,
             )
     _advise_shift(evaluation.figures["fits_better_shifted"])
+    if evaluation.figures.get("norm_seems_missing"):
+        _warn(NORM_ADVICE)
     if lost := evaluation.figures.get("lost_tops"):
         _warn(f"{lost:,} positions list fewer classes than others: classes of the same text fell together")
     _finish([output for output in outputs if output.path is None], evaluation.figures, evaluation)

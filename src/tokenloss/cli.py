@@ -202,6 +202,7 @@ def _add_score_arguments(score: argparse.ArgumentParser) -> None:
         default="whitespace",
         help="how words of --text are counted: those between white space (default), or as lm-evaluation-harness does",
     )
+    _add_hidden_arguments(score)
     _add_response_arguments(score)
     for option, value, words in (
         ("--state", "FILE", "checkpoint: save the result of each FILE here, and resume from it"),
@@ -240,6 +241,20 @@ def _add_compare_arguments(compare: argparse.ArgumentParser) -> None:
         metavar="FIELD",
         help="of samples: the field of a document that names its group, by which errors are clustered",
     )
+
+
+def _add_hidden_arguments(command: argparse.ArgumentParser) -> None:
+    """Describe the arguments that are about hidden states."""
+    command.add_argument(
+        "--lm-head",
+        type=_filled,
+        metavar="FILE[:NAME]",
+        help="files hold hidden states after the final norm; this is their projection onto the vocabulary: a model's "
+        ".safetensors file, index of shards or directory, or a .npy or .npz file",
+    )
+    command.add_argument("--hidden", type=_filled, metavar="NAME", help="name of the array of hidden states")
+    command.add_argument("--logit-scale", type=float, default=1.0, metavar="X", help="multiplier of their logits")
+    command.add_argument("--softcap", type=float, metavar="X", help="cap of their logits")
 
 
 def _add_response_arguments(command: argparse.ArgumentParser) -> None:

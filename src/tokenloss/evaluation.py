@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from tokenloss._errors import raise_error
 from tokenloss._json import as_strict_json
-from tokenloss._validation import check_integer
+from tokenloss._validation import check_integer, logit_transform
 from tokenloss._workers import check_workers
 from tokenloss.sequences import check_lengths
 
@@ -24,6 +24,17 @@ if TYPE_CHECKING:
 
     _Path: TypeAlias = str | os.PathLike[str]
     _Block: TypeAlias = tuple[ArrayLike, ...]
+
+
+class NormWarning(UserWarning):
+    """Warns that hidden states seem to lack the model's final norm, without which their logits are wrong.
+
+    Examples
+    --------
+    >>> import warnings
+    >>> from tokenloss import NormWarning
+    >>> warnings.simplefilter("error", NormWarning)
+    """
 
 
 class ShiftWarning(UserWarning):
@@ -110,6 +121,10 @@ def evaluate(
     kind: Literal["logits", "log_probs", "probs"] | None = None,
     shift: bool | None = None,
     ignore_index: int | None = -100,
+    lm_head: _Path | None = None,
+    hidden: str | None = None,
+    logit_scale: float = 1.0,
+    softcap: float | None = None,
     part: Literal["prompt", "generated", "all"] | None = None,
     skip_failed: bool = False,
     n_bytes: ArrayLike = 0,
@@ -152,6 +167,15 @@ def evaluate(
         predicts the first id of the next file, but a block without `segment_ids` ends its sequences.
     ignore_index : int or None, default -100
         Target value that marks tokens to ignore, such as padding.
+    lm_head : path, optional
+        The projection onto the vocabulary, ``FILE`` or ``FILE:NAME`` as `tokenloss.formats.open_hidden_states` takes
+        it: the files then hold hidden states after the model's final norm, instead of scores.
+    hidden : str, optional
+        Name of the array of hidden states, if it is neither ``hidden_states`` nor ``hidden``.
+    logit_scale : float, default 1.0
+        Multiplier of the logits of hidden states (1 / temperature).
+    softcap : float, optional
+        Logits of hidden states become ``softcap * tanh(logit_scale * logits / softcap)``.
     part : {"prompt", "generated", "all"}, optional
         The tokens to read: those of the prompt, those that were generated, or both. By default the prompt where the
         file holds any log-probability of one, else what was generated. With "all", an echo that nothing divides counts
@@ -197,6 +221,8 @@ def evaluate(
 
     Warns
     -----
+    NormWarning
+        If the root mean squares of hidden states vary as they do before a model's final norm.
     ShiftWarning
         If targets were not shifted, and rows give the next target more than four times the probability, beyond chance.
 
@@ -235,13 +261,24 @@ def evaluate(
         raise_error("option", name="shift", got=shift, fits="True, False or None")
     if part is not None and part not in PARTS_OF_RESPONSE:
         raise_error("option", name="part", got=part, fits=", ".join(map(repr, PARTS_OF_RESPONSE)))
-    options = Options(array, kind, ignore_index, shift, top, part, bool(skip_failed))
-    state, text = (None if path is None else _path(name, path) for name, path in (("state", state), ("text", text)))
+    scale, cap = logit_transform(logit_scale, softcap)
+    head, state, text = (
+        None if path is None else _path(name, path)
+        for name, path in (("lm_head", lm_head), ("state", state), ("text", text))
+    )
+    of_hidden = {"hidden": hidden, "logit_scale": None if scale == 1.0 else "given", "softcap": softcap}
+    if head is None:
+        _refuse(of_hidden, "left out without lm_head")
+    else:
+        _refuse({"array": array, "kind": kind}, "left out where there is lm_head")
+    options = Options(
+        array, kind, ignore_index, shift, top, part, bool(skip_failed), head, hidden, scale, cap or None
+    )
     sinks = _checked_sinks(sinks)
     settings = Settings(of_bytes, of_words, words, state, scheduler, check_workers(workers), progress)
     check_needs(sinks, state, scheduler)
     first, items = _first_of(source)
-    of_scores: dict[str, Any] = {"targets": targets, "segment_ids": segment_ids, "array": array}
+    of_scores: dict[str, Any] = {"targets": targets, "segment_ids": segment_ids, "array": array, "lm_head": head}
     of_responses = {"part": part, "skip_failed": skip_failed or None}
     if isinstance(first, str | os.PathLike):
         for name, size in (("n_bytes", of_bytes), ("n_words", of_words)):
@@ -249,7 +286,7 @@ def evaluate(
                 raise_error("together", name="text", got=name)
         files = {"source": items, "targets": targets, "segment_ids": segment_ids}
         scores, ids, segments = (resolved(_paths(name, value)) for name, value in files.items())
-        inputs = Inputs(scores, ids, segments, text)
+        inputs = Inputs(scores, ids, segments, text, head)
         if any(map(is_responses, scores)):
             given = of_scores | {"kind": kind, "shift": shift}
             given |= {"ignore_index": None if ignore_index == -100 else "given"}
@@ -263,12 +300,19 @@ def evaluate(
         evaluation = evaluate_blocks(items, options, settings, sinks)
     if evaluation.figures["fits_better_shifted"]:
         warnings.warn(SHIFT_ADVICE, ShiftWarning, stacklevel=2)
+    if evaluation.figures.get("norm_seems_missing"):
+        warnings.warn(NORM_ADVICE, NormWarning, stacklevel=2)
     return evaluation
 
 
 SHIFT_ADVICE = (
     "the targets fit far better one row earlier: they seem to be the input ids of a causal model; shift them (--shift, "
     "shift=True), or say that they are right (--no-shift, shift=False)"
+)
+
+
+NORM_ADVICE = (
+    "the hidden states seem to lack the model's final norm, since their root mean squares vary; store them after it"
 )
 
 

@@ -93,7 +93,8 @@ class Checkpoint(Generic[Result]):
             if number is None:
                 self._refuse(f"holds the result of {path}", "be another file, since that one is not to be scored")
             if shard != self._shards[number]:
-                self._refuse(f"holds the result of {path}", "be another file, since that one or its targets changed")
+                fits = "be another file, since that one, or what belongs to it, changed"
+                self._refuse(f"holds the result of {path}", fits)
             if number in self.results or not result.is_consistent(self._of_shards[number], self._of_options):
                 self._refuse(f"holds an impossible result of {path}", "be as it was written")
             self._keep(number, result)
@@ -118,7 +119,11 @@ def _fingerprint(shard: Shard) -> dict[str, Any]:
     split = None if shard.split is None else list(shard.split)
     following = [shard.next_id, shard.next_text]
     sequences = {"segments": segments, "split": split}
-    others = [_file_fingerprint(other.path) for other in shard.others]
+    if shard.lm_head is not None:
+        sequences["lm_head"] = _file_fingerprint(shard.lm_head)
+    others = [
+        [_file_fingerprint(path) for path in (other.path, other.lm_head) if path is not None] for other in shard.others
+    ]
     return {**_file_fingerprint(shard.path), "targets": targets, **sequences, "next": following, "others": others}
 
 

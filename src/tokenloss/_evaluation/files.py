@@ -28,6 +28,7 @@ from tokenloss._files import check_outputs, identity, write_errors
 from tokenloss._terminal import Progress
 from tokenloss.evaluation import Evaluation
 from tokenloss.formats import is_scores
+from tokenloss.formats.lm_head import lm_head_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -46,12 +47,14 @@ class Inputs(NamedTuple):
     targets: list[str]
     segment_ids: list[str]
     text: str | None = None
+    lm_head: str | None = None
 
     def by_identity(self) -> dict[object, str]:
         """Each file by what identifies it; a file that is given twice is refused."""
         paths = [*self.scores, *self.targets, *self.segment_ids, *filter(None, [self.text])]
         check_different(paths)
-        return {identity(path): path for path in paths}
+        heads = [] if self.lm_head is None else [lm_head_file(self.lm_head)]  # perhaps in a file of hidden states
+        return {identity(path): path for path in (*paths, *heads)}
 
 
 def resolved(patterns: Sequence[str]) -> list[str]:
@@ -221,7 +224,7 @@ def _score_on_cluster(
     """Score shards on a cluster."""
     from tokenloss.dask import map_shards
 
-    function = functools.partial(score, options=options, workers=settings.workers or 1)
+    function = functools.partial(score, options=options.with_absolute_paths(), workers=settings.workers or 1)
     try:
         yield from map_shards(function, [shard.with_absolute_paths() for shard in shards], scheduler)
     except Exception as error:  # whatever a worker met with

@@ -15,8 +15,9 @@ from tokenloss import _job
 from tokenloss._errors import raise_error
 from tokenloss._evaluation.sequences import row_sequences
 from tokenloss._files import identity
+from tokenloss._projection import MAX_TILE_ROWS
 from tokenloss._validation import as_positions, scores_of_shape
-from tokenloss.formats import npy, open_scores
+from tokenloss.formats import npy, open_hidden_states, open_scores
 from tokenloss.formats._base import ScoresFile
 from tokenloss.sequences import check_segment_ids
 
@@ -32,7 +33,7 @@ _BLOCK_BYTES = 32 << 20  # read at a time
 _BLOCK_ROWS = 1 << 20  # read at a time, since each row takes some bytes more
 
 
-OF_FILES = ("array", "kind")  # options that a comparison has for each model
+OF_FILES = ("array", "kind", "lm_head", "hidden")  # options that a comparison has for each model
 
 
 class Options(NamedTuple):
@@ -48,6 +49,15 @@ class Options(NamedTuple):
     definitions: Literal["exact", "llama.cpp"] = "exact"  # of a comparison, as the next two
     classes: int | None = None  # that are compared, if not all are
     others: tuple[Options, ...] = ()  # of the files of each candidate
+    lm_head: str | None = None  # FILE[:NAME], of files of hidden states
+    hidden: str | None = None  # name of their array
+    logit_scale: float = 1.0
+    softcap: float | None = None
+
+    def with_absolute_paths(self) -> Options:
+        """The same options for a process in another directory."""
+        others = tuple(other.with_absolute_paths() for other in self.others)
+        return self._replace(lm_head=self.lm_head and str(Path(self.lm_head).absolute()), others=others)
 
 
 class Shard(NamedTuple):
@@ -70,6 +80,7 @@ class Shard(NamedTuple):
     size: int | None = None  # of a file of responses, in bytes
     responses: ResponsesFile | None = None
     others: tuple[Shard, ...] = ()  # of candidates that are compared, scores of the same rows
+    lm_head: str | None = None  # the file that holds the head of hidden states
 
     @property
     def itemsize(self) -> int:
@@ -113,9 +124,10 @@ class OpenShard(NamedTuple):
     others: tuple[ScoresFile, ...] = ()  # of candidates
 
 
-def rows_per_block(row_bytes: int) -> int:
-    """Number of rows to read at a time."""
-    return max(1, min(_BLOCK_BYTES // (row_bytes or 1), _BLOCK_ROWS))
+def rows_per_block(row_bytes: int, are_hidden: bool = False) -> int:
+    """Number of rows to read at a time; of hidden states, enough for products that take longer than their weights."""
+    rows = max(1, min(_BLOCK_BYTES // (row_bytes or 1), _BLOCK_ROWS))
+    return max(rows // MAX_TILE_ROWS, 1) * MAX_TILE_ROWS if are_hidden else rows
 
 
 def plan(
@@ -307,7 +319,9 @@ def _misplaced(paths: Sequence[str]) -> list[tuple[str, str]]:
 
 
 def _open(path: str, options: Options) -> ScoresFile:
-    """Open a file of scores."""
+    """Open a file of scores, or of hidden states."""
+    if options.lm_head is not None:
+        return open_hidden_states(path, options.lm_head, name=options.hidden)
     return open_scores(path, array=options.array, kind=options.kind)
 
 
@@ -317,6 +331,8 @@ def open_all(paths: Sequence[str], options: Options) -> list[Shard]:
     for path in paths:
         file = _open(path, options)
         shard = Shard(path, file.kind, file.shape, file.dtype.name, file.row_bytes)
+        if file.lm_head is not None:
+            shard = shard._replace(lm_head=file.lm_head.path)
         if shards and (shard.kind, shard.shape[-1]) != (shards[0].kind, shards[0].shape[-1]):
             got = f"holds {shard.kind} of {shard.shape[-1]} classes"
             fits = f"hold {shards[0].kind} of {shards[0].shape[-1]}, as {shards[0].path} does"
@@ -374,16 +390,21 @@ def _open_stored(shard: Shard, options: Options) -> OpenShard:
     sides = zip((shard, *shard.others), (options, *options.others), strict=True)
     files = [_open(side.path, side_options) for side, side_options in sides]
     tokens = next((file.tokens for file in files if file.tokens is not None), None)
-    targets, sequences = _held_targets(shard, files), _held_sequences(shard, files)
+    targets, sequences = _held_targets(shard, files, options), _held_sequences(shard, files)
     return OpenShard(files[0], targets, None, tokens, sequences, others=tuple(files[1:]))
 
 
-def _held_targets(shard: Shard, files: list[ScoresFile]) -> Array:
+def _held_targets(shard: Shard, files: list[ScoresFile], options: Options) -> Array:
     """Targets of a shard from a file of their own, or from those of scores: all that are compared hold the same."""
     held = [(file.path, file.targets) for file in files if file.targets is not None]
     if shard.targets is not None:
         given = _assigned_array(shard.targets, shard.start, files[0])
         held = [*(held if shard.others else ()), (shard.targets, given)]
+    elif not held and (with_ids := [file for file in files if file.input_ids is not None]):
+        held = [(file.path, file.input_ids) for file in with_ids]
+        if not options.shift:
+            fits = "hold targets, or come with --shift, --targets"
+            raise_error("content", path=held[0][0], got="holds input ids and no targets", fits=fits)
     if not held:
         raise_error("content", path=shard.path, got="holds no targets", fits="hold them, or come with --targets")
     (first, targets), *rest = held
