@@ -124,6 +124,7 @@ def test_public_names_are_those_that_are_promised():
         "TopkDivergence",
         "class_log_probs",
         "compare",
+        "compare_files",
         "compare_responses",
         "compare_samples",
         "cross_entropy",

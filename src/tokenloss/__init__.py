@@ -6,6 +6,7 @@ from tokenloss._softmax import log_softmax, logsumexp, softmax
 from tokenloss.comparison import Comparison, ComparisonMeter, compare
 from tokenloss.divergence import TopkDivergence, kl_divergence, topk_divergence_bound
 from tokenloss.evaluation import Evaluation, NormWarning, ShiftWarning, evaluate
+from tokenloss.file_comparison import compare_files
 from tokenloss.linear import linear_cross_entropy, linear_token_scores
 from tokenloss.losses import cross_entropy, cross_entropy_and_grad, cross_entropy_loss, nll_loss
 from tokenloss.meter import LossMeter
@@ -31,6 +32,7 @@ __all__ = [
     "TopkDivergence",
     "class_log_probs",
     "compare",
+    "compare_files",
     "compare_responses",
     "compare_samples",
     "cross_entropy",

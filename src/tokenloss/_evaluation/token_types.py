@@ -11,7 +11,6 @@ import numpy as np
 from tokenloss._token_text import byte_encoder, decoded
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
 
     from tokenloss._types import Array, BoolArray
 
@@ -47,4 +46,12 @@ def _type_of(characters: str) -> int:
     if "\N{REPLACEMENT CHARACTER}" in word:
         return _OTHER
     categories = {unicodedata.category(character)[0] for character in word}
-    return _PART if "L" in categories else _NUMBER if "N" in categories else _PUNCTUATION if categories <= {*"PS"} else _OTHER
+    return (
+        _PART
+        if "L" in categories
+        else _NUMBER
+        if "N" in categories
+        else _PUNCTUATION
+        if categories <= {*"PS"}
+        else _OTHER
+    )

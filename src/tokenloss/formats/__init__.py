@@ -176,7 +176,7 @@ def is_scores(path: str) -> bool:
     """Whether a file of a directory is one of scores, by its name or its first bytes; directories are if of Zarr."""
     place = Path(path)
     if place.is_dir():
-        return zarr.is_store(os.listdir(path))
+        return zarr.is_store([file.name for file in place.iterdir()])
     if place.name.startswith(".") or not place.is_file():  # some systems store notes in hidden files
         return False
     if place.suffix.lower() in (*_SUFFIXES, ".zip"):

@@ -109,7 +109,9 @@ def _in_directory(path: str) -> str:
     for pattern in f"*{_INDEX}", "*.safetensors":
         found = sorted(map(str, Path(path).glob(pattern)))
         if len(found) > 1:
-            raise_error("content", path=path, got=f"holds {len(found)} of {pattern}", fits="hold one, or come as a file")
+            raise_error(
+                "content", path=path, got=f"holds {len(found)} of {pattern}", fits="hold one, or come as a file"
+            )
         if found:
             return found[0]
     raise_error("content", path=path, got="is a directory without .safetensors files", fits="hold those of a model")
