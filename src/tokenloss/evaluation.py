@@ -169,13 +169,14 @@ def evaluate(
         Target value that marks tokens to ignore, such as padding.
     lm_head : path, optional
         The projection onto the vocabulary, ``FILE`` or ``FILE:NAME`` as `tokenloss.formats.open_hidden_states` takes
-        it: the files then hold hidden states after the model's final norm, instead of scores.
+        it: the files then hold hidden states after the model's final norm, instead of scores, and `logit_scale` and
+        `softcap` apply to their logits.
     hidden : str, optional
         Name of the array of hidden states, if it is neither ``hidden_states`` nor ``hidden``.
     logit_scale : float, default 1.0
-        Multiplier of the logits of hidden states (1 / temperature).
+        Multiplier of the logits (1 / temperature).
     softcap : float, optional
-        Logits of hidden states become ``softcap * tanh(logit_scale * logits / softcap)``.
+        Logits become ``softcap * tanh(logit_scale * logits / softcap)``.
     part : {"prompt", "generated", "all"}, optional
         The tokens to read: those of the prompt, those that were generated, or both. By default the prompt where the
         file holds any log-probability of one, else what was generated. With "all", an echo that nothing divides counts
@@ -271,9 +272,7 @@ def evaluate(
         _refuse(of_hidden, "left out without lm_head")
     else:
         _refuse({"array": array, "kind": kind}, "left out where there is lm_head")
-    options = Options(
-        array, kind, ignore_index, shift, top, part, bool(skip_failed), head, hidden, scale, cap or None
-    )
+    options = Options(array, kind, ignore_index, shift, top, part, bool(skip_failed), head, hidden, scale, cap or None)
     sinks = _checked_sinks(sinks)
     settings = Settings(of_bytes, of_words, words, state, scheduler, check_workers(workers), progress)
     check_needs(sinks, state, scheduler)

@@ -79,7 +79,9 @@ class Checkpoint:
             if number is None:
                 self._refuse(f"holds the result of {path}", "be another file, since that one is not to be scored")
             if shard != self._shards[number]:
-                self._refuse(f"holds the result of {path}", "be another file, since that one, its targets or its head changed")
+                self._refuse(
+                    f"holds the result of {path}", "be another file, since that one, its targets or its head changed"
+                )
             if number in self.results or not result.is_consistent(self._scored_rows[number], self._options["top"]):
                 self._refuse(f"holds an impossible result of {path}", "be as it was written")
             self._keep(number, result)
