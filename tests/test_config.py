@@ -115,6 +115,7 @@ def test_public_names_are_those_that_are_promised():
         "ComparisonMeter",
         "Evaluation",
         "LossMeter",
+        "NormWarning",
         "SampleComparison",
         "SampleMetric",
         "ResponseComparison",

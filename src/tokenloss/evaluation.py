@@ -170,13 +170,14 @@ def evaluate(
         Target value that marks tokens to ignore, such as padding.
     lm_head : path, optional
         The projection onto the vocabulary, ``FILE`` or ``FILE:NAME`` as `tokenloss.formats.open_hidden_states` takes
-        it: the files then hold hidden states after the model's final norm, instead of scores.
+        it: the files then hold hidden states after the model's final norm, instead of scores, and `logit_scale` and
+        `softcap` apply to their logits.
     hidden : str, optional
         Name of the array of hidden states, if it is neither ``hidden_states`` nor ``hidden``.
     logit_scale : float, default 1.0
-        Multiplier of the logits of hidden states (1 / temperature).
+        Multiplier of the logits (1 / temperature).
     softcap : float, optional
-        Logits of hidden states become ``softcap * tanh(logit_scale * logits / softcap)``.
+        Logits become ``softcap * tanh(logit_scale * logits / softcap)``.
     part : {"prompt", "generated", "all"}, optional
         The tokens to read: those of the prompt, those that were generated, or both. By default the prompt where the
         file holds any log-probability of one, else what was generated. With "all", an echo that nothing divides counts

@@ -46,13 +46,13 @@ class Options(NamedTuple):
     top: int = 5
     part: Literal["prompt", "generated", "all"] | None = None  # of responses
     skip_failed: bool = False
-    definitions: Literal["exact", "llama.cpp"] = "exact"  # of a comparison, as the next two
-    classes: int | None = None  # that are compared, if not all are
-    others: tuple[Options, ...] = ()  # of the files of each candidate
     lm_head: str | None = None  # FILE[:NAME], of files of hidden states
     hidden: str | None = None  # name of their array
     logit_scale: float = 1.0
     softcap: float | None = None
+    definitions: Literal["exact", "llama.cpp"] = "exact"  # of a comparison, as the next two
+    classes: int | None = None  # that are compared, if not all are
+    others: tuple[Options, ...] = ()  # of the files of each candidate
 
     def with_absolute_paths(self) -> Options:
         """The same options for a process in another directory."""

@@ -11,7 +11,6 @@ import numpy as np
 from tokenloss._token_text import byte_encoder, decoded
 
 if TYPE_CHECKING:
-
     from tokenloss._types import Array, BoolArray
 
 TYPES = ("word", "word part", "number", "punctuation", "white space", "other")

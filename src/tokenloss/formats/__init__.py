@@ -119,8 +119,9 @@ def open_hidden_states(
         sequence.
     lm_head : str or path
         The projection: ``FILE`` or ``FILE:NAME``. FILE is a model's .safetensors file, the index of its shards
-        (``model.safetensors.index.json``), its directory, or a .npz or .npy file. The weight is found by its usual names,
-        or that of the embedding where both share it; it is (V, D) or (D, V), by its shape. Its bias belongs to it.
+        (``model.safetensors.index.json``), its directory, or a .npz or .npy file. The weight is found by its usual
+        names, or those of an embedding that is the head, too; it is (V, D) or (D, V), by its shape. A bias beside it
+        belongs to it.
     name : str, optional
         Name of the array of hidden states, if the file names its arrays. By default ``hidden_states`` or ``hidden``.
 

@@ -308,7 +308,7 @@ def stored_parts(names: Collection[str], kind: str) -> dict[str, str]:
     """The parts that come with scores, or input ids with hidden states, and the names that they are stored under."""
     parts = {part: part for part in PARTS if part in names}
     if kind in HIDDEN_NAMES and "targets" not in parts:
-        parts |= {"input_ids": name for name in INPUT_IDS if name in names}
+        parts |= dict(zip(["input_ids"], filter(names.__contains__, INPUT_IDS), strict=False))
     return parts
 
 

@@ -106,15 +106,11 @@ def _resolved(spec: str) -> tuple[str, str | None]:
 
 def _in_directory(path: str) -> str:
     """The index of the shards of a model, or else its only file."""
-    for pattern in f"*{_INDEX}", "*.safetensors":
-        found = sorted(map(str, Path(path).glob(pattern)))
-        if len(found) > 1:
-            raise_error(
-                "content", path=path, got=f"holds {len(found)} of {pattern}", fits="hold one, or come as a file"
-            )
-        if found:
-            return found[0]
-    raise_error("content", path=path, got="is a directory without .safetensors files", fits="hold those of a model")
+    found = list(Path(path).glob(f"*{_INDEX}")) or list(Path(path).glob("*.safetensors"))
+    if len(found) != 1:
+        got = f"holds {len(found)} indices of shards or .safetensors files"
+        raise_error("content", path=path, got=got, fits="hold one, or come as a file")
+    return str(found[0])
 
 
 def _in_index(path: str, name: str | None) -> tuple[str, str]:
@@ -137,13 +133,13 @@ def _usual_name(path: str, names: Collection[str]) -> str:
 
     That of the embedding is only taken where the head cannot be elsewhere, or in another form, say quantised.
     """
-    is_shard = re.search(r"-\d+-of-\d+\.safetensors$", path)
-    is_tied = not is_shard and not any("lm_head" in name for name in names)
-    for name in (*_HEADS, *(_EMBEDDINGS if is_tied else ())):
-        if name in names:
-            return name
-    if len(names) == 1 and not is_shard:
-        return next(iter(names))
-    got = "is one of several shards, without a head" if is_shard else "holds no head of a usual name"
-    fits = f"be the model's index (*{_INDEX})" if is_shard else f"hold {_HEADS[0]}, or come as FILE:NAME"
-    raise_error("content", path=path, got=got, fits=fits)
+    is_shard = re.search(r"-\d+-of-\d+\.safetensors$", path) is not None
+    usual: tuple[str, ...] = _HEADS
+    if not is_shard and not any("lm_head" in name for name in names):
+        usual += (*_EMBEDDINGS, *(names if len(names) == 1 else ()))
+    found = next((name for name in usual if name in names), None)
+    if found is None:
+        got = "is one of several shards, without a head" if is_shard else "holds no head of a usual name"
+        fits = f"be the model's index (*{_INDEX})" if is_shard else f"hold {_HEADS[0]}, or come as FILE:NAME"
+        raise_error("content", path=path, got=got, fits=fits)
+    return found
