@@ -18,6 +18,7 @@ VARIANTS = {
     "array": [{"evaluation.evaluate"}],
     "axis": [{"_softmax.logsumexp"}],
     "base": [{"samples.compare_samples"}],
+    "classes": [{"comparison.ComparisonMeter"}],
     "cu_seqlens": [{"comparison.compare"}],
     "definitions": [{"comparison.compare"}],
     "hidden": [{"evaluation.evaluate"}],

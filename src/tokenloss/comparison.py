@@ -244,7 +244,7 @@ class ComparisonMeter:
     >>> meter = ComparisonMeter()
     >>> meter.update(np.zeros((2, 3)), {"q4": [[1, 0, 0], [0, 1, 0]], "q8": [[0.1, 0, 0], [0, 0.1, 0]]}, [0, 1])
     >>> {name: round(comparison.mean_kl, 4) for name, comparison in meter.results().items()}
-    {'q4': 0.1198, 'q8': 0.0011}
+    {'q4': 0.1195, 'q8': 0.0011}
     """
 
     def __init__(
@@ -366,8 +366,7 @@ def compare(
     classes : int, optional
         Number of classes to compare, from the first, where vocabularies differ, say in padding: both models'
         distributions are of these alone (normalised anew), targets are among them, and `Comparison.left_out` tells what
-        is left out. By default both must have the same number. Of llama.cpp's log-probabilities, which are used as
-        given, at most a tenth may be left out.
+        is left out. By default both must have the same number.
     axis : int, default -1
         Axis of the classes.
     ignore_index : int or None, default -100
@@ -382,7 +381,8 @@ def compare(
     definitions : {"exact", "llama.cpp"}, default "exact"
         Formulas of the figures. "exact": the base's distribution is ``softmax(base_logits)``, and divergences are sums
         over all classes. "llama.cpp", as its perplexity tool prints them: `base_logits` are log-probabilities, used as
-        given (the probabilities in its files do not quite add up to 1), and divergences are sums over those above -16.
+        given (the probabilities in its files do not quite add up to 1, and `classes` may leave out a tenth), and
+        divergences are sums over those above -16.
     workers : int, optional
         Number of threads, as in `cross_entropy`. No bit of the result depends on it.
 
