@@ -94,10 +94,10 @@ def pair_columns(
     for name, value in others.items():
         word = "logits" if name == "logits" else f"logits[{name!r}]"
         arrays[name] = word, *as_float_array(word, value)
-        other_shape = arrays[name][1].shape
-        if other_shape[:axis] + other_shape[axis + 1 :] != shape[:axis] + shape[axis + 1 :]:
-            raise_error("shape", name=word, got=other_shape, fits=f"{shape}, as base_logits")
-        count = check_compared_classes(classes, "base_logits", shape[axis], word, other_shape[axis])  # of all the same
+        got = arrays[name][1].shape
+        if len(got) != len(shape) or got[:axis] + got[axis + 1 :] != shape[:axis] + shape[axis + 1 :]:
+            raise_error("shape", name=word, got=got, fits=f"{shape}, as base_logits")
+        count = check_compared_classes(classes, "base_logits", shape[axis], word, got[axis])  # the same for all
     base = as_scores("base_logits", CheckedArray(_part(base_array, axis, 0, count), code), axis)
     positions = as_positions("targets", targets, base, ignore_index, where, distributions=False)
     numbers = None if segment_ids is None else check_segment_ids(segment_ids, base.batch).flatten()

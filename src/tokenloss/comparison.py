@@ -366,7 +366,8 @@ def compare(
     classes : int, optional
         Number of classes to compare, from the first, where vocabularies differ, say in padding: both models'
         distributions are of these alone (normalised anew), targets are among them, and `Comparison.left_out` tells what
-        is left out. By default both must have the same number.
+        is left out. By default both must have the same number. Of llama.cpp's log-probabilities, which are used as
+        given, at most a tenth may be left out.
     axis : int, default -1
         Axis of the classes.
     ignore_index : int or None, default -100
