@@ -27,6 +27,7 @@ def test_compare_reads_every_format(other, block_rows, models, compare_json, mon
     sequences = np.arange(4)[:, None]  # each row of (4, 6, V)
     expected = tokenloss.compare(models.base, models.other, models.targets, segment_ids=sequences).as_dict()
     of_files = {"base", "other", "base_kind", "kind", "shape", "ignored", "without_next", "fits_better_shifted"}
+    of_files |= {"name", "size", "classes"}
     assert set(found) == set(expected) | of_files
     assert (found["base_kind"], found["kind"]) == ("logits", "probs" if other == "other.npz" else "logits")
     for name, value in expected.items():

@@ -12,7 +12,7 @@ from tokenloss._validation import check_projection
 if TYPE_CHECKING:
     from tokenloss._types import Array
 
-_MAX_TILE_ROWS = 1024  # hidden states multiplied at a time; with fewer, BLAS spends its time on packing weights
+MAX_TILE_ROWS = 1024  # hidden states multiplied at a time; with fewer, BLAS spends its time on packing weights
 _MATVEC_MAX_ROWS = 24  # hidden states whose product takes as long as reading the weights
 _TILE_BYTES = 11 << 20  # for logits, and for hidden states that are converted
 _CAST_BYTES = 2 << 20  # for weights that are converted
@@ -59,7 +59,7 @@ class Projection:
     def _tile_shape(self, kept: int, copied: int) -> tuple[int, int]:
         """Rows and classes of a tile; of each row, so many elements of a hidden state are copied."""
         itemsize, multiple = self.dtype.itemsize, _core.TILE_CLASS_MULTIPLE
-        most = min(_MAX_TILE_ROWS, max(1, _TILE_BYTES // ((copied + multiple) * itemsize)))
+        most = min(MAX_TILE_ROWS, max(1, _TILE_BYTES // ((copied + multiple) * itemsize)))
         rows = -(-kept // -(-kept // most)) if kept else 1  # as many in each turn
         width = (_TILE_BYTES - rows * copied * itemsize) // ((rows + (self.bias is not None)) * itemsize)
         return rows, min(max(width // multiple * multiple, multiple), self.scores.classes)

@@ -93,7 +93,19 @@ class ComparedBlock(NamedTuple):
 
 
 class Candidate(NamedTuple):
-    """A candidate of a comparison: its name, bytes of its model if given, comparison and figures as JSON has them."""
+    """A candidate of a comparison, of which `Sink.finish` gets a list.
+
+    Attributes
+    ----------
+    name : str
+        Its name, or its path.
+    size : int or None
+        Size of its model in bytes, if given.
+    comparison : Comparison
+        Its figures, and results for each token.
+    figures : dict
+        All that ``tokenloss compare --json`` prints of it.
+    """
 
     name: str
     size: int | None

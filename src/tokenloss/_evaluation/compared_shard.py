@@ -1,0 +1,273 @@
+"""The run over a shard of a base and those of its candidates: their rows are compared block by block."""
+
+from __future__ import annotations
+
+import base64
+import zlib
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from tokenloss._comparison_columns import COLUMNS, join, new_columns, pair_columns, share
+from tokenloss._evaluation import checks
+from tokenloss._evaluation.plan import open_shard, rows_per_block, with_file_names
+from tokenloss._evaluation.run import SHIFT_SAMPLE, ShiftSample, ShiftSampler, row_functions, scores_at
+from tokenloss._outputs._base import ComparedBlock
+from tokenloss._softmax import log_softmax
+from tokenloss.formats._base import check_map
+from tokenloss.scores import token_scores
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from tokenloss._comparison_columns import Columns
+    from tokenloss._evaluation.plan import OpenShard, Options, Shard
+    from tokenloss._evaluation.run import _Sink
+    from tokenloss._types import Array, BoolArray, IntArray
+    from tokenloss.formats import ScoresFile
+    from tokenloss.formats.lm_head import LmHead
+    from tokenloss.scores import TokenScores
+
+_DTYPES = COLUMNS | {"segment_ids": np.int64, "base_left_out": np.float64, "left_out": np.float64}
+
+
+class ComparedShard(NamedTuple):
+    """Result of a shard."""
+
+    columns: list[Columns]  # of each candidate, of the rows that are compared; those of the base are the same arrays
+    n_sequences: int = 0  # one more than the highest number of a sequence
+    shift_sample: ShiftSample = ShiftSample()
+    rms: tuple[tuple[float, ...], ...] = ()  # of the base and each candidate: as that of `ShardResult`
+
+    def to_json(self) -> dict[str, Any]:
+        """The exact result, as JSON can hold it."""
+        first = self.columns[0]
+        packed = [
+            {name: None if number and column is first.get(name) else _packed(column) for name, column in own.items()}
+            for number, own in enumerate(self.columns)
+        ]
+        return {
+            "columns": packed, "n_sequences": self.n_sequences, "shift_sample": self.shift_sample.to_json(),
+            "rms": [list(map(repr, rms)) for rms in self.rms],
+        }  # fmt: skip
+
+    @classmethod
+    def from_json(cls, result: Any) -> ComparedShard:
+        """Inverse of `to_json`."""
+        columns: list[Columns] = []
+        for packed in result["columns"]:
+            own = {
+                name: columns[0][name] if text is None and columns else _unpacked(text, _DTYPES[name])
+                for name, text in packed.items()
+            }
+            columns.append(own)
+        rms = tuple(tuple(map(float, of_model)) for of_model in result["rms"])
+        return cls(columns, result["n_sequences"], ShiftSample.from_json(result["shift_sample"]), rms)
+
+    @property
+    def n_tokens(self) -> int:
+        """The number of tokens."""
+        return int(np.count_nonzero(self.columns[0]["kept"]))
+
+    def is_consistent(self, shard: Shard, options: Options) -> bool:
+        """Consistency check of a checkpoint entry: whether comparing a shard can give it."""
+        masks = [columns[name] for columns in self.columns for name in ("kept", "is_same_top") if name in columns]
+        return (
+            len(self.columns) == len(shard.others) == len(self.rms) - 1
+            and all(columns.keys() >= COLUMNS.keys() for columns in self.columns)
+            and all(len(column) == shard.scored_rows for columns in self.columns for column in columns.values())
+            and all(mask.view(np.uint8).max(initial=0) <= 1 for mask in masks)
+            and all(len(rms) <= checks.NORM_SAMPLE for rms in self.rms)
+            and type(self.n_sequences) is int
+            and 0 <= self.n_sequences < 2**63
+        )
+
+
+def _packed(column: Array) -> str:
+    """A column, as JSON can hold it."""
+    return base64.b64encode(zlib.compress(column.tobytes(), 1)).decode()
+
+
+def _unpacked(text: str, dtype: Any) -> Array:
+    """Inverse of `_packed`."""
+    try:
+        return np.frombuffer(zlib.decompress(base64.b64decode(text, validate=True)), dtype)
+    except zlib.error as error:
+        raise ValueError(error) from error
+
+
+def compare_shard(
+    shard: Shard,
+    options: Options,
+    workers: int | None,
+    sink: _Sink | None = None,
+    top_k: int = 0,
+    advance: Callable[[int], None] | None = None,
+) -> ComparedShard:
+    """Compare the rows of a shard, block by block; call the sink with each block, and `advance` with its bytes."""
+    run = _Run(open_shard(shard, options), options, workers, sink, top_k, advance or (lambda n_bytes: None))
+    start = 0
+    for rows in run.base.file.blocks(run.max_rows):
+        run.take(rows, slice(start, start + len(rows)))
+        start += len(rows)
+    return run.result()
+
+
+class _Model:
+    """A model's file, whose rows are read in order; the first that count are checked to be of its kind."""
+
+    def __init__(self, file: ScoresFile, options: Options, option: str, max_rows: int) -> None:
+        self.file, self._blocks = file, file.blocks(max_rows)
+        self._option = None if options.kind else option
+        self._transform = options.logit_scale, options.softcap
+        self._left: Array | None = None  # of a block that is cut where the base's is not
+        self._is_checked = False
+        self.rms: tuple[float, ...] = ()
+
+    def read(self, n: int) -> Array:
+        """The next rows."""
+        rows = next(self._blocks) if self._left is None else self._left
+        while len(rows) < n:
+            rows = np.concatenate([rows, next(self._blocks)])
+        self._left = rows[n:] if len(rows) > n else None
+        return rows[:n]
+
+    def logits(self, rows: Array, kept: BoolArray) -> Array:
+        """Rows as logits, or log-probabilities."""
+        head = self.file.lm_head
+        if head is not None:
+            check_map(head.weight)
+            self.rms += checks.root_mean_squares(rows, kept, checks.NORM_SAMPLE - len(self.rms))
+            return _projected(rows, head, *self._transform)
+        self._is_checked = self._is_checked or checks.check_kind(self.file, self._option, rows, kept)
+        return checks.log(rows) if self.file.kind == "probs" else rows
+
+
+def _projected(hidden: Array, head: LmHead, logit_scale: float, softcap: float | None) -> Array:
+    """Logits of hidden states, whose weights are converted some at a time."""
+    is_double = np.float64 in (hidden.dtype, head.weight.dtype)
+    states = hidden.astype(np.float64 if is_double else np.float32)
+    logits = np.empty((len(states), len(head.weight)), states.dtype)
+    step = rows_per_block(states.dtype.itemsize * max(1, states.shape[1]))
+    with np.errstate(all="ignore"):  # infinities and nan are results
+        for start in range(0, len(head.weight), step):
+            part = slice(start, start + step)
+            np.matmul(states, head.weight[part].astype(states.dtype).T, out=logits[:, part])
+        if head.bias is not None:
+            logits += head.bias.astype(logits.dtype)
+        logits *= logit_scale
+        if softcap is not None:
+            logits = softcap * np.tanh(logits / softcap)
+    return logits
+
+
+def _row_bytes(file: ScoresFile) -> int:
+    """Bytes of a row that is compared; of the logits that are made of hidden states, more rows pay than of others."""
+    return file.row_bytes if file.lm_head is None else max(file.row_bytes, file.shape[-1])
+
+
+class _Tokens(NamedTuple):
+    """What belongs to the rows of a block."""
+
+    ids: Array
+    where: BoolArray | None  # those that are compared
+    text: Array | None
+    positions: IntArray
+    sequences: IntArray
+
+    def selected(self, array: Any) -> Any:
+        """An array, at the rows that are compared."""
+        return array if array is None or self.where is None else array[self.where]
+
+
+class _Run:
+    """The comparison of a shard so far."""
+
+    def __init__(
+        self, opened: OpenShard, options: Options, workers: int | None, sink: _Sink | None, top_k: int,
+        advance: Callable[[int], None],
+    ) -> None:  # fmt: skip
+        self._options, self._workers, self._sink, self._top_k, self._advance = options, workers, sink, top_k, advance
+        files = opened.file, *opened.others
+        self.max_rows = rows_per_block(max(map(_row_bytes, files)))
+        self.base = _Model(opened.file, options, "--base-kind", self.max_rows)
+        sides = zip(opened.others, options.others, strict=True)
+        self._others = [_Model(file, of_file, "--kind", self.max_rows) for file, of_file in sides]
+        self._sequences = opened.sequences
+        self._ids: Any = opened.targets.reshape(-1)
+        self._where, self._text = (
+            None if array is None else array.reshape(-1) for array in (opened.where, opened.tokens)
+        )
+        # llama.cpp prints errors that are not clustered: without segment ids, these
+        self._is_clustered = opened.sequences.are_given or (opened.sequences.exist and options.definitions == "exact")
+        samples = options.shift is None and not any(file.is_shifted for file in files)
+        losses = row_functions(opened.file, options.logit_scale, options.softcap).losses
+        left = SHIFT_SAMPLE if samples else 0
+        self._sampler = ShiftSampler(losses, options.ignore_index, opened.sequences.are_given, left)
+        self._parts: list[list[Columns]] = [[new_columns(0)] for _ in self._others]
+        self._n_sequences = 0
+
+    def take(self, rows: Array, part: slice) -> None:
+        """Compare the next rows of the base with those of each candidate."""
+        check_map(self._ids)
+        ids, numbers = np.array(self._ids[part]), self._sequences.numbers(part.start, part.stop)
+        where, text = (None if array is None else array[part] for array in (self._where, self._text))
+        tokens = _Tokens(ids, where, text, np.arange(part.start, part.stop), np.maximum(numbers, -1))
+        kept = np.ones(len(ids), np.bool_) if where is None else where
+        if self._options.ignore_index is not None:
+            kept = kept & (ids != self._options.ignore_index)
+        if self._is_clustered:
+            self._n_sequences = max(self._n_sequences, int(numbers.max(initial=-1)) + 1)
+        base, file = self.base.logits(rows, kept), self.base.file
+        with with_file_names(file.path):
+            self._sampler.update(rows, ids, numbers, kept)
+            if self._options.definitions == "llama.cpp" and file.kind in ("logits", "hidden_states"):
+                base = log_softmax(base.astype(np.float32) if base.itemsize < 4 else base)
+            base_scores = self._scores(base, tokens)
+        self._advance(rows.nbytes)
+        for number, model in enumerate(self._others):
+            rows = model.read(len(ids))
+            logits = model.logits(rows, kept)
+            with with_file_names(file.path, model.file.path):
+                columns = self._pair(base, logits, tokens, numbers)
+                scores = self._scores(logits, tokens)
+            columns = share(columns, self._parts[0][-1] if number else {})
+            self._parts[number].append(columns)
+            if self._sink:
+                of_tokens = [tokens.selected(array) for array in (ids, text)]
+                places = [tokens.selected(array) for array in (tokens.positions, tokens.sequences)]
+                of_pair = {name: columns[name] for name in COLUMNS}
+                self._sink(ComparedBlock(number, of_pair, *of_tokens, 0, *places, base_scores, scores))
+            self._advance(rows.nbytes)
+
+    def _pair(self, base: Array, logits: Array, tokens: _Tokens, numbers: IntArray) -> Columns:
+        """Columns of a candidate, of the rows that are compared."""
+        options: Any = {name: getattr(self._options, name) for name in ("definitions", "classes", "ignore_index")}
+        if self._is_clustered:
+            options["segment_ids"] = numbers
+        columns = pair_columns(
+            base, {"logits": logits}, tokens.ids, where=tokens.where, workers=self._workers, **options
+        )
+        return {name: tokens.selected(column) for name, column in columns["logits"].items()}
+
+    def _scores(self, logits: Array, tokens: _Tokens) -> TokenScores | None:
+        """Scores of a model with its likeliest classes, if any output wants these."""
+        if not self._sink or not self._top_k:
+            return None
+        logits = logits[:, : self._options.classes]
+        options: Any = {"where": tokens.where, "ignore_index": self._options.ignore_index, "workers": self._workers}
+        scores = token_scores(logits, tokens.ids, top_k=min(self._top_k, logits.shape[1]), **options)
+        return scores if tokens.where is None else scores_at(scores, tokens.where)
+
+    def result(self) -> ComparedShard:
+        """The result of all rows."""
+        rms = tuple(model.rms for model in (self.base, *self._others))
+        return ComparedShard(joined(self._parts), self._n_sequences, self._sampler.sample, rms)
+
+
+def joined(parts: Sequence[Sequence[Columns]]) -> list[Columns]:
+    """Columns of each candidate from its parts in order; those of the base are the same arrays."""
+    found: list[Columns] = []
+    for of_candidate in parts:
+        found.append(share(join(of_candidate), found[0] if found else {}))
+    return found
