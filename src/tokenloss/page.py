@@ -177,7 +177,7 @@ def write_comparison_page(
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     path = pathlib.Path(folder, "page.html")
     ...     write_comparison_page(path, {"q4": comparison}, [0, 1], vocabulary=["to", " be"])
-    ...     "<i class=s5>to</i><i class=s0> be</i>" in path.read_text("utf-8")
+    ...     "<i class=s4>to</i><i class=s0> be</i>" in path.read_text("utf-8")
     True
     """
     if not comparisons:
@@ -287,7 +287,7 @@ def _write_comparison(
         css_class = css_classes(one.kl, one.kept, _DIVERGENCES)
         columns = {"name": as_json(name), "shades": shade_letters(css_class[:size])}
         columns["kl"] = numbers(one.kl.reshape(-1)[:size])
-        models.append(as_object(columns | side(one.nll, others and others[name])))
+        models.append(as_object(columns | side(one.nll, others[name] if others else None)))
         shares = np.bincount(css_class[one.kept.reshape(-1)], minlength=len(_DIVERGENCES) + 1) / max(one.count, 1)
         notes = [percent(share) for share in shares[: len(_DIVERGENCES) + 1].tolist()]
         shades = legend(css_class, "divergence from<br>of the tokens", _DIVERGENCES, notes, "infinite")

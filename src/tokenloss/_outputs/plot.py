@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from tokenloss import plots
-from tokenloss._outputs._base import Output, TokenOutput, title
+from tokenloss._outputs._base import Output, TokenOutput, compared_title, title
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -83,7 +83,7 @@ class DivergencePlot(Output):
         if len(result) > 1:
             sizes = {one.name: one.size for one in result if one.size is not None}
             comparisons = {one.name: one.comparison for one in result}
-            figure = plots.draw_candidates(comparisons, sizes=sizes, title=f"vs {summary['base']}")
+            figure = plots.draw_candidates(comparisons, sizes=sizes, title=compared_title(summary, result))
         else:
             one = result[0]
             figure = plots.draw_divergences(one.comparison.kl, where=one.comparison.kept, title=one.name)

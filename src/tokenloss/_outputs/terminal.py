@@ -218,19 +218,20 @@ def _not_finite(comparison: Comparison) -> list[tuple[str, ...]]:
 def group_tables(comparison: Comparison, figures: dict[str, Any]) -> list[Table]:
     """Tables of where a model differs from its base: by confidence, by type of token, by sequence."""
     bins = [row | {"group": f"{row['group']:.1f} to {row['group'] + 0.2:.1f}"} for row in figures["by_confidence"]]
-    tables = [_group_table("base's top p", "by the base's confidence", bins)]
+    tables = [_group_table("base's top p", "By the base's confidence", bins)]
     if types := figures.get("by_token_type"):
         types = sorted(types, key=lambda row: nan_last(-row["kl"]))
-        tables.append(_group_table("token type", "by type of token", types))
+        tables.append(_group_table("token type", "By type of token", types))
     if comparison.sequences is not None and comparison.n_sequences > 1:
         rows = [row | {"group": row["sequence"]} for row in rows_of(comparison.sequences)]
         rows.sort(key=lambda row: nan_last(-row["kl"]))
-        tables.append(_group_table("sequence", "sequences of the highest divergence", rows[:_MAX_SEQUENCES]))
+        tables.append(_group_table("sequence", "Sequences of the highest divergence", rows[:_MAX_SEQUENCES]))
     return [table for table in tables if table.rows]
 
 
 def _group_table(head: str, title: str, rows: list[dict[str, Any]]) -> Table:
     """Table of groups of tokens, with errors if these are known."""
+    # heads are keys, so that the second error's has blanks
     formats = {head: "{group}", "tokens": "{tokens:,}", "mean KLD": "{kl:.6f}", "±": "{kl_stderr:.6f}"}
     formats |= {"ln(PPL ratio)": "{loss_difference:+.5f}", " ± ": "{loss_difference_stderr:.5f}"}
     formats |= {"mean Δp": "{percent_delta_p:+.3f} %", "same top": "{percent_same_top:.2f} %"}
@@ -260,7 +261,7 @@ def _candidate_row(candidate: Candidate) -> tuple[str, ...]:
         "" if candidate.size is None else f"{candidate.size / 1e9:.3g} GB",
         f"{one.mean_kl:.6f}",
         f"{one.mean_kl_stderr:.6f}",
-        f"{one.kl_quantiles[0.999]:.4f}",
+        f"{one.kl_quantiles[0.999]:.6f}",
         f"{one.perplexity_ratio:.5f}",
         f"{one.perplexity_ratio_stderr:.5f}",
         f"{100 * one.same_top:.2f} %",
