@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 from tokenloss import __version__
 from tokenloss._errors import raise_error
 from tokenloss._evaluation.plan import OF_FILES
-from tokenloss._files import replacing
+from tokenloss._files import files_of, replacing
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -129,8 +129,7 @@ def _fingerprint(shard: Shard) -> dict[str, Any]:
 
 def _file_fingerprint(path: str) -> dict[str, Any]:
     """Path, size and time of the last change of a file or a directory."""
-    files = [file for file in Path(path).rglob("*") if file.is_file()] if Path(path).is_dir() else [Path(path)]
-    stats = [file.stat() for file in files]
+    stats = [file.stat() for file in files_of(path)]
     return {
         "path": str(Path(path).absolute()),
         "size": sum(stat.st_size for stat in stats),
