@@ -68,14 +68,14 @@ static const void *elements(const tl_backend *backend, tl_kl_side *of, int64_t s
             return x;
         for (ptrdiff_t i = 0; i < count * of->row->stride; i += 64)
             tl_prefetch(x + i + PREFETCHED_BYTES);
-        tl_chunk_invalidate(&of->buf);
+        tl_chunk_invalidate(of->buf);
     } else {
-        tl_load_chunk(backend, of->row, start, count, -1, of->state.offset, dtype, &of->buf);
-        x = (const char *)&of->buf.at;
+        tl_load_chunk(backend, of->row, start, count, -1, of->state.offset, dtype, of->buf);
+        x = (const char *)&of->buf->at;
     }
     if (of->floor != -(double)INFINITY)
-        copy_above(x, dtype, (size_t)tl_padded(count), of->floor - of->state.offset, &of->buf.at);
-    return &of->buf.at;
+        copy_above(x, dtype, (size_t)tl_padded(count), of->floor - of->state.offset, &of->buf->at);
+    return &of->buf->at;
 }
 
 /* Accumulates the elements [start, end) of both rows. Returns 1 if a class makes the divergence infinite. */
@@ -96,7 +96,7 @@ static int reduce_both(const tl_backend *backend, tl_kl_side *base, tl_kl_side *
 }
 
 static double maximum_of(const tl_backend *backend, tl_kl_side *of, int64_t start, int64_t end) {
-    double maximum = tl_maximum_between(backend, of->row, start, end, -1, &of->buf);
+    double maximum = tl_maximum_between(backend, of->row, start, end, -1, of->buf);
     return maximum > of->floor ? maximum : -(double)INFINITY;
 }
 
@@ -142,12 +142,20 @@ static int kl_rebase(const tl_backend *backend, tl_kl_side *base, tl_kl_side *ot
     return 1;
 }
 
-static int begin(const tl_backend *backend, tl_kl_side *of, const tl_row *row, double floor, tl_moment *moment) {
-    of->row = row;
+/* Reads rows from now on, by way of two buffers. */
+static void set_rows(const tl_row *base, const tl_row *other, tl_chunk_buf *bufs, tl_kl_acc *acc) {
+    acc->base.row = base;
+    acc->other.row = other;
+    acc->base.buf = bufs;
+    acc->other.buf = bufs + 1;
+    tl_chunk_invalidate(bufs);
+    tl_chunk_invalidate(bufs + 1);
+}
+
+static int begin(const tl_backend *backend, tl_kl_side *of, double floor, tl_moment *moment) {
     of->floor = floor;
-    tl_chunk_invalidate(&of->buf);
-    int64_t first = row->count < TL_CHUNK ? row->count : TL_CHUNK;
-    return tl_lse_begin(maximum_of(backend, of, 0, first), row->compute_dtype, moment, &of->state);
+    int64_t first = of->row->count < TL_CHUNK ? of->row->count : TL_CHUNK;
+    return tl_lse_begin(maximum_of(backend, of, 0, first), of->row->compute_dtype, moment, &of->state);
 }
 
 /* Whether differences of the rows may be too large for a float. */
@@ -156,22 +164,27 @@ static int is_far_out(const tl_kl_acc *acc) {
            acc->base.row->compute_dtype != TL_FLOAT64;
 }
 
-void tl_kl_begin(const tl_backend *backend, const tl_row *base, const tl_row *other, double floor, tl_kl_acc *acc) {
+void tl_kl_begin(const tl_backend *backend, const tl_row *base, const tl_row *other, double floor, int64_t block,
+                 tl_kl_acc *acc) {
+    tl_chunk_buf bufs[2];
     assert(base->count == other->count && base->compute_dtype == other->compute_dtype);
     acc->is_infinite = 0;
     acc->stage = TL_KL_NAN;
-    if (!begin(backend, &acc->base, base, floor, &acc->moment) ||
-        !begin(backend, &acc->other, other, -(double)INFINITY, NULL))
+    set_rows(base, other, bufs, acc);
+    if (!begin(backend, &acc->base, floor, &acc->moment) || !begin(backend, &acc->other, -(double)INFINITY, NULL))
         return;
     acc->stage = is_far_out(acc) ? TL_KL_TOO_FAR : TL_KL_OPEN;
     if (acc->stage == TL_KL_OPEN)
-        kl_rebase(backend, &acc->base, &acc->other, 0, base->count < TL_BLOCK ? base->count : TL_BLOCK, 0, 0);
+        kl_rebase(backend, &acc->base, &acc->other, 0, base->count < block ? base->count : block, 0, 0);
 }
 
-void tl_kl_block(const tl_backend *backend, int64_t start, int64_t end, tl_kl_acc *acc) {
+void tl_kl_block(const tl_backend *backend, const tl_row *base_row, const tl_row *other_row, int64_t start, int64_t end,
+                 tl_kl_acc *acc) {
     tl_kl_side *base = &acc->base, *other = &acc->other;
+    tl_chunk_buf bufs[2];
     if (acc->stage != TL_KL_OPEN)
         return;
+    set_rows(base_row, other_row, bufs, acc);
     base->state.maximum = -(double)INFINITY;
     tl_lse_acc base_before = base->state, other_before = other->state;
     tl_moment moment_before = acc->moment;
@@ -195,28 +208,30 @@ void tl_kl_block(const tl_backend *backend, int64_t start, int64_t end, tl_kl_ac
         acc->stage = TL_KL_NAN;
 }
 
-static void read_blocks(const tl_backend *backend, tl_kl_acc *acc, tl_cancel *cancel) {
-    int64_t count = acc->base.row->count;
+/* Accumulates two whole rows. */
+static void read_rows(const tl_backend *backend, const tl_row *base, const tl_row *other, double floor, tl_kl_acc *acc,
+                      tl_cancel *cancel) {
+    int64_t count = base->count;
+    tl_kl_begin(backend, base, other, floor, TL_BLOCK, acc);
     for (int64_t start = 0, end; start < count && acc->stage == TL_KL_OPEN; start = end) {
         end = count - start < TL_BLOCK ? count : start + TL_BLOCK;
-        tl_kl_block(backend, start, end, acc);
+        tl_kl_block(backend, base, other, start, end, acc);
         if (end % TL_CANCEL_INTERVAL == 0 && tl_cancelled(cancel))
             return;
     }
 }
 
-/* The divergence, once all blocks are read; nan if differences turn out to be too large for a float. */
-static tl_kl finish(tl_kl_acc *acc) {
-    tl_kl found = {(double)NAN, (double)NAN};
+tl_kl tl_kl_finish(const tl_row *base, const tl_row *other, tl_kl_acc *acc) {
+    tl_kl found = {(double)NAN, (double)NAN, (double)NAN};
     if (acc->stage != TL_KL_OPEN)
         return found;
-    double base_log = tl_lse_log(&acc->base.state, acc->base.row),
-           other_log = tl_lse_log(&acc->other.state, acc->other.row);
+    double base_log = tl_lse_log(&acc->base.state, base), other_log = tl_lse_log(&acc->other.state, other);
     found.base_logsumexp = acc->base.state.offset + base_log;
+    found.logsumexp = acc->other.state.offset + other_log;
     if (base_log == -(double)INFINITY)
         return found;
     double mean = tl_moment_mean(&acc->base.state);
-    if (mean - mean != 0 && !acc->is_infinite && acc->base.row->compute_dtype != TL_FLOAT64)
+    if (mean - mean != 0 && !acc->is_infinite && base->compute_dtype != TL_FLOAT64)
         acc->stage = TL_KL_TOO_FAR;
     found.kl = mean - ((base_log - acc->moment.shift) - (other_log - acc->moment.other_shift));
     if (acc->is_infinite)
@@ -226,22 +241,21 @@ static tl_kl finish(tl_kl_acc *acc) {
     return found;
 }
 
-tl_kl tl_kl_end(const tl_backend *backend, tl_kl_acc *acc, tl_cancel *cancel) {
-    tl_kl found = finish(acc);
+tl_kl tl_kl_end(const tl_backend *backend, const tl_row *base_row, const tl_row *other_row, tl_kl_acc *acc,
+                tl_cancel *cancel) {
+    tl_kl found = tl_kl_finish(base_row, other_row, acc);
     if (acc->stage != TL_KL_TOO_FAR)
         return found;
-    tl_row base = *acc->base.row, other = *acc->other.row;
+    tl_row base = *base_row, other = *other_row;
     base.compute_dtype = other.compute_dtype = TL_FLOAT64;
-    tl_kl_begin(backend, &base, &other, acc->base.floor, acc);
-    read_blocks(backend, acc, cancel);
-    return finish(acc);
+    read_rows(backend, &base, &other, acc->base.floor, acc, cancel);
+    return tl_kl_finish(&base, &other, acc);
 }
 
 double tl_kl_divergence(const tl_backend *backend, const tl_row *base, const tl_row *other, tl_cancel *cancel) {
     tl_kl_acc acc;
-    tl_kl_begin(backend, base, other, -(double)INFINITY, &acc);
-    read_blocks(backend, &acc, cancel);
-    return tl_kl_end(backend, &acc, cancel).kl;
+    read_rows(backend, base, other, -(double)INFINITY, &acc, cancel);
+    return tl_kl_end(backend, base, other, &acc, cancel).kl;
 }
 
 /* Loads a block into groups, and begins its reduction. */
@@ -291,6 +305,7 @@ uint64_t tl_kl_of_block(const tl_backend *backend, const tl_row_block *base, con
         double kl = mean - ((base_lse.log[i] - moments.shift[i]) - (other_lse.log[i] - other_shift[i]));
         found_of[i].kl = infinite ? (double)INFINITY : kl < 0 ? 0 : kl;
         found_of[i].base_logsumexp = base_lse.log[i];
+        found_of[i].logsumexp = other_lse.log[i];
         found &= ~((uint64_t)!(sum > 0 && other_sum == other_sum && (infinite || mean - mean == 0)) << i);
     }
     return found;
