@@ -23,6 +23,11 @@ _ERRORS: dict[str, tuple[type[Exception], str]] = {
     "type": (TypeError, "{name} is {got!r}; it must be {fits}"),
     "shape": (ValueError, "{name} has shape {got}; it must be {fits}"),
     "option": (ValueError, "{name} is {got!r}; it must be {fits}"),
+    "sizes": (
+        ValueError,
+        "{name} has {got} classes, {base} {fits}; classes={least} compares the first {least} of both",
+    ),
+    "candidates": (ValueError, "there are {got} candidates; results() gives the figures of each"),
     "together": (ValueError, "{name} and {got} cannot be given together"),
     "needs tokens": (ValueError, "{name} needs every token; {got}. Use one of them."),
     "unnormalized": (ValueError, "{name} has a row whose logsumexp is {got:.4g}; {fits}"),

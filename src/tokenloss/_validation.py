@@ -138,6 +138,20 @@ def check_integer(name: str, value: Any, fits: str, least: int | None = None, mo
     return number
 
 
+def check_compared_classes(classes: Any, base: str, base_size: int, name: str, size: int) -> int:
+    """How many classes of two models are compared, given those of each."""
+    least = min(base_size, size)
+    if classes is None:
+        if size != base_size:
+            raise_error("sizes", name=name, got=size, base=base, fits=base_size, least=least)
+        return size
+    number = check_integer("classes", classes, "a positive integer or None", least=1)
+    if number > least and size != base_size:
+        fits = f"at most {least}: {name} has {size} classes, {base} {base_size}"
+        raise_error("option", name="classes", got=number, fits=fits)
+    return min(number, least)
+
+
 def check_ignore_index(value: object, code: int) -> int | None:
     """The class id that is ignored, as an int64 that wraps as targets do; None if their dtype cannot hold it."""
     number = value if type(value) is int else check_integer("ignore_index", value, "an integer or None")

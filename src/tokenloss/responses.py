@@ -321,7 +321,7 @@ def _comparison(compared: Compared, **others: Any) -> ResponseComparison:
         n_sentinels=int(np.count_nonzero(~kept & columns["is_sentinel"])),
         mean_kl_bound=of_bound.mean,
         mean_kl_bound_stderr=of_bound.stderr,
-        kl_bound_quantiles=quantiles(bound, KL_QUANTILES),
+        kl_bound_quantiles=quantiles(np.sort(bound), KL_QUANTILES),
         n_bounded=int(np.count_nonzero(columns["is_bounded"])),
         mean_base_mass=masses[0].mean,
         mean_mass=masses[1].mean,

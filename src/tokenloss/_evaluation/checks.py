@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from tokenloss._comparison_columns import UNNORMALIZED
 from tokenloss._errors import raise_error
 from tokenloss._evaluation.plan import with_file_names
 from tokenloss._softmax import logsumexp
-from tokenloss.comparison import UNNORMALIZED
 
 if TYPE_CHECKING:
     from typing import NoReturn
