@@ -40,8 +40,8 @@ class Projection:
         """The projection onto some of the classes."""
         bias = None if self.bias is None else CheckedArray(self.bias[0][classes], self.bias[1])
         weight = CheckedArray(self.weight[classes], self.weight_code)
-        names = self.scores.name, *PROJECTION_NAMES[1:]
-        return Projection(CheckedArray(self.hidden, self.hidden_code), weight, bias, names)
+        hidden = CheckedArray(self.hidden, self.hidden_code)
+        return Projection(hidden, weight, bias, (self.scores.name, *PROJECTION_NAMES[1:]))
 
     def run(self, job: _core.RowJob, workers: Any) -> None:
         """Multiply, and run the job over the tiles of the product."""
@@ -137,11 +137,11 @@ class _TiledProduct:
         itemsize = self._of.dtype.itemsize
         room = (most_bytes - rows * width * itemsize) // (max(self.copied, 1) * itemsize)
         self._tile_size, self._step = rows * width, _even_part(rows, max(1, room))
-        return (self._tile_size + self._step * self._depth) * itemsize
+        return -(-(self._tile_size + self._step * self._depth) * itemsize // 8) * 8
 
     def use(self, memory: Array, is_shared: bool) -> None:
         """Use these bytes, which other products use in turn if they are shared."""
-        self._memory, self._is_shared = memory[: memory.size // 8 * 8].view(self._of.dtype), is_shared
+        self._memory, self._is_shared = memory.view(self._of.dtype), is_shared
 
     def begin(self, taken: IntArray, excluded: IntArray) -> Float64Array:
         """Begin the next rows, of these numbers; returns their logits of the excluded classes."""
@@ -152,8 +152,8 @@ class _TiledProduct:
             _core.row_dots(of.weight, of.weight_code, hidden, of.scores.dtype, excluded[part], logits[part])
         if of.bias is not None and of.scores.classes:
             with np.errstate(all="ignore"):  # infinities and nan are results
-                return (logits.astype(of.dtype) + of._biases(excluded)).astype(np.float64)
-        return logits.astype(of.dtype).astype(np.float64)
+                logits = (logits.astype(of.dtype) + of._biases(excluded)).astype(np.float64)
+        return logits
 
     def tile(self, first: int, last: int) -> Array:
         """The logits of the rows for these classes."""
