@@ -46,11 +46,19 @@ static void copy_above(const char *x, int dtype, size_t count, double floor, voi
     }
 }
 
+/* Whether the logit of a class is above the floor. */
+TL_INLINE int is_possible(const tl_backend *backend, const tl_row *row, int64_t class, double floor) {
+    double logit = tl_load(row->data + class * row->stride, row->dtype);
+    if (TL_UNLIKELY(tl_is_scaled_or_capped(row)))
+        logit = tl_softcap(backend, row, logit);
+    return logit > floor;
+}
+
 /* Whether a class of [start, end) is possible in the base and impossible in the other row. */
-static int has_infinite_kl(const tl_kl_side *base, const tl_kl_side *other, int64_t start, int64_t end) {
+static int has_infinite_kl(const tl_backend *backend, const tl_kl_side *base, const tl_kl_side *other, int64_t start,
+                           int64_t end) {
     for (int64_t i = start; i < end; i++)
-        if (tl_load(other->row->data + i * other->row->stride, other->row->dtype) == -(double)INFINITY &&
-            tl_load(base->row->data + i * base->row->stride, base->row->dtype) > base->floor)
+        if (!is_possible(backend, other->row, i, -(double)INFINITY) && is_possible(backend, base->row, i, base->floor))
             return 1;
     return 0;
 }
@@ -89,7 +97,7 @@ static int reduce_both(const tl_backend *backend, tl_kl_side *base, tl_kl_side *
         const void *p = elements(backend, base, start, count, base_in_place);
         const void *q = elements(backend, other, start, count, other_in_place);
         if (TL_UNLIKELY(backend->kl[base->row->compute_dtype](p, q, (size_t)count, &base->state, &other->state)))
-            found |= has_infinite_kl(base, other, start, start + count);
+            found |= has_infinite_kl(backend, base, other, start, start + count);
         start += count;
     }
     return found;
@@ -109,17 +117,32 @@ static double other_shift_of(double logit, int dtype) {
     return logit < (double)-FLT_MAX ? (double)-FLT_MAX : (double)(float)logit;
 }
 
+/* The first class of [start, end) that has the maximum; `end` if that is not finite. */
+static int64_t argmax_of(const tl_backend *backend, tl_kl_side *of, int64_t start, int64_t end, double maximum) {
+    if (maximum - maximum != 0)
+        return end;
+    if (!tl_is_scaled_or_capped(of->row))
+        return tl_find(backend, of->row, start, end, maximum);
+    for (int64_t count; start < end; start += count) {
+        int32_t found[TL_CHUNK];
+        count = end - start < TL_CHUNK ? end - start : TL_CHUNK;
+        tl_load_chunk(backend, of->row, start, count, -1, 0, TL_FLOAT64, &of->buf);
+        if (backend->indices_ge[TL_FLOAT64](&of->buf.at, (size_t)tl_padded(count), maximum, found) > 0)
+            return start + found[0];
+    }
+    return end;
+}
+
 /* Moves the shifts to the class of the maximum of the base in [start, end). */
 static void kl_reshift(const tl_backend *backend, tl_kl_side *base, tl_kl_side *other, int64_t start, int64_t end,
                        double maximum) {
     tl_moment *moment = base->state.moment;
-    int64_t class = maximum - maximum == 0 ? tl_find(backend, base->row, start, end, maximum) : end;
+    int64_t class = argmax_of(backend, base, start, end, maximum);
     if (class == end)
         return;
     double shift = maximum - base->state.offset, sum = tl_lanes_sum_in_order(base->state.sum);
     double other_shift =
-        tl_load(other->row->data + class * other->row->stride, other->row->dtype) - other->state.offset;
-    other_shift = other_shift_of(other_shift, base->row->compute_dtype);
+        other_shift_of(tl_logit_at(backend, other->row, class) - other->state.offset, base->row->compute_dtype);
     if (base->row->compute_dtype != TL_FLOAT64)
         shift = (double)(float)shift;
     if (sum != 0)
@@ -268,13 +291,13 @@ static tl_groups load_side(const tl_backend *backend, const tl_row_block *rows, 
 
 /* The other rows' shifts. */
 static void find_other_shifts(const tl_backend *backend, const tl_row_block *other, int count, size_t in_groups,
-                              tl_groups base, double *other_shift) {
+                              tl_groups base, tl_groups q, double *other_shift) {
     tl_short_ranks ranks;
     memset(other_shift, 0, TL_BLOCK_ROWS * sizeof *other_shift);
     backend->short_ranks[base.dtype](base.at, in_groups, (size_t)other->row.count, other_shift, &ranks);
     for (int i = 0; i < count; i++) {
-        const char *at = other->data[i] + ranks.argmax[i] * other->row.stride;
-        other_shift[i] = other_shift_of(tl_load(at, other->row.dtype), other->row.compute_dtype);
+        size_t at = tl_place_in_groups(other, i, ranks.argmax[i]);
+        other_shift[i] = other_shift_of(tl_load_from_groups(q, at), other->row.compute_dtype);
     }
 }
 
@@ -291,7 +314,7 @@ uint64_t tl_kl_of_block(const tl_backend *backend, const tl_row_block *base, con
     tl_groups p = load_side(backend, base, count, &base_lse), q = load_side(backend, other, count, &other_lse);
     if (floor != -(double)INFINITY)
         copy_above((const char *)p.at, p.dtype, tl_group_elements(base) * in_groups, floor, p.at);
-    find_other_shifts(backend, other, count, in_groups, p, other_shift);
+    find_other_shifts(backend, other, count, in_groups, p, q, other_shift);
     moments.other = q.at;
     moments.other_shift = other_shift;
     tl_reduce_groups(backend, base, count, p, 0, &moments, &base_lse);

@@ -5,7 +5,8 @@
 #include "cancel.h"
 #include "row_block.h"
 
-/* KL(softmax(base) || softmax(other)) of two rows of one length and compute dtype, neither scaled nor capped. */
+/* KL(softmax(base) || softmax(other)) of two rows of one length and compute dtype. Either may be scaled or
+ * capped: their compute dtype is double then. */
 double tl_kl_divergence(const tl_backend *backend, const tl_row *base, const tl_row *other, tl_cancel *cancel);
 
 /* A divergence, and the logsumexps of both; nan if a logit is nan or +inf. */
