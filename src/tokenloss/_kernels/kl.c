@@ -126,8 +126,8 @@ static int64_t argmax_of(const tl_backend *backend, tl_kl_side *of, int64_t star
     for (int64_t count; start < end; start += count) {
         int32_t found[TL_CHUNK];
         count = end - start < TL_CHUNK ? end - start : TL_CHUNK;
-        tl_load_chunk(backend, of->row, start, count, -1, 0, TL_FLOAT64, &of->buf);
-        if (backend->indices_ge[TL_FLOAT64](&of->buf.at, (size_t)tl_padded(count), maximum, found) > 0)
+        tl_load_chunk(backend, of->row, start, count, -1, 0, TL_FLOAT64, of->buf);
+        if (backend->indices_ge[TL_FLOAT64](&of->buf->at, (size_t)tl_padded(count), maximum, found) > 0)
             return start + found[0];
     }
     return end;
