@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from tokenloss._comparison_columns import check_definitions, join, new_columns, pair_columns, sequence_numbers, share
 from tokenloss._comparison_figures import check_groups, confidence_table, figures_of, group_table
 from tokenloss._dtypes import CheckedArray, as_float_array
