@@ -6,7 +6,7 @@ from tokenloss._softmax import log_softmax, logsumexp, softmax
 from tokenloss.comparison import Comparison, ComparisonMeter, compare
 from tokenloss.divergence import TopkDivergence, kl_divergence, topk_divergence_bound
 from tokenloss.evaluation import Evaluation, ShiftWarning, evaluate
-from tokenloss.linear import linear_cross_entropy, linear_token_scores
+from tokenloss.linear import linear_compare, linear_cross_entropy, linear_kl_divergence, linear_token_scores
 from tokenloss.losses import cross_entropy, cross_entropy_and_grad, cross_entropy_loss, nll_loss
 from tokenloss.meter import LossMeter
 from tokenloss.responses import ResponseComparison, compare_responses
@@ -37,7 +37,9 @@ __all__ = [
     "cross_entropy_loss",
     "evaluate",
     "kl_divergence",
+    "linear_compare",
     "linear_cross_entropy",
+    "linear_kl_divergence",
     "linear_token_scores",
     "log_softmax",
     "logsumexp",

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tokenloss._comparison_columns import check_definitions, join, new_columns, pair_columns, share
+from tokenloss._comparison_columns import check_definitions, join, new_columns, pair_columns, sequence_numbers, share
 from tokenloss._comparison_figures import check_groups, confidence_table, figures_of, group_table
 from tokenloss._dtypes import CheckedArray, as_float_array
 from tokenloss._errors import raise_error
 from tokenloss._paired import as_json_figures, rows_of
 from tokenloss._validation import check_axis
-from tokenloss.sequences import check_offsets
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -442,14 +440,10 @@ def compare(
     shape = base.array.shape
     axis = check_axis("base_logits", len(shape), axis)
     batch = shape[:axis] + shape[axis + 1 :]
-    if cu_seqlens is not None:
-        if segment_ids is not None:
-            raise_error("together", name="segment_ids", got="cu_seqlens")
-        lengths = np.diff(check_offsets(cu_seqlens, math.prod(batch)))
-        segment_ids = np.repeat(np.arange(lengths.size), lengths).reshape(batch)
     columns = pair_columns(
         base, {"logits": logits}, targets, definitions=check_definitions(definitions), classes=classes, axis=axis,
-        ignore_index=ignore_index, where=where, segment_ids=segment_ids, workers=workers,
+        ignore_index=ignore_index, where=where, segment_ids=sequence_numbers(segment_ids, cu_seqlens, batch),
+        workers=workers,
     )  # fmt: skip
     return comparison_of(definitions, [columns["logits"]], batch)
 
