@@ -182,6 +182,21 @@ def test_kind_and_base_kind_give_the_figures_of_their_logits(base_kind, kind, cl
         assert repr(meter.results()["b"].as_dict()) == repr(found.as_dict())
 
 
+@pytest.fixture(scope="module")
+def with_kind_and_classes():
+    """A comparison of some classes of probabilities with logits, and how to make it."""
+    rng = np.random.default_rng(3)
+    base, other = rng.dirichlet(np.ones(300), 40), rng.standard_normal((40, 310)).astype(np.float32)
+    options = {"targets": rng.integers(0, 290, 40), "base_kind": "probs", "classes": 290}
+    return lambda **others: compare(base, other, **options, **others), compare(base, other, **options)
+
+
+def test_kind_and_classes_have_the_same_bits_on_backends(with_kind_and_classes, backend):
+    call, expected = with_kind_and_classes
+    for workers in (1, 3):
+        assert_same(call(workers=workers), expected)
+
+
 def test_base_kind_is_kind_by_default(rng):
     probs = rng.dirichlet(np.ones(5), 8)
     other = rng.dirichlet(np.ones(5), 8)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tokenloss._comparison_columns import check_definitions, join, new_columns, pair_columns, sequence_numbers, share
@@ -132,7 +132,7 @@ class Comparison:
     kept: BoolArray
     base_top_p: Float64Array
     sequences: dict[str, Array] | None
-    _segment_ids: IntArray | None = field(default=None)  # of all positions, for `by`
+    _segment_ids: IntArray | None = None  # of all positions, for `by`
 
     def by(self, groups: ArrayLike) -> dict[str, Array]:
         """Means over groups of positions, such as types of tokens.
@@ -401,8 +401,8 @@ def compare(
     Returns
     -------
     Comparison
-        With arrays of the batch's shape. `nll` has the bits of ``cross_entropy(..., reduction="none")``; for "exact" so
-        has `base_nll`, and `kl` has the bits of ``kl_divergence(..., reduction="none")``.
+        With arrays of the batch's shape. Of logits, `nll` has the bits of ``cross_entropy(..., reduction="none")``; for
+        "exact" so has `base_nll`, and `kl` has the bits of ``kl_divergence(..., reduction="none")``.
 
     Raises
     ------
