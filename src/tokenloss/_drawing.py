@@ -260,7 +260,7 @@ def _draw_means(axes: Axes, models: Sequence[Model], looks: Sequence[_Look]) -> 
     axes.set_xscale("log")
     axes.set_xlim(limits)
     axes.set_yticks(places, [models[rank].name for rank in drawn], fontsize=9, color=INK, parse_math=False)
-    axes.invert_yaxis()
+    axes.set_ylim(len(drawn) - 0.5, -0.5)
     axes.grid(False, axis="y")
     axes.grid(axis="x", color=LINE, linewidth=0.6)
 

@@ -213,7 +213,7 @@ def draw_candidates(
     for name, size in sizes.items():
         if name not in comparisons:
             raise_error("option", name="sizes", got=name, fits=f"of names of comparisons: {[*comparisons]}")
-        check_number(f"sizes[{name!r}]", size, "a positive finite number", positive=True)
+        check_number(f"sizes[{name!r}]", size, "a finite number of at least 0")
     models = []
     for name in sorted(comparisons, key=lambda name: nan_last(comparisons[name].mean_kl)):
         one = comparisons[name]
