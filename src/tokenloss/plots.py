@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +15,7 @@ from tokenloss._drawing import (
     PLOT_MIN,
     Model,
     add_legend,
+    boxes_for_missing_letters,
     draw_models,
     draw_quantiles,
     empty_figure,
@@ -277,9 +277,7 @@ def save(figure: Figure, path: str | os.PathLike[str]) -> None:
     ...     plots.save(plots.draw_losses([0.36, 0.02, 0.22]), pathlib.Path(folder, "losses.svg"))
     """
     check(path)
-    with replacing(path) as file, warnings.catch_warnings():
-        # characters of a title that the font lacks are drawn as boxes
-        warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)
+    with replacing(path) as file, boxes_for_missing_letters():
         figure.savefig(file, format=Path(path).suffix[1:].lower(), dpi=150)
 
 
