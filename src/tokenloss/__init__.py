@@ -7,7 +7,7 @@ from tokenloss.comparison import Comparison, ComparisonMeter, compare
 from tokenloss.divergence import TopkDivergence, kl_divergence, topk_divergence_bound
 from tokenloss.evaluation import Evaluation, NormWarning, ShiftWarning, evaluate
 from tokenloss.file_comparison import compare_files
-from tokenloss.linear import linear_cross_entropy, linear_token_scores
+from tokenloss.linear import linear_compare, linear_cross_entropy, linear_kl_divergence, linear_token_scores
 from tokenloss.losses import cross_entropy, cross_entropy_and_grad, cross_entropy_loss, nll_loss
 from tokenloss.meter import LossMeter
 from tokenloss.responses import ResponseComparison, compare_responses
@@ -40,7 +40,9 @@ __all__ = [
     "cross_entropy_loss",
     "evaluate",
     "kl_divergence",
+    "linear_compare",
     "linear_cross_entropy",
+    "linear_kl_divergence",
     "linear_token_scores",
     "log_softmax",
     "logsumexp",

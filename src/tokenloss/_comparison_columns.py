@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from tokenloss._validation import (
     check_compared_classes,
     without_targets,
 )
-from tokenloss.sequences import check_segment_ids
+from tokenloss.sequences import check_offsets, check_segment_ids
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -47,6 +48,16 @@ def check_definitions(value: Any) -> str:
 def new_columns(rows: int) -> Columns:
     """Columns of zeros."""
     return {name: np.zeros(rows, dtype) for name, dtype in COLUMNS.items()}
+
+
+def sequence_numbers(segment_ids: Any, cu_seqlens: Any, batch: tuple[int, ...]) -> Any:
+    """The number of the sequence of each position, which are given either way; None if they are not."""
+    if cu_seqlens is None:
+        return segment_ids
+    if segment_ids is not None:
+        raise_error("together", name="segment_ids", got="cu_seqlens")
+    lengths = np.diff(check_offsets(cu_seqlens, math.prod(batch)))
+    return np.repeat(np.arange(lengths.size), lengths).reshape(batch)
 
 
 def join(parts: Sequence[Columns]) -> Columns:
@@ -106,8 +117,7 @@ def pair_columns(
     for name, (word, array, other_code) in arrays.items():
         other = as_other_scores(word, CheckedArray(_part(array, axis, 0, count), other_code), base)
         columns = new_columns(base.rows)
-        flat = {name: column.view(np.uint8) if column.dtype == bool else column for name, column in columns.items()}
-        _job.run(_core.PairStats(base, positions, other, unnormalized, flat), workers)
+        _job.run(_core.PairStats(base, positions, other, unnormalized, bytes_of_bools(columns)), workers)
         if numbers is not None:
             columns["segment_ids"] = numbers
         if shape[axis] > count or array.shape[axis] > count:
@@ -116,6 +126,11 @@ def pair_columns(
             columns["left_out"] = _left_out(word, array, other_code, axis, count, kept, workers)
         found[name] = share(columns, next(iter(found.values()), {}))
     return found
+
+
+def bytes_of_bools(columns: Columns) -> Columns:
+    """Columns as `_core` writes them."""
+    return {name: column.view(np.uint8) if column.dtype == bool else column for name, column in columns.items()}
 
 
 def _part(array: Array, axis: int, start: int, stop: int | None) -> Array:
@@ -131,5 +146,11 @@ def _left_out(name: str, array: Array, code: int, axis: int, count: int, kept: B
         scores = as_scores(name, CheckedArray(_part(array, axis, start, stop), code), axis)
         sums.append(np.zeros(scores.batch))
         _job.run(_core.LogSumExp(scores, without_targets(scores, kept), sums[-1]), workers)
+    return np.where(kept, share_of_rest(*sums), 0).reshape(-1)
+
+
+def share_of_rest(first: Float64Array, rest: Float64Array) -> Float64Array:
+    """The probability of the other classes, from the logsumexp of the first ones and theirs."""
     with np.errstate(over="ignore", invalid="ignore"):
-        return np.where(kept, 1 / (1 + np.exp(sums[0] - sums[1])), 0).reshape(-1)
+        found: Float64Array = 1 / (1 + np.exp(first - rest))
+    return found

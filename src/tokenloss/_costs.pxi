@@ -100,6 +100,9 @@ cdef double row_cost_of(Job job):
         return cost_of_scores(job)
     if isinstance(job, SequenceSums):
         return cost_of_tokens(job)
+    if isinstance(job, Tiles) and (<Tiles> job).pair_job is not None:
+        return LONG_ROW + cost_of_scores((<Tiles> job).job) * (<Tiles> job).tile.buffer.shape[1] / max(
+            (<Tiles> job).job.scores.classes, 1)
     if isinstance(job, Tiles):
         return LONG_ROW + cost_of_bytes((<Tiles> job).tile.buffer.shape[1] * (<Tiles> job).tile.buffer.itemsize)
     if isinstance(job, CastRows):

@@ -9,8 +9,8 @@ cdef class PairJob(LogSumExpJob):
     cdef int set_up_pair(self, Scores scores, Positions positions, numbers, Scores other) except -1:
         """Set the fields that these jobs share."""
         self.set_up(scores, positions, numbers)
-        if other.shape != scores.shape or not is_given(&other.view):
-            raise ValueError("the other scores have another shape, or no array")
+        if other.shape != scores.shape:
+            raise ValueError("the other scores have another shape")
         self.other = other
         self.is_class_major = scores.is_class_major()
         self.compute_dtype = scores.dtype & ~TL_SWAPPED
@@ -18,6 +18,30 @@ cdef class PairJob(LogSumExpJob):
             wide = TL_FLOAT64 in (self.compute_dtype, other.dtype & ~TL_SWAPPED)
             self.compute_dtype = TL_FLOAT64 if wide else TL_FLOAT32
         return 0
+
+    cdef int check(self) except -1:
+        RowJob.check(self)
+        if not is_given(&self.other.view):
+            raise ValueError("the other scores have no array: they arrive in tiles")
+        return 0
+
+    def set_transform(self, double logit_scale, double softcap):
+        """Scale and cap the logits of both, which arrive in tiles."""
+        self.logit_scale, self.softcap = logit_scale, softcap
+        if logit_scale != 1 or softcap != 0:
+            self.compute_dtype = TL_FLOAT64
+
+    cdef tl_row row_of_other(self) noexcept nogil:
+        """As `row_of_scores`, of the other scores."""
+        cdef tl_row row = self.row_of_scores()
+        row.dtype = self.other.dtype
+        if self.logit_scale == 1 and self.softcap == 0:
+            row.compute_dtype = row.dtype & ~TL_SWAPPED
+        return row
+
+    cdef double write_pair(self, int64_t row, const tl_pair *pair) noexcept nogil:
+        """Writes what was found of a row; returns its number."""
+        return pair.kl
 
     cdef size_t scratch_bytes(self) noexcept nogil:
         return 2 * LogSumExpJob.scratch_bytes(self)
@@ -69,6 +93,7 @@ cdef class PairStats(PairJob):
     """
 
     cdef double[::1] nll, base_nll, kl, delta_p, base_top_p
+    cdef double[::1] base_logsumexp, logsumexp  # if they are wanted
     cdef uint8_t[::1] is_same_top, kept
     cdef double most_unnormalized
     cdef bint of_log_probs
@@ -84,6 +109,7 @@ cdef class PairStats(PairJob):
         self.nll, self.base_nll, self.kl = columns["nll"], columns["base_nll"], columns["kl"]
         self.delta_p, self.base_top_p = columns["delta_p"], columns["base_top_p"]
         self.is_same_top, self.kept = columns["is_same_top"], columns["kept"]
+        self.base_logsumexp, self.logsumexp = columns.get("base_logsumexp"), columns.get("logsumexp")
         for column in columns.values():
             if len(column) != self.rows:
                 raise ValueError("columns do not have a number for each row")
@@ -101,9 +127,15 @@ cdef class PairStats(PairJob):
             row = block.number[i]
             if self.of_log_probs:
                 self.check_log_probs(row, block.target[i], &pairs[i], totals, cancel)
-            self.nll[row], self.base_nll[row], self.kl[row] = pairs[i].nll, pairs[i].base_nll, pairs[i].kl
-            self.delta_p[row], self.is_same_top[row] = pairs[i].change, pairs[i].is_same_top
-            self.base_top_p[row], self.kept[row] = pairs[i].base_top_p, True
+            self.write_pair(row, &pairs[i])
+
+    cdef double write_pair(self, int64_t row, const tl_pair *pair) noexcept nogil:
+        self.nll[row], self.base_nll[row], self.kl[row] = pair.nll, pair.base_nll, pair.kl
+        self.delta_p[row], self.is_same_top[row] = pair.change, pair.is_same_top
+        self.base_top_p[row], self.kept[row] = pair.base_top_p, True
+        if self.logsumexp is not None:
+            self.base_logsumexp[row], self.logsumexp[row] = pair.base_logsumexp, pair.logsumexp
+        return pair.kl
 
     cdef void check_log_probs(self, int64_t row, int64_t target, const tl_pair *pair, Totals *totals,
                               tl_cancel *cancel) noexcept nogil:

@@ -27,21 +27,22 @@ if TYPE_CHECKING:
 _LARGEST = float(np.finfo(np.float64).max)
 _MAX_SAMPLE_WEIGHT = 1e100
 REDUCTIONS = ("mean", "sum", "none")
+PROJECTION_NAMES = "hidden", "linear_weight", "linear_bias"
 
 
 def check_projection(
-    hidden: Any, weight: Any, bias: Any
+    hidden: Any, weight: Any, bias: Any, names: tuple[str, str, str]
 ) -> tuple[tuple[np.ndarray[Any, Any], int], tuple[np.ndarray[Any, Any], int], tuple[np.ndarray[Any, Any], int] | None]:
-    """Hidden states (..., D), weights (V, D), and a bias (V,) if there is one."""
-    hidden_view, weight_view = as_float_array("hidden", hidden), as_float_array("linear_weight", weight)
+    """Hidden states (..., D), weights (V, D), and a bias (V,) if there is one; `names` are those of the arguments."""
+    hidden_view, weight_view = as_float_array(names[0], hidden), as_float_array(names[1], weight)
     if hidden_view[0].ndim == 0:
-        raise_error("shape", name="hidden", got=(), fits="(..., D)")
+        raise_error("shape", name=names[0], got=(), fits="(..., D)")
     depth, got = hidden_view[0].shape[-1], weight_view[0].shape
     if len(got) != 2 or got[1] != depth:
-        raise_error("shape", name="linear_weight", got=got, fits=f"(V, {depth}), to fit hidden")
-    bias_view = None if bias is None else as_float_array("linear_bias", bias)
+        raise_error("shape", name=names[1], got=got, fits=f"(V, {depth}), to fit {names[0]}")
+    bias_view = None if bias is None else as_float_array(names[2], bias)
     if bias_view is not None and bias_view[0].shape != got[:1]:
-        raise_error("shape", name="linear_bias", got=bias_view[0].shape, fits=f"{got[:1]}, to fit linear_weight")
+        raise_error("shape", name=names[2], got=bias_view[0].shape, fits=f"{got[:1]}, to fit {names[1]}")
     return hidden_view, weight_view, bias_view
 
 
@@ -74,7 +75,7 @@ def as_target_array(
     if array.shape != batch:
         fits = f"{batch} (class ids)" + f" or {shape} (distributions)" * distributions + f", to fit {scores_name}"
         axis = next((k for k in range(len(shape)) if shape[:k] + shape[k + 1 :] == array.shape), None)
-        if axis is not None and scores_name != "hidden":  # their last axis holds features, not classes
+        if axis is not None and not scores_name.endswith("hidden"):  # their last axis holds features, not classes
             fits += f"; or give axis={axis}, if that axis of {scores_name} holds the classes"
         raise_error("shape", name=name, got=array.shape, fits=fits)
     if array.size == 0 and isinstance(value, list | tuple):  # an empty list has no dtype of its own

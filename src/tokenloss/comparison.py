@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tokenloss._comparison_columns import check_definitions, join, new_columns, pair_columns, share
+from tokenloss._comparison_columns import check_definitions, join, new_columns, pair_columns, sequence_numbers, share
 from tokenloss._comparison_figures import check_groups, confidence_table, figures_of, group_table
 from tokenloss._dtypes import CheckedArray, as_float_array
 from tokenloss._errors import raise_error
 from tokenloss._paired import as_json_figures, rows_of
 from tokenloss._validation import check_axis
-from tokenloss.sequences import check_offsets
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -244,7 +242,7 @@ class ComparisonMeter:
     >>> meter = ComparisonMeter()
     >>> meter.update(np.zeros((2, 3)), {"q4": [[1, 0, 0], [0, 1, 0]], "q8": [[0.1, 0, 0], [0, 0.1, 0]]}, [0, 1])
     >>> {name: round(comparison.mean_kl, 4) for name, comparison in meter.results().items()}
-    {'q4': 0.1198, 'q8': 0.0011}
+    {'q4': 0.1195, 'q8': 0.0011}
     """
 
     def __init__(
@@ -366,8 +364,7 @@ def compare(
     classes : int, optional
         Number of classes to compare, from the first, where vocabularies differ, say in padding: both models'
         distributions are of these alone (normalised anew), targets are among them, and `Comparison.left_out` tells what
-        is left out. By default both must have the same number. Of llama.cpp's log-probabilities, which are used as
-        given, at most a tenth may be left out.
+        is left out. By default both must have the same number.
     axis : int, default -1
         Axis of the classes.
     ignore_index : int or None, default -100
@@ -382,7 +379,8 @@ def compare(
     definitions : {"exact", "llama.cpp"}, default "exact"
         Formulas of the figures. "exact": the base's distribution is ``softmax(base_logits)``, and divergences are sums
         over all classes. "llama.cpp", as its perplexity tool prints them: `base_logits` are log-probabilities, used as
-        given (the probabilities in its files do not quite add up to 1), and divergences are sums over those above -16.
+        given (the probabilities in its files do not quite add up to 1, and `classes` may leave out a tenth), and
+        divergences are sums over those above -16.
     workers : int, optional
         Number of threads, as in `cross_entropy`. No bit of the result depends on it.
 
@@ -442,14 +440,10 @@ def compare(
     shape = base.array.shape
     axis = check_axis("base_logits", len(shape), axis)
     batch = shape[:axis] + shape[axis + 1 :]
-    if cu_seqlens is not None:
-        if segment_ids is not None:
-            raise_error("together", name="segment_ids", got="cu_seqlens")
-        lengths = np.diff(check_offsets(cu_seqlens, math.prod(batch)))
-        segment_ids = np.repeat(np.arange(lengths.size), lengths).reshape(batch)
     columns = pair_columns(
         base, {"logits": logits}, targets, definitions=check_definitions(definitions), classes=classes, axis=axis,
-        ignore_index=ignore_index, where=where, segment_ids=segment_ids, workers=workers,
+        ignore_index=ignore_index, where=where, segment_ids=sequence_numbers(segment_ids, cu_seqlens, batch),
+        workers=workers,
     )  # fmt: skip
     return comparison_of(definitions, [columns["logits"]], batch)
 

@@ -134,8 +134,15 @@ cdef extern from "_kernels/kernels.h" nogil:
         double kl
         double change
         double base_logsumexp
+        double logsumexp
         double base_top_p
         bint is_same_top
+    ctypedef struct tl_pair_acc:
+        pass
+    void tl_pair_range(const tl_backend *, const tl_row *, const tl_row *, int64_t, int64_t, int64_t, int64_t, int, int,
+                       tl_pair_acc *, tl_cancel *)
+    bint tl_pair_end(const tl_backend *, const tl_row *, const tl_row *, int64_t, double, double, int, tl_pair_acc *,
+                     tl_pair *)
     void tl_pair_of_block(const tl_backend *, const tl_row_block *, const tl_row_block *, int, int, tl_pair *,
                           tl_cancel *)
     double tl_pair_base_logsumexp(const tl_backend *, const tl_row *, double, double, tl_cancel *)

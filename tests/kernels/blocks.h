@@ -350,12 +350,13 @@ static void check_pairs(tested_block *block, const tl_row_block *others) {
     }
 }
 
-/* Divergences from other rows, which lie where results did. */
+/* Divergences from other rows, which lie where results did: unscaled ones, whatever the base's are. */
 static void check_divergences(tested_block *block) {
     tl_kl kl[TL_BLOCK_ROWS];
     tl_row_block other = block->rows;
     size_t bytes = tl_row_block_bytes(block->of->classes, block->rows.class_major);
     fill_rows(block->of, &block->results);
+    block->results.row.compute_dtype = block->rows.row.compute_dtype;
     other.row = block->results.row;
     other.scratch = block->of->place(BLOCK_OTHER_SCRATCH, bytes);
     memset(block->rows.scratch, 0xff, bytes - 1);
@@ -366,15 +367,19 @@ static void check_divergences(tested_block *block) {
         block->rows.excluded[r] = other.excluded[r] = -1;
         other.data[r] = block->results.memory + block->results.at[r];
     }
-    uint64_t found = tl_kl_of_block(block->backend, &block->rows, &other, -(double)INFINITY, kl);
-    require_found(block, found, "divergences found in a block");
-    for (int r = 0; r < block->of->count; r++) {
-        tl_row row = row_in(&block->logits, r), other_row = row_in(&block->results, r);
-        if (found >> r & 1)
-            require(same(kl[r].kl, tl_kl_divergence(block->backend, &row, &other_row, block->cancel)),
-                    "divergence in a block", &row);
+    for (int way = 0; way < 2; way++) {
+        const tl_row_block *base = way ? &other : &block->rows, *others = way ? &block->rows : &other;
+        uint64_t found = tl_kl_of_block(block->backend, base, others, -(double)INFINITY, kl);
+        require_found(block, found, "divergences found in a block");
+        for (int r = 0; r < block->of->count; r++) {
+            tl_row row = tl_row_of_block(base, r), other_row = tl_row_of_block(others, r);
+            if (found >> r & 1)
+                require(same(kl[r].kl, tl_kl_divergence(block->backend, &row, &other_row, block->cancel)),
+                        "divergence in a block", &row);
+        }
     }
-    check_pairs(block, &other);
+    if (!tl_is_scaled_or_capped(&block->rows.row))
+        check_pairs(block, &other);
 }
 
 /* All results of a block. */
@@ -408,8 +413,7 @@ static void check_block(const tl_backend *backend, const block_case *of, tl_canc
     }
     check_tokens(&block);
     check_losses(&block);
-    if (!tl_is_scaled_or_capped(&block.rows.row))
-        check_divergences(&block);
+    check_divergences(&block);
 }
 
 /* Lengths of rows: all of few classes, those around the sizes of lanes and chunks, and some that are not short. */

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 from tokenloss import __version__
 from tokenloss._errors import raise_error
 from tokenloss._evaluation.plan import OF_FILES
-from tokenloss._files import replacing
+from tokenloss._files import files_of, replacing
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -93,8 +93,8 @@ class Checkpoint(Generic[Result]):
             if number is None:
                 self._refuse(f"holds the result of {path}", "be another file, since that one is not to be scored")
             if shard != self._shards[number]:
-                fits = "be another file, since that one, or what belongs to it, changed"
-                self._refuse(f"holds the result of {path}", fits)
+                what = "one of its files" if self._of_options.others else "that one, its targets or its head"
+                self._refuse(f"holds the result of {path}", f"be another file, since {what} changed")
             if number in self.results or not result.is_consistent(self._of_shards[number], self._of_options):
                 self._refuse(f"holds an impossible result of {path}", "be as it was written")
             self._keep(number, result)
@@ -129,8 +129,7 @@ def _fingerprint(shard: Shard) -> dict[str, Any]:
 
 def _file_fingerprint(path: str) -> dict[str, Any]:
     """Path, size and time of the last change of a file or a directory."""
-    files = [file for file in Path(path).rglob("*") if file.is_file()] if Path(path).is_dir() else [Path(path)]
-    stats = [file.stat() for file in files]
+    stats = [file.stat() for file in files_of(path)]
     return {
         "path": str(Path(path).absolute()),
         "size": sum(stat.st_size for stat in stats),

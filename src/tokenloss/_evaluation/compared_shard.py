@@ -179,6 +179,11 @@ class _Tokens(NamedTuple):
         """An array, at the rows that are compared."""
         return array if array is None or self.where is None else array[self.where]
 
+    def compared(self) -> dict[str, Any]:
+        """Fields of a block of tokens, at the rows that are compared."""
+        fields = {name: self.selected(array) for name, array in self._asdict().items() if name != "where"}
+        return fields | {"file": 0}
+
 
 class _Run:
     """The comparison of a shard so far."""
@@ -234,10 +239,8 @@ class _Run:
             columns = share(columns, self._parts[0][-1] if number else {})
             self._parts[number].append(columns)
             if self._sink:
-                of_tokens = [tokens.selected(array) for array in (ids, text)]
-                places = [tokens.selected(array) for array in (tokens.positions, tokens.sequences)]
                 of_pair = {name: columns[name] for name in COLUMNS}
-                self._sink(ComparedBlock(number, of_pair, *of_tokens, 0, *places, base_scores, scores))
+                self._sink(ComparedBlock(number, of_pair, **tokens.compared(), base_scores=base_scores, scores=scores))
             self._advance(rows.nbytes)
 
     def _pair(self, base: Array, logits: Array, tokens: _Tokens, numbers: IntArray) -> Columns:

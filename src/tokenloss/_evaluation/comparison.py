@@ -76,7 +76,7 @@ def _figures(
     base, *others = named
     rows = sum(shard.rows for shard in shards)
     without_next = rows - sum(shard.scored_rows for shard in shards)
-    shared = {
+    shared: dict[str, Any] = {
         "base": base.source,
         "base_kind": shards[0].kind,
         "shape": (rows, shards[0].shape[-1]),
@@ -101,10 +101,11 @@ def _figures(
         candidates.append(Candidate(other.name, other.size, comparison, figures))
     if len(candidates) == 1:
         return candidates[0].figures, candidates
-    ordered = sorted(candidates, key=lambda candidate: nan_last(candidate.comparison.mean_kl))
-    missing = any(candidate.figures.get("norm_seems_missing") for candidate in candidates)
-    found = [candidate.figures for candidate in ordered]
-    return shared | {"norm_seems_missing": missing, "candidates": found}, candidates
+    found = [one.figures for one in sorted(candidates, key=lambda one: nan_last(one.comparison.mean_kl))]
+    missing = [figures["norm_seems_missing"] for figures in found if "norm_seems_missing" in figures]
+    if missing:
+        shared["norm_seems_missing"] = any(missing)
+    return shared | {"definitions": options.definitions, "candidates": found}, candidates
 
 
 def _first_numbers(shards: Sequence[Shard], results: Sequence[ComparedShard]) -> list[int]:
@@ -154,4 +155,5 @@ def _types(shards: Sequence[Shard], options: Options, firsts: list[int]) -> Arra
     types = token_types(np.concatenate(words), is_first)
     if options.shift:  # each row is of the next token, if there is one
         types = np.roll(types, -1)
-    return types[np.concatenate(masks)]
+    found: Array = types[np.concatenate(masks)]
+    return found

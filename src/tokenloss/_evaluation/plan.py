@@ -400,9 +400,9 @@ def _held_targets(shard: Shard, files: list[ScoresFile], options: Options) -> Ar
     if shard.targets is not None:
         given = _assigned_array(shard.targets, shard.start, files[0])
         held = [*(held if shard.others else ()), (shard.targets, given)]
-    elif not held and (with_ids := [file for file in files if file.input_ids is not None]):
-        held = [(file.path, file.input_ids) for file in with_ids]
-        if not options.shift:
+    elif not held:
+        held = [(file.path, file.input_ids) for file in files if file.input_ids is not None]
+        if held and not options.shift:
             fits = "hold targets, or come with --shift, --targets"
             raise_error("content", path=held[0][0], got="holds input ids and no targets", fits=fits)
     if not held:

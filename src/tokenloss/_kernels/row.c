@@ -85,8 +85,8 @@ void tl_load_chunk(const tl_backend *backend, const tl_row *row, int64_t start, 
 }
 
 double tl_softcap(const tl_backend *backend, const tl_row *row, double raw) {
-    if (!tl_is_scaled_or_capped(row))
-        return raw - row->shift;
+    if (row->softcap == 0) /* the bits of the backends */
+        return row->logit_scale * (raw - row->shift);
     double lanes[16] = {raw - row->shift};
     backend->softcap(lanes, 16, row->logit_scale, row->softcap);
     return lanes[0];
