@@ -130,6 +130,15 @@ def test_shades_of_special_values(write):
     assert "option" not in found.texts  # of a single model
 
 
+def test_summary_of_a_single_token(write):
+    found = write({"q": compare([[0.0, 1.0]], [[1.0, 0.0]], [0])}, [0])
+    assert "nan" not in " ".join(found.texts["dd"] + found.texts["small"])
+    found = write({"q": compare([[0.0, 1.0]], [[-math.inf, 0.0]], [0])}, [0])
+    assert "nan  nats without 1 that are not finite" in found.text("small")
+    found = write({"q": compare([[0.0, 1.0]], [[1.0, 0.0]], [-100])}, [-100])
+    assert found.texts["dd"][0].strip() == "0"
+
+
 def test_order_of_models(write):
     means = {"nan": math.nan, "b": 0.5, "inf": math.inf, "a": 0.25}
     found = write({name: made_up([0.1], mean_kl=mean) for name, mean in means.items()}, [0])

@@ -114,6 +114,8 @@ class DivergencePage(Output):
         others = self._others[block.candidate]
         seen = sum(len(part["rank"]) for part in others)
         left = max(0, page.MOST_TOKENS // len(self._others) - seen)
+        if others and not left:
+            return
         others.append(_tops(block.scores, left))
         if block.candidate == 0:
             text = np.full(len(block.ids), None) if block.text is None else block.text.astype(object)
