@@ -122,7 +122,8 @@ def assert_as_llama_cpp(base_log_probs, logits, targets):
     rows = [row for table in comparison_tables(found) for row in table.rows]
     assert [row[0].strip() for row in rows] == [label.strip() for label, _ in lines]
     for row, (_, printed) in zip(rows, lines, strict=True):
-        assert_as_printed([number for number, _ in numbers(" ".join(row[1:]))], printed)
+        cells = [cell for cell in row[1:] if "interval" not in cell]  # which llama.cpp does not print
+        assert_as_printed([number for number, _ in numbers(" ".join(cells))], printed)
 
 
 def test_definitions_llama_cpp_give_what_llama_cpp_printed(sample):

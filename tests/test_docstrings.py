@@ -21,6 +21,7 @@ VARIANTS = {
     "classes": [{"comparison.compare"}],
     "cu_seqlens": [{"comparison.compare"}],
     "definitions": [{"comparison.compare"}],
+    "comparisons": [{"plots.draw_candidates"}],
     "hidden": [{"evaluation.evaluate"}, {"file_comparison.compare_files"}],
     "ignore_index": [  # with class ids alone
         {"comparison.ComparisonMeter", "comparison.compare", "linear.linear_token_scores", "scores.token_scores"},
@@ -46,6 +47,7 @@ VARIANTS = {
         {"_outputs._base.Output"},
     ],
     "reduction": [{"divergence.kl_divergence"}],
+    "scores": [{"page.write_page"}, {"page.write_comparison_page"}],
     "scheduler": [{"dask.map_shards"}, {"file_comparison.compare_files"}],
     "segment_ids": [
         {"evaluation.evaluate"}, {"comparison.ComparisonMeter.update", "comparison.compare"},
@@ -53,6 +55,7 @@ VARIANTS = {
     ],
     "shift": [{"responses.compare_responses"}, {"file_comparison.compare_files"}],
     "sinks": [{"file_comparison.compare_files"}],
+    "sizes": [{"plots.draw_candidates"}],
     "skip_failed": [{"responses.compare_responses"}, {"evaluation.evaluate"}],
     "softcap": [{"file_comparison.compare_files"}],
     "state": [{"file_comparison.compare_files"}],
@@ -60,10 +63,12 @@ VARIANTS = {
     "targets": [
         {"comparison.ComparisonMeter.update", "comparison.compare", "scores.token_scores"},
         {"linear.linear_cross_entropy"}, {"linear.linear_token_scores"}, {"page.write_page"},
+        {"page.write_comparison_page"},
         {"evaluation.evaluate"}, {"responses.compare_responses"},
         {"file_comparison.compare_files"},
     ],
-    "tokens": [{"formats.llama_cpp.write"}],
+    "tokens": [{"formats.llama_cpp.write"}, {"page.write_comparison_page"}],
+    "vocabulary": [{"page.write_comparison_page"}],
     "where": [
         {"meter.LossMeter.update", "sequences.sequence_losses"}, {"plots.draw_divergences"}, {"plots.draw_losses"},
     ],

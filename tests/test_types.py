@@ -129,6 +129,9 @@ def test_pages_and_plots(tmp_path: Path) -> None:
     page.write_page(tmp_path / "page.html", scores, IDS, tokens=["a", None])
     figure: Figure = plots.draw_losses(scores.nll, where=scores.kept)
     plots.save(figure, tmp_path / "plot.svg")
+    models = {"q4": tokenloss.compare(LOGITS, LOGITS, IDS)}
+    page.write_comparison_page(tmp_path / "page.html", models, IDS, base_scores=scores, scores={"q4": scores})
+    plots.save(plots.draw_candidates(models, sizes={"q4": 5}), tmp_path / "plot.svg")
 
 
 def test_dask_gives_meters_and_arrays() -> None:

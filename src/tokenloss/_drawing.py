@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import re
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -15,7 +17,7 @@ from tokenloss._terminal import printable
 from tokenloss.meter import _Z95
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from typing import Literal
 
     from matplotlib.axes import Axes
@@ -73,6 +75,14 @@ def empty_figure(title: str, size: tuple[float, float]) -> Figure:
             title = f"{title[: _MAX_TITLE_LENGTH - 1]}…"
         figure.suptitle(title, x=0.012, ha="left", weight="bold", fontsize=13, color=INK, parse_math=False)
     return figure
+
+
+@contextlib.contextmanager
+def boxes_for_missing_letters() -> Iterator[None]:
+    """Draw letters that the font lacks as boxes, without a warning."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)
+        yield
 
 
 def style(axes: Axes, title: str, notes: Sequence[str], x: str, y: str) -> None:
@@ -260,11 +270,12 @@ def _draw_means(axes: Axes, models: Sequence[Model], looks: Sequence[_Look]) -> 
     axes.set_xscale("log")
     axes.set_xlim(limits)
     axes.set_yticks(places, [models[rank].name for rank in drawn], fontsize=9, color=INK, parse_math=False)
-    axes.invert_yaxis()
+    axes.set_ylim(len(drawn) - 0.5, -0.5)
     axes.grid(False, axis="y")
     axes.grid(axis="x", color=LINE, linewidth=0.6)
 
 
+@boxes_for_missing_letters()
 def _name_points(axes: Axes, spots: Sequence[tuple[float, float, str]]) -> None:
     """Write names beside points, where they hide neither points nor other names; what has no room has no name."""
     from matplotlib.transforms import Bbox

@@ -398,21 +398,28 @@ def _summary(meter: LossMeter, accuracy: float | None, note: str = "") -> str:
 
 def _comparison_summary(comparison: Comparison) -> str:
     """HTML of the figures of a model."""
+
+    def error(name: str, scale: float = 1, unit: str = "") -> str:
+        stderr = scale * vars(comparison)[name + "_stderr"]
+        return "" if math.isnan(stderr) else f"± {stderr:.2g}{unit}"
+
     by = f"{comparison.n_sequences:,} sequences" if comparison.is_clustered else "tokens, taken as independent"
+    note = error("mean_kl", unit=f" nats (by {by})")
+    if left_out := np.count_nonzero(~np.isfinite(comparison.kl[comparison.kept])):
+        note = (
+            f"{comparison.finite_mean_kl:.4g} {error('finite_mean_kl')} nats without {left_out:,} that are not finite"
+        )
     low, high = comparison.kl_quantile_intervals[0.999]
-    note = f"± {comparison.mean_kl_stderr:.2g} nats (by {by})"
-    if left_out := comparison.n_infinite + comparison.n_nan:
-        finite = f"{comparison.finite_mean_kl:.4g} ± {comparison.finite_mean_kl_stderr:.2g}"
-        note = f"{finite} nats without {left_out:,} that are not finite"
+    interval = "" if math.isnan(low) else f"95 % interval {low:.4g} to {high:.4g}"
     figures = [
         ("tokens", f"{comparison.count:,}", ""),
         ("mean KL divergence", f"{comparison.mean_kl:.4g}", note),
-        ("99.9 % quantile", f"{comparison.kl_quantiles[0.999]:.4g}", f"95 % interval {low:.4g} to {high:.4g}"),
-        ("perplexity ratio", f"{comparison.perplexity_ratio:.5g}", f"± {comparison.perplexity_ratio_stderr:.2g}"),
-        ("same top token", f"{100 * comparison.same_top:.2f} %", f"± {100 * comparison.same_top_stderr:.2g} %"),
-        ("RMS Δp", f"{100 * comparison.rms_delta_p:.3g} %", f"± {100 * comparison.rms_delta_p_stderr:.2g} %"),
+        ("99.9 % quantile", f"{comparison.kl_quantiles[0.999]:.4g}", interval),
+        ("perplexity ratio", f"{comparison.perplexity_ratio:.5g}", error("perplexity_ratio")),
+        ("same top token", f"{100 * comparison.same_top:.2f} %", error("same_top", 100, " %")),
+        ("RMS Δp", f"{100 * comparison.rms_delta_p:.3g} %", error("rms_delta_p", 100, " %")),
     ]
-    return summary([(name, value, "" if "± nan" in note else note) for name, value, note in figures])
+    return summary(figures)
 
 
 def _model_choice(names: Sequence[str], comparisons: Mapping[str, Comparison]) -> Iterator[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +15,7 @@ from tokenloss._drawing import (
     PLOT_MIN,
     Model,
     add_legend,
+    boxes_for_missing_letters,
     draw_models,
     draw_quantiles,
     empty_figure,
@@ -213,7 +213,7 @@ def draw_candidates(
     for name, size in sizes.items():
         if name not in comparisons:
             raise_error("option", name="sizes", got=name, fits=f"of names of comparisons: {[*comparisons]}")
-        check_number(f"sizes[{name!r}]", size, "a positive finite number", positive=True)
+        check_number(f"sizes[{name!r}]", size, "a finite number of at least 0")
     models = []
     for name in sorted(comparisons, key=lambda name: nan_last(comparisons[name].mean_kl)):
         one = comparisons[name]
@@ -277,9 +277,7 @@ def save(figure: Figure, path: str | os.PathLike[str]) -> None:
     ...     plots.save(plots.draw_losses([0.36, 0.02, 0.22]), pathlib.Path(folder, "losses.svg"))
     """
     check(path)
-    with replacing(path) as file, warnings.catch_warnings():
-        # characters of a title that the font lacks are drawn as boxes
-        warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)
+    with replacing(path) as file, boxes_for_missing_letters():
         figure.savefig(file, format=Path(path).suffix[1:].lower(), dpi=150)
 
 

@@ -79,6 +79,23 @@ class ComparedBlock(NamedTuple):
         As of `TokenBlock`; the number of the file is that of the shard.
     base_scores, scores : TokenScores or None
         Of the base and of the candidate, where an output's `top_k` is more than 0.
+
+    Examples
+    --------
+    >>> import pathlib, tempfile
+    >>> import numpy as np
+    >>> from tokenloss import compare_files, sinks
+    >>> class Printed(sinks.Sink):
+    ...     needs_tokens = True
+    ...
+    ...     def add(self, block):
+    ...         print(block.candidate, block.positions, block.columns["kl"].round(4))
+    >>> with tempfile.TemporaryDirectory() as directory:
+    ...     base, q4 = (pathlib.Path(directory, name) for name in ("base.npz", "q4.npy"))
+    ...     np.savez(base, logits=4 * np.eye(4), targets=np.arange(4))
+    ...     np.save(q4, 2 * np.eye(4))
+    ...     _ = compare_files(base, q4, sinks=[Printed()])
+    0 [0 1 2 3] [0.1831 0.1831 0.1831 0.1831]
     """
 
     candidate: int
@@ -105,6 +122,13 @@ class Candidate(NamedTuple):
         Its figures, and results for each token.
     figures : dict
         All that ``tokenloss compare --json`` prints of it.
+
+    Examples
+    --------
+    >>> from tokenloss import compare, sinks
+    >>> comparison = compare([[1.0, 0.0]], [[0.5, 0.0]], [0])
+    >>> sinks.Candidate("q4", 4_900_000_000, comparison, comparison.as_dict()).size
+    4900000000
     """
 
     name: str

@@ -82,6 +82,19 @@ class DivergencePage(Output):
     See Also
     --------
     tokenloss.page.write_comparison_page : The same of arrays.
+
+    Examples
+    --------
+    >>> import pathlib, tempfile
+    >>> import numpy as np
+    >>> from tokenloss import compare_files, sinks
+    >>> with tempfile.TemporaryDirectory() as directory:
+    ...     base, q4, path = (pathlib.Path(directory, name) for name in ("base.npz", "q4.npy", "page.html"))
+    ...     np.savez(base, logits=4 * np.eye(4), targets=np.arange(4))
+    ...     np.save(q4, 2 * np.eye(4))
+    ...     _ = compare_files(base, q4, sinks=[sinks.DivergencePage(path)])
+    ...     path.read_text(encoding="utf-8")[:15]
+    '<!doctype html>'
     """
 
     option = "--html"
@@ -101,6 +114,8 @@ class DivergencePage(Output):
         others = self._others[block.candidate]
         seen = sum(len(part["rank"]) for part in others)
         left = max(0, page.MOST_TOKENS // len(self._others) - seen)
+        if others and not left:
+            return
         others.append(_tops(block.scores, left))
         if block.candidate == 0:
             text = np.full(len(block.ids), None) if block.text is None else block.text.astype(object)

@@ -70,7 +70,39 @@ class LossPlot(TokenOutput):
 
 
 class DivergencePlot(Output):
-    """The quantiles of the KL divergence, and of several candidates their mean divergence over their size."""
+    """A plot of the quantiles of the divergence, and of several candidates' means over sizes: ``compare --plot``.
+
+    It is a .png, .svg or .pdf file.
+
+    Parameters
+    ----------
+    path : path-like
+        File to write. An existing file is replaced when the new one is complete.
+
+    Raises
+    ------
+    ValueError
+        If the name has another suffix.
+    ImportError
+        If matplotlib is not installed.
+
+    See Also
+    --------
+    tokenloss.plots.draw_divergences, tokenloss.plots.draw_candidates : The same of arrays.
+
+    Examples
+    --------
+    >>> import pathlib, tempfile
+    >>> import numpy as np
+    >>> from tokenloss import compare_files, sinks
+    >>> with tempfile.TemporaryDirectory() as directory:
+    ...     base, q4, path = (pathlib.Path(directory, name) for name in ("base.npz", "q4.npy", "kl.png"))
+    ...     np.savez(base, logits=4 * np.eye(4), targets=np.arange(4))
+    ...     np.save(q4, 2 * np.eye(4))
+    ...     _ = compare_files(base, q4, sinks=[sinks.DivergencePlot(path)])
+    ...     path.read_bytes()[1:4]
+    b'PNG'
+    """
 
     option = "--plot"
     help = "draw the KL divergences: a .png, .svg or .pdf file"

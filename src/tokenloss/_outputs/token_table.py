@@ -147,6 +147,23 @@ class ComparedTokenTable(_TableFile):
         If the name has another suffix.
     ImportError
         If the file is .parquet, and pyarrow is not installed.
+
+    See Also
+    --------
+    TokenTable : The same of one model.
+
+    Examples
+    --------
+    >>> import pathlib, tempfile
+    >>> import numpy as np
+    >>> from tokenloss import compare_files, sinks
+    >>> with tempfile.TemporaryDirectory() as directory:
+    ...     base, q4, path = (pathlib.Path(directory, name) for name in ("base.npz", "q4.npy", "tokens.npy"))
+    ...     np.savez(base, logits=4 * np.eye(4), targets=np.arange(4))
+    ...     np.save(q4, 2 * np.eye(4))
+    ...     _ = compare_files(base, q4, sinks=[sinks.ComparedTokenTable(path)])
+    ...     np.load(path)["kl"].round(4)
+    array([0.1831, 0.1831, 0.1831, 0.1831])
     """
 
     option = "--per-token"
