@@ -17,7 +17,7 @@ TL_NO_UNROLLING
 
 /* Copies elements, those that are not above the floor as -inf: x - inf is -inf, and x - 0 is x. Of halves, the bits of
  * negative ones rise as integers while their values fall. Elements need no alignment in `x`, which may be `out`. */
-static void copy_above(const char *x, int dtype, size_t count, double floor, void *out) {
+TL_VECTORIZED static void copy_above(const char *x, int dtype, size_t count, double floor, void *out) {
     if (dtype == TL_FLOAT64) {
         for (size_t i = 0; i < count; i++) {
             double value;
