@@ -174,7 +174,7 @@ class _Model:
 
 def _projected(hidden: Array, head: LmHead, logit_scale: float, softcap: float | None) -> Array:
     """Logits of hidden states, whose weights are converted some at a time."""
-    is_double = np.float64 in (hidden.dtype, head.weight.dtype)
+    is_double = 8 in (hidden.itemsize, head.weight.itemsize)
     states = hidden.astype(np.float64 if is_double else np.float32)
     logits = np.empty((len(states), len(head.weight)), states.dtype)
     step = rows_per_block(states.dtype.itemsize * max(1, states.shape[1]))
