@@ -18,6 +18,8 @@ VARIANTS = {
     "array": [{"evaluation.evaluate"}, {"file_comparison.compare_files"}],
     "axis": [{"_softmax.logsumexp"}],
     "base": [{"samples.compare_samples"}, {"file_comparison.compare_files"}],
+    "base_hidden": [{"file_comparison.compare_files"}],
+    "base_kind": [{"file_comparison.compare_files"}],
     "classes": [{"comparison.compare"}],
     "cu_seqlens": [{"comparison.compare"}],
     "definitions": [{"comparison.compare"}],

@@ -282,7 +282,7 @@ def evaluate(
             if text is not None and (not isinstance(size, int) or size):
                 raise_error("together", name="text", got=name)
         files = {"source": items, "targets": targets, "segment_ids": segment_ids}
-        scores, ids, segments = (resolved(as_paths(name, value)) for name, value in files.items())
+        scores, ids, segments = (resolved(as_paths(name, value), name == "source") for name, value in files.items())
         inputs = Inputs(scores, ids, segments, text, head)
         if any(map(is_responses, scores)):
             given = of_scores | {"kind": kind, "shift": shift}

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import os
-import re
 import warnings
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tokenloss._arguments import as_path, as_paths, check_choice, check_shift, checked_sinks, refuse_given
 from tokenloss._errors import raise_error
-from tokenloss._files import files_of
 from tokenloss._validation import check_integer, logit_transform
 from tokenloss._workers import check_workers
 from tokenloss.evaluation import NORM_ADVICE, SHIFT_ADVICE, NormWarning, ShiftWarning
@@ -182,7 +179,10 @@ def compare_files(
     check_needs(outputs, state, scheduler)
     of_rows = {"targets": targets, "segment_ids": segment_ids}
     ids, segments = (resolved(as_paths(name, value)) for name, value in of_rows.items())
-    sides = [Inputs(resolved(paths), [], [], lm_head=head) for (_, paths), head in zip(sources, heads, strict=True)]
+    sides = [
+        Inputs(resolved(paths, are_scores=True), [], [], lm_head=head)
+        for (_, paths), head in zip(sources, heads, strict=True)
+    ]
     sides[0] = sides[0]._replace(targets=ids, segment_ids=segments)
     settings = Settings(state=state, scheduler=scheduler, workers=check_workers(workers), progress=progress)
     summary, found = compare_sides(sides, named, options, settings, outputs)
@@ -241,12 +241,16 @@ def _sizes(sizes: Mapping[str, Any], names: Sequence[str]) -> dict[str, int]:
 
 def _size(name: str, value: Any) -> int:
     """A number of bytes, that of a file or of all files in a directory, or a number with a unit."""
+    import re
+
+    from tokenloss._files import files_of
+
     word = f"sizes[{name!r}]"
     if hasattr(value, "__index__"):
         size: int = check_integer(word, value, "an integer of at least 0", least=0)
         return size
     path = as_path(word, value)
-    if Path(path).exists():
+    if os.path.exists(path):  # noqa: PTH110 -- pathlib slows the import of the package down
         return sum(file.stat().st_size for file in files_of(path))
     number = re.fullmatch(r"([0-9]{1,20}\.?[0-9]*) ?(?:([KMGT])(i?))?B?", path, re.IGNORECASE)
     if number is None:

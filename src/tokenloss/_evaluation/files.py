@@ -57,14 +57,14 @@ class Inputs(NamedTuple):
         return {identity(path): path for path in (*paths, *heads)}
 
 
-def resolved(patterns: Sequence[str]) -> list[str]:
-    """Paths that match patterns, or are in directories; those of one are in the order of their numbers."""
+def resolved(patterns: Sequence[str], are_scores: bool = False) -> list[str]:
+    """Paths that match patterns, or are of scores in directories; those of one are in the order of their numbers."""
     paths = []
     for pattern in patterns:
         matches = [pattern]
         if glob.has_magic(pattern) and not Path(pattern).exists():
             matches = sorted(glob.glob(pattern, recursive=True), key=by_number)
-        elif Path(pattern).is_dir() and not is_scores(pattern):
+        elif are_scores and Path(pattern).is_dir() and not is_scores(pattern):
             matches = sorted(filter(is_scores, map(str, Path(pattern).iterdir())), key=by_number)
             if not matches:
                 raise_error("content", path=pattern, got="is a directory without files of scores", fits="hold some")
