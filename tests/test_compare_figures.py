@@ -149,6 +149,96 @@ def test_classes_that_do_not_fit():
                 compare(*arguments, **options)
 
 
+# kinds
+
+
+def converted(logits, kind, dtype):
+    """Logits as scores of another kind, whose sums are off by rounding, and the logits that these stand for."""
+    scores = {"logits": logits, "log_probs": log_softmax(logits), "probs": 1.001 * np.exp(log_softmax(logits))}[kind]
+    scores = scores.astype(dtype)
+    return scores, np.log(scores.astype(np.float64)) if kind == "probs" else scores.astype(np.float64)
+
+
+@pytest.mark.parametrize("classes", [None, 17])
+@pytest.mark.parametrize("kind", ["logits", "log_probs", "probs"])
+@pytest.mark.parametrize("base_kind", ["logits", "log_probs", "probs"])
+def test_kind_and_base_kind_give_the_figures_of_their_logits(base_kind, kind, classes, rng):
+    logits = scores_for("cross_entropy", rng, (6, 9, 20), np.float64)
+    targets = rng.choice([*range(17), -100], (6, 9))
+    for base_dtype, dtype in ((np.float64, np.float64), (np.float32, np.float64), (np.float64, np.float32)):
+        base, base_logits = converted(logits, base_kind, base_dtype)
+        other, other_logits = converted(logits + 0.3 * rng.standard_normal(logits.shape), kind, dtype)
+        found = compare(base, other, targets, kind=kind, base_kind=base_kind, classes=classes)
+        expected = compare(base_logits, other_logits, targets, classes=classes)
+        for name in ARRAYS:
+            np.testing.assert_allclose(getattr(found, name), getattr(expected, name), rtol=0, atol=1e-6, err_msg=name)
+        if classes is not None:
+            assert found.left_out == pytest.approx(expected.left_out, rel=1e-6)
+            assert found.base_left_out == pytest.approx(expected.base_left_out, rel=1e-6)
+        meter = ComparisonMeter(classes=classes)
+        for part in (slice(0, 2), slice(2, 6)):
+            logits_of = {"a": other[part], "b": other[part] * 1}
+            meter.update(base[part], logits_of, targets[part], kind=kind, base_kind=base_kind)
+        assert repr(meter.results()["b"].as_dict()) == repr(found.as_dict())
+
+
+@pytest.fixture(scope="module")
+def with_kind_and_classes():
+    """A comparison of some classes of probabilities with logits, and how to make it."""
+    rng = np.random.default_rng(3)
+    base, other = rng.dirichlet(np.ones(300), 40), rng.standard_normal((40, 310)).astype(np.float32)
+    options = {"targets": rng.integers(0, 290, 40), "base_kind": "probs", "classes": 290}
+    return lambda **others: compare(base, other, **options, **others), compare(base, other, **options)
+
+
+def test_kind_and_classes_have_the_same_bits_on_backends(with_kind_and_classes, backend):
+    call, expected = with_kind_and_classes
+    for workers in (1, 3):
+        assert_same(call(workers=workers), expected)
+
+
+def test_base_kind_is_kind_by_default(rng):
+    probs = rng.dirichlet(np.ones(5), 8)
+    other = rng.dirichlet(np.ones(5), 8)
+    found = compare(probs, other, np.zeros(8, int), kind="probs")
+    assert_same(found, compare(probs, other, np.zeros(8, int), kind="probs", base_kind="probs"))
+    assert found.kl == pytest.approx((probs * np.log(probs / other)).sum(-1))
+
+
+@pytest.mark.parametrize("kind", ["log_probs", "probs"])
+def test_kind_is_checked_over_all_classes_though_some_are_left_out(kind, rng):
+    probs = rng.dirichlet(np.ones(6), 8)
+    targets = np.zeros(8, int)
+    targets[2] = -100
+
+    def given(probs):
+        return probs if kind == "probs" else np.log(probs)
+
+    found = compare(given(probs), given(probs), targets, kind=kind, classes=3)  # of which half is left out
+    assert found.left_out == pytest.approx(probs[targets >= 0, 3:].sum(-1).mean())
+    wrong = probs.copy()
+    wrong[2] *= 3
+    assert compare(given(probs), given(wrong), targets, kind=kind, classes=3).count == 7
+    wrong[4, 5] += 0.2
+    words = f"{math.log(1.2):.4g}"
+    with fails(ValueError, "logits[4]", words):
+        compare(given(probs), given(wrong), targets, kind=kind, classes=3)
+    with fails(ValueError, "base_logits[4]", words):
+        compare(given(wrong), given(probs), targets, kind=kind, classes=3)
+
+
+def test_kinds_that_do_not_exist(rng):
+    probs = rng.dirichlet(np.ones(6), 2)
+    for options, words in (
+        ({"kind": "prob"}, ("kind is 'prob'", "'probs'")),
+        ({"base_kind": 1}, ("base_kind is 1", "'log_probs'")),
+    ):
+        with fails(ValueError, *words):
+            compare(probs, probs, [0, 1], **options)
+        with fails(ValueError, *words):
+            ComparisonMeter().update(probs, probs, [0, 1], **options)
+
+
 # several candidates
 
 

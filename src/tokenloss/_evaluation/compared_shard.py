@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
+import functools
+import itertools
 import zlib
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -13,12 +16,16 @@ from tokenloss._evaluation import checks
 from tokenloss._evaluation.plan import open_shard, rows_per_block, with_file_names
 from tokenloss._evaluation.run import SHIFT_SAMPLE, ShiftSample, ShiftSampler, row_functions, scores_at
 from tokenloss._outputs._base import ComparedBlock
+from tokenloss._projection import MAX_TILE_ROWS, Projection
 from tokenloss._softmax import log_softmax
+from tokenloss._validation import as_positions, scores_of_shape
 from tokenloss.formats._base import check_map
+from tokenloss.linear import linear_pair_columns
 from tokenloss.scores import token_scores
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
+    from typing import TypeAlias
 
     from tokenloss._comparison_columns import Columns
     from tokenloss._evaluation.plan import OpenShard, Options, Shard
@@ -27,6 +34,8 @@ if TYPE_CHECKING:
     from tokenloss.formats import ScoresFile
     from tokenloss.formats.lm_head import LmHead
     from tokenloss.scores import TokenScores
+
+    _Compared: TypeAlias = tuple[Columns, TokenScores | None, TokenScores | None]  # by base and model
 
 _DTYPES = COLUMNS | {"segment_ids": np.int64, "base_left_out": np.float64, "left_out": np.float64}
 
@@ -117,9 +126,8 @@ class _Model:
     """A model's file, whose rows are read in order; the first that count are checked to be of its kind."""
 
     def __init__(self, file: ScoresFile, options: Options, option: str, max_rows: int) -> None:
-        self.file, self._blocks = file, file.blocks(max_rows)
+        self.file, self.options, self._blocks = file, options, file.blocks(max_rows)
         self._option = None if options.kind else option
-        self._transform = options.logit_scale, options.softcap
         self._left: Array | None = None  # of a block that is cut where the base's is not
         self._is_checked = False
         self.rms: tuple[float, ...] = ()
@@ -132,15 +140,36 @@ class _Model:
         self._left = rows[n:] if len(rows) > n else None
         return rows[:n]
 
-    def logits(self, rows: Array, kept: BoolArray) -> Array:
-        """Rows as logits, or log-probabilities."""
-        head = self.file.lm_head
-        if head is not None:
-            check_map(head.weight)
+    def check(self, rows: Array, kept: BoolArray) -> None:
+        """Check rows, of which some count."""
+        if self.file.lm_head is not None:
+            check_map(self.file.lm_head.weight)
             self.rms += checks.root_mean_squares(rows, kept, checks.NORM_SAMPLE - len(self.rms))
-            return _projected(rows, head, *self._transform)
-        self._is_checked = self._is_checked or checks.check_kind(self.file, self._option, rows, kept)
+        elif not self._is_checked:
+            self._is_checked = checks.check_kind(self.file, self._option, rows, kept)
+
+    def logits(self, rows: Array) -> Array:
+        """Rows as logits, or log-probabilities."""
+        if self.file.lm_head is not None:
+            return _projected(rows, self.file.lm_head, self.options.logit_scale, self.options.softcap)
         return checks.log(rows) if self.file.kind == "probs" else rows
+
+    def projection(self, rows: Array) -> Projection:
+        """Hidden states and their projection onto the vocabulary."""
+        assert self.file.lm_head is not None
+        return Projection(rows, self.file.lm_head.weight, self.file.lm_head.bias)
+
+    def token_scores(self, rows: Array, classes: int | None) -> Callable[..., TokenScores]:
+        """Function that scores hidden states by the first classes."""
+        head = self.file.lm_head
+        assert head is not None
+        bias = None if head.bias is None else head.bias[:classes]
+        cut = dataclasses.replace(
+            self.file, shape=(*self.file.shape[:-1], len(head.weight[:classes])),
+            lm_head=head._replace(weight=head.weight[:classes], bias=bias),
+        )  # fmt: skip
+        function = row_functions(cut, self.options.logit_scale, self.options.softcap).token_scores
+        return functools.partial(function, rows)
 
 
 def _projected(hidden: Array, head: LmHead, logit_scale: float, softcap: float | None) -> Array:
@@ -162,7 +191,7 @@ def _projected(hidden: Array, head: LmHead, logit_scale: float, softcap: float |
 
 
 def _row_bytes(file: ScoresFile) -> int:
-    """Bytes of a row that is compared; of the logits that are made of hidden states, more rows pay than of others."""
+    """Bytes of a row that is compared; logits that are made of hidden states are counted less, to reuse the weights."""
     return file.row_bytes if file.lm_head is None else max(file.row_bytes, file.shape[-1])
 
 
@@ -192,9 +221,12 @@ class _Run:
         self, opened: OpenShard, options: Options, workers: int | None, sink: _Sink | None, top_k: int,
         advance: Callable[[int], None],
     ) -> None:  # fmt: skip
-        self._options, self._workers, self._sink, self._top_k, self._advance = options, workers, sink, top_k, advance
+        self._options, self._workers, self._advance = options, workers, advance
+        self._sink, self._top_k = sink, top_k if sink else 0
         files = opened.file, *opened.others
-        self.max_rows = rows_per_block(max(map(_row_bytes, files)))
+        # hidden states are projected a tile at a time, unless one of the models has scores
+        self._are_hidden = options.definitions == "exact" and all(file.lm_head is not None for file in files)
+        self.max_rows = MAX_TILE_ROWS if self._are_hidden else rows_per_block(max(map(_row_bytes, files)))
         self.base = _Model(opened.file, options, "--base-kind", self.max_rows)
         sides = zip(opened.others, options.others, strict=True)
         self._others = [_Model(file, of_file, "--kind", self.max_rows) for file, of_file in sides]
@@ -223,43 +255,69 @@ class _Run:
             kept = kept & (ids != self._options.ignore_index)
         if self._is_clustered:
             self._n_sequences = max(self._n_sequences, int(numbers.max(initial=-1)) + 1)
-        base, file = self.base.logits(rows, kept), self.base.file
-        with with_file_names(file.path):
+        self.base.check(rows, kept)
+        with with_file_names(self.base.file.path):
             self._sampler.update(rows, ids, numbers, kept)
-            if self._options.definitions == "llama.cpp" and file.kind in ("logits", "hidden_states"):
-                base = log_softmax(base.astype(np.float32) if base.itemsize < 4 else base)
-            base_scores = self._scores(base, tokens)
         self._advance(rows.nbytes)
-        for number, model in enumerate(self._others):
-            rows = model.read(len(ids))
-            logits = model.logits(rows, kept)
-            with with_file_names(file.path, model.file.path):
-                columns = self._pair(base, logits, tokens, numbers)
-                scores = self._scores(logits, tokens)
-            columns = share(columns, self._parts[0][-1] if number else {})
-            self._parts[number].append(columns)
+        compared = (self._by_projection if self._are_hidden else self._by_logits)(rows, tokens, kept)
+        for number, (columns, base_scores, scores) in enumerate(compared):
+            if self._is_clustered:
+                columns["segment_ids"] = numbers
+            columns = {name: tokens.selected(column) for name, column in columns.items()}
+            self._parts[number].append(share(columns, self._parts[0][-1] if number else {}))
             if self._sink:
                 of_pair = {name: columns[name] for name in COLUMNS}
                 self._sink(ComparedBlock(number, of_pair, **tokens.compared(), base_scores=base_scores, scores=scores))
+
+    def _by_logits(self, rows: Array, tokens: _Tokens, kept: BoolArray) -> Iterator[_Compared]:
+        """Columns and scores of each candidate, one after the other."""
+        options, file = self._options, self.base.file
+        base = self.base.logits(rows)
+        if options.definitions == "llama.cpp" and file.kind in ("logits", "hidden_states"):
+            # of the base, log-probabilities as they are
+            base = log_softmax(base.astype(np.float32) if base.itemsize < 4 else base)
+        with with_file_names(file.path):
+            base_scores = self._scores(functools.partial(token_scores, base[:, : options.classes]), tokens)
+        pairing: Any = {"definitions": options.definitions, "classes": options.classes, "where": tokens.where,
+                        "ignore_index": options.ignore_index, "workers": self._workers}  # fmt: skip
+        for model in self._others:
+            rows = model.read(len(tokens.ids))
+            model.check(rows, kept)
+            logits = model.logits(rows)
+            with with_file_names(file.path, model.file.path):
+                columns = pair_columns(base, {"logits": logits}, tokens.ids, **pairing)["logits"]
+                scores = self._scores(functools.partial(token_scores, logits[:, : options.classes]), tokens)
             self._advance(rows.nbytes)
+            yield columns, base_scores, scores
 
-    def _pair(self, base: Array, logits: Array, tokens: _Tokens, numbers: IntArray) -> Columns:
-        """Columns of a candidate, of the rows that are compared."""
-        options: Any = {name: getattr(self._options, name) for name in ("definitions", "classes", "ignore_index")}
-        if self._is_clustered:
-            options["segment_ids"] = numbers
-        columns = pair_columns(
-            base, {"logits": logits}, tokens.ids, where=tokens.where, workers=self._workers, **options
-        )
-        return {name: tokens.selected(column) for name, column in columns["logits"].items()}
+    def _by_projection(self, rows: Array, tokens: _Tokens, kept: BoolArray) -> Iterator[_Compared]:
+        """Columns and scores of each candidate, whose tiles of logits are compared with those of the base at once."""
+        options = self._options
+        blocks = [(self.base, rows), *((model, model.read(len(rows))) for model in self._others)]
+        for model, block in blocks[1:]:
+            model.check(block, kept)
+            self._advance(block.nbytes)
+        with with_file_names(*(model.file.path for model, _ in blocks)):
+            base, *others = (model.projection(block) for model, block in blocks)
+            classes = min(options.classes or base.scores.classes, base.scores.classes)
+            shape = scores_of_shape("logits", (len(rows), classes), -1)
+            positions = as_positions(
+                "targets", tokens.ids, shape, options.ignore_index, tokens.where, distributions=False
+            )
+            named = {str(number): other for number, other in enumerate(others)}
+            transform = options.logit_scale, options.softcap or 0.0
+            columns = linear_pair_columns(base, named, positions, transform, self._workers)
+            base_scores, *scores = (
+                self._scores(model.token_scores(block, options.classes), tokens) for model, block in blocks
+            )
+        yield from zip(columns.values(), itertools.repeat(base_scores), scores, strict=False)
 
-    def _scores(self, logits: Array, tokens: _Tokens) -> TokenScores | None:
+    def _scores(self, function: Callable[..., TokenScores], tokens: _Tokens) -> TokenScores | None:
         """Scores of a model with its likeliest classes, if any output wants these."""
-        if not self._sink or not self._top_k:
+        if not self._top_k:
             return None
-        logits = logits[:, : self._options.classes]
         options: Any = {"where": tokens.where, "ignore_index": self._options.ignore_index, "workers": self._workers}
-        scores = token_scores(logits, tokens.ids, top_k=min(self._top_k, logits.shape[1]), **options)
+        scores = function(tokens.ids, top_k=self._top_k, **options)
         return scores if tokens.where is None else scores_at(scores, tokens.where)
 
     def result(self) -> ComparedShard:

@@ -80,14 +80,17 @@ def open_scores(path: str, array: str | None, kind: str | None) -> ScoresFile:
         with guard.reading(part):
             return np.asarray(held[part][...])
 
+    def block(index: Any) -> Array:
+        with guard.reading(f"{name}[{index}]"):
+            rows = np.asarray(scores[index])
+        return rows.reshape(math.prod(rows.shape[:-1]), rows.shape[-1])
+
     def blocks(most_rows: int) -> Iterator[Array]:
         at_once = max(
             math.prod(scores.chunks[:-1]), _MAX_CHUNKS // (_n_chunks(scores.shape[-1:], scores.chunks[-1:]) or 1)
         )
         for index in iter_row_blocks(scores.shape[:-1], min(most_rows, at_once), scores.chunks[:-1]):
-            with guard.reading(f"{name}[{index}]"):
-                block = np.asarray(scores[index])
-            yield block.reshape(math.prod(block.shape[:-1]), block.shape[-1])
+            yield block(index)  # held here by no name, so that many files may wait for their next block
 
     _check(path, name, scores, guard, whole=False)
     opened_scores = ScoresFile(path, kind, scores.shape, scores.dtype, None, None, blocks)
