@@ -134,7 +134,7 @@ def test_summary_of_a_single_token(write):
     found = write({"q": compare([[0.0, 1.0]], [[1.0, 0.0]], [0])}, [0])
     assert "nan" not in " ".join(found.texts["dd"] + found.texts["small"])
     found = write({"q": compare([[0.0, 1.0]], [[-math.inf, 0.0]], [0])}, [0])
-    assert "nan  nats without 1 that are not finite" in found.text("small")
+    assert "nan nats without 1 that are not finite" in found.text("small")
     found = write({"q": compare([[0.0, 1.0]], [[1.0, 0.0]], [-100])}, [-100])
     assert found.texts["dd"][0].strip() == "0"
 

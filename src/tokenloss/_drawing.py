@@ -224,7 +224,7 @@ def _draw_all_quantiles(axes: Axes, models: Sequence[Model], looks: Sequence[_Lo
             if look.is_named:
                 lines.append(axes.lines[-4])
                 names.append(model.name)
-    if is_empty(axes, len(lines)):
+    if is_empty(axes, len(axes.lines)):
         return
     labels = ["" if fraction in _CROWDED else label for fraction, label in _QUANTILES.items()]
     axes.set_xticks(axes.get_xticks(), labels)

@@ -406,9 +406,8 @@ def _comparison_summary(comparison: Comparison) -> str:
     by = f"{comparison.n_sequences:,} sequences" if comparison.is_clustered else "tokens, taken as independent"
     note = error("mean_kl", unit=f" nats (by {by})")
     if left_out := np.count_nonzero(~np.isfinite(comparison.kl[comparison.kept])):
-        note = (
-            f"{comparison.finite_mean_kl:.4g} {error('finite_mean_kl')} nats without {left_out:,} that are not finite"
-        )
+        finite = f"{comparison.finite_mean_kl:.4g} {error('finite_mean_kl')}".rstrip()
+        note = f"{finite} nats without {left_out:,} that are not finite"
     low, high = comparison.kl_quantile_intervals[0.999]
     interval = "" if math.isnan(low) else f"95 % interval {low:.4g} to {high:.4g}"
     figures = [
