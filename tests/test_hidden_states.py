@@ -19,7 +19,8 @@ import tokenloss
 from tokenloss import NormWarning, ShiftWarning, evaluate
 from tokenloss._evaluation import checks, plan
 from tokenloss._evaluation import run as shard_run
-from tokenloss.formats import open_hidden_states, open_scores
+from tokenloss.formats import llama_cpp, open_hidden_states, open_scores
+from tokenloss.formats.lm_head import open_lm_head
 
 pytestmark = pytest.mark.thread_unsafe(reason="a command prints to the stdout of its process")
 RNG = np.random.default_rng(19)
@@ -303,7 +304,7 @@ def test_logit_scale_and_softcap(options, path, arguments, score_json):
 def test_blocks_of_hidden_states(path, arguments, score_json, monkeypatch):
     """A block has as many rows as a product takes at a time, however small the blocks of scores are."""
     whole = score_json(*arguments)
-    assert plan.rows_per_block(2 * 4096, are_hidden=True) == 4096
+    assert plan.rows_per_block(4 * 32, are_hidden=True) == plan.rows_per_block(2 * 4096, are_hidden=True) == 4096
     assert plan.rows_per_block(4 * 16384, are_hidden=True) == 1024
     monkeypatch.setattr(plan, "MAX_TILE_ROWS", 7)
     monkeypatch.setattr(plan, "_BLOCK_BYTES", 1)
@@ -506,6 +507,25 @@ def test_norm_is_judged_by_rows_that_count():
     assert not checks.norm_seems_missing([1.0] * 60 + [1000.0] * 4)  # of the first tokens
     assert checks.root_mean_squares(states, np.ones(40, bool), 3) == pytest.approx(rms[:3])
     assert checks.root_mean_squares(states, np.ones(40, bool), -1) == ()
+
+
+def test_targets_as_the_second_file(path, score_json):
+    found = score_json(path / "hidden.npy", path / "targets.npy", "--lm-head", path / "head.npy")
+    assert found["loss"] == pytest.approx(loss_of(product()), abs=1e-6)
+
+
+def test_file_of_llama_cpp_holds_no_hidden_states(path):
+    llama_cpp.write(path / "base.kld", np.arange(8), [np.zeros((3, 9))], 8)
+    with pytest.raises(ValueError, match=r"holds log_probs of llama\.cpp; it must hold hidden states"):
+        open_hidden_states(path / "base.kld", path / "head.npy")
+
+
+def test_head_that_was_opened_before(path):
+    head = open_lm_head(str(path / "head.npy"), D)
+    assert open_hidden_states(path / "hidden.npy", head).lm_head is head
+    np.save(path / "narrow.npy", HIDDEN[:, 1:])
+    with pytest.raises(ValueError, match=f"holds hidden states of {D - 1} features; it must fit the head of {D}"):
+        open_hidden_states(path / "narrow.npy", head)
 
 
 def test_scores_are_read_as_before(path):

@@ -147,7 +147,8 @@ def _parser() -> argparse.ArgumentParser:
         "shards of one text. It holds scores (..., V) and targets, class ids (...) or distributions (..., V), unless "
         "those are in .npy files of their own. Where arrays have names, they are called logits, log_probs or probs, "
         "targets, and perhaps tokens, the text, and segment_ids or cu_seqlens, the sequences. Rows of (N, T, V) are N "
-        "sequences. Or it is a .json or .jsonl file of what a server returned: vLLM, SGLang, llama.cpp or any of "
+        "sequences. With --lm-head, it holds hidden states (..., D) instead, called hidden_states or hidden. "
+        "Or it is a .json or .jsonl file of what a server returned: vLLM, SGLang, llama.cpp or any of "
         "OpenAI's layout. Nothing is loaded whole, so files may be larger than memory.",
     )
     _add_score_arguments(score)

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 _BLOCK_BYTES = 32 << 20  # read at a time
 _BLOCK_ROWS = 1 << 20  # read at a time, since each row takes some bytes more
+_BLOCK_TILES = 4  # of hidden states, read at a time: a product takes long
 
 
 OF_FILES = ("array", "kind", "lm_head", "hidden")  # options that a comparison has for each model
@@ -125,9 +126,9 @@ class OpenShard(NamedTuple):
 
 
 def rows_per_block(row_bytes: int, are_hidden: bool = False) -> int:
-    """Number of rows to read at a time; of hidden states, enough for products that take longer than their weights."""
+    """Number of rows to read at a time; of hidden states, enough that a product takes longer than reading weights."""
     rows = max(1, min(_BLOCK_BYTES // (row_bytes or 1), _BLOCK_ROWS))
-    return max(rows // MAX_TILE_ROWS, 1) * MAX_TILE_ROWS if are_hidden else rows
+    return min(max(rows // MAX_TILE_ROWS, 1), _BLOCK_TILES) * MAX_TILE_ROWS if are_hidden else rows
 
 
 def plan(

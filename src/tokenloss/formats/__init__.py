@@ -68,6 +68,7 @@ def open_scores(
 
     See Also
     --------
+    open_hidden_states : The same of hidden states.
     tokenloss.formats.llama_cpp.write : Writes a file as llama.cpp does.
 
     Notes

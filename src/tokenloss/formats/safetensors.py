@@ -77,8 +77,9 @@ def open_scores(path: str, array: str | None, kind: str | None) -> ScoresFile:
     header = _read_header(path)
     name, kind = choose_scores(path, header.entries, array, kind)
     scores = header.place(name)
-    places = {part: header.place(stored) for part, stored in stored_parts(header.entries, kind).items()}
-    places.pop("tokens", None)  # the format has no text
+    stored = stored_parts(header.entries, kind)
+    stored.pop("tokens", None)  # the format has no text
+    places = {part: header.place(name_of_part) for part, name_of_part in stored.items()}
     if kind in HIDDEN_NAMES and INPUT_IDS[0] in header.entries:
         scores, places = _as_sequence(name, scores, places)
     opened_scores = ScoresFile(path, kind, scores.shape, scores.dtype, None, None, scores.blocks)
