@@ -26,12 +26,21 @@ class Scores:
     array: npt.NDArray[Any]
     dtype: int
     axis: int
+    kind: int
+    most_unnormalized: float
     shape: tuple[int, ...]
     batch: tuple[int, ...]
     rows: int
     classes: int
     def __init__(
-        self, name: str, array: npt.NDArray[Any] | None, dtype: int, axis: int, shape: tuple[int, ...]
+        self,
+        name: str,
+        array: npt.NDArray[Any] | None,
+        dtype: int,
+        axis: int,
+        shape: tuple[int, ...],
+        kind: int = 0,
+        most_unnormalized: float = ...,
     ) -> None: ...
     if sys.version_info >= (3, 12):
         def __buffer__(self, flags: int, /) -> memoryview: ...
@@ -177,6 +186,7 @@ class TokenStats(LogSumExpJob):
 
 @disjoint_base
 class PairJob(LogSumExpJob):
+    other: Scores
     def set_transform(self, logit_scale: float, softcap: float) -> None: ...
 
 @final

@@ -34,7 +34,7 @@ _ERRORS: dict[str, tuple[type[Exception], str]] = {
     "twice": (ValueError, "{name} lists class {got} twice at one position; each class must come once"),
     "class": (IndexError, "{name}{position} = {got} is out of range {fits}"),
     "changed": (IndexError, "{name}{position} changed during the call and is now out of range {fits}"),
-    "score": (ValueError, "{name}{position} = {got:.6g} is not a {fits}; use cross_entropy for logits"),
+    "score": (ValueError, "{name}{position} = {got:.6g} is not a {fits}"),
     "one-hot": (ValueError, "{name}{position} holds integers that are not one-hot: {got}; {fits}"),
     "read-only": (ValueError, "out is read-only"),
     "overlap": (ValueError, "out overlaps {name}{fits}"),

@@ -3,7 +3,7 @@
 cdef class PairJob(LogSumExpJob):
     """Reduces each row of the scores, those of a base, together with the same row of others."""
 
-    cdef Scores other
+    cdef readonly Scores other
     cdef int compute_dtype  # of both rows
 
     cdef int set_up_pair(self, Scores scores, Positions positions, numbers, Scores other) except -1:
@@ -17,6 +17,8 @@ cdef class PairJob(LogSumExpJob):
         if self.compute_dtype != other.dtype & ~TL_SWAPPED:
             wide = TL_FLOAT64 in (self.compute_dtype, other.dtype & ~TL_SWAPPED)
             self.compute_dtype = TL_FLOAT64 if wide else TL_FLOAT32
+        if C_PROBS in (scores.kind, other.kind):
+            self.compute_dtype = TL_FLOAT64
         return 0
 
     cdef int check(self) except -1:
@@ -32,12 +34,12 @@ cdef class PairJob(LogSumExpJob):
             self.compute_dtype = TL_FLOAT64
 
     cdef tl_row row_of_other(self) noexcept nogil:
-        """As `row_of_scores`, of the other scores."""
-        cdef tl_row row = self.row_of_scores()
-        row.dtype = self.other.dtype
-        if self.logit_scale == 1 and self.softcap == 0:
-            row.compute_dtype = row.dtype & ~TL_SWAPPED
-        return row
+        return self.row_of(self.other)
+
+    cdef void check_kinds(self, int64_t row, double base_logsumexp, double logsumexp, Totals *totals) noexcept nogil:
+        """Refuses a row of either scores that is of another kind."""
+        self.check_kind(self.scores, row, base_logsumexp, 0, totals)
+        self.check_kind(self.other, row, logsumexp, self.scores.classes, totals)
 
     cdef double write_pair(self, int64_t row, const tl_pair *pair) noexcept nogil:
         """Writes what was found of a row; returns its number."""
@@ -49,7 +51,8 @@ cdef class PairJob(LogSumExpJob):
     cdef void find_other(self, const Block *block, tl_row_block *other) noexcept nogil:
         """The other rows of a block."""
         other[0] = block.rows
-        other.row = row_at(&self.other.view, block.number[0])
+        other.row = self.row_of_other()
+        other.row.stride = self.other.view.buffer.strides[self.other.axis]
         if block.rows.scratch != NULL:
             other.scratch = block.rows.scratch + LogSumExpJob.scratch_bytes(self)
         self.find_rows(&self.other.view, block, other.data)
@@ -74,14 +77,20 @@ cdef class KLDivergence(PairJob):
         found = tl_kl_of_block(backend, base, &other, -INFINITY, kl)
         for i in range(base.count):
             if found >> i & 1:
-                block.values[i] = kl[i].kl
+                block.values[i] = self.checked(block.number[i], kl[i], totals)
             elif base.wanted >> i & 1:
                 block.values[i] = self.reduce_row(block.number[i], block.target[i], totals, cancel)
 
     cdef double reduce_row(self, int64_t row, int64_t target, Totals *totals, tl_cancel *cancel) noexcept nogil:
-        cdef tl_row base = self.row_at(row), other = row_at(&self.other.view, row)
+        cdef tl_row base = self.row_at(row), other = self.row_of_other()
+        other.data, other.stride = address_of(&self.other.view, row), self.other.view.buffer.strides[self.other.axis]
         base.compute_dtype = other.compute_dtype = self.compute_dtype
-        return tl_kl_divergence(backend, &base, &other, cancel)
+        return self.checked(row, tl_kl_divergence(backend, &base, &other, cancel), totals)
+
+    cdef inline double checked(self, int64_t row, tl_kl found, Totals *totals) noexcept nogil:
+        """The divergence of a row, which may be refused."""
+        self.check_kinds(row, found.base_logsumexp, found.logsumexp, totals)
+        return found.kl
 
 
 @cython.final
@@ -127,6 +136,9 @@ cdef class PairStats(PairJob):
             row = block.number[i]
             if self.of_log_probs:
                 self.check_log_probs(row, block.target[i], &pairs[i], totals, cancel)
+                self.check_kind(self.other, row, pairs[i].logsumexp, self.scores.classes, totals)
+            else:
+                self.check_kinds(row, pairs[i].base_logsumexp, pairs[i].logsumexp, totals)
             self.write_pair(row, &pairs[i])
 
     cdef double write_pair(self, int64_t row, const tl_pair *pair) noexcept nogil:
@@ -144,7 +156,7 @@ cdef class PairStats(PairJob):
         cdef double logsumexp = tl_pair_base_logsumexp(backend, &base, pair.base_logsumexp, self.most_unnormalized,
                                                        cancel)
         if logsumexp > self.most_unnormalized or logsumexp < -self.most_unnormalized:  # nan is neither
-            self.refuse(C_UNNORMALIZED, row, -1, logsumexp, totals)
+            self.refuse(C_UNNORMALIZED, row, 0, logsumexp, totals)
         elif tl_is_refused(&self.clip, -pair.base_nll):
             self.refuse(C_BAD_SCORE, row, target, -pair.base_nll, totals)
 

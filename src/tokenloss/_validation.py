@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import numbers
 import operator
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
 _LARGEST = float(np.finfo(np.float64).max)
 _MAX_SAMPLE_WEIGHT = 1e100
 REDUCTIONS = ("mean", "sum", "none")
+KINDS = ("logits", "log_probs", "probs")  # in the order of _core
+UNNORMALIZED = 0.1  # |logsumexp| that log-probabilities may have after rounding and clipping
+UNNORMALIZED_HALF = 0.5  # the same in half precision
 PROJECTION_NAMES = "hidden", "linear_weight", "linear_bias"
 
 
@@ -257,10 +261,34 @@ def _may_overlap(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> bool:
         return True
 
 
-def as_scores(name: str, value: Any, axis: Any) -> _core.Scores:
+def check_kind(value: Any, name: str = "kind") -> str:
+    """What scores are."""
+    if value not in KINDS:
+        raise_error("option", name=name, got=value, fits="'logits', 'log_probs' or 'probs'")
+    kind: str = value
+    return kind
+
+
+def check_kinds(base_kind: Any, kind: Any) -> tuple[str, str]:
+    """What the scores of a base and of another model are."""
+    kind = check_kind(kind)
+    return kind if base_kind is None else check_kind(base_kind, "base_kind"), kind
+
+
+def as_scores(name: str, value: Any, axis: Any, kind: str = "logits") -> _core.Scores:
     """Scores along a class axis."""
     array, code = as_float_array(name, value)
-    return _core.Scores(name, array, code, check_axis(name, array.ndim, axis), array.shape)
+    return _scores(name, array, code, check_axis(name, array.ndim, axis), kind)
+
+
+def _scores(name: str, array: Array, code: int, axis: int, kind: str) -> _core.Scores:
+    """Scores of a kind, whose rows are refused if they are not normalised as it says."""
+    return _core.Scores(name, array, code, axis, array.shape, KINDS.index(kind), most_unnormalized(kind, array))
+
+
+def most_unnormalized(kind: str, array: Array) -> float:
+    """|logsumexp| that a row of scores of this kind may have."""
+    return math.inf if kind == "logits" else UNNORMALIZED if array.itemsize > 2 else UNNORMALIZED_HALF
 
 
 def scores_of_shape(name: str, shape: tuple[int, ...], axis: Any) -> _core.Scores:
@@ -268,12 +296,12 @@ def scores_of_shape(name: str, shape: tuple[int, ...], axis: Any) -> _core.Score
     return _core.Scores(name, None, _core.DTYPES["float32"], check_axis(name, len(shape), axis), shape)
 
 
-def as_other_scores(name: str, value: Any, base: _core.Scores) -> _core.Scores:
+def as_other_scores(name: str, value: Any, base: _core.Scores, kind: str = "logits") -> _core.Scores:
     """The scores of another model, of the shape of the base's."""
     array, code = as_float_array(name, value)
     if array.shape != base.shape:
         raise_error("shape", name=name, got=array.shape, fits=f"{base.shape}, as {base.name}")
-    return _core.Scores(name, array, code, base.axis, base.shape)
+    return _scores(name, array, code, base.axis, kind)
 
 
 def as_positions(

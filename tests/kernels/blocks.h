@@ -70,7 +70,7 @@ static block_rows place_rows(const block_case *of, block_part part, block_layout
     ptrdiff_t size = tl_itemsize(of->dtype), apart = layout == ROWS_APART ? 3 * size : size;
     ptrdiff_t in_row = (ptrdiff_t)of->classes * apart;
     int images = layout == PLANES_OF_IMAGES ? 2 : 1, of_image = (of->count + images - 1) / images;
-    block_rows rows = {.row = {NULL, of->classes, apart, of->dtype, of->dtype, 1, 0, 0}, .extent = 0};
+    block_rows rows = {.row = {NULL, of->classes, apart, of->dtype, of->dtype, 1, 0, 0, 0}, .extent = 0};
     if (is_in_planes(layout))
         rows.row.stride = of_image * size;
     if (layout == ROWS_BACKWARDS)
@@ -128,7 +128,7 @@ typedef struct {
 
 static tl_row expected_row(tested_block *block, int r) {
     tl_row row = {(char *)block->expected[r], block->of->classes, tl_itemsize(block->of->dtype), block->of->dtype,
-                  block->of->dtype, 1, 0, 0};
+                  block->of->dtype, 1, 0, 0, 0};
     return row;
 }
 
@@ -344,7 +344,7 @@ static void check_pairs(tested_block *block, const tl_row_block *others) {
                     "loss of a pair", &row);
             if (of_log_probs)
                 continue;
-            require(same(pair.kl, tl_kl_divergence(block->backend, &row, &other_row, block->cancel)),
+            require(same(pair.kl, tl_kl_divergence(block->backend, &row, &other_row, block->cancel).kl),
                     "divergence of a pair alone", &row);
         }
     }
@@ -374,11 +374,11 @@ static void check_divergences(tested_block *block) {
         for (int r = 0; r < block->of->count; r++) {
             tl_row row = tl_row_of_block(base, r), other_row = tl_row_of_block(others, r);
             if (found >> r & 1)
-                require(same(kl[r].kl, tl_kl_divergence(block->backend, &row, &other_row, block->cancel)),
+                require(same(kl[r].kl, tl_kl_divergence(block->backend, &row, &other_row, block->cancel).kl),
                         "divergence in a block", &row);
         }
     }
-    if (!tl_is_scaled_or_capped(&block->rows.row))
+    if (!tl_is_transformed(&block->rows.row))
         check_pairs(block, &other);
 }
 
@@ -397,7 +397,7 @@ static void check_block(const tl_backend *backend, const block_case *of, tl_canc
     block.out = (tl_out_block){.row = block.results.row, .nontemporal_stores = of->classes % 2 == 1};
     block.logits.row.logit_scale = block.rows.row.logit_scale = of->logit_scale;
     block.logits.row.softcap = block.rows.row.softcap = of->softcap;
-    if (tl_is_scaled_or_capped(&block.rows.row))
+    if (tl_is_transformed(&block.rows.row))
         block.logits.row.compute_dtype = block.rows.row.compute_dtype = TL_FLOAT64;
     fill_rows(of, &block.logits);
     for (int r = 0; r < of->count; r++) {
@@ -407,7 +407,7 @@ static void check_block(const tl_backend *backend, const block_case *of, tl_canc
     memset(block.results.memory, 0x55, (size_t)block.results.extent);
     make_block_losses(&block);
     check_logsumexps(&block);
-    if (!tl_is_scaled_or_capped(&block.rows.row)) {
+    if (!tl_is_transformed(&block.rows.row)) {
         check_softmaxes(&block, 0);
         check_softmaxes(&block, 1);
     }

@@ -49,8 +49,10 @@ static void copy_above(const char *x, int dtype, size_t count, double floor, voi
 /* Whether the logit of a class is above the floor. */
 TL_INLINE int is_possible(const tl_backend *backend, const tl_row *row, int64_t class, double floor) {
     double logit = tl_load(row->data + class * row->stride, row->dtype);
-    if (TL_UNLIKELY(tl_is_scaled_or_capped(row)))
-        logit = tl_softcap(backend, row, logit);
+    if (row->of_probs && floor == -(double)INFINITY)
+        return logit > 0;
+    if (TL_UNLIKELY(tl_is_transformed(row)))
+        logit = tl_transformed(backend, row, logit);
     return logit > floor;
 }
 
@@ -121,7 +123,7 @@ static double other_shift_of(double logit, int dtype) {
 static int64_t argmax_of(const tl_backend *backend, tl_kl_side *of, int64_t start, int64_t end, double maximum) {
     if (maximum - maximum != 0)
         return end;
-    if (!tl_is_scaled_or_capped(of->row))
+    if (!tl_is_transformed(of->row))
         return tl_find(backend, of->row, start, end, maximum);
     for (int64_t count; start < end; start += count) {
         int32_t found[TL_CHUNK];
@@ -275,10 +277,10 @@ tl_kl tl_kl_end(const tl_backend *backend, const tl_row *base_row, const tl_row 
     return tl_kl_finish(&base, &other, acc);
 }
 
-double tl_kl_divergence(const tl_backend *backend, const tl_row *base, const tl_row *other, tl_cancel *cancel) {
+tl_kl tl_kl_divergence(const tl_backend *backend, const tl_row *base, const tl_row *other, tl_cancel *cancel) {
     tl_kl_acc acc;
     read_rows(backend, base, other, -(double)INFINITY, &acc, cancel);
-    return tl_kl_end(backend, base, other, &acc, cancel).kl;
+    return tl_kl_end(backend, base, other, &acc, cancel);
 }
 
 /* Loads a block into groups, and begins its reduction. */

@@ -5,14 +5,13 @@
 #include "cancel.h"
 #include "row_block.h"
 
-/* KL(softmax(base) || softmax(other)) of two rows of one length and compute dtype. Either may be scaled or
- * capped: their compute dtype is double then. */
-double tl_kl_divergence(const tl_backend *backend, const tl_row *base, const tl_row *other, tl_cancel *cancel);
-
 /* A divergence, and the logsumexps of both; nan if a logit is nan or +inf. */
 typedef struct {
     double kl, base_logsumexp, logsumexp;
 } tl_kl;
+
+/* KL(softmax(base) || softmax(other)) of two rows of one length and compute dtype: double if one is transformed. */
+tl_kl tl_kl_divergence(const tl_backend *backend, const tl_row *base, const tl_row *other, tl_cancel *cancel);
 
 /* The same of the wanted rows of two blocks, which have one number of rows. Classes whose logit in the base is not
  * above `floor` count as -inf there; -inf leaves none out. Returns a bit for each row that was found: the others,

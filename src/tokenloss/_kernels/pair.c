@@ -49,7 +49,7 @@ static tl_row in_dtype(const tl_row *row, int dtype) {
 void tl_pair_range(const tl_backend *backend, const tl_row *base, const tl_row *row, int64_t start, int64_t end,
                    int64_t block, int64_t target, int dtype, int of_log_probs, tl_pair_acc *acc, tl_cancel *cancel) {
     tl_row kl_base = in_dtype(base, dtype), kl_row = in_dtype(row, dtype), raw_base = tl_raw(base), raw = tl_raw(row);
-    int as_given = !tl_is_scaled_or_capped(base);
+    int as_given = !tl_is_transformed(base);
     assert(start % block == 0 && block <= TL_BLOCK && target < row->count);
     if (start == 0) {
         acc->base.maximum = acc->other.maximum = -(double)INFINITY;
@@ -76,7 +76,7 @@ void tl_pair_range(const tl_backend *backend, const tl_row *base, const tl_row *
 }
 
 static double nll_of(const tl_backend *backend, const tl_row *row, const tl_pair_side *of, double target_raw) {
-    return tl_softplus(tl_log_odds_against(&of->others, row, tl_softcap(backend, row, target_raw)));
+    return tl_softplus(tl_log_odds_against(&of->others, row, tl_transformed(backend, row, target_raw)));
 }
 
 /* What is known of a pair once its divergence is. */
@@ -86,11 +86,11 @@ static tl_pair end(const tl_backend *backend, const tl_row *base, const tl_row *
     pair.base_logsumexp = found.base_logsumexp;
     pair.logsumexp = found.logsumexp;
     pair.nll = nll_of(backend, row, &acc->other, target_raw);
-    pair.base_nll = of_log_probs ? 0 - tl_softcap(backend, base, base_target_raw)
+    pair.base_nll = of_log_probs ? 0 - tl_transformed(backend, base, base_target_raw)
                                  : nll_of(backend, base, &acc->base, base_target_raw);
     pair.change = tl_exp(-pair.nll) - tl_exp(-pair.base_nll);
     pair.is_same_top = acc->base.argmax == acc->other.argmax && acc->base.argmax >= 0;
-    double maximum = tl_softcap(backend, base, acc->base.maximum);
+    double maximum = tl_transformed(backend, base, acc->base.maximum);
     pair.base_top_p = top_probability(maximum, found.base_logsumexp, of_log_probs);
     return pair;
 }
@@ -146,7 +146,7 @@ static uint64_t find_short(const tl_backend *backend, const tl_row_block *base, 
     tl_kl found_of[TL_BLOCK_ROWS];
     tl_short_ranks base_tops, tops;
     tl_block_lse base_lse, lse;
-    if (count == 0 || tl_is_scaled_or_capped(&base->row) || tl_is_scaled_or_capped(&rows->row))
+    if (count == 0 || tl_is_transformed(&base->row) || tl_is_transformed(&rows->row))
         return 0;
     p.has_excluded = q.has_excluded = 0;
     p.row.compute_dtype = q.row.compute_dtype = dtype;

@@ -60,8 +60,8 @@ static void end_top(const tl_backend *backend, const tl_row_block *rows, int cou
         for (int i = 0; i < count; i++)
             if (tl_is_wanted(rows, i))
                 value[i] = top[i].value[k];
-        if (tl_is_scaled_or_capped(&rows->row))
-            backend->softcap(value, tl_padded_rows(count), rows->row.logit_scale, rows->row.softcap);
+        if (tl_is_transformed(&rows->row))
+            tl_transform(backend, &rows->row, value, tl_padded_rows(count));
         for (int i = 0; i < count; i++)
             if (tl_is_wanted(rows, i)) {
                 tl_lse lse = tl_odds_at(rows, others, i).lse;
