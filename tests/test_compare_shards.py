@@ -164,6 +164,16 @@ def test_html_and_plot_of_shards(sides, command):
     assert (sides.path / "kl.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.parametrize("output", ["--per-token=t.csv", "--html=page.html", "--plot=kl.png", "--state=state", "--json"])
+def test_no_rows_in_compare(output, command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    np.savez("base.npz", logits=np.zeros((0, 5)), targets=np.zeros(0, int))
+    np.save("other.npy", np.zeros((0, 5)))
+    for argv in ("other.npy",), ("a=other.npy", "b=other.npy"):
+        assert command("compare", "base.npz", *argv, output)[0] == 0
+        (tmp_path / "state").unlink(missing_ok=True)
+
+
 def interrupted(sides, command, monkeypatch, *options):
     """Compare shards until Ctrl-C in the third; the path of the state."""
     state = sides.path / "state.json"

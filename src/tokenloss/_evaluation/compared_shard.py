@@ -119,6 +119,11 @@ def compare_shard(
     for rows in run.base.file.blocks(run.max_rows):
         run.take(rows, slice(start, start + len(rows)))
         start += len(rows)
+    if sink and not start:  # so that there are columns if no block comes
+        none, new = np.empty(0, np.int64), new_columns(0)
+        scores = token_scores(np.empty((0, top_k)), none, top_k=top_k) if top_k else None
+        for number in range(len(shard.others)):
+            sink(ComparedBlock(number, new, none, None, 0, none, none, scores, scores))
     return run.result()
 
 
