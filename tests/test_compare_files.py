@@ -371,6 +371,21 @@ def test_candidates_of_hidden_states_have_the_bits_of_runs_of_their_own(hidden, 
     assert (same["mean_kl"], same["same_top"]) == (0, 1)
 
 
+def test_input_ids_and_text_of_hidden_states(hidden, compare_json, command):
+    """Ids that are to be shifted, and their text with them."""
+    (base, head), targets = of_hidden(hidden, "base"), np.abs(hidden.targets)
+    tokens = np.array([" a", "7"])[targets % 2]
+    np.savez(hidden.path / "ids.npz", hidden_states=hidden.states["base"], input_ids=targets, tokens=tokens)
+    argv = hidden.path / "ids.npz", f"q={base}", "--lm-head", head
+    np.savez(base, hidden_states=hidden.states["base"])
+    assert_refused(command("compare", *argv), "ids.npz: holds input ids and no targets", "--shift")
+    found = compare_json(*argv, "--shift")
+    assert (found["count"], found["without_next"], found["mean_kl"]) == (99, 1, 0)
+    assert {row["group"]: row["tokens"] for row in found["by_token_type"]} == {
+        "word": np.count_nonzero(tokens[1:] == " a"), "number": np.count_nonzero(tokens[1:] == "7"),
+    }  # fmt: skip
+
+
 def test_html_of_hidden_states(hidden, command):
     (base, base_head), (other, head) = of_hidden(hidden, "base"), of_hidden(hidden, "q")
     page = hidden.path / "page.html"

@@ -164,7 +164,9 @@ def test_html_and_plot_of_shards(sides, command):
     assert (sides.path / "kl.png").read_bytes().startswith(b"\x89PNG")
 
 
-@pytest.mark.parametrize("output", ["--per-token=t.csv", "--html=page.html", "--plot=kl.png", "--state=state", "--json"])
+@pytest.mark.parametrize(
+    "output", ["--per-token=t.csv", "--html=page.html", "--plot=kl.png", "--state=state", "--json"]
+)
 def test_no_rows_in_compare(output, command, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     np.savez("base.npz", logits=np.zeros((0, 5)), targets=np.zeros(0, int))
@@ -234,8 +236,6 @@ def test_state_of_compare_that_is_refused(sides, command, monkeypatch, compare_j
         lambda found: found["columns"][0].update(kl=None),
         lambda found: found["columns"][0].update(none="AAAA"),
         lambda found: found.update(columns=[]),
-        lambda found: found.update(n_sequences=-1),
-        lambda found: found.update(n_sequences=2**63),
         lambda found: found.update(shift_sample=["1"]),
         lambda found: found.update(rms=[]),
         lambda found: found.pop("rms"),
@@ -320,6 +320,17 @@ def test_shards_of_other_targets(sides, command):
     np.savez(q8 / "part-9.npz", logits=sides.q8[:13], targets=sides.targets[:13] + 1)
     refused = command("compare", base, q8)
     assert_refused(refused, f"{q8 / 'part-9.npz'}: holds other targets; it must hold those of {base / 'part-9.npz'}")
+
+
+def test_numbers_of_sequences_that_cannot_be_counted_on(sides, command, compare_json):
+    base, q8 = sides.path / "base", sides.path / "q8"
+    ids = [np.full(len(rows), 2**62) for rows in PARTS]
+    for number, rows in enumerate(ids):
+        np.save(sides.path / f"ids-{number}.npy", rows)
+    refused = command("compare", base, q8, "--segment-ids", sides.path / "ids-*.npy")
+    assert_refused(refused, f"{sides.path / 'ids-1.npy'}: holds numbers of sequences that are too high")
+    np.save(sides.path / "ids.npy", np.concatenate(ids))  # numbers of all shards
+    assert compare_json(base, q8, "--segment-ids", sides.path / "ids.npy")["sequences"][0]["sequence"] == 2**62
 
 
 def test_shard_given_twice(sides, command):

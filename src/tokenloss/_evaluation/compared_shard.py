@@ -44,7 +44,6 @@ class ComparedShard(NamedTuple):
     """Result of a shard."""
 
     columns: list[Columns]  # of each candidate, of the rows that are compared; those of the base are the same arrays
-    n_sequences: int = 0  # one more than the highest number of a sequence
     shift_sample: ShiftSample = ShiftSample()
     rms: tuple[tuple[float, ...], ...] = ()  # of the base and each candidate: as that of `ShardResult`
 
@@ -56,7 +55,7 @@ class ComparedShard(NamedTuple):
             for number, own in enumerate(self.columns)
         ]
         return {
-            "columns": packed, "n_sequences": self.n_sequences, "shift_sample": self.shift_sample.to_json(),
+            "columns": packed, "shift_sample": self.shift_sample.to_json(),
             "rms": [list(map(repr, rms)) for rms in self.rms],
         }  # fmt: skip
 
@@ -71,7 +70,7 @@ class ComparedShard(NamedTuple):
             }
             columns.append(own)
         rms = tuple(tuple(map(float, of_model)) for of_model in result["rms"])
-        return cls(columns, result["n_sequences"], ShiftSample.from_json(result["shift_sample"]), rms)
+        return cls(columns, ShiftSample.from_json(result["shift_sample"]), rms)
 
     @property
     def n_tokens(self) -> int:
@@ -87,8 +86,6 @@ class ComparedShard(NamedTuple):
             and all(len(column) == shard.scored_rows for columns in self.columns for column in columns.values())
             and all(mask.view(np.uint8).max(initial=0) <= 1 for mask in masks)
             and all(len(rms) <= checks.NORM_SAMPLE for rms in self.rms)
-            and type(self.n_sequences) is int
-            and 0 <= self.n_sequences < 2**63
         )
 
 
@@ -247,7 +244,6 @@ class _Run:
         left = SHIFT_SAMPLE if samples else 0
         self._sampler = ShiftSampler(losses, options.ignore_index, opened.sequences.are_given, left)
         self._parts: list[list[Columns]] = [[new_columns(0)] for _ in self._others]
-        self._n_sequences = 0
 
     def take(self, rows: Array, part: slice) -> None:
         """Compare the next rows of the base with those of each candidate."""
@@ -258,8 +254,6 @@ class _Run:
         kept = np.ones(len(ids), np.bool_) if where is None else where
         if self._options.ignore_index is not None:
             kept = kept & (ids != self._options.ignore_index)
-        if self._is_clustered:
-            self._n_sequences = max(self._n_sequences, int(numbers.max(initial=-1)) + 1)
         self.base.check(rows, kept)
         with with_file_names(self.base.file.path):
             self._sampler.update(rows, ids, numbers, kept)
@@ -328,7 +322,7 @@ class _Run:
     def result(self) -> ComparedShard:
         """The result of all rows."""
         rms = tuple(model.rms for model in (self.base, *self._others))
-        return ComparedShard(joined(self._parts), self._n_sequences, self._sampler.sample, rms)
+        return ComparedShard(joined(self._parts), self._sampler.sample, rms)
 
 
 def joined(parts: Sequence[Sequence[Columns]]) -> list[Columns]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import bisect
 import contextlib
-import itertools
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -14,7 +13,7 @@ from tokenloss._evaluation.checks import norm_seems_missing
 from tokenloss._evaluation.compared_shard import ComparedShard, compare_shard, joined
 from tokenloss._evaluation.files import Inputs, named_paths, open_outputs, score_shards
 from tokenloss._evaluation.pairing import paired
-from tokenloss._evaluation.plan import check_order, open_all, open_shard, planned
+from tokenloss._evaluation.plan import check_order, open_all, open_shard, open_stored, planned
 from tokenloss._evaluation.run import ShiftSample
 from tokenloss._evaluation.token_types import TYPES, token_types
 from tokenloss._files import check_outputs
@@ -56,21 +55,21 @@ def compare_sides(
     shards = planned(paired(base, others, options), sides[0].targets, options, sides[0].segment_ids)
     classes = min(side[0].shape[-1] for side in (base, *others))
     top_k = min(max((output.top_k for output in outputs), default=0), options.classes or classes, classes)
-    rows = sum(shard.scored_rows for shard in shards)
+    rows, firsts = sum(shard.scored_rows for shard in shards), _first_numbers(shards, options)
     with contextlib.ExitStack() as stack:
         open_outputs(stack, outputs, shards[0].batch, rows * len(others), top_k)
         results, _ = score_shards(compare_shard, shards, options, settings, outputs, top_k, ComparedShard)
-        summary, candidates = _figures(shards, results, named, options)
+        summary, candidates = _figures(shards, results, named, options, firsts)
         for output in outputs:
             output.finish(summary, candidates)
     return summary, candidates
 
 
 def _figures(
-    shards: Sequence[Shard], results: Sequence[ComparedShard], named: Sequence[Given], options: Options
-) -> tuple[dict[str, Any], list[Candidate]]:
+    shards: Sequence[Shard], results: Sequence[ComparedShard], named: Sequence[Given], options: Options,
+    firsts: list[int],
+) -> tuple[dict[str, Any], list[Candidate]]:  # fmt: skip
     """Figures of all shards together: the summary, and the candidates."""
-    firsts = _first_numbers(shards, results)
     parts = [[_numbered(own, first) for own in result.columns] for result, first in zip(results, firsts, strict=True)]
     types = _types(shards, options, firsts)
     base, *others = named
@@ -108,16 +107,16 @@ def _figures(
     return shared | {"definitions": options.definitions, "candidates": found}, candidates
 
 
-def _first_numbers(shards: Sequence[Shard], results: Sequence[ComparedShard]) -> list[int]:
-    """What is added to the numbers of sequences of each shard, if these are its own."""
-    if shards[0].segments_start is not None:
-        return [0] * len(shards)
-    firsts = [0, *itertools.accumulate(result.n_sequences for result in results)]
-    for shard, end in zip(shards, firsts[1:], strict=True):
-        if end >= 2**63:
-            got, fits = "holds numbers of sequences that are too high", "hold lower ones, as other files do"
+def _first_numbers(shards: Sequence[Shard], options: Options) -> list[int]:
+    """What is added to the numbers of sequences of each shard, if there are several and these are its own."""
+    firsts = [0]
+    for shard in shards if shards[0].segments_start is None else ():
+        numbers = open_shard(shard, options).sequences.numbers(0, shard.rows)
+        firsts.append(firsts[-1] + int(numbers.max(initial=-1)) + 1)
+        if firsts[-1] >= 2**63 and len(shards) > 1:
+            got, fits = "holds numbers of sequences that are too high", "hold lower ones, which are counted on"
             raise_error("content", path=shard.segments or shard.path, got=got, fits=fits)
-    return firsts[:-1]
+    return firsts[:-1] or [0] * len(shards)
 
 
 def _numbered(columns: dict[str, Array], first: int) -> dict[str, Array]:
@@ -140,8 +139,7 @@ def _types(shards: Sequence[Shard], options: Options, firsts: list[int]) -> Arra
     masks: list[Array] = []
     is_known = False
     for shard, first in zip(shards, firsts, strict=True):
-        compared = open_shard(shard, options)
-        stored = open_shard(shard, options._replace(shift=None))
+        compared, stored = open_shard(shard, options), open_stored(shard, options)
         text = np.full(shard.rows, None) if stored.tokens is None else stored.tokens.reshape(-1)
         is_known |= stored.tokens is not None
         words.append(text.astype(object))

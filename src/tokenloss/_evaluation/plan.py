@@ -156,7 +156,7 @@ def planned(
     shards = _with_split(shards)
     following = _Following()
     for number in sorted(range(len(shards)), reverse=bool(options.shift)):
-        shard, stored = shards[number], _open_stored(shards[number], options)
+        shard, stored = shards[number], open_stored(shards[number], options)
         text_of_last, text_of_first = (_text_of(shard, stored, row) for row in (shard.rows - 1, 0))
         if options.shift and text_of_last is not None and text_of_last == following.text:
             shard = shard._replace(next_id=following.id, next_text=following.token)
@@ -217,7 +217,7 @@ def _scored_batch(shard: Shard, opened: OpenShard) -> tuple[int, ...]:
 
 def open_shard(shard: Shard, options: Options) -> OpenShard:
     """Open a shard."""
-    stored = _open_stored(shard, options)
+    stored = open_stored(shard, options)
     return _shifted_shard(shard, stored) if options.shift else stored
 
 
@@ -386,7 +386,7 @@ def _with_split(shards: list[Shard]) -> list[Shard]:
     ]
 
 
-def _open_stored(shard: Shard, options: Options) -> OpenShard:
+def open_stored(shard: Shard, options: Options) -> OpenShard:
     """Open a shard with its targets and tokens as they are stored."""
     sides = zip((shard, *shard.others), (options, *options.others), strict=True)
     files = [_open(side.path, side_options) for side, side_options in sides]
