@@ -12,6 +12,7 @@ from reference import log_softmax
 import tokenloss
 from tokenloss import compare_files, sinks
 from tokenloss._evaluation import plan
+from tokenloss._evaluation.token_types import token_types
 from tokenloss._json import as_strict_json
 from tokenloss.formats import llama_cpp
 
@@ -373,7 +374,7 @@ def test_candidates_of_hidden_states_have_the_bits_of_runs_of_their_own(hidden, 
 
 def test_input_ids_and_text_of_hidden_states(hidden, compare_json, command):
     """Ids that are to be shifted, and their text with them."""
-    (base, head), targets = of_hidden(hidden, "base"), np.abs(hidden.targets)
+    (base, head), targets = of_hidden(hidden, "base"), np.maximum(hidden.targets, 0)
     tokens = np.array([" a", "7"])[targets % 2]
     np.savez(hidden.path / "ids.npz", hidden_states=hidden.states["base"], input_ids=targets, tokens=tokens)
     argv = hidden.path / "ids.npz", f"q={base}", "--lm-head", head
@@ -402,6 +403,23 @@ def test_state_of_hidden_states_with_another_head(hidden, command, compare_json)
     assert compare_json(*argv) == first
     np.save(head, 2 * hidden.heads["base"])
     assert_refused(command("compare", *argv), f"{state}: holds the result of {base}", "since one of its files changed")
+
+
+@pytest.mark.parametrize(
+    ("tokens", "types"),
+    [
+        (["The", " cat", "s", " 12", "3", " (", "a", ")", "\n", "Then", "x1", "'s", "..."], "WWPNNpPp_WPPp"),
+        (["<|endoftext|>", "He", None, "x", "\u6f22", ""], "oWoWPo"),
+        (
+            ["The", "\u0120cat", "s", "\u0120", "\u010a", "Then", "\u012012", "\u00c3", "\u00a9", "\u0120,"],
+            "WWP__WNoPp",
+        ),
+        (["\u2581The", "\u2581cat", "s", "<0x0A>", "\u258112", "<s>", "\u2581", "\u00e9"], "WWPoNo_W"),
+    ],
+)
+def test_types_of_tokens(tokens, types):
+    is_first = np.arange(len(tokens)) == 0
+    assert "".join("WPNp_o"[i] for i in token_types(np.array(tokens, object), is_first)) == types
 
 
 def test_norm_warning_of_compare_files(hidden):

@@ -182,13 +182,18 @@ def _named(others: Sequence[str]) -> dict[str, str]:
 
 def _split(text: str) -> tuple[str, str]:
     """Name and path of a candidate; both may hold an equals sign."""
-    parts = [(text[:i], text[i + 1 :]) for i, character in enumerate(text) if character == "="]
+    parts = _parts(text)
     if _is_found(text) or not parts:
         return text, text
     name, path = next((part for part in parts if _is_found(part[1])), parts[0])
     if not name or not path:
         raise InputError(f"OTHER {text}: has no {'FILE' if name else 'NAME'}; it must be NAME=FILE, or FILE")
     return name, path
+
+
+def _parts(text: str) -> list[tuple[str, str]]:
+    """What is before and after each equals sign."""
+    return [(text[:i], text[i + 1 :]) for i, character in enumerate(text) if character == "="]
 
 
 def _is_found(path: str) -> bool:
@@ -201,8 +206,7 @@ def _sizes(given: Sequence[str], others: dict[str, str]) -> dict[str, str]:
     names = {path: name for name, path in others.items()} | {name: name for name in others}
     found: dict[str, str] = {}
     for text in given:
-        parts = [(text[:i], text[i + 1 :]) for i, character in enumerate(text) if character == "="]
-        known = [(names[name], size) for name, size in parts if name in names and size]
+        known = [(names[name], size) for name, size in _parts(text) if name in names and size]
         if not known:
             raise InputError(f"--size {text}: names no candidate; it must be NAME=FILE or NAME=SIZE, of {list(others)}")
         found |= [known[0]]

@@ -146,7 +146,8 @@ def evaluate(
     Parameters
     ----------
     source : path, paths, or iterable of blocks
-        Files of scores as `tokenloss.formats.open_scores` reads them, shards of one text; or patterns of their names.
+        Files of scores as `tokenloss.formats.open_scores` reads them, shards of one text; or patterns of their names, or their
+        directory.
         Or blocks ``(logits, targets)``, ``(logits, targets, where)`` or ``(logits, targets, where, segment_ids)`` as an
         engine's loop makes them, with arrays or tensors as in `cross_entropy`. Each row of scores of shape (N, T, V) is
         a sequence, and tokens of shape (N, V) are taken as independent, unless `segment_ids` or `cu_seqlens` say
