@@ -126,6 +126,12 @@ class Projection:
 class _TiledProduct:
     """The logits of a projection for groups of rows, made a tile at a time."""
 
+    _memory: Array  # of a tile, then of hidden states that are copied
+    _tile_size: int
+    _step: int  # rows that are multiplied at a time
+    _taken: IntArray
+    _kept: tuple[Array, _core.MatVec | _core.BFloat16MatMul | None] | None  # operands, if they are those of all rows
+
     def __init__(self, of: Projection, takes_all: bool, workers: int | None) -> None:
         self._of, self._workers = of, workers
         self._states = of._as_blas_matrix() if takes_all else None
@@ -134,7 +140,7 @@ class _TiledProduct:
 
     def plan(self, rows: int, width: int, most_bytes: int) -> int:
         """Bytes that tiles of this shape need, with hidden states that are copied: in parts, if all need too many."""
-        itemsize = self._of.dtype.itemsize
+        itemsize: int = self._of.dtype.itemsize
         room = (most_bytes - rows * width * itemsize) // (max(self.copied, 1) * itemsize)
         self._tile_size, self._step = rows * width, _even_part(rows, max(1, room))
         return -(-(self._tile_size + self._step * self._depth) * itemsize // 8) * 8
@@ -158,7 +164,7 @@ class _TiledProduct:
     def tile(self, first: int, last: int) -> Array:
         """The logits of the rows for these classes."""
         of, shape = self._of, (len(self._taken), last - first)
-        tile = self._memory[: shape[0] * shape[1]].reshape(shape)
+        tile: Array = self._memory[: shape[0] * shape[1]].reshape(shape)
         with np.errstate(all="ignore"):
             for part in self._parts():
                 hidden, product = self._operands(part)

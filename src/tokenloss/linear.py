@@ -366,7 +366,7 @@ def linear_compare(
         Weight of its projection, as in ``torch.nn.Linear``: of any of these dtypes, in C or Fortran order, perhaps
         memory-mapped. It is never copied as a whole.
     hidden, weight : arrays of shape (..., E) and (V, E)
-        The same of the model that is compared, whose hidden states may have another size.
+        The same of the other model, whose hidden states may have another size.
     targets : array of integers
         Class ids, of the shape of `hidden` without its last axis.
     base_bias, bias : arrays of shape (V,), optional

@@ -177,7 +177,7 @@ def _check_targets(shard: Shard, opened: OpenShard, options: Options) -> bool:
     """Check all targets of a shard; whether they are distributions."""
     shape, targets, where = shard.shape, opened.targets, opened.where
     if shard.others:  # whose batches may have another shape
-        shape = shard.rows, options.classes or shape[-1]
+        shape = shard.rows, min(options.classes or shape[-1], shape[-1])
         targets = targets.reshape(-1) if targets.size == shard.rows else targets
         where = None if where is None else where.reshape(-1)
     with with_file_names(shard.path, shard.targets):
