@@ -28,7 +28,7 @@ left_out=(
     # Python alone
     --ignore tests/test_docs.py --ignore tests/test_docstrings.py --ignore tests/test_types.py
     --ignore tests/test_release.py --ignore tests/test_engines.py --ignore tests/test_page.py
-    --ignore tests/test_benchmarks.py
+    --ignore tests/test_comparison_page.py --ignore tests/test_benchmarks.py
     --ignore tests/test_plots.py --ignore tests/test_command_display.py --ignore tests/test_damaged_files.py
     --ignore tests/test_damaged_responses.py --ignore tests/test_records.py --ignore tests/test_response_traps.py
     --ignore tests/test_responses.py --ignore tests/test_responses_score.py --ignore tests/test_responses_outputs.py

@@ -26,7 +26,9 @@ from tokenloss import (
     cross_entropy_loss,
     evaluate,
     kl_divergence,
+    linear_compare,
     linear_cross_entropy,
+    linear_kl_divergence,
     linear_token_scores,
     log_softmax,
     logsumexp,
@@ -53,11 +55,11 @@ HIDDEN, WEIGHT = rng.standard_normal((20, 64), np.float32), rng.standard_normal(
 
 
 def of_blocks(workers):
-    """The comparison by a meter that is updated in two blocks."""
-    meter = ComparisonMeter(workers=workers)
+    """The comparisons of two candidates by a meter that is updated in two blocks."""
+    meter = ComparisonMeter(classes=8000, workers=workers)
     for rows in (slice(0, 7), slice(7, 100)):
-        meter.update(LOGITS[rows], OTHERS[rows], IDS[rows])
-    return meter.result()
+        meter.update(LOGITS[rows], {"a": OTHERS[rows], "b": TURNED[rows]}, IDS[rows] % 8000)
+    return tuple(meter.results().values())
 
 
 def gradient_in_place(workers):
@@ -84,14 +86,16 @@ CALLS = {
     "ComparisonMeter": of_blocks,
     "linear_cross_entropy": lambda n: linear_cross_entropy(HIDDEN, WEIGHT, IDS[:20], workers=n),
     "linear_token_scores": lambda n: linear_token_scores(HIDDEN, WEIGHT, IDS[:20], top_k=3, workers=n),
+    "linear_kl_divergence": lambda n: linear_kl_divergence(HIDDEN, WEIGHT, HIDDEN / 2, WEIGHT, workers=n),
+    "linear_compare": lambda n: linear_compare(HIDDEN, WEIGHT, HIDDEN / 2, WEIGHT, IDS[:20], workers=n),
     "sequence_losses": lambda n: tuple(sequence_losses(NLL, segment_ids=IDS // 9).to_dict().values()),
     "evaluate": lambda n: evaluate([(LOGITS, IDS)], shift=False, workers=n).meter.total,
     "show_config": lambda n: tuple(show_config(mode="dicts").values()),
 }
 # what is no function, or calls functions that are in the table
-LEFT_OUT = {"Comparison", "Evaluation", "LossMeter", "ResponseComparison", "SampleComparison", "SampleMetric",
-            "SequenceLosses", "ShiftWarning", "TokenScores", "TopkDivergence", "compare_responses", "compare_samples",
-            "next_token"}  # fmt: skip
+LEFT_OUT = {"Comparison", "Evaluation", "LossMeter", "NormWarning", "ResponseComparison", "SampleComparison",
+            "SampleMetric", "SequenceLosses", "ShiftWarning", "TokenScores", "TopkDivergence", "compare_files",
+            "compare_responses", "compare_samples", "next_token"}  # fmt: skip
 assert {name.split(",")[0] for name in CALLS} == {*tokenloss.__all__} - LEFT_OUT
 
 

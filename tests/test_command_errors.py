@@ -58,7 +58,7 @@ pytestmark = pytest.mark.thread_unsafe(reason="a command prints to the stdout of
         (["compare", "none.kld", SAMPLE], ["none.kld: cannot be read: No such file"]),
         (["score", "none.npz"], ["none.npz: cannot be read: No such file"]),
         (["score", "two\nlines.npz"], [r"two\nlines.npz: cannot be read: "]),
-        (["score", SAMPLE.parent], [f"{SAMPLE.parent}: is a directory without metadata of Zarr"]),
+        (["score", SAMPLE.parent.parent], [f"{SAMPLE.parent.parent}: is a directory without files of scores"]),
         (["score", __file__], [f"{__file__}: is no file of scores; it must be a .npy, .npz or"]),
         (["info", "--top", "1"], ["--top"]),
     ],

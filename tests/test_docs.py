@@ -27,7 +27,8 @@ MODULES = [
 ]
 NAMED = [
     *(getattr(module, name) for module in (tokenloss, tokenloss.dask, formats, sinks) for name in module.__all__),
-    *(formats.llama_cpp.write, page.write_page, plots.check, plots.draw_divergences, plots.draw_losses, plots.save),
+    *(formats.llama_cpp.write, page.write_page, page.write_comparison_page),
+    *(plots.check, plots.draw_candidates, plots.draw_divergences, plots.draw_losses, plots.save),
 ]
 PUBLIC = [thing for thing in NAMED if inspect.isroutine(thing) or inspect.isclass(thing)]
 RESULTS = [thing for thing in PUBLIC if dataclasses.is_dataclass(thing) or hasattr(thing, "_fields")]

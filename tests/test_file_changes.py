@@ -9,11 +9,12 @@ import safetensors.numpy
 from commands import at_most, run
 from files import LOGITS, TARGETS
 
-from tokenloss._evaluation import comparison, plan
+from tokenloss._evaluation import compared_shard, plan
 from tokenloss._evaluation import run as shard_run
 from tokenloss.formats import llama_cpp, open_scores
 
 pytestmark = pytest.mark.thread_unsafe(reason="sets an alarm for the process, and measures its memory")
+SCORES_A_BLOCK = {"score": (shard_run.LossMeter, "update"), "compare": (compared_shard, "pair_columns")}
 SHARES = np.full((8, 6), 1 / 6, np.float32)
 
 
@@ -81,15 +82,16 @@ def test_file_cut_short_while_the_command_reads_it(command, how, tmp_path, monke
     np.save(targets, SHARES if how == "distributions" else np.resize(TARGETS, 16) if how == "one for all" else TARGETS)
     monkeypatch.setattr(plan, "_BLOCK_BYTES", 64)
     cut = logits if how == "scores" else targets
-    size, meter = cut.stat().st_size, shard_run.LossMeter if command == "score" else comparison.ComparisonMeter
-    update = meter.update
+    size, (place, name) = cut.stat().st_size, SCORES_A_BLOCK[command]
+    function = getattr(place, name)
 
-    def cutting(self, losses, *args, **options):
-        update(self, losses, *args, **options)
+    def cutting(first, losses, *args, **options):
+        result = function(first, losses, *args, **options)
         if np.size(losses):
             os.truncate(cut, 128)
+        return result
 
-    monkeypatch.setattr(meter, "update", cutting)
+    monkeypatch.setattr(place, name, cutting)
     files = [logits, tmp_path / "other.npy"] if command == "compare" or how == "one for all" else [logits]
     status, message = run(command, *files, "--targets", targets)
     assert status == 2

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import reference
 from arrays import BFLOAT16, assert_same_bits
 from files import logits_of_all_kinds, read_rows, refusal
 
@@ -20,10 +21,10 @@ def logits():
     return np.random.default_rng(0).normal(size=(4, 6), scale=4).astype(np.float32)
 
 
-def stored_row(logits):
+def stored_row(logits, range_nats):
     """Scale, least log-probability and steps of a row, number by number, as llama.cpp finds them."""
     top = max(logits)
-    low = max(min(logits), top - np.float32(16))
+    low = max(min(logits), top - np.float32(range_nats))
     log_sum = np.float32(math.log(math.fsum(float(np.float32(math.exp(x - top))) for x in logits)))
     scale = np.float32((top - low) / np.float32(65535))
     if not scale > 1e-37:
@@ -32,19 +33,20 @@ def stored_row(logits):
     return scale, low - top - log_sum, [round(float(inverse * (x - low))) if x > low else 0 for x in logits]
 
 
+@pytest.mark.parametrize("range_nats", [16, 24])
 @pytest.mark.parametrize("n_vocab", [11, 12])
 @pytest.mark.parametrize("n_ctx", [3, 8, 9])
-def test_write_stores_what_llama_cpp_stores(n_ctx, n_vocab, tmp_path):
+def test_write_stores_what_llama_cpp_stores(n_ctx, n_vocab, range_nats, tmp_path):
     n_rows = n_ctx - 1 - n_ctx // 2
     tokens = np.random.default_rng(0).integers(n_vocab, size=(6, n_ctx))
     logits = logits_of_all_kinds(6 * n_rows, n_vocab)
-    llama_cpp.write(tmp_path / "base.kld", tokens, [logits[:5], logits[5:]], n_ctx)
+    llama_cpp.write(tmp_path / "base.kld", tokens, [logits[:5], logits[5:]], n_ctx, range_nats=range_nats)
     with (tmp_path / "base.kld").open("rb") as file:
         assert file.read(8) == b"_logits_"
         assert struct.unpack("<3i", file.read(12)) == (n_ctx, n_vocab, 6)
         assert np.frombuffer(file.read(24 * n_ctx), "<i4").tolist() == tokens.ravel().tolist()
         for row in logits:
-            scale, least, steps = stored_row(list(row))
+            scale, least, steps = stored_row(list(row), range_nats)
             found_scale, found_least, *found_steps = struct.unpack(f"<ff{n_vocab}H", file.read(8 + 2 * n_vocab))
             assert (found_scale, found_steps) == (scale, steps)
             assert found_least == pytest.approx(least, abs=3e-6)  # their expf is not ours
@@ -55,8 +57,8 @@ def test_write_stores_what_llama_cpp_stores(n_ctx, n_vocab, tmp_path):
     np.testing.assert_array_equal(scores.targets, tokens[:, n_ctx // 2 + 1 :])
     below = logits - logits.max(-1, keepdims=True)
     exact = below - tokenloss.logsumexp(below)[:, None]
-    raised = np.maximum(exact, exact.max(-1, keepdims=True) - 16)
-    assert np.abs(read_rows(scores, 4) - raised).max() < 16 / 65535 / 2 + 4e-6
+    raised = np.maximum(exact, exact.max(-1, keepdims=True) - range_nats)
+    assert np.abs(read_rows(scores, 4) - raised).max() < range_nats / 65535 / 2 + 4e-6
 
 
 def test_write_makes_the_recorded_file(tmp_path):
@@ -77,6 +79,7 @@ def test_write_takes_any_dtype(dtype, logits, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "error", "words"),
     [
+        ({"range_nats": 20}, ValueError, ["range_nats is 20", "16 (llama.cpp) or 24 (ik_llama.cpp)"]),
         ({"n_ctx": 2}, ValueError, ["n_ctx is 2", "from 3"]),
         ({"n_ctx": 2**31}, ValueError, ["n_ctx is 2147483648"]),
         ({"n_ctx": 5}, ValueError, ["tokens has shape (12,)", "multiple of n_ctx, 5"]),
@@ -114,6 +117,30 @@ def test_log_probs_are_float32_steps():
         scale, least, *steps = stored
         expected = [np.float32(np.float32(scale) * np.float32(q)) + np.float32(least) for q in steps]
         assert_same_bits(block, np.array([expected], np.float32))
+
+
+@pytest.mark.parametrize("cached", [1, 101, 300])
+def test_log_probs_do_not_depend_on_pieces(cached, monkeypatch):
+    whole = read_rows(open_scores(GOLDEN), 99)
+    monkeypatch.setattr(llama_cpp, "_CACHED", cached)
+    assert_same_bits(read_rows(open_scores(GOLDEN), 99), whole)
+
+
+def test_range_nats_of_a_comparison(tmp_path):
+    """With 24 nats, rare classes keep the probabilities that 16 raise; the divergence is of those above -16."""
+    rng = np.random.default_rng(4)
+    logits = rng.normal(size=(6, 40), scale=3).astype(np.float32)
+    logits[:, :3] -= 30
+    logits[:, 3:6] = logits.max(-1, keepdims=True) - np.float32([18, 20, 22])
+    for nats in 16, 24:
+        llama_cpp.write(tmp_path / "base.kld", np.arange(16) % 40, [logits], 16 // 2, range_nats=nats)
+        log_probs = read_rows(open_scores(tmp_path / "base.kld"), 99)
+        exact = reference.log_softmax(logits)
+        slack = nats / 65535 / 2 + 4e-6
+        assert (np.abs(log_probs - exact)[:, 3:6].max() < slack) == (nats == 24)
+        compared = log_probs, logits[:, ::-1], np.zeros(6, int)
+        found, expected = (library.compare(*compared, definitions="llama.cpp") for library in (tokenloss, reference))
+        np.testing.assert_allclose(found.kl, expected.kl, rtol=1e-6)
 
 
 def test_file_that_is_read_and_written_again(tmp_path):

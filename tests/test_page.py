@@ -1,16 +1,15 @@
 """page.write_page: its HTML as a parser reads it, its data of each token, and how a browser shows it."""
 
 import contextlib
-import json
 import math
 import re
-from html.parser import HTMLParser
 from importlib import resources
 from pathlib import Path
 
 import numpy as np
 import pytest
 from browser import CARD, assert_quiet, middle
+from pages import NASTY, Reader
 
 import tokenloss
 from tokenloss import page, token_scores
@@ -18,46 +17,6 @@ from tokenloss._files import replacing
 from tokenloss.scores import COLUMNS
 
 SAMPLE = Path(__file__).parent / "data" / "whisper-tiny-en.npz"
-NASTY = [
-    "<script>alert(1)</script>", "</script>", "&amp;", "<!--", "-->", "\"'", "</p></main>",
-    "<img src=x onerror=alert(2)>", "{title}", "\\u003c", "\x00\r", "\u202e", "\ud800", "", " ", "\n", "]]>", "%s",
-]  # fmt: skip
-
-
-class Reader(HTMLParser):
-    """Reads a page and checks that every element is closed."""
-
-    VOID = ("meta", "br")
-
-    def __init__(self, text):
-        super().__init__()
-        self.stack, self.tokens, self.paragraphs, self.texts = [], [], 0, {}
-        self.feed(text)
-        self.close()
-        assert self.stack == []
-
-    def handle_starttag(self, tag, attributes):
-        if tag == "i":
-            self.tokens.append([dict(attributes)["class"].split(), ""])
-        self.paragraphs += tag == "p" and self.stack[-1] == "main"
-        if tag not in self.VOID:
-            self.stack.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self.stack.pop() == tag
-
-    def handle_data(self, text):
-        if self.stack:
-            self.texts.setdefault(self.stack[-1], []).append(text)
-        if "main" in self.stack and self.stack[-1] == "i":
-            self.tokens[-1][1] += text
-
-    def text(self, tag):
-        return "".join(self.texts.get(tag, []))
-
-    @property
-    def data(self):
-        return json.loads(self.texts["script"][0])
 
 
 @pytest.fixture

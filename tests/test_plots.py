@@ -1,5 +1,6 @@
 """tokenloss.plots: figures hold what an independent count gives, for any losses, and are saved whole or not at all."""
 
+import dataclasses
 import itertools
 import math
 import warnings
@@ -9,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tokenloss import kl_divergence, plots, token_scores
+from tokenloss import compare, kl_divergence, plots, token_scores
 
 SAMPLE = Path(__file__).parent / "data" / "whisper-tiny-en.npz"
 pytestmark = pytest.mark.thread_unsafe(reason="Matplotlib is not thread-safe")
@@ -187,6 +188,146 @@ def test_draw_divergences_where():
     assert f"{divergences[:, where].max():.3g}" in words(axes)
 
 
+# -- several models ---------------------------------------------------------------------------------------------------
+
+
+def comparisons_of(count, size=200):
+    """Comparisons by name, in no order of their means."""
+    one = compare(np.zeros((size, 2)), np.zeros((size, 2)), np.zeros(size, int))
+    found = {}
+    for number in RNG.permutation(count).tolist():
+        kl = np.exp(RNG.normal(number / 4 - 8, 1, size))
+        stderr = kl.std(ddof=1) / math.sqrt(size)
+        found[f"org/model-{number}.npy"] = dataclasses.replace(one, kl=kl, mean_kl=kl.mean(), mean_kl_stderr=stderr)
+    return found
+
+
+def by_mean(comparisons):
+    return sorted(comparisons, key=lambda name: comparisons[name].kl.mean())
+
+
+def short(name):
+    return name.removeprefix("org/model-").removesuffix(".npy")
+
+
+def boxes(axes):
+    """Where the texts in the axes are, and the points."""
+    texts = [text.get_window_extent() for text in axes.texts]
+    dots = [axes.transData.transform(line.get_xydata()[0]) for line in axes.lines]
+    return texts, dots
+
+
+@pytest.mark.parametrize("count", [2, 9, 12])
+def test_draw_candidates_over_sizes(count):
+    comparisons = comparisons_of(count)
+    sizes = {name: RNG.uniform(2e9, 9e9) for name in comparisons}
+    figure = drawn(plots.draw_candidates(comparisons, sizes=sizes, title="vs base"))
+    means, quantiles = figure.axes
+    assert figure.get_suptitle() == "vs base"
+    assert (means.get_xlabel(), means.get_yscale(), quantiles.get_yscale()) == ("size in GB", "log", "log")
+    names = by_mean(comparisons)
+    dots = np.array([line.get_xydata()[0] for line in means.lines])
+    np.testing.assert_allclose(dots, [(sizes[name] / 1e9, comparisons[name].kl.mean()) for name in names])
+    for bar, name in zip(means.collections, names, strict=True):
+        ((low, high),) = (segment[:, 1] for segment in bar.get_segments())
+        half = 1.959964 * comparisons[name].kl.std(ddof=1) / math.sqrt(200)
+        np.testing.assert_allclose((low, high), comparisons[name].kl.mean() + np.array([-half, half]), rtol=1e-6)
+    legend = [text.get_text() for text in quantiles.get_legend().get_texts()]
+    assert legend == [short(name) for name in names[::-1]]
+    marks = [line for line in quantiles.lines if line.get_marker() == "."]
+    shares = [0, 0.001, 0.01, 0.05, 0.1, 0.5, 0.9, 0.95, 0.99, 0.999, 1]
+    for line, name in zip(marks, names[::-1], strict=True):
+        ordered = sorted(comparisons[name].kl)
+        np.testing.assert_allclose(line.get_ydata(), [quantile(ordered, share) for share in shares])
+    handles = [(line.get_color(), line.get_linestyle()) for line in quantiles.get_legend().get_lines()]
+    assert len({*handles}) == count
+    for line, (color, dashes) in zip(means.lines[::-1], handles, strict=True):  # the same look in both
+        assert (line.get_color(), line.get_markerfacecolor() == "white") == (color, dashes == "--")
+
+
+@pytest.mark.parametrize("count", [5, 40])
+def test_names_of_candidates_hide_nothing(count):
+    comparisons = comparisons_of(count)
+    figure = drawn(plots.draw_candidates(comparisons, sizes={name: RNG.uniform(2e9, 9e9) for name in comparisons}))
+    texts, dots = boxes(figure.axes[0])
+    assert 0 < len(texts) <= count
+    assert {text.get_text() for text in figure.axes[0].texts} <= {*map(short, comparisons)}
+    room = figure.axes[0].get_window_extent()
+    for index, box in enumerate(texts):
+        assert not box.count_overlaps(texts[index + 1 :])
+        assert not any(box.contains(*dot) for dot in dots)
+        assert room.contains(*box.min)
+        assert room.contains(*box.max)
+
+
+@pytest.mark.parametrize("count", [3, 30])
+def test_draw_candidates_without_all_sizes(count):
+    comparisons = comparisons_of(count)
+    names = by_mean(comparisons)
+    means, quantiles = drawn(plots.draw_candidates(comparisons, sizes={names[0]: 1e9})).axes
+    assert means.get_xlabel() == "mean KL divergence in nats"
+    assert [label.get_text() for label in means.get_yticklabels()] == [short(name) for name in names]
+    for place, (line, name) in enumerate(zip(means.lines, names, strict=True)):
+        np.testing.assert_allclose(line.get_xydata()[0], [comparisons[name].kl.mean(), place])
+    legend = [text.get_text() for text in quantiles.get_legend().get_texts()]
+    assert len(legend) == min(count, 12)
+    assert (legend[0], legend[-1]) == (short(names[-1]), short(names[0]))
+    assert quantiles.get_legend().get_title().get_text() == ("12 of 30 models" if count == 30 else "")
+
+
+def test_draw_candidates_of_special_means():
+    one = compare(np.zeros((4, 2)), np.zeros((4, 2)), np.zeros(4, int))
+    comparisons = {
+        "zero": one,
+        "inf": dataclasses.replace(one, kl=np.array([1.0, 2.0, math.inf, 3.0]), mean_kl=math.inf),
+        "nan": dataclasses.replace(one, kl=np.array([1.0, 2.0, math.nan, 3.0]), mean_kl=math.nan),
+        "wide": dataclasses.replace(one, kl=np.ones(4), mean_kl=1.0, mean_kl_stderr=5.0),
+        "one": dataclasses.replace(one, kl=np.ones(4), mean_kl=2.0, mean_kl_stderr=math.nan),
+    }
+    for sizes in None, dict.fromkeys(comparisons, 1e9):
+        means, quantiles = drawn(plots.draw_candidates(comparisons, sizes=sizes)).axes
+        assert "3 left out, whose mean is 0 or not finite" in means.get_xlabel()
+        assert len(means.lines) == 2
+        legend = [text.get_text() for text in quantiles.get_legend().get_texts()]
+        assert legend == ["nan", "inf", "one", "wide"]
+    drawn(plots.draw_candidates({"zero": one}))
+    drawn(plots.draw_candidates({"a": one, "b": one}, sizes={"a": 0, "b": 1}))
+
+
+@pytest.mark.parametrize(
+    "names", [["_hidden", "$x^{$", "a\x1bb"], ["same-", "same"], ["a.npy", "b.npz"], ["日" * 99, "x"]]
+)
+def test_names_of_candidates(names, tmp_path):
+    values = list(comparisons_of(len(names)).values())
+    comparisons = dict(zip(names, values, strict=True))
+    figure = plots.draw_candidates(comparisons, sizes=dict.fromkeys(names, 2e9))
+    plots.save(figure, tmp_path / "a.svg")
+    ET.parse(tmp_path / "a.svg")  # noqa: S314 -- a file that was just written here
+    legend = [text.get_text() for text in figure.axes[1].get_legend().get_texts()]
+    assert len({*legend}) == len(names)
+    assert max(map(len, legend)) <= 30
+    if len(names) == 3:
+        assert {*legend} == {"_hidden", "$x^{$", "a\\x1bb"}
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"comparisons": {}}, ["comparisons is {}"]),
+        ({"sizes": {"b": 1e9}}, ["sizes is 'b'", "['a']"]),
+        ({"sizes": {"a": -1}}, ["sizes['a'] is -1"]),
+        ({"sizes": {"a": math.nan}}, ["sizes['a'] is nan"]),
+        ({"sizes": {"a": "4.9G"}}, ["sizes['a'] is '4.9G'", "number"]),
+    ],
+)
+def test_candidates_must_fit(change, words):
+    arguments = {"comparisons": {"a": compare([[0.0, 1.0]], [[1.0, 0.0]], [0])}, **change}
+    with pytest.raises((TypeError, ValueError)) as raised:
+        plots.draw_candidates(**arguments)
+    for word in words:
+        assert word in str(raised.value)
+
+
 # -- any input ---------------------------------------------------------------------------------------------------
 
 
@@ -275,12 +416,15 @@ plots.check("a.png")
 def test_save_changes_no_global_settings(run_python, tmp_path):
     program = f"""
 import sys
+import tokenloss
 from tokenloss import plots
 assert "matplotlib" not in sys.modules
 import matplotlib
 before = matplotlib.rcParams.copy()
 plots.save(plots.draw_losses([1.0, 2.0]), {str(tmp_path / "a.png")!r})
 plots.save(plots.draw_divergences([1.0, 2.0]), {str(tmp_path / "b.svg")!r})
+one = tokenloss.compare([[0.0, 1.0]], [[1.0, 0.0]], [0])
+plots.save(plots.draw_candidates({{"a": one, "b": one}}, sizes={{"a": 1, "b": 2}}), {str(tmp_path / "c.svg")!r})
 assert matplotlib.rcParams.copy() == before
 assert "matplotlib.pyplot" not in sys.modules
 """

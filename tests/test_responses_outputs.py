@@ -195,7 +195,9 @@ def test_plot_without_lists_does_not_take_own_tokens_for_the_likeliest(name, com
     from tokenloss import plots
 
     given = {}
-    monkeypatch.setattr(plots, "draw_losses", lambda nll, **options: given.update(options) or plots._figure("", (1, 1)))
+    monkeypatch.setattr(
+        plots, "draw_losses", lambda nll, **options: given.update(options) or plots.empty_figure("", (1, 1))
+    )
     assert command("score", clients.save(tmp_path / "c.json", name), "--plot", tmp_path / "p.png")[0] == 0
     assert "greedy_logprobs" not in given
 
@@ -205,7 +207,9 @@ def test_plot_leaves_out_where_the_likeliest_class_is_not_known(command, tmp_pat
     from tokenloss import plots
 
     given = {}
-    monkeypatch.setattr(plots, "draw_losses", lambda nll, **options: given.update(options) or plots._figure("", (1, 1)))
+    monkeypatch.setattr(
+        plots, "draw_losses", lambda nll, **options: given.update(options) or plots.empty_figure("", (1, 1))
+    )
     best, odd = ("a", -0.5, [("a", -0.5), ("b", -2.0)]), ("a", -0.1, [("b", -0.5), ("c", -2.0)])
     path = clients.save_lines(tmp_path / "c.jsonl", chat(best, odd))
     assert command("score", path, "--plot", tmp_path / "p.png")[0] == 0

@@ -279,7 +279,7 @@ def test_state_of_an_earlier_format_is_refused(interrupted, shards, command):
     state["done"][0]["found"]["meter"] = {"count": "0x1"}  # as an earlier version wrote it
     interrupted.write_text(json.dumps(state))
     refused = command("score", shards.path / "part-*.npz", "--state", interrupted)
-    assert_refused(refused, f"{interrupted}: was written with format None; it must be another file, with 3")
+    assert_refused(refused, f"{interrupted}: was written with format None; it must be another file, with 4")
 
 
 @pytest.mark.parametrize("content", ["", "{}", "[]", "[" * 100_000, '{"options": {}, "done": [3]}', "\xff", "loss"])

@@ -14,6 +14,7 @@ from commands import LOGITS, SUMMARY_FIELDS, TARGETS, assert_refused, process
 import tokenloss
 from tokenloss import ShiftWarning
 from tokenloss._evaluation import plan, run
+from tokenloss._json import as_strict_json
 from tokenloss.formats import llama_cpp
 
 pytestmark = pytest.mark.thread_unsafe(reason="a command prints to the stdout of its process")
@@ -168,7 +169,7 @@ def test_shift_in_compare(n_rows, compare_json, tmp_path):
     found = compare_json(tmp_path / "base.npz", tmp_path / "other.npz", "--shift")
     numbers = np.arange(4)[:, None] if len(n_rows) > 1 else None
     expected = tokenloss.compare(base[..., :-1, :], other[..., :-1, :], ids[..., 1:], segment_ids=numbers).as_dict()
-    assert {name: found[name] for name in expected} == expected
+    assert {name: found[name] for name in expected} == as_strict_json(expected)
     sequences = math.prod(n_rows[:-1])
     assert (found["without_next"], found["ignored"]) == (sequences, sequences)
 

@@ -93,6 +93,12 @@ def test_scores_and_comparisons_have_typed_fields() -> None:
     meter = tokenloss.ComparisonMeter(definitions="exact")
     meter.update(LOGITS, PROBS, IDS)
     assert_type(meter.result(), tokenloss.Comparison)
+    meter = tokenloss.ComparisonMeter(classes=1)
+    meter.update(LOGITS, {"a": LOGITS, "b": PROBS}, [0, 0])
+    found = assert_type(meter.results(), dict[str, tokenloss.Comparison])["b"]
+    assert is_float(assert_type(found.kl_quantile_intervals[0.5], tuple[float, float])[0])
+    assert is_float(assert_type(found.left_out, "float | None"))
+    assert is_array(assert_type(found.by(["x", "y"]), dict[str, npt.NDArray[Any]])["kl"])
 
 
 def test_meters_add_up() -> None:
@@ -123,6 +129,9 @@ def test_pages_and_plots(tmp_path: Path) -> None:
     page.write_page(tmp_path / "page.html", scores, IDS, tokens=["a", None])
     figure: Figure = plots.draw_losses(scores.nll, where=scores.kept)
     plots.save(figure, tmp_path / "plot.svg")
+    models = {"q4": tokenloss.compare(LOGITS, LOGITS, IDS)}
+    page.write_comparison_page(tmp_path / "page.html", models, IDS, base_scores=scores, scores={"q4": scores})
+    plots.save(plots.draw_candidates(models, sizes={"q4": 5}), tmp_path / "plot.svg")
 
 
 def test_dask_gives_meters_and_arrays() -> None:

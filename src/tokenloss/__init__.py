@@ -5,8 +5,9 @@ from tokenloss._config import show_config
 from tokenloss._softmax import log_softmax, logsumexp, softmax
 from tokenloss.comparison import Comparison, ComparisonMeter, compare
 from tokenloss.divergence import TopkDivergence, kl_divergence, topk_divergence_bound
-from tokenloss.evaluation import Evaluation, ShiftWarning, evaluate
-from tokenloss.linear import linear_cross_entropy, linear_token_scores
+from tokenloss.evaluation import Evaluation, NormWarning, ShiftWarning, evaluate
+from tokenloss.file_comparison import compare_files
+from tokenloss.linear import linear_compare, linear_cross_entropy, linear_kl_divergence, linear_token_scores
 from tokenloss.losses import cross_entropy, cross_entropy_and_grad, cross_entropy_loss, nll_loss
 from tokenloss.meter import LossMeter
 from tokenloss.responses import ResponseComparison, compare_responses
@@ -21,6 +22,7 @@ __all__ = [
     "ComparisonMeter",
     "Evaluation",
     "LossMeter",
+    "NormWarning",
     "ResponseComparison",
     "SampleComparison",
     "SampleMetric",
@@ -30,6 +32,7 @@ __all__ = [
     "TopkDivergence",
     "class_log_probs",
     "compare",
+    "compare_files",
     "compare_responses",
     "compare_samples",
     "cross_entropy",
@@ -37,7 +40,9 @@ __all__ = [
     "cross_entropy_loss",
     "evaluate",
     "kl_divergence",
+    "linear_compare",
     "linear_cross_entropy",
+    "linear_kl_divergence",
     "linear_token_scores",
     "log_softmax",
     "logsumexp",

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import os
 import stat
 import sys
 import warnings
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tokenloss import _workers
 from tokenloss._config import show_config
-from tokenloss._evaluation.comparison import ComparedFiles, ComparisonOptions, compare_files
 from tokenloss._evaluation.files import check_needs
-from tokenloss._files import WriteError, check_outputs, identity
+from tokenloss._files import WriteError, check_outputs
 from tokenloss._outputs import COMPARE_OUTPUTS, RESPONSE_OUTPUTS, SAMPLE_OUTPUTS, SCORE_OUTPUTS
 from tokenloss._outputs._base import Output
 from tokenloss._outputs.json_object import JsonObject
-from tokenloss._terminal import Progress, Table, show_tables
-from tokenloss.evaluation import SHIFT_ADVICE, ShiftWarning, evaluate
-from tokenloss.formats import open_scores
+from tokenloss._terminal import Table, show_tables
+from tokenloss.evaluation import NORM_ADVICE, SHIFT_ADVICE, NormWarning, ShiftWarning, evaluate
+from tokenloss.file_comparison import compare_files
 from tokenloss.formats.responses import is_responses
 from tokenloss.formats.samples import is_samples
 from tokenloss.responses import compare_responses
@@ -54,35 +54,56 @@ def score(args: argparse.Namespace) -> None:
     """Run `tokenloss score`."""
     outputs = _chosen_outputs(SCORE_OUTPUTS, args)
     sinks = [_Guarded(output) for output in outputs]
-    with _input_errors():
+    with _running(sinks, args):
+        evaluate(
+            args.files,
+            args.targets,
+            segment_ids=args.segment_ids,
+            array=args.array,
+            kind=args.kind,
+            shift=args.shift,
+            ignore_index=args.ignore_index,
+            lm_head=args.lm_head,
+            hidden=args.hidden,
+            logit_scale=args.logit_scale,
+            softcap=args.softcap,
+            part=args.part,
+            skip_failed=args.skip_failed,
+            n_bytes=args.bytes or 0,
+            text=args.text,
+            words=args.words,
+            top=args.top,
+            sinks=sinks,
+            state=args.state,
+            scheduler=args.scheduler,
+            progress=True,
+            workers=args.workers,
+        )
+    _print(sinks)
+
+
+@contextlib.contextmanager
+def _running(sinks: Sequence[_Guarded], args: argparse.Namespace) -> Iterator[None]:
+    """Check outputs before the work, whose warnings are printed after it."""
+    with _input_errors(), warnings.catch_warnings():
         check_needs(sinks, args.state, args.scheduler, prefix="--")
-        _check_stdout([(output.option, output.path) for output in outputs] + [("--state", args.state)])
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ShiftWarning)  # it is printed on a line
-            evaluation = evaluate(
-                args.files,
-                args.targets,
-                segment_ids=args.segment_ids,
-                array=args.array,
-                kind=args.kind,
-                shift=args.shift,
-                ignore_index=args.ignore_index,
-                part=args.part,
-                skip_failed=args.skip_failed,
-                n_bytes=args.bytes or 0,
-                text=args.text,
-                words=args.words,
-                top=args.top,
-                sinks=sinks,
-                state=args.state,
-                scheduler=args.scheduler,
-                progress=True,
-                workers=args.workers,
-            )
-    _advise_shift(evaluation.figures["fits_better_shifted"])
-    if lost := evaluation.figures.get("lost_tops"):
+        _check_stdout([(sink.option, sink.path) for sink in sinks] + [("--state", args.state)])
+        for warning in ShiftWarning, NormWarning:
+            warnings.simplefilter("ignore", warning)
+        yield
+
+
+def _print(sinks: Sequence[_Guarded]) -> None:
+    """Print the result, and on stderr what the figures warn of."""
+    figures, _ = sinks[-1].finished
+    if figures["fits_better_shifted"]:
+        _warn(SHIFT_ADVICE)
+    if figures.get("norm_seems_missing"):
+        _warn(NORM_ADVICE)
+    if lost := figures.get("lost_tops"):
         _warn(f"{lost:,} positions list fewer classes than others: classes of the same text fell together")
-    _finish([output for output in outputs if output.path is None], evaluation.figures, evaluation)
+    for sink in sinks:
+        sink.print()
 
 
 class _Guarded(Output):
@@ -108,29 +129,94 @@ class _Guarded(Output):
             self._output.add(block)
 
     def finish(self, summary: dict[str, Any], result: Any) -> None:
+        self.finished = summary, result
         if self.path is not None:
             _finish([self._output], summary, result)
+
+    def print(self) -> None:
+        """Print what is printed."""
+        if self.path is None:
+            _finish([self._output], *self.finished)
 
 
 def compare(args: argparse.Namespace) -> None:
     """Run `tokenloss compare`."""
     with _input_errors():
-        are_samples = is_responses(args.base) and is_responses(args.other)
-        are_samples = are_samples and (is_samples(args.base) or is_samples(args.other))
+        others = _named(args.others)
+        paths = [args.base, *others.values()]
+        of_responses = [is_responses(path) for path in paths]
+        are_samples = all(of_responses) and any(map(is_samples, paths))
+    if any(of_responses):
+        if len(paths) > 2 or not others.keys() <= set(paths):
+            raise InputError("responses and samples are compared with one OTHER, without a name")
+        args.other = paths[1]
+        what = "samples of lm-evaluation-harness" if are_samples else "responses: they give a lower bound"
+        _refuse(args, _OF_SCORES, f"does not apply to {what}")
     if are_samples:
         _compare_samples(args)
         return
     _refuse(args, ("margin", "cluster"), "is for samples of lm-evaluation-harness")
-    if is_responses(args.base) or is_responses(args.other):
+    if any(of_responses):
         _compare_responses(args)
     else:
-        _compare_scores(args)
+        _compare_scores(args, others)
+
+
+# options of `tokenloss compare` that are for files of scores alone
+_OF_SCORES = (
+    "plot", "definitions", "html", "per_token", "state", "scheduler", "classes", "size", "base_lm_head", "lm_head",
+    "base_hidden", "hidden", "logit_scale", "softcap",
+)  # fmt: skip
+
+
+def _named(others: Sequence[str]) -> dict[str, str]:
+    """Paths of candidates by name: NAME=FILE, or a path that is its own name."""
+    named: dict[str, str] = {}
+    for text in others:
+        name, path = _split(text)
+        if name in named:
+            raise InputError(f"OTHER {text}: the name {name} is given twice; give another one, NAME=FILE")
+        named[name] = path
+    return named
+
+
+def _split(text: str) -> tuple[str, str]:
+    """Name and path of a candidate; both may hold an equals sign."""
+    parts = _parts(text)
+    if _is_found(text) or not parts:
+        return text, text
+    name, path = next((part for part in parts if _is_found(part[1])), parts[0])
+    if not name or not path:
+        raise InputError(f"OTHER {text}: has no {'FILE' if name else 'NAME'}; it must be NAME=FILE, or FILE")
+    return name, path
+
+
+def _parts(text: str) -> list[tuple[str, str]]:
+    """What is before and after each equals sign."""
+    return [(text[:i], text[i + 1 :]) for i, character in enumerate(text) if character == "="]
+
+
+def _is_found(path: str) -> bool:
+    """Whether there is a file of this name, or of this pattern."""
+    return Path(path).exists() or (glob.has_magic(path) and any(glob.iglob(path, recursive=True)))
+
+
+def _sizes(given: Sequence[str], others: dict[str, str]) -> dict[str, str]:
+    """Sizes of candidates by their name, from NAME=SIZE, where NAME may be the path."""
+    names = {path: name for name, path in others.items()} | {name: name for name in others}
+    found: dict[str, str] = {}
+    for text in given:
+        known = [(names[name], size) for name, size in _parts(text) if name in names and size]
+        if not known:
+            raise InputError(f"--size {text}: names no candidate; it must be NAME=FILE or NAME=SIZE, of {list(others)}")
+        found |= [known[0]]
+    return found
 
 
 def _compare_samples(args: argparse.Namespace) -> None:
     """Compare two files of samples of lm-evaluation-harness."""
-    unused = ("targets", "segment_ids", "definitions", "base_kind", "base_array", "kind", "array", "shift",
-              "ignore_index", "part", "skip_failed", "plot")  # fmt: skip
+    unused = ("targets", "segment_ids", "base_kind", "base_array", "kind", "array", "shift", "ignore_index", "part",
+              "skip_failed")  # fmt: skip
     _refuse(args, unused, "does not apply to samples of lm-evaluation-harness")
     outputs = _chosen_outputs(SAMPLE_OUTPUTS, args)
     with _input_errors():
@@ -140,15 +226,14 @@ def _compare_samples(args: argparse.Namespace) -> None:
 
 def _refuse(args: argparse.Namespace, names: Sequence[str], reason: str) -> None:
     """Refuse options that would have no effect."""
-    defaults = {"definitions": "exact", "ignore_index": -100, "skip_failed": False}
+    defaults = {"definitions": "exact", "ignore_index": -100, "skip_failed": False, "logit_scale": 1.0}
     for name in names:
-        if getattr(args, name) != defaults.get(name):
+        if getattr(args, name) not in (defaults.get(name), []):
             raise InputError(f"--{name.replace('_', '-')} {reason}")
 
 
 def _compare_responses(args: argparse.Namespace) -> None:
     """Compare two files of responses, or one with a file of scores."""
-    _refuse(args, ("plot", "definitions"), "does not apply to responses: they give a lower bound of the divergence")
     of_base, of_other = ("base_kind", "base_array"), ("kind", "array")
     if is_responses(args.base):
         _refuse(args, of_base, "is for scores, and BASE holds responses")
@@ -156,6 +241,9 @@ def _compare_responses(args: argparse.Namespace) -> None:
         _refuse(args, of_other, "is for scores, and OTHER holds responses")
     if is_responses(args.base) and is_responses(args.other):
         _refuse(args, ("targets", "segment_ids", "shift", "ignore_index"), "is for scores, and both hold responses")
+    for name in ("targets", "segment_ids"):
+        if len(getattr(args, name)) > 1:
+            raise InputError(f"--{name.replace('_', '-')} is given once where one file holds responses")
     outputs = _chosen_outputs(RESPONSE_OUTPUTS, args)
     with _input_errors():
         comparison = compare_responses(
@@ -163,8 +251,8 @@ def _compare_responses(args: argparse.Namespace) -> None:
             args.other,
             part=args.part,
             skip_failed=args.skip_failed,
-            targets=args.targets,
-            segment_ids=args.segment_ids,
+            targets=next(iter(args.targets), None),
+            segment_ids=next(iter(args.segment_ids), None),
             array=args.base_array or args.array,
             kind=args.base_kind or args.kind,
             ignore_index=args.ignore_index,
@@ -174,30 +262,39 @@ def _compare_responses(args: argparse.Namespace) -> None:
     _finish(outputs, {"base": args.base, "other": args.other, **comparison.as_dict()}, comparison)
 
 
-def _compare_scores(args: argparse.Namespace) -> None:
-    """Compare two files of scores."""
+def _compare_scores(args: argparse.Namespace, others: dict[str, str]) -> None:
+    """Compare files of scores or of hidden states."""
     _refuse(args, ("part", "skip_failed"), "is for responses of servers")
     outputs = _chosen_outputs(COMPARE_OUTPUTS, args)
-    inputs = list(filter(None, [args.base, args.other, args.targets, args.segment_ids]))
-    options = ComparisonOptions(args.base_kind, args.kind, args.ignore_index, args.shift, args.definitions)
-    with _input_errors():
-        named = [(output.option, output.path) for output in outputs if output.path is not None]
-        _check_stdout(named)
-        check_outputs(named, {identity(path): path for path in inputs})
-        base = open_scores(args.base, array=args.base_array, kind=args.base_kind)
-        other = open_scores(args.other, array=args.array, kind=args.kind)
-        files = ComparedFiles(base, other, args.targets, args.segment_ids)
-        workers = args.workers or _workers.default_workers()
-        with Progress(base.rows * (base.row_bytes + other.row_bytes)) as progress:
-            comparison, figures = compare_files(files, options, workers, progress.advance)
-    _advise_shift(figures["fits_better_shifted"])
-    _finish(outputs, figures, comparison)
-
-
-def _advise_shift(fits_better: bool) -> None:
-    """Warn on stderr if targets should have been shifted."""
-    if fits_better:
-        _warn(SHIFT_ADVICE)
+    sinks = [_Guarded(output) for output in outputs]
+    with _running(sinks, args):
+        compare_files(
+            args.base,
+            others,
+            args.targets,
+            segment_ids=args.segment_ids,
+            base_array=args.base_array,
+            array=args.array,
+            base_kind=args.base_kind,
+            kind=args.kind,
+            base_lm_head=args.base_lm_head,
+            lm_head=args.lm_head or None,
+            base_hidden=args.base_hidden,
+            hidden=args.hidden,
+            logit_scale=args.logit_scale,
+            softcap=args.softcap,
+            classes=args.classes,
+            definitions=args.definitions,
+            ignore_index=args.ignore_index,
+            shift=args.shift,
+            sizes=_sizes(args.size, others),
+            sinks=sinks,
+            state=args.state,
+            scheduler=args.scheduler,
+            progress=True,
+            workers=args.workers,
+        )
+    _print(sinks)
 
 
 def _warn(message: str) -> None:

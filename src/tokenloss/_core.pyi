@@ -26,12 +26,21 @@ class Scores:
     array: npt.NDArray[Any]
     dtype: int
     axis: int
+    kind: int
+    most_unnormalized: float
     shape: tuple[int, ...]
     batch: tuple[int, ...]
     rows: int
     classes: int
     def __init__(
-        self, name: str, array: npt.NDArray[Any] | None, dtype: int, axis: int, shape: tuple[int, ...]
+        self,
+        name: str,
+        array: npt.NDArray[Any] | None,
+        dtype: int,
+        axis: int,
+        shape: tuple[int, ...],
+        kind: int = 0,
+        most_unnormalized: float = ...,
     ) -> None: ...
     if sys.version_info >= (3, 12):
         def __buffer__(self, flags: int, /) -> memoryview: ...
@@ -176,7 +185,9 @@ class TokenStats(LogSumExpJob):
     ) -> None: ...
 
 @disjoint_base
-class PairJob(LogSumExpJob): ...
+class PairJob(LogSumExpJob):
+    other: Scores
+    def set_transform(self, logit_scale: float, softcap: float) -> None: ...
 
 @final
 class KLDivergence(PairJob):
@@ -215,9 +226,12 @@ class SequenceSums(Job):
 class Tiles(Job):
     def __new__(cls, job: RowJob, taken: npt.NDArray[np.int64], excluded: npt.NDArray[np.int64]) -> Self: ...
     def begin_rows(self) -> int: ...
-    def set_target_logits(self, logits: npt.NDArray[np.float64]) -> None: ...
-    def set_tile(self, tile: npt.NDArray[Any], first: int) -> None: ...
-    def end_rows(self) -> None: ...
+    def begin_rows_of(self, other: Tiles) -> None: ...
+    def set_target_logits(
+        self, logits: npt.NDArray[np.float64], base_logits: npt.NDArray[np.float64] | None = None
+    ) -> None: ...
+    def set_tile(self, tile: npt.NDArray[Any], first: int, base_tile: npt.NDArray[Any] | None = None) -> None: ...
+    def end_rows(self) -> int: ...
     def end(self) -> None: ...
 
 @final

@@ -47,18 +47,22 @@ cdef enum:
     NONTEMPORAL_BYTES = 16 << 20  # results of this size leave the caches before anyone reads them
     GATHER_NEAR_BYTES = 64  # rows this near to each other are read in order, as caches see it
 
+# what scores are, in the order of _validation.py
+cdef enum:
+    C_LOGITS = 0
+    C_LOG_PROBS = 1
+    C_PROBS = 2
+
 # why a row was refused while rows were read
 cdef enum:
     C_BAD_TARGET = 1  # its class id is out of range, or was for a moment
     C_BAD_SCORE = 2  # a score that is not a probability, or not a log-probability
     C_BAD_DISTRIBUTION = 3  # integers that are not one-hot
-    C_UNNORMALIZED = 4  # log-probabilities whose logsumexp is too far from 0
+    C_UNNORMALIZED = 4  # probabilities or log-probabilities whose logsumexp is too far from 0
 
 BAD_TARGET = C_BAD_TARGET
 BAD_DISTRIBUTION = C_BAD_DISTRIBUTION
 UNNORMALIZED = C_UNNORMALIZED
-
-cdef double TOLERANCE = 1e-3  # by which rounding may take probabilities out of [0, 1], and log-probabilities above 0
 
 cdef const tl_backend *backend = NULL
 cdef bint multiplies_bf16 = False  # by its own instruction
@@ -284,12 +288,16 @@ cdef class RowJob(Job):
     cdef void mask_row(self, int64_t row) noexcept nogil:
         """Writes what stands for a masked row, where the caller's array may hold something else."""
 
-    cdef tl_row row_of_scores(self) noexcept nogil:
-        """A row of these scores, scaled and capped, wherever it may be."""
-        cdef tl_row row = new_row(self.scores.dtype, self.scores.classes)
-        if self.logit_scale != 1 or self.softcap != 0:
-            row.compute_dtype, row.logit_scale, row.softcap = TL_FLOAT64, self.logit_scale, self.softcap
+    cdef tl_row row_of(self, Scores scores) noexcept nogil:
+        """A row of scores, scaled and capped, wherever it may be."""
+        cdef tl_row row = new_row(scores.dtype, scores.classes)
+        row.logit_scale, row.softcap, row.of_probs = self.logit_scale, self.softcap, scores.kind == C_PROBS
+        if tl_is_transformed(&row):
+            row.compute_dtype = TL_FLOAT64
         return row
+
+    cdef tl_row row_of_scores(self) noexcept nogil:
+        return self.row_of(self.scores)
 
     cdef inline tl_row row_at(self, int64_t row) noexcept nogil:
         cdef tl_row found = self.row_of_scores()
@@ -311,6 +319,20 @@ cdef class RowJob(Job):
         if totals.refusal == 0:
             totals.refusal, totals.bad_row, totals.bad_class, totals.bad_score = reason, row, k, score
         tl_flag_set(&self.refused_flag)
+
+    cdef void check_kind(self, Scores scores, int64_t row, double logsumexp, int64_t first, Totals *totals) noexcept nogil:
+        """Refuses a row that is of another kind than its scores; their classes are refused as those from `first` on."""
+        cdef const char *data = address_of(&scores.view, row)
+        cdef int64_t k
+        cdef double score
+        if logsumexp > scores.most_unnormalized or logsumexp < -scores.most_unnormalized:
+            self.refuse(C_UNNORMALIZED, row, first, logsumexp, totals)
+        elif logsumexp != logsumexp and scores.kind == C_PROBS:  # perhaps since one is none
+            for k in range(scores.classes):
+                score = tl_load(data + k * scores.view.buffer.strides[scores.axis], scores.dtype)
+                if not -TL_TOLERANCE <= score <= 1 + TL_TOLERANCE and score == score:
+                    self.refuse(C_BAD_SCORE, row, first + k, score, totals)
+                    return
 
     cdef inline bint accepts(self, int64_t row, int64_t target, Totals *totals) noexcept nogil:
         """True if the class id of an unmasked row is in [0, V); else the row is refused.

@@ -15,7 +15,7 @@ cdef double LINE_COST = 10  # of a cache line anywhere; neighbouring rows may sh
 cdef double LONG_ROW = 200
 cdef double LONG_CLASS = 0.4
 cdef double FLOAT64_CLASS = 2.5  # times the cost of a class in float32
-cdef double SOFTCAP_CLASS = 1  # a tanh
+cdef double SOFTCAP_CLASS = 1  # a tanh, or the logarithm of a probability
 cdef double DOT = 8  # product of a row with a hidden state, and of each of its elements
 cdef double DOT_ELEMENT = 0.03
 cdef double BF16_ELEMENT = 0.005  # of a product by the instruction for bfloat16
@@ -63,7 +63,7 @@ cdef double cost_of_scores(RowJob job):
     elif not isinstance(job, (LogSumExp, CrossEntropy)) or (
             isinstance(job, CrossEntropy) and is_given(&(<CrossEntropy> job).grad)):
         per_row, per_class = 8, 0.8  # two passes, or two arrays
-    if job.softcap != 0:
+    if job.softcap != 0 or scores.kind == C_PROBS:
         per_class += SOFTCAP_CLASS
     if job.row_of_scores().compute_dtype == TL_FLOAT64:
         per_class *= FLOAT64_CLASS
@@ -100,6 +100,9 @@ cdef double row_cost_of(Job job):
         return cost_of_scores(job)
     if isinstance(job, SequenceSums):
         return cost_of_tokens(job)
+    if isinstance(job, Tiles) and (<Tiles> job).pair_job is not None:
+        return LONG_ROW + cost_of_scores((<Tiles> job).job) * (<Tiles> job).tile.buffer.shape[1] / max(
+            (<Tiles> job).job.scores.classes, 1)
     if isinstance(job, Tiles):
         return LONG_ROW + cost_of_bytes((<Tiles> job).tile.buffer.shape[1] * (<Tiles> job).tile.buffer.itemsize)
     if isinstance(job, CastRows):

@@ -23,6 +23,11 @@ def identity(path: str | os.PathLike[str]) -> object:
     return os.path.normcase(os.path.realpath(path))
 
 
+def files_of(path: str) -> list[Path]:
+    """A file, or all files in a directory."""
+    return [file for file in Path(path).rglob("*") if file.is_file()] if Path(path).is_dir() else [Path(path)]
+
+
 class WriteError(OSError):
     """A file that cannot be written."""
 

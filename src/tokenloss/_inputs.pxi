@@ -68,7 +68,7 @@ cdef inline tl_row new_row(int dtype, int64_t count) noexcept nogil:
     """A row without data, scale or cap."""
     cdef tl_row row
     row.data, row.count, row.stride, row.dtype, row.compute_dtype = NULL, count, 0, dtype, dtype & ~TL_SWAPPED
-    row.logit_scale, row.softcap, row.shift = 1, 0, 0
+    row.logit_scale, row.softcap, row.shift, row.of_probs = 1, 0, 0, False
     return row
 
 
@@ -91,25 +91,29 @@ cdef int64_t number_of(tuple batch) except -1:
 cdef class Scores:
     """Validated scores: probabilities, log-probabilities or logits along `axis`, a row for each position of the batch.
 
-    Without an array they have a shape alone: those of a projection, which are computed a tile at a time.
+    Without an array they have a shape alone: those of a projection, which are computed a tile at a time. Jobs that read
+    whole rows look at their kind, and refuse a row whose logsumexp is further from 0 than `most_unnormalized`.
     """
 
     cdef View view
     cdef readonly object name, array
-    cdef readonly int dtype, axis
+    cdef readonly int dtype, axis, kind
+    cdef readonly double most_unnormalized
     cdef readonly tuple shape, batch
     cdef readonly int64_t rows, classes
     cdef Py_ssize_t matrix_shape[2]
     cdef Py_ssize_t matrix_strides[2]
 
-    def __init__(self, name, array, int dtype, int axis, tuple shape):
+    def __init__(self, name, array, int dtype, int axis, tuple shape, int kind=0, double most_unnormalized=INFINITY):
         self.set_up(name, array, dtype, axis, shape)
+        self.kind, self.most_unnormalized = kind, most_unnormalized
 
     cdef int set_up(self, name, array, int dtype, int axis, tuple shape) except -1:
         """Set all fields, once; a C function, which takes no time for its arguments."""
         if self.shape is not None:
             raise ValueError("scores do not change")
         self.name, self.array, self.dtype, self.axis, self.shape = name, array, dtype, axis, shape
+        self.kind, self.most_unnormalized = C_LOGITS, INFINITY
         self.classes, self.batch = shape[axis], PyTuple_GetSlice(shape, 0, axis)
         if axis + 1 < len(shape):
             self.batch += PyTuple_GetSlice(shape, axis + 1, len(shape))

@@ -9,12 +9,20 @@ import numpy as np
 
 from tokenloss import _core, _workers
 from tokenloss._errors import raise_bad_class, raise_error
-from tokenloss._validation import check_reduction
+from tokenloss._validation import KINDS, check_reduction
 
 if TYPE_CHECKING:
     from typing import NoReturn
 
     from tokenloss._types import Float64Array
+
+
+# what a row should be whose logsumexp is too far from 0, by the kind of its scores
+NORMALIZED = {
+    "logits": "definitions='llama.cpp' takes log-probabilities, as log_softmax gives them",
+    "log_probs": "natural log-probabilities have 0, logits have kind='logits'",
+    "probs": "it is the log of their sum: probabilities add up to 1",
+}
 
 
 def new_losses(reduction: Any, batch: tuple[int, ...]) -> Float64Array | None:
@@ -89,16 +97,19 @@ def _raise_not_one_hot(positions: _core.Positions, scores: _core.Scores, row: in
 def raise_refusal(job: _core.RowJob) -> NoReturn:
     """Raise what was found unfit while rows were read."""
     reason, row, k, score = job.refusal()
-    positions, is_probability = job.positions, job.of_probabilities
+    positions, scores, is_probability = job.positions, job.scores, job.of_probabilities
     if reason == _core.BAD_DISTRIBUTION:
-        _raise_not_one_hot(positions, job.scores, row, is_probability)
+        _raise_not_one_hot(positions, scores, row, is_probability)
     position = _index(positions, row)
+    if isinstance(job, _core.PairJob) and k >= scores.classes:
+        scores, k = job.other, k - scores.classes
+    kind = KINDS[scores.kind]
     if reason == _core.UNNORMALIZED:
-        fits = "definitions='llama.cpp' takes log-probabilities, as log_softmax gives them"
-        raise_error("unnormalized", name=job.scores.name, got=score, fits=fits)
+        raise_error("unnormalized", name=f"{scores.name}{position or ''}", got=score, fits=NORMALIZED[kind])
     if reason == _core.BAD_TARGET:
         fits = f"[0, {positions.classes})"
         raise_error("changed", name=positions.name, position=position or "", fits=fits)
-    position.insert(job.scores.axis, k)
-    fits = "probability" if is_probability else "log-probability"
-    raise_error("score", name=job.scores.name, position=position, got=score, fits=fits)
+    position.insert(scores.axis, k)
+    fits = "probability" if is_probability or kind == "probs" else "log-probability"
+    fits += "; use cross_entropy for logits" if kind == "logits" else "; logits have kind='logits'"
+    raise_error("score", name=scores.name, position=position, got=score, fits=fits)

@@ -3,21 +3,47 @@
 cdef class PairJob(LogSumExpJob):
     """Reduces each row of the scores, those of a base, together with the same row of others."""
 
-    cdef Scores other
+    cdef readonly Scores other
     cdef int compute_dtype  # of both rows
 
     cdef int set_up_pair(self, Scores scores, Positions positions, numbers, Scores other) except -1:
         """Set the fields that these jobs share."""
         self.set_up(scores, positions, numbers)
-        if other.shape != scores.shape or not is_given(&other.view):
-            raise ValueError("the other scores have another shape, or no array")
+        if other.shape != scores.shape:
+            raise ValueError("the other scores have another shape")
         self.other = other
         self.is_class_major = scores.is_class_major()
         self.compute_dtype = scores.dtype & ~TL_SWAPPED
         if self.compute_dtype != other.dtype & ~TL_SWAPPED:
             wide = TL_FLOAT64 in (self.compute_dtype, other.dtype & ~TL_SWAPPED)
             self.compute_dtype = TL_FLOAT64 if wide else TL_FLOAT32
+        if C_PROBS in (scores.kind, other.kind):
+            self.compute_dtype = TL_FLOAT64
         return 0
+
+    cdef int check(self) except -1:
+        RowJob.check(self)
+        if not is_given(&self.other.view):
+            raise ValueError("the other scores have no array: they arrive in tiles")
+        return 0
+
+    def set_transform(self, double logit_scale, double softcap):
+        """Scale and cap the logits of both, which arrive in tiles."""
+        self.logit_scale, self.softcap = logit_scale, softcap
+        if logit_scale != 1 or softcap != 0:
+            self.compute_dtype = TL_FLOAT64
+
+    cdef tl_row row_of_other(self) noexcept nogil:
+        return self.row_of(self.other)
+
+    cdef void check_kinds(self, int64_t row, double base_logsumexp, double logsumexp, Totals *totals) noexcept nogil:
+        """Refuses a row of either scores that is of another kind."""
+        self.check_kind(self.scores, row, base_logsumexp, 0, totals)
+        self.check_kind(self.other, row, logsumexp, self.scores.classes, totals)
+
+    cdef double write_pair(self, int64_t row, const tl_pair *pair) noexcept nogil:
+        """Writes what was found of a row; returns its number."""
+        return pair.kl
 
     cdef size_t scratch_bytes(self) noexcept nogil:
         return 2 * LogSumExpJob.scratch_bytes(self)
@@ -25,7 +51,8 @@ cdef class PairJob(LogSumExpJob):
     cdef void find_other(self, const Block *block, tl_row_block *other) noexcept nogil:
         """The other rows of a block."""
         other[0] = block.rows
-        other.row = row_at(&self.other.view, block.number[0])
+        other.row = self.row_of_other()
+        other.row.stride = self.other.view.buffer.strides[self.other.axis]
         if block.rows.scratch != NULL:
             other.scratch = block.rows.scratch + LogSumExpJob.scratch_bytes(self)
         self.find_rows(&self.other.view, block, other.data)
@@ -50,14 +77,20 @@ cdef class KLDivergence(PairJob):
         found = tl_kl_of_block(backend, base, &other, -INFINITY, kl)
         for i in range(base.count):
             if found >> i & 1:
-                block.values[i] = kl[i].kl
+                block.values[i] = self.checked(block.number[i], kl[i], totals)
             elif base.wanted >> i & 1:
                 block.values[i] = self.reduce_row(block.number[i], block.target[i], totals, cancel)
 
     cdef double reduce_row(self, int64_t row, int64_t target, Totals *totals, tl_cancel *cancel) noexcept nogil:
-        cdef tl_row base = self.row_at(row), other = row_at(&self.other.view, row)
+        cdef tl_row base = self.row_at(row), other = self.row_of_other()
+        other.data, other.stride = address_of(&self.other.view, row), self.other.view.buffer.strides[self.other.axis]
         base.compute_dtype = other.compute_dtype = self.compute_dtype
-        return tl_kl_divergence(backend, &base, &other, cancel)
+        return self.checked(row, tl_kl_divergence(backend, &base, &other, cancel), totals)
+
+    cdef inline double checked(self, int64_t row, tl_kl found, Totals *totals) noexcept nogil:
+        """The divergence of a row, which may be refused."""
+        self.check_kinds(row, found.base_logsumexp, found.logsumexp, totals)
+        return found.kl
 
 
 @cython.final
@@ -69,6 +102,7 @@ cdef class PairStats(PairJob):
     """
 
     cdef double[::1] nll, base_nll, kl, delta_p, base_top_p
+    cdef double[::1] base_logsumexp, logsumexp  # if they are wanted
     cdef uint8_t[::1] is_same_top, kept
     cdef double most_unnormalized
     cdef bint of_log_probs
@@ -84,6 +118,7 @@ cdef class PairStats(PairJob):
         self.nll, self.base_nll, self.kl = columns["nll"], columns["base_nll"], columns["kl"]
         self.delta_p, self.base_top_p = columns["delta_p"], columns["base_top_p"]
         self.is_same_top, self.kept = columns["is_same_top"], columns["kept"]
+        self.base_logsumexp, self.logsumexp = columns.get("base_logsumexp"), columns.get("logsumexp")
         for column in columns.values():
             if len(column) != self.rows:
                 raise ValueError("columns do not have a number for each row")
@@ -101,9 +136,18 @@ cdef class PairStats(PairJob):
             row = block.number[i]
             if self.of_log_probs:
                 self.check_log_probs(row, block.target[i], &pairs[i], totals, cancel)
-            self.nll[row], self.base_nll[row], self.kl[row] = pairs[i].nll, pairs[i].base_nll, pairs[i].kl
-            self.delta_p[row], self.is_same_top[row] = pairs[i].change, pairs[i].is_same_top
-            self.base_top_p[row], self.kept[row] = pairs[i].base_top_p, True
+                self.check_kind(self.other, row, pairs[i].logsumexp, self.scores.classes, totals)
+            else:
+                self.check_kinds(row, pairs[i].base_logsumexp, pairs[i].logsumexp, totals)
+            self.write_pair(row, &pairs[i])
+
+    cdef double write_pair(self, int64_t row, const tl_pair *pair) noexcept nogil:
+        self.nll[row], self.base_nll[row], self.kl[row] = pair.nll, pair.base_nll, pair.kl
+        self.delta_p[row], self.is_same_top[row] = pair.change, pair.is_same_top
+        self.base_top_p[row], self.kept[row] = pair.base_top_p, True
+        if self.logsumexp is not None:
+            self.base_logsumexp[row], self.logsumexp[row] = pair.base_logsumexp, pair.logsumexp
+        return pair.kl
 
     cdef void check_log_probs(self, int64_t row, int64_t target, const tl_pair *pair, Totals *totals,
                               tl_cancel *cancel) noexcept nogil:
@@ -112,7 +156,7 @@ cdef class PairStats(PairJob):
         cdef double logsumexp = tl_pair_base_logsumexp(backend, &base, pair.base_logsumexp, self.most_unnormalized,
                                                        cancel)
         if logsumexp > self.most_unnormalized or logsumexp < -self.most_unnormalized:  # nan is neither
-            self.refuse(C_UNNORMALIZED, row, -1, logsumexp, totals)
+            self.refuse(C_UNNORMALIZED, row, 0, logsumexp, totals)
         elif tl_is_refused(&self.clip, -pair.base_nll):
             self.refuse(C_BAD_SCORE, row, target, -pair.base_nll, totals)
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tokenloss._exact import ExactMoments, ExactRatio, exp
+from tokenloss._statistics import quantile_ranks
 from tokenloss.sequences import sequence_losses
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ def paired_figures(
         "perplexity_difference_stderr": difference.stderr,
         "mean_delta_p": change.mean,
         "mean_delta_p_stderr": change.stderr,
-        "delta_p_quantiles": quantiles(delta_p, _DELTA_P_QUANTILES),
+        "delta_p_quantiles": quantiles(np.sort(delta_p), _DELTA_P_QUANTILES),
         "rms_delta_p": rms,
         "rms_delta_p_stderr": square.stderr / (2 * rms) if rms else square.stderr,
     }
@@ -90,9 +91,8 @@ def _correlation(stderr: float, base_stderr: float, stderr_of_difference: float)
     return max(-1.0, min(1.0, (stderr**2 + base_stderr**2 - stderr_of_difference**2) / product))
 
 
-def quantiles(values: Float64Array, fractions: tuple[float, ...]) -> dict[float, float]:
-    """Quantiles by linear interpolation; nan without values, or with a nan among them."""
-    ordered = np.sort(values)
+def quantiles(ordered: Float64Array, fractions: tuple[float, ...]) -> dict[float, float]:
+    """Quantiles of sorted values by linear interpolation; nan without values, or with a nan among them."""
     if not ordered.size or np.isnan(ordered[-1]):
         return dict.fromkeys(fractions, math.nan)
     found = {}
@@ -103,18 +103,45 @@ def quantiles(values: Float64Array, fractions: tuple[float, ...]) -> dict[float,
     return found
 
 
+def quantile_intervals(ordered: Float64Array, fractions: tuple[float, ...]) -> dict[float, tuple[float, float]]:
+    """Intervals of 95 % of quantiles between 0 and 1 of sorted values that are not negative, by order statistics."""
+    inner = [fraction for fraction in fractions if 0 < fraction < 1]
+    if not ordered.size or np.isnan(ordered[-1]):
+        return dict.fromkeys(inner, (math.nan, math.nan))
+    found = {}
+    for fraction in inner:
+        low, high = quantile_ranks(ordered.size, fraction)
+        found[fraction] = (
+            float(ordered[low - 1]) if low else min(0.0, float(ordered[0])),  # rounding may make a 0 negative
+            float(ordered[high - 1]) if high <= ordered.size else math.inf,
+        )
+    return found
+
+
+def nan_last(value: float) -> tuple[bool, float]:
+    """Key by which numbers are sorted, nan after all others."""
+    return math.isnan(value), value
+
+
 def as_json_figures(comparison: Any) -> dict[str, Any]:
     """All figures of a comparison, without the arrays of positions, as JSON can hold them."""
     figures: dict[str, Any] = {}
     for field in fields(comparison):
         value = getattr(comparison, field.name)
-        if field.name == "sequences":
+        if field.name == "sequences" or field.name.startswith("_"):
             continue
         if isinstance(value, dict):
-            figures[field.name] = {f"{fraction:g}": quantile for fraction, quantile in value.items()}
+            figures[field.name] = {
+                f"{fraction:g}": list(found) if isinstance(found, tuple) else found for fraction, found in value.items()
+            }
         elif not isinstance(value, np.ndarray):
             figures[field.name] = value
     if comparison.sequences is not None and comparison.n_sequences:
-        rows = zip(*(column.tolist() for column in comparison.sequences.values()), strict=True)
-        figures["sequences"] = [dict(zip(comparison.sequences, row, strict=True)) for row in rows]
+        figures["sequences"] = rows_of(comparison.sequences)
     return figures
+
+
+def rows_of(table: dict[str, Array]) -> list[dict[str, Any]]:
+    """The rows of a table of columns."""
+    rows = zip(*(column.tolist() for column in table.values()), strict=True)
+    return [dict(zip(table, row, strict=True)) for row in rows]

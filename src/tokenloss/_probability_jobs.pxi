@@ -40,9 +40,9 @@ cdef tl_clip new_clip(bint is_probability, double epsilon) noexcept:
     """Clipping bounds of probabilities, and the range of valid scores; log-probabilities are not clipped."""
     cdef tl_clip clip
     if is_probability:
-        clip.lowest, clip.highest, clip.least, clip.greatest = epsilon, 1 - epsilon, -TOLERANCE, 1 + TOLERANCE
+        clip.lowest, clip.highest, clip.least, clip.greatest = epsilon, 1 - epsilon, -TL_TOLERANCE, 1 + TL_TOLERANCE
     else:
-        clip.lowest, clip.highest, clip.least, clip.greatest = NAN, NAN, -INFINITY, TOLERANCE
+        clip.lowest, clip.highest, clip.least, clip.greatest = NAN, NAN, -INFINITY, TL_TOLERANCE
     return clip
 
 

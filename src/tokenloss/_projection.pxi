@@ -6,29 +6,38 @@ cdef enum:
     C_TILE_CLASS_MULTIPLE = 1024
 
 
+cdef union TiledState:
+    tl_loss_acc loss  # of CrossEntropy
+    tl_token_stats token  # of TokenStats
+    tl_pair_acc pair  # of a PairJob
+
+
 cdef struct TiledRow:
-    # an unmasked row while its tiles arrive: `loss` for CrossEntropy, `token` and `top` for TokenStats
+    # an unmasked row while its tiles arrive
     int64_t row, target
     int64_t excluded  # the class whose logit is known from the start, -1 if none
-    double target_raw  # that logit, as it is in tiles
-    tl_loss_acc loss
-    tl_token_stats token
+    double target_raw, base_target_raw  # that logit, as it is in tiles
+    int compute_dtype  # of the two rows of a pair
+    bint is_open  # whether tiles are still to be read
+    TiledState of
     tl_topk top
 
 
 @cython.final
 cdef class Tiles(Job):
-    """Runs a job, CrossEntropy or TokenStats, over logits that arrive in tiles: some rows, and of these some classes.
+    """Runs a job over logits that arrive in tiles: some rows, and of these some classes. A PairJob has two at a time.
 
-    For each group of rows: `begin_rows`, `set_target_logits`, then `set_tile` and `run` for each tile, then `end_rows`.
+    For each group of rows: `begin_rows`, `set_target_logits`, then `set_tile` and `run` for each tile, then `end_rows`;
+    all tiles once more if it returns a number.
     """
 
     cdef RowJob job
     cdef CrossEntropy loss_job
     cdef TokenStats token_job
+    cdef PairJob pair_job
     cdef TiledRow *tiled
     cdef int64_t most, count, next_position
-    cdef View tile
+    cdef View tile, base_tile
     cdef int64_t first, last
     cdef int64_t[::1] taken, excluded
     cdef Totals totals
@@ -38,6 +47,8 @@ cdef class Tiles(Job):
         self.job, self.taken, self.excluded, self.most = job, taken, excluded, taken.shape[0]
         if isinstance(job, CrossEntropy):
             self.loss_job = job
+        elif isinstance(job, PairJob):
+            self.pair_job = job
         else:
             self.token_job = job
         self.tiled = <TiledRow *> malloc(self.most * sizeof(TiledRow))
@@ -46,18 +57,22 @@ cdef class Tiles(Job):
 
     def __dealloc__(self):
         PyBuffer_Release(&self.tile.buffer)
+        PyBuffer_Release(&self.base_tile.buffer)
         free(self.tiled)
 
     cdef void begin_row(self, int64_t row, int64_t target, TiledRow *tiled, tl_cancel *cancel) noexcept nogil:
         cdef tl_loss loss
         cdef int64_t nonzero
-        tiled.row, tiled.target, tiled.excluded = row, target, target
+        tiled.row, tiled.target, tiled.excluded, tiled.is_open = row, target, target, True
+        if self.pair_job is not None:
+            tiled.compute_dtype = self.pair_job.compute_dtype
+            return
         if self.token_job is not None:
             tiled.top = self.token_job.top_of(row)
             return
         loss = self.loss_job.loss_at(row, target)
-        tl_loss_begin(backend, &loss, self.job.scores.classes, &tiled.loss, &nonzero, cancel)
-        tiled.excluded = tiled.loss.excluded
+        tl_loss_begin(backend, &loss, self.job.scores.classes, &tiled.of.loss, &nonzero, cancel)
+        tiled.excluded = tiled.of.loss.excluded
         if target < 0:
             self.job.accepts_distribution(row, &loss.soft, tiled.excluded, nonzero, &self.totals, cancel)
 
@@ -87,42 +102,69 @@ cdef class Tiles(Job):
             raise self.pending_exception
         return self.count
 
-    def set_target_logits(self, const double[::1] logits):
+    def begin_rows_of(self, Tiles other):
+        """Begin the rows that other tiles of as many rows have begun."""
+        cdef tl_cancel cancel = self.new_cancel(False)
+        cdef int64_t i
+        self.count = other.count
+        for i in range(min(self.count, self.most)):
+            self.begin_row(other.tiled[i].row, other.tiled[i].target, &self.tiled[i], &cancel)
+
+    def set_target_logits(self, const double[::1] logits, const double[::1] base_logits=None):
         """The logits of the classes that are excluded, as they will be in tiles."""
         cdef tl_row row = self.job.row_of_scores()
         cdef tl_loss loss
         cdef int64_t i
         for i in range(self.count):
             self.tiled[i].target_raw = logits[i]
+            if base_logits is not None:
+                self.tiled[i].base_target_raw = base_logits[i]
             if self.loss_job is not None:
                 loss = self.loss_job.loss_at(self.tiled[i].row, self.tiled[i].target)
-                tl_loss_set_target_logit(backend, &row, &loss, logits[i], &self.tiled[i].loss)
+                tl_loss_set_target_logit(backend, &row, &loss, logits[i], &self.tiled[i].of.loss)
 
-    def set_tile(self, tile, int64_t first):
-        """Logits of the rows, for classes from `first` on."""
+    def set_tile(self, tile, int64_t first, base_tile=None):
+        """Logits of the rows, for classes from `first` on; of a pair, those of the other row, and of the base."""
         PyBuffer_Release(&self.tile.buffer)
-        open_view(&self.tile, tile, self.job.scores.dtype, 1, True)
+        open_view(&self.tile, tile, self.row_of_tile().dtype, 1, True)
+        if base_tile is not None:
+            PyBuffer_Release(&self.base_tile.buffer)
+            open_view(&self.base_tile, base_tile, self.job.scores.dtype, 1, True)
         self.first, self.last = first, first + self.tile.buffer.shape[1]
         self.rows, self.next_row = self.count, 0
 
+    cdef tl_row row_of_tile(self) noexcept nogil:
+        return self.job.row_of_scores() if self.pair_job is None else self.pair_job.row_of_other()
+
+    cdef void set_row(self, const View *tile, int64_t i, double target_raw, tl_row *logits) noexcept nogil:
+        """Where a tile has the logits of a row."""
+        cdef int64_t excluded = self.tiled[i].excluded
+        logits.stride = tile.buffer.strides[1]
+        logits.data = address_of(tile, i) - self.first * logits.stride  # only classes of the tile are read
+        if self.first <= excluded < self.last:
+            # products of few rows and of many may differ in their last digits: one logit has one value
+            tl_store_at(logits, excluded, target_raw)
+
     cdef void run_range(self, int64_t start, int64_t stop, Totals *totals, tl_cancel *cancel) noexcept nogil:
         cdef TiledRow *tiled
-        cdef tl_row logits = self.job.row_of_scores()
+        cdef tl_row logits = self.row_of_tile(), base = self.job.row_of_scores()
         cdef tl_loss loss
         cdef int64_t i
-        logits.stride = self.tile.buffer.strides[1]
         for i in range(start, stop):
             tiled = &self.tiled[i]
-            logits.data = address_of(&self.tile, i) - self.first * logits.stride  # only classes of the tile are read
-            if self.first <= tiled.excluded < self.last:
-                # products of few rows and of many may differ in their last digits: one logit has one value
-                tl_store_at(&logits, tiled.excluded, tiled.target_raw)
-            if self.token_job is not None:
+            if not tiled.is_open:
+                continue
+            self.set_row(&self.tile, i, tiled.target_raw, &logits)
+            if self.pair_job is not None:
+                self.set_row(&self.base_tile, i, tiled.base_target_raw, &base)
+                tl_pair_range(backend, &base, &logits, self.first, self.last, C_TILE_CLASS_MULTIPLE, tiled.target,
+                              tiled.compute_dtype, False, &tiled.of.pair, cancel)
+            elif self.token_job is not None:
                 tl_token_stats_range(backend, &logits, self.first, self.last, C_TILE_CLASS_MULTIPLE, tiled.target,
-                                     tiled.target_raw, &tiled.token, self.top_of(tiled), cancel)
+                                     tiled.target_raw, &tiled.of.token, self.top_of(tiled), cancel)
             else:
                 loss = self.loss_job.loss_at(tiled.row, tiled.target)
-                tl_loss_range(backend, &logits, &loss, self.first, self.last, C_TILE_CLASS_MULTIPLE, &tiled.loss,
+                tl_loss_range(backend, &logits, &loss, self.first, self.last, C_TILE_CLASS_MULTIPLE, &tiled.of.loss,
                               cancel)
 
     cdef inline tl_topk *top_of(self, TiledRow *tiled) noexcept nogil:
@@ -132,22 +174,37 @@ cdef class Tiles(Job):
         """The number of a row."""
         cdef tl_loss loss
         if self.token_job is not None:
-            tl_token_stats_end(backend, logits, tiled.target_raw, &tiled.token, self.top_of(tiled))
-            return self.token_job.write_token(tiled.row, tiled.target, &tiled.token)
+            tl_token_stats_end(backend, logits, tiled.target_raw, &tiled.of.token, self.top_of(tiled))
+            return self.token_job.write_token(tiled.row, tiled.target, &tiled.of.token)
         loss = self.loss_job.loss_at(tiled.row, tiled.target)
-        return tl_loss_end(backend, logits, &loss, &tiled.loss)
+        return tl_loss_end(backend, logits, &loss, &tiled.of.loss)
+
+    cdef void end_pair(self, TiledRow *tiled, const tl_row *logits) noexcept nogil:
+        """Finishes a pair, or leaves it open, to be read again in double."""
+        cdef tl_row base = self.job.row_of_scores()
+        cdef tl_pair pair
+        if tl_pair_end(backend, &base, logits, tiled.target, tiled.base_target_raw, tiled.target_raw,
+                       tiled.compute_dtype, &tiled.of.pair, &pair):
+            tiled.is_open = False
+            self.job.add(tiled.row, tiled.target, self.pair_job.write_pair(tiled.row, &pair), &self.totals)
+        tiled.compute_dtype = TL_FLOAT64
 
     def end_rows(self):
-        """Finish the rows, and add their numbers to the job's."""
-        cdef tl_row logits = self.job.row_of_scores()
+        """Finish the rows, and add their numbers to the job's; returns how many need all tiles once more."""
+        cdef tl_row logits = self.row_of_tile()
         cdef tl_fp_state environment
-        cdef int64_t i
+        cdef int64_t i, left = 0
         with nogil:
             tl_fp_enter(&environment)
             for i in range(self.count):
-                self.job.add(self.tiled[i].row, self.tiled[i].target, self.end_row(&self.tiled[i], &logits),
-                             &self.totals)
+                if self.pair_job is None:
+                    self.job.add(self.tiled[i].row, self.tiled[i].target, self.end_row(&self.tiled[i], &logits),
+                                 &self.totals)
+                elif self.tiled[i].is_open:
+                    self.end_pair(&self.tiled[i], &logits)
+                    left += self.tiled[i].is_open
             tl_fp_leave(&environment)
+        return left
 
     def end(self):
         """Give the job what was found in all rows."""

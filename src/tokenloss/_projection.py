@@ -2,56 +2,61 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from tokenloss import _core, _job, _workers
-from tokenloss._validation import check_projection
+from tokenloss._dtypes import CheckedArray
+from tokenloss._validation import PROJECTION_NAMES, check_projection
 
 if TYPE_CHECKING:
-    from tokenloss._types import Array
+    from tokenloss._types import Array, Float64Array, IntArray
 
-_MAX_TILE_ROWS = 1024  # hidden states multiplied at a time; with fewer, BLAS spends its time on packing weights
+MAX_TILE_ROWS = 1024  # hidden states multiplied at a time; with fewer, BLAS spends its time on packing weights
 _MATVEC_MAX_ROWS = 24  # hidden states whose product takes as long as reading the weights
 _TILE_BYTES = 11 << 20  # for logits, and for hidden states that are converted
 _CAST_BYTES = 2 << 20  # for weights that are converted
+_PAIR_TILE_ELEMENTS = 1 << 20  # of the tiles of two models
+_PAIR_BYTES = 13 << 20  # for the tile of one of them, and its hidden states that are converted
 
 
 class Projection:
-    """Validated operands of ``hidden @ linear_weight.T + linear_bias``: float64 if one is, else float32."""
+    """Validated operands of ``hidden @ weight.T + bias``: float64 if one of the first two is, else float32."""
 
     __slots__ = ("bias", "dtype", "hidden", "hidden_code", "scores", "weight", "weight_code")
 
-    def __init__(self, hidden: Any, linear_weight: Any, linear_bias: Any) -> None:
+    def __init__(self, hidden: Any, weight: Any, bias: Any, names: tuple[str, str, str] = PROJECTION_NAMES) -> None:
         (self.hidden, self.hidden_code), (self.weight, self.weight_code), self.bias = check_projection(
-            hidden, linear_weight, linear_bias
+            hidden, weight, bias, names
         )
         is_double = _core.DTYPES["float64"] in (self.hidden_code & ~_core.SWAPPED, self.weight_code & ~_core.SWAPPED)
         self.dtype: Any = np.dtype(np.float64 if is_double else np.float32)
         shape = (*self.hidden.shape[:-1], len(self.weight))
-        self.scores = _core.Scores("hidden", None, _core.DTYPES[self.dtype.name], len(shape) - 1, shape)
+        self.scores = _core.Scores(names[0], None, _core.DTYPES[self.dtype.name], len(shape) - 1, shape)
+
+    def part(self, classes: slice) -> Projection:
+        """The projection onto some of the classes."""
+        bias = None if self.bias is None else CheckedArray(self.bias[0][classes], self.bias[1])
+        weight = CheckedArray(self.weight[classes], self.weight_code)
+        hidden = CheckedArray(self.hidden, self.hidden_code)
+        return Projection(hidden, weight, bias, (self.scores.name, *PROJECTION_NAMES[1:]))
 
     def run(self, job: _core.RowJob, workers: Any) -> None:
         """Multiply, and run the job over the tiles of the product."""
-        workers = _workers.check_workers(workers)
-        if job.positions.by_class:
-            _job.check_targets(job.positions, job.scores)
-        kept = job.positions.count_unmasked()
-        states = self._as_blas_matrix() if kept == job.rows else None
-        depth = 0 if states is not None else self.hidden.shape[-1]
-        rows, width = self._tile_shape(kept, depth * 3 // 2 if self._can_use_bf16_matmul() else depth)
-        copies = np.empty((rows, depth), self.dtype)
-        logits = np.empty(rows * width, self.dtype)
+        workers, kept = _begin(job, workers)
+        product = _TiledProduct(self, kept == job.rows, workers)
+        rows, width = self._tile_shape(kept, product.copied)
+        product.use(np.empty(product.plan(rows, width, sys.maxsize), np.uint8), False)
         taken, excluded = np.empty(rows, np.int64), np.empty(rows, np.int64)
         tiles = _core.Tiles(job, taken, excluded)
         while count := tiles.begin_rows():
-            if states is None:
-                hidden = copies[:count]
-                self._cast(self.hidden, self.hidden_code, taken[:count], hidden, workers)
-            else:
-                hidden = states[taken[0] : taken[0] + count]
-            self._run_tiles(tiles, hidden, excluded[:count], logits, width, workers)
+            tiles.set_target_logits(product.begin(taken[:count], excluded[:count]))
+            for first, last in _ranges(self.scores.classes, width):
+                tiles.set_tile(product.tile(first, last), first)
+                _workers.run(tiles, workers)
+            tiles.end_rows()
         tiles.end()
         if job.has_refused:
             _job.raise_refusal(job)
@@ -59,37 +64,10 @@ class Projection:
     def _tile_shape(self, kept: int, copied: int) -> tuple[int, int]:
         """Rows and classes of a tile; of each row, so many elements of a hidden state are copied."""
         itemsize, multiple = self.dtype.itemsize, _core.TILE_CLASS_MULTIPLE
-        most = min(_MAX_TILE_ROWS, max(1, _TILE_BYTES // ((copied + multiple) * itemsize)))
-        rows = -(-kept // -(-kept // most)) if kept else 1  # as many in each turn
+        most = min(MAX_TILE_ROWS, max(1, _TILE_BYTES // ((copied + multiple) * itemsize)))
+        rows = _even_part(kept, most)
         width = (_TILE_BYTES - rows * copied * itemsize) // ((rows + (self.bias is not None)) * itemsize)
         return rows, min(max(width // multiple * multiple, multiple), self.scores.classes)
-
-    def _run_tiles(
-        self, tiles: _core.Tiles, hidden: Array, excluded: Array, logits: Array, width: int, workers: int | None
-    ) -> None:
-        """Multiply some hidden states by all weights, a tile at a time, and reduce each tile."""
-        count, classes = len(hidden), self.scores.classes
-        operands = self.weight, self.weight_code, hidden, self.scores.dtype
-        product = self._own_product(hidden)
-        target_logits = np.empty(count)
-        _core.row_dots(*operands, excluded, target_logits)
-        with np.errstate(all="ignore"):  # infinities and nan are results
-            if self.bias is not None and classes:
-                target_logits = target_logits.astype(self.dtype) + self._biases(excluded)
-            tiles.set_target_logits(target_logits.astype(np.float64))
-            for first in range(0, max(classes, 1), max(width, 1)):
-                last = min(first + width, classes)
-                tile = logits[: count * (last - first)].reshape(count, last - first)
-                if product:
-                    product.set_result(tile, first)
-                    _workers.run(product, workers)
-                else:
-                    self._multiply(hidden, first, tile, workers)
-                if self.bias is not None:
-                    tile += self._biases(slice(first, last))
-                tiles.set_tile(tile, first)
-                _workers.run(tiles, workers)
-        tiles.end_rows()
 
     def _biases(self, classes: Array | slice) -> Array:
         """The bias of some classes, in the dtype of the product."""
@@ -143,6 +121,134 @@ class Projection:
     def _cast(self, source: Array, code: int, rows: Array | None, result: Array, workers: int | None) -> None:
         """Write rows of an array in the dtype of the product."""
         _workers.run(_core.CastRows(source, code, rows, result, self.scores.dtype), workers)
+
+
+class _TiledProduct:
+    """The logits of a projection for groups of rows, made a tile at a time."""
+
+    _memory: Array  # of a tile, then of hidden states that are copied
+    _tile_size: int
+    _step: int  # rows that are multiplied at a time
+    _taken: IntArray
+    _kept: tuple[Array, _core.MatVec | _core.BFloat16MatMul | None] | None  # operands, if they are those of all rows
+
+    def __init__(self, of: Projection, takes_all: bool, workers: int | None) -> None:
+        self._of, self._workers = of, workers
+        self._states = of._as_blas_matrix() if takes_all else None
+        self._depth = 0 if self._states is not None else of.hidden.shape[-1]
+        self.copied = self._depth * 3 // 2 if of._can_use_bf16_matmul() else self._depth  # elements of a hidden state
+
+    def plan(self, rows: int, width: int, most_bytes: int) -> int:
+        """Bytes that tiles of this shape need, with hidden states that are copied: in parts, if all need too many."""
+        itemsize: int = self._of.dtype.itemsize
+        room = (most_bytes - rows * width * itemsize) // (max(self.copied, 1) * itemsize)
+        self._tile_size, self._step = rows * width, _even_part(rows, max(1, room))
+        return -(-(self._tile_size + self._step * self._depth) * itemsize // 8) * 8
+
+    def use(self, memory: Array, is_shared: bool) -> None:
+        """Use these bytes, which other products use in turn if they are shared."""
+        self._memory, self._is_shared = memory.view(self._of.dtype), is_shared
+
+    def begin(self, taken: IntArray, excluded: IntArray) -> Float64Array:
+        """Begin the next rows, of these numbers; returns their logits of the excluded classes."""
+        of, self._taken, self._kept = self._of, taken, None
+        logits = np.empty(len(taken))
+        for part in self._parts():
+            hidden, _ = self._operands(part)
+            _core.row_dots(of.weight, of.weight_code, hidden, of.scores.dtype, excluded[part], logits[part])
+        if of.bias is not None and of.scores.classes:
+            with np.errstate(all="ignore"):  # infinities and nan are results
+                logits = (logits.astype(of.dtype) + of._biases(excluded)).astype(np.float64)
+        return logits
+
+    def tile(self, first: int, last: int) -> Array:
+        """The logits of the rows for these classes."""
+        of, shape = self._of, (len(self._taken), last - first)
+        tile: Array = self._memory[: shape[0] * shape[1]].reshape(shape)
+        with np.errstate(all="ignore"):
+            for part in self._parts():
+                hidden, product = self._operands(part)
+                if product:
+                    product.set_result(tile[part], first)
+                    _workers.run(product, self._workers)
+                else:
+                    of._multiply(hidden, first, tile[part], self._workers)
+            if of.bias is not None:
+                tile += of._biases(slice(first, last))
+        return tile
+
+    def _parts(self) -> list[slice]:
+        """The rows that are multiplied at a time."""
+        return [slice(start, start + self._step) for start in range(0, len(self._taken), self._step)]
+
+    def _operands(self, part: slice) -> tuple[Array, _core.MatVec | _core.BFloat16MatMul | None]:
+        """The hidden states of some rows, and our own product of them."""
+        if self._kept is not None:
+            return self._kept
+        taken, of = self._taken[part], self._of
+        if self._states is not None:
+            hidden = self._states[taken[0] : taken[0] + len(taken)]
+        else:
+            hidden = self._memory[self._tile_size :][: len(taken) * self._depth].reshape(len(taken), self._depth)
+            of._cast(of.hidden, of.hidden_code, taken, hidden, self._workers)
+        operands = hidden, of._own_product(hidden)
+        if len(taken) == len(self._taken) and not self._is_shared:
+            self._kept = operands
+        return operands
+
+
+def run_pairs(base: Projection, others: list[Projection], jobs: list[_core.PairJob], workers: Any) -> None:
+    """Multiply all, and run a job for each of the others over pairs of tiles: its own and the base's.
+
+    Neither the shape of tiles nor of products depends on how many others there are.
+    """
+    workers, kept = _begin(jobs[0], workers)
+    rows = _even_part(kept, MAX_TILE_ROWS)
+    width = max(1, _PAIR_TILE_ELEMENTS // (rows * _core.TILE_CLASS_MULTIPLE)) * _core.TILE_CLASS_MULTIPLE
+    width = min(width, base.scores.classes)
+    base_product, *products = (_TiledProduct(of, kept == base.scores.rows, workers) for of in (base, *others))
+    base_product.use(np.empty(base_product.plan(rows, width, _PAIR_BYTES), np.uint8), False)
+    memory = np.empty(max(product.plan(rows, width, _PAIR_BYTES) for product in products), np.uint8)
+    for product in products:
+        product.use(memory, len(products) > 1)
+    taken, excluded = np.empty(rows, np.int64), np.empty(rows, np.int64)
+    all_tiles = [_core.Tiles(job, taken, excluded) for job in jobs]
+    while count := all_tiles[0].begin_rows():
+        begun = taken[:count], excluded[:count]
+        base_logits = base_product.begin(*begun)
+        for product, tiles in zip(products, all_tiles, strict=True):
+            tiles.begin_rows_of(all_tiles[0])
+            tiles.set_target_logits(product.begin(*begun), base_logits)
+        left = list(zip(products, all_tiles, strict=True))
+        while left:
+            for first, last in _ranges(base.scores.classes, width):
+                base_tile = base_product.tile(first, last)
+                for product, tiles in left:
+                    tiles.set_tile(product.tile(first, last), first, base_tile)
+                    _workers.run(tiles, workers)
+            left = [(product, tiles) for product, tiles in left if tiles.end_rows()]
+    for tiles in all_tiles:
+        tiles.end()
+    if jobs[0].has_refused:
+        _job.raise_refusal(jobs[0])
+
+
+def _begin(job: _core.RowJob, workers: Any) -> tuple[int | None, int]:
+    """Checked workers, and the number of rows that are not masked, whose targets are checked."""
+    workers = _workers.check_workers(workers)
+    if job.positions.by_class:
+        _job.check_targets(job.positions, job.scores)
+    return workers, job.positions.count_unmasked()
+
+
+def _even_part(count: int, most: int) -> int:
+    """At most so many at a time, and as many each time; at least 1."""
+    return -(-count // -(-count // most)) if count else 1
+
+
+def _ranges(classes: int, width: int) -> list[tuple[int, int]]:
+    """The first class and the end of each tile; without classes, of an empty one."""
+    return [(first, min(first + width, classes)) for first in range(0, max(classes, 1), max(width, 1))]
 
 
 def _is_blas_matrix(array: Array) -> bool:

@@ -379,6 +379,7 @@ cdef class TokenStats(LogSumExpJob):
     cdef int64_t[::1] rank, argmax, top_ids
     cdef uint8_t[::1] is_greedy, kept
     cdef int64_t top_k
+    cdef tl_clip clip  # of scores that are no logits
 
     def __init__(self, Scores scores, Positions positions, nll, double logit_scale, double softcap, int64_t top_k,
                  dict columns):
@@ -386,6 +387,7 @@ cdef class TokenStats(LogSumExpJob):
         self.set_up(scores, positions, nll)
         self.need_class_ids()
         self.logit_scale, self.softcap, self.top_k = logit_scale, softcap, top_k
+        self.clip = new_clip(scores.kind == C_PROBS, 1e-12)  # as cross_entropy_loss
         self.is_class_major, self.excludes_classes, self.keeps_logits = scores.is_class_major(), True, True
         self.logsumexp, self.entropy = columns["logsumexp"], columns["entropy"]
         self.rank, self.argmax = columns["rank"], columns["argmax"]
@@ -399,6 +401,19 @@ cdef class TokenStats(LogSumExpJob):
         if self.top_k > 0:
             top.value, top.id = &self.top_logprobs[row * self.top_k], &self.top_ids[row * self.top_k]
         return top
+
+    cdef inline double checked(self, int64_t row, int64_t target, tl_token_stats *token, Totals *totals) noexcept nogil:
+        """As `write_token`, of a row in memory: the loss of its probability or log-probability as it is."""
+        cdef double nll
+        if self.scores.kind != C_LOGITS:
+            nll = tl_load(address_of(&self.scores.view, row) + target * self.scores.view.buffer.strides[self.scores.axis],
+                          self.scores.dtype)
+            if tl_is_refused(&self.clip, nll):
+                self.refuse(C_BAD_SCORE, row, target, nll, totals)
+            tl_negative_log(backend, &self.clip, &nll, 1)
+            token.nll = nll
+            self.check_kind(self.scores, row, token.logsumexp, 0, totals)
+        return self.write_token(row, target, token)
 
     cdef inline double write_token(self, int64_t row, int64_t target, const tl_token_stats *token) noexcept nogil:
         """Write all but the loss, and return that."""
@@ -429,7 +444,7 @@ cdef class TokenStats(LogSumExpJob):
             if found >> i & 1:
                 token.nll, token.logsumexp, token.entropy = tokens.nll[i], tokens.logsumexp[i], tokens.entropy[i]
                 token.rank, token.argmax = tokens.rank[i], tokens.argmax[i]
-                block.values[i] = self.write_token(block.number[i], block.target[i], &token)
+                block.values[i] = self.checked(block.number[i], block.target[i], &token, totals)
             elif block.rows.wanted >> i & 1:
                 block.values[i] = self.reduce_row(block.number[i], block.target[i], totals, cancel)
 
@@ -442,7 +457,7 @@ cdef class TokenStats(LogSumExpJob):
             top = self.top_of(row)
             tl_token_stats_row(backend, &logits, target, &token, &top if self.top_k > 0 else NULL, cancel)
             token.logsumexp += logits.logit_scale * logits.shift
-        return self.write_token(row, target, &token)
+        return self.checked(row, target, &token, totals)
 
 
 @cython.final

@@ -1,8 +1,10 @@
-"""Tails of two distributions, for tests of significance."""
+"""Tails of distributions, for tests of significance and intervals."""
 
 from __future__ import annotations
 
 import math
+
+import numpy as np
 
 _EXACT = 2000  # trials up to which integers are summed
 
@@ -30,6 +32,23 @@ def binomial_tail(k: int, n: int) -> float:
         if term < 1e-18 * total:
             break
     return total * math.exp(series - deviance) * math.sqrt(n / (2 * math.pi * k * (n - k)))
+
+
+def quantile_ranks(n: int, fraction: float) -> tuple[int, int]:
+    """Ranks, from 1, of the ordered values that bound a quantile of what n values were drawn from.
+
+    It lies below the first, or above the second, with a probability of at most 2.5 % each: how many values lie below
+    the quantile is binomial. A rank is 0, or n + 1, where no value bounds that end.
+    """
+    mean = n * fraction
+    width = 20 + 10 * math.sqrt(mean * (1 - fraction))  # what lies beyond is less than a rounding error
+    first = max(0, math.floor(mean - width))
+    counts = np.arange(first, min(n, math.ceil(mean + width)))
+    steps = np.log((n - counts) / (counts + 1) * (fraction / (1 - fraction)))  # from each probability to the next
+    logs = np.concatenate([[0.0], np.cumsum(steps)])
+    tails = np.cumsum(np.exp(logs - logs.max()))  # of at most so many
+    low, high = np.searchsorted(tails, tails[-1] * np.array([0.025, 0.975])).tolist()
+    return first + low, first + high + 1
 
 
 def _stirling(n: int) -> float:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     import rich.progress
 
-_TEXT = ("file", "text", "metric", "custom_id")  # columns that are no numbers
+_TEXT = ("file", "text", "metric", "custom_id", "model", "token type")  # columns that are no numbers
 _MIN_TEXT_WIDTH = 16  # letters, to which text is folded on a narrow terminal
 _PROGRESS_SECONDS = 1.0  # before progress is shown, and between plain lines of it
 

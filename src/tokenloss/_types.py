@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol, TypeAlias, TypeVar
+from typing import Any, Literal, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +22,8 @@ BoolArray: TypeAlias = np.ndarray[tuple[Any, ...], np.dtype[np.bool_]]
 Float64Array: TypeAlias = np.ndarray[tuple[Any, ...], np.dtype[np.float64]]
 IntArray: TypeAlias = np.ndarray[tuple[Any, ...], np.dtype[np.int64]]
 Axes: TypeAlias = int | tuple[int, ...] | None
+
+Kind: TypeAlias = Literal["logits", "log_probs", "probs"]  # what scores are
 
 Scalar = TypeVar("Scalar", bound=np.generic)
 Out = TypeVar("Out", bound=SupportsDLPack)  # NumPy arrays support DLPack, too

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import numbers
 import operator
 from typing import TYPE_CHECKING, Any
@@ -27,21 +28,25 @@ if TYPE_CHECKING:
 _LARGEST = float(np.finfo(np.float64).max)
 _MAX_SAMPLE_WEIGHT = 1e100
 REDUCTIONS = ("mean", "sum", "none")
+KINDS = ("logits", "log_probs", "probs")  # in the order of _core
+UNNORMALIZED = 0.1  # |logsumexp| that log-probabilities may have after rounding and clipping
+UNNORMALIZED_HALF = 0.5  # the same in half precision
+PROJECTION_NAMES = "hidden", "linear_weight", "linear_bias"
 
 
 def check_projection(
-    hidden: Any, weight: Any, bias: Any
+    hidden: Any, weight: Any, bias: Any, names: tuple[str, str, str]
 ) -> tuple[tuple[np.ndarray[Any, Any], int], tuple[np.ndarray[Any, Any], int], tuple[np.ndarray[Any, Any], int] | None]:
-    """Hidden states (..., D), weights (V, D), and a bias (V,) if there is one."""
-    hidden_view, weight_view = as_float_array("hidden", hidden), as_float_array("linear_weight", weight)
+    """Hidden states (..., D), weights (V, D), and a bias (V,) if there is one; `names` are those of the arguments."""
+    hidden_view, weight_view = as_float_array(names[0], hidden), as_float_array(names[1], weight)
     if hidden_view[0].ndim == 0:
-        raise_error("shape", name="hidden", got=(), fits="(..., D)")
+        raise_error("shape", name=names[0], got=(), fits="(..., D)")
     depth, got = hidden_view[0].shape[-1], weight_view[0].shape
     if len(got) != 2 or got[1] != depth:
-        raise_error("shape", name="linear_weight", got=got, fits=f"(V, {depth}), to fit hidden")
-    bias_view = None if bias is None else as_float_array("linear_bias", bias)
+        raise_error("shape", name=names[1], got=got, fits=f"(V, {depth}), to fit {names[0]}")
+    bias_view = None if bias is None else as_float_array(names[2], bias)
     if bias_view is not None and bias_view[0].shape != got[:1]:
-        raise_error("shape", name="linear_bias", got=bias_view[0].shape, fits=f"{got[:1]}, to fit linear_weight")
+        raise_error("shape", name=names[2], got=bias_view[0].shape, fits=f"{got[:1]}, to fit {names[1]}")
     return hidden_view, weight_view, bias_view
 
 
@@ -84,7 +89,7 @@ def as_target_array(
     if array.shape != batch:
         fits = f"{batch} (class ids)" + f" or {shape} (distributions)" * distributions + f", to fit {scores_name}"
         axis = next((k for k in range(len(shape)) if shape[:k] + shape[k + 1 :] == array.shape), None)
-        if axis is not None and scores_name != "hidden":  # their last axis holds features, not classes
+        if axis is not None and not scores_name.endswith("hidden"):  # their last axis holds features, not classes
             fits += f"; or give axis={axis}, if that axis of {scores_name} holds the classes"
         raise_error("shape", name=name, got=array.shape, fits=fits)
     if array.size == 0 and isinstance(value, list | tuple):  # an empty list has no dtype of its own
@@ -145,6 +150,20 @@ def check_integer(name: str, value: Any, fits: str, least: int | None = None, mo
     if (least is not None and number < least) or (most is not None and number > most):
         raise_error("option", name=name, got=number, fits=fits)
     return number
+
+
+def check_compared_classes(classes: Any, base: str, base_size: int, name: str, size: int) -> int:
+    """How many classes of two models are compared, given those of each."""
+    least = min(base_size, size)
+    if classes is None:
+        if size != base_size:
+            raise_error("sizes", name=name, got=size, base=base, fits=base_size, least=least)
+        return size
+    number = check_integer("classes", classes, "a positive integer or None", least=1)
+    if number > least and size != base_size:
+        fits = f"at most {least}: {name} has {size} classes, {base} {base_size}"
+        raise_error("option", name="classes", got=number, fits=fits)
+    return min(number, least)
 
 
 def check_ignore_index(value: object, code: int) -> int | None:
@@ -252,10 +271,34 @@ def _may_overlap(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> bool:
         return True
 
 
-def as_scores(name: str, value: Any, axis: Any) -> _core.Scores:
+def check_kind(value: Any, name: str = "kind") -> str:
+    """What scores are."""
+    if value not in KINDS:
+        raise_error("option", name=name, got=value, fits="'logits', 'log_probs' or 'probs'")
+    kind: str = value
+    return kind
+
+
+def check_kinds(base_kind: Any, kind: Any) -> tuple[str, str]:
+    """What the scores of a base and of another model are."""
+    kind = check_kind(kind)
+    return kind if base_kind is None else check_kind(base_kind, "base_kind"), kind
+
+
+def as_scores(name: str, value: Any, axis: Any, kind: str = "logits") -> _core.Scores:
     """Scores along a class axis."""
     array, code = as_float_array(name, value)
-    return _core.Scores(name, array, code, check_axis(name, array.ndim, axis), array.shape)
+    return _scores(name, array, code, check_axis(name, array.ndim, axis), kind)
+
+
+def _scores(name: str, array: Array, code: int, axis: int, kind: str) -> _core.Scores:
+    """Scores of a kind, whose rows are refused if they are not normalised as it says."""
+    return _core.Scores(name, array, code, axis, array.shape, KINDS.index(kind), most_unnormalized(kind, array))
+
+
+def most_unnormalized(kind: str, array: Array) -> float:
+    """|logsumexp| that a row of scores of this kind may have."""
+    return math.inf if kind == "logits" else UNNORMALIZED if array.itemsize > 2 else UNNORMALIZED_HALF
 
 
 def scores_of_shape(name: str, shape: tuple[int, ...], axis: Any) -> _core.Scores:
@@ -263,12 +306,12 @@ def scores_of_shape(name: str, shape: tuple[int, ...], axis: Any) -> _core.Score
     return _core.Scores(name, None, _core.DTYPES["float32"], check_axis(name, len(shape), axis), shape)
 
 
-def as_other_scores(name: str, value: Any, base: _core.Scores) -> _core.Scores:
+def as_other_scores(name: str, value: Any, base: _core.Scores, kind: str = "logits") -> _core.Scores:
     """The scores of another model, of the shape of the base's."""
     array, code = as_float_array(name, value)
     if array.shape != base.shape:
         raise_error("shape", name=name, got=array.shape, fits=f"{base.shape}, as {base.name}")
-    return _core.Scores(name, array, code, base.axis, base.shape)
+    return _scores(name, array, code, base.axis, kind)
 
 
 def as_positions(

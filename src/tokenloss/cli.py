@@ -30,6 +30,10 @@ if TYPE_CHECKING:
 
     from tokenloss._outputs._base import Output
 
+_LM_HEAD = (
+    "files hold hidden states after the final norm; this is their projection onto the vocabulary: a model's "
+    ".safetensors file, index of shards or directory, or a .npy or .npz file"
+)
 _AT_ONCE = 1.0  # seconds in which signals count as one: `timeout` sends two
 
 
@@ -143,16 +147,18 @@ def _parser() -> argparse.ArgumentParser:
         "shards of one text. It holds scores (..., V) and targets, class ids (...) or distributions (..., V), unless "
         "those are in .npy files of their own. Where arrays have names, they are called logits, log_probs or probs, "
         "targets, and perhaps tokens, the text, and segment_ids or cu_seqlens, the sequences. Rows of (N, T, V) are N "
-        "sequences. Or it is a .json or .jsonl file of what a server returned: vLLM, SGLang, llama.cpp or any of "
+        "sequences. With --lm-head, it holds hidden states (..., D) instead, called hidden_states or hidden. "
+        "Or it is a .json or .jsonl file of what a server returned: vLLM, SGLang, llama.cpp or any of "
         "OpenAI's layout. Nothing is loaded whole, so files may be larger than memory.",
     )
     _add_score_arguments(score)
     compare = commands.add_parser(
         "compare",
         help="compare a model, say a quantised one, with its base",
-        description="BASE and OTHER are files like those of score, with scores of the same rows and the same targets, "
-        "unless only one holds any; or with responses to the same requests, or one with scores and one with responses. "
-        "Or they are two .jsonl files of samples that lm-evaluation-harness logged.",
+        description="BASE and each OTHER are files like those of score, with scores of the same rows and the same "
+        "targets, unless only one holds any; BASE is read once for all. Or they are two files of responses to the same "
+        "requests, or one of scores and one of responses, or two .jsonl files of samples that lm-evaluation-harness "
+        "logged.",
     )
     _add_compare_arguments(compare)
     for command in (score, compare):
@@ -172,15 +178,8 @@ def _add_score_arguments(score: argparse.ArgumentParser) -> None:
         metavar="FILE",
         nargs="+",
         type=_filled,
-        help="scores; of a pattern in quotes, like 'part-*.npz', files are in the order of their numbers",
-    )
-    score.add_argument(
-        "--targets",
-        action="append",
-        default=[],
-        type=_filled,
-        metavar="FILE",
-        help="a .npy file of targets for each FILE in order, or one for all; a pattern, or given several times",
+        help="scores; of a directory, or a pattern in quotes, like 'part-*.npz', files are in the order of their "
+        "numbers",
     )
     text = score.add_mutually_exclusive_group()
     text.add_argument("--bytes", type=_integer(1), metavar="N", help="length of the text, for bits per byte")
@@ -189,35 +188,25 @@ def _add_score_arguments(score: argparse.ArgumentParser) -> None:
         "--top", type=_integer(0), default=5, metavar="K", help="list the K highest-loss tokens (default: 5)"
     )
     score.add_argument(
-        "--segment-ids",
-        action="append",
-        default=[],
-        type=_filled,
-        metavar="FILE",
-        help="a .npy file of the number of each token's sequence, for each FILE in order, or one for all",
-    )
-    score.add_argument(
         "--words",
         choices=tuple(WORDS),
         default="whitespace",
         help="how words of --text are counted: those between white space (default), or as lm-evaluation-harness does",
     )
-    _add_response_arguments(score)
-    for option, value, words in (
-        ("--state", "FILE", "checkpoint: save the result of each FILE here, and resume from it"),
-        ("--scheduler", "ADDRESS", "score on a Dask cluster, say tcp://127.0.0.1:8786"),
-    ):
-        score.add_argument(option, type=_filled, metavar=value, help=words)
+    score.add_argument("--lm-head", type=_filled, metavar="FILE[:NAME]", help=_LM_HEAD)
 
 
 def _add_compare_arguments(compare: argparse.ArgumentParser) -> None:
     """Describe the arguments of `tokenloss compare` alone."""
     compare.set_defaults(run=_commands.compare)
-    compare.add_argument("base", type=_filled, metavar="BASE", help="scores of the base model")
-    compare.add_argument("other", type=_filled, metavar="OTHER", help="scores of the model")
-    compare.add_argument("--targets", type=_filled, metavar="FILE", help="a .npy file of class ids")
+    shards = "a file, a directory of shards, or a pattern of their names in quotes"
+    compare.add_argument("base", type=_filled, metavar="BASE", help=f"scores of the base model: {shards}")
     compare.add_argument(
-        "--segment-ids", type=_filled, metavar="FILE", help="a .npy file of the number of each token's sequence"
+        "others",
+        metavar="OTHER",
+        nargs="+",
+        type=_filled,
+        help="scores of a model, of the same rows: FILE or NAME=FILE",
     )
     compare.add_argument(
         "--definitions",
@@ -225,9 +214,21 @@ def _add_compare_arguments(compare: argparse.ArgumentParser) -> None:
         default="exact",
         help="llama.cpp: log-probabilities of BASE as they are, and divergence of those above -16 (default: exact)",
     )
+    compare.add_argument(
+        "--classes", type=_integer(1), metavar="N", help="compare the first N classes, where vocabularies differ"
+    )
     compare.add_argument("--base-kind", choices=KINDS, help="kind of the scores of BASE (default: logits)")
-    compare.add_argument("--base-array", type=_filled, metavar="NAME", help="name of the array of scores of BASE")
-    _add_response_arguments(compare)
+    for option, value, words in (
+        ("--base-array", "NAME", "name of the array of scores of BASE"),
+        ("--base-lm-head", "FILE[:NAME]", "that of BASE, if it is another"),
+        ("--base-hidden", "NAME", "name of the array of hidden states of BASE, if it is another"),
+    ):
+        compare.add_argument(option, type=_filled, metavar=value, help=words)
+    for option, value, words in (
+        ("--lm-head", "FILE[:NAME]", f"{_LM_HEAD}; one for all, or given for each OTHER in order"),
+        ("--size", "NAME=SIZE", "size of an OTHER's model: a file, a directory, or bytes such as 4.9G"),
+    ):
+        compare.add_argument(option, action="append", default=[], type=_filled, metavar=value, help=words)
     compare.add_argument(
         "--margin",
         type=_fraction,
@@ -242,8 +243,19 @@ def _add_compare_arguments(compare: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_response_arguments(command: argparse.ArgumentParser) -> None:
-    """Describe the arguments that are about responses of servers."""
+def _add_common_arguments(command: argparse.ArgumentParser) -> None:
+    """Describe the arguments of both `tokenloss score` and `tokenloss compare`."""
+    for option, words in (
+        ("--targets", "a .npy file of targets for each file of scores in order, or one for all; or a pattern"),
+        (
+            "--segment-ids",
+            "a .npy file of the number of each token's sequence, for each file of scores, or one for all",
+        ),
+    ):
+        command.add_argument(option, action="append", default=[], type=_filled, metavar="FILE", help=words)
+    command.add_argument("--hidden", type=_filled, metavar="NAME", help="name of the array of hidden states")
+    command.add_argument("--logit-scale", type=float, default=1.0, metavar="X", help="multiplier of their logits")
+    command.add_argument("--softcap", type=float, metavar="X", help="cap of their logits")
     command.add_argument(
         "--part",
         choices=PARTS_OF_RESPONSE,
@@ -251,10 +263,6 @@ def _add_response_arguments(command: argparse.ArgumentParser) -> None:
         "generated)",
     )
     command.add_argument("--skip-failed", action="store_true", help="leave out failed lines of a batch of responses")
-
-
-def _add_common_arguments(command: argparse.ArgumentParser) -> None:
-    """Describe the arguments of both `tokenloss score` and `tokenloss compare`."""
     command.add_argument(
         "--kind", choices=KINDS, help="kind of the scores, if the name of their array is no kind (default: logits)"
     )
@@ -272,6 +280,11 @@ def _add_common_arguments(command: argparse.ArgumentParser) -> None:
         metavar="N",
         help="target value that marks tokens to ignore, such as padding (default: -100)",
     )
+    for option, value, words in (
+        ("--state", "FILE", "checkpoint: save the result of each file of scores here, and resume from it"),
+        ("--scheduler", "ADDRESS", "work on a Dask cluster, say tcp://127.0.0.1:8786"),
+    ):
+        command.add_argument(option, type=_filled, metavar=value, help=words)
     command.add_argument(
         "--workers", type=_integer(1, or_else=-1), metavar="N", help="threads (default, and -1: one for each CPU)"
     )

@@ -2,33 +2,23 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from tokenloss import _core, _job
+from tokenloss._comparison_columns import check_definitions, join, new_columns, pair_columns, sequence_numbers, share
+from tokenloss._comparison_figures import check_groups, confidence_table, figures_of, group_table
 from tokenloss._dtypes import CheckedArray, as_float_array
 from tokenloss._errors import raise_error
-from tokenloss._paired import KL_QUANTILES, Mean, as_json_figures, paired_figures, quantiles, sequence_table
-from tokenloss._validation import as_other_scores, as_positions, as_scores, check_axis
-from tokenloss.sequences import check_offsets, check_segment_ids
+from tokenloss._paired import as_json_figures, rows_of
+from tokenloss._validation import check_axis
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from typing import Literal
 
-    from tokenloss._types import Array, ArrayLike, BoolArray, Float64Array, IntArray
-
-    _Columns = dict[str, Array]
-
-UNNORMALIZED = 0.1  # |logsumexp| that log-probabilities may have after rounding and clipping
-
-# results for each position
-_COLUMNS = {
-    "nll": np.float64, "base_nll": np.float64, "kl": np.float64, "delta_p": np.float64, "is_same_top": np.bool_,
-    "kept": np.bool_, "base_top_p": np.float64,
-}  # fmt: skip
+    from tokenloss._comparison_columns import Columns
+    from tokenloss._types import Array, ArrayLike, BoolArray, Float64Array, IntArray, Kind
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -59,15 +49,25 @@ class Comparison:
         Standard errors from the paired differences of the tokens' losses.
     mean_kl, mean_kl_stderr : float
         Mean KL divergence of the model's distribution from the base's, in nats.
+    finite_mean_kl, finite_mean_kl_stderr : float
+        Mean of the finite divergences.
+    n_infinite, n_nan : int
+        Number of positions whose divergence, or loss by one of the models, is infinite, or nan.
     kl_quantiles : dict
         By fraction of the tokens: 1.0 (the maximum), 0.999, 0.99, 0.95, 0.9, 0.5 (the median), 0.1, 0.05, 0.01, 0.001
         and 0.0 (the minimum), interpolated linearly.
+    kl_quantile_intervals : dict of tuples
+        By fraction, without 0.0 and 1.0: bounds of the 95 % confidence interval of the quantile. They are divergences
+        of the ranks that the binomial distribution gives, tokens taken as independent. Where too few tokens bound an
+        end, it is 0 or inf.
     mean_delta_p, mean_delta_p_stderr, rms_delta_p, rms_delta_p_stderr : float
         Mean and root mean square of the change of the targets' probabilities.
     delta_p_quantiles : dict
         As `kl_quantiles`, also at 0.75 and 0.25.
     same_top, same_top_stderr : float
         Fraction of positions where both models have the same most likely class.
+    base_left_out, left_out : float or None
+        Mean probability of the classes that `classes` left out, by the base and by the model; None if there are none.
     nll, base_nll : array of float64
         Loss of each position in nats, by the model and by its base.
     kl, delta_p : array of float64
@@ -109,7 +109,12 @@ class Comparison:
     perplexity_difference_stderr: float
     mean_kl: float
     mean_kl_stderr: float
+    finite_mean_kl: float
+    finite_mean_kl_stderr: float
+    n_infinite: int
+    n_nan: int
     kl_quantiles: dict[float, float]
+    kl_quantile_intervals: dict[float, tuple[float, float]]
     mean_delta_p: float
     mean_delta_p_stderr: float
     delta_p_quantiles: dict[float, float]
@@ -117,6 +122,8 @@ class Comparison:
     rms_delta_p_stderr: float
     same_top: float
     same_top_stderr: float
+    base_left_out: float | None
+    left_out: float | None
     nll: Float64Array
     base_nll: Float64Array
     kl: Float64Array
@@ -125,6 +132,48 @@ class Comparison:
     kept: BoolArray
     base_top_p: Float64Array
     sequences: dict[str, Array] | None
+    _segment_ids: IntArray | None = None  # of all positions, for `by`
+
+    def by(self, groups: ArrayLike) -> dict[str, Array]:
+        """Means over groups of positions, such as types of tokens.
+
+        Parameters
+        ----------
+        groups : array of integers, bool or text
+            Label of the group of each position, broadcast over the batch.
+
+        Returns
+        -------
+        dict of 1-D arrays
+            Columns of a table that has a row for each group with any included position: "group" (its label, in
+            ascending order), "tokens", and means over its included positions: "loss", "base_loss", "loss_difference",
+            "loss_difference_stderr", "kl", "kl_stderr", "delta_p" and "same_top". With sequences, standard errors are
+            clustered by sequence, unless the group has tokens of a single one.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If `groups` has another dtype or shape.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from tokenloss import compare
+        >>> comparison = compare(np.zeros((3, 2)), [[0.0, 0.0], [0.0, 1.0], [0.0, 2.0]], [0, 0, 1])
+        >>> table = comparison.by(["word", "number", "word"])
+        >>> table["group"].tolist(), table["tokens"].tolist(), table["kl"].round(4).tolist()
+        (['number', 'word'], [1, 2], [0.1201, 0.2169])
+        """
+        return group_table(self, check_groups(groups, self.kept.shape), self.kept)
+
+    @property
+    def by_confidence(self) -> dict[str, Array]:
+        """The table of `by` for five bins of `base_top_p`.
+
+        "group" is the lower bound of a bin: 0.0, 0.2, 0.4, 0.6 or 0.8. Bins without positions are left out, and
+        positions whose confidence is nan are in none.
+        """
+        return confidence_table(self)
 
     def as_dict(self) -> dict[str, Any]:
         """All figures, without the arrays of positions, as JSON can hold them.
@@ -132,8 +181,8 @@ class Comparison:
         Returns
         -------
         dict
-            By name; quantiles are by fraction, as text: "1", "0.999" and so on. If there is any sequence, "sequences"
-            is a list that holds a dictionary for each.
+            By name; quantiles and their intervals are by fraction, as text: "1", "0.999" and so on. "by_confidence"
+            and, if there is any sequence, "sequences" are lists that hold a dictionary for each row.
 
         Examples
         --------
@@ -141,7 +190,7 @@ class Comparison:
         >>> compare([[0.0, 0.0]], [[0.0, 0.0]], [0]).as_dict()["kl_quantiles"]["0.999"]
         0.0
         """
-        return as_json_figures(self)
+        return as_json_figures(self) | {"by_confidence": rows_of(self.by_confidence)}
 
     def __repr__(self) -> str:
         """Show the main figures."""
@@ -153,9 +202,10 @@ class Comparison:
 
 
 class ComparisonMeter:
-    """Compares a model with its base block by block, where their logits are not in memory at once.
+    """Compares models with their base block by block, where their logits are not in memory at once.
 
-    It keeps 42 bytes for each position, and 8 more for each that comes with the number of its sequence. Blocks come in
+    It keeps 42 bytes for each position, 8 more for each that comes with the number of its sequence, and 16 more where
+    `classes` leaves some out; of each further candidate 25, and 8 where it has more than these classes. Blocks come in
     the order of the text and have any size: no bit of the result depends on how a text is split, or a sequence. Only
     one thread may update it at a time.
 
@@ -163,6 +213,8 @@ class ComparisonMeter:
     ----------
     definitions : {"exact", "llama.cpp"}, default "exact"
         Formulas of the figures, as in `compare`.
+    classes : int, optional
+        Number of classes to compare, from the first, where vocabularies differ, as in `compare`.
     ignore_index : int or None, default -100
         Target value that marks positions to ignore (padding); their logits are never read.
     workers : int, optional
@@ -182,28 +234,35 @@ class ComparisonMeter:
     ...     meter.update(np.zeros((2, 3)), [[shift, 0, 0], [0, shift, 0]], [0, 1])
     >>> meter.result()
     Comparison(count=4, perplexity=1.96, base_perplexity=3, mean_kl=0.0743, same_top=0.5)
+
+    Several candidates, each as if it were compared alone:
+
+    >>> meter = ComparisonMeter()
+    >>> meter.update(np.zeros((2, 3)), {"q4": [[1, 0, 0], [0, 1, 0]], "q8": [[0.1, 0, 0], [0, 0.1, 0]]}, [0, 1])
+    >>> {name: round(comparison.mean_kl, 4) for name, comparison in meter.results().items()}
+    {'q4': 0.1195, 'q8': 0.0011}
     """
 
     def __init__(
         self,
         *,
         definitions: Literal["exact", "llama.cpp"] = "exact",
+        classes: int | None = None,
         ignore_index: int | None = -100,
         workers: int | None = None,
     ) -> None:
-        if definitions not in ("exact", "llama.cpp"):
-            raise_error("option", name="definitions", got=definitions, fits="'exact' or 'llama.cpp'")
-        self._definitions = definitions
-        self._ignore_index = ignore_index
-        self._workers = workers
-        self._parts: list[_Columns] = [{name: np.empty(0, dtype) for name, dtype in _COLUMNS.items()}]
+        self._definitions = check_definitions(definitions)
+        self._options: dict[str, Any] = {"classes": classes, "ignore_index": ignore_index, "workers": workers}
+        self._parts: dict[str, list[Columns]] = {}
 
     def update(
         self,
         base_logits: ArrayLike,
-        logits: ArrayLike,
+        logits: ArrayLike | Mapping[str, ArrayLike],
         targets: ArrayLike,
         *,
+        kind: Kind = "logits",
+        base_kind: Kind | None = None,
         axis: int = -1,
         where: ArrayLike | None = None,
         segment_ids: ArrayLike | None = None,
@@ -211,15 +270,21 @@ class ComparisonMeter:
         """Compare the next positions.
 
         Sequences have the same numbers in all calls, so that one may go on in the next block. Positions without numbers
-        belong to none.
+        belong to none. Several candidates are a mapping of `logits` by name, with the same names in all calls.
 
         Parameters
         ----------
         base_logits, logits : arrays of one shape (..., V)
-            Logits (unnormalised log-probabilities): float16, bfloat16, float32 or float64, of any byte order and memory
-            layout; anything with `__dlpack__` on the CPU (torch, JAX) is read without a copy. Lists are converted.
+            Logits (unnormalised log-probabilities), or what `kind` says: float16, bfloat16, float32 or float64, of any
+            byte order and memory layout; anything with `__dlpack__` on the CPU (torch, JAX) is read without a copy.
+            Lists are converted.
         targets : array of integers
             Class ids, of the shape of `logits` without its class axis.
+        kind : {"logits", "log_probs", "probs"}, default "logits"
+            What `logits` holds: logits, natural log-probabilities or probabilities. The latter two are divided by the
+            sum of their row's probabilities, since rounding leaves it near 1.
+        base_kind : {"logits", "log_probs", "probs"}, optional
+            What `base_logits` holds; `kind` by default.
         axis : int, default -1
             Axis of the classes.
         where : array of bool, optional
@@ -233,17 +298,17 @@ class ComparisonMeter:
         IndexError, TypeError, ValueError
             If an argument is invalid; the meter is then unchanged.
         """
-        base = as_scores("base_logits", base_logits, axis)
-        other = as_other_scores("logits", logits, base)
-        positions = as_positions("targets", targets, base, self._ignore_index, where, distributions=False)
-        columns: _Columns = {name: np.zeros(base.rows, dtype) for name, dtype in _COLUMNS.items()}
-        numbers = None if segment_ids is None else check_segment_ids(segment_ids, base.batch).flatten()
-        flat = {name: column.view(np.uint8) if column.dtype == bool else column for name, column in columns.items()}
-        unnormalized = -1 if self._definitions == "exact" else UNNORMALIZED
-        _job.run(_core.PairStats(base, positions, other, unnormalized, flat), self._workers)
-        if numbers is not None:
-            columns["segment_ids"] = numbers
-        self._parts.append(columns)
+        others = logits if isinstance(logits, Mapping) else {"logits": logits}
+        names = list(self._parts or others)
+        if not names or set(names) != set(others):
+            fits = "a mapping with the same names in all calls" if names else "an array, or a mapping of arrays"
+            raise_error("option", name="logits", got=list(others), fits=f"{fits}: {names}" if names else fits)
+        columns = pair_columns(
+            base_logits, others, targets, definitions=self._definitions, kind=kind, base_kind=base_kind, axis=axis,
+            where=where, segment_ids=segment_ids, **self._options,
+        )  # fmt: skip
+        for name in names:
+            self._parts.setdefault(name, []).append(columns[name])
 
     def result(self) -> Comparison:
         """Figures of all positions so far.
@@ -252,8 +317,31 @@ class ComparisonMeter:
         -------
         Comparison
             With arrays of one dimension.
+
+        Raises
+        ------
+        ValueError
+            If there are several candidates.
         """
-        return _comparison(self._definitions, self._parts, (-1,))
+        if len(self._parts) > 1:
+            raise_error("candidates", got=len(self._parts))
+        return next(iter(self.results().values()), comparison_of(self._definitions, [new_columns(0)]))
+
+    def results(self) -> dict[str, Comparison]:
+        """Figures of all positions so far, of each candidate.
+
+        Returns
+        -------
+        dict of Comparison
+            By name; "logits" is the name of a candidate that came as an array. Arrays of the base are shared.
+        """
+        found: dict[str, Comparison] = {}
+        first: Columns = {}
+        for name, parts in self._parts.items():
+            columns = share(join([new_columns(0), *parts]), first)
+            first = first or columns
+            found[name] = comparison_of(self._definitions, [columns])
+        return found
 
 
 def compare(
@@ -261,6 +349,9 @@ def compare(
     logits: ArrayLike,
     targets: ArrayLike,
     *,
+    kind: Kind = "logits",
+    base_kind: Kind | None = None,
+    classes: int | None = None,
     axis: int = -1,
     ignore_index: int | None = -100,
     where: ArrayLike | None = None,
@@ -274,10 +365,20 @@ def compare(
     Parameters
     ----------
     base_logits, logits : arrays of one shape (..., V)
-        Logits (unnormalised log-probabilities): float16, bfloat16, float32 or float64, of any byte order and memory
-        layout; anything with `__dlpack__` on the CPU (torch, JAX) is read without a copy. Lists are converted.
+        Logits (unnormalised log-probabilities), or what `kind` says: float16, bfloat16, float32 or float64, of any byte
+        order and memory layout; anything with `__dlpack__` on the CPU (torch, JAX) is read without a copy. Lists are
+        converted.
     targets : array of integers
         Class ids, of the shape of `logits` without its class axis.
+    kind : {"logits", "log_probs", "probs"}, default "logits"
+        What `logits` holds: logits, natural log-probabilities or probabilities. The latter two are divided by the sum
+        of their row's probabilities, since rounding leaves it near 1.
+    base_kind : {"logits", "log_probs", "probs"}, optional
+        What `base_logits` holds; `kind` by default.
+    classes : int, optional
+        Number of classes to compare, from the first, where vocabularies differ, say in padding: both models'
+        distributions are of these alone (normalised anew), targets are among them, and `Comparison.left_out` tells what
+        is left out. By default both must have the same number.
     axis : int, default -1
         Axis of the classes.
     ignore_index : int or None, default -100
@@ -292,15 +393,16 @@ def compare(
     definitions : {"exact", "llama.cpp"}, default "exact"
         Formulas of the figures. "exact": the base's distribution is ``softmax(base_logits)``, and divergences are sums
         over all classes. "llama.cpp", as its perplexity tool prints them: `base_logits` are log-probabilities, used as
-        given (the probabilities in its files do not quite add up to 1), and divergences are sums over those above -16.
+        given (the probabilities in its files do not quite add up to 1, and `classes` may leave out a tenth), and
+        divergences are sums over those above -16.
     workers : int, optional
         Number of threads, as in `cross_entropy`. No bit of the result depends on it.
 
     Returns
     -------
     Comparison
-        With arrays of the batch's shape. `nll` has the bits of ``cross_entropy(..., reduction="none")``; for "exact" so
-        has `base_nll`, and `kl` has the bits of ``kl_divergence(..., reduction="none")``.
+        With arrays of the batch's shape. Of logits, `nll` has the bits of ``cross_entropy(..., reduction="none")``; for
+        "exact" so has `base_nll`, and `kl` has the bits of ``kl_divergence(..., reduction="none")``.
 
     Raises
     ------
@@ -348,50 +450,19 @@ def compare(
     >>> documents.sequences["loss_difference"].round(4)
     array([0.116 , 0.0414])
     """
-    meter = ComparisonMeter(definitions=definitions, ignore_index=ignore_index, workers=workers)
     base: Any = CheckedArray(*as_float_array("base_logits", base_logits))
     shape = base.array.shape
     axis = check_axis("base_logits", len(shape), axis)
     batch = shape[:axis] + shape[axis + 1 :]
-    if cu_seqlens is not None:
-        if segment_ids is not None:
-            raise_error("together", name="segment_ids", got="cu_seqlens")
-        lengths = np.diff(check_offsets(cu_seqlens, math.prod(batch)))
-        segment_ids = np.repeat(np.arange(lengths.size), lengths).reshape(batch)
-    meter.update(base, logits, targets, axis=axis, where=where, segment_ids=segment_ids)
-    return _comparison(definitions, meter._parts, batch)
+    columns = pair_columns(
+        base, {"logits": logits}, targets, definitions=check_definitions(definitions), kind=kind, base_kind=base_kind,
+        classes=classes, axis=axis,
+        ignore_index=ignore_index, where=where, segment_ids=sequence_numbers(segment_ids, cu_seqlens, batch),
+        workers=workers,
+    )  # fmt: skip
+    return comparison_of(definitions, [columns["logits"]], batch)
 
 
-def _included(parts: list[_Columns], kept: BoolArray) -> tuple[Array, IntArray | None]:
-    """Index of the included positions, and their sequences' numbers, negative for none; None if none were given."""
-    if not any("segment_ids" in part for part in parts):
-        return kept, None
-    ids = [part["segment_ids"] if "segment_ids" in part else np.full(part["nll"].size, -1) for part in parts]
-    numbers = np.concatenate(ids)
-    index = np.flatnonzero(kept)
-    index = index[np.argsort(numbers[index], kind="stable")]  # sorted once, instead of for each sum
-    return index, numbers[index]
-
-
-def _comparison(definitions: str, parts: list[_Columns], batch: tuple[int, ...]) -> Comparison:
-    """Figures of all positions."""
-    columns: dict[str, Any] = {name: np.concatenate([part[name] for part in parts]).reshape(batch) for name in _COLUMNS}
-    included, ids = _included(parts, columns["kept"].reshape(-1))
-    nll, base_nll, kl, delta_p, is_same_top = (
-        columns[name].reshape(-1)[included] for name in ("nll", "base_nll", "kl", "delta_p", "is_same_top")
-    )
-    figures, means = paired_figures(nll, base_nll, delta_p, ids)
-    divergence, same_top = Mean(kl, ids), Mean(is_same_top, ids)
-    change = means.pop("delta_p")
-    means |= {"kl": divergence, "delta_p": change, "same_top": same_top}
-    return Comparison(
-        definitions=definitions,
-        mean_kl=divergence.mean,
-        mean_kl_stderr=divergence.stderr,
-        kl_quantiles=quantiles(kl, KL_QUANTILES),
-        same_top=same_top.mean,
-        same_top_stderr=same_top.stderr,
-        sequences=None if ids is None else sequence_table(means),
-        **figures,
-        **columns,
-    )
+def comparison_of(definitions: str, parts: Sequence[Columns], batch: tuple[int, ...] = (-1,)) -> Comparison:
+    """The comparison of all parts in order."""
+    return Comparison(definitions=definitions, **figures_of(join(parts), batch))

@@ -10,12 +10,12 @@ import numpy as np
 from tokenloss import _core, _job
 from tokenloss._dtypes import FLOAT_CODES, as_array, as_float_array, bfloat16_to_float32, dtype_name
 from tokenloss._errors import raise_error
-from tokenloss._validation import as_other_scores, as_scores, check_number, without_targets
+from tokenloss._validation import as_other_scores, as_scores, check_kinds, check_number, without_targets
 
 if TYPE_CHECKING:
     from typing import Literal
 
-    from tokenloss._types import Array, ArrayLike, Float64Array, IntArray
+    from tokenloss._types import Array, ArrayLike, Float64Array, IntArray, Kind
 
 _BLOCK = 1 << 18  # listed classes that are matched at a time
 _FLOAT64_ERROR = 1e-14  # of a mass
@@ -28,6 +28,8 @@ def kl_divergence(
     base_logits: ArrayLike,
     logits: ArrayLike,
     *,
+    kind: Kind = "logits",
+    base_kind: Kind | None = None,
     reduction: Literal["none"],
     axis: int = -1,
     where: ArrayLike | None = None,
@@ -38,6 +40,8 @@ def kl_divergence(
     base_logits: ArrayLike,
     logits: ArrayLike,
     *,
+    kind: Kind = "logits",
+    base_kind: Kind | None = None,
     axis: int = -1,
     where: ArrayLike | None = None,
     reduction: Literal["mean", "sum"] = "mean",
@@ -47,6 +51,8 @@ def kl_divergence(
     base_logits: ArrayLike,
     logits: ArrayLike,
     *,
+    kind: Kind = "logits",
+    base_kind: Kind | None = None,
     axis: int = -1,
     where: ArrayLike | None = None,
     reduction: str = "mean",
@@ -61,8 +67,14 @@ def kl_divergence(
     Parameters
     ----------
     base_logits, logits : arrays of one shape (..., V)
-        Logits (unnormalised log-probabilities): float16, bfloat16, float32 or float64, of any byte order and memory
-        layout; anything with `__dlpack__` on the CPU (torch, JAX) is read without a copy. Lists are converted.
+        Logits (unnormalised log-probabilities), or what `kind` says: float16, bfloat16, float32 or float64, of any byte
+        order and memory layout; anything with `__dlpack__` on the CPU (torch, JAX) is read without a copy. Lists are
+        converted.
+    kind : {"logits", "log_probs", "probs"}, default "logits"
+        What `logits` holds: logits, natural log-probabilities or probabilities. The latter two are divided by the sum
+        of their row's probabilities, since rounding leaves it near 1.
+    base_kind : {"logits", "log_probs", "probs"}, optional
+        What `base_logits` holds; `kind` by default.
     axis : int, default -1
         Axis of the classes.
     where : array of bool, optional
@@ -83,7 +95,9 @@ def kl_divergence(
     Raises
     ------
     TypeError, ValueError
-        If an argument is invalid; the message names it, what came and what fits.
+        If an argument is invalid; the message names it, what came and what fits. Also if a probability lies outside
+        [0, 1] by more than 1e-3, or a row of probabilities or log-probabilities is far from normalised: if the log of
+        their sum is beyond +-0.1 (0.5 in half precision).
 
     See Also
     --------
@@ -92,16 +106,20 @@ def kl_divergence(
     Notes
     -----
     Kullback and Leibler, "On information and sufficiency", 1951. Each divergence is within 2e-7 nats of the exact one
-    (float64: 4e-15, relative to the larger of 1 and the logsumexp), or within a relative 1e-6 if that is more.
+    (float64: 4e-15, relative to the larger of 1 and the logsumexp), or within a relative 1e-6 if that is more. Of
+    probabilities it is SciPy's ``rel_entr(p, q).sum()`` once both add up to 1, computed in float64 for all dtypes.
 
     Examples
     --------
     >>> from tokenloss import kl_divergence
     >>> round(kl_divergence([[2.0, 1.0, 0.0]], [[2.0, 1.0, 1.0]]), 6)
     0.053808
+    >>> round(kl_divergence([[0.5, 0.25, 0.25]], [[0.25, 0.25, 0.5]], kind="probs"), 6)
+    0.173287
     """
-    base = as_scores("base_logits", base_logits, axis)
-    other = as_other_scores("logits", logits, base)
+    base_kind, kind = check_kinds(base_kind, kind)
+    base = as_scores("base_logits", base_logits, axis, base_kind)
+    other = as_other_scores("logits", logits, base, kind)
     positions = without_targets(base, where)
     divergences = _job.new_losses(reduction, base.batch)
     job = _core.KLDivergence(base, positions, divergences, other)

@@ -8,9 +8,10 @@ import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from tokenloss._arguments import as_path, as_paths, check_choice, check_shift, checked_sinks, refuse_given
 from tokenloss._errors import raise_error
 from tokenloss._json import as_strict_json
-from tokenloss._validation import check_integer
+from tokenloss._validation import check_integer, logit_transform
 from tokenloss._workers import check_workers
 from tokenloss.sequences import check_lengths
 
@@ -24,6 +25,17 @@ if TYPE_CHECKING:
 
     _Path: TypeAlias = str | os.PathLike[str]
     _Block: TypeAlias = tuple[ArrayLike, ...]
+
+
+class NormWarning(UserWarning):
+    """Warns that hidden states seem to lack the model's final norm, without which their logits are wrong.
+
+    Examples
+    --------
+    >>> import warnings
+    >>> from tokenloss import NormWarning
+    >>> warnings.simplefilter("error", NormWarning)
+    """
 
 
 class ShiftWarning(UserWarning):
@@ -110,6 +122,10 @@ def evaluate(
     kind: Literal["logits", "log_probs", "probs"] | None = None,
     shift: bool | None = None,
     ignore_index: int | None = -100,
+    lm_head: _Path | None = None,
+    hidden: str | None = None,
+    logit_scale: float = 1.0,
+    softcap: float | None = None,
     part: Literal["prompt", "generated", "all"] | None = None,
     skip_failed: bool = False,
     n_bytes: ArrayLike = 0,
@@ -130,13 +146,14 @@ def evaluate(
     Parameters
     ----------
     source : path, paths, or iterable of blocks
-        Files of scores as `tokenloss.formats.open_scores` reads them, shards of one text; or patterns of their names.
-        Or blocks ``(logits, targets)``, ``(logits, targets, where)`` or ``(logits, targets, where, segment_ids)`` as an
-        engine's loop makes them, with arrays or tensors as in `cross_entropy`. Each row of scores of shape (N, T, V) is
-        a sequence, and tokens of shape (N, V) are taken as independent, unless `segment_ids` or `cu_seqlens` say
-        otherwise: arrays of these names in a file, whose numbers are its own, or the last part of a block, whose
-        numbers are those of all blocks. Or files of responses (.json, .jsonl) as `tokenloss.formats.open_responses`
-        reads them, each choice of which is a sequence; `targets` to `ignore_index` do not apply to them.
+        Files of scores as `tokenloss.formats.open_scores` reads them, shards of one text; or patterns of their names,
+        or their directory. Or blocks ``(logits, targets)``, ``(logits, targets, where)`` or ``(logits, targets, where,
+        segment_ids)`` as an engine's loop makes them, with arrays or tensors as in `cross_entropy`. Each row of scores
+        of shape (N, T, V) is a sequence, and tokens of shape (N, V) are taken as independent, unless `segment_ids` or
+        `cu_seqlens` say otherwise: arrays of these names in a file, whose numbers are its own, or the last part of a
+        block, whose numbers are those of all blocks. Or files of responses (.json, .jsonl) as
+        `tokenloss.formats.open_responses` reads them, each choice of which is a sequence; `targets` to `ignore_index`
+        do not apply to them.
     targets : path or paths, optional
         A .npy file of targets for each file of scores, or one for all; by default, the files hold them.
     segment_ids : path or paths, optional
@@ -152,6 +169,16 @@ def evaluate(
         predicts the first id of the next file, but a block without `segment_ids` ends its sequences.
     ignore_index : int or None, default -100
         Target value that marks tokens to ignore, such as padding.
+    lm_head : path, optional
+        The projection onto the vocabulary, ``FILE`` or ``FILE:NAME`` as `tokenloss.formats.open_hidden_states` takes
+        it: the files then hold hidden states after the model's final norm, instead of scores, and `logit_scale` and
+        `softcap` apply to their logits.
+    hidden : str, optional
+        Name of the array of hidden states, if it is neither ``hidden_states`` nor ``hidden``.
+    logit_scale : float, default 1.0
+        Multiplier of the logits (1 / temperature).
+    softcap : float, optional
+        Logits become ``softcap * tanh(logit_scale * logits / softcap)``.
     part : {"prompt", "generated", "all"}, optional
         The tokens to read: those of the prompt, those that were generated, or both. By default the prompt where the
         file holds any log-probability of one, else what was generated. With "all", an echo that nothing divides counts
@@ -197,6 +224,8 @@ def evaluate(
 
     Warns
     -----
+    NormWarning
+        If the root mean squares of hidden states vary as they do before a model's final norm.
     ShiftWarning
         If targets were not shifted, and rows give the next target more than four times the probability, beyond chance.
 
@@ -229,40 +258,48 @@ def evaluate(
     of_bytes, of_words = (_length(name, value) for name, value in (("n_bytes", n_bytes), ("n_words", n_words)))
     if words not in WORDS:
         raise_error("option", name="words", got=words, fits=" or ".join(map(repr, WORDS)))
-    if kind is not None and kind not in KINDS:
-        raise_error("option", name="kind", got=kind, fits=", ".join(map(repr, KINDS)))
-    if shift not in (None, True, False):
-        raise_error("option", name="shift", got=shift, fits="True, False or None")
-    if part is not None and part not in PARTS_OF_RESPONSE:
-        raise_error("option", name="part", got=part, fits=", ".join(map(repr, PARTS_OF_RESPONSE)))
-    options = Options(array, kind, ignore_index, shift, top, part, bool(skip_failed))
-    state, text = (None if path is None else _path(name, path) for name, path in (("state", state), ("text", text)))
-    sinks = _checked_sinks(sinks)
+    check_choice("kind", kind, KINDS)
+    check_shift(shift)
+    check_choice("part", part, PARTS_OF_RESPONSE)
+    scale, cap = logit_transform(logit_scale, softcap)
+    head, state, text = (
+        None if path is None else as_path(name, path)
+        for name, path in (("lm_head", lm_head), ("state", state), ("text", text))
+    )
+    of_hidden = {"hidden": hidden, "logit_scale": None if scale == 1.0 else "given", "softcap": softcap}
+    if head is None:
+        refuse_given(of_hidden, "left out without lm_head")
+    else:
+        refuse_given({"array": array, "kind": kind}, "left out where there is lm_head")
+    options = Options(array, kind, ignore_index, shift, top, part, bool(skip_failed), head, hidden, scale, cap or None)
+    sinks = checked_sinks(sinks)
     settings = Settings(of_bytes, of_words, words, state, scheduler, check_workers(workers), progress)
     check_needs(sinks, state, scheduler)
     first, items = _first_of(source)
-    of_scores: dict[str, Any] = {"targets": targets, "segment_ids": segment_ids, "array": array}
+    of_scores: dict[str, Any] = {"targets": targets, "segment_ids": segment_ids, "array": array, "lm_head": head}
     of_responses = {"part": part, "skip_failed": skip_failed or None}
     if isinstance(first, str | os.PathLike):
         for name, size in (("n_bytes", of_bytes), ("n_words", of_words)):
             if text is not None and (not isinstance(size, int) or size):
                 raise_error("together", name="text", got=name)
         files = {"source": items, "targets": targets, "segment_ids": segment_ids}
-        scores, ids, segments = (resolved(_paths(name, value)) for name, value in files.items())
-        inputs = Inputs(scores, ids, segments, text)
+        scores, ids, segments = (resolved(as_paths(name, value), name == "source") for name, value in files.items())
+        inputs = Inputs(scores, ids, segments, text, head)
         if any(map(is_responses, scores)):
             given = of_scores | {"kind": kind, "shift": shift}
             given |= {"ignore_index": None if ignore_index == -100 else "given"}
-            _refuse(given, "left out where the source is responses of servers")
+            refuse_given(given, "left out where the source is responses of servers")
         else:
-            _refuse(of_responses, "left out where the source is no responses of servers")
+            refuse_given(of_responses, "left out where the source is no responses of servers")
         evaluation = evaluate_files(inputs, options, settings, sinks)
     else:
         given = of_scores | {"text": text, "state": state, "scheduler": scheduler} | of_responses
-        _refuse(given, "left out where the source is blocks, not paths")
+        refuse_given(given, "left out where the source is blocks, not paths")
         evaluation = evaluate_blocks(items, options, settings, sinks)
     if evaluation.figures["fits_better_shifted"]:
         warnings.warn(SHIFT_ADVICE, ShiftWarning, stacklevel=2)
+    if evaluation.figures.get("norm_seems_missing"):
+        warnings.warn(NORM_ADVICE, NormWarning, stacklevel=2)
     return evaluation
 
 
@@ -272,11 +309,9 @@ SHIFT_ADVICE = (
 )
 
 
-def _refuse(given: dict[str, Any], fits: str) -> None:
-    """Refuse options that do not apply; None and empty lists are not given."""
-    for name, value in given.items():
-        if value is not None and not (isinstance(value, tuple | list) and not value):
-            raise_error("option", name=name, got="given", fits=fits)
+NORM_ADVICE = (
+    "the hidden states seem to lack the model's final norm, since their root mean squares vary; store them after it"
+)
 
 
 def _first_of(source: Any) -> tuple[Any, Iterable[Any]]:
@@ -303,27 +338,3 @@ def _length(name: str, value: Any) -> int | IntArray:
         return check_integer(name, value, "an integer of at least 0", least=0)
     lengths = check_lengths(name, value)
     return int(lengths) if lengths.ndim == 0 else lengths
-
-
-def _paths(name: str, value: Any) -> list[str]:
-    """Paths as text; one may stand alone."""
-    several = hasattr(value, "__iter__") and not isinstance(value, str)
-    return [_path(name, path) for path in (value if several else [value])]
-
-
-def _path(name: str, value: Any) -> str:
-    """A path as text."""
-    if not isinstance(value, str | os.PathLike):
-        raise_error("type", name=name, got=type(value).__name__, fits="a path")
-    return os.fspath(value)
-
-
-def _checked_sinks(value: Any) -> list[Sink]:
-    """Sinks, as a list."""
-    from tokenloss._outputs._base import Output
-
-    sinks = list(value) if hasattr(value, "__iter__") else [value]
-    for sink in sinks:
-        if not isinstance(sink, Output) or value is sink:
-            raise_error("type", name="sinks", got=type(sink).__name__, fits="a sequence of tokenloss.sinks.Sink")
-    return sinks

@@ -45,6 +45,8 @@ cdef extern from "_kernels/kernels.h" nogil:
         double logit_scale
         double softcap
         double shift
+        bint of_probs
+    bint tl_is_transformed(const tl_row *)
     ctypedef struct tl_cancel:
         int (*poll)(void *) noexcept nogil
         void *argument
@@ -68,7 +70,6 @@ cdef extern from "_kernels/kernels.h" nogil:
     void tl_token_stats_range(const tl_backend *, const tl_row *, int64_t, int64_t, int64_t, int64_t, double,
                               tl_token_stats *, tl_topk *, tl_cancel *)
     void tl_token_stats_end(const tl_backend *, const tl_row *, double, tl_token_stats *, tl_topk *)
-    double tl_kl_divergence(const tl_backend *, const tl_row *, const tl_row *, tl_cancel *)
     ctypedef struct tl_soft_target:
         const char *mass
         ptrdiff_t mass_stride
@@ -127,6 +128,8 @@ cdef extern from "_kernels/kernels.h" nogil:
     ctypedef struct tl_kl:
         double kl
         double base_logsumexp
+        double logsumexp
+    tl_kl tl_kl_divergence(const tl_backend *, const tl_row *, const tl_row *, tl_cancel *)
     uint64_t tl_kl_of_block(const tl_backend *, const tl_row_block *, const tl_row_block *, double, tl_kl *)
     ctypedef struct tl_pair:
         double nll
@@ -134,8 +137,15 @@ cdef extern from "_kernels/kernels.h" nogil:
         double kl
         double change
         double base_logsumexp
+        double logsumexp
         double base_top_p
         bint is_same_top
+    ctypedef struct tl_pair_acc:
+        pass
+    void tl_pair_range(const tl_backend *, const tl_row *, const tl_row *, int64_t, int64_t, int64_t, int64_t, int, int,
+                       tl_pair_acc *, tl_cancel *)
+    bint tl_pair_end(const tl_backend *, const tl_row *, const tl_row *, int64_t, double, double, int, tl_pair_acc *,
+                     tl_pair *)
     void tl_pair_of_block(const tl_backend *, const tl_row_block *, const tl_row_block *, int, int, tl_pair *,
                           tl_cancel *)
     double tl_pair_base_logsumexp(const tl_backend *, const tl_row *, double, double, tl_cancel *)
@@ -166,6 +176,7 @@ cdef extern from "_kernels/kernels.h" nogil:
     void tl_loss_range(const tl_backend *, const tl_row *, const tl_loss *, int64_t, int64_t, int64_t, tl_loss_acc *,
                        tl_cancel *)
     double tl_loss_end(const tl_backend *, const tl_row *, const tl_loss *, const tl_loss_acc *)
+    double TL_TOLERANCE
     ctypedef struct tl_clip:
         double lowest
         double highest

@@ -1,18 +1,28 @@
-"""Losses and statistics of tokens from hidden states: the logits of the projection never exist as a whole."""
+"""Losses, statistics of tokens and comparisons from hidden states: logits of projections never exist as a whole."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, overload
+from typing import TYPE_CHECKING, Any, overload
+
+import numpy as np
 
 from tokenloss import _core, _job
-from tokenloss._projection import Projection
-from tokenloss._validation import as_positions, logit_transform, penalties
+from tokenloss._comparison_columns import bytes_of_bools, new_columns, sequence_numbers, share, share_of_rest
+from tokenloss._errors import raise_error
+from tokenloss._projection import Projection, run_pairs
+from tokenloss._validation import as_positions, check_compared_classes, logit_transform, penalties, without_targets
+from tokenloss.comparison import Comparison, comparison_of
 from tokenloss.scores import TokenScores, token_job
+from tokenloss.sequences import check_segment_ids
 
 if TYPE_CHECKING:
     from typing import Literal
 
-    from tokenloss._types import ArrayLike, Float64Array
+    from tokenloss._comparison_columns import Columns
+    from tokenloss._types import Array, ArrayLike, Float64Array
+
+_BASE_NAMES = "base_hidden", "base_weight", "base_bias"
+_NAMES = "hidden", "weight", "bias"
 
 
 @overload
@@ -222,3 +232,259 @@ def linear_token_scores(
     job, found = token_job(scores, positions, logit_transform(logit_scale, softcap), top_k)
     projection.run(job, workers)
     return TokenScores(**found)
+
+
+@overload
+def linear_kl_divergence(
+    base_hidden: ArrayLike, base_weight: ArrayLike, hidden: ArrayLike, weight: ArrayLike, *,
+    base_bias: ArrayLike | None = None, bias: ArrayLike | None = None, where: ArrayLike | None = None,
+    logit_scale: float = 1.0, softcap: float | None = None, reduction: Literal["none"], workers: int | None = None,
+) -> Float64Array: ...  # fmt: skip
+@overload
+def linear_kl_divergence(
+    base_hidden: ArrayLike, base_weight: ArrayLike, hidden: ArrayLike, weight: ArrayLike, *,
+    base_bias: ArrayLike | None = None, bias: ArrayLike | None = None, where: ArrayLike | None = None,
+    logit_scale: float = 1.0, softcap: float | None = None, reduction: Literal["mean", "sum"] = "mean",
+    workers: int | None = None,
+) -> float: ...  # fmt: skip
+def linear_kl_divergence(
+    base_hidden: ArrayLike,
+    base_weight: ArrayLike,
+    hidden: ArrayLike,
+    weight: ArrayLike,
+    *,
+    base_bias: ArrayLike | None = None,
+    bias: ArrayLike | None = None,
+    where: ArrayLike | None = None,
+    logit_scale: float = 1.0,
+    softcap: float | None = None,
+    reduction: str = "mean",
+    workers: int | None = None,
+) -> float | Float64Array:
+    """Kullback-Leibler divergence of two models from their hidden states and projections onto the vocabulary.
+
+    It is `kl_divergence` of the logits ``base_hidden @ base_weight.T + base_bias`` and ``hidden @ weight.T + bias``,
+    which never exist as a whole: both products are computed tile by tile, and two tiles are reduced together while they
+    are in the cache. At most 32 MB is allocated in addition to the arguments and the result.
+
+    Parameters
+    ----------
+    base_hidden : array of shape (..., D)
+        Hidden states of the base model: float16, bfloat16, float32 or float64, of any byte order and memory layout, or
+        anything with `__dlpack__` on the CPU (torch, JAX). Lists are converted.
+    base_weight : array of shape (V, D)
+        Weight of its projection, as in ``torch.nn.Linear``: of any of these dtypes, in C or Fortran order, perhaps
+        memory-mapped. It is never copied as a whole.
+    hidden, weight : arrays of shape (..., E) and (V, E)
+        The same of the other model, whose hidden states may have another size.
+    base_bias, bias : arrays of shape (V,), optional
+        Biases of the projections.
+    where : array of bool, optional
+        Mask of the positions to include, broadcast over the batch; the hidden states of others are never read.
+    logit_scale : float, default 1.0
+        Multiplier of the logits of both models (1 / temperature).
+    softcap : float, optional
+        Logits of both models become ``softcap * tanh(logit_scale * logits / softcap)``.
+    reduction : {"mean", "sum", "none"}, default "mean"
+        "mean" divides the sum by the number of included positions (nan if none is included). "none" gives the
+        divergence of each position, 0.0 where masked.
+    workers : int, optional
+        Number of threads, as in `cross_entropy`. No bit of the result depends on it.
+
+    Returns
+    -------
+    float or array of float64
+        As of `kl_divergence`: never negative, and exactly 0 for a model and itself.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is invalid; the message names it, what came and what fits.
+
+    See Also
+    --------
+    kl_divergence : The same from logits.
+    linear_compare : Also losses, and the figures that are published for quantised models.
+
+    Notes
+    -----
+    Each product is computed in its own dtype, as in `linear_cross_entropy`, and the divergence is that of these logits.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from tokenloss import kl_divergence, linear_kl_divergence
+    >>> rng = np.random.default_rng(0)
+    >>> hidden, weight = rng.standard_normal((5, 8)), rng.standard_normal((100, 8))
+    >>> rounded = weight.astype(np.float16)
+    >>> round(linear_kl_divergence(hidden, weight, hidden, rounded) * 1e6, 4)
+    0.1759
+    >>> round(kl_divergence(hidden @ weight.T, hidden @ rounded.astype(float).T) * 1e6, 4)
+    0.1759
+    """
+    base, other = _two_models(base_hidden, base_weight, base_bias, hidden, weight, bias)
+    if base.scores.classes != other.scores.classes:
+        fits = f"({base.scores.classes}, {other.hidden.shape[-1]}): as many classes as base_weight has"
+        raise_error("shape", name="weight", got=other.weight.shape, fits=fits)
+    positions, transform = without_targets(base.scores, where), logit_transform(logit_scale, softcap)
+    divergences = _job.new_losses(reduction, base.scores.batch)
+    job = _core.KLDivergence(base.scores, positions, divergences, other.scores)
+    job.set_transform(*transform)
+    run_pairs(base, [other], [job], workers)
+    return _job.reduced(job, divergences, reduction)
+
+
+def linear_compare(
+    base_hidden: ArrayLike,
+    base_weight: ArrayLike,
+    hidden: ArrayLike,
+    weight: ArrayLike,
+    targets: ArrayLike,
+    *,
+    base_bias: ArrayLike | None = None,
+    bias: ArrayLike | None = None,
+    classes: int | None = None,
+    ignore_index: int | None = -100,
+    where: ArrayLike | None = None,
+    segment_ids: ArrayLike | None = None,
+    cu_seqlens: ArrayLike | None = None,
+    logit_scale: float = 1.0,
+    softcap: float | None = None,
+    workers: int | None = None,
+) -> Comparison:
+    """Compare a model with its base from their hidden states and projections onto the vocabulary.
+
+    It is `compare` of the logits ``base_hidden @ base_weight.T + base_bias`` and ``hidden @ weight.T + bias``, which
+    never exist as a whole; see `linear_kl_divergence`.
+
+    Parameters
+    ----------
+    base_hidden : array of shape (..., D)
+        Hidden states of the base model: float16, bfloat16, float32 or float64, of any byte order and memory layout, or
+        anything with `__dlpack__` on the CPU (torch, JAX). Lists are converted.
+    base_weight : array of shape (V, D)
+        Weight of its projection, as in ``torch.nn.Linear``: of any of these dtypes, in C or Fortran order, perhaps
+        memory-mapped. It is never copied as a whole.
+    hidden, weight : arrays of shape (..., E) and (V, E)
+        The same of the other model, whose hidden states may have another size.
+    targets : array of integers
+        Class ids, of the shape of `hidden` without its last axis.
+    base_bias, bias : arrays of shape (V,), optional
+        Biases of the projections.
+    classes : int, optional
+        Number of classes to compare, from the first, where vocabularies differ, as in `compare`.
+    ignore_index : int or None, default -100
+        Target value that marks positions to ignore (padding); their hidden states are never read.
+    where : array of bool, optional
+        Mask of the positions to include, broadcast over the batch; the hidden states of others are never read.
+    segment_ids : array of integers, optional
+        Number of the sequence of each position, broadcast over the batch, in any order: standard errors are then
+        clustered by sequence. Positions of negative numbers belong to no sequence: each is a group of its own.
+    cu_seqlens : array of integers, optional
+        Bounds of packed sequences, such as [0, 7, 12] for two of 7 and 5 positions of ``targets.ravel()``.
+    logit_scale : float, default 1.0
+        Multiplier of the logits of both models (1 / temperature).
+    softcap : float, optional
+        Logits of both models become ``softcap * tanh(logit_scale * logits / softcap)``.
+    workers : int, optional
+        Number of threads, as in `cross_entropy`. No bit of the result depends on it.
+
+    Returns
+    -------
+    Comparison
+        With arrays of the batch's shape. The most likely classes are those of the logits as the products round them,
+        before `logit_scale` and `softcap`.
+
+    Raises
+    ------
+    IndexError
+        If an included target is out of range; the message names its position and value.
+    TypeError, ValueError
+        If an argument is invalid; the message names it, what came and what fits.
+
+    See Also
+    --------
+    compare : The same from logits.
+    linear_kl_divergence : The divergence alone.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from tokenloss import linear_compare
+    >>> rng = np.random.default_rng(0)
+    >>> hidden, weight = rng.standard_normal((5, 8)), rng.standard_normal((100, 8))
+    >>> linear_compare(hidden, weight, hidden, weight.round(1), [3, 14, 15, 92, 65])
+    Comparison(count=5, perplexity=462.1, base_perplexity=471, mean_kl=0.001514, same_top=1)
+    """
+    base, other = _two_models(base_hidden, base_weight, base_bias, hidden, weight, bias)
+    sizes = base.scores.classes, other.scores.classes
+    count = check_compared_classes(classes, "base_weight", sizes[0], "weight", sizes[1])
+    cut, batch = base.part(slice(count)), base.scores.batch
+    positions = as_positions("targets", targets, cut.scores, ignore_index, where, distributions=False)
+    transform = logit_transform(logit_scale, softcap)
+    numbers = sequence_numbers(segment_ids, cu_seqlens, batch)
+    numbers = None if numbers is None else check_segment_ids(numbers, batch).flatten()
+    columns = linear_pair_columns(base, {"hidden": other}, positions, transform, workers)["hidden"]
+    if numbers is not None:
+        columns["segment_ids"] = numbers
+    return comparison_of("exact", [columns], batch)
+
+
+def _two_models(
+    base_hidden: Any, base_weight: Any, base_bias: Any, hidden: Any, weight: Any, bias: Any
+) -> tuple[Projection, Projection]:
+    """The projections of a base and of another model, of one batch."""
+    base = Projection(base_hidden, base_weight, base_bias, _BASE_NAMES)
+    other = Projection(hidden, weight, bias, _NAMES)
+    if other.scores.batch != base.scores.batch:
+        fits = f"({', '.join(map(str, (*base.scores.batch, 'E')))}), as many positions as base_hidden has"
+        raise_error("shape", name="hidden", got=other.hidden.shape, fits=fits)
+    return base, other
+
+
+def linear_pair_columns(
+    base: Projection,
+    others: dict[str, Projection],
+    positions: _core.Positions,
+    transform: tuple[float, float],
+    workers: Any,
+) -> dict[str, Columns]:
+    """Columns of each candidate, flat, by its name; of the classes of the positions, if the projections have more."""
+    count = slice(positions.classes)
+    cut, cut_others = base.part(count), [other.part(count) for other in others.values()]
+    found = {name: new_columns(base.scores.rows) for name in others}
+    jobs: list[_core.PairJob] = []
+    leaves_out = {name: max(base.scores.classes, of.scores.classes) > positions.classes for name, of in others.items()}
+    for (name, columns), other in zip(found.items(), cut_others, strict=True):
+        if leaves_out[name]:
+            columns |= {sums: np.zeros(base.scores.rows) for sums in ("base_logsumexp", "logsumexp")}
+        jobs.append(_core.PairStats(cut.scores, positions, other.scores, -1, bytes_of_bools(columns)))
+        jobs[-1].set_transform(*transform)
+    run_pairs(cut, cut_others, jobs, workers)
+    first: Columns = {}
+    base_rest: Array | None = None
+    for name, columns in found.items():
+        if leaves_out[name]:
+            if base_rest is None:
+                base_rest = _logsumexp_from(positions.classes, base, columns["kept"], transform, workers)
+            rest = _logsumexp_from(positions.classes, others[name], columns["kept"], transform, workers)
+            columns["base_left_out"] = share_of_rest(columns.pop("base_logsumexp"), base_rest)
+            columns["left_out"] = share_of_rest(columns.pop("logsumexp"), rest)
+        found[name] = share(columns, first)
+        first = first or columns
+    return found
+
+
+def _logsumexp_from(
+    first: int, of: Projection, kept: Array, transform: tuple[float, float], workers: Any
+) -> Float64Array:
+    """The logsumexp of the classes from this one on, flat; -inf where there are none, or the position is not kept."""
+    rest = of.part(slice(first, None))
+    found = np.full(rest.scores.rows, -np.inf)
+    if rest.scores.classes:
+        mask = kept.reshape(rest.scores.batch)
+        positions = as_positions("targets", np.zeros(mask.shape, int), rest.scores, None, mask, distributions=False)
+        job, columns = token_job(rest.scores, positions, transform, 0)
+        rest.run(job, workers)
+        found[kept] = columns["logsumexp"].reshape(-1)[kept]
+    return found

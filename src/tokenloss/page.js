@@ -2,13 +2,14 @@
 const text = document.getElementById("text");
 const card = document.getElementById("card");
 const tokens = text.getElementsByTagName("i");
-let data, shown = null;
+let data, shown = null, chosen = 0;
 
 /* What the page knows of each token is read when first asked for: a long text is there sooner. */
 function load() {
   data = JSON.parse(document.getElementById("data").textContent);
   let place = 0;
   for (const token of tokens) token.place = place++;
+  if (data.models) card.className = "wide";
 }
 
 function make(name, className, ...children) {
@@ -44,36 +45,72 @@ function alternative(id, text, logarithm, isTarget) {
   return make("tr", isTarget ? "target" : "", name, number, chance);
 }
 
-/* null is not known: of responses of servers, whose alternatives have names, where ids may be missing. */
-function fill(token) {
-  const at = token.place, id = data.id[at], loss = data.loss[at], named = data.named;
-  const text = data.token ? data.token[at] : data.text[id];
-  const spot = data.position ? `response ${data.sequence[at]} · position ${data.position[at]}` : `position ${at}`;
-  const facts = make("dl", "");
-  const fact = (name, value) => facts.append(make("dt", "", name), make("dd", "", value));
-  const chance = loss === null ? null : -loss;
-  const head = make("header", "", make("bdi", "", visible(text ?? String(id ?? "?"))),
-    make("small", "", (id === null ? "" : `id ${id} · `) + spot));
-  card.replaceChildren(head, facts);
-  if (token.classList.contains("ignored")) {
-    facts.append(make("dt", "", "ignored: no part of the loss"));
-    return;
-  }
-  fact("probability", percent(chance));
-  if (data.rank[at] !== null) fact("rank", data.rank[at] > 0 ? String(data.rank[at]) : "none");
-  fact("loss", nats(loss));
-  if (data.entropy) fact("entropy", nats(data.entropy[at]));
-  const rows = make("table", "");
+/* The alternatives of a model and the target, which has this logarithm. null is not known: of responses of servers,
+   whose alternatives have names, where ids may be missing. */
+function alternatives(at, text, logarithm, model) {
+  const id = data.id[at], named = model.named, rows = make("table", "");
   let listed = false;
-  for (let k = at * data.k; k < (at + 1) * data.k; k++) {
-    const other = data.top[k];
-    if (named ? data.logprob[k] === null : other < 0) continue;
+  for (let k = at * model.k; k < (at + 1) * model.k; k++) {
+    const other = model.top[k];
+    if (named ? model.logprob[k] === null : other < 0) continue;
     const isTarget = id === null || other === null ? text !== null && named[k] === text : other === id;
-    rows.append(alternative(other, named ? named[k] : data.text[other], data.logprob[k], isTarget));
+    rows.append(alternative(other, named ? named[k] : data.text[other], model.logprob[k], isTarget));
     listed ||= isTarget;
   }
-  if (rows.firstChild && !listed) rows.append(alternative(id, named ? text : data.text[id], chance, true));
-  if (rows.firstChild) card.append(rows);
+  if (rows.firstChild && !listed) rows.append(alternative(id, named ? text : data.text[id], logarithm, true));
+  return rows.firstChild ? [rows] : [];
+}
+
+/* What a model predicted: its figures, to which others are added, and its alternatives. */
+function predicted(at, text, model, others = []) {
+  const facts = make("dl", ""), loss = model.loss[at], chance = loss === null ? null : -loss;
+  const fact = (name, value) => facts.append(make("dt", "", name), make("dd", "", value));
+  fact("probability", percent(chance));
+  if (model.rank && model.rank[at] !== null) fact("rank", model.rank[at] > 0 ? String(model.rank[at]) : "none");
+  fact("loss", nats(loss));
+  for (const [name, value] of others) fact(name, value);
+  return [facts, ...alternatives(at, text, chance, model)];
+}
+
+function spot(at) {
+  if (data.places) {
+    const known = Object.entries(data.places).filter(([, values]) => values[at] >= 0);
+    return known.map(([name, values]) => `${name} ${values[at]}`).join(" · ");
+  }
+  return data.position ? `response ${data.sequence[at]} · position ${data.position[at]}` : `position ${at}`;
+}
+
+function fill(token) {
+  const at = token.place, id = data.id[at], text = data.token ? data.token[at] : data.text[id];
+  const head = make("header", "", make("bdi", "", visible(text ?? String(id ?? "?"))),
+    make("small", "", (id === null ? "" : `id ${id} · `) + spot(at)));
+  card.replaceChildren(head);
+  if (token.classList.contains("ignored")) {
+    card.append(make("dl", "", make("dt", "", `ignored: no part of the ${data.models ? "comparison" : "loss"}`)));
+  } else if (data.models) {
+    const model = data.models[chosen];
+    const side = (name, of) => make("section", "", make("bdi", "name", visible(name)), ...predicted(at, text, of));
+    card.append(make("dl", "", make("dt", "", "KL divergence"), make("dd", "", nats(model.kl[at]))),
+      make("div", "sides", side("base", data.base), side(model.name, model)));
+  } else {
+    card.append(...predicted(at, text, data, data.entropy ? [["entropy", nats(data.entropy[at])]] : []));
+  }
+}
+
+/* Show the divergences of another model. */
+function choose(number) {
+  if (!data) load();
+  const names = [..."0123456789"].map((shade) => "s" + shade).concat("inf", "nan", "ignored");
+  const before = data.models[chosen].shades, after = data.models[number].shades;
+  const name = (letter) => names[parseInt(letter, 36)];
+  for (const token of tokens) {
+    const at = token.place;
+    if (before[at] !== after[at]) token.classList.replace(name(before[at]), name(after[at]));
+  }
+  const heads = document.querySelectorAll("body > section");
+  heads[chosen].hidden = true;
+  heads[number].hidden = false;
+  chosen = number;
 }
 
 /* Below the token, else above it, else as high as it must be. */
@@ -120,5 +157,6 @@ text.addEventListener("keydown", (event) => {
   event.preventDefault();
   focus(tokens[next]);
 });
+document.getElementById("model")?.addEventListener("change", (event) => choose(+event.target.value));
 addEventListener("scroll", () => shown && place(), { passive: true });
 if (tokens.length) tokens[0].tabIndex = 0;

@@ -1,66 +1,44 @@
-"""A page of HTML that shows a text, each token shaded by its loss."""
+"""Pages of HTML that show a text, each token shaded by its loss, or by the divergence of a model from its base."""
 
 from __future__ import annotations
 
-import base64
-import codecs
-import hashlib
-import html
-import itertools
-import json
 import math
-import re
-import unicodedata
-from importlib import resources
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from tokenloss._errors import raise_error
-from tokenloss._files import replacing
+from tokenloss._paired import nan_last
+from tokenloss._token_page import (
+    as_json,
+    as_object,
+    css_classes,
+    escaped,
+    excerpt_note,
+    legend,
+    numbers,
+    paragraphs,
+    percent,
+    shade_letters,
+    summary,
+    write_frame,
+)
 from tokenloss._validation import as_target_array
 from tokenloss.meter import LossMeter
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from tokenloss._types import Array, ArrayLike
+    from tokenloss.comparison import Comparison
     from tokenloss.scores import TokenScores
 
 MOST_TOKENS = 100_000  # that a page holds: about 10 MB, which a browser opens within two seconds
 
-# Losses in nats at which the next colour of page.css begins, and the CSS classes of the colours.
-_SHADES = (0.1, 0.5, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 10.0)
-_CLASSES = (*(f"s{shade}" for shade in range(len(_SHADES) + 1)), "inf", "nan", "ignored")
-_INF, _NAN, _IGNORED = range(len(_SHADES) + 1, len(_CLASSES))
-
-_PAGE = """\
-<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy"
- content="default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{script_hash}'">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title>
-<style>
-{style}</style>
-</head>
-<body>
-<h1>{title}</h1>
-{summary}
-{legend}
-{extent}<p class="hint">Point at a token, tap it, or use Tab and the arrow keys, to see what was predicted there.</p>
-<main id="text">
-{text}
-</main>
-<aside id="card" role="status" hidden></aside>
-<script type="application/json" id="data">{data}</script>
-<script>{script}</script>
-</body>
-</html>
-"""
+# nats at which the next colour of page.css begins
+_LOSSES = (0.1, 0.5, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 10.0)
+_DIVERGENCES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 
 
 def write_page(
@@ -136,11 +114,100 @@ def write_page(
     if meter is None:
         meter, accuracy = LossMeter(), scores.accuracy
         meter.update(scores.nll, where=scores.kept)
-    length = (shape[-1] if shape else 1) or 1
-    bounds = [*range(0, len(ids), length), len(ids)]
     total = max(math.prod(shape), meter.count)
-    _write(
-        path, scores, ids, text, bounds, title, _summary(meter, accuracy), total, _data(scores, ids, given, vocabulary)
+    data = _data(scores, ids, given, vocabulary)
+    _write(path, scores, ids, text, _bounds(shape, len(ids)), title, _summary(meter, accuracy), total, data)
+
+
+def write_comparison_page(
+    path: str | os.PathLike[str],
+    comparisons: Mapping[str, Comparison],
+    targets: ArrayLike,
+    *,
+    base_scores: TokenScores | None = None,
+    scores: Mapping[str, TokenScores] | None = None,
+    tokens: Sequence[str | None] | Array | None = None,
+    vocabulary: Sequence[str] | None = None,
+    title: str = "tokenloss",
+) -> None:
+    """Write a page of HTML that shows a text, each token shaded by the divergence of a model from its base.
+
+    A token that is pointed at, tapped or reached by the keyboard shows its divergence, and what both models predicted,
+    side by side. Of several models, one is chosen on the page, at first that of the smallest mean divergence.
+
+    Parameters
+    ----------
+    path : path-like
+        File to write. An existing file is replaced when the new one is complete.
+    comparisons : mapping of str to Comparison
+        Results of `compare` by the names of the models, with one base and of one shape: each row of the last axis is a
+        paragraph.
+    targets : array of integers
+        Class ids that were scored, of the shape of the comparisons.
+    base_scores : TokenScores, optional
+        Result of `token_scores` of the base: its ranks and, by its ``top_k``, its alternatives.
+    scores : mapping of str to TokenScores, optional
+        The same of the models, by their names.
+    tokens : array of str, optional
+        Text of the tokens, as `write_page` takes it.
+    vocabulary : sequence of str, optional
+        Text of each class id, as `write_page` takes it.
+    title : str, default "tokenloss"
+        Title.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is invalid; the message names it, what came and what fits. Nothing is written then.
+    OSError
+        If the file cannot be written; an existing file is unchanged.
+
+    Notes
+    -----
+    A page holds 100,000 tokens (``MOST_TOKENS``) of all models together: of three, the first 33,333 of the text. It
+    says so when there are more; its figures are of all. The colours begin at 0, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1,
+    3 and 10 nats on every page.
+
+    Examples
+    --------
+    >>> import pathlib, tempfile
+    >>> from tokenloss import compare
+    >>> from tokenloss.page import write_comparison_page
+    >>> comparison = compare([[2.0, 1.0], [0.0, 3.0]], [[2.0, 0.0], [0.0, 3.0]], [0, 1])
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = pathlib.Path(folder, "page.html")
+    ...     write_comparison_page(path, {"q4": comparison}, [0, 1], vocabulary=["to", " be"])
+    ...     "<i class=s4>to</i><i class=s0> be</i>" in path.read_text("utf-8")
+    True
+    """
+    if not comparisons:
+        raise_error("option", name="comparisons", got=comparisons, fits="a mapping that holds any")
+    first, *_ = comparisons.values()
+    shape = first.kl.shape
+    for name, one in comparisons.items():
+        if one.kl.shape != shape:
+            raise_error("shape", name=f"comparisons[{name!r}]", got=one.kl.shape, fits=f"{shape}, as the first")
+        if not np.array_equal(one.base_nll, first.base_nll, equal_nan=True):
+            raise_error("option", name="comparisons", got=[*comparisons], fits="of one base, with the same base_nll")
+    ids = as_target_array("targets", targets, (), shape, "comparisons", False)[0].reshape(-1)
+    if scores is not None and scores.keys() != comparisons.keys():
+        raise_error("option", name="scores", got=[*scores], fits=f"of the same names as comparisons: {[*comparisons]}")
+    sides = {} if scores is None else {f"scores[{name!r}]": side for name, side in scores.items()}
+    for name, side in {"base_scores": base_scores, **sides}.items():
+        if side is not None and side.nll.shape != shape:
+            raise_error("shape", name=name, got=side.nll.shape, fits=f"{shape}, as comparisons")
+    given = None if tokens is None else _as_strings(tokens, shape)
+    size = min(len(ids), MOST_TOKENS // len(comparisons))
+    _write_comparison(
+        path,
+        comparisons,
+        {"id": ids},
+        None if base_scores is None else vars(base_scores),
+        None if scores is None else {name: vars(side) for name, side in scores.items()},
+        given,
+        vocabulary,
+        _bounds(shape, size),
+        title,
     )
 
 
@@ -160,42 +227,90 @@ def _write_responses(
     assert scores.top_logprobs is not None
     top_ids, top_logprobs = scores.top_ids, scores.top_logprobs
     note = f"of {known:,} tokens where it is known" if known < meter.count else ""
-    summary = _summary(meter, accuracy if known else None, note)
+    head = _summary(meter, accuracy if known else None, note)
     data = {
         "k": str(top_ids.shape[-1]),
         "id": _known(ids, -1),
         "rank": _known(scores.rank, 0),
-        "loss": _numbers(scores.nll),
+        "loss": numbers(scores.nll),
         "top": _known(top_ids, -1),
-        "logprob": _numbers(top_logprobs.reshape(-1)),
-        "token": _json(columns["text"].tolist()),
-        "named": _json(columns["top_tokens"].reshape(-1).tolist()),
-        "sequence": _json(columns["sequences"].tolist()),
-        "position": _json(columns["positions"].tolist()),
+        "logprob": numbers(top_logprobs.reshape(-1)),
+        "token": as_json(columns["text"].tolist()),
+        "named": as_json(columns["top_tokens"].reshape(-1).tolist()),
+        "sequence": as_json(columns["sequences"].tolist()),
+        "position": as_json(columns["positions"].tolist()),
     }
-    _write(path, scores, ids, text, bounds, title, summary, total, _as_object(data))
+    _write(path, scores, ids, text, bounds, title, head, total, data)
 
 
 def _write(
     path: str | os.PathLike[str], scores: TokenScores, ids: Array, text: list[str | None], bounds: list[int],
-    title: str, summary: str, total: int, data: str,
+    title: str, head: str, total: int, data: dict[str, str],
 ) -> None:  # fmt: skip
     """Write a page of tokens, whose paragraphs have these bounds."""
-    css_class = _css_classes(scores)
-    style, script = (resources.files("tokenloss").joinpath(name).read_text("utf-8") for name in ("page.css", "page.js"))
-    page = _PAGE.format(
-        script_hash=base64.urlsafe_b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-        title=html.escape(title.translate(_CONTROL_PICTURES)),
-        style=style,
-        summary=summary,
-        legend=_legend(css_class),
-        extent=_excerpt_note(len(ids), total),
-        text="\n".join(_paragraphs(ids, text, css_class, bounds)),
-        data=data,
-        script=script,
-    )
-    with replacing(path) as file:
-        file.write(page.encode("utf-8", "replace"))
+    css_class = css_classes(scores.nll, scores.kept, _LOSSES)
+    shares = [percent(math.exp(-loss)) for loss in (0.0, *_LOSSES)]
+    shades = legend(css_class, "loss from<br>probability to", _LOSSES, shares, "infinite loss")
+    head = f"{head}\n{shades}{excerpt_note(len(ids), total)}"
+    write_frame(path, title, head, paragraphs(ids, text, css_class, bounds), data)
+
+
+def _write_comparison(
+    path: str | os.PathLike[str], comparisons: Mapping[str, Comparison], places: Mapping[str, Array],
+    base: Mapping[str, Array | None] | None, others: Mapping[str, Mapping[str, Array | None]] | None,
+    tokens: Sequence[str | None] | None, vocabulary: Sequence[str] | None, bounds: list[int], title: str,
+) -> None:  # fmt: skip
+    """Write a page of the first tokens, whose paragraphs have these bounds.
+
+    Places are the class ids and, if any, what says where a token is, -1 of nowhere; of both models, columns of
+    `TokenScores`.
+    """
+    size = bounds[-1]
+    ids = places["id"][:size]
+    given = None if tokens is None else [*tokens[:size]]
+    names = sorted(comparisons, key=lambda name: nan_last(comparisons[name].mean_kl))
+    tops: list[Array] = []
+
+    def side(nll: Array, scores: Mapping[str, Array | None] | None) -> dict[str, str]:
+        """JSON of what a model predicted."""
+        columns = {"loss": numbers(nll.reshape(-1)[:size])}
+        if scores is None:
+            return columns
+        top, found = _alternatives(scores, size)
+        tops.append(top)
+        return columns | found
+
+    heads, models = [], []
+    shown = np.empty(0, np.intp)
+    for number, name in enumerate(names):
+        one = comparisons[name]
+        css_class = css_classes(one.kl, one.kept, _DIVERGENCES)
+        columns = {"name": as_json(name), "shades": shade_letters(css_class[:size])}
+        columns["kl"] = numbers(one.kl.reshape(-1)[:size])
+        models.append(as_object(columns | side(one.nll, others[name] if others else None)))
+        shares = np.bincount(css_class[one.kept.reshape(-1)], minlength=len(_DIVERGENCES) + 1) / max(one.count, 1)
+        notes = [percent(share) for share in shares[: len(_DIVERGENCES) + 1].tolist()]
+        shades = legend(css_class, "divergence from<br>of the tokens", _DIVERGENCES, notes, "infinite")
+        heads.append(f"<section{' hidden' if number else ''}>{_comparison_summary(one)}\n{shades}</section>")
+        shown = shown if number else css_class
+    data = {
+        "id": as_json(ids.tolist()),
+        "token": as_json(given),
+        "base": as_object(side(comparisons[names[0]].base_nll, base)),
+        "models": f"[{','.join(models)}]",
+    }
+    data["text"] = as_json(_class_text(ids, given, vocabulary, tops))
+    if len(places) > 1:
+        data["places"] = as_json({name: place[:size].tolist() for name, place in places.items() if name != "id"})
+    why = f", since {len(names)} models share {MOST_TOKENS:,}" if len(names) > 1 else ""
+    head = "\n".join([*_model_choice(names, comparisons), *heads]) + excerpt_note(size, shown.size, why)
+    text = [_token_text(vocabulary, i) for i in ids.tolist()] if given is None else given
+    write_frame(path, title, head, paragraphs(ids, text, shown, bounds), data)
+
+
+def _bounds(shape: tuple[int, ...], size: int) -> list[int]:
+    """Bounds of the paragraphs of the first tokens: the rows of the last axis."""
+    return [*range(0, size, (shape[-1] if shape else 1) or 1), size]
 
 
 def _as_strings(tokens: Sequence[str | None] | Array, shape: tuple[int, ...]) -> list[str | None]:
@@ -213,132 +328,52 @@ def _token_text(vocabulary: Sequence[str] | None, i: int) -> str | None:
     return str(vocabulary[i]) if vocabulary is not None and 0 <= i < len(vocabulary) else None
 
 
-# -- text -------------------------------------------------------------------------------------------------------------
-
-# Byte-level BPE writes each byte as a printable character: itself, or one from U+0100 on.
-_PRINTABLE_BYTES = [*range(33, 127), *range(161, 173), *range(174, 256)]
-_BYTES = {chr(byte): byte for byte in _PRINTABLE_BYTES}
-_BYTES |= {chr(256 + n): byte for n, byte in enumerate(sorted({*range(256)} - {*_PRINTABLE_BYTES}))}
-
-# Control characters become pictures, since browsers show nothing for them; those that reverse text become U+FFFD.
-_BIDI_MARKS = dict.fromkeys((0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A)), 0xFFFD)
-_CONTROL_PICTURES = {code: 0x2400 + code for code in range(32) if chr(code) not in "\t\n"} | {127: 0x2421} | _BIDI_MARKS
-
-
-def _paragraphs(ids: Array, text: list[str | None], css_class: Array, bounds: list[int]) -> Iterator[str]:
-    """HTML of the tokens, in paragraphs of these bounds."""
-    encode = _byte_encoder(text)
-    for part in itertools.starmap(slice, itertools.pairwise(bounds)):
-        spans = map(_span, ids[part].tolist(), _decode(text[part], encode), css_class[part].tolist())
-        yield f"<p>{''.join(spans)}</p>"
-
-
-def _span(i: int, text: str | None, css_class: int) -> str:
-    """HTML of a token."""
-    name = _CLASSES[css_class]
-    if text is None:
-        return f'<i class="{name} id">{i}</i> '
-    text = text.translate(_CONTROL_PICTURES)
-    if "\n" in text and text.isspace():
-        return f'<i class="{name} br">{text}</i>'
-    if all(unicodedata.category(c) in ("Cf", "Me", "Mn") for c in text):
-        return f'<i class="{name} thin">{text}</i>'
-    return f"<i class={name}>{html.escape(text)}</i>"
-
-
-def _byte_encoder(text: Iterable[str | None]) -> Callable[[str], bytes]:
-    """The function that turns the tokens of a text into bytes."""
-    tokens = {token for token in text if token}
-    # Maltese has these letters, too, but spaces beside them
-    if sum("Ġ" in token or "Ċ" in token for token in tokens) > sum(" " in token for token in tokens):
-        return _from_byte_level
-    if any("▁" in token for token in tokens):
-        return _from_sentencepiece
-    return _utf8
-
-
-def _utf8(token: str) -> bytes:
-    """Bytes of text; a surrogate, which has none, becomes a question mark."""
-    return token.encode("utf-8", "replace")
-
-
-def _from_byte_level(token: str) -> bytes:
-    """Bytes of a token of byte-level BPE; those that were added to its vocabulary are plain text."""
-    return bytes(_BYTES[c] for c in token) if _BYTES.keys() >= {*token} else _utf8(token)
-
-
-def _from_sentencepiece(token: str) -> bytes:
-    """Bytes of a token of SentencePiece, which has pieces for single bytes."""
-    byte = re.fullmatch("<0x([0-9A-F]{2})>", token)
-    return bytes.fromhex(byte[1]) if byte else _utf8(token.replace("▁", " "))
-
-
-def _decode(text: Iterable[str | None], encode: Callable[[str], bytes]) -> Iterator[str | None]:
-    """Text of tokens; a character that is spread over several comes with the last of them."""
-    decoder = codecs.getincrementaldecoder("utf-8")("replace")
-    for token in text:
-        yield None if token is None else decoder.decode(encode(token))
-
-
 # -- data of the tokens -----------------------------------------------------------------------------------------------
 
 
-def _css_classes(scores: TokenScores) -> Array:
-    """Index of each token's CSS class."""
-    nll = scores.nll.reshape(-1)
-    css_class = np.searchsorted(_SHADES, nll, side="right")
-    css_class[np.isinf(nll)] = _INF
-    css_class[np.isnan(nll)] = _NAN
-    css_class[~scores.kept.reshape(-1)] = _IGNORED
-    return css_class
-
-
-def _data(scores: TokenScores, ids: Array, tokens: list[str | None] | None, vocabulary: Sequence[str] | None) -> str:
+def _data(
+    scores: TokenScores, ids: Array, tokens: list[str | None] | None, vocabulary: Sequence[str] | None
+) -> dict[str, str]:
     """JSON of everything that the script shows, in columns."""
     size = len(ids)
-    if scores.top_ids is not None and scores.top_logprobs is not None:
-        k = scores.top_ids.shape[-1]
-        top, logprobs = scores.top_ids.reshape(-1)[: size * k], scores.top_logprobs.reshape(-1)[: size * k]
-    else:
-        k, top = 1, scores.argmax.reshape(-1)[:size]
-        logprobs = np.full(size, np.nan)
-    if vocabulary is None:
-        known = {str(i): token for i, token in zip(ids.tolist(), tokens or (), strict=False) if token is not None}
-    else:
-        named = np.unique(np.concatenate([ids, top])).tolist()
-        known = {str(i): token for i in named if (token := _token_text(vocabulary, i)) is not None}
-    columns = {
-        "k": str(k),
-        "id": _json(ids.tolist()),
-        "rank": _json(scores.rank.reshape(-1)[:size].tolist()),
-        "loss": _numbers(scores.nll.reshape(-1)[:size]),
-        "entropy": _numbers(scores.entropy.reshape(-1)[:size]),
-        "top": _json(top.tolist()),
-        "logprob": _numbers(logprobs),
-        "text": _json(known),
-        "token": _json(tokens),
+    top, columns = _alternatives(vars(scores), size)
+    return columns | {
+        "id": as_json(ids.tolist()),
+        "loss": numbers(scores.nll.reshape(-1)[:size]),
+        "entropy": numbers(scores.entropy.reshape(-1)[:size]),
+        "text": as_json(_class_text(ids, tokens, vocabulary, [top])),
+        "token": as_json(tokens),
     }
-    return _as_object(columns)
 
 
-def _as_object(columns: dict[str, str]) -> str:
-    """JSON object of columns that are JSON."""
-    return "{" + ",".join(f'"{name}":{column}' for name, column in columns.items()) + "}"
+def _alternatives(scores: Mapping[str, Array | None], size: int) -> tuple[Array, dict[str, str]]:
+    """The most likely classes of the first tokens, and JSON of these, of their log-probabilities and of the ranks."""
+    top, logprobs = scores.get("top_ids"), scores.get("top_logprobs")
+    argmax, rank = scores["argmax"], scores["rank"]
+    assert argmax is not None
+    assert rank is not None
+    if top is not None and logprobs is not None:
+        k = top.shape[-1]
+        top, logprobs = top.reshape(-1)[: size * k], logprobs.reshape(-1)[: size * k]
+    else:
+        k, top, logprobs = 1, argmax.reshape(-1)[:size], np.full(size, np.nan)
+    columns = {"k": str(k), "rank": as_json(rank.reshape(-1)[:size].tolist())}
+    return top, columns | {"top": as_json(top.tolist()), "logprob": numbers(logprobs)}
 
 
-def _known(numbers: Array, unknown: int) -> str:
+def _class_text(
+    ids: Array, tokens: list[str | None] | None, vocabulary: Sequence[str] | None, tops: list[Array]
+) -> dict[str, str]:
+    """Text of the class ids that the page names, where it is known."""
+    if vocabulary is None:
+        return {str(i): token for i, token in zip(ids.tolist(), tokens or (), strict=False) if token is not None}
+    named = np.unique(np.concatenate([ids, *tops])).tolist()
+    return {str(i): token for i in named if (token := _token_text(vocabulary, i)) is not None}
+
+
+def _known(values: Array, unknown: int) -> str:
     """JSON of integers, null where they are not known."""
-    return _json([None if number == unknown else number for number in numbers.reshape(-1).tolist()])
-
-
-def _json(value: object) -> str:
-    """JSON in which nothing can end or comment out the script that holds it, or turn its text around."""
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c").translate(_BIDI_MARKS)
-
-
-def _numbers(values: Array) -> str:
-    """JSON of numbers to six digits; infinities as numbers that are too large, nan as null."""
-    return f"[{','.join([f'{x:.6g}' for x in values.tolist()])}]".replace("inf", "1e999").replace("nan", "null")
+    return as_json([None if number == unknown else number for number in values.reshape(-1).tolist()])
 
 
 # -- the head of the page ---------------------------------------------------------------------------------------------
@@ -358,31 +393,37 @@ def _summary(meter: LossMeter, accuracy: float | None, note: str = "") -> str:
         figures.append(("bits per byte", f"{meter.bits_per_byte:.5g}", f"{meter.n_bytes:,} bytes"))
     if accuracy is not None:
         figures.append(("greedy accuracy", f"{100 * accuracy:.2f} %", note))
-    cells = (f"<div><dt>{name}</dt><dd>{value} <small>{note}</small></dd></div>" for name, value, note in figures)
-    return f'<dl class="summary">{"".join(cells)}</dl>'
+    return summary(figures)
 
 
-def _legend(css_class: Array) -> str:
-    """HTML of the legend; classes of special values only if they occur."""
-    cells = [
-        f"<span class=s{shade}>{loss:g}<br>{_percent(math.exp(-loss))}</span>"
-        for shade, loss in enumerate((0.0, *_SHADES))
+def _comparison_summary(comparison: Comparison) -> str:
+    """HTML of the figures of a model."""
+
+    def error(name: str, scale: float = 1, unit: str = "") -> str:
+        stderr = scale * vars(comparison)[name + "_stderr"]
+        return "" if math.isnan(stderr) else f"± {stderr:.2g}{unit}"
+
+    by = f"{comparison.n_sequences:,} sequences" if comparison.is_clustered else "tokens, taken as independent"
+    note = error("mean_kl", unit=f" nats (by {by})")
+    if left_out := np.count_nonzero(~np.isfinite(comparison.kl[comparison.kept])):
+        finite = f"{comparison.finite_mean_kl:.4g} {error('finite_mean_kl')}".rstrip()
+        note = f"{finite} nats without {left_out:,} that are not finite"
+    low, high = comparison.kl_quantile_intervals[0.999]
+    interval = "" if math.isnan(low) else f"95 % interval {low:.4g} to {high:.4g}"
+    figures = [
+        ("tokens", f"{comparison.count:,}", ""),
+        ("mean KL divergence", f"{comparison.mean_kl:.4g}", note),
+        ("99.9 % quantile", f"{comparison.kl_quantiles[0.999]:.4g}", interval),
+        ("perplexity ratio", f"{comparison.perplexity_ratio:.5g}", error("perplexity_ratio")),
+        ("same top token", f"{100 * comparison.same_top:.2f} %", error("same_top", 100, " %")),
+        ("RMS Δp", f"{100 * comparison.rms_delta_p:.3g} %", error("rms_delta_p", 100, " %")),
     ]
-    rows = [f"<div><b>loss from<br>probability to</b>{''.join(cells)}</div>"]
-    for index, name in (_INF, "infinite loss"), (_NAN, "no number"), (_IGNORED, "ignored"):
-        count = int(np.count_nonzero(css_class == index))
-        if count:
-            rows.append(f"<div><span class={_CLASSES[index]}>{name}<br>{count:,}</span></div>")
-    return f'<div class="legend">{"".join(rows)}</div>'
+    return summary(figures)
 
 
-def _percent(fraction: float) -> str:
-    """Percentage with two digits."""
-    return f"{100 * fraction:.2g} %" if fraction < 0.995 else "100 %"
-
-
-def _excerpt_note(shown: int, total: int) -> str:
-    """HTML of a note if not all tokens are shown."""
-    if shown == total:
-        return ""
-    return f'<p class="part">This page holds the first {shown:,} of {total:,} tokens; the figures are of all.</p>\n'
+def _model_choice(names: Sequence[str], comparisons: Mapping[str, Comparison]) -> Iterator[str]:
+    """HTML by which one of several models is chosen; browsers must not restore an earlier choice by themselves."""
+    if len(names) > 1:
+        labels = [f"{escaped(name)} (mean divergence {comparisons[name].mean_kl:.4g})" for name in names]
+        options = "".join(f"<option value={number}>{label}</option>" for number, label in enumerate(labels))
+        yield f'<p class="choice"><label>Model <select id="model" autocomplete="off">{options}</select></label></p>'

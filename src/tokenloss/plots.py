@@ -2,41 +2,48 @@
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tokenloss._drawing import (
+    BLUE,
+    CURVE_POINTS,
+    DIM,
+    ORANGE,
+    PLOT_MIN,
+    Model,
+    add_legend,
+    boxes_for_missing_letters,
+    draw_models,
+    draw_quantiles,
+    empty_figure,
+    excluded_note,
+    in_plot_range,
+    is_empty,
+    style,
+    token_count,
+)
 from tokenloss._errors import raise_error
 from tokenloss._exact import ExactMoments
 from tokenloss._files import replacing
-from tokenloss._terminal import printable
-from tokenloss._validation import check_mask
+from tokenloss._paired import nan_last
+from tokenloss._validation import check_mask, check_number
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Sequence
-    from typing import Literal
+    from collections.abc import Mapping
 
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
     from tokenloss._types import Array, ArrayLike
+    from tokenloss.comparison import Comparison
 
 _SUFFIXES = (".png", ".svg", ".pdf")
-_INK, _DIM, _LINE, _BLUE, _ORANGE = "#1f2328", "#59636e", "#d1d9e0", "#0969da", "#d1570b"
 _MAX_DOTS = 3000
-_CURVE_POINTS = 1000  # of a curve
 _BINS = 10  # of probability
-_MAX_TITLE_LENGTH = 80
-_PLOT_MIN, _PLOT_MAX = 1e-30, 1e30  # beyond this range, the arithmetic of axes overflows
-
-# The quantiles that are published for quantised models.
-_QUANTILES = {
-    0.0: "min", 0.001: "0.1 %", 0.01: "1 %", 0.05: "5 %", 0.1: "10 %", 0.5: "median",
-    0.9: "90 %", 0.95: "95 %", 0.99: "99 %", 0.999: "99.9 %", 1.0: "max",
-}  # fmt: skip
 
 
 def draw_losses(
@@ -101,10 +108,10 @@ def draw_losses(
     if calibrated:
         probability = np.exp(_as_1d("greedy_logprobs", greedy_logprobs, np.float64, shape)[kept])
         right = _as_1d("is_greedy", is_greedy, np.bool_, shape)[kept]
-    figure = _figure(title, (10, 7.2))
+    figure = empty_figure(title, (10, 7.2))
     axes = figure.subplot_mosaic("TT;HC" if calibrated else "TT;HH")
-    positions = np.flatnonzero(kept & _in_plot_range(losses))
-    note = _excluded_note(losses[kept])
+    positions = np.flatnonzero(kept & in_plot_range(losses))
+    note = excluded_note(losses[kept])
     losses = losses[positions]
     _draw_text(axes["T"], positions, losses, note)
     _draw_histogram(axes["H"], losses)
@@ -152,8 +159,69 @@ def draw_divergences(kl: ArrayLike, *, where: ArrayLike | None = None, title: st
     """
     values = np.asarray(kl, np.float64)
     kept = values.reshape(-1)[_mask(where, values.shape)]
-    figure = _figure(title, (10, 5.2))
-    _draw_quantiles(figure.subplots(), np.sort(kept[_in_plot_range(kept)]), _excluded_note(kept))
+    figure = empty_figure(title, (10, 5.2))
+    draw_quantiles(figure.subplots(), np.sort(kept[in_plot_range(kept)]), excluded_note(kept))
+    return figure
+
+
+def draw_candidates(
+    comparisons: Mapping[str, Comparison], *, sizes: Mapping[str, float] | None = None, title: str = ""
+) -> Figure:
+    """Draw the Kullback-Leibler divergences of several models from one base: means over sizes, and quantiles.
+
+    Parameters
+    ----------
+    comparisons : mapping of str to Comparison
+        Results of `compare`, by the names of the models.
+    sizes : mapping of str to float, optional
+        Bytes of each model. Where any is missing, means are drawn in their order, beside the names.
+    title : str, optional
+        Title.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        Figure for `save`, or for a notebook to show.
+
+    Raises
+    ------
+    ImportError
+        If matplotlib is missing.
+    TypeError, ValueError
+        If an argument is invalid.
+
+    Notes
+    -----
+    Bars are 95 % confidence intervals of the means. A mean that is infinite, nan or 0 has no place on the logarithmic
+    axis; the figure says how many are left out. Quantiles are of the finite divergences of each model. Of more than
+    twelve models, twelve have a colour and a name in the legend, spread evenly over all from the best to the worst.
+    Names are drawn without the folder, the words before a hyphen and the suffix that all of them share.
+
+    Examples
+    --------
+    >>> from tokenloss import compare, plots
+    >>> base = [[2.0, 1.0, 0.0], [0.0, 3.0, 0.0]]
+    >>> q8 = compare(base, [[2.0, 1.0, 0.1], [0.1, 3.0, 0.0]], [0, 1])
+    >>> q4 = compare(base, [[2.0, 1.0, 0.5], [0.5, 3.0, 0.0]], [0, 1])
+    >>> figure = plots.draw_candidates({"q4": q4, "q8": q8}, sizes={"q4": 4.9e9, "q8": 8.5e9})
+    >>> [axes.get_title(loc="left") for axes in figure.axes]
+    ['Size and divergence', 'Quantiles of the KL divergence']
+    """
+    if not comparisons:
+        raise_error("option", name="comparisons", got=comparisons, fits="a mapping that holds any")
+    sizes = {} if sizes is None else sizes
+    for name, size in sizes.items():
+        if name not in comparisons:
+            raise_error("option", name="sizes", got=name, fits=f"of names of comparisons: {[*comparisons]}")
+        check_number(f"sizes[{name!r}]", size, "a finite number of at least 0")
+    models = []
+    for name in sorted(comparisons, key=lambda name: nan_last(comparisons[name].mean_kl)):
+        one = comparisons[name]
+        kl = one.kl[one.kept]
+        models.append(Model(name, sizes.get(name), one.mean_kl, one.mean_kl_stderr, np.sort(kl[in_plot_range(kl)])))
+    by_name = len(sizes) < len(models)
+    figure = empty_figure(title, (15.0, max(6.0, 1.5 + 0.22 * len(models) * by_name)))
+    draw_models(figure, models)
     return figure
 
 
@@ -181,7 +249,7 @@ def check(path: str | os.PathLike[str]) -> None:
     """
     if Path(path).suffix.lower() not in _SUFFIXES:
         raise_error("option", name="path", got=str(path), fits="a name that ends in .png, .svg or .pdf")
-    _figure("", (1, 1))
+    empty_figure("", (1, 1))
 
 
 def save(figure: Figure, path: str | os.PathLike[str]) -> None:
@@ -209,9 +277,7 @@ def save(figure: Figure, path: str | os.PathLike[str]) -> None:
     ...     plots.save(plots.draw_losses([0.36, 0.02, 0.22]), pathlib.Path(folder, "losses.svg"))
     """
     check(path)
-    with replacing(path) as file, warnings.catch_warnings():
-        # characters of a title that the font lacks are drawn as boxes
-        warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)
+    with replacing(path) as file, boxes_for_missing_letters():
         figure.savefig(file, format=Path(path).suffix[1:].lower(), dpi=150)
 
 
@@ -231,69 +297,7 @@ def _mask(where: ArrayLike | None, shape: tuple[int, ...]) -> Array:
     return np.broadcast_to(np.True_, shape).reshape(-1) if where is None else check_mask(where, shape).reshape(-1)
 
 
-def _in_plot_range(values: Array) -> Array:
-    """Mask of the values that can be drawn."""
-    return abs(values) <= _PLOT_MAX
-
-
-def _excluded_note(values: Array) -> str:
-    """Note about the values that cannot be drawn, if any."""
-    infinite, nan = np.isinf(values), np.isnan(values)
-    kinds = {"infinite": infinite, "nan": nan, f"above {_PLOT_MAX:.0e}": ~(infinite | nan | _in_plot_range(values))}
-    words = [f"{count:,} {name}" for name, which in kinds.items() if (count := np.count_nonzero(which))]
-    return f"{' and '.join(words)} left out" if words else ""
-
-
-def _tokens(count: int) -> str:
-    """Count of tokens in words."""
-    return f"{count:,} token" + "s" * (count != 1)
-
-
 # -- drawing ----------------------------------------------------------------------------------------------------------
-
-
-def _figure(title: str, size: tuple[float, float]) -> Figure:
-    """An empty figure under its headline."""
-    try:
-        from matplotlib.figure import Figure
-        from matplotlib.layout_engine import ConstrainedLayoutEngine
-    except ImportError:
-        raise_error("missing", name="a figure", got="matplotlib")
-    layout = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.12, wspace=0.03)
-    figure = Figure(figsize=size, layout=layout, facecolor="white")
-    if title:
-        title = printable(title)
-        if len(title) > _MAX_TITLE_LENGTH:
-            title = f"{title[: _MAX_TITLE_LENGTH - 1]}…"
-        figure.suptitle(title, x=0.012, ha="left", weight="bold", fontsize=13, color=_INK, parse_math=False)
-    return figure
-
-
-def _style(axes: Axes, title: str, notes: Sequence[str], x: str, y: str) -> None:
-    """Set titles, labels and a plain style."""
-    axes.set_title(title, loc="left", fontsize=11, color=_INK)
-    axes.set_title("; ".join(filter(None, notes)), loc="right", fontsize=9, color=_DIM)
-    axes.set_xlabel(x, color=_DIM)
-    axes.set_ylabel(y, color=_DIM)
-    axes.tick_params(colors=_DIM, length=3)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(_LINE)
-    axes.grid(axis="y", color=_LINE, linewidth=0.6)
-    axes.set_axisbelow(True)
-
-
-def _is_empty(axes: Axes, count: int) -> bool:
-    """Whether there is nothing to draw; the axes then say so."""
-    if count == 0:
-        axes.text(0.5, 0.5, "nothing to draw", transform=axes.transAxes, ha="center", va="center", color=_DIM)
-        axes.set_xticks([])
-        axes.set_yticks([])
-    return count == 0
-
-
-def _legend(axes: Axes, place: Literal["best", "upper right", "lower right"]) -> None:
-    """Add a legend of the lines."""
-    axes.legend(loc=place, framealpha=0.85, edgecolor="none", fontsize=9, labelcolor=_INK)
 
 
 def _draw_text(axes: Axes, positions: Array, losses: Array, excluded: str) -> None:
@@ -302,25 +306,25 @@ def _draw_text(axes: Axes, positions: Array, losses: Array, excluded: str) -> No
 
     size = len(losses)
     dots = np.arange(size)
-    drawn = _tokens(size)
+    drawn = token_count(size)
     if size > _MAX_DOTS:
         dots = np.random.default_rng(0).choice(size, _MAX_DOTS, replace=False)
         drawn = f"{_MAX_DOTS:,} of {drawn} drawn, at random"
-    _style(axes, "Loss along the text", (drawn, excluded), "position", "loss in nats")
-    if _is_empty(axes, size):
+    style(axes, "Loss along the text", (drawn, excluded), "position", "loss in nats")
+    if is_empty(axes, size):
         return
     width, alpha = (10, 0.75) if size < 300 else (5, 0.35)
     axes.plot(
-        positions[dots], losses[dots], ".", color=_BLUE, alpha=alpha, markersize=width, markeredgewidth=0, clip_on=False
+        positions[dots], losses[dots], ".", color=BLUE, alpha=alpha, markersize=width, markeredgewidth=0, clip_on=False
     )
-    middle = np.unique(np.linspace(0, size - 1, _CURVE_POINTS).astype(np.intp))
+    middle = np.unique(np.linspace(0, size - 1, CURVE_POINTS).astype(np.intp))
     half = max(2, size // 100)
     first, last = np.maximum(middle - half, 0), np.minimum(middle + half + 1, size)
     sums = np.concatenate([[0.0], np.cumsum(losses)])
     means = (sums[last] - sums[first]) / (last - first)
-    label = f"mean of {_tokens(min(2 * half + 1, size))}"
-    axes.plot(positions[middle], means, color=_ORANGE, linewidth=1.8, label=label)
-    _legend(axes, "upper right")
+    label = f"mean of {token_count(min(2 * half + 1, size))}"
+    axes.plot(positions[middle], means, color=ORANGE, linewidth=1.8, label=label)
+    add_legend(axes, "upper right")
     pad = max(0.5, (positions[-1] - positions[0]) / 100)
     axes.set_xlim(positions[0] - pad, positions[-1] + pad)
     axes.set_ylim(bottom=0)
@@ -330,22 +334,22 @@ def _draw_text(axes: Axes, positions: Array, losses: Array, excluded: str) -> No
 
 def _draw_histogram(axes: Axes, losses: Array) -> None:
     """Draw a histogram of the losses."""
-    _style(axes, "Histogram of the losses", (), "loss in nats", "% of the tokens")
-    if _is_empty(axes, len(losses)):
+    style(axes, "Histogram of the losses", (), "loss in nats", "% of the tokens")
+    if is_empty(axes, len(losses)):
         return
-    top = losses.max() if losses.max() > _PLOT_MIN else 1
+    top = losses.max() if losses.max() > PLOT_MIN else 1
     counts, edges = np.histogram(losses, min(50, 10 + int(len(losses) ** 0.5)), (0, top))
-    axes.stairs(100 * counts / len(losses), edges, fill=True, color=_BLUE, alpha=0.75)
+    axes.stairs(100 * counts / len(losses), edges, fill=True, color=BLUE, alpha=0.75)
     mean = ExactMoments.of(losses).mean
     for name, value, dashes in ("mean", mean, "-"), ("median", np.median(losses), "--"):
-        axes.axvline(value, color=_ORANGE, linestyle=dashes, linewidth=1.5, label=f"{name} {value:.4g}")
-    _legend(axes, "best")
+        axes.axvline(value, color=ORANGE, linestyle=dashes, linewidth=1.5, label=f"{name} {value:.4g}")
+    add_legend(axes, "best")
     axes.margins(x=0.02)
 
 
 def _draw_calibration(axes: Axes, probability: Array, right: Array) -> None:
     """Draw a reliability diagram."""
-    excluded = _excluded_note(probability)
+    excluded = excluded_note(probability)
     sane = ~np.isnan(probability)
     probability, right = probability[sane], right[sane]
     bins = np.minimum((probability * _BINS).astype(np.intp), _BINS - 1)
@@ -355,16 +359,16 @@ def _draw_calibration(axes: Axes, probability: Array, right: Array) -> None:
     accuracy = np.bincount(bins, right, _BINS)[full] / counts[full]
     error = np.sum(counts[full] * abs(accuracy - means)) / len(bins) if len(bins) else np.nan
     notes = (f"expected calibration error {100 * error:.3g} %", excluded)
-    _style(axes, "Calibration", notes, "probability of the likeliest token", "how often it was right")
-    if _is_empty(axes, len(bins)):
+    style(axes, "Calibration", notes, "probability of the likeliest token", "how often it was right")
+    if is_empty(axes, len(bins)):
         return
-    axes.plot([0, 1], [0, 1], "--", color=_DIM, linewidth=1)
-    axes.bar((full + 0.5) / _BINS, accuracy, 0.92 / _BINS, color=_BLUE, alpha=0.75)
-    axes.vlines(means, accuracy, means, color=_ORANGE, linewidth=2)
-    axes.plot(means, accuracy, "o", color=_ORANGE, markersize=4)
-    axes.text(-0.015, 1.02, "tokens", ha="right", va="bottom", fontsize=8, color=_DIM)
+    axes.plot([0, 1], [0, 1], "--", color=DIM, linewidth=1)
+    axes.bar((full + 0.5) / _BINS, accuracy, 0.92 / _BINS, color=BLUE, alpha=0.75)
+    axes.vlines(means, accuracy, means, color=ORANGE, linewidth=2)
+    axes.plot(means, accuracy, "o", color=ORANGE, markersize=4)
+    axes.text(-0.015, 1.02, "tokens", ha="right", va="bottom", fontsize=8, color=DIM)
     for k in full:
-        axes.text((k + 0.5) / _BINS, 1.02, _abbreviate(counts[k]), ha="center", va="bottom", fontsize=8, color=_DIM)
+        axes.text((k + 0.5) / _BINS, 1.02, _abbreviate(counts[k]), ha="center", va="bottom", fontsize=8, color=DIM)
     axes.set_xlim(0, 1)
     axes.set_ylim(0, 1.1)
 
@@ -374,49 +378,3 @@ def _abbreviate(count: int) -> str:
     if count < 10_000:
         return str(count)
     return f"{count / 1e3:.0f}k" if count < 1e6 else f"{count / 1e6:.1f}M"
-
-
-def _draw_quantiles(axes: Axes, values: Array, excluded: str) -> None:
-    """Draw the quantiles of sorted values on a logit axis, which shows both tails."""
-    size = len(values)
-    flat = int(np.searchsorted(values, _PLOT_MIN))
-    notes = (_tokens(size), excluded, f"{flat:,} below {_PLOT_MIN:.0e}, off the scale" if flat else "")
-    _style(
-        axes,
-        "Quantiles of the KL divergence",
-        notes,
-        "fraction of tokens with a smaller divergence",
-        "KL divergence in nats",
-    )
-    fractions = np.array([*_QUANTILES])
-    with np.errstate(divide="ignore"):
-        places = np.log(fractions / (1 - fractions))
-    places[[0, -1]] = places[[1, -2]] + (-1.5, 1.5)  # the ends, infinitely far away, where they can be seen
-    if _is_empty(axes, size - flat):
-        return
-    axes.set_xticks(places, _QUANTILES.values(), fontsize=9)
-    axes.set_xlim(places[0] - 0.7, places[-1] + 0.7)
-    axes.set_yscale("log")
-    axes.margins(y=0.1)
-    inner = np.linspace(places[1], places[-2], _CURVE_POINTS)
-    curve = np.quantile(values, 1 / (1 + np.exp(-inner)))
-    marks = np.quantile(values, fractions)
-    for x, y, look in (
-        (inner, curve, "-"),
-        (places[:2], marks[:2], ":"),
-        (places[-2:], marks[-2:], ":"),
-        (places, marks, "o"),
-    ):
-        axes.plot(x[y >= _PLOT_MIN], y[y >= _PLOT_MIN], look, color=_BLUE, linewidth=1.8, markersize=6)
-    before = ""
-    for x, y, fraction in zip(places, marks, fractions, strict=True):
-        label = f"{y:.3g}"
-        if y >= _PLOT_MIN and label != before:
-            away, side = ((7, -12), "left") if fraction < 0.5 else ((-7, 5), "right")
-            axes.annotate(label, (x, y), away, textcoords="offset points", ha=side, fontsize=9, color=_INK)
-        before = label
-    moments = ExactMoments.of(values)
-    if moments.mean >= _PLOT_MIN:
-        label = f"mean {moments.mean:.4g}" + f" ± {moments.stderr:.2g}" * (size > 1)
-        axes.axhline(moments.mean, color=_ORANGE, linewidth=1.5, label=label)
-        _legend(axes, "lower right")

@@ -256,15 +256,15 @@ def compare_responses(
     (array([0.5]), array([0.0692]), array([0.9526]), 1.0)
     """
     # imported only here, to keep `import tokenloss` fast
-    from tokenloss._evaluation.comparison import ComparisonOptions
+    from tokenloss._evaluation.plan import Options
     from tokenloss._evaluation.response_comparison import PairedFiles, compare_pairs
     from tokenloss._evaluation.response_scores import ScoredResponses
     from tokenloss._evaluation.rounding import Rounding
-    from tokenloss.formats import open_responses, open_scores
+    from tokenloss.formats import open_responses
     from tokenloss.formats.responses import is_responses
 
     paths = os.fspath(base), os.fspath(other)
-    options = ComparisonOptions(kind, kind, ignore_index, shift)
+    options = Options(array, kind, ignore_index, shift)
     files = _path(targets), _path(segment_ids)
     opened = [
         open_responses(path, part=part, skip_failed=skip_failed) if is_responses(path) else None for path in paths
@@ -283,9 +283,8 @@ def compare_responses(
     else:
         side = 0 if opened[0] is None else 1
         responses: Any = opened[1 - side]
-        scores = open_scores(paths[side], array=array, kind=kind)
-        words[side] = f"{scores.kind} of {scores.dtype}"
-        pairs = ScoredResponses(scores, responses, options, files, side == 0, workers)
+        pairs = scored = ScoredResponses(paths[side], responses, options, files, side == 0, workers)
+        words[side] = scored.words
     _workers.check_workers(workers)
     compared = compare_pairs(iter(pairs), paths, roundings)
     own: Any = next(file for file in opened if file is not None)
@@ -321,7 +320,7 @@ def _comparison(compared: Compared, **others: Any) -> ResponseComparison:
         n_sentinels=int(np.count_nonzero(~kept & columns["is_sentinel"])),
         mean_kl_bound=of_bound.mean,
         mean_kl_bound_stderr=of_bound.stderr,
-        kl_bound_quantiles=quantiles(bound, KL_QUANTILES),
+        kl_bound_quantiles=quantiles(np.sort(bound), KL_QUANTILES),
         n_bounded=int(np.count_nonzero(columns["is_bounded"])),
         mean_base_mass=masses[0].mean,
         mean_mass=masses[1].mean,

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from tokenloss import _core, _job
+from tokenloss._errors import raise_error
 from tokenloss._exact import ExactMoments, exp
-from tokenloss._validation import as_positions, as_scores, check_integer, logit_transform
+from tokenloss._validation import as_positions, as_scores, check_integer, check_kind, logit_transform
 
 if TYPE_CHECKING:
-    from tokenloss._types import Array, ArrayLike, BoolArray, Float64Array, IntArray
+    from tokenloss._types import Array, ArrayLike, BoolArray, Float64Array, IntArray, Kind
 
 
 class Column(NamedTuple):
@@ -137,6 +138,7 @@ def token_scores(
     logits: ArrayLike,
     targets: ArrayLike,
     *,
+    kind: Kind = "logits",
     axis: int = -1,
     ignore_index: int | None = -100,
     where: ArrayLike | None = None,
@@ -150,10 +152,14 @@ def token_scores(
     Parameters
     ----------
     logits : array of shape (..., V)
-        Logits (unnormalised log-probabilities): float16, bfloat16, float32 or float64, of any byte order and memory
-        layout; anything with `__dlpack__` on the CPU (torch, JAX) is read without a copy. Lists are converted.
+        Logits (unnormalised log-probabilities), or what `kind` says: float16, bfloat16, float32 or float64, of any byte
+        order and memory layout; anything with `__dlpack__` on the CPU (torch, JAX) is read without a copy. Lists are
+        converted.
     targets : array of integers
         Class ids, of the shape of `logits` without its class axis.
+    kind : {"logits", "log_probs", "probs"}, default "logits"
+        What `logits` holds: logits, natural log-probabilities or probabilities. Of the latter two, `nll` is as given,
+        and all else of the row divided by the sum of its probabilities, whose log is `logsumexp`.
     axis : int, default -1
         Axis of the classes.
     ignore_index : int or None, default -100
@@ -174,14 +180,18 @@ def token_scores(
     TokenScores
         With arrays of the batch's shape. `nll` has the bits of ``cross_entropy(..., reduction="none")``, and
         `logsumexp`, unless logits are scaled or capped, those of the function `logsumexp`. `rank`, `argmax` and the
-        order of `top_ids` are exact: they compare the logits as given, before `logit_scale` and `softcap`.
+        order of `top_ids` are exact: they compare the logits as given, before `logit_scale` and `softcap`. Of
+        probabilities, `nll` has the bits of ``cross_entropy_loss(..., reduction="none")``; of log-probabilities, those
+        of `nll_loss`.
 
     Raises
     ------
     IndexError
         If an included target is out of range; the message names its position and value.
     TypeError, ValueError
-        If an argument is invalid; the message names it, what came and what fits.
+        If an argument is invalid; the message names it, what came and what fits. Also if a probability lies outside
+        [0, 1] by more than 1e-3, or a row of probabilities or log-probabilities is far from normalised: if the log of
+        their sum is beyond +-0.1 (0.5 in half precision).
 
     See Also
     --------
@@ -202,9 +212,12 @@ def token_scores(
     array([[0, 1],
            [1, 0]])
     """
-    scores = as_scores("logits", logits, axis)
+    transform = logit_transform(logit_scale, softcap)
+    scores = as_scores("logits", logits, axis, check_kind(kind))
+    if kind != "logits" and transform != (1.0, 0.0):
+        raise_error("together", name="logit_scale" if softcap is None else "softcap", got=f"kind={kind!r}")
     positions = as_positions("targets", targets, scores, ignore_index, where, distributions=False)
-    job, found = token_job(scores, positions, logit_transform(logit_scale, softcap), top_k)
+    job, found = token_job(scores, positions, transform, top_k)
     _job.run(job, workers)
     return TokenScores(**found)
 

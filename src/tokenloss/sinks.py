@@ -1,9 +1,12 @@
-"""What `tokenloss.evaluate` writes: files with a row for each token or sequence, pages and plots."""
+"""What `tokenloss.evaluate` and `tokenloss.compare_files` write: files of tokens or sequences, pages and plots."""
 
+from tokenloss._outputs._base import Candidate, ComparedBlock, TokenBlock
 from tokenloss._outputs._base import Output as Sink
-from tokenloss._outputs._base import TokenBlock
-from tokenloss._outputs.html_page import HtmlPage
-from tokenloss._outputs.plot import LossPlot
-from tokenloss._outputs.token_table import SequenceTable, TokenTable
+from tokenloss._outputs.html_page import DivergencePage, HtmlPage
+from tokenloss._outputs.plot import DivergencePlot, LossPlot
+from tokenloss._outputs.token_table import ComparedTokenTable, SequenceTable, TokenTable
 
-__all__ = ["HtmlPage", "LossPlot", "SequenceTable", "Sink", "TokenBlock", "TokenTable"]
+__all__ = [
+    "Candidate", "ComparedBlock", "ComparedTokenTable", "DivergencePage", "DivergencePlot", "HtmlPage", "LossPlot",
+    "SequenceTable", "Sink", "TokenBlock", "TokenTable",
+]  # fmt: skip

@@ -61,7 +61,7 @@ static void make_rows(const question *all, layout how, int in_planes, rows_of_bl
             *memory = (placed){NULL, 0, rows->count * size, rows->planes.data + r * size, rows->planes.dtype};
         else
             *memory = make_room(all->row.dtype, 0, all->count, how);
-        rows->row[r] = (tl_row){memory->data, all->count, memory->stride, memory->dtype, all->row.dtype, 1, 0, 0};
+        rows->row[r] = (tl_row){memory->data, all->count, memory->stride, memory->dtype, all->row.dtype, 1, 0, 0, 0};
     }
 }
 
@@ -82,7 +82,7 @@ static void fill_rows(const question *all, rows_of_block *rows) {
         free(copy.memory);
         row->logit_scale = all->scale;
         row->softcap = all->cap;
-        if (tl_is_scaled_or_capped(row))
+        if (tl_is_transformed(row))
             row->compute_dtype = TL_FLOAT64;
     }
 }
@@ -112,7 +112,7 @@ static void compare_single_rows(const question *all, asked_block *block) {
             tl_lse_row(backend, &block->logits.row[r], -1, &state, &cancel);
             compare("logsumexp in a block", tl_logsumexp_of(backend, &block->logits.row[r], &state, -1, NULL, &cancel));
         }
-    for (int is_log = 0; is_log < 2 && !tl_is_scaled_or_capped(block->logits.row); is_log++) {
+    for (int is_log = 0; is_log < 2 && !tl_is_transformed(block->logits.row); is_log++) {
         for (int r = 0; r < all->rows; r++) {
             const tl_row *row = &block->logits.row[r], *out = &block->results.row[r];
             tl_lse_row(backend, row, -1, &state, &cancel);
@@ -163,7 +163,7 @@ static void compare_in_block(const question *all, asked_block *block, const int6
     for (int r = 0; r < all->rows; r++)
         if (is_wanted(all, r))
             compare("logsumexp in a block", block->values[r]);
-    for (int is_log = 0; is_log < 2 && !tl_is_scaled_or_capped(block->logits.row); is_log++) {
+    for (int is_log = 0; is_log < 2 && !tl_is_transformed(block->logits.row); is_log++) {
         reduce_asked_block(block, 0, 1, 0, NULL);
         tl_softmax_of_block(backend, &block->rows, &block->lse, is_log, &block->out, &cancel);
         compare_rows(all, is_log ? "log_softmax in a block" : "softmax in a block", &block->results);

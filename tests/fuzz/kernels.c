@@ -67,7 +67,7 @@ static void compare_losses(const question *all, const tl_row *row, const tl_soft
     placed out = in_place
                      ? place_row(all, &all->row, 0, all->count, all->row_layout, &logits)
                      : make_room(all->row.dtype, 0, all->count, is_plain ? plain(all->row.dtype) : all->out_layout);
-    tl_row grad = {out.data, all->count, out.stride, out.dtype, all->row.dtype, 1, 0, 0};
+    tl_row grad = {out.data, all->count, out.stride, out.dtype, all->row.dtype, 1, 0, 0, 0};
     loss.grad = &grad;
     loss.nontemporal_stores = all->large && !is_plain;
     compare("loss with its gradient", loss_of_row(&logits, &loss));
@@ -201,8 +201,8 @@ static void compare_divergences(const tl_row *row, const tl_row *other_row, int6
     if (base.compute_dtype != other.compute_dtype)
         base.compute_dtype = other.compute_dtype =
             base.compute_dtype == TL_FLOAT64 || other.compute_dtype == TL_FLOAT64 ? TL_FLOAT64 : TL_FLOAT32;
-    compare("divergence", tl_kl_divergence(backend, &base, &other, &cancel));
-    compare("divergence the other way", tl_kl_divergence(backend, &other, &base, &cancel));
+    compare("divergence", tl_kl_divergence(backend, &base, &other, &cancel).kl);
+    compare("divergence the other way", tl_kl_divergence(backend, &other, &base, &cancel).kl);
     compare_pairs(&base, &other, target);
 }
 
@@ -287,7 +287,7 @@ static void compare_outputs(const question *all, const tl_row *row, const tl_sof
         return;
     int large = all->large && !is_plain;
     for (written what = 0; what < WRITTEN; what++) {
-        if (what == LOG_SOFTMAX && tl_is_scaled_or_capped(row))
+        if (what == LOG_SOFTMAX && tl_is_transformed(row))
             continue;
         tl_row logits = *row, out_row;
         placed copy = {0}, out;
@@ -297,7 +297,7 @@ static void compare_outputs(const question *all, const tl_row *row, const tl_sof
         } else {
             out = make_room(all->row.dtype, 0, all->count, is_plain ? plain(all->row.dtype) : all->out_layout);
         }
-        out_row = (tl_row){out.data, all->count, out.stride, out.dtype, all->row.dtype, 1, 0, 0};
+        out_row = (tl_row){out.data, all->count, out.stride, out.dtype, all->row.dtype, 1, 0, 0, 0};
         if (what == SOFTMAX)
             tl_softmax(backend, &logits, lse, &out_row, large, &cancel);
         else if (what == LOG_SOFTMAX)
@@ -314,7 +314,7 @@ static void compare_outputs(const question *all, const tl_row *row, const tl_sof
 
 static void compare_conversions(const question *all, const tl_row *row) {
     for (int dtype = TL_FLOAT32; dtype <= TL_FLOAT64; dtype++) {
-        tl_row raw = {row->data, row->count, row->stride, row->dtype, row->dtype & ~TL_SWAPPED, 1, 0, 0};
+        tl_row raw = {row->data, row->count, row->stride, row->dtype, row->dtype & ~TL_SWAPPED, 1, 0, 0, 0};
         placed out = make_room(dtype, 0, all->count, plain(dtype));
         tl_cast_row(backend, &raw, dtype, out.data);
         compare_written("conversion", &out, all->count);
@@ -337,7 +337,7 @@ static void compare_products(const question *all, int is_plain) {
             tl_store(vectors + v * stride + i * size, dtype, tl_load(from, all->other.dtype));
         }
     placed out = make_room(dtype, 0, rows * count, plain(dtype));
-    tl_row row = {weights.data, all->depth, weights.stride, weights.dtype, weights.dtype, 1, 0, 0};
+    tl_row row = {weights.data, all->depth, weights.stride, weights.dtype, weights.dtype, 1, 0, 0, 0};
     tl_vectors with = {vectors, stride, count}, into = {out.data, rows * size, count};
     tl_matvec(backend, &row, all->depth * weights.stride, rows, &with, &into);
     compare_written("product", &out, rows * count);

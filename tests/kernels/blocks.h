@@ -70,7 +70,7 @@ static block_rows place_rows(const block_case *of, block_part part, block_layout
     ptrdiff_t size = tl_itemsize(of->dtype), apart = layout == ROWS_APART ? 3 * size : size;
     ptrdiff_t in_row = (ptrdiff_t)of->classes * apart;
     int images = layout == PLANES_OF_IMAGES ? 2 : 1, of_image = (of->count + images - 1) / images;
-    block_rows rows = {.row = {NULL, of->classes, apart, of->dtype, of->dtype, 1, 0, 0}, .extent = 0};
+    block_rows rows = {.row = {NULL, of->classes, apart, of->dtype, of->dtype, 1, 0, 0, 0}, .extent = 0};
     if (is_in_planes(layout))
         rows.row.stride = of_image * size;
     if (layout == ROWS_BACKWARDS)
@@ -128,7 +128,7 @@ typedef struct {
 
 static tl_row expected_row(tested_block *block, int r) {
     tl_row row = {(char *)block->expected[r], block->of->classes, tl_itemsize(block->of->dtype), block->of->dtype,
-                  block->of->dtype, 1, 0, 0};
+                  block->of->dtype, 1, 0, 0, 0};
     return row;
 }
 
@@ -344,18 +344,19 @@ static void check_pairs(tested_block *block, const tl_row_block *others) {
                     "loss of a pair", &row);
             if (of_log_probs)
                 continue;
-            require(same(pair.kl, tl_kl_divergence(block->backend, &row, &other_row, block->cancel)),
+            require(same(pair.kl, tl_kl_divergence(block->backend, &row, &other_row, block->cancel).kl),
                     "divergence of a pair alone", &row);
         }
     }
 }
 
-/* Divergences from other rows, which lie where results did. */
+/* Divergences from other rows, which lie where results did: unscaled ones, whatever the base's are. */
 static void check_divergences(tested_block *block) {
     tl_kl kl[TL_BLOCK_ROWS];
     tl_row_block other = block->rows;
     size_t bytes = tl_row_block_bytes(block->of->classes, block->rows.class_major);
     fill_rows(block->of, &block->results);
+    block->results.row.compute_dtype = block->rows.row.compute_dtype;
     other.row = block->results.row;
     other.scratch = block->of->place(BLOCK_OTHER_SCRATCH, bytes);
     memset(block->rows.scratch, 0xff, bytes - 1);
@@ -366,15 +367,19 @@ static void check_divergences(tested_block *block) {
         block->rows.excluded[r] = other.excluded[r] = -1;
         other.data[r] = block->results.memory + block->results.at[r];
     }
-    uint64_t found = tl_kl_of_block(block->backend, &block->rows, &other, -(double)INFINITY, kl);
-    require_found(block, found, "divergences found in a block");
-    for (int r = 0; r < block->of->count; r++) {
-        tl_row row = row_in(&block->logits, r), other_row = row_in(&block->results, r);
-        if (found >> r & 1)
-            require(same(kl[r].kl, tl_kl_divergence(block->backend, &row, &other_row, block->cancel)),
-                    "divergence in a block", &row);
+    for (int way = 0; way < 2; way++) {
+        const tl_row_block *base = way ? &other : &block->rows, *others = way ? &block->rows : &other;
+        uint64_t found = tl_kl_of_block(block->backend, base, others, -(double)INFINITY, kl);
+        require_found(block, found, "divergences found in a block");
+        for (int r = 0; r < block->of->count; r++) {
+            tl_row row = tl_row_of_block(base, r), other_row = tl_row_of_block(others, r);
+            if (found >> r & 1)
+                require(same(kl[r].kl, tl_kl_divergence(block->backend, &row, &other_row, block->cancel).kl),
+                        "divergence in a block", &row);
+        }
     }
-    check_pairs(block, &other);
+    if (!tl_is_transformed(&block->rows.row))
+        check_pairs(block, &other);
 }
 
 /* All results of a block. */
@@ -392,7 +397,7 @@ static void check_block(const tl_backend *backend, const block_case *of, tl_canc
     block.out = (tl_out_block){.row = block.results.row, .nontemporal_stores = of->classes % 2 == 1};
     block.logits.row.logit_scale = block.rows.row.logit_scale = of->logit_scale;
     block.logits.row.softcap = block.rows.row.softcap = of->softcap;
-    if (tl_is_scaled_or_capped(&block.rows.row))
+    if (tl_is_transformed(&block.rows.row))
         block.logits.row.compute_dtype = block.rows.row.compute_dtype = TL_FLOAT64;
     fill_rows(of, &block.logits);
     for (int r = 0; r < of->count; r++) {
@@ -402,14 +407,13 @@ static void check_block(const tl_backend *backend, const block_case *of, tl_canc
     memset(block.results.memory, 0x55, (size_t)block.results.extent);
     make_block_losses(&block);
     check_logsumexps(&block);
-    if (!tl_is_scaled_or_capped(&block.rows.row)) {
+    if (!tl_is_transformed(&block.rows.row)) {
         check_softmaxes(&block, 0);
         check_softmaxes(&block, 1);
     }
     check_tokens(&block);
     check_losses(&block);
-    if (!tl_is_scaled_or_capped(&block.rows.row))
-        check_divergences(&block);
+    check_divergences(&block);
 }
 
 /* Lengths of rows: all of few classes, those around the sizes of lanes and chunks, and some that are not short. */

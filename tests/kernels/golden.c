@@ -71,7 +71,7 @@ static void take_all(const tl_backend *backend, const tl_row *row, const tl_row 
     static double memory[LONGEST], values[7];
     static int64_t ids[7];
     static const float weights[] = {0.5f, 2, 1};
-    tl_row out = {(char *)memory, row->count, tl_itemsize(row->dtype), row->dtype, row->dtype, 1, 0, 0};
+    tl_row out = {(char *)memory, row->count, tl_itemsize(row->dtype), row->dtype, row->dtype, 1, 0, 0, 0};
     tl_soft_target smooth = {NULL, 0, 0, (const char *)weights, 4, TL_FLOAT32, 0, 0.01};
     tl_soft_target soft = {other->data, other->stride, other->dtype, NULL, 0, 0, 0.25, 0};
     tl_topk best = {row->count < 7 ? row->count : 7, 0, values, ids, 0};
@@ -90,7 +90,7 @@ static void take_all(const tl_backend *backend, const tl_row *row, const tl_row 
         take(Q_top_k, values[i]);
         take_bits(Q_top_k, (uint64_t)ids[i]);
     }
-    take(Q_kl, tl_kl_divergence(backend, row, other, cancel));
+    take(Q_kl, tl_kl_divergence(backend, row, other, cancel).kl);
     int64_t found;
     take_bits(Q_soft_target_argmax, (uint64_t)tl_soft_target_argmax(backend, &soft, row->count, &found, cancel));
     take(Q_soft_target_loss, tl_target_dot(backend, row, &soft, 1.5, &total, cancel));
@@ -130,7 +130,7 @@ static void take_nll(quantity of, const tl_backend *backend, const tl_row *score
 /* A row as log-probabilities, and as probabilities, before and after softmax: most scores before it are refused. */
 static void take_nlls(const tl_backend *backend, const tl_row *row, const tl_loss *losses, tl_cancel *cancel) {
     static double memory[LONGEST];
-    tl_row scores = {(char *)memory, row->count, tl_itemsize(row->dtype), row->dtype, row->dtype, 1, 0, 0};
+    tl_row scores = {(char *)memory, row->count, tl_itemsize(row->dtype), row->dtype, row->dtype, 1, 0, 0, 0};
     take_nll(Q_nll_of_log_probabilities, backend, row, losses, &log_probability_clip, cancel);
     take_nll(Q_nll_of_probabilities, backend, row, losses, &probability_clip, cancel);
     tl_lse_acc state;
@@ -182,7 +182,7 @@ static found find_by_parts(const tl_backend *backend, const tl_row *row, const t
     tl_topk best = {row->count < 7 ? row->count : 7, 0, all.values, all.ids, 0};
     tl_dot_acc dot = {{0}, {0}, {0}, {0}};
     double target_raw = tl_load(row->data + target * row->stride, row->dtype),
-           logit = tl_softcap(backend, row, target_raw);
+           logit = tl_transformed(backend, row, target_raw);
     for (int64_t start = 0, end; start < row->count; start = end) {
         end = row->count - start < length ? row->count : start + length;
         tl_row part = only_part(row, start, end);
@@ -243,7 +243,7 @@ static int nearly_same(double a, double b, const tl_row *row) {
 static void take_losses(const tl_backend *backend, const tl_row *row, const tl_loss *losses, int first, int step,
                         tl_cancel *cancel) {
     static double memory[LONGEST];
-    tl_row grad = {(char *)memory, row->count, tl_itemsize(row->dtype), row->dtype, row->dtype, 1, 0, 0};
+    tl_row grad = {(char *)memory, row->count, tl_itemsize(row->dtype), row->dtype, row->dtype, 1, 0, 0, 0};
     for (int i = first; i < LOSS_CASES; i += step) {
         tl_row other = laid_out(row, i % LAYOUTS);
         tl_loss loss = losses[i];
@@ -266,7 +266,7 @@ static void take_losses(const tl_backend *backend, const tl_row *row, const tl_l
 static void take_converted(const tl_backend *backend, const tl_row *row) {
     static double memory[LONGEST + 1], others[LONGEST + 1];
     for (int dtype = TL_FLOAT32; dtype <= TL_FLOAT64; dtype++) {
-        tl_row out = {(char *)memory, row->count, tl_itemsize(dtype), dtype, dtype, 1, 0, 0};
+        tl_row out = {(char *)memory, row->count, tl_itemsize(dtype), dtype, dtype, 1, 0, 0, 0};
         memset(memory, 0x55, sizeof memory);
         tl_cast_row(backend, row, dtype, memory);
         require(((char *)memory)[row->count * out.stride] == 0x55, "what lies behind a conversion", row);
@@ -287,7 +287,7 @@ static void take_products(const tl_backend *backend, int dtype, int kind) {
     static double weights[3 * 2050], vectors[5 * 2048], memory[5 * 3];
     int wide = dtype == TL_FLOAT64 ? TL_FLOAT64 : TL_FLOAT32;
     for (int d = 0; d < 6; d++) {
-        tl_row row = {(char *)weights + 1, depths[d], tl_itemsize(dtype), dtype, dtype, 1, 0, 0};
+        tl_row row = {(char *)weights + 1, depths[d], tl_itemsize(dtype), dtype, dtype, 1, 0, 0, 0};
         ptrdiff_t between = (ptrdiff_t)(row.count + 1) * row.stride, size = tl_itemsize(wide);
         for (int64_t i = 0; i < 3 * (row.count + 1); i++)
             fill((char *)weights + 1 + i * row.stride, dtype, kind, 0.3);
@@ -297,7 +297,7 @@ static void take_products(const tl_backend *backend, int dtype, int kind) {
             for (int64_t count = 1; count <= 5; count++) {
                 tl_vectors with = {(char *)vectors, (ptrdiff_t)row.count * size, count},
                            out = {(char *)memory, 3 * size, count};
-                tl_row products = {(char *)memory, 15, size, wide, wide, 1, 0, 0};
+                tl_row products = {(char *)memory, 15, size, wide, wide, 1, 0, 0, 0};
                 memset(memory, 0, sizeof memory);
                 tl_matvec(backend, &row, between, rows, &with, &out);
                 take_row(Q_matvec, &products);
@@ -313,7 +313,7 @@ static void take_near_zero(const tl_backend *backend, int dtype, tl_cancel *canc
     static const int64_t lengths[] = {1,           2, 3, 64, 100, TL_CHUNK, TL_CHUNK + 1, TL_BLOCK - 1, TL_BLOCK + 700,
                                       2 * TL_BLOCK};
     for (int i = 0; i < 10 * 9 * 6; i += 11) { /* of each length, leader and level some */
-        tl_row row = {(char *)memory, lengths[i % 10], tl_itemsize(dtype), dtype, dtype, 1, 0, 0};
+        tl_row row = {(char *)memory, lengths[i % 10], tl_itemsize(dtype), dtype, dtype, 1, 0, 0, 0};
         double leader = leaders[i / 10 % 9], level = others[i / 90] - (i % 2 ? tl_log((double)row.count) : 0);
         for (int64_t k = 0; k < row.count; k++)
             tl_store_at(&row, k, level + centred() * level / 100);
@@ -354,7 +354,7 @@ static double memory[LONGEST], before[LONGEST]; /* a row, and the row before it 
 /* Losses and logsumexps of rows of all lengths. */
 static void take_lengths(const tl_backend *backend, int dtype, int kind, tl_cancel *cancel) {
     for (int i = 0; i < 170; i++) {
-        tl_row row = {(char *)memory, length(i), tl_itemsize(dtype), dtype, dtype, 1, 0, 0};
+        tl_row row = {(char *)memory, length(i), tl_itemsize(dtype), dtype, dtype, 1, 0, 0, 0};
         double equal = 20 * centred();
         for (int64_t k = 0; k < row.count; k++)
             fill((char *)memory + k * row.stride, dtype, kind, equal);
@@ -372,7 +372,7 @@ static void take_lengths(const tl_backend *backend, int dtype, int kind, tl_canc
 static void take_rows(const tl_backend *backend, int dtype, int kind, tl_cancel *cancel) {
     static tl_loss losses[LOSS_CASES];
     for (int i = 0; i < 170; i += i < 130 ? 13 : 4) {
-        tl_row row = {(char *)memory, length(i), tl_itemsize(dtype), dtype, dtype, 1, 0, 0};
+        tl_row row = {(char *)memory, length(i), tl_itemsize(dtype), dtype, dtype, 1, 0, 0, 0};
         tl_row other = row;
         other.data = (char *)before;
         memcpy(before, memory, sizeof before);

@@ -50,7 +50,7 @@ static tl_row row_of(room in, int64_t count, int dtype, int layout) {
         apart = layout == STRIDED || layout == STRIDED_BACKWARDS ? 3 : 1;
     int backwards = layout >= BACKWARDS && layout <= BACKWARDS_AT_START;
     ptrdiff_t size = tl_itemsize(dtype), bytes = (count - 1) * apart * size + size;
-    tl_row row = {place(in, bytes + odd, layout % 2 == 0), count, apart * size, dtype, dtype, 1, 0, 0};
+    tl_row row = {place(in, bytes + odd, layout % 2 == 0), count, apart * size, dtype, dtype, 1, 0, 0, 0};
     row.data += layout == ODD_AT_START;
     if (backwards) {
         row.data += (count - 1) * row.stride;
@@ -110,8 +110,7 @@ static void read_all(const tl_backend *backend, const tl_row *row, const tl_row 
     tl_token_stats token;
     tl_token_stats_row(backend, row, count / 2, &token, &best, cancel);
     use(token.nll + token.logsumexp + token.entropy + (double)token.rank + (double)token.argmax);
-    if (row->softcap == 0)
-        use(tl_kl_divergence(backend, row, other, cancel));
+    use(tl_kl_divergence(backend, row, other, cancel).kl);
     for (int of_log_probs = 0; of_log_probs < 2; of_log_probs++) {
         tl_pair pair = tl_pair_row(backend, row, other, count / 2, row->compute_dtype, of_log_probs, cancel);
         use(pair.nll + pair.base_nll + pair.kl + pair.change + pair.is_same_top);
@@ -224,7 +223,7 @@ static void read_ranges(const tl_backend *backend, int64_t count, int dtype, int
     double values[3], target_raw = 1;
     int64_t ids[3], target = count / 2, nonzero;
     tl_topk best = {count < 3 ? count : 3, 0, values, ids, 0};
-    tl_row row = {NULL, count, tl_itemsize(dtype), dtype, dtype, 1, 0, 0};
+    tl_row row = {NULL, count, tl_itemsize(dtype), dtype, dtype, 1, 0, 0, 0};
     tl_loss loss = place_loss(of, count, target, at_end);
     tl_loss_begin(backend, &loss, count, &acc, &nonzero, cancel);
     tl_loss_set_target_logit(backend, &row, &loss, target_raw, &acc);

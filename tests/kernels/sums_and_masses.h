@@ -142,7 +142,7 @@ static void check_distributions(const tl_backend *backend, int dtype, int64_t cl
     for (int i = 0; i < count; i++) {
         const int64_t first = taken[i] * classes * size;
         tl_soft_target soft = {masses + first, size, dtype, block.weight, 4, TL_FLOAT32, 1, 0};
-        tl_row row = {scores + first, classes, size, dtype, dtype, 1, 0, 0};
+        tl_row row = {scores + first, classes, size, dtype, dtype, 1, 0, 0, 0};
         tl_seen seen;
         double alone = tl_nll_of_distribution(backend, &row, &soft, clip, &seen, cancel);
         need_same(have_same_bits(nll[i], alone), "losses of distributions");

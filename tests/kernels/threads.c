@@ -37,7 +37,7 @@ static float logits[ROWS][CLASSES], others[ROWS][CLASSES];
 static int poll(void *argument) { return ((work *)argument)->stops_itself; }
 
 static tl_row float_row(const float *data) {
-    return (tl_row){(const char *)data, CLASSES, 4, TL_FLOAT32, TL_FLOAT32, 1, 0, 0};
+    return (tl_row){(const char *)data, CLASSES, 4, TL_FLOAT32, TL_FLOAT32, 1, 0, 0, 0};
 }
 
 /* The losses of a row for class i and for a distribution, with smoothing and z-loss. */
@@ -99,7 +99,7 @@ static double compute_row(const work *w, int64_t i, tl_cancel *cancel) {
     tl_token_stats_row(backend, &row, i, &token, &best, cancel);
     to->nll = token.nll;
     to->entropy = token.entropy;
-    to->divergence = tl_kl_divergence(backend, &row, &other, cancel);
+    to->divergence = tl_kl_divergence(backend, &row, &other, cancel).kl;
     tl_lse_row(backend, &row, -1, &state, cancel);
     tl_lse lse = tl_lse_finish(&state, &row);
     to->logsumexp = tl_logsumexp(lse);

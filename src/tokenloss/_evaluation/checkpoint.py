@@ -5,32 +5,46 @@ from __future__ import annotations
 import json
 import reprlib
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from tokenloss import __version__
 from tokenloss._errors import raise_error
-from tokenloss._evaluation.run import ShardResult
-from tokenloss._files import replacing
+from tokenloss._evaluation.plan import OF_FILES
+from tokenloss._files import files_of, replacing
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from typing import NoReturn
+    from typing import NoReturn, Self
 
     from tokenloss._evaluation.plan import Options, Shard
 
-_FORMAT = 3  # of the file; another one is refused
+_FORMAT = 4  # of the file; another one is refused
 
 
-class Checkpoint:
+class _Result(Protocol):
+    """The result of a shard."""
+
+    @property
+    def n_tokens(self) -> int: ...
+    def to_json(self) -> dict[str, Any]: ...
+    @classmethod
+    def from_json(cls, result: Any) -> Self: ...
+    def is_consistent(self, shard: Shard, options: Options) -> bool: ...
+
+
+Result = TypeVar("Result", bound=_Result)
+
+
+class Checkpoint(Generic[Result]):
     """Results of shards by number; their file, if one is wanted, is written anew after each shard."""
 
-    def __init__(self, path: str | None, options: Options, shards: Sequence[Shard]) -> None:
-        self._path = path
-        self._options = {"version": __version__, "format": _FORMAT, **options._asdict()}
+    def __init__(self, path: str | None, options: Options, shards: Sequence[Shard], kind: type[Result]) -> None:
+        self._path, self._kind = path, kind
+        self._of_shards, self._of_options = shards, options
+        self._command = "compare" if options.others else "score"
+        self._options = {"command": self._command, "version": __version__, "format": _FORMAT, **_named(options)}
         self._shards = [_fingerprint(shard) for shard in shards] if path else []
-        # of responses, the number is not known before
-        self._scored_rows = [None if shard.size is not None else shard.scored_rows for shard in shards]
-        self.results: dict[int, ShardResult] = {}
+        self.results: dict[int, Result] = {}
         self._entries: dict[int, str] = {}  # of the file, a line each
         if path and Path(path).exists():
             if not Path(path).is_file():  # a device may never end
@@ -38,12 +52,12 @@ class Checkpoint:
             self._read(path)
         self._write()
 
-    def add(self, number: int, result: ShardResult) -> None:
+    def add(self, number: int, result: Result) -> None:
         """Store the result of a shard."""
         self._keep(number, result)
         self._write()
 
-    def _keep(self, number: int, result: ShardResult) -> None:
+    def _keep(self, number: int, result: Result) -> None:
         """Keep the result of a shard, and its entry of the file."""
         self.results[number] = result
         if self._path:
@@ -68,25 +82,34 @@ class Checkpoint:
                 if options.get(name) != value
             }
             # the results of other options, or of another format, are not looked at
-            done = [] if changed else [(entry["shard"], ShardResult.from_json(entry["found"])) for entry in done]
+            done = [] if changed else [(entry["shard"], self._kind.from_json(entry["found"])) for entry in done]
             numbers = {shard["path"]: number for number, shard in enumerate(self._shards)}
             entries = [(str(shard["path"]), shard, numbers.get(shard["path"]), result) for shard, result in done]
         except (AttributeError, KeyError, OverflowError, RecursionError, TypeError, ValueError):
-            self._refuse("is no state of tokenloss score", "be one, or not exist yet")
+            self._refuse(f"is no state of tokenloss {self._command}", "be one, or not exist yet")
         for name, value in changed.items():
             self._refuse(f"was written with {name} {value}", f"be another file, with {self._options[name]!r}")
         for path, shard, number, result in entries:
             if number is None:
                 self._refuse(f"holds the result of {path}", "be another file, since that one is not to be scored")
             if shard != self._shards[number]:
-                self._refuse(f"holds the result of {path}", "be another file, since that one or its targets changed")
-            if number in self.results or not result.is_consistent(self._scored_rows[number], self._options["top"]):
+                what = "one of its files" if self._of_options.others else "that one, its targets or its head"
+                self._refuse(f"holds the result of {path}", f"be another file, since {what} changed")
+            if number in self.results or not result.is_consistent(self._of_shards[number], self._of_options):
                 self._refuse(f"holds an impossible result of {path}", "be as it was written")
             self._keep(number, result)
 
     def _refuse(self, got: str, fits: str) -> NoReturn:
         """Refuse the file."""
         raise_error("content", path=self._path, got=got, fits=fits)
+
+
+def _named(options: Options) -> dict[str, Any]:
+    """Options by name; of each candidate, those that are of its files."""
+    named = options._asdict()
+    for number, other in enumerate(named.pop("others")):
+        named |= {f"candidate {number}: {name}": getattr(other, name) for name in OF_FILES}
+    return named
 
 
 def _fingerprint(shard: Shard) -> dict[str, Any]:
@@ -96,13 +119,17 @@ def _fingerprint(shard: Shard) -> dict[str, Any]:
     split = None if shard.split is None else list(shard.split)
     following = [shard.next_id, shard.next_text]
     sequences = {"segments": segments, "split": split}
-    return {**_file_fingerprint(shard.path), "targets": targets, **sequences, "next": following}
+    if shard.lm_head is not None:
+        sequences["lm_head"] = _file_fingerprint(shard.lm_head)
+    others = [
+        [_file_fingerprint(path) for path in (other.path, other.lm_head) if path is not None] for other in shard.others
+    ]
+    return {**_file_fingerprint(shard.path), "targets": targets, **sequences, "next": following, "others": others}
 
 
 def _file_fingerprint(path: str) -> dict[str, Any]:
     """Path, size and time of the last change of a file or a directory."""
-    files = [file for file in Path(path).rglob("*") if file.is_file()] if Path(path).is_dir() else [Path(path)]
-    stats = [file.stat() for file in files]
+    stats = [file.stat() for file in files_of(path)]
     return {
         "path": str(Path(path).absolute()),
         "size": sum(stat.st_size for stat in stats),

@@ -9,9 +9,10 @@ import numpy as np
 from tokenloss._errors import raise_error
 from tokenloss._evaluation.plan import with_file_names
 from tokenloss._softmax import logsumexp
-from tokenloss.comparison import UNNORMALIZED
+from tokenloss._validation import UNNORMALIZED, UNNORMALIZED_HALF
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from typing import NoReturn
 
     from tokenloss._evaluation.plan import Shard
@@ -21,9 +22,11 @@ if TYPE_CHECKING:
 _CACHED = 1 << 16  # numbers that stay in a core's cache
 _FIRST_ROWS = 16  # from which the kind of scores is guessed
 _FIRST_ELEMENTS = 1 << 24  # at most, in these rows
-_UNNORMALIZED_HALF = 0.5  # |logsumexp| that log-probabilities in half precision may have
 _PROBABILITY_SLACK = 1e-3  # by which a probability may be outside [0, 1]
 _SUM_SLACK = 1e-2  # by which the sum of a distribution may differ from 1
+NORM_SAMPLE = 64  # hidden states of a file whose root mean squares are compared
+_MIN_NORM_SAMPLE = 16
+_MAX_NORM_SPREAD = 0.1  # 0.02 was the most after the final norm of trained models, 0.2 the least before it
 
 
 def check_normalized(logsumexps: Array, itemsize: int, is_believed: bool) -> None:
@@ -31,7 +34,7 @@ def check_normalized(logsumexps: Array, itemsize: int, is_believed: bool) -> Non
 
     It may be negative where a row was cut to its likeliest classes; that is accepted if the kind was given.
     """
-    slack = UNNORMALIZED if itemsize > 2 else _UNNORMALIZED_HALF
+    slack = UNNORMALIZED if itemsize > 2 else UNNORMALIZED_HALF
     wrong = logsumexps[(logsumexps > slack) | (logsumexps < (-np.inf if is_believed else -slack))]  # nan is not
     if wrong.size:
         fits = "natural log-probabilities have 0: is it base 2, or logits, or cut? --kind log_probs takes what is cut"
@@ -84,6 +87,26 @@ def log(probs: Array) -> Array:
     with np.errstate(divide="ignore", invalid="ignore"):
         logs: Array = np.log(probs, dtype=np.float64)
     return logs
+
+
+def root_mean_squares(hidden: Array, kept: Array, most: int) -> tuple[float, ...]:
+    """Root mean squares of the first kept hidden states."""
+    rows = hidden[np.flatnonzero(kept)[: max(0, most)]]
+    with np.errstate(invalid="ignore", over="ignore"):
+        return tuple(np.sqrt(np.square(rows, dtype=np.float64).mean(-1)).tolist()) if rows.size else ()
+
+
+def norm_seems_missing(sample: Sequence[float]) -> bool:
+    """True if hidden states seem to lack the final norm, after which their root mean squares are nearly the same.
+
+    The spread is half of the distance between their logarithms at 16 % and 84 %: a standard deviation without outliers.
+    """
+    rms = np.array(sample)
+    rms = rms[np.isfinite(rms) & (rms > 0)]
+    if len(rms) < _MIN_NORM_SAMPLE:
+        return False
+    low, high = np.quantile(np.log(rms), [0.16, 0.84])
+    return bool(high - low > 2 * _MAX_NORM_SPREAD)
 
 
 def _are_distributions(rows: Array, slack: float = 0.0) -> Array:

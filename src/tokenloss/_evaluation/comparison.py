@@ -1,152 +1,157 @@
-"""The comparison of two files of scores, block by block."""
+"""The comparison of files of candidates with those of their base: figures of all shards, and outputs."""
 
 from __future__ import annotations
 
+import bisect
+import contextlib
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from tokenloss._errors import raise_error
-from tokenloss._evaluation import checks
-from tokenloss._evaluation.plan import check_shiftable, check_stored_targets, rows_per_block, shifted, with_file_names
-from tokenloss._evaluation.run import ShiftSampler
-from tokenloss._evaluation.sequences import row_sequences
-from tokenloss._softmax import log_softmax
-from tokenloss.comparison import ComparisonMeter
-from tokenloss.formats import npy
-from tokenloss.formats._base import check_map
+from tokenloss._evaluation.checks import norm_seems_missing
+from tokenloss._evaluation.compared_shard import ComparedShard, compare_shard, joined
+from tokenloss._evaluation.files import Inputs, named_paths, open_outputs, score_shards
+from tokenloss._evaluation.pairing import paired
+from tokenloss._evaluation.plan import check_order, open_all, open_shard, open_stored, planned
+from tokenloss._evaluation.run import ShiftSample
+from tokenloss._evaluation.token_types import TYPES, token_types
+from tokenloss._files import check_outputs
+from tokenloss._outputs._base import Candidate
+from tokenloss._paired import nan_last, rows_of
+from tokenloss.comparison import comparison_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from typing import Literal
+    from collections.abc import Sequence
 
-    from tokenloss._evaluation.sequences import RowSequences
+    from tokenloss._evaluation.files import Settings
+    from tokenloss._evaluation.plan import Options, Shard
+    from tokenloss._outputs._base import Output
     from tokenloss._types import Array
-    from tokenloss.comparison import Comparison
-    from tokenloss.formats import ScoresFile
 
 
-class ComparisonOptions(NamedTuple):
-    """Options of `tokenloss compare` that affect its result, without the names of arrays."""
+class Given(NamedTuple):
+    """A model as it is named: its name, what was given of its files, and its size."""
 
-    base_kind: Literal["logits", "log_probs", "probs"] | None = None
-    kind: Literal["logits", "log_probs", "probs"] | None = None
-    ignore_index: int = -100
-    shift: bool | None = None  # None: not, but look whether it would fit better
-    definitions: Literal["exact", "llama.cpp"] = "exact"
+    name: str
+    source: str
+    size: int | None = None
 
 
-class ComparedFiles(NamedTuple):
-    """Two files of scores of the same rows, and files of what belongs to the rows, if there are any."""
+def compare_sides(
+    sides: Sequence[Inputs], named: Sequence[Given], options: Options, settings: Settings, outputs: Sequence[Output]
+) -> tuple[dict[str, Any], list[Candidate]]:
+    """Compare all rows of candidates with those of the base, the first of the sides: the summary, and the candidates.
 
-    base: ScoresFile
-    other: ScoresFile
-    targets: str | None = None
-    segment_ids: str | None = None
+    The first side has the targets and segment ids of all.
+    """
+    taken = {key: path for side in sides for key, path in side.by_identity().items()}
+    check_outputs(named_paths(outputs) + [("--state", path) for path in [settings.state] if path], taken)
+    for side in sides:
+        check_order(side.scores, sides[0].targets, options)
+    base, *others = (
+        open_all(side.scores, of_side) for side, of_side in zip(sides, (options, *options.others), strict=True)
+    )
+    shards = planned(paired(base, others, options), sides[0].targets, options, sides[0].segment_ids)
+    classes = min(side[0].shape[-1] for side in (base, *others))
+    top_k = min(max((output.top_k for output in outputs), default=0), options.classes or classes, classes)
+    rows, firsts = sum(shard.scored_rows for shard in shards), _first_numbers(shards, options)
+    with contextlib.ExitStack() as stack:
+        open_outputs(stack, outputs, shards[0].batch, rows * len(others), top_k)
+        results, _ = score_shards(compare_shard, shards, options, settings, outputs, top_k, ComparedShard)
+        summary, candidates = _figures(shards, results, named, options, firsts)
+        for output in outputs:
+            output.finish(summary, candidates)
+    return summary, candidates
 
 
-def compare_files(
-    files: ComparedFiles, options: ComparisonOptions, workers: int | None, advance: Callable[[int], None]
-) -> tuple[Comparison, dict[str, Any]]:
-    """Compare two files, and the figures that are printed; call `advance` with the bytes of each block."""
-    base, other = files.base, files.other
-    sequences = sequences_of(files)
-    ids, where = checked_targets(files, sequences, options)
-    meter = ComparisonMeter(definitions=options.definitions, ignore_index=options.ignore_index, workers=workers)
-    unchecked = {base: None if options.base_kind else "--base-kind", other: None if options.kind else "--kind"}
-    takes_log_probs = options.definitions == "llama.cpp"  # of the base, as they are
-    # llama.cpp prints errors that are not clustered: without segment ids, these
-    is_clustered = sequences.are_given or (sequences.exist and options.definitions == "exact")
-    sampler = ShiftSampler(base.kind, options.ignore_index, sequences.are_given)
-    samples = options.shift is None and not base.is_shifted and not other.is_shifted
-    max_rows = rows_per_block(max(base.row_bytes, other.row_bytes))
-    start = 0
-    for block, other_block in _aligned_blocks(base.blocks(max_rows), other.blocks(max_rows)):
-        part = slice(start, start + len(block))
-        check_map(ids)
-        numbers = sequences.numbers(start, start + len(block))
-        kept = where[part] & (ids[part] != options.ignore_index)
-        for file, rows in (base, block), (other, other_block):
-            if file in unchecked and checks.check_kind(file, unchecked[file], rows, kept):
-                del unchecked[file]
-        with with_file_names(base.path, other.path):
-            if samples:
-                sampler.update(block, ids[part], numbers, kept)
-            base_scores = checks.log(block) if base.kind == "probs" else block
-            if takes_log_probs and base.kind == "logits":
-                base_scores = log_softmax(block.astype(np.float32) if block.itemsize < 4 else block)
-            other_scores = checks.log(other_block) if other.kind == "probs" else other_block
-            segment_ids = numbers if is_clustered else None
-            meter.update(base_scores, other_scores, ids[part], where=where[part], segment_ids=segment_ids)
-        start += len(block)
-        advance(block.nbytes + other_block.nbytes)
-    comparison, without_next = meter.result(), int(np.count_nonzero(~where))
-    return comparison, {
-        "base": base.path,
-        "other": other.path,
-        "base_kind": base.kind,
-        "kind": other.kind,
-        "shape": (base.rows, base.shape[-1]),
-        "ignored": base.rows - without_next - comparison.count,
+def _figures(
+    shards: Sequence[Shard], results: Sequence[ComparedShard], named: Sequence[Given], options: Options,
+    firsts: list[int],
+) -> tuple[dict[str, Any], list[Candidate]]:  # fmt: skip
+    """Figures of all shards together: the summary, and the candidates."""
+    parts = [[_numbered(own, first) for own in result.columns] for result, first in zip(results, firsts, strict=True)]
+    types = _types(shards, options, firsts)
+    base, *others = named
+    rows = sum(shard.rows for shard in shards)
+    without_next = rows - sum(shard.scored_rows for shard in shards)
+    shared: dict[str, Any] = {
+        "base": base.source,
+        "base_kind": shards[0].kind,
+        "shape": (rows, shards[0].shape[-1]),
+        "classes": options.classes,
         "without_next": without_next,
-        "fits_better_shifted": sampler.sample.fits_better_shifted,
-        **comparison.as_dict(),
+        "fits_better_shifted": sum((part.shift_sample for part in results), ShiftSample()).fits_better_shifted,
     }
+    candidates = []
+    for number, (other, columns) in enumerate(zip(others, joined(list(zip(*parts, strict=True))), strict=True)):
+        comparison = comparison_of(options.definitions, [columns])
+        figures = shared | {"other": other.source, "name": other.name, "size": other.size}
+        figures |= {"kind": shards[0].others[number].kind, "ignored": rows - without_next - comparison.count}
+        figures |= comparison.as_dict()
+        if types is not None:
+            table = comparison.by(types)
+            figures["by_token_type"] = [row | {"group": TYPES[row["group"]]} for row in rows_of(table)]
+        if len(shards) > 1 and shards[0].segments_start is None:
+            _name_files(figures.get("sequences") or (), shards, firsts)
+        rms = [[one for result in results for one in result.rms[model]] for model in (0, number + 1)]
+        if any(rms):
+            figures["norm_seems_missing"] = any(map(norm_seems_missing, rms))
+        candidates.append(Candidate(other.name, other.size, comparison, figures))
+    if len(candidates) == 1:
+        return candidates[0].figures, candidates
+    found = [one.figures for one in sorted(candidates, key=lambda one: nan_last(one.comparison.mean_kl))]
+    missing = [figures["norm_seems_missing"] for figures in found if "norm_seems_missing" in figures]
+    if missing:
+        shared["norm_seems_missing"] = any(missing)
+    return shared | {"definitions": options.definitions, "candidates": found}, candidates
 
 
-def sequences_of(files: ComparedFiles) -> RowSequences:
-    """The sequences of the rows; two files that both define them must agree."""
-    base, other, _, path = files
-    if path is not None:
-        return row_sequences(base, npy.open_array(path), path)
-    of_base, of_other = row_sequences(base, None, None), row_sequences(other, None, None)
-    if not of_other.are_given:
-        return of_base if of_base.exist else of_other
-    if of_base.are_given and not np.array_equal(of_base.numbers(0, base.rows), of_other.numbers(0, other.rows)):
-        raise_error("content", path=other.path, got="holds other sequences", fits=f"hold those of {base.path} if any")
-    return of_other
+def _first_numbers(shards: Sequence[Shard], options: Options) -> list[int]:
+    """What is added to the numbers of sequences of each shard, if there are several and these are its own."""
+    firsts = [0]
+    for shard in shards if shards[0].segments_start is None else ():
+        numbers = open_shard(shard, options).sequences.numbers(0, shard.rows)
+        firsts.append(firsts[-1] + int(numbers.max(initial=-1)) + 1)
+        if firsts[-1] >= 2**63 and len(shards) > 1:
+            got, fits = "holds numbers of sequences that are too high", "hold lower ones, which are counted on"
+            raise_error("content", path=shard.segments or shard.path, got=got, fits=fits)
+    return firsts[:-1] or [0] * len(shards)
 
 
-def checked_targets(files: ComparedFiles, sequences: RowSequences, options: ComparisonOptions) -> tuple[Array, Array]:
-    """Class ids of all rows, the same in every file that holds any, and the mask of the rows that are compared."""
-    base, other, path, _ = files
-    shape = base.rows, base.shape[-1]
-    if (other.rows, other.shape[-1]) != shape:
-        got = f"holds {other.rows} rows of {other.shape[-1]} classes"
-        fits = f"hold {shape[0]} rows of {shape[1]}, as {base.path} does"
-        raise_error("content", path=other.path, got=got, fits=fits)
-    held = [(file.path, file.targets) for file in (base, other) if file.targets is not None]
-    if path is not None:
-        held.append((path, npy.open_array(path)))
-    if not held:
-        raise_error("content", path=base.path, got="holds no targets", fits="hold them, or come with --targets")
-    (first, ids), *rest = held
-    for name, others in rest:
-        if not np.array_equal(ids.reshape(-1), others.reshape(-1)):
-            raise_error("content", path=name, got="holds other targets", fits=f"hold those of {first} if any")
-    where: Array = np.broadcast_to(np.True_, shape[:1])
-    if options.shift:
-        if other.shape != base.shape:
-            got, fits = f"holds {other.kind} of shape {other.shape}", f"have the shape {base.shape} of {base.path}"
-            raise_error("content", path=other.path, got=got, fits=f"{fits}, to be shifted")
-        for file in (base, other):
-            check_shiftable(file, ids, None if file.is_shifted else first)
-        ids, where = (array.reshape(-1) for array in shifted(ids))
-        if sequences.are_given:
-            where = where & ~sequences.ends(base.rows)
-    with with_file_names(base.path, path):
-        if ids.size == shape[0]:
-            ids = ids.reshape(-1)
-        check_stored_targets(shape, base.kind, ids, options.ignore_index, bool(options.shift), where, soft=False)
-    return ids, where
+def _numbered(columns: dict[str, Array], first: int) -> dict[str, Array]:
+    """Columns whose sequences are counted from another number on."""
+    ids = columns.get("segment_ids")
+    return columns if ids is None or not first else columns | {"segment_ids": np.where(ids < 0, ids, ids + first)}
 
 
-def _aligned_blocks(blocks: Iterator[Array], others: Iterator[Array]) -> Iterator[tuple[Array, Array]]:
-    """Blocks of the same rows, of two files that may be cut differently."""
-    other = np.empty(0)
-    for block in blocks:
-        while len(block):
-            other = other if len(other) else next(others)
-            rows = min(len(block), len(other))
-            yield block[:rows], other[:rows]
-            block, other = block[rows:], other[rows:]
+def _name_files(sequences: Sequence[dict[str, Any]], shards: Sequence[Shard], firsts: list[int]) -> None:
+    """Say in the rows of a table of sequences in which file each has which number."""
+    for row in sequences:
+        number = bisect.bisect_right(firsts, row["sequence"]) - 1
+        row |= {"file": shards[number].path, "sequence": row["sequence"] - firsts[number]}
+
+
+def _types(shards: Sequence[Shard], options: Options, firsts: list[int]) -> Array | None:
+    """Index of the type of each token that is compared; None where no text is known."""
+    words: list[Array] = []
+    numbers: list[Array] = []
+    masks: list[Array] = []
+    is_known = False
+    for shard, first in zip(shards, firsts, strict=True):
+        compared, stored = open_shard(shard, options), open_stored(shard, options)
+        text = np.full(shard.rows, None) if stored.tokens is None else stored.tokens.reshape(-1)
+        is_known |= stored.tokens is not None
+        words.append(text.astype(object))
+        own = stored.sequences.numbers(0, shard.rows)
+        numbers.append(np.where(own < 0, own, own + first))
+        masks.append(np.ones(shard.rows, np.bool_) if compared.where is None else compared.where.reshape(-1))
+    if not is_known:
+        return None
+    ids = np.concatenate(numbers)
+    is_first = np.diff(ids, prepend=ids[:1] - 1) != 0
+    types = token_types(np.concatenate(words), is_first)
+    if options.shift:  # each row is of the next token, if there is one
+        types = np.roll(types, -1)
+    found: Array = types[np.concatenate(masks)]
+    return found

@@ -25,20 +25,19 @@ from tokenloss._evaluation.responses import (
 )
 from tokenloss._evaluation.summary import add_lengths, merge_meters, sequence_columns, summary, text_length
 from tokenloss._files import check_outputs, identity, write_errors
-from tokenloss._outputs._base import TokenBlock
 from tokenloss._terminal import Progress
 from tokenloss.evaluation import Evaluation
+from tokenloss.formats import is_scores
+from tokenloss.formats.lm_head import lm_head_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
-    from typing import TypeAlias
 
+    from tokenloss._evaluation.checkpoint import Result
     from tokenloss._evaluation.plan import Options, Shard
     from tokenloss._evaluation.run import ShardResult
     from tokenloss._outputs._base import Output
     from tokenloss._types import IntArray
-
-    _Score: TypeAlias = Callable[..., ShardResult]  # a function like `run.score_shard`
 
 
 class Inputs(NamedTuple):
@@ -48,21 +47,27 @@ class Inputs(NamedTuple):
     targets: list[str]
     segment_ids: list[str]
     text: str | None = None
+    lm_head: str | None = None
 
     def by_identity(self) -> dict[object, str]:
         """Each file by what identifies it; a file that is given twice is refused."""
         paths = [*self.scores, *self.targets, *self.segment_ids, *filter(None, [self.text])]
         check_different(paths)
-        return {identity(path): path for path in paths}
+        heads = [] if self.lm_head is None else [lm_head_file(self.lm_head)]  # perhaps in a file of hidden states
+        return {identity(path): path for path in (*paths, *heads)}
 
 
-def resolved(patterns: Sequence[str]) -> list[str]:
-    """Paths that match patterns; those of a pattern are in the order of their numbers."""
+def resolved(patterns: Sequence[str], are_scores: bool = False) -> list[str]:
+    """Paths that match patterns, or are of scores in directories; those of one are in the order of their numbers."""
     paths = []
     for pattern in patterns:
         matches = [pattern]
         if glob.has_magic(pattern) and not Path(pattern).exists():
             matches = sorted(glob.glob(pattern, recursive=True), key=by_number)
+        elif are_scores and Path(pattern).is_dir() and not is_scores(pattern):
+            matches = sorted(filter(is_scores, map(str, Path(pattern).iterdir())), key=by_number)
+            if not matches:
+                raise_error("content", path=pattern, got="is a directory without files of scores", fits="hold some")
         if not matches:
             raise ValueError(f"{pattern}: matches no file")
         paths += matches
@@ -85,7 +90,7 @@ def evaluate_files(inputs: Inputs, options: Options, settings: Settings, outputs
     """Score all tokens of files; outputs are opened before, and finished in order."""
     check_outputs(named_paths(outputs) + [("--state", path) for path in [settings.state] if path], inputs.by_identity())
     top_k = max((output.top_k for output in outputs), default=0)
-    score: _Score
+    score: Callable[..., ShardResult]
     size: tuple[tuple[int, ...] | None, int | None] = None, None
     if of_responses := are_responses(inputs.scores):
         shards, score = plan_responses(inputs.scores, options), score_responses
@@ -100,7 +105,7 @@ def evaluate_files(inputs: Inputs, options: Options, settings: Settings, outputs
     with contextlib.ExitStack() as stack:
         open_outputs(stack, outputs, *size, top_k, of_responses)
         start = time.perf_counter()
-        results, n_read = score_shards(score, shards, options, settings, outputs, top_k)
+        results, n_read = score_shards(score, shards, options, settings, outputs, top_k, run.ShardResult)
         seconds = time.perf_counter() - start
         if of_responses:
             shards = scored_shards(shards, results)
@@ -152,11 +157,17 @@ def make_evaluation(
 
 
 def score_shards(
-    score: _Score, shards: list[Shard], options: Options, settings: Settings, outputs: Sequence[Output], top_k: int
-) -> tuple[list[ShardResult], int]:
+    score: Callable[..., Result],
+    shards: list[Shard],
+    options: Options,
+    settings: Settings,
+    outputs: Sequence[Output],
+    top_k: int,
+    kind: type[Result],
+) -> tuple[list[Result], int]:
     """Result of each shard, and the number of bytes that were read for those without a result in the checkpoint."""
     with write_errors(settings.state):
-        checkpoint = Checkpoint(settings.state, options, shards)
+        checkpoint = Checkpoint(settings.state, options, shards, kind)
     left = [number for number in range(len(shards)) if number not in checkpoint.results]
     chosen = [shards[number] for number in left]
     total = sum(shard.n_bytes for shard in chosen)
@@ -184,22 +195,23 @@ def token_sink(outputs: Sequence[Output], file: int, first_row: int = 0) -> Call
     """Function that gives each block of a file's tokens to the outputs that need them; None if none does."""
     outputs = [output for output in outputs if output.needs_tokens]
 
-    def sink(scores: Any, ids: Any, text: Any, positions: Any, sequences: Any, *of_responses: Any) -> None:
+    def sink(block: Any) -> None:
+        block = block._replace(file=file, positions=block.positions + first_row)
         for output in outputs:
-            output.add(TokenBlock(scores, ids, text, file, positions + first_row, sequences, *of_responses))
+            output.add(block)
 
     return sink if outputs else None
 
 
 def _score_locally(
-    score: _Score,
+    score: Callable[..., Result],
     shards: list[Shard],
     options: Options,
     settings: Settings,
     outputs: Sequence[Output],
     top_k: int,
     advance: Callable[[int], None],
-) -> Iterator[tuple[int, ShardResult]]:
+) -> Iterator[tuple[int, Result]]:
     """Score shards one by one."""
     workers = settings.workers or _workers.default_workers()
     for number, shard in enumerate(shards):
@@ -207,12 +219,12 @@ def _score_locally(
 
 
 def _score_on_cluster(
-    score: _Score, shards: list[Shard], options: Options, settings: Settings, scheduler: str
-) -> Iterator[tuple[int, ShardResult]]:
+    score: Callable[..., Result], shards: list[Shard], options: Options, settings: Settings, scheduler: str
+) -> Iterator[tuple[int, Result]]:
     """Score shards on a cluster."""
     from tokenloss.dask import map_shards
 
-    function = functools.partial(score, options=options, workers=settings.workers or 1)
+    function = functools.partial(score, options=options.with_absolute_paths(), workers=settings.workers or 1)
     try:
         yield from map_shards(function, [shard.with_absolute_paths() for shard in shards], scheduler)
     except Exception as error:  # whatever a worker met with

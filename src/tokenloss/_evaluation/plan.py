@@ -15,8 +15,9 @@ from tokenloss import _job
 from tokenloss._errors import raise_error
 from tokenloss._evaluation.sequences import row_sequences
 from tokenloss._files import identity
+from tokenloss._projection import MAX_TILE_ROWS
 from tokenloss._validation import as_positions, scores_of_shape
-from tokenloss.formats import npy, open_scores
+from tokenloss.formats import npy, open_hidden_states, open_scores
 from tokenloss.formats._base import ScoresFile
 from tokenloss.sequences import check_segment_ids
 
@@ -30,6 +31,10 @@ if TYPE_CHECKING:
 
 _BLOCK_BYTES = 32 << 20  # read at a time
 _BLOCK_ROWS = 1 << 20  # read at a time, since each row takes some bytes more
+_BLOCK_TILES = 4  # of hidden states, read at a time: a product takes long
+
+
+OF_FILES = ("array", "kind", "lm_head", "hidden")  # options that a comparison has for each model
 
 
 class Options(NamedTuple):
@@ -42,6 +47,18 @@ class Options(NamedTuple):
     top: int = 5
     part: Literal["prompt", "generated", "all"] | None = None  # of responses
     skip_failed: bool = False
+    lm_head: str | None = None  # FILE[:NAME], of files of hidden states
+    hidden: str | None = None  # name of their array
+    logit_scale: float = 1.0
+    softcap: float | None = None
+    definitions: Literal["exact", "llama.cpp"] = "exact"  # of a comparison, as the next two
+    classes: int | None = None  # that are compared, if not all are
+    others: tuple[Options, ...] = ()  # of the files of each candidate
+
+    def with_absolute_paths(self) -> Options:
+        """The same options for a process in another directory."""
+        others = tuple(other.with_absolute_paths() for other in self.others)
+        return self._replace(lm_head=self.lm_head and str(Path(self.lm_head).absolute()), others=others)
 
 
 class Shard(NamedTuple):
@@ -63,6 +80,8 @@ class Shard(NamedTuple):
     next_text: str | None = None
     size: int | None = None  # of a file of responses, in bytes
     responses: ResponsesFile | None = None
+    others: tuple[Shard, ...] = ()  # of candidates that are compared, scores of the same rows
+    lm_head: str | None = None  # the file that holds the head of hidden states
 
     @property
     def itemsize(self) -> int:
@@ -76,8 +95,9 @@ class Shard(NamedTuple):
 
     @property
     def n_bytes(self) -> int:
-        """Size of the scores, or of a file of responses."""
-        return self.rows * self.row_bytes if self.size is None else self.size
+        """Size of the scores, those of candidates among them, or of a file of responses."""
+        of_others = sum(other.n_bytes for other in self.others)
+        return self.rows * self.row_bytes + of_others if self.size is None else self.size
 
     @property
     def scored_rows(self) -> int:
@@ -89,7 +109,8 @@ class Shard(NamedTuple):
         path, targets, segments = (
             path and str(Path(path).absolute()) for path in (self.path, self.targets, self.segments)
         )
-        return self._replace(path=path or self.path, targets=targets, segments=segments)
+        others = tuple(other.with_absolute_paths() for other in self.others)
+        return self._replace(path=path or self.path, targets=targets, segments=segments, others=others)
 
 
 class OpenShard(NamedTuple):
@@ -101,11 +122,13 @@ class OpenShard(NamedTuple):
     tokens: Array | None
     sequences: RowSequences
     mask: Array | None = None  # of these rows, those that count, as far as their targets do not say so
+    others: tuple[ScoresFile, ...] = ()  # of candidates
 
 
-def rows_per_block(row_bytes: int) -> int:
-    """Number of rows to read at a time."""
-    return max(1, min(_BLOCK_BYTES // (row_bytes or 1), _BLOCK_ROWS))
+def rows_per_block(row_bytes: int, are_hidden: bool = False) -> int:
+    """Number of rows to read at a time; of hidden states, enough that a product takes longer than reading weights."""
+    rows = max(1, min(_BLOCK_BYTES // (row_bytes or 1), _BLOCK_ROWS))
+    return min(max(rows // MAX_TILE_ROWS, 1), _BLOCK_TILES) * MAX_TILE_ROWS if are_hidden else rows
 
 
 def plan(
@@ -114,8 +137,14 @@ def plan(
     """Open all files and check everything in them but the scores, before anything is scored."""
     if not targets and len(paths) == 2 and _is_file_of_class_ids(paths[1], paths[0], options):
         paths, targets = paths[:1], paths[1:]
-    _check_order(paths, targets, options)
-    shards = _open_all(paths, options)
+    check_order(paths, targets, options)
+    return planned(open_all(paths, options), targets, options, segment_ids)
+
+
+def planned(
+    shards: list[Shard], targets: Sequence[str], options: Options, segment_ids: Sequence[str] = ()
+) -> list[Shard]:
+    """Shards with their targets and sequences, which are checked."""
     shards = [
         shard._replace(targets=path, start=start)
         for shard, (path, start) in zip(shards, _assigned(shards, targets, "targets", "class ids"), strict=True)
@@ -127,24 +156,34 @@ def plan(
     shards = _with_split(shards)
     following = _Following()
     for number in sorted(range(len(shards)), reverse=bool(options.shift)):
-        shard, stored = shards[number], _open_stored(shards[number], options)
+        shard, stored = shards[number], open_stored(shards[number], options)
         text_of_last, text_of_first = (_text_of(shard, stored, row) for row in (shard.rows - 1, 0))
         if options.shift and text_of_last is not None and text_of_last == following.text:
             shard = shard._replace(next_id=following.id, next_text=following.token)
         opened = _shifted_shard(shard, stored) if options.shift else stored
-        with with_file_names(shard.path, shard.targets):
-            stored_targets = opened.targets, options.ignore_index, bool(options.shift), opened.where
-            check_stored_targets(shard.shape, shard.kind, *stored_targets)
-        is_soft = opened.targets.ndim == len(shard.shape)
+        is_soft = _check_targets(shard, opened, options)
         shards[number] = shard._replace(
             target_type="distributions" if is_soft else "class ids", batch=_scored_batch(shard, opened)
         )
         if shard.rows or len(shard.shape) != 2:
             following = _Following()
         if shard.rows and text_of_first is not None and stored.targets.dtype.kind in "iu" and not is_soft:
-            token = None if stored.tokens is None else str(stored.tokens[0])
-            following = _Following(int(stored.targets[0]), token, text_of_first)
+            token = None if stored.tokens is None else str(stored.tokens.reshape(-1)[0])
+            following = _Following(int(stored.targets.reshape(-1)[0]), token, text_of_first)
     return shards
+
+
+def _check_targets(shard: Shard, opened: OpenShard, options: Options) -> bool:
+    """Check all targets of a shard; whether they are distributions."""
+    shape, targets, where = shard.shape, opened.targets, opened.where
+    if shard.others:  # whose batches may have another shape
+        shape = shard.rows, min(options.classes or shape[-1], shape[-1])
+        targets = targets.reshape(-1) if targets.size == shard.rows else targets
+        where = None if where is None else where.reshape(-1)
+    with with_file_names(shard.path, shard.targets):
+        is_shifted, soft = bool(options.shift), not shard.others
+        check_stored_targets(shape, shard.kind, targets, options.ignore_index, is_shifted, where, soft)
+    return targets.ndim == len(shape)
 
 
 class _Following(NamedTuple):
@@ -178,7 +217,7 @@ def _scored_batch(shard: Shard, opened: OpenShard) -> tuple[int, ...]:
 
 def open_shard(shard: Shard, options: Options) -> OpenShard:
     """Open a shard."""
-    stored = _open_stored(shard, options)
+    stored = open_stored(shard, options)
     return _shifted_shard(shard, stored) if options.shift else stored
 
 
@@ -262,7 +301,7 @@ def _is_file_of_class_ids(path: str, scores_path: str, options: Options) -> bool
     return array.dtype.kind in "iu"
 
 
-def _check_order(paths: Sequence[str], targets: Sequence[str], options: Options) -> None:
+def check_order(paths: Sequence[str], targets: Sequence[str], options: Options) -> None:
     """Refuse files against the order of their numbers, where the order matters."""
     misplaced = [_misplaced(paths), _misplaced(targets)]
     if options.shift or (targets and not all(misplaced)):
@@ -281,16 +320,20 @@ def _misplaced(paths: Sequence[str]) -> list[tuple[str, str]]:
 
 
 def _open(path: str, options: Options) -> ScoresFile:
-    """Open a file of scores."""
+    """Open a file of scores, or of hidden states."""
+    if options.lm_head is not None:
+        return open_hidden_states(path, options.lm_head, name=options.hidden)
     return open_scores(path, array=options.array, kind=options.kind)
 
 
-def _open_all(paths: Sequence[str], options: Options) -> list[Shard]:
+def open_all(paths: Sequence[str], options: Options) -> list[Shard]:
     """Shards of all files, which must have the same kind and the same number of classes."""
     shards: list[Shard] = []
     for path in paths:
         file = _open(path, options)
         shard = Shard(path, file.kind, file.shape, file.dtype.name, file.row_bytes)
+        if file.lm_head is not None:
+            shard = shard._replace(lm_head=file.lm_head.path)
         if shards and (shard.kind, shard.shape[-1]) != (shards[0].kind, shards[0].shape[-1]):
             got = f"holds {shard.kind} of {shard.shape[-1]} classes"
             fits = f"hold {shards[0].kind} of {shards[0].shape[-1]}, as {shards[0].path} does"
@@ -343,29 +386,63 @@ def _with_split(shards: list[Shard]) -> list[Shard]:
     ]
 
 
-def _open_stored(shard: Shard, options: Options) -> OpenShard:
+def open_stored(shard: Shard, options: Options) -> OpenShard:
     """Open a shard with its targets and tokens as they are stored."""
-    file = _open(shard.path, options)
-    targets = file.targets
+    sides = zip((shard, *shard.others), (options, *options.others), strict=True)
+    files = [_open(side.path, side_options) for side, side_options in sides]
+    tokens = next((file.tokens for file in files if file.tokens is not None), None)
+    targets, sequences = _held_targets(shard, files, options), _held_sequences(shard, files)
+    return OpenShard(files[0], targets, None, tokens, sequences, others=tuple(files[1:]))
+
+
+def _held_targets(shard: Shard, files: list[ScoresFile], options: Options) -> Array:
+    """Targets of a shard from a file of their own, or from those of scores: all that are compared hold the same."""
+    held = [(file.path, file.targets) for file in files if file.targets is not None]
     if shard.targets is not None:
-        targets = _assigned_array(shard.targets, shard.start, file)
-    if targets is None:
+        given = _assigned_array(shard.targets, shard.start, files[0])
+        held = [*(held if shard.others else ()), (shard.targets, given)]
+    elif not held:
+        held = [(file.path, file.input_ids) for file in files if file.input_ids is not None]
+        if held and not options.shift:
+            fits = "hold targets, or come with --shift, --targets"
+            raise_error("content", path=held[0][0], got="holds input ids and no targets", fits=fits)
+    if not held:
         raise_error("content", path=shard.path, got="holds no targets", fits="hold them, or come with --targets")
-    segments = None if shard.segments is None else _assigned_array(shard.segments, shard.segments_start, file)
-    return OpenShard(file, targets, None, file.tokens, row_sequences(file, segments, shard.segments))
+    (first, targets), *rest = held
+    for path, others in rest:
+        if not np.array_equal(targets.reshape(-1), others.reshape(-1)):
+            raise_error("content", path=path, got="holds other targets", fits=f"hold those of {first} if any")
+    return targets
+
+
+def _held_sequences(shard: Shard, files: list[ScoresFile]) -> RowSequences:
+    """Sequences of a shard from a file of their own, or from those of scores: all that define some have the same."""
+    if shard.segments is not None:
+        array = _assigned_array(shard.segments, shard.segments_start, files[0])
+        return row_sequences(files[0], array, shard.segments)
+    found = [(file.path, row_sequences(file, None, None)) for file in files]
+    given = [(path, sequences) for path, sequences in found if sequences.are_given]
+    for path, sequences in given[1:]:
+        first, rows = given[0], files[0].rows
+        if not np.array_equal(first[1].numbers(0, rows), sequences.numbers(0, rows)):
+            fits = f"hold those of {first[0]} if any"
+            raise_error("content", path=path, got="holds other sequences", fits=fits)
+    return next((sequences for _, sequences in given or found if sequences.exist), found[0][1])
 
 
 def _shifted_shard(shard: Shard, stored: OpenShard) -> OpenShard:
     """The shard with the next token of each row as its target."""
-    file, targets, _, tokens, sequences, _ = stored
-    check_shiftable(file, targets, shard.targets)
+    file, targets, _, tokens, sequences, *_ = stored
+    for one in (file, *stored.others):
+        check_shiftable(one, targets, None if shard.others and one.is_shifted else shard.targets)
     where: Array | None = None
     if sequences.are_given:
         where = ~sequences.ends(file.rows).reshape(targets.shape)
     if shard.next_id is None:
         targets, has_next = shifted(targets)
         where = has_next if where is None else where & has_next
-        return OpenShard(file, targets, where, None if tokens is None else np.roll(tokens, -1, -1), sequences)
+        tokens = None if tokens is None else np.roll(tokens, -1, -1)
+        return stored._replace(targets=targets, where=where, tokens=tokens)
     if where is not None:
         where[-1] = True
     # NumPy promotes uint64 and negative integers to float64, which cannot hold class ids
@@ -373,4 +450,4 @@ def _shifted_shard(shard: Shard, stored: OpenShard) -> OpenShard:
     targets = np.append(targets[1:].astype(dtype), np.array(shard.next_id, dtype))
     if tokens is not None:
         tokens = np.append(tokens[1:].astype(object), np.array(shard.next_text, object))
-    return OpenShard(file, targets, where, tokens, sequences)
+    return stored._replace(targets=targets, where=where, tokens=tokens)

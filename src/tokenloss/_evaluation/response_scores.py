@@ -10,8 +10,7 @@ import numpy as np
 from tokenloss._class_log_probs import class_log_probs
 from tokenloss._errors import raise_error
 from tokenloss._evaluation import checks
-from tokenloss._evaluation.comparison import ComparedFiles, ComparisonOptions, checked_targets, sequences_of
-from tokenloss._evaluation.plan import rows_per_block, with_file_names
+from tokenloss._evaluation.plan import open_all, open_shard, planned, rows_per_block, with_file_names
 from tokenloss._evaluation.response_comparison import Pair, Side, classes_of, with_own
 from tokenloss.formats._base import check_map
 from tokenloss.scores import token_scores
@@ -19,8 +18,8 @@ from tokenloss.scores import token_scores
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from tokenloss._evaluation.plan import Options
     from tokenloss._types import Array, IntArray
-    from tokenloss.formats import ScoresFile
     from tokenloss.formats.responses import Response, ResponsesFile
 
 
@@ -32,20 +31,26 @@ class ScoredResponses:
 
     def __init__(
         self,
-        scores: ScoresFile,
+        path: str,
         responses: ResponsesFile,
-        options: ComparisonOptions,
+        options: Options,
         parts: tuple[str | None, str | None],
         is_base: bool,
         workers: int | None,
     ) -> None:
-        files = ComparedFiles(scores, scores, *parts)
-        sequences = sequences_of(files)
-        self._ids, self._where = checked_targets(files, sequences, options)
+        targets, segment_ids = ([] if part is None else [part] for part in parts)
+        (alone,) = open_all([path], options)
+        # as if compared with itself, so that targets that the file holds must be those that are given
+        (shard,) = planned([alone._replace(others=(alone,))], targets, options._replace(others=(options,)), segment_ids)
+        opened = open_shard(shard, options._replace(others=(options,)))
+        scores, sequences = opened.file, opened.sequences
+        self._ids: Array = opened.targets.reshape(-1)
+        self._where: Array = np.ones(scores.rows, np.bool_) if opened.where is None else opened.where.reshape(-1)
         self._kept = self._where & (self._ids != options.ignore_index)
         self._runs = _runs(scores.path, sequences.numbers(0, scores.rows)) if sequences.exist else None
         self._rows = np.flatnonzero(self._kept) if self._runs is None else np.empty(0, np.int64)
         self._next = 0  # of the runs, or of the rows
+        self.words = f"{scores.kind} of {scores.dtype}"
         self._scores, self._responses = scores, responses
         self._kind_option: str | None = None if options.kind else ("--base-kind" if is_base else "--kind")
         self._is_checked, self._is_base, self._workers = False, is_base, workers

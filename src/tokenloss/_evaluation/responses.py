@@ -14,6 +14,7 @@ from tokenloss._evaluation.response_figures import ResponseFigures, Sources
 from tokenloss._evaluation.rounding import Rounding
 from tokenloss._evaluation.run import ShardResult, TopLosses
 from tokenloss._evaluation.sequences import RowSequences, SequenceCollector
+from tokenloss._outputs._base import TokenBlock
 from tokenloss.formats.responses import is_responses, open_responses
 from tokenloss.scores import TokenScores
 
@@ -82,7 +83,8 @@ def score_responses(
         if sink:
             known, is_prompt = block["is_greedy_known"], block["is_prompt"]
             top_tokens = _tops([response.top_tokens for response in responses], top_k, None)
-            sink(scores, block["ids"], block["tokens"], block["positions"], numbers, known, is_prompt, top_tokens)
+            tokens = scores, block["ids"], block["tokens"], 0, block["positions"], numbers
+            sink(TokenBlock(*tokens, known, is_prompt, top_tokens))
     if advance:
         advance(shard.n_bytes)
     meter, sequences, _ = collector.result()

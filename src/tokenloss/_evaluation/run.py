@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -12,7 +13,9 @@ from tokenloss._evaluation import checks
 from tokenloss._evaluation.plan import open_shard, rows_per_block, with_file_names
 from tokenloss._evaluation.response_figures import ResponseFigures
 from tokenloss._evaluation.sequences import NO_SEQUENCES, SequenceCollector, SequenceColumns
+from tokenloss._outputs._base import TokenBlock
 from tokenloss.formats._base import check_map, rows_at
+from tokenloss.linear import linear_cross_entropy, linear_token_scores
 from tokenloss.losses import cross_entropy, cross_entropy_loss, nll_loss
 from tokenloss.meter import LossMeter
 from tokenloss.scores import token_scores
@@ -23,16 +26,41 @@ if TYPE_CHECKING:
 
     from tokenloss._evaluation.plan import OpenShard, Options, Shard
     from tokenloss._types import Array, BoolArray, IntArray
+    from tokenloss.formats import ScoresFile
+    from tokenloss.formats.lm_head import LmHead
     from tokenloss.scores import TokenScores
 
-    # called with the scores of each block, its class ids, its text, its positions and the numbers of their sequences
-    _Sink: TypeAlias = Callable[..., None]
+    _Sink: TypeAlias = Callable[[Any], None]  # called with each block of tokens
 
 _LOSSES: dict[str, Callable[..., Any]] = {
     "logits": cross_entropy,
     "log_probs": nll_loss,
     "probs": lambda probs, targets, **options: cross_entropy_loss(targets, probs, **options),
 }
+
+
+class RowFunctions(NamedTuple):
+    """Functions of rows of a file and their targets: of scores, or of hidden states."""
+
+    token_scores: Callable[..., TokenScores]
+    losses: Callable[..., Any]
+
+
+def row_functions(file: ScoresFile, logit_scale: float = 1.0, softcap: float | None = None) -> RowFunctions:
+    """The functions of rows of a file; the transform is that of the logits of hidden states."""
+    if file.lm_head is None:
+        return RowFunctions(token_scores, _LOSSES[file.kind])
+    transform = {"logit_scale": logit_scale, "softcap": softcap}
+    functions = linear_token_scores, linear_cross_entropy
+    return RowFunctions(*(functools.partial(_project, function, file.lm_head, transform) for function in functions))
+
+
+def _project(
+    function: Callable[..., Any], head: LmHead, transform: dict[str, Any], hidden: Array, targets: Array, **options: Any
+) -> Any:
+    """The result of a function of the projection of hidden states."""
+    check_map(head.weight)
+    return function(hidden, head.weight, targets, linear_bias=head.bias, **transform, **options)
 
 
 SHIFT_SAMPLE = 256  # rows whose losses are compared with those of the next targets
@@ -73,6 +101,16 @@ class ShiftSample:
         least = max(self.rows * math.log(4), _MIN_SHIFT_Z * math.sqrt(max(self.squares, 0)))
         return self.rows >= _MIN_SHIFT_SAMPLE and self.gain > least
 
+    def to_json(self) -> list[str]:
+        """The sample, as JSON can hold it."""
+        return list(map(repr, dataclasses.astuple(self)))
+
+    @classmethod
+    def from_json(cls, state: Any) -> ShiftSample:
+        """Inverse of `to_json`."""
+        rows, gain, squares = state
+        return cls(int(rows), float(gain), float(squares))
+
 
 class ShardResult(NamedTuple):
     """Result of a shard."""
@@ -85,6 +123,7 @@ class ShardResult(NamedTuple):
     split: SequenceColumns = NO_SEQUENCES  # tokens of sequences that other shards hold a part of
     shift_sample: ShiftSample = ShiftSample()
     responses: ResponseFigures | None = None  # of a file of responses
+    rms: tuple[float, ...] = ()  # root mean squares of a sample of hidden states
 
     def to_json(self) -> dict[str, Any]:
         """The exact result, as JSON can hold it."""
@@ -92,8 +131,8 @@ class ShardResult(NamedTuple):
         return {
             "meter": self.meter._to_json(), "ignored": self.ignored, "greedy": self.greedy,
             "highest_loss_tokens": tokens, "sequences": self.sequences.to_json(), "split": self.split.to_json(),
-            "shift_sample": list(map(repr, dataclasses.astuple(self.shift_sample))),
-            "responses": self.responses and self.responses.to_json(),
+            "shift_sample": self.shift_sample.to_json(), "responses": self.responses and self.responses.to_json(),
+            "rms": list(map(repr, self.rms)),
         }  # fmt: skip
 
     @classmethod
@@ -103,12 +142,11 @@ class ShardResult(NamedTuple):
             TokenLoss(position, target, float(loss), text, sequence)
             for position, target, loss, text, sequence in result["highest_loss_tokens"]
         ]
-        rows, gain, squares = result["shift_sample"]
         responses = result["responses"] and ResponseFigures.from_json(result["responses"])
         return cls(
             LossMeter._from_json(result["meter"]), result["ignored"], result["greedy"], tokens,
             SequenceColumns.from_json(result["sequences"]), SequenceColumns.from_json(result["split"]),
-            ShiftSample(int(rows), float(gain), float(squares)), responses,
+            ShiftSample.from_json(result["shift_sample"]), responses, tuple(map(float, result["rms"])),
         )  # fmt: skip
 
     @property
@@ -121,12 +159,10 @@ class ShardResult(NamedTuple):
         """The number of tokens that are known to be greedy or not."""
         return self.responses.greedy_known if self.responses else self.n_tokens
 
-    def is_consistent(self, rows: int | None, top: int) -> bool:
-        """Consistency check of a checkpoint entry: whether scoring `rows` rows with `--top top` can give it.
-
-        Of a file of responses, the number of rows is not known before.
-        """
+    def is_consistent(self, shard: Shard, options: Options) -> bool:
+        """Consistency check of a checkpoint entry: whether scoring a shard can give it."""
         tokens, sequences = self.highest_loss_tokens, self.sequences
+        rows = None if shard.size is not None else shard.scored_rows  # of responses, it is not known before
         integers = [self.ignored, self.greedy, *(number for token in tokens for number in token[:2])]
         integers += [token.sequence for token in tokens if token.sequence is not None]
         if (rows is None) != (self.responses is not None):
@@ -142,7 +178,8 @@ class ShardResult(NamedTuple):
         return (
             all(type(number) is int and abs(number) < 2**63 for number in integers)
             and all(token.text is None or isinstance(token.text, str) for token in tokens)
-            and len(tokens) <= top
+            and len(tokens) <= options.top
+            and len(self.rms) <= checks.NORM_SAMPLE
             and self.n_tokens + self.ignored == rows
             and 0 <= self.greedy <= self.n_tokens <= (rows or 0)
             and self.meter.n_bytes == self.meter.n_words == 0  # which are of all shards together
@@ -175,18 +212,20 @@ def score_rows(
     sampled: int = 0,
 ) -> ShardResult:
     """As `score_shard`, of a shard that is open; of so many rows a sample was taken before."""
-    file, targets, where, text, sequences, mask = opened
+    file, targets, where, text, sequences, mask, _ = opened
     is_soft = targets.ndim == len(file.shape)
     ids = None if is_soft else targets.reshape(-1)
+    functions = row_functions(file, options.logit_scale, options.softcap)
     row_bytes = file.row_bytes + (file.shape[-1] * targets.itemsize if is_soft else 0)
     collector, highest = SequenceCollector(sequences, shard.split), TopLosses(options.top)
     counted = where if mask is None else mask if where is None else where & mask
     samples = not is_soft and not file.is_shifted and options.shift is None
     left = SHIFT_SAMPLE - sampled if samples else 0
-    sampler = ShiftSampler(file.kind, options.ignore_index, sequences.are_given, left)
+    sampler = ShiftSampler(functions.losses, options.ignore_index, sequences.are_given, left)
+    rms: tuple[float, ...] = ()
     start = greedy = 0
     is_checked = file.kind == "log_probs"  # every row of these is checked with its block
-    for block in file.blocks(rows_per_block(row_bytes)):
+    for block in file.blocks(rows_per_block(row_bytes, file.lm_head is not None and not is_soft)):
         stop = start + len(block)
         check_map(targets)
         block_targets = rows_at(targets, start, stop) if ids is None else np.array(ids[start:stop])
@@ -196,27 +235,31 @@ def score_rows(
         numbers, positions = sequences.numbers(start, stop), np.arange(start, stop)
         with with_file_names(file.path, f"rows from {start} on" if start else None):
             scores = _score_block(
-                shard, block, block_targets, classes, block_counted, options, workers, top_k, sink is not None
-            )
+                shard, functions, block, block_targets, classes, block_counted, options, workers, top_k,
+                sink is not None,
+            )  # fmt: skip
             sampler.update(block, block_targets, numbers, scores.kept)
         is_checked = is_checked or checks.check_kind(file, None if options.kind else "--kind", block, scores.kept)
+        if file.lm_head is not None:
+            rms += checks.root_mean_squares(block, scores.kept, checks.NORM_SAMPLE - len(rms))
         collector.update(scores, numbers)
         greedy += int(np.count_nonzero(scores.is_greedy))
         highest.update(scores.nll, classes, scores.kept, positions, numbers)
         if sink:
             words = None if text is None else text.reshape(-1)[start:stop]
-            sink(*_select(block_where, scores, classes, words, positions, numbers))
+            sink(_select(block_where, scores, classes, words, positions, numbers))
         if advance:
             advance(block.nbytes)
         start = stop
     meter, whole, split = collector.result()
     count = meter.count + len(split.ids)
     ignored = (start if where is None else int(np.count_nonzero(where))) - count
-    return ShardResult(meter, ignored, greedy, highest.tokens(text), whole, split, sampler.sample)
+    return ShardResult(meter, ignored, greedy, highest.tokens(text), whole, split, sampler.sample, rms=rms)
 
 
 def _score_block(
     shard: Shard,
+    functions: RowFunctions,
     block: Array,
     targets: Array,
     ids: Array,
@@ -232,11 +275,11 @@ def _score_block(
     is_soft = targets.ndim == block.ndim
     logits = checks.log(block) if kind == "probs" and every_token else block  # logarithms for the entropy
     unknown = {"ignore_index": -1} if is_soft else {}
-    scores = token_scores(logits, ids, top_k=min(top_k, block.shape[1]), **options | unknown)
+    scores = functions.token_scores(logits, ids, top_k=min(top_k, shard.shape[-1]), **options | unknown)
     if kind == "log_probs":
         checks.check_normalized(scores.logsumexp, shard.itemsize, shard_options.kind is not None)
-    if kind != "logits" or is_soft:
-        nll = _LOSSES[kind](block, targets, reduction="none", **options)
+    if kind in ("log_probs", "probs") or is_soft:
+        nll = functions.losses(block, targets, reduction="none", **options)
         if is_soft:
             scores = dataclasses.replace(scores, kept=np.ones(nll.shape, np.bool_) if where is None else where)
         scores = dataclasses.replace(scores, nll=nll)
@@ -245,21 +288,28 @@ def _score_block(
 
 def _select(
     where: Array | None, scores: TokenScores, ids: Array, text: Array | None, positions: Array, numbers: Array
-) -> tuple[TokenScores, Array, Array | None, Array, Array]:
-    """The columns of a block at the rows of the mask; all rows if there is no mask."""
+) -> TokenBlock:
+    """A block of tokens at the rows of the mask; all rows if there is no mask."""
     numbers = np.maximum(numbers, -1)
     if where is None:
-        return scores, ids, text, positions, numbers
-    selected = {name: column[where] for name, column in vars(scores).items() if column is not None}
+        return TokenBlock(scores, ids, text, 0, positions, numbers)
     text = None if text is None else text[where]
-    return dataclasses.replace(scores, **selected), ids[where], text, positions[where], numbers[where]
+    return TokenBlock(scores_at(scores, where), ids[where], text, 0, positions[where], numbers[where])
+
+
+def scores_at(scores: TokenScores, where: Array) -> TokenScores:
+    """Scores at the rows of a mask."""
+    selected = {name: column[where] for name, column in vars(scores).items() if column is not None}
+    return dataclasses.replace(scores, **selected)
 
 
 class ShiftSampler:
     """Compares the losses of the first rows with those that they have if each predicts the next row's target."""
 
-    def __init__(self, kind: str, ignore_index: int | None, has_ids: bool, left: int = SHIFT_SAMPLE) -> None:
-        self._kind, self._ignore_index = kind, ignore_index
+    def __init__(
+        self, losses: Callable[..., Any], ignore_index: int | None, has_ids: bool, left: int = SHIFT_SAMPLE
+    ) -> None:
+        self._losses, self._ignore_index = losses, ignore_index
         self._has_ids, self._left = has_ids, left  # negative ids are of no sequence
         self._last: tuple[Array, ...] = ()  # row of the block before
         self.sample = ShiftSample()
@@ -281,7 +331,7 @@ class ShiftSampler:
             has_next &= numbers[1:] >= 0
         rows = np.flatnonzero(has_next)[: self._left]
         self._left -= len(rows)
-        loss, options = _LOSSES[self._kind], {"reduction": "none", "ignore_index": self._ignore_index}
+        loss, options = self._losses, {"reduction": "none", "ignore_index": self._ignore_index}
         with np.errstate(invalid="ignore", over="ignore"):
             gain = loss(block[rows], ids[rows], **options) - loss(block[rows], ids[rows + 1], **options)
             self.sample += ShiftSample(len(rows), float(gain.sum()), float(np.square(gain).sum()))

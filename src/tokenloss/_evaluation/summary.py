@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tokenloss._errors import raise_error
+from tokenloss._evaluation.checks import norm_seems_missing
 from tokenloss._evaluation.response_figures import Sources
 from tokenloss._evaluation.run import ShiftSample
 from tokenloss._evaluation.sequences import SequenceColumns, joined
@@ -131,6 +132,7 @@ def summary(
         "bits_per_byte_stderr": meter.bits_per_byte_stderr,
         "word_perplexity": meter.word_perplexity,
         "word_perplexity_interval": meter.word_perplexity_interval,
+        **(_hidden_figures(results, options) if options.lm_head is not None else {}),
         "fits_better_shifted": sum((part.shift_sample for part in results), ShiftSample()).fits_better_shifted,
         "highest_loss_tokens": [
             {"file": path or None, "sequence": token.sequence, "position": token.position}
@@ -145,6 +147,12 @@ def summary(
         ],
         "sequences": _rows(sequences, np.arange(len(sequences["file"])), paths),
     }
+
+
+def _hidden_figures(results: Sequence[ShardResult], options: Options) -> dict[str, Any]:
+    """Figures of hidden states alone."""
+    missing = norm_seems_missing([rms for part in results for rms in part.rms])
+    return {"lm_head": options.lm_head, "norm_seems_missing": missing}
 
 
 def _types(shards: Sequence[Shard]) -> dict[str, str]:

@@ -149,6 +149,8 @@ typedef struct {
 #define TL_MASKED INT64_MIN /* stands for the class id of a row that does not count */
 enum { TL_SOME_BAD = 1, TL_SOME_MASKED = 2 };
 
+#define TL_TOLERANCE 1e-3 /* by which rounding may take probabilities out of [0, 1], and log-probabilities above 0 */
+
 /* What scores are: probabilities, which are clipped to [lowest, highest], or log-probabilities, if both are nan. A
  * score outside [least, greatest] is neither, so callers refuse it. */
 typedef struct {
@@ -199,6 +201,8 @@ typedef struct {
 
     /* Of a multiple of TL_GROUP: x = softcap tanh(scale x / softcap) in place, or scale x if the softcap is 0. */
     void (*softcap)(double *x, size_t count, double scale, double softcap);
+    /* Of as many: logarithms of probabilities, in place; nan of what is none. */
+    void (*logs)(double *x, size_t count);
 
     /* Of a multiple of 16 classes: adds mass (shift - x), which is 0 where mass is 0 or x is the shift, and mass. */
     void (*target_dot)(const double *mass, const double *x, size_t count, double shift, tl_dot_acc *dot);

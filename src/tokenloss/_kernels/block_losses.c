@@ -32,7 +32,7 @@ static uint64_t write_gradients(const tl_backend *backend, const tl_row_block *r
         odds_against[i] = odds[i].log_odds;
     }
     backend->exps(odds_against, tl_padded_rows(rows->count));
-    if (tl_is_scaled_or_capped(&rows->row) || loss.soft.weight) {
+    if (tl_is_transformed(&rows->row) || loss.soft.weight) {
         written = tl_write_wide_gradients(backend, rows, lse, logsumexp, of_softmax, losses, grad_scale, grads);
     } else {
         for (int i = 0; i < TL_BLOCK_ROWS; i++) {

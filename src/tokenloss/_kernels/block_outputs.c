@@ -87,7 +87,7 @@ uint64_t tl_map_groups(const tl_backend *backend, const tl_row_block *rows, cons
     size_t padded = tl_padded_rows(lse->in_groups), classes = (size_t)rows->row.count;
     int dtype = lse->group_dtype;
     uint64_t which = near_rows(rows, lse, logsumexp);
-    assert(!tl_is_scaled_or_capped(&rows->row)); /* rows that are not wanted might have results by then */
+    assert(!tl_is_transformed(&rows->row)); /* rows that are not wanted might have results by then */
     if (which == 0)
         return 0;
     char *group = tl_groups_of(rows);
@@ -246,7 +246,7 @@ static double if_else(int condition, double a, double b) {
 static void class_log_probs(const tl_backend *backend, const tl_row *row, const tl_class_odds *odds,
                             const int64_t *ids, int64_t count, double *log_probs) {
     double lanes[TL_GROUP], most = 0 - odds->nll, offset = odds->lse.offset, log = odds->lse.log;
-    int is_scaled = tl_is_scaled_or_capped(row);
+    int is_scaled = tl_is_transformed(row);
     for (int64_t k = 0; k < TL_GROUP && is_scaled; k++)
         lanes[k] = k < count ? raw_logit(row, ids[k]) - row->shift : 0;
     if (is_scaled)

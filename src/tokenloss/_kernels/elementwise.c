@@ -127,7 +127,7 @@ void tl_gradient(const tl_backend *backend, const tl_row *row, tl_lse lse, doubl
                  const tl_soft_target *soft, const tl_row *out, int large, tl_cancel *cancel) {
     lse = split_far_offset(lse);
     double offset = lse.offset;
-    int plain = !tl_is_scaled_or_capped(row) && !soft->mass && !soft->weight;
+    int plain = !tl_is_transformed(row) && !soft->mass && !soft->weight;
     int dtype = plain ? tl_offset_dtype(row->compute_dtype, offset) : TL_FLOAT64;
     map_op op = {0, 0, 0, 0, large};
     double per_exp = factor_of(lse.log, dtype, &op.exponent);

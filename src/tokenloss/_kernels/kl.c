@@ -17,7 +17,7 @@ TL_NO_UNROLLING
 
 /* Copies elements, those that are not above the floor as -inf: x - inf is -inf, and x - 0 is x. Of halves, the bits of
  * negative ones rise as integers while their values fall. Elements need no alignment in `x`, which may be `out`. */
-static void copy_above(const char *x, int dtype, size_t count, double floor, void *out) {
+TL_VECTORIZED static void copy_above(const char *x, int dtype, size_t count, double floor, void *out) {
     if (dtype == TL_FLOAT64) {
         for (size_t i = 0; i < count; i++) {
             double value;
@@ -46,11 +46,21 @@ static void copy_above(const char *x, int dtype, size_t count, double floor, voi
     }
 }
 
+/* Whether the logit of a class is above the floor. */
+TL_INLINE int is_possible(const tl_backend *backend, const tl_row *row, int64_t class, double floor) {
+    double logit = tl_load(row->data + class * row->stride, row->dtype);
+    if (row->of_probs && floor == -(double)INFINITY)
+        return logit > 0;
+    if (TL_UNLIKELY(tl_is_transformed(row)))
+        logit = tl_transformed(backend, row, logit);
+    return logit > floor;
+}
+
 /* Whether a class of [start, end) is possible in the base and impossible in the other row. */
-static int has_infinite_kl(const tl_kl_side *base, const tl_kl_side *other, int64_t start, int64_t end) {
+static int has_infinite_kl(const tl_backend *backend, const tl_kl_side *base, const tl_kl_side *other, int64_t start,
+                           int64_t end) {
     for (int64_t i = start; i < end; i++)
-        if (tl_load(other->row->data + i * other->row->stride, other->row->dtype) == -(double)INFINITY &&
-            tl_load(base->row->data + i * base->row->stride, base->row->dtype) > base->floor)
+        if (!is_possible(backend, other->row, i, -(double)INFINITY) && is_possible(backend, base->row, i, base->floor))
             return 1;
     return 0;
 }
@@ -68,14 +78,14 @@ static const void *elements(const tl_backend *backend, tl_kl_side *of, int64_t s
             return x;
         for (ptrdiff_t i = 0; i < count * of->row->stride; i += 64)
             tl_prefetch(x + i + PREFETCHED_BYTES);
-        tl_chunk_invalidate(&of->buf);
+        tl_chunk_invalidate(of->buf);
     } else {
-        tl_load_chunk(backend, of->row, start, count, -1, of->state.offset, dtype, &of->buf);
-        x = (const char *)&of->buf.at;
+        tl_load_chunk(backend, of->row, start, count, -1, of->state.offset, dtype, of->buf);
+        x = (const char *)&of->buf->at;
     }
     if (of->floor != -(double)INFINITY)
-        copy_above(x, dtype, (size_t)tl_padded(count), of->floor - of->state.offset, &of->buf.at);
-    return &of->buf.at;
+        copy_above(x, dtype, (size_t)tl_padded(count), of->floor - of->state.offset, &of->buf->at);
+    return &of->buf->at;
 }
 
 /* Accumulates the elements [start, end) of both rows. Returns 1 if a class makes the divergence infinite. */
@@ -89,14 +99,14 @@ static int reduce_both(const tl_backend *backend, tl_kl_side *base, tl_kl_side *
         const void *p = elements(backend, base, start, count, base_in_place);
         const void *q = elements(backend, other, start, count, other_in_place);
         if (TL_UNLIKELY(backend->kl[base->row->compute_dtype](p, q, (size_t)count, &base->state, &other->state)))
-            found |= has_infinite_kl(base, other, start, start + count);
+            found |= has_infinite_kl(backend, base, other, start, start + count);
         start += count;
     }
     return found;
 }
 
 static double maximum_of(const tl_backend *backend, tl_kl_side *of, int64_t start, int64_t end) {
-    double maximum = tl_maximum_between(backend, of->row, start, end, -1, &of->buf);
+    double maximum = tl_maximum_between(backend, of->row, start, end, -1, of->buf);
     return maximum > of->floor ? maximum : -(double)INFINITY;
 }
 
@@ -109,17 +119,32 @@ static double other_shift_of(double logit, int dtype) {
     return logit < (double)-FLT_MAX ? (double)-FLT_MAX : (double)(float)logit;
 }
 
+/* The first class of [start, end) that has the maximum; `end` if that is not finite. */
+static int64_t argmax_of(const tl_backend *backend, tl_kl_side *of, int64_t start, int64_t end, double maximum) {
+    if (maximum - maximum != 0)
+        return end;
+    if (!tl_is_transformed(of->row))
+        return tl_find(backend, of->row, start, end, maximum);
+    for (int64_t count; start < end; start += count) {
+        int32_t found[TL_CHUNK];
+        count = end - start < TL_CHUNK ? end - start : TL_CHUNK;
+        tl_load_chunk(backend, of->row, start, count, -1, 0, TL_FLOAT64, of->buf);
+        if (backend->indices_ge[TL_FLOAT64](&of->buf->at, (size_t)tl_padded(count), maximum, found) > 0)
+            return start + found[0];
+    }
+    return end;
+}
+
 /* Moves the shifts to the class of the maximum of the base in [start, end). */
 static void kl_reshift(const tl_backend *backend, tl_kl_side *base, tl_kl_side *other, int64_t start, int64_t end,
                        double maximum) {
     tl_moment *moment = base->state.moment;
-    int64_t class = maximum - maximum == 0 ? tl_find(backend, base->row, start, end, maximum) : end;
+    int64_t class = argmax_of(backend, base, start, end, maximum);
     if (class == end)
         return;
     double shift = maximum - base->state.offset, sum = tl_lanes_sum_in_order(base->state.sum);
     double other_shift =
-        tl_load(other->row->data + class * other->row->stride, other->row->dtype) - other->state.offset;
-    other_shift = other_shift_of(other_shift, base->row->compute_dtype);
+        other_shift_of(tl_logit_at(backend, other->row, class) - other->state.offset, base->row->compute_dtype);
     if (base->row->compute_dtype != TL_FLOAT64)
         shift = (double)(float)shift;
     if (sum != 0)
@@ -142,12 +167,20 @@ static int kl_rebase(const tl_backend *backend, tl_kl_side *base, tl_kl_side *ot
     return 1;
 }
 
-static int begin(const tl_backend *backend, tl_kl_side *of, const tl_row *row, double floor, tl_moment *moment) {
-    of->row = row;
+/* Reads rows from now on, by way of two buffers. */
+static void set_rows(const tl_row *base, const tl_row *other, tl_chunk_buf *bufs, tl_kl_acc *acc) {
+    acc->base.row = base;
+    acc->other.row = other;
+    acc->base.buf = bufs;
+    acc->other.buf = bufs + 1;
+    tl_chunk_invalidate(bufs);
+    tl_chunk_invalidate(bufs + 1);
+}
+
+static int begin(const tl_backend *backend, tl_kl_side *of, double floor, tl_moment *moment) {
     of->floor = floor;
-    tl_chunk_invalidate(&of->buf);
-    int64_t first = row->count < TL_CHUNK ? row->count : TL_CHUNK;
-    return tl_lse_begin(maximum_of(backend, of, 0, first), row->compute_dtype, moment, &of->state);
+    int64_t first = of->row->count < TL_CHUNK ? of->row->count : TL_CHUNK;
+    return tl_lse_begin(maximum_of(backend, of, 0, first), of->row->compute_dtype, moment, &of->state);
 }
 
 /* Whether differences of the rows may be too large for a float. */
@@ -156,22 +189,27 @@ static int is_far_out(const tl_kl_acc *acc) {
            acc->base.row->compute_dtype != TL_FLOAT64;
 }
 
-void tl_kl_begin(const tl_backend *backend, const tl_row *base, const tl_row *other, double floor, tl_kl_acc *acc) {
+void tl_kl_begin(const tl_backend *backend, const tl_row *base, const tl_row *other, double floor, int64_t block,
+                 tl_kl_acc *acc) {
+    tl_chunk_buf bufs[2];
     assert(base->count == other->count && base->compute_dtype == other->compute_dtype);
     acc->is_infinite = 0;
     acc->stage = TL_KL_NAN;
-    if (!begin(backend, &acc->base, base, floor, &acc->moment) ||
-        !begin(backend, &acc->other, other, -(double)INFINITY, NULL))
+    set_rows(base, other, bufs, acc);
+    if (!begin(backend, &acc->base, floor, &acc->moment) || !begin(backend, &acc->other, -(double)INFINITY, NULL))
         return;
     acc->stage = is_far_out(acc) ? TL_KL_TOO_FAR : TL_KL_OPEN;
     if (acc->stage == TL_KL_OPEN)
-        kl_rebase(backend, &acc->base, &acc->other, 0, base->count < TL_BLOCK ? base->count : TL_BLOCK, 0, 0);
+        kl_rebase(backend, &acc->base, &acc->other, 0, base->count < block ? base->count : block, 0, 0);
 }
 
-void tl_kl_block(const tl_backend *backend, int64_t start, int64_t end, tl_kl_acc *acc) {
+void tl_kl_block(const tl_backend *backend, const tl_row *base_row, const tl_row *other_row, int64_t start, int64_t end,
+                 tl_kl_acc *acc) {
     tl_kl_side *base = &acc->base, *other = &acc->other;
+    tl_chunk_buf bufs[2];
     if (acc->stage != TL_KL_OPEN)
         return;
+    set_rows(base_row, other_row, bufs, acc);
     base->state.maximum = -(double)INFINITY;
     tl_lse_acc base_before = base->state, other_before = other->state;
     tl_moment moment_before = acc->moment;
@@ -195,28 +233,30 @@ void tl_kl_block(const tl_backend *backend, int64_t start, int64_t end, tl_kl_ac
         acc->stage = TL_KL_NAN;
 }
 
-static void read_blocks(const tl_backend *backend, tl_kl_acc *acc, tl_cancel *cancel) {
-    int64_t count = acc->base.row->count;
+/* Accumulates two whole rows. */
+static void read_rows(const tl_backend *backend, const tl_row *base, const tl_row *other, double floor, tl_kl_acc *acc,
+                      tl_cancel *cancel) {
+    int64_t count = base->count;
+    tl_kl_begin(backend, base, other, floor, TL_BLOCK, acc);
     for (int64_t start = 0, end; start < count && acc->stage == TL_KL_OPEN; start = end) {
         end = count - start < TL_BLOCK ? count : start + TL_BLOCK;
-        tl_kl_block(backend, start, end, acc);
+        tl_kl_block(backend, base, other, start, end, acc);
         if (end % TL_CANCEL_INTERVAL == 0 && tl_cancelled(cancel))
             return;
     }
 }
 
-/* The divergence, once all blocks are read; nan if differences turn out to be too large for a float. */
-static tl_kl finish(tl_kl_acc *acc) {
-    tl_kl found = {(double)NAN, (double)NAN};
+tl_kl tl_kl_finish(const tl_row *base, const tl_row *other, tl_kl_acc *acc) {
+    tl_kl found = {(double)NAN, (double)NAN, (double)NAN};
     if (acc->stage != TL_KL_OPEN)
         return found;
-    double base_log = tl_lse_log(&acc->base.state, acc->base.row),
-           other_log = tl_lse_log(&acc->other.state, acc->other.row);
+    double base_log = tl_lse_log(&acc->base.state, base), other_log = tl_lse_log(&acc->other.state, other);
     found.base_logsumexp = acc->base.state.offset + base_log;
+    found.logsumexp = acc->other.state.offset + other_log;
     if (base_log == -(double)INFINITY)
         return found;
     double mean = tl_moment_mean(&acc->base.state);
-    if (mean - mean != 0 && !acc->is_infinite && acc->base.row->compute_dtype != TL_FLOAT64)
+    if (mean - mean != 0 && !acc->is_infinite && base->compute_dtype != TL_FLOAT64)
         acc->stage = TL_KL_TOO_FAR;
     found.kl = mean - ((base_log - acc->moment.shift) - (other_log - acc->moment.other_shift));
     if (acc->is_infinite)
@@ -226,22 +266,21 @@ static tl_kl finish(tl_kl_acc *acc) {
     return found;
 }
 
-tl_kl tl_kl_end(const tl_backend *backend, tl_kl_acc *acc, tl_cancel *cancel) {
-    tl_kl found = finish(acc);
+tl_kl tl_kl_end(const tl_backend *backend, const tl_row *base_row, const tl_row *other_row, tl_kl_acc *acc,
+                tl_cancel *cancel) {
+    tl_kl found = tl_kl_finish(base_row, other_row, acc);
     if (acc->stage != TL_KL_TOO_FAR)
         return found;
-    tl_row base = *acc->base.row, other = *acc->other.row;
+    tl_row base = *base_row, other = *other_row;
     base.compute_dtype = other.compute_dtype = TL_FLOAT64;
-    tl_kl_begin(backend, &base, &other, acc->base.floor, acc);
-    read_blocks(backend, acc, cancel);
-    return finish(acc);
+    read_rows(backend, &base, &other, acc->base.floor, acc, cancel);
+    return tl_kl_finish(&base, &other, acc);
 }
 
-double tl_kl_divergence(const tl_backend *backend, const tl_row *base, const tl_row *other, tl_cancel *cancel) {
+tl_kl tl_kl_divergence(const tl_backend *backend, const tl_row *base, const tl_row *other, tl_cancel *cancel) {
     tl_kl_acc acc;
-    tl_kl_begin(backend, base, other, -(double)INFINITY, &acc);
-    read_blocks(backend, &acc, cancel);
-    return tl_kl_end(backend, &acc, cancel).kl;
+    read_rows(backend, base, other, -(double)INFINITY, &acc, cancel);
+    return tl_kl_end(backend, base, other, &acc, cancel);
 }
 
 /* Loads a block into groups, and begins its reduction. */
@@ -254,13 +293,13 @@ static tl_groups load_side(const tl_backend *backend, const tl_row_block *rows, 
 
 /* The other rows' shifts. */
 static void find_other_shifts(const tl_backend *backend, const tl_row_block *other, int count, size_t in_groups,
-                              tl_groups base, double *other_shift) {
+                              tl_groups base, tl_groups q, double *other_shift) {
     tl_short_ranks ranks;
     memset(other_shift, 0, TL_BLOCK_ROWS * sizeof *other_shift);
     backend->short_ranks[base.dtype](base.at, in_groups, (size_t)other->row.count, other_shift, &ranks);
     for (int i = 0; i < count; i++) {
-        const char *at = other->data[i] + ranks.argmax[i] * other->row.stride;
-        other_shift[i] = other_shift_of(tl_load(at, other->row.dtype), other->row.compute_dtype);
+        size_t at = tl_place_in_groups(other, i, ranks.argmax[i]);
+        other_shift[i] = other_shift_of(tl_load_from_groups(q, at), other->row.compute_dtype);
     }
 }
 
@@ -277,7 +316,7 @@ uint64_t tl_kl_of_block(const tl_backend *backend, const tl_row_block *base, con
     tl_groups p = load_side(backend, base, count, &base_lse), q = load_side(backend, other, count, &other_lse);
     if (floor != -(double)INFINITY)
         copy_above((const char *)p.at, p.dtype, tl_group_elements(base) * in_groups, floor, p.at);
-    find_other_shifts(backend, other, count, in_groups, p, other_shift);
+    find_other_shifts(backend, other, count, in_groups, p, q, other_shift);
     moments.other = q.at;
     moments.other_shift = other_shift;
     tl_reduce_groups(backend, base, count, p, 0, &moments, &base_lse);
@@ -291,6 +330,7 @@ uint64_t tl_kl_of_block(const tl_backend *backend, const tl_row_block *base, con
         double kl = mean - ((base_lse.log[i] - moments.shift[i]) - (other_lse.log[i] - other_shift[i]));
         found_of[i].kl = infinite ? (double)INFINITY : kl < 0 ? 0 : kl;
         found_of[i].base_logsumexp = base_lse.log[i];
+        found_of[i].logsumexp = other_lse.log[i];
         found &= ~((uint64_t)!(sum > 0 && other_sum == other_sum && (infinite || mean - mean == 0)) << i);
     }
     return found;

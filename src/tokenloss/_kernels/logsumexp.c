@@ -265,7 +265,7 @@ static int64_t find_dominant(const tl_backend *backend, const tl_row *row, doubl
     for (int64_t start = 0, end; start < row->count; start = end) {
         end = row->count - start < TL_BLOCK ? row->count : start + TL_BLOCK;
         double maximum = tl_maximum_between(backend, &raw, start, end, -1, &buf);
-        if (tl_is_dominant(tl_softcap(backend, row, maximum), logsumexp))
+        if (tl_is_dominant(tl_transformed(backend, row, maximum), logsumexp))
             return tl_find(backend, &raw, start, end, maximum);
     }
     return row->count;

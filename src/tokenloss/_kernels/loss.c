@@ -150,7 +150,7 @@ void tl_loss_set_target_logit(const tl_backend *backend, const tl_row *logits, c
     acc->target_raw = target_raw;
     /* for a class id, whose logit may be far from the largest, the first range gives the shift */
     if (loss->target < 0) {
-        double logit = tl_softcap(backend, logits, target_raw);
+        double logit = tl_transformed(backend, logits, target_raw);
         acc->shift = logit - logit == 0 ? logit : 0;
     }
 }
@@ -171,7 +171,7 @@ double tl_loss_end(const tl_backend *backend, const tl_row *logits, const tl_los
         return 0;
     tl_lse lse = tl_lse_finish(&acc->others, logits);
     if (acc->excluded >= 0) {
-        double logit = tl_softcap(backend, logits, acc->target_raw), log_odds = tl_log_odds_against_lse(lse, logit);
+        double logit = tl_transformed(backend, logits, acc->target_raw), log_odds = tl_log_odds_against_lse(lse, logit);
         nll = tl_softplus(log_odds);
         lse = tl_lse_add_class(lse, logit, log_odds);
     }

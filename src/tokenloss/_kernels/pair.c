@@ -24,70 +24,97 @@ static double top_probability(double maximum, double logsumexp, int of_log_probs
     return tl_exp(log_p > 0 ? 0 : log_p); /* rounding may exceed 0 */
 }
 
-/* One of the two rows, as it is in memory. */
-typedef struct {
-    tl_row row;
-    tl_lse_acc others;
-    double maximum;
-    int64_t argmax;
-} side;
-
-static side new_side(const tl_row *row) {
-    side of = {.row = tl_raw(row), .maximum = -(double)INFINITY, .argmax = -1};
-    return of;
-}
-
-/* Looks for the most likely class in a block whose maximum is given. */
-static void find_top(const tl_backend *backend, side *of, int64_t start, int64_t end, double maximum) {
+/* Looks for the most likely class in a block of a row whose maximum is given; both as they are in memory. */
+static void find_top(const tl_backend *backend, const tl_row *raw, int64_t start, int64_t end, double maximum,
+                     tl_pair_side *of) {
     if (!(maximum > of->maximum || of->argmax < 0))
         return;
-    int64_t first = tl_find(backend, &of->row, start, end, maximum);
+    int64_t first = tl_find(backend, raw, start, end, maximum);
     of->argmax = first < end ? first : of->argmax;
     of->maximum = maximum;
 }
 
-static double maximum_of(const tl_backend *backend, const side *of, int64_t start, int64_t end) {
+static double maximum_of(const tl_backend *backend, const tl_row *raw, int64_t start, int64_t end) {
     tl_chunk_buf buf;
     tl_chunk_invalidate(&buf);
-    return tl_maximum_between(backend, &of->row, start, end, -1, &buf);
+    return tl_maximum_between(backend, raw, start, end, -1, &buf);
 }
 
-static double nll_of(const tl_backend *backend, const side *of, int64_t target) {
-    double logit = tl_logit_at(backend, &of->row, target);
-    return tl_softplus(tl_log_odds_against(&of->others, &of->row, logit));
+static tl_row in_dtype(const tl_row *row, int dtype) {
+    tl_row of = *row;
+    of.compute_dtype = dtype;
+    return of;
 }
 
-tl_pair tl_pair_row(const tl_backend *backend, const tl_row *base_row, const tl_row *row, int64_t target, int dtype,
-                    int of_log_probs, tl_cancel *cancel) {
-    side base = new_side(base_row), other = new_side(row);
-    tl_row kl_base = base.row, kl_other = other.row;
-    tl_pair pair = {0};
-    tl_kl_acc acc;
-    int64_t count = row->count;
-    kl_base.compute_dtype = kl_other.compute_dtype = dtype;
-    tl_kl_begin(backend, &kl_base, &kl_other, floor_of(of_log_probs), &acc);
-    for (int64_t start = 0, end; start < count; start = end) {
-        end = count - start < TL_BLOCK ? count : start + TL_BLOCK;
-        tl_kl_block(backend, start, end, &acc); /* from memory; the others read from the caches */
-        const tl_lse_acc *seen = &acc.base.state;
-        int knows_maximum = acc.stage == TL_KL_OPEN && seen->offset == 0 && seen->maximum > -(double)INFINITY;
-        find_top(backend, &base, start, end, knows_maximum ? seen->maximum : maximum_of(backend, &base, start, end));
-        find_top(backend, &other, start, end, maximum_of(backend, &other, start, end));
-        if (!of_log_probs)
-            tl_lse_range(backend, &base.row, start, end, TL_BLOCK, target, &base.others, cancel);
-        tl_lse_range(backend, &other.row, start, end, TL_BLOCK, target, &other.others, cancel);
-        if (end % TL_CANCEL_INTERVAL == 0 && tl_cancelled(cancel))
-            return pair;
+void tl_pair_range(const tl_backend *backend, const tl_row *base, const tl_row *row, int64_t start, int64_t end,
+                   int64_t block, int64_t target, int dtype, int of_log_probs, tl_pair_acc *acc, tl_cancel *cancel) {
+    tl_row kl_base = in_dtype(base, dtype), kl_row = in_dtype(row, dtype), raw_base = tl_raw(base), raw = tl_raw(row);
+    int as_given = !tl_is_transformed(base);
+    assert(start % block == 0 && block <= TL_BLOCK && target < row->count);
+    if (start == 0) {
+        acc->base.maximum = acc->other.maximum = -(double)INFINITY;
+        acc->base.argmax = acc->other.argmax = -1;
+        tl_kl_begin(backend, &kl_base, &kl_row, floor_of(of_log_probs), block, &acc->kl);
     }
-    tl_kl found = tl_kl_end(backend, &acc, cancel);
-    pair.kl = divergence_of(found, of_log_probs);
+    for (int64_t next; start < end; start = next) {
+        next = end - start < block ? end : start + block;
+        tl_kl_block(backend, &kl_base, &kl_row, start, next, &acc->kl); /* from memory; the others from the caches */
+        if (target >= 0) {
+            const tl_lse_acc *seen = &acc->kl.base.state;
+            int knows_maximum = as_given && acc->kl.stage == TL_KL_OPEN && seen->offset == 0 &&
+                                seen->maximum > -(double)INFINITY;
+            double maximum = knows_maximum ? seen->maximum : maximum_of(backend, &raw_base, start, next);
+            find_top(backend, &raw_base, start, next, maximum, &acc->base);
+            find_top(backend, &raw, start, next, maximum_of(backend, &raw, start, next), &acc->other);
+            if (!of_log_probs)
+                tl_lse_range(backend, base, start, next, block, target, &acc->base.others, cancel);
+            tl_lse_range(backend, row, start, next, block, target, &acc->other.others, cancel);
+        }
+        if (next % TL_CANCEL_INTERVAL == 0 && tl_cancelled(cancel))
+            return;
+    }
+}
+
+static double nll_of(const tl_backend *backend, const tl_row *row, const tl_pair_side *of, double target_raw) {
+    return tl_softplus(tl_log_odds_against(&of->others, row, tl_transformed(backend, row, target_raw)));
+}
+
+/* What is known of a pair once its divergence is. */
+static tl_pair end(const tl_backend *backend, const tl_row *base, const tl_row *row, double base_target_raw,
+                   double target_raw, int of_log_probs, tl_kl found, const tl_pair_acc *acc) {
+    tl_pair pair = {.kl = divergence_of(found, of_log_probs)};
     pair.base_logsumexp = found.base_logsumexp;
-    pair.nll = nll_of(backend, &other, target);
-    pair.base_nll = of_log_probs ? 0 - tl_logit_at(backend, &base.row, target) : nll_of(backend, &base, target);
+    pair.logsumexp = found.logsumexp;
+    pair.nll = nll_of(backend, row, &acc->other, target_raw);
+    pair.base_nll = of_log_probs ? 0 - tl_transformed(backend, base, base_target_raw)
+                                 : nll_of(backend, base, &acc->base, base_target_raw);
     pair.change = tl_exp(-pair.nll) - tl_exp(-pair.base_nll);
-    pair.is_same_top = base.argmax == other.argmax && base.argmax >= 0;
-    pair.base_top_p = top_probability(base.maximum, found.base_logsumexp, of_log_probs);
+    pair.is_same_top = acc->base.argmax == acc->other.argmax && acc->base.argmax >= 0;
+    double maximum = tl_transformed(backend, base, acc->base.maximum);
+    pair.base_top_p = top_probability(maximum, found.base_logsumexp, of_log_probs);
     return pair;
+}
+
+int tl_pair_end(const tl_backend *backend, const tl_row *base, const tl_row *row, int64_t target,
+                double base_target_raw, double target_raw, int dtype, tl_pair_acc *acc, tl_pair *pair) {
+    tl_row kl_base = in_dtype(base, dtype), kl_row = in_dtype(row, dtype);
+    tl_kl found = tl_kl_finish(&kl_base, &kl_row, &acc->kl);
+    if (target < 0)
+        pair->kl = found.kl;
+    else
+        *pair = end(backend, base, row, base_target_raw, target_raw, 0, found, acc);
+    return acc->kl.stage != TL_KL_TOO_FAR;
+}
+
+tl_pair tl_pair_row(const tl_backend *backend, const tl_row *base, const tl_row *row, int64_t target, int dtype,
+                    int of_log_probs, tl_cancel *cancel) {
+    tl_row kl_base = in_dtype(base, dtype), kl_row = in_dtype(row, dtype);
+    tl_pair_acc acc;
+    tl_pair_range(backend, base, row, 0, row->count, TL_BLOCK, target, dtype, of_log_probs, &acc, cancel);
+    tl_kl found = tl_kl_end(backend, &kl_base, &kl_row, &acc.kl, cancel);
+    double base_raw = tl_load(base->data + target * base->stride, base->dtype),
+           raw = tl_load(row->data + target * row->stride, row->dtype);
+    return end(backend, base, row, base_raw, raw, of_log_probs, found, &acc);
 }
 
 /* The most likely classes of rows in groups. */
@@ -119,7 +146,7 @@ static uint64_t find_short(const tl_backend *backend, const tl_row_block *base, 
     tl_kl found_of[TL_BLOCK_ROWS];
     tl_short_ranks base_tops, tops;
     tl_block_lse base_lse, lse;
-    if (count == 0)
+    if (count == 0 || tl_is_transformed(&base->row) || tl_is_transformed(&rows->row))
         return 0;
     p.has_excluded = q.has_excluded = 0;
     p.row.compute_dtype = q.row.compute_dtype = dtype;
@@ -140,6 +167,7 @@ static uint64_t find_short(const tl_backend *backend, const tl_row_block *base, 
         tl_row base_row = tl_row_of_block(base, i);
         pairs[i].kl = divergence_of(found_of[i], of_log_probs);
         pairs[i].base_logsumexp = found_of[i].base_logsumexp;
+        pairs[i].logsumexp = found_of[i].logsumexp;
         pairs[i].nll = lse.odds.nll[i];
         pairs[i].base_nll =
             of_log_probs ? 0 - tl_logit_at(backend, &base_row, base->excluded[i]) : base_lse.odds.nll[i];

@@ -8,15 +8,34 @@ typedef struct {
     double nll, base_nll, kl;
     double change;         /* of the class id's probability */
     double base_logsumexp; /* of the classes that the divergence counts */
+    double logsumexp;
     double base_top_p;     /* probability of the base's most likely class */
     int is_same_top; /* whether both have the same most likely class: the lowest of the largest logit; nan is skipped */
 } tl_pair;
 
-/* Rows of one length, neither scaled nor capped: the losses of their class id, the divergence, computed in this dtype,
- * and their tops. With `of_log_probs`, as llama.cpp defines them: the base has log-probabilities b, used as given, and
+/* Rows of one length: the losses of their class id, the divergence, computed in this dtype (double if they are scaled or
+ * capped), and their tops, of the logits as they are in memory. With `of_log_probs`, as llama.cpp defines them: the base has log-probabilities b, used as given, and
  * the divergence is the sum of exp(b) (b - log_softmax(row)) over those above -16. */
 tl_pair tl_pair_row(const tl_backend *backend, const tl_row *base, const tl_row *row, int64_t target, int dtype,
                     int of_log_probs, tl_cancel *cancel);
+
+/* One of the two rows so far; and both. */
+typedef struct {
+    tl_lse_acc others;
+    double maximum; /* of the raw logits */
+    int64_t argmax;
+} tl_pair_side;
+typedef struct {
+    tl_kl_acc kl;
+    tl_pair_side base, other;
+} tl_pair_acc;
+
+/* The same range by range, as tl_lse_range; without a class id (-1) the divergence alone. */
+void tl_pair_range(const tl_backend *backend, const tl_row *base, const tl_row *row, int64_t start, int64_t end,
+                   int64_t block, int64_t target, int dtype, int of_log_probs, tl_pair_acc *acc, tl_cancel *cancel);
+/* Its end, given the raw logits of the class id: 0 if all ranges must be read again with double as the dtype. */
+int tl_pair_end(const tl_backend *backend, const tl_row *base, const tl_row *row, int64_t target,
+                double base_target_raw, double target_raw, int dtype, tl_pair_acc *acc, tl_pair *pair);
 
 /* The same of the wanted rows of two blocks, which have the same rows and excluded classes: the class ids. */
 void tl_pair_of_block(const tl_backend *backend, const tl_row_block *base, const tl_row_block *rows, int dtype,

@@ -47,9 +47,11 @@
 #if defined(__GNUC__) && !defined(__clang__) && defined(__OPTIMIZE__) && !defined(__SANITIZE_ADDRESS__)
 #define TL_NO_UNROLLING _Pragma("GCC optimize (\"O2\", \"no-inline-small-functions\")")
 #define TL_SMALL_CODE _Pragma("GCC optimize (\"Os\")")
+#define TL_VECTORIZED __attribute__((optimize("O3"))) /* a function of such a file whose loops gain by vectors */
 #else
 #define TL_NO_UNROLLING
 #define TL_SMALL_CODE
+#define TL_VECTORIZED
 #endif
 
 /* For a loop that must stay one: gcc unrolls it and then keeps the registers around it in memory. */

@@ -36,22 +36,28 @@ static void copy_chunk(const tl_row *row, int64_t start, int64_t count, tl_chunk
     buf->dtype = row->dtype & ~TL_SWAPPED;
 }
 
-/* Converts elements to a chunk of this dtype: scaled and capped, less the offset. */
+void tl_transform(const tl_backend *backend, const tl_row *row, double *x, size_t count) {
+    if (TL_UNLIKELY(row->shift != 0))
+        for (size_t i = 0; i < count; i++)
+            x[i] -= row->shift;
+    if (row->of_probs)
+        backend->logs(x, count);
+    else if (tl_is_transformed(row))
+        backend->softcap(x, count, row->logit_scale, row->softcap);
+}
+
+/* Converts elements to a chunk of this dtype: transformed, less the offset. */
 static void convert_chunk(const tl_backend *backend, const tl_row *row, const void *x, size_t count, double offset,
                           int dtype, tl_chunk_buf *buf) {
     double narrowed[TL_CHUNK], *wide = dtype == TL_FLOAT64 ? buf->at.f64 : narrowed;
     buf->dtype = dtype;
     int from = row->dtype & ~TL_SWAPPED;
-    if (dtype == TL_FLOAT32 && from != TL_FLOAT64 && offset == 0 && !tl_is_scaled_or_capped(row)) {
+    if (dtype == TL_FLOAT32 && from != TL_FLOAT64 && offset == 0 && !tl_is_transformed(row)) {
         backend->to_compute[from](x, count, buf->at.f32);
         return;
     }
     backend->to_f64[from](x, count, wide);
-    if (TL_UNLIKELY(row->shift != 0))
-        for (size_t i = 0; i < count; i++)
-            wide[i] -= row->shift;
-    if (tl_is_scaled_or_capped(row))
-        backend->softcap(wide, count, row->logit_scale, row->softcap);
+    tl_transform(backend, row, wide, count);
     if (offset != 0)
         for (size_t i = 0; i < count; i++)
             wide[i] -= offset;
@@ -66,7 +72,7 @@ void tl_load_chunk(const tl_backend *backend, const tl_row *row, int64_t start, 
     if (buf->start == start && buf->offset == offset && buf->dtype == dtype)
         return;
     int64_t padded = tl_padded(count);
-    if (dtype == (row->dtype & ~TL_SWAPPED) && offset == 0 && !tl_is_scaled_or_capped(row)) {
+    if (dtype == (row->dtype & ~TL_SWAPPED) && offset == 0 && !tl_is_transformed(row)) {
         copy_chunk(row, start, count, buf);
         fill_neg_inf(buf, count, padded);
     } else if (row->dtype < TL_SWAPPED && row->stride == tl_itemsize(row->dtype) && padded == count) {
@@ -84,15 +90,15 @@ void tl_load_chunk(const tl_backend *backend, const tl_row *row, int64_t start, 
     buf->offset = offset;
 }
 
-double tl_softcap(const tl_backend *backend, const tl_row *row, double raw) {
-    if (!tl_is_scaled_or_capped(row))
-        return raw - row->shift;
-    double lanes[16] = {raw - row->shift};
-    backend->softcap(lanes, 16, row->logit_scale, row->softcap);
+double tl_transformed(const tl_backend *backend, const tl_row *row, double raw) {
+    if (row->softcap == 0 && !row->of_probs) /* the bits of the backends */
+        return row->logit_scale * (raw - row->shift);
+    double lanes[TL_GROUP] = {raw};
+    tl_transform(backend, row, lanes, TL_GROUP);
     return lanes[0];
 }
 
 double tl_logit_at(const tl_backend *backend, const tl_row *row, int64_t index) {
     assert(index >= 0 && index < row->count);
-    return tl_softcap(backend, row, tl_load(row->data + index * row->stride, row->dtype));
+    return tl_transformed(backend, row, tl_load(row->data + index * row->stride, row->dtype));
 }

@@ -5,7 +5,8 @@
 #include "backend.h"
 
 /* With a scale or a softcap the logits are softcap tanh(logit_scale x / softcap), and are computed in double. With a
- * scale alone they may be logit_scale (x - shift), where logit_scale x would overflow. */
+ * scale alone they may be logit_scale (x - shift), where logit_scale x would overflow. Of probabilities, the logits are
+ * the logarithms, in double too: nan of what is none. */
 typedef struct {
     const char *data;
     int64_t count;
@@ -15,22 +16,28 @@ typedef struct {
     double logit_scale; /* 1 if there is none */
     double softcap;     /* 0 if there is none */
     double shift;       /* 0 if there is none */
+    int of_probs;       /* whether elements are probabilities: then there is none of these three */
 } tl_row;
 
-TL_INLINE int tl_is_scaled_or_capped(const tl_row *row) { return row->logit_scale != 1 || row->softcap != 0; }
+/* Whether logits are not what is in memory, apart from a shift. */
+TL_INLINE int tl_is_transformed(const tl_row *row) {
+    return row->logit_scale != 1 || row->softcap != 0 || row->of_probs;
+}
 
-/* The row without its scale, softcap and shift: the logits as they are in memory. */
+/* The row without its transform: the elements as they are in memory. */
 TL_INLINE tl_row tl_raw(const tl_row *row) {
     tl_row raw = *row;
     raw.logit_scale = 1;
     raw.softcap = raw.shift = 0;
+    raw.of_probs = 0;
     raw.compute_dtype = raw.dtype & ~TL_SWAPPED;
     return raw;
 }
 
-/* The logit of a class; and that of a raw logit. */
+/* Makes logits of elements, a multiple of TL_GROUP, in place; the logit of one element, and that of a class. */
+void tl_transform(const tl_backend *backend, const tl_row *row, double *x, size_t count);
+double tl_transformed(const tl_backend *backend, const tl_row *row, double raw);
 double tl_logit_at(const tl_backend *backend, const tl_row *row, int64_t index);
-double tl_softcap(const tl_backend *backend, const tl_row *row, double raw);
 
 /* A chunk of a row, copied where the row cannot be read in place. It remembers what it holds, so that a chunk that is
  * needed twice is loaded once; it must therefore be used for one row, and each chunk always with the same count and
@@ -63,7 +70,7 @@ TL_INLINE int tl_offset_dtype(int dtype, double offset) {
 
 /* Whether a backend can read the elements where they are. */
 TL_INLINE int tl_can_read_in_place(const tl_row *row, int dtype, double offset) {
-    return row->dtype == dtype && row->stride == tl_itemsize(dtype) && offset == 0 && !tl_is_scaled_or_capped(row);
+    return row->dtype == dtype && row->stride == tl_itemsize(dtype) && offset == 0 && !tl_is_transformed(row);
 }
 
 /* Loads the elements [start, start + count), at most a chunk, as this dtype and less the offset. The class `excluded`

@@ -93,8 +93,8 @@ tl_groups tl_scale_groups(const tl_backend *backend, const tl_row_block *rows, i
     if (raw.dtype != groups.dtype)
         for (size_t i = 0; i < elements; i++)
             ((double *)groups.at)[i] = (double)((const float *)raw.at)[i];
-    if (tl_is_scaled_or_capped(&rows->row))
-        backend->softcap((double *)groups.at, elements, rows->row.logit_scale, rows->row.softcap);
+    if (tl_is_transformed(&rows->row))
+        tl_transform(backend, &rows->row, (double *)groups.at, elements);
     return groups;
 }
 

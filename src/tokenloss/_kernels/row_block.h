@@ -154,6 +154,10 @@ typedef struct {
     int dtype;
 } tl_groups;
 
+TL_INLINE double tl_load_from_groups(tl_groups groups, size_t at) {
+    return groups.dtype == TL_FLOAT64 ? ((const double *)groups.at)[at] : (double)((const float *)groups.at)[at];
+}
+
 /* How many rows of a block are worth reducing in groups, from the first on; 0 of long rows. */
 int tl_grouped_rows(const tl_row_block *rows);
 

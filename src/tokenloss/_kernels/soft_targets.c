@@ -141,7 +141,7 @@ int tl_target_dot_of_sum(const tl_soft_target *soft, int64_t count, double logit
 /* Loads logits as doubles, padded to whole lanes. A few are loaded one by one: a chunk costs more than they do. */
 static const double *load_logits(const tl_backend *backend, const tl_row *row, int64_t start, int64_t count,
                                  tl_chunk_buf *buf) {
-    if (count > 2 * LANES || tl_is_scaled_or_capped(row)) {
+    if (count > 2 * LANES || tl_is_transformed(row)) {
         tl_chunk_invalidate(buf);
         tl_load_chunk(backend, row, start, count, -1, 0, TL_FLOAT64, buf);
         return buf->at.f64;

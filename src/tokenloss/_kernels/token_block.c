@@ -4,10 +4,7 @@
 #include <float.h>
 #include <math.h>
 
-/* An element of groups. */
-static double load_from(tl_groups groups, size_t at) {
-    return groups.dtype == TL_FLOAT64 ? ((const double *)groups.at)[at] : (double)((const float *)groups.at)[at];
-}
+/* Stores an element of groups. */
 static void store_to(tl_groups groups, size_t at, double value) {
     if (groups.dtype == TL_FLOAT64)
         ((double *)groups.at)[at] = value;
@@ -22,7 +19,7 @@ static void find_ranks(const tl_backend *backend, const tl_row_block *rows, int 
     tl_short_ranks ranks;
     for (int i = 0; i < count; i++)
         if (rows->excluded[i] >= 0)
-            target_raw[i] = load_from(raw, tl_place_in_groups(rows, i, rows->excluded[i]));
+            target_raw[i] = tl_load_from_groups(raw, tl_place_in_groups(rows, i, rows->excluded[i]));
     backend->short_ranks[raw.dtype](raw.at, tl_groups_for(count), (size_t)rows->row.count, target_raw, &ranks);
     memcpy(tokens->rank, ranks.count_ge, sizeof tokens->rank); /* the target is one of them */
     memcpy(tokens->argmax, ranks.argmax, sizeof tokens->argmax);
@@ -44,7 +41,7 @@ static uint64_t find_top(const tl_backend *backend, const tl_row_block *rows, in
                 continue;
             size_t at = tl_place_in_groups(rows, i, ranks.argmax[i]);
             top[i].id[k] = ranks.argmax[i];
-            top[i].value[k] = load_from(raw, at);
+            top[i].value[k] = tl_load_from_groups(raw, at);
             store_to(raw, at, -(double)INFINITY);
             found &= ~((uint64_t)(ranks.count_ge[i] < top->most - k) << i);
         }
@@ -63,8 +60,8 @@ static void end_top(const tl_backend *backend, const tl_row_block *rows, int cou
         for (int i = 0; i < count; i++)
             if (tl_is_wanted(rows, i))
                 value[i] = top[i].value[k];
-        if (tl_is_scaled_or_capped(&rows->row))
-            backend->softcap(value, tl_padded_rows(count), rows->row.logit_scale, rows->row.softcap);
+        if (tl_is_transformed(&rows->row))
+            tl_transform(backend, &rows->row, value, tl_padded_rows(count));
         for (int i = 0; i < count; i++)
             if (tl_is_wanted(rows, i)) {
                 tl_lse lse = tl_odds_at(rows, others, i).lse;

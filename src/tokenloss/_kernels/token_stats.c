@@ -34,7 +34,7 @@ static void reduce_and_count_ge(const tl_backend *backend, const tl_row *row, co
                                 int64_t end, int64_t target, tl_lse_acc *state, tl_chunk_buf *buf,
                                 tl_lse_acc *raw_acc) {
     double sum = tl_lanes_sum_fast(state->sum);
-    int as_given = !tl_is_scaled_or_capped(row) && state->offset == 0;
+    int as_given = !tl_is_transformed(row) && state->offset == 0;
     int valid = sum == sum && tl_lse_block(backend, row, start, end, target, state, buf);
     raw_acc->maximum = state->maximum;
     raw_acc->count_ge = state->count_ge;
@@ -63,7 +63,7 @@ static void begin(const tl_backend *backend, const tl_row *row, int64_t block, i
     state->threshold = target_raw;
     if (all) {
         tl_lse_acc with_target;
-        *all = (tl_all_classes){0, 0, (size_t)target % 16, TL_AHEAD, -1, tl_softcap(backend, row, target_raw), {0}};
+        *all = (tl_all_classes){0, 0, (size_t)target % 16, TL_AHEAD, -1, tl_transformed(backend, row, target_raw), {0}};
         if (target < first && all->logit > maximum) {
             tl_lse_begin(all->logit, row->compute_dtype, NULL, &with_target);
             if (with_target.offset != state->offset || with_target.ref_exp != state->ref_exp)
@@ -136,13 +136,13 @@ static void end(const tl_backend *backend, const tl_row *row, double logit, tl_l
     tl_lse lse = tl_lse_add_class(others, logit, log_odds);
     tl_topk_sort(row, topk);
     for (int64_t i = 0; i < topk->count; i++)
-        topk->value[i] = (tl_softcap(backend, row, topk->value[i]) - lse.offset) - lse.log;
+        topk->value[i] = (tl_transformed(backend, row, topk->value[i]) - lse.offset) - lse.log;
 }
 
 void tl_token_stats_end(const tl_backend *backend, const tl_row *row, double target_raw, tl_token_stats *token,
                         tl_topk *topk) {
     tl_lse others = tl_lse_finish(&token->state, row);
-    double logit = tl_softcap(backend, row, target_raw);
+    double logit = tl_transformed(backend, row, target_raw);
     end(backend, row, logit, others, token, topk);
     token->logsumexp = tl_logsumexp(tl_lse_add_class(others, logit, tl_log_odds_against_lse(others, logit)));
 }

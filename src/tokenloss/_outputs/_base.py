@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from tokenloss._types import Array
+    from tokenloss.comparison import Comparison
 
 
 class TokenBlock(NamedTuple):
@@ -63,6 +64,77 @@ class TokenBlock(NamedTuple):
     is_greedy_known: Array | None = None
     is_prompt: Array | None = None
     top_tokens: Array | None = None
+
+
+class ComparedBlock(NamedTuple):
+    """The next tokens of a candidate, in the order of the text, as `Sink.add` gets them from a comparison.
+
+    Attributes
+    ----------
+    candidate : int
+        The number of the candidate, from 0, in the order given.
+    columns : dict of 1-D arrays
+        `nll`, `base_nll`, `kl`, `delta_p`, `is_same_top`, `kept` and `base_top_p`, as `Comparison` has them.
+    ids, text, file, positions, sequences
+        As of `TokenBlock`; the number of the file is that of the shard.
+    base_scores, scores : TokenScores or None
+        Of the base and of the candidate, where an output's `top_k` is more than 0.
+
+    Examples
+    --------
+    >>> import pathlib, tempfile
+    >>> import numpy as np
+    >>> from tokenloss import compare_files, sinks
+    >>> class Printed(sinks.Sink):
+    ...     needs_tokens = True
+    ...
+    ...     def add(self, block):
+    ...         print(block.candidate, block.positions, block.columns["kl"].round(4))
+    >>> with tempfile.TemporaryDirectory() as directory:
+    ...     base, q4 = (pathlib.Path(directory, name) for name in ("base.npz", "q4.npy"))
+    ...     np.savez(base, logits=4 * np.eye(4), targets=np.arange(4))
+    ...     np.save(q4, 2 * np.eye(4))
+    ...     _ = compare_files(base, q4, sinks=[Printed()])
+    0 [0 1 2 3] [0.1831 0.1831 0.1831 0.1831]
+    """
+
+    candidate: int
+    columns: dict[str, Array]
+    ids: Array
+    text: Array | None
+    file: int
+    positions: Array
+    sequences: Array
+    base_scores: TokenScores | None
+    scores: TokenScores | None
+
+
+class Candidate(NamedTuple):
+    """A candidate of a comparison, of which `Sink.finish` gets a list.
+
+    Attributes
+    ----------
+    name : str
+        Its name, or its path.
+    size : int or None
+        Size of its model in bytes, if given.
+    comparison : Comparison
+        Its figures, and results for each token.
+    figures : dict
+        All that ``tokenloss compare --json`` prints of it.
+
+    Examples
+    --------
+    >>> from tokenloss import compare, sinks
+    >>> comparison = compare([[1.0, 0.0]], [[0.5, 0.0]], [0])
+    >>> sinks.Candidate("q4", 4_900_000_000, comparison, comparison.as_dict()).size
+    4900000000
+    """
+
+    name: str
+    size: int | None
+    comparison: Comparison
+    figures: dict[str, Any]
 
 
 class Output:
@@ -201,3 +273,8 @@ class TokenOutput(Output):
 def title(files: Sequence[str]) -> str:
     """Title of an output about some files."""
     return ", ".join(files) if len(files) < 4 else f"{files[0]} and {len(files) - 1} files more"
+
+
+def compared_title(summary: dict[str, Any], result: Sequence[Candidate]) -> str:
+    """Title of an output about a comparison."""
+    return f"{result[0].name if len(result) == 1 else f'{len(result)} models'} vs {summary['base']}"

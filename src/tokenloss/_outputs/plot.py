@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from tokenloss import plots
-from tokenloss._outputs._base import Output, TokenOutput, title
+from tokenloss._outputs._base import Output, TokenOutput, compared_title, title
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from tokenloss._outputs._base import Candidate
 
 
 class LossPlot(TokenOutput):
@@ -68,7 +70,39 @@ class LossPlot(TokenOutput):
 
 
 class DivergencePlot(Output):
-    """The quantiles of the KL divergence."""
+    """A plot of the quantiles of the divergence, and of several candidates' means over sizes: ``compare --plot``.
+
+    It is a .png, .svg or .pdf file.
+
+    Parameters
+    ----------
+    path : path-like
+        File to write. An existing file is replaced when the new one is complete.
+
+    Raises
+    ------
+    ValueError
+        If the name has another suffix.
+    ImportError
+        If matplotlib is not installed.
+
+    See Also
+    --------
+    tokenloss.plots.draw_divergences, tokenloss.plots.draw_candidates : The same of arrays.
+
+    Examples
+    --------
+    >>> import pathlib, tempfile
+    >>> import numpy as np
+    >>> from tokenloss import compare_files, sinks
+    >>> with tempfile.TemporaryDirectory() as directory:
+    ...     base, q4, path = (pathlib.Path(directory, name) for name in ("base.npz", "q4.npy", "kl.png"))
+    ...     np.savez(base, logits=4 * np.eye(4), targets=np.arange(4))
+    ...     np.save(q4, 2 * np.eye(4))
+    ...     _ = compare_files(base, q4, sinks=[sinks.DivergencePlot(path)])
+    ...     path.read_bytes()[1:4]
+    b'PNG'
+    """
 
     option = "--plot"
     help = "draw the KL divergences: a .png, .svg or .pdf file"
@@ -77,5 +111,12 @@ class DivergencePlot(Output):
         plots.check(path)
         super().__init__(path)
 
-    def finish(self, summary: dict[str, Any], result: Any) -> None:
-        plots.save(plots.draw_divergences(result.kl, where=result.kept, title=summary["other"]), self.path)
+    def finish(self, summary: dict[str, Any], result: Sequence[Candidate]) -> None:
+        if len(result) > 1:
+            sizes = {one.name: one.size for one in result if one.size is not None}
+            comparisons = {one.name: one.comparison for one in result}
+            figure = plots.draw_candidates(comparisons, sizes=sizes, title=compared_title(summary, result))
+        else:
+            one = result[0]
+            figure = plots.draw_divergences(one.comparison.kl, where=one.comparison.kept, title=one.name)
+        plots.save(figure, self.path)

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
-from tokenloss._outputs._base import Output, title
+from tokenloss._outputs._base import Output, compared_title, title
+from tokenloss._paired import nan_last, rows_of
 from tokenloss._terminal import Table, printable, show_tables
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
+    from tokenloss._outputs._base import Candidate
     from tokenloss.comparison import Comparison
     from tokenloss.responses import ResponseComparison
 
 _MAX_SHARDS = 20  # that are listed
+_MAX_SEQUENCES = 5  # of the highest divergence
 _MAX_REASON = 100  # characters
 
 
@@ -36,11 +40,17 @@ class ComparisonTables(Output):
 
     writes_file = False
 
-    def finish(self, summary: dict[str, Any], result: Any) -> None:
-        basis = f"errors by {result.n_sequences:,} sequences" if result.is_clustered else "taken as independent"
-        note = f"{result.count:,} tokens, {basis}, {result.definitions} definitions; "
-        note += f"{summary['kind']} vs {summary['base_kind']}"
-        show_tables(f"{summary['other']} vs {summary['base']}", note, comparison_tables(result))
+    def finish(self, summary: dict[str, Any], result: Sequence[Candidate]) -> None:
+        first = result[0].comparison
+        basis = f"errors by {first.n_sequences:,} sequences" if first.is_clustered else "taken as independent"
+        note = f"{first.count:,} tokens, {basis}, {first.definitions} definitions; "
+        if len(result) > 1:
+            tables = [candidate_table(result)]
+            note += summary["base_kind"]
+        else:
+            tables = comparison_tables(first) + group_tables(first, summary)
+            note += f"{summary['kind']} vs {summary['base_kind']}"
+        show_tables(compared_title(summary, result), note, tables)
 
 
 class ResponseTables(Output):
@@ -184,13 +194,82 @@ def comparison_tables(comparison: Comparison) -> list[Table]:
     """Tables of a comparison, in the layout and the words of llama.cpp's perplexity tool."""
     divergences = [
         _nats(comparison, "Mean    KLD", "mean_kl"),
-        *_quantiles("KLD", comparison.kl_quantiles, "{:10.6f}".format),
+        *_not_finite(comparison),
+        *_quantiles("KLD", comparison.kl_quantiles, "{:10.6f}".format, comparison.kl_quantile_intervals),
     ]
-    return [
+    left_out = {"base": comparison.base_left_out, "Q": comparison.left_out}
+    masses = [(f"Mean of {name}", f"{100 * mass:7.4g} %") for name, mass in left_out.items() if mass is not None]
+    tables = [
         Table(_perplexities(comparison), title="Perplexity statistics"),
         Table(divergences, title="KL divergence statistics"),
         Table(_probabilities(comparison), title="Token probability statistics"),
+        Table(masses, title="Probability of the classes that are left out"),
     ]
+    return [table for table in tables if table.rows]
+
+
+def _not_finite(comparison: Comparison) -> list[tuple[str, ...]]:
+    """Rows of what is not finite, if anything is."""
+    counts = {"Infinite tokens": comparison.n_infinite, "Tokens that are nan": comparison.n_nan}
+    rows = [(label, f"{count:10,}", f"of {comparison.count:,}") for label, count in counts.items() if count]
+    return [_nats(comparison, "Mean    KLD where finite", "finite_mean_kl"), *rows] if rows else []
+
+
+def group_tables(comparison: Comparison, figures: dict[str, Any]) -> list[Table]:
+    """Tables of where a model differs from its base: by confidence, by type of token, by sequence."""
+    bins = [row | {"group": f"{row['group']:.1f} to {row['group'] + 0.2:.1f}"} for row in figures["by_confidence"]]
+    tables = [_group_table("base's top p", "By the base's confidence", bins)]
+    if types := figures.get("by_token_type"):
+        types = sorted(types, key=lambda row: nan_last(-row["kl"]))
+        tables.append(_group_table("token type", "By type of token", types))
+    if comparison.sequences is not None and comparison.n_sequences > 1:
+        rows = [row | {"group": row["sequence"]} for row in rows_of(comparison.sequences)]
+        rows.sort(key=lambda row: nan_last(-row["kl"]))
+        tables.append(_group_table("sequence", "Sequences of the highest divergence", rows[:_MAX_SEQUENCES]))
+    return [table for table in tables if table.rows]
+
+
+def _group_table(head: str, title: str, rows: list[dict[str, Any]]) -> Table:
+    """Table of groups of tokens, with errors if these are known."""
+    # heads are keys, so that the second error's has blanks
+    formats = {head: "{group}", "tokens": "{tokens:,}", "mean KLD": "{kl:.6f}", "±": "{kl_stderr:.6f}"}
+    formats |= {"ln(PPL ratio)": "{loss_difference:+.5f}", " ± ": "{loss_difference_stderr:.5f}"}
+    formats |= {"mean Δp": "{percent_delta_p:+.3f} %", "same top": "{percent_same_top:.2f} %"}
+    if rows and "kl_stderr" not in rows[0]:
+        del formats["±"], formats[" ± "]
+    percents = [{f"percent_{name}": 100 * row[name] for name in ("delta_p", "same_top")} for row in rows]
+    return _table(title, formats, [row | percent for row, percent in zip(rows, percents, strict=True)])
+
+
+def candidate_table(candidates: Sequence[Candidate]) -> Table:
+    """Table of several candidates, those of the smallest divergence first."""
+    heads = ("model", "size", "mean KLD", "±", "99.9% KLD", "PPL ratio", "±", "same top", "±", "RMS Δp",
+             "not finite", "KLD where finite")  # fmt: skip
+    ordered = sorted(candidates, key=lambda candidate: nan_last(candidate.comparison.mean_kl))
+    rows = [_candidate_row(candidate) for candidate in ordered]
+    # columns that are of no candidate
+    kept = [column for column, cells in enumerate(zip(*rows, strict=True)) if any(cells)]
+    return Table([tuple(row[column] for column in kept) for row in rows], tuple(heads[column] for column in kept))
+
+
+def _candidate_row(candidate: Candidate) -> tuple[str, ...]:
+    """The figures of a candidate."""
+    one = candidate.comparison
+    left_out = one.n_infinite + one.n_nan
+    return (
+        printable(candidate.name),
+        "" if candidate.size is None else f"{candidate.size / 1e9:.3g} GB",
+        f"{one.mean_kl:.6f}",
+        f"{one.mean_kl_stderr:.6f}",
+        f"{one.kl_quantiles[0.999]:.6f}",
+        f"{one.perplexity_ratio:.5f}",
+        f"{one.perplexity_ratio_stderr:.5f}",
+        f"{100 * one.same_top:.2f} %",
+        f"{100 * one.same_top_stderr:.2f} %",
+        f"{100 * one.rms_delta_p:.2f} %",
+        f"{left_out:,}" if left_out else "",
+        f"{one.finite_mean_kl:.6f}" if left_out else "",
+    )
 
 
 def response_tables(comparison: ResponseComparison) -> list[Table]:
@@ -255,8 +334,18 @@ def _percent(comparison: object, label: str, name: str) -> tuple[str, ...]:
     return label, f"{100 * found[name]:7.3f} %", f"± {100 * found[name + '_stderr']:6.3f} %"
 
 
-def _quantiles(what: str, quantiles: dict[float, float], form: Callable[[float], str]) -> list[tuple[str, ...]]:
-    """Rows of quantiles."""
+def _quantiles(
+    what: str, quantiles: dict[float, float], form: Callable[[float], str],
+    intervals: dict[float, tuple[float, float]] | None = None,
+) -> list[tuple[str, ...]]:  # fmt: skip
+    """Rows of quantiles, and their intervals where these are known."""
     words = {1.0: "Maximum", 0.5: "Median", 0.0: "Minimum"}
     labels = {fraction: words.get(fraction, f"{100 * fraction:4.1f}%") for fraction in quantiles}
-    return [(f"{labels[fraction]:<7} {what}", form(value), "") for fraction, value in quantiles.items()]
+    notes = {
+        fraction: f"95 % interval {form(low).strip()} to {form(high).strip()}"
+        for fraction, (low, high) in (intervals or {}).items()
+        if not math.isnan(low)
+    }
+    return [
+        (f"{labels[fraction]:<7} {what}", form(value), notes.get(fraction, "")) for fraction, value in quantiles.items()
+    ]

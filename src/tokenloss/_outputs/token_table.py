@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from typing import BinaryIO, TypeAlias
 
-    from tokenloss._outputs._base import TokenBlock
+    from tokenloss._outputs._base import ComparedBlock, TokenBlock
     from tokenloss._types import Array
 
     _Write: TypeAlias = Callable[[Array], object]
@@ -41,6 +41,11 @@ _SEQUENCE_COLUMNS = np.dtype(
     [(name, "<i8") for name in ("file", "sequence", "tokens")]
     + [(name, "<f8") for name in ("nll", "loss", "perplexity")]
     + [("is_greedy", "?")]
+)
+_COMPARED_COLUMNS = np.dtype(
+    [(name, "<i8") for name in ("candidate", *_PLACES, "target")]
+    + [("kept", "?"), *((name, "<f8") for name in ("base_nll", "nll", "kl", "delta_p"))]
+    + [("is_same_top", "?"), ("base_top_p", "<f8")]
 )
 _SOURCE_COLUMNS = [("line", "<i8"), ("choice", "<i8"), ("is_greedy_known", "?")]  # of sequences of responses
 
@@ -120,6 +125,62 @@ class TokenTable(_TableFile):
         with np.errstate(over="ignore"):
             table["probability"] = np.where(block.scores.kept, np.exp(-block.scores.nll), 0)
         table["file"], table["sequence"], table["position"] = block.file, block.sequences, block.positions
+        self._write(table)
+
+
+class ComparedTokenTable(_TableFile):
+    """A file with a row for each candidate and token, as ``tokenloss compare --per-token`` writes it.
+
+    Its columns are `candidate` (its number, from 0, in the order given), `file` (the number of its shard, from 0),
+    `sequence` (-1 of none), `position` (row of the file), `target`, `kept`, and those of `Comparison`: `base_nll`,
+    `nll`, `kl`, `delta_p`, `is_same_top` and `base_top_p`. It is a .npy file of a structured array, a .csv or a
+    .parquet file, written block by block.
+
+    Parameters
+    ----------
+    path : path-like
+        File to write. An existing file is replaced when the new one is complete.
+
+    Raises
+    ------
+    ValueError
+        If the name has another suffix.
+    ImportError
+        If the file is .parquet, and pyarrow is not installed.
+
+    See Also
+    --------
+    TokenTable : The same of one model.
+
+    Examples
+    --------
+    >>> import pathlib, tempfile
+    >>> import numpy as np
+    >>> from tokenloss import compare_files, sinks
+    >>> with tempfile.TemporaryDirectory() as directory:
+    ...     base, q4, path = (pathlib.Path(directory, name) for name in ("base.npz", "q4.npy", "tokens.npy"))
+    ...     np.savez(base, logits=4 * np.eye(4), targets=np.arange(4))
+    ...     np.save(q4, 2 * np.eye(4))
+    ...     _ = compare_files(base, q4, sinks=[sinks.ComparedTokenTable(path)])
+    ...     np.load(path)["kl"].round(4)
+    array([0.1831, 0.1831, 0.1831, 0.1831])
+    """
+
+    option = "--per-token"
+    help = "write a row for each candidate and token: a .npy, .csv or .parquet file"
+    needs_tokens = True
+
+    @contextlib.contextmanager
+    def open(self, batch: tuple[int, ...] | None, rows: int | None, top_k: int) -> Iterator[None]:
+        with self._writer(_COMPARED_COLUMNS, rows) as self._write:
+            yield
+
+    def add(self, block: ComparedBlock) -> None:  # type: ignore[override]
+        table = np.zeros(len(block.ids), _COMPARED_COLUMNS)
+        places = {"candidate": block.candidate, "file": block.file, "sequence": block.sequences,
+                  "position": block.positions, "target": block.ids}  # fmt: skip
+        for name in _COMPARED_COLUMNS.names or ():
+            table[name] = places[name] if name in places else block.columns[name]
         self._write(table)
 
 

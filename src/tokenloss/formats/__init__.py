@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import zipfile
 from pathlib import Path
@@ -9,14 +10,23 @@ from typing import TYPE_CHECKING
 
 from tokenloss._errors import raise_error
 from tokenloss.formats import llama_cpp, npy, npz, safetensors, zarr
-from tokenloss.formats._base import KINDS, ScoresFile, library_errors, open_regular
+from tokenloss.formats._base import HIDDEN_NAMES, KINDS, ScoresFile, library_errors, open_regular
+from tokenloss.formats.lm_head import LmHead, open_lm_head
 from tokenloss.formats.responses import Response, ResponsesFile, open_responses
 
 if TYPE_CHECKING:
     from types import ModuleType
     from typing import Literal
 
-__all__ = ["KINDS", "Response", "ResponsesFile", "ScoresFile", "open_responses", "open_scores"]
+__all__ = [
+    "KINDS",
+    "Response",
+    "ResponsesFile",
+    "ScoresFile",
+    "open_hidden_states",
+    "open_responses",
+    "open_scores",
+]
 
 _MAGIC = {npy.MAGIC: npy, llama_cpp.MAGIC: llama_cpp}
 _SUFFIXES = {".npy": npy, ".npz": npz, ".safetensors": safetensors}
@@ -58,6 +68,7 @@ def open_scores(
 
     See Also
     --------
+    open_hidden_states : The same of hidden states.
     tokenloss.formats.llama_cpp.write : Writes a file as llama.cpp does.
 
     Notes
@@ -94,6 +105,86 @@ def open_scores(
     name = os.fspath(path)
     file: ScoresFile = _reader(name).open_scores(name, array, kind)
     return file
+
+
+def open_hidden_states(
+    path: str | os.PathLike[str], lm_head: LmHead | str | os.PathLike[str], *, name: str | None = None
+) -> ScoresFile:
+    """Open a file of hidden states, which a projection onto the vocabulary makes logits of.
+
+    Parameters
+    ----------
+    path : str or path
+        A .npy, .npz or .safetensors file or a Zarr store, as `open_scores` takes them, of hidden states (..., D) after
+        the model's final norm. A .safetensors file that vLLM's hidden-states connector wrote, of one layer, is one
+        sequence.
+    lm_head : str or path
+        The projection: ``FILE`` or ``FILE:NAME``. FILE is a model's .safetensors file, the index of its shards
+        (``model.safetensors.index.json``), its directory, or a .npz or .npy file. The weight is found by its usual
+        names, or those of an embedding that is the head, too; it is (V, D) or (D, V), by its shape. A bias beside it
+        belongs to it.
+    name : str, optional
+        Name of the array of hidden states, if the file names its arrays. By default ``hidden_states`` or ``hidden``.
+
+    Returns
+    -------
+    ScoresFile
+        The open file, of kind "hidden_states"; `ScoresFile.blocks` reads its hidden states.
+
+    Raises
+    ------
+    ValueError
+        If a file is damaged or does not hold them; the message names the file, what came and what fits.
+    OSError
+        If a file cannot be read.
+    ImportError
+        If the format needs a package that is not installed: zarr, or ml_dtypes for bfloat16.
+
+    See Also
+    --------
+    tokenloss.linear_token_scores : Scores of tokens from hidden states and such a projection.
+
+    Notes
+    -----
+    The weight is memory-mapped, never loaded whole. Where the file holds no targets, but ``token_ids`` or
+    ``input_ids``, these are the `ScoresFile.input_ids`, which are to be shifted.
+
+    Examples
+    --------
+    >>> import pathlib, tempfile
+    >>> import numpy as np
+    >>> from tokenloss.formats import open_hidden_states
+    >>> with tempfile.TemporaryDirectory() as directory:
+    ...     hidden, head = (pathlib.Path(directory) / name for name in ("hidden.npy", "head.npy"))
+    ...     np.save(hidden, np.ones((3, 4)))
+    ...     np.save(head, np.ones((4, 10)))
+    ...     states = open_hidden_states(hidden, head)
+    ...     states.kind, states.shape, states.lm_head.weight.shape
+    ('hidden_states', (3, 10), (10, 4))
+    """
+    text = os.fspath(path)
+    reader = _reader(text)
+    if reader is llama_cpp:
+        raise_error("content", path=text, got="holds log_probs of llama.cpp", fits="hold hidden states")
+    file: ScoresFile = reader.open_scores(text, name, HIDDEN_NAMES[0])
+    head = lm_head if isinstance(lm_head, LmHead) else open_lm_head(os.fspath(lm_head), file.shape[-1])
+    if head.weight.shape[1] != file.shape[-1]:
+        got, fits = f"holds hidden states of {file.shape[-1]} features", f"fit the head of {head.weight.shape[1]}"
+        raise_error("content", path=text, got=got, fits=fits)
+    return dataclasses.replace(file, shape=(*file.shape[:-1], len(head.weight)), lm_head=head)
+
+
+def is_scores(path: str) -> bool:
+    """Whether a file of a directory is one of scores, by its name or its first bytes; directories are if of Zarr."""
+    place = Path(path)
+    if place.is_dir():
+        return zarr.is_store([file.name for file in place.iterdir()])
+    if place.name.startswith(".") or not place.is_file():  # some systems store notes in hidden files
+        return False
+    if place.suffix.lower() in (*_SUFFIXES, ".zip"):
+        return True
+    with open_regular(path) as file:
+        return file.read(len(llama_cpp.MAGIC)) == llama_cpp.MAGIC
 
 
 def _reader(path: str) -> ModuleType:

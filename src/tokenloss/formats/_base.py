@@ -21,10 +21,13 @@ if TYPE_CHECKING:
     from typing import BinaryIO, Literal
 
     from tokenloss._types import Array
+    from tokenloss.formats.lm_head import LmHead
 
 KINDS = ("logits", "log_probs", "probs")  # of scores
+HIDDEN_NAMES = ("hidden_states", "hidden")  # arrays of hidden states; the first is their kind
 SEQUENCES = ("segment_ids", "cu_seqlens")  # arrays that say which rows make a sequence
 PARTS = ("targets", "tokens", *SEQUENCES)  # arrays that may come with scores
+INPUT_IDS = ("token_ids", "input_ids")  # arrays that may come with hidden states in place of targets
 
 _MAPPED_BYTES = 32 << 20  # of an array in Fortran order, mapped at a time
 _MIN_COLUMNS = 256  # mapped at a time: of long columns only the pages of the wanted rows are read
@@ -43,12 +46,12 @@ class ScoresFile:
     ----------
     path : str
         The file.
-    kind : {"logits", "log_probs", "probs"}
-        Kind of the scores.
+    kind : {"logits", "log_probs", "probs", "hidden_states"}
+        Kind of the scores, or hidden states, of which `lm_head` makes logits.
     shape : tuple of int
-        The scores' shape (..., V).
+        The shape (..., V) of the scores, or of these logits.
     dtype : dtype
-        The scores' dtype; bfloat16 is that of ml_dtypes.
+        The dtype of what is stored; bfloat16 is that of ml_dtypes.
     targets : array or None
         The targets that the file itself holds: class ids of shape (...), or distributions of shape (..., V).
     tokens : array of str or None
@@ -57,6 +60,11 @@ class ScoresFile:
         Whether targets are known to be the tokens that the rows predict, not those at their positions.
     segment_ids, cu_seqlens : array of integers or None
         The number of each row's sequence, of shape (...); or the bounds of sequences, of rows in C order.
+    lm_head : LmHead or None
+        The projection of hidden states onto the vocabulary: its `weight` of shape (V, D) is mapped, its `bias` of shape
+        (V,) perhaps None.
+    input_ids : array of integers or None
+        The model's input, in place of targets, of shape (...): row j predicts id j + 1.
 
     Examples
     --------
@@ -81,6 +89,8 @@ class ScoresFile:
     is_shifted: bool = False
     segment_ids: Array | None = None
     cu_seqlens: Array | None = None
+    lm_head: LmHead | None = None
+    input_ids: Array | None = None
 
     def __post_init__(self) -> None:
         """Refuse arrays that cannot be scores."""
@@ -99,11 +109,12 @@ class ScoresFile:
 
     @property
     def row_bytes(self) -> int:
-        """Size of the scores of a position."""
-        return self.shape[-1] * self.dtype.itemsize
+        """Size of the scores, or of the hidden state, of a position."""
+        width = self.shape[-1] if self.lm_head is None else self.lm_head.weight.shape[1]
+        return width * self.dtype.itemsize
 
     def blocks(self, most_rows: int) -> Iterator[Array]:
-        """Read the scores.
+        """Read the scores, or the hidden states.
 
         Parameters
         ----------
@@ -112,7 +123,7 @@ class ScoresFile:
 
         Returns
         -------
-        iterator of arrays of shape (n, V)
+        iterator of arrays of shape (n, V), or (n, D) of hidden states
             Each time the next rows, in C order of the batch, at most `most_rows`; a view of the file where it can be.
 
         Raises
@@ -276,17 +287,29 @@ def bfloat16(path: str) -> np.dtype[Any]:
 
 def choose_scores(path: str, names: Collection[str], array: str | None, kind: str | None) -> tuple[str, str]:
     """Name and kind of the array of scores, among the names that a file holds."""
-    kinds = KINDS if kind is None else (kind,)
+    kinds = KINDS if kind is None else HIDDEN_NAMES if kind in HIDDEN_NAMES else (kind,)
     if array in PARTS:
         raise_error("option", name="array", got=array, fits="the name of scores")
     if array is not None:
         kinds = (array,)
     fitting = [name for name in kinds if name in names]
+    held = [name for name in HIDDEN_NAMES if name in names]
+    if kind is array is None and held and not fitting:
+        fits = "come with its model's projection onto the vocabulary: --lm-head FILE, or lm_head=FILE"
+        raise_error("content", path=path, got=f"holds {held[0]} and no scores", fits=fits)
     if len(fitting) != 1:
         fits = ("exactly one of " if len(kinds) > 1 else "") + ", ".join(kinds)
         raise_error("content", path=path, got=f"holds {', '.join(names) or 'nothing'}", fits=f"hold {fits}")
     name = fitting[0]
     return name, kind or (name if name in KINDS else "logits")
+
+
+def stored_parts(names: Collection[str], kind: str) -> dict[str, str]:
+    """The parts that come with scores, or input ids with hidden states, and the names that they are stored under."""
+    parts = {part: part for part in PARTS if part in names}
+    if kind in HIDDEN_NAMES and "targets" not in parts:
+        parts |= dict(zip(["input_ids"], filter(names.__contains__, INPUT_IDS), strict=False))
+    return parts
 
 
 def reject_array_name(path: str, array: str | None) -> None:
@@ -304,8 +327,10 @@ def check_shape(scores: ScoresFile, part: str, shape: tuple[int, ...]) -> None:
     if part == "cu_seqlens":
         fits, is_fit = "(G + 1,) for G sequences", len(shape) == 1
     elif part == "targets":
-        fits = f"{batch} (class ids) or {scores.shape} (distributions)"
-        is_fit = shape == scores.shape or math.prod(shape) == scores.rows
+        are_hidden = scores.kind in HIDDEN_NAMES  # their number of classes is not known yet
+        fits = f"{batch} (class ids) or {(*batch, 'V') if are_hidden else scores.shape} (distributions)"
+        is_fit = shape[:-1] == batch if are_hidden else shape == scores.shape
+        is_fit = is_fit or math.prod(shape) == scores.rows
     else:
         fits, is_fit = f"{batch}", shape == batch
     if not is_fit:

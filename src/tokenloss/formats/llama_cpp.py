@@ -4,6 +4,9 @@ All numbers are little-endian: the magic, int32 n_ctx, n_vocab and n_chunk, the 
 is scored float32 scale, float32 min_log_prob and uint16 q for each class, padded to an even number of them. The
 log-probability of a class is scale * q + min_log_prob. The first half of each chunk of n_ctx tokens is context alone:
 row j predicts token n_ctx // 2 + 1 + j.
+
+ik_llama.cpp writes the same, with scales for 24 nats below the largest logit where llama.cpp has 16; its divergence is
+llama.cpp's, of log-probabilities above -16.
 """
 
 from __future__ import annotations
@@ -31,6 +34,7 @@ from tokenloss.formats._base import (
 if TYPE_CHECKING:
     import os
     from collections.abc import Iterable, Iterator
+    from typing import Literal
 
     import numpy.typing as npt
 
@@ -39,10 +43,11 @@ if TYPE_CHECKING:
 MAGIC = b"_logits_"
 _HEADER = struct.Struct("<8s3i")
 _INT32_MAX = 2**31 - 1
-_RANGE = np.float32(16)  # nats below the largest logit that are stored
+_RANGES = (16, 24)  # nats below the largest logit that are stored: by llama.cpp, and by ik_llama.cpp
 _STEPS = np.float32(65535)
 _MIN_SCALE = np.finfo(np.float32).tiny  # smaller ones have no finite inverse
 _PIECE = 1 << 20  # logits, converted at a time
+_CACHED = 1 << 16  # log-probabilities that stay in a core's cache
 
 
 def _rows(n_ctx: int) -> int:
@@ -95,16 +100,29 @@ def _log_probs(data: ArrayLocation, start: int, words: Array, n_vocab: int) -> A
         name, fits = (("scale", "be finite and at least 0"), ("min_log_prob", "be finite"))[column]
         raise_error("file", path=data.path, byte=byte, got=f"{name} is {numbers[row, column]}", fits=fits)
     scale, min_log_prob = np.hsplit(numbers, 2)
+    log_probs = np.empty((len(words), n_vocab), np.float32)
+    step = max(1, _CACHED // n_vocab)
     with np.errstate(over="ignore"):
-        log_probs: Array = words[:, 4 : 4 + n_vocab] * scale
-        log_probs += min_log_prob
+        for first in range(0, len(words), step):
+            rows = slice(first, first + step)
+            piece = log_probs[rows]
+            piece[:] = words[rows, 4 : 4 + n_vocab]
+            piece *= scale[rows]
+            piece += min_log_prob[rows]
     return log_probs
 
 
-def write(path: str | os.PathLike[str], tokens: npt.ArrayLike, logits: Iterable[npt.ArrayLike], n_ctx: int) -> None:
+def write(
+    path: str | os.PathLike[str],
+    tokens: npt.ArrayLike,
+    logits: Iterable[npt.ArrayLike],
+    n_ctx: int,
+    *,
+    range_nats: Literal[16, 24] = 16,
+) -> None:
     """Write a file of logits as llama.cpp does, for its ``llama-perplexity --kl-divergence`` or for `open_scores`.
 
-    A row becomes log-probabilities in 65536 equal steps, from its largest logit down to its smallest or to 16 nats
+    A row becomes log-probabilities in 65536 equal steps, from its largest logit down to its smallest or to `range_nats`
     below the largest; logits below that are raised to it.
 
     Parameters
@@ -118,6 +136,9 @@ def write(path: str | os.PathLike[str], tokens: npt.ArrayLike, logits: Iterable[
         positions ``n_ctx // 2`` to ``n_ctx - 2``, which predict the tokens after them.
     n_ctx : int
         Length of a chunk, at least 3.
+    range_nats : {16, 24}, default 16
+        Nats that are kept below the largest logit: 16 by llama.cpp, 24 by ik_llama.cpp. Both read either, as
+        `open_scores` does.
 
     Raises
     ------
@@ -126,8 +147,9 @@ def write(path: str | os.PathLike[str], tokens: npt.ArrayLike, logits: Iterable[
 
     Notes
     -----
-    The steps are those of llama.cpp's ``log_softmax`` in float32. A log-probability is within 16 / 65535 / 2 nats of
-    that of the logits that were given, and some units of float32's last place, unless it was raised.
+    The steps are those of llama.cpp's ``log_softmax`` in float32. A log-probability is within
+    ``range_nats / 65535 / 2`` nats of that of the logits that were given, and some units of float32's last place,
+    unless it was raised.
 
     Examples
     --------
@@ -141,6 +163,8 @@ def write(path: str | os.PathLike[str], tokens: npt.ArrayLike, logits: Iterable[
     ...     print(scores.targets, next(scores.blocks(1))[0, :3].round(3))
     [[1]] [-2.779 -0.779 -1.779]
     """
+    if range_nats not in _RANGES:
+        raise_error("option", name="range_nats", got=range_nats, fits="16 (llama.cpp) or 24 (ik_llama.cpp)")
     n_ctx = check_integer("n_ctx", n_ctx, f"an integer from 3 to {_INT32_MAX}", least=3, most=_INT32_MAX)
     ids = np.asarray(tokens)
     if ids.dtype.kind not in "iu":
@@ -169,17 +193,17 @@ def write(path: str | os.PathLike[str], tokens: npt.ArrayLike, logits: Iterable[
             step = max(1, _PIECE // n_vocab)
             for start in range(0, len(block), step):
                 piece = block[start : start + step].astype(np.float32)
-                file.write(_stored(piece, written - len(block) + start).tobytes())
+                file.write(_stored(piece, written - len(block) + start, range_nats).tobytes())
         if written != rows:
             raise_error("shape", name="logits", got=(written, n_vocab), fits=f"({rows}, V): {rows} rows are scored")
 
 
-def _stored(logits: npt.NDArray[np.float32], start: int) -> Array:
+def _stored(logits: npt.NDArray[np.float32], start: int, range_nats: int) -> Array:
     """Rows of logits as they are stored; the first row is at `start`."""
     top = logits.max(-1)
     for i in np.flatnonzero(~np.isfinite(top))[:1]:
         raise_error("option", name=f"the largest of logits[{start + i}]", got=float(top[i]), fits="finite")
-    least = np.maximum(logits.min(-1), top - _RANGE)
+    least = np.maximum(logits.min(-1), top - np.float32(range_nats))
     log_sum = logsumexp(logits - top[:, None]).astype(np.float32)
     scale = (top - least) / _STEPS
     scale[scale < _MIN_SCALE] = 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -39,6 +39,11 @@ def open_scores(path: str, array: str | None, kind: str | None) -> ScoresFile:
 def open_array(path: str) -> Array:
     """Map a .npy file, say of targets."""
     return _locate(path, is_targets=True).map()
+
+
+def locate(path: str, _: Any = None) -> list[ArrayLocation]:
+    """Location of the array of a .npy file."""
+    return [_locate(path)]
 
 
 def _locate(path: str, *, is_targets: bool = False) -> ArrayLocation:

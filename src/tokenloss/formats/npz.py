@@ -14,7 +14,6 @@ import numpy as np
 from tokenloss._errors import raise_error
 from tokenloss.formats import npy
 from tokenloss.formats._base import (
-    PARTS,
     ArrayLocation,
     ScoresFile,
     check_expansion,
@@ -25,10 +24,11 @@ from tokenloss.formats._base import (
     library_errors,
     open_regular,
     stamp,
+    stored_parts,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Collection, Iterable, Iterator
     from typing import BinaryIO
 
     import numpy.typing as npt
@@ -107,16 +107,11 @@ def _decompress(stream: IO[bytes], n_bytes: int) -> npt.NDArray[np.uint8]:
 def open_scores(path: str, array: str | None, kind: str | None) -> ScoresFile:
     """Open a .npz file of scores, perhaps with their targets, the tokens' text and which rows make a sequence."""
     with open_regular(path) as file:
-        with library_errors(path):
-            archive = zipfile.ZipFile(file)
-        infos = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
-        names = [info.filename.removesuffix(".npy") for info in archive.infolist()]
-        name, kind = choose_scores(path, infos, array, kind)
-        for part in (name, *PARTS):
-            if names.count(part) > 1:
-                raise_error("content", path=path, got=f"holds {part} twice", fits="hold each array once")
-        scores = _member(path, file, archive, name, infos[name])
-        parts = {part: _member(path, file, archive, part, infos[part]) for part in PARTS if part in infos}
+        archive, names = _opened(path, file)
+        name, kind = choose_scores(path, names, array, kind)
+        stored = stored_parts(names, kind)
+        scores, *members = _members(path, file, archive, [name, *stored.values()])
+        parts = dict(zip(stored, members, strict=True))
     shape = scores.place.shape
     if scores.place.order == "F" and not scores.is_stored and len(shape) > 1:
         raise_error(
@@ -133,6 +128,36 @@ def open_scores(path: str, array: str | None, kind: str | None) -> ScoresFile:
     if "tokens" in arrays:
         check_text(path, arrays["tokens"])
     return dataclasses.replace(opened_scores, **arrays)
+
+
+def locate(path: str, choose: Callable[[Collection[str]], list[str]]) -> list[ArrayLocation]:
+    """Locations of the arrays that are chosen from the names in a .npz file; they must not be compressed."""
+    with open_regular(path) as file:
+        archive, names = _opened(path, file)
+        members = _members(path, file, archive, choose(names))
+    for member in members:
+        if not member.is_stored:
+            fits = "be stored as it is, to be mapped"
+            raise_error("content", path=f"{path}: {member.name}", got="is compressed", fits=fits)
+    return [member.place for member in members]
+
+
+def _opened(path: str, file: BinaryIO) -> tuple[zipfile.ZipFile, list[str]]:
+    """An archive, and the names of its arrays."""
+    with library_errors(path):
+        archive = zipfile.ZipFile(file)
+    return archive, [info.filename.removesuffix(".npy") for info in archive.infolist()]
+
+
+def _members(path: str, file: BinaryIO, archive: zipfile.ZipFile, names: Iterable[str]) -> list[_Member]:
+    """Locate arrays of an archive, which must not be there twice."""
+    infos: dict[str, list[zipfile.ZipInfo]] = {}
+    for info in archive.infolist():
+        infos.setdefault(info.filename.removesuffix(".npy"), []).append(info)
+    for name in names:
+        if len(infos[name]) > 1:
+            raise_error("content", path=path, got=f"holds {name} twice", fits="hold each array once")
+    return [_member(path, file, archive, name, infos[name][0]) for name in names]
 
 
 def _member(path: str, file: BinaryIO, archive: zipfile.ZipFile, name: str, info: zipfile.ZipInfo) -> _Member:

@@ -15,7 +15,8 @@ import numpy as np
 from tokenloss._dtypes import FLOATS
 from tokenloss._errors import raise_error
 from tokenloss.formats._base import (
-    PARTS,
+    HIDDEN_NAMES,
+    INPUT_IDS,
     ArrayLocation,
     ScoresFile,
     Stamp,
@@ -25,14 +26,16 @@ from tokenloss.formats._base import (
     choose_scores,
     open_regular,
     stamp,
+    stored_parts,
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Collection
     from typing import NoReturn
 
 _LENGTH = 8  # bytes before the header, which hold its length
 _MIN_HEADER_BYTES = 2  # bytes of a header
-_MAX_HEADER_BYTES = 100_000_000  # bytes of a header, as the library has it
+MAX_HEADER_BYTES = 100_000_000  # bytes of a header, as the library has it
 _DTYPES = {
     "BOOL": "?", "U8": "<u1", "I8": "<i1", "U16": "<u2", "I16": "<i2", "U32": "<u4", "I32": "<i4", "U64": "<u8",
     "I64": "<i8", "F16": "<f2", "F32": "<f4", "F64": "<f8",
@@ -48,11 +51,70 @@ class _Entry(NamedTuple):
     dtype: str
 
 
+class _Header(NamedTuple):
+    """Header of a file."""
+
+    path: str
+    entries: dict[str, _Entry]
+    start: int  # of the arrays
+    stamp: Stamp
+
+    def place(self, name: str) -> ArrayLocation:
+        """Location of an array in the file."""
+        entry = self.entries[name]
+        if entry.dtype != "BF16" and entry.dtype not in _DTYPES:
+            raise_error("content", path=self.path, got=f"{name} has dtype {entry.dtype}", fits=f"be {FLOATS}")
+        dtype = bfloat16(self.path).newbyteorder("<") if entry.dtype == "BF16" else np.dtype(_DTYPES[entry.dtype])
+        place = ArrayLocation(self.path, self.start + entry.begin, dtype, entry.shape, stamp=self.stamp)
+        if place.n_bytes != entry.end - entry.begin:
+            got, fits = f"{name} has {entry.end - entry.begin} bytes", f"have {place.n_bytes} for its dtype and shape"
+            _refuse_header(self.path, got, fits)
+        return place
+
+
 def open_scores(path: str, array: str | None, kind: str | None) -> ScoresFile:
     """Open a .safetensors file of scores, perhaps with targets and which rows make a sequence."""
+    header = _read_header(path)
+    name, kind = choose_scores(path, header.entries, array, kind)
+    scores = header.place(name)
+    stored = stored_parts(header.entries, kind)
+    stored.pop("tokens", None)  # the format has no text
+    places = {part: header.place(name_of_part) for part, name_of_part in stored.items()}
+    if kind in HIDDEN_NAMES and INPUT_IDS[0] in header.entries:
+        scores, places = _as_sequence(name, scores, places)
+    opened_scores = ScoresFile(path, kind, scores.shape, scores.dtype, None, None, scores.blocks)
+    for part, place in places.items():
+        check_shape(opened_scores, part, place.shape)
+    parts: dict[str, Any] = {part: place.map() for part, place in places.items()}
+    return dataclasses.replace(opened_scores, **parts)
+
+
+def locate(path: str, choose: Callable[[Collection[str]], list[str]]) -> list[ArrayLocation]:
+    """Locations of the arrays that are chosen from the names in a .safetensors file."""
+    header = _read_header(path)
+    return [header.place(name) for name in choose(header.entries)]
+
+
+def _as_sequence(
+    name: str, scores: ArrayLocation, places: dict[str, ArrayLocation]
+) -> tuple[ArrayLocation, dict[str, ArrayLocation]]:
+    """The hidden states and ids that vLLM writes for a request, as one sequence: (T, layers, D) or (T, D), and (T,)."""
+    ids = places.get("input_ids")
+    if ids is None or len(ids.shape) != 1 or len(scores.shape) not in (2, 3) or scores.shape[0] != ids.shape[0]:
+        return scores, places
+    if len(scores.shape) == 3 and scores.shape[1] != 1:
+        got = f"{name} has shape {scores.shape}, {scores.shape[1]} layers of each token"
+        raise_error("content", path=scores.path, got=got, fits="hold the last layer alone, after the final norm")
+    shape = 1, *ids.shape
+    scores = scores._replace(shape=(*shape, scores.shape[-1]))
+    return scores, {**places, "input_ids": ids._replace(shape=shape)}
+
+
+def _read_header(path: str) -> _Header:
+    """Read the header, whose arrays must neither overlap nor leave gaps."""
     with open_regular(path) as file:
         found = stamp(file)
-        longest = min(found.size - _LENGTH, _MAX_HEADER_BYTES)
+        longest = min(found.size - _LENGTH, MAX_HEADER_BYTES)
         if longest < _MIN_HEADER_BYTES:
             raise_error("file", path=path, byte=found.size, got="the file ends", fits="have a header")
         length = int.from_bytes(file.read(_LENGTH), "little")
@@ -62,19 +124,11 @@ def open_scores(path: str, array: str | None, kind: str | None) -> ScoresFile:
         entries = _entries(path, file.read(length))
     start, end = _LENGTH + length, 0
     for name, entry in sorted(entries.items(), key=lambda item: item[1]):
-        if entry.begin != end:  # arrays must neither overlap nor leave gaps
+        if entry.begin != end:
             _refuse_header(path, f"{name} begins at {entry.begin} of the data", f"begin at {end}")
         end = entry.end
     check_file_size(path, found.size, start + end)
-    name, kind = choose_scores(path, entries, array, kind)
-    scores = _place(path, name, entries[name], start, found)
-    opened_scores = ScoresFile(path, kind, scores.shape, scores.dtype, None, None, scores.blocks)
-    parts: dict[str, Any] = {}
-    for part in PARTS:
-        if part in entries and part != "tokens":  # the format has no text
-            check_shape(opened_scores, part, entries[part].shape)
-            parts[part] = _place(path, part, entries[part], start, found).map()
-    return dataclasses.replace(opened_scores, **parts)
+    return _Header(path, entries, start, found)
 
 
 def _refuse_header(path: str, got: str, fits: str) -> NoReturn:
@@ -108,16 +162,3 @@ def _entries(path: str, header: bytes) -> dict[str, _Entry]:
             case _:
                 _refuse_header(path, f"{name or 'all'} is {str(entry)[:80]}", "have dtype, shape and data_offsets")
     return entries
-
-
-def _place(path: str, name: str, entry: _Entry, start: int, found: Stamp) -> ArrayLocation:
-    """Location of an array in the file."""
-    if entry.dtype != "BF16" and entry.dtype not in _DTYPES:
-        raise_error("content", path=path, got=f"{name} has dtype {entry.dtype}", fits=f"be {FLOATS}")
-    dtype = bfloat16(path).newbyteorder("<") if entry.dtype == "BF16" else np.dtype(_DTYPES[entry.dtype])
-    place = ArrayLocation(path, start + entry.begin, dtype, entry.shape, stamp=found)
-    if place.n_bytes != entry.end - entry.begin:
-        _refuse_header(
-            path, f"{name} has {entry.end - entry.begin} bytes", f"have {place.n_bytes} for its dtype and shape"
-        )
-    return place

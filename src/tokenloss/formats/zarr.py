@@ -16,6 +16,8 @@ import numpy as np
 from tokenloss._errors import raise_error
 from tokenloss._iteration import iter_row_blocks
 from tokenloss.formats._base import (
+    HIDDEN_NAMES,
+    INPUT_IDS,
     KINDS,
     MEMORY_LIMIT,
     PARTS,
@@ -26,6 +28,7 @@ from tokenloss.formats._base import (
     choose_scores,
     library_errors,
     reject_array_name,
+    stored_parts,
 )
 
 if TYPE_CHECKING:
@@ -63,7 +66,8 @@ def open_scores(path: str, array: str | None, kind: str | None) -> ScoresFile:
         root: Any = zarr.open(store, mode="r")
         held: dict[str, Any] = {}
         if isinstance(root, zarr.Group):
-            held = {name: root[name] for name in (array, *KINDS, *PARTS) if name and name in root}
+            names = array, *KINDS, *HIDDEN_NAMES, *PARTS, *INPUT_IDS
+            held = {name: root[name] for name in names if name and name in root}
             held = {name: member for name, member in held.items() if isinstance(member, zarr.Array)}
     if isinstance(root, zarr.Array):
         reject_array_name(path, array)
@@ -76,22 +80,25 @@ def open_scores(path: str, array: str | None, kind: str | None) -> ScoresFile:
         with guard.reading(part):
             return np.asarray(held[part][...])
 
+    def block(index: Any) -> Array:
+        with guard.reading(f"{name}[{index}]"):
+            rows = np.asarray(scores[index])
+        return rows.reshape(math.prod(rows.shape[:-1]), rows.shape[-1])
+
     def blocks(most_rows: int) -> Iterator[Array]:
         at_once = max(
             math.prod(scores.chunks[:-1]), _MAX_CHUNKS // (_n_chunks(scores.shape[-1:], scores.chunks[-1:]) or 1)
         )
         for index in iter_row_blocks(scores.shape[:-1], min(most_rows, at_once), scores.chunks[:-1]):
-            with guard.reading(f"{name}[{index}]"):
-                block = np.asarray(scores[index])
-            yield block.reshape(math.prod(block.shape[:-1]), block.shape[-1])
+            yield block(index)  # held here by no name, so that many files may wait for their next block
 
     _check(path, name, scores, guard, whole=False)
     opened_scores = ScoresFile(path, kind, scores.shape, scores.dtype, None, None, blocks)
-    found = [part for part in PARTS if part in held]
-    for part in found:
-        check_shape(opened_scores, part, held[part].shape)
-        _check(path, part, held[part], guard, whole=True)
-    parts = {part: load(part) for part in found}
+    found = stored_parts(held, kind)
+    for part, stored in found.items():
+        check_shape(opened_scores, part, held[stored].shape)
+        _check(path, stored, held[stored], guard, whole=True)
+    parts = {part: load(stored) for part, stored in found.items()}
     tokens = parts.get("tokens")
     if tokens is not None and tokens.dtype.kind not in "UT":
         raise_error("content", path=path, got=f"tokens has dtype {tokens.dtype}", fits="be text")

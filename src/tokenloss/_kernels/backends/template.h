@@ -398,6 +398,15 @@ TL_TARGET static void JOIN(exps_, BACKEND)(double *x, size_t count) {
         f64_store(x + i, f64_exp(f64_load(x + i)));
 }
 
+/* Probabilities that rounding took below 0 count as 0. */
+TL_TARGET static void JOIN(logs_, BACKEND)(double *x, size_t count) {
+    const f64_vec zero = f64_set(0), least = f64_set(-TL_TOLERANCE), greatest = f64_set(1 + TL_TOLERANCE);
+    for (size_t i = 0; i < count; i += f64_WIDTH) {
+        f64_vec p = f64_load(x + i), nan_if_refused = f64_if_refused(p, least, greatest);
+        f64_store(x + i, f64_add(f64_log(f64_if_less(p, zero, zero, p), 1), nan_if_refused));
+    }
+}
+
 /* x = softcap tanh(scale x / softcap), or scale x if the softcap is 0.
  *
  * tanh(y) = e / (e + 2) with e = exp(2 y) - 1, which keeps its digits near 0: there, the power of two is 1. An infinity
@@ -447,6 +456,7 @@ const tl_backend JOIN(tl_, BACKEND) = {
     .to_compute = ALL_DTYPES(to_compute_),
     .dot_rows = ALL_DTYPES(dot_rows_),
     .softcap = JOIN(softcap_, BACKEND),
+    .logs = JOIN(logs_, BACKEND),
     .target_dot = JOIN(target_dot_, BACKEND),
     .add_exactly = JOIN(add_exactly_, BACKEND),
     .add_squares_exactly = JOIN(add_squares_exactly_, BACKEND),

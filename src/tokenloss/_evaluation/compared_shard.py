@@ -1,0 +1,333 @@
+"""The run over a shard of a base and those of its candidates: their rows are compared block by block."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import functools
+import itertools
+import zlib
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from tokenloss._comparison_columns import COLUMNS, join, new_columns, pair_columns, share
+from tokenloss._evaluation import checks
+from tokenloss._evaluation.plan import open_shard, rows_per_block, with_file_names
+from tokenloss._evaluation.run import SHIFT_SAMPLE, ShiftSample, ShiftSampler, row_functions, scores_at
+from tokenloss._outputs._base import ComparedBlock
+from tokenloss._projection import MAX_TILE_ROWS, Projection
+from tokenloss._softmax import log_softmax
+from tokenloss._validation import as_positions, scores_of_shape
+from tokenloss.formats._base import check_map
+from tokenloss.linear import linear_pair_columns
+from tokenloss.scores import token_scores
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from typing import TypeAlias
+
+    from tokenloss._comparison_columns import Columns
+    from tokenloss._evaluation.plan import OpenShard, Options, Shard
+    from tokenloss._evaluation.run import _Sink
+    from tokenloss._types import Array, BoolArray, IntArray
+    from tokenloss.formats import ScoresFile
+    from tokenloss.formats.lm_head import LmHead
+    from tokenloss.scores import TokenScores
+
+    _Compared: TypeAlias = tuple[Columns, TokenScores | None, TokenScores | None]  # by base and model
+
+_DTYPES = COLUMNS | {"segment_ids": np.int64, "base_left_out": np.float64, "left_out": np.float64}
+
+
+class ComparedShard(NamedTuple):
+    """Result of a shard."""
+
+    columns: list[Columns]  # of each candidate, of the rows that are compared; those of the base are the same arrays
+    shift_sample: ShiftSample = ShiftSample()
+    rms: tuple[tuple[float, ...], ...] = ()  # of the base and each candidate: as that of `ShardResult`
+
+    def to_json(self) -> dict[str, Any]:
+        """The exact result, as JSON can hold it."""
+        first = self.columns[0]
+        packed = [
+            {name: None if number and column is first.get(name) else _packed(column) for name, column in own.items()}
+            for number, own in enumerate(self.columns)
+        ]
+        return {
+            "columns": packed, "shift_sample": self.shift_sample.to_json(),
+            "rms": [list(map(repr, rms)) for rms in self.rms],
+        }  # fmt: skip
+
+    @classmethod
+    def from_json(cls, result: Any) -> ComparedShard:
+        """Inverse of `to_json`."""
+        columns: list[Columns] = []
+        for packed in result["columns"]:
+            own = {
+                name: columns[0][name] if text is None and columns else _unpacked(text, _DTYPES[name])
+                for name, text in packed.items()
+            }
+            columns.append(own)
+        rms = tuple(tuple(map(float, of_model)) for of_model in result["rms"])
+        return cls(columns, ShiftSample.from_json(result["shift_sample"]), rms)
+
+    @property
+    def n_tokens(self) -> int:
+        """The number of tokens."""
+        return int(np.count_nonzero(self.columns[0]["kept"]))
+
+    def is_consistent(self, shard: Shard, options: Options) -> bool:
+        """Consistency check of a checkpoint entry: whether comparing a shard can give it."""
+        masks = [columns[name] for columns in self.columns for name in ("kept", "is_same_top") if name in columns]
+        return (
+            len(self.columns) == len(shard.others) == len(self.rms) - 1
+            and all(columns.keys() >= COLUMNS.keys() for columns in self.columns)
+            and all(len(column) == shard.scored_rows for columns in self.columns for column in columns.values())
+            and all(mask.view(np.uint8).max(initial=0) <= 1 for mask in masks)
+            and all(len(rms) <= checks.NORM_SAMPLE for rms in self.rms)
+        )
+
+
+def _packed(column: Array) -> str:
+    """A column, as JSON can hold it."""
+    return base64.b64encode(zlib.compress(column.tobytes(), 1)).decode()
+
+
+def _unpacked(text: str, dtype: Any) -> Array:
+    """Inverse of `_packed`."""
+    try:
+        return np.frombuffer(zlib.decompress(base64.b64decode(text, validate=True)), dtype)
+    except zlib.error as error:
+        raise ValueError(error) from error
+
+
+def compare_shard(
+    shard: Shard,
+    options: Options,
+    workers: int | None,
+    sink: _Sink | None = None,
+    top_k: int = 0,
+    advance: Callable[[int], None] | None = None,
+) -> ComparedShard:
+    """Compare the rows of a shard, block by block; call the sink with each block, and `advance` with its bytes."""
+    run = _Run(open_shard(shard, options), options, workers, sink, top_k, advance or (lambda n_bytes: None))
+    start = 0
+    for rows in run.base.file.blocks(run.max_rows):
+        run.take(rows, slice(start, start + len(rows)))
+        start += len(rows)
+    if sink and not start:  # so that there are columns if no block comes
+        none, new = np.empty(0, np.int64), new_columns(0)
+        scores = token_scores(np.empty((0, top_k)), none, top_k=top_k) if top_k else None
+        for number in range(len(shard.others)):
+            sink(ComparedBlock(number, new, none, None, 0, none, none, scores, scores))
+    return run.result()
+
+
+class _Model:
+    """A model's file, whose rows are read in order; the first that count are checked to be of its kind."""
+
+    def __init__(self, file: ScoresFile, options: Options, option: str, max_rows: int) -> None:
+        self.file, self.options, self._blocks = file, options, file.blocks(max_rows)
+        self._option = None if options.kind else option
+        self._left: Array | None = None  # of a block that is cut where the base's is not
+        self._is_checked = False
+        self.rms: tuple[float, ...] = ()
+
+    def read(self, n: int) -> Array:
+        """The next rows."""
+        rows = next(self._blocks) if self._left is None else self._left
+        while len(rows) < n:
+            rows = np.concatenate([rows, next(self._blocks)])
+        self._left = rows[n:] if len(rows) > n else None
+        return rows[:n]
+
+    def check(self, rows: Array, kept: BoolArray) -> None:
+        """Check rows, of which some count."""
+        if self.file.lm_head is not None:
+            check_map(self.file.lm_head.weight)
+            self.rms += checks.root_mean_squares(rows, kept, checks.NORM_SAMPLE - len(self.rms))
+        elif not self._is_checked:
+            self._is_checked = checks.check_kind(self.file, self._option, rows, kept)
+
+    def logits(self, rows: Array) -> Array:
+        """Rows as logits, or log-probabilities."""
+        if self.file.lm_head is not None:
+            return _projected(rows, self.file.lm_head, self.options.logit_scale, self.options.softcap)
+        return checks.log(rows) if self.file.kind == "probs" else rows
+
+    def projection(self, rows: Array) -> Projection:
+        """Hidden states and their projection onto the vocabulary."""
+        assert self.file.lm_head is not None
+        return Projection(rows, self.file.lm_head.weight, self.file.lm_head.bias)
+
+    def token_scores(self, rows: Array, classes: int | None) -> Callable[..., TokenScores]:
+        """Function that scores hidden states by the first classes."""
+        head = self.file.lm_head
+        assert head is not None
+        bias = None if head.bias is None else head.bias[:classes]
+        cut = dataclasses.replace(
+            self.file, shape=(*self.file.shape[:-1], len(head.weight[:classes])),
+            lm_head=head._replace(weight=head.weight[:classes], bias=bias),
+        )  # fmt: skip
+        function = row_functions(cut, self.options.logit_scale, self.options.softcap).token_scores
+        return functools.partial(function, rows)
+
+
+def _projected(hidden: Array, head: LmHead, logit_scale: float, softcap: float | None) -> Array:
+    """Logits of hidden states, whose weights are converted some at a time."""
+    is_double = 8 in (hidden.itemsize, head.weight.itemsize)
+    states = hidden.astype(np.float64 if is_double else np.float32)
+    logits = np.empty((len(states), len(head.weight)), states.dtype)
+    step = rows_per_block(states.dtype.itemsize * max(1, states.shape[1]))
+    with np.errstate(all="ignore"):  # infinities and nan are results
+        for start in range(0, len(head.weight), step):
+            part = slice(start, start + step)
+            np.matmul(states, head.weight[part].astype(states.dtype).T, out=logits[:, part])
+        if head.bias is not None:
+            logits += head.bias.astype(logits.dtype)
+        logits *= logit_scale
+        if softcap is not None:
+            logits = softcap * np.tanh(logits / softcap)
+    return logits
+
+
+def _row_bytes(file: ScoresFile) -> int:
+    """Bytes of a row that is compared; logits that are made of hidden states are counted less, to reuse the weights."""
+    return file.row_bytes if file.lm_head is None else max(file.row_bytes, file.shape[-1])
+
+
+class _Tokens(NamedTuple):
+    """What belongs to the rows of a block."""
+
+    ids: Array
+    where: BoolArray | None  # those that are compared
+    text: Array | None
+    positions: IntArray
+    sequences: IntArray
+
+    def selected(self, array: Any) -> Any:
+        """An array, at the rows that are compared."""
+        return array if array is None or self.where is None else array[self.where]
+
+    def compared(self) -> dict[str, Any]:
+        """Fields of a block of tokens, at the rows that are compared."""
+        fields = {name: self.selected(array) for name, array in self._asdict().items() if name != "where"}
+        return fields | {"file": 0}
+
+
+class _Run:
+    """The comparison of a shard so far."""
+
+    def __init__(
+        self, opened: OpenShard, options: Options, workers: int | None, sink: _Sink | None, top_k: int,
+        advance: Callable[[int], None],
+    ) -> None:  # fmt: skip
+        self._options, self._workers, self._advance = options, workers, advance
+        self._sink, self._top_k = sink, top_k if sink else 0
+        files = opened.file, *opened.others
+        # hidden states are projected a tile at a time, unless one of the models has scores
+        self._are_hidden = options.definitions == "exact" and all(file.lm_head is not None for file in files)
+        self.max_rows = MAX_TILE_ROWS if self._are_hidden else rows_per_block(max(map(_row_bytes, files)))
+        self.base = _Model(opened.file, options, "--base-kind", self.max_rows)
+        sides = zip(opened.others, options.others, strict=True)
+        self._others = [_Model(file, of_file, "--kind", self.max_rows) for file, of_file in sides]
+        self._sequences = opened.sequences
+        self._ids: Any = opened.targets.reshape(-1)
+        self._where, self._text = (
+            None if array is None else array.reshape(-1) for array in (opened.where, opened.tokens)
+        )
+        # llama.cpp prints errors that are not clustered: without segment ids, these
+        self._is_clustered = opened.sequences.are_given or (opened.sequences.exist and options.definitions == "exact")
+        samples = options.shift is None and not any(file.is_shifted for file in files)
+        losses = row_functions(opened.file, options.logit_scale, options.softcap).losses
+        left = SHIFT_SAMPLE if samples else 0
+        self._sampler = ShiftSampler(losses, options.ignore_index, opened.sequences.are_given, left)
+        self._parts: list[list[Columns]] = [[new_columns(0)] for _ in self._others]
+
+    def take(self, rows: Array, part: slice) -> None:
+        """Compare the next rows of the base with those of each candidate."""
+        check_map(self._ids)
+        ids, numbers = np.array(self._ids[part]), self._sequences.numbers(part.start, part.stop)
+        where, text = (None if array is None else array[part] for array in (self._where, self._text))
+        tokens = _Tokens(ids, where, text, np.arange(part.start, part.stop), np.maximum(numbers, -1))
+        kept = np.ones(len(ids), np.bool_) if where is None else where
+        if self._options.ignore_index is not None:
+            kept = kept & (ids != self._options.ignore_index)
+        self.base.check(rows, kept)
+        with with_file_names(self.base.file.path):
+            self._sampler.update(rows, ids, numbers, kept)
+        self._advance(rows.nbytes)
+        compared = (self._by_projection if self._are_hidden else self._by_logits)(rows, tokens, kept)
+        for number, (columns, base_scores, scores) in enumerate(compared):
+            if self._is_clustered:
+                columns["segment_ids"] = numbers
+            columns = {name: tokens.selected(column) for name, column in columns.items()}
+            self._parts[number].append(share(columns, self._parts[0][-1] if number else {}))
+            if self._sink:
+                of_pair = {name: columns[name] for name in COLUMNS}
+                self._sink(ComparedBlock(number, of_pair, **tokens.compared(), base_scores=base_scores, scores=scores))
+
+    def _by_logits(self, rows: Array, tokens: _Tokens, kept: BoolArray) -> Iterator[_Compared]:
+        """Columns and scores of each candidate, one after the other."""
+        options, file = self._options, self.base.file
+        base = self.base.logits(rows)
+        if options.definitions == "llama.cpp" and file.kind in ("logits", "hidden_states"):
+            # of the base, log-probabilities as they are
+            base = log_softmax(base.astype(np.float32) if base.itemsize < 4 else base)
+        with with_file_names(file.path):
+            base_scores = self._scores(functools.partial(token_scores, base[:, : options.classes]), tokens)
+        pairing: Any = {"definitions": options.definitions, "classes": options.classes, "where": tokens.where,
+                        "ignore_index": options.ignore_index, "workers": self._workers}  # fmt: skip
+        for model in self._others:
+            rows = model.read(len(tokens.ids))
+            model.check(rows, kept)
+            logits = model.logits(rows)
+            with with_file_names(file.path, model.file.path):
+                columns = pair_columns(base, {"logits": logits}, tokens.ids, **pairing)["logits"]
+                scores = self._scores(functools.partial(token_scores, logits[:, : options.classes]), tokens)
+            self._advance(rows.nbytes)
+            yield columns, base_scores, scores
+
+    def _by_projection(self, rows: Array, tokens: _Tokens, kept: BoolArray) -> Iterator[_Compared]:
+        """Columns and scores of each candidate, whose tiles of logits are compared with those of the base at once."""
+        options = self._options
+        blocks = [(self.base, rows), *((model, model.read(len(rows))) for model in self._others)]
+        for model, block in blocks[1:]:
+            model.check(block, kept)
+            self._advance(block.nbytes)
+        with with_file_names(*(model.file.path for model, _ in blocks)):
+            base, *others = (model.projection(block) for model, block in blocks)
+            classes = min(options.classes or base.scores.classes, base.scores.classes)
+            shape = scores_of_shape("logits", (len(rows), classes), -1)
+            positions = as_positions(
+                "targets", tokens.ids, shape, options.ignore_index, tokens.where, distributions=False
+            )
+            named = {str(number): other for number, other in enumerate(others)}
+            transform = options.logit_scale, options.softcap or 0.0
+            columns = linear_pair_columns(base, named, positions, transform, self._workers)
+            base_scores, *scores = (
+                self._scores(model.token_scores(block, options.classes), tokens) for model, block in blocks
+            )
+        yield from zip(columns.values(), itertools.repeat(base_scores), scores, strict=False)
+
+    def _scores(self, function: Callable[..., TokenScores], tokens: _Tokens) -> TokenScores | None:
+        """Scores of a model with its likeliest classes, if any output wants these."""
+        if not self._top_k:
+            return None
+        options: Any = {"where": tokens.where, "ignore_index": self._options.ignore_index, "workers": self._workers}
+        scores = function(tokens.ids, top_k=self._top_k, **options)
+        return scores if tokens.where is None else scores_at(scores, tokens.where)
+
+    def result(self) -> ComparedShard:
+        """The result of all rows."""
+        rms = tuple(model.rms for model in (self.base, *self._others))
+        return ComparedShard(joined(self._parts), self._sampler.sample, rms)
+
+
+def joined(parts: Sequence[Sequence[Columns]]) -> list[Columns]:
+    """Columns of each candidate from its parts in order; those of the base are the same arrays."""
+    found: list[Columns] = []
+    for of_candidate in parts:
+        found.append(share(join(of_candidate), found[0] if found else {}))
+    return found

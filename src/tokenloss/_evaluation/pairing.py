@@ -1,0 +1,59 @@
+"""The shards of two or more models, paired in order: each holds the same rows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tokenloss._errors import raise_error
+from tokenloss._evaluation.plan import by_number
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from tokenloss._evaluation.plan import Options, Shard
+
+
+def paired(base: Sequence[Shard], candidates: Sequence[Sequence[Shard]], options: Options) -> list[Shard]:
+    """Shards of the base, each with those of the candidates, which must fit it."""
+    numbers = _numbers(base)
+    for side in candidates:
+        if len(side) != len(base):
+            got, fits = f"is the last of {len(side)} files", f"be one of {len(base)}, as {base[-1].path} is"
+            raise_error("content", path=side[-1].path, got=got, fits=fits)
+        of_side = _numbers(side)
+        for i, (shard, other) in enumerate(zip(base, side, strict=True)):
+            if numbers and of_side and numbers[i] != of_side[i]:
+                got = f"is number {i} of its files, and {shard.path} of those of the base"
+                raise_error("content", path=other.path, got=got, fits="have the same number in its name")
+            _check_shapes(shard, other, options)
+    others = zip(*candidates, strict=True)
+    return [shard._replace(others=of_shard) for shard, of_shard in zip(base, others, strict=True)]
+
+
+def _check_shapes(shard: Shard, other: Shard, options: Options) -> None:
+    """Refuse another number of rows, or of classes if all are compared."""
+    (rows, classes), (other_rows, other_classes) = ((side.rows, side.shape[-1]) for side in (shard, other))
+    if other_rows != rows or (other_classes != classes and options.classes is None):
+        got = f"holds {other_rows} rows of {other_classes} classes"
+        fits = f"hold {rows} rows of {classes}, as {shard.path} does"
+        if other_rows == rows:
+            least = min(classes, other_classes)
+            fits += f"; --classes {least} (classes={least}) compares the first {least} of both"
+        raise_error("content", path=other.path, got=got, fits=fits)
+    for side in (shard, other):
+        if classes != other_classes and side.shape[-1] < (options.classes or 0):
+            got, fits = f"holds {side.shape[-1]} classes", f"hold the first {options.classes} that are to be compared"
+            raise_error("content", path=side.path, got=got, fits=fits)
+    if options.shift and other.shape != shard.shape:
+        got, fits = f"holds {other.kind} of shape {other.shape}", f"have the shape {shard.shape} of {shard.path}"
+        raise_error("content", path=other.path, got=got, fits=f"{fits}, to be shifted")
+
+
+def _numbers(side: Sequence[Shard]) -> list[tuple[str | int, ...]] | None:
+    """The numbers that tell names of files apart; None if something else does."""
+    keys = [by_number(Path(shard.path).name) for shard in side]
+    if len({key[::2] for key in keys}) > 1:
+        return None
+    varying = [column for column in zip(*keys, strict=True) if len(set(column)) > 1]
+    return list(zip(*varying, strict=True)) or None

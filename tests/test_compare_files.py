@@ -1,0 +1,453 @@
+"""tokenloss compare and compare_files of several candidates: names, sizes, unequal vocabularies, hidden states."""
+
+import warnings
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from commands import assert_refused
+from files import held_at_most
+from reference import log_softmax
+
+import tokenloss
+from tokenloss import compare_files, sinks
+from tokenloss._evaluation import plan
+from tokenloss._evaluation.token_types import token_types
+from tokenloss._json import as_strict_json
+from tokenloss.formats import llama_cpp
+
+pytestmark = pytest.mark.thread_unsafe(reason="a command prints to the stdout of its process")
+
+ROWS, V, D = 40, 13, 8
+TOKEN_COLUMNS = ("nll", "base_nll", "kl", "delta_p", "is_same_top", "kept", "base_top_p")
+
+
+@pytest.fixture
+def candidates(tmp_path):
+    """A base and three candidates in files of their own formats and kinds, and arrays of their logits."""
+    rng = np.random.default_rng(23)
+    base, targets = rng.normal(size=(4, 10, V), scale=2).astype(np.float32), rng.integers(V, size=(4, 10))
+    targets[1, 3] = -100
+    logits = {
+        name: base + rng.normal(size=base.shape, scale=scale).astype(np.float32)
+        for name, scale in (("a", 0.5), ("b", 0.01), ("c", 0.2))
+    }
+    np.savez(tmp_path / "base.npz", logits=base, targets=targets)
+    np.save(tmp_path / "a.npy", logits["a"].reshape(ROWS, V))
+    np.savez_compressed(tmp_path / "b.npz", logits=logits["b"])
+    np.save(tmp_path / "c.npy", np.asfortranarray(logits["c"]))
+    files = {"a": tmp_path / "a.npy", "b": tmp_path / "b.npz", "c": tmp_path / "c.npy"}
+    return SimpleNamespace(path=tmp_path, base=base, targets=targets, logits=logits, files=files)
+
+
+def without_places(figures):
+    return {name: value for name, value in figures.items() if name not in ("name", "other", "size")}
+
+
+@pytest.mark.parametrize("block_rows", [3, 1000])
+@pytest.mark.parametrize("definitions", ["exact", "llama.cpp"])
+def test_candidates_have_the_bits_of_runs_of_their_own(definitions, block_rows, candidates, compare_json, monkeypatch):
+    monkeypatch.setattr(plan, "_BLOCK_ROWS", block_rows)
+    base, files = candidates.path / "base.npz", candidates.files
+    options = "--definitions", definitions
+    found = compare_json(base, *(f"{name}={path}" for name, path in files.items()), *options)
+    alone = {name: compare_json(base, path, *options) for name, path in files.items()}
+    assert [figures["name"] for figures in found["candidates"]] == ["b", "c", "a"]  # by divergence
+    assert [figures["other"] for figures in found["candidates"]] == [str(files[name]) for name in "bca"]
+    for figures in found["candidates"]:
+        assert without_places(figures) == without_places(alone[figures["name"]])
+    arrays = compare_files(base, files, definitions=definitions)
+    assert list(arrays) == ["a", "b", "c"]  # in the order given
+    for name, comparison in arrays.items():
+        (own,) = compare_files(base, files[name], definitions=definitions).values()
+        assert comparison.mean_kl == alone[name]["mean_kl"]
+        for column in TOKEN_COLUMNS:
+            np.testing.assert_array_equal(getattr(comparison, column), getattr(own, column))
+        assert comparison.base_nll is arrays["a"].base_nll or np.shares_memory(
+            comparison.base_nll, arrays["a"].base_nll
+        )
+
+
+def test_compare_files_is_compare_of_arrays(candidates):
+    ids = np.arange(4)[:, None]
+    for name, found in compare_files(candidates.path / "base.npz", candidates.files).items():
+        expected = tokenloss.compare(candidates.base, candidates.logits[name], candidates.targets, segment_ids=ids)
+        assert as_strict_json(found.as_dict()) == as_strict_json(expected.as_dict())
+        for column in TOKEN_COLUMNS:
+            np.testing.assert_array_equal(getattr(found, column), getattr(expected, column).reshape(-1))
+
+
+def test_one_path_is_its_own_name(candidates):
+    path = candidates.files["a"]
+    assert list(compare_files(candidates.path / "base.npz", path)) == [str(path)]
+
+
+def test_shift_warning_of_compare_files(tmp_path):
+    rng = np.random.default_rng(1)
+    ids = rng.integers(50, size=400)
+    logits = rng.normal(size=(400, 50))
+    logits[np.arange(400), np.roll(ids, -1)] += 6
+    np.savez(tmp_path / "base.npz", logits=logits, targets=ids)
+    with pytest.warns(tokenloss.ShiftWarning, match="shift") as caught:
+        compare_files(tmp_path / "base.npz", {"same": tmp_path / "base.npz"})
+    assert caught[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = compare_files(tmp_path / "base.npz", {"same": tmp_path / "base.npz"}, shift=True)["same"]
+    assert (found.count, found.mean_kl, found.same_top) == (399, 0, 1)
+
+
+def test_sinks_of_compare_files_get_blocks_and_candidates(candidates, monkeypatch):
+    monkeypatch.setattr(plan, "_BLOCK_ROWS", 7)
+
+    class Kept(sinks.Sink):
+        needs_tokens = True
+        top_k = 3
+
+        def __init__(self):
+            self.blocks = []
+
+        def add(self, block):
+            self.blocks.append(block)
+
+        def finish(self, summary, result):
+            self.finished = summary, result
+
+    kept = Kept()
+    sizes = {"a": 1000, "c": "2.5K"}
+    np.save(candidates.files["a"], candidates.logits["a"])
+    found = compare_files(candidates.path / "base.npz", candidates.files, shift=True, sinks=[kept], sizes=sizes)
+    summary, result = kept.finished
+    assert [(one.name, one.size) for one in result] == [("a", 1000), ("b", None), ("c", 2500)]
+    assert [figures["name"] for figures in summary["candidates"]] == ["b", "c", "a"]
+    assert all(one.comparison is found[one.name] for one in result)
+    logs = log_softmax(candidates.base[:, :-1].reshape(-1, V))
+    for number, name in enumerate("abc"):
+        blocks = [block for block in kept.blocks if block.candidate == number]
+        for column in TOKEN_COLUMNS:
+            of_blocks = np.concatenate([block.columns[column] for block in blocks])
+            np.testing.assert_array_equal(of_blocks, getattr(found[name], column))
+        np.testing.assert_array_equal(
+            np.concatenate([block.ids for block in blocks]), candidates.targets[:, 1:].ravel()
+        )
+        np.testing.assert_array_equal(np.concatenate([block.sequences for block in blocks]), np.repeat(range(4), 9))
+        tops = np.concatenate([block.base_scores.top_logprobs for block in blocks])
+        of_kept = found[name].kept
+        np.testing.assert_allclose(tops[of_kept], -np.sort(-logs.astype(float), -1)[of_kept, :3], atol=1e-6)
+        own = log_softmax(candidates.logits[name][:, :-1].reshape(-1, V)).astype(float)
+        tops = np.concatenate([block.scores.top_ids for block in blocks])
+        np.testing.assert_array_equal(tops[of_kept, 0], own.argmax(-1)[of_kept])
+
+
+# -- names and sizes ---------------------------------------------------------------------------------------------------
+
+
+def test_names_of_candidates(candidates, compare_json, command):
+    base, path = candidates.path / "base.npz", candidates.files["a"]
+    odd = candidates.path / "lr=0.1.npy"
+    odd.write_bytes(path.read_bytes())
+    names = [figures["name"] for figures in compare_json(base, path, f"Q4=K={path}", odd, f"x={odd}")["candidates"]]
+    assert set(names) == {str(path), "Q4=K", str(odd), "x"}
+    pattern = candidates.path / "lr=*.npy"
+    assert compare_json(base, pattern)["name"] == str(pattern)
+    assert compare_json(base, f"x={pattern}")["name"] == "x"
+    for argv, words in [
+        ((path, path), f"the name {path} is given twice"),
+        ((f"x={path}", f"x={odd}"), "the name x is given twice"),
+        ((f"={path}",), "has no NAME"),
+        (("x=",), "has no FILE"),
+        ((f"x={path}.none",), f"{path}.none: cannot be read"),
+        (("none=*.npy",), "*.npy: matches no file"),
+    ]:
+        assert_refused(command("compare", base, *argv), words)
+
+
+def test_sizes_of_candidates(candidates, compare_json, command):
+    base, files = candidates.path / "base.npz", candidates.files
+    model = candidates.path / "model"
+    (model / "nested").mkdir(parents=True)
+    (model / "one.safetensors").write_bytes(bytes(300))
+    (model / "nested" / "two.safetensors").write_bytes(bytes(50))
+    for given, size in [
+        (model, 350), (model / "one.safetensors", 300), ("4900000000", 4_900_000_000), ("4.9G", 4_900_000_000),
+        ("4.9 GB", 4_900_000_000), ("1.5GiB", 3 << 29), ("2k", 2000), ("7B", 7), ("1Mi", 1 << 20),
+    ]:  # fmt: skip
+        found = compare_json(base, f"a={files['a']}", f"b={files['b']}", "--size", f"a={given}")["candidates"]
+        assert {figures["name"]: figures["size"] for figures in found} == {"a": size, "b": None}
+    assert compare_json(base, files["a"], "--size", f"{files['a']}={model}")["size"] == 350
+    assert compare_json(base, f"a={files['a']}", "--size", f"{files['a']}=1G")["size"] == 10**9
+    for given, words in [
+        ("x=1G", "names no candidate"), ("a", "names no candidate"), ("a=", "names no candidate"),
+        ("a=none.gguf", "a number of bytes such as 4.9G"), ("a=-3", "a number of bytes"), ("a=1e9", "number of bytes"),
+    ]:  # fmt: skip
+        assert_refused(command("compare", base, f"a={files['a']}", "--size", given), words)
+
+
+@pytest.mark.parametrize(
+    ("others", "options", "error", "words"),
+    [
+        ({}, {}, ValueError, "others is 'empty'"),
+        ({"a": []}, {}, ValueError, r"others\['a'\] is 'empty'"),
+        ({"": "a.npy"}, {}, TypeError, "a name of others is ''"),
+        ({3: "a.npy"}, {}, TypeError, "a name of others is 3"),
+        (3, {}, TypeError, "others is 'int'"),
+        (["a.npy"], {}, TypeError, "others is 'list'"),
+        ("a.npy", {"kind": "logit"}, ValueError, "kind is 'logit'"),
+        ("a.npy", {"base_kind": "logit"}, ValueError, "base_kind is 'logit'"),
+        ("a.npy", {"definitions": "mine"}, ValueError, "definitions is 'mine'"),
+        ("a.npy", {"shift": "yes"}, ValueError, "shift is 'yes'"),
+        ("a.npy", {"classes": 0}, ValueError, "classes is 0"),
+        ("a.npy", {"sizes": {"b": 3}}, ValueError, "a name of sizes is 'b'; it must be that of a candidate: a.npy"),
+        ("a.npy", {"sizes": {"a.npy": -3}}, ValueError, r"sizes\['a.npy'\] is -3"),
+        ("a.npy", {"sizes": {"a.npy": 1.5}}, TypeError, r"sizes\['a.npy'\] is 'float'"),
+        ("a.npy", {"softcap": 3.0}, ValueError, "softcap is 'given'; it must be left out without lm_head"),
+        ("a.npy", {"logit_scale": 3.0}, ValueError, "logit_scale is 'given'; it must be left out without lm_head"),
+        ("a.npy", {"hidden": "x"}, ValueError, "hidden is 'given'; it must be left out without lm_head"),
+        ("a.npy", {"base_hidden": "x"}, ValueError, "base_hidden is 'given'; it must be left out"),
+        ("a.npy", {"lm_head": "h", "kind": "logits"}, ValueError, "kind is 'given'; it must be left out where"),
+        ("a.npy", {"base_lm_head": "h", "base_array": "x"}, ValueError, "base_array is 'given'; it must be left out"),
+        ("a.npy", {"lm_head": ["h", "g"]}, ValueError, "lm_head is '2 paths'; it must be one, or one for each of 1"),
+        ("a.npy", {"lm_head": []}, ValueError, "lm_head is '0 paths'"),
+        ("a.npy", {"sinks": 3}, TypeError, "sinks is 'int'"),
+        ("a.npy", {"workers": 0}, ValueError, "workers"),
+        ("a.npy", {"state": 3}, TypeError, "state is 'int'"),
+    ],
+)  # fmt: skip
+def test_arguments_of_compare_files_that_are_wrong(others, options, error, words):
+    with pytest.raises(error, match=words):
+        compare_files("base.npz", others, **options)
+
+
+def test_options_that_do_not_apply_to_responses(command, tmp_path):
+    for name in ("a.jsonl", "b.jsonl", "c.jsonl"):
+        (tmp_path / name).write_text('{"choices": []}\n')
+    base, other = tmp_path / "a.jsonl", tmp_path / "b.jsonl"
+    for argv in (base, other, tmp_path / "c.jsonl"), (base, f"x={other}"), (base, other, tmp_path / "d.npy"):
+        assert_refused(command("compare", *argv), "responses and samples are compared with one OTHER, without a name")
+    for option in (
+        "--html=x.html", "--per-token=x.npy", "--state=x", "--scheduler=x", "--classes=3", "--size=b=3",
+        "--base-lm-head=x", "--lm-head=x", "--base-hidden=x", "--hidden=x", "--logit-scale=2", "--softcap=3",
+    ):  # fmt: skip
+        assert_refused(command("compare", base, other, option), option.split("=")[0], "apply to responses")
+
+
+# -- unequal vocabularies ----------------------------------------------------------------------------------------------
+
+
+def test_unequal_vocabularies(candidates, compare_json, command):
+    base = candidates.path / "base.npz"
+    padded = candidates.path / "padded.npy"
+    rng = np.random.default_rng(3)
+    more = rng.normal(size=(4, 10, 3)).astype(np.float32) - 2
+    np.save(padded, np.concatenate([candidates.logits["a"], more], -1))
+    words = f"{padded}: holds 40 rows of 16 classes; it must hold 40 rows of 13, as {base} does; --classes 13"
+    assert_refused(command("compare", base, candidates.files["b"], padded), words)
+    found = compare_json(base, padded, candidates.files["a"], "--classes", V)["candidates"]
+    figures = {one["name"]: one for one in found}
+    expected = tokenloss.compare(candidates.base, candidates.logits["a"], candidates.targets)
+    for one in found:
+        assert one["mean_kl"] == pytest.approx(expected.mean_kl, rel=1e-12)
+        assert one["classes"] == V
+    logs = log_softmax(np.load(padded).reshape(-1, 16))[candidates.targets.reshape(-1) != -100]
+    assert figures[str(padded)]["left_out"] == pytest.approx(float(np.exp(logs[:, V:]).sum(-1).mean()), rel=1e-7)
+    assert figures[str(padded)]["base_left_out"] == 0
+    assert figures[str(candidates.files["a"])]["left_out"] is None
+    for classes, words in (
+        ("5", "is out of range [0, 5)"),
+        ("14", f"{base}: holds 13 classes; it must hold the first 14 that are to be compared"),
+    ):
+        assert_refused(command("compare", base, padded, "--classes", classes), words)
+
+
+def test_classes_of_models_of_the_same_vocabulary(candidates):
+    targets = candidates.path / "targets.npy"
+    np.save(targets, np.minimum(candidates.targets, 5))
+    np.savez(candidates.path / "bare.npz", logits=candidates.base)
+    found = compare_files(candidates.path / "bare.npz", candidates.files, targets, classes=6)
+    for name, comparison in found.items():
+        expected = tokenloss.compare(
+            candidates.base, candidates.logits[name], np.load(targets), classes=6, segment_ids=np.arange(4)[:, None]
+        )
+        assert as_strict_json(comparison.as_dict()) == as_strict_json(expected.as_dict())
+        assert 0 < comparison.left_out < 1
+
+
+def test_llama_cpp_base_of_several_candidates(candidates, compare_json):
+    tokens = np.zeros((4, 22), int)
+    tokens[:, 12:] = np.maximum(candidates.targets, 0)
+    path = candidates.path / "base.kld"
+    llama_cpp.write(path, tokens, [candidates.base.reshape(ROWS, V)], 22)
+    options = "--definitions", "llama.cpp"
+    found = compare_json(path, *candidates.files.values(), *options)["candidates"]
+    for figures in found:
+        assert without_places(figures) == without_places(compare_json(path, figures["other"], *options))
+
+
+# -- hidden states -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def hidden(tmp_path):
+    """Hidden states of a base and a candidate of another width, their projections, and logits of both."""
+    rng = np.random.default_rng(29)
+    states = {"base": rng.normal(size=(100, D)), "q": rng.normal(size=(100, D + 3))}
+    states = {name: array / np.sqrt(np.square(array).mean(-1, keepdims=True)) for name, array in states.items()}
+    heads = {name: rng.normal(size=(V, array.shape[1])) for name, array in states.items()}
+    targets = rng.integers(V, size=100)
+    targets[3] = -100
+    for name in states:
+        np.savez(tmp_path / f"{name}.npz", hidden_states=states[name], targets=targets)
+        np.save(tmp_path / f"{name}-head.npy", heads[name])
+        np.save(tmp_path / f"{name}-logits.npy", states[name] @ heads[name].T)
+    logits = {name: states[name] @ heads[name].T for name in states}
+    return SimpleNamespace(path=tmp_path, targets=targets, states=states, heads=heads, **logits)
+
+
+def of_hidden(hidden, name):
+    return str(hidden.path / f"{name}.npz"), str(hidden.path / f"{name}-head.npy")
+
+
+@pytest.mark.parametrize("transform", [{}, {"logit_scale": 0.5, "softcap": 3.0}])
+@pytest.mark.parametrize("classes", [None, 13, 5])
+def test_hidden_states_in_compare(classes, transform, hidden, compare_json):
+    (base, base_head), (other, head) = of_hidden(hidden, "base"), of_hidden(hidden, "q")
+    targets = hidden.path / "targets.npy"
+    if classes == 5:
+        for name in ("base", "q"):
+            np.savez(hidden.path / f"{name}.npz", hidden_states=hidden.states[name])
+        hidden.targets[:] = np.minimum(hidden.targets, 4)
+    np.save(targets, hidden.targets)
+    options = [word for name, value in transform.items() for word in (f"--{name.replace('_', '-')}", value)]
+    options += [] if classes is None else ["--classes", classes]
+    found = compare_json(
+        base, f"q={other}", "--base-lm-head", base_head, "--lm-head", head, "--targets", targets, *options
+    )
+    scale, cap = transform.get("logit_scale", 1.0), transform.get("softcap")
+    logits = [hidden.base * scale, hidden.q * scale]
+    logits = [cap * np.tanh(one / cap) if cap else one for one in logits]
+    expected = tokenloss.compare(*logits, hidden.targets, classes=classes)
+    assert (found["base_kind"], found["kind"], found["shape"]) == ("hidden_states", "hidden_states", [100, V])
+    assert found["norm_seems_missing"] is False
+    for name in ("mean_kl", "perplexity", "base_perplexity", "same_top", "rms_delta_p"):
+        assert found[name] == pytest.approx(getattr(expected, name), rel=1e-6)
+    if classes == 5:
+        assert found["left_out"] == pytest.approx(expected.left_out, rel=1e-6)
+        assert found["base_left_out"] == pytest.approx(expected.base_left_out, rel=1e-6)
+
+
+@pytest.mark.parametrize("definitions", ["exact", "llama.cpp"])
+def test_hidden_states_with_scores(definitions, hidden, compare_json):
+    """Whichever side is of hidden states, and candidates of both kinds."""
+    (base, base_head), (other, head) = of_hidden(hidden, "base"), of_hidden(hidden, "q")
+    logits = [hidden.path / f"{name}-logits.npy" for name in ("base", "q")]
+    options = ["--definitions", definitions]
+    targets = hidden.path / "targets.npy"
+    np.save(targets, hidden.targets)
+    expected = compare_json(*logits, "--targets", targets, *options)
+    for argv in (
+        [base, logits[1], "--base-lm-head", base_head],
+        [logits[0], other, "--base-kind", "logits", "--lm-head", head],
+        [base, other, "--base-lm-head", base_head, "--lm-head", head],
+    ):
+        found = compare_json(*argv, *options)
+        for name in ("mean_kl", "perplexity", "base_perplexity", "same_top", "rms_delta_p"):
+            assert found[name] == pytest.approx(expected[name], rel=1e-6)
+
+
+def test_candidates_of_hidden_states_have_the_bits_of_runs_of_their_own(hidden, compare_json):
+    base, head = of_hidden(hidden, "base")
+    rng = np.random.default_rng(31)
+    argv, heads = [], []
+    for number in range(3):
+        np.save(hidden.path / f"h{number}.npy", (hidden.heads["base"] + rng.normal(size=(V, D), scale=0.1)))
+        argv.append(f"c{number}={base}")
+        heads += ["--lm-head", hidden.path / f"h{number}.npy"]
+    found = compare_json(base, *argv, "--base-lm-head", head, *heads)["candidates"]
+    assert len(found) == 3
+    for figures in found:
+        own = hidden.path / f"h{figures['name'][1]}.npy"
+        alone = compare_json(base, f"x={base}", "--base-lm-head", head, "--lm-head", own)
+        assert without_places(figures) == without_places(alone)
+    same = compare_json(base, f"x={base}", "--lm-head", head)  # the head is that of both
+    assert (same["mean_kl"], same["same_top"]) == (0, 1)
+
+
+def test_input_ids_and_text_of_hidden_states(hidden, compare_json, command):
+    """Ids that are to be shifted, and their text with them."""
+    (base, head), targets = of_hidden(hidden, "base"), np.maximum(hidden.targets, 0)
+    tokens = np.array([" a", "7"])[targets % 2]
+    np.savez(hidden.path / "ids.npz", hidden_states=hidden.states["base"], input_ids=targets, tokens=tokens)
+    argv = hidden.path / "ids.npz", f"q={base}", "--lm-head", head
+    np.savez(base, hidden_states=hidden.states["base"])
+    assert_refused(command("compare", *argv), "ids.npz: holds input ids and no targets", "--shift")
+    found = compare_json(*argv, "--shift")
+    assert (found["count"], found["without_next"], found["mean_kl"]) == (99, 1, 0)
+    assert {row["group"]: row["tokens"] for row in found["by_token_type"]} == {
+        "word": np.count_nonzero(tokens[1:] == " a"), "number": np.count_nonzero(tokens[1:] == "7"),
+    }  # fmt: skip
+
+
+def test_html_of_hidden_states(hidden, command):
+    (base, base_head), (other, head) = of_hidden(hidden, "base"), of_hidden(hidden, "q")
+    page = hidden.path / "page.html"
+    argv = base, other, "--base-lm-head", base_head, "--lm-head", head, "--html", page, "--classes", "13"
+    assert command("compare", *argv)[0] == 0
+    assert page.read_bytes().startswith(b"<!doctype html>")
+
+
+def test_state_of_hidden_states_with_another_head(hidden, command, compare_json):
+    base, head = of_hidden(hidden, "base")
+    state = hidden.path / "state"
+    argv = base, f"x={base}", "--lm-head", head, "--state", state
+    first = compare_json(*argv)
+    assert compare_json(*argv) == first
+    np.save(head, 2 * hidden.heads["base"])
+    assert_refused(command("compare", *argv), f"{state}: holds the result of {base}", "since one of its files changed")
+
+
+@pytest.mark.parametrize(
+    ("tokens", "types"),
+    [
+        (["The", " cat", "s", " 12", "3", " (", "a", ")", "\n", "Then", "x1", "'s", "..."], "WWPNNpPp_WPPp"),
+        (["<|endoftext|>", "He", None, "x", "\u6f22", ""], "oWoWPo"),
+        (
+            ["The", "\u0120cat", "s", "\u0120", "\u010a", "Then", "\u012012", "\u00c3", "\u00a9", "\u0120,"],
+            "WWP__WNoPp",
+        ),
+        (["\u2581The", "\u2581cat", "s", "<0x0A>", "\u258112", "<s>", "\u2581", "\u00e9"], "WWPoNo_W"),
+    ],
+)
+def test_types_of_tokens(tokens, types):
+    is_first = np.arange(len(tokens)) == 0
+    assert "".join("WPNp_o"[i] for i in token_types(np.array(tokens, object), is_first)) == types
+
+
+def test_norm_warning_of_compare_files(hidden):
+    other, head = of_hidden(hidden, "q")
+    scales = np.exp(np.random.default_rng(2).normal(size=(100, 1)))
+    np.savez(hidden.path / "before.npz", hidden_states=hidden.states["q"] * scales, targets=hidden.targets)
+    with pytest.warns(tokenloss.NormWarning, match="final norm"):
+        compare_files(other, {"q": hidden.path / "before.npz"}, lm_head=head)
+
+
+# -- memory ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("suffix", ["npz", "zarr"])
+@pytest.mark.parametrize("n_candidates", [2, 12])
+def test_memory_of_candidates_is_that_of_a_block(n_candidates, suffix, tmp_path, monkeypatch):
+    """Of compressed files, which are read as a stream, blocks of 4 MB of all candidates at once would be seen."""
+    monkeypatch.setattr(plan, "_BLOCK_BYTES", 4 << 20)
+    rng = np.random.default_rng(7)
+    logits = rng.integers(9, size=(2048, 2048)).astype(np.float32)  # 16 MB
+    np.savez_compressed(tmp_path / "base.npz", logits=logits, targets=rng.integers(2048, size=2048))
+    path = tmp_path / f"other.{suffix}"
+    if suffix == "npz":
+        np.savez_compressed(path, logits=logits + 1)
+    else:
+        zarr = pytest.importorskip("zarr", reason="zarr is optional")
+        zarr.open_group(path, mode="w").create_array("logits", data=logits + 1, chunks=(512, 2048))
+    others = {str(number): path for number in range(n_candidates)}
+    with held_at_most(36 << 20):
+        found = compare_files(tmp_path / "base.npz", others, workers=1)
+    assert {comparison.mean_kl < 1e-12 for comparison in found.values()} == {True}

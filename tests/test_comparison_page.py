@@ -1,0 +1,318 @@
+"""page.write_comparison_page: its data against what NumPy computes, and how a browser shows it."""
+
+import dataclasses
+import math
+import re
+
+import numpy as np
+import pytest
+from browser import CARD, assert_quiet, middle
+from pages import NASTY, Reader
+
+from tokenloss import compare, page, token_scores
+
+VOCABULARY = ["a", " b", "c\n", "d", " e", "f", " g", "h", " i"]
+NAMES = ["s0", "s1", "s2", "s3", "s4", "s5", "s6", "s7", "s8", "s9", "inf", "nan", "ignored"]
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Write a page and read it."""
+
+    def write(comparisons, targets, **options):
+        page.write_comparison_page(tmp_path / "page.html", comparisons, targets, **options)
+        return Reader((tmp_path / "page.html").read_text("utf-8"))
+
+    return write
+
+
+class Models:
+    """Logits of a base and of two models, and what a page of them takes."""
+
+    def __init__(self, shape=(4, 6), noises=(("q2", 2.0), ("q8", 0.1))):
+        rng = np.random.default_rng(5)
+        self.base = rng.normal(size=(*shape, 9), scale=2)
+        self.logits = {name: self.base + rng.normal(size=self.base.shape, scale=noise) for name, noise in noises}
+        self.targets = rng.integers(9, size=shape)
+        self.comparisons = {name: compare(self.base, one, self.targets) for name, one in self.logits.items()}
+        self.base_scores = token_scores(self.base, self.targets, top_k=3)
+        self.scores = {name: token_scores(one, self.targets, top_k=2) for name, one in self.logits.items()}
+
+    def options(self):
+        return {"base_scores": self.base_scores, "scores": self.scores, "vocabulary": VOCABULARY}
+
+
+def log_probs(logits):
+    """Log-probabilities in long double, flat."""
+    logits = logits.astype(np.longdouble).reshape(-1, logits.shape[-1])
+    return logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+
+
+def divergences(base, logits):
+    base, other = log_probs(base), log_probs(logits)
+    return (np.exp(base) * (base - other)).sum(-1)
+
+
+def made_up(kl, **fields):
+    """A comparison with these divergences."""
+    kl = np.asarray(kl, np.float64)
+    one = compare(np.zeros((*kl.shape, 2)), np.zeros((*kl.shape, 2)), np.zeros(kl.shape, int))
+    return dataclasses.replace(one, kl=kl, **fields)
+
+
+def close(values):
+    return pytest.approx([float(value) for value in values], rel=1e-5, abs=1e-12)
+
+
+def test_data_of_models(write):
+    models = Models()
+    found = write(models.comparisons, models.targets, title="2 & more", **models.options())
+    data, targets = found.data, models.targets.reshape(-1)
+    assert found.text("h1") == found.text("title") == "2 & more"
+    assert found.paragraphs == 4
+    assert [model["name"] for model in data["models"]] == ["q8", "q2"]  # the smallest divergence first
+    assert data["id"] == targets.tolist()
+    rows = np.arange(24)
+    for side, logits, k in [
+        (data["base"], models.base, 3), *((one, models.logits[one["name"]], 2) for one in data["models"]),
+    ]:  # fmt: skip
+        expected = log_probs(logits)
+        order = np.argsort(-expected, -1)
+        assert side["loss"] == close(-expected[rows, targets])
+        assert side["rank"] == (1 + np.argmax(order == targets[:, None], -1)).tolist()
+        assert side["k"] == k
+        assert side["top"] == order[:, :k].reshape(-1).tolist()
+        assert side["logprob"] == close(np.take_along_axis(expected, order[:, :k], -1).reshape(-1))
+    shades = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
+    for one in data["models"]:
+        expected = divergences(models.base, models.logits[one["name"]])
+        assert one["kl"] == close(expected)
+        assert one["shades"] == "".join(str(sum(value >= shade for shade in shades)) for value in expected)
+    assert [look[0] for look, _ in found.tokens] == [f"s{shade}" for shade in data["models"][0]["shades"]]
+    assert "".join(text for _, text in found.tokens) == "".join(VOCABULARY[i] for i in targets)
+    assert data["text"] == {str(i): VOCABULARY[i] for i in range(9)}
+
+
+def test_summaries_and_legends(write):
+    models = Models()
+    found = write(models.comparisons, models.targets)
+    words = " ".join(found.texts["dd"] + found.texts["small"])
+    for logits in models.logits.values():
+        kl, n = divergences(models.base, logits), 24
+        difference = log_probs(models.base) - log_probs(logits)
+        loss = difference[np.arange(n), models.targets.reshape(-1)]
+        same = log_probs(models.base).argmax(-1) == log_probs(logits).argmax(-1)
+        for figure in (
+            f"{kl.mean():.4g}", f"± {kl.std(ddof=1) / math.sqrt(n):.2g} nats (by tokens, taken as independent)",
+            f"{np.quantile(kl.astype(float), 0.999):.4g}", f"{np.exp(loss.mean()):.5g}",
+            f"± {np.exp(loss.mean()) * loss.std(ddof=1) / math.sqrt(n):.2g}", f"{100 * same.mean():.2f} %",
+        ):  # fmt: skip
+            assert figure in words
+        shares = [np.mean((kl >= low) & (kl < high)) for low, high in [(0, 0.001), (0.1, 0.3), (0.3, 1)]]
+        for share in shares:
+            assert f"{100 * share:.2g} %" in found.texts["span"]
+    assert found.texts["option"] == [
+        f"{name} (mean divergence {divergences(models.base, models.logits[name]).mean():.4g})" for name in ("q8", "q2")
+    ]
+
+
+def test_shades_of_special_values(write):
+    kl = [0.0, -1e-17, 0.000999, 0.001, 0.003, 0.029, 0.03, 0.1, 0.3, 1.0, 3.0, 9.99, 10.0, math.inf, math.nan, 0.0]
+    kept = np.arange(16) < 15
+    one = made_up(kl, kept=kept, n_infinite=1, n_nan=1, finite_mean_kl=1.625, finite_mean_kl_stderr=0.25)
+    found = write({"q": one}, np.zeros(16, int), tokens=list("abcdefghijklmnop"))
+    assert found.data["models"][0]["shades"] == "0001234567889abc"
+    assert [look for look, _ in found.tokens] == [[NAMES[int(one, 16)]] for one in found.data["models"][0]["shades"]]
+    assert found.data["models"][0]["kl"][-3:] == [math.inf, None, 0]
+    for word in ("infinite", "no number", "ignored"):
+        assert found.texts["span"][found.texts["span"].index(word) + 1] == "1"
+    assert "1.625 ± 0.25 nats without 2 that are not finite" in found.text("small")
+    assert "option" not in found.texts  # of a single model
+
+
+def test_summary_of_a_single_token(write):
+    found = write({"q": compare([[0.0, 1.0]], [[1.0, 0.0]], [0])}, [0])
+    assert "nan" not in " ".join(found.texts["dd"] + found.texts["small"])
+    found = write({"q": compare([[0.0, 1.0]], [[-math.inf, 0.0]], [0])}, [0])
+    assert "nan nats without 1 that are not finite" in found.text("small")
+    found = write({"q": compare([[0.0, 1.0]], [[1.0, 0.0]], [-100])}, [-100])
+    assert found.texts["dd"][0].strip() == "0"
+
+
+def test_order_of_models(write):
+    means = {"nan": math.nan, "b": 0.5, "inf": math.inf, "a": 0.25}
+    found = write({name: made_up([0.1], mean_kl=mean) for name, mean in means.items()}, [0])
+    assert [one["name"] for one in found.data["models"]] == ["a", "b", "inf", "nan"]
+
+
+def test_page_holds_the_first_tokens_of_all_models(write, monkeypatch):
+    monkeypatch.setattr(page, "MOST_TOKENS", 20)
+    models = Models()
+    found = write(models.comparisons, models.targets, **models.options())
+    assert len(found.tokens) == len(found.data["id"]) == 10
+    assert found.paragraphs == 2
+    for side in (found.data["base"], *found.data["models"]):
+        assert {len(side[name]) for name in ("loss", "rank")} == {10}
+        assert len(side["top"]) == len(side["logprob"]) == 10 * side["k"]
+    assert {len(one["shades"]) for one in found.data["models"]} == {10}
+    assert "first 10 of 24 tokens, since 2 models share 20; the figures are of all" in found.text("p")
+    assert found.texts["dd"][0].strip() == "24"
+
+
+@pytest.mark.parametrize("shape", [(), (0,), (3, 0), (2, 3)])
+def test_comparisons_of_any_shape(shape, write):
+    found = write({"q": made_up(np.ones(shape))}, np.zeros(shape, int), vocabulary=["x"])
+    assert [text for _, text in found.tokens] == ["x"] * math.prod(shape)
+    assert "of all" not in found.text("p")
+
+
+def test_names_and_tokens_with_markup(write):
+    names = ["</script><script>alert(1)", "<img src=x onerror=alert(2)>", "\u202e\x00\"'&"]
+    comparisons = {name: made_up(np.full(len(NASTY), 0.5 + i)) for i, name in enumerate(names)}
+    found = write(comparisons, np.arange(len(NASTY)), tokens=NASTY, vocabulary=NASTY, title=names[0])
+    assert len(found.texts["script"]) == 2
+    assert [one["name"] for one in found.data["models"]] == [*names[:2], "\ufffd\x00\"'&"]
+    assert [one.split(" (mean")[0] for one in found.texts["option"]] == [*names[:2], "\ufffd␀\"'&"]
+    assert [text for _, text in found.tokens][:10] == NASTY[:10]
+    assert found.text("h1") == names[0]
+
+
+def test_page_loads_nothing(write, tmp_path):
+    models = Models()
+    write(models.comparisons, models.targets, **models.options())
+    text = (tmp_path / "page.html").read_text("utf-8")
+    assert not re.search(
+        r"https?:|//|url\(|@import|\b(src|href|srcset|action)\s*=|<(link|base|iframe|img|object)", text
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"comparisons": {}}, ["comparisons is {}"]),
+        ({"comparisons": {"a": made_up(np.ones(3)), "b": made_up(np.ones(2))}}, ["comparisons['b']", "(2,)", "(3,)"]),
+        (
+            {"comparisons": {"a": made_up(np.ones(3)), "b": made_up(np.ones(3), base_nll=np.ones(3))}},
+            ["comparisons is ['a', 'b']", "one base"],
+        ),
+        ({"targets": [0, 1]}, ["targets has shape (2,)", "(3,)"]),
+        ({"targets": [0.0, 1.0, 0.0]}, ["targets has dtype float64", "integer"]),
+        ({"tokens": ["a", "b"]}, ["tokens has shape (2,)", "(3,)"]),
+        ({"scores": {}}, ["scores is []", "['a']"]),
+        ({"scores": {"a": token_scores(np.ones((2, 2)), [0, 0])}}, ["scores['a'] has shape (2,)", "(3,)"]),
+        ({"base_scores": token_scores(np.ones((2, 2)), [0, 0])}, ["base_scores has shape (2,)", "(3,)"]),
+    ],
+)
+def test_wrong_arguments(change, words, tmp_path):
+    path = tmp_path / "page.html"
+    path.write_text("before")
+    with pytest.raises((TypeError, ValueError)) as raised:
+        page.write_comparison_page(path, **{"comparisons": {"a": made_up(np.ones(3))}, "targets": [0, 1, 0], **change})
+    for word in words:
+        assert word in str(raised.value)
+    assert path.read_text() == "before"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+# -- in a browser -----------------------------------------------------------------------------------------------------
+
+CHOOSE = """(() => {
+    const select = document.getElementById("model");
+    select.value = %d;
+    select.dispatchEvent(new Event("change"));
+})()"""
+SHADES = """[...document.querySelectorAll("#text i")].map(token => token.className)"""
+SUMMARY = """[...document.querySelectorAll("body > section")].filter(one => !one.hidden && one.offsetHeight)
+    .map(one => one.innerText)"""
+
+
+def test_browser_shows_both_models(browser, tmp_path):
+    models, path = Models(), tmp_path / "page.html"
+    page.write_comparison_page(path, models.comparisons, models.targets, **models.options())
+    browser.open(path)
+    at, target = 9, models.targets.reshape(-1)[9]
+    for number, name in enumerate(("q8", "q2")):
+        browser.run(CHOOSE % number)
+        kl = divergences(models.base, models.logits[name])
+        (summary,) = browser.run(SUMMARY)
+        assert f"{kl.mean():.4g}" in summary
+        shades = [sum(value >= edge for edge in (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10)) for value in kl]
+        found = [one.split()[0] for one in browser.run(SHADES)]
+        assert found == [f"s{shade}" for shade in shades]
+        browser.point(5, 5)
+        browser.point(*middle(browser, at))
+        card = browser.run(CARD)
+        assert f"KL divergence\n{float(f'{kl[at]:.5g}'):.5g} nats" in card
+        assert card.index("base\n") < card.index(f"{name}\n")
+        for logits, k in (models.base, 3), (models.logits[name], 2):
+            expected = log_probs(logits)[at]
+            chances = [100 * math.exp(value) for value in sorted(expected)[::-1][:k]]
+            for chance in (100 * math.exp(expected[target]), *chances):
+                assert re.search(rf"\b{re.escape(f'{chance:.3g}')} %", card)
+            assert f"{float(f'{-expected[target]:.5g}'):.5g} nats" in card
+    assert_quiet(browser, path)
+
+
+def test_browser_keeps_looks_when_a_model_is_chosen(browser, tmp_path):
+    kl = {"a": [0.0, 0.5, math.inf, math.nan, 0.0], "b": [math.nan, math.inf, 0.002, 20.0, 0.0]}
+    kept = np.arange(5) < 4
+    path, tokens = tmp_path / "page.html", ["x", "\n", None, "\u0301", "y"]
+    comparisons = {name: made_up(value, kept=kept, mean_kl=1.0) for name, value in kl.items()}
+    page.write_comparison_page(path, comparisons, np.arange(5), tokens=tokens)
+    browser.open(path)
+    looks = [
+        ["s0", "s6 br", "inf id", "nan thin", "ignored"], ["nan", "inf br", "s1 id", "s9 thin", "ignored"],
+    ]  # fmt: skip
+    for number in (0, 1, 0):
+        browser.run(CHOOSE % number)
+        assert browser.run(SHADES) == looks[number]
+    browser.point(*middle(browser, 4))
+    assert "ignored: no part of the comparison" in browser.run(CARD)
+    browser.point(*middle(browser, 2))
+    assert "KL divergence\ninf nats" in browser.run(CARD)
+    assert_quiet(browser, path)
+
+
+def test_browser_shows_names_and_tokens_with_markup(browser, tmp_path):
+    names = ["<b>x</b></script>", "&amp;\"'"]
+    path = tmp_path / "page.html"
+    comparisons = {name: made_up(np.full(len(NASTY), 0.5 + i), mean_kl=i) for i, name in enumerate(names)}
+    page.write_comparison_page(path, comparisons, np.arange(len(NASTY)), tokens=NASTY, title=names[0])
+    browser.open(path)
+    for number, name in enumerate(names):
+        browser.run(CHOOSE % number)
+        for index in range(10):
+            browser.point(*middle(browser, index))
+            card = browser.run(CARD)
+            assert card.startswith(NASTY[index].replace(" ", "␣") + "\n")
+            assert f"\n{name}\n" in card
+    assert browser.run("document.querySelectorAll('script').length") == 2
+    assert_quiet(browser, path)
+
+
+def test_browser_keyboard_reaches_the_choice_of_a_model(browser, tmp_path):
+    models, path = Models(), tmp_path / "page.html"
+    page.write_comparison_page(path, models.comparisons, models.targets, **models.options())
+    browser.open(path)
+    browser.press("Tab")
+    assert browser.run("document.activeElement.id") == "model"
+    assert browser.run("document.activeElement.labels[0].innerText").startswith("Model")
+    browser.press("Tab")
+    assert "position 0\n" in browser.run(CARD)
+    for key, position in ("ArrowRight", 1), ("End", 23), ("Home", 0):
+        browser.press(key)
+        assert f"position {position}\n" in browser.run(CARD)
+    browser.press("Escape")
+    assert browser.run(CARD) is None
+
+
+@pytest.mark.parametrize("width", [320, 390, 1000])
+def test_browser_fits_narrow_windows(width, browser, tmp_path):
+    noises = [("unsloth/" + "long-name-" * 12 + ".gguf", 0.1), ("q2", 1.0)]
+    models, path = Models(noises=noises), tmp_path / "page.html"
+    page.write_comparison_page(path, models.comparisons, models.targets, **models.options())
+    browser.open(path, width=width)
+    browser.point(*middle(browser, 3))
+    assert browser.run("document.documentElement.scrollWidth") <= width
+    left, right = browser.run("(box => [box.left, box.right])(document.getElementById('card').getBoundingClientRect())")
+    assert (left >= 0, right <= browser.run("document.documentElement.clientWidth")) == (True, True)
