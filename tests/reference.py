@@ -248,12 +248,23 @@ def _divergence(base_row, row):
     return max(0.0, float((exp(-base_losses) * (losses - base_losses)).sum()))
 
 
-def compare(base_logits, logits, targets, *, axis=-1, ignore_index=-100, where=None, definitions="exact", workers=None):
-    """Fields of each position; figures_of_comparison makes the figures."""
+def compare(
+    base_logits, logits, targets, *, classes=None, axis=-1, ignore_index=-100, where=None, definitions="exact",
+    workers=None,
+):  # fmt: skip
+    """Fields of each position; figures_of_comparison makes the figures. `left_out` holds shares of both models."""
     options = {"axis": axis, "ignore_index": ignore_index, "where": where}
+    whole = [np.moveaxis(float64(array), axis, -1) for array in (base_logits, logits)]
+    base_logits, logits = (np.moveaxis(array[..., :classes], -1, axis) for array in whole)
     base, scores = (token_scores(array, targets, **options) for array in (base_logits, logits))
     base_nll = base.nll
     kl = kl_divergence(base_logits, logits, axis=axis, where=scores.kept, reduction="none")
+    base_top_p = np.zeros(kl.shape)
+    left_out = np.zeros((2, *kl.shape))
+    for position in np.ndindex(kl.shape):
+        if scores.kept[position]:
+            base_top_p[position] = _top_probability(whole[0][position][:classes], definitions)
+            left_out[(slice(None), *position)] = [_share_from(rows[position], classes) for rows in whole]
     if definitions == "llama.cpp":
         base_nll = nll_loss(base_logits, targets, reduction="none", **options)
         base_logits, logits = (np.moveaxis(float64(array), axis, -1) for array in (base_logits, logits))
@@ -267,7 +278,21 @@ def compare(base_logits, logits, targets, *, axis=-1, ignore_index=-100, where=N
         delta_p=(exp(-wide(scores.nll)) - exp(-wide(base_nll))).astype(np.float64),
         is_same_top=scores.kept & (scores.argmax == base.argmax) & (scores.argmax >= 0),
         kept=scores.kept,
+        base_top_p=base_top_p,
+        left_out=left_out,
     )
+
+
+def _top_probability(row, definitions):
+    """The probability of the most likely class; llama.cpp's rows hold log-probabilities."""
+    if definitions == "llama.cpp":
+        return min(1.0, float(exp(wide(row.max()))))
+    return float(exp(-_losses_of_logits(row).min()))
+
+
+def _share_from(row, classes):
+    """The probability of the classes from this one on."""
+    return 0.0 if classes is None else float(exp(-_losses_of_logits(row))[classes:].sum())
 
 
 def _divergence_of_likely(base_log_probs, logits):
@@ -310,6 +335,8 @@ def figures_of_comparison(tokens):
         "perplexity_difference_stderr": square_root(a * a * variance + b * b * base_variance - 2 * a * b * covariance),
         "mean_kl": divergences.loss,
         "mean_kl_stderr": divergences.stderr,
+        "finite_mean_kl": divergences.loss,
+        "finite_mean_kl_stderr": divergences.stderr,
         "kl_quantiles": _quantiles(divergences, (1, 0.999, 0.99, 0.95, 0.9, 0.5, 0.1, 0.05, 0.01, 0.001, 0)),
         "mean_delta_p": changes.loss,
         "mean_delta_p_stderr": changes.stderr,

@@ -53,11 +53,11 @@ HIDDEN, WEIGHT = rng.standard_normal((20, 64), np.float32), rng.standard_normal(
 
 
 def of_blocks(workers):
-    """The comparison by a meter that is updated in two blocks."""
-    meter = ComparisonMeter(workers=workers)
+    """The comparisons of two candidates by a meter that is updated in two blocks."""
+    meter = ComparisonMeter(classes=8000, workers=workers)
     for rows in (slice(0, 7), slice(7, 100)):
-        meter.update(LOGITS[rows], OTHERS[rows], IDS[rows])
-    return meter.result()
+        meter.update(LOGITS[rows], {"a": OTHERS[rows], "b": TURNED[rows]}, IDS[rows] % 8000)
+    return tuple(meter.results().values())
 
 
 def gradient_in_place(workers):

@@ -14,10 +14,11 @@ from tokenloss import ComparisonMeter, LossMeter, compare, log_softmax, sequence
 INF, NAN = math.inf, math.nan
 ERRORS = [
     "perplexity_stderr", "base_perplexity_stderr", "log_perplexity_ratio_stderr", "perplexity_ratio_stderr",
-    "perplexity_difference_stderr", "mean_kl_stderr", "mean_delta_p_stderr", "rms_delta_p_stderr", "same_top_stderr",
+    "perplexity_difference_stderr", "mean_kl_stderr", "finite_mean_kl_stderr", "mean_delta_p_stderr",
+    "rms_delta_p_stderr", "same_top_stderr",
 ]  # fmt: skip
 COLUMNS = ["sequence", "tokens", "loss", "base_loss", "loss_difference", "kl", "delta_p", "same_top"]
-ARRAYS = ["nll", "base_nll", "kl", "delta_p", "is_same_top", "kept"]
+ARRAYS = ["nll", "base_nll", "kl", "delta_p", "is_same_top", "kept", "base_top_p"]
 each_definition = pytest.mark.parametrize("definitions", ["exact", "llama.cpp"])
 
 
@@ -49,7 +50,7 @@ def assert_same(actual, expected):
 
 def assert_same_but_for_errors(actual, expected):
     """Compare every bit of two comparisons, but for what depends on sequences."""
-    left_out = [*ERRORS, "n_sequences", "is_clustered", "sequences"]
+    left_out = [*ERRORS, "n_sequences", "is_clustered", "sequences", "by_confidence"]
     assert repr(figures(actual, *left_out)) == repr(figures(expected, *left_out))
     for name in ARRAYS:
         assert_same_bits(getattr(actual, name), getattr(expected, name), name)
@@ -67,6 +68,7 @@ def per_token(found):
         "perplexity_ratio_stderr": (difference, found.perplexity_ratio),
         "perplexity_difference_stderr": (found.perplexity * nll - found.base_perplexity * base_nll, 1.0),
         "mean_kl_stderr": (found.kl[kept], 1.0),
+        "finite_mean_kl_stderr": (found.kl[kept], 1.0),
         "mean_delta_p_stderr": (delta_p, 1.0),
         "rms_delta_p_stderr": (delta_p**2, 0.5 / found.rms_delta_p),
         "same_top_stderr": (found.is_same_top[kept].astype(float), 1.0),
@@ -294,7 +296,7 @@ def test_losses_that_are_nan_or_inf(value):
     found = compare(base, logits, [0, 0, 0], segment_ids=[4, 1, 1])
     assert found.is_clustered
     for name in ERRORS:
-        of_base = name in ("base_perplexity_stderr", "same_top_stderr")
+        of_base = name in ("base_perplexity_stderr", "same_top_stderr", "finite_mean_kl_stderr")
         of_base |= name.endswith("delta_p_stderr") and not math.isnan(value)
         assert math.isfinite(getattr(found, name)) == of_base, name
     for name in ("loss", "loss_difference", "kl"):
@@ -310,7 +312,7 @@ def test_comparison_of_sequences_is_picklable_and_json(rng):
     assert repr(found).startswith("Comparison(count=60, n_sequences=7, perplexity=")
     assert_same(pickle.loads(pickle.dumps(found)), found)  # noqa: S301 -- pickled in this line
     written = found.as_dict()
-    assert json.loads(json.dumps(written)) == written
+    assert repr(json.loads(json.dumps(written))) == repr(written)  # nan is not nan
     assert len(written["sequences"]) == 7
     assert all(list(row) == COLUMNS for row in written["sequences"])
     assert "sequences" not in compare(base, logits, targets).as_dict()

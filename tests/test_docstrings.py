@@ -18,14 +18,21 @@ VARIANTS = {
     "array": [{"evaluation.evaluate"}],
     "axis": [{"_softmax.logsumexp"}],
     "base": [{"samples.compare_samples"}],
+    "classes": [{"comparison.compare"}],
     "cu_seqlens": [{"comparison.compare"}],
     "definitions": [{"comparison.compare"}],
     "ignore_index": [  # with class ids alone
         {"comparison.ComparisonMeter", "comparison.compare", "linear.linear_token_scores", "scores.token_scores"},
         {"evaluation.evaluate"}, {"responses.compare_responses"},
     ],
-    "kind": [{"evaluation.evaluate"}],
-    "logits": [{"dask.cross_entropy", "dask.score"}, {"sequences.next_token"}, {"formats.llama_cpp.write"}],
+    "kind": [
+        {"evaluation.evaluate"}, {"scores.token_scores"},
+        {"comparison.ComparisonMeter.update", "comparison.compare", "divergence.kl_divergence"},
+    ],
+    "logits": [
+        {"comparison.ComparisonMeter.update", "comparison.compare", "divergence.kl_divergence", "scores.token_scores"},
+        {"dask.cross_entropy", "dask.score"}, {"sequences.next_token"}, {"formats.llama_cpp.write"},
+    ],
     "n_bytes": [{"evaluation.evaluate"}, {"meter.LossMeter.update"}],
     "n_words": [{"evaluation.evaluate"}, {"meter.LossMeter.update"}],
     "nll": [{"meter.LossMeter.update"}, {"sequences.sequence_losses"}],

@@ -8,7 +8,7 @@ from commands import LOGITS, TARGETS, assert_refused
 
 import tokenloss
 from tokenloss._evaluation import plan
-from tokenloss.comparison import UNNORMALIZED
+from tokenloss._validation import UNNORMALIZED
 
 pytestmark = pytest.mark.thread_unsafe(reason="a command prints to the stdout of its process")
 

@@ -93,6 +93,12 @@ def test_scores_and_comparisons_have_typed_fields() -> None:
     meter = tokenloss.ComparisonMeter(definitions="exact")
     meter.update(LOGITS, PROBS, IDS)
     assert_type(meter.result(), tokenloss.Comparison)
+    meter = tokenloss.ComparisonMeter(classes=1)
+    meter.update(LOGITS, {"a": LOGITS, "b": PROBS}, [0, 0])
+    found = assert_type(meter.results(), dict[str, tokenloss.Comparison])["b"]
+    assert is_float(assert_type(found.kl_quantile_intervals[0.5], tuple[float, float])[0])
+    assert is_float(assert_type(found.left_out, "float | None"))
+    assert is_array(assert_type(found.by(["x", "y"]), dict[str, npt.NDArray[Any]])["kl"])
 
 
 def test_meters_add_up() -> None:

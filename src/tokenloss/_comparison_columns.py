@@ -11,11 +11,14 @@ from tokenloss import _core, _job
 from tokenloss._dtypes import CheckedArray, as_float_array
 from tokenloss._errors import raise_error
 from tokenloss._validation import (
-    as_other_scores,
+    KINDS,
+    UNNORMALIZED,
     as_positions,
     as_scores,
     check_axis,
     check_compared_classes,
+    check_kinds,
+    most_unnormalized,
     without_targets,
 )
 from tokenloss.sequences import check_offsets, check_segment_ids
@@ -26,8 +29,6 @@ if TYPE_CHECKING:
     from tokenloss._types import Array, BoolArray, Float64Array
 
     Columns = dict[str, Array]
-
-UNNORMALIZED = 0.1  # |logsumexp| that log-probabilities may have after rounding and clipping
 
 # what `_core` finds at each position
 COLUMNS = {
@@ -90,6 +91,8 @@ def pair_columns(
     targets: Any,
     *,
     definitions: str = "exact",
+    kind: Any = "logits",
+    base_kind: Any = None,
     classes: int | None = None,
     axis: Any = -1,
     ignore_index: Any = -100,
@@ -98,32 +101,34 @@ def pair_columns(
     workers: Any = None,
 ) -> dict[str, Columns]:
     """Columns of each candidate, flat, by its name."""
-    base_array, code = as_float_array("base_logits", base_logits)
-    axis = check_axis("base_logits", base_array.ndim, axis)
-    shape = base_array.shape
+    base_kind, kind = check_kinds(base_kind, kind)
+    base_array = CheckedArray(*as_float_array("base_logits", base_logits))
+    shape = base_array.array.shape
+    axis = check_axis("base_logits", len(shape), axis)
     arrays = {}
     for name, value in others.items():
         word = "logits" if name == "logits" else f"logits[{name!r}]"
-        arrays[name] = word, *as_float_array(word, value)
-        other_shape = arrays[name][1].shape
-        if other_shape[:axis] + other_shape[axis + 1 :] != shape[:axis] + shape[axis + 1 :]:
-            raise_error("shape", name=word, got=other_shape, fits=f"{shape}, as base_logits")
-        count = check_compared_classes(classes, "base_logits", shape[axis], word, other_shape[axis])  # of all the same
-    base = as_scores("base_logits", CheckedArray(_part(base_array, axis, 0, count), code), axis)
+        array = CheckedArray(*as_float_array(word, value))
+        got = array.array.shape
+        if len(got) != len(shape) or got[:axis] + got[axis + 1 :] != shape[:axis] + shape[axis + 1 :]:
+            raise_error("shape", name=word, got=got, fits=f"{shape}, as base_logits")
+        count = check_compared_classes(classes, "base_logits", shape[axis], word, got[axis])  # the same for all
+        arrays[name] = word, array
+    base = _scores("base_logits", base_array, axis, base_kind, stop=count)
     positions = as_positions("targets", targets, base, ignore_index, where, distributions=False)
     numbers = None if segment_ids is None else check_segment_ids(segment_ids, base.batch).flatten()
     unnormalized = -1 if definitions == "exact" else UNNORMALIZED
     found: dict[str, Columns] = {}
-    for name, (word, array, other_code) in arrays.items():
-        other = as_other_scores(word, CheckedArray(_part(array, axis, 0, count), other_code), base)
+    for name, (word, array) in arrays.items():
+        other = _scores(word, array, axis, kind, stop=count)
         columns = new_columns(base.rows)
         _job.run(_core.PairStats(base, positions, other, unnormalized, bytes_of_bools(columns)), workers)
         if numbers is not None:
             columns["segment_ids"] = numbers
-        if shape[axis] > count or array.shape[axis] > count:
+        if shape[axis] > count or array.array.shape[axis] > count:
             kept = columns["kept"].reshape(base.batch)
-            columns["base_left_out"] = _left_out("base_logits", base_array, code, axis, count, kept, workers)
-            columns["left_out"] = _left_out(word, array, other_code, axis, count, kept, workers)
+            columns["base_left_out"] = _left_out("base_logits", base_array, axis, base_kind, count, kept, workers)
+            columns["left_out"] = _left_out(word, array, axis, kind, count, kept, workers)
         found[name] = share(columns, next(iter(found.values()), {}))
     return found
 
@@ -133,19 +138,32 @@ def bytes_of_bools(columns: Columns) -> Columns:
     return {name: column.view(np.uint8) if column.dtype == bool else column for name, column in columns.items()}
 
 
-def _part(array: Array, axis: int, start: int, stop: int | None) -> Array:
-    """Scores of some of the classes, as a view."""
-    part: Array = array[(slice(None),) * axis + (slice(start, stop),)]
-    return part
+def _scores(
+    name: str, array: CheckedArray, axis: int, kind: str, start: int = 0, stop: int | None = None
+) -> _core.Scores:
+    """Scores of some of the classes, as a view; only those of all add up to what their kind says."""
+    view, code = array
+    part: Array = view[(slice(None),) * axis + (slice(start, stop),)]
+    if part.shape == view.shape:
+        return as_scores(name, array, axis, kind)
+    return _core.Scores(name, part, code, axis, part.shape, KINDS.index(kind))
 
 
-def _left_out(name: str, array: Array, code: int, axis: int, count: int, kept: BoolArray, workers: Any) -> Float64Array:
+def _left_out(
+    name: str, array: CheckedArray, axis: int, kind: str, count: int, kept: BoolArray, workers: Any
+) -> Float64Array:
     """The probability of the classes beyond the count, at each position that is kept; 0 at others."""
     sums = []
     for start, stop in ((0, count), (count, None)):
-        scores = as_scores(name, CheckedArray(_part(array, axis, start, stop), code), axis)
+        scores = _scores(name, array, axis, kind, start, stop)
         sums.append(np.zeros(scores.batch))
         _job.run(_core.LogSumExp(scores, without_targets(scores, kept), sums[-1]), workers)
+    with np.errstate(invalid="ignore"):  # nan
+        total = np.logaddexp(*sums)
+    unnormalized = np.argwhere(kept & (abs(total) > most_unnormalized(kind, array.array)))
+    if len(unnormalized):
+        at = unnormalized[0].tolist()
+        raise_error("unnormalized", name=f"{name}{at or ''}", got=total[tuple(at)], fits=_job.NORMALIZED[kind])
     return np.where(kept, share_of_rest(*sums), 0).reshape(-1)
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 # what a row should be whose logsumexp is too far from 0, by the kind of its scores
-_NORMALIZED = {
+NORMALIZED = {
     "logits": "definitions='llama.cpp' takes log-probabilities, as log_softmax gives them",
     "log_probs": "natural log-probabilities have 0, logits have kind='logits'",
     "probs": "it is the log of their sum: probabilities add up to 1",
@@ -105,9 +105,7 @@ def raise_refusal(job: _core.RowJob) -> NoReturn:
         scores, k = job.other, k - scores.classes
     kind = KINDS[scores.kind]
     if reason == _core.UNNORMALIZED:
-        raise_error(
-            "unnormalized", name=f"{scores.name}{position or ''}", got=score, fits=_NORMALIZED[kind]
-        )
+        raise_error("unnormalized", name=f"{scores.name}{position or ''}", got=score, fits=NORMALIZED[kind])
     if reason == _core.BAD_TARGET:
         fits = f"[0, {positions.classes})"
         raise_error("changed", name=positions.name, position=position or "", fits=fits)

@@ -283,8 +283,12 @@ def as_scores(name: str, value: Any, axis: Any, kind: str = "logits") -> _core.S
 
 def _scores(name: str, array: Array, code: int, axis: int, kind: str) -> _core.Scores:
     """Scores of a kind, whose rows are refused if they are not normalised as it says."""
-    most = math.inf if kind == "logits" else UNNORMALIZED if array.itemsize > 2 else UNNORMALIZED_HALF
-    return _core.Scores(name, array, code, axis, array.shape, KINDS.index(kind), most)
+    return _core.Scores(name, array, code, axis, array.shape, KINDS.index(kind), most_unnormalized(kind, array))
+
+
+def most_unnormalized(kind: str, array: Array) -> float:
+    """|logsumexp| that a row of scores of this kind may have."""
+    return math.inf if kind == "logits" else UNNORMALIZED if array.itemsize > 2 else UNNORMALIZED_HALF
 
 
 def scores_of_shape(name: str, shape: tuple[int, ...], axis: Any) -> _core.Scores:

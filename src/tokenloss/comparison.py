@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from tokenloss._comparison_columns import check_definitions, join, new_columns, pair_columns, sequence_numbers, share
 from tokenloss._comparison_figures import check_groups, confidence_table, figures_of, group_table
@@ -20,7 +18,7 @@ if TYPE_CHECKING:
     from typing import Literal
 
     from tokenloss._comparison_columns import Columns
-    from tokenloss._types import Array, ArrayLike, BoolArray, Float64Array, IntArray
+    from tokenloss._types import Array, ArrayLike, BoolArray, Float64Array, IntArray, Kind
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -134,7 +132,7 @@ class Comparison:
     kept: BoolArray
     base_top_p: Float64Array
     sequences: dict[str, Array] | None
-    _segment_ids: IntArray | None = field(default=None)  # of all positions, for `by`
+    _segment_ids: IntArray | None = None  # of all positions, for `by`
 
     def by(self, groups: ArrayLike) -> dict[str, Array]:
         """Means over groups of positions, such as types of tokens.
@@ -242,7 +240,7 @@ class ComparisonMeter:
     >>> meter = ComparisonMeter()
     >>> meter.update(np.zeros((2, 3)), {"q4": [[1, 0, 0], [0, 1, 0]], "q8": [[0.1, 0, 0], [0, 0.1, 0]]}, [0, 1])
     >>> {name: round(comparison.mean_kl, 4) for name, comparison in meter.results().items()}
-    {'q4': 0.1198, 'q8': 0.0011}
+    {'q4': 0.1195, 'q8': 0.0011}
     """
 
     def __init__(
@@ -263,6 +261,8 @@ class ComparisonMeter:
         logits: ArrayLike | Mapping[str, ArrayLike],
         targets: ArrayLike,
         *,
+        kind: Kind = "logits",
+        base_kind: Kind | None = None,
         axis: int = -1,
         where: ArrayLike | None = None,
         segment_ids: ArrayLike | None = None,
@@ -275,10 +275,16 @@ class ComparisonMeter:
         Parameters
         ----------
         base_logits, logits : arrays of one shape (..., V)
-            Logits (unnormalised log-probabilities): float16, bfloat16, float32 or float64, of any byte order and memory
-            layout; anything with `__dlpack__` on the CPU (torch, JAX) is read without a copy. Lists are converted.
+            Logits (unnormalised log-probabilities), or what `kind` says: float16, bfloat16, float32 or float64, of any
+            byte order and memory layout; anything with `__dlpack__` on the CPU (torch, JAX) is read without a copy.
+            Lists are converted.
         targets : array of integers
             Class ids, of the shape of `logits` without its class axis.
+        kind : {"logits", "log_probs", "probs"}, default "logits"
+            What `logits` holds: logits, natural log-probabilities or probabilities. The latter two are divided by the
+            sum of their row's probabilities, since rounding leaves it near 1.
+        base_kind : {"logits", "log_probs", "probs"}, optional
+            What `base_logits` holds; `kind` by default.
         axis : int, default -1
             Axis of the classes.
         where : array of bool, optional
@@ -298,8 +304,8 @@ class ComparisonMeter:
             fits = "a mapping with the same names in all calls" if names else "an array, or a mapping of arrays"
             raise_error("option", name="logits", got=list(others), fits=f"{fits}: {names}" if names else fits)
         columns = pair_columns(
-            base_logits, others, targets, definitions=self._definitions, axis=axis, where=where,
-            segment_ids=segment_ids, **self._options,
+            base_logits, others, targets, definitions=self._definitions, kind=kind, base_kind=base_kind, axis=axis,
+            where=where, segment_ids=segment_ids, **self._options,
         )  # fmt: skip
         for name in names:
             self._parts.setdefault(name, []).append(columns[name])
@@ -343,6 +349,8 @@ def compare(
     logits: ArrayLike,
     targets: ArrayLike,
     *,
+    kind: Kind = "logits",
+    base_kind: Kind | None = None,
     classes: int | None = None,
     axis: int = -1,
     ignore_index: int | None = -100,
@@ -357,10 +365,16 @@ def compare(
     Parameters
     ----------
     base_logits, logits : arrays of one shape (..., V)
-        Logits (unnormalised log-probabilities): float16, bfloat16, float32 or float64, of any byte order and memory
-        layout; anything with `__dlpack__` on the CPU (torch, JAX) is read without a copy. Lists are converted.
+        Logits (unnormalised log-probabilities), or what `kind` says: float16, bfloat16, float32 or float64, of any byte
+        order and memory layout; anything with `__dlpack__` on the CPU (torch, JAX) is read without a copy. Lists are
+        converted.
     targets : array of integers
         Class ids, of the shape of `logits` without its class axis.
+    kind : {"logits", "log_probs", "probs"}, default "logits"
+        What `logits` holds: logits, natural log-probabilities or probabilities. The latter two are divided by the sum
+        of their row's probabilities, since rounding leaves it near 1.
+    base_kind : {"logits", "log_probs", "probs"}, optional
+        What `base_logits` holds; `kind` by default.
     classes : int, optional
         Number of classes to compare, from the first, where vocabularies differ, say in padding: both models'
         distributions are of these alone (normalised anew), targets are among them, and `Comparison.left_out` tells what
@@ -379,15 +393,16 @@ def compare(
     definitions : {"exact", "llama.cpp"}, default "exact"
         Formulas of the figures. "exact": the base's distribution is ``softmax(base_logits)``, and divergences are sums
         over all classes. "llama.cpp", as its perplexity tool prints them: `base_logits` are log-probabilities, used as
-        given (the probabilities in its files do not quite add up to 1), and divergences are sums over those above -16.
+        given (the probabilities in its files do not quite add up to 1, and `classes` may leave out a tenth), and
+        divergences are sums over those above -16.
     workers : int, optional
         Number of threads, as in `cross_entropy`. No bit of the result depends on it.
 
     Returns
     -------
     Comparison
-        With arrays of the batch's shape. `nll` has the bits of ``cross_entropy(..., reduction="none")``; for "exact" so
-        has `base_nll`, and `kl` has the bits of ``kl_divergence(..., reduction="none")``.
+        With arrays of the batch's shape. Of logits, `nll` has the bits of ``cross_entropy(..., reduction="none")``; for
+        "exact" so has `base_nll`, and `kl` has the bits of ``kl_divergence(..., reduction="none")``.
 
     Raises
     ------
@@ -440,7 +455,8 @@ def compare(
     axis = check_axis("base_logits", len(shape), axis)
     batch = shape[:axis] + shape[axis + 1 :]
     columns = pair_columns(
-        base, {"logits": logits}, targets, definitions=check_definitions(definitions), classes=classes, axis=axis,
+        base, {"logits": logits}, targets, definitions=check_definitions(definitions), kind=kind, base_kind=base_kind,
+        classes=classes, axis=axis,
         ignore_index=ignore_index, where=where, segment_ids=sequence_numbers(segment_ids, cu_seqlens, batch),
         workers=workers,
     )  # fmt: skip

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tokenloss._comparison_columns import UNNORMALIZED
 from tokenloss._errors import raise_error
 from tokenloss._evaluation.plan import with_file_names
 from tokenloss._softmax import logsumexp
+from tokenloss._validation import UNNORMALIZED, UNNORMALIZED_HALF
 
 if TYPE_CHECKING:
     from typing import NoReturn
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 _CACHED = 1 << 16  # numbers that stay in a core's cache
 _FIRST_ROWS = 16  # from which the kind of scores is guessed
 _FIRST_ELEMENTS = 1 << 24  # at most, in these rows
-_UNNORMALIZED_HALF = 0.5  # |logsumexp| that log-probabilities in half precision may have
 _PROBABILITY_SLACK = 1e-3  # by which a probability may be outside [0, 1]
 _SUM_SLACK = 1e-2  # by which the sum of a distribution may differ from 1
 
@@ -31,7 +30,7 @@ def check_normalized(logsumexps: Array, itemsize: int, is_believed: bool) -> Non
 
     It may be negative where a row was cut to its likeliest classes; that is accepted if the kind was given.
     """
-    slack = UNNORMALIZED if itemsize > 2 else _UNNORMALIZED_HALF
+    slack = UNNORMALIZED if itemsize > 2 else UNNORMALIZED_HALF
     wrong = logsumexps[(logsumexps > slack) | (logsumexps < (-np.inf if is_believed else -slack))]  # nan is not
     if wrong.size:
         fits = "natural log-probabilities have 0: is it base 2, or logits, or cut? --kind log_probs takes what is cut"
