@@ -320,7 +320,8 @@ cdef class RowJob(Job):
             totals.refusal, totals.bad_row, totals.bad_class, totals.bad_score = reason, row, k, score
         tl_flag_set(&self.refused_flag)
 
-    cdef void check_kind(self, Scores scores, int64_t row, double logsumexp, int64_t first, Totals *totals) noexcept nogil:
+    cdef void check_kind(self, Scores scores, int64_t row, double logsumexp, int64_t first,
+                         Totals *totals) noexcept nogil:
         """Refuses a row that is of another kind than its scores; their classes are refused as those from `first` on."""
         cdef const char *data
         cdef int64_t k
