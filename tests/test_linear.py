@@ -382,7 +382,7 @@ def test_linear_workers_change_no_bit(rng):
 @pytest.mark.parametrize("rows", [FEW, 100])
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("_TILE_BYTES", 1), ("_TILE_BYTES", 9000), ("_TILE_BYTES", 900_000), ("_MAX_TILE_ROWS", 7), ("_CAST_BYTES", 9999)],
+    [("_TILE_BYTES", 1), ("_TILE_BYTES", 9000), ("_TILE_BYTES", 900_000), ("MAX_TILE_ROWS", 7), ("_CAST_BYTES", 9999)],
 )
 def test_linear_tiles_of_any_size_change_no_bit_of_exact_products(rows, name, value, rng, monkeypatch):
     hidden, weight = whole(rng, rows, 5000)
