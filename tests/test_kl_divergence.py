@@ -270,3 +270,219 @@ def test_errors_of_kl_divergence_name_base_logits_logits_axis_where_reduction_wo
     ]:
         with fails(error, *words):
             kl_divergence(*arguments, **options)
+
+
+# of probabilities and log-probabilities
+
+
+def distribution(rng, shape, dtype, spread=3.0, zeros=0.0, axis=-1):
+    """Probabilities that add up to 1 but for rounding; `zeros` is the fraction of classes that are impossible."""
+    logits = spread * rng.standard_normal(shape)
+    logits[rng.random(shape) < zeros] = -INF
+    np.moveaxis(logits, axis, 0)[0] = 0
+    powers = np.exp(logits - logits.max(axis, keepdims=True))
+    return (powers / powers.sum(axis, keepdims=True)).astype(dtype)
+
+
+def as_kind(probs, kind, dtype):
+    """Scores of a kind for these probabilities; logits are off by a constant."""
+    with np.errstate(divide="ignore"):
+        logs = np.log(probs.astype(np.float64))
+    return {"probs": probs, "log_probs": logs, "logits": logs + 2.5}[kind].astype(dtype)
+
+
+def probabilities_of(scores, kind, axis=-1):
+    """Normalised probabilities in long double."""
+    scores = scores.astype(np.longdouble)
+    powers = scores if kind == "probs" else np.exp(scores - scores.max(axis, keepdims=True))
+    return powers / powers.sum(axis, keepdims=True)
+
+
+def divergence_of(p, q, axis=-1):
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(p == 0, 0, p * (np.log(p) - np.log(q))).sum(axis)
+
+
+def assert_divergence_of_kinds(base, other, base_kind, kind, given=None, axis=-1, **options):
+    actual = kl_divergence(*(given or (base, other)), base_kind=base_kind, kind=kind, axis=axis, **options)
+    expected = divergence_of(probabilities_of(base, base_kind, axis), probabilities_of(other, kind, axis), axis)
+    finite = np.isfinite(expected)
+    assert np.array_equal(actual[~finite], expected[~finite].astype(float))
+    # logits and log-probabilities are as exact as ever; probabilities are computed in float64 whatever their dtype
+    single = [scores for scores, of in ((base, base_kind), (other, kind)) if of != "probs"]
+    is_wide = not single or max(scores.dtype.itemsize for scores in (base, other)) == 8 or len(single) == 1
+    most = 4e-15 * np.maximum(1, expected) if is_wide else np.maximum(2e-7, 1e-6 * expected)
+    assert (abs(actual[finite] - expected[finite]) <= most[finite]).all()
+    assert (actual >= 0).all()
+
+
+@each_dtype_of_each
+@pytest.mark.parametrize("kind", ["probs", "log_probs", "logits"])
+@pytest.mark.parametrize("base_kind", ["probs", "log_probs", "logits"])
+def test_kind_and_base_kind_at_every_length_of_row(base_kind, kind, base_dtype, dtype, rng):
+    for rows, classes in [(70, 1), (33, 2), (67, 3), (20, 10), (17, 100), (3, 512), (5, 513), (2, 3000)]:
+        base = as_kind(distribution(rng, (rows, classes), np.float64), base_kind, base_dtype)
+        other = as_kind(distribution(rng, (rows, classes), np.float64, 1.0), kind, dtype)
+        assert_divergence_of_kinds(base, other, base_kind, kind, reduction="none")
+
+
+@each_dtype
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("axis", [0, 1, -1])
+def test_kind_of_probabilities_in_every_layout_and_axis(dtype, layout, axis, rng):
+    for shape in [(4, 5, 6), (18, 20, 33)]:
+        base, other = (distribution(rng, shape, dtype, axis=axis) for _ in range(2))
+        for second in ("c", "strided", "swapped"):
+            given = LAYOUTS[layout](base), LAYOUTS[second](other)
+            assert_divergence_of_kinds(base, other, "probs", "probs", given, axis, reduction="none")
+
+
+@each_dtype
+def test_kind_of_long_rows_of_probabilities(dtype, rng):
+    spread = 1.0 if dtype == "float16" else 3.0  # else most are 0 in half precision
+    for classes in (8193, 131_073 if np.dtype(dtype).itemsize > 2 else 20_000):
+        base, other = (distribution(rng, (2, classes), dtype, spread) for _ in range(2))
+        if np.dtype(dtype).itemsize > 2:
+            assert_divergence_of_kinds(base, other, "probs", "probs", reduction="none")
+        assert_divergence_of_kinds(base, np.asfortranarray(base), "probs", "probs", reduction="none")
+
+
+@each_dtype
+@pytest.mark.parametrize("classes", [7, 300, 5000])
+def test_kind_of_probabilities_that_are_0(dtype, classes, rng, backend):
+    for zeros in (0.1, 0.9):
+        base, other = (distribution(rng, (40, classes), dtype, 0.5, zeros) for _ in range(2))
+        both = np.where(other == 0, 0, base.astype(float))
+        finite = (both / both.sum(-1, keepdims=True)).astype(dtype)  # impossible wherever the other is
+        assert_divergence_of_kinds(base, other, "probs", "probs", reduction="none")
+        assert_divergence_of_kinds(finite, other, "probs", "probs", reduction="none")
+        assert_divergence_of_kinds(finite, as_kind(other, "logits", np.float64), "probs", "logits", reduction="none")
+    assert kl_divergence([1.0, 0.0], [0.0, 1.0], kind="probs") == INF
+    assert kl_divergence([1.0, 0.0], [1.0, 0.0], kind="probs") == 0
+
+
+def test_kind_of_the_smallest_probabilities(rng):
+    for classes in (5, 1000):
+        base, other = (distribution(rng, (20, classes), np.float64) for _ in range(2))
+        for scores, rows, class_id, least in (base, 10, 1, 5e-324), (other, 20, 2, 5e-324), (other, 15, 3, 1e-310):
+            scores[:rows, 0] += scores[:rows, class_id]
+            scores[:rows, class_id] = least
+        assert_divergence_of_kinds(base, other, "probs", "probs", reduction="none")
+
+
+def test_kind_gives_the_divergences_of_other_libraries(rng):
+    special = pytest.importorskip("scipy.special", reason="scipy is optional")
+    base, other = (distribution(rng, (50, 30), np.float64, 1.0) for _ in range(2))
+    found = kl_divergence(base, other, kind="probs", reduction="none")
+    assert np.allclose(found, special.rel_entr(base, other).sum(-1), rtol=1e-13, atol=1e-15)
+    # Keras's KLDivergence, in its own words
+    clipped, clipped_other = np.clip(base, 1e-7, 1), np.clip(other, 1e-7, 1)
+    assert np.allclose(found, (clipped * np.log(clipped / clipped_other)).sum(-1), rtol=1e-3)
+    # torchmetrics' KLDivergence divides by the sums of rows, too
+    assert np.allclose(kl_divergence(1.05 * base, 0.95 * other, kind="probs", reduction="none"), found, atol=1e-14)
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    logs, other_logs = torch.log(torch.from_numpy(base)), torch.log(torch.from_numpy(other))
+    expected = torch.nn.functional.kl_div(other_logs, logs, reduction="batchmean", log_target=True)
+    assert np.isclose(kl_divergence(logs, other_logs, kind="log_probs"), float(expected), rtol=1e-13)
+
+
+@each_dtype
+@pytest.mark.parametrize("classes", [3, 300, 2000])
+def test_kind_of_probabilities_has_the_same_bits_with_any_workers_where_and_neighbours(dtype, classes, rng, backend):
+    base, other = (distribution(rng, (150, classes), dtype, 0.5, 0.1) for _ in range(2))
+    found = kl_divergence(base, other, kind="probs", reduction="none", workers=1)
+    assert_same_bits(kl_divergence(base, other, kind="probs", reduction="none", workers=3), found)
+    where = rng.random(150) > 0.4
+    for layout in (np.asarray, np.asfortranarray, swapped):
+        masked = kl_divergence(layout(base), layout(other), kind="probs", reduction="none", where=where)
+        assert_same_bits(masked, np.where(where, found, 0))
+    assert_same_bits([kl_divergence(*pair, kind="probs") for pair in zip(base[:5], other[:5], strict=True)], found[:5])
+
+
+@pytest.fixture
+def of_each_kind():
+    """A call, and what it returns on the backend in use."""
+    rng = np.random.default_rng(1)
+    base, other = (distribution(rng, (40, 700), np.float32, 1.0, 0.05) for _ in range(2))
+
+    def call():
+        return [
+            kl_divergence(base[:, :classes], other[:, :classes], kind=kind, base_kind=base_kind, reduction="none")
+            for classes in (690, 700)
+            for kind, base_kind in (("probs", None), ("probs", "logits"), ("logits", "probs"))
+        ] + [kl_divergence(part(base), part(other), kind="probs", reduction="none")]
+
+    def part(scores):
+        return scores[:, :21] / scores[:, :21].sum(-1, keepdims=True)
+
+    return call, call()
+
+
+def test_kind_of_probabilities_has_the_bits_of_every_backend(of_each_kind, backend):
+    call, expected = of_each_kind
+    for found, as_before in zip(call(), expected, strict=True):
+        assert_same_bits(found, as_before)
+
+
+def test_kind_of_probabilities_where_rows_left_out_are_garbage(rng):
+    for classes in (6, 700):
+        base, other = (distribution(rng, (20, classes), np.float64) for _ in range(2))
+        expected = kl_divergence(base[:10], other[:10], kind="probs", reduction="none")
+        base[10:], other[12:] = 7, NAN
+        for layout in (np.asarray, np.asfortranarray):
+            found = kl_divergence(layout(base), layout(other), kind="probs", reduction="none", where=np.arange(20) < 10)
+            assert_same_bits(found[:10], expected)
+
+
+@pytest.mark.parametrize("classes", [4, 40, 600])
+@pytest.mark.parametrize("kind", ["probs", "log_probs"])
+def test_kind_of_rows_with_nan_is_nan(kind, classes, rng, backend):
+    base, other = (as_kind(distribution(rng, (30, classes), np.float64), kind, np.float64) for _ in range(2))
+    base[3, 1], other[7, classes - 1] = NAN, NAN
+    found = kl_divergence(base, other, kind=kind, reduction="none")
+    assert np.flatnonzero(np.isnan(found)).tolist() == [3, 7]
+
+
+@pytest.mark.parametrize("classes", [4, 40, 600])
+def test_kind_refuses_what_is_no_probability(classes, rng, backend):
+    for value in (-0.0011, 1.0011, -INF, INF, 3.0):
+        for side in (0, 1):
+            scores = [distribution(rng, (30, classes), np.float64) for _ in range(2)]
+            scores[side][5, 2], scores[side][29, 3] = value, value
+            words = f"{('base_logits', 'logits')[side]}[5, 2] = {value:.6g} is not a probability", "kind='logits'"
+            with fails(ValueError, *words):
+                kl_divergence(*scores, kind="probs", workers=1)
+            with fails(ValueError, words[0].replace("[5, 2]", "[2, 5]")):
+                kl_divergence(scores[0].T, scores[1].T, kind="probs", axis=0, workers=1)
+    near = np.array([[-0.0009, 1.0009]])  # by rounding
+    assert kl_divergence(near, [[0.5, 0.5]], kind="probs") == pytest.approx(math.log(2), abs=1e-15)
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("classes", [4, 600])
+@pytest.mark.parametrize("kind", ["probs", "log_probs"])
+def test_kind_refuses_rows_that_are_not_normalised(kind, classes, dtype, rng, backend):
+    most = 0.5 if np.dtype(dtype).itemsize == 2 else 0.1
+    probs = distribution(rng, (20, classes), np.float64, 0.1)
+
+    def scaled(log_sum):
+        rows = probs.copy()
+        rows[11] *= math.exp(log_sum)
+        return as_kind(rows, kind, dtype)
+
+    near = kl_divergence(scaled(0.95 * most), scaled(-0.95 * most), kind=kind, reduction="none")
+    assert (abs(near) < 1e-2).all()
+    for log_sum in (1.1 * most, -1.1 * most):
+        with fails(ValueError, "base_logits[11] has a row whose logsumexp is", "kind='logits'"):
+            kl_divergence(scaled(log_sum), scaled(0), kind=kind)
+        with fails(ValueError, "logits[11] has a row whose logsumexp is", "kind='logits'"):
+            kl_divergence(scaled(0), scaled(log_sum), kind=kind)
+    with fails(ValueError, "base_logits[0] has a row whose logsumexp is -inf"):
+        kl_divergence(as_kind(0 * probs, kind, dtype), scaled(0), kind=kind)
+
+
+def test_kind_and_base_kind_that_do_not_exist():
+    with fails(ValueError, "kind is 'probabilities'; it must be 'logits', 'log_probs' or 'probs'"):
+        kl_divergence([0.5, 0.5], [0.5, 0.5], kind="probabilities")
+    with fails(ValueError, "base_kind is 3; it must be 'logits', 'log_probs' or 'probs'"):
+        kl_divergence([0.5, 0.5], [0.5, 0.5], base_kind=3)

@@ -24,7 +24,16 @@ from arrays import (
     swapped,
 )
 
-from tokenloss import LossMeter, TokenScores, cross_entropy, linear_token_scores, logsumexp, token_scores
+from tokenloss import (
+    LossMeter,
+    TokenScores,
+    cross_entropy,
+    cross_entropy_loss,
+    linear_token_scores,
+    logsumexp,
+    nll_loss,
+    token_scores,
+)
 from tokenloss.scores import COLUMNS
 
 NAN, INF = math.nan, math.inf
@@ -527,3 +536,77 @@ def test_errors_of_token_scores_name_targets_softcap_logit_scale_where_axis_work
     ]:
         with fails(error, *words):
             token_scores(np.ones((2, 3)), targets, **options)
+
+
+# of probabilities and log-probabilities
+
+
+def normalised(rng, shape, kind, dtype, axis=-1):
+    """Scores of a kind that add up to 1 but for rounding, with classes of probability 0, and as long doubles."""
+    logits = 2 * rng.standard_normal(shape)
+    logits[rng.random(shape) < 0.05] = -np.inf
+    np.moveaxis(logits, axis, 0)[0] = 0
+    powers = np.exp(logits)
+    with np.errstate(divide="ignore"):
+        scores = powers / powers.sum(axis, keepdims=True)
+        scores = (scores if kind == "probs" else np.log(scores)).astype(dtype)
+        probs = scores.astype(np.longdouble) if kind == "probs" else np.exp(scores.astype(np.longdouble))
+    return scores, probs
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("kind", ["probs", "log_probs"])
+@pytest.mark.parametrize("layout", ["c", "strided", "swapped", "fortran"])
+def test_kind_of_every_column(kind, dtype, layout, rng, backend):
+    most = 4e-15 if kind == "probs" or dtype == "float64" else 4e-7
+    for rows, classes, axis in [(40, 1, -1), (70, 3, -1), (20, 30, 0), (9, 512, 1), (5, 513, -1), (2, 5000, -1)]:
+        scores, probs = normalised(rng, (rows, classes) if axis else (classes, rows), kind, dtype, axis)
+        targets, where = rng.integers(0, classes, rows), rng.random(rows) > 0.2
+        top_k = min(3, classes)
+        found = token_scores(
+            LAYOUTS[layout](scores), targets, kind=kind, axis=axis, where=where, top_k=top_k, workers=2
+        )
+        options = {"axis": axis, "where": where, "reduction": "none"}
+        loss = (
+            cross_entropy_loss(targets, scores, **options) if kind == "probs" else nll_loss(scores, targets, **options)
+        )
+        assert_same_bits(found.nll, loss)
+        scores, probs = np.moveaxis(scores, axis, -1)[where], np.moveaxis(probs, axis, -1)[where]
+        sums = probs.sum(-1)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            entropy = -np.where(probs == 0, 0, probs / sums[:, None] * np.log(probs / sums[:, None])).sum(-1)
+            logs = np.log(probs / sums[:, None])
+        assert abs(found.logsumexp[where] - np.log(sums)).max() <= most
+        assert abs(found.entropy[where] - entropy).max() <= most * 10
+        of_target = np.take_along_axis(scores, targets[where, None], -1)
+        assert np.array_equal(found.rank[where], (scores >= of_target).sum(-1))
+        assert np.array_equal(found.argmax[where], scores.argmax(-1))
+        order = np.argsort(-scores.astype(float), axis=-1, kind="stable")[:, :top_k]
+        assert np.array_equal(found.top_ids[where], order)
+        expected = np.take_along_axis(logs, order, -1).astype(float)
+        assert np.allclose(found.top_logprobs[where], expected, rtol=most, atol=most)
+        assert not np.stack([found.nll, found.logsumexp, found.entropy])[:, ~where].any()
+
+
+@pytest.mark.parametrize("classes", [3, 600])
+def test_kind_of_token_scores_refuses_what_does_not_fit(classes, rng):
+    targets = np.zeros(20, int)
+    for kind, word in (("probs", "probability"), ("log_probs", "log-probability")):
+        scores, _ = normalised(rng, (20, classes), kind, np.float64)
+        bad = scores.copy()
+        bad[7, 0] = 1.2 if kind == "probs" else 0.01
+        with fails(ValueError, f"logits[7, 0] = {bad[7, 0]} is not a {word}", "kind='logits'"):
+            token_scores(bad, targets, kind=kind)
+        assert token_scores(bad, targets, kind=kind, where=np.arange(20) != 7).count == 19
+        with fails(ValueError, "logits[0] has a row whose logsumexp is -0.2231", "kind='logits'"):
+            token_scores(0.8 * scores if kind == "probs" else scores + math.log(0.8), targets, kind=kind)
+        with fails(ValueError, f"logit_scale and kind='{kind}' cannot be given together"):
+            token_scores(scores, targets, kind=kind, logit_scale=2.0)
+        with fails(ValueError, f"softcap and kind='{kind}' cannot be given together"):
+            token_scores(scores, targets, kind=kind, softcap=30.0)
+    bad, _ = normalised(rng, (20, classes), "probs", np.float64)
+    bad[4, 1] = -0.5  # not the target's
+    with fails(ValueError, "logits[4, 1] = -0.5 is not a probability"):
+        token_scores(bad, targets, kind="probs")
+    with fails(ValueError, "kind is None; it must be 'logits', 'log_probs' or 'probs'"):
+        token_scores(bad, targets, kind=None)

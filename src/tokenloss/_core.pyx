@@ -320,14 +320,16 @@ cdef class RowJob(Job):
             totals.refusal, totals.bad_row, totals.bad_class, totals.bad_score = reason, row, k, score
         tl_flag_set(&self.refused_flag)
 
-    cdef void check_kind(self, Scores scores, int64_t row, double logsumexp, int64_t first, Totals *totals) noexcept nogil:
+    cdef void check_kind(self, Scores scores, int64_t row, double logsumexp, int64_t first,
+                         Totals *totals) noexcept nogil:
         """Refuses a row that is of another kind than its scores; their classes are refused as those from `first` on."""
-        cdef const char *data = address_of(&scores.view, row)
+        cdef const char *data
         cdef int64_t k
         cdef double score
         if logsumexp > scores.most_unnormalized or logsumexp < -scores.most_unnormalized:
             self.refuse(C_UNNORMALIZED, row, first, logsumexp, totals)
         elif logsumexp != logsumexp and scores.kind == C_PROBS:  # perhaps since one is none
+            data = address_of(&scores.view, row)
             for k in range(scores.classes):
                 score = tl_load(data + k * scores.view.buffer.strides[scores.axis], scores.dtype)
                 if not -TL_TOLERANCE <= score <= 1 + TL_TOLERANCE and score == score:

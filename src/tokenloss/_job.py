@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 NORMALIZED = {
     "logits": "definitions='llama.cpp' takes log-probabilities, as log_softmax gives them",
     "log_probs": "natural log-probabilities have 0, logits have kind='logits'",
-    "probs": "it is the log of their sum: probabilities add up to 1",
+    "probs": "probabilities add up to 1, whose log is 0, logits have kind='logits'",
 }
 
 

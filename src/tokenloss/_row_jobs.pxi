@@ -404,10 +404,10 @@ cdef class TokenStats(LogSumExpJob):
 
     cdef inline double checked(self, int64_t row, int64_t target, tl_token_stats *token, Totals *totals) noexcept nogil:
         """As `write_token`, of a row in memory: the loss of its probability or log-probability as it is."""
+        cdef const View *view = &self.scores.view
         cdef double nll
         if self.scores.kind != C_LOGITS:
-            nll = tl_load(address_of(&self.scores.view, row) + target * self.scores.view.buffer.strides[self.scores.axis],
-                          self.scores.dtype)
+            nll = tl_load(address_of(view, row) + target * view.buffer.strides[view.axis], view.dtype)
             if tl_is_refused(&self.clip, nll):
                 self.refuse(C_BAD_SCORE, row, target, nll, totals)
             tl_negative_log(backend, &self.clip, &nll, 1)

@@ -117,9 +117,9 @@ def kl_divergence(
     >>> round(kl_divergence([[0.5, 0.25, 0.25]], [[0.25, 0.25, 0.5]], kind="probs"), 6)
     0.173287
     """
-    base_kind, kind = check_kinds(base_kind, kind)
-    base = as_scores("base_logits", base_logits, axis, base_kind)
-    other = as_other_scores("logits", logits, base, kind)
+    kinds = check_kinds(base_kind, kind)
+    base = as_scores("base_logits", base_logits, axis, kinds[0])
+    other = as_other_scores("logits", logits, base, kinds[1])
     positions = without_targets(base, where)
     divergences = _job.new_losses(reduction, base.batch)
     job = _core.KLDivergence(base, positions, divergences, other)

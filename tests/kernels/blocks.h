@@ -367,8 +367,12 @@ static void check_divergences(tested_block *block) {
         block->rows.excluded[r] = other.excluded[r] = -1;
         other.data[r] = block->results.memory + block->results.at[r];
     }
-    for (int way = 0; way < 2; way++) {
-        const tl_row_block *base = way ? &other : &block->rows, *others = way ? &block->rows : &other;
+    tl_row_block probs = block->rows, other_probs = other;
+    probs.row.of_probs = other_probs.row.of_probs = 1;
+    probs.row.compute_dtype = other_probs.row.compute_dtype = TL_FLOAT64;
+    const tl_row_block *const pairs[][2] = {{&block->rows, &other}, {&other, &block->rows}, {&probs, &other_probs}};
+    for (int i = tl_is_transformed(&block->rows.row) ? 1 : 2; i >= 0; i--) {
+        const tl_row_block *base = pairs[i][0], *others = pairs[i][1];
         uint64_t found = tl_kl_of_block(block->backend, base, others, -(double)INFINITY, kl);
         require_found(block, found, "divergences found in a block");
         for (int r = 0; r < block->of->count; r++) {

@@ -127,6 +127,29 @@ static void take_nll(quantity of, const tl_backend *backend, const tl_row *score
     }
 }
 
+/* A row of probabilities against itself backwards, and against logits. */
+static void take_probs(const tl_backend *backend, const tl_row *row, const tl_row *logits, tl_cancel *cancel) {
+    tl_row probs = *row, backwards, other = *logits;
+    tl_token_stats token;
+    probs.of_probs = 1;
+    probs.compute_dtype = other.compute_dtype = TL_FLOAT64;
+    backwards = probs;
+    backwards.data += (row->count - 1) * row->stride;
+    backwards.stride = -row->stride;
+    const tl_kl found[] = {tl_kl_divergence(backend, &probs, &backwards, cancel),
+                           tl_kl_divergence(backend, &probs, &other, cancel),
+                           tl_kl_divergence(backend, &other, &probs, cancel)};
+    for (int i = 0; i < 3; i++) {
+        take(Q_kl_of_probs, found[i].kl);
+        take(Q_kl_of_probs, found[i].base_logsumexp);
+        take(Q_kl_of_probs, found[i].logsumexp);
+    }
+    tl_token_stats_row(backend, &probs, row->count / 2, &token, NULL, cancel);
+    take(Q_token_of_probs, token.nll);
+    take(Q_token_of_probs, token.logsumexp);
+    take(Q_token_of_probs, token.entropy);
+}
+
 /* A row as log-probabilities, and as probabilities, before and after softmax: most scores before it are refused. */
 static void take_nlls(const tl_backend *backend, const tl_row *row, const tl_loss *losses, tl_cancel *cancel) {
     static double memory[LONGEST];
@@ -139,6 +162,7 @@ static void take_nlls(const tl_backend *backend, const tl_row *row, const tl_los
     if (tl_logsumexp(lse) - tl_logsumexp(lse) == 0) {
         tl_softmax(backend, row, lse, &scores, 0, cancel);
         take_nll(Q_nll_of_probabilities, backend, &scores, losses, &probability_clip, cancel);
+        take_probs(backend, &scores, row, cancel);
     }
     for (int is_log = 0; is_log < 2; is_log++) {
         for (int64_t k = 0; k < row->count; k++)

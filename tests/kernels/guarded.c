@@ -111,6 +111,9 @@ static void read_all(const tl_backend *backend, const tl_row *row, const tl_row 
     tl_token_stats_row(backend, row, count / 2, &token, &best, cancel);
     use(token.nll + token.logsumexp + token.entropy + (double)token.rank + (double)token.argmax);
     use(tl_kl_divergence(backend, row, other, cancel).kl);
+    tl_row probs = *row, other_probs = *other;
+    probs.of_probs = other_probs.of_probs = 1;
+    use(tl_kl_divergence(backend, &probs, &other_probs, cancel).kl);
     for (int of_log_probs = 0; of_log_probs < 2; of_log_probs++) {
         tl_pair pair = tl_pair_row(backend, row, other, count / 2, row->compute_dtype, of_log_probs, cancel);
         use(pair.nll + pair.base_nll + pair.kl + pair.change + pair.is_same_top);

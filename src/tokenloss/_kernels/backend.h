@@ -149,6 +149,12 @@ typedef struct {
 #define TL_MASKED INT64_MIN /* stands for the class id of a row that does not count */
 enum { TL_SOME_BAD = 1, TL_SOME_MASKED = 2 };
 
+/* Sums of p, q and p log(p / q) over elements that are TL_GROUP apart, and the largest p / q: if that is infinite, the
+ * last sum is to be made otherwise. The sums of p and q are nan where one is no probability. */
+typedef struct {
+    double p[TL_GROUP], q[TL_GROUP], dot[TL_GROUP], most[TL_GROUP];
+} tl_prob_sums;
+
 #define TL_TOLERANCE 1e-3 /* by which rounding may take probabilities out of [0, 1], and log-probabilities above 0 */
 
 /* What scores are: probabilities, which are clipped to [lowest, highest], or log-probabilities, if both are nan. A
@@ -203,6 +209,8 @@ typedef struct {
     void (*softcap)(double *x, size_t count, double scale, double softcap);
     /* Of as many: logarithms of probabilities, in place; nan of what is none. */
     void (*logs)(double *x, size_t count);
+    /* Of a multiple of TL_LANES probabilities of each of two distributions: the sums of both. */
+    void (*prob_sums)(const double *p, const double *q, size_t count, tl_prob_sums *sums);
 
     /* Of a multiple of 16 classes: adds mass (shift - x), which is 0 where mass is 0 or x is the shift, and mass. */
     void (*target_dot)(const double *mass, const double *x, size_t count, double shift, tl_dot_acc *dot);

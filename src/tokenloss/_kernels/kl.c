@@ -277,8 +277,139 @@ tl_kl tl_kl_end(const tl_backend *backend, const tl_row *base_row, const tl_row 
     return tl_kl_finish(&base, &other, acc);
 }
 
+/* Sums over two rows of probabilities, or over 16 such pairs side by side, with the errors of their additions. */
+typedef struct {
+    double sum[3][TL_GROUP], error[3][TL_GROUP];
+    int is_infinite[TL_GROUP];
+} prob_acc;
+
+/* The sum of p log(p / q) where a quotient overflows, and whether it is infinite. */
+static double prob_dot(const double *p, const double *q, size_t count, int *is_infinite) {
+    double dot = 0;
+    for (size_t i = 0; i < count; i += TL_GROUP)
+        *is_infinite |= p[i] > 0 && q[i] <= 0;
+    for (size_t i = 0; i < count && !*is_infinite; i += TL_GROUP)
+        dot += p[i] > 0 ? p[i] * (tl_log(p[i]) - tl_log(q[i])) : 0;
+    return dot;
+}
+
+/* Adds a chunk at most: what is beyond `count` in both becomes 0. */
+static void add_probs(const tl_backend *backend, double *p, double *q, size_t count, prob_acc *acc) {
+    tl_prob_sums found;
+    size_t padded = (count + TL_LANES - 1) / TL_LANES * TL_LANES;
+    for (size_t i = count; i < padded; i++)
+        p[i] = q[i] = 0;
+    backend->prob_sums(p, q, padded, &found);
+    for (size_t l = 0; l < TL_GROUP; l++)
+        if (TL_UNLIKELY(found.most[l] > DBL_MAX))
+            found.dot[l] = prob_dot(p + l, q + l, padded - l, &acc->is_infinite[l]);
+    const double *of[] = {found.p, found.q, found.dot};
+    for (int k = 0; k < 3; k++)
+        for (int l = 0; l < TL_GROUP; l++) { /* two-sums */
+            double before = acc->sum[k][l], x = of[k][l], total = before + x, other = total - before;
+            acc->error[k][l] += (before - (total - other)) + (x - other);
+            acc->sum[k][l] = total;
+        }
+}
+
+/* The sums of p, q and p log(p / q) in each lane become the divergence and the logsumexps. */
+static void end_probs(const tl_backend *backend, const prob_acc *acc, int count, tl_kl *found) {
+    const tl_clip unclipped = {0, (double)INFINITY, -(double)INFINITY, (double)INFINITY};
+    double minus_log[2 * TL_GROUP];
+    for (int l = 0; l < TL_GROUP; l++)
+        for (int k = 0; k < 2; k++)
+            minus_log[2 * l + k] = acc->sum[k][l] + acc->error[k][l];
+    backend->clipped_losses(minus_log, 2 * TL_GROUP, &unclipped);
+    for (int l = 0; l < count; l++) {
+        double base = 0 - minus_log[2 * l], other = 0 - minus_log[2 * l + 1], dot = acc->sum[2][l] + acc->error[2][l];
+        double kl = dot / (acc->sum[0][l] + acc->error[0][l]) - (base - other);
+        if (acc->is_infinite[l] && base == base && other == other)
+            kl = (double)INFINITY;
+        found[l] = (tl_kl){kl < 0 ? 0 : kl, base, other};
+    }
+}
+
+static void load_probs(const tl_backend *backend, const tl_row *row, int64_t start, int64_t count, tl_chunk_buf *buf) {
+    tl_row raw = tl_raw(row);
+    tl_load_chunk(backend, &raw, start, count, -1, 0, TL_FLOAT64, buf);
+}
+
+/* Of a short row, with the bits that a group gives it: alone in the first lane. */
+static void spread(double *x, int64_t count) {
+    for (int64_t i = count; i-- > 0;) {
+        double first = x[i];
+        memset(x + i * TL_GROUP, 0, TL_GROUP * sizeof *x);
+        x[i * TL_GROUP] = first;
+    }
+}
+
+/* Two rows of probabilities: no exponentials, and a single logarithm for each class. */
+static tl_kl kl_of_probs(const tl_backend *backend, const tl_row *base, const tl_row *other, tl_cancel *cancel) {
+    int is_short = base->count <= TL_SHORT_ROW;
+    int64_t step = is_short ? TL_CHUNK / TL_GROUP : TL_CHUNK;
+    tl_chunk_buf p, q;
+    prob_acc acc = {0};
+    tl_kl found;
+    tl_chunk_invalidate(&p);
+    tl_chunk_invalidate(&q);
+    for (int64_t start = 0, count; start < base->count; start += count) {
+        count = base->count - start < step ? base->count - start : step;
+        load_probs(backend, base, start, count, &p);
+        load_probs(backend, other, start, count, &q);
+        if (is_short) {
+            spread(p.at.f64, count);
+            spread(q.at.f64, count);
+        }
+        add_probs(backend, p.at.f64, q.at.f64, (size_t)(is_short ? count * TL_GROUP : count), &acc);
+        if (start % TL_CANCEL_INTERVAL == 0 && tl_cancelled(cancel))
+            break;
+    }
+    for (int l = 1; l < TL_GROUP && !is_short; l++)
+        acc.is_infinite[0] |= acc.is_infinite[l];
+    for (int k = 0; k < 3 && !is_short; k++) {
+        acc.sum[k][0] = tl_lanes_sum_compensated(acc.sum[k], acc.error[k]);
+        acc.error[k][0] = 0;
+    }
+    end_probs(backend, &acc, 1, &found);
+    return found;
+}
+
+/* Elements of groups as doubles. */
+static void load_from_groups(const tl_backend *backend, tl_groups groups, size_t at, size_t count, double *x) {
+    if (groups.dtype == TL_FLOAT64)
+        memcpy(x, (const double *)groups.at + at, count * sizeof *x);
+    else
+        backend->to_f64[TL_FLOAT32]((const float *)groups.at + at, count, x);
+}
+
+/* Short rows of probabilities. */
+static uint64_t kl_of_prob_block(const tl_backend *backend, const tl_row_block *base, const tl_row_block *other,
+                                 tl_kl *found_of) {
+    if (base->row.count > TL_SHORT_ROW || !base->scratch)
+        return 0;
+    tl_groups of_p = tl_load_raw_groups(backend, base, base->count),
+              of_q = tl_load_raw_groups(backend, other, other->count);
+    size_t elements = tl_group_elements(base);
+    double p[TL_CHUNK], q[TL_CHUNK];
+    for (int first = 0; first < base->count; first += TL_GROUP) {
+        size_t group = (size_t)first / TL_GROUP * elements;
+        prob_acc acc = {0};
+        for (size_t start = 0; start < elements; start += TL_CHUNK) {
+            size_t count = elements - start < TL_CHUNK ? elements - start : TL_CHUNK;
+            load_from_groups(backend, of_p, group + start, count, p);
+            load_from_groups(backend, of_q, group + start, count, q);
+            add_probs(backend, p, q, count, &acc);
+        }
+        int left = base->count - first;
+        end_probs(backend, &acc, left < TL_GROUP ? left : TL_GROUP, found_of + first);
+    }
+    return base->wanted;
+}
+
 tl_kl tl_kl_divergence(const tl_backend *backend, const tl_row *base, const tl_row *other, tl_cancel *cancel) {
     tl_kl_acc acc;
+    if (base->of_probs && other->of_probs)
+        return kl_of_probs(backend, base, other, cancel);
     read_rows(backend, base, other, -(double)INFINITY, &acc, cancel);
     return tl_kl_end(backend, base, other, &acc, cancel);
 }
@@ -311,6 +442,8 @@ uint64_t tl_kl_of_block(const tl_backend *backend, const tl_row_block *base, con
     tl_block_lse base_lse, other_lse;
     tl_short_moments moments;
     assert(base->row.count == other->row.count && base->row.compute_dtype == other->row.compute_dtype);
+    if (base->row.of_probs && other->row.of_probs)
+        return kl_of_prob_block(backend, base, other, found_of);
     if (count == 0)
         return 0;
     tl_groups p = load_side(backend, base, count, &base_lse), q = load_side(backend, other, count, &other_lse);

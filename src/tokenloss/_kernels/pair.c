@@ -46,19 +46,26 @@ static tl_row in_dtype(const tl_row *row, int dtype) {
     return of;
 }
 
+/* Whether the divergence is that of probabilities, which is not found block by block. */
+static int is_of_probs(const tl_row *base, const tl_row *row, int of_log_probs) {
+    return base->of_probs && row->of_probs && !of_log_probs;
+}
+
 void tl_pair_range(const tl_backend *backend, const tl_row *base, const tl_row *row, int64_t start, int64_t end,
                    int64_t block, int64_t target, int dtype, int of_log_probs, tl_pair_acc *acc, tl_cancel *cancel) {
     tl_row kl_base = in_dtype(base, dtype), kl_row = in_dtype(row, dtype), raw_base = tl_raw(base), raw = tl_raw(row);
-    int as_given = !tl_is_transformed(base);
+    int as_given = !tl_is_transformed(base), reads_blocks = !is_of_probs(base, row, of_log_probs);
     assert(start % block == 0 && block <= TL_BLOCK && target < row->count);
     if (start == 0) {
         acc->base.maximum = acc->other.maximum = -(double)INFINITY;
         acc->base.argmax = acc->other.argmax = -1;
-        tl_kl_begin(backend, &kl_base, &kl_row, floor_of(of_log_probs), block, &acc->kl);
+        if (reads_blocks)
+            tl_kl_begin(backend, &kl_base, &kl_row, floor_of(of_log_probs), block, &acc->kl);
     }
     for (int64_t next; start < end; start = next) {
         next = end - start < block ? end : start + block;
-        tl_kl_block(backend, &kl_base, &kl_row, start, next, &acc->kl); /* from memory; the others from the caches */
+        if (reads_blocks) /* from memory; the others read from the caches */
+            tl_kl_block(backend, &kl_base, &kl_row, start, next, &acc->kl);
         if (target >= 0) {
             const tl_lse_acc *seen = &acc->kl.base.state;
             int knows_maximum = as_given && acc->kl.stage == TL_KL_OPEN && seen->offset == 0 &&
@@ -111,7 +118,8 @@ tl_pair tl_pair_row(const tl_backend *backend, const tl_row *base, const tl_row 
     tl_row kl_base = in_dtype(base, dtype), kl_row = in_dtype(row, dtype);
     tl_pair_acc acc;
     tl_pair_range(backend, base, row, 0, row->count, TL_BLOCK, target, dtype, of_log_probs, &acc, cancel);
-    tl_kl found = tl_kl_end(backend, &kl_base, &kl_row, &acc.kl, cancel);
+    tl_kl found = is_of_probs(base, row, of_log_probs) ? tl_kl_divergence(backend, base, row, cancel)
+                                                       : tl_kl_end(backend, &kl_base, &kl_row, &acc.kl, cancel);
     double base_raw = tl_load(base->data + target * base->stride, base->dtype),
            raw = tl_load(row->data + target * row->stride, row->dtype);
     return end(backend, base, row, base_raw, raw, of_log_probs, found, &acc);

@@ -388,12 +388,50 @@ TL_TARGET static void JOIN(exps_, BACKEND)(double *x, size_t count) {
         f64_store(x + i, f64_exp(f64_load(x + i)));
 }
 
-/* Probabilities that rounding took below 0 count as 0. */
 TL_TARGET static void JOIN(logs_, BACKEND)(double *x, size_t count) {
     const f64_vec zero = f64_set(0), least = f64_set(-TL_TOLERANCE), greatest = f64_set(1 + TL_TOLERANCE);
     for (size_t i = 0; i < count; i += f64_WIDTH) {
         f64_vec p = f64_load(x + i), nan_if_refused = f64_if_refused(p, least, greatest);
-        f64_store(x + i, f64_add(f64_log(f64_if_less(p, zero, zero, p), 1), nan_if_refused));
+        f64_store(x + i, f64_add(f64_log(f64_max_keep_nan(zero, p), 1), nan_if_refused));
+    }
+}
+
+/* A subnormal ratio is that of a p without weight, so it may be larger. */
+TL_TARGET static void JOIN(prob_sums_, BACKEND)(const double *p, const double *q, size_t count, tl_prob_sums *sums) {
+    enum { GROUP = TL_GROUP / f64_WIDTH };
+    const f64_vec zero = f64_set(0), one = f64_set(1), least = f64_set(0x1p-1022);
+    f64_vec of_p[GROUP], of_q[GROUP], dot[GROUP], most[GROUP], low[GROUP], high[GROUP];
+    for (size_t l = 0; l < GROUP; l++)
+        of_p[l] = of_q[l] = dot[l] = most[l] = low[l] = high[l] = zero;
+    for (size_t i = 0; i < count; i += LOSS_VECTORS * f64_WIDTH) {
+        f64_vec x[LOSS_VECTORS], f[LOSS_VECTORS], exponent[LOSS_VECTORS], log[LOSS_VECTORS];
+        for (size_t k = 0; k < LOSS_VECTORS; k++) {
+            size_t l = (i / f64_WIDTH + k) % GROUP;
+            f64_vec given = f64_load(p + i + k * f64_WIDTH), y = f64_load(q + i + k * f64_WIDTH);
+            low[l] = f64_if_less(given, low[l], given, low[l]);
+            low[l] = f64_if_less(y, low[l], y, low[l]);
+            high[l] = f64_max_skip_nan(y, f64_max_skip_nan(given, high[l]));
+            x[k] = f64_max_keep_nan(zero, given);
+            y = f64_max_keep_nan(zero, y);
+            of_p[l] = f64_add(of_p[l], x[k]);
+            of_q[l] = f64_add(of_q[l], y);
+            y = f64_max_keep_nan(least, f64_if_equal(x[k], zero, one, f64_div(x[k], y)));
+            most[l] = f64_max_skip_nan(y, most[l]);
+            f[k] = f64_split_near_one(y, &exponent[k], 0);
+        }
+        f64_logs_near_one(LOSS_VECTORS, f, exponent, zero, log);
+        for (size_t k = 0; k < LOSS_VECTORS; k++) {
+            size_t l = (i / f64_WIDTH + k) % GROUP;
+            dot[l] = f64_add(dot[l], f64_mul(x[k], log[k]));
+        }
+    }
+    for (size_t l = 0; l < GROUP; l++) {
+        f64_vec nan_if_refused = f64_add(f64_if_refused(low[l], f64_set(-TL_TOLERANCE), one),
+                                         f64_if_refused(high[l], zero, f64_set(1 + TL_TOLERANCE)));
+        f64_store(sums->p + l * f64_WIDTH, f64_add(of_p[l], nan_if_refused));
+        f64_store(sums->q + l * f64_WIDTH, f64_add(of_q[l], nan_if_refused));
+        f64_store(sums->dot + l * f64_WIDTH, dot[l]);
+        f64_store(sums->most + l * f64_WIDTH, most[l]);
     }
 }
 
@@ -447,6 +485,7 @@ const tl_backend JOIN(tl_, BACKEND) = {
     .dot_rows = ALL_DTYPES(dot_rows_),
     .softcap = JOIN(softcap_, BACKEND),
     .logs = JOIN(logs_, BACKEND),
+    .prob_sums = JOIN(prob_sums_, BACKEND),
     .target_dot = JOIN(target_dot_, BACKEND),
     .add_exactly = JOIN(add_exactly_, BACKEND),
     .add_squares_exactly = JOIN(add_squares_exactly_, BACKEND),
