@@ -50,6 +50,7 @@ typedef struct {
     double sum[16];
     double comp[16]; /* what their roundings lost */
     double shift, other_shift; /* representable in the compute dtype */
+    double floor; /* of a KL divergence: what is not above it, x - offset, counts as -inf */
 } tl_moment;
 
 /* The sum over all classes while the main sum excludes one. As long as both sums have the same reference exponent they

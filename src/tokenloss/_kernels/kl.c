@@ -13,37 +13,17 @@ TL_NO_UNROLLING
 #include "logsumexp.h"
 #include "scalar_math.h"
 
-#define PREFETCHED_BYTES 8192 /* of a base that is copied, ahead of the copy: near enough to stay in the first cache */
-
-/* Copies elements, those that are not above the floor as -inf: x - inf is -inf, and x - 0 is x. Of halves, the bits of
- * negative ones rise as integers while their values fall. Elements need no alignment in `x`, which may be `out`. */
-TL_VECTORIZED static void copy_above(const char *x, int dtype, size_t count, double floor, void *out) {
-    if (dtype == TL_FLOAT64) {
-        for (size_t i = 0; i < count; i++) {
-            double value;
-            memcpy(&value, x + i * sizeof value, sizeof value);
-            ((double *)out)[i] = value - tl_from_bits(0x7ff0000000000000u & (0 - (uint64_t)(value <= floor)));
-        }
-    } else if (dtype == TL_FLOAT32) {
-        const float least = (float)floor;
-        for (size_t i = 0; i < count; i++) {
-            float value;
-            memcpy(&value, x + i * sizeof value, sizeof value);
-            ((float *)out)[i] = value - tl_float_from_bits(0x7f800000u & (0 - (uint32_t)(value <= least)));
-        }
-    } else {
-        char bits[2][sizeof(double)];
-        int16_t first, last;
-        tl_store(bits[0], dtype, floor);
-        tl_store(bits[1], dtype, -(double)INFINITY);
-        memcpy(&first, bits[0], sizeof first);
-        memcpy(&last, bits[1], sizeof last);
-        for (size_t i = 0; i < count; i++) {
-            int16_t value;
-            memcpy(&value, x + i * sizeof value, sizeof value);
-            ((int16_t *)out)[i] = value >= first && value <= last ? last : value;
-        }
-    }
+/* Makes elements that are not above the floor -inf: x - inf is -inf, and x - 0 is x. */
+TL_VECTORIZED static void drop_below(void *x, int dtype, size_t count, double floor) {
+    const float least = (float)floor;
+    double *wide = x;
+    float *narrow = x;
+    if (dtype == TL_FLOAT64)
+        for (size_t i = 0; i < count; i++)
+            wide[i] -= tl_from_bits(0x7ff0000000000000u & (0 - (uint64_t)(wide[i] <= floor)));
+    else
+        for (size_t i = 0; i < count; i++)
+            narrow[i] -= tl_float_from_bits(0x7f800000u & (0 - (uint32_t)(narrow[i] <= least)));
 }
 
 /* Whether the logit of a class is above the floor. */
@@ -71,27 +51,17 @@ static int can_read_in_place(const tl_kl_side *of) {
 
 /* The elements from `start` on: in place if possible, else from the chunk buffer. */
 static const void *elements(const tl_backend *backend, tl_kl_side *of, int64_t start, int64_t count, int in_place) {
-    int dtype = of->row->compute_dtype;
-    const char *x = of->row->data + start * of->row->stride;
-    if (in_place && count % TL_CHUNK == 0) {
-        if (of->floor == -(double)INFINITY)
-            return x;
-        for (ptrdiff_t i = 0; i < count * of->row->stride; i += 64)
-            tl_prefetch(x + i + PREFETCHED_BYTES);
-        tl_chunk_invalidate(of->buf);
-    } else {
-        tl_load_chunk(backend, of->row, start, count, -1, of->state.offset, dtype, of->buf);
-        x = (const char *)&of->buf->at;
-    }
-    if (of->floor != -(double)INFINITY)
-        copy_above(x, dtype, (size_t)tl_padded(count), of->floor - of->state.offset, &of->buf->at);
+    if (in_place && count % TL_CHUNK == 0)
+        return of->row->data + start * of->row->stride;
+    tl_load_chunk(backend, of->row, start, count, -1, of->state.offset, of->row->compute_dtype, of->buf);
     return &of->buf->at;
 }
 
 /* Accumulates the elements [start, end) of both rows. Returns 1 if a class makes the divergence infinite. */
 static int reduce_both(const tl_backend *backend, tl_kl_side *base, tl_kl_side *other, int64_t start, int64_t end) {
     int base_in_place = can_read_in_place(base), other_in_place = can_read_in_place(other), found = 0;
-    int is_whole = base_in_place && other_in_place && base->floor == -(double)INFINITY;
+    int is_whole = base_in_place && other_in_place;
+    base->state.moment->floor = base->floor - base->state.offset;
     while (start < end) {
         int64_t count = is_whole ? (end - start) / TL_CHUNK * TL_CHUNK : 0;
         if (count == 0)
@@ -448,7 +418,7 @@ uint64_t tl_kl_of_block(const tl_backend *backend, const tl_row_block *base, con
         return 0;
     tl_groups p = load_side(backend, base, count, &base_lse), q = load_side(backend, other, count, &other_lse);
     if (floor != -(double)INFINITY)
-        copy_above((const char *)p.at, p.dtype, tl_group_elements(base) * in_groups, floor, p.at);
+        drop_below(p.at, p.dtype, tl_group_elements(base) * in_groups, floor);
     find_other_shifts(backend, other, count, in_groups, p, q, other_shift);
     moments.other = q.at;
     moments.other_shift = other_shift;

@@ -24,6 +24,8 @@ TL_TARGET TL_INLINE void NAME(add_elements_)(const ELEMENT *x, const ELEMENT *ot
     if (mode == KL)
         LOAD_COLUMNS(other, y);
     for (size_t c = 0; c < COLUMNS; c++) {
+        if (mode == KL)
+            value[c] = OP(above)(value[c], acc->floor);
         OP(vec) bounded = clamps ? OP(max_keep_nan)(acc->min_arg, value[c]) : value[c], *rest = &to->rests[i / 4][c];
         const OP(exp_parts) exp = OP(exp_of)(bounded, acc, clamps);
         k[c] = exp.k;
@@ -292,6 +294,7 @@ TL_TARGET static int NAME(kl_)(const void *base, const void *other, size_t count
 #else
     OP(acc) p_acc = OP(acc_init)(base_state->ref_exp, 1, base_state->moment->shift, base_state->moment->other_shift);
     OP(acc) q_acc = OP(acc_init)(other_state->ref_exp, 1, 0, 0);
+    p_acc.floor = OP(set)((REAL)base_state->moment->floor);
     tl_lanes p_sum = OP(load_lanes)(base_state->sum, base_state->comp);
     tl_lanes q_sum = OP(load_lanes)(other_state->sum, other_state->comp);
     tl_lanes moment = OP(load_lanes)(base_state->moment->sum, base_state->moment->comp);

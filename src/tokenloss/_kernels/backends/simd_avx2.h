@@ -1,4 +1,6 @@
 /* AVX2 with FMA and F16C. */
+#include <math.h>
+
 #define TL_TARGET TL_FOR("avx2,fma,f16c")
 #define OPERATION TL_TARGET TL_INLINE
 #define f32_WIDTH 8
@@ -54,6 +56,10 @@ OPERATION __m256 f32_mul(__m256 a, __m256 b) { return _mm256_mul_ps(a, b); }
 OPERATION __m256 f32_max_keep_nan(__m256 a, __m256 b) { return _mm256_max_ps(a, b); }
 OPERATION __m256 f32_max_skip_nan(__m256 a, __m256 b) { return f32_max_keep_nan(a, b); }
 OPERATION __m256 f32_min(__m256 a, __m256 b) { return _mm256_min_ps(a, b); }
+/* a, but -inf where it is not above b; nan stays */
+OPERATION __m256 f32_above(__m256 a, __m256 b) {
+    return _mm256_blendv_ps(a, _mm256_set1_ps(-INFINITY), _mm256_cmp_ps(a, b, _CMP_LE_OQ));
+}
 OPERATION uint32_t f32_mask_ge(__m256 a, __m256 b) {
     return (uint32_t)_mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_GE_OQ));
 }
@@ -132,6 +138,9 @@ OPERATION __m256d f64_max_keep_nan(__m256d a, __m256d b) { return _mm256_max_pd(
 OPERATION __m256d f64_max_skip_nan(__m256d a, __m256d b) { return f64_max_keep_nan(a, b); }
 OPERATION __m256d f64_min(__m256d a, __m256d b) { return _mm256_min_pd(a, b); }
 OPERATION __m256d f64_div(__m256d a, __m256d b) { return _mm256_div_pd(a, b); }
+OPERATION __m256d f64_above(__m256d a, __m256d b) {
+    return _mm256_blendv_pd(a, _mm256_set1_pd(-(double)INFINITY), _mm256_cmp_pd(a, b, _CMP_LE_OQ));
+}
 OPERATION uint32_t f64_mask_ge(__m256d a, __m256d b) {
     return (uint32_t)_mm256_movemask_pd(_mm256_cmp_pd(a, b, _CMP_GE_OQ));
 }

@@ -1,4 +1,6 @@
 /* AVX-512 F, DQ, BW and VL. */
+#include <math.h>
+
 #define TL_TARGET TL_FOR("avx512f,avx512dq,avx512bw,avx512vl")
 #define OPERATION TL_TARGET TL_INLINE
 #define f32_WIDTH 16
@@ -53,6 +55,10 @@ OPERATION __m512 f32_mul(__m512 a, __m512 b) { return _mm512_mul_ps(a, b); }
 OPERATION __m512 f32_max_keep_nan(__m512 a, __m512 b) { return _mm512_max_ps(a, b); }
 OPERATION __m512 f32_max_skip_nan(__m512 a, __m512 b) { return f32_max_keep_nan(a, b); }
 OPERATION __m512 f32_min(__m512 a, __m512 b) { return _mm512_min_ps(a, b); }
+/* a, but -inf where it is not above b; nan stays */
+OPERATION __m512 f32_above(__m512 a, __m512 b) {
+    return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, b, _CMP_LE_OQ), a, _mm512_set1_ps(-INFINITY));
+}
 OPERATION uint32_t f32_mask_ge(__m512 a, __m512 b) { return _mm512_cmp_ps_mask(a, b, _CMP_GE_OQ); }
 OPERATION __m512i f32_count_ge(__m512i n, __m512 a, __m512 b) {
     return _mm512_mask_sub_epi32(n, _mm512_cmp_ps_mask(a, b, _CMP_GE_OQ), n, _mm512_set1_epi32(-1));
@@ -136,6 +142,9 @@ OPERATION __m512d f64_max_keep_nan(__m512d a, __m512d b) { return _mm512_max_pd(
 OPERATION __m512d f64_max_skip_nan(__m512d a, __m512d b) { return f64_max_keep_nan(a, b); }
 OPERATION __m512d f64_min(__m512d a, __m512d b) { return _mm512_min_pd(a, b); }
 OPERATION __m512d f64_div(__m512d a, __m512d b) { return _mm512_div_pd(a, b); }
+OPERATION __m512d f64_above(__m512d a, __m512d b) {
+    return _mm512_mask_blend_pd(_mm512_cmp_pd_mask(a, b, _CMP_LE_OQ), a, _mm512_set1_pd(-(double)INFINITY));
+}
 OPERATION uint32_t f64_mask_ge(__m512d a, __m512d b) { return _mm512_cmp_pd_mask(a, b, _CMP_GE_OQ); }
 OPERATION __m512i f64_count_ge(__m512i n, __m512d a, __m512d b) {
     return _mm512_mask_sub_epi64(n, _mm512_cmp_pd_mask(a, b, _CMP_GE_OQ), n, _mm512_set1_epi64(-1));

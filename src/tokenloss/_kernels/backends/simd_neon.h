@@ -36,6 +36,10 @@ TL_INLINE float32x4_t f32_mul(float32x4_t a, float32x4_t b) { return vmulq_f32(a
 TL_INLINE float32x4_t f32_max_keep_nan(float32x4_t a, float32x4_t b) { return vmaxq_f32(a, b); }
 TL_INLINE float32x4_t f32_max_skip_nan(float32x4_t a, float32x4_t b) { return vbslq_f32(vcgtq_f32(a, b), a, b); }
 TL_INLINE float32x4_t f32_min(float32x4_t a, float32x4_t b) { return vminq_f32(a, b); }
+/* a, but -inf where it is not above b; nan stays */
+TL_INLINE float32x4_t f32_above(float32x4_t a, float32x4_t b) {
+    return vbslq_f32(vcleq_f32(a, b), vdupq_n_f32(-INFINITY), a);
+}
 TL_INLINE uint32_t f32_mask_ge(float32x4_t a, float32x4_t b) {
     static const uint32_t lane[4] = {1, 2, 4, 8};
     return vaddvq_u32(vandq_u32(vcgeq_f32(a, b), vld1q_u32(lane)));
@@ -121,6 +125,9 @@ TL_INLINE float64x2_t f64_max_keep_nan(float64x2_t a, float64x2_t b) { return vm
 TL_INLINE float64x2_t f64_max_skip_nan(float64x2_t a, float64x2_t b) { return vbslq_f64(vcgtq_f64(a, b), a, b); }
 TL_INLINE float64x2_t f64_min(float64x2_t a, float64x2_t b) { return vminq_f64(a, b); }
 TL_INLINE float64x2_t f64_div(float64x2_t a, float64x2_t b) { return vdivq_f64(a, b); }
+TL_INLINE float64x2_t f64_above(float64x2_t a, float64x2_t b) {
+    return vbslq_f64(vcleq_f64(a, b), vdupq_n_f64(-(double)INFINITY), a);
+}
 TL_INLINE uint32_t f64_mask_ge(float64x2_t a, float64x2_t b) {
     uint64x2_t reached = vcgeq_f64(a, b);
     return (uint32_t)((vgetq_lane_u64(reached, 0) & 1) | (vgetq_lane_u64(reached, 1) & 2));

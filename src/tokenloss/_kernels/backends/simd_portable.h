@@ -53,6 +53,8 @@ TL_INLINE float f32_mul(float a, float b) { return a * b; }
 TL_INLINE float f32_max_keep_nan(float a, float b) { return a > b ? a : b; }
 TL_INLINE float f32_max_skip_nan(float a, float b) { return a > b ? a : b; }
 TL_INLINE float f32_min(float a, float b) { return a < b ? a : b; }
+/* a, but -inf where it is not above b; nan stays */
+TL_INLINE float f32_above(float a, float b) { return a <= b ? -INFINITY : a; }
 TL_INLINE uint32_t f32_mask_ge(float a, float b) { return a >= b; }
 TL_INLINE uint32_t f32_count_ge(uint32_t n, float a, float b) { return n + (a >= b); }
 
@@ -142,6 +144,7 @@ TL_INLINE double f64_max_keep_nan(double a, double b) { return a > b ? a : b; }
 TL_INLINE double f64_max_skip_nan(double a, double b) { return a > b ? a : b; }
 TL_INLINE double f64_min(double a, double b) { return a < b ? a : b; }
 TL_INLINE double f64_div(double a, double b) { return a / b; }
+TL_INLINE double f64_above(double a, double b) { return a <= b ? -(double)INFINITY : a; }
 TL_INLINE uint32_t f64_mask_ge(double a, double b) { return a >= b; }
 TL_INLINE uint64_t f64_count_ge(uint64_t n, double a, double b) { return n + (a >= b); }
 
