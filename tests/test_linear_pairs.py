@@ -234,7 +234,7 @@ def test_linear_pairs_layouts_memory_maps_and_workers_change_no_bit(rows, rng, t
 @pytest.mark.parametrize(
     ("name", "value"),
     [("_PAIR_TILE_ELEMENTS", 1), ("_PAIR_TILE_ELEMENTS", 1 << 22), ("_PAIR_BYTES", 1 << 20), ("_PAIR_BYTES", 1),
-     ("_MAX_TILE_ROWS", 7), ("_CAST_BYTES", 9999)],
+     ("MAX_TILE_ROWS", 7), ("_CAST_BYTES", 9999)],
 )  # fmt: skip
 def test_linear_pairs_in_tiles_of_any_size_have_the_same_bits(rows, name, value, rng, monkeypatch):
     problems = [two_models(rng, rows, dtypes=dtypes) for dtypes in ((FLOAT32,) * 4, (BFLOAT16,) * 4)]
