@@ -233,11 +233,12 @@ def test_linear_pairs_layouts_memory_maps_and_workers_change_no_bit(rows, rng, t
 @pytest.mark.parametrize("rows", [1, FEW, 100])
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("_PAIR_TILE_ELEMENTS", 1), ("_PAIR_TILE_ELEMENTS", 1 << 22), ("_PAIR_BYTES", 1 << 20), ("_PAIR_BYTES", 1),
-     ("MAX_TILE_ROWS", 7), ("_CAST_BYTES", 9999)],
+    [("_PAIR_TILE_BYTES", 1), ("_PAIR_TILE_BYTES", 1 << 20), ("_PAIR_TILE_BYTES", 1 << 24),
+     ("_PAIR_BYTES", 1 << 20), ("_PAIR_BYTES", 1), ("MAX_TILE_ROWS", 7), ("_CAST_BYTES", 9999)],
 )  # fmt: skip
 def test_linear_pairs_in_tiles_of_any_size_have_the_same_bits(rows, name, value, rng, monkeypatch):
-    problems = [two_models(rng, rows, dtypes=dtypes) for dtypes in ((FLOAT32,) * 4, (BFLOAT16,) * 4)]
+    dtypes = (FLOAT32,) * 4, (BFLOAT16,) * 4, (FLOAT32, FLOAT32, FLOAT64, FLOAT32)
+    problems = [two_models(rng, rows, dtypes=some) for some in dtypes]
     targets, where = rng.integers(0, CLASSES, rows), rng.random(rows) > 0.3
     bias = 1e30 * (np.arange(CLASSES) == 7)
     calls = [lambda of=of, **given: linear_compare(*of, targets, where=where, **given).kl for of in problems]
@@ -252,7 +253,7 @@ def test_linear_pairs_in_tiles_of_any_size_have_the_same_bits(rows, name, value,
 def test_linear_pair_columns_of_several_candidates_have_the_bits_of_each_alone(rows, most_bytes, rng, monkeypatch):
     if most_bytes:
         monkeypatch.setattr(_projection, "_PAIR_BYTES", most_bytes)
-        monkeypatch.setattr(_projection, "_PAIR_TILE_ELEMENTS", 1 << 15)
+        monkeypatch.setattr(_projection, "_PAIR_TILE_BYTES", 1 << 17)
     models = [(4, FLOAT32, FLOAT32, None), (300, FLOAT32, BFLOAT16, 1.0), (70, FLOAT64, FLOAT32, None)]
     models += [(1300, BFLOAT16, BFLOAT16, None), (33, FLOAT32, FLOAT32, 1e30)]  # whose rows are too far out
     projections = {}
