@@ -33,6 +33,7 @@ DTYPES_OF_WORK = {  # what else is done with logits, and of which dtypes it is t
 PROJECTIONS = (  # rows, depth and classes: many rows are bound by arithmetic, few by reading the weights
     (1024, 2048, 51864), (512, 1024, 131072), (4, 2048, 65536), (1, 2048, 65536),
 )  # fmt: skip
+PAIRS = ((1024, 1024, 131072), (64, 1024, 131072), (1, 1024, 131072))  # of projections, likewise
 FEW = 4
 SETTLE_OF_BLAS = 0.15  # seconds: threads of OpenBLAS spin for 2**28 ticks of the clock
 
@@ -71,6 +72,9 @@ def all_cases(megabytes: int, workers: list[int], *, quick: bool) -> Iterator[tu
         label = f"{rows}x{depth}x{classes}"
         build = partial(linear, dtype, (rows, depth, classes), count, SETTLE if quick else SETTLE_OF_BLAS, fresh)
         yield f"linear/{dtype}/{label}/{count}", build
+    for (rows, depth, classes), count in itertools.product(sizes if quick else PAIRS, workers):
+        build = partial(linear_pair, (rows, depth, classes), count, SETTLE if quick else SETTLE_OF_BLAS)
+        yield f"linear_kl/{rows}x{depth}x{classes}/{count}", build
 
 
 def class_ids(rows: int, classes: int, megabytes: int, workers: int) -> Case:
@@ -199,6 +203,32 @@ def written(
 
 def linear(dtype: str, shape: tuple[int, int, int], workers: int, settle: float, fresh: bool = False) -> Case:
     """The loss of a projection, compared with a plain product into logits that are there and, for few rows, `read`."""
+    case, hidden, weight, targets = _projection("linear_cross_entropy", dtype, shape, workers, settle)
+    case.contenders.append(ours(lambda: tokenloss.linear_cross_entropy(hidden, weight, targets, workers=workers)))
+    if fresh:
+        case.fresh = (dtype, "x".join(map(str, shape)), str(workers))
+    return gather(case, peers_of_projection.PROJECTION, hidden, weight, targets, workers)
+
+
+def linear_pair(shape: tuple[int, int, int], workers: int, settle: float) -> Case:
+    """The divergence of two projections, compared with both plain products; their weights are the same array."""
+    case, base, weight, targets = _projection("linear_kl_divergence, two of", "float32", shape, workers, settle)
+    case.nbytes, case.flops = 2 * case.nbytes, 2 * case.flops
+    hidden = base + np.random.default_rng(2).standard_normal(base.shape, np.float32) / np.float32(8 * shape[1] ** 0.5)
+    operands = base, weight, hidden, weight
+
+    def compared() -> float:
+        return tokenloss.linear_compare(*operands, targets, workers=workers).mean_kl
+
+    case.contenders.append(ours(lambda: tokenloss.linear_kl_divergence(*operands, workers=workers)))
+    case.contenders.append(Contender("linear_compare", compared))
+    return gather(case, peers_of_projection.PAIR, base, weight, hidden, workers)
+
+
+def _projection(
+    work: str, dtype: str, shape: tuple[int, int, int], workers: int, settle: float
+) -> tuple[Case, Any, Any, Any]:
+    """A case whose contender, for few rows, reads weights; hidden states, the weights, and class ids."""
     rows, depth, classes = shape
     try:
         from threadpoolctl import threadpool_limits
@@ -210,17 +240,14 @@ def linear(dtype: str, shape: tuple[int, int, int], workers: int, settle: float,
     rng = np.random.default_rng(1)
     hidden = (rng.standard_normal((rows, depth), np.float32) / np.float32(depth**0.5)).astype(weight.dtype)
     targets = rng.integers(0, classes, rows)
-    title = f"linear_cross_entropy, {dtype}, hidden {rows} x {depth}, weights {classes} x {depth}, {_workers(workers)}"
+    title = f"{work}, {dtype}, hidden {rows} x {depth}, weights {classes} x {depth}, {_workers(workers)}"
     case = Case(title, [], workers=workers, settle=settle)
     if rows <= FEW:
         case.nbytes = weight.nbytes
         case.contenders.append(_reader(weight.reshape(64, -1), workers))
     else:
         case.flops = 2 * rows * depth * classes
-    case.contenders.append(ours(lambda: tokenloss.linear_cross_entropy(hidden, weight, targets, workers=workers)))
-    if fresh:
-        case.fresh = (dtype, "x".join(map(str, shape)), str(workers))
-    return gather(case, peers_of_projection.PROJECTION, hidden, weight, targets, workers)
+    return case, hidden, weight, targets
 
 
 def _over_logits(

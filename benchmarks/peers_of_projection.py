@@ -101,8 +101,26 @@ def with_torch_fused(hidden: Any, weight: Any, targets: Any, workers: int) -> Co
     yield run(", at once", batch_chunk_size=len(a))
 
 
+def pair_with_numpy(base: Any, weight: Any, hidden: Any, workers: int) -> Contenders:
+    """Two plain products into logits that are there, alone and with their divergence."""
+    logits = np.full((2, len(base), len(weight)), 1, np.float32)
+
+    def products() -> Any:
+        for states, out in zip((base, hidden), logits, strict=True):
+            np.matmul(states, weight.T, out=out)
+        return logits[0, 0, 0]
+
+    def then_divergence() -> float:
+        products()
+        return tokenloss.kl_divergence(*logits, workers=workers)
+
+    yield Contender("product", products, None, holds=logits.nbytes)
+    yield Contender("product, kl_divergence", then_divergence, FLOAT32, holds=logits.nbytes)
+
+
 PROJECTION: Builders = {
     "NumPy": ("numpy", with_numpy),
     "torch": ("torch", with_torch),
     "torch, linear_cross_entropy": ("torch", with_torch_fused),
 }
+PAIR: Builders = {"NumPy": ("numpy", pair_with_numpy)}

@@ -12,6 +12,8 @@ SCORES = {
     "losses.nll_loss": ("log-probabilities", "`log_probs`"),
     "linear.linear_cross_entropy": ("hidden states", "`hidden`"),
     "linear.linear_token_scores": ("hidden states", "`hidden`"),
+    "linear.linear_kl_divergence": ("hidden states", "`hidden`"),
+    "linear.linear_compare": ("hidden states", "`hidden`"),
 }
 # by parameter, groups of functions that share a paragraph of their own, since the meaning differs from that elsewhere
 VARIANTS = {
@@ -19,16 +21,19 @@ VARIANTS = {
     "axis": [{"_softmax.logsumexp"}],
     "base": [{"samples.compare_samples"}],
     "classes": [{"comparison.compare"}],
-    "cu_seqlens": [{"comparison.compare"}],
+    "cu_seqlens": [{"comparison.compare", "linear.linear_compare"}],
     "definitions": [{"comparison.compare"}],
+    "hidden": [{"linear.linear_kl_divergence", "linear.linear_compare"}],
     "ignore_index": [  # with class ids alone
-        {"comparison.ComparisonMeter", "comparison.compare", "linear.linear_token_scores", "scores.token_scores"},
+        {"comparison.ComparisonMeter", "comparison.compare", "linear.linear_compare", "linear.linear_token_scores",
+         "scores.token_scores"},
         {"evaluation.evaluate"}, {"responses.compare_responses"},
     ],
     "kind": [
         {"evaluation.evaluate"}, {"scores.token_scores"},
         {"comparison.ComparisonMeter.update", "comparison.compare", "divergence.kl_divergence"},
     ],
+    "logit_scale": [{"linear.linear_kl_divergence", "linear.linear_compare"}],
     "logits": [
         {"comparison.ComparisonMeter.update", "comparison.compare", "divergence.kl_divergence", "scores.token_scores"},
         {"dask.cross_entropy", "dask.score"}, {"sequences.next_token"}, {"formats.llama_cpp.write"},
@@ -39,18 +44,19 @@ VARIANTS = {
     "other": [{"samples.compare_samples"}, {"responses.compare_responses"}],
     "out": [{"losses.cross_entropy_and_grad"}, {"_softmax.logsumexp"}],
     "path": [{"formats.open_scores"}, {"formats.responses.open_responses"}, {"plots.check"}, {"_outputs._base.Output"}],
-    "reduction": [{"divergence.kl_divergence"}],
+    "reduction": [{"divergence.kl_divergence", "linear.linear_kl_divergence"}],
     "scheduler": [{"dask.map_shards"}],
     "segment_ids": [
-        {"evaluation.evaluate"}, {"comparison.ComparisonMeter.update", "comparison.compare"},
+        {"evaluation.evaluate"}, {"comparison.ComparisonMeter.update", "comparison.compare", "linear.linear_compare"},
         {"responses.compare_responses"},
     ],
     "shift": [{"responses.compare_responses"}],
     "skip_failed": [{"responses.compare_responses"}, {"evaluation.evaluate"}],
+    "softcap": [{"linear.linear_kl_divergence", "linear.linear_compare"}],
     "sample_weight": [{"meter.LossMeter.update"}, {"sequences.sequence_losses"}],
     "targets": [
         {"comparison.ComparisonMeter.update", "comparison.compare", "scores.token_scores"},
-        {"linear.linear_cross_entropy"}, {"linear.linear_token_scores"}, {"page.write_page"},
+        {"linear.linear_cross_entropy"}, {"linear.linear_compare", "linear.linear_token_scores"}, {"page.write_page"},
         {"evaluation.evaluate"}, {"responses.compare_responses"},
     ],
     "tokens": [{"formats.llama_cpp.write"}],
@@ -58,6 +64,7 @@ VARIANTS = {
         {"meter.LossMeter.update", "sequences.sequence_losses"}, {"plots.draw_divergences"}, {"plots.draw_losses"},
     ],
     "top_k": [{"_outputs._base.Output.open"}],
+    "weight": [{"linear.linear_kl_divergence", "linear.linear_compare"}],
     "workers": [{"losses.cross_entropy"}, {"dask.cross_entropy", "dask.score"}],
 }  # fmt: skip
 

@@ -92,6 +92,8 @@ def test_interrupt_of_a_single_enormous_row(call, run_python):
         "linear_cross_entropy(states[:2**18], weight, np.broadcast_to(np.float32(0), (2**18, 4096)))",
         "linear_cross_entropy(halves[:2**22], halves[:8192], ids[:2**22])",
         "linear_cross_entropy(halves[:99], halves[:2**22], ids[:99])",
+        "linear_kl_divergence(states, weight, halves, weight)",
+        "linear_compare(states[:24], halves[:2**24], states[:24], halves[:2**24], ids[:24], workers=1)",
     ],
 )
 def test_interrupt_of_a_projection(call, run_python):
@@ -100,7 +102,7 @@ def test_interrupt_of_a_projection(call, run_python):
         + INTERRUPTED
         + f"""
 import ml_dtypes
-from tokenloss import linear_cross_entropy, linear_token_scores
+from tokenloss import linear_compare, linear_cross_entropy, linear_kl_divergence, linear_token_scores
 
 states, weight = np.broadcast_to(np.float32(0.5), (2**24, 64)), logits.reshape(-1, 64)[:4096]
 halves = np.broadcast_to(np.zeros(64, ml_dtypes.bfloat16), (2**24, 64))

@@ -170,6 +170,46 @@ for where in (None, kept):
     )
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="peak memory is read by resource, which Windows lacks")
+@pytest.mark.parametrize(
+    "operands",
+    [
+        "floats(1030, 64), floats(40000, 64), floats(1030, 32), floats(40000, 32)",
+        "floats(1000, 1024, dtype=np.float64), floats(5000, 1024), floats(1000, 2048)[:, ::-1], floats(2048, 5000).T",
+        "halves(1000, 2048), halves(4100, 2048), halves(1000, 4096), floats(4100, 4096)",
+        "floats(24, 64), floats(200000, 64), floats(24, 32), halves(200000, 32)",
+    ],
+)
+def test_linear_kl_divergence_and_linear_compare_allocate_less_than_32_megabytes(operands, run_python):
+    run_python(
+        MEASURED
+        + f"""
+from tokenloss import linear_compare, linear_kl_divergence
+
+
+def floats(*shape, dtype=np.float32):
+    return rng.standard_normal(shape, dtype)
+
+
+def halves(*shape):
+    return rng.integers(0x3C00, 0x3D00, shape, np.uint16).view(ml_dtypes.bfloat16)
+
+
+operands = {operands}
+classes = len(operands[1])
+targets, biases = rng.integers(0, classes, len(operands[0])), dict(base_bias=np.zeros(classes), bias=np.ones(classes))
+for where in (None, rng.random(len(targets)) > 0.3):
+    given = dict(where=where, workers=WORKERS, **biases)
+    measure(
+        f"where={{where}}",
+        lambda: (linear_kl_divergence(*operands, **given), linear_compare(*operands, targets, **given)),
+        lambda: linear_compare(*(array[:30] for array in operands), targets[:30] % 30),
+        most=32_000_000,
+    )
+"""
+    )
+
+
 @pytest.mark.thread_unsafe(reason="measures the memory of the process")
 def test_linear_bias_of_many_classes_is_not_copied():
     weight, bias = np.broadcast_to(np.float64(0), (1_000_000, 1)), np.zeros(1_000_000)

@@ -38,6 +38,9 @@ TOKENS = {
         HIDDEN, WEIGHT, targets, **options
     ),
     "compare": lambda targets, **options: tokenloss.compare(LOGITS, LOGITS, targets, **options),
+    "linear_compare": lambda targets, **options: tokenloss.linear_compare(
+        HIDDEN, WEIGHT, HIDDEN, WEIGHT, targets, **options
+    ),
 }
 each_function = pytest.mark.parametrize("function", [*LOSSES, *TOKENS])
 
@@ -94,7 +97,7 @@ OUTCOMES = {
     "labels from 1 without the last class": ([], [], ["from 1"]),
     "targets that are not shifted": ([], [], ["shift"]),
     "mask of integers": (
-        [*OF_TARGETS, "class_log_probs", "kl_divergence"],
+        [*OF_TARGETS, "class_log_probs", "kl_divergence", "linear_kl_divergence"],
         [],
         ["`where` that marks the padding", "TypeError"],
     ),
@@ -108,6 +111,8 @@ def number(function, scores=None, targets=IDS, is_swapped=False, **options):
     """One number of a function's result, to compare calls by."""
     if function.startswith("linear"):
         arguments = [HIDDEN, WEIGHT]
+        if function in ("linear_compare", "linear_kl_divergence"):
+            arguments += [HIDDEN + np.arange(3) % 2, WEIGHT]
     else:
         arguments = [GOOD.get(function, LOGITS) if scores is None else scores]
     if function in ("compare", "kl_divergence"):
@@ -343,7 +348,7 @@ def test_axis_is_not_proposed_by_linear_cross_entropy():
 @each_function
 @pytest.mark.parametrize("ignore_index", [0, 3])
 def test_ignore_index_with_distributions(function, ignore_index):
-    if function in ("token_scores", "linear_token_scores", "compare"):
+    if function in ("token_scores", "linear_token_scores", "compare", "linear_compare"):
         with fails(ValueError, "targets has shape (6, 5)", "(6,) (class ids)"):
             call(function, SHARES, ignore_index=ignore_index)
     else:

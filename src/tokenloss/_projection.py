@@ -18,8 +18,8 @@ _MAX_TILE_ROWS = 1024  # hidden states multiplied at a time; with fewer, BLAS sp
 _MATVEC_MAX_ROWS = 24  # hidden states whose product takes as long as reading the weights
 _TILE_BYTES = 11 << 20  # for logits, and for hidden states that are converted
 _CAST_BYTES = 2 << 20  # for weights that are converted
-_PAIR_TILE_ELEMENTS = 1 << 20  # of the tiles of two models
-_PAIR_BYTES = 13 << 20  # for the tile of one of them, and its hidden states that are converted
+_PAIR_TILE_BYTES = 8 << 20  # for logits of one of two models
+_PAIR_BYTES = 13 << 20  # for these, and for its hidden states that are converted
 
 
 class Projection:
@@ -53,7 +53,7 @@ class Projection:
         tiles = _core.Tiles(job, taken, excluded)
         while count := tiles.begin_rows():
             tiles.set_target_logits(product.begin(taken[:count], excluded[:count]))
-            for first, last in _ranges(self.scores.classes, width):
+            for first, last in _ranges(0, self.scores.classes, width):
                 tiles.set_tile(product.tile(first, last), first)
                 _workers.run(tiles, workers)
             tiles.end_rows()
@@ -126,6 +126,13 @@ class Projection:
 class _TiledProduct:
     """The logits of a projection for groups of rows, made a tile at a time."""
 
+    _memory: Array  # of a tile, then of hidden states that are copied
+    _tile_size: int
+    width: int
+    _step: int  # rows that are multiplied at a time
+    _taken: IntArray
+    _kept: tuple[Array, _core.MatVec | _core.BFloat16MatMul | None] | None  # operands, if they are those of all rows
+
     def __init__(self, of: Projection, takes_all: bool, workers: int | None) -> None:
         self._of, self._workers = of, workers
         self._states = of._as_blas_matrix() if takes_all else None
@@ -134,10 +141,16 @@ class _TiledProduct:
 
     def plan(self, rows: int, width: int, most_bytes: int) -> int:
         """Bytes that tiles of this shape need, with hidden states that are copied: in parts, if all need too many."""
-        itemsize = self._of.dtype.itemsize
+        itemsize: int = self._of.dtype.itemsize
         room = (most_bytes - rows * width * itemsize) // (max(self.copied, 1) * itemsize)
         self._tile_size, self._step = rows * width, _even_part(rows, max(1, room))
         return -(-(self._tile_size + self._step * self._depth) * itemsize // 8) * 8
+
+    def plan_pair(self, rows: int) -> int:
+        """The same of tiles of one of two models, which have so many rows and are `width` wide."""
+        multiple = _core.TILE_CLASS_MULTIPLE
+        self.width = max(1, _PAIR_TILE_BYTES // (rows * multiple * self._of.dtype.itemsize)) * multiple
+        return self.plan(rows, min(self.width, self._of.scores.classes), _PAIR_BYTES)
 
     def use(self, memory: Array, is_shared: bool) -> None:
         """Use these bytes, which other products use in turn if they are shared."""
@@ -158,7 +171,7 @@ class _TiledProduct:
     def tile(self, first: int, last: int) -> Array:
         """The logits of the rows for these classes."""
         of, shape = self._of, (len(self._taken), last - first)
-        tile = self._memory[: shape[0] * shape[1]].reshape(shape)
+        tile: Array = self._memory[: shape[0] * shape[1]].reshape(shape)
         with np.errstate(all="ignore"):
             for part in self._parts():
                 hidden, product = self._operands(part)
@@ -194,15 +207,13 @@ class _TiledProduct:
 def run_pairs(base: Projection, others: list[Projection], jobs: list[_core.PairJob], workers: Any) -> None:
     """Multiply all, and run a job for each of the others over pairs of tiles: its own and the base's.
 
-    Neither the shape of tiles nor of products depends on how many others there are.
+    The products of one of the others do not depend on how many others there are.
     """
     workers, kept = _begin(jobs[0], workers)
-    rows = _even_part(kept, _MAX_TILE_ROWS)
-    width = max(1, _PAIR_TILE_ELEMENTS // (rows * _core.TILE_CLASS_MULTIPLE)) * _core.TILE_CLASS_MULTIPLE
-    width = min(width, base.scores.classes)
+    rows, classes = _even_part(kept, _MAX_TILE_ROWS), base.scores.classes
     base_product, *products = (_TiledProduct(of, kept == base.scores.rows, workers) for of in (base, *others))
-    base_product.use(np.empty(base_product.plan(rows, width, _PAIR_BYTES), np.uint8), False)
-    memory = np.empty(max(product.plan(rows, width, _PAIR_BYTES) for product in products), np.uint8)
+    base_product.use(np.empty(base_product.plan_pair(rows), np.uint8), False)
+    memory = np.empty(max(product.plan_pair(rows) for product in products), np.uint8)
     for product in products:
         product.use(memory, len(products) > 1)
     taken, excluded = np.empty(rows, np.int64), np.empty(rows, np.int64)
@@ -215,11 +226,13 @@ def run_pairs(base: Projection, others: list[Projection], jobs: list[_core.PairJ
             tiles.set_target_logits(product.begin(*begun), base_logits)
         left = list(zip(products, all_tiles, strict=True))
         while left:
-            for first, last in _ranges(base.scores.classes, width):
+            for first, last in _ranges(0, classes, base_product.width):
                 base_tile = base_product.tile(first, last)
                 for product, tiles in left:
-                    tiles.set_tile(product.tile(first, last), first, base_tile)
-                    _workers.run(tiles, workers)
+                    for start, stop in _ranges(first, last, product.width):  # more than one if it alone is of float64
+                        tile = product.tile(start, stop)
+                        tiles.set_tile(tile, start, base_tile[:, start - first : stop - first])
+                        _workers.run(tiles, workers)
             left = [(product, tiles) for product, tiles in left if tiles.end_rows()]
     for tiles in all_tiles:
         tiles.end()
@@ -240,9 +253,9 @@ def _even_part(count: int, most: int) -> int:
     return -(-count // -(-count // most)) if count else 1
 
 
-def _ranges(classes: int, width: int) -> list[tuple[int, int]]:
+def _ranges(start: int, stop: int, width: int) -> list[tuple[int, int]]:
     """The first class and the end of each tile; without classes, of an empty one."""
-    return [(first, min(first + width, classes)) for first in range(0, max(classes, 1), max(width, 1))]
+    return [(first, min(first + width, stop)) for first in range(start, max(stop, start + 1), max(width, 1))]
 
 
 def _is_blas_matrix(array: Array) -> bool:

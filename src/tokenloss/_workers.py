@@ -34,7 +34,8 @@ class _Task:
     __slots__ = ("_begun_by", "_ended", "_is_over", "_step", "_work", "error")
 
     def __init__(self, work: _core.Job, step: int) -> None:
-        self._work, self._step = work, step
+        self._work: _core.Job | None = work
+        self._step = step
         self._begun_by: dict[str, str] = {}
         self._is_over = False
         self._ended = threading.Lock()
@@ -47,9 +48,10 @@ class _Task:
 
     def do(self) -> None:
         """Process rows until none is left, in a thread of the pool."""
-        if self._claim("pool"):
+        work, self._work = self._work, None
+        if work is not None and self._claim("pool"):
             try:
-                self._work.run(self._step, False)
+                work.run(self._step, False)
             except BaseException as error:
                 self.error = error
 
@@ -60,7 +62,9 @@ class _Task:
 
     def wait(self) -> None:
         """Wait for the end of the task, or cancel it if it has not started; may be called again after an interrupt."""
-        if not self._claim("caller") and not self._is_over:
+        if self._claim("caller"):
+            self._work = None  # whose arrays would stay until the pool comes to it
+        elif not self._is_over:
             self._ended.acquire()
 
 
