@@ -12,7 +12,8 @@
  *   COLUMNS               how many; LOAD_COLUMNS(p, to) loads them
  *   ORDER_COLUMNS(sums)   puts their sums in order
  *
- * HALF is defined for dtypes that float32 computes for: where arguments are clamped, chunks are converted to it.
+ * HALF is defined for dtypes that float32 computes for: where arguments are clamped, chunks are converted to it. With
+ * CONVERTS_MOMENTS, so are all elements of moments, whose own loops would be hardly faster.
  */
 
 #define NAME(what) JOIN(JOIN(what, DTYPE), JOIN(_, BACKEND))
@@ -268,6 +269,7 @@ TL_TARGET static void NAME(deinterleave_planes_)(const void *groups, ptrdiff_t c
 #undef ORDER_COLUMNS
 #undef LOAD_COLUMNS
 #undef HALF
+#undef CONVERTS_MOMENTS
 #undef DTYPE
 #undef ELEMENT
 #undef LOAD

@@ -199,13 +199,25 @@ TL_TARGET TL_INLINE double NAME(max_of_)(OP(vec) * maxima, size_t count, double 
     return (double)value[0];
 }
 
+#ifdef HALF
+enum { NAME(PART) = 4 * TL_CHUNK }; /* elements that are converted at a time, and then stay in the first cache */
+
+/* Converts elements, and the padding after them. */
+TL_TARGET TL_INLINE void NAME(convert_part_)(const ELEMENT *x, size_t count, float *to) {
+    for (size_t i = 0; i < count || i % TL_READ_MULTIPLE != 0; i += f32_WIDTH) {
+        if (i * sizeof *x % 64 == 0)
+            tl_prefetch_stream(x + i);
+        f32_store(to + i, LOAD(x + i));
+    }
+}
+#endif
+
 /* Adds a chunk with arguments clamped; one of half precision is converted first. */
 TL_TARGET TL_INLINE void NAME(reduce_clamped_)(const ELEMENT *x, size_t count, OP(acc) * acc, tl_lanes *sum,
                                                tl_lanes *moment, tl_all_classes *all, enum tl_mode mode) {
 #ifdef HALF
     float converted[TL_CHUNK];
-    for (size_t i = 0; i < count || i % TL_READ_MULTIPLE != 0; i += f32_WIDTH)
-        f32_store(converted + i, LOAD(x + i));
+    NAME(convert_part_)(x, count, converted);
     if (mode == MOMENT)
         JOIN(moment_converted_, BACKEND)(converted, count, acc, sum, moment, all);
     else
@@ -268,26 +280,28 @@ TL_TARGET static void NAME(sumexp_)(const void *x, size_t count, tl_lse_acc *sta
 }
 
 TL_TARGET static void NAME(moment_)(const void *x, size_t count, tl_lse_acc *state) {
+#ifdef CONVERTS_MOMENTS
+    for (size_t done = 0; done < count; done += NAME(PART)) {
+        float converted[NAME(PART)];
+        size_t n = count - done < NAME(PART) ? count - done : NAME(PART);
+        NAME(convert_part_)((const ELEMENT *)x + done, n, converted);
+        JOIN(moment_float32_, BACKEND)(converted, n, state);
+    }
+#else
     NAME(reduce_)((const ELEMENT *)x, count, state, MOMENT);
+#endif
 }
 
 TL_TARGET static int NAME(kl_)(const void *base, const void *other, size_t count, tl_lse_acc *base_state,
                                tl_lse_acc *other_state) {
     const ELEMENT *p = (const ELEMENT *)base, *q = (const ELEMENT *)other;
-#ifdef HALF /* converted in parts that stay in the first cache: loops of their own would be hardly faster */
-    enum { PART = 2 * TL_CHUNK };
+#ifdef HALF /* loops of their own would be hardly faster */
     int found = 0;
-    for (size_t done = 0, n; done < count; done += n) {
-        float converted[2][PART];
-        n = count - done < PART ? count - done : PART;
-        for (size_t i = 0; i < n || i % TL_READ_MULTIPLE != 0; i += f32_WIDTH) {
-            if (i * sizeof *p % 64 == 0) {
-                tl_prefetch_stream(p + done + i);
-                tl_prefetch_stream(q + done + i);
-            }
-            f32_store(converted[0] + i, LOAD(p + done + i));
-            f32_store(converted[1] + i, LOAD(q + done + i));
-        }
+    for (size_t done = 0; done < count; done += NAME(PART)) {
+        float converted[2][NAME(PART)];
+        size_t n = count - done < NAME(PART) ? count - done : NAME(PART);
+        NAME(convert_part_)(p + done, n, converted[0]);
+        NAME(convert_part_)(q + done, n, converted[1]);
         found |= JOIN(kl_float32_, BACKEND)(converted[0], converted[1], n, base_state, other_state);
     }
     return found;

@@ -280,6 +280,9 @@ TL_TARGET TL_OUTLINE void JOIN(moment_converted_, BACKEND)(const float *x, size_
 #define DTYPE float16
 #define ELEMENT uint16_t
 #define HALF
+#if f32_WIDTH == 16
+#define CONVERTS_MOMENTS
+#endif
 #define LOAD(p) f32_load_float16(p)
 #define LOAD_COLUMNS(p, to) (to)[0] = f32_load_float16(p)
 #define STORE(p, a) f32_store_float16(p, a)
@@ -289,6 +292,7 @@ TL_TARGET TL_OUTLINE void JOIN(moment_converted_, BACKEND)(const float *x, size_
 #define DTYPE bfloat16
 #define ELEMENT uint16_t
 #define HALF
+#define CONVERTS_MOMENTS
 #define COLUMNS bfloat16_COLUMNS
 #define LOAD(p) f32_load_bfloat16(p)
 #define LOAD_COLUMNS(p, to) bfloat16_load_columns(p, to)
