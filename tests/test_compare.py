@@ -333,6 +333,16 @@ def test_definitions_llama_cpp_check_unlikely_log_probabilities_too():
     assert compare(base, base, [5], definitions="llama.cpp").count == 1
 
 
+@pytest.mark.parametrize("classes", [3, 600])
+def test_definitions_llama_cpp_refuse_what_is_no_probability(classes):
+    base, logits = np.full((2, classes), 1 / classes), np.zeros((2, classes))
+    base[1, 2] = -0.5
+    with pytest.raises(ValueError, match=r"base_logits\[1, 2\] = -0.5 is not a probability"):
+        compare(base, logits, [0, 0], base_kind="probs", definitions="llama.cpp")
+    base[1, 2] = math.nan
+    assert compare(base, logits, [0, 0], base_kind="probs", definitions="llama.cpp").n_nan == 1
+
+
 # the same bits
 
 

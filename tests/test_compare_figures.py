@@ -232,6 +232,7 @@ def test_kinds_that_do_not_exist(rng):
     for options, words in (
         ({"kind": "prob"}, ("kind is 'prob'", "'probs'")),
         ({"base_kind": 1}, ("base_kind is 1", "'log_probs'")),
+        ({"kind": np.array(["probs", "probs"])}, ("kind is array", "'probs'")),
     ):
         with fails(ValueError, *words):
             compare(probs, probs, [0, 1], **options)
@@ -463,6 +464,8 @@ def test_by_of_groups_that_do_not_fit(rng):
         (TypeError, ("groups", "float64", "integer"), np.zeros((4, 5))),
         (TypeError, ("groups", "object", "text"), np.full((4, 5), None)),
         (TypeError, ("groups", "datetime64"), np.zeros((4, 5), "M8[s]")),
+        (TypeError, ("groups", "masked"), np.ma.array(np.zeros((4, 5), int), mask=True)),
+        (TypeError, ("groups", "array"), [[1], [2, 3]]),
     ):
         with fails(error, *words):
             found.by(groups)

@@ -118,6 +118,7 @@ def pair_columns(
     positions = as_positions("targets", targets, base, ignore_index, where, distributions=False)
     numbers = None if segment_ids is None else check_segment_ids(segment_ids, base.batch).flatten()
     unnormalized = -1 if definitions == "exact" else UNNORMALIZED
+    base_left_out: Array | None = None
     found: dict[str, Columns] = {}
     for name, (word, array) in arrays.items():
         other = _scores(word, array, axis, kind, stop=count)
@@ -127,7 +128,9 @@ def pair_columns(
             columns["segment_ids"] = numbers
         if shape[axis] > count or array.array.shape[axis] > count:
             kept = columns["kept"].reshape(base.batch)
-            columns["base_left_out"] = _left_out("base_logits", base_array, axis, base_kind, count, kept, workers)
+            if base_left_out is None:
+                base_left_out = _left_out("base_logits", base_array, axis, base_kind, count, kept, workers)
+            columns["base_left_out"] = base_left_out
             columns["left_out"] = _left_out(word, array, axis, kind, count, kept, workers)
         found[name] = share(columns, next(iter(found.values()), {}))
     return found

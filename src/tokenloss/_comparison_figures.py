@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tokenloss._comparison_columns import COLUMNS
+from tokenloss._dtypes import as_array
 from tokenloss._errors import raise_error
 from tokenloss._paired import KL_QUANTILES, Mean, paired_figures, quantile_intervals, quantiles, sequence_table
 from tokenloss.sequences import sequence_losses
@@ -69,7 +70,7 @@ def _included(kept: BoolArray, segment_ids: IntArray | None) -> tuple[Array, Int
 
 def check_groups(groups: Any, batch: tuple[int, ...]) -> Array:
     """Labels of positions: integers, booleans or text, broadcast over the batch."""
-    array = np.asarray(groups)
+    array, _ = as_array("groups", groups)
     if array.dtype == object and all(isinstance(label, str) for label in array.flat):
         array = array.astype(str)
     if array.dtype.kind not in "biuUT":

@@ -159,6 +159,8 @@ cdef class PairStats(PairJob):
             self.refuse(C_UNNORMALIZED, row, 0, logsumexp, totals)
         elif tl_is_refused(&self.clip, -pair.base_nll):
             self.refuse(C_BAD_SCORE, row, target, -pair.base_nll, totals)
+        elif logsumexp != logsumexp:
+            self.check_kind(self.scores, row, logsumexp, 0, totals)
 
     cdef void add_block(self, Block *block, Totals *totals) noexcept nogil:
         """Adds nothing: nobody asks for the sum."""

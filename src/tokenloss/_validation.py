@@ -273,7 +273,7 @@ def _may_overlap(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> bool:
 
 def check_kind(value: Any, name: str = "kind") -> str:
     """What scores are."""
-    if value not in KINDS:
+    if not isinstance(value, str) or value not in KINDS:
         raise_error("option", name=name, got=value, fits="'logits', 'log_probs' or 'probs'")
     kind: str = value
     return kind

@@ -9,13 +9,14 @@ typedef struct {
     double change;         /* of the class id's probability */
     double base_logsumexp; /* of the classes that the divergence counts */
     double logsumexp;
-    double base_top_p;     /* probability of the base's most likely class */
+    double base_top_p; /* probability of the base's most likely class */
     int is_same_top; /* whether both have the same most likely class: the lowest of the largest logit; nan is skipped */
 } tl_pair;
 
-/* Rows of one length: the losses of their class id, the divergence, computed in this dtype (double if they are scaled or
- * capped), and their tops, of the logits as they are in memory. With `of_log_probs`, as llama.cpp defines them: the base has log-probabilities b, used as given, and
- * the divergence is the sum of exp(b) (b - log_softmax(row)) over those above -16. */
+/* Rows of one length: the losses of their class id, the divergence, computed in this dtype (double if they are scaled
+ * or capped), and their tops, of the logits as they are in memory. With `of_log_probs`, as llama.cpp defines them: the
+ * base has log-probabilities b, used as given, and the divergence is the sum of exp(b) (b - log_softmax(row)) over those
+ * above -16. */
 tl_pair tl_pair_row(const tl_backend *backend, const tl_row *base, const tl_row *row, int64_t target, int dtype,
                     int of_log_probs, tl_cancel *cancel);
 
