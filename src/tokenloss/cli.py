@@ -220,12 +220,17 @@ def _add_compare_arguments(compare: argparse.ArgumentParser) -> None:
     compare.add_argument("--base-kind", choices=KINDS, help="kind of the scores of BASE (default: logits)")
     for option, value, words in (
         ("--base-array", "NAME", "name of the array of scores of BASE"),
-        ("--base-lm-head", "FILE[:NAME]", "that of BASE, if it is another"),
+        ("--base-lm-head", "FILE[:NAME]", "--lm-head of BASE, if it is another"),
         ("--base-hidden", "NAME", "name of the array of hidden states of BASE, if it is another"),
     ):
         compare.add_argument(option, type=_filled, metavar=value, help=words)
     for option, value, words in (
-        ("--lm-head", "FILE[:NAME]", f"{_LM_HEAD}; one for all, or given for each OTHER in order"),
+        (
+            "--lm-head",
+            "FILE[:NAME]",
+            f"{_LM_HEAD}; one for all, and for BASE unless --base-kind or --base-array is given; or one for each OTHER "
+            "in order",
+        ),
         ("--size", "NAME=SIZE", "size of an OTHER's model: a file, a directory, or bytes such as 4.9G"),
     ):
         compare.add_argument(option, action="append", default=[], type=_filled, metavar=value, help=words)
