@@ -181,6 +181,11 @@ def test_sizes_of_candidates(candidates, compare_json, command):
         ("a=none.gguf", "a number of bytes such as 4.9G"), ("a=-3", "a number of bytes"), ("a=1e9", "number of bytes"),
     ]:  # fmt: skip
         assert_refused(command("compare", base, f"a={files['a']}", "--size", given), words)
+    model_file = model / "one.safetensors"
+    refused = command("compare", base, f"a={files['a']}", "--size", f"a={model_file}", "--html", model_file)
+    assert_refused(refused, f"--html {model_file}: would replace {model_file}")
+    twice = "--size", "a=1G", "--size", f"{files['a']}=2G"
+    assert_refused(command("compare", base, f"a={files['a']}", *twice), "the size of a is given twice")
 
 
 @pytest.mark.parametrize(
@@ -195,6 +200,7 @@ def test_sizes_of_candidates(candidates, compare_json, command):
         ("a.npy", {"kind": "logit"}, ValueError, "kind is 'logit'"),
         ("a.npy", {"base_kind": "logit"}, ValueError, "base_kind is 'logit'"),
         ("a.npy", {"definitions": "mine"}, ValueError, "definitions is 'mine'"),
+        ("a.npy", {"definitions": None}, ValueError, "definitions is 'None'"),
         ("a.npy", {"shift": "yes"}, ValueError, "shift is 'yes'"),
         ("a.npy", {"classes": 0}, ValueError, "classes is 0"),
         ("a.npy", {"sizes": {"b": 3}}, ValueError, "a name of sizes is 'b'; it must be that of a candidate: a.npy"),
@@ -402,7 +408,8 @@ def test_state_of_hidden_states_with_another_head(hidden, command, compare_json)
     first = compare_json(*argv)
     assert compare_json(*argv) == first
     np.save(head, 2 * hidden.heads["base"])
-    assert_refused(command("compare", *argv), f"{state}: holds the result of {base}", "since one of its files changed")
+    words = f"{state}: holds the result of {base}", "since the candidates or a file changed"
+    assert_refused(command("compare", *argv), *words)
 
 
 @pytest.mark.parametrize(

@@ -215,7 +215,7 @@ def test_state_of_compare_that_is_refused(sides, command, monkeypatch, compare_j
         ((base, q8, q4, "--definitions", "llama.cpp"), "was written with definitions 'exact'"),
         ((base, q8, q4, "--classes", "11"), "was written with classes None"),
         ((base, q8), "holds the result of"),
-        ((base, q4, q8), "since one of its files changed"),
+        ((base, q4, q8), "since the candidates or a file changed"),
         ((base / "part-9.npz", q8 / "part-9.npz", q4 / "part-9.npz"), "part-10.npz; it must be another file"),
     ]:
         assert_refused(command("compare", *argv, "--state", state), f"{state}: {words}" if words[0] in "wh" else words)
@@ -293,7 +293,7 @@ def test_directories_in_score(sides, score_json, command):
 def test_sides_of_other_numbers_of_shards(sides, command):
     (sides.path / "q4" / "part-11.npz").unlink()
     base, q8, q4 = (sides.path / name for name in SHARDS)
-    words = f"{q4 / 'part-10.npz'}: is the last of 2 files; it must be one of 3, as {base / 'part-11.npz'} is"
+    words = f"{q4 / 'part-10.npz'}: is shard 2 of 2; it must be one of 3, as {base / 'part-11.npz'} is"
     assert_refused(command("compare", base, q8, q4), words)
 
 
@@ -301,7 +301,7 @@ def test_shards_of_other_numbers_in_their_names(sides, command, compare_json):
     base, q8 = sides.path / "base", sides.path / "q8"
     for number in (11, 10, 9):
         (q8 / f"part-{number}.npz").rename(q8 / f"part-{number + 1}.npz")
-    words = f"{q8 / 'part-10.npz'}: is number 0 of its files, and {base / 'part-9.npz'} of those of the base"
+    words = f"{q8 / 'part-10.npz'}: would be compared with {base / 'part-9.npz'}"
     assert_refused(command("compare", base, q8), words, "have the same number in its name")
     for number in (10, 11, 12):  # other numbers in the names do not tell shards apart
         (q8 / f"part-{number}.npz").rename(q8 / f"q8_0-part-{number - 1}.npz")

@@ -97,6 +97,8 @@ def heads(path):
     np.savez(path / "one.npz", anything=WEIGHT)
     yield path / "one.npz", None
     yield f"{path / 'one.npz'}:anything", None
+    np.savez(path / "odd.npz", **{"my:head": WEIGHT, "head": -WEIGHT})
+    yield f"{path / 'odd.npz'}:my:head", None
     tensors = {"model__embed_tokens__weight": WEIGHT[::-1].copy(), "model__norm__weight": np.ones(D, np.float32)}
     yield save_model(path / "gpt.safetensors", lm_head__weight=WEIGHT, lm_head__bias=BIAS, **tensors), BIAS
     yield save_model(path / "plain.safetensors", output__weight=WEIGHT, **tensors), None

@@ -209,6 +209,8 @@ def _sizes(given: Sequence[str], others: dict[str, str]) -> dict[str, str]:
         known = [(names[name], size) for name, size in _parts(text) if name in names and size]
         if not known:
             raise InputError(f"--size {text}: names no candidate; it must be NAME=FILE or NAME=SIZE, of {list(others)}")
+        if known[0][0] in found:
+            raise InputError(f"--size {text}: the size of {known[0][0]} is given twice")
         found |= [known[0]]
     return found
 

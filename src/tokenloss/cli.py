@@ -155,10 +155,10 @@ def _parser() -> argparse.ArgumentParser:
     compare = commands.add_parser(
         "compare",
         help="compare a model, say a quantised one, with its base",
-        description="BASE and each OTHER are files like those of score, with scores of the same rows and the same "
-        "targets, unless only one holds any; BASE is read once for all. Or they are two files of responses to the same "
-        "requests, or one of scores and one of responses, or two .jsonl files of samples that lm-evaluation-harness "
-        "logged.",
+        description="BASE and each OTHER are files like those of score, with scores of the same rows. Any of them may "
+        "hold the targets; those that do must hold the same. BASE is read once for all. Or they are two files of "
+        "responses to the same requests, or one of scores and one of responses, or two .jsonl files of samples that "
+        "lm-evaluation-harness logged.",
     )
     _add_compare_arguments(compare)
     for command in (score, compare):
@@ -212,7 +212,8 @@ def _add_compare_arguments(compare: argparse.ArgumentParser) -> None:
         "--definitions",
         choices=("exact", "llama.cpp"),
         default="exact",
-        help="llama.cpp: log-probabilities of BASE as they are, and divergence of those above -16 (default: exact)",
+        help="llama.cpp: take log-probabilities of BASE as they are, and the divergence of those above -16 "
+        "(default: exact)",
     )
     compare.add_argument(
         "--classes", type=_integer(1), metavar="N", help="compare the first N classes, where vocabularies differ"
@@ -220,12 +221,17 @@ def _add_compare_arguments(compare: argparse.ArgumentParser) -> None:
     compare.add_argument("--base-kind", choices=KINDS, help="kind of the scores of BASE (default: logits)")
     for option, value, words in (
         ("--base-array", "NAME", "name of the array of scores of BASE"),
-        ("--base-lm-head", "FILE[:NAME]", "that of BASE, if it is another"),
+        ("--base-lm-head", "FILE[:NAME]", "--lm-head of BASE, if it is another"),
         ("--base-hidden", "NAME", "name of the array of hidden states of BASE, if it is another"),
     ):
         compare.add_argument(option, type=_filled, metavar=value, help=words)
     for option, value, words in (
-        ("--lm-head", "FILE[:NAME]", f"{_LM_HEAD}; one for all, or given for each OTHER in order"),
+        (
+            "--lm-head",
+            "FILE[:NAME]",
+            f"{_LM_HEAD}; one for all, and for BASE unless --base-kind or --base-array is given; or one for each OTHER "
+            "in order",
+        ),
         ("--size", "NAME=SIZE", "size of an OTHER's model: a file, a directory, or bytes such as 4.9G"),
     ):
         compare.add_argument(option, action="append", default=[], type=_filled, metavar=value, help=words)
@@ -254,8 +260,10 @@ def _add_common_arguments(command: argparse.ArgumentParser) -> None:
     ):
         command.add_argument(option, action="append", default=[], type=_filled, metavar="FILE", help=words)
     command.add_argument("--hidden", type=_filled, metavar="NAME", help="name of the array of hidden states")
-    command.add_argument("--logit-scale", type=float, default=1.0, metavar="X", help="multiplier of their logits")
-    command.add_argument("--softcap", type=float, metavar="X", help="cap of their logits")
+    command.add_argument(
+        "--logit-scale", type=float, default=1.0, metavar="X", help="multiplier of the logits of hidden states"
+    )
+    command.add_argument("--softcap", type=float, metavar="X", help="soft cap of the logits of hidden states")
     command.add_argument(
         "--part",
         choices=PARTS_OF_RESPONSE,

@@ -147,15 +147,15 @@ def compare_files(
     {'Q8': 0.005476, 'Q4': 0.178325}
     """
     from tokenloss._evaluation.comparison import Given, compare_sides
-    from tokenloss._evaluation.files import Inputs, Settings, check_needs, resolved
+    from tokenloss._evaluation.files import Inputs, Settings, check_needs, named_paths, resolved
     from tokenloss._evaluation.plan import Options
+    from tokenloss._files import check_outputs, identity
     from tokenloss._outputs._base import title
     from tokenloss.formats import KINDS
 
-    for name, value, choices in (
-        ("base_kind", base_kind, KINDS), ("kind", kind, KINDS), ("definitions", definitions, ("exact", "llama.cpp")),
-    ):  # fmt: skip
-        check_choice(name, value, choices)
+    check_choice("base_kind", base_kind, KINDS)
+    check_choice("kind", kind, KINDS)
+    check_choice("definitions", str(definitions), ("exact", "llama.cpp"))  # which cannot be None
     check_shift(shift)
     if classes is not None:
         classes = check_integer("classes", classes, "a positive integer or None", least=1)
@@ -177,6 +177,8 @@ def compare_files(
     state = None if state is None else as_path("state", state)
     outputs = checked_sinks(sinks)
     check_needs(outputs, state, scheduler)
+    models = [os.fspath(size) for size in (sizes or {}).values() if isinstance(size, str | os.PathLike)]
+    check_outputs(named_paths(outputs), {identity(path): path for path in models if os.path.isfile(path)})  # noqa: PTH113
     of_rows = {"targets": targets, "segment_ids": segment_ids}
     ids, segments = (resolved(as_paths(name, value)) for name, value in of_rows.items())
     sides = [

@@ -93,7 +93,7 @@ class Checkpoint(Generic[Result]):
             if number is None:
                 self._refuse(f"holds the result of {path}", "be another file, since that one is not to be scored")
             if shard != self._shards[number]:
-                what = "one of its files" if self._of_options.others else "that one, its targets or its head"
+                what = "the candidates or a file" if self._of_options.others else "that one, its targets or its head"
                 self._refuse(f"holds the result of {path}", f"be another file, since {what} changed")
             if number in self.results or not result.is_consistent(self._of_shards[number], self._of_options):
                 self._refuse(f"holds an impossible result of {path}", "be as it was written")

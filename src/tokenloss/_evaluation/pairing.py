@@ -19,12 +19,12 @@ def paired(base: Sequence[Shard], candidates: Sequence[Sequence[Shard]], options
     numbers = _numbers(base)
     for side in candidates:
         if len(side) != len(base):
-            got, fits = f"is the last of {len(side)} files", f"be one of {len(base)}, as {base[-1].path} is"
+            got, fits = f"is shard {len(side)} of {len(side)}", f"be one of {len(base)}, as {base[-1].path} is"
             raise_error("content", path=side[-1].path, got=got, fits=fits)
         of_side = _numbers(side)
         for i, (shard, other) in enumerate(zip(base, side, strict=True)):
             if numbers and of_side and numbers[i] != of_side[i]:
-                got = f"is number {i} of its files, and {shard.path} of those of the base"
+                got = f"would be compared with {shard.path}"
                 raise_error("content", path=other.path, got=got, fits="have the same number in its name")
             _check_shapes(shard, other, options)
     others = zip(*candidates, strict=True)
@@ -37,7 +37,7 @@ def _check_shapes(shard: Shard, other: Shard, options: Options) -> None:
     if other_rows != rows or (other_classes != classes and options.classes is None):
         got = f"holds {other_rows} rows of {other_classes} classes"
         fits = f"hold {rows} rows of {classes}, as {shard.path} does"
-        if other_rows == rows:
+        if other_rows == rows and min(classes, other_classes):
             least = min(classes, other_classes)
             fits += f"; --classes {least} (classes={least}) compares the first {least} of both"
         raise_error("content", path=other.path, got=got, fits=fits)

@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from tokenloss._outputs._base import Output, compared_title, title
-from tokenloss._paired import nan_last, rows_of
+from tokenloss._paired import nan_last
 from tokenloss._terminal import Table, printable, show_tables
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ class ComparisonTables(Output):
             tables = [candidate_table(result)]
             note += summary["base_kind"]
         else:
-            tables = comparison_tables(first) + group_tables(first, summary)
+            tables = comparison_tables(first) + group_tables(summary)
             note += f"{summary['kind']} vs {summary['base_kind']}"
         show_tables(compared_title(summary, result), note, tables)
 
@@ -215,17 +215,17 @@ def _not_finite(comparison: Comparison) -> list[tuple[str, ...]]:
     return [_nats(comparison, "Mean    KLD where finite", "finite_mean_kl"), *rows] if rows else []
 
 
-def group_tables(comparison: Comparison, figures: dict[str, Any]) -> list[Table]:
+def group_tables(figures: dict[str, Any]) -> list[Table]:
     """Tables of where a model differs from its base: by confidence, by type of token, by sequence."""
     bins = [row | {"group": f"{row['group']:.1f} to {row['group'] + 0.2:.1f}"} for row in figures["by_confidence"]]
     tables = [_group_table("base's top p", "By the base's confidence", bins)]
     if types := figures.get("by_token_type"):
         types = sorted(types, key=lambda row: nan_last(-row["kl"]))
         tables.append(_group_table("token type", "By type of token", types))
-    if comparison.sequences is not None and comparison.n_sequences > 1:
-        rows = [row | {"group": row["sequence"]} for row in rows_of(comparison.sequences)]
-        rows.sort(key=lambda row: nan_last(-row["kl"]))
-        tables.append(_group_table("sequence", "Sequences of the highest divergence", rows[:_MAX_SEQUENCES]))
+    sequences = [row | {"group": row["sequence"]} for row in figures.get("sequences", ())]
+    if len(sequences) > 1:
+        sequences.sort(key=lambda row: nan_last(-row["kl"]))
+        tables.append(_group_table("sequence", "Sequences of the highest divergence", sequences[:_MAX_SEQUENCES]))
     return [table for table in tables if table.rows]
 
 
@@ -237,6 +237,8 @@ def _group_table(head: str, title: str, rows: list[dict[str, Any]]) -> Table:
     formats |= {"mean Δp": "{percent_delta_p:+.3f} %", "same top": "{percent_same_top:.2f} %"}
     if rows and "kl_stderr" not in rows[0]:
         del formats["±"], formats[" ± "]
+    if rows and "file" in rows[0]:  # of sequences, whose numbers are their shard's
+        formats = {"file": "{file}"} | formats
     percents = [{f"percent_{name}": 100 * row[name] for name in ("delta_p", "same_top")} for row in rows]
     return _table(title, formats, [row | percent for row, percent in zip(rows, percents, strict=True)])
 

@@ -90,9 +90,10 @@ def _resolved(spec: str) -> tuple[str, str | None]:
     """The file that holds a head, and the name of its weight if it is known."""
     path, name = spec, None
     if not Path(spec).exists():
-        front, colon, end = spec.rpartition(":")
-        if colon and end and Path(front).exists():
-            path, name = front, end
+        for colon in re.finditer(":(?=.)", spec):  # both may hold one
+            if Path(spec[: colon.start()]).exists():
+                path, name = spec[: colon.start()], spec[colon.end() :]
+                break
     if Path(path).is_dir():
         path = _in_directory(path)
     if path.endswith(_INDEX):
