@@ -360,6 +360,15 @@ def test_hidden_states_with_scores(definitions, hidden, compare_json):
             assert found[name] == pytest.approx(expected[name], rel=1e-6)
 
 
+def test_base_of_logits_that_would_be_read_as_hidden_states(hidden, command):
+    """The head of the candidate fits them, too, transposed."""
+    logits, (other, head) = hidden.path / "logits.npy", of_hidden(hidden, "q")
+    np.save(logits, hidden.base)
+    for classes in [], ["--classes", "5"]:
+        found = command("compare", logits, other, "--lm-head", head, *classes)
+        assert_refused(found, f"{other}: has another width than {logits}", "base_kind")
+
+
 def test_candidates_of_hidden_states_have_the_bits_of_runs_of_their_own(hidden, compare_json):
     base, head = of_hidden(hidden, "base")
     rng = np.random.default_rng(31)

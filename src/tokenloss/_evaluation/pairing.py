@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def paired(base: Sequence[Shard], candidates: Sequence[Sequence[Shard]], options: Options) -> list[Shard]:
     """Shards of the base, each with those of the candidates, which must fit it."""
     numbers = _numbers(base)
-    for side in candidates:
+    for side, of_candidate in zip(candidates, options.others, strict=True):
         if len(side) != len(base):
             got, fits = f"is shard {len(side)} of {len(side)}", f"be one of {len(base)}, as {base[-1].path} is"
             raise_error("content", path=side[-1].path, got=got, fits=fits)
@@ -26,6 +26,10 @@ def paired(base: Sequence[Shard], candidates: Sequence[Sequence[Shard]], options
             if numbers and of_side and numbers[i] != of_side[i]:
                 got = f"would be compared with {shard.path}"
                 raise_error("content", path=other.path, got=got, fits="have the same number in its name")
+            if options.lm_head == of_candidate.lm_head and options.lm_head and shard.shape[-1] != other.shape[-1]:
+                got = f"has another width than {shard.path}, both read as hidden states for {shard.lm_head}"
+                fits = "have the same; base_kind is that of a base of scores, base_lm_head a base's own head"
+                raise_error("content", path=other.path, got=got, fits=fits)
             _check_shapes(shard, other, options)
     others = zip(*candidates, strict=True)
     return [shard._replace(others=of_shard) for shard, of_shard in zip(base, others, strict=True)]
