@@ -228,7 +228,8 @@ class _Run:
         files = opened.file, *opened.others
         # hidden states are projected a tile at a time, unless one of the models has scores
         self._are_hidden = options.definitions == "exact" and all(file.lm_head is not None for file in files)
-        self.max_rows = MAX_TILE_ROWS if self._are_hidden else rows_per_block(max(map(_row_bytes, files)))
+        row_bytes = max(map(_row_bytes, files)) * max(1, len(files) // 4)  # each file's reader keeps a block
+        self.max_rows = MAX_TILE_ROWS if self._are_hidden else rows_per_block(row_bytes)
         self.base = _Model(opened.file, options, "--base-kind", self.max_rows)
         sides = zip(opened.others, options.others, strict=True)
         self._others = [_Model(file, of_file, "--kind", self.max_rows) for file, of_file in sides]
