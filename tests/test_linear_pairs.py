@@ -13,9 +13,9 @@ import reference
 from arrays import BFLOAT16, FLOATS, LAYOUTS, assert_near, assert_same_bits, fails, strided
 
 from tokenloss import _core, _projection, compare, kl_divergence, linear_compare, linear_kl_divergence
+from tokenloss._linear_columns import linear_pair_columns
 from tokenloss._projection import Projection
 from tokenloss._validation import as_positions
-from tokenloss.linear import linear_pair_columns
 
 NAN, INF = math.nan, math.inf
 FLOAT16, FLOAT32, FLOAT64 = FLOATS[0], *FLOATS[2:]

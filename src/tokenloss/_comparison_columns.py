@@ -26,9 +26,7 @@ from tokenloss.sequences import check_offsets, check_segment_ids
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from tokenloss._types import Array, BoolArray, Float64Array
-
-    Columns = dict[str, Array]
+    from tokenloss._types import Array, BoolArray, Columns, Float64Array
 
 # what `_core` finds at each position
 COLUMNS = {

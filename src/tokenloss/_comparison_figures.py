@@ -14,8 +14,7 @@ from tokenloss._paired import KL_QUANTILES, Mean, paired_figures, quantile_inter
 from tokenloss.sequences import sequence_losses
 
 if TYPE_CHECKING:
-    from tokenloss._comparison_columns import Columns
-    from tokenloss._types import Array, BoolArray, Float64Array, IntArray
+    from tokenloss._types import Array, BoolArray, Columns, Float64Array, IntArray
 
 _BINS = np.array([0.0, 0.2, 0.4, 0.6, 0.8])  # lower bounds of the base's confidence
 

@@ -23,7 +23,8 @@ Float64Array: TypeAlias = np.ndarray[tuple[Any, ...], np.dtype[np.float64]]
 IntArray: TypeAlias = np.ndarray[tuple[Any, ...], np.dtype[np.int64]]
 Axes: TypeAlias = int | tuple[int, ...] | None
 
-Kind: TypeAlias = Literal["logits", "log_probs", "probs"]  # what scores are
+Columns: TypeAlias = dict[str, Array]
+Kind: TypeAlias = Literal["logits"] | Literal["log_probs"] | Literal["probs"]  # a union, as stubtest has it
 
 Scalar = TypeVar("Scalar", bound=np.generic)
 Out = TypeVar("Out", bound=SupportsDLPack)  # NumPy arrays support DLPack, too

@@ -17,8 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import Literal
 
-    from tokenloss._comparison_columns import Columns
-    from tokenloss._types import Array, ArrayLike, BoolArray, Float64Array, IntArray, Kind
+    from tokenloss._types import Array, ArrayLike, BoolArray, Columns, Float64Array, IntArray, Kind
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -15,22 +15,21 @@ from tokenloss._comparison_columns import COLUMNS, join, new_columns, pair_colum
 from tokenloss._evaluation import checks
 from tokenloss._evaluation.plan import open_shard, rows_per_block, with_file_names
 from tokenloss._evaluation.run import SHIFT_SAMPLE, ShiftSample, ShiftSampler, row_functions, scores_at
+from tokenloss._linear_columns import linear_pair_columns
 from tokenloss._outputs._base import ComparedBlock
 from tokenloss._projection import MAX_TILE_ROWS, Projection
 from tokenloss._softmax import log_softmax
 from tokenloss._validation import as_positions, scores_of_shape
 from tokenloss.formats._base import check_map
-from tokenloss.linear import linear_pair_columns
 from tokenloss.scores import token_scores
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from typing import TypeAlias
 
-    from tokenloss._comparison_columns import Columns
     from tokenloss._evaluation.plan import OpenShard, Options, Shard
     from tokenloss._evaluation.run import _Sink
-    from tokenloss._types import Array, BoolArray, IntArray
+    from tokenloss._types import Array, BoolArray, Columns, IntArray
     from tokenloss.formats import ScoresFile
     from tokenloss.formats.lm_head import LmHead
     from tokenloss.scores import TokenScores
