@@ -26,6 +26,7 @@ DTYPES_OF_WORK = {  # what else is done with logits, and of which dtypes it is t
     "tokens": ("float32", "float16"),
     "top20": ("float32", "float16"),
     "kl": ("float32",),
+    "kl_probs": ("float32",),
     "grad": ("float32", "float16"),
     "log_softmax": ("float32",),
     "softmax": ("float32",),
@@ -58,6 +59,7 @@ def all_cases(megabytes: int, workers: list[int], *, quick: bool) -> Iterator[tu
         "tokens": tokens,
         "top20": partial(tokens, top_k=20),
         "kl": divergence,
+        "kl_probs": divergence_of_probs,
     }
     for work, dtypes in DTYPES_OF_WORK.items():
         for dtype, label, count in itertools.product(dtypes, (str(classes), "cached"), workers):
@@ -158,19 +160,28 @@ def tokens(dtype: str, shape: tuple[int, int], size: int, workers: int, cached: 
 
 
 def divergence(dtype: str, shape: tuple[int, int], size: int, workers: int, cached: bool) -> Case:
-    """The divergence of two arrays of logits, compared with the loss of one of them."""
-    case, base, targets = _over_logits("kl_divergence, two of ", dtype, shape, size, workers, cached)
-    pair = np.stack([base, base])
-    rng = np.random.default_rng(2)
-    for row in pair[1]:  # some half a nat away
-        row += rng.standard_normal(len(row), np.float32)
-    case.nbytes = pair.nbytes
+    """The divergence of two arrays of logits, compared with the loss of one of them and with all figures of a pair."""
+    case, pair, targets = _pair("kl_divergence, two of ", dtype, shape, size, workers, cached)
+    tokenloss.log_softmax(pair[0], out=pair[0], workers=workers)  # logits as good as any, and what llama.cpp's are
     case.contenders = [
         _reader(pair.reshape(-1, shape[1]), workers),
         _loss_alone(pair[0], targets, workers, share=0.5),
         *backends(lambda: tokenloss.kl_divergence(*pair, workers=workers), cached),
     ]
+    for definitions in ("exact", "llama.cpp"):
+        call = partial(tokenloss.compare, *pair, targets, definitions=definitions, workers=workers)
+        case.contenders.append(Contender(f"compare, {definitions}", lambda call=call: call().mean_kl, None))
     return gather(case, peers_of_tokens.of_dtype(peers_of_tokens.DIVERGENCE, dtype), *pair, workers)
+
+
+def divergence_of_probs(dtype: str, shape: tuple[int, int], size: int, workers: int, cached: bool) -> Case:
+    """The divergence of two arrays of probabilities."""
+    case, pair, _ = _pair("kl_divergence of kind='probs', two of ", dtype, shape, size, workers, cached)
+    for logits in pair:
+        tokenloss.softmax(logits, out=logits, workers=workers)
+    call = partial(tokenloss.kl_divergence, *pair, kind="probs", workers=workers)
+    case.contenders = [_reader(pair.reshape(-1, shape[1]), workers), *backends(call, cached)]
+    return gather(case, peers_of_probabilities.DIVERGENCE, *pair)
 
 
 def written(
@@ -221,7 +232,7 @@ def linear_pair(shape: tuple[int, int, int], workers: int, settle: float) -> Cas
         return tokenloss.linear_compare(*operands, targets, workers=workers).mean_kl
 
     case.contenders.append(ours(lambda: tokenloss.linear_kl_divergence(*operands, workers=workers)))
-    case.contenders.append(Contender("linear_compare", compared))
+    case.contenders.append(Contender("linear_compare", compared, FLOAT32))
     return gather(case, peers_of_projection.PAIR, base, weight, hidden, workers)
 
 
@@ -248,6 +259,19 @@ def _projection(
     else:
         case.flops = 2 * rows * depth * classes
     return case, hidden, weight, targets
+
+
+def _pair(
+    work: str, dtype: str, shape: tuple[int, int], size: int, workers: int, cached: bool
+) -> tuple[Case, Any, Any]:
+    """A case without contenders, two arrays of logits, and class ids."""
+    case, base, targets = _over_logits(work, dtype, shape, size, workers, cached)
+    pair = np.stack([base, base])
+    rng = np.random.default_rng(2)
+    for row in pair[1]:  # some half a nat away
+        row += rng.standard_normal(len(row), np.float32)
+    case.nbytes = pair.nbytes
+    return case, pair, targets
 
 
 def _over_logits(
