@@ -255,8 +255,8 @@ def test_impossible_state_of_compare_is_refused(change, sides, command):
 def test_outputs_of_every_token_with_state(sides, command):
     argv = [sides.path / name for name in SHARDS]
     for option, value, words in (
-        ("--state", "state", "stores only sums"),
-        ("--scheduler", "tcp://x", "returns only sums"),
+        ("--state", "state", "keeps no single tokens"),
+        ("--scheduler", "tcp://x", "returns no single tokens"),
     ):
         for output in ("--per-token", "t.npy"), ("--html", "page.html"):
             refused = command("compare", *argv, option, value, output[0], sides.path / output[1])

@@ -233,8 +233,8 @@ def _score_on_cluster(
 
 
 def check_needs(outputs: Sequence[Output], state: str | None, scheduler: str | None, prefix: str = "") -> None:
-    """Refuse outputs of every token where only sums are kept."""
-    for option, value, words in ("state", state, "stores only sums"), ("scheduler", scheduler, "returns only sums"):
+    """Refuse outputs of every token where no tokens are kept."""
+    for option, value, verb in ("state", state, "keeps"), ("scheduler", scheduler, "returns"):
         for output in outputs:
             if value and output.needs_tokens:
-                raise_error("needs tokens", name=output._name, got=f"{prefix}{option} {words}")
+                raise_error("needs tokens", name=output._name, got=f"{prefix}{option} {verb} no single tokens")
