@@ -99,9 +99,12 @@ def group_table(comparison: Any, groups: Array, kept: BoolArray) -> dict[str, Ar
         return sequence_losses(values, segment_ids=numbers).loss
 
     def stderr(values: Float64Array) -> Float64Array:
-        """Standard error of the mean of each group."""
-        errors = [Mean(values[a:b], None if ids is None else ids[a:b]).stderr for a, b in pairwise(bounds)]
-        return np.array(errors, np.float64)
+        """Standard error of the mean of each group; nan of a single token."""
+        errors = np.full(labels.size, np.nan)
+        for i, (a, b) in enumerate(pairwise(bounds)):
+            if b - a > 1:
+                errors[i] = Mean(values[a:b], None if ids is None else ids[a:b]).stderr
+        return errors
 
     return {
         "group": labels,
