@@ -107,7 +107,7 @@ TL_TARGET static void NAME(to_compute_)(const void *start, size_t count, void *o
 
 /* Adds 64 products of elements at x with those of each vector to as many lanes. */
 TL_TARGET TL_INLINE void NAME(add_products_)(const ELEMENT *x, const char *vectors, ptrdiff_t stride, size_t count,
-                                             int from_memory, OP(vec) lanes[DOT_VECTORS][TL_LANES / OP(WIDTH)]) {
+                                             int from_memory, OP(vec) (*lanes)[TL_LANES / OP(WIDTH)]) {
     for (size_t j = 0; j < TL_LANES; j += OP(WIDTH)) {
         if (from_memory && j * sizeof *x % 64 == 0)
             tl_prefetch_stream(x + j);
@@ -121,7 +121,7 @@ TL_TARGET TL_INLINE void NAME(add_products_)(const ELEMENT *x, const char *vecto
 
 /* Adds the last products, fewer than 64, to 64 lanes. */
 TL_TARGET TL_OUTLINE void NAME(add_last_products_)(const ELEMENT *x, const void *vector, size_t depth,
-                                                   OP(vec) lanes[1][TL_LANES / OP(WIDTH)]) {
+                                                   OP(vec) (*lanes)[TL_LANES / OP(WIDTH)]) {
     ELEMENT last[TL_LANES] = {0};
     REAL with[TL_LANES] = {0};
     memcpy(last, (const void *)x, depth * sizeof *x);
