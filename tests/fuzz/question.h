@@ -224,7 +224,7 @@ static placed place(const numbers *of, int64_t start, int64_t end, layout how) {
 /* A row of what is asked of which these elements alone are there. */
 static placed place_row(const question *all, const numbers *of, int64_t start, int64_t end, layout how, tl_row *row) {
     placed copy = place(of, start, end, how);
-    *row = (tl_row){copy.data, all->count, copy.stride, copy.dtype, of->dtype, all->scale, all->cap, 0};
+    *row = (tl_row){copy.data, all->count, copy.stride, copy.dtype, of->dtype, all->scale, all->cap, 0, 0};
     if (tl_is_transformed(row))
         row->compute_dtype = TL_FLOAT64;
     return copy;
