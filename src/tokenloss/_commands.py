@@ -192,12 +192,12 @@ def _split(text: str) -> tuple[str, str]:
 
 
 def _parts(text: str) -> list[tuple[str, str]]:
-    """What is before and after each equals sign."""
+    """Each way to split a text at an equals sign."""
     return [(text[:i], text[i + 1 :]) for i, character in enumerate(text) if character == "="]
 
 
 def _is_found(path: str) -> bool:
-    """Whether there is a file of this name, or of this pattern."""
+    """Whether a path or a pattern names a file."""
     return Path(path).exists() or (glob.has_magic(path) and any(glob.iglob(path, recursive=True)))
 
 

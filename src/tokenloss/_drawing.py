@@ -1,4 +1,4 @@
-"""What figures share: colours, titles and axes; and the quantiles of divergences, of one model or of several."""
+"""Colours, titles and axes of all plots, and the quantile curves of divergences."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def style(axes: Axes, title: str, notes: Sequence[str], x: str, y: str) -> None:
 
 
 def is_empty(axes: Axes, count: int) -> bool:
-    """Whether there is nothing to draw; the axes then say so."""
+    """Whether there are no values; the axes then show a note."""
     if count == 0:
         axes.text(0.5, 0.5, "nothing to draw", transform=axes.transAxes, ha="center", va="center", color=DIM)
         axes.set_xticks([])
@@ -172,7 +172,7 @@ def draw_quantiles(axes: Axes, values: Array, excluded: str) -> None:
 
 
 class Model(NamedTuple):
-    """What is drawn of one of several models."""
+    """Name, size and divergences of a model."""
 
     name: str
     size: float | None  # bytes
@@ -237,7 +237,7 @@ def _draw_all_quantiles(axes: Axes, models: Sequence[Model], looks: Sequence[_Lo
 
 
 def _draw_means(axes: Axes, models: Sequence[Model], looks: Sequence[_Look]) -> None:
-    """Draw mean divergences and their errors over the sizes of models or, where these are not known, beside names."""
+    """Draw the mean divergence of each model, with its error, over its size; without sizes, beside its name."""
     by_size = all(model.size is not None for model in models)
     drawn = [rank for rank, model in enumerate(models) if PLOT_MIN <= model.mean <= PLOT_MAX]
     left_out = len(models) - len(drawn)
@@ -277,7 +277,7 @@ def _draw_means(axes: Axes, models: Sequence[Model], looks: Sequence[_Look]) -> 
 
 @boxes_for_missing_letters()
 def _name_points(axes: Axes, spots: Sequence[tuple[float, float, str]]) -> None:
-    """Write names beside points, where they hide neither points nor other names; what has no room has no name."""
+    """Write names beside points without overlaps; a name without room is left out."""
     from matplotlib.transforms import Bbox
 
     figure: Any = axes.figure

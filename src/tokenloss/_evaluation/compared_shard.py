@@ -142,7 +142,7 @@ class _Model:
         return rows[:n]
 
     def check(self, rows: Array, kept: BoolArray) -> None:
-        """Check rows, of which some count."""
+        """Check the kind of kept rows once; of hidden states, sample their norms."""
         if self.file.lm_head is not None:
             check_map(self.file.lm_head.weight)
             self.rms += checks.root_mean_squares(rows, kept, checks.NORM_SAMPLE - len(self.rms))
@@ -197,7 +197,7 @@ def _row_bytes(file: ScoresFile) -> int:
 
 
 class _Tokens(NamedTuple):
-    """What belongs to the rows of a block."""
+    """Ids, mask, text, positions and sequences of a block of rows."""
 
     ids: Array
     where: BoolArray | None  # those that are compared

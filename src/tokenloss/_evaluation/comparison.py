@@ -108,7 +108,7 @@ def _figures(
 
 
 def _first_numbers(shards: Sequence[Shard], options: Options) -> list[int]:
-    """What is added to the numbers of sequences of each shard, if there are several and these are its own."""
+    """The offset of each shard's sequence numbers; 0 if one numbering serves all shards."""
     firsts = [0]
     for shard in shards if shards[0].segments_start is None else ():
         numbers = open_shard(shard, options).sequences.numbers(0, shard.rows)

@@ -151,7 +151,7 @@ def compare_pairs(pairs: Iterator[Pair], paths: tuple[str, str], roundings: list
 
 
 def _has_names(file: ResponsesFile) -> bool:
-    """Whether the first request of a file has a name, `custom_id`."""
+    """Whether the first request of a file has a `custom_id`."""
     first = next(iter(file), None)
     name = first.custom_id if first is not None else next((failed.custom_id for failed in file.failed), None)
     return name is not None
