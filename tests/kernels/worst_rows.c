@@ -91,6 +91,7 @@ static tl_row row_of(const setting *of, int64_t count) {
                     of->compute_dtype,
                     of->logit_scale,
                     of->softcap,
+                    0,
                     0};
 }
 
