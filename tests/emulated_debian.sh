@@ -21,7 +21,7 @@ mirror=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' 'Ori
 mmdebstrap --quiet --variant=extract --architectures="$architecture" \
     --include=bash,coreutils,gcc,libpython3-dev,python3-setuptools,python3-numpy \
     --include=python3-pytest,python3-pytest-xdist,python3-hypothesis,python3-mpmath,python3-scipy,python3-safetensors \
-    --include=python3-rich,python3-distributed,python3-zarr,python3-matplotlib \
+    --include=python3-rich,python3-distributed,python3-matplotlib \
     trixie "$root" ${mirror:+"$mirror"}
 echo "root:x:0:0:root:/root:/bin/sh" >"$root/etc/passwd"
 libraries=$(echo "$root"/usr/lib/*-linux-gnu)
@@ -32,10 +32,11 @@ machine=${machine/powerpc/ppc}
 step "what Debian has not, or too old"
 install_wheel() {
     python3 -m pip install --quiet --no-deps --only-binary=:all: --target "$root/opt/wheels" --python-version 3.13 \
-        --platform "manylinux_2_28_$machine" --platform "manylinux2014_$machine" --platform "linux_$machine" "$1"
+        --platform "manylinux_2_28_$machine" --platform "manylinux2014_$machine" --platform "linux_$machine" "$@"
 }
-for package in 'cython>=3.1' ml_dtypes pyarrow; do
-    install_wheel "$package" || echo "$package has no wheel"
+for package in 'cython>=3.1' ml_dtypes pyarrow 'zarr>=3 numcodecs google_crc32c donfig'; do
+    # shellcheck disable=SC2086
+    install_wheel $package || echo "$package has no wheel"
 done
 mkdir "$root/checkout"
 git ls-files -z | tar --create --null --files-from=- | tar --extract --directory="$root/checkout"
