@@ -17,6 +17,7 @@ from pathlib import Path
 
 from Cython.Build import cythonize
 from setuptools import Extension, setup
+from setuptools.command.build import build
 from setuptools.command.build_ext import build_ext
 from setuptools.command.sdist import sdist
 
@@ -73,7 +74,7 @@ core = Extension(
 
 
 # what compiling needs, and how to install it
-NEEDED = {"stdlib.h": "a C compiler", "Python.h": f"the C headers of Python {sys.version_info[0]}.{sys.version_info[1]}"}
+NEEDED = {"stdlib.h": "a C compiler", "Python.h": "the C headers of Python {}.{}".format(*sys.version_info)}
 INSTALL = {
     "darwin": "xcode-select --install",
     "win32": "Build Tools for Visual Studio, with 'Desktop development with C++'",
@@ -82,6 +83,12 @@ INSTALL = {
     "'apt install gcc python3-dev' (Debian, Ubuntu), 'dnf install gcc python3-devel' (Fedora), "
     "'apk add gcc musl-dev python3-dev' (Alpine)",
 )
+
+
+class Build(build):
+    """Compiles before it copies, so that what an error says is not under a hundred names of files."""
+
+    sub_commands = build.sub_commands[::-1]
 
 
 class BuildExtension(build_ext):
@@ -150,6 +157,6 @@ setup(
         # without binding, functions have no signature for `inspect`, and are smaller
         compiler_directives={"boundscheck": DEBUG, "initializedcheck": DEBUG, "binding": False},
     ),
-    cmdclass={"build_ext": BuildExtension, "sdist": SourceDistribution},
+    cmdclass={"build": Build, "build_ext": BuildExtension, "sdist": SourceDistribution},
     options={"build": {"build_base": BUILD}, "bdist_wheel": {"py_limited_api": "cp311"} if LIMITED_API else {}},
 )
