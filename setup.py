@@ -74,7 +74,10 @@ core = Extension(
 
 
 # what compiling needs, and how to install it
-NEEDED = {"stdlib.h": "a C compiler", "Python.h": "the C headers of Python {}.{}".format(*sys.version_info)}
+NEEDED = {
+    "stdlib.h": "a C compiler with its headers",
+    "Python.h": f"the C headers of Python {sysconfig.get_python_version()}",
+}
 INSTALL = {
     "darwin": "xcode-select --install",
     "win32": "Build Tools for Visual Studio, with 'Desktop development with C++'",
@@ -95,7 +98,7 @@ class BuildExtension(build_ext):
     """Ends with one line that says what is missing, if it cannot compile."""
 
     def build_extensions(self) -> None:
-        """Compile; look for what is missing only after a failure, so that nothing is missed that is there."""
+        """Compile, and look for what is missing only after a failure: no guess stops what would compile."""
         try:
             super().build_extensions()
         except Exception as error:  # each compiler of setuptools has its own
@@ -130,9 +133,9 @@ class SourceDistribution(sdist):
         super().make_distribution()
 
     def make_release_tree(self, base_dir: str, files: list[str]) -> None:
-        """Leave out what setuptools adds, without which an sdist that is built from an sdist is the same."""
+        """Leave out a file that setuptools adds, with which an sdist that is built from an sdist would differ."""
         super().make_release_tree(base_dir, files)
-        Path(base_dir, "setup.cfg").unlink()
+        Path(base_dir, "setup.cfg").unlink(missing_ok=True)
 
     def make_archive(self, base_name: str, *_: object, base_dir: str, **__: object) -> str:
         """Leave out what differs from one machine to the next: times, users, and modes but the right to execute."""

@@ -61,7 +61,7 @@ for link in links:
     check(not link.startswith(urls[0]) or f"/v{version}/" in link, f"README's link to {link} is not of v{version}")
 
 if tag:
-    first = re.search("^## (.+)$", changelog.decode("utf-8"), re.MULTILINE)[1]
+    heading = re.search("^## (.+)$", changelog.decode("utf-8"), re.MULTILINE)[1]
     check(tag == [f"v{version}"], f"the tag is {tag[0]}, the version {version}")
-    check(first == version, f"the version is {version}, CHANGELOG.md begins with {first}")
+    check(heading == version, f"the version is {version}, CHANGELOG.md begins with {heading}")
 print(f"{len(paths)} files of version {version} could be published, with {len(links)} links: {', '.join(urls)}")

@@ -35,5 +35,5 @@ fails_with() {
     fi
 }
 
-fails_with "a C compiler" "PATH=$scratch/bin"
+fails_with "a C compiler with its headers" "PATH=$scratch/bin"
 fails_with "the C headers of Python" "CC=$scratch/without_headers" C_INCLUDE_PATH= CPATH=
