@@ -6,13 +6,19 @@ built in a directory of its own, and none takes what was built for another.
 """
 
 import glob
+import gzip
 import os
 import platform
 import sys
 import sysconfig
+import tarfile
+import tempfile
+from pathlib import Path
 
 from Cython.Build import cythonize
 from setuptools import Extension, setup
+from setuptools.command.build import build
+from setuptools.command.build_ext import build_ext
 from setuptools.command.sdist import sdist
 
 DEBUG = os.environ.get("TOKENLOSS_DEBUG", "0") == "1"
@@ -67,8 +73,54 @@ core = Extension(
 )
 
 
+# what compiling needs, and how to install it
+NEEDED = {
+    "stdlib.h": "a C compiler with its headers",
+    "Python.h": f"the C headers of Python {sysconfig.get_python_version()}",
+}
+INSTALL = {
+    "darwin": "xcode-select --install",
+    "win32": "Build Tools for Visual Studio, with 'Desktop development with C++'",
+}.get(
+    sys.platform,
+    "'apt install gcc python3-dev' (Debian, Ubuntu), 'dnf install gcc python3-devel' (Fedora), "
+    "'apk add gcc musl-dev python3-dev' (Alpine)",
+)
+
+
+class Build(build):
+    """Compiles before it copies, so that what an error says is not under a hundred names of files."""
+
+    sub_commands = build.sub_commands[::-1]
+
+
+class BuildExtension(build_ext):
+    """Ends with one line that says what is missing, if it cannot compile."""
+
+    def build_extensions(self) -> None:
+        """Compile, and look for what is missing only after a failure: no guess stops what would compile."""
+        try:
+            super().build_extensions()
+        except Exception as error:  # each compiler of setuptools has its own
+            for header, what in NEEDED.items():
+                if not self.compiles(f"#include <{header}>\n"):
+                    raise SystemExit(f"error: tokenloss must be compiled, which needs {what}: {INSTALL}") from error
+            raise
+
+    def compiles(self, code: str) -> bool:
+        """Whether the compiler is there and takes this code."""
+        with tempfile.TemporaryDirectory() as folder:
+            source = Path(folder, "needed.c")
+            source.write_text(code, "utf-8")
+            try:
+                self.compiler.compile([str(source)], output_dir=folder)
+            except Exception:
+                return False
+        return True
+
+
 class SourceDistribution(sdist):
-    """An sdist that can be built, tested and measured."""
+    """An sdist that can be built, tested and measured, of the same bytes each time."""
 
     def make_distribution(self) -> None:
         """Add what setuptools does not find by itself."""
@@ -80,6 +132,26 @@ class SourceDistribution(sdist):
             self.filelist.global_exclude(pattern)
         super().make_distribution()
 
+    def make_release_tree(self, base_dir: str, files: list[str]) -> None:
+        """Leave out a file that setuptools adds, with which an sdist that is built from an sdist would differ."""
+        super().make_release_tree(base_dir, files)
+        Path(base_dir, "setup.cfg").unlink(missing_ok=True)
+
+    def make_archive(self, base_name: str, *_: object, base_dir: str, **__: object) -> str:
+        """Leave out what differs from one machine to the next: times, users, and modes but the right to execute."""
+        time = int(os.environ.get("SOURCE_DATE_EPOCH", "1577836800"))  # 2020: a zip file's times begin in 1980
+
+        def plain(member: tarfile.TarInfo) -> tarfile.TarInfo:
+            member.mtime, member.mode = time, 0o755 if member.mode & 0o100 else 0o644
+            member.uid = member.gid = 0
+            member.uname = member.gname = ""
+            return member
+
+        name = f"{base_name}.tar.gz"
+        with gzip.GzipFile(name, "wb", mtime=time) as packed, tarfile.open(fileobj=packed, mode="w") as archive:
+            archive.add(base_dir, filter=plain)  # in the order of names
+        return name
+
 
 setup(
     ext_modules=cythonize(
@@ -88,6 +160,6 @@ setup(
         # without binding, functions have no signature for `inspect`, and are smaller
         compiler_directives={"boundscheck": DEBUG, "initializedcheck": DEBUG, "binding": False},
     ),
-    cmdclass={"sdist": SourceDistribution},
+    cmdclass={"build": Build, "build_ext": BuildExtension, "sdist": SourceDistribution},
     options={"build": {"build_base": BUILD}, "bdist_wheel": {"py_limited_api": "cp311"} if LIMITED_API else {}},
 )

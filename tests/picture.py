@@ -11,7 +11,7 @@ from tokenloss import cli
 ROOT = Path(__file__).parents[1]
 PICTURE = ROOT / ".github" / "page.png"
 SAMPLE = "whisper-tiny-en.npz"
-WIDTH, HEIGHT = 760, 540  # with room for the card below the text
+WIDTH, HEIGHT = 760, 610  # with room for the card below the text
 TOKEN = 8  # " the", the costliest: its card lists the alternatives
 
 

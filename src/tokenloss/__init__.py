@@ -15,7 +15,7 @@ from tokenloss.samples import SampleComparison, SampleMetric, compare_samples
 from tokenloss.scores import TokenScores, token_scores
 from tokenloss.sequences import SequenceLosses, next_token, sequence_losses
 
-__version__ = "0.1.0.dev0"
+__version__ = "0.1.0"
 
 __all__ = [
     "Comparison",
