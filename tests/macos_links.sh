@@ -51,7 +51,7 @@ check() {
     sed -n 's/.* _\(\w*\) (from libSystem)$/\1/p' "$scratch/$1.undefined" | sort | xargs echo "from libSystem:"
 }
 
-# the first that wheels are for, of each architecture: timespec_get came with 10.15, macOS for arm64 with 11
+# the first that wheels are for, as in pyproject.toml: of x86_64 with timespec_get, of arm64 of all
 step "compile and link"
 build aarch64 arm64 11.0 &
 build x86_64 x86_64 10.15
