@@ -34,6 +34,9 @@ LIMITED_API = (
 # else gcc or clang, on Windows too: compilers are those that built Python
 MSVC = platform.python_compiler().startswith("MSC")
 
+# what is built for, which need not be what builds
+LINUX = sysconfig.get_platform().startswith("linux")
+
 # Floating-point expressions as they are written: results must not depend on the compiler. That none traps lets loops
 # with a choice in them be vectorised, and changes no result.
 # Assertions are in debug builds alone, whatever flags Python was built with.
@@ -42,7 +45,7 @@ if MSVC:
 else:
     FLAGS = ["-O3", "-g0", "-std=c11", "-ffp-contract=off", "-fno-trapping-math", "-fvisibility=hidden"]
     FLAGS += ["-UNDEBUG" if DEBUG else "-DNDEBUG"]
-    if sys.platform == "linux" and not DEBUG and not SANITIZE:  # for C++ and debuggers: 3 % of a wheel
+    if LINUX and not DEBUG and not SANITIZE:  # for C++ and debuggers: 3 % of a wheel
         FLAGS += ["-fno-asynchronous-unwind-tables", "-fno-unwind-tables"]
         # Cython marks all of its helper functions inline; copies of the larger ones would be a twentieth of a wheel
         FLAGS += ["--param=max-inline-insns-single=15"]  # of gcc; clang ignores it
@@ -56,7 +59,7 @@ if DEBUG or SANITIZE:
 SANITIZERS = ["-O1", f"-fsanitize={SANITIZE}", "-fno-sanitize-recover=all"] if SANITIZE else []
 
 # names of our functions, which nobody links to, would be a thirtieth of a wheel
-STRIP = ["-Wl,--strip-all"] if sys.platform == "linux" and not DEBUG and not SANITIZE else []
+STRIP = ["-Wl,--strip-all"] if LINUX and not DEBUG and not SANITIZE else []
 
 KIND = [*(["debug"] if DEBUG else []), *filter(None, SANITIZE.split(",")), *([] if LIMITED_API else ["unlimited"])]
 BUILD = f"build/{'-'.join(KIND)}" if KIND else "build"
