@@ -33,3 +33,12 @@ def test_only_the_package_is_installed():
     assert {Path(name).suffix for name in ours} - {".css", ".js", ".py", ".pyi", ".typed"} in ({".so"}, {".pyd"})
     others = {file.parts[0] for file in files} - {"tokenloss", ".."}  # the command is above
     assert others == {f"tokenloss-{tokenloss.__version__}.dist-info"}
+
+
+def test_workflow_runs_each_step():
+    script, workflow = ROOT / ".ci" / "run", ROOT / ".github" / "workflows" / "ci.yml"
+    if not script.exists():
+        pytest.skip("an sdist has no workflows")
+    steps = re.search(r"^steps=\((.+)\)$", script.read_text("utf-8"), re.MULTILINE)[1].split()
+    jobs = re.search(r"^        step:\n((?:          - .+\n)+)", workflow.read_text("utf-8"), re.MULTILINE)[1]
+    assert re.findall("- (.+)", jobs) == steps
