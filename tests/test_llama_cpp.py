@@ -152,8 +152,8 @@ def test_file_that_is_read_and_written_again(tmp_path):
 
 
 def test_file_without_rows(tmp_path):
-    path = tmp_path / "base.kld"
     for n_ctx, n_chunk in ((1, 3), (2, 3), (8, 0)):
+        path = tmp_path / f"{n_ctx}-{n_chunk}.kld"
         path.write_bytes(struct.pack(f"<8s3i{4 * n_ctx * n_chunk}x", b"_logits_", n_ctx, 9, n_chunk))
         scores = open_scores(path)
         assert scores.shape == (n_chunk, max(0, (n_ctx - 1) // 2), 9)

@@ -3,6 +3,7 @@
 import contextlib
 import math
 import re
+import sys
 from importlib import resources
 from pathlib import Path
 
@@ -270,18 +271,21 @@ def test_contrast_of_colors():
 def test_replacing_a_file(tmp_path):
     path, link = tmp_path / "file", tmp_path / "link"
     path.write_bytes(b"before")
-    link.symlink_to(path)
+    if sys.platform == "win32":  # links need a privilege there
+        link = path
+    else:
+        link.symlink_to(path)
     with replacing(link) as file:
         file.write(b"after")
         file.flush()
         assert path.read_bytes() == b"before"
     assert path.read_bytes() == b"after"
-    assert link.is_symlink()
+    assert link.is_symlink() == (link != path)
     with contextlib.suppress(KeyboardInterrupt), replacing(path) as file:
         file.write(b"half")
         raise KeyboardInterrupt
     assert path.read_bytes() == b"after"
-    assert sorted(tmp_path.iterdir()) == [path, link]
+    assert set(tmp_path.iterdir()) == {path, link}
 
 
 @pytest.mark.skipif(not Path("/dev/null").exists(), reason="has no devices among its files")

@@ -386,7 +386,7 @@ def test_save_other_formats(name, tmp_path):
     for function, arguments in (plots.check, ()), (plots.save, (plots.draw_losses([1.0]),)):
         with pytest.raises(ValueError, match=r"\.png, \.svg or \.pdf") as raised:
             function(*arguments, path)
-        assert str(path) in str(raised.value)
+        assert repr(str(path)) in str(raised.value)
     assert list(tmp_path.iterdir()) == []
 
 

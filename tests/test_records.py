@@ -294,8 +294,9 @@ def test_path_that_is_no_file(kind, tmp_path):
     path = tmp_path / "a.jsonl"
     if kind == "is a directory":
         path.mkdir()
-    with pytest.raises((OSError, ValueError), match=re.escape(str(path))):
+    with pytest.raises((OSError, ValueError)) as raised:
         read(path)
+    assert str(path) in str(raised.value).replace(r"\\", "\\")
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such files")

@@ -235,7 +235,7 @@ def test_text_that_is_empty(command, tmp_path):
 
 def test_text_and_bytes(score_json, command, npz, tmp_path):
     path = npz(logits=LOGITS, targets=TARGETS)
-    (tmp_path / "text").write_text("a naïve\nlittle  text\n", encoding="utf-8")
+    (tmp_path / "text").write_text("a naïve\nlittle  text\n", encoding="utf-8", newline="\n")
     total = 4 * tokenloss.cross_entropy(LOGITS, TARGETS)
     found = score_json(path, "--text", tmp_path / "text")
     assert (found["n_bytes"], found["n_words"]) == (22, 4)

@@ -91,7 +91,7 @@ def open_scores(
     >>> import numpy as np
     >>> from tokenloss import cross_entropy
     >>> from tokenloss.formats import open_scores
-    >>> with tempfile.TemporaryDirectory() as directory:
+    >>> with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as directory:
     ...     path = pathlib.Path(directory) / "scores.npz"
     ...     np.savez(path, logits=np.float32([[2, 1, 0], [0, 3, 0]]), targets=[0, 1])
     ...     scores = open_scores(path)
@@ -154,7 +154,7 @@ def open_hidden_states(
     >>> import pathlib, tempfile
     >>> import numpy as np
     >>> from tokenloss.formats import open_hidden_states
-    >>> with tempfile.TemporaryDirectory() as directory:
+    >>> with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as directory:
     ...     hidden, head = (pathlib.Path(directory) / name for name in ("hidden.npy", "head.npy"))
     ...     np.save(hidden, np.ones((3, 4)))
     ...     np.save(head, np.ones((4, 10)))

@@ -156,7 +156,7 @@ def write(
     >>> import tempfile, pathlib
     >>> import numpy as np
     >>> from tokenloss.formats import llama_cpp, open_scores
-    >>> with tempfile.TemporaryDirectory() as directory:
+    >>> with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as directory:
     ...     path = pathlib.Path(directory) / "base.kld"
     ...     llama_cpp.write(path, [7, 3, 0, 1], [np.float32([[0, 2, 1, 0, 0, 0, 0, 0]])], n_ctx=4)
     ...     scores = open_scores(path)

