@@ -4,7 +4,7 @@
 #
 #     tests/windows_under_wine.sh [arguments of pytest]
 #
-# Needs apt-get with Debian's sources, and Debian's python3-venv, gcc-mingw-w64-ucrt64, wine, wine64 and xz-utils.
+# Needs what debian_source.sh does, and Debian's python3-venv, gcc-mingw-w64-ucrt64, wine, wine64 and xz-utils.
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 scratch=$(mktemp -d)
@@ -49,17 +49,9 @@ library.write(sys.argv[2])
 END
 
 step "its headers, from Debian's source"
-mkdir -p "$scratch/sources" "$scratch/lists/partial" "$scratch/headers"
-for file in /etc/apt/sources.list.d/*.sources; do
-    grep -q '^Signed-By' "$file" || continue # a folder of the machine's own, which has no sources
-    sed 's/^Types: deb$/Types: deb-src/' "$file" >"$scratch/sources/$(basename "$file")"
-done
-apt=(apt-get -qq -o Dir::Etc::sourcelist=/dev/null -o "Dir::Etc::sourceparts=$scratch/sources"
-    -o "Dir::State::lists=$scratch/lists" -o Dir::Cache::pkgcache= -o Dir::Cache::srcpkgcache=
-    -o APT::Sandbox::User=root)
-"${apt[@]}" update
-(cd "$scratch/sources" && "${apt[@]}" source --download-only python3.13)
-tar -xJf "$scratch"/sources/python3.13_*.orig.tar.xz -C "$scratch/headers" --strip-components=2 --wildcards \
+mkdir "$scratch/headers"
+"$root/tests/debian_source.sh" python3.13 "$scratch/source"
+tar -xJf "$scratch"/source/python3.13_*.orig.tar.xz -C "$scratch/headers" --strip-components=2 --wildcards \
     'Python-*/Include' 'Python-*/PC/pyconfig.h.in'
 mv "$scratch/headers/pyconfig.h.in" "$scratch/headers/pyconfig.h"
 
