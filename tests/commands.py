@@ -1,7 +1,6 @@
 """The command line in tests: run in their process or in one of its own, how it refuses, and a limit to its time."""
 
 import contextlib
-import gc
 import io
 import json
 import os
@@ -29,17 +28,10 @@ def run(*arguments):
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         status = main([*map(str, arguments), "--json", "--workers", "1"])
-    release_maps(status)
     assert status in (0, 2)
     assert err.getvalue().count("\n") == (status == 2), err.getvalue()
     assert (json.loads(out.getvalue()) is not None) if status == 0 else not out.getvalue()
     return status, err.getvalue()
-
-
-def release_maps(status):
-    """Free the frames of an error, which hold maps of files: Windows does not let mapped files be replaced."""
-    if status and sys.platform == "win32":
-        gc.collect(1)
 
 
 def process(*argv, stdout=subprocess.PIPE, program=("-m", "tokenloss"), **environment):

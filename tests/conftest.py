@@ -11,7 +11,6 @@ from types import SimpleNamespace
 
 import browser as browsers
 import clients
-import commands
 import numpy as np
 import pytest
 
@@ -118,7 +117,6 @@ def command(capsys):
 
     def command(*argv):
         status = cli.main([str(arg) for arg in argv])
-        commands.release_maps(status)
         return status, *capsys.readouterr()
 
     return command

@@ -1,5 +1,6 @@
 """One line and exit status 2 for bad arguments and files; signals, closed pipes and full disks."""
 
+import gc
 import os
 import signal
 import subprocess
@@ -154,6 +155,32 @@ def test_npz_file_that_is_damaged(command, tmp_path):
     path = tmp_path / "sample.npz"
     path.write_bytes(data)
     assert_refused(command("score", path), f"{path}: logits: cannot be read: ")
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="maps are read from /proc")
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["score", "bad.npz"],
+        ["score", "good.npz", "bad.npz"],
+        ["score", "good.npz", "--targets", "targets.npy"],
+        ["compare", "good.npz", "bad.npz"],
+    ],
+)
+def test_files_that_were_refused_are_not_mapped(argv, command, npz, tmp_path, monkeypatch):
+    npz("good.npz", logits=LOGITS, targets=TARGETS)
+    npz("bad.npz", logits=LOGITS, targets=TARGETS + 3)
+    np.save(tmp_path / "targets.npy", TARGETS + 3)
+    monkeypatch.chdir(tmp_path)
+    gc.collect()
+    gc.disable()  # nothing else frees cycles of references
+    try:
+        refused = command(*argv)
+        maps = Path("/proc/self/maps").read_text()
+    finally:
+        gc.enable()
+    assert_refused(refused, argv[-1])
+    assert str(tmp_path) not in maps
 
 
 @pytest.mark.parametrize("argv", [("score", SAMPLE), ("info",)])

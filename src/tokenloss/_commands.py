@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tokenloss._config import show_config
+from tokenloss._errors import contextmanager
 from tokenloss._evaluation.files import check_needs
 from tokenloss._files import WriteError, check_outputs
 from tokenloss._outputs import COMPARE_OUTPUTS, RESPONSE_OUTPUTS, SAMPLE_OUTPUTS, SCORE_OUTPUTS
@@ -82,7 +83,7 @@ def score(args: argparse.Namespace) -> None:
     _print(sinks)
 
 
-@contextlib.contextmanager
+@contextmanager
 def _running(sinks: Sequence[_Guarded], args: argparse.Namespace) -> Iterator[None]:
     """Check outputs before the work, whose warnings are printed after it."""
     with _input_errors(), warnings.catch_warnings():
@@ -118,7 +119,7 @@ class _Guarded(Output):
     def _name(self) -> str:
         return self.option
 
-    @contextlib.contextmanager
+    @contextmanager
     def open(self, batch: tuple[int, ...] | None, rows: int | None, top_k: int) -> Iterator[None]:
         self._output._of_responses = self._of_responses
         with _output_errors(self.option, self.path), self._output.open(batch, rows, top_k):
@@ -309,7 +310,7 @@ def _warn(message: str) -> None:
 # -- errors, inputs and outputs ----------------------------------------------------------------------------------------
 
 
-@contextlib.contextmanager
+@contextmanager
 def _input_errors(subject: str = "") -> Iterator[None]:
     """Turn errors about input into one line."""
     try:
@@ -323,7 +324,7 @@ def _input_errors(subject: str = "") -> Iterator[None]:
         raise InputError(f"{subject}: {error}" if subject else str(error)) from error
 
 
-@contextlib.contextmanager
+@contextmanager
 def _output_errors(option: str, path: str | None) -> Iterator[None]:
     """Turn errors about a file that is written into one line that names it."""
     try:

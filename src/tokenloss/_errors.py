@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Iterator, Sequence
+    from contextlib import AbstractContextManager
+    from typing import ParamSpec, TypeVar
 
     import numpy as np
 
+    P = ParamSpec("P")
+    T = TypeVar("T")
 
 # Every message to people: the argument, what came, what fits.
 _ERRORS: dict[str, tuple[type[Exception], str]] = {
@@ -56,3 +62,34 @@ def raise_error(error: str, **words: object) -> NoReturn:
 def raise_bad_class(name: str, targets: np.ndarray[Any, Any], index: Sequence[int], classes: int) -> NoReturn:
     """Raise that the target at this index is out of range."""
     raise_error("class", name=name, position=list(index) or "", got=targets[tuple(index)], fits=f"[0, {classes})")
+
+
+class _Manager(contextlib.AbstractContextManager[Any, "bool | None"]):
+    """A context manager that takes itself out of the traceback of an error that it replaces."""
+
+    def __init__(self, manager: AbstractContextManager[Any]) -> None:
+        self._manager = manager
+
+    def __enter__(self) -> Any:
+        return self._manager.__enter__()
+
+    def __exit__(self, *error: Any) -> bool | None:
+        try:
+            return self._manager.__exit__(*error)
+        finally:
+            if error[1] is not None:
+                error[1].__traceback__ = error[2]
+
+
+def contextmanager(function: Callable[P, Iterator[T]]) -> Callable[P, AbstractContextManager[T]]:
+    """Do as that of contextlib, but without its reference cycle, which keeps files mapped until it is collected.
+
+    From Python 3.12 on, a traceback holds the callers of its frames: here `__exit__`, which holds the error.
+    """
+    make = contextlib.contextmanager(function)
+
+    @functools.wraps(function)
+    def manager(*args: P.args, **options: P.kwargs) -> AbstractContextManager[T]:
+        return _Manager(make(*args, **options))
+
+    return manager

@@ -9,6 +9,8 @@ import secrets
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tokenloss._errors import contextmanager
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from typing import BinaryIO
@@ -32,7 +34,7 @@ class WriteError(OSError):
     """A file that cannot be written."""
 
 
-@contextlib.contextmanager
+@contextmanager
 def write_errors(path: str | os.PathLike[str] | None) -> Iterator[None]:
     """Turn errors about a file that is written, if there is one, into `WriteError`."""
     try:
@@ -63,7 +65,7 @@ def check_outputs(outputs: Sequence[tuple[str, str]], taken: dict[object, str]) 
         taken[identity(place)] = f"what {name} writes"
 
 
-@contextlib.contextmanager
+@contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     """Open a temporary file that replaces `path` when all is written; until then, the old file stays."""
     path = Path(path)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from tokenloss import _workers
-from tokenloss._errors import raise_error
+from tokenloss._errors import contextmanager, raise_error
 from tokenloss._exact import ExactMoments
 from tokenloss._validation import (
     as_positions,
@@ -360,7 +359,7 @@ def _meter(
     return np.full((1,) * logits.ndim, meter, object)
 
 
-@contextlib.contextmanager
+@contextmanager
 def _naming_block(starts: tuple[Array, ...]) -> Iterator[None]:
     """Say in a ValueError where the block is that it names a position of."""
     try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import math
 import re
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from tokenloss import _job
-from tokenloss._errors import raise_error
+from tokenloss._errors import contextmanager, raise_error
 from tokenloss._evaluation.sequences import row_sequences
 from tokenloss._files import identity
 from tokenloss._projection import MAX_TILE_ROWS
@@ -237,7 +236,7 @@ def by_number(path: str) -> tuple[str | int, ...]:
     return tuple(int(part) if i % 2 else part for i, part in enumerate(re.split("([0-9]+)", path)))
 
 
-@contextlib.contextmanager
+@contextmanager
 def with_file_names(*files: str | None) -> Iterator[None]:
     """Put the names of files before errors about their arrays."""
     try:

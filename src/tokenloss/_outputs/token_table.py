@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import importlib
 import io
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tokenloss._errors import raise_error
+from tokenloss._errors import contextmanager, raise_error
 from tokenloss._files import replacing
 from tokenloss._outputs._base import Output
 from tokenloss.scores import COLUMNS
@@ -64,7 +63,7 @@ class _TableFile(Output):
                 raise_error("missing", name=path, got="pyarrow")
         super().__init__(path)
 
-    @contextlib.contextmanager
+    @contextmanager
     def _writer(self, columns: np.dtype[Any], rows: int | None) -> Iterator[_Write]:
         with replacing(self.path) as file, _WRITERS[self._suffix](file, columns, rows) as write:
             yield write
@@ -110,7 +109,7 @@ class TokenTable(_TableFile):
     help = "write a row for each token: a .npy, .csv or .parquet file"
     needs_tokens = True
 
-    @contextlib.contextmanager
+    @contextmanager
     def open(self, batch: tuple[int, ...] | None, rows: int | None, top_k: int) -> Iterator[None]:
         self._columns = _RESPONSE_COLUMNS if self._of_responses else _COLUMNS
         with self._writer(self._columns, rows) as self._write:
@@ -170,7 +169,7 @@ class ComparedTokenTable(_TableFile):
     help = "write a row for each candidate and token: a .npy, .csv or .parquet file"
     needs_tokens = True
 
-    @contextlib.contextmanager
+    @contextmanager
     def open(self, batch: tuple[int, ...] | None, rows: int | None, top_k: int) -> Iterator[None]:
         with self._writer(_COMPARED_COLUMNS, rows) as self._write:
             yield
@@ -233,7 +232,7 @@ class SequenceTable(_TableFile):
             write(table)
 
 
-@contextlib.contextmanager
+@contextmanager
 def _npy(file: BinaryIO, columns: np.dtype[Any], rows: int | None) -> Iterator[_Write]:
     """Write a structured array."""
     written = 0
@@ -254,7 +253,7 @@ def _npy(file: BinaryIO, columns: np.dtype[Any], rows: int | None) -> Iterator[_
         header(written)  # NumPy leaves room for a number of any length
 
 
-@contextlib.contextmanager
+@contextmanager
 def _csv(file: BinaryIO, columns: np.dtype[Any], rows: int | None) -> Iterator[_Write]:
     """Write text; numbers keep all their digits."""
     text = io.TextIOWrapper(file, "utf-8", newline="")
@@ -264,7 +263,7 @@ def _csv(file: BinaryIO, columns: np.dtype[Any], rows: int | None) -> Iterator[_
     text.detach()
 
 
-@contextlib.contextmanager
+@contextmanager
 def _parquet(file: BinaryIO, columns: np.dtype[Any], rows: int | None) -> Iterator[_Write]:
     """Write columns with pyarrow."""
     import pyarrow as pa

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import math
 import os
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from tokenloss._dtypes import FLOATS
-from tokenloss._errors import raise_error
+from tokenloss._errors import contextmanager, raise_error
 from tokenloss._validation import check_integer
 
 if TYPE_CHECKING:
@@ -355,7 +354,7 @@ def check_text(path: str, tokens: Array) -> None:
             raise_error("content", path=path, got=got, fits=fits)
 
 
-@contextlib.contextmanager
+@contextmanager
 def library_errors(path: str, part: str = "") -> Iterator[None]:
     """Turn the errors of a library about a damaged file, of any class, into one line that names the file."""
     try:

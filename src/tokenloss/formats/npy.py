@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tokenloss._errors import raise_error
+from tokenloss._errors import contextmanager, raise_error
 from tokenloss.formats._base import (
     ArrayLocation,
     ScoresFile,
@@ -57,7 +56,7 @@ def _locate(path: str, *, is_targets: bool = False) -> ArrayLocation:
     return place._replace(stamp=found)
 
 
-@contextlib.contextmanager
+@contextmanager
 def _without_memory_errors() -> Iterator[None]:
     """Turn MemoryError into ValueError: Python's parser raises it for a header that is nested too deeply."""
     try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import math
 import os
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tokenloss._errors import raise_error
+from tokenloss._errors import contextmanager, raise_error
 from tokenloss._iteration import iter_row_blocks
 from tokenloss.formats._base import (
     HIDDEN_NAMES,
@@ -135,7 +134,7 @@ class _ReadGuard:
         files = [Path(self._path)] if Path(self._path).is_file() else Path(self._path).rglob("*")
         return sum(file.stat().st_size for file in files if file.is_file())
 
-    @contextlib.contextmanager
+    @contextmanager
     def reading(self, part: str = "") -> Iterator[None]:
         """Raise the error about a file that was refused."""
         with library_errors(self._path, part):
