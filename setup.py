@@ -34,7 +34,7 @@ LIMITED_API = (
 # else gcc or clang, on Windows too: compilers are those that built Python
 MSVC = platform.python_compiler().startswith("MSC")
 
-# what is built for, which need not be what builds
+# the system that it is built for, which is another than this one where it is cross-compiled
 LINUX = sysconfig.get_platform().startswith("linux")
 
 # Floating-point expressions as they are written: results must not depend on the compiler. That none traps lets loops
@@ -92,7 +92,7 @@ INSTALL = {
 
 
 class Build(build):
-    """Compiles before it copies, so that what an error says is not under a hundred names of files."""
+    """Compiles before it copies files, so that an error is not hidden below a hundred lines of their names."""
 
     sub_commands = build.sub_commands[::-1]
 
@@ -101,7 +101,7 @@ class BuildExtension(build_ext):
     """Ends with one line that says what is missing, if it cannot compile."""
 
     def build_extensions(self) -> None:
-        """Compile, and look for what is missing only after a failure: no guess stops what would compile."""
+        """Compile; only if that fails, look for what is missing."""
         try:
             super().build_extensions()
         except Exception as error:  # each compiler of setuptools has its own
@@ -136,12 +136,12 @@ class SourceDistribution(sdist):
         super().make_distribution()
 
     def make_release_tree(self, base_dir: str, files: list[str]) -> None:
-        """Leave out a file that setuptools adds, with which an sdist that is built from an sdist would differ."""
+        """Leave out setup.cfg, which setuptools adds: an sdist that is built from this one would differ."""
         super().make_release_tree(base_dir, files)
         Path(base_dir, "setup.cfg").unlink(missing_ok=True)
 
     def make_archive(self, base_name: str, *_: object, base_dir: str, **__: object) -> str:
-        """Leave out what differs from one machine to the next: times, users, and modes but the right to execute."""
+        """Leave out what differs between machines: times, users, and permissions other than to execute."""
         time = int(os.environ.get("SOURCE_DATE_EPOCH", "1577836800"))  # 2020: a zip file's times begin in 1980
 
         def plain(member: tarfile.TarInfo) -> tarfile.TarInfo:

@@ -20,7 +20,7 @@ from trove_classifiers import classifiers
 
 
 def shown(metadata: bytes) -> tuple[str, list[str], str]:
-    """Version, URLs and text, all that PyPI shows of any file; the rest depends on the version of setuptools."""
+    """Version, URLs and README. Other metadata of a wheel may differ, by the version of setuptools."""
     head = email.message_from_bytes(metadata)
     return head["Version"], head.get_all("Project-URL", []), head.get_payload(decode=True).decode("utf-8").strip()
 
@@ -52,7 +52,7 @@ for classifier in email.message_from_bytes(metadata).get_all("Classifier"):
 urls = [url.partition(", ")[2] for url in urls]
 check(bool(urls) and all(url.startswith(urls[0]) for url in urls), f"the URLs are {urls}")
 
-# PyPI has README alone
+# PyPI shows README without the other files of the repository
 page = markdown.render(text)
 links = re.findall(r'(?:href|src)="((?!#)[^"]*)"', page)
 check("<img " in page and "<table>" in page and len(links) > 1, "README is not shown as it is meant")

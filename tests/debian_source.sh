@@ -14,7 +14,8 @@ for file in /etc/apt/sources.list.d/*.sources; do
         >"$scratch/sources/$(basename "$file")"
 done
 apt=(apt-get -qq -o Dir::Etc::sourcelist=/dev/null -o "Dir::Etc::sourceparts=$scratch/sources"
-    -o "Dir::State::lists=$scratch/lists" -o Dir::Cache::pkgcache= -o Dir::Cache::srcpkgcache= -o APT::Sandbox::User=root)
+    -o "Dir::State::lists=$scratch/lists" -o Dir::Cache::pkgcache= -o Dir::Cache::srcpkgcache=
+    -o APT::Sandbox::User=root)
 "${apt[@]}" update
 cd "$folder"
 "${apt[@]}" source --download-only "$package"

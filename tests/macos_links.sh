@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Builds wheels for macOS on Linux, and looks at what the extension would ask of a Mac. Nothing of them is run:
+# Builds wheels for macOS on Linux, and checks whether a Mac could load the extension. Nothing is run:
 #
 #     tests/macos_links.sh
 #
@@ -18,11 +18,11 @@ python=$scratch/venv/bin/python
 "$python" -m pip install -q ziglang==0.17.1 'setuptools>=77' 'cython>=3.1' abi3audit
 headers=$scratch/headers
 tests/headers.sh "$headers"
-# of the same list without architectures that are newer than the linker
+# this list of names without architectures that Debian's linker does not know yet
 libraries=$("$python" -c 'import pathlib, ziglang; print(pathlib.Path(ziglang.__file__).parent / "lib/libc/darwin")')
 sed 's/arm64e\.x1-[a-z]*,\? *//g' "$libraries/libSystem.tbd" >"$scratch/libSystem.tbd"
 
-# The wheel of an architecture, by its names in ziglang and elsewhere, and of the first macOS that it is for.
+# Builds a wheel: the architecture's name in ziglang, its name elsewhere, and the first macOS that it is for.
 build() {
     mkdir "$scratch/$2"
     cp -r setup.py pyproject.toml README.md LICENSE src "$scratch/$2"
@@ -34,7 +34,7 @@ build() {
         "$python" setup.py -q bdist_wheel -d "$scratch/wheels" >"$scratch/$2.log" 2>&1 || { cat "$scratch/$2.log"; exit 1; }
 }
 
-# That a Mac could load the extension: its architecture, first macOS, libraries, and names that it exports and needs.
+# Checks an extension: its architecture, first macOS, libraries, and the names that it exports and needs.
 check() {
     wheel=$(echo "$scratch"/wheels/*-cp311-abi3-"macosx_${2/./_}_$1.whl")
     "$python" -m abi3audit --strict "$wheel"
@@ -45,7 +45,7 @@ check() {
     [ "$(awk '$1 == "minos" { print $2 }' "$scratch/$1.headers")" = "$2" ]
     [ "$(llvm-objdump-19 --macho --dylibs-used "$core" | awk 'NR > 1 { print $1 }')" = /usr/lib/libSystem.B.dylib ]
     [ "$(llvm-nm-19 --extern-only --defined-only --just-symbol-name "$core")" = _PyInit__core ]
-    # Names of Python are looked up in the program that loads it. So would be those that macOS does not have.
+    # Names of Python are looked up when it is loaded. So would be any that macOS does not have: there must be none.
     llvm-nm-19 -m --undefined-only "$core" >"$scratch/$1.undefined"
     if grep -vE 'external __?Py\w+ \(dynamically looked up\)$|\(from libSystem\)$' "$scratch/$1.undefined"; then exit 1; fi
     sed -n 's/.* _\(\w*\) (from libSystem)$/\1/p' "$scratch/$1.undefined" | sort | xargs echo "from libSystem:"

@@ -15,7 +15,7 @@ trap 'rm -rf "$scratch"' EXIT
 
 step() { printf '\n== %s (after %s s)\n' "$*" "$SECONDS"; }
 
-install_for_musl() { # into a folder, packages; from the outside, for this Python has no ssl to download with
+install_for_musl() { # FOLDER PACKAGE...; by the machine's pip, since the Python for musl has no ssl to download with
     python3 -m pip install -q --disable-pip-version-check --root-user-action=ignore --only-binary :all: \
         --python-version "$version" --abi "cp$version" --abi abi3 --abi none --platform "musllinux_1_2_$machine" \
         --platform "linux_$machine" --target "$@"
@@ -23,11 +23,11 @@ install_for_musl() { # into a folder, packages; from the outside, for this Pytho
 
 step "Python from source"
 mkdir -p "$folder/include"
-# configure asks gcc for Debian's name of the machine, which is not that of musl
+# configure compares gcc's name of the machine with its own. That of Debian's gcc says glibc: here it gives none
 printf '#!/bin/sh\n[ "$1" = --print-multiarch ] || exec musl-gcc "$@"\n' >"$folder/cc"
 chmod +x "$folder/cc"
-# Debian's static libraries can be linked into programs for musl, though not into modules, which are shared: the one name
-# of glibc's that they need finds a file system for code, if memory cannot hold any
+# zlib and libffi are Debian's static libraries, which were built for glibc: all modules are linked into Python itself.
+# musl lacks one function that they need, with which libffi looks for a file system where memory cannot hold code.
 debian=$(gcc -print-multiarch)
 cp /usr/include/z{lib,conf}.h "/usr/include/$debian"/ffi*.h "$folder/include"
 echo 'long __getdelim(void) { return -1; }' | musl-gcc -x c -c - -o "$folder/getdelim.o"
@@ -46,9 +46,9 @@ PYTHONPATH=$scratch/builders "$python" -c 'from setuptools.build_meta import bui
 
 step "packages"
 packages=$scratch/packages
-# of the extra `test`, zarr has no wheels, and Dask's scheduler needs ssl
+# the extra `test` without zarr, which needs packages that have no wheels for musl, and Dask, whose scheduler needs ssl
 install_for_musl "$packages" dist/*.whl pytest pytest-xdist hypothesis mpmath scipy rich safetensors pyarrow matplotlib
-# Nor has ml_dtypes. Its wheel for glibc needs nothing that musl lacks, and a C++ library that NumPy brings along
+# ml_dtypes has no wheel for musl. That for glibc works with the C++ library of NumPy's wheel
 install_for_musl "$scratch/glibc" --no-deps --platform "manylinux_2_27_$machine" --platform "manylinux2014_$machine" ml_dtypes
 for module in "$scratch"/glibc/ml_dtypes/*.so; do
     patchelf --set-rpath '$ORIGIN/../numpy.libs' --remove-needed libgcc_s.so.1 --output "${module%%.cpython*}.so" \

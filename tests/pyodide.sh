@@ -1,18 +1,19 @@
 #!/usr/bin/env bash
 # Builds the package for Pyodide, and runs tests/test_anywhere.py there, in Node.js:
 #
-#     tests/pyodide.sh [FOLDER]
+#     tests/pyodide.sh FOLDER
 #
 # Needs Debian's python3-dev and python3-venv (3.13) and emscripten, which brings clang-19 and lld-19.
 #
-# npm has Pyodide without NumPy, and no registry has NumPy for it: so it is built, as far as `import numpy` loads it, into the
-# folder (or ~/.cache/tokenloss-pyodide), unless it is there. Nor is the Emscripten to be had that a Pyodide was built with:
-# Debian's 3.1.69 stands for it. NumPy needs the headers of its Python, so tests run on the last Pyodide with Debian's
-# Python, 3.13. On 314, with Python 3.14, which wheels.yml builds for, the extension is loaded, up to its `import numpy`.
+# npm has Pyodide, but no NumPy for it, nor has PyPI: the parts of NumPy that `import numpy` loads are built into the
+# folder, unless they are there. All is compiled by Debian's Emscripten, 3.1.69, since those that Pyodide was built with
+# are in neither. NumPy needs the headers of one version of Python, and Debian has those of 3.13: tests run on the last
+# Pyodide with Python 3.13. wheels.yml builds for Pyodide 314, with Python 3.14: there the extension is loaded, until it
+# imports NumPy.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 root=$PWD
-folder=$(realpath -m "${1:-${XDG_CACHE_HOME:-$HOME/.cache}/tokenloss-pyodide}")
+folder=$(realpath -m "${1:?a folder for NumPy}")
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 
@@ -31,7 +32,7 @@ python -m zipfile -e "$scratch/0.29.5/node_modules/pyodide/python_stdlib.zip" "$
 headers=$scratch/headers
 tests/headers.sh "$headers"
 
-# What setuptools and Meson ask the Python that builds, answered as by that of Pyodide
+# setuptools and Meson ask the Python that runs them for its configuration: it answers with that of Pyodide's
 mkdir "$scratch/sysconfig"
 cp "$scratch"/stdlib/_sysconfigdata_*.py "$scratch/sysconfig"
 configured=("$scratch"/sysconfig/*.py)
@@ -40,7 +41,7 @@ echo "build_time_vars['INCLUDEPY'] = '$headers'" >>"${configured[0]}"
 as_pyodide=(env "PYTHONPATH=$scratch/sysconfig" "_PYTHON_SYSCONFIGDATA_NAME=$name"
     _PYTHON_HOST_PLATFORM=emscripten-3.1.69-wasm32)
 
-# NumPy's own needs more of pyconfig.h than the limited API: all that Python's sysconfig has kept of it
+# NumPy does not use the limited API, and needs all of pyconfig.h: its values are in the same configuration
 "${as_pyodide[@]}" python - "$headers/pyconfig.h" /usr/include/*/python3.13/pyconfig.h <<'END'
 import pathlib
 import re
@@ -56,7 +57,7 @@ END
 link="-sSIDE_MODULE=1 -sWASM_BIGINT"
 if [ ! -e "$folder/complete" ]; then
     step "NumPy"
-    # pip unpacks a source only to ask its build system about it, for minutes: this one knows
+    # To download an sdist, pip asks NumPy's build system for its metadata, which takes minutes: this one knows them
     mkdir "$scratch/known" "$scratch/bin" "$scratch/numpy"
     cat >"$scratch/known/mesonpy.py" <<'END'
 import pathlib
@@ -69,8 +70,8 @@ def prepare_metadata_for_build_wheel(folder, config_settings=None):
 END
     PYTHONPATH=$scratch/known pip download -q --no-deps --no-build-isolation --no-binary numpy -d "$scratch" numpy==2.2.6
     tar -xzf "$scratch"/numpy-*.tar.gz -C "$scratch/numpy" --strip-components=1
-    # Emscripten's compiler is clang, in a program that takes longer than it; and Meson's five hundred questions need no
-    # linker, for side modules may lack any name
+    # emcc takes longer to start than to compile, and Meson has hundreds of questions: they go to emcc's clang itself.
+    # It only compiles, even where Meson asks what can be linked: a side module may lack any function
     for pair in emcc:clang-19 em++:clang++-19; do
         cat >"$scratch/bin/${pair%:*}" <<END
 #!/bin/sh

@@ -335,7 +335,7 @@ def test_numbers_of_sequences_that_cannot_be_counted_on(sides, command, compare_
     assert compare_json(base, q8, "--segment-ids", sides.path / "ids.npy")["sequences"][0]["sequence"] == 2**62
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="links there need a privilege")
+@pytest.mark.skipif(sys.platform == "win32", reason="making links on Windows takes a privilege")
 def test_shard_given_twice(sides, command):
     base, q8 = sides.path / "base", sides.path / "q8"
     (q8 / "part-10.npz").unlink()

@@ -143,7 +143,8 @@ def test_tokens_of_npz_beyond_unicode(save, order, tmp_path):
     save(tmp_path / "text.npz", logits=LOGITS, targets=TARGETS, tokens=codes.view(f"{order}U3")[:, 0])
     assert open_scores(tmp_path / "text.npz").tokens[7] == "a\ud800\U0010ffff"
     for code in (0x110000, 0xFFFFFFFF):
-        codes[5, 1], path = code, tmp_path / f"{code}.npz"
+        codes[5, 1] = code
+        path = tmp_path / f"{code}.npz"
         save(path, logits=LOGITS, targets=TARGETS, tokens=codes.view(f"{order}U3")[:, 0])
         assert_file_refused(path, f"tokens has the code point {code:#x}; it must have none above 0x10ffff")
 

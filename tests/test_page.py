@@ -271,7 +271,7 @@ def test_contrast_of_colors():
 def test_replacing_a_file(tmp_path):
     path, link = tmp_path / "file", tmp_path / "link"
     path.write_bytes(b"before")
-    if sys.platform == "win32":  # links need a privilege there
+    if sys.platform == "win32":  # making links takes a privilege there
         link = path
     else:
         link.symlink_to(path)

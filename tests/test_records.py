@@ -296,7 +296,7 @@ def test_path_that_is_no_file(kind, tmp_path):
         path.mkdir()
     with pytest.raises((OSError, ValueError)) as raised:
         read(path)
-    assert str(path) in str(raised.value).replace(r"\\", "\\")
+    assert str(path) in str(raised.value).replace(r"\\", "\\")  # OSError doubles the backslashes of Windows
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such files")

