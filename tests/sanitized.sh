@@ -33,11 +33,11 @@ left_out=(
     --ignore-glob "tests/test_sample_metrics.py" --ignore-glob "tests/test_format_errors.py"
     --ignore-glob "tests/test_format_paths.py"
     # the command and evaluation, which run jobs of the core as other tests do
-    --ignore-glob "tests/test_*command*.py" --ignore-glob "tests/test_compar*_*.py"
+    --ignore-glob "tests/test_*command*.py" --ignore-glob "tests/test_compare_files.py"
     --ignore-glob "tests/test_evaluate*.py" --ignore-glob "tests/test_*shards.py" --ignore-glob "tests/test_*_option.py"
-    --ignore-glob "tests/test_sinks.py" --ignore-glob "tests/test_sequences_in_files.py"
-    --ignore-glob "tests/test_hidden_states.py" --ignore-glob "tests/test_real_documents.py"
-    --ignore-glob "tests/test_dask.py"
+    --ignore-glob "tests/test_comparison_outputs.py" --ignore-glob "tests/test_sinks.py"
+    --ignore-glob "tests/test_sequences_in_files.py" --ignore-glob "tests/test_hidden_states.py"
+    --ignore-glob "tests/test_real_documents.py" --ignore-glob "tests/test_dask.py"
     # a sanitizer's own memory is many times that which is measured
     --deselect tests/test_format_memory.py::test_memory_is_that_of_a_block
     --deselect tests/test_memory.py::test_less_than_a_megabyte_a_worker_is_allocated
