@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # Builds the package for a Python without a GIL, and runs tests there, most of them in several threads at once.
 #
-#     tests/free_threaded.sh FOLDER       builds this Python into the folder, unless it is there: see cpython.sh
-#     PYTHON=python3.14t tests/free_threaded.sh      uses one that there is
+#     tests/free_threaded.sh FOLDER [files of tests]     builds this Python into the folder, unless it is there: see cpython.sh
+#     PYTHON=python3.14t tests/free_threaded.sh ""       uses one that there is
 #
+# Without files, all tests are run in several threads each, which takes half an hour.
 # Needs what cpython.sh does, and Debian's libssl-dev, zlib1g-dev and libffi-dev.
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
@@ -22,8 +23,8 @@ fi
 step "packages"
 "$PYTHON" -m venv "$scratch/venv"
 # those that have wheels for it: without zarr, safetensors and Dask the tests of files and of clusters are left out
-"$scratch/venv/bin/pip" install -q --only-binary :all: \
-    'setuptools>=77' 'cython>=3.1' numpy pytest pytest-run-parallel hypothesis mpmath scipy ml_dtypes rich
+"$scratch/venv/bin/pip" install -q --no-compile --only-binary :all: \
+    'setuptools>=77' 'cython>=3.1' numpy pytest pytest-xdist pytest-run-parallel hypothesis mpmath scipy ml_dtypes rich
 step "tokenloss"
 cp -r "$root" "$scratch/tokenloss"
 cd "$scratch/tokenloss"
@@ -33,9 +34,8 @@ cd tests
 export PYTHON_GIL=0
 "$scratch/venv/bin/python" -W error -c 'import sys, tokenloss; sys.exit(sys._is_gil_enabled())'
 
-step "a crowd of threads, and tests that have threads of their own"
-"$scratch/venv/bin/python" -m pytest -q test_workers.py test_interrupts.py -k '32_threads or caller or fork or any_step or gil'
-step "tests in several threads each"
-"$scratch/venv/bin/python" -m pytest -q --parallel-threads=4 --skip-thread-unsafe=True \
-    test_out.py test_compare.py test_config.py
+step "tests that have threads of their own"
+"$scratch/venv/bin/python" -m pytest -q -n 2 test_workers.py test_interrupts.py
+step "tests in several threads each, but those that are marked as thread_unsafe, which say why"
+"$scratch/venv/bin/python" -m pytest -q --parallel-threads=4 --skip-thread-unsafe=True "${@:2}"
 step "done"

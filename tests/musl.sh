@@ -16,7 +16,7 @@ trap 'rm -rf "$scratch"' EXIT
 step() { printf '\n== %s (after %s s)\n' "$*" "$SECONDS"; }
 
 install_for_musl() { # FOLDER PACKAGE...; by the machine's pip, since the Python for musl has no ssl to download with
-    python3 -m pip install -q --disable-pip-version-check --root-user-action=ignore --only-binary :all: \
+    python3 -m pip install -q --no-compile --disable-pip-version-check --root-user-action=ignore --only-binary :all: \
         --python-version "$version" --abi "cp$version" --abi abi3 --abi none --platform "musllinux_1_2_$machine" \
         --platform "linux_$machine" --target "$@"
 }
