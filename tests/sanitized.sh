@@ -38,6 +38,7 @@ left_out=(
     --ignore-glob "tests/test_comparison_outputs.py" --ignore-glob "tests/test_sinks.py"
     --ignore-glob "tests/test_sequences_in_files.py" --ignore-glob "tests/test_hidden_states.py"
     --ignore-glob "tests/test_real_documents.py" --ignore-glob "tests/test_dask.py"
+    --ignore-glob "tests/test_linear_pairs.py"
     # a sanitizer's own memory is many times that which is measured
     --deselect tests/test_format_memory.py::test_memory_is_that_of_a_block
     --deselect tests/test_memory.py::test_less_than_a_megabyte_a_worker_is_allocated
