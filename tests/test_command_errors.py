@@ -53,7 +53,6 @@ pytestmark = pytest.mark.thread_unsafe(reason="a command prints to the stdout of
         (["score", SAMPLE, "--state", "/dev/zero"], ["/dev/zero: is no file"]),
         (["score", SAMPLE, "--state", "x", "--html", "y"], ["--state", "--html"]),
         (["score", SAMPLE, "--scheduler", "tcp://x:1", "--per-token", "y.npy"], ["--scheduler", "--per-token"]),
-        (["score", SAMPLE, "--scheduler", "nowhere"], ["nowhere"]),
         (["compare", SAMPLE], ["OTHER"]),
         (["compare", SAMPLE, SAMPLE, "--definitions", "mine"], ["--definitions", "'mine'"]),
         (["compare", "none.kld", SAMPLE], ["none.kld: cannot be read: No such file"]),
@@ -66,6 +65,11 @@ pytestmark = pytest.mark.thread_unsafe(reason="a command prints to the stdout of
 )
 def test_arguments_that_are_wrong(argv, words, command):
     assert_refused(command(*argv), *words)
+
+
+def test_scheduler_that_is_no_address(command):
+    pytest.importorskip("distributed", reason="distributed is optional")
+    assert_refused(command("score", SAMPLE, "--scheduler", "nowhere"), "nowhere")
 
 
 OPTIONS = ["--targets", "--text", "--per-token", "--plot", "--html", "--state", "--scheduler", "--array"]
