@@ -46,8 +46,9 @@ PYTHONPATH=$scratch/builders "$python" -c 'from setuptools.build_meta import bui
 
 step "packages"
 packages=$scratch/packages
-# the extra `test` without zarr, which needs packages that have no wheels for musl, and Dask, whose scheduler needs ssl
-install_for_musl "$packages" dist/*.whl pytest pytest-xdist hypothesis mpmath scipy rich safetensors pyarrow matplotlib
+# the extra `test` without zarr, which needs packages that have no wheels for musl, Matplotlib, whose Pillow needs a shared
+# zlib for musl, and Dask, whose scheduler needs ssl
+install_for_musl "$packages" dist/*.whl pytest pytest-xdist hypothesis mpmath scipy rich safetensors pyarrow
 # ml_dtypes has no wheel for musl. That for glibc works with the C++ library of NumPy's wheel
 install_for_musl "$scratch/glibc" --no-deps --platform "manylinux_2_27_$machine" --platform "manylinux2014_$machine" ml_dtypes
 for module in "$scratch"/glibc/ml_dtypes/*.so; do
