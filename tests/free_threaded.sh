@@ -4,7 +4,7 @@
 #     tests/free_threaded.sh FOLDER [files of tests]     builds this Python into the folder, unless it is there: see cpython.sh
 #     PYTHON=python3.14t tests/free_threaded.sh ""       uses one that there is
 #
-# Without files, all tests are run in several threads each, which takes half an hour.
+# Without files, all tests are run in two threads each, which takes long.
 # Needs what cpython.sh does, and Debian's libssl-dev, zlib1g-dev and libffi-dev.
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
@@ -36,6 +36,6 @@ export PYTHON_GIL=0
 
 step "tests that have threads of their own"
 "$scratch/venv/bin/python" -m pytest -q -n 2 test_workers.py test_interrupts.py
-step "tests in several threads each, but those that are marked as thread_unsafe, which say why"
-"$scratch/venv/bin/python" -m pytest -q --parallel-threads=4 --skip-thread-unsafe=True "${@:2}"
+step "tests in two threads each, but those that are marked as thread_unsafe, which say why"
+"$scratch/venv/bin/python" -m pytest -q --parallel-threads=2 --skip-thread-unsafe=True "${@:2}"
 step "done"

@@ -27,7 +27,6 @@ NATIVE = [
     ("gcc-14", "-O3"),
     ("gcc", "-O1"),
     ("gcc-12", "-O3"),
-    ("gcc-13", "-O3"),
     ("clang", "-O3 -ffp-contract=on"),
     ("clang-19", "-O3"),
 ]
