@@ -144,6 +144,7 @@ def test_definitions_llama_cpp_print_what_llama_cpp_printed(command, tmp_path):
 
 
 def test_plot_in_compare(models, command):
+    pytest.importorskip("matplotlib", reason="Matplotlib is optional")
     argv = models.path / "base.npz", models.path / "other.npy", "--plot", models.path / "kl.png"
     assert command("compare", *argv)[0] == 0
     assert (models.path / "kl.png").read_bytes().startswith(b"\x89PNG")
