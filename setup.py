@@ -111,7 +111,7 @@ class BuildExtension(build_ext):
             raise
 
     def compiles(self, code: str) -> bool:
-        """Whether the compiler is there and takes this code."""
+        """Whether there is a compiler, and it compiles this code."""
         with tempfile.TemporaryDirectory() as folder:
             source = Path(folder, "needed.c")
             source.write_text(code, "utf-8")

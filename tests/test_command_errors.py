@@ -162,7 +162,7 @@ def test_npz_file_that_is_damaged(command, tmp_path):
     assert_refused(command("score", path), f"{path}: logits: cannot be read: ")
 
 
-@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="maps are read from /proc")
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs Linux's list of memory maps, /proc/self/maps")
 @pytest.mark.parametrize(
     "argv",
     [

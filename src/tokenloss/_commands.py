@@ -198,7 +198,7 @@ def _parts(text: str) -> list[tuple[str, str]]:
 
 
 def _is_found(path: str) -> bool:
-    """Whether a path or a pattern names a file."""
+    """Whether a path exists, or a pattern matches one."""
     return Path(path).exists() or (glob.has_magic(path) and any(glob.iglob(path, recursive=True)))
 
 

@@ -99,7 +99,7 @@ def style(axes: Axes, title: str, notes: Sequence[str], x: str, y: str) -> None:
 
 
 def is_empty(axes: Axes, count: int) -> bool:
-    """Whether there are no values; the axes then show a note."""
+    """Whether there are no values to plot; if so, the axes say it."""
     if count == 0:
         axes.text(0.5, 0.5, "nothing to draw", transform=axes.transAxes, ha="center", va="center", color=DIM)
         axes.set_xticks([])
@@ -237,7 +237,7 @@ def _draw_all_quantiles(axes: Axes, models: Sequence[Model], looks: Sequence[_Lo
 
 
 def _draw_means(axes: Axes, models: Sequence[Model], looks: Sequence[_Look]) -> None:
-    """Draw the mean divergence of each model, with its error, over its size; without sizes, beside its name."""
+    """Plot the mean divergence of each model, with error bars, against its size, or by name if sizes are not known."""
     by_size = all(model.size is not None for model in models)
     drawn = [rank for rank, model in enumerate(models) if PLOT_MIN <= model.mean <= PLOT_MAX]
     left_out = len(models) - len(drawn)
@@ -277,7 +277,7 @@ def _draw_means(axes: Axes, models: Sequence[Model], looks: Sequence[_Look]) -> 
 
 @boxes_for_missing_letters()
 def _name_points(axes: Axes, spots: Sequence[tuple[float, float, str]]) -> None:
-    """Write names beside points without overlaps; a name without room is left out."""
+    """Label points so that labels do not overlap; a label that does not fit is left out."""
     from matplotlib.transforms import Bbox
 
     figure: Any = axes.figure

@@ -108,7 +108,7 @@ class DivergencePage(Output):
         self._others: list[list[dict[str, Array]]] = []  # by candidate
         return contextlib.nullcontext()
 
-    def add(self, block: ComparedBlock) -> None:  # type: ignore[override]  # compare gives it ComparedBlocks alone
+    def add(self, block: ComparedBlock) -> None:  # type: ignore[override]  # compare passes ComparedBlocks only
         while len(self._others) <= block.candidate:
             self._others.append([])
         others = self._others[block.candidate]

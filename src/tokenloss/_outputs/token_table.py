@@ -174,7 +174,7 @@ class ComparedTokenTable(_TableFile):
         with self._writer(_COMPARED_COLUMNS, rows) as self._write:
             yield
 
-    def add(self, block: ComparedBlock) -> None:  # type: ignore[override]  # compare gives it ComparedBlocks alone
+    def add(self, block: ComparedBlock) -> None:  # type: ignore[override]  # compare passes ComparedBlocks only
         table = np.zeros(len(block.ids), _COMPARED_COLUMNS)
         places = {"candidate": block.candidate, "file": block.file, "sequence": block.sequences,
                   "position": block.positions, "target": block.ids}  # fmt: skip
