@@ -20,7 +20,7 @@ step "Debian 13, $architecture"
 mirror=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' 'Origin: Debian' 'Codename: trixie' | head -n 1)
 mmdebstrap --quiet --variant=extract --architectures="$architecture" \
     --include=bash,coreutils,gcc,libpython3-dev,python3-setuptools,python3-numpy \
-    --include=python3-pytest,python3-pytest-xdist,python3-hypothesis,python3-mpmath,python3-scipy,python3-safetensors \
+    --include=python3-pytest,python3-pytest-xdist,python3-hypothesis,python3-scipy,python3-safetensors \
     --include=python3-rich,python3-distributed,python3-matplotlib \
     trixie "$root" ${mirror:+"$mirror"}
 echo "root:x:0:0:root:/root:/bin/sh" >"$root/etc/passwd"

@@ -24,7 +24,7 @@ step "packages"
 "$PYTHON" -m venv "$scratch/venv"
 # those that have wheels for it: without zarr, safetensors and Dask the tests of files and of clusters are left out
 "$scratch/venv/bin/pip" install -q --no-compile --only-binary :all: \
-    'setuptools>=77' 'cython>=3.1' numpy pytest pytest-xdist pytest-run-parallel hypothesis mpmath scipy ml_dtypes rich
+    'setuptools>=77' 'cython>=3.1' numpy pytest pytest-xdist pytest-run-parallel hypothesis scipy ml_dtypes rich
 step "tokenloss"
 cp -r "$root" "$scratch/tokenloss"
 cd "$scratch/tokenloss"

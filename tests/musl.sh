@@ -48,7 +48,7 @@ step "packages"
 packages=$scratch/packages
 # the extra `test` without zarr, which needs packages that have no wheels for musl, Matplotlib, whose Pillow needs a shared
 # zlib for musl, and Dask, whose scheduler needs ssl
-install_for_musl "$packages" dist/*.whl pytest pytest-xdist hypothesis mpmath scipy rich safetensors pyarrow
+install_for_musl "$packages" dist/*.whl pytest pytest-xdist hypothesis scipy rich safetensors pyarrow
 # ml_dtypes has no wheel for musl. That for glibc works with the C++ library of NumPy's wheel
 install_for_musl "$scratch/glibc" --no-deps --platform "manylinux_2_27_$machine" --platform "manylinux2014_$machine" ml_dtypes
 for module in "$scratch"/glibc/ml_dtypes/*.so; do

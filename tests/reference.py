@@ -1,7 +1,7 @@
 """The oracle of the tests: every public function in the plainest way.
 
-Every score is exact in float64. From there on exponentials and logarithms are taken in long double, or by mpmath where
-long double is no wider than double, and rounded to float64 once. Sums are exact.
+Every score is exact in float64. From there on exponentials and logarithms are taken in a wider type, and rounded to
+float64 once. Sums are exact.
 """
 
 import functools
@@ -9,25 +9,26 @@ import math
 from fractions import Fraction
 from types import SimpleNamespace
 
-import mpmath
 import numpy as np
+from numpy import cosh, exp, log, log1p, tanh
 
 if np.finfo(np.longdouble).nmant >= 63:
-
-    def wide(values):
-        return np.asarray(values, np.longdouble)
-
-    exp, log, log1p, tanh, cosh = np.exp, np.log, np.log1p, np.tanh, np.cosh
+    WIDE = np.longdouble
 else:
-    _mp = mpmath.MPContext()
-    _mp.prec = 113
+    from numpy_quaddtype import QuadPrecDType
 
-    def wide(values):
-        return np.array([_mp.mpf(value) for value in np.ravel(values).tolist()], object).reshape(np.shape(values))
+    WIDE = QuadPrecDType()
+    np.seterr(invalid="ignore", over="ignore")  # of which it warns wherever there is a nan or an infinity
 
-    exp, log, log1p, tanh, cosh = (
-        np.frompyfunc(function, 1, 1) for function in (_mp.exp, _mp.log, _mp.log1p, _mp.tanh, _mp.cosh)
-    )
+
+def wide(values):
+    return np.asarray(values).astype(WIDE)
+
+
+def product(hidden, weight):
+    """Return hidden @ weight.T, whose operator numpy_quaddtype gets wrong for some layouts."""
+    hidden = wide(hidden)
+    return np.stack([(hidden * row).sum(-1, initial=0) for row in wide(weight)], -1)
 
 
 def float64(values):
@@ -126,7 +127,7 @@ def _gradient_of_row(row, shares, z_loss, logit_scale, softcap):
     powers = _powers(row, logit_scale, softcap)
     total, best = powers.sum(), row.argmax()
     others = total - powers
-    others[best] = np.delete(powers, best).sum()
+    others[best] = np.delete(powers, best).sum(initial=0)
     gradient = (powers * (shares.sum() - shares) - others * shares) / total
     if z_loss:
         gradient += 2 * wide(z_loss) * log_normalizer(row, logit_scale, softcap) * powers / total
@@ -221,7 +222,7 @@ def token_scores(
 
 def _entropy(losses):
     possible = losses[losses != math.inf]
-    return abs(float((exp(-possible) * possible).sum()))  # never -0.0
+    return abs(float((exp(-possible) * possible).sum(initial=0)))  # never -0.0
 
 
 def kl_divergence(base_logits, logits, *, axis=-1, where=None, reduction="mean", workers=None):
@@ -292,14 +293,14 @@ def _top_probability(row, definitions):
 
 def _share_from(row, classes):
     """The probability of the classes from this one on."""
-    return 0.0 if classes is None else float(exp(-_losses_of_logits(row))[classes:].sum())
+    return 0.0 if classes is None else float(exp(-_losses_of_logits(row))[classes:].sum(initial=0))
 
 
 def _divergence_of_likely(base_log_probs, logits):
     """Sum the terms of a divergence whose base's log-probability, taken as it is, is above -16."""
     counted = ~(base_log_probs <= -16)
     logs, losses = wide(base_log_probs[counted]), _losses_of_logits(logits)[counted]
-    return float((exp(logs) * (logs + losses)).sum())
+    return float((exp(logs) * (logs + losses)).sum(initial=0))
 
 
 def figures_of_comparison(tokens):
@@ -417,7 +418,7 @@ def _losses_of_logits(row, logit_scale=1.0, softcap=None):
     best, powers = row.argmax(), _powers(row, logit_scale, softcap)
     row = scaled(row, logit_scale, softcap)
     losses = log(powers.sum()) + (row[best] - row)
-    losses[best] = log1p(np.delete(powers, best).sum())
+    losses[best] = log1p(np.delete(powers, best).sum(initial=0))
     return losses
 
 
@@ -465,7 +466,7 @@ def _score(
     for row in _kept_rows(scores, targets, axis, weight, ignore_index, where, label_smoothing):
         terms = losses_of(row.scores)[row.counted]
         with np.errstate(over="ignore", invalid="ignore"):  # 0 * inf, inf - inf
-            loss = (row.shares[row.counted] * terms).sum()
+            loss = (row.shares[row.counted] * terms).sum(initial=0)
             losses[row.position] = float(loss + (penalty_of(row.scores) if penalty_of else 0))
         divisors.append(row.divisor)
     if reduction == "none":

@@ -165,15 +165,7 @@ def assert_is_exact(losses):
     expected = sum(finite), sum(others, 0.0), sum(x * x for x in finite)
     assert repr(_core.moments(losses)) == repr(expected)
     if not others:
-        assert meter_of(losses).total == nearest_float(expected[0])
-
-
-def nearest_float(multiples):
-    """So many times 2**-1074, as a float."""
-    try:
-        return multiples / 2**1074
-    except OverflowError:
-        return math.inf if multiples > 0 else -math.inf
+        assert meter_of(losses).total == reference.rounded(Fraction(expected[0], 2**1074))
 
 
 @pytest.mark.parametrize("count", [1, 7, 8, 63, 64, 65, 200, 5000])
