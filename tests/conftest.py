@@ -39,7 +39,7 @@ def needs(path):
             yield name
     # which it imports where long double is no wider than double
     if path.stem == "reference" and np.finfo(np.longdouble).nmant < 63:
-        yield "numpy_quaddtype"
+        yield "gmpy2"
 
 
 # some platforms have no wheels of some packages in the extra `test`: files that need them are not collected there

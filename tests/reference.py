@@ -1,7 +1,7 @@
 """The oracle of the tests: every public function in the plainest way.
 
-Every score is exact in float64. From there on exponentials and logarithms are taken in a wider type, and rounded to
-float64 once. Sums are exact.
+Every score is exact in float64. From there on exponentials and logarithms are taken in long double, or by gmpy2 where
+long double is no wider than double, and rounded to float64 once. Sums are exact.
 """
 
 import functools
@@ -10,25 +10,28 @@ from fractions import Fraction
 from types import SimpleNamespace
 
 import numpy as np
-from numpy import cosh, exp, log, log1p, tanh
 
 if np.finfo(np.longdouble).nmant >= 63:
-    WIDE = np.longdouble
+
+    def wide(values):
+        return np.asarray(values, np.longdouble)
+
+    exp, log, log1p, tanh, cosh = np.exp, np.log, np.log1p, np.tanh, np.cosh
 else:
-    from numpy_quaddtype import QuadPrecDType
+    import gmpy2
 
-    WIDE = QuadPrecDType()
-    np.seterr(invalid="ignore", over="ignore")  # of which it warns wherever there is a nan or an infinity
+    gmpy2.get_context().precision = 80
+    _one = gmpy2.mpfr(1)
 
+    # gmpy2 sets the processor's flags, of which NumPy warns, for nan and infinities
+    np.seterr(invalid="ignore", over="ignore")
 
-def wide(values):
-    return np.asarray(values).astype(WIDE)
+    def wide(values):
+        return np.asarray(values).astype(object) * _one
 
-
-def product(hidden, weight):
-    """Return hidden @ weight.T, whose operator numpy_quaddtype gets wrong for some layouts."""
-    hidden = wide(hidden)
-    return np.stack([(hidden * row).sum(-1, initial=0) for row in wide(weight)], -1)
+    exp, log, log1p, tanh, cosh = (
+        np.frompyfunc(function, 1, 1) for function in (gmpy2.exp, gmpy2.log, gmpy2.log1p, gmpy2.tanh, gmpy2.cosh)
+    )
 
 
 def float64(values):
@@ -127,7 +130,7 @@ def _gradient_of_row(row, shares, z_loss, logit_scale, softcap):
     powers = _powers(row, logit_scale, softcap)
     total, best = powers.sum(), row.argmax()
     others = total - powers
-    others[best] = np.delete(powers, best).sum(initial=0)
+    others[best] = np.delete(powers, best).sum()
     gradient = (powers * (shares.sum() - shares) - others * shares) / total
     if z_loss:
         gradient += 2 * wide(z_loss) * log_normalizer(row, logit_scale, softcap) * powers / total
@@ -222,7 +225,7 @@ def token_scores(
 
 def _entropy(losses):
     possible = losses[losses != math.inf]
-    return abs(float((exp(-possible) * possible).sum(initial=0)))  # never -0.0
+    return abs(float((exp(-possible) * possible).sum()))  # never -0.0
 
 
 def kl_divergence(base_logits, logits, *, axis=-1, where=None, reduction="mean", workers=None):
@@ -276,7 +279,7 @@ def compare(
         nll=scores.nll,
         base_nll=base_nll,
         kl=kl,
-        delta_p=(exp(-wide(scores.nll)) - exp(-wide(base_nll))).astype(np.float64),
+        delta_p=float64(exp(-wide(scores.nll)) - exp(-wide(base_nll))),
         is_same_top=scores.kept & (scores.argmax == base.argmax) & (scores.argmax >= 0),
         kept=scores.kept,
         base_top_p=base_top_p,
@@ -293,14 +296,14 @@ def _top_probability(row, definitions):
 
 def _share_from(row, classes):
     """The probability of the classes from this one on."""
-    return 0.0 if classes is None else float(exp(-_losses_of_logits(row))[classes:].sum(initial=0))
+    return 0.0 if classes is None else float(exp(-_losses_of_logits(row))[classes:].sum())
 
 
 def _divergence_of_likely(base_log_probs, logits):
     """Sum the terms of a divergence whose base's log-probability, taken as it is, is above -16."""
     counted = ~(base_log_probs <= -16)
     logs, losses = wide(base_log_probs[counted]), _losses_of_logits(logits)[counted]
-    return float((exp(logs) * (logs + losses)).sum(initial=0))
+    return float((exp(logs) * (logs + losses)).sum())
 
 
 def figures_of_comparison(tokens):
@@ -418,7 +421,7 @@ def _losses_of_logits(row, logit_scale=1.0, softcap=None):
     best, powers = row.argmax(), _powers(row, logit_scale, softcap)
     row = scaled(row, logit_scale, softcap)
     losses = log(powers.sum()) + (row[best] - row)
-    losses[best] = log1p(np.delete(powers, best).sum(initial=0))
+    losses[best] = log1p(np.delete(powers, best).sum())
     return losses
 
 
@@ -466,7 +469,7 @@ def _score(
     for row in _kept_rows(scores, targets, axis, weight, ignore_index, where, label_smoothing):
         terms = losses_of(row.scores)[row.counted]
         with np.errstate(over="ignore", invalid="ignore"):  # 0 * inf, inf - inf
-            loss = (row.shares[row.counted] * terms).sum(initial=0)
+            loss = (row.shares[row.counted] * terms).sum()
             losses[row.position] = float(loss + (penalty_of(row.scores) if penalty_of else 0))
         divisors.append(row.divisor)
     if reduction == "none":

@@ -39,9 +39,9 @@ TARGETS[::7] = -100
 
 
 def product(hidden=HIDDEN, weight=WEIGHT, bias=None):
-    """The logits, wider than float64."""
-    logits = reference.product(hidden, weight)
-    return logits if bias is None else logits + bias
+    """The logits, in long double."""
+    logits = reference.wide(hidden) @ reference.wide(weight).T
+    return logits if bias is None else logits + reference.wide(bias)
 
 
 def loss_of(logits, targets=TARGETS, **options):

@@ -77,8 +77,8 @@ def exact(hidden, weight, bias=None, ours=False):
     dtype = FLOAT64 if FLOAT64 in (hidden.dtype, weight.dtype) else FLOAT32
     hidden, weight = reference.float64(hidden), reference.float64(weight)
     bias = np.zeros(len(weight)) if bias is None else reference.float64(bias)
-    product = reference.product(hidden, weight) if dtype == FLOAT64 else hidden @ weight.T
-    logits = reference.float64(product + bias)
+    wide = reference.wide if dtype == FLOAT64 else reference.float64
+    logits = reference.float64(wide(hidden) @ wide(weight).T + wide(bias))
     depth, unit = hidden.shape[-1], np.finfo(dtype).eps / 2
     roundings = min(16, -(-depth // 64)) + 2 if ours else depth
     bound = (roundings + 3) * unit + (depth // 1024 + 8) * 2.0**-53  # with that of the result, the bias and their sum

@@ -81,7 +81,7 @@ wheel=$(echo "$drive"/tokenloss/dist/*-cp311-abi3-win_amd64.whl)
 step "packages"
 # This pip runs on Linux, so it leaves out what packages need on Windows alone: that is named here
 "${pip[@]}" install --no-compile --target "$drive/python/Lib/site-packages" --only-binary :all: --platform win_amd64 \
-    --python-version 3.13 "$wheel[test]" colorama tzdata numpy_quaddtype pip
+    --python-version 3.13 "$wheel[test]" colorama tzdata gmpy2 pip
 # once more, as users do: by a pip on Windows
 windows_python -m pip install -q --no-index --no-deps --force-reinstall --no-warn-script-location \
     "$(winepath -w "$wheel" | tr -d '\r')"
