@@ -1,9 +1,10 @@
 """Fixtures for all tests, and the files that cannot be collected without an optional package."""
 
+import ast
+import functools
 import importlib.util
 import json
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -29,22 +30,30 @@ if installed("hypothesis"):
     hypothesis.settings.load_profile("tokenloss")
 
 
+@functools.cache
 def needs(path):
     """The packages that a test file imports at its top, directly or through a helper."""
-    for name in re.findall(r"^(?:import|from) (\w+)", path.read_text(encoding="utf-8"), re.MULTILINE):
-        helper = path.parent / f"{name}.py"
-        if helper.exists():
-            yield from needs(helper)
-        else:
-            yield name
+    packages = set()
+    for statement in ast.parse(path.read_text(encoding="utf-8")).body:
+        match statement:
+            case ast.Import(names=aliases):
+                modules = [alias.name for alias in aliases]
+            case ast.ImportFrom(module=module):
+                modules = [module]
+            case _:
+                modules = []
+        for name in (module.partition(".")[0] for module in modules):
+            helper = path.parent / f"{name}.py"
+            packages |= needs(helper) if helper.exists() else {name}
     # which it imports where long double is no wider than double
     if path.stem == "reference" and np.finfo(np.longdouble).nmant < 63:
-        yield "gmpy2"
+        packages.add("gmpy2")
+    return packages
 
 
 # some platforms have no wheels of some packages in the extra `test`: files that need them are not collected there
 LEFT_OUT = {
-    path.name: sorted({name for name in needs(path) if not installed(name)})
+    path.name: sorted(name for name in needs(path) if not installed(name))
     for path in sorted(Path(__file__).parent.glob("test_*.py"))
 }
 collect_ignore = [name for name, missing in LEFT_OUT.items() if missing]
