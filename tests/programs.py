@@ -25,11 +25,7 @@ needs_mprotect = pytest.mark.skipif(sys.platform == "win32", reason="Windows has
 
 
 MEASURED = """
-import sys, tracemalloc
-try:
-    import resource
-except ImportError:
-    resource = None  # on Windows
+import resource, sys, tracemalloc
 import ml_dtypes
 import numpy as np
 from tokenloss import LossMeter, cross_entropy, cross_entropy_loss, kl_divergence
@@ -54,9 +50,9 @@ class Exporter:
 def measure(what, call, first=None, most=WORKERS << 20):
     (first or call)()  # starts threads and touches pages
     tracemalloc.start()
-    before = resource and resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     call()
-    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * UNIT if resource else 0
+    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * UNIT
     allocated = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert allocated < most, f"{what}: {allocated} bytes were allocated"
