@@ -111,7 +111,7 @@ class BuildExtension(build_ext):
             raise
 
     def compiles(self, code: str) -> bool:
-        """Whether there is a compiler, and it compiles this code."""
+        """Whether the compiler accepts this code; False if there is no compiler."""
         with tempfile.TemporaryDirectory() as folder:
             source = Path(folder, "needed.c")
             source.write_text(code, "utf-8")

@@ -45,7 +45,7 @@ def needs(path):
         for name in (module.partition(".")[0] for module in modules):
             helper = path.parent / f"{name}.py"
             packages |= needs(helper) if helper.exists() else {name}
-    # which it imports where long double is no wider than double
+    # the oracle imports gmpy2 only where long double is no wider than double
     if path.stem == "reference" and np.finfo(np.longdouble).nmant < 63:
         packages.add("gmpy2")
     return packages

@@ -23,7 +23,7 @@ else:
     gmpy2.get_context().precision = 80
     _one = gmpy2.mpfr(1)
 
-    # gmpy2 sets the processor's flags, of which NumPy warns, for nan and infinities
+    # gmpy2's arithmetic with nan and infinity raises floating-point flags, which NumPy would report as warnings
     np.seterr(invalid="ignore", over="ignore")
 
     def wide(values):

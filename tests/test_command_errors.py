@@ -246,7 +246,7 @@ def test_ctrl_c(command, monkeypatch):
     assert command("score", SAMPLE) == (130, "", "tokenloss: interrupted\n")
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no sh, by which stderr is closed here")
+@pytest.mark.skipif(sys.platform == "win32", reason="stderr is closed by a shell, sh, which Windows lacks")
 def test_closed_stderr():
     command = ["sh", "-c", '"$0" -m tokenloss score none.npz 2>&-', sys.executable]
     done = subprocess.run(command, stdout=subprocess.PIPE, check=False, timeout=60)
@@ -258,7 +258,7 @@ def test_error_of_a_process():
     assert_refused((done.returncode, done.stdout, done.stderr), "none.npz")
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="writing to a closed pipe is another error on Windows")
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows reports a closed pipe by another error")
 @pytest.mark.parametrize("argv", [("score", SAMPLE), ("score", SAMPLE, "--json"), ("info",), ("--help",)])
 @pytest.mark.parametrize("hide", ["", "sys.modules['rich'] = None;"])
 def test_closed_stdout(argv, hide):

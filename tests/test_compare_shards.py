@@ -159,6 +159,7 @@ def test_per_token_in_compare(shift, sides, compare_json):
 
 
 def test_html_and_plot_of_shards(sides, command):
+    pytest.importorskip("matplotlib", reason="Matplotlib is optional")
     argv = [sides.path / name for name in SHARDS]
     outputs = "--html", sides.path / "page.html", "--plot", sides.path / "kl.png"
     assert command("compare", *argv, "--shift", *outputs)[0] == 0
@@ -170,6 +171,8 @@ def test_html_and_plot_of_shards(sides, command):
     "output", ["--per-token=t.csv", "--html=page.html", "--plot=kl.png", "--state=state", "--json"]
 )
 def test_no_rows_in_compare(output, command, tmp_path, monkeypatch):
+    if "--plot" in output:
+        pytest.importorskip("matplotlib", reason="Matplotlib is optional")
     monkeypatch.chdir(tmp_path)
     np.savez("base.npz", logits=np.zeros((0, 5)), targets=np.zeros(0, int))
     np.save("other.npy", np.zeros((0, 5)))

@@ -12,6 +12,7 @@ import pytest
 
 from tokenloss import compare, kl_divergence, plots, token_scores
 
+pytest.importorskip("matplotlib", reason="Matplotlib is optional")
 SAMPLE = Path(__file__).parent / "data" / "whisper-tiny-en.npz"
 pytestmark = pytest.mark.thread_unsafe(reason="Matplotlib is not thread-safe")
 RNG = np.random.default_rng(7)

@@ -51,7 +51,7 @@ def rows_of(path):
 def test_token_table_of_blocks(suffix, block_rows, blocks, tmp_path, monkeypatch):
     """The number of rows is not known before."""
     if suffix == ".parquet":
-        pytest.importorskip("pyarrow", reason="pyarrow is optional")
+        pytest.importorskip("pyarrow.parquet", reason="pyarrow is optional")
     monkeypatch.setattr(plan, "_BLOCK_ROWS", block_rows)
     path = tmp_path / f"tokens{suffix}"
     evaluate(iter(blocks), sinks=[sinks.TokenTable(path)])
@@ -70,7 +70,7 @@ def test_token_table_of_blocks(suffix, block_rows, blocks, tmp_path, monkeypatch
 @pytest.mark.parametrize("suffix", [".npy", ".csv", ".parquet"])
 def test_sequence_table_of_blocks(suffix, blocks, tmp_path):
     if suffix == ".parquet":
-        pytest.importorskip("pyarrow", reason="pyarrow is optional")
+        pytest.importorskip("pyarrow.parquet", reason="pyarrow is optional")
     path = tmp_path / f"sequences{suffix}"
     evaluation = evaluate(blocks, sinks=[sinks.SequenceTable(str(path))])
     logits, targets, where = joined(blocks)

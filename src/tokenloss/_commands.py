@@ -198,7 +198,7 @@ def _parts(text: str) -> list[tuple[str, str]]:
 
 
 def _is_found(path: str) -> bool:
-    """Whether a path exists, or a pattern matches one."""
+    """Whether the path exists or, if it is a pattern, matches an existing path."""
     return Path(path).exists() or (glob.has_magic(path) and any(glob.iglob(path, recursive=True)))
 
 
