@@ -87,7 +87,10 @@ with open(path, "wb") as file:
     file.truncate(file.tell() + (1 << 28))
 scores = open_scores(path)
 used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-resource.setrlimit(resource.RLIMIT_AS, (used + (200 << 20), resource.RLIM_INFINITY))
+limits = used + (200 << 20), resource.RLIM_INFINITY
+resource.setrlimit(resource.RLIMIT_AS, limits)
+if resource.getrlimit(resource.RLIMIT_AS) != limits:
+    sys.exit(print("not limited"))
 assert sum(len(block) for block in scores.blocks(8 if sys.argv[2] == "C" else 24)) == 256
 if sys.argv[2] == "C":
     try:
@@ -104,7 +107,10 @@ print("done")
 @pytest.mark.parametrize("order", "CF")
 def test_address_space_is_that_of_a_block(order, run_python, tmp_path):
     program = f"import sys; sys.argv[1:] = [{str(tmp_path / 'large.npy')!r}, {order!r}]\n"
-    assert run_python(program + LIMITED) == "done\n"
+    result = run_python(program + LIMITED)
+    if result == "not limited\n":
+        pytest.skip("the address space of a process cannot be limited here (QEMU ignores it)")
+    assert result == "done\n"
 
 
 @pytest.mark.parametrize(
