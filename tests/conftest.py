@@ -14,6 +14,7 @@ import browser as browsers
 import clients
 import numpy as np
 import pytest
+from programs import PATIENCE
 
 import tokenloss
 from tokenloss import _core, cli
@@ -111,7 +112,7 @@ def run_python():
             env=variables | environment,
             capture_output=True,
             text=True,
-            timeout=timeout,
+            timeout=timeout * PATIENCE,
             check=False,
         )
         assert (done.returncode != 0) == fails, f"exit status {done.returncode}\n{done.stdout}\n{done.stderr}"

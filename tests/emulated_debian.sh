@@ -34,7 +34,7 @@ install_wheel() {
     python3 -m pip install --quiet --no-deps --only-binary=:all: --target "$root/opt/wheels" --python-version 3.13 \
         --platform "manylinux_2_28_$machine" --platform "manylinux2014_$machine" --platform "linux_$machine" "$@"
 }
-for package in 'cython>=3.1' ml_dtypes pyarrow 'zarr>=3 numcodecs google_crc32c donfig'; do
+for package in 'cython>=3.1' ml_dtypes pyarrow 'zarr>=3 numcodecs google_crc32c donfig' numpydoc; do
     # shellcheck disable=SC2086
     install_wheel $package || echo "$package has no wheel"
 done
@@ -58,7 +58,7 @@ within='
 # the directories of BLAS and LAPACK are what configuring would have chosen
 emulated() {
     nice unshare --user --map-root-user --mount bash -euc "$within" - "$root" ":emulated:M::$magic:$mask:$emulator:F" \
-        HOME=/root LANG=C.UTF-8 PATH=/usr/bin PYTHONPATH=/opt/wheels ${processor:+QEMU_CPU="$processor"} \
+        HOME=/root LANG=C.UTF-8 PATH=/usr/bin PYTHONPATH=/opt/wheels PATIENCE=30 ${processor:+QEMU_CPU="$processor"} \
         LD_LIBRARY_PATH="/usr/lib/$triplet/blas:/usr/lib/$triplet/lapack" python3 "$@"
 }
 

@@ -1,8 +1,12 @@
 """First lines of programs for the fixture `run_python`: memory that cannot be read, and a measure of allocations."""
 
+import os
 import sys
 
 import pytest
+
+# how many times longer than usual a test waits before it gives up: emulated machines are slow
+PATIENCE = float(os.environ.get("PATIENCE", "1"))
 
 FORBIDDEN_PAGES = """
 import ctypes, mmap

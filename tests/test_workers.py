@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from arrays import assert_same_bits
-from programs import LARGE
+from programs import LARGE, PATIENCE
 
 from tokenloss import _core, _workers, cross_entropy, cross_entropy_loss, logsumexp, nll_loss, show_config
 from tokenloss._validation import as_positions, as_scores, without_targets
@@ -239,7 +239,7 @@ def test_workers_of_sixteen_callers_at_once_give_the_same_bits(workers, logits):
         return [(k, calls[k]()) for k in order]
 
     with ThreadPoolExecutor(16) as callers:
-        for results in callers.map(caller, range(16), timeout=60):
+        for results in callers.map(caller, range(16), timeout=60 * PATIENCE):
             for k, value in results:
                 assert_same_bits(value, expected[k], f"call {k}")
 
@@ -256,7 +256,7 @@ def test_error_of_one_caller_does_not_reach_other_callers(logits):
         return cross_entropy(logits, targets, workers=4)
 
     with ThreadPoolExecutor(8) as callers:
-        assert set(callers.map(caller, range(64), timeout=60)) == {expected}
+        assert set(callers.map(caller, range(64), timeout=60 * PATIENCE)) == {expected}
 
 
 def test_workers_that_cannot_be_started(run_python):
