@@ -65,7 +65,6 @@ emulated() {
 step "build"
 emulated -c 'from setuptools.build_meta import build_wheel; build_wheel("/opt")'
 install_wheel "$(echo "$root"/opt/*.whl)"
-rm -r "$root/checkout/src"
 
 step "tests"
 emulated -m pytest -p no:cacheprovider "$@"

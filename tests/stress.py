@@ -14,6 +14,7 @@ import time
 import warnings
 
 import numpy as np
+from programs import PATIENCE
 
 import tokenloss
 from tokenloss import (
@@ -166,7 +167,7 @@ def fork(expected):
     with warnings.catch_warnings(category=DeprecationWarning, action="ignore"):
         pid = os.fork()
     if pid == 0:
-        signal.alarm(60)  # a child that hangs is killed
+        signal.alarm(round(60 * PATIENCE))  # a child that hangs is killed
         right = False
         try:
             right = all(bits(call(4)) == expected[name] for name, call in CALLS.items())
