@@ -16,6 +16,8 @@ from tokenloss._evaluation import plan, response_comparison
 from tokenloss._evaluation.rounding import Rounding
 from tokenloss.formats import open_responses
 
+pytestmark = pytest.mark.thread_unsafe(reason="two threads would write the same file")
+
 SERVERS = (
     "vllm/completion_{:02}.json",
     "sglang/generate_{:02}.json",
