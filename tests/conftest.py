@@ -68,6 +68,8 @@ def pytest_report_header():
 NOT_IN_PARALLEL = {
     "browser": "works in processes of its own",
     "cluster": "works in processes of its own",
+    "compared": "writes the files of the fixture",
+    "read": "writes the file of the fixture",
     "run_python": "works in a process of its own",
     "sparse_file": "writes into the file of the fixture",
     "use_backend": "changes what all threads use",

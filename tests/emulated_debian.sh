@@ -45,7 +45,7 @@ git ls-files -z | tar --create --null --files-from=- | tar --extract --directory
 magic=$(od --address-radix=n --format=x1 --read-bytes=20 --output-duplicates "$root/usr/bin/env" | tr -d '\n' | sed 's/ /\\x/g')
 mask='\xff\xff\xff\xff\xff\xff\xff\x00\xff\xff\xff\xff\xff\xff\xff\xff\x00\x00\xff\xff'
 emulator=$(command -v "qemu-$machine")
-# a processor without pointer authentication, of which QEMU computes each code: twice as fast
+# a processor without pointer authentication, whose codes QEMU is slow to compute: tests take half as long
 case $architecture in arm64) processor=neoverse-n1 ;; *) processor= ;; esac
 
 within='

@@ -10,8 +10,6 @@ import pytest
 
 from tokenloss.formats import open_responses
 
-pytestmark = pytest.mark.thread_unsafe(reason="two threads would write the same file")
-
 UUID = "cmpl-4e8a67a1-28fe-43cc-829d-566d6ffca631"  # as llama-cpp-python has them
 FIELDS = {  # where a log-probability stands: of a response with prompt and new tokens in each layout
     "choices[0].logprobs.token_logprobs[1]": (

@@ -10,8 +10,6 @@ import pytest
 from tokenloss.formats import Response, ResponsesFile, open_responses
 from tokenloss.formats.responses import Failed
 
-pytestmark = pytest.mark.thread_unsafe(reason="two threads would write the same file")
-
 REFERENCES = clients.references()
 SHIFTED = [f"llama_cpp_python/completion_echo_{i:02}.json" for i in range(10)]  # refused: off by one
 ONE_TOKEN = ["vllm/completion_08.json", "llama_cpp_python/completion_echo_bos_08.json", "sglang/generate_08.json"]

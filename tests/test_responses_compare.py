@@ -16,8 +16,6 @@ from tokenloss._evaluation import plan, response_comparison
 from tokenloss._evaluation.rounding import Rounding
 from tokenloss.formats import open_responses
 
-pytestmark = pytest.mark.thread_unsafe(reason="two threads would write the same file")
-
 SERVERS = (
     "vllm/completion_{:02}.json",
     "sglang/generate_{:02}.json",
@@ -341,6 +339,7 @@ def test_skip_failed_leaves_pairs_out(has_names, documents, tmp_path):
     np.testing.assert_allclose(found.kl_bound[found.kept], expected, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.thread_unsafe(reason="writes the files of the fixture")
 def test_other_tokens_are_refused_by_both_lines_and_position(documents, saved):
     base, other = saved
     bodies = documents.responses("other", 7)

@@ -15,8 +15,6 @@ import tokenloss
 from tokenloss import compare_samples
 from tokenloss.formats.samples import is_samples
 
-pytestmark = pytest.mark.thread_unsafe(reason="two threads would write the same file")
-
 # -- metrics -----------------------------------------------------------------------------------------------------------
 
 

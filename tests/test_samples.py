@@ -10,8 +10,6 @@ from harness import TASKS, lines_of, named, of_values, sample
 
 from tokenloss._statistics import binomial_tail, student_quantile, student_tail
 
-pytestmark = pytest.mark.thread_unsafe(reason="two threads would write the same file")
-
 
 @pytest.fixture
 def real(compared):

@@ -562,7 +562,7 @@ def test_kind_of_every_column(kind, dtype, layout, rng, backend):
     for rows, classes, axis in [(40, 1, -1), (70, 3, -1), (20, 30, 0), (9, 512, 1), (5, 513, -1), (2, 5000, -1)]:
         scores, probs = normalised(rng, (rows, classes) if axis else (classes, rows), kind, dtype, axis)
         targets, where = rng.integers(0, classes, rows), rng.random(rows) > 0.2
-        where[0] = True
+        where[0] = True  # at least one row
         top_k = min(3, classes)
         found = token_scores(
             LAYOUTS[layout](scores), targets, kind=kind, axis=axis, where=where, top_k=top_k, workers=2
