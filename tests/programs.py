@@ -1,4 +1,4 @@
-"""First lines of programs for the fixture `run_python`: memory that cannot be read, and a measure of allocations."""
+"""First lines of programs for `run_python` (memory that cannot be read, a measure of allocations), and PATIENCE."""
 
 import os
 import sys

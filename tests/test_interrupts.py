@@ -7,11 +7,12 @@ from programs import LARGE
 
 INTERRUPTED = """
 import _thread, signal
+from programs import PATIENCE
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has background jobs ignore it
 DELAY = 0.2
 # 0.2 s are promised; a busy machine may be late to wake this thread, and an emulated one is slow
-LIMIT = 0.5 * float(os.environ.get("PATIENCE", "1"))
+LIMIT = 0.5 * PATIENCE
 
 
 def interrupted(call):
