@@ -225,21 +225,31 @@ def loss_error(
         return size if sizes else size * normalizer_error(logits, axis, logit_scale, softcap)
 
 
-def gradient_error(logits, targets, gradient, divisor=1.0, *, axis=-1, logit_scale=1.0, softcap=None, **options):
-    """Largest error of a gradient before it is rounded: relative, plus an absolute part where terms cancel."""
+def probability_error(logits, axis=-1, logit_scale=1.0, softcap=None):
+    """Largest error of the probabilities of each row before they are rounded: relative, and absolute."""
     scaling = {"axis": axis, "logit_scale": logit_scale, "softcap": softcap}
     losses = -reference.log_softmax(logits, **scaling)
     distance = np.where(np.isfinite(losses), losses, 0)
     if logits.dtype.newbyteorder("=") == np.float64:
-        normalizer = np.expand_dims(normalizer_error(logits, **scaling), axis)
-        relative, absolute = normalizer + 2.0**-53 * distance, 0.0
-    else:
-        relative, absolute = 1e-6 + 2.0**-24 * distance, 3e-45 * (logits.dtype.itemsize == 4)
+        return np.expand_dims(normalizer_error(logits, **scaling), axis) + 2.0**-53 * distance, 0.0
+    return 1e-6 + 2.0**-24 * distance, 3e-45 * (logits.dtype.itemsize == 4)
+
+
+def gradient_error(logits, targets, gradient, divisor=1.0, *, axis=-1, logit_scale=1.0, softcap=None, **options):
+    """Largest error of a gradient before it is rounded: relative, plus an absolute part where terms cancel."""
+    scaling = {"axis": axis, "logit_scale": logit_scale, "softcap": softcap}
+    relative, absolute = probability_error(logits, **scaling)
+    error = relative * np.abs(gradient)
     if np.ndim(targets) == logits.ndim or options.get("label_smoothing") or options.get("z_loss") or softcap:
         size = 2 * logit_scale / divisor * loss_error(logits, targets, sizes=True, **scaling, **options)
         size = np.expand_dims(np.broadcast_to(size, np.delete(logits.shape, axis)), axis)
-        absolute = absolute + relative * size * np.exp(-losses) + (2.0**-50 * size if softcap else 0)
-    return relative * np.abs(gradient) + absolute
+        absolute = absolute + relative * size * reference.softmax(logits, **scaling)
+        absolute += 2.0**-50 * size if softcap else 0
+    else:  # a target's probability less 1 is computed as the sum of the others, with their errors
+        index = np.expand_dims(np.maximum(targets, 0), axis)
+        np.put_along_axis(error, index, 0, axis)
+        np.put_along_axis(error, index, error.sum(axis, keepdims=True), axis)
+    return error + absolute
 
 
 def assert_near(actual, expected, error, roundings=1):

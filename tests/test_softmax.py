@@ -15,9 +15,9 @@ from arrays import (
     assert_same_bits,
     error_allowed,
     fails,
-    gradient_error,
     misaligned,
     normalizer_error,
+    probability_error,
     row_of_logits,
     scores_for,
     strided,
@@ -43,7 +43,8 @@ def assert_as_oracle(name, logits, actual_logits=None, axis=-1):
     actual = getattr(tokenloss, name)(logits if actual_logits is None else actual_logits, axis=axis)
     expected = getattr(reference, name)(logits, axis=axis)
     if name == "softmax":
-        error = gradient_error(logits, 0, expected, axis=axis)
+        relative, absolute = probability_error(logits, axis)
+        error = relative * expected + absolute
     else:
         one_more_rounding = np.where(np.isfinite(expected), np.abs(expected), 0) * np.finfo(np.float32).eps / 2
         error = np.expand_dims(normalizer_error(logits, axis), axis) + (logits.dtype.itemsize < 8) * one_more_rounding
