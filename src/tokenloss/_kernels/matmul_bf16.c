@@ -40,6 +40,8 @@ void tl_bf16_set_vector(const tl_bf16_panels *panels, int64_t number, const floa
 #if defined(__x86_64__) && \
     (defined(__clang__) ? __clang_major__ >= 9 : defined(__GNUC__) && __GNUC__ >= 10)
 
+#include <immintrin.h>
+
 #define TARGET TL_FOR("avx512f,avx512bf16")
 
 int tl_has_matmul_bf16(const tl_backend *backend) { return backend == &tl_avx512 && tl_has_avx512_bf16(); }
