@@ -31,7 +31,9 @@ left_out=(
     --ignore-glob "tests/test_plots.py" --ignore-glob "tests/test_pickles.py" --ignore-glob "tests/test_records.py"
     --ignore-glob "tests/test_damaged_*.py" --ignore-glob "tests/test_response*.py" --ignore-glob "tests/test_samples.py"
     --ignore-glob "tests/test_sample_metrics.py" --ignore-glob "tests/test_format_errors.py"
-    --ignore-glob "tests/test_format_paths.py"
+    --ignore-glob "tests/test_format_paths.py" --ignore-glob "tests/test_config.py"
+    # other libraries, whose results are compared
+    --ignore-glob "tests/test_other_libraries.py"
     # the command and evaluation, which run jobs of the core as other tests do
     --ignore-glob "tests/test_*command*.py" --ignore-glob "tests/test_compare_files.py"
     --ignore-glob "tests/test_evaluate*.py" --ignore-glob "tests/test_*shards.py" --ignore-glob "tests/test_*_option.py"

@@ -160,9 +160,10 @@ def test_inf_loss_stays_after_later_updates():
 
 def assert_is_exact(losses):
     """Sums of the meter equal those of integers: finite losses are multiples of 2**-1074."""
-    finite = [int(Fraction(x) * 2**1074) for x in losses.tolist() if math.isfinite(x)]
+    values, counts = np.unique(losses[np.isfinite(losses)], return_counts=True)
+    finite = [(int(Fraction(x) * 2**1074), n) for x, n in zip(values.tolist(), counts.tolist(), strict=True)]
     others = [x for x in losses.tolist() if not math.isfinite(x)]
-    expected = sum(finite), sum(others, 0.0), sum(x * x for x in finite)
+    expected = sum(x * n for x, n in finite), sum(others, 0.0), sum(x * x * n for x, n in finite)
     assert repr(_core.moments(losses)) == repr(expected)
     if not others:
         assert meter_of(losses).total == reference.rounded(Fraction(expected[0], 2**1074))
