@@ -8,7 +8,7 @@
 
 #if defined(__x86_64__) || defined(_M_X64) || defined(__i386__) || defined(_M_IX86)
 #define TL_X86 1
-#include <xmmintrin.h>
+#include <xmmintrin.h> /* immintrin.h would be most of what compiling a small file takes */
 #else
 #define TL_X86 0
 #endif
