@@ -69,6 +69,8 @@ NOT_IN_PARALLEL = {
     "browser": "works in processes of its own",
     "cluster": "works in processes of its own",
     "compared": "writes the files of the fixture",
+    "npy": "writes the files of the fixture",
+    "npz": "writes the file of the fixture",
     "read": "writes the file of the fixture",
     "run_python": "works in a process of its own",
     "sparse_file": "writes into the file of the fixture",
