@@ -4,7 +4,7 @@
 #     tests/free_threaded.sh FOLDER [files of tests]     builds this Python into the folder, unless it is there: see cpython.sh
 #     PYTHON=python3.14t tests/free_threaded.sh ""       uses one that there is
 #
-# Without files, all tests are run in two threads each, which takes over half an hour.
+# Without files, all tests are run in two threads each, which takes up to half an hour.
 # Needs what cpython.sh does, and Debian's libssl-dev, zlib1g-dev and libffi-dev.
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
