@@ -99,7 +99,7 @@ def style(axes: Axes, title: str, notes: Sequence[str], x: str, y: str) -> None:
 
 
 def is_empty(axes: Axes, count: int) -> bool:
-    """Whether there are no values to plot; the axes then say "nothing to draw"."""
+    """Whether there are no values to plot; if so, write "nothing to draw" on the axes."""
     if count == 0:
         axes.text(0.5, 0.5, "nothing to draw", transform=axes.transAxes, ha="center", va="center", color=DIM)
         axes.set_xticks([])
