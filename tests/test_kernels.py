@@ -28,7 +28,6 @@ NATIVE = [
     ("gcc", "-O1"),
     ("gcc-12", "-O3"),
     ("clang", "-O3 -ffp-contract=on"),
-    ("clang-19", "-O3"),
 ]
 NEON = frozenset({"neon", "portable"})
 PORTABLE = frozenset({"portable"})
