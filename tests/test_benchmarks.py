@@ -15,6 +15,7 @@ pytestmark = pytest.mark.thread_unsafe(reason="works in processes of its own")
 ROOT = Path(__file__).parents[1]
 BENCHMARKS = ROOT / "benchmarks"
 RESULTS = BENCHMARKS / "results" / "short_rows.json"
+needs_results = pytest.mark.skipif(not RESULTS.exists(), reason="the sdist leaves out benchmarks/results")
 # one of each kind, or more where all begin so
 CASES = (
     "short/float32/10", "short/bfloat16/10", "short_softmax/10", "short_log_softmax/2", "short_grad/10", "short_ids/10",
@@ -76,7 +77,7 @@ def test_tables_of_a_quick_run(measured):
         assert words in printed
 
 
-@pytest.mark.skipif(not RESULTS.exists(), reason="the sdist leaves out benchmarks/results")
+@needs_results
 def test_tables_are_those_that_were_measured():
     section, _, table = run("tables.py", RESULTS).partition("For README.md")
     assert section.strip() in (BENCHMARKS / "README.md").read_text("utf-8")
@@ -85,6 +86,6 @@ def test_tables_are_those_that_were_measured():
     assert lines[0] not in shown or set(lines) <= set(shown)
 
 
-@pytest.mark.skipif(not RESULTS.exists(), reason="the sdist leaves out benchmarks/results")
+@needs_results
 def test_chart_in_the_readme_is_small():
     assert RESULTS.with_suffix(".svg").stat().st_size < 60_000

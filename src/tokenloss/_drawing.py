@@ -98,8 +98,8 @@ def style(axes: Axes, title: str, notes: Sequence[str], x: str, y: str) -> None:
     axes.set_axisbelow(True)
 
 
-def is_empty(axes: Axes, count: int) -> bool:
-    """Whether there are no values to plot; if so, write "nothing to draw" on the axes."""
+def mark_if_empty(axes: Axes, count: int) -> bool:
+    """Write "nothing to draw" on the axes if there are no values to plot; return whether that is so."""
     if count == 0:
         axes.text(0.5, 0.5, "nothing to draw", transform=axes.transAxes, ha="center", va="center", color=DIM)
         axes.set_xticks([])
@@ -152,7 +152,7 @@ def draw_quantiles(axes: Axes, values: Array, excluded: str) -> None:
     size = len(values)
     flat = int(np.searchsorted(values, PLOT_MIN))
     _quantile_axes(axes, (token_count(size), excluded, f"{flat:,} below {PLOT_MIN:.0e}, off the scale" if flat else ""))
-    if is_empty(axes, size - flat):
+    if mark_if_empty(axes, size - flat):
         return
     before = ""
     for x, y, fraction in zip(*_draw_curve(axes, values, BLUE, "-", "o"), _QUANTILES, strict=True):
@@ -224,7 +224,7 @@ def _draw_all_quantiles(axes: Axes, models: Sequence[Model], looks: Sequence[_Lo
             if look.is_named:
                 lines.append(axes.lines[-4])
                 names.append(model.name)
-    if is_empty(axes, len(axes.lines)):
+    if mark_if_empty(axes, len(axes.lines)):
         return
     labels = ["" if fraction in _CROWDED else label for fraction, label in _QUANTILES.items()]
     axes.set_xticks(axes.get_xticks(), labels)
@@ -246,7 +246,7 @@ def _draw_means(axes: Axes, models: Sequence[Model], looks: Sequence[_Look]) -> 
     if not by_size:
         x, y = y, ""
     style(axes, "Size and divergence" if by_size else "Mean KL divergence", ("bars: 95 % intervals",), x + note, y)
-    if is_empty(axes, len(drawn)):
+    if mark_if_empty(axes, len(drawn)):
         return
     means = np.array([models[rank].mean for rank in drawn])
     errors = np.nan_to_num([_Z95 * models[rank].stderr for rank in drawn], posinf=0)

@@ -21,7 +21,7 @@ from tokenloss._drawing import (
     empty_figure,
     excluded_note,
     in_plot_range,
-    is_empty,
+    mark_if_empty,
     style,
     token_count,
 )
@@ -311,7 +311,7 @@ def _draw_text(axes: Axes, positions: Array, losses: Array, excluded: str) -> No
         dots = np.random.default_rng(0).choice(size, _MAX_DOTS, replace=False)
         drawn = f"{_MAX_DOTS:,} of {drawn} drawn, at random"
     style(axes, "Loss along the text", (drawn, excluded), "position", "loss in nats")
-    if is_empty(axes, size):
+    if mark_if_empty(axes, size):
         return
     width, alpha = (10, 0.75) if size < 300 else (5, 0.35)
     axes.plot(
@@ -335,7 +335,7 @@ def _draw_text(axes: Axes, positions: Array, losses: Array, excluded: str) -> No
 def _draw_histogram(axes: Axes, losses: Array) -> None:
     """Draw a histogram of the losses."""
     style(axes, "Histogram of the losses", (), "loss in nats", "% of the tokens")
-    if is_empty(axes, len(losses)):
+    if mark_if_empty(axes, len(losses)):
         return
     top = losses.max() if losses.max() > PLOT_MIN else 1
     counts, edges = np.histogram(losses, min(50, 10 + int(len(losses) ** 0.5)), (0, top))
@@ -360,7 +360,7 @@ def _draw_calibration(axes: Axes, probability: Array, right: Array) -> None:
     error = np.sum(counts[full] * abs(accuracy - means)) / len(bins) if len(bins) else np.nan
     notes = (f"expected calibration error {100 * error:.3g} %", excluded)
     style(axes, "Calibration", notes, "probability of the likeliest token", "how often it was right")
-    if is_empty(axes, len(bins)):
+    if mark_if_empty(axes, len(bins)):
         return
     axes.plot([0, 1], [0, 1], "--", color=DIM, linewidth=1)
     axes.bar((full + 0.5) / _BINS, accuracy, 0.92 / _BINS, color=BLUE, alpha=0.75)
