@@ -1,21 +1,53 @@
 """The oracle of sequences and of their errors: every figure from a list of groups, in rational numbers."""
 
+import itertools
 import math
 from fractions import Fraction
 from types import SimpleNamespace
 
 import numpy as np
+import pytest
 from reference import divide, exact_sum, float64, rounded, square_root
 
 from tokenloss import TokenScores
 
 LN2 = Fraction(math.log(2))
-Z95 = 1.959963984540054
 FIGURES = [
     "count", "n_sequences", "is_clustered", "n_bytes", "n_words", "total", "loss", "stderr", "perplexity",
     "perplexity_interval", "bits_per_token", "bits_per_byte", "bits_per_byte_stderr", "word_perplexity",
     "word_perplexity_interval", "sequence_loss", "sequence_loss_stderr",
 ]  # fmt: skip
+
+
+def factor_of_two(a, b):
+    """How many standard errors a 95 % interval reaches, of two sequences of these lengths.
+
+    The error over the difference of the sequences' means has a Cauchy distribution.
+    """
+    apart, cotangent = (a - b) / (a + b), 1 / math.tan(0.05 * math.pi)
+    return (cotangent + math.sqrt(cotangent**2 + 1 + apart**2)) * (a + b) ** 2 / (4 * a * b)
+
+
+def interval_misses(factor, lengths):
+    """How often intervals of so many standard errors miss the mean, for normal means of sequences of these lengths.
+
+    By Imhof's integral over all eigenvalues of the quadratic form.
+    """
+    integrate = pytest.importorskip("scipy.integrate")
+    share = np.asarray(lengths) / np.sum(lengths)
+    number = len(share)
+    residuals = np.diag(share) - np.outer(share, share)  # of sums from those that the mean gives, by means
+    form = factor**2 * number / (number - 1) * residuals.T @ residuals - np.outer(share, share)
+    values = np.linalg.eigvalsh(form)
+    values = values[abs(values) > 1e-14 * abs(values).max()] / abs(values).max()
+
+    def integrand(u):
+        angle = np.arctan(values * u).sum() / 2
+        return math.sin(angle) / (u * math.exp(np.log1p((values * u) ** 2).sum() / 4))
+
+    steps = np.concatenate([[0], np.geomspace(0.1, 1e6, 15)])
+    parts = [integrate.quad(integrand, low, high, limit=400)[0] for low, high in itertools.pairwise(steps)]
+    return 0.5 - sum(parts) / math.pi
 
 
 def expected_losses(nll, *, where=None, segment_ids=None, cu_seqlens=None, sample_weight=None):
@@ -147,10 +179,6 @@ class Meter:
         return _exp(self.loss)
 
     @property
-    def perplexity_interval(self):
-        return _exp(self.loss - Z95 * self.stderr), _exp(self.loss + Z95 * self.stderr)
-
-    @property
     def bits_per_byte(self):
         return float(Fraction(self.total) / self.n_bytes / LN2) if self.n_bytes else math.nan
 
@@ -161,12 +189,6 @@ class Meter:
     @property
     def word_perplexity(self):
         return _exp(self.total / self.n_words) if self.n_words else math.nan
-
-    @property
-    def word_perplexity_interval(self):
-        error = Z95 * self._error_by("n_words", self.n_words)
-        mean = self.total / self.n_words if self.n_words else math.nan
-        return _exp(mean - error), _exp(mean + error)
 
     @property
     def sequence_loss(self):

@@ -22,7 +22,7 @@ FILE  logits, 4 × 3, float32; class ids
 
   tokens           4
   loss             2.65035  ± 2.13 nats (4 tokens, taken as independent)
-  perplexity       14.159   95 % interval 0.21904 to 915.23
+  perplexity       14.159   95 % interval 0.016266 to 12325
   bits per token   3.82364
   greedy accuracy  50.00 %
   time             0.5 s    9.6e-08 GB/s

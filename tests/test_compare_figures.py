@@ -350,6 +350,23 @@ def test_kl_quantile_intervals_hold_divergences_of_these_ranks(rng):
     assert written == {f"{fraction:g}": list(ends) for fraction, ends in found.kl_quantile_intervals.items()}
 
 
+def test_kl_quantile_intervals_are_wider_where_tokens_of_a_sequence_are_alike(rng):
+    """Of copies of the same tokens, which tell as much as one, intervals are those of the fraction by Student's t."""
+    base, other, targets = models(rng, (12, 1, 6))
+    base, other, targets = (np.repeat(array, 50, axis=1) for array in (base, other, targets.clip(0)))
+    found = compare(base, other, targets, segment_ids=np.arange(12)[:, None])
+    ordered = sorted(found.kl[:, 0].tolist())
+    for fraction in (0.9, 0.5, 0.1):
+        below = np.mean(found.kl[:, 0] <= found.kl_quantiles[fraction])
+        radius = 2.200985160082949 * math.sqrt(below * (1 - below) / 11)
+        low, high = math.floor(600 * (fraction - radius)), math.ceil(600 * (fraction + radius)) + 1
+        expected = ordered[(low - 1) // 50] if low > 0 else 0, ordered[(high - 1) // 50] if high <= 600 else INF
+        assert found.kl_quantile_intervals[fraction] == expected
+    alone = compare(base, other, targets).kl_quantile_intervals
+    assert all(low <= alone[fraction][0] <= alone[fraction][1] <= high
+               for fraction, (low, high) in found.kl_quantile_intervals.items())  # fmt: skip
+
+
 def test_kl_quantile_intervals_of_special_divergences():
     base, logits = np.zeros((40, 2)), np.zeros((40, 2))
     logits[:20, 1] = -INF

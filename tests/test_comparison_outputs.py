@@ -117,8 +117,10 @@ def test_table_of_several_candidates(rich, many, command, monkeypatch):
     assert (status, err) == (0, "")
     first, _, heads, *rows = out.splitlines()
     kept = many.targets >= 0
+    factor = many.comparison("q8").interval_factor
     assert first == (
-        f"3 models vs {many.path / 'base'}  {kept.sum()} tokens, errors by 5 sequences, exact definitions; logits"
+        f"3 models vs {many.path / 'base'}  {kept.sum()} tokens, errors by 5 sequences, exact definitions; logits; "
+        f"95 % intervals reach {factor:.3g} standard errors"
     )
     assert cells(heads) == ["model", "size", "mean KLD", MINUS, "99.9% KLD", "PPL ratio", MINUS, "same top", MINUS,
                             "RMS Δp"]  # fmt: skip

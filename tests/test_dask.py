@@ -50,11 +50,14 @@ def problem(rng, shape, axis, dtype=np.float32):
 
 
 def meter_of(logits, targets, where=True, ignore_index=-100, **options):
-    """Meter of tokens on one machine."""
+    """Meter on one machine: of sequences, if the batch has several axes."""
     nll = tokenloss.cross_entropy(logits, targets, where=where, ignore_index=ignore_index, reduction="none", **options)
     kept = where if targets.ndim == logits.ndim or ignore_index is None else where & (targets != ignore_index)
     meter = LossMeter()
-    meter.update(nll, kept)
+    if nll.ndim > 1:
+        meter.update(tokenloss.sequence_losses(nll, where=kept))
+    else:
+        meter.update(nll, kept)
     return meter
 
 
@@ -71,6 +74,21 @@ def test_score_equals_the_meter_of_one_machine(shape, axis, chunks, rng):
     lazy_targets, lazy_where = da.from_array(targets, chunks=3), da.from_array(where, chunks=5)
     assert score(lazy, lazy_targets, where=lazy_where, axis=axis) == expected
     assert expected.count == np.sum(where & (targets != -100))
+
+
+def test_score_takes_rows_of_a_batch_as_sequences(rng):
+    """It took their tokens as independent, however alike those of a sequence were."""
+    logits = rng.standard_normal((6, 8, 5)) * rng.random((6, 1, 1)) * 9
+    targets, weights = rng.integers(0, 5, (6, 8)), rng.integers(0, 3, (6, 8)) / 2
+    lazy = da.from_array(logits, chunks=(4, 3, 2))
+    expected = tokenloss.evaluate([(logits, targets)]).meter
+    assert score(lazy, targets) == expected
+    assert expected.is_clustered
+    expected = LossMeter()
+    losses = tokenloss.cross_entropy(logits, targets, reduction="none")
+    expected.update(tokenloss.sequence_losses(losses, sample_weight=weights))
+    for some in (weights, da.from_array(weights, chunks=3)):
+        assert score(lazy, targets, sample_weight=some) == expected
 
 
 @pytest.mark.parametrize("dtype", [*FLOATS, np.dtype(">f4")], ids=str)

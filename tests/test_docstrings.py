@@ -77,6 +77,8 @@ VARIANTS = {
         {"comparison.ComparisonMeter.update", "comparison.compare", "linear.linear_compare"},
         {"responses.compare_responses"},
         {"file_comparison.compare_files"},
+        {"plots.draw_divergences"},
+        {"plots.draw_losses"},
     ],
     "shift": [{"responses.compare_responses"}, {"file_comparison.compare_files"}],
     "sinks": [{"file_comparison.compare_files"}],

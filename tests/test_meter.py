@@ -58,8 +58,9 @@ def test_statistics_by_hand():
     assert meter.bits_per_byte == pytest.approx(9 / math.log(2) / 4, rel=1e-15)
     assert meter.word_perplexity == pytest.approx(math.exp(4.5), rel=1e-15)
     low, high = meter.perplexity_interval
-    assert low == pytest.approx(math.exp(3 - 1.959964 * meter.stderr), rel=1e-6)
-    assert high == pytest.approx(math.exp(3 + 1.959964 * meter.stderr), rel=1e-6)
+    # Student's t with 2 degrees of freedom
+    assert low == pytest.approx(math.exp(3 - 4.302653 * meter.stderr), rel=1e-5)
+    assert high == pytest.approx(math.exp(3 + 4.302653 * meter.stderr), rel=1e-5)
 
 
 def test_statistics_are_python_numbers(rng):

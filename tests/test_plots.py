@@ -65,6 +65,34 @@ def test_running_mean(size):
     np.testing.assert_allclose(mean.get_ydata(), expected)
 
 
+def test_running_mean_ends_where_a_sequence_does():
+    """It was of the last tokens of one document and the first of the next."""
+    losses, ids = np.repeat([1.0, 5.0, 2.0], [30, 3, 40]), np.repeat([4, 0, 4], [30, 3, 40])
+    _, mean = drawn(plots.draw_losses(losses, segment_ids=ids)).axes[0].lines
+    line = mean.get_xydata()
+    assert np.isnan(line[[30, 34]]).all()
+    assert np.delete(line, [30, 34], axis=0).tolist() == [[i, loss] for i, loss in enumerate(losses)]
+
+
+def test_running_mean_ends_where_no_token_is_included_nearby():
+    losses, where = np.repeat([1.0, 9.0, 3.0], [20, 10, 20]), np.repeat([True, False, True], [20, 10, 20])
+    _, mean = drawn(plots.draw_losses(losses, where=where)).axes[0].lines
+    line = mean.get_xydata()
+    assert np.isnan(line[20]).all()
+    assert np.delete(line, 20, axis=0).tolist() == [[i, losses[i]] for i in np.flatnonzero(where)]
+    where = np.arange(50) % 2 == 0  # tokens that alternate are one curve
+    _, mean = drawn(plots.draw_losses(losses, where=where)).axes[0].lines
+    assert not np.isnan(mean.get_xydata()).any()
+
+
+def test_segment_ids_cluster_the_error_in_the_plot_of_divergences():
+    """It was that of independent tokens, beside a table with a clustered one."""
+    kl, ids = np.repeat([0.1, 0.3, 0.2], 20), np.repeat([7, 3, 5], 20)
+    for options, error in ({"segment_ids": ids}, 0.1 / math.sqrt(3)), ({}, kl.std(ddof=1) / math.sqrt(60)):
+        (axes,) = drawn(plots.draw_divergences(kl, **options)).axes
+        assert f"mean 0.2 ± {error:.2g}" in words(axes)
+
+
 def test_where_keeps_positions():
     where = np.array([[True, False, True], [False, True, True]])
     losses = np.array([[1.0, 9.0, 2.0], [9.0, np.nan, 3.0]])
@@ -127,7 +155,7 @@ def test_draw_losses_of_many_tokens():
     assert len(np.unique(dots.get_xdata())) == 3000
     np.testing.assert_array_equal(dots.get_ydata(), losses[dots.get_xdata()])
     assert len(mean.get_xdata()) == 1000
-    middle = mean.get_xdata()[500]
+    middle = int(mean.get_xdata()[500])
     assert mean.get_ydata()[500] == pytest.approx(losses[middle - 2000 : middle + 2001].mean())
 
 
@@ -231,7 +259,7 @@ def test_draw_candidates_over_sizes(count):
     np.testing.assert_allclose(dots, [(sizes[name] / 1e9, comparisons[name].kl.mean()) for name in names])
     for bar, name in zip(means.collections, names, strict=True):
         ((low, high),) = (segment[:, 1] for segment in bar.get_segments())
-        half = 1.959964 * comparisons[name].kl.std(ddof=1) / math.sqrt(200)
+        half = 1.971957 * comparisons[name].kl.std(ddof=1) / math.sqrt(200)  # Student's t with 199 degrees of freedom
         np.testing.assert_allclose((low, high), comparisons[name].kl.mean() + np.array([-half, half]), rtol=1e-6)
     legend = [text.get_text() for text in quantiles.get_legend().get_texts()]
     assert legend == [short(name) for name in names[::-1]]

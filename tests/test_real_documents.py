@@ -141,7 +141,7 @@ def test_meter_of_documents_of_lm_evaluation_harness(model):
     }.items():
         assert value == pytest.approx(total[name], rel=1e-13), name
     low, high = meter.word_perplexity_interval
-    error = math.log(high / low) / 2 / 1.959963984540054
+    error = math.log(high / low) / 2 / meter._by_words.interval_factor
     assert error == pytest.approx(total["log_word_perplexity_stderr_clustered"], rel=1e-12)
     assert math.sqrt(low * high) == pytest.approx(meter.word_perplexity, rel=1e-12)
     for name, value in total["lm_eval"].items():  # of sums in float32

@@ -39,7 +39,7 @@ def test_score_of_the_sample(score_json):
     assert found["stderr"] == pytest.approx(stderr, abs=2e-7)
     assert found["perplexity"] == pytest.approx(math.exp(loss), rel=1e-6)
     assert found["perplexity_interval"] == pytest.approx(
-        [math.exp(loss - 1.959964 * stderr), math.exp(loss + 1.959964 * stderr)], rel=1e-6
+        [math.exp(loss - 2.144787 * stderr), math.exp(loss + 2.144787 * stderr)], rel=1e-6
     )
     assert found["bits_per_token"] == pytest.approx(loss / math.log(2), rel=1e-6)
     worst = np.argsort(-losses)[:3]

@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from tokenloss._errors import raise_error
-from tokenloss._exact import ExactMoments
+from tokenloss._paired import Mean
 from tokenloss._terminal import printable
-from tokenloss.meter import _Z95
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -147,8 +146,10 @@ def _draw_curve(axes: Axes, values: Array, color: str, dashes: str, mark: str) -
     return places, marks
 
 
-def draw_quantiles(axes: Axes, values: Array, excluded: str) -> None:
-    """Draw the quantiles of sorted values of one model."""
+def draw_quantiles(axes: Axes, values: Array, segment_ids: Array | None, excluded: str) -> None:
+    """Draw the quantiles of one model's values, and their mean."""
+    mean = Mean(values, segment_ids)
+    values = np.sort(values)
     size = len(values)
     flat = int(np.searchsorted(values, PLOT_MIN))
     _quantile_axes(axes, (token_count(size), excluded, f"{flat:,} below {PLOT_MIN:.0e}, off the scale" if flat else ""))
@@ -161,10 +162,9 @@ def draw_quantiles(axes: Axes, values: Array, excluded: str) -> None:
             away, side = ((7, -12), "left") if fraction < 0.5 else ((-7, 5), "right")
             axes.annotate(label, (x, y), away, textcoords="offset points", ha=side, fontsize=9, color=INK)
         before = label
-    moments = ExactMoments.of(values)
-    if moments.mean >= PLOT_MIN:
-        label = f"mean {moments.mean:.4g}" + f" ± {moments.stderr:.2g}" * (size > 1)
-        axes.axhline(moments.mean, color=ORANGE, linewidth=1.5, label=label)
+    if mean.mean >= PLOT_MIN:
+        label = f"mean {mean.mean:.4g}" + f" ± {mean.stderr:.2g}" * (size > 1)
+        axes.axhline(mean.mean, color=ORANGE, linewidth=1.5, label=label)
         add_legend(axes, "lower right")
 
 
@@ -177,7 +177,7 @@ class Model(NamedTuple):
     name: str
     size: float | None  # bytes
     mean: float
-    stderr: float
+    radius: float  # of the 95 % interval of the mean
     values: Array  # its divergences, sorted
 
 
@@ -249,7 +249,7 @@ def _draw_means(axes: Axes, models: Sequence[Model], looks: Sequence[_Look]) -> 
     if mark_if_empty(axes, len(drawn)):
         return
     means = np.array([models[rank].mean for rank in drawn])
-    errors = np.nan_to_num([_Z95 * models[rank].stderr for rank in drawn], posinf=0)
+    errors = np.nan_to_num([models[rank].radius for rank in drawn], posinf=0)
     lows, highs = means - errors, np.minimum(means + errors, PLOT_MAX)
     limits = np.where(lows > 0, lows, means).min() / 1.5, highs.max() * 1.5
     places = np.array([(models[rank].size or 0) / 1e9 for rank in drawn]) if by_size else np.arange(len(drawn))

@@ -24,8 +24,8 @@ class Mean:
 
     def __init__(self, values: Array, segment_ids: IntArray | None) -> None:
         values = values.astype(np.float64, copy=False)
-        tokens = ExactMoments.of(values)
-        self.mean = tokens.mean
+        self._independent = tokens = ExactRatio.of_mean(ExactMoments.of(values))  # what errors take as independent
+        self.mean = tokens.ratio
         self.stderr = self.stderr_of_tokens = tokens.stderr
         self.is_clustered = False
         if segment_ids is None:
@@ -34,8 +34,14 @@ class Mean:
         groups = ExactRatio.of(self.sequences.nll, self.sequences.count.astype(np.float64))
         groups += ExactRatio.of_mean(ExactMoments.of(values, segment_ids < 0))
         if self.sequences.ids.size and groups.count > 1:
+            self._independent = groups
             self.stderr = groups.stderr
             self.is_clustered = True
+
+    @property
+    def interval_factor(self) -> float:
+        """The number of standard errors from the mean to each end of its 95 % confidence interval."""
+        return self._independent.interval_factor
 
 
 def paired_figures(
@@ -53,6 +59,7 @@ def paired_figures(
         "count": nll.size,
         "n_sequences": 0 if ids is None else loss.sequences.ids.size,
         "is_clustered": loss.is_clustered,
+        "interval_factor": loss.interval_factor,
         "perplexity": perplexity,
         "perplexity_stderr": perplexity * loss.stderr,
         "base_perplexity": base_perplexity,
@@ -103,14 +110,26 @@ def quantiles(ordered: Float64Array, fractions: tuple[float, ...]) -> dict[float
     return found
 
 
-def quantile_intervals(ordered: Float64Array, fractions: tuple[float, ...]) -> dict[float, tuple[float, float]]:
-    """Intervals of 95 % of quantiles between 0 and 1 of sorted values that are not negative, by order statistics."""
+def quantile_intervals(
+    values: Float64Array, fractions: tuple[float, ...], segment_ids: IntArray | None
+) -> dict[float, tuple[float, float]]:
+    """Intervals of 95 % of quantiles between 0 and 1 of values that are not negative, by order statistics.
+
+    Their ranks are binomial. With sequences they are at least as far apart as the interval of the fraction of values up
+    to the quantile (Woodruff, Journal of the American Statistical Association 47, 1952).
+    """
+    ordered = np.sort(values)
     inner = [fraction for fraction in fractions if 0 < fraction < 1]
     if not ordered.size or np.isnan(ordered[-1]):
         return dict.fromkeys(inner, (math.nan, math.nan))
     found = {}
     for fraction in inner:
         low, high = quantile_ranks(ordered.size, fraction)
+        if segment_ids is not None:
+            of_smaller = Mean(values <= quantiles(ordered, (fraction,))[fraction], segment_ids)
+            radius = of_smaller.interval_factor * of_smaller.stderr if of_smaller.is_clustered else 0.0
+            low = min(low, max(0, math.floor(ordered.size * (fraction - radius))))
+            high = max(high, min(ordered.size, math.ceil(ordered.size * (fraction + radius))) + 1)
         found[fraction] = (
             float(ordered[low - 1]) if low else min(0.0, float(ordered[0])),  # rounding may make a 0 negative
             float(ordered[high - 1]) if high <= ordered.size else math.inf,

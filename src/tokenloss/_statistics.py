@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import math
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from tokenloss._types import Float64Array
 
 _EXACT = 2000  # trials up to which integers are summed
 
@@ -56,7 +61,7 @@ def _stirling(n: int) -> float:
     return (1 - (1 - 2 / 7 / n**2) / 30 / n**2) / 12 / n
 
 
-def student_tail(t: float, dof: int) -> float:
+def student_tail(t: float, dof: float) -> float:
     """Probability that Student's t of so many degrees of freedom is above t."""
     if t < 0:
         return 1 - student_tail(-t, dof)
@@ -89,11 +94,105 @@ def _incomplete_beta(a: float, b: float, x: float, rest: float) -> float:
     return math.exp(log_front) * fraction / a
 
 
-def student_quantile(tail: float, dof: int) -> float:
+def student_quantile(tail: float, dof: float) -> float:
     """The t above which Student's t has this probability, a small one."""
     low, high = 0.0, 1.0
     while student_tail(high, dof) > tail:
         high *= 2
     while low < (middle := (low + high) / 2) < high:
         low, high = (middle, high) if student_tail(middle, dof) > tail else (low, middle)
+    return high
+
+
+# -- ratios of sums over sequences -------------------------------------------------------------------------------------
+
+Lengths = tuple[tuple[float, float], ...]  # lengths, the largest 1.0, and how many sequences have each
+
+
+def equivalent_lengths(n: int, *rests: float) -> Lengths:
+    """At most three lengths, among them the largest, with the sums of the powers 0 to 4 of the lengths of n sequences.
+
+    They are the nodes of Gauss-Radau quadrature (Golub, SIAM Review 15, 1973); how many sequences have each need not be
+    an integer. `rests` are sums over the sequences of (1 - u) * u**k, for k from 0 to 3 and u the length over the
+    largest.
+    """
+    r0, r1, r2, r3 = rests
+    if r0 <= 1e-12 * n:
+        return ((1.0, n),)
+    spread = r0 * r2 - r1 * r1
+    if spread <= 1e-9 * r0 * r2:  # all others have one length, up to rounding
+        shorter = [(r1 / r0, r0)]
+    else:
+        middle, product = (r0 * r3 - r1 * r2) / spread / 2, (r1 * r3 - r2 * r2) / spread
+        half = math.sqrt(max(middle * middle - product, 0.0))
+        low, high = max(middle - half, 0.0), middle + half
+        of_high = (r1 - r0 * low) / (high - low)
+        shorter = [(low, r0 - of_high), (high, of_high)]
+    shorter = [(length, rest / (1 - length)) for length, rest in shorter]
+    return (*shorter, (1.0, n - sum(number for _, number in shorter)))
+
+
+def interval_note(factor: float) -> str:
+    """Words about intervals that reach this many standard errors; "" for those of many sequences, which reach 1.96."""
+    if not factor > 2:
+        return ""
+    return f"95 % intervals reach {factor:.3g} standard errors" + guess_note(factor)
+
+
+def guess_note(factor: float) -> str:
+    """Words about intervals of two sequences, or of one that is much longer than the others; "" for other intervals."""
+    return ", too few for more than a guess" if factor > 10 else ""
+
+
+def ratio_tail(t: float, lengths: Lengths) -> float:
+    """Probability that a ratio of sums over sequences is more than t standard errors above the true one.
+
+    It is exact for normal means of sequences of one variance, as random effects have, with the error of
+    `ExactRatio.stderr`. For n equal lengths it is that of Student's t with n - 1 degrees of freedom. Others are the
+    working model of Imbens and Kolesar (Review of Economics and Statistics 98, 2016), but instead of Satterthwaite's
+    approximation, the ratio of the squares of the error and of its estimate is taken as the quadratic form that it is:
+    one of its eigenvalues is negative, so its distribution is a proper integral over an angle (Craig, MILCOM 1991).
+    """
+    n = sum(number for _, number in lengths)
+    if len(lengths) == 1:
+        return student_tail(t, n - 1)
+    if t <= 0 or math.isinf(t):
+        return 1 - ratio_tail(-t, lengths) if t < 0 else 0.5 if t == 0 else 0.0
+    x, number = np.array(lengths).T
+    share = x / (number @ x)
+    square = t * t * n / (n - 1)
+    # the form t**2 * error**2 - mean**2 of the sums of lengths: within a length, and between the lengths
+    within = square * share**2
+    root = np.sqrt(number)
+    spread = np.eye(len(x)) - np.outer(share * root, root) - np.outer(root, share * root)
+    spread += number @ share**2 * np.outer(root, root)
+    between = np.outer(share, share) * (square * spread - np.outer(root, root))
+    negative, *positive = np.linalg.eigvalsh(between)
+    squared_sines, weights = _angles()
+    log = np.zeros_like(weights)
+    for value, dof in (*zip(within, number - 1, strict=True), *((value, 1.0) for value in positive)):
+        log -= dof / 2 * np.log1p(max(value, 0.0) / (-negative * squared_sines))
+    return float(weights @ np.exp(log)) / 2
+
+
+@functools.cache
+def _angles() -> tuple[Float64Array, Float64Array]:
+    """Squared sines of angles between 0 and pi / 2, and the weights that make a mean an integral, by Gauss-Legendre."""
+    nodes, weights = np.polynomial.legendre.leggauss(100)
+    return np.sin((nodes + 1) * (math.pi / 4)) ** 2, weights / 2
+
+
+@functools.lru_cache(maxsize=256)
+def ratio_quantile(tail: float, lengths: Lengths) -> float:
+    """The t that `ratio_tail` is this small above; inf if all but one length are 0."""
+    if len(lengths) == 1:
+        return student_quantile(tail, lengths[0][1] - 1)
+    low, high = 0.0, 1.0
+    while ratio_tail(high, lengths) > tail:
+        low, high = high, 2 * high
+        if high > 1e15:
+            return math.inf
+    while high - low > 1e-12 * high:
+        middle = (low + high) / 2
+        low, high = (middle, high) if ratio_tail(middle, lengths) > tail else (low, middle)
     return high

@@ -38,6 +38,10 @@ class Comparison:
         Number of sequences with any included position; 0 if none were given.
     is_clustered : bool
         Whether standard errors are clustered by sequence: not without sequences, and not of a single one.
+    interval_factor : float
+        Number of standard errors from a mean to each end of its 95 % confidence interval, as of
+        `LossMeter.interval_factor`: the interval of `perplexity_ratio` is ``exp(log_perplexity_ratio ±
+        interval_factor * log_perplexity_ratio_stderr)``.
     perplexity, perplexity_stderr, base_perplexity, base_perplexity_stderr : float
         exp of the mean loss, of the model and of its base.
     correlation : float
@@ -57,8 +61,8 @@ class Comparison:
         and 0.0 (the minimum), interpolated linearly.
     kl_quantile_intervals : dict of tuples
         By fraction, without 0.0 and 1.0: bounds of the 95 % confidence interval of the quantile. They are divergences
-        of the ranks that the binomial distribution gives, tokens taken as independent. Where too few tokens bound an
-        end, it is 0 or inf.
+        of the ranks that the binomial distribution gives, or farther apart where the fraction of tokens up to the
+        quantile varies by sequence. Where too few tokens bound an end, it is 0 or inf.
     mean_delta_p, mean_delta_p_stderr, rms_delta_p, rms_delta_p_stderr : float
         Mean and root mean square of the change of the targets' probabilities.
     delta_p_quantiles : dict
@@ -95,6 +99,7 @@ class Comparison:
     count: int
     n_sequences: int
     is_clustered: bool
+    interval_factor: float
     perplexity: float
     perplexity_stderr: float
     base_perplexity: float

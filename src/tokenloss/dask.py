@@ -22,6 +22,7 @@ from tokenloss._validation import (
 )
 from tokenloss.losses import cross_entropy as _cross_entropy
 from tokenloss.meter import LossMeter
+from tokenloss.sequences import sequence_losses
 
 try:
     import dask.array as da
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from typing import Literal
 
+    from tokenloss import _core
     from tokenloss._types import Array, ArrayLike  # arrays of Dask are like arrays, too
 
 __all__ = ["cross_entropy", "map_shards", "score"]
@@ -58,9 +60,10 @@ def score(
 ) -> LossMeter:
     """Meter of the cross-entropy of logits, computed where Dask computes: on threads, or on a cluster.
 
-    Each block of rows becomes a meter on the machine that holds it, and meters are added in a tree, so that only one
-    reaches the caller. It has the same bits as a meter of all tokens on one machine, however the arrays are cut into
-    chunks.
+    Each block of rows becomes losses on the machine that holds it, these become meters, and meters are added in a
+    tree, so that only one reaches the caller. It has the same bits as on one machine, however the arrays are cut into
+    chunks. Each row (..., T) of the batch is a sequence, by which errors are clustered, as in `sequence_losses`; in a
+    batch of one axis, tokens are taken as independent.
 
     Parameters
     ----------
@@ -119,10 +122,27 @@ def score(
     >>> score(logits, da.zeros(1000, dtype=int)).count
     1000
     """
-    meters = _by_block(
-        _meter, logits, targets, axis=axis, where=where, weight=None, sample_weight=sample_weight,
-        ignore_index=ignore_index, label_smoothing=label_smoothing, z_loss=z_loss, logit_scale=logit_scale,
-        softcap=softcap, workers=workers,
+    options: dict[str, Any] = {
+        "axis": axis, "ignore_index": ignore_index, "label_smoothing": label_smoothing, "z_loss": z_loss,
+        "logit_scale": logit_scale, "softcap": softcap, "workers": workers,
+    }  # fmt: skip
+    positions, sample_weight = _checked(logits, targets, where, None, sample_weight, **options)
+    batch = positions.batch
+    kept = da.ones(batch, dtype=np.bool_) if where is None else da.broadcast_to(where, batch)
+    if sample_weight is not None:
+        kept = kept & (sample_weight != 0)
+    nll = cross_entropy(logits, targets, where=kept, reduction="none", **options)
+    if positions.by_class and ignore_index is not None:
+        kept = kept & (targets != ignore_index)
+    if len(batch) > 1:  # a sequence in one chunk: its losses, not its logits, are moved together
+        nll = nll.rechunk({len(batch) - 1: -1})
+    axes = tuple(range(len(batch)))
+    arrays: list[Any] = [nll, axes, _rechunk(kept, nll.chunks), axes]
+    weights = None if sample_weight is None else _rechunk(da.broadcast_to(sample_weight, batch), nll.chunks)
+    arrays += [weights, None if weights is None else axes, *_starts(nll.chunks, axes)]
+    meters = da.blockwise(
+        _meter, axes, *arrays, align_arrays=False, adjust_chunks=dict.fromkeys(axes, 1), dtype=object,
+        meta=np.empty((0,) * len(batch), object),
     )  # fmt: skip
     meter: LossMeter = meters.sum(split_every=_MERGED_AT_ONCE).compute()
     return meter
@@ -225,10 +245,10 @@ def cross_entropy(
     return result
 
 
-def _by_block(
-    function: Any, logits: Any, targets: Any, *, axis: int, where: Any, weight: Any, sample_weight: Any, **options: Any
-) -> Any:
-    """Call `_losses`, `_sums` or `_meter` with each block of rows; arguments are checked before."""
+def _checked(
+    logits: Any, targets: Any, where: Any, weight: Any, sample_weight: Any, *, axis: int, **options: Any
+) -> tuple[_core.Positions, Any]:
+    """Positions of zeros in place of Dask arrays, and weights of positions; an error if an argument is invalid."""
     if not isinstance(logits, da.Array):
         raise_error("type", name="logits", got=type(logits).__name__, fits="a Dask array")
     scores = as_scores("logits", _meta_zeros("logits", logits), axis)
@@ -240,7 +260,14 @@ def _by_block(
     penalties(options["label_smoothing"], options["z_loss"])
     logit_transform(options["logit_scale"], options["softcap"])
     _workers.check_workers(options["workers"])
+    return positions, sample_weight
 
+
+def _by_block(
+    function: Any, logits: Any, targets: Any, *, axis: int, where: Any, weight: Any, sample_weight: Any, **options: Any
+) -> Any:
+    """Call `_losses` or `_sums` with each block of rows; arguments are checked before."""
+    positions, sample_weight = _checked(logits, targets, where, weight, sample_weight, axis=axis, **options)
     axis = check_axis("logits", logits.ndim, axis)
     if logits.numblocks[axis] > 1:
         logits = logits.rechunk({i: -1 if i == axis else "auto" for i in range(logits.ndim)})
@@ -251,8 +278,7 @@ def _by_block(
     arrays += [_rechunk(targets, chunks), batch] if positions.by_class else [_rechunk(targets, logits.chunks), axes]
     for value in (where, sample_weight):
         arrays += [None, None] if value is None else [_rechunk(np.broadcast_to(value, positions.batch), chunks), batch]
-    for i in batch:  # where each block starts
-        arrays += [da.from_array(np.cumsum([0, *logits.chunks[i][:-1]]), chunks=1), (i,)]
+    arrays += _starts(chunks, batch)
     dtype, lengths = (np.float64, {axis: 1}) if function is _losses else (object, dict.fromkeys(axes, 1))
     return da.blockwise(
         function, axes, *arrays, align_arrays=False,
@@ -273,6 +299,12 @@ def _meta_zeros(name: str, value: Any) -> Any:
 def _rechunk(value: Any, chunks: tuple[tuple[int, ...], ...]) -> Any:
     """Dask array in these chunks."""
     return value.rechunk(chunks) if isinstance(value, da.Array) else da.from_array(np.asarray(value), chunks=chunks)
+
+
+def _starts(chunks: tuple[tuple[int, ...], ...], axes: tuple[int, ...]) -> list[Any]:
+    """Arguments of `blockwise`: where each block starts along each axis."""
+    pairs = zip(chunks, axes, strict=True)
+    return [arg for sizes, i in pairs for arg in (da.from_array(np.cumsum([0, *sizes[:-1]]), chunks=1), (i,))]
 
 
 # -- in a worker ------------------------------------------------------------------------------------------------------
@@ -342,21 +374,15 @@ def _sums(
     return np.full((1,) * logits.ndim, _LossAndWeight(losses, weights), object)
 
 
-def _meter(
-    logits: Array, targets: Array, where: Array | None, sample_weight: Array | None, *starts: Array, axis: int,
-    ignore_index: Any, **options: Any,
-) -> Array:  # fmt: skip
-    """Meter of a block."""
-    batch = logits.shape[:axis] + logits.shape[axis + 1 :]
-    if sample_weight is not None:
-        with _naming_block(starts):
-            sample_weight = check_sample_weight(sample_weight, batch)
-    kept = _kept(targets, batch, where, sample_weight, ignore_index)
-    options |= {"axis": axis, "ignore_index": ignore_index}
-    nll = _losses(logits, targets, kept, None, *starts, **options).squeeze(axis)
+def _meter(nll: Array, kept: Array, sample_weight: Array | None, *starts: Array) -> Array:
+    """Meter of a block of losses: of its tokens or, with several axes, of its sequences."""
     meter = LossMeter()
-    meter.update(nll, kept, sample_weight=sample_weight)
-    return np.full((1,) * logits.ndim, meter, object)
+    with _naming_block(starts):  # of weights below 0
+        if nll.ndim > 1:
+            meter.update(sequence_losses(nll, where=kept, sample_weight=sample_weight))
+        else:
+            meter.update(nll, kept, sample_weight=sample_weight)
+    return np.full((1,) * nll.ndim, meter, object)
 
 
 @contextmanager

@@ -30,6 +30,7 @@ from tokenloss._exact import ExactMoments
 from tokenloss._files import replacing
 from tokenloss._paired import nan_last
 from tokenloss._validation import check_mask, check_number
+from tokenloss.sequences import check_segment_ids
 
 if TYPE_CHECKING:
     import os
@@ -50,6 +51,7 @@ def draw_losses(
     nll: ArrayLike,
     *,
     where: ArrayLike | None = None,
+    segment_ids: ArrayLike | None = None,
     greedy_logprobs: ArrayLike | None = None,
     is_greedy: ArrayLike | None = None,
     title: str = "",
@@ -62,6 +64,8 @@ def draw_losses(
         Loss of each token in nats, in the order of the text.
     where : array of bool, optional
         Mask of the tokens to include, broadcast over `nll`: ``scores.kept`` of `token_scores`.
+    segment_ids : array of integers, optional
+        Number of the sequence of each token, broadcast over `nll`: the running mean ends where a sequence does.
     greedy_logprobs : array of floats, optional
         Log-probability of the most likely class at each token, of the shape of `nll`: ``scores.top_logprobs[..., 0]``.
         Without it the calibration is not drawn.
@@ -85,7 +89,8 @@ def draw_losses(
     Notes
     -----
     At most 3,000 tokens are drawn as dots, chosen at random, and the figure says so; curves, bins and numbers are of
-    all tokens. Losses that are infinite or nan are counted and left out.
+    all tokens. Losses that are infinite or nan are counted and left out. The running mean is of the tokens near each
+    position, and has gaps where none of these is included.
 
     The expected calibration error is ``sum(n_b / n * abs(accuracy_b - probability_b))`` over ten bins of equal width
     of the probability: Guo et al., "On calibration of modern neural networks", 2017.
@@ -113,14 +118,17 @@ def draw_losses(
     positions = np.flatnonzero(kept & in_plot_range(losses))
     note = excluded_note(losses[kept])
     losses = losses[positions]
-    _draw_text(axes["T"], positions, losses, note)
+    ids = _sequence_numbers(segment_ids, shape)
+    _draw_text(axes["T"], positions, losses, None if ids is None else ids[positions], note)
     _draw_histogram(axes["H"], losses)
     if calibrated:
         _draw_calibration(axes["C"], probability, right)
     return figure
 
 
-def draw_divergences(kl: ArrayLike, *, where: ArrayLike | None = None, title: str = "") -> Figure:
+def draw_divergences(
+    kl: ArrayLike, *, where: ArrayLike | None = None, segment_ids: ArrayLike | None = None, title: str = ""
+) -> Figure:
     """Draw the quantiles of the Kullback-Leibler divergences of a text's tokens.
 
     Parameters
@@ -129,6 +137,8 @@ def draw_divergences(kl: ArrayLike, *, where: ArrayLike | None = None, title: st
         KL divergence of each token in nats: ``kl_divergence(..., reduction="none")``.
     where : array of bool, optional
         Mask of the tokens to include, broadcast over `kl`.
+    segment_ids : array of integers, optional
+        Number of the sequence of each token, broadcast over `kl`, by which the standard error of the mean is clustered.
     title : str, optional
         Title.
 
@@ -158,9 +168,12 @@ def draw_divergences(kl: ArrayLike, *, where: ArrayLike | None = None, title: st
     'Quantiles of the KL divergence'
     """
     values = np.asarray(kl, np.float64)
-    kept = values.reshape(-1)[_mask(where, values.shape)]
+    kept = _mask(where, values.shape)
+    ids = _sequence_numbers(segment_ids, values.shape)
+    flat = values.reshape(-1)
+    drawn = kept & in_plot_range(flat)
     figure = empty_figure(title, (10, 5.2))
-    draw_quantiles(figure.subplots(), np.sort(kept[in_plot_range(kept)]), excluded_note(kept))
+    draw_quantiles(figure.subplots(), flat[drawn], None if ids is None else ids[drawn], excluded_note(flat[kept]))
     return figure
 
 
@@ -218,7 +231,8 @@ def draw_candidates(
     for name in sorted(comparisons, key=lambda name: nan_last(comparisons[name].mean_kl)):
         one = comparisons[name]
         kl = one.kl[one.kept]
-        models.append(Model(name, sizes.get(name), one.mean_kl, one.mean_kl_stderr, np.sort(kl[in_plot_range(kl)])))
+        radius = one.mean_kl_stderr * one.interval_factor
+        models.append(Model(name, sizes.get(name), one.mean_kl, radius, np.sort(kl[in_plot_range(kl)])))
     by_name = len(sizes) < len(models)
     figure = empty_figure(title, (15.0, max(6.0, 1.5 + 0.22 * len(models) * by_name)))
     draw_models(figure, models)
@@ -297,11 +311,16 @@ def _mask(where: ArrayLike | None, shape: tuple[int, ...]) -> Array:
     return np.broadcast_to(np.True_, shape).reshape(-1) if where is None else check_mask(where, shape).reshape(-1)
 
 
+def _sequence_numbers(segment_ids: ArrayLike | None, shape: tuple[int, ...]) -> Array | None:
+    """One-dimensional numbers of the tokens' sequences, if there are any."""
+    return None if segment_ids is None else check_segment_ids(segment_ids, shape).reshape(-1)
+
+
 # -- drawing ----------------------------------------------------------------------------------------------------------
 
 
-def _draw_text(axes: Axes, positions: Array, losses: Array, excluded: str) -> None:
-    """Draw the losses along the text, and their running mean."""
+def _draw_text(axes: Axes, positions: Array, losses: Array, ids: Array | None, excluded: str) -> None:
+    """Draw the losses along the text, and their running mean in each sequence."""
     from matplotlib.ticker import MaxNLocator
 
     size = len(losses)
@@ -317,19 +336,33 @@ def _draw_text(axes: Axes, positions: Array, losses: Array, excluded: str) -> No
     axes.plot(
         positions[dots], losses[dots], ".", color=BLUE, alpha=alpha, markersize=width, markeredgewidth=0, clip_on=False
     )
-    middle = np.unique(np.linspace(0, size - 1, CURVE_POINTS).astype(np.intp))
     half = max(2, size // 100)
-    first, last = np.maximum(middle - half, 0), np.minimum(middle + half + 1, size)
-    sums = np.concatenate([[0.0], np.cumsum(losses)])
-    means = (sums[last] - sums[first]) / (last - first)
     label = f"mean of {token_count(min(2 * half + 1, size))}"
-    axes.plot(positions[middle], means, color=ORANGE, linewidth=1.8, label=label)
+    axes.plot(*_running_mean(positions, losses, ids, half), color=ORANGE, linewidth=1.8, label=label)
     add_legend(axes, "upper right")
     pad = max(0.5, (positions[-1] - positions[0]) / 100)
     axes.set_xlim(positions[0] - pad, positions[-1] + pad)
     axes.set_ylim(bottom=0)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.xaxis.set_major_formatter("{x:,.0f}")
+
+
+def _running_mean(positions: Array, losses: Array, ids: Array | None, half: int) -> tuple[Array, Array]:
+    """Points of the mean of the losses at most `half` positions away, in one sequence; nan between separate curves."""
+    size = len(losses)
+    is_start = np.diff(positions, prepend=positions[0]) > half
+    if ids is not None:
+        is_start |= np.diff(ids, prepend=ids[0]) != 0
+    starts = np.flatnonzero(is_start)
+    bounds = np.concatenate([[0], starts, [size]])
+    middle = np.unique(np.linspace(0, size - 1, CURVE_POINTS).astype(np.intp))
+    curve = np.searchsorted(starts, middle, "right")
+    first = np.maximum(bounds[curve], np.searchsorted(positions, positions[middle] - half))
+    last = np.minimum(bounds[curve + 1], np.searchsorted(positions, positions[middle] + half, "right"))
+    sums = np.concatenate([[0.0], np.cumsum(losses)])
+    gaps = np.flatnonzero(np.diff(curve)) + 1
+    means = (sums[last] - sums[first]) / (last - first)
+    return np.insert(positions[middle].astype(np.float64), gaps, np.nan), np.insert(means, gaps, np.nan)
 
 
 def _draw_histogram(axes: Axes, losses: Array) -> None:

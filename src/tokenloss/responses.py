@@ -48,6 +48,9 @@ class ResponseComparison:
         Number of sequences with any such token.
     is_clustered : bool
         Whether standard errors are clustered by sequence: not of a single one.
+    interval_factor : float
+        Number of standard errors from a mean to each end of its 95 % confidence interval, as of
+        `LossMeter.interval_factor`.
     perplexity, perplexity_stderr, base_perplexity, base_perplexity_stderr : float
         exp of the mean loss, of the model and of its base.
     correlation : float
@@ -110,6 +113,7 @@ class ResponseComparison:
     count: int
     n_sequences: int
     is_clustered: bool
+    interval_factor: float
     perplexity: float
     perplexity_stderr: float
     base_perplexity: float

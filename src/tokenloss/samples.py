@@ -20,7 +20,7 @@ class SampleMetric:
     """A metric of two models on the same samples.
 
     Each ``*_stderr`` is a standard error, clustered by document or group, nan for fewer than two of those; those of
-    differences and ratios are paired. Intervals are of 95 %, by Student's t.
+    differences and ratios are paired. Intervals are of 95 %, as those of `LossMeter.interval_factor`.
 
     Attributes
     ----------
@@ -233,7 +233,7 @@ def compare_samples(
 
     With S the sum over a document (or group) of n samples of, say, their differences, the error of the mean difference
     ``mu`` over G of them is ``sqrt(G / (G - 1) * sum((S - mu * n)**2)) / sum(n)``. Intervals and tests of equivalence
-    are by Student's t with G - 1 degrees of freedom.
+    are by Student's t with G - 1 degrees of freedom, or where n differ by its like (`LossMeter.interval_factor`).
 
     Examples
     --------

@@ -10,7 +10,7 @@ import numpy as np
 
 from tokenloss._errors import raise_error
 from tokenloss._exact import ExactRatio, exp
-from tokenloss._statistics import binomial_tail, student_quantile, student_tail
+from tokenloss._statistics import binomial_tail
 from tokenloss.formats.samples import WEIGHTED, Sample
 
 if TYPE_CHECKING:
@@ -104,13 +104,12 @@ class _Clusters(NamedTuple):
         codes = [numbers.setdefault(name, len(numbers)) for name in names]
         return cls(np.array(codes, np.int64), len(numbers))
 
-    def mean(self, values: Float64Array, weights: Float64Array) -> tuple[float, float]:
-        """Sum of values over that of weights, and its standard error."""
+    def ratio(self, values: Float64Array, weights: Float64Array) -> ExactRatio:
+        """Sum of values over that of weights."""
         columns: list[Float64Array] = [values, weights]
         if self.number < values.size:
             columns = [np.bincount(self.codes, column).astype(np.float64) for column in columns]
-        ratio = ExactRatio.of(*columns)
-        return ratio.ratio, ratio.stderr
+        return ExactRatio.of(*columns)
 
 
 class _Side(NamedTuple):
@@ -211,10 +210,11 @@ def _figures(name: str, columns: Float64Array, clusters: _Clusters, margin: floa
     weights = columns[:, 0, 1].copy()
     with np.errstate(invalid="ignore"):  # infinite losses
         changes = other_values - base_values
-    base, base_stderr = clusters.mean(base_values, weights)
-    other, other_stderr = clusters.mean(other_values, weights)
-    difference, stderr = clusters.mean(changes, weights)
-    radius = student_quantile(_LEVEL / 2, clusters.number - 1) if clusters.number > 1 else math.nan
+    base, base_stderr = _with_error(clusters.ratio(base_values, weights))
+    other, other_stderr = _with_error(clusters.ratio(other_values, weights))
+    change = clusters.ratio(changes, weights)
+    difference, stderr = _with_error(change)
+    radius = change.interval_factor
     found: dict[str, Any] = dict.fromkeys(_OPTIONAL)
     if name in _PERPLEXITIES:
         low, high = difference - radius * stderr, difference + radius * stderr
@@ -223,10 +223,10 @@ def _figures(name: str, columns: Float64Array, clusters: _Clusters, margin: floa
         base, other = exp(base), exp(other)
         base_stderr, other_stderr = base * base_stderr, other * other_stderr
         with np.errstate(invalid="ignore", over="ignore"):
-            stderr = clusters.mean(other * other_values - base * base_values, weights)[1]
+            stderr = clusters.ratio(other * other_values - base * base_values, weights).stderr
         difference = other - base
     elif name not in _NOT_FRACTIONS and np.all((columns[..., 0] >= 0) & (columns[..., 0] <= 1)):
-        found |= _of_fractions(base_values, other_values, (difference, stderr), clusters.number, margin)
+        found |= _of_fractions(base_values, other_values, change, margin)
     bound = found["discordance_bound"]
     reach = radius * stderr
     return found | {
@@ -245,12 +245,15 @@ def _figures(name: str, columns: Float64Array, clusters: _Clusters, margin: floa
     }
 
 
-def _of_fractions(
-    base: Float64Array, other: Float64Array, change: tuple[float, float], n_clusters: int, margin: float | None
-) -> dict[str, Any]:
+def _with_error(ratio: ExactRatio) -> tuple[float, float]:
+    """A ratio and its standard error."""
+    return ratio.ratio, ratio.stderr
+
+
+def _of_fractions(base: Float64Array, other: Float64Array, change: ExactRatio, margin: float | None) -> dict[str, Any]:
     """Figures of values between 0 and 1: flips, whether models differ, and whether they are equal within a margin."""
     found: dict[str, Any] = {}
-    difference, stderr = change
+    difference, stderr, n_clusters = change.ratio, change.stderr, change.count
     is_equal = bool(np.all(base == other))
     if np.all((base == 0) | (base == 1)) and np.all((other == 0) | (other == 1)):
         lost, won = int(np.count_nonzero(base > other)), int(np.count_nonzero(other > base))
@@ -263,7 +266,7 @@ def _of_fractions(
     if is_equal:
         p = (1 - margin) ** n_clusters
     elif stderr > 0:
-        p = student_tail((margin - abs(difference)) / stderr, n_clusters - 1)
+        p = change.tail((margin - abs(difference)) / stderr)
     else:  # of the same difference everywhere, or of a single document
         p = 1.0 if abs(difference) >= margin else math.nan
     return found | {"equivalence_p": p, "is_equivalent": None if math.isnan(p) else p < _LEVEL}

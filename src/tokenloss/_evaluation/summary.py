@@ -130,6 +130,7 @@ def summary(
         "words_are_by_sequence": meter._knows_lengths(meter.n_words, meter._by_words),
         "bits_per_byte": meter.bits_per_byte,
         "bits_per_byte_stderr": meter.bits_per_byte_stderr,
+        "bits_per_byte_interval": meter.bits_per_byte_interval,
         "word_perplexity": meter.word_perplexity,
         "word_perplexity_interval": meter.word_perplexity_interval,
         **(_hidden_figures(results, options) if options.lm_head is not None else {}),
@@ -173,6 +174,7 @@ def _common_figures(results: Sequence[ShardResult], meter: LossMeter) -> dict[st
         "loss": meter.loss,
         "stderr": meter.stderr,
         "is_clustered": meter.is_clustered,
+        "interval_factor": meter.interval_factor,
         "perplexity": meter.perplexity,
         "accuracy": sum(part.greedy for part in results) / known if known else math.nan,
     }

@@ -256,6 +256,8 @@ class TokenOutput(Output):
         ids, text = block.ids, block.text
         text = np.full(len(ids), None) if text is None else text.astype(object)
         columns = dict(vars(block.scores), ids=ids, text=text)
+        if self.columns:  # named, so that there may be more than those of `TokenScores`
+            columns |= {"file": np.full(len(ids), block.file), "sequences": block.sequences}
         if block.top_tokens is not None:
             more = ("top_tokens", "sequences", "positions", "is_greedy_known")
             columns |= {name: getattr(block, name) for name in more}

@@ -51,7 +51,9 @@ class LossPlot(TokenOutput):
     option = "--plot"
     help = "draw the losses: a .png, .svg or .pdf file"
     top_k = 1
-    columns: ClassVar[Sequence[str] | None] = ("nll", "kept", "is_greedy", "top_logprobs", "is_greedy_known")
+    columns: ClassVar[Sequence[str] | None] = (
+        "nll", "kept", "is_greedy", "top_logprobs", "is_greedy_known", "file", "sequences",
+    )  # fmt: skip
 
     def __init__(self, path: str) -> None:
         plots.check(path)
@@ -66,7 +68,10 @@ class LossPlot(TokenOutput):
             logprobs = np.where(columns["is_greedy_known"], greedy.pop("greedy_logprobs"), np.nan)
             greedy = greedy | {"greedy_logprobs": logprobs} if not np.isnan(logprobs).all() else {}
         name = title(summary["files"])
-        plots.save(plots.draw_losses(columns["nll"], where=columns["kept"], title=name, **greedy), self.path)
+        starts = np.diff(columns["file"], prepend=0) | np.diff(columns["sequences"], prepend=0)
+        ids = np.cumsum(starts != 0)  # of the sequences of all files
+        figure = plots.draw_losses(columns["nll"], where=columns["kept"], segment_ids=ids, title=name, **greedy)
+        plots.save(figure, self.path)
 
 
 class DivergencePlot(Output):
@@ -118,5 +123,6 @@ class DivergencePlot(Output):
             figure = plots.draw_candidates(comparisons, sizes=sizes, title=compared_title(summary, result))
         else:
             one = result[0]
-            figure = plots.draw_divergences(one.comparison.kl, where=one.comparison.kept, title=one.name)
+            of = one.comparison
+            figure = plots.draw_divergences(of.kl, where=of.kept, segment_ids=of._segment_ids, title=one.name)
         plots.save(figure, self.path)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from tokenloss._outputs._base import Output, compared_title, title
 from tokenloss._paired import nan_last
+from tokenloss._statistics import interval_note
 from tokenloss._terminal import Table, printable, show_tables
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ class ComparisonTables(Output):
     def finish(self, summary: dict[str, Any], result: Sequence[Candidate]) -> None:
         first = result[0].comparison
         basis = f"errors by {first.n_sequences:,} sequences" if first.is_clustered else "taken as independent"
+        intervals = interval_note(first.interval_factor)
         note = f"{first.count:,} tokens, {basis}, {first.definitions} definitions; "
         if len(result) > 1:
             tables = [candidate_table(result)]
@@ -50,6 +52,7 @@ class ComparisonTables(Output):
         else:
             tables = comparison_tables(first) + group_tables(summary)
             note += f"{summary['kind']} vs {summary['base_kind']}"
+        note += f"; {intervals}" if intervals else ""
         show_tables(compared_title(summary, result), note, tables)
 
 
@@ -63,6 +66,8 @@ class ResponseTables(Output):
         note = f"{result.count:,} tokens of {_count(result.n_sequences, 'response')} ({result.part}), {basis}"
         rounded = [words for words in (result.rounding, result.base_rounding) if words]
         note += f"; log-probabilities: {' vs '.join(rounded)}" if rounded else ""
+        intervals = interval_note(result.interval_factor)
+        note += f"; {intervals}" if intervals else ""
         show_tables(f"{summary['other']} vs {summary['base']}", note, response_tables(result))
 
 
