@@ -103,7 +103,7 @@ def heads(path):
     yield save_model(path / "gpt.safetensors", lm_head__weight=WEIGHT, lm_head__bias=BIAS, **tensors), BIAS
     yield save_model(path / "plain.safetensors", output__weight=WEIGHT, **tensors), None
     tied = {"model__embed_tokens__weight": WEIGHT, "model__norm__weight": np.ones(D, np.float32)}
-    yield save_model(path / "tied.safetensors", **tied), None
+    yield f"{save_model(path / 'tied.safetensors', **tied)}:model.embed_tokens.weight", None
     yield f"{save_model(path / 'odd:name.safetensors', my__head=WEIGHT, **tensors)}:my.head", None
     (path / "model").mkdir()
     save_shards(path / "model", ["lm_head.weight"])
@@ -112,7 +112,9 @@ def heads(path):
     yield path / "model" / "model-00002-of-00002.safetensors", None
     (path / "single").mkdir()
     save_model(path / "single" / "model.safetensors", **tied)
+    (path / "single" / "config.json").write_text('{"tie_word_embeddings": true}')
     yield path / "single", None
+    yield path / "single" / "model.safetensors", None
     yield f"{path / 'single'}:model.embed_tokens.weight", None
 
 

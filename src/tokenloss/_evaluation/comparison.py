@@ -88,6 +88,7 @@ def _figures(
         comparison = comparison_of(options.definitions, [columns])
         figures = shared | {"other": other.source, "name": other.name, "size": other.size}
         figures |= {"kind": shards[0].others[number].kind, "ignored": rows - without_next - comparison.count}
+        figures |= _head_figures(shards[0], number)
         figures |= comparison.as_dict()
         if types is not None:
             table = comparison.by(types)
@@ -105,6 +106,12 @@ def _figures(
     if missing:
         shared["norm_seems_missing"] = any(missing)
     return shared | {"definitions": options.definitions, "candidates": found}, candidates
+
+
+def _head_figures(shard: Shard, number: int) -> dict[str, Any]:
+    """What was taken of the heads of the base and of a candidate, of those that have hidden states."""
+    heads = {"base_head": shard.head, "head": shard.others[number].head}
+    return {name: head for name, head in heads.items() if head is not None}
 
 
 def _first_numbers(shards: Sequence[Shard], options: Options) -> list[int]:
