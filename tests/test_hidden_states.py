@@ -488,8 +488,8 @@ def test_norm_seems_missing(seed, path, command):
     status, _, err = command("score", *argv)
     assert status == 0
     assert err == (
-        "tokenloss: warning: the hidden states seem to lack the model's final norm, since their root mean squares "
-        "vary; store them after it\n"
+        "tokenloss: warning: the hidden states seem to lack the model's final norm, by their root mean squares; store "
+        "them after it\n"
     )
     with pytest.warns(NormWarning, match="final norm") as caught:
         found = evaluate(argv[0], lm_head=argv[2], shift=False)

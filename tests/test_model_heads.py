@@ -4,7 +4,6 @@ Models of random weights are made by transformers, which also computes the logit
 """
 
 import json
-import os
 
 import numpy as np
 import pytest
@@ -127,3 +126,303 @@ def test_lm_head_of_a_model_that_transformers_saved(family, tmp_path):
     assert found["head"]["logit_scale"] == pytest.approx(scale or 1)
     assert (found["head"]["softcap"], found["head"]["has_bias"]) == (cap, family in WITH_BIAS)
     assert found["norm_seems_missing"] is False
+
+
+# -- folders of models that are made by hand ---------------------------------------------------------------------------
+
+RNG = np.random.default_rng(30)
+N = 40
+STATES = RNG.normal(size=(N, D))
+HIDDEN = (STATES / np.sqrt(np.square(STATES).mean(-1, keepdims=True))).astype(np.float32)
+WEIGHT, OTHER = RNG.normal(size=(2, V, D)).astype(np.float32)
+BIAS = RNG.normal(size=V).astype(np.float32)
+TARGETS = RNG.integers(V, size=N)
+LOGITS = np.asarray(reference.wide(HIDDEN) @ reference.wide(WEIGHT).T, np.float64)
+EMBEDDING, HEAD = {"model.embed_tokens.weight": WEIGHT}, {"lm_head.weight": WEIGHT}
+
+
+def save_model(path, tensors, config=None, shards=0):
+    """A folder of a model: its weights, perhaps each in a shard of its own, and its config."""
+    path.mkdir(exist_ok=True)
+    if shards:
+        names = {name: f"model-{number:05d}-of-00009.safetensors" for number, name in enumerate(tensors)}
+        for name, file in names.items():
+            safetensors.numpy.save_file({name: tensors[name]}, path / file)
+        (path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
+    else:
+        safetensors.numpy.save_file(tensors, path / "model.safetensors")
+    if config is not None:
+        (path / "config.json").write_text(json.dumps(config))
+    return path
+
+
+@pytest.fixture
+def states(tmp_path):
+    np.savez(tmp_path / "states.npz", hidden_states=HIDDEN, targets=TARGETS)
+    return tmp_path / "states.npz"
+
+
+def loss_of(logits=LOGITS, **transform):
+    return float(reference.cross_entropy(logits, TARGETS, **transform))
+
+
+def llama(**config):
+    return {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "vocab_size": V, **config}
+
+
+@pytest.mark.parametrize(
+    ("config", "transform"),
+    [
+        (llama(), {}),
+        (llama(logit_scale=1.0, logits_scaling=1, final_logit_softcapping=None, lm_head_multiplier=1), {}),
+        (llama(attn_logit_softcapping=50.0, embedding_multiplier=12, output_router_logits=True, use_mup=False), {}),
+        ({"model_type": "cohere", "logit_scale": 0.25}, {"logit_scale": 0.25}),
+        ({"model_type": "gemma2", "final_logit_softcapping": 3}, {"softcap": 3.0}),
+        ({"model_type": "minicpm", "dim_model_base": 8, "hidden_size": D, "scale_emb": 12}, {"logit_scale": 0.25}),
+        ({"model_type": "granite", "logits_scaling": 8.0}, {"logit_scale": 0.125}),
+        ({"model_type": "hyperclovax", "logits_scaling": 0.125}, {"logit_scale": 0.125}),
+        (
+            {"model_type": "muse_spark", "text_config": {"output_multiplier": 0.5, "final_logit_softcapping": 2}},
+            {"logit_scale": 0.5, "softcap": 2.0},
+        ),
+        ({"model_type": "t5", "d_model": 16}, {"logit_scale": 0.25}),
+        ({"model_type": "t5", "d_model": 16, "tie_word_embeddings": False}, {}),
+        ({"model_type": "t5", "d_model": 16, "scale_decoder_outputs": False, "tie_word_embeddings": True}, {}),
+        ({"model_type": "paligemma", "text_config": {"vocab_size": V + 3}, "vocab_size": V}, {}),
+    ],
+)
+@pytest.mark.parametrize("shards", [0, 1])
+def test_lm_head_config_scales_and_caps(shards, config, transform, states, tmp_path, score_json):
+    model = save_model(tmp_path / "model", HEAD, config, shards)
+    found = score_json(states, "--lm-head", model)
+    assert found["loss"] == pytest.approx(loss_of(**transform), abs=1e-6)
+    taken = {"logit_scale": 1.0, "softcap": None} | transform
+    assert {name: found["head"][name] for name in taken} == taken
+    assert ("(config.json)" in found["head"]["note"]) == bool(transform)
+    opened = open_hidden_states(states, next(model.glob("model*.safetensors"))).lm_head
+    assert (opened.logit_scale, opened.softcap) == (taken["logit_scale"], taken["softcap"])
+
+
+@pytest.mark.parametrize(
+    ("config", "options", "words"),
+    [
+        (llama(logit_scale=0.25), "--logit-scale", "logit_scale is 0.25, whose effect on logits of models of type"),
+        (llama(final_logit_softcapping=30.0), "--softcap", "final_logit_softcapping is 30.0"),
+        (llama(new_logit_softcap=30.0), "--softcap", "new_logit_softcap is 30.0"),
+        (llama(logits_scaling=8), "--logit-scale", "logits_scaling is 8"),
+        (llama(lm_head_multiplier=0.04), "--logit-scale", "lm_head_multiplier is 0.04"),
+        (llama(output_multiplier_scale=0.5), "--logit-scale", "output_multiplier_scale is 0.5"),
+        (llama(mup_width_scale=0.1), "--logit-scale", "mup_width_scale is 0.1"),
+        (llama(use_mup=True), "--logit-scale", "use_mup is True"),
+        (llama(text_config={"logit_scale": 3}), "--logit-scale", "logit_scale is 3"),
+        ({"model_type": "gemma3", "text_config": {"final_logit_softcapping": 2}}, "--softcap", "softcapping is 2"),
+        (
+            {"model_type": "mpt", "logit_scale": "inv_sqrt_d_model"},
+            "--logit-scale",
+            "logit_scale is 'inv_sqrt_d_model'",
+        ),
+        ({"logit_scale": 3}, "--logit-scale", "models of type ''"),
+        ({"model_type": "cohere", "logit_scale": -1}, "--logit-scale", "logit_scale is -1"),
+        ({"model_type": "cohere", "logit_scale": 10**400}, "--logit-scale", "logit_scale is 1000"),
+        ({"model_type": "cohere", "logit_scale": 2, "text_config": {"logit_scale": 3}}, "--logit-scale", "is 3"),
+        ({"model_type": "cohere"}, "--logit-scale", "logit_scale is not there, which models of type 'cohere' have"),
+        ({"model_type": "gemma2"}, "--softcap", "final_logit_softcapping is not there"),
+        ({"model_type": "minicpm", "dim_model_base": 8}, None, "hidden_size is not there, or no positive number"),
+    ],
+)
+def test_lm_head_config_that_is_not_understood(config, options, words, states, tmp_path, command, score_json):
+    """Nothing is computed; with the option that is asked for, that is what holds."""
+    model = save_model(tmp_path / "model", HEAD, config)
+    refused = command("score", states, "--lm-head", model)
+    assert_refused(refused, f"{model / 'config.json'}: ", words, f"come with {options}" if options else "")
+    if options:
+        found = score_json(states, "--lm-head", model, options, 2)
+        transform = {"softcap": 2.0} if options == "--softcap" else {"logit_scale": 2.0}
+        assert found["loss"] == pytest.approx(loss_of(**transform), abs=1e-6)
+
+
+def test_logit_scale_and_softcap_come_before_those_of_the_config(states, tmp_path, command, score_json):
+    config = {"model_type": "muse_glimmer", "output_multiplier": 0.5, "final_logit_softcapping": 2}
+    model = save_model(tmp_path / "model", HEAD, config)
+    for options, transform, note in [
+        ([], {"logit_scale": 0.5, "softcap": 2.0}, "scale 0.5 (config.json), softcap 2 (config.json)"),
+        (["--softcap", 0], {"logit_scale": 0.5}, "scale 0.5 (config.json), softcap 0 (given; config.json: 2)"),
+        (["--softcap", 3], {"logit_scale": 0.5, "softcap": 3.0}, "softcap 3 (given; config.json: 2)"),
+        (["--logit-scale", 1], {"softcap": 2.0}, "scale 1 (given; config.json: 0.5), softcap 2 (config.json)"),
+        (["--logit-scale", 3, "--softcap", 4], {"logit_scale": 3.0, "softcap": 4.0}, "scale 3 (given; "),
+    ]:
+        assert score_json(states, "--lm-head", model, *options)["loss"] == pytest.approx(loss_of(**transform), rel=1e-6)
+        assert note in command("score", states, "--lm-head", model, *options)[1]
+    given = {"logit_scale": 3.0, "softcap": 0}
+    head = open_hidden_states(states, model, **given).lm_head
+    assert (head.logit_scale, head.softcap) == (3.0, None)
+    assert evaluate(states, lm_head=model, **given).meter.loss == pytest.approx(loss_of(logit_scale=3.0), rel=1e-6)
+    with pytest.raises(ValueError, match="softcap is 'given'; it must be left out where lm_head is open"):
+        open_hidden_states(states, head, softcap=0)
+
+
+NO_HEAD = "holds no head but the embedding model.embed_tokens.weight, and "
+
+
+@pytest.mark.parametrize(
+    ("tensors", "config", "words"),
+    [
+        (EMBEDDING, None, f"{NO_HEAD}no config.json says that this is the head"),
+        (EMBEDDING, llama(), f"{NO_HEAD}config.json has tie_word_embeddings nowhere"),
+        (EMBEDDING, llama(tie_word_embeddings=False), f"{NO_HEAD}config.json has tie_word_embeddings false"),
+        (
+            EMBEDDING,
+            llama(tie_word_embeddings=True, text_config={"tie_word_embeddings": False}),
+            f"{NO_HEAD}config.json has tie_word_embeddings false and true",
+        ),
+        (
+            EMBEDDING,
+            llama(tie_word_embeddings=True, architectures=["LlamaForSequenceClassification"]),
+            f"{NO_HEAD}config.json has architectures LlamaForSequenceClassification",
+        ),
+        (EMBEDDING, llama(tie_word_embeddings=True, architectures="LlamaModel"), "has architectures LlamaModel"),
+        (
+            EMBEDDING | {"score.weight": OTHER[:1]},
+            llama(tie_word_embeddings=True),
+            f"{NO_HEAD}it holds score.weight, the head of another task",
+        ),
+        ({"score.weight": OTHER}, llama(tie_word_embeddings=True), "holds no head of a usual name"),
+        (HEAD | {"lm_head.weight_scale": BIAS}, llama(), "holds lm_head.weight_scale beside lm_head.weight"),
+        (HEAD | {"lm_head.lora_A.weight": OTHER}, None, "holds lm_head.lora_A.weight beside lm_head.weight"),
+        (HEAD | {"projection_head.weight": OTHER}, None, "holds projection_head.weight beside lm_head.weight"),
+        (
+            EMBEDDING | {"model.embed_tokens.weight_scale": BIAS},
+            llama(tie_word_embeddings=True),
+            "holds model.embed_tokens.weight_scale beside model.embed_tokens.weight",
+        ),
+        (
+            HEAD | {"model.embed_tokens.weight": OTHER},
+            llama(tie_word_embeddings=True),
+            "holds lm_head.weight and another model.embed_tokens.weight, and config.json has tie_word_embeddings true",
+        ),
+        (HEAD, llama(lm_head_bias=True), "holds no bias of the head, and config.json has lm_head_bias true"),
+        (HEAD, llama(vocab_size=V - 1), f"lm_head.weight has {V} classes, and config.json vocab_size {V - 1}"),
+        (HEAD, {"model_type": "baichuan"}, "is of type 'baichuan', which normalises the rows of its head"),
+    ],
+)
+def test_lm_head_that_is_not_the_head_of_its_model(tensors, config, words, states, tmp_path, command, score_json):
+    """What is taken for the head is only what the model takes; a name says more than the model does."""
+    model = save_model(tmp_path / "model", tensors, config)
+    path = model / "model.safetensors"
+    for head in model, path:
+        assert_refused(command("score", states, "--lm-head", head), f"{path}: ", words, "come as FILE:NAME")
+    name = next(name for name, tensor in tensors.items() if len(tensor) == V)
+    expected = np.asarray(reference.wide(HIDDEN) @ reference.wide(tensors[name]).T, np.float64)
+    found = score_json(states, "--lm-head", f"{model}:{name}")
+    assert found["loss"] == pytest.approx(loss_of(expected), abs=1e-6)
+
+
+def test_lm_head_beside_an_adapter_is_refused(states, tmp_path, command):
+    model = save_model(tmp_path / "model", HEAD, llama())
+    (model / "adapter_config.json").write_text("{}")
+    words = "has adapter_config.json beside it, which may change the head", "come as FILE:NAME"
+    assert_refused(command("score", states, "--lm-head", model), *words)
+    assert command("score", states, "--lm-head", f"{model}:lm_head.weight")[0] == 0
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        llama(tie_word_embeddings=True),
+        {"model_type": "gemma"},
+        {"model_type": "gpt2", "architectures": None},
+        {"model_type": "bart", "architectures": ["BartForConditionalGeneration"]},
+    ],
+)
+@pytest.mark.parametrize("shards", [0, 1])
+def test_lm_head_that_is_the_embedding(shards, config, states, tmp_path, score_json):
+    tensors = EMBEDDING | {"model.norm.weight": np.ones(D, np.float32)}
+    found = score_json(states, "--lm-head", save_model(tmp_path / "model", tensors, config, shards))
+    assert found["loss"] == pytest.approx(loss_of(), abs=1e-6)
+    assert found["head"]["weight"] == "model.embed_tokens.weight"
+    both = save_model(tmp_path / "both", EMBEDDING | HEAD, config, shards)  # stored twice
+    assert score_json(states, "--lm-head", both)["loss"] == found["loss"]
+
+
+@pytest.mark.parametrize("name", ["lm_head.bias", "final_logits_bias", "lm_head_bias"])
+@pytest.mark.parametrize("shards", [0, 1])
+def test_lm_head_bias_is_added(shards, name, states, tmp_path, score_json, command):
+    bias = BIAS[None] if name == "final_logits_bias" else BIAS
+    config = {"model_type": "cohere", "logit_scale": 0.5, "lm_head_bias": True}
+    model = save_model(tmp_path / "model", HEAD | {name: bias}, config, shards)
+    found = score_json(states, "--lm-head", model)
+    assert found["loss"] == pytest.approx(loss_of(0.5 * (LOGITS + BIAS)), abs=1e-6)
+    assert found["head"]["has_bias"] is True
+    assert "lm_head.weight + bias" in command("score", states, "--lm-head", model)[1]
+    (model / "config.json").write_text('{"model_type": "t5", "d_model": 4}')
+    refused = command("score", states, "--lm-head", model)
+    assert_refused(refused, f"has {name}, and hidden states are scaled", "--logit-scale")
+
+
+def test_config_that_cannot_be_read(states, tmp_path, command):
+    model = save_model(tmp_path / "model", HEAD, llama())
+    for text in ("{", "[]", "[" * 100_000, "\xff"):
+        (model / "config.json").write_text(text, "latin-1")
+        assert_refused(command("score", states, "--lm-head", model), f"{model / 'config.json'}: cannot be read")
+
+
+def test_files_of_a_head_are_not_replaced_by_an_output(states, tmp_path, command):
+    model = save_model(tmp_path / "model", HEAD, llama(), shards=1)
+    for file in model.iterdir():
+        before = file.read_bytes()
+        assert_refused(command("score", states, "--lm-head", model, "--state", file), "would replace", file.name)
+        assert file.read_bytes() == before
+
+
+def test_state_of_another_config_is_refused(states, tmp_path, command, compare_json):
+    model, state = save_model(tmp_path / "model", HEAD, {"model_type": "granite", "logits_scaling": 2.0}), "state"
+    score = "score", states, "--lm-head", model, "--state", tmp_path / state
+    compare = states, f"x={states}", "--lm-head", model, "--state", tmp_path / "compared"
+    assert command(*score)[0] == 0
+    compare_json(*compare)
+    assert command(*score)[0] == 0
+    (model / "config.json").write_text('{"model_type": "granite", "logits_scaling": 4.0}')
+    assert_refused(command(*score), "state: holds the result of", "its head changed")
+    assert_refused(command("compare", *compare), "compared: holds the result of", "changed")
+
+
+@pytest.mark.parametrize("definitions", ["exact", "llama.cpp"])
+def test_compare_of_heads_with_configs(definitions, states, tmp_path, command):
+    """Each model has its own transform, unless one is given, which is that of all."""
+    capped = save_model(tmp_path / "capped", HEAD, {"model_type": "gemma2", "final_logit_softcapping": 3.0})
+    scaled = save_model(tmp_path / "scaled", HEAD, {"model_type": "cohere", "logit_scale": 0.5})
+    logits = {"capped": 3 * np.tanh(LOGITS / 3), "scaled": LOGITS / 2}
+    options = {"definitions": definitions}
+    found = compare_files(states, {"a": states, "b": states}, base_lm_head=capped, lm_head=[capped, scaled], **options)
+    base = tokenloss.log_softmax(logits["capped"])
+    expected = tokenloss.compare(base, logits["scaled"], TARGETS, **options)
+    assert found["a"].mean_kl == pytest.approx(0, abs=1e-6)
+    for name in ("mean_kl", "perplexity", "base_perplexity", "same_top", "rms_delta_p"):
+        assert getattr(found["b"], name) == pytest.approx(getattr(expected, name), rel=1e-5)
+    given = {"logit_scale": 0.5, "softcap": 0}
+    same = compare_files(states, {"b": states}, base_lm_head=capped, lm_head=scaled, **given, **options)["b"]
+    assert same.mean_kl == pytest.approx(0, abs=1e-7)
+    assert same.perplexity == pytest.approx(np.exp(loss_of(LOGITS / 2)), rel=1e-5)
+    printed = command("compare", states, f"b={states}", "--base-lm-head", capped, "--lm-head", scaled)[1]
+    assert "softcap 3 (config.json)" in printed
+    assert "scale 0.5 (config.json)" in printed
+
+
+@pytest.mark.parametrize("kind", ["rms", "added to 1", "layer"])
+def test_norm_is_known_by_its_weight(kind, states, tmp_path):
+    """After the final norm, states divided by its weight have a mean square of 1; before it, all may have the same."""
+    weight, bias = RNG.normal(1, 0.3, (2, D)).astype(np.float32)
+    gain = 1 + weight if kind == "added to 1" else weight
+    tensors = HEAD | {"model.norm.weight": weight}
+    tensors |= {"model.norm.bias": bias} if kind == "layer" else {}
+    model = save_model(tmp_path / "model", tensors, llama())
+    offset = bias if kind == "layer" else 0
+    for scale, is_missing in (1, False), (1.5, True):  # which the spread alone does not show
+        np.savez(states, hidden_states=HIDDEN * scale * gain + offset, targets=TARGETS)
+        if is_missing:
+            with pytest.warns(tokenloss.NormWarning):
+                found = evaluate(states, lm_head=model).figures
+        else:
+            found = evaluate(states, lm_head=model).figures
+        assert found["norm_seems_missing"] is is_missing
+        assert found["head"]["norm"] == "model.norm.weight"

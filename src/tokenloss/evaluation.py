@@ -227,7 +227,8 @@ def evaluate(
     Warns
     -----
     NormWarning
-        If the root mean squares of hidden states vary as they do before a model's final norm.
+        If the root mean squares of hidden states vary as they do before a model's final norm, or do not fit the weight
+        of that norm, where `lm_head` is a model that holds it.
     ShiftWarning
         If targets were not shifted, and rows give the next target more than four times the probability, beyond chance.
 
@@ -311,9 +312,7 @@ SHIFT_ADVICE = (
 )
 
 
-NORM_ADVICE = (
-    "the hidden states seem to lack the model's final norm, since their root mean squares vary; store them after it"
-)
+NORM_ADVICE = "the hidden states seem to lack the model's final norm, by their root mean squares; store them after it"
 
 
 def _first_of(source: Any) -> tuple[Any, Iterable[Any]]:

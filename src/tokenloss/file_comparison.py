@@ -80,8 +80,8 @@ def compare_files(
     base_hidden, hidden : str, optional
         Name of the array of hidden states; that of the base is `hidden` by default.
     logit_scale, softcap : float, optional
-        Transform of the logits of hidden states, as in `evaluate`: in place of that of each model, which ``config.json``
-        beside its projection says.
+        Transform of the logits of hidden states, as in `evaluate`, in place of that of each model, which
+        ``config.json`` beside its projection says.
     classes : int, optional
         Number of classes to compare, from the first, where vocabularies differ, as in `compare`.
     definitions : {"exact", "llama.cpp"}, default "exact"
@@ -107,8 +107,9 @@ def compare_files(
     -------
     dict of Comparison
         By the name of the candidate, in the order given; a path without a name is its own. Each has the bits of a
-        comparison of that candidate alone. Arrays are of the tokens that are compared, of one dimension. Numbers of
-        sequences that are a shard's own are counted on from those of earlier shards.
+        comparison of that candidate alone, unless logits of several models are scaled or capped differently. Arrays are
+        of the tokens that are compared, of one dimension. Numbers of sequences that are a shard's own are counted on
+        from those of earlier shards.
 
     Raises
     ------

@@ -145,7 +145,8 @@ class _Model:
         """Check the kind of kept rows once; of hidden states, sample their norms."""
         if self.file.lm_head is not None:
             check_map(self.file.lm_head.weight)
-            self.rms += checks.root_mean_squares(rows, kept, checks.NORM_SAMPLE - len(self.rms))
+            left = checks.NORM_SAMPLE - len(self.rms)
+            self.rms += checks.root_mean_squares(rows, kept, left, self.file.lm_head.norm_weights)
         elif not self._is_checked:
             self._is_checked = checks.check_kind(self.file, self._option, rows, kept)
 

@@ -97,7 +97,8 @@ def _figures(
             _name_files(figures.get("sequences") or (), shards, firsts)
         rms = [[one for result in results for one in result.rms[model]] for model in (0, number + 1)]
         if any(rms):
-            figures["norm_seems_missing"] = any(map(norm_seems_missing, rms))
+            known = [(figures.get(name) or {}).get("norm") is not None for name in ("base_head", "head")]
+            figures["norm_seems_missing"] = any(map(norm_seems_missing, rms, known))
         candidates.append(Candidate(other.name, other.size, comparison, figures))
     if len(candidates) == 1:
         return candidates[0].figures, candidates

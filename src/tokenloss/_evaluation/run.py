@@ -239,7 +239,8 @@ def score_rows(
             sampler.update(block, block_targets, numbers, scores.kept)
         is_checked = is_checked or checks.check_kind(file, None if options.kind else "--kind", block, scores.kept)
         if file.lm_head is not None:
-            rms += checks.root_mean_squares(block, scores.kept, checks.NORM_SAMPLE - len(rms))
+            left = checks.NORM_SAMPLE - len(rms)
+            rms += checks.root_mean_squares(block, scores.kept, left, file.lm_head.norm_weights)
         collector.update(scores, numbers)
         greedy += int(np.count_nonzero(scores.is_greedy))
         highest.update(scores.nll, classes, scores.kept, positions, numbers)

@@ -151,8 +151,9 @@ def summary(
 
 def _hidden_figures(shards: Sequence[Shard], results: Sequence[ShardResult], options: Options) -> dict[str, Any]:
     """Figures of hidden states alone."""
-    missing = norm_seems_missing([rms for part in results for rms in part.rms])
-    return {"lm_head": options.lm_head, "head": shards[0].head, "norm_seems_missing": missing}
+    head = shards[0].head or {}
+    missing = norm_seems_missing([rms for part in results for rms in part.rms], head["norm"] is not None)
+    return {"lm_head": options.lm_head, "head": head, "norm_seems_missing": missing}
 
 
 def _types(shards: Sequence[Shard]) -> dict[str, str]:

@@ -50,6 +50,7 @@ class ComparisonTables(Output):
         else:
             tables = comparison_tables(first) + group_tables(summary)
             note += f"{summary['kind']} vs {summary['base_kind']}"
+        tables += _head_table([one.figures for one in result])
         show_tables(compared_title(summary, result), note, tables)
 
 
@@ -98,7 +99,7 @@ def summary_tables(summary: dict[str, Any], basis: str) -> list[Table]:
         ("perplexity per word", f"{summary['word_perplexity']:.6g}", by_word),
         ("loss per sequence", f"{summary['sequence_loss']:.6g}", f"± {summary['sequence_loss_stderr']:.3g} nats"),
         ("greedy accuracy", f"{100 * summary['accuracy']:.2f} %", _known_of(summary)),
-        ("logits", *head_row(summary.get("head"))),
+        ("logits", *_head_row(summary.get("head"))),
         ("failed lines", f"{summary.get('skipped', 0):,}", f"left out; {_first_failed(summary)}"),
         ("short lists", f"{summary.get('lost_tops', 0):,}", "positions list fewer classes than others: texts coincide"),
         ("time", f"{summary['seconds']:.3g} s", f"{summary['gb_per_second']:.3g} GB/s"),
@@ -117,11 +118,19 @@ def summary_tables(summary: dict[str, Any], basis: str) -> list[Table]:
     return tables
 
 
-def head_row(head: dict[str, Any] | None) -> tuple[str, str]:
+def _head_row(head: dict[str, Any] | None) -> tuple[str, str]:
     """What logits were made of: the weight, and the transform."""
     if head is None:
         return "", ""
-    return printable(head["weight"]) + (" + bias" if head["has_bias"] else ""), printable(head["note"])
+    notes = [head["note"], *([] if head["norm"] is None else [f"after {head['norm']}"])]
+    return printable(head["weight"]) + (" + bias" if head["has_bias"] else ""), printable(", ".join(notes))
+
+
+def _head_table(candidates: Sequence[dict[str, Any]]) -> list[Table]:
+    """Table of what logits were made of, of models with hidden states."""
+    heads = [("base", candidates[0].get("base_head")), *((one["name"], one.get("head")) for one in candidates)]
+    rows = [(printable(name), *_head_row(head)) for name, head in heads if head]
+    return [Table(rows, title="Logits of hidden states")] if rows else []
 
 
 def _responses_note(summary: dict[str, Any]) -> str:

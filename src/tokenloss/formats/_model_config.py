@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 _NAME = "config.json"
 _MAX_BYTES = 16 << 20
+_MAX_NUMBER = 1e30
 _TEXT_CONFIGS = ("text_config", "decoder", "language_config", "llm_config", "thinker_config")  # of parts of a model
 _T5 = "t5 umt5 longt5 pop2piano switch_transformers udop"
 # By key and what it does to the logits, the model types of which this is known: first those whose config must have it,
@@ -57,11 +58,12 @@ _HARMLESS = re.compile(
     "vision|image|audio|projector|lm_head_bias"
 )
 # model types whose head is the embedding where their config does not say
-_TIED = frozenset(
+_TIED = (
     "bart blenderbot blenderbot-small bloom cohere cohere2 falcon gemma gemma2 gemma3 gemma3_text gemma3n gemma3n_text "
     "gpt2 gpt_bigcode gpt_neo led longt5 m2m_100 mamba marian mbart mpt mvp opt paligemma pegasus plbart "
-    "recurrent_gemma smollm3 starcoder2 switch_transformers t5 t5gemma umt5 vaultgemma xglm".split()
+    "recurrent_gemma smollm3 starcoder2 switch_transformers t5 t5gemma umt5 vaultgemma xglm"
 )
+_NORMALISED = ("baichuan",)  # model types that normalise the rows of their head
 _WITH_HEAD = re.compile("CausalLM|ConditionalGeneration|LMHead|MTModel|ImageTextToText")  # names of models with a head
 
 
@@ -80,7 +82,7 @@ class ModelConfig:
     def __init__(self, path: str, parts: list[dict[str, Any]]) -> None:
         self.path, self._parts, self.exists = path, parts, bool(parts)
         self.kind = str(next(iter(self._values("model_type")), ""))
-        self.has_bias = True in self._values("lm_head_bias")
+        self.has_bias, self.is_normalised = True in self._values("lm_head_bias"), self.kind in _NORMALISED
         self._ties = {value for value in self._values("tie_word_embeddings") if isinstance(value, bool)}
         # T5's is the head that is stored, if one is, whatever the config says
         self.says_tied = self._ties == {True} and self.kind not in _T5.split()
@@ -89,12 +91,13 @@ class ModelConfig:
         """Why the embedding is not taken for the head; None if it is the head."""
         if not self.exists:
             return f"no {_NAME} says that this is the head"
-        architectures = [str(name) for names in self._values("architectures") for name in names]
+        said = (names if isinstance(names, list) else [names] for names in self._values("architectures"))
+        architectures = [str(name) for names in said for name in names]
         if architectures and not any(map(_WITH_HEAD.search, architectures)):
             return f"{_NAME} has architectures {architectures[0]}"
-        if self._ties == {True} or (not self._ties and self.kind in _TIED):
+        if self._ties == {True} or (not self._ties and self.kind in _TIED.split()):
             return None
-        return f"{_NAME} has " + ("tie_word_embeddings false" if False in self._ties else "no tie_word_embeddings")
+        return f"{_NAME} has tie_word_embeddings {' and '.join(map(json.dumps, sorted(self._ties))) or 'nowhere'}"
 
     def check_classes(self, path: str, name: str, n: int) -> None:
         """Refuse a head of another number of classes than the vocabulary, as transformers does."""
@@ -134,9 +137,9 @@ class ModelConfig:
             if not values and (key, self.kind) in _NEEDED and not fits:
                 self._refuse(key, f"is not there, which models of type {self.kind!r} have")
             neutral = 0 if is_cap else 1
-            if effect == "nothing" or all(_is_number(value) and value == neutral for value in values):
+            if effect == "nothing" or all(value is not True and value == neutral for value in values):
                 continue
-            if effect and len({*map(str, values)}) == 1 and _is_number(values[0]) and values[0] > 0:
+            if effect and len({*map(str, values)}) == 1 and _is_positive(values[0]):
                 share = self._number("hidden_size") if key == "dim_model_base" else 1
                 yield values[0] / share, effect
             elif not fits:
@@ -155,7 +158,7 @@ class ModelConfig:
     def _number(self, key: str) -> float:
         """A number that another one is in relation to."""
         for value in self._values(key):
-            if _is_number(value) and value > 0:
+            if _is_positive(value):
                 return float(value)
         return self._refuse(key, "is not there, or no positive number")
 
@@ -174,7 +177,7 @@ def read_config(path: str) -> ModelConfig:
         config = json.loads(file.read(_MAX_BYTES))
         if not isinstance(config, dict):
             raise ValueError("it is no object")
-    return ModelConfig(file_path, [*_parts(config)])
+        return ModelConfig(file_path, [*_parts(config)])
 
 
 def _parts(config: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -185,6 +188,6 @@ def _parts(config: dict[str, Any]) -> Iterator[dict[str, Any]]:
             yield from _parts(value)
 
 
-def _is_number(value: Any) -> bool:
-    """Whether a value of JSON is a number."""
-    return type(value) in (int, float)
+def _is_positive(value: Any) -> bool:
+    """Whether a value of JSON is a positive number, not too large to count with."""
+    return type(value) in (int, float) and 0 < value < _MAX_NUMBER

@@ -16,7 +16,7 @@ from tokenloss.formats._base import is_float, library_errors, open_regular, reje
 from tokenloss.formats._model_config import read_config
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     from tokenloss._types import Array
     from tokenloss.formats._base import ArrayLocation
@@ -30,6 +30,13 @@ _HEADS = (
     "transformer.output_layer.weight", "lm_head",
 )  # fmt: skip
 _OTHER_HEAD = re.compile(r"(^|\.)(score|classifier|classification_head|v_head|value_head|reward_head|qa_outputs)\.")
+# weights of the final norm, after which hidden states are
+_NORMS = (
+    "model.norm.weight", "model.language_model.norm.weight", "language_model.model.norm.weight", "norm.weight",
+    "transformer.ln_f.weight", "ln_f.weight", "gpt_neox.final_layer_norm.weight", "model.final_layernorm.weight",
+    "model.decoder.final_layer_norm.weight", "decoder.final_layer_norm.weight", "model.decoder.layer_norm.weight",
+    "transformer.norm_f.weight", "backbone.norm_f.weight",
+)  # fmt: skip
 _BEFORE_HEAD = ("projection_head.", "unembedding_projection.")  # between hidden states and the head
 _COMPARED_ROWS = 64
 _BIASES = ("final_logits_bias", "lm_head_bias")  # that stand alone
@@ -39,7 +46,8 @@ _EMBEDDINGS = (
     "model.decoder.embed_tokens.weight", "model.language_model.embed_tokens.weight",
     "language_model.model.embed_tokens.weight", "transformer.word_embeddings.weight", "gpt_neox.embed_in.weight",
     "backbone.embedding.weight", "backbone.embeddings.weight", "shared.weight", "model.shared.weight",
-    "decoder.embed_tokens.weight", "word_embeddings.weight", "embed_tokens.weight", "model.text_model.embed_tokens.weight",
+    "decoder.embed_tokens.weight", "word_embeddings.weight", "embed_tokens.weight",
+    "model.text_model.embed_tokens.weight",
 )  # fmt: skip
 
 
@@ -56,11 +64,14 @@ class LmHead(NamedTuple):
     logit_scale: float = 1.0
     softcap: float | None = None
     note: str = ""  # for people: where the transform is from
+    norm: str | None = None  # name of the weight of the model's final norm
+    norm_weights: tuple[Array, ...] = ()  # and its values; perhaps those of its bias
 
     def figures(self) -> dict[str, Any]:
         """What was taken, as JSON can hold it."""
         of_weight = {"weight": self.name or Path(self.path).name, "has_bias": self.bias is not None}
-        return of_weight | {"logit_scale": self.logit_scale, "softcap": self.softcap, "note": self.note}
+        transform = {"logit_scale": self.logit_scale, "softcap": self.softcap, "note": self.note}
+        return of_weight | transform | {"norm": self.norm}
 
 
 class _Model(NamedTuple):
@@ -93,9 +104,7 @@ def lm_head_files(spec: str) -> list[str]:
     return [*files, model.config.path] if model.config.exists else files
 
 
-def open_lm_head(
-    spec: str, depth: int, logit_scale: float | None = None, softcap: float | None = None
-) -> LmHead:
+def open_lm_head(spec: str, depth: int, logit_scale: float | None = None, softcap: float | None = None) -> LmHead:
     """Open the head FILE or FILE:NAME for hidden states of a width; a transform comes before that of config.json."""
     model = _model(spec)
     name = _weight_name(model)
@@ -117,7 +126,8 @@ def open_lm_head(
     if bias is not None and transform.is_of_hidden:
         fits = "scale logits instead: come with --logit-scale, logit_scale"
         raise_error("content", path=place.path, got=f"has {biases[0]}, and hidden states are scaled", fits=fits)
-    return LmHead(place.path, name or None, weight, bias, transform.logit_scale, transform.softcap, transform.note)
+    norm, weights = _norm(model, depth)
+    return LmHead(place.path, name or None, weight, bias, *transform[:3], norm, weights)
 
 
 def _oriented(place: ArrayLocation, name: str, depth: int) -> Array:
@@ -150,13 +160,22 @@ def _model(spec: str) -> _Model:
             open_regular(path).close()  # which refuses what is not there
             fits = f"be a .safetensors, .npz or .npy file, an index of shards (*{_INDEX}), or a directory of a model"
             raise_error("content", path=path, got="is no file of a head", fits=fits)
-        names = [""]
+        files = dict.fromkeys(_names(path), path)
         if reader is npy:
             reject_array_name(path, name)
-        else:
-            reader.locate(path, lambda found: names.clear() or names.extend(found) or [])
-        files = dict.fromkeys(names, path)
     return _Model(path, files, name, read_config(path))
+
+
+def _names(path: str) -> list[str]:
+    """The names of the arrays of a file; that of a .npy file is empty."""
+    found = [""]
+
+    def choose(names: Collection[str]) -> list[str]:
+        found[:] = names
+        return []
+
+    _READERS[Path(path).suffix.lower()].locate(path, choose)
+    return found
 
 
 def _in_directory(path: str) -> str:
@@ -183,35 +202,28 @@ def _weight_name(model: _Model) -> str:
 
     That of the embedding is only taken where the config says so, and no head is there in another form, say quantised.
     """
-    path, names = model.path, model.files
-    usual = [name for name in _HEADS if name in names]
-    if model.name is not None or usual:
-        return usual[0] if model.name is None else model.name
-    if len(names) == 1 and not any(map(_is_no_head, names)):
-        return next(iter(names))
+    names = list(model.files)
+    embedding = next((name for name in _EMBEDDINGS if name in names), None)
+    other = next(filter(_OTHER_HEAD.search, names), None)
+    found = model.name
+    if found is None:
+        found = next((name for name in _HEADS if name in names), None)
+    if found is None and len(names) == 1 and not embedding and not other:
+        found = names[0]
     got, fits = "holds no head of a usual name", f"hold {_HEADS[0]}, or come as FILE:NAME"
-    if re.search(r"-\d+-of-\d+\.safetensors$", path):
+    if found is None and re.search(r"-\d+-of-\d+\.safetensors$", model.path):
         got, fits = "is one of several shards, without a head", f"be the model's index (*{_INDEX})"
-    elif not any("lm_head" in name for name in names):
-        found = next((name for name in _EMBEDDINGS if name in names), None)
-        reason = model.config.why_not_tied()
-        other = next(filter(_OTHER_HEAD.search, names), None)
-        if found and other:
-            got = f"holds {other}, the head of another task"
-        elif found and reason:
-            got = f"holds no head but the embedding {found}, and {reason}"
-        elif found:
-            return found
-    raise_error("content", path=path, got=got, fits=fits)
-
-
-def _is_no_head(name: str) -> bool:
-    """Whether an array that is alone in its file is none, by its name."""
-    return name in _EMBEDDINGS or _OTHER_HEAD.search(name) is not None
+    elif found is None and embedding and not any("lm_head" in name for name in names):
+        reason = f"it holds {other}, the head of another task" if other else model.config.why_not_tied()
+        got = f"holds no head but the embedding {embedding}, and {reason}"
+        found = embedding if reason is None else None
+    if found is None:
+        raise_error("content", path=model.path, got=got, fits=fits)
+    return found
 
 
 def _check_whole(model: _Model, name: str, biases: Sequence[str]) -> None:
-    """Refuse a weight that is a part of a head, as quantised weights and adapters are, or that its model may not use."""
+    """Refuse a weight that is a part of a head, say a quantised one, or that its model may not use as it is."""
     got = None
     prefix = name.removesuffix("weight") if name.endswith(".weight") else None
     parts = [other for other in model.files if prefix and other.startswith(prefix) and other not in (name, *biases)]
@@ -220,6 +232,8 @@ def _check_whole(model: _Model, name: str, biases: Sequence[str]) -> None:
     is_tied = name in _EMBEDDINGS or model.config.says_tied
     if parts:
         got = f"holds {parts[0]} beside {name}"
+    elif model.config.is_normalised:
+        got = f"is of type {model.config.kind!r}, which normalises the rows of its head"
     elif model.config.has_bias and not biases:
         got = "holds no bias of the head, and config.json has lm_head_bias true"
     elif Path(model.path).with_name(_ADAPTER).exists():
@@ -227,7 +241,24 @@ def _check_whole(model: _Model, name: str, biases: Sequence[str]) -> None:
     elif is_tied and others and not any(_are_alike(model, name, other) for other in others):
         got = f"holds {name} and another {others[0]}, and config.json has tie_word_embeddings true"
     if got is not None:
-        raise_error("content", path=model.path, got=got, fits="hold the head as the model uses it, or come as FILE:NAME")
+        raise_error(
+            "content", path=model.path, got=got, fits="hold the head as the model uses it, or come as FILE:NAME"
+        )
+
+
+def _norm(model: _Model, depth: int) -> tuple[str | None, tuple[Array, ...]]:
+    """The weight of the final norm, and its bias if it has one, where they are of the width of hidden states."""
+    name = next((name for name in _NORMS if name in model.files), None)
+    if name is None:
+        return None, ()
+    names = [one for one in (name, f"{name.removesuffix('weight')}bias") if one in model.files]
+    try:
+        places = [model.locate(one) for one in names]
+    except OSError:  # its shard is not there
+        return None, ()
+    if not all(place.shape == (depth,) and is_float(place.dtype) for place in places):
+        return None, ()
+    return name, tuple(place.map().astype(np.float64) for place in places)
 
 
 def _are_alike(model: _Model, *names: str) -> bool:
