@@ -50,7 +50,7 @@ class ComparisonTables(Output):
         else:
             tables = comparison_tables(first) + group_tables(summary)
             note += f"{summary['kind']} vs {summary['base_kind']}"
-        tables += _head_table([one.figures for one in result])
+        tables += _head_table(result)
         show_tables(compared_title(summary, result), note, tables)
 
 
@@ -126,9 +126,10 @@ def _head_row(head: dict[str, Any] | None) -> tuple[str, str]:
     return printable(head["weight"]) + (" + bias" if head["has_bias"] else ""), printable(", ".join(notes))
 
 
-def _head_table(candidates: Sequence[dict[str, Any]]) -> list[Table]:
+def _head_table(candidates: Sequence[Candidate]) -> list[Table]:
     """Table of what logits were made of, of models with hidden states."""
-    heads = [("base", candidates[0].get("base_head")), *((one["name"], one.get("head")) for one in candidates)]
+    heads = [("base", candidates[0].figures.get("base_head"))]
+    heads += [(one.name, one.figures.get("head")) for one in candidates]
     rows = [(printable(name), *_head_row(head)) for name, head in heads if head]
     return [Table(rows, title="Logits of hidden states")] if rows else []
 

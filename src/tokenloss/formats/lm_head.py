@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 _READERS = {".npy": npy, ".npz": npz, ".safetensors": safetensors}
 _INDEX = ".safetensors.index.json"  # of the shards of a model
+_SHARD = re.compile(r"-\d+-of-\d+\.safetensors$")
 _ADAPTER = "adapter_config.json"
 _HEADS = (
     "lm_head.weight", "output.weight", "embed_out.weight", "head.weight", "language_model.lm_head.weight",
@@ -163,6 +164,9 @@ def _model(spec: str) -> _Model:
         files = dict.fromkeys(_names(path), path)
         if reader is npy:
             reject_array_name(path, name)
+        index = _SHARD.sub(_INDEX, path)  # where the bias may be in another shard
+        if index != path and any(head in files for head in _HEADS) and Path(index).is_file():
+            path, files = index, _in_index(index)
     return _Model(path, files, name, read_config(path))
 
 
@@ -211,7 +215,7 @@ def _weight_name(model: _Model) -> str:
     if found is None and len(names) == 1 and not embedding and not other:
         found = names[0]
     got, fits = "holds no head of a usual name", f"hold {_HEADS[0]}, or come as FILE:NAME"
-    if found is None and re.search(r"-\d+-of-\d+\.safetensors$", model.path):
+    if found is None and _SHARD.search(model.path):
         got, fits = "is one of several shards, without a head", f"be the model's index (*{_INDEX})"
     elif found is None and embedding and not any("lm_head" in name for name in names):
         reason = f"it holds {other}, the head of another task" if other else model.config.why_not_tied()
