@@ -13,7 +13,7 @@ from commands import assert_refused
 
 import tokenloss
 from tokenloss import compare_files, evaluate
-from tokenloss.formats import open_hidden_states
+from tokenloss.formats import _model_config, open_hidden_states
 
 pytestmark = pytest.mark.thread_unsafe(reason="a command prints to the stdout of its process")
 V, D = 61, 32
@@ -109,6 +109,7 @@ def as_transformers(model, torch):
     return states[-1].numpy(), found.logits.double().numpy(), ids.roll(-1, 1).numpy()
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # old releases of transformers call what torch has deprecated
 @pytest.mark.parametrize("family", FAMILIES)
 def test_lm_head_of_a_model_that_transformers_saved(family, tmp_path):
     torch = pytest.importorskip("torch", reason="torch is not installed")
@@ -126,6 +127,21 @@ def test_lm_head_of_a_model_that_transformers_saved(family, tmp_path):
     assert found["head"]["logit_scale"] == pytest.approx(scale or 1)
     assert (found["head"]["softcap"], found["head"]["has_bias"]) == (cap, family in WITH_BIAS)
     assert found["norm_seems_missing"] is False
+
+
+def test_config_keys_are_those_that_transformers_needs():
+    """Where a key is missing, transformers takes its default: a config must have it if that changes logits."""
+    transformers = pytest.importorskip("transformers", reason="transformers are not installed")
+    types = transformers.models.auto.configuration_auto.CONFIG_MAPPING
+    known = {(key, kind) for key, kind in _model_config._EFFECTS if kind in types}
+    assert len(known) > 10
+    for key, kind in known:
+        config = types[kind]()  # may have attributes that are not saved
+        parts = [getattr(config, name, None) for name in _model_config._TEXT_CONFIGS]
+        defaults = {getattr(part, key, None) for part in (config, *parts)} - {None}
+        is_neutral = all(default == (0 if "cap" in key else 1) for default in defaults)
+        if _model_config._EFFECTS[key, kind] != "nothing":
+            assert ((key, kind) in _model_config._NEEDED) != is_neutral, (key, kind)
 
 
 # -- folders of models that are made by hand ---------------------------------------------------------------------------
@@ -177,6 +193,7 @@ def llama(**config):
         (llama(logit_scale=1.0, logits_scaling=1, final_logit_softcapping=None, lm_head_multiplier=1), {}),
         (llama(attn_logit_softcapping=50.0, embedding_multiplier=12, output_router_logits=True, use_mup=False), {}),
         ({"model_type": "cohere", "logit_scale": 0.25}, {"logit_scale": 0.25}),
+        ({"model_type": "cohere", "logit_scale": 0.5, "text_config": {"logit_scale": 0.5}}, {"logit_scale": 0.5}),
         ({"model_type": "gemma2", "final_logit_softcapping": 3}, {"softcap": 3.0}),
         ({"model_type": "minicpm", "dim_model_base": 8, "hidden_size": D, "scale_emb": 12}, {"logit_scale": 0.25}),
         ({"model_type": "granite", "logits_scaling": 8.0}, {"logit_scale": 0.125}),
@@ -227,6 +244,11 @@ def test_lm_head_config_scales_and_caps(shards, config, transform, states, tmp_p
         ({"model_type": "cohere", "logit_scale": 2, "text_config": {"logit_scale": 3}}, "--logit-scale", "is 3"),
         ({"model_type": "cohere"}, "--logit-scale", "logit_scale is not there, which models of type 'cohere' have"),
         ({"model_type": "gemma2"}, "--softcap", "final_logit_softcapping is not there"),
+        (
+            {"model_type": "paligemma", "text_config": {"model_type": "gemma2"}},
+            "--softcap",
+            "final_logit_softcapping is not there, which models of type 'gemma2' have",
+        ),
         ({"model_type": "minicpm", "dim_model_base": 8}, None, "hidden_size is not there, or no positive number"),
     ],
 )
@@ -427,3 +449,12 @@ def test_norm_is_known_by_its_weight(kind, states, tmp_path):
             found = evaluate(states, lm_head=model).figures
         assert found["norm_seems_missing"] is is_missing
         assert found["head"]["norm"] == "model.norm.weight"
+
+
+def test_norm_in_a_shard_that_is_not_there(states, tmp_path):
+    tensors = HEAD | {"model.norm.weight": np.ones(D, np.float32)}
+    model = save_model(tmp_path / "model", tensors, llama(), shards=1)
+    (model / "model-00001-of-00009.safetensors").unlink()
+    found = evaluate(states, lm_head=model)
+    assert found.meter.loss == pytest.approx(loss_of(), abs=1e-6)
+    assert found.figures["head"]["norm"] is None

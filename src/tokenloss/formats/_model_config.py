@@ -25,9 +25,9 @@ _T5 = "t5 umt5 longt5 pop2piano switch_transformers udop"
 _KEYS = (
     (
         "final_logit_softcapping", "caps",
-        "gemma2 vaultgemma nanochat beam diffusion_gemma mistral_large4 t5gemma",
-        "gemma3_text gemma3n gemma3n_text gemma4 gemma4_text gemma4_unified gemma4_unified_text paligemma t5gemma2 "
+        "gemma2 gemma3n gemma3n_text vaultgemma nanochat beam mistral_large4 t5gemma diffusion_gemma "
         "inkling2 inkling2_text inkling2_loop inkling2_loop_text muse_glimmer muse_spark",
+        "gemma3_text gemma4 gemma4_text gemma4_unified gemma4_unified_text paligemma t5gemma2",
     ),
     ("logits_soft_cap", "caps", "recurrent_gemma", ""),
     ("output_logit_soft_cap", "caps", "xlstm", ""),
@@ -134,8 +134,9 @@ class ModelConfig:
             is_cap, effect = "cap" in key, _EFFECTS.get((key, self.kind))
             values = [value for value in self._values(key) if value is not False]
             fits = cap_is_given if is_cap else scale_is_given
-            if not values and (key, self.kind) in _NEEDED and not fits:
-                self._refuse(key, f"is not there, which models of type {self.kind!r} have")
+            needing = [kind for kind in self._values("model_type") if (key, str(kind)) in _NEEDED]
+            if not values and needing and not fits:
+                self._refuse(key, f"is not there, which models of type {needing[0]!r} have")
             neutral = 0 if is_cap else 1
             if effect == "nothing" or all(value is not True and value == neutral for value in values):
                 continue
