@@ -13,6 +13,7 @@ from commands import assert_refused
 
 import tokenloss
 from tokenloss import compare_files, evaluate
+from tokenloss._evaluation import checks
 from tokenloss.formats import _model_config, open_hidden_states
 
 pytestmark = pytest.mark.thread_unsafe(reason="a command prints to the stdout of its process")
@@ -458,3 +459,12 @@ def test_norm_in_a_shard_that_is_not_there(states, tmp_path):
     found = evaluate(states, lm_head=model)
     assert found.meter.loss == pytest.approx(loss_of(), abs=1e-6)
     assert found.figures["head"]["norm"] is None
+
+
+@pytest.mark.parametrize(("value", "found"), [(0.0, 0.0), (np.inf, np.inf), (np.nan, np.nan)])
+def test_norm_of_states_that_are_not_finite(value, found):
+    weight = np.zeros(D)
+    weight[1:] = 2
+    sample = checks.root_mean_squares(np.full((20, D), value), np.ones(20, bool), 64, (weight, np.zeros(D)))
+    np.testing.assert_array_equal(sample, np.full(20, found))
+    assert not checks.norm_seems_missing(sample, is_known=True)

@@ -99,14 +99,14 @@ def root_mean_squares(hidden: Array, kept: Array, most: int, norm: Sequence[Arra
     rows = hidden[np.flatnonzero(kept)[: max(0, most)]]
     if not rows.size:
         return ()
-    with np.errstate(invalid="ignore", over="ignore"):
+    with np.errstate(all="ignore"):
         rows = rows.astype(np.float64)
         if not norm:
             return tuple(np.sqrt(np.square(rows).mean(-1)).tolist())
         weight, *bias = norm
         found = []
         for divisor in weight, 1 + weight:
-            is_large = abs(divisor) > _MIN_NORM_WEIGHT * abs(divisor).max()  # others have few digits in half precision
+            is_large = abs(divisor) >= _MIN_NORM_WEIGHT * abs(divisor).max()  # others have few digits in half precision
             normal = ((rows - (bias[0] if bias else 0)) / np.where(is_large, divisor, 1))[:, is_large]
             found.append(np.sqrt(np.square(normal).mean(-1)))
         return tuple(min(found, key=lambda rms: abs(np.log(np.median(rms)))).tolist())

@@ -151,7 +151,8 @@ def summary(
 
 def _hidden_figures(shards: Sequence[Shard], results: Sequence[ShardResult], options: Options) -> dict[str, Any]:
     """Figures of hidden states alone."""
-    head = shards[0].head or {}
+    head = shards[0].head
+    assert head is not None
     missing = norm_seems_missing([rms for part in results for rms in part.rms], head["norm"] is not None)
     return {"lm_head": options.lm_head, "head": head, "norm_seems_missing": missing}
 

@@ -262,7 +262,8 @@ def _norm(model: _Model, depth: int) -> tuple[str | None, tuple[Array, ...]]:
         return None, ()
     if not all(place.shape == (depth,) and is_float(place.dtype) for place in places):
         return None, ()
-    return name, tuple(place.map().astype(np.float64) for place in places)
+    weights = tuple(place.map().astype(np.float64) for place in places)
+    return (name, weights) if np.isfinite(weights).all() else (None, ())
 
 
 def _are_alike(model: _Model, *names: str) -> bool:
