@@ -321,7 +321,7 @@ NO_HEAD = "holds no head but the embedding model.embed_tokens.weight, and "
         (
             HEAD | {"model.embed_tokens.weight": OTHER},
             llama(tie_word_embeddings=True),
-            "holds lm_head.weight and another model.embed_tokens.weight, and config.json has tie_word_embeddings true",
+            "holds lm_head.weight and another model.embed_tokens.weight, which the model ties",
         ),
         (HEAD, llama(lm_head_bias=True), "holds no bias of the head, and config.json has lm_head_bias true"),
         (HEAD, llama(vocab_size=V - 1), f"lm_head.weight has {V} classes, and config.json vocab_size {V - 1}"),

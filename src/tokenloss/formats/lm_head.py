@@ -206,14 +206,16 @@ def _weight_name(model: _Model) -> str:
 
     That of the embedding is only taken where the config says so, and no head is there in another form, say quantised.
     """
-    names = list(model.files)
-    embedding = next((name for name in _EMBEDDINGS if name in names), None)
-    other = next(filter(_OTHER_HEAD.search, names), None)
+    names = model.files
     found = model.name
     if found is None:
         found = next((name for name in _HEADS if name in names), None)
-    if found is None and len(names) == 1 and not embedding and not other:
-        found = names[0]
+    if found is not None:
+        return found
+    embedding = next((name for name in _EMBEDDINGS if name in names), None)
+    other = next(filter(_OTHER_HEAD.search, names), None)
+    if len(names) == 1 and not embedding and not other:
+        found = next(iter(names))
     got, fits = "holds no head of a usual name", f"hold {_HEADS[0]}, or come as FILE:NAME"
     if found is None and _SHARD.search(model.path):
         got, fits = "is one of several shards, without a head", f"be the model's index (*{_INDEX})"
@@ -243,7 +245,7 @@ def _check_whole(model: _Model, name: str, biases: Sequence[str]) -> None:
     elif Path(model.path).with_name(_ADAPTER).exists():
         got = f"has {_ADAPTER} beside it, which may change the head"
     elif is_tied and others and not any(_are_alike(model, name, other) for other in others):
-        got = f"holds {name} and another {others[0]}, and config.json has tie_word_embeddings true"
+        got = f"holds {name} and another {others[0]}, which the model ties"
     if got is not None:
         raise_error(
             "content", path=model.path, got=got, fits="hold the head as the model uses it, or come as FILE:NAME"
