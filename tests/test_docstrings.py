@@ -49,7 +49,11 @@ VARIANTS = {
         {"comparison.ComparisonMeter.update", "comparison.compare", "divergence.kl_divergence"},
     ],
     "lm_head": [{"evaluation.evaluate"}, {"file_comparison.compare_files"}],
-    "logit_scale": [{"file_comparison.compare_files"}, {"linear.linear_compare", "linear.linear_kl_divergence"}],
+    "logit_scale": [
+        {"evaluation.evaluate", "formats.open_hidden_states"},
+        {"file_comparison.compare_files"},
+        {"linear.linear_compare", "linear.linear_kl_divergence"},
+    ],
     "logits": [
         {"comparison.ComparisonMeter.update", "comparison.compare", "divergence.kl_divergence", "scores.token_scores"},
         {"dask.cross_entropy", "dask.score"},
@@ -84,7 +88,11 @@ VARIANTS = {
     "sinks": [{"file_comparison.compare_files"}],
     "sizes": [{"plots.draw_candidates"}],
     "skip_failed": [{"responses.compare_responses"}, {"evaluation.evaluate"}],
-    "softcap": [{"file_comparison.compare_files"}, {"linear.linear_compare", "linear.linear_kl_divergence"}],
+    "softcap": [
+        {"evaluation.evaluate", "formats.open_hidden_states"},
+        {"file_comparison.compare_files"},
+        {"linear.linear_compare", "linear.linear_kl_divergence"},
+    ],
     "state": [{"file_comparison.compare_files"}],
     "targets": [
         {"comparison.ComparisonMeter.update", "comparison.compare", "scores.token_scores"},

@@ -103,7 +103,7 @@ def heads(path):
     yield save_model(path / "gpt.safetensors", lm_head__weight=WEIGHT, lm_head__bias=BIAS, **tensors), BIAS
     yield save_model(path / "plain.safetensors", output__weight=WEIGHT, **tensors), None
     tied = {"model__embed_tokens__weight": WEIGHT, "model__norm__weight": np.ones(D, np.float32)}
-    yield save_model(path / "tied.safetensors", **tied), None
+    yield f"{save_model(path / 'tied.safetensors', **tied)}:model.embed_tokens.weight", None
     yield f"{save_model(path / 'odd:name.safetensors', my__head=WEIGHT, **tensors)}:my.head", None
     (path / "model").mkdir()
     save_shards(path / "model", ["lm_head.weight"])
@@ -112,7 +112,9 @@ def heads(path):
     yield path / "model" / "model-00002-of-00002.safetensors", None
     (path / "single").mkdir()
     save_model(path / "single" / "model.safetensors", **tied)
+    (path / "single" / "config.json").write_text('{"tie_word_embeddings": true}')
     yield path / "single", None
+    yield path / "single" / "model.safetensors", None
     yield f"{path / 'single'}:model.embed_tokens.weight", None
 
 
@@ -486,8 +488,8 @@ def test_norm_seems_missing(seed, path, command):
     status, _, err = command("score", *argv)
     assert status == 0
     assert err == (
-        "tokenloss: warning: the hidden states seem to lack the model's final norm, since their root mean squares "
-        "vary; store them after it\n"
+        "tokenloss: warning: the hidden states seem to lack the model's final norm, by their root mean squares; store "
+        "them after it\n"
     )
     with pytest.warns(NormWarning, match="final norm") as caught:
         found = evaluate(argv[0], lm_head=argv[2], shift=False)

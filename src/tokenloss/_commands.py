@@ -229,7 +229,7 @@ def _compare_samples(args: argparse.Namespace) -> None:
 
 def _refuse(args: argparse.Namespace, names: Sequence[str], reason: str) -> None:
     """Refuse options that would have no effect."""
-    defaults = {"definitions": "exact", "ignore_index": -100, "skip_failed": False, "logit_scale": 1.0}
+    defaults = {"definitions": "exact", "ignore_index": -100, "skip_failed": False}
     for name in names:
         if getattr(args, name) not in (defaults.get(name), []):
             raise InputError(f"--{name.replace('_', '-')} {reason}")

@@ -352,6 +352,13 @@ def logit_transform(logit_scale: Any, softcap: Any) -> tuple[float, float]:
     return scale, check_number("softcap", softcap, "a positive finite number or None", positive=True)
 
 
+def head_transform(logit_scale: Any, softcap: Any) -> tuple[float | None, float | None]:
+    """The transform in place of a model's own: None where that holds, a cap of 0 for none."""
+    is_none = type(softcap) in (int, float) and softcap == 0
+    scale, cap = logit_transform(1.0 if logit_scale is None else logit_scale, None if is_none else softcap)
+    return None if logit_scale is None else scale, None if softcap is None else cap
+
+
 def penalties(label_smoothing: Any, z_loss: Any) -> tuple[float, float]:
     """Label smoothing, and the factor of the squared logsumexp."""
     if type(label_smoothing) is type(z_loss) is float and label_smoothing == z_loss == 0.0:

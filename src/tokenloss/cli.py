@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 
 _LM_HEAD = (
     "files hold hidden states after the final norm; this is their projection onto the vocabulary: a model's "
-    ".safetensors file, index of shards or directory, or a .npy or .npz file"
+    ".safetensors file, index of shards or directory, or a .npy or .npz file; its config.json says how logits are "
+    "scaled and capped, and whether the embedding is the head"
 )
 _AT_ONCE = 1.0  # seconds in which signals count as one: `timeout` sends two
 
@@ -261,9 +262,17 @@ def _add_common_arguments(command: argparse.ArgumentParser) -> None:
         command.add_argument(option, action="append", default=[], type=_filled, metavar="FILE", help=words)
     command.add_argument("--hidden", type=_filled, metavar="NAME", help="name of the array of hidden states")
     command.add_argument(
-        "--logit-scale", type=float, default=1.0, metavar="X", help="multiplier of the logits of hidden states"
+        "--logit-scale",
+        type=float,
+        metavar="X",
+        help="multiplier of the logits of hidden states (default: by the model's config.json, or 1)",
     )
-    command.add_argument("--softcap", type=float, metavar="X", help="soft cap of the logits of hidden states")
+    command.add_argument(
+        "--softcap",
+        type=float,
+        metavar="X",
+        help="soft cap of the logits of hidden states, 0 for none (default: by the model's config.json, or none)",
+    )
     command.add_argument(
         "--part",
         choices=PARTS_OF_RESPONSE,

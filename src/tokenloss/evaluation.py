@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from tokenloss._arguments import as_path, as_paths, check_choice, check_shift, checked_sinks, refuse_given
 from tokenloss._errors import raise_error
 from tokenloss._json import as_strict_json
-from tokenloss._validation import check_integer, logit_transform
+from tokenloss._validation import check_integer, head_transform
 from tokenloss._workers import check_workers
 from tokenloss.sequences import check_lengths
 
@@ -124,7 +124,7 @@ def evaluate(
     ignore_index: int | None = -100,
     lm_head: _Path | None = None,
     hidden: str | None = None,
-    logit_scale: float = 1.0,
+    logit_scale: float | None = None,
     softcap: float | None = None,
     part: Literal["prompt", "generated", "all"] | None = None,
     skip_failed: bool = False,
@@ -171,14 +171,16 @@ def evaluate(
         Target value that marks tokens to ignore, such as padding.
     lm_head : path, optional
         The projection onto the vocabulary, ``FILE`` or ``FILE:NAME`` as `tokenloss.formats.open_hidden_states` takes
-        it: the files then hold hidden states after the model's final norm, instead of scores, and `logit_scale` and
-        `softcap` apply to their logits.
+        it: the files then hold hidden states after the model's final norm, instead of scores. What ``config.json``
+        beside it says of the logits is taken, and is ``head`` of `Evaluation.figures`.
     hidden : str, optional
         Name of the array of hidden states, if it is neither ``hidden_states`` nor ``hidden``.
-    logit_scale : float, default 1.0
-        Multiplier of the logits (1 / temperature).
+    logit_scale : float, optional
+        Multiplier of the logits (1 / temperature), in place of the model's own; by default what ``config.json`` beside
+        `lm_head` says, or 1.
     softcap : float, optional
-        Logits become ``softcap * tanh(logit_scale * logits / softcap)``.
+        Logits become ``softcap * tanh(logit_scale * logits / softcap)``, or with 0 stay as they are, whatever
+        ``config.json`` says.
     part : {"prompt", "generated", "all"}, optional
         The tokens to read: those of the prompt, those that were generated, or both. By default the prompt where the
         file holds any log-probability of one, else what was generated. With "all", an echo that nothing divides counts
@@ -225,7 +227,8 @@ def evaluate(
     Warns
     -----
     NormWarning
-        If the root mean squares of hidden states vary as they do before a model's final norm.
+        If the root mean squares of hidden states vary as they do before a model's final norm, or do not fit the weight
+        of that norm, where `lm_head` is a model that holds it.
     ShiftWarning
         If targets were not shifted, and rows give the next target more than four times the probability, beyond chance.
 
@@ -261,17 +264,17 @@ def evaluate(
     check_choice("kind", kind, KINDS)
     check_shift(shift)
     check_choice("part", part, PARTS_OF_RESPONSE)
-    scale, cap = logit_transform(logit_scale, softcap)
+    scale, cap = head_transform(logit_scale, softcap)
     head, state, text = (
         None if path is None else as_path(name, path)
         for name, path in (("lm_head", lm_head), ("state", state), ("text", text))
     )
-    of_hidden = {"hidden": hidden, "logit_scale": None if scale == 1.0 else "given", "softcap": softcap}
+    of_hidden = {"hidden": hidden, "logit_scale": scale, "softcap": cap}
     if head is None:
         refuse_given(of_hidden, "left out without lm_head")
     else:
         refuse_given({"array": array, "kind": kind}, "left out where there is lm_head")
-    options = Options(array, kind, ignore_index, shift, top, part, bool(skip_failed), head, hidden, scale, cap or None)
+    options = Options(array, kind, ignore_index, shift, top, part, bool(skip_failed), head, hidden, scale, cap)
     sinks = checked_sinks(sinks)
     settings = Settings(of_bytes, of_words, words, state, scheduler, check_workers(workers), progress)
     check_needs(sinks, state, scheduler)
@@ -309,9 +312,7 @@ SHIFT_ADVICE = (
 )
 
 
-NORM_ADVICE = (
-    "the hidden states seem to lack the model's final norm, since their root mean squares vary; store them after it"
-)
+NORM_ADVICE = "the hidden states seem to lack the model's final norm, by their root mean squares; store them after it"
 
 
 def _first_of(source: Any) -> tuple[Any, Iterable[Any]]:

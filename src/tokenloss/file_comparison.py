@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from tokenloss._arguments import as_path, as_paths, check_choice, check_shift, checked_sinks, refuse_given
 from tokenloss._errors import raise_error
-from tokenloss._validation import check_integer, logit_transform
+from tokenloss._validation import check_integer, head_transform
 from tokenloss._workers import check_workers
 from tokenloss.evaluation import NORM_ADVICE, SHIFT_ADVICE, NormWarning, ShiftWarning
 
@@ -38,7 +38,7 @@ def compare_files(
     lm_head: _Paths | None = None,
     base_hidden: str | None = None,
     hidden: str | None = None,
-    logit_scale: float = 1.0,
+    logit_scale: float | None = None,
     softcap: float | None = None,
     classes: int | None = None,
     definitions: Literal["exact", "llama.cpp"] = "exact",
@@ -80,7 +80,8 @@ def compare_files(
     base_hidden, hidden : str, optional
         Name of the array of hidden states; that of the base is `hidden` by default.
     logit_scale, softcap : float, optional
-        Transform of the logits of hidden states, as in `linear_cross_entropy`.
+        Transform of the logits of hidden states, as in `evaluate`, in place of that of each model, which
+        ``config.json`` beside its projection says.
     classes : int, optional
         Number of classes to compare, from the first, where vocabularies differ, as in `compare`.
     definitions : {"exact", "llama.cpp"}, default "exact"
@@ -106,8 +107,9 @@ def compare_files(
     -------
     dict of Comparison
         By the name of the candidate, in the order given; a path without a name is its own. Each has the bits of a
-        comparison of that candidate alone. Arrays are of the tokens that are compared, of one dimension. Numbers of
-        sequences that are a shard's own are counted on from those of earlier shards.
+        comparison of that candidate alone, unless logits of several models are scaled or capped differently. Arrays are
+        of the tokens that are compared, of one dimension. Numbers of sequences that are a shard's own are counted on
+        from those of earlier shards.
 
     Raises
     ------
@@ -162,11 +164,11 @@ def compare_files(
     sources = [("base", _sources("base", base)), *_candidates(others).items()]
     names = [name for name, _ in sources[1:]]
     heads = _heads((base_array, base_kind, base_lm_head), (array, kind, lm_head), len(names))
-    scale, cap = logit_transform(logit_scale, softcap)
-    of_hidden = {"hidden": hidden, "softcap": softcap, "logit_scale": None if scale == 1.0 else "given"}
+    scale, cap = head_transform(logit_scale, softcap)
+    of_hidden = {"hidden": hidden, "softcap": cap, "logit_scale": scale}
     refuse_given({} if any(heads) else of_hidden, "left out without lm_head")
     refuse_given({} if heads[0] else {"base_hidden": base_hidden}, "left out where the base has no lm_head")
-    shared = Options(ignore_index=ignore_index, shift=shift, logit_scale=scale, softcap=cap or None)
+    shared = Options(ignore_index=ignore_index, shift=shift, logit_scale=scale, softcap=cap)
     options = shared._replace(
         array=base_array, kind=base_kind, lm_head=heads[0], hidden=base_hidden or hidden, definitions=definitions,
         classes=classes,

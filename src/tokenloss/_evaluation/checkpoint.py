@@ -120,9 +120,10 @@ def _fingerprint(shard: Shard) -> dict[str, Any]:
     following = [shard.next_id, shard.next_text]
     sequences = {"segments": segments, "split": split}
     if shard.lm_head is not None:
-        sequences["lm_head"] = _file_fingerprint(shard.lm_head)
+        sequences["lm_head"] = {**_file_fingerprint(shard.lm_head), **(shard.head or {})}
     others = [
-        [_file_fingerprint(path) for path in (other.path, other.lm_head) if path is not None] for other in shard.others
+        [*(_file_fingerprint(path) for path in (other.path, other.lm_head) if path is not None), other.head]
+        for other in shard.others
     ]
     return {**_file_fingerprint(shard.path), "targets": targets, **sequences, "next": following, "others": others}
 

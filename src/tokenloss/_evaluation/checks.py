@@ -26,6 +26,7 @@ _PROBABILITY_SLACK = 1e-3  # by which a probability may be outside [0, 1]
 _SUM_SLACK = 1e-2  # by which the sum of a distribution may differ from 1
 NORM_SAMPLE = 64  # hidden states of a file whose root mean squares are compared
 _MIN_NORM_SAMPLE = 16
+_MIN_NORM_WEIGHT = 1e-2  # of the largest
 _MAX_NORM_SPREAD = 0.1  # 0.02 was the most after the final norm of trained models, 0.2 the least before it
 
 
@@ -89,24 +90,41 @@ def log(probs: Array) -> Array:
     return logs
 
 
-def root_mean_squares(hidden: Array, kept: Array, most: int) -> tuple[float, ...]:
-    """Root mean squares of the first kept hidden states."""
+def root_mean_squares(hidden: Array, kept: Array, most: int, norm: Sequence[Array] = ()) -> tuple[float, ...]:
+    """Root mean squares of the first kept hidden states, divided by the weight of their final norm if it is known.
+
+    They are 1 after that norm, whether it is of root mean squares or of standard deviations. Some models add 1 to the
+    weight: the more likely of both is taken.
+    """
     rows = hidden[np.flatnonzero(kept)[: max(0, most)]]
-    with np.errstate(invalid="ignore", over="ignore"):
-        return tuple(np.sqrt(np.square(rows, dtype=np.float64).mean(-1)).tolist()) if rows.size else ()
+    if not rows.size:
+        return ()
+    with np.errstate(all="ignore"):
+        rows = rows.astype(np.float64)
+        if not norm:
+            return tuple(np.sqrt(np.square(rows).mean(-1)).tolist())
+        weight, *bias = norm
+        found = []
+        for divisor in weight, 1 + weight:
+            is_large = abs(divisor) >= _MIN_NORM_WEIGHT * abs(divisor).max()  # others have few digits in half precision
+            normal = ((rows - (bias[0] if bias else 0)) / np.where(is_large, divisor, 1))[:, is_large]
+            found.append(np.sqrt(np.square(normal).mean(-1)))
+        return tuple(min(found, key=lambda rms: abs(np.log(np.median(rms)))).tolist())
 
 
-def norm_seems_missing(sample: Sequence[float]) -> bool:
+def norm_seems_missing(sample: Sequence[float], is_known: bool = False) -> bool:
     """True if hidden states seem to lack the final norm, after which their root mean squares are nearly the same.
 
     The spread is half of the distance between their logarithms at 16 % and 84 %: a standard deviation without outliers.
+    Where the weight of the norm is known, they are 1.
     """
     rms = np.array(sample)
     rms = rms[np.isfinite(rms) & (rms > 0)]
     if len(rms) < _MIN_NORM_SAMPLE:
         return False
     low, high = np.quantile(np.log(rms), [0.16, 0.84])
-    return bool(high - low > 2 * _MAX_NORM_SPREAD)
+    is_off = is_known and abs(np.log(np.median(rms))) > _MAX_NORM_SPREAD
+    return bool(is_off or high - low > 2 * _MAX_NORM_SPREAD)
 
 
 def _are_distributions(rows: Array, slack: float = 0.0) -> Array:

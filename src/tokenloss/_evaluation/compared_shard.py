@@ -127,7 +127,7 @@ class _Model:
     """A model's file, whose rows are read in order; the first that count are checked to be of its kind."""
 
     def __init__(self, file: ScoresFile, options: Options, option: str, max_rows: int) -> None:
-        self.file, self.options, self._blocks = file, options, file.blocks(max_rows)
+        self.file, self._blocks = file, file.blocks(max_rows)
         self._option = None if options.kind else option
         self._left: Array | None = None  # of a block that is cut where the base's is not
         self._is_checked = False
@@ -145,14 +145,15 @@ class _Model:
         """Check the kind of kept rows once; of hidden states, sample their norms."""
         if self.file.lm_head is not None:
             check_map(self.file.lm_head.weight)
-            self.rms += checks.root_mean_squares(rows, kept, checks.NORM_SAMPLE - len(self.rms))
+            left = checks.NORM_SAMPLE - len(self.rms)
+            self.rms += checks.root_mean_squares(rows, kept, left, self.file.lm_head.norm_weights)
         elif not self._is_checked:
             self._is_checked = checks.check_kind(self.file, self._option, rows, kept)
 
     def logits(self, rows: Array) -> Array:
         """Rows as logits, or log-probabilities."""
         if self.file.lm_head is not None:
-            return _projected(rows, self.file.lm_head, self.options.logit_scale, self.options.softcap)
+            return _projected(rows, self.file.lm_head)
         return checks.log(rows) if self.file.kind == "probs" else rows
 
     def projection(self, rows: Array) -> Projection:
@@ -169,11 +170,11 @@ class _Model:
             self.file, shape=(*self.file.shape[:-1], len(head.weight[:classes])),
             lm_head=head._replace(weight=head.weight[:classes], bias=bias),
         )  # fmt: skip
-        function = row_functions(cut, self.options.logit_scale, self.options.softcap).token_scores
+        function = row_functions(cut).token_scores
         return functools.partial(function, rows)
 
 
-def _projected(hidden: Array, head: LmHead, logit_scale: float, softcap: float | None) -> Array:
+def _projected(hidden: Array, head: LmHead) -> Array:
     """Logits of hidden states, whose weights are converted some at a time."""
     is_double = 8 in (hidden.itemsize, head.weight.itemsize)
     states = hidden.astype(np.float64 if is_double else np.float32)
@@ -185,9 +186,9 @@ def _projected(hidden: Array, head: LmHead, logit_scale: float, softcap: float |
             np.matmul(states, head.weight[part].astype(states.dtype).T, out=logits[:, part])
         if head.bias is not None:
             logits += head.bias.astype(logits.dtype)
-        logits *= logit_scale
-        if softcap is not None:
-            logits = softcap * np.tanh(logits / softcap)
+        logits *= head.logit_scale
+        if head.softcap is not None:
+            logits = head.softcap * np.tanh(logits / head.softcap)
     return logits
 
 
@@ -225,8 +226,9 @@ class _Run:
         self._options, self._workers, self._advance = options, workers, advance
         self._sink, self._top_k = sink, top_k if sink else 0
         files = opened.file, *opened.others
-        # hidden states are projected a tile at a time, unless one of the models has scores
-        self._are_hidden = options.definitions == "exact" and all(file.lm_head is not None for file in files)
+        # hidden states are projected a tile at a time, unless a model has scores, or a transform of its own
+        transforms = {file.lm_head and (file.lm_head.logit_scale, file.lm_head.softcap) for file in files}
+        self._are_hidden = options.definitions == "exact" and len(transforms) == 1 and None not in transforms
         row_bytes = max(map(_row_bytes, files)) * max(1, len(files) // 4)  # each file's reader keeps a block
         self.max_rows = MAX_TILE_ROWS if self._are_hidden else rows_per_block(row_bytes)
         self.base = _Model(opened.file, options, "--base-kind", self.max_rows)
@@ -240,7 +242,7 @@ class _Run:
         # llama.cpp prints errors that are not clustered: without segment ids, these
         self._is_clustered = opened.sequences.are_given or (opened.sequences.exist and options.definitions == "exact")
         samples = options.shift is None and not any(file.is_shifted for file in files)
-        losses = row_functions(opened.file, options.logit_scale, options.softcap).losses
+        losses = row_functions(opened.file).losses
         left = SHIFT_SAMPLE if samples else 0
         self._sampler = ShiftSampler(losses, options.ignore_index, opened.sequences.are_given, left)
         self._parts: list[list[Columns]] = [[new_columns(0)] for _ in self._others]
@@ -304,7 +306,8 @@ class _Run:
                 "targets", tokens.ids, shape, options.ignore_index, tokens.where, distributions=False
             )
             named = {str(number): other for number, other in enumerate(others)}
-            transform = options.logit_scale, options.softcap or 0.0
+            assert self.base.file.lm_head is not None
+            transform = self.base.file.lm_head.logit_scale, self.base.file.lm_head.softcap or 0.0
             columns = linear_pair_columns(base, named, positions, transform, self._workers)
             base_scores, *scores = (
                 self._scores(model.token_scores(block, options.classes), tokens) for model, block in blocks

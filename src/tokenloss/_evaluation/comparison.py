@@ -88,6 +88,7 @@ def _figures(
         comparison = comparison_of(options.definitions, [columns])
         figures = shared | {"other": other.source, "name": other.name, "size": other.size}
         figures |= {"kind": shards[0].others[number].kind, "ignored": rows - without_next - comparison.count}
+        figures |= _head_figures(shards[0], number)
         figures |= comparison.as_dict()
         if types is not None:
             table = comparison.by(types)
@@ -96,7 +97,8 @@ def _figures(
             _name_files(figures.get("sequences") or (), shards, firsts)
         rms = [[one for result in results for one in result.rms[model]] for model in (0, number + 1)]
         if any(rms):
-            figures["norm_seems_missing"] = any(map(norm_seems_missing, rms))
+            known = [(figures.get(name) or {}).get("norm") is not None for name in ("base_head", "head")]
+            figures["norm_seems_missing"] = any(map(norm_seems_missing, rms, known))
         candidates.append(Candidate(other.name, other.size, comparison, figures))
     if len(candidates) == 1:
         return candidates[0].figures, candidates
@@ -105,6 +107,12 @@ def _figures(
     if missing:
         shared["norm_seems_missing"] = any(missing)
     return shared | {"definitions": options.definitions, "candidates": found}, candidates
+
+
+def _head_figures(shard: Shard, number: int) -> dict[str, Any]:
+    """What was taken of the heads of the base and of a candidate, of those that have hidden states."""
+    heads = {"base_head": shard.head, "head": shard.others[number].head}
+    return {name: head for name, head in heads.items() if head is not None}
 
 
 def _first_numbers(shards: Sequence[Shard], options: Options) -> list[int]:

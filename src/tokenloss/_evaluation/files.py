@@ -28,7 +28,7 @@ from tokenloss._files import check_outputs, identity, write_errors
 from tokenloss._terminal import Progress
 from tokenloss.evaluation import Evaluation
 from tokenloss.formats import is_scores
-from tokenloss.formats.lm_head import lm_head_file
+from tokenloss.formats.lm_head import lm_head_files
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -53,7 +53,7 @@ class Inputs(NamedTuple):
         """Each file by what identifies it; a file that is given twice is refused."""
         paths = [*self.scores, *self.targets, *self.segment_ids, *filter(None, [self.text])]
         check_different(paths)
-        heads = [] if self.lm_head is None else [lm_head_file(self.lm_head)]  # perhaps in a file of hidden states
+        heads = [] if self.lm_head is None else lm_head_files(self.lm_head)  # perhaps in a file of hidden states
         return {identity(path): path for path in (*paths, *heads)}
 
 

@@ -6,7 +6,7 @@ import itertools
 import math
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -48,7 +48,7 @@ class Options(NamedTuple):
     skip_failed: bool = False
     lm_head: str | None = None  # FILE[:NAME], of files of hidden states
     hidden: str | None = None  # name of their array
-    logit_scale: float = 1.0
+    logit_scale: float | None = None  # of hidden states, if not that of the model; so is the next, 0 for none
     softcap: float | None = None
     definitions: Literal["exact", "llama.cpp"] = "exact"  # of a comparison, as the next two
     classes: int | None = None  # that are compared, if not all are
@@ -81,6 +81,7 @@ class Shard(NamedTuple):
     responses: ResponsesFile | None = None
     others: tuple[Shard, ...] = ()  # of candidates that are compared, scores of the same rows
     lm_head: str | None = None  # the file that holds the head of hidden states
+    head: dict[str, Any] | None = None  # what was taken of it and its config
 
     @property
     def itemsize(self) -> int:
@@ -321,7 +322,8 @@ def _misplaced(paths: Sequence[str]) -> list[tuple[str, str]]:
 def _open(path: str, options: Options) -> ScoresFile:
     """Open a file of scores, or of hidden states."""
     if options.lm_head is not None:
-        return open_hidden_states(path, options.lm_head, name=options.hidden)
+        transform: Any = {"logit_scale": options.logit_scale, "softcap": options.softcap}
+        return open_hidden_states(path, options.lm_head, name=options.hidden, **transform)
     return open_scores(path, array=options.array, kind=options.kind)
 
 
@@ -332,7 +334,7 @@ def open_all(paths: Sequence[str], options: Options) -> list[Shard]:
         file = _open(path, options)
         shard = Shard(path, file.kind, file.shape, file.dtype.name, file.row_bytes)
         if file.lm_head is not None:
-            shard = shard._replace(lm_head=file.lm_head.path)
+            shard = shard._replace(lm_head=file.lm_head.path, head=file.lm_head.figures())
         if shards and (shard.kind, shard.shape[-1]) != (shards[0].kind, shards[0].shape[-1]):
             got = f"holds {shard.kind} of {shard.shape[-1]} classes"
             fits = f"hold {shards[0].kind} of {shards[0].shape[-1]}, as {shards[0].path} does"

@@ -46,21 +46,19 @@ class RowFunctions(NamedTuple):
     losses: Callable[..., Any]
 
 
-def row_functions(file: ScoresFile, logit_scale: float = 1.0, softcap: float | None = None) -> RowFunctions:
-    """The functions of rows of a file; the transform is that of the logits of hidden states."""
+def row_functions(file: ScoresFile) -> RowFunctions:
+    """The functions of rows of a file."""
     if file.lm_head is None:
         return RowFunctions(token_scores, _LOSSES[file.kind])
-    transform = {"logit_scale": logit_scale, "softcap": softcap}
     functions = linear_token_scores, linear_cross_entropy
-    return RowFunctions(*(functools.partial(_project, function, file.lm_head, transform) for function in functions))
+    return RowFunctions(*(functools.partial(_project, function, file.lm_head) for function in functions))
 
 
-def _project(
-    function: Callable[..., Any], head: LmHead, transform: dict[str, Any], hidden: Array, targets: Array, **options: Any
-) -> Any:
+def _project(function: Callable[..., Any], head: LmHead, hidden: Array, targets: Array, **options: Any) -> Any:
     """The result of a function of the projection of hidden states."""
     check_map(head.weight)
-    return function(hidden, head.weight, targets, linear_bias=head.bias, **transform, **options)
+    options |= {"linear_bias": head.bias, "logit_scale": head.logit_scale, "softcap": head.softcap}
+    return function(hidden, head.weight, targets, **options)
 
 
 SHIFT_SAMPLE = 256  # rows whose losses are compared with those of the next targets
@@ -215,7 +213,7 @@ def score_rows(
     file, targets, where, text, sequences, mask, _ = opened
     is_soft = targets.ndim == len(file.shape)
     ids = None if is_soft else targets.reshape(-1)
-    functions = row_functions(file, options.logit_scale, options.softcap)
+    functions = row_functions(file)
     row_bytes = file.row_bytes + (file.shape[-1] * targets.itemsize if is_soft else 0)
     collector, highest = SequenceCollector(sequences, shard.split), TopLosses(options.top)
     counted = where if mask is None else mask if where is None else where & mask
@@ -241,7 +239,8 @@ def score_rows(
             sampler.update(block, block_targets, numbers, scores.kept)
         is_checked = is_checked or checks.check_kind(file, None if options.kind else "--kind", block, scores.kept)
         if file.lm_head is not None:
-            rms += checks.root_mean_squares(block, scores.kept, checks.NORM_SAMPLE - len(rms))
+            left = checks.NORM_SAMPLE - len(rms)
+            rms += checks.root_mean_squares(block, scores.kept, left, file.lm_head.norm_weights)
         collector.update(scores, numbers)
         greedy += int(np.count_nonzero(scores.is_greedy))
         highest.update(scores.nll, classes, scores.kept, positions, numbers)

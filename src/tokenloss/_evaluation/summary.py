@@ -133,7 +133,7 @@ def summary(
         "bits_per_byte_interval": meter.bits_per_byte_interval,
         "word_perplexity": meter.word_perplexity,
         "word_perplexity_interval": meter.word_perplexity_interval,
-        **(_hidden_figures(results, options) if options.lm_head is not None else {}),
+        **(_hidden_figures(shards, results, options) if options.lm_head is not None else {}),
         "fits_better_shifted": sum((part.shift_sample for part in results), ShiftSample()).fits_better_shifted,
         "highest_loss_tokens": [
             {"file": path or None, "sequence": token.sequence, "position": token.position}
@@ -150,10 +150,12 @@ def summary(
     }
 
 
-def _hidden_figures(results: Sequence[ShardResult], options: Options) -> dict[str, Any]:
+def _hidden_figures(shards: Sequence[Shard], results: Sequence[ShardResult], options: Options) -> dict[str, Any]:
     """Figures of hidden states alone."""
-    missing = norm_seems_missing([rms for part in results for rms in part.rms])
-    return {"lm_head": options.lm_head, "norm_seems_missing": missing}
+    head = shards[0].head
+    assert head is not None
+    missing = norm_seems_missing([rms for part in results for rms in part.rms], head["norm"] is not None)
+    return {"lm_head": options.lm_head, "head": head, "norm_seems_missing": missing}
 
 
 def _types(shards: Sequence[Shard]) -> dict[str, str]:

@@ -53,6 +53,7 @@ class ComparisonTables(Output):
             tables = comparison_tables(first) + group_tables(summary)
             note += f"{summary['kind']} vs {summary['base_kind']}"
         note += f"; {intervals}" if intervals else ""
+        tables += _head_table(result)
         show_tables(compared_title(summary, result), note, tables)
 
 
@@ -103,12 +104,14 @@ def summary_tables(summary: dict[str, Any], basis: str) -> list[Table]:
         ("perplexity per word", f"{summary['word_perplexity']:.6g}", by_word),
         ("loss per sequence", f"{summary['sequence_loss']:.6g}", f"± {summary['sequence_loss_stderr']:.3g} nats"),
         ("greedy accuracy", f"{100 * summary['accuracy']:.2f} %", _known_of(summary)),
+        ("logits", *_head_row(summary.get("head"))),
         ("failed lines", f"{summary.get('skipped', 0):,}", f"left out; {_first_failed(summary)}"),
         ("short lists", f"{summary.get('lost_tops', 0):,}", "positions list fewer classes than others: texts coincide"),
         ("time", f"{summary['seconds']:.3g} s", f"{summary['gb_per_second']:.3g} GB/s"),
     ]
     known = {"bits per byte": summary["n_bytes"], "perplexity per word": summary["n_words"],
              "loss per sequence": summary["n_sequences"] > 1, "failed lines": summary.get("skipped"),
+             "logits": summary.get("head"),
              "greedy accuracy": summary.get("greedy_known", 1), "short lists": summary.get("lost_tops")}  # fmt: skip
     tables = [Table([row for row in rows if known.get(row[0], True)])]
     if 1 < len(summary["shards"]) <= _MAX_SHARDS:
@@ -118,6 +121,22 @@ def summary_tables(summary: dict[str, Any], basis: str) -> list[Table]:
     if summary["highest_loss_tokens"]:
         tables.append(_token_table(summary["highest_loss_tokens"], len(summary["shards"]) > 1))
     return tables
+
+
+def _head_row(head: dict[str, Any] | None) -> tuple[str, str]:
+    """What logits were made of: the weight, and the transform."""
+    if head is None:
+        return "", ""
+    notes = [head["note"], *([] if head["norm"] is None else [f"after {head['norm']}"])]
+    return printable(head["weight"]) + (" + bias" if head["has_bias"] else ""), printable(", ".join(notes))
+
+
+def _head_table(candidates: Sequence[Candidate]) -> list[Table]:
+    """Table of what logits were made of, of models with hidden states."""
+    heads = [("base", candidates[0].figures.get("base_head"))]
+    heads += [(one.name, one.figures.get("head")) for one in candidates]
+    rows = [(printable(name), *_head_row(head)) for name, head in heads if head]
+    return [Table(rows, title="Logits of hidden states")] if rows else []
 
 
 def _responses_note(summary: dict[str, Any]) -> str:

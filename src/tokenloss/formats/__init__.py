@@ -8,7 +8,9 @@ import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tokenloss._arguments import refuse_given
 from tokenloss._errors import raise_error
+from tokenloss._validation import head_transform
 from tokenloss.formats import llama_cpp, npy, npz, safetensors, zarr
 from tokenloss.formats._base import HIDDEN_NAMES, KINDS, ScoresFile, library_errors, open_regular
 from tokenloss.formats.lm_head import LmHead, open_lm_head
@@ -108,7 +110,12 @@ def open_scores(
 
 
 def open_hidden_states(
-    path: str | os.PathLike[str], lm_head: LmHead | str | os.PathLike[str], *, name: str | None = None
+    path: str | os.PathLike[str],
+    lm_head: LmHead | str | os.PathLike[str],
+    *,
+    name: str | None = None,
+    logit_scale: float | None = None,
+    softcap: float | None = None,
 ) -> ScoresFile:
     """Open a file of hidden states, which a projection onto the vocabulary makes logits of.
 
@@ -121,10 +128,17 @@ def open_hidden_states(
     lm_head : str or path
         The projection: ``FILE`` or ``FILE:NAME``. FILE is a model's .safetensors file, the index of its shards
         (``model.safetensors.index.json``), its directory, or a .npz or .npy file. The weight is found by its usual
-        names, or those of an embedding that is the head, too; it is (V, D) or (D, V), by its shape. A bias beside it
-        belongs to it.
+        names, or those of an embedding where ``config.json`` beside it says that this is the head, too; it is (V, D) or
+        (D, V), by its shape. A bias beside it belongs to it. A NAME comes before what is found, and not before what
+        ``config.json`` says of the logits.
     name : str, optional
         Name of the array of hidden states, if the file names its arrays. By default ``hidden_states`` or ``hidden``.
+    logit_scale : float, optional
+        Multiplier of the logits (1 / temperature), in place of the model's own; by default what ``config.json`` beside
+        `lm_head` says, or 1.
+    softcap : float, optional
+        Logits become ``softcap * tanh(logit_scale * logits / softcap)``, or with 0 stay as they are, whatever
+        ``config.json`` says.
 
     Returns
     -------
@@ -134,7 +148,8 @@ def open_hidden_states(
     Raises
     ------
     ValueError
-        If a file is damaged or does not hold them; the message names the file, what came and what fits.
+        If a file is damaged or does not hold them, or ``config.json`` has a key that may change logits in a way that is
+        not known for that type of model; the message names the file, what came and what fits.
     OSError
         If a file cannot be read.
     ImportError
@@ -147,7 +162,8 @@ def open_hidden_states(
     Notes
     -----
     The weight is memory-mapped, never loaded whole. Where the file holds no targets, but ``token_ids`` or
-    ``input_ids``, these are the `ScoresFile.input_ids`, which are to be shifted.
+    ``input_ids``, these are the `ScoresFile.input_ids`, which are to be shifted. The transform of the logits is kept as
+    `LmHead.logit_scale` and `LmHead.softcap`, for functions such as `tokenloss.linear_token_scores`.
 
     Examples
     --------
@@ -167,7 +183,12 @@ def open_hidden_states(
     if reader is llama_cpp:
         raise_error("content", path=text, got="holds log_probs of llama.cpp", fits="hold hidden states")
     file: ScoresFile = reader.open_scores(text, name, HIDDEN_NAMES[0])
-    head = lm_head if isinstance(lm_head, LmHead) else open_lm_head(os.fspath(lm_head), file.shape[-1])
+    scale, cap = head_transform(logit_scale, softcap)
+    if isinstance(lm_head, LmHead):
+        refuse_given({"logit_scale": scale, "softcap": cap}, "left out where lm_head is open, and has its own")
+        head = lm_head
+    else:
+        head = open_lm_head(os.fspath(lm_head), file.shape[-1], scale, cap)
     if head.weight.shape[1] != file.shape[-1]:
         got, fits = f"holds hidden states of {file.shape[-1]} features", f"fit the head of {head.weight.shape[1]}"
         raise_error("content", path=text, got=got, fits=fits)

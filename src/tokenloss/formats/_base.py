@@ -61,7 +61,7 @@ class ScoresFile:
         The number of each row's sequence, of shape (...); or the bounds of sequences, of rows in C order.
     lm_head : LmHead or None
         The projection of hidden states onto the vocabulary: its `weight` of shape (V, D) is mapped, its `bias` of shape
-        (V,) perhaps None.
+        (V,) perhaps None, as is `softcap`; `logit_scale` is a number.
     input_ids : array of integers or None
         The model's input, in place of targets, of shape (...): row j predicts id j + 1.
 

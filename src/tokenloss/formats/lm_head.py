@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -13,65 +13,122 @@ from tokenloss._dtypes import FLOATS
 from tokenloss._errors import raise_error
 from tokenloss.formats import npy, npz, safetensors
 from tokenloss.formats._base import is_float, library_errors, open_regular, reject_array_name
+from tokenloss.formats._model_config import read_config
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Mapping, Sequence
 
     from tokenloss._types import Array
     from tokenloss.formats._base import ArrayLocation
+    from tokenloss.formats._model_config import ModelConfig
 
 _READERS = {".npy": npy, ".npz": npz, ".safetensors": safetensors}
 _INDEX = ".safetensors.index.json"  # of the shards of a model
+_SHARD = re.compile(r"-\d+-of-\d+\.safetensors$")
+_ADAPTER = "adapter_config.json"
 _HEADS = (
     "lm_head.weight", "output.weight", "embed_out.weight", "head.weight", "language_model.lm_head.weight",
     "transformer.output_layer.weight", "lm_head",
 )  # fmt: skip
+_OTHER_HEAD = re.compile(r"(^|\.)(score|classifier|classification_head|v_head|value_head|reward_head|qa_outputs)\.")
+# weights of the final norm, after which hidden states are
+_NORMS = (
+    "model.norm.weight", "model.language_model.norm.weight", "language_model.model.norm.weight", "norm.weight",
+    "transformer.ln_f.weight", "ln_f.weight", "gpt_neox.final_layer_norm.weight", "model.final_layernorm.weight",
+    "model.decoder.final_layer_norm.weight", "decoder.final_layer_norm.weight", "model.decoder.layer_norm.weight",
+    "transformer.norm_f.weight", "backbone.norm_f.weight",
+)  # fmt: skip
+_BEFORE_HEAD = ("projection_head.", "unembedding_projection.")  # between hidden states and the head
+_COMPARED_ROWS = 64
+_BIASES = ("final_logits_bias", "lm_head_bias")  # that stand alone
 # of models that share the weight of their embedding with the head
 _EMBEDDINGS = (
     "model.embed_tokens.weight", "transformer.wte.weight", "wte.weight", "tok_embeddings.weight",
     "model.decoder.embed_tokens.weight", "model.language_model.embed_tokens.weight",
     "language_model.model.embed_tokens.weight", "transformer.word_embeddings.weight", "gpt_neox.embed_in.weight",
-    "backbone.embedding.weight", "backbone.embeddings.weight",
+    "backbone.embedding.weight", "backbone.embeddings.weight", "shared.weight", "model.shared.weight",
+    "decoder.embed_tokens.weight", "word_embeddings.weight", "embed_tokens.weight",
+    "model.text_model.embed_tokens.weight",
 )  # fmt: skip
 
 
 class LmHead(NamedTuple):
-    """The projection onto the vocabulary; its weight is mapped, perhaps as a transposed view."""
+    """The projection onto the vocabulary; its weight is mapped, perhaps as a transposed view.
+
+    Logits are ``logit_scale * (hidden @ weight.T + bias)``, capped if `softcap` is not None.
+    """
 
     path: str
     name: str | None  # of the weight, where arrays have names
     weight: Array  # (V, D)
     bias: Array | None  # (V,)
+    logit_scale: float = 1.0
+    softcap: float | None = None
+    note: str = ""  # for people: where the transform is from
+    norm: str | None = None  # name of the weight of the model's final norm
+    norm_weights: tuple[Array, ...] = ()  # and its values; perhaps those of its bias
+
+    def figures(self) -> dict[str, Any]:
+        """What was taken, as JSON can hold it."""
+        of_weight = {"weight": self.name or Path(self.path).name, "has_bias": self.bias is not None}
+        transform = {"logit_scale": self.logit_scale, "softcap": self.softcap, "note": self.note}
+        return of_weight | transform | {"norm": self.norm}
 
 
-def lm_head_file(spec: str) -> str:
-    """The file that holds the weight of a head."""
-    return _resolved(spec)[0]
+class _Model(NamedTuple):
+    """The file of a head, or an index of several; the file of each array by name; and the config beside it."""
+
+    path: str
+    files: Mapping[str, Any]
+    name: str | None  # of the weight, if it was given
+    config: ModelConfig
+
+    def locate(self, name: str) -> ArrayLocation:
+        """Location of an array."""
+        file = self.files.get(name)
+        if file is None:
+            raise_error("content", path=self.path, got=f"holds no {name}", fits="hold it, to be the head")
+        # no name in an index is used as a path
+        if self.path.endswith(_INDEX):
+            if not isinstance(file, str) or Path(file).name != file or not file.endswith(".safetensors"):
+                fits = "name a .safetensors file beside it"
+                raise_error("content", path=self.path, got=f"names {file!r} for {name}", fits=fits)
+            file = str(Path(self.path).with_name(file))
+        place: ArrayLocation = _READERS[Path(file).suffix.lower()].locate(file, lambda _: [name])[0]
+        return place
 
 
-def open_lm_head(spec: str, depth: int) -> LmHead:
-    """Open the head FILE or FILE:NAME for hidden states of a width."""
-    path, name = _resolved(spec)
-    chosen: list[str] = []
+def lm_head_files(spec: str) -> list[str]:
+    """The files that say what a head is."""
+    model = _model(spec)
+    files = [model.path, model.locate(_weight_name(model)).path]
+    return [*files, model.config.path] if model.config.exists else files
 
-    def choose(names: Collection[str]) -> list[str]:
-        weight = name or _usual_name(path, names)
-        if weight not in names:
-            raise_error("content", path=path, got=f"holds no {weight}", fits="hold it, to be the head")
-        bias = weight.removesuffix("weight") + "bias"
-        chosen[:] = [weight, bias] if weight.endswith("weight") and bias in names else [weight]
-        return chosen
 
-    reader = _READERS[Path(path).suffix.lower()]
-    if reader is npy:
-        reject_array_name(path, name)
-    place, *biases = reader.locate(path, choose)
-    weight = _oriented(place, chosen[0] if chosen else "the head", depth)
-    bias = np.array(biases[0].map()) if biases else None
-    if bias is not None and (bias.shape != weight.shape[:1] or not is_float(bias.dtype)):
-        got = f"{chosen[1]} is {bias.dtype} of shape {bias.shape}"
-        raise_error("content", path=path, got=got, fits=f"be {FLOATS} of shape {weight.shape[:1]}")
-    return LmHead(path, chosen[0] if chosen else None, weight, bias)
+def open_lm_head(spec: str, depth: int, logit_scale: float | None = None, softcap: float | None = None) -> LmHead:
+    """Open the head FILE or FILE:NAME for hidden states of a width; a transform comes before that of config.json."""
+    model = _model(spec)
+    name = _weight_name(model)
+    place = model.locate(name)
+    label = name or "the head"
+    weight = _oriented(place, label, depth)
+    biases = [one for one in (f"{name.removesuffix('weight')}bias", *_BIASES) if one in model.files and one != name]
+    transform = model.config.transform(logit_scale, softcap)
+    if model.name is None:
+        _check_whole(model, name, biases)
+        model.config.check_classes(place.path, label, len(weight))
+    bias = None
+    for one in biases:
+        part = np.array(model.locate(one).map())
+        if part.shape not in ((len(weight),), (1, len(weight))) or not is_float(part.dtype):
+            got = f"{one} is {part.dtype} of shape {part.shape}"
+            raise_error("content", path=place.path, got=got, fits=f"be {FLOATS} of shape {weight.shape[:1]}")
+        bias = part.reshape(-1) if bias is None else bias + part.reshape(-1)
+    if bias is not None and transform.is_of_hidden:
+        fits = "scale logits instead: come with --logit-scale, logit_scale"
+        raise_error("content", path=place.path, got=f"has {biases[0]}, and hidden states are scaled", fits=fits)
+    norm, weights = _norm(model, depth)
+    return LmHead(place.path, name or None, weight, bias, *transform[:3], norm, weights)
 
 
 def _oriented(place: ArrayLocation, name: str, depth: int) -> Array:
@@ -86,8 +143,8 @@ def _oriented(place: ArrayLocation, name: str, depth: int) -> Array:
     return weight if shape[1] == depth else weight.T
 
 
-def _resolved(spec: str) -> tuple[str, str | None]:
-    """The file that holds a head, and the name of its weight if it is known."""
+def _model(spec: str) -> _Model:
+    """The files of a head FILE or FILE:NAME."""
     path, name = spec, None
     if not Path(spec).exists():
         for colon in re.finditer(":(?=.)", spec):  # both may hold one
@@ -97,12 +154,32 @@ def _resolved(spec: str) -> tuple[str, str | None]:
     if Path(path).is_dir():
         path = _in_directory(path)
     if path.endswith(_INDEX):
-        return _in_index(path, name)
-    if Path(path).suffix.lower() not in _READERS:
-        open_regular(path).close()  # which refuses what is not there
-        fits = f"be a .safetensors, .npz or .npy file, an index of shards (*{_INDEX}), or a directory of a model"
-        raise_error("content", path=path, got="is no file of a head", fits=fits)
-    return path, name
+        files = _in_index(path)
+    else:
+        reader = _READERS.get(Path(path).suffix.lower())
+        if reader is None:
+            open_regular(path).close()  # which refuses what is not there
+            fits = f"be a .safetensors, .npz or .npy file, an index of shards (*{_INDEX}), or a directory of a model"
+            raise_error("content", path=path, got="is no file of a head", fits=fits)
+        files = dict.fromkeys(_names(path), path)
+        if reader is npy:
+            reject_array_name(path, name)
+        index = _SHARD.sub(_INDEX, path)  # where the bias may be in another shard
+        if index != path and any(head in files for head in _HEADS) and Path(index).is_file():
+            path, files = index, _in_index(index)
+    return _Model(path, files, name, read_config(path))
+
+
+def _names(path: str) -> list[str]:
+    """The names of the arrays of a file; that of a .npy file is empty."""
+    found = [""]
+
+    def choose(names: Collection[str]) -> list[str]:
+        found[:] = names
+        return []
+
+    _READERS[Path(path).suffix.lower()].locate(path, choose)
+    return found
 
 
 def _in_directory(path: str) -> str:
@@ -114,33 +191,87 @@ def _in_directory(path: str) -> str:
     return str(found[0])
 
 
-def _in_index(path: str, name: str | None) -> tuple[str, str]:
-    """The shard that holds a head, and the name of its weight."""
+def _in_index(path: str) -> dict[str, Any]:
+    """The file of each array of a model in shards."""
     with open_regular(path) as file, library_errors(path):
         index = json.loads(file.read(safetensors.MAX_HEADER_BYTES))
         shards = index["weight_map"] if isinstance(index, dict) else None
         if not isinstance(shards, dict):
             raise ValueError("it has no object weight_map")
-    name = name or _usual_name(path, shards)
-    shard = shards.get(name)
-    # no name in an index is used as a path
-    if not isinstance(shard, str) or Path(shard).name != shard or not shard.endswith(".safetensors"):
-        raise_error("content", path=path, got=f"names {shard!r} for {name}", fits="name a .safetensors file beside it")
-    return str(Path(path).with_name(shard)), name
+    return shards
 
 
-def _usual_name(path: str, names: Collection[str]) -> str:
-    """The name of the weight of the head among those of a model's arrays.
+def _weight_name(model: _Model) -> str:
+    """The name of the weight of the head: the one that was given, or a usual one.
 
-    That of the embedding is only taken where the head cannot be elsewhere, or in another form, say quantised.
+    That of the embedding is only taken where the config says so, and no head is there in another form, say quantised.
     """
-    is_shard = re.search(r"-\d+-of-\d+\.safetensors$", path) is not None
-    usual: tuple[str, ...] = _HEADS
-    if not is_shard and not any("lm_head" in name for name in names):
-        usual += (*_EMBEDDINGS, *(names if len(names) == 1 else ()))
-    found = next((name for name in usual if name in names), None)
+    names = model.files
+    found = model.name
     if found is None:
-        got = "is one of several shards, without a head" if is_shard else "holds no head of a usual name"
-        fits = f"be the model's index (*{_INDEX})" if is_shard else f"hold {_HEADS[0]}, or come as FILE:NAME"
-        raise_error("content", path=path, got=got, fits=fits)
+        found = next((name for name in _HEADS if name in names), None)
+    if found is not None:
+        return found
+    embedding = next((name for name in _EMBEDDINGS if name in names), None)
+    other = next(filter(_OTHER_HEAD.search, names), None)
+    if len(names) == 1 and not embedding and not other:
+        found = next(iter(names))
+    got, fits = "holds no head of a usual name", f"hold {_HEADS[0]}, or come as FILE:NAME"
+    if found is None and _SHARD.search(model.path):
+        got, fits = "is one of several shards, without a head", f"be the model's index (*{_INDEX})"
+    elif found is None and embedding and not any("lm_head" in name for name in names):
+        reason = f"it holds {other}, the head of another task" if other else model.config.why_not_tied()
+        got = f"holds no head but the embedding {embedding}, and {reason}"
+        found = embedding if reason is None else None
+    if found is None:
+        raise_error("content", path=model.path, got=got, fits=fits)
     return found
+
+
+def _check_whole(model: _Model, name: str, biases: Sequence[str]) -> None:
+    """Refuse a weight that is a part of a head, say a quantised one, or that its model may not use as it is."""
+    got = None
+    prefix = name.removesuffix("weight") if name.endswith(".weight") else None
+    parts = [other for other in model.files if prefix and other.startswith(prefix) and other not in (name, *biases)]
+    parts += [other for other in model.files if other.startswith(_BEFORE_HEAD)]
+    others = [other for other in _EMBEDDINGS if other in model.files and other != name]
+    is_tied = name in _EMBEDDINGS or model.config.says_tied
+    if parts:
+        got = f"holds {parts[0]} beside {name}"
+    elif model.config.is_normalised:
+        got = f"is of type {model.config.kind!r}, which normalises the rows of its head"
+    elif model.config.has_bias and not biases:
+        got = "holds no bias of the head, and config.json has lm_head_bias true"
+    elif Path(model.path).with_name(_ADAPTER).exists():
+        got = f"has {_ADAPTER} beside it, which may change the head"
+    elif is_tied and others and not any(_are_alike(model, name, other) for other in others):
+        got = f"holds {name} and another {others[0]}, which the model ties"
+    if got is not None:
+        raise_error(
+            "content", path=model.path, got=got, fits="hold the head as the model uses it, or come as FILE:NAME"
+        )
+
+
+def _norm(model: _Model, depth: int) -> tuple[str | None, tuple[Array, ...]]:
+    """The weight of the final norm, and its bias if it has one, where they are of the width of hidden states."""
+    name = next((name for name in _NORMS if name in model.files), None)
+    if name is None:
+        return None, ()
+    names = [one for one in (name, f"{name.removesuffix('weight')}bias") if one in model.files]
+    try:
+        places = [model.locate(one) for one in names]
+    except OSError:  # its shard is not there
+        return None, ()
+    if not all(place.shape == (depth,) and is_float(place.dtype) for place in places):
+        return None, ()
+    weights = tuple(place.map().astype(np.float64) for place in places)
+    return (name, weights) if np.isfinite(weights).all() else (None, ())
+
+
+def _are_alike(model: _Model, *names: str) -> bool:
+    """Whether two weights are the same, by some of their rows."""
+    first, second = (model.locate(name).map() for name in names)
+    if first.shape != second.shape:
+        return False
+    rows = np.linspace(0, max(0, len(first) - 1), min(_COMPARED_ROWS, len(first))).astype(int)
+    return all(first[row].tobytes() == second[row].tobytes() for row in rows)
