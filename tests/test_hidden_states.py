@@ -12,7 +12,7 @@ import pytest
 import reference
 import safetensors.numpy
 from arrays import BFLOAT16
-from commands import assert_refused
+from commands import assert_refused, read_state, write_state
 from files import SAVERS, WITHOUT_TARGETS, held_at_most, save_npz, save_zarr
 
 import tokenloss
@@ -374,14 +374,15 @@ def test_state(parts, command, score_json, monkeypatch):
     ]:
         np.save(parts.head.parent / "hidden.npy", WEIGHT)
         assert_refused(command("score", *argv, *option, "--state", parts.state), f"{parts.state}: {words}")
+    changed = parts.head.stat().st_mtime_ns
     os.utime(parts.head, ns=(1, 1))
     refused = command("score", *argv, "--state", parts.state)
     assert_refused(refused, f"{parts.state}: holds the result of", "part-a.npz", "its head changed")
     assert parts.state.read_bytes() == kept
-    state = json.loads(kept)
+    state = read_state(parts.state)
     state["done"][0]["found"]["rms"] *= 99
-    parts.state.write_text(json.dumps(state))
-    os.utime(parts.head, ns=(state["done"][0]["shard"]["lm_head"]["mtime_ns"],) * 2)
+    write_state(parts.state, state)
+    os.utime(parts.head, ns=(changed, changed))
     assert_refused(command("score", *argv, "--state", parts.state), "holds an impossible result")
 
 

@@ -8,7 +8,7 @@ import clients
 import numpy as np
 import pytest
 from clients import COMPLETIONS, chat
-from commands import LOGITS, TARGETS, assert_refused
+from commands import LOGITS, TARGETS, assert_refused, read_state, write_state
 
 import tokenloss._evaluation.responses as score
 from tokenloss import evaluate, sinks
@@ -350,10 +350,10 @@ def test_state(completions, score_json, command, tmp_path):
 def test_state_that_was_changed_is_refused(change, completions, score_json, command, tmp_path):
     state = tmp_path / "state"
     score_json(completions, "--state", state)
-    content = json.loads(state.read_text())
+    content = read_state(state)
     found = content["done"][0]["found"]
     found["responses"] = None if change is None else found["responses"] | change
-    state.write_text(json.dumps(content))
+    write_state(state, content)
     assert_refused(command("score", completions, "--state", state), state)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from pathlib import Path
@@ -44,9 +45,11 @@ class LmHead(NamedTuple):
     bias: Array | None  # (V,)
 
 
-def lm_head_file(spec: str) -> str:
-    """The file that holds the weight of a head."""
-    return _resolved(spec)[0]
+def lm_head_files(spec: str) -> list[str]:
+    """The file that holds the weight of a head, and those of its model beside it."""
+    path = Path(_resolved(spec)[0])
+    beside = itertools.chain.from_iterable(map(path.parent.glob, ("config.json", f"*{_INDEX}", "*.safetensors")))
+    return [str(path), *map(str, beside)]
 
 
 def open_lm_head(spec: str, depth: int) -> LmHead:
