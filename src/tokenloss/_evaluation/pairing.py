@@ -49,9 +49,10 @@ def _check_shapes(shard: Shard, other: Shard, options: Options) -> None:
         if classes != other_classes and side.shape[-1] < (options.classes or 0):
             got, fits = f"holds {side.shape[-1]} classes", f"hold the first {options.classes} that are to be compared"
             raise_error("content", path=side.path, got=got, fits=fits)
-    if options.shift and other.shape != shard.shape:
-        got, fits = f"holds {other.kind} of shape {other.shape}", f"have the shape {shard.shape} of {shard.path}"
-        raise_error("content", path=other.path, got=got, fits=f"{fits}, to be shifted")
+    if options.shift and other.shape[:-1] != shard.shape[:-1]:
+        got = f"holds {other.kind} of shape {other.shape}"
+        fits = f"have rows of shape {shard.shape[:-1]}, as {shard.path} does, to be shifted"
+        raise_error("content", path=other.path, got=got, fits=fits)
 
 
 def _numbers(side: Sequence[Shard]) -> list[tuple[str | int, ...]] | None:
