@@ -18,6 +18,7 @@ from tokenloss._evaluation.plan import by_number, check_different, plan
 from tokenloss._evaluation.response_figures import response_summary
 from tokenloss._evaluation.responses import (
     are_responses,
+    check_names,
     lengths_of_text,
     plan_responses,
     score_responses,
@@ -109,6 +110,7 @@ def evaluate_files(inputs: Inputs, options: Options, settings: Settings, outputs
         results, n_read = score_shards(score, shards, options, settings, outputs, top_k, run.ShardResult)
         seconds = time.perf_counter() - start
         if of_responses:
+            check_names(inputs.scores, results)
             shards = scored_shards(shards, results)
             others |= response_summary(inputs.scores, results)
             if isinstance(n_bytes, int) and not n_bytes:
