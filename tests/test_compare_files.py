@@ -321,6 +321,20 @@ def test_shift_of_other_shapes(candidates):
         compare_files(candidates.path / "base.npz", candidates.files["a"], shift=True)
 
 
+@pytest.mark.parametrize("shift", [True, False])
+def test_rows_in_another_arrangement(shift, candidates):
+    """A transposed array has as many rows, which are of other tokens."""
+    path, logits = candidates.path, candidates.logits["b"]
+    np.save(path / "t.npy", logits.transpose(1, 0, 2))
+    words = r"t.npy: holds logits of shape \(10, 4, 13\); it must have rows of shape \(4, 10\), as .*base.npz does"
+    with pytest.raises(ValueError, match=words):
+        compare_files(path / "base.npz", path / "t.npy", shift=shift)
+    np.save(path / "x.npy", candidates.base)
+    np.save(path / "targets.npy", np.maximum(candidates.targets, 0).T)
+    with pytest.raises(ValueError, match=r"targets.npy: .*targets.* shape \(10, 4\)"):
+        compare_files(path / "x.npy", candidates.files["b"], path / "targets.npy", shift=shift)
+
+
 def test_classes_of_models_of_the_same_vocabulary(candidates):
     targets = candidates.path / "targets.npy"
     np.save(targets, np.minimum(candidates.targets, 5))

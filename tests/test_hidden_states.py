@@ -276,6 +276,12 @@ def test_hidden_that_is_refused(path, command):
         assert_refused(command("score", path / "both.npz", *head, *option), words)
 
 
+def test_token_ids_and_input_ids_are_not_chosen_from(path, command):
+    np.savez(path / "two.npz", hidden_states=HIDDEN, token_ids=TARGETS, input_ids=TARGETS)
+    refused = command("score", path / "two.npz", "--lm-head", path / "head.npy", "--shift")
+    assert_refused(refused, "two.npz: holds token_ids and input_ids; it must hold one of them")
+
+
 def test_evaluate_refuses_lm_head_without_files_of_scores(path):
     with pytest.raises(ValueError, match="lm_head is 'given'; it must be left out where the source is blocks"):
         evaluate([(HIDDEN, TARGETS)], lm_head=path / "head.npy")
