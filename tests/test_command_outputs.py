@@ -96,6 +96,33 @@ def test_plot_and_html(score_json, shards, tmp_path):
     assert "part-a.npz" in (tmp_path / "page.html").read_text("utf-8")
 
 
+@pytest.mark.parametrize("kind", ["logits", "log_probs", "probs"])
+@pytest.mark.parametrize("shift", [True, False])
+def test_outputs_of_one_run_agree(shift, kind, command, tmp_path):
+    rng = np.random.default_rng(11)
+    logits, targets = rng.normal(size=(5, 30, 40), scale=3).astype(np.float32), rng.integers(40, size=(5, 30))
+    targets[0, 20:], ids = -100, np.repeat([0, 1, 2, 2, -1], 30).reshape(5, 30)
+    make = {"logits": np.array, "log_probs": tokenloss.log_softmax, "probs": tokenloss.softmax}[kind]
+    np.savez(tmp_path / "s.npz", **{kind: make(logits)}, targets=targets, segment_ids=ids)
+    files = {"--per-token": "t.npy", "--per-sequence": "s.csv", "--html": "p.html", "--plot": "p.svg"}
+    options = [word for option, name in files.items() for word in (option, tmp_path / name)]
+    status, printed, _ = command("score", tmp_path / "s.npz", "--shift" if shift else "--no-shift", *options, "--json")
+    figures, table = json.loads(printed), read_table(tmp_path / "t.npy")
+    kept = table["kept"]
+    assert (status, figures["tokens"], figures["ignored"]) == (0, kept.sum(), (~kept).sum())
+    assert figures["loss"] == pytest.approx(table["nll"][kept].mean(), rel=1e-12)
+    assert figures["accuracy"] == table["is_greedy"][kept].mean()
+    assert [token["loss"] for token in figures["highest_loss_tokens"]] == sorted(table["nll"][kept])[::-1][:5]
+    sequences = read_table(tmp_path / "s.csv")
+    for number, tokens, nll in zip(*(sequences[name] for name in ("sequence", "tokens", "nll")), strict=True):
+        own = kept & (table["sequence"] == number)
+        assert (tokens, nll) == (own.sum(), pytest.approx(table["nll"][own].sum(), rel=1e-12))
+    page, plot = ((tmp_path / name).read_text("utf-8") for name in ("p.html", "p.svg"))
+    assert all(text in page for text in (f"{figures['loss']:.5g}", f"{figures['perplexity']:.5g}"))
+    assert f"{kept.sum()} tokens" in plot
+    assert f"mean {figures['loss']:.4g}" in plot
+
+
 @pytest.mark.parametrize("package", ["pyarrow", "matplotlib"])
 def test_per_token_and_plot_without_their_packages(package, command, tmp_path, monkeypatch):
     for name in (package, f"{package}.figure", f"{package}.parquet"):  # the tests have imported them

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from tokenloss._evaluation.plan import Options, Shard
 
 _FORMAT = 5  # of the file; another one is refused
-_PIECES = 64  # of a file, by which it is told from another
+_PIECES = 32  # of a file, by which it is told from another
 _MIN_PIECES = 4  # of each of many files
 _PIECE_BYTES = 1 << 12
 
@@ -162,10 +162,10 @@ def _file_fingerprint(path: str) -> dict[str, Any]:
     taken for the same file.
     """
     digest = hashlib.blake2b(digest_size=16)
-    files = sorted(files_of(path))
+    files = sorted(files_of(path), key=str)
     for file in files:
-        status = file.stat()
-        digest.update(repr((str(file.relative_to(path)), status.st_size, status.st_mtime_ns)).encode())
+        status, name = file.stat(), str(file).removeprefix(str(Path(path)))
+        digest.update(repr((name, status.st_size, status.st_mtime_ns)).encode())
         for piece in _pieces(file, status.st_size, max(_PIECES // len(files), _MIN_PIECES)):
             digest.update(piece)
     return {"path": str(Path(path).absolute()), "hash": digest.hexdigest()}
