@@ -52,6 +52,18 @@ def assert_refused(result, *words):
         assert str(word) in err
 
 
+def read_state(path):
+    """The options and the entries of a checkpoint, which has a line for each."""
+    first, *entries = map(json.loads, Path(path).read_text().splitlines())
+    return first | {"done": entries}
+
+
+def write_state(path, state):
+    """Write what `read_state` returned."""
+    entries = [{name: value for name, value in state.items() if name != "done"}, *state["done"]]
+    Path(path).write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+
+
 def raising(error):
     """Make a function that raises this error."""
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from commands import LOGITS, SAMPLE, TARGETS, assert_refused, process, raising
+from commands import LOGITS, SAMPLE, TARGETS, assert_refused, process, raising, read_state
 
 from tokenloss import _commands, cli
 from tokenloss._evaluation import plan
@@ -224,6 +224,33 @@ def test_signals_remove_half_written_files(name, tmp_path):
     assert (out, err) == ("", f"tokenloss: ended by {name}\n")
     assert process.returncode in (128 + number, -number)  # the second one may come when all is done
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGKILL"])
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows ends a process at once instead of sending it a signal")
+def test_signals_leave_the_state_of_what_is_done(name, command, shards):
+    program = (
+        "import sys, time; from tokenloss import cli; from tokenloss._evaluation import run\n"
+        "score = run.score_shard\n"
+        "def slow(shard, *args):\n"
+        "    if 'part-c' in shard.path: print('begun', flush=True); time.sleep(60)\n"
+        "    return score(shard, *args)\n"
+        "run.score_shard = slow\n"
+        "sys.exit(cli.main())"
+    )
+    argv = ["score", shards.path / "part-*.npz", "--state", shards.path / "state"]
+    with subprocess.Popen(
+        [sys.executable, "-c", program, *map(str, argv)], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout.readline() == b"begun\n"
+        process.send_signal(getattr(signal, name))
+        process.communicate(timeout=60)
+    state = read_state(shards.path / "state")
+    assert [Path(entry["shard"]["path"]).name for entry in state["done"]] == ["part-a.npz", "part-b.npz"]
+    assert command(*argv)[0] == 0
+    resumed = read_state(shards.path / "state")
+    assert resumed["done"][:2] == state["done"]
+    assert len(resumed["done"]) == 3
 
 
 def test_signals_have_their_old_handlers_afterwards(command, monkeypatch):

@@ -1,6 +1,7 @@
 """What score writes to files: --per-token, --plot and --html, which replace no input."""
 
 import csv
+import json
 import re
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import pyarrow.parquet
 import pytest
 import zarr
 from commands import LOGITS, SAMPLE, SUMMARY_FIELDS, TARGETS, assert_refused, process, raising
+from safetensors.numpy import save_file
 
 import tokenloss
 from tokenloss._evaluation import plan
@@ -94,6 +96,33 @@ def test_plot_and_html(score_json, shards, tmp_path):
     assert "part-a.npz" in (tmp_path / "page.html").read_text("utf-8")
 
 
+@pytest.mark.parametrize("kind", ["logits", "log_probs", "probs"])
+@pytest.mark.parametrize("shift", [True, False])
+def test_outputs_of_one_run_agree(shift, kind, command, tmp_path):
+    rng = np.random.default_rng(11)
+    logits, targets = rng.normal(size=(5, 30, 40), scale=3).astype(np.float32), rng.integers(40, size=(5, 30))
+    targets[0, 20:], ids = -100, np.repeat([0, 1, 2, 2, -1], 30).reshape(5, 30)
+    make = {"logits": np.array, "log_probs": tokenloss.log_softmax, "probs": tokenloss.softmax}[kind]
+    np.savez(tmp_path / "s.npz", **{kind: make(logits)}, targets=targets, segment_ids=ids)
+    files = {"--per-token": "t.npy", "--per-sequence": "s.csv", "--html": "p.html", "--plot": "p.svg"}
+    options = [word for option, name in files.items() for word in (option, tmp_path / name)]
+    status, printed, _ = command("score", tmp_path / "s.npz", "--shift" if shift else "--no-shift", *options, "--json")
+    figures, table = json.loads(printed), read_table(tmp_path / "t.npy")
+    kept = table["kept"]
+    assert (status, figures["tokens"], figures["ignored"]) == (0, kept.sum(), (~kept).sum())
+    assert figures["loss"] == pytest.approx(table["nll"][kept].mean(), rel=1e-12)
+    assert figures["accuracy"] == table["is_greedy"][kept].mean()
+    assert [token["loss"] for token in figures["highest_loss_tokens"]] == sorted(table["nll"][kept])[::-1][:5]
+    sequences = read_table(tmp_path / "s.csv")
+    for number, tokens, nll in zip(*(sequences[name] for name in ("sequence", "tokens", "nll")), strict=True):
+        own = kept & (table["sequence"] == number)
+        assert (tokens, nll) == (own.sum(), pytest.approx(table["nll"][own].sum(), rel=1e-12))
+    page, plot = ((tmp_path / name).read_text("utf-8") for name in ("p.html", "p.svg"))
+    assert all(text in page for text in (f"{figures['loss']:.5g}", f"{figures['perplexity']:.5g}"))
+    assert f"{kept.sum()} tokens" in plot
+    assert f"mean {figures['loss']:.4g}" in plot
+
+
 @pytest.mark.parametrize("package", ["pyarrow", "matplotlib"])
 def test_per_token_and_plot_without_their_packages(package, command, tmp_path, monkeypatch):
     for name in (package, f"{package}.figure", f"{package}.parquet"):  # the tests have imported them
@@ -119,7 +148,21 @@ def input_files(tmp_path, monkeypatch):
     group = zarr.open_group("s.zarr", mode="w")
     group.create_array("logits", data=LOGITS)
     group.create_array("targets", data=TARGETS)
+    hidden = np.eye(4, 3, dtype=np.float32)
+    np.savez("h.npz", hidden_states=hidden, targets=TARGETS)
+    Path("model").mkdir()
+    shards = {f"model-0000{i}-of-00002.safetensors": name for i, name in ((1, "other"), (2, "lm_head.weight"))}
+    for shard, name in shards.items():
+        save_file({name: np.eye(3, dtype=np.float32)}, Path("model", shard))
+    index = {"weight_map": {name: shard for shard, name in shards.items()}}
+    Path("model", "model.safetensors.index.json").write_text(json.dumps(index))
+    Path("model", "config.json").write_text("{}")
     if sys.platform != "win32":
+        Path("link.html").symlink_to("model/model.safetensors.index.json")
+        Path("far").mkdir()
+        Path("far", "chunk").write_bytes(Path("s.zarr/logits/c/0/0").read_bytes())
+        Path("s.zarr/logits/c/0/0").unlink()
+        Path("s.zarr/logits/c/0/0").symlink_to(Path("far/chunk").resolve())
         Path("link.csv").symlink_to("t.npy")
         Path("hard.csv").hardlink_to("t.npy")
     return {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()}
@@ -143,12 +186,21 @@ def input_files(tmp_path, monkeypatch):
         ("score a.npz --html x.png --plot x.png", "--html x.png: would replace what --plot writes"),
         ("score a.npz --html none/x.html", "--html none/x.html: cannot be written: No such file or directory"),
         ("score a.npz --html s.zarr", "--html s.zarr: cannot be written: Is a directory"),
+        ("score h.npz --lm-head model --html link.html", "would replace model/model.safetensors.index.json"),
+        ("score h.npz --lm-head model --html model/config.json", "would replace model/config.json"),
+        (
+            "score h.npz --lm-head model/model.safetensors.index.json --html model/model-00001-of-00002.safetensors",
+            "would replace model/model-00001-of-00002.safetensors",
+        ),
+        ("score s.zarr --html far/chunk", "--html far/chunk: would replace s.zarr/logits/c/0/0"),
+        ("compare a.npz l.npy --size l.npy=model --html model/config.json", "would replace model/config.json"),
+        ("compare h.npz h.npz --lm-head model --html link.html", "would replace model/model.safetensors.index.json"),
         ("compare a.npz l.npy --plot text.png --targets text.png", "--plot text.png: would replace text.png"),
         ("compare a.npz s.zarr --plot s.zarr/x.png", "--plot s.zarr/x.png: would be written into s.zarr"),
     ],
 )
 def test_output_that_would_replace_an_input(argv, words, input_files, command, monkeypatch):
-    if sys.platform == "win32" and ("link" in argv or "hard" in argv or "cannot" in words):
+    if sys.platform == "win32" and any(word in argv + words for word in ("link", "hard", "far/", "cannot")):
         pytest.skip("on Windows, links need a privilege, and the system words its errors differently")
     monkeypatch.setattr(shard_run, "score_shard", raising(AssertionError))
     assert_refused(command(*argv.split()), words)

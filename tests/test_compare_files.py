@@ -1,5 +1,6 @@
 """tokenloss compare and compare_files of several candidates: names, sizes, unequal vocabularies, hidden states."""
 
+import itertools
 import warnings
 from types import SimpleNamespace
 
@@ -263,6 +264,75 @@ def test_unequal_vocabularies(candidates, compare_json, command):
         ("14", f"{base}: holds 13 classes; it must hold the first 14 that are to be compared"),
     ):
         assert_refused(command("compare", base, padded, "--classes", classes), words)
+
+
+@pytest.mark.parametrize("batch", [(12,), (3, 4), (2, 2, 3)])
+@pytest.mark.parametrize("sizes", [(V, V + 3), (V + 3, V), (V, V)])
+@pytest.mark.parametrize("are_hidden", [(False, False), (True, True), (True, False), (False, True)])
+def test_classes_and_shift_of_unequal_vocabularies(are_hidden, sizes, batch, tmp_path):
+    """By scores and hidden states, with sequences and without, in one file and in shards."""
+    rng = np.random.default_rng(29)
+    targets, ids = rng.integers(5, size=batch), np.sort(rng.integers(3, size=batch), -1)
+    for name in ("base", "other"):
+        (tmp_path / name).mkdir()
+    logits, heads = [], {}
+    for name, is_hidden, size in zip(("base", "other"), are_hidden, sizes, strict=True):
+        states, head = rng.normal(size=(*batch, D)), rng.normal(size=(size, D))
+        logits.append((states @ head.T).reshape(-1, size))
+        if is_hidden:
+            np.save(tmp_path / f"{name}-head.npy", head)
+            heads["base_lm_head" if name == "base" else "lm_head"] = tmp_path / f"{name}-head.npy"
+        kept = {"hidden_states": states} if is_hidden else {"logits": states @ head.T}
+        for path, rows in (
+            (f"{name}.npz", slice(None)),
+            (f"{name}/0.npz", slice(1)),
+            (f"{name}/1.npz", slice(1, None)),
+        ):
+            of_rows = {"targets": targets[rows], "segment_ids": ids[rows]} if name == "base" else {}
+            np.savez(tmp_path / path, **of_rows, **{kind: array[rows] for kind, array in kept.items()})
+    base, others = tmp_path / "base.npz", {"other": tmp_path / "other.npz"}
+    if "base_lm_head" not in heads:
+        heads["base_kind"] = "logits"
+    ends = np.ones(batch, bool)
+    ends[..., :-1] = ids[..., 1:] != ids[..., :-1]
+    following = np.roll(targets, -1, -1)
+    for classes, shift in itertools.product((5, V), (True, False)):
+        (found,) = compare_files(base, others, classes=classes, shift=shift, **heads).values()
+        rows = np.flatnonzero(~ends) if shift else np.arange(targets.size)
+        expected = (following if shift else targets).reshape(-1)[rows]
+        logs = [log_softmax(array[rows, :classes]) for array in logits]
+        np.testing.assert_allclose(found.base_nll, -logs[0][np.arange(len(rows)), expected], rtol=0, atol=1e-6)
+        np.testing.assert_allclose(found.nll, -logs[1][np.arange(len(rows)), expected], rtol=0, atol=1e-6)
+        np.testing.assert_allclose(found.kl, (np.exp(logs[0]) * (logs[0] - logs[1])).sum(-1), rtol=1e-4, atol=1e-6)
+        sides = tmp_path / "base", {"other": tmp_path / "other"}
+        (parts,) = compare_files(*sides, classes=classes, shift=shift, **heads).values()
+        if len(batch) > 1:  # else a sequence would go on in the next shard, whose numbers are its own
+            np.testing.assert_array_equal(parts.kl, found.kl)
+    if sizes[0] != sizes[1]:
+        for classes, words in (None, "compares the first 13 of both"), (V + 1, "the first 14 that are to be compared"):
+            with pytest.raises(ValueError, match=words):
+                compare_files(base, others, classes=classes, shift=True, **heads)
+
+
+def test_shift_of_other_shapes(candidates):
+    """Rows in another arrangement make other sequences."""
+    message = r"a.npy: holds logits of shape \(40, 13\); it must have rows of shape \(4, 10\), as .*base.npz does"
+    with pytest.raises(ValueError, match=message):
+        compare_files(candidates.path / "base.npz", candidates.files["a"], shift=True)
+
+
+@pytest.mark.parametrize("shift", [True, False])
+def test_rows_in_another_arrangement(shift, candidates):
+    """A transposed array has as many rows, which are of other tokens."""
+    path, logits = candidates.path, candidates.logits["b"]
+    np.save(path / "t.npy", logits.transpose(1, 0, 2))
+    words = r"t.npy: holds logits of shape \(10, 4, 13\); it must have rows of shape \(4, 10\), as .*base.npz does"
+    with pytest.raises(ValueError, match=words):
+        compare_files(path / "base.npz", path / "t.npy", shift=shift)
+    np.save(path / "x.npy", candidates.base)
+    np.save(path / "targets.npy", np.maximum(candidates.targets, 0).T)
+    with pytest.raises(ValueError, match=r"targets.npy: .*targets.* shape \(10, 4\)"):
+        compare_files(path / "x.npy", candidates.files["b"], path / "targets.npy", shift=shift)
 
 
 def test_classes_of_models_of_the_same_vocabulary(candidates):

@@ -1,6 +1,5 @@
 """tokenloss compare over shards: directories, patterns, --shift, sequences, --per-token, --state and --scheduler."""
 
-import json
 import os
 import sys
 from pathlib import Path
@@ -8,7 +7,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from commands import assert_refused, raising
+from commands import assert_refused, raising, read_state, write_state
 
 import tokenloss
 from tokenloss._evaluation import comparison
@@ -198,7 +197,7 @@ def test_state_of_compare_resumes_to_the_same_bits(options, sides, command, comp
     np.save(ids, np.repeat([0, 1, 2, -1], 15))
     options = [ids if option == "ids.npy" else option for option in options]
     state = interrupted(sides, command, monkeypatch, *options)
-    assert len(json.loads(state.read_text())["done"]) == 2
+    assert len(read_state(state)["done"]) == 2
     without = compared(compare_json, sides, SHARDS, *options)
     done = []
     run = comparison.compare_shard
@@ -250,11 +249,11 @@ def test_impossible_state_of_compare_is_refused(change, sides, command):
     state = sides.path / "state"
     argv = [sides.path / name for name in SHARDS]
     assert command("compare", *argv, "--state", state)[0] == 0
-    kept = json.loads(state.read_text())
+    kept = read_state(state)
     change(kept["done"][1]["found"])
-    state.write_text(json.dumps(kept))
+    write_state(state, kept)
     assert_refused(command("compare", *argv, "--state", state), f"{state}: ")
-    assert json.loads(state.read_text()) == kept
+    assert read_state(state) == kept
 
 
 def test_outputs_of_every_token_with_state(sides, command):

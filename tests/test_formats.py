@@ -23,7 +23,8 @@ from files import (
 )
 
 import tokenloss
-from tokenloss.formats import open_scores
+from tokenloss.formats import open_hidden_states, open_scores
+from tokenloss.formats.lm_head import LmHead
 
 
 @pytest.fixture
@@ -102,6 +103,58 @@ def test_zarr_group_within_a_group_with_unwritten_chunks(logits, tmp_path):
     array[:2] = logits[:2]
     scores = open_scores(tmp_path / "scores.zarr" / "model")
     assert_same_bits(read_rows(scores, 3), np.concatenate([logits[:2], np.full((2, 6), 7, np.float32)]))
+
+
+@pytest.mark.parametrize("zarr_format", [2, 3])
+@pytest.mark.parametrize("kind", ["logits", "log_probs", "probs", "hidden_states"])
+@pytest.mark.parametrize("chunks", [(2, 6), (2, 3)])
+def test_zarr_chunks_of_scores_that_are_missing_are_nan(chunks, kind, zarr_format, tmp_path):
+    """A run that breaks off leaves them out; but so does Zarr itself where some classes have the probability 0."""
+    rows = np.random.default_rng(1).random((8, 6)) + 0.1
+    rows[4:6, 3:] = 0  # no chunk, or a part of one
+    expected = rows.copy()
+    group = zarr.open_group(path := tmp_path / "scores.zarr", mode="w", zarr_format=zarr_format)
+    array = group.create_array(kind, shape=(8, 6), chunks=chunks, dtype=np.float64)
+    array[:6] = rows[:6]
+    expected[6:] = 0 if kind == "probs" and chunks == (2, 3) else np.nan
+    if kind != "probs" and chunks == (2, 3):
+        expected[4:6, 3:] = np.nan
+    head = LmHead("", None, np.eye(6), None)
+    scores = open_scores(path) if kind != "hidden_states" else open_hidden_states(path, head)
+    np.testing.assert_array_equal(read_rows(scores, 3), expected)
+
+
+def test_zarr_chunks_that_are_missing_within_shards_and_archives(logits, tmp_path):
+    options = {"shape": (8, 6), "chunks": (2, 6), "dtype": np.float32}
+    with zarr.storage.ZipStore(tmp_path / "scores.zip", mode="w") as store:
+        zarr.create_array(store, **options)[:2] = logits[:2]
+    zarr.create_array(tmp_path / "scores.zarr", shards=(4, 6), **options)[:2] = logits[:2]
+    for name in "scores.zip", "scores.zarr":
+        found = read_rows(open_scores(tmp_path / name), 3)
+        np.testing.assert_array_equal(found, np.concatenate([logits[:2], np.full((6, 6), np.nan)]))
+
+
+def test_half_written_zarr_store_has_no_loss(tmp_path):
+    group = zarr.open_group(path := tmp_path / "scores.zarr", mode="w")
+    group.create_array("logits", shape=(20, 6), chunks=(4, 6), dtype=np.float32)[:8] = 1.0
+    group.create_array("targets", data=np.arange(20) % 6)
+    assert math.isnan(tokenloss.evaluate(path).meter.loss)
+    assert tokenloss.evaluate(path, ignore_index=5).meter.count == 17
+    group["targets"][8:] = -100  # padding, whose logits may well be 0
+    assert tokenloss.evaluate(path).meter.loss == tokenloss.cross_entropy(np.ones((8, 6), np.float32), np.arange(8) % 6)
+
+
+@pytest.mark.parametrize("zarr_format", [2, 3])
+@pytest.mark.filterwarnings("ignore:Consolidated metadata")
+def test_zarr_arrays_that_grew_after_their_metadata_were_consolidated(zarr_format, logits, tmp_path):
+    path = save_zarr(tmp_path / "scores.zarr", zarr_format, logits=logits, targets=np.zeros(len(logits), int))
+    zarr.consolidate_metadata(path)
+    group = zarr.open_group(path, use_consolidated=False)
+    for name, rows in ("logits", 2 * logits), ("targets", np.ones(len(logits), int)):
+        group[name].append(rows)
+    scores = open_scores(path)
+    assert_same_bits(read_rows(scores, 3), np.concatenate([logits, 2 * logits]))
+    assert scores.targets.tolist() == [0] * len(logits) + [1] * len(logits)
 
 
 def test_array_and_kind(logits, tmp_path):

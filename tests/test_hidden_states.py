@@ -12,7 +12,7 @@ import pytest
 import reference
 import safetensors.numpy
 from arrays import BFLOAT16
-from commands import assert_refused
+from commands import assert_refused, read_state, write_state
 from files import SAVERS, WITHOUT_TARGETS, held_at_most, save_npz, save_zarr
 
 import tokenloss
@@ -278,6 +278,12 @@ def test_hidden_that_is_refused(path, command):
         assert_refused(command("score", path / "both.npz", *head, *option), words)
 
 
+def test_token_ids_and_input_ids_are_not_chosen_from(path, command):
+    np.savez(path / "two.npz", hidden_states=HIDDEN, token_ids=TARGETS, input_ids=TARGETS)
+    refused = command("score", path / "two.npz", "--lm-head", path / "head.npy", "--shift")
+    assert_refused(refused, "two.npz: holds token_ids and input_ids; it must hold one of them")
+
+
 def test_evaluate_refuses_lm_head_without_files_of_scores(path):
     with pytest.raises(ValueError, match="lm_head is 'given'; it must be left out where the source is blocks"):
         evaluate([(HIDDEN, TARGETS)], lm_head=path / "head.npy")
@@ -376,14 +382,15 @@ def test_state(parts, command, score_json, monkeypatch):
     ]:
         np.save(parts.head.parent / "hidden.npy", WEIGHT)
         assert_refused(command("score", *argv, *option, "--state", parts.state), f"{parts.state}: {words}")
+    changed = parts.head.stat().st_mtime_ns
     os.utime(parts.head, ns=(1, 1))
     refused = command("score", *argv, "--state", parts.state)
     assert_refused(refused, f"{parts.state}: holds the result of", "part-a.npz", "its head changed")
     assert parts.state.read_bytes() == kept
-    state = json.loads(kept)
+    state = read_state(parts.state)
     state["done"][0]["found"]["rms"] *= 99
-    parts.state.write_text(json.dumps(state))
-    os.utime(parts.head, ns=(state["done"][0]["shard"]["lm_head"]["mtime_ns"],) * 2)
+    write_state(parts.state, state)
+    os.utime(parts.head, ns=(changed, changed))
     assert_refused(command("score", *argv, "--state", parts.state), "holds an impossible result")
 
 

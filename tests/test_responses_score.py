@@ -3,15 +3,18 @@
 import json
 import math
 import re
+from types import SimpleNamespace
 
 import clients
 import numpy as np
 import pytest
 from clients import COMPLETIONS, chat
-from commands import LOGITS, TARGETS, assert_refused
+from commands import LOGITS, TARGETS, assert_refused, read_state, write_state
+from files import held_at_most
 
 import tokenloss._evaluation.responses as score
 from tokenloss import evaluate, sinks
+from tokenloss._evaluation.response_figures import ResponseFigures, Sources
 from tokenloss._evaluation.rounding import Rounding
 
 CONTINUED = [name for name in COMPLETIONS if "08" not in name]
@@ -265,6 +268,51 @@ def test_skip_failed(score_json, command, tmp_path):
     assert evaluate([path], skip_failed=True).sequences["custom_id"].tolist() == ["request-0", "request-1", "request-2"]
 
 
+def named(name, *logprobs, error=None):
+    """A line of a batch, with a choice for each log-probability."""
+    choices = [chat(("a", logprob))["choices"][0] | {"index": i} for i, logprob in enumerate(logprobs)]
+    response = {"status_code": 400, "body": None} if error else {"status_code": 200, "body": {"choices": choices}}
+    return {"custom_id": name, "response": response, "error": error}
+
+
+@pytest.mark.parametrize("options", [[], ["--state", "state"], ["--per-token", "tokens.npy"]])
+def test_custom_id_that_comes_twice_is_refused(options, command, tmp_path, monkeypatch):
+    """As after `cat out1.jsonl out2.jsonl`, in one file or in two, also where one is resumed from a state."""
+    monkeypatch.chdir(tmp_path)
+    first = clients.save_lines(tmp_path / "1.jsonl", named("x", -1.0), named("a", -1.0, -2.0), named("b", -1.0))
+    second = clients.save_lines(tmp_path / "2.jsonl", named("c", -1.0), named("b", -3.0), named("a", -4.0, -5.0))
+    both = tmp_path / "both.jsonl"
+    both.write_bytes(first.read_bytes() + second.read_bytes())
+    words = "that of line 3 of {}, too; it must come once in all files, since its tokens would count twice"
+    for argv, path, line, other in ([both], both, 5, both), ([first, second], second, 2, first):
+        for _ in range(2):
+            refused = command("score", *argv, *options)
+            assert_refused(refused, f"{path}: line {line}: the custom_id 'b' is {words.format(other)}")
+        (tmp_path / "state").unlink(missing_ok=True)
+    assert not (tmp_path / "tokens.npy").exists()
+
+
+def test_custom_id_of_a_failed_line_may_come_again(score_json, tmp_path):
+    failed = named("a", error={"message": "too long"})
+    path = clients.save_lines(tmp_path / "1.jsonl", failed, named("b", -1.0))
+    again = clients.save_lines(tmp_path / "2.jsonl", named("a", -3.0), named("c", -2.0), chat(("a", -2.0)))
+    found = score_json(path, again, clients.save_lines(tmp_path / "3.jsonl", chat(("a", -2.0))), "--skip-failed")
+    assert (found["tokens"], found["loss"]) == (5, 2.0)
+
+
+def test_custom_ids_take_little_memory():
+    n, fields = 100_000, {"dialect": "", "part": "", "rounding": Rounding(), "failed": []}
+    counts = dict.fromkeys(("responses", "without_number", "sentinels", "greedy_known", "lost_tops"), n)
+    names = np.array([f"request-{i}" for i in range(n)], object)
+    sources = Sources(np.arange(n), np.zeros(n, np.int64), np.zeros(n, np.int64), np.zeros(n, bool), names)
+    results = [SimpleNamespace(responses=ResponseFigures(**fields, **counts, sources=sources))]
+    with held_at_most(100 * n):
+        score.check_names(["a.jsonl"], results)
+    names[-1] = names[0]
+    with pytest.raises(ValueError, match=r"a.jsonl: line 99999: the custom_id 'request-0' is that of line 0"):
+        score.check_names(["a.jsonl"], results)
+
+
 def test_a_file_of_failed_lines_alone(score_json, command, tmp_path):
     failed = clients.save(tmp_path / "failed.json", "vllm/error_too_long.json")
     other = clients.save(tmp_path / "other.json", COMPLETIONS[0])
@@ -350,10 +398,10 @@ def test_state(completions, score_json, command, tmp_path):
 def test_state_that_was_changed_is_refused(change, completions, score_json, command, tmp_path):
     state = tmp_path / "state"
     score_json(completions, "--state", state)
-    content = json.loads(state.read_text())
+    content = read_state(state)
     found = content["done"][0]["found"]
     found["responses"] = None if change is None else found["responses"] | change
-    state.write_text(json.dumps(content))
+    write_state(state, content)
     assert_refused(command("score", completions, "--state", state), state)
 
 

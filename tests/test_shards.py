@@ -1,16 +1,22 @@
 """tokenloss score of several files: sums, --targets, the order of files, --state and --scheduler."""
 
+import itertools
 import json
 import os
+import shutil
+import stat
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from commands import LOGITS, SAMPLE, SUMMARY_FIELDS, TARGETS, assert_refused, raising
+import zarr
+from commands import LOGITS, SAMPLE, SUMMARY_FIELDS, TARGETS, assert_refused, raising, read_state, write_state
+from files import SAVERS
 
 import tokenloss
+from tokenloss._evaluation import checkpoint
 from tokenloss._evaluation import run as shard_run
 
 pytestmark = pytest.mark.thread_unsafe(reason="a command prints to the stdout of its process")
@@ -186,7 +192,7 @@ def test_state_of_sequences_resumes_to_the_same_bits(shift, sequences, shards, c
         calls = iter([shard_run.score_shard, raising(KeyboardInterrupt)])
         patch.setattr(shard_run, "score_shard", lambda *arguments: next(calls)(*arguments))
         assert command("score", *sequences, *shift, "--state", state)[0] == 130
-    (done,) = json.loads(state.read_text())["done"]
+    (done,) = read_state(state)["done"]
     assert done["found"]["split"]["ids"]
     for _ in range(2):
         found = score_json(*sequences, *shift, "--state", state)
@@ -219,15 +225,15 @@ def test_state_of_sequences_resumes_to_the_same_bits(shift, sequences, shards, c
 def test_state_of_impossible_sequences_is_refused(part, column, change, sequences, shards, command):
     state = shards.path / "state"
     assert command("score", *sequences, "--state", state)[0] == 0
-    kept = json.loads(state.read_text())
+    kept = read_state(state)
     found = kept["done"][1]["found"]
     if column is None:
         found[part] = change(found[part])
     else:
         found[part][column] = change(found[part][column])
-    state.write_text(json.dumps(kept))
+    write_state(state, kept)
     assert_refused(command("score", *sequences, "--state", state), f"{state}: ")
-    assert json.loads(state.read_text()) == kept
+    assert read_state(state) == kept
 
 
 def test_state_of_other_sequences_is_refused(sequences, shards, command):
@@ -238,9 +244,9 @@ def test_state_of_other_sequences_is_refused(sequences, shards, command):
     for argv in (sequences[:1], (*sequences[:2], shards.path / "other.npy")):
         refused = command("score", *argv, "--state", state)
         assert_refused(refused, f"{state}: holds the result of {shards.path / 'part-a.npz'}", "changed")
-    kept = json.loads(state.read_text())
+    kept = read_state(state)
     del kept["options"]["format"]
-    state.write_text(json.dumps(kept))
+    write_state(state, kept)
     refused = command("score", *sequences, "--state", state)
     assert_refused(refused, f"{state}: was written with format None; it must be another file")
 
@@ -273,16 +279,159 @@ def test_state_of_other_options_or_files_is_refused(interrupted, shards, command
     assert interrupted.read_bytes() == before
 
 
-def test_state_of_an_earlier_format_is_refused(interrupted, shards, command):
-    state = json.loads(interrupted.read_text())
-    del state["options"]["format"]
-    state["done"][0]["found"]["meter"] = {"count": "0x1"}  # as an earlier version wrote it
-    interrupted.write_text(json.dumps(state))
+def set_times(path):
+    """Give a file, or all files of a directory, the time that archives give to theirs."""
+    for file in (path, *path.rglob("*")):
+        os.utime(file, (0, 0))
+
+
+def copy(path, target):
+    """Copy a file or a directory to another place or onto another."""
+    if path.is_dir():
+        shutil.rmtree(target, ignore_errors=True)
+        shutil.copytree(path, target)
+    else:
+        shutil.copy(path, target)
+    set_times(target)
+
+
+@pytest.mark.parametrize("save", SAVERS)
+def test_state_of_a_file_that_changed_but_for_its_time(save, command, score_json, tmp_path):
+    rng = np.random.default_rng(3)
+    logits, targets, ids = rng.normal(size=(900, 40)), rng.integers(40, size=900), np.repeat(np.arange(90), 10)
+    logits[:, 0] = 0.0  # so that a compressed file is not read whole by chance
+    files = [
+        save(tmp_path / "scores", logits.astype(np.float32), targets),
+        tmp_path / "targets.npy",
+        tmp_path / "ids.npy",
+    ]
+    others = [save(tmp_path / "other", 3 * logits.astype(np.float32), targets)]
+    for name, array, other in ("targets", targets, targets[::-1]), ("ids", ids, ids[::-1]):
+        np.save(tmp_path / f"{name}.npy", array)
+        np.save(tmp_path / f"other-{name}.npy", other)
+        others.append(tmp_path / f"other-{name}.npy")
+    for path in files:
+        copy(path, path.with_name(f"kept-{path.name}"))
+        set_times(path)
+    argv = files[0], "--targets", files[1], "--segment-ids", files[2], "--state", tmp_path / "state"
+    first = score_json(*argv)
+    for path, other in zip(files, others, strict=True):
+        copy(other, path)
+        assert_refused(command("score", *argv), f"state: holds the result of {files[0]}", "changed")
+        copy(path.with_name(f"kept-{path.name}"), path)  # the same content, in another inode
+        assert score_json(*argv)["loss"] == first["loss"]
+
+
+@pytest.mark.parametrize("change", ["touch", "content", "swap", "link"])
+@pytest.mark.skipif(sys.platform == "win32", reason="links there need a privilege")
+def test_state_of_a_zarr_store_with_a_changed_chunk(change, command, score_json, tmp_path):
+    store, logits = tmp_path / "s.zarr", np.random.default_rng(3).normal(size=(60, 11))
+    zarr.create_array(store, data=logits, chunks=(10, 11), compressors=None)
+    np.save(tmp_path / "targets.npy", np.arange(60) % 11)
+    chunks = store / "c"
+    if change == "link":
+        chunks = chunks.rename(tmp_path / "elsewhere")
+        (store / "c").symlink_to(chunks)
+    argv = store, "--targets", tmp_path / "targets.npy", "--state", tmp_path / "state"
+    score_json(*argv)
+    first, second = chunks / "0" / "0", chunks / "1" / "0"
+    times = [chunk.stat().st_mtime_ns for chunk in (first, second)]
+    if change == "swap":  # each has its size and time as before
+        first.rename(tmp_path / "chunk")
+        second.rename(first)
+        (tmp_path / "chunk").rename(second)
+    else:
+        first.write_bytes(bytes(first.stat().st_size) if change != "touch" else first.read_bytes())
+        times[0] -= change == "touch"  # earlier than the newest
+    for chunk, time in zip((first, second), times, strict=True):
+        os.utime(chunk, ns=(time, time))
+    assert_refused(command("score", *argv), f"state: holds the result of {store}", "changed")
+
+
+def test_state_reads_little_of_a_large_file(tmp_path, monkeypatch):
+    path = tmp_path / "large"
+    with path.open("wb") as file:
+        file.truncate(1 << 40)  # without blocks
+    read, piece = [], checkpoint._pieces
+    monkeypatch.setattr(checkpoint, "_pieces", lambda *args: (read.append(len(part)) or part for part in piece(*args)))
+    found = checkpoint._file_fingerprint(str(path))
+    assert sum(read) <= 1 << 17
+    with path.open("r+b") as file:  # the last byte
+        file.seek(-1, os.SEEK_END)
+        file.write(b"1")
+    os.utime(path, (0, 0))
+    assert checkpoint._file_fingerprint(str(path)) != found
+
+
+@pytest.mark.parametrize("cut", [1, 2, 500, -1])
+def test_state_whose_last_line_was_cut_off(cut, interrupted, shards, score_json):
+    """As a run that is killed while it writes leaves it; the other lines are as they were."""
+    argv = shards.path / "part-*.npz", "--state"
+    first, second, third = interrupted.read_bytes().splitlines(keepends=True)
+    score_json(*argv, interrupted)
+    whole = interrupted.read_bytes()
+    interrupted.write_bytes(first + second + (third + b"{" if cut == -1 else third[:-cut]))
+    resumed = score_json(*argv, interrupted)
+    assert interrupted.read_bytes() == whole
+    assert resumed["loss"] == score_json(argv[0])["loss"]
+
+
+def test_state_is_appended_to(shards, command, monkeypatch):
+    """What was written stays, so that a kill can only lose the line that is written."""
+    state = shards.path / "state"
+    seen, score = [], shard_run.score_shard
+    monkeypatch.setattr(shard_run, "score_shard", lambda *args: (seen.append(state.read_bytes()), score(*args))[1])
+    assert command("score", shards.path / "part-*.npz", "--state", state)[0] == 0
+    seen.append(state.read_bytes())
+    assert [content.count(b"\n") for content in seen] == [1, 2, 3, 4]
+    assert all(after.startswith(before) for before, after in itertools.pairwise(seen))
+
+
+def test_state_that_names_a_shard_twice_is_refused(interrupted, shards, command):
+    state = read_state(interrupted)
+    state["done"].append(state["done"][0])
+    write_state(interrupted, state)
+    before = interrupted.read_bytes()
     refused = command("score", shards.path / "part-*.npz", "--state", interrupted)
-    assert_refused(refused, f"{interrupted}: was written with format None; it must be another file, with 4")
+    assert_refused(refused, f"{interrupted}: holds an impossible result of {shards.path / 'part-a.npz'}")
+    assert interrupted.read_bytes() == before
 
 
-@pytest.mark.parametrize("content", ["", "{}", "[]", "[" * 100_000, '{"options": {}, "done": [3]}', "\xff", "loss"])
+def test_state_that_two_runs_write_is_refused(shards, command, monkeypatch):
+    state, score = shards.path / "state", shard_run.score_shard
+
+    def meanwhile(*args):
+        monkeypatch.setattr(shard_run, "score_shard", score)
+        assert command("score", shards.path / "part-*.npz", "--state", state)[0] == 0
+        return score(*args)
+
+    monkeypatch.setattr(shard_run, "score_shard", meanwhile)
+    refused = command("score", shards.path / "part-*.npz", "--state", state)
+    assert_refused(refused, f"{state}: was changed during the run; it must be written by one run at a time")
+    assert len(read_state(state)["done"]) == 3
+    assert command("score", shards.path / "part-*.npz", "--state", state)[0] == 0
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such modes")
+def test_state_keeps_its_mode(interrupted, shards, command):
+    interrupted.chmod(0o600)
+    assert command("score", shards.path / "part-*.npz", "--state", interrupted)[0] == 0
+    assert stat.S_IMODE(interrupted.stat().st_mode) == 0o600
+
+
+def test_state_of_an_earlier_format_is_refused(interrupted, shards, command):
+    """Format 4 was one JSON object; its results are not looked at."""
+    options = read_state(interrupted)["options"]
+    for number in (4, None):
+        earlier = json.dumps(options | {"format": number})
+        interrupted.write_text(f'{{"options": {earlier},\n"done": [\n{{"found": {{"meter": {{}}}}}}\n]}}\n')
+        refused = command("score", shards.path / "part-*.npz", "--state", interrupted)
+        assert_refused(refused, f"{interrupted}: was written with format {number}; it must be another file, with 5")
+
+
+@pytest.mark.parametrize(
+    "content", ["", "\n", "{}\n", "[]", "[" * 100_000, '{"options": {}}\n', "{,\n", "\xff", "loss"]
+)
 def test_state_that_is_another_file_is_refused(content, command, tmp_path):
     state = tmp_path / "state"
     state.write_text(content, encoding="latin-1")

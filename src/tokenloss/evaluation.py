@@ -152,8 +152,8 @@ def evaluate(
         of shape (N, T, V) is a sequence, and tokens of shape (N, V) are taken as independent, unless `segment_ids` or
         `cu_seqlens` say otherwise: arrays of these names in a file, whose numbers are its own, or the last part of a
         block, whose numbers are those of all blocks. Or files of responses (.json, .jsonl) as
-        `tokenloss.formats.open_responses` reads them, each choice of which is a sequence; `targets` to `ignore_index`
-        do not apply to them.
+        `tokenloss.formats.open_responses` reads them, each choice of which is a sequence, and in which no `custom_id`
+        may come twice; `targets` to `ignore_index` do not apply to them.
     targets : path or paths, optional
         A .npy file of targets for each file of scores, or one for all; by default, the files hold them.
     segment_ids : path or paths, optional
@@ -201,7 +201,8 @@ def evaluate(
     sinks : sequence of Sink, optional
         Files to write, such as ``TokenTable("tokens.parquet")``; see `tokenloss.sinks`.
     state : path, optional
-        Checkpoint: the result of each file is saved here, and a later call resumes from it.
+        Checkpoint: the result of each file is appended to it at once, and a later call resumes from it. A file that
+        changed since then is refused: it is told by its path, size, time and pieces of its content.
     scheduler : str, optional
         Address of a Dask scheduler, on whose workers the files are scored.
     progress : bool, default False

@@ -95,7 +95,7 @@ def compare_files(
     sinks : sequence of Sink, optional
         Files to write; `Sink.add` gets a `ComparedBlock`, and `Sink.finish` a list of `Candidate`.
     state : path, optional
-        Checkpoint: the result of each shard is saved here, and a later call resumes from it.
+        Checkpoint, as in `evaluate`: the result of each shard is appended to it.
     scheduler : str, optional
         Address of a Dask scheduler, on whose workers the shards are compared.
     progress : bool, default False
@@ -151,7 +151,7 @@ def compare_files(
     from tokenloss._evaluation.comparison import Given, compare_sides
     from tokenloss._evaluation.files import Inputs, Settings, check_needs, named_paths, resolved
     from tokenloss._evaluation.plan import Options
-    from tokenloss._files import check_outputs, identity
+    from tokenloss._files import check_outputs, files_of, identity
     from tokenloss._outputs._base import title
     from tokenloss.formats import KINDS
 
@@ -180,8 +180,9 @@ def compare_files(
     outputs = checked_sinks(sinks)
     check_needs(outputs, state, scheduler)
     models = [os.fspath(size) for size in (sizes or {}).values() if isinstance(size, str | os.PathLike)]
-    is_file = os.path.isfile  # pathlib slows the import of the package down
-    check_outputs(named_paths(outputs), {identity(path): path for path in models if is_file(path)})
+    exists = os.path.exists  # pathlib slows the import of the package down
+    of_models = {identity(file): str(file) for path in models if exists(path) for file in files_of(path)}
+    check_outputs(named_paths(outputs), of_models)
     of_rows = {"targets": targets, "segment_ids": segment_ids}
     ids, segments = (resolved(as_paths(name, value)) for name, value in of_rows.items())
     sides = [

@@ -1,24 +1,34 @@
-"""The checkpoint of an evaluation: a file of the results so far, from which a later run resumes."""
+"""The checkpoint of an evaluation: a file of the results so far, from which a later run resumes.
+
+It has a line of JSON for the options, and one for the result of each shard, which is appended as soon as it is there. A
+run that is killed while it appends leaves a line without an end, which the next run cuts off.
+"""
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import json
+import os
 import reprlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from tokenloss import __version__
-from tokenloss._errors import raise_error
+from tokenloss._errors import contextmanager, raise_error
 from tokenloss._evaluation.plan import OF_FILES
-from tokenloss._files import files_of, replacing
+from tokenloss._files import files_of, replacing, write_errors
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from typing import NoReturn, Self
+    from collections.abc import Callable, Iterator, Sequence
+    from typing import BinaryIO, NoReturn, Self
 
     from tokenloss._evaluation.plan import Options, Shard
 
-_FORMAT = 4  # of the file; another one is refused
+_FORMAT = 5  # of the file; another one is refused
+_PIECES = 32  # of a file, by which it is told from another
+_MIN_PIECES = 4  # of each of many files
+_PIECE_BYTES = 1 << 12
 
 
 class _Result(Protocol):
@@ -36,68 +46,81 @@ Result = TypeVar("Result", bound=_Result)
 
 
 class Checkpoint(Generic[Result]):
-    """Results of shards by number; their file, if one is wanted, is written anew after each shard."""
+    """Results of shards by number, and their file, if one is wanted."""
 
     def __init__(self, path: str | None, options: Options, shards: Sequence[Shard], kind: type[Result]) -> None:
         self._path, self._kind = path, kind
         self._of_shards, self._of_options = shards, options
         self._command = "compare" if options.others else "score"
         self._options = {"command": self._command, "version": __version__, "format": _FORMAT, **_named(options)}
-        self._shards = [_fingerprint(shard) for shard in shards] if path else []
         self.results: dict[int, Result] = {}
-        self._entries: dict[int, str] = {}  # of the file, a line each
-        if path and Path(path).exists():
-            if not Path(path).is_file():  # a device may never end
+        if path is None:
+            return
+        of_file = functools.cache(_file_fingerprint)  # shards may share their targets and their head
+        self._shards = [_fingerprint(shard, of_file) for shard in shards]
+        with write_errors(path):
+            if not Path(path).exists():
+                with replacing(path) as file:
+                    file.write(_line({"options": self._options}))
+            elif not Path(path).is_file():  # a device may never end
                 self._refuse("is no file", "be one, or not exist yet")
-            self._read(path)
-        self._write()
+            with Path(path).open("r+b") as file:
+                self._size = self._read(file)
 
     def add(self, number: int, result: Result) -> None:
         """Store the result of a shard."""
-        self._keep(number, result)
-        self._write()
-
-    def _keep(self, number: int, result: Result) -> None:
-        """Keep the result of a shard, and its entry of the file."""
         self.results[number] = result
-        if self._path:
-            self._entries[number] = json.dumps({"shard": self._shards[number], "found": result.to_json()})
-
-    def _write(self) -> None:
-        """Write the file."""
-        if not self._path:
+        if self._path is None:
             return
-        done = ",\n".join(entry for _, entry in sorted(self._entries.items()))
-        with replacing(self._path) as file:
-            file.write(f'{{"options": {json.dumps(self._options)},\n"done": [\n{done}\n]}}\n'.encode())
+        with write_errors(self._path), Path(self._path).open("r+b") as file:
+            if file.seek(0, os.SEEK_END) != self._size:
+                self._refuse("was changed during the run", "be written by one run at a time")
+            self._size += file.write(_line({"shard": self._shards[number], "found": result.to_json()}))
 
-    def _read(self, path: str) -> None:
-        """Read the results, if they are of these shards and these options."""
+    def _read(self, file: BinaryIO) -> int:
+        """Read the results, if they are of these shards and these options; the size without a line that has no end."""
+        with self._damage():
+            first = file.readline()
+            if not first.endswith(b"\n"):
+                raise ValueError("it has no line")
+            # until format 4, the file was one object, which went on after the options
+            state = json.loads(first.removesuffix(b",\n") + b"}" if first.endswith(b",\n") else first)
+            options = {**state["options"], "version": state["options"]["version"]}
+        for name, value in self._options.items():
+            if options.get(name) != value:
+                got = f"was written with {name} {reprlib.repr(options.get(name))}"
+                self._refuse(got, f"be another file, with {value!r}")
+        size, numbers = len(first), {shard["path"]: number for number, shard in enumerate(self._shards)}
+        for line in file:
+            if not line.endswith(b"\n"):
+                file.truncate(size)
+                break
+            size += len(line)
+            with self._damage():
+                entry = json.loads(line)
+                shard, result = entry["shard"], self._kind.from_json(entry["found"])
+                path, number = str(shard["path"]), numbers.get(shard["path"])
+            self._take(path, shard, number, result)
+        return size
+
+    def _take(self, path: str, shard: Any, number: int | None, result: Result) -> None:
+        """Take a result of the file, if it is of one of these shards."""
+        if number is None:
+            self._refuse(f"holds the result of {path}", "be another file, since that one is not to be scored")
+        if shard != self._shards[number]:
+            what = "the candidates or a file" if self._of_options.others else "that one, its targets or its head"
+            self._refuse(f"holds the result of {path}", f"be another file, since {what} changed")
+        if number in self.results or not result.is_consistent(self._of_shards[number], self._of_options):
+            self._refuse(f"holds an impossible result of {path}", "be as it was written")
+        self.results[number] = result
+
+    @contextmanager
+    def _damage(self) -> Iterator[None]:
+        """Refuse the file where what it holds cannot be read."""
         try:
-            state = json.loads(Path(path).read_bytes())
-            options, done = {**state["options"], "version": state["options"]["version"]}, state["done"]
-            changed = {
-                name: reprlib.repr(options.get(name))
-                for name, value in self._options.items()
-                if options.get(name) != value
-            }
-            # the results of other options, or of another format, are not looked at
-            done = [] if changed else [(entry["shard"], self._kind.from_json(entry["found"])) for entry in done]
-            numbers = {shard["path"]: number for number, shard in enumerate(self._shards)}
-            entries = [(str(shard["path"]), shard, numbers.get(shard["path"]), result) for shard, result in done]
+            yield
         except (AttributeError, KeyError, OverflowError, RecursionError, TypeError, ValueError):
             self._refuse(f"is no state of tokenloss {self._command}", "be one, or not exist yet")
-        for name, value in changed.items():
-            self._refuse(f"was written with {name} {value}", f"be another file, with {self._options[name]!r}")
-        for path, shard, number, result in entries:
-            if number is None:
-                self._refuse(f"holds the result of {path}", "be another file, since that one is not to be scored")
-            if shard != self._shards[number]:
-                what = "the candidates or a file" if self._of_options.others else "that one, its targets or its head"
-                self._refuse(f"holds the result of {path}", f"be another file, since {what} changed")
-            if number in self.results or not result.is_consistent(self._of_shards[number], self._of_options):
-                self._refuse(f"holds an impossible result of {path}", "be as it was written")
-            self._keep(number, result)
 
     def _refuse(self, got: str, fits: str) -> NoReturn:
         """Refuse the file."""
@@ -112,27 +135,51 @@ def _named(options: Options) -> dict[str, Any]:
     return named
 
 
-def _fingerprint(shard: Shard) -> dict[str, Any]:
-    """Path, size and time of a shard and its targets, and the token after it: a result belongs to these."""
-    targets = shard.targets and {**_file_fingerprint(shard.targets), "start": shard.start}
-    segments = shard.segments and {**_file_fingerprint(shard.segments), "start": shard.segments_start}
+def _line(entry: dict[str, Any]) -> bytes:
+    """A line of the file."""
+    return f"{json.dumps(entry)}\n".encode()
+
+
+def _fingerprint(shard: Shard, of_file: Callable[[str], dict[str, Any]]) -> dict[str, Any]:
+    """Fingerprint of a shard and its targets, and the token after it: a result belongs to these."""
+    targets = shard.targets and {**of_file(shard.targets), "start": shard.start}
+    segments = shard.segments and {**of_file(shard.segments), "start": shard.segments_start}
     split = None if shard.split is None else list(shard.split)
     following = [shard.next_id, shard.next_text]
     sequences = {"segments": segments, "split": split}
     if shard.lm_head is not None:
-        sequences["lm_head"] = {**_file_fingerprint(shard.lm_head), **(shard.head or {})}
+        sequences["lm_head"] = {**of_file(shard.lm_head), **(shard.head or {})}
     others = [
-        [*(_file_fingerprint(path) for path in (other.path, other.lm_head) if path is not None), other.head]
+        [*(of_file(path) for path in (other.path, other.lm_head) if path is not None), other.head]
         for other in shard.others
     ]
-    return {**_file_fingerprint(shard.path), "targets": targets, **sequences, "next": following, "others": others}
+    return {**of_file(shard.path), "targets": targets, **sequences, "next": following, "others": others}
 
 
 def _file_fingerprint(path: str) -> dict[str, Any]:
-    """Path, size and time of the last change of a file or a directory."""
-    stats = [file.stat() for file in files_of(path)]
-    return {
-        "path": str(Path(path).absolute()),
-        "size": sum(stat.st_size for stat in stats),
-        "mtime_ns": max(stat.st_mtime_ns for stat in stats),
-    }
+    """Path of a file or a directory, and a hash by which it is told from another.
+
+    The hash is of the name, the size, the time of the last change and some pieces of each file: those at its start,
+    with its header, and at its end, with the checksums of an archive, and others at equal distances. What it does not
+    notice is a change between these pieces after which the file got its old time back. A copy with the same time is
+    taken for the same file.
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    files = sorted(files_of(path), key=str)
+    for file in files:
+        status, name = file.stat(), str(file).removeprefix(str(Path(path)))
+        digest.update(repr((name, status.st_size, status.st_mtime_ns)).encode())
+        for piece in _pieces(file, status.st_size, max(_PIECES // len(files), _MIN_PIECES)):
+            digest.update(piece)
+    return {"path": str(Path(path).absolute()), "hash": digest.hexdigest()}
+
+
+def _pieces(path: Path, size: int, count: int) -> Iterator[bytes]:
+    """Pieces of a file, which is read whole where it is small."""
+    with path.open("rb", buffering=0) as file:
+        if size <= count * _PIECE_BYTES:
+            yield file.read(size)
+            return
+        for i in range(count):
+            file.seek((size - _PIECE_BYTES) * i // (count - 1))
+            yield file.read(_PIECE_BYTES)

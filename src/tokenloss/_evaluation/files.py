@@ -18,13 +18,14 @@ from tokenloss._evaluation.plan import by_number, check_different, plan
 from tokenloss._evaluation.response_figures import response_summary
 from tokenloss._evaluation.responses import (
     are_responses,
+    check_names,
     lengths_of_text,
     plan_responses,
     score_responses,
     scored_shards,
 )
 from tokenloss._evaluation.summary import add_lengths, merge_meters, sequence_columns, summary, text_length
-from tokenloss._files import check_outputs, identity, write_errors
+from tokenloss._files import check_outputs, identity, links_in
 from tokenloss._terminal import Progress
 from tokenloss.evaluation import Evaluation
 from tokenloss.formats import is_scores
@@ -50,11 +51,12 @@ class Inputs(NamedTuple):
     lm_head: str | None = None
 
     def by_identity(self) -> dict[object, str]:
-        """Each file by what identifies it; a file that is given twice is refused."""
+        """Each file by what identifies it, and those that belong to it; a file that is given twice is refused."""
         paths = [*self.scores, *self.targets, *self.segment_ids, *filter(None, [self.text])]
         check_different(paths)
         heads = [] if self.lm_head is None else lm_head_files(self.lm_head)  # perhaps in a file of hidden states
-        return {identity(path): path for path in (*paths, *heads)}
+        links = (str(link) for path in self.scores if Path(path).is_dir() for link in links_in(path))
+        return {identity(path): path for path in (*heads, *links, *paths)}
 
 
 def resolved(patterns: Sequence[str], are_scores: bool = False) -> list[str]:
@@ -108,6 +110,7 @@ def evaluate_files(inputs: Inputs, options: Options, settings: Settings, outputs
         results, n_read = score_shards(score, shards, options, settings, outputs, top_k, run.ShardResult)
         seconds = time.perf_counter() - start
         if of_responses:
+            check_names(inputs.scores, results)
             shards = scored_shards(shards, results)
             others |= response_summary(inputs.scores, results)
             if isinstance(n_bytes, int) and not n_bytes:
@@ -166,8 +169,7 @@ def score_shards(
     kind: type[Result],
 ) -> tuple[list[Result], int]:
     """Result of each shard, and the number of bytes that were read for those without a result in the checkpoint."""
-    with write_errors(settings.state):
-        checkpoint = Checkpoint(settings.state, options, shards, kind)
+    checkpoint = Checkpoint(settings.state, options, shards, kind)
     left = [number for number in range(len(shards)) if number not in checkpoint.results]
     chosen = [shards[number] for number in left]
     total = sum(shard.n_bytes for shard in chosen)
@@ -177,8 +179,7 @@ def score_shards(
         else:
             results = _score_locally(score, chosen, options, settings, outputs, top_k, progress.advance)
         for i, result in results:
-            with write_errors(settings.state):
-                checkpoint.add(left[i], result)
+            checkpoint.add(left[i], result)
             if settings.scheduler:
                 progress.advance(chosen[i].n_bytes)
     n_read = sum(shard.size or 0 for shard in chosen)

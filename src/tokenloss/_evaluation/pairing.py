@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tokenloss._errors import raise_error
-from tokenloss._evaluation.plan import by_number
+from tokenloss._evaluation.plan import by_number, have_same_rows
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -49,9 +49,10 @@ def _check_shapes(shard: Shard, other: Shard, options: Options) -> None:
         if classes != other_classes and side.shape[-1] < (options.classes or 0):
             got, fits = f"holds {side.shape[-1]} classes", f"hold the first {options.classes} that are to be compared"
             raise_error("content", path=side.path, got=got, fits=fits)
-    if options.shift and other.shape != shard.shape:
-        got, fits = f"holds {other.kind} of shape {other.shape}", f"have the shape {shard.shape} of {shard.path}"
-        raise_error("content", path=other.path, got=got, fits=f"{fits}, to be shifted")
+    batch, other_batch = shard.shape[:-1], other.shape[:-1]
+    if not have_same_rows(batch, other_batch) or (options.shift and batch != other_batch):
+        got, fits = f"holds {other.kind} of shape {other.shape}", f"have rows of shape {batch}, as {shard.path} does"
+        raise_error("content", path=other.path, got=got, fits=fits + ", to be shifted" * bool(options.shift))
 
 
 def _numbers(side: Sequence[Shard]) -> list[tuple[str | int, ...]] | None:

@@ -173,12 +173,18 @@ def planned(
     return shards
 
 
+def have_same_rows(batch: tuple[int, ...], other: tuple[int, ...]) -> bool:
+    """Whether two batch shapes have the same rows in C order: as many, in sequences of one length if both have some."""
+    return math.prod(batch) == math.prod(other) and (min(len(batch), len(other)) < 2 or batch[-1] == other[-1])
+
+
 def _check_targets(shard: Shard, opened: OpenShard, options: Options) -> bool:
     """Check all targets of a shard; whether they are distributions."""
     shape, targets, where = shard.shape, opened.targets, opened.where
     if shard.others:  # whose batches may have another shape
         shape = shard.rows, min(options.classes or shape[-1], shape[-1])
-        targets = targets.reshape(-1) if targets.size == shard.rows else targets
+        fits = all(have_same_rows(targets.shape, side.shape[:-1]) for side in (shard, *shard.others))
+        targets = targets.reshape(-1) if fits else targets
         where = None if where is None else where.reshape(-1)
     with with_file_names(shard.path, shard.targets):
         is_shifted, soft = bool(options.shift), not shard.others

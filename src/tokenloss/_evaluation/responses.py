@@ -102,6 +102,26 @@ def scored_shards(shards: Sequence[Shard], results: Sequence[ShardResult]) -> li
     return [shard._replace(shape=shape, batch=shape) for shard, shape in zip(shards, shapes, strict=True)]
 
 
+def check_names(paths: Sequence[str], results: Sequence[ShardResult]) -> None:
+    """Refuse a request whose name comes twice, in one file or in two: its tokens would count twice."""
+    found = [result.responses.sources for result in results if result.responses]
+    sources = Sources.concatenated(found)
+    named = np.flatnonzero([name is not None for name in sources.custom_id])
+    keys = zip(sources.custom_id[named], map(int, sources.choice[named]), strict=True)
+    hashes = np.fromiter(map(hash, keys), np.int64, len(named))  # which take less memory than a set of keys
+    order = np.argsort(hashes, kind="stable")
+    again = np.flatnonzero(hashes[order][1:] == hashes[order][:-1])
+    pairs = zip(named[order[again + 1]].tolist(), named[order[again]].tolist(), strict=True)
+    for second, first in sorted(pairs):
+        name = sources.custom_id[second]
+        if (name, sources.choice[second]) == (sources.custom_id[first], sources.choice[first]):
+            ends = np.cumsum([len(source.line) for source in found])
+            path, other = (paths[np.searchsorted(ends, i, "right")] for i in (second, first))
+            got = f"the custom_id {name!r} is that of line {sources.line[first]} of {other}, too"
+            fits = "come once in all files, since its tokens would count twice"
+            raise_error("record", path=path, line=sources.line[second], got=got, fits=fits)
+
+
 def lengths_of_text(results: Sequence[ShardResult]) -> int | IntArray:
     """Number of bytes of each sequence's scored tokens; 0 if those of any are not known."""
     n_bytes = Sources.concatenated([result.responses.sources for result in results if result.responses]).n_bytes

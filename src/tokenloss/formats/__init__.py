@@ -77,10 +77,12 @@ def open_scores(
     -----
     Files are memory-mapped block by block where possible; compressed ones are read as a stream. Checksums of mapped
     data are not verified, since that would read the whole file. Chunks of a Zarr store that were never written have its
-    fill value, as Zarr defines. Only the methods stored and deflated of .zip files are supported. A row, a chunk of a
-    Zarr store, targets or tokens are refused if they take both more than 16 MB and more than a thousand times the bytes
-    that are stored; the shapes of targets and tokens are checked against the scores' before they are read. Pickled
-    objects are refused. No name in an archive is used as a path, and no name of a directory as a URL.
+    fill value, as Zarr defines; but for scores, nan takes the place of a fill value of 0, since a run that broke off
+    leaves such chunks (0 stays where a chunk holds the probabilities of only some classes). Only the methods stored and
+    deflated of .zip files are supported. A row, a chunk of a Zarr store, targets or tokens are refused if they take
+    both more than 16 MB and more than a thousand times the bytes that are stored; the shapes of targets and tokens are
+    checked against the scores' before they are read. Pickled objects are refused. No name in an archive is used as a
+    path, and no name of a directory as a URL.
 
     Only regular files are read: no pipe, no device and no standard input, not even through a link in a Zarr store. A
     file that is truncated, changed or replaced after it was opened is refused at the next block (files of a Zarr store

@@ -303,11 +303,14 @@ def choose_scores(path: str, names: Collection[str], array: str | None, kind: st
     return name, kind or (name if name in KINDS else "logits")
 
 
-def stored_parts(names: Collection[str], kind: str) -> dict[str, str]:
+def stored_parts(path: str, names: Collection[str], kind: str) -> dict[str, str]:
     """The parts that come with scores, or input ids with hidden states, and the names that they are stored under."""
     parts = {part: part for part in PARTS if part in names}
     if kind in HIDDEN_NAMES and "targets" not in parts:
-        parts |= dict(zip(["input_ids"], filter(names.__contains__, INPUT_IDS), strict=False))
+        held = [name for name in INPUT_IDS if name in names]
+        if len(held) > 1:
+            raise_error("content", path=path, got=f"holds {' and '.join(held)}", fits="hold one of them")
+        parts |= dict.fromkeys(["input_ids"] if held else [], *held)
     return parts
 
 

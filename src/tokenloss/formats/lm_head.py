@@ -99,10 +99,11 @@ class _Model(NamedTuple):
 
 
 def lm_head_files(spec: str) -> list[str]:
-    """The files that say what a head is."""
+    """The files that say what a head is, and the others of its model."""
     model = _model(spec)
-    files = [model.path, model.locate(_weight_name(model)).path]
-    return [*files, model.config.path] if model.config.exists else files
+    files = [model.path, model.locate(_weight_name(model)).path, *([model.config.path] if model.config.exists else [])]
+    folder = Path(model.path).parent
+    return [*files, *map(str, folder.glob("*.safetensors")), *map(str, folder.glob(f"*{_INDEX}"))]
 
 
 def open_lm_head(spec: str, depth: int, logit_scale: float | None = None, softcap: float | None = None) -> LmHead:

@@ -109,7 +109,7 @@ def open_scores(path: str, array: str | None, kind: str | None) -> ScoresFile:
     with open_regular(path) as file:
         archive, names = _opened(path, file)
         name, kind = choose_scores(path, names, array, kind)
-        stored = stored_parts(names, kind)
+        stored = stored_parts(path, names, kind)
         scores, *members = _members(path, file, archive, [name, *stored.values()])
         parts = dict(zip(stored, members, strict=True))
     shape = scores.place.shape

@@ -77,7 +77,7 @@ def open_scores(path: str, array: str | None, kind: str | None) -> ScoresFile:
     header = _read_header(path)
     name, kind = choose_scores(path, header.entries, array, kind)
     scores = header.place(name)
-    stored = stored_parts(header.entries, kind)
+    stored = stored_parts(path, header.entries, kind)
     stored.pop("tokens", None)  # the format has no text
     places = {part: header.place(name_of_part) for part, name_of_part in stored.items()}
     if kind in HIDDEN_NAMES and INPUT_IDS[0] in header.entries:

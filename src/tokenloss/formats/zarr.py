@@ -25,6 +25,7 @@ from tokenloss.formats._base import (
     check_shape,
     check_text,
     choose_scores,
+    is_float,
     library_errors,
     reject_array_name,
     stored_parts,
@@ -62,7 +63,8 @@ def open_scores(path: str, array: str | None, kind: str | None) -> ScoresFile:
             store = _guarded(zarr.storage.LocalStore, guard)(Path(path), read_only=True)
         else:
             store = _guarded(zarr.storage.ZipStore, guard)(Path(path), mode="r")
-        root: Any = zarr.open(store, mode="r")
+        # metadata of a group, which may be older than its arrays, are not taken for theirs
+        root: Any = zarr.open(store, mode="r", use_consolidated=False)
         held: dict[str, Any] = {}
         if isinstance(root, zarr.Group):
             names = array, *KINDS, *HIDDEN_NAMES, *PARTS, *INPUT_IDS
@@ -74,6 +76,9 @@ def open_scores(path: str, array: str | None, kind: str | None) -> ScoresFile:
     else:
         name, kind = choose_scores(path, held, array, kind)
         scores = held[name]
+    if _shows_missing_chunks(kind, scores):
+        metadata = dataclasses.replace(scores.metadata, fill_value=scores.dtype.type(np.nan))
+        scores = zarr.Array(zarr.AsyncArray(metadata=metadata, store_path=scores.store_path))
 
     def load(part: str) -> Any:
         with guard.reading(part):
@@ -93,7 +98,7 @@ def open_scores(path: str, array: str | None, kind: str | None) -> ScoresFile:
 
     _check(path, name, scores, guard, whole=False)
     opened_scores = ScoresFile(path, kind, scores.shape, scores.dtype, None, None, blocks)
-    found = stored_parts(held, kind)
+    found = stored_parts(path, held, kind)
     for part, stored in found.items():
         check_shape(opened_scores, part, held[stored].shape)
         _check(path, stored, held[stored], guard, whole=True)
@@ -104,6 +109,15 @@ def open_scores(path: str, array: str | None, kind: str | None) -> ScoresFile:
     if tokens is not None and tokens.dtype.kind == "U":
         check_text(path, tokens)
     return dataclasses.replace(opened_scores, **parts)
+
+
+def _shows_missing_chunks(kind: str, scores: Any) -> bool:
+    """Whether the scores of missing chunks are nan rather than 0, so that what was never written is not scored.
+
+    Only some classes of a row may all have the probability 0, and Zarr leaves out chunks that only hold fill values.
+    """
+    is_whole = scores.ndim > 0 and scores.chunks[-1] >= scores.shape[-1]
+    return is_float(scores.dtype) and not scores.fill_value and (kind != "probs" or is_whole)
 
 
 class _ReadGuard:
