@@ -259,3 +259,17 @@ def test_array_that_holds_targets_or_tokens(name, tmp_path):
     for suffix in ("npz", "safetensors", "zarr"):
         with pytest.raises(ValueError, match=f"array is '{name}'; it must be the name of scores"):
             open_scores(tmp_path / f"scores.{suffix}", array=name)
+
+
+@pytest.mark.parametrize("save", [save_npz, save_safetensors, save_zarr_3])
+def test_attention_mask_beside_targets_that_score_the_padding(save, logits, tmp_path):
+    """It was not read: padding counted as tokens, whatever the mask said."""
+    mask, targets = np.ones(len(logits), np.int64), np.zeros(len(logits), np.int64)
+    assert open_scores(save(tmp_path / "ones", logits, targets, attention_mask=mask)).rows == len(logits)
+    mask[2:] = 0
+    fits = "it must hold targets that are -100 where it is 0"
+    path = save(tmp_path / "padding", logits, targets, attention_mask=mask)
+    assert refusal(path) == f"{path}: attention_mask[2] is 0, but its token would be scored; {fits}"
+    targets[2:] = -100
+    assert open_scores(save(tmp_path / "ignored", logits, targets, attention_mask=mask)).rows == len(logits)
+    assert "attention_mask has shape (1,)" in refusal(save(tmp_path / "short", logits, targets, attention_mask=mask[:1]))

@@ -75,6 +75,8 @@ def open_scores(
 
     Notes
     -----
+    An array `attention_mask` is refused where it is 0 and targets do not leave the token out.
+
     Files are memory-mapped block by block where possible; compressed ones are read as a stream. Checksums of mapped
     data are not verified, since that would read the whole file. Chunks of a Zarr store that were never written have its
     fill value, as Zarr defines; but for scores, nan takes the place of a fill value of 0, since a run that broke off

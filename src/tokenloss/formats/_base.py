@@ -6,7 +6,7 @@ import errno
 import math
 import os
 import stat
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -26,6 +26,7 @@ KINDS = ("logits", "log_probs", "probs")  # of scores
 HIDDEN_NAMES = ("hidden_states", "hidden")  # arrays of hidden states; the first is their kind
 SEQUENCES = ("segment_ids", "cu_seqlens")  # arrays that say which rows make a sequence
 PARTS = ("targets", "tokens", *SEQUENCES)  # arrays that may come with scores
+MASK = "attention_mask"  # a further one, which must agree with the targets
 INPUT_IDS = ("token_ids", "input_ids")  # arrays that may come with hidden states in place of targets
 
 _MAPPED_BYTES = 32 << 20  # of an array in Fortran order, mapped at a time
@@ -305,13 +306,26 @@ def choose_scores(path: str, names: Collection[str], array: str | None, kind: st
 
 def stored_parts(path: str, names: Collection[str], kind: str) -> dict[str, str]:
     """The parts that come with scores, or input ids with hidden states, and the names that they are stored under."""
-    parts = {part: part for part in PARTS if part in names}
+    parts = {part: part for part in (*PARTS, MASK) if part in names}
     if kind in HIDDEN_NAMES and "targets" not in parts:
         held = [name for name in INPUT_IDS if name in names]
         if len(held) > 1:
             raise_error("content", path=path, got=f"holds {' and '.join(held)}", fits="hold one of them")
         parts |= dict.fromkeys(["input_ids"] if held else [], *held)
     return parts
+
+
+def with_parts(scores: ScoresFile, parts: dict[str, Any]) -> ScoresFile:
+    """Scores with their targets, text and sequences; a mask must not leave out tokens that would be scored."""
+    mask, targets = parts.pop(MASK, None), parts.get("targets")
+    if mask is not None:
+        left_out = np.argwhere(np.asarray(mask) == 0)
+        are_ids = targets is not None and targets.shape == mask.shape and targets.dtype.kind == "i"
+        scored = [index for index in left_out.tolist() if not are_ids or targets[tuple(index)] >= 0][:1]
+        if scored:
+            got = f"{MASK}{scored[0]} is 0, but its token would be scored"
+            raise_error("content", path=scores.path, got=got, fits="hold targets that are -100 where it is 0")
+    return replace(scores, **parts)
 
 
 def reject_array_name(path: str, array: str | None) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import struct
 import zipfile
@@ -25,6 +24,7 @@ from tokenloss.formats._base import (
     open_regular,
     stamp,
     stored_parts,
+    with_parts,
 )
 
 if TYPE_CHECKING:
@@ -127,7 +127,7 @@ def open_scores(path: str, array: str | None, kind: str | None) -> ScoresFile:
     arrays: dict[str, Any] = {part: member.load() for part, member in parts.items()}
     if "tokens" in arrays:
         check_text(path, arrays["tokens"])
-    return dataclasses.replace(opened_scores, **arrays)
+    return with_parts(opened_scores, arrays)
 
 
 def locate(path: str, choose: Callable[[Collection[str]], list[str]]) -> list[ArrayLocation]:

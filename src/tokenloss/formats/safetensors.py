@@ -6,7 +6,6 @@ bfloat16 without torch, and its errors do not say where in the file they are.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -27,6 +26,7 @@ from tokenloss.formats._base import (
     open_regular,
     stamp,
     stored_parts,
+    with_parts,
 )
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def open_scores(path: str, array: str | None, kind: str | None) -> ScoresFile:
     for part, place in places.items():
         check_shape(opened_scores, part, place.shape)
     parts: dict[str, Any] = {part: place.map() for part, place in places.items()}
-    return dataclasses.replace(opened_scores, **parts)
+    return with_parts(opened_scores, parts)
 
 
 def locate(path: str, choose: Callable[[Collection[str]], list[str]]) -> list[ArrayLocation]:

@@ -18,6 +18,7 @@ from tokenloss.formats._base import (
     HIDDEN_NAMES,
     INPUT_IDS,
     KINDS,
+    MASK,
     MEMORY_LIMIT,
     PARTS,
     ScoresFile,
@@ -29,6 +30,7 @@ from tokenloss.formats._base import (
     library_errors,
     reject_array_name,
     stored_parts,
+    with_parts,
 )
 
 if TYPE_CHECKING:
@@ -67,7 +69,7 @@ def open_scores(path: str, array: str | None, kind: str | None) -> ScoresFile:
         root: Any = zarr.open(store, mode="r", use_consolidated=False)
         held: dict[str, Any] = {}
         if isinstance(root, zarr.Group):
-            names = array, *KINDS, *HIDDEN_NAMES, *PARTS, *INPUT_IDS
+            names = array, *KINDS, *HIDDEN_NAMES, *PARTS, *INPUT_IDS, MASK
             held = {name: root[name] for name in names if name and name in root}
             held = {name: member for name, member in held.items() if isinstance(member, zarr.Array)}
     if isinstance(root, zarr.Array):
@@ -108,7 +110,7 @@ def open_scores(path: str, array: str | None, kind: str | None) -> ScoresFile:
         raise_error("content", path=path, got=f"tokens has dtype {tokens.dtype}", fits="be text")
     if tokens is not None and tokens.dtype.kind == "U":
         check_text(path, tokens)
-    return dataclasses.replace(opened_scores, **parts)
+    return with_parts(opened_scores, parts)
 
 
 def _shows_missing_chunks(kind: str, scores: Any) -> bool:
