@@ -272,4 +272,5 @@ def test_attention_mask_beside_targets_that_score_the_padding(save, logits, tmp_
     assert refusal(path) == f"{path}: attention_mask[2] is 0, but its token would be scored; {fits}"
     targets[2:] = -100
     assert open_scores(save(tmp_path / "ignored", logits, targets, attention_mask=mask)).rows == len(logits)
-    assert "attention_mask has shape (1,)" in refusal(save(tmp_path / "short", logits, targets, attention_mask=mask[:1]))
+    path = save(tmp_path / "short", logits, targets, attention_mask=mask[:1])
+    assert "attention_mask has shape (1,)" in refusal(path)

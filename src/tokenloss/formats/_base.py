@@ -319,11 +319,11 @@ def with_parts(scores: ScoresFile, parts: dict[str, Any]) -> ScoresFile:
     """Scores with their targets, text and sequences; a mask must not leave out tokens that would be scored."""
     mask, targets = parts.pop(MASK, None), parts.get("targets")
     if mask is not None:
-        left_out = np.argwhere(np.asarray(mask) == 0)
-        are_ids = targets is not None and targets.shape == mask.shape and targets.dtype.kind == "i"
-        scored = [index for index in left_out.tolist() if not are_ids or targets[tuple(index)] >= 0][:1]
-        if scored:
-            got = f"{MASK}{scored[0]} is 0, but its token would be scored"
+        scored = np.asarray(mask) == 0
+        if targets is not None and targets.shape == mask.shape and targets.dtype.kind == "i":
+            scored &= targets >= 0
+        if scored.any():
+            got = f"{MASK}{np.argwhere(scored)[0].tolist()} is 0, but its token would be scored"
             raise_error("content", path=scores.path, got=got, fits="hold targets that are -100 where it is 0")
     return replace(scores, **parts)
 
