@@ -82,7 +82,9 @@ def cross_entropy(
         return _losses_of_logits(row, logit_scale, softcap)
 
     def penalty_of(row):
-        return wide(z_loss) * log_normalizer(row, logit_scale, softcap) ** 2
+        if undefined(row):  # also where no class has mass
+            return math.nan
+        return wide(z_loss) * log_normalizer(row, logit_scale, softcap) ** 2 if z_loss else 0
 
     return _score(
         losses_of,
@@ -94,7 +96,7 @@ def cross_entropy(
         where,
         reduction,
         label_smoothing,
-        penalty_of if z_loss else None,
+        penalty_of,
     )
 
 
@@ -125,7 +127,7 @@ def cross_entropy_and_grad(
 
 
 def _gradient_of_row(row, shares, z_loss, logit_scale, softcap):
-    if undefined(row, logit_scale, softcap):
+    if undefined(row):
         return np.full(row.size, math.nan)
     powers = _powers(row, logit_scale, softcap)
     total, best = powers.sum(), row.argmax()
@@ -467,9 +469,10 @@ def _score(
 ):
     losses, divisors = np.zeros(np.moveaxis(scores, axis, -1).shape[:-1]), []
     for row in _kept_rows(scores, targets, axis, weight, ignore_index, where, label_smoothing):
-        terms = losses_of(row.scores)[row.counted]
-        with np.errstate(over="ignore", invalid="ignore"):  # 0 * inf, inf - inf
-            loss = (row.shares[row.counted] * terms).sum()
+        terms, shares = losses_of(row.scores)[row.counted], row.shares[row.counted]
+        terms = np.where((shares == 0) & (terms == math.inf), 0, terms)  # of a class without weight
+        with np.errstate(over="ignore", invalid="ignore"):  # inf - inf
+            loss = (shares * terms).sum()
             losses[row.position] = float(loss + (penalty_of(row.scores) if penalty_of else 0))
         divisors.append(row.divisor)
     if reduction == "none":

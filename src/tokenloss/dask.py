@@ -69,7 +69,8 @@ def score(
         the classes are in several chunks, Dask moves them together, in blocks of its option ``array.chunk-size``.
     targets : dask array or array
         Class ids (integers, of the shape of `logits` without its class axis), or distributions (of the shape of
-        `logits`; integers must be one-hot). A class of mass 0 adds 0, even at a log-probability of -inf.
+        `logits`; integers must be one-hot). A class of mass or weight 0 adds 0, even at a log-probability of -inf. A
+        row of targets without mass counts, with loss 0.
     axis : int, default -1
         Axis of the classes.
     ignore_index : int or None, default -100
@@ -155,7 +156,8 @@ def cross_entropy(
         the classes are in several chunks, Dask moves them together, in blocks of its option ``array.chunk-size``.
     targets : dask array or array
         Class ids (integers, of the shape of `logits` without its class axis), or distributions (of the shape of
-        `logits`; integers must be one-hot). A class of mass 0 adds 0, even at a log-probability of -inf.
+        `logits`; integers must be one-hot). A class of mass or weight 0 adds 0, even at a log-probability of -inf. A
+        row of targets without mass counts, with loss 0.
     axis : int, default -1
         Axis of the classes.
     weight : array of shape (V,), optional

@@ -71,7 +71,8 @@ def linear_cross_entropy(
         order, perhaps memory-mapped. It is never copied as a whole.
     targets : array
         Class ids (integers, of the shape of `hidden` without its last axis), or distributions (of shape (..., V);
-        integers must be one-hot). A class of mass 0 adds 0, even at a log-probability of -inf.
+        integers must be one-hot). A class of mass or weight 0 adds 0, even at a log-probability of -inf. A row of
+        targets without mass counts, with loss 0.
     linear_bias : array of shape (V,), optional
         Bias of the projection.
     weight : array of shape (V,), optional

@@ -222,7 +222,7 @@ TL_TARGET static void JOIN(target_dot_, BACKEND)(const double *mass, const doubl
     for (size_t i = 0; i < count; i += 16)
         for (size_t j = 0; j < 16; j++) {
             double term = mass[i + j] * (shift - x[i + j]);
-            term = tl_to_bits(mass[i + j]) == 0 || shift == x[i + j] ? 0 : term;
+            term = mass[i + j] == 0 || shift == x[i + j] ? 0 : term;
             JOIN(two_sum_, BACKEND)(&dot->dot[j], &dot->dot_comp[j], term);
             JOIN(two_sum_, BACKEND)(&dot->mass[j], &dot->mass_comp[j], mass[i + j]);
         }
