@@ -151,7 +151,7 @@ def logsumexp(logits, *, axis=-1, logit_scale=1.0, softcap=None, out=None, worke
 
 def softmax(logits, *, axis=-1, logit_scale=1.0, softcap=None, out=None, workers=None):
     def probabilities_of(row):
-        if undefined(row, logit_scale, softcap):
+        if undefined(row):
             return np.full(row.size, math.nan)
         powers = _powers(row, logit_scale, softcap)
         return powers / powers.sum()
@@ -209,7 +209,7 @@ def token_scores(
         result.kept[here] = True
         result.nll[here] = float(losses[target])
         result.logsumexp[here] = float(log_normalizer(scores, logit_scale, softcap))
-        result.entropy[here] = math.nan if undefined(scores, logit_scale, softcap) else _entropy(losses)
+        result.entropy[here] = math.nan if undefined(scores) else _entropy(losses)
         result.rank[here] = (scores >= scores[target]).sum()
         result.argmax[here] = order[0] if order.size else -1
         result.is_greedy[here] = result.argmax[here] == target
@@ -367,22 +367,22 @@ def _quantiles(meter, fractions):
     return {f"{fraction:g}": float(np.quantile(meter.losses, fraction)) for fraction in fractions}
 
 
-def undefined(row, logit_scale=1.0, softcap=None):
+def undefined(row):
     """Whether a row of logits has no softmax."""
-    return np.isnan(row).any() or np.isposinf(row).any() or (softcap is None and np.isneginf(row).all())
+    return np.isnan(row).any() or np.isposinf(row).any() or np.isneginf(row).all()
 
 
 def scaled(row, logit_scale=1.0, softcap=None):
     """Return logits as they are scored."""
     row = wide(row) * wide(logit_scale)
-    return row if softcap is None else wide(softcap) * tanh(row / wide(softcap))
+    return row if softcap is None else np.where(row == -math.inf, row, wide(softcap) * tanh(row / wide(softcap)))
 
 
 def log_normalizer(row, logit_scale=1.0, softcap=None):
     """Return log(sum(exp(row)))."""
-    if softcap is None and np.isneginf(row).all():
+    if np.isneginf(row).all():
         return -math.inf
-    if undefined(row, logit_scale, softcap):
+    if undefined(row):
         return math.nan
     return scaled(row, logit_scale, softcap).max() + log(_powers(row, logit_scale, softcap).sum())
 
@@ -418,7 +418,7 @@ def _losses_of_logits(row, logit_scale=1.0, softcap=None):
     """Return -log(softmax(row)), where the likeliest class has its own term left out of the sum."""
     if row.size == 0:
         return row
-    if undefined(row, logit_scale, softcap):
+    if undefined(row):
         return np.full(row.size, math.nan)
     best, powers = row.argmax(), _powers(row, logit_scale, softcap)
     row = scaled(row, logit_scale, softcap)

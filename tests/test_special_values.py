@@ -11,12 +11,13 @@ from programs import FORBIDDEN_PAGES, needs_mprotect
 import tokenloss
 from tokenloss import (
     LossMeter,
+    class_log_probs,
     cross_entropy,
     cross_entropy_and_grad,
     cross_entropy_loss,
     linear_cross_entropy,
-    nll_loss,
     logsumexp,
+    nll_loss,
     token_scores,
 )
 
@@ -208,8 +209,8 @@ def test_distribution_without_mass_where_a_logit_scale_overflows():
         np.testing.assert_array_equal(gradient, [[0.0, 0.0], [0.0, 0.0], [NAN, NAN]] * rows)
 
 
-def test_probabilities_of_classes_whose_target_is_0_are_never_read(run_python):
 @needs_mprotect
+def test_probabilities_of_classes_whose_target_is_0_are_never_read(run_python):
     run_python(
         FORBIDDEN_PAGES
         + """
@@ -258,8 +259,8 @@ def test_weight_0_of_a_class_gives_the_same_for_ids_and_one_hot_targets():
             one_hot = loss(logits, [[0, 1], [1, 0]], weight=[1, 0], reduction="none")
             expected = loss([logits[1]], [0], reduction="none")[0]
             assert one_hot.tolist() == [0.0, expected]  # not 0 * inf
-                assert ids.tolist() == [0.0, expected]
             if reduction == "none":
+                assert ids.tolist() == [0.0, expected]
             else:
                 assert ids == expected
 
@@ -320,15 +321,51 @@ def test_weight_0_of_a_class_of_huge_logits_leaves_the_others_exact():
 # label_smoothing, z_loss, logit_scale and softcap
 
 
-def test_softcap_makes_minus_infinity_finite():
-    row = [-INF, 1.0, 2.0]
-    capped = np.array([-3.0, 3 * math.tanh(1 / 3), 3 * math.tanh(2 / 3)])
-    for target in range(3):
-        expected = np.log(np.exp(capped).sum()) - capped[target]
-        assert cross_entropy(row, target, softcap=3) == pytest.approx(expected, rel=1e-14)
-        assert cross_entropy([-INF] * 5, target, softcap=3) == pytest.approx(math.log(5), rel=1e-15)
-    expected = cross_entropy(capped, [0.25, 0.5, 0.25])
-    assert cross_entropy(row, [0.25, 0.5, 0.25], softcap=3) == pytest.approx(expected, rel=1e-14)
+@each_dtype
+def test_softcap_of_minus_infinity_is_minus_infinity(dtype, backend):
+    for classes in (3, 70, 513, 4200):
+        row, options = np.linspace(-2, 2, classes).astype(dtype), {"softcap": 3.0, "logit_scale": 1.5}
+        out = classes // 3
+        rest = np.delete(row, out)
+        row[out] = -INF
+        places = np.delete(np.arange(classes), out)
+        for k in (0, classes - 2):
+            nll = cross_entropy(row, places[k], **options)
+            assert nll == pytest.approx(cross_entropy(rest, k, **options), abs=1e-14)
+            scores = token_scores(np.stack([row] * 20), [places[k]] * 20, top_k=classes, **options)
+            assert scores.nll.tolist() == [nll] * 20
+            assert scores.top_logprobs[:, -1].tolist() == [-INF] * 20
+            loss, gradient = cross_entropy_and_grad(row, places[k], **options)
+            assert (loss, gradient[out]) == (scores.nll[0], 0)
+            assert np.isfinite(reference.float64(gradient)).all()
+        assert cross_entropy(row, out, **options) == INF
+        log_probs = class_log_probs(row, np.arange(classes), **options)
+        assert log_probs[out] == -INF
+        assert np.exp(log_probs).sum() == pytest.approx(1, abs=1e-12)
+        masses = np.full(classes, 1 / (classes - 1))
+        assert cross_entropy(row, masses, **options) == INF
+        masses[out] = 0
+        expected = cross_entropy(rest, masses[places], **options)
+        assert cross_entropy(row, masses, **options) == pytest.approx(expected, rel=1e-14)
+        bias, row[out] = np.where(row == -INF, row, 0), 0
+        found = linear_cross_entropy(np.ones((1, 1)), row[:, None], [places[0]], linear_bias=bias, **options)
+        row[out] = -INF
+        assert found == pytest.approx(cross_entropy(row, places[0], **options), abs=1e-6)
+
+
+@each_dtype
+def test_softcap_of_rows_of_minus_infinity_alone(dtype, backend):
+    for rows, classes in ((1, 1), (1, 4), (20, 4), (3, 513), (2, 4200)):
+        logits = np.full((rows, classes), -INF, dtype)
+        for targets in (np.zeros(rows, int), np.full((rows, classes), 0.25), np.zeros((rows, classes))):
+            losses, gradient = cross_entropy_and_grad(logits, targets, softcap=30.0, reduction="none")
+            assert np.isnan(losses).all()
+            assert np.isnan(cross_entropy(logits, targets, softcap=30.0, reduction="none")).all()
+            assert np.isnan(reference.float64(gradient)).all()
+        scores = token_scores(logits, np.zeros(rows, int), softcap=30.0, top_k=1)
+        assert np.isnan([scores.nll, scores.entropy, scores.top_logprobs[:, 0]]).all()
+        assert scores.logsumexp.tolist() == [-INF] * rows
+        assert np.isnan(class_log_probs(logits, [0], softcap=30.0)).all()
 
 
 def test_softcap_after_a_logit_scale_that_overflows():

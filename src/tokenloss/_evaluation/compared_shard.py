@@ -197,7 +197,7 @@ def _projected(hidden: Array, head: LmHead, logit_scale: float, softcap: float |
             logits += head.bias.astype(logits.dtype)
         logits *= logit_scale
         if softcap is not None:
-            logits = softcap * np.tanh(logits / softcap)
+            logits = np.where(np.isinf(logits), logits, softcap * np.tanh(logits / softcap))
     return logits
 
 
