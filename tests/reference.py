@@ -82,7 +82,9 @@ def cross_entropy(
         return _losses_of_logits(row, logit_scale, softcap)
 
     def penalty_of(row):
-        return wide(z_loss) * log_normalizer(row, logit_scale, softcap) ** 2
+        if undefined(row):  # also where no class has mass
+            return math.nan
+        return wide(z_loss) * log_normalizer(row, logit_scale, softcap) ** 2 if z_loss else 0
 
     return _score(
         losses_of,
@@ -94,7 +96,7 @@ def cross_entropy(
         where,
         reduction,
         label_smoothing,
-        penalty_of if z_loss else None,
+        penalty_of,
     )
 
 
@@ -125,7 +127,7 @@ def cross_entropy_and_grad(
 
 
 def _gradient_of_row(row, shares, z_loss, logit_scale, softcap):
-    if undefined(row, logit_scale, softcap):
+    if undefined(row):
         return np.full(row.size, math.nan)
     powers = _powers(row, logit_scale, softcap)
     total, best = powers.sum(), row.argmax()
@@ -149,7 +151,7 @@ def logsumexp(logits, *, axis=-1, logit_scale=1.0, softcap=None, out=None, worke
 
 def softmax(logits, *, axis=-1, logit_scale=1.0, softcap=None, out=None, workers=None):
     def probabilities_of(row):
-        if undefined(row, logit_scale, softcap):
+        if undefined(row):
             return np.full(row.size, math.nan)
         powers = _powers(row, logit_scale, softcap)
         return powers / powers.sum()
@@ -207,7 +209,7 @@ def token_scores(
         result.kept[here] = True
         result.nll[here] = float(losses[target])
         result.logsumexp[here] = float(log_normalizer(scores, logit_scale, softcap))
-        result.entropy[here] = math.nan if undefined(scores, logit_scale, softcap) else _entropy(losses)
+        result.entropy[here] = math.nan if undefined(scores) else _entropy(losses)
         result.rank[here] = (scores >= scores[target]).sum()
         result.argmax[here] = order[0] if order.size else -1
         result.is_greedy[here] = result.argmax[here] == target
@@ -365,22 +367,22 @@ def _quantiles(meter, fractions):
     return {f"{fraction:g}": float(np.quantile(meter.losses, fraction)) for fraction in fractions}
 
 
-def undefined(row, logit_scale=1.0, softcap=None):
+def undefined(row):
     """Whether a row of logits has no softmax."""
-    return np.isnan(row).any() or np.isposinf(row).any() or (softcap is None and np.isneginf(row).all())
+    return np.isnan(row).any() or np.isposinf(row).any() or np.isneginf(row).all()
 
 
 def scaled(row, logit_scale=1.0, softcap=None):
     """Return logits as they are scored."""
     row = wide(row) * wide(logit_scale)
-    return row if softcap is None else wide(softcap) * tanh(row / wide(softcap))
+    return row if softcap is None else np.where(row == -math.inf, row, wide(softcap) * tanh(row / wide(softcap)))
 
 
 def log_normalizer(row, logit_scale=1.0, softcap=None):
     """Return log(sum(exp(row)))."""
-    if softcap is None and np.isneginf(row).all():
+    if np.isneginf(row).all():
         return -math.inf
-    if undefined(row, logit_scale, softcap):
+    if undefined(row):
         return math.nan
     return scaled(row, logit_scale, softcap).max() + log(_powers(row, logit_scale, softcap).sum())
 
@@ -416,7 +418,7 @@ def _losses_of_logits(row, logit_scale=1.0, softcap=None):
     """Return -log(softmax(row)), where the likeliest class has its own term left out of the sum."""
     if row.size == 0:
         return row
-    if undefined(row, logit_scale, softcap):
+    if undefined(row):
         return np.full(row.size, math.nan)
     best, powers = row.argmax(), _powers(row, logit_scale, softcap)
     row = scaled(row, logit_scale, softcap)
@@ -467,9 +469,10 @@ def _score(
 ):
     losses, divisors = np.zeros(np.moveaxis(scores, axis, -1).shape[:-1]), []
     for row in _kept_rows(scores, targets, axis, weight, ignore_index, where, label_smoothing):
-        terms = losses_of(row.scores)[row.counted]
-        with np.errstate(over="ignore", invalid="ignore"):  # 0 * inf, inf - inf
-            loss = (row.shares[row.counted] * terms).sum()
+        terms, shares = losses_of(row.scores)[row.counted], row.shares[row.counted]
+        terms = np.where((shares == 0) & (terms == math.inf), 0, terms)  # of a class without weight
+        with np.errstate(over="ignore", invalid="ignore"):  # inf - inf
+            loss = (shares * terms).sum()
             losses[row.position] = float(loss + (penalty_of(row.scores) if penalty_of else 0))
         divisors.append(row.divisor)
     if reduction == "none":

@@ -249,5 +249,11 @@ def test_gradient_of_logits_of_minus_infinity_with_softcap():
     assert gradient.tolist() == [0.5, -1.0, 0.5]
     loss, gradient = cross_entropy_and_grad([0.0, -INF, 0.0], 0)
     assert gradient.tolist() == [-0.5, 0.0, 0.5]
-    loss, gradient = cross_entropy_and_grad([0.0, -INF], 0, softcap=3.0)
-    assert gradient.tolist() == [pytest.approx(-1 / (1 + math.exp(3)), rel=1e-15), 0.0]
+    capped = 3 * math.tanh(2 / 3)  # of -inf nothing is left, with a softcap as without
+    for row in ([0.0, -INF, 2.0], [0.0, 2.0]):
+        loss, gradient = cross_entropy_and_grad(row, 0, softcap=3.0)
+        at_target = -1 / (1 + math.exp(-capped))
+        assert loss == pytest.approx(math.log1p(math.exp(capped)), rel=1e-15)
+        at_other = -at_target * (1 - (capped / 3) ** 2)
+        assert gradient[[0, -1]].tolist() == pytest.approx([at_target, at_other], rel=1e-14)
+        assert not gradient[1:-1].any()

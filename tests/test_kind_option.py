@@ -1,10 +1,12 @@
 """What score and compare take arrays for: --kind, --base-kind, class ids and distributions."""
 
+import itertools
 import math
 
 import numpy as np
 import pytest
 from commands import LOGITS, TARGETS, assert_refused
+from reference import log_softmax
 
 import tokenloss
 from tokenloss._evaluation import plan
@@ -169,3 +171,36 @@ def test_kind_log_probs_of_wrong_logsumexp_in_compare(given, command, npz, model
         assert status[0] == 0
     else:
         assert_refused(status, f"{path}: log_probs has a row whose")
+
+
+@pytest.mark.parametrize("definitions", ["exact", "llama.cpp"])
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_files_have_the_bits_of_arrays_with_kind_and_base_kind(definitions, dtype, tmp_path, monkeypatch):
+    monkeypatch.setattr(plan, "_BLOCK_ROWS", 70)
+    kinds = {"logits": np.copy, "log_probs": log_softmax, "probs": lambda logits: np.exp(log_softmax(logits))}
+    rng = np.random.default_rng(20)
+    models = rng.normal(size=(2, 150, 37), scale=3)
+    targets, files = rng.integers(30, size=150), (tmp_path / "base.npz", tmp_path / "other.npz")
+    for base_kind, kind, classes in itertools.product(kinds, kinds, (None, 30)):
+        if definitions == "llama.cpp" and (base_kind == "logits" or classes):
+            continue  # of logits, compare makes no log-probabilities
+        base, other = (kinds[name](model).astype(dtype) for name, model in zip((base_kind, kind), models, strict=True))
+        np.savez(files[0], targets=targets, **{base_kind: base})
+        np.savez(files[1], **{kind: other})
+        options = {"definitions": definitions, "classes": classes}
+        expected = tokenloss.compare(base, other, targets, base_kind=base_kind, kind=kind, **options)
+        (found,) = tokenloss.compare_files(files[0], {"b": files[1]}, **options).values()
+        for name in ("nll", "base_nll", "kl", "delta_p", "base_top_p", "is_same_top", "mean_kl", "left_out"):
+            np.testing.assert_array_equal(getattr(found, name), getattr(expected, name), str((base_kind, kind, name)))
+
+
+def test_files_of_probabilities_that_do_not_add_up_to_1_are_refused_as_by_compare(tmp_path, monkeypatch):
+    monkeypatch.setattr(plan, "_BLOCK_ROWS", 40)
+    rng = np.random.default_rng(21)
+    probs, targets = rng.dirichlet(np.ones(9), 100), rng.integers(9, size=100)
+    files = tmp_path / "base.npz", tmp_path / "other.npz"
+    np.savez(files[0], targets=targets, probs=probs)
+    probs[93] /= 2
+    np.savez(files[1], probs=probs)
+    with pytest.raises(ValueError, match=r"other\.npz, rows from 80 on: logits\[13\] has .* logsumexp is -0\.693"):
+        tokenloss.compare_files(files[0], {"b": files[1]})

@@ -4,15 +4,18 @@ import math
 
 import numpy as np
 import pytest
+import reference
 from arrays import FLOATS, LOSSES, OPTIONS, assert_same_bits, call, scores_for, sum_of
 from programs import FORBIDDEN_PAGES, needs_mprotect
 
 import tokenloss
 from tokenloss import (
     LossMeter,
+    class_log_probs,
     cross_entropy,
     cross_entropy_and_grad,
     cross_entropy_loss,
+    linear_cross_entropy,
     logsumexp,
     nll_loss,
     token_scores,
@@ -159,6 +162,53 @@ def test_distribution_with_nan_and_infinity():
         assert loss([-1.0, -2.0], [1.0, INF]) == INF
 
 
+@each_dtype
+@each_options
+def test_distribution_without_mass_costs_0_and_nan_where_the_logits_have_no_softmax(dtype, options, rng, backend):
+    for classes in (1, 3, 70, 513):
+        logits = scores_for("cross_entropy", rng, (20, classes), dtype)
+        masses = np.zeros((20, classes))
+        masses[::3] = rng.random((7, classes))
+        logits[1:3, classes // 2], logits[4, -1], logits[5] = NAN, INF, -INF
+        logits[13, 1:] = -INF
+        expected = reference.cross_entropy(logits, masses, reduction="none", **options)
+        assert np.isnan(expected[[1, 2, 4, 5]]).all()
+        assert {"label_smoothing", "z_loss"} & options.keys() or not expected[[7, 8, 10]].any()
+        for weight in (None, np.zeros(classes)):
+            for layout in (logits, np.asfortranarray(logits)):
+                losses, gradient = cross_entropy_and_grad(layout, masses, weight=weight, reduction="none", **options)
+                found = cross_entropy(layout, masses, weight=weight, reduction="none", **options)
+                assert_same_bits(losses, found)
+                if weight is None:
+                    np.testing.assert_allclose(losses, expected, rtol=1e-6, atol=1e-6)
+                assert np.isnan(losses).tolist() == [i in (1, 2, 4, 5) for i in range(20)]
+                assert np.isnan(reference.float64(gradient)).all(1).tolist() == np.isnan(losses).tolist()
+                if not {"label_smoothing", "z_loss"} & options.keys():
+                    assert not gradient[[7, 8, 10]].any()
+        alone = [cross_entropy(row, mass, **options) for row, mass in zip(logits, masses, strict=True)]
+        assert_same_bits(cross_entropy(logits, masses, reduction="none", **options), alone)
+
+
+def test_distribution_without_mass_counts_in_the_mean():
+    masses, hidden = [[0.0, 0.0], [0.0, 1.0]], [[1.0], [0.0]]
+    assert cross_entropy([[5.0, 1.0], [0.0, 0.0]], masses) == pytest.approx(math.log(2) / 2, rel=1e-15)
+    assert math.isnan(cross_entropy([[NAN, 1.0], [0.0, 0.0]], masses))
+    assert nll_loss([[NAN, -INF], [0.0, -1.0]], masses) == 0.5  # scores without mass are not read
+    assert cross_entropy_loss(masses, [[NAN, 7.0], [0.5, 0.5]]) == pytest.approx(math.log(2) / 2, rel=1e-15)
+    assert np.isnan(linear_cross_entropy(hidden, [[NAN], [1.0]], masses, reduction="none")).all()
+    assert linear_cross_entropy(hidden, [[3.0], [1.0]], masses) == pytest.approx(math.log(2) / 2, rel=1e-15)
+    assert np.isnan(linear_cross_entropy(hidden, [[3.0], [1.0]], masses, linear_bias=[-INF, -INF]))
+
+
+def test_distribution_without_mass_where_a_logit_scale_overflows():
+    logits, masses = np.array([[1e300, 2.0], [1e300, 2.0], [1e300, NAN]]), np.diag([0.0, 1.0, 0.0])[:, [1, 0]]
+    for rows in (1, 7, 70):  # one by one, and side by side
+        arrays = (np.tile(array, (rows, 1)) for array in (logits, masses))
+        losses, gradient = cross_entropy_and_grad(*arrays, logit_scale=1e308, reduction="none")
+        np.testing.assert_array_equal(losses, [0.0, 0.0, NAN] * rows)
+        np.testing.assert_array_equal(gradient, [[0.0, 0.0], [0.0, 0.0], [NAN, NAN]] * rows)
+
+
 @needs_mprotect
 def test_probabilities_of_classes_whose_target_is_0_are_never_read(run_python):
     run_python(
@@ -207,10 +257,56 @@ def test_weight_0_of_a_class_gives_the_same_for_ids_and_one_hot_targets():
         for loss in (cross_entropy, nll_loss):
             ids = loss(logits, [1, 0], weight=[1, 0], reduction=reduction)
             one_hot = loss(logits, [[0, 1], [1, 0]], weight=[1, 0], reduction="none")
+            expected = loss([logits[1]], [0], reduction="none")[0]
+            assert one_hot.tolist() == [0.0, expected]  # not 0 * inf
             if reduction == "none":
-                assert np.isnan(ids).tolist() == np.isnan(one_hot).tolist() == [True, False]  # 0 * inf
+                assert ids.tolist() == [0.0, expected]
             else:
-                assert math.isnan(ids)
+                assert ids == expected
+
+
+@each_loss
+@each_dtype
+def test_weight_0_of_a_class_makes_an_infinite_loss_0_and_leaves_nan(loss, dtype, rng, backend):
+    options = {"epsilon": 0.0} if loss == "cross_entropy_loss" else {}
+    impossible = 0.0 if loss == "cross_entropy_loss" else -INF
+    for classes in (2, 130, 600):
+        scores = scores_for(loss, rng, (70, classes), dtype)
+        scores[scores == 0] = 0.001
+        out, weight = classes // 2, rng.random(classes)
+        weight[out], scores[::2, out], scores[3, out] = 0, impossible, NAN
+        one_hot = np.eye(classes)[rng.integers(0, classes, 70)]
+        one_hot[::2] = np.eye(classes)[out]
+        soft = rng.random((70, classes)) * (rng.random((70, classes)) < 0.5)
+        soft[:, out] = rng.random(70)
+        sparse = np.where(rng.random((70, classes)) < 0.02, soft, 0)
+        sparse[:4, out] = 0.5
+        for targets in (one_hot, soft, sparse, one_hot.argmax(-1)):
+            with np.errstate(divide="ignore"):  # log(0)
+                expected = call(reference, loss, scores, targets, weight=weight, reduction="none", **options)
+            assert not np.isinf(expected).any()
+            for order in "CF":
+                views = [np.asarray(array, order=order) for array in (scores, targets)]
+                losses = call(tokenloss, loss, *views, weight=weight, reduction="none", **options)
+                np.testing.assert_allclose(losses, expected, rtol=1e-6, atol=1e-6)
+            alone = [call(tokenloss, loss, scores[i], targets[i], weight=weight, reduction="none", **options)
+                     for i in range(9)]  # fmt: skip
+            assert_same_bits(losses[:9], alone)
+
+
+def test_weight_0_of_a_class_with_label_smoothing_and_linear_cross_entropy():
+    logits, options = [[0.0, -INF, 1.0]], {"weight": [1.0, 0.0, 2.0], "label_smoothing": 0.3}
+    rest = cross_entropy([0.0, 1.0], 0), cross_entropy([0.0, 1.0], 1)
+    smoothed = 0.1 * rest[0] + 0.2 * rest[1]
+    for target, expected in ((0, 0.7 * rest[0]), (1, 0), (2, 1.4 * rest[1])):
+        for targets in ([target], np.eye(3)[[target]]):
+            loss, gradient = cross_entropy_and_grad(logits, targets, reduction="sum", **options)
+            assert loss == pytest.approx(expected + smoothed, rel=1e-14)
+            assert np.isfinite(gradient).all()
+            assert gradient[0, 1] == 0
+            found = linear_cross_entropy(np.ones((1, 1)), np.array([[0.0], [0.0], [1.0]]), targets,
+                                         linear_bias=[0.0, -INF, 0.0], reduction="sum", **options)  # fmt: skip
+            assert found == pytest.approx(expected + smoothed, rel=1e-14)
 
 
 def test_weight_0_of_a_class_of_huge_logits_leaves_the_others_exact():
@@ -225,15 +321,51 @@ def test_weight_0_of_a_class_of_huge_logits_leaves_the_others_exact():
 # label_smoothing, z_loss, logit_scale and softcap
 
 
-def test_softcap_makes_minus_infinity_finite():
-    row = [-INF, 1.0, 2.0]
-    capped = np.array([-3.0, 3 * math.tanh(1 / 3), 3 * math.tanh(2 / 3)])
-    for target in range(3):
-        expected = np.log(np.exp(capped).sum()) - capped[target]
-        assert cross_entropy(row, target, softcap=3) == pytest.approx(expected, rel=1e-14)
-        assert cross_entropy([-INF] * 5, target, softcap=3) == pytest.approx(math.log(5), rel=1e-15)
-    expected = cross_entropy(capped, [0.25, 0.5, 0.25])
-    assert cross_entropy(row, [0.25, 0.5, 0.25], softcap=3) == pytest.approx(expected, rel=1e-14)
+@each_dtype
+def test_softcap_of_minus_infinity_is_minus_infinity(dtype, backend):
+    for classes in (3, 70, 513, 4200):
+        row, options = np.linspace(-2, 2, classes).astype(dtype), {"softcap": 3.0, "logit_scale": 1.5}
+        out = classes // 3
+        rest = np.delete(row, out)
+        row[out] = -INF
+        places = np.delete(np.arange(classes), out)
+        for k in (0, classes - 2):
+            nll = cross_entropy(row, places[k], **options)
+            assert nll == pytest.approx(cross_entropy(rest, k, **options), abs=1e-14)
+            scores = token_scores(np.stack([row] * 20), [places[k]] * 20, top_k=classes, **options)
+            assert scores.nll.tolist() == [nll] * 20
+            assert scores.top_logprobs[:, -1].tolist() == [-INF] * 20
+            loss, gradient = cross_entropy_and_grad(row, places[k], **options)
+            assert (loss, gradient[out]) == (scores.nll[0], 0)
+            assert np.isfinite(reference.float64(gradient)).all()
+        assert cross_entropy(row, out, **options) == INF
+        log_probs = class_log_probs(row, np.arange(classes), **options)
+        assert log_probs[out] == -INF
+        assert np.exp(log_probs).sum() == pytest.approx(1, abs=1e-12)
+        masses = np.full(classes, 1 / (classes - 1))
+        assert cross_entropy(row, masses, **options) == INF
+        masses[out] = 0
+        expected = cross_entropy(rest, masses[places], **options)
+        assert cross_entropy(row, masses, **options) == pytest.approx(expected, rel=1e-14)
+        bias, row[out] = np.where(row == -INF, row, 0), 0
+        found = linear_cross_entropy(np.ones((1, 1)), row[:, None], [places[0]], linear_bias=bias, **options)
+        row[out] = -INF
+        assert found == pytest.approx(cross_entropy(row, places[0], **options), abs=1e-6)
+
+
+@each_dtype
+def test_softcap_of_rows_of_minus_infinity_alone(dtype, backend):
+    for rows, classes in ((1, 1), (1, 4), (20, 4), (3, 513), (2, 4200)):
+        logits = np.full((rows, classes), -INF, dtype)
+        for targets in (np.zeros(rows, int), np.full((rows, classes), 0.25), np.zeros((rows, classes))):
+            losses, gradient = cross_entropy_and_grad(logits, targets, softcap=30.0, reduction="none")
+            assert np.isnan(losses).all()
+            assert np.isnan(cross_entropy(logits, targets, softcap=30.0, reduction="none")).all()
+            assert np.isnan(reference.float64(gradient)).all()
+        scores = token_scores(logits, np.zeros(rows, int), softcap=30.0, top_k=1)
+        assert np.isnan([scores.nll, scores.entropy, scores.top_logprobs[:, 0]]).all()
+        assert scores.logsumexp.tolist() == [-INF] * rows
+        assert np.isnan(class_log_probs(logits, [0], softcap=30.0)).all()
 
 
 def test_softcap_after_a_logit_scale_that_overflows():

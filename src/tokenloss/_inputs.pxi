@@ -26,6 +26,8 @@ cdef int open_view(View *view, array, int dtype, int axis, bint writable) except
         width *= view.buffer.shape[k]
         if view.is_uniform:
             view.run = width
+    if width == 0:  # there are no rows: `address_of` must not divide by a length of 0
+        view.is_uniform = True
     return 0
 
 
@@ -261,7 +263,7 @@ cdef class Positions:
         """The distribution of a row and the mass that smoothing adds; of class ids, that alone."""
         cdef tl_soft_target soft
         memset(&soft, 0, sizeof(soft))
-        soft.one_minus_eps, soft.eps_over_v = 1 - label_smoothing, label_smoothing / self.classes
+        soft.one_minus_eps, soft.eps_over_v = 1 - label_smoothing, label_smoothing / max(self.classes, 1)
         if not self.by_class and is_given(&self.targets_view):
             soft.mass, soft.mass_dtype = address_of(&self.targets_view, row), self.targets_view.dtype
             soft.mass_stride = self.targets_view.buffer.strides[self.targets_view.axis]

@@ -129,7 +129,7 @@ cdef class ClassIdLoss(RowJob):
         if self.weighs_class_ids:
             for i in range(block.count):
                 weights[i] = self.positions.class_weight(block.targets[i])
-                nll[i] *= weights[i]
+                nll[i] = tl_weighed(weights[i], nll[i])
         self.add_many(block.start, block.rows, nll, weights if self.weighs_class_ids else NULL, block.count, totals)
 
     cdef void run_range(self, int64_t start, int64_t stop, Totals *totals, tl_cancel *cancel) noexcept nogil:

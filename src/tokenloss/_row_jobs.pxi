@@ -56,8 +56,7 @@ cdef class LogSumExpJob(RowJob):
         """Rows whose log-odds are nan, since scaled logits may have overflowed, are reduced by themselves."""
         cdef int i
         for i in range(block.rows.count):
-            if (block.rows.wanted >> i & 1 and block.rows.excluded[i] >= 0
-                    and lse.odds.log_odds[i] != lse.odds.log_odds[i]):
+            if block.rows.wanted >> i & 1 and lse.odds.log_odds[i] != lse.odds.log_odds[i]:
                 block.rows.wanted &= ~(<uint64_t> 1 << i)
                 self.add(block.number[i], block.target[i],
                          self.reduce_row(block.number[i], block.target[i], totals, cancel), totals)
@@ -246,13 +245,7 @@ cdef class CrossEntropy(LogSumExpJob):
             return target
         loss = self.loss_at(row, target)
         argmax = tl_soft_target_argmax(backend, &loss.soft, self.scores.classes, &nonzero, cancel)
-        if not self.accepts_distribution(row, &loss.soft, argmax, nonzero, totals, cancel):
-            return MASKED
-        if argmax < 0 and self.z_loss == 0:  # a loss of 0, and no logit is read
-            self.mask_row(row)
-            self.add(row, target, 0, totals)
-            return MASKED
-        return argmax
+        return argmax if self.accepts_distribution(row, &loss.soft, argmax, nonzero, totals, cancel) else MASKED
 
     cdef void shift_row(self, int64_t row, tl_row *logits) noexcept nogil:
         if self.z_loss == 0:

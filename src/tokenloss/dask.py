@@ -72,7 +72,8 @@ def score(
         the classes are in several chunks, Dask moves them together, in blocks of its option ``array.chunk-size``.
     targets : dask array or array
         Class ids (integers, of the shape of `logits` without its class axis), or distributions (of the shape of
-        `logits`; integers must be one-hot). A class of mass 0 adds 0, even at a log-probability of -inf.
+        `logits`; integers must be one-hot). A class of mass or weight 0 adds 0, even at a log-probability of -inf. A
+        row of targets without mass counts, with loss 0.
     axis : int, default -1
         Axis of the classes.
     ignore_index : int or None, default -100
@@ -90,7 +91,7 @@ def score(
     logit_scale : float, default 1.0
         Multiplier of the logits (1 / temperature).
     softcap : float, optional
-        Logits become ``softcap * tanh(logit_scale * logits / softcap)``.
+        Logits become ``softcap * tanh(logit_scale * logits / softcap)``; those of -inf stay -inf.
     workers : int or None, default 1
         Number of threads for each block. Dask computes as many blocks at once as a machine's worker has threads, and
         none of them waits for the GIL, so one thread for each block uses them all. None is as in
@@ -175,7 +176,8 @@ def cross_entropy(
         the classes are in several chunks, Dask moves them together, in blocks of its option ``array.chunk-size``.
     targets : dask array or array
         Class ids (integers, of the shape of `logits` without its class axis), or distributions (of the shape of
-        `logits`; integers must be one-hot). A class of mass 0 adds 0, even at a log-probability of -inf.
+        `logits`; integers must be one-hot). A class of mass or weight 0 adds 0, even at a log-probability of -inf. A
+        row of targets without mass counts, with loss 0.
     axis : int, default -1
         Axis of the classes.
     weight : array of shape (V,), optional
@@ -195,7 +197,7 @@ def cross_entropy(
     logit_scale : float, default 1.0
         Multiplier of the logits (1 / temperature).
     softcap : float, optional
-        Logits become ``softcap * tanh(logit_scale * logits / softcap)``.
+        Logits become ``softcap * tanh(logit_scale * logits / softcap)``; those of -inf stay -inf.
     reduction : {"mean", "sum", "none"}, default "mean"
         "mean" divides the sum by the number of included positions or, with `sample_weight`, or class ids and `weight`,
         by the sum of their weights (nan if none is included). "none" gives the loss of each position times its weights,

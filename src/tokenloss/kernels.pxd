@@ -79,6 +79,7 @@ cdef extern from "_kernels/kernels.h" nogil:
         int weight_dtype
         double one_minus_eps
         double eps_over_v
+    double tl_weighed(double, double)
     int64_t tl_soft_target_argmax(const tl_backend *, const tl_soft_target *, int64_t, int64_t *, tl_cancel *)
     void tl_cast_row(const tl_backend *, const tl_row *, int, void *)
     ctypedef struct tl_vectors:

@@ -71,7 +71,8 @@ def linear_cross_entropy(
         order, perhaps memory-mapped. It is never copied as a whole.
     targets : array
         Class ids (integers, of the shape of `hidden` without its last axis), or distributions (of shape (..., V);
-        integers must be one-hot). A class of mass 0 adds 0, even at a log-probability of -inf.
+        integers must be one-hot). A class of mass or weight 0 adds 0, even at a log-probability of -inf. A row of
+        targets without mass counts, with loss 0.
     linear_bias : array of shape (V,), optional
         Bias of the projection.
     weight : array of shape (V,), optional
@@ -91,7 +92,7 @@ def linear_cross_entropy(
     logit_scale : float, default 1.0
         Multiplier of the logits (1 / temperature).
     softcap : float, optional
-        Logits become ``softcap * tanh(logit_scale * logits / softcap)``.
+        Logits become ``softcap * tanh(logit_scale * logits / softcap)``; those of -inf stay -inf.
     reduction : {"mean", "sum", "none"}, default "mean"
         "mean" divides the sum by the number of included positions or, with `sample_weight`, or class ids and `weight`,
         by the sum of their weights (nan if none is included). "none" gives the loss of each position times its weights,
@@ -188,7 +189,7 @@ def linear_token_scores(
     logit_scale : float, default 1.0
         Multiplier of the logits (1 / temperature).
     softcap : float, optional
-        Logits become ``softcap * tanh(logit_scale * logits / softcap)``.
+        Logits become ``softcap * tanh(logit_scale * logits / softcap)``; those of -inf stay -inf.
     top_k : int, default 0
         Number of most likely classes to list.
     workers : int, optional
@@ -282,7 +283,7 @@ def linear_kl_divergence(
     logit_scale : float, default 1.0
         Multiplier of the logits of both models (1 / temperature).
     softcap : float, optional
-        Logits of both models become ``softcap * tanh(logit_scale * logits / softcap)``.
+        Logits of both models become ``softcap * tanh(logit_scale * logits / softcap)``; those of -inf stay -inf.
     reduction : {"mean", "sum", "none"}, default "mean"
         "mean" divides the sum by the number of included positions (nan if none is included). "none" gives the
         divergence of each position, 0.0 where masked.
@@ -383,7 +384,7 @@ def linear_compare(
     logit_scale : float, default 1.0
         Multiplier of the logits of both models (1 / temperature).
     softcap : float, optional
-        Logits of both models become ``softcap * tanh(logit_scale * logits / softcap)``.
+        Logits of both models become ``softcap * tanh(logit_scale * logits / softcap)``; those of -inf stay -inf.
     workers : int, optional
         Number of threads, as in `cross_entropy`. No bit of the result depends on it.
 

@@ -49,7 +49,7 @@ def cross_entropy_loss(
     ----------
     y_true : array
         Class ids (integers, of the shape of `y_pred` without its class axis), or distributions (of the shape of
-        `y_pred`; integers must be one-hot).
+        `y_pred`; integers must be one-hot). A row without mass counts, with loss 0.
     y_pred : array of shape (..., V)
         Probabilities: float16, bfloat16, float32 or float64, of any byte order and memory layout; anything with
         `__dlpack__` on the CPU (torch, JAX) is read without a copy. Lists are converted.
@@ -147,7 +147,8 @@ def nll_loss(
 ) -> float | Float64Array:
     """Negative log-likelihood of log-probabilities.
 
-    The loss of a position is ``-log_probs[target]``, or ``-sum(targets * log_probs)`` over its classes.
+    The loss of a position is ``-log_probs[target]``, or ``-sum(targets * log_probs)`` over its classes. Only the
+    log-probabilities whose target is not 0 are read.
 
     Parameters
     ----------
@@ -156,7 +157,8 @@ def nll_loss(
         `__dlpack__` on the CPU (torch, JAX) is read without a copy. Lists are converted.
     targets : array
         Class ids (integers, of the shape of `log_probs` without its class axis), or distributions (of the shape of
-        `log_probs`; integers must be one-hot). A class of mass 0 adds 0, even at a log-probability of -inf.
+        `log_probs`; integers must be one-hot). A class of mass or weight 0 adds 0, even at a log-probability of -inf. A
+        row of targets without mass counts, with loss 0.
     axis : int, default -1
         Axis of the classes.
     weight : array of shape (V,), optional
@@ -256,7 +258,8 @@ def cross_entropy(
         layout; anything with `__dlpack__` on the CPU (torch, JAX) is read without a copy. Lists are converted.
     targets : array
         Class ids (integers, of the shape of `logits` without its class axis), or distributions (of the shape of
-        `logits`; integers must be one-hot). A class of mass 0 adds 0, even at a log-probability of -inf.
+        `logits`; integers must be one-hot). A class of mass or weight 0 adds 0, even at a log-probability of -inf. A
+        row of targets without mass counts, with loss 0.
     axis : int, default -1
         Axis of the classes.
     weight : array of shape (V,), optional
@@ -276,7 +279,7 @@ def cross_entropy(
     logit_scale : float, default 1.0
         Multiplier of the logits (1 / temperature).
     softcap : float, optional
-        Logits become ``softcap * tanh(logit_scale * logits / softcap)``.
+        Logits become ``softcap * tanh(logit_scale * logits / softcap)``; those of -inf stay -inf.
     reduction : {"mean", "sum", "none"}, default "mean"
         "mean" divides the sum by the number of included positions or, with `sample_weight`, or class ids and `weight`,
         by the sum of their weights (nan if none is included). "none" gives the loss of each position times its weights,
@@ -312,7 +315,8 @@ def cross_entropy(
     ``(1 - label_smoothing) * target + label_smoothing / V``. `z_loss` is that of PaLM (Chowdhery et al.,
     arXiv:2204.02311), `softcap` that of Gemma 2 (arXiv:2408.00118); scaled or capped rows are computed in float64. Each
     loss is within 2e-7 nats of the exact value for the given logits (float64: 4e-15, relative to the larger of 1, the
-    logsumexp and the loss), and small losses have a relative error below 1e-6.
+    logsumexp and the loss), and small losses have a relative error below 1e-6. A row with nan or +inf, or of -inf
+    alone, has loss nan, whatever its targets are.
 
     Examples
     --------
@@ -397,7 +401,8 @@ def cross_entropy_and_grad(
         layout; anything with `__dlpack__` on the CPU (torch, JAX) is read without a copy. Lists are converted.
     targets : array
         Class ids (integers, of the shape of `logits` without its class axis), or distributions (of the shape of
-        `logits`; integers must be one-hot). A class of mass 0 adds 0, even at a log-probability of -inf.
+        `logits`; integers must be one-hot). A class of mass or weight 0 adds 0, even at a log-probability of -inf. A
+        row of targets without mass counts, with loss 0.
     axis : int, default -1
         Axis of the classes.
     weight : array of shape (V,), optional
@@ -417,7 +422,7 @@ def cross_entropy_and_grad(
     logit_scale : float, default 1.0
         Multiplier of the logits (1 / temperature).
     softcap : float, optional
-        Logits become ``softcap * tanh(logit_scale * logits / softcap)``.
+        Logits become ``softcap * tanh(logit_scale * logits / softcap)``; those of -inf stay -inf.
     reduction : {"mean", "sum", "none"}, default "mean"
         "mean" divides the sum by the number of included positions or, with `sample_weight`, or class ids and `weight`,
         by the sum of their weights (nan if none is included). "none" gives the loss of each position times its weights,

@@ -118,8 +118,8 @@ static void check_distributions(const tl_backend *backend, int dtype, int64_t cl
                  : is_log                ? -score
                                          : score);
     }
-    for (int64_t k = 0; k < classes; k++)
-        tl_store(weights + 4 * k, TL_FLOAT32, (double)(k % 3));
+    for (int64_t k = 0; k < classes; k++) /* weights of 0, but for infinite losses, which a block would not accept */
+        tl_store(weights + 4 * k, TL_FLOAT32, (double)(k % 3 + is_log));
     for (int i = 0; i < rows; i++)
         if (kind < 3 || random_bits() >> 63)
             taken[count++] = i;

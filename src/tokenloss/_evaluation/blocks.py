@@ -137,9 +137,9 @@ def _opened(blocks: Iterable[Any], options: Options, total: _Total) -> Iterator[
         block = _checked(f"block {number}", values, total)
         if options.shift:
             check_shiftable(_file(block, options), block.targets, None)
-        if not options.shift or block.ids is None or block.scores.ndim != 2:
+        if not options.shift or block.ids is None or block.scores.ndim != 2 or not len(block.scores):
             yield _shard(block, options, total.numbered)
-        elif len(block.scores):
+        else:
             if last is not None:
                 yield _shard(last, options, 0, following=block)
             if len(block.scores) > 1:

@@ -127,7 +127,7 @@ class _Model:
     """A model's file, whose rows are read in order; the first that count are checked to be of its kind."""
 
     def __init__(self, file: ScoresFile, options: Options, option: str, max_rows: int) -> None:
-        self.file, self._blocks = file, file.blocks(max_rows)
+        self.file, self.options, self._blocks = file, options, file.blocks(max_rows)
         self._option = None if options.kind else option
         self._left: Array | None = None  # of a block that is cut where the base's is not
         self._is_checked = False
@@ -150,11 +150,21 @@ class _Model:
         elif not self._is_checked:
             self._is_checked = checks.check_kind(self.file, self._option, rows, kept)
 
-    def logits(self, rows: Array) -> Array:
-        """Rows as logits, or log-probabilities."""
-        if self.file.lm_head is not None:
-            return _projected(rows, self.file.lm_head)
-        return checks.log(rows) if self.file.kind == "probs" else rows
+    @property
+    def kind(self) -> str:
+        """What `scores` are to `compare`: log-probabilities are logits to it, and may be cut."""
+        return "probs" if self.file.kind == "probs" else "logits"
+
+    def scores(self, rows: Array) -> Array:
+        """Rows as they are, or the logits of hidden states."""
+        if self.file.lm_head is None:
+            return rows
+        return _projected(rows, self.file.lm_head)
+
+    def top_scores(self, scores: Array) -> Callable[..., TokenScores]:
+        """Function that scores rows by the first classes, whose probabilities need not add up to 1."""
+        some = scores[:, : self.options.classes]
+        return functools.partial(token_scores, checks.log(some) if self.kind == "probs" else some)
 
     def projection(self, rows: Array) -> Projection:
         """Hidden states and their projection onto the vocabulary."""
@@ -188,7 +198,7 @@ def _projected(hidden: Array, head: LmHead) -> Array:
             logits += head.bias.astype(logits.dtype)
         logits *= head.logit_scale
         if head.softcap is not None:
-            logits = head.softcap * np.tanh(logits / head.softcap)
+            logits = np.where(np.isinf(logits), logits, head.softcap * np.tanh(logits / head.softcap))
     return logits
 
 
@@ -273,21 +283,23 @@ class _Run:
     def _by_logits(self, rows: Array, tokens: _Tokens, kept: BoolArray) -> Iterator[_Compared]:
         """Columns and scores of each candidate, one after the other."""
         options, file = self._options, self.base.file
-        base = self.base.logits(rows)
+        base, base_kind = self.base.scores(rows), self.base.kind
         if options.definitions == "llama.cpp" and file.kind in ("logits", "hidden_states"):
             # of the base, log-probabilities as they are
             base = log_softmax(base.astype(np.float32) if base.itemsize < 4 else base)
         with with_file_names(file.path):
-            base_scores = self._scores(functools.partial(token_scores, base[:, : options.classes]), tokens)
-        pairing: Any = {"definitions": options.definitions, "classes": options.classes, "where": tokens.where,
-                        "ignore_index": options.ignore_index, "workers": self._workers}  # fmt: skip
+            base_scores = self._scores(self.base.top_scores(base), tokens)
+        pairing: Any = {"definitions": options.definitions, "base_kind": base_kind, "classes": options.classes,
+                        "where": tokens.where, "ignore_index": options.ignore_index,
+                        "workers": self._workers}  # fmt: skip
+        first = f"rows from {tokens.positions[0]} on" if tokens.positions[0] else None  # errors count from there
         for model in self._others:
             rows = model.read(len(tokens.ids))
             model.check(rows, kept)
-            logits = model.logits(rows)
-            with with_file_names(file.path, model.file.path):
-                columns = pair_columns(base, {"logits": logits}, tokens.ids, **pairing)["logits"]
-                scores = self._scores(functools.partial(token_scores, logits[:, : options.classes]), tokens)
+            compared = model.scores(rows)
+            with with_file_names(file.path, model.file.path, first):
+                columns = pair_columns(base, {"logits": compared}, tokens.ids, kind=model.kind, **pairing)["logits"]
+                scores = self._scores(model.top_scores(compared), tokens)
             self._advance(rows.nbytes)
             yield columns, base_scores, scores
 

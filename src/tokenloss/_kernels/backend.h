@@ -206,7 +206,8 @@ typedef struct {
     void (*dot_rows[TL_FLOAT_DTYPES])(const void *x, size_t depth, const void *vectors, ptrdiff_t stride, size_t count,
                                       int from_memory, double *dots);
 
-    /* Of a multiple of TL_GROUP: x = softcap tanh(scale x / softcap) in place, or scale x if the softcap is 0. */
+    /* Of a multiple of TL_GROUP: x = softcap tanh(scale x / softcap) in place, or scale x if the softcap is 0.
+     * Infinities stay. */
     void (*softcap)(double *x, size_t count, double scale, double softcap);
     /* Of as many: logarithms of probabilities, in place; nan of what is none. */
     void (*logs)(double *x, size_t count);

@@ -296,5 +296,7 @@ int tl_nll_of_distributions(const tl_backend *backend, const tl_distributions *o
     }
     for (int i = 0; i < count; i++) /* of an infinite sum, the errors are nan */
         nll[i] = sums.lost[i] - sums.lost[i] == 0 ? sums.sum[i] + sums.lost[i] : sums.sum[i];
+    for (int i = 0; of->weight && i < count; i++) /* perhaps a weight of 0 times an infinite loss, which adds 0 */
+        refused |= nll[i] != nll[i];
     return !refused;
 }

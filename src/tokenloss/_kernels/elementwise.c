@@ -119,6 +119,8 @@ void tl_softmax(const tl_backend *backend, const tl_row *row, tl_lse lse, const 
 double tl_softcap_grad(const tl_row *row, double logit) {
     if (row->softcap == 0)
         return row->logit_scale;
+    if (logit == -(double)INFINITY)
+        return 0;
     double tanh = logit / row->softcap;
     return row->logit_scale * (1 - tanh) * (1 + tanh);
 }

@@ -11,8 +11,8 @@
  * q[k] (shift - x[k]), their mass, sum of q[k], and how far the logsumexp lies above the shift. */
 static double loss_of(const tl_loss *loss, double nll, double target_dot, double mass, double above_shift, tl_lse lse) {
     double sum = 0;
-    if (loss->target >= 0 && loss->soft.one_minus_eps != 0) /* 0 times an infinite nll is nan */
-        sum = loss->target_weight * loss->soft.one_minus_eps * nll;
+    if (loss->target >= 0)
+        sum = tl_weighed(loss->target_weight * loss->soft.one_minus_eps, nll);
     sum += target_dot;
     sum += mass * above_shift;
     return loss->z_loss != 0 ? sum + loss->z_loss * tl_logsumexp(lse) * tl_logsumexp(lse) : sum;
@@ -62,7 +62,7 @@ double tl_loss_of_odds(const tl_backend *backend, const tl_row *logits, const tl
     double target_dot = 0;
     odds->smoothed = 0;
     if (!smooths && loss->z_loss == 0)
-        return loss->target_weight * odds->nll;
+        return tl_weighed(loss->target_weight, odds->nll);
     if (smooths && !(logit_sum && tl_target_dot_of_sum(&loss->soft, logits->count, *logit_sum, odds->lse.offset,
                                                        &target_dot, &odds->smoothed)))
         target_dot = tl_target_dot(backend, logits, &loss->soft, odds->lse.offset, &odds->smoothed, cancel);
@@ -85,7 +85,7 @@ double tl_loss_of_class(const tl_backend *backend, const tl_row *logits, const t
 
 double tl_loss_of_masses(const tl_backend *backend, const tl_row *logits, const tl_loss *loss, int64_t argmax,
                          const tl_class_odds *odds, double *softmax_factor, tl_cancel *cancel) {
-    double mass = 0, target_dot = 0, above_shift = 0;
+    double mass = 0, target_dot = 0, above_shift = odds->lse.log; /* a row without mass has loss 0, or nan */
     if (argmax >= 0) {
         /* the logit of the argmax: if it is the largest logit as well, differences from it lose few digits */
         int is_finite = odds->nll - odds->nll == 0;
@@ -101,11 +101,6 @@ double tl_loss_of_distribution(const tl_backend *backend, const tl_row *logits, 
                                tl_cancel *cancel) {
     tl_class_odds odds = {0};
     tl_lse_acc others;
-    if (argmax < 0 && loss->z_loss == 0) {
-        if (loss->grad)
-            tl_fill(loss->grad, 0);
-        return 0;
-    }
     tl_lse_row(backend, logits, argmax, &others, cancel);
     odds.lse = tl_lse_finish(&others, logits);
     if (argmax >= 0) {
@@ -167,18 +162,16 @@ void tl_loss_range(const tl_backend *backend, const tl_row *logits, const tl_los
 
 double tl_loss_end(const tl_backend *backend, const tl_row *logits, const tl_loss *loss, const tl_loss_acc *acc) {
     double mass = 0, target_dot = 0, nll = 0, above_shift = 0;
-    if (acc->excluded < 0 && loss->z_loss == 0)
-        return 0;
     tl_lse lse = tl_lse_finish(&acc->others, logits);
     if (acc->excluded >= 0) {
         double logit = tl_transformed(backend, logits, acc->target_raw), log_odds = tl_log_odds_against_lse(lse, logit);
         nll = tl_softplus(log_odds);
         lse = tl_lse_add_class(lse, logit, log_odds);
     }
-    if (acc->needs_target_dot) {
+    if (acc->needs_target_dot)
         target_dot = tl_target_dot_end(&acc->target_dot, &mass);
+    if (acc->needs_target_dot || loss->target < 0)
         above_shift = (lse.offset - acc->shift) + lse.log;
-    }
     return loss_of(loss, nll, target_dot, mass, above_shift, lse);
 }
 
@@ -219,7 +212,7 @@ double tl_nll_of_distribution(const tl_backend *backend, const tl_row *scores, c
             seen->nonzero++;
             seen->last = start + i;
             /* Knuth's two-sum: the rounding errors of the sum are added at the end */
-            double term = mass[i] * nll[i], before = sum, other;
+            double term = tl_weighed(mass[i], nll[i]), before = sum, other;
             sum += term;
             other = sum - before;
             comp += (before - (sum - other)) + (term - other);

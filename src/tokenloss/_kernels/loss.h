@@ -55,7 +55,7 @@ double tl_loss_of_class(const tl_backend *backend, const tl_row *logits, const t
                         tl_cancel *cancel);
 
 /* The loss for a distribution; `argmax` is what tl_soft_target_argmax found. If that is -1, no class has mass: the loss
- * is that of z-loss alone, and without z-loss no logit is read. */
+ * is that of z-loss alone, and nan as that of any row without a softmax. */
 double tl_loss_of_distribution(const tl_backend *backend, const tl_row *logits, const tl_loss *loss, int64_t argmax,
                                tl_cancel *cancel);
 

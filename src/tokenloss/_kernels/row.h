@@ -4,9 +4,9 @@
 
 #include "backend.h"
 
-/* With a scale or a softcap the logits are softcap tanh(logit_scale x / softcap), and are computed in double. With a
- * scale alone they may be logit_scale (x - shift), where logit_scale x would overflow. Of probabilities, the logits are
- * the logarithms, in double too: nan of what is none. */
+/* With a scale or a softcap the logits are softcap tanh(logit_scale x / softcap), or x where that is infinite, and are
+ * computed in double. With a scale alone they may be logit_scale (x - shift), where logit_scale x would overflow. Of
+ * probabilities, the logits are the logarithms, in double too: nan of what is none. */
 typedef struct {
     const char *data;
     int64_t count;

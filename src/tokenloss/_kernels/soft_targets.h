@@ -2,11 +2,13 @@
 #ifndef TOKENLOSS_SOFT_TARGETS_H
 #define TOKENLOSS_SOFT_TARGETS_H
 
+#include <math.h>
+
 #include "cancel.h"
 #include "row.h"
 
 /* Effective target distribution: weight[k] (one_minus_eps mass[k] + eps_over_v). -0.0 stands for a class that has
- * target mass but weight 0: it multiplies the loss (0 * inf = nan). +0.0 means that the class is skipped. */
+ * target mass but weight 0: its score is read, and adds 0 unless it is nan. +0.0 means that the class is skipped. */
 typedef struct {
     const char *mass; /* NULL if there is none: label smoothing alone */
     ptrdiff_t mass_stride;
@@ -18,6 +20,12 @@ typedef struct {
 } tl_soft_target;
 
 TL_INLINE int tl_contributes(double mass) { return tl_to_bits(mass) != 0; }
+
+/* The loss of a class times its mass or weight: 0 where that is 0, also of an infinite loss. */
+TL_INLINE double tl_weighed(double weight, double nll) {
+    double product = weight * nll;
+    return TL_UNLIKELY(product != product) && weight == 0 && nll == (double)INFINITY ? 0 : product;
+}
 
 /* The effective mass of a class. */
 TL_INLINE double tl_soft_target_at(const tl_soft_target *soft, int64_t k) {

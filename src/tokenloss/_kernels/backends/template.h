@@ -222,7 +222,7 @@ TL_TARGET static void JOIN(target_dot_, BACKEND)(const double *mass, const doubl
     for (size_t i = 0; i < count; i += 16)
         for (size_t j = 0; j < 16; j++) {
             double term = mass[i + j] * (shift - x[i + j]);
-            term = tl_to_bits(mass[i + j]) == 0 || shift == x[i + j] ? 0 : term;
+            term = mass[i + j] == 0 || shift == x[i + j] ? 0 : term;
             JOIN(two_sum_, BACKEND)(&dot->dot[j], &dot->dot_comp[j], term);
             JOIN(two_sum_, BACKEND)(&dot->mass[j], &dot->mass_comp[j], mass[i + j]);
         }
@@ -451,19 +451,19 @@ TL_TARGET static void JOIN(prob_sums_, BACKEND)(const double *p, const double *q
 
 /* x = softcap tanh(scale x / softcap), or scale x if the softcap is 0.
  *
- * tanh(y) = e / (e + 2) with e = exp(2 y) - 1, which keeps its digits near 0: there, the power of two is 1. An infinity
- * becomes nan, as rows without a softcap do for it. */
+ * tanh(y) = e / (e + 2) with e = exp(2 y) - 1, which keeps its digits near 0: there, the power of two is 1. Infinities
+ * stay as they are: -inf excludes a class, and a row with +inf has no softmax, with a softcap as without. */
 TL_TARGET static void JOIN(softcap_, BACKEND)(double *x, size_t count, double factor, double cap) {
     const f64_acc acc = f64_acc_init(0, 0, 0, 0);
-    const f64_vec zero = f64_set(0), one = f64_set(1), two = f64_set(2), most = f64_set(40);
+    const f64_vec one = f64_set(1), two = f64_set(2), most = f64_set(40), infinity = f64_set((double)INFINITY);
     const double largest = 0x1.fffffffffffffp1023, slope = cap > 0 ? factor / cap * 2 : factor;
     const f64_vec times = f64_set(slope < largest ? slope : largest), height = f64_set(cap);
     for (size_t i = 0; i < count; i += f64_WIDTH) {
         f64_vec value = f64_load(x + i), y = f64_mul(value, times);
         if (cap > 0) {
             f64_exp_parts exp = f64_exp_of(f64_max_keep_nan(f64_set(-40), f64_min(most, y)), &acc, 0);
-            f64_vec e = f64_add_rest(&exp, f64_sub(exp.power, one)), above = f64_max_keep_nan(zero, value);
-            y = f64_mul_add(height, f64_div(e, f64_add(e, two)), f64_sub(above, above));
+            f64_vec e = f64_add_rest(&exp, f64_sub(exp.power, one)), size = f64_and_bits(value, 0x7fffffffffffffffu);
+            y = f64_if_less(size, infinity, f64_mul(height, f64_div(e, f64_add(e, two))), value);
         }
         f64_store(x + i, y);
     }
