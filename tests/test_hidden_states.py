@@ -391,6 +391,12 @@ def test_state(parts, command, score_json, monkeypatch):
     state["done"][0]["found"]["rms"] *= 99
     write_state(parts.state, state)
     os.utime(parts.head, ns=(changed, changed))
+    weight = np.load(parts.head)
+    np.save(parts.head, -weight)  # of the same size and time
+    os.utime(parts.head, ns=(changed, changed))
+    assert_refused(command("score", *argv, "--state", parts.state), "part-a.npz", "its head changed")
+    np.save(parts.head, weight)
+    os.utime(parts.head, ns=(changed, changed))
     assert_refused(command("score", *argv, "--state", parts.state), "holds an impossible result")
 
 

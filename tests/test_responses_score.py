@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import re
 from types import SimpleNamespace
 
@@ -385,6 +386,11 @@ def test_state(completions, score_json, command, tmp_path):
     for name in first.keys() - {"seconds", "gb_per_second", "bytes"}:
         assert again[name] == first[name]
     assert_refused(command("score", completions, *argv[3:]), "written with skip_failed True")
+    status, text = completions.stat(), completions.read_bytes()
+    completions.write_bytes(text.replace(b":-1", b":-2"))
+    assert completions.read_bytes() != text
+    os.utime(completions, ns=(status.st_atime_ns, status.st_mtime_ns))  # with its size and time
+    assert_refused(command("score", *argv), "changed")
     clients.save(completions, *COMPLETIONS[:2])
     assert_refused(command("score", *argv), "changed")
 

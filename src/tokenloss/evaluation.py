@@ -201,8 +201,8 @@ def evaluate(
     sinks : sequence of Sink, optional
         Files to write, such as ``TokenTable("tokens.parquet")``; see `tokenloss.sinks`.
     state : path, optional
-        Checkpoint: the result of each file is appended to it at once, and a later call resumes from it. A file that
-        changed since then is refused: it is told by its path, size, time and pieces of its content.
+        Checkpoint: the result of each file is appended to it at once, and a later call resumes from it. It is refused
+        if a file has another path, size, time or content, of which some pieces are compared.
     scheduler : str, optional
         Address of a Dask scheduler, on whose workers the files are scored.
     progress : bool, default False

@@ -311,7 +311,8 @@ def stored_parts(path: str, names: Collection[str], kind: str) -> dict[str, str]
         held = [name for name in INPUT_IDS if name in names]
         if len(held) > 1:
             raise_error("content", path=path, got=f"holds {' and '.join(held)}", fits="hold one of them")
-        parts |= dict.fromkeys(["input_ids"] if held else [], *held)
+        if held:
+            parts["input_ids"] = held[0]
     return parts
 
 
