@@ -210,7 +210,8 @@ def next_token(logits: Any, ids: Any, attention_mask: Any = None) -> tuple[Any, 
     ids : array of integers of shape (..., T)
         Input ids of the model.
     attention_mask : array of shape (..., T), optional
-        Mask of the input ids: 0 or False for padding, at either end, and 1 or True for other tokens.
+        Mask of the input ids: 0 or False for padding, and 1 or True for other tokens. Of texts that are packed into one
+        row, the number of each token's text, such as [1, 1, 1, 2, 2, 0]: no text predicts the first token of the next.
 
     Returns
     -------
@@ -219,13 +220,14 @@ def next_token(logits: Any, ids: Any, attention_mask: Any = None) -> tuple[Any, 
     targets : array of integers of shape (..., T - 1)
         Ids of the predicted tokens; a view.
     where : array of bool of shape (..., T - 1), or None
-        True where neither the token nor the one before it is padding: the argument `where` of all functions. None
-        without a mask.
+        True where the token and the one before it belong to the same text, not to padding: the argument `where` of all
+        functions. None without a mask.
 
     Raises
     ------
     TypeError, ValueError
-        If an argument is no array, or their shapes do not fit together.
+        If an argument is no array, their shapes do not fit together, or the mask holds a negative number, a fraction or
+        nan.
 
     See Also
     --------
@@ -256,10 +258,12 @@ def next_token(logits: Any, ids: Any, attention_mask: Any = None) -> tuple[Any, 
     mask_shape = tuple(getattr(mask, "shape", ()))
     if mask_shape != shapes[1]:
         raise_error("shape", name="attention_mask", got=mask_shape, fits=f"{shapes[1]}, to fit ids")
-    if bool((mask < 0).any()):  # what is added to attention scores: 0 for tokens
-        raise_error("option", name="attention_mask", got="negative", fits="1 for tokens and 0 for padding")
-    is_token = mask != 0
-    return logits[..., :-1, :], ids[..., 1:], is_token[..., :-1] & is_token[..., 1:]
+    with np.errstate(invalid="ignore"):  # of nan and infinity
+        is_wrong = (mask < 0) | (mask % 1 != 0)  # such as what is added to attention scores, which is 0 for tokens
+    if bool(is_wrong.any()):
+        fits = "1 for tokens and 0 for padding, or the number of each token's text"
+        raise_error("option", name="attention_mask", got=float(mask[is_wrong][0]), fits=fits)
+    return logits[..., :-1, :], ids[..., 1:], (mask[..., :-1] == mask[..., 1:]) & (mask[..., 1:] != 0)
 
 
 def _quotient(numerator: Array, denominator: Array) -> Float64Array:
