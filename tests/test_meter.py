@@ -291,7 +291,8 @@ def test_merge_changes_one_meter_and_plus_none():
     both = first + second
     assert (first, second) == (meter_of([1.0, 2.0], n_bytes=1), meter_of([5.0], n_words=2))
     assert first.merge(second) is None
-    assert first == both == meter_of([1.0, 2.0, 5.0], n_bytes=1, n_words=2)
+    assert first == both == meter_of([5.0], n_words=2) + meter_of([1.0, 2.0], n_bytes=1)
+    assert (both.count, both.total, both.n_bytes, both.n_words) == (3, 8.0, 1, 2)
     assert second == meter_of([5.0], n_words=2)
     assert both + LossMeter() == LossMeter() + both == both
 

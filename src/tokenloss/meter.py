@@ -38,7 +38,8 @@ class LossMeter:
     the sum of the losses of a sequence of n tokens, and G sequences, the error of the mean ``mu`` is
     ``sqrt(G / (G - 1) * sum((S - mu * n)**2)) / sum(n)``. A token outside of any sequence is a sequence of one, which
     gives the error of independent tokens. For bits per byte and perplexity per word, n is the length of the sequence's
-    text; where only the length of all texts together is known, it is taken as proportional to the tokens.
+    text; where only the length of all texts together is known, it is taken as proportional to the tokens. Both are nan
+    from when on some tokens came with the length of their text, and others without.
 
     On a cluster, anything that calls functions on other machines will do. Here ``score_file(path)`` returns the meter
     of a file (scored with ``workers=1`` where every CPU runs its own call)::
@@ -66,7 +67,9 @@ class LossMeter:
     LossMeter(count=8, n_sequences=2, loss=2.05, stderr=1, perplexity=7.768)
     """
 
-    __slots__ = ("_by_bytes", "_by_words", "_groups", "_sequences", "_tokens", "n_bytes", "n_words")
+    __slots__ = (
+        "_by_bytes", "_by_words", "_groups", "_sequences", "_tokens", "_with_bytes", "_with_words", "n_bytes", "n_words",
+    )  # fmt: skip
 
     def __init__(self) -> None:
         self._tokens = ExactRatio()  # of each token, its loss and its weight
@@ -74,6 +77,8 @@ class LossMeter:
         self._by_bytes = ExactRatio()  # of each sequence whose bytes are known, its loss and these
         self._by_words = ExactRatio()  # likewise, of words
         self._sequences = ExactMoments()  # the mean loss of each sequence
+        self._with_bytes = 0  # of the groups, the number whose bytes are known, of each or of several together
+        self._with_words = 0  # likewise, of words
         self.n_bytes: int = 0
         self.n_words: int = 0
 
@@ -114,7 +119,7 @@ class LossMeter:
             Mask of the tokens to include, broadcast over `nll`. An array of losses needs it if some tokens were ignored
             or masked: their losses are 0.0 and would count as perfect.
         n_bytes, n_words : int, default 0
-            Length of the tokens' text.
+            Length of the tokens' text; or, without tokens, of the text of all tokens, none of which came with a length.
         sample_weight : array of floats, optional
             Weight of each token, broadcast over `nll`: from 0 to 1e100. Tokens of weight 0 are left out, as by
             `where`. The losses in `nll` must not be weighted already.
@@ -126,6 +131,7 @@ class LossMeter:
         """
         n_bytes = check_integer("n_bytes", n_bytes, "an integer of at least 0", least=0)
         n_words = check_integer("n_words", n_words, "an integer of at least 0", least=0)
+        before = self._groups.count
         if isinstance(nll, SequenceLosses):
             given = {"where": where, "sample_weight": sample_weight}
             given |= {name: size or None for name, size in (("n_bytes", n_bytes), ("n_words", n_words))
@@ -140,6 +146,9 @@ class LossMeter:
             self._groups += tokens
         self.n_bytes += n_bytes
         self.n_words += n_words
+        new = self._groups.count - before
+        self._with_bytes += new if n_bytes else 0
+        self._with_words += new if n_words else 0
 
     def _add_sequences(self, sequences: SequenceLosses) -> None:
         """Add sequences, those without tokens left out."""
@@ -157,9 +166,10 @@ class LossMeter:
 
     def _add_lengths(self, name: str, nll: Float64Array, lengths: IntArray) -> None:
         """Add the bytes or words of sequences, whose losses were added."""
-        by_text = {"n_bytes": "_by_bytes", "n_words": "_by_words"}[name]
-        setattr(self, by_text, getattr(self, by_text) + ExactRatio.of(nll, lengths.astype(np.float64)))
-        setattr(self, name, getattr(self, name) + sum(lengths.tolist()))
+        unit = name.removeprefix("n_")
+        new = {f"_by_{unit}": ExactRatio.of(nll, lengths.astype(np.float64)), f"_with_{unit}": len(lengths)}
+        for attribute, value in {**new, name: sum(lengths.tolist())}.items():
+            setattr(self, attribute, getattr(self, attribute) + value)
 
     def merge(self, other: LossMeter) -> None:
         """Add the losses of another meter.
@@ -210,8 +220,9 @@ class LossMeter:
         for name in cls.__slots__:
             empty = getattr(meter, name)
             setattr(meter, name, int(state[name], 16) if isinstance(empty, int) else empty.from_json(state[name]))
-        groups, tokens, sequences = meter._groups, meter._tokens, meter._sequences.count
-        if min(meter.n_bytes, meter.n_words) < 0 or not sequences <= groups.count <= tokens.count:
+        groups, sequences = meter._groups.count, meter._sequences.count
+        known = meter._by_bytes.count <= meter._with_bytes <= groups, meter._by_words.count <= meter._with_words <= groups
+        if min(meter.n_bytes, meter.n_words) < 0 or not sequences <= groups <= meter.count or not all(known):
             raise ValueError("no losses have these sums")
         return meter
 
@@ -267,34 +278,32 @@ class LossMeter:
 
     @property
     def bits_per_byte(self) -> float:
-        """All losses in bits over the bytes of their text; nan if those of all or of some sequences are not known."""
-        return self._loss_per(self.n_bytes, self._by_bytes) / math.log(2)
+        """All losses in bits over the bytes of their text; nan if those of all or of some tokens are not known."""
+        return self._loss_per(self.n_bytes, self._with_bytes) / math.log(2)
 
     @property
     def bits_per_byte_stderr(self) -> float:
-        """The standard error of `bits_per_byte`, clustered as `stderr` is; nan without bytes."""
-        return self._stderr_per(self.n_bytes, self._by_bytes) / math.log(2)
+        """The standard error of `bits_per_byte`, clustered as `stderr` is; nan where that is."""
+        return self._stderr_per(self.n_bytes, self._with_bytes, self._by_bytes) / math.log(2)
 
     @property
     def word_perplexity(self) -> float:
-        """``exp(losses / words)`` of the text; nan without words."""
-        return exp(self._loss_per(self.n_words, self._by_words))
+        """``exp(losses / words)`` of the text; nan if the words of all or of some tokens are not known."""
+        return exp(self._loss_per(self.n_words, self._with_words))
 
     @property
     def word_perplexity_interval(self) -> tuple[float, float]:
-        """The 95 % confidence interval of `word_perplexity`; nan without words."""
-        loss, stderr = (of(self.n_words, self._by_words) for of in (self._loss_per, self._stderr_per))
-        return _interval(loss, stderr)
+        """The 95 % confidence interval of `word_perplexity`; nan where that is."""
+        loss = self._loss_per(self.n_words, self._with_words)
+        return _interval(loss, self._stderr_per(self.n_words, self._with_words, self._by_words))
 
-    def _loss_per(self, number: int, by_text: ExactRatio) -> float:
-        """All losses over the bytes or words of their text; nan if those of some sequences are not known."""
-        if 0 < by_text.count < self._groups.count and by_text.denominators.sum == number:
-            return math.nan
-        return self._tokens.numerators.sum_over(number)
+    def _loss_per(self, number: int, known: int) -> float:
+        """All losses over the bytes or words of their text; nan if these are known of some groups, not of all."""
+        return math.nan if 0 < known < self._groups.count else self._tokens.numerators.sum_over(number)
 
-    def _stderr_per(self, number: int, by_text: ExactRatio) -> float:
+    def _stderr_per(self, number: int, known: int, by_text: ExactRatio) -> float:
         """The standard error of that; each text's length is known only if `by_text` holds all of them."""
-        if math.isnan(self._loss_per(number, by_text)):
+        if math.isnan(self._loss_per(number, known)):
             return math.nan
         if self._knows_lengths(number, by_text):
             return by_text.stderr
