@@ -346,6 +346,7 @@ def test_figures_of_any_losses_equal_the_oracle(sequences, others):
 # merging
 
 
+@pytest.mark.usefixtures("any_loss_is_taken")
 @pytest.mark.parametrize("weighted", [False, True])
 def test_merging_in_any_order_gives_the_same_bits(weighted, rng):
     parts = [random_meters(rng, weighted, with_loose=k % 2 == 0, lengths=k % 3 > 0)[0] for k in range(12)]
@@ -409,6 +410,7 @@ def test_state_does_not_grow_with_the_number_of_sequences(rng):
     assert sizes[1] < 1.05 * sizes[0]
 
 
+@pytest.mark.usefixtures("any_loss_is_taken")
 @pytest.mark.parametrize("special", [INF, -INF, NAN])
 def test_losses_that_are_not_finite(special):
     meter = meter_of([special, 1.0], [2.0, 3.0], n_bytes=2, n_words=2)

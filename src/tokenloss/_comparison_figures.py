@@ -11,7 +11,7 @@ from tokenloss._comparison_columns import COLUMNS
 from tokenloss._dtypes import as_array
 from tokenloss._errors import raise_error
 from tokenloss._paired import KL_QUANTILES, Mean, paired_figures, quantile_intervals, quantiles, sequence_table
-from tokenloss.sequences import sequence_losses
+from tokenloss.sequences import sums_by_segment
 
 if TYPE_CHECKING:
     from tokenloss._types import Array, BoolArray, Columns, Float64Array, IntArray
@@ -96,7 +96,7 @@ def group_table(comparison: Any, groups: Array, kept: BoolArray) -> dict[str, Ar
 
     def mean(values: Float64Array) -> Float64Array:
         """Mean of each group."""
-        return sequence_losses(values, segment_ids=numbers).loss
+        return sums_by_segment(values, None, numbers).loss
 
     def stderr(values: Float64Array) -> Float64Array:
         """Standard error of the mean of each group; nan of a single token."""

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 _LARGEST = float(np.finfo(np.float64).max)
 _MAX_SAMPLE_WEIGHT = 1e100
+_LEAST_LOSS = -1e-3  # nll_loss takes log-probabilities up to 1e-3, which is more than they are rounded by
 REDUCTIONS = ("mean", "sum", "none")
 KINDS = ("logits", "log_probs", "probs")  # in the order of _core
 UNNORMALIZED = 0.1  # |logsumexp| that log-probabilities may have after rounding and clipping
@@ -120,6 +121,13 @@ def check_mask(value: Any, batch: tuple[int, ...]) -> np.ndarray[Any, Any]:
         return np.broadcast_to(array, batch)
     except ValueError:
         raise_error("shape", name="where", got=array.shape, fits=f"{batch}, or broadcast to it")
+
+
+def check_losses(losses: Array, where: Array | bool = True) -> None:
+    """Refuse log-probabilities in the place of losses; `where` marks those to look at."""
+    least = float(np.fmin.reduce(losses, axis=None, initial=0, where=where))
+    if least < _LEAST_LOSS:
+        raise_error("option", name="a loss in nll", got=least, fits="at least 0: negate log-probabilities")
 
 
 def check_sample_weight(value: Any, batch: tuple[int, ...]) -> np.ndarray[Any, np.dtype[np.float64]]:

@@ -114,7 +114,8 @@ class LossMeter:
             Result of `sequence_losses`, for errors that are clustered by sequence: whole sequences, since one that
             comes in two calls counts as two. Or result of `token_scores`, of which only the included tokens are added;
             or losses in nats, of any shape, as the functions return them with ``reduction="none"``: tokens of these are
-            taken as independent.
+            taken as independent. Losses below -0.001, which rounding does not explain, are refused: log-probabilities
+            must be negated.
         where : array of bool, optional
             Mask of the tokens to include, broadcast over `nll`. An array of losses needs it if some tokens were ignored
             or masked: their losses are 0.0 and would count as perfect.
@@ -335,7 +336,7 @@ def _of_tokens(nll: ArrayLike | TokenScores, where: ArrayLike | None, sample_wei
         if isinstance(nll, TokenScores):
             kept = nll.kept
             nll, where = nll.nll, kept if where is None else kept & check_mask(where, kept.shape)
-        return ExactRatio.of_mean(ExactMoments.of(nll, where, name="nll"))
+        return ExactRatio.of_mean(ExactMoments.of(nll, where, are_losses=True))
     tokens = known_tokens(nll, where, sample_weight)
     losses, weights = (tokens[name][tokens["kept"]] for name in ("nll", "weight"))
     with np.errstate(over="ignore"):

@@ -13,7 +13,7 @@ from tokenloss import _core, _workers
 from tokenloss._dtypes import FLOATS, as_array, bfloat16_to_float32, dtype_name
 from tokenloss._errors import raise_error
 from tokenloss._exact import ExactMoments, ExactRatio
-from tokenloss._validation import check_mask, check_sample_weight
+from tokenloss._validation import check_losses, check_mask, check_sample_weight
 from tokenloss.scores import TokenScores
 
 if TYPE_CHECKING:
@@ -117,8 +117,9 @@ def sequence_losses(
     Parameters
     ----------
     nll : TokenScores or array of shape (..., T)
-        Result of `token_scores`, of which only the included tokens are added up; or losses in nats. Each row along the
-        last axis is a sequence, unless `segment_ids` or `cu_seqlens` say otherwise.
+        Result of `token_scores`, of which only the included tokens are added up; or losses in nats, as
+        `LossMeter.update` takes them. Each row along the last axis is a sequence, unless `segment_ids` or `cu_seqlens`
+        say otherwise.
     where : array of bool, optional
         Mask of the tokens to include, broadcast over `nll`. An array of losses needs it if some tokens were ignored or
         masked: their losses are 0.0 and would count as perfect.
@@ -172,8 +173,11 @@ def sequence_losses(
     return _sums(tokens, layout, *lengths)
 
 
-def sums_by_segment(losses: Array, is_greedy: Array, numbers: Array) -> SequenceLosses:
-    """Sums over sequences of tokens that are all included, given the number of each token's sequence."""
+def sums_by_segment(losses: Array, is_greedy: Array | None, numbers: Array) -> SequenceLosses:
+    """Sums over sequences of tokens that are all included, given the number of each token's sequence.
+
+    Unlike `sequence_losses`, it takes any numbers, such as the differences of losses.
+    """
     tokens = {"nll": losses, "weight": None, "kept": None, "is_greedy": is_greedy}
     return _sums(tokens, _layout(losses.shape, numbers, None), None, None)
 
@@ -287,13 +291,14 @@ def known_tokens(
     masks += [] if where is None else [check_mask(where, losses.shape)]
     masks += [] if weight is None else [weight != 0]
     kept = functools.reduce(np.logical_and, masks) if masks else None
+    check_losses(losses, True if kept is None else kept)
     return {"nll": losses, "weight": weight, "kept": kept, "is_greedy": is_greedy}
 
 
 def _as_losses(nll: ArrayLike) -> Array:
     """An array of losses as float64."""
     array, code = as_array("nll", nll)
-    if code is None:
+    if code is None or array.dtype == np.bool_:
         raise_error("dtype", name="nll", got=array.dtype, fits=FLOATS)
     if code == _core.DTYPES["bfloat16"]:
         array = bfloat16_to_float32(array)
