@@ -367,6 +367,13 @@ def test_class_id_that_changes_during_the_call(monkeypatch):
         class_log_probs([1.0, 2.0, 3.0], ids)
 
 
+def test_class_ids_that_fit_in_two_ways():
+    fits = "it must be (1, 3, 2) or (3, 1, 2), since it fits (3, 3) in two ways"
+    with fails(ValueError, "class_ids has shape (3, 2);", fits):
+        class_log_probs(np.zeros((3, 3, 4)), np.zeros((3, 2), int))
+    assert class_log_probs(np.zeros((3, 3, 4)), np.zeros(3, int)).shape == (3, 3, 3)
+
+
 @pytest.mark.parametrize("ids", [0, np.zeros((2, 3), int), np.zeros((3, 2, 1), int), np.zeros((1, 3, 4, 1), int)])
 def test_class_ids_of_wrong_shape(ids):
     with fails(ValueError, "class_ids has shape", np.shape(ids), "it must be (K,) or (3, 4, K), or broadcast to it"):

@@ -54,6 +54,7 @@ def meter_of(*sequences, **options):
     meter = LossMeter()
     offsets = np.cumsum([0, *map(len, sequences)])
     losses = np.array([loss for part in sequences for loss in part], np.float64)
+    options = {name: np.broadcast_to(value, len(sequences)) for name, value in options.items()}
     meter.update(sequence_losses(losses, cu_seqlens=offsets, **options))
     return meter
 

@@ -149,6 +149,7 @@ def test_meter_of_documents_of_lm_evaluation_harness(model):
         assert actual == pytest.approx(value, rel=1e-6), name
 
 
+@pytest.mark.usefixtures("any_loss_is_taken")
 def test_bits_per_byte_of_the_difference_of_two_runs_of_lm_evaluation_harness():
     reference = json.loads((CLIENTS / "rolling.json").read_text())
     with np.load(CLIENTS / "rolling.npz") as file:

@@ -11,6 +11,7 @@ from tokenloss._comparison_columns import COLUMNS
 from tokenloss._dtypes import as_array
 from tokenloss._errors import raise_error
 from tokenloss._paired import KL_QUANTILES, Mean, paired_figures, quantile_intervals, quantiles, sequence_table
+from tokenloss._validation import broadcast
 from tokenloss.sequences import sums_by_segment
 
 if TYPE_CHECKING:
@@ -74,10 +75,7 @@ def check_groups(groups: Any, batch: tuple[int, ...]) -> Array:
         array = array.astype(str)
     if array.dtype.kind not in "biuUT":
         raise_error("dtype", name="groups", got=array.dtype, fits="an integer, bool or text")
-    try:
-        return np.broadcast_to(array, batch)
-    except ValueError:
-        raise_error("shape", name="groups", got=array.shape, fits=f"{batch}, or broadcast to it")
+    return broadcast("groups", array, batch)
 
 
 def group_table(comparison: Any, groups: Array, kept: BoolArray) -> dict[str, Array]:

@@ -112,15 +112,27 @@ def check_weight(value: Any, classes: int) -> tuple[np.ndarray[Any, Any], int]:
     return array, code
 
 
+def broadcast(name: str, array: Array, shape: tuple[int, ...], own: tuple[int, ...] = ()) -> Array:
+    """The array, broadcast to a shape and its own last axes; an error if it does not fit, or fits in two ways."""
+    try:
+        result = np.broadcast_to(array, (*shape, *own))
+    except ValueError:
+        raise_error("shape", name=name, got=array.shape, fits=f"{shape}, or broadcast to it")
+    got = array.shape[: array.ndim - len(own)]
+    is_first = all(size in (1, length) for size, length in zip(got, shape, strict=False))
+    if is_first and 0 < len(got) < len(shape) and math.prod(got) > 1:  # whose axes may be the first or the last ones
+        ones = (1,) * (len(shape) - len(got))
+        fits = f"{(*ones, *got, *own)} or {(*got, *ones, *own)}, since it fits {shape} in two ways"
+        raise_error("shape", name=name, got=array.shape, fits=fits)
+    return result
+
+
 def check_mask(value: Any, batch: tuple[int, ...]) -> np.ndarray[Any, Any]:
     """A mask over the batch; it is broadcast."""
     array, code = as_array("where", value, "bool")
     if array.dtype != np.bool_:
         raise_error("dtype", name="where", got=dtype_name(code, array), fits="bool: True for the positions to keep")
-    try:
-        return np.broadcast_to(array, batch)
-    except ValueError:
-        raise_error("shape", name="where", got=array.shape, fits=f"{batch}, or broadcast to it")
+    return broadcast("where", array, batch)
 
 
 def check_losses(losses: Array, where: Array | bool = True) -> None:
@@ -135,10 +147,7 @@ def check_sample_weight(value: Any, batch: tuple[int, ...]) -> np.ndarray[Any, n
     array, code = as_array("sample_weight", value)
     if code is None:
         raise_error("dtype", name="sample_weight", got=array.dtype, fits=FLOATS)
-    try:
-        np.broadcast_to(array, batch)
-    except ValueError:
-        raise_error("shape", name="sample_weight", got=array.shape, fits=f"{batch}, or broadcast to it")
+    broadcast("sample_weight", array, batch)
     weights = array[tuple(slice(1 if stride == 0 else None) for stride in array.strides)]  # each weight once
     weights = bfloat16_to_float32(weights) if dtype_name(code, array) == "bfloat16" else weights
     weights = weights.astype(np.float64, copy=False)

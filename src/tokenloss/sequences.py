@@ -13,7 +13,7 @@ from tokenloss import _core, _workers
 from tokenloss._dtypes import FLOATS, as_array, bfloat16_to_float32, dtype_name
 from tokenloss._errors import raise_error
 from tokenloss._exact import ExactMoments, ExactRatio
-from tokenloss._validation import check_losses, check_mask, check_sample_weight
+from tokenloss._validation import broadcast, check_losses, check_mask, check_sample_weight
 from tokenloss.scores import TokenScores
 
 if TYPE_CHECKING:
@@ -133,7 +133,7 @@ def sequence_losses(
         `where`.
     n_bytes, n_words : arrays of integers, optional
         Length of the text of each sequence (with `segment_ids`, in ascending order of these), broadcast to the shape of
-        the result.
+        the result. A single number is the length of a single sequence.
 
     Returns
     -------
@@ -356,11 +356,7 @@ def _segments(segment_ids: IntArray) -> _Layout:
 
 def check_segment_ids(value: Any, shape: tuple[int, ...], name: str = "segment_ids") -> Array:
     """Numbers of sequences as int64, broadcast over tokens of this shape."""
-    array = _integers(name, value)
-    try:
-        return np.broadcast_to(array, shape)
-    except ValueError:
-        raise_error("shape", name=name, got=array.shape, fits=f"{shape}, or broadcast to it")
+    return broadcast(name, _integers(name, value), shape)
 
 
 def check_offsets(value: Any, size: int, name: str = "cu_seqlens") -> Array:
@@ -385,10 +381,9 @@ def _text_lengths(name: str, value: Any, batch: tuple[int, ...]) -> Array | None
     if value is None:
         return None
     array = check_lengths(name, value)
-    try:
-        return np.broadcast_to(array, batch).copy()
-    except ValueError:
+    if array.size == 1 < math.prod(batch):  # it may be the length of all texts, or of each
         raise_error("shape", name=name, got=array.shape, fits=f"{batch}, one for each sequence")
+    return broadcast(name, array, batch).copy()
 
 
 def check_lengths(name: str, value: Any) -> IntArray:
