@@ -73,7 +73,7 @@ class Comparison:
         KL divergence at each position in nats, and the change of its target's probability.
     is_same_top, kept : array of bool
         Whether both models have the same most likely class, and whether the position is included: neither ignored nor
-        masked. The other arrays are 0 where it is not.
+        masked. Where it is not, the other arrays are nan, and `is_same_top` is False.
     base_top_p : array of float64
         Probability of the base's most likely class: its confidence.
     sequences : dict of 1-D arrays or None

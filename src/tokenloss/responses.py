@@ -82,7 +82,7 @@ class ResponseComparison:
     is_same_top, is_top_known : array of bool
         Whether both models have the same most likely class, and whether that is known.
     kept : array of bool
-        Whether the token has a log-probability in both files. The other arrays are 0 where it has not.
+        Whether the token has a log-probability in both files. Where it has not, floats are nan.
     sequences : dict of 1-D arrays
         Columns of a table that has a row for each sequence with any compared token: "sequence" (its number in the file
         of the base, from 0), "tokens", means over its tokens: "loss", "base_loss", "loss_difference", "delta_p",

@@ -138,7 +138,10 @@ def _columns(responses: Sequence[Response]) -> dict[str, Any]:
 
 
 def _token_scores(block: dict[str, Any], responses: Sequence[Response], top_k: int) -> TokenScores:
-    """Scores of the tokens of a block, as far as they are known: nan, a rank of 0 and a class of -1 are not."""
+    """Scores of the tokens of a block, as far as they are known: nan, a rank of 0 and a class of -1 are not.
+
+    Tokens without a number have a rank of -1.
+    """
     kept, ids = block["kept"], block["ids"]
     is_greedy = kept & block["is_greedy"]
     columns = max(top_k, *(response.top_ids.shape[1] for response in responses))
@@ -146,10 +149,10 @@ def _token_scores(block: dict[str, Any], responses: Sequence[Response], top_k: i
     top_logprobs = _tops([response.top_logprobs for response in responses], columns, np.nan)
     argmax = np.where(is_greedy & (ids >= 0), ids, _lowest_of_likeliest(top_ids, top_logprobs))
     return TokenScores(
-        nll=np.where(kept, 0.0 - block["logprobs"], 0.0),
-        logsumexp=np.zeros(len(ids)),
+        nll=np.where(kept, 0.0 - block["logprobs"], np.nan),
+        logsumexp=np.where(kept, 0.0, np.nan),
         entropy=np.full(len(ids), np.nan),
-        rank=np.where(kept, block["rank"], 0),
+        rank=np.where(kept, block["rank"], -1),
         argmax=np.where(kept, argmax, -1),
         is_greedy=is_greedy,
         kept=kept,

@@ -282,7 +282,7 @@ def _score_block(
         nll = functions.losses(block, targets, reduction="none", **options)
         if is_soft:
             scores = dataclasses.replace(scores, kept=np.ones(nll.shape, np.bool_) if where is None else where)
-        scores = dataclasses.replace(scores, nll=nll)
+        scores = dataclasses.replace(scores, nll=np.where(scores.kept, nll, np.nan))
     return scores
 
 
