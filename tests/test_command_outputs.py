@@ -30,7 +30,8 @@ def read_table(path):
         heads, *rows = csv.reader(file)
     words = {"True": 1.0, "False": 0.0}
     columns = (
-        [words.get(cell) if cell in words else float(cell or "nan") for cell in column] for column in zip(*rows, strict=True)
+        [words.get(cell) if cell in words else float(cell or "nan") for cell in column]
+        for column in zip(*rows, strict=True)
     )
     return dict(zip(heads, columns, strict=True))
 

@@ -86,7 +86,7 @@ def test_stderr_needs_two_tokens():
 
 
 def test_repr():
-    assert repr(meter_of([0.36, 0.02, 0.22])) == "LossMeter(count=3, loss=0.2, stderr=0.0987, perplexity=1.221)"
+    assert repr(meter_of([0.36, 0.02, 0.22])) == "LossMeter(count=3, loss=0.2, stderr=0.0987, perplexity=1.2214)"
 
 
 @pytest.mark.usefixtures("any_loss_is_taken")

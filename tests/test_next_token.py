@@ -161,7 +161,14 @@ def test_wrong_shapes(arguments, error, words):
 
 @pytest.mark.parametrize(
     "mask",
-    [[0.0, -np.inf, 0.0], [0, -1, 0], [0.0, np.finfo(np.float32).min, 0.0], [1, 0.25, 1], [1, np.nan, 1], [np.inf, 1, 1]],
+    [
+        [0.0, -np.inf, 0.0],
+        [0, -1, 0],
+        [0.0, np.finfo(np.float32).min, 0.0],
+        [1, 0.25, 1],
+        [1, np.nan, 1],
+        [np.inf, 1, 1],
+    ],
 )
 @pytest.mark.parametrize("dtype", [np.float64, np.float32, BFLOAT16, "torch", "jax"], ids=str)
 def test_attention_mask_of_other_numbers_is_refused(mask, dtype):

@@ -234,7 +234,8 @@ def test_a_loss_of_certainty_is_0_and_of_impossibility_inf(tmp_path):
     path = tmp_path / "chats.jsonl"
     path.write_text(json.dumps(chat(("a", -0.0), ("b", 0.0), ("c", -math.inf))), encoding="utf-8")
     tokens = tmp_path / "tokens.npy"
-    found = evaluate([path], sinks=[sinks.TokenTable(tokens)])
+    with pytest.warns(UserWarning, match="1 of 3 tokens have an infinite loss"):
+        found = evaluate([path], sinks=[sinks.TokenTable(tokens)])
     nll = np.load(tokens)["nll"]
     assert nll.tolist() == [0, 0, math.inf]
     assert not np.signbit(nll).any()
@@ -281,11 +282,10 @@ def test_a_file_of_failed_lines_alone(score_json, command, tmp_path):
 def test_lists_that_lost_classes_of_the_same_text_as_of_vllm_44319(score_json, command, tmp_path):
     path = clients.save(tmp_path / "echo.json", "llama_cpp_python/completion_echo_bos_07.json")
     status, out, err = command("score", path)
-    assert status == 0
-    assert re.fullmatch(r"tokenloss: warning: (\d+) positions list fewer classes than others: [^\n]+\n", err)
-    n = int(re.search(r"\d+", err)[0])
-    assert evaluate([path]).figures["lost_tops"] == n > 0
-    assert re.search(rf"short lists +{n} ", out)
+    assert (status, err) == (0, "")
+    n = evaluate([path]).figures["lost_tops"]
+    assert n > 0
+    assert re.search(rf"short lists +{n} +positions list fewer classes than others: ", out)
 
 
 # -- many responses, files, checkpoints --------------------------------------------------------------------------------

@@ -98,7 +98,9 @@ def test_segment_ids_where_and_sample_weight_that_fit_in_two_ways_are_refused(na
 
 
 @pytest.mark.parametrize("name", ["segment_ids", "where", "sample_weight"])
-@pytest.mark.parametrize(("got", "shape"), [((), (3, 3)), ((1,), (3, 3)), ((3,), (1, 3)), ((3,), (2, 3)), ((3, 3), (3, 3))])
+@pytest.mark.parametrize(
+    ("got", "shape"), [((), (3, 3)), ((1,), (3, 3)), ((3,), (1, 3)), ((3,), (2, 3)), ((3, 3), (3, 3))]
+)
 def test_segment_ids_where_and_sample_weight_that_fit_in_one_way_are_taken(name, got, shape):
     value = np.ones(got, {"segment_ids": int, "where": bool, "sample_weight": float}[name])
     assert sequence_losses(np.ones(shape), **{name: value}).count.sum() == np.prod(shape)

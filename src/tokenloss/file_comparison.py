@@ -11,7 +11,7 @@ from tokenloss._arguments import as_path, as_paths, check_choice, check_shift, c
 from tokenloss._errors import raise_error
 from tokenloss._validation import check_integer, logit_transform
 from tokenloss._workers import check_workers
-from tokenloss.evaluation import NORM_ADVICE, SHIFT_ADVICE, NormWarning, ShiftWarning
+from tokenloss.evaluation import advice
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -189,10 +189,8 @@ def compare_files(
     sides[0] = sides[0]._replace(targets=ids, segment_ids=segments)
     settings = Settings(state=state, scheduler=scheduler, workers=check_workers(workers), progress=progress)
     summary, found = compare_sides(sides, named, options, settings, outputs)
-    if summary["fits_better_shifted"]:
-        warnings.warn(SHIFT_ADVICE, ShiftWarning, stacklevel=2)
-    if summary.get("norm_seems_missing"):
-        warnings.warn(NORM_ADVICE, NormWarning, stacklevel=2)
+    for message, category in advice(summary):
+        warnings.warn(message, category, stacklevel=2)
     return {candidate.name: candidate.comparison for candidate in found}
 
 

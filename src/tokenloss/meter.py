@@ -54,7 +54,7 @@ class LossMeter:
     >>> meter = LossMeter()
     >>> meter.update([0.36, 0.02, 0.22], n_bytes=12)
     >>> meter
-    LossMeter(count=3, loss=0.2, stderr=0.0987, perplexity=1.221)
+    LossMeter(count=3, loss=0.2, stderr=0.0987, perplexity=1.2214)
     >>> round(meter.bits_per_byte, 4)
     0.0721
 
@@ -64,7 +64,7 @@ class LossMeter:
     >>> meter = LossMeter()
     >>> meter.update(sequence_losses([[1.0, 1.2, 0.9, 1.1], [3.0, 3.1, 2.9, 3.2]]))
     >>> meter
-    LossMeter(count=8, n_sequences=2, loss=2.05, stderr=1, perplexity=7.768)
+    LossMeter(count=8, n_sequences=2, loss=2.05, stderr=1, perplexity=7.7679)
     """
 
     __slots__ = (
@@ -142,14 +142,17 @@ class LossMeter:
                     raise_error("option", name=name, got=value, fits="given to sequence_losses, if at all")
             self._add_sequences(nll)
         else:
-            tokens = _of_tokens(nll, where, sample_weight)
-            self._tokens += tokens
-            self._groups += tokens
+            self._add_tokens(_of_tokens(nll, where, sample_weight))
         self.n_bytes += n_bytes
         self.n_words += n_words
         new = self._groups.count - before
         self._with_bytes += new if n_bytes else 0
         self._with_words += new if n_words else 0
+
+    def _add_tokens(self, tokens: ExactRatio) -> None:
+        """Add tokens that are in no sequence."""
+        self._tokens += tokens
+        self._groups += tokens
 
     def _add_sequences(self, sequences: SequenceLosses) -> None:
         """Add sequences, those without tokens left out."""
@@ -222,7 +225,10 @@ class LossMeter:
             empty = getattr(meter, name)
             setattr(meter, name, int(state[name], 16) if isinstance(empty, int) else empty.from_json(state[name]))
         groups, sequences = meter._groups.count, meter._sequences.count
-        known = meter._by_bytes.count <= meter._with_bytes <= groups, meter._by_words.count <= meter._with_words <= groups
+        known = (
+            meter._by_bytes.count <= meter._with_bytes <= groups,
+            meter._by_words.count <= meter._with_words <= groups,
+        )
         if min(meter.n_bytes, meter.n_words) < 0 or not sequences <= groups <= meter.count or not all(known):
             raise ValueError("no losses have these sums")
         return meter
@@ -250,7 +256,11 @@ class LossMeter:
         if not self.is_clustered:
             return f"{self.count:,} tokens, taken as independent"
         loose = self._groups.count - self.n_sequences
-        return f"{self.n_sequences:,} sequences" + (f" and {loose:,} tokens outside of any" if loose else "")
+        return (
+            f"{self.n_sequences:,} sequence"
+            + "s" * (self.n_sequences > 1)
+            + (f" and {loose:,} tokens outside of any" if loose else "")
+        )
 
     @property
     def sequence_loss(self) -> float:
@@ -325,8 +335,8 @@ class LossMeter:
         """Show the main figures."""
         sequences = f"n_sequences={self.n_sequences}, " if self.n_sequences else ""
         return (
-            f"LossMeter(count={self.count}, {sequences}loss={self.loss:.4g}, stderr={self.stderr:.3g}, "
-            f"perplexity={self.perplexity:.4g})"
+            f"LossMeter(count={self.count}, {sequences}loss={self.loss:.6g}, stderr={self.stderr:.3g}, "
+            f"perplexity={self.perplexity:.6g})"
         )
 
 

@@ -69,7 +69,7 @@ class TokenScores:
     --------
     >>> from tokenloss import token_scores
     >>> token_scores([[2.0, 1.0, 0.0], [0.0, 3.0, 0.0]], [0, 1])
-    TokenScores(count=2, loss=0.2513, perplexity=1.286, accuracy=1)
+    TokenScores(count=2, loss=0.251264, perplexity=1.28565, accuracy=1.0000)
     """
 
     nll: Float64Array
@@ -128,9 +128,10 @@ class TokenScores:
 
     def __repr__(self) -> str:
         """Show the main figures."""
+        n_nan = int(np.count_nonzero(np.isnan(self.nll) & self.kept))
         return (
-            f"TokenScores(count={self.count}, loss={self.loss:.4g}, perplexity={self.perplexity:.4g}, "
-            f"accuracy={self.accuracy:.4g})"
+            f"TokenScores(count={self.count}, {f'n_nan={n_nan}, ' if n_nan else ''}loss={self.loss:.6g}, "
+            f"perplexity={self.perplexity:.6g}, accuracy={self.accuracy:.4f})"
         )
 
 

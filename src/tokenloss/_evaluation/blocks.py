@@ -95,8 +95,9 @@ class _Total:
         old.meter.merge(new.meter)
         sample = old.shift_sample + new.shift_sample
         self.result = ShardResult(
-            old.meter, old.ignored + new.ignored, old.greedy + new.greedy, tokens, shift_sample=sample
-        )
+            old.meter, old.ignored + new.ignored, old.greedy + new.greedy, tokens, shift_sample=sample,
+            n_nan=old.n_nan + new.n_nan, n_infinite=old.n_infinite + new.n_infinite,
+        )  # fmt: skip
         self.whole.append(new.sequences)
         self.split.append(new.split)
         self.has_ids = part.split is None

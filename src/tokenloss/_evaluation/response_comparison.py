@@ -348,6 +348,7 @@ def _columns(base: Side, other: Side, rounding: float) -> dict[str, Array]:
         "is_sentinel": base.is_sentinel | other.is_sentinel,
     }
     filled = {
-        name: np.where(kept, column, np.nan) if column.dtype == np.float64 else column for name, column in columns.items()
+        name: np.where(kept, column, np.nan) if column.dtype == np.float64 else column
+        for name, column in columns.items()
     }
     return filled | {"kept": kept, "is_bounded": columns["is_bounded"] & kept}
