@@ -379,13 +379,13 @@ def test_scheduler(completions, score_json, tmp_path):
     "ignore_index"),
 ])  # fmt: skip
 def test_options_of_scores_are_refused(options, name, completions, command):
-    assert_refused(command("score", completions, *options), f"{name} is 'given'", "responses of servers")
+    assert_refused(command("score", completions, *options), f"{name} is given", "responses of servers")
 
 
 def test_part_and_skip_failed_are_refused_of_scores(npz, command):
     path = npz(logits=LOGITS, targets=TARGETS)
-    assert_refused(command("score", path, "--part", "all"), "part is 'given'", "no responses")
-    assert_refused(command("score", path, "--skip-failed"), "skip_failed is 'given'", "no responses")
+    assert_refused(command("score", path, "--part", "all"), "part is given", "no responses")
+    assert_refused(command("score", path, "--skip-failed"), "skip_failed is given", "no responses")
     for options in ({"part": "prompt"}, {"skip_failed": True}):
         with pytest.raises(ValueError, match="left out where the source is blocks"):
             evaluate([(LOGITS, TARGETS)], **options)

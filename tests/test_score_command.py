@@ -293,7 +293,7 @@ def test_nan_and_infinite_losses_are_counted(score_json, command, tmp_path):
     assert (status, err) == (0, "")
     assert re.search(r"nan tokens +3 +of 19\n +infinite losses +2 +of 19\n", out)
     blocks = [(logits[:8], targets[:8]), (logits[8:], targets[8:])]
-    with pytest.warns(UserWarning) as record:
+    with pytest.warns(UserWarning, match="of 19 tokens") as record:
         figures = evaluate(blocks).figures
     assert (figures["n_nan"], figures["n_infinite"]) == (3, 2)
     messages = [str(one.message) for one in record]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import numbers
 import operator
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -86,6 +87,8 @@ def as_target_array(
     if array.shape == shape and distributions:
         if code is None:
             raise_error("dtype", name=name, got=array.dtype, fits=TARGETS)
+        if array.ndim == 1 and code in FLOAT_CODES:
+            _warn_of_labels(name, array, code, scores_name)
         return array, code
     if array.shape != batch:
         fits = f"{batch} (class ids)" + f" or {shape} (distributions)" * distributions + f", to fit {scores_name}"
@@ -100,6 +103,19 @@ def as_target_array(
             "dtype", name=name, got=dtype_name(code, array), fits=f"integer, being class ids by its shape {batch}"
         )
     return array, code
+
+
+def _warn_of_labels(name: str, masses: Array, code: int, scores_name: str) -> None:
+    """Warn if a single distribution has a mass far from 1: its classes seem to be labels of samples."""
+    wide = bfloat16_to_float32(masses) if dtype_name(code, masses) == "bfloat16" else masses
+    with np.errstate(all="ignore"):
+        mass = float(wide.sum(dtype=np.float64))
+    if 1 + UNNORMALIZED < mass < math.inf:
+        message = (
+            f"{name} adds up to {mass:.4g}, but is taken as the distribution of one sample over {len(masses)} classes; "
+            f"if these are labels of samples, give {scores_name} a class axis: np.stack([1 - p, p], -1)"
+        )
+        warnings.warn(message, stacklevel=5)
 
 
 def check_weight(value: Any, classes: int) -> tuple[np.ndarray[Any, Any], int]:

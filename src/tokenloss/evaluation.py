@@ -348,7 +348,7 @@ def _first_of(source: Any) -> tuple[Any, Iterable[Any]]:
         raise_error("type", name="source", got=type(source).__name__, fits="paths or blocks")
     first = next(items, None)
     if first is None:
-        raise_error("option", name="source", got="empty", fits="paths or blocks")
+        raise_error("empty", name="source", fits="paths or blocks")
     return first, itertools.chain([first], items)
 
 

@@ -198,7 +198,7 @@ def _sources(name: str, value: Any) -> list[str]:
     """What was given of the files of a model."""
     paths = as_paths(name, value)
     if not paths:
-        raise_error("option", name=name, got="empty", fits="a path, or paths")
+        raise_error("empty", name=name, fits="a path, or paths")
     return paths
 
 
@@ -211,7 +211,7 @@ def _candidates(others: Any) -> dict[str, list[str]]:
         if not isinstance(name, str) or not name:
             raise_error("type", name="a name of others", got=name, fits="text")
     if not others:
-        raise_error("option", name="others", got="empty", fits="a path, or a mapping of names to paths")
+        raise_error("empty", name="others", fits="a path, or a mapping of names to paths")
     return {name: _sources(f"others[{name!r}]", value) for name, value in others.items()}
 
 

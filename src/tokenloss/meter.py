@@ -68,7 +68,8 @@ class LossMeter:
     """
 
     __slots__ = (
-        "_by_bytes", "_by_words", "_groups", "_sequences", "_tokens", "_with_bytes", "_with_words", "n_bytes", "n_words",
+        "_by_bytes", "_by_words", "_groups", "_sequences", "_tokens", "_with_bytes", "_with_words", "n_bytes",
+        "n_words",
     )  # fmt: skip
 
     def __init__(self) -> None:
