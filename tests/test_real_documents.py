@@ -100,6 +100,7 @@ def test_meter_of_documents_of_a_real_model(documents, model, targets):
         assert value == pytest.approx(expected[name], rel=1e-13), name
 
 
+@pytest.mark.usefixtures("any_loss_is_taken")
 @each_targets
 def test_meter_of_differences_of_two_real_models(documents, targets):
     arrays, reference = documents
