@@ -168,7 +168,7 @@ def class_log_probs(logits, class_ids, *, axis=-1, where=None, logit_scale=1.0, 
     batch = logits.shape[:-1]
     class_ids = np.broadcast_to(class_ids, (*batch, class_ids.shape[-1]))
     where = np.broadcast_to(True if where is None else where, batch)
-    result = np.zeros(class_ids.shape)
+    result = np.full(class_ids.shape, math.nan)
     for position in np.ndindex(batch):
         if where[position]:
             losses = _losses_of_logits(logits[position], logit_scale, softcap)
@@ -192,15 +192,15 @@ def token_scores(
     logits = np.moveaxis(float64(logits), axis, -1)
     batch = logits.shape[:-1]
     result = SimpleNamespace(
-        nll=np.zeros(batch),
-        logsumexp=np.zeros(batch),
-        entropy=np.zeros(batch),
-        rank=np.zeros(batch, np.int64),
+        nll=np.full(batch, math.nan),
+        logsumexp=np.full(batch, math.nan),
+        entropy=np.full(batch, math.nan),
+        rank=np.full(batch, -1),
         argmax=np.full(batch, -1),
         is_greedy=np.zeros(batch, bool),
         kept=np.zeros(batch, bool),
         top_ids=np.full((*batch, top_k), -1) if top_k else None,
-        top_logprobs=np.zeros((*batch, top_k)) if top_k else None,
+        top_logprobs=np.full((*batch, top_k), math.nan) if top_k else None,
     )
     for row in _kept_rows(logits, targets, -1, None, ignore_index, where):
         here, scores, target = row.position, row.scores, int(np.asarray(targets)[row.position])
@@ -216,7 +216,6 @@ def token_scores(
         if top_k:
             best = order[:top_k]
             result.top_ids[here][: len(best)] = best
-            result.top_logprobs[here] = math.nan
             result.top_logprobs[here][: len(best)] = -losses[best]
     result.count = int(result.kept.sum())
     result.loss = divide(exact_sum(result.nll[result.kept]), result.count)
@@ -277,6 +276,7 @@ def compare(
         for position in np.ndindex(kl.shape):
             if scores.kept[position]:
                 kl[position] = _divergence_of_likely(base_logits[position], logits[position])
+    base_nll, kl, base_top_p = (np.where(scores.kept, column, math.nan) for column in (base_nll, kl, base_top_p))
     return SimpleNamespace(
         nll=scores.nll,
         base_nll=base_nll,

@@ -102,14 +102,18 @@ class Meter:
         weights = [1.0] * len(losses) if weights is None else weights
         for x, w in zip(losses, weights, strict=True):
             if w:
-                self.groups.append(SimpleNamespace(tokens=[(x, w)], is_sequence=False, n_bytes=None, n_words=None))
+                knows = {"knows_bytes": bool(n_bytes), "knows_words": bool(n_words)}
+                group = SimpleNamespace(tokens=[(x, w)], is_sequence=False, n_bytes=None, n_words=None, **knows)
+                self.groups.append(group)
         self.loose_bytes += n_bytes
         self.loose_words += n_words
 
     def add_sequence(self, losses, weights=None, n_bytes=None, n_words=None):
         tokens = [(x, w) for x, w in zip(losses, [1.0] * len(losses) if weights is None else weights, strict=True) if w]
         if tokens:
-            self.groups.append(SimpleNamespace(tokens=tokens, is_sequence=True, n_bytes=n_bytes, n_words=n_words))
+            knows = {"knows_bytes": n_bytes is not None, "knows_words": n_words is not None}
+            group = SimpleNamespace(tokens=tokens, is_sequence=True, n_bytes=n_bytes, n_words=n_words, **knows)
+            self.groups.append(group)
 
     @property
     def sequences(self):
@@ -134,6 +138,11 @@ class Meter:
     @property
     def n_words(self):
         return self.loose_words + sum(group.n_words or 0 for group in self.groups)
+
+    def _known(self, unit):
+        """The number of bytes or words; 0 if it is known of some groups and not of all."""
+        known = {getattr(group, f"knows_{unit}") for group in self.groups}
+        return 0 if len(known) == 2 else getattr(self, f"n_{unit}")
 
     @property
     def total(self):
@@ -180,15 +189,16 @@ class Meter:
 
     @property
     def bits_per_byte(self):
-        return float(Fraction(self.total) / self.n_bytes / LN2) if self.n_bytes else math.nan
+        n_bytes = self._known("bytes")
+        return float(Fraction(self.total) / n_bytes / LN2) if n_bytes else math.nan
 
     @property
     def bits_per_byte_stderr(self):
-        return self._error_by("n_bytes", self.n_bytes) / math.log(2)
+        return self._error_by("n_bytes", self._known("bytes")) / math.log(2)
 
     @property
     def word_perplexity(self):
-        return _exp(self.total / self.n_words) if self.n_words else math.nan
+        return _exp(self.total / self._known("words")) if self._known("words") else math.nan
 
     @property
     def sequence_loss(self):

@@ -29,9 +29,9 @@ def test_known_values():
 
 def test_meters_add_up():
     meters = [tokenloss.LossMeter(), tokenloss.LossMeter()]
-    for meter, losses in zip(meters, ([1e16, 1.0], [-1e16, 1.0]), strict=True):
+    for meter, losses in zip(meters, ([1e16, 1.0], [2.0**-1074, 1.0]), strict=True):
         meter.update(np.array(losses))
-    assert (meters[0] + meters[1]).total == 2.0
+    assert (meters[0] + meters[1]).total == 1e16 + 2.0
 
 
 def test_bad_targets_are_named():

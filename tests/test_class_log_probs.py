@@ -306,9 +306,9 @@ def test_where_leaves_out_rows_whose_class_ids_may_be_garbage(garbage, shape, rn
         expected, where = class_log_probs(logits, ids), rng.random(shape[:-1]) > 0.4
         logits[~where], ids[~where] = NAN, garbage
         actual = class_log_probs(logits, ids, where=where)
-        assert_same_bits(actual, np.where(where[..., None], expected, 0.0))
+        assert_same_bits(actual, np.where(where[..., None], expected, NAN))
         where[...] = False
-        assert not class_log_probs(logits, [garbage], where=where).any()
+        assert np.isnan(class_log_probs(logits, [garbage], where=where)).all()
 
 
 @needs_mprotect
@@ -323,7 +323,7 @@ rows[...] = 0.5
 forbid(1)
 for ids in ([5, PAGE // 4 - 1], [[1, 2], [-1, 3], [4, 4]]):
     found = class_log_probs(rows, ids, where=[True, False, True])
-    assert found[1].tolist() == [0.0, 0.0] and abs(found[::2] + np.log(PAGE / 4)).max() < 2e-7
+    assert np.isnan(found[1]).all() and abs(found[::2] + np.log(PAGE / 4)).max() < 2e-7
 """
     )
 
@@ -365,6 +365,13 @@ def test_class_id_that_changes_during_the_call(monkeypatch):
     monkeypatch.setattr(_workers, "run", run_and_repair)
     with fails(IndexError, "class_ids[1] = 7 is out of range [0, 3)"):
         class_log_probs([1.0, 2.0, 3.0], ids)
+
+
+def test_class_ids_that_fit_in_two_ways():
+    fits = "it must be (1, 3, 2) or (3, 1, 2), since it fits (3, 3) in two ways"
+    with fails(ValueError, "class_ids has shape (3, 2);", fits):
+        class_log_probs(np.zeros((3, 3, 4)), np.zeros((3, 2), int))
+    assert class_log_probs(np.zeros((3, 3, 4)), np.zeros(3, int)).shape == (3, 3, 3)
 
 
 @pytest.mark.parametrize("ids", [0, np.zeros((2, 3), int), np.zeros((3, 2, 1), int), np.zeros((1, 3, 4, 1), int)])

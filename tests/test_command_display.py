@@ -25,7 +25,6 @@ FILE  logits, 4 × 3, float32; class ids
   perplexity       14.159   95 % interval 0.016266 to 12325
   bits per token   3.82364
   greedy accuracy  50.00 %
-  time             0.5 s    9.6e-08 GB/s
 
   highest-loss tokens
   position  target    loss  probability  text

@@ -84,7 +84,7 @@ OPTIONS = ["--targets", "--text", "--per-token", "--plot", "--html", "--state", 
     + [(["compare", SAMPLE, SAMPLE, option, ""], option) for option in ("--targets", "--plot", "--base-array")],
 )
 def test_arguments_that_are_empty(argv, name, command):
-    assert_refused(command(*argv), f"argument {name}: '' is no name")
+    assert_refused(command(*argv), f"argument {name}: is empty; it must be a name")
 
 
 def test_workers_minus_one():
@@ -209,6 +209,7 @@ def test_signals_remove_half_written_files(name, tmp_path):
         "def slow(*args, **options):\n"
         "    print('begun', flush=True); time.sleep(60)\n"
         "run._score_block = slow\n"
+        f"signal.signal(signal.{name}, signal.SIG_DFL)\n"  # which nohup, or a shell in the background, may ignore
         "sys.exit(cli.main())"
     )
     argv = ["score", SAMPLE, "--per-token", tmp_path / "out.csv"]

@@ -450,6 +450,12 @@ def test_by_does_not_depend_on_updates(rng):
         assert_same_bits(column, expected[name], name)
 
 
+def test_by_refuses_groups_that_fit_in_two_ways():
+    found = compare(np.zeros((2, 2, 3)), np.ones((2, 2, 3)), np.zeros((2, 2), int))
+    with pytest.raises(ValueError, match=r"groups has shape \(2,\); it must be \(1, 2\) or \(2, 1\)"):
+        found.by(["a", "b"])
+
+
 def test_by_broadcasts_its_groups(rng):
     base, other, targets = models(rng, (4, 5, 7))
     found = compare(base, other, targets)

@@ -149,6 +149,7 @@ def test_sequences_hold_the_means_of_each(rng):
             assert found.sequences[name][row] == math.fsum(values[of].tolist()) / of.sum(), name
 
 
+@pytest.mark.usefixtures("any_loss_is_taken")
 def test_errors_agree_with_loss_meter(rng):
     base, logits, targets, ids = models(rng)
     found = compare(base, logits, targets, segment_ids=ids)

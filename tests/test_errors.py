@@ -263,6 +263,14 @@ def test_where_of_wrong_shape(loss):
 
 
 @each_loss
+@pytest.mark.parametrize("name", ["where", "sample_weight"])
+def test_where_and_sample_weight_that_fit_in_two_ways(loss, name):
+    value = np.ones(3, {"where": bool, "sample_weight": float}[name])
+    with fails(ValueError, f"{name} has shape (3,); it must be (1, 3) or (3, 1), since it fits (3, 3) in two ways"):
+        call(tokenloss, loss, np.ones((3, 3, 2)), np.ones((3, 3), int), **{name: value})
+
+
+@each_loss
 def test_where_of_wrong_dtype(loss):
     for where in ([0, 1], [1.0, 0.0], np.ones(2, np.uint8), "ab", np.ones(2, object)):
         with fails(TypeError, "where", np.asarray(where).dtype, "bool"):

@@ -11,8 +11,8 @@ LOGITS, IDS = np.zeros((2, 3, 4), np.float32), np.ones((2, 3), int)
 @pytest.mark.parametrize(
     ("source", "options", "error", "words"),
     [
-        ([], {}, ValueError, "source is 'empty'; it must be paths or blocks"),
-        (iter(()), {}, ValueError, "source is 'empty'"),
+        ([], {}, ValueError, "source is empty; it must be paths or blocks"),
+        (iter(()), {}, ValueError, "source is empty"),
         (LOGITS, {}, TypeError, "source is 'ndarray'; it must be paths, or blocks such as"),
         (3, {}, TypeError, "source is 'int'; it must be paths or blocks"),
         ((LOGITS, IDS), {}, TypeError, r"block 0 is 'ndarray'; it must be \(logits, targets"),
@@ -40,7 +40,7 @@ LOGITS, IDS = np.zeros((2, 3, 4), np.float32), np.ones((2, 3), int)
         ([(LOGITS, IDS)], {"sinks": "x.csv"}, TypeError, "sinks is 'str'; it must be a sequence of tokenloss.sinks"),
         ([(LOGITS, IDS)], {"sinks": [print]}, TypeError, "sinks is 'builtin_function_or_method'"),
         *(
-            ([(LOGITS, IDS)], {name: value}, ValueError, f"{name} is 'given'; it must be left out where the source is")
+            ([(LOGITS, IDS)], {name: value}, ValueError, f"{name} is given; it must be left out where the source is")
             for name, value in [("targets", IDS), ("segment_ids", IDS), ("array", "x"), ("text", "x"), ("state", "x"),
                                 ("scheduler", "x")]
         ),
@@ -55,7 +55,7 @@ LOGITS, IDS = np.zeros((2, 3, 4), np.float32), np.ones((2, 3), int)
         ([(LOGITS, IDS, [True])] * 2 + [(LOGITS, IDS, [True] * 4)], {}, ValueError, r"block 2: where has shape \(4,\)"),
         ([(LOGITS, IDS, None, IDS * 0.5)], {}, TypeError, "block 0: segment_ids has dtype float64"),
         ([(LOGITS, IDS, None, [0, 1])], {}, ValueError, r"block 0: segment_ids has shape \(2,\)"),
-        ([(LOGITS, IDS), (LOGITS, IDS, None, IDS)], {}, ValueError, "block 1: segment_ids is 'given'"),
+        ([(LOGITS, IDS), (LOGITS, IDS, None, IDS)], {}, ValueError, "block 1: segment_ids is given"),
         ([(LOGITS, IDS, None, IDS), (LOGITS, IDS)], {}, ValueError, "block 1: segment_ids is None"),
         ([(np.full((20, 4), 0.25), np.ones(20, int))], {}, ValueError, "block 0: looks like probabilities"),
         ([(LOGITS, IDS)], {"kind": "log_probs"}, ValueError, "block 0: log_probs has a row whose logsumexp is 1.386"),

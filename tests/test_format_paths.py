@@ -80,7 +80,7 @@ def test_path_of_stdin_and_empty_path(tmp_path):
     assert_file_refused(tmp_path / "scores.npy", "is standard input", targets="-")
     with fails(ValueError, "'': names no file; it must be the path of a file"):
         open_scores("")
-    assert "'' is no name" in run("score", "")[1]
+    assert "is empty; it must be a name" in run("score", "")[1]
 
 
 def test_targets_in_files_of_other_formats(tmp_path):

@@ -267,10 +267,10 @@ def test_hidden_that_is_refused(path, command):
     np.savez(path / "text.npz", hidden=HIDDEN, targets=TARGETS[1:])
     assert_refused(command("score", path / "text.npz", *head), "targets has shape (39,)", "to fit hidden_states")
     for option in ("--kind", "logits"), ("--array", "hidden"):
-        assert_refused(command("score", path / "both.npz", *head, *option), f"{option[0][2:]} is 'given'", "lm_head")
+        assert_refused(command("score", path / "both.npz", *head, *option), f"{option[0][2:]} is given", "lm_head")
     for option in ("--hidden", "x"), ("--logit-scale", "2"), ("--softcap", "3"):
         name = option[0][2:].replace("-", "_")
-        assert_refused(command("score", path / "logits.npz", *option), f"{name} is 'given'", "left out without lm_head")
+        assert_refused(command("score", path / "logits.npz", *option), f"{name} is given", "left out without lm_head")
     for option, words in [
         (("--logit-scale", "0"), "logit_scale is 0.0"), (("--softcap", "-1"), "softcap is -1.0"),
         (("--softcap", "x"), "argument --softcap: invalid float value: 'x'"),
@@ -285,10 +285,10 @@ def test_token_ids_and_input_ids_are_not_chosen_from(path, command):
 
 
 def test_evaluate_refuses_lm_head_without_files_of_scores(path):
-    with pytest.raises(ValueError, match="lm_head is 'given'; it must be left out where the source is blocks"):
+    with pytest.raises(ValueError, match="lm_head is given; it must be left out where the source is blocks"):
         evaluate([(HIDDEN, TARGETS)], lm_head=path / "head.npy")
     (path / "responses.json").write_text("{}")
-    with pytest.raises(ValueError, match="lm_head is 'given'; it must be left out where the source is responses"):
+    with pytest.raises(ValueError, match="lm_head is given; it must be left out where the source is responses"):
         evaluate(path / "responses.json", lm_head=path / "head.npy")
     with pytest.raises(TypeError, match="lm_head is 'int'; it must be a path"):
         evaluate(path / "hidden.npy", path / "targets.npy", lm_head=3)

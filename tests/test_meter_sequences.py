@@ -54,6 +54,7 @@ def meter_of(*sequences, **options):
     meter = LossMeter()
     offsets = np.cumsum([0, *map(len, sequences)])
     losses = np.array([loss for part in sequences for loss in part], np.float64)
+    options = {name: np.broadcast_to(value, len(sequences)) for name, value in options.items()}
     meter.update(sequence_losses(losses, cu_seqlens=offsets, **options))
     return meter
 
@@ -149,9 +150,9 @@ def test_equal_sequences_have_no_error():
 
 def test_repr():
     assert repr(meter_of([1.0, 2.0, 3.0], [6.0])) == (
-        "LossMeter(count=4, n_sequences=2, loss=3, stderr=1.5, perplexity=20.09)"
+        "LossMeter(count=4, n_sequences=2, loss=3, stderr=1.5, perplexity=20.0855)"
     )
-    assert repr(loose([0.36, 0.02, 0.22])) == "LossMeter(count=3, loss=0.2, stderr=0.0987, perplexity=1.221)"
+    assert repr(loose([0.36, 0.02, 0.22])) == "LossMeter(count=3, loss=0.2, stderr=0.0987, perplexity=1.2214)"
 
 
 def test_figures_of_an_empty_meter():
@@ -185,6 +186,34 @@ def test_bytes_that_are_known_as_a_total_are_proportional_to_tokens():
         assert both.bits_per_byte_stderr == pytest.approx(expected, rel=1e-15)
     tokens = loose([1.0, 2.0, 6.0], n_bytes=5)
     assert tokens.bits_per_byte_stderr == pytest.approx(tokens.stderr * 3 / 5 / LN2, rel=1e-15)
+
+
+def test_n_bytes_and_n_words_that_are_unknown_of_some_stay_unknown(rng):
+    """Whatever comes before or later, in any order of merging."""
+    unknown = [meter_of([1.0, 2.0], [3.0]), loose([1.0, 1.0])]
+    known = [meter_of([4.0], n_bytes=2, n_words=1), loose([1.0, 1.0], n_bytes=4, n_words=2),
+             loose([], n_bytes=9, n_words=5), loose(sequence_losses([[1.0], [2.0]]), n_bytes=3, n_words=3)]  # fmt: skip
+    for kept in (known[0], known[1], known[3]):
+        for missing in unknown:
+            both = missing + kept
+            for part in rng.permutation(np.array([*known, *unknown])):
+                both = both + part if rng.random() < 0.5 else part + both
+                both = pickle.loads(pickle.dumps(both))  # noqa: S301 - our own
+                both = LossMeter._from_json(json.loads(json.dumps(both._to_json())))
+                figures = both.bits_per_byte, both.bits_per_byte_stderr, both.word_perplexity
+                assert np.isnan([*figures, *both.word_perplexity_interval]).all()
+    assert sum(known, LossMeter()).bits_per_byte == pytest.approx(9 / 18 / LN2, rel=1e-15)
+    of_all = sum(unknown, LossMeter())
+    of_all.update([], n_bytes=16)  # the text of all tokens
+    assert of_all.bits_per_byte == pytest.approx(8 / 16 / LN2, rel=1e-15)
+
+
+@pytest.mark.parametrize("name", ["_with_bytes", "_with_words"])
+@pytest.mark.parametrize("count", [-1, 0, 3])
+def test_state_with_a_wrong_number_of_known_texts_is_refused(name, count):
+    state = meter_of([1.0, 2.0], [6.0], n_bytes=2, n_words=1)._to_json()
+    with pytest.raises(ValueError, match="no losses have these sums"):
+        LossMeter._from_json(state | {name: hex(count)})
 
 
 def test_bytes_of_sequences_without_any():
@@ -319,6 +348,7 @@ def test_figures_of_any_losses_equal_the_oracle(sequences, others):
 # merging
 
 
+@pytest.mark.usefixtures("any_loss_is_taken")
 @pytest.mark.parametrize("weighted", [False, True])
 def test_merging_in_any_order_gives_the_same_bits(weighted, rng):
     parts = [random_meters(rng, weighted, with_loose=k % 2 == 0, lengths=k % 3 > 0)[0] for k in range(12)]
@@ -382,6 +412,7 @@ def test_state_does_not_grow_with_the_number_of_sequences(rng):
     assert sizes[1] < 1.05 * sizes[0]
 
 
+@pytest.mark.usefixtures("any_loss_is_taken")
 @pytest.mark.parametrize("special", [INF, -INF, NAN])
 def test_losses_that_are_not_finite(special):
     meter = meter_of([special, 1.0], [2.0, 3.0], n_bytes=2, n_words=2)

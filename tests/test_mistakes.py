@@ -295,6 +295,20 @@ def test_binary_probabilities_as_for_scikit_learn():
     assert sklearn.log_loss(y, p) == pytest.approx(expected)
 
 
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64], ids=str)
+def test_float_labels_with_the_probabilities_of_class_1_are_warned_of(dtype):
+    y, p = np.array([1, 0, 1], dtype), np.array([0.9, 0.2, 0.8])
+    with pytest.warns(UserWarning, match=r"y_true adds up to 2, .* one sample over 3 classes; .*np.stack") as record:
+        loss = cross_entropy_loss(y, p)
+    assert record[0].filename == __file__
+    assert loss == pytest.approx(-np.log(0.9) - np.log(0.8))  # as of a mass of 2
+    with pytest.warns(UserWarning, match="targets adds up to 2"):
+        cross_entropy(p, y)
+    for distribution in ([0.5, 0.25, 0.25], [0.5, 0.5, 0.05], [0.0, 0.0, 0.0]):
+        cross_entropy_loss(np.array(distribution, dtype), p)
+    cross_entropy_loss(np.array([[1, 0, 1]], dtype), p[None])  # a row is meant
+
+
 def test_gathered_log_probs_with_class_ids():
     gathered = np.take_along_axis(LOG_PROBS, IDS[:, None], -1).reshape(2, 3)
     with fails(ValueError, "targets[0] holds integers that are not one-hot: [0, 1, 2]", "class ids have shape (2,)"):

@@ -1,5 +1,7 @@
 """next_token: logits and the ids that they predict, as views, for padded batches too."""
 
+import itertools
+
 import numpy as np
 import pytest
 from arrays import BFLOAT16, assert_same_bits, fails
@@ -63,9 +65,20 @@ def test_mask_of_bools_and_integers(dtype, rng):
     np.testing.assert_array_equal(where, mask[:, :-1] & mask[:, 1:], strict=True)
 
 
-def test_mask_of_other_integers_includes_what_is_not_0():
-    where = next_token(np.zeros((5, 2)), np.zeros(5, int), np.array([1, 2, 4, 0, 1]))[2]
-    assert where.tolist() == [True, True, False, False]
+@pytest.mark.parametrize("dtype", [np.int64, np.uint8, np.int8, np.float16, np.float64, BFLOAT16], ids=str)
+def test_attention_mask_of_document_numbers_ends_each_document(dtype):
+    mask = np.array([[1, 1, 1, 2, 2, 0], [0, 3, 3, 1, 0, 1]])
+    where = next_token(np.zeros((2, 6, 4)), np.zeros((2, 6), int), mask.astype(dtype))[2]
+    assert where.tolist() == [[True, True, False, True, False], [False, True, False, False, False]]
+
+
+def test_attention_mask_of_packed_documents_equals_each_document_alone(rng):
+    lengths, logits, ids = [5, 1, 4, 2], rng.standard_normal((14, 6)), rng.integers(0, 6, 14)
+    mask = np.append(np.repeat([1, 2, 3, 4], lengths), [0, 0])
+    scores, targets, where = next_token(logits, ids, mask)
+    ends = np.cumsum([0, *lengths])
+    alone = [cross_entropy(logits[a : b - 1], ids[a + 1 : b], reduction="none") for a, b in itertools.pairwise(ends)]
+    assert_same_bits(cross_entropy(scores, targets, where=where, reduction="none")[where], np.concatenate(alone))
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
@@ -106,6 +119,10 @@ def test_torch_tensors(rng):
         for actual, exact in zip((left, right, where), expected, strict=True):
             np.testing.assert_array_equal(np.asarray(actual), exact)
         assert cross_entropy(left, right, where=where) == cross_entropy(*expected[:2], where=expected[2])
+    packed = torch.tensor([[1, 1, 2, 2, 2, 0]]).expand(3, 6)
+    for dtype in (torch.uint8, torch.float16, torch.bfloat16):
+        where = next_token(logits, ids, packed.to(dtype))[2]
+        assert where.tolist() == [[True, False, True, True, False]] * 3
     half = logits.to(torch.bfloat16)
     left, right, where = next_token(half, ids)
     assert where is None
@@ -142,7 +159,23 @@ def test_wrong_shapes(arguments, error, words):
         next_token(*arguments)
 
 
-@pytest.mark.parametrize("mask", [[[0.0, -np.inf, 0.0]], [[0, -1, 0]], [[0.0, np.finfo(np.float32).min, 0.0]]])
-def test_mask_that_is_added_to_attention_scores_is_refused(mask):
-    with pytest.raises(ValueError, match="attention_mask is 'negative'"):
-        next_token(np.zeros((1, 3, 4)), np.zeros((1, 3), int), mask)
+@pytest.mark.parametrize(
+    "mask",
+    [
+        [0.0, -np.inf, 0.0],
+        [0, -1, 0],
+        [0.0, np.finfo(np.float32).min, 0.0],
+        [1, 0.25, 1],
+        [1, np.nan, 1],
+        [np.inf, 1, 1],
+    ],
+)
+@pytest.mark.parametrize("dtype", [np.float64, np.float32, BFLOAT16, "torch", "jax"], ids=str)
+def test_attention_mask_of_other_numbers_is_refused(mask, dtype):
+    """Such as what is added to attention scores, which is 0 for tokens."""
+    make = {
+        "torch": lambda: pytest.importorskip("torch").tensor([mask]),
+        "jax": lambda: pytest.importorskip("jax.numpy").asarray([mask]),
+    }.get(dtype, lambda: np.array([mask]).astype(dtype))
+    with np.errstate(over="ignore"), fails(ValueError, "attention_mask", "1 for tokens and 0 for padding"):
+        next_token(np.zeros((1, 3, 4)), np.zeros((1, 3), int), make())

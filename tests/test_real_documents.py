@@ -100,6 +100,7 @@ def test_meter_of_documents_of_a_real_model(documents, model, targets):
         assert value == pytest.approx(expected[name], rel=1e-13), name
 
 
+@pytest.mark.usefixtures("any_loss_is_taken")
 @each_targets
 def test_meter_of_differences_of_two_real_models(documents, targets):
     arrays, reference = documents
@@ -149,6 +150,7 @@ def test_meter_of_documents_of_lm_evaluation_harness(model):
         assert actual == pytest.approx(value, rel=1e-6), name
 
 
+@pytest.mark.usefixtures("any_loss_is_taken")
 def test_bits_per_byte_of_the_difference_of_two_runs_of_lm_evaluation_harness():
     reference = json.loads((CLIENTS / "rolling.json").read_text())
     with np.load(CLIENTS / "rolling.npz") as file:

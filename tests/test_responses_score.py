@@ -97,7 +97,9 @@ def test_sentinels_are_not_averaged_as_atom_wrote_them(score_json, tmp_path):
     table = tmp_path / "tokens.npy"
     evaluate([tmp_path / "sentinel.json"], sinks=[sinks.TokenTable(table)])
     columns = ("kept", "nll", "probability", "rank", "argmax", "is_greedy")
-    assert np.load(table)[list(columns)][own.index(-9999.0) + 1].tolist() == (False, 0, 0, 0, -1, False)
+    assert np.load(table)[list(columns)][own.index(-9999.0) + 1].tolist() == pytest.approx(
+        (False, np.nan, np.nan, -1, -1, False), nan_ok=True
+    )
 
 
 def test_accuracy_is_of_the_tokens_where_it_is_known(score_json, command, tmp_path):
@@ -236,7 +238,8 @@ def test_a_loss_of_certainty_is_0_and_of_impossibility_inf(tmp_path):
     path = tmp_path / "chats.jsonl"
     path.write_text(json.dumps(chat(("a", -0.0), ("b", 0.0), ("c", -math.inf))), encoding="utf-8")
     tokens = tmp_path / "tokens.npy"
-    found = evaluate([path], sinks=[sinks.TokenTable(tokens)])
+    with pytest.warns(UserWarning, match="1 of 3 tokens have an infinite loss"):
+        found = evaluate([path], sinks=[sinks.TokenTable(tokens)])
     nll = np.load(tokens)["nll"]
     assert nll.tolist() == [0, 0, math.inf]
     assert not np.signbit(nll).any()
@@ -328,11 +331,10 @@ def test_a_file_of_failed_lines_alone(score_json, command, tmp_path):
 def test_lists_that_lost_classes_of_the_same_text_as_of_vllm_44319(score_json, command, tmp_path):
     path = clients.save(tmp_path / "echo.json", "llama_cpp_python/completion_echo_bos_07.json")
     status, out, err = command("score", path)
-    assert status == 0
-    assert re.fullmatch(r"tokenloss: warning: (\d+) positions list fewer classes than others: [^\n]+\n", err)
-    n = int(re.search(r"\d+", err)[0])
-    assert evaluate([path]).figures["lost_tops"] == n > 0
-    assert re.search(rf"short lists +{n} ", out)
+    assert (status, err) == (0, "")
+    n = evaluate([path]).figures["lost_tops"]
+    assert n > 0
+    assert re.search(rf"short lists +{n} +positions list fewer classes than others: ", out)
 
 
 # -- many responses, files, checkpoints --------------------------------------------------------------------------------
@@ -431,13 +433,13 @@ def test_scheduler(completions, score_json, tmp_path):
     "ignore_index"),
 ])  # fmt: skip
 def test_options_of_scores_are_refused(options, name, completions, command):
-    assert_refused(command("score", completions, *options), f"{name} is 'given'", "responses of servers")
+    assert_refused(command("score", completions, *options), f"{name} is given", "responses of servers")
 
 
 def test_part_and_skip_failed_are_refused_of_scores(npz, command):
     path = npz(logits=LOGITS, targets=TARGETS)
-    assert_refused(command("score", path, "--part", "all"), "part is 'given'", "no responses")
-    assert_refused(command("score", path, "--skip-failed"), "skip_failed is 'given'", "no responses")
+    assert_refused(command("score", path, "--part", "all"), "part is given", "no responses")
+    assert_refused(command("score", path, "--skip-failed"), "skip_failed is given", "no responses")
     for options in ({"part": "prompt"}, {"skip_failed": True}):
         with pytest.raises(ValueError, match="left out where the source is blocks"):
             evaluate([(LOGITS, TARGETS)], **options)

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ import zarr
 from commands import LOGITS, SAMPLE, TARGETS, assert_refused, process
 
 import tokenloss
+from tokenloss import evaluate, token_scores
 from tokenloss._evaluation import plan, summary
 from tokenloss.formats import llama_cpp
 
@@ -271,3 +273,59 @@ def test_score_memory_is_bounded(tmp_path):
     assert found["loss"] == pytest.approx(18 * math.log(2), abs=2e-7)
     assert (found["accuracy"], found["bytes"]) == (1.0, size)
     assert int(done.stderr) * 1024 < 200e6
+
+
+# losses that are not finite, and those of certainty
+
+
+def test_nan_and_infinite_losses_are_counted(score_json, command, tmp_path):
+    """In the table, in JSON, over shards and state, in blocks and in a warning."""
+    logits, targets = np.zeros((20, 3)), np.zeros(20, int)
+    logits[[1, 7, 12], 1], logits[[3, 15], 0], logits[5, 2], targets[5] = np.nan, -np.inf, np.nan, -100
+    for k, part in enumerate((slice(8), slice(8, 20))):
+        np.savez(tmp_path / f"{k}.npz", logits=logits[part], targets=targets[part])
+    state = tmp_path / "state.json"
+    for _ in range(2):  # the second time from the state
+        found = score_json(tmp_path / "[01].npz", "--state", state)
+        assert (found["tokens"], found["n_nan"], found["n_infinite"]) == (19, 3, 2)
+        assert [(part["n_nan"], part["n_infinite"]) for part in found["shards"]] == [(2, 1), (1, 1)]
+    status, out, err = command("score", tmp_path / "[01].npz")
+    assert (status, err) == (0, "")
+    assert re.search(r"nan tokens +3 +of 19\n +infinite losses +2 +of 19\n", out)
+    blocks = [(logits[:8], targets[:8]), (logits[8:], targets[8:])]
+    with pytest.warns(UserWarning, match="of 19 tokens") as record:
+        figures = evaluate(blocks).figures
+    assert (figures["n_nan"], figures["n_infinite"]) == (3, 2)
+    messages = [str(one.message) for one in record]
+    assert messages == ["3 of 19 tokens are nan", "2 of 19 tokens have an infinite loss"]
+    assert "nan" not in command("score", SAMPLE)[1]
+    assert "n_nan=3, loss=nan" in repr(token_scores(logits, targets))
+
+
+def test_one_token_has_no_interval(command, npz):
+    out = command("score", npz(logits=LOGITS[:1], targets=TARGETS[:1]))[1]
+    assert "nats; no interval from one token\n" in out
+    assert "nan" not in out
+    assert "time" not in out  # below a second
+
+
+@pytest.mark.parametrize("tokens", [4, 5, 100])
+def test_log_probs_that_are_all_0_are_warned_of(tokens, command, npz):
+    """As they are after sampling at temperature 0."""
+    log_probs, targets = np.tile([0.0, -np.inf, -9999.0], (tokens, 1)), np.zeros(tokens, int)
+    status, _, err = command("score", npz(log_probs=log_probs, targets=targets))
+    assert status == 0
+    assert ("every token has a probability of exactly 1" in err) == (tokens >= 5)
+    targets[-1] = 2
+    assert command("score", npz(log_probs=log_probs, targets=targets))[2] == ""
+
+
+def test_log_probs_of_responses_that_are_all_0_are_warned_of(command, tmp_path):
+    path = tmp_path / "chat.json"
+    content = [{"token": f" t{i}", "logprob": 0.0, "top_logprobs": [{"token": f" t{i}", "logprob": 0.0},
+                {"token": "x", "logprob": -9999.0}]} for i in range(9)]  # fmt: skip
+    choice = {"index": 0, "message": {"content": "t"}, "logprobs": {"content": content}}
+    path.write_text(json.dumps({"object": "chat.completion", "choices": [choice]}), encoding="utf-8")
+    assert "temperature 0" in command("score", path)[2]
+    with pytest.warns(UserWarning, match="every token has a probability of exactly 1"):
+        evaluate([path])

@@ -39,6 +39,8 @@ NAN = math.nan
         ({"sample_weight": np.ones(3)}, ValueError, ["sample_weight", (3,), (2, 5)]),
         ({"sample_weight": [[-0.5], [1]]}, ValueError, ["sample_weight", -0.5]),
         ({"sample_weight": NAN}, ValueError, ["sample_weight", "nan"]),
+        ({"n_bytes": 100}, ValueError, ["n_bytes", (), (2,), "one for each sequence"]),
+        ({"n_words": [100]}, ValueError, ["n_words", (1,), (2,), "one for each sequence"]),
         ({"n_bytes": [3, -1]}, ValueError, ["n_bytes", -1, 0]),
         ({"n_words": -2}, ValueError, ["n_words", -2, 0]),
         ({"n_bytes": [1, 2, 3]}, ValueError, ["n_bytes", (3,), (2,)]),
@@ -63,6 +65,10 @@ def test_wrong_options(options, error, words):
         (scores_of(1.5), ValueError, ["nll", ()]),
         (["a"], TypeError, ["nll", "U1"]),
         ([1j], TypeError, ["nll", "complex128"]),
+        ([[True, False]], TypeError, ["nll", "bool"]),
+        ([[-0.36, -0.02]], ValueError, ["nll", -0.36, "negate log-probabilities"]),
+        (np.full((2, 3), -1, np.float16), ValueError, ["nll", -1.0, "negate log-probabilities"]),
+        (scores_of([[NAN, -0.5]]), ValueError, ["nll", -0.5]),
         (None, TypeError, ["nll"]),
         ([[1.0], [1.0, 2.0]], TypeError, ["nll"]),
         (np.ma.masked_array([1.0], [True]), TypeError, ["nll", "masked", "where"]),
@@ -73,6 +79,39 @@ def test_wrong_losses(nll, error, words):
         sequence_losses(nll)
 
 
+@pytest.mark.parametrize("name", ["segment_ids", "where", "sample_weight"])
+@pytest.mark.parametrize(
+    ("got", "shape", "fits"),
+    [
+        ((3,), (3, 3), "(1, 3) or (3, 1), since it fits (3, 3) in two ways"),
+        ((2,), (2, 5, 2), "(1, 1, 2) or (2, 1, 1)"),
+        ((2, 2), (2, 2, 2), "(1, 2, 2) or (2, 2, 1)"),
+        ((1, 2), (4, 2, 2), "(1, 1, 2) or (1, 2, 1)"),
+    ],
+)
+def test_segment_ids_where_and_sample_weight_that_fit_in_two_ways_are_refused(name, got, shape, fits):
+    value = np.ones(got, {"segment_ids": int, "where": bool, "sample_weight": float}[name])
+    with fails(ValueError, f"{name} has shape", got, fits):
+        sequence_losses(np.ones(shape), **{name: value})
+    for clear in (value[(None,) * (len(shape) - len(got))], value[(..., *(None,) * (len(shape) - len(got)))]):
+        sequence_losses(np.ones(shape), **{name: clear})
+
+
+@pytest.mark.parametrize("name", ["segment_ids", "where", "sample_weight"])
+@pytest.mark.parametrize(
+    ("got", "shape"), [((), (3, 3)), ((1,), (3, 3)), ((3,), (1, 3)), ((3,), (2, 3)), ((3, 3), (3, 3))]
+)
+def test_segment_ids_where_and_sample_weight_that_fit_in_one_way_are_taken(name, got, shape):
+    value = np.ones(got, {"segment_ids": int, "where": bool, "sample_weight": float}[name])
+    assert sequence_losses(np.ones(shape), **{name: value}).count.sum() == np.prod(shape)
+
+
+@pytest.mark.parametrize("name", ["n_bytes", "n_words"])
+def test_n_bytes_and_n_words_that_fit_in_two_ways_are_refused(name):
+    with fails(ValueError, f"{name} has shape (2,); it must be (1, 2) or (2, 1), since it fits (2, 2) in two ways"):
+        sequence_losses(np.ones((2, 2, 3)), **{name: [3, 4]})
+
+
 def test_options_are_keywords():
     with pytest.raises(TypeError):
         sequence_losses([1.0], [True])
@@ -80,7 +119,7 @@ def test_options_are_keywords():
 
 def test_update_of_a_meter_with_wrong_arguments_changes_nothing():
     nll = [[1.0, 2.0], [4.0, 5.0]]
-    plain, measured = sequence_losses(nll), sequence_losses(nll, n_bytes=[3, 4], n_words=2)
+    plain, measured = sequence_losses(nll), sequence_losses(nll, n_bytes=[3, 4], n_words=[2, 2])
     meter = LossMeter()
     meter.update(measured)
     meter.update([0.5, 0.75], n_bytes=5, n_words=1)

@@ -48,7 +48,7 @@ def test_shift(save, score_json, tmp_path):
     assert (token["position"], token["target"]) == (5 * i + j, tokens[i, j + 1])
     assert token["text"] == (text[i, j + 1] if save == "npz" else None)
     table = np.genfromtxt(tmp_path / "tokens.csv", delimiter=",", names=True)
-    np.testing.assert_array_equal(table["nll"], losses.ravel())
+    np.testing.assert_array_equal(table["nll"], np.where(tokens[:, 1:] == -100, np.nan, losses).ravel())
     np.testing.assert_array_equal(table["target"], tokens[:, 1:].ravel())
 
 
@@ -86,7 +86,7 @@ def test_shift_across_shards(sequence, score_json):
     assert (found["tokens"], found["ignored"], found["without_next"]) == (10, 1, 1)
     assert found["loss"] == tokenloss.cross_entropy(sequence.logits[:-1], sequence.ids[1:])
     table = np.load(sequence.path / "out.npy")
-    np.testing.assert_array_equal(table["nll"], losses)
+    np.testing.assert_array_equal(table["nll"], np.where(sequence.ids[1:] == -100, np.nan, losses))
     np.testing.assert_array_equal(table["target"], sequence.ids[1:])
     starts = dict(zip((part["file"] for part in found["shards"]), (0, 4, 5, 5), strict=True))
     places = [starts[token["file"]] + token["position"] for token in found["highest_loss_tokens"]]

@@ -41,7 +41,7 @@ def rows_of(path):
         names, *rows = csv.reader(file)
     values = {"True": True, "False": False}
     return {
-        name: [values[cell] if cell in values else float(cell) for cell in column]
+        name: [values[cell] if cell in values else float(cell) if cell else None for cell in column]
         for name, column in zip(names, zip(*rows, strict=True), strict=True)
     }
 
@@ -63,8 +63,16 @@ def test_token_table_of_blocks(suffix, block_rows, blocks, tmp_path, monkeypatch
     assert found["sequence"] == np.arange(6).repeat(5).tolist()
     assert set(found["file"]) == {0}
     assert found["target"] == targets.ravel().tolist()
-    for name in set(COLUMNS) & set(found):
-        np.testing.assert_array_equal(found[name], getattr(scores, name).ravel(), err_msg=name)
+    found["probability"] = [None if p is None else -math.log(p) for p in found["probability"]]
+    for name in (set(COLUMNS) | {"probability"}) & set(found) - {"kept"}:
+        expected = getattr(scores, "nll" if name == "probability" else name).ravel()
+        if suffix != ".npy":  # which has no null
+            expected = np.where(scores.kept.ravel(), expected, None)
+        known = np.not_equal(expected, None)
+        assert [value is None for value in found[name]] == (~known).tolist(), name
+        actual, expected = np.array(found[name])[known].astype(float), expected[known].astype(float)
+        np.testing.assert_allclose(actual, expected, rtol=1e-14 if name == "probability" else 0, err_msg=name)
+    assert found["kept"] == scores.kept.ravel().tolist()
 
 
 @pytest.mark.parametrize("suffix", [".npy", ".csv", ".parquet"])

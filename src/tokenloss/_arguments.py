@@ -29,7 +29,7 @@ def refuse_given(given: dict[str, Any], fits: str) -> None:
     """Refuse options that do not apply; None and empty lists are not given."""
     for name, value in given.items():
         if value is not None and not (isinstance(value, tuple | list) and not value):
-            raise_error("option", name=name, got="given", fits=fits)
+            raise_error("given", name=name, fits=fits)
 
 
 def as_paths(name: str, value: Any) -> list[str]:

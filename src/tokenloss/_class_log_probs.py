@@ -9,7 +9,7 @@ import numpy as np
 from tokenloss import _core, _workers
 from tokenloss._dtypes import FLOAT_CODES, as_array, dtype_name
 from tokenloss._errors import raise_bad_class, raise_error
-from tokenloss._validation import as_scores, logit_transform, without_targets
+from tokenloss._validation import as_scores, broadcast, logit_transform, without_targets
 
 if TYPE_CHECKING:
     from tokenloss._types import ArrayLike, Float64Array
@@ -52,7 +52,7 @@ def class_log_probs(
     Returns
     -------
     array of float64
-        Log-probabilities in nats, of the batch's shape with K at the end, wherever the axis of the logits is; 0.0 where
+        Log-probabilities in nats, of the batch's shape with K at the end, wherever the axis of the logits is; nan where
         masked. For the likeliest class of a position's `class_ids` (of a tie, the lowest id) they are minus the loss of
         `cross_entropy`, with all its bits. Equal logits have equal results, and larger ones none that are smaller. -inf
         where a logit is -inf; nan in rows with a nan or +inf, and in rows of -inf alone.
@@ -112,6 +112,7 @@ def _as_class_ids(value: Any, batch: tuple[int, ...]) -> np.ndarray[Any, Any]:
         raise_error("shape", name="class_ids", got=array.shape, fits=fits)
     if array.ndim == 0:
         raise_error("shape", name="class_ids", got=(), fits=fits)
+    broadcast("class_ids", array, batch, array.shape[-1:])
     if array.size == 0 and isinstance(value, list | tuple):  # an empty list has no dtype of its own
         return array.astype(np.int64)
     if code is None or code in FLOAT_CODES or array.dtype == np.bool_:

@@ -19,7 +19,7 @@ from tokenloss._outputs import COMPARE_OUTPUTS, RESPONSE_OUTPUTS, SAMPLE_OUTPUTS
 from tokenloss._outputs._base import Output
 from tokenloss._outputs.json_object import JsonObject
 from tokenloss._terminal import Table, show_tables
-from tokenloss.evaluation import NORM_ADVICE, SHIFT_ADVICE, NormWarning, ShiftWarning, evaluate
+from tokenloss.evaluation import advice, evaluate
 from tokenloss.file_comparison import compare_files
 from tokenloss.formats.responses import is_responses
 from tokenloss.formats.samples import is_samples
@@ -89,20 +89,15 @@ def _running(sinks: Sequence[_Guarded], args: argparse.Namespace) -> Iterator[No
     with _input_errors(), warnings.catch_warnings():
         check_needs(sinks, args.state, args.scheduler, prefix="--")
         _check_stdout([(sink.option, sink.path) for sink in sinks] + [("--state", args.state)])
-        for warning in ShiftWarning, NormWarning:
-            warnings.simplefilter("ignore", warning)
+        warnings.filterwarnings("ignore", category=UserWarning, module=__name__)  # those of the calls below
         yield
 
 
 def _print(sinks: Sequence[_Guarded]) -> None:
     """Print the result, and on stderr what the figures warn of."""
     figures, _ = sinks[-1].finished
-    if figures["fits_better_shifted"]:
-        _warn(SHIFT_ADVICE)
-    if figures.get("norm_seems_missing"):
-        _warn(NORM_ADVICE)
-    if lost := figures.get("lost_tops"):
-        _warn(f"{lost:,} positions list fewer classes than others: classes of the same text fell together")
+    for message, _ in advice(figures):
+        _warn(message)
     for sink in sinks:
         sink.print()
 

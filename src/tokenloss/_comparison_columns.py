@@ -45,8 +45,8 @@ def check_definitions(value: Any) -> str:
 
 
 def new_columns(rows: int) -> Columns:
-    """Columns of zeros."""
-    return {name: np.zeros(rows, dtype) for name, dtype in COLUMNS.items()}
+    """Columns of positions that are not included."""
+    return {name: np.full(rows, np.nan if dtype == np.float64 else False, dtype) for name, dtype in COLUMNS.items()}
 
 
 def sequence_numbers(segment_ids: Any, cu_seqlens: Any, batch: tuple[int, ...]) -> Any:

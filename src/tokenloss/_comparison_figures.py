@@ -11,7 +11,8 @@ from tokenloss._comparison_columns import COLUMNS
 from tokenloss._dtypes import as_array
 from tokenloss._errors import raise_error
 from tokenloss._paired import KL_QUANTILES, Mean, paired_figures, quantile_intervals, quantiles, sequence_table
-from tokenloss.sequences import sequence_losses
+from tokenloss._validation import broadcast
+from tokenloss.sequences import sums_by_segment
 
 if TYPE_CHECKING:
     from tokenloss._types import Array, BoolArray, Columns, Float64Array, IntArray
@@ -74,10 +75,7 @@ def check_groups(groups: Any, batch: tuple[int, ...]) -> Array:
         array = array.astype(str)
     if array.dtype.kind not in "biuUT":
         raise_error("dtype", name="groups", got=array.dtype, fits="an integer, bool or text")
-    try:
-        return np.broadcast_to(array, batch)
-    except ValueError:
-        raise_error("shape", name="groups", got=array.shape, fits=f"{batch}, or broadcast to it")
+    return broadcast("groups", array, batch)
 
 
 def group_table(comparison: Any, groups: Array, kept: BoolArray) -> dict[str, Array]:
@@ -96,7 +94,7 @@ def group_table(comparison: Any, groups: Array, kept: BoolArray) -> dict[str, Ar
 
     def mean(values: Float64Array) -> Float64Array:
         """Mean of each group."""
-        return sequence_losses(values, segment_ids=numbers).loss
+        return sums_by_segment(values, None, numbers).loss
 
     def stderr(values: Float64Array) -> Float64Array:
         """Standard error of the mean of each group; nan of a single token."""

@@ -28,6 +28,8 @@ _ERRORS: dict[str, tuple[type[Exception], str]] = {
     "type": (TypeError, "{name} is {got!r}; it must be {fits}"),
     "shape": (ValueError, "{name} has shape {got}; it must be {fits}"),
     "option": (ValueError, "{name} is {got!r}; it must be {fits}"),
+    "given": (ValueError, "{name} is given; it must be {fits}"),
+    "empty": (ValueError, "{name} is empty; it must be {fits}"),
     "sizes": (
         ValueError,
         "{name} has {got} classes, {base} {fits}; classes={least} compares the first {least} of both",

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from tokenloss import _core
 from tokenloss._iteration import iter_float64
 from tokenloss._statistics import equivalent_lengths, ratio_quantile, ratio_tail
+from tokenloss._validation import check_losses
 
 if TYPE_CHECKING:
     from tokenloss._types import ArrayLike, Float64Array
@@ -31,11 +32,13 @@ class ExactMoments:
         self.squares = squares  # the sum of the squares of the finite numbers, in units of 2**-2148
 
     @classmethod
-    def of(cls, values: ArrayLike, where: ArrayLike | None = None, name: str = "values") -> ExactMoments:
-        """Moments of an array, or of the elements that `where` keeps; `name` is that of the argument, for errors."""
+    def of(cls, values: ArrayLike, where: ArrayLike | None = None, *, are_losses: bool = False) -> ExactMoments:
+        """Moments of an array, or of the elements that `where` keeps; losses of a user, called nll, are checked."""
         count = finite = squares = 0
         special = 0.0
-        for part in iter_float64(name, values, where):
+        for part in iter_float64("nll" if are_losses else "values", values, where, are_losses):
+            if are_losses:
+                check_losses(part)
             sums = _core.moments(part)
             finite += sums[0]
             special += sums[1]

@@ -59,6 +59,8 @@ cdef Positions small_positions(Scores scores, targets, ignore_index):
     cdef int64_t row, target
     if dtype < (TL_INT8 if by_class else 0) or (by_class and dtype == TL_DTYPES):
         return None
+    if buffer.ndim == 1 and not by_class and dtype <= TL_FLOAT64:  # the long way warns of labels
+        return None
     if targets.shape != (scores.batch if by_class else scores.shape):
         return None
     if type(ignore_index) is not int or ignore_index != -100:

@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 _CHUNK = 1 << 16
 
 
-def iter_float64(name: str, value: Any, where: Any = None) -> Iterator[Float64Array]:
+def iter_float64(name: str, value: Any, where: Any = None, are_losses: bool = False) -> Iterator[Float64Array]:
     """Numbers of any shape, those that `where` keeps, as contiguous float64: nothing of their size is allocated."""
     array, code = as_array(name, value)
-    if code is None:
+    if code is None or (are_losses and array.dtype == np.bool_):
         raise_error("dtype", name=name, got=array.dtype, fits=FLOATS)
     kept = None if where is None else check_mask(where, array.shape)
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from tokenloss._exact import ExactMoments, ExactRatio, exp
 from tokenloss._statistics import quantile_ranks
-from tokenloss.sequences import sequence_losses
+from tokenloss.sequences import sums_by_segment
 
 if TYPE_CHECKING:
     from tokenloss._types import Array, Float64Array, IntArray
@@ -30,7 +30,7 @@ class Mean:
         self.is_clustered = False
         if segment_ids is None:
             return
-        self.sequences = sequence_losses(values, segment_ids=segment_ids)
+        self.sequences = sums_by_segment(values, None, segment_ids)
         groups = ExactRatio.of(self.sequences.nll, self.sequences.count.astype(np.float64))
         groups += ExactRatio.of_mean(ExactMoments.of(values, segment_ids < 0))
         if self.sequences.ids.size and groups.count > 1:

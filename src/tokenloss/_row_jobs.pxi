@@ -345,6 +345,11 @@ cdef class ClassLogProbs(LogSumExpJob):
             self.refuse(C_BAD_TARGET, row, good, 0, totals)
         return likeliest if good == self.count > 0 else MASKED
 
+    cdef void mask_row(self, int64_t row) noexcept nogil:
+        cdef int64_t i
+        for i in range(row * self.count, (row + 1) * self.count):
+            self.log_probs[i] = NAN
+
     cdef void shift_row(self, int64_t row, tl_row *logits) noexcept nogil:
         self.shift_if_overflowing(row, logits)
 
@@ -416,11 +421,11 @@ cdef class TokenStats(LogSumExpJob):
         return token.nll
 
     cdef void mask_row(self, int64_t row) noexcept nogil:
-        """Write the values of masked rows that are not 0."""
         cdef int64_t i
-        self.argmax[row] = -1
+        self.numbers[row] = self.logsumexp[row] = self.entropy[row] = NAN
+        self.rank[row] = self.argmax[row] = -1
         for i in range(row * self.top_k, (row + 1) * self.top_k):
-            self.top_ids[i] = -1
+            self.top_ids[i], self.top_logprobs[i] = -1, NAN
 
     cdef void reduce_block(self, Block *block, Totals *totals, tl_cancel *cancel) noexcept nogil:
         """Writes the columns of short rows; those that need more care are reduced by themselves."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import numbers
 import operator
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 _LARGEST = float(np.finfo(np.float64).max)
 _MAX_SAMPLE_WEIGHT = 1e100
+_LEAST_LOSS = -1e-3  # nll_loss takes log-probabilities up to 1e-3, which is more than they are rounded by
 REDUCTIONS = ("mean", "sum", "none")
 KINDS = ("logits", "log_probs", "probs")  # in the order of _core
 UNNORMALIZED = 0.1  # |logsumexp| that log-probabilities may have after rounding and clipping
@@ -85,6 +87,8 @@ def as_target_array(
     if array.shape == shape and distributions:
         if code is None:
             raise_error("dtype", name=name, got=array.dtype, fits=TARGETS)
+        if array.ndim == 1 and code in FLOAT_CODES:
+            _warn_of_labels(name, array, code, scores_name)
         return array, code
     if array.shape != batch:
         fits = f"{batch} (class ids)" + f" or {shape} (distributions)" * distributions + f", to fit {scores_name}"
@@ -101,6 +105,19 @@ def as_target_array(
     return array, code
 
 
+def _warn_of_labels(name: str, masses: Array, code: int, scores_name: str) -> None:
+    """Warn if a single distribution has a mass far from 1: its classes seem to be labels of samples."""
+    wide = bfloat16_to_float32(masses) if dtype_name(code, masses) == "bfloat16" else masses
+    with np.errstate(all="ignore"):
+        mass = float(wide.sum(dtype=np.float64))
+    if 1 + UNNORMALIZED < mass < math.inf:
+        message = (
+            f"{name} adds up to {mass:.4g}, but is taken as the distribution of one sample over {len(masses)} classes; "
+            f"if these are labels of samples, give {scores_name} a class axis: np.stack([1 - p, p], -1)"
+        )
+        warnings.warn(message, stacklevel=5)
+
+
 def check_weight(value: Any, classes: int) -> tuple[np.ndarray[Any, Any], int]:
     """One weight for each class."""
     array, code = as_array("weight", value)
@@ -111,15 +128,34 @@ def check_weight(value: Any, classes: int) -> tuple[np.ndarray[Any, Any], int]:
     return array, code
 
 
+def broadcast(name: str, array: Array, shape: tuple[int, ...], own: tuple[int, ...] = ()) -> Array:
+    """The array, broadcast to a shape and its own last axes; an error if it does not fit, or fits in two ways."""
+    try:
+        result = np.broadcast_to(array, (*shape, *own))
+    except ValueError:
+        raise_error("shape", name=name, got=array.shape, fits=f"{shape}, or broadcast to it")
+    got = array.shape[: array.ndim - len(own)]
+    is_first = all(size in (1, length) for size, length in zip(got, shape, strict=False))
+    if is_first and 0 < len(got) < len(shape) and math.prod(got) > 1:  # whose axes may be the first or the last ones
+        ones = (1,) * (len(shape) - len(got))
+        fits = f"{(*ones, *got, *own)} or {(*got, *ones, *own)}, since it fits {shape} in two ways"
+        raise_error("shape", name=name, got=array.shape, fits=fits)
+    return result
+
+
 def check_mask(value: Any, batch: tuple[int, ...]) -> np.ndarray[Any, Any]:
     """A mask over the batch; it is broadcast."""
     array, code = as_array("where", value, "bool")
     if array.dtype != np.bool_:
         raise_error("dtype", name="where", got=dtype_name(code, array), fits="bool: True for the positions to keep")
-    try:
-        return np.broadcast_to(array, batch)
-    except ValueError:
-        raise_error("shape", name="where", got=array.shape, fits=f"{batch}, or broadcast to it")
+    return broadcast("where", array, batch)
+
+
+def check_losses(losses: Array, where: Array | bool = True) -> None:
+    """Refuse log-probabilities in the place of losses; `where` marks those to look at."""
+    least = float(np.fmin.reduce(losses, axis=None, initial=0, where=where))
+    if least < _LEAST_LOSS:
+        raise_error("option", name="a loss in nll", got=least, fits="at least 0: negate log-probabilities")
 
 
 def check_sample_weight(value: Any, batch: tuple[int, ...]) -> np.ndarray[Any, np.dtype[np.float64]]:
@@ -127,10 +163,7 @@ def check_sample_weight(value: Any, batch: tuple[int, ...]) -> np.ndarray[Any, n
     array, code = as_array("sample_weight", value)
     if code is None:
         raise_error("dtype", name="sample_weight", got=array.dtype, fits=FLOATS)
-    try:
-        np.broadcast_to(array, batch)
-    except ValueError:
-        raise_error("shape", name="sample_weight", got=array.shape, fits=f"{batch}, or broadcast to it")
+    broadcast("sample_weight", array, batch)
     weights = array[tuple(slice(1 if stride == 0 else None) for stride in array.strides)]  # each weight once
     weights = bfloat16_to_float32(weights) if dtype_name(code, array) == "bfloat16" else weights
     weights = weights.astype(np.float64, copy=False)

@@ -340,5 +340,5 @@ def _fraction(text: str) -> float:
 def _filled(text: str) -> str:
     """Argument type of text that is not empty, as a shell variable is that is not set."""
     if not text:
-        raise argparse.ArgumentTypeError("'' is no name")
+        raise argparse.ArgumentTypeError("is empty; it must be a name")
     return text

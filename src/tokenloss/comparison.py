@@ -77,7 +77,7 @@ class Comparison:
         KL divergence at each position in nats, and the change of its target's probability.
     is_same_top, kept : array of bool
         Whether both models have the same most likely class, and whether the position is included: neither ignored nor
-        masked. The other arrays are 0 where it is not.
+        masked. Where it is not, the other arrays are nan, and `is_same_top` is False.
     base_top_p : array of float64
         Probability of the base's most likely class: its confidence.
     sequences : dict of 1-D arrays or None
@@ -90,7 +90,7 @@ class Comparison:
     >>> from tokenloss import compare
     >>> comparison = compare([[2.0, 1.0, 0.0], [0.0, 3.0, 0.0]], [[2.0, 0.0, 0.0], [0.0, 2.0, 0.0]], [0, 1])
     >>> comparison
-    Comparison(count=2, perplexity=1.271, base_perplexity=1.286, mean_kl=0.06537, same_top=1)
+    Comparison(count=2, perplexity=1.27067, base_perplexity=1.28565, mean_kl=0.06537, same_top=1.0000)
     >>> round(comparison.kl_quantiles[0.5], 6), comparison.delta_p.round(4)
     (0.065366, array([ 0.1217, -0.1225]))
     """
@@ -200,8 +200,8 @@ class Comparison:
         """Show the main figures."""
         sequences = f"n_sequences={self.n_sequences}, " if self.n_sequences else ""
         return (
-            f"Comparison(count={self.count}, {sequences}perplexity={self.perplexity:.4g}, "
-            f"base_perplexity={self.base_perplexity:.4g}, mean_kl={self.mean_kl:.4g}, same_top={self.same_top:.4g})"
+            f"Comparison(count={self.count}, {sequences}perplexity={self.perplexity:.6g}, "
+            f"base_perplexity={self.base_perplexity:.6g}, mean_kl={self.mean_kl:.4g}, same_top={self.same_top:.4f})"
         )
 
 
@@ -237,7 +237,7 @@ class ComparisonMeter:
     >>> for shift in (0.5, 1.0):
     ...     meter.update(np.zeros((2, 3)), [[shift, 0, 0], [0, shift, 0]], [0, 1])
     >>> meter.result()
-    Comparison(count=4, perplexity=1.96, base_perplexity=3, mean_kl=0.0743, same_top=0.5)
+    Comparison(count=4, perplexity=1.95993, base_perplexity=3, mean_kl=0.0743, same_top=0.5000)
 
     Several candidates, each as if it were compared alone:
 

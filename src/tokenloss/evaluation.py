@@ -16,7 +16,7 @@ from tokenloss._workers import check_workers
 from tokenloss.sequences import check_lengths
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
     from typing import Literal, TypeAlias
 
     from tokenloss._types import Array, ArrayLike, IntArray
@@ -72,7 +72,7 @@ class Evaluation:
     >>> logits = np.zeros((2, 3, 8), np.float32)  # two sequences of three tokens
     >>> evaluation = evaluate([(logits, np.ones((2, 3), int))])
     >>> evaluation
-    Evaluation(tokens=6, sequences=2, loss=2.079, stderr=0, perplexity=8, accuracy=0)
+    Evaluation(tokens=6, sequences=2, loss=2.07944, stderr=0, perplexity=8, accuracy=0.0000)
     >>> evaluation.sequences["tokens"]
     array([3, 3])
     """
@@ -108,8 +108,8 @@ class Evaluation:
         """Show the main figures."""
         meter = self.meter
         return (
-            f"Evaluation(tokens={meter.count}, sequences={meter.n_sequences}, loss={meter.loss:.4g}, "
-            f"stderr={meter.stderr:.3g}, perplexity={meter.perplexity:.4g}, accuracy={self.accuracy:.4g})"
+            f"Evaluation(tokens={meter.count}, sequences={meter.n_sequences}, loss={meter.loss:.6g}, "
+            f"stderr={meter.stderr:.3g}, perplexity={meter.perplexity:.6g}, accuracy={self.accuracy:.4f})"
         )
 
 
@@ -232,6 +232,8 @@ def evaluate(
         of that norm, where `lm_head` is a model that holds it.
     ShiftWarning
         If targets were not shifted, and rows give the next target more than four times the probability, beyond chance.
+    UserWarning
+        If losses are nan or infinite, or if every token has a probability of exactly 1.
 
     See Also
     --------
@@ -248,7 +250,7 @@ def evaluate(
     ...         ids = rng.integers(50, size=(4, length))
     ...         yield rng.standard_normal((4, length, 50)), ids, np.ones((4, length), bool)
     >>> evaluate(engine(), shift=True)
-    Evaluation(tokens=56, sequences=8, loss=4.36, stderr=0.147, perplexity=78.24, accuracy=0.01786)
+    Evaluation(tokens=56, sequences=8, loss=4.3598, stderr=0.147, perplexity=78.2418, accuracy=0.0179)
     """
     from tokenloss._evaluation.blocks import evaluate_blocks
     from tokenloss._evaluation.files import Inputs, Settings, check_needs, evaluate_files, resolved
@@ -300,10 +302,11 @@ def evaluate(
         given = of_scores | {"text": text, "state": state, "scheduler": scheduler} | of_responses
         refuse_given(given, "left out where the source is blocks, not paths")
         evaluation = evaluate_blocks(items, options, settings, sinks)
-    if evaluation.figures["fits_better_shifted"]:
-        warnings.warn(SHIFT_ADVICE, ShiftWarning, stacklevel=2)
-    if evaluation.figures.get("norm_seems_missing"):
-        warnings.warn(NORM_ADVICE, NormWarning, stacklevel=2)
+    for message, category in advice(evaluation.figures):
+        warnings.warn(message, category, stacklevel=2)
+    for name, what in ("n_nan", "are nan"), ("n_infinite", "have an infinite loss"):
+        if count := evaluation.figures[name]:
+            warnings.warn(f"{count:,} of {evaluation.meter.count:,} tokens {what}", stacklevel=2)
     return evaluation
 
 
@@ -314,6 +317,23 @@ SHIFT_ADVICE = (
 
 
 NORM_ADVICE = "the hidden states seem to lack the model's final norm, by their root mean squares; store them after it"
+
+
+_CERTAIN_ADVICE = (
+    "every token has a probability of exactly 1: such log-probabilities are taken after sampling at temperature 0, and "
+    "say nothing about the model"
+)
+_MIN_CERTAIN = 5  # tokens
+
+
+def advice(figures: dict[str, Any]) -> Iterator[tuple[str, type[Warning]]]:
+    """What figures warn of besides their own values, and the category of the warning."""
+    if figures["fits_better_shifted"]:
+        yield SHIFT_ADVICE, ShiftWarning
+    if figures.get("norm_seems_missing"):
+        yield NORM_ADVICE, NormWarning
+    if figures.get("tokens", 0) >= _MIN_CERTAIN and figures["loss"] == 0:
+        yield _CERTAIN_ADVICE, UserWarning
 
 
 def _first_of(source: Any) -> tuple[Any, Iterable[Any]]:
@@ -330,7 +350,7 @@ def _first_of(source: Any) -> tuple[Any, Iterable[Any]]:
         raise_error("type", name="source", got=type(source).__name__, fits="paths or blocks")
     first = next(items, None)
     if first is None:
-        raise_error("option", name="source", got="empty", fits="paths or blocks")
+        raise_error("empty", name="source", fits="paths or blocks")
     return first, itertools.chain([first], items)
 
 

@@ -11,7 +11,7 @@ from tokenloss._arguments import as_path, as_paths, check_choice, check_shift, c
 from tokenloss._errors import raise_error
 from tokenloss._validation import check_integer, head_transform
 from tokenloss._workers import check_workers
-from tokenloss.evaluation import NORM_ADVICE, SHIFT_ADVICE, NormWarning, ShiftWarning
+from tokenloss.evaluation import advice
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -192,10 +192,8 @@ def compare_files(
     sides[0] = sides[0]._replace(targets=ids, segment_ids=segments)
     settings = Settings(state=state, scheduler=scheduler, workers=check_workers(workers), progress=progress)
     summary, found = compare_sides(sides, named, options, settings, outputs)
-    if summary["fits_better_shifted"]:
-        warnings.warn(SHIFT_ADVICE, ShiftWarning, stacklevel=2)
-    if summary.get("norm_seems_missing"):
-        warnings.warn(NORM_ADVICE, NormWarning, stacklevel=2)
+    for message, category in advice(summary):
+        warnings.warn(message, category, stacklevel=2)
     return {candidate.name: candidate.comparison for candidate in found}
 
 
@@ -203,7 +201,7 @@ def _sources(name: str, value: Any) -> list[str]:
     """What was given of the files of a model."""
     paths = as_paths(name, value)
     if not paths:
-        raise_error("option", name=name, got="empty", fits="a path, or paths")
+        raise_error("empty", name=name, fits="a path, or paths")
     return paths
 
 
@@ -216,7 +214,7 @@ def _candidates(others: Any) -> dict[str, list[str]]:
         if not isinstance(name, str) or not name:
             raise_error("type", name="a name of others", got=name, fits="text")
     if not others:
-        raise_error("option", name="others", got="empty", fits="a path, or a mapping of names to paths")
+        raise_error("empty", name="others", fits="a path, or a mapping of names to paths")
     return {name: _sources(f"others[{name!r}]", value) for name, value in others.items()}
 
 

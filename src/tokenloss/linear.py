@@ -413,7 +413,7 @@ def linear_compare(
     >>> rng = np.random.default_rng(0)
     >>> hidden, weight = rng.standard_normal((5, 8)), rng.standard_normal((100, 8))
     >>> linear_compare(hidden, weight, hidden, weight.round(1), [3, 14, 15, 92, 65])
-    Comparison(count=5, perplexity=462.1, base_perplexity=471, mean_kl=0.001514, same_top=1)
+    Comparison(count=5, perplexity=462.146, base_perplexity=471.04, mean_kl=0.001514, same_top=1.0000)
     """
     base, other = _two_models(base_hidden, base_weight, base_bias, hidden, weight, bias)
     sizes = base.scores.classes, other.scores.classes

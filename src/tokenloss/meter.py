@@ -37,7 +37,8 @@ class LossMeter:
     the sum of the losses of a sequence of n tokens, and G sequences, the error of the mean ``mu`` is
     ``sqrt(G / (G - 1) * sum((S - mu * n)**2)) / sum(n)``. A token outside of any sequence is a sequence of one, which
     gives the error of independent tokens. For bits per byte and perplexity per word, n is the length of the sequence's
-    text; where only the length of all texts together is known, it is taken as proportional to the tokens.
+    text; where only the length of all texts together is known, it is taken as proportional to the tokens. Both are nan
+    from when on some tokens came with the length of their text, and others without.
 
     On a cluster, anything that calls functions on other machines will do. Here ``score_file(path)`` returns the meter
     of a file (scored with ``workers=1`` where every CPU runs its own call)::
@@ -52,7 +53,7 @@ class LossMeter:
     >>> meter = LossMeter()
     >>> meter.update([0.36, 0.02, 0.22], n_bytes=12)
     >>> meter
-    LossMeter(count=3, loss=0.2, stderr=0.0987, perplexity=1.221)
+    LossMeter(count=3, loss=0.2, stderr=0.0987, perplexity=1.2214)
     >>> round(meter.bits_per_byte, 4)
     0.0721
 
@@ -62,10 +63,13 @@ class LossMeter:
     >>> meter = LossMeter()
     >>> meter.update(sequence_losses([[1.0, 1.2, 0.9, 1.1], [3.0, 3.1, 2.9, 3.2]]))
     >>> meter
-    LossMeter(count=8, n_sequences=2, loss=2.05, stderr=1, perplexity=7.768)
+    LossMeter(count=8, n_sequences=2, loss=2.05, stderr=1, perplexity=7.7679)
     """
 
-    __slots__ = ("_by_bytes", "_by_words", "_groups", "_sequences", "_tokens", "n_bytes", "n_words")
+    __slots__ = (
+        "_by_bytes", "_by_words", "_groups", "_sequences", "_tokens", "_with_bytes", "_with_words", "n_bytes",
+        "n_words",
+    )  # fmt: skip
 
     def __init__(self) -> None:
         self._tokens = ExactRatio()  # of each token, its loss and its weight
@@ -73,6 +77,8 @@ class LossMeter:
         self._by_bytes = ExactRatio()  # of each sequence whose bytes are known, its loss and these
         self._by_words = ExactRatio()  # likewise, of words
         self._sequences = ExactMoments()  # the mean loss of each sequence
+        self._with_bytes = 0  # of the groups, the number whose bytes are known, of each or of several together
+        self._with_words = 0  # likewise, of words
         self.n_bytes: int = 0
         self.n_words: int = 0
 
@@ -108,12 +114,13 @@ class LossMeter:
             Result of `sequence_losses`, for errors that are clustered by sequence: whole sequences, since one that
             comes in two calls counts as two. Or result of `token_scores`, of which only the included tokens are added;
             or losses in nats, of any shape, as the functions return them with ``reduction="none"``: tokens of these are
-            taken as independent.
+            taken as independent. Losses below -0.001, which rounding does not explain, are refused: log-probabilities
+            must be negated.
         where : array of bool, optional
             Mask of the tokens to include, broadcast over `nll`. An array of losses needs it if some tokens were ignored
             or masked: their losses are 0.0 and would count as perfect.
         n_bytes, n_words : int, default 0
-            Length of the tokens' text.
+            Length of the tokens' text; or, without tokens, of the text of all tokens, none of which came with a length.
         sample_weight : array of floats, optional
             Weight of each token, broadcast over `nll`: from 0 to 1e100. Tokens of weight 0 are left out, as by
             `where`. The losses in `nll` must not be weighted already.
@@ -125,6 +132,7 @@ class LossMeter:
         """
         n_bytes = check_integer("n_bytes", n_bytes, "an integer of at least 0", least=0)
         n_words = check_integer("n_words", n_words, "an integer of at least 0", least=0)
+        before = self._groups.count
         if isinstance(nll, SequenceLosses):
             given = {"where": where, "sample_weight": sample_weight}
             given |= {name: size or None for name, size in (("n_bytes", n_bytes), ("n_words", n_words))
@@ -134,11 +142,17 @@ class LossMeter:
                     raise_error("option", name=name, got=value, fits="given to sequence_losses, if at all")
             self._add_sequences(nll)
         else:
-            tokens = _of_tokens(nll, where, sample_weight)
-            self._tokens += tokens
-            self._groups += tokens
+            self._add_tokens(_of_tokens(nll, where, sample_weight))
         self.n_bytes += n_bytes
         self.n_words += n_words
+        new = self._groups.count - before
+        self._with_bytes += new if n_bytes else 0
+        self._with_words += new if n_words else 0
+
+    def _add_tokens(self, tokens: ExactRatio) -> None:
+        """Add tokens that are in no sequence."""
+        self._tokens += tokens
+        self._groups += tokens
 
     def _add_sequences(self, sequences: SequenceLosses) -> None:
         """Add sequences, those without tokens left out."""
@@ -156,9 +170,10 @@ class LossMeter:
 
     def _add_lengths(self, name: str, nll: Float64Array, lengths: IntArray) -> None:
         """Add the bytes or words of sequences, whose losses were added."""
-        by_text = {"n_bytes": "_by_bytes", "n_words": "_by_words"}[name]
-        setattr(self, by_text, getattr(self, by_text) + ExactRatio.of(nll, lengths.astype(np.float64)))
-        setattr(self, name, getattr(self, name) + sum(lengths.tolist()))
+        unit = name.removeprefix("n_")
+        new = {f"_by_{unit}": ExactRatio.of(nll, lengths.astype(np.float64)), f"_with_{unit}": len(lengths)}
+        for attribute, value in {**new, name: sum(lengths.tolist())}.items():
+            setattr(self, attribute, getattr(self, attribute) + value)
 
     def merge(self, other: LossMeter) -> None:
         """Add the losses of another meter.
@@ -209,8 +224,12 @@ class LossMeter:
         for name in cls.__slots__:
             empty = getattr(meter, name)
             setattr(meter, name, int(state[name], 16) if isinstance(empty, int) else empty.from_json(state[name]))
-        groups, tokens, sequences = meter._groups, meter._tokens, meter._sequences.count
-        if min(meter.n_bytes, meter.n_words) < 0 or not sequences <= groups.count <= tokens.count:
+        groups, sequences = meter._groups.count, meter._sequences.count
+        known = (
+            meter._by_bytes.count <= meter._with_bytes <= groups,
+            meter._by_words.count <= meter._with_words <= groups,
+        )
+        if min(meter.n_bytes, meter.n_words) < 0 or not sequences <= groups <= meter.count or not all(known):
             raise ValueError("no losses have these sums")
         return meter
 
@@ -253,7 +272,8 @@ class LossMeter:
             basis = f"{self.count:,} tokens, taken as independent"
         else:
             loose = self._groups.count - self.n_sequences
-            basis = f"{self.n_sequences:,} sequences" + (f" and {loose:,} tokens outside of any" if loose else "")
+            basis = f"{self.n_sequences:,} sequence" + "s" * (self.n_sequences > 1)
+            basis += f" and {loose:,} tokens outside of any" if loose else ""
         return basis + guess_note(self.interval_factor)
 
     @property
@@ -283,49 +303,47 @@ class LossMeter:
 
     @property
     def bits_per_byte(self) -> float:
-        """All losses in bits over the bytes of their text; nan if those of all or of some sequences are not known."""
-        return self._loss_per(self.n_bytes, self._by_bytes) / math.log(2)
+        """All losses in bits over the bytes of their text; nan if those of all or of some tokens are not known."""
+        return self._loss_per(self.n_bytes, self._with_bytes) / math.log(2)
 
     @property
     def bits_per_byte_stderr(self) -> float:
-        """The standard error of `bits_per_byte`, clustered as `stderr` is; nan without bytes."""
-        return self._stderr_per(self.n_bytes, self._by_bytes) / math.log(2)
+        """The standard error of `bits_per_byte`, clustered as `stderr` is; nan where that is."""
+        return self._stderr_per(self.n_bytes, self._with_bytes, self._by_bytes) / math.log(2)
 
     @property
     def bits_per_byte_interval(self) -> tuple[float, float]:
-        """The 95 % confidence interval of `bits_per_byte`; nan without bytes."""
-        mean, radius = self.bits_per_byte, self._radius_per(self.n_bytes, self._by_bytes) / math.log(2)
-        return mean - radius, mean + radius
+        """The 95 % confidence interval of `bits_per_byte`; nan where that is."""
+        radius = self._radius_per(self.n_bytes, self._with_bytes, self._by_bytes) / math.log(2)
+        return self.bits_per_byte - radius, self.bits_per_byte + radius
 
     @property
     def word_perplexity(self) -> float:
-        """``exp(losses / words)`` of the text; nan without words."""
-        return exp(self._loss_per(self.n_words, self._by_words))
+        """``exp(losses / words)`` of the text; nan if the words of all or of some tokens are not known."""
+        return exp(self._loss_per(self.n_words, self._with_words))
 
     @property
     def word_perplexity_interval(self) -> tuple[float, float]:
-        """The 95 % confidence interval of `word_perplexity`; nan without words."""
-        loss, radius = self._loss_per(self.n_words, self._by_words), self._radius_per(self.n_words, self._by_words)
-        return _interval(loss, radius)
+        """The 95 % confidence interval of `word_perplexity`; nan where that is."""
+        loss = self._loss_per(self.n_words, self._with_words)
+        return _interval(loss, self._radius_per(self.n_words, self._with_words, self._by_words))
 
-    def _loss_per(self, number: int, by_text: ExactRatio) -> float:
-        """All losses over the bytes or words of their text; nan if those of some sequences are not known."""
-        if 0 < by_text.count < self._groups.count and by_text.denominators.sum == number:
-            return math.nan
-        return self._tokens.numerators.sum_over(number)
+    def _loss_per(self, number: int, known: int) -> float:
+        """All losses over the bytes or words of their text; nan if these are known of some groups, not of all."""
+        return math.nan if 0 < known < self._groups.count else self._tokens.numerators.sum_over(number)
 
-    def _stderr_per(self, number: int, by_text: ExactRatio) -> float:
+    def _stderr_per(self, number: int, known: int, by_text: ExactRatio) -> float:
         """The standard error of that; each text's length is known only if `by_text` holds all of them."""
-        if math.isnan(self._loss_per(number, by_text)):
+        if math.isnan(self._loss_per(number, known)):
             return math.nan
         if self._knows_lengths(number, by_text):
             return by_text.stderr
         return self.stderr * self._tokens.denominators.sum_over(number)
 
-    def _radius_per(self, number: int, by_text: ExactRatio) -> float:
+    def _radius_per(self, number: int, known: int, by_text: ExactRatio) -> float:
         """Half the width of its 95 % interval."""
         of = by_text if self._knows_lengths(number, by_text) else self._independent
-        return self._stderr_per(number, by_text) * of.interval_factor
+        return self._stderr_per(number, known, by_text) * of.interval_factor
 
     def _knows_lengths(self, number: int, by_text: ExactRatio) -> bool:
         """True if all tokens are in sequences, the length of whose texts is known."""
@@ -342,8 +360,8 @@ class LossMeter:
         """Show the main figures."""
         sequences = f"n_sequences={self.n_sequences}, " if self.n_sequences else ""
         return (
-            f"LossMeter(count={self.count}, {sequences}loss={self.loss:.4g}, stderr={self.stderr:.3g}, "
-            f"perplexity={self.perplexity:.4g})"
+            f"LossMeter(count={self.count}, {sequences}loss={self.loss:.6g}, stderr={self.stderr:.3g}, "
+            f"perplexity={self.perplexity:.6g})"
         )
 
 
@@ -353,7 +371,7 @@ def _of_tokens(nll: ArrayLike | TokenScores, where: ArrayLike | None, sample_wei
         if isinstance(nll, TokenScores):
             kept = nll.kept
             nll, where = nll.nll, kept if where is None else kept & check_mask(where, kept.shape)
-        return ExactRatio.of_mean(ExactMoments.of(nll, where, name="nll"))
+        return ExactRatio.of_mean(ExactMoments.of(nll, where, are_losses=True))
     tokens = known_tokens(nll, where, sample_weight)
     losses, weights = (tokens[name][tokens["kept"]] for name in ("nll", "weight"))
     with np.errstate(over="ignore"):

@@ -230,10 +230,10 @@ def _write_responses(
     head = _summary(meter, accuracy if known else None, note)
     data = {
         "k": str(top_ids.shape[-1]),
-        "id": _known(ids, -1),
-        "rank": _known(scores.rank, 0),
+        "id": _known(ids),
+        "rank": _known(scores.rank, least=1),
         "loss": numbers(scores.nll),
-        "top": _known(top_ids, -1),
+        "top": _known(top_ids),
         "logprob": numbers(top_logprobs.reshape(-1)),
         "token": as_json(columns["text"].tolist()),
         "named": as_json(columns["top_tokens"].reshape(-1).tolist()),
@@ -371,9 +371,9 @@ def _class_text(
     return {str(i): token for i in named if (token := _token_text(vocabulary, i)) is not None}
 
 
-def _known(values: Array, unknown: int) -> str:
-    """JSON of integers, null where they are not known."""
-    return as_json([None if number == unknown else number for number in values.reshape(-1).tolist()])
+def _known(values: Array, least: int = 0) -> str:
+    """JSON of integers, null where they are not known and therefore lower."""
+    return as_json([None if number < least else number for number in values.reshape(-1).tolist()])
 
 
 # -- the head of the page ---------------------------------------------------------------------------------------------

@@ -85,7 +85,7 @@ class ResponseComparison:
     is_same_top, is_top_known : array of bool
         Whether both models have the same most likely class, and whether that is known.
     kept : array of bool
-        Whether the token has a log-probability in both files. The other arrays are 0 where it has not.
+        Whether the token has a log-probability in both files. Where it has not, floats are nan.
     sequences : dict of 1-D arrays
         Columns of a table that has a row for each sequence with any compared token: "sequence" (its number in the file
         of the base, from 0), "tokens", means over its tokens: "loss", "base_loss", "loss_difference", "delta_p",
@@ -101,7 +101,7 @@ class ResponseComparison:
     ...     paths = [pathlib.Path(directory) / name for name in ("base.jsonl", "other.jsonl")]
     ...     _ = [path.write_text(text) for path, text in zip(paths, (base, base.replace("0.25", "0.5")))]
     ...     compare_responses(*paths)
-    ResponseComparison(count=1, n_sequences=1, perplexity=1.649, base_perplexity=1.284, mean_kl_bound=0.0673)
+    ResponseComparison(count=1, n_sequences=1, perplexity=1.64872, base_perplexity=1.28403, mean_kl_bound=0.0673)
     """
 
     part: str
@@ -164,8 +164,8 @@ class ResponseComparison:
     def __repr__(self) -> str:
         """Show the main figures."""
         return (
-            f"ResponseComparison(count={self.count}, n_sequences={self.n_sequences}, perplexity={self.perplexity:.4g}, "
-            f"base_perplexity={self.base_perplexity:.4g}, mean_kl_bound={self.mean_kl_bound:.4g})"
+            f"ResponseComparison(count={self.count}, n_sequences={self.n_sequences}, perplexity={self.perplexity:.6g}, "
+            f"base_perplexity={self.base_perplexity:.6g}, mean_kl_bound={self.mean_kl_bound:.4g})"
         )
 
 

@@ -28,15 +28,15 @@ class Column(NamedTuple):
 # The columns of a token, in the order of the fields of `TokenScores`, whose docstring describes them. Each output
 # follows this table; `TokenStats` in `_core` computes them.
 COLUMNS = {
-    "nll": Column(np.float64, 0.0),
-    "logsumexp": Column(np.float64, 0.0),
-    "entropy": Column(np.float64, 0.0),
-    "rank": Column(np.int64, 0),
+    "nll": Column(np.float64, math.nan),
+    "logsumexp": Column(np.float64, math.nan),
+    "entropy": Column(np.float64, math.nan),
+    "rank": Column(np.int64, -1),
     "argmax": Column(np.int64, -1),
     "is_greedy": Column(np.bool_, False),
     "kept": Column(np.bool_, False),
     "top_ids": Column(np.int64, -1, is_top=True),
-    "top_logprobs": Column(np.float64, 0.0, is_top=True),
+    "top_logprobs": Column(np.float64, math.nan, is_top=True),
 }
 
 
@@ -59,8 +59,8 @@ class TokenScores:
     is_greedy : array of bool
         Whether the target is `argmax`.
     kept : array of bool
-        Whether the position is included: neither ignored nor masked. Where it is not, the other arrays are 0, and class
-        ids -1.
+        Whether the position is included: neither ignored nor masked. Where it is not, floats are nan, the rank and
+        class ids -1, and `is_greedy` is False.
     top_ids, top_logprobs : arrays of shape (..., k), or None
         The k most likely classes, in descending order, and their log-probabilities in nats; ties in ascending order of
         class ids.
@@ -69,7 +69,7 @@ class TokenScores:
     --------
     >>> from tokenloss import token_scores
     >>> token_scores([[2.0, 1.0, 0.0], [0.0, 3.0, 0.0]], [0, 1])
-    TokenScores(count=2, loss=0.2513, perplexity=1.286, accuracy=1)
+    TokenScores(count=2, loss=0.251264, perplexity=1.28565, accuracy=1.0000)
     """
 
     nll: Float64Array
@@ -128,9 +128,10 @@ class TokenScores:
 
     def __repr__(self) -> str:
         """Show the main figures."""
+        n_nan = int(np.count_nonzero(np.isnan(self.nll) & self.kept))
         return (
-            f"TokenScores(count={self.count}, loss={self.loss:.4g}, perplexity={self.perplexity:.4g}, "
-            f"accuracy={self.accuracy:.4g})"
+            f"TokenScores(count={self.count}, {f'n_nan={n_nan}, ' if n_nan else ''}loss={self.loss:.6g}, "
+            f"perplexity={self.perplexity:.6g}, accuracy={self.accuracy:.4f})"
         )
 
 
@@ -225,7 +226,7 @@ def token_scores(
 def token_job(
     scores: _core.Scores, positions: _core.Positions, transform: tuple[float, float], top_k: Any
 ) -> tuple[_core.TokenStats, dict[str, Any]]:
-    """The job that computes the columns, and the columns: 0 until it runs, which also writes other masked values."""
+    """The job that computes the columns, and the columns, which it fills: those of masked positions, too."""
     fits = f"an integer from 0 to {scores.classes}, the number of classes"
     top_k = check_integer("top_k", top_k, fits, least=0, most=scores.classes)
     found: dict[str, Any] = {}

@@ -13,7 +13,7 @@ from tokenloss import _core, _workers
 from tokenloss._dtypes import FLOATS, as_array, bfloat16_to_float32, dtype_name
 from tokenloss._errors import raise_error
 from tokenloss._exact import ExactMoments, ExactRatio
-from tokenloss._validation import check_mask, check_sample_weight
+from tokenloss._validation import broadcast, check_losses, check_mask, check_sample_weight
 from tokenloss.scores import TokenScores
 
 if TYPE_CHECKING:
@@ -117,8 +117,9 @@ def sequence_losses(
     Parameters
     ----------
     nll : TokenScores or array of shape (..., T)
-        Result of `token_scores`, of which only the included tokens are added up; or losses in nats. Each row along the
-        last axis is a sequence, unless `segment_ids` or `cu_seqlens` say otherwise.
+        Result of `token_scores`, of which only the included tokens are added up; or losses in nats, as
+        `LossMeter.update` takes them. Each row along the last axis is a sequence, unless `segment_ids` or `cu_seqlens`
+        say otherwise.
     where : array of bool, optional
         Mask of the tokens to include, broadcast over `nll`. An array of losses needs it if some tokens were ignored or
         masked: their losses are 0.0 and would count as perfect.
@@ -132,7 +133,7 @@ def sequence_losses(
         `where`.
     n_bytes, n_words : arrays of integers, optional
         Length of the text of each sequence (with `segment_ids`, in ascending order of these), broadcast to the shape of
-        the result.
+        the result. A single number is the length of a single sequence.
 
     Returns
     -------
@@ -172,8 +173,11 @@ def sequence_losses(
     return _sums(tokens, layout, *lengths)
 
 
-def sums_by_segment(losses: Array, is_greedy: Array, numbers: Array) -> SequenceLosses:
-    """Sums over sequences of tokens that are all included, given the number of each token's sequence."""
+def sums_by_segment(losses: Array, is_greedy: Array | None, numbers: Array) -> SequenceLosses:
+    """Sums over sequences of tokens that are all included, given the number of each token's sequence.
+
+    Unlike `sequence_losses`, it takes any numbers, such as the differences of losses.
+    """
     tokens = {"nll": losses, "weight": None, "kept": None, "is_greedy": is_greedy}
     return _sums(tokens, _layout(losses.shape, numbers, None), None, None)
 
@@ -210,7 +214,8 @@ def next_token(logits: Any, ids: Any, attention_mask: Any = None) -> tuple[Any, 
     ids : array of integers of shape (..., T)
         Input ids of the model.
     attention_mask : array of shape (..., T), optional
-        Mask of the input ids: 0 or False for padding, at either end, and 1 or True for other tokens.
+        Mask of the input ids: 0 or False for padding, and 1 or True for other tokens. Of texts that are packed into one
+        row, the number of each token's text, such as [1, 1, 1, 2, 2, 0]: no text predicts the first token of the next.
 
     Returns
     -------
@@ -219,13 +224,14 @@ def next_token(logits: Any, ids: Any, attention_mask: Any = None) -> tuple[Any, 
     targets : array of integers of shape (..., T - 1)
         Ids of the predicted tokens; a view.
     where : array of bool of shape (..., T - 1), or None
-        True where neither the token nor the one before it is padding: the argument `where` of all functions. None
-        without a mask.
+        True where the token and the one before it belong to the same text, not to padding: the argument `where` of all
+        functions. None without a mask.
 
     Raises
     ------
     TypeError, ValueError
-        If an argument is no array, or their shapes do not fit together.
+        If an argument is no array, their shapes do not fit together, or the mask holds a negative number, a fraction or
+        nan.
 
     See Also
     --------
@@ -256,10 +262,12 @@ def next_token(logits: Any, ids: Any, attention_mask: Any = None) -> tuple[Any, 
     mask_shape = tuple(getattr(mask, "shape", ()))
     if mask_shape != shapes[1]:
         raise_error("shape", name="attention_mask", got=mask_shape, fits=f"{shapes[1]}, to fit ids")
-    if bool((mask < 0).any()):  # what is added to attention scores: 0 for tokens
-        raise_error("option", name="attention_mask", got="negative", fits="1 for tokens and 0 for padding")
-    is_token = mask != 0
-    return logits[..., :-1, :], ids[..., 1:], is_token[..., :-1] & is_token[..., 1:]
+    with np.errstate(invalid="ignore"):  # of nan and infinity
+        is_wrong = (mask < 0) | (mask % 1 != 0)  # such as what is added to attention scores, which is 0 for tokens
+    if bool(is_wrong.any()):
+        fits = "1 for tokens and 0 for padding, or the number of each token's text"
+        raise_error("option", name="attention_mask", got=float(mask[is_wrong][0]), fits=fits)
+    return logits[..., :-1, :], ids[..., 1:], (mask[..., :-1] == mask[..., 1:]) & (mask[..., 1:] != 0)
 
 
 def _quotient(numerator: Array, denominator: Array) -> Float64Array:
@@ -283,13 +291,14 @@ def known_tokens(
     masks += [] if where is None else [check_mask(where, losses.shape)]
     masks += [] if weight is None else [weight != 0]
     kept = functools.reduce(np.logical_and, masks) if masks else None
+    check_losses(losses, True if kept is None else kept)
     return {"nll": losses, "weight": weight, "kept": kept, "is_greedy": is_greedy}
 
 
 def _as_losses(nll: ArrayLike) -> Array:
     """An array of losses as float64."""
     array, code = as_array("nll", nll)
-    if code is None:
+    if code is None or array.dtype == np.bool_:
         raise_error("dtype", name="nll", got=array.dtype, fits=FLOATS)
     if code == _core.DTYPES["bfloat16"]:
         array = bfloat16_to_float32(array)
@@ -347,11 +356,7 @@ def _segments(segment_ids: IntArray) -> _Layout:
 
 def check_segment_ids(value: Any, shape: tuple[int, ...], name: str = "segment_ids") -> Array:
     """Numbers of sequences as int64, broadcast over tokens of this shape."""
-    array = _integers(name, value)
-    try:
-        return np.broadcast_to(array, shape)
-    except ValueError:
-        raise_error("shape", name=name, got=array.shape, fits=f"{shape}, or broadcast to it")
+    return broadcast(name, _integers(name, value), shape)
 
 
 def check_offsets(value: Any, size: int, name: str = "cu_seqlens") -> Array:
@@ -376,10 +381,9 @@ def _text_lengths(name: str, value: Any, batch: tuple[int, ...]) -> Array | None
     if value is None:
         return None
     array = check_lengths(name, value)
-    try:
-        return np.broadcast_to(array, batch).copy()
-    except ValueError:
+    if array.size == 1 < math.prod(batch):  # it may be the length of all texts, or of each
         raise_error("shape", name=name, got=array.shape, fits=f"{batch}, one for each sequence")
+    return broadcast(name, array, batch).copy()
 
 
 def check_lengths(name: str, value: Any) -> IntArray:

@@ -95,8 +95,9 @@ class _Total:
         old.meter.merge(new.meter)
         sample = old.shift_sample + new.shift_sample
         self.result = ShardResult(
-            old.meter, old.ignored + new.ignored, old.greedy + new.greedy, tokens, shift_sample=sample
-        )
+            old.meter, old.ignored + new.ignored, old.greedy + new.greedy, tokens, shift_sample=sample,
+            n_nan=old.n_nan + new.n_nan, n_infinite=old.n_infinite + new.n_infinite,
+        )  # fmt: skip
         self.whole.append(new.sequences)
         self.split.append(new.split)
         self.has_ids = part.split is None
@@ -164,7 +165,8 @@ def _checked(name: str, values: Any, before: _Total) -> _Block:
         mask = None if where is None else check_mask(where, scores.shape[:-1])
         ids = None if segment_ids is None else check_segment_ids(segment_ids, scores.shape[:-1]).reshape(-1)
         if before.has_ids not in (None, ids is not None):
-            raise_error("option", name="segment_ids", got=None if ids is None else "given", fits="as in earlier blocks")
+            error = "option" if ids is None else "given"
+            raise_error(error, name="segment_ids", got=ids, fits="as in earlier blocks")
     return _Block(name, scores, code, targets, mask, ids)
 
 

@@ -327,7 +327,7 @@ def _stacked(sides: list[Side]) -> Side:
 
 
 def _columns(base: Side, other: Side, rounding: float) -> dict[str, Array]:
-    """Results for each token: 0 where one of the models has no number."""
+    """Results for each token: nan where one of the models has no number."""
     kept = ~(np.isnan(base.logprobs) | np.isnan(other.logprobs))
     classes = [np.where(np.isnan(side.top_logprobs), -1, side.classes) for side in (base, other)]
     bound = topk_divergence_bound(classes[0], base.top_logprobs, classes[1], other.top_logprobs, rounding=rounding)
@@ -348,6 +348,7 @@ def _columns(base: Side, other: Side, rounding: float) -> dict[str, Array]:
         "is_sentinel": base.is_sentinel | other.is_sentinel,
     }
     filled = {
-        name: np.where(kept, column, 0) if column.dtype == np.float64 else column for name, column in columns.items()
+        name: np.where(kept, column, np.nan) if column.dtype == np.float64 else column
+        for name, column in columns.items()
     }
     return filled | {"kept": kept, "is_bounded": columns["is_bounded"] & kept}

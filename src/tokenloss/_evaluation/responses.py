@@ -63,7 +63,8 @@ def score_responses(
     assert shard.responses is not None
     file = dataclasses.replace(shard.responses, path=shard.path)
     collector, highest = SequenceCollector(RowSequences((0,)), ()), TopLosses(options.top)
-    counts = np.zeros(4, np.int64)  # of tokens: without a number, sentinels, greedy, known to be greedy or not
+    # of tokens: without a number, sentinels, greedy, known to be greedy or not, of an infinite loss
+    counts = np.zeros(5, np.int64)
     rounding, sources, n_responses, lost_tops = Rounding(), [], 0, 0
     for responses in _gathered(file):
         block = _columns(responses)
@@ -74,7 +75,7 @@ def score_responses(
         collector.update(dataclasses.replace(scores, is_greedy=is_greedy), numbers)
         highest.update(scores.nll, block["ids"], kept, block["positions"], numbers, block["tokens"])
         masks = (~kept & ~block["is_sentinel"], ~kept & block["is_sentinel"],
-                 scores.is_greedy, kept & block["is_greedy_known"])  # fmt: skip
+                 scores.is_greedy, kept & block["is_greedy_known"], np.isinf(scores.nll))  # fmt: skip
         counts += [np.count_nonzero(mask) for mask in masks]
         rounding += Rounding.of(block["logprobs"][kept])
         sources.append(_sources(responses, block))
@@ -88,12 +89,14 @@ def score_responses(
     if advance:
         advance(shard.n_bytes)
     meter, sequences, _ = collector.result()
-    without_number, sentinels, greedy, greedy_known = counts.tolist()
+    without_number, sentinels, greedy, greedy_known, n_infinite = counts.tolist()
     figures = ResponseFigures(
         file.dialect, file.part, n_responses, without_number, sentinels, greedy_known, lost_tops, rounding,
         list(file.failed), Sources.concatenated(sources),
     )  # fmt: skip
-    return ShardResult(meter, without_number + sentinels, greedy, highest.tokens(), sequences, responses=figures)
+    return ShardResult(
+        meter, without_number + sentinels, greedy, highest.tokens(), sequences, responses=figures, n_infinite=n_infinite
+    )
 
 
 def scored_shards(shards: Sequence[Shard], results: Sequence[ShardResult]) -> list[Shard]:
@@ -158,7 +161,10 @@ def _columns(responses: Sequence[Response]) -> dict[str, Any]:
 
 
 def _token_scores(block: dict[str, Any], responses: Sequence[Response], top_k: int) -> TokenScores:
-    """Scores of the tokens of a block, as far as they are known: nan, a rank of 0 and a class of -1 are not."""
+    """Scores of the tokens of a block, as far as they are known: nan, a rank of 0 and a class of -1 are not.
+
+    Tokens without a number have a rank of -1.
+    """
     kept, ids = block["kept"], block["ids"]
     is_greedy = kept & block["is_greedy"]
     columns = max(top_k, *(response.top_ids.shape[1] for response in responses))
@@ -166,10 +172,10 @@ def _token_scores(block: dict[str, Any], responses: Sequence[Response], top_k: i
     top_logprobs = _tops([response.top_logprobs for response in responses], columns, np.nan)
     argmax = np.where(is_greedy & (ids >= 0), ids, _lowest_of_likeliest(top_ids, top_logprobs))
     return TokenScores(
-        nll=np.where(kept, 0.0 - block["logprobs"], 0.0),
-        logsumexp=np.zeros(len(ids)),
+        nll=np.where(kept, 0.0 - block["logprobs"], np.nan),
+        logsumexp=np.where(kept, 0.0, np.nan),
         entropy=np.full(len(ids), np.nan),
-        rank=np.where(kept, block["rank"], 0),
+        rank=np.where(kept, block["rank"], -1),
         argmax=np.where(kept, argmax, -1),
         is_greedy=is_greedy,
         kept=kept,

@@ -122,6 +122,8 @@ class ShardResult(NamedTuple):
     shift_sample: ShiftSample = ShiftSample()
     responses: ResponseFigures | None = None  # of a file of responses
     rms: tuple[float, ...] = ()  # root mean squares of a sample of hidden states
+    n_nan: int = 0  # tokens whose loss is nan
+    n_infinite: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """The exact result, as JSON can hold it."""
@@ -130,7 +132,7 @@ class ShardResult(NamedTuple):
             "meter": self.meter._to_json(), "ignored": self.ignored, "greedy": self.greedy,
             "highest_loss_tokens": tokens, "sequences": self.sequences.to_json(), "split": self.split.to_json(),
             "shift_sample": self.shift_sample.to_json(), "responses": self.responses and self.responses.to_json(),
-            "rms": list(map(repr, self.rms)),
+            "rms": list(map(repr, self.rms)), "n_nan": self.n_nan, "n_infinite": self.n_infinite,
         }  # fmt: skip
 
     @classmethod
@@ -145,6 +147,7 @@ class ShardResult(NamedTuple):
             LossMeter._from_json(result["meter"]), result["ignored"], result["greedy"], tokens,
             SequenceColumns.from_json(result["sequences"]), SequenceColumns.from_json(result["split"]),
             ShiftSample.from_json(result["shift_sample"]), responses, tuple(map(float, result["rms"])),
+            result["n_nan"], result["n_infinite"],
         )  # fmt: skip
 
     @property
@@ -161,7 +164,13 @@ class ShardResult(NamedTuple):
         """Consistency check of a checkpoint entry: whether scoring a shard can give it."""
         tokens, sequences = self.highest_loss_tokens, self.sequences
         rows = None if shard.size is not None else shard.scored_rows  # of responses, it is not known before
-        integers = [self.ignored, self.greedy, *(number for token in tokens for number in token[:2])]
+        integers = [
+            self.ignored,
+            self.greedy,
+            self.n_nan,
+            self.n_infinite,
+            *(number for token in tokens for number in token[:2]),
+        ]
         integers += [token.sequence for token in tokens if token.sequence is not None]
         if (rows is None) != (self.responses is not None):
             return False
@@ -180,6 +189,8 @@ class ShardResult(NamedTuple):
             and len(self.rms) <= checks.NORM_SAMPLE
             and self.n_tokens + self.ignored == rows
             and 0 <= self.greedy <= self.n_tokens <= (rows or 0)
+            and min(self.n_nan, self.n_infinite) >= 0
+            and self.n_nan + self.n_infinite <= self.n_tokens
             and self.meter.n_bytes == self.meter.n_words == 0  # which are of all shards together
             and self.meter.n_sequences == len(sequences.ids)
             and 0 <= sequences.tokens.sum() <= self.meter.count
@@ -221,7 +232,7 @@ def score_rows(
     left = SHIFT_SAMPLE - sampled if samples else 0
     sampler = ShiftSampler(functions.losses, options.ignore_index, sequences.are_given, left)
     rms: tuple[float, ...] = ()
-    start = greedy = 0
+    start = greedy = n_nan = n_infinite = 0
     is_checked = file.kind == "log_probs"  # every row of these is checked with its block
     for block in file.blocks(rows_per_block(row_bytes, file.lm_head is not None and not is_soft)):
         stop = start + len(block)
@@ -243,6 +254,8 @@ def score_rows(
             rms += checks.root_mean_squares(block, scores.kept, left, file.lm_head.norm_weights)
         collector.update(scores, numbers)
         greedy += int(np.count_nonzero(scores.is_greedy))
+        n_nan += int(np.count_nonzero(np.isnan(scores.nll) & scores.kept))
+        n_infinite += int(np.count_nonzero(np.isinf(scores.nll)))
         highest.update(scores.nll, classes, scores.kept, positions, numbers)
         if sink:
             words = None if text is None else text.reshape(-1)[start:stop]
@@ -253,7 +266,9 @@ def score_rows(
     meter, whole, split = collector.result()
     count = meter.count + len(split.ids)
     ignored = (start if where is None else int(np.count_nonzero(where))) - count
-    return ShardResult(meter, ignored, greedy, highest.tokens(text), whole, split, sampler.sample, rms=rms)
+    return ShardResult(
+        meter, ignored, greedy, highest.tokens(text), whole, split, sampler.sample, None, rms, n_nan, n_infinite
+    )
 
 
 def _score_block(
@@ -281,7 +296,7 @@ def _score_block(
         nll = functions.losses(block, targets, reduction="none", **options)
         if is_soft:
             scores = dataclasses.replace(scores, kept=np.ones(nll.shape, np.bool_) if where is None else where)
-        scores = dataclasses.replace(scores, nll=nll)
+        scores = dataclasses.replace(scores, nll=np.where(scores.kept, nll, np.nan))
     return scores
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from tokenloss._errors import raise_error
+from tokenloss._exact import ExactMoments, ExactRatio
 from tokenloss.formats._base import SEQUENCES, check_map
 from tokenloss.meter import LossMeter
 from tokenloss.sequences import SequenceLosses, check_offsets, check_segment_ids, sums_by_segment
@@ -145,7 +146,8 @@ class SequenceCollector:
     def update(self, scores: TokenScores, numbers: IntArray) -> None:
         """Take the next rows, and the numbers of their sequences."""
         is_part = scores.kept & (numbers >= 0)
-        self.meter.update(scores.nll, where=scores.kept & ~is_part)
+        # distributions that are rounded below 0 may have losses below 0, which `update` refuses
+        self.meter._add_tokens(ExactRatio.of_mean(ExactMoments.of(scores.nll, scores.kept & ~is_part)))
         if is_part.any():
             ids = numbers[is_part]
             self._pending.append(

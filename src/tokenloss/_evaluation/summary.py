@@ -173,6 +173,8 @@ def _common_figures(results: Sequence[ShardResult], meter: LossMeter) -> dict[st
         "tokens": meter.count,
         "n_sequences": meter.n_sequences,
         "ignored": sum(part.ignored for part in results),
+        "n_nan": sum(part.n_nan for part in results),
+        "n_infinite": sum(part.n_infinite for part in results),
         "loss": meter.loss,
         "stderr": meter.stderr,
         "is_clustered": meter.is_clustered,

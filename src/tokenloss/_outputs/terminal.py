@@ -88,28 +88,37 @@ def summary_tables(summary: dict[str, Any], basis: str) -> list[Table]:
         for name in ("bytes", "words")
     }
     low_by_word, high_by_word = summary["word_perplexity_interval"]
-    by_word = f"95 % interval {low_by_word:.5g} to {high_by_word:.5g}{shared['words']}"
+    by_word = _known_error(low_by_word, f"95 % interval {low_by_word:.5g} to {high_by_word:.5g}{shared['words']}")
     if summary["words"]:
-        by_word += f"; words by {summary['words']}"
+        by_word = "; ".join(filter(None, (by_word, f"words by {summary['words']}")))
+    stderr, by_byte, by_sequence = (summary[f"{name}stderr"] for name in ("", "bits_per_byte_", "sequence_loss_"))
+    no_error = "nats; no interval from one token" if summary["tokens"] == 1 else "nats"
     rows = [
         ("tokens", f"{summary['tokens']:,}", _left_out(summary)),
-        ("loss", f"{summary['loss']:.6g}", f"± {summary['stderr']:.3g} nats ({basis})"),
-        ("perplexity", f"{summary['perplexity']:.6g}", f"95 % interval {low:.5g} to {high:.5g}"),
+        ("nan tokens", f"{summary['n_nan']:,}", f"of {summary['tokens']:,}"),
+        ("infinite losses", f"{summary['n_infinite']:,}", f"of {summary['tokens']:,}"),
+        ("loss", f"{summary['loss']:.6g}", _known_error(stderr, f"± {stderr:.3g} nats ({basis})") or no_error),
+        ("perplexity", f"{summary['perplexity']:.6g}", _known_error(low, f"95 % interval {low:.5g} to {high:.5g}")),
         ("bits per token", f"{summary['bits_per_token']:.6g}", ""),
         (
             "bits per byte",
             f"{summary['bits_per_byte']:.6g}",
-            f"± {summary['bits_per_byte_stderr']:.3g}{shared['bytes']}",
+            _known_error(by_byte, f"± {by_byte:.3g}{shared['bytes']}"),
         ),
         ("perplexity per word", f"{summary['word_perplexity']:.6g}", by_word),
-        ("loss per sequence", f"{summary['sequence_loss']:.6g}", f"± {summary['sequence_loss_stderr']:.3g} nats"),
+        (
+            "loss per sequence",
+            f"{summary['sequence_loss']:.6g}",
+            _known_error(by_sequence, f"± {by_sequence:.3g} nats") or "nats",
+        ),
         ("greedy accuracy", f"{100 * summary['accuracy']:.2f} %", _known_of(summary)),
         ("logits", *_head_row(summary.get("head"))),
         ("failed lines", f"{summary.get('skipped', 0):,}", f"left out; {_first_failed(summary)}"),
         ("short lists", f"{summary.get('lost_tops', 0):,}", "positions list fewer classes than others: texts coincide"),
         ("time", f"{summary['seconds']:.3g} s", f"{summary['gb_per_second']:.3g} GB/s"),
     ]
-    known = {"bits per byte": summary["n_bytes"], "perplexity per word": summary["n_words"],
+    known = {"nan tokens": summary["n_nan"], "infinite losses": summary["n_infinite"], "time": summary["seconds"] >= 1,
+             "bits per byte": summary["n_bytes"], "perplexity per word": summary["n_words"],
              "loss per sequence": summary["n_sequences"] > 1, "failed lines": summary.get("skipped"),
              "logits": summary.get("head"),
              "greedy accuracy": summary.get("greedy_known", 1), "short lists": summary.get("lost_tops")}  # fmt: skip
@@ -137,6 +146,11 @@ def _head_table(candidates: Sequence[Candidate]) -> list[Table]:
     heads += [(one.name, one.figures.get("head")) for one in candidates]
     rows = [(printable(name), *_head_row(head)) for name, head in heads if head]
     return [Table(rows, title="Logits of hidden states")] if rows else []
+
+
+def _known_error(error: float, words: str) -> str:
+    """Words about an error or an interval, none if it is nan."""
+    return "" if math.isnan(error) else words
 
 
 def _responses_note(summary: dict[str, Any]) -> str:
@@ -188,8 +202,9 @@ def _sequence_table(sequences: list[dict[str, Any]], several: bool) -> Table:
 
 def _shard_table(shards: list[dict[str, Any]]) -> Table:
     """Table of the files."""
-    formats = {"tokens": "{tokens:,}", "loss": "{loss:.6g}", "±": "{stderr:.3g}", "perplexity": "{perplexity:.6g}"}
-    return _table("files", formats | {"file": "{file}"}, shards)
+    formats = {"tokens": "{tokens:,}", "loss": "{loss:.6g}", "±": "{stderr}", "perplexity": "{perplexity:.6g}"}
+    rows = [row | {"stderr": _known_error(row["stderr"], f"{row['stderr']:.3g}")} for row in shards]
+    return _table("files", formats | {"file": "{file}"}, rows)
 
 
 def _token_table(tokens: list[dict[str, Any]], several: bool) -> Table:
@@ -286,12 +301,12 @@ def _candidate_row(candidate: Candidate) -> tuple[str, ...]:
         printable(candidate.name),
         "" if candidate.size is None else f"{candidate.size / 1e9:.3g} GB",
         f"{one.mean_kl:.6f}",
-        f"{one.mean_kl_stderr:.6f}",
+        _known_error(one.mean_kl_stderr, f"{one.mean_kl_stderr:.6f}"),
         f"{one.kl_quantiles[0.999]:.6f}",
         f"{one.perplexity_ratio:.5f}",
-        f"{one.perplexity_ratio_stderr:.5f}",
+        _known_error(one.perplexity_ratio_stderr, f"{one.perplexity_ratio_stderr:.5f}"),
         f"{100 * one.same_top:.2f} %",
-        f"{100 * one.same_top_stderr:.2f} %",
+        _known_error(one.same_top_stderr, f"{100 * one.same_top_stderr:.2f} %"),
         f"{100 * one.rms_delta_p:.2f} %",
         f"{left_out:,}" if left_out else "",
         f"{one.finite_mean_kl:.6f}" if left_out else "",
@@ -350,14 +365,14 @@ def _probabilities(comparison: Comparison | ResponseComparison) -> list[tuple[st
 
 def _nats(comparison: object, label: str, name: str) -> tuple[str, ...]:
     """A row of a figure and its error."""
-    found = vars(comparison)
-    return label, f"{found[name]:10.6f}", f"± {found[name + '_stderr']:10.6f}"
+    figure, error = vars(comparison)[name], vars(comparison)[f"{name}_stderr"]
+    return label, f"{figure:10.6f}", _known_error(error, f"± {error:10.6f}")
 
 
 def _percent(comparison: object, label: str, name: str) -> tuple[str, ...]:
     """A row of a fraction and its error."""
-    found = vars(comparison)
-    return label, f"{100 * found[name]:7.3f} %", f"± {100 * found[name + '_stderr']:6.3f} %"
+    figure, error = vars(comparison)[name], vars(comparison)[f"{name}_stderr"]
+    return label, f"{100 * figure:7.3f} %", _known_error(error, f"± {100 * error:6.3f} %")
 
 
 def _quantiles(

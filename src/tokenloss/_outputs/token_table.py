@@ -46,6 +46,8 @@ _COMPARED_COLUMNS = np.dtype(
     + [("kept", "?"), *((name, "<f8") for name in ("base_nll", "nll", "kl", "delta_p"))]
     + [("is_same_top", "?"), ("base_top_p", "<f8")]
 )
+# of tokens that are not scored, these are null where a file can hold that
+_OF_SCORED = {"probability", *_OF_SCORES, *(_COMPARED_COLUMNS.names or ())} - {"candidate", "target", "kept", *_PLACES}
 _SOURCE_COLUMNS = [("line", "<i8"), ("choice", "<i8"), ("is_greedy_known", "?")]  # of sequences of responses
 
 
@@ -75,7 +77,9 @@ class TokenTable(_TableFile):
     Its columns are `target`, `probability`, those of `TokenScores` but `logsumexp`, and `file` (its number, from 0),
     `sequence` (-1 of none) and `position` (row of the file). Of responses of servers, there is no `entropy`, but
     `is_greedy_known` and `is_prompt`; a rank of 0 or a class of -1 is not known, and `position` counts from the start
-    of the sequence. It is a .npy file of a structured array, a .csv or a .parquet file, written block by block.
+    of the sequence. It is a .npy file of a structured array, a .csv or a .parquet file, written block by block. Of
+    tokens that are not scored (where `kept` is False), all but `target`, `kept` and the places is null in .parquet and
+    empty in .csv; in .npy, floats are nan and integers -1.
 
     Parameters
     ----------
@@ -122,7 +126,7 @@ class TokenTable(_TableFile):
                 table[name] = getattr(block.scores if name in _OF_SCORES else block, name)
         table["target"] = block.ids
         with np.errstate(over="ignore"):
-            table["probability"] = np.where(block.scores.kept, np.exp(-block.scores.nll), 0)
+            table["probability"] = np.exp(-block.scores.nll)
         table["file"], table["sequence"], table["position"] = block.file, block.sequences, block.positions
         self._write(table)
 
@@ -132,8 +136,8 @@ class ComparedTokenTable(_TableFile):
 
     Its columns are `candidate` (its number, from 0, in the order given), `file` (the number of its shard, from 0),
     `sequence` (-1 of none), `position` (row of the file), `target`, `kept`, and those of `Comparison`: `base_nll`,
-    `nll`, `kl`, `delta_p`, `is_same_top` and `base_top_p`. It is a .npy file of a structured array, a .csv or a
-    .parquet file, written block by block.
+    `nll`, `kl`, `delta_p`, `is_same_top` and `base_top_p`, which are nan, null or empty of tokens that are not scored,
+    as in `TokenTable`. It is a .npy file of a structured array, a .csv or a .parquet file, written block by block.
 
     Parameters
     ----------
@@ -255,23 +259,38 @@ def _npy(file: BinaryIO, columns: np.dtype[Any], rows: int | None) -> Iterator[_
 
 @contextmanager
 def _csv(file: BinaryIO, columns: np.dtype[Any], rows: int | None) -> Iterator[_Write]:
-    """Write text; numbers keep all their digits."""
+    """Write text; numbers keep all their digits, and what is not scored is empty."""
     text = io.TextIOWrapper(file, "utf-8", newline="")
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(columns.names or ())
-    yield lambda table: writer.writerows(table.tolist())
+
+    def write(table: Array) -> None:
+        cells = {name: table[name].tolist() for name in columns.names or ()}
+        for name in cells.keys() & _OF_SCORED if "kept" in cells else ():
+            for row in np.flatnonzero(~table["kept"]).tolist():
+                cells[name][row] = None
+        writer.writerows(zip(*cells.values(), strict=True))
+
+    yield write
     text.detach()
 
 
 @contextmanager
 def _parquet(file: BinaryIO, columns: np.dtype[Any], rows: int | None) -> Iterator[_Write]:
-    """Write columns with pyarrow."""
+    """Write columns with pyarrow, null where they are not scored."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     schema = pa.schema([(name, pa.from_numpy_dtype(columns[name])) for name in columns.names or ()])
+    nullable = _OF_SCORED if "kept" in schema.names else set()
+
+    def write(table: Array) -> None:
+        masks = {name: ~table["kept"] if name in nullable else None for name in schema.names}
+        arrays = [pa.array(table[name], schema.field(name).type, mask=mask) for name, mask in masks.items()]
+        writer.write_table(pa.table(arrays, schema))
+
     with pq.ParquetWriter(file, schema) as writer:
-        yield lambda table: writer.write_table(pa.table({name: table[name] for name in schema.names}, schema))
+        yield write
 
 
 _WRITERS = {".npy": _npy, ".csv": _csv, ".parquet": _parquet}
