@@ -6,6 +6,7 @@ import math
 import os
 import re
 import sys
+import time
 
 import clients
 import pytest
@@ -333,18 +334,85 @@ def test_one_record_at_a_time_is_in_memory(layout, tmp_path):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_line_of_100_megabytes(name, tmp_path):
-    path = save(tmp_path, b'{"a": "' + b"x" * 100_000_000 + b'"}\n{}', name)
+def test_a_line_of_60_megabytes(name, tmp_path):
+    path = save(tmp_path, b'{"a": "' + b"x" * 60_000_000 + b'"}\n{}', name)
     lengths = [(line, len(value.get("a", ""))) for line, value in read_records(str(path))]
-    assert lengths == [(1, 100_000_000), (2, 0)]
+    assert lengths == [(1, 60_000_000), (2, 0)]
+
+
+SMALLER = "it must hold smaller ones: ask for fewer prompts, or fewer alternatives of each token, at once"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_line_of_more_than_64_megabytes(name, tmp_path):
+    path = save(tmp_path, b'{}\n{"a": "' + b"x" * 80_000_000 + b'"}', name)
+    with held_at_most(100 << 20):
+        assert_refused(path, f"line 2: holds a record of more than {64 << 20} bytes; {SMALLER}")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_lists_that_expand_in_memory(name, tmp_path):
+    """58 kB, of which JSON would make 1.7 GB."""
+    data = b'{"choices": [{"text": "a"}], "x": [' + b"[]," * 20_000_000 + b"0]}"
+    path = save(tmp_path, gzip.compress(data), f"{name}.gz")
+    assert path.stat().st_size < 65_000
+    of = f"{100 * path.stat().st_size} bytes, 100 times those of the file"
+    with held_at_most(50 << 20):
+        assert_refused(path, f"line 1: holds a record of more than {of}; {SMALLER}")
+
+
+HOSTILE = {
+    "lists": b"[],", "lists of one": b"[0],", "objects": b"{},", "objects of one": b'{"a":0},', "numbers": b"0.1,",
+    "integers": b"12345,", "texts": b'"ab",', "wide texts": '"\N{CJK UNIFIED IDEOGRAPH-4E2D}",'.encode(),
+    "objects in lists": b'[{"a":[0]}],',
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_memory_of_values_is_bounded(kind, tmp_path, monkeypatch):
+    monkeypatch.setattr(_records, "_MOST_MEMORY", 8 << 20)
+    unit, n, n_read = HOSTILE[kind], 1 << 16, 0
+    is_refused = False
+    while not is_refused:
+        path = save(tmp_path, b'{"a": [' + unit * (n // len(unit)) + b"0]}", "a.jsonl")
+        with held_at_most(8 << 20):
+            try:
+                n_read += len(read(path))
+            except ValueError as error:
+                is_refused = bool(re.search(rf"needs \d+ MB of memory, more than 8; {SMALLER}$", str(error)))
+        n += n // 4
+    assert n_read
+
+
+def test_wide_characters_count_for_each_byte_of_a_record(tmp_path, monkeypatch):
+    monkeypatch.setattr(_records, "_MOST_MEMORY", 32 << 20)
+    for last, is_read in (("x", True), ("\N{GRINNING FACE}", False)):
+        path = save(tmp_path, f'{{"a": "{"x" * (5 << 20)}{last}"}}', "a.jsonl")
+        with held_at_most(32 << 20):
+            if is_read:
+                assert len(read(path)) == 1
+            else:
+                assert_refused(path, f"line 1: holds a record that needs 45 MB of memory, more than 32; {SMALLER}")
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("blank", [b"\n", b" ", b"\r\n"])
+def test_blank_text_costs_nothing(name, blank, tmp_path):
+    data = blank * (30_000_000 // len(blank))
+    path = save(tmp_path, data + b'{"a": 1}\n' + data + b'\n{"a": 2', name)
+    with held_at_most(4 << 20):
+        start = time.process_time()
+        line = 1 + 2 * data.count(b"\n") + 2
+        assert_refused(path, f"line {line}: a record ends too early; {WHOLE}")
+    assert time.process_time() - start < 3
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_compressed_record_that_never_ends(name, tmp_path, monkeypatch):
     monkeypatch.setattr(_records, "_MOST", 3 << 20)
-    path = save(tmp_path, gzip.compress(b'{}\n{"a": "' + b"x" * (30 << 20) + b'"}'), name)
-    assert path.stat().st_size < 40_000
-    assert_refused(path, "line 2: holds a record of more than 3145728 bytes; it must hold smaller ones")
+    path = save(tmp_path, gzip.compress(b'{}\n{"a": "' + b"x" * (40 << 20) + b'"}'), name)
+    assert path.stat().st_size < 50_000
+    assert_refused(path, f"line 2: holds a record of more than 3145728 bytes; {SMALLER}")
     with held_at_most(12 << 20), pytest.raises(ValueError):
         read(path)
 

@@ -372,6 +372,29 @@ def test_a_token_of_the_same_text_as_a_listed_class_is_not_that_class(read):
     assert response.rank[1] == 0
 
 
+def test_two_classes_of_one_text_are_noticed_where_the_token_is_below_the_likeliest(read):
+    tops = [
+        None,
+        {"x": -0.5, "y": -1.5, "z": -2.5, "b": -6.0},
+        {"x": -0.5, "y": -1.5, "c": -6.0},
+        {"x": -0.5, "y": -1.5, "z": -2.5},
+    ]
+    (response,) = read(echo(["a", "b", "c", "y"], [None, -6.0, -6.0, -1.5], tops, usage=(4, 0)))
+    assert response.top_tokens.tolist() == [[None] * 3, ["x", "y", "z"], [None] * 3, ["x", "y", "z"]]
+    assert response.lost_tops == 1  # that of "c": it may be the third, or one of two with the text "x" or "y" is lost
+    assert response.is_greedy_known.tolist() == [False, True, True, True]
+    assert not response.is_greedy.any()
+    assert response.rank.tolist() == [0, 0, 0, 2]
+
+
+@pytest.mark.parametrize("ids", [("7", "07"), ("0", "00")])
+def test_two_spellings_of_one_id_are_refused(ids, read):
+    entries = {id_: {"logprob": -1.0 - i, "rank": 1 + i, "decoded_token": "a"} for i, id_ in enumerate(ids)}
+    value = {"choices": [{"text": "", "prompt_logprobs": [None, entries]}]}
+    with pytest.raises(ValueError, match=rf'choices\[0\].prompt_logprobs\[1\]\["{ids[1]}"\] is no id'):
+        read(value)
+
+
 # -- choices and echoes -----------------------------------------------------------------------------------------------
 
 

@@ -54,6 +54,12 @@ def bounds(base, other, targets, ks):
     return np.array(found).T
 
 
+def assert_bound(found, expected):
+    """Assert that the bound is that of unrounded lists, or as little below it as rounding may be of float32."""
+    np.testing.assert_allclose(found.kl_bound[found.kept], expected, rtol=0, atol=1e-4)
+    assert (found.kl_bound[found.kept] <= expected + 1e-12).all()
+
+
 def assert_as_logits(found, documents, ks, base="base", other="other"):
     """Assert that all figures are those of `compare` from the full log-probabilities, but for the bound."""
     p, q, targets = documents.rows(base), documents.rows(other), documents.targets
@@ -71,11 +77,11 @@ def assert_as_logits(found, documents, ks, base="base", other="other"):
     np.testing.assert_allclose(found.sequences["loss_difference"], exact.sequences["loss_difference"], rtol=1e-9)
     np.testing.assert_allclose(found.sequences["same_top"], exact.sequences["same_top"])
     expected, base_mass, mass = bounds(p, q, targets, ks)
-    np.testing.assert_allclose(found.kl_bound[found.kept], expected, rtol=1e-9, atol=1e-12)
+    assert_bound(found, expected)
     np.testing.assert_allclose(found.base_mass[found.kept], base_mass, rtol=1e-9)
     np.testing.assert_allclose(found.mass[found.kept], mass, rtol=1e-9)
     assert (found.kl_bound[found.kept] <= exact.kl + 1e-12).all()
-    assert found.mean_kl_bound == pytest.approx(expected.mean(), rel=1e-9)
+    assert found.mean_kl_bound == pytest.approx(expected.mean(), abs=1e-4)
     assert found.mean_mass == pytest.approx(mass.mean(), rel=1e-9)
 
 
@@ -289,7 +295,9 @@ def test_lists_by_text_alone_leave_the_token_to_full_scores(rng, tmp_path):
     p, q = (np.exp(rows[np.arange(6), ids]) for rows in (base, other))
     np.testing.assert_allclose(found.base_mass, p)
     np.testing.assert_allclose(found.mass, q)
-    np.testing.assert_allclose(found.kl_bound, p * np.log(p / q) + (1 - p) * np.log((1 - p) / (1 - q)), atol=1e-12)
+    expected = p * np.log(p / q) + (1 - p) * np.log((1 - p) / (1 - q))
+    np.testing.assert_allclose(found.kl_bound, expected, atol=1e-4)
+    assert (found.kl_bound <= expected).all()
 
 
 def test_responses_are_matched_by_custom_id(documents, saved, tmp_path):
@@ -336,7 +344,7 @@ def test_skip_failed_leaves_pairs_out(has_names, documents, tmp_path):
     assert found.n_skipped == 2
     assert found.count == 5
     expected, _, _ = bounds(documents.base[0], documents.other[0], documents.ids[0][1:], (5, 7))
-    np.testing.assert_allclose(found.kl_bound[found.kept], expected, rtol=1e-9, atol=1e-12)
+    assert_bound(found, expected)
 
 
 @pytest.mark.thread_unsafe(reason="writes the files of the fixture")
@@ -392,7 +400,7 @@ def test_numbers_of_4_decimals_are_told_and_do_not_raise_the_bound(rng, tmp_path
     found = compare_responses(*paths)
     assert (found.base_rounding, found.rounding) == ("4 decimals", "4 decimals")
     assert (found.kl_bound[found.kept] >= 0).all()
-    assert (found.kl_bound[found.kept] <= exact + 2e-4).all()
+    assert (found.kl_bound[found.kept] <= exact + 1e-12).all()
 
 
 def test_tokens_without_lists_are_bounded_by_the_token_itself(documents, tmp_path):
@@ -400,7 +408,7 @@ def test_tokens_without_lists_are_bounded_by_the_token_itself(documents, tmp_pat
     found = compare_responses(*paths)
     p, q = np.exp(-found.base_nll[found.kept]), np.exp(-found.nll[found.kept])
     expected = p * np.log(p / q) + (1 - p) * np.log((1 - p) / (1 - q))
-    np.testing.assert_allclose(found.kl_bound[found.kept], expected, rtol=1e-7, atol=1e-12)
+    assert_bound(found, expected)
     assert found.n_bounded == 0
     assert 0 < found.n_top_known <= found.count  # where either model ranks the token first
 

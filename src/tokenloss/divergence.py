@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 _BLOCK = 1 << 18  # listed classes that are matched at a time
 _FLOAT64_ERROR = 1e-14  # of a mass
 _MAX_LOG_MASS = 0.1  # logarithm of the mass of a list, after rounding
-_SMALL_REST = 0.05  # of the probabilities
 
 
 @overload
@@ -175,8 +174,8 @@ def topk_divergence_bound(
     top_ids, top_logprobs : arrays of shape (..., L)
         The same of the other model.
     rounding : float, default 1e-6
-        How far a log-probability may be from the unrounded one: 5e-5 of those with 4 decimals. Where ``1 - Q`` is small
-        beside that, it is taken as larger by that, so that rounding does not raise the bound.
+        How far a log-probability may be from the unrounded one: 5e-5 of those with 4 decimals. The bound is one for all
+        log-probabilities that round to these, so that it is lower by some of that where the models differ.
 
     Returns
     -------
@@ -206,11 +205,11 @@ def topk_divergence_bound(
     >>> base, other = np.log([0.5, 0.25, 0.125, 0.125]), np.log([0.25, 0.5, 0.125, 0.125])
     >>> round(kl_divergence(base, other), 6)
     0.173287
-    >>> print(topk_divergence_bound([0, 1], base[:2], [1, 0], other[[1, 0]]).kl.round(6))
-    0.173287
+    >>> print(topk_divergence_bound([0, 1], base[:2], [1, 0], other[[1, 0]]).kl.round(5))
+    0.17329
     >>> bound = topk_divergence_bound([0, 1], base[:2], [1, 2], other[1:3])
-    >>> print(bound.kl.round(6), bound.base_mass.round(6), bound.mass.round(6))
-    0.130812 0.25 0.5
+    >>> print(bound.kl.round(5), bound.base_mass.round(6), bound.mass.round(6))
+    0.13081 0.25 0.5
     """
     error = max(check_number("rounding", rounding, "a number from 0 to 0.01", most=0.01), _FLOAT64_ERROR)
     base_ids, base_logs = _as_list("base_top", base_top_ids, base_top_logprobs)
@@ -239,6 +238,8 @@ def _as_list(name: str, ids: Any, logprobs: Any) -> tuple[IntArray, Float64Array
     if logs.shape != classes.shape:
         raise_error("shape", name=f"{name}_logprobs", got=logs.shape, fits=f"{classes.shape}, to fit {name}_ids")
     values: Array = bfloat16_to_float32(logs) if dtype_name(code, logs) == "bfloat16" else logs
+    if classes.dtype == np.uint64 and classes.max(initial=0) > np.iinfo(np.int64).max:
+        raise_error("option", name=f"a class of {name}_ids", got=int(classes.max()), fits="less than 2**63")
     classes = classes.astype(np.int64)
     values = np.where(classes < 0, -np.inf, values.astype(np.float64))
     with np.errstate(over="ignore"):
@@ -266,16 +267,36 @@ def _bounds(
     row, place = np.nonzero(is_common)
     log_p = base_logs[row, order[row, place]]
     log_q = logs[row, order[row, place + 1] - split]
-    p, q = np.exp(log_p), np.exp(log_q)
-    base_mass, mass = (np.bincount(row, of, n).astype(np.float64) for of in (p, q))  # of no numbers it has integers
-    log_p, log_q = (log - np.log(np.maximum(1.0, of))[row] for log, of in ((log_p, base_mass), (log_q, mass)))
+    base_mass, mass = (np.bincount(row, np.exp(of), n).astype(np.float64) for of in (log_p, log_q))
+    log_p, log_q = (
+        log - np.maximum(0.0, np.log(np.maximum(1.0, of)) - rounding)[row]
+        for log, of in ((log_p, base_mass), (log_q, mass))
+    )
     base_mass, mass = np.minimum(base_mass, 1.0), np.minimum(mass, 1.0)
-    rest, other_rest = 1 - base_mass, 1 - mass
-    # a rest that rounding made too small would raise the bound; it matters less to a larger one
-    small = sorted((20 * rounding, _SMALL_REST, 1000 * rounding))[1]
-    other_rest += np.where(other_rest < small, rounding, 0.0)
-    p = np.exp(log_p)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        kl = np.where(rest == 0, 0.0, rest * (np.log(rest) - np.log(other_rest)))
-        kl += np.bincount(row, np.where(p == 0, 0.0, p * (log_p - log_q)), n)
-    return np.maximum(kl, 0.0), base_mass, mass, np.bincount(row, minlength=n)
+    kl = _least_divergence(rounding, row, log_p, log_q, base_mass, mass)
+    return np.maximum(kl, 0.0) + 0.0, base_mass, mass, np.bincount(row, minlength=n)
+
+
+def _least_divergence(
+    rounding: float, row: IntArray, log_p: Array, log_q: Array, base_mass: Array, mass: Array
+) -> Float64Array:
+    """Lower bound of the divergence of all distributions whose log-probabilities are within `rounding` of these.
+
+    For any function g of the classes, ``sum(p * g) - log(sum(q * exp(g)))`` is at most the divergence (Donsker and
+    Varadhan), and is it where g is ``log(p / q)``. With that g of the rounded p and q, each p and q is as far from the
+    rounded one as makes it least; the other classes, as one, have what is left of 1.
+    """
+    n = len(mass)
+    with np.errstate(divide="ignore", invalid="ignore"):  # of -inf; nan stays
+        p, q = np.exp(log_p), np.exp(log_q)
+        g = np.where((p == 0) & (q == 0), 0.0, log_p - log_q)
+        # rounding may have taken all of a rest, which must not make it seem impossible
+        rest_g = np.log((1 - base_mass + rounding * base_mass) / (1 - mass + rounding * mass))
+        p = p * np.exp(np.where(g > rest_g[row], -rounding, rounding))
+        q = q * np.exp(np.where(g > rest_g[row], rounding, -rounding))
+        of_p = np.bincount(row, np.where(p == 0, 0.0, p * g), n) + (1 - np.bincount(row, p, n)) * rest_g
+        rest = np.maximum(1 - np.bincount(row, q, n), 0.0)
+        of_q = np.bincount(row, np.where(q == 0, 0.0, q * np.exp(g)), n) + rest * np.exp(rest_g)
+        is_impossible = np.bincount(row, (q == 0) & (p > 0), n) > 0  # for the other model alone
+        kl: Float64Array = np.where(is_impossible, np.inf, of_p - np.log(of_q))
+        return np.where(np.isnan(base_mass + mass), np.nan, kl)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import binascii
+import itertools
+import operator
 import re
 import reprlib
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -11,14 +13,24 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from tokenloss.formats._echoes import copies, split_echoes
-from tokenloss.formats._fields import Place, check_count, check_ids, check_list, check_object, check_text
+from tokenloss.formats._fields import (
+    Place,
+    check_count,
+    check_ids,
+    check_list,
+    check_object,
+    check_text,
+    members,
+    types,
+)
 from tokenloss.formats._prompt_objects import read_objects
-from tokenloss.formats._token_columns import Tokens, lengths
+from tokenloss.formats._token_columns import Tokens, Tops, lengths
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
+    from typing import TypeAlias
 
-    from tokenloss.formats._token_columns import _Listed
+    _Classes: TypeAlias = tuple[list[str | None], list[int], list[bytes | None]]  # texts, ids and bytes
 
 _TOKEN_ID = re.compile("token_id:([0-9]{1,18})")
 
@@ -104,13 +116,79 @@ def _name(text: str | None) -> tuple[str | None, int]:
     return (None, int(found[1])) if found else (text, -1)
 
 
+def _names(texts: list[str | None]) -> tuple[list[str | None], list[int]]:
+    """Texts and ids of tokens."""
+    if "token_id:" not in "".join(filter(None, texts)):
+        return texts, [-1] * len(texts)
+    names = list(map(_name, texts))
+    return [text for text, _ in names], [id_ for _, id_ in names]
+
+
 # Lists of objects: chats, llama.cpp
 
 
 def _content(value: Any, field: str, place: Place, own_text: str | None, ids: list[int] | None = None) -> Tokens:
     """Tokens of a list of objects, each of which lists the most likely classes."""
-    entries = [check_object(entry, f"{field}[{i}]", place) for i, entry in enumerate(check_list(value, field, place))]
-    texts, own_ids, spelled, tops, ranks = [], [], [], [], []
+    entries = check_list(value, field, place)
+    (texts, own_ids, spelled), ranks, tops = _plain_entries(entries) or _checked_entries(entries, field, place)
+    if ids is not None and len(ids) == len(entries):
+        own_ids = ids
+    return Tokens(
+        place, f"{field}[{{i}}].logprob", f"{field}[{{i}}].top_logprobs[{{j}}].logprob", texts, own_ids,
+        [entry["logprob"] for entry in entries], lengths(texts, spelled, own_text), tops,
+        ranks if entries and all(ranks) else None, is_keyed=all(spelling is None for spelling in spelled),
+        is_exact=all("id" in entry for entry in entries),  # of llama.cpp
+    )  # fmt: skip
+
+
+def _plain_entries(entries: list[Any]) -> tuple[_Classes, list[int], Tops] | None:
+    """Classes, ranks and alternatives of a list of objects, by a look at each column; None if any is unusual."""
+    own = _plain_classes(entries)
+    if own is None or _any_has(entries, "prob") or _any_has(entries, "probs"):
+        return None
+    lists = members(entries, "top_logprobs")
+    if not types(lists) <= {list, type(None)}:
+        return None
+    listed = list(itertools.chain.from_iterable(filter(None, lists)))
+    classes = _plain_classes(listed)
+    if classes is None or _any_has(entries, "rank") or not all("logprob" in entry for entry in entries):
+        return None
+    logprobs = members(listed, "logprob")
+    counts = [len(entries) if entries else 0 for entries in lists]
+    return own, [0] * len(entries), Tops(counts, classes[0], classes[1], logprobs)
+
+
+def _plain_classes(entries: list[Any]) -> _Classes | None:
+    """Text, id and bytes of each class, by a look at each column; None if any is unusual."""
+    if not entries:
+        return [], [], []
+    if types(entries) != {dict}:
+        return None
+    texts = members(entries, "token")
+    if types(texts) != {str} or "token_id:" in "".join(texts) or _any_has(entries, "token_id"):
+        return None
+    ids, spelled = [-1] * len(entries), members(entries, "bytes")
+    if _any_has(entries, "id"):
+        ids = members(entries, "id")
+        if types(ids) != {int} or min(ids) < 0 or max(ids) >= 1 << 63:
+            return None
+    if types(spelled) == {list} and types(itertools.chain.from_iterable(spelled)) <= {int}:
+        try:
+            return texts, ids, list(map(bytes, spelled))
+        except ValueError:  # not of bytes
+            return None
+    return (texts, ids, spelled) if types(spelled) == {type(None)} else None
+
+
+def _any_has(entries: list[dict[str, Any]], key: str) -> bool:
+    """Whether any object has a key."""
+    return any(map(operator.contains, entries, itertools.repeat(key)))
+
+
+def _checked_entries(entries: list[Any], field: str, place: Place) -> tuple[_Classes, list[int], Tops]:
+    """As `_plain_entries`, of any list; what is wrong is named."""
+    entries = [check_object(entry, f"{field}[{i}]", place) for i, entry in enumerate(entries)]
+    own, ranks, counts, listed = [], [], [], []
     for i, entry in enumerate(entries):
         path = f"{field}[{i}]"
         if "prob" in entry or "probs" in entry:
@@ -118,21 +196,21 @@ def _content(value: Any, field: str, place: Place, own_text: str | None, ids: li
             place.refuse(got, "hold logprob: ask without post_sampling_probs")
         if "logprob" not in entry:
             place.refuse(f"{path} holds no logprob", "hold one")
-        text, id_, spelling = _class(entry, path, place)
-        texts.append(text)
-        own_ids.append(id_)
-        spelled.append(spelling)
+        own.append(_class(entry, path, place))
         ranks.append(check_count(entry["rank"], f"{path}.rank", place, 1) if entry.get("rank") is not None else 0)
-        tops.append(_tops(entry.get("top_logprobs"), f"{path}.top_logprobs", place))
-    if ids is not None and len(ids) == len(entries):
-        own_ids = ids
-    is_llama_cpp = all("id" in entry for entry in entries)
-    return Tokens(
-        place, f"{field}[{{i}}].logprob", f"{field}[{{i}}].top_logprobs[{{j}}].logprob", texts, own_ids,
-        [entry["logprob"] for entry in entries], lengths(texts, spelled, own_text), tops,
-        ranks if entries and all(ranks) else None, is_keyed=all(spelling is None for spelling in spelled),
-        is_exact=is_llama_cpp,
-    )  # fmt: skip
+        path = f"{path}.top_logprobs"
+        others = [] if entry.get("top_logprobs") is None else check_list(entry["top_logprobs"], path, place)
+        counts.append(len(others))
+        for j, other in enumerate(others):
+            text, id_, _ = _class(check_object(other, f"{path}[{j}]", place), f"{path}[{j}]", place)
+            listed.append((text, id_, other.get("logprob")))
+    texts, ids, spelled = map(list, zip(*own, strict=True)) if own else ([], [], [])
+    return (texts, ids, spelled), ranks, _as_tops(counts, listed)
+
+
+def _as_tops(counts: list[int], classes: list[tuple[str | None, int, Any]]) -> Tops:
+    """Classes in columns."""
+    return Tops(counts, *(map(list, zip(*classes, strict=True)) if classes else ([], [], [])))
 
 
 def _class(entry: dict[str, Any], field: str, place: Place) -> tuple[str | None, int, bytes | None]:
@@ -152,16 +230,6 @@ def _class(entry: dict[str, Any], field: str, place: Place) -> tuple[str | None,
     return text, id_, found if raw == text or found != (raw or "").encode() else None
 
 
-def _tops(value: Any, field: str, place: Place) -> list[_Listed]:
-    """Classes of a list of objects."""
-    found = []
-    for j, entry in enumerate([] if value is None else check_list(value, field, place)):
-        path = f"{field}[{j}]"
-        text, id_, _ = _class(check_object(entry, path, place), path, place)
-        found.append((text, id_, entry.get("logprob")))
-    return found
-
-
 # Parallel lists: OpenAI completions
 
 
@@ -170,19 +238,25 @@ def _lists(value: dict[str, Any], field: str, place: Place, own_text: str | None
     logprobs = check_list(value.get("token_logprobs"), f"{field}.token_logprobs", place)
     n = len(logprobs)
     raw = check_list(value.get("tokens"), f"{field}.tokens", place, n)
-    names = [_name(check_text(text, f"{field}.tokens[{i}]", place)) for i, text in enumerate(raw)]
-    tops: list[list[_Listed]] = [[] for _ in raw]
+    if not types(raw) <= {str, type(None)}:
+        raw = [check_text(text, f"{field}.tokens[{i}]", place) for i, text in enumerate(raw)]
+    lists: list[dict[str, Any] | None] = [None] * n
     if value.get("top_logprobs") is not None:
         path = f"{field}.top_logprobs"
-        for i, element in enumerate(check_list(value["top_logprobs"], path, place, n)):
-            if element is not None:
-                items = check_object(element, f"{path}[{i}]", place).items()
-                tops[i] = [(*_name(text), logprob) for text, logprob in items]
-    texts = [text for text, _ in names]
+        lists = check_list(value["top_logprobs"], path, place, n)
+        if not types(lists) <= {dict, type(None)}:
+            for i, entry in enumerate(lists):
+                if entry is not None:
+                    check_object(entry, f"{path}[{i}]", place)
+    listed = [entries for entries in lists if entries]
+    texts, own_ids = _names(raw)
+    top_texts, top_ids = _names(list(itertools.chain.from_iterable(listed)))
+    counts = [len(entries) if entries else 0 for entries in lists]
     return Tokens(
         place, f"{field}.token_logprobs[{{i}}]", f"{field}.top_logprobs[{{i}}][{{text!r}}]", texts,
-        ids if ids is not None and len(ids) == n else [id_ for _, id_ in names], logprobs,
-        lengths(texts, None, own_text), tops, is_keyed=True,
+        ids if ids is not None and len(ids) == n else own_ids, logprobs, lengths(texts, None, own_text),
+        Tops(counts, top_texts, top_ids, list(itertools.chain.from_iterable(map(dict.values, listed)))),
+        is_keyed=True, is_added=True,
     )  # fmt: skip
 
 
@@ -248,48 +322,68 @@ def _triples(meta: dict[str, Any], side: str, own_text: Any, place: Place) -> To
     """Tokens of lists of log-probability, id and text."""
     field = f"meta_info.{side}_token_logprobs"
     values = check_list(meta[f"{side}_token_logprobs"], field, place)
-    own = [_triple(element, place, field, i) for i, element in enumerate(values)]
-    tops = _flat_tops(meta, f"{side}_top_logprobs", len(own), place)
+    logprobs, ids, texts = _triples_columns(values, place, lambda i: f"{field}[{i}]")
+    tops = _flat_tops(meta, f"{side}_top_logprobs", len(values), place)
     if tops is None:
         path = f"meta_info.{side}_top_logprobs"
-        lists = check_list(meta.get(f"{side}_top_logprobs") or [None] * len(own), path, place, len(own))
-        lists = [check_list(entries or [], f"{path}[{i}]", place) for i, entries in enumerate(lists)]
-        tops = [[_triple(x, place, path, i, j) for j, x in enumerate(entries)] for i, entries in enumerate(lists)]
-    if side == "input":
-        own = [_certain(token, entries) for token, entries in zip(own, tops, strict=True)]
-    texts = [text for text, _, _ in own]
+        lists = check_list(meta.get(f"{side}_top_logprobs") or [None] * len(values), path, place, len(values))
+        if not types(lists) <= {list, type(None)}:
+            lists = [check_list(entries or [], f"{path}[{i}]", place) for i, entries in enumerate(lists)]
+        lists = [entries or [] for entries in lists]
+        counts = list(map(len, lists))
+
+        def path_at(at: int) -> str:
+            i, j = [(i, j) for i, n in enumerate(counts) for j in range(n)][at]
+            return f"{path}[{i}][{j}]"
+
+        top_logprobs, top_ids, top_texts = _triples_columns(list(itertools.chain.from_iterable(lists)), place, path_at)
+        tops = Tops(counts, top_texts, top_ids, top_logprobs)
+    if side == "input" and 0 in ids:
+        texts, ids = _certain(texts, ids, logprobs, tops)
     n_bytes = lengths(texts, None, check_text(own_text, "text", place))
     if side == "input" and len(texts) > 1 and not any(text and re.search(r"\s", text) for text in texts):
         n_bytes = [-1] * len(texts)  # the blank that a token starts with is lost with some tokenizers
     return Tokens(
-        place, f"{field}[{{i}}][0]", f"meta_info.{side}_top_logprobs[{{i}}][{{j}}][0]", texts,
-        [id_ for _, id_, _ in own], [logprob for _, _, logprob in own], n_bytes, tops, is_exact=True,
+        place, f"{field}[{{i}}][0]", f"meta_info.{side}_top_logprobs[{{i}}][{{j}}][0]", texts, ids, logprobs, n_bytes,
+        tops, is_exact=True,
     )  # fmt: skip
 
 
-def _triple(value: Any, place: Place, field: str, *at: int) -> _Listed:
-    """A log-probability, id and text."""
-    if type(value) is list and len(value) in (2, 3):
-        logprob, id_, text = value if len(value) == 3 else (*value, None)
-        if type(id_) is int and 0 <= id_ < 1 << 63 and (text is None or type(text) is str):
-            return text, id_, logprob
-    path = field + "".join(f"[{i}]" for i in at)
-    return place.refuse(f"{path} is {reprlib.repr(value)}", "hold a log-probability, an id and a text")
+def _triples_columns(
+    values: list[Any], place: Place, path: Callable[[int], str]
+) -> tuple[list[Any], list[int], list[str | None]]:
+    """Log-probabilities, ids and texts of triples, of which the text may be missing."""
+    if types(values) == {list} and set(map(len, values)) == {3}:  # without looking at each alone
+        every = list(itertools.chain.from_iterable(values))
+        logprobs, ids, texts = every[::3], every[1::3], every[2::3]
+        if types(ids) == {int} and min(ids) >= 0 and max(ids) < 1 << 63 and types(texts) <= {str, type(None)}:
+            return logprobs, ids, texts
+    found: tuple[list[Any], list[Any], list[Any]] = [], [], []
+    for i, value in enumerate(values):
+        logprob, id_, text = [*value, None][:3] if type(value) is list and len(value) in (2, 3) else (None, None, None)
+        if type(id_) is not int or not 0 <= id_ < 1 << 63 or not (text is None or type(text) is str):
+            place.refuse(f"{path(i)} is {reprlib.repr(value)}", "hold a log-probability, an id and a text")
+        for column, element in zip(found, (logprob, id_, text), strict=True):
+            column.append(element)
+    return found
 
 
-def _certain(token: _Listed, entries: Sequence[_Listed]) -> _Listed:
-    """The token, without id and text if these are not certain: SGLang reports the last class of a prompt as class 0."""
-    _, id_, logprob = token
-    if id_:
-        return token
-    same = [entry for entry in entries if entry[2] == logprob]
-    return same[0] if len(same) == 1 else (None, -1, logprob)
+def _certain(
+    texts: list[str | None], ids: list[int], logprobs: list[Any], tops: Tops
+) -> tuple[list[str | None], list[int]]:
+    """Texts and ids without those that are not certain: SGLang reports the last class of a prompt as class 0."""
+    texts, ids = list(texts), list(ids)
+    for i, (start, end) in enumerate(itertools.pairwise(tops.starts())):
+        if ids[i] == 0:
+            same = [at for at in range(start, end) if tops.logprobs[at] == logprobs[i]]
+            texts[i], ids[i] = (tops.texts[same[0]], tops.ids[same[0]]) if len(same) == 1 else (None, -1)
+    return texts, ids
 
 
 _WIDTHS = {"float32": "<f4", "float64": "<f8", "int32": "<i4", "int64": "<i8"}
 
 
-def _flat_tops(meta: dict[str, Any], name: str, n: int, place: Place) -> list[list[_Listed]] | None:
+def _flat_tops(meta: dict[str, Any], name: str, n: int, place: Place) -> Tops | None:
     """Lists of the most likely classes, which may come as one list of all positions, or as base64 of it."""
     found: list[list[Any]] = []
     for kind in ("val", "idx"):
@@ -312,12 +406,8 @@ def _flat_tops(meta: dict[str, Any], name: str, n: int, place: Place) -> list[li
     start = check_count(meta.get(f"{name}_null_prefix", 0), f"meta_info.{name}_null_prefix", place)
     if len(found) != 2 or len(shape) != 2 or start + shape[0] != n or {len(f) for f in found} != {shape[0] * shape[1]}:
         place.refuse(f"meta_info.{name}_shape is {shape} after {start} tokens", f"fit {n} tokens and the lists")
-    listed: list[_Listed] = [
-        (None, check_count(id_, f"meta_info.{name}_idx_flat[{i}]", place), value)
-        for i, (value, id_) in enumerate(zip(*found, strict=True))
-    ]
-    k = shape[1]
-    return [[] for _ in range(start)] + [listed[i * k : (i + 1) * k] for i in range(shape[0])]
+    ids = [check_count(id_, f"meta_info.{name}_idx_flat[{i}]", place) for i, id_ in enumerate(found[1])]
+    return Tops([0] * start + [shape[1]] * shape[0], [None] * len(ids), ids, found[0])
 
 
 # llama.cpp

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import re
 from typing import TYPE_CHECKING, Any
 
@@ -123,7 +124,7 @@ def _is_covered(text: str, texts: Sequence[str]) -> bool:
 def _is_within(text: str, joined: str) -> bool:
     """Whether the characters of a text are in another one, in their order."""
     characters = iter(joined)
-    return all(character in characters for character in text)
+    return len(text) <= len(joined) and all(character in characters for character in text)
 
 
 def _is_shifted_rightly(text: str, texts: Sequence[str], finish: Any, usage: tuple[int | None, int | None]) -> bool:
@@ -177,10 +178,12 @@ def _one_by_usage(value: dict[str, Any], listed: Tokens, n_prompt: int, n_genera
         place.refuse(got, "hold all of them")
     if n_generated != 1 or _LLAMA_CPP_PYTHON.fullmatch(str(value.get("id"))):
         return n - n_generated  # the BOS is not listed
-    lists = [(i, entries) for i, entries in enumerate(listed.tops) if entries]
-    if any(entries[0][0] != listed.texts[i] for i, entries in lists if listed.texts[i] is not None):
+    tops = listed.tops
+    spans = zip(listed.texts, itertools.pairwise(tops.starts()), strict=True)
+    lists = [(text, start, end) for text, (start, end) in spans if end > start]
+    if any(tops.texts[start] != text for text, start, _ in lists if text is not None):
         return n - 1  # likewise
-    values = [[logprob for _, _, logprob in entries] for _, entries in lists]
+    values = [tops.logprobs[start:end] for _, start, end in lists]
     if any(all(map(is_log_prob, row)) and row[0] < max(row) for row in values):
         return n  # vLLM, which puts the token itself first, counts a token that it does not list
     return None
@@ -197,6 +200,8 @@ def _block(sizes: Sequence[int], total: int) -> int:
 
 def copies(found: Sequence[dict[str, Tokens]], n_prompt: int | None) -> list[bool]:
     """Whether each choice repeats the prompt of a choice before it."""
+    if len(found) == 1:
+        return [False]
     prompts = [parts.get("prompt") for parts in found]
     keys = [
         tokens and (tokens.ids[tokens.span], tokens.texts[tokens.span], tokens.logprobs[tokens.span])

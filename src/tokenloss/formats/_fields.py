@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
+import re
 import reprlib
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from tokenloss._errors import raise_error
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from tokenloss.formats._prompt_objects import Writer
+
+_NO_ID = re.compile(",,|[^0-9,]|,0[0-9]|[0-9]{19}")  # among ids between commas: each has one spelling
 
 
 class Place(NamedTuple):
@@ -21,6 +27,22 @@ class Place(NamedTuple):
     def refuse(self, got: str, fits: str) -> NoReturn:
         """Raise that the line is wrong."""
         raise_error("record", path=self.path, line=self.line, got=got, fits=fits)
+
+
+def types(values: Iterable[Any]) -> set[type]:
+    """The types of values: one pass finds that all are right, and whoever names what is wrong looks at each."""
+    return set(map(type, values))
+
+
+def members(objects: Iterable[dict[str, Any]], key: str) -> list[Any]:
+    """The values that objects have for a key, None where there is none."""
+    return list(map(dict.get, objects, itertools.repeat(key)))
+
+
+def are_ids(keys: list[str]) -> bool:
+    """Whether all keys of objects are ids of classes."""
+    joined = f",{','.join(keys)},"
+    return joined.count(",") == len(keys) + 1 and not _NO_ID.search(joined)
 
 
 def check_list(value: Any, field: str, place: Place, n: int | None = None) -> list[Any]:
@@ -57,4 +79,7 @@ def check_ids(value: Any, field: str, place: Place) -> list[int] | None:
     """Class ids, if they are given."""
     if value is None:
         return None
-    return [check_count(element, f"{field}[{i}]", place) for i, element in enumerate(check_list(value, field, place))]
+    values = check_list(value, field, place)
+    if values and types(values) == {int} and min(values) >= 0 and max(values) < 1 << 63:
+        return values
+    return [check_count(element, f"{field}[{i}]", place) for i, element in enumerate(values)]

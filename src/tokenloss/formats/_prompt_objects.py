@@ -3,47 +3,76 @@
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING, Any
+import itertools
+from typing import Any, NamedTuple
 
-from tokenloss.formats._fields import Place, check_count, check_list, check_object, check_text
+from tokenloss.formats._fields import Place, are_ids, check_count, check_list, check_object, check_text, members, types
 from tokenloss.formats._records import read_records
-from tokenloss.formats._token_columns import Tokens, lengths
-
-if TYPE_CHECKING:
-    from tokenloss.formats._token_columns import _Listed
+from tokenloss.formats._token_columns import Tokens, Tops, lengths
 
 _FAR = 8  # ranks, that ties do not explain
 _KEY = "do not tell which entry is the prompt's own token"
+
+
+class _Objects(NamedTuple):
+    """The classes of all positions in one, and their ranks, 0 where there is none."""
+
+    tops: Tops
+    ranks: list[int]
+
+    def spans(self) -> list[tuple[int, int]]:
+        """Where the classes of each position start and end."""
+        return list(itertools.pairwise(self.tops.starts()))
 
 
 def read_objects(value: Any, ids: list[int] | None, field: str, place: Place) -> Tokens | None:
     """Tokens of a prompt: objects by id of the most likely classes and the prompt's token."""
     if value is None:
         return None
-    objects = [_entries(element, f"{field}[{i}]", place) for i, element in enumerate(check_list(value, field, place))]
-    if ids is not None and len(ids) != len(objects):
-        place.refuse(f"{field} has {len(objects)} elements", f"have {len(ids)}, as prompt_token_ids")
+    objects = _objects(check_list(value, field, place), field, place)
+    tops, n = objects.tops, len(objects.tops.counts)
+    if ids is not None and len(ids) != n:
+        place.refuse(f"{field} has {n} elements", f"have {len(ids)}, as prompt_token_ids")
     own = _own(objects, ids, field, place)
-    found = [entries[at] if entries else None for entries, at in zip(objects, own, strict=True)]
-    texts = [entry[0][0] if entry else None for entry in found]
-    tops = [[entry[0] for entry in entries] for entries in objects]
-    ranks = [entry[1] if entry else 0 for entry in found]
+    texts = [None if at is None else tops.texts[at] for at in own]
+    ranks = [0 if at is None else objects.ranks[at] for at in own]
     return Tokens(
         place, f'{field}[{{i}}]["{{id}}"].logprob', f'{field}[{{i}}]["{{id}}"].logprob', texts,
-        [entry[0][1] if entry else -1 for entry in found] if ids is None else ids,
-        [entry[0][2] if entry else None for entry in found], lengths(texts, is_completed=True), tops,
+        [-1 if at is None else tops.ids[at] for at in own] if ids is None else ids,
+        [None if at is None else tops.logprobs[at] for at in own], lengths(texts, is_completed=True), tops,
         ranks if any(ranks) else None,
     )  # fmt: skip
 
 
-def _entries(value: Any, field: str, place: Place) -> list[tuple[_Listed, int]]:
-    """Classes of a position, and their ranks, 0 where there is none."""
+def _objects(values: list[Any], field: str, place: Place) -> _Objects:
+    """The classes of a list of objects by id, or nulls."""
+    given = [value for value in values if value is not None]
+    if all(given) and types(given) == {dict}:  # without looking at each alone
+        keys = list(itertools.chain.from_iterable(given))
+        entries = list(itertools.chain.from_iterable(map(dict.values, given)))
+        if are_ids(keys) and types(entries) == {dict}:
+            names = "logprob", "rank", "decoded_token"
+            logprobs, ranks, texts = (members(entries, name) for name in names)
+            has_ranks = types(ranks) == {int} and min(ranks) > 0 and max(ranks) < 1 << 63
+            is_right = type(None) not in types(logprobs) and types(texts) <= {str, type(None)}
+            if is_right and (has_ranks or types(ranks) == {type(None)}):
+                counts = [0 if value is None else len(value) for value in values]
+                tops = Tops(counts, texts, list(map(int, keys)), logprobs)
+                return _Objects(tops, ranks if has_ranks else [0] * len(ranks))
+    found = [_entries(value, f"{field}[{i}]", place) for i, value in enumerate(values)]
+    columns = zip(*itertools.chain.from_iterable(found), strict=True)
+    texts, ids, logprobs, ranks = map(list, columns) if any(found) else ([], [], [], [])
+    return _Objects(Tops(list(map(len, found)), texts, ids, logprobs), ranks)
+
+
+def _entries(value: Any, field: str, place: Place) -> list[tuple[str | None, int, Any, int]]:
+    """Classes of a position: text, id, log-probability and rank, 0 where there is none."""
     if value is None:
         return []
     found = []
     for key, entry in check_object(value, field, place).items():
         path = f'{field}["{key}"]'
-        if not (key.isascii() and key.isdigit() and len(key) < 19):
+        if not are_ids([key]):
             place.refuse(f"{path} is no id", "be the id of a class")
         entry = check_object(entry, path, place)
         if entry.get("logprob") is None:
@@ -51,27 +80,32 @@ def _entries(value: Any, field: str, place: Place) -> list[tuple[_Listed, int]]:
         rank = entry.get("rank")
         rank = 0 if rank is None else check_count(rank, f"{path}.rank", place, 1)
         text = check_text(entry.get("decoded_token"), f"{path}.decoded_token", place)
-        found.append(((text, int(key), entry["logprob"]), rank))
+        found.append((text, int(key), entry["logprob"], rank))
     if not found:
         place.refuse(f"{field} is empty", "hold the prompt's token")
     return found
 
 
-def _own(objects: list[list[tuple[_Listed, int]]], ids: list[int] | None, field: str, place: Place) -> list[int]:
-    """Which entry of each object is the prompt's own token; refused if that is not certain."""
-    own = []
-    is_first = None if ids is not None else _is_own_first(objects)
-    k = _n_listed(objects)
-    for i, entries in enumerate(objects):
-        most = k if k and len(entries) > k else 2 * len(entries) + _FAR
-        far = [j for j, (_, rank) in enumerate(entries) if rank > most]
-        if ids is not None:
-            at = [j for j, (entry, _) in enumerate(entries) if entry[1] == ids[i]]
-            if entries and not at:
+def _own(objects: _Objects, ids: list[int] | None, field: str, place: Place) -> list[int | None]:
+    """Which class is each of the prompt's own tokens, None without any; refused if that is not certain."""
+    own: list[int | None] = []
+    if ids is not None:
+        listed = objects.tops.ids
+        for i, (start, end) in enumerate(objects.spans()):
+            try:
+                own.append(listed.index(ids[i], start, end) if end > start else None)
+            except ValueError:
                 place.refuse(f"{field}[{i}] does not hold the prompt's token {ids[i]}", "hold it, by prompt_token_ids")
-            own.append(at[0] if at else 0)
-        elif len(entries) < 2 or is_first or (is_first is None and len(far) != 1 and place.writer.puts_own_first):
-            own.append(0)
+        return own
+    is_first, k = _is_own_first(objects), _n_listed(objects)
+    for i, (start, end) in enumerate(objects.spans()):
+        if end - start < 2 or is_first:
+            own.append(start if end > start else None)
+            continue
+        most = k if k and end - start > k else 2 * (end - start) + _FAR
+        far = [at for at in range(start, end) if objects.ranks[at] > most]
+        if is_first is None and len(far) != 1 and place.writer.puts_own_first:
+            own.append(start)
         elif len(far) == 1:
             own.append(far[0])  # the others are the most likely
         else:
@@ -79,26 +113,27 @@ def _own(objects: list[list[tuple[_Listed, int]]], ids: list[int] | None, field:
     return own
 
 
-def _n_listed(objects: list[list[tuple[_Listed, int]]]) -> int:
+def _n_listed(objects: _Objects) -> int:
     """The k of the k likeliest, where objects of k entries and of one more, the own token, show it; 0 if not.
 
     A rank above k + 1 tells them from k + 1 likeliest, of which some objects lack one.
     """
-    sizes = {len(entries) for entries in objects if entries}
+    sizes = {*objects.tops.counts} - {0}
     k = min(sizes, default=0)
-    is_shown = any(rank > k + 1 for entries in objects if len(entries) == k + 1 for _, rank in entries)
-    return k if sizes == {k, k + 1} and is_shown else 0
+    if sizes != {k, k + 1}:
+        return 0
+    return k if any(max(objects.ranks[a:b]) > k + 1 for a, b in objects.spans() if b - a == k + 1) else 0
 
 
-def _is_own_first(objects: list[list[tuple[_Listed, int]]]) -> bool | None:
+def _is_own_first(objects: _Objects) -> bool | None:
     """Whether the objects show that their writer puts the own token first, and then the others by rank, as vLLM does.
 
     It is proved by one that stands before more likely ones, unless the keys are sorted, as some tools leave them; None
     if the objects show neither this nor another order.
     """
     is_proved, orders, k = False, {int: True, str: True}, _n_listed(objects)
-    for entries in objects:
-        ranks = [rank for _, rank in entries]
+    for start, end in objects.spans():
+        ranks = objects.ranks[start:end]
         if len(ranks) < 2:
             continue
         others = ranks[1:]
@@ -107,9 +142,9 @@ def _is_own_first(objects: list[list[tuple[_Listed, int]]]) -> bool | None:
         if k and len(ranks) > k and ranks[0] <= k < others[-1]:  # which is the own token
             return False
         is_proved |= ranks[0] > others[0]
-        keys = [entry[1] for entry, _ in entries]
-        for order in orders:
-            orders[order] &= keys == sorted(keys, key=order)
+        for order in [order for order, is_sorted in orders.items() if is_sorted]:
+            keys = objects.tops.ids[start:end]
+            orders[order] = keys == sorted(keys, key=order)
     return True if is_proved and not any(orders.values()) else None
 
 
@@ -133,7 +168,7 @@ class Writer:
         for holder in (body, *(choices if isinstance(choices, list) else ())):
             found = holder.get("prompt_logprobs") if isinstance(holder, dict) else None
             try:
-                objects = [_entries(element, "", Place(self.path, line, self)) for element in found or ()]
+                objects = _objects(list(found or ()), "", Place(self.path, line, self))
             except (TypeError, ValueError):
                 continue  # it is refused when it is its turn
             if _is_own_first(objects):

@@ -5,14 +5,15 @@ from __future__ import annotations
 import codecs
 import collections
 import gzip
-import itertools
 import json
 import re
 import reprlib
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from tokenloss._core import count_keys, json_extent
 from tokenloss._errors import raise_error
 from tokenloss.formats._base import library_errors, open_regular, stamp
 
@@ -29,7 +30,10 @@ _MARKS = {  # of the order of bytes, that start a file
 }
 _CHUNK = 1 << 18  # bytes read at a time
 _LONG = 1 << 20  # bytes of a record that is looked at before its end, since a malformed one may never end
-_MOST = 1 << 30  # bytes of a record
+_MOST = 64 << 20  # bytes of a record
+_MOST_EXPANSION = 100  # times the bytes of a compressed file that a record may have, if it has more than `_LONG`
+_MOST_MEMORY = 512 << 20  # bytes that the values of a record may need, as `json_extent` estimates; it is rather less
+_SMALLER = "hold smaller ones: ask for fewer prompts, or fewer alternatives of each token, at once"
 _LEVELS = 100  # of lists and objects inside each other, since what shows a value fails at some depth
 _CUT = 16  # characters before a cut that may seem wrong: of a number, an escape, or a name such as -Infinity
 _SYMBOL = re.compile(rb"[^ \t\r\n]")  # that is no space of JSON
@@ -62,8 +66,9 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-# The standard library's, since it reads NaN and Infinity, which servers in Python write, and shows keys given twice.
-_DECODER = json.JSONDecoder(object_pairs_hook=_unique)
+# The standard library's, since it reads NaN and Infinity, which servers in Python write. The second one names keys that
+# are given twice, and is slow.
+_DECODER, _STRICT_DECODER = json.JSONDecoder(), json.JSONDecoder(object_pairs_hook=_unique)
 
 
 class Record(NamedTuple):
@@ -130,19 +135,26 @@ def _chunks(path: str) -> Iterator[bytes]:
 
 
 def _lines(path: str) -> Iterator[tuple[_Place, bytes | bytearray]]:
-    """The lines of a file that are not blank."""
-    line, text = 1, bytearray()
+    """The lines of a file that are not blank, from their first symbol on."""
+    place, text = _Place(1, 0), bytearray()
     for chunk in _chunks(path):
-        *ends, rest = chunk.split(b"\n")
-        for end in ends:
-            text += end
-            if _SYMBOL.search(text):
-                yield _Place(line, 0), text
-            line, text = line + 1, bytearray()
-        text += rest
-        _check_long(path, _Place(line, 0), text, len(rest))
-    if _SYMBOL.search(text):
-        yield _Place(line, 0), text
+        begin, end = 0, -1
+        while begin < len(chunk):
+            if not text:
+                symbol = _SYMBOL.search(chunk, begin)
+                start = symbol.start() if symbol else len(chunk)
+                if start > begin:
+                    place = place.after(chunk[begin:start])
+                begin = start
+            end = chunk.find(b"\n", begin)
+            if end < 0:
+                break
+            yield place, text + chunk[begin:end] if text else chunk[begin:end]
+            place, text, begin = _Place(place.line + 1, 0), bytearray(), end + 1
+        text += chunk[begin:]
+        _check_long(path, place, text, len(chunk) - begin)
+    if text:
+        yield place, text
 
 
 def _objects(path: str) -> Iterator[tuple[_Place, bytearray]]:
@@ -213,22 +225,30 @@ class _Scan:
 
 def _check_long(path: str, place: _Place, text: bytearray, n_new: int) -> None:
     """Refuse a record that goes on where it is too long, or where its beginning is malformed."""
-    if len(text) > _MOST:
-        got, fits = f"holds a record of more than {_MOST} bytes", "hold smaller ones"
-        raise_error("record", path=path, line=place.line, got=got, fits=fits)
-    if len(text) - n_new < _LONG <= len(text):
+    if len(text) <= _LONG:
+        return
+    most = max(_LONG, min(_MOST, _MOST_EXPANSION * Path(path).stat().st_size))
+    if len(text) > most:
+        of = f", {_MOST_EXPANSION} times those of the file" if most < _MOST else ""
+        got = f"holds a record of more than {most} bytes{of}"
+        raise_error("record", path=path, line=place.line, got=got, fits=_SMALLER)
+    if len(text) - n_new <= _LONG:
         _value(path, place, text, is_whole=False)
 
 
 def _value(path: str, place: _Place, text: bytes | bytearray, is_whole: bool = True) -> Any:
     """The value of a JSON text; None of the beginning of one, which is refused where no end can make it right."""
     at, got, fits, value, string = None, "", "", None, ""
+    n_keys, n_levels, memory = json_extent(text)
+    if memory > _MOST_MEMORY:
+        got = f"holds a record that needs {memory >> 20} MB of memory, more than {_MOST_MEMORY >> 20}"
+        raise_error("record", path=path, line=place.line, got=got, fits=_SMALLER)
     try:
-        string = codecs.getincrementaldecoder("utf-8")().decode(text, is_whole)
-        value = _DECODER.decode(string)
+        string = text.decode() if is_whole else codecs.getincrementaldecoder("utf-8")().decode(text)
+        value = _decoded(string, n_keys)
         if _SURROGATE.search(string) and _SURROGATE.search(_PAIR.sub("", string.replace("\\\\", "__"))):
             got, fits = f"{_half_a_pair(value)} holds half of a surrogate pair", "be Unicode"
-        if _is_deep(value):
+        if n_levels > _LEVELS:
             raise RecursionError
     except UnicodeDecodeError as error:
         at, got, fits = error.start, f"{text[error.start]:#04x} is not UTF-8", "be UTF-8"
@@ -253,15 +273,13 @@ def _value(path: str, place: _Place, text: bytes | bytearray, is_whole: bool = T
     return value
 
 
-def _is_deep(value: Any) -> bool:
-    """Whether lists and objects are too deep inside each other."""
-    level: list[Any] = [[value]]
-    n_levels = 0
-    while level and n_levels <= _LEVELS:
-        parts = itertools.chain.from_iterable(part.values() if type(part) is dict else part for part in level)
-        level = [part for part in parts if type(part) is dict or type(part) is list]
-        n_levels += bool(level)
-    return n_levels > _LEVELS
+def _decoded(string: str, n_keys: int) -> Any:
+    """The value of a JSON text of so many keys; KeyError names one that an object has twice."""
+    try:
+        value = _DECODER.decode(string)
+    except ValueError:  # perhaps behind such a key
+        return _STRICT_DECODER.decode(string)
+    return value if count_keys(value) == n_keys else _STRICT_DECODER.decode(string)
 
 
 def _half_a_pair(value: Any) -> str:
