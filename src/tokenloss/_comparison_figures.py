@@ -48,7 +48,7 @@ def figures_of(columns: Columns, batch: tuple[int, ...]) -> dict[str, Any]:
         "n_infinite": int(np.count_nonzero(is_infinite)),
         "n_nan": int(np.count_nonzero(is_nan)),
         "kl_quantiles": quantiles(ordered, KL_QUANTILES),
-        "kl_quantile_intervals": quantile_intervals(kl, KL_QUANTILES, ids),
+        "kl_quantile_intervals": quantile_intervals(kl, KL_QUANTILES, ids, divergence),
         "same_top": same_top.mean,
         "same_top_stderr": same_top.stderr,
         "sequences": None if ids is None else sequence_table(means),

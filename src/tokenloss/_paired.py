@@ -111,30 +111,44 @@ def quantiles(ordered: Float64Array, fractions: tuple[float, ...]) -> dict[float
 
 
 def quantile_intervals(
-    values: Float64Array, fractions: tuple[float, ...], segment_ids: IntArray | None
+    values: Float64Array, fractions: tuple[float, ...], segment_ids: IntArray | None, mean: Mean
 ) -> dict[float, tuple[float, float]]:
     """Intervals of 95 % of quantiles between 0 and 1 of values that are not negative, by order statistics.
 
     Their ranks are binomial. With sequences they are at least as far apart as the interval of the fraction of values up
-    to the quantile (Woodruff, Journal of the American Statistical Association 47, 1952).
+    to the quantile (Woodruff, Journal of the American Statistical Association 47, 1952). `mean` is that of the values,
+    which come in the order of their sequences.
     """
     ordered = np.sort(values)
     inner = [fraction for fraction in fractions if 0 < fraction < 1]
     if not ordered.size or np.isnan(ordered[-1]):
         return dict.fromkeys(inner, (math.nan, math.nan))
-    found = {}
+    found, radii = {}, dict.fromkeys(inner, 0.0)
+    if segment_ids is not None and mean.is_clustered:
+        radii = _clustered_radii(values, quantiles(ordered, (*inner,)), segment_ids, mean.interval_factor)
     for fraction in inner:
         low, high = quantile_ranks(ordered.size, fraction)
-        if segment_ids is not None:
-            of_smaller = Mean(values <= quantiles(ordered, (fraction,))[fraction], segment_ids)
-            radius = of_smaller.interval_factor * of_smaller.stderr if of_smaller.is_clustered else 0.0
-            low = min(low, max(0, math.floor(ordered.size * (fraction - radius))))
-            high = max(high, min(ordered.size, math.ceil(ordered.size * (fraction + radius))) + 1)
+        low = min(low, max(0, math.floor(ordered.size * (fraction - radii[fraction]))))
+        high = max(high, min(ordered.size, math.ceil(ordered.size * (fraction + radii[fraction]))) + 1)
         found[fraction] = (
             float(ordered[low - 1]) if low else min(0.0, float(ordered[0])),  # rounding may make a 0 negative
             float(ordered[high - 1]) if high <= ordered.size else math.inf,
         )
     return found
+
+
+def _clustered_radii(
+    values: Float64Array, limits: dict[float, float], segment_ids: IntArray, factor: float
+) -> dict[float, float]:
+    """Half the width of the interval of the fraction of values up to each limit, clustered by sequence."""
+    groups = np.cumsum((np.diff(segment_ids, prepend=-1) != 0) | (segment_ids < 0)) - 1
+    counts, radii = np.bincount(groups), {}
+    for fraction, limit in limits.items():
+        is_smaller = values <= limit
+        residuals = np.bincount(groups, is_smaller) - is_smaller.mean() * counts
+        variance = counts.size / (counts.size - 1) * float(residuals @ residuals)
+        radii[fraction] = factor * math.sqrt(variance) / values.size
+    return radii
 
 
 def nan_last(value: float) -> tuple[bool, float]:
