@@ -1,8 +1,10 @@
 """tokenloss compare over shards: directories, patterns, --shift, sequences, --per-token, --state and --scheduler."""
 
+import base64
 import json
 import os
 import sys
+import zlib
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -231,6 +233,11 @@ def test_state_of_compare_that_is_refused(sides, command, monkeypatch, compare_j
     assert state.read_bytes() == before
 
 
+def packed(column):
+    """A column as a state holds it."""
+    return base64.b64encode(zlib.compress(column.tobytes())).decode()
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -239,6 +246,8 @@ def test_state_of_compare_that_is_refused(sides, command, monkeypatch, compare_j
         lambda found: found["columns"][1].update(kl=found["columns"][1]["is_same_top"]),
         lambda found: found["columns"][0].update(kl="AAAA"),
         lambda found: found["columns"][0].update(kl=None),
+        lambda found: found["columns"][0].update(kept=packed(np.full(27, 2, np.uint8))),
+        lambda found: found["columns"][1].update(is_same_top=packed(np.full(27, 255, np.uint8))),
         lambda found: found["columns"][0].update(none="AAAA"),
         lambda found: found.update(columns=[]),
         lambda found: found.update(shift_sample=["1"]),

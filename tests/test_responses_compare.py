@@ -439,6 +439,15 @@ class TestCommand:
         turned = compare_json(saved[1], tmp_path / "logits.npy", *argv, "--kind", "logits")
         assert turned["perplexity"] == found["base_perplexity"]
 
+    def test_segment_ids_of_full_scores_are_checked(self, documents, saved, tmp_path, command):
+        scores, ids = scores_file(documents, tmp_path / "scores.npz"), tmp_path / "ids.npy"
+        np.save(ids, documents.segment_ids[:-1])
+        refused = command("compare", scores, saved[1], "--segment-ids", ids)
+        assert_refused(refused, f"{ids}: segment_ids has shape (15,)")
+        np.save(ids, np.maximum(documents.segment_ids, np.arange(16) > 3))
+        for argv in ((scores, saved[1]), (saved[1], scores)):
+            assert_refused(command("compare", *argv, "--segment-ids", ids), "holds 4 rows with targets in sequence 0")
+
     @pytest.mark.parametrize(
         "argv",
         [

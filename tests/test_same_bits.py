@@ -457,6 +457,17 @@ def test_label_smoothing_and_distributions_of_every_size_do_not_depend_on_the_la
             assert_same_bits(cross_entropy(strided(logits), others, reduction="none", **options), expected)
 
 
+def test_distributions_whose_masses_cancel_have_the_same_bits_whatever_was_skipped(rng, backend):
+    """What is left of masses up to 2**100 and of their opposites depends on the order of each addition."""
+    logits, shares = rng.standard_normal((60, 600)), np.zeros((60, 600))
+    for row, mass in zip(logits, shares, strict=True):
+        small, large, opposite = np.split(rng.permutation(600)[:36], [20, 28])
+        mass[small], mass[large] = rng.random(20), 2.0 ** rng.uniform(0, 100, 8)
+        mass[opposite], row[opposite] = -mass[large], row[large]
+    by_runs = cross_entropy(logits, shares, reduction="none")  # of masses that are not 0
+    assert_same_bits(cross_entropy(logits, strided(shares), reduction="none"), by_runs)
+
+
 @pytest.mark.parametrize("z_loss", [1e305, 1e307, 1.7e308])
 def test_every_backend_gives_the_same_gradients_that_overflow_by_z_loss(z_loss, use_backend):
     """An emulated fused multiply-add is nan where its product overflows."""
@@ -500,7 +511,10 @@ def of_every_function(of, axis):
     yield "compare of llama.cpp", compare(of.log_probs, of.logits, of.ids, definitions="llama.cpp", **kept).kl
     hidden, head = of.hidden, np.arange(15.0).reshape(3, 5)
     yield "linear_cross_entropy", linear_cross_entropy(hidden, head, of.ids % 3, where=of.kept, reduction="none")
-    yield "linear_kl_divergence", linear_kl_divergence(hidden, head, hidden, head[::-1], where=of.kept, reduction="none")
+    yield (
+        "linear_kl_divergence",
+        linear_kl_divergence(hidden, head, hidden, head[::-1], where=of.kept, reduction="none"),
+    )
 
 
 @pytest.mark.parametrize("classes", [10, 600])

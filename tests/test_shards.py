@@ -9,8 +9,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from commands import LOGITS, SAMPLE, SUMMARY_FIELDS, TARGETS, assert_refused, raising
+from files import save_zarr
 
 import tokenloss
+from tokenloss import LossMeter
 from tokenloss._evaluation import run as shard_run
 
 pytestmark = pytest.mark.thread_unsafe(reason="a command prints to the stdout of its process")
@@ -210,6 +212,9 @@ def test_state_of_sequences_resumes_to_the_same_bits(shift, sequences, shards, c
         ("split", "ids", lambda column: []),
         ("split", "nll", lambda column: None),
         ("meter", None, lambda _: None),
+        ("meter", "_groups", lambda _: LossMeter()._to_json()["_groups"]),
+        ("meter", "_tokens", lambda _: LossMeter()._to_json()["_tokens"]),
+        ("meter", "n_bytes", lambda _: "-0x1"),
         ("sequences", None, lambda _: {"ids": [], "tokens": [], "nll": [], "is_greedy": []}),
         ("sequences", None, lambda _: None),
         ("shift_sample", None, lambda _: ["1", "2"]),
@@ -271,6 +276,31 @@ def test_state_of_other_options_or_files_is_refused(interrupted, shards, command
     refused = command("score", pattern, "--state", interrupted)
     assert_refused(refused, f"{interrupted}: holds the result of {part}", "changed")
     assert interrupted.read_bytes() == before
+
+
+@pytest.mark.parametrize("which", [0, -1])
+def test_state_of_a_zarr_store_of_which_one_chunk_changed_is_refused(which, shards, command):
+    path, state = (
+        save_zarr(shards.path / "scores.zarr", logits=shards.logits, targets=shards.targets),
+        shards.path / "s",
+    )
+    assert command("score", path, "--state", state)[0] == 0
+    before = state.read_bytes()
+    chunk = sorted(path.glob("logits/c/*/*"))[which]
+    old = chunk.stat()
+    chunk.write_bytes(chunk.read_bytes()[::-1])
+    os.utime(chunk, ns=(old.st_atime_ns, old.st_mtime_ns + 10**9))
+    refused = command("score", path, "--state", state)
+    assert_refused(refused, f"{state}: holds the result of {path}; it must be another file", "changed")
+    assert state.read_bytes() == before
+
+
+def test_state_that_holds_a_shard_twice_is_refused(interrupted, shards, command):
+    state = json.loads(interrupted.read_text())
+    state["done"].append(state["done"][0])
+    interrupted.write_text(json.dumps(state))
+    refused = command("score", shards.path / "part-*.npz", "--state", interrupted)
+    assert_refused(refused, f"{interrupted}: holds an impossible result of {shards.path / 'part-a.npz'}")
 
 
 def test_state_of_an_earlier_format_is_refused(interrupted, shards, command):

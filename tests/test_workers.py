@@ -9,10 +9,10 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from arrays import assert_same_bits
+from arrays import assert_same_bits, fails
 from programs import LARGE, PATIENCE
 
-from tokenloss import _core, _workers, cross_entropy, cross_entropy_loss, logsumexp, nll_loss, show_config
+from tokenloss import _core, _workers, cross_entropy, cross_entropy_loss, logsumexp, nll_loss, show_config, token_scores
 from tokenloss._validation import as_positions, as_scores, without_targets
 
 
@@ -75,6 +75,13 @@ print(show_config(mode="dicts")["workers"], threading.active_count())
     assert told == workers
     assert threads <= min(workers, 64)
     assert (threads == 1) == (workers == 1)
+
+
+def test_workers_that_all_refuse_a_row_name_the_first():
+    rows = np.broadcast_to(np.float32(0.5), (16, 1 << 19))  # a thread takes its first row before another has read one
+    for targets in (np.zeros(16, int), np.arange(16)):
+        with fails(ValueError, "logits[0] has a row whose logsumexp is 12.48"):
+            token_scores(rows, targets, kind="probs", workers=8)
 
 
 def test_workers_argument_wins_over_the_environment_variable(run_python):
