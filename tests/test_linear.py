@@ -398,8 +398,8 @@ def test_linear_tiles_of_any_size_change_no_bit_of_exact_products(rows, name, va
 
 @pytest.mark.parametrize("rows", [FEW, FEW + 40])
 def test_linear_targets_at_the_first_and_last_class_of_a_tile_change_no_other_row(rows, rng, monkeypatch):
-    monkeypatch.setattr(_projection, "_TILE_BYTES", 1)  # the narrowest tiles
     multiple = _core.TILE_CLASS_MULTIPLE
+    monkeypatch.setattr(_projection, "_TILE_BYTES", rows * (64 + multiple) * 4)  # the narrowest tiles of all rows
     hidden, weight = whole(rng, rows, 3 * multiple)
     for border in range(multiple, 3 * multiple, multiple):
         ids = np.where(np.arange(rows) % 2, border, border - 1)
