@@ -371,6 +371,7 @@ def test_kl_quantile_intervals_of_few_divergences_end_at_0_and_infinity(rng):
     assert found.kl_quantile_intervals[0.999] == (ordered[4], INF)
     assert found.kl_quantile_intervals[0.5] == (0, INF)
     assert found.kl_quantile_intervals[0.001] == (0, ordered[0])
+    assert compare(base[:3], other[:3], [0, 1, 2]).kl_quantile_intervals[0.1] == (0, max(found.kl[:3]))
 
 
 def test_kl_quantile_intervals_reach_down_to_divergences_that_are_rounded_below_0(rng):
