@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from commands import assert_refused
-from files import held_at_most
+from files import held_at_most, save_zarr
 from reference import log_softmax
 
 import tokenloss
@@ -75,6 +75,20 @@ def test_compare_files_is_compare_of_arrays(candidates):
         assert as_strict_json(found.as_dict()) == as_strict_json(expected.as_dict())
         for column in TOKEN_COLUMNS:
             np.testing.assert_array_equal(getattr(found, column), getattr(expected, column).reshape(-1))
+
+
+@pytest.mark.parametrize("block_rows", [1, 3, 4, 7])
+@pytest.mark.parametrize("swapped", [False, True])
+def test_files_whose_blocks_end_elsewhere(swapped, block_rows, candidates, monkeypatch):
+    """A store is read by its chunks, and other files by rows."""
+    monkeypatch.setattr(plan, "_BLOCK_ROWS", block_rows)
+    store = save_zarr(candidates.path / "store.zarr", logits=candidates.logits["a"], targets=candidates.targets)
+    paths = [candidates.path / "base.npz", store]
+    arrays = [candidates.base, candidates.logits["a"]]
+    (found,) = compare_files(*(paths[::-1] if swapped else paths)).values()
+    expected = tokenloss.compare(*(arrays[::-1] if swapped else arrays), candidates.targets)
+    for column in TOKEN_COLUMNS:
+        np.testing.assert_array_equal(getattr(found, column), getattr(expected, column).reshape(-1))
 
 
 def test_one_path_is_its_own_name(candidates):
@@ -341,15 +355,20 @@ def test_hidden_states_in_compare(classes, transform, hidden, compare_json):
         assert found["base_left_out"] == pytest.approx(expected.base_left_out, rel=1e-6)
 
 
+@pytest.mark.parametrize("transform", [{}, {"logit_scale": 0.5, "softcap": 3.0}])
 @pytest.mark.parametrize("definitions", ["exact", "llama.cpp"])
-def test_hidden_states_with_scores(definitions, hidden, compare_json):
+def test_hidden_states_with_scores_with_logit_scale_and_softcap(definitions, transform, hidden, compare_json):
     """Whichever side is of hidden states, and candidates of both kinds."""
     (base, base_head), (other, head) = of_hidden(hidden, "base"), of_hidden(hidden, "q")
     logits = [hidden.path / f"{name}-logits.npy" for name in ("base", "q")]
     options = ["--definitions", definitions]
     targets = hidden.path / "targets.npy"
     np.save(targets, hidden.targets)
+    if transform:  # of hidden states alone
+        for path in logits:
+            np.save(path, 3 * np.tanh(0.5 * np.load(path) / 3))
     expected = compare_json(*logits, "--targets", targets, *options)
+    options += [word for name, value in transform.items() for word in (f"--{name.replace('_', '-')}", value)]
     for argv in (
         [base, logits[1], "--base-lm-head", base_head],
         [logits[0], other, "--base-kind", "logits", "--lm-head", head],

@@ -15,7 +15,9 @@ from files import (
     save_compressed_npz,
     save_llama_cpp,
     save_npy,
+    save_npy_in_fortran_order,
     save_npz,
+    save_npz_in_fortran_order,
     save_safetensors,
     save_zarr,
     save_zarr_2,
@@ -23,7 +25,7 @@ from files import (
 )
 
 import tokenloss
-from tokenloss.formats import open_scores
+from tokenloss.formats import _base, open_scores
 
 
 @pytest.fixture
@@ -46,6 +48,16 @@ def test_formats_of_any_shape(save, shape, tmp_path):
     for most_rows in (1, 3, 4, 1000):
         for _ in range(2):  # each pass starts from the beginning
             assert_same_bits(read_rows(scores, most_rows), logits.reshape(math.prod(shape[:-1]), shape[-1]))
+
+
+@pytest.mark.parametrize("save", [save_npy_in_fortran_order, save_npz_in_fortran_order])
+def test_formats_in_fortran_order_of_more_columns_than_are_mapped_at_a_time(save, tmp_path, monkeypatch):
+    monkeypatch.setattr(_base, "_MAPPED_BYTES", 1)
+    monkeypatch.setattr(_base, "_MIN_COLUMNS", 4)
+    for shape in ((5, 11), (2, 3, 8)):
+        logits = np.arange(math.prod(shape), dtype=np.float32).reshape(shape)
+        scores = open_scores(save(tmp_path / f"{len(shape)}", logits, np.zeros(shape[:-1], int)))
+        assert_same_bits(read_rows(scores, 4), logits.reshape(-1, shape[-1]))
 
 
 @pytest.mark.parametrize("dtype", [np.float16, BFLOAT16, np.float64, ">f2", ">f4", ">f8", BFLOAT16.newbyteorder(">")])

@@ -317,6 +317,9 @@ def test_the_last_class_of_sglang_is_not_class_0(read):
         value["meta_info"]["input_top_logprobs"][2][1] = [reported, id_, "<x>"]
         (response,) = read(value)
         assert (response.ids[2], response.tokens[2]) == (id_, "<x>")
+    value["meta_info"]["input_top_logprobs"][2][:2] = [[reported, 7, "<y>"], [reported, 2556, "<x>"]]  # either of both
+    (response,) = read(value)
+    assert (response.ids[2], response.tokens[2]) == (-1, None)
 
 
 # -- lists by text ----------------------------------------------------------------------------------------------------

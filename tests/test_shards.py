@@ -1,5 +1,6 @@
 """tokenloss score of several files: sums, --targets, the order of files, --state and --scheduler."""
 
+import contextlib
 import json
 import os
 import sys
@@ -330,6 +331,28 @@ def test_state_that_is_another_file_is_refused(content, command, tmp_path):
 def test_state_that_cannot_be_written(command, tmp_path):
     state = tmp_path / "none" / "state"
     assert_refused(command("score", SAMPLE, "--state", state), f"{state}: cannot be written: No such file")
+
+
+def test_scheduler_whose_workers_are_in_another_directory(shards, score_json, compare_json, tmp_path, monkeypatch):
+    """Paths and those of the head are relative to the caller's."""
+    pytest.importorskip("dask", reason="Dask is optional")
+    (tmp_path / "elsewhere").mkdir()
+
+    def of_workers(function, given, _):
+        with contextlib.chdir(tmp_path / "elsewhere"):
+            yield from enumerate(map(function, given))
+
+    monkeypatch.setattr("tokenloss.dask.map_shards", of_workers)
+    monkeypatch.chdir(shards.path)
+    np.save("hidden.npy", np.sign(shards.logits[:, :7]))
+    np.save("head.npy", shards.logits[:11, :7])
+    of_hidden, there = ("hidden.npy", "--targets", "all.npy", "--lm-head", "head.npy"), ("--scheduler", "x")
+    assert score_json(*of_hidden, *there)["loss"] == score_json(*of_hidden)["loss"]
+    np.save("ids.npy", np.arange(60) // 5)
+    of_parts = "logits-*.npy", "--targets", "all.npy", "--segment-ids", "ids.npy"
+    assert score_json(*of_parts, *there)["stderr"] == score_json(*of_parts)["stderr"]
+    of_pair = "whole.npz", "hidden.npy", "--lm-head", "head.npy", "--base-kind", "logits"
+    assert compare_json(*of_pair, *there)["mean_kl"] == compare_json(*of_pair)["mean_kl"]
 
 
 def test_scheduler(shards, sequences, score_json, tmp_path):
