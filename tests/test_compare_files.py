@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from commands import assert_refused
-from files import held_at_most, save_zarr
+from files import held_at_most
 from reference import log_softmax
 
 import tokenloss
@@ -75,20 +75,6 @@ def test_compare_files_is_compare_of_arrays(candidates):
         assert as_strict_json(found.as_dict()) == as_strict_json(expected.as_dict())
         for column in TOKEN_COLUMNS:
             np.testing.assert_array_equal(getattr(found, column), getattr(expected, column).reshape(-1))
-
-
-@pytest.mark.parametrize("block_rows", [1, 3, 4, 7])
-@pytest.mark.parametrize("swapped", [False, True])
-def test_files_whose_blocks_end_elsewhere(swapped, block_rows, candidates, monkeypatch):
-    """A store is read by its chunks, and other files by rows."""
-    monkeypatch.setattr(plan, "_BLOCK_ROWS", block_rows)
-    store = save_zarr(candidates.path / "store.zarr", logits=candidates.logits["a"], targets=candidates.targets)
-    paths = [candidates.path / "base.npz", store]
-    arrays = [candidates.base, candidates.logits["a"]]
-    (found,) = compare_files(*(paths[::-1] if swapped else paths)).values()
-    expected = tokenloss.compare(*(arrays[::-1] if swapped else arrays), candidates.targets)
-    for column in TOKEN_COLUMNS:
-        np.testing.assert_array_equal(getattr(found, column), getattr(expected, column).reshape(-1))
 
 
 def test_one_path_is_its_own_name(candidates):
