@@ -234,6 +234,33 @@ def test_state_of_compare_that_is_refused(sides, command, monkeypatch, compare_j
     assert state.read_bytes() == before
 
 
+@pytest.mark.parametrize(
+    ("argv", "option", "before", "after"),
+    [
+        ("base.npz arrays.npz", "array", "x", "y"),
+        ("base.npz log_probs.npy --base-kind logits", "kind", "logits", "log_probs"),
+        ("states.npz states.npz --base-lm-head head.npy --lm-head other.npy --base-hidden x", "hidden", "x", "y"),
+        ("base.npz states.npz --base-kind logits --hidden x", "lm-head", "head.npy", "other.npy"),
+    ],
+)
+def test_state_of_compare_of_another_array_kind_hidden_or_lm_head(
+    argv, option, before, after, sides, command, monkeypatch
+):
+    """Options of a candidate, which its file does not tell."""
+    monkeypatch.chdir(sides.path)
+    states = np.sign(sides.q8[:, :7])
+    np.savez("arrays.npz", x=sides.q8, y=sides.q4)
+    np.savez("states.npz", x=states, y=-states, targets=sides.targets)
+    np.save("log_probs.npy", tokenloss.log_softmax(sides.q8))
+    for name in ("head.npy", "other.npy"):
+        np.save(name, sides.q4[:11, :7])
+    argv = ("compare", *argv.split(), "--state", "state", f"--{option}")
+    for _ in range(2):
+        assert command(*argv, before)[0] == 0
+    words = f"candidate 0: {option.replace('-', '_')} {before!r}; it must be another file, with {after!r}"
+    assert_refused(command(*argv, after), f"state: was written with {words}")
+
+
 def packed(column):
     """A column as a state holds it."""
     return base64.b64encode(zlib.compress(column.tobytes())).decode()
