@@ -25,6 +25,7 @@ from files import (
     save_zarr,
     save_zarr_3,
     save_zarr_array,
+    save_zarr_zip,
 )
 
 from tokenloss.formats import open_scores
@@ -120,6 +121,15 @@ def test_npz_member_that_goes_on_beyond_the_end_of_the_file(save, missing, tmp_p
     struct.pack_into("<I", data, entry + 20, len(data) - end + missing)
     path.write_bytes(data)
     assert_file_refused(path, "logits has ", " bytes; it must fit in the file")
+
+
+@pytest.mark.parametrize("more", [1, 10**6])
+def test_zarr_entry_that_goes_on_beyond_the_end_of_the_file(more, tmp_path):
+    path = save_zarr_zip(tmp_path / "scores", LOGITS, TARGETS)
+    data = bytearray(path.read_bytes())
+    struct.pack_into("<I", data, data.index(b"PK\1\2") + 20, len(data) + more)
+    path.write_bytes(data)
+    assert_file_refused(path, f" is said to have {len(data) + more} bytes")
 
 
 def test_npz_members_that_cannot_be_read(logits, tmp_path):

@@ -220,7 +220,7 @@ def test_ignored_rows_and_shift_of_full_scores(documents, saved, tmp_path):
     np.testing.assert_allclose(found.kl_bound[kept], expected.kl_bound[kept], rtol=1e-12)
 
 
-def test_masked_targets_of_full_scores(documents, saved, tmp_path):
+def test_masked_targets_and_ignore_index_of_full_scores(documents, saved, tmp_path):
     expected = compare_responses(*saved)
     targets = documents.targets
     targets[7] = -100  # within the second prompt, whose other rows are as many as its tokens less one
@@ -228,6 +228,9 @@ def test_masked_targets_of_full_scores(documents, saved, tmp_path):
     found = compare_responses(tmp_path / "a.npz", saved[1])
     assert found.count == expected.count - 1
     np.testing.assert_allclose(found.nll[found.kept], np.delete(expected.nll[expected.kept], 7))
+    marked = {"targets": np.maximum(targets, -1), "segment_ids": documents.segment_ids}
+    np.savez(tmp_path / "c.npz", logits=documents.rows("base"), **marked)
+    assert compare_responses(tmp_path / "c.npz", saved[1], ignore_index=-1).count == found.count
     rows = np.concatenate([np.zeros((5000, 40)), documents.rows("base")])
     np.savez(tmp_path / "b.npz", logits=rows, targets=np.concatenate([np.full(5000, -100), documents.targets]))
     assert compare_responses(tmp_path / "b.npz", saved[1]).count == expected.count
