@@ -269,6 +269,26 @@ def test_signals_have_their_old_handlers_afterwards(command, monkeypatch):
         signal.signal(signal.SIGTERM, before)
 
 
+def test_signals_that_come_at_once_end_the_command_once(command, monkeypatch):
+    """As `timeout` sends them: the second one does not cut short what the first one made end."""
+    ended = []
+
+    def info(_):
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        finally:
+            signal.raise_signal(signal.SIGTERM)
+            ended.append("info")
+
+    monkeypatch.setattr(_commands, "info", info)
+    before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    try:
+        assert command("info") == (128 + signal.SIGTERM, "", "tokenloss: ended by SIGTERM\n")
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert ended == ["info"]
+
+
 def test_ctrl_c(command, monkeypatch):
     monkeypatch.setattr(shard_run, "token_scores", raising(KeyboardInterrupt))
     assert command("score", SAMPLE) == (130, "", "tokenloss: interrupted\n")

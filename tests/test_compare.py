@@ -463,6 +463,23 @@ def test_correlation_of_constant_losses_is_nan():
     assert found.correlation == pytest.approx(-1)
 
 
+def test_correlation_of_two_tokens_is_1_or_minus_1_and_never_beyond(rng):
+    """Rounded variances of two tokens may have a correlation of 1 + 2**-52."""
+    for _ in range(100):
+        base, other = rng.normal(size=(2, 2, 3), scale=3)
+        found = compare(base, other, [0, 1]).correlation
+        assert abs(found) == pytest.approx(1, rel=1e-12)
+        assert -1 <= found <= 1
+
+
+@pytest.mark.parametrize("rows", [1, 30])
+def test_delta_p_of_the_smallest_probabilities(rows, backend):
+    for logit, probability in ((-744.0, 1e-323), (-744.45, 5e-324), (-745.13, 5e-324), (-745.2, 0.0), (-800.0, 0.0)):
+        base, other = (np.tile([[0.0, x]], (rows, 1)) for x in (logit, -900.0))
+        assert compare(base, other, [1] * rows).delta_p.tolist() == [-probability] * rows
+        assert compare(other, base, [1] * rows).delta_p.tolist() == [probability] * rows
+
+
 @each_definition
 def test_target_of_probability_zero(definitions):
     base, logits = np.log([[0.5, 0.5], [0.25, 0.75]]), np.log([[0.5, 0.5], [0.5, 0.5]])

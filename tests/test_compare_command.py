@@ -1,5 +1,6 @@
 """tokenloss compare: its JSON, its tables, its options, and files that do not fit together."""
 
+import inspect
 import math
 import re
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 from commands import SAMPLE, assert_refused
 
 import tokenloss
+from tokenloss import _commands
 from tokenloss._evaluation import plan
 from tokenloss.formats import llama_cpp
 
@@ -148,3 +150,52 @@ def test_plot_in_compare(models, command):
     argv = models.path / "base.npz", models.path / "other.npy", "--plot", models.path / "kl.png"
     assert command("compare", *argv)[0] == 0
     assert (models.path / "kl.png").read_bytes().startswith(b"\x89PNG")
+
+
+# by the function that runs a command: the command line, and what the function gets for its parameters
+ALL = "--targets=t --segment-ids=s --ignore-index=3 --shift --workers=2"
+FILES = f"{ALL} --array=a --kind=probs --lm-head=l --hidden=h --logit-scale=2 --softcap=5 --state=f --scheduler=x"
+OF_ALL = {"targets": ["t"], "segment_ids": ["s"], "ignore_index": 3, "shift": True, "workers": 2}
+OF_FILES_ALONE = {"array": "a", "kind": "probs", "lm_head": "l", "hidden": "h", "logit_scale": 2.0, "softcap": 5.0,
+                  "state": "f", "scheduler": "x"}  # fmt: skip
+FORWARDED = {
+    "evaluate": (
+        f"score x.npy --bytes=7 --words=lm-eval --top=9 --part=all --skip-failed {FILES}",
+        OF_ALL | OF_FILES_ALONE | {"source": ["x.npy"], "n_bytes": 7, "words": "lm-eval", "top": 9, "part": "all",
+                                   "skip_failed": True},
+    ),
+    "compare_files": (
+        "compare x.npy q=q.npy --base-array=b --base-kind=log_probs --base-lm-head=m --base-hidden=i --classes=8 "
+        f"--definitions=llama.cpp --size=q=4.9G {FILES}",
+        OF_ALL | OF_FILES_ALONE | {"base": "x.npy", "others": {"q": "q.npy"}, "base_array": "b", "lm_head": ["l"],
+                                   "base_kind": "log_probs", "base_lm_head": "m", "base_hidden": "i", "classes": 8,
+                                   "definitions": "llama.cpp", "sizes": {"q": "4.9G"}},
+    ),
+    "compare_responses": (
+        f"compare x.npy q.json --base-array=a --base-kind=probs --part=all --skip-failed {ALL}",
+        OF_ALL | {"base": "x.npy", "other": "q.json", "array": "a", "kind": "probs", "part": "all",
+                  "skip_failed": True, "targets": "t", "segment_ids": "s"},
+    ),
+    "compare_samples": (
+        "compare x.json q.json --margin=0.1 --cluster=c",
+        {"base": "x.json", "other": "q.json", "margin": 0.1, "cluster": "c"},
+    ),
+}  # fmt: skip
+OTHERS = {"sinks", "progress", "n_words", "text"}  # which no option gives as it is
+
+
+@pytest.mark.parametrize("name", FORWARDED)
+def test_every_option_reaches_the_function_that_runs_the_command(name, command, monkeypatch):
+    words, expected = FORWARDED[name]
+    signature, got = inspect.signature(getattr(_commands, name)), {}
+
+    def function(*args, **options):
+        got.update(signature.bind(*args, **options).arguments)
+        raise ValueError("enough")
+
+    monkeypatch.setattr(_commands, name, function)
+    monkeypatch.setattr(_commands, "is_samples", lambda _: True)
+    assert_refused(command(*words.split()), "enough")
+    assert {option: value for option, value in got.items() if option not in OTHERS} == expected
+    assert set(signature.parameters) <= expected.keys() | OTHERS
+    assert all(signature.parameters[option].default != value for option, value in expected.items())

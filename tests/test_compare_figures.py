@@ -380,6 +380,25 @@ def test_kl_quantile_intervals_of_special_divergences():
     assert compare(base[:1], base[:1], [0]).kl_quantile_intervals[0.5] == (0, INF)
 
 
+def test_kl_quantile_intervals_of_few_divergences_end_at_0_and_infinity(rng):
+    base, other, _ = models(rng, (5, 6))
+    found = compare(base, other, [0, 1, 2, 3, 4])
+    ordered = sorted(found.kl.tolist())
+    assert ordered[0] > 0
+    assert found.kl_quantile_intervals[0.999] == (ordered[4], INF)
+    assert found.kl_quantile_intervals[0.5] == (0, INF)
+    assert found.kl_quantile_intervals[0.001] == (0, ordered[0])
+    assert compare(base[:3], other[:3], [0, 1, 2]).kl_quantile_intervals[0.1] == (0, max(found.kl[:3]))
+
+
+def test_kl_quantile_intervals_reach_down_to_divergences_that_are_rounded_below_0(rng):
+    log_probs = np.log(np.full((40, 2), 0.5, np.float32)) - np.float32(1e-5) * rng.random((40, 1), np.float32)
+    found = compare(log_probs, np.zeros((40, 2)), np.zeros(40, int), definitions="llama.cpp")
+    least = found.kl.min()
+    assert least < 0
+    assert found.kl_quantile_intervals[0.001][0] == found.kl_quantile_intervals[0.01][0] == least
+
+
 # positions that are not finite
 
 
@@ -399,6 +418,15 @@ def test_n_infinite_and_n_nan_are_counted_apart(segment_ids, rng):
     assert found.finite_mean_kl == finite.mean_kl == pytest.approx(found.kl[[4, 6, 7]].mean())
     assert found.finite_mean_kl_stderr == finite.mean_kl_stderr > 0
     assert (finite.n_nan, finite.n_infinite) == (0, 1)
+
+
+def test_n_infinite_leaves_out_positions_that_are_nan_too():
+    base, other = np.zeros((3, 2)), np.zeros((3, 2))
+    base[0], other[0, 0] = NAN, -INF  # a loss is infinite, the other nan
+    other[1, 0] = -INF
+    found = compare(base, other, [0, 0, 0])
+    assert (found.nll[0], math.isnan(found.base_nll[0])) == (INF, True)
+    assert (found.n_nan, found.n_infinite) == (1, 1)
 
 
 def test_n_nan_of_all_positions():

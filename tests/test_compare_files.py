@@ -411,15 +411,20 @@ def test_hidden_states_in_compare(classes, transform, hidden, compare_json):
         assert found["base_left_out"] == pytest.approx(expected.base_left_out, rel=1e-6)
 
 
+@pytest.mark.parametrize("transform", [{}, {"logit_scale": 0.5, "softcap": 3.0}])
 @pytest.mark.parametrize("definitions", ["exact", "llama.cpp"])
-def test_hidden_states_with_scores(definitions, hidden, compare_json):
+def test_hidden_states_with_scores_with_logit_scale_and_softcap(definitions, transform, hidden, compare_json):
     """Whichever side is of hidden states, and candidates of both kinds."""
     (base, base_head), (other, head) = of_hidden(hidden, "base"), of_hidden(hidden, "q")
     logits = [hidden.path / f"{name}-logits.npy" for name in ("base", "q")]
     options = ["--definitions", definitions]
     targets = hidden.path / "targets.npy"
     np.save(targets, hidden.targets)
+    if transform:  # of hidden states alone
+        for path in logits:
+            np.save(path, 3 * np.tanh(0.5 * np.load(path) / 3))
     expected = compare_json(*logits, "--targets", targets, *options)
+    options += [word for name, value in transform.items() for word in (f"--{name.replace('_', '-')}", value)]
     for argv in (
         [base, logits[1], "--base-lm-head", base_head],
         [logits[0], other, "--base-kind", "logits", "--lm-head", head],

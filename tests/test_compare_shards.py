@@ -1,13 +1,16 @@
 """tokenloss compare over shards: directories, patterns, --shift, sequences, --per-token, --state and --scheduler."""
 
+import base64
 import os
 import sys
+import zlib
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from commands import assert_refused, raising, read_state, write_state
+from pages import Reader
 
 import tokenloss
 from tokenloss._evaluation import comparison
@@ -162,7 +165,7 @@ def test_html_and_plot_of_shards(sides, command):
     argv = [sides.path / name for name in SHARDS]
     outputs = "--html", sides.path / "page.html", "--plot", sides.path / "kl.png"
     assert command("compare", *argv, "--shift", *outputs)[0] == 0
-    assert (sides.path / "page.html").read_bytes().startswith(b"<!doctype html>")
+    assert Reader((sides.path / "page.html").read_text("utf-8")).paragraphs == 3  # each shard's text is its own
     assert (sides.path / "kl.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -231,6 +234,38 @@ def test_state_of_compare_that_is_refused(sides, command, monkeypatch, compare_j
 
 
 @pytest.mark.parametrize(
+    ("argv", "option", "before", "after"),
+    [
+        ("base.npz arrays.npz", "array", "x", "y"),
+        ("base.npz log_probs.npy --base-kind logits", "kind", "logits", "log_probs"),
+        ("states.npz states.npz --base-lm-head head.npy --lm-head other.npy --base-hidden x", "hidden", "x", "y"),
+        ("base.npz states.npz --base-kind logits --hidden x", "lm-head", "head.npy", "other.npy"),
+    ],
+)
+def test_state_of_compare_of_another_array_kind_hidden_or_lm_head(
+    argv, option, before, after, sides, command, monkeypatch
+):
+    """Options of a candidate, which its file does not tell."""
+    monkeypatch.chdir(sides.path)
+    states = np.sign(sides.q8[:, :7])
+    np.savez("arrays.npz", x=sides.q8, y=sides.q4)
+    np.savez("states.npz", x=states, y=-states, targets=sides.targets)
+    np.save("log_probs.npy", tokenloss.log_softmax(sides.q8))
+    for name in ("head.npy", "other.npy"):
+        np.save(name, sides.q4[:11, :7])
+    argv = ("compare", *argv.split(), "--state", "state", f"--{option}")
+    for _ in range(2):
+        assert command(*argv, before)[0] == 0
+    words = f"candidate 0: {option.replace('-', '_')} {before!r}; it must be another file, with {after!r}"
+    assert_refused(command(*argv, after), f"state: was written with {words}")
+
+
+def packed(column):
+    """A column as a state holds it."""
+    return base64.b64encode(zlib.compress(column.tobytes())).decode()
+
+
+@pytest.mark.parametrize(
     "change",
     [
         lambda found: found["columns"][0].pop("kl"),
@@ -238,6 +273,8 @@ def test_state_of_compare_that_is_refused(sides, command, monkeypatch, compare_j
         lambda found: found["columns"][1].update(kl=found["columns"][1]["is_same_top"]),
         lambda found: found["columns"][0].update(kl="AAAA"),
         lambda found: found["columns"][0].update(kl=None),
+        lambda found: found["columns"][0].update(kept=packed(np.full(27, 2, np.uint8))),
+        lambda found: found["columns"][1].update(is_same_top=packed(np.full(27, 255, np.uint8))),
         lambda found: found["columns"][0].update(none="AAAA"),
         lambda found: found.update(columns=[]),
         lambda found: found.update(shift_sample=["1"]),

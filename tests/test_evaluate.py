@@ -12,7 +12,7 @@ from files import held_at_most
 
 import tokenloss
 from tokenloss import Evaluation, LossMeter, evaluate, sequence_losses, token_scores
-from tokenloss._evaluation import plan
+from tokenloss._evaluation import checks, plan
 
 pytestmark = pytest.mark.thread_unsafe(reason="a command prints to the stdout of its process")
 
@@ -239,6 +239,17 @@ def test_blocks_of_bfloat16_are_not_copied_whole(monkeypatch):
     logits = np.zeros((1000, 10_000), BFLOAT16)  # 20 MB
     with held_at_most(6 << 20):
         assert evaluate([(logits, np.zeros(1000, int))], workers=1).meter.count == 1000
+
+
+def test_blocks_of_distributions_are_checked_in_pieces_where_they_count(monkeypatch):
+    monkeypatch.setattr(checks, "_CACHED", 12)  # four rows at a time
+    rng = np.random.default_rng(8)
+    logits, shares, where = rng.normal(size=(10, 3)), rng.dirichlet(np.ones(3), 10), np.arange(10) % 5 != 1
+    shares[~where] = 7
+    assert evaluate([(logits, shares, where)]).meter.loss == tokenloss.cross_entropy(logits, shares, where=where)
+    shares[7] = 2
+    with pytest.raises(ValueError, match=r"targets\[7\] has a probability of 2"):
+        evaluate([(logits, shares, where)])
 
 
 def test_blocks_of_distributions():

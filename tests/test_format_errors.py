@@ -2,6 +2,7 @@
 
 import json
 import math
+import struct
 import zipfile
 
 import numpy as np
@@ -24,6 +25,7 @@ from files import (
     save_zarr,
     save_zarr_3,
     save_zarr_array,
+    save_zarr_zip,
 )
 
 from tokenloss.formats import open_scores
@@ -103,6 +105,31 @@ def test_npz_header_with_wrong_shape(compression, tmp_path):
         with zipfile.ZipFile(path, "w", compression) as archive:
             archive.writestr("logits.npy", npy_bytes(HEADER | {"shape": shape}))
         assert f"logits: has 224 bytes; it must have {128 + 4 * math.prod(shape)} by its header" in refusal(path)
+
+
+@pytest.mark.parametrize("missing", [1, 100])
+@pytest.mark.parametrize("save", [save_npz, save_compressed_npz])
+def test_npz_member_that_goes_on_beyond_the_end_of_the_file(save, missing, tmp_path):
+    """As its directory says, whose other numbers fit."""
+    path = save(tmp_path / "scores", LOGITS, TARGETS)
+    data = bytearray(path.read_bytes())
+    with zipfile.ZipFile(path) as archive:
+        info = archive.getinfo("logits.npy")
+    entry = data.index(b"PK\1\2", data.index(b"PK\1\2") + 1)
+    assert data[entry + 46 :].startswith(b"logits.npy")
+    end = info.header_offset + 30 + sum(struct.unpack_from("<2H", data, info.header_offset + 26))
+    struct.pack_into("<I", data, entry + 20, len(data) - end + missing)
+    path.write_bytes(data)
+    assert_file_refused(path, "logits has ", " bytes; it must fit in the file")
+
+
+@pytest.mark.parametrize("more", [1, 10**6])
+def test_zarr_entry_that_goes_on_beyond_the_end_of_the_file(more, tmp_path):
+    path = save_zarr_zip(tmp_path / "scores", LOGITS, TARGETS)
+    data = bytearray(path.read_bytes())
+    struct.pack_into("<I", data, data.index(b"PK\1\2") + 20, len(data) + more)
+    path.write_bytes(data)
+    assert_file_refused(path, f" is said to have {len(data) + more} bytes")
 
 
 def test_npz_members_that_cannot_be_read(logits, tmp_path):

@@ -15,7 +15,9 @@ from files import (
     save_compressed_npz,
     save_llama_cpp,
     save_npy,
+    save_npy_in_fortran_order,
     save_npz,
+    save_npz_in_fortran_order,
     save_safetensors,
     save_zarr,
     save_zarr_2,
@@ -23,7 +25,7 @@ from files import (
 )
 
 import tokenloss
-from tokenloss.formats import open_hidden_states, open_scores
+from tokenloss.formats import _base, open_hidden_states, open_scores
 from tokenloss.formats.lm_head import LmHead
 
 
@@ -47,6 +49,16 @@ def test_formats_of_any_shape(save, shape, tmp_path):
     for most_rows in (1, 3, 4, 1000):
         for _ in range(2):  # each pass starts from the beginning
             assert_same_bits(read_rows(scores, most_rows), logits.reshape(math.prod(shape[:-1]), shape[-1]))
+
+
+@pytest.mark.parametrize("save", [save_npy_in_fortran_order, save_npz_in_fortran_order])
+def test_formats_in_fortran_order_of_more_columns_than_are_mapped_at_a_time(save, tmp_path, monkeypatch):
+    monkeypatch.setattr(_base, "_MAPPED_BYTES", 1)
+    monkeypatch.setattr(_base, "_MIN_COLUMNS", 4)
+    for shape in ((5, 11), (2, 3, 8)):
+        logits = np.arange(math.prod(shape), dtype=np.float32).reshape(shape)
+        scores = open_scores(save(tmp_path / f"{len(shape)}", logits, np.zeros(shape[:-1], int)))
+        assert_same_bits(read_rows(scores, 4), logits.reshape(-1, shape[-1]))
 
 
 @pytest.mark.parametrize("dtype", [np.float16, BFLOAT16, np.float64, ">f2", ">f4", ">f8", BFLOAT16.newbyteorder(">")])
@@ -138,8 +150,10 @@ def test_half_written_zarr_store_has_no_loss(tmp_path):
     group = zarr.open_group(path := tmp_path / "scores.zarr", mode="w")
     group.create_array("logits", shape=(20, 6), chunks=(4, 6), dtype=np.float32)[:8] = 1.0
     group.create_array("targets", data=np.arange(20) % 6)
-    assert math.isnan(tokenloss.evaluate(path).meter.loss)
-    assert tokenloss.evaluate(path, ignore_index=5).meter.count == 17
+    with pytest.warns(UserWarning, match="12 of 20 tokens are nan"):
+        assert math.isnan(tokenloss.evaluate(path).meter.loss)
+    with pytest.warns(UserWarning, match="10 of 17 tokens are nan"):
+        assert tokenloss.evaluate(path, ignore_index=5).meter.count == 17
     group["targets"][8:] = -100  # padding, whose logits may well be 0
     assert tokenloss.evaluate(path).meter.loss == tokenloss.cross_entropy(np.ones((8, 6), np.float32), np.arange(8) % 6)
 

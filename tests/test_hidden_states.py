@@ -446,6 +446,14 @@ def test_token_ids_of_requests_are_shifted(layers, path, command, score_json):
     assert_refused(refused, "request-0.safetensors: holds input ids and no targets; it must hold targets", "--shift")
 
 
+def test_targets_come_before_token_ids(path, score_json):
+    """Then the rows are no request, whose ids would make them one sequence."""
+    file = save_model(path / "s.safetensors", hidden_states=HIDDEN, targets=TARGETS, token_ids=np.zeros(N, int))
+    found = score_json(file, "--lm-head", path / "head.npy")
+    assert (found["shape"], found["n_sequences"]) == ([N, V], 0)
+    assert found["loss"] == pytest.approx(loss_of(product()), abs=1e-6)
+
+
 def test_several_layers_are_refused(path, command):
     requests(path, layers=3)
     refused = command("score", path / "request-0.safetensors", "--lm-head", path / "head.npy", "--shift")

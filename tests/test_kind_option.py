@@ -103,11 +103,29 @@ def test_kind_check_leaves_out_ignored_rows(command, npy, monkeypatch):
     assert_refused(command("score", *npy(scores, targets)), "looks like probabilities")
 
 
+def test_kind_check_of_compare_leaves_out_ignored_rows(compare_json, npy):
+    scores, targets = npy(np.concatenate([np.full((20, 3), 1 / 3), LOGITS]), [-100] * 20 + TARGETS.tolist())
+    assert compare_json(scores, scores, "--targets", targets)["count"] == 4
+
+
 @pytest.mark.parametrize("value", [0.0, math.nan])
 def test_kind_check_leaves_out_rows_of_zeros_or_nan(value, command, npy):
     probs = tokenloss.softmax(LOGITS.astype(np.float64))
     probs[1] = value
     assert_refused(command("score", *npy(probs, TARGETS)), "looks like probabilities")
+
+
+def test_kind_probs_that_hardly_differ_are_told_apart(npy, command, tmp_path):
+    """Their logarithms are equal in their own dtype."""
+    low = np.linspace(0.2, 0.3, 1000, dtype=np.float32)
+    probs = np.stack([low, np.nextafter(low, np.float32(1)), 1 - 2 * low], -1)
+    assert (np.log(probs[:, 0]) == np.log(probs[:, 1])).any()
+    scores, targets = npy(probs, np.ones(1000, int))
+    table = tmp_path / "tokens.npy"
+    assert command("score", scores, targets, "--kind", "probs", "--per-token", table)[0] == 0
+    found = np.load(table)
+    assert (found["argmax"] == np.where(probs[:, 1] > probs[:, 2], 1, 2)).all()
+    assert found["rank"].max() == 2
 
 
 def test_kind_and_base_kind_missing_in_compare(command, compare_json, models):

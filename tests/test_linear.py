@@ -396,6 +396,20 @@ def test_linear_tiles_of_any_size_change_no_bit_of_exact_products(rows, name, va
         assert_same_bits(everything(*problem, ids, **options), bits)
 
 
+@pytest.mark.parametrize("rows", [FEW, FEW + 40])
+def test_linear_targets_at_the_first_and_last_class_of_a_tile_change_no_other_row(rows, rng, monkeypatch):
+    multiple = _core.TILE_CLASS_MULTIPLE
+    monkeypatch.setattr(_projection, "_TILE_BYTES", rows * (64 + multiple) * 4)  # the narrowest tiles of all rows
+    hidden, weight = whole(rng, rows, 3 * multiple)
+    for border in range(multiple, 3 * multiple, multiple):
+        ids = np.where(np.arange(rows) % 2, border, border - 1)
+        expected = token_scores(hidden @ weight.T, ids)
+        scores = linear_token_scores(hidden, weight, ids)
+        np.testing.assert_array_equal(scores.rank, expected.rank)
+        assert_near(scores.nll, expected.nll, 2e-7)
+        assert_same_bits(linear_cross_entropy(hidden, weight, ids, reduction="none"), scores.nll)
+
+
 # where, ignore_index, nan and infinity
 
 

@@ -61,6 +61,16 @@ def test_write_stores_what_llama_cpp_stores(n_ctx, n_vocab, range_nats, tmp_path
     assert np.abs(read_rows(scores, 4) - raised).max() < range_nats / 65535 / 2 + 4e-6
 
 
+@pytest.mark.parametrize("step", [2.0**-149, 2.0**-130, 2.0**-127, 2.0**-126, 2.0**-125])
+def test_write_of_steps_that_have_no_inverse_in_float32(step, tmp_path):
+    """Steps that are subnormal are stored as one step of length 0, others as they are."""
+    logits = np.float32([[0, 65535 * step, 30000 * step]])
+    llama_cpp.write(tmp_path / "base.kld", [0, 1, 2], [logits], 3)
+    stored = (tmp_path / "base.kld").read_bytes()[20 + 12 :]
+    scale, _, *steps = struct.unpack("<ff3H2x", stored)
+    assert (scale, steps) == ((step, [0, 65535, 30000]) if step >= 2.0**-126 else (0, [0, 0, 0]))
+
+
 def test_write_makes_the_recorded_file(tmp_path):
     rng = np.random.default_rng(42)
     tokens, logits = rng.integers(101, size=40), logits_of_all_kinds(15, 101)

@@ -1,5 +1,6 @@
 """The losses: the tutorial's numbers, and equality with the oracle for every dtype, layout, axis and kind of row."""
 
+import itertools
 import json
 import math
 
@@ -219,6 +220,17 @@ def test_distributions_of_counts_and_of_negative_numbers(loss, rng):
     assert_as_oracle(loss, scores, rng.integers(0, 200, (4, 9)).astype(np.float32))
     assert_as_oracle(loss, scores, rng.integers(-3, 4, (4, 9)).astype(np.float64))
     assert_as_oracle(loss, scores, np.zeros((4, 9)))
+
+
+@pytest.mark.parametrize("loss", ["cross_entropy_loss", "nll_loss"])
+def test_distributions_with_masses_at_any_classes_of_three_rows(loss, rng):
+    """As many masses as rows need not be one in each row: [[0, 0, 0], [0.5, 0, 0.5], [0, 1, 0]]."""
+    scores = scores_for(loss, rng, (3, 3), np.float64)
+    losses = -np.log(scores) if loss == "cross_entropy_loss" else -scores
+    for places in itertools.product([0.0, 0.5], repeat=9):
+        targets = np.reshape(places, (3, 3))
+        found = call(tokenloss, loss, scores, targets, reduction="none")
+        np.testing.assert_allclose(found, (targets * losses).sum(-1), rtol=1e-14)
 
 
 @pytest.mark.parametrize("classes", [1, 2, 3, 10, 64, 129, 1000])

@@ -9,7 +9,22 @@ import pytest
 from arrays import assert_near, assert_same_bits
 from programs import MEASURED
 
-from tokenloss import cross_entropy, cross_entropy_loss, linear_cross_entropy, nll_loss
+from tokenloss import (
+    class_log_probs,
+    compare,
+    cross_entropy,
+    cross_entropy_and_grad,
+    cross_entropy_loss,
+    kl_divergence,
+    linear_compare,
+    linear_cross_entropy,
+    linear_token_scores,
+    logsumexp,
+    nll_loss,
+    sequence_losses,
+    softmax,
+    token_scores,
+)
 
 
 @pytest.fixture(scope="module")
@@ -220,3 +235,39 @@ def test_linear_bias_of_many_classes_is_not_copied():
     finally:
         tracemalloc.stop()
     assert peak < 15e6
+
+
+@pytest.mark.parametrize("rows", [3, 40])  # small calls go a way of their own
+def test_where_weight_sample_weight_out_and_all_else_are_released(rows, monkeypatch):
+    monkeypatch.setenv("TOKENLOSS_NUM_WORKERS", "1")  # another thread may hold on to its task for a moment
+    rng = np.random.default_rng(3)
+    logits, other, probs, shares, out = rng.random((5, rows, 600))
+    ids, where, sample_weight = rng.integers(0, 600, rows), np.arange(rows) % 3 > 0, rng.random(rows) + 1
+    weight, hidden, head, bias = rng.random(600), rng.random((rows, 3)), rng.random((600, 3)), rng.random(600)
+    kept, weighted = {"where": where}, {"where": where, "weight": weight, "sample_weight": sample_weight}
+
+    def call_all():
+        for targets in (ids, shares):
+            for options in ({}, kept, weighted, {"sample_weight": sample_weight}):
+                cross_entropy_loss(targets, probs, **options)
+                nll_loss(-probs, targets, reduction="none", **options)
+                cross_entropy(logits, targets, label_smoothing=0.1, **options)
+                cross_entropy_and_grad(logits, targets, out=out, **options)
+                linear_cross_entropy(hidden, head, targets, linear_bias=bias, **options)
+        softmax(logits, out=out)
+        logsumexp(logits)
+        class_log_probs(logits, ids, **kept)
+        token_scores(logits, ids, top_k=3, **kept)
+        kl_divergence(probs, other, **kept)
+        compare(logits, other, ids, **kept)
+        linear_token_scores(hidden, head, ids, linear_bias=bias, **kept)
+        linear_compare(hidden, head, hidden, head, ids, base_bias=bias, bias=bias, **kept)
+        sequence_losses(sample_weight, segment_ids=ids, sample_weight=sample_weight, **kept)
+        with pytest.raises(IndexError, match="targets"):
+            cross_entropy(logits, ids + 600, **weighted)
+
+    call_all()
+    arrays = logits, other, probs, shares, out, ids, where, sample_weight, weight, hidden, head, bias
+    before = [sys.getrefcount(array) for array in arrays]
+    call_all()
+    assert [sys.getrefcount(array) for array in arrays] == before

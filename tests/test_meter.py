@@ -189,6 +189,7 @@ def test_sums_are_exact_for_losses_of_any_size(count, rng, backend):
 
 # where the levels of an exact sum end: see backend.h
 EDGES = [2.0**12, 2.0**7, 2.0**-28, 2.0**-64, 1.5 * 2.0**-30, 1.5 * 2.0**-73, 1.0, 1e-160, 1e-320]
+EDGES += [2.0**12 - 2.0**-30, 2.0**7 - 2.0**-37]  # the largest that, and whose squares, are odd multiples of a unit
 
 
 @pytest.mark.usefixtures("any_loss_is_taken")

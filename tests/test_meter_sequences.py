@@ -230,6 +230,13 @@ def test_words_as_a_total_of_sequences_with_bytes():
     assert meter.bits_per_byte_stderr == expected.bits_per_byte_stderr
 
 
+def test_bytes_beyond_those_of_the_sequences_are_of_no_sequence():
+    meter = meter_of([1.0, 2.0], [3.0, 5.0], n_bytes=[4, 8])
+    meter.update([], n_bytes=3)  # of a text without tokens
+    assert meter.bits_per_byte == pytest.approx(11 / 15 / LN2, rel=1e-15)
+    assert meter.bits_per_byte_stderr == pytest.approx(meter.stderr * 4 / 15 / LN2, rel=1e-15)
+
+
 # against rational numbers
 
 

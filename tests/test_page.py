@@ -1,6 +1,7 @@
 """page.write_page: its HTML as a parser reads it, its data of each token, and how a browser shows it."""
 
 import contextlib
+import json
 import math
 import os
 import re
@@ -209,6 +210,16 @@ def test_tokens_with_markup(write):
     assert found.data["token"][:12] == [*NASTY[:11], "\ufffd"]
     assert found.data["text"]["0"] == NASTY[0]
     assert found.text("h1") == NASTY[0]
+
+
+@pytest.mark.parametrize("token", ["<!--", "<!--<script>", "<script", "</script", "<SCRIPT>", "]]>"])
+def test_tokens_that_would_change_how_browsers_read_a_script(token, tmp_path):
+    """HTML's own advice: in a script, none of <!--, <script and </script, which end it or hide its end."""
+    page.write_page(tmp_path / "page.html", scores_of([1.0]), [0], tokens=[token], vocabulary=[token], title=token)
+    text = (tmp_path / "page.html").read_text("utf-8")
+    data = re.search(r"<script[^>]*>(.*?)</script>", text, re.DOTALL)[1]
+    assert json.loads(data)["token"] == [token]
+    assert not re.search("<!--|</?script", data, re.IGNORECASE)
 
 
 def test_vocabulary(write):

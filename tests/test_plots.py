@@ -312,13 +312,15 @@ def test_draw_candidates_of_special_means():
         "nan": dataclasses.replace(one, kl=np.array([1.0, 2.0, math.nan, 3.0]), mean_kl=math.nan),
         "wide": dataclasses.replace(one, kl=np.ones(4), mean_kl=1.0, mean_kl_stderr=5.0),
         "one": dataclasses.replace(one, kl=np.ones(4), mean_kl=2.0, mean_kl_stderr=math.nan),
+        "any": dataclasses.replace(one, kl=np.ones(4), mean_kl=1.5, mean_kl_stderr=math.inf),
     }
     for sizes in None, dict.fromkeys(comparisons, 1e9):
         means, quantiles = drawn(plots.draw_candidates(comparisons, sizes=sizes)).axes
         assert "3 left out, whose mean is 0 or not finite" in means.get_xlabel()
-        assert len(means.lines) == 2
+        assert len(means.lines) == 3
+        assert (means.get_ylim() if sizes else means.get_xlim())[1] < 100  # an error that is infinite has no bar
         legend = [text.get_text() for text in quantiles.get_legend().get_texts()]
-        assert legend == ["nan", "inf", "one", "wide"]
+        assert legend == ["nan", "inf", "one", "any", "wide"]
     drawn(plots.draw_candidates({"zero": one}))
     drawn(plots.draw_candidates({"a": one, "b": one}, sizes={"a": 0, "b": 1}))
 

@@ -307,6 +307,16 @@ def test_a_tie_goes_to_the_lowest_id(read):
     assert response.is_greedy_known[1:].all()
 
 
+@pytest.mark.parametrize("part", ["all", "generated"])
+def test_a_choice_without_log_probabilities_beside_one_with_them_is_refused(part, tmp_path):
+    """Neither has a prompt, so that neither repeats one."""
+    value = clients.chat(("a", -1.0))
+    value["choices"].append({"index": 1, "message": {"content": "b"}, "logprobs": None})
+    file = open_responses(clients.save_lines(tmp_path / "responses.jsonl", value), part=part)
+    with pytest.raises(ValueError, match="line 1: it holds no log-probabilities"):
+        list(file)
+
+
 def test_the_last_class_of_sglang_is_not_class_0(read):
     value = clients.response("sglang/generate_last_class.json")
     (response,) = read(value)
@@ -317,6 +327,9 @@ def test_the_last_class_of_sglang_is_not_class_0(read):
         value["meta_info"]["input_top_logprobs"][2][1] = [reported, id_, "<x>"]
         (response,) = read(value)
         assert (response.ids[2], response.tokens[2]) == (id_, "<x>")
+    value["meta_info"]["input_top_logprobs"][2][:2] = [[reported, 7, "<y>"], [reported, 2556, "<x>"]]  # either of both
+    (response,) = read(value)
+    assert (response.ids[2], response.tokens[2]) == (-1, None)
 
 
 # -- lists by text ----------------------------------------------------------------------------------------------------

@@ -225,7 +225,7 @@ def test_ignored_rows_and_shift_of_full_scores(documents, saved, tmp_path):
     np.testing.assert_allclose(found.kl_bound[kept], expected.kl_bound[kept], rtol=1e-12)
 
 
-def test_masked_targets_of_full_scores(documents, saved, tmp_path):
+def test_masked_targets_and_ignore_index_of_full_scores(documents, saved, tmp_path):
     expected = compare_responses(*saved)
     targets = documents.targets
     targets[7] = -100  # within the second prompt, whose other rows are as many as its tokens less one
@@ -233,6 +233,9 @@ def test_masked_targets_of_full_scores(documents, saved, tmp_path):
     found = compare_responses(tmp_path / "a.npz", saved[1])
     assert found.count == expected.count - 1
     np.testing.assert_allclose(found.nll[found.kept], np.delete(expected.nll[expected.kept], 7))
+    marked = {"targets": np.maximum(targets, -1), "segment_ids": documents.segment_ids}
+    np.savez(tmp_path / "c.npz", logits=documents.rows("base"), **marked)
+    assert compare_responses(tmp_path / "c.npz", saved[1], ignore_index=-1).count == found.count
     rows = np.concatenate([np.zeros((5000, 40)), documents.rows("base")])
     np.savez(tmp_path / "b.npz", logits=rows, targets=np.concatenate([np.full(5000, -100), documents.targets]))
     assert compare_responses(tmp_path / "b.npz", saved[1]).count == expected.count
@@ -445,6 +448,15 @@ class TestCommand:
         assert found["base_rounding"] == "log_probs of float64"
         turned = compare_json(saved[1], tmp_path / "logits.npy", *argv, "--kind", "logits")
         assert turned["perplexity"] == found["base_perplexity"]
+
+    def test_segment_ids_of_full_scores_are_checked(self, documents, saved, tmp_path, command):
+        scores, ids = scores_file(documents, tmp_path / "scores.npz"), tmp_path / "ids.npy"
+        np.save(ids, documents.segment_ids[:-1])
+        refused = command("compare", scores, saved[1], "--segment-ids", ids)
+        assert_refused(refused, f"{ids}: segment_ids has shape (15,)")
+        np.save(ids, np.maximum(documents.segment_ids, np.arange(16) > 3))
+        for argv in ((scores, saved[1]), (saved[1], scores)):
+            assert_refused(command("compare", *argv, "--segment-ids", ids), "holds 4 rows with targets in sequence 0")
 
     @pytest.mark.parametrize(
         "argv",

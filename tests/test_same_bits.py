@@ -3,6 +3,7 @@
 import ctypes.util
 import platform
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from arrays import (
     OPTIONS,
     assert_same_bits,
     call,
+    distributions,
     possible,
     scores_for,
     shuffled_specials,
@@ -26,9 +28,13 @@ from arrays import (
 import tokenloss
 from tokenloss import (
     _core,
+    class_log_probs,
+    compare,
     cross_entropy,
     cross_entropy_and_grad,
     kl_divergence,
+    linear_cross_entropy,
+    linear_kl_divergence,
     log_softmax,
     logsumexp,
     nll_loss,
@@ -451,6 +457,17 @@ def test_label_smoothing_and_distributions_of_every_size_do_not_depend_on_the_la
             assert_same_bits(cross_entropy(strided(logits), others, reduction="none", **options), expected)
 
 
+def test_distributions_whose_masses_cancel_have_the_same_bits_whatever_was_skipped(rng, backend):
+    """What is left of masses up to 2**100 and of their opposites depends on the order of each addition."""
+    logits, shares = rng.standard_normal((60, 600)), np.zeros((60, 600))
+    for row, mass in zip(logits, shares, strict=True):
+        small, large, opposite = np.split(rng.permutation(600)[:36], [20, 28])
+        mass[small], mass[large] = rng.random(20), 2.0 ** rng.uniform(0, 100, 8)
+        mass[opposite], row[opposite] = -mass[large], row[large]
+    by_runs = cross_entropy(logits, shares, reduction="none")  # of masses that are not 0
+    assert_same_bits(cross_entropy(logits, strided(shares), reduction="none"), by_runs)
+
+
 @pytest.mark.parametrize("z_loss", [1e305, 1e307, 1.7e308])
 def test_every_backend_gives_the_same_gradients_that_overflow_by_z_loss(z_loss, use_backend):
     """An emulated fused multiply-add is nan where its product overflows."""
@@ -463,6 +480,58 @@ def test_every_backend_gives_the_same_gradients_that_overflow_by_z_loss(z_loss, 
             results.append(cross_entropy_and_grad(logits, targets, z_loss=z_loss, reduction="sum")[1][:3])
     for gradient in results[1:]:
         assert_same_bits(gradient, results[0])
+
+
+def in_runs(array, axis):
+    """The array in memory with a gap behind each run along an axis."""
+    shape = list(array.shape)
+    shape[axis] += 1
+    whole = np.zeros(shape, array.dtype)
+    view = np.moveaxis(np.moveaxis(whole, axis, 0)[:-1], 0, axis)
+    view[...] = array
+    return view
+
+
+def of_every_function(of, axis):
+    """The results of all functions of whole rows, by name."""
+    for name, (function, options) in FUNCTIONS.items():
+        yield name, function(of.logits, of.ids, axis, **options)
+    kept = {"axis": axis, "where": of.kept}
+    for loss, given in (("cross_entropy_loss", of.probs), ("nll_loss", of.log_probs), ("cross_entropy", of.logits)):
+        for targets in (of.ids, of.shares):
+            yield loss, call(tokenloss, loss, given, targets, reduction="none", axis=axis)
+            yield loss, call(tokenloss, loss, given, targets, reduction="none", sample_weight=of.weights, **kept)
+    yield "logsumexp", logsumexp(of.logits, axis=axis)
+    yield "class_log_probs", class_log_probs(of.logits, of.ids[..., None], **kept)
+    yield "gradient where", cross_entropy_and_grad(of.logits, of.shares, sample_weight=of.weights, **kept)[1]
+    yield "token_scores where", token_columns(token_scores(of.log_probs, of.ids, kind="log_probs", top_k=2, **kept))
+    kinds = {"base_kind": "probs", "kind": "log_probs"}
+    yield "kl_divergence", kl_divergence(of.probs, of.log_probs, reduction="none", **kinds, **kept)
+    yield "compare", compare(of.logits, of.shares, of.ids, **kept).kl
+    yield "compare of llama.cpp", compare(of.log_probs, of.logits, of.ids, definitions="llama.cpp", **kept).kl
+    hidden, head = of.hidden, np.arange(15.0).reshape(3, 5)
+    yield "linear_cross_entropy", linear_cross_entropy(hidden, head, of.ids % 3, where=of.kept, reduction="none")
+    yield (
+        "linear_kl_divergence",
+        linear_kl_divergence(hidden, head, hidden, head[::-1], where=of.kept, reduction="none"),
+    )
+
+
+@pytest.mark.parametrize("classes", [10, 600])
+@pytest.mark.parametrize("axis", [1, 2])
+def test_rows_in_runs_have_the_bits_of_copies_in_every_function(axis, classes, rng):
+    """Runs of 7 rows that lie evenly: blocks of rows begin within a run."""
+    shape = [40, 7]
+    shape.insert(axis, classes)
+    of = {name: scores_for(loss, rng, shape, np.float32, axis) for name, loss in zip(
+        ("probs", "log_probs", "logits"), LOSSES, strict=True
+    )}  # fmt: skip
+    of |= {"shares": distributions(rng, shape, axis), "hidden": rng.standard_normal((40, 7, 5))}
+    of |= {"ids": rng.integers(0, classes, (40, 7)), "kept": rng.random((40, 7)) > 0.2, "weights": rng.random((40, 7))}
+    apart = {name: in_runs(array, 2 if axis == 1 and array.shape[1] == classes else 1) for name, array in of.items()}
+    both = of_every_function(SimpleNamespace(**of), axis), of_every_function(SimpleNamespace(**apart), axis)
+    for (name, expected), (_, found) in zip(*both, strict=True):
+        assert_same_bits(found, expected, name)
 
 
 @pytest.mark.parametrize("classes", [10, 600, 5000])

@@ -238,6 +238,8 @@ def test_margin_where_every_document_differs_alike(compared):
     some = named(compared(of_values([0.5] * 3), of_values([0.25] * 3), margin=0.5), "acc")
     assert math.isnan(some.equivalence_p)
     assert some.is_equivalent is None
+    by_the_margin = named(compared(of_values([0.5] * 3), of_values([0.25] * 3), margin=0.25), "acc")
+    assert (by_the_margin.equivalence_p, by_the_margin.is_equivalent) == (1, False)
 
 
 @pytest.mark.parametrize("margin", [0, 1, -0.1, math.nan, "0.1"])

@@ -1,5 +1,6 @@
 """tokenloss score of several files: sums, --targets, the order of files, --state and --scheduler."""
 
+import contextlib
 import itertools
 import json
 import os
@@ -16,6 +17,7 @@ from commands import LOGITS, SAMPLE, SUMMARY_FIELDS, TARGETS, assert_refused, ra
 from files import SAVERS
 
 import tokenloss
+from tokenloss import LossMeter
 from tokenloss._evaluation import checkpoint
 from tokenloss._evaluation import run as shard_run
 
@@ -201,6 +203,13 @@ def test_state_of_sequences_resumes_to_the_same_bits(shift, sequences, shards, c
     assert evaluation.meter == tokenloss.evaluate(sequences[0], segment_ids=sequences[2], shift=bool(shift)).meter
 
 
+def groups_of(n):
+    """What a state holds of the groups of so many tokens."""
+    meter = LossMeter()
+    meter.update(np.ones(n))
+    return meter._to_json()["_groups"]
+
+
 @pytest.mark.parametrize(
     ("part", "column", "change"),
     [
@@ -216,6 +225,9 @@ def test_state_of_sequences_resumes_to_the_same_bits(shift, sequences, shards, c
         ("split", "ids", lambda column: []),
         ("split", "nll", lambda column: None),
         ("meter", None, lambda _: None),
+        ("meter", "_groups", lambda _: groups_of(0)),
+        ("meter", "_groups", lambda _: groups_of(1000)),
+        ("meter", "n_bytes", lambda _: "-0x1"),
         ("sequences", None, lambda _: {"ids": [], "tokens": [], "nll": [], "is_greedy": []}),
         ("sequences", None, lambda _: None),
         ("shift_sample", None, lambda _: ["1", "2"]),
@@ -442,6 +454,28 @@ def test_state_that_is_another_file_is_refused(content, command, tmp_path):
 def test_state_that_cannot_be_written(command, tmp_path):
     state = tmp_path / "none" / "state"
     assert_refused(command("score", SAMPLE, "--state", state), f"{state}: cannot be written: No such file")
+
+
+def test_scheduler_whose_workers_are_in_another_directory(shards, score_json, compare_json, tmp_path, monkeypatch):
+    """Paths and those of the head are relative to the caller's."""
+    pytest.importorskip("dask", reason="Dask is optional")
+    (tmp_path / "elsewhere").mkdir()
+
+    def of_workers(function, given, _):
+        with contextlib.chdir(tmp_path / "elsewhere"):
+            yield from enumerate(map(function, given))
+
+    monkeypatch.setattr("tokenloss.dask.map_shards", of_workers)
+    monkeypatch.chdir(shards.path)
+    np.save("hidden.npy", np.sign(shards.logits[:, :7]))
+    np.save("head.npy", shards.logits[:11, :7])
+    of_hidden, there = ("hidden.npy", "--targets", "all.npy", "--lm-head", "head.npy"), ("--scheduler", "x")
+    assert score_json(*of_hidden, *there)["loss"] == score_json(*of_hidden)["loss"]
+    np.save("ids.npy", np.arange(60) // 5)
+    of_parts = "logits-*.npy", "--targets", "all.npy", "--segment-ids", "ids.npy"
+    assert score_json(*of_parts, *there)["stderr"] == score_json(*of_parts)["stderr"]
+    of_pair = "whole.npz", "hidden.npy", "--lm-head", "head.npy", "--base-kind", "logits"
+    assert compare_json(*of_pair, *there)["mean_kl"] == compare_json(*of_pair)["mean_kl"]
 
 
 def test_scheduler(shards, sequences, score_json, tmp_path):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pages import Reader
 
 import tokenloss
 from tokenloss import evaluate, sequence_losses, sinks, token_scores
@@ -44,6 +45,14 @@ def rows_of(path):
         name: [values[cell] if cell in values else float(cell) if cell else None for cell in column]
         for name, column in zip(names, zip(*rows, strict=True), strict=True)
     }
+
+
+def test_page_keeps_its_first_tokens_whatever_the_blocks(blocks, tmp_path, monkeypatch):
+    monkeypatch.setattr(sinks.HtmlPage, "max_tokens", 7)
+    evaluate(iter(blocks), sinks=[sinks.HtmlPage(tmp_path / "page.html")])
+    found = Reader((tmp_path / "page.html").read_text("utf-8"))
+    assert len(found.tokens) == len(found.data["loss"]) == 7
+    assert "first 7 of" in found.text("p")
 
 
 @pytest.mark.parametrize("block_rows", [4, 1000])

@@ -81,6 +81,7 @@ def test_everything_else_takes_the_long_way():
         {"weight": np.ones(3)},
         {"ignore_index": None},
         {"ignore_index": -100.0},
+        {"ignore_index": 0},
         {"where": np.True_},
         {"sample_weight": 1.0},
         {"workers": 1},
@@ -227,7 +228,7 @@ def test_integers_that_are_not_one_hot(loss):
 def test_options_that_equal_their_defaults(loss):
     options = [
         *({"axis": value} for value in (-1, 1, -1.0, True, np.int64(-1), np.array(-1), "x", 10**30, None)),
-        *({"ignore_index": value} for value in (-100, None, np.int64(-100), -100.0, 10**30, "x")),
+        *({"ignore_index": value} for value in (-100, None, 2, np.int64(-100), -100.0, 10**30, "x")),
         *({"reduction": value} for value in ("mean", "".join(["me", "an"]), np.str_("sum"), b"mean", None, 0)),
         *({"where": value} for value in (True, np.True_, 1, None)),
     ]

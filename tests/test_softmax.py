@@ -25,7 +25,7 @@ from arrays import (
 )
 
 import tokenloss
-from tokenloss import log_softmax, logsumexp, softmax
+from tokenloss import log_softmax, logsumexp, softmax, token_scores
 
 NAN, INF = math.nan, math.inf
 each_function = pytest.mark.parametrize("name", ["softmax", "log_softmax"])
@@ -178,6 +178,17 @@ def test_logsumexp_in_every_dtype_layout_and_axis(dtype, layout, axis, rng):
     logits = scores_for("cross_entropy", rng, (6, 7, 8), dtype)
     actual = logsumexp(LAYOUTS[layout](logits), axis=axis)
     assert_near(actual, reference.logsumexp(logits, axis=axis), error_allowed("logsumexp", logits, axis=axis))
+
+
+@pytest.mark.parametrize("level", [-14, -21, -25, -60, -100, -200])
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+def test_logsumexp_of_rows_that_begin_with_minus_infinity_is_as_near_as_of_others(level, dtype, rng, backend):
+    """Until a block ends, all sums refer to the first logits, whatever these are."""
+    rows = np.full((8, 4608), -np.inf, dtype)
+    rows[:, 512:] = level + rng.random((8, 4096))
+    of_others = reference.logsumexp(rows[:, 512:])
+    for found in (logsumexp(rows), token_scores(rows, [600] * 8).logsumexp):
+        assert_near(found, of_others, 6.4e-8)  # the error of random rows by the README of the kernels
 
 
 def test_logsumexp_of_a_single_row_and_of_no_classes():

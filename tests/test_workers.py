@@ -9,10 +9,10 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from arrays import assert_same_bits
+from arrays import assert_same_bits, fails
 from programs import LARGE, PATIENCE
 
-from tokenloss import _core, _workers, cross_entropy, cross_entropy_loss, logsumexp, nll_loss, show_config
+from tokenloss import _core, _workers, cross_entropy, cross_entropy_loss, logsumexp, nll_loss, show_config, token_scores
 from tokenloss._validation import as_positions, as_scores, without_targets
 
 
@@ -75,6 +75,12 @@ print(show_config(mode="dicts")["workers"], threading.active_count())
     assert told == workers
     assert threads <= min(workers, 64)
     assert (threads == 1) == (workers == 1)
+
+
+def test_workers_that_all_refuse_a_row_name_the_first():
+    rows = np.broadcast_to(np.float32(0.5), (4, 1 << 23))  # each thread takes one before another has read its own
+    with fails(ValueError, "logits[0] has a row whose logsumexp is 15.2"):
+        token_scores(rows, [0, 1, 2, 3], kind="probs", workers=4)
 
 
 def test_workers_argument_wins_over_the_environment_variable(run_python):
