@@ -123,13 +123,14 @@ def quantile_intervals(
     inner = [fraction for fraction in fractions if 0 < fraction < 1]
     if not ordered.size or np.isnan(ordered[-1]):
         return dict.fromkeys(inner, (math.nan, math.nan))
-    found, radii = {}, dict.fromkeys(inner, 0.0)
+    found, radii = {}, {}
     if segment_ids is not None and mean.is_clustered:
         radii = _clustered_radii(values, quantiles(ordered, (*inner,)), segment_ids, mean.interval_factor)
     for fraction in inner:
         low, high = quantile_ranks(ordered.size, fraction)
-        low = min(low, max(0, math.floor(ordered.size * (fraction - radii[fraction]))))
-        high = max(high, min(ordered.size, math.ceil(ordered.size * (fraction + radii[fraction]))) + 1)
+        if fraction in radii:
+            low = min(low, max(0, math.floor(ordered.size * (fraction - radii[fraction]))))
+            high = max(high, min(ordered.size, math.ceil(ordered.size * (fraction + radii[fraction]))) + 1)
         found[fraction] = (
             float(ordered[low - 1]) if low else min(0.0, float(ordered[0])),  # rounding may make a 0 negative
             float(ordered[high - 1]) if high <= ordered.size else math.inf,
