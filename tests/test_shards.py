@@ -2,7 +2,6 @@
 
 import contextlib
 import itertools
-import json
 import os
 import shutil
 import stat
@@ -13,6 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import zarr
+from arrays import fails
 from commands import LOGITS, SAMPLE, SUMMARY_FIELDS, TARGETS, assert_refused, raising, read_state, write_state
 from files import SAVERS
 
@@ -20,6 +20,8 @@ import tokenloss
 from tokenloss import LossMeter
 from tokenloss._evaluation import checkpoint
 from tokenloss._evaluation import run as shard_run
+from tokenloss._evaluation.checkpoint import Checkpoint
+from tokenloss._evaluation.plan import Options
 
 pytestmark = pytest.mark.thread_unsafe(reason="a command prints to the stdout of its process")
 
@@ -431,18 +433,33 @@ def test_state_keeps_its_mode(interrupted, shards, command):
     assert stat.S_IMODE(interrupted.stat().st_mode) == 0o600
 
 
-def test_state_of_an_earlier_format_is_refused(interrupted, shards, command):
-    """Format 4 was one JSON object; its results are not looked at."""
-    options = read_state(interrupted)["options"]
-    for number in (4, None):
-        earlier = json.dumps(options | {"format": number})
-        interrupted.write_text(f'{{"options": {earlier},\n"done": [\n{{"found": {{"meter": {{}}}}}}\n]}}\n')
-        refused = command("score", shards.path / "part-*.npz", "--state", interrupted)
-        assert_refused(refused, f"{interrupted}: was written with format {number}; it must be another file, with 5")
+@pytest.mark.parametrize("name", Options._fields[:-1])
+def test_state_of_any_other_option_is_refused(name, tmp_path):
+    assert Options._fields[-1] == "others"
+    other = Options()._replace(**{name: 7})
+    given = {name: (Options(), other), f"candidate 0: {name}": (Options(others=(Options(),)), Options(others=(other,)))}
+    for number, (label, options) in enumerate(given.items()):
+        path = str(tmp_path / f"state-{number}")
+        for _ in range(2):
+            Checkpoint(path, options[0], [], shard_run.ShardResult)
+        with fails(ValueError, path, f"was written with {label} ", "it must be another file, with 7"):
+            Checkpoint(path, options[1], [], shard_run.ShardResult)
 
 
 @pytest.mark.parametrize(
-    "content", ["", "\n", "{}\n", "[]", "[" * 100_000, '{"options": {}}\n', "{,\n", "\xff", "loss"]
+    "content",
+    [
+        "",
+        "\n",
+        "{}\n",
+        "[]",
+        "[" * 100_000,
+        '{"options": {}}\n',
+        '{"options": {},\n"done": []}\n',
+        "{,\n",
+        "\xff",
+        "loss",
+    ],
 )
 def test_state_that_is_another_file_is_refused(content, command, tmp_path):
     state = tmp_path / "state"

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from tokenloss import __version__
 from tokenloss._errors import contextmanager, raise_error
-from tokenloss._evaluation.plan import OF_FILES
 from tokenloss._files import files_of, replacing, write_errors
 
 if TYPE_CHECKING:
@@ -83,8 +82,7 @@ class Checkpoint(Generic[Result]):
             first = file.readline()
             if not first.endswith(b"\n"):
                 raise ValueError("it has no line")
-            # until format 4, the file was one object, which went on after the options
-            state = json.loads(first.removesuffix(b",\n") + b"}" if first.endswith(b",\n") else first)
+            state = json.loads(first)
             options = {**state["options"], "version": state["options"]["version"]}
         for name, value in self._options.items():
             if options.get(name) != value:
@@ -128,10 +126,10 @@ class Checkpoint(Generic[Result]):
 
 
 def _named(options: Options) -> dict[str, Any]:
-    """Options by name; of each candidate, those that are of its files."""
+    """All options by name, those of each candidate among them."""
     named = options._asdict()
     for number, other in enumerate(named.pop("others")):
-        named |= {f"candidate {number}: {name}": getattr(other, name) for name in OF_FILES}
+        named |= {f"candidate {number}: {name}": value for name, value in _named(other).items()}
     return named
 
 

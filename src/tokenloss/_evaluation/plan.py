@@ -33,9 +33,6 @@ _BLOCK_ROWS = 1 << 20  # read at a time, since each row takes some bytes more
 _BLOCK_TILES = 4  # of hidden states, read at a time: a product takes long
 
 
-OF_FILES = ("array", "kind", "lm_head", "hidden")  # options that a comparison has for each model
-
-
 class Options(NamedTuple):
     """Options that affect the result of a shard."""
 
