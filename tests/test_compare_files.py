@@ -98,6 +98,18 @@ def test_shift_warning_of_compare_files(tmp_path):
     assert (found.count, found.mean_kl, found.same_top) == (399, 0, 1)
 
 
+def test_nan_and_infinite_divergences_are_warned_of(tmp_path):
+    base, other, targets = np.zeros((20, 3)), np.zeros((20, 3)), np.zeros(20, int)
+    other[[1, 7], 1], other[3, 0], other[5, 2], targets[5] = np.nan, -np.inf, np.nan, -100
+    np.savez(tmp_path / "base.npz", logits=base, targets=targets)
+    np.save(tmp_path / "other.npy", other)
+    with pytest.warns(UserWarning, match="of 19 tokens") as record:
+        found = compare_files(tmp_path / "base.npz", {"q": tmp_path / "other.npy"})
+    messages = [str(one.message) for one in record]
+    assert messages == ["q: 2 of 19 tokens are nan", "q: 1 of 19 tokens have an infinite divergence or loss"]
+    assert "count=19, n_infinite=1, n_nan=2, " in repr(found["q"])
+
+
 def test_sinks_of_compare_files_get_blocks_and_candidates(candidates, monkeypatch):
     monkeypatch.setattr(plan, "_BLOCK_ROWS", 7)
 
@@ -194,7 +206,8 @@ def test_sizes_of_candidates(candidates, compare_json, command):
     [
         ({}, {}, ValueError, "others is empty"),
         ({"a": []}, {}, ValueError, r"others\['a'\] is empty"),
-        ({"": "a.npy"}, {}, TypeError, "a name of others is ''"),
+        ({"": "a.npy"}, {}, ValueError, "a name of others is empty"),
+        ({"a": ""}, {}, ValueError, r"others\['a'\] is empty; it must be a path"),
         ({3: "a.npy"}, {}, TypeError, "a name of others is 3"),
         (3, {}, TypeError, "others is 'int'"),
         (["a.npy"], {}, TypeError, "others is 'list'"),
@@ -218,6 +231,7 @@ def test_sizes_of_candidates(candidates, compare_json, command):
         ("a.npy", {"sinks": 3}, TypeError, "sinks is 'int'"),
         ("a.npy", {"workers": 0}, ValueError, "workers"),
         ("a.npy", {"state": 3}, TypeError, "state is 'int'"),
+        ("a.npy", {"state": ""}, ValueError, "state is empty"),
     ],
 )  # fmt: skip
 def test_arguments_of_compare_files_that_are_wrong(others, options, error, words):

@@ -261,6 +261,14 @@ def test_tables_of_groups(many, command):
         assert cells(line) == [*place, *expected_row(one, mask, ())]
 
 
+def test_tables_of_groups_of_one_token_have_no_errors(capsys):
+    one = of_kl([1.0])
+    rows = printed(capsys, [Candidate("q", None, one, one.as_dict())])
+    row = next(row for row in rows if row[0] == "0.4 to 0.6")
+    assert row[1:] == ["1", f"{one.mean_kl:.6f}", f"{one.log_perplexity_ratio:+.5f}", *row[4:]]
+    assert rows[0][1].startswith("1 token, ")
+
+
 def test_table_of_token_types(capsys):
     one = of_kl([1.0, 2.0, 0.5, 0.25])
     table = one.by(["word", "word", "number", "punctuation"])

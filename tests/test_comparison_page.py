@@ -139,6 +139,13 @@ def test_summary_of_a_single_token(write):
     assert found.texts["dd"][0].strip() == "0"
 
 
+def test_summary_of_two_sequences_says_that_its_error_is_a_guess(write):
+    logits = np.random.default_rng(0).normal(size=(2, 40, 3))
+    for ids, words in ((0, 1), "(by 2 sequences, too few for more than a guess)"), (range(40), "(by 40 sequences)"):
+        one = compare(logits[0], logits[1], np.zeros(40, int), segment_ids=np.resize(ids, 40))
+        assert words in write({"q": one}, np.zeros(40, int)).text("small")
+
+
 def test_order_of_models(write):
     means = {"nan": math.nan, "b": 0.5, "inf": math.inf, "a": 0.25}
     found = write({name: made_up([0.1], mean_kl=mean) for name, mean in means.items()}, [0])

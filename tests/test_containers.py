@@ -227,7 +227,7 @@ def test_dlpack_capsule_made_by_hand():
         ({"code": 6, "bits": 1}, ("bool1",)),
         ({"code": 6}, ("bool32",)),
         ({"code": 5}, ("complex32",)),
-        ({"code": 77, "bits": 8}, ("dtype number 77 of DLPack with bits: 8",)),
+        ({"code": 77, "bits": 8}, ("dtype number 77 of DLPack (8 bits)",)),
     ],
     ids=str,
 )

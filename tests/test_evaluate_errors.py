@@ -26,6 +26,8 @@ LOGITS, IDS = np.zeros((2, 3, 4), np.float32), np.ones((2, 3), int)
         ("a.npz", {"targets": 3}, TypeError, "targets is 'int'; it must be a path"),
         ("a.npz", {"segment_ids": [0, 1]}, TypeError, "segment_ids is 'int'; it must be a path"),
         ("a.npz", {"text": 3}, TypeError, "text is 'int'; it must be a path"),
+        ("a.npz", {"text": ""}, ValueError, "text is empty; it must be a path"),
+        ("", {}, ValueError, "source is empty; it must be a path"),
         ("a.npz", {"state": b"x"}, TypeError, "state is 'bytes'; it must be a path"),
         ("a.npz", {"text": "x", "n_bytes": 3}, ValueError, "text and n_bytes cannot be given together"),
         ("a.npz", {"kind": "odds"}, ValueError, "kind is 'odds'; it must be 'logits'"),

@@ -174,7 +174,7 @@ def test_html_without_what_is_not_known(command, tmp_path):
     assert "accuracy" not in found.words
     clients.save_lines(path, chat(("a", -1.0, [("a", -1.0), ("b", -2.0)]), ("b", -2.0)))
     assert command("score", path, "--html", page)[0] == 0
-    assert "of 1 tokens where it is known" in Page(page).words
+    assert "of 1 token where it is known" in Page(page).words
 
 
 def test_html_of_a_token_without_text_and_class(command, tmp_path):

@@ -276,6 +276,22 @@ def test_compare_of_samples_prints_tables(files, command):
 
 
 @pytest.mark.thread_unsafe(reason="a command prints to the stdout of its process")
+def test_compare_of_one_or_two_samples_prints_no_interval_that_is_not_there(files, tmp_path, command):
+    for n, words in (
+        (1, "1 sample, errors by 1 document\n"),
+        (2, "errors by 2 documents, too few for more than a guess\n"),
+    ):
+        paths = [tmp_path / "first" / path.name for path in files]
+        for path, whole in zip(paths, files, strict=True):
+            path.parent.mkdir(exist_ok=True)
+            path.write_text("".join(whole.read_text().splitlines(keepends=True)[:n]))
+        status, out, err = command("compare", *paths)
+        assert (status, err) == (0, "")
+        assert words in out
+        assert "nan" not in out
+
+
+@pytest.mark.thread_unsafe(reason="a command prints to the stdout of its process")
 @pytest.mark.parametrize(
     "argv",
     [

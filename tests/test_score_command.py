@@ -294,8 +294,9 @@ def test_nan_and_infinite_losses_are_counted(score_json, command, tmp_path):
     assert re.search(r"nan tokens +3 +of 19\n +infinite losses +2 +of 19\n", out)
     blocks = [(logits[:8], targets[:8]), (logits[8:], targets[8:])]
     with pytest.warns(UserWarning, match="of 19 tokens") as record:
-        figures = evaluate(blocks).figures
-    assert (figures["n_nan"], figures["n_infinite"]) == (3, 2)
+        evaluation = evaluate(blocks)
+    assert (evaluation.figures["n_nan"], evaluation.figures["n_infinite"]) == (3, 2)
+    assert "tokens=19, n_nan=3, " in repr(evaluation)
     messages = [str(one.message) for one in record]
     assert messages == ["3 of 19 tokens are nan", "2 of 19 tokens have an infinite loss"]
     assert "nan" not in command("score", SAMPLE)[1]

@@ -42,6 +42,8 @@ def as_path(name: str, value: Any) -> str:
     """A path as text."""
     if not isinstance(value, str | os.PathLike):
         raise_error("type", name=name, got=type(value).__name__, fits="a path")
+    if not os.fspath(value):
+        raise_error("empty", name=name, fits="a path")
     return os.fspath(value)
 
 

@@ -62,9 +62,11 @@ cdef class DLPackBuffer:
             plain = <DLManagedTensor *> PyCapsule_GetPointer(capsule, "dltensor")
             tensor = &plain.tensor
             self.is_readonly = True  # for all that older producers tell
-        kind = {0: "int", 1: "uint", 2: "float", 4: "bfloat", 5: "complex", 6: "bool"}.get(
-            tensor.code, f"number {tensor.code} of DLPack with bits: ")
-        self.dtype = "bool" if kind == "bool" and tensor.bits == 8 else f"{kind}{tensor.bits}"
+        kind = {0: "int", 1: "uint", 2: "float", 4: "bfloat", 5: "complex", 6: "bool"}.get(tensor.code)
+        if kind is None:
+            self.dtype = f"number {tensor.code} of DLPack ({tensor.bits} bits)"
+        else:
+            self.dtype = "bool" if kind == "bool" and tensor.bits == 8 else f"{kind}{tensor.bits}"
         if tensor.lanes != 1:
             self.dtype += f"x{tensor.lanes}"
         self.format = FORMATS.get(self.dtype, b"")

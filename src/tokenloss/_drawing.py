@@ -13,6 +13,7 @@ import numpy as np
 
 from tokenloss._errors import raise_error
 from tokenloss._paired import Mean
+from tokenloss._statistics import count_of
 from tokenloss._terminal import printable
 
 if TYPE_CHECKING:
@@ -52,11 +53,6 @@ def excluded_note(values: Array) -> str:
     kinds = {"infinite": infinite, "nan": nan, f"above {PLOT_MAX:.0e}": ~(infinite | nan | in_plot_range(values))}
     words = [f"{count:,} {name}" for name, which in kinds.items() if (count := np.count_nonzero(which))]
     return f"{' and '.join(words)} left out" if words else ""
-
-
-def token_count(count: int) -> str:
-    """Count of tokens in words."""
-    return f"{count:,} token" + "s" * (count != 1)
 
 
 def empty_figure(title: str, size: tuple[float, float]) -> Figure:
@@ -152,7 +148,9 @@ def draw_quantiles(axes: Axes, values: Array, segment_ids: Array | None, exclude
     values = np.sort(values)
     size = len(values)
     flat = int(np.searchsorted(values, PLOT_MIN))
-    _quantile_axes(axes, (token_count(size), excluded, f"{flat:,} below {PLOT_MIN:.0e}, off the scale" if flat else ""))
+    _quantile_axes(
+        axes, (count_of(size, "token"), excluded, f"{flat:,} below {PLOT_MIN:.0e}, off the scale" if flat else "")
+    )
     if mark_if_empty(axes, size - flat):
         return
     before = ""

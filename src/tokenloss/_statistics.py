@@ -132,6 +132,11 @@ def equivalent_lengths(n: int, *rests: float) -> Lengths:
     return (*shorter, (1.0, n - sum(number for _, number in shorter)))
 
 
+def count_of(number: int, noun: str) -> str:
+    """A number of things, in words."""
+    return f"{number:,} {noun}" + "s" * (number != 1)
+
+
 def interval_note(factor: float) -> str:
     """Words about intervals that reach this many standard errors; "" for those of many sequences, which reach 1.96."""
     if not factor > 2:

@@ -35,6 +35,11 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
+def known_error(error: float, words: str) -> str:
+    """Words about an error or an interval; none if it is nan, as of a single token."""
+    return "" if math.isnan(error) else words
+
+
 def has_rich() -> bool:
     """Whether rich is installed."""
     try:

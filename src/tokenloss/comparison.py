@@ -198,9 +198,10 @@ class Comparison:
 
     def __repr__(self) -> str:
         """Show the main figures."""
-        sequences = f"n_sequences={self.n_sequences}, " if self.n_sequences else ""
+        some = {name: value for name in ("n_sequences", "n_infinite", "n_nan") if (value := vars(self)[name])}
+        counts = "".join(f"{name}={value}, " for name, value in some.items())
         return (
-            f"Comparison(count={self.count}, {sequences}perplexity={self.perplexity:.6g}, "
+            f"Comparison(count={self.count}, {counts}perplexity={self.perplexity:.6g}, "
             f"base_perplexity={self.base_perplexity:.6g}, mean_kl={self.mean_kl:.4g}, same_top={self.same_top:.4f})"
         )
 

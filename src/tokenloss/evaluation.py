@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from tokenloss._arguments import as_path, as_paths, check_choice, check_shift, checked_sinks, refuse_given
 from tokenloss._errors import raise_error
 from tokenloss._json import as_strict_json
+from tokenloss._statistics import count_of
 from tokenloss._validation import check_integer, head_transform
 from tokenloss._workers import check_workers
 from tokenloss.sequences import check_lengths
@@ -106,10 +107,11 @@ class Evaluation:
 
     def __repr__(self) -> str:
         """Show the main figures."""
-        meter = self.meter
+        meter, n_nan = self.meter, self.figures["n_nan"]
+        count = f"tokens={meter.count}, " + (f"n_nan={n_nan}, " if n_nan else "")
         return (
-            f"Evaluation(tokens={meter.count}, sequences={meter.n_sequences}, loss={meter.loss:.6g}, "
-            f"stderr={meter.stderr:.3g}, perplexity={meter.perplexity:.6g}, accuracy={self.accuracy:.4f})"
+            f"Evaluation({count}sequences={meter.n_sequences}, loss={meter.loss:.6g}, stderr={meter.stderr:.3g}, "
+            f"perplexity={meter.perplexity:.6g}, accuracy={self.accuracy:.4f})"
         )
 
 
@@ -304,9 +306,8 @@ def evaluate(
         evaluation = evaluate_blocks(items, options, settings, sinks)
     for message, category in advice(evaluation.figures):
         warnings.warn(message, category, stacklevel=2)
-    for name, what in ("n_nan", "are nan"), ("n_infinite", "have an infinite loss"):
-        if count := evaluation.figures[name]:
-            warnings.warn(f"{count:,} of {evaluation.meter.count:,} tokens {what}", stacklevel=2)
+    for message in not_finite_notes(evaluation.figures, evaluation.meter.count, "loss"):
+        warnings.warn(message, stacklevel=2)
     return evaluation
 
 
@@ -326,8 +327,15 @@ _CERTAIN_ADVICE = (
 _MIN_CERTAIN = 5  # tokens
 
 
+def not_finite_notes(figures: dict[str, Any], count: int, quantity: str) -> Iterator[str]:
+    """Messages that count the tokens whose loss or divergence is nan or infinite."""
+    for name, words in ("n_nan", "are nan"), ("n_infinite", f"have an infinite {quantity}"):
+        if number := figures[name]:
+            yield f"{number:,} of {count_of(count, 'token')} {words}"
+
+
 def advice(figures: dict[str, Any]) -> Iterator[tuple[str, type[Warning]]]:
-    """What figures warn of besides their own values, and the category of the warning."""
+    """Messages about mistakes that figures show, and the category of the warning for each."""
     if figures["fits_better_shifted"]:
         yield SHIFT_ADVICE, ShiftWarning
     if figures.get("norm_seems_missing"):

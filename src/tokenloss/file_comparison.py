@@ -11,7 +11,7 @@ from tokenloss._arguments import as_path, as_paths, check_choice, check_shift, c
 from tokenloss._errors import raise_error
 from tokenloss._validation import check_integer, head_transform
 from tokenloss._workers import check_workers
-from tokenloss.evaluation import advice
+from tokenloss.evaluation import advice, not_finite_notes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -127,6 +127,8 @@ def compare_files(
         If targets were not shifted, and rows of the base give the next target more than four times the probability.
     NormWarning
         If hidden states seem to lack the final norm.
+    UserWarning
+        If divergences or losses are nan or infinite.
 
     See Also
     --------
@@ -194,6 +196,10 @@ def compare_files(
     summary, found = compare_sides(sides, named, options, settings, outputs)
     for message, category in advice(summary):
         warnings.warn(message, category, stacklevel=2)
+    for candidate in found:
+        comparison = candidate.comparison
+        for message in not_finite_notes(vars(comparison), comparison.count, "divergence or loss"):
+            warnings.warn(f"{candidate.name}: {message}", stacklevel=2)
     return {candidate.name: candidate.comparison for candidate in found}
 
 
@@ -211,8 +217,10 @@ def _candidates(others: Any) -> dict[str, list[str]]:
         path = as_path("others", others)
         return {path: [path]}
     for name in others:
-        if not isinstance(name, str) or not name:
+        if not isinstance(name, str):
             raise_error("type", name="a name of others", got=name, fits="text")
+        if not name:
+            raise_error("empty", name="a name of others", fits="text")
     if not others:
         raise_error("empty", name="others", fits="a path, or a mapping of names to paths")
     return {name: _sources(f"others[{name!r}]", value) for name, value in others.items()}

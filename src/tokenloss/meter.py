@@ -9,7 +9,7 @@ import numpy as np
 
 from tokenloss._errors import raise_error
 from tokenloss._exact import ExactMoments, ExactRatio, exp
-from tokenloss._statistics import guess_note
+from tokenloss._statistics import count_of, guess_note
 from tokenloss._validation import check_integer, check_mask
 from tokenloss.scores import TokenScores
 from tokenloss.sequences import SequenceLosses, known_tokens
@@ -269,11 +269,11 @@ class LossMeter:
     def _basis(self) -> str:
         """What `stderr` takes as independent, in words."""
         if not self.is_clustered:
-            basis = f"{self.count:,} tokens, taken as independent"
+            basis = f"{count_of(self.count, 'token')}, taken as independent"
         else:
             loose = self._groups.count - self.n_sequences
-            basis = f"{self.n_sequences:,} sequence" + "s" * (self.n_sequences > 1)
-            basis += f" and {loose:,} tokens outside of any" if loose else ""
+            basis = count_of(self.n_sequences, "sequence")
+            basis += f" and {count_of(loose, 'token')} outside of any" if loose else ""
         return basis + guess_note(self.interval_factor)
 
     @property

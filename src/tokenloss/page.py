@@ -9,6 +9,7 @@ import numpy as np
 
 from tokenloss._errors import raise_error
 from tokenloss._paired import nan_last
+from tokenloss._statistics import count_of, guess_note
 from tokenloss._token_page import (
     as_json,
     as_object,
@@ -226,7 +227,7 @@ def _write_responses(
     assert scores.top_ids is not None
     assert scores.top_logprobs is not None
     top_ids, top_logprobs = scores.top_ids, scores.top_logprobs
-    note = f"of {known:,} tokens where it is known" if known < meter.count else ""
+    note = f"of {count_of(known, 'token')} where it is known" if known < meter.count else ""
     head = _summary(meter, accuracy if known else None, note)
     data = {
         "k": str(top_ids.shape[-1]),
@@ -403,9 +404,10 @@ def _comparison_summary(comparison: Comparison) -> str:
         stderr = scale * vars(comparison)[name + "_stderr"]
         return "" if math.isnan(stderr) else f"± {stderr:.2g}{unit}"
 
-    by = f"{comparison.n_sequences:,} sequences" if comparison.is_clustered else "tokens, taken as independent"
+    by = count_of(comparison.n_sequences, "sequence") if comparison.is_clustered else "tokens, taken as independent"
+    by += guess_note(comparison.interval_factor)
     note = error("mean_kl", unit=f" nats (by {by})")
-    if left_out := np.count_nonzero(~np.isfinite(comparison.kl[comparison.kept])):
+    if left_out := comparison.n_infinite + comparison.n_nan:
         finite = f"{comparison.finite_mean_kl:.4g} {error('finite_mean_kl')}".rstrip()
         note = f"{finite} nats without {left_out:,} that are not finite"
     low, high = comparison.kl_quantile_intervals[0.999]

@@ -23,12 +23,12 @@ from tokenloss._drawing import (
     in_plot_range,
     mark_if_empty,
     style,
-    token_count,
 )
 from tokenloss._errors import raise_error
 from tokenloss._exact import ExactMoments
 from tokenloss._files import replacing
 from tokenloss._paired import nan_last
+from tokenloss._statistics import count_of
 from tokenloss._validation import check_mask, check_number
 from tokenloss.sequences import check_segment_ids
 
@@ -325,7 +325,7 @@ def _draw_text(axes: Axes, positions: Array, losses: Array, ids: Array | None, e
 
     size = len(losses)
     dots = np.arange(size)
-    drawn = token_count(size)
+    drawn = count_of(size, "token")
     if size > _MAX_DOTS:
         dots = np.random.default_rng(0).choice(size, _MAX_DOTS, replace=False)
         drawn = f"{_MAX_DOTS:,} of {drawn} drawn, at random"
@@ -337,7 +337,7 @@ def _draw_text(axes: Axes, positions: Array, losses: Array, ids: Array | None, e
         positions[dots], losses[dots], ".", color=BLUE, alpha=alpha, markersize=width, markeredgewidth=0, clip_on=False
     )
     half = max(2, size // 100)
-    label = f"mean of {token_count(min(2 * half + 1, size))}"
+    label = f"mean of {count_of(min(2 * half + 1, size), 'token')}"
     axes.plot(*_running_mean(positions, losses, ids, half), color=ORANGE, linewidth=1.8, label=label)
     add_legend(axes, "upper right")
     pad = max(0.5, (positions[-1] - positions[0]) / 100)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from tokenloss._outputs._base import Output
-from tokenloss._terminal import Table, printable, show_tables
+from tokenloss._statistics import count_of, guess_note, student_quantile
+from tokenloss._terminal import Table, known_error, printable, show_tables
 
 if TYPE_CHECKING:
     from tokenloss.samples import SampleComparison, SampleMetric
@@ -19,8 +20,11 @@ class SampleTables(Output):
     writes_file = False
 
     def finish(self, summary: dict[str, Any], result: Any) -> None:
-        by = "documents" if result.cluster is None else f"groups of {result.cluster}"
-        note = f"{result.count:,} samples, errors by {result.n_clusters:,} {by}"
+        by = count_of(result.n_clusters, "document" if result.cluster is None else "group")
+        by += "" if result.cluster is None else f" of {result.cluster}"
+        note = f"{count_of(result.count, 'sample')}, errors by {by}"
+        if result.n_clusters > 1:
+            note += guess_note(student_quantile(0.025, result.n_clusters - 1))
         if result.n_other_prompts:
             note += f"; {result.n_other_prompts:,} prompts differ"
         show_tables(f"{summary['other']} vs {summary['base']}", printable(note), sample_tables(result))
@@ -63,13 +67,15 @@ def _differences(label: str, metric: SampleMetric) -> tuple[str, ...]:
     low, high = metric.difference_interval
     derived = ", from responses" if metric.is_derived else ""
     numbers = f"{metric.base:.6g}", f"{metric.other:.6g}", f"{metric.difference:+.4g}"
-    return (label + derived, *numbers, f"{metric.difference_stderr:.3g}", f"{low:+.4g} to {high:+.4g}")
+    error = known_error(metric.difference_stderr, f"{metric.difference_stderr:.3g}")
+    return (label + derived, *numbers, error, known_error(low, f"{low:+.4g} to {high:+.4g}"))
 
 
 def _ratios(label: str, metric: SampleMetric) -> tuple[str, ...]:
     low, high = metric.ratio_interval or (0.0, 0.0)
-    numbers = f"{metric.log_ratio:+.4g}", f"{metric.log_ratio_stderr:.3g}", f"{metric.ratio:.6g}"
-    return (label, *numbers, f"{low:.5g} to {high:.5g}")
+    error = known_error(low, f"{metric.log_ratio_stderr:.3g}")
+    interval = known_error(low, f"{low:.5g} to {high:.5g}")
+    return label, f"{metric.log_ratio:+.4g}", error, f"{metric.ratio:.6g}", interval
 
 
 def _equivalence(label: str, metric: SampleMetric) -> tuple[str, ...]:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from tokenloss._outputs._base import Output, compared_title, title
 from tokenloss._paired import nan_last
-from tokenloss._statistics import interval_note
-from tokenloss._terminal import Table, printable, show_tables
+from tokenloss._statistics import count_of, interval_note
+from tokenloss._terminal import Table, known_error, printable, show_tables
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -43,9 +43,9 @@ class ComparisonTables(Output):
 
     def finish(self, summary: dict[str, Any], result: Sequence[Candidate]) -> None:
         first = result[0].comparison
-        basis = f"errors by {first.n_sequences:,} sequences" if first.is_clustered else "taken as independent"
+        basis = f"errors by {count_of(first.n_sequences, 'sequence')}" if first.is_clustered else "taken as independent"
         intervals = interval_note(first.interval_factor)
-        note = f"{first.count:,} tokens, {basis}, {first.definitions} definitions; "
+        note = f"{count_of(first.count, 'token')}, {basis}, {first.definitions} definitions; "
         if len(result) > 1:
             tables = [candidate_table(result)]
             note += summary["base_kind"]
@@ -64,17 +64,14 @@ class ResponseTables(Output):
 
     def finish(self, summary: dict[str, Any], result: Any) -> None:
         basis = "errors by response" if result.is_clustered else "taken as independent"
-        note = f"{result.count:,} tokens of {_count(result.n_sequences, 'response')} ({result.part}), {basis}"
+        note = (
+            f"{count_of(result.count, 'token')} of {count_of(result.n_sequences, 'response')} ({result.part}), {basis}"
+        )
         rounded = [words for words in (result.rounding, result.base_rounding) if words]
         note += f"; log-probabilities: {' vs '.join(rounded)}" if rounded else ""
         intervals = interval_note(result.interval_factor)
         note += f"; {intervals}" if intervals else ""
         show_tables(f"{summary['other']} vs {summary['base']}", note, response_tables(result))
-
-
-def _count(number: int, noun: str) -> str:
-    """A number of things."""
-    return f"{number:,} {noun}" + ("s" if number != 1 else "")
 
 
 def summary_tables(summary: dict[str, Any], basis: str) -> list[Table]:
@@ -88,7 +85,7 @@ def summary_tables(summary: dict[str, Any], basis: str) -> list[Table]:
         for name in ("bytes", "words")
     }
     low_by_word, high_by_word = summary["word_perplexity_interval"]
-    by_word = _known_error(low_by_word, f"95 % interval {low_by_word:.5g} to {high_by_word:.5g}{shared['words']}")
+    by_word = known_error(low_by_word, f"95 % interval {low_by_word:.5g} to {high_by_word:.5g}{shared['words']}")
     if summary["words"]:
         by_word = "; ".join(filter(None, (by_word, f"words by {summary['words']}")))
     stderr, by_byte, by_sequence = (summary[f"{name}stderr"] for name in ("", "bits_per_byte_", "sequence_loss_"))
@@ -97,19 +94,19 @@ def summary_tables(summary: dict[str, Any], basis: str) -> list[Table]:
         ("tokens", f"{summary['tokens']:,}", _left_out(summary)),
         ("nan tokens", f"{summary['n_nan']:,}", f"of {summary['tokens']:,}"),
         ("infinite losses", f"{summary['n_infinite']:,}", f"of {summary['tokens']:,}"),
-        ("loss", f"{summary['loss']:.6g}", _known_error(stderr, f"± {stderr:.3g} nats ({basis})") or no_error),
-        ("perplexity", f"{summary['perplexity']:.6g}", _known_error(low, f"95 % interval {low:.5g} to {high:.5g}")),
+        ("loss", f"{summary['loss']:.6g}", known_error(stderr, f"± {stderr:.3g} nats ({basis})") or no_error),
+        ("perplexity", f"{summary['perplexity']:.6g}", known_error(low, f"95 % interval {low:.5g} to {high:.5g}")),
         ("bits per token", f"{summary['bits_per_token']:.6g}", ""),
         (
             "bits per byte",
             f"{summary['bits_per_byte']:.6g}",
-            _known_error(by_byte, f"± {by_byte:.3g}{shared['bytes']}"),
+            known_error(by_byte, f"± {by_byte:.3g}{shared['bytes']}"),
         ),
         ("perplexity per word", f"{summary['word_perplexity']:.6g}", by_word),
         (
             "loss per sequence",
             f"{summary['sequence_loss']:.6g}",
-            _known_error(by_sequence, f"± {by_sequence:.3g} nats") or "nats",
+            known_error(by_sequence, f"± {by_sequence:.3g} nats") or "nats",
         ),
         ("greedy accuracy", f"{100 * summary['accuracy']:.2f} %", _known_of(summary)),
         ("logits", *_head_row(summary.get("head"))),
@@ -148,16 +145,11 @@ def _head_table(candidates: Sequence[Candidate]) -> list[Table]:
     return [Table(rows, title="Logits of hidden states")] if rows else []
 
 
-def _known_error(error: float, words: str) -> str:
-    """Words about an error or an interval, none if it is nan."""
-    return "" if math.isnan(error) else words
-
-
 def _responses_note(summary: dict[str, Any]) -> str:
     """What files of responses hold."""
     parts = {"prompt": "the prompt", "generated": "what was generated", "all": "the prompt and what was generated"}
     note = (
-        f"{_count(summary['responses'], 'response')} ({summary['dialect'] or 'all failed'}), {parts[summary['part']]}"
+        f"{count_of(summary['responses'], 'response')} ({summary['dialect'] or 'all failed'}), {parts[summary['part']]}"
     )
     return note + (f"; log-probabilities of {summary['rounding']}" if summary["rounding"] else "")
 
@@ -174,7 +166,7 @@ def _left_out(summary: dict[str, Any]) -> str:
 def _known_of(summary: dict[str, Any]) -> str:
     """Of how many tokens it is known whether they are greedy, if not of all."""
     known = summary.get("greedy_known", summary["tokens"])
-    return "" if known == summary["tokens"] else f"of {known:,} tokens where it is known"
+    return "" if known == summary["tokens"] else f"of {count_of(known, 'token')} where it is known"
 
 
 def _first_failed(summary: dict[str, Any]) -> str:
@@ -202,9 +194,8 @@ def _sequence_table(sequences: list[dict[str, Any]], several: bool) -> Table:
 
 def _shard_table(shards: list[dict[str, Any]]) -> Table:
     """Table of the files."""
-    formats = {"tokens": "{tokens:,}", "loss": "{loss:.6g}", "±": "{stderr}", "perplexity": "{perplexity:.6g}"}
-    rows = [row | {"stderr": _known_error(row["stderr"], f"{row['stderr']:.3g}")} for row in shards]
-    return _table("files", formats | {"file": "{file}"}, rows)
+    formats = {"tokens": "{tokens:,}", "loss": "{loss:.6g}", "±": "{stderr:.3g}", "perplexity": "{perplexity:.6g}"}
+    return _table("files", formats | {"file": "{file}"}, shards)
 
 
 def _token_table(tokens: list[dict[str, Any]], several: bool) -> Table:
@@ -224,9 +215,10 @@ def _token_table(tokens: list[dict[str, Any]], several: bool) -> Table:
 
 
 def _table(title: str, formats: dict[str, str], items: list[dict[str, Any]]) -> Table:
-    """Table of items, each column by its format."""
-    rows = [tuple(printable(cell.format(**item)) for cell in formats.values()) for item in items]
-    return Table(rows, tuple(formats), title)
+    """Table of items, each column by its format; errors that are nan are left out."""
+    rows = [{head: printable(cell.format(**item)) for head, cell in formats.items()} for item in items]
+    known = (("" if head.strip() == "±" and cell == "nan" else cell for head, cell in row.items()) for row in rows)
+    return Table([*map(tuple, known)], tuple(formats), title)
 
 
 def comparison_tables(comparison: Comparison) -> list[Table]:
@@ -248,7 +240,7 @@ def comparison_tables(comparison: Comparison) -> list[Table]:
 
 
 def _not_finite(comparison: Comparison) -> list[tuple[str, ...]]:
-    """Rows of what is not finite, if anything is."""
+    """Rows that count infinite and nan tokens, and the mean of the others; none if all are finite."""
     counts = {"Infinite tokens": comparison.n_infinite, "Tokens that are nan": comparison.n_nan}
     rows = [(label, f"{count:10,}", f"of {comparison.count:,}") for label, count in counts.items() if count]
     return [_nats(comparison, "Mean    KLD where finite", "finite_mean_kl"), *rows] if rows else []
@@ -301,12 +293,12 @@ def _candidate_row(candidate: Candidate) -> tuple[str, ...]:
         printable(candidate.name),
         "" if candidate.size is None else f"{candidate.size / 1e9:.3g} GB",
         f"{one.mean_kl:.6f}",
-        _known_error(one.mean_kl_stderr, f"{one.mean_kl_stderr:.6f}"),
+        known_error(one.mean_kl_stderr, f"{one.mean_kl_stderr:.6f}"),
         f"{one.kl_quantiles[0.999]:.6f}",
         f"{one.perplexity_ratio:.5f}",
-        _known_error(one.perplexity_ratio_stderr, f"{one.perplexity_ratio_stderr:.5f}"),
+        known_error(one.perplexity_ratio_stderr, f"{one.perplexity_ratio_stderr:.5f}"),
         f"{100 * one.same_top:.2f} %",
-        _known_error(one.same_top_stderr, f"{100 * one.same_top_stderr:.2f} %"),
+        known_error(one.same_top_stderr, f"{100 * one.same_top_stderr:.2f} %"),
         f"{100 * one.rms_delta_p:.2f} %",
         f"{left_out:,}" if left_out else "",
         f"{one.finite_mean_kl:.6f}" if left_out else "",
@@ -366,13 +358,13 @@ def _probabilities(comparison: Comparison | ResponseComparison) -> list[tuple[st
 def _nats(comparison: object, label: str, name: str) -> tuple[str, ...]:
     """A row of a figure and its error."""
     figure, error = vars(comparison)[name], vars(comparison)[f"{name}_stderr"]
-    return label, f"{figure:10.6f}", _known_error(error, f"± {error:10.6f}")
+    return label, f"{figure:10.6f}", known_error(error, f"± {error:10.6f}")
 
 
 def _percent(comparison: object, label: str, name: str) -> tuple[str, ...]:
     """A row of a fraction and its error."""
     figure, error = vars(comparison)[name], vars(comparison)[f"{name}_stderr"]
-    return label, f"{100 * figure:7.3f} %", _known_error(error, f"± {100 * error:6.3f} %")
+    return label, f"{100 * figure:7.3f} %", known_error(error, f"± {100 * error:6.3f} %")
 
 
 def _quantiles(
