@@ -93,6 +93,17 @@ def test_interval_factor_needs_two_tokens():
     assert math.isnan(compare([[0.0, 1.0]], [[0.0, 1.0]], [0]).interval_factor)
 
 
+def test_interval_factor_with_sample_weight_of_a_single_sequence_is_that_of_its_tokens(rng):
+    nll, weight, ids = rng.exponential(1, 60), rng.choice([0.0, 1.0, 20.0], 60), np.resize([7, 7, 7, -1, 7], 60)
+    for keep in (np.ones(60, bool), rng.random(60) < 0.5):
+        tokens, sequence = LossMeter(), LossMeter()
+        tokens.update(nll, keep & (ids >= 0), sample_weight=weight)
+        sequence.update(sequence_losses(nll, where=keep, segment_ids=ids, sample_weight=weight))
+        assert not sequence.is_clustered
+        assert sequence.interval_factor == tokens.interval_factor > stats.t.isf(0.025, tokens.count - 1) + 0.02
+        assert sequence.perplexity_interval == tokens.perplexity_interval
+
+
 @pytest.mark.parametrize("scale", [1e-300, 1e-160, 1.0, 1e100])
 def test_interval_factor_with_sample_weight_of_any_size(scale):
     factor = ExactRatio.of(np.array([1.0, 2.0, 5.0]), scale * np.array([1.0, 2.0, 3.0])).interval_factor

@@ -197,7 +197,12 @@ def _sums(
     losses, weights, products = job.totals()
     of_tokens = ExactRatio.of_mean(ExactMoments(int(count.sum()), *losses))
     if tokens["weight"] is not None:
-        of_tokens = ExactRatio(of_tokens.numerators, ExactMoments(of_tokens.count, *weights), products)
+        changes = np.zeros(flat["nll"].size + 1, np.int64)  # of the number of sequences that a token is in
+        np.add.at(changes, layout.start, 1)
+        np.subtract.at(changes, layout.stop, 1)
+        included = flat["weight"][(np.cumsum(changes[:-1]) > 0) & (flat["kept"] != 0)]
+        of_weights = ExactMoments(of_tokens.count, *weights)
+        of_tokens = ExactRatio.of_sums(of_tokens.numerators, of_weights, products, included)
     return SequenceLosses(
         layout.ids, count, nll, weight if tokens["weight"] is not None else None, n_bytes, n_words,
         greedy if tokens["is_greedy"] is not None else None, of_tokens,
