@@ -356,7 +356,7 @@ def test_lists_that_expand_in_memory(name, tmp_path):
     data = b'{"choices": [{"text": "a"}], "x": [' + b"[]," * 20_000_000 + b"0]}"
     path = save(tmp_path, gzip.compress(data), f"{name}.gz")
     assert path.stat().st_size < 65_000
-    of = f"{100 * path.stat().st_size} bytes, 100 times those of the file"
+    of = f"{100 * path.stat().st_size} bytes, 100 times the size of the file"
     with held_at_most(50 << 20):
         assert_refused(path, f"line 1: holds a record of more than {of}; {SMALLER}")
 

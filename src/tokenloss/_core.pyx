@@ -287,7 +287,7 @@ cdef class RowJob(Job):
         return 0
 
     cdef void mask_row(self, int64_t row) noexcept nogil:
-        """Writes what stands for a masked row, unless that is the 0 that the caller's array holds."""
+        """Writes the values of a masked row; those that stay 0 are not written."""
 
     cdef tl_row row_of(self, Scores scores) noexcept nogil:
         """A row of scores, scaled and capped, wherever it may be."""

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from typing import BinaryIO
 
-# Windows has none, and removes no file that is open
+# Windows has no fcntl, and does not remove a file that is open
 _fcntl: Any = importlib.import_module("fcntl") if importlib.util.find_spec("fcntl") else None
 _NAME_LETTERS = 40  # of an output, in the name of its temporary file: a name has at most 255 bytes
 
@@ -150,7 +150,7 @@ def _remove_left(temporary: Path) -> None:
 
 
 def _is_ours(file: BinaryIO, path: Path) -> bool:
-    """Whether no other run holds an open file, which is locked from here on, and it still has its path."""
+    """Lock an open file; False if another run has locked it, or if its path does not lead to it any more."""
     if _fcntl is None:
         return True
     try:

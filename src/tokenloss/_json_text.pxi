@@ -1,4 +1,4 @@
-# What a text of JSON holds, before anything is made of it, and what was made of it.
+# What a JSON text will take before it is parsed, and how many keys the parsed value has.
 
 cdef extern from "Python.h":
     ctypedef struct PyObject
@@ -8,7 +8,7 @@ cdef extern from "Python.h":
     Py_ssize_t PyList_Size(PyObject *)
     PyObject *PyList_GetItem(PyObject *, Py_ssize_t)  # borrowed
 
-cdef enum:  # bytes that CPython needs, about: a little more than it is, so that a bound on their sum is one on memory
+cdef enum:  # bytes that CPython needs, rounded up, so that a bound on their sum is one on memory
     LIST_BYTES = 100
     OBJECT_BYTES = 240  # of a few keys
     VALUE_BYTES = 40  # a number and what points to it; likewise a key's place
@@ -16,9 +16,9 @@ cdef enum:  # bytes that CPython needs, about: a little more than it is, so that
 
 
 def json_extent(const unsigned char[::1] text):
-    """Number of keys, of levels of lists and objects, and of bytes of memory for the text and its values, about.
+    """Number of keys, of levels of lists and objects, and about that of bytes that the text and its values need.
 
-    They are of some use only if it is a text of JSON.
+    Of a text that is not JSON, the numbers mean nothing.
     """
     cdef Py_ssize_t i = 0, n = text.shape[0], keys = 0, depth = 0, levels = 0, lists = 0, objects = 0, commas = 0
     cdef Py_ssize_t strings = 0, width = 3  # bytes of memory for a byte of the text: as bytes, decoded, and in strings

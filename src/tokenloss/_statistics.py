@@ -152,8 +152,8 @@ def guess_note(factor: float) -> str:
 def ratio_tail(t: float, lengths: Lengths) -> float:
     """Probability that a ratio of sums over sequences is more than t standard errors above the true one.
 
-    It is exact for normal means of sequences of one variance, as random effects have, with the error of
-    `ExactRatio.stderr`. For n equal lengths it is that of Student's t with n - 1 degrees of freedom. Others are the
+    It is exact where the means of sequences are normal with one variance, as random effects are, and the error is that
+    of `ExactRatio.stderr`. For n equal lengths it is that of Student's t with n - 1 degrees of freedom. Others are the
     working model of Imbens and Kolesar (Review of Economics and Statistics 98, 2016), but instead of Satterthwaite's
     approximation, the ratio of the squares of the error and of its estimate is taken as the quadratic form that it is:
     one of its eigenvalues is negative, so its distribution is a proper integral over an angle (Craig, MILCOM 1991).

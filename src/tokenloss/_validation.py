@@ -386,7 +386,7 @@ def logit_transform(logit_scale: Any, softcap: Any) -> tuple[float, float]:
 
 
 def head_transform(logit_scale: Any, softcap: Any) -> tuple[float | None, float | None]:
-    """The transform in place of a model's own: None where that holds, a cap of 0 for none."""
+    """The scale and the cap that replace those of a model: None where the model's hold, and a cap of 0 for no cap."""
     is_none = type(softcap) in (int, float) and softcap == 0
     scale, cap = logit_transform(1.0 if logit_scale is None else logit_scale, None if is_none else softcap)
     return None if logit_scale is None else scale, None if softcap is None else cap

@@ -38,7 +38,7 @@ class LossMeter:
     ``sqrt(G / (G - 1) * sum((S - mu * n)**2)) / sum(n)``. A token outside of any sequence is a sequence of one, which
     gives the error of independent tokens. For bits per byte and perplexity per word, n is the length of the sequence's
     text; where only the length of all texts together is known, it is taken as proportional to the tokens. Both are nan
-    from when on some tokens came with the length of their text, and others without.
+    as soon as some tokens have come with the length of their text, and others without.
 
     On a cluster, anything that calls functions on other machines will do. Here ``score_file(path)`` returns the meter
     of a file (scored with ``workers=1`` where every CPU runs its own call)::
@@ -120,7 +120,8 @@ class LossMeter:
             Mask of the tokens to include, broadcast over `nll`. An array of losses needs it if some tokens were ignored
             or masked: their losses are 0.0 and would count as perfect.
         n_bytes, n_words : int, default 0
-            Length of the tokens' text; or, without tokens, of the text of all tokens, none of which came with a length.
+            Length of the text of these tokens; in a call without tokens, of the text of all tokens, if no other call
+            gives a length.
         sample_weight : array of floats, optional
             Weight of each token, broadcast over `nll`: from 0 to 1e100. Tokens of weight 0 are left out, as by
             `where`. The losses in `nll` must not be weighted already.
@@ -256,8 +257,8 @@ class LossMeter:
         """The number of standard errors from the mean loss to each end of its 95 % confidence interval.
 
         For G sequences of equal length it is the quantile of Student's t with G - 1 degrees of freedom: 12.7 for two,
-        4.3 for three, 1.96 for very many. Where lengths differ it is larger, as long sequences count for more; then it
-        is that of normal sequence means of one variance. It is nan for fewer than two tokens.
+        4.3 for three, 1.96 for very many. Where lengths differ it is larger, as long sequences count for more, and is
+        exact for normal sequence means of one variance. It is nan for fewer than two tokens.
         """
         return self._independent.interval_factor
 

@@ -152,7 +152,7 @@ class _Model:
 
     @property
     def kind(self) -> str:
-        """What `scores` are to `compare`: log-probabilities are logits to it, and may be cut."""
+        """What `scores` are, as `compare` takes them: log-probabilities are logits, so that classes can be left out."""
         return "probs" if self.file.kind == "probs" else "logits"
 
     def scores(self, rows: Array) -> Array:

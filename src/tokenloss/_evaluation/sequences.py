@@ -146,7 +146,7 @@ class SequenceCollector:
     def update(self, scores: TokenScores, numbers: IntArray) -> None:
         """Take the next rows, and the numbers of their sequences."""
         is_part = scores.kept & (numbers >= 0)
-        # distributions that are rounded below 0 may have losses below 0, which `update` refuses
+        # targets that are rounded below 0 may have losses below -0.001, which `update` refuses
         self.meter._add_tokens(ExactRatio.of_mean(ExactMoments.of(scores.nll, scores.kept & ~is_part)))
         if is_part.any():
             ids = numbers[is_part]

@@ -133,8 +133,8 @@ def open_hidden_states(
         The projection: ``FILE`` or ``FILE:NAME``. FILE is a model's .safetensors file, the index of its shards
         (``model.safetensors.index.json``), its directory, or a .npz or .npy file. The weight is found by its usual
         names, or those of an embedding where ``config.json`` beside it says that this is the head, too; it is (V, D) or
-        (D, V), by its shape. A bias beside it belongs to it. A NAME comes before what is found, and not before what
-        ``config.json`` says of the logits.
+        (D, V), by its shape. A bias beside it belongs to it. With a NAME, what ``config.json`` says of the logits holds
+        as without one.
     name : str, optional
         Name of the array of hidden states, if the file names its arrays. By default ``hidden_states`` or ``hidden``.
     logit_scale : float, optional

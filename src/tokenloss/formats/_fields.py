@@ -30,7 +30,7 @@ class Place(NamedTuple):
 
 
 def types(values: Iterable[Any]) -> set[type]:
-    """The types of values: one pass finds that all are right, and whoever names what is wrong looks at each."""
+    """The types that occur among values: a fast way to see that all are right."""
     return set(map(type, values))
 
 

@@ -77,7 +77,7 @@ class Transform(NamedTuple):
 
 
 class ModelConfig:
-    """A config.json, or that none is there; texts of several parts, say of images, too, have a part of their own."""
+    """What a config.json says of the part of a model that reads text, if there is one."""
 
     def __init__(self, path: str, parts: list[dict[str, Any]]) -> None:
         self.path, self._parts, self.exists = path, parts, bool(parts)
@@ -107,7 +107,7 @@ class ModelConfig:
             raise_error("content", path=path, got=got, fits="have as many, or come as FILE:NAME")
 
     def transform(self, logit_scale: float | None, softcap: float | None) -> Transform:
-        """The transform of the logits; what is given, a cap of 0 for none, comes before what the config says."""
+        """The transform of the logits; a scale or a cap that is given, 0 for no cap, replaces that of the config."""
         scale, cap, is_of_hidden = 1.0, 0.0, False
         for value, effect in self._effects(logit_scale is not None, softcap is not None):
             if effect == "caps":
@@ -126,7 +126,7 @@ class ModelConfig:
         return Transform(scale if logit_scale is None else logit_scale, cap or None, note, is_of_hidden)
 
     def _effects(self, scale_is_given: bool, cap_is_given: bool) -> Iterator[tuple[float, str]]:
-        """Each value that changes logits, and its effect; what is not understood must be given."""
+        """Each value that changes logits, and its effect; one that is not known is refused unless it is replaced."""
         if self.kind in _T5.split() and self._scales_outputs():
             yield self._number("d_model") ** -0.5, "multiplies hidden states"
         suspects = {key for part in self._parts for key in part if _SUSPECT.search(key) and not _HARMLESS.search(key)}
@@ -157,14 +157,14 @@ class ModelConfig:
         return [part[key] for part in self._parts if part.get(key) is not None]
 
     def _number(self, key: str) -> float:
-        """A number that another one is in relation to."""
+        """A number that another value is relative to."""
         for value in self._values(key):
             if _is_positive(value):
                 return float(value)
         return self._refuse(key, "is not there, or no positive number")
 
     def _refuse(self, key: str, got: str) -> NoReturn:
-        """Refuse a key, which an option makes superfluous."""
+        """Refuse a key, and name the option that replaces it."""
         fits = "--softcap X (softcap=X), 0 for none" if "cap" in key else "--logit-scale X (logit_scale=X), 1 for none"
         raise_error("content", path=self.path, got=f"{key} {got}", fits=f"come with {fits}")
 

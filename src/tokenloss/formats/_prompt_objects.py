@@ -15,7 +15,7 @@ _KEY = "do not tell which entry is the prompt's own token"
 
 
 class _Objects(NamedTuple):
-    """The classes of all positions in one, and their ranks, 0 where there is none."""
+    """The classes that are listed at each position, and their ranks, 0 where there is none."""
 
     tops: Tops
     ranks: list[int]

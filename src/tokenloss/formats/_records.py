@@ -32,7 +32,7 @@ _CHUNK = 1 << 18  # bytes read at a time
 _LONG = 1 << 20  # bytes of a record that is looked at before its end, since a malformed one may never end
 _MOST = 64 << 20  # bytes of a record
 _MOST_EXPANSION = 100  # times the bytes of a compressed file that a record may have, if it has more than `_LONG`
-_MOST_MEMORY = 512 << 20  # bytes that the values of a record may need, as `json_extent` estimates; it is rather less
+_MOST_MEMORY = 512 << 20  # bytes that a record may need in memory, by the estimate of `json_extent`
 _SMALLER = "hold smaller ones: ask for fewer prompts, or fewer alternatives of each token, at once"
 _LEVELS = 100  # of lists and objects inside each other, since what shows a value fails at some depth
 _CUT = 16  # characters before a cut that may seem wrong: of a number, an escape, or a name such as -Infinity
@@ -229,7 +229,7 @@ def _check_long(path: str, place: _Place, text: bytearray, n_new: int) -> None:
         return
     most = max(_LONG, min(_MOST, _MOST_EXPANSION * Path(path).stat().st_size))
     if len(text) > most:
-        of = f", {_MOST_EXPANSION} times those of the file" if most < _MOST else ""
+        of = f", {_MOST_EXPANSION} times the size of the file" if most < _MOST else ""
         got = f"holds a record of more than {most} bytes{of}"
         raise_error("record", path=path, line=place.line, got=got, fits=_SMALLER)
     if len(text) - n_new <= _LONG:

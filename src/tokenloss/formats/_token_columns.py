@@ -28,7 +28,7 @@ _SPECIAL = re.compile("<[^ ]+>")
 
 
 class Tops(NamedTuple):
-    """The classes that are listed at each position, those of all positions in one."""
+    """The classes that are listed at each position, in lists that hold those of all positions."""
 
     counts: list[int]
     texts: list[str | None]

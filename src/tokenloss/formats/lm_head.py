@@ -99,7 +99,7 @@ class _Model(NamedTuple):
 
 
 def lm_head_files(spec: str) -> list[str]:
-    """The files that say what a head is, and the others of its model."""
+    """The files of a head and the others of its model, none of which an output may replace."""
     model = _model(spec)
     files = [model.path, model.locate(_weight_name(model)).path, *([model.config.path] if model.config.exists else [])]
     folder = Path(model.path).parent
@@ -107,7 +107,7 @@ def lm_head_files(spec: str) -> list[str]:
 
 
 def open_lm_head(spec: str, depth: int, logit_scale: float | None = None, softcap: float | None = None) -> LmHead:
-    """Open the head FILE or FILE:NAME for hidden states of a width; a transform comes before that of config.json."""
+    """Open the head FILE or FILE:NAME for hidden states of a width; a transform replaces that of config.json."""
     model = _model(spec)
     name = _weight_name(model)
     place = model.locate(name)

@@ -274,7 +274,7 @@ class _Sequence(NamedTuple):
 
 
 def _batches(items: Iterator[Failed | _Sequence]) -> Iterator[list[Failed | _Sequence]]:
-    """Several items at a time, since arrays of few tokens take long; before an error, those in front of it."""
+    """Batches of items, since arrays of few tokens are slow to make; before an error, the items in front of it."""
     batch: list[Failed | _Sequence] = []
     n = width = 0
     try:
