@@ -190,7 +190,7 @@ def _sums(
     count, greedy = np.zeros(batch, np.int64), np.zeros(batch, np.bool_)
     nll, weight = np.zeros(batch), np.zeros(batch)
     results: dict[str, Array] = {"count": count, "nll": nll, "weight": weight, "is_greedy": greedy.view(np.uint8)}
-    flat = {name: None if array is None else _flat(array) for name, array in tokens.items()}
+    flat: dict[str, Any] = {name: None if array is None else _flat(array) for name, array in tokens.items()}
     results = {name: array.reshape(-1) for name, array in results.items()}
     job = _core.SequenceSums(flat, layout.first, layout.start, layout.stop, results)
     _workers.run(job, None)
