@@ -280,7 +280,7 @@ def test_logit_scale_and_softcap_come_before_those_of_the_config(states, tmp_pat
     head = open_hidden_states(states, model, **given).lm_head
     assert (head.logit_scale, head.softcap) == (3.0, None)
     assert evaluate(states, lm_head=model, **given).meter.loss == pytest.approx(loss_of(logit_scale=3.0), rel=1e-6)
-    with pytest.raises(ValueError, match="softcap is 'given'; it must be left out where lm_head is open"):
+    with pytest.raises(ValueError, match="softcap is given; it must be left out where lm_head is open"):
         open_hidden_states(states, head, softcap=0)
 
 
@@ -406,6 +406,22 @@ def test_state_of_another_config_is_refused(states, tmp_path, command, compare_j
     compare_json(*compare)
     assert command(*score)[0] == 0
     (model / "config.json").write_text('{"model_type": "granite", "logits_scaling": 4.0}')
+    assert_refused(command(*score), "state: holds the result of", "its head changed")
+    assert_refused(command("compare", *compare), "compared: holds the result of", "changed")
+
+
+@pytest.mark.parametrize("name", ["lm_head.bias", "model.norm.weight"])
+def test_state_of_another_bias_or_norm_in_a_shard_of_its_own_is_refused(name, states, tmp_path, command, compare_json):
+    tensors = {"lm_head.bias": BIAS, "model.norm.weight": np.ones_like(HEAD["lm_head.weight"][0])}
+    model = save_model(tmp_path / "model", HEAD | {name: tensors[name]}, {"model_type": "llama"}, shards=1)
+    score = "score", states, "--lm-head", model, "--state", tmp_path / "state"
+    compare = states, f"x={states}", "--lm-head", model, "--state", tmp_path / "compared"
+    for _ in range(2):
+        assert command(*score)[0] == 0
+        compare_json(*compare)
+    names = json.loads((model / "model.safetensors.index.json").read_text())["weight_map"]
+    assert names[name] != names["lm_head.weight"]
+    safetensors.numpy.save_file({name: 2 * tensors[name]}, model / names[name])
     assert_refused(command(*score), "state: holds the result of", "its head changed")
     assert_refused(command("compare", *compare), "compared: holds the result of", "changed")
 

@@ -144,14 +144,16 @@ def _fingerprint(shard: Shard, of_file: Callable[[str], dict[str, Any]]) -> dict
     segments = shard.segments and {**of_file(shard.segments), "start": shard.segments_start}
     split = None if shard.split is None else list(shard.split)
     following = [shard.next_id, shard.next_text]
-    sequences = {"segments": segments, "split": split}
-    if shard.lm_head is not None:
-        sequences["lm_head"] = {**of_file(shard.lm_head), **(shard.head or {})}
-    others = [
-        [*(of_file(path) for path in (other.path, other.lm_head) if path is not None), other.head]
-        for other in shard.others
-    ]
-    return {**of_file(shard.path), "targets": targets, **sequences, "next": following, "others": others}
+    others = [[of_file(other.path), *_head_fingerprint(other, of_file)] for other in shard.others]
+    return {
+        **of_file(shard.path), "targets": targets, "segments": segments, "split": split, "next": following,
+        "head": _head_fingerprint(shard, of_file), "others": others,
+    }  # fmt: skip
+
+
+def _head_fingerprint(shard: Shard, of_file: Callable[[str], dict[str, Any]]) -> list[Any]:
+    """Fingerprint of the head of hidden states: its files, and what was taken of them and the config."""
+    return [*map(of_file, shard.head_files), shard.head]
 
 
 def _file_fingerprint(path: str) -> dict[str, Any]:

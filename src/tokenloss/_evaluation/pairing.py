@@ -27,7 +27,7 @@ def paired(base: Sequence[Shard], candidates: Sequence[Sequence[Shard]], options
                 got = f"would be compared with {shard.path}"
                 raise_error("content", path=other.path, got=got, fits="have the same number in its name")
             if options.lm_head == of_candidate.lm_head and options.lm_head and shard.shape[-1] != other.shape[-1]:
-                got = f"has another width than {shard.path}, both read as hidden states for {shard.lm_head}"
+                got = f"has another width than {shard.path}, both read as hidden states for {shard.head_files[0]}"
                 fits = "have the same; base_kind is that of a base of scores, base_lm_head a base's own head"
                 raise_error("content", path=other.path, got=got, fits=fits)
             _check_shapes(shard, other, options)

@@ -77,8 +77,8 @@ class Shard(NamedTuple):
     size: int | None = None  # of a file of responses, in bytes
     responses: ResponsesFile | None = None
     others: tuple[Shard, ...] = ()  # of candidates that are compared, scores of the same rows
-    lm_head: str | None = None  # the file that holds the head of hidden states
-    head: dict[str, Any] | None = None  # what was taken of it and its config
+    head_files: tuple[str, ...] = ()  # that hold the head of hidden states, first its weight
+    head: dict[str, Any] | None = None  # what was taken of them and the config
 
     @property
     def itemsize(self) -> int:
@@ -337,7 +337,7 @@ def open_all(paths: Sequence[str], options: Options) -> list[Shard]:
         file = _open(path, options)
         shard = Shard(path, file.kind, file.shape, file.dtype.name, file.row_bytes)
         if file.lm_head is not None:
-            shard = shard._replace(lm_head=file.lm_head.path, head=file.lm_head.figures())
+            shard = shard._replace(head_files=file.lm_head.files, head=file.lm_head.figures())
         if shards and (shard.kind, shard.shape[-1]) != (shards[0].kind, shards[0].shape[-1]):
             got = f"holds {shard.kind} of {shard.shape[-1]} classes"
             fits = f"hold {shards[0].kind} of {shards[0].shape[-1]}, as {shards[0].path} does"

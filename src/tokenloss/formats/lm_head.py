@@ -67,6 +67,7 @@ class LmHead(NamedTuple):
     note: str = ""  # for people: where the transform is from
     norm: str | None = None  # name of the weight of the model's final norm
     norm_weights: tuple[Array, ...] = ()  # and its values; perhaps those of its bias
+    files: tuple[str, ...] = ()  # that hold the weight, the biases and the norm
 
     def figures(self) -> dict[str, Any]:
         """What was taken, as JSON can hold it."""
@@ -129,7 +130,8 @@ def open_lm_head(spec: str, depth: int, logit_scale: float | None = None, softca
         fits = "scale logits instead: come with --logit-scale, logit_scale"
         raise_error("content", path=place.path, got=f"has {biases[0]}, and hidden states are scaled", fits=fits)
     norm, weights = _norm(model, depth)
-    return LmHead(place.path, name or None, weight, bias, *transform[:3], norm, weights)
+    files = [place.path, *(model.locate(one).path for one in (*biases, norm) if one is not None)]
+    return LmHead(place.path, name or None, weight, bias, *transform[:3], norm, weights, tuple(dict.fromkeys(files)))
 
 
 def _oriented(place: ArrayLocation, name: str, depth: int) -> Array:
