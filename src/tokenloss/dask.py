@@ -316,7 +316,7 @@ def _starts(chunks: tuple[tuple[int, ...], ...], axes: tuple[int, ...]) -> list[
 class _LossAndWeight:
     """Numerator and denominator of a mean; `weights` is empty without weights of classes or positions."""
 
-    losses: LossMeter
+    losses: ExactMoments
     weights: ExactMoments
 
     def __add__(self, other: _LossAndWeight) -> _LossAndWeight:
@@ -325,15 +325,15 @@ class _LossAndWeight:
 
 def _total(sums: _LossAndWeight) -> float:
     """Loss by "sum"."""
-    return sums.losses.total
+    return sums.losses.sum
 
 
 def _mean(sums: _LossAndWeight) -> float:
     """Loss by "mean"."""
     if not sums.weights.count:
-        return sums.losses.loss
+        return sums.losses.mean
     with np.errstate(divide="ignore", invalid="ignore"):
-        return float(np.float64(sums.losses.total) / sums.weights.sum)
+        return float(np.float64(sums.losses.sum) / sums.weights.sum)
 
 
 def _losses(
@@ -366,8 +366,7 @@ def _sums(
     options |= {"axis": axis, "ignore_index": ignore_index, "weight": weight}
     nll = _losses(logits, targets, where, sample_weight, *starts, **options).squeeze(axis)
     kept = _kept(targets, nll.shape, where, sample_weight, ignore_index)
-    losses, weights = LossMeter(), ExactMoments()
-    losses.update(nll, kept)
+    losses, weights = ExactMoments.of(nll, kept), ExactMoments()
     by_class = weight is not None and targets.shape == nll.shape
     if by_class or sample_weight is not None:
         of_class = np.asarray(weight[targets[kept]] if by_class else 1, np.float64)
