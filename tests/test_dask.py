@@ -132,6 +132,17 @@ def test_reduction_none_equals_one_machine(shape, axis, chunks, rng):
     assert_same_bits(losses.compute(), expected)
 
 
+def test_reduction_mean_of_targets_that_are_rounded_below_0():
+    """Such a target can have a loss below 0, which is no log-probability in place of a loss."""
+    logits, targets = np.array([[0.0, -1000.0], [0.0, 0.0]]), np.array([[1.0005, -0.0005], [0.5, 0.5]])
+    assert tokenloss.cross_entropy(logits, targets, reduction="none")[0] == pytest.approx(-0.5)
+    for reduction in "mean", "sum":
+        options = {"reduction": reduction}
+        assert cross_entropy(da.from_array(logits, chunks=1), targets, **options).compute() == tokenloss.cross_entropy(
+            logits, targets, **options
+        )
+
+
 @pytest.mark.parametrize("weight", [None, np.zeros(20), np.ones(20)], ids=["plain", "zeros", "ones"])
 def test_where_of_no_position(weight, rng):
     logits, targets, _ = problem(rng, (8, 20), 1)
