@@ -18,6 +18,7 @@ from tokenloss import __version__
 from tokenloss._errors import contextmanager, raise_error
 from tokenloss._evaluation.plan import OF_FILES
 from tokenloss._files import files_of, replacing, write_errors
+from tokenloss.formats._base import parsed_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -29,6 +30,7 @@ _FORMAT = 5  # of the file; another one is refused
 _PIECES = 32  # of a file, by which it is told from another
 _MIN_PIECES = 4  # of each of many files
 _PIECE_BYTES = 1 << 12
+_MOST_EXPANSION = 16  # times the bytes of a line that a result may need in memory: it holds more numbers than lists
 
 
 class _Result(Protocol):
@@ -84,7 +86,7 @@ class Checkpoint(Generic[Result]):
             if not first.endswith(b"\n"):
                 raise ValueError("it has no line")
             # until format 4, the file was one object, which went on after the options
-            state = json.loads(first.removesuffix(b",\n") + b"}" if first.endswith(b",\n") else first)
+            state = parsed_json(first.removesuffix(b",\n") + b"}" if first.endswith(b",\n") else first)
             options = {**state["options"], "version": state["options"]["version"]}
         for name, value in self._options.items():
             if options.get(name) != value:
@@ -97,7 +99,7 @@ class Checkpoint(Generic[Result]):
                 break
             size += len(line)
             with self._damage():
-                entry = json.loads(line)
+                entry = parsed_json(line, most=_MOST_EXPANSION * len(line))
                 shard, result = entry["shard"], self._kind.from_json(entry["found"])
                 path, number = str(shard["path"]), numbers.get(shard["path"])
             self._take(path, shard, number, result)
