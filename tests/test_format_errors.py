@@ -219,6 +219,7 @@ ENTRY = {"dtype": "F32", "shape": [4, 6], "data_offsets": [0, 96]}
         (safetensors_bytes({"logits": ENTRY | {"shape": [-4, -6]}}), ["logits is {"]),
         (safetensors_bytes({"logits": ENTRY | {"shape": [4.0, 6]}}), ["logits is {"]),
         (safetensors_bytes({"logits": ENTRY | {"shape": [2**62, 2**62]}}), ["logits has 96 bytes; it must have "]),
+        (safetensors_bytes({"logits": ENTRY | {"shape": [2**62] * 100_000}}), ["logits is {"]),
         (safetensors_bytes({"logits": ENTRY | {"data_offsets": [0, 97]}}, 97), ["logits has 97 bytes"]),
         (safetensors_bytes({"logits": ENTRY | {"data_offsets": [96, 0]}}), ["byte 8: by the header logits"]),
         (safetensors_bytes({"logits": ENTRY | {"data_offsets": [8, 104]}}, 104), ["logits begins at 8", "begin at 0"]),
@@ -239,6 +240,14 @@ def test_safetensors_header_with_wrong_fields(data, words, tmp_path):
     message = refusal(path)
     for word in words:
         assert word in message
+
+
+def test_zarr_with_very_many_axes(tmp_path):
+    path = save_zarr_3(tmp_path / "scores.zarr", logits=LOGITS, targets=TARGETS)
+    metadata = json.loads((path / "logits/zarr.json").read_text())
+    metadata["shape"] = metadata["chunk_grid"]["configuration"]["chunk_shape"] = [2**62] * 100_000
+    (path / "logits/zarr.json").write_text(json.dumps(metadata))
+    assert_file_refused(path, "logits: has 100000 axes; it must have at most 64")
 
 
 def test_zarr_with_damaged_chunk_or_metadata(logits, tmp_path):
@@ -263,6 +272,15 @@ def test_files_of_other_formats(tmp_path):
     assert "is no file of scores; it must be a .npy, .npz or .safetensors file, a Zarr store, or" in refusal(path)
     with pytest.raises(FileNotFoundError):
         open_scores(tmp_path / "none.npz")
+
+
+def test_names_that_are_very_long(tmp_path):
+    path, name = tmp_path / "scores.safetensors", "n" * 1_000_000
+    path.write_bytes(safetensors_bytes({name: ENTRY}))
+    message = refusal(path)
+    assert len(message) < 4100
+    assert message.startswith(f"{path}: holds {name[:1000]}")
+    assert message.endswith("; it must hold exactly one of logits, log_probs, probs")
 
 
 @pytest.mark.parametrize("save", [save_npz, save_safetensors, save_zarr_3])

@@ -1,6 +1,8 @@
 """Files are read in bounded memory, however large they are or claim to be."""
 
+import io
 import re
+import struct
 import zipfile
 from pathlib import Path
 
@@ -8,8 +10,10 @@ import numpy as np
 import pytest
 from commands import run
 from files import LOGITS, TARGETS, assert_file_refused, held_at_most, save_zarr
+from safetensors.numpy import save_file
 
 from tokenloss.formats import open_scores
+from tokenloss.formats.lm_head import open_lm_head
 
 pytestmark = pytest.mark.thread_unsafe(reason="sets an alarm for the process, and measures its memory")
 MEASURED = """
@@ -132,6 +136,20 @@ def test_npz_row_that_expands_too_much(tmp_path):
         open_scores(path)
 
 
+def test_npz_row_that_expands_too_much_for_its_size(tmp_path):
+    path, classes = tmp_path / "bomb.npz", 150 << 20
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "<f4", "fortran_order": False, "shape": (1, classes)})
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("logits.npy", header.getvalue())
+        archive.writestr("other.npy", np.random.default_rng(0).bytes(1 << 20))
+    data = bytearray(path.read_bytes())
+    struct.pack_into("<I", data, data.index(b"PK\1\2") + 24, header.tell() + 4 * classes)
+    path.write_bytes(data)
+    with held_at_most(8 << 20), pytest.raises(ValueError, match=f"takes {4 * classes} bytes .* at most 100 times"):
+        open_scores(path)
+
+
 def test_npz_members_are_held_once(tmp_path):
     targets = np.random.default_rng(0).integers(6, size=1 << 21)
     path = tmp_path / "large.npz"
@@ -190,3 +208,19 @@ def test_zarr_zip_entry_larger_than_its_chunk(tmp_path):
                     str(file.relative_to(path).as_posix()), bytes(64 << 20) if large else file.read_bytes()
                 )
     assert_file_refused(tmp_path / "scores.zip", f"c/1/1 has {64 << 20} bytes")
+
+
+def test_safetensors_header_that_expands_in_memory(tmp_path):
+    path, header = tmp_path / "bomb.safetensors", b"[" + b"[]," * (4 << 20) + b"[]]"
+    path.write_bytes(len(header).to_bytes(8, "little") + header)
+    with held_at_most(2 * len(header)), pytest.raises(ValueError, match=r"it needs \d+ MB of memory, more than 512"):
+        open_scores(path)
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors.index.json"])
+def test_json_of_a_model_that_expands_in_memory(name, tmp_path):
+    save_file({"lm_head.weight": LOGITS}, tmp_path / "model.safetensors")
+    (tmp_path / name).write_bytes(b'{"a": [' + b"[]," * (4 << 20) + b"[]]}")
+    message = r"needs \d+ MB of memory, more than 512"
+    with held_at_most(128 << 20), pytest.raises(ValueError, match=re.escape(f"{tmp_path / name}: ") + ".*" + message):
+        open_lm_head(str(tmp_path), LOGITS.shape[1])

@@ -370,7 +370,7 @@ HOSTILE = {
 
 @pytest.mark.parametrize("kind", HOSTILE)
 def test_memory_of_values_is_bounded(kind, tmp_path, monkeypatch):
-    monkeypatch.setattr(_records, "_MOST_MEMORY", 8 << 20)
+    monkeypatch.setattr(_records, "JSON_MEMORY_LIMIT", 8 << 20)
     unit, n, n_read = HOSTILE[kind], 1 << 16, 0
     is_refused = False
     while not is_refused:
@@ -385,7 +385,7 @@ def test_memory_of_values_is_bounded(kind, tmp_path, monkeypatch):
 
 
 def test_wide_characters_count_for_each_byte_of_a_record(tmp_path, monkeypatch):
-    monkeypatch.setattr(_records, "_MOST_MEMORY", 32 << 20)
+    monkeypatch.setattr(_records, "JSON_MEMORY_LIMIT", 32 << 20)
     for last, is_read in (("x", True), ("\N{GRINNING FACE}", False)):
         path = save(tmp_path, f'{{"a": "{"x" * (5 << 20)}{last}"}}', "a.jsonl")
         with held_at_most(32 << 20):

@@ -14,7 +14,7 @@ import pytest
 import zarr
 from arrays import fails
 from commands import LOGITS, SAMPLE, SUMMARY_FIELDS, TARGETS, assert_refused, raising, read_state, write_state
-from files import SAVERS
+from files import SAVERS, held_at_most
 
 import tokenloss
 from tokenloss import LossMeter
@@ -466,6 +466,17 @@ def test_state_that_is_another_file_is_refused(content, command, tmp_path):
     state.write_text(content, encoding="latin-1")
     assert_refused(command("score", SAMPLE, "--state", state), f"{state}: is no state of tokenloss score")
     assert state.read_text(encoding="latin-1") == content
+
+
+@pytest.mark.parametrize("line", [0, 1])
+def test_state_with_a_line_that_expands_in_memory(line, command, tmp_path):
+    state = tmp_path / "state"
+    assert command("score", SAMPLE, "--state", state)[0] == 0
+    lines = state.read_bytes().splitlines(True)
+    lines[line] = b"[" + b"[]," * (4 << 20) + b"[]]\n"
+    state.write_bytes(b"".join(lines))
+    with held_at_most(4 * len(lines[line])):
+        assert_refused(command("score", SAMPLE, "--state", state), f"{state}: is no state of tokenloss score")
 
 
 def test_state_that_cannot_be_written(command, tmp_path):

@@ -52,12 +52,16 @@ _ERRORS: dict[str, tuple[type[Exception], str]] = {
     "unreadable": (ValueError, "{path}: cannot be read: {got}"),
     "missing": (ImportError, "{name} needs the package {got}: pip install {got}"),
 }
+_LONGEST = 4000  # characters of a message: a name or a list of names in a file may have millions
 
 
 def raise_error(error: str, **words: object) -> NoReturn:
-    """Raise the error of this name."""
-    kind, message = _ERRORS[error]
-    raise kind(message.format(**words))
+    """Raise the error of this name; the middle of a very long message is left out."""
+    kind, words_of_error = _ERRORS[error]
+    message = words_of_error.format(**words)
+    if len(message) > _LONGEST:
+        message = f"{message[: _LONGEST // 2]} ... {message[-_LONGEST // 2 :]}"
+    raise kind(message)
 
 
 def raise_bad_class(name: str, targets: np.ndarray[Any, Any], index: Sequence[int], classes: int) -> NoReturn:

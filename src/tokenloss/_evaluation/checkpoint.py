@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 from tokenloss import __version__
 from tokenloss._errors import contextmanager, raise_error
 from tokenloss._files import files_of, replacing, write_errors
+from tokenloss.formats._base import parsed_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -28,6 +29,7 @@ _FORMAT = 5  # of the file; another one is refused
 _PIECES = 32  # of a file, by which it is told from another
 _MIN_PIECES = 4  # of each of many files
 _PIECE_BYTES = 1 << 12
+_MOST_EXPANSION = 16  # times the bytes of a line that a result may need in memory: it holds more numbers than lists
 
 
 class _Result(Protocol):
@@ -82,7 +84,7 @@ class Checkpoint(Generic[Result]):
             first = file.readline()
             if not first.endswith(b"\n"):
                 raise ValueError("it has no line")
-            state = json.loads(first)
+            state = parsed_json(first)
             options = {**state["options"], "version": state["options"]["version"]}
         for name, value in self._options.items():
             if options.get(name) != value:
@@ -95,7 +97,7 @@ class Checkpoint(Generic[Result]):
                 break
             size += len(line)
             with self._damage():
-                entry = json.loads(line)
+                entry = parsed_json(line, most=_MOST_EXPANSION * len(line))
                 shard, result = entry["shard"], self._kind.from_json(entry["found"])
                 path, number = str(shard["path"]), numbers.get(shard["path"])
             self._take(path, shard, number, result)

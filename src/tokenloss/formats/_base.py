@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import math
 import os
 import stat
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from tokenloss._core import json_extent
 from tokenloss._dtypes import FLOATS
 from tokenloss._errors import contextmanager, raise_error
 from tokenloss._validation import check_integer
@@ -32,10 +34,14 @@ INPUT_IDS = ("token_ids", "input_ids")  # arrays that may come with hidden state
 _MAPPED_BYTES = 32 << 20  # of an array in Fortran order, mapped at a time
 _MIN_COLUMNS = 256  # mapped at a time: of long columns only the pages of the wanted rows are read
 _MAX_EMPTY_ROWS = 1 << 20  # without classes: they take no bytes, so a header may claim any number of them
+MOST_AXES = 64  # that NumPy can have
 _PIECE = 1 << 20  # code points, checked at a time
 _MAX_CODE_POINT = 0x10FFFF  # of Unicode
 MEMORY_LIMIT = 16 << 20  # bytes in memory at once that any file may need
 _MAX_EXPANSION = 1000  # times the stored bytes: real data never expand to more
+_LARGE = 512 << 20  # bytes in memory at once
+_MAX_LARGE_EXPANSION = 100  # times the stored bytes, of what is larger than that
+JSON_MEMORY_LIMIT = 512 << 20  # bytes that values of JSON may need, as `json_extent` estimates; they need rather less
 
 
 @dataclass(frozen=True, eq=False)
@@ -357,9 +363,20 @@ def check_shape(scores: ScoresFile, part: str, shape: tuple[int, ...]) -> None:
 
 def check_expansion(path: str, held: int, stored: int) -> None:
     """Refuse data that need much more memory at once than the bytes of their file or store."""
-    if held > max(MEMORY_LIMIT, stored * _MAX_EXPANSION):
-        fits = f"be at most {_MAX_EXPANSION} times the {stored} of the file"
+    factor = _MAX_EXPANSION if held <= _LARGE else _MAX_LARGE_EXPANSION
+    if held > max(MEMORY_LIMIT, stored * factor):
+        fits = f"be at most {factor} times the {stored} of the file"
         raise_error("content", path=path, got=f"takes {held} bytes at once by its header", fits=fits)
+
+
+def parsed_json(
+    text: bytes, object_pairs_hook: Callable[[list[tuple[str, Any]]], Any] | None = None, most: int = 0
+) -> Any:
+    """The value of a JSON text; ValueError if it needs more memory than the limit, and than `most`."""
+    memory, limit = json_extent(text)[2], max(most, JSON_MEMORY_LIMIT)
+    if memory > limit:
+        raise ValueError(f"it needs {memory >> 20} MB of memory, more than {limit >> 20}")
+    return json.loads(text, object_pairs_hook=object_pairs_hook)
 
 
 def check_text(path: str, tokens: Array) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tokenloss._errors import raise_error
-from tokenloss.formats._base import library_errors, open_regular
+from tokenloss.formats._base import library_errors, open_regular, parsed_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -175,7 +175,7 @@ def read_config(path: str) -> ModelConfig:
     if not Path(file_path).exists():
         return ModelConfig(file_path, [])
     with open_regular(file_path) as file, library_errors(file_path):
-        config = json.loads(file.read(_MAX_BYTES))
+        config = parsed_json(file.read(_MAX_BYTES))
         if not isinstance(config, dict):
             raise ValueError("it is no object")
         return ModelConfig(file_path, [*_parts(config)])

@@ -15,7 +15,7 @@ import numpy as np
 
 from tokenloss._core import count_keys, json_extent
 from tokenloss._errors import raise_error
-from tokenloss.formats._base import library_errors, open_regular, stamp
+from tokenloss.formats._base import JSON_MEMORY_LIMIT, library_errors, open_regular, stamp
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -32,7 +32,6 @@ _CHUNK = 1 << 18  # bytes read at a time
 _LONG = 1 << 20  # bytes of a record that is looked at before its end, since a malformed one may never end
 _MOST = 64 << 20  # bytes of a record
 _MOST_EXPANSION = 100  # times the bytes of a compressed file that a record may have, if it has more than `_LONG`
-_MOST_MEMORY = 512 << 20  # bytes that a record may need in memory, by the estimate of `json_extent`
 _SMALLER = "hold smaller ones: ask for fewer prompts, or fewer alternatives of each token, at once"
 _LEVELS = 100  # of lists and objects inside each other, since what shows a value fails at some depth
 _CUT = 16  # characters before a cut that may seem wrong: of a number, an escape, or a name such as -Infinity
@@ -240,8 +239,8 @@ def _value(path: str, place: _Place, text: bytes | bytearray, is_whole: bool = T
     """The value of a JSON text; None of the beginning of one, which is refused where no end can make it right."""
     at, got, fits, value, string = None, "", "", None, ""
     n_keys, n_levels, memory = json_extent(text)
-    if memory > _MOST_MEMORY:
-        got = f"holds a record that needs {memory >> 20} MB of memory, more than {_MOST_MEMORY >> 20}"
+    if memory > JSON_MEMORY_LIMIT:
+        got = f"holds a record that needs {memory >> 20} MB of memory, more than {JSON_MEMORY_LIMIT >> 20}"
         raise_error("record", path=path, line=place.line, got=got, fits=_SMALLER)
     try:
         string = text.decode() if is_whole else codecs.getincrementaldecoder("utf-8")().decode(text)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -12,7 +11,7 @@ import numpy as np
 from tokenloss._dtypes import FLOATS
 from tokenloss._errors import raise_error
 from tokenloss.formats import npy, npz, safetensors
-from tokenloss.formats._base import is_float, library_errors, open_regular, reject_array_name
+from tokenloss.formats._base import is_float, library_errors, open_regular, parsed_json, reject_array_name
 from tokenloss.formats._model_config import read_config
 
 if TYPE_CHECKING:
@@ -197,7 +196,7 @@ def _in_directory(path: str) -> str:
 def _in_index(path: str) -> dict[str, Any]:
     """The file of each array of a model in shards."""
     with open_regular(path) as file, library_errors(path):
-        index = json.loads(file.read(safetensors.MAX_HEADER_BYTES))
+        index = parsed_json(file.read(safetensors.MAX_HEADER_BYTES))
         shards = index["weight_map"] if isinstance(index, dict) else None
         if not isinstance(shards, dict):
             raise ValueError("it has no object weight_map")

@@ -6,7 +6,6 @@ bfloat16 without torch, and its errors do not say where in the file they are.
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -16,6 +15,7 @@ from tokenloss._errors import raise_error
 from tokenloss.formats._base import (
     HIDDEN_NAMES,
     INPUT_IDS,
+    MOST_AXES,
     ArrayLocation,
     ScoresFile,
     Stamp,
@@ -24,6 +24,7 @@ from tokenloss.formats._base import (
     check_shape,
     choose_scores,
     open_regular,
+    parsed_json,
     stamp,
     stored_parts,
     with_parts,
@@ -147,7 +148,7 @@ def _unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _entries(path: str, header: bytes) -> dict[str, _Entry]:
     """Entries of the header by name."""
     try:
-        said = json.loads(header, object_pairs_hook=_unique_names)
+        said = parsed_json(header, _unique_names)
     except (RecursionError, ValueError) as error:
         raise_error("file", path=path, byte=_LENGTH, got=f"the header is no JSON ({error})", fits="be an object")
     entries = {}
@@ -155,8 +156,9 @@ def _entries(path: str, header: bytes) -> dict[str, _Entry]:
         match entry:
             case _ if name == "__metadata__":
                 pass
-            case {"dtype": str(dtype), "shape": [*shape], "data_offsets": [begin, end]} if all(
-                type(number) is int and 0 <= number < 2**63 for number in (*shape, begin, end)
+            case {"dtype": str(dtype), "shape": [*shape], "data_offsets": [begin, end]} if (
+                all(type(number) is int and 0 <= number < 2**63 for number in (*shape, begin, end))
+                and len(shape) <= MOST_AXES
             ):
                 entries[name] = _Entry(begin, end, tuple(shape), dtype)
             case _:

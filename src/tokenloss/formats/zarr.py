@@ -20,6 +20,7 @@ from tokenloss.formats._base import (
     KINDS,
     MASK,
     MEMORY_LIMIT,
+    MOST_AXES,
     PARTS,
     ScoresFile,
     check_expansion,
@@ -208,6 +209,8 @@ def _guarded(store: Any, guard: _ReadGuard) -> Any:
 def _check(path: str, name: str, array: Any, guard: _ReadGuard, *, whole: bool) -> None:
     """Refuse an array whose codecs can run code, or that asks for much more memory than its store has bytes."""
     part = f"{path}: {name}" if name else path
+    if array.ndim > MOST_AXES:
+        raise_error("content", path=part, got=f"has {array.ndim} axes", fits=f"have at most {MOST_AXES}")
     with library_errors(path, name):
         codecs = [getattr(codec, "codec_id", None) for codec in (*array.filters, *array.compressors)]
     if "pickle" in codecs:
