@@ -12,10 +12,11 @@ from files import LOGITS, TARGETS
 
 from tokenloss._evaluation import compared_shard, plan
 from tokenloss._evaluation import run as shard_run
+from tokenloss._evaluation.sequences import SequenceCollector
 from tokenloss.formats import llama_cpp, open_scores
 
 pytestmark = pytest.mark.thread_unsafe(reason="sets an alarm for the process, and measures its memory")
-SCORES_A_BLOCK = {"score": (shard_run.LossMeter, "update"), "compare": (compared_shard, "pair_columns")}
+SCORES_A_BLOCK = {"score": (SequenceCollector, "update"), "compare": (compared_shard, "pair_columns")}
 SHARES = np.full((8, 6), 1 / 6, np.float32)
 
 
@@ -122,11 +123,11 @@ def test_targets_changed_while_the_command_reads_them(how, what, tmp_path, monke
     np.save(logits, LOGITS)
     np.save(targets, array)
     monkeypatch.setattr(plan, "_BLOCK_BYTES", 64)
-    update = shard_run.LossMeter.update
+    update = SequenceCollector.update
 
-    def changing(self, losses, *args, **options):
-        update(self, losses, *args, **options)
-        if np.size(losses):
+    def changing(self, scores, numbers):
+        update(self, scores, numbers)
+        if scores.nll.size:
             np.save(tmp_path / "other.npy", array[::-1])
             if what == "replaced":
                 change((tmp_path / "other.npy").replace, targets)
@@ -134,7 +135,7 @@ def test_targets_changed_while_the_command_reads_them(how, what, tmp_path, monke
                 change(targets.write_bytes, (tmp_path / "other.npy").read_bytes())
                 os.utime(targets, ns=(0, 0))
 
-    monkeypatch.setattr(shard_run.LossMeter, "update", changing)
+    monkeypatch.setattr(SequenceCollector, "update", changing)
     status, message = run("score", logits, "--targets", targets)
     assert (status, f"{targets}: changed after it was opened" in message) == (2, True)
 

@@ -182,7 +182,7 @@ def test_linear_pairs_with_nan_and_infinity_as_among_logits(rows, value, options
             array *= options.get("logit_scale", 1)
             if "softcap" in options:
                 capped = options["softcap"] * np.tanh(array / options["softcap"])
-                array[:] = np.where(array == INF, array, capped)  # of which there is no loss, even if it is capped
+                array[:] = np.where(np.isinf(array), array, capped)  # a cap leaves infinities as they are
         found = linear_compare(*operands, targets, base_bias=biases[0], bias=biases[1], **options)
         expected = compare(*logits, targets)
         for name in COLUMNS:

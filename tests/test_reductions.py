@@ -114,6 +114,7 @@ def test_reduction_sum_and_mean_of_loss_and_gradient_do_not_depend_on_workers_or
 
 
 @pytest.mark.parametrize("losses", [[1e308] * 2, [1e308] * 7, [1.7e308, 1.7e308, 1.0], [-1.7e308] * 3])
+@pytest.mark.usefixtures("any_loss_is_taken")
 def test_reduction_mean_is_finite_if_the_sum_overflows(losses):
     meter = LossMeter()
     meter.update(losses)

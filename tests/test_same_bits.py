@@ -417,6 +417,7 @@ def test_workers_change_no_bit_of_other_functions(function, options, rng):
 
 @each_function
 @each_dtype
+@pytest.mark.filterwarnings("ignore:.* adds up to:UserWarning")
 def test_a_row_alone_has_the_bits_that_it_has_in_a_batch_of_other_functions(function, options, dtype, rng):
     logits, targets = scores_for("cross_entropy", rng, (40, 1100), dtype), rng.integers(0, 1100, 40)
     whole = function(logits, targets, **options)

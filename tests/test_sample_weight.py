@@ -26,7 +26,14 @@ from arrays import (
 )
 
 import tokenloss
-from tokenloss import LossMeter, cross_entropy, cross_entropy_and_grad, cross_entropy_loss, linear_cross_entropy
+from tokenloss import (
+    LossMeter,
+    cross_entropy,
+    cross_entropy_and_grad,
+    cross_entropy_loss,
+    linear_cross_entropy,
+    sequence_losses,
+)
 
 each_loss = pytest.mark.parametrize("loss", LOSSES)
 each_kind = pytest.mark.parametrize("kind", ["ids", "distributions"])
@@ -265,7 +272,8 @@ def test_dask_score_with_sample_weight_is_the_meter_of_one_machine(kind, rng):
     weights, where = weights_of(rng, (5, 6)), given["where"]
     losses = cross_entropy(logits, targets, where=where, reduction="none")
     expected = LossMeter()
-    expected.update(losses, where if kind != "ids" else where & (targets >= 0), sample_weight=weights)
+    kept = where if kind != "ids" else where & (targets >= 0)
+    expected.update(sequence_losses(losses, where=kept, sample_weight=weights))
     for form in (weights, da.from_array(weights, chunks=2)):
         assert score(da.from_array(logits, chunks=(2, 3, 4)), targets, where=where, sample_weight=form) == expected
 
