@@ -104,7 +104,7 @@ def _check_text(
 
 def _ascii(text: str) -> str:
     """The characters that no tokenizer splits."""
-    return "".join(character for character in text if character < "\x80")
+    return text.encode("ascii", "ignore").decode()
 
 
 def _is_covered(text: str, texts: Sequence[str]) -> bool:
@@ -123,6 +123,8 @@ def _is_covered(text: str, texts: Sequence[str]) -> bool:
 
 def _is_within(text: str, joined: str) -> bool:
     """Whether the characters of a text are in another one, in their order."""
+    if text in joined:
+        return True
     characters = iter(joined)
     return len(text) <= len(joined) and all(character in characters for character in text)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import itertools
 import math
@@ -73,9 +72,7 @@ class Tokens:
 
     def part(self, start: int | None, stop: int | None) -> Tokens:
         """Some of the tokens."""
-        found = copy.copy(self)
-        found.span = slice(start, stop)
-        return found
+        return Tokens(**{**vars(self), "span": slice(start, stop)})
 
 
 class Columns(NamedTuple):
