@@ -37,6 +37,31 @@ def classes_of_entries(
     ]
     | None
 ): ...
+def is_log_prob(value: object) -> bool: ...
+def columns_of_listed(
+    texts: list[str | None],
+    ids: list[int],
+    logprobs: list[Any],
+    lengths: list[int],
+    ranks: list[int] | None,
+    counts: list[int],
+    top_texts: list[str | None],
+    top_ids: list[int],
+    top_logprobs: list[Any],
+    is_keyed: bool,
+    is_added: bool,
+    is_exact: bool,
+) -> (
+    tuple[
+        npt.NDArray[np.int64],
+        npt.NDArray[np.uint8],
+        npt.NDArray[np.float64],
+        list[str | None],
+        npt.NDArray[np.int64],
+        npt.NDArray[np.float64],
+    ]
+    | None
+): ...
 def columns_of_triples(values: list[Any]) -> tuple[list[Any], list[int], list[str | None]] | None: ...
 def moments(values: npt.NDArray[np.float64]) -> tuple[int, float, int]: ...
 def starts_of_runs(numbers: npt.NDArray[np.int64], starts: npt.NDArray[np.int64]) -> int: ...

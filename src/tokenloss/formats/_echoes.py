@@ -7,7 +7,7 @@ import itertools
 import re
 from typing import TYPE_CHECKING, Any
 
-from tokenloss.formats._token_columns import is_log_prob
+from tokenloss._core import is_log_prob
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
