@@ -21,6 +21,7 @@ def count_keys(value: object) -> int: ...
 def classes_by_id(
     values: list[Any],
 ) -> tuple[list[int], list[str | None], list[int], list[Any], list[int]] | None: ...
+def classes_by_text(values: list[Any]) -> tuple[list[int], list[str | None], list[int], list[Any]] | None: ...
 def classes_of_entries(
     entries: list[Any],
 ) -> (
@@ -48,6 +49,7 @@ def columns_of_listed(
     top_texts: list[str | None],
     top_ids: list[int],
     top_logprobs: list[Any],
+    is_prompt: bool,
     is_keyed: bool,
     is_added: bool,
     is_exact: bool,

@@ -82,6 +82,28 @@ def classes_by_id(list values):
     return counts, texts, ids, logprobs, ranks
 
 
+def classes_by_text(list values):
+    """Of objects by text, or nulls: number of classes of each, and text, id, which is -1, and value of each class."""
+    cdef list counts = [], texts = [], found = []
+    cdef Py_ssize_t i
+    cdef PyObject *key
+    cdef PyObject *element
+    for value in values:
+        if value is None:
+            counts.append(0)
+            continue
+        if type(value) is not dict:
+            return None
+        counts.append(len(<dict> value))
+        i = 0
+        while PyDict_Next(<PyObject *> value, &i, &key, &element):
+            if (<str> key).startswith("token_id:"):
+                return None
+            texts.append(<object> key)
+            found.append(<object> element)
+    return counts, texts, [-1] * len(texts), found
+
+
 def classes_of_entries(list entries):
     """Of objects of a token each, as in chats: the tokens' texts, ids, bytes, log-probabilities and ranks, numbers of
     the classes that they list, and texts, ids and log-probabilities of these.

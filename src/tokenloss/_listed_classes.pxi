@@ -61,7 +61,7 @@ cdef bint read_log_prob(PyObject *value, double *found) noexcept:
 
 
 cdef int by_likelihood(const void *a, const void *b) noexcept nogil:
-    """Order of classes: the likelier one first, of equally likely ones that of the lower id, else as they are listed."""
+    """Order of classes: the likelier one first, of equally likely ones that of the lower id, else as listed."""
     cdef const Listed *x = <const Listed *> a
     cdef const Listed *y = <const Listed *> b
     if x.logprob != y.logprob:
@@ -73,18 +73,18 @@ cdef int by_likelihood(const void *a, const void *b) noexcept nogil:
 
 def columns_of_listed(
     list texts, list ids, list logprobs, list lengths, list ranks, list counts, list top_texts, list top_ids,
-    list top_logprobs, bint is_keyed, bint is_added, bint is_exact,
+    list top_logprobs, bint is_prompt, bint is_keyed, bint is_added, bint is_exact,
 ):
     """Columns of tokens, as `Response` has them; None if a value is no log-probability.
 
-    They are: log-probabilities; lengths, ids and ranks; whether each is a sentinel, greedy, known to be greedy or not,
-    and of a list that lost classes; texts, ids and log-probabilities of the likeliest classes.
+    They are: lengths, ids and ranks; whether each is a sentinel, of a prompt, greedy, known to be greedy or not, and of
+    a list that may have lost classes; log-probabilities; texts, ids and log-probabilities of the likeliest classes.
     """
     cdef Py_ssize_t n = len(logprobs), m = len(top_logprobs), width
     cdef Lists lists = Lists(NULL, NULL, n, 0, ranks is not None, is_keyed, is_added, is_exact)
-    if not len(texts) == len(ids) == len(lengths) == len(counts) == n or (ranks is not None and len(ranks) != n):
+    if {len(texts), len(ids), len(lengths), len(counts), n if ranks is None else len(ranks)} != {n}:
         raise ValueError("columns of tokens differ in length")
-    if not len(top_texts) == len(top_ids) == m == sum(counts):
+    if {len(top_texts), len(top_ids), sum(counts)} != {m}:
         raise ValueError("columns of classes differ in length")
     try:
         lists.positions = <Position *> malloc(max(n, 1) * sizeof(Position))
@@ -97,8 +97,8 @@ def columns_of_listed(
             return None
         find_last(&lists)
         find_lost(&lists)
-        integers, flags, values = ZEROS((3, n), "int64"), ZEROS((4, n), "uint8"), ZEROS(n)
-        fill_tokens(&lists, lengths, integers, flags, values)
+        integers, flags, values = ZEROS((3, n), "int64"), ZEROS((5, n), "uint8"), ZEROS(n)
+        fill_tokens(&lists, lengths, is_prompt, integers, flags, values)
         width = keep_likeliest(&lists)
         most_ids, most_values = ZEROS((n, width), "int64"), ZEROS((n, width))
         most_texts = fill_tops(&lists, top_texts, most_ids, most_values)
@@ -197,7 +197,7 @@ cdef void find_lost(Lists *lists) noexcept:
 
 
 cdef int fill_tokens(
-    Lists *lists, list lengths, int64_t[:, ::1] integers, uint8_t[:, ::1] flags, double[::1] values
+    Lists *lists, list lengths, bint is_prompt, int64_t[:, ::1] integers, uint8_t[:, ::1] flags, double[::1] values
 ) except -1:
     """Log-probability, length, id and rank of each token, and what is known of it."""
     cdef Py_ssize_t i, at, n_tied, n_not_less
@@ -226,8 +226,9 @@ cdef int fill_tokens(
         is_known = is_known and of.own == of.own
         integers[0, i], integers[1, i] = PyLong_AsLongLong(PyList_GetItem(<PyObject *> lengths, i)), of.id
         integers[2, i] = of.rank
-        flags[0, i], flags[1, i] = is_sentinel, is_greedy and is_known and not is_sentinel
-        flags[2, i], flags[3, i] = is_known or is_sentinel, of.is_lost
+        flags[0, i], flags[1, i] = is_sentinel, is_prompt
+        flags[2, i], flags[3, i] = is_greedy and is_known and not is_sentinel, is_known or is_sentinel
+        flags[4, i] = of.is_lost
         values[i] = NAN if is_sentinel else of.own
     return 0
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from tokenloss._core import classes_of_entries, columns_of_triples
+from tokenloss._core import classes_by_text, classes_of_entries, columns_of_triples
 from tokenloss.formats._echoes import copies, split_echoes
 from tokenloss.formats._fields import (
     Place,
@@ -193,21 +193,20 @@ def _lists(value: dict[str, Any], field: str, place: Place, own_text: str | None
         raw = [check_text(text, f"{field}.tokens[{i}]", place) for i, text in enumerate(raw)]
     lists: list[dict[str, Any] | None] = [None] * n
     if value.get("top_logprobs") is not None:
-        path = f"{field}.top_logprobs"
-        lists = check_list(value["top_logprobs"], path, place, n)
-        if not types(lists) <= {dict, type(None)}:
-            for i, entry in enumerate(lists):
-                if entry is not None:
-                    check_object(entry, f"{path}[{i}]", place)
-    listed = [entries for entries in lists if entries]
+        lists = check_list(value["top_logprobs"], f"{field}.top_logprobs", place, n)
+    tops = classes_by_text(lists)  # without looking at each alone
+    if tops is None:
+        for i, entry in enumerate(lists):
+            if entry is not None:
+                check_object(entry, f"{field}.top_logprobs[{i}]", place)
+        listed = [entries or {} for entries in lists]
+        names = _names(list(itertools.chain.from_iterable(listed)))
+        tops = list(map(len, listed)), *names, list(itertools.chain.from_iterable(map(dict.values, listed)))
     texts, own_ids = _names(raw)
-    top_texts, top_ids = _names(list(itertools.chain.from_iterable(listed)))
-    counts = [len(entries) if entries else 0 for entries in lists]
     return Tokens(
         place, f"{field}.token_logprobs[{{i}}]", f"{field}.top_logprobs[{{i}}][{{text!r}}]", texts,
         ids if ids is not None and len(ids) == n else own_ids, logprobs, lengths(texts, None, own_text),
-        Tops(counts, top_texts, top_ids, list(itertools.chain.from_iterable(map(dict.values, listed)))),
-        is_keyed=True, is_added=True,
+        Tops(*tops), is_keyed=True, is_added=True,
     )  # fmt: skip
 
 

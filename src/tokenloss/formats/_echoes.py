@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import operator
 import re
 from typing import TYPE_CHECKING, Any
 
@@ -125,8 +126,8 @@ def _is_within(text: str, joined: str) -> bool:
     """Whether the characters of a text are in another one, in their order."""
     if text in joined:
         return True
-    characters = iter(joined)
-    return len(text) <= len(joined) and all(character in characters for character in text)
+    characters: Any = iter(joined)
+    return len(text) <= len(joined) and all(map(operator.contains, itertools.repeat(characters), text))
 
 
 def _is_shifted_rightly(text: str, texts: Sequence[str], finish: Any, usage: tuple[int | None, int | None]) -> bool:

@@ -105,7 +105,7 @@ def join(parts: Sequence[Columns]) -> Columns:
 
 def columns(tokens: Tokens, *, is_prompt: bool) -> Columns:
     """Arrays of tokens."""
-    flags = tokens.is_keyed, tokens.is_added, tokens.is_exact
+    flags = is_prompt, tokens.is_keyed, tokens.is_added, tokens.is_exact
     found = columns_of_listed(
         tokens.texts, tokens.ids, tokens.logprobs, tokens.lengths, tokens.ranks, *tokens.tops, *flags
     )
@@ -113,10 +113,10 @@ def columns(tokens: Tokens, *, is_prompt: bool) -> Columns:
         _refuse_numbers(tokens)
     integers, bools, logprobs, top_texts, top_ids, top_logprobs = found
     n_bytes, ids, rank = integers
-    is_sentinel, is_greedy, is_known, is_lost = bools.view(bool)
+    is_sentinel, is_prompts, is_greedy, is_known, is_lost = bools.view(bool)
     every: Any = (
-        _objects(tokens.texts), n_bytes, ids, logprobs, is_sentinel, np.full(len(ids), is_prompt), rank, is_greedy,
-        is_known, _objects(top_texts).reshape(top_ids.shape), top_ids, top_logprobs, is_lost,
+        _objects(tokens.texts), n_bytes, ids, logprobs, is_sentinel, is_prompts, rank, is_greedy, is_known,
+        _objects(top_texts).reshape(top_ids.shape), top_ids, top_logprobs, is_lost,
     )  # fmt: skip
     return Columns(*every) if tokens.span == slice(None) else Columns(*[column[tokens.span] for column in every])
 
