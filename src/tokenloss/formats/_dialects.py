@@ -126,7 +126,7 @@ def _names(texts: list[str | None]) -> tuple[list[str | None], list[int]]:
 def _content(value: Any, field: str, place: Place, own_text: str | None, ids: list[int] | None = None) -> Tokens:
     """Tokens of a list of objects, each of which lists the most likely classes."""
     entries = check_list(value, field, place)
-    found = classes_of_entries(entries) or _checked_entries(entries, field, place)  # which names what is wrong
+    found: Any = classes_of_entries(entries) or _checked_entries(entries, field, place)  # which names what is wrong
     texts, own_ids, spelled, logprobs, ranks, *tops = found
     if ids is not None and len(ids) == len(entries):
         own_ids = ids
