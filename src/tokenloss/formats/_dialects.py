@@ -213,8 +213,8 @@ def _lists(value: dict[str, Any], field: str, place: Place, own_text: str | None
 def _completions(value: dict[str, Any], place: Place) -> list[Choice]:
     """Choices of completions, of a chat or not, of vLLM or of any other server."""
     choices = [check_object(choice, f"choices[{i}]", place) for i, choice in enumerate(value["choices"])]
-    numbers = sorted(str(choice.get("index")) for choice in choices) if len(choices) > 1 else []
-    if numbers == sorted(map(str, range(len(choices)))):
+    numbers = [str(choice.get("index")) for choice in choices]
+    if len(numbers) > 1 and sorted(numbers) == sorted(map(str, range(len(numbers)))):
         choices.sort(key=lambda choice: int(choice["index"]))
     n_prompt, n_generated = _usage(value, place)
     found: list[dict[str, Tokens]] = []

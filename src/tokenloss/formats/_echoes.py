@@ -92,8 +92,9 @@ def _check_text(
     place: Place,
 ) -> None:
     """Refuse an echo whose tokens are not the text: then they may not be those of the log-probabilities."""
-    text, texts = choice.get("text"), [text for text in listed.texts if text is not None]
-    if not isinstance(text, str) or len(texts) < len(listed):
+    text: Any = choice.get("text")
+    texts: Any = listed.texts
+    if not isinstance(text, str) or None in texts:
         return
     is_right = _is_covered(text, texts)
     if isinstance(value.get("id"), str) and _LLAMA_CPP_PYTHON.fullmatch(value["id"]):

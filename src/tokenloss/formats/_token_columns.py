@@ -157,7 +157,7 @@ def lengths(
     part of a character, which is lost. A server may give all of a character to the last of its tokens. An end of
     text, such as <|im_end|>, that the response's own text does not hold has no bytes.
     """
-    known = [text for text in texts if text is not None]
+    known: Any = [text for text in texts if text is not None] if None in texts else texts
     joined = "".join(known)
     is_whole = len(known) == len(texts) and joined == own
     if not is_whole:
