@@ -18,6 +18,53 @@ def has_bf16_matmul() -> bool: ...
 def backend_in_use() -> str: ...
 def json_extent(text: bytes | bytearray) -> tuple[int, int, int]: ...
 def count_keys(value: object) -> int: ...
+def classes_by_id(
+    values: list[Any],
+) -> tuple[list[int], list[str | None], list[int], list[Any], list[int]] | None: ...
+def classes_by_text(values: list[Any]) -> tuple[list[int], list[str | None], list[int], list[Any]] | None: ...
+def classes_of_entries(
+    entries: list[Any],
+) -> (
+    tuple[
+        list[str | None],
+        list[int],
+        list[bytes | None],
+        list[Any],
+        list[int],
+        list[int],
+        list[str | None],
+        list[int],
+        list[Any],
+    ]
+    | None
+): ...
+def is_log_prob(value: object) -> bool: ...
+def columns_of_listed(
+    texts: list[str | None],
+    ids: list[int],
+    logprobs: list[Any],
+    lengths: list[int],
+    ranks: list[int] | None,
+    counts: list[int],
+    top_texts: list[str | None],
+    top_ids: list[int],
+    top_logprobs: list[Any],
+    is_prompt: bool,
+    is_keyed: bool,
+    is_added: bool,
+    is_exact: bool,
+) -> (
+    tuple[
+        npt.NDArray[np.int64],
+        npt.NDArray[np.uint8],
+        npt.NDArray[np.float64],
+        list[str | None],
+        npt.NDArray[np.int64],
+        npt.NDArray[np.float64],
+    ]
+    | None
+): ...
+def columns_of_triples(values: list[Any]) -> tuple[list[Any], list[int], list[str | None]] | None: ...
 def moments(values: npt.NDArray[np.float64]) -> tuple[int, float, int]: ...
 def starts_of_runs(numbers: npt.NDArray[np.int64], starts: npt.NDArray[np.int64]) -> int: ...
 def sum_of_products(a: npt.NDArray[np.float64], b: npt.NDArray[np.float64]) -> int: ...

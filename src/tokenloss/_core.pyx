@@ -13,10 +13,10 @@ from cpython.buffer cimport (
 from cpython.exc cimport PyErr_CheckSignals, PyErr_Clear
 from cpython.pycapsule cimport PyCapsule_GetPointer, PyCapsule_IsValid, PyCapsule_SetName
 from cpython.tuple cimport PyTuple_GetSlice
-from libc.math cimport INFINITY, NAN
+from libc.math cimport INFINITY, NAN, fabs
 from libc.stddef cimport ptrdiff_t
 from libc.stdint cimport INT64_MAX, INT64_MIN, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
-from libc.stdlib cimport calloc, free, llabs, malloc
+from libc.stdlib cimport calloc, free, llabs, malloc, qsort
 from libc.string cimport memset
 
 from tokenloss.kernels cimport *
@@ -463,3 +463,5 @@ include "_dlpack.pxi"
 include "_front.pxi"
 include "_costs.pxi"
 include "_json_text.pxi"
+include "_json_columns.pxi"
+include "_listed_classes.pxi"

@@ -5,13 +5,13 @@ from __future__ import annotations
 import base64
 import binascii
 import itertools
-import operator
 import re
 import reprlib
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from tokenloss._core import classes_by_text, classes_of_entries, columns_of_triples
 from tokenloss.formats._echoes import copies, split_echoes
 from tokenloss.formats._fields import (
     Place,
@@ -20,17 +20,13 @@ from tokenloss.formats._fields import (
     check_list,
     check_object,
     check_text,
-    members,
     types,
 )
 from tokenloss.formats._prompt_objects import read_objects
 from tokenloss.formats._token_columns import Tokens, Tops, lengths
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from typing import TypeAlias
-
-    _Classes: TypeAlias = tuple[list[str | None], list[int], list[bytes | None]]  # texts, ids and bytes
+    from collections.abc import Callable, Sequence
 
 _TOKEN_ID = re.compile("token_id:([0-9]{1,18})")
 
@@ -130,65 +126,24 @@ def _names(texts: list[str | None]) -> tuple[list[str | None], list[int]]:
 def _content(value: Any, field: str, place: Place, own_text: str | None, ids: list[int] | None = None) -> Tokens:
     """Tokens of a list of objects, each of which lists the most likely classes."""
     entries = check_list(value, field, place)
-    (texts, own_ids, spelled), ranks, tops = _plain_entries(entries) or _checked_entries(entries, field, place)
+    found: Any = classes_of_entries(entries) or _checked_entries(entries, field, place)  # which names what is wrong
+    texts, own_ids, spelled, logprobs, ranks, *tops = found
     if ids is not None and len(ids) == len(entries):
         own_ids = ids
     return Tokens(
-        place, f"{field}[{{i}}].logprob", f"{field}[{{i}}].top_logprobs[{{j}}].logprob", texts, own_ids,
-        [entry["logprob"] for entry in entries], lengths(texts, spelled, own_text), tops,
-        ranks if entries and all(ranks) else None, is_keyed=all(spelling is None for spelling in spelled),
+        place, f"{field}[{{i}}].logprob", f"{field}[{{i}}].top_logprobs[{{j}}].logprob", texts, own_ids, logprobs,
+        lengths(texts, spelled, own_text), Tops(*tops), ranks if entries and all(ranks) else None,
+        is_keyed=all(spelling is None for spelling in spelled),
         is_exact=all("id" in entry for entry in entries),  # of llama.cpp
     )  # fmt: skip
 
 
-def _plain_entries(entries: list[Any]) -> tuple[_Classes, list[int], Tops] | None:
-    """Classes, ranks and alternatives of a list of objects, by a look at each column; None if any is unusual."""
-    own = _plain_classes(entries)
-    if own is None or _any_has(entries, "prob") or _any_has(entries, "probs"):
-        return None
-    lists = members(entries, "top_logprobs")
-    if not types(lists) <= {list, type(None)}:
-        return None
-    listed = list(itertools.chain.from_iterable(filter(None, lists)))
-    classes = _plain_classes(listed)
-    if classes is None or _any_has(entries, "rank") or not all("logprob" in entry for entry in entries):
-        return None
-    logprobs = members(listed, "logprob")
-    counts = [len(entries) if entries else 0 for entries in lists]
-    return own, [0] * len(entries), Tops(counts, classes[0], classes[1], logprobs)
-
-
-def _plain_classes(entries: list[Any]) -> _Classes | None:
-    """Text, id and bytes of each class, by a look at each column; None if any is unusual."""
-    if not entries:
-        return [], [], []
-    if types(entries) != {dict}:
-        return None
-    texts = members(entries, "token")
-    if types(texts) != {str} or "token_id:" in "".join(texts) or _any_has(entries, "token_id"):
-        return None
-    ids, spelled = [-1] * len(entries), members(entries, "bytes")
-    if _any_has(entries, "id"):
-        ids = members(entries, "id")
-        if types(ids) != {int} or min(ids) < 0 or max(ids) >= 1 << 63:
-            return None
-    if types(spelled) == {list} and types(itertools.chain.from_iterable(spelled)) <= {int}:
-        try:
-            return texts, ids, list(map(bytes, spelled))
-        except ValueError:  # not of bytes
-            return None
-    return (texts, ids, spelled) if types(spelled) == {type(None)} else None
-
-
-def _any_has(entries: list[dict[str, Any]], key: str) -> bool:
-    """Whether any object has a key."""
-    return any(map(operator.contains, entries, itertools.repeat(key)))
-
-
-def _checked_entries(entries: list[Any], field: str, place: Place) -> tuple[_Classes, list[int], Tops]:
-    """As `_plain_entries`, of any list; what is wrong is named."""
+def _checked_entries(entries: list[Any], field: str, place: Place) -> Sequence[list[Any]]:
+    """As `classes_of_entries`, of any list; what is wrong is named."""
     entries = [check_object(entry, f"{field}[{i}]", place) for i, entry in enumerate(entries)]
-    own, ranks, counts, listed = [], [], [], []
+    own: list[tuple[Any, ...]] = []
+    counts: list[int] = []
+    listed: list[tuple[Any, ...]] = []
     for i, entry in enumerate(entries):
         path = f"{field}[{i}]"
         if "prob" in entry or "probs" in entry:
@@ -196,21 +151,17 @@ def _checked_entries(entries: list[Any], field: str, place: Place) -> tuple[_Cla
             place.refuse(got, "hold logprob: ask without post_sampling_probs")
         if "logprob" not in entry:
             place.refuse(f"{path} holds no logprob", "hold one")
-        own.append(_class(entry, path, place))
-        ranks.append(check_count(entry["rank"], f"{path}.rank", place, 1) if entry.get("rank") is not None else 0)
+        class_ = _class(entry, path, place)
+        rank = check_count(entry["rank"], f"{path}.rank", place, 1) if entry.get("rank") is not None else 0
+        own.append((*class_, entry["logprob"], rank))
         path = f"{path}.top_logprobs"
         others = [] if entry.get("top_logprobs") is None else check_list(entry["top_logprobs"], path, place)
         counts.append(len(others))
         for j, other in enumerate(others):
             text, id_, _ = _class(check_object(other, f"{path}[{j}]", place), f"{path}[{j}]", place)
             listed.append((text, id_, other.get("logprob")))
-    texts, ids, spelled = map(list, zip(*own, strict=True)) if own else ([], [], [])
-    return (texts, ids, spelled), ranks, _as_tops(counts, listed)
-
-
-def _as_tops(counts: list[int], classes: list[tuple[str | None, int, Any]]) -> Tops:
-    """Classes in columns."""
-    return Tops(counts, *(map(list, zip(*classes, strict=True)) if classes else ([], [], [])))
+    tops = map(list, zip(*listed, strict=True)) if listed else ([], [], [])
+    return [*map(list, zip(*own, strict=True)), counts, *tops]
 
 
 def _class(entry: dict[str, Any], field: str, place: Place) -> tuple[str | None, int, bytes | None]:
@@ -242,28 +193,28 @@ def _lists(value: dict[str, Any], field: str, place: Place, own_text: str | None
         raw = [check_text(text, f"{field}.tokens[{i}]", place) for i, text in enumerate(raw)]
     lists: list[dict[str, Any] | None] = [None] * n
     if value.get("top_logprobs") is not None:
-        path = f"{field}.top_logprobs"
-        lists = check_list(value["top_logprobs"], path, place, n)
-        if not types(lists) <= {dict, type(None)}:
-            for i, entry in enumerate(lists):
-                if entry is not None:
-                    check_object(entry, f"{path}[{i}]", place)
-    listed = [entries for entries in lists if entries]
+        lists = check_list(value["top_logprobs"], f"{field}.top_logprobs", place, n)
+    tops = classes_by_text(lists)  # without looking at each alone
+    if tops is None:
+        for i, entry in enumerate(lists):
+            if entry is not None:
+                check_object(entry, f"{field}.top_logprobs[{i}]", place)
+        listed = [entries or {} for entries in lists]
+        names = _names(list(itertools.chain.from_iterable(listed)))
+        tops = list(map(len, listed)), *names, list(itertools.chain.from_iterable(map(dict.values, listed)))
     texts, own_ids = _names(raw)
-    top_texts, top_ids = _names(list(itertools.chain.from_iterable(listed)))
-    counts = [len(entries) if entries else 0 for entries in lists]
     return Tokens(
         place, f"{field}.token_logprobs[{{i}}]", f"{field}.top_logprobs[{{i}}][{{text!r}}]", texts,
         ids if ids is not None and len(ids) == n else own_ids, logprobs, lengths(texts, None, own_text),
-        Tops(counts, top_texts, top_ids, list(itertools.chain.from_iterable(map(dict.values, listed)))),
-        is_keyed=True, is_added=True,
+        Tops(*tops), is_keyed=True, is_added=True,
     )  # fmt: skip
 
 
 def _completions(value: dict[str, Any], place: Place) -> list[Choice]:
     """Choices of completions, of a chat or not, of vLLM or of any other server."""
     choices = [check_object(choice, f"choices[{i}]", place) for i, choice in enumerate(value["choices"])]
-    if sorted(str(choice.get("index")) for choice in choices) == sorted(map(str, range(len(choices)))):
+    numbers = [str(choice.get("index")) for choice in choices]
+    if len(numbers) > 1 and sorted(numbers) == sorted(map(str, range(len(numbers)))):
         choices.sort(key=lambda choice: int(choice["index"]))
     n_prompt, n_generated = _usage(value, place)
     found: list[dict[str, Tokens]] = []
@@ -353,11 +304,9 @@ def _triples_columns(
     values: list[Any], place: Place, path: Callable[[int], str]
 ) -> tuple[list[Any], list[int], list[str | None]]:
     """Log-probabilities, ids and texts of triples, of which the text may be missing."""
-    if types(values) == {list} and set(map(len, values)) == {3}:  # without looking at each alone
-        every = list(itertools.chain.from_iterable(values))
-        logprobs, ids, texts = every[::3], every[1::3], every[2::3]
-        if types(ids) == {int} and min(ids) >= 0 and max(ids) < 1 << 63 and types(texts) <= {str, type(None)}:
-            return logprobs, ids, texts
+    columns = columns_of_triples(values)  # without looking at each alone
+    if columns:
+        return columns
     found: tuple[list[Any], list[Any], list[Any]] = [], [], []
     for i, value in enumerate(values):
         logprob, id_, text = [*value, None][:3] if type(value) is list and len(value) in (2, 3) else (None, None, None)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import operator
 import re
 from typing import TYPE_CHECKING, Any
 
-from tokenloss.formats._token_columns import is_log_prob
+from tokenloss._core import is_log_prob
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -91,8 +92,9 @@ def _check_text(
     place: Place,
 ) -> None:
     """Refuse an echo whose tokens are not the text: then they may not be those of the log-probabilities."""
-    text, texts = choice.get("text"), [text for text in listed.texts if text is not None]
-    if not isinstance(text, str) or len(texts) < len(listed):
+    text: Any = choice.get("text")
+    texts: Any = listed.texts
+    if not isinstance(text, str) or None in texts:
         return
     is_right = _is_covered(text, texts)
     if isinstance(value.get("id"), str) and _LLAMA_CPP_PYTHON.fullmatch(value["id"]):
@@ -104,7 +106,7 @@ def _check_text(
 
 def _ascii(text: str) -> str:
     """The characters that no tokenizer splits."""
-    return "".join(character for character in text if character < "\x80")
+    return text.encode("ascii", "ignore").decode()
 
 
 def _is_covered(text: str, texts: Sequence[str]) -> bool:
@@ -123,8 +125,10 @@ def _is_covered(text: str, texts: Sequence[str]) -> bool:
 
 def _is_within(text: str, joined: str) -> bool:
     """Whether the characters of a text are in another one, in their order."""
-    characters = iter(joined)
-    return len(text) <= len(joined) and all(character in characters for character in text)
+    if text in joined:
+        return True
+    characters: Any = iter(joined)
+    return len(text) <= len(joined) and all(map(operator.contains, itertools.repeat(characters), text))
 
 
 def _is_shifted_rightly(text: str, texts: Sequence[str], finish: Any, usage: tuple[int | None, int | None]) -> bool:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-import re
 import reprlib
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
@@ -13,8 +11,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from tokenloss.formats._prompt_objects import Writer
-
-_NO_ID = re.compile(",,|[^0-9,]|,0[0-9]|[0-9]{19}")  # among ids between commas: each has one spelling
 
 
 class Place(NamedTuple):
@@ -32,17 +28,6 @@ class Place(NamedTuple):
 def types(values: Iterable[Any]) -> set[type]:
     """The types that occur among values: a fast way to see that all are right."""
     return set(map(type, values))
-
-
-def members(objects: Iterable[dict[str, Any]], key: str) -> list[Any]:
-    """The values that objects have for a key, None where there is none."""
-    return list(map(dict.get, objects, itertools.repeat(key)))
-
-
-def are_ids(keys: list[str]) -> bool:
-    """Whether all keys of objects are ids of classes."""
-    joined = f",{','.join(keys)},"
-    return joined.count(",") == len(keys) + 1 and not _NO_ID.search(joined)
 
 
 def check_list(value: Any, field: str, place: Place, n: int | None = None) -> list[Any]:

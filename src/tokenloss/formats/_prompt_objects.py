@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import functools
 import itertools
+import re
 from typing import Any, NamedTuple
 
-from tokenloss.formats._fields import Place, are_ids, check_count, check_list, check_object, check_text, members, types
+from tokenloss._core import classes_by_id
+from tokenloss.formats._fields import Place, check_count, check_list, check_object, check_text
 from tokenloss.formats._records import read_records
 from tokenloss.formats._token_columns import Tokens, Tops, lengths
 
+_ID = re.compile("0|[1-9][0-9]{0,17}")  # each has one spelling
 _FAR = 8  # ranks, that ties do not explain
 _KEY = "do not tell which entry is the prompt's own token"
 
@@ -46,22 +49,12 @@ def read_objects(value: Any, ids: list[int] | None, field: str, place: Place) ->
 
 def _objects(values: list[Any], field: str, place: Place) -> _Objects:
     """The classes of a list of objects by id, or nulls."""
-    given = [value for value in values if value is not None]
-    if all(given) and types(given) == {dict}:  # without looking at each alone
-        keys = list(itertools.chain.from_iterable(given))
-        entries = list(itertools.chain.from_iterable(map(dict.values, given)))
-        if are_ids(keys) and types(entries) == {dict}:
-            names = "logprob", "rank", "decoded_token"
-            logprobs, ranks, texts = (members(entries, name) for name in names)
-            has_ranks = types(ranks) == {int} and min(ranks) > 0 and max(ranks) < 1 << 63
-            is_right = type(None) not in types(logprobs) and types(texts) <= {str, type(None)}
-            if is_right and (has_ranks or types(ranks) == {type(None)}):
-                counts = [0 if value is None else len(value) for value in values]
-                tops = Tops(counts, texts, list(map(int, keys)), logprobs)
-                return _Objects(tops, ranks if has_ranks else [0] * len(ranks))
+    columns = classes_by_id(values)  # without looking at each alone
+    if columns:
+        return _Objects(Tops(*columns[:4]), columns[4])
     found = [_entries(value, f"{field}[{i}]", place) for i, value in enumerate(values)]
-    columns = zip(*itertools.chain.from_iterable(found), strict=True)
-    texts, ids, logprobs, ranks = map(list, columns) if any(found) else ([], [], [], [])
+    each = zip(*itertools.chain.from_iterable(found), strict=True)
+    texts, ids, logprobs, ranks = map(list, each) if any(found) else ([], [], [], [])
     return _Objects(Tops(list(map(len, found)), texts, ids, logprobs), ranks)
 
 
@@ -72,7 +65,7 @@ def _entries(value: Any, field: str, place: Place) -> list[tuple[str | None, int
     found = []
     for key, entry in check_object(value, field, place).items():
         path = f'{field}["{key}"]'
-        if not are_ids([key]):
+        if not _ID.fullmatch(key):
             place.refuse(f"{path} is no id", "be the id of a class")
         entry = check_object(entry, path, place)
         if entry.get("logprob") is None:
@@ -98,8 +91,10 @@ def _own(objects: _Objects, ids: list[int] | None, field: str, place: Place) -> 
                 place.refuse(f"{field}[{i}] does not hold the prompt's token {ids[i]}", "hold it, by prompt_token_ids")
         return own
     is_first, k = _is_own_first(objects), _n_listed(objects)
+    if is_first:
+        return [start if end > start else None for start, end in objects.spans()]
     for i, (start, end) in enumerate(objects.spans()):
-        if end - start < 2 or is_first:
+        if end - start < 2:
             own.append(start if end > start else None)
             continue
         most = k if k and end - start > k else 2 * (end - start) + _FAR
@@ -131,21 +126,22 @@ def _is_own_first(objects: _Objects) -> bool | None:
     It is proved by one that stands before more likely ones, unless the keys are sorted, as some tools leave them; None
     if the objects show neither this nor another order.
     """
-    is_proved, orders, k = False, {int: True, str: True}, _n_listed(objects)
+    is_proved, k = False, _n_listed(objects)
+    orders: list[type] = [int, str]  # by which all keys are sorted
     for start, end in objects.spans():
         ranks = objects.ranks[start:end]
         if len(ranks) < 2:
             continue
         others = ranks[1:]
-        if not all(ranks) or others != sorted(others) or others[-1] > 2 * len(ranks) + _FAR:
+        if 0 in ranks or others != sorted(others) or others[-1] > 2 * len(ranks) + _FAR:
             return False
         if k and len(ranks) > k and ranks[0] <= k < others[-1]:  # which is the own token
             return False
         is_proved |= ranks[0] > others[0]
-        for order in [order for order, is_sorted in orders.items() if is_sorted]:
+        if orders:
             keys = objects.tops.ids[start:end]
-            orders[order] = keys == sorted(keys, key=order)
-    return True if is_proved and not any(orders.values()) else None
+            orders = [order for order in orders if keys == sorted(keys, key=order)]
+    return True if is_proved and not orders else None
 
 
 class Writer:

@@ -245,7 +245,8 @@ def _value(path: str, place: _Place, text: bytes | bytearray, is_whole: bool = T
     try:
         string = text.decode() if is_whole else codecs.getincrementaldecoder("utf-8")().decode(text)
         value = _decoded(string, n_keys)
-        if _SURROGATE.search(string) and _SURROGATE.search(_PAIR.sub("", string.replace("\\\\", "__"))):
+        is_escaped = "\\u" in string and _SURROGATE.search(string)
+        if is_escaped and _SURROGATE.search(_PAIR.sub("", string.replace("\\\\", "__"))):
             got, fits = f"{_half_a_pair(value)} holds half of a surrogate pair", "be Unicode"
         if n_levels > _LEVELS:
             raise RecursionError

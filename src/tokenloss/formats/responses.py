@@ -21,10 +21,9 @@ if TYPE_CHECKING:
 
     from tokenloss._types import Array, BoolArray, Float64Array, IntArray
     from tokenloss.formats._dialects import Choice
-    from tokenloss.formats._token_columns import Columns, Tokens
+    from tokenloss.formats._token_columns import Tokens
 
 SUFFIXES = (".json", ".jsonl", ".json.gz", ".jsonl.gz")
-_BATCH = 1 << 14  # tokens, times the most classes that one of them lists, that become arrays at once
 PARTS_OF_RESPONSE = ("prompt", "generated", "all")  # parts of a response
 
 
@@ -163,15 +162,6 @@ class ResponsesFile:
     def __iter__(self) -> Iterator[Response]:
         """Read the file from its start."""
         self.failed.clear()
-        for batch in _batches(self._sequences()):
-            for found in _responses(batch):
-                if isinstance(found, Failed):
-                    self.failed.append(found)
-                else:
-                    yield found
-
-    def _sequences(self) -> Iterator[Failed | _Sequence]:
-        """Failed lines, and the tokens of the others, as the server wrote them."""
         has_number = has_failed = False
         has_prompts: bool | None = None
         for place, custom_id, body, reason in _bodies(self.path):
@@ -183,7 +173,7 @@ class ResponsesFile:
                 place.refuse(got if custom_id is not None else f"the request failed: {reason}", fits)
             if reason:
                 has_failed = True
-                yield Failed(place.line, custom_id, reason)
+                self.failed.append(Failed(place.line, custom_id, reason))
                 continue
             dialect, choices = read(body, place)
             if dialect != self.dialect:
@@ -195,7 +185,7 @@ class ResponsesFile:
                 if self.part == "all" and not choice.is_repeated:
                     has_prompts = _check_prompt(choice, has_prompts, place)
                 has_number = has_number or any(tokens.has_number() for _, tokens in found)
-                yield _Sequence(place.line, choice.number, custom_id, found)
+                yield _response(place.line, choice.number, custom_id, found)
         if not has_number and not has_failed:
             raise_error("content", path=self.path, got="holds no log-probability", fits=f"hold some ({self.part})")
 
@@ -253,56 +243,11 @@ def _check_prompt(choice: Choice, has_prompts: bool | None, place: Place) -> boo
     return False
 
 
-class _Sequence(NamedTuple):
-    """What a response is made of: its parts by name."""
-
-    line: int
-    choice: int
-    custom_id: str | None
-    parts: list[tuple[str, Tokens]]
-
-    def response(self, parts: list[Columns]) -> Response:
-        """The response of these columns."""
-        is_prompt = np.repeat([name != "generated" for name, _ in self.parts], [len(part.ids) for part in parts])
-        every = join(parts)
-        lost = int(np.count_nonzero(every.is_lost))
-        return Response(
-            self.line, self.choice, self.custom_id, every.tokens, every.n_bytes, every.ids, every.logprobs,
-            every.is_sentinel, is_prompt, every.rank, every.is_greedy, every.is_greedy_known, every.top_tokens,
-            every.top_ids, every.top_logprobs, lost,
-        )  # fmt: skip
-
-
-def _batches(items: Iterator[Failed | _Sequence]) -> Iterator[list[Failed | _Sequence]]:
-    """Batches of items, since arrays of few tokens are slow to make; before an error, the items in front of it."""
-    batch: list[Failed | _Sequence] = []
-    n = width = 0
-    try:
-        for item in items:
-            for _, tokens in item.parts if isinstance(item, _Sequence) else ():
-                n, width = n + len(tokens.logprobs), max(width, 1, *tokens.tops.counts)
-            batch.append(item)
-            if n * width >= _BATCH:
-                yield batch
-                batch, n, width = [], 0, 0
-    except Exception:
-        yield batch
-        raise
-    yield batch
-
-
-def _responses(batch: list[Failed | _Sequence]) -> Iterator[Failed | Response]:
-    """Responses of a batch; before an error, those in front of it."""
-    try:
-        made = iter(columns([tokens for item in batch if isinstance(item, _Sequence) for _, tokens in item.parts]))
-    except ValueError:
-        if len(batch) == 1:
-            raise
-        for item in batch:
-            yield from _responses([item])
-        return
-    for item in batch:
-        yield item if isinstance(item, Failed) else item.response([next(made) for _ in item.parts])
+def _response(line: int, choice: int, custom_id: str | None, parts: list[tuple[str, Tokens]]) -> Response:
+    """The response of these parts."""
+    found = join([columns(tokens, is_prompt=name != "generated") for name, tokens in parts])
+    every: Any = (*found[:-1], int(np.count_nonzero(found.is_lost)))
+    return Response(line, choice, custom_id, *every)
 
 
 def _bodies(path: str) -> Iterator[tuple[Place, str | None, dict[str, Any], str]]:
