@@ -180,15 +180,16 @@ def ratio_tail(t: float, lengths: Lengths) -> float:
     return float(weights @ np.exp(log)) / 2
 
 
-@functools.cache
-def _angles() -> tuple[Float64Array, Float64Array]:
+def _gauss_legendre() -> tuple[Float64Array, Float64Array]:
     """Squared sines of angles between 0 and pi / 2, and the weights that make a mean an integral, by Gauss-Legendre."""
     nodes, weights = np.polynomial.legendre.leggauss(100)
     return np.sin((nodes + 1) * (math.pi / 4)) ** 2, weights / 2
 
 
-@functools.lru_cache(maxsize=256)
-def ratio_quantile(tail: float, lengths: Lengths) -> float:
+_angles = functools.cache(_gauss_legendre)  # not by a decorator: stubtest would miss the arguments of the function
+
+
+def _ratio_quantile(tail: float, lengths: Lengths) -> float:
     """The t that `ratio_tail` is this small above; inf if all but one length are 0."""
     if len(lengths) == 1:
         return student_quantile(tail, lengths[0][1] - 1)
@@ -201,3 +202,6 @@ def ratio_quantile(tail: float, lengths: Lengths) -> float:
         middle = (low + high) / 2
         low, high = (middle, high) if ratio_tail(middle, lengths) > tail else (low, middle)
     return high
+
+
+ratio_quantile = functools.lru_cache(maxsize=256)(_ratio_quantile)
