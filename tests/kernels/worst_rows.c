@@ -64,7 +64,7 @@ static double rounded(double value, int dtype) {
 
 static long double logit_of(const setting *of, double raw) {
     long double scaled = (long double)raw * (long double)of->logit_scale, cap = (long double)of->softcap;
-    return cap != 0 ? cap * tanhl(scaled / cap) : scaled;
+    return cap != 0 && isfinite(scaled) ? cap * tanhl(scaled / cap) : scaled; /* a cap leaves infinities as they are */
 }
 
 /* A row of `count` elements, and its exact logsumexp. */
