@@ -128,7 +128,7 @@ class Checkpoint(Generic[Result]):
 
 
 def _named(options: Options) -> dict[str, Any]:
-    """All options by name, those of each candidate among them."""
+    """All options by name, with those of each candidate."""
     named = options._asdict()
     for number, other in enumerate(named.pop("others")):
         named |= {f"candidate {number}: {name}": value for name, value in _named(other).items()}
