@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tokenloss._exact import ExactMoments, ExactRatio, exp
+from tokenloss._exact import ExactMoments, exp
+from tokenloss._ratio import ExactRatio
 from tokenloss._statistics import quantile_ranks
 from tokenloss.sequences import sums_by_segment
 

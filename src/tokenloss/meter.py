@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tokenloss._errors import raise_error
-from tokenloss._exact import ExactMoments, ExactRatio, exp
+from tokenloss._exact import ExactMoments, exp
+from tokenloss._ratio import ExactRatio
 from tokenloss._statistics import count_of, guess_note
 from tokenloss._validation import check_integer, check_mask
 from tokenloss.scores import TokenScores
@@ -285,7 +286,7 @@ class LossMeter:
     @property
     def sequence_loss_stderr(self) -> float:
         """The standard error of `sequence_loss`, from the sample's variance; nan for fewer than two sequences."""
-        return self._sequences.stderr
+        return ExactRatio.of_mean(self._sequences).stderr
 
     @property
     def perplexity(self) -> float:

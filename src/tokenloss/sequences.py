@@ -12,7 +12,8 @@ import numpy as np
 from tokenloss import _core, _workers
 from tokenloss._dtypes import FLOATS, as_array, bfloat16_to_float32, dtype_name
 from tokenloss._errors import raise_error
-from tokenloss._exact import ExactMoments, ExactRatio
+from tokenloss._exact import ExactMoments
+from tokenloss._ratio import ExactRatio
 from tokenloss._validation import broadcast, check_losses, check_mask, check_sample_weight
 from tokenloss.scores import TokenScores
 

@@ -12,17 +12,10 @@ import numpy as np
 
 from tokenloss import _workers
 from tokenloss._dtypes import as_array, as_float_array, bfloat16_to_float32, dtype_name
-from tokenloss._errors import raise_error
+from tokenloss._errors import raise_error, with_file_names
 from tokenloss._evaluation import run
 from tokenloss._evaluation.files import make_evaluation, named_paths, open_outputs, token_sink
-from tokenloss._evaluation.plan import (
-    OpenShard,
-    Shard,
-    check_shiftable,
-    check_stored_targets,
-    shifted,
-    with_file_names,
-)
+from tokenloss._evaluation.plan import OpenShard, Shard, check_shiftable, check_stored_targets, shifted
 from tokenloss._evaluation.run import ShardResult
 from tokenloss._evaluation.sequences import RowSequences, SequenceColumns
 from tokenloss._files import check_outputs

@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tokenloss._errors import raise_error
-from tokenloss._evaluation.plan import with_file_names
+from tokenloss._errors import raise_error, with_file_names
 from tokenloss._softmax import logsumexp
 from tokenloss._validation import UNNORMALIZED, UNNORMALIZED_HALF
 

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from tokenloss._comparison_columns import COLUMNS, join, new_columns, pair_columns, share
+from tokenloss._errors import with_file_names
 from tokenloss._evaluation import checks
-from tokenloss._evaluation.plan import open_shard, rows_per_block, with_file_names
+from tokenloss._evaluation.plan import open_shard, rows_per_block
 from tokenloss._evaluation.run import SHIFT_SAMPLE, ShiftSample, ShiftSampler, row_functions, scores_at
 from tokenloss._linear_columns import linear_pair_columns
 from tokenloss._outputs._base import ComparedBlock
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from tokenloss._evaluation.run import _Sink
     from tokenloss._types import Array, BoolArray, Columns, IntArray
     from tokenloss.formats import ScoresFile
-    from tokenloss.formats.lm_head import LmHead
+    from tokenloss.formats._base import LmHead
     from tokenloss.scores import TokenScores
 
     _Compared: TypeAlias = tuple[Columns, TokenScores | None, TokenScores | None]  # by base and model

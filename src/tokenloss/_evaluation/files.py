@@ -15,12 +15,12 @@ from tokenloss._errors import raise_error
 from tokenloss._evaluation import run
 from tokenloss._evaluation.checkpoint import Checkpoint
 from tokenloss._evaluation.plan import by_number, check_different, plan
-from tokenloss._evaluation.response_figures import response_summary
 from tokenloss._evaluation.responses import (
     are_responses,
     check_names,
     lengths_of_text,
     plan_responses,
+    response_summary,
     score_responses,
     scored_shards,
 )

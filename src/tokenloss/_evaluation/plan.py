@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from tokenloss import _job
-from tokenloss._errors import contextmanager, raise_error
+from tokenloss._errors import raise_error, with_file_names
 from tokenloss._evaluation.sequences import row_sequences
 from tokenloss._files import identity
 from tokenloss._projection import MAX_TILE_ROWS
@@ -21,7 +21,7 @@ from tokenloss.formats._base import ScoresFile
 from tokenloss.sequences import check_segment_ids
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
     from typing import Literal
 
     from tokenloss._evaluation.sequences import RowSequences
@@ -238,15 +238,6 @@ def check_different(paths: Sequence[str]) -> None:
 def by_number(path: str) -> tuple[str | int, ...]:
     """Sort key by which part-2 comes before part-10."""
     return tuple(int(part) if i % 2 else part for i, part in enumerate(re.split("([0-9]+)", path)))
-
-
-@contextmanager
-def with_file_names(*files: str | None) -> Iterator[None]:
-    """Put the names of files before errors about their arrays."""
-    try:
-        yield
-    except (IndexError, TypeError, ValueError) as error:
-        raise type(error)(f"{', '.join(filter(None, files))}: {error}") from error
 
 
 def check_stored_targets(

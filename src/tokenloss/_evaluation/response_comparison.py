@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from tokenloss._errors import raise_error
-from tokenloss._evaluation.plan import with_file_names
+from tokenloss._errors import raise_error, with_file_names
 from tokenloss._evaluation.rounding import Rounding
 from tokenloss.divergence import topk_divergence_bound
 

@@ -237,3 +237,25 @@ def _sources(responses: Sequence[Response], block: dict[str, Any]) -> Sources:
         np.array([response.custom_id for response in responses], np.object_),
     ]
     return Sources(*(column[tokens > 0] for column in columns))
+
+
+def response_summary(paths: Sequence[str], results: Sequence[ShardResult]) -> dict[str, Any]:
+    """Figures of all files of responses together."""
+    found = [result.responses for result in results if result.responses]
+    totals = {
+        name: sum(getattr(figures, name) for figures in found)
+        for name in ("responses", "without_number", "sentinels", "greedy_known", "lost_tops")
+    }
+    failed = [
+        {"file": path, "line": entry.line, "custom_id": entry.custom_id, "reason": entry.reason}
+        for path, figures in zip(paths, found, strict=True)
+        for entry in figures.failed
+    ]
+    return {
+        "dialect": ", ".join(dict.fromkeys(figures.dialect for figures in found if figures.dialect)),
+        "part": next((figures.part for figures in found if figures.dialect), found[0].part),
+        "rounding": str(sum((figures.rounding for figures in found), Rounding())) or None,
+        **totals,
+        "skipped": len(failed),
+        "failed": failed,
+    }

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from tokenloss._errors import with_file_names
 from tokenloss._evaluation import checks
-from tokenloss._evaluation.plan import open_shard, rows_per_block, with_file_names
+from tokenloss._evaluation.plan import open_shard, rows_per_block
 from tokenloss._evaluation.response_figures import ResponseFigures
 from tokenloss._evaluation.sequences import NO_SEQUENCES, SequenceCollector, SequenceColumns
 from tokenloss._outputs._base import TokenBlock
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from tokenloss._evaluation.plan import OpenShard, Options, Shard
     from tokenloss._types import Array, BoolArray, IntArray
     from tokenloss.formats import ScoresFile
-    from tokenloss.formats.lm_head import LmHead
+    from tokenloss.formats._base import LmHead
     from tokenloss.scores import TokenScores
 
     _Sink: TypeAlias = Callable[[Any], None]  # called with each block of tokens

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from tokenloss._errors import raise_error
-from tokenloss._exact import ExactRatio, exp
+from tokenloss._exact import exp
+from tokenloss._ratio import ExactRatio
 from tokenloss._statistics import binomial_tail
 from tokenloss.formats.samples import WEIGHTED, Sample
 

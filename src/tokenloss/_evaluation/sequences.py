@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from tokenloss._errors import raise_error
-from tokenloss._exact import ExactMoments, ExactRatio
+from tokenloss._exact import ExactMoments
+from tokenloss._ratio import ExactRatio
 from tokenloss.formats._base import SEQUENCES, check_map
 from tokenloss.meter import LossMeter
 from tokenloss.sequences import SequenceLosses, check_offsets, check_segment_ids, sums_by_segment
