@@ -14,7 +14,7 @@ import tokenloss
 from tokenloss import compare_files, sinks
 from tokenloss._evaluation import plan
 from tokenloss._evaluation.token_types import token_types
-from tokenloss._json import as_strict_json
+from tokenloss._token_text import as_strict_json
 from tokenloss.formats import llama_cpp
 
 pytestmark = pytest.mark.thread_unsafe(reason="a command prints to the stdout of its process")

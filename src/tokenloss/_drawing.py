@@ -13,8 +13,7 @@ import numpy as np
 
 from tokenloss._errors import raise_error
 from tokenloss._paired import Mean
-from tokenloss._statistics import count_of
-from tokenloss._terminal import printable
+from tokenloss._token_text import count_of, printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -9,7 +9,11 @@ import numpy as np
 
 from tokenloss import _core, _job, _workers
 from tokenloss._dtypes import CheckedArray
-from tokenloss._validation import PROJECTION_NAMES, check_projection
+from tokenloss._errors import raise_error
+from tokenloss._validation import (
+    PROJECTION_NAMES,
+    check_projection,
+)
 
 if TYPE_CHECKING:
     from tokenloss._types import Array, Float64Array, IntArray
@@ -263,3 +267,21 @@ def _is_blas_matrix(array: Array) -> bool:
     rows, elements = array.strides
     in_order = elements == array.itemsize and rows >= array.shape[1] * array.itemsize
     return in_order and rows % array.itemsize == 0 and array.flags.aligned
+
+
+_PAIR_BASE_NAMES = "base_hidden", "base_weight", "base_bias"
+
+
+_PAIR_NAMES = "hidden", "weight", "bias"
+
+
+def two_projections(
+    base_hidden: Any, base_weight: Any, base_bias: Any, hidden: Any, weight: Any, bias: Any
+) -> tuple[Projection, Projection]:
+    """The projections of a base and of another model, of one batch."""
+    base = Projection(base_hidden, base_weight, base_bias, _PAIR_BASE_NAMES)
+    other = Projection(hidden, weight, bias, _PAIR_NAMES)
+    if other.scores.batch != base.scores.batch:
+        fits = f"({', '.join(map(str, (*base.scores.batch, 'E')))}), as many positions as base_hidden has"
+        raise_error("shape", name="hidden", got=other.hidden.shape, fits=fits)
+    return base, other

@@ -153,3 +153,15 @@ class ExactRatio:
         ):
             raise ValueError("no pairs have these sums")
         return ratio
+
+
+def interval_note(factor: float) -> str:
+    """Words about intervals that reach this many standard errors; "" for those of many sequences, which reach 1.96."""
+    if not factor > 2:
+        return ""
+    return f"95 % intervals reach {factor:.3g} standard errors" + guess_note(factor)
+
+
+def guess_note(factor: float) -> str:
+    """Words about intervals of two sequences, or of one that is much longer than the others; "" for other intervals."""
+    return ", too few for more than a guess" if factor > 10 else ""

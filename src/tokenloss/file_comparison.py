@@ -7,8 +7,9 @@ import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from tokenloss._arguments import as_path, as_paths, check_choice, check_shift, checked_sinks, refuse_given
+from tokenloss._arguments import as_path, as_paths, check_choice, check_shift, refuse_given
 from tokenloss._errors import raise_error
+from tokenloss._evaluation.sink import checked_sinks
 from tokenloss._validation import check_integer, head_transform
 from tokenloss._workers import check_workers
 from tokenloss.evaluation import advice, not_finite_notes

@@ -9,8 +9,8 @@ import numpy as np
 
 from tokenloss._errors import raise_error
 from tokenloss._exact import ExactMoments, exp
-from tokenloss._ratio import ExactRatio
-from tokenloss._statistics import count_of, guess_note
+from tokenloss._ratio import ExactRatio, guess_note
+from tokenloss._token_text import count_of
 from tokenloss._validation import check_integer, check_mask
 from tokenloss.scores import TokenScores
 from tokenloss.sequences import SequenceLosses, known_tokens

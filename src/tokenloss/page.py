@@ -9,7 +9,7 @@ import numpy as np
 
 from tokenloss._errors import raise_error
 from tokenloss._paired import nan_last
-from tokenloss._statistics import count_of, guess_note
+from tokenloss._ratio import guess_note
 from tokenloss._token_page import (
     as_json,
     as_object,
@@ -24,6 +24,7 @@ from tokenloss._token_page import (
     summary,
     write_frame,
 )
+from tokenloss._token_text import count_of
 from tokenloss._validation import as_target_array
 from tokenloss.meter import LossMeter
 

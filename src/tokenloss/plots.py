@@ -28,7 +28,7 @@ from tokenloss._errors import raise_error
 from tokenloss._exact import ExactMoments
 from tokenloss._files import replacing
 from tokenloss._paired import nan_last
-from tokenloss._statistics import count_of
+from tokenloss._token_text import count_of
 from tokenloss._validation import check_mask, check_number
 from tokenloss.sequences import check_segment_ids
 

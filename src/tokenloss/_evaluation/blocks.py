@@ -16,7 +16,7 @@ from tokenloss._errors import raise_error, with_file_names
 from tokenloss._evaluation import run
 from tokenloss._evaluation.files import make_evaluation, named_paths, open_outputs, token_sink
 from tokenloss._evaluation.plan import OpenShard, Shard, check_shiftable, check_stored_targets, shifted
-from tokenloss._evaluation.run import ShardResult
+from tokenloss._evaluation.results import ShardResult
 from tokenloss._evaluation.sequences import RowSequences, SequenceColumns
 from tokenloss._files import check_outputs
 from tokenloss._validation import check_mask
@@ -29,9 +29,9 @@ if TYPE_CHECKING:
 
     from tokenloss._evaluation.files import Settings
     from tokenloss._evaluation.plan import Options
-    from tokenloss._outputs._base import Output
+    from tokenloss._evaluation.results import Evaluation
+    from tokenloss._evaluation.sink import Output
     from tokenloss._types import Array
-    from tokenloss.evaluation import Evaluation
 
 
 def evaluate_blocks(

@@ -15,9 +15,10 @@ from tokenloss._comparison_columns import COLUMNS, join, new_columns, pair_colum
 from tokenloss._errors import with_file_names
 from tokenloss._evaluation import checks
 from tokenloss._evaluation.plan import open_shard, rows_per_block
-from tokenloss._evaluation.run import SHIFT_SAMPLE, ShiftSample, ShiftSampler, row_functions, scores_at
+from tokenloss._evaluation.results import ShiftSample
+from tokenloss._evaluation.run import SHIFT_SAMPLE, ShiftSampler, row_functions, scores_at
+from tokenloss._evaluation.sink import ComparedBlock
 from tokenloss._linear_columns import linear_pair_columns
-from tokenloss._outputs._base import ComparedBlock
 from tokenloss._projection import MAX_TILE_ROWS, Projection
 from tokenloss._softmax import log_softmax
 from tokenloss._validation import as_positions, scores_of_shape

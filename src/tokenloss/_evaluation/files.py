@@ -15,6 +15,7 @@ from tokenloss._errors import raise_error
 from tokenloss._evaluation import run
 from tokenloss._evaluation.checkpoint import Checkpoint
 from tokenloss._evaluation.plan import by_number, check_different, plan
+from tokenloss._evaluation.progress import Progress
 from tokenloss._evaluation.responses import (
     are_responses,
     check_names,
@@ -24,10 +25,9 @@ from tokenloss._evaluation.responses import (
     score_responses,
     scored_shards,
 )
+from tokenloss._evaluation.results import Evaluation, ShardResult
 from tokenloss._evaluation.summary import add_lengths, merge_meters, sequence_columns, summary, text_length
 from tokenloss._files import check_outputs, identity, links_in
-from tokenloss._terminal import Progress
-from tokenloss.evaluation import Evaluation
 from tokenloss.formats import is_scores
 from tokenloss.formats.lm_head import lm_head_files
 
@@ -36,8 +36,7 @@ if TYPE_CHECKING:
 
     from tokenloss._evaluation.checkpoint import Result
     from tokenloss._evaluation.plan import Options, Shard
-    from tokenloss._evaluation.run import ShardResult
-    from tokenloss._outputs._base import Output
+    from tokenloss._evaluation.sink import Output
     from tokenloss._types import IntArray
 
 
@@ -107,7 +106,7 @@ def evaluate_files(inputs: Inputs, options: Options, settings: Settings, outputs
     with contextlib.ExitStack() as stack:
         open_outputs(stack, outputs, *size, top_k, of_responses)
         start = time.perf_counter()
-        results, n_read = score_shards(score, shards, options, settings, outputs, top_k, run.ShardResult)
+        results, n_read = score_shards(score, shards, options, settings, outputs, top_k, ShardResult)
         seconds = time.perf_counter() - start
         if of_responses:
             check_names(inputs.scores, results)

@@ -11,10 +11,11 @@ import numpy as np
 from tokenloss._errors import raise_error
 from tokenloss._evaluation.plan import Shard
 from tokenloss._evaluation.response_figures import ResponseFigures, Sources
+from tokenloss._evaluation.results import ShardResult
 from tokenloss._evaluation.rounding import Rounding
-from tokenloss._evaluation.run import ShardResult, TopLosses
+from tokenloss._evaluation.run import TopLosses
 from tokenloss._evaluation.sequences import RowSequences, SequenceCollector
-from tokenloss._outputs._base import TokenBlock
+from tokenloss._evaluation.sink import TokenBlock
 from tokenloss.formats.responses import is_responses, open_responses
 from tokenloss.scores import TokenScores
 

@@ -13,7 +13,7 @@ import numpy as np
 from tokenloss._errors import raise_error
 from tokenloss._evaluation.checks import norm_seems_missing
 from tokenloss._evaluation.response_figures import Sources
-from tokenloss._evaluation.run import ShiftSample
+from tokenloss._evaluation.results import ShiftSample
 from tokenloss._evaluation.sequences import SequenceColumns, joined
 from tokenloss.meter import LossMeter
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from tokenloss._evaluation.plan import Options, Shard
-    from tokenloss._evaluation.run import ShardResult
+    from tokenloss._evaluation.results import ShardResult
     from tokenloss._types import Array
 
 _TEXT_BYTES = 1 << 20  # read at a time
