@@ -1,7 +1,8 @@
 """Scores language-model predictions on a CPU, exactly and at the speed of memory."""
 
 from tokenloss._class_log_probs import class_log_probs
-from tokenloss._config import show_config
+from tokenloss._core.config import show_config
+from tokenloss._core.version import __version__ as __version__
 from tokenloss._evaluation.compare_responses import compare_responses
 from tokenloss._evaluation.compare_samples import compare_samples
 from tokenloss._evaluation.results import Evaluation, NormWarning, ShiftWarning
@@ -18,8 +19,6 @@ from tokenloss.responses import ResponseComparison
 from tokenloss.samples import SampleComparison, SampleMetric
 from tokenloss.scores import TokenScores, token_scores
 from tokenloss.sequences import SequenceLosses, next_token, sequence_losses
-
-__version__ = "0.1.0"
 
 __all__ = [
     "Comparison",

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from tokenloss import _core
-from tokenloss._exact import UNIT, ExactMoments
+from tokenloss._core import _core
+from tokenloss._core.exact import UNIT, ExactMoments
 from tokenloss._statistics import equivalent_lengths, ratio_quantile, ratio_tail
 
 if TYPE_CHECKING:
-    from tokenloss._types import Float64Array
+    from tokenloss._core.types import Float64Array
 
 
 class ExactRatio:

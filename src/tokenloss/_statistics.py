@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from tokenloss._types import Float64Array
+    from tokenloss._core.types import Float64Array
 
 _EXACT = 2000  # trials up to which integers are summed
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, NamedTuple
 
+from tokenloss._core.text import printable
 from tokenloss._evaluation.progress import has_rich
-from tokenloss._token_text import printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -14,12 +14,13 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
-from tokenloss import __version__, _commands
+from tokenloss import _commands
 from tokenloss._commands import InputError
+from tokenloss._core.text import printable
+from tokenloss._core.version import __version__
 from tokenloss._evaluation.summary import WORDS
 from tokenloss._outputs import COMPARE_OUTPUTS, SCORE_OUTPUTS
 from tokenloss._outputs.json_object import JsonObject
-from tokenloss._token_text import printable
 from tokenloss.formats import KINDS
 from tokenloss.formats.responses import PARTS_OF_RESPONSE
 

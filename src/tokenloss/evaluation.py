@@ -7,20 +7,20 @@ import os
 import warnings
 from typing import TYPE_CHECKING, Any
 
-from tokenloss._arguments import as_path, as_paths, check_choice, check_shift, refuse_given
-from tokenloss._errors import raise_error
+from tokenloss._core.arguments import as_path, as_paths, check_choice, check_shift, refuse_given
+from tokenloss._core.errors import raise_error
+from tokenloss._core.text import count_of
+from tokenloss._core.threads import check_workers
+from tokenloss._core.validation import check_integer, head_transform
 from tokenloss._evaluation.results import Evaluation, NormWarning, ShiftWarning
 from tokenloss._evaluation.sink import checked_sinks
-from tokenloss._token_text import count_of
-from tokenloss._validation import check_integer, head_transform
-from tokenloss._workers import check_workers
 from tokenloss.sequences import check_lengths
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
     from typing import Literal, TypeAlias
 
-    from tokenloss._types import ArrayLike, IntArray
+    from tokenloss._core.types import ArrayLike, IntArray
     from tokenloss.sinks import Sink
 
     _Path: TypeAlias = str | os.PathLike[str]

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, overload
 
-from tokenloss import _core, _job
-from tokenloss._errors import raise_error
-from tokenloss._projection import Projection, run_pairs, two_projections
-from tokenloss._validation import as_positions, logit_transform, penalties, without_targets
+from tokenloss._core import _core, jobs
+from tokenloss._core.errors import raise_error
+from tokenloss._core.projection import Projection, run_pairs, two_projections
+from tokenloss._core.validation import as_positions, logit_transform, penalties, without_targets
 from tokenloss.scores import TokenScores, token_job
 
 if TYPE_CHECKING:
     from typing import Literal
 
-    from tokenloss._types import ArrayLike, Float64Array
+    from tokenloss._core.types import ArrayLike, Float64Array
 
 
 @overload
@@ -140,10 +140,10 @@ def linear_cross_entropy(
     positions = as_positions("targets", targets, scores, ignore_index, where, weight, sample_weight)
     smoothing, z_loss = penalties(label_smoothing, z_loss)
     scale, cap = logit_transform(logit_scale, softcap)
-    losses = _job.new_losses(reduction, scores.batch)
+    losses = jobs.new_losses(reduction, scores.batch)
     job = _core.CrossEntropy(scores, positions, losses, scale, cap, smoothing, z_loss)
     projection.run(job, workers)
-    return _job.reduced(job, losses, reduction)
+    return jobs.reduced(job, losses, reduction)
 
 
 def linear_token_scores(
@@ -319,8 +319,8 @@ def linear_kl_divergence(
         fits = f"({base.scores.classes}, {other.hidden.shape[-1]}): as many classes as base_weight has"
         raise_error("shape", name="weight", got=other.weight.shape, fits=fits)
     positions, transform = without_targets(base.scores, where), logit_transform(logit_scale, softcap)
-    divergences = _job.new_losses(reduction, base.scores.batch)
+    divergences = jobs.new_losses(reduction, base.scores.batch)
     job = _core.KLDivergence(base.scores, positions, divergences, other.scores)
     job.set_transform(*transform)
     run_pairs(base, [other], [job], workers)
-    return _job.reduced(job, divergences, reduction)
+    return jobs.reduced(job, divergences, reduction)

@@ -10,8 +10,8 @@ import numpy as np
 from tokenloss._paired import KL_QUANTILES, Mean, as_json_figures, paired_figures, quantiles, sequence_table
 
 if TYPE_CHECKING:
+    from tokenloss._core.types import Array, BoolArray, Float64Array, IntArray
     from tokenloss._evaluation.response_comparison import Compared
-    from tokenloss._types import Array, BoolArray, Float64Array, IntArray
 
 _ARRAYS = ("nll", "base_nll", "kl_bound", "base_mass", "mass", "delta_p", "is_same_top", "is_top_known", "kept")
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
-    from tokenloss._types import Array, Float64Array
+    from tokenloss._core.types import Array, Float64Array
 
 
 @dataclass(frozen=True, eq=False, repr=False)

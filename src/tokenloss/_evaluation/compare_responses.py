@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
-from tokenloss import _workers
-from tokenloss._errors import raise_error
+from tokenloss._core import threads
+from tokenloss._core.errors import raise_error
 from tokenloss.responses import ResponseComparison, response_comparison_of
 
 if TYPE_CHECKING:
@@ -136,7 +136,7 @@ def compare_responses(
         responses: Any = opened[1 - side]
         pairs = scored = ScoredResponses(paths[side], responses, options, files, side == 0, workers)
         words[side] = scored.words
-    _workers.check_workers(workers)
+    threads.check_workers(workers)
     compared = compare_pairs(iter(pairs), paths, roundings)
     own: Any = next(file for file in opened if file is not None)
     words = [word or str(rounding) for word, rounding in zip(words, roundings, strict=True)]

@@ -6,7 +6,7 @@ import numbers
 import os
 from typing import TYPE_CHECKING
 
-from tokenloss._errors import raise_error
+from tokenloss._core.errors import raise_error
 from tokenloss.samples import SampleComparison, SampleMetric
 
 if TYPE_CHECKING:

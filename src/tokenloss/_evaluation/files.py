@@ -10,8 +10,9 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from tokenloss import _workers
-from tokenloss._errors import raise_error
+from tokenloss._core import threads
+from tokenloss._core.errors import raise_error
+from tokenloss._core.files import check_outputs, identity, links_in
 from tokenloss._evaluation import run
 from tokenloss._evaluation.checkpoint import Checkpoint
 from tokenloss._evaluation.plan import by_number, check_different, plan
@@ -27,17 +28,16 @@ from tokenloss._evaluation.responses import (
 )
 from tokenloss._evaluation.results import Evaluation, ShardResult
 from tokenloss._evaluation.summary import add_lengths, merge_meters, sequence_columns, summary, text_length
-from tokenloss._files import check_outputs, identity, links_in
 from tokenloss.formats import is_scores
 from tokenloss.formats.lm_head import lm_head_files
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    from tokenloss._core.types import IntArray
     from tokenloss._evaluation.checkpoint import Result
     from tokenloss._evaluation.plan import Options, Shard
     from tokenloss._evaluation.sink import Output
-    from tokenloss._types import IntArray
 
 
 class Inputs(NamedTuple):
@@ -213,7 +213,7 @@ def _score_locally(
     advance: Callable[[int], None],
 ) -> Iterator[tuple[int, Result]]:
     """Score shards one by one."""
-    workers = settings.workers or _workers.default_workers()
+    workers = settings.workers or threads.default_workers()
     for number, shard in enumerate(shards):
         yield number, score(shard, options, workers, token_sink(outputs, number), top_k, advance)
 

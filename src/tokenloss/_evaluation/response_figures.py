@@ -12,7 +12,7 @@ from tokenloss.formats.responses import Failed
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from tokenloss._types import Array, BoolArray, IntArray
+    from tokenloss._core.types import Array, BoolArray, IntArray
 
 
 class Sources(NamedTuple):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tokenloss._errors import raise_error
+from tokenloss._core.errors import raise_error
 from tokenloss._evaluation.plan import Shard
 from tokenloss._evaluation.response_figures import ResponseFigures, Sources
 from tokenloss._evaluation.results import ShardResult
@@ -22,9 +22,9 @@ from tokenloss.scores import TokenScores
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
+    from tokenloss._core.types import Array, IntArray
     from tokenloss._evaluation.plan import Options
     from tokenloss._evaluation.run import _Sink
-    from tokenloss._types import Array, IntArray
     from tokenloss.formats.responses import Response
 
 _BLOCK_ENTRIES = 1 << 16  # tokens and alternatives of short responses that are scored together

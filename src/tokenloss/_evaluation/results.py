@@ -7,18 +7,18 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from tokenloss._core.text import as_strict_json
 from tokenloss._evaluation import checks
 from tokenloss._evaluation.response_figures import ResponseFigures
 from tokenloss._evaluation.sequences import NO_SEQUENCES, SequenceColumns
-from tokenloss._token_text import as_strict_json
 from tokenloss.meter import LossMeter
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import TypeAlias
 
+    from tokenloss._core.types import Array
     from tokenloss._evaluation.plan import Options, Shard
-    from tokenloss._types import Array
 
     _Sink: TypeAlias = Callable[[Any], None]  # called with each block of tokens
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from tokenloss._errors import with_file_names
+from tokenloss._core.errors import with_file_names
 from tokenloss._evaluation import checks
 from tokenloss._evaluation.plan import open_shard, rows_per_block
 from tokenloss._evaluation.results import ShardResult, ShiftSample, TokenLoss
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import TypeAlias
 
+    from tokenloss._core.types import Array, BoolArray, IntArray
     from tokenloss._evaluation.plan import OpenShard, Options, Shard
-    from tokenloss._types import Array, BoolArray, IntArray
     from tokenloss.formats import ScoresFile
     from tokenloss.formats._base import LmHead
     from tokenloss.scores import TokenScores

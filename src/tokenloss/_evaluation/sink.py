@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
-from tokenloss._errors import raise_error
+from tokenloss._core.errors import raise_error
 from tokenloss.scores import TokenScores
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
-    from tokenloss._types import Array
+    from tokenloss._core.types import Array
     from tokenloss.comparison import Comparison
     from tokenloss.sinks import Sink
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tokenloss._errors import raise_error
+from tokenloss._core.errors import raise_error
 from tokenloss._evaluation.checks import norm_seems_missing
 from tokenloss._evaluation.response_figures import Sources
 from tokenloss._evaluation.results import ShiftSample
@@ -20,9 +20,9 @@ from tokenloss.meter import LossMeter
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from tokenloss._core.types import Array
     from tokenloss._evaluation.plan import Options, Shard
     from tokenloss._evaluation.results import ShardResult
-    from tokenloss._types import Array
 
 _TEXT_BYTES = 1 << 20  # read at a time
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from contextlib import AbstractContextManager
 
-    from tokenloss._types import Array
+    from tokenloss._core.types import Array
 
 
 class TokenOutput(Output):

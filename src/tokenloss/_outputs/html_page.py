@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from contextlib import AbstractContextManager
 
+    from tokenloss._core.types import Array
     from tokenloss._evaluation.sink import Candidate, ComparedBlock
-    from tokenloss._types import Array
 
 
 class HtmlPage(TokenOutput):

@@ -13,16 +13,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from tokenloss._core import json_extent
-from tokenloss._dtypes import FLOATS
-from tokenloss._errors import contextmanager, raise_error
-from tokenloss._validation import check_integer
+from tokenloss._core._core import json_extent
+from tokenloss._core.dtypes import FLOATS
+from tokenloss._core.errors import contextmanager, raise_error
+from tokenloss._core.validation import check_integer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
     from typing import BinaryIO, Literal
 
-    from tokenloss._types import Array
+    from tokenloss._core.types import Array
 
 KINDS = ("logits", "log_probs", "probs")  # of scores
 HIDDEN_NAMES = ("hidden_states", "hidden")  # arrays of hidden states; the first is their kind

@@ -5,7 +5,7 @@ from __future__ import annotations
 import reprlib
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
-from tokenloss._errors import raise_error
+from tokenloss._core.errors import raise_error
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

@@ -6,7 +6,7 @@ import itertools
 import re
 from typing import Any, NamedTuple
 
-from tokenloss._core import classes_by_id
+from tokenloss._core._core import classes_by_id
 from tokenloss.formats._fields import Place, check_count, check_list, check_object, check_text
 from tokenloss.formats._records import read_records
 from tokenloss.formats._token_columns import Tokens, Tops, lengths

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from tokenloss._dtypes import FLOATS
-from tokenloss._errors import raise_error
+from tokenloss._core.dtypes import FLOATS
+from tokenloss._core.errors import raise_error
 from tokenloss.formats import npy, npz, safetensors
 from tokenloss.formats._base import LmHead, is_float, library_errors, open_regular, parsed_json, reject_array_name
 from tokenloss.formats._model_config import read_config
@@ -17,7 +17,7 @@ from tokenloss.formats._model_config import read_config
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
 
-    from tokenloss._types import Array
+    from tokenloss._core.types import Array
     from tokenloss.formats._base import ArrayLocation
     from tokenloss.formats._model_config import ModelConfig
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from tokenloss._errors import raise_error
+from tokenloss._core.errors import raise_error
 from tokenloss.formats._dialects import failure, read
 from tokenloss.formats._fields import Place
 from tokenloss.formats._prompt_objects import proves_own_first
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Any, Literal
 
-    from tokenloss._types import Array, BoolArray, Float64Array, IntArray
+    from tokenloss._core.types import Array, BoolArray, Float64Array, IntArray
     from tokenloss.formats._dialects import Choice
     from tokenloss.formats._token_columns import Tokens
 

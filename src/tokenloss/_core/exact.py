@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from tokenloss import _core
-from tokenloss._iteration import iter_float64
-from tokenloss._validation import check_losses
+from tokenloss._core import _core
+from tokenloss._core.iteration import iter_float64
+from tokenloss._core.validation import check_losses
 
 if TYPE_CHECKING:
-    from tokenloss._types import ArrayLike
+    from tokenloss._core.types import ArrayLike
 
 UNIT = 2**1074  # integers hold multiples of the smallest float64, 2**-1074, and of its square
 

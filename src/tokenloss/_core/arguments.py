@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
-from tokenloss._errors import raise_error
+from tokenloss._core.errors import raise_error
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
