@@ -30,7 +30,7 @@ from hypothesis import strategies as st
 
 from tokenloss import cross_entropy, linear_cross_entropy, linear_token_scores, token_scores
 from tokenloss._core import _core, projection
-from tokenloss.scores import COLUMNS
+from tokenloss._scores.token_scores import COLUMNS
 
 NAN, INF = math.nan, math.inf
 FLOAT16, FLOAT32, FLOAT64 = (np.dtype(name) for name in ("float16", "float32", "float64"))

@@ -20,7 +20,7 @@ from pages import NASTY, Reader
 import tokenloss
 from tokenloss import page, token_scores
 from tokenloss._core.files import replacing
-from tokenloss.scores import COLUMNS
+from tokenloss._scores.token_scores import COLUMNS
 
 SAMPLE = Path(__file__).parent / "data" / "whisper-tiny-en.npz"
 

@@ -13,7 +13,7 @@ from rendered import Documents, batch, chat, vllm
 import tokenloss
 from tokenloss import compare_responses, kl_divergence, log_softmax
 from tokenloss._evaluation import plan, response_comparison
-from tokenloss._evaluation.rounding import Rounding
+from tokenloss._statistics.rounding import Rounding
 from tokenloss.formats import open_responses
 
 SERVERS = (

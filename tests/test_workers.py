@@ -270,7 +270,7 @@ def test_workers_that_cannot_be_started(run_python):
     run_python(
         """
 import threading
-from tokenloss import threads
+from tokenloss._core import threads
 
 busy, free, begun = threading.Event(), threading.Event(), threading.Event()
 

@@ -21,7 +21,7 @@ from tokenloss._core.validation import (
     most_unnormalized,
     without_targets,
 )
-from tokenloss.sequences import check_offsets, check_segment_ids
+from tokenloss._statistics.sequences import check_offsets, check_segment_ids
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

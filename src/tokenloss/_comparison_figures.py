@@ -12,7 +12,7 @@ from tokenloss._core.dtypes import as_array
 from tokenloss._core.errors import raise_error
 from tokenloss._core.validation import broadcast
 from tokenloss._paired import KL_QUANTILES, Mean, paired_figures, quantile_intervals, quantiles, sequence_table
-from tokenloss.sequences import sums_by_segment
+from tokenloss._statistics.sequences import sums_by_segment
 
 if TYPE_CHECKING:
     from tokenloss._core.types import Array, BoolArray, Columns, Float64Array, IntArray

@@ -10,7 +10,7 @@ from tokenloss._comparison_columns import bytes_of_bools, new_columns, share, sh
 from tokenloss._core import _core
 from tokenloss._core.projection import run_pairs
 from tokenloss._core.validation import as_positions
-from tokenloss.scores import token_job
+from tokenloss._scores.token_scores import token_job
 
 if TYPE_CHECKING:
     from tokenloss._core.projection import Projection

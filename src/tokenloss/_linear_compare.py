@@ -8,8 +8,8 @@ from tokenloss._comparison_columns import sequence_numbers
 from tokenloss._core.projection import two_projections
 from tokenloss._core.validation import as_positions, check_compared_classes, logit_transform
 from tokenloss._linear_columns import linear_pair_columns
+from tokenloss._statistics.sequences import check_segment_ids
 from tokenloss.comparison import Comparison, comparison_of
-from tokenloss.sequences import check_segment_ids
 
 if TYPE_CHECKING:
     from tokenloss._core.types import ArrayLike

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tokenloss._core.exact import ExactMoments, exp
-from tokenloss._ratio import ExactRatio
-from tokenloss._statistics import quantile_ranks
-from tokenloss.sequences import sums_by_segment
+from tokenloss._statistics.distributions import quantile_ranks
+from tokenloss._statistics.ratio import ExactRatio
+from tokenloss._statistics.sequences import sums_by_segment
 
 if TYPE_CHECKING:
     from tokenloss._core.types import Array, Float64Array, IntArray

@@ -20,9 +20,9 @@ from tokenloss._core.validation import (
     logit_transform,
     penalties,
 )
-from tokenloss.losses import cross_entropy as _cross_entropy
-from tokenloss.meter import LossMeter
-from tokenloss.sequences import sequence_losses
+from tokenloss._scores.losses import cross_entropy as _cross_entropy
+from tokenloss._statistics.meter import LossMeter
+from tokenloss._statistics.sequences import sequence_losses
 
 try:
     import dask.array as da

@@ -14,7 +14,7 @@ from tokenloss._core.threads import check_workers
 from tokenloss._core.validation import check_integer, head_transform
 from tokenloss._evaluation.results import Evaluation, NormWarning, ShiftWarning
 from tokenloss._evaluation.sink import checked_sinks
-from tokenloss.sequences import check_lengths
+from tokenloss._statistics.sequences import check_lengths
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence

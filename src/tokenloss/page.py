@@ -11,7 +11,8 @@ from tokenloss._core.errors import raise_error
 from tokenloss._core.text import count_of
 from tokenloss._core.validation import as_target_array
 from tokenloss._paired import nan_last
-from tokenloss._ratio import guess_note
+from tokenloss._statistics.meter import LossMeter
+from tokenloss._statistics.ratio import guess_note
 from tokenloss._token_page import (
     as_json,
     as_object,
@@ -26,15 +27,14 @@ from tokenloss._token_page import (
     summary,
     write_frame,
 )
-from tokenloss.meter import LossMeter
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Iterator, Mapping, Sequence
 
     from tokenloss._core.types import Array, ArrayLike
+    from tokenloss._scores.token_scores import TokenScores
     from tokenloss.comparison import Comparison
-    from tokenloss.scores import TokenScores
 
 MOST_TOKENS = 100_000  # that a page holds: about 10 MB, which a browser opens within two seconds
 

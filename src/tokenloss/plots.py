@@ -30,7 +30,7 @@ from tokenloss._drawing import (
     style,
 )
 from tokenloss._paired import nan_last
-from tokenloss.sequences import check_segment_ids
+from tokenloss._statistics.sequences import check_segment_ids
 
 if TYPE_CHECKING:
     import os

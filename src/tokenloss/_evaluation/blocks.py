@@ -20,9 +20,9 @@ from tokenloss._evaluation.files import make_evaluation, named_paths, open_outpu
 from tokenloss._evaluation.plan import OpenShard, Shard, check_shiftable, check_stored_targets, shifted
 from tokenloss._evaluation.results import ShardResult
 from tokenloss._evaluation.sequences import RowSequences, SequenceColumns
+from tokenloss._statistics.meter import LossMeter
+from tokenloss._statistics.sequences import check_segment_ids
 from tokenloss.formats._base import ScoresFile, rows_at
-from tokenloss.meter import LossMeter
-from tokenloss.sequences import check_segment_ids
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence

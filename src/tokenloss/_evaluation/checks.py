@@ -8,7 +8,7 @@ import numpy as np
 
 from tokenloss._core.errors import raise_error, with_file_names
 from tokenloss._core.validation import UNNORMALIZED, UNNORMALIZED_HALF
-from tokenloss._softmax import logsumexp
+from tokenloss._scores.softmax import logsumexp
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -110,7 +110,7 @@ def compare_responses(
     from tokenloss._evaluation.plan import Options
     from tokenloss._evaluation.response_comparison import PairedFiles, compare_pairs
     from tokenloss._evaluation.response_scores import ScoredResponses
-    from tokenloss._evaluation.rounding import Rounding
+    from tokenloss._statistics.rounding import Rounding
     from tokenloss.formats import open_responses
     from tokenloss.formats.responses import is_responses
 

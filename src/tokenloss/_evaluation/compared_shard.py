@@ -21,9 +21,9 @@ from tokenloss._evaluation.results import ShiftSample
 from tokenloss._evaluation.run import SHIFT_SAMPLE, ShiftSampler, row_functions, scores_at
 from tokenloss._evaluation.sink import ComparedBlock
 from tokenloss._linear_columns import linear_pair_columns
-from tokenloss._softmax import log_softmax
+from tokenloss._scores.softmax import log_softmax
+from tokenloss._scores.token_scores import token_scores
 from tokenloss.formats._base import check_map
-from tokenloss.scores import token_scores
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -32,9 +32,9 @@ if TYPE_CHECKING:
     from tokenloss._core.types import Array, BoolArray, Columns, IntArray
     from tokenloss._evaluation.plan import OpenShard, Options, Shard
     from tokenloss._evaluation.run import _Sink
+    from tokenloss._scores.token_scores import TokenScores
     from tokenloss.formats import ScoresFile
     from tokenloss.formats._base import LmHead
-    from tokenloss.scores import TokenScores
 
     _Compared: TypeAlias = tuple[Columns, TokenScores | None, TokenScores | None]  # by base and model
 

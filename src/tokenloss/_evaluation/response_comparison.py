@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from tokenloss._core.errors import raise_error, with_file_names
-from tokenloss._evaluation.rounding import Rounding
-from tokenloss.divergence import topk_divergence_bound
+from tokenloss._scores.divergence import topk_divergence_bound
+from tokenloss._statistics.rounding import Rounding
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -11,7 +11,7 @@ from tokenloss._core.text import as_strict_json
 from tokenloss._evaluation import checks
 from tokenloss._evaluation.response_figures import ResponseFigures
 from tokenloss._evaluation.sequences import NO_SEQUENCES, SequenceColumns
-from tokenloss.meter import LossMeter
+from tokenloss._statistics.meter import LossMeter
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -10,8 +10,8 @@ import numpy as np
 
 from tokenloss._core.errors import raise_error
 from tokenloss._core.exact import exp
-from tokenloss._ratio import ExactRatio
-from tokenloss._statistics import binomial_tail
+from tokenloss._statistics.distributions import binomial_tail
+from tokenloss._statistics.ratio import ExactRatio
 from tokenloss.formats.samples import WEIGHTED, Sample
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ import contextlib
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from tokenloss._core.errors import raise_error
-from tokenloss.scores import TokenScores
+from tokenloss._scores.token_scores import TokenScores
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager

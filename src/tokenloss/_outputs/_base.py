@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from tokenloss._evaluation.sink import Candidate, Output, TokenBlock
-from tokenloss.scores import token_scores
+from tokenloss._scores.token_scores import token_scores
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

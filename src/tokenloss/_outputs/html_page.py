@@ -11,7 +11,7 @@ import numpy as np
 from tokenloss import page
 from tokenloss._evaluation.sink import Output
 from tokenloss._outputs._base import TokenOutput, compared_title, title
-from tokenloss.scores import COLUMNS, TokenScores
+from tokenloss._scores.token_scores import COLUMNS, TokenScores
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from tokenloss._core.text import count_of, printable
 from tokenloss._evaluation.sink import Output
-from tokenloss._ratio import guess_note
-from tokenloss._statistics import student_quantile
+from tokenloss._statistics.distributions import student_quantile
+from tokenloss._statistics.ratio import guess_note
 from tokenloss._terminal import Table, known_error, show_tables
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from tokenloss._core.text import count_of, printable
 from tokenloss._evaluation.sink import Output
 from tokenloss._outputs._base import compared_title, title
 from tokenloss._paired import nan_last
-from tokenloss._ratio import interval_note
+from tokenloss._statistics.ratio import interval_note
 from tokenloss._terminal import Table, known_error, show_tables
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ import numpy as np
 from tokenloss._core.errors import contextmanager, raise_error
 from tokenloss._core.files import replacing
 from tokenloss._evaluation.sink import Output
-from tokenloss.scores import COLUMNS
+from tokenloss._scores.token_scores import COLUMNS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -20,7 +20,7 @@ from tokenloss._core.dtypes import FLOATS
 from tokenloss._core.errors import raise_error
 from tokenloss._core.files import replacing
 from tokenloss._core.validation import check_integer
-from tokenloss._softmax import logsumexp
+from tokenloss._scores.softmax import logsumexp
 from tokenloss.formats._base import (
     ArrayLocation,
     ScoresFile,

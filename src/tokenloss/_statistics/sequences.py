@@ -14,8 +14,8 @@ from tokenloss._core.dtypes import FLOATS, as_array, bfloat16_to_float32, dtype_
 from tokenloss._core.errors import raise_error
 from tokenloss._core.exact import ExactMoments
 from tokenloss._core.validation import broadcast, check_losses, check_mask, check_sample_weight
-from tokenloss._ratio import ExactRatio
-from tokenloss.scores import TokenScores
+from tokenloss._scores.token_scores import TokenScores
+from tokenloss._statistics.ratio import ExactRatio
 
 if TYPE_CHECKING:
     from tokenloss._core.types import Array, ArrayLike, BoolArray, Float64Array, IntArray

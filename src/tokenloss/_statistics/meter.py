@@ -11,9 +11,9 @@ from tokenloss._core.errors import raise_error
 from tokenloss._core.exact import ExactMoments, exp
 from tokenloss._core.text import count_of
 from tokenloss._core.validation import check_integer, check_mask
-from tokenloss._ratio import ExactRatio, guess_note
-from tokenloss.scores import TokenScores
-from tokenloss.sequences import SequenceLosses, known_tokens
+from tokenloss._scores.token_scores import TokenScores
+from tokenloss._statistics.ratio import ExactRatio, guess_note
+from tokenloss._statistics.sequences import SequenceLosses, known_tokens
 
 if TYPE_CHECKING:
     from tokenloss._core.types import ArrayLike, Float64Array, IntArray

@@ -8,7 +8,7 @@ from tokenloss._core import _core, jobs
 from tokenloss._core.errors import raise_error
 from tokenloss._core.projection import Projection, run_pairs, two_projections
 from tokenloss._core.validation import as_positions, logit_transform, penalties, without_targets
-from tokenloss.scores import TokenScores, token_job
+from tokenloss._scores.token_scores import TokenScores, token_job
 
 if TYPE_CHECKING:
     from typing import Literal

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from tokenloss._core import _core
 from tokenloss._core.exact import UNIT, ExactMoments
-from tokenloss._statistics import equivalent_lengths, ratio_quantile, ratio_tail
+from tokenloss._statistics.distributions import equivalent_lengths, ratio_quantile, ratio_tail
 
 if TYPE_CHECKING:
     from tokenloss._core.types import Float64Array
