@@ -21,7 +21,7 @@ from tokenloss._core.version import __version__
 from tokenloss._evaluation.summary import WORDS
 from tokenloss._outputs import COMPARE_OUTPUTS, SCORE_OUTPUTS
 from tokenloss._outputs.json_object import JsonObject
-from tokenloss.formats import KINDS
+from tokenloss.formats.base import KINDS
 from tokenloss.formats.responses import PARTS_OF_RESPONSE
 
 if TYPE_CHECKING:

@@ -170,7 +170,7 @@ def evaluate(
     from tokenloss._evaluation.files import Inputs, Settings, check_needs, evaluate_files, resolved
     from tokenloss._evaluation.plan import Options
     from tokenloss._evaluation.summary import WORDS
-    from tokenloss.formats import KINDS
+    from tokenloss.formats.base import KINDS
     from tokenloss.formats.responses import PARTS_OF_RESPONSE, is_responses
 
     fits = "an integer of at least 0"

@@ -156,7 +156,7 @@ def compare_files(
     from tokenloss._evaluation.files import Inputs, Settings, check_needs, named_paths, resolved
     from tokenloss._evaluation.plan import Options
     from tokenloss._outputs._base import title
-    from tokenloss.formats import KINDS
+    from tokenloss.formats.base import KINDS
 
     check_choice("base_kind", base_kind, KINDS)
     check_choice("kind", kind, KINDS)

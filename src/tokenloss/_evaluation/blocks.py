@@ -22,7 +22,7 @@ from tokenloss._evaluation.results import ShardResult
 from tokenloss._evaluation.sequences import RowSequences, SequenceColumns
 from tokenloss._statistics.meter import LossMeter
 from tokenloss._statistics.sequences import check_segment_ids
-from tokenloss.formats._base import ScoresFile, rows_at
+from tokenloss.formats.base import ScoresFile, rows_at
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence

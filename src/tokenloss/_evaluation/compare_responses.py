@@ -111,8 +111,7 @@ def compare_responses(
     from tokenloss._evaluation.response_comparison import PairedFiles, compare_pairs
     from tokenloss._evaluation.response_scores import ScoredResponses
     from tokenloss._statistics.rounding import Rounding
-    from tokenloss.formats import open_responses
-    from tokenloss.formats.responses import is_responses
+    from tokenloss.formats.responses import is_responses, open_responses
 
     paths = os.fspath(base), os.fspath(other)
     options = Options(array, kind, ignore_index, shift)

@@ -28,8 +28,8 @@ from tokenloss._evaluation.responses import (
 )
 from tokenloss._evaluation.results import Evaluation, ShardResult
 from tokenloss._evaluation.summary import add_lengths, merge_meters, sequence_columns, summary, text_length
-from tokenloss.formats import is_scores
 from tokenloss.formats.lm_head import lm_head_files
+from tokenloss.formats.readers import is_scores
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

@@ -21,7 +21,7 @@ from tokenloss._core.errors import raise_error
 from tokenloss._core.files import replacing
 from tokenloss._core.validation import check_integer
 from tokenloss._scores.softmax import logsumexp
-from tokenloss.formats._base import (
+from tokenloss.formats.base import (
     ArrayLocation,
     ScoresFile,
     check_file_size,

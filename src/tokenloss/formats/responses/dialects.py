@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from tokenloss._core._core import classes_by_text, classes_of_entries, columns_of_triples
-from tokenloss.formats._echoes import copies, split_echoes
-from tokenloss.formats._fields import (
+from tokenloss.formats.responses.columns import Tokens, Tops, lengths
+from tokenloss.formats.responses.echoes import copies, split_echoes
+from tokenloss.formats.responses.fields import (
     Place,
     check_count,
     check_ids,
@@ -22,8 +23,7 @@ from tokenloss.formats._fields import (
     check_text,
     types,
 )
-from tokenloss.formats._prompt_objects import read_objects
-from tokenloss.formats._token_columns import Tokens, Tops, lengths
+from tokenloss.formats.responses.prompts import read_objects
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -7,9 +7,9 @@ import re
 from typing import Any, NamedTuple
 
 from tokenloss._core._core import classes_by_id
-from tokenloss.formats._fields import Place, check_count, check_list, check_object, check_text
-from tokenloss.formats._records import read_records
-from tokenloss.formats._token_columns import Tokens, Tops, lengths
+from tokenloss.formats.records import read_records
+from tokenloss.formats.responses.columns import Tokens, Tops, lengths
+from tokenloss.formats.responses.fields import Place, check_count, check_list, check_object, check_text
 
 _ID = re.compile("0|[1-9][0-9]{0,17}")  # each has one spelling
 _FAR = 8  # ranks, that ties do not explain

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from tokenloss._core.types import Array, BoolArray, Float64Array, IntArray
-    from tokenloss.formats._fields import Place
+    from tokenloss.formats.responses.fields import Place
 
 _RAW = re.compile("[ĠĊ▁\ufffd]")  # in texts of a vocabulary, and of parts of a character
 _SPECIAL = re.compile("<[^ ]+>")

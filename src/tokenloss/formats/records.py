@@ -15,7 +15,7 @@ import numpy as np
 
 from tokenloss._core._core import count_keys, json_extent
 from tokenloss._core.errors import raise_error
-from tokenloss.formats._base import JSON_MEMORY_LIMIT, library_errors, open_regular, stamp
+from tokenloss.formats.base import JSON_MEMORY_LIMIT, library_errors, open_regular, stamp
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

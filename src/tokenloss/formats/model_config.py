@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tokenloss._core.errors import raise_error
-from tokenloss.formats._base import library_errors, open_regular, parsed_json
+from tokenloss.formats.base import library_errors, open_regular, parsed_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

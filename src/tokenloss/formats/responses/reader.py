@@ -10,19 +10,19 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from tokenloss._core.errors import raise_error
-from tokenloss.formats._dialects import failure, read
-from tokenloss.formats._fields import Place
-from tokenloss.formats._prompt_objects import proves_own_first
-from tokenloss.formats._records import read_records
-from tokenloss.formats._token_columns import columns, join
+from tokenloss.formats.records import read_records
+from tokenloss.formats.responses.columns import columns, join
+from tokenloss.formats.responses.dialects import failure, read
+from tokenloss.formats.responses.fields import Place
+from tokenloss.formats.responses.prompts import proves_own_first
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Any, Literal
 
     from tokenloss._core.types import Array, BoolArray, Float64Array, IntArray
-    from tokenloss.formats._dialects import Choice
-    from tokenloss.formats._token_columns import Tokens
+    from tokenloss.formats.responses.columns import Tokens
+    from tokenloss.formats.responses.dialects import Choice
 
 SUFFIXES = (".json", ".jsonl", ".json.gz", ".jsonl.gz")
 PARTS_OF_RESPONSE = ("prompt", "generated", "all")  # parts of a response
