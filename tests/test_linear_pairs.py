@@ -13,10 +13,10 @@ import reference
 from arrays import BFLOAT16, FLOATS, LAYOUTS, assert_near, assert_same_bits, fails, strided
 
 from tokenloss import compare, kl_divergence, linear_compare, linear_kl_divergence
+from tokenloss._comparison.linear_columns import linear_pair_columns
 from tokenloss._core import _core, projection
 from tokenloss._core.projection import Projection
 from tokenloss._core.validation import as_positions
-from tokenloss._linear_columns import linear_pair_columns
 
 NAN, INF = math.nan, math.inf
 FLOAT16, FLOAT32, FLOAT64 = FLOATS[0], *FLOATS[2:]

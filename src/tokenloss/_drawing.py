@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from tokenloss._comparison.paired import Mean
 from tokenloss._core.errors import raise_error
 from tokenloss._core.text import count_of, printable
-from tokenloss._paired import Mean
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

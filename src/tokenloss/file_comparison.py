@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import Literal, TypeAlias
 
-    from tokenloss.comparison import Comparison
+    from tokenloss._comparison.comparison import Comparison
     from tokenloss.sinks import Sink
 
     _Path: TypeAlias = str | os.PathLike[str]

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from tokenloss._comparison.paired import nan_last
 from tokenloss._core.errors import raise_error
 from tokenloss._core.text import count_of
 from tokenloss._core.validation import as_target_array
-from tokenloss._paired import nan_last
 from tokenloss._statistics.meter import LossMeter
 from tokenloss._statistics.ratio import guess_note
 from tokenloss._token_page import (
@@ -32,9 +32,9 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Iterator, Mapping, Sequence
 
+    from tokenloss._comparison.comparison import Comparison
     from tokenloss._core.types import Array, ArrayLike
     from tokenloss._scores.token_scores import TokenScores
-    from tokenloss.comparison import Comparison
 
 MOST_TOKENS = 100_000  # that a page holds: about 10 MB, which a browser opens within two seconds
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tokenloss._comparison.paired import nan_last
 from tokenloss._core.errors import raise_error
 from tokenloss._core.exact import ExactMoments
 from tokenloss._core.files import replacing
@@ -29,7 +30,6 @@ from tokenloss._drawing import (
     mark_if_empty,
     style,
 )
-from tokenloss._paired import nan_last
 from tokenloss._statistics.sequences import check_segment_ids
 
 if TYPE_CHECKING:
@@ -39,8 +39,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from tokenloss._comparison.comparison import Comparison
     from tokenloss._core.types import Array, ArrayLike
-    from tokenloss.comparison import Comparison
 
 _SUFFIXES = (".png", ".svg", ".pdf")
 _MAX_DOTS = 3000

@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
+from tokenloss._comparison.responses import ResponseComparison, response_comparison_of
 from tokenloss._core import threads
 from tokenloss._core.errors import raise_error
-from tokenloss.responses import ResponseComparison, response_comparison_of
 
 if TYPE_CHECKING:
     from typing import Literal
 
-    from tokenloss._evaluation.response_comparison import PairedFiles
+    from tokenloss._comparison.response_pairs import PairedFiles
     from tokenloss._evaluation.response_scores import ScoredResponses
 
 
@@ -107,8 +107,8 @@ def compare_responses(
     (array([0.5]), array([0.0624]), array([0.9526]), 1.0)
     """
     # imported only here, to keep `import tokenloss` fast
+    from tokenloss._comparison.response_pairs import PairedFiles, compare_pairs
     from tokenloss._evaluation.plan import Options
-    from tokenloss._evaluation.response_comparison import PairedFiles, compare_pairs
     from tokenloss._evaluation.response_scores import ScoredResponses
     from tokenloss._statistics.rounding import Rounding
     from tokenloss.formats.responses import is_responses, open_responses

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from tokenloss._comparison_columns import COLUMNS, join, new_columns, pair_columns, share
+from tokenloss._comparison.columns import COLUMNS, join, new_columns, pair_columns, share
+from tokenloss._comparison.linear_columns import linear_pair_columns
 from tokenloss._core.errors import with_file_names
 from tokenloss._core.projection import MAX_TILE_ROWS, Projection
 from tokenloss._core.validation import as_positions, scores_of_shape
@@ -20,7 +21,6 @@ from tokenloss._evaluation.plan import open_shard, rows_per_block
 from tokenloss._evaluation.results import ShiftSample
 from tokenloss._evaluation.run import SHIFT_SAMPLE, ShiftSampler, row_functions, scores_at
 from tokenloss._evaluation.sink import ComparedBlock
-from tokenloss._linear_columns import linear_pair_columns
 from tokenloss._scores.softmax import log_softmax
 from tokenloss._scores.token_scores import token_scores
 from tokenloss.formats.base import check_map

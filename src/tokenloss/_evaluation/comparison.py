@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from tokenloss._comparison.comparison import comparison_of
+from tokenloss._comparison.paired import nan_last, rows_of
 from tokenloss._core.errors import raise_error
 from tokenloss._core.files import check_outputs
 from tokenloss._evaluation.checks import norm_seems_missing
@@ -18,8 +20,6 @@ from tokenloss._evaluation.plan import check_order, open_all, open_shard, open_s
 from tokenloss._evaluation.results import ShiftSample
 from tokenloss._evaluation.sink import Candidate
 from tokenloss._evaluation.token_types import TYPES, token_types
-from tokenloss._paired import nan_last, rows_of
-from tokenloss.comparison import comparison_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -11,8 +11,8 @@ from tokenloss._scores.token_scores import TokenScores
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
+    from tokenloss._comparison.comparison import Comparison
     from tokenloss._core.types import Array
-    from tokenloss.comparison import Comparison
     from tokenloss.sinks import Sink
 
 

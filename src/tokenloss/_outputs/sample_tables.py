@@ -11,7 +11,7 @@ from tokenloss._statistics.ratio import guess_note
 from tokenloss._terminal import Table, known_error, show_tables
 
 if TYPE_CHECKING:
-    from tokenloss.samples import SampleComparison, SampleMetric
+    from tokenloss._comparison.samples import SampleComparison, SampleMetric
 
 _ARROW = "\N{RIGHTWARDS ARROW}"
 

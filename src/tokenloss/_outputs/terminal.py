@@ -5,19 +5,19 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
+from tokenloss._comparison.paired import nan_last
 from tokenloss._core.text import count_of, printable
 from tokenloss._evaluation.sink import Output
 from tokenloss._outputs._base import compared_title, title
-from tokenloss._paired import nan_last
 from tokenloss._statistics.ratio import interval_note
 from tokenloss._terminal import Table, known_error, show_tables
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from tokenloss._comparison.comparison import Comparison
+    from tokenloss._comparison.responses import ResponseComparison
     from tokenloss._evaluation.sink import Candidate
-    from tokenloss.comparison import Comparison
-    from tokenloss.responses import ResponseComparison
 
 _MAX_SHARDS = 20  # that are listed
 _MAX_SEQUENCES = 5  # of the highest divergence

@@ -7,11 +7,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tokenloss._comparison_columns import COLUMNS
+from tokenloss._comparison.columns import COLUMNS
+from tokenloss._comparison.paired import (
+    KL_QUANTILES,
+    Mean,
+    paired_figures,
+    quantile_intervals,
+    quantiles,
+    sequence_table,
+)
 from tokenloss._core.dtypes import as_array
 from tokenloss._core.errors import raise_error
 from tokenloss._core.validation import broadcast
-from tokenloss._paired import KL_QUANTILES, Mean, paired_figures, quantile_intervals, quantiles, sequence_table
 from tokenloss._statistics.sequences import sums_by_segment
 
 if TYPE_CHECKING:

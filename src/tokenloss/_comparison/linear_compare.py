@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tokenloss._comparison_columns import sequence_numbers
+from tokenloss._comparison.columns import sequence_numbers
+from tokenloss._comparison.comparison import Comparison, comparison_of
+from tokenloss._comparison.linear_columns import linear_pair_columns
 from tokenloss._core.projection import two_projections
 from tokenloss._core.validation import as_positions, check_compared_classes, logit_transform
-from tokenloss._linear_columns import linear_pair_columns
 from tokenloss._statistics.sequences import check_segment_ids
-from tokenloss.comparison import Comparison, comparison_of
 
 if TYPE_CHECKING:
     from tokenloss._core.types import ArrayLike

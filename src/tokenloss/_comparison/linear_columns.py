@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tokenloss._comparison_columns import bytes_of_bools, new_columns, share, share_of_rest
+from tokenloss._comparison.columns import bytes_of_bools, new_columns, share, share_of_rest
 from tokenloss._core import _core
 from tokenloss._core.projection import run_pairs
 from tokenloss._core.validation import as_positions

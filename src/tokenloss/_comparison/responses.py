@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tokenloss._paired import KL_QUANTILES, Mean, as_json_figures, paired_figures, quantiles, sequence_table
+from tokenloss._comparison.paired import KL_QUANTILES, Mean, as_json_figures, paired_figures, quantiles, sequence_table
 
 if TYPE_CHECKING:
+    from tokenloss._comparison.response_pairs import Compared
     from tokenloss._core.types import Array, BoolArray, Float64Array, IntArray
-    from tokenloss._evaluation.response_comparison import Compared
 
 _ARRAYS = ("nll", "base_nll", "kl_bound", "base_mass", "mass", "delta_p", "is_same_top", "is_top_known", "kept")
 

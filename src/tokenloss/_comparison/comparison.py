@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from tokenloss._comparison_columns import check_definitions, join, new_columns, pair_columns, sequence_numbers, share
-from tokenloss._comparison_figures import check_groups, confidence_table, figures_of, group_table
+from tokenloss._comparison.columns import check_definitions, join, new_columns, pair_columns, sequence_numbers, share
+from tokenloss._comparison.figures import check_groups, confidence_table, figures_of, group_table
+from tokenloss._comparison.paired import as_json_figures, rows_of
 from tokenloss._core.dtypes import CheckedArray, as_float_array
 from tokenloss._core.errors import raise_error
 from tokenloss._core.validation import check_axis
-from tokenloss._paired import as_json_figures, rows_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
