@@ -88,7 +88,7 @@ def assert_as_logits(found, documents, ks, base="base", other="other"):
 
 @pytest.mark.parametrize("classes", [1, 100, 1 << 18])
 def test_compare_responses_equals_compare_of_the_full_log_probabilities(classes, documents, saved, monkeypatch):
-    monkeypatch.setattr(response_comparison, "_PENDING", classes)
+    monkeypatch.setattr(response_pairs, "_PENDING", classes)
     found = compare_responses(*saved)
     assert_as_logits(found, documents, (5, 7))
     assert (found.part, found.n_without_number, found.n_sentinels, found.n_skipped) == ("prompt", 4, 0, 0)
@@ -98,13 +98,13 @@ def test_compare_responses_equals_compare_of_the_full_log_probabilities(classes,
 
 
 def test_a_response_with_all_classes_does_not_widen_the_lists_of_others(rng, tmp_path, monkeypatch):
-    monkeypatch.setattr(response_comparison, "_PENDING", 1000)
+    monkeypatch.setattr(response_pairs, "_PENDING", 1000)
     rows = log_softmax(rng.normal(0, 1, (100, 40)))
     ids = rng.integers(0, 40, 101)
     path = clients.save_lines(tmp_path / "a.jsonl", *(vllm(ids[:n], rows[: n - 1], k) for n, k in ((101, 1), (3, 39))))
     widths, stacked = [], response_pairs._stacked
     monkeypatch.setattr(
-        response_comparison, "_stacked", lambda sides: widths.append(stacked(sides).classes.shape) or stacked(sides)
+        response_pairs, "_stacked", lambda sides: widths.append(stacked(sides).classes.shape) or stacked(sides)
     )
     assert compare_responses(path, path).count == 102
     assert widths == [(101, 2)] * 2 + [(3, 40)] * 2

@@ -6,8 +6,10 @@ from tokenloss._comparison.responses import ResponseComparison
 from tokenloss._comparison.samples import SampleComparison, SampleMetric
 from tokenloss._core.config import show_config
 from tokenloss._core.version import __version__ as __version__
+from tokenloss._evaluation.compare_files import compare_files
 from tokenloss._evaluation.compare_responses import compare_responses
 from tokenloss._evaluation.compare_samples import compare_samples
+from tokenloss._evaluation.evaluate import evaluate
 from tokenloss._evaluation.results import Evaluation, NormWarning, ShiftWarning
 from tokenloss._scores.class_log_probs import class_log_probs
 from tokenloss._scores.divergence import TopkDivergence, kl_divergence, topk_divergence_bound
@@ -17,8 +19,6 @@ from tokenloss._scores.softmax import log_softmax, logsumexp, softmax
 from tokenloss._scores.token_scores import TokenScores, token_scores
 from tokenloss._statistics.meter import LossMeter
 from tokenloss._statistics.sequences import SequenceLosses, next_token, sequence_losses
-from tokenloss.evaluation import evaluate
-from tokenloss.file_comparison import compare_files
 
 __all__ = [
     "Comparison",

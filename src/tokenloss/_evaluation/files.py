@@ -222,7 +222,7 @@ def _score_on_cluster(
     score: Callable[..., Result], shards: list[Shard], options: Options, settings: Settings, scheduler: str
 ) -> Iterator[tuple[int, Result]]:
     """Score shards on a cluster."""
-    from tokenloss.dask import map_shards
+    from tokenloss._evaluation.cluster import map_shards
 
     function = functools.partial(score, options=options.with_absolute_paths(), workers=settings.workers or 1)
     try:

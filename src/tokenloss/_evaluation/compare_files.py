@@ -11,8 +11,8 @@ from tokenloss._core.arguments import as_path, as_paths, check_choice, check_shi
 from tokenloss._core.errors import raise_error
 from tokenloss._core.threads import check_workers
 from tokenloss._core.validation import check_integer, head_transform
+from tokenloss._evaluation.evaluate import advice, not_finite_notes
 from tokenloss._evaluation.sink import checked_sinks
-from tokenloss.evaluation import advice, not_finite_notes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -152,7 +152,7 @@ def compare_files(
     {'Q8': 0.005476, 'Q4': 0.178325}
     """
     from tokenloss._core.files import check_outputs, files_of, identity
-    from tokenloss._evaluation.comparison import Given, compare_sides
+    from tokenloss._evaluation.compare import Given, compare_sides
     from tokenloss._evaluation.files import Inputs, Settings, check_needs, named_paths, resolved
     from tokenloss._evaluation.plan import Options
     from tokenloss._outputs._base import title
