@@ -14,7 +14,7 @@ import tokenloss
 from tokenloss import compare, page, plots
 from tokenloss._evaluation import plan
 from tokenloss._evaluation.sink import Candidate
-from tokenloss._outputs.terminal import ComparisonTables
+from tokenloss._output.terminal import ComparisonTables
 
 pytestmark = pytest.mark.thread_unsafe(reason="a command prints to the stdout of its process")
 MINUS = "\N{PLUS-MINUS SIGN}"

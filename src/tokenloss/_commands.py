@@ -19,10 +19,10 @@ from tokenloss._evaluation.compare_responses import compare_responses
 from tokenloss._evaluation.compare_samples import compare_samples
 from tokenloss._evaluation.evaluate import advice, evaluate
 from tokenloss._evaluation.files import check_needs
-from tokenloss._evaluation.sink import Output
-from tokenloss._outputs import COMPARE_OUTPUTS, RESPONSE_OUTPUTS, SAMPLE_OUTPUTS, SCORE_OUTPUTS
-from tokenloss._outputs.json_object import JsonObject
-from tokenloss._terminal import Table, show_tables
+from tokenloss._evaluation.sink import Sink
+from tokenloss._output import COMPARE_OUTPUTS, RESPONSE_OUTPUTS, SAMPLE_OUTPUTS, SCORE_OUTPUTS
+from tokenloss._output.json_object import JsonObject
+from tokenloss._output.tables import Table, show_tables
 from tokenloss.formats.responses import is_responses
 from tokenloss.formats.samples import is_samples
 
@@ -102,10 +102,10 @@ def _print(sinks: Sequence[_Guarded]) -> None:
         sink.print()
 
 
-class _Guarded(Output):
+class _Guarded(Sink):
     """An output whose errors name its option; what is printed is not finished here."""
 
-    def __init__(self, output: Output) -> None:
+    def __init__(self, output: Sink) -> None:
         self._output = output
         self.path, self.option = output.path, output.option
         self.needs_tokens, self.top_k = output.needs_tokens, output.top_k
@@ -330,9 +330,9 @@ def _output_errors(option: str, path: str | None) -> Iterator[None]:
         raise InputError(f"{option} {path}: cannot be written: {error.strerror or error}") from error
 
 
-def _chosen_outputs(classes: Sequence[type[Output]], args: argparse.Namespace) -> list[Output]:
+def _chosen_outputs(classes: Sequence[type[Sink]], args: argparse.Namespace) -> list[Sink]:
     """Outputs selected by the arguments; exactly one of them prints."""
-    outputs: list[Output] = []
+    outputs: list[Sink] = []
     for output in classes:
         if output.option:
             value = getattr(args, output.option[2:].replace("-", "_"))
@@ -344,7 +344,7 @@ def _chosen_outputs(classes: Sequence[type[Output]], args: argparse.Namespace) -
     return outputs
 
 
-def _finish(outputs: list[Output], figures: dict[str, Any], result: object) -> None:
+def _finish(outputs: list[Sink], figures: dict[str, Any], result: object) -> None:
     """Write or print outputs."""
     for output in outputs:
         with _output_errors(output.option, output.path):

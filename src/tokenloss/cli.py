@@ -19,8 +19,8 @@ from tokenloss._commands import InputError
 from tokenloss._core.text import printable
 from tokenloss._core.version import __version__
 from tokenloss._evaluation.summary import WORDS
-from tokenloss._outputs import COMPARE_OUTPUTS, SCORE_OUTPUTS
-from tokenloss._outputs.json_object import JsonObject
+from tokenloss._output import COMPARE_OUTPUTS, SCORE_OUTPUTS
+from tokenloss._output.json_object import JsonObject
 from tokenloss.formats.base import KINDS
 from tokenloss.formats.responses import PARTS_OF_RESPONSE
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from types import FrameType
     from typing import NoReturn
 
-    from tokenloss._evaluation.sink import Output
+    from tokenloss._evaluation.sink import Sink
 
 _LM_HEAD = (
     "files hold hidden states after the final norm; this is their projection onto the vocabulary: a model's "
@@ -308,7 +308,7 @@ def _add_common_arguments(command: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_outputs(command: argparse.ArgumentParser, outputs: Sequence[type[Output]]) -> None:
+def _add_outputs(command: argparse.ArgumentParser, outputs: Sequence[type[Sink]]) -> None:
     """Add the options of outputs."""
     for output in outputs:
         if output.option and output.writes_file:

@@ -31,12 +31,10 @@ if TYPE_CHECKING:
     from tokenloss._evaluation.files import Settings
     from tokenloss._evaluation.plan import Options
     from tokenloss._evaluation.results import Evaluation
-    from tokenloss._evaluation.sink import Output
+    from tokenloss._evaluation.sink import Sink
 
 
-def evaluate_blocks(
-    blocks: Iterable[Any], options: Options, settings: Settings, outputs: Sequence[Output]
-) -> Evaluation:
+def evaluate_blocks(blocks: Iterable[Any], options: Options, settings: Settings, outputs: Sequence[Sink]) -> Evaluation:
     """Score all tokens of blocks, one after the other."""
     check_outputs(named_paths(outputs), {})
     workers = settings.workers or threads.default_workers()

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from tokenloss._core.types import Array
     from tokenloss._evaluation.files import Settings
     from tokenloss._evaluation.plan import Options, Shard
-    from tokenloss._evaluation.sink import Output
+    from tokenloss._evaluation.sink import Sink
 
 
 class Given(NamedTuple):
@@ -39,7 +39,7 @@ class Given(NamedTuple):
 
 
 def compare_sides(
-    sides: Sequence[Inputs], named: Sequence[Given], options: Options, settings: Settings, outputs: Sequence[Output]
+    sides: Sequence[Inputs], named: Sequence[Given], options: Options, settings: Settings, outputs: Sequence[Sink]
 ) -> tuple[dict[str, Any], list[Candidate]]:
     """Compare all rows of candidates with those of the base, the first of the sides: the summary, and the candidates.
 

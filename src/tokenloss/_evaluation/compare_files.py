@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from typing import Literal, TypeAlias
 
     from tokenloss._comparison.comparison import Comparison
-    from tokenloss.sinks import Sink
+    from tokenloss._evaluation.sink import Sink
 
     _Path: TypeAlias = str | os.PathLike[str]
     _Paths: TypeAlias = _Path | Sequence[_Path]
@@ -155,7 +155,7 @@ def compare_files(
     from tokenloss._evaluation.compare import Given, compare_sides
     from tokenloss._evaluation.files import Inputs, Settings, check_needs, named_paths, resolved
     from tokenloss._evaluation.plan import Options
-    from tokenloss._outputs._base import title
+    from tokenloss._output.base import title
     from tokenloss.formats.base import KINDS
 
     check_choice("base_kind", base_kind, KINDS)

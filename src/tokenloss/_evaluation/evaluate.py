@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from typing import Literal, TypeAlias
 
     from tokenloss._core.types import ArrayLike, IntArray
-    from tokenloss.sinks import Sink
+    from tokenloss._evaluation.sink import Sink
 
     _Path: TypeAlias = str | os.PathLike[str]
     _Block: TypeAlias = tuple[ArrayLike, ...]

@@ -13,7 +13,6 @@ if TYPE_CHECKING:
 
     from tokenloss._comparison.comparison import Comparison
     from tokenloss._core.types import Array
-    from tokenloss.sinks import Sink
 
 
 class TokenBlock(NamedTuple):
@@ -135,7 +134,7 @@ class Candidate(NamedTuple):
     figures: dict[str, Any]
 
 
-class Output:
+class Sink:
     """What takes the tokens or the result of `evaluate`: the base class of files to write, and of sinks of your own.
 
     A sink is opened before the first block of tokens, given each block if it needs tokens, and finished with the
@@ -234,10 +233,10 @@ class Output:
 
 def checked_sinks(value: Any) -> list[Sink]:
     """Sinks, as a list."""
-    from tokenloss._evaluation.sink import Output
+    from tokenloss._evaluation.sink import Sink
 
     sinks = list(value) if hasattr(value, "__iter__") else [value]
     for sink in sinks:
-        if not isinstance(sink, Output) or value is sink:
+        if not isinstance(sink, Sink) or value is sink:
             raise_error("type", name="sinks", got=type(sink).__name__, fits="a sequence of tokenloss.sinks.Sink")
     return sinks

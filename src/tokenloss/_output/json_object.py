@@ -6,10 +6,10 @@ import json
 from typing import Any
 
 from tokenloss._core.text import as_strict_json
-from tokenloss._evaluation.sink import Output
+from tokenloss._evaluation.sink import Sink
 
 
-class JsonObject(Output):
+class JsonObject(Sink):
     """One JSON object on stdout."""
 
     option = "--json"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from tokenloss._evaluation.sink import Candidate, Output, TokenBlock
+from tokenloss._evaluation.sink import Candidate, Sink, TokenBlock
 from tokenloss._scores.token_scores import token_scores
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from tokenloss._core.types import Array
 
 
-class TokenOutput(Output):
+class TokenSink(Sink):
     """An output that collects tokens, all or the first `max_tokens`."""
 
     needs_tokens = True

@@ -59,7 +59,9 @@ def write_frame(
     path: str | os.PathLike[str], title: str, head: str, paragraphs: Iterable[str], data: dict[str, str]
 ) -> None:
     """Write a page of these parts."""
-    style, script = (resources.files("tokenloss").joinpath(name).read_text("utf-8") for name in ("page.css", "page.js"))
+    style, script = (
+        resources.files("tokenloss._output").joinpath(name).read_text("utf-8") for name in ("page.css", "page.js")
+    )
     page = _PAGE.format(
         script_hash=base64.urlsafe_b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         title=escaped(title),

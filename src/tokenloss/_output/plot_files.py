@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from tokenloss import plots
-from tokenloss._evaluation.sink import Output
-from tokenloss._outputs._base import TokenOutput, compared_title, title
+from tokenloss._evaluation.sink import Sink
+from tokenloss._output import plots
+from tokenloss._output.base import TokenSink, compared_title, title
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from tokenloss._evaluation.sink import Candidate
 
 
-class LossPlot(TokenOutput):
+class LossPlot(TokenSink):
     """A plot of the losses along the text, their histogram and the calibration: ``tokenloss score --plot``.
 
     It is a .png, .svg or .pdf file.
@@ -75,7 +75,7 @@ class LossPlot(TokenOutput):
         plots.save(figure, self.path)
 
 
-class DivergencePlot(Output):
+class DivergencePlot(Sink):
     """A plot of the quantiles of the divergence, and of several candidates' means over sizes: ``compare --plot``.
 
     It is a .png, .svg or .pdf file.

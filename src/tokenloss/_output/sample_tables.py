@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from tokenloss._core.text import count_of, printable
-from tokenloss._evaluation.sink import Output
+from tokenloss._evaluation.sink import Sink
+from tokenloss._output.tables import Table, known_error, show_tables
 from tokenloss._statistics.distributions import student_quantile
 from tokenloss._statistics.ratio import guess_note
-from tokenloss._terminal import Table, known_error, show_tables
 
 if TYPE_CHECKING:
     from tokenloss._comparison.samples import SampleComparison, SampleMetric
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 _ARROW = "\N{RIGHTWARDS ARROW}"
 
 
-class SampleTables(Output):
+class SampleTables(Sink):
     """The summary of `tokenloss compare` of samples."""
 
     writes_file = False

@@ -12,7 +12,7 @@ import numpy as np
 
 from tokenloss._core.errors import contextmanager, raise_error
 from tokenloss._core.files import replacing
-from tokenloss._evaluation.sink import Output
+from tokenloss._evaluation.sink import Sink
 from tokenloss._scores.token_scores import COLUMNS
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ _OF_SCORED = {"probability", *_OF_SCORES, *(_COMPARED_COLUMNS.names or ())} - {"
 _SOURCE_COLUMNS = [("line", "<i8"), ("choice", "<i8"), ("is_greedy_known", "?")]  # of sequences of responses
 
 
-class _TableFile(Output):
+class _TableFile(Sink):
     """A file with a table; it takes its name when all is written."""
 
     def __init__(self, path: str) -> None:

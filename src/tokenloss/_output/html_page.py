@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from tokenloss import page
-from tokenloss._evaluation.sink import Output
-from tokenloss._outputs._base import TokenOutput, compared_title, title
+from tokenloss._evaluation.sink import Sink
+from tokenloss._output import page
+from tokenloss._output.base import TokenSink, compared_title, title
 from tokenloss._scores.token_scores import COLUMNS, TokenScores
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from tokenloss._evaluation.sink import Candidate, ComparedBlock
 
 
-class HtmlPage(TokenOutput):
+class HtmlPage(TokenSink):
     """A page of HTML that shows the text, each token shaded by its loss, as ``tokenloss score --html`` writes it.
 
     Parameters
@@ -72,7 +72,7 @@ class HtmlPage(TokenOutput):
         )
 
 
-class DivergencePage(Output):
+class DivergencePage(Sink):
     """A page of HTML that shows the text, each token shaded by its divergence: ``tokenloss compare --html``.
 
     Parameters

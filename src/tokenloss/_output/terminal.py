@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from tokenloss._comparison.paired import nan_last
 from tokenloss._core.text import count_of, printable
-from tokenloss._evaluation.sink import Output
-from tokenloss._outputs._base import compared_title, title
+from tokenloss._evaluation.sink import Sink
+from tokenloss._output.base import compared_title, title
+from tokenloss._output.tables import Table, known_error, show_tables
 from tokenloss._statistics.ratio import interval_note
-from tokenloss._terminal import Table, known_error, show_tables
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -24,7 +24,7 @@ _MAX_SEQUENCES = 5  # of the highest divergence
 _MAX_REASON = 100  # characters
 
 
-class SummaryTables(Output):
+class SummaryTables(Sink):
     """The summary of `tokenloss score`."""
 
     writes_file = False
@@ -38,7 +38,7 @@ class SummaryTables(Output):
         show_tables(title(summary["files"]), note, summary_tables(summary, result.meter._basis()))
 
 
-class ComparisonTables(Output):
+class ComparisonTables(Sink):
     """The summary of `tokenloss compare`."""
 
     writes_file = False
@@ -59,7 +59,7 @@ class ComparisonTables(Output):
         show_tables(compared_title(summary, result), note, tables)
 
 
-class ResponseTables(Output):
+class ResponseTables(Sink):
     """The summary of `tokenloss compare` of responses."""
 
     writes_file = False
