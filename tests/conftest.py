@@ -17,7 +17,7 @@ import pytest
 from programs import PATIENCE
 
 import tokenloss
-from tokenloss import cli
+from tokenloss._command import cli
 from tokenloss._core import _core
 
 

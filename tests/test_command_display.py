@@ -11,7 +11,7 @@ import pytest
 from commands import LOGITS, SAMPLE, TARGETS, process
 
 import tokenloss
-from tokenloss import cli
+from tokenloss._command import cli
 from tokenloss._evaluation import files, plan
 from tokenloss._output import tables
 
@@ -95,7 +95,7 @@ def test_tokens_beyond_the_encoding_of_stdout_are_escaped():
 
 
 def test_score_prints_the_same_without_rich(command):
-    program = "import sys; sys.modules['rich'] = None; from tokenloss.cli import main; sys.exit(main())"
+    program = "import sys; sys.modules['rich'] = None; from tokenloss._command.cli import main; sys.exit(main())"
     done = process("score", SAMPLE, program=("-c", program))
     assert (done.returncode, done.stderr) == (0, "")
     status, out, err = command("score", SAMPLE)

@@ -14,8 +14,8 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
-from tokenloss import _commands
-from tokenloss._commands import InputError
+from tokenloss._command import commands
+from tokenloss._command.commands import InputError
 from tokenloss._core.text import printable
 from tokenloss._core.version import __version__
 from tokenloss._evaluation.summary import WORDS
@@ -166,7 +166,7 @@ def _parser() -> argparse.ArgumentParser:
     for command in (score, compare):
         _add_common_arguments(command)
     info = commands.add_parser("info", help="show the version, the instruction set in use and the workers")
-    info.set_defaults(run=_commands.info)
+    info.set_defaults(run=commands.info)
     for command, outputs in (score, SCORE_OUTPUTS), (compare, COMPARE_OUTPUTS), (info, [JsonObject]):
         _add_outputs(command, outputs)
     return parser
@@ -174,7 +174,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_score_arguments(score: argparse.ArgumentParser) -> None:
     """Describe the arguments of `tokenloss score` alone."""
-    score.set_defaults(run=_commands.score)
+    score.set_defaults(run=commands.score)
     score.add_argument(
         "files",
         metavar="FILE",
@@ -200,7 +200,7 @@ def _add_score_arguments(score: argparse.ArgumentParser) -> None:
 
 def _add_compare_arguments(compare: argparse.ArgumentParser) -> None:
     """Describe the arguments of `tokenloss compare` alone."""
-    compare.set_defaults(run=_commands.compare)
+    compare.set_defaults(run=commands.compare)
     shards = "a file, a directory of shards, or a pattern of their names in quotes"
     compare.add_argument("base", type=_filled, metavar="BASE", help=f"scores of the base model: {shards}")
     compare.add_argument(
