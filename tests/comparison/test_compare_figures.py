@@ -47,12 +47,12 @@ def assert_same(actual, expected):
     """Compare every bit of two comparisons."""
     for name in ARRAYS:
         assert_same_bits(getattr(actual, name), getattr(expected, name), name)
-    assert repr(actual.as_dict()) == repr(expected.as_dict())
+    assert repr(actual.to_dict()) == repr(expected.to_dict())
 
 
 def without_left_out(comparison):
     left_out = ("left_out", "base_left_out")
-    return repr({name: figure for name, figure in comparison.as_dict().items() if name not in left_out})
+    return repr({name: figure for name, figure in comparison.to_dict().items() if name not in left_out})
 
 
 # classes
@@ -179,7 +179,7 @@ def test_kind_and_base_kind_give_the_figures_of_their_logits(base_kind, kind, cl
         for part in (slice(0, 2), slice(2, 6)):
             logits_of = {"a": other[part], "b": other[part] * 1}
             meter.update(base[part], logits_of, targets[part], kind=kind, base_kind=base_kind)
-        assert repr(meter.results()["b"].as_dict()) == repr(found.as_dict())
+        assert repr(meter.results()["b"].to_dict()) == repr(found.to_dict())
 
 
 @pytest.fixture(scope="module")
@@ -345,7 +345,7 @@ def test_kl_quantile_intervals_hold_divergences_of_these_ranks(rng):
         assert low <= found.kl_quantiles[fraction] <= high
     assert found.kl_quantile_intervals[0.999][1] == INF
     assert found.kl_quantile_intervals[0.001][0] == 0
-    written = found.as_dict()["kl_quantile_intervals"]
+    written = found.to_dict()["kl_quantile_intervals"]
     assert written == {f"{fraction:g}": list(ends) for fraction, ends in found.kl_quantile_intervals.items()}
 
 
@@ -531,7 +531,7 @@ def test_by_confidence_has_a_row_for_each_bin_of_base_top_p(rng):
     assert table["group"].tolist() == [0.2, 0.4, 0.6, 0.8]
     for name in COLUMNS[1:]:
         assert_same_bits(table[name], expected[name], name)
-    rows = found.as_dict()["by_confidence"]
+    rows = found.to_dict()["by_confidence"]
     assert [list(row) for row in rows] == [COLUMNS] * 4
     assert [row["kl"] for row in rows] == table["kl"].tolist()
 

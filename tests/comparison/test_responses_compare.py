@@ -426,7 +426,7 @@ class TestCommand:
 
     def test_json_is_what_compare_responses_gives(self, saved, compare_json):
         found = compare_json(*saved)
-        expected = compare_responses(*saved).as_dict()
+        expected = compare_responses(*saved).to_dict()
         assert found == json.loads(json.dumps(expected | {"base": str(saved[0]), "other": str(saved[1])}))
 
     def test_tables_never_call_the_bound_a_divergence(self, saved, command):

@@ -26,7 +26,7 @@ def without_times(figures):
 def figures_of_tokens(evaluation):
     """All figures that depend on neither files nor blocks."""
     left_out = {"files", "shards", "shape", "bytes", "highest_loss_tokens", "words", *TIMES}
-    return {name: repr(value) for name, value in evaluation.as_dict().items() if name not in left_out}
+    return {name: repr(value) for name, value in evaluation.to_dict().items() if name not in left_out}
 
 
 # -- files: what the command prints ------------------------------------------------------------------------------------
@@ -84,7 +84,7 @@ def test_evaluate_is_what_the_command_prints(source, argv, options, texts, score
     paths = Path(source) if isinstance(source, str) else map(Path, source)
     for given in (source, paths):
         found = evaluate(given, **options)
-        assert without_times(json.loads(json.dumps(found.as_dict()))) == without_times(printed)
+        assert without_times(json.loads(json.dumps(found.to_dict()))) == without_times(printed)
         options.pop("state", None)
     assert isinstance(found, Evaluation)
     assert repr(found).startswith(f"Evaluation(tokens={printed['tokens']}, sequences={printed['n_sequences']}, loss=")
@@ -375,7 +375,7 @@ def test_shift_of_sequences_that_go_on_in_the_next_block(rows, masked):
     found, whole = evaluate(engine(), shift=True), evaluate([(logits, ids, where, numbers)], shift=True)
     assert figures_of_tokens(found) == figures_of_tokens(whole)
     pairs = (numbers[:-1] == numbers[1:]) & (numbers[:-1] >= 0)
-    assert found.as_dict()["without_next"] == 30 - pairs.sum()
+    assert found.to_dict()["without_next"] == 30 - pairs.sum()
     if masked:
         pairs &= where[:-1] & where[1:]
     expected = LossMeter()

@@ -347,7 +347,7 @@ def test_results_do_not_depend_on_how_responses_are_gathered(completions, monkey
         monkeypatch.setattr(score, "_BLOCK_ENTRIES", entries)
         table = tmp_path / f"{entries}.npy"
         one = evaluate([path], sinks=[sinks.TokenTable(table)])
-        figures = {name: value for name, value in one.as_dict().items() if name not in ("seconds", "gb_per_second")}
+        figures = {name: value for name, value in one.to_dict().items() if name not in ("seconds", "gb_per_second")}
         found.append((figures, one.meter, table.read_bytes()))
     assert found[0] == found[1] == found[2]
     assert found[0][0]["n_sequences"] == 19

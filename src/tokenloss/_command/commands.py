@@ -219,7 +219,7 @@ def _compare_samples(args: argparse.Namespace) -> None:
     outputs = _chosen_outputs(SAMPLE_OUTPUTS, args)
     with _input_errors():
         comparison = compare_samples(args.base, args.other, margin=args.margin, cluster=args.cluster)
-    _finish(outputs, {"base": args.base, "other": args.other, **comparison.as_dict()}, comparison)
+    _finish(outputs, {"base": args.base, "other": args.other, **comparison.to_dict()}, comparison)
 
 
 def _refuse(args: argparse.Namespace, names: Sequence[str], reason: str) -> None:
@@ -257,7 +257,7 @@ def _compare_responses(args: argparse.Namespace) -> None:
             shift=args.shift,
             workers=args.workers,
         )
-    _finish(outputs, {"base": args.base, "other": args.other, **comparison.as_dict()}, comparison)
+    _finish(outputs, {"base": args.base, "other": args.other, **comparison.to_dict()}, comparison)
 
 
 def _compare_scores(args: argparse.Namespace, others: dict[str, str]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import fields
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,10 +14,110 @@ from tokenloss._statistics.ratio import ExactRatio
 from tokenloss._statistics.sequences import sums_by_segment
 
 if TYPE_CHECKING:
-    from tokenloss._core.types import Array, Float64Array, IntArray
+    from tokenloss._core.types import Array, BoolArray, Float64Array, IntArray
 
 KL_QUANTILES = (1.0, 0.999, 0.99, 0.95, 0.9, 0.5, 0.1, 0.05, 0.01, 0.001, 0.0)
 _DELTA_P_QUANTILES = (1.0, 0.999, 0.99, 0.95, 0.9, 0.75, 0.5, 0.25, 0.1, 0.05, 0.01, 0.001, 0.0)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class PairedLosses:
+    """Figures that every comparison of two models' losses has. The docstrings of its subclasses get its attributes.
+
+    Attributes
+    ----------
+    count : int
+        Number of tokens that are compared.
+    n_sequences : int
+        Number of sequences with any such token; 0 without sequences.
+    is_clustered : bool
+        Whether standard errors are clustered by sequence: not without sequences, and not of a single one.
+    interval_factor : float
+        Number of standard errors from a mean to each end of its 95 % confidence interval, as of
+        `LossMeter.interval_factor`: the interval of `perplexity_ratio` is ``exp(log_perplexity_ratio ±
+        interval_factor * log_perplexity_ratio_stderr)``.
+    perplexity, perplexity_stderr, base_perplexity, base_perplexity_stderr : float
+        exp of the mean loss, of the model and of its base.
+    correlation : float
+        Correlation of the two models' losses; nan where one of them is the same for all tokens.
+    log_perplexity_ratio, perplexity_ratio, perplexity_difference : float
+        ``log(perplexity / base_perplexity)``, ``perplexity / base_perplexity`` and ``perplexity - base_perplexity``.
+    log_perplexity_ratio_stderr, perplexity_ratio_stderr, perplexity_difference_stderr : float
+        Standard errors from the paired differences of the tokens' losses.
+    mean_delta_p, mean_delta_p_stderr, rms_delta_p, rms_delta_p_stderr : float
+        Mean and root mean square of the change of the tokens' probabilities.
+    delta_p_quantiles : dict
+        By fraction of the tokens: 1.0 (the maximum), 0.999, 0.99, 0.95, 0.9, 0.75, 0.5 (the median), 0.25, 0.1, 0.05,
+        0.01, 0.001 and 0.0 (the minimum), interpolated linearly.
+    same_top, same_top_stderr : float
+        Fraction of the tokens at which both models have the same most likely class, of those where this is known.
+    nll, base_nll : array of float64
+        Loss of each token in nats, by the model and by its base.
+    delta_p : array of float64
+        Change of the probability of each token.
+    is_same_top, kept : array of bool
+        Whether both models have the same most likely class, and whether the token is compared: neither ignored nor
+        masked, and with a log-probability in both files of responses. Where it is not, arrays of floats are nan and
+        other arrays of bool False.
+    """
+
+    count: int
+    n_sequences: int
+    is_clustered: bool
+    interval_factor: float
+    perplexity: float
+    perplexity_stderr: float
+    base_perplexity: float
+    base_perplexity_stderr: float
+    correlation: float
+    log_perplexity_ratio: float
+    log_perplexity_ratio_stderr: float
+    perplexity_ratio: float
+    perplexity_ratio_stderr: float
+    perplexity_difference: float
+    perplexity_difference_stderr: float
+    mean_delta_p: float
+    mean_delta_p_stderr: float
+    delta_p_quantiles: dict[float, float]
+    rms_delta_p: float
+    rms_delta_p_stderr: float
+    same_top: float
+    same_top_stderr: float
+    nll: Float64Array
+    base_nll: Float64Array
+    delta_p: Float64Array
+    is_same_top: BoolArray
+    kept: BoolArray
+    sequences: dict[str, Array] | None
+
+    def __init_subclass__(cls) -> None:
+        """Put the attributes of this class into the docstring of a subclass, before its own."""
+        line = "-" * len("Attributes") + "\n"
+        shared = (PairedLosses.__doc__ or "").partition(line)[2].rstrip()
+        cls.__doc__ = (cls.__doc__ or "").replace(line, f"{line}{shared}\n", 1)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All figures, without the arrays of tokens, as JSON can hold them.
+
+        Returns
+        -------
+        dict
+            By name; quantiles and their intervals are by fraction, as text: "1", "0.999" and so on. If there is any
+            sequence, "sequences" is a list that holds a dictionary for each.
+        """
+        figures: dict[str, Any] = {}
+        for name, value in vars(self).items():
+            if name == "sequences" or name.startswith("_"):
+                continue
+            if isinstance(value, dict):
+                figures[name] = {
+                    f"{fraction:g}": list(one) if isinstance(one, tuple) else one for fraction, one in value.items()
+                }
+            elif not isinstance(value, np.ndarray):
+                figures[name] = value
+        if self.sequences is not None and self.n_sequences:
+            figures["sequences"] = rows_of(self.sequences)
+        return figures
 
 
 class Mean:
@@ -156,24 +256,6 @@ def _clustered_radii(
 def nan_last(value: float) -> tuple[bool, float]:
     """Key by which numbers are sorted, nan after all others."""
     return math.isnan(value), value
-
-
-def as_json_figures(comparison: Any) -> dict[str, Any]:
-    """All figures of a comparison, without the arrays of positions, as JSON can hold them."""
-    figures: dict[str, Any] = {}
-    for field in fields(comparison):
-        value = getattr(comparison, field.name)
-        if field.name == "sequences" or field.name.startswith("_"):
-            continue
-        if isinstance(value, dict):
-            figures[field.name] = {
-                f"{fraction:g}": list(found) if isinstance(found, tuple) else found for fraction, found in value.items()
-            }
-        elif not isinstance(value, np.ndarray):
-            figures[field.name] = value
-    if comparison.sequences is not None and comparison.n_sequences:
-        figures["sequences"] = rows_of(comparison.sequences)
-    return figures
 
 
 def rows_of(table: dict[str, Array]) -> list[dict[str, Any]]:

@@ -89,7 +89,7 @@ def _figures(
         figures = shared | {"other": other.source, "name": other.name, "size": other.size}
         figures |= {"kind": shards[0].others[number].kind, "ignored": rows - without_next - comparison.count}
         figures |= _head_figures(shards[0], number)
-        figures |= comparison.as_dict()
+        figures |= comparison.to_dict()
         if types is not None:
             table = comparison.by(types)
             figures["by_token_type"] = [row | {"group": TYPES[row["group"]]} for row in rows_of(table)]

@@ -221,7 +221,7 @@ class Evaluation:
         accuracy: float = self.figures["accuracy"]
         return accuracy
 
-    def as_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """The figures, as JSON can hold them.
 
         Returns
@@ -232,7 +232,7 @@ class Evaluation:
         Examples
         --------
         >>> from tokenloss import evaluate
-        >>> evaluate([([[0.0, 0.0]], [0])]).as_dict()["stderr"] is None  # of a single token
+        >>> evaluate([([[0.0, 0.0]], [0])]).to_dict()["stderr"] is None  # of a single token
         True
         """
         figures: dict[str, Any] = as_strict_json(self.figures)
