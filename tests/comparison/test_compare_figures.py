@@ -18,12 +18,12 @@ ARRAYS = ["nll", "base_nll", "kl", "delta_p", "is_same_top", "kept", "base_top_p
 INNER = [0.999, 0.99, 0.95, 0.9, 0.5, 0.1, 0.05, 0.01, 0.001]
 # columns of groups, and the same figures of the group alone
 OF_GROUP = {
-    "tokens": "count", "loss_difference": "log_perplexity_ratio", "loss_difference_stderr":
+    "count": "count", "loss_difference": "log_perplexity_ratio", "loss_difference_stderr":
     "log_perplexity_ratio_stderr", "kl": "mean_kl", "kl_stderr": "mean_kl_stderr", "delta_p": "mean_delta_p",
     "same_top": "same_top",
 }  # fmt: skip
 COLUMNS = [
-    "group", "tokens", "loss", "base_loss", "loss_difference", "loss_difference_stderr", "kl", "kl_stderr", "delta_p",
+    "group", "count", "loss", "base_loss", "loss_difference", "loss_difference_stderr", "kl", "kl_stderr", "delta_p",
     "same_top",
 ]  # fmt: skip
 
@@ -457,7 +457,7 @@ def test_by_gives_the_figures_of_each_group(labels, with_sequences, rng):
     table = found.by(groups)
     assert list(table) == COLUMNS
     assert table["group"].tolist() == sorted(set(groups[found.kept].tolist()))
-    assert table["tokens"].sum() == found.count
+    assert table["count"].sum() == found.count
     for row, label in enumerate(table["group"].tolist()):
         alone = compare(base, other, targets, segment_ids=ids, where=groups == label)
         for name, figure in OF_GROUP.items():
@@ -492,7 +492,7 @@ def test_by_broadcasts_its_groups(rng):
     ):
         for name, column in found.by(given).items():
             np.testing.assert_array_equal(column, found.by(whole)[name])
-    assert found.by("all")["tokens"].tolist() == [found.count]
+    assert found.by("all")["count"].tolist() == [found.count]
 
 
 def test_by_of_infinite_and_no_positions():
@@ -544,7 +544,7 @@ def test_by_confidence_at_the_bounds_of_bins():
     assert found.by_confidence["group"].tolist() == [0.2, 0.4, 0.6, 0.8]
     object.__setattr__(found, "base_top_p", np.array([*tops[4:], NAN]))
     assert found.by_confidence["group"].tolist() == [0.0, 0.4, 0.8]
-    assert found.by_confidence["tokens"].tolist() == [1, 1, 1]
+    assert found.by_confidence["count"].tolist() == [1, 1, 1]
 
 
 def test_by_confidence_leaves_out_nan():
@@ -552,7 +552,7 @@ def test_by_confidence_leaves_out_nan():
     base[1] = NAN
     found = compare(base, np.zeros((3, 2)), [0, 0, 0])
     assert found.by_confidence["group"].tolist() == [0.4, 0.6]
-    assert found.by_confidence["tokens"].tolist() == [1, 1]
+    assert found.by_confidence["count"].tolist() == [1, 1]
 
 
 # a real model
@@ -572,7 +572,7 @@ def test_by_documents_of_a_real_model():
     table = found.by(ids)
     for name, model in (("base_loss", "base"), ("loss", "other")):
         documents = expected[model]["per_document"]
-        assert table["tokens"].tolist() == [document["tokens"] for document in documents]
+        assert table["count"].tolist() == [document["tokens"] for document in documents]
         means = [document["total_nll"] / document["tokens"] for document in documents]
         np.testing.assert_allclose(table[name], means, rtol=1e-13)
     whole = found.by("all")

@@ -17,7 +17,7 @@ ERRORS = [
     "perplexity_difference_stderr", "mean_kl_stderr", "finite_mean_kl_stderr", "mean_delta_p_stderr",
     "rms_delta_p_stderr", "same_top_stderr",
 ]  # fmt: skip
-COLUMNS = ["sequence", "tokens", "loss", "base_loss", "loss_difference", "kl", "delta_p", "same_top"]
+COLUMNS = ["sequence", "count", "loss", "base_loss", "loss_difference", "kl", "delta_p", "same_top"]
 ARRAYS = ["nll", "base_nll", "kl", "delta_p", "is_same_top", "kept", "base_top_p"]
 each_definition = pytest.mark.parametrize("definitions", ["exact", "llama.cpp"])
 
@@ -144,7 +144,7 @@ def test_sequences_hold_the_means_of_each(rng):
     }  # fmt: skip
     for row, number in enumerate(found.sequences["sequence"]):
         of = ids == number
-        assert found.sequences["tokens"][row] == of.sum()
+        assert found.sequences["count"][row] == of.sum()
         for name, values in columns.items():
             assert found.sequences[name][row] == math.fsum(values[of].tolist()) / of.sum(), name
 

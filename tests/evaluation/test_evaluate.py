@@ -87,7 +87,7 @@ def test_evaluate_is_what_the_command_prints(source, argv, options, texts, score
         assert without_times(json.loads(json.dumps(found.to_dict()))) == without_times(printed)
         options.pop("state", None)
     assert isinstance(found, Evaluation)
-    assert repr(found).startswith(f"Evaluation(tokens={printed['tokens']}, sequences={printed['n_sequences']}, loss=")
+    assert repr(found).startswith(f"Evaluation(count={printed['count']}, n_sequences={printed['n_sequences']}, loss=")
 
 
 def test_sequences_of_an_evaluation_are_a_table(texts):
@@ -97,7 +97,7 @@ def test_sequences_of_an_evaluation_are_a_table(texts):
     assert found.sequences["sequence"].tolist() == [0, 0, 1, 2, 0, 1]
     for name in ("nll", "loss", "perplexity", "is_greedy"):
         np.testing.assert_array_equal(found.sequences[name], getattr(expected, name))
-    np.testing.assert_array_equal(found.sequences["tokens"], expected.count)
+    np.testing.assert_array_equal(found.sequences["count"], expected.count)
     paths = [str(texts.path / f"part-{name}.npz") for name in "abbbcc"]
     assert [row["file"] for row in found.figures["sequences"]] == paths
     worst = [row["loss"] for row in found.figures["highest_loss_sequences"]]
@@ -336,9 +336,9 @@ def test_same_bits_for_any_cut_into_shards(block_rows, tmp_path, monkeypatch):
             assert found.meter == expected[shift].meter
             columns, others = found.sequences, expected[shift].sequences
             order = np.argsort(columns["sequence"])
-            for name in ("sequence", "nll", "tokens", "is_greedy"):
+            for name in ("sequence", "nll", "count", "is_greedy"):
                 np.testing.assert_array_equal(columns[name][order], others[name][np.argsort(others["sequence"])])
-            for name in ("tokens", "ignored", "without_next", "loss", "stderr", "sequence_loss_stderr", "accuracy"):
+            for name in ("count", "ignored", "without_next", "loss", "stderr", "sequence_loss_stderr", "accuracy"):
                 assert found.figures[name] == expected[shift].figures[name]
 
 

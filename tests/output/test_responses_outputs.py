@@ -70,7 +70,7 @@ def test_per_sequence_says_where_a_sequence_comes_from(command, tmp_path):
     assert command("score", path, "--per-sequence", table)[0] == 0
     table = np.load(table)
     assert table.dtype.names == (
-        "file", "sequence", "tokens", "nll", "loss", "perplexity", "is_greedy", "line", "choice", "is_greedy_known",
+        "file", "sequence", "count", "nll", "loss", "perplexity", "is_greedy", "line", "choice", "is_greedy_known",
     )  # fmt: skip
     assert table["line"].tolist() == [1] * 4
     assert table["choice"].tolist() == table["sequence"].tolist() == [0, 1, 2, 3]

@@ -93,7 +93,7 @@ def test_sequence_table_of_blocks(suffix, blocks, tmp_path):
     logits, targets, where = joined(blocks)
     expected = sequence_losses(token_scores(logits, targets, where=where))
     found = rows_of(path)
-    assert list(found) == ["file", "sequence", "tokens", "nll", "loss", "perplexity", "is_greedy"]
+    assert list(found) == ["file", "sequence", "count", "nll", "loss", "perplexity", "is_greedy"]
     assert found["nll"] == expected.nll[expected.count > 0].tolist()
     assert {name: column.tolist() for name, column in evaluation.sequences.items()} == found
 
@@ -157,7 +157,7 @@ class Collected(sinks.Sink):
         self.blocks.append(block)
 
     def finish(self, summary, result):
-        self.calls.append(("finish", summary["tokens"], result.meter.count))
+        self.calls.append(("finish", summary["count"], result.meter.count))
 
 
 def test_sink_of_ones_own(blocks, npz):

@@ -52,7 +52,7 @@ class Comparison(PairedLosses):
         Probability of the base's most likely class: its confidence.
     sequences : dict of 1-D arrays or None
         Columns of a table that has a row for each sequence with any included position: "sequence" (its number, in
-        ascending order), "tokens", and means over its included positions: "loss", "base_loss", "loss_difference", "kl",
+        ascending order), "count", and means over its included positions: "loss", "base_loss", "loss_difference", "kl",
         "delta_p" and "same_top". None if no sequences were given.
 
     Examples
@@ -92,7 +92,7 @@ class Comparison(PairedLosses):
         -------
         dict of 1-D arrays
             Columns of a table that has a row for each group with any included position: "group" (its label, in
-            ascending order), "tokens", and means over its included positions: "loss", "base_loss", "loss_difference",
+            ascending order), "count", and means over its included positions: "loss", "base_loss", "loss_difference",
             "loss_difference_stderr", "kl", "kl_stderr", "delta_p" and "same_top". With sequences, standard errors are
             clustered by sequence, unless the group has tokens of a single one.
 
@@ -107,7 +107,7 @@ class Comparison(PairedLosses):
         >>> from tokenloss import compare
         >>> comparison = compare(np.zeros((3, 2)), [[0.0, 0.0], [0.0, 1.0], [0.0, 2.0]], [0, 0, 1])
         >>> table = comparison.by(["word", "number", "word"])
-        >>> table["group"].tolist(), table["tokens"].tolist(), table["kl"].round(4).tolist()
+        >>> table["group"].tolist(), table["count"].tolist(), table["kl"].round(4).tolist()
         (['number', 'word'], [1, 2], [0.1201, 0.2169])
         """
         return group_table(self, check_groups(groups, self.kept.shape), self.kept)

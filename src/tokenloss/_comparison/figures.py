@@ -113,7 +113,7 @@ def group_table(comparison: Any, groups: Array, kept: BoolArray) -> dict[str, Ar
 
     return {
         "group": labels,
-        "tokens": np.diff(bounds),
+        "count": np.diff(bounds),
         "loss": mean(nll),
         "base_loss": mean(base_nll),
         "loss_difference": mean(difference),

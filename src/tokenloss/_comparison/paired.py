@@ -184,7 +184,7 @@ def paired_figures(
 def sequence_table(means: dict[str, Mean]) -> dict[str, Array]:
     """Columns of a table of sequences: their number, their tokens, and these means."""
     of = means["loss"].sequences
-    columns: dict[str, Array] = {"sequence": of.ids, "tokens": of.count}
+    columns: dict[str, Array] = {"sequence": of.ids, "count": of.count}
     return columns | {name: mean.sequences.loss for name, mean in means.items()}
 
 

@@ -54,7 +54,7 @@ class ResponseComparison(PairedLosses):
         Whether it is known if both models have the same most likely class.
     sequences : dict of 1-D arrays
         Columns of a table that has a row for each sequence with any compared token: "sequence" (its number in the file
-        of the base, from 0), "tokens", means over its tokens: "loss", "base_loss", "loss_difference", "delta_p",
+        of the base, from 0), "count" and means over its tokens: "loss", "base_loss", "loss_difference", "delta_p",
         "kl_bound" and "same_top" (nan where it is not known of any), "line" and "base_line", where its response is in
         the files, and "custom_id". All tokens are in the order of the file of the base.
 

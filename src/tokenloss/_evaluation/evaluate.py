@@ -164,7 +164,7 @@ def evaluate(
     ...         ids = rng.integers(50, size=(4, length))
     ...         yield rng.standard_normal((4, length, 50)), ids, np.ones((4, length), bool)
     >>> evaluate(engine(), shift=True)
-    Evaluation(tokens=56, sequences=8, loss=4.3598, stderr=0.147, perplexity=78.2418, accuracy=0.0179)
+    Evaluation(count=56, n_sequences=8, loss=4.3598, stderr=0.147, perplexity=78.2418, accuracy=0.0179)
     """
     from tokenloss._evaluation.blocks import evaluate_blocks
     from tokenloss._evaluation.files import Inputs, Settings, check_needs, evaluate_files, resolved
@@ -252,7 +252,7 @@ def advice(figures: dict[str, Any]) -> Iterator[tuple[str, type[Warning]]]:
         yield SHIFT_ADVICE, ShiftWarning
     if figures.get("norm_seems_missing"):
         yield NORM_ADVICE, NormWarning
-    if figures.get("tokens", 0) >= _MIN_CERTAIN and figures["loss"] == 0:
+    if figures.get("loss") == 0 and figures["count"] >= _MIN_CERTAIN:
         yield _CERTAIN_ADVICE, UserWarning
 
 

@@ -56,7 +56,7 @@ class HtmlPage(TokenSink):
             columns = {name: column.reshape(self._batch + column.shape[1:]) for name, column in columns.items()}
         if self._of_responses:
             scores = TokenScores(**{name: columns[name] for name in COLUMNS})
-            known, total = summary["greedy_known"], summary["tokens"] + summary["ignored"]
+            known, total = summary["greedy_known"], summary["count"] + summary["ignored"]
             name = title(summary["files"])
             page._write_responses(self.path, columns, scores, name, result.meter, summary["accuracy"], known, total)
             return

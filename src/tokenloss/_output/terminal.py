@@ -91,11 +91,11 @@ def summary_tables(summary: dict[str, Any], basis: str) -> list[Table]:
     if summary["words"]:
         by_word = "; ".join(filter(None, (by_word, f"words by {summary['words']}")))
     stderr, by_byte, by_sequence = (summary[f"{name}stderr"] for name in ("", "bits_per_byte_", "sequence_loss_"))
-    no_error = "nats; no interval from one token" if summary["tokens"] == 1 else "nats"
+    no_error = "nats; no interval from one token" if summary["count"] == 1 else "nats"
     rows = [
-        ("tokens", f"{summary['tokens']:,}", _left_out(summary)),
-        ("nan tokens", f"{summary['n_nan']:,}", f"of {summary['tokens']:,}"),
-        ("infinite losses", f"{summary['n_infinite']:,}", f"of {summary['tokens']:,}"),
+        ("tokens", f"{summary['count']:,}", _left_out(summary)),
+        ("nan tokens", f"{summary['n_nan']:,}", f"of {summary['count']:,}"),
+        ("infinite losses", f"{summary['n_infinite']:,}", f"of {summary['count']:,}"),
         ("loss", f"{summary['loss']:.6g}", known_error(stderr, f"± {stderr:.3g} nats ({basis})") or no_error),
         ("perplexity", f"{summary['perplexity']:.6g}", known_error(low, f"95 % interval {low:.5g} to {high:.5g}")),
         ("bits per token", f"{summary['bits_per_token']:.6g}", ""),
@@ -167,8 +167,8 @@ def _left_out(summary: dict[str, Any]) -> str:
 
 def _known_of(summary: dict[str, Any]) -> str:
     """Of how many tokens it is known whether they are greedy, if not of all."""
-    known = summary.get("greedy_known", summary["tokens"])
-    return "" if known == summary["tokens"] else f"of {count_of(known, 'token')} where it is known"
+    known = summary.get("greedy_known", summary["count"])
+    return "" if known == summary["count"] else f"of {count_of(known, 'token')} where it is known"
 
 
 def _first_failed(summary: dict[str, Any]) -> str:
@@ -183,7 +183,7 @@ def _first_failed(summary: dict[str, Any]) -> str:
 
 def _sequence_table(sequences: list[dict[str, Any]], several: bool) -> Table:
     """Table of sequences, with their file if there are several."""
-    formats = {"sequence": "{sequence}", "tokens": "{tokens:,}", "loss": "{loss:.4f}", "perplexity": "{perplexity:.6g}"}
+    formats = {"sequence": "{sequence}", "tokens": "{count:,}", "loss": "{loss:.4f}", "perplexity": "{perplexity:.6g}"}
     if "line" in sequences[0]:
         formats = {"sequence": "{sequence}", "line": "{line}", "choice": "{choice}"} | formats
     if several:
@@ -196,7 +196,7 @@ def _sequence_table(sequences: list[dict[str, Any]], several: bool) -> Table:
 
 def _shard_table(shards: list[dict[str, Any]]) -> Table:
     """Table of the files."""
-    formats = {"tokens": "{tokens:,}", "loss": "{loss:.6g}", "±": "{stderr:.3g}", "perplexity": "{perplexity:.6g}"}
+    formats = {"tokens": "{count:,}", "loss": "{loss:.6g}", "±": "{stderr:.3g}", "perplexity": "{perplexity:.6g}"}
     return _table("files", formats | {"file": "{file}"}, shards)
 
 
@@ -265,7 +265,7 @@ def group_tables(figures: dict[str, Any]) -> list[Table]:
 def _group_table(head: str, title: str, rows: list[dict[str, Any]]) -> Table:
     """Table of groups of tokens, with errors if these are known."""
     # heads are keys, so that the second error's has blanks
-    formats = {head: "{group}", "tokens": "{tokens:,}", "mean KLD": "{kl:.6f}", "±": "{kl_stderr:.6f}"}
+    formats = {head: "{group}", "tokens": "{count:,}", "mean KLD": "{kl:.6f}", "±": "{kl_stderr:.6f}"}
     formats |= {"ln(PPL ratio)": "{loss_difference:+.5f}", " ± ": "{loss_difference_stderr:.5f}"}
     formats |= {"mean Δp": "{percent_delta_p:+.3f} %", "same top": "{percent_same_top:.2f} %"}
     if rows and "kl_stderr" not in rows[0]:
@@ -324,7 +324,7 @@ def response_tables(comparison: ResponseComparison) -> list[Table]:
     probabilities = _probabilities(comparison)
     label, share, error = probabilities.pop()
     if comparison.n_top_known:
-        known = _known_of({"greedy_known": comparison.n_top_known, "tokens": comparison.count})
+        known = _known_of({"greedy_known": comparison.n_top_known, "count": comparison.count})
         probabilities.append((label, share, f"{error}  {known}".rstrip()))
     tables = [
         Table([(label, f"{n:,}") for label, n in left_out.items() if n], title="Left out"),

@@ -46,7 +46,7 @@ class SequenceLosses:
     --------
     >>> from tokenloss import sequence_losses
     >>> sequence_losses([[0.5, 1.5, 1.0], [2.0, 0.0, 0.0]], where=[[True, True, True], [True, False, False]])
-    SequenceLosses(sequences=2, tokens=4)
+    SequenceLosses(n_sequences=2, count=4)
     """
 
     ids: IntArray
@@ -98,7 +98,7 @@ class SequenceLosses:
 
     def __repr__(self) -> str:
         """Show the number of sequences and tokens."""
-        return f"SequenceLosses(sequences={self.ids.size}, tokens={int(self.count.sum())})"
+        return f"SequenceLosses(n_sequences={self.ids.size}, count={int(self.count.sum())})"
 
 
 def sequence_losses(
