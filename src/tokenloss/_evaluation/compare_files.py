@@ -152,10 +152,10 @@ def compare_files(
     {'Q8': 0.005476, 'Q4': 0.178325}
     """
     from tokenloss._core.files import check_outputs, files_of, identity
+    from tokenloss._core.text import title
     from tokenloss._evaluation.compare import Given, compare_sides
     from tokenloss._evaluation.files import Inputs, Settings, check_needs, named_paths, resolved
     from tokenloss._evaluation.plan import Options
-    from tokenloss._output.base import title
     from tokenloss.formats.base import KINDS
 
     check_choice("base_kind", base_kind, KINDS)
