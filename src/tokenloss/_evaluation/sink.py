@@ -244,8 +244,6 @@ class Sink:
 
 def checked_sinks(value: Any) -> list[Sink]:
     """Sinks, as a list."""
-    from tokenloss._evaluation.sink import Sink
-
     sinks = list(value) if hasattr(value, "__iter__") else [value]
     for sink in sinks:
         if not isinstance(sink, Sink) or value is sink:
