@@ -65,6 +65,8 @@ class Comparison(PairedLosses):
     (0.065366, array([ 0.1217, -0.1225]))
     """
 
+    __module__ = "tokenloss"
+
     definitions: str
     mean_kl: float
     mean_kl_stderr: float
@@ -189,6 +191,8 @@ class ComparisonMeter:
     >>> {name: round(comparison.mean_kl, 4) for name, comparison in meter.results().items()}
     {'q4': 0.1195, 'q8': 0.0011}
     """
+
+    __module__ = "tokenloss"
 
     def __init__(
         self,

@@ -49,6 +49,8 @@ class SequenceLosses:
     SequenceLosses(n_sequences=2, count=4)
     """
 
+    __module__ = "tokenloss"
+
     ids: IntArray
     count: IntArray
     nll: Float64Array
