@@ -322,7 +322,7 @@ def _certain(
 ) -> tuple[list[str | None], list[int]]:
     """Texts and ids without those that are not certain: SGLang reports the last class of a prompt as class 0."""
     texts, ids = list(texts), list(ids)
-    for i, (start, end) in enumerate(itertools.pairwise(tops.starts())):
+    for i, (start, end) in enumerate(tops.spans()):
         if ids[i] == 0:
             same = [at for at in range(start, end) if tops.logprobs[at] == logprobs[i]]
             texts[i], ids[i] = (tops.texts[same[0]], tops.ids[same[0]]) if len(same) == 1 else (None, -1)

@@ -183,8 +183,7 @@ def _one_by_usage(value: dict[str, Any], listed: Tokens, n_prompt: int, n_genera
     if n_generated != 1 or _LLAMA_CPP_PYTHON.fullmatch(str(value.get("id"))):
         return n - n_generated  # the BOS is not listed
     tops = listed.tops
-    spans = zip(listed.texts, itertools.pairwise(tops.starts()), strict=True)
-    lists = [(text, start, end) for text, (start, end) in spans if end > start]
+    lists = [(text, *span) for text, span in zip(listed.texts, tops.spans(), strict=True) if span[1] > span[0]]
     if any(tops.texts[start] != text for text, start, _ in lists if text is not None):
         return n - 1  # likewise
     values = [tops.logprobs[start:end] for _, start, end in lists]

@@ -250,9 +250,8 @@ def _check_prompt(choice: Choice, has_prompts: bool | None, place: Place) -> boo
 
 def _response(line: int, choice: int, custom_id: str | None, parts: list[tuple[str, Tokens]]) -> Response:
     """The response of these parts."""
-    found = join([columns(tokens, is_prompt=name != "generated") for name, tokens in parts])
-    every: Any = (*found[:-1], int(np.count_nonzero(found.is_lost)))
-    return Response(line, choice, custom_id, *every)
+    arrays: Any = join([columns(tokens, is_prompt=name != "generated") for name, tokens in parts])
+    return Response(line, choice, custom_id, lost_tops=int(np.count_nonzero(arrays.pop("is_lost"))), **arrays)
 
 
 def _bodies(path: str) -> Iterator[tuple[Place, str | None, dict[str, Any], str]]:
