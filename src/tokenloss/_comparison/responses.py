@@ -10,8 +10,7 @@ import numpy as np
 from tokenloss._comparison.paired import KL_QUANTILES, Mean, PairedLosses, paired_figures, quantiles, sequence_table
 
 if TYPE_CHECKING:
-    from tokenloss._comparison.response_pairs import Compared
-    from tokenloss._core.types import Array, BoolArray, Float64Array, IntArray
+    from tokenloss._core.types import Array, BoolArray, Columns, Float64Array
 
 _ARRAYS = ("nll", "base_nll", "kl_bound", "base_mass", "mass", "delta_p", "is_same_top", "is_top_known", "kept")
 
@@ -99,38 +98,35 @@ class ResponseComparison(PairedLosses):
         )
 
 
-def response_comparison_of(compared: Compared, **others: Any) -> ResponseComparison:
-    """Figures of all tokens."""
-    columns: dict[str, Any] = compared.columns
-    kept = columns["kept"]
-    ids = compared.sequences[kept]
-    nll, base_nll, bound, delta_p = (columns[name][kept] for name in ("nll", "base_nll", "kl_bound", "delta_p"))
-    figures, means = paired_figures(nll, base_nll, delta_p, ids)
-    of_bound = Mean(bound, ids)
-    masses = [Mean(columns[name][kept], None) for name in ("base_mass", "mass")]
-    known = columns["is_top_known"]
-    same_top = Mean(columns["is_same_top"][known], compared.sequences[known])
-    sequences = sequence_table(means | {"kl_bound": of_bound})
-    numbers: IntArray = sequences["sequence"]
+def response_comparison_of(
+    columns: Columns, origins: dict[int, tuple[int, int, str | None]], **others: Any
+) -> ResponseComparison:
+    """Figures of all tokens, and the table of their sequences, with the origin of each."""
+    mask, known, ids = columns["kept"], columns["is_top_known"], columns["sequence"]
+    nll, base_nll, bound, delta_p = (columns[name][mask] for name in ("nll", "base_nll", "kl_bound", "delta_p"))
+    figures, means = paired_figures(nll, base_nll, delta_p, ids[mask])
+    mean_bound, same_top = Mean(bound, ids[mask]), Mean(columns["is_same_top"][known], ids[known])
+    base_mass, mass = (Mean(columns[name][mask], None) for name in ("base_mass", "mass"))
+    sequences = sequence_table(means | {"kl_bound": mean_bound})
+    numbers = sequences["sequence"]
     sequences["same_top"] = np.full(len(numbers), np.nan)
     sequences["same_top"][np.searchsorted(numbers, same_top.sequences.ids)] = same_top.sequences.loss
-    for side, name in enumerate(("base_line", "line")):
-        sequences[name] = np.array([compared.lines[number][side] for number in numbers.tolist()], np.int64)
-    sequences["custom_id"] = np.array([compared.custom_ids[number] for number in numbers.tolist()], object)
+    for i, (name, dtype) in enumerate((("base_line", np.int64), ("line", np.int64), ("custom_id", object))):
+        sequences[name] = np.array([origins[number][i] for number in numbers.tolist()], dtype)
+    figures |= {name: columns[name] for name in _ARRAYS}
     return ResponseComparison(
-        n_without_number=int(np.count_nonzero(~kept & ~columns["is_sentinel"])),
-        n_sentinels=int(np.count_nonzero(~kept & columns["is_sentinel"])),
-        mean_kl_bound=of_bound.mean,
-        mean_kl_bound_stderr=of_bound.stderr,
+        n_without_number=int(np.count_nonzero(~mask & ~columns["is_sentinel"])),
+        n_sentinels=int(np.count_nonzero(~mask & columns["is_sentinel"])),
+        mean_kl_bound=mean_bound.mean,
+        mean_kl_bound_stderr=mean_bound.stderr,
         kl_bound_quantiles=quantiles(np.sort(bound), KL_QUANTILES),
         n_bounded=int(np.count_nonzero(columns["is_bounded"])),
-        mean_base_mass=masses[0].mean,
-        mean_mass=masses[1].mean,
+        mean_base_mass=base_mass.mean,
+        mean_mass=mass.mean,
         same_top=same_top.mean,
         same_top_stderr=same_top.stderr,
         n_top_known=int(np.count_nonzero(known)),
         sequences=sequences,
         **others,
         **figures,
-        **{name: columns[name] for name in _ARRAYS},
     )

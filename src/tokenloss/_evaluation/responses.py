@@ -18,6 +18,7 @@ from tokenloss._evaluation.sink import TokenBlock
 from tokenloss._scores.token_scores import TokenScores
 from tokenloss._statistics.rounding import Rounding
 from tokenloss.formats.responses import is_responses, open_responses
+from tokenloss.formats.responses.columns import join
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -68,9 +69,9 @@ def score_responses(
     counts = np.zeros(5, np.int64)
     rounding, sources, n_responses, lost_tops = Rounding(), [], 0, 0
     for responses in _gathered(file):
-        block = _columns(responses)
+        block = _columns(responses, top_k)
         numbers, kept = block["numbers"] + n_responses, block["kept"]
-        scores = _token_scores(block, responses, top_k)
+        scores = _token_scores(block, top_k)
         is_missed = np.bincount(block["numbers"][block["is_sentinel"]], minlength=len(responses)) > 0
         is_greedy = scores.is_greedy & ~is_missed[block["numbers"]]  # what is below all that is returned is not greedy
         collector.update(dataclasses.replace(scores, is_greedy=is_greedy), numbers)
@@ -84,9 +85,8 @@ def score_responses(
         n_responses += len(responses)
         if sink:
             known, is_prompt = block["is_greedy_known"], block["is_prompt"]
-            top_tokens = _tops([response.top_tokens for response in responses], top_k, None)
             tokens = scores, block["ids"], block["tokens"], 0, block["positions"], numbers
-            sink(TokenBlock(*tokens, known, is_prompt, top_tokens))
+            sink(TokenBlock(*tokens, known, is_prompt, block["top_tokens"][:, :top_k]))
     if advance:
         advance(shard.n_bytes)
     meter, sequences, _ = collector.result()
@@ -149,10 +149,11 @@ def _gathered(file: Iterable[Response]) -> Iterator[list[Response]]:
         yield responses
 
 
-def _columns(responses: Sequence[Response]) -> dict[str, Any]:
+def _columns(responses: Sequence[Response], top_k: int) -> dict[str, Any]:
     """Columns of the tokens of responses; their numbers count from 0."""
-    names = ("tokens", "n_bytes", "ids", "logprobs", "is_sentinel", "is_prompt", "rank", "is_greedy", "is_greedy_known")
-    columns = {name: np.concatenate([getattr(response, name) for response in responses]) for name in names}
+    names = ("tokens", "n_bytes", "ids", "logprobs", "is_sentinel", "is_prompt", "rank", "is_greedy", "is_greedy_known",
+             "top_tokens", "top_ids", "top_logprobs")  # fmt: skip
+    columns = join([{name: getattr(response, name) for name in names} for response in responses], top_k)
     lengths = np.array([len(response.ids) for response in responses])
     starts = np.repeat(np.cumsum(lengths) - lengths, lengths)
     columns["numbers"] = np.repeat(np.arange(len(responses)), lengths)
@@ -161,16 +162,14 @@ def _columns(responses: Sequence[Response]) -> dict[str, Any]:
     return columns
 
 
-def _token_scores(block: dict[str, Any], responses: Sequence[Response], top_k: int) -> TokenScores:
+def _token_scores(block: dict[str, Any], top_k: int) -> TokenScores:
     """Scores of the tokens of a block, as far as they are known: nan, a rank of 0 and a class of -1 are not.
 
     Tokens without a number have a rank of -1.
     """
     kept, ids = block["kept"], block["ids"]
     is_greedy = kept & block["is_greedy"]
-    columns = max(top_k, *(response.top_ids.shape[1] for response in responses))
-    top_ids = _tops([response.top_ids for response in responses], columns, -1)
-    top_logprobs = _tops([response.top_logprobs for response in responses], columns, np.nan)
+    top_ids, top_logprobs = block["top_ids"], block["top_logprobs"]
     argmax = np.where(is_greedy & (ids >= 0), ids, _lowest_of_likeliest(top_ids, top_logprobs))
     return TokenScores(
         nll=np.where(kept, 0.0 - block["logprobs"], np.nan),
@@ -185,24 +184,13 @@ def _token_scores(block: dict[str, Any], responses: Sequence[Response], top_k: i
     )
 
 
-def _tops(parts: Sequence[Array], columns: int, missing: Any) -> Array:
-    """The first columns of the alternatives of responses; what they lack is `missing`."""
-    tops = np.full((sum(map(len, parts)), columns), missing, parts[0].dtype)
-    start = 0
-    for part in parts:
-        tops[start : start + len(part), : part.shape[1]] = part[:, :columns]
-        start += len(part)
-    return tops
-
-
 def _lowest_of_likeliest(top_ids: Array, top_logprobs: Array) -> Array:
     """The lowest id of the likeliest classes, -1 where an id is not known or none is listed."""
     if not top_ids.shape[1]:
         return np.full(len(top_ids), -1)
     is_likeliest = top_logprobs == top_logprobs[:, :1]  # nan is not
     lowest = np.where(is_likeliest, top_ids, np.iinfo(np.int64).max).min(1)
-    found: Array = np.where(is_likeliest.any(1), np.maximum(lowest, -1), -1)
-    return found
+    return np.where(is_likeliest.any(1), np.maximum(lowest, -1), -1)
 
 
 def _has_cut_character(response: Response) -> bool:
