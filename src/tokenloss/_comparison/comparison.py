@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from tokenloss._comparison.columns import check_definitions, join, new_columns, pair_columns, sequence_numbers, share
+from tokenloss._comparison.columns import check_definitions, join, new_columns, pair_columns, share
 from tokenloss._comparison.figures import check_groups, confidence_table, figures_of, group_table
 from tokenloss._comparison.paired import PairedLosses, rows_of
 from tokenloss._core.dtypes import CheckedArray, as_float_array
@@ -14,7 +14,6 @@ from tokenloss._core.errors import raise_error
 from tokenloss._core.validation import check_axis
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
     from typing import Literal
 
     from tokenloss._core.types import Array, ArrayLike, Columns, Float64Array, IntArray, Kind
@@ -276,7 +275,7 @@ class ComparisonMeter:
         """
         if len(self._parts) > 1:
             raise_error("candidates", got=len(self._parts))
-        return next(iter(self.results().values()), comparison_of(self._definitions, [new_columns(0)]))
+        return next(iter(self.results().values()), comparison_of(self._definitions, new_columns(0)))
 
     def results(self) -> dict[str, Comparison]:
         """Figures of all positions so far, of each candidate.
@@ -286,13 +285,13 @@ class ComparisonMeter:
         dict of Comparison
             By name; "logits" is the name of a candidate that came as an array. Arrays of the base are shared.
         """
-        found: dict[str, Comparison] = {}
+        comparisons: dict[str, Comparison] = {}
         first: Columns = {}
         for name, parts in self._parts.items():
             columns = share(join([new_columns(0), *parts]), first)
             first = first or columns
-            found[name] = comparison_of(self._definitions, [columns])
-        return found
+            comparisons[name] = comparison_of(self._definitions, columns)
+        return comparisons
 
 
 def compare(
@@ -408,12 +407,11 @@ def compare(
     columns = pair_columns(
         base, {"logits": logits}, targets, definitions=check_definitions(definitions), kind=kind, base_kind=base_kind,
         classes=classes, axis=axis,
-        ignore_index=ignore_index, where=where, segment_ids=sequence_numbers(segment_ids, cu_seqlens, batch),
-        workers=workers,
+        ignore_index=ignore_index, where=where, segment_ids=segment_ids, cu_seqlens=cu_seqlens, workers=workers,
     )  # fmt: skip
-    return comparison_of(definitions, [columns["logits"]], batch)
+    return comparison_of(definitions, columns["logits"], batch)
 
 
-def comparison_of(definitions: str, parts: Sequence[Columns], batch: tuple[int, ...] = (-1,)) -> Comparison:
-    """The comparison of all parts in order."""
-    return Comparison(definitions=definitions, **figures_of(join(parts), batch))
+def comparison_of(definitions: str, columns: Columns, batch: tuple[int, ...] = (-1,)) -> Comparison:
+    """The comparison of columns, whose arrays get the shape of the batch."""
+    return Comparison(definitions=definitions, **figures_of(columns, batch))

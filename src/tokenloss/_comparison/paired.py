@@ -125,7 +125,7 @@ class Mean:
 
     def __init__(self, values: Array, segment_ids: IntArray | None) -> None:
         values = values.astype(np.float64, copy=False)
-        self._independent = tokens = ExactRatio.of_mean(ExactMoments.of(values))  # what errors take as independent
+        self._independent = tokens = ExactRatio.of_mean(ExactMoments.of(values))  # tokens, or sequences
         self.mean = tokens.ratio
         self.stderr = self.stderr_of_tokens = tokens.stderr
         self.is_clustered = False
@@ -148,7 +148,7 @@ class Mean:
 def paired_figures(
     nll: Float64Array, base_nll: Float64Array, delta_p: Float64Array, ids: IntArray | None
 ) -> tuple[dict[str, Any], dict[str, Mean]]:
-    """Figures of the losses of two models for the same tokens, and their means, which are of each sequence, too."""
+    """Fields of `PairedLosses`, and the means that they come from, which know the mean of each sequence."""
     loss, base_loss = Mean(nll, ids), Mean(base_nll, ids)
     perplexity, base_perplexity = exp(loss.mean), exp(base_loss.mean)
     with np.errstate(invalid="ignore", over="ignore"):  # infinite losses
@@ -182,9 +182,9 @@ def paired_figures(
 
 
 def sequence_table(means: dict[str, Mean]) -> dict[str, Array]:
-    """Columns of a table of sequences: their number, their tokens, and these means."""
-    of = means["loss"].sequences
-    columns: dict[str, Array] = {"sequence": of.ids, "count": of.count}
+    """Columns of a table of sequences: their number, their count of tokens, and these means."""
+    sequences = means["loss"].sequences
+    columns: dict[str, Array] = {"sequence": sequences.ids, "count": sequences.count}
     return columns | {name: mean.sequences.loss for name, mean in means.items()}
 
 
@@ -203,12 +203,12 @@ def quantiles(ordered: Float64Array, fractions: tuple[float, ...]) -> dict[float
     """Quantiles of sorted values by linear interpolation; nan without values, or with a nan among them."""
     if not ordered.size or np.isnan(ordered[-1]):
         return dict.fromkeys(fractions, math.nan)
-    found = {}
+    values = {}
     for fraction in fractions:
         below, rest = divmod(round(1000 * fraction) * (ordered.size - 1), 1000)
         low, high = float(ordered[below]), float(ordered[below + (rest > 0)])
-        found[fraction] = low if low == high else low * (1 - rest / 1000) + high * (rest / 1000)
-    return found
+        values[fraction] = low if low == high else low * (1 - rest / 1000) + high * (rest / 1000)
+    return values
 
 
 def quantile_intervals(
@@ -224,7 +224,7 @@ def quantile_intervals(
     inner = [fraction for fraction in fractions if 0 < fraction < 1]
     if not ordered.size or np.isnan(ordered[-1]):
         return dict.fromkeys(inner, (math.nan, math.nan))
-    found, radii = {}, {}
+    intervals, radii = {}, {}
     if segment_ids is not None and mean.is_clustered:
         radii = _clustered_radii(values, quantiles(ordered, (*inner,)), segment_ids, mean.interval_factor)
     for fraction in inner:
@@ -232,11 +232,11 @@ def quantile_intervals(
         if fraction in radii:
             low = min(low, max(0, math.floor(ordered.size * (fraction - radii[fraction]))))
             high = max(high, min(ordered.size, math.ceil(ordered.size * (fraction + radii[fraction]))) + 1)
-        found[fraction] = (
+        intervals[fraction] = (
             float(ordered[low - 1]) if low else min(0.0, float(ordered[0])),  # rounding may make a 0 negative
             float(ordered[high - 1]) if high <= ordered.size else math.inf,
         )
-    return found
+    return intervals
 
 
 def _clustered_radii(
@@ -254,7 +254,7 @@ def _clustered_radii(
 
 
 def nan_last(value: float) -> tuple[bool, float]:
-    """Key by which numbers are sorted, nan after all others."""
+    """Sort key that puts nan after all numbers."""
     return math.isnan(value), value
 
 

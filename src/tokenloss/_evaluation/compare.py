@@ -85,7 +85,7 @@ def _figures(
     }
     candidates = []
     for number, (other, columns) in enumerate(zip(others, joined(list(zip(*parts, strict=True))), strict=True)):
-        comparison = comparison_of(options.definitions, [columns])
+        comparison = comparison_of(options.definitions, columns)
         figures = shared | {"other": other.source, "name": other.name, "size": other.size}
         figures |= {"kind": shards[0].others[number].kind, "ignored": rows - without_next - comparison.count}
         figures |= _head_figures(shards[0], number)
