@@ -56,20 +56,19 @@ class PairedFiles:
         self.skipped = 0
 
     def __iter__(self) -> Iterator[Pair]:
-        """Match the responses; those without their partner yet are kept."""
+        """Match the responses, which wait for their partner."""
         by_name = all(map(_has_names, self.files))
         failed: tuple[set[Any], set[Any]] = set(), set()
-        readers = [_keyed(file, by_name, of_file) for file, of_file in zip(self.files, failed, strict=True)]
+        readers = [_keyed(file, by_name, own) for file, own in zip(self.files, failed, strict=True)]
         waiting: tuple[dict[Any, Any], dict[Any, Any]] = {}, {}
         numbers = [0, 0]
         open_sides = {0, 1}
         while open_sides:
             for side in sorted(open_sides):
-                found = next(readers[side], None)
-                if found is None:
+                key, response = next(readers[side], (None, None))
+                if response is None:
                     open_sides.discard(side)
                     continue
-                key, response = found
                 mine = numbers[side], response
                 numbers[side] += 1
                 partner = waiting[1 - side].pop(key, None)
@@ -175,7 +174,7 @@ def _refuse_unmatched(path: str, other: str, alone: list[Response]) -> NoReturn:
 
 
 def _check_tokens(base: Response, other: Response, base_path: str, path: str) -> None:
-    """Refuse responses of other tokens: by ids where both know them, else by text that is whole in both."""
+    """Refuse responses whose tokens differ: by ids where both know them, else by text that is whole in both."""
     where = f"as line {base.line} of {base_path} has"
     if len(base.ids) != len(other.ids):
         got, fits = f"it has {len(other.ids)} tokens", f"have {len(base.ids)}, {where}"
@@ -256,7 +255,7 @@ def _numbers_of_texts(texts: Array, numbers: dict[str, int]) -> IntArray:
 
 
 def _without_twice(classes: IntArray) -> IntArray:
-    """Classes of lists, -1 for all that come twice in theirs."""
+    """Classes of lists, with -1 in place of each that comes twice in its list."""
     order = np.argsort(classes, axis=1, kind="stable")
     ordered = np.take_along_axis(classes, order, 1)
     again = ordered[:, 1:] == ordered[:, :-1]

@@ -103,22 +103,22 @@ class ScoredResponses:
         check_map(self._ids)
         if self._runs is None:
             rows = self._rows[self._next : self._next + n]
-            found, of = len(rows), "left"
-            self._next += found
+            n_rows, place = len(rows), "left"
+            self._next += n_rows
         else:
             start, stop = self._runs[self._next] if self._next < len(self._runs) else (0, 0)
             every = start + np.flatnonzero(self._where[start:stop])
             rows = start + np.flatnonzero(self._counted[start:stop])
-            found, of = len(rows), f"in sequence {self._next}"
+            n_rows, place = len(rows), f"in sequence {self._next}"
             if len(rows) != n and len(every) == n + 1 and not self._counted[every[-1]]:
                 rows = every[:-1]
             elif len(rows) != n and len(every) == n:
                 rows = every
-            if n == 0 and found:  # a prompt of one token may have no row
+            if n == 0 and n_rows:  # a prompt of one token may have no row
                 return rows[:0]
             self._next += 1
         if len(rows) != n:
-            got, fits = f"holds {found} rows with targets {of}", f"hold {n}, as {self._responses.path} does in line"
+            got, fits = f"holds {n_rows} rows with targets {place}", f"hold {n}, as {self._responses.path} does in line"
             raise_error("content", path=self._scores.path, got=got, fits=f"{fits} {response.line}")
         return rows
 
@@ -163,8 +163,8 @@ class ScoredResponses:
 
     def _check_kind(self) -> bool:
         """Check the kind by the first rows that count."""
-        kept = self._counted[self._start : self._start + len(self._block)]
-        return checks.check_kind(self._scores, self._kind_option, self._block, kept)
+        mask = self._counted[self._start : self._start + len(self._block)]
+        return checks.check_kind(self._scores, self._kind_option, self._block, mask)
 
 
 def _runs(path: str, numbers: IntArray) -> list[tuple[int, int]]:

@@ -70,16 +70,16 @@ def score_responses(
     rounding, sources, n_responses, lost_tops = Rounding(), [], 0, 0
     for responses in _gathered(file):
         block = _columns(responses, top_k)
-        numbers, kept = block["numbers"] + n_responses, block["kept"]
+        numbers, mask = block["numbers"] + n_responses, block["kept"]
         scores = _token_scores(block, top_k)
         is_missed = np.bincount(block["numbers"][block["is_sentinel"]], minlength=len(responses)) > 0
         is_greedy = scores.is_greedy & ~is_missed[block["numbers"]]  # what is below all that is returned is not greedy
         collector.update(dataclasses.replace(scores, is_greedy=is_greedy), numbers)
-        highest.update(scores.nll, block["ids"], kept, block["positions"], numbers, block["tokens"])
-        masks = (~kept & ~block["is_sentinel"], ~kept & block["is_sentinel"],
-                 scores.is_greedy, kept & block["is_greedy_known"], np.isinf(scores.nll))  # fmt: skip
-        counts += [np.count_nonzero(mask) for mask in masks]
-        rounding += Rounding.of(block["logprobs"][kept])
+        highest.update(scores.nll, block["ids"], mask, block["positions"], numbers, block["tokens"])
+        counted = (~mask & ~block["is_sentinel"], ~mask & block["is_sentinel"],
+                   scores.is_greedy, mask & block["is_greedy_known"], np.isinf(scores.nll))  # fmt: skip
+        counts += list(map(np.count_nonzero, counted))
+        rounding += Rounding.of(block["logprobs"][mask])
         sources.append(_sources(responses, block))
         lost_tops += sum(response.lost_tops for response in responses)
         n_responses += len(responses)
@@ -167,18 +167,18 @@ def _token_scores(block: dict[str, Any], top_k: int) -> TokenScores:
 
     Tokens without a number have a rank of -1.
     """
-    kept, ids = block["kept"], block["ids"]
-    is_greedy = kept & block["is_greedy"]
+    mask, ids = block["kept"], block["ids"]
+    is_greedy = mask & block["is_greedy"]
     top_ids, top_logprobs = block["top_ids"], block["top_logprobs"]
     argmax = np.where(is_greedy & (ids >= 0), ids, _lowest_of_likeliest(top_ids, top_logprobs))
     return TokenScores(
-        nll=np.where(kept, 0.0 - block["logprobs"], np.nan),
-        logsumexp=np.where(kept, 0.0, np.nan),
+        nll=np.where(mask, 0.0 - block["logprobs"], np.nan),
+        logsumexp=np.where(mask, 0.0, np.nan),
         entropy=np.full(len(ids), np.nan),
-        rank=np.where(kept, block["rank"], -1),
-        argmax=np.where(kept, argmax, -1),
+        rank=np.where(mask, block["rank"], -1),
+        argmax=np.where(mask, argmax, -1),
         is_greedy=is_greedy,
-        kept=kept,
+        kept=mask,
         top_ids=top_ids[:, :top_k] if top_k else None,
         top_logprobs=top_logprobs[:, :top_k] if top_k else None,
     )
@@ -198,31 +198,31 @@ def _has_cut_character(response: Response) -> bool:
 
     Texts of its first parts are empty; that of the last one is the whole character.
     """
-    kept, parts = ~np.isnan(response.logprobs), []
-    for text, is_kept in zip(response.tokens, kept.tolist(), strict=True):
-        parts.append(is_kept)
-        if text and text > "\x7f" and len(set(parts)) > 1:
+    are_scored: list[bool] = []  # of the tokens of a character
+    for text, is_scored in zip(response.tokens, (~np.isnan(response.logprobs)).tolist(), strict=True):
+        are_scored.append(is_scored)
+        if text and text > "\x7f" and len(set(are_scored)) > 1:
             return True
         if text != "":
-            parts = []
+            are_scored = []
     return False
 
 
 def _sources(responses: Sequence[Response], block: dict[str, Any]) -> Sources:
     """The table of the sequences that have a token to score."""
-    kept, known, is_greedy = block["kept"], block["is_greedy_known"], block["is_greedy"]
+    mask, known, is_greedy = block["kept"], block["is_greedy_known"], block["is_greedy"]
 
-    def count(mask: Array) -> IntArray:
-        return np.bincount(block["numbers"][mask], minlength=len(responses))
+    def count(tokens: Array) -> IntArray:
+        return np.bincount(block["numbers"][tokens], minlength=len(responses))
 
-    tokens = count(kept)
-    sizes = np.bincount(block["numbers"][kept], block["n_bytes"][kept], len(responses)).astype(np.int64)
+    tokens = count(mask)
+    sizes = np.bincount(block["numbers"][mask], block["n_bytes"][mask], len(responses)).astype(np.int64)
     is_cut = np.array([_has_cut_character(response) for response in responses])
     columns: list[Any] = [
         np.array([response.line for response in responses], np.int64),
         np.array([response.choice for response in responses], np.int64),
-        np.where((count(kept & (block["n_bytes"] < 0)) > 0) | is_cut, -1, sizes),
-        (count(known & ~is_greedy) > 0) | (count(kept & known) == tokens),
+        np.where((count(mask & (block["n_bytes"] < 0)) > 0) | is_cut, -1, sizes),
+        (count(known & ~is_greedy) > 0) | (count(mask & known) == tokens),
         np.array([response.custom_id for response in responses], np.object_),
     ]
     return Sources(*(column[tokens > 0] for column in columns))
