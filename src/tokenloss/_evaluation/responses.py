@@ -108,8 +108,8 @@ def scored_shards(shards: Sequence[Shard], results: Sequence[ShardResult]) -> li
 
 def check_names(paths: Sequence[str], results: Sequence[ShardResult]) -> None:
     """Refuse a request whose name comes twice, in one file or in two: its tokens would count twice."""
-    found = [result.responses.sources for result in results if result.responses]
-    sources = Sources.concatenated(found)
+    parts = [result.responses.sources for result in results if result.responses]
+    sources = Sources.concatenated(parts)
     named = np.flatnonzero([name is not None for name in sources.custom_id])
     keys = zip(sources.custom_id[named], map(int, sources.choice[named]), strict=True)
     hashes = np.fromiter(map(hash, keys), np.int64, len(named))  # which take less memory than a set of keys
@@ -119,7 +119,7 @@ def check_names(paths: Sequence[str], results: Sequence[ShardResult]) -> None:
     for second, first in sorted(pairs):
         name = sources.custom_id[second]
         if (name, sources.choice[second]) == (sources.custom_id[first], sources.choice[first]):
-            ends = np.cumsum([len(source.line) for source in found])
+            ends = np.cumsum([len(source.line) for source in parts])
             path, other = (paths[np.searchsorted(ends, i, "right")] for i in (second, first))
             got = f"the custom_id {name!r} is that of line {sources.line[first]} of {other}, too"
             fits = "come once in all files, since its tokens would count twice"
@@ -230,20 +230,20 @@ def _sources(responses: Sequence[Response], block: dict[str, Any]) -> Sources:
 
 def response_summary(paths: Sequence[str], results: Sequence[ShardResult]) -> dict[str, Any]:
     """Figures of all files of responses together."""
-    found = [result.responses for result in results if result.responses]
+    files = [result.responses for result in results if result.responses]
     totals = {
-        name: sum(getattr(figures, name) for figures in found)
+        name: sum(getattr(figures, name) for figures in files)
         for name in ("responses", "without_number", "sentinels", "greedy_known", "lost_tops")
     }
     failed = [
         {"file": path, "line": entry.line, "custom_id": entry.custom_id, "reason": entry.reason}
-        for path, figures in zip(paths, found, strict=True)
+        for path, figures in zip(paths, files, strict=True)
         for entry in figures.failed
     ]
     return {
-        "dialect": ", ".join(dict.fromkeys(figures.dialect for figures in found if figures.dialect)),
-        "part": next((figures.part for figures in found if figures.dialect), found[0].part),
-        "rounding": str(sum((figures.rounding for figures in found), Rounding())) or None,
+        "dialect": ", ".join(dict.fromkeys(figures.dialect for figures in files if figures.dialect)),
+        "part": next((figures.part for figures in files if figures.dialect), files[0].part),
+        "rounding": str(sum((figures.rounding for figures in files), Rounding())) or None,
         **totals,
         "skipped": len(failed),
         "failed": failed,

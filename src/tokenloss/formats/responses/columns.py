@@ -156,19 +156,19 @@ def lengths(
         is_whole = _ends_characters(texts) if is_completed else "" not in known and not _RAW.search(joined)
         is_whole &= own is None or len(known) < len(texts) or own in joined
     if not is_whole:
-        found = [-1] * len(texts)
+        sizes = [-1] * len(texts)
     elif len(known) == len(texts) and joined.isascii():
-        found = list(map(len, known))
+        sizes = list(map(len, known))
     else:
-        found = [-1 if text is None else len(text.encode()) for text in texts]
+        sizes = [-1 if text is None else len(text.encode()) for text in texts]
     for i, spelling in enumerate(spelled or ()):
         text = texts[i]
         if spelling is not None and not (text is not None and "\ufffd" in text and text.encode() == spelling):
-            found[i] = len(spelling)
+            sizes[i] = len(spelling)
     last = (texts[-1] if texts else None) or ""
     if own is not None and _SPECIAL.fullmatch(last) and not own.endswith(last):
-        found[-1] = 0
-    return found
+        sizes[-1] = 0
+    return sizes
 
 
 def _ends_characters(texts: Sequence[str | None]) -> bool:

@@ -40,17 +40,17 @@ def _objects(values: list[Any], field: str, place: Place) -> Tops:
     columns = classes_by_id(values)  # without looking at each alone
     if columns:
         return Tops(*columns)
-    found = [_entries(value, f"{field}[{i}]", place) for i, value in enumerate(values)]
-    each = zip(*itertools.chain.from_iterable(found), strict=True)
-    texts, ids, logprobs, ranks = map(list, each) if any(found) else ([], [], [], [])
-    return Tops(list(map(len, found)), texts, ids, logprobs, ranks)
+    positions = [_entries(value, f"{field}[{i}]", place) for i, value in enumerate(values)]
+    each = zip(*itertools.chain.from_iterable(positions), strict=True)
+    texts, ids, logprobs, ranks = map(list, each) if any(positions) else ([], [], [], [])
+    return Tops(list(map(len, positions)), texts, ids, logprobs, ranks)
 
 
 def _entries(value: Any, field: str, place: Place) -> list[tuple[str | None, int, Any, int]]:
     """Classes of a position: text, id, log-probability and rank, 0 where there is none."""
     if value is None:
         return []
-    found = []
+    classes = []
     for key, entry in check_object(value, field, place).items():
         path = f'{field}["{key}"]'
         if not _ID.fullmatch(key):
@@ -61,14 +61,14 @@ def _entries(value: Any, field: str, place: Place) -> list[tuple[str | None, int
         rank = entry.get("rank")
         rank = 0 if rank is None else check_count(rank, f"{path}.rank", place, 1)
         text = check_text(entry.get("decoded_token"), f"{path}.decoded_token", place)
-        found.append((text, int(key), entry["logprob"], rank))
-    if not found:
+        classes.append((text, int(key), entry["logprob"], rank))
+    if not classes:
         place.refuse(f"{field} is empty", "hold the prompt's token")
-    return found
+    return classes
 
 
 def _own(tops: Tops, ids: list[int] | None, field: str, place: Place) -> list[int | None]:
-    """Which class is each of the prompt's own tokens, None without any; refused if that is not certain."""
+    """The index of each of the prompt's own tokens among the classes, None of one without any; refused if uncertain."""
     own: list[int | None] = []
     if ids is not None:
         listed = tops.ids
@@ -97,9 +97,9 @@ def _own(tops: Tops, ids: list[int] | None, field: str, place: Place) -> list[in
 
 
 def _n_listed(tops: Tops) -> int:
-    """The k of the k likeliest, where objects of k entries and of one more, the own token, show it; 0 if not.
+    """How many likeliest classes were asked for: k, where all objects have k entries, or one more for the own token.
 
-    A rank above k + 1 tells them from k + 1 likeliest, of which some objects lack one.
+    A rank above k + 1 proves it, since k + 1 may have been asked for and some objects lack one. 0 if it is not known.
     """
     sizes = {*tops.counts} - {0}
     k = min(sizes, default=0)
