@@ -57,7 +57,7 @@ static void check_layouts(const tl_backend *backend, const tl_row *row, int64_t 
     tl_lse_acc states[2];
     tl_lse_class_major(backend, interleaved, targets, 2, transposed, states, cancel);
     for (int i = 0; i < 2; i++)
-        require(same(loss, tl_loss_of_class(backend, row, &plain, &states[i], cancel)), "transposed row", row);
+        require(same(loss, loss_of_class(backend, row, &plain, &states[i], cancel)), "transposed row", row);
 }
 
 static void take_row(quantity of, const tl_row *row) {

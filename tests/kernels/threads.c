@@ -4,9 +4,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-#include "superacc.h"
 #include "kernels.h"
-#include "scalar_math.h"
+#include "loss_of_row.h"
+#include "superacc.h"
 
 #define THREADS 4
 #define ROWS 60
@@ -47,14 +47,12 @@ static void compute_losses(const tl_backend *backend, const tl_row *row, int64_t
     tl_loss of_class = {{.one_minus_eps = 0.9, .eps_over_v = 0.1 / CLASSES}, i, 2, 1e-3, &class_gradient, 0.5, 0};
     tl_loss loss = {
         {(const char *)others[i], 4, TL_FLOAT32, NULL, 0, 0, 0.9, 0.1 / CLASSES}, -1, 1, 1e-3, &gradient, 0.5, 1};
-    tl_lse_acc rest;
     tl_loss_acc acc;
     tl_seen seen;
     int64_t nonzero;
-    tl_lse_row(backend, row, i, &rest, cancel);
-    to->of_class = tl_loss_of_class(backend, row, &of_class, &rest, cancel);
+    to->of_class = loss_of_row(backend, row, &of_class, cancel);
     to->argmax = tl_soft_target_argmax(backend, &loss.soft, CLASSES, &nonzero, cancel);
-    to->of_distribution = tl_loss_of_distribution(backend, row, &loss, to->argmax, cancel);
+    to->of_distribution = loss_of_row(backend, row, &loss, cancel);
     to->of_log_probabilities = tl_nll_of_distribution(backend, row, &loss.soft, &clip, &seen, cancel);
     tl_loss_begin(backend, &loss, CLASSES, &acc, &nonzero, cancel);
     tl_loss_set_target_logit(backend, row, &loss, (double)logits[i][acc.excluded], &acc);
