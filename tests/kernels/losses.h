@@ -94,7 +94,7 @@ TL_INLINE tl_loss make_loss(const loss_case *of, int64_t count, int64_t target, 
 }
 
 /* The loss for a class id without any option. */
-static tl_loss plain_loss(int64_t target) {
+TL_INLINE tl_loss plain_loss(int64_t target) {
     return (tl_loss){.soft = {.one_minus_eps = 1}, .target = target, .target_weight = 1};
 }
 

@@ -36,8 +36,7 @@ static tl_row float_row(const float *data) {
 /* The losses of a row for class i and for a distribution, with smoothing and z-loss. */
 static void take_losses(const tl_backend *backend, const tl_row *row, int64_t i, const tl_row *out, tl_cancel *cancel) {
     tl_loss of_class = {{.one_minus_eps = 0.9, .eps_over_v = 0.1 / CLASSES}, i, 2, 1e-3, out, 0.5, 0};
-    tl_loss loss = {
-        {(const char *)others[i], 4, TL_FLOAT32, NULL, 0, 0, 0.9, 0.1 / CLASSES}, -1, 1, 1e-3, out, 0.5, 1};
+    tl_loss loss = {{(const char *)others[i], 4, TL_FLOAT32, NULL, 0, 0, 0.9, 0.1 / CLASSES}, -1, 1, 1e-3, out, 0.5, 1};
     take(Q_class_id_loss, loss_of_row(backend, row, &of_class, cancel));
     take_row(Q_gradient, out);
     take(Q_dense_float32_loss, loss_of_row(backend, row, &loss, cancel));
@@ -146,7 +145,8 @@ int main(void) {
         work alone, shared, stopped;
         double expected = run_threads(&alone, backend, 1, 0), sum = run_threads(&shared, backend, THREADS, 0);
         run_threads(&stopped, backend, THREADS, 1);
-        int same = sum == expected && shared.kept == ROWS && !memcmp(alone.hash_of_row, shared.hash_of_row, sizeof alone.hash_of_row);
+        int same = sum == expected && shared.kept == ROWS &&
+                   !memcmp(alone.hash_of_row, shared.hash_of_row, sizeof alone.hash_of_row);
         printf("%s %s, %d rows until it was stopped\n", backend->name, same ? "same" : "differs", (int)stopped.kept);
         if (!same || stopped.kept >= ROWS)
             return 1;
