@@ -30,6 +30,8 @@
 #error "expressions must be rounded to their type: -msse2 -mfpmath=sse (32-bit x86), -fexcess-precision=fast (s390x)"
 #endif
 
+/* TL_OUTLINE is for functions that compilers would inline, and then keep variables of the loops around them in memory:
+ * with AVX2 and AVX-512, losses and products would take up to 4 % longer. */
 #if defined(_MSC_VER) && !defined(__clang__)
 #include <intrin.h>
 #define TL_INLINE static __forceinline

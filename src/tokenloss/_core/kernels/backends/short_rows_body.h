@@ -102,13 +102,13 @@ TL_TARGET TL_INLINE void NAME(end_lanes_of_)(NAME(lane_) * lanes, size_t count, 
 }
 
 /* The compensated sum of the first `count` lanes of 16, scaled by a power of two; the others would be 0. See
- * tl_lanes_sum_compensated. Not inlined: lanes are in memory, and a call costs nothing beside them. */
+ * tl_lanes_sum_compensated. */
 TL_TARGET TL_OUTLINE void NAME(end_lanes_)(NAME(lane_) * lanes, size_t count, double scale, double *total) {
     NAME(end_lanes_of_)(lanes, count, 0, scale, total);
 }
 
 TL_TARGET TL_OUTLINE void NAME(end_exps_)(NAME(lane_) * lanes, size_t count, double *total) {
-    if (OP(WIDTH) > 1 && count == 16) /* known to the compiler */
+    if (count == 16) /* known to the compiler */
         NAME(end_lanes_of_)(lanes, 16, 1, OP(UNSCALE), total);
     else
         NAME(end_lanes_of_)(lanes, count, 1, OP(UNSCALE), total);

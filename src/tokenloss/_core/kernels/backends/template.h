@@ -271,7 +271,7 @@ TL_TARGET TL_INLINE f64_vec f64_mul_add(f64_vec a, f64_vec b, f64_vec c) { retur
 #define STREAM(p, a) f32_stream(p, a)
 #include "dtype_body.h"
 
-/* The moments of a chunk of half precision, converted: not inlined, since they are large. */
+/* The moments of a chunk of half precision, converted: one function for both dtypes. */
 TL_TARGET TL_OUTLINE void JOIN(moment_converted_, BACKEND)(const float *x, size_t count, OP(acc) * acc, tl_lanes *sum,
                                                            tl_lanes *moment, tl_all_classes *all) {
     JOIN(reduce_chunk_float32_, BACKEND)(x, count, acc, sum, moment, all, MOMENT, 1, x);
