@@ -98,7 +98,7 @@ class Scores:
 class Positions:
     name: str
     targets: npt.NDArray[Any]
-    where: npt.NDArray[np.bool_] | None
+    mask: npt.NDArray[np.bool_] | None
     weight: npt.NDArray[Any] | None
     sample_weight: npt.NDArray[np.float64] | None
     batch: tuple[int, ...]
@@ -115,7 +115,7 @@ class Positions:
         dtype: int,
         axis: int,
         ignored: int | None,
-        where: npt.NDArray[np.bool_] | None,
+        mask: npt.NDArray[np.bool_] | None,
         weight: npt.NDArray[Any] | None,
         weight_dtype: int,
         sample_weight: npt.NDArray[np.float64] | None,
@@ -322,7 +322,7 @@ def small_nll(
     axis: object,
     weight: object,
     ignore_index: object,
-    where: object,
+    mask: object,
     sample_weight: object,
     reduction: object,
     workers: object,
@@ -333,7 +333,7 @@ def small_cross_entropy(
     axis: object,
     weight: object,
     ignore_index: object,
-    where: object,
+    mask: object,
     sample_weight: object,
     label_smoothing: object,
     z_loss: object,

@@ -62,7 +62,7 @@ cdef class LogSumExpJob(RowJob):
                          self.reduce_row(block.number[i], block.target[i], totals, cancel), totals)
 
     cdef void load_block_targets(self, int64_t start, int count, int64_t *targets, Totals *totals) noexcept nogil:
-        """Class ids of neighbouring rows, MASKED where they do not count; -1 where there are none."""
+        """Class ids of neighbouring rows, MASKED where they are masked or ignored; -1 where there are none."""
         cdef int i
         if not self.positions.by_class:
             for i in range(count):
@@ -93,18 +93,18 @@ cdef class LogSumExpJob(RowJob):
     cdef void leave_out(self, Block *block) noexcept nogil:
         """Leaves the unwanted rows out of a block, or only their classes where rows share cache lines."""
         cdef tl_row_block *rows = &block.rows
-        cdef int i, kept = 0
+        cdef int i, count = 0
         for i in range(rows.count):
             if block.target[i] == MASKED:
                 self.mask_row(block.number[i])
             if rows.class_major:
                 rows.excluded[i] = max(rows.excluded[i], -1)
             elif rows.wanted >> i & 1:
-                block.number[kept], block.target[kept] = block.number[i], block.target[i]
-                rows.data[kept], rows.excluded[kept] = rows.data[i], rows.excluded[i]
-                kept += 1
+                block.number[count], block.target[count] = block.number[i], block.target[i]
+                rows.data[count], rows.excluded[count] = rows.data[i], rows.excluded[i]
+                count += 1
         if not rows.class_major:
-            rows.count, rows.wanted = kept, ~(<uint64_t> 0) >> (BLOCK_ROWS - kept) if kept else 0
+            rows.count, rows.wanted = count, ~(<uint64_t> 0) >> (BLOCK_ROWS - count) if count else 0
 
     cdef size_t scratch_bytes(self) noexcept nogil:
         """The size of the scratch memory of a block."""

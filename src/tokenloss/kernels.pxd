@@ -229,7 +229,7 @@ cdef extern from "_kernels/sequences.h" nogil:
     ctypedef struct tl_tokens:
         const double *nll
         const double *weight
-        const uint8_t *kept
+        const uint8_t *mask
         const uint8_t *is_greedy
     ctypedef struct tl_sequence:
         int64_t count
