@@ -7,6 +7,7 @@ from typing_extensions import disjoint_base
 
 DTYPES: dict[str, int]
 SWAPPED: int
+DEFINITIONS: dict[str, int]
 TILE_CLASS_MULTIPLE: int
 BAD_TARGET: int
 BAD_DISTRIBUTION: int
@@ -251,8 +252,9 @@ class PairStats(PairJob):
         scores: Scores,
         positions: Positions,
         other: Scores,
-        most_unnormalized: float,
+        definitions: int,
         columns: dict[str, npt.NDArray[Any]],
+        most_unnormalized: float = ...,
     ) -> None: ...
 
 @final

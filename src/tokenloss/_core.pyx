@@ -28,6 +28,7 @@ DTYPES = {
     "uint8": TL_UINT8, "bool": TL_UINT8, "uint16": TL_UINT16, "uint32": TL_UINT32, "uint64": TL_UINT64,
 }
 SWAPPED = TL_SWAPPED
+DEFINITIONS = {"exact": TL_EXACT, "llama.cpp": TL_LLAMA_CPP}  # of the figures of a comparison
 
 cdef extern from *:
     """

@@ -158,7 +158,7 @@ cdef class Tiles(Job):
             if self.pair_job is not None:
                 self.set_row(&self.base_tile, i, tiled.base_target_raw, &base)
                 tl_pair_range(backend, &base, &logits, self.first, self.last, C_TILE_CLASS_MULTIPLE, tiled.target,
-                              tiled.compute_dtype, False, &tiled.of.pair, cancel)
+                              tiled.compute_dtype, TL_EXACT, &tiled.of.pair, cancel)
             elif self.token_job is not None:
                 tl_token_stats_range(backend, &logits, self.first, self.last, C_TILE_CLASS_MULTIPLE, tiled.target,
                                      tiled.target_raw, &tiled.of.token, self.top_of(tiled), cancel)
