@@ -11,7 +11,6 @@ from tokenloss import _core, _job
 from tokenloss._dtypes import CheckedArray, as_float_array
 from tokenloss._errors import raise_error
 from tokenloss._validation import (
-    KINDS,
     UNNORMALIZED,
     as_positions,
     as_scores,
@@ -147,7 +146,7 @@ def _scores(
     part: Array = view[(slice(None),) * axis + (slice(start, stop),)]
     if part.shape == view.shape:
         return as_scores(name, array, axis, kind)
-    return _core.Scores(name, part, code, axis, part.shape, KINDS.index(kind))
+    return _core.Scores(name, part, code, axis, part.shape, _core.KINDS.index(kind))
 
 
 def _left_out(

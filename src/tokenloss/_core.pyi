@@ -6,8 +6,10 @@ import numpy.typing as npt
 from typing_extensions import disjoint_base
 
 DTYPES: dict[str, int]
+FLOAT_DTYPES: tuple[str, ...]
 SWAPPED: int
 DEFINITIONS: dict[str, int]
+KINDS: tuple[str, ...]
 TILE_CLASS_MULTIPLE: int
 BAD_TARGET: int
 BAD_DISTRIBUTION: int

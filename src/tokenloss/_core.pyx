@@ -21,13 +21,17 @@ from libc.string cimport memset
 
 from tokenloss.kernels cimport *
 
-# dtype codes, by NumPy's names; of the other byte order, SWAPPED is added
-DTYPES = {
-    "float16": TL_FLOAT16, "bfloat16": TL_BFLOAT16, "float32": TL_FLOAT32, "float64": TL_FLOAT64,
-    "int8": TL_INT8, "int16": TL_INT16, "int32": TL_INT32, "int64": TL_INT64,
-    "uint8": TL_UINT8, "bool": TL_UINT8, "uint16": TL_UINT16, "uint32": TL_UINT32, "uint64": TL_UINT64,
-}
-SWAPPED = TL_SWAPPED
+# NumPy's name of each dtype, its code, and the format of its buffers: bfloat16, which has none, is read as uint16
+cdef tuple TABLE_OF_DTYPES = (
+    ("float16", TL_FLOAT16, b"e"), ("bfloat16", TL_BFLOAT16, b"H"), ("float32", TL_FLOAT32, b"f"),
+    ("float64", TL_FLOAT64, b"d"), ("int8", TL_INT8, b"b"), ("int16", TL_INT16, b"h"), ("int32", TL_INT32, b"i"),
+    ("int64", TL_INT64, b"q"), ("uint8", TL_UINT8, b"B"), ("bool", TL_UINT8, b"?"), ("uint16", TL_UINT16, b"H"),
+    ("uint32", TL_UINT32, b"I"), ("uint64", TL_UINT64, b"Q"),
+)
+DTYPES = {name: code for name, code, _ in TABLE_OF_DTYPES}
+FLOAT_DTYPES = tuple([name for name, code, _ in TABLE_OF_DTYPES if code <= TL_FLOAT64])  # those of scores
+SWAPPED = TL_SWAPPED  # is added to the code of a dtype of the other byte order
+cdef dict FORMATS = {name: format for name, _, format in TABLE_OF_DTYPES}
 DEFINITIONS = {"exact": TL_EXACT, "llama.cpp": TL_LLAMA_CPP}  # of the figures of a comparison
 
 cdef extern from *:
@@ -49,11 +53,13 @@ cdef enum:
     NONTEMPORAL_BYTES = 16 << 20  # results of this size leave the caches before anyone reads them
     GATHER_NEAR_BYTES = 64  # rows this near to each other are read in order, as caches see it
 
-# what scores are, in the order of _validation.py
+# what scores are
 cdef enum:
-    C_LOGITS = 0
-    C_LOG_PROBS = 1
-    C_PROBS = 2
+    C_LOGITS
+    C_LOG_PROBS
+    C_PROBS
+
+KINDS = ("logits", "log_probs", "probs")  # their names, in this order
 
 # why a row was refused while rows were read
 cdef enum:

@@ -30,7 +30,6 @@ _LARGEST = float(np.finfo(np.float64).max)
 _MAX_SAMPLE_WEIGHT = 1e100
 _LEAST_LOSS = -1e-3  # nll_loss takes log-probabilities up to 1e-3, which is more than they are rounded by
 REDUCTIONS = ("mean", "sum", "none")
-KINDS = ("logits", "log_probs", "probs")  # in the order of _core
 UNNORMALIZED = 0.1  # |logsumexp| that log-probabilities may have after rounding and clipping
 UNNORMALIZED_HALF = 0.5  # the same in half precision
 PROJECTION_NAMES = "hidden", "linear_weight", "linear_bias"
@@ -306,7 +305,7 @@ def _may_overlap(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> bool:
 
 def check_kind(value: Any, name: str = "kind") -> str:
     """What scores are."""
-    if not isinstance(value, str) or value not in KINDS:
+    if not isinstance(value, str) or value not in _core.KINDS:
         raise_error("option", name=name, got=value, fits="'logits', 'log_probs' or 'probs'")
     kind: str = value
     return kind
@@ -326,7 +325,7 @@ def as_scores(name: str, value: Any, axis: Any, kind: str = "logits") -> _core.S
 
 def _scores(name: str, array: Array, code: int, axis: int, kind: str) -> _core.Scores:
     """Scores of a kind, whose rows are refused if they are not normalised as it says."""
-    return _core.Scores(name, array, code, axis, array.shape, KINDS.index(kind), most_unnormalized(kind, array))
+    return _core.Scores(name, array, code, axis, array.shape, _core.KINDS.index(kind), most_unnormalized(kind, array))
 
 
 def most_unnormalized(kind: str, array: Array) -> float:

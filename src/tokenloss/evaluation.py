@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
     from typing import Literal, TypeAlias
 
-    from tokenloss._types import Array, ArrayLike, IntArray
+    from tokenloss._types import Array, ArrayLike, IntArray, Kind
     from tokenloss.meter import LossMeter
     from tokenloss.sinks import Sink
 
@@ -121,7 +121,7 @@ def evaluate(
     *,
     segment_ids: _Path | Sequence[_Path] = (),
     array: str | None = None,
-    kind: Literal["logits", "log_probs", "probs"] | None = None,
+    kind: Kind | None = None,
     shift: bool | None = None,
     ignore_index: int | None = -100,
     lm_head: _Path | None = None,

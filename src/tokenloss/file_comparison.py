@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import Literal, TypeAlias
 
+    from tokenloss._types import Kind
     from tokenloss.comparison import Comparison
     from tokenloss.sinks import Sink
 
@@ -32,8 +33,8 @@ def compare_files(
     segment_ids: _Paths = (),
     base_array: str | None = None,
     array: str | None = None,
-    base_kind: Literal["logits", "log_probs", "probs"] | None = None,
-    kind: Literal["logits", "log_probs", "probs"] | None = None,
+    base_kind: Kind | None = None,
+    kind: Kind | None = None,
     base_lm_head: _Path | None = None,
     lm_head: _Paths | None = None,
     base_hidden: str | None = None,

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from tokenloss._evaluation.response_comparison import Compared, PairedFiles
     from tokenloss._evaluation.response_scores import ScoredResponses
-    from tokenloss._types import Array, BoolArray, Float64Array, IntArray
+    from tokenloss._types import Array, BoolArray, Float64Array, IntArray, Kind
 
 _ARRAYS = ("nll", "base_nll", "kl_bound", "base_mass", "mass", "delta_p", "is_same_top", "is_top_known", "kept")
 
@@ -178,7 +178,7 @@ def compare_responses(
     targets: str | os.PathLike[str] | None = None,
     segment_ids: str | os.PathLike[str] | None = None,
     array: str | None = None,
-    kind: Literal["logits", "log_probs", "probs"] | None = None,
+    kind: Kind | None = None,
     ignore_index: int = -100,
     shift: bool | None = None,
     workers: int | None = None,

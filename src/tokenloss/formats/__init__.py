@@ -9,16 +9,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tokenloss._arguments import refuse_given
+from tokenloss._core import KINDS
 from tokenloss._errors import raise_error
 from tokenloss._validation import head_transform
 from tokenloss.formats import llama_cpp, npy, npz, safetensors, zarr
-from tokenloss.formats._base import HIDDEN_NAMES, KINDS, ScoresFile, library_errors, open_regular
+from tokenloss.formats._base import HIDDEN_NAMES, ScoresFile, library_errors, open_regular
 from tokenloss.formats.lm_head import LmHead, open_lm_head
 from tokenloss.formats.responses import Response, ResponsesFile, open_responses
 
 if TYPE_CHECKING:
     from types import ModuleType
-    from typing import Literal
+
+    from tokenloss._types import Kind
 
 __all__ = [
     "KINDS",
@@ -38,7 +40,7 @@ def open_scores(
     path: str | os.PathLike[str],
     *,
     array: str | None = None,
-    kind: Literal["logits", "log_probs", "probs"] | None = None,
+    kind: Kind | None = None,
 ) -> ScoresFile:
     """Open a file of scores, and check everything in it except the scores.
 

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tokenloss._core import KINDS
 from tokenloss._errors import contextmanager, raise_error
 from tokenloss._iteration import iter_row_blocks
 from tokenloss.formats._base import (
     HIDDEN_NAMES,
     INPUT_IDS,
-    KINDS,
     MASK,
     MEMORY_LIMIT,
     MOST_AXES,
