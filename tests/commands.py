@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tokenloss.cli import main
+from tokenloss._command.cli import main
 
 SAMPLE = Path(__file__).parent / "data" / "whisper-tiny-en.npz"
 LOGITS = np.array([[2.0, 1.0, 0.0], [0.0, 3.0, 0.0], [1.0, 1.0, 1.0], [0.0, 0.0, 9.0]], np.float32)

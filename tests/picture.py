@@ -6,7 +6,7 @@ from pathlib import Path
 
 import browser as browsers
 
-from tokenloss import cli
+from tokenloss._command import cli
 
 ROOT = Path(__file__).parents[1]
 PICTURE = ROOT / ".github" / "page.png"

@@ -11,8 +11,9 @@ import pytest
 from commands import LOGITS, SAMPLE, TARGETS, process
 
 import tokenloss
-from tokenloss import _terminal, cli
+from tokenloss._command import cli
 from tokenloss._evaluation import files, plan
+from tokenloss._output import tables
 
 pytestmark = pytest.mark.thread_unsafe(reason="a command prints to the stdout of its process")
 
@@ -94,7 +95,7 @@ def test_tokens_beyond_the_encoding_of_stdout_are_escaped():
 
 
 def test_score_prints_the_same_without_rich(command):
-    program = "import sys; sys.modules['rich'] = None; from tokenloss.cli import main; sys.exit(main())"
+    program = "import sys; sys.modules['rich'] = None; from tokenloss._command.cli import main; sys.exit(main())"
     done = process("score", SAMPLE, program=("-c", program))
     assert (done.returncode, done.stderr) == (0, "")
     status, out, err = command("score", SAMPLE)
@@ -111,7 +112,7 @@ class Terminal(io.StringIO):
 
 
 def test_progress_with_rich(command, monkeypatch):
-    monkeypatch.setattr(_terminal, "_PROGRESS_SECONDS", 0)
+    monkeypatch.setattr(tables, "_PROGRESS_SECONDS", 0)
     monkeypatch.setattr(sys, "stderr", terminal := Terminal())
     monkeypatch.setenv("TERM", "xterm")
     assert command("score", SAMPLE)[0] == 0
@@ -120,7 +121,7 @@ def test_progress_with_rich(command, monkeypatch):
 
 def test_progress_without_rich(command, monkeypatch):
     monkeypatch.setitem(sys.modules, "rich", None)
-    monkeypatch.setattr(_terminal, "_PROGRESS_SECONDS", 0)
+    monkeypatch.setattr(tables, "_PROGRESS_SECONDS", 0)
     monkeypatch.setattr(plan, "_BLOCK_ROWS", 10)
     monkeypatch.setattr(sys, "stderr", terminal := Terminal())
     assert command("score", SAMPLE)[0] == 0
@@ -129,7 +130,7 @@ def test_progress_without_rich(command, monkeypatch):
 
 
 def test_progress_is_shown_on_a_terminal_alone(command, monkeypatch):
-    monkeypatch.setattr(_terminal, "_PROGRESS_SECONDS", 0)
+    monkeypatch.setattr(tables, "_PROGRESS_SECONDS", 0)
     assert command("score", SAMPLE)[2] == ""
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from commands import LOGITS, SAMPLE, TARGETS, assert_refused, process, raising, read_state
 
-from tokenloss import _commands, cli
+from tokenloss._command import cli, commands
 from tokenloss._evaluation import plan
 from tokenloss._evaluation import run as shard_run
 from tokenloss.formats import npz as npz_format
@@ -256,7 +256,7 @@ def test_signals_leave_the_state_of_what_is_done(name, command, shards):
 
 def test_signals_have_their_old_handlers_afterwards(command, monkeypatch):
     seen = []
-    monkeypatch.setattr(_commands, "info", lambda _: seen.append(signal.getsignal(signal.SIGTERM)))
+    monkeypatch.setattr(commands, "info", lambda _: seen.append(signal.getsignal(signal.SIGTERM)))
     before = signal.getsignal(signal.SIGTERM)
     assert command("info", "--json")[0] == 0
     assert callable(seen[0])
@@ -280,7 +280,7 @@ def test_signals_that_come_at_once_end_the_command_once(command, monkeypatch):
             signal.raise_signal(signal.SIGTERM)
             ended.append("info")
 
-    monkeypatch.setattr(_commands, "info", info)
+    monkeypatch.setattr(commands, "info", info)
     before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
     try:
         assert command("info") == (128 + signal.SIGTERM, "", "tokenloss: ended by SIGTERM\n")
@@ -312,7 +312,7 @@ def test_error_of_a_process():
 def test_closed_stdout(argv, hide):
     reading, writing = os.pipe()
     os.close(reading)
-    program = f"import sys; {hide} from tokenloss.cli import main; sys.exit(main())"
+    program = f"import sys; {hide} from tokenloss._command.cli import main; sys.exit(main())"
     with os.fdopen(writing, "wb") as closed:
         done = process(*argv, stdout=closed, program=("-c", program), PYTHONUNBUFFERED="")
     assert (done.returncode, done.stderr) == (1, "")

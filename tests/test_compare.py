@@ -30,8 +30,9 @@ from hypothesis import strategies as st
 from programs import FORBIDDEN_PAGES, MEASURED, needs_mprotect
 
 import tokenloss
-from tokenloss import ComparisonMeter, _terminal, compare, cross_entropy, kl_divergence, token_scores
-from tokenloss._outputs.terminal import comparison_tables
+from tokenloss import ComparisonMeter, compare, cross_entropy, kl_divergence, token_scores
+from tokenloss._output import tables
+from tokenloss._output.terminal import comparison_tables
 
 NAN, INF = math.nan, math.inf
 DATA = Path(__file__).parent / "data"
@@ -588,8 +589,8 @@ def test_comparison_is_frozen_picklable_and_json(rng):
 @pytest.mark.parametrize("rich", [True, False])
 def test_tables_of_the_command(rich, sample, capsys, monkeypatch):
     if not rich:
-        monkeypatch.setattr(_terminal, "has_rich", lambda: False)
-    _terminal.show_tables("BASE, OTHER", "", comparison_tables(compare(*sample, definitions="llama.cpp")))
+        monkeypatch.setattr(tables, "has_rich", lambda: False)
+    tables.show_tables("BASE, OTHER", "", comparison_tables(compare(*sample, definitions="llama.cpp")))
     lines = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
     for line in (
         "  Perplexity statistics",

@@ -10,7 +10,7 @@ import pytest
 from commands import SAMPLE, assert_refused
 
 import tokenloss
-from tokenloss import _commands
+from tokenloss._command import commands
 from tokenloss._evaluation import plan
 from tokenloss.formats import llama_cpp
 
@@ -187,14 +187,14 @@ OTHERS = {"sinks", "progress", "n_words", "text"}  # which no option gives as it
 @pytest.mark.parametrize("name", FORWARDED)
 def test_every_option_reaches_the_function_that_runs_the_command(name, command, monkeypatch):
     words, expected = FORWARDED[name]
-    signature, got = inspect.signature(getattr(_commands, name)), {}
+    signature, got = inspect.signature(getattr(commands, name)), {}
 
     def function(*args, **options):
         got.update(signature.bind(*args, **options).arguments)
         raise ValueError("enough")
 
-    monkeypatch.setattr(_commands, name, function)
-    monkeypatch.setattr(_commands, "is_samples", lambda _: True)
+    monkeypatch.setattr(commands, name, function)
+    monkeypatch.setattr(commands, "is_samples", lambda _: True)
     assert_refused(command(*words.split()), "enough")
     assert {option: value for option, value in got.items() if option not in OTHERS} == expected
     assert set(signature.parameters) <= expected.keys() | OTHERS

@@ -11,7 +11,7 @@ import reference
 from arrays import FLOATS, LAYOUTS, assert_same_bits, fails, scores_for
 
 from tokenloss import ComparisonMeter, compare, log_softmax
-from tokenloss._statistics import quantile_ranks
+from tokenloss._statistics.distributions import quantile_ranks
 
 INF, NAN = math.inf, math.nan
 CLIENTS = Path(__file__).parent / "data" / "clients"

@@ -13,7 +13,7 @@ from commands import assert_refused, raising, read_state, write_state
 from pages import Reader
 
 import tokenloss
-from tokenloss._evaluation import comparison
+from tokenloss._evaluation import compare
 
 pytestmark = pytest.mark.thread_unsafe(reason="a command prints to the stdout of its process")
 
@@ -187,8 +187,8 @@ def interrupted(sides, command, monkeypatch, *options):
     """Compare shards until Ctrl-C in the third; the path of the state."""
     state = sides.path / "state.json"
     with monkeypatch.context() as patch:
-        calls = iter([comparison.compare_shard, comparison.compare_shard, raising(KeyboardInterrupt)])
-        patch.setattr(comparison, "compare_shard", lambda *arguments: next(calls)(*arguments))
+        calls = iter([compare.compare_shard, compare.compare_shard, raising(KeyboardInterrupt)])
+        patch.setattr(compare, "compare_shard", lambda *arguments: next(calls)(*arguments))
         argv = [sides.path / name for name in SHARDS]
         assert command("compare", *argv, *options, "--state", state)[0] == 130
     return state
@@ -203,8 +203,8 @@ def test_state_of_compare_resumes_to_the_same_bits(options, sides, command, comp
     assert len(read_state(state)["done"]) == 2
     without = compared(compare_json, sides, SHARDS, *options)
     done = []
-    run = comparison.compare_shard
-    monkeypatch.setattr(comparison, "compare_shard", lambda *given: (done.append(given[0].path), run(*given))[1])
+    run = compare.compare_shard
+    monkeypatch.setattr(compare, "compare_shard", lambda *given: (done.append(given[0].path), run(*given))[1])
     for _ in range(2):
         assert compared(compare_json, sides, SHARDS, *options, "--state", state) == without
     assert done == [str(sides.path / "base" / "part-11.npz")]

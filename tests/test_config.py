@@ -7,7 +7,8 @@ import re
 import pytest
 
 import tokenloss
-from tokenloss import _core, show_config
+from tokenloss import show_config
+from tokenloss._core import _core
 
 TELL = "import tokenloss; print(tokenloss.show_config(mode='dicts')['instruction_set'])"
 
@@ -102,7 +103,8 @@ before = set(sys.modules)
 import tokenloss
 added = {name for name in set(sys.modules) - before if not name.startswith("tokenloss")}
 heavy = {"concurrent.futures", "concurrent.futures.thread", "rich", "scipy", "importlib.metadata", "ml_dtypes",
-         "asyncio", "argparse", "logging", "multiprocessing", "torch", "jax", "tokenloss.cli", "tokenloss._terminal"}
+         "asyncio", "argparse", "logging", "multiprocessing", "torch", "jax",
+         "tokenloss._command.cli", "tokenloss._output.tables"}
 assert not heavy & (added | {name for name in sys.modules if name.startswith("tokenloss")}), added
 assert len(added) < 10, added
 """

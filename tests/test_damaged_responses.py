@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tokenloss import compare_samples
-from tokenloss.formats._records import read_records
+from tokenloss.formats.records import read_records
 from tokenloss.formats.responses import PARTS_OF_RESPONSE, open_responses
 
 pytestmark = pytest.mark.thread_unsafe(reason="sets an alarm for the process, and measures its memory")

@@ -18,7 +18,8 @@ from numpydoc.validate import validate
 
 import tokenloss
 import tokenloss.dask
-from tokenloss import cli, formats, page, plots, sinks
+from tokenloss import formats, page, plots, sinks
+from tokenloss._command import cli
 
 pytestmark = pytest.mark.thread_unsafe(reason="doctest patches the standard library, and numpydoc is not thread-safe")
 ROOT = Path(__file__).parents[1]

@@ -70,7 +70,7 @@ VARIANTS = {
         {"formats.open_hidden_states"},
         {"formats.responses.open_responses"},
         {"plots.check"},
-        {"_outputs._base.Output"},
+        {"_outputs._base.Sink"},
     ],
     "reduction": [{"divergence.kl_divergence", "linear.linear_kl_divergence"}],
     "sample_weight": [{"meter.LossMeter.update"}, {"sequences.sequence_losses"}],
@@ -105,7 +105,7 @@ VARIANTS = {
         {"file_comparison.compare_files"},
     ],
     "tokens": [{"formats.llama_cpp.write"}, {"page.write_comparison_page"}],
-    "top_k": [{"_outputs._base.Output.open"}],
+    "top_k": [{"_outputs._base.Sink.open"}],
     "vocabulary": [{"page.write_comparison_page"}],
     "weight": [{"linear.linear_compare", "linear.linear_kl_divergence"}],
     "where": [

@@ -143,7 +143,7 @@ def test_targets_changed_while_the_command_reads_them(how, what, tmp_path, monke
 CUT = """
 import os, sys
 from tokenloss._evaluation import run
-from tokenloss.cli import main
+from tokenloss._command.cli import main
 update = run.LossMeter.update
 def cutting(self, losses, **options):
     update(self, losses, **options)

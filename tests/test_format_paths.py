@@ -123,7 +123,7 @@ def test_zarr_chunk_that_is_a_device_prints_one_line(run_python, tmp_path):
     path = save_zarr(tmp_path / "scores.zarr", logits=LOGITS, targets=TARGETS)
     (path / "logits/c/1/0").unlink()
     (path / "logits/c/1/0").symlink_to("/dev/zero")
-    program = f"import sys\nfrom tokenloss.cli import main\nsys.exit(main(['score', {str(path)!r}]))"
+    program = f"import sys\nfrom tokenloss._command.cli import main\nsys.exit(main(['score', {str(path)!r}]))"
     assert re.fullmatch(r"tokenloss: error: .*c/1/0 is no regular file\n", run_python(program, fails=True))
 
 

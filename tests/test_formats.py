@@ -25,8 +25,8 @@ from files import (
 )
 
 import tokenloss
-from tokenloss.formats import _base, open_hidden_states, open_scores
-from tokenloss.formats.lm_head import LmHead
+from tokenloss.formats import base, open_hidden_states, open_scores
+from tokenloss.formats.base import LmHead
 
 
 @pytest.fixture
@@ -53,8 +53,8 @@ def test_formats_of_any_shape(save, shape, tmp_path):
 
 @pytest.mark.parametrize("save", [save_npy_in_fortran_order, save_npz_in_fortran_order])
 def test_formats_in_fortran_order_of_more_columns_than_are_mapped_at_a_time(save, tmp_path, monkeypatch):
-    monkeypatch.setattr(_base, "_MAPPED_BYTES", 1)
-    monkeypatch.setattr(_base, "_MIN_COLUMNS", 4)
+    monkeypatch.setattr(base, "_MAPPED_BYTES", 1)
+    monkeypatch.setattr(base, "_MIN_COLUMNS", 4)
     for shape in ((5, 11), (2, 3, 8)):
         logits = np.arange(math.prod(shape), dtype=np.float32).reshape(shape)
         scores = open_scores(save(tmp_path / f"{len(shape)}", logits, np.zeros(shape[:-1], int)))

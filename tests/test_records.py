@@ -15,8 +15,8 @@ from files import held_at_most
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tokenloss.formats import _records
-from tokenloss.formats._records import read_records
+from tokenloss.formats import records
+from tokenloss.formats.records import read_records
 
 pytestmark = pytest.mark.thread_unsafe(reason="sets an alarm for the process, and measures its memory")
 NAMES = ("a.json", "a.jsonl")
@@ -86,7 +86,7 @@ OBJECTS = {
 @pytest.mark.parametrize("data", OBJECTS)
 @pytest.mark.parametrize("chunk", [1, 2, 3, 7, 1 << 18])
 def test_objects_and_lists_on_any_lines(data, chunk, tmp_path, monkeypatch):
-    monkeypatch.setattr(_records, "_CHUNK", chunk)
+    monkeypatch.setattr(records, "_CHUNK", chunk)
     values, left = [], data
     while left := left.strip(" \n,[]"):
         value, end = json.JSONDecoder().raw_decode(left)
@@ -125,7 +125,7 @@ RECORDS = st.lists(st.dictionaries(TEXTS, VALUES, max_size=3), min_size=1, max_s
 def test_any_records_in_chunks_of_any_size(records, indent, is_ascii, chunk, tmp_path):
     lines = [json.dumps(value, ensure_ascii=is_ascii, indent=indent) for value in records]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_records, "_CHUNK", chunk)
+        patch.setattr(records, "_CHUNK", chunk)
         expected = []
         for line in lines:
             expected.append((1 + sum(text.count("\n") + 1 for text in lines[: len(expected)]), json.loads(line)))
@@ -188,7 +188,7 @@ WRONG_JSON = {
 @pytest.mark.parametrize(("data", "message"), WRONG_JSON.items())
 @pytest.mark.parametrize("chunk", [1, 1 << 18])
 def test_json_that_is_malformed(data, message, chunk, tmp_path, monkeypatch):
-    monkeypatch.setattr(_records, "_CHUNK", chunk)
+    monkeypatch.setattr(records, "_CHUNK", chunk)
     assert_refused(save(tmp_path, data, "a.json"), message)
 
 
@@ -212,7 +212,7 @@ WRONG_LINES = {
 @pytest.mark.parametrize(("data", "message"), WRONG_LINES.items())
 @pytest.mark.parametrize("chunk", [1, 1 << 18])
 def test_jsonl_that_is_malformed(data, message, chunk, tmp_path, monkeypatch):
-    monkeypatch.setattr(_records, "_CHUNK", chunk)
+    monkeypatch.setattr(records, "_CHUNK", chunk)
     assert_refused(save(tmp_path, data, "a.jsonl"), message)
 
 
@@ -309,14 +309,14 @@ def test_path_of_a_pipe(tmp_path):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_file_that_changes_while_it_is_read(name, tmp_path, monkeypatch):
-    monkeypatch.setattr(_records, "_CHUNK", 16)
+    monkeypatch.setattr(records, "_CHUNK", 16)
     path = save(tmp_path, '{"a": 1}\n' * 9, name)
-    records = read_records(str(path))
-    next(records)
+    lines = read_records(str(path))
+    next(lines)
     with path.open("ab") as file:
         file.write(b'{"a": 2}\n')
     with pytest.raises(ValueError, match=re.escape(f"{path}: changed while it was read; it must stay as it is")):
-        list(records)
+        list(lines)
 
 
 # -- sizes ------------------------------------------------------------------------------------------------------------
@@ -370,7 +370,7 @@ HOSTILE = {
 
 @pytest.mark.parametrize("kind", HOSTILE)
 def test_memory_of_values_is_bounded(kind, tmp_path, monkeypatch):
-    monkeypatch.setattr(_records, "JSON_MEMORY_LIMIT", 8 << 20)
+    monkeypatch.setattr(records, "JSON_MEMORY_LIMIT", 8 << 20)
     unit, n, n_read = HOSTILE[kind], 1 << 16, 0
     is_refused = False
     while not is_refused:
@@ -385,7 +385,7 @@ def test_memory_of_values_is_bounded(kind, tmp_path, monkeypatch):
 
 
 def test_wide_characters_count_for_each_byte_of_a_record(tmp_path, monkeypatch):
-    monkeypatch.setattr(_records, "JSON_MEMORY_LIMIT", 32 << 20)
+    monkeypatch.setattr(records, "JSON_MEMORY_LIMIT", 32 << 20)
     for last, is_read in (("x", True), ("\N{GRINNING FACE}", False)):
         path = save(tmp_path, f'{{"a": "{"x" * (5 << 20)}{last}"}}', "a.jsonl")
         with held_at_most(32 << 20):
@@ -409,7 +409,7 @@ def test_blank_text_costs_nothing(name, blank, tmp_path):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_compressed_record_that_never_ends(name, tmp_path, monkeypatch):
-    monkeypatch.setattr(_records, "_MOST", 3 << 20)
+    monkeypatch.setattr(records, "_MOST", 3 << 20)
     path = save(tmp_path, gzip.compress(b'{}\n{"a": "' + b"x" * (40 << 20) + b'"}'), name)
     assert path.stat().st_size < 50_000
     assert_refused(path, f"line 2: holds a record of more than 3145728 bytes; {SMALLER}")
@@ -438,8 +438,8 @@ def test_mistake_at_the_start_of_a_large_file_is_found_before_its_end(name, star
             read_bytes += len(chunk)
             yield chunk
 
-    chunks = _records._chunks
-    monkeypatch.setattr(_records, "_chunks", counted)
+    chunks = records._chunks
+    monkeypatch.setattr(records, "_chunks", counted)
     with pytest.raises(ValueError) as raised:
         read(path)
     assert str(raised.value).startswith(f"{path}: line 1: {EARLY_MISTAKES[start]}; it must be ")
@@ -452,7 +452,7 @@ def test_record_that_goes_on_is_not_refused_for_where_it_was_cut(name, tmp_path,
     whole = "".join(json.dumps(inner, ensure_ascii=is_ascii) for is_ascii in (True, False)).replace("}{", ', "b": {')
     data = (whole + "}").encode()
     path = save(tmp_path, data, name)
-    monkeypatch.setattr(_records, "_CHUNK", 1)
+    monkeypatch.setattr(records, "_CHUNK", 1)
     for cut in range(1, len(data) + 1):
-        monkeypatch.setattr(_records, "_LONG", cut)
+        monkeypatch.setattr(records, "_LONG", cut)
         assert read(path) == [(1, json.loads(data))]

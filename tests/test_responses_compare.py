@@ -12,8 +12,9 @@ from rendered import Documents, batch, chat, vllm
 
 import tokenloss
 from tokenloss import compare_responses, kl_divergence, log_softmax
-from tokenloss._evaluation import plan, response_comparison
-from tokenloss._evaluation.rounding import Rounding
+from tokenloss._comparison import response_pairs
+from tokenloss._evaluation import plan
+from tokenloss._statistics.rounding import Rounding
 from tokenloss.formats import open_responses
 
 SERVERS = (
@@ -87,7 +88,7 @@ def assert_as_logits(found, documents, ks, base="base", other="other"):
 
 @pytest.mark.parametrize("classes", [1, 100, 1 << 18])
 def test_compare_responses_equals_compare_of_the_full_log_probabilities(classes, documents, saved, monkeypatch):
-    monkeypatch.setattr(response_comparison, "_PENDING", classes)
+    monkeypatch.setattr(response_pairs, "_PENDING", classes)
     found = compare_responses(*saved)
     assert_as_logits(found, documents, (5, 7))
     assert (found.part, found.n_without_number, found.n_sentinels, found.n_skipped) == ("prompt", 4, 0, 0)
@@ -97,13 +98,13 @@ def test_compare_responses_equals_compare_of_the_full_log_probabilities(classes,
 
 
 def test_a_response_with_all_classes_does_not_widen_the_lists_of_others(rng, tmp_path, monkeypatch):
-    monkeypatch.setattr(response_comparison, "_PENDING", 1000)
+    monkeypatch.setattr(response_pairs, "_PENDING", 1000)
     rows = log_softmax(rng.normal(0, 1, (100, 40)))
     ids = rng.integers(0, 40, 101)
     path = clients.save_lines(tmp_path / "a.jsonl", *(vllm(ids[:n], rows[: n - 1], k) for n, k in ((101, 1), (3, 39))))
-    widths, stacked = [], response_comparison._stacked
+    widths, stacked = [], response_pairs._stacked
     monkeypatch.setattr(
-        response_comparison, "_stacked", lambda sides: widths.append(stacked(sides).classes.shape) or stacked(sides)
+        response_pairs, "_stacked", lambda sides: widths.append(stacked(sides).classes.shape) or stacked(sides)
     )
     assert compare_responses(path, path).count == 102
     assert widths == [(101, 2)] * 2 + [(3, 40)] * 2
@@ -133,13 +134,13 @@ def test_compare_responses_of_classes_by_text(documents, tmp_path):
 def test_a_token_of_the_prompt_is_none_that_was_generated(tmp_path):
     path = clients.save(tmp_path / "a.jsonl", SERVERS[0].format(0))
     (response,) = open_responses(path, part="all")
-    response_comparison._check_tokens(response, response, "a", "b")
+    response_pairs._check_tokens(response, response, "a", "b")
     is_prompt = response.is_prompt.copy()
     is_prompt[-1] = True
     with pytest.raises(
         ValueError, match=r"b: line 1: token 8 is .*\(prompt\); it must be .*\(generated\), as line 1 of a"
     ):
-        response_comparison._check_tokens(response, dataclasses.replace(response, is_prompt=is_prompt), "a", "b")
+        response_pairs._check_tokens(response, dataclasses.replace(response, is_prompt=is_prompt), "a", "b")
 
 
 def test_error_of_rounded_log_probabilities():

@@ -16,7 +16,7 @@ from files import held_at_most
 import tokenloss._evaluation.responses as score
 from tokenloss import evaluate, sinks
 from tokenloss._evaluation.response_figures import ResponseFigures, Sources
-from tokenloss._evaluation.rounding import Rounding
+from tokenloss._statistics.rounding import Rounding
 
 CONTINUED = [name for name in COMPLETIONS if "08" not in name]
 

@@ -9,7 +9,7 @@ import pytest
 from harness import TASKS, lines_of, named, of_values, sample
 from reference_sequences import interval_misses
 
-from tokenloss._statistics import binomial_tail, student_quantile, student_tail
+from tokenloss._statistics.distributions import binomial_tail, student_quantile, student_tail
 
 
 @pytest.fixture

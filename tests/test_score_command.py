@@ -261,7 +261,7 @@ def test_score_memory_is_bounded(tmp_path):
         file.truncate(file.tell() + size)
     np.save(tmp_path / "targets.npy", np.zeros(shape[0], np.int64))
     program = (
-        "import sys; from tokenloss.cli import main; from pathlib import Path; status = main();"
+        "import sys; from tokenloss._command.cli import main; from pathlib import Path; status = main();"
         # of this process alone: resource.getrusage would include the process that started it
         "peak = Path('/proc/self/status').read_text().split('VmHWM:')[1].split()[0];"
         "print(peak, file=sys.stderr); sys.exit(status)"

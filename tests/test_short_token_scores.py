@@ -5,7 +5,7 @@ import pytest
 from arrays import FLOATS, LAYOUTS, assert_same_bits
 
 from tokenloss import kl_divergence, token_scores
-from tokenloss.scores import COLUMNS
+from tokenloss._scores.token_scores import COLUMNS
 
 CLASSES = [1, 2, 3, 15, 16, 17, 33, 64, 65, 100, 129, 200, 257, 400, 511, 512, 513]
 SCALINGS = [{}, {"logit_scale": 0.7}, {"softcap": 5.0}, {"logit_scale": 1e306}]

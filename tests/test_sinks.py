@@ -13,7 +13,7 @@ from pages import Reader
 import tokenloss
 from tokenloss import evaluate, sequence_losses, sinks, token_scores
 from tokenloss._evaluation import plan
-from tokenloss.scores import COLUMNS
+from tokenloss._scores.token_scores import COLUMNS
 
 
 @pytest.fixture

@@ -34,7 +34,7 @@ from tokenloss import (
     nll_loss,
     token_scores,
 )
-from tokenloss.scores import COLUMNS
+from tokenloss._scores.token_scores import COLUMNS
 
 NAN, INF = math.nan, math.inf
 SCALINGS = [{}, {"logit_scale": 0.3}, {"softcap": 5.0}, {"logit_scale": 2.5, "softcap": 30.0}]

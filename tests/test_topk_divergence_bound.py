@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tokenloss import divergence, kl_divergence, log_softmax, topk_divergence_bound
+from tokenloss import kl_divergence, log_softmax, topk_divergence_bound
+from tokenloss._scores import divergence
 
 INF = math.inf
 

@@ -6,18 +6,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tokenloss._errors import raise_error
-from tokenloss._evaluation.plan import with_file_names
-from tokenloss._softmax import logsumexp
-from tokenloss._validation import UNNORMALIZED, UNNORMALIZED_HALF
+from tokenloss._core.errors import raise_error, with_file_names
+from tokenloss._core.validation import UNNORMALIZED, UNNORMALIZED_HALF
+from tokenloss._scores.softmax import logsumexp
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import NoReturn
 
+    from tokenloss._core.types import Array
     from tokenloss._evaluation.plan import Shard
-    from tokenloss._types import Array
-    from tokenloss.formats import ScoresFile
+    from tokenloss.formats.base import ScoresFile
 
 _CACHED = 1 << 16  # numbers that stay in a core's cache
 _FIRST_ROWS = 16  # from which the kind of scores is guessed

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from tokenloss._dtypes import FLOATS
-from tokenloss._errors import raise_error
-from tokenloss.formats._base import (
+from tokenloss._core.dtypes import FLOATS
+from tokenloss._core.errors import raise_error
+from tokenloss.formats.base import (
     HIDDEN_NAMES,
     INPUT_IDS,
     MOST_AXES,

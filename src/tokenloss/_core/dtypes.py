@@ -1,0 +1,123 @@
+"""Arrays of any kind become views that `_core` can read, with the codes of their dtypes."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from tokenloss._core import _core
+from tokenloss._core.errors import raise_error
+
+# what an array may hold, in messages
+FLOATS = f"{', '.join(_core.FLOAT_DTYPES[:-1])} or {_core.FLOAT_DTYPES[-1]}"
+TARGETS = f"an integer, bool, {FLOATS}"
+
+# the code of each dtype that has come so far, None if the core does not read it; bfloat16 is left out
+_CODES: dict[np.dtype[Any], int | None] = {}
+
+FLOAT_CODES = frozenset(_core.DTYPES[name] + swapped for name in _core.FLOAT_DTYPES for swapped in (0, _core.SWAPPED))
+_FLOAT_NAMES = {_core.DTYPES[name]: name for name in _core.FLOAT_DTYPES}
+
+# the least and the greatest integer of a dtype, by its code
+INTEGER_RANGES = {
+    _core.DTYPES[f"{kind}{bits}"] + swapped: (least << bits - 1, (1 << bits + least) - 1)
+    for kind, least in (("int", -1), ("uint", 0))
+    for bits in (8, 16, 32, 64)
+    for swapped in (0, _core.SWAPPED)
+}
+
+
+def _dtype_code(dtype: np.dtype[Any]) -> int | None:
+    """The dtype's code in `_core`, or None if it has none."""
+    code = _core.DTYPES.get(dtype.name)
+    if code is not None and not dtype.isnative:
+        code += _core.SWAPPED
+    if code is not None and code != _core.DTYPES["bfloat16"]:  # dtypes of text and the like are without number
+        _CODES[dtype] = code
+    return code
+
+
+def _from_dlpack(name: str, value: Any, fits: str) -> tuple[np.ndarray[Any, Any], int | None]:
+    """The array behind `__dlpack__`, without a copy."""
+    try:
+        device, number = map(int, value.__dlpack_device__())
+        is_negative = getattr(value, "is_neg", bool)()
+    except Exception as error:  # each library has its own
+        raise_error("dlpack", name=name, got=error)
+    _check_device(name, device, number)
+    if is_negative:  # torch exports memory that holds the other sign
+        raise_error("negative view", name=name)
+    array = None
+    try:
+        try:
+            capsule = value.__dlpack__(max_version=(1, 0))
+        except TypeError:  # an older producer
+            capsule = value.__dlpack__()
+        buffer = _core.DLPackBuffer(capsule)
+        if buffer.dtype in _core.DTYPES:
+            array = np.asarray(buffer)
+    except Exception as error:
+        raise_error("dlpack", name=name, got=error)
+    _check_device(name, *buffer.device)
+    if array is None:
+        raise_error("dtype", name=name, got=buffer.dtype, fits=fits)
+    return array, _core.DTYPES[buffer.dtype]
+
+
+def _check_device(name: str, device: int, number: int) -> None:
+    """Refuse memory that is not the CPU's; it may be pinned for a GPU."""
+    if device not in (1, 3):
+        raise_error("device", name=name, got=f"{device}:{number} of DLPack")
+
+
+def as_array(name: str, value: Any, fits: str = FLOATS) -> tuple[np.ndarray[Any, Any], int | None]:
+    """Any array-like, with its dtype code; only lists and the like are copied."""
+    if type(value) is np.ndarray:
+        array = value
+    elif isinstance(value, np.ma.MaskedArray):
+        raise_error("masked", name=name)
+    elif hasattr(value, "__dlpack__") and not isinstance(value, np.ndarray):
+        return _from_dlpack(name, value, fits)
+    else:
+        try:
+            array = np.asarray(value)
+        except (RuntimeError, TypeError, ValueError) as error:  # torch raises the first
+            raise_error("array", name=name, got=error)
+    try:
+        return array, _CODES[array.dtype]
+    except KeyError:
+        code = _dtype_code(array.dtype)
+        # buffers have no format for bfloat16
+        return (array.view(np.uint16) if code == _core.DTYPES["bfloat16"] else array), code
+
+
+class CheckedArray(NamedTuple):
+    """An array that was judged, and the code of its dtype; every function takes it for scores."""
+
+    array: np.ndarray[Any, Any]
+    code: int
+
+
+def as_float_array(name: str, value: Any) -> tuple[np.ndarray[Any, Any], int]:
+    """An array of floats; integers are taken from lists only, where nobody chose their dtype."""
+    if type(value) is CheckedArray:
+        return value
+    array, code = as_array(name, value)
+    if code is not None and code in FLOAT_CODES:
+        return array, code
+    if code is None or not isinstance(value, list | tuple | int):
+        raise_error("dtype", name=name, got=array.dtype, fits=FLOATS)
+    return array.astype(np.float64), _core.DTYPES["float64"]
+
+
+def dtype_name(code: int | None, array: np.ndarray[Any, Any]) -> str:
+    """NumPy's name of the dtype of an array, which is not that of the view by which bfloat16 is read."""
+    if code is None:
+        return str(array.dtype)
+    return _FLOAT_NAMES.get(code & ~_core.SWAPPED) or array.dtype.name
+
+
+def bfloat16_to_float32(bits: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """The float32 numbers of these bits, or of an array of the other byte order, which is not read by its bits."""
+    return (bits.astype(np.uint32) << 16).view(np.float32) if bits.dtype == np.uint16 else bits.astype(np.float32)

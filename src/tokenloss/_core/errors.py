@@ -1,0 +1,109 @@
+"""Every error that a user sees: the argument, what came, and what fits."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from contextlib import AbstractContextManager
+
+    import numpy as np
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+# Every message to people: the argument, what came, what fits.
+_ERRORS: dict[str, tuple[type[Exception], str]] = {
+    "device": (TypeError, "{name} is on device {got}; move it to the CPU first"),
+    "dlpack": (TypeError, "{name} cannot be read through DLPack: {got}"),
+    "array": (TypeError, "{name} is not a numeric array: {got}"),
+    "negative view": (TypeError, "{name} has the negative bit set; pass {name}.resolve_neg()"),
+    "masked": (TypeError, "{name} is a masked array; pass its data, and where=~mask"),
+    "dtype": (TypeError, "{name} has dtype {got}; it must be {fits}"),
+    "scalar": (ValueError, "{name} is a scalar; it must have a class axis"),
+    "axis": (ValueError, "axis is {got}, but {name} has {fits}"),
+    "type": (TypeError, "{name} is {got!r}; it must be {fits}"),
+    "shape": (ValueError, "{name} has shape {got}; it must be {fits}"),
+    "option": (ValueError, "{name} is {got!r}; it must be {fits}"),
+    "given": (ValueError, "{name} is given; it must be {fits}"),
+    "empty": (ValueError, "{name} is empty; it must be {fits}"),
+    "sizes": (
+        ValueError,
+        "{name} has {got} classes, {base} {fits}; classes={least} compares the first {least} of both",
+    ),
+    "candidates": (ValueError, "there are {got} candidates; results() gives the figures of each"),
+    "together": (ValueError, "{name} and {got} cannot be given together"),
+    "needs tokens": (ValueError, "{name} needs every token; {got}. Use one of them."),
+    "unnormalized": (ValueError, "{name} has a row whose logsumexp is {got:.4g}; {fits}"),
+    "twice": (ValueError, "{name} lists class {got} twice at one position; each class must come once"),
+    "class": (IndexError, "{name}{position} = {got} is out of range {fits}"),
+    "changed": (IndexError, "{name}{position} changed during the call and is now out of range {fits}"),
+    "score": (ValueError, "{name}{position} = {got:.6g} is not a {fits}"),
+    "one-hot": (ValueError, "{name}{position} holds integers that are not one-hot: {got}; {fits}"),
+    "read-only": (ValueError, "out is read-only"),
+    "overlap": (ValueError, "out overlaps {name}{fits}"),
+    "self-overlap": (ValueError, "out has elements that share memory (strides {got})"),
+    "file": (ValueError, "{path}: byte {byte}: {got}; it must {fits}"),
+    "content": (ValueError, "{path}: {got}; it must {fits}"),
+    "record": (ValueError, "{path}: line {line}: {got}; it must {fits}"),
+    "unreadable": (ValueError, "{path}: cannot be read: {got}"),
+    "missing": (ImportError, "{name} needs the package {got}: pip install {got}"),
+}
+_LONGEST = 4000  # characters of a message: a name or a list of names in a file may have millions
+
+
+def raise_error(error: str, **words: object) -> NoReturn:
+    """Raise the error of this name; the middle of a very long message is left out."""
+    kind, words_of_error = _ERRORS[error]
+    message = words_of_error.format(**words)
+    if len(message) > _LONGEST:
+        message = f"{message[: _LONGEST // 2]} ... {message[-_LONGEST // 2 :]}"
+    raise kind(message)
+
+
+def raise_bad_class(name: str, targets: np.ndarray[Any, Any], index: Sequence[int], classes: int) -> NoReturn:
+    """Raise that the target at this index is out of range."""
+    raise_error("class", name=name, position=list(index) or "", got=targets[tuple(index)], fits=f"[0, {classes})")
+
+
+class _Manager(contextlib.AbstractContextManager[Any, "bool | None"]):
+    """A context manager that takes itself out of the traceback of an error that it replaces."""
+
+    def __init__(self, manager: AbstractContextManager[Any]) -> None:
+        self._manager = manager
+
+    def __enter__(self) -> Any:
+        return self._manager.__enter__()
+
+    def __exit__(self, *error: Any) -> bool | None:
+        try:
+            return self._manager.__exit__(*error)
+        finally:
+            if error[1] is not None:
+                error[1].__traceback__ = error[2]
+
+
+def contextmanager(function: Callable[P, Iterator[T]]) -> Callable[P, AbstractContextManager[T]]:
+    """Do as that of contextlib, but without its reference cycle, which keeps files mapped until it is collected.
+
+    From Python 3.12 on, a traceback holds the callers of its frames: here `__exit__`, which holds the error.
+    """
+    make = contextlib.contextmanager(function)
+
+    @functools.wraps(function)
+    def manager(*args: P.args, **options: P.kwargs) -> AbstractContextManager[T]:
+        return _Manager(make(*args, **options))
+
+    return manager
+
+
+@contextmanager
+def with_file_names(*files: str | None) -> Iterator[None]:
+    """Put the names of files before errors about their arrays."""
+    try:
+        yield
+    except (IndexError, TypeError, ValueError) as error:
+        raise type(error)(f"{', '.join(filter(None, files))}: {error}") from error

@@ -1,0 +1,68 @@
+"""Large arrays a part at a time, so that nothing of their size is allocated."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tokenloss._core import _core
+from tokenloss._core.dtypes import FLOATS, as_array, bfloat16_to_float32
+from tokenloss._core.errors import raise_error
+from tokenloss._core.validation import check_mask
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from types import EllipsisType
+
+    from tokenloss._core.types import Float64Array
+
+
+_CHUNK = 1 << 16
+
+
+def iter_float64(name: str, value: Any, where: Any = None, are_losses: bool = False) -> Iterator[Float64Array]:
+    """Numbers of any shape, those that `where` keeps, as contiguous float64: nothing of their size is allocated."""
+    array, code = as_array(name, value)
+    if code is None or (are_losses and array.dtype == np.bool_):
+        raise_error("dtype", name=name, got=array.dtype, fits=FLOATS)
+    kept = None if where is None else check_mask(where, array.shape)
+
+    def parts() -> Iterator[Float64Array]:
+        operands = [array] if kept is None else [array, kept]
+        flags: Any = ["external_loop", "buffered", "zerosize_ok"]
+        part: Any
+        for part in np.nditer(operands, flags, [["readonly", "aligned"]] * len(operands), buffersize=_CHUNK):
+            numbers = part if kept is None else part[0][part[1]]
+            if code == _core.DTYPES["bfloat16"]:
+                numbers = bfloat16_to_float32(numbers)
+            with np.errstate(invalid="ignore"):  # a nan that signals is a nan
+                numbers = np.ascontiguousarray(numbers, np.float64)
+            yield numbers
+
+    is_plain = array.dtype == np.float64 and array.flags.aligned
+    if kept is None and array.size <= _CHUNK and is_plain:  # nearly always, and faster
+        return iter([np.ascontiguousarray(array, np.float64).reshape(-1)])
+    return parts()
+
+
+def iter_row_blocks(
+    batch: Sequence[int], most: int, chunks: Sequence[int] = ()
+) -> Iterator[tuple[int | slice | EllipsisType, ...]]:
+    """Indices of a batch's rows in order, at most so many at a time, and no chunk twice where that is enough."""
+    if not batch:
+        yield (...,)
+        return
+    first, *others = batch
+    inner = math.prod(others)
+    if inner > most:
+        for i in range(first):
+            for index in iter_row_blocks(others, most, chunks[1:]):
+                yield (i, *index)
+        return
+    step = most // (inner or 1)
+    if chunks and step > chunks[0]:
+        step -= step % chunks[0]
+    for start in range(0, first, step):
+        yield (slice(start, start + step), ...)

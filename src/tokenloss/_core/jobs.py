@@ -1,0 +1,115 @@
+"""Runs a job of `_core` over its rows, and raises an error for the first row that it refused."""
+
+from __future__ import annotations
+
+import reprlib
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tokenloss._core import _core, threads
+from tokenloss._core.errors import raise_bad_class, raise_error
+from tokenloss._core.validation import check_reduction
+
+if TYPE_CHECKING:
+    from typing import NoReturn
+
+    from tokenloss._core.types import Float64Array
+
+
+# what a row should be whose logsumexp is too far from 0, by the kind of its scores
+NORMALIZED = {
+    "logits": "definitions='llama.cpp' takes log-probabilities, as log_softmax gives them",
+    "log_probs": "natural log-probabilities have 0, logits have kind='logits'",
+    "probs": "probabilities add up to 1, whose log is 0, logits have kind='logits'",
+}
+
+
+def new_losses(reduction: Any, batch: tuple[int, ...]) -> Float64Array | None:
+    """Each position's loss, 0 where masked; None if only their sum or mean is wanted."""
+    return np.zeros(batch) if check_reduction(reduction) == "none" else None
+
+
+def run_and_reduce(
+    job: _core.RowJob, losses: Float64Array | None, reduction: Any, workers: Any
+) -> float | Float64Array:
+    """Run a job, and reduce its losses."""
+    run(job, workers)
+    return reduced(job, losses, reduction)
+
+
+def reduced(job: _core.RowJob, losses: Float64Array | None, reduction: Any) -> float | Float64Array:
+    """The losses of a job that was run: their sum or mean, or each of them; of a single row, a scalar."""
+    if losses is None:
+        return job.reduced(reduction == "mean")
+    scalar: Float64Array = losses[()] if losses.ndim == 0 else losses
+    return scalar
+
+
+def run(job: _core.RowJob, workers: Any) -> None:
+    """Reduce all rows."""
+    positions = job.positions
+    if positions.by_class and not job.refuses_bad_targets:
+        check_targets(positions, job.scores)
+    threads.run(job, threads.check_workers(workers))
+    if job.has_refused:
+        if positions.by_class:  # the first class id out of range goes before any score that was refused
+            check_targets(positions, job.scores)
+        raise_refusal(job)
+
+
+def check_targets(positions: _core.Positions, scores: _core.Scores) -> None:
+    """Refuse class ids out of range, and integer distributions that are not one-hot."""
+    if positions.is_checked:
+        return
+    if positions.by_class:
+        row = positions.find_bad_target()
+        if row >= 0:
+            raise_bad_class(positions.name, positions.targets, _index(positions, row), positions.classes)
+    else:
+        row = positions.find_bad_distribution()
+        if row >= 0:
+            _raise_not_one_hot(positions, scores, row, False)
+
+
+def _index(positions: _core.Positions, row: int) -> list[int]:
+    """The index of a row in the batch."""
+    return [int(i) for i in np.unravel_index(row, positions.batch)] if positions.batch else []
+
+
+def _raise_not_one_hot(positions: _core.Positions, scores: _core.Scores, row: int, of_probabilities: bool) -> NoReturn:
+    """Raise that a row of integers is no distribution."""
+    position = _index(positions, row)
+    index: list[Any] = list(position)
+    index.insert(scores.axis, slice(None))
+    if position or not of_probabilities:
+        fits = f"class ids have shape {positions.batch}, distributions are floats"
+    else:  # the arguments of scikit-learn's log_loss for N probabilities of class 1
+        fits = (
+            "of N probabilities of class 1 the loss is cross_entropy_loss(y_true, np.stack([1 - y_pred, y_pred], "
+            "-1)), of one row of classes cross_entropy_loss(np.float64(y_true), y_pred)"
+        )
+    targets = positions.targets[tuple(index)]
+    got = f"{reprlib.repr(targets.tolist())}, which add up to {targets.sum(dtype=object)}"
+    raise_error("one-hot", name=positions.name, position=position or "", got=got, fits=fits)
+
+
+def raise_refusal(job: _core.RowJob) -> NoReturn:
+    """Raise what was found unfit while rows were read."""
+    reason, row, k, score = job.refusal()
+    positions, scores, is_probability = job.positions, job.scores, job.of_probabilities
+    if reason == _core.BAD_DISTRIBUTION:
+        _raise_not_one_hot(positions, scores, row, is_probability)
+    position = _index(positions, row)
+    if isinstance(job, _core.PairJob) and k >= scores.classes:
+        scores, k = job.other, k - scores.classes
+    kind = _core.KINDS[scores.kind]
+    if reason == _core.UNNORMALIZED:
+        raise_error("unnormalized", name=f"{scores.name}{position or ''}", got=score, fits=NORMALIZED[kind])
+    if reason == _core.BAD_TARGET:
+        fits = f"[0, {positions.classes})"
+        raise_error("changed", name=positions.name, position=position or "", fits=fits)
+    position.insert(scores.axis, k)
+    fits = "probability" if is_probability or kind == "probs" else "log-probability"
+    fits += "; use cross_entropy for logits" if kind == "logits" else "; logits have kind='logits'"
+    raise_error("score", name=scores.name, position=position, got=score, fits=fits)

@@ -1,0 +1,252 @@
+# Declarations of the C kernels for Cython; the headers under kernels/ say what each does.
+from libc.stddef cimport ptrdiff_t
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint64_t
+
+cdef extern from "kernels/platform.h" nogil:
+    ctypedef struct tl_fp_state:
+        pass
+    void tl_fp_enter(tl_fp_state *)
+    void tl_fp_leave(const tl_fp_state *)
+    void tl_prefetch(const void *)
+    int64_t tl_fetch_add(int64_t *, int64_t)
+    bint tl_flag_get(const int *)
+    void tl_flag_set(int *)
+    double tl_seconds()
+
+cdef extern from "kernels/elements.h" nogil:
+    int TL_FLOAT16, TL_BFLOAT16, TL_FLOAT32, TL_FLOAT64
+    int TL_INT8, TL_INT16, TL_INT32, TL_INT64, TL_UINT8, TL_UINT16, TL_UINT32, TL_UINT64, TL_DTYPES
+    int TL_SWAPPED
+    int tl_itemsize(int)
+    double tl_load(const char *, int)
+    int64_t tl_load_integer(const char *, int)
+    void tl_load_integers(const char *, ptrdiff_t, int, int, int64_t *)
+    double tl_from_float16(uint16_t)
+    double tl_from_bfloat16(uint16_t)
+
+cdef extern from "kernels/kernels.h" nogil:
+    int TL_BACKENDS
+    int TL_SOME_BAD, TL_SOME_MASKED
+    ctypedef struct tl_target_range:
+        int64_t classes
+        int64_t ignored
+        int has_ignored
+    ctypedef struct tl_backend:
+        const char *name
+        int (*mask_targets)(const tl_target_range *, const char *, ptrdiff_t, size_t, int64_t *) noexcept nogil
+    const tl_backend *tl_find_backend(int)
+    bint tl_has_matmul_bf16(const tl_backend *)
+    ctypedef struct tl_row:
+        const char *data
+        int64_t count
+        ptrdiff_t stride
+        int dtype
+        int compute_dtype
+        double logit_scale
+        double softcap
+        double shift
+        bint of_probs
+    bint tl_is_transformed(const tl_row *)
+    ctypedef struct tl_cancel:
+        int (*poll)(void *) noexcept nogil
+        void *argument
+        int *stopped
+        double last_poll
+    int tl_cancelled(tl_cancel *)
+    double tl_maximum(const tl_backend *, const tl_row *)
+    ctypedef struct tl_topk:
+        int64_t most
+        int64_t count
+        double *value
+        int64_t *id
+        int64_t candidates
+    ctypedef struct tl_token_stats:
+        double nll
+        double logsumexp
+        double entropy
+        int64_t rank
+        int64_t argmax
+    void tl_token_stats_row(const tl_backend *, const tl_row *, int64_t, tl_token_stats *, tl_topk *, tl_cancel *)
+    void tl_token_stats_range(const tl_backend *, const tl_row *, int64_t, int64_t, int64_t, int64_t, double,
+                              tl_token_stats *, tl_topk *, tl_cancel *)
+    void tl_token_stats_end(const tl_backend *, const tl_row *, double, tl_token_stats *, tl_topk *)
+    ctypedef struct tl_soft_target:
+        const char *mass
+        ptrdiff_t mass_stride
+        int mass_dtype
+        const char *weight
+        ptrdiff_t weight_stride
+        int weight_dtype
+        double one_minus_eps
+        double eps_over_v
+    double tl_weighed(double, double)
+    int64_t tl_soft_target_argmax(const tl_backend *, const tl_soft_target *, int64_t, int64_t *, tl_cancel *)
+    void tl_cast_row(const tl_backend *, const tl_row *, int, void *)
+    ctypedef struct tl_vectors:
+        char *data
+        ptrdiff_t stride
+        int64_t count
+    void tl_matvec(const tl_backend *, const tl_row *, ptrdiff_t, int64_t, const tl_vectors *, const tl_vectors *)
+    int TL_BF16_CLASSES
+    ctypedef struct tl_bf16_panels:
+        char *data
+        int64_t count
+        int64_t depth
+    int64_t tl_bf16_panels_bytes(int64_t, int64_t)
+    void tl_bf16_set_vector(const tl_bf16_panels *, int64_t, const float *)
+    void tl_matmul_bf16(const tl_row *, ptrdiff_t, int64_t, const tl_bf16_panels *, const tl_vectors *, tl_cancel *)
+    void tl_fill(const tl_row *, double)
+    void tl_store_at(const tl_row *, int64_t, double)
+    ctypedef struct tl_loss:
+        tl_soft_target soft
+        int64_t target
+        double target_weight
+        double z_loss
+        const tl_row *grad
+        double grad_scale
+        int nontemporal_stores
+    bint tl_is_one_hot(const tl_backend *, const tl_soft_target *, int64_t, int64_t, int64_t, tl_cancel *)
+    int TL_ROWS_PER_CACHE_LINE(int)
+    ctypedef struct tl_row_block:
+        tl_row row
+        int count
+        bint class_major
+        bint has_excluded
+        bint keeps_logits
+        uint64_t wanted
+        const char *data[64]
+        int64_t excluded[64]
+        char *scratch
+    int tl_row_block_rows(int64_t, int)
+    size_t tl_row_block_bytes(int64_t, int)
+    ctypedef struct tl_odds:
+        double log_odds[64]
+        double nll[64]
+    ctypedef struct tl_block_lse:
+        tl_odds odds
+    void tl_lse_of_block(const tl_backend *, const tl_row_block *, int, tl_block_lse *, tl_cancel *)
+    void tl_logsumexp_of_block(const tl_backend *, const tl_row_block *, const tl_block_lse *, double *, tl_cancel *)
+    ctypedef struct tl_kl:
+        double kl
+        double base_logsumexp
+        double logsumexp
+    tl_kl tl_kl_divergence(const tl_backend *, const tl_row *, const tl_row *, tl_cancel *)
+    uint64_t tl_kl_of_block(const tl_backend *, const tl_row_block *, const tl_row_block *, double, tl_kl *)
+    ctypedef enum tl_definitions:
+        TL_EXACT
+        TL_LLAMA_CPP
+    ctypedef struct tl_pair:
+        double nll
+        double base_nll
+        double kl
+        double change
+        double base_logsumexp
+        double logsumexp
+        double base_top_p
+        bint is_same_top
+    ctypedef struct tl_pair_acc:
+        pass
+    void tl_pair_range(const tl_backend *, const tl_row *, const tl_row *, int64_t, int64_t, int64_t, int64_t, int,
+                       tl_definitions, tl_pair_acc *, tl_cancel *)
+    bint tl_pair_end(const tl_backend *, const tl_row *, const tl_row *, int64_t, double, double, int, tl_pair_acc *,
+                     tl_pair *)
+    void tl_pair_of_block(const tl_backend *, const tl_row_block *, const tl_row_block *, int, tl_definitions,
+                          tl_pair *, tl_cancel *)
+    double tl_pair_base_logsumexp(const tl_backend *, const tl_row *, double, double, tl_cancel *)
+    ctypedef struct tl_out_block:
+        tl_row row
+        char *data[64]
+        int nontemporal_stores
+    void tl_softmax_of_block(const tl_backend *, const tl_row_block *, const tl_block_lse *, int, const tl_out_block *,
+                             tl_cancel *)
+    void tl_class_losses_of_block(const tl_backend *, const tl_row_block *, const tl_block_lse *, const tl_loss *,
+                                  const double *, const double *, const tl_out_block *, double *, tl_cancel *)
+    void tl_mass_losses_of_block(const tl_backend *, const tl_row_block *, const tl_block_lse *, const tl_loss *,
+                                 const tl_out_block *, double *, tl_cancel *)
+    int64_t tl_likeliest_class(const tl_row *, const int64_t *, int64_t, int64_t *, tl_cancel *)
+    void tl_class_log_probs(const tl_backend *, const tl_row_block *, const tl_block_lse *, int, const int64_t *,
+                            int64_t, double *, tl_cancel *)
+    ctypedef struct tl_token_block:
+        double nll[64]
+        double logsumexp[64]
+        double entropy[64]
+        int64_t rank[64]
+        int64_t argmax[64]
+    uint64_t tl_token_stats_of_block(const tl_backend *, const tl_row_block *, tl_topk *, tl_token_block *, tl_cancel *)
+    ctypedef struct tl_loss_acc:
+        int64_t excluded
+    void tl_loss_begin(const tl_backend *, const tl_loss *, int64_t, tl_loss_acc *, int64_t *, tl_cancel *)
+    void tl_loss_set_target_logit(const tl_backend *, const tl_row *, const tl_loss *, double, tl_loss_acc *)
+    void tl_loss_range(const tl_backend *, const tl_row *, const tl_loss *, int64_t, int64_t, int64_t, tl_loss_acc *,
+                       tl_cancel *)
+    double tl_loss_end(const tl_backend *, const tl_row *, const tl_loss *, const tl_loss_acc *)
+    double TL_TOLERANCE
+    ctypedef struct tl_clip:
+        double lowest
+        double highest
+        double least
+        double greatest
+    bint tl_is_refused(const tl_clip *, double)
+    bint tl_negative_log(const tl_backend *, const tl_clip *, double *, size_t)
+    int TL_DISTRIBUTION_ROWS, TL_DISTRIBUTION_ELEMENTS
+    ctypedef struct tl_distributions:
+        const char *mass
+        const char *score
+        const char *weight
+        ptrdiff_t mass_row
+        ptrdiff_t mass_class
+        ptrdiff_t score_row
+        ptrdiff_t score_class
+        ptrdiff_t weight_class
+        int mass_dtype
+        int score_dtype
+        int weight_dtype
+        int64_t classes
+        const tl_clip *clip
+    bint tl_nll_of_distributions(const tl_backend *, const tl_distributions *, const int *, int, int *, double *)
+    ctypedef struct tl_seen:
+        int64_t nonzero
+        int64_t last
+        int64_t refused
+        double refused_score
+    double tl_nll_of_distribution(const tl_backend *, const tl_row *, const tl_soft_target *, const tl_clip *,
+                                  tl_seen *, tl_cancel *)
+
+cdef extern from "kernels/superacc.h" nogil:
+    int TL_SUM_LIMBS, TL_SQUARES_LIMBS
+    ctypedef struct tl_superacc:
+        double special
+    ctypedef struct tl_superacc_sq:
+        pass
+    void tl_superacc_add_many(const tl_backend *, tl_superacc *, const double *, size_t)
+    void tl_superacc_sq_add_many(const tl_backend *, tl_superacc_sq *, const double *, size_t)
+    void tl_superacc_add(tl_superacc *, double)
+    void tl_superacc_merge(tl_superacc *, const tl_superacc *)
+    double tl_superacc_round(tl_superacc *)
+    double tl_superacc_round_scaled(tl_superacc *, int)
+    void tl_superacc_bytes(tl_superacc *, unsigned char *)
+    void tl_superacc_sq_bytes(tl_superacc_sq *, unsigned char *)
+    void tl_superacc_sq_add_product(tl_superacc_sq *, double, double)
+
+cdef extern from "kernels/sequences.h" nogil:
+    ctypedef struct tl_tokens:
+        const double *nll
+        const double *weight
+        const uint8_t *mask
+        const uint8_t *is_greedy
+    ctypedef struct tl_sequence:
+        int64_t count
+        int64_t greedy
+        double nll
+        double weight
+    ctypedef struct tl_token_sums:
+        tl_superacc nll
+        tl_superacc weight
+        tl_superacc_sq nll_squares
+        tl_superacc_sq weight_squares
+        tl_superacc_sq products
+        bint has_weights
+    void tl_token_sums_end(const tl_backend *, tl_token_sums *)
+    void tl_token_sums_merge(tl_token_sums *, const tl_token_sums *)
+    tl_sequence tl_sum_sequence(const tl_backend *, const tl_tokens *, const int64_t *, const int64_t *, int64_t,
+                                tl_token_sums *, tl_cancel *)

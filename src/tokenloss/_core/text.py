@@ -1,0 +1,71 @@
+"""The plain text of tokens, whose vocabularies write bytes and spaces as other characters."""
+
+from __future__ import annotations
+
+import codecs
+import math
+import re
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+# Byte-level BPE writes each byte as a printable character: itself, or one from U+0100 on.
+_PRINTABLE_BYTES = [*range(33, 127), *range(161, 173), *range(174, 256)]
+_BYTES = {chr(byte): byte for byte in _PRINTABLE_BYTES}
+_BYTES |= {chr(256 + n): byte for n, byte in enumerate(sorted({*range(256)} - {*_PRINTABLE_BYTES}))}
+
+
+def byte_encoder(text: Iterable[str | None]) -> Callable[[str], bytes]:
+    """The function that turns the tokens of a text into bytes."""
+    tokens = {token for token in text if token}
+    # Maltese has these letters, too, but spaces beside them
+    if sum("Ġ" in token or "Ċ" in token for token in tokens) > sum(" " in token for token in tokens):
+        return _from_byte_level
+    if any("▁" in token for token in tokens):
+        return _from_sentencepiece
+    return _utf8
+
+
+def _utf8(token: str) -> bytes:
+    """Bytes of text; a surrogate, which has none, becomes a question mark."""
+    return token.encode("utf-8", "replace")
+
+
+def _from_byte_level(token: str) -> bytes:
+    """Bytes of a token of byte-level BPE; those that were added to its vocabulary are plain text."""
+    return bytes(_BYTES[c] for c in token) if _BYTES.keys() >= {*token} else _utf8(token)
+
+
+def _from_sentencepiece(token: str) -> bytes:
+    """Bytes of a token of SentencePiece, which has pieces for single bytes."""
+    byte = re.fullmatch("<0x([0-9A-F]{2})>", token)
+    return bytes.fromhex(byte[1]) if byte else _utf8(token.replace("▁", " "))
+
+
+def decoded(text: Iterable[str | None], encode: Callable[[str], bytes]) -> Iterator[str | None]:
+    """Plain text of tokens; a character that is spread over several comes with the last of them."""
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    for token in text:
+        yield None if token is None else decoder.decode(encode(token))
+
+
+def printable(text: str) -> str:
+    """Text with control characters escaped, so that it stays on its line and cannot control a terminal."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def count_of(number: int, noun: str) -> str:
+    """A number of things, in words."""
+    return f"{number:,} {noun}" + "s" * (number != 1)
+
+
+def as_strict_json(value: Any) -> Any:
+    """Value with None for each float that JSON cannot hold, and U+FFFD for each surrogate that is not in a pair."""
+    if isinstance(value, dict):
+        return {name: as_strict_json(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [as_strict_json(item) for item in value]
+    if isinstance(value, str):
+        return value.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    return None if isinstance(value, float) and not math.isfinite(value) else value

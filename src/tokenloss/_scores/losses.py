@@ -1,0 +1,481 @@
+"""Losses from probabilities, log-probabilities and logits."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, overload
+
+from tokenloss._core import _core, jobs
+from tokenloss._core.validation import as_positions, as_scores, check_number, logit_transform, output_like, penalties
+
+if TYPE_CHECKING:
+    from typing import Literal
+
+    from tokenloss._core.types import Array, ArrayLike, Float64Array, Out
+
+
+@overload
+def cross_entropy_loss(
+    y_true: ArrayLike, y_pred: ArrayLike, *, epsilon: float = 1e-12, axis: int = -1, weight: ArrayLike | None = None,
+    ignore_index: int | None = -100, where: ArrayLike | None = None,
+    sample_weight: ArrayLike | None = None, reduction: Literal["none"],
+    workers: int | None = None,
+) -> Float64Array: ...  # fmt: skip
+@overload
+def cross_entropy_loss(
+    y_true: ArrayLike, y_pred: ArrayLike, *, epsilon: float = 1e-12, axis: int = -1, weight: ArrayLike | None = None,
+    ignore_index: int | None = -100, where: ArrayLike | None = None,
+    sample_weight: ArrayLike | None = None, reduction: Literal["mean", "sum"] = "mean",
+    workers: int | None = None,
+) -> float: ...  # fmt: skip
+def cross_entropy_loss(
+    y_true: ArrayLike,
+    y_pred: ArrayLike,
+    *,
+    epsilon: float = 1e-12,
+    axis: int = -1,
+    weight: ArrayLike | None = None,
+    ignore_index: int | None = -100,
+    where: ArrayLike | None = None,
+    sample_weight: ArrayLike | None = None,
+    reduction: str = "mean",
+    workers: int | None = None,
+) -> float | Float64Array:
+    """Cross-entropy of predicted probabilities.
+
+    The loss of a position is ``-sum(y_true * log(clip(y_pred, epsilon, 1 - epsilon)))`` over its classes, in float64
+    whatever the dtypes. Only the probabilities whose target is not 0 are read.
+
+    Parameters
+    ----------
+    y_true : array
+        Class ids (integers, of the shape of `y_pred` without its class axis), or distributions (of the shape of
+        `y_pred`; integers must be one-hot). A row without mass counts, with loss 0.
+    y_pred : array of shape (..., V)
+        Probabilities: float16, bfloat16, float32 or float64, of any byte order and memory layout; anything with
+        `__dlpack__` on the CPU (torch, JAX) is read without a copy. Lists are converted.
+    epsilon : float, default 1e-12
+        Probabilities are clipped to ``[epsilon, 1 - epsilon]``; at most 0.5.
+    axis : int, default -1
+        Axis of the classes.
+    weight : array of shape (V,), optional
+        Weight of each class.
+    ignore_index : int or None, default -100
+        Target value that marks positions to ignore (padding); their probabilities are never read. With distributions,
+        use `where`.
+    where : array of bool, optional
+        Mask of the positions to include, broadcast over the batch; the probabilities of others are never read.
+    sample_weight : array of floats, optional
+        Weight of each position, broadcast over the batch: from 0 to 1e100. Positions of weight 0 are left out, as
+        by `where`.
+    reduction : {"mean", "sum", "none"}, default "mean"
+        "mean" divides the sum by the number of included positions or, with `sample_weight`, or class ids and `weight`,
+        by the sum of their weights (nan if none is included). "none" gives the loss of each position times its weights,
+        0.0 where ignored or masked.
+    workers : int, optional
+        Number of threads, as in `cross_entropy`. No bit of the result depends on it.
+
+    Returns
+    -------
+    float or array of float64
+        The loss in nats: a Python float, or for "none" an array of the batch's shape, a scalar for a single row. Sums
+        are exact and rounded once, whatever the order of the rows.
+
+    Raises
+    ------
+    IndexError
+        If an included target is out of range; the message names its position and value.
+    TypeError, ValueError
+        If an argument is invalid; the message names it, what came and what fits. Also if a probability that is read
+        lies outside [0, 1] by more than 1e-3; nearer ones are clipped.
+
+    See Also
+    --------
+    nll_loss : The same from log-probabilities.
+    cross_entropy : The same from logits.
+
+    Notes
+    -----
+    The argument order is that of scikit-learn's ``log_loss``, which also takes N probabilities of class 1: write
+    ``cross_entropy_loss(y, np.stack([1 - p, p], -1))`` for those. Rows that do not add up to 1 are taken as they are.
+
+    Examples
+    --------
+    >>> from tokenloss import cross_entropy_loss
+    >>> round(cross_entropy_loss([1, 0, 0], [0.7, 0.2, 0.1]), 4)
+    0.3567
+    >>> cross_entropy_loss([0, 2], [[0.7, 0.2, 0.1], [0.1, 0.8, 0.1]], reduction="none").round(4)
+    array([0.3567, 2.3026])
+    """
+    small = _core.small_nll(
+        y_pred, y_true, True, epsilon, axis, weight, ignore_index, where, sample_weight, reduction, workers
+    )
+    if small is not None:
+        return small
+    scores = as_scores("y_pred", y_pred, axis)
+    positions = as_positions("y_true", y_true, scores, ignore_index, where, weight, sample_weight)
+    epsilon = check_number("epsilon", epsilon, "a number between 0 and 0.5", most=0.5)
+    losses = jobs.new_losses(reduction, scores.batch)
+    kind = _core.ClassIdLoss if positions.by_class else _core.SoftTargetLoss
+    return jobs.run_and_reduce(kind(scores, positions, losses, True, epsilon), losses, reduction, workers)
+
+
+@overload
+def nll_loss(
+    log_probs: ArrayLike, targets: ArrayLike, *, axis: int = -1, weight: ArrayLike | None = None,
+    ignore_index: int | None = -100, where: ArrayLike | None = None,
+    sample_weight: ArrayLike | None = None, reduction: Literal["none"],
+    workers: int | None = None,
+) -> Float64Array: ...  # fmt: skip
+@overload
+def nll_loss(
+    log_probs: ArrayLike, targets: ArrayLike, *, axis: int = -1, weight: ArrayLike | None = None,
+    ignore_index: int | None = -100, where: ArrayLike | None = None,
+    sample_weight: ArrayLike | None = None, reduction: Literal["mean", "sum"] = "mean",
+    workers: int | None = None,
+) -> float: ...  # fmt: skip
+def nll_loss(
+    log_probs: ArrayLike,
+    targets: ArrayLike,
+    *,
+    axis: int = -1,
+    weight: ArrayLike | None = None,
+    ignore_index: int | None = -100,
+    where: ArrayLike | None = None,
+    sample_weight: ArrayLike | None = None,
+    reduction: str = "mean",
+    workers: int | None = None,
+) -> float | Float64Array:
+    """Negative log-likelihood of log-probabilities.
+
+    The loss of a position is ``-log_probs[target]``, or ``-sum(targets * log_probs)`` over its classes. Only the
+    log-probabilities whose target is not 0 are read.
+
+    Parameters
+    ----------
+    log_probs : array of shape (..., V)
+        Log-probabilities: float16, bfloat16, float32 or float64, of any byte order and memory layout; anything with
+        `__dlpack__` on the CPU (torch, JAX) is read without a copy. Lists are converted.
+    targets : array
+        Class ids (integers, of the shape of `log_probs` without its class axis), or distributions (of the shape of
+        `log_probs`; integers must be one-hot). A class of mass or weight 0 adds 0, even at a log-probability of -inf. A
+        row of targets without mass counts, with loss 0.
+    axis : int, default -1
+        Axis of the classes.
+    weight : array of shape (V,), optional
+        Weight of each class.
+    ignore_index : int or None, default -100
+        Target value that marks positions to ignore (padding); their log-probabilities are never read. With
+        distributions, use `where`.
+    where : array of bool, optional
+        Mask of the positions to include, broadcast over the batch; the log-probabilities of others are never read.
+    sample_weight : array of floats, optional
+        Weight of each position, broadcast over the batch: from 0 to 1e100. Positions of weight 0 are left out, as
+        by `where`.
+    reduction : {"mean", "sum", "none"}, default "mean"
+        "mean" divides the sum by the number of included positions or, with `sample_weight`, or class ids and `weight`,
+        by the sum of their weights (nan if none is included). "none" gives the loss of each position times its weights,
+        0.0 where ignored or masked.
+    workers : int, optional
+        Number of threads, as in `cross_entropy`. No bit of the result depends on it.
+
+    Returns
+    -------
+    float or array of float64
+        The loss in nats: a Python float, or for "none" an array of the batch's shape, a scalar for a single row. Sums
+        are exact and rounded once, whatever the order of the rows.
+
+    Raises
+    ------
+    IndexError
+        If an included target is out of range; the message names its position and value.
+    TypeError, ValueError
+        If an argument is invalid; the message names it, what came and what fits. Also if a log-probability that is
+        read is above 1e-3.
+
+    See Also
+    --------
+    cross_entropy : The same from logits, which are not normalised.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from tokenloss import nll_loss
+    >>> round(nll_loss(np.log([[0.7, 0.2, 0.1], [0.1, 0.8, 0.1]]), [0, 1]), 4)
+    0.2899
+    """
+    small = _core.small_nll(
+        log_probs, targets, False, 0.5, axis, weight, ignore_index, where, sample_weight, reduction, workers
+    )
+    if small is not None:
+        return small
+    scores = as_scores("log_probs", log_probs, axis)
+    positions = as_positions("targets", targets, scores, ignore_index, where, weight, sample_weight)
+    losses = jobs.new_losses(reduction, scores.batch)
+    kind = _core.ClassIdLoss if positions.by_class else _core.SoftTargetLoss
+    return jobs.run_and_reduce(kind(scores, positions, losses, False, 0.0), losses, reduction, workers)
+
+
+@overload
+def cross_entropy(
+    logits: ArrayLike, targets: ArrayLike, *, axis: int = -1, weight: ArrayLike | None = None,
+    ignore_index: int | None = -100, where: ArrayLike | None = None, sample_weight: ArrayLike | None = None,
+    label_smoothing: float = 0.0, z_loss: float = 0.0,
+    logit_scale: float = 1.0, softcap: float | None = None, reduction: Literal["none"], workers: int | None = None,
+) -> Float64Array: ...  # fmt: skip
+@overload
+def cross_entropy(
+    logits: ArrayLike, targets: ArrayLike, *, axis: int = -1, weight: ArrayLike | None = None,
+    ignore_index: int | None = -100, where: ArrayLike | None = None, sample_weight: ArrayLike | None = None,
+    label_smoothing: float = 0.0, z_loss: float = 0.0,
+    logit_scale: float = 1.0, softcap: float | None = None, reduction: Literal["mean", "sum"] = "mean",
+    workers: int | None = None,
+) -> float: ...  # fmt: skip
+def cross_entropy(
+    logits: ArrayLike,
+    targets: ArrayLike,
+    *,
+    axis: int = -1,
+    weight: ArrayLike | None = None,
+    ignore_index: int | None = -100,
+    where: ArrayLike | None = None,
+    sample_weight: ArrayLike | None = None,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    logit_scale: float = 1.0,
+    softcap: float | None = None,
+    reduction: str = "mean",
+    workers: int | None = None,
+) -> float | Float64Array:
+    """Cross-entropy of logits, in one pass over them.
+
+    The loss of a position is ``logsumexp(logits) - logits[target]`` or, for a distribution, the sum of that over its
+    classes, each times its mass. No array of the size of the logits is allocated.
+
+    Parameters
+    ----------
+    logits : array of shape (..., V)
+        Logits (unnormalised log-probabilities): float16, bfloat16, float32 or float64, of any byte order and memory
+        layout; anything with `__dlpack__` on the CPU (torch, JAX) is read without a copy. Lists are converted.
+    targets : array
+        Class ids (integers, of the shape of `logits` without its class axis), or distributions (of the shape of
+        `logits`; integers must be one-hot). A class of mass or weight 0 adds 0, even at a log-probability of -inf. A
+        row of targets without mass counts, with loss 0.
+    axis : int, default -1
+        Axis of the classes.
+    weight : array of shape (V,), optional
+        Weight of each class.
+    ignore_index : int or None, default -100
+        Target value that marks positions to ignore (padding); their logits are never read. With distributions, use
+        `where`.
+    where : array of bool, optional
+        Mask of the positions to include, broadcast over the batch; the logits of others are never read.
+    sample_weight : array of floats, optional
+        Weight of each position, broadcast over the batch: from 0 to 1e100. Positions of weight 0 are left out, as
+        by `where`.
+    label_smoothing : float, default 0.0
+        Fraction of each target's mass that is spread evenly over all classes, from 0 to 1.
+    z_loss : float, default 0.0
+        Adds ``z_loss * logsumexp**2`` to the loss of each position.
+    logit_scale : float, default 1.0
+        Multiplier of the logits (1 / temperature).
+    softcap : float, optional
+        Logits become ``softcap * tanh(logit_scale * logits / softcap)``; those of -inf stay -inf.
+    reduction : {"mean", "sum", "none"}, default "mean"
+        "mean" divides the sum by the number of included positions or, with `sample_weight`, or class ids and `weight`,
+        by the sum of their weights (nan if none is included). "none" gives the loss of each position times its weights,
+        0.0 where ignored or masked.
+    workers : int, optional
+        Number of threads; -1 for as many as the process has CPUs. By default the environment variable
+        `TOKENLOSS_NUM_WORKERS` or, without it, -1; small inputs stay on the caller's thread. No bit of the result
+        depends on it.
+
+    Returns
+    -------
+    float or array of float64
+        The loss in nats: a Python float, or for "none" an array of the batch's shape, a scalar for a single row. Sums
+        are exact and rounded once, whatever the order of the rows.
+
+    Raises
+    ------
+    IndexError
+        If an included target is out of range; the message names its position and value.
+    TypeError, ValueError
+        If an argument is invalid; the message names it, what came and what fits.
+
+    See Also
+    --------
+    logsumexp : The normaliser alone.
+    token_scores : Loss, entropy, rank and more of each token.
+    cross_entropy_and_grad : The loss with its gradient.
+    LossMeter : Exact mean loss over many calls.
+
+    Notes
+    -----
+    Options follow ``torch.nn.functional.cross_entropy``: the mass of a class is its weight times
+    ``(1 - label_smoothing) * target + label_smoothing / V``. `z_loss` is that of PaLM (Chowdhery et al.,
+    arXiv:2204.02311), `softcap` that of Gemma 2 (arXiv:2408.00118); scaled or capped rows are computed in float64. Each
+    loss is within 2e-7 nats of the exact value for the given logits (float64: 4e-15, relative to the larger of 1, the
+    logsumexp and the loss), and small losses have a relative error below 1e-6. A row with nan or +inf, or of -inf
+    alone, has loss nan, whatever its targets are.
+
+    Examples
+    --------
+    >>> from tokenloss import cross_entropy
+    >>> cross_entropy([[2.0, 1.0, 0.0], [0.0, 3.0, 0.0]], [0, 1], reduction="none").round(6)
+    array([0.407606, 0.094923])
+    >>> f"{cross_entropy([17.0, 0.0], 0):.3g}"
+    '4.14e-08'
+    """
+    small = _core.small_cross_entropy(
+        logits, targets, axis, weight, ignore_index, where, sample_weight, label_smoothing, z_loss, logit_scale,
+        softcap, reduction, workers,
+    )  # fmt: skip
+    if small is not None:
+        return small
+    scores = as_scores("logits", logits, axis)
+    positions = as_positions("targets", targets, scores, ignore_index, where, weight, sample_weight)
+    smoothing, z_loss = penalties(label_smoothing, z_loss)
+    scale, cap = logit_transform(logit_scale, softcap)
+    losses = jobs.new_losses(reduction, scores.batch)
+    job = _core.CrossEntropy(scores, positions, losses, scale, cap, smoothing, z_loss)
+    return jobs.run_and_reduce(job, losses, reduction, workers)
+
+
+@overload
+def cross_entropy_and_grad(
+    logits: ArrayLike, targets: ArrayLike, *, axis: int = -1, weight: ArrayLike | None = None,
+    ignore_index: int | None = -100, where: ArrayLike | None = None, sample_weight: ArrayLike | None = None,
+    label_smoothing: float = 0.0, z_loss: float = 0.0,
+    logit_scale: float = 1.0, softcap: float | None = None, reduction: Literal["none"], out: None = None,
+    workers: int | None = None,
+) -> tuple[Float64Array, Array]: ...  # fmt: skip
+@overload
+def cross_entropy_and_grad(
+    logits: ArrayLike, targets: ArrayLike, *, axis: int = -1, weight: ArrayLike | None = None,
+    ignore_index: int | None = -100, where: ArrayLike | None = None, sample_weight: ArrayLike | None = None,
+    label_smoothing: float = 0.0, z_loss: float = 0.0,
+    logit_scale: float = 1.0, softcap: float | None = None, reduction: Literal["none"], out: Out,
+    workers: int | None = None,
+) -> tuple[Float64Array, Out]: ...  # fmt: skip
+@overload
+def cross_entropy_and_grad(
+    logits: ArrayLike, targets: ArrayLike, *, axis: int = -1, weight: ArrayLike | None = None,
+    ignore_index: int | None = -100, where: ArrayLike | None = None, sample_weight: ArrayLike | None = None,
+    label_smoothing: float = 0.0, z_loss: float = 0.0,
+    logit_scale: float = 1.0, softcap: float | None = None, reduction: Literal["mean", "sum"] = "mean",
+    out: None = None, workers: int | None = None,
+) -> tuple[float, Array]: ...  # fmt: skip
+@overload
+def cross_entropy_and_grad(
+    logits: ArrayLike, targets: ArrayLike, *, axis: int = -1, weight: ArrayLike | None = None,
+    ignore_index: int | None = -100, where: ArrayLike | None = None, sample_weight: ArrayLike | None = None,
+    label_smoothing: float = 0.0, z_loss: float = 0.0,
+    logit_scale: float = 1.0, softcap: float | None = None, reduction: Literal["mean", "sum"] = "mean", out: Out,
+    workers: int | None = None,
+) -> tuple[float, Out]: ...  # fmt: skip
+def cross_entropy_and_grad(
+    logits: ArrayLike,
+    targets: ArrayLike,
+    *,
+    axis: int = -1,
+    weight: ArrayLike | None = None,
+    ignore_index: int | None = -100,
+    where: ArrayLike | None = None,
+    sample_weight: ArrayLike | None = None,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    logit_scale: float = 1.0,
+    softcap: float | None = None,
+    reduction: str = "mean",
+    out: Out | None = None,
+    workers: int | None = None,
+) -> tuple[float | Float64Array, Array | Out]:
+    """Cross-entropy of logits, and its gradient with respect to them.
+
+    For class ids the gradient of a position's loss is ``softmax(logits) - one_hot(target)``.
+
+    Parameters
+    ----------
+    logits : array of shape (..., V)
+        Logits (unnormalised log-probabilities): float16, bfloat16, float32 or float64, of any byte order and memory
+        layout; anything with `__dlpack__` on the CPU (torch, JAX) is read without a copy. Lists are converted.
+    targets : array
+        Class ids (integers, of the shape of `logits` without its class axis), or distributions (of the shape of
+        `logits`; integers must be one-hot). A class of mass or weight 0 adds 0, even at a log-probability of -inf. A
+        row of targets without mass counts, with loss 0.
+    axis : int, default -1
+        Axis of the classes.
+    weight : array of shape (V,), optional
+        Weight of each class.
+    ignore_index : int or None, default -100
+        Target value that marks positions to ignore (padding); their logits are never read. With distributions, use
+        `where`.
+    where : array of bool, optional
+        Mask of the positions to include, broadcast over the batch; the logits of others are never read.
+    sample_weight : array of floats, optional
+        Weight of each position, broadcast over the batch: from 0 to 1e100. Positions of weight 0 are left out, as
+        by `where`.
+    label_smoothing : float, default 0.0
+        Fraction of each target's mass that is spread evenly over all classes, from 0 to 1.
+    z_loss : float, default 0.0
+        Adds ``z_loss * logsumexp**2`` to the loss of each position.
+    logit_scale : float, default 1.0
+        Multiplier of the logits (1 / temperature).
+    softcap : float, optional
+        Logits become ``softcap * tanh(logit_scale * logits / softcap)``; those of -inf stay -inf.
+    reduction : {"mean", "sum", "none"}, default "mean"
+        "mean" divides the sum by the number of included positions or, with `sample_weight`, or class ids and `weight`,
+        by the sum of their weights (nan if none is included). "none" gives the loss of each position times its weights,
+        0.0 where ignored or masked.
+    out : array, optional
+        Array to write the gradient to: writable, of the shape and dtype of `logits`, or `logits` itself.
+    workers : int, optional
+        Number of threads, as in `cross_entropy`. No bit of the result depends on it.
+
+    Returns
+    -------
+    loss : float or array of float64
+        As `cross_entropy` returns it, with the same bits.
+    gradient : array
+        Of the shape and dtype of `logits`; it is `out` if that is given. It is 0 at positions that are ignored or
+        masked. With the reduction "none", each row is the gradient of its own loss.
+
+    Raises
+    ------
+    IndexError
+        If an included target is out of range; the message names its position and value.
+    TypeError, ValueError
+        If an argument is invalid; the message names it, what came and what fits. Nothing is written then, nor
+        for an IndexError unless the targets changed during the call.
+    ImportError
+        If `logits` are bfloat16, there is no `out`, and the package ml_dtypes is not installed.
+
+    See Also
+    --------
+    cross_entropy : The loss alone.
+
+    Notes
+    -----
+    The gradient is computed in float64 for float64 logits and wherever logits are scaled or capped, targets are
+    distributions, or smoothed labels are weighted, else in float32, and then rounded to the dtype of `logits`. The
+    target's own entry keeps its relative precision where its probability is nearly 1.
+
+    Examples
+    --------
+    >>> from tokenloss import cross_entropy_and_grad
+    >>> loss, gradient = cross_entropy_and_grad([[2.0, 1.0, 0.0]], [0])
+    >>> gradient.round(4)
+    array([[-0.3348,  0.2447,  0.09  ]])
+    """
+    scores = as_scores("logits", logits, axis)
+    positions = as_positions("targets", targets, scores, ignore_index, where, weight, sample_weight)
+    smoothing, z_loss = penalties(label_smoothing, z_loss)
+    scale, cap = logit_transform(logit_scale, softcap)
+    losses = jobs.new_losses(reduction, scores.batch)
+    inputs = {name: getattr(positions, name) for name in ("targets", "weight", "sample_weight")}
+    inputs["where"] = positions.mask
+    gradient, view, code = output_like(scores.name, scores.array, scores.dtype, out, inputs)
+    jobs.check_targets(positions, scores)  # before anything is written
+    options = scale, cap, smoothing, z_loss, view, code, reduction == "mean"
+    job = _core.CrossEntropy(scores, positions, losses, *options)
+    return jobs.run_and_reduce(job, losses, reduction, workers), gradient

@@ -1,0 +1,68 @@
+"""Fields of a record: what must be there, and of which type; else an error that names the line and the field."""
+
+from __future__ import annotations
+
+import reprlib
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+
+from tokenloss._core.errors import raise_error
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+
+class Place(NamedTuple):
+    """Line of a file, and what its lines show together."""
+
+    path: str
+    line: int
+    puts_own_first: Callable[[], bool] = lambda: False  # whether the file proves it of own tokens
+
+    def refuse(self, got: str, fits: str) -> NoReturn:
+        """Raise that the line is wrong."""
+        raise_error("record", path=self.path, line=self.line, got=got, fits=fits)
+
+
+def types(values: Iterable[Any]) -> set[type]:
+    """The types that occur among values: a fast way to see that all are right."""
+    return set(map(type, values))
+
+
+def check_list(value: Any, field: str, place: Place, n: int | None = None) -> list[Any]:
+    """A list, of n elements."""
+    if not isinstance(value, list):
+        place.refuse(f"{field} is {reprlib.repr(value)}", "be a list")
+    if n is not None and len(value) != n:
+        place.refuse(f"{field} has {len(value)} elements", f"have {n}, one for each token")
+    return value
+
+
+def check_object(value: Any, field: str, place: Place) -> dict[str, Any]:
+    """An object."""
+    if not isinstance(value, dict):
+        place.refuse(f"{field} is {reprlib.repr(value)}", "be an object")
+    return value
+
+
+def check_text(value: Any, field: str, place: Place) -> str | None:
+    """A text, or None."""
+    if value is not None and not isinstance(value, str):
+        place.refuse(f"{field} is {reprlib.repr(value)}", "be a text")
+    return value
+
+
+def check_count(value: Any, field: str, place: Place, least: int = 0) -> int:
+    """An integer that counts, or numbers a class."""
+    if type(value) is not int or not least <= value < 1 << 63:
+        place.refuse(f"{field} is {reprlib.repr(value)}", f"be an integer of at least {least}")
+    return value
+
+
+def check_ids(value: Any, field: str, place: Place) -> list[int] | None:
+    """Class ids, if they are given."""
+    if value is None:
+        return None
+    values = check_list(value, field, place)
+    if values and types(values) == {int} and min(values) >= 0 and max(values) < 1 << 63:
+        return values
+    return [check_count(element, f"{field}[{i}]", place) for i, element in enumerate(values)]
