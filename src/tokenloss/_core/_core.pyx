@@ -79,6 +79,7 @@ for number in range(TL_BACKENDS):
     if tl_find_backend(number) != NULL:
         runnable.append(number)
 del number
+cdef object chooser = None  # that of config.py, which every module that runs jobs imports
 
 
 def backends():
@@ -100,11 +101,16 @@ def use_backend(name, bint with_bf16=True):
     raise ValueError(name)
 
 
+def set_chooser(function):
+    """Have this function call `use_backend` when a backend is first needed."""
+    global chooser
+    chooser = function
+
+
 cdef int need_backend() except -1:
     """Choose a backend on first use: a bad environment variable fails a call and not the import."""
     if backend == NULL:
-        from tokenloss._core.config import choose_backend
-        choose_backend()
+        chooser()
     return 0
 
 
