@@ -91,6 +91,10 @@ cdef class SequenceSums(Job):
         self.rows = self.counts.shape[0]
         self.total.has_weights = self.weight is not None
 
+    cdef double cost_of_row(self) noexcept:
+        """Cost of the sums over a sequence of average length."""
+        return SEQUENCE + self.nll.shape[0] * (TOKEN if self.weight is None else WEIGHTED_TOKEN) / max(self.rows, 1)
+
     cdef void run_range(self, int64_t start, int64_t stop, Totals *totals, tl_cancel *cancel) noexcept nogil:
         cdef tl_tokens tokens
         cdef tl_sequence sequence

@@ -123,6 +123,9 @@ cdef class PairStats(PairJob):
             if len(column) != self.rows:
                 raise ValueError("columns do not have a number for each row")
 
+    cdef double cost_of_row(self) noexcept:
+        return self.cost_of_scores(40, 1.6)
+
     cdef void reduce_block(self, Block *block, Totals *totals, tl_cancel *cancel) noexcept nogil:
         cdef tl_row_block other
         cdef tl_pair pairs[BLOCK_ROWS]

@@ -75,6 +75,9 @@ cdef class ClassIdLoss(RowJob):
             else:
                 self.halves = scores
 
+    cdef double cost_of_row(self) noexcept:
+        return cost_of_gather(self.scores)
+
     cdef int64_t load_block(self, int64_t start, int64_t stop, GatherBlock *block, Totals *totals) noexcept nogil:
         """Reads the class ids of the next rows; returns where the block ends."""
         cdef int64_t target
@@ -161,6 +164,9 @@ cdef class SoftTargetLoss(RowJob):
         self.set_up(scores, positions, numbers)
         self.of_probabilities, self.clip = is_probability, new_clip(is_probability, epsilon)
         self.set_up_block()
+
+    cdef double cost_of_row(self) noexcept:
+        return cost_of_masses(self.positions)
 
     cdef void set_up_block(self) noexcept:
         """Describes what all blocks have in common."""

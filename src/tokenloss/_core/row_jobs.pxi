@@ -19,6 +19,9 @@ cdef class LogSumExpJob(RowJob):
     cdef bint excludes_classes  # whether rows have a target
     cdef bint keeps_logits  # whether logits are read again after they were reduced
 
+    cdef double cost_of_row(self) noexcept:
+        return self.cost_of_scores(8, 0.8)  # two passes, or two arrays
+
     cdef void finish_block(self, Block *block, const tl_block_lse *lse, Totals *totals,
                            tl_cancel *cancel) noexcept nogil:
         """Finds the number of each wanted row of a block, and writes its other results."""
@@ -169,6 +172,9 @@ cdef class LogSumExp(LogSumExpJob):
         self.set_up(scores, positions, numbers)
         self.is_class_major = scores.is_class_major()
 
+    cdef double cost_of_row(self) noexcept:
+        return self.cost_of_scores(5, 0.35)
+
     cdef void reduce_block(self, Block *block, Totals *totals, tl_cancel *cancel) noexcept nogil:
         cdef tl_block_lse lse
         tl_lse_of_block(backend, &block.rows, True, &lse, cancel)
@@ -227,6 +233,10 @@ cdef class CrossEntropy(LogSumExpJob):
 
     def __dealloc__(self):
         PyBuffer_Release(&self.grad.buffer)
+
+    cdef double cost_of_row(self) noexcept:
+        cdef double cost = self.cost_of_scores(8, 0.8) if is_given(&self.grad) else self.cost_of_scores(5, 0.35)
+        return cost if self.positions.by_class else cost + cost_of_masses(self.positions)
 
     cdef tl_loss loss_at(self, int64_t row, int64_t target) noexcept nogil:
         """What the loss of a row depends on, without its gradient."""
@@ -337,6 +347,9 @@ cdef class ClassLogProbs(LogSumExpJob):
     def __dealloc__(self):
         PyBuffer_Release(&self.ids.buffer)
 
+    cdef double cost_of_row(self) noexcept:
+        return self.cost_of_scores(5 + self.count * NAMED_CLASS, 0.35)
+
     cdef int64_t exclude(self, int64_t row, int64_t target, Totals *totals, tl_cancel *cancel) noexcept nogil:
         cdef tl_row logits = row_at(&self.scores.view, row)
         cdef int64_t likeliest = -1, good
@@ -391,6 +404,9 @@ cdef class TokenStats(LogSumExpJob):
         self.rank, self.argmax = columns["rank"], columns["argmax"]
         self.is_greedy, self.kept = columns["is_greedy"], columns["kept"]
         self.top_ids, self.top_logprobs = columns["top_ids"], columns["top_logprobs"]
+
+    cdef double cost_of_row(self) noexcept:
+        return self.cost_of_scores(15, 1)
 
     cdef inline tl_topk top_of(self, int64_t row) noexcept nogil:
         """Room for the likeliest classes of a row, where they are written."""
@@ -464,6 +480,9 @@ cdef class RowMaximum(RowJob):
 
     def __init__(self, Scores scores, Positions positions, numbers):
         self.set_up(scores, positions, numbers)
+
+    cdef double cost_of_row(self) noexcept:
+        return cost_of_bytes(self.scores.classes * tl_itemsize(self.scores.dtype))
 
     cdef double reduce_row(self, int64_t row, int64_t target, Totals *totals, tl_cancel *cancel) noexcept nogil:
         cdef tl_row scores = self.row_at(row)
