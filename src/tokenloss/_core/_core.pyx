@@ -25,7 +25,8 @@
 # the GIL is taken only to run signal handlers. Small arrays take less time than to release it: front.pxi holds it. A
 # row that does not fit sets `refused_flag`, which ends all threads, and jobs.py raises the error.
 #
-# Files. They are one extension, included below so that each comes after those that it uses.
+# Files. They are one extension, included below so that each comes after those that it uses. The last three read JSON of
+# responses.
 
 cimport cython
 from cpython.buffer cimport (
@@ -147,16 +148,16 @@ def has_bf16_matmul():
     return multiplies_bf16
 
 
-include "inputs.pxi"  # Scores, Positions
+include "inputs.pxi"
 include "costs.pxi"
-include "jobs.pxi"  # Job, RowJob
+include "jobs.pxi"
 include "exact_sums.pxi"
 include "probability_jobs.pxi"
 include "row_jobs.pxi"
 include "pair_jobs.pxi"
 include "projection.pxi"
 include "dlpack.pxi"
-include "front.pxi"  # the short way of small arrays
-include "json_text.pxi"  # this and the next two: what readers of responses need
+include "front.pxi"
+include "json_text.pxi"
 include "json_columns.pxi"
 include "listed_classes.pxi"
