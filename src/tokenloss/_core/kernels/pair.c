@@ -57,7 +57,8 @@ static int is_of_probs(const tl_row *base, const tl_row *row, tl_definitions def
 }
 
 void tl_pair_range(const tl_backend *backend, const tl_row *base, const tl_row *row, int64_t start, int64_t end,
-                   int64_t block, int64_t target, int dtype, tl_definitions definitions, tl_pair_acc *acc, tl_cancel *cancel) {
+                   int64_t block, int64_t target, int dtype, tl_definitions definitions, tl_pair_acc *acc,
+                   tl_cancel *cancel) {
     tl_row kl_base = in_dtype(base, dtype), kl_row = in_dtype(row, dtype), raw_base = tl_raw(base), raw = tl_raw(row);
     int as_given = !tl_is_transformed(base), reads_blocks = !is_of_probs(base, row, definitions);
     assert(start % block == 0 && block <= TL_BLOCK && target < row->count);

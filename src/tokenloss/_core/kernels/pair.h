@@ -4,8 +4,8 @@
 
 #include "kl.h"
 
-/* Whose definitions hold. By llama.cpp's, the base has log-probabilities b, used as given, and the divergence is the sum
- * of exp(b) (b - log_softmax(row)) over those above -16. */
+/* Whose definitions hold. By llama.cpp's, the base has log-probabilities b, used as given, and the divergence is the
+ * sum of exp(b) (b - log_softmax(row)) over those above -16. */
 typedef enum { TL_EXACT, TL_LLAMA_CPP } tl_definitions;
 
 typedef struct {
@@ -35,7 +35,8 @@ typedef struct {
 
 /* The same range by range, as tl_lse_range; without a class id (-1) the divergence alone. */
 void tl_pair_range(const tl_backend *backend, const tl_row *base, const tl_row *row, int64_t start, int64_t end,
-                   int64_t block, int64_t target, int dtype, tl_definitions definitions, tl_pair_acc *acc, tl_cancel *cancel);
+                   int64_t block, int64_t target, int dtype, tl_definitions definitions, tl_pair_acc *acc,
+                   tl_cancel *cancel);
 /* Its end, given the raw logits of the class id: 0 if all ranges must be read again with double as the dtype. */
 int tl_pair_end(const tl_backend *backend, const tl_row *base, const tl_row *row, int64_t target,
                 double base_target_raw, double target_raw, int dtype, tl_pair_acc *acc, tl_pair *pair);
