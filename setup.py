@@ -67,10 +67,10 @@ KIND = [*(["debug"] if DEBUG else []), *filter(None, SANITIZE.split(",")), *([] 
 BUILD = f"build/{'-'.join(KIND)}" if KIND else "build"
 
 core = Extension(
-    "tokenloss._core",
-    sources=["src/tokenloss/_core.pyx", *sorted(glob.glob("src/tokenloss/_kernels/**/*.c", recursive=True))],
-    depends=sorted(glob.glob("src/tokenloss/_kernels/**/*.h", recursive=True)),
-    include_dirs=["src/tokenloss"],
+    "tokenloss._core._core",
+    sources=["src/tokenloss/_core/_core.pyx", *sorted(glob.glob("src/tokenloss/_core/kernels/**/*.c", recursive=True))],
+    depends=sorted(glob.glob("src/tokenloss/_core/kernels/**/*.h", recursive=True)),
+    include_dirs=["src/tokenloss/_core"],
     define_macros=[("Py_LIMITED_API", "0x030b0000")] if LIMITED_API else [],
     py_limited_api=LIMITED_API,
     extra_compile_args=FLAGS + SANITIZERS,

@@ -17,8 +17,8 @@ from peers import FLOAT32
 from peers_of_probabilities import TUTORIAL, log_loss_of_sklearn, tutorial
 
 import tokenloss
-from tokenloss import _core, _job
-from tokenloss._validation import as_scores, without_targets
+from tokenloss._core import _core, jobs
+from tokenloss._core.validation import as_scores, without_targets
 
 BEST = _core.backend_in_use()
 ITEMSIZES = {"float32": 4, "float16": 2, "bfloat16": 2, "float64": 8}
@@ -328,7 +328,7 @@ def _reader(array: Any, workers: int) -> Contender:
     def read() -> Any:
         scores = as_scores("array", floats, -1)
         job = _core.RowMaximum(scores, without_targets(scores), None)
-        return _job.run_and_reduce(job, None, "sum", workers)
+        return jobs.run_and_reduce(job, None, "sum", workers)
 
     return Contender("read", read, None, before=partial(_core.use_backend, BEST))
 

@@ -18,7 +18,8 @@ import pytest
 from programs import PATIENCE
 
 import tokenloss
-from tokenloss import _core, cli
+from tokenloss import cli
+from tokenloss._core import _core
 
 
 def installed(name):
@@ -35,7 +36,7 @@ if installed("hypothesis"):
 @pytest.fixture
 def any_loss_is_taken(monkeypatch):
     """Losses below 0 are taken, too: sums are exact of any numbers, such as the differences of losses."""
-    monkeypatch.setattr("tokenloss._validation._LEAST_LOSS", -float("inf"))
+    monkeypatch.setattr("tokenloss._core.validation._LEAST_LOSS", -float("inf"))
 
 
 @functools.cache

@@ -27,7 +27,7 @@ build() {
     mkdir "$scratch/$2"
     cp -r setup.py pyproject.toml README.md LICENSE src "$scratch/$2"
     cd "$scratch/$2"
-    rm -f src/tokenloss/*.so
+    rm -f src/tokenloss/_core/*.so
     MACOSX_DEPLOYMENT_TARGET=$3 _PYTHON_HOST_PLATFORM=macosx-$3-$2 \
         CC="$python -m ziglang cc -target $1-macos.$3 -Wall -Wextra -Werror -I$headers" \
         LDSHARED="ld64.lld-19 -bundle -undefined dynamic_lookup -arch $2 -platform_version macos $3 $3 -L$scratch -lSystem" \
@@ -39,7 +39,7 @@ check() {
     wheel=$(echo "$scratch"/wheels/*-cp311-abi3-"macosx_${2/./_}_$1.whl")
     "$python" -m abi3audit --strict "$wheel"
     "$python" -m zipfile -e "$wheel" "$scratch/$1/wheel"
-    core=$scratch/$1/wheel/tokenloss/_core.abi3.so
+    core=$scratch/$1/wheel/tokenloss/_core/_core.abi3.so
     llvm-objdump-19 --macho --private-headers "$core" >"$scratch/$1.headers"
     grep -iE "^ *MH_MAGIC_64 +$1 .* BUNDLE " "$scratch/$1.headers"
     [ "$(awk '$1 == "minos" { print $2 }' "$scratch/$1.headers")" = "$2" ]

@@ -116,7 +116,7 @@ ln -s "$folder/numpy" "$site/numpy"
 step "tokenloss"
 mkdir "$scratch/tokenloss"
 cp -r setup.py pyproject.toml README.md LICENSE src "$scratch/tokenloss"
-rm -f "$scratch"/tokenloss/src/tokenloss/*.so
+rm -f "$scratch"/tokenloss/src/tokenloss/_core/*.so
 (
     cd "$scratch/tokenloss"
     CC=emcc CFLAGS="-fPIC -Wall -Wextra -Werror -I$headers" LDSHARED="emcc $link" \
@@ -138,7 +138,7 @@ END
 step "the extension, Pyodide 314"
 node "$scratch/run.mjs" "$scratch/314.0.7" "
 import importlib.util, sys
-spec = importlib.util.spec_from_file_location('tokenloss._core', '$site/tokenloss/_core.abi3.so')
+spec = importlib.util.spec_from_file_location('tokenloss._core._core', '$site/tokenloss/_core/_core.abi3.so')
 try:
     spec.loader.exec_module(importlib.util.module_from_spec(spec))
 except ModuleNotFoundError as error:

@@ -24,8 +24,9 @@ from arrays import (
 )
 from programs import FORBIDDEN_PAGES, needs_mprotect
 
-from tokenloss import _core, _workers, class_log_probs, cross_entropy, log_softmax
-from tokenloss._validation import as_scores, without_targets
+from tokenloss import class_log_probs, cross_entropy, log_softmax
+from tokenloss._core import _core, threads
+from tokenloss._core.validation import as_scores, without_targets
 
 NAN, INF = math.nan, math.inf
 TRANSFORMS = {
@@ -356,13 +357,13 @@ def test_class_id_out_of_range_of_unsigned_integers_and_of_no_classes():
 
 
 def test_class_id_that_changes_during_the_call(monkeypatch):
-    ids, run = np.array([0, 7]), _workers.run
+    ids, run = np.array([0, 7]), threads.run
 
     def run_and_repair(*arguments):
         run(*arguments)
         ids[1] = 1
 
-    monkeypatch.setattr(_workers, "run", run_and_repair)
+    monkeypatch.setattr(threads, "run", run_and_repair)
     with fails(IndexError, "class_ids[1] = 7 is out of range [0, 3)"):
         class_log_probs([1.0, 2.0, 3.0], ids)
 

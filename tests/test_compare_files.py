@@ -12,9 +12,9 @@ from reference import log_softmax
 
 import tokenloss
 from tokenloss import compare_files, sinks
+from tokenloss._core.text import as_strict_json
 from tokenloss._evaluation import plan
 from tokenloss._evaluation.token_types import token_types
-from tokenloss._json import as_strict_json
 from tokenloss.formats import llama_cpp
 
 pytestmark = pytest.mark.thread_unsafe(reason="a command prints to the stdout of its process")

@@ -13,7 +13,7 @@ from test_command_outputs import read_table
 import tokenloss
 from tokenloss import compare, page, plots
 from tokenloss._evaluation import plan
-from tokenloss._outputs._base import Candidate
+from tokenloss._evaluation.sink import Candidate
 from tokenloss._outputs.terminal import ComparisonTables
 
 pytestmark = pytest.mark.thread_unsafe(reason="a command prints to the stdout of its process")

@@ -7,7 +7,8 @@ import re
 import pytest
 
 import tokenloss
-from tokenloss import _core, show_config
+from tokenloss import show_config
+from tokenloss._core import _core
 
 TELL = "import tokenloss; print(tokenloss.show_config(mode='dicts')['instruction_set'])"
 

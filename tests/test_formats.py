@@ -26,7 +26,7 @@ from files import (
 
 import tokenloss
 from tokenloss.formats import _base, open_hidden_states, open_scores
-from tokenloss.formats.lm_head import LmHead
+from tokenloss.formats._base import LmHead
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from reference_sequences import factor_of_two, interval_misses
 from scipy import stats
 
 from tokenloss import LossMeter, compare, sequence_losses
-from tokenloss._exact import ExactRatio
+from tokenloss._ratio import ExactRatio
 
 LENGTHS = {
     "equal": lambda number: np.full(number, 40),

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from tokenloss import _core
-from tokenloss._validation import as_positions, as_scores, scores_of_shape, without_targets
+from tokenloss._core import _core
+from tokenloss._core.validation import as_positions, as_scores, scores_of_shape, without_targets
 
 LOGITS = as_scores("logits", np.zeros((2, 3)), -1)
 OTHER = as_scores("logits", np.zeros((3, 2)), -1)

@@ -15,7 +15,7 @@ import pytest
 
 pytestmark = pytest.mark.thread_unsafe(reason="starts processes")
 HERE = Path(__file__).parent / "kernels"
-KERNELS = HERE.parents[1] / "src" / "tokenloss" / "_kernels"
+KERNELS = HERE.parents[1] / "src" / "tokenloss" / "_core" / "kernels"
 SOURCES = sorted(map(str, KERNELS.rglob("*.c")))
 GOLDEN = HERE / "golden.txt"  # made by kernels/record_golden.py
 WARNINGS = ["-std=c11", "-Wall", "-Wextra", "-Wconversion", "-Werror"]

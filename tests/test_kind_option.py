@@ -9,8 +9,8 @@ from commands import LOGITS, TARGETS, assert_refused
 from reference import log_softmax
 
 import tokenloss
+from tokenloss._core.validation import UNNORMALIZED
 from tokenloss._evaluation import plan
-from tokenloss._validation import UNNORMALIZED
 
 pytestmark = pytest.mark.thread_unsafe(reason="a command prints to the stdout of its process")
 

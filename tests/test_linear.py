@@ -28,7 +28,8 @@ from arrays import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tokenloss import _core, _projection, cross_entropy, linear_cross_entropy, linear_token_scores, token_scores
+from tokenloss import cross_entropy, linear_cross_entropy, linear_token_scores, token_scores
+from tokenloss._core import _core, projection
 from tokenloss.scores import COLUMNS
 
 NAN, INF = math.nan, math.inf
@@ -391,7 +392,7 @@ def test_linear_tiles_of_any_size_change_no_bit_of_exact_products(rows, name, va
     problems = [(hidden, weight, {}), (hidden, weight, {"where": where}), (hidden, half, {"linear_bias": bias})]
     problems += [(hidden.astype(BFLOAT16), half, {"where": where})]
     expected = [everything(*problem, ids, **options) for *problem, options in problems]
-    monkeypatch.setattr(_projection, name, value)
+    monkeypatch.setattr(projection, name, value)
     for (*problem, options), bits in zip(problems, expected, strict=True):
         assert_same_bits(everything(*problem, ids, **options), bits)
 
@@ -399,7 +400,7 @@ def test_linear_tiles_of_any_size_change_no_bit_of_exact_products(rows, name, va
 @pytest.mark.parametrize("rows", [FEW, FEW + 40])
 def test_linear_targets_at_the_first_and_last_class_of_a_tile_change_no_other_row(rows, rng, monkeypatch):
     multiple = _core.TILE_CLASS_MULTIPLE
-    monkeypatch.setattr(_projection, "_TILE_BYTES", rows * (64 + multiple) * 4)  # the narrowest tiles of all rows
+    monkeypatch.setattr(projection, "_TILE_BYTES", rows * (64 + multiple) * 4)  # the narrowest tiles of all rows
     hidden, weight = whole(rng, rows, 3 * multiple)
     for border in range(multiple, 3 * multiple, multiple):
         ids = np.where(np.arange(rows) % 2, border, border - 1)

@@ -12,10 +12,11 @@ import pytest
 import reference
 from arrays import BFLOAT16, FLOATS, LAYOUTS, assert_near, assert_same_bits, fails, strided
 
-from tokenloss import _core, _projection, compare, kl_divergence, linear_compare, linear_kl_divergence
+from tokenloss import compare, kl_divergence, linear_compare, linear_kl_divergence
+from tokenloss._core import _core, projection
+from tokenloss._core.projection import Projection
+from tokenloss._core.validation import as_positions
 from tokenloss._linear_columns import linear_pair_columns
-from tokenloss._projection import Projection
-from tokenloss._validation import as_positions
 
 NAN, INF = math.nan, math.inf
 FLOAT16, FLOAT32, FLOAT64 = FLOATS[0], *FLOATS[2:]
@@ -244,7 +245,7 @@ def test_linear_pairs_in_tiles_of_any_size_have_the_same_bits(rows, name, value,
     bias = 1e30 * (np.arange(CLASSES) == 7)
     calls = [lambda of=of, **given: linear_compare(*of, targets, where=where, **given).kl for of in problems]
     expected = [(call(), call(bias=bias)) for call in calls]
-    monkeypatch.setattr(_projection, name, value)
+    monkeypatch.setattr(projection, name, value)
     for call, both in zip(calls, expected, strict=True):
         assert_same_bits((call(), call(bias=bias)), both)
 
@@ -253,8 +254,8 @@ def test_linear_pairs_in_tiles_of_any_size_have_the_same_bits(rows, name, value,
 @pytest.mark.parametrize("most_bytes", [None, 300_000])
 def test_linear_pair_columns_of_several_candidates_have_the_bits_of_each_alone(rows, most_bytes, rng, monkeypatch):
     if most_bytes:
-        monkeypatch.setattr(_projection, "_PAIR_BYTES", most_bytes)
-        monkeypatch.setattr(_projection, "_PAIR_TILE_BYTES", 1 << 17)
+        monkeypatch.setattr(projection, "_PAIR_BYTES", most_bytes)
+        monkeypatch.setattr(projection, "_PAIR_TILE_BYTES", 1 << 17)
     models = [(4, FLOAT32, FLOAT32, None), (300, FLOAT32, BFLOAT16, 1.0), (70, FLOAT64, FLOAT32, None)]
     models += [(1300, BFLOAT16, BFLOAT16, None), (33, FLOAT32, FLOAT32, 1e30)]  # whose rows are too far out
     projections = {}
@@ -265,8 +266,8 @@ def test_linear_pair_columns_of_several_candidates_have_the_bits_of_each_alone(r
     base, where = projections.pop("4"), rng.random(rows) > 0.2
     positions = as_positions("targets", rng.integers(0, 2000, rows), base.part(slice(2000)).scores, -100, where)
     together = linear_pair_columns(base, projections, positions, (1.0, 0.0), 2)
-    for name, projection in projections.items():
-        alone = linear_pair_columns(base, {name: projection}, positions, (1.0, 0.0), 1)[name]
+    for name, operands in projections.items():
+        alone = linear_pair_columns(base, {name: operands}, positions, (1.0, 0.0), 1)[name]
         assert alone.keys() == together[name].keys() >= {"base_left_out", "left_out"}
         for column, values in alone.items():
             assert_same_bits(together[name][column], values, f"{name} {column}")

@@ -12,7 +12,8 @@ import reference
 from arrays import BFLOAT16, FLOATS, INTEGERS, LAYOUTS, assert_same_bits
 
 import tokenloss
-from tokenloss import LossMeter, _core, nll_loss
+from tokenloss import LossMeter, nll_loss
+from tokenloss._core import _core
 
 STATISTICS = ["count", "total", "loss", "stderr", "perplexity", "bits_per_token", "bits_per_byte", "word_perplexity"]
 

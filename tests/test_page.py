@@ -19,7 +19,7 @@ from pages import NASTY, Reader
 
 import tokenloss
 from tokenloss import page, token_scores
-from tokenloss._files import replacing
+from tokenloss._core.files import replacing
 from tokenloss.scores import COLUMNS
 
 SAMPLE = Path(__file__).parent / "data" / "whisper-tiny-en.npz"
@@ -328,7 +328,7 @@ def test_replacing_a_file_keeps_its_mode(mode, tmp_path):
 def test_replacing_a_file_after_a_killed_run(tmp_path):
     path = tmp_path / ("x" * 250 + ".html")
     program = (
-        "import os, signal, sys; from tokenloss._files import replacing\n"
+        "import os, signal, sys; from tokenloss._core.files import replacing\n"
         "with replacing(sys.argv[1]) as file:\n    os.kill(os.getpid(), signal.SIGKILL)"
     )
     killed = subprocess.run([sys.executable, "-c", program, path], check=False)

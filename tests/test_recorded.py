@@ -3,7 +3,7 @@
 import pytest
 from recorded import LENGTHS, PATH, lines
 
-from tokenloss import _core
+from tokenloss._core import _core
 
 BEST, *OTHERS = _core.backends()
 CASES = [(BEST, size, layout) for size in LENGTHS for layout in ("c", "class_first_in_memory", "swapped_and_strided")]

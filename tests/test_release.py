@@ -29,7 +29,7 @@ def test_only_the_package_is_installed():
         pytest.skip("an editable install lists none of the package's files")
     files = [file for file in distribution.files if "__pycache__" not in file.parts]
     ours = {file.as_posix() for file in files if file.parts[0] == "tokenloss"}
-    assert {f"tokenloss/{name}" for name in ("_core.pyi", "page.css", "page.js", "py.typed")} <= ours
+    assert {f"tokenloss/{name}" for name in ("_core/_core.pyi", "page.css", "page.js", "py.typed")} <= ours
     assert {Path(name).suffix for name in ours} - {".css", ".js", ".py", ".pyi", ".typed"} in ({".so"}, {".pyd"})
     others = {file.parts[0] for file in files} - {"tokenloss", ".."}  # the command is above
     assert others == {f"tokenloss-{tokenloss.__version__}.dist-info"}

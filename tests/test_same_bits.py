@@ -27,7 +27,6 @@ from arrays import (
 
 import tokenloss
 from tokenloss import (
-    _core,
     class_log_probs,
     compare,
     cross_entropy,
@@ -41,6 +40,7 @@ from tokenloss import (
     softmax,
     token_scores,
 )
+from tokenloss._core import _core
 
 each_loss = pytest.mark.parametrize("loss", LOSSES)
 each_dtype = pytest.mark.parametrize("dtype", FLOATS, ids=str)

@@ -7,7 +7,8 @@ import pytest
 from arrays import fails
 from reference_sequences import scores_of
 
-from tokenloss import LossMeter, _workers, sequence_losses
+from tokenloss import LossMeter, sequence_losses
+from tokenloss._core import threads
 
 NAN = math.nan
 
@@ -151,11 +152,11 @@ def test_sample_weight_of_a_meter_is_a_keyword():
 
 @pytest.mark.thread_unsafe(reason="changes how jobs are run")
 def test_offsets_that_change_during_the_call(monkeypatch):
-    offsets, run = np.array([0, 2, 5]), _workers.run
+    offsets, run = np.array([0, 2, 5]), threads.run
 
     def run_later(*arguments):
         offsets[:] = 0  # as another thread might; a greater offset would lie beyond the losses
         return run(*arguments)
 
-    monkeypatch.setattr(_workers, "run", run_later)
+    monkeypatch.setattr(threads, "run", run_later)
     assert sequence_losses([1.0, 2.0, 4.0, 8.0, 16.0], cu_seqlens=offsets).nll.tolist() == [3.0, 28.0]

@@ -12,8 +12,9 @@ import pytest
 from arrays import assert_same_bits, fails
 from programs import LARGE, PATIENCE
 
-from tokenloss import _core, _workers, cross_entropy, cross_entropy_loss, logsumexp, nll_loss, show_config, token_scores
-from tokenloss._validation import as_positions, as_scores, without_targets
+from tokenloss import cross_entropy, cross_entropy_loss, logsumexp, nll_loss, show_config, token_scores
+from tokenloss._core import _core, threads
+from tokenloss._core.validation import as_positions, as_scores, without_targets
 
 
 @pytest.fixture(scope="module")
@@ -166,12 +167,12 @@ class Counted:
 
 def shared(rows, row_cost, workers, rows_at_once=1):
     """The rows that a thread takes at a time, and how many threads are used at most."""
-    tasks, pool, work = [], _workers._pool, Counted(rows, row_cost, rows_at_once)
-    _workers._pool = SimpleNamespace(submit=tasks.append)
+    tasks, pool, work = [], threads._pool, Counted(rows, row_cost, rows_at_once)
+    threads._pool = SimpleNamespace(submit=tasks.append)
     try:
-        _workers.run(work, workers)
+        threads.run(work, workers)
     finally:
-        _workers._pool = pool
+        threads._pool = pool
     (step,) = work.steps
     return step, len(tasks) + 1
 
@@ -269,7 +270,7 @@ def test_workers_that_cannot_be_started(run_python):
     run_python(
         """
 import threading
-from tokenloss import _workers
+from tokenloss import threads
 
 busy, free, begun = threading.Event(), threading.Event(), threading.Event()
 
@@ -302,10 +303,10 @@ def refuse(thread):
     raise RuntimeError("can't start new thread")
 
 
-_workers._pool.submit(Busy())  # the pool has one thread, which is busy for a while
+threads._pool.submit(Busy())  # the pool has one thread, which is busy for a while
 assert busy.wait(10)
 threading.Thread.start = refuse
-_workers.run(work := Work(), 4)
+threads.run(work := Work(), 4)
 assert work.ended or not begun.is_set()
 """
     )

@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
-from tokenloss import _core, _workers
-from tokenloss._dtypes import FLOAT_CODES, as_array, dtype_name
-from tokenloss._errors import raise_bad_class, raise_error
-from tokenloss._validation import as_scores, broadcast, logit_transform, without_targets
+from tokenloss._core import _core, threads
+from tokenloss._core.dtypes import FLOAT_CODES, as_array, dtype_name
+from tokenloss._core.errors import raise_bad_class, raise_error
+from tokenloss._core.validation import as_scores, broadcast, logit_transform, without_targets
 
 if TYPE_CHECKING:
-    from tokenloss._types import ArrayLike, Float64Array
+    from tokenloss._core.types import ArrayLike, Float64Array
 
 
 def class_log_probs(
@@ -95,7 +95,7 @@ def class_log_probs(
     result = np.zeros((*scores.batch, ids.shape[-1]))
     rows = np.broadcast_to(ids.astype(np.int64, copy=False), result.shape)
     job = _core.ClassLogProbs(scores, positions, *transform, rows, result.reshape(-1))
-    _workers.run(job, _workers.check_workers(workers))
+    threads.run(job, threads.check_workers(workers))
     if job.has_refused:
         _raise_refusal(job, ids)
     return result

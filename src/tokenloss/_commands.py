@@ -11,26 +11,26 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tokenloss._config import show_config
-from tokenloss._errors import contextmanager
+from tokenloss._core.config import show_config
+from tokenloss._core.errors import contextmanager
+from tokenloss._core.files import WriteError, check_outputs
+from tokenloss._evaluation.compare_responses import compare_responses
+from tokenloss._evaluation.compare_samples import compare_samples
 from tokenloss._evaluation.files import check_needs
-from tokenloss._files import WriteError, check_outputs
+from tokenloss._evaluation.sink import Output
 from tokenloss._outputs import COMPARE_OUTPUTS, RESPONSE_OUTPUTS, SAMPLE_OUTPUTS, SCORE_OUTPUTS
-from tokenloss._outputs._base import Output
 from tokenloss._outputs.json_object import JsonObject
 from tokenloss._terminal import Table, show_tables
 from tokenloss.evaluation import advice, evaluate
 from tokenloss.file_comparison import compare_files
 from tokenloss.formats.responses import is_responses
 from tokenloss.formats.samples import is_samples
-from tokenloss.responses import compare_responses
-from tokenloss.samples import compare_samples
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterator, Sequence
 
-    from tokenloss._outputs._base import TokenBlock
+    from tokenloss._evaluation.sink import TokenBlock
 
 
 class InputError(Exception):

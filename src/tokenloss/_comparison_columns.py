@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tokenloss import _core, _job
-from tokenloss._dtypes import CheckedArray, as_float_array
-from tokenloss._errors import raise_error
-from tokenloss._validation import (
+from tokenloss._core import _core, jobs
+from tokenloss._core.dtypes import CheckedArray, as_float_array
+from tokenloss._core.errors import raise_error
+from tokenloss._core.validation import (
     KINDS,
     UNNORMALIZED,
     as_positions,
@@ -26,7 +26,7 @@ from tokenloss.sequences import check_offsets, check_segment_ids
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from tokenloss._types import Array, BoolArray, Columns, Float64Array
+    from tokenloss._core.types import Array, BoolArray, Columns, Float64Array
 
 # what `_core` finds at each position
 COLUMNS = {
@@ -121,7 +121,7 @@ def pair_columns(
     for name, (word, array) in arrays.items():
         other = _scores(word, array, axis, kind, stop=count)
         columns = new_columns(base.rows)
-        _job.run(_core.PairStats(base, positions, other, unnormalized, bytes_of_bools(columns)), workers)
+        jobs.run(_core.PairStats(base, positions, other, unnormalized, bytes_of_bools(columns)), workers)
         if numbers is not None:
             columns["segment_ids"] = numbers
         if shape[axis] > count or array.array.shape[axis] > count:
@@ -158,13 +158,13 @@ def _left_out(
     for start, stop in ((0, count), (count, None)):
         scores = _scores(name, array, axis, kind, start, stop)
         sums.append(np.zeros(scores.batch))
-        _job.run(_core.LogSumExp(scores, without_targets(scores, kept), sums[-1]), workers)
+        jobs.run(_core.LogSumExp(scores, without_targets(scores, kept), sums[-1]), workers)
     with np.errstate(invalid="ignore"):  # nan
         total = np.logaddexp(*sums)
     unnormalized = np.argwhere(kept & (abs(total) > most_unnormalized(kind, array.array)))
     if len(unnormalized):
         at = unnormalized[0].tolist()
-        raise_error("unnormalized", name=f"{name}{at or ''}", got=total[tuple(at)], fits=_job.NORMALIZED[kind])
+        raise_error("unnormalized", name=f"{name}{at or ''}", got=total[tuple(at)], fits=jobs.NORMALIZED[kind])
     return np.where(kept, share_of_rest(*sums), 0).reshape(-1)
 
 

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tokenloss._comparison_columns import COLUMNS
-from tokenloss._dtypes import as_array
-from tokenloss._errors import raise_error
+from tokenloss._core.dtypes import as_array
+from tokenloss._core.errors import raise_error
+from tokenloss._core.validation import broadcast
 from tokenloss._paired import KL_QUANTILES, Mean, paired_figures, quantile_intervals, quantiles, sequence_table
-from tokenloss._validation import broadcast
 from tokenloss.sequences import sums_by_segment
 
 if TYPE_CHECKING:
-    from tokenloss._types import Array, BoolArray, Columns, Float64Array, IntArray
+    from tokenloss._core.types import Array, BoolArray, Columns, Float64Array, IntArray
 
 _BINS = np.array([0.0, 0.2, 0.4, 0.6, 0.8])  # lower bounds of the base's confidence
 

@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from tokenloss._errors import raise_error
+from tokenloss._core.errors import raise_error
+from tokenloss._core.text import count_of, printable
 from tokenloss._paired import Mean
-from tokenloss._statistics import count_of
-from tokenloss._terminal import printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from tokenloss._types import Array
+    from tokenloss._core.types import Array
 
 INK, DIM, LINE, BLUE, ORANGE = "#1f2328", "#59636e", "#d1d9e0", "#0969da", "#d1570b"
 CURVE_POINTS = 1000  # of a curve

@@ -6,15 +6,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tokenloss import _core
 from tokenloss._comparison_columns import bytes_of_bools, new_columns, share, share_of_rest
-from tokenloss._projection import run_pairs
-from tokenloss._validation import as_positions
+from tokenloss._core import _core
+from tokenloss._core.projection import run_pairs
+from tokenloss._core.validation import as_positions
 from tokenloss.scores import token_job
 
 if TYPE_CHECKING:
-    from tokenloss._projection import Projection
-    from tokenloss._types import Array, Columns, Float64Array
+    from tokenloss._core.projection import Projection
+    from tokenloss._core.types import Array, Columns, Float64Array
 
 
 def linear_pair_columns(

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tokenloss._exact import ExactMoments, ExactRatio, exp
+from tokenloss._core.exact import ExactMoments, exp
+from tokenloss._ratio import ExactRatio
 from tokenloss._statistics import quantile_ranks
 from tokenloss.sequences import sums_by_segment
 
 if TYPE_CHECKING:
-    from tokenloss._types import Array, Float64Array, IntArray
+    from tokenloss._core.types import Array, Float64Array, IntArray
 
 KL_QUANTILES = (1.0, 0.999, 0.99, 0.95, 0.9, 0.5, 0.1, 0.05, 0.01, 0.001, 0.0)
 _DELTA_P_QUANTILES = (1.0, 0.999, 0.99, 0.95, 0.9, 0.75, 0.5, 0.25, 0.1, 0.05, 0.01, 0.001, 0.0)

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
-from tokenloss import _core, _job
-from tokenloss._dtypes import as_float_array
-from tokenloss._validation import check_axes, check_out, output_like, without_targets
+from tokenloss._core import _core, jobs
+from tokenloss._core.dtypes import as_float_array
+from tokenloss._core.validation import check_axes, check_out, output_like, without_targets
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from tokenloss._types import Array, ArrayLike, Axes, Float64Array, Out, Scalar
+    from tokenloss._core.types import Array, ArrayLike, Axes, Float64Array, Out, Scalar
 
 
 @overload
@@ -186,7 +186,7 @@ def logsumexp(
     result = np.zeros(shape) if out is None else check_out(out, shape)
     in_place = result.flags.carray and not np.may_share_memory(result, array)
     numbers = result.reshape(scores.batch) if in_place else np.zeros(scores.batch)
-    _job.run(_core.LogSumExp(scores, without_targets(scores), numbers), workers)
+    jobs.run(_core.LogSumExp(scores, without_targets(scores), numbers), workers)
     if not in_place:
         result[...] = numbers.reshape(shape)
     if out is not None:
@@ -201,7 +201,7 @@ def _softmax(is_log: bool, logits: Any, axis: Any, out: Any, workers: Any) -> An
     axes = check_axes("logits", array.ndim, axis)
     result, view, result_code = output_like("logits", array, code, out, {})
     scores, to = _scores_along(array, code, axes), view if len(axes) == 1 else _with_axes_last(view, axes)
-    _job.run(_core.Softmax(scores, without_targets(scores), None, is_log, to, result_code), workers)
+    jobs.run(_core.Softmax(scores, without_targets(scores), None, is_log, to, result_code), workers)
     if not np.may_share_memory(to, view):
         moved = np.moveaxis(view, axes, range(-len(axes), 0))
         moved[...] = to.reshape(moved.shape)

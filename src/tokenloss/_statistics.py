@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from tokenloss._types import Float64Array
+    from tokenloss._core.types import Float64Array
 
 _EXACT = 2000  # trials up to which integers are summed
 
@@ -130,23 +130,6 @@ def equivalent_lengths(n: int, *rests: float) -> Lengths:
         shorter = [(low, r0 - of_high), (high, of_high)]
     shorter = [(length, rest / (1 - length)) for length, rest in shorter]
     return (*shorter, (1.0, n - sum(number for _, number in shorter)))
-
-
-def count_of(number: int, noun: str) -> str:
-    """A number of things, in words."""
-    return f"{number:,} {noun}" + "s" * (number != 1)
-
-
-def interval_note(factor: float) -> str:
-    """Words about intervals that reach this many standard errors; "" for those of many sequences, which reach 1.96."""
-    if not factor > 2:
-        return ""
-    return f"95 % intervals reach {factor:.3g} standard errors" + guess_note(factor)
-
-
-def guess_note(factor: float) -> str:
-    """Words about intervals of two sequences, or of one that is much longer than the others; "" for other intervals."""
-    return ", too few for more than a guess" if factor > 10 else ""
 
 
 def ratio_tail(t: float, lengths: Lengths) -> float:

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import importlib
 import math
-import sys
-import time
 from typing import TYPE_CHECKING, NamedTuple
+
+from tokenloss._core.text import printable
+from tokenloss._evaluation.progress import has_rich
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    import rich.progress
 
 _TEXT = ("file", "text", "metric", "custom_id", "model", "token type")  # columns that are no numbers
 _MIN_TEXT_WIDTH = 16  # letters, to which text is folded on a narrow terminal
-_PROGRESS_SECONDS = 1.0  # before progress is shown, and between plain lines of it
 
 
 class Table(NamedTuple):
@@ -30,23 +28,9 @@ class Table(NamedTuple):
         return bool(self.heads) and self.heads[column] not in _TEXT
 
 
-def printable(text: str) -> str:
-    """Text with control characters escaped, so that it stays on its line and cannot control a terminal."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
 def known_error(error: float, words: str) -> str:
     """Words about an error or an interval; none if it is nan, as of a single token."""
     return "" if math.isnan(error) else words
-
-
-def has_rich() -> bool:
-    """Whether rich is installed."""
-    try:
-        importlib.import_module("rich")
-    except ImportError:
-        return False
-    return True
 
 
 def show_tables(title: str, note: str, tables: list[Table]) -> None:
@@ -119,60 +103,3 @@ def _min_widths(table: Table) -> list[int]:
         )
         for i, column in enumerate(zip(*lines, strict=True))
     ]
-
-
-class Progress:
-    """Progress of long work, on stderr if that is a terminal; without a total, none is shown."""
-
-    def __init__(self, total: int | None) -> None:
-        self._total = total or 1
-        self._done = 0
-        is_shown = total is not None and sys.stderr and sys.stderr.isatty()
-        self._next = time.monotonic() + _PROGRESS_SECONDS if is_shown else math.inf
-        self._bar: rich.progress.Progress | None = None
-        self._line = ""
-
-    def __enter__(self) -> Progress:
-        """Start."""
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Leave the terminal as it was."""
-        if self._bar:
-            self._bar.stop()
-        elif self._line:
-            self._write("")
-
-    def advance(self, n_bytes: int) -> None:
-        """Add bytes that are done."""
-        self._done += n_bytes
-        if self._bar:
-            self._bar.update(self._bar.task_ids[0], completed=self._done)
-        elif time.monotonic() >= self._next:
-            if has_rich():
-                self._start_bar()
-            else:
-                self._next = time.monotonic() + _PROGRESS_SECONDS
-                self._write(f"{self._done / self._total:4.0%} of {self._total / 1e9:.3g} GB")
-
-    def _write(self, line: str) -> None:
-        """Write a line over the one before."""
-        print("\r" + line.ljust(len(self._line)), end="" if line else "\r", file=sys.stderr, flush=True)
-        self._line = line
-
-    def _start_bar(self) -> None:
-        """Draw rich's bar from here on."""
-        from rich import progress
-        from rich.console import Console
-
-        self._bar = progress.Progress(
-            progress.BarColumn(),
-            progress.TaskProgressColumn(),
-            progress.DownloadColumn(),
-            progress.TransferSpeedColumn(),
-            progress.TimeRemainingColumn(),
-            console=Console(stderr=True),
-            transient=True,
-        )
-        self._bar.add_task("", total=self._total, completed=self._done)
-        self._bar.start()

@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tokenloss._files import replacing
-from tokenloss._token_text import byte_encoder, decoded
+from tokenloss._core.files import replacing
+from tokenloss._core.text import byte_encoder, decoded
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Iterable, Iterator, Sequence
 
-    from tokenloss._types import Array
+    from tokenloss._core.types import Array
 
 _N_SHADES = 10  # of page.css
 

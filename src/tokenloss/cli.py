@@ -14,12 +14,13 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
-from tokenloss import __version__, _commands
+from tokenloss import _commands
 from tokenloss._commands import InputError
+from tokenloss._core.text import printable
+from tokenloss._core.version import __version__
 from tokenloss._evaluation.summary import WORDS
 from tokenloss._outputs import COMPARE_OUTPUTS, SCORE_OUTPUTS
 from tokenloss._outputs.json_object import JsonObject
-from tokenloss._terminal import printable
 from tokenloss.formats import KINDS
 from tokenloss.formats.responses import PARTS_OF_RESPONSE
 
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from types import FrameType
     from typing import NoReturn
 
-    from tokenloss._outputs._base import Output
+    from tokenloss._evaluation.sink import Output
 
 _LM_HEAD = (
     "files hold hidden states after the final norm; this is their projection onto the vocabulary: a model's "

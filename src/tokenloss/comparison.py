@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 from tokenloss._comparison_columns import check_definitions, join, new_columns, pair_columns, sequence_numbers, share
 from tokenloss._comparison_figures import check_groups, confidence_table, figures_of, group_table
-from tokenloss._dtypes import CheckedArray, as_float_array
-from tokenloss._errors import raise_error
+from tokenloss._core.dtypes import CheckedArray, as_float_array
+from tokenloss._core.errors import raise_error
+from tokenloss._core.validation import check_axis
 from tokenloss._paired import as_json_figures, rows_of
-from tokenloss._validation import check_axis
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import Literal
 
-    from tokenloss._types import Array, ArrayLike, BoolArray, Columns, Float64Array, IntArray, Kind
+    from tokenloss._core.types import Array, ArrayLike, BoolArray, Columns, Float64Array, IntArray, Kind
 
 
 @dataclass(frozen=True, eq=False, repr=False)

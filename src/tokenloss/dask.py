@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from tokenloss import _workers
-from tokenloss._errors import contextmanager, raise_error
-from tokenloss._exact import ExactMoments
-from tokenloss._validation import (
+from tokenloss._core import threads
+from tokenloss._core.errors import contextmanager, raise_error
+from tokenloss._core.exact import ExactMoments
+from tokenloss._core.validation import (
     as_positions,
     as_scores,
     check_axis,
@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from typing import Literal
 
-    from tokenloss import _core
-    from tokenloss._types import Array, ArrayLike  # arrays of Dask are like arrays, too
+    from tokenloss._core import _core
+    from tokenloss._core.types import Array, ArrayLike  # arrays of Dask are like arrays, too
 
 __all__ = ["cross_entropy", "map_shards", "score"]
 
@@ -261,7 +261,7 @@ def _checked(
         sample_weight = sample_weight if isinstance(sample_weight, da.Array) else checked
     penalties(options["label_smoothing"], options["z_loss"])
     logit_transform(options["logit_scale"], options["softcap"])
-    _workers.check_workers(options["workers"])
+    threads.check_workers(options["workers"])
     return positions, sample_weight
 
 

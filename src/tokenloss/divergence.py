@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
 import numpy as np
 
-from tokenloss import _core, _job
-from tokenloss._dtypes import FLOAT_CODES, as_array, as_float_array, bfloat16_to_float32, dtype_name
-from tokenloss._errors import raise_error
-from tokenloss._validation import as_other_scores, as_scores, check_kinds, check_number, without_targets
+from tokenloss._core import _core, jobs
+from tokenloss._core.dtypes import FLOAT_CODES, as_array, as_float_array, bfloat16_to_float32, dtype_name
+from tokenloss._core.errors import raise_error
+from tokenloss._core.validation import as_other_scores, as_scores, check_kinds, check_number, without_targets
 
 if TYPE_CHECKING:
     from typing import Literal
 
-    from tokenloss._types import Array, ArrayLike, Float64Array, IntArray, Kind
+    from tokenloss._core.types import Array, ArrayLike, Float64Array, IntArray, Kind
 
 _BLOCK = 1 << 18  # listed classes that are matched at a time
 _FLOAT64_ERROR = 1e-14  # of a mass
@@ -120,9 +120,9 @@ def kl_divergence(
     base = as_scores("base_logits", base_logits, axis, kinds[0])
     other = as_other_scores("logits", logits, base, kinds[1])
     positions = without_targets(base, where)
-    divergences = _job.new_losses(reduction, base.batch)
+    divergences = jobs.new_losses(reduction, base.batch)
     job = _core.KLDivergence(base, positions, divergences, other)
-    return _job.run_and_reduce(job, divergences, reduction, workers)
+    return jobs.run_and_reduce(job, divergences, reduction, workers)
 
 
 class TopkDivergence(NamedTuple):

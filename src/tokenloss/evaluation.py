@@ -5,114 +5,26 @@ from __future__ import annotations
 import itertools
 import os
 import warnings
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from tokenloss._arguments import as_path, as_paths, check_choice, check_shift, checked_sinks, refuse_given
-from tokenloss._errors import raise_error
-from tokenloss._json import as_strict_json
-from tokenloss._statistics import count_of
-from tokenloss._validation import check_integer, head_transform
-from tokenloss._workers import check_workers
+from tokenloss._core.arguments import as_path, as_paths, check_choice, check_shift, refuse_given
+from tokenloss._core.errors import raise_error
+from tokenloss._core.text import count_of
+from tokenloss._core.threads import check_workers
+from tokenloss._core.validation import check_integer, head_transform
+from tokenloss._evaluation.results import Evaluation, NormWarning, ShiftWarning
+from tokenloss._evaluation.sink import checked_sinks
 from tokenloss.sequences import check_lengths
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
     from typing import Literal, TypeAlias
 
-    from tokenloss._types import Array, ArrayLike, IntArray
-    from tokenloss.meter import LossMeter
+    from tokenloss._core.types import ArrayLike, IntArray
     from tokenloss.sinks import Sink
 
     _Path: TypeAlias = str | os.PathLike[str]
     _Block: TypeAlias = tuple[ArrayLike, ...]
-
-
-class NormWarning(UserWarning):
-    """Warns that hidden states seem to lack the model's final norm, without which their logits are wrong.
-
-    Examples
-    --------
-    >>> import warnings
-    >>> from tokenloss import NormWarning
-    >>> warnings.simplefilter("error", NormWarning)
-    """
-
-
-class ShiftWarning(UserWarning):
-    """Warns that targets seem to be a causal model's own input, which should have been shifted.
-
-    Examples
-    --------
-    >>> import warnings
-    >>> from tokenloss import ShiftWarning
-    >>> warnings.simplefilter("error", ShiftWarning)  # rather an error than a wrong perplexity
-    """
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class Evaluation:
-    """Result of `evaluate`.
-
-    Attributes
-    ----------
-    meter : LossMeter
-        Exact sums over all tokens: loss, standard error, perplexity and the like.
-    sequences : dict of 1-D arrays
-        A table of the sequences, by column: `file` (number of the file, from 0; -1 where several hold a part),
-        `sequence`, `tokens`, `nll`, `loss`, `perplexity` and `is_greedy`. Of responses also `line`, `choice`,
-        `is_greedy_known` and `custom_id`.
-    figures : dict
-        All that ``tokenloss score --json`` prints: figures of all tokens, of each file and of each sequence, and the
-        tokens and sequences of the highest losses.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from tokenloss import evaluate
-    >>> logits = np.zeros((2, 3, 8), np.float32)  # two sequences of three tokens
-    >>> evaluation = evaluate([(logits, np.ones((2, 3), int))])
-    >>> evaluation
-    Evaluation(tokens=6, sequences=2, loss=2.07944, stderr=0, perplexity=8, accuracy=0.0000)
-    >>> evaluation.sequences["tokens"]
-    array([3, 3])
-    """
-
-    meter: LossMeter
-    sequences: dict[str, Array]
-    figures: dict[str, Any]
-
-    @property
-    def accuracy(self) -> float:
-        """The fraction of the tokens, of those where it is known, that are the most likely class; nan of none."""
-        accuracy: float = self.figures["accuracy"]
-        return accuracy
-
-    def as_dict(self) -> dict[str, Any]:
-        """The figures, as JSON can hold them.
-
-        Returns
-        -------
-        dict
-            Numbers that JSON does not have, nan and the infinities, are None.
-
-        Examples
-        --------
-        >>> from tokenloss import evaluate
-        >>> evaluate([([[0.0, 0.0]], [0])]).as_dict()["stderr"] is None  # of a single token
-        True
-        """
-        figures: dict[str, Any] = as_strict_json(self.figures)
-        return figures
-
-    def __repr__(self) -> str:
-        """Show the main figures."""
-        meter, n_nan = self.meter, self.figures["n_nan"]
-        count = f"tokens={meter.count}, " + (f"n_nan={n_nan}, " if n_nan else "")
-        return (
-            f"Evaluation({count}sequences={meter.n_sequences}, loss={meter.loss:.6g}, stderr={meter.stderr:.3g}, "
-            f"perplexity={meter.perplexity:.6g}, accuracy={self.accuracy:.4f})"
-        )
 
 
 def evaluate(

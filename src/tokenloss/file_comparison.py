@@ -7,10 +7,11 @@ import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from tokenloss._arguments import as_path, as_paths, check_choice, check_shift, checked_sinks, refuse_given
-from tokenloss._errors import raise_error
-from tokenloss._validation import check_integer, head_transform
-from tokenloss._workers import check_workers
+from tokenloss._core.arguments import as_path, as_paths, check_choice, check_shift, refuse_given
+from tokenloss._core.errors import raise_error
+from tokenloss._core.threads import check_workers
+from tokenloss._core.validation import check_integer, head_transform
+from tokenloss._evaluation.sink import checked_sinks
 from tokenloss.evaluation import advice, not_finite_notes
 
 if TYPE_CHECKING:
@@ -150,10 +151,10 @@ def compare_files(
     >>> {name: round(comparison.mean_kl, 6) for name, comparison in found.items()}
     {'Q8': 0.005476, 'Q4': 0.178325}
     """
+    from tokenloss._core.files import check_outputs, files_of, identity
     from tokenloss._evaluation.comparison import Given, compare_sides
     from tokenloss._evaluation.files import Inputs, Settings, check_needs, named_paths, resolved
     from tokenloss._evaluation.plan import Options
-    from tokenloss._files import check_outputs, files_of, identity
     from tokenloss._outputs._base import title
     from tokenloss.formats import KINDS
 
@@ -255,7 +256,7 @@ def _size(name: str, value: Any) -> int:
     """A number of bytes, that of a file or of all files in a directory, or a number with a unit."""
     import re
 
-    from tokenloss._files import files_of
+    from tokenloss._core.files import files_of
 
     word = f"sizes[{name!r}]"
     if hasattr(value, "__index__"):

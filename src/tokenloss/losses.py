@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, overload
 
-from tokenloss import _core, _job
-from tokenloss._validation import as_positions, as_scores, check_number, logit_transform, output_like, penalties
+from tokenloss._core import _core, jobs
+from tokenloss._core.validation import as_positions, as_scores, check_number, logit_transform, output_like, penalties
 
 if TYPE_CHECKING:
     from typing import Literal
 
-    from tokenloss._types import Array, ArrayLike, Float64Array, Out
+    from tokenloss._core.types import Array, ArrayLike, Float64Array, Out
 
 
 @overload
@@ -114,9 +114,9 @@ def cross_entropy_loss(
     scores = as_scores("y_pred", y_pred, axis)
     positions = as_positions("y_true", y_true, scores, ignore_index, where, weight, sample_weight)
     epsilon = check_number("epsilon", epsilon, "a number between 0 and 0.5", most=0.5)
-    losses = _job.new_losses(reduction, scores.batch)
+    losses = jobs.new_losses(reduction, scores.batch)
     kind = _core.ClassIdLoss if positions.by_class else _core.SoftTargetLoss
-    return _job.run_and_reduce(kind(scores, positions, losses, True, epsilon), losses, reduction, workers)
+    return jobs.run_and_reduce(kind(scores, positions, losses, True, epsilon), losses, reduction, workers)
 
 
 @overload
@@ -210,9 +210,9 @@ def nll_loss(
         return small
     scores = as_scores("log_probs", log_probs, axis)
     positions = as_positions("targets", targets, scores, ignore_index, where, weight, sample_weight)
-    losses = _job.new_losses(reduction, scores.batch)
+    losses = jobs.new_losses(reduction, scores.batch)
     kind = _core.ClassIdLoss if positions.by_class else _core.SoftTargetLoss
-    return _job.run_and_reduce(kind(scores, positions, losses, False, 0.0), losses, reduction, workers)
+    return jobs.run_and_reduce(kind(scores, positions, losses, False, 0.0), losses, reduction, workers)
 
 
 @overload
@@ -336,9 +336,9 @@ def cross_entropy(
     positions = as_positions("targets", targets, scores, ignore_index, where, weight, sample_weight)
     smoothing, z_loss = penalties(label_smoothing, z_loss)
     scale, cap = logit_transform(logit_scale, softcap)
-    losses = _job.new_losses(reduction, scores.batch)
+    losses = jobs.new_losses(reduction, scores.batch)
     job = _core.CrossEntropy(scores, positions, losses, scale, cap, smoothing, z_loss)
-    return _job.run_and_reduce(job, losses, reduction, workers)
+    return jobs.run_and_reduce(job, losses, reduction, workers)
 
 
 @overload
@@ -471,10 +471,10 @@ def cross_entropy_and_grad(
     positions = as_positions("targets", targets, scores, ignore_index, where, weight, sample_weight)
     smoothing, z_loss = penalties(label_smoothing, z_loss)
     scale, cap = logit_transform(logit_scale, softcap)
-    losses = _job.new_losses(reduction, scores.batch)
+    losses = jobs.new_losses(reduction, scores.batch)
     inputs = {name: getattr(positions, name) for name in ("targets", "weight", "where", "sample_weight")}
     gradient, view, code = output_like(scores.name, scores.array, scores.dtype, out, inputs)
-    _job.check_targets(positions, scores)  # before anything is written
+    jobs.check_targets(positions, scores)  # before anything is written
     options = scale, cap, smoothing, z_loss, view, code, reduction == "mean"
     job = _core.CrossEntropy(scores, positions, losses, *options)
-    return _job.run_and_reduce(job, losses, reduction, workers), gradient
+    return jobs.run_and_reduce(job, losses, reduction, workers), gradient

@@ -7,15 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tokenloss._errors import raise_error
-from tokenloss._exact import ExactMoments, ExactRatio, exp
-from tokenloss._statistics import count_of, guess_note
-from tokenloss._validation import check_integer, check_mask
+from tokenloss._core.errors import raise_error
+from tokenloss._core.exact import ExactMoments, exp
+from tokenloss._core.text import count_of
+from tokenloss._core.validation import check_integer, check_mask
+from tokenloss._ratio import ExactRatio, guess_note
 from tokenloss.scores import TokenScores
 from tokenloss.sequences import SequenceLosses, known_tokens
 
 if TYPE_CHECKING:
-    from tokenloss._types import ArrayLike, Float64Array, IntArray
+    from tokenloss._core.types import ArrayLike, Float64Array, IntArray
 
 
 class LossMeter:
@@ -285,7 +286,7 @@ class LossMeter:
     @property
     def sequence_loss_stderr(self) -> float:
         """The standard error of `sequence_loss`, from the sample's variance; nan for fewer than two sequences."""
-        return self._sequences.stderr
+        return ExactRatio.of_mean(self._sequences).stderr
 
     @property
     def perplexity(self) -> float:

@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tokenloss._errors import raise_error
+from tokenloss._core.errors import raise_error
+from tokenloss._core.text import count_of
+from tokenloss._core.validation import as_target_array
 from tokenloss._paired import nan_last
-from tokenloss._statistics import count_of, guess_note
+from tokenloss._ratio import guess_note
 from tokenloss._token_page import (
     as_json,
     as_object,
@@ -24,14 +26,13 @@ from tokenloss._token_page import (
     summary,
     write_frame,
 )
-from tokenloss._validation import as_target_array
 from tokenloss.meter import LossMeter
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Iterator, Mapping, Sequence
 
-    from tokenloss._types import Array, ArrayLike
+    from tokenloss._core.types import Array, ArrayLike
     from tokenloss.comparison import Comparison
     from tokenloss.scores import TokenScores
 

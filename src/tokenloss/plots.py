@@ -7,6 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tokenloss._core.errors import raise_error
+from tokenloss._core.exact import ExactMoments
+from tokenloss._core.files import replacing
+from tokenloss._core.text import count_of
+from tokenloss._core.validation import check_mask, check_number
 from tokenloss._drawing import (
     BLUE,
     CURVE_POINTS,
@@ -24,12 +29,7 @@ from tokenloss._drawing import (
     mark_if_empty,
     style,
 )
-from tokenloss._errors import raise_error
-from tokenloss._exact import ExactMoments
-from tokenloss._files import replacing
 from tokenloss._paired import nan_last
-from tokenloss._statistics import count_of
-from tokenloss._validation import check_mask, check_number
 from tokenloss.sequences import check_segment_ids
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from tokenloss._types import Array, ArrayLike
+    from tokenloss._core.types import Array, ArrayLike
     from tokenloss.comparison import Comparison
 
 _SUFFIXES = (".png", ".svg", ".pdf")

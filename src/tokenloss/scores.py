@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from tokenloss import _core, _job
-from tokenloss._errors import raise_error
-from tokenloss._exact import ExactMoments, exp
-from tokenloss._validation import as_positions, as_scores, check_integer, check_kind, logit_transform
+from tokenloss._core import _core, jobs
+from tokenloss._core.errors import raise_error
+from tokenloss._core.exact import ExactMoments, exp
+from tokenloss._core.validation import as_positions, as_scores, check_integer, check_kind, logit_transform
 
 if TYPE_CHECKING:
-    from tokenloss._types import Array, ArrayLike, BoolArray, Float64Array, IntArray, Kind
+    from tokenloss._core.types import Array, ArrayLike, BoolArray, Float64Array, IntArray, Kind
 
 
 class Column(NamedTuple):
@@ -219,7 +219,7 @@ def token_scores(
         raise_error("together", name="logit_scale" if softcap is None else "softcap", got=f"kind={kind!r}")
     positions = as_positions("targets", targets, scores, ignore_index, where, distributions=False)
     job, found = token_job(scores, positions, transform, top_k)
-    _job.run(job, workers)
+    jobs.run(job, workers)
     return TokenScores(**found)
 
 

@@ -9,15 +9,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from tokenloss import _core, _workers
-from tokenloss._dtypes import FLOATS, as_array, bfloat16_to_float32, dtype_name
-from tokenloss._errors import raise_error
-from tokenloss._exact import ExactMoments, ExactRatio
-from tokenloss._validation import broadcast, check_losses, check_mask, check_sample_weight
+from tokenloss._core import _core, threads
+from tokenloss._core.dtypes import FLOATS, as_array, bfloat16_to_float32, dtype_name
+from tokenloss._core.errors import raise_error
+from tokenloss._core.exact import ExactMoments
+from tokenloss._core.validation import broadcast, check_losses, check_mask, check_sample_weight
+from tokenloss._ratio import ExactRatio
 from tokenloss.scores import TokenScores
 
 if TYPE_CHECKING:
-    from tokenloss._types import Array, ArrayLike, BoolArray, Float64Array, IntArray
+    from tokenloss._core.types import Array, ArrayLike, BoolArray, Float64Array, IntArray
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -193,7 +194,7 @@ def _sums(
     flat: dict[str, Any] = {name: None if array is None else _flat(array) for name, array in tokens.items()}
     results = {name: array.reshape(-1) for name, array in results.items()}
     job = _core.SequenceSums(flat, layout.first, layout.start, layout.stop, results)
-    _workers.run(job, None)
+    threads.run(job, None)
     losses, weights, products = job.totals()
     of_tokens = ExactRatio.of_mean(ExactMoments(int(count.sum()), *losses))
     if tokens["weight"] is not None:

@@ -7,7 +7,7 @@ set -euo pipefail
 seconds=${1:-60}
 what=${2:-kernels formats}
 here=$(cd "$(dirname "$0")" && pwd)
-kernels=$here/../../src/tokenloss/_kernels
+kernels=$here/../../src/tokenloss/_core/kernels
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 

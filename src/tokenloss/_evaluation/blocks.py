@@ -10,23 +10,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from tokenloss import _workers
-from tokenloss._dtypes import as_array, as_float_array, bfloat16_to_float32, dtype_name
-from tokenloss._errors import raise_error
+from tokenloss._core import threads
+from tokenloss._core.dtypes import as_array, as_float_array, bfloat16_to_float32, dtype_name
+from tokenloss._core.errors import raise_error, with_file_names
+from tokenloss._core.files import check_outputs
+from tokenloss._core.validation import check_mask
 from tokenloss._evaluation import run
 from tokenloss._evaluation.files import make_evaluation, named_paths, open_outputs, token_sink
-from tokenloss._evaluation.plan import (
-    OpenShard,
-    Shard,
-    check_shiftable,
-    check_stored_targets,
-    shifted,
-    with_file_names,
-)
-from tokenloss._evaluation.run import ShardResult
+from tokenloss._evaluation.plan import OpenShard, Shard, check_shiftable, check_stored_targets, shifted
+from tokenloss._evaluation.results import ShardResult
 from tokenloss._evaluation.sequences import RowSequences, SequenceColumns
-from tokenloss._files import check_outputs
-from tokenloss._validation import check_mask
 from tokenloss.formats._base import ScoresFile, rows_at
 from tokenloss.meter import LossMeter
 from tokenloss.sequences import check_segment_ids
@@ -34,11 +27,11 @@ from tokenloss.sequences import check_segment_ids
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
+    from tokenloss._core.types import Array
     from tokenloss._evaluation.files import Settings
     from tokenloss._evaluation.plan import Options
-    from tokenloss._outputs._base import Output
-    from tokenloss._types import Array
-    from tokenloss.evaluation import Evaluation
+    from tokenloss._evaluation.results import Evaluation
+    from tokenloss._evaluation.sink import Output
 
 
 def evaluate_blocks(
@@ -46,7 +39,7 @@ def evaluate_blocks(
 ) -> Evaluation:
     """Score all tokens of blocks, one after the other."""
     check_outputs(named_paths(outputs), {})
-    workers = settings.workers or _workers.default_workers()
+    workers = settings.workers or threads.default_workers()
     shard, total, n_read, top_k = None, _Total(options.top), 0, 0
     with contextlib.ExitStack() as stack:
         start = time.perf_counter()

@@ -14,9 +14,9 @@ import reprlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
-from tokenloss import __version__
-from tokenloss._errors import contextmanager, raise_error
-from tokenloss._files import files_of, replacing, write_errors
+from tokenloss._core.errors import contextmanager, raise_error
+from tokenloss._core.files import files_of, replacing, write_errors
+from tokenloss._core.version import __version__
 from tokenloss.formats._base import parsed_json
 
 if TYPE_CHECKING:

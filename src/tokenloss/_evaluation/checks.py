@@ -6,17 +6,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tokenloss._errors import raise_error
-from tokenloss._evaluation.plan import with_file_names
+from tokenloss._core.errors import raise_error, with_file_names
+from tokenloss._core.validation import UNNORMALIZED, UNNORMALIZED_HALF
 from tokenloss._softmax import logsumexp
-from tokenloss._validation import UNNORMALIZED, UNNORMALIZED_HALF
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import NoReturn
 
+    from tokenloss._core.types import Array
     from tokenloss._evaluation.plan import Shard
-    from tokenloss._types import Array
     from tokenloss.formats import ScoresFile
 
 _CACHED = 1 << 16  # numbers that stay in a core's cache

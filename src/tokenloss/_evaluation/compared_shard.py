@@ -12,14 +12,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from tokenloss._comparison_columns import COLUMNS, join, new_columns, pair_columns, share
+from tokenloss._core.errors import with_file_names
+from tokenloss._core.projection import MAX_TILE_ROWS, Projection
+from tokenloss._core.validation import as_positions, scores_of_shape
 from tokenloss._evaluation import checks
-from tokenloss._evaluation.plan import open_shard, rows_per_block, with_file_names
-from tokenloss._evaluation.run import SHIFT_SAMPLE, ShiftSample, ShiftSampler, row_functions, scores_at
+from tokenloss._evaluation.plan import open_shard, rows_per_block
+from tokenloss._evaluation.results import ShiftSample
+from tokenloss._evaluation.run import SHIFT_SAMPLE, ShiftSampler, row_functions, scores_at
+from tokenloss._evaluation.sink import ComparedBlock
 from tokenloss._linear_columns import linear_pair_columns
-from tokenloss._outputs._base import ComparedBlock
-from tokenloss._projection import MAX_TILE_ROWS, Projection
 from tokenloss._softmax import log_softmax
-from tokenloss._validation import as_positions, scores_of_shape
 from tokenloss.formats._base import check_map
 from tokenloss.scores import token_scores
 
@@ -27,11 +29,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from typing import TypeAlias
 
+    from tokenloss._core.types import Array, BoolArray, Columns, IntArray
     from tokenloss._evaluation.plan import OpenShard, Options, Shard
     from tokenloss._evaluation.run import _Sink
-    from tokenloss._types import Array, BoolArray, Columns, IntArray
     from tokenloss.formats import ScoresFile
-    from tokenloss.formats.lm_head import LmHead
+    from tokenloss.formats._base import LmHead
     from tokenloss.scores import TokenScores
 
     _Compared: TypeAlias = tuple[Columns, TokenScores | None, TokenScores | None]  # by base and model

@@ -8,26 +8,26 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from tokenloss._errors import raise_error
+from tokenloss._core.errors import raise_error
+from tokenloss._core.files import check_outputs
 from tokenloss._evaluation.checks import norm_seems_missing
 from tokenloss._evaluation.compared_shard import ComparedShard, compare_shard, joined
 from tokenloss._evaluation.files import Inputs, named_paths, open_outputs, score_shards
 from tokenloss._evaluation.pairing import paired
 from tokenloss._evaluation.plan import check_order, open_all, open_shard, open_stored, planned
-from tokenloss._evaluation.run import ShiftSample
+from tokenloss._evaluation.results import ShiftSample
+from tokenloss._evaluation.sink import Candidate
 from tokenloss._evaluation.token_types import TYPES, token_types
-from tokenloss._files import check_outputs
-from tokenloss._outputs._base import Candidate
 from tokenloss._paired import nan_last, rows_of
 from tokenloss.comparison import comparison_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from tokenloss._core.types import Array
     from tokenloss._evaluation.files import Settings
     from tokenloss._evaluation.plan import Options, Shard
-    from tokenloss._outputs._base import Output
-    from tokenloss._types import Array
+    from tokenloss._evaluation.sink import Output
 
 
 class Given(NamedTuple):

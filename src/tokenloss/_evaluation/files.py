@@ -10,35 +10,34 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from tokenloss import _workers
-from tokenloss._errors import raise_error
+from tokenloss._core import threads
+from tokenloss._core.errors import raise_error
+from tokenloss._core.files import check_outputs, identity, links_in
 from tokenloss._evaluation import run
 from tokenloss._evaluation.checkpoint import Checkpoint
 from tokenloss._evaluation.plan import by_number, check_different, plan
-from tokenloss._evaluation.response_figures import response_summary
+from tokenloss._evaluation.progress import Progress
 from tokenloss._evaluation.responses import (
     are_responses,
     check_names,
     lengths_of_text,
     plan_responses,
+    response_summary,
     score_responses,
     scored_shards,
 )
+from tokenloss._evaluation.results import Evaluation, ShardResult
 from tokenloss._evaluation.summary import add_lengths, merge_meters, sequence_columns, summary, text_length
-from tokenloss._files import check_outputs, identity, links_in
-from tokenloss._terminal import Progress
-from tokenloss.evaluation import Evaluation
 from tokenloss.formats import is_scores
 from tokenloss.formats.lm_head import lm_head_files
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    from tokenloss._core.types import IntArray
     from tokenloss._evaluation.checkpoint import Result
     from tokenloss._evaluation.plan import Options, Shard
-    from tokenloss._evaluation.run import ShardResult
-    from tokenloss._outputs._base import Output
-    from tokenloss._types import IntArray
+    from tokenloss._evaluation.sink import Output
 
 
 class Inputs(NamedTuple):
@@ -107,7 +106,7 @@ def evaluate_files(inputs: Inputs, options: Options, settings: Settings, outputs
     with contextlib.ExitStack() as stack:
         open_outputs(stack, outputs, *size, top_k, of_responses)
         start = time.perf_counter()
-        results, n_read = score_shards(score, shards, options, settings, outputs, top_k, run.ShardResult)
+        results, n_read = score_shards(score, shards, options, settings, outputs, top_k, ShardResult)
         seconds = time.perf_counter() - start
         if of_responses:
             check_names(inputs.scores, results)
@@ -214,7 +213,7 @@ def _score_locally(
     advance: Callable[[int], None],
 ) -> Iterator[tuple[int, Result]]:
     """Score shards one by one."""
-    workers = settings.workers or _workers.default_workers()
+    workers = settings.workers or threads.default_workers()
     for number, shard in enumerate(shards):
         yield number, score(shard, options, workers, token_sink(outputs, number), top_k, advance)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tokenloss._errors import raise_error
+from tokenloss._core.errors import raise_error
 from tokenloss._evaluation.plan import by_number, have_same_rows
 
 if TYPE_CHECKING:

@@ -10,22 +10,22 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from tokenloss import _job
-from tokenloss._errors import contextmanager, raise_error
+from tokenloss._core import jobs
+from tokenloss._core.errors import raise_error, with_file_names
+from tokenloss._core.files import identity
+from tokenloss._core.projection import MAX_TILE_ROWS
+from tokenloss._core.validation import as_positions, scores_of_shape
 from tokenloss._evaluation.sequences import row_sequences
-from tokenloss._files import identity
-from tokenloss._projection import MAX_TILE_ROWS
-from tokenloss._validation import as_positions, scores_of_shape
 from tokenloss.formats import npy, open_hidden_states, open_scores
 from tokenloss.formats._base import ScoresFile
 from tokenloss.sequences import check_segment_ids
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
     from typing import Literal
 
+    from tokenloss._core.types import Array
     from tokenloss._evaluation.sequences import RowSequences
-    from tokenloss._types import Array
     from tokenloss.formats.responses import ResponsesFile
 
 _BLOCK_BYTES = 32 << 20  # read at a time
@@ -240,15 +240,6 @@ def by_number(path: str) -> tuple[str | int, ...]:
     return tuple(int(part) if i % 2 else part for i, part in enumerate(re.split("([0-9]+)", path)))
 
 
-@contextmanager
-def with_file_names(*files: str | None) -> Iterator[None]:
-    """Put the names of files before errors about their arrays."""
-    try:
-        yield
-    except (IndexError, TypeError, ValueError) as error:
-        raise type(error)(f"{', '.join(filter(None, files))}: {error}") from error
-
-
 def check_stored_targets(
     shape: tuple[int, ...],
     kind: str,
@@ -266,7 +257,7 @@ def check_stored_targets(
     scores = scores_of_shape(kind, shape, -1)
     positions = as_positions(name, targets, scores, ignore_index, where, distributions=soft)
     if positions.by_class:
-        _job.check_targets(positions, scores)
+        jobs.check_targets(positions, scores)
 
 
 def check_shiftable(file: ScoresFile, targets: Array, path: str | None) -> None:

@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from tokenloss._errors import raise_error
-from tokenloss._evaluation.plan import with_file_names
+from tokenloss._core.errors import raise_error, with_file_names
 from tokenloss._evaluation.rounding import Rounding
 from tokenloss.divergence import topk_divergence_bound
 
@@ -15,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import NoReturn
 
-    from tokenloss._types import Array, BoolArray, Float64Array, IntArray
+    from tokenloss._core.types import Array, BoolArray, Float64Array, IntArray
     from tokenloss.formats.responses import Response, ResponsesFile
 
 _PENDING = 1 << 18  # listed classes that are compared at once

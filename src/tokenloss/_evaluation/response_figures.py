@@ -12,8 +12,7 @@ from tokenloss.formats.responses import Failed
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from tokenloss._evaluation.run import ShardResult
-    from tokenloss._types import Array, BoolArray, IntArray
+    from tokenloss._core.types import Array, BoolArray, IntArray
 
 
 class Sources(NamedTuple):
@@ -82,25 +81,3 @@ class ResponseFigures(NamedTuple):
             raise ValueError("no responses have these figures")
         fields: list[Any] = [*words[:2], *counts, rounding, failed, Sources(*columns)]
         return cls(*fields)
-
-
-def response_summary(paths: Sequence[str], results: Sequence[ShardResult]) -> dict[str, Any]:
-    """Figures of all files of responses together."""
-    found = [result.responses for result in results if result.responses]
-    totals = {
-        name: sum(getattr(figures, name) for figures in found)
-        for name in ("responses", "without_number", "sentinels", "greedy_known", "lost_tops")
-    }
-    failed = [
-        {"file": path, "line": entry.line, "custom_id": entry.custom_id, "reason": entry.reason}
-        for path, figures in zip(paths, found, strict=True)
-        for entry in figures.failed
-    ]
-    return {
-        "dialect": ", ".join(dict.fromkeys(figures.dialect for figures in found if figures.dialect)),
-        "part": next((figures.part for figures in found if figures.dialect), found[0].part),
-        "rounding": str(sum((figures.rounding for figures in found), Rounding())) or None,
-        **totals,
-        "skipped": len(failed),
-        "failed": failed,
-    }

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tokenloss._class_log_probs import class_log_probs
-from tokenloss._errors import raise_error
+from tokenloss._core.errors import raise_error, with_file_names
 from tokenloss._evaluation import checks
-from tokenloss._evaluation.plan import open_all, open_shard, planned, rows_per_block, with_file_names
+from tokenloss._evaluation.plan import open_all, open_shard, planned, rows_per_block
 from tokenloss._evaluation.response_comparison import Pair, Side, classes_of, with_own
 from tokenloss.formats._base import check_map
 from tokenloss.scores import token_scores
@@ -18,8 +18,8 @@ from tokenloss.scores import token_scores
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from tokenloss._core.types import Array, IntArray
     from tokenloss._evaluation.plan import Options
-    from tokenloss._types import Array, IntArray
     from tokenloss.formats.responses import Response, ResponsesFile
 
 

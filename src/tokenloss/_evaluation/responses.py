@@ -8,22 +8,23 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tokenloss._errors import raise_error
+from tokenloss._core.errors import raise_error
 from tokenloss._evaluation.plan import Shard
 from tokenloss._evaluation.response_figures import ResponseFigures, Sources
+from tokenloss._evaluation.results import ShardResult
 from tokenloss._evaluation.rounding import Rounding
-from tokenloss._evaluation.run import ShardResult, TopLosses
+from tokenloss._evaluation.run import TopLosses
 from tokenloss._evaluation.sequences import RowSequences, SequenceCollector
-from tokenloss._outputs._base import TokenBlock
+from tokenloss._evaluation.sink import TokenBlock
 from tokenloss.formats.responses import is_responses, open_responses
 from tokenloss.scores import TokenScores
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
+    from tokenloss._core.types import Array, IntArray
     from tokenloss._evaluation.plan import Options
     from tokenloss._evaluation.run import _Sink
-    from tokenloss._types import Array, IntArray
     from tokenloss.formats.responses import Response
 
 _BLOCK_ENTRIES = 1 << 16  # tokens and alternatives of short responses that are scored together
@@ -237,3 +238,25 @@ def _sources(responses: Sequence[Response], block: dict[str, Any]) -> Sources:
         np.array([response.custom_id for response in responses], np.object_),
     ]
     return Sources(*(column[tokens > 0] for column in columns))
+
+
+def response_summary(paths: Sequence[str], results: Sequence[ShardResult]) -> dict[str, Any]:
+    """Figures of all files of responses together."""
+    found = [result.responses for result in results if result.responses]
+    totals = {
+        name: sum(getattr(figures, name) for figures in found)
+        for name in ("responses", "without_number", "sentinels", "greedy_known", "lost_tops")
+    }
+    failed = [
+        {"file": path, "line": entry.line, "custom_id": entry.custom_id, "reason": entry.reason}
+        for path, figures in zip(paths, found, strict=True)
+        for entry in figures.failed
+    ]
+    return {
+        "dialect": ", ".join(dict.fromkeys(figures.dialect for figures in found if figures.dialect)),
+        "part": next((figures.part for figures in found if figures.dialect), found[0].part),
+        "rounding": str(sum((figures.rounding for figures in found), Rounding())) or None,
+        **totals,
+        "skipped": len(failed),
+        "failed": failed,
+    }

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 if TYPE_CHECKING:
-    from tokenloss._types import Array
+    from tokenloss._core.types import Array
 
 _MOST_DECIMALS = 7  # more say less than float32
 _FLOAT32_ERROR = 1e-5  # of log-probabilities that were computed in float32, by sums over all classes

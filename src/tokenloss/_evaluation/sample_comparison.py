@@ -8,15 +8,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from tokenloss._errors import raise_error
-from tokenloss._exact import ExactRatio, exp
+from tokenloss._core.errors import raise_error
+from tokenloss._core.exact import exp
+from tokenloss._ratio import ExactRatio
 from tokenloss._statistics import binomial_tail
 from tokenloss.formats.samples import WEIGHTED, Sample
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from tokenloss._types import Float64Array, IntArray
+    from tokenloss._core.types import Float64Array, IntArray
 
     _Pair = tuple[Sample, Sample]
 

@@ -7,14 +7,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from tokenloss._errors import raise_error
-from tokenloss._exact import ExactMoments, ExactRatio
+from tokenloss._core.errors import raise_error
+from tokenloss._core.exact import ExactMoments
+from tokenloss._ratio import ExactRatio
 from tokenloss.formats._base import SEQUENCES, check_map
 from tokenloss.meter import LossMeter
 from tokenloss.sequences import SequenceLosses, check_offsets, check_segment_ids, sums_by_segment
 
 if TYPE_CHECKING:
-    from tokenloss._types import Array, BoolArray, Float64Array, IntArray
+    from tokenloss._core.types import Array, BoolArray, Float64Array, IntArray
     from tokenloss.formats._base import ScoresFile
     from tokenloss.scores import TokenScores
 

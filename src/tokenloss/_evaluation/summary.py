@@ -10,19 +10,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tokenloss._errors import raise_error
+from tokenloss._core.errors import raise_error
 from tokenloss._evaluation.checks import norm_seems_missing
 from tokenloss._evaluation.response_figures import Sources
-from tokenloss._evaluation.run import ShiftSample
+from tokenloss._evaluation.results import ShiftSample
 from tokenloss._evaluation.sequences import SequenceColumns, joined
 from tokenloss.meter import LossMeter
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from tokenloss._core.types import Array
     from tokenloss._evaluation.plan import Options, Shard
-    from tokenloss._evaluation.run import ShardResult
-    from tokenloss._types import Array
+    from tokenloss._evaluation.results import ShardResult
 
 _TEXT_BYTES = 1 << 20  # read at a time
 

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tokenloss._token_text import byte_encoder, decoded
+from tokenloss._core.text import byte_encoder, decoded
 
 if TYPE_CHECKING:
-    from tokenloss._types import Array, BoolArray
+    from tokenloss._core.types import Array, BoolArray
 
 TYPES = ("word", "word part", "number", "punctuation", "white space", "other")
 _WORD, _PART, _NUMBER, _PUNCTUATION, _SPACE, _OTHER = range(len(TYPES))

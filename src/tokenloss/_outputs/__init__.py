@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tokenloss._outputs._base import Output
+from tokenloss._evaluation.sink import Output
 from tokenloss._outputs.html_page import DivergencePage, HtmlPage
 from tokenloss._outputs.json_object import JsonObject
 from tokenloss._outputs.plot import DivergencePlot, LossPlot

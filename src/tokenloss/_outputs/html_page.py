@@ -9,15 +9,16 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from tokenloss import page
-from tokenloss._outputs._base import Output, TokenOutput, compared_title, title
+from tokenloss._evaluation.sink import Output
+from tokenloss._outputs._base import TokenOutput, compared_title, title
 from tokenloss.scores import COLUMNS, TokenScores
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from contextlib import AbstractContextManager
 
-    from tokenloss._outputs._base import Candidate, ComparedBlock
-    from tokenloss._types import Array
+    from tokenloss._core.types import Array
+    from tokenloss._evaluation.sink import Candidate, ComparedBlock
 
 
 class HtmlPage(TokenOutput):

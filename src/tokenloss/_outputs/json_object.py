@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from tokenloss._json import as_strict_json
-from tokenloss._outputs._base import Output
+from tokenloss._core.text import as_strict_json
+from tokenloss._evaluation.sink import Output
 
 
 class JsonObject(Output):

@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from tokenloss import plots
-from tokenloss._outputs._base import Output, TokenOutput, compared_title, title
+from tokenloss._evaluation.sink import Output
+from tokenloss._outputs._base import TokenOutput, compared_title, title
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from tokenloss._outputs._base import Candidate
+    from tokenloss._evaluation.sink import Candidate
 
 
 class LossPlot(TokenOutput):

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from tokenloss._outputs._base import Output
-from tokenloss._statistics import count_of, guess_note, student_quantile
-from tokenloss._terminal import Table, known_error, printable, show_tables
+from tokenloss._core.text import count_of, printable
+from tokenloss._evaluation.sink import Output
+from tokenloss._ratio import guess_note
+from tokenloss._statistics import student_quantile
+from tokenloss._terminal import Table, known_error, show_tables
 
 if TYPE_CHECKING:
     from tokenloss.samples import SampleComparison, SampleMetric

@@ -5,15 +5,17 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from tokenloss._outputs._base import Output, compared_title, title
+from tokenloss._core.text import count_of, printable
+from tokenloss._evaluation.sink import Output
+from tokenloss._outputs._base import compared_title, title
 from tokenloss._paired import nan_last
-from tokenloss._statistics import count_of, interval_note
-from tokenloss._terminal import Table, known_error, printable, show_tables
+from tokenloss._ratio import interval_note
+from tokenloss._terminal import Table, known_error, show_tables
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from tokenloss._outputs._base import Candidate
+    from tokenloss._evaluation.sink import Candidate
     from tokenloss.comparison import Comparison
     from tokenloss.responses import ResponseComparison
 

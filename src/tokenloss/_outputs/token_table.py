@@ -10,17 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tokenloss._errors import contextmanager, raise_error
-from tokenloss._files import replacing
-from tokenloss._outputs._base import Output
+from tokenloss._core.errors import contextmanager, raise_error
+from tokenloss._core.files import replacing
+from tokenloss._evaluation.sink import Output
 from tokenloss.scores import COLUMNS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from typing import BinaryIO, TypeAlias
 
-    from tokenloss._outputs._base import ComparedBlock, TokenBlock
-    from tokenloss._types import Array
+    from tokenloss._core.types import Array
+    from tokenloss._evaluation.sink import ComparedBlock, TokenBlock
 
     _Write: TypeAlias = Callable[[Array], object]
 

@@ -8,12 +8,12 @@ import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tokenloss._arguments import refuse_given
-from tokenloss._errors import raise_error
-from tokenloss._validation import head_transform
+from tokenloss._core.arguments import refuse_given
+from tokenloss._core.errors import raise_error
+from tokenloss._core.validation import head_transform
 from tokenloss.formats import llama_cpp, npy, npz, safetensors, zarr
-from tokenloss.formats._base import HIDDEN_NAMES, KINDS, ScoresFile, library_errors, open_regular
-from tokenloss.formats.lm_head import LmHead, open_lm_head
+from tokenloss.formats._base import HIDDEN_NAMES, KINDS, LmHead, ScoresFile, library_errors, open_regular
+from tokenloss.formats.lm_head import open_lm_head
 from tokenloss.formats.responses import Response, ResponsesFile, open_responses
 
 if TYPE_CHECKING:

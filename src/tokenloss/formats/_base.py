@@ -8,21 +8,21 @@ import math
 import os
 import stat
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from tokenloss._core import json_extent
-from tokenloss._dtypes import FLOATS
-from tokenloss._errors import contextmanager, raise_error
-from tokenloss._validation import check_integer
+from tokenloss._core._core import json_extent
+from tokenloss._core.dtypes import FLOATS
+from tokenloss._core.errors import contextmanager, raise_error
+from tokenloss._core.validation import check_integer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
     from typing import BinaryIO, Literal
 
-    from tokenloss._types import Array
-    from tokenloss.formats.lm_head import LmHead
+    from tokenloss._core.types import Array
 
 KINDS = ("logits", "log_probs", "probs")  # of scores
 HIDDEN_NAMES = ("hidden_states", "hidden")  # arrays of hidden states; the first is their kind
@@ -404,3 +404,27 @@ def library_errors(path: str, part: str = "") -> Iterator[None]:
             raise OSError(error.errno, error.strerror, error.filename or path) from error  # of the same subclass
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise_error("unreadable", path=f"{path}: {part}" if part else path, got=reason)
+
+
+class LmHead(NamedTuple):
+    """The projection onto the vocabulary; its weight is mapped, perhaps as a transposed view.
+
+    Logits are ``logit_scale * (hidden @ weight.T + bias)``, capped if `softcap` is not None.
+    """
+
+    path: str
+    name: str | None  # of the weight, where arrays have names
+    weight: Array  # (V, D)
+    bias: Array | None  # (V,)
+    logit_scale: float = 1.0
+    softcap: float | None = None
+    note: str = ""  # for people: where the transform is from
+    norm: str | None = None  # name of the weight of the model's final norm
+    norm_weights: tuple[Array, ...] = ()  # and its values; perhaps those of its bias
+    files: tuple[str, ...] = ()  # that hold the weight, the biases and the norm
+
+    def figures(self) -> dict[str, Any]:
+        """What was taken, as JSON can hold it."""
+        of_weight = {"weight": self.name or Path(self.path).name, "has_bias": self.bias is not None}
+        transform = {"logit_scale": self.logit_scale, "softcap": self.softcap, "note": self.note}
+        return of_weight | transform | {"norm": self.norm}

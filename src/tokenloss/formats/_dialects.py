@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from tokenloss._core import classes_by_text, classes_of_entries, columns_of_triples
+from tokenloss._core._core import classes_by_text, classes_of_entries, columns_of_triples
 from tokenloss.formats._echoes import copies, split_echoes
 from tokenloss.formats._fields import (
     Place,

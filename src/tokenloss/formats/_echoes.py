@@ -8,7 +8,7 @@ import operator
 import re
 from typing import TYPE_CHECKING, Any
 
-from tokenloss._core import is_log_prob
+from tokenloss._core._core import is_log_prob
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

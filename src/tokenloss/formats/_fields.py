@@ -5,12 +5,10 @@ from __future__ import annotations
 import reprlib
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
-from tokenloss._errors import raise_error
+from tokenloss._core.errors import raise_error
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    from tokenloss.formats._prompt_objects import Writer
+    from collections.abc import Callable, Iterable
 
 
 class Place(NamedTuple):
@@ -18,7 +16,7 @@ class Place(NamedTuple):
 
     path: str
     line: int
-    writer: Writer
+    puts_own_first: Callable[[], bool] = lambda: False  # whether the file proves it of own tokens
 
     def refuse(self, got: str, fits: str) -> NoReturn:
         """Raise that the line is wrong."""

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from tokenloss._errors import raise_error
+from tokenloss._core.errors import raise_error
 from tokenloss.formats._base import library_errors, open_regular, parsed_json
 
 if TYPE_CHECKING:

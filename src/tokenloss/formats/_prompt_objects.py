@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 import re
 from typing import Any, NamedTuple
 
-from tokenloss._core import classes_by_id
+from tokenloss._core._core import classes_by_id
 from tokenloss.formats._fields import Place, check_count, check_list, check_object, check_text
 from tokenloss.formats._records import read_records
 from tokenloss.formats._token_columns import Tokens, Tops, lengths
@@ -99,7 +98,7 @@ def _own(objects: _Objects, ids: list[int] | None, field: str, place: Place) -> 
             continue
         most = k if k and end - start > k else 2 * (end - start) + _FAR
         far = [at for at in range(start, end) if objects.ranks[at] > most]
-        if is_first is None and len(far) != 1 and place.writer.puts_own_first:
+        if is_first is None and len(far) != 1 and place.puts_own_first():
             own.append(start)
         elif len(far) == 1:
             own.append(far[0])  # the others are the most likely
@@ -144,29 +143,22 @@ def _is_own_first(objects: _Objects) -> bool | None:
     return True if is_proved and not orders else None
 
 
-class Writer:
-    """What the responses of a file show together of the server or tool that wrote them."""
+def proves_own_first(path: str) -> bool:
+    """Whether a response of the file proves that the own token comes first, which short prompts may not."""
+    return any(_is_proof(path, *record) for record in read_records(path))
 
-    def __init__(self, path: str) -> None:
-        """Remember the file, which is only read if it is asked for."""
-        self.path = path
 
-    @functools.cached_property
-    def puts_own_first(self) -> bool:
-        """Whether a response of the file proves that the own token comes first: short prompts may not."""
-        return any(self._is_proof(*record) for record in read_records(self.path))
-
-    def _is_proof(self, line: int, value: dict[str, Any]) -> bool:
-        """Whether a response proves it."""
-        response = value.get("response")
-        body = response.get("body") if isinstance(response, dict) else value
-        choices = body.get("choices") if isinstance(body, dict) else None
-        for holder in (body, *(choices if isinstance(choices, list) else ())):
-            found = holder.get("prompt_logprobs") if isinstance(holder, dict) else None
-            try:
-                objects = _objects(list(found or ()), "", Place(self.path, line, self))
-            except (TypeError, ValueError):
-                continue  # it is refused when it is its turn
-            if _is_own_first(objects):
-                return True
-        return False
+def _is_proof(path: str, line: int, value: dict[str, Any]) -> bool:
+    """Whether a response proves it."""
+    response = value.get("response")
+    body = response.get("body") if isinstance(response, dict) else value
+    choices = body.get("choices") if isinstance(body, dict) else None
+    for holder in (body, *(choices if isinstance(choices, list) else ())):
+        listed = holder.get("prompt_logprobs") if isinstance(holder, dict) else None
+        try:
+            objects = _objects(list(listed or ()), "", Place(path, line))
+        except (TypeError, ValueError):
+            continue  # it is refused when it is its turn
+        if _is_own_first(objects):
+            return True
+    return False

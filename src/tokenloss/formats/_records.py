@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from tokenloss._core import count_keys, json_extent
-from tokenloss._errors import raise_error
+from tokenloss._core._core import count_keys, json_extent
+from tokenloss._core.errors import raise_error
 from tokenloss.formats._base import JSON_MEMORY_LIMIT, library_errors, open_regular, stamp
 
 if TYPE_CHECKING:

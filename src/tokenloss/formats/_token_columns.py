@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import numpy as np
 
-from tokenloss._core import columns_of_listed, is_log_prob
+from tokenloss._core._core import columns_of_listed, is_log_prob
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from tokenloss._types import Array, BoolArray, Float64Array, IntArray
+    from tokenloss._core.types import Array, BoolArray, Float64Array, IntArray
     from tokenloss.formats._fields import Place
 
 _RAW = re.compile("[ĠĊ▁\ufffd]")  # in texts of a vocabulary, and of parts of a character

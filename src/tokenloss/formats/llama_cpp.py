@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tokenloss._dtypes import FLOATS
-from tokenloss._errors import raise_error
-from tokenloss._files import replacing
+from tokenloss._core.dtypes import FLOATS
+from tokenloss._core.errors import raise_error
+from tokenloss._core.files import replacing
+from tokenloss._core.validation import check_integer
 from tokenloss._softmax import logsumexp
-from tokenloss._validation import check_integer
 from tokenloss.formats._base import (
     ArrayLocation,
     ScoresFile,
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from tokenloss._types import Array
+    from tokenloss._core.types import Array
 
 MAGIC = b"_logits_"
 _HEADER = struct.Struct("<8s3i")

@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from tokenloss._dtypes import FLOATS
-from tokenloss._errors import raise_error
+from tokenloss._core.dtypes import FLOATS
+from tokenloss._core.errors import raise_error
 from tokenloss.formats import npy, npz, safetensors
-from tokenloss.formats._base import is_float, library_errors, open_regular, parsed_json, reject_array_name
+from tokenloss.formats._base import LmHead, is_float, library_errors, open_regular, parsed_json, reject_array_name
 from tokenloss.formats._model_config import read_config
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
 
-    from tokenloss._types import Array
+    from tokenloss._core.types import Array
     from tokenloss.formats._base import ArrayLocation
     from tokenloss.formats._model_config import ModelConfig
 
@@ -49,30 +49,6 @@ _EMBEDDINGS = (
     "decoder.embed_tokens.weight", "word_embeddings.weight", "embed_tokens.weight",
     "model.text_model.embed_tokens.weight",
 )  # fmt: skip
-
-
-class LmHead(NamedTuple):
-    """The projection onto the vocabulary; its weight is mapped, perhaps as a transposed view.
-
-    Logits are ``logit_scale * (hidden @ weight.T + bias)``, capped if `softcap` is not None.
-    """
-
-    path: str
-    name: str | None  # of the weight, where arrays have names
-    weight: Array  # (V, D)
-    bias: Array | None  # (V,)
-    logit_scale: float = 1.0
-    softcap: float | None = None
-    note: str = ""  # for people: where the transform is from
-    norm: str | None = None  # name of the weight of the model's final norm
-    norm_weights: tuple[Array, ...] = ()  # and its values; perhaps those of its bias
-    files: tuple[str, ...] = ()  # that hold the weight, the biases and the norm
-
-    def figures(self) -> dict[str, Any]:
-        """What was taken, as JSON can hold it."""
-        of_weight = {"weight": self.name or Path(self.path).name, "has_bias": self.bias is not None}
-        transform = {"logit_scale": self.logit_scale, "softcap": self.softcap, "note": self.note}
-        return of_weight | transform | {"norm": self.norm}
 
 
 class _Model(NamedTuple):

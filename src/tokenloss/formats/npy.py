@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tokenloss._errors import contextmanager, raise_error
+from tokenloss._core.errors import contextmanager, raise_error
 from tokenloss.formats._base import (
     ArrayLocation,
     ScoresFile,
@@ -22,7 +22,7 @@ from tokenloss.formats._base import (
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from tokenloss._types import Array
+    from tokenloss._core.types import Array
 
 MAGIC = b"\x93NUMPY"
 MAX_HEADER_BYTES = 12 + 10_000  # bytes of a header; NumPy refuses longer ones

@@ -10,7 +10,7 @@ from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from tokenloss._errors import raise_error
+from tokenloss._core.errors import raise_error
 from tokenloss.formats import npy
 from tokenloss.formats._base import (
     ArrayLocation,
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from tokenloss._types import Array
+    from tokenloss._core.types import Array
 
 _LOCAL_HEADER = 30  # bytes; the last four are the lengths of the two fields that follow
 _PIECE = 1 << 20  # bytes, decompressed at a time: zipfile copies them

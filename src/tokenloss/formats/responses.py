@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from tokenloss._errors import raise_error
+from tokenloss._core.errors import raise_error
 from tokenloss.formats._dialects import failure, read
 from tokenloss.formats._fields import Place
-from tokenloss.formats._prompt_objects import Writer
+from tokenloss.formats._prompt_objects import proves_own_first
 from tokenloss.formats._records import read_records
 from tokenloss.formats._token_columns import columns, join
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Any, Literal
 
-    from tokenloss._types import Array, BoolArray, Float64Array, IntArray
+    from tokenloss._core.types import Array, BoolArray, Float64Array, IntArray
     from tokenloss.formats._dialects import Choice
     from tokenloss.formats._token_columns import Tokens
 
@@ -252,9 +253,9 @@ def _response(line: int, choice: int, custom_id: str | None, parts: list[tuple[s
 
 def _bodies(path: str) -> Iterator[tuple[Place, str | None, dict[str, Any], str]]:
     """Each response of a file: its line, the request's name, the response, and why it failed, if it did."""
-    writer = Writer(path)
+    own_first = functools.cache(functools.partial(proves_own_first, path))  # of all lines, read only if one asks
     for line, value in read_records(path):
-        yield Place(path, line, writer), *failure(value)
+        yield Place(path, line, own_first), *failure(value)
 
 
 def _looked_ahead(path: str) -> tuple[Literal["prompt", "generated"], str]:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from tokenloss._dtypes import FLOATS
-from tokenloss._errors import raise_error
+from tokenloss._core.dtypes import FLOATS
+from tokenloss._core.errors import raise_error
 from tokenloss.formats._base import (
     HIDDEN_NAMES,
     INPUT_IDS,

@@ -9,7 +9,7 @@ import re
 import reprlib
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from tokenloss._errors import raise_error
+from tokenloss._core.errors import raise_error
 from tokenloss.formats._records import read_records
 
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tokenloss._errors import contextmanager, raise_error
-from tokenloss._iteration import iter_row_blocks
+from tokenloss._core.errors import contextmanager, raise_error
+from tokenloss._core.iteration import iter_row_blocks
 from tokenloss.formats._base import (
     HIDDEN_NAMES,
     INPUT_IDS,
@@ -37,7 +37,7 @@ from tokenloss.formats._base import (
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator
 
-    from tokenloss._types import Array
+    from tokenloss._core.types import Array
 
 _METADATA = ("zarr.json", ".zarray", ".zgroup")  # every store has one of them at its root
 _CHUNK_BYTES = 1 << 10  # that Zarr uses for each chunk it looks for

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any, overload
 
-from tokenloss import _core, _workers
-from tokenloss._errors import raise_error
+from tokenloss._core import _core, threads
+from tokenloss._core.errors import raise_error
+from tokenloss._core.version import __version__
 
 if TYPE_CHECKING:
     from typing import Literal
@@ -63,15 +64,13 @@ def show_config(mode: str = "stdout") -> dict[str, Any] | None:
     >>> sorted(show_config(mode="dicts"))
     ['available', 'bfloat16_matmul', 'instruction_set', 'version', 'workers']
     """
-    from tokenloss import __version__
-
     if mode not in ("stdout", "dicts"):
         raise_error("option", name="mode", got=mode, fits="'stdout' or 'dicts'")
     config = {
         "version": __version__,
         "instruction_set": _core.backend_in_use(),
         "available": _core.backends(),
-        "workers": _workers.default_workers(),
+        "workers": threads.default_workers(),
         "bfloat16_matmul": BF16 if _core.has_bf16_matmul() else "blas",
     }
     if mode == "dicts":

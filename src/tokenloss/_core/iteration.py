@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tokenloss import _core
-from tokenloss._dtypes import FLOATS, as_array, bfloat16_to_float32
-from tokenloss._errors import raise_error
-from tokenloss._validation import check_mask
+from tokenloss._core import _core
+from tokenloss._core.dtypes import FLOATS, as_array, bfloat16_to_float32
+from tokenloss._core.errors import raise_error
+from tokenloss._core.validation import check_mask
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from types import EllipsisType
 
-    from tokenloss._types import Float64Array
+    from tokenloss._core.types import Float64Array
 
 
 _CHUNK = 1 << 16

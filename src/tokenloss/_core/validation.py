@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tokenloss import _core
-from tokenloss._dtypes import (
+from tokenloss._core import _core
+from tokenloss._core.dtypes import (
     FLOAT_CODES,
     FLOATS,
     INTEGER_RANGES,
@@ -21,10 +21,10 @@ from tokenloss._dtypes import (
     bfloat16_to_float32,
     dtype_name,
 )
-from tokenloss._errors import raise_error
+from tokenloss._core.errors import raise_error
 
 if TYPE_CHECKING:
-    from tokenloss._types import Array
+    from tokenloss._core.types import Array
 
 _LARGEST = float(np.finfo(np.float64).max)
 _MAX_SAMPLE_WEIGHT = 1e100

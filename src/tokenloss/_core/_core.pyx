@@ -19,7 +19,7 @@ from libc.stdint cimport INT64_MAX, INT64_MIN, int32_t, int64_t, uint8_t, uint16
 from libc.stdlib cimport calloc, free, llabs, malloc, qsort
 from libc.string cimport memset
 
-from tokenloss.kernels cimport *
+from tokenloss._core.kernels cimport *
 
 # dtype codes, by NumPy's names; of the other byte order, SWAPPED is added
 DTYPES = {
@@ -31,7 +31,7 @@ SWAPPED = TL_SWAPPED
 
 cdef extern from *:
     """
-    #include "_kernels/platform.h"
+    #include "kernels/platform.h"
     TL_NO_UNROLLING
     TL_NO_INNER_LOOPS
     _Static_assert(TL_BLOCK_ROWS == 64, "BLOCK_ROWS");
@@ -48,7 +48,7 @@ cdef enum:
     NONTEMPORAL_BYTES = 16 << 20  # results of this size leave the caches before anyone reads them
     GATHER_NEAR_BYTES = 64  # rows this near to each other are read in order, as caches see it
 
-# what scores are, in the order of _validation.py
+# what scores are, in the order of validation.py
 cdef enum:
     C_LOGITS = 0
     C_LOG_PROBS = 1
@@ -96,7 +96,7 @@ def use_backend(name, bint with_bf16=True):
 cdef int need_backend() except -1:
     """Choose a backend on first use: a bad environment variable fails a call and not the import."""
     if backend == NULL:
-        from tokenloss._config import choose_backend
+        from tokenloss._core.config import choose_backend
         choose_backend()
     return 0
 
@@ -113,7 +113,7 @@ def has_bf16_matmul():
     return multiplies_bf16
 
 
-include "_inputs.pxi"
+include "inputs.pxi"
 
 
 # -- jobs -------------------------------------------------------------------------------------------------------------
@@ -454,14 +454,14 @@ cdef class RowJob(Job):
         return total
 
 
-include "_exact_sums.pxi"
-include "_probability_jobs.pxi"
-include "_row_jobs.pxi"
-include "_pair_jobs.pxi"
-include "_projection.pxi"
-include "_dlpack.pxi"
-include "_front.pxi"
-include "_costs.pxi"
-include "_json_text.pxi"
-include "_json_columns.pxi"
-include "_listed_classes.pxi"
+include "exact_sums.pxi"
+include "probability_jobs.pxi"
+include "row_jobs.pxi"
+include "pair_jobs.pxi"
+include "projection.pxi"
+include "dlpack.pxi"
+include "front.pxi"
+include "costs.pxi"
+include "json_text.pxi"
+include "json_columns.pxi"
+include "listed_classes.pxi"

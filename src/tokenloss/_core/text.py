@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import codecs
+import math
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -47,3 +48,24 @@ def decoded(text: Iterable[str | None], encode: Callable[[str], bytes]) -> Itera
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     for token in text:
         yield None if token is None else decoder.decode(encode(token))
+
+
+def printable(text: str) -> str:
+    """Text with control characters escaped, so that it stays on its line and cannot control a terminal."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def count_of(number: int, noun: str) -> str:
+    """A number of things, in words."""
+    return f"{number:,} {noun}" + "s" * (number != 1)
+
+
+def as_strict_json(value: Any) -> Any:
+    """Value with None for each float that JSON cannot hold, and U+FFFD for each surrogate that is not in a pair."""
+    if isinstance(value, dict):
+        return {name: as_strict_json(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [as_strict_json(item) for item in value]
+    if isinstance(value, str):
+        return value.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    return None if isinstance(value, float) and not math.isfinite(value) else value

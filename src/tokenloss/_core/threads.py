@@ -11,11 +11,11 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
-from tokenloss._errors import raise_error
-from tokenloss._validation import check_integer
+from tokenloss._core.errors import raise_error
+from tokenloss._core.validation import check_integer
 
 if TYPE_CHECKING:
-    from tokenloss import _core
+    from tokenloss._core import _core
 
 VARIABLE = "TOKENLOSS_NUM_WORKERS"
 MAX_THREADS = 64

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tokenloss import _core, _workers
-from tokenloss._errors import raise_bad_class, raise_error
-from tokenloss._validation import KINDS, check_reduction
+from tokenloss._core import _core, threads
+from tokenloss._core.errors import raise_bad_class, raise_error
+from tokenloss._core.validation import KINDS, check_reduction
 
 if TYPE_CHECKING:
     from typing import NoReturn
 
-    from tokenloss._types import Float64Array
+    from tokenloss._core.types import Float64Array
 
 
 # what a row should be whose logsumexp is too far from 0, by the kind of its scores
@@ -51,7 +51,7 @@ def run(job: _core.RowJob, workers: Any) -> None:
     positions = job.positions
     if positions.by_class and not job.refuses_bad_targets:
         check_targets(positions, job.scores)
-    _workers.run(job, _workers.check_workers(workers))
+    threads.run(job, threads.check_workers(workers))
     if job.has_refused:
         if positions.by_class:  # the first class id out of range goes before any score that was refused
             check_targets(positions, job.scores)

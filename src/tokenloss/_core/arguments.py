@@ -5,12 +5,10 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
-from tokenloss._errors import raise_error
+from tokenloss._core.errors import raise_error
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    from tokenloss.sinks import Sink
 
 
 def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
@@ -45,14 +43,3 @@ def as_path(name: str, value: Any) -> str:
     if not os.fspath(value):
         raise_error("empty", name=name, fits="a path")
     return os.fspath(value)
-
-
-def checked_sinks(value: Any) -> list[Sink]:
-    """Sinks, as a list."""
-    from tokenloss._outputs._base import Output
-
-    sinks = list(value) if hasattr(value, "__iter__") else [value]
-    for sink in sinks:
-        if not isinstance(sink, Output) or value is sink:
-            raise_error("type", name="sinks", got=type(sink).__name__, fits="a sequence of tokenloss.sinks.Sink")
-    return sinks

@@ -98,3 +98,12 @@ def contextmanager(function: Callable[P, Iterator[T]]) -> Callable[P, AbstractCo
         return _Manager(make(*args, **options))
 
     return manager
+
+
+@contextmanager
+def with_file_names(*files: str | None) -> Iterator[None]:
+    """Put the names of files before errors about their arrays."""
+    try:
+        yield
+    except (IndexError, TypeError, ValueError) as error:
+        raise type(error)(f"{', '.join(filter(None, files))}: {error}") from error

@@ -1,8 +1,8 @@
-# Declarations of the C kernels for Cython; the headers under _kernels/ say what each does.
+# Declarations of the C kernels for Cython; the headers under kernels/ say what each does.
 from libc.stddef cimport ptrdiff_t
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint64_t
 
-cdef extern from "_kernels/platform.h" nogil:
+cdef extern from "kernels/platform.h" nogil:
     ctypedef struct tl_fp_state:
         pass
     void tl_fp_enter(tl_fp_state *)
@@ -13,7 +13,7 @@ cdef extern from "_kernels/platform.h" nogil:
     void tl_flag_set(int *)
     double tl_seconds()
 
-cdef extern from "_kernels/elements.h" nogil:
+cdef extern from "kernels/elements.h" nogil:
     int TL_FLOAT16, TL_BFLOAT16, TL_FLOAT32, TL_FLOAT64
     int TL_INT8, TL_INT16, TL_INT32, TL_INT64, TL_UINT8, TL_UINT16, TL_UINT32, TL_UINT64, TL_DTYPES
     int TL_SWAPPED
@@ -24,7 +24,7 @@ cdef extern from "_kernels/elements.h" nogil:
     double tl_from_float16(uint16_t)
     double tl_from_bfloat16(uint16_t)
 
-cdef extern from "_kernels/kernels.h" nogil:
+cdef extern from "kernels/kernels.h" nogil:
     int TL_BACKENDS
     int TL_SOME_BAD, TL_SOME_MASKED
     ctypedef struct tl_target_range:
@@ -209,7 +209,7 @@ cdef extern from "_kernels/kernels.h" nogil:
     double tl_nll_of_distribution(const tl_backend *, const tl_row *, const tl_soft_target *, const tl_clip *,
                                   tl_seen *, tl_cancel *)
 
-cdef extern from "_kernels/superacc.h" nogil:
+cdef extern from "kernels/superacc.h" nogil:
     int TL_SUM_LIMBS, TL_SQUARES_LIMBS
     ctypedef struct tl_superacc:
         double special
@@ -225,7 +225,7 @@ cdef extern from "_kernels/superacc.h" nogil:
     void tl_superacc_sq_bytes(tl_superacc_sq *, unsigned char *)
     void tl_superacc_sq_add_product(tl_superacc_sq *, double, double)
 
-cdef extern from "_kernels/sequences.h" nogil:
+cdef extern from "kernels/sequences.h" nogil:
     ctypedef struct tl_tokens:
         const double *nll
         const double *weight

@@ -10,7 +10,7 @@ import stat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tokenloss._errors import contextmanager
+from tokenloss._core.errors import contextmanager
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

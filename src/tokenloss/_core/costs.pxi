@@ -1,4 +1,4 @@
-# What a row of each kind of work costs: by this alone, `_workers.py` decides how many threads share the rows, and how
+# What a row of each kind of work costs: by this alone, `threads.py` decides how many threads share the rows, and how
 # many rows a thread takes at a time. Nanoseconds on one thread of a core of 3 GHz with AVX2 or AVX-512, of arrays that
 # are in a cache. Arrays from memory take longer than this says: then fewer threads are used than would pay, never more.
 #

@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tokenloss import _core
-from tokenloss._errors import raise_error
+from tokenloss._core import _core
+from tokenloss._core.errors import raise_error
 
 FLOATS = "float16, bfloat16, float32 or float64"
 

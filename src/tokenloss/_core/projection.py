@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tokenloss import _core, _job, _workers
-from tokenloss._dtypes import CheckedArray
-from tokenloss._validation import PROJECTION_NAMES, check_projection
+from tokenloss._core import _core, jobs, threads
+from tokenloss._core.dtypes import CheckedArray
+from tokenloss._core.errors import raise_error
+from tokenloss._core.validation import PROJECTION_NAMES, check_projection
 
 if TYPE_CHECKING:
-    from tokenloss._types import Array, Float64Array, IntArray
+    from tokenloss._core.types import Array, Float64Array, IntArray
 
 MAX_TILE_ROWS = 1024  # hidden states multiplied at a time; with fewer, BLAS spends its time on packing weights
 _MATVEC_MAX_ROWS = 24  # hidden states whose product takes as long as reading the weights
@@ -55,11 +56,11 @@ class Projection:
             tiles.set_target_logits(product.begin(taken[:count], excluded[:count]))
             for first, last in _ranges(0, self.scores.classes, width):
                 tiles.set_tile(product.tile(first, last), first)
-                _workers.run(tiles, workers)
+                threads.run(tiles, workers)
             tiles.end_rows()
         tiles.end()
         if job.has_refused:
-            _job.raise_refusal(job)
+            jobs.raise_refusal(job)
 
     def _tile_shape(self, kept: int, copied: int) -> tuple[int, int]:
         """Rows and classes of a tile; of each row, so many elements of a hidden state are copied."""
@@ -120,7 +121,7 @@ class Projection:
 
     def _cast(self, source: Array, code: int, rows: Array | None, result: Array, workers: int | None) -> None:
         """Write rows of an array in the dtype of the product."""
-        _workers.run(_core.CastRows(source, code, rows, result, self.scores.dtype), workers)
+        threads.run(_core.CastRows(source, code, rows, result, self.scores.dtype), workers)
 
 
 class _TiledProduct:
@@ -177,7 +178,7 @@ class _TiledProduct:
                 hidden, product = self._operands(part)
                 if product:
                     product.set_result(tile[part], first)
-                    _workers.run(product, self._workers)
+                    threads.run(product, self._workers)
                 else:
                     of._multiply(hidden, first, tile[part], self._workers)
             if of.bias is not None:
@@ -204,12 +205,12 @@ class _TiledProduct:
         return operands
 
 
-def run_pairs(base: Projection, others: list[Projection], jobs: list[_core.PairJob], workers: Any) -> None:
+def run_pairs(base: Projection, others: list[Projection], pair_jobs: list[_core.PairJob], workers: Any) -> None:
     """Multiply all, and run a job for each of the others over pairs of tiles: its own and the base's.
 
     The products of one of the others do not depend on how many others there are.
     """
-    workers, kept = _begin(jobs[0], workers)
+    workers, kept = _begin(pair_jobs[0], workers)
     rows, classes = _even_part(kept, MAX_TILE_ROWS), base.scores.classes
     base_product, *products = (_TiledProduct(of, kept == base.scores.rows, workers) for of in (base, *others))
     base_product.use(np.empty(base_product.plan_pair(rows), np.uint8), False)
@@ -217,7 +218,7 @@ def run_pairs(base: Projection, others: list[Projection], jobs: list[_core.PairJ
     for product in products:
         product.use(memory, len(products) > 1)
     taken, excluded = np.empty(rows, np.int64), np.empty(rows, np.int64)
-    all_tiles = [_core.Tiles(job, taken, excluded) for job in jobs]
+    all_tiles = [_core.Tiles(job, taken, excluded) for job in pair_jobs]
     while count := all_tiles[0].begin_rows():
         begun = taken[:count], excluded[:count]
         base_logits = base_product.begin(*begun)
@@ -232,19 +233,19 @@ def run_pairs(base: Projection, others: list[Projection], jobs: list[_core.PairJ
                     for start, stop in _ranges(first, last, product.width):  # more than one if it alone is of float64
                         tile = product.tile(start, stop)
                         tiles.set_tile(tile, start, base_tile[:, start - first : stop - first])
-                        _workers.run(tiles, workers)
+                        threads.run(tiles, workers)
             left = [(product, tiles) for product, tiles in left if tiles.end_rows()]
     for tiles in all_tiles:
         tiles.end()
-    if jobs[0].has_refused:
-        _job.raise_refusal(jobs[0])
+    if pair_jobs[0].has_refused:
+        jobs.raise_refusal(pair_jobs[0])
 
 
 def _begin(job: _core.RowJob, workers: Any) -> tuple[int | None, int]:
     """Checked workers, and the number of rows that are not masked, whose targets are checked."""
-    workers = _workers.check_workers(workers)
+    workers = threads.check_workers(workers)
     if job.positions.by_class:
-        _job.check_targets(job.positions, job.scores)
+        jobs.check_targets(job.positions, job.scores)
     return workers, job.positions.count_unmasked()
 
 
@@ -263,3 +264,21 @@ def _is_blas_matrix(array: Array) -> bool:
     rows, elements = array.strides
     in_order = elements == array.itemsize and rows >= array.shape[1] * array.itemsize
     return in_order and rows % array.itemsize == 0 and array.flags.aligned
+
+
+_PAIR_BASE_NAMES = "base_hidden", "base_weight", "base_bias"
+
+
+_PAIR_NAMES = "hidden", "weight", "bias"
+
+
+def two_projections(
+    base_hidden: Any, base_weight: Any, base_bias: Any, hidden: Any, weight: Any, bias: Any
+) -> tuple[Projection, Projection]:
+    """The projections of a base and of another model, of one batch."""
+    base = Projection(base_hidden, base_weight, base_bias, _PAIR_BASE_NAMES)
+    other = Projection(hidden, weight, bias, _PAIR_NAMES)
+    if other.scores.batch != base.scores.batch:
+        fits = f"({', '.join(map(str, (*base.scores.batch, 'E')))}), as many positions as base_hidden has"
+        raise_error("shape", name="hidden", got=other.hidden.shape, fits=fits)
+    return base, other

@@ -1,5 +1,5 @@
 # A short way to the jobs for calls that take longer than their work: small plain arrays, every option at its default.
-# For anything else these functions return None: the caller then goes the long way (_validation.py, _job.py), which says
+# For anything else these functions return None: the caller then goes the long way (validation.py, jobs.py), which says
 # what is wrong.
 
 import numpy

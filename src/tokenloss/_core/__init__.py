@@ -1,0 +1,1 @@
+"""From any array to a running job, and the job itself."""

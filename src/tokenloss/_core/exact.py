@@ -1,0 +1,119 @@
+"""Exact count, sum, mean and standard error of any numbers."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+from tokenloss._core import _core
+from tokenloss._core.iteration import iter_float64
+from tokenloss._core.validation import check_losses
+
+if TYPE_CHECKING:
+    from tokenloss._core.types import ArrayLike
+
+UNIT = 2**1074  # integers hold multiples of the smallest float64, 2**-1074, and of its square
+
+
+class ExactMoments:
+    """Count, sum and sum of squares of numbers, without rounding.
+
+    Moments of parts, added in any order, have the same bits as those of the whole. No method changes an object:
+    ``+`` makes a new one.
+    """
+
+    __slots__ = ("count", "finite", "special", "squares")
+
+    def __init__(self, count: int = 0, finite: int = 0, special: float = 0.0, squares: int = 0) -> None:
+        self.count = count
+        self.finite = finite  # the sum of the finite numbers, in units of 2**-1074
+        self.special = special  # the sum of the others: 0.0, an infinity or nan
+        self.squares = squares  # the sum of the squares of the finite numbers, in units of 2**-2148
+
+    @classmethod
+    def of(cls, values: ArrayLike, where: ArrayLike | None = None, *, are_losses: bool = False) -> ExactMoments:
+        """Moments of an array, or of the elements that `where` keeps; losses of a user, called nll, are checked."""
+        count = finite = squares = 0
+        special = 0.0
+        for part in iter_float64("nll" if are_losses else "values", values, where, are_losses):
+            if are_losses:
+                check_losses(part)
+            sums = _core.moments(part)
+            finite += sums[0]
+            special += sums[1]
+            squares += sums[2]
+            count += part.size
+        return cls(count, finite, special, squares)
+
+    def __add__(self, other: ExactMoments) -> ExactMoments:
+        """Moments of the numbers of both."""
+        return ExactMoments(
+            self.count + other.count,
+            self.finite + other.finite,
+            self.special + other.special,
+            self.squares + other.squares,
+        )
+
+    def __eq__(self, other: object) -> bool:
+        """True if all sums are equal; nan equals nan."""
+        return self._key() == other._key() if isinstance(other, ExactMoments) else NotImplemented
+
+    def _key(self) -> tuple[object, ...]:
+        return self.count, self.finite, repr(self.special), self.squares
+
+    def is_possible(self) -> bool:
+        """Whether there are numbers of these sums: a consistency check for sums that were read from a file."""
+        variance_is_possible = self.count >= 0 and self.count * self.squares >= self.finite**2
+        return variance_is_possible and not (self.special and math.isfinite(self.special))
+
+    @property
+    def sum(self) -> float:
+        """The sum, rounded once."""
+        if self.special != 0:  # inf, -inf or nan
+            return self.special
+        try:
+            return self.finite / UNIT  # integers divide with a single rounding
+        except OverflowError:
+            return math.inf if self.finite > 0 else -math.inf
+
+    @property
+    def mean(self) -> float:
+        """The mean; nan without any number."""
+        return self.sum_over(self.count)
+
+    def sum_over(self, number: float) -> float:
+        """The sum over some number, say of bytes; nan if that is 0."""
+        if not number:
+            return math.nan
+        if self.special:  # nan, too
+            return self.special
+        try:
+            if isinstance(number, int) and number > 2**1000:  # beyond a float
+                return self.finite / (UNIT * number)
+            if math.isinf(self.sum):  # the quotient may be a float; it has the bits of a mean of the losses
+                return self.finite / (UNIT << 64) / number * 2.0**64
+        except OverflowError:
+            return self.sum
+        return self.sum / number
+
+    def to_json(self) -> dict[str, Any]:
+        """The exact sums, as JSON can hold them: integers of any length are hexadecimal."""
+        integers = {"count": self.count, "finite": self.finite, "squares": self.squares}
+        return {name: hex(value) for name, value in integers.items()} | {"special": repr(self.special)}
+
+    @classmethod
+    def from_json(cls, state: Any) -> ExactMoments:
+        """Inverse of `to_json`; ValueError for sums that no numbers have."""
+        count, finite, squares = (int(state[name], 16) for name in ("count", "finite", "squares"))
+        moments = cls(count, finite, float(state["special"]), squares)
+        if not moments.is_possible():
+            raise ValueError("no numbers have these sums")
+        return moments
+
+
+def exp(x: float) -> float:
+    """Exponential; inf where that is beyond a float."""
+    try:
+        return math.exp(x)
+    except OverflowError:
+        return math.inf

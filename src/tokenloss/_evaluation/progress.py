@@ -1,0 +1,81 @@
+"""Progress on a terminal: with rich where it is installed, else as plain text."""
+
+from __future__ import annotations
+
+import importlib
+import math
+import sys
+import time
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import rich.progress
+
+
+_PROGRESS_SECONDS = 1.0  # before progress is shown, and between plain lines of it
+
+
+def has_rich() -> bool:
+    """Whether rich is installed."""
+    try:
+        importlib.import_module("rich")
+    except ImportError:
+        return False
+    return True
+
+
+class Progress:
+    """Progress of long work, on stderr if that is a terminal; without a total, none is shown."""
+
+    def __init__(self, total: int | None) -> None:
+        self._total = total or 1
+        self._done = 0
+        is_shown = total is not None and sys.stderr and sys.stderr.isatty()
+        self._next = time.monotonic() + _PROGRESS_SECONDS if is_shown else math.inf
+        self._bar: rich.progress.Progress | None = None
+        self._line = ""
+
+    def __enter__(self) -> Progress:
+        """Start."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Leave the terminal as it was."""
+        if self._bar:
+            self._bar.stop()
+        elif self._line:
+            self._write("")
+
+    def advance(self, n_bytes: int) -> None:
+        """Add bytes that are done."""
+        self._done += n_bytes
+        if self._bar:
+            self._bar.update(self._bar.task_ids[0], completed=self._done)
+        elif time.monotonic() >= self._next:
+            if has_rich():
+                self._start_bar()
+            else:
+                self._next = time.monotonic() + _PROGRESS_SECONDS
+                self._write(f"{self._done / self._total:4.0%} of {self._total / 1e9:.3g} GB")
+
+    def _write(self, line: str) -> None:
+        """Write a line over the one before."""
+        print("\r" + line.ljust(len(self._line)), end="" if line else "\r", file=sys.stderr, flush=True)
+        self._line = line
+
+    def _start_bar(self) -> None:
+        """Draw rich's bar from here on."""
+        from rich import progress
+        from rich.console import Console
+
+        self._bar = progress.Progress(
+            progress.BarColumn(),
+            progress.TaskProgressColumn(),
+            progress.DownloadColumn(),
+            progress.TransferSpeedColumn(),
+            progress.TimeRemainingColumn(),
+            console=Console(stderr=True),
+            transient=True,
+        )
+        self._bar.add_task("", total=self._total, completed=self._done)
+        self._bar.start()

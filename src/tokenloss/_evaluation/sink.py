@@ -1,0 +1,243 @@
+"""The interface of sinks: what takes the tokens, or the result, of an evaluation or a comparison."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+
+from tokenloss._core.errors import raise_error
+from tokenloss.scores import TokenScores
+
+if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
+    from tokenloss._core.types import Array
+    from tokenloss.comparison import Comparison
+    from tokenloss.sinks import Sink
+
+
+class TokenBlock(NamedTuple):
+    """The next tokens of an evaluation, in the order of the text, as `Sink.add` gets them.
+
+    Attributes
+    ----------
+    scores : TokenScores
+        Their scores, in arrays of one dimension; `kept` is False of those that are ignored. What a server did not
+        return is not known: an entropy is nan then, the rank of a scored token 0, a class -1.
+    ids : array of integers
+        Their targets, or the most likely classes of targets that are distributions; -1 of what is not known.
+    text : array of str or None
+        Their text, if the file holds it.
+    file : int
+        The number of their file, from 0; 0 of blocks in memory.
+    positions : array of int64
+        Their rows in that file, or in all blocks; of responses, their places in their sequence.
+    sequences : array of int64
+        The numbers of their sequences, -1 of those without one.
+    is_greedy_known, is_prompt : arrays of bool, or None
+        Of responses of servers: whether it is known if they are the most likely class, and whether they are of the
+        prompt.
+    top_tokens : array of str or None, of shape (n, k), or None
+        Of responses of servers: the text of the most likely classes, None where there is none.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from tokenloss import evaluate, sinks
+    >>> class Printed(sinks.Sink):
+    ...     needs_tokens = True
+    ...
+    ...     def add(self, block):
+    ...         print(block.positions, block.sequences, block.scores.nll.round(2))
+    >>> _ = evaluate([(np.zeros((2, 3, 4)), np.ones((2, 3), int))], sinks=[Printed()])
+    [0 1 2 3 4 5] [0 0 0 1 1 1] [1.39 1.39 1.39 1.39 1.39 1.39]
+    """
+
+    scores: TokenScores
+    ids: Array
+    text: Array | None
+    file: int
+    positions: Array
+    sequences: Array
+    is_greedy_known: Array | None = None
+    is_prompt: Array | None = None
+    top_tokens: Array | None = None
+
+
+class ComparedBlock(NamedTuple):
+    """The next tokens of a candidate, in the order of the text, as `Sink.add` gets them from a comparison.
+
+    Attributes
+    ----------
+    candidate : int
+        The number of the candidate, from 0, in the order given.
+    columns : dict of 1-D arrays
+        `nll`, `base_nll`, `kl`, `delta_p`, `is_same_top`, `kept` and `base_top_p`, as `Comparison` has them.
+    ids, text, file, positions, sequences
+        As of `TokenBlock`; the number of the file is that of the shard.
+    base_scores, scores : TokenScores or None
+        Of the base and of the candidate, where an output's `top_k` is more than 0.
+
+    Examples
+    --------
+    >>> import pathlib, tempfile
+    >>> import numpy as np
+    >>> from tokenloss import compare_files, sinks
+    >>> class Printed(sinks.Sink):
+    ...     needs_tokens = True
+    ...
+    ...     def add(self, block):
+    ...         print(block.candidate, block.positions, block.columns["kl"].round(4))
+    >>> with tempfile.TemporaryDirectory() as directory:
+    ...     base, q4 = (pathlib.Path(directory, name) for name in ("base.npz", "q4.npy"))
+    ...     np.savez(base, logits=4 * np.eye(4), targets=np.arange(4))
+    ...     np.save(q4, 2 * np.eye(4))
+    ...     _ = compare_files(base, q4, sinks=[Printed()])
+    0 [0 1 2 3] [0.1831 0.1831 0.1831 0.1831]
+    """
+
+    candidate: int
+    columns: dict[str, Array]
+    ids: Array
+    text: Array | None
+    file: int
+    positions: Array
+    sequences: Array
+    base_scores: TokenScores | None
+    scores: TokenScores | None
+
+
+class Candidate(NamedTuple):
+    """A candidate of a comparison, of which `Sink.finish` gets a list.
+
+    Attributes
+    ----------
+    name : str
+        Its name, or its path.
+    size : int or None
+        Size of its model in bytes, if given.
+    comparison : Comparison
+        Its figures, and results for each token.
+    figures : dict
+        All that ``tokenloss compare --json`` prints of it.
+
+    Examples
+    --------
+    >>> from tokenloss import compare, sinks
+    >>> comparison = compare([[1.0, 0.0]], [[0.5, 0.0]], [0])
+    >>> sinks.Candidate("q4", 4_900_000_000, comparison, comparison.as_dict()).size
+    4900000000
+    """
+
+    name: str
+    size: int | None
+    comparison: Comparison
+    figures: dict[str, Any]
+
+
+class Output:
+    """What takes the tokens or the result of `evaluate`: the base class of files to write, and of sinks of your own.
+
+    A sink is opened before the first block of tokens, given each block if it needs tokens, and finished with the
+    result; it need not define all three.
+
+    Parameters
+    ----------
+    path : path-like, optional
+        File to write, which is refused before any work if it would replace an input or what another sink writes.
+
+    Attributes
+    ----------
+    needs_tokens : bool
+        Whether `add` is called with each block of tokens; with `state` or `scheduler`, such a sink is refused.
+    top_k : int
+        Number of the most likely classes of each token that are wanted: `top_ids` and `top_logprobs` of the scores.
+        They may have more, for another sink, or fewer, if there are not as many classes.
+
+    See Also
+    --------
+    tokenloss.evaluate : Takes sinks.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from tokenloss import evaluate, sinks
+    >>> class Surprises(sinks.Sink):
+    ...     needs_tokens = True
+    ...
+    ...     def __init__(self, nats):
+    ...         self.nats, self.positions = nats, []
+    ...
+    ...     def add(self, block):
+    ...         self.positions += block.positions[block.scores.nll > self.nats].tolist()
+    >>> surprises = Surprises(2.0)
+    >>> _ = evaluate([(np.log([[0.9, 0.1], [0.1, 0.9]]), [0, 0])], sinks=[surprises])
+    >>> surprises.positions
+    [1]
+    """
+
+    option: str = ""  # of the command line; without one, the output is made if no other prints
+    help: ClassVar[str] = ""
+    writes_file: ClassVar[bool] = True
+    needs_tokens: bool = False
+    top_k: int = 0
+    path: Any = None  # also where `__init__` is not called; None is printed
+    _of_responses: bool = False  # set before it is opened
+
+    def __init__(self, path: Any = None) -> None:
+        self.path = path
+
+    @property
+    def _name(self) -> str:
+        """Its name in error messages."""
+        return type(self).__name__
+
+    def open(self, batch: tuple[int, ...] | None, rows: int | None, top_k: int) -> AbstractContextManager[object]:
+        """Prepare for tokens.
+
+        Parameters
+        ----------
+        batch : tuple of int or None
+            The shape of the first file's tokens; None of blocks in memory, and of responses.
+        rows : int or None
+            Number of all tokens, those that are ignored among them; None if not known.
+        top_k : int
+            Number of the most likely classes that each token comes with.
+
+        Returns
+        -------
+        context manager
+            It is left when all sinks are finished, with the error if there is one.
+        """
+        return contextlib.nullcontext()
+
+    def add(self, block: TokenBlock) -> None:
+        """Take the next tokens.
+
+        Parameters
+        ----------
+        block : TokenBlock
+            The tokens, whose arrays must not be changed.
+        """
+
+    def finish(self, summary: dict[str, Any], result: Any) -> None:
+        """Take the result, after all tokens.
+
+        Parameters
+        ----------
+        summary : dict
+            The figures: `Evaluation.figures`.
+        result : Evaluation
+            All results.
+        """
+
+
+def checked_sinks(value: Any) -> list[Sink]:
+    """Sinks, as a list."""
+    from tokenloss._evaluation.sink import Output
+
+    sinks = list(value) if hasattr(value, "__iter__") else [value]
+    for sink in sinks:
+        if not isinstance(sink, Output) or value is sink:
+            raise_error("type", name="sinks", got=type(sink).__name__, fits="a sequence of tokenloss.sinks.Sink")
+    return sinks
