@@ -80,6 +80,7 @@ NOT_IN_PARALLEL = {
     "npy": "writes the files of the fixture",
     "npz": "writes the file of the fixture",
     "read": "writes the file of the fixture",
+    "interrupt_each": "works in a process of its own",
     "run_python": "works in a process of its own",
     "sparse_file": "writes into the file of the fixture",
     "use_backend": "changes what all threads use",
