@@ -227,6 +227,25 @@ def divergences(logits, targets, axis=-1, **options):
     return np.stack([there, kl_divergence(others, logits, axis=axis, reduction="none", **options)], -1)
 
 
+def divergences_of_probs(probs, targets, axis=-1, **options):
+    """From and to other probabilities, which depend on the targets."""
+    others = softmax(distributions_of(targets, probs.shape, axis), axis=axis)
+    options |= {"kind": "probs", "reduction": "none", "axis": axis}
+    return np.stack([kl_divergence(probs, others, **options), kl_divergence(others, probs, **options)], -1)
+
+
+def named_classes(logits, targets, axis=-1, **options):
+    ids = np.stack([targets, np.zeros_like(targets), np.full_like(targets, logits.shape[axis] - 1)], -1)
+    return class_log_probs(logits, ids, axis=axis, **options)
+
+
+def compared(logits, targets, axis=-1, **options):
+    """All columns of a comparison with a base, which depends on the targets."""
+    base = log_softmax(distributions_of(targets, logits.shape, axis), axis=axis)
+    found = compare(base, logits, targets, axis=axis, **options)
+    return np.stack([found.nll, found.base_nll, found.kl, found.delta_p, found.is_same_top, found.base_top_p], -1)
+
+
 def probabilities(logits, targets, axis=-1, **options):
     return softmax(logits, axis=axis, **options)
 
@@ -263,12 +282,19 @@ FUNCTIONS = {
     "scores": (scores, {}),
     "scores_capped": (scores, CAPPED),
     "divergences": (divergences, {}),
+    "divergences_of_probs": (divergences_of_probs, {}),
+    "class_log_probs": (named_classes, {}),
+    "class_log_probs_capped": (named_classes, CAPPED),
+    "compare": (compared, {}),
+    "compare_as_llama_cpp": (compared, {"definitions": "llama.cpp"}),
 }
 each_function = pytest.mark.parametrize(("function", "options"), FUNCTIONS.values(), ids=FUNCTIONS)
 
 
 def scores_of(function, logits):
-    """Logits, or scores near them of the kind that the function takes."""
+    """Logits, or scores of the kind that the function takes."""
+    if function is divergences_of_probs:
+        return softmax(logits)
     loss = {losses_of_log_probs: "nll_loss", losses_of_probs: "cross_entropy_loss"}.get(function, "cross_entropy")
     scores = {"nll_loss": -abs(logits), "cross_entropy_loss": abs(logits) / 16}.get(loss, logits)
     return possible(loss, scores.astype(logits.dtype))
@@ -419,7 +445,9 @@ def in_runs(array, axis):
 def of_every_function(of, axis):
     """The results of all functions of whole rows, by name."""
     for name, (function, options) in FUNCTIONS.items():
-        given = {losses_of_log_probs: of.log_probs, losses_of_probs: of.probs}.get(function, of.logits)
+        given = {losses_of_log_probs: of.log_probs, losses_of_probs: of.probs, divergences_of_probs: of.probs}.get(
+            function, of.logits
+        )
         yield name, function(given, of.ids, axis, **options)
     kept = {"axis": axis, "where": of.kept}
     for loss, given in (("cross_entropy_loss", of.probs), ("nll_loss", of.log_probs), ("cross_entropy", of.logits)):
