@@ -234,7 +234,8 @@ def assert_columns_of_the_functions(base, logits, targets):
 @pytest.mark.parametrize(("dtype", "kind"), KINDS_OF_ROWS)
 def test_columns_have_the_bits_of_cross_entropy_and_kl_divergence(dtype, kind, rng):
     for base_dtype in FLOATS:
-        for classes, rows in ((1, 3), (2, 70), (33, 18), (512, 17), (513, 3), (4097, 3), (9000, 3)):
+        sizes = (1, 3), (2, 70), (33, 18), (512, 17), (513, 3), (4097, 3), (9000, 2)
+        for classes, rows in sizes if base_dtype == dtype else sizes[2::2]:
             with np.errstate(over="ignore"):
                 base = np.stack([row_of_logits(kind, rng, classes, base_dtype) for _ in range(rows)])
                 logits = np.stack([row_of_logits(kind, rng, classes, dtype) for _ in range(rows)])

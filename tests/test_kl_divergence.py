@@ -82,7 +82,7 @@ def test_kl_divergence_at_every_length_of_row(dtype, rng):
 
 @pytest.mark.parametrize(("dtype", "kind"), KINDS_OF_ROWS)
 def test_accuracy_of_kl_divergence(dtype, kind, rng):
-    for length in [1, 2, 65, 513, 4097, 20001]:
+    for length in [1, 2, 65, 513, 4097, 9000]:
         row = row_of_logits(kind, rng, length, dtype)
         moved = (row.astype(float) + rng.standard_normal(length)).astype(dtype)
         plain = rng.standard_normal(length).astype(dtype)

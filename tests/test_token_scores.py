@@ -116,7 +116,7 @@ def test_token_scores_at_every_length_of_row_with_logit_scale_softcap_top_k(dtyp
 
 @pytest.mark.parametrize(("dtype", "kind"), KINDS_OF_ROWS)
 def test_accuracy_of_token_scores(dtype, kind, rng):
-    for length in [1, 2, 65, 513, 4097, 20001]:
+    for length in [1, 2, 65, 513, 9000]:
         row = row_of_logits(kind, rng, length, dtype)
         for target in {int(row.argmax()), int(row.argmin()), length - 1}:
             assert_as_oracle(row, target, top_k=min(length, 5))
