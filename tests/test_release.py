@@ -6,10 +6,9 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+from places import ROOT
 
 import tokenloss
-
-ROOT = Path(__file__).parents[1]
 
 
 def test_changelog_begins_with_this_version():
@@ -29,7 +28,9 @@ def test_only_the_package_is_installed():
         pytest.skip("an editable install lists none of the package's files")
     files = [file for file in distribution.files if "__pycache__" not in file.parts]
     ours = {file.as_posix() for file in files if file.parts[0] == "tokenloss"}
-    assert {f"tokenloss/{name}" for name in ("_core/_core.pyi", "page.css", "page.js", "py.typed")} <= ours
+    assert {
+        f"tokenloss/{name}" for name in ("_core/_core.pyi", "_output/page.css", "_output/page.js", "py.typed")
+    } <= ours
     assert {Path(name).suffix for name in ours} - {".css", ".js", ".py", ".pyi", ".typed"} in ({".so"}, {".pyd"})
     others = {file.parts[0] for file in files} - {"tokenloss", ".."}  # the command is above
     assert others == {f"tokenloss-{tokenloss.__version__}.dist-info"}

@@ -2,7 +2,7 @@
 
 import sys
 
-from tokenloss.cli import main
+from tokenloss._command.cli import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,1 +1,1 @@
-"""Evaluation of files: the plan of shards, the run over each, the checkpoint between runs, the summary of all."""
+"""Files and blocks of scores or responses: planned, scored or compared shard by shard, resumable."""

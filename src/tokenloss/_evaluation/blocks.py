@@ -20,9 +20,9 @@ from tokenloss._evaluation.files import make_evaluation, named_paths, open_outpu
 from tokenloss._evaluation.plan import OpenShard, Shard, check_shiftable, check_stored_targets, shifted
 from tokenloss._evaluation.results import ShardResult
 from tokenloss._evaluation.sequences import RowSequences, SequenceColumns
-from tokenloss.formats._base import ScoresFile, rows_at
-from tokenloss.meter import LossMeter
-from tokenloss.sequences import check_segment_ids
+from tokenloss._statistics.meter import LossMeter
+from tokenloss._statistics.sequences import check_segment_ids
+from tokenloss.formats.base import ScoresFile, rows_at
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -31,12 +31,10 @@ if TYPE_CHECKING:
     from tokenloss._evaluation.files import Settings
     from tokenloss._evaluation.plan import Options
     from tokenloss._evaluation.results import Evaluation
-    from tokenloss._evaluation.sink import Output
+    from tokenloss._evaluation.sink import Sink
 
 
-def evaluate_blocks(
-    blocks: Iterable[Any], options: Options, settings: Settings, outputs: Sequence[Output]
-) -> Evaluation:
+def evaluate_blocks(blocks: Iterable[Any], options: Options, settings: Settings, outputs: Sequence[Sink]) -> Evaluation:
     """Score all tokens of blocks, one after the other."""
     check_outputs(named_paths(outputs), {})
     workers = settings.workers or threads.default_workers()

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 from tokenloss._core.errors import contextmanager, raise_error
 from tokenloss._core.files import files_of, replacing, write_errors
 from tokenloss._core.version import __version__
-from tokenloss.formats._base import parsed_json
+from tokenloss.formats.base import parsed_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

@@ -8,7 +8,7 @@ import numpy as np
 
 from tokenloss._core.errors import raise_error, with_file_names
 from tokenloss._core.validation import UNNORMALIZED, UNNORMALIZED_HALF
-from tokenloss._softmax import logsumexp
+from tokenloss._scores.softmax import logsumexp
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from tokenloss._core.types import Array
     from tokenloss._evaluation.plan import Shard
-    from tokenloss.formats import ScoresFile
+    from tokenloss.formats.base import ScoresFile
 
 _CACHED = 1 << 16  # numbers that stay in a core's cache
 _FIRST_ROWS = 16  # from which the kind of scores is guessed

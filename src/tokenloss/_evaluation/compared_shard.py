@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from tokenloss._comparison_columns import COLUMNS, join, new_columns, pair_columns, share
+from tokenloss._comparison.columns import COLUMNS, join, new_columns, pair_columns, share
+from tokenloss._comparison.linear_columns import linear_pair_columns
 from tokenloss._core.errors import with_file_names
 from tokenloss._core.projection import MAX_TILE_ROWS, Projection
 from tokenloss._core.validation import as_positions, scores_of_shape
@@ -20,10 +21,9 @@ from tokenloss._evaluation.plan import open_shard, rows_per_block
 from tokenloss._evaluation.results import ShiftSample
 from tokenloss._evaluation.run import SHIFT_SAMPLE, ShiftSampler, row_functions, scores_at
 from tokenloss._evaluation.sink import ComparedBlock
-from tokenloss._linear_columns import linear_pair_columns
-from tokenloss._softmax import log_softmax
-from tokenloss.formats._base import check_map
-from tokenloss.scores import token_scores
+from tokenloss._scores.softmax import log_softmax
+from tokenloss._scores.token_scores import token_scores
+from tokenloss.formats.base import check_map
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -32,9 +32,8 @@ if TYPE_CHECKING:
     from tokenloss._core.types import Array, BoolArray, Columns, IntArray
     from tokenloss._evaluation.plan import OpenShard, Options, Shard
     from tokenloss._evaluation.run import _Sink
-    from tokenloss.formats import ScoresFile
-    from tokenloss.formats._base import LmHead
-    from tokenloss.scores import TokenScores
+    from tokenloss._scores.token_scores import TokenScores
+    from tokenloss.formats.base import LmHead, ScoresFile
 
     _Compared: TypeAlias = tuple[Columns, TokenScores | None, TokenScores | None]  # by base and model
 

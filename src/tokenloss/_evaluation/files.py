@@ -15,6 +15,7 @@ from tokenloss._core.errors import raise_error
 from tokenloss._core.files import check_outputs, identity, links_in
 from tokenloss._evaluation import run
 from tokenloss._evaluation.checkpoint import Checkpoint
+from tokenloss._evaluation.cluster import map_shards
 from tokenloss._evaluation.plan import by_number, check_different, plan
 from tokenloss._evaluation.progress import Progress
 from tokenloss._evaluation.responses import (
@@ -28,8 +29,8 @@ from tokenloss._evaluation.responses import (
 )
 from tokenloss._evaluation.results import Evaluation, ShardResult
 from tokenloss._evaluation.summary import add_lengths, merge_meters, sequence_columns, summary, text_length
-from tokenloss.formats import is_scores
 from tokenloss.formats.lm_head import lm_head_files
+from tokenloss.formats.readers import is_scores
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
     from tokenloss._core.types import IntArray
     from tokenloss._evaluation.checkpoint import Result
     from tokenloss._evaluation.plan import Options, Shard
-    from tokenloss._evaluation.sink import Output
+    from tokenloss._evaluation.sink import Sink
 
 
 class Inputs(NamedTuple):
@@ -87,7 +88,7 @@ class Settings(NamedTuple):
     progress: bool = False
 
 
-def evaluate_files(inputs: Inputs, options: Options, settings: Settings, outputs: Sequence[Output]) -> Evaluation:
+def evaluate_files(inputs: Inputs, options: Options, settings: Settings, outputs: Sequence[Sink]) -> Evaluation:
     """Score all tokens of files; outputs are opened before, and finished in order."""
     check_outputs(named_paths(outputs) + [("--state", path) for path in [settings.state] if path], inputs.by_identity())
     top_k = max((output.top_k for output in outputs), default=0)
@@ -120,7 +121,7 @@ def evaluate_files(inputs: Inputs, options: Options, settings: Settings, outputs
 
 def open_outputs(
     stack: contextlib.ExitStack,
-    outputs: Sequence[Output],
+    outputs: Sequence[Sink],
     batch: tuple[int, ...] | None,
     rows: int | None,
     top_k: int,
@@ -133,7 +134,7 @@ def open_outputs(
 
 
 def make_evaluation(
-    outputs: Sequence[Output],
+    outputs: Sequence[Sink],
     shards: Sequence[Shard],
     results: Sequence[ShardResult],
     options: Options,
@@ -163,7 +164,7 @@ def score_shards(
     shards: list[Shard],
     options: Options,
     settings: Settings,
-    outputs: Sequence[Output],
+    outputs: Sequence[Sink],
     top_k: int,
     kind: type[Result],
 ) -> tuple[list[Result], int]:
@@ -186,12 +187,12 @@ def score_shards(
     return [checkpoint.results[number] for number in range(len(shards))], n_read
 
 
-def named_paths(outputs: Sequence[Output]) -> list[tuple[str, Any]]:
+def named_paths(outputs: Sequence[Sink]) -> list[tuple[str, Any]]:
     """Names and paths of the outputs that are files."""
     return [(output._name, output.path) for output in outputs if output.path is not None]
 
 
-def token_sink(outputs: Sequence[Output], file: int, first_row: int = 0) -> Callable[..., None] | None:
+def token_sink(outputs: Sequence[Sink], file: int, first_row: int = 0) -> Callable[..., None] | None:
     """Function that gives each block of a file's tokens to the outputs that need them; None if none does."""
     outputs = [output for output in outputs if output.needs_tokens]
 
@@ -208,7 +209,7 @@ def _score_locally(
     shards: list[Shard],
     options: Options,
     settings: Settings,
-    outputs: Sequence[Output],
+    outputs: Sequence[Sink],
     top_k: int,
     advance: Callable[[int], None],
 ) -> Iterator[tuple[int, Result]]:
@@ -222,8 +223,6 @@ def _score_on_cluster(
     score: Callable[..., Result], shards: list[Shard], options: Options, settings: Settings, scheduler: str
 ) -> Iterator[tuple[int, Result]]:
     """Score shards on a cluster."""
-    from tokenloss.dask import map_shards
-
     function = functools.partial(score, options=options.with_absolute_paths(), workers=settings.workers or 1)
     try:
         yield from map_shards(function, [shard.with_absolute_paths() for shard in shards], scheduler)
@@ -232,7 +231,7 @@ def _score_on_cluster(
         raise ValueError(f"{scheduler}: {reason}") from error
 
 
-def check_needs(outputs: Sequence[Output], state: str | None, scheduler: str | None, prefix: str = "") -> None:
+def check_needs(outputs: Sequence[Sink], state: str | None, scheduler: str | None, prefix: str = "") -> None:
     """Refuse outputs of every token where no tokens are kept."""
     for option, value, verb in ("state", state, "keeps"), ("scheduler", scheduler, "returns"):
         for output in outputs:

@@ -16,9 +16,10 @@ from tokenloss._core.files import identity
 from tokenloss._core.projection import MAX_TILE_ROWS
 from tokenloss._core.validation import as_positions, scores_of_shape
 from tokenloss._evaluation.sequences import row_sequences
-from tokenloss.formats import npy, open_hidden_states, open_scores
-from tokenloss.formats._base import ScoresFile
-from tokenloss.sequences import check_segment_ids
+from tokenloss._statistics.sequences import check_segment_ids
+from tokenloss.formats import npy
+from tokenloss.formats.base import ScoresFile
+from tokenloss.formats.readers import open_hidden_states, open_scores
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

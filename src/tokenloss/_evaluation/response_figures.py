@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from tokenloss._evaluation.rounding import Rounding
+from tokenloss._statistics.rounding import Rounding
 from tokenloss.formats.responses import Failed
 
 if TYPE_CHECKING:

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tokenloss._class_log_probs import class_log_probs
+from tokenloss._comparison.response_pairs import Pair, Side, classes_of, with_own
 from tokenloss._core.errors import raise_error, with_file_names
 from tokenloss._evaluation import checks
 from tokenloss._evaluation.plan import open_all, open_shard, planned, rows_per_block
-from tokenloss._evaluation.response_comparison import Pair, Side, classes_of, with_own
-from tokenloss.formats._base import check_map
-from tokenloss.scores import token_scores
+from tokenloss._scores.class_log_probs import class_log_probs
+from tokenloss._scores.token_scores import token_scores
+from tokenloss.formats.base import check_map
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

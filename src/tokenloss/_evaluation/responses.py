@@ -12,12 +12,12 @@ from tokenloss._core.errors import raise_error
 from tokenloss._evaluation.plan import Shard
 from tokenloss._evaluation.response_figures import ResponseFigures, Sources
 from tokenloss._evaluation.results import ShardResult
-from tokenloss._evaluation.rounding import Rounding
 from tokenloss._evaluation.run import TopLosses
 from tokenloss._evaluation.sequences import RowSequences, SequenceCollector
 from tokenloss._evaluation.sink import TokenBlock
+from tokenloss._scores.token_scores import TokenScores
+from tokenloss._statistics.rounding import Rounding
 from tokenloss.formats.responses import is_responses, open_responses
-from tokenloss.scores import TokenScores
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence

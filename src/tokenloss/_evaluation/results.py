@@ -11,7 +11,7 @@ from tokenloss._core.text import as_strict_json
 from tokenloss._evaluation import checks
 from tokenloss._evaluation.response_figures import ResponseFigures
 from tokenloss._evaluation.sequences import NO_SEQUENCES, SequenceColumns
-from tokenloss.meter import LossMeter
+from tokenloss._statistics.meter import LossMeter
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -171,6 +171,8 @@ class NormWarning(UserWarning):
     >>> warnings.simplefilter("error", NormWarning)
     """
 
+    __module__ = "tokenloss"
+
 
 class ShiftWarning(UserWarning):
     """Warns that targets seem to be a causal model's own input, which should have been shifted.
@@ -181,6 +183,8 @@ class ShiftWarning(UserWarning):
     >>> from tokenloss import ShiftWarning
     >>> warnings.simplefilter("error", ShiftWarning)  # rather an error than a wrong perplexity
     """
+
+    __module__ = "tokenloss"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -210,6 +214,8 @@ class Evaluation:
     >>> evaluation.sequences["tokens"]
     array([3, 3])
     """
+
+    __module__ = "tokenloss"
 
     meter: LossMeter
     sequences: dict[str, Array]

@@ -14,10 +14,10 @@ from tokenloss._evaluation.plan import open_shard, rows_per_block
 from tokenloss._evaluation.results import ShardResult, ShiftSample, TokenLoss
 from tokenloss._evaluation.sequences import SequenceCollector
 from tokenloss._evaluation.sink import TokenBlock
-from tokenloss.formats._base import check_map, rows_at
-from tokenloss.linear import linear_cross_entropy, linear_token_scores
-from tokenloss.losses import cross_entropy, cross_entropy_loss, nll_loss
-from tokenloss.scores import token_scores
+from tokenloss._scores.linear import linear_cross_entropy, linear_token_scores
+from tokenloss._scores.losses import cross_entropy, cross_entropy_loss, nll_loss
+from tokenloss._scores.token_scores import token_scores
+from tokenloss.formats.base import check_map, rows_at
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,9 +25,8 @@ if TYPE_CHECKING:
 
     from tokenloss._core.types import Array, BoolArray, IntArray
     from tokenloss._evaluation.plan import OpenShard, Options, Shard
-    from tokenloss.formats import ScoresFile
-    from tokenloss.formats._base import LmHead
-    from tokenloss.scores import TokenScores
+    from tokenloss._scores.token_scores import TokenScores
+    from tokenloss.formats.base import LmHead, ScoresFile
 
     _Sink: TypeAlias = Callable[[Any], None]  # called with each block of tokens
 

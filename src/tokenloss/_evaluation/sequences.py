@@ -9,15 +9,15 @@ import numpy as np
 
 from tokenloss._core.errors import raise_error
 from tokenloss._core.exact import ExactMoments
-from tokenloss._ratio import ExactRatio
-from tokenloss.formats._base import SEQUENCES, check_map
-from tokenloss.meter import LossMeter
-from tokenloss.sequences import SequenceLosses, check_offsets, check_segment_ids, sums_by_segment
+from tokenloss._statistics.meter import LossMeter
+from tokenloss._statistics.ratio import ExactRatio
+from tokenloss._statistics.sequences import SequenceLosses, check_offsets, check_segment_ids, sums_by_segment
+from tokenloss.formats.base import SEQUENCES, check_map
 
 if TYPE_CHECKING:
     from tokenloss._core.types import Array, BoolArray, Float64Array, IntArray
-    from tokenloss.formats._base import ScoresFile
-    from tokenloss.scores import TokenScores
+    from tokenloss._scores.token_scores import TokenScores
+    from tokenloss.formats.base import ScoresFile
 
 _MAX_PENDING = 1 << 20  # tokens that are kept until their sequence ends
 

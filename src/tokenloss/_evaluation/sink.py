@@ -6,14 +6,13 @@ import contextlib
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from tokenloss._core.errors import raise_error
-from tokenloss.scores import TokenScores
+from tokenloss._scores.token_scores import TokenScores
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
+    from tokenloss._comparison.comparison import Comparison
     from tokenloss._core.types import Array
-    from tokenloss.comparison import Comparison
-    from tokenloss.sinks import Sink
 
 
 class TokenBlock(NamedTuple):
@@ -64,6 +63,9 @@ class TokenBlock(NamedTuple):
     top_tokens: Array | None = None
 
 
+TokenBlock.__module__ = "tokenloss.sinks"
+
+
 class ComparedBlock(NamedTuple):
     """The next tokens of a candidate, in the order of the text, as `Sink.add` gets them from a comparison.
 
@@ -107,6 +109,9 @@ class ComparedBlock(NamedTuple):
     scores: TokenScores | None
 
 
+ComparedBlock.__module__ = "tokenloss.sinks"
+
+
 class Candidate(NamedTuple):
     """A candidate of a comparison, of which `Sink.finish` gets a list.
 
@@ -135,7 +140,10 @@ class Candidate(NamedTuple):
     figures: dict[str, Any]
 
 
-class Output:
+Candidate.__module__ = "tokenloss.sinks"
+
+
+class Sink:
     """What takes the tokens or the result of `evaluate`: the base class of files to write, and of sinks of your own.
 
     A sink is opened before the first block of tokens, given each block if it needs tokens, and finished with the
@@ -175,6 +183,8 @@ class Output:
     >>> surprises.positions
     [1]
     """
+
+    __module__ = "tokenloss.sinks"
 
     option: str = ""  # of the command line; without one, the output is made if no other prints
     help: ClassVar[str] = ""
@@ -234,10 +244,8 @@ class Output:
 
 def checked_sinks(value: Any) -> list[Sink]:
     """Sinks, as a list."""
-    from tokenloss._evaluation.sink import Output
-
     sinks = list(value) if hasattr(value, "__iter__") else [value]
     for sink in sinks:
-        if not isinstance(sink, Output) or value is sink:
+        if not isinstance(sink, Sink) or value is sink:
             raise_error("type", name="sinks", got=type(sink).__name__, fits="a sequence of tokenloss.sinks.Sink")
     return sinks

@@ -15,7 +15,7 @@ from tokenloss._evaluation.checks import norm_seems_missing
 from tokenloss._evaluation.response_figures import Sources
 from tokenloss._evaluation.results import ShiftSample
 from tokenloss._evaluation.sequences import SequenceColumns, joined
-from tokenloss.meter import LossMeter
+from tokenloss._statistics.meter import LossMeter
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

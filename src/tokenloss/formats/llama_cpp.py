@@ -20,8 +20,8 @@ from tokenloss._core.dtypes import FLOATS
 from tokenloss._core.errors import raise_error
 from tokenloss._core.files import replacing
 from tokenloss._core.validation import check_integer
-from tokenloss._softmax import logsumexp
-from tokenloss.formats._base import (
+from tokenloss._scores.softmax import logsumexp
+from tokenloss.formats.base import (
     ArrayLocation,
     ScoresFile,
     check_file_size,

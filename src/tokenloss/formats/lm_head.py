@@ -11,15 +11,15 @@ import numpy as np
 from tokenloss._core.dtypes import FLOATS
 from tokenloss._core.errors import raise_error
 from tokenloss.formats import npy, npz, safetensors
-from tokenloss.formats._base import LmHead, is_float, library_errors, open_regular, parsed_json, reject_array_name
-from tokenloss.formats._model_config import read_config
+from tokenloss.formats.base import LmHead, is_float, library_errors, open_regular, parsed_json, reject_array_name
+from tokenloss.formats.model_config import read_config
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
 
     from tokenloss._core.types import Array
-    from tokenloss.formats._base import ArrayLocation
-    from tokenloss.formats._model_config import ModelConfig
+    from tokenloss.formats.base import ArrayLocation
+    from tokenloss.formats.model_config import ModelConfig
 
 _READERS = {".npy": npy, ".npz": npz, ".safetensors": safetensors}
 _INDEX = ".safetensors.index.json"  # of the shards of a model

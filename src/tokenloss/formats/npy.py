@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tokenloss._core.errors import contextmanager, raise_error
-from tokenloss.formats._base import (
+from tokenloss.formats.base import (
     ArrayLocation,
     ScoresFile,
     bfloat16,

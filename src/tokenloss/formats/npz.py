@@ -12,7 +12,7 @@ import numpy as np
 
 from tokenloss._core.errors import raise_error
 from tokenloss.formats import npy
-from tokenloss.formats._base import (
+from tokenloss.formats.base import (
     ArrayLocation,
     ScoresFile,
     check_expansion,

@@ -12,7 +12,7 @@ import numpy as np
 
 from tokenloss._core.dtypes import FLOATS
 from tokenloss._core.errors import raise_error
-from tokenloss.formats._base import (
+from tokenloss.formats.base import (
     HIDDEN_NAMES,
     INPUT_IDS,
     MOST_AXES,

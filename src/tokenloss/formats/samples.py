@@ -10,7 +10,7 @@ import reprlib
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tokenloss._core.errors import raise_error
-from tokenloss.formats._records import read_records
+from tokenloss.formats.records import read_records
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -14,7 +14,7 @@ import numpy as np
 
 from tokenloss._core.errors import contextmanager, raise_error
 from tokenloss._core.iteration import iter_row_blocks
-from tokenloss.formats._base import (
+from tokenloss.formats.base import (
     HIDDEN_NAMES,
     INPUT_IDS,
     KINDS,

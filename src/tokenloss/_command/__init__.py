@@ -1,0 +1,1 @@
+"""The command: argv becomes calls of the public functions, and results become exit statuses."""

@@ -1,0 +1,345 @@
+"""The command `tokenloss`: its arguments, exit status and signals."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import math
+import os
+import reprlib
+import signal
+import sys
+import threading
+import time
+from typing import TYPE_CHECKING
+
+from tokenloss._command import commands
+from tokenloss._command.commands import InputError
+from tokenloss._core.text import printable
+from tokenloss._core.version import __version__
+from tokenloss._evaluation.summary import WORDS
+from tokenloss._output import COMPARE_OUTPUTS, SCORE_OUTPUTS
+from tokenloss._output.json_object import JsonObject
+from tokenloss.formats.base import KINDS
+from tokenloss.formats.responses import PARTS_OF_RESPONSE
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from types import FrameType
+    from typing import NoReturn
+
+    from tokenloss._evaluation.sink import Sink
+
+_LM_HEAD = (
+    "files hold hidden states after the final norm; this is their projection onto the vocabulary: a model's "
+    ".safetensors file, index of shards or directory, or a .npy or .npz file; its config.json says how logits are "
+    "scaled and capped, and whether the embedding is the head"
+)
+_AT_ONCE = 1.0  # seconds in which signals count as one: `timeout` sends two
+
+
+class _Ended(KeyboardInterrupt):
+    """A signal that ends the process."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Parameters
+    ----------
+    argv : sequence of str, optional
+        The arguments; by default those of the process.
+
+    Returns
+    -------
+    int
+        The exit status: 0, or 1 when nobody reads stdout any more, 2 for bad input (one line on stderr says what is
+        wrong with it), 130 after Ctrl-C, 128 and the number of a signal that ended it.
+    """
+    try:
+        with _ending_on_signals():
+            return _run(argv)
+    except _Ended as error:
+        return _fail(f"ended by {signal.Signals(error.number).name}", 128 + error.number)
+    except KeyboardInterrupt:
+        return _fail("interrupted", 130)
+
+
+@contextlib.contextmanager
+def _ending_on_signals() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP end the work as Ctrl-C does, so that half-written files are removed."""
+    numbers: list[int] = []
+    if threading.current_thread() is threading.main_thread():
+        named = (getattr(signal, name, None) for name in ("SIGTERM", "SIGHUP"))
+        # a signal that is ignored, as under nohup, or that has another handler, is left alone
+        numbers = [number for number in named if number and signal.getsignal(number) == signal.SIG_DFL]
+    last = -math.inf
+
+    def end(number: int, _: FrameType | None) -> None:
+        nonlocal last
+        before, last = last, time.monotonic()
+        if last - before > _AT_ONCE:
+            raise _Ended(number)
+
+    try:
+        for number in numbers:
+            signal.signal(number, end)
+        yield
+    finally:
+        for number in numbers:
+            signal.signal(number, signal.SIG_DFL)
+
+
+def _run(argv: Sequence[str] | None) -> int:
+    """Run the command line; the exit status."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # the terminal's encoding may lack characters of tokens
+    try:
+        args = _parser().parse_args(argv)
+        args.run(args)
+        print(end="", flush=True)
+    except OSError as error:  # of stdout; those of files have become input errors
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes again at exit
+        return 1 if isinstance(error, BrokenPipeError) else _fail(f"error: cannot write: {error.strerror}", 2)
+    except InputError as error:
+        return _fail(f"error: {error}", 2)
+    except MemoryError as error:
+        return _fail(f"error: out of memory: {error}", 2)
+    return 0
+
+
+def _fail(message: str, status: int) -> int:
+    """Print on one line why there is no result; return the status."""
+    if sys.stderr is not None:  # if it is closed, print would use stdout
+        with contextlib.suppress(OSError):
+            print(f"tokenloss: {printable(message)}", file=sys.stderr)
+    return status
+
+
+class _Parser(argparse.ArgumentParser):
+    """Parser whose errors are one line, without the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(message)
+
+    def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
+        print(end="", flush=True)  # while a closed pipe is still handled
+        super().exit(status, message)
+
+
+def _parser() -> argparse.ArgumentParser:
+    """Describe the arguments."""
+    parser = _Parser(
+        prog="tokenloss",
+        description="Score language-model predictions: loss, perplexity, accuracy.",
+        epilog="rich draws the tables and a progress bar where it is installed: pip install 'tokenloss[cli]'",
+    )
+    parser.add_argument("--version", action="version", version=f"tokenloss {__version__}")
+    subcommands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    score = subcommands.add_parser(
+        "score",
+        help="score the predictions that files hold",
+        usage="tokenloss score [options] FILE ...\n       tokenloss score [options] LOGITS.npy TARGETS.npy",
+        description="A FILE is a .npy, .npz or .safetensors file, a Zarr store, or logits of llama.cpp; several are "
+        "shards of one text. It holds scores (..., V) and targets, class ids (...) or distributions (..., V), unless "
+        "those are in .npy files of their own. Where arrays have names, they are called logits, log_probs or probs, "
+        "targets, and perhaps tokens, the text, and segment_ids or cu_seqlens, the sequences. Rows of (N, T, V) are N "
+        "sequences. With --lm-head, it holds hidden states (..., D) instead, called hidden_states or hidden. "
+        "Or it is a .json or .jsonl file of what a server returned: vLLM, SGLang, llama.cpp or any of "
+        "OpenAI's layout. Nothing is loaded whole, so files may be larger than memory.",
+    )
+    _add_score_arguments(score)
+    compare = subcommands.add_parser(
+        "compare",
+        help="compare a model, say a quantised one, with its base",
+        description="BASE and each OTHER are files like those of score, with scores of the same rows. Any of them may "
+        "hold the targets; those that do must hold the same. BASE is read once for all. Or they are two files of "
+        "responses to the same requests, or one of scores and one of responses, or two .jsonl files of samples that "
+        "lm-evaluation-harness logged.",
+    )
+    _add_compare_arguments(compare)
+    for command in (score, compare):
+        _add_common_arguments(command)
+    info = subcommands.add_parser("info", help="show the version, the instruction set in use and the workers")
+    info.set_defaults(run=commands.info)
+    for command, outputs in (score, SCORE_OUTPUTS), (compare, COMPARE_OUTPUTS), (info, [JsonObject]):
+        _add_outputs(command, outputs)
+    return parser
+
+
+def _add_score_arguments(score: argparse.ArgumentParser) -> None:
+    """Describe the arguments of `tokenloss score` alone."""
+    score.set_defaults(run=commands.score)
+    score.add_argument(
+        "files",
+        metavar="FILE",
+        nargs="+",
+        type=_filled,
+        help="scores; of a directory, or a pattern in quotes, like 'part-*.npz', files are in the order of their "
+        "numbers",
+    )
+    text = score.add_mutually_exclusive_group()
+    text.add_argument("--bytes", type=_integer(1), metavar="N", help="length of the text, for bits per byte")
+    text.add_argument("--text", type=_filled, metavar="FILE", help="the text, for bits per byte, perplexity per word")
+    score.add_argument(
+        "--top", type=_integer(0), default=5, metavar="K", help="list the K highest-loss tokens (default: 5)"
+    )
+    score.add_argument(
+        "--words",
+        choices=tuple(WORDS),
+        default="whitespace",
+        help="how words of --text are counted: those between white space (default), or as lm-evaluation-harness does",
+    )
+    score.add_argument("--lm-head", type=_filled, metavar="FILE[:NAME]", help=_LM_HEAD)
+
+
+def _add_compare_arguments(compare: argparse.ArgumentParser) -> None:
+    """Describe the arguments of `tokenloss compare` alone."""
+    compare.set_defaults(run=commands.compare)
+    shards = "a file, a directory of shards, or a pattern of their names in quotes"
+    compare.add_argument("base", type=_filled, metavar="BASE", help=f"scores of the base model: {shards}")
+    compare.add_argument(
+        "others",
+        metavar="OTHER",
+        nargs="+",
+        type=_filled,
+        help="scores of a model, of the same rows: FILE or NAME=FILE",
+    )
+    compare.add_argument(
+        "--definitions",
+        choices=("exact", "llama.cpp"),
+        default="exact",
+        help="llama.cpp: take log-probabilities of BASE as they are, and the divergence of those above -16 "
+        "(default: exact)",
+    )
+    compare.add_argument(
+        "--classes", type=_integer(1), metavar="N", help="compare the first N classes, where vocabularies differ"
+    )
+    compare.add_argument("--base-kind", choices=KINDS, help="kind of the scores of BASE (default: logits)")
+    for option, value, words in (
+        ("--base-array", "NAME", "name of the array of scores of BASE"),
+        ("--base-lm-head", "FILE[:NAME]", "--lm-head of BASE, if it is another"),
+        ("--base-hidden", "NAME", "name of the array of hidden states of BASE, if it is another"),
+    ):
+        compare.add_argument(option, type=_filled, metavar=value, help=words)
+    for option, value, words in (
+        (
+            "--lm-head",
+            "FILE[:NAME]",
+            f"{_LM_HEAD}; one for all, and for BASE unless --base-kind or --base-array is given; or one for each OTHER "
+            "in order",
+        ),
+        ("--size", "NAME=SIZE", "size of an OTHER's model: a file, a directory, or bytes such as 4.9G"),
+    ):
+        compare.add_argument(option, action="append", default=[], type=_filled, metavar=value, help=words)
+    compare.add_argument(
+        "--margin",
+        type=_fraction,
+        metavar="M",
+        help="of samples of lm-evaluation-harness: test whether both models are equal within M, say 0.01",
+    )
+    compare.add_argument(
+        "--cluster",
+        type=_filled,
+        metavar="FIELD",
+        help="of samples: the field of a document that names its group, by which errors are clustered",
+    )
+
+
+def _add_common_arguments(command: argparse.ArgumentParser) -> None:
+    """Describe the arguments of both `tokenloss score` and `tokenloss compare`."""
+    for option, words in (
+        ("--targets", "a .npy file of targets for each file of scores in order, or one for all; or a pattern"),
+        (
+            "--segment-ids",
+            "a .npy file of the number of each token's sequence, for each file of scores, or one for all",
+        ),
+    ):
+        command.add_argument(option, action="append", default=[], type=_filled, metavar="FILE", help=words)
+    command.add_argument("--hidden", type=_filled, metavar="NAME", help="name of the array of hidden states")
+    command.add_argument(
+        "--logit-scale",
+        type=float,
+        metavar="X",
+        help="multiplier of the logits of hidden states (default: by the model's config.json, or 1)",
+    )
+    command.add_argument(
+        "--softcap",
+        type=float,
+        metavar="X",
+        help="soft cap of the logits of hidden states, 0 for none (default: by the model's config.json, or none)",
+    )
+    command.add_argument(
+        "--part",
+        choices=PARTS_OF_RESPONSE,
+        help="the part of responses to read (default: the prompt where it has log-probabilities, else what was "
+        "generated)",
+    )
+    command.add_argument("--skip-failed", action="store_true", help="leave out failed lines of a batch of responses")
+    command.add_argument(
+        "--kind", choices=KINDS, help="kind of the scores, if the name of their array is no kind (default: logits)"
+    )
+    command.add_argument("--array", type=_filled, metavar="NAME", help="name of the array of scores, if it is no kind")
+    command.add_argument(
+        "--shift",
+        action=argparse.BooleanOptionalAction,
+        help="targets are the input ids of a causal model: compare row j with id j+1, and the last row of a FILE "
+        "that is one sequence (N, V) with the first id of the next FILE; --no-shift: they are right as they are",
+    )
+    command.add_argument(
+        "--ignore-index",
+        type=_integer(-(2**63), 2**64 - 1),
+        default=-100,
+        metavar="N",
+        help="target value that marks tokens to ignore, such as padding (default: -100)",
+    )
+    for option, value, words in (
+        ("--state", "FILE", "checkpoint: save the result of each file of scores here, and resume from it"),
+        ("--scheduler", "ADDRESS", "work on a Dask cluster, say tcp://127.0.0.1:8786"),
+    ):
+        command.add_argument(option, type=_filled, metavar=value, help=words)
+    command.add_argument(
+        "--workers", type=_integer(1, or_else=-1), metavar="N", help="threads (default, and -1: one for each CPU)"
+    )
+
+
+def _add_outputs(command: argparse.ArgumentParser, outputs: Sequence[type[Sink]]) -> None:
+    """Add the options of outputs."""
+    for output in outputs:
+        if output.option and output.writes_file:
+            command.add_argument(output.option, type=_filled, metavar="OUT", help=output.help)
+        elif output.option:
+            command.add_argument(output.option, action="store_true", help=output.help)
+
+
+def _integer(least: int, most: int = 2**63 - 1, or_else: int | None = None) -> Callable[[str], int]:
+    """Argument type of integers from `least` to `most`, or equal to `or_else`."""
+
+    def read(text: str) -> int:
+        with contextlib.suppress(ValueError):
+            if least <= int(text) <= most or int(text) == or_else:
+                return int(text)
+        fits = f"at least {least} and at most {most}" + (f", or {or_else}" if or_else is not None else "")
+        raise argparse.ArgumentTypeError(f"{reprlib.repr(text)} is no integer of {fits}")
+
+    return read
+
+
+def _fraction(text: str) -> float:
+    """Argument type of numbers between 0 and 1, both excluded."""
+    with contextlib.suppress(ValueError):
+        if 0 < float(text) < 1:
+            return float(text)
+    raise argparse.ArgumentTypeError(f"{reprlib.repr(text)} is no number between 0 and 1")
+
+
+def _filled(text: str) -> str:
+    """Argument type of text that is not empty, as a shell variable is that is not set."""
+    if not text:
+        raise argparse.ArgumentTypeError("is empty; it must be a name")
+    return text

@@ -1,0 +1,360 @@
+"""The commands `score`, `compare` and `info`: they read files, call the package and make the outputs."""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import os
+import stat
+import sys
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tokenloss._core.config import show_config
+from tokenloss._core.errors import contextmanager
+from tokenloss._core.files import WriteError, check_outputs
+from tokenloss._evaluation.compare_files import compare_files
+from tokenloss._evaluation.compare_responses import compare_responses
+from tokenloss._evaluation.compare_samples import compare_samples
+from tokenloss._evaluation.evaluate import advice, evaluate
+from tokenloss._evaluation.files import check_needs
+from tokenloss._evaluation.sink import Sink
+from tokenloss._output import COMPARE_OUTPUTS, RESPONSE_OUTPUTS, SAMPLE_OUTPUTS, SCORE_OUTPUTS
+from tokenloss._output.json_object import JsonObject
+from tokenloss._output.tables import Table, show_tables
+from tokenloss.formats.responses import is_responses
+from tokenloss.formats.samples import is_samples
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Iterator, Sequence
+
+    from tokenloss._evaluation.sink import TokenBlock
+
+
+class InputError(Exception):
+    """Bad input; the message is one line."""
+
+
+def info(args: argparse.Namespace) -> None:
+    """Run `tokenloss info`."""
+    with _input_errors():
+        config = show_config(mode="dicts")
+    if args.json:
+        JsonObject(None).finish(config, None)
+        return
+    rows = [
+        ("instruction set", config["instruction_set"], f"of {', '.join(config['available'])}"),
+        ("workers", str(config["workers"]), ""),
+    ]
+    show_tables("tokenloss", config["version"], [Table(rows)])
+
+
+def score(args: argparse.Namespace) -> None:
+    """Run `tokenloss score`."""
+    outputs = _chosen_outputs(SCORE_OUTPUTS, args)
+    sinks = [_Guarded(output) for output in outputs]
+    with _running(sinks, args):
+        evaluate(
+            args.files,
+            args.targets,
+            segment_ids=args.segment_ids,
+            array=args.array,
+            kind=args.kind,
+            shift=args.shift,
+            ignore_index=args.ignore_index,
+            lm_head=args.lm_head,
+            hidden=args.hidden,
+            logit_scale=args.logit_scale,
+            softcap=args.softcap,
+            part=args.part,
+            skip_failed=args.skip_failed,
+            n_bytes=args.bytes or 0,
+            text=args.text,
+            words=args.words,
+            top=args.top,
+            sinks=sinks,
+            state=args.state,
+            scheduler=args.scheduler,
+            progress=True,
+            workers=args.workers,
+        )
+    _print(sinks)
+
+
+@contextmanager
+def _running(sinks: Sequence[_Guarded], args: argparse.Namespace) -> Iterator[None]:
+    """Check outputs before the work, whose warnings are printed after it."""
+    with _input_errors(), warnings.catch_warnings():
+        check_needs(sinks, args.state, args.scheduler, prefix="--")
+        _check_stdout([(sink.option, sink.path) for sink in sinks] + [("--state", args.state)])
+        warnings.filterwarnings("ignore", category=UserWarning, module=__name__)  # those of the calls below
+        yield
+
+
+def _print(sinks: Sequence[_Guarded]) -> None:
+    """Print the result, and on stderr what the figures warn of."""
+    figures, _ = sinks[-1].finished
+    for message, _ in advice(figures):
+        _warn(message)
+    for sink in sinks:
+        sink.print()
+
+
+class _Guarded(Sink):
+    """An output whose errors name its option; what is printed is not finished here."""
+
+    def __init__(self, output: Sink) -> None:
+        self._output = output
+        self.path, self.option = output.path, output.option
+        self.needs_tokens, self.top_k = output.needs_tokens, output.top_k
+
+    @property
+    def _name(self) -> str:
+        return self.option
+
+    @contextmanager
+    def open(self, batch: tuple[int, ...] | None, rows: int | None, top_k: int) -> Iterator[None]:
+        self._output._of_responses = self._of_responses
+        with _output_errors(self.option, self.path), self._output.open(batch, rows, top_k):
+            yield
+
+    def add(self, block: TokenBlock) -> None:
+        with _output_errors(self.option, self.path):
+            self._output.add(block)
+
+    def finish(self, summary: dict[str, Any], result: Any) -> None:
+        self.finished = summary, result
+        if self.path is not None:
+            _finish([self._output], summary, result)
+
+    def print(self) -> None:
+        """Print what is printed."""
+        if self.path is None:
+            _finish([self._output], *self.finished)
+
+
+def compare(args: argparse.Namespace) -> None:
+    """Run `tokenloss compare`."""
+    with _input_errors():
+        others = _named(args.others)
+        paths = [args.base, *others.values()]
+        of_responses = [is_responses(path) for path in paths]
+        are_samples = all(of_responses) and any(map(is_samples, paths))
+    if any(of_responses):
+        if len(paths) > 2 or not others.keys() <= set(paths):
+            raise InputError("responses and samples are compared with one OTHER, without a name")
+        args.other = paths[1]
+        what = "samples of lm-evaluation-harness" if are_samples else "responses: they give a lower bound"
+        _refuse(args, _OF_SCORES, f"does not apply to {what}")
+    if are_samples:
+        _compare_samples(args)
+        return
+    _refuse(args, ("margin", "cluster"), "is for samples of lm-evaluation-harness")
+    if any(of_responses):
+        _compare_responses(args)
+    else:
+        _compare_scores(args, others)
+
+
+# options of `tokenloss compare` that are for files of scores alone
+_OF_SCORES = (
+    "plot", "definitions", "html", "per_token", "state", "scheduler", "classes", "size", "base_lm_head", "lm_head",
+    "base_hidden", "hidden", "logit_scale", "softcap",
+)  # fmt: skip
+
+
+def _named(others: Sequence[str]) -> dict[str, str]:
+    """Paths of candidates by name: NAME=FILE, or a path that is its own name."""
+    named: dict[str, str] = {}
+    for text in others:
+        name, path = _split(text)
+        if name in named:
+            raise InputError(f"OTHER {text}: the name {name} is given twice; give another one, NAME=FILE")
+        named[name] = path
+    return named
+
+
+def _split(text: str) -> tuple[str, str]:
+    """Name and path of a candidate; both may hold an equals sign."""
+    parts = _parts(text)
+    if _is_found(text) or not parts:
+        return text, text
+    name, path = next((part for part in parts if _is_found(part[1])), parts[0])
+    if not name or not path:
+        raise InputError(f"OTHER {text}: has no {'FILE' if name else 'NAME'}; it must be NAME=FILE, or FILE")
+    return name, path
+
+
+def _parts(text: str) -> list[tuple[str, str]]:
+    """Each way to split a text at an equals sign."""
+    return [(text[:i], text[i + 1 :]) for i, character in enumerate(text) if character == "="]
+
+
+def _is_found(path: str) -> bool:
+    """Whether the path exists or, if it is a pattern, matches an existing path."""
+    return Path(path).exists() or (glob.has_magic(path) and any(glob.iglob(path, recursive=True)))
+
+
+def _sizes(given: Sequence[str], others: dict[str, str]) -> dict[str, str]:
+    """Sizes of candidates by their name, from NAME=SIZE, where NAME may be the path."""
+    names = {path: name for name, path in others.items()} | {name: name for name in others}
+    found: dict[str, str] = {}
+    for text in given:
+        known = [(names[name], size) for name, size in _parts(text) if name in names and size]
+        if not known:
+            raise InputError(f"--size {text}: names no candidate; it must be NAME=FILE or NAME=SIZE, of {list(others)}")
+        if known[0][0] in found:
+            raise InputError(f"--size {text}: the size of {known[0][0]} is given twice")
+        found |= [known[0]]
+    return found
+
+
+def _compare_samples(args: argparse.Namespace) -> None:
+    """Compare two files of samples of lm-evaluation-harness."""
+    unused = ("targets", "segment_ids", "base_kind", "base_array", "kind", "array", "shift", "ignore_index", "part",
+              "skip_failed")  # fmt: skip
+    _refuse(args, unused, "does not apply to samples of lm-evaluation-harness")
+    outputs = _chosen_outputs(SAMPLE_OUTPUTS, args)
+    with _input_errors():
+        comparison = compare_samples(args.base, args.other, margin=args.margin, cluster=args.cluster)
+    _finish(outputs, {"base": args.base, "other": args.other, **comparison.as_dict()}, comparison)
+
+
+def _refuse(args: argparse.Namespace, names: Sequence[str], reason: str) -> None:
+    """Refuse options that would have no effect."""
+    defaults = {"definitions": "exact", "ignore_index": -100, "skip_failed": False}
+    for name in names:
+        if getattr(args, name) not in (defaults.get(name), []):
+            raise InputError(f"--{name.replace('_', '-')} {reason}")
+
+
+def _compare_responses(args: argparse.Namespace) -> None:
+    """Compare two files of responses, or one with a file of scores."""
+    of_base, of_other = ("base_kind", "base_array"), ("kind", "array")
+    if is_responses(args.base):
+        _refuse(args, of_base, "is for scores, and BASE holds responses")
+    if is_responses(args.other):
+        _refuse(args, of_other, "is for scores, and OTHER holds responses")
+    if is_responses(args.base) and is_responses(args.other):
+        _refuse(args, ("targets", "segment_ids", "shift", "ignore_index"), "is for scores, and both hold responses")
+    for name in ("targets", "segment_ids"):
+        if len(getattr(args, name)) > 1:
+            raise InputError(f"--{name.replace('_', '-')} is given once where one file holds responses")
+    outputs = _chosen_outputs(RESPONSE_OUTPUTS, args)
+    with _input_errors():
+        comparison = compare_responses(
+            args.base,
+            args.other,
+            part=args.part,
+            skip_failed=args.skip_failed,
+            targets=next(iter(args.targets), None),
+            segment_ids=next(iter(args.segment_ids), None),
+            array=args.base_array or args.array,
+            kind=args.base_kind or args.kind,
+            ignore_index=args.ignore_index,
+            shift=args.shift,
+            workers=args.workers,
+        )
+    _finish(outputs, {"base": args.base, "other": args.other, **comparison.as_dict()}, comparison)
+
+
+def _compare_scores(args: argparse.Namespace, others: dict[str, str]) -> None:
+    """Compare files of scores or of hidden states."""
+    _refuse(args, ("part", "skip_failed"), "is for responses of servers")
+    outputs = _chosen_outputs(COMPARE_OUTPUTS, args)
+    sinks = [_Guarded(output) for output in outputs]
+    with _running(sinks, args):
+        compare_files(
+            args.base,
+            others,
+            args.targets,
+            segment_ids=args.segment_ids,
+            base_array=args.base_array,
+            array=args.array,
+            base_kind=args.base_kind,
+            kind=args.kind,
+            base_lm_head=args.base_lm_head,
+            lm_head=args.lm_head or None,
+            base_hidden=args.base_hidden,
+            hidden=args.hidden,
+            logit_scale=args.logit_scale,
+            softcap=args.softcap,
+            classes=args.classes,
+            definitions=args.definitions,
+            ignore_index=args.ignore_index,
+            shift=args.shift,
+            sizes=_sizes(args.size, others),
+            sinks=sinks,
+            state=args.state,
+            scheduler=args.scheduler,
+            progress=True,
+            workers=args.workers,
+        )
+    _print(sinks)
+
+
+def _warn(message: str) -> None:
+    """Print a warning on stderr."""
+    if sys.stderr is not None:
+        with contextlib.suppress(OSError):
+            print(f"tokenloss: warning: {message}", file=sys.stderr)
+
+
+# -- errors, inputs and outputs ----------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _input_errors(subject: str = "") -> Iterator[None]:
+    """Turn errors about input into one line."""
+    try:
+        yield
+    except WriteError as error:
+        raise InputError(str(error)) from error
+    except OSError as error:
+        path = subject or error.filename or "a file"
+        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except (ImportError, IndexError, TypeError, ValueError) as error:
+        raise InputError(f"{subject}: {error}" if subject else str(error)) from error
+
+
+@contextmanager
+def _output_errors(option: str, path: str | None) -> Iterator[None]:
+    """Turn errors about a file that is written into one line that names it."""
+    try:
+        yield
+    except OSError as error:
+        if path is None:  # stdout
+            raise
+        raise InputError(f"{option} {path}: cannot be written: {error.strerror or error}") from error
+
+
+def _chosen_outputs(classes: Sequence[type[Sink]], args: argparse.Namespace) -> list[Sink]:
+    """Outputs selected by the arguments; exactly one of them prints."""
+    outputs: list[Sink] = []
+    for output in classes:
+        if output.option:
+            value = getattr(args, output.option[2:].replace("-", "_"))
+        else:
+            value = all(other.path is not None for other in outputs)
+        if value:
+            with _input_errors(output.option):
+                outputs.append(output(value if output.writes_file else None))
+    return outputs
+
+
+def _finish(outputs: list[Sink], figures: dict[str, Any], result: object) -> None:
+    """Write or print outputs."""
+    for output in outputs:
+        with _output_errors(output.option, output.path):
+            output.finish(figures, result)
+
+
+def _check_stdout(outputs: Sequence[tuple[str, str | None]]) -> None:
+    """Refuse outputs that would replace the file that stdout is."""
+    with contextlib.suppress(AttributeError, OSError):  # stdout without a file number
+        printed = os.fstat(sys.stdout.fileno())
+        if stat.S_ISREG(printed.st_mode):
+            named = [(name, path) for name, path in outputs if path is not None]
+            check_outputs(named, {(printed.st_dev, printed.st_ino): "stdout"})

@@ -1,0 +1,175 @@
+"""Columns of a comparison, which hold a number for each position, from the scores of two models."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tokenloss._core import _core, jobs
+from tokenloss._core.dtypes import CheckedArray, as_float_array
+from tokenloss._core.errors import raise_error
+from tokenloss._core.validation import (
+    KINDS,
+    UNNORMALIZED,
+    as_positions,
+    as_scores,
+    check_axis,
+    check_compared_classes,
+    check_kinds,
+    most_unnormalized,
+    without_targets,
+)
+from tokenloss._statistics.sequences import check_offsets, check_segment_ids
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from tokenloss._core.types import Array, BoolArray, Columns, Float64Array
+
+# what `_core` finds at each position
+COLUMNS = {
+    "nll": np.float64, "base_nll": np.float64, "kl": np.float64, "delta_p": np.float64, "is_same_top": np.bool_,
+    "kept": np.bool_, "base_top_p": np.float64,
+}  # fmt: skip
+_OPTIONAL = {"segment_ids": -1, "base_left_out": 0.0, "left_out": 0.0}  # what a part without such a column has instead
+
+
+def check_definitions(value: Any) -> str:
+    """The formulas of the figures."""
+    if value not in ("exact", "llama.cpp"):
+        raise_error("option", name="definitions", got=value, fits="'exact' or 'llama.cpp'")
+    definitions: str = value
+    return definitions
+
+
+def new_columns(rows: int) -> Columns:
+    """Columns of positions that are not included."""
+    return {name: np.full(rows, np.nan if dtype == np.float64 else False, dtype) for name, dtype in COLUMNS.items()}
+
+
+def sequence_numbers(segment_ids: Any, cu_seqlens: Any, batch: tuple[int, ...]) -> Any:
+    """The number of the sequence of each position, which are given either way; None if they are not."""
+    if cu_seqlens is None:
+        return segment_ids
+    if segment_ids is not None:
+        raise_error("together", name="segment_ids", got="cu_seqlens")
+    lengths = np.diff(check_offsets(cu_seqlens, math.prod(batch)))
+    return np.repeat(np.arange(lengths.size), lengths).reshape(batch)
+
+
+def join(parts: Sequence[Columns]) -> Columns:
+    """Columns of all parts in order; those of a single one are not copied."""
+    if len(parts) == 1:
+        return parts[0]
+    parts = [new_columns(0), *parts]
+    names = [*COLUMNS, *(name for name in _OPTIONAL if any(name in part for part in parts))]
+    return {
+        name: np.concatenate(
+            [part[name] if name in part else np.full(part["nll"].size, _OPTIONAL[name]) for part in parts]
+        )
+        for name in names
+    }
+
+
+def share(columns: Columns, first: Columns) -> Columns:
+    """The columns of a candidate, with the arrays of the first one where these have the same bits, as of the base."""
+    return {
+        name: first[name]
+        if name in first and np.array_equal(first[name].view(np.uint8), column.view(np.uint8))
+        else column
+        for name, column in columns.items()
+    }
+
+
+def pair_columns(
+    base_logits: Any,
+    others: Mapping[str, Any],
+    targets: Any,
+    *,
+    definitions: str = "exact",
+    kind: Any = "logits",
+    base_kind: Any = None,
+    classes: int | None = None,
+    axis: Any = -1,
+    ignore_index: Any = -100,
+    where: Any = None,
+    segment_ids: Any = None,
+    workers: Any = None,
+) -> dict[str, Columns]:
+    """Columns of each candidate, flat, by its name."""
+    base_kind, kind = check_kinds(base_kind, kind)
+    base_array = CheckedArray(*as_float_array("base_logits", base_logits))
+    shape = base_array.array.shape
+    axis = check_axis("base_logits", len(shape), axis)
+    arrays = {}
+    for name, value in others.items():
+        word = "logits" if name == "logits" else f"logits[{name!r}]"
+        array = CheckedArray(*as_float_array(word, value))
+        got = array.array.shape
+        if len(got) != len(shape) or got[:axis] + got[axis + 1 :] != shape[:axis] + shape[axis + 1 :]:
+            raise_error("shape", name=word, got=got, fits=f"{shape}, as base_logits")
+        count = check_compared_classes(classes, "base_logits", shape[axis], word, got[axis])  # the same for all
+        arrays[name] = word, array
+    base = _scores("base_logits", base_array, axis, base_kind, stop=count)
+    positions = as_positions("targets", targets, base, ignore_index, where, distributions=False)
+    numbers = None if segment_ids is None else check_segment_ids(segment_ids, base.batch).flatten()
+    unnormalized = -1 if definitions == "exact" else UNNORMALIZED
+    base_left_out: Array | None = None
+    found: dict[str, Columns] = {}
+    for name, (word, array) in arrays.items():
+        other = _scores(word, array, axis, kind, stop=count)
+        columns = new_columns(base.rows)
+        jobs.run(_core.PairStats(base, positions, other, unnormalized, bytes_of_bools(columns)), workers)
+        if numbers is not None:
+            columns["segment_ids"] = numbers
+        if shape[axis] > count or array.array.shape[axis] > count:
+            kept = columns["kept"].reshape(base.batch)
+            if base_left_out is None:
+                base_left_out = _left_out("base_logits", base_array, axis, base_kind, count, kept, workers)
+            columns["base_left_out"] = base_left_out
+            columns["left_out"] = _left_out(word, array, axis, kind, count, kept, workers)
+        found[name] = share(columns, next(iter(found.values()), {}))
+    return found
+
+
+def bytes_of_bools(columns: Columns) -> Columns:
+    """Columns as `_core` writes them."""
+    return {name: column.view(np.uint8) if column.dtype == bool else column for name, column in columns.items()}
+
+
+def _scores(
+    name: str, array: CheckedArray, axis: int, kind: str, start: int = 0, stop: int | None = None
+) -> _core.Scores:
+    """Scores of some of the classes, as a view; only those of all add up to what their kind says."""
+    view, code = array
+    part: Array = view[(slice(None),) * axis + (slice(start, stop),)]
+    if part.shape == view.shape:
+        return as_scores(name, array, axis, kind)
+    return _core.Scores(name, part, code, axis, part.shape, KINDS.index(kind))
+
+
+def _left_out(
+    name: str, array: CheckedArray, axis: int, kind: str, count: int, kept: BoolArray, workers: Any
+) -> Float64Array:
+    """The probability of the classes beyond the count, at each position that is kept; 0 at others."""
+    sums = []
+    for start, stop in ((0, count), (count, None)):
+        scores = _scores(name, array, axis, kind, start, stop)
+        sums.append(np.zeros(scores.batch))
+        jobs.run(_core.LogSumExp(scores, without_targets(scores, kept), sums[-1]), workers)
+    with np.errstate(invalid="ignore"):  # nan
+        total = np.logaddexp(*sums)
+    unnormalized = np.argwhere(kept & (abs(total) > most_unnormalized(kind, array.array)))
+    if len(unnormalized):
+        at = unnormalized[0].tolist()
+        raise_error("unnormalized", name=f"{name}{at or ''}", got=total[tuple(at)], fits=jobs.NORMALIZED[kind])
+    return np.where(kept, share_of_rest(*sums), 0).reshape(-1)
+
+
+def share_of_rest(first: Float64Array, rest: Float64Array) -> Float64Array:
+    """The probability of the other classes, from the logsumexp of the first ones and theirs."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        found: Float64Array = 1 / (1 + np.exp(first - rest))
+    return found

@@ -1,0 +1,133 @@
+"""Figures of a comparison from its columns, which hold a number for each position."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tokenloss._comparison.columns import COLUMNS
+from tokenloss._comparison.paired import (
+    KL_QUANTILES,
+    Mean,
+    paired_figures,
+    quantile_intervals,
+    quantiles,
+    sequence_table,
+)
+from tokenloss._core.dtypes import as_array
+from tokenloss._core.errors import raise_error
+from tokenloss._core.validation import broadcast
+from tokenloss._statistics.sequences import sums_by_segment
+
+if TYPE_CHECKING:
+    from tokenloss._core.types import Array, BoolArray, Columns, Float64Array, IntArray
+
+_BINS = np.array([0.0, 0.2, 0.4, 0.6, 0.8])  # lower bounds of the base's confidence
+
+
+def figures_of(columns: Columns, batch: tuple[int, ...]) -> dict[str, Any]:
+    """The fields of a comparison, but for its definitions."""
+    segment_ids: IntArray | None = columns.get("segment_ids")
+    included, ids = _included(columns["kept"], segment_ids)
+    nll, base_nll, kl, delta_p, is_same_top = (
+        columns[name][included] for name in ("nll", "base_nll", "kl", "delta_p", "is_same_top")
+    )
+    figures, means = paired_figures(nll, base_nll, delta_p, ids)
+    divergence, same_top = Mean(kl, ids), Mean(is_same_top, ids)
+    change = means.pop("delta_p")
+    means |= {"kl": divergence, "delta_p": change, "same_top": same_top}
+    is_nan = np.isnan(kl) | np.isnan(nll) | np.isnan(base_nll)
+    is_infinite = (np.isinf(kl) | np.isinf(nll) | np.isinf(base_nll)) & ~is_nan
+    finite = np.isfinite(kl)
+    of_finite = divergence if finite.all() else Mean(kl[finite], None if ids is None else ids[finite])
+    ordered = np.sort(kl)
+    left_out = {
+        name: Mean(columns[name][included], None).mean if name in columns else None
+        for name in ("base_left_out", "left_out")
+    }
+    return {
+        "mean_kl": divergence.mean,
+        "mean_kl_stderr": divergence.stderr,
+        "finite_mean_kl": of_finite.mean,
+        "finite_mean_kl_stderr": of_finite.stderr,
+        "n_infinite": int(np.count_nonzero(is_infinite)),
+        "n_nan": int(np.count_nonzero(is_nan)),
+        "kl_quantiles": quantiles(ordered, KL_QUANTILES),
+        "kl_quantile_intervals": quantile_intervals(kl, KL_QUANTILES, ids, divergence),
+        "same_top": same_top.mean,
+        "same_top_stderr": same_top.stderr,
+        "sequences": None if ids is None else sequence_table(means),
+        "_segment_ids": segment_ids,
+        **left_out,
+        **figures,
+        **{name: columns[name].reshape(batch) for name in COLUMNS},
+    }
+
+
+def _included(kept: BoolArray, segment_ids: IntArray | None) -> tuple[Array, IntArray | None]:
+    """Index of the included positions, and their sequences' numbers, negative for none; None if none were given."""
+    if segment_ids is None:
+        return kept, None
+    index = np.flatnonzero(kept)
+    index = index[np.argsort(segment_ids[index], kind="stable")]  # sorted once, instead of for each sum
+    return index, segment_ids[index]
+
+
+def check_groups(groups: Any, batch: tuple[int, ...]) -> Array:
+    """Labels of positions: integers, booleans or text, broadcast over the batch."""
+    array, _ = as_array("groups", groups)
+    if array.dtype == object and all(isinstance(label, str) for label in array.flat):
+        array = array.astype(str)
+    if array.dtype.kind not in "biuUT":
+        raise_error("dtype", name="groups", got=array.dtype, fits="an integer, bool or text")
+    return broadcast("groups", array, batch)
+
+
+def group_table(comparison: Any, groups: Array, kept: BoolArray) -> dict[str, Array]:
+    """Columns of a table of groups of the positions that are kept, given the label of each position."""
+    index, ids = _included(kept.reshape(-1), comparison._segment_ids)
+    labels, numbers = np.unique(groups.reshape(-1)[index], return_inverse=True)
+    order = np.argsort(numbers, kind="stable")
+    nll, base_nll, kl, delta_p, same_top = (
+        getattr(comparison, name).reshape(-1)[index][order].astype(np.float64, copy=False)
+        for name in ("nll", "base_nll", "kl", "delta_p", "is_same_top")
+    )
+    numbers, ids = numbers[order], None if ids is None else ids[order]
+    with np.errstate(invalid="ignore"):  # infinite losses
+        difference = nll - base_nll
+    bounds = np.searchsorted(numbers, np.arange(labels.size + 1)).tolist()
+
+    def mean(values: Float64Array) -> Float64Array:
+        """Mean of each group."""
+        return sums_by_segment(values, None, numbers).loss
+
+    def stderr(values: Float64Array) -> Float64Array:
+        """Standard error of the mean of each group; nan of a single token."""
+        errors = np.full(labels.size, np.nan)
+        for i, (a, b) in enumerate(pairwise(bounds)):
+            if b - a > 1:
+                errors[i] = Mean(values[a:b], None if ids is None else ids[a:b]).stderr
+        return errors
+
+    return {
+        "group": labels,
+        "tokens": np.diff(bounds),
+        "loss": mean(nll),
+        "base_loss": mean(base_nll),
+        "loss_difference": mean(difference),
+        "loss_difference_stderr": stderr(difference),
+        "kl": mean(kl),
+        "kl_stderr": stderr(kl),
+        "delta_p": mean(delta_p),
+        "same_top": mean(same_top),
+    }
+
+
+def confidence_table(comparison: Any) -> dict[str, Array]:
+    """The table of groups by the bins of the base's confidence."""
+    confidence = comparison.base_top_p
+    bins = np.searchsorted(_BINS, confidence, side="right") - 1
+    table = group_table(comparison, bins, comparison.kept & ~np.isnan(confidence))
+    return table | {"group": _BINS[table["group"]]}

@@ -1,0 +1,353 @@
+"""The comparison of responses of two servers, or of responses with scores: pairs of sequences, token by token."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from tokenloss._core.errors import raise_error, with_file_names
+from tokenloss._scores.divergence import topk_divergence_bound
+from tokenloss._statistics.rounding import Rounding
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import NoReturn
+
+    from tokenloss._core.types import Array, BoolArray, Float64Array, IntArray
+    from tokenloss.formats.responses import Response, ResponsesFile
+
+_PENDING = 1 << 18  # listed classes that are compared at once
+_OWN = 1 << 62  # the class of a token that is known by its text alone
+
+# results for each token
+COLUMNS = {
+    "nll": np.float64, "base_nll": np.float64, "kl_bound": np.float64, "base_mass": np.float64, "mass": np.float64,
+    "delta_p": np.float64, "is_same_top": np.bool_, "is_top_known": np.bool_, "kept": np.bool_, "is_bounded": np.bool_,
+    "is_sentinel": np.bool_,
+}  # fmt: skip
+
+
+class Side(NamedTuple):
+    """A model's log-probabilities and most likely classes for the tokens of a sequence; unknown classes are -1."""
+
+    logprobs: Float64Array
+    is_greedy: BoolArray
+    is_greedy_known: BoolArray
+    best: IntArray
+    classes: IntArray
+    top_logprobs: Float64Array
+    is_sentinel: BoolArray
+
+
+class Pair(NamedTuple):
+    """A sequence by both models, its number in the file of the base, and its line in both."""
+
+    number: int
+    lines: tuple[int, int]
+    custom_id: str | None
+    base: Side
+    other: Side
+
+
+class Compared(NamedTuple):
+    """All tokens that were compared, in columns, their sequences, and what was left out."""
+
+    columns: dict[str, Array]
+    sequences: IntArray
+    lines: dict[int, tuple[int, int]]
+    custom_ids: dict[int, str | None]
+
+
+class PairedFiles:
+    """Two files of responses, matched by the names of requests where both have them, else by their order.
+
+    `skipped` is the number of requests that failed in either file, after all pairs.
+    """
+
+    def __init__(self, base: ResponsesFile, other: ResponsesFile) -> None:
+        if base.part != other.part:
+            got, fits = f"is read for what is {other.part}", f"be read as {base.path} is, {base.part}: choose the part"
+            raise_error("content", path=other.path, got=got, fits=fits)
+        self.files = base, other
+        self.skipped = 0
+
+    def __iter__(self) -> Iterator[Pair]:
+        """Match the responses; those without their partner yet are kept."""
+        by_name = all(map(_has_names, self.files))
+        failed: tuple[set[Any], set[Any]] = set(), set()
+        readers = [_keyed(file, by_name, of_file) for file, of_file in zip(self.files, failed, strict=True)]
+        waiting: tuple[dict[Any, Any], dict[Any, Any]] = {}, {}
+        numbers = [0, 0]
+        open_sides = {0, 1}
+        while open_sides:
+            for side in sorted(open_sides):
+                found = next(readers[side], None)
+                if found is None:
+                    open_sides.discard(side)
+                    continue
+                key, response = found
+                mine = numbers[side], response
+                numbers[side] += 1
+                partner = waiting[1 - side].pop(key, None)
+                if partner is None:
+                    waiting[side][key] = mine
+                    continue
+                (number, base), (_, other) = (mine, partner) if side == 0 else (partner, mine)
+                yield self._pair(number, base, other)
+        self.skipped = len(failed[0] | failed[1])
+        for side in (0, 1):
+            alone = [response for key, (_, response) in waiting[side].items() if key[0] not in failed[1 - side]]
+            if alone:
+                _refuse_unmatched(self.files[side].path, self.files[1 - side].path, alone)
+
+    def _pair(self, number: int, base: Response, other: Response) -> Pair:
+        """Two responses as classes of the same numbers."""
+        _check_tokens(base, other, self.files[0].path, self.files[1].path)
+        tops, own, best = classes_of(base, other)
+        sides = [
+            Side(response.logprobs, response.is_greedy, response.is_greedy_known, top, *named, response.is_sentinel)
+            for response, top, named in zip((base, other), best, with_own((base, other), tops, own), strict=True)
+        ]
+        return Pair(number, (base.line, other.line), base.custom_id or other.custom_id, *sides)
+
+
+def compare_pairs(pairs: Iterator[Pair], paths: tuple[str, str], roundings: list[Rounding]) -> Compared:
+    """Compare pairs of sequences, some at a time; `roundings` is brought up to date."""
+    parts: list[dict[str, Array]] = [{name: np.empty(0, dtype) for name, dtype in COLUMNS.items()}]
+    sequences: list[IntArray] = [np.empty(0, np.int64)]
+    lines: dict[int, tuple[int, int]] = {}
+    names: dict[int, str | None] = {}
+    pending: list[Pair] = []
+
+    def flush() -> None:
+        sides = [_stacked([pair.base for pair in pending]), _stacked([pair.other for pair in pending])]
+        for i, side in enumerate(sides):
+            roundings[i] += Rounding.of(np.concatenate([side.logprobs, side.top_logprobs.reshape(-1)]))
+        with with_file_names(*paths):
+            parts.append(_columns(sides[0], sides[1], max(rounding.error for rounding in roundings)))
+        sequences.append(np.repeat([pair.number for pair in pending], [len(pair.base.logprobs) for pair in pending]))
+        pending.clear()
+
+    n = width = 0  # of lists that are made equally long
+    for pair in pairs:
+        lines[pair.number], names[pair.number] = pair.lines, pair.custom_id
+        (size, k), (_, other_k) = pair.base.classes.shape, pair.other.classes.shape
+        if pending and (n + size) * max(width, k, other_k) > _PENDING:
+            flush()
+            n = width = 0
+        n, width = n + size, max(width, k, other_k)
+        pending.append(pair)
+    if pending:
+        flush()
+    numbers = np.concatenate(sequences)
+    order = np.argsort(numbers, kind="stable")
+    columns = {name: np.concatenate([part[name] for part in parts])[order] for name in COLUMNS}
+    return Compared(columns, numbers[order], lines, names)
+
+
+# -- pairs of responses ------------------------------------------------------------------------------------------------
+
+
+def _has_names(file: ResponsesFile) -> bool:
+    """Whether the first request of a file has a `custom_id`."""
+    first = next(iter(file), None)
+    name = first.custom_id if first is not None else next((failed.custom_id for failed in file.failed), None)
+    return name is not None
+
+
+def _keyed(file: ResponsesFile, by_name: bool, failed: set[Any]) -> Iterator[tuple[tuple[Any, int], Response]]:
+    """Responses with the name or the number of their request, and their choice; adds those that failed to `failed`."""
+    number, seen_failed, names = -1, 0, set()
+    line = choice = index = -1
+    has_one = file.dialect == "llama.cpp"  # a choice in each response, which may stand in a list on one line
+
+    def add_failed() -> None:
+        nonlocal number, seen_failed
+        for request in file.failed[seen_failed:]:
+            number += 1
+            failed.add(request.custom_id if by_name else number)
+        seen_failed = len(file.failed)
+
+    for response in file:
+        add_failed()
+        is_next = response.line != line or response.choice <= choice or has_one
+        number, index = (number + 1, 0) if is_next else (number, index + 1)
+        line, choice = response.line, response.choice
+        if not by_name:
+            yield (number, index), response
+            continue
+        key = response.custom_id, response.choice
+        if response.custom_id is None or key in names:
+            got = "the request has no custom_id" if response.custom_id is None else f"{key[0]!r} comes twice"
+            raise_error("record", path=file.path, line=line, got=got, fits="have one of its own, as others do")
+        names.add(key)
+        yield key, response
+    add_failed()
+
+
+def _refuse_unmatched(path: str, other: str, alone: list[Response]) -> NoReturn:
+    """Raise that responses have no partner."""
+    first = alone[0]
+    name = f"choice {first.choice}" + (f" of {first.custom_id!r}" if first.custom_id is not None else "")
+    more = f", and {len(alone) - 1} more have none" if len(alone) > 1 else ""
+    raise_error("record", path=path, line=first.line, got=f"{name} has no partner in {other}{more}", fits="have one")
+
+
+def _check_tokens(base: Response, other: Response, base_path: str, path: str) -> None:
+    """Refuse responses of other tokens: by ids where both know them, else by text that is whole in both."""
+    where = f"as line {base.line} of {base_path} has"
+    if len(base.ids) != len(other.ids):
+        got, fits = f"it has {len(other.ids)} tokens", f"have {len(base.ids)}, {where}"
+        raise_error("record", path=path, line=other.line, got=got, fits=fits)
+    by_id = (base.ids >= 0) & (other.ids >= 0)
+    same = np.where(by_id, base.ids == other.ids, _equal(base.tokens, other.tokens))
+    differs = ~same & (by_id | (_are_whole(base.tokens) & _are_whole(other.tokens)))
+    differs |= base.is_prompt != other.is_prompt
+    for i in np.flatnonzero(differs)[:1].tolist():
+        ours, theirs = (
+            f"id {response.ids[i]}" if by_id[i] and not same[i]
+            else f"{response.tokens[i]!r} ({'prompt' if response.is_prompt[i] else 'generated'})"
+            for response in (other, base)
+        )  # fmt: skip
+        got, fits = f"token {i} is {ours}", f"be {theirs}, {where}"
+        raise_error("record", path=path, line=other.line, got=got, fits=fits)
+    numbered = ~(np.isnan(base.logprobs) | np.isnan(other.logprobs))
+    if numbered.any() and not same[numbered].any():
+        got, fits = "its tokens cannot be checked", f"have ids or text, {where}: neither is in both"
+        raise_error("record", path=path, line=other.line, got=got, fits=fits)
+
+
+def _equal(texts: Array, others: Array) -> BoolArray:
+    """Mask of the positions at which both texts are known and equal."""
+    return np.array([a is not None and a == b for a, b in zip(texts, others, strict=True)], np.bool_)
+
+
+def _are_whole(texts: Array) -> BoolArray:
+    """Mask of the texts that are known and hold whole characters."""
+    return np.array([bool(text) and "\N{REPLACEMENT CHARACTER}" not in text for text in texts.reshape(-1)], np.bool_)
+
+
+def classes_of(
+    base: Response, other: Response, by_id: bool = False
+) -> tuple[tuple[IntArray, IntArray], tuple[IntArray, IntArray], list[IntArray]]:
+    """Numbers of the classes that both responses list, of their own tokens, and of the most likely class of each.
+
+    They are ids where both have them, or `by_id`. Else they stand for texts, which name no class where they are of a
+    part of a character or come twice in a list.
+    """
+    both = base, other
+    listed = [~np.isnan(response.top_logprobs) for response in both]
+    known = np.where(base.ids >= 0, base.ids, other.ids)
+    have_ids = all((response.top_ids[of] >= 0).all() for response, of in zip(both, listed, strict=True))
+    if by_id or (have_ids and (any(of.any() for of in listed) or (known >= 0).all())):
+        tops = [np.where(of, response.top_ids, -1) for response, of in zip(both, listed, strict=True)]
+        own = known, known
+        ties = True
+    else:
+        numbers: dict[str, int] = {}
+        tops = [_numbers_of_texts(response.top_tokens, numbers) for response in both]
+        tops = [np.where(of, top, -1) for top, of in zip(tops, listed, strict=True)]
+        texts = [_numbers_of_texts(response.tokens, numbers) for response in both]
+        for response, top in zip(both, tops, strict=True):
+            for text in texts:  # a class of the token's text is the token, or cannot be told from it
+                top[(top == text[:, None]) & (top >= 0)] = _OWN
+            top[response.top_logprobs == response.logprobs[:, None]] = _OWN  # it may be the token by another text
+        own = np.full(len(base.ids), _OWN), np.full(len(base.ids), _OWN)
+        ties = False
+    tops = [_without_twice(top) for top in tops]
+    best = [_most_likely(response, top, of, ties) for response, top, of in zip(both, tops, own, strict=True)]
+    return (tops[0], tops[1]), own, best
+
+
+def _numbers_of_texts(texts: Array, numbers: dict[str, int]) -> IntArray:
+    """A number for each text, the same for equal ones; -1 for what names no class."""
+    found = [
+        numbers.setdefault(text, len(numbers)) if is_whole else -1
+        for text, is_whole in zip(texts.reshape(-1), _are_whole(texts), strict=True)
+    ]
+    return np.array(found, np.int64).reshape(texts.shape)
+
+
+def _without_twice(classes: IntArray) -> IntArray:
+    """Classes of lists, -1 for all that come twice in theirs."""
+    order = np.argsort(classes, axis=1, kind="stable")
+    ordered = np.take_along_axis(classes, order, 1)
+    again = ordered[:, 1:] == ordered[:, :-1]
+    is_twice = np.zeros(classes.shape, np.bool_)
+    is_twice[:, 1:] |= again
+    is_twice[:, :-1] |= again
+    ordered[is_twice] = -1
+    result = np.empty_like(classes)
+    np.put_along_axis(result, order, ordered, 1)
+    return result
+
+
+def _most_likely(response: Response, classes: IntArray, own: IntArray, ties: bool) -> IntArray:
+    """The most likely class of each list: of those equally likely the lowest id, or none where there are only texts."""
+    best = np.full(len(classes), -1)
+    if classes.shape[1]:
+        logs = np.where(np.isnan(response.top_logprobs), -np.inf, response.top_logprobs)
+        is_best = (logs == logs.max(-1)[:, None]) & ~np.isnan(response.top_logprobs)
+        lowest = np.where(is_best, classes, _OWN + 1).min(-1)
+        is_told = is_best.any(-1) & (ties | (is_best.sum(-1) == 1))
+        best = np.where(is_told, lowest, -1)
+    return np.where(response.is_greedy & response.is_greedy_known, own, best)
+
+
+def with_own(
+    both: tuple[Response, Response], tops: tuple[IntArray, IntArray], own: tuple[IntArray, IntArray]
+) -> Iterator[tuple[IntArray, Float64Array]]:
+    """The lists of both with the token itself, which both name, in place of what they hold of it."""
+    for response, classes, of in zip(both, tops, own, strict=True):
+        named = np.where(np.isnan(response.logprobs), -1, of)
+        others = np.where(classes == of[:, None], -1, classes)
+        yield np.column_stack([others, named]), np.column_stack([response.top_logprobs, response.logprobs])
+
+
+# -- tokens ------------------------------------------------------------------------------------------------------------
+
+
+def _stacked(sides: list[Side]) -> Side:
+    """Sequences one after the other, whose lists are made equally long."""
+    width = max(side.classes.shape[1] for side in sides)
+
+    def padded(array: Array, fill: float) -> Array:
+        return np.pad(array, ((0, 0), (width - array.shape[1], 0)), constant_values=fill)
+
+    columns: Any = zip(
+        *(
+            side._replace(classes=padded(side.classes, -1), top_logprobs=padded(side.top_logprobs, np.nan))
+            for side in sides
+        ),
+        strict=True,
+    )
+    return Side(*map(np.concatenate, columns))
+
+
+def _columns(base: Side, other: Side, rounding: float) -> dict[str, Array]:
+    """Results for each token: nan where one of the models has no number."""
+    kept = ~(np.isnan(base.logprobs) | np.isnan(other.logprobs))
+    classes = [np.where(np.isnan(side.top_logprobs), -1, side.classes) for side in (base, other)]
+    bound = topk_divergence_bound(classes[0], base.top_logprobs, classes[1], other.top_logprobs, rounding=rounding)
+    any_greedy = base.is_greedy | other.is_greedy
+    known = kept & base.is_greedy_known & other.is_greedy_known
+    known &= any_greedy | ((base.best >= 0) & (other.best >= 0))
+    same = np.where(any_greedy, base.is_greedy & other.is_greedy, base.best == other.best)
+    columns = {
+        "nll": -other.logprobs,
+        "base_nll": -base.logprobs,
+        "kl_bound": bound.kl,
+        "base_mass": bound.base_mass,
+        "mass": bound.mass,
+        "delta_p": np.exp(other.logprobs) - np.exp(base.logprobs),
+        "is_same_top": same & known,
+        "is_top_known": known,
+        "is_bounded": bound.n_common > 1,
+        "is_sentinel": base.is_sentinel | other.is_sentinel,
+    }
+    filled = {
+        name: np.where(kept, column, np.nan) if column.dtype == np.float64 else column
+        for name, column in columns.items()
+    }
+    return filled | {"kept": kept, "is_bounded": columns["is_bounded"] & kept}

@@ -1,0 +1,273 @@
+"""The comparison of two files of samples: which belong together, and their metrics."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from tokenloss._core.errors import raise_error
+from tokenloss._core.exact import exp
+from tokenloss._statistics.distributions import binomial_tail
+from tokenloss._statistics.ratio import ExactRatio
+from tokenloss.formats.samples import WEIGHTED, Sample
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from tokenloss._core.types import Float64Array, IntArray
+
+    _Pair = tuple[Sample, Sample]
+
+_PERPLEXITIES = {"perplexity", "word_perplexity", "byte_perplexity"}  # exp of minus a mean log-likelihood
+_CHECKED = ("acc", "acc_norm", "acc_bytes", "acc_mutual_info")  # which responses and target give, too
+_DERIVED = ("acc_norm", "target_loglikelihood")  # which are taken from responses where files do not hold them
+# whose range is not from 0 to 1, whatever their values
+_NOT_FRACTIONS = {*WEIGHTED, "brier_score", "target_loglikelihood"}
+_OPTIONAL = ("log_ratio", "log_ratio_stderr", "ratio", "ratio_stderr", "ratio_interval", "right_to_wrong",
+             "wrong_to_right", "mcnemar_p", "discordance_bound", "equivalence_p", "is_equivalent")  # fmt: skip
+_LEVEL = 0.05
+
+
+def paired(
+    paths: tuple[str, str], samples: tuple[list[Sample], list[Sample]], document: Callable[[Sample], int | str]
+) -> list[_Pair]:
+    """Each sample of the base with that of the other model, of the same document and filter."""
+    found: list[dict[object, list[Sample]]] = []
+    for file in samples:
+        groups: dict[object, list[Sample]] = {}
+        for sample in file:
+            groups.setdefault((sample.filter, document(sample)), []).append(sample)
+        found.append(groups)
+    base, other = found
+    alone = [
+        (here[key][len(there.get(key, ())):], i)
+        for i, (here, there) in enumerate(((base, other), (other, base)))
+        for key in here
+        if len(here[key]) > len(there.get(key, ()))
+    ]  # fmt: skip
+    if alone:
+        _refuse_alone(paths, samples, alone)
+    pairs: list[_Pair] = []
+    for key, group in base.items():
+        pairs += zip(group, _in_order_of(group, other[key]), strict=True)
+    wrong = [(a, b) for a, b in pairs if a.target_hash and b.target_hash and a.target_hash != b.target_hash]
+    if wrong:
+        a, b = min(wrong, key=lambda pair: pair[0].line)
+        got = f"doc_id {b.doc_id!r} has another target than line {a.line} of {paths[0]}"
+        got += f", and so have {len(wrong) - 1} more" if len(wrong) > 1 else ""
+        raise_error("record", path=paths[1], line=b.line, got=got, fits="have the same")
+    return sorted(pairs, key=lambda pair: pair[0].line)
+
+
+def _in_order_of(group: list[Sample], others: list[Sample]) -> list[Sample]:
+    """Samples of one document in the order of the base's by `doc_id`, if they have the same."""
+    if Counter(sample.doc_id for sample in group) != Counter(sample.doc_id for sample in others):
+        return others
+    left: dict[int | str, list[Sample]] = {}
+    for sample in reversed(others):
+        left.setdefault(sample.doc_id, []).append(sample)
+    return [left[sample.doc_id].pop() for sample in group]
+
+
+def _refuse_alone(
+    paths: tuple[str, str], samples: tuple[list[Sample], list[Sample]], alone: list[tuple[list[Sample], int]]
+) -> None:
+    """Raise that samples are in one file alone; name the first."""
+    (sample, *_), i = alone[0]
+    path, other_path = paths[i], paths[1 - i]
+    n_more = sum(len(group) for group, _ in alone) - 1
+    fits = f"hold the documents of {path}, as often"
+    fits += f"; {n_more} more samples have no partner" if n_more else ""
+    for one in samples[1 - i]:
+        if (one.doc_id, one.filter) == (sample.doc_id, sample.filter) and one.doc_hash != sample.doc_hash:
+            got = f"doc_id {one.doc_id!r} is another document than on line {sample.line} of {path}"
+            raise_error("record", path=other_path, line=one.line, got=got, fits=fits)
+    got = f"holds no sample for line {sample.line} of {path}: doc_id {sample.doc_id!r}, filter {sample.filter!r}"
+    raise_error("content", path=other_path, got=got, fits=fits)
+
+
+# -- metrics -----------------------------------------------------------------------------------------------------------
+
+
+class _Clusters(NamedTuple):
+    """Number of the cluster of each value, and of all clusters."""
+
+    codes: IntArray
+    number: int
+
+    @classmethod
+    def of(cls, names: Iterable[object]) -> _Clusters:
+        """Clusters of the same name."""
+        numbers: dict[object, int] = {}
+        codes = [numbers.setdefault(name, len(numbers)) for name in names]
+        return cls(np.array(codes, np.int64), len(numbers))
+
+    def ratio(self, values: Float64Array, weights: Float64Array) -> ExactRatio:
+        """Sum of values over that of weights."""
+        columns: list[Float64Array] = [values, weights]
+        if self.number < values.size:
+            columns = [np.bincount(self.codes, column).astype(np.float64) for column in columns]
+        return ExactRatio.of(*columns)
+
+
+class _Side(NamedTuple):
+    """The samples of a filter in one file."""
+
+    path: str
+    samples: list[Sample]
+
+    def stores(self, name: str) -> bool:
+        """Whether any sample holds a metric."""
+        return any(name in sample.metrics for sample in self.samples)
+
+    def derives(self, name: str) -> bool:
+        """Whether responses may give a metric."""
+        return any(name in sample.derived for sample in self.samples)
+
+    def first_wrong(self, name: str) -> Sample | None:
+        """The first sample whose metric is not what its responses give."""
+        held = (sample for sample in self.samples if name in sample.metrics and name in sample.derived)
+        return next((one for one in held if one.metrics[name] != (one.derived[name], 1.0)), None)
+
+    def why_not(self, name: str) -> str:
+        """Why a metric cannot be taken from responses; "" if it can."""
+        unknown = next((sample for sample in self.samples if name not in sample.derived), None)
+        if unknown is not None:
+            return f"line {unknown.line} of {self.path} does not show which answer is right"
+        held = [checked for checked in _CHECKED if self.stores(checked) and self.derives(checked)]
+        if not held:
+            return f"{self.path} holds no accuracy that shows which answers are right"
+        if "acc" in held and name == "target_loglikelihood":
+            held = ["acc"]
+        wrong = next((checked for checked in held if self.first_wrong(checked)), None)
+        return "" if wrong is None else f"{wrong} in {self.path} does not follow from the responses"
+
+
+def metrics_of(
+    paths: tuple[str, str], pairs: list[_Pair], groups: list[Any], margin: float | None
+) -> tuple[list[dict[str, Any]], dict[str, str], list[str]]:
+    """Figures of each metric, by filter; why others are left out; and notes."""
+    metrics: list[dict[str, Any]] = []
+    left_out: dict[str, str] = {}
+    notes: list[str] = []
+    filters = dict.fromkeys(sample.filter for sample, _ in pairs)
+    for kind in filters:
+        chosen = [i for i, (sample, _) in enumerate(pairs) if sample.filter == kind]
+        sides = [_Side(path, [pairs[i][k] for i in chosen]) for k, path in enumerate(paths)]
+        for side, name in ((side, name) for side in sides for name in _CHECKED):
+            wrong = side.first_wrong(name)
+            if wrong is not None:
+                notes.append(f"{name} on line {wrong.line} of {side.path} is not what the responses there give")
+        names = [name for side in sides for sample in side.samples for name in sample.metrics]
+        derived = [name for name in _DERIVED if all(side.derives(name) or side.stores(name) for side in sides)]
+        for name in dict.fromkeys([*names, *derived]):
+            columns, reason = _columns(name, sides)
+            if reason:
+                left_out[name if len(filters) == 1 else f"{name} ({kind})"] = reason
+                continue
+            index = np.flatnonzero(columns[:, 0, 1] >= 0)  # samples that have it
+            clusters = _Clusters.of(groups[chosen[i]] for i in index)
+            ids = np.empty(index.size, object)
+            ids[:] = [sides[0].samples[i].doc_id for i in index]
+            found = {"name": name, "filter": kind, "is_derived": not all(side.stores(name) for side in sides)}
+            metrics.append(found | {"doc_ids": ids} | _figures(name, columns[index], clusters, margin))
+    return metrics, left_out, notes
+
+
+def _columns(name: str, sides: list[_Side]) -> tuple[Float64Array, str]:
+    """Values and weights of a metric, (n, 2 files, 2), the weights -1 where both files lack it; or why none."""
+    cells: list[list[Any]] = []
+    for side, opposite in zip(sides, ("other model", "base"), strict=True):
+        if side.stores(name):
+            column: list[Any] = [sample.metrics.get(name, (0.0, -1.0)) for sample in side.samples]
+        elif name not in _DERIVED:
+            return np.empty(0), f"only the file of the {opposite} holds it"
+        elif reason := side.why_not(name):
+            return np.empty(0), reason
+        else:
+            column = [(sample.derived[name], 1.0) for sample in side.samples]
+        if all(cell in (None, (0.0, -1.0)) for cell in column):
+            return np.empty(0), "its values are no numbers, or none whose mean is the metric"
+        cells.append(column)
+    for *pair, a, b in zip(*cells, *(side.samples for side in sides), strict=True):
+        for cell, sample, side in zip(pair, (a, b), sides, strict=True):
+            if cell is None:
+                got, fits = f"{name} is not a number", "be one, as on other lines"
+                raise_error("record", path=side.path, line=sample.line, got=got, fits=fits)
+        if pair[0][1] != pair[1][1]:
+            held = [f"of weight {weight:g}" if weight >= 0 else "missing" for _, weight in pair]
+            got, fits = f"{name} is {held[1]}", f"be {held[0]}, as on line {a.line} of {sides[0].path}"
+            raise_error("record", path=sides[1].path, line=b.line, got=got, fits=fits)
+    return np.array(cells, np.float64).transpose(1, 0, 2), ""
+
+
+def _figures(name: str, columns: Float64Array, clusters: _Clusters, margin: float | None) -> dict[str, Any]:
+    """Figures of a metric; `columns` holds values and weights of both files."""
+    scale = -1 / math.log(2) if name == "bits_per_byte" else -1.0 if name in _PERPLEXITIES else 1.0
+    base_values, other_values = (scale * columns[:, k, 0] for k in (0, 1))
+    weights = columns[:, 0, 1].copy()
+    with np.errstate(invalid="ignore"):  # infinite losses
+        changes = other_values - base_values
+    base, base_stderr = _with_error(clusters.ratio(base_values, weights))
+    other, other_stderr = _with_error(clusters.ratio(other_values, weights))
+    change = clusters.ratio(changes, weights)
+    difference, stderr = _with_error(change)
+    radius = change.interval_factor
+    found: dict[str, Any] = dict.fromkeys(_OPTIONAL)
+    if name in _PERPLEXITIES:
+        low, high = difference - radius * stderr, difference + radius * stderr
+        found |= {"log_ratio": difference, "log_ratio_stderr": stderr, "ratio": exp(difference)}
+        found |= {"ratio_stderr": exp(difference) * stderr, "ratio_interval": (exp(low), exp(high))}
+        base, other = exp(base), exp(other)
+        base_stderr, other_stderr = base * base_stderr, other * other_stderr
+        with np.errstate(invalid="ignore", over="ignore"):
+            stderr = clusters.ratio(other * other_values - base * base_values, weights).stderr
+        difference = other - base
+    elif name not in _NOT_FRACTIONS and np.all((columns[..., 0] >= 0) & (columns[..., 0] <= 1)):
+        found |= _of_fractions(base_values, other_values, change, margin)
+    bound = found["discordance_bound"]
+    reach = radius * stderr
+    return found | {
+        "count": weights.size,
+        "n_clusters": clusters.number,
+        "base": base,
+        "base_stderr": base_stderr,
+        "other": other,
+        "other_stderr": other_stderr,
+        "difference": difference,
+        "difference_stderr": stderr,
+        "difference_interval": (difference - reach, difference + reach) if bound is None else (-bound, bound),
+        "base_values": base_values,
+        "other_values": other_values,
+        "weights": weights,
+    }
+
+
+def _with_error(ratio: ExactRatio) -> tuple[float, float]:
+    """A ratio and its standard error."""
+    return ratio.ratio, ratio.stderr
+
+
+def _of_fractions(base: Float64Array, other: Float64Array, change: ExactRatio, margin: float | None) -> dict[str, Any]:
+    """Figures of values between 0 and 1: flips, whether models differ, and whether they are equal within a margin."""
+    found: dict[str, Any] = {}
+    difference, stderr, n_clusters = change.ratio, change.stderr, change.count
+    is_equal = bool(np.all(base == other))
+    if np.all((base == 0) | (base == 1)) and np.all((other == 0) | (other == 1)):
+        lost, won = int(np.count_nonzero(base > other)), int(np.count_nonzero(other > base))
+        found |= {"right_to_wrong": lost, "wrong_to_right": won}
+        found["mcnemar_p"] = min(1.0, 2 * binomial_tail(min(lost, won), lost + won))
+    if is_equal:
+        found["discordance_bound"] = 1 - _LEVEL ** (1 / n_clusters)
+    if margin is None:
+        return found
+    if is_equal:
+        p = (1 - margin) ** n_clusters
+    elif stderr > 0:
+        p = change.tail((margin - abs(difference)) / stderr)
+    else:  # of the same difference everywhere, or of a single document
+        p = 1.0 if abs(difference) >= margin else math.nan
+    return found | {"equivalence_p": p, "is_equivalent": None if math.isnan(p) else p < _LEVEL}

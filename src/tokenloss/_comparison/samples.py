@@ -1,0 +1,184 @@
+"""Two models compared by what lm-evaluation-harness logged of each sample: accuracies, flips, perplexities."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from tokenloss._core.types import Array, Float64Array
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class SampleMetric:
+    """A metric of two models on the same samples.
+
+    Each ``*_stderr`` is a standard error, clustered by document or group, nan for fewer than two of those; those of
+    differences and ratios are paired. Intervals are of 95 %, as those of `LossMeter.interval_factor`.
+
+    Attributes
+    ----------
+    name, filter : str
+        The metric, and the filter of the harness that responses went through, "none" where there is none.
+    is_derived : bool
+        Whether it was computed from the responses, as it is not in the files.
+    count, n_clusters : int
+        Number of samples that have it, and of the documents or groups that errors take as independent.
+    base, base_stderr, other, other_stderr : float
+        The metric of both models: the mean over samples; of a perplexity exp of the mean loss, of words or bytes where
+        it is by these; of bits per byte the mean over bytes.
+    difference, difference_stderr : float
+        ``other - base``.
+    difference_interval : tuple of float
+        Where values between 0 and 1 are all equal, the error is 0 but the difference need not be: then the interval is
+        that of `discordance_bound`.
+    log_ratio, log_ratio_stderr, ratio, ratio_stderr : float or None
+        ``log(other / base)`` and ``other / base`` of a perplexity; None of other metrics.
+    ratio_interval : tuple of float or None
+        exp of the interval of `log_ratio`.
+    right_to_wrong, wrong_to_right : int or None
+        Number of samples that only the base, and only the other gets right; None of metrics that are not 0 or 1.
+    mcnemar_p : float or None
+        p value of McNemar's exact test, two-sided, of whether both are equally likely. It takes samples as independent.
+    discordance_bound : float or None
+        Where values between 0 and 1 are all equal: the upper bound of the rate at which they differ, ``1 - 0.05**(1 /
+        n_clusters)``, with a confidence of 95 %.
+    equivalence_p : float or None
+        p value of the two one-sided tests of whether the difference lies within the margin; where values are all equal,
+        ``(1 - margin)**n_clusters``. None without a margin, and of metrics whose values are not all between 0 and 1.
+    is_equivalent : bool or None
+        Whether `equivalence_p` is below 0.05; None where it is not known.
+    doc_ids : array of object
+        The `doc_id` in the base's file of each sample.
+    base_values, other_values, weights : array of float64
+        Values of each sample, and their weights: words or bytes, or 1. The values of perplexities are losses in nats,
+        those of bits per byte are bits.
+
+    Examples
+    --------
+    >>> import json, pathlib, tempfile
+    >>> from tokenloss import compare_samples
+    >>> paths = [pathlib.Path(tempfile.mkdtemp(), name) for name in ("base.json", "other.json")]
+    >>> for path, values in zip(paths, ([1, 1, 0, 1], [1, 0, 0, 1])):
+    ...     samples = [{"doc_id": i, "filtered_resps": [], "acc": value} for i, value in enumerate(values)]
+    ...     _ = path.write_text(json.dumps(samples))
+    >>> (acc,) = compare_samples(*paths).metrics
+    >>> acc
+    SampleMetric(name='acc', base=0.75, other=0.5, difference=-0.25, difference_stderr=0.25)
+    >>> acc.right_to_wrong, acc.doc_ids[acc.base_values > acc.other_values]
+    (1, array([1], dtype=object))
+    """
+
+    __module__ = "tokenloss"
+
+    name: str
+    filter: str
+    is_derived: bool
+    count: int
+    n_clusters: int
+    base: float
+    base_stderr: float
+    other: float
+    other_stderr: float
+    difference: float
+    difference_stderr: float
+    difference_interval: tuple[float, float]
+    log_ratio: float | None
+    log_ratio_stderr: float | None
+    ratio: float | None
+    ratio_stderr: float | None
+    ratio_interval: tuple[float, float] | None
+    right_to_wrong: int | None
+    wrong_to_right: int | None
+    mcnemar_p: float | None
+    discordance_bound: float | None
+    equivalence_p: float | None
+    is_equivalent: bool | None
+    doc_ids: Array
+    base_values: Float64Array
+    other_values: Float64Array
+    weights: Float64Array
+
+    def as_dict(self) -> dict[str, Any]:
+        """All figures, without the arrays, as JSON can hold them.
+
+        Returns
+        -------
+        dict
+            By name.
+        """
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: value for name, value in values.items() if not isinstance(value, np.ndarray)}
+
+    def __repr__(self) -> str:
+        """Show the main figures."""
+        return (
+            f"SampleMetric(name={self.name!r}, base={self.base:.4g}, other={self.other:.4g}, "
+            f"difference={self.difference:.4g}, difference_stderr={self.difference_stderr:.4g})"
+        )
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class SampleComparison:
+    """Result of `compare_samples`.
+
+    Attributes
+    ----------
+    count : int
+        Number of pairs of samples.
+    n_documents : int
+        Number of documents that they are of.
+    n_clusters : int
+        Number of documents, or of groups of them, that errors take as independent.
+    cluster : str or None
+        Field of a document that names its group, if one was given.
+    margin : float or None
+        The margin of equivalence, if one was given.
+    n_other_prompts : int
+        Number of pairs whose prompts differ, as by other examples or templates.
+    metrics : list of SampleMetric
+        Metrics in the order of the base's file, for each filter; then "target_loglikelihood", the log-likelihood of the
+        right answer in nats, which shows a difference sooner than accuracies do.
+    left_out : dict of str
+        By metric, why it is not compared.
+    notes : list of str
+        Metrics in the files that are not those that the responses give.
+
+    Examples
+    --------
+    >>> import json, pathlib, tempfile
+    >>> from tokenloss import compare_samples
+    >>> path = pathlib.Path(tempfile.mkdtemp(), "samples.jsonl")
+    >>> _ = path.write_text(json.dumps({"doc_id": 0, "filtered_resps": ["4"], "exact_match": 1.0}))
+    >>> compare_samples(path, path)
+    SampleComparison(count=1, metrics=['exact_match'])
+    """
+
+    __module__ = "tokenloss"
+
+    count: int
+    n_documents: int
+    n_clusters: int
+    cluster: str | None
+    margin: float | None
+    n_other_prompts: int
+    metrics: list[SampleMetric]
+    left_out: dict[str, str]
+    notes: list[str]
+
+    def as_dict(self) -> dict[str, Any]:
+        """All figures, without the arrays of samples, as JSON can hold them.
+
+        Returns
+        -------
+        dict
+            By name; "metrics" is a list that holds a dictionary for each.
+        """
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return values | {"metrics": [metric.as_dict() for metric in self.metrics]}
+
+    def __repr__(self) -> str:
+        """Show what was compared."""
+        return f"SampleComparison(count={self.count}, metrics={[metric.name for metric in self.metrics]})"

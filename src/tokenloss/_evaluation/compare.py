@@ -1,0 +1,165 @@
+"""The comparison of files of candidates with those of their base: figures of all shards, and outputs."""
+
+from __future__ import annotations
+
+import bisect
+import contextlib
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from tokenloss._comparison.comparison import comparison_of
+from tokenloss._comparison.paired import nan_last, rows_of
+from tokenloss._core.errors import raise_error
+from tokenloss._core.files import check_outputs
+from tokenloss._evaluation.checks import norm_seems_missing
+from tokenloss._evaluation.compared_shard import ComparedShard, compare_shard, joined
+from tokenloss._evaluation.files import Inputs, named_paths, open_outputs, score_shards
+from tokenloss._evaluation.pairing import paired
+from tokenloss._evaluation.plan import check_order, open_all, open_shard, open_stored, planned
+from tokenloss._evaluation.results import ShiftSample
+from tokenloss._evaluation.sink import Candidate
+from tokenloss._evaluation.token_types import TYPES, token_types
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from tokenloss._core.types import Array
+    from tokenloss._evaluation.files import Settings
+    from tokenloss._evaluation.plan import Options, Shard
+    from tokenloss._evaluation.sink import Sink
+
+
+class Given(NamedTuple):
+    """A model as it is named: its name, what was given of its files, and its size."""
+
+    name: str
+    source: str
+    size: int | None = None
+
+
+def compare_sides(
+    sides: Sequence[Inputs], named: Sequence[Given], options: Options, settings: Settings, outputs: Sequence[Sink]
+) -> tuple[dict[str, Any], list[Candidate]]:
+    """Compare all rows of candidates with those of the base, the first of the sides: the summary, and the candidates.
+
+    The first side has the targets and segment ids of all.
+    """
+    taken = {key: path for side in sides for key, path in side.by_identity().items()}
+    check_outputs(named_paths(outputs) + [("--state", path) for path in [settings.state] if path], taken)
+    for side in sides:
+        check_order(side.scores, sides[0].targets, options)
+    base, *others = (
+        open_all(side.scores, of_side) for side, of_side in zip(sides, (options, *options.others), strict=True)
+    )
+    shards = planned(paired(base, others, options), sides[0].targets, options, sides[0].segment_ids)
+    classes = min(side[0].shape[-1] for side in (base, *others))
+    top_k = min(max((output.top_k for output in outputs), default=0), options.classes or classes, classes)
+    rows, firsts = sum(shard.scored_rows for shard in shards), _first_numbers(shards, options)
+    with contextlib.ExitStack() as stack:
+        open_outputs(stack, outputs, shards[0].batch, rows * len(others), top_k)
+        results, _ = score_shards(compare_shard, shards, options, settings, outputs, top_k, ComparedShard)
+        summary, candidates = _figures(shards, results, named, options, firsts)
+        for output in outputs:
+            output.finish(summary, candidates)
+    return summary, candidates
+
+
+def _figures(
+    shards: Sequence[Shard], results: Sequence[ComparedShard], named: Sequence[Given], options: Options,
+    firsts: list[int],
+) -> tuple[dict[str, Any], list[Candidate]]:  # fmt: skip
+    """Figures of all shards together: the summary, and the candidates."""
+    parts = [[_numbered(own, first) for own in result.columns] for result, first in zip(results, firsts, strict=True)]
+    types = _types(shards, options, firsts)
+    base, *others = named
+    rows = sum(shard.rows for shard in shards)
+    without_next = rows - sum(shard.scored_rows for shard in shards)
+    shared: dict[str, Any] = {
+        "base": base.source,
+        "base_kind": shards[0].kind,
+        "shape": (rows, shards[0].shape[-1]),
+        "classes": options.classes,
+        "without_next": without_next,
+        "fits_better_shifted": sum((part.shift_sample for part in results), ShiftSample()).fits_better_shifted,
+    }
+    candidates = []
+    for number, (other, columns) in enumerate(zip(others, joined(list(zip(*parts, strict=True))), strict=True)):
+        comparison = comparison_of(options.definitions, [columns])
+        figures = shared | {"other": other.source, "name": other.name, "size": other.size}
+        figures |= {"kind": shards[0].others[number].kind, "ignored": rows - without_next - comparison.count}
+        figures |= _head_figures(shards[0], number)
+        figures |= comparison.as_dict()
+        if types is not None:
+            table = comparison.by(types)
+            figures["by_token_type"] = [row | {"group": TYPES[row["group"]]} for row in rows_of(table)]
+        if len(shards) > 1 and shards[0].segments_start is None:
+            _name_files(figures.get("sequences") or (), shards, firsts)
+        rms = [[one for result in results for one in result.rms[model]] for model in (0, number + 1)]
+        if any(rms):
+            known = [(figures.get(name) or {}).get("norm") is not None for name in ("base_head", "head")]
+            figures["norm_seems_missing"] = any(map(norm_seems_missing, rms, known))
+        candidates.append(Candidate(other.name, other.size, comparison, figures))
+    if len(candidates) == 1:
+        return candidates[0].figures, candidates
+    found = [one.figures for one in sorted(candidates, key=lambda one: nan_last(one.comparison.mean_kl))]
+    missing = [figures["norm_seems_missing"] for figures in found if "norm_seems_missing" in figures]
+    if missing:
+        shared["norm_seems_missing"] = any(missing)
+    return shared | {"definitions": options.definitions, "candidates": found}, candidates
+
+
+def _head_figures(shard: Shard, number: int) -> dict[str, Any]:
+    """What was taken of the heads of the base and of a candidate, of those that have hidden states."""
+    heads = {"base_head": shard.head, "head": shard.others[number].head}
+    return {name: head for name, head in heads.items() if head is not None}
+
+
+def _first_numbers(shards: Sequence[Shard], options: Options) -> list[int]:
+    """The offset of each shard's sequence numbers; 0 if one numbering serves all shards."""
+    firsts = [0]
+    for shard in shards if shards[0].segments_start is None else ():
+        numbers = open_shard(shard, options).sequences.numbers(0, shard.rows)
+        firsts.append(firsts[-1] + int(numbers.max(initial=-1)) + 1)
+        if firsts[-1] >= 2**63 and len(shards) > 1:
+            got, fits = "holds numbers of sequences that are too high", "hold lower ones, which are counted on"
+            raise_error("content", path=shard.segments or shard.path, got=got, fits=fits)
+    return firsts[:-1] or [0] * len(shards)
+
+
+def _numbered(columns: dict[str, Array], first: int) -> dict[str, Array]:
+    """Columns whose sequences are counted from another number on."""
+    ids = columns.get("segment_ids")
+    return columns if ids is None or not first else columns | {"segment_ids": np.where(ids < 0, ids, ids + first)}
+
+
+def _name_files(sequences: Sequence[dict[str, Any]], shards: Sequence[Shard], firsts: list[int]) -> None:
+    """Say in the rows of a table of sequences in which file each has which number."""
+    for row in sequences:
+        number = bisect.bisect_right(firsts, row["sequence"]) - 1
+        row |= {"file": shards[number].path, "sequence": row["sequence"] - firsts[number]}
+
+
+def _types(shards: Sequence[Shard], options: Options, firsts: list[int]) -> Array | None:
+    """Index of the type of each token that is compared; None where no text is known."""
+    words: list[Array] = []
+    numbers: list[Array] = []
+    masks: list[Array] = []
+    is_known = False
+    for shard, first in zip(shards, firsts, strict=True):
+        compared, stored = open_shard(shard, options), open_stored(shard, options)
+        text = np.full(shard.rows, None) if stored.tokens is None else stored.tokens.reshape(-1)
+        is_known |= stored.tokens is not None
+        words.append(text.astype(object))
+        own = stored.sequences.numbers(0, shard.rows)
+        numbers.append(np.where(own < 0, own, own + first))
+        masks.append(np.ones(shard.rows, np.bool_) if compared.where is None else compared.where.reshape(-1))
+    if not is_known:
+        return None
+    ids = np.concatenate(numbers)
+    is_first = np.diff(ids, prepend=ids[:1] - 1) != 0
+    types = token_types(np.concatenate(words), is_first)
+    if options.shift:  # each row is of the next token, if there is one
+        types = np.roll(types, -1)
+    found: Array = types[np.concatenate(masks)]
+    return found

@@ -1,0 +1,281 @@
+"""Evaluations of files, or of blocks as an engine's loop makes them: what `tokenloss score` does, for Python."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import warnings
+from typing import TYPE_CHECKING, Any
+
+from tokenloss._core.arguments import as_path, as_paths, check_choice, check_shift, refuse_given
+from tokenloss._core.errors import raise_error
+from tokenloss._core.text import count_of
+from tokenloss._core.threads import check_workers
+from tokenloss._core.validation import check_integer, head_transform
+from tokenloss._evaluation.blocks import evaluate_blocks
+from tokenloss._evaluation.files import Inputs, Settings, check_needs, evaluate_files, resolved
+from tokenloss._evaluation.plan import Options
+from tokenloss._evaluation.results import Evaluation, NormWarning, ShiftWarning
+from tokenloss._evaluation.sink import checked_sinks
+from tokenloss._evaluation.summary import WORDS
+from tokenloss._statistics.sequences import check_lengths
+from tokenloss.formats.base import KINDS
+from tokenloss.formats.responses import PARTS_OF_RESPONSE, is_responses
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+    from typing import Literal, TypeAlias
+
+    from tokenloss._core.types import ArrayLike, IntArray
+    from tokenloss._evaluation.sink import Sink
+
+    _Path: TypeAlias = str | os.PathLike[str]
+    _Block: TypeAlias = tuple[ArrayLike, ...]
+
+
+def evaluate(
+    source: _Path | Iterable[_Path] | Iterable[_Block],
+    targets: _Path | Sequence[_Path] = (),
+    *,
+    segment_ids: _Path | Sequence[_Path] = (),
+    array: str | None = None,
+    kind: Literal["logits", "log_probs", "probs"] | None = None,
+    shift: bool | None = None,
+    ignore_index: int | None = -100,
+    lm_head: _Path | None = None,
+    hidden: str | None = None,
+    logit_scale: float | None = None,
+    softcap: float | None = None,
+    part: Literal["prompt", "generated", "all"] | None = None,
+    skip_failed: bool = False,
+    n_bytes: ArrayLike = 0,
+    n_words: ArrayLike = 0,
+    text: _Path | None = None,
+    words: Literal["whitespace", "lm-eval"] = "whitespace",
+    top: int = 5,
+    sinks: Sequence[Sink] = (),
+    state: _Path | None = None,
+    scheduler: str | None = None,
+    progress: bool = False,
+    workers: int | None = None,
+) -> Evaluation:
+    """Score all tokens of files, of servers' responses, or of blocks: loss, standard error, perplexity, accuracy.
+
+    This is the command ``tokenloss score``. Nothing is loaded whole, so files may be larger than memory.
+
+    Parameters
+    ----------
+    source : path, paths, or iterable of blocks
+        Files of scores as `tokenloss.formats.open_scores` reads them, shards of one text; or patterns of their names,
+        or their directory. Or blocks ``(logits, targets)``, ``(logits, targets, where)`` or ``(logits, targets, where,
+        segment_ids)`` as an engine's loop makes them, with arrays or tensors as in `cross_entropy`. Each row of scores
+        of shape (N, T, V) is a sequence, and tokens of shape (N, V) are taken as independent, unless `segment_ids` or
+        `cu_seqlens` say otherwise: arrays of these names in a file, whose numbers are its own, or the last part of a
+        block, whose numbers are those of all blocks. Or files of responses (.json, .jsonl) as
+        `tokenloss.formats.open_responses` reads them, each choice of which is a sequence, and in which no `custom_id`
+        may come twice; `targets` to `ignore_index` do not apply to them.
+    targets : path or paths, optional
+        A .npy file of targets for each file of scores, or one for all; by default, the files hold them.
+    segment_ids : path or paths, optional
+        .npy files of the number of each token's sequence: one for each file of scores, whose numbers are its own; or
+        one for all, where a sequence may go on in the next file.
+    array : str, optional
+        Name of the array of scores, if it is not the name of a kind.
+    kind : {"logits", "log_probs", "probs"}, optional
+        Kind of the scores; by default the name of their array, or logits.
+    shift : bool, optional
+        Whether targets are the input ids of a causal model, of which row j predicts id j + 1 of its sequence. By
+        default they are not, and a `ShiftWarning` is given if they seem to be. The last row of a file of shape (N, V)
+        predicts the first id of the next file, but a block without `segment_ids` ends its sequences.
+    ignore_index : int or None, default -100
+        Target value that marks tokens to ignore, such as padding.
+    lm_head : path, optional
+        The projection onto the vocabulary, ``FILE`` or ``FILE:NAME`` as `tokenloss.formats.open_hidden_states` takes
+        it: the files then hold hidden states after the model's final norm, instead of scores. What ``config.json``
+        beside it says of the logits is taken, and is ``head`` of `Evaluation.figures`.
+    hidden : str, optional
+        Name of the array of hidden states, if it is neither ``hidden_states`` nor ``hidden``.
+    logit_scale : float, optional
+        Multiplier of the logits (1 / temperature), in place of the model's own; by default what ``config.json`` beside
+        `lm_head` says, or 1.
+    softcap : float, optional
+        Logits become ``softcap * tanh(logit_scale * logits / softcap)``, or with 0 stay as they are, whatever
+        ``config.json`` says; those of -inf stay -inf.
+    part : {"prompt", "generated", "all"}, optional
+        The tokens to read: those of the prompt, those that were generated, or both. By default the prompt where the
+        file holds any log-probability of one, else what was generated. With "all", an echo that nothing divides counts
+        as a prompt.
+    skip_failed : bool, default False
+        Leave failed lines of a batch out, and list them in `Evaluation.figures`, rather than raise an error.
+    n_bytes, n_words : int or array of integers, default 0
+        Length of the whole text, for bits per byte and perplexity per word; or an array of the length of the text of
+        each sequence, in the order of `Evaluation.sequences`. Of a whole text, errors take the lengths of sequences as
+        proportional to their tokens, which is often too little. Of responses, bytes are counted if not given.
+    text : path, optional
+        A file of the whole text, in place of its lengths.
+    words : {"whitespace", "lm-eval"}, default "whitespace"
+        How its words are counted: those between white space, or as lm-evaluation-harness does, by `re.split` at white
+        space, which counts a blank at the end as a word, too.
+    top : int, default 5
+        Number of the tokens and of the sequences with the highest losses to list.
+    sinks : sequence of Sink, optional
+        Files to write, such as ``TokenTable("tokens.parquet")``; see `tokenloss.sinks`.
+    state : path, optional
+        Checkpoint: the result of each file is appended to it at once, and a later call resumes from it. It is refused
+        if a file has another path, size, time or content, of which some pieces are compared.
+    scheduler : str, optional
+        Address of a Dask scheduler, on whose workers the files are scored.
+    progress : bool, default False
+        Whether to draw the progress over files on stderr, if that is a terminal.
+    workers : int, optional
+        Number of threads, as in `cross_entropy`. No bit of the result depends on it.
+
+    Returns
+    -------
+    Evaluation
+        Exact figures, which do not depend on the sizes of blocks or shards, on padding or on order.
+
+    Raises
+    ------
+    IndexError, TypeError, ValueError
+        If an argument, a file or a block is invalid; the message names it, what came and what fits. Files are checked
+        before any score is read, and no file is written then.
+    OSError
+        If a file cannot be read or written.
+    ImportError
+        If a format or a sink needs a package that is not installed.
+
+    Warns
+    -----
+    NormWarning
+        If the root mean squares of hidden states vary as they do before a model's final norm, or do not fit the weight
+        of that norm, where `lm_head` is a model that holds it.
+    ShiftWarning
+        If targets were not shifted, and rows give the next target more than four times the probability, beyond chance.
+    UserWarning
+        If losses are nan or infinite, or if every token has a probability of exactly 1.
+
+    See Also
+    --------
+    sequence_losses : Sums over sequences, from losses.
+    tokenloss.dask.score : The same of Dask arrays.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from tokenloss import evaluate
+    >>> rng = np.random.default_rng(0)
+    >>> def engine():  # logits (texts, tokens, vocabulary), ids, mask
+    ...     for length in (7, 9):
+    ...         ids = rng.integers(50, size=(4, length))
+    ...         yield rng.standard_normal((4, length, 50)), ids, np.ones((4, length), bool)
+    >>> evaluate(engine(), shift=True)
+    Evaluation(tokens=56, sequences=8, loss=4.3598, stderr=0.147, perplexity=78.2418, accuracy=0.0179)
+    """
+    fits = "an integer of at least 0"
+    top = check_integer("top", top, fits, least=0)
+    of_bytes, of_words = (_length(name, value) for name, value in (("n_bytes", n_bytes), ("n_words", n_words)))
+    if words not in WORDS:
+        raise_error("option", name="words", got=words, fits=" or ".join(map(repr, WORDS)))
+    check_choice("kind", kind, KINDS)
+    check_shift(shift)
+    check_choice("part", part, PARTS_OF_RESPONSE)
+    scale, cap = head_transform(logit_scale, softcap)
+    head, state, text = (
+        None if path is None else as_path(name, path)
+        for name, path in (("lm_head", lm_head), ("state", state), ("text", text))
+    )
+    of_hidden = {"hidden": hidden, "logit_scale": scale, "softcap": cap}
+    if head is None:
+        refuse_given(of_hidden, "left out without lm_head")
+    else:
+        refuse_given({"array": array, "kind": kind}, "left out where there is lm_head")
+    options = Options(array, kind, ignore_index, shift, top, part, bool(skip_failed), head, hidden, scale, cap)
+    sinks = checked_sinks(sinks)
+    settings = Settings(of_bytes, of_words, words, state, scheduler, check_workers(workers), progress)
+    check_needs(sinks, state, scheduler)
+    first, items = _first_of(source)
+    of_scores: dict[str, Any] = {"targets": targets, "segment_ids": segment_ids, "array": array, "lm_head": head}
+    of_responses = {"part": part, "skip_failed": skip_failed or None}
+    if isinstance(first, str | os.PathLike):
+        for name, size in (("n_bytes", of_bytes), ("n_words", of_words)):
+            if text is not None and (not isinstance(size, int) or size):
+                raise_error("together", name="text", got=name)
+        files = {"source": items, "targets": targets, "segment_ids": segment_ids}
+        scores, ids, segments = (resolved(as_paths(name, value), name == "source") for name, value in files.items())
+        inputs = Inputs(scores, ids, segments, text, head)
+        if any(map(is_responses, scores)):
+            given = of_scores | {"kind": kind, "shift": shift}
+            given |= {"ignore_index": None if ignore_index == -100 else "given"}
+            refuse_given(given, "left out where the source is responses of servers")
+        else:
+            refuse_given(of_responses, "left out where the source is no responses of servers")
+        evaluation = evaluate_files(inputs, options, settings, sinks)
+    else:
+        given = of_scores | {"text": text, "state": state, "scheduler": scheduler} | of_responses
+        refuse_given(given, "left out where the source is blocks, not paths")
+        evaluation = evaluate_blocks(items, options, settings, sinks)
+    for message, category in advice(evaluation.figures):
+        warnings.warn(message, category, stacklevel=2)
+    for message in not_finite_notes(evaluation.figures, evaluation.meter.count, "loss"):
+        warnings.warn(message, stacklevel=2)
+    return evaluation
+
+
+SHIFT_ADVICE = (
+    "the targets fit far better one row earlier: they seem to be the input ids of a causal model; shift them (--shift, "
+    "shift=True), or say that they are right (--no-shift, shift=False)"
+)
+
+
+NORM_ADVICE = "the hidden states seem to lack the model's final norm, by their root mean squares; store them after it"
+
+
+_CERTAIN_ADVICE = (
+    "every token has a probability of exactly 1: such log-probabilities are taken after sampling at temperature 0, and "
+    "say nothing about the model"
+)
+_MIN_CERTAIN = 5  # tokens
+
+
+def not_finite_notes(figures: dict[str, Any], count: int, quantity: str) -> Iterator[str]:
+    """Messages that count the tokens whose loss or divergence is nan or infinite."""
+    for name, words in ("n_nan", "are nan"), ("n_infinite", f"have an infinite {quantity}"):
+        if number := figures[name]:
+            yield f"{number:,} of {count_of(count, 'token')} {words}"
+
+
+def advice(figures: dict[str, Any]) -> Iterator[tuple[str, type[Warning]]]:
+    """Messages about mistakes that figures show, and the category of the warning for each."""
+    if figures["fits_better_shifted"]:
+        yield SHIFT_ADVICE, ShiftWarning
+    if figures.get("norm_seems_missing"):
+        yield NORM_ADVICE, NormWarning
+    if figures.get("tokens", 0) >= _MIN_CERTAIN and figures["loss"] == 0:
+        yield _CERTAIN_ADVICE, UserWarning
+
+
+def _first_of(source: Any) -> tuple[Any, Iterable[Any]]:
+    """The first item of a source, and all of its items."""
+    if isinstance(source, str | os.PathLike):
+        return source, [source]
+    if hasattr(source, "__array__") or hasattr(source, "__dlpack__"):
+        raise_error(
+            "type", name="source", got=type(source).__name__, fits="paths, or blocks such as [(logits, targets)]"
+        )
+    try:
+        items = iter(source)
+    except TypeError:
+        raise_error("type", name="source", got=type(source).__name__, fits="paths or blocks")
+    first = next(items, None)
+    if first is None:
+        raise_error("empty", name="source", fits="paths or blocks")
+    return first, itertools.chain([first], items)
+
+
+def _length(name: str, value: Any) -> int | IntArray:
+    """Length of the whole text, or of the text of each sequence."""
+    if isinstance(value, int):
+        return check_integer(name, value, "an integer of at least 0", least=0)
+    lengths = check_lengths(name, value)
+    return int(lengths) if lengths.ndim == 0 else lengths

@@ -1,0 +1,61 @@
+"""The protocol of outputs, and what those of single tokens share."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from tokenloss._evaluation.sink import Candidate, Sink, TokenBlock
+from tokenloss._scores.token_scores import token_scores
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from contextlib import AbstractContextManager
+
+    from tokenloss._core.types import Array
+
+
+class TokenSink(Sink):
+    """An output that collects tokens, all or the first `max_tokens`."""
+
+    needs_tokens = True
+    columns: ClassVar[Sequence[str] | None] = None  # all without a list
+    max_tokens: ClassVar[float] = math.inf
+
+    def open(self, batch: tuple[int, ...] | None, rows: int | None, top_k: int) -> AbstractContextManager[object]:
+        self._batch, self._seen = batch, 0
+        self._parts: list[dict[str, Array]] = []
+        # so that there are columns if no block comes
+        none = np.empty(0, np.int64)
+        others: tuple[Array, ...] = ()
+        if self._of_responses:
+            others = none, none, np.empty((0, top_k), np.object_)
+        self.add(TokenBlock(token_scores(np.empty((0, top_k)), none, top_k=top_k), none, None, 0, none, none, *others))
+        return contextlib.nullcontext()
+
+    def add(self, block: TokenBlock) -> None:
+        ids, text = block.ids, block.text
+        text = np.full(len(ids), None) if text is None else text.astype(object)
+        columns = dict(vars(block.scores), ids=ids, text=text)
+        if self.columns:  # named, so that there may be more than those of `TokenScores`
+            columns |= {"file": np.full(len(ids), block.file), "sequences": block.sequences}
+        if block.top_tokens is not None:
+            more = ("top_tokens", "sequences", "positions", "is_greedy_known")
+            columns |= {name: getattr(block, name) for name in more}
+        left = int(min(len(ids), max(0, self.max_tokens - self._seen)))
+        self._seen += len(ids)
+        if left or not self._parts:
+            names = [name for name in self.columns or columns if columns.get(name) is not None]
+            self._parts.append({name: columns[name][:left] for name in names})
+
+    def collected(self) -> dict[str, Array]:
+        """Columns by name: those of `TokenScores`, `ids` and `text`, and of responses some more."""
+        return {name: np.concatenate([part[name] for part in self._parts]) for name in self._parts[0]}
+
+
+def compared_title(summary: dict[str, Any], result: Sequence[Candidate]) -> str:
+    """Title of an output about a comparison."""
+    return f"{result[0].name if len(result) == 1 else f'{len(result)} models'} vs {summary['base']}"

@@ -1,0 +1,175 @@
+"""What the pages of page.py share: their frame, their text in shades, and the JSON that their script reads."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import html
+import itertools
+import json
+import unicodedata
+from importlib import resources
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from tokenloss._core.files import replacing
+from tokenloss._core.text import byte_encoder, decoded
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from tokenloss._core.types import Array
+
+_N_SHADES = 10  # of page.css
+
+# The CSS classes of tokens; a token's is an index of these, and the script has the same list.
+_CLASSES = (*(f"s{shade}" for shade in range(_N_SHADES)), "inf", "nan", "ignored")
+_INF, _NAN, _IGNORED = range(_N_SHADES, len(_CLASSES))
+
+_PAGE = """\
+<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy"
+ content="default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{script_hash}'">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title>
+<style>
+{style}</style>
+</head>
+<body>
+<h1>{title}</h1>
+{head}
+<p class="hint">Point at a token, tap it, or use Tab and the arrow keys, to see what was predicted there.</p>
+<main id="text">
+{text}
+</main>
+<aside id="card" role="status" hidden></aside>
+<script type="application/json" id="data">{data}</script>
+<script>{script}</script>
+</body>
+</html>
+"""
+
+
+def write_frame(
+    path: str | os.PathLike[str], title: str, head: str, paragraphs: Iterable[str], data: dict[str, str]
+) -> None:
+    """Write a page of these parts."""
+    style, script = (
+        resources.files("tokenloss._output").joinpath(name).read_text("utf-8") for name in ("page.css", "page.js")
+    )
+    page = _PAGE.format(
+        script_hash=base64.urlsafe_b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        title=escaped(title),
+        style=style,
+        head=head,
+        text="\n".join(paragraphs),
+        data=as_object(data),
+        script=script,
+    )
+    with replacing(path) as file:
+        file.write(page.encode("utf-8", "replace"))
+
+
+# -- text -------------------------------------------------------------------------------------------------------------
+
+# Control characters become pictures, since browsers show nothing for them; those that reverse text become U+FFFD.
+_BIDI_MARKS = dict.fromkeys((0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A)), 0xFFFD)
+_CONTROL_PICTURES = {code: 0x2400 + code for code in range(32) if chr(code) not in "\t\n"} | {127: 0x2421} | _BIDI_MARKS
+
+
+def escaped(text: str) -> str:
+    """HTML of text."""
+    return html.escape(text.translate(_CONTROL_PICTURES))
+
+
+def paragraphs(ids: Array, text: list[str | None], css_class: Array, bounds: list[int]) -> Iterator[str]:
+    """HTML of the tokens, in paragraphs of these bounds."""
+    encode = byte_encoder(text)
+    for part in itertools.starmap(slice, itertools.pairwise(bounds)):
+        spans = map(_span, ids[part].tolist(), decoded(text[part], encode), css_class[part].tolist())
+        yield f"<p>{''.join(spans)}</p>"
+
+
+def _span(i: int, text: str | None, css_class: int) -> str:
+    """HTML of a token."""
+    name = _CLASSES[css_class]
+    if text is None:
+        return f'<i class="{name} id">{i}</i> '
+    text = text.translate(_CONTROL_PICTURES)
+    if "\n" in text and text.isspace():
+        return f'<i class="{name} br">{text}</i>'
+    if all(unicodedata.category(c) in ("Cf", "Me", "Mn") for c in text):
+        return f'<i class="{name} thin">{text}</i>'
+    return f"<i class={name}>{html.escape(text)}</i>"
+
+
+# -- shades -----------------------------------------------------------------------------------------------------------
+
+
+def css_classes(nats: Array, kept: Array, shades: Sequence[float]) -> Array:
+    """Index of each token's CSS class; shades are the nats at which the next colour begins."""
+    nats = nats.reshape(-1)
+    css_class = np.searchsorted(shades, nats, side="right")
+    css_class[np.isinf(nats)] = _INF
+    css_class[np.isnan(nats)] = _NAN
+    css_class[~kept.reshape(-1)] = _IGNORED
+    return css_class
+
+
+def legend(css_class: Array, what: str, shades: Sequence[float], notes: Iterable[str], infinite: str) -> str:
+    """HTML of the legend, with a note below each shade; classes of special values only if they occur."""
+    starts = zip((0.0, *shades), notes, strict=True)
+    cells = [f"<span class=s{shade}>{start:g}<br>{note}</span>" for shade, (start, note) in enumerate(starts)]
+    rows = [f"<div><b>{what}</b>{''.join(cells)}</div>"]
+    for index, name in (_INF, infinite), (_NAN, "no number"), (_IGNORED, "ignored"):
+        count = int(np.count_nonzero(css_class == index))
+        if count:
+            rows.append(f"<div><span class={_CLASSES[index]}>{name}<br>{count:,}</span></div>")
+    return f'<div class="legend">{"".join(rows)}</div>'
+
+
+def percent(fraction: float) -> str:
+    """Percentage with two digits."""
+    return f"{100 * fraction:.2g} %" if fraction < 0.995 else "100 %"
+
+
+def summary(figures: Iterable[tuple[str, str, str]]) -> str:
+    """HTML of figures: their names, values and notes."""
+    cells = (f"<div><dt>{name}</dt><dd>{value} <small>{note}</small></dd></div>" for name, value, note in figures)
+    return f'<dl class="summary">{"".join(cells)}</dl>'
+
+
+def excerpt_note(shown: int, total: int, why: str = "") -> str:
+    """HTML of a note if not all tokens are shown."""
+    if shown == total:
+        return ""
+    note = f"This page holds the first {shown:,} of {total:,} tokens{why}; the figures are of all."
+    return f'\n<p class="part">{note}</p>'
+
+
+# -- data -------------------------------------------------------------------------------------------------------------
+
+
+def as_object(columns: dict[str, str]) -> str:
+    """JSON object of columns that are JSON."""
+    return "{" + ",".join(f'"{name}":{column}' for name, column in columns.items()) + "}"
+
+
+def as_json(value: object) -> str:
+    """JSON in which nothing can end or comment out the script that holds it, or turn its text around."""
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c").translate(_BIDI_MARKS)
+
+
+def numbers(values: Array) -> str:
+    """JSON of numbers to six digits; infinities as numbers that are too large, nan as null."""
+    return f"[{','.join([f'{x:.6g}' for x in values.tolist()])}]".replace("inf", "1e999").replace("nan", "null")
+
+
+def shade_letters(css_class: Array) -> str:
+    """JSON of the CSS classes, a digit or letter for each token."""
+    return f'"{"".join(["0123456789abc"[index] for index in css_class.tolist()])}"'

@@ -1,0 +1,302 @@
+"""The tables with a row for each token or each sequence: .npy, .csv or .parquet files, written block by block."""
+
+from __future__ import annotations
+
+import csv
+import importlib
+import io
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tokenloss._core.errors import contextmanager, raise_error
+from tokenloss._core.files import replacing
+from tokenloss._evaluation.sink import Sink
+from tokenloss._scores.token_scores import COLUMNS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from typing import BinaryIO, TypeAlias
+
+    from tokenloss._core.types import Array
+    from tokenloss._evaluation.sink import ComparedBlock, TokenBlock
+
+    _Write: TypeAlias = Callable[[Array], object]
+
+# those of `TokenScores`; logsumexp is left out, since it is 0 for probabilities and their logarithms
+_OF_SCORES = {name: column.dtype for name, column in COLUMNS.items() if name != "logsumexp" and not column.is_top}
+_PLACES = ("file", "sequence", "position")
+_DTYPES = {"target": np.int64, "probability": np.float64, **_OF_SCORES, **dict.fromkeys(_PLACES, np.int64)}
+# the order of these is fixed, for readers who go by position; others follow
+_FIRST = ("target", "kept", "nll", "probability", "rank", "argmax", "is_greedy", "entropy")
+_COLUMNS = np.dtype([(name, np.dtype(_DTYPES[name]).newbyteorder("<")) for name in dict.fromkeys((*_FIRST, *_DTYPES))])
+# responses do not tell entropies, nor all ranks
+_RESPONSE_COLUMNS = np.dtype(
+    [(name, _COLUMNS[name]) for name in _COLUMNS.names or () if name != "entropy"]
+    + [("is_greedy_known", "?"), ("is_prompt", "?")]
+)
+_SEQUENCE_COLUMNS = np.dtype(
+    [(name, "<i8") for name in ("file", "sequence", "tokens")]
+    + [(name, "<f8") for name in ("nll", "loss", "perplexity")]
+    + [("is_greedy", "?")]
+)
+_COMPARED_COLUMNS = np.dtype(
+    [(name, "<i8") for name in ("candidate", *_PLACES, "target")]
+    + [("kept", "?"), *((name, "<f8") for name in ("base_nll", "nll", "kl", "delta_p"))]
+    + [("is_same_top", "?"), ("base_top_p", "<f8")]
+)
+# of tokens that are not scored, these are null where a file can hold that
+_OF_SCORED = {"probability", *_OF_SCORES, *(_COMPARED_COLUMNS.names or ())} - {"candidate", "target", "kept", *_PLACES}
+_SOURCE_COLUMNS = [("line", "<i8"), ("choice", "<i8"), ("is_greedy_known", "?")]  # of sequences of responses
+
+
+class _TableFile(Sink):
+    """A file with a table; it takes its name when all is written."""
+
+    def __init__(self, path: str) -> None:
+        self._suffix = Path(path).suffix.lower()
+        if self._suffix not in _WRITERS:
+            raise_error("option", name="path", got=path, fits=f"a name that ends in {', '.join(_WRITERS)}")
+        if self._suffix == ".parquet":
+            try:
+                importlib.import_module("pyarrow.parquet")
+            except ImportError:
+                raise_error("missing", name=path, got="pyarrow")
+        super().__init__(path)
+
+    @contextmanager
+    def _writer(self, columns: np.dtype[Any], rows: int | None) -> Iterator[_Write]:
+        with replacing(self.path) as file, _WRITERS[self._suffix](file, columns, rows) as write:
+            yield write
+
+
+class TokenTable(_TableFile):
+    """A file with a row for each token, as ``tokenloss score --per-token`` writes it.
+
+    Its columns are `target`, `probability`, those of `TokenScores` but `logsumexp`, and `file` (its number, from 0),
+    `sequence` (-1 of none) and `position` (row of the file). Of responses of servers, there is no `entropy`, but
+    `is_greedy_known` and `is_prompt`; a rank of 0 or a class of -1 is not known, and `position` counts from the start
+    of the sequence. It is a .npy file of a structured array, a .csv or a .parquet file, written block by block. Of
+    tokens that are not scored (where `kept` is False), all but `target`, `kept` and the places is null in .parquet and
+    empty in .csv; in .npy, floats are nan and integers -1.
+
+    Parameters
+    ----------
+    path : path-like
+        File to write. An existing file is replaced when the new one is complete.
+
+    Raises
+    ------
+    ValueError
+        If the name has another suffix.
+    ImportError
+        If the file is .parquet, and pyarrow is not installed.
+
+    See Also
+    --------
+    SequenceTable : A row for each sequence.
+
+    Examples
+    --------
+    >>> import pathlib, tempfile
+    >>> import numpy as np
+    >>> from tokenloss import evaluate, sinks
+    >>> with tempfile.TemporaryDirectory() as directory:
+    ...     path = pathlib.Path(directory) / "tokens.npy"
+    ...     _ = evaluate([(np.zeros((2, 3, 4)), np.ones((2, 3), int))], sinks=[sinks.TokenTable(path)])
+    ...     np.load(path)["sequence"]
+    array([0, 0, 0, 1, 1, 1])
+    """
+
+    __module__ = "tokenloss.sinks"
+
+    option = "--per-token"
+    help = "write a row for each token: a .npy, .csv or .parquet file"
+    needs_tokens = True
+
+    @contextmanager
+    def open(self, batch: tuple[int, ...] | None, rows: int | None, top_k: int) -> Iterator[None]:
+        self._columns = _RESPONSE_COLUMNS if self._of_responses else _COLUMNS
+        with self._writer(self._columns, rows) as self._write:
+            yield
+
+    def add(self, block: TokenBlock) -> None:
+        table = np.zeros(len(block.ids), self._columns)
+        for name in self._columns.names or ():
+            if name in _OF_SCORES or hasattr(block, name):
+                table[name] = getattr(block.scores if name in _OF_SCORES else block, name)
+        table["target"] = block.ids
+        with np.errstate(over="ignore"):
+            table["probability"] = np.exp(-block.scores.nll)
+        table["file"], table["sequence"], table["position"] = block.file, block.sequences, block.positions
+        self._write(table)
+
+
+class ComparedTokenTable(_TableFile):
+    """A file with a row for each candidate and token, as ``tokenloss compare --per-token`` writes it.
+
+    Its columns are `candidate` (its number, from 0, in the order given), `file` (the number of its shard, from 0),
+    `sequence` (-1 of none), `position` (row of the file), `target`, `kept`, and those of `Comparison`: `base_nll`,
+    `nll`, `kl`, `delta_p`, `is_same_top` and `base_top_p`, which are nan, null or empty of tokens that are not scored,
+    as in `TokenTable`. It is a .npy file of a structured array, a .csv or a .parquet file, written block by block.
+
+    Parameters
+    ----------
+    path : path-like
+        File to write. An existing file is replaced when the new one is complete.
+
+    Raises
+    ------
+    ValueError
+        If the name has another suffix.
+    ImportError
+        If the file is .parquet, and pyarrow is not installed.
+
+    See Also
+    --------
+    TokenTable : The same of one model.
+
+    Examples
+    --------
+    >>> import pathlib, tempfile
+    >>> import numpy as np
+    >>> from tokenloss import compare_files, sinks
+    >>> with tempfile.TemporaryDirectory() as directory:
+    ...     base, q4, path = (pathlib.Path(directory, name) for name in ("base.npz", "q4.npy", "tokens.npy"))
+    ...     np.savez(base, logits=4 * np.eye(4), targets=np.arange(4))
+    ...     np.save(q4, 2 * np.eye(4))
+    ...     _ = compare_files(base, q4, sinks=[sinks.ComparedTokenTable(path)])
+    ...     np.load(path)["kl"].round(4)
+    array([0.1831, 0.1831, 0.1831, 0.1831])
+    """
+
+    __module__ = "tokenloss.sinks"
+
+    option = "--per-token"
+    help = "write a row for each candidate and token: a .npy, .csv or .parquet file"
+    needs_tokens = True
+
+    @contextmanager
+    def open(self, batch: tuple[int, ...] | None, rows: int | None, top_k: int) -> Iterator[None]:
+        with self._writer(_COMPARED_COLUMNS, rows) as self._write:
+            yield
+
+    def add(self, block: ComparedBlock) -> None:  # type: ignore[override]  # compare passes ComparedBlocks only
+        table = np.zeros(len(block.ids), _COMPARED_COLUMNS)
+        places = {"candidate": block.candidate, "file": block.file, "sequence": block.sequences,
+                  "position": block.positions, "target": block.ids}  # fmt: skip
+        for name in _COMPARED_COLUMNS.names or ():
+            table[name] = places[name] if name in places else block.columns[name]
+        self._write(table)
+
+
+class SequenceTable(_TableFile):
+    """A file with a row for each sequence, as ``tokenloss score --per-sequence`` writes it.
+
+    Its columns are those of `Evaluation.sequences`: `file` (-1 where several hold a part), `sequence`, `tokens`, `nll`,
+    `loss`, `perplexity` and `is_greedy`; of responses of servers also `line`, `choice` and `is_greedy_known`. It is a
+    .npy file of a structured array, a .csv or a .parquet file.
+
+    Parameters
+    ----------
+    path : path-like
+        File to write. An existing file is replaced when the new one is complete.
+
+    Raises
+    ------
+    ValueError
+        If the name has another suffix.
+    ImportError
+        If the file is .parquet, and pyarrow is not installed.
+
+    See Also
+    --------
+    TokenTable : A row for each token.
+
+    Examples
+    --------
+    >>> import pathlib, tempfile
+    >>> import numpy as np
+    >>> from tokenloss import evaluate, sinks
+    >>> with tempfile.TemporaryDirectory() as directory:
+    ...     path = pathlib.Path(directory) / "sequences.csv"
+    ...     _ = evaluate([(np.log([[[0.5, 0.5]], [[1, 3]]]), [[0], [1]])], sinks=[sinks.SequenceTable(path)])
+    ...     print(path.read_text().splitlines()[1])
+    0,0,1,0.6931471805599453,0.6931471805599453,2.0,True
+    """
+
+    __module__ = "tokenloss.sinks"
+
+    option = "--per-sequence"
+    help = "write a row for each sequence: a .npy, .csv or .parquet file"
+
+    def finish(self, summary: dict[str, Any], result: Any) -> None:
+        columns = _SEQUENCE_COLUMNS
+        if self._of_responses:
+            columns = np.dtype([*columns.descr, *_SOURCE_COLUMNS])
+        table = np.zeros(len(result.sequences["file"]), columns)
+        for name in columns.names or ():
+            table[name] = result.sequences[name]
+        with self._writer(columns, len(table)) as write:
+            write(table)
+
+
+@contextmanager
+def _npy(file: BinaryIO, columns: np.dtype[Any], rows: int | None) -> Iterator[_Write]:
+    """Write a structured array."""
+    written = 0
+
+    def header(rows: int) -> None:
+        descr = np.lib.format.dtype_to_descr(columns)
+        np.lib.format.write_array_header_1_0(file, {"descr": descr, "fortran_order": False, "shape": (rows,)})
+
+    def write(table: Array) -> None:
+        nonlocal written
+        file.write(table.tobytes())
+        written += len(table)
+
+    header(rows or 0)
+    yield write
+    if written != (rows or 0):
+        file.seek(0)
+        header(written)  # NumPy leaves room for a number of any length
+
+
+@contextmanager
+def _csv(file: BinaryIO, columns: np.dtype[Any], rows: int | None) -> Iterator[_Write]:
+    """Write text; numbers keep all their digits, and what is not scored is empty."""
+    text = io.TextIOWrapper(file, "utf-8", newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns.names or ())
+
+    def write(table: Array) -> None:
+        cells = {name: table[name].tolist() for name in columns.names or ()}
+        for name in cells.keys() & _OF_SCORED if "kept" in cells else ():
+            for row in np.flatnonzero(~table["kept"]).tolist():
+                cells[name][row] = None
+        writer.writerows(zip(*cells.values(), strict=True))
+
+    yield write
+    text.detach()
+
+
+@contextmanager
+def _parquet(file: BinaryIO, columns: np.dtype[Any], rows: int | None) -> Iterator[_Write]:
+    """Write columns with pyarrow, null where they are not scored."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    schema = pa.schema([(name, pa.from_numpy_dtype(columns[name])) for name in columns.names or ()])
+    nullable = _OF_SCORED if "kept" in schema.names else set()
+
+    def write(table: Array) -> None:
+        masks = {name: ~table["kept"] if name in nullable else None for name in schema.names}
+        arrays = [pa.array(table[name], schema.field(name).type, mask=mask) for name, mask in masks.items()]
+        writer.write_table(pa.table(arrays, schema))
+
+    with pq.ParquetWriter(file, schema) as writer:
+        yield write
+
+
+_WRITERS = {".npy": _npy, ".csv": _csv, ".parquet": _parquet}

@@ -1,0 +1,305 @@
+"""Kullback-Leibler divergence between the predictions of two models, and its bound from their likeliest classes."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any, NamedTuple, overload
+
+import numpy as np
+
+from tokenloss._core import _core, jobs
+from tokenloss._core.dtypes import FLOAT_CODES, as_array, as_float_array, bfloat16_to_float32, dtype_name
+from tokenloss._core.errors import raise_error
+from tokenloss._core.validation import as_other_scores, as_scores, check_kinds, check_number, without_targets
+
+if TYPE_CHECKING:
+    from typing import Literal
+
+    from tokenloss._core.types import Array, ArrayLike, Float64Array, IntArray, Kind
+
+_BLOCK = 1 << 18  # listed classes that are matched at a time
+_FLOAT64_ERROR = 1e-14  # of a mass
+_MAX_LOG_MASS = 0.1  # logarithm of the mass of a list, after rounding
+
+
+@overload
+def kl_divergence(
+    base_logits: ArrayLike,
+    logits: ArrayLike,
+    *,
+    kind: Kind = "logits",
+    base_kind: Kind | None = None,
+    reduction: Literal["none"],
+    axis: int = -1,
+    where: ArrayLike | None = None,
+    workers: int | None = None,
+) -> Float64Array: ...
+@overload
+def kl_divergence(
+    base_logits: ArrayLike,
+    logits: ArrayLike,
+    *,
+    kind: Kind = "logits",
+    base_kind: Kind | None = None,
+    axis: int = -1,
+    where: ArrayLike | None = None,
+    reduction: Literal["mean", "sum"] = "mean",
+    workers: int | None = None,
+) -> float: ...
+def kl_divergence(
+    base_logits: ArrayLike,
+    logits: ArrayLike,
+    *,
+    kind: Kind = "logits",
+    base_kind: Kind | None = None,
+    axis: int = -1,
+    where: ArrayLike | None = None,
+    reduction: str = "mean",
+    workers: int | None = None,
+) -> float | Float64Array:
+    """Kullback-Leibler divergence of a model's predictions from those of a base model.
+
+    For each position it is ``sum(p * (log(p) - log(q)))`` over the classes, with ``p = softmax(base_logits)`` and
+    ``q = softmax(logits)``: the extra cost in nats of coding the base's tokens with the other model. One pass over
+    both arrays.
+
+    Parameters
+    ----------
+    base_logits, logits : arrays of one shape (..., V)
+        Logits (unnormalised log-probabilities), or what `kind` says: float16, bfloat16, float32 or float64, of any byte
+        order and memory layout; anything with `__dlpack__` on the CPU (torch, JAX) is read without a copy. Lists are
+        converted.
+    kind : {"logits", "log_probs", "probs"}, default "logits"
+        What `logits` holds: logits, natural log-probabilities or probabilities. The latter two are divided by the sum
+        of their row's probabilities, since rounding leaves it near 1.
+    base_kind : {"logits", "log_probs", "probs"}, optional
+        What `base_logits` holds; `kind` by default.
+    axis : int, default -1
+        Axis of the classes.
+    where : array of bool, optional
+        Mask of the positions to include, broadcast over the batch; the logits of others are never read.
+    reduction : {"mean", "sum", "none"}, default "mean"
+        "mean" divides the sum by the number of included positions (nan if none is included). "none" gives the
+        divergence of each position, 0.0 where masked.
+    workers : int, optional
+        Number of threads, as in `cross_entropy`. No bit of the result depends on it.
+
+    Returns
+    -------
+    float or array of float64
+        A Python float, or for "none" an array of the batch's shape, a scalar for a single row. It is never negative, 0
+        for equal rows, inf where a class is possible for the base and impossible for the other model, and nan where a
+        logit of either is nan or +inf.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is invalid; the message names it, what came and what fits. Also if a probability lies outside
+        [0, 1] by more than 1e-3, or a row of probabilities or log-probabilities is far from normalised: if the log of
+        their sum is beyond +-0.1 (0.5 in half precision).
+
+    See Also
+    --------
+    cross_entropy : The loss of the tokens of a text.
+
+    Notes
+    -----
+    Kullback and Leibler, "On information and sufficiency", 1951. Each divergence is within 2e-7 nats of the exact one
+    (float64: 4e-15, relative to the larger of 1 and the logsumexp), or within a relative 1e-6 if that is more. Of
+    probabilities it is SciPy's ``rel_entr(p, q).sum()`` once both add up to 1, computed in float64 for all dtypes.
+
+    Examples
+    --------
+    >>> from tokenloss import kl_divergence
+    >>> round(kl_divergence([[2.0, 1.0, 0.0]], [[2.0, 1.0, 1.0]]), 6)
+    0.053808
+    >>> round(kl_divergence([[0.5, 0.25, 0.25]], [[0.25, 0.25, 0.5]], kind="probs"), 6)
+    0.173287
+    """
+    kinds = check_kinds(base_kind, kind)
+    base = as_scores("base_logits", base_logits, axis, kinds[0])
+    other = as_other_scores("logits", logits, base, kinds[1])
+    positions = without_targets(base, where)
+    divergences = jobs.new_losses(reduction, base.batch)
+    job = _core.KLDivergence(base, positions, divergences, other)
+    return jobs.run_and_reduce(job, divergences, reduction, workers)
+
+
+class TopkDivergence(NamedTuple):
+    """Result of `topk_divergence_bound`, in arrays of the batch's shape.
+
+    Attributes
+    ----------
+    kl : array of float64
+        Lower bound of the Kullback-Leibler divergence, in nats.
+    base_mass, mass : array of float64
+        Probability of the classes that both lists name, by the base and by the other model.
+    n_common : array of int64
+        Number of these classes.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from tokenloss import topk_divergence_bound
+    >>> topk_divergence_bound([[3, 5]], np.log([[0.5, 0.25]]), [[5, 4]], np.log([[0.75, 0.125]])).n_common
+    array([1])
+    """
+
+    kl: Any
+    base_mass: Any
+    mass: Any
+    n_common: Any
+
+
+TopkDivergence.__module__ = "tokenloss"
+
+
+def topk_divergence_bound(
+    base_top_ids: ArrayLike,
+    base_top_logprobs: ArrayLike,
+    top_ids: ArrayLike,
+    top_logprobs: ArrayLike,
+    *,
+    rounding: float = 1e-6,
+) -> TopkDivergence:
+    """Lower bound of the Kullback-Leibler divergence of two models, from their likeliest classes alone.
+
+    With T the classes that both lists name, and P and Q their probabilities by the two models, it is
+    ``sum(p * log(p / q) for T) + (1 - P) * log((1 - P) / (1 - Q))``: the divergence of coarser distributions, in which
+    all other classes are one. The whole divergence, from `kl_divergence`, is at least that.
+
+    Parameters
+    ----------
+    base_top_ids : array of integers, of shape (..., K)
+        Class ids that the base lists for each position, in any order; negative ones name no class. None comes twice.
+    base_top_logprobs : array of floats, of shape (..., K)
+        Their log-probabilities in nats. Lists are converted.
+    top_ids, top_logprobs : arrays of shape (..., L)
+        The same of the other model.
+    rounding : float, default 1e-6
+        How far a log-probability may be from the unrounded one: 5e-5 of those with 4 decimals. The bound is one for all
+        log-probabilities that round to these, so that it is lower by some of that where the models differ.
+
+    Returns
+    -------
+    TopkDivergence
+        `kl`, `base_mass`, `mass` and `n_common`. `kl` is never negative, 0 for equal lists and where no class is in
+        both, inf where a class in both is possible for the base alone, and nan where a log-probability is nan.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is invalid; the message names it, what came and what fits.
+
+    See Also
+    --------
+    kl_divergence : The divergence, from all classes.
+    compare_responses : The bound for each token of responses of servers.
+
+    Notes
+    -----
+    Merging classes never increases a divergence (the data processing inequality), so the bound holds for any lists. The
+    sum over T alone is no divergence: it may be negative. Masses that exceed 1 by rounding are scaled to 1.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from tokenloss import kl_divergence, topk_divergence_bound
+    >>> base, other = np.log([0.5, 0.25, 0.125, 0.125]), np.log([0.25, 0.5, 0.125, 0.125])
+    >>> round(kl_divergence(base, other), 6)
+    0.173287
+    >>> print(topk_divergence_bound([0, 1], base[:2], [1, 0], other[[1, 0]]).kl.round(5))
+    0.17329
+    >>> bound = topk_divergence_bound([0, 1], base[:2], [1, 2], other[1:3])
+    >>> print(bound.kl.round(5), bound.base_mass.round(6), bound.mass.round(6))
+    0.13081 0.25 0.5
+    """
+    error = max(check_number("rounding", rounding, "a number from 0 to 0.01", most=0.01), _FLOAT64_ERROR)
+    base_ids, base_logs = _as_list("base_top", base_top_ids, base_top_logprobs)
+    ids, logs = _as_list("top", top_ids, top_logprobs)
+    batch = base_ids.shape[:-1]
+    if ids.shape[:-1] != batch:
+        fits = f"({', '.join(map(str, (*batch, 'L')))}), to fit base_top_ids"
+        raise_error("shape", name="top_ids", got=ids.shape, fits=fits)
+    rows, width = math.prod(batch), max(1, base_ids.shape[-1] + ids.shape[-1])
+    arrays: list[Any] = [array.reshape(rows, array.shape[-1]) for array in (base_ids, base_logs, ids, logs)]
+    step = max(1, _BLOCK // width)
+    parts = [
+        _bounds(error, *(array[start : start + step] for array in arrays)) for start in range(0, max(1, rows), step)
+    ]
+    return TopkDivergence(*(np.concatenate(column).reshape(batch)[()] for column in zip(*parts, strict=True)))
+
+
+def _as_list(name: str, ids: Any, logprobs: Any) -> tuple[IntArray, Float64Array]:
+    """Ids (..., K), negative for none, and their log-probabilities in float64."""
+    classes, code = as_array(f"{name}_ids", ids, "an integer")
+    if classes.ndim == 0:
+        raise_error("shape", name=f"{name}_ids", got=(), fits="(..., K)")
+    if classes.size and (code is None or code in FLOAT_CODES or classes.dtype == np.bool_):
+        raise_error("dtype", name=f"{name}_ids", got=dtype_name(code, classes), fits="integer")
+    logs, code = as_float_array(f"{name}_logprobs", logprobs)
+    if logs.shape != classes.shape:
+        raise_error("shape", name=f"{name}_logprobs", got=logs.shape, fits=f"{classes.shape}, to fit {name}_ids")
+    values: Array = bfloat16_to_float32(logs) if dtype_name(code, logs) == "bfloat16" else logs
+    if classes.dtype == np.uint64 and classes.max(initial=0) > np.iinfo(np.int64).max:
+        raise_error("option", name=f"a class of {name}_ids", got=int(classes.max()), fits="less than 2**63")
+    classes = classes.astype(np.int64)
+    values = np.where(classes < 0, -np.inf, values.astype(np.float64))
+    with np.errstate(over="ignore"):
+        log_mass = np.log(np.maximum(np.exp(values).sum(-1), 1.0))  # nan stays
+    wrong = log_mass[log_mass > _MAX_LOG_MASS]
+    if wrong.size:
+        fits = "log-probabilities add up to probabilities of at most 1: log_softmax makes them of logits"
+        raise_error("unnormalized", name=f"{name}_logprobs", got=wrong[0], fits=fits)
+    ordered = np.sort(classes, axis=-1)
+    twice = ordered[..., 1:][(ordered[..., 1:] == ordered[..., :-1]) & (ordered[..., 1:] >= 0)]
+    if twice.size:
+        raise_error("twice", name=f"{name}_ids", got=twice[0])
+    return classes, values
+
+
+def _bounds(
+    rounding: float, base_ids: IntArray, base_logs: Float64Array, ids: IntArray, logs: Float64Array
+) -> tuple[Array, Array, Array, Array]:
+    """Bound, both masses and the number of common classes of rows (N, K) and (N, L)."""
+    n, split = len(ids), base_ids.shape[1]
+    both = np.concatenate([base_ids, ids], axis=1)
+    order = np.argsort(both, axis=1, kind="stable")  # a class in both comes twice, the base's first
+    both = np.take_along_axis(both, order, 1)
+    is_common = (both[:, 1:] == both[:, :-1]) & (both[:, 1:] >= 0)
+    row, place = np.nonzero(is_common)
+    log_p = base_logs[row, order[row, place]]
+    log_q = logs[row, order[row, place + 1] - split]
+    base_mass, mass = (np.bincount(row, np.exp(of), n).astype(np.float64) for of in (log_p, log_q))
+    log_p, log_q = (
+        log - np.maximum(0.0, np.log(np.maximum(1.0, of)) - rounding)[row]
+        for log, of in ((log_p, base_mass), (log_q, mass))
+    )
+    base_mass, mass = np.minimum(base_mass, 1.0), np.minimum(mass, 1.0)
+    kl = _least_divergence(rounding, row, log_p, log_q, base_mass, mass)
+    return np.maximum(kl, 0.0) + 0.0, base_mass, mass, np.bincount(row, minlength=n)
+
+
+def _least_divergence(
+    rounding: float, row: IntArray, log_p: Array, log_q: Array, base_mass: Array, mass: Array
+) -> Float64Array:
+    """Lower bound of the divergence of all distributions whose log-probabilities are within `rounding` of these.
+
+    For any function g of the classes, ``sum(p * g) - log(sum(q * exp(g)))`` is at most the divergence (Donsker and
+    Varadhan), and is it where g is ``log(p / q)``. With that g of the rounded p and q, each p and q is as far from the
+    rounded one as makes it least; the other classes, as one, have what is left of 1.
+    """
+    n = len(mass)
+    with np.errstate(divide="ignore", invalid="ignore"):  # of -inf; nan stays
+        p, q = np.exp(log_p), np.exp(log_q)
+        g = np.where((p == 0) & (q == 0), 0.0, log_p - log_q)
+        # rounding may have taken all of a rest, which must not make it seem impossible
+        rest_g = np.log((1 - base_mass + rounding * base_mass) / (1 - mass + rounding * mass))
+        p = p * np.exp(np.where(g > rest_g[row], -rounding, rounding))
+        q = q * np.exp(np.where(g > rest_g[row], rounding, -rounding))
+        of_p = np.bincount(row, np.where(p == 0, 0.0, p * g), n) + (1 - np.bincount(row, p, n)) * rest_g
+        rest = np.maximum(1 - np.bincount(row, q, n), 0.0)
+        of_q = np.bincount(row, np.where(q == 0, 0.0, q * np.exp(g)), n) + rest * np.exp(rest_g)
+        is_impossible = np.bincount(row, (q == 0) & (p > 0), n) > 0  # for the other model alone
+        kl: Float64Array = np.where(is_impossible, np.inf, of_p - np.log(of_q))
+        return np.where(np.isnan(base_mass + mass), np.nan, kl)

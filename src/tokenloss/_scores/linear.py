@@ -1,0 +1,326 @@
+"""Losses, statistics of tokens and comparisons from hidden states: logits of projections never exist as a whole."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, overload
+
+from tokenloss._core import _core, jobs
+from tokenloss._core.errors import raise_error
+from tokenloss._core.projection import Projection, run_pairs, two_projections
+from tokenloss._core.validation import as_positions, logit_transform, penalties, without_targets
+from tokenloss._scores.token_scores import TokenScores, token_job
+
+if TYPE_CHECKING:
+    from typing import Literal
+
+    from tokenloss._core.types import ArrayLike, Float64Array
+
+
+@overload
+def linear_cross_entropy(
+    hidden: ArrayLike, linear_weight: ArrayLike, targets: ArrayLike, *, linear_bias: ArrayLike | None = None,
+    weight: ArrayLike | None = None, ignore_index: int | None = -100, where: ArrayLike | None = None,
+    sample_weight: ArrayLike | None = None, label_smoothing: float = 0.0, z_loss: float = 0.0,
+    logit_scale: float = 1.0, softcap: float | None = None, reduction: Literal["none"], workers: int | None = None,
+) -> Float64Array: ...  # fmt: skip
+@overload
+def linear_cross_entropy(
+    hidden: ArrayLike, linear_weight: ArrayLike, targets: ArrayLike, *, linear_bias: ArrayLike | None = None,
+    weight: ArrayLike | None = None, ignore_index: int | None = -100, where: ArrayLike | None = None,
+    sample_weight: ArrayLike | None = None, label_smoothing: float = 0.0, z_loss: float = 0.0,
+    logit_scale: float = 1.0, softcap: float | None = None, reduction: Literal["mean", "sum"] = "mean",
+    workers: int | None = None,
+) -> float: ...  # fmt: skip
+def linear_cross_entropy(
+    hidden: ArrayLike,
+    linear_weight: ArrayLike,
+    targets: ArrayLike,
+    *,
+    linear_bias: ArrayLike | None = None,
+    weight: ArrayLike | None = None,
+    ignore_index: int | None = -100,
+    where: ArrayLike | None = None,
+    sample_weight: ArrayLike | None = None,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    logit_scale: float = 1.0,
+    softcap: float | None = None,
+    reduction: str = "mean",
+    workers: int | None = None,
+) -> float | Float64Array:
+    """Cross-entropy of a projection onto the vocabulary, whose logits never exist as a whole.
+
+    The logits are ``hidden @ linear_weight.T + linear_bias``. The product is computed tile by tile, and each
+    tile is reduced while it is in the cache: at most 16 MB is allocated in addition to the arguments and the result,
+    however many positions and classes there are.
+
+    Parameters
+    ----------
+    hidden : array of shape (..., D)
+        Hidden states: float16, bfloat16, float32 or float64, of any byte order and memory layout, or anything with
+        `__dlpack__` on the CPU (torch, JAX). Lists are converted.
+    linear_weight : array of shape (V, D)
+        Weight of the projection onto the vocabulary, as in ``torch.nn.Linear``: of any of these dtypes, in C or Fortran
+        order, perhaps memory-mapped. It is never copied as a whole.
+    targets : array
+        Class ids (integers, of the shape of `hidden` without its last axis), or distributions (of shape (..., V);
+        integers must be one-hot). A class of mass or weight 0 adds 0, even at a log-probability of -inf. A row of
+        targets without mass counts, with loss 0.
+    linear_bias : array of shape (V,), optional
+        Bias of the projection.
+    weight : array of shape (V,), optional
+        Weight of each class.
+    ignore_index : int or None, default -100
+        Target value that marks positions to ignore (padding); their hidden states are never read. With distributions,
+        use `where`.
+    where : array of bool, optional
+        Mask of the positions to include, broadcast over the batch; the hidden states of others are never read.
+    sample_weight : array of floats, optional
+        Weight of each position, broadcast over the batch: from 0 to 1e100. Positions of weight 0 are left out, as
+        by `where`.
+    label_smoothing : float, default 0.0
+        Fraction of each target's mass that is spread evenly over all classes, from 0 to 1.
+    z_loss : float, default 0.0
+        Adds ``z_loss * logsumexp**2`` to the loss of each position.
+    logit_scale : float, default 1.0
+        Multiplier of the logits (1 / temperature).
+    softcap : float, optional
+        Logits become ``softcap * tanh(logit_scale * logits / softcap)``; those of -inf stay -inf.
+    reduction : {"mean", "sum", "none"}, default "mean"
+        "mean" divides the sum by the number of included positions or, with `sample_weight`, or class ids and `weight`,
+        by the sum of their weights (nan if none is included). "none" gives the loss of each position times its weights,
+        0.0 where ignored or masked.
+    workers : int, optional
+        Number of threads, as in `cross_entropy`. No bit of the result depends on it.
+
+    Returns
+    -------
+    float or array of float64
+        The loss in nats: a Python float, or for "none" an array of the batch's shape, a scalar for a single row.
+
+    Raises
+    ------
+    IndexError
+        If an included target is out of range; the message names its position and value.
+    TypeError, ValueError
+        If an argument is invalid; the message names it, what came and what fits.
+
+    See Also
+    --------
+    cross_entropy : The same from logits.
+    linear_token_scores : Loss, entropy, rank and more of each token of a projection.
+
+    Notes
+    -----
+    The product is computed in float64 if `hidden` or `linear_weight` is float64, else in float32, to which half
+    precision converts exactly; the bias is rounded to that dtype. The loss is that of these logits: it differs from
+    the exact one by the rounding of the product, which another BLAS, or another batch of the positions, may change.
+
+    Up to 24 positions are multiplied by kernels of this package, which read the weight once and have the same bits on
+    every machine, if the rows of the weight are contiguous, in native byte order, and in half precision or the dtype of
+    the product. More than 24 positions with such rows, of bfloat16 like the weight, are multiplied by the instruction
+    of AVX512_BF16 where the machine has it (see `show_config`): other digits than the BLAS's, and subnormal numbers
+    count as 0. All other products are NumPy's, whose BLAS has its own threads: their number is set by the BLAS's
+    environment variable or by the package threadpoolctl. These threads and `workers` never run at the same time.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from tokenloss import cross_entropy, linear_cross_entropy
+    >>> rng = np.random.default_rng(0)
+    >>> hidden, weight = rng.standard_normal((5, 8)), rng.standard_normal((100, 8))
+    >>> targets = [3, 14, 15, 92, 65]
+    >>> round(linear_cross_entropy(hidden, weight, targets), 6)
+    6.154944
+    >>> round(cross_entropy(hidden @ weight.T, targets), 6)
+    6.154944
+    """
+    projection = Projection(hidden, linear_weight, linear_bias)
+    scores = projection.scores
+    positions = as_positions("targets", targets, scores, ignore_index, where, weight, sample_weight)
+    smoothing, z_loss = penalties(label_smoothing, z_loss)
+    scale, cap = logit_transform(logit_scale, softcap)
+    losses = jobs.new_losses(reduction, scores.batch)
+    job = _core.CrossEntropy(scores, positions, losses, scale, cap, smoothing, z_loss)
+    projection.run(job, workers)
+    return jobs.reduced(job, losses, reduction)
+
+
+def linear_token_scores(
+    hidden: ArrayLike,
+    linear_weight: ArrayLike,
+    targets: ArrayLike,
+    *,
+    linear_bias: ArrayLike | None = None,
+    ignore_index: int | None = -100,
+    where: ArrayLike | None = None,
+    logit_scale: float = 1.0,
+    softcap: float | None = None,
+    top_k: int = 0,
+    workers: int | None = None,
+) -> TokenScores:
+    """Loss, entropy, rank and most likely classes of each token of a projection onto the vocabulary.
+
+    The logits ``hidden @ linear_weight.T + linear_bias`` never exist as a whole; see `linear_cross_entropy`.
+
+    Parameters
+    ----------
+    hidden : array of shape (..., D)
+        Hidden states: float16, bfloat16, float32 or float64, of any byte order and memory layout, or anything with
+        `__dlpack__` on the CPU (torch, JAX). Lists are converted.
+    linear_weight : array of shape (V, D)
+        Weight of the projection onto the vocabulary, as in ``torch.nn.Linear``: of any of these dtypes, in C or Fortran
+        order, perhaps memory-mapped. It is never copied as a whole.
+    targets : array of integers
+        Class ids, of the shape of `hidden` without its last axis.
+    linear_bias : array of shape (V,), optional
+        Bias of the projection.
+    ignore_index : int or None, default -100
+        Target value that marks positions to ignore (padding); their hidden states are never read.
+    where : array of bool, optional
+        Mask of the positions to include, broadcast over the batch; the hidden states of others are never read.
+    logit_scale : float, default 1.0
+        Multiplier of the logits (1 / temperature).
+    softcap : float, optional
+        Logits become ``softcap * tanh(logit_scale * logits / softcap)``; those of -inf stay -inf.
+    top_k : int, default 0
+        Number of most likely classes to list.
+    workers : int, optional
+        Number of threads, as in `cross_entropy`. No bit of the result depends on it.
+
+    Returns
+    -------
+    TokenScores
+        With arrays of the batch's shape. `rank`, `argmax` and the order of `top_ids` compare the logits as the product
+        rounds them, before `logit_scale` and `softcap`.
+
+    Raises
+    ------
+    IndexError
+        If an included target is out of range; the message names its position and value.
+    TypeError, ValueError
+        If an argument is invalid; the message names it, what came and what fits.
+
+    See Also
+    --------
+    token_scores : The same from logits.
+
+    Notes
+    -----
+    Classes whose logits differ by less than the rounding of the product may swap places with another BLAS.
+
+    Examples
+    --------
+    >>> from tokenloss import linear_token_scores
+    >>> weight = [[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]]
+    >>> scores = linear_token_scores([[2.0, 1.0], [0.0, 3.0]], weight, [0, 1], top_k=2)
+    >>> scores.top_ids
+    array([[2, 0],
+           [1, 2]])
+    """
+    projection = Projection(hidden, linear_weight, linear_bias)
+    scores = projection.scores
+    positions = as_positions("targets", targets, scores, ignore_index, where, distributions=False)
+    job, found = token_job(scores, positions, logit_transform(logit_scale, softcap), top_k)
+    projection.run(job, workers)
+    return TokenScores(**found)
+
+
+@overload
+def linear_kl_divergence(
+    base_hidden: ArrayLike, base_weight: ArrayLike, hidden: ArrayLike, weight: ArrayLike, *,
+    base_bias: ArrayLike | None = None, bias: ArrayLike | None = None, where: ArrayLike | None = None,
+    logit_scale: float = 1.0, softcap: float | None = None, reduction: Literal["none"], workers: int | None = None,
+) -> Float64Array: ...  # fmt: skip
+@overload
+def linear_kl_divergence(
+    base_hidden: ArrayLike, base_weight: ArrayLike, hidden: ArrayLike, weight: ArrayLike, *,
+    base_bias: ArrayLike | None = None, bias: ArrayLike | None = None, where: ArrayLike | None = None,
+    logit_scale: float = 1.0, softcap: float | None = None, reduction: Literal["mean", "sum"] = "mean",
+    workers: int | None = None,
+) -> float: ...  # fmt: skip
+def linear_kl_divergence(
+    base_hidden: ArrayLike,
+    base_weight: ArrayLike,
+    hidden: ArrayLike,
+    weight: ArrayLike,
+    *,
+    base_bias: ArrayLike | None = None,
+    bias: ArrayLike | None = None,
+    where: ArrayLike | None = None,
+    logit_scale: float = 1.0,
+    softcap: float | None = None,
+    reduction: str = "mean",
+    workers: int | None = None,
+) -> float | Float64Array:
+    """Kullback-Leibler divergence of two models from their hidden states and projections onto the vocabulary.
+
+    It is `kl_divergence` of the logits ``base_hidden @ base_weight.T + base_bias`` and ``hidden @ weight.T + bias``,
+    which never exist as a whole: both products are computed tile by tile, and two tiles are reduced together while they
+    are in the cache. At most 32 MB is allocated in addition to the arguments and the result.
+
+    Parameters
+    ----------
+    base_hidden : array of shape (..., D)
+        Hidden states of the base model: float16, bfloat16, float32 or float64, of any byte order and memory layout, or
+        anything with `__dlpack__` on the CPU (torch, JAX). Lists are converted.
+    base_weight : array of shape (V, D)
+        Weight of its projection, as in ``torch.nn.Linear``: of any of these dtypes, in C or Fortran order, perhaps
+        memory-mapped. It is never copied as a whole.
+    hidden, weight : arrays of shape (..., E) and (V, E)
+        The same of the other model, whose hidden states may have another size.
+    base_bias, bias : arrays of shape (V,), optional
+        Biases of the projections.
+    where : array of bool, optional
+        Mask of the positions to include, broadcast over the batch; the hidden states of others are never read.
+    logit_scale : float, default 1.0
+        Multiplier of the logits of both models (1 / temperature).
+    softcap : float, optional
+        Logits of both models become ``softcap * tanh(logit_scale * logits / softcap)``; those of -inf stay -inf.
+    reduction : {"mean", "sum", "none"}, default "mean"
+        "mean" divides the sum by the number of included positions (nan if none is included). "none" gives the
+        divergence of each position, 0.0 where masked.
+    workers : int, optional
+        Number of threads, as in `cross_entropy`. No bit of the result depends on it.
+
+    Returns
+    -------
+    float or array of float64
+        As of `kl_divergence`: never negative, and exactly 0 for a model and itself.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is invalid; the message names it, what came and what fits.
+
+    See Also
+    --------
+    kl_divergence : The same from logits.
+    linear_compare : Also losses, and the figures that are published for quantised models.
+
+    Notes
+    -----
+    Each product is computed in its own dtype, as in `linear_cross_entropy`, and the divergence is that of these logits.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from tokenloss import kl_divergence, linear_kl_divergence
+    >>> rng = np.random.default_rng(0)
+    >>> hidden, weight = rng.standard_normal((5, 8)), rng.standard_normal((100, 8))
+    >>> rounded = weight.astype(np.float16)
+    >>> round(linear_kl_divergence(hidden, weight, hidden, rounded) * 1e6, 4)
+    0.1759
+    >>> round(kl_divergence(hidden @ weight.T, hidden @ rounded.astype(float).T) * 1e6, 4)
+    0.1759
+    """
+    base, other = two_projections(base_hidden, base_weight, base_bias, hidden, weight, bias)
+    if base.scores.classes != other.scores.classes:
+        fits = f"({base.scores.classes}, {other.hidden.shape[-1]}): as many classes as base_weight has"
+        raise_error("shape", name="weight", got=other.weight.shape, fits=fits)
+    positions, transform = without_targets(base.scores, where), logit_transform(logit_scale, softcap)
+    divergences = jobs.new_losses(reduction, base.scores.batch)
+    job = _core.KLDivergence(base.scores, positions, divergences, other.scores)
+    job.set_transform(*transform)
+    run_pairs(base, [other], [job], workers)
+    return jobs.reduced(job, divergences, reduction)

@@ -1,0 +1,239 @@
+"""Statistics of each token: loss, entropy, rank, most likely classes."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from tokenloss._core import _core, jobs
+from tokenloss._core.errors import raise_error
+from tokenloss._core.exact import ExactMoments, exp
+from tokenloss._core.validation import as_positions, as_scores, check_integer, check_kind, logit_transform
+
+if TYPE_CHECKING:
+    from tokenloss._core.types import Array, ArrayLike, BoolArray, Float64Array, IntArray, Kind
+
+
+class Column(NamedTuple):
+    """One statistic of each token."""
+
+    dtype: type
+    masked: float  # value at masked positions
+    is_top: bool = False  # has an axis of the top_k classes
+
+
+# The columns of a token, in the order of the fields of `TokenScores`, whose docstring describes them. Each output
+# follows this table; `TokenStats` in `_core` computes them.
+COLUMNS = {
+    "nll": Column(np.float64, math.nan),
+    "logsumexp": Column(np.float64, math.nan),
+    "entropy": Column(np.float64, math.nan),
+    "rank": Column(np.int64, -1),
+    "argmax": Column(np.int64, -1),
+    "is_greedy": Column(np.bool_, False),
+    "kept": Column(np.bool_, False),
+    "top_ids": Column(np.int64, -1, is_top=True),
+    "top_logprobs": Column(np.float64, math.nan, is_top=True),
+}
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class TokenScores:
+    """Result of `token_scores`: statistics of each position, in arrays of the batch's shape.
+
+    Attributes
+    ----------
+    nll : array of float64
+        Loss in nats: -log of the target's probability.
+    logsumexp : array of float64
+        Logarithm of the sum of the exponentials of the logits.
+    entropy : array of float64
+        Entropy of the predicted distribution, in nats.
+    rank : array of int64
+        1 + number of other classes whose logit is >= the target's; ties count against the target.
+    argmax : array of int64
+        Most likely class, the lowest id of a tie; -1 if there is none.
+    is_greedy : array of bool
+        Whether the target is `argmax`.
+    kept : array of bool
+        Whether the position is included: neither ignored nor masked. Where it is not, floats are nan, the rank and
+        class ids -1, and `is_greedy` is False.
+    top_ids, top_logprobs : arrays of shape (..., k), or None
+        The k most likely classes, in descending order, and their log-probabilities in nats; ties in ascending order of
+        class ids.
+
+    Examples
+    --------
+    >>> from tokenloss import token_scores
+    >>> token_scores([[2.0, 1.0, 0.0], [0.0, 3.0, 0.0]], [0, 1])
+    TokenScores(count=2, loss=0.251264, perplexity=1.28565, accuracy=1.0000)
+    """
+
+    __module__ = "tokenloss"
+
+    nll: Float64Array
+    logsumexp: Float64Array
+    entropy: Float64Array
+    rank: IntArray
+    argmax: IntArray
+    is_greedy: BoolArray
+    kept: BoolArray
+    top_ids: IntArray | None = None
+    top_logprobs: Float64Array | None = None
+
+    @property
+    def count(self) -> int:
+        """The number of included positions."""
+        return int(np.count_nonzero(self.kept))
+
+    @property
+    def loss(self) -> float:
+        """The mean loss of the included positions in nats; nan if there are none."""
+        return ExactMoments.of(self.nll, self.kept).mean
+
+    @property
+    def perplexity(self) -> float:
+        """``exp(loss)``; inf where that is beyond a float."""
+        return exp(self.loss)
+
+    @property
+    def accuracy(self) -> float:
+        """The fraction of the included positions where `is_greedy`; nan if there are none."""
+        return int(np.count_nonzero(self.is_greedy)) / self.count if self.count else math.nan
+
+    def to_dict(self) -> dict[str, Array]:
+        """Columns of a table that has a row for each position.
+
+        Returns
+        -------
+        dict of 1-D arrays
+            By name, as the attributes; `top_ids` and `top_logprobs` become `top_id_1`, `top_logprob_1`, `top_id_2` and
+            so on.
+
+        Examples
+        --------
+        >>> from tokenloss import token_scores
+        >>> token_scores([[2.0, 1.0, 0.0]], [1], top_k=1).to_dict()["top_id_1"]
+        array([0])
+        """
+        columns: dict[str, Array] = {
+            name: getattr(self, name).reshape(-1) for name, column in COLUMNS.items() if not column.is_top
+        }
+        tops = [name for name, column in COLUMNS.items() if column.is_top]
+        for k in range(0 if self.top_ids is None else self.top_ids.shape[-1]):
+            for name in tops:
+                columns[f"{name.removesuffix('s')}_{k + 1}"] = getattr(self, name)[..., k].reshape(-1)
+        return columns
+
+    def __repr__(self) -> str:
+        """Show the main figures."""
+        n_nan = int(np.count_nonzero(np.isnan(self.nll) & self.kept))
+        return (
+            f"TokenScores(count={self.count}, {f'n_nan={n_nan}, ' if n_nan else ''}loss={self.loss:.6g}, "
+            f"perplexity={self.perplexity:.6g}, accuracy={self.accuracy:.4f})"
+        )
+
+
+def token_scores(
+    logits: ArrayLike,
+    targets: ArrayLike,
+    *,
+    kind: Kind = "logits",
+    axis: int = -1,
+    ignore_index: int | None = -100,
+    where: ArrayLike | None = None,
+    logit_scale: float = 1.0,
+    softcap: float | None = None,
+    top_k: int = 0,
+    workers: int | None = None,
+) -> TokenScores:
+    """Loss, entropy, rank and most likely classes of each token, in one pass over the logits.
+
+    Parameters
+    ----------
+    logits : array of shape (..., V)
+        Logits (unnormalised log-probabilities), or what `kind` says: float16, bfloat16, float32 or float64, of any byte
+        order and memory layout; anything with `__dlpack__` on the CPU (torch, JAX) is read without a copy. Lists are
+        converted.
+    targets : array of integers
+        Class ids, of the shape of `logits` without its class axis.
+    kind : {"logits", "log_probs", "probs"}, default "logits"
+        What `logits` holds: logits, natural log-probabilities or probabilities. Of the latter two, `nll` is as given,
+        and all else of the row divided by the sum of its probabilities, whose log is `logsumexp`.
+    axis : int, default -1
+        Axis of the classes.
+    ignore_index : int or None, default -100
+        Target value that marks positions to ignore (padding); their logits are never read.
+    where : array of bool, optional
+        Mask of the positions to include, broadcast over the batch; the logits of others are never read.
+    logit_scale : float, default 1.0
+        Multiplier of the logits (1 / temperature).
+    softcap : float, optional
+        Logits become ``softcap * tanh(logit_scale * logits / softcap)``; those of -inf stay -inf.
+    top_k : int, default 0
+        Number of most likely classes to list.
+    workers : int, optional
+        Number of threads, as in `cross_entropy`. No bit of the result depends on it.
+
+    Returns
+    -------
+    TokenScores
+        With arrays of the batch's shape. `nll` has the bits of ``cross_entropy(..., reduction="none")``, and
+        `logsumexp`, unless logits are scaled or capped, those of the function `logsumexp`. `rank`, `argmax` and the
+        order of `top_ids` are exact: they compare the logits as given, before `logit_scale` and `softcap`. Of
+        probabilities, `nll` has the bits of ``cross_entropy_loss(..., reduction="none")``; of log-probabilities, those
+        of `nll_loss`.
+
+    Raises
+    ------
+    IndexError
+        If an included target is out of range; the message names its position and value.
+    TypeError, ValueError
+        If an argument is invalid; the message names it, what came and what fits. Also if a probability lies outside
+        [0, 1] by more than 1e-3, or a row of probabilities or log-probabilities is far from normalised: if the log of
+        their sum is beyond +-0.1 (0.5 in half precision).
+
+    See Also
+    --------
+    cross_entropy : The loss alone.
+
+    Notes
+    -----
+    Entropy is within 2e-7 nats of the exact value (float64: 4e-15, relative to the larger of 1 and the logsumexp).
+    Where a logit is nan, so are the loss and the entropy; it has no rank and is never among the most likely.
+
+    Examples
+    --------
+    >>> from tokenloss import token_scores
+    >>> scores = token_scores([[2.0, 1.0, 0.0], [0.0, 3.0, 0.0]], [1, 1], top_k=2)
+    >>> scores.rank, scores.entropy.round(4)
+    (array([2, 1]), array([0.8324, 0.3666]))
+    >>> scores.top_ids
+    array([[0, 1],
+           [1, 0]])
+    """
+    transform = logit_transform(logit_scale, softcap)
+    scores = as_scores("logits", logits, axis, check_kind(kind))
+    if kind != "logits" and transform != (1.0, 0.0):
+        raise_error("together", name="logit_scale" if softcap is None else "softcap", got=f"kind={kind!r}")
+    positions = as_positions("targets", targets, scores, ignore_index, where, distributions=False)
+    job, found = token_job(scores, positions, transform, top_k)
+    jobs.run(job, workers)
+    return TokenScores(**found)
+
+
+def token_job(
+    scores: _core.Scores, positions: _core.Positions, transform: tuple[float, float], top_k: Any
+) -> tuple[_core.TokenStats, dict[str, Any]]:
+    """The job that computes the columns, and the columns, which it fills: those of masked positions, too."""
+    fits = f"an integer from 0 to {scores.classes}, the number of classes"
+    top_k = check_integer("top_k", top_k, fits, least=0, most=scores.classes)
+    found: dict[str, Any] = {}
+    for name, column in COLUMNS.items():
+        found[name] = np.zeros((*scores.batch, top_k) if column.is_top else scores.batch, column.dtype)
+    flat = {name: (array.view(np.uint8) if array.dtype == bool else array).reshape(-1) for name, array in found.items()}
+    job = _core.TokenStats(scores, positions, found["nll"], *transform, top_k, flat)
+    return job, found if top_k else found | {name: None for name, column in COLUMNS.items() if column.is_top}

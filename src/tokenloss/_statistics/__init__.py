@@ -1,0 +1,1 @@
+"""Sums over tokens, sequences and files, their errors and intervals."""

@@ -1,0 +1,386 @@
+"""Exact mean loss, its standard error, and the perplexity."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tokenloss._core.errors import raise_error
+from tokenloss._core.exact import ExactMoments, exp
+from tokenloss._core.text import count_of
+from tokenloss._core.validation import check_integer, check_mask
+from tokenloss._scores.token_scores import TokenScores
+from tokenloss._statistics.ratio import ExactRatio, guess_note
+from tokenloss._statistics.sequences import SequenceLosses, known_tokens
+
+if TYPE_CHECKING:
+    from tokenloss._core.types import ArrayLike, Float64Array, IntArray
+
+
+class LossMeter:
+    """Adds up the losses of tokens exactly, over any number of calls, threads, files or machines.
+
+    Meters of parts of the same tokens, merged in any order, have the same bits. A meter is a handful of Python
+    integers: it pickles, and two meters of the same losses are equal. Only one thread may change a meter at a time:
+    give each thread its own, and add them up.
+
+    Attributes
+    ----------
+    n_bytes, n_words : int
+        Number of bytes and words of the tokens' text, if given; else 0.
+
+    Notes
+    -----
+    Tokens of one document are alike, so a standard error that takes them as independent is too small, often several
+    times. Given the result of `sequence_losses`, errors are clustered by sequence (Miller, arXiv:2411.00640): with S
+    the sum of the losses of a sequence of n tokens, and G sequences, the error of the mean ``mu`` is
+    ``sqrt(G / (G - 1) * sum((S - mu * n)**2)) / sum(n)``. A token outside of any sequence is a sequence of one, which
+    gives the error of independent tokens. For bits per byte and perplexity per word, n is the length of the sequence's
+    text; where only the length of all texts together is known, it is taken as proportional to the tokens. Both are nan
+    as soon as some tokens have come with the length of their text, and others without.
+
+    On a cluster, anything that calls functions on other machines will do. Here ``score_file(path)`` returns the meter
+    of a file (scored with ``workers=1`` where every CPU runs its own call)::
+
+        meter = sum(ray.get([ray.remote(score_file).remote(path) for path in paths]), LossMeter())  # Ray
+        meter = spark.sparkContext.parallelize(paths).map(score_file).reduce(operator.add)  # Spark
+        meter = comm.allreduce(sum(map(score_file, paths[comm.rank :: comm.size]), LossMeter()))  # MPI, by mpi4py
+
+    Examples
+    --------
+    >>> from tokenloss import LossMeter
+    >>> meter = LossMeter()
+    >>> meter.update([0.36, 0.02, 0.22], n_bytes=12)
+    >>> meter
+    LossMeter(count=3, loss=0.2, stderr=0.0987, perplexity=1.2214)
+    >>> round(meter.bits_per_byte, 4)
+    0.0721
+
+    Of two documents, the second of which is harder throughout:
+
+    >>> from tokenloss import sequence_losses
+    >>> meter = LossMeter()
+    >>> meter.update(sequence_losses([[1.0, 1.2, 0.9, 1.1], [3.0, 3.1, 2.9, 3.2]]))
+    >>> meter
+    LossMeter(count=8, n_sequences=2, loss=2.05, stderr=1, perplexity=7.7679)
+    """
+
+    __module__ = "tokenloss"
+
+    __slots__ = (
+        "_by_bytes", "_by_words", "_groups", "_sequences", "_tokens", "_with_bytes", "_with_words", "n_bytes",
+        "n_words",
+    )  # fmt: skip
+
+    def __init__(self) -> None:
+        self._tokens = ExactRatio()  # of each token, its loss and its weight
+        self._groups = ExactRatio()  # of each sequence, its loss and its tokens; and of each token that is in none
+        self._by_bytes = ExactRatio()  # of each sequence whose bytes are known, its loss and these
+        self._by_words = ExactRatio()  # likewise, of words
+        self._sequences = ExactMoments()  # the mean loss of each sequence
+        self._with_bytes = 0  # of the groups, the number whose bytes are known, of each or of several together
+        self._with_words = 0  # likewise, of words
+        self.n_bytes: int = 0
+        self.n_words: int = 0
+
+    @property
+    def count(self) -> int:
+        """The number of tokens."""
+        return self._tokens.count
+
+    @property
+    def n_sequences(self) -> int:
+        """The number of sequences with any token."""
+        return self._sequences.count
+
+    @property
+    def is_clustered(self) -> bool:
+        """Whether `stderr` is clustered by sequence: with sequences, unless a single one is all there is."""
+        return self.n_sequences > 0 and self._groups.count > 1
+
+    def update(
+        self,
+        nll: ArrayLike | TokenScores | SequenceLosses,
+        where: ArrayLike | None = None,
+        n_bytes: int = 0,
+        n_words: int = 0,
+        *,
+        sample_weight: ArrayLike | None = None,
+    ) -> None:
+        """Add the losses of some tokens, or of some sequences.
+
+        Parameters
+        ----------
+        nll : TokenScores, SequenceLosses or array
+            Result of `sequence_losses`, for errors that are clustered by sequence: whole sequences, since one that
+            comes in two calls counts as two. Or result of `token_scores`, of which only the included tokens are added;
+            or losses in nats, of any shape, as the functions return them with ``reduction="none"``: tokens of these are
+            taken as independent. Losses below -0.001, which rounding does not explain, are refused: log-probabilities
+            must be negated.
+        where : array of bool, optional
+            Mask of the tokens to include, broadcast over `nll`. An array of losses needs it if some tokens were ignored
+            or masked: their losses are 0.0 and would count as perfect.
+        n_bytes, n_words : int, default 0
+            Length of the text of these tokens; in a call without tokens, of the text of all tokens, if no other call
+            gives a length.
+        sample_weight : array of floats, optional
+            Weight of each token, broadcast over `nll`: from 0 to 1e100. Tokens of weight 0 are left out, as by
+            `where`. The losses in `nll` must not be weighted already.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If an argument is invalid, or is part of the `SequenceLosses` already; the meter is then unchanged.
+        """
+        n_bytes = check_integer("n_bytes", n_bytes, "an integer of at least 0", least=0)
+        n_words = check_integer("n_words", n_words, "an integer of at least 0", least=0)
+        before = self._groups.count
+        if isinstance(nll, SequenceLosses):
+            given = {"where": where, "sample_weight": sample_weight}
+            given |= {name: size or None for name, size in (("n_bytes", n_bytes), ("n_words", n_words))
+                      if getattr(nll, name) is not None}  # fmt: skip
+            for name, value in given.items():
+                if value is not None:
+                    raise_error("option", name=name, got=value, fits="given to sequence_losses, if at all")
+            self._add_sequences(nll)
+        else:
+            self._add_tokens(_of_tokens(nll, where, sample_weight))
+        self.n_bytes += n_bytes
+        self.n_words += n_words
+        new = self._groups.count - before
+        self._with_bytes += new if n_bytes else 0
+        self._with_words += new if n_words else 0
+
+    def _add_tokens(self, tokens: ExactRatio) -> None:
+        """Add tokens that are in no sequence."""
+        self._tokens += tokens
+        self._groups += tokens
+
+    def _add_sequences(self, sequences: SequenceLosses) -> None:
+        """Add sequences, those without tokens left out."""
+        columns = sequences.to_dict()
+        if int(columns["count"].sum()) != sequences._tokens.count:
+            raise_error("type", name="nll", got="SequenceLosses made by hand", fits="a result of sequence_losses")
+        kept = columns["count"] > 0
+        nll, tokens = columns["nll"][kept], columns["weight" if "weight" in columns else "count"][kept]
+        self._tokens += sequences._tokens
+        self._groups += ExactRatio.of(nll, tokens.astype(np.float64))
+        self._sequences += ExactMoments.of(columns["loss"][kept])
+        for name in ("n_bytes", "n_words"):
+            if name in columns:
+                self._add_lengths(name, nll, columns[name][kept])
+
+    def _add_lengths(self, name: str, nll: Float64Array, lengths: IntArray) -> None:
+        """Add the bytes or words of sequences, whose losses were added."""
+        unit = name.removeprefix("n_")
+        new = {f"_by_{unit}": ExactRatio.of(nll, lengths.astype(np.float64)), f"_with_{unit}": len(lengths)}
+        for attribute, value in {**new, name: sum(lengths.tolist())}.items():
+            setattr(self, attribute, getattr(self, attribute) + value)
+
+    def merge(self, other: LossMeter) -> None:
+        """Add the losses of another meter.
+
+        Parameters
+        ----------
+        other : LossMeter
+            The meter to add; it does not change.
+
+        Raises
+        ------
+        TypeError
+            If it is not a `LossMeter`.
+        """
+        if not isinstance(other, LossMeter):
+            raise_error("dtype", name="other", got=type(other).__name__, fits="a LossMeter")
+        for name in self.__slots__:
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+
+    def __add__(self, other: LossMeter) -> LossMeter:
+        """Meter of the losses of both."""
+        if not isinstance(other, LossMeter):
+            return NotImplemented
+        both = LossMeter()
+        both.merge(self)
+        both.merge(other)
+        return both
+
+    def __radd__(self, other: object) -> LossMeter:
+        """The same meter, for the 0 that `sum` starts with."""
+        return self + LossMeter() if type(other) is int and other == 0 else NotImplemented
+
+    def __eq__(self, other: object) -> bool:
+        """Whether both have the same sums."""
+        if not isinstance(other, LossMeter):
+            return NotImplemented
+        return all(getattr(self, name) == getattr(other, name) for name in self.__slots__)
+
+    def _to_json(self) -> dict[str, Any]:
+        """The exact state, as JSON can hold it."""
+        values = {name: getattr(self, name) for name in self.__slots__}
+        return {name: hex(value) if isinstance(value, int) else value.to_json() for name, value in values.items()}
+
+    @classmethod
+    def _from_json(cls, state: dict[str, Any]) -> LossMeter:
+        """Inverse of `_to_json`; ValueError for sums that no losses have."""
+        if state.keys() != set(cls.__slots__):
+            raise ValueError("the stored LossMeter is of another version of tokenloss")
+        meter = cls()
+        for name in cls.__slots__:
+            empty = getattr(meter, name)
+            setattr(meter, name, int(state[name], 16) if isinstance(empty, int) else empty.from_json(state[name]))
+        groups, sequences = meter._groups.count, meter._sequences.count
+        known = (
+            meter._by_bytes.count <= meter._with_bytes <= groups,
+            meter._by_words.count <= meter._with_words <= groups,
+        )
+        if min(meter.n_bytes, meter.n_words) < 0 or not sequences <= groups <= meter.count or not all(known):
+            raise ValueError("no losses have these sums")
+        return meter
+
+    @property
+    def total(self) -> float:
+        """The sum of the losses in nats, or of weight times loss, rounded once."""
+        return self._tokens.numerators.sum
+
+    @property
+    def loss(self) -> float:
+        """The mean loss in nats per token, with weights their weighted mean; nan without tokens."""
+        return self._tokens.ratio
+
+    @property
+    def stderr(self) -> float:
+        """The standard error of the mean loss: clustered by sequence if `is_clustered`, else of independent tokens.
+
+        It is nan for fewer than two tokens.
+        """
+        return self._independent.stderr
+
+    @property
+    def interval_factor(self) -> float:
+        """The number of standard errors from the mean loss to each end of its 95 % confidence interval.
+
+        For G sequences of equal length it is the quantile of Student's t with G - 1 degrees of freedom: 12.7 for two,
+        4.3 for three, 1.96 for very many. Where lengths differ it is larger, as long sequences count for more, and is
+        exact for normal sequence means of one variance. It is nan for fewer than two tokens.
+        """
+        return self._independent.interval_factor
+
+    @property
+    def _independent(self) -> ExactRatio:
+        """Sums over what `stderr` takes as independent: sequences, or tokens."""
+        return self._groups if self.is_clustered else self._tokens
+
+    def _basis(self) -> str:
+        """What `stderr` takes as independent, in words."""
+        if not self.is_clustered:
+            basis = f"{count_of(self.count, 'token')}, taken as independent"
+        else:
+            loose = self._groups.count - self.n_sequences
+            basis = count_of(self.n_sequences, "sequence")
+            basis += f" and {count_of(loose, 'token')} outside of any" if loose else ""
+        return basis + guess_note(self.interval_factor)
+
+    @property
+    def sequence_loss(self) -> float:
+        """The mean of the sequences' mean losses in nats, each sequence counted once; nan without sequences."""
+        return self._sequences.mean
+
+    @property
+    def sequence_loss_stderr(self) -> float:
+        """The standard error of `sequence_loss`, from the sample's variance; nan for fewer than two sequences."""
+        return ExactRatio.of_mean(self._sequences).stderr
+
+    @property
+    def perplexity(self) -> float:
+        """``exp(loss)``; inf where that is beyond a float."""
+        return exp(self.loss)
+
+    @property
+    def perplexity_interval(self) -> tuple[float, float]:
+        """The 95 % confidence interval of the perplexity, ``exp(loss ± interval_factor * stderr)``."""
+        return _interval(self.loss, self.stderr * self.interval_factor)
+
+    @property
+    def bits_per_token(self) -> float:
+        """The mean loss in bits."""
+        return self.loss / math.log(2)
+
+    @property
+    def bits_per_byte(self) -> float:
+        """All losses in bits over the bytes of their text; nan if those of all or of some tokens are not known."""
+        return self._loss_per(self.n_bytes, self._with_bytes) / math.log(2)
+
+    @property
+    def bits_per_byte_stderr(self) -> float:
+        """The standard error of `bits_per_byte`, clustered as `stderr` is; nan where that is."""
+        return self._stderr_per(self.n_bytes, self._with_bytes, self._by_bytes) / math.log(2)
+
+    @property
+    def bits_per_byte_interval(self) -> tuple[float, float]:
+        """The 95 % confidence interval of `bits_per_byte`; nan where that is."""
+        radius = self._radius_per(self.n_bytes, self._with_bytes, self._by_bytes) / math.log(2)
+        return self.bits_per_byte - radius, self.bits_per_byte + radius
+
+    @property
+    def word_perplexity(self) -> float:
+        """``exp(losses / words)`` of the text; nan if the words of all or of some tokens are not known."""
+        return exp(self._loss_per(self.n_words, self._with_words))
+
+    @property
+    def word_perplexity_interval(self) -> tuple[float, float]:
+        """The 95 % confidence interval of `word_perplexity`; nan where that is."""
+        loss = self._loss_per(self.n_words, self._with_words)
+        return _interval(loss, self._radius_per(self.n_words, self._with_words, self._by_words))
+
+    def _loss_per(self, number: int, known: int) -> float:
+        """All losses over the bytes or words of their text; nan if these are known of some groups, not of all."""
+        return math.nan if 0 < known < self._groups.count else self._tokens.numerators.sum_over(number)
+
+    def _stderr_per(self, number: int, known: int, by_text: ExactRatio) -> float:
+        """The standard error of that; each text's length is known only if `by_text` holds all of them."""
+        if math.isnan(self._loss_per(number, known)):
+            return math.nan
+        if self._knows_lengths(number, by_text):
+            return by_text.stderr
+        return self.stderr * self._tokens.denominators.sum_over(number)
+
+    def _radius_per(self, number: int, known: int, by_text: ExactRatio) -> float:
+        """Half the width of its 95 % interval."""
+        of = by_text if self._knows_lengths(number, by_text) else self._independent
+        return self._stderr_per(number, known, by_text) * of.interval_factor
+
+    def _knows_lengths(self, number: int, by_text: ExactRatio) -> bool:
+        """True if all tokens are in sequences, the length of whose texts is known."""
+        return self.is_clustered and by_text.count == self._groups.count and by_text.denominators.sum == number
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle the exact sums alone: a pickle outlives the modules of this version."""
+        return LossMeter._from_json, (self._to_json(),)
+
+    def __repr__(self) -> str:
+        """Show the main figures."""
+        sequences = f"n_sequences={self.n_sequences}, " if self.n_sequences else ""
+        return (
+            f"LossMeter(count={self.count}, {sequences}loss={self.loss:.6g}, stderr={self.stderr:.3g}, "
+            f"perplexity={self.perplexity:.6g})"
+        )
+
+
+def _of_tokens(nll: ArrayLike | TokenScores, where: ArrayLike | None, sample_weight: ArrayLike | None) -> ExactRatio:
+    """Sums over tokens that are taken as independent."""
+    if sample_weight is None:
+        if isinstance(nll, TokenScores):
+            kept = nll.kept
+            nll, where = nll.nll, kept if where is None else kept & check_mask(where, kept.shape)
+        return ExactRatio.of_mean(ExactMoments.of(nll, where, are_losses=True))
+    tokens = known_tokens(nll, where, sample_weight)
+    losses, weights = (tokens[name][tokens["kept"]] for name in ("nll", "weight"))
+    with np.errstate(over="ignore"):
+        return ExactRatio.of(weights * losses, weights)
+
+
+def _interval(loss: float, radius: float) -> tuple[float, float]:
+    """The interval of a perplexity whose logarithm lies within a radius of the loss."""
+    return exp(loss - radius), exp(loss + radius)

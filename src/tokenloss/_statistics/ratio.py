@@ -1,0 +1,167 @@
+"""Ratios of sums over sequences, such as a mean loss, with clustered standard errors."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+from tokenloss._core import _core
+from tokenloss._core.exact import UNIT, ExactMoments
+from tokenloss._statistics.distributions import equivalent_lengths, ratio_quantile, ratio_tail
+
+if TYPE_CHECKING:
+    from tokenloss._core.types import Float64Array
+
+
+class ExactRatio:
+    """Sums over pairs of numerator and denominator, such as the loss and the tokens of a sequence, without rounding.
+
+    No method changes an object: ``+`` makes a new one.
+    """
+
+    __slots__ = ("cubes", "denominators", "fourths", "largest", "numerators", "products")
+
+    def __init__(
+        self, numerators: ExactMoments | None = None, denominators: ExactMoments | None = None, products: int = 0,
+        cubes: int = 0, fourths: int = 0, largest: float = 0.0,
+    ) -> None:  # fmt: skip
+        self.numerators = numerators or ExactMoments()
+        self.denominators = denominators or ExactMoments()
+        self.products = products  # the sum of the products of the pairs, in units of 2**-2148
+        self.cubes = cubes  # the sum of the third powers of the denominators, and of the fourth, in units of 2**-2148
+        self.fourths = fourths
+        self.largest = largest  # the largest denominator, or 0.0
+
+    @classmethod
+    def of(cls, numerators: Float64Array, denominators: Float64Array) -> ExactRatio:
+        """Sums over the pairs of two arrays of one dimension."""
+        products = _core.sum_of_products(numerators, denominators)
+        return cls.of_sums(ExactMoments.of(numerators), ExactMoments.of(denominators), products, denominators)
+
+    @classmethod
+    def of_sums(
+        cls, numerators: ExactMoments, sums: ExactMoments, products: int, denominators: Float64Array
+    ) -> ExactRatio:
+        """Sums over pairs whose numerators, denominators and products are summed up already."""
+        squares = denominators * denominators
+        cubes, fourths = _core.sum_of_products(squares, denominators), _core.sum_of_products(squares, squares)
+        return cls(numerators, sums, products, cubes, fourths, float(denominators.max(initial=0.0)))
+
+    @classmethod
+    def of_mean(cls, numerators: ExactMoments) -> ExactRatio:
+        """Sums over pairs whose denominators are all 1: the ratio is the mean of the numerators."""
+        count = numerators.count
+        ones = ExactMoments(count, count * UNIT, 0.0, count * UNIT**2)
+        return cls(numerators, ones, numerators.finite * UNIT, ones.squares, ones.squares, float(count > 0))
+
+    @property
+    def count(self) -> int:
+        """The number of pairs."""
+        return self.numerators.count
+
+    def __add__(self, other: ExactRatio) -> ExactRatio:
+        """Sums over the pairs of both."""
+        return ExactRatio(
+            self.numerators + other.numerators,
+            self.denominators + other.denominators,
+            self.products + other.products,
+            self.cubes + other.cubes,
+            self.fourths + other.fourths,
+            max(self.largest, other.largest),
+        )
+
+    def __eq__(self, other: object) -> bool:
+        """True if all sums are equal; nan equals nan."""
+        return self._key() == other._key() if isinstance(other, ExactRatio) else NotImplemented
+
+    def _key(self) -> tuple[object, ...]:
+        return tuple(getattr(self, name) for name in self.__slots__)
+
+    @property
+    def ratio(self) -> float:
+        """The sum of the numerators over that of the denominators; nan over 0."""
+        return self.numerators.sum_over(self.denominators.sum)
+
+    @property
+    def stderr(self) -> float:
+        """The standard error of the ratio, pairs taken as independent; nan for fewer than two.
+
+        It is ``sqrt(n / (n - 1) * sum((y - ratio * x)**2)) / sum(x)`` for n pairs (y, x): with sequences as pairs, the
+        error that is clustered by sequence. With each x = 1 it is that of a mean, from the sample's variance.
+        """
+        n, y, x = self.count, self.numerators, self.denominators
+        if n < 2 or y.special != 0 or x.special != 0 or x.finite == 0:
+            return math.nan
+        squares = x.finite**2 * y.squares - 2 * x.finite * y.finite * self.products + y.finite**2 * x.squares
+        numerator, denominator = n * squares, (n - 1) * x.finite**4
+        shift = max(0, 140 + denominator.bit_length() - numerator.bit_length()) // 2  # for a root of 64 bits or more
+        root = math.isqrt((numerator << 2 * shift) // denominator)
+        try:
+            return root / (1 << shift)
+        except OverflowError:
+            return math.inf
+
+    @property
+    def interval_factor(self) -> float:
+        """How many standard errors a 95 % interval of the ratio reaches to each side; nan for fewer than two pairs.
+
+        With equal denominators it is the quantile of Student's t with n - 1 degrees of freedom.
+        """
+        return ratio_quantile(0.025, self._equivalent_lengths()) if self.count > 1 else math.nan
+
+    def tail(self, t: float) -> float:
+        """The probability of a ratio that is more than t standard errors above the true one."""
+        return ratio_tail(t, self._equivalent_lengths())
+
+    def _equivalent_lengths(self) -> tuple[tuple[float, float], ...]:
+        """Lengths, and the number of each, that have the sums of the denominators."""
+        numerator, denominator = self.largest.as_integer_ratio()
+        largest = numerator * UNIT // denominator
+        if not largest or self.denominators.squares**2 > self.denominators.finite * self.cubes * UNIT:
+            return ((1.0, self.count),)  # all are 0, or so small that their squares are 0 in float64
+        # sums of the powers of length / largest
+        ones, squares = self.denominators.finite, self.denominators.squares
+        cubes, fourths = self.cubes * UNIT, self.fourths * UNIT**2
+        return equivalent_lengths(
+            self.count,
+            (self.count * largest - ones) / largest,
+            (ones * largest - squares) / largest**2,
+            (squares * largest - cubes) / largest**3,
+            (cubes * largest - fourths) / largest**4,
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """The exact sums, as JSON can hold them."""
+        return {
+            "numerators": self.numerators.to_json(),
+            "denominators": self.denominators.to_json(),
+            "largest": self.largest.hex(),
+            **{name: hex(getattr(self, name)) for name in ("products", "cubes", "fourths")},
+        }
+
+    @classmethod
+    def from_json(cls, state: Any) -> ExactRatio:
+        """Inverse of `to_json`; ValueError for sums that no pairs have."""
+        numerators, denominators = (ExactMoments.from_json(state[name]) for name in ("numerators", "denominators"))
+        products, cubes, fourths = (int(state[name], 16) for name in ("products", "cubes", "fourths"))
+        ratio = cls(numerators, denominators, products, cubes, fourths, float.fromhex(state["largest"]))
+        if (
+            numerators.count != denominators.count
+            or products**2 > numerators.squares * denominators.squares
+            or not 0 <= ratio.largest < math.inf
+            or (cubes * UNIT) ** 2 > denominators.squares * fourths * UNIT**2
+        ):
+            raise ValueError("no pairs have these sums")
+        return ratio
+
+
+def interval_note(factor: float) -> str:
+    """Words about intervals that reach this many standard errors; "" for those of many sequences, which reach 1.96."""
+    if not factor > 2:
+        return ""
+    return f"95 % intervals reach {factor:.3g} standard errors" + guess_note(factor)
+
+
+def guess_note(factor: float) -> str:
+    """Words about intervals of two sequences, or of one that is much longer than the others; "" for other intervals."""
+    return ", too few for more than a guess" if factor > 10 else ""

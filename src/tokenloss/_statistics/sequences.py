@@ -1,0 +1,415 @@
+"""Sums of losses over sequences: documents, answers, texts of a batch."""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from tokenloss._core import _core, threads
+from tokenloss._core.dtypes import FLOATS, as_array, bfloat16_to_float32, dtype_name
+from tokenloss._core.errors import raise_error
+from tokenloss._core.exact import ExactMoments
+from tokenloss._core.validation import broadcast, check_losses, check_mask, check_sample_weight
+from tokenloss._scores.token_scores import TokenScores
+from tokenloss._statistics.ratio import ExactRatio
+
+if TYPE_CHECKING:
+    from tokenloss._core.types import Array, ArrayLike, BoolArray, Float64Array, IntArray
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class SequenceLosses:
+    """Result of `sequence_losses`: sums over each sequence, in arrays of one shape.
+
+    Given to `LossMeter.update`, standard errors are clustered by sequence.
+
+    Attributes
+    ----------
+    ids : array of int64
+        Index of each sequence, or its number in `segment_ids`.
+    count : array of int64
+        Number of its included tokens.
+    nll : array of float64
+        Sum of their losses in nats, or of weight times loss: minus the log-likelihood of the sequence.
+    weight : array of float64 or None
+        Sum of their weights; None without `sample_weight`.
+    n_bytes, n_words : arrays of int64 or None
+        Length of the sequence's text; None if not given.
+    is_greedy : array of bool or None
+        Whether every included token is the most likely class; False without tokens. None if losses alone were given.
+
+    Examples
+    --------
+    >>> from tokenloss import sequence_losses
+    >>> sequence_losses([[0.5, 1.5, 1.0], [2.0, 0.0, 0.0]], where=[[True, True, True], [True, False, False]])
+    SequenceLosses(sequences=2, tokens=4)
+    """
+
+    __module__ = "tokenloss"
+
+    ids: IntArray
+    count: IntArray
+    nll: Float64Array
+    weight: Float64Array | None
+    n_bytes: IntArray | None
+    n_words: IntArray | None
+    is_greedy: BoolArray | None
+    _tokens: ExactRatio = field(default_factory=ExactRatio)  # exact sums over all included tokens, for `LossMeter`
+
+    @property
+    def loss(self) -> Float64Array:
+        """The mean loss of each sequence in nats per token; nan without tokens."""
+        return _quotient(self.nll, self.count if self.weight is None else self.weight)
+
+    @property
+    def perplexity(self) -> Float64Array:
+        """``exp(loss)``; inf where that is beyond a float."""
+        with np.errstate(over="ignore"):
+            return np.exp(self.loss)
+
+    @property
+    def bits_per_byte(self) -> Float64Array | None:
+        """The sum of each sequence's losses in bits over the bytes of its text; None if these are not known."""
+        if self.n_bytes is None:
+            return None
+        with np.errstate(over="ignore"):
+            return _quotient(self.nll, self.n_bytes) / math.log(2)
+
+    def to_dict(self) -> dict[str, Array]:
+        """Columns of a table that has a row for each sequence.
+
+        Returns
+        -------
+        dict of 1-D arrays
+            By name: the attributes that are known, and `loss`, `perplexity` and `bits_per_byte`.
+
+        Examples
+        --------
+        >>> from tokenloss import sequence_losses
+        >>> sequence_losses([[0.5, 1.5], [2.0, 1.0]]).to_dict()["loss"]
+        array([1. , 1.5])
+        """
+        names = ("ids", "count", "nll", "loss", "perplexity", "weight", "n_bytes", "n_words", "bits_per_byte",
+                 "is_greedy")  # fmt: skip
+        columns = {name: getattr(self, name) for name in names}
+        return {name: column.reshape(-1) for name, column in columns.items() if column is not None}
+
+    def __repr__(self) -> str:
+        """Show the number of sequences and tokens."""
+        return f"SequenceLosses(sequences={self.ids.size}, tokens={int(self.count.sum())})"
+
+
+def sequence_losses(
+    nll: ArrayLike | TokenScores,
+    *,
+    where: ArrayLike | None = None,
+    segment_ids: ArrayLike | None = None,
+    cu_seqlens: ArrayLike | None = None,
+    sample_weight: ArrayLike | None = None,
+    n_bytes: ArrayLike | None = None,
+    n_words: ArrayLike | None = None,
+) -> SequenceLosses:
+    """Exact sums of losses over each sequence: a document, an answer, a text of a batch.
+
+    No bit of a sequence's sum depends on how the batch was padded, packed or ordered.
+
+    Parameters
+    ----------
+    nll : TokenScores or array of shape (..., T)
+        Result of `token_scores`, of which only the included tokens are added up; or losses in nats, as
+        `LossMeter.update` takes them. Each row along the last axis is a sequence, unless `segment_ids` or `cu_seqlens`
+        say otherwise.
+    where : array of bool, optional
+        Mask of the tokens to include, broadcast over `nll`. An array of losses needs it if some tokens were ignored or
+        masked: their losses are 0.0 and would count as perfect.
+    segment_ids : array of integers, optional
+        Number of the sequence of each token, broadcast over `nll`, in any order. Tokens of negative numbers belong to
+        no sequence, and are left out.
+    cu_seqlens : array of integers, optional
+        Bounds of packed sequences, such as [0, 7, 12] for two of 7 and 5 tokens of ``nll.ravel()``.
+    sample_weight : array of floats, optional
+        Weight of each token, broadcast over `nll`: from 0 to 1e100. Tokens of weight 0 are left out, as by
+        `where`.
+    n_bytes, n_words : arrays of integers, optional
+        Length of the text of each sequence (with `segment_ids`, in ascending order of these), broadcast to the shape of
+        the result. A single number is the length of a single sequence.
+
+    Returns
+    -------
+    SequenceLosses
+        With arrays of the batch's shape, which is that of `nll` without its last axis; of one dimension with
+        `segment_ids`, each of which occurs once, in ascending order, or `cu_seqlens`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is invalid; the message names it, what came and what fits.
+
+    See Also
+    --------
+    LossMeter : Mean loss over all sequences, with a standard error that is clustered by sequence.
+
+    Notes
+    -----
+    Sums are exact and rounded once, as those of `math.fsum`; one that is beyond a float is inf. Contiguous losses in
+    float64 are read without a copy, and without the GIL.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from tokenloss import sequence_losses, token_scores
+    >>> logits = np.log([[[0.7, 0.2, 0.1], [0.1, 0.8, 0.1]], [[0.3, 0.3, 0.4], [0.5, 0.4, 0.1]]])
+    >>> answers = sequence_losses(token_scores(logits, [[0, 1], [2, 1]]), n_bytes=[3, 5])
+    >>> answers.nll.round(4), answers.bits_per_byte.round(4), answers.is_greedy
+    (array([0.5798, 1.8326]), array([0.2788, 0.5288]), array([ True, False]))
+    """
+    tokens = known_tokens(nll, where, sample_weight)
+    shape = tokens["nll"].shape
+    if not shape:
+        raise_error("shape", name="nll", got=(), fits="(..., T)")
+    layout = _layout(shape, segment_ids, cu_seqlens)
+    lengths = [_text_lengths(name, value, layout.batch) for name, value in (("n_bytes", n_bytes), ("n_words", n_words))]
+    return _sums(tokens, layout, *lengths)
+
+
+def sums_by_segment(losses: Array, is_greedy: Array | None, numbers: Array) -> SequenceLosses:
+    """Sums over sequences of tokens that are all included, given the number of each token's sequence.
+
+    Unlike `sequence_losses`, it takes any numbers, such as the differences of losses.
+    """
+    tokens = {"nll": losses, "weight": None, "kept": None, "is_greedy": is_greedy}
+    return _sums(tokens, _layout(losses.shape, numbers, None), None, None)
+
+
+def _sums(
+    tokens: dict[str, Any], layout: _Layout, n_bytes: IntArray | None, n_words: IntArray | None
+) -> SequenceLosses:
+    """Sums over sequences, by the core."""
+    batch = layout.batch
+    count, greedy = np.zeros(batch, np.int64), np.zeros(batch, np.bool_)
+    nll, weight = np.zeros(batch), np.zeros(batch)
+    results: dict[str, Array] = {"count": count, "nll": nll, "weight": weight, "is_greedy": greedy.view(np.uint8)}
+    flat: dict[str, Any] = {name: None if array is None else _flat(array) for name, array in tokens.items()}
+    results = {name: array.reshape(-1) for name, array in results.items()}
+    job = _core.SequenceSums(flat, layout.first, layout.start, layout.stop, results)
+    threads.run(job, None)
+    losses, weights, products = job.totals()
+    of_tokens = ExactRatio.of_mean(ExactMoments(int(count.sum()), *losses))
+    if tokens["weight"] is not None:
+        changes = np.zeros(flat["nll"].size + 1, np.int64)  # of the number of sequences that a token is in
+        np.add.at(changes, layout.start, 1)
+        np.subtract.at(changes, layout.stop, 1)
+        included = flat["weight"][(np.cumsum(changes[:-1]) > 0) & (flat["kept"] != 0)]
+        of_weights = ExactMoments(of_tokens.count, *weights)
+        of_tokens = ExactRatio.of_sums(of_tokens.numerators, of_weights, products, included)
+    return SequenceLosses(
+        layout.ids, count, nll, weight if tokens["weight"] is not None else None, n_bytes, n_words,
+        greedy if tokens["is_greedy"] is not None else None, of_tokens,
+    )  # fmt: skip
+
+
+def next_token(logits: Any, ids: Any, attention_mask: Any = None) -> tuple[Any, Any, Any]:
+    """Align a causal model's logits with the ids that they predict: those at position j predict token j + 1.
+
+    Parameters
+    ----------
+    logits : array of shape (..., T, V)
+        Logits of the model for each of its input tokens: an array or a tensor of any library.
+    ids : array of integers of shape (..., T)
+        Input ids of the model.
+    attention_mask : array of shape (..., T), optional
+        Mask of the input ids: 0 or False for padding, and 1 or True for other tokens. Of texts that are packed into one
+        row, the number of each token's text, such as [1, 1, 1, 2, 2, 0]: no text predicts the first token of the next.
+
+    Returns
+    -------
+    logits : array of shape (..., T - 1, V)
+        Logits that predict a token; a view.
+    targets : array of integers of shape (..., T - 1)
+        Ids of the predicted tokens; a view.
+    where : array of bool of shape (..., T - 1), or None
+        True where the token and the one before it belong to the same text, not to padding: the argument `where` of all
+        functions. None without a mask.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is no array, their shapes do not fit together, or the mask holds a negative number, a fraction or
+        nan.
+
+    See Also
+    --------
+    token_scores : Takes all three.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from tokenloss import next_token
+    >>> logits, ids = np.zeros((2, 4, 10)), np.array([[5, 6, 7, 8], [3, 4, 0, 0]])
+    >>> logits, targets, where = next_token(logits, ids, [[1, 1, 1, 1], [1, 1, 0, 0]])
+    >>> targets[where]
+    array([6, 7, 8, 4])
+    """
+    logits, ids = (np.asarray(value) if isinstance(value, list | tuple) else value for value in (logits, ids))
+    shapes = []
+    for name, value in (("logits", logits), ("ids", ids)):
+        if not hasattr(value, "shape"):
+            raise_error("array", name=name, got=type(value).__name__)
+        shapes.append(tuple(value.shape))
+    if len(shapes[0]) < 2:
+        raise_error("shape", name="logits", got=shapes[0], fits="(..., T, V)")
+    if shapes[1] != shapes[0][:-1]:
+        raise_error("shape", name="ids", got=shapes[1], fits=f"{shapes[0][:-1]}, to fit logits")
+    if attention_mask is None:
+        return logits[..., :-1, :], ids[..., 1:], None
+    mask = np.asarray(attention_mask) if isinstance(attention_mask, list | tuple) else attention_mask
+    mask_shape = tuple(getattr(mask, "shape", ()))
+    if mask_shape != shapes[1]:
+        raise_error("shape", name="attention_mask", got=mask_shape, fits=f"{shapes[1]}, to fit ids")
+    with np.errstate(invalid="ignore"):  # of nan and infinity
+        is_wrong = (mask < 0) | (mask % 1 != 0)  # such as what is added to attention scores, which is 0 for tokens
+    if bool(is_wrong.any()):
+        fits = "1 for tokens and 0 for padding, or the number of each token's text"
+        raise_error("option", name="attention_mask", got=float(mask[is_wrong][0]), fits=fits)
+    return logits[..., :-1, :], ids[..., 1:], (mask[..., :-1] == mask[..., 1:]) & (mask[..., 1:] != 0)
+
+
+def _quotient(numerator: Array, denominator: Array) -> Float64Array:
+    """Quotients, nan over 0."""
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        quotient: Float64Array = np.where(denominator == 0, np.nan, numerator / denominator)
+    return quotient
+
+
+def known_tokens(
+    nll: ArrayLike | TokenScores, where: ArrayLike | None, sample_weight: ArrayLike | None
+) -> dict[str, Any]:
+    """Arrays of one shape by name: nll in float64, and if known weight, kept (included) and is_greedy, else None."""
+    kept = is_greedy = None
+    if isinstance(nll, TokenScores):
+        losses, kept, is_greedy = nll.nll, nll.kept, nll.is_greedy
+    else:
+        losses = _as_losses(nll)
+    weight = None if sample_weight is None else check_sample_weight(sample_weight, losses.shape)
+    masks = [] if kept is None else [kept]
+    masks += [] if where is None else [check_mask(where, losses.shape)]
+    masks += [] if weight is None else [weight != 0]
+    kept = functools.reduce(np.logical_and, masks) if masks else None
+    check_losses(losses, True if kept is None else kept)
+    return {"nll": losses, "weight": weight, "kept": kept, "is_greedy": is_greedy}
+
+
+def _as_losses(nll: ArrayLike) -> Array:
+    """An array of losses as float64."""
+    array, code = as_array("nll", nll)
+    if code is None or array.dtype == np.bool_:
+        raise_error("dtype", name="nll", got=array.dtype, fits=FLOATS)
+    if code == _core.DTYPES["bfloat16"]:
+        array = bfloat16_to_float32(array)
+    with np.errstate(invalid="ignore"):  # a nan that signals is a nan
+        return array.astype(np.float64, copy=False)
+
+
+def _flat(array: Array) -> Array:
+    """The array in one dimension, contiguous and aligned, bool as uint8; copied only if it is not so already."""
+    flat: Array = np.require(array, requirements=["C", "A"]).reshape(-1)
+    return flat.view(np.uint8) if flat.dtype == np.bool_ else flat
+
+
+# -- which tokens make a sequence --------------------------------------------------------------------------------------
+
+
+class _Layout(NamedTuple):
+    """Which tokens make each sequence."""
+
+    batch: tuple[int, ...]
+    ids: IntArray
+    first: IntArray  # sequence i is made of the runs of tokens [first[i], first[i + 1])
+    start: IntArray  # where each run starts, and stops
+    stop: IntArray
+
+
+def _layout(shape: tuple[int, ...], segment_ids: Any, cu_seqlens: Any) -> _Layout:
+    """The sequences of tokens of this shape."""
+    if segment_ids is not None:
+        if cu_seqlens is not None:
+            raise_error("together", name="segment_ids", got="cu_seqlens")
+        return _segments(check_segment_ids(segment_ids, shape))
+    if cu_seqlens is not None:
+        offsets = check_offsets(cu_seqlens, math.prod(shape))
+        batch: tuple[int, ...] = (len(offsets) - 1,)
+    else:
+        batch = shape[:-1]
+        offsets = np.arange(math.prod(batch) + 1, dtype=np.int64) * shape[-1]
+    first = np.arange(math.prod(batch) + 1, dtype=np.int64)
+    return _Layout(batch, first[:-1].reshape(batch), first, offsets[:-1], offsets[1:])
+
+
+def _segments(segment_ids: IntArray) -> _Layout:
+    """The sequences of tokens, given the number of each token's sequence."""
+    numbers = _flat(segment_ids)
+    start = np.empty(_core.starts_of_runs(numbers, np.empty(0, np.int64)), np.int64)
+    start = start[: _core.starts_of_runs(numbers, start)]  # fewer if the numbers changed meanwhile
+    stop = np.append(start[1:], numbers.size)[: start.size]
+    of_runs = numbers[start]
+    order = np.argsort(of_runs, kind="stable")
+    order = order[of_runs[order] >= 0]  # negative numbers are of no sequence
+    ids, first = np.unique(of_runs[order], return_index=True)
+    return _Layout(ids.shape, ids, np.append(first, order.size).astype(np.int64), start[order], stop[order])
+
+
+def check_segment_ids(value: Any, shape: tuple[int, ...], name: str = "segment_ids") -> Array:
+    """Numbers of sequences as int64, broadcast over tokens of this shape."""
+    return broadcast(name, _integers(name, value), shape)
+
+
+def check_offsets(value: Any, size: int, name: str = "cu_seqlens") -> Array:
+    """Bounds of sequences that fill so many tokens."""
+    offsets = np.array(_integers(name, value), order="C")  # a copy: another thread may change them after the check
+    if offsets.ndim != 1 or not offsets.size:
+        raise_error("shape", name=name, got=offsets.shape, fits="(G + 1,), for G sequences")
+    if offsets[0] != 0:
+        raise_error("option", name=f"{name}[0]", got=int(offsets[0]), fits="0")
+    falls = np.flatnonzero(offsets[1:] < offsets[:-1])
+    if falls.size:
+        at = int(falls[0]) + 1
+        fits = f"at least {offsets[at - 1]}, the one before"
+        raise_error("option", name=f"{name}[{at}]", got=int(offsets[at]), fits=fits)
+    if offsets[-1] != size:
+        raise_error("option", name=f"{name}[-1]", got=int(offsets[-1]), fits=f"{size}, the number of tokens")
+    return offsets
+
+
+def _text_lengths(name: str, value: Any, batch: tuple[int, ...]) -> Array | None:
+    """Length of the text of each sequence."""
+    if value is None:
+        return None
+    array = check_lengths(name, value)
+    if array.size == 1 < math.prod(batch):  # it may be the length of all texts, or of each
+        raise_error("shape", name=name, got=array.shape, fits=f"{batch}, one for each sequence")
+    return broadcast(name, array, batch).copy()
+
+
+def check_lengths(name: str, value: Any) -> IntArray:
+    """Lengths of texts."""
+    array: IntArray = _integers(name, value)
+    bad = np.argwhere(array < 0)
+    if len(bad):
+        raise_error("option", name=f"{name}{bad[0].tolist() or ''}", got=int(array[tuple(bad[0])]), fits="at least 0")
+    return array
+
+
+def _integers(name: str, value: Any) -> Array:
+    """An array of integers as int64."""
+    array, code = as_array(name, value, "an integer")
+    if array.size == 0 and isinstance(value, list | tuple):  # an empty list has no dtype of its own
+        return array.astype(np.int64)
+    if array.dtype.kind not in "iu" or dtype_name(code, array) == "bfloat16":
+        raise_error("dtype", name=name, got=dtype_name(code, array), fits="an integer")
+    if array.dtype == np.uint64 and array.size and array.max() > np.iinfo(np.int64).max:
+        raise_error("option", name=name, got=int(array.max()), fits=f"at most {np.iinfo(np.int64).max}")
+    return array.astype(np.int64, copy=False)

@@ -1,0 +1,194 @@
+"""What the config.json beside a model's weights says about its logits."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from tokenloss._core.errors import raise_error
+from tokenloss.formats.base import library_errors, open_regular, parsed_json
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import NoReturn
+
+_NAME = "config.json"
+_MAX_BYTES = 16 << 20
+_MAX_NUMBER = 1e30
+_TEXT_CONFIGS = ("text_config", "decoder", "language_config", "llm_config", "thinker_config")  # of parts of a model
+_T5 = "t5 umt5 longt5 pop2piano switch_transformers udop"
+# By key and what it does to the logits, the model types of which this is known: first those whose config must have it,
+# since its default is not neutral, then others. The value caps, multiplies or divides the logits or the hidden
+# states; "nothing" has no effect on logits, though its name suggests one. dim_model_base is relative to hidden_size.
+_KEYS = (
+    (
+        "final_logit_softcapping", "caps",
+        "gemma2 gemma3n gemma3n_text vaultgemma nanochat beam mistral_large4 t5gemma diffusion_gemma "
+        "inkling2 inkling2_text inkling2_loop inkling2_loop_text muse_glimmer muse_spark",
+        "gemma3_text gemma4 gemma4_text gemma4_unified gemma4_unified_text paligemma t5gemma2",
+    ),
+    ("logits_soft_cap", "caps", "recurrent_gemma", ""),
+    ("output_logit_soft_cap", "caps", "xlstm", ""),
+    ("logit_scale", "multiplies", "cohere cohere2 cohere2_moe", "cohere_compass cohere_compass_text"),
+    ("lm_head_multiplier", "multiplies", "", "falcon_h1"),
+    ("output_multiplier", "multiplies", "muse_glimmer muse_spark", ""),
+    ("logits_scaling", "multiplies", "", "hyperclovax hyperclovax_vision_v2"),
+    (
+        "logits_scaling", "divides", "granite_docling",
+        "granite granite_swa granitemoe granitemoe_swa granitemoehybrid granitemoeshared granite4_vision",
+    ),
+    ("logits_mup_width_multiplier", "divides hidden states", "inkling_mm_model inkling_text", ""),
+    ("dim_model_base", "multiplies hidden states", "minicpm minicpm3", ""),
+    ("mup_denominator", "nothing", "", "minicpm minicpm3"),
+    ("mup_enabled", "nothing", "", "afmoe"),
+    ("scale_decoder_outputs", "nothing", "", _T5),  # but with d_model
+)  # fmt: skip
+_EFFECTS = {(key, kind): effect for key, effect, *kinds in _KEYS for kind in " ".join(kinds).split()}
+_NEEDED = {(key, kind) for key, _, kinds, _ in _KEYS for kind in kinds.split()}
+_NAMES = {key for key, *_ in _KEYS}
+# names of keys that may change logits, and of those that change something else
+_SUSPECT = re.compile(
+    "logit|soft_?cap|mup|multiplier|lm_head|unembed|(output|head|width|final).*(scal|alpha|temper)|"
+    "(scal|alpha).*(output|head|width)"
+)
+_HARMLESS = re.compile(
+    r"attn|attention|route|residual|ssm|mlp|ffn|expert|init|gate|qk|loss|fp32|(?<!un)(?<!output_)embed|^key_|^num_|"
+    "vision|image|audio|projector|lm_head_bias"
+)
+# model types whose head is the embedding where their config does not say
+_TIED = (
+    "bart blenderbot blenderbot-small bloom cohere cohere2 falcon gemma gemma2 gemma3 gemma3_text gemma3n gemma3n_text "
+    "gpt2 gpt_bigcode gpt_neo led longt5 m2m_100 mamba marian mbart mpt mvp opt paligemma pegasus plbart "
+    "recurrent_gemma smollm3 starcoder2 switch_transformers t5 t5gemma umt5 vaultgemma xglm"
+)
+_NORMALISED = ("baichuan",)  # model types that normalise the rows of their head
+_WITH_HEAD = re.compile("CausalLM|ConditionalGeneration|LMHead|MTModel|ImageTextToText")  # names of models with a head
+
+
+class Transform(NamedTuple):
+    """What makes logits of the products of hidden states and the head."""
+
+    logit_scale: float
+    softcap: float | None
+    note: str  # for people
+    is_of_hidden: bool  # whether a factor is of the hidden states, before a bias is added
+
+
+class ModelConfig:
+    """What a config.json says of the part of a model that reads text, if there is one."""
+
+    def __init__(self, path: str, parts: list[dict[str, Any]]) -> None:
+        self.path, self._parts, self.exists = path, parts, bool(parts)
+        self.kind = str(next(iter(self._values("model_type")), ""))
+        self.has_bias, self.is_normalised = True in self._values("lm_head_bias"), self.kind in _NORMALISED
+        self._ties = {value for value in self._values("tie_word_embeddings") if isinstance(value, bool)}
+        # T5's is the head that is stored, if one is, whatever the config says
+        self.says_tied = self._ties == {True} and self.kind not in _T5.split()
+
+    def why_not_tied(self) -> str | None:
+        """Why the embedding is not taken for the head; None if it is the head."""
+        if not self.exists:
+            return f"no {_NAME} says that this is the head"
+        said = (names if isinstance(names, list) else [names] for names in self._values("architectures"))
+        architectures = [str(name) for names in said for name in names]
+        if architectures and not any(map(_WITH_HEAD.search, architectures)):
+            return f"{_NAME} has architectures {architectures[0]}"
+        if self._ties == {True} or (not self._ties and self.kind in _TIED.split()):
+            return None
+        return f"{_NAME} has tie_word_embeddings {' and '.join(map(json.dumps, sorted(self._ties))) or 'nowhere'}"
+
+    def check_classes(self, path: str, name: str, n: int) -> None:
+        """Refuse a head of another number of classes than the vocabulary, as transformers does."""
+        sizes = [size for key in ("vocab_size", "decoder_vocab_size") for size in self._values(key)]
+        if sizes and n not in sizes:
+            got = f"{name} has {n} classes, and {_NAME} vocab_size {sizes[-1]}"
+            raise_error("content", path=path, got=got, fits="have as many, or come as FILE:NAME")
+
+    def transform(self, logit_scale: float | None, softcap: float | None) -> Transform:
+        """The transform of the logits; a scale or a cap that is given, 0 for no cap, replaces that of the config."""
+        scale, cap, is_of_hidden = 1.0, 0.0, False
+        for value, effect in self._effects(logit_scale is not None, softcap is not None):
+            if effect == "caps":
+                cap = value
+            else:
+                scale = scale / value if effect.startswith("divides") else scale * value
+                is_of_hidden |= effect.endswith("hidden states") and logit_scale is None
+        notes = []
+        for name, given, own, neutral in ("scale", logit_scale, scale, 1.0), ("softcap", softcap, cap, 0.0):
+            if given is not None:
+                notes.append(f"{name} {given:.6g} (given" + (f"; {_NAME}: {own:.6g})" if own != neutral else ")"))
+            elif own != neutral:
+                notes.append(f"{name} {own:.6g} ({_NAME})")
+        note = ", ".join(notes) or ("neither scaled nor capped" + ("" if self.exists else f"; no {_NAME}"))
+        cap = cap if softcap is None else softcap
+        return Transform(scale if logit_scale is None else logit_scale, cap or None, note, is_of_hidden)
+
+    def _effects(self, scale_is_given: bool, cap_is_given: bool) -> Iterator[tuple[float, str]]:
+        """Each value that changes logits, and its effect; one that is not known is refused unless it is replaced."""
+        if self.kind in _T5.split() and self._scales_outputs():
+            yield self._number("d_model") ** -0.5, "multiplies hidden states"
+        suspects = {key for part in self._parts for key in part if _SUSPECT.search(key) and not _HARMLESS.search(key)}
+        for key in sorted(suspects | _NAMES):
+            is_cap, effect = "cap" in key, _EFFECTS.get((key, self.kind))
+            values = [value for value in self._values(key) if value is not False]
+            fits = cap_is_given if is_cap else scale_is_given
+            needing = [kind for kind in self._values("model_type") if (key, str(kind)) in _NEEDED]
+            if not values and needing and not fits:
+                self._refuse(key, f"is not there, which models of type {needing[0]!r} have")
+            neutral = 0 if is_cap else 1
+            if effect == "nothing" or all(value is not True and value == neutral for value in values):
+                continue
+            if effect and len({*map(str, values)}) == 1 and _is_positive(values[0]):
+                share = self._number("hidden_size") if key == "dim_model_base" else 1
+                yield values[0] / share, effect
+            elif not fits:
+                got = f"is {values[-1]!r}, whose effect on logits of models of type {self.kind!r} is not known"
+                self._refuse(key, got)
+
+    def _scales_outputs(self) -> bool:
+        """Whether a model like T5 scales its hidden states; older configs only say so by the tie."""
+        said = [*self._values("scale_decoder_outputs"), *self._values("tie_word_embeddings"), True]
+        return self.kind == "udop" or said[0] is not False
+
+    def _values(self, key: str) -> list[Any]:
+        """What the parts have under a key."""
+        return [part[key] for part in self._parts if part.get(key) is not None]
+
+    def _number(self, key: str) -> float:
+        """A number that another value is relative to."""
+        for value in self._values(key):
+            if _is_positive(value):
+                return float(value)
+        return self._refuse(key, "is not there, or no positive number")
+
+    def _refuse(self, key: str, got: str) -> NoReturn:
+        """Refuse a key, and name the option that replaces it."""
+        fits = "--softcap X (softcap=X), 0 for none" if "cap" in key else "--logit-scale X (logit_scale=X), 1 for none"
+        raise_error("content", path=self.path, got=f"{key} {got}", fits=f"come with {fits}")
+
+
+def read_config(path: str) -> ModelConfig:
+    """The config of the model that a file of weights is part of."""
+    file_path = str(Path(path).with_name(_NAME))
+    if not Path(file_path).exists():
+        return ModelConfig(file_path, [])
+    with open_regular(file_path) as file, library_errors(file_path):
+        config = parsed_json(file.read(_MAX_BYTES))
+        if not isinstance(config, dict):
+            raise ValueError("it is no object")
+        return ModelConfig(file_path, [*_parts(config)])
+
+
+def _parts(config: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """A config, and those of its parts that are about text."""
+    yield config
+    for key, value in config.items():
+        if isinstance(value, dict) and (key in _TEXT_CONFIGS or (key.endswith("_config") and "vocab_size" in value)):
+            yield from _parts(value)
+
+
+def _is_positive(value: Any) -> bool:
+    """Whether a value of JSON is a positive number, not too large to count with."""
+    return type(value) in (int, float) and 0 < value < _MAX_NUMBER

@@ -1,0 +1,296 @@
+"""JSON records of a file, one after the other: the lines of .jsonl, or the objects of .json."""
+
+from __future__ import annotations
+
+import codecs
+import collections
+import gzip
+import json
+import re
+import reprlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from tokenloss._core._core import count_keys, json_extent
+from tokenloss._core.errors import raise_error
+from tokenloss.formats.base import JSON_MEMORY_LIMIT, library_errors, open_regular, stamp
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_GZIP = b"\x1f\x8b"  # starts a compressed file
+_MARKS = {  # of the order of bytes, that start a file
+    codecs.BOM_UTF8: "UTF-8",
+    codecs.BOM_UTF32_LE: "UTF-32",  # before UTF-16, whose mark it starts with
+    codecs.BOM_UTF32_BE: "UTF-32",
+    codecs.BOM_UTF16_LE: "UTF-16",
+    codecs.BOM_UTF16_BE: "UTF-16",
+}
+_CHUNK = 1 << 18  # bytes read at a time
+_LONG = 1 << 20  # bytes of a record that is looked at before its end, since a malformed one may never end
+_MOST = 64 << 20  # bytes of a record
+_MOST_EXPANSION = 100  # times the bytes of a compressed file that a record may have, if it has more than `_LONG`
+_SMALLER = "hold smaller ones: ask for fewer prompts, or fewer alternatives of each token, at once"
+_LEVELS = 100  # of lists and objects inside each other, since what shows a value fails at some depth
+_CUT = 16  # characters before a cut that may seem wrong: of a number, an escape, or a name such as -Infinity
+_SYMBOL = re.compile(rb"[^ \t\r\n]")  # that is no space of JSON
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+_PAIR = re.compile(r"\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}")
+
+# What stands between the objects of .json: by what it must be, each symbol that is it, and what must come then.
+_VALUE, _FIRST, _NEXT, _ELEMENT = (
+    "be an object or a list of objects",
+    "be an object or ]",
+    "be a comma or ]",
+    "be an object",
+)
+_RULES = {
+    _VALUE: {b"{": _VALUE, b"[": _FIRST},
+    _FIRST: {b"{": _NEXT, b"]": _VALUE},
+    _NEXT: {b",": _ELEMENT, b"]": _VALUE},
+    _ELEMENT: {b"{": _NEXT},
+}
+
+
+_IS_MARK = np.isin(np.arange(256), list(b'"{}'))  # of where objects begin and end
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object; KeyError names a key that it has twice, of which `json` would take the last."""
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise KeyError(collections.Counter(key for key, _ in pairs).most_common(1)[0][0])
+    return found
+
+
+# The standard library's, since it reads NaN and Infinity, which servers in Python write. The second one names keys that
+# are given twice, and is slow.
+_DECODER, _STRICT_DECODER = json.JSONDecoder(), json.JSONDecoder(object_pairs_hook=_unique)
+
+
+class Record(NamedTuple):
+    """A JSON object, and the line of the file where it begins, from 1."""
+
+    line: int
+    value: dict[str, Any]
+
+
+class _Place(NamedTuple):
+    """A line, from 1, and the number of bytes before the place in that line."""
+
+    line: int
+    n_before: int
+
+    def after(self, text: bytes | bytearray, end: int | None = None) -> _Place:
+        """The place behind a text that begins here, or behind its first bytes."""
+        end = len(text) if end is None else end
+        lines = text.count(b"\n", 0, end)
+        return _Place(self.line + lines, end - 1 - text.rfind(b"\n", 0, end) if lines else self.n_before + end)
+
+
+def read_records(path: str) -> Iterator[Record]:
+    """Read the objects of a file, plain or compressed by gzip; ValueError names the line of what is wrong.
+
+    A line of .jsonl holds an object, or a list of them. A file of any other name holds objects, and lists of them, on
+    any lines; only the text of one object at a time is in memory.
+    """
+    is_lines = path.lower().removesuffix(".gz").endswith(".jsonl")
+    is_empty = True
+    for place, text in (_lines if is_lines else _objects)(path):
+        value = _value(path, place, text)
+        for element in value if isinstance(value, list) else [value]:
+            if not isinstance(element, dict):
+                got, fits = f"holds {reprlib.repr(element)}", "hold a JSON object"
+                raise_error("record", path=path, line=place.line, got=got, fits=fits)
+            is_empty = False
+            yield Record(place.line, element)
+    if is_empty:
+        raise_error("content", path=path, got="holds no record", fits="hold JSON objects")
+
+
+def _chunks(path: str) -> Iterator[bytes]:
+    """The bytes of a file, expanded if it is compressed."""
+    with open_regular(path) as file:
+        before = stamp(file)
+        is_gzip = file.read(len(_GZIP)) == _GZIP
+        file.seek(0)
+        stream: Any = gzip.GzipFile(fileobj=file) if is_gzip else file
+        line = 1
+        with library_errors(path, "line 1"):
+            chunk = stream.read(4)
+        for mark, encoding in _MARKS.items():
+            if chunk.startswith(mark):
+                got = f"starts with a byte-order mark of {encoding}"
+                raise_error("record", path=path, line=1, got=got, fits="be UTF-8 without one")
+        while chunk:
+            yield chunk
+            line += chunk.count(b"\n")
+            with library_errors(path, f"line {line}"):
+                chunk = stream.read1(_CHUNK)
+            if stamp(file) != before:
+                raise_error("content", path=path, got="changed while it was read", fits="stay as it is")
+
+
+def _lines(path: str) -> Iterator[tuple[_Place, bytes | bytearray]]:
+    """The lines of a file that are not blank, from their first symbol on."""
+    place, text = _Place(1, 0), bytearray()
+    for chunk in _chunks(path):
+        begin, end = 0, -1
+        while begin < len(chunk):
+            if not text:
+                symbol = _SYMBOL.search(chunk, begin)
+                start = symbol.start() if symbol else len(chunk)
+                if start > begin:
+                    place = place.after(chunk[begin:start])
+                begin = start
+            end = chunk.find(b"\n", begin)
+            if end < 0:
+                break
+            yield place, text + chunk[begin:end] if text else chunk[begin:end]
+            place, text, begin = _Place(place.line + 1, 0), bytearray(), end + 1
+        text += chunk[begin:]
+        _check_long(path, place, text, len(chunk) - begin)
+    if text:
+        yield place, text
+
+
+def _objects(path: str) -> Iterator[tuple[_Place, bytearray]]:
+    """The objects of a file, and of the lists that it holds."""
+    scan, expected = _Scan(), _VALUE
+    place = start = _Place(1, 0)
+    text, is_inside = bytearray(), False
+    for chunk in _chunks(path):
+        begin, cuts = 0, scan.cuts(chunk)
+        for i, cut in enumerate([*cuts, len(chunk)]):
+            piece, is_cut = chunk[begin:cut], i < len(cuts)
+            if is_inside:
+                text += piece
+            else:
+                expected = _after_symbols(path, place, piece + b"{" * is_cut, expected)
+            place, begin = place.after(piece), cut
+            if is_cut and is_inside:
+                yield start, text
+            if is_cut:
+                start, text, is_inside = place, bytearray(), not is_inside
+        _check_long(path, start, text, len(piece))
+    if is_inside:
+        yield start, text
+    elif expected != _VALUE:
+        raise_error("record", path=path, line=place.line, got="the file ends within a list", fits=expected)
+
+
+def _after_symbols(path: str, place: _Place, text: bytes, expected: str) -> str:
+    """What must follow the symbols between two objects."""
+    for symbol in _SYMBOL.finditer(text):
+        found = symbol.group()
+        if found not in _RULES[expected]:
+            place = place.after(text, symbol.start())
+            got = f"byte {place.n_before + 1} is {ascii(found)[1:]}"
+            raise_error("record", path=path, line=place.line, got=got, fits=expected)
+        expected = _RULES[expected][found]
+    return expected
+
+
+class _Scan:
+    """Finds where objects begin and end in the chunks of a JSON text, without looking at what they hold."""
+
+    def __init__(self) -> None:
+        """Start outside any object."""
+        self.depth = 0
+        self.is_string = self.is_escaped = False  # the first byte of the next chunk
+
+    def cuts(self, chunk: bytes) -> list[int]:
+        """Bounds of the outermost objects: of a first byte, or behind a last one, by turns."""
+        if self.is_escaped:
+            chunk = b"_" + chunk[1:]
+        chunk = chunk.replace(b"\\\\", b"__").replace(b'\\"', b"__")
+        self.is_escaped = chunk.endswith(b"\\")
+        codes = np.frombuffer(chunk, np.uint8)
+        at = np.flatnonzero(_IS_MARK[codes])
+        is_quote = codes[at] == ord('"')
+        is_string = np.logical_xor.accumulate(np.append(self.is_string, is_quote))[1:]
+        at = at[~is_quote & ~is_string]
+        is_open = codes[at] == ord("{")
+        depths = self.depth + np.cumsum(np.where(is_open, 1, -1))
+        if is_string.size:
+            self.is_string = bool(is_string[-1])
+        if depths.size:
+            self.depth = int(depths[-1])
+        found: list[int] = (at + ~is_open)[depths == is_open].tolist()  # 1 at the outermost {, 0 at its }
+        return found
+
+
+def _check_long(path: str, place: _Place, text: bytearray, n_new: int) -> None:
+    """Refuse a record that goes on where it is too long, or where its beginning is malformed."""
+    if len(text) <= _LONG:
+        return
+    most = max(_LONG, min(_MOST, _MOST_EXPANSION * Path(path).stat().st_size))
+    if len(text) > most:
+        of = f", {_MOST_EXPANSION} times the size of the file" if most < _MOST else ""
+        got = f"holds a record of more than {most} bytes{of}"
+        raise_error("record", path=path, line=place.line, got=got, fits=_SMALLER)
+    if len(text) - n_new <= _LONG:
+        _value(path, place, text, is_whole=False)
+
+
+def _value(path: str, place: _Place, text: bytes | bytearray, is_whole: bool = True) -> Any:
+    """The value of a JSON text; None of the beginning of one, which is refused where no end can make it right."""
+    at, got, fits, value, string = None, "", "", None, ""
+    n_keys, n_levels, memory = json_extent(text)
+    if memory > JSON_MEMORY_LIMIT:
+        got = f"holds a record that needs {memory >> 20} MB of memory, more than {JSON_MEMORY_LIMIT >> 20}"
+        raise_error("record", path=path, line=place.line, got=got, fits=_SMALLER)
+    try:
+        string = text.decode() if is_whole else codecs.getincrementaldecoder("utf-8")().decode(text)
+        value = _decoded(string, n_keys)
+        is_escaped = "\\u" in string and _SURROGATE.search(string)
+        if is_escaped and _SURROGATE.search(_PAIR.sub("", string.replace("\\\\", "__"))):
+            got, fits = f"{_half_a_pair(value)} holds half of a surrogate pair", "be Unicode"
+        if n_levels > _LEVELS:
+            raise RecursionError
+    except UnicodeDecodeError as error:
+        at, got, fits = error.start, f"{text[error.start]:#04x} is not UTF-8", "be UTF-8"
+    except json.JSONDecodeError as error:
+        length = len(string.rstrip()) - (0 if is_whole else _CUT)
+        is_cut = error.pos >= length or error.msg.startswith("Unterminated")
+        if is_cut and is_whole:
+            got, fits = "a record ends too early", "be whole JSON, on one line in .jsonl"
+        elif not is_cut:
+            at, got, fits = len(string[: error.pos].encode()), error.msg, "be JSON"
+    except KeyError as error:
+        got, fits = f"an object has the key {reprlib.repr(error.args[0])} twice", "have it once"
+    except ValueError:
+        got, fits = "an integer has too many digits", "have fewer"
+    except RecursionError:
+        got, fits = "is nested too deeply", f"have at most {_LEVELS} levels"
+    if got:
+        if at is not None:
+            place = place.after(text, at)
+            got = f"byte {place.n_before + 1}: {got}"
+        raise_error("record", path=path, line=place.line, got=got, fits=fits)
+    return value
+
+
+def _decoded(string: str, n_keys: int) -> Any:
+    """The value of a JSON text of so many keys; KeyError names one that an object has twice."""
+    try:
+        value = _DECODER.decode(string)
+    except ValueError:  # perhaps behind such a key
+        return _STRICT_DECODER.decode(string)
+    return value if count_keys(value) == n_keys else _STRICT_DECODER.decode(string)
+
+
+def _half_a_pair(value: Any) -> str:
+    """The keys that lead to a string that is not Unicode."""
+    left = [("", value)]
+    while left:
+        keys, value = left.pop()
+        if isinstance(value, dict):
+            left += [(f"{keys}.{key}", part) for key, part in value.items()] + [(f"{keys}.{key}", key) for key in value]
+        elif isinstance(value, list):
+            left += [(f"{keys}[{i}]", part) for i, part in enumerate(value)]
+        elif isinstance(value, str) and any("\ud800" <= character <= "\udfff" for character in value):
+            return ascii(keys.removeprefix("."))[1:-1]
+    return "it"

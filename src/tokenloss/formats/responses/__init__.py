@@ -1,0 +1,12 @@
+"""Responses of servers: one reader of all layouts of JSON."""
+
+from tokenloss.formats.responses.reader import (
+    PARTS_OF_RESPONSE,
+    Failed,
+    Response,
+    ResponsesFile,
+    is_responses,
+    open_responses,
+)
+
+__all__ = ["PARTS_OF_RESPONSE", "Failed", "Response", "ResponsesFile", "is_responses", "open_responses"]

@@ -1,0 +1,402 @@
+"""Layouts in which servers return log-probabilities: one function for each, told by the keys of a response."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import itertools
+import re
+import reprlib
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from tokenloss._core._core import classes_by_text, classes_of_entries, columns_of_triples
+from tokenloss.formats.responses.columns import Tokens, Tops, lengths
+from tokenloss.formats.responses.echoes import copies, split_echoes
+from tokenloss.formats.responses.fields import (
+    Place,
+    check_count,
+    check_ids,
+    check_list,
+    check_object,
+    check_text,
+    types,
+)
+from tokenloss.formats.responses.prompts import read_objects
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+_TOKEN_ID = re.compile("token_id:([0-9]{1,18})")
+
+
+class Choice(NamedTuple):
+    """A choice of a response: its parts "prompt" and "generated", or "all" where they cannot be told apart."""
+
+    number: int
+    parts: dict[str, Tokens]
+    is_repeated: bool = False  # the prompt, which a choice before this one has
+    n_generated: int | None = None  # as the server counts
+
+
+def failure(value: dict[str, Any]) -> tuple[str | None, dict[str, Any], str]:
+    """The request's name, the response itself, and why it failed, "" if it did not."""
+    custom_id = value.get("custom_id")
+    custom_id = custom_id if custom_id is None else str(custom_id)
+    if "custom_id" in value and "choices" not in value and ("response" in value or "error" in value):
+        response, error = value.get("response"), value.get("error")
+        body = response.get("body") if isinstance(response, dict) else None
+        status = response.get("status_code", 200) if isinstance(response, dict) else 200
+        if error or status != 200 or not isinstance(body, dict):
+            reason = _message(error) or (_message(body) if isinstance(body, dict) else "")
+            return custom_id, {}, reason or (f"status {status}" if status != 200 else "it has no response")
+        value = body
+    is_error = value.get("error") or value.get("object") == "error" or set(value) == {"detail"}
+    if is_error and "choices" not in value and "meta_info" not in value:
+        return custom_id, value, _message(value) or "error"
+    finish = value["meta_info"].get("finish_reason") if isinstance(value.get("meta_info"), dict) else None
+    if isinstance(finish, dict) and finish.get("type") == "abort":
+        return custom_id, value, _message(finish) or "abort"
+    return custom_id, value, ""
+
+
+def _message(error: Any) -> str:
+    """The text of an error, in one line."""
+    while isinstance(error, dict):
+        error = error.get("error") or error.get("message") or error.get("detail") or error.get("code") or ""
+    return " ".join(str(error or "").split())[:300]
+
+
+def read(value: dict[str, Any], place: Place) -> tuple[str, list[Choice]]:
+    """The dialect of a response, and its choices."""
+    for name, (is_of, reader) in _DIALECTS.items():
+        if is_of(value):
+            return name, reader(value, place)
+    keys = ", ".join(list(value)[:12]) or "nothing"
+    if {"url", "body"} <= set(value):
+        place.refuse("it is a request", "be a response")
+    fits = "be a response with choices (vLLM, OpenAI), meta_info (SGLang) or completion_probabilities (llama.cpp)"
+    return place.refuse(f"it holds {keys}", fits)
+
+
+def _has_choices(key: str) -> Callable[[dict[str, Any]], bool]:
+    """Whether a response has choices, whose first has a key."""
+
+    def is_of(value: dict[str, Any]) -> bool:
+        choices = value.get("choices")
+        return isinstance(choices, list) and bool(choices) and isinstance(choices[0], dict) and key in choices[0]
+
+    return is_of
+
+
+def _usage(value: dict[str, Any], place: Place) -> tuple[int | None, int | None]:
+    """Numbers of tokens of the prompts and of what was generated, as the server counts."""
+    usage = value.get("usage")
+    if not isinstance(usage, dict):
+        return None, None
+    counts = {
+        name: check_count(usage[name], f"usage.{name}", place)
+        for name in ("prompt_tokens", "completion_tokens", "total_tokens")
+        if usage.get(name) is not None
+    }
+    n_prompt, n_generated = counts.get("prompt_tokens"), counts.get("completion_tokens")
+    if n_generated is None and n_prompt is not None and "total_tokens" in counts:  # OpenAI, where nothing was generated
+        n_generated = max(0, counts["total_tokens"] - n_prompt)
+    return n_prompt, n_generated
+
+
+def _name(text: str | None) -> tuple[str | None, int]:
+    """Text and id of a token, which vLLM may name by its id."""
+    found = _TOKEN_ID.fullmatch(text) if text is not None and text.startswith("token_id:") else None
+    return (None, int(found[1])) if found else (text, -1)
+
+
+def _names(texts: list[str | None]) -> tuple[list[str | None], list[int]]:
+    """Texts and ids of tokens."""
+    if "token_id:" not in "".join(filter(None, texts)):
+        return texts, [-1] * len(texts)
+    names = list(map(_name, texts))
+    return [text for text, _ in names], [id_ for _, id_ in names]
+
+
+# Lists of objects: chats, llama.cpp
+
+
+def _content(value: Any, field: str, place: Place, own_text: str | None, ids: list[int] | None = None) -> Tokens:
+    """Tokens of a list of objects, each of which lists the most likely classes."""
+    entries = check_list(value, field, place)
+    found: Any = classes_of_entries(entries) or _checked_entries(entries, field, place)  # which names what is wrong
+    texts, own_ids, spelled, logprobs, ranks, *tops = found
+    if ids is not None and len(ids) == len(entries):
+        own_ids = ids
+    return Tokens(
+        place, f"{field}[{{i}}].logprob", f"{field}[{{i}}].top_logprobs[{{j}}].logprob", texts, own_ids, logprobs,
+        lengths(texts, spelled, own_text), Tops(*tops), ranks if entries and all(ranks) else None,
+        is_keyed=all(spelling is None for spelling in spelled),
+        is_exact=all("id" in entry for entry in entries),  # of llama.cpp
+    )  # fmt: skip
+
+
+def _checked_entries(entries: list[Any], field: str, place: Place) -> Sequence[list[Any]]:
+    """As `classes_of_entries`, of any list; what is wrong is named."""
+    entries = [check_object(entry, f"{field}[{i}]", place) for i, entry in enumerate(entries)]
+    own: list[tuple[Any, ...]] = []
+    counts: list[int] = []
+    listed: list[tuple[Any, ...]] = []
+    for i, entry in enumerate(entries):
+        path = f"{field}[{i}]"
+        if "prob" in entry or "probs" in entry:
+            got = f"{path} holds probabilities after sampling, which are not the model's"
+            place.refuse(got, "hold logprob: ask without post_sampling_probs")
+        if "logprob" not in entry:
+            place.refuse(f"{path} holds no logprob", "hold one")
+        class_ = _class(entry, path, place)
+        rank = check_count(entry["rank"], f"{path}.rank", place, 1) if entry.get("rank") is not None else 0
+        own.append((*class_, entry["logprob"], rank))
+        path = f"{path}.top_logprobs"
+        others = [] if entry.get("top_logprobs") is None else check_list(entry["top_logprobs"], path, place)
+        counts.append(len(others))
+        for j, other in enumerate(others):
+            text, id_, _ = _class(check_object(other, f"{path}[{j}]", place), f"{path}[{j}]", place)
+            listed.append((text, id_, other.get("logprob")))
+    tops = map(list, zip(*listed, strict=True)) if listed else ([], [], [])
+    return [*map(list, zip(*own, strict=True)), counts, *tops]
+
+
+def _class(entry: dict[str, Any], field: str, place: Place) -> tuple[str | None, int, bytes | None]:
+    """Text, id and bytes of a class."""
+    raw = check_text(entry.get("token"), f"{field}.token", place)
+    text, id_ = _name(raw)
+    for key in ("id", "token_id"):
+        if entry.get(key) is not None:
+            id_ = check_count(entry[key], f"{field}.{key}", place)
+    spelling = entry.get("bytes")
+    if spelling is None:
+        return text, id_, None
+    values = check_list(spelling, f"{field}.bytes", place)
+    if not all(type(value) is int and 0 <= value < 256 for value in values):
+        place.refuse(f"{field}.bytes is {reprlib.repr(values)}", "hold bytes")
+    found = bytes(values)
+    return text, id_, found if raw == text or found != (raw or "").encode() else None
+
+
+# Parallel lists: OpenAI completions
+
+
+def _lists(value: dict[str, Any], field: str, place: Place, own_text: str | None, ids: list[int] | None) -> Tokens:
+    """Tokens of parallel lists, whose most likely classes are named by their text."""
+    logprobs = check_list(value.get("token_logprobs"), f"{field}.token_logprobs", place)
+    n = len(logprobs)
+    raw = check_list(value.get("tokens"), f"{field}.tokens", place, n)
+    if not types(raw) <= {str, type(None)}:
+        raw = [check_text(text, f"{field}.tokens[{i}]", place) for i, text in enumerate(raw)]
+    lists: list[dict[str, Any] | None] = [None] * n
+    if value.get("top_logprobs") is not None:
+        lists = check_list(value["top_logprobs"], f"{field}.top_logprobs", place, n)
+    tops = classes_by_text(lists)  # without looking at each alone
+    if tops is None:
+        for i, entry in enumerate(lists):
+            if entry is not None:
+                check_object(entry, f"{field}.top_logprobs[{i}]", place)
+        listed = [entries or {} for entries in lists]
+        names = _names(list(itertools.chain.from_iterable(listed)))
+        tops = list(map(len, listed)), *names, list(itertools.chain.from_iterable(map(dict.values, listed)))
+    texts, own_ids = _names(raw)
+    return Tokens(
+        place, f"{field}.token_logprobs[{{i}}]", f"{field}.top_logprobs[{{i}}][{{text!r}}]", texts,
+        ids if ids is not None and len(ids) == n else own_ids, logprobs, lengths(texts, None, own_text),
+        Tops(*tops), is_keyed=True, is_added=True,
+    )  # fmt: skip
+
+
+def _completions(value: dict[str, Any], place: Place) -> list[Choice]:
+    """Choices of completions, of a chat or not, of vLLM or of any other server."""
+    choices = [check_object(choice, f"choices[{i}]", place) for i, choice in enumerate(value["choices"])]
+    numbers = [str(choice.get("index")) for choice in choices]
+    if len(numbers) > 1 and sorted(numbers) == sorted(map(str, range(len(numbers)))):
+        choices.sort(key=lambda choice: int(choice["index"]))
+    n_prompt, n_generated = _usage(value, place)
+    found: list[dict[str, Tokens]] = []
+    for i, choice in enumerate(choices):
+        at = f"choices[{i}]"
+        holder, path = (choice, f"{at}.") if choice.get("prompt_logprobs") is not None else (value, "")
+        prompt_ids = check_ids(holder.get("prompt_token_ids"), f"{path}prompt_token_ids", place)
+        prompt = read_objects(holder.get("prompt_logprobs"), prompt_ids, f"{path}prompt_logprobs", place)
+        parts = {} if prompt is None else {"prompt": prompt}
+        parts |= _choice_lists(choice, at, place)
+        found.append(parts)
+    split_echoes(value, choices, found, (n_prompt, n_generated), place)
+    each = n_generated if len(choices) == 1 else None
+    are_copies = copies(found, n_prompt)
+    return [Choice(i, parts, is_copy, each) for i, (parts, is_copy) in enumerate(zip(found, are_copies, strict=True))]
+
+
+def _choice_lists(choice: dict[str, Any], at: str, place: Place) -> dict[str, Tokens]:
+    """Tokens of a choice's `logprobs`: what was generated, or an echo, which may hold the prompt, too."""
+    value, ids = choice.get("logprobs"), check_ids(choice.get("token_ids"), f"{at}.token_ids", place)
+    message = choice.get("message")
+    text = choice.get("text") if message is None else check_object(message, f"{at}.message", place).get("content")
+    text = check_text(text, f"{at}.text", place)
+    if value is None:
+        return {}
+    value = check_object(value, f"{at}.logprobs", place)
+    if "token_logprobs" in value:
+        prompt_ids = check_ids(choice.get("prompt_token_ids"), f"{at}.prompt_token_ids", place)
+        logprobs = check_list(value["token_logprobs"], f"{at}.logprobs.token_logprobs", place)
+        n, echoed = len(logprobs), [*(prompt_ids or []), *(ids or [])]
+        is_generated = ids is not None and n == len(ids) and bool(n) and logprobs[0] is not None  # of as many tokens
+        if prompt_ids is not None and n in (len(prompt_ids), len(echoed)) and not is_generated:
+            ids = echoed[:n]
+        tokens = _lists(value, f"{at}.logprobs", place, text, ids)
+        return {"listed": tokens} if n else {"generated": tokens}
+    if value.get("content") is None:
+        return {}
+    return {"generated": _content(value["content"], f"{at}.logprobs.content", place, text, ids)}
+
+
+# SGLang
+
+
+def _sglang(value: dict[str, Any], place: Place) -> list[Choice]:
+    """The choice of a response of SGLang's own endpoint."""
+    meta = check_object(value["meta_info"], "meta_info", place)
+    parts = {}
+    for side, part in (("input", "prompt"), ("output", "generated")):
+        if meta.get(f"{side}_token_logprobs") is not None:
+            parts[part] = _triples(meta, side, value.get("text") if part == "generated" else None, place)
+    n_generated = meta.get("completion_tokens")
+    return [Choice(0, parts, n_generated=n_generated if type(n_generated) is int else None)]
+
+
+def _triples(meta: dict[str, Any], side: str, own_text: Any, place: Place) -> Tokens:
+    """Tokens of lists of log-probability, id and text."""
+    field = f"meta_info.{side}_token_logprobs"
+    values = check_list(meta[f"{side}_token_logprobs"], field, place)
+    logprobs, ids, texts = _triples_columns(values, place, lambda i: f"{field}[{i}]")
+    tops = _flat_tops(meta, f"{side}_top_logprobs", len(values), place)
+    if tops is None:
+        path = f"meta_info.{side}_top_logprobs"
+        lists = check_list(meta.get(f"{side}_top_logprobs") or [None] * len(values), path, place, len(values))
+        if not types(lists) <= {list, type(None)}:
+            lists = [check_list(entries or [], f"{path}[{i}]", place) for i, entries in enumerate(lists)]
+        lists = [entries or [] for entries in lists]
+        counts = list(map(len, lists))
+
+        def path_at(at: int) -> str:
+            i, j = [(i, j) for i, n in enumerate(counts) for j in range(n)][at]
+            return f"{path}[{i}][{j}]"
+
+        top_logprobs, top_ids, top_texts = _triples_columns(list(itertools.chain.from_iterable(lists)), place, path_at)
+        tops = Tops(counts, top_texts, top_ids, top_logprobs)
+    if side == "input" and 0 in ids:
+        texts, ids = _certain(texts, ids, logprobs, tops)
+    n_bytes = lengths(texts, None, check_text(own_text, "text", place))
+    if side == "input" and len(texts) > 1 and not any(text and re.search(r"\s", text) for text in texts):
+        n_bytes = [-1] * len(texts)  # the blank that a token starts with is lost with some tokenizers
+    return Tokens(
+        place, f"{field}[{{i}}][0]", f"meta_info.{side}_top_logprobs[{{i}}][{{j}}][0]", texts, ids, logprobs, n_bytes,
+        tops, is_exact=True,
+    )  # fmt: skip
+
+
+def _triples_columns(
+    values: list[Any], place: Place, path: Callable[[int], str]
+) -> tuple[list[Any], list[int], list[str | None]]:
+    """Log-probabilities, ids and texts of triples, of which the text may be missing."""
+    columns = columns_of_triples(values)  # without looking at each alone
+    if columns:
+        return columns
+    found: tuple[list[Any], list[Any], list[Any]] = [], [], []
+    for i, value in enumerate(values):
+        logprob, id_, text = [*value, None][:3] if type(value) is list and len(value) in (2, 3) else (None, None, None)
+        if type(id_) is not int or not 0 <= id_ < 1 << 63 or not (text is None or type(text) is str):
+            place.refuse(f"{path(i)} is {reprlib.repr(value)}", "hold a log-probability, an id and a text")
+        for column, element in zip(found, (logprob, id_, text), strict=True):
+            column.append(element)
+    return found
+
+
+def _certain(
+    texts: list[str | None], ids: list[int], logprobs: list[Any], tops: Tops
+) -> tuple[list[str | None], list[int]]:
+    """Texts and ids without those that are not certain: SGLang reports the last class of a prompt as class 0."""
+    texts, ids = list(texts), list(ids)
+    for i, (start, end) in enumerate(itertools.pairwise(tops.starts())):
+        if ids[i] == 0:
+            same = [at for at in range(start, end) if tops.logprobs[at] == logprobs[i]]
+            texts[i], ids[i] = (tops.texts[same[0]], tops.ids[same[0]]) if len(same) == 1 else (None, -1)
+    return texts, ids
+
+
+_WIDTHS = {"float32": "<f4", "float64": "<f8", "int32": "<i4", "int64": "<i8"}
+
+
+def _flat_tops(meta: dict[str, Any], name: str, n: int, place: Place) -> Tops | None:
+    """Lists of the most likely classes, which may come as one list of all positions, or as base64 of it."""
+    found: list[list[Any]] = []
+    for kind in ("val", "idx"):
+        key = f"{name}_{kind}_flat"
+        if meta.get(f"{key}_b64") is not None:
+            dtype = _WIDTHS.get(str(meta.get(f"{key}_b64_dtype")))
+            try:
+                data = base64.b64decode(meta[f"{key}_b64"], validate=True)
+                found.append(np.frombuffer(data, dtype or "").tolist())
+            except (binascii.Error, TypeError, ValueError):
+                place.refuse(f"meta_info.{key}_b64 cannot be decoded", f"be base64 of {' or '.join(_WIDTHS)}")
+        elif meta.get(key) is not None:
+            found.append(check_list(meta[key], f"meta_info.{key}", place))
+    if not found:
+        return None
+    shape = [
+        check_count(size, f"meta_info.{name}_shape", place)
+        for size in check_list(meta.get(f"{name}_shape"), f"{name}_shape", place)
+    ]
+    start = check_count(meta.get(f"{name}_null_prefix", 0), f"meta_info.{name}_null_prefix", place)
+    if len(found) != 2 or len(shape) != 2 or start + shape[0] != n or {len(f) for f in found} != {shape[0] * shape[1]}:
+        place.refuse(f"meta_info.{name}_shape is {shape} after {start} tokens", f"fit {n} tokens and the lists")
+    ids = [check_count(id_, f"meta_info.{name}_idx_flat[{i}]", place) for i, id_ in enumerate(found[1])]
+    return Tops([0] * start + [shape[1]] * shape[0], [None] * len(ids), ids, found[0])
+
+
+# llama.cpp
+
+
+def _llama_cpp(value: dict[str, Any], place: Place) -> list[Choice]:
+    """The choice of a response of llama.cpp's own endpoint."""
+    found, n_generated = value.get("completion_probabilities"), value.get("tokens_predicted")
+    content = check_text(value.get("content"), "content", place)
+    parts = {} if found is None else {"generated": _content(found, "completion_probabilities", place, content)}
+    number = value.get("index", 0)
+    return [
+        Choice(
+            number if type(number) is int else 0, parts, n_generated=n_generated if type(n_generated) is int else None
+        )
+    ]
+
+
+def _is_piece(value: dict[str, Any]) -> bool:
+    """Whether a response is a piece of a stream; of completions, one without an end and without counts."""
+    meta, choices = value.get("meta_info"), value.get("choices")
+    first = choices[0] if isinstance(choices, list) and choices and isinstance(choices[0], dict) else {}
+    is_open = "text" in first and first.get("finish_reason", "") is None and not value.get("usage")
+    is_open |= isinstance(meta, dict) and meta.get("finish_reason", "") is None
+    return is_open or "delta" in first or ("content" in value and value.get("stop") is False)
+
+
+def _stream(value: dict[str, Any], place: Place) -> list[Choice]:
+    """Refuse a piece of a stream."""
+    return place.refuse("it is a piece of a stream", "be a whole response")
+
+
+_DIALECTS: dict[str, tuple[Callable[[dict[str, Any]], bool], Callable[[dict[str, Any], Place], list[Choice]]]] = {
+    "stream": (_is_piece, _stream),
+    "llama.cpp": (
+        lambda value: "completion_probabilities" in value or {"content", "tokens_predicted"} <= set(value),
+        _llama_cpp,
+    ),
+    "SGLang": (lambda value: "meta_info" in value, _sglang),
+    "chat": (_has_choices("message"), _completions),
+    "completions": (_has_choices("text"), _completions),
+    "tokens": (_has_choices("token_ids"), _completions),
+}

@@ -1,0 +1,164 @@
+"""vLLM's `prompt_logprobs`: of each token an object, by id, of the most likely classes and of the token itself."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from typing import Any, NamedTuple
+
+from tokenloss._core._core import classes_by_id
+from tokenloss.formats.records import read_records
+from tokenloss.formats.responses.columns import Tokens, Tops, lengths
+from tokenloss.formats.responses.fields import Place, check_count, check_list, check_object, check_text
+
+_ID = re.compile("0|[1-9][0-9]{0,17}")  # each has one spelling
+_FAR = 8  # ranks, that ties do not explain
+_KEY = "do not tell which entry is the prompt's own token"
+
+
+class _Objects(NamedTuple):
+    """The classes that are listed at each position, and their ranks, 0 where there is none."""
+
+    tops: Tops
+    ranks: list[int]
+
+    def spans(self) -> list[tuple[int, int]]:
+        """Where the classes of each position start and end."""
+        return list(itertools.pairwise(self.tops.starts()))
+
+
+def read_objects(value: Any, ids: list[int] | None, field: str, place: Place) -> Tokens | None:
+    """Tokens of a prompt: objects by id of the most likely classes and the prompt's token."""
+    if value is None:
+        return None
+    objects = _objects(check_list(value, field, place), field, place)
+    tops, n = objects.tops, len(objects.tops.counts)
+    if ids is not None and len(ids) != n:
+        place.refuse(f"{field} has {n} elements", f"have {len(ids)}, as prompt_token_ids")
+    own = _own(objects, ids, field, place)
+    texts = [None if at is None else tops.texts[at] for at in own]
+    ranks = [0 if at is None else objects.ranks[at] for at in own]
+    return Tokens(
+        place, f'{field}[{{i}}]["{{id}}"].logprob', f'{field}[{{i}}]["{{id}}"].logprob', texts,
+        [-1 if at is None else tops.ids[at] for at in own] if ids is None else ids,
+        [None if at is None else tops.logprobs[at] for at in own], lengths(texts, is_completed=True), tops,
+        ranks if any(ranks) else None,
+    )  # fmt: skip
+
+
+def _objects(values: list[Any], field: str, place: Place) -> _Objects:
+    """The classes of a list of objects by id, or nulls."""
+    columns = classes_by_id(values)  # without looking at each alone
+    if columns:
+        return _Objects(Tops(*columns[:4]), columns[4])
+    found = [_entries(value, f"{field}[{i}]", place) for i, value in enumerate(values)]
+    each = zip(*itertools.chain.from_iterable(found), strict=True)
+    texts, ids, logprobs, ranks = map(list, each) if any(found) else ([], [], [], [])
+    return _Objects(Tops(list(map(len, found)), texts, ids, logprobs), ranks)
+
+
+def _entries(value: Any, field: str, place: Place) -> list[tuple[str | None, int, Any, int]]:
+    """Classes of a position: text, id, log-probability and rank, 0 where there is none."""
+    if value is None:
+        return []
+    found = []
+    for key, entry in check_object(value, field, place).items():
+        path = f'{field}["{key}"]'
+        if not _ID.fullmatch(key):
+            place.refuse(f"{path} is no id", "be the id of a class")
+        entry = check_object(entry, path, place)
+        if entry.get("logprob") is None:
+            place.refuse(f"{path}.logprob is null", "be a log-probability")
+        rank = entry.get("rank")
+        rank = 0 if rank is None else check_count(rank, f"{path}.rank", place, 1)
+        text = check_text(entry.get("decoded_token"), f"{path}.decoded_token", place)
+        found.append((text, int(key), entry["logprob"], rank))
+    if not found:
+        place.refuse(f"{field} is empty", "hold the prompt's token")
+    return found
+
+
+def _own(objects: _Objects, ids: list[int] | None, field: str, place: Place) -> list[int | None]:
+    """Which class is each of the prompt's own tokens, None without any; refused if that is not certain."""
+    own: list[int | None] = []
+    if ids is not None:
+        listed = objects.tops.ids
+        for i, (start, end) in enumerate(objects.spans()):
+            try:
+                own.append(listed.index(ids[i], start, end) if end > start else None)
+            except ValueError:
+                place.refuse(f"{field}[{i}] does not hold the prompt's token {ids[i]}", "hold it, by prompt_token_ids")
+        return own
+    is_first, k = _is_own_first(objects), _n_listed(objects)
+    if is_first:
+        return [start if end > start else None for start, end in objects.spans()]
+    for i, (start, end) in enumerate(objects.spans()):
+        if end - start < 2:
+            own.append(start if end > start else None)
+            continue
+        most = k if k and end - start > k else 2 * (end - start) + _FAR
+        far = [at for at in range(start, end) if objects.ranks[at] > most]
+        if is_first is None and len(far) != 1 and place.puts_own_first():
+            own.append(start)
+        elif len(far) == 1:
+            own.append(far[0])  # the others are the most likely
+        else:
+            place.refuse(f"{field}[{i}] and the others {_KEY}", "come with prompt_token_ids: ask for return_token_ids")
+    return own
+
+
+def _n_listed(objects: _Objects) -> int:
+    """The k of the k likeliest, where objects of k entries and of one more, the own token, show it; 0 if not.
+
+    A rank above k + 1 tells them from k + 1 likeliest, of which some objects lack one.
+    """
+    sizes = {*objects.tops.counts} - {0}
+    k = min(sizes, default=0)
+    if sizes != {k, k + 1}:
+        return 0
+    return k if any(max(objects.ranks[a:b]) > k + 1 for a, b in objects.spans() if b - a == k + 1) else 0
+
+
+def _is_own_first(objects: _Objects) -> bool | None:
+    """Whether the objects show that their writer puts the own token first, and then the others by rank, as vLLM does.
+
+    It is proved by one that stands before more likely ones, unless the keys are sorted, as some tools leave them; None
+    if the objects show neither this nor another order.
+    """
+    is_proved, k = False, _n_listed(objects)
+    orders: list[type] = [int, str]  # by which all keys are sorted
+    for start, end in objects.spans():
+        ranks = objects.ranks[start:end]
+        if len(ranks) < 2:
+            continue
+        others = ranks[1:]
+        if 0 in ranks or others != sorted(others) or others[-1] > 2 * len(ranks) + _FAR:
+            return False
+        if k and len(ranks) > k and ranks[0] <= k < others[-1]:  # which is the own token
+            return False
+        is_proved |= ranks[0] > others[0]
+        if orders:
+            keys = objects.tops.ids[start:end]
+            orders = [order for order in orders if keys == sorted(keys, key=order)]
+    return True if is_proved and not orders else None
+
+
+def proves_own_first(path: str) -> bool:
+    """Whether a response of the file proves that the own token comes first, which short prompts may not."""
+    return any(_is_proof(path, *record) for record in read_records(path))
+
+
+def _is_proof(path: str, line: int, value: dict[str, Any]) -> bool:
+    """Whether a response proves it."""
+    response = value.get("response")
+    body = response.get("body") if isinstance(response, dict) else value
+    choices = body.get("choices") if isinstance(body, dict) else None
+    for holder in (body, *(choices if isinstance(choices, list) else ())):
+        listed = holder.get("prompt_logprobs") if isinstance(holder, dict) else None
+        try:
+            objects = _objects(list(listed or ()), "", Place(path, line))
+        except (TypeError, ValueError):
+            continue  # it is refused when it is its turn
+        if _is_own_first(objects):
+            return True
+    return False

@@ -1,0 +1,354 @@
+"""Responses of inference servers: JSON that holds the log-probabilities of tokens, of the prompt or generated."""
+
+from __future__ import annotations
+
+import functools
+import os
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from tokenloss._core.errors import raise_error
+from tokenloss.formats.records import read_records
+from tokenloss.formats.responses.columns import columns, join
+from tokenloss.formats.responses.dialects import failure, read
+from tokenloss.formats.responses.fields import Place
+from tokenloss.formats.responses.prompts import proves_own_first
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import Any, Literal
+
+    from tokenloss._core.types import Array, BoolArray, Float64Array, IntArray
+    from tokenloss.formats.responses.columns import Tokens
+    from tokenloss.formats.responses.dialects import Choice
+
+SUFFIXES = (".json", ".jsonl", ".json.gz", ".jsonl.gz")
+PARTS_OF_RESPONSE = ("prompt", "generated", "all")  # parts of a response
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Response:
+    """A sequence of tokens and their log-probabilities as a server returned them: a choice of a response.
+
+    Attributes
+    ----------
+    line : int
+        Line of the file where the response begins, from 1.
+    choice : int
+        Number of the choice in its response, from 0.
+    custom_id : str or None
+        What a batch file calls the request.
+    tokens : array of object
+        Text of each token; None where the server gave none. It may be empty or U+FFFD for a part of a character.
+    n_bytes : array of int64
+        Length of each token's text in UTF-8; -1 where it is not known, as of a part of a character, and 0 of an end of
+        text, such as ``<|im_end|>``, that the response's own text does not hold.
+    ids : array of int64
+        Class id of each token; -1 where it is not known.
+    logprobs : array of float64
+        Log-probability of each token in nats, as the server rounded it; nan where the server gave no number, as for the
+        first token of a prompt, and for a sentinel.
+    is_sentinel : array of bool
+        Whether the server wrote -9999.0, or the least float32 as llama.cpp does, which stands for "below what is
+        returned", or for -inf.
+    is_prompt : array of bool
+        Whether the token is of the prompt; the others were generated.
+    rank : array of int64
+        1 + number of other classes whose log-probability is >= the token's, as the server counted it or among those
+        that it listed; 0 where it is not known, also for the last one listed, since others may be as likely.
+    is_greedy : array of bool
+        Whether no class is more likely than the token; of a tie that ids can break, whether its id is the lowest.
+    is_greedy_known : array of bool
+        Whether the server returned enough to tell.
+    top_tokens, top_ids, top_logprobs : arrays of shape (n, k)
+        Text, ids and log-probabilities of the most likely classes, in descending order, none of them left out; None, -1
+        and nan where the server listed fewer, gave no text or no ids. The token itself is among them only if it is that
+        likely.
+    lost_tops : int
+        Number of positions whose list may have lost classes, since those of the same text, above all parts of
+        characters, fall together where a list is an object by text. These positions have no most likely classes.
+
+    Examples
+    --------
+    >>> import json, pathlib, tempfile
+    >>> from tokenloss.formats import open_responses
+    >>> lists = {"tokens": ["A", " b"], "token_logprobs": [None, -0.5], "top_logprobs": [None, {" b": -0.5, " c": -2}]}
+    >>> echo = {"text": "A b", "logprobs": lists}
+    >>> counts = {"prompt_tokens": 2, "completion_tokens": 0}
+    >>> with tempfile.TemporaryDirectory() as directory:
+    ...     path = pathlib.Path(directory) / "responses.json"
+    ...     _ = path.write_text(json.dumps({"choices": [echo], "usage": counts}))
+    ...     [response] = open_responses(path)
+    >>> response
+    Response(line=1, choice=0, tokens=2, with_number=1)
+    >>> response.n_bytes, response.is_greedy, response.top_tokens[1]
+    (array([1, 2]), array([False,  True]), array([' b', ' c'], dtype=object))
+    """
+
+    __module__ = "tokenloss.formats"
+
+    line: int
+    choice: int
+    custom_id: str | None
+    tokens: Array
+    n_bytes: IntArray
+    ids: IntArray
+    logprobs: Float64Array
+    is_sentinel: BoolArray
+    is_prompt: BoolArray
+    rank: IntArray
+    is_greedy: BoolArray
+    is_greedy_known: BoolArray
+    top_tokens: Array
+    top_ids: IntArray
+    top_logprobs: Float64Array
+    lost_tops: int = 0
+
+    def __repr__(self) -> str:
+        """Show what it is of."""
+        known = int(np.count_nonzero(~np.isnan(self.logprobs)))
+        return f"Response(line={self.line}, choice={self.choice}, tokens={len(self.ids)}, with_number={known})"
+
+
+class Failed(NamedTuple):
+    """A line of a batch that failed, and was skipped."""
+
+    line: int
+    custom_id: str | None
+    reason: str
+
+
+@dataclass(eq=False)
+class ResponsesFile:
+    """A file of responses, to be iterated over: it yields each sequence, a `Response`, in the order of the file.
+
+    Attributes
+    ----------
+    path : str
+        The file.
+    part : {"prompt", "generated", "all"}
+        The part of each response that is yielded.
+    skip_failed : bool
+        Whether failed lines are left out, rather than an error.
+    dialect : str
+        Layout of the responses: "completions" and "chat" (OpenAI, vLLM and others), "tokens" (vLLM), "SGLang",
+        "llama.cpp"; "" if all lines failed.
+    failed : list of Failed
+        Failed lines that the iteration has left out so far.
+
+    Examples
+    --------
+    >>> import json, pathlib, tempfile
+    >>> from tokenloss.formats import open_responses
+    >>> answer = {"message": {"content": "Yes"}, "logprobs": {"content": [{"token": "Yes", "logprob": -0.25}]}}
+    >>> lines = [
+    ...     {"custom_id": "first", "response": {"status_code": 200, "body": {"choices": [answer]}}, "error": None},
+    ...     {"custom_id": "second", "response": {"status_code": 400, "body": None}, "error": {"message": "too long"}},
+    ... ]
+    >>> with tempfile.TemporaryDirectory() as directory:
+    ...     path = pathlib.Path(directory) / "batch.jsonl"
+    ...     _ = path.write_text("".join(json.dumps(line) + chr(10) for line in lines))
+    ...     responses = open_responses(path, skip_failed=True)
+    ...     print([response.custom_id for response in responses], responses.failed)
+    ['first'] [Failed(line=2, custom_id='second', reason='too long')]
+    """
+
+    __module__ = "tokenloss.formats"
+
+    path: str
+    part: Literal["prompt", "generated", "all"]
+    skip_failed: bool = False
+    dialect: str = ""
+    failed: list[Failed] = field(default_factory=list)
+    _is_default: bool = False
+
+    def __iter__(self) -> Iterator[Response]:
+        """Read the file from its start."""
+        self.failed.clear()
+        has_number = has_failed = False
+        has_prompts: bool | None = None
+        for place, custom_id, body, reason in _bodies(self.path):
+            if reason and not self.skip_failed:
+                got, fits = (
+                    f"request {custom_id!r} failed: {reason}",
+                    "have succeeded, or be left out (--skip-failed, skip_failed=True)",
+                )
+                place.refuse(got if custom_id is not None else f"the request failed: {reason}", fits)
+            if reason:
+                has_failed = True
+                self.failed.append(Failed(place.line, custom_id, reason))
+                continue
+            dialect, choices = read(body, place)
+            if dialect != self.dialect:
+                place.refuse(f"it is of the layout {dialect}", f"be of {self.dialect}, as those before it")
+            for choice in choices:
+                found = self._chosen(choice, place)
+                if not found:
+                    continue
+                if self.part == "all" and not choice.is_repeated:
+                    has_prompts = _check_prompt(choice, has_prompts, place)
+                has_number = has_number or any(tokens.has_number() for _, tokens in found)
+                yield _response(place.line, choice.number, custom_id, found)
+        if not has_number and not has_failed:
+            raise_error("content", path=self.path, got="holds no log-probability", fits=f"hold some ({self.part})")
+
+    def _chosen(self, choice: Choice, place: Place) -> list[tuple[str, Tokens]]:
+        """Parts of a choice that are yielded; none of one whose prompt is that of the choice before it."""
+        parts = {name: tokens for name, tokens in choice.parts.items() if len(tokens)}
+        prompt = parts.get("prompt")
+        if "all" in parts and self.part != "all":
+            place.refuse(
+                "nothing tells where the echoed prompt ends",
+                "come with prompt_token_ids or usage, or be read whole (--part all)",
+            )
+        if self.part == "all":
+            found = [
+                (name, parts[name])
+                for name in _ORDER
+                if name in parts and not (name == "prompt" and choice.is_repeated)
+            ]
+            if not found and not choice.is_repeated:
+                place.refuse("it holds no log-probabilities", "hold some: ask for logprobs")
+            return found
+        if self.part == "prompt":
+            if choice.is_repeated:
+                return []
+            if prompt is None or not (prompt.has_number() or len(prompt) == 1):
+                place.refuse(_IGNORED, "hold some, or be left out (--part generated)")
+            return [("prompt", prompt)]
+        if self._is_default and prompt is not None and prompt.has_number():
+            place.refuse(_PROMPTS, "choose the part: prompt, generated or all")
+        tokens = choice.parts.get("generated")
+        if tokens is None or not (tokens.has_number() or (not len(tokens) and choice.n_generated == 0)):
+            got = "it holds no log-probabilities of what was generated"
+            if self._is_default:
+                got += ", nor of a prompt: the server ignored echo, or was not asked for them"
+            place.refuse(got, "hold some: ask for logprobs")
+        return [("generated", tokens)]
+
+
+_ORDER = ("prompt", "all", "generated")
+_IGNORED = "the server returned no prompt log-probabilities: it ignored echo, or was not asked for them"
+_PROMPTS = "it holds log-probabilities of a prompt, and those before it do not"
+
+
+def _check_prompt(choice: Choice, has_prompts: bool | None, place: Place) -> bool | None:
+    """Whether choices have log-probabilities of prompts, as known after this one: all, or none but single tokens."""
+    prompt = choice.parts.get("prompt") or choice.parts.get("all")
+    if prompt and prompt.has_number():
+        if has_prompts is False:
+            place.refuse(_PROMPTS, "hold the parts that those before it hold")
+        return True
+    if prompt and len(prompt) == 1:
+        return has_prompts
+    if has_prompts:
+        place.refuse(_IGNORED, "hold them, as those before it do")
+    return False
+
+
+def _response(line: int, choice: int, custom_id: str | None, parts: list[tuple[str, Tokens]]) -> Response:
+    """The response of these parts."""
+    found = join([columns(tokens, is_prompt=name != "generated") for name, tokens in parts])
+    every: Any = (*found[:-1], int(np.count_nonzero(found.is_lost)))
+    return Response(line, choice, custom_id, *every)
+
+
+def _bodies(path: str) -> Iterator[tuple[Place, str | None, dict[str, Any], str]]:
+    """Each response of a file: its line, the request's name, the response, and why it failed, if it did."""
+    own_first = functools.cache(functools.partial(proves_own_first, path))  # of all lines, read only if one asks
+    for line, value in read_records(path):
+        yield Place(path, line, own_first), *failure(value)
+
+
+def _looked_ahead(path: str) -> tuple[Literal["prompt", "generated"], str]:
+    """The part that a file is read for by default, and its dialect."""
+    dialect = ""
+    for place, _, body, reason in _bodies(path):
+        if reason:
+            continue
+        name, choices = read(body, place)
+        dialect = dialect or name
+        for choice in choices:
+            prompt, generated = choice.parts.get("prompt") or choice.parts.get("all"), choice.parts.get("generated")
+            if prompt and prompt.has_number():
+                return "prompt", dialect
+            if not prompt and not choice.is_repeated and generated and generated.has_number():
+                return "generated", dialect
+    return "generated", dialect
+
+
+def is_responses(path: str | os.PathLike[str]) -> bool:
+    """Whether a file is one of responses, by its name."""
+    return os.fspath(path).lower().endswith(SUFFIXES)
+
+
+def open_responses(
+    path: str | os.PathLike[str],
+    *,
+    part: Literal["prompt", "generated", "all"] | None = None,
+    skip_failed: bool = False,
+) -> ResponsesFile:
+    """Open a file of responses of an inference server, which hold the log-probabilities of tokens.
+
+    Parameters
+    ----------
+    path : str or path
+        A .json or .jsonl file, or one that gzip compressed: responses as a server sent them, or the lines of a batch.
+    part : {"prompt", "generated", "all"}, optional
+        The tokens to read: those of the prompt, those that were generated, or both. By default the prompt where the
+        file holds any log-probability of one, else what was generated. With "all", an echo that nothing divides counts
+        as a prompt.
+    skip_failed : bool, default False
+        Leave failed lines of a batch out, and list them in `ResponsesFile.failed`, rather than raise an error.
+
+    Returns
+    -------
+    ResponsesFile
+        The file, to be iterated over again and again.
+
+    Raises
+    ------
+    ValueError
+        If the file is damaged, is not one of responses or cannot be read for certain; the message names the line, and
+        the field where there is one.
+    OSError
+        If the file cannot be read.
+
+    See Also
+    --------
+    tokenloss.formats.open_scores : Opens a file of logits or probabilities.
+
+    Notes
+    -----
+    Read are completions and chats of OpenAI, vLLM, llama.cpp, llama-cpp-python, SGLang and other servers of this
+    layout, vLLM's tokens in and out, and the own endpoints of SGLang (``/generate``) and llama.cpp (``/completion``);
+    all of one layout. A file is read line by line, .json object by object, and never as a whole. It is read by
+    Python's own ``json``, which takes NaN and Infinity as servers write them, and shows keys that are given twice.
+
+    What a server did not return is not made up: a prompt without log-probabilities is an error, never a loss of 0, and
+    so is a number that is no log-probability. -9999.0 and the least float32 are taken as sentinels, and -Infinity as it
+    is. An echo whose tokens are not its text, as of llama-cpp-python without a BOS, is refused, and so are vLLM's
+    ``prompt_logprobs`` that do not show which entry is the prompt's token (ask for ``return_token_ids``), and
+    probabilities after sampling. A prompt that several choices repeat is read once. SGLang reports the last class in a
+    prompt as class 0, so that one has neither id nor text unless its list of most likely classes shows which it is.
+
+    Examples
+    --------
+    >>> import json, pathlib, tempfile
+    >>> from tokenloss.formats import open_responses
+    >>> token = {"token": "Yes", "logprob": -0.25, "top_logprobs": [{"token": "Yes", "logprob": -0.25}]}
+    >>> answer = {"message": {"content": "Yes"}, "logprobs": {"content": [token]}}
+    >>> with tempfile.TemporaryDirectory() as directory:
+    ...     path = pathlib.Path(directory) / "responses.jsonl"
+    ...     _ = path.write_text(json.dumps({"choices": [answer]}))
+    ...     responses = open_responses(path)
+    ...     for response in responses:
+    ...         print(responses.part, response.tokens, response.logprobs)
+    generated ['Yes'] [-0.25]
+    """
+    if part is not None and part not in PARTS_OF_RESPONSE:
+        raise_error("option", name="part", got=part, fits=", ".join(map(repr, PARTS_OF_RESPONSE)))
+    default, dialect = _looked_ahead(os.fspath(path))
+    return ResponsesFile(os.fspath(path), part or default, skip_failed, dialect, _is_default=part is None)

@@ -1,0 +1,360 @@
+"""What compare prints and writes of one candidate and of several: tables, files of tokens, plots and pages."""
+
+import json
+import math
+import re
+import sys
+
+import numpy as np
+import pytest
+from pages import Reader
+from test_command_outputs import read_table
+
+import tokenloss
+from tokenloss import compare, page, plots
+from tokenloss._evaluation import plan
+from tokenloss._evaluation.sink import Candidate
+from tokenloss._output.terminal import ComparisonTables
+
+pytestmark = pytest.mark.thread_unsafe(reason="a command prints to the stdout of its process")
+MINUS = "\N{PLUS-MINUS SIGN}"
+
+
+@pytest.fixture
+def many(tmp_path):
+    """Files of a base and of three candidates in two shards, the arrays in them, and the command's arguments."""
+    return Many(tmp_path)
+
+
+class Many:
+    """A text of two shards, of 13 and 27 tokens in five sequences, some of which are ignored."""
+
+    def __init__(self, path):
+        rng = np.random.default_rng(17)
+        self.path = path
+        self.base = rng.normal(size=(40, 11), scale=3).astype(np.float32)
+        noises = {"q8": 0.1, "q2": 1.5, "q4": 0.5}
+        self.logits = {name: self.base + rng.normal(size=(40, 11), scale=noise) for name, noise in noises.items()}
+        self.targets = rng.integers(11, size=40)
+        self.targets[::7] = -100
+        self.segment_ids = np.repeat([0, 1, 0, 1, 2], [6, 7, 10, 9, 8])
+        self.tokens = np.array([f" <{i}>" for i in range(40)])
+        for name in ("base", *noises):
+            (path / name).mkdir()
+            for number, part in enumerate(np.split(np.arange(40), [13])):
+                held = {} if name in noises else {
+                    "targets": self.targets[part], "segment_ids": self.segment_ids[part], "tokens": self.tokens[part],
+                }  # fmt: skip
+                scores = self.base if name == "base" else self.logits[name]
+                np.savez(path / name / f"part-{number}.npz", logits=scores[part], **held)
+
+    @property
+    def sequences(self):
+        """Numbers that count on from shard to shard."""
+        return self.segment_ids + np.where(np.arange(40) < 13, 0, 2)
+
+    def argv(self, *names):
+        return "compare", self.path / "base", *(f"{name}={self.path / name}" for name in names or self.logits)
+
+    def comparison(self, name):
+        return compare(self.base, self.logits[name], self.targets, segment_ids=self.sequences)
+
+
+def cells(line):
+    """Cells of a printed line."""
+    return re.split("  +", line.strip())
+
+
+# -- files of tokens --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".csv", ".parquet"])
+def test_per_token_of_several_candidates(suffix, many, command, monkeypatch):
+    monkeypatch.setattr(plan, "_BLOCK_ROWS", 5)
+    path = many.path / f"tokens{suffix}"
+    status, _, err = command(*many.argv(), "--per-token", path)
+    assert (status, err) == (0, "")
+    table = read_table(path)
+    assert list(table) == [
+        "candidate", "file", "sequence", "position", "target", "kept", "base_nll", "nll", "kl", "delta_p",
+        "is_same_top", "base_top_p",
+    ]  # fmt: skip
+    assert sorted(table["candidate"]) == [0] * 40 + [1] * 40 + [2] * 40
+    for number, name in enumerate(many.logits):
+        rows = table["candidate"] == number if suffix != ".csv" else np.array(table["candidate"]) == number
+        of = {column: np.array(values)[rows] for column, values in table.items()}
+        np.testing.assert_array_equal(of["file"], np.repeat([0, 1], [13, 27]))
+        np.testing.assert_array_equal(of["position"], [*range(13), *range(27)])
+        np.testing.assert_array_equal(of["target"], many.targets)
+        assert len({*zip(of["file"], of["sequence"], strict=True)}) == 5
+        expected = many.comparison(name)
+        for column in ("kept", "base_nll", "nll", "kl", "delta_p", "is_same_top", "base_top_p"):
+            values = getattr(expected, column)
+            if suffix != ".npy" and column != "kept":  # which has no null
+                values = np.where(expected.kept, values, np.nan)
+            np.testing.assert_array_equal(of[column].astype(float), values, column)
+
+
+@pytest.mark.parametrize("option", ["--per-token", "--html", "--plot"])
+def test_outputs_of_bad_input_are_not_written(option, many, command):
+    out = many.path / {"--per-token": "out.csv", "--html": "out.html", "--plot": "out.png"}[option]
+    out.write_text("precious")
+    data = bytearray((many.path / "q4" / "part-1.npz").read_bytes())
+    data[400] ^= 255
+    (many.path / "q4" / "part-1.npz").write_bytes(data)
+    status, printed, err = command(*many.argv(), option, out)
+    assert (status, printed, err.count("\n")) == (2, "", 1)
+    assert "part-1.npz" in err
+    assert out.read_text() == "precious"
+    assert not [*many.path.glob("*.tmp"), *many.path.glob(".*")]
+
+
+# -- tables -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rich", [True, False])
+def test_table_of_several_candidates(rich, many, command, monkeypatch):
+    if not rich:
+        monkeypatch.setitem(sys.modules, "rich", None)
+    status, out, err = command(*many.argv(), "--size", "q8=8.5G", "--size", "q4=4900000000")
+    assert (status, err) == (0, "")
+    first, _, heads, *rows = out.splitlines()
+    kept = many.targets >= 0
+    factor = many.comparison("q8").interval_factor
+    assert first == (
+        f"3 models vs {many.path / 'base'}  {kept.sum()} tokens, errors by 5 sequences, exact definitions; logits; "
+        f"95 % intervals reach {factor:.3g} standard errors"
+    )
+    assert cells(heads) == ["model", "size", "mean KLD", MINUS, "99.9% KLD", "PPL ratio", MINUS, "same top", MINUS,
+                            "RMS Δp"]  # fmt: skip
+    assert [cells(row)[0] for row in rows] == ["q8", "q4", "q2"]
+    for row in rows:
+        name = cells(row)[0]
+        assert cells(row)[1:-8] == {"q8": ["8.5 GB"], "q4": ["4.9 GB"], "q2": []}[name]
+        one = many.comparison(name)
+        kl = one.kl[kept]
+        groups = [(kl - kl.mean())[many.sequences[kept] == group].sum() for group in range(5)]
+        stderr = math.sqrt(5 / 4 * np.square(groups).sum()) / kl.size
+        change = one.delta_p[kept]
+        expected = [
+            f"{kl.mean():.6f}", f"{stderr:.6f}", f"{np.quantile(kl, 0.999):.6f}",
+            f"{math.exp(one.nll[kept].mean() - one.base_nll[kept].mean()):.5f}", f"{one.perplexity_ratio_stderr:.5f}",
+            f"{100 * one.is_same_top[kept].mean():.2f} %", f"{100 * one.same_top_stderr:.2f} %",
+            f"{100 * math.sqrt(np.square(change).mean()):.2f} %",
+        ]  # fmt: skip
+        assert cells(row)[-8:] == expected
+    assert [line for line in out.splitlines() if line != line.rstrip()] == []
+
+
+def printed(capsys, candidates, **figures):
+    """Rows of the tables of candidates, each a list of its cells."""
+    summary = {"base": "base", "base_kind": "logits", "kind": "logits", **candidates[0].figures, **figures}
+    ComparisonTables().finish(summary, candidates)
+    return [cells(line) for line in capsys.readouterr().out.splitlines()]
+
+
+def of_kl(kl, **options):
+    """A comparison of two classes with about these divergences."""
+    logits = np.zeros((len(kl), 2))
+    logits[:, 1] = [-math.inf if math.isinf(one) else one for one in kl]
+    return compare(np.zeros_like(logits), logits, np.zeros(len(kl), int), **options)
+
+
+def test_infinite_candidates_are_last_and_marked(capsys):
+    kl = {"nan": [math.nan, 1.0], "inf": [1.0, math.inf, math.inf], "high": [3.0, 2.0], "low": [0.5, 1.0]}
+    candidates = [Candidate(name, None, of_kl(one), of_kl(one).as_dict()) for name, one in kl.items()]
+    rows = printed(capsys, candidates)
+    assert rows[2][-2:] == ["not finite", "KLD where finite"]
+    assert [row[0] for row in rows[3:]] == ["low", "high", "inf", "nan"]
+    finite = f"{0.5 * math.log((1 + math.e) ** 2 / (4 * math.e)):.6f}"
+    assert [row[1] for row in rows[3:]][2:] == ["inf", "nan"]
+    assert rows[5][-2:] == ["2", finite]
+    assert rows[6][-2:] == ["1", finite]
+    assert len(rows[3]) == len(rows[5]) - 1  # which has two more figures, and no error of an infinite one
+
+
+def test_names_of_candidates_cannot_control_the_terminal(capsys):
+    name = "\x1b[31mq\n4[bold]"
+    rows = printed(capsys, [Candidate(name, 0, of_kl([1.0, 2.0]), {})] * 2)
+    assert rows[3][:2] == [r"\x1b[31mq\n4[bold]", "0 GB"]
+    rows = printed(capsys, [Candidate(name, None, of_kl([1.0, 2.0]), of_kl([1.0, 2.0]).as_dict())])
+    assert rows[0][0] == r"\x1b[31mq\n4[bold] vs base"
+
+
+def test_tables_without_what_there_is_not(capsys):
+    one = of_kl([1.0, 2.0, 0.5])
+    words = [row[0] for row in printed(capsys, [Candidate("q", None, one, one.as_dict())])]
+    for word in (
+        "Mean    KLD where finite", "Infinite tokens", "Tokens that are nan", "By type of token",
+        "Sequences of the highest divergence", "Probability of the classes that are left out",
+    ):  # fmt: skip
+        assert word not in words
+
+
+def test_rows_of_what_is_not_finite(capsys):
+    one = of_kl([1.0, math.nan, math.inf, math.inf, 1.0])
+    rows = printed(capsys, [Candidate("q", None, one, one.as_dict())])
+    finite = 0.5 * math.log((1 + math.e) ** 2 / (4 * math.e))
+    at = rows.index(["Infinite tokens", "2", "of 5"])
+    assert rows[at - 2][:3] == ["Mean", "KLD", "nan"]
+    assert rows[at - 1] == ["Mean", "KLD where finite", f"{finite:.6f}", f"{MINUS}", "0.000000"]
+    assert rows[at + 1] == ["Tokens that are nan", "1", "of 5"]
+
+
+def test_intervals_of_quantiles(many, command):
+    out = command(*many.argv("q4"))[1]
+    one = many.comparison("q4")
+    rows = {cells(line)[0]: line for line in out.split("KL divergence statistics")[1].splitlines() if "KLD" in line}
+    assert "interval" not in rows["Maximum KLD"] + rows["Minimum KLD"]
+    low, high = one.kl_quantile_intervals[0.5]
+    assert re.split("  +", rows["Median"])[-1] == f"95 % interval {low:.6f} to {high:.6f}"
+    assert rows["99.9%"].endswith(f"{one.kl_quantile_intervals[0.999][0]:.6f} to inf")
+
+
+def test_probability_of_the_classes_that_are_left_out(capsys):
+    rng = np.random.default_rng(3)
+    base, logits = rng.normal(size=(9, 5)), rng.normal(size=(9, 4))
+    one = compare(base, logits, np.zeros(9, int), classes=4)
+    rows = printed(capsys, [Candidate("q", None, one, one.as_dict())])
+    mass = (np.exp(base)[:, 4] / np.exp(base).sum(-1)).mean()
+    at = rows.index(["Probability of the classes that are left out"])
+    assert rows[at + 1] == ["Mean of base", f"{100 * mass:.4g} %"]
+    assert rows[at + 2] == ["Mean of Q", "0 %"]
+
+
+def group_rows(out, title):
+    """Rows of a printed table, by the cell in its first column."""
+    lines = out.split(f"  {title}\n")[1].split("\n\n")[0].splitlines()[1:]
+    return {cells(line)[0]: cells(line)[1:] for line in lines}
+
+
+def expected_row(one, mask, stderrs):
+    """Figures of a group of tokens, as they are printed."""
+    n, kl, difference = mask.sum(), one.kl[mask], one.nll[mask] - one.base_nll[mask]
+    numbers = [f"{n:,}", f"{kl.mean():.6f}", f"{difference.mean():+.5f}"]
+    if stderrs:
+        numbers = [numbers[0], numbers[1], f"{stderrs[0]:.6f}", numbers[2], f"{stderrs[1]:.5f}"]
+    return [*numbers, f"{100 * one.delta_p[mask].mean():+.3f} %", f"{100 * one.is_same_top[mask].mean():.2f} %"]
+
+
+def test_tables_of_groups(many, command):
+    status, out, err = command(*many.argv("q4"))
+    assert (status, err) == (0, "")
+    one, kept = many.comparison("q4"), many.targets >= 0
+    base = many.base.astype(np.float64)
+    confidence = np.exp(base.max(-1)) / np.exp(base).sum(-1)
+    rows = group_rows(out, "By the base's confidence")
+    assert sum(int(row[0]) for row in rows.values()) == kept.sum()
+    for low in (0.0, 0.2, 0.4, 0.6, 0.8):
+        mask = kept & (confidence >= low) & (confidence < low + 0.2)
+        if mask.any():
+            row = rows[f"{low:.1f} to {low + 0.2:.1f}"]
+            assert row == expected_row(one, mask, (float(row[2]), float(row[4])))
+        else:
+            assert f"{low:.1f} to {low + 0.2:.1f}" not in rows
+    table = out.split("Sequences of the highest divergence\n")[1].splitlines()
+    assert cells(table[0])[:2] == ["file", "sequence"]
+    masks = sorted((kept & (many.sequences == number) for number in range(5)), key=lambda mask: -one.kl[mask].mean())
+    for line, mask in zip(table[1:], masks, strict=True):
+        first = np.flatnonzero(mask)[0]
+        place = [str(many.path / "base" / f"part-{int(first >= 13)}.npz"), str(many.segment_ids[first])]
+        assert cells(line) == [*place, *expected_row(one, mask, ())]
+
+
+def test_tables_of_groups_of_one_token_have_no_errors(capsys):
+    one = of_kl([1.0])
+    rows = printed(capsys, [Candidate("q", None, one, one.as_dict())])
+    row = next(row for row in rows if row[0] == "0.4 to 0.6")
+    assert row[1:] == ["1", f"{one.mean_kl:.6f}", f"{one.log_perplexity_ratio:+.5f}", *row[4:]]
+    assert rows[0][1].startswith("1 token, ")
+
+
+def test_table_of_token_types(capsys):
+    one = of_kl([1.0, 2.0, 0.5, 0.25])
+    table = one.by(["word", "word", "number", "punctuation"])
+    types = [
+        dict(zip(table, row, strict=True)) for row in zip(*(part.tolist() for part in table.values()), strict=True)
+    ]
+    rows = printed(capsys, [Candidate("q", None, one, one.as_dict())], by_token_type=types)
+    at = rows.index(["By type of token"])
+    assert [row[0] for row in rows[at + 2 : at + 5]] == ["word", "number", "punctuation"]  # by divergence
+    assert rows[at + 2][1:3] == ["2", f"{one.kl[:2].mean():.6f}"]
+
+
+def test_numbers_are_not_cut_on_a_narrow_terminal(many, command, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "20")
+    for argv in many.argv(), many.argv("q4"):
+        out = re.sub(r"\x1b\[[\d;]*m", "", command(*argv)[1])
+        one = many.comparison("q4")
+        assert f"{one.mean_kl:.6f}" in out
+        assert any(f"{one.mean_kl:.6f}" in line and f"{one.mean_kl_stderr:.6f}" in line for line in out.splitlines())
+
+
+# -- plots and pages --------------------------------------------------------------------------------------------------
+
+
+def test_plot_of_several_candidates(many, command, monkeypatch):
+    figures = []
+    monkeypatch.setattr(plots, "draw_candidates", lambda *args, draw=plots.draw_candidates, **options: (
+        figures.append((args, options)) or draw(*args, **options)
+    ))  # fmt: skip
+    status, _, err = command(*many.argv(), "--size", "q8=8.5G", "--plot", many.path / "kl.svg")
+    assert (status, err) == (0, "")
+    (((comparisons,), options),) = figures
+    assert list(comparisons) == ["q8", "q2", "q4"]
+    assert options == {"sizes": {"q8": 8_500_000_000}, "title": f"3 models vs {many.path / 'base'}"}
+    assert "<svg" in (many.path / "kl.svg").read_text("utf-8")
+
+
+@pytest.mark.parametrize("most", [100_000, 60])
+def test_page_of_several_candidates(most, many, command, monkeypatch):
+    monkeypatch.setattr(plan, "_BLOCK_ROWS", 7)
+    monkeypatch.setattr(page, "MOST_TOKENS", most)
+    path = many.path / "page.html"
+    status, _, err = command(*many.argv(), "--html", path)
+    assert (status, err) == (0, "")
+    found, size = Reader(path.read_text("utf-8")), min(40, most // 3)
+    data = found.data
+    assert found.text("h1") == f"3 models vs {many.path / 'base'}"
+    assert [one["name"] for one in data["models"]] == ["q8", "q4", "q2"]
+    assert data["id"] == many.targets[:size].tolist()
+    assert data["token"] == many.tokens[:size].tolist()
+    assert data["places"]["file"] == np.repeat([0, 1], [13, 27])[:size].tolist()
+    assert data["places"]["position"] == [*range(13), *range(27)][:size]
+    assert found.paragraphs == len({*zip(data["places"]["file"], data["places"]["sequence"], strict=True)})
+    scores = tokenloss.token_scores(many.base, many.targets, top_k=5)
+    sides = [(data["base"], scores)]
+    for one in data["models"]:
+        sides.append((one, tokenloss.token_scores(many.logits[one["name"]], many.targets, top_k=5)))
+        kl = many.comparison(one["name"]).kl[:size]
+        np.testing.assert_allclose(np.array(one["kl"], float), kl, rtol=1e-5, atol=1e-12)
+    for side, scores in sides:
+        assert side["k"] == 5
+        assert side["rank"] == scores.rank[:size].tolist()
+        assert side["top"] == scores.top_ids[:size].reshape(-1).tolist()
+        np.testing.assert_allclose(np.array(side["loss"], float), scores.nll[:size], rtol=1e-5)
+        np.testing.assert_allclose(np.array(side["logprob"], float), scores.top_logprobs[:size].reshape(-1), rtol=1e-5)
+    assert ("first 20 of 40 tokens, since 3 models share 60" in found.text("p")) == (most == 60)
+
+
+def test_page_of_one_candidate(many, command):
+    path = many.path / "page.html"
+    assert command(*many.argv("q4"), "--html", path)[::2] == (0, "")
+    found = Reader(path.read_text("utf-8"))
+    assert found.text("h1") == f"q4 vs {many.path / 'base'}"
+    assert "option" not in found.texts
+    assert json.dumps(found.data["token"]) == json.dumps(many.tokens.tolist())
+
+
+def test_outputs_of_one_file_without_sequences_or_text(models, command):
+    base, other = models.path / "base.npz", models.path / "other.npy"
+    with np.load(base) as file:
+        np.savez(base, logits=file["logits"].reshape(24, 9), targets=file["targets"].reshape(24))
+    path = models.path / "page.html"
+    assert command("compare", base, other, "--html", path)[::2] == (0, "")
+    found = Reader(path.read_text("utf-8"))
+    assert found.data["places"] == {"position": [*range(24)]}
+    assert found.data["token"] is None
+    assert [text for _, text in found.tokens] == [str(i) for i in models.targets.reshape(-1)]
+    assert found.paragraphs == 1
