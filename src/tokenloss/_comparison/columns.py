@@ -10,7 +10,6 @@ from tokenloss._core import _core, jobs
 from tokenloss._core.dtypes import CheckedArray, as_float_array
 from tokenloss._core.errors import raise_error
 from tokenloss._core.validation import (
-    KINDS,
     UNNORMALIZED,
     as_positions,
     as_scores,
@@ -37,7 +36,7 @@ _OPTIONAL = {"segment_ids": -1, "base_left_out": 0.0, "left_out": 0.0}  # and th
 
 def check_definitions(value: Any) -> str:
     """The formulas of the figures."""
-    if value not in ("exact", "llama.cpp"):
+    if not isinstance(value, str) or value not in _core.DEFINITIONS:
         raise_error("option", name="definitions", got=value, fits="'exact' or 'llama.cpp'")
     definitions: str = value
     return definitions
@@ -108,13 +107,13 @@ def pair_columns(
     base = _scores("base_logits", base_array, axis, base_kind, stop=count)
     positions = as_positions("targets", targets, base, ignore_index, where, distributions=False)
     numbers = sequence_numbers(segment_ids, cu_seqlens, base.batch)
-    unnormalized = -1 if definitions == "exact" else UNNORMALIZED
     base_left_out: Array | None = None
     candidates: dict[str, Columns] = {}
     for name, (word, array) in arrays.items():
         other = _scores(word, array, axis, kind, stop=count)
         columns = new_columns(base.rows)
-        jobs.run(_core.PairStats(base, positions, other, unnormalized, bytes_of_bools(columns)), workers)
+        options = _core.DEFINITIONS[definitions], bytes_of_bools(columns), UNNORMALIZED
+        jobs.run(_core.PairStats(base, positions, other, *options), workers)
         if numbers is not None:
             columns["segment_ids"] = numbers
         if shape[axis] > count or array.array.shape[axis] > count:
@@ -140,7 +139,7 @@ def _scores(
     part: Array = view[(slice(None),) * axis + (slice(start, stop),)]
     if part.shape == view.shape:
         return as_scores(name, array, axis, kind)
-    return _core.Scores(name, part, code, axis, part.shape, KINDS.index(kind))
+    return _core.Scores(name, part, code, axis, part.shape, _core.KINDS.index(kind))
 
 
 def _left_out(
