@@ -120,7 +120,7 @@ def equivalent_lengths(n: int, *rests: float) -> Lengths:
     if r0 <= 1e-12 * n:
         return ((1.0, n),)
     spread = r0 * r2 - r1 * r1
-    if spread <= 1e-9 * r0 * r2:  # all others have one length, up to rounding
+    if spread <= r0 * max(1e-9 * r2, 1e-15 * n):  # all others have one length, up to the rounding of sums
         shorter = [(r1 / r0, r0)]
     else:
         middle, product = (r0 * r3 - r1 * r2) / spread / 2, (r1 * r3 - r2 * r2) / spread
