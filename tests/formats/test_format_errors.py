@@ -29,6 +29,7 @@ from files import (
 )
 
 from tokenloss.formats import open_scores
+from tokenloss.formats.readers import FILES
 
 
 @pytest.fixture
@@ -271,7 +272,7 @@ def test_zarr_directory_without_arrays(tmp_path):
 def test_files_of_other_formats(tmp_path):
     path = tmp_path / "scores.txt"
     path.write_text("logits")
-    assert "is no file of scores; it must be a .npy, .npz or .safetensors file, a Zarr store, or" in refusal(path)
+    assert f"is no file of scores; it must be {FILES}" in refusal(path)
     with pytest.raises(FileNotFoundError):
         open_scores(tmp_path / "none.npz")
 

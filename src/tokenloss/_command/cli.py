@@ -21,8 +21,10 @@ from tokenloss._core.version import __version__
 from tokenloss._evaluation.summary import WORDS
 from tokenloss._output import COMPARE_OUTPUTS, SCORE_OUTPUTS
 from tokenloss._output.json_object import JsonObject
-from tokenloss.formats.base import KINDS
+from tokenloss.formats.lm_head import HEAD_FILES
+from tokenloss.formats.readers import FILES
 from tokenloss.formats.responses import PARTS_OF_RESPONSE
+from tokenloss.formats.scores_file import KINDS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -32,9 +34,8 @@ if TYPE_CHECKING:
     from tokenloss._evaluation.sink import Sink
 
 _LM_HEAD = (
-    "files hold hidden states after the final norm; this is their projection onto the vocabulary: a model's "
-    ".safetensors file, index of shards or directory, or a .npy or .npz file; its config.json says how logits are "
-    "scaled and capped, and whether the embedding is the head"
+    f"files hold hidden states after the final norm; this is their projection onto the vocabulary: {HEAD_FILES}; the "
+    "model's config.json says how logits are scaled and capped, and whether the embedding is the head"
 )
 _AT_ONCE = 1.0  # seconds in which signals count as one: `timeout` sends two
 
@@ -145,13 +146,12 @@ def _parser() -> argparse.ArgumentParser:
         "score",
         help="score the predictions that files hold",
         usage="tokenloss score [options] FILE ...\n       tokenloss score [options] LOGITS.npy TARGETS.npy",
-        description="A FILE is a .npy, .npz or .safetensors file, a Zarr store, or logits of llama.cpp; several are "
-        "shards of one text. It holds scores (..., V) and targets, class ids (...) or distributions (..., V), unless "
-        "those are in .npy files of their own. Where arrays have names, they are called logits, log_probs or probs, "
-        "targets, and perhaps tokens, the text, and segment_ids or cu_seqlens, the sequences. Rows of (N, T, V) are N "
-        "sequences. With --lm-head, it holds hidden states (..., D) instead, called hidden_states or hidden. "
-        "Or it is a .json or .jsonl file of what a server returned: vLLM, SGLang, llama.cpp or any of "
-        "OpenAI's layout. Nothing is loaded whole, so files may be larger than memory.",
+        description=f"A FILE is {FILES}; several are shards of one text. It holds scores (..., V) and targets, class "
+        "ids (...) or distributions (..., V), unless those are in .npy files of their own. Where arrays have names, "
+        "they are called logits, log_probs or probs, targets, and perhaps tokens, the text, and segment_ids or "
+        "cu_seqlens, the sequences. Rows of (N, T, V) are N sequences. With --lm-head, it holds hidden states (..., D) "
+        "instead, called hidden_states or hidden. Or it is a .json or .jsonl file of what a server returned: vLLM, "
+        "SGLang, llama.cpp or any of OpenAI's layout. Nothing is loaded whole, so files may be larger than memory.",
     )
     _add_score_arguments(score)
     compare = subcommands.add_parser(

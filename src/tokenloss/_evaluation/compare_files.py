@@ -156,7 +156,7 @@ def compare_files(
     from tokenloss._evaluation.files import Inputs, Settings, check_needs, named_paths, resolved
     from tokenloss._evaluation.plan import Options
     from tokenloss._output.base import title
-    from tokenloss.formats.base import KINDS
+    from tokenloss.formats.scores_file import KINDS
 
     check_choice("base_kind", base_kind, KINDS)
     check_choice("kind", kind, KINDS)

@@ -170,8 +170,8 @@ def evaluate(
     from tokenloss._evaluation.files import Inputs, Settings, check_needs, evaluate_files, resolved
     from tokenloss._evaluation.plan import Options
     from tokenloss._evaluation.summary import WORDS
-    from tokenloss.formats.base import KINDS
     from tokenloss.formats.responses import PARTS_OF_RESPONSE, is_responses
+    from tokenloss.formats.scores_file import KINDS
 
     fits = "an integer of at least 0"
     top = check_integer("top", top, fits, least=0)

@@ -1,8 +1,9 @@
 """Files of scores and of responses: one small reader for each format. No reader loads a whole file."""
 
-from tokenloss.formats.base import KINDS, ScoresFile
-from tokenloss.formats.readers import open_hidden_states, open_scores
+from tokenloss.formats.hidden_states import open_hidden_states
+from tokenloss.formats.readers import open_scores
 from tokenloss.formats.responses import Response, ResponsesFile, open_responses
+from tokenloss.formats.scores_file import KINDS, ScoresFile
 
 __all__ = [
     "KINDS",

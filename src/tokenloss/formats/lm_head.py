@@ -10,19 +10,23 @@ import numpy as np
 
 from tokenloss._core.dtypes import FLOATS
 from tokenloss._core.errors import raise_error
-from tokenloss.formats import npy, npz, safetensors
-from tokenloss.formats.base import LmHead, is_float, library_errors, open_regular, parsed_json, reject_array_name
+from tokenloss.formats import safetensors
+from tokenloss.formats.base import is_float, library_errors, open_regular, parsed_json
 from tokenloss.formats.model_config import read_config
+from tokenloss.formats.readers import FORMATS, either
+from tokenloss.formats.scores_file import LmHead, reject_array_name
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from tokenloss._core.types import Array
-    from tokenloss.formats.base import ArrayLocation
+    from tokenloss.formats.mapped import ArrayLocation
     from tokenloss.formats.model_config import ModelConfig
 
-_READERS = {".npy": npy, ".npz": npz, ".safetensors": safetensors}
 _INDEX = ".safetensors.index.json"  # of the shards of a model
+_NAMES = {suffix: one.array_names for one in FORMATS if one.array_names for suffix in one.suffixes}
+_LOCATE = {suffix: one.locate for one in FORMATS if one.locate for suffix in one.suffixes}
+HEAD_FILES = either([*(one.words for one in FORMATS if one.locate), f"an index (*{_INDEX})", "a directory of a model"])
 _SHARD = re.compile(r"-\d+-of-\d+\.safetensors$")
 _ADAPTER = "adapter_config.json"
 _HEADS = (
@@ -70,8 +74,7 @@ class _Model(NamedTuple):
                 fits = "name a .safetensors file beside it"
                 raise_error("content", path=self.path, got=f"names {file!r} for {name}", fits=fits)
             file = str(Path(self.path).with_name(file))
-        place: ArrayLocation = _READERS[Path(file).suffix.lower()].locate(file, lambda _: [name])[0]
-        return place
+        return _LOCATE[Path(file).suffix.lower()](file, name)
 
 
 def lm_head_files(spec: str) -> list[str]:
@@ -134,30 +137,17 @@ def _model(spec: str) -> _Model:
     if path.endswith(_INDEX):
         files = _in_index(path)
     else:
-        reader = _READERS.get(Path(path).suffix.lower())
-        if reader is None:
+        names_in = _NAMES.get(Path(path).suffix.lower())
+        if names_in is None:
             open_regular(path).close()  # which refuses what is not there
-            fits = f"be a .safetensors, .npz or .npy file, an index of shards (*{_INDEX}), or a directory of a model"
-            raise_error("content", path=path, got="is no file of a head", fits=fits)
-        files = dict.fromkeys(_names(path), path)
-        if reader is npy:
+            raise_error("content", path=path, got="is no file of a head", fits=f"be {HEAD_FILES}")
+        files = dict.fromkeys(names_in(path), path)
+        if "" in files:
             reject_array_name(path, name)
         index = _SHARD.sub(_INDEX, path)  # where the bias may be in another shard
         if index != path and any(head in files for head in _HEADS) and Path(index).is_file():
             path, files = index, _in_index(index)
     return _Model(path, files, name, read_config(path))
-
-
-def _names(path: str) -> list[str]:
-    """The names of the arrays of a file; that of a .npy file is empty."""
-    found = [""]
-
-    def choose(names: Collection[str]) -> list[str]:
-        found[:] = names
-        return []
-
-    _READERS[Path(path).suffix.lower()].locate(path, choose)
-    return found
 
 
 def _in_directory(path: str) -> str:

@@ -3,21 +3,14 @@
 from __future__ import annotations
 
 import io
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from tokenloss._core.errors import contextmanager, raise_error
-from tokenloss.formats.base import (
-    ArrayLocation,
-    ScoresFile,
-    bfloat16,
-    check_file_size,
-    library_errors,
-    open_regular,
-    reject_array_name,
-    stamp,
-)
+from tokenloss.formats.base import bfloat16, check_file_size, library_errors, open_regular, stamp
+from tokenloss.formats.mapped import ArrayLocation
+from tokenloss.formats.scores_file import Format, ScoresFile, reject_array_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -38,11 +31,6 @@ def open_scores(path: str, array: str | None, kind: str | None) -> ScoresFile:
 def open_array(path: str) -> Array:
     """Map a .npy file, say of targets."""
     return _locate(path, is_targets=True).map()
-
-
-def locate(path: str, _: Any = None) -> list[ArrayLocation]:
-    """Location of the array of a .npy file."""
-    return [_locate(path)]
 
 
 def _locate(path: str, *, is_targets: bool = False) -> ArrayLocation:
@@ -85,3 +73,6 @@ def header(path: str, start: bytes, name: str = "") -> ArrayLocation:
     if dtype.str == "|V2":  # NumPy has no name for bfloat16, and drops its byte order
         dtype = bfloat16(path).newbyteorder(">" if b">V2" in start[: stream.tell()] else "<")
     return ArrayLocation(path, stream.tell(), dtype, shape, "F" if is_fortran else "C")
+
+
+FORMAT = Format("a .npy file", (".npy",), MAGIC, open_scores, lambda _: [""], lambda path, _: _locate(path))

@@ -12,23 +12,20 @@ import numpy as np
 
 from tokenloss._core.errors import raise_error
 from tokenloss.formats import npy
-from tokenloss.formats.base import (
-    ArrayLocation,
+from tokenloss.formats.base import check_expansion, check_stamp, library_errors, open_regular, stamp
+from tokenloss.formats.mapped import ArrayLocation
+from tokenloss.formats.scores_file import (
+    Format,
     ScoresFile,
-    check_expansion,
     check_shape,
-    check_stamp,
     check_text,
     choose_scores,
-    library_errors,
-    open_regular,
-    stamp,
     stored_parts,
     with_parts,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Iterator
+    from collections.abc import Iterable, Iterator
     from typing import BinaryIO
 
     import numpy.typing as npt
@@ -130,16 +127,19 @@ def open_scores(path: str, array: str | None, kind: str | None) -> ScoresFile:
     return with_parts(opened_scores, arrays)
 
 
-def locate(path: str, choose: Callable[[Collection[str]], list[str]]) -> list[ArrayLocation]:
-    """Locations of the arrays that are chosen from the names in a .npz file; they must not be compressed."""
+def array_names(path: str) -> list[str]:
+    """Names of the arrays of a .npz file."""
     with open_regular(path) as file:
-        archive, names = _opened(path, file)
-        members = _members(path, file, archive, choose(names))
-    for member in members:
-        if not member.is_stored:
-            fits = "be stored as it is, to be mapped"
-            raise_error("content", path=f"{path}: {member.name}", got="is compressed", fits=fits)
-    return [member.place for member in members]
+        return _opened(path, file)[1]
+
+
+def locate(path: str, name: str) -> ArrayLocation:
+    """Location of an array of a .npz file, which must not be compressed."""
+    with open_regular(path) as file:
+        [member] = _members(path, file, _opened(path, file)[0], [name])
+    if not member.is_stored:
+        raise_error("content", path=f"{path}: {name}", got="is compressed", fits="be stored as it is, to be mapped")
+    return member.place
 
 
 def _opened(path: str, file: BinaryIO) -> tuple[zipfile.ZipFile, list[str]]:
@@ -182,3 +182,6 @@ def _member(path: str, file: BinaryIO, archive: zipfile.ZipFile, name: str, info
     if member.is_stored:
         member = member._replace(place=member.place._replace(offset=begin + member.place.offset))
     return member
+
+
+FORMAT = Format("a .npz file", (".npz",), b"PK", open_scores, array_names, locate)

@@ -14,21 +14,18 @@ import numpy as np
 
 from tokenloss._core.errors import contextmanager, raise_error
 from tokenloss._core.iteration import iter_row_blocks
-from tokenloss.formats.base import (
+from tokenloss.formats.base import MEMORY_LIMIT, MOST_AXES, check_expansion, is_float, library_errors
+from tokenloss.formats.scores_file import (
     HIDDEN_NAMES,
     INPUT_IDS,
     KINDS,
     MASK,
-    MEMORY_LIMIT,
-    MOST_AXES,
     PARTS,
+    Format,
     ScoresFile,
-    check_expansion,
     check_shape,
     check_text,
     choose_scores,
-    is_float,
-    library_errors,
     reject_array_name,
     stored_parts,
     with_parts,
@@ -231,3 +228,6 @@ def _check(path: str, name: str, array: Any, guard: _ReadGuard, *, whole: bool) 
 def _n_chunks(shape: tuple[int, ...], chunks: tuple[int, ...]) -> int:
     """Number of chunks of an array."""
     return math.prod(-(-length // chunk) for length, chunk in zip(shape, chunks, strict=True))
+
+
+FORMAT = Format("a Zarr store", (".zip",), b"", open_scores)
