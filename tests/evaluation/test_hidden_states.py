@@ -188,6 +188,7 @@ def test_lm_head_in_shards_that_is_refused(path):
         ('{"weight_map": 3}', "no object weight_map"),
         ('{"weight_map": {"lm_head.weight": "../head.safetensors"}}', "names '../head.safetensors' for lm_head.weight"),
         ('{"weight_map": {"lm_head.weight": "index.json"}}', "names 'index.json'"),
+        ('{"weight_map": {"lm_head.weight": "model-00001-of-00002.safetensors"}}', "holds no lm_head.weight; it must"),
         ('{"weight_map": {"model.norm.weight": "a.safetensors", "b": "b.safetensors"}}', "holds no head"),
     ]:
         index.write_text(text)
