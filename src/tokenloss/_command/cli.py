@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from tokenloss._command import commands
 from tokenloss._command.commands import InputError
+from tokenloss._core._core import KINDS
 from tokenloss._core.text import printable
 from tokenloss._core.version import __version__
 from tokenloss._evaluation.summary import WORDS
@@ -24,7 +25,6 @@ from tokenloss._output.json_object import JsonObject
 from tokenloss.formats.lm_head import HEAD_FILES
 from tokenloss.formats.readers import FILES
 from tokenloss.formats.responses import PARTS_OF_RESPONSE
-from tokenloss.formats.scores_file import KINDS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from tokenloss._core._core import json_extent
+from tokenloss._core._core import FLOAT_DTYPES, json_extent
 from tokenloss._core.errors import contextmanager, raise_error
 
 if TYPE_CHECKING:
@@ -122,4 +122,4 @@ def bfloat16(path: str) -> np.dtype[Any]:
 
 def is_float(dtype: np.dtype[Any]) -> bool:
     """Whether it is a dtype of scores."""
-    return dtype.name in ("float16", "bfloat16", "float32", "float64")
+    return dtype.name in FLOAT_DTYPES

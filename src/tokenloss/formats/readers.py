@@ -7,15 +7,15 @@ import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tokenloss._core._core import KINDS
 from tokenloss._core.errors import raise_error
 from tokenloss.formats import llama_cpp, npy, npz, safetensors, zarr
 from tokenloss.formats.base import library_errors, open_regular
-from tokenloss.formats.scores_file import KINDS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-    from typing import Literal
 
+    from tokenloss._core.types import Kind
     from tokenloss.formats.scores_file import Format, ScoresFile
 
 FORMATS = (npy.FORMAT, npz.FORMAT, safetensors.FORMAT, zarr.FORMAT, llama_cpp.FORMAT)
@@ -36,7 +36,7 @@ def open_scores(
     path: str | os.PathLike[str],
     *,
     array: str | None = None,
-    kind: Literal["logits", "log_probs", "probs"] | None = None,
+    kind: Kind | None = None,
 ) -> ScoresFile:
     """Open a file of scores, and check everything in it except the scores.
 

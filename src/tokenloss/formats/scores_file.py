@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from tokenloss._core._core import KINDS
 from tokenloss._core.dtypes import FLOATS
 from tokenloss._core.errors import raise_error
 from tokenloss._core.validation import check_integer
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from tokenloss._core.types import Array
     from tokenloss.formats.mapped import ArrayLocation
 
-KINDS = ("logits", "log_probs", "probs")  # of scores
 HIDDEN_NAMES = ("hidden_states", "hidden")  # arrays of hidden states; the first is their kind
 SEQUENCES = ("segment_ids", "cu_seqlens")  # arrays that say which rows make a sequence
 PARTS = ("targets", "tokens", *SEQUENCES)  # arrays that may come with scores
@@ -88,6 +88,8 @@ class ScoresFile:
     ...     scores.rows, scores.row_bytes
     (6, 32)
     """
+
+    __module__ = "tokenloss.formats"
 
     path: str
     kind: str
