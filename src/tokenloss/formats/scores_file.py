@@ -242,7 +242,11 @@ def check_shape(scores: ScoresFile, part: str, shape: tuple[int, ...]) -> None:
 
 
 def check_text(path: str, tokens: Array) -> None:
-    """Refuse code points beyond Unicode: NumPy makes strings of them that Python cannot have."""
+    """Refuse what is no text, and code points beyond Unicode: NumPy makes strings of them that Python cannot have."""
+    if tokens.dtype.kind not in "UT":
+        raise_error("content", path=path, got=f"tokens has dtype {tokens.dtype}", fits="be text")
+    if tokens.dtype.kind == "T":
+        return
     codes = tokens.reshape(-1, order="A").view(np.dtype(np.uint32).newbyteorder(tokens.dtype.byteorder))
     for start in range(0, codes.size, _PIECE):
         largest = int(codes[start : start + _PIECE].max())

@@ -50,39 +50,15 @@ def is_store(names: Collection[str]) -> bool:
 
 def open_scores(path: str, array: str | None, kind: str | None) -> ScoresFile:
     """Open a Zarr array of scores, or a group of it and perhaps targets, the tokens' text, and sequences."""
-    try:
-        import zarr
-    except ImportError:
-        raise_error("missing", name=path, got="zarr")
-    is_directory = Path(path).is_dir()
-    if is_directory and not is_store([name for name in _METADATA if (Path(path) / name).exists()]):
-        raise_error("content", path=path, got="is a directory without metadata of Zarr", fits="be a Zarr store")
     guard = _ReadGuard(path)
-    with guard.reading():
-        if is_directory:  # never by its name, which Zarr may take for a URL
-            store = _guarded(zarr.storage.LocalStore, guard)(Path(path), read_only=True)
-        else:
-            store = _guarded(zarr.storage.ZipStore, guard)(Path(path), mode="r")
-        # metadata of a group, which may be older than its arrays, are not taken for theirs
-        root: Any = zarr.open(store, mode="r", use_consolidated=False)
-        held: dict[str, Any] = {}
-        if isinstance(root, zarr.Group):
-            names = array, *KINDS, *HIDDEN_NAMES, *PARTS, *INPUT_IDS, MASK
-            held = {name: root[name] for name in names if name and name in root}
-            held = {name: member for name, member in held.items() if isinstance(member, zarr.Array)}
-    if isinstance(root, zarr.Array):
+    arrays = _arrays(path, array, guard)
+    if "" in arrays:
         reject_array_name(path, array)
-        name, kind, scores = "", kind or "logits", root
+        name, kind = "", kind or "logits"
     else:
-        name, kind = choose_scores(path, held, array, kind)
-        scores = held[name]
-    if _shows_missing_chunks(kind, scores):
-        metadata = dataclasses.replace(scores.metadata, fill_value=scores.dtype.type(np.nan))
-        scores = zarr.Array(zarr.AsyncArray(metadata=metadata, store_path=scores.store_path))
-
-    def load(part: str) -> Any:
-        with guard.reading(part):
-            return np.asarray(held[part][...])
+        name, kind = choose_scores(path, arrays, array, kind)
+    scores = _with_nan_for_missing_chunks(kind, arrays[name])
+    _check(path, name, scores, guard, whole=False)
 
     def block(index: Any) -> Array:
         with guard.reading(f"{name}[{index}]"):
@@ -90,34 +66,60 @@ def open_scores(path: str, array: str | None, kind: str | None) -> ScoresFile:
         return rows.reshape(math.prod(rows.shape[:-1]), rows.shape[-1])
 
     def blocks(most_rows: int) -> Iterator[Array]:
-        at_once = max(
-            math.prod(scores.chunks[:-1]), _MAX_CHUNKS // (_n_chunks(scores.shape[-1:], scores.chunks[-1:]) or 1)
-        )
+        chunks_of_a_row = _n_chunks(scores.shape[-1:], scores.chunks[-1:]) or 1
+        at_once = max(math.prod(scores.chunks[:-1]), _MAX_CHUNKS // chunks_of_a_row)
         for index in iter_row_blocks(scores.shape[:-1], min(most_rows, at_once), scores.chunks[:-1]):
             yield block(index)  # held here by no name, so that many files may wait for their next block
 
-    _check(path, name, scores, guard, whole=False)
     opened_scores = ScoresFile(path, kind, scores.shape, scores.dtype, None, None, blocks)
-    found = stored_parts(path, held, kind)
-    for part, stored in found.items():
-        check_shape(opened_scores, part, held[stored].shape)
-        _check(path, stored, held[stored], guard, whole=True)
-    parts = {part: load(stored) for part, stored in found.items()}
-    tokens = parts.get("tokens")
-    if tokens is not None and tokens.dtype.kind not in "UT":
-        raise_error("content", path=path, got=f"tokens has dtype {tokens.dtype}", fits="be text")
-    if tokens is not None and tokens.dtype.kind == "U":
-        check_text(path, tokens)
-    return with_parts(opened_scores, parts)
+    parts = stored_parts(path, arrays, kind)
+    for part, stored in parts.items():
+        check_shape(opened_scores, part, arrays[stored].shape)
+        _check(path, stored, arrays[stored], guard, whole=True)
+    loaded: dict[str, Any] = {}
+    for part, stored in parts.items():
+        with guard.reading(part):
+            loaded[part] = np.asarray(arrays[stored][...])
+    if "tokens" in loaded:
+        check_text(path, loaded["tokens"])
+    return with_parts(opened_scores, loaded)
 
 
-def _shows_missing_chunks(kind: str, scores: Any) -> bool:
-    """Whether the scores of missing chunks are nan rather than 0, so that what was never written is not scored.
+def _arrays(path: str, array: str | None, guard: _ReadGuard) -> dict[str, Any]:
+    """The arrays of a store that may be used, by name; the name is empty where the store is an array itself."""
+    try:
+        import zarr
+    except ImportError:
+        raise_error("missing", name=path, got="zarr")
+    is_directory = Path(path).is_dir()
+    if is_directory and not is_store([name for name in _METADATA if (Path(path) / name).exists()]):
+        raise_error("content", path=path, got="is a directory without metadata of Zarr", fits="be a Zarr store")
+    with guard.reading():
+        if is_directory:  # never by its name, which Zarr may take for a URL
+            store = _guarded(zarr.storage.LocalStore, guard)(Path(path), read_only=True)
+        else:
+            store = _guarded(zarr.storage.ZipStore, guard)(Path(path), mode="r")
+        # metadata of a group, which may be older than its arrays, are not taken for theirs
+        root: Any = zarr.open(store, mode="r", use_consolidated=False)
+        if isinstance(root, zarr.Array):
+            return {"": root}
+        names = array, *KINDS, *HIDDEN_NAMES, *PARTS, *INPUT_IDS, MASK
+        members = {name: root[name] for name in names if name and name in root}
+    return {name: member for name, member in members.items() if isinstance(member, zarr.Array)}
+
+
+def _with_nan_for_missing_chunks(kind: str, scores: Any) -> Any:
+    """Scores whose missing chunks are nan rather than 0, so that what was never written is not scored.
 
     Only some classes of a row may all have the probability 0, and Zarr leaves out chunks that only hold fill values.
     """
     is_whole = scores.ndim > 0 and scores.chunks[-1] >= scores.shape[-1]
-    return is_float(scores.dtype) and not scores.fill_value and (kind != "probs" or is_whole)
+    if not is_float(scores.dtype) or scores.fill_value or (kind == "probs" and not is_whole):
+        return scores
+    import zarr
+
+    metadata = dataclasses.replace(scores.metadata, fill_value=scores.dtype.type(np.nan))
+    return zarr.Array(zarr.AsyncArray(metadata=metadata, store_path=scores.store_path))
 
 
 class _ReadGuard:
