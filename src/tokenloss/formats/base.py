@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from typing import BinaryIO
 
-MOST_AXES = 64  # that NumPy can have
-MEMORY_LIMIT = 16 << 20  # bytes in memory at once that any file may need
-_MAX_EXPANSION = 1000  # times the stored bytes: real data never expand to more
-_LARGE = 512 << 20  # bytes in memory at once
-_MAX_LARGE_EXPANSION = 100  # times the stored bytes, of what is larger than that
+MOST_AXES = 64  # of an array of NumPy
+MEMORY_LIMIT = 16 << 20  # bytes in memory at once that any file may need, however small it is
+_MAX_EXPANSION = 1000  # bytes in memory for each stored byte: real data never expand to more
+_LARGE = 512 << 20  # bytes in memory at once, above which the next limit holds
+_MAX_LARGE_EXPANSION = 100  # bytes in memory for each stored byte
 JSON_MEMORY_LIMIT = 512 << 20  # bytes that values of JSON may need, as `json_extent` estimates; they need rather less
 
 
@@ -91,10 +91,7 @@ def library_errors(path: str, part: str = "") -> Iterator[None]:
     except MemoryError as error:
         raise MemoryError(f"{path} does not fit; what is not compressed need not") from error
     except Exception as error:
-        if isinstance(error, OSError) and error.errno not in (
-            None,
-            errno.EINVAL,
-        ):  # EINVAL: a negative offset
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):  # EINVAL: a negative offset
             raise OSError(error.errno, error.strerror, error.filename or path) from error  # of the same subclass
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise_error("unreadable", path=f"{path}: {part}" if part else path, got=reason)

@@ -29,22 +29,22 @@ _LOCATE = {suffix: one.locate for one in FORMATS if one.locate for suffix in one
 HEAD_FILES = either([*(one.words for one in FORMATS if one.locate), f"an index (*{_INDEX})", "a directory of a model"])
 _SHARD = re.compile(r"-\d+-of-\d+\.safetensors$")
 _ADAPTER = "adapter_config.json"
+
+# Names of weights in the files of models: of the head, of heads for other tasks, of the final norm, of layers between
+# that and the head, of biases that stand alone, and of the embedding, whose weight may be that of the head.
 _HEADS = (
     "lm_head.weight", "output.weight", "embed_out.weight", "head.weight", "language_model.lm_head.weight",
     "transformer.output_layer.weight", "lm_head",
 )  # fmt: skip
 _OTHER_HEAD = re.compile(r"(^|\.)(score|classifier|classification_head|v_head|value_head|reward_head|qa_outputs)\.")
-# weights of the final norm, after which hidden states are
 _NORMS = (
     "model.norm.weight", "model.language_model.norm.weight", "language_model.model.norm.weight", "norm.weight",
     "transformer.ln_f.weight", "ln_f.weight", "gpt_neox.final_layer_norm.weight", "model.final_layernorm.weight",
     "model.decoder.final_layer_norm.weight", "decoder.final_layer_norm.weight", "model.decoder.layer_norm.weight",
     "transformer.norm_f.weight", "backbone.norm_f.weight",
 )  # fmt: skip
-_BEFORE_HEAD = ("projection_head.", "unembedding_projection.")  # between hidden states and the head
-_COMPARED_ROWS = 64
-_BIASES = ("final_logits_bias", "lm_head_bias")  # that stand alone
-# of models that share the weight of their embedding with the head
+_BEFORE_HEAD = ("projection_head.", "unembedding_projection.")
+_BIASES = ("final_logits_bias", "lm_head_bias")
 _EMBEDDINGS = (
     "model.embed_tokens.weight", "transformer.wte.weight", "wte.weight", "tok_embeddings.weight",
     "model.decoder.embed_tokens.weight", "model.language_model.embed_tokens.weight",
@@ -53,6 +53,7 @@ _EMBEDDINGS = (
     "decoder.embed_tokens.weight", "word_embeddings.weight", "embed_tokens.weight",
     "model.text_model.embed_tokens.weight",
 )  # fmt: skip
+_COMPARED_ROWS = 64  # of two weights that a model ties
 
 
 class _Model(NamedTuple):
@@ -128,7 +129,7 @@ def _model(spec: str) -> _Model:
     """The files of a head FILE or FILE:NAME."""
     path, name = spec, None
     if not Path(spec).exists():
-        for colon in re.finditer(":(?=.)", spec):  # both may hold one
+        for colon in re.finditer(":(?=.)", spec):  # the path and the name may hold others
             if Path(spec[: colon.start()]).exists():
                 path, name = spec[: colon.start()], spec[colon.end() :]
                 break
@@ -151,7 +152,7 @@ def _model(spec: str) -> _Model:
 
 
 def _in_directory(path: str) -> str:
-    """The index of the shards of a model, or else its only file."""
+    """The index of the shards in the directory of a model, or else its only file."""
     found = list(Path(path).glob(f"*{_INDEX}")) or list(Path(path).glob("*.safetensors"))
     if len(found) != 1:
         got = f"holds {len(found)} indices of shards or .safetensors files"
@@ -175,25 +176,22 @@ def _weight_name(model: _Model) -> str:
     That of the embedding is only taken where the config says so, and no head is there in another form, say quantised.
     """
     names = model.files
-    found = model.name
-    if found is None:
-        found = next((name for name in _HEADS if name in names), None)
-    if found is not None:
-        return found
-    embedding = next((name for name in _EMBEDDINGS if name in names), None)
+    name = model.name if model.name is not None else next((one for one in _HEADS if one in names), None)
+    if name is not None:
+        return name
+    embedding = next((one for one in _EMBEDDINGS if one in names), None)
     other = next(filter(_OTHER_HEAD.search, names), None)
     if len(names) == 1 and not embedding and not other:
-        found = next(iter(names))
+        return next(iter(names))
     got, fits = "holds no head of a usual name", f"hold {_HEADS[0]}, or come as FILE:NAME"
-    if found is None and _SHARD.search(model.path):
+    if _SHARD.search(model.path):
         got, fits = "is one of several shards, without a head", f"be the model's index (*{_INDEX})"
-    elif found is None and embedding and not any("lm_head" in name for name in names):
+    elif embedding and not any("lm_head" in one for one in names):
         reason = f"it holds {other}, the head of another task" if other else model.config.why_not_tied()
+        if reason is None:
+            return embedding
         got = f"holds no head but the embedding {embedding}, and {reason}"
-        found = embedding if reason is None else None
-    if found is None:
-        raise_error("content", path=model.path, got=got, fits=fits)
-    return found
+    return raise_error("content", path=model.path, got=got, fits=fits)
 
 
 def _check_whole(model: _Model, name: str, biases: Sequence[str]) -> None:
@@ -215,13 +213,12 @@ def _check_whole(model: _Model, name: str, biases: Sequence[str]) -> None:
     elif is_tied and others and not any(_are_alike(model, name, other) for other in others):
         got = f"holds {name} and another {others[0]}, which the model ties"
     if got is not None:
-        raise_error(
-            "content", path=model.path, got=got, fits="hold the head as the model uses it, or come as FILE:NAME"
-        )
+        fits = "hold the head as the model uses it, or come as FILE:NAME"
+        raise_error("content", path=model.path, got=got, fits=fits)
 
 
 def _norm(model: _Model, depth: int) -> tuple[str | None, tuple[Array, ...]]:
-    """The weight of the final norm, and its bias if it has one, where they are of the width of hidden states."""
+    """Name of the weight of the final norm, and its values and perhaps those of its bias, if they fit hidden states."""
     name = next((name for name in _NORMS if name in model.files), None)
     if name is None:
         return None, ()

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
     from tokenloss._core.types import Array
 
-_MAPPED_BYTES = 32 << 20  # of an array in Fortran order, mapped at a time
-_MIN_COLUMNS = 256  # mapped at a time: of long columns only the pages of the wanted rows are read
+_MAPPED_BYTES = 32 << 20  # of an array in Fortran order that are mapped at a time
+_MIN_COLUMNS = 256  # that are mapped at a time, even if they are long: only the pages of the wanted rows are read
 
 
 class ArrayLocation(NamedTuple):

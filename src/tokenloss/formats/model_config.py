@@ -17,7 +17,13 @@ if TYPE_CHECKING:
 _NAME = "config.json"
 _MAX_BYTES = 16 << 20
 _MAX_NUMBER = 1e30
-_TEXT_CONFIGS = ("text_config", "decoder", "language_config", "llm_config", "thinker_config")  # of parts of a model
+_TEXT_CONFIGS = (
+    "text_config",
+    "decoder",
+    "language_config",
+    "llm_config",
+    "thinker_config",
+)  # of parts of a model
 _T5 = "t5 umt5 longt5 pop2piano switch_transformers udop"
 # Each key with its effect, and the types of models for which the effect is known: first the types whose config must
 # have the key, since its default changes logits, then the others. The value caps, multiplies or divides the logits or
@@ -44,7 +50,7 @@ _KEYS = (
     ("dim_model_base", "multiplies hidden states", "minicpm minicpm3", ""),
     ("mup_denominator", "nothing", "", "minicpm minicpm3"),
     ("mup_enabled", "nothing", "", "afmoe"),
-    ("scale_decoder_outputs", "nothing", "", _T5),  # but with d_model
+    ("scale_decoder_outputs", "nothing", "", _T5),  # `_effects` takes d_model for it
 )  # fmt: skip
 _EFFECTS = {(key, kind): effect for key, effect, *kinds in _KEYS for kind in " ".join(kinds).split()}
 _NEEDED = {(key, kind) for key, _, kinds, _ in _KEYS for kind in kinds.split()}
@@ -81,16 +87,16 @@ def _may_change_logits(key: str) -> bool:
 
 
 class Transform(NamedTuple):
-    """What makes logits of the products of hidden states and the head."""
+    """How logits are made of the products of hidden states and the head."""
 
     logit_scale: float
     softcap: float | None
-    note: str  # for people
+    note: str  # where it is from, for people
     is_of_hidden: bool  # whether a factor is of the hidden states, before a bias is added
 
 
 class ModelConfig:
-    """What a config.json says of the part of a model that reads text, if there is one."""
+    """What a config.json, if there is one, says of the part of a model that reads text."""
 
     def __init__(self, path: str, parts: list[dict[str, Any]]) -> None:
         self.path, self._parts, self.exists = path, parts, bool(parts)
@@ -166,7 +172,7 @@ class ModelConfig:
         return self.kind == "udop" or said[0] is not False
 
     def _values(self, key: str) -> list[Any]:
-        """What the parts have under a key."""
+        """The values that the parts have under a key."""
         return [part[key] for part in self._parts if part.get(key) is not None]
 
     def _number(self, key: str) -> float:
@@ -203,5 +209,5 @@ def _parts(config: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def _is_positive(value: Any) -> bool:
-    """Whether a value of JSON is a positive number, not too large to count with."""
+    """Whether a value of JSON is a positive number that floats can hold."""
     return type(value) in (int, float) and 0 < value < _MAX_NUMBER

@@ -7,14 +7,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tokenloss._core.errors import contextmanager, raise_error
+from tokenloss._core.errors import raise_error
 from tokenloss.formats.base import bfloat16, check_file_size, library_errors, open_regular, stamp
 from tokenloss.formats.mapped import ArrayLocation
 from tokenloss.formats.scores_file import Format, ScoresFile, reject_array_name
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from tokenloss._core.types import Array
 
 MAGIC = b"\x93NUMPY"
@@ -44,24 +42,18 @@ def _locate(path: str, *, is_targets: bool = False) -> ArrayLocation:
     return place._replace(stamp=found)
 
 
-@contextmanager
-def _without_memory_errors() -> Iterator[None]:
-    """Turn MemoryError into ValueError: Python's parser raises it for a header that is nested too deeply."""
-    try:
-        yield
-    except MemoryError as error:
-        raise ValueError("its header is nested too deeply") from error
-
-
 def header(path: str, start: bytes, name: str = "") -> ArrayLocation:
     """Parse a header; the name is that of an array in an archive, and the offset is the header's length."""
     stream = io.BytesIO(start)
-    with library_errors(path, name), _without_memory_errors():
+    with library_errors(path, name):
         version = np.lib.format.read_magic(stream)
-        if version not in ((1, 0), (2, 0)):  # later ones are for names of fields
+        if version not in ((1, 0), (2, 0)):  # later ones are for structured arrays
             raise ValueError(f"its version is {version}, not (1, 0) or (2, 0)")
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, is_fortran, dtype = read(stream)
+        try:
+            shape, is_fortran, dtype = read(stream)
+        except MemoryError as error:  # of Python's parser
+            raise ValueError("its header is nested too deeply") from error
         if dtype.hasobject:
             raise ValueError("it holds Python objects, which allow_pickle=False forbids")
         if any(length < 0 for length in shape):

@@ -37,14 +37,14 @@ if TYPE_CHECKING:
     from tokenloss._core.types import Array
 
 _METADATA = ("zarr.json", ".zarray", ".zgroup")  # every store has one of them at its root
-_CHUNK_BYTES = 1 << 10  # that Zarr uses for each chunk it looks for
+_CHUNK_BYTES = 1 << 10  # of memory that Zarr uses for each chunk that it looks for
 _TOKEN_BYTES = 1 << 10  # that each of many tokens may take in a file
 _OVERHEAD = 16  # times the bytes of the numbers, for indices and codecs where chunks are small
 _MAX_CHUNKS = 1 << 12  # that Zarr looks for at a time
 
 
 def is_store(names: Collection[str]) -> bool:
-    """Whether these file names are those of a store."""
+    """Whether a directory or an archive with files of these names is a store."""
     return any(name in names for name in _METADATA)
 
 
@@ -69,7 +69,7 @@ def open_scores(path: str, array: str | None, kind: str | None) -> ScoresFile:
         chunks_of_a_row = _n_chunks(scores.shape[-1:], scores.chunks[-1:]) or 1
         at_once = max(math.prod(scores.chunks[:-1]), _MAX_CHUNKS // chunks_of_a_row)
         for index in iter_row_blocks(scores.shape[:-1], min(most_rows, at_once), scores.chunks[:-1]):
-            yield block(index)  # held here by no name, so that many files may wait for their next block
+            yield block(index)  # not kept in a variable: a file that waits for its next block holds no memory
 
     opened_scores = ScoresFile(path, kind, scores.shape, scores.dtype, None, None, blocks)
     parts = stored_parts(path, arrays, kind)
@@ -99,7 +99,7 @@ def _arrays(path: str, array: str | None, guard: _ReadGuard) -> dict[str, Any]:
             store = _guarded(zarr.storage.LocalStore, guard)(Path(path), read_only=True)
         else:
             store = _guarded(zarr.storage.ZipStore, guard)(Path(path), mode="r")
-        # metadata of a group, which may be older than its arrays, are not taken for theirs
+        # consolidated metadata of a group may be older than its arrays
         root: Any = zarr.open(store, mode="r", use_consolidated=False)
         if isinstance(root, zarr.Array):
             return {"": root}
