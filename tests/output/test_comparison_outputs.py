@@ -11,10 +11,11 @@ from pages import Reader
 from test_command_outputs import read_table
 
 import tokenloss
-from tokenloss import compare, page, plots
+from tokenloss import compare
 from tokenloss._evaluation import plan
 from tokenloss._evaluation.sink import Candidate
-from tokenloss._output.terminal import ComparisonTables
+from tokenloss._output import divergence_plot, page
+from tokenloss._output.compare_summary import ComparisonTables
 
 pytestmark = pytest.mark.thread_unsafe(reason="a command prints to the stdout of its process")
 MINUS = "\N{PLUS-MINUS SIGN}"
@@ -296,7 +297,7 @@ def test_numbers_are_not_cut_on_a_narrow_terminal(many, command, monkeypatch):
 
 def test_plot_of_several_candidates(many, command, monkeypatch):
     figures = []
-    monkeypatch.setattr(plots, "draw_candidates", lambda *args, draw=plots.draw_candidates, **options: (
+    monkeypatch.setattr(divergence_plot, "draw_candidates", lambda *args, draw=divergence_plot.draw_candidates, **options: (
         figures.append((args, options)) or draw(*args, **options)
     ))  # fmt: skip
     status, _, err = command(*many.argv(), "--size", "q8=8.5G", "--plot", many.path / "kl.svg")

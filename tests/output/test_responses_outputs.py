@@ -14,6 +14,7 @@ from clients import COMPLETIONS, chat
 from commands import LOGITS, TARGETS
 
 from tokenloss import evaluate, sinks
+from tokenloss._output import loss_plot
 
 
 @pytest.fixture
@@ -194,11 +195,9 @@ def test_plot(completions, command, tmp_path):
 @pytest.mark.parametrize("name", ["vllm/completion_prompt_logprobs0.json", "vllm/rendered_echo_no_top.json"])
 def test_plot_without_lists_does_not_take_own_tokens_for_the_likeliest(name, command, tmp_path, monkeypatch):
     pytest.importorskip("matplotlib", reason="matplotlib is optional")
-    from tokenloss import plots
-
     given = {}
     monkeypatch.setattr(
-        plots, "draw_losses", lambda nll, **options: given.update(options) or plots.empty_figure("", (1, 1))
+        loss_plot, "draw_losses", lambda nll, **options: given.update(options) or loss_plot.empty_figure("", (1, 1))
     )
     assert command("score", clients.save(tmp_path / "c.json", name), "--plot", tmp_path / "p.png")[0] == 0
     assert "greedy_logprobs" not in given
@@ -206,11 +205,9 @@ def test_plot_without_lists_does_not_take_own_tokens_for_the_likeliest(name, com
 
 def test_plot_leaves_out_where_the_likeliest_class_is_not_known(command, tmp_path, monkeypatch):
     pytest.importorskip("matplotlib", reason="matplotlib is optional")
-    from tokenloss import plots
-
     given = {}
     monkeypatch.setattr(
-        plots, "draw_losses", lambda nll, **options: given.update(options) or plots.empty_figure("", (1, 1))
+        loss_plot, "draw_losses", lambda nll, **options: given.update(options) or loss_plot.empty_figure("", (1, 1))
     )
     best, odd = ("a", -0.5, [("a", -0.5), ("b", -2.0)]), ("a", -0.1, [("b", -0.5), ("c", -2.0)])
     path = clients.save_lines(tmp_path / "c.jsonl", chat(best, odd))

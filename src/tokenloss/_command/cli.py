@@ -20,7 +20,7 @@ from tokenloss._core.text import printable
 from tokenloss._core.version import __version__
 from tokenloss._evaluation.summary import WORDS
 from tokenloss._output import COMPARE_OUTPUTS, SCORE_OUTPUTS
-from tokenloss._output.json_object import JsonObject
+from tokenloss._output.terminal import JsonObject
 from tokenloss.formats.base import KINDS
 from tokenloss.formats.responses import PARTS_OF_RESPONSE
 

@@ -1,4 +1,4 @@
-"""The plain text of tokens, whose vocabularies write bytes and spaces as other characters."""
+"""Text for people: that of tokens, whose vocabularies write bytes and spaces as other characters, counts and titles."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
 # Byte-level BPE writes each byte as a printable character: itself, or one from U+0100 on.
 _PRINTABLE_BYTES = [*range(33, 127), *range(161, 173), *range(174, 256)]
@@ -58,6 +58,11 @@ def printable(text: str) -> str:
 def count_of(number: int, noun: str) -> str:
     """A number of things, in words."""
     return f"{number:,} {noun}" + "s" * (number != 1)
+
+
+def title_of(files: Sequence[str]) -> str:
+    """Title of what is about some files."""
+    return ", ".join(files) if len(files) < 4 else f"{files[0]} and {len(files) - 1} files more"
 
 
 def as_strict_json(value: Any) -> Any:

@@ -152,10 +152,10 @@ def compare_files(
     {'Q8': 0.005476, 'Q4': 0.178325}
     """
     from tokenloss._core.files import check_outputs, files_of, identity
+    from tokenloss._core.text import title_of
     from tokenloss._evaluation.compare import Given, compare_sides
     from tokenloss._evaluation.files import Inputs, Settings, check_needs, named_paths, resolved
     from tokenloss._evaluation.plan import Options
-    from tokenloss._output.base import title
     from tokenloss.formats.base import KINDS
 
     check_choice("base_kind", base_kind, KINDS)
@@ -178,7 +178,7 @@ def compare_files(
         others=tuple(shared._replace(array=array, kind=kind, lm_head=head, hidden=hidden) for head in heads[1:]),
     )  # fmt: skip
     of_sizes = _sizes(sizes or {}, names)
-    named = [Given(name, title(paths), of_sizes.get(name)) for name, paths in sources]
+    named = [Given(name, title_of(paths), of_sizes.get(name)) for name, paths in sources]
     state = None if state is None else as_path("state", state)
     outputs = checked_sinks(sinks)
     check_needs(outputs, state, scheduler)

@@ -1,50 +1,102 @@
-"""Plots of losses and of KL divergences, drawn by matplotlib without pyplot: no global state, no display."""
+"""The plot of the losses of a text: along it, their histogram, and the calibration of the greedy probability."""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from tokenloss._comparison.paired import nan_last
 from tokenloss._core.errors import raise_error
 from tokenloss._core.exact import ExactMoments
-from tokenloss._core.files import replacing
-from tokenloss._core.text import count_of
-from tokenloss._core.validation import check_mask, check_number
+from tokenloss._core.text import count_of, title_of
 from tokenloss._output.drawing import (
     BLUE,
     CURVE_POINTS,
     DIM,
     ORANGE,
     PLOT_MIN,
-    Model,
     add_legend,
-    boxes_for_missing_letters,
-    draw_models,
-    draw_quantiles,
+    check,
     empty_figure,
     excluded_note,
     in_plot_range,
     mark_if_empty,
+    mask_of,
+    save,
+    sequence_numbers,
     style,
 )
-from tokenloss._statistics.sequences import check_segment_ids
+from tokenloss._output.shared import TokenSink
 
 if TYPE_CHECKING:
-    import os
-    from collections.abc import Mapping
+    from collections.abc import Sequence
 
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from tokenloss._comparison.comparison import Comparison
     from tokenloss._core.types import Array, ArrayLike
 
-_SUFFIXES = (".png", ".svg", ".pdf")
 _MAX_DOTS = 3000
 _BINS = 10  # of probability
+
+
+class LossPlot(TokenSink):
+    """A plot of the losses along the text, their histogram and the calibration: ``tokenloss score --plot``.
+
+    It is a .png, .svg or .pdf file.
+
+    Parameters
+    ----------
+    path : path-like
+        File to write. An existing file is replaced when the new one is complete.
+
+    Raises
+    ------
+    ValueError
+        If the name has another suffix.
+    ImportError
+        If matplotlib is not installed.
+
+    See Also
+    --------
+    tokenloss.plots.draw_losses : The same of arrays.
+
+    Examples
+    --------
+    >>> import pathlib, tempfile
+    >>> import numpy as np
+    >>> from tokenloss import evaluate, sinks
+    >>> with tempfile.TemporaryDirectory() as directory:
+    ...     path = pathlib.Path(directory) / "losses.png"
+    ...     _ = evaluate([(np.zeros((2, 3, 4)), np.ones((2, 3), int))], sinks=[sinks.LossPlot(path)])
+    ...     path.read_bytes()[1:4]
+    b'PNG'
+    """
+
+    option = "--plot"
+    help = "draw the losses: a .png, .svg or .pdf file"
+    top_k = 1
+    columns: ClassVar[Sequence[str] | None] = (
+        "nll", "kept", "is_greedy", "top_logprobs", "is_greedy_known", "file", "sequences",
+    )  # fmt: skip
+
+    def __init__(self, path: str) -> None:
+        check(path)
+        super().__init__(path)
+
+    def finish(self, summary: dict[str, Any], result: Any) -> None:
+        columns = self.collected()
+        greedy: dict[str, Any] = {}
+        if "top_logprobs" in columns:  # if there are classes
+            greedy = {"greedy_logprobs": columns["top_logprobs"][:, 0], "is_greedy": columns["is_greedy"]}
+        if self._of_responses:
+            logprobs = np.where(columns["is_greedy_known"], greedy.pop("greedy_logprobs"), np.nan)
+            greedy = greedy | {"greedy_logprobs": logprobs} if not np.isnan(logprobs).all() else {}
+        name = title_of(summary["files"])
+        starts = np.diff(columns["file"], prepend=0) | np.diff(columns["sequences"], prepend=0)
+        ids = np.cumsum(starts != 0)  # of the sequences of all files
+        figure = draw_losses(columns["nll"], where=columns["kept"], segment_ids=ids, title=name, **greedy)
+        save(figure, self.path)
 
 
 def draw_losses(
@@ -107,7 +159,7 @@ def draw_losses(
     """
     losses = np.asarray(nll, np.float64)
     shape = losses.shape
-    kept = _mask(where, shape)
+    kept = mask_of(where, shape)
     losses = losses.reshape(-1)
     calibrated = greedy_logprobs is not None
     if calibrated:
@@ -118,184 +170,12 @@ def draw_losses(
     positions = np.flatnonzero(kept & in_plot_range(losses))
     note = excluded_note(losses[kept])
     losses = losses[positions]
-    ids = _sequence_numbers(segment_ids, shape)
+    ids = sequence_numbers(segment_ids, shape)
     _draw_text(axes["T"], positions, losses, None if ids is None else ids[positions], note)
     _draw_histogram(axes["H"], losses)
     if calibrated:
         _draw_calibration(axes["C"], probability, right)
     return figure
-
-
-def draw_divergences(
-    kl: ArrayLike, *, where: ArrayLike | None = None, segment_ids: ArrayLike | None = None, title: str = ""
-) -> Figure:
-    """Draw the quantiles of the Kullback-Leibler divergences of a text's tokens.
-
-    Parameters
-    ----------
-    kl : array of floats
-        KL divergence of each token in nats: ``kl_divergence(..., reduction="none")``.
-    where : array of bool, optional
-        Mask of the tokens to include, broadcast over `kl`.
-    segment_ids : array of integers, optional
-        Number of the sequence of each token, broadcast over `kl`, by which the standard error of the mean is clustered.
-    title : str, optional
-        Title.
-
-    Returns
-    -------
-    matplotlib.figure.Figure
-        Figure for `save`, or for a notebook to show.
-
-    Raises
-    ------
-    ImportError
-        If matplotlib is missing.
-    TypeError, ValueError
-        If an argument is invalid.
-
-    Notes
-    -----
-    Quantiles are interpolated linearly, as `numpy.quantile` does. Divergences that are infinite or nan are counted and
-    left out; quantiles that are not above zero have no place on the logarithmic axis.
-
-    Examples
-    --------
-    >>> from tokenloss import kl_divergence, plots
-    >>> kl = kl_divergence([[2.0, 1.0, 0.0], [0.0, 3.0, 0.0]], [[2.0, 1.0, 0.5], [0.5, 3.0, 0.0]], reduction="none")
-    >>> figure = plots.draw_divergences(kl)
-    >>> figure.axes[0].get_title(loc="left")
-    'Quantiles of the KL divergence'
-    """
-    values = np.asarray(kl, np.float64)
-    kept = _mask(where, values.shape)
-    ids = _sequence_numbers(segment_ids, values.shape)
-    flat = values.reshape(-1)
-    drawn = kept & in_plot_range(flat)
-    figure = empty_figure(title, (10, 5.2))
-    draw_quantiles(figure.subplots(), flat[drawn], None if ids is None else ids[drawn], excluded_note(flat[kept]))
-    return figure
-
-
-def draw_candidates(
-    comparisons: Mapping[str, Comparison], *, sizes: Mapping[str, float] | None = None, title: str = ""
-) -> Figure:
-    """Draw the Kullback-Leibler divergences of several models from one base: means over sizes, and quantiles.
-
-    Parameters
-    ----------
-    comparisons : mapping of str to Comparison
-        Results of `compare`, by the names of the models.
-    sizes : mapping of str to float, optional
-        Bytes of each model. Where any is missing, means are drawn in their order, beside the names.
-    title : str, optional
-        Title.
-
-    Returns
-    -------
-    matplotlib.figure.Figure
-        Figure for `save`, or for a notebook to show.
-
-    Raises
-    ------
-    ImportError
-        If matplotlib is missing.
-    TypeError, ValueError
-        If an argument is invalid.
-
-    Notes
-    -----
-    Bars are 95 % confidence intervals of the means. A mean that is infinite, nan or 0 has no place on the logarithmic
-    axis; the figure says how many are left out. Quantiles are of the finite divergences of each model. Of more than
-    twelve models, twelve have a colour and a name in the legend, spread evenly over all from the best to the worst.
-    Names are drawn without the folder, the words before a hyphen and the suffix that all of them share.
-
-    Examples
-    --------
-    >>> from tokenloss import compare, plots
-    >>> base = [[2.0, 1.0, 0.0], [0.0, 3.0, 0.0]]
-    >>> q8 = compare(base, [[2.0, 1.0, 0.1], [0.1, 3.0, 0.0]], [0, 1])
-    >>> q4 = compare(base, [[2.0, 1.0, 0.5], [0.5, 3.0, 0.0]], [0, 1])
-    >>> figure = plots.draw_candidates({"q4": q4, "q8": q8}, sizes={"q4": 4.9e9, "q8": 8.5e9})
-    >>> [axes.get_title(loc="left") for axes in figure.axes]
-    ['Size and divergence', 'Quantiles of the KL divergence']
-    """
-    if not comparisons:
-        raise_error("option", name="comparisons", got=comparisons, fits="a mapping that holds any")
-    sizes = {} if sizes is None else sizes
-    for name, size in sizes.items():
-        if name not in comparisons:
-            raise_error("option", name="sizes", got=name, fits=f"of names of comparisons: {[*comparisons]}")
-        check_number(f"sizes[{name!r}]", size, "a finite number of at least 0")
-    models = []
-    for name in sorted(comparisons, key=lambda name: nan_last(comparisons[name].mean_kl)):
-        one = comparisons[name]
-        kl = one.kl[one.kept]
-        radius = one.mean_kl_stderr * one.interval_factor
-        models.append(Model(name, sizes.get(name), one.mean_kl, radius, np.sort(kl[in_plot_range(kl)])))
-    by_name = len(sizes) < len(models)
-    figure = empty_figure(title, (15.0, max(6.0, 1.5 + 0.22 * len(models) * by_name)))
-    draw_models(figure, models)
-    return figure
-
-
-def check(path: str | os.PathLike[str]) -> None:
-    """Check that a figure can be drawn and saved under this name, before long work.
-
-    Parameters
-    ----------
-    path : path-like
-        Path for `save`.
-
-    Raises
-    ------
-    ImportError
-        If matplotlib is missing.
-    ValueError
-        If the name does not end in .png, .svg or .pdf.
-
-    Examples
-    --------
-    >>> from tokenloss import plots
-    >>> plots.check("losses.jpeg")
-    Traceback (most recent call last):
-    ValueError: path is 'losses.jpeg'; it must be a name that ends in .png, .svg or .pdf
-    """
-    if Path(path).suffix.lower() not in _SUFFIXES:
-        raise_error("option", name="path", got=str(path), fits="a name that ends in .png, .svg or .pdf")
-    empty_figure("", (1, 1))
-
-
-def save(figure: Figure, path: str | os.PathLike[str]) -> None:
-    """Save a figure as PNG, SVG or PDF, by the name's suffix.
-
-    Parameters
-    ----------
-    figure : matplotlib.figure.Figure
-        Figure drawn by a function of this module.
-    path : path-like
-        File to write. An existing file is replaced when the new one is complete.
-
-    Raises
-    ------
-    ValueError
-        If the name does not end in .png, .svg or .pdf.
-    OSError
-        If the file cannot be written; an existing file is unchanged.
-
-    Examples
-    --------
-    >>> import pathlib, tempfile
-    >>> from tokenloss import plots
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     plots.save(plots.draw_losses([0.36, 0.02, 0.22]), pathlib.Path(folder, "losses.svg"))
-    """
-    check(path)
-    with replacing(path) as file, boxes_for_missing_letters():
-        figure.savefig(file, format=Path(path).suffix[1:].lower(), dpi=150)
-
-
-# -- input ------------------------------------------------------------------------------------------------------------
 
 
 def _as_1d(name: str, value: ArrayLike | None, dtype: Any, shape: tuple[int, ...]) -> Array:
@@ -304,19 +184,6 @@ def _as_1d(name: str, value: ArrayLike | None, dtype: Any, shape: tuple[int, ...
     if array.shape != shape:
         raise_error("shape", name=name, got=array.shape, fits=f"{shape}")
     return array.reshape(-1)
-
-
-def _mask(where: ArrayLike | None, shape: tuple[int, ...]) -> Array:
-    """One-dimensional mask of the tokens that are kept."""
-    return np.broadcast_to(np.True_, shape).reshape(-1) if where is None else check_mask(where, shape).reshape(-1)
-
-
-def _sequence_numbers(segment_ids: ArrayLike | None, shape: tuple[int, ...]) -> Array | None:
-    """One-dimensional numbers of the tokens' sequences, if there are any."""
-    return None if segment_ids is None else check_segment_ids(segment_ids, shape).reshape(-1)
-
-
-# -- drawing ----------------------------------------------------------------------------------------------------------
 
 
 def _draw_text(axes: Axes, positions: Array, losses: Array, ids: Array | None, excluded: str) -> None:
