@@ -588,7 +588,7 @@ def test_comparison_is_frozen_picklable_and_json(rng):
 @pytest.mark.parametrize("rich", [True, False])
 def test_tables_of_the_command(rich, sample, capsys, monkeypatch):
     if not rich:
-        monkeypatch.setattr(tables, "has_rich", lambda: False)
+        monkeypatch.setattr(terminal, "has_rich", lambda: False)
     terminal.show_tables("BASE, OTHER", "", comparison_tables(compare(*sample, definitions="llama.cpp")))
     lines = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
     for line in (

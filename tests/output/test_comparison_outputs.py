@@ -297,9 +297,12 @@ def test_numbers_are_not_cut_on_a_narrow_terminal(many, command, monkeypatch):
 
 def test_plot_of_several_candidates(many, command, monkeypatch):
     figures = []
-    monkeypatch.setattr(divergence_plot, "draw_candidates", lambda *args, draw=divergence_plot.draw_candidates, **options: (
-        figures.append((args, options)) or draw(*args, **options)
-    ))  # fmt: skip
+    draw = divergence_plot.draw_candidates
+    monkeypatch.setattr(
+        divergence_plot,
+        "draw_candidates",
+        lambda *args, **options: figures.append((args, options)) or draw(*args, **options),
+    )
     status, _, err = command(*many.argv(), "--size", "q8=8.5G", "--plot", many.path / "kl.svg")
     assert (status, err) == (0, "")
     (((comparisons,), options),) = figures

@@ -1,4 +1,4 @@
-"""Text for people: that of tokens, whose vocabularies write bytes and spaces as other characters, counts and titles."""
+"""The plain text of tokens, whose vocabularies write bytes and spaces as other characters."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
+
 
 # Byte-level BPE writes each byte as a printable character: itself, or one from U+0100 on.
 _PRINTABLE_BYTES = [*range(33, 127), *range(161, 173), *range(174, 256)]
@@ -60,11 +61,6 @@ def count_of(number: int, noun: str) -> str:
     return f"{number:,} {noun}" + "s" * (number != 1)
 
 
-def title_of(files: Sequence[str]) -> str:
-    """Title of what is about some files."""
-    return ", ".join(files) if len(files) < 4 else f"{files[0]} and {len(files) - 1} files more"
-
-
 def as_strict_json(value: Any) -> Any:
     """Value with None for each float that JSON cannot hold, and U+FFFD for each surrogate that is not in a pair."""
     if isinstance(value, dict):
@@ -74,3 +70,8 @@ def as_strict_json(value: Any) -> Any:
     if isinstance(value, str):
         return value.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def title(files: Sequence[str]) -> str:
+    """Title of an output about some files."""
+    return ", ".join(files) if len(files) < 4 else f"{files[0]} and {len(files) - 1} files more"

@@ -75,6 +75,8 @@ class DivergencePage(Sink):
     '<!doctype html>'
     """
 
+    __module__ = "tokenloss.sinks"
+
     option = "--html"
     help = "write a page that shows the text, each token shaded by its divergence"
     needs_tokens = True

@@ -94,6 +94,8 @@ class DivergencePlot(Sink):
     b'PNG'
     """
 
+    __module__ = "tokenloss.sinks"
+
     option = "--plot"
     help = "draw the KL divergences: a .png, .svg or .pdf file"
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from tokenloss._core.text import count_of, title_of
+from tokenloss._core.text import count_of, title
 from tokenloss._core.validation import as_target_array
 from tokenloss._output import page
 from tokenloss._output.page import (
@@ -64,6 +64,8 @@ class HtmlPage(TokenSink):
     '<!doctype html>'
     """
 
+    __module__ = "tokenloss.sinks"
+
     option = "--html"
     help = "write a page that shows the text, each token shaded by its loss"
     top_k = 5
@@ -76,7 +78,7 @@ class HtmlPage(TokenSink):
         if self._of_responses:
             scores = TokenScores(**{name: columns[name] for name in COLUMNS})
             known, total = summary["greedy_known"], summary["tokens"] + summary["ignored"]
-            name = title_of(summary["files"])
+            name = title(summary["files"])
             _write_responses(self.path, columns, scores, name, result.meter, summary["accuracy"], known, total)
             return
         ids, text = columns.pop("ids"), columns.pop("text")
@@ -85,7 +87,7 @@ class HtmlPage(TokenSink):
             TokenScores(**columns),
             ids,
             tokens=text if any(word is not None for word in text.flat) else None,
-            title=title_of(summary["files"]) or "tokenloss",
+            title=title(summary["files"]) or "tokenloss",
             meter=result.meter,
             accuracy=summary["accuracy"],
         )

@@ -8,7 +8,7 @@ import numpy as np
 
 from tokenloss._core.errors import raise_error
 from tokenloss._core.exact import ExactMoments
-from tokenloss._core.text import count_of, title_of
+from tokenloss._core.text import count_of, title
 from tokenloss._output.drawing import (
     BLUE,
     CURVE_POINTS,
@@ -73,6 +73,8 @@ class LossPlot(TokenSink):
     b'PNG'
     """
 
+    __module__ = "tokenloss.sinks"
+
     option = "--plot"
     help = "draw the losses: a .png, .svg or .pdf file"
     top_k = 1
@@ -92,7 +94,7 @@ class LossPlot(TokenSink):
         if self._of_responses:
             logprobs = np.where(columns["is_greedy_known"], greedy.pop("greedy_logprobs"), np.nan)
             greedy = greedy | {"greedy_logprobs": logprobs} if not np.isnan(logprobs).all() else {}
-        name = title_of(summary["files"])
+        name = title(summary["files"])
         starts = np.diff(columns["file"], prepend=0) | np.diff(columns["sequences"], prepend=0)
         ids = np.cumsum(starts != 0)  # of the sequences of all files
         figure = draw_losses(columns["nll"], where=columns["kept"], segment_ids=ids, title=name, **greedy)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tokenloss._core.text import count_of, printable, title_of
+from tokenloss._core.text import count_of, printable, title
 from tokenloss._evaluation.sink import Sink
 from tokenloss._output.shared import head_row, known_of
 from tokenloss._output.terminal import Table, known_error, show_tables, table_of
@@ -24,7 +24,7 @@ class SummaryTables(Sink):
         else:
             shape = " \N{MULTIPLICATION SIGN} ".join(map(str, summary["shape"]))
             note = f"{summary['kind']}, {shape}, {summary['dtype']}; {summary['targets']}"
-        show_tables(title_of(summary["files"]), note, summary_tables(summary, result.meter._basis()))
+        show_tables(title(summary["files"]), note, summary_tables(summary, result.meter._basis()))
 
 
 def summary_tables(summary: dict[str, Any], basis: str) -> list[Table]:
