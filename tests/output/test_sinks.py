@@ -47,12 +47,19 @@ def rows_of(path):
     }
 
 
-def test_page_keeps_its_first_tokens_whatever_the_blocks(blocks, tmp_path, monkeypatch):
+@pytest.mark.parametrize("of_blocks", [True, False])
+def test_page_keeps_its_first_tokens(of_blocks, blocks, npz, tmp_path, monkeypatch):
+    """However they come; it had one paragraph of all, and no note where more tokens were ignored than left out."""
     monkeypatch.setattr(sinks.HtmlPage, "max_tokens", 7)
-    evaluate(iter(blocks), sinks=[sinks.HtmlPage(tmp_path / "page.html")])
-    found = Reader((tmp_path / "page.html").read_text("utf-8"))
-    assert len(found.tokens) == len(found.data["loss"]) == 7
-    assert "first 7 of" in found.text("p")
+    logits, targets, _ = joined(blocks)
+    targets[2:] = -100
+    path = npz(logits=logits, targets=targets)
+    found = evaluate(iter(blocks) if of_blocks else path, sinks=[sinks.HtmlPage(tmp_path / "page.html")])
+    page = Reader((tmp_path / "page.html").read_text("utf-8"))
+    assert len(page.tokens) == len(page.data["loss"]) == 7
+    assert "first 7 of 30 tokens" in page.text("p")
+    assert page.texts["dd"][0].strip() == str(found.meter.count)
+    assert page.paragraphs == (1 if of_blocks else 2)  # as many as rows of the file
 
 
 @pytest.mark.parametrize("block_rows", [4, 1000])

@@ -33,6 +33,7 @@ from tokenloss._statistics.meter import LossMeter
 if TYPE_CHECKING:
     import os
     from collections.abc import Sequence
+    from contextlib import AbstractContextManager
 
     from tokenloss._core.types import Array, ArrayLike
 
@@ -71,26 +72,22 @@ class HtmlPage(TokenSink):
     top_k = 5
     max_tokens: ClassVar[float] = page.MOST_TOKENS
 
+    def open(self, batch: tuple[int, ...] | None, rows: int | None, top_k: int) -> AbstractContextManager[object]:
+        self._shape = batch if batch is not None and math.prod(batch) == rows else None  # of all tokens, if in one file
+        return super().open(batch, rows, top_k)
+
     def finish(self, summary: dict[str, Any], result: Any) -> None:
-        columns = self.collected()
-        if self._batch is not None and math.prod(self._batch) == len(columns["ids"]):
-            columns = {name: column.reshape(self._batch + column.shape[1:]) for name, column in columns.items()}
+        columns, name, accuracy = self.collected(), title(summary["files"]) or "tokenloss", summary["accuracy"]
+        scores = TokenScores(**{column: columns[column] for column in COLUMNS if column in columns})
         if self._of_responses:
-            scores = TokenScores(**{name: columns[name] for name in COLUMNS})
-            known, total = summary["greedy_known"], summary["tokens"] + summary["ignored"]
-            name = title(summary["files"])
-            _write_responses(self.path, columns, scores, name, result.meter, summary["accuracy"], known, total)
+            known = summary["greedy_known"]
+            _write_responses(self.path, columns, scores, name, result.meter, accuracy, known, self._seen)
             return
-        ids, text = columns.pop("ids"), columns.pop("text")
-        write_page(
-            self.path,
-            TokenScores(**columns),
-            ids,
-            tokens=text if any(word is not None for word in text.flat) else None,
-            title=title(summary["files"]) or "tokenloss",
-            meter=result.meter,
-            accuracy=summary["accuracy"],
-        )
+        ids, text = columns["ids"], columns["text"].tolist()
+        given = text if any(word is not None for word in text) else None
+        bounds = row_bounds(self._shape or ids.shape, len(ids))
+        head, data = _summary(result.meter, accuracy), _data(scores, ids, given, None)
+        _write(self.path, scores, ids, text, bounds, name, head, self._seen, data)
 
 
 def write_page(

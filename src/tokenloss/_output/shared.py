@@ -27,7 +27,7 @@ class TokenSink(Sink):
     max_tokens: ClassVar[float] = math.inf
 
     def open(self, batch: tuple[int, ...] | None, rows: int | None, top_k: int) -> AbstractContextManager[object]:
-        self._batch, self._seen = batch, 0
+        self._seen = 0
         self._parts: list[dict[str, Array]] = []
         # so that there are columns if no block comes
         none = np.empty(0, np.int64)
