@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import TYPE_CHECKING, Any
 
@@ -144,34 +145,32 @@ def _group_table(head: str, title: str, rows: list[dict[str, Any]]) -> Table:
 
 
 def candidate_table(candidates: Sequence[Candidate]) -> Table:
-    """Table of several candidates, those of the smallest divergence first."""
-    heads = ("model", "size", "mean KLD", "±", "99.9% KLD", "PPL ratio", "±", "same top", "±", "RMS Δp",
-             "not finite", "KLD where finite")  # fmt: skip
+    """Table of several candidates, the smallest divergence first; columns that are empty are left out."""
     ordered = sorted(candidates, key=lambda candidate: nan_last(candidate.comparison.mean_kl))
-    rows = [_candidate_row(candidate) for candidate in ordered]
-    # columns that are of no candidate
-    kept = [column for column, cells in enumerate(zip(*rows, strict=True)) if any(cells)]
-    return Table([tuple(row[column] for column in kept) for row in rows], tuple(heads[column] for column in kept))
+    lines = [_candidate_cells(candidate) for candidate in ordered]
+    is_shown = [any(cell for _, cell in column) for column in zip(*lines, strict=True)]
+    lines = [[*itertools.compress(line, is_shown)] for line in lines]
+    return Table([tuple(cell for _, cell in line) for line in lines], tuple(head for head, _ in lines[0]))
 
 
-def _candidate_row(candidate: Candidate) -> tuple[str, ...]:
-    """The figures of a candidate."""
+def _candidate_cells(candidate: Candidate) -> list[tuple[str, str]]:
+    """The figures of a candidate: the head of each column, and the cell."""
     one = candidate.comparison
     left_out = one.n_infinite + one.n_nan
-    return (
-        printable(candidate.name),
-        "" if candidate.size is None else f"{candidate.size / 1e9:.3g} GB",
-        f"{one.mean_kl:.6f}",
-        known_error(one.mean_kl_stderr, f"{one.mean_kl_stderr:.6f}"),
-        f"{one.kl_quantiles[0.999]:.6f}",
-        f"{one.perplexity_ratio:.5f}",
-        known_error(one.perplexity_ratio_stderr, f"{one.perplexity_ratio_stderr:.5f}"),
-        f"{100 * one.same_top:.2f} %",
-        known_error(one.same_top_stderr, f"{100 * one.same_top_stderr:.2f} %"),
-        f"{100 * one.rms_delta_p:.2f} %",
-        f"{left_out:,}" if left_out else "",
-        f"{one.finite_mean_kl:.6f}" if left_out else "",
-    )
+    return [
+        ("model", printable(candidate.name)),
+        ("size", "" if candidate.size is None else f"{candidate.size / 1e9:.3g} GB"),
+        ("mean KLD", f"{one.mean_kl:.6f}"),
+        ("±", known_error(one.mean_kl_stderr, f"{one.mean_kl_stderr:.6f}")),
+        ("99.9% KLD", f"{one.kl_quantiles[0.999]:.6f}"),
+        ("PPL ratio", f"{one.perplexity_ratio:.5f}"),
+        ("±", known_error(one.perplexity_ratio_stderr, f"{one.perplexity_ratio_stderr:.5f}")),
+        ("same top", f"{100 * one.same_top:.2f} %"),
+        ("±", known_error(one.same_top_stderr, f"{100 * one.same_top_stderr:.2f} %")),
+        ("RMS Δp", f"{100 * one.rms_delta_p:.2f} %"),
+        ("not finite", f"{left_out:,}" if left_out else ""),
+        ("KLD where finite", f"{one.finite_mean_kl:.6f}" if left_out else ""),
+    ]
 
 
 # -- responses ---------------------------------------------------------------------------------------------------------
@@ -264,55 +263,67 @@ def _quantiles(
 
 def sample_tables(comparison: SampleComparison) -> list[Table]:
     """Tables of metrics, flips and equivalence."""
-    several = len({metric.filter for metric in comparison.metrics}) > 1
-    labels = [printable(f"{one.name} ({one.filter})" if several else one.name) for one in comparison.metrics]
-    named = list(zip(labels, comparison.metrics, strict=True))
-    is_clustered = any(metric.count > metric.n_clusters for metric in comparison.metrics)
+    metrics = comparison.metrics
+    several = len({metric.filter for metric in metrics}) > 1
+    named = [(printable(f"{one.name} ({one.filter})" if several else one.name), one) for one in metrics]
+    is_clustered = any(metric.count > metric.n_clusters for metric in metrics)
+    flips = "flips, with McNemar's exact test" + (", as if samples were independent" if is_clustered else "")
+    equivalence = f"equivalence within {comparison.margin}, by two one-sided tests at 5 %"
     tables = [
-        Table([_differences(*one) for one in named], ("metric", "base", "other", "difference", "±", "95 % interval")),
-        Table(
-            [_ratios(*one) for one in named if one[1].ratio_interval],
-            ("metric", "ln(other/base)", "±", "other/base", "95 % interval"),
-            "ratios of perplexities",
-        ),
-        Table(
-            [
-                (label, f"{one.right_to_wrong:,}", f"{one.wrong_to_right:,}", f"{one.mcnemar_p:.4g}")
-                for label, one in named
-                if one.mcnemar_p is not None
-            ],
-            ("metric", f"right {_ARROW} wrong", f"wrong {_ARROW} right", "p"),
-            "flips, with McNemar's exact test" + (", as if samples were independent" if is_clustered else ""),
-        ),
-        Table(
-            [_equivalence(*one) for one in named if one[1].equivalence_p is not None],
-            ("metric", "p", "equivalent", "note"),
-            f"equivalence within {comparison.margin}, by two one-sided tests at 5 %",
-        ),
+        _table_of_cells([_difference(*one) for one in named]),
+        _table_of_cells([_ratio(*one) for one in named if one[1].ratio_interval], "ratios of perplexities"),
+        _table_of_cells([_flips(*one) for one in named if one[1].mcnemar_p is not None], flips),
+        _table_of_cells([_equivalence(*one) for one in named if one[1].equivalence_p is not None], equivalence),
         Table([(printable(name), printable(reason)) for name, reason in comparison.left_out.items()], (), "left out"),
         Table([(printable(note),) for note in comparison.notes], (), "notes"),
     ]
     return [table for table in tables if table.rows]
 
 
-def _differences(label: str, metric: SampleMetric) -> tuple[str, ...]:
+def _table_of_cells(rows: list[dict[str, str]], title: str = "") -> Table:
+    """Table of rows that hold each cell by the head of its column."""
+    return Table([tuple(row.values()) for row in rows], tuple(rows[0]) if rows else (), title)
+
+
+def _difference(label: str, metric: SampleMetric) -> dict[str, str]:
+    """Cells of a metric of both models, and of the difference."""
     low, high = metric.difference_interval
-    derived = ", from responses" if metric.is_derived else ""
-    numbers = f"{metric.base:.6g}", f"{metric.other:.6g}", f"{metric.difference:+.4g}"
-    error = known_error(metric.difference_stderr, f"{metric.difference_stderr:.3g}")
-    return (label + derived, *numbers, error, known_error(low, f"{low:+.4g} to {high:+.4g}"))
+    return {
+        "metric": label + (", from responses" if metric.is_derived else ""),
+        "base": f"{metric.base:.6g}",
+        "other": f"{metric.other:.6g}",
+        "difference": f"{metric.difference:+.4g}",
+        "±": known_error(metric.difference_stderr, f"{metric.difference_stderr:.3g}"),
+        "95 % interval": known_error(low, f"{low:+.4g} to {high:+.4g}"),
+    }
 
 
-def _ratios(label: str, metric: SampleMetric) -> tuple[str, ...]:
+def _ratio(label: str, metric: SampleMetric) -> dict[str, str]:
+    """Cells of a ratio of perplexities."""
     low, high = metric.ratio_interval or (0.0, 0.0)
-    error = known_error(low, f"{metric.log_ratio_stderr:.3g}")
-    interval = known_error(low, f"{low:.5g} to {high:.5g}")
-    return label, f"{metric.log_ratio:+.4g}", error, f"{metric.ratio:.6g}", interval
+    return {
+        "metric": label,
+        "ln(other/base)": f"{metric.log_ratio:+.4g}",
+        "±": known_error(low, f"{metric.log_ratio_stderr:.3g}"),
+        "other/base": f"{metric.ratio:.6g}",
+        "95 % interval": known_error(low, f"{low:.5g} to {high:.5g}"),
+    }
 
 
-def _equivalence(label: str, metric: SampleMetric) -> tuple[str, ...]:
-    verdict = {True: "yes", False: "no", None: "not known"}[metric.is_equivalent]
-    why = ""
+def _flips(label: str, metric: SampleMetric) -> dict[str, str]:
+    """Cells of how many answers turned wrong or right."""
+    return {
+        "metric": label,
+        f"right {_ARROW} wrong": f"{metric.right_to_wrong:,}",
+        f"wrong {_ARROW} right": f"{metric.wrong_to_right:,}",
+        "p": f"{metric.mcnemar_p:.4g}",
+    }
+
+
+def _equivalence(label: str, metric: SampleMetric) -> dict[str, str]:
+    """Cells of a test of equivalence."""
+    note = ""
     if metric.discordance_bound is not None:
-        why = f"no sample differs, so at most {100 * metric.discordance_bound:.3g} % do (95 % confidence)"
-    return label, f"{metric.equivalence_p:.4g}", verdict, why
+        note = f"no sample differs, so at most {100 * metric.discordance_bound:.3g} % do (95 % confidence)"
+    verdict = {True: "yes", False: "no", None: "not known"}[metric.is_equivalent]
+    return {"metric": label, "p": f"{metric.equivalence_p:.4g}", "equivalent": verdict, "note": note}

@@ -97,7 +97,7 @@ class DivergencePlot(Sink):
     __module__ = "tokenloss.sinks"
 
     option = "--plot"
-    help = "draw the KL divergences: a .png, .svg or .pdf file"
+    help = "draw the KL divergences to a .png, .svg or .pdf file"
 
     def __init__(self, path: str) -> None:
         check(path)

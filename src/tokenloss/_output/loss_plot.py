@@ -76,7 +76,7 @@ class LossPlot(TokenSink):
     __module__ = "tokenloss.sinks"
 
     option = "--plot"
-    help = "draw the losses: a .png, .svg or .pdf file"
+    help = "draw the losses to a .png, .svg or .pdf file"
     top_k = 1
     columns: ClassVar[Sequence[str] | None] = (
         "nll", "kept", "is_greedy", "top_logprobs", "is_greedy_known", "file", "sequences",

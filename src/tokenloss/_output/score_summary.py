@@ -29,57 +29,67 @@ class SummaryTables(Sink):
 
 def summary_tables(summary: dict[str, Any], basis: str) -> list[Table]:
     """Tables of the figures, of the files and of the highest losses; `basis` is what errors take as independent."""
-    low, high = summary["perplexity_interval"]
-    # where the lengths of sequences are not known, errors take them as proportional to tokens
-    shared = {
-        name: ", text in proportion to tokens"
-        if summary["is_clustered"] and not summary[f"{name}_are_by_sequence"]
-        else ""
-        for name in ("bytes", "words")
-    }
-    low_by_word, high_by_word = summary["word_perplexity_interval"]
-    by_word = known_error(low_by_word, f"95 % interval {low_by_word:.5g} to {high_by_word:.5g}{shared['words']}")
-    if summary["words"]:
-        by_word = "; ".join(filter(None, (by_word, f"words by {summary['words']}")))
-    stderr, by_byte, by_sequence = (summary[f"{name}stderr"] for name in ("", "bits_per_byte_", "sequence_loss_"))
-    no_error = "nats; no interval from one token" if summary["tokens"] == 1 else "nats"
-    rows = [
-        ("tokens", f"{summary['tokens']:,}", _left_out(summary)),
-        ("nan tokens", f"{summary['n_nan']:,}", f"of {summary['tokens']:,}"),
-        ("infinite losses", f"{summary['n_infinite']:,}", f"of {summary['tokens']:,}"),
-        ("loss", f"{summary['loss']:.6g}", known_error(stderr, f"± {stderr:.3g} nats ({basis})") or no_error),
-        ("perplexity", f"{summary['perplexity']:.6g}", known_error(low, f"95 % interval {low:.5g} to {high:.5g}")),
-        ("bits per token", f"{summary['bits_per_token']:.6g}", ""),
-        (
-            "bits per byte",
-            f"{summary['bits_per_byte']:.6g}",
-            known_error(by_byte, f"± {by_byte:.3g}{shared['bytes']}"),
-        ),
-        ("perplexity per word", f"{summary['word_perplexity']:.6g}", by_word),
-        (
-            "loss per sequence",
-            f"{summary['sequence_loss']:.6g}",
-            known_error(by_sequence, f"± {by_sequence:.3g} nats") or "nats",
-        ),
-        ("greedy accuracy", f"{100 * summary['accuracy']:.2f} %", known_of(summary)),
-        ("logits", *head_row(summary.get("head"))),
-        ("failed lines", f"{summary.get('skipped', 0):,}", f"left out; {_first_failed(summary)}"),
-        ("short lists", f"{summary.get('lost_tops', 0):,}", "positions list fewer classes than others: texts coincide"),
-        ("time", f"{summary['seconds']:.3g} s", f"{summary['gb_per_second']:.3g} GB/s"),
-    ]
-    known = {"nan tokens": summary["n_nan"], "infinite losses": summary["n_infinite"], "time": summary["seconds"] >= 1,
-             "bits per byte": summary["n_bytes"], "perplexity per word": summary["n_words"],
-             "loss per sequence": summary["n_sequences"] > 1, "failed lines": summary.get("skipped"),
-             "logits": summary.get("head"),
-             "greedy accuracy": summary.get("greedy_known", 1), "short lists": summary.get("lost_tops")}  # fmt: skip
-    tables = [Table([row for row in rows if known.get(row[0], True)])]
-    if 1 < len(summary["shards"]) <= _MAX_SHARDS:
+    several = len(summary["shards"]) > 1
+    tables = [Table([tuple(row) for is_shown, *row in _rows(summary, basis) if is_shown])]
+    if several and len(summary["shards"]) <= _MAX_SHARDS:
         tables.append(_shard_table(summary["shards"]))
     if summary["n_sequences"] > 1 and summary["highest_loss_sequences"]:
-        tables.append(_sequence_table(summary["highest_loss_sequences"], len(summary["shards"]) > 1))
+        tables.append(_sequence_table(summary["highest_loss_sequences"], several))
     if summary["highest_loss_tokens"]:
-        tables.append(_token_table(summary["highest_loss_tokens"], len(summary["shards"]) > 1))
+        tables.append(_token_table(summary["highest_loss_tokens"], several))
     return tables
+
+
+def _rows(summary: dict[str, Any], basis: str) -> list[tuple[Any, str, str, str]]:
+    """Rows of the figures: whether a row is shown, its label, value and note."""
+    tokens, stderr = summary["tokens"], summary["stderr"]
+    low, high = summary["perplexity_interval"]
+    by_byte, by_sequence = summary["bits_per_byte_stderr"], summary["sequence_loss_stderr"]
+    no_error = "nats; no interval from one token" if tokens == 1 else "nats"
+    return [
+        (True, "tokens", f"{tokens:,}", _left_out(summary)),
+        (summary["n_nan"], "nan tokens", f"{summary['n_nan']:,}", f"of {tokens:,}"),
+        (summary["n_infinite"], "infinite losses", f"{summary['n_infinite']:,}", f"of {tokens:,}"),
+        (True, "loss", f"{summary['loss']:.6g}", known_error(stderr, f"± {stderr:.3g} nats ({basis})") or no_error),
+        (
+            True, "perplexity", f"{summary['perplexity']:.6g}",
+            known_error(low, f"95 % interval {low:.5g} to {high:.5g}"),
+        ),
+        (True, "bits per token", f"{summary['bits_per_token']:.6g}", ""),
+        (
+            summary["n_bytes"], "bits per byte", f"{summary['bits_per_byte']:.6g}",
+            known_error(by_byte, f"± {by_byte:.3g}{_proportion_note(summary, 'bytes')}"),
+        ),
+        (summary["n_words"], "perplexity per word", f"{summary['word_perplexity']:.6g}", _words_note(summary)),
+        (
+            summary["n_sequences"] > 1, "loss per sequence", f"{summary['sequence_loss']:.6g}",
+            known_error(by_sequence, f"± {by_sequence:.3g} nats") or "nats",
+        ),
+        (summary.get("greedy_known", 1), "greedy accuracy", f"{100 * summary['accuracy']:.2f} %", known_of(summary)),
+        (summary.get("head"), "logits", *head_row(summary.get("head"))),
+        (
+            summary.get("skipped"), "failed lines", f"{summary.get('skipped', 0):,}",
+            f"left out; {_first_failed(summary)}",
+        ),
+        (
+            summary.get("lost_tops"), "short lists", f"{summary.get('lost_tops', 0):,}",
+            "positions list fewer classes than others, since texts coincide",
+        ),
+        (summary["seconds"] >= 1, "time", f"{summary['seconds']:.3g} s", f"{summary['gb_per_second']:.3g} GB/s"),
+    ]  # fmt: skip
+
+
+def _words_note(summary: dict[str, Any]) -> str:
+    """The interval of the perplexity per word, and how words are counted."""
+    low, high = summary["word_perplexity_interval"]
+    interval = known_error(low, f"95 % interval {low:.5g} to {high:.5g}{_proportion_note(summary, 'words')}")
+    return "; ".join(filter(None, (interval, f"words by {summary['words']}" if summary["words"] else "")))
+
+
+def _proportion_note(summary: dict[str, Any], unit: str) -> str:
+    """Note where the bytes or words of each sequence are not known: errors take them as proportional to its tokens."""
+    is_guess = summary["is_clustered"] and not summary[f"{unit}_are_by_sequence"]
+    return ", text in proportion to tokens" if is_guess else ""
 
 
 def _responses_note(summary: dict[str, Any]) -> str:

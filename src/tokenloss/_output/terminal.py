@@ -13,7 +13,7 @@ from tokenloss._evaluation.sink import Sink
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-_TEXT = ("file", "text", "metric", "custom_id", "model", "token type")  # columns that are no numbers
+_TEXT = ("file", "text", "metric", "custom_id", "model", "token type", "note")  # columns that hold words, not numbers
 _MIN_TEXT_WIDTH = 16  # letters, to which text is folded on a narrow terminal
 
 
@@ -21,7 +21,7 @@ class JsonObject(Sink):
     """One JSON object on stdout."""
 
     option = "--json"
-    help = "print one JSON object"
+    help = "print all figures as one JSON object"
     writes_file = False
 
     def finish(self, summary: dict[str, Any], result: Any) -> None:
