@@ -14,7 +14,7 @@ from clients import COMPLETIONS, chat
 from commands import LOGITS, TARGETS
 
 from tokenloss import evaluate, sinks
-from tokenloss._output import loss_plot
+from tokenloss._output import drawing, loss_plot
 
 
 @pytest.fixture
@@ -197,7 +197,7 @@ def test_plot_without_lists_does_not_take_own_tokens_for_the_likeliest(name, com
     pytest.importorskip("matplotlib", reason="matplotlib is optional")
     given = {}
     monkeypatch.setattr(
-        loss_plot, "draw_losses", lambda nll, **options: given.update(options) or loss_plot.empty_figure("", (1, 1))
+        loss_plot, "draw_losses", lambda nll, **options: given.update(options) or drawing.empty_figure("", (1, 1))
     )
     assert command("score", clients.save(tmp_path / "c.json", name), "--plot", tmp_path / "p.png")[0] == 0
     assert "greedy_logprobs" not in given
@@ -207,7 +207,7 @@ def test_plot_leaves_out_where_the_likeliest_class_is_not_known(command, tmp_pat
     pytest.importorskip("matplotlib", reason="matplotlib is optional")
     given = {}
     monkeypatch.setattr(
-        loss_plot, "draw_losses", lambda nll, **options: given.update(options) or loss_plot.empty_figure("", (1, 1))
+        loss_plot, "draw_losses", lambda nll, **options: given.update(options) or drawing.empty_figure("", (1, 1))
     )
     best, odd = ("a", -0.5, [("a", -0.5), ("b", -2.0)]), ("a", -0.1, [("b", -0.5), ("c", -2.0)])
     path = clients.save_lines(tmp_path / "c.jsonl", chat(best, odd))

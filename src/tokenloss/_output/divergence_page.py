@@ -14,25 +14,6 @@ from tokenloss._core.text import count_of
 from tokenloss._core.validation import as_target_array
 from tokenloss._evaluation.sink import Sink
 from tokenloss._output import page
-from tokenloss._output.page import (
-    alternatives,
-    as_json,
-    as_object,
-    as_strings,
-    class_text,
-    css_classes,
-    escaped,
-    excerpt_note,
-    legend,
-    numbers,
-    paragraphs,
-    percent,
-    row_bounds,
-    shade_letters,
-    summary,
-    token_text,
-    write_frame,
-)
 from tokenloss._output.shared import compared_title
 from tokenloss._statistics.ratio import guess_note
 
@@ -216,7 +197,7 @@ def write_comparison_page(
     for name, side in {"base_scores": base_scores, **sides}.items():
         if side is not None and side.nll.shape != shape:
             raise_error("shape", name=name, got=side.nll.shape, fits=f"{shape}, as comparisons")
-    given = None if tokens is None else as_strings(tokens, shape)
+    given = None if tokens is None else page.as_strings(tokens, shape)
     size = min(len(ids), page.MOST_TOKENS // len(comparisons))
     _write_comparison(
         path,
@@ -226,7 +207,7 @@ def write_comparison_page(
         None if scores is None else {name: vars(side) for name, side in scores.items()},
         given,
         vocabulary,
-        row_bounds(shape, size),
+        page.row_bounds(shape, size),
         title,
     )
 
@@ -249,10 +230,10 @@ def _write_comparison(
 
     def side(nll: Array, scores: Mapping[str, Array | None] | None) -> dict[str, str]:
         """JSON of what a model predicted."""
-        columns = {"loss": numbers(nll.reshape(-1)[:size])}
+        columns = {"loss": page.numbers(nll.reshape(-1)[:size])}
         if scores is None:
             return columns
-        top, found = alternatives(scores, size)
+        top, found = page.alternatives(scores, size)
         tops.append(top)
         return columns | found
 
@@ -260,28 +241,28 @@ def _write_comparison(
     shown = np.empty(0, np.intp)
     for number, name in enumerate(names):
         one = comparisons[name]
-        css_class = css_classes(one.kl, one.kept, _DIVERGENCES)
-        columns = {"name": as_json(name), "shades": shade_letters(css_class[:size])}
-        columns["kl"] = numbers(one.kl.reshape(-1)[:size])
-        models.append(as_object(columns | side(one.nll, others[name] if others else None)))
+        css_class = page.css_classes(one.kl, one.kept, _DIVERGENCES)
+        columns = {"name": page.as_json(name), "shades": page.shade_letters(css_class[:size])}
+        columns["kl"] = page.numbers(one.kl.reshape(-1)[:size])
+        models.append(page.as_object(columns | side(one.nll, others[name] if others else None)))
         shares = np.bincount(css_class[one.kept.reshape(-1)], minlength=len(_DIVERGENCES) + 1) / max(one.count, 1)
-        notes = [percent(share) for share in shares[: len(_DIVERGENCES) + 1].tolist()]
-        shades = legend(css_class, "divergence from<br>of the tokens", _DIVERGENCES, notes, "infinite")
+        notes = [page.percent(share) for share in shares[: len(_DIVERGENCES) + 1].tolist()]
+        shades = page.legend(css_class, "divergence from<br>of the tokens", _DIVERGENCES, notes, "infinite")
         heads.append(f"<section{' hidden' if number else ''}>{_comparison_summary(one)}\n{shades}</section>")
         shown = shown if number else css_class
     data = {
-        "id": as_json(ids.tolist()),
-        "token": as_json(given),
-        "base": as_object(side(comparisons[names[0]].base_nll, base)),
+        "id": page.as_json(ids.tolist()),
+        "token": page.as_json(given),
+        "base": page.as_object(side(comparisons[names[0]].base_nll, base)),
         "models": f"[{','.join(models)}]",
     }
-    data["text"] = as_json(class_text(ids, given, vocabulary, tops))
+    data["text"] = page.as_json(page.class_text(ids, given, vocabulary, tops))
     if len(places) > 1:
-        data["places"] = as_json({name: place[:size].tolist() for name, place in places.items() if name != "id"})
+        data["places"] = page.as_json({name: place[:size].tolist() for name, place in places.items() if name != "id"})
     why = f", since {len(names)} models share {page.MOST_TOKENS:,}" if len(names) > 1 else ""
-    head = "\n".join([*_model_choice(names, comparisons), *heads]) + excerpt_note(size, shown.size, why)
-    text = [token_text(vocabulary, i) for i in ids.tolist()] if given is None else given
-    write_frame(path, title, head, paragraphs(ids, text, shown, bounds), data)
+    head = "\n".join([*_model_choice(names, comparisons), *heads]) + page.excerpt_note(size, shown.size, why)
+    text = [page.token_text(vocabulary, i) for i in ids.tolist()] if given is None else given
+    page.write_frame(path, title, head, page.paragraphs(ids, text, shown, bounds), data)
 
 
 def _comparison_summary(comparison: Comparison) -> str:
@@ -307,12 +288,12 @@ def _comparison_summary(comparison: Comparison) -> str:
         ("same top token", f"{100 * comparison.same_top:.2f} %", error("same_top", 100, " %")),
         ("RMS Δp", f"{100 * comparison.rms_delta_p:.3g} %", error("rms_delta_p", 100, " %")),
     ]
-    return summary(figures)
+    return page.summary(figures)
 
 
 def _model_choice(names: Sequence[str], comparisons: Mapping[str, Comparison]) -> Iterator[str]:
     """HTML by which one of several models is chosen; browsers must not restore an earlier choice by themselves."""
     if len(names) > 1:
-        labels = [f"{escaped(name)} (mean divergence {comparisons[name].mean_kl:.4g})" for name in names]
+        labels = [f"{page.escaped(name)} (mean divergence {comparisons[name].mean_kl:.4g})" for name in names]
         options = "".join(f"<option value={number}>{label}</option>" for number, label in enumerate(labels))
         yield f'<p class="choice"><label>Model <select id="model" autocomplete="off">{options}</select></label></p>'

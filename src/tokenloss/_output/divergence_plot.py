@@ -14,26 +14,8 @@ from tokenloss._core.errors import raise_error
 from tokenloss._core.text import count_of, printable
 from tokenloss._core.validation import check_number
 from tokenloss._evaluation.sink import Sink
-from tokenloss._output.drawing import (
-    BLUE,
-    CURVE_POINTS,
-    INK,
-    LINE,
-    ORANGE,
-    PLOT_MAX,
-    PLOT_MIN,
-    add_legend,
-    boxes_for_missing_letters,
-    check,
-    empty_figure,
-    excluded_note,
-    in_plot_range,
-    mark_if_empty,
-    mask_of,
-    save,
-    sequence_numbers,
-    style,
-)
+from tokenloss._output import drawing
+from tokenloss._output.drawing import BLUE, CURVE_POINTS, INK, LINE, ORANGE, PLOT_MAX, PLOT_MIN
 from tokenloss._output.shared import compared_title
 
 if TYPE_CHECKING:
@@ -100,7 +82,7 @@ class DivergencePlot(Sink):
     help = "draw the KL divergences to a .png, .svg or .pdf file"
 
     def __init__(self, path: str) -> None:
-        check(path)
+        drawing.check(path)
         super().__init__(path)
 
     def finish(self, summary: dict[str, Any], result: Sequence[Candidate]) -> None:
@@ -112,7 +94,7 @@ class DivergencePlot(Sink):
             one = result[0]
             of = one.comparison
             figure = draw_divergences(of.kl, where=of.kept, segment_ids=of._segment_ids, title=one.name)
-        save(figure, self.path)
+        drawing.save(figure, self.path)
 
 
 def draw_divergences(
@@ -157,12 +139,14 @@ def draw_divergences(
     'Quantiles of the KL divergence'
     """
     values = np.asarray(kl, np.float64)
-    kept = mask_of(where, values.shape)
-    ids = sequence_numbers(segment_ids, values.shape)
+    kept = drawing.mask_of(where, values.shape)
+    ids = drawing.sequence_numbers(segment_ids, values.shape)
     flat = values.reshape(-1)
-    drawn = kept & in_plot_range(flat)
-    figure = empty_figure(title, (10, 5.2))
-    _draw_quantiles(figure.subplots(), flat[drawn], None if ids is None else ids[drawn], excluded_note(flat[kept]))
+    drawn = kept & drawing.in_plot_range(flat)
+    figure = drawing.empty_figure(title, (10, 5.2))
+    _draw_quantiles(
+        figure.subplots(), flat[drawn], None if ids is None else ids[drawn], drawing.excluded_note(flat[kept])
+    )
     return figure
 
 
@@ -221,16 +205,16 @@ def draw_candidates(
         one = comparisons[name]
         kl = one.kl[one.kept]
         radius = one.mean_kl_stderr * one.interval_factor
-        models.append(_Model(name, sizes.get(name), one.mean_kl, radius, np.sort(kl[in_plot_range(kl)])))
+        models.append(_Model(name, sizes.get(name), one.mean_kl, radius, np.sort(kl[drawing.in_plot_range(kl)])))
     by_name = len(sizes) < len(models)
-    figure = empty_figure(title, (15.0, max(6.0, 1.5 + 0.22 * len(models) * by_name)))
+    figure = drawing.empty_figure(title, (15.0, max(6.0, 1.5 + 0.22 * len(models) * by_name)))
     _draw_models(figure, models)
     return figure
 
 
 def _quantile_axes(axes: Axes, notes: Sequence[str]) -> None:
     """Style the axes of quantiles."""
-    style(
+    drawing.style(
         axes,
         "Quantiles of the KL divergence",
         notes,
@@ -270,9 +254,10 @@ def _draw_quantiles(axes: Axes, values: Array, segment_ids: Array | None, exclud
     size = len(values)
     flat = int(np.searchsorted(values, PLOT_MIN))
     _quantile_axes(
-        axes, (count_of(size, "token"), excluded, f"{flat:,} below {PLOT_MIN:.0e}, off the scale" if flat else "")
+        axes,
+        (count_of(size, "token"), excluded, f"{flat:,} below {PLOT_MIN:.0e}, off the scale" if flat else ""),
     )
-    if mark_if_empty(axes, size - flat):
+    if drawing.mark_if_empty(axes, size - flat):
         return
     before = ""
     for x, y, fraction in zip(*_draw_curve(axes, values, BLUE, "-", "o"), _QUANTILES, strict=True):
@@ -284,7 +269,7 @@ def _draw_quantiles(axes: Axes, values: Array, segment_ids: Array | None, exclud
     if mean.mean >= PLOT_MIN:
         label = f"mean {mean.mean:.4g}" + f" ± {mean.stderr:.2g}" * (size > 1)
         axes.axhline(mean.mean, color=ORANGE, linewidth=1.5, label=label)
-        add_legend(axes, "lower right")
+        drawing.add_legend(axes, "lower right")
 
 
 # -- several models ----------------------------------------------------------------------------------------------------
@@ -343,7 +328,7 @@ def _draw_all_quantiles(axes: Axes, models: Sequence[_Model], looks: Sequence[_L
             if look.is_named:
                 lines.append(axes.lines[-4])
                 names.append(model.name)
-    if mark_if_empty(axes, len(axes.lines)):
+    if drawing.mark_if_empty(axes, len(axes.lines)):
         return
     labels = ["" if fraction in _CROWDED else label for fraction, label in _QUANTILES.items()]
     axes.set_xticks(axes.get_xticks(), labels)
@@ -364,8 +349,10 @@ def _draw_means(axes: Axes, models: Sequence[_Model], looks: Sequence[_Look]) ->
     x, y = "size in GB", "mean KL divergence in nats"
     if not by_size:
         x, y = y, ""
-    style(axes, "Size and divergence" if by_size else "Mean KL divergence", ("bars: 95 % intervals",), x + note, y)
-    if mark_if_empty(axes, len(drawn)):
+    drawing.style(
+        axes, "Size and divergence" if by_size else "Mean KL divergence", ("bars: 95 % intervals",), x + note, y
+    )
+    if drawing.mark_if_empty(axes, len(drawn)):
         return
     means = np.array([models[rank].mean for rank in drawn])
     errors = np.nan_to_num([models[rank].radius for rank in drawn], posinf=0)
@@ -394,7 +381,7 @@ def _draw_means(axes: Axes, models: Sequence[_Model], looks: Sequence[_Look]) ->
     axes.grid(axis="x", color=LINE, linewidth=0.6)
 
 
-@boxes_for_missing_letters()
+@drawing.boxes_for_missing_letters()
 def _name_points(axes: Axes, spots: Sequence[tuple[float, float, str]]) -> None:
     """Label points so that labels do not overlap; a label that does not fit is left out."""
     from matplotlib.transforms import Bbox

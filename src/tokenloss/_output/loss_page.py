@@ -10,22 +10,6 @@ import numpy as np
 from tokenloss._core.text import count_of, title
 from tokenloss._core.validation import as_target_array
 from tokenloss._output import page
-from tokenloss._output.page import (
-    alternatives,
-    as_json,
-    as_strings,
-    class_text,
-    css_classes,
-    excerpt_note,
-    legend,
-    numbers,
-    paragraphs,
-    percent,
-    row_bounds,
-    summary,
-    token_text,
-    write_frame,
-)
 from tokenloss._output.shared import TokenSink
 from tokenloss._scores.token_scores import COLUMNS, TokenScores
 from tokenloss._statistics.meter import LossMeter
@@ -85,7 +69,7 @@ class HtmlPage(TokenSink):
             return
         ids, text = columns["ids"], columns["text"].tolist()
         given = text if any(word is not None for word in text) else None
-        bounds = row_bounds(self._shape or ids.shape, len(ids))
+        bounds = page.row_bounds(self._shape or ids.shape, len(ids))
         head, data = _summary(result.meter, accuracy), _data(scores, ids, given, None)
         _write(self.path, scores, ids, text, bounds, name, head, self._seen, data)
 
@@ -157,15 +141,15 @@ def write_page(
     ids = as_target_array("targets", targets, (), shape, "scores", False)[0].reshape(-1)[: page.MOST_TOKENS]
     if tokens is None:
         given = None
-        text = [token_text(vocabulary, i) for i in ids.tolist()]
+        text = [page.token_text(vocabulary, i) for i in ids.tolist()]
     else:
-        given = text = as_strings(tokens, shape)
+        given = text = page.as_strings(tokens, shape)
     if meter is None:
         meter, accuracy = LossMeter(), scores.accuracy
         meter.update(scores.nll, where=scores.kept)
     total = max(math.prod(shape), meter.count)
     data = _data(scores, ids, given, vocabulary)
-    _write(path, scores, ids, text, row_bounds(shape, len(ids)), title, _summary(meter, accuracy), total, data)
+    _write(path, scores, ids, text, page.row_bounds(shape, len(ids)), title, _summary(meter, accuracy), total, data)
 
 
 def _write_responses(
@@ -189,13 +173,13 @@ def _write_responses(
         "k": str(top_ids.shape[-1]),
         "id": _known(ids),
         "rank": _known(scores.rank, least=1),
-        "loss": numbers(scores.nll),
+        "loss": page.numbers(scores.nll),
         "top": _known(top_ids),
-        "logprob": numbers(top_logprobs.reshape(-1)),
-        "token": as_json(columns["text"].tolist()),
-        "named": as_json(columns["top_tokens"].reshape(-1).tolist()),
-        "sequence": as_json(columns["sequences"].tolist()),
-        "position": as_json(columns["positions"].tolist()),
+        "logprob": page.numbers(top_logprobs.reshape(-1)),
+        "token": page.as_json(columns["text"].tolist()),
+        "named": page.as_json(columns["top_tokens"].reshape(-1).tolist()),
+        "sequence": page.as_json(columns["sequences"].tolist()),
+        "position": page.as_json(columns["positions"].tolist()),
     }
     _write(path, scores, ids, text, bounds, title, head, total, data)
 
@@ -205,11 +189,11 @@ def _write(
     title: str, head: str, total: int, data: dict[str, str],
 ) -> None:  # fmt: skip
     """Write a page of tokens, whose paragraphs have these bounds."""
-    css_class = css_classes(scores.nll, scores.kept, _LOSSES)
-    shares = [percent(math.exp(-loss)) for loss in (0.0, *_LOSSES)]
-    shades = legend(css_class, "loss from<br>probability to", _LOSSES, shares, "infinite loss")
-    head = f"{head}\n{shades}{excerpt_note(len(ids), total)}"
-    write_frame(path, title, head, paragraphs(ids, text, css_class, bounds), data)
+    css_class = page.css_classes(scores.nll, scores.kept, _LOSSES)
+    shares = [page.percent(math.exp(-loss)) for loss in (0.0, *_LOSSES)]
+    shades = page.legend(css_class, "loss from<br>probability to", _LOSSES, shares, "infinite loss")
+    head = f"{head}\n{shades}{page.excerpt_note(len(ids), total)}"
+    page.write_frame(path, title, head, page.paragraphs(ids, text, css_class, bounds), data)
 
 
 def _data(
@@ -217,19 +201,19 @@ def _data(
 ) -> dict[str, str]:
     """JSON of everything that the script shows, in columns."""
     size = len(ids)
-    top, columns = alternatives(vars(scores), size)
+    top, columns = page.alternatives(vars(scores), size)
     return columns | {
-        "id": as_json(ids.tolist()),
-        "loss": numbers(scores.nll.reshape(-1)[:size]),
-        "entropy": numbers(scores.entropy.reshape(-1)[:size]),
-        "text": as_json(class_text(ids, tokens, vocabulary, [top])),
-        "token": as_json(tokens),
+        "id": page.as_json(ids.tolist()),
+        "loss": page.numbers(scores.nll.reshape(-1)[:size]),
+        "entropy": page.numbers(scores.entropy.reshape(-1)[:size]),
+        "text": page.as_json(page.class_text(ids, tokens, vocabulary, [top])),
+        "token": page.as_json(tokens),
     }
 
 
 def _known(values: Array, least: int = 0) -> str:
     """JSON of integers, null where they are not known and therefore lower."""
-    return as_json([None if number < least else number for number in values.reshape(-1).tolist()])
+    return page.as_json([None if number < least else number for number in values.reshape(-1).tolist()])
 
 
 def _summary(meter: LossMeter, accuracy: float | None, note: str = "") -> str:
@@ -246,4 +230,4 @@ def _summary(meter: LossMeter, accuracy: float | None, note: str = "") -> str:
         figures.append(("bits per byte", f"{meter.bits_per_byte:.5g}", f"{meter.n_bytes:,} bytes"))
     if accuracy is not None:
         figures.append(("greedy accuracy", f"{100 * accuracy:.2f} %", note))
-    return summary(figures)
+    return page.summary(figures)

@@ -9,23 +9,8 @@ import numpy as np
 from tokenloss._core.errors import raise_error
 from tokenloss._core.exact import ExactMoments
 from tokenloss._core.text import count_of, title
-from tokenloss._output.drawing import (
-    BLUE,
-    CURVE_POINTS,
-    DIM,
-    ORANGE,
-    PLOT_MIN,
-    add_legend,
-    check,
-    empty_figure,
-    excluded_note,
-    in_plot_range,
-    mark_if_empty,
-    mask_of,
-    save,
-    sequence_numbers,
-    style,
-)
+from tokenloss._output import drawing
+from tokenloss._output.drawing import BLUE, CURVE_POINTS, DIM, ORANGE, PLOT_MIN
 from tokenloss._output.shared import TokenSink
 
 if TYPE_CHECKING:
@@ -83,7 +68,7 @@ class LossPlot(TokenSink):
     )  # fmt: skip
 
     def __init__(self, path: str) -> None:
-        check(path)
+        drawing.check(path)
         super().__init__(path)
 
     def finish(self, summary: dict[str, Any], result: Any) -> None:
@@ -98,7 +83,7 @@ class LossPlot(TokenSink):
         starts = np.diff(columns["file"], prepend=0) | np.diff(columns["sequences"], prepend=0)
         ids = np.cumsum(starts != 0)  # of the sequences of all files
         figure = draw_losses(columns["nll"], where=columns["kept"], segment_ids=ids, title=name, **greedy)
-        save(figure, self.path)
+        drawing.save(figure, self.path)
 
 
 def draw_losses(
@@ -161,18 +146,18 @@ def draw_losses(
     """
     losses = np.asarray(nll, np.float64)
     shape = losses.shape
-    kept = mask_of(where, shape)
+    kept = drawing.mask_of(where, shape)
     losses = losses.reshape(-1)
     calibrated = greedy_logprobs is not None
     if calibrated:
         probability = np.exp(_as_1d("greedy_logprobs", greedy_logprobs, np.float64, shape)[kept])
         right = _as_1d("is_greedy", is_greedy, np.bool_, shape)[kept]
-    figure = empty_figure(title, (10, 7.2))
+    figure = drawing.empty_figure(title, (10, 7.2))
     axes = figure.subplot_mosaic("TT;HC" if calibrated else "TT;HH")
-    positions = np.flatnonzero(kept & in_plot_range(losses))
-    note = excluded_note(losses[kept])
+    positions = np.flatnonzero(kept & drawing.in_plot_range(losses))
+    note = drawing.excluded_note(losses[kept])
     losses = losses[positions]
-    ids = sequence_numbers(segment_ids, shape)
+    ids = drawing.sequence_numbers(segment_ids, shape)
     _draw_text(axes["T"], positions, losses, None if ids is None else ids[positions], note)
     _draw_histogram(axes["H"], losses)
     if calibrated:
@@ -198,8 +183,8 @@ def _draw_text(axes: Axes, positions: Array, losses: Array, ids: Array | None, e
     if size > _MAX_DOTS:
         dots = np.random.default_rng(0).choice(size, _MAX_DOTS, replace=False)
         drawn = f"{_MAX_DOTS:,} of {drawn} drawn, at random"
-    style(axes, "Loss along the text", (drawn, excluded), "position", "loss in nats")
-    if mark_if_empty(axes, size):
+    drawing.style(axes, "Loss along the text", (drawn, excluded), "position", "loss in nats")
+    if drawing.mark_if_empty(axes, size):
         return
     width, alpha = (10, 0.75) if size < 300 else (5, 0.35)
     axes.plot(
@@ -208,7 +193,7 @@ def _draw_text(axes: Axes, positions: Array, losses: Array, ids: Array | None, e
     half = max(2, size // 100)
     label = f"mean of {count_of(min(2 * half + 1, size), 'token')}"
     axes.plot(*_running_mean(positions, losses, ids, half), color=ORANGE, linewidth=1.8, label=label)
-    add_legend(axes, "upper right")
+    drawing.add_legend(axes, "upper right")
     pad = max(0.5, (positions[-1] - positions[0]) / 100)
     axes.set_xlim(positions[0] - pad, positions[-1] + pad)
     axes.set_ylim(bottom=0)
@@ -236,8 +221,8 @@ def _running_mean(positions: Array, losses: Array, ids: Array | None, half: int)
 
 def _draw_histogram(axes: Axes, losses: Array) -> None:
     """Draw a histogram of the losses."""
-    style(axes, "Histogram of the losses", (), "loss in nats", "% of the tokens")
-    if mark_if_empty(axes, len(losses)):
+    drawing.style(axes, "Histogram of the losses", (), "loss in nats", "% of the tokens")
+    if drawing.mark_if_empty(axes, len(losses)):
         return
     top = losses.max() if losses.max() > PLOT_MIN else 1
     counts, edges = np.histogram(losses, min(50, 10 + int(len(losses) ** 0.5)), (0, top))
@@ -245,13 +230,13 @@ def _draw_histogram(axes: Axes, losses: Array) -> None:
     mean = ExactMoments.of(losses).mean
     for name, value, dashes in ("mean", mean, "-"), ("median", np.median(losses), "--"):
         axes.axvline(value, color=ORANGE, linestyle=dashes, linewidth=1.5, label=f"{name} {value:.4g}")
-    add_legend(axes, "best")
+    drawing.add_legend(axes, "best")
     axes.margins(x=0.02)
 
 
 def _draw_calibration(axes: Axes, probability: Array, right: Array) -> None:
     """Draw a reliability diagram."""
-    excluded = excluded_note(probability)
+    excluded = drawing.excluded_note(probability)
     sane = ~np.isnan(probability)
     probability, right = probability[sane], right[sane]
     bins = np.minimum((probability * _BINS).astype(np.intp), _BINS - 1)
@@ -261,8 +246,8 @@ def _draw_calibration(axes: Axes, probability: Array, right: Array) -> None:
     accuracy = np.bincount(bins, right, _BINS)[full] / counts[full]
     error = np.sum(counts[full] * abs(accuracy - means)) / len(bins) if len(bins) else np.nan
     notes = (f"expected calibration error {100 * error:.3g} %", excluded)
-    style(axes, "Calibration", notes, "probability of the likeliest token", "how often it was right")
-    if mark_if_empty(axes, len(bins)):
+    drawing.style(axes, "Calibration", notes, "probability of the likeliest token", "how often it was right")
+    if drawing.mark_if_empty(axes, len(bins)):
         return
     axes.plot([0, 1], [0, 1], "--", color=DIM, linewidth=1)
     axes.bar((full + 0.5) / _BINS, accuracy, 0.92 / _BINS, color=BLUE, alpha=0.75)
