@@ -90,6 +90,11 @@ def test_outputs_are_written_whole_or_not_at_all(name, option, suffix, command, 
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["base", "q8", "q2", "q4", out.name])
 
 
+def test_output_without_its_package(command, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
+    assert_refused(command("score", SAMPLE, "--per-token=out.parquet"), "--per-token: ", "pip install pyarrow")
+
+
 @pytest.mark.parametrize("option", ["--per-token", "--plot", "--html"])
 def test_output_that_cannot_be_written(option, command, tmp_path):
     path = tmp_path / "none" / "out.csv" if option == "--per-token" else tmp_path / "none" / "out.png"

@@ -39,6 +39,7 @@ def test_page_keeps_its_first_tokens(of_blocks, blocks, npz, tmp_path, monkeypat
     assert len(page.tokens) == len(page.data["loss"]) == 7
     assert "first 7 of 30 tokens" in page.text("p")
     assert page.texts["dd"][0].strip() == str(found.meter.count)
+    assert page.text("h1") == ("tokenloss" if of_blocks else str(path))
     assert page.paragraphs == (1 if of_blocks else 2)  # as many as rows of the file
 
 
