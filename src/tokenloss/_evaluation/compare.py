@@ -11,14 +11,13 @@ import numpy as np
 from tokenloss._comparison.comparison import comparison_of
 from tokenloss._comparison.paired import nan_last, rows_of
 from tokenloss._core.errors import raise_error
-from tokenloss._core.files import check_outputs
 from tokenloss._evaluation.checks import norm_seems_missing
 from tokenloss._evaluation.compared_shard import ComparedShard, compare_shard, joined
-from tokenloss._evaluation.files import Inputs, named_paths, open_outputs, score_shards
+from tokenloss._evaluation.files import Inputs, score_shards
 from tokenloss._evaluation.pairing import paired
 from tokenloss._evaluation.plan import check_order, open_all, open_shard, open_stored, planned
 from tokenloss._evaluation.results import ShiftSample
-from tokenloss._evaluation.sink import Candidate
+from tokenloss._evaluation.sink import Candidate, check_files, finish_sinks, open_sinks
 from tokenloss._evaluation.token_types import TYPES, token_types
 
 if TYPE_CHECKING:
@@ -39,14 +38,19 @@ class Given(NamedTuple):
 
 
 def compare_sides(
-    sides: Sequence[Inputs], named: Sequence[Given], options: Options, settings: Settings, outputs: Sequence[Sink]
+    sides: Sequence[Inputs],
+    models: dict[object, str],
+    named: Sequence[Given],
+    options: Options,
+    settings: Settings,
+    outputs: Sequence[Sink],
 ) -> tuple[dict[str, Any], list[Candidate]]:
     """Compare all rows of candidates with those of the base, the first of the sides: the summary, and the candidates.
 
-    The first side has the targets and segment ids of all.
+    The first side has the targets and segment ids of all. `models` are files whose size is known, by `identity`.
     """
     taken = {key: path for side in sides for key, path in side.by_identity().items()}
-    check_outputs(named_paths(outputs) + [("--state", path) for path in [settings.state] if path], taken)
+    check_files(outputs, settings.state, models | taken)
     for side in sides:
         check_order(side.scores, sides[0].targets, options)
     base, *others = (
@@ -57,11 +61,10 @@ def compare_sides(
     top_k = min(max((output.top_k for output in outputs), default=0), options.classes or classes, classes)
     rows, firsts = sum(shard.scored_rows for shard in shards), _first_numbers(shards, options)
     with contextlib.ExitStack() as stack:
-        open_outputs(stack, outputs, shards[0].batch, rows * len(others), top_k)
+        open_sinks(stack, outputs, shards[0].batch, rows * len(others), top_k)
         results, _ = score_shards(compare_shard, shards, options, settings, outputs, top_k, ComparedShard)
         summary, candidates = _figures(shards, results, named, options, firsts)
-        for output in outputs:
-            output.finish(summary, candidates)
+        finish_sinks(outputs, summary, candidates)
     return summary, candidates
 
 

@@ -167,7 +167,7 @@ def evaluate(
     Evaluation(tokens=56, sequences=8, loss=4.3598, stderr=0.147, perplexity=78.2418, accuracy=0.0179)
     """
     from tokenloss._evaluation.blocks import evaluate_blocks
-    from tokenloss._evaluation.files import Inputs, Settings, check_needs, evaluate_files, resolved
+    from tokenloss._evaluation.files import Inputs, Settings, evaluate_files, resolved
     from tokenloss._evaluation.plan import Options
     from tokenloss._evaluation.summary import WORDS
     from tokenloss.formats.base import KINDS
@@ -192,9 +192,8 @@ def evaluate(
     else:
         refuse_given({"array": array, "kind": kind}, "left out where there is lm_head")
     options = Options(array, kind, ignore_index, shift, top, part, bool(skip_failed), head, hidden, scale, cap)
-    sinks = checked_sinks(sinks)
+    sinks = checked_sinks(sinks, state, scheduler)
     settings = Settings(of_bytes, of_words, words, state, scheduler, check_workers(workers), progress)
-    check_needs(sinks, state, scheduler)
     first, items = _first_of(source)
     of_scores: dict[str, Any] = {"targets": targets, "segment_ids": segment_ids, "array": array, "lm_head": head}
     of_responses = {"part": part, "skip_failed": skip_failed or None}
