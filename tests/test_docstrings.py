@@ -33,7 +33,7 @@ VARIANTS = {
     ],
     "ignore_index": [
         {
-            "_comparison.comparison.ComparisonMeter",
+            "ComparisonMeter",
             "_comparison.comparison.compare",
             "_comparison.linear_compare.linear_compare",
             "_scores.linear.linear_token_scores",
@@ -79,7 +79,7 @@ VARIANTS = {
         {"formats.readers.open_hidden_states"},
         {"formats.responses.reader.open_responses"},
         {"_output.plots.check"},
-        {"_evaluation.sink.Sink"},
+        {"sinks.Sink"},
     ],
     "reduction": [{"_scores.divergence.kl_divergence", "_scores.linear.linear_kl_divergence"}],
     "sample_weight": [{"_statistics.meter.LossMeter.update"}, {"_statistics.sequences.sequence_losses"}],

@@ -94,21 +94,36 @@ print(tokenloss.cross_entropy(logits, np.arange(20)).hex(), tokenloss.logsumexp(
     assert run_python(program) == run_python(program, TOKENLOSS_DISABLE_CPU_FEATURES="AVX512 AVX2 NEON")
 
 
-def test_import_brings_nothing_heavy_beyond_numpy(run_python):
-    run_python(
-        """
-import dataclasses, queue, sys  # of the standard library; some releases of NumPy bring them, too
-import numpy
+LOADED = """
+import sys, numpy
 before = set(sys.modules)
-import tokenloss
-added = {name for name in set(sys.modules) - before if not name.startswith("tokenloss")}
-heavy = {"concurrent.futures", "concurrent.futures.thread", "rich", "scipy", "importlib.metadata", "ml_dtypes",
-         "asyncio", "argparse", "logging", "multiprocessing", "torch", "jax",
-         "tokenloss._command.cli", "tokenloss._output.tables"}
-assert not heavy & (added | {name for name in sys.modules if name.startswith("tokenloss")}), added
-assert len(added) < 10, added
+{statement}
+added = set(sys.modules) - before
+print(*sorted(name for name in added if name.startswith("tokenloss")))
+print(*sorted(name for name in added if not name.startswith("tokenloss")))
 """
-    )
+
+
+@pytest.mark.parametrize(
+    ("statement", "packages", "most"),
+    [
+        ("import tokenloss", {"_core"}, 3),
+        ("from tokenloss import cross_entropy", {"_core", "_scores"}, 16),
+        ("from tokenloss import LossMeter", {"_core", "_scores", "_statistics"}, 22),
+    ],
+)
+def test_import_loads_what_is_used(statement, packages, most, run_python):
+    ours, others = (line.split() for line in run_python(LOADED.format(statement=statement)).splitlines())
+    assert {name.split(".")[1] for name in ours if "." in name} == packages
+    assert len(ours) <= most, ours
+    assert len(others) <= 12, others  # of the standard library; some releases of NumPy bring them, too
+
+
+def test_dir_and_star_have_every_public_name(run_python):
+    program = "import tokenloss; assert {*tokenloss.__all__, 'formats'} <= set(dir(tokenloss)); from tokenloss import *; "
+    run_python(f"{program} print({', '.join(tokenloss.__all__)}, tokenloss.plots.save, tokenloss.formats.open_scores)")
+    run_python("import tokenloss; help(tokenloss)")
+    assert "has no attribute 'cross_entropies'" in run_python("import tokenloss; tokenloss.cross_entropies", fails=True)
 
 
 def test_public_names_are_those_that_are_promised():

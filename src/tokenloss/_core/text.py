@@ -8,7 +8,8 @@ import re
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+
 
 # Byte-level BPE writes each byte as a printable character: itself, or one from U+0100 on.
 _PRINTABLE_BYTES = [*range(33, 127), *range(161, 173), *range(174, 256)]
@@ -69,3 +70,8 @@ def as_strict_json(value: Any) -> Any:
     if isinstance(value, str):
         return value.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def title(files: Sequence[str]) -> str:
+    """Title of an output about some files."""
+    return ", ".join(files) if len(files) < 4 else f"{files[0]} and {len(files) - 1} files more"

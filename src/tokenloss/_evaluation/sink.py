@@ -69,6 +69,9 @@ class TokenBlock(NamedTuple):
     top_tokens: Array | None = None
 
 
+TokenBlock.__module__ = "tokenloss.sinks"
+
+
 class ComparedBlock(NamedTuple):
     """The next tokens of a candidate, in the order of the text, as `Sink.add` gets them from a comparison.
 
@@ -112,6 +115,9 @@ class ComparedBlock(NamedTuple):
     scores: TokenScores | None
 
 
+ComparedBlock.__module__ = "tokenloss.sinks"
+
+
 class Candidate(NamedTuple):
     """A candidate of a comparison, of which `Sink.finish` gets a list.
 
@@ -138,6 +144,9 @@ class Candidate(NamedTuple):
     size: int | None
     comparison: Comparison
     figures: dict[str, Any]
+
+
+Candidate.__module__ = "tokenloss.sinks"
 
 
 class Sink:
@@ -180,6 +189,8 @@ class Sink:
     >>> surprises.positions
     [1]
     """
+
+    __module__ = "tokenloss.sinks"
 
     option: str = ""  # of the command line; without one, the output is made if no other prints
     help: ClassVar[str] = ""
