@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import os
+import re
 import stat
 import sys
 from pathlib import Path
@@ -16,10 +17,11 @@ from places import SAMPLE
 
 import tokenloss
 from tokenloss import LossMeter
-from tokenloss._evaluation import checkpoint
+from tokenloss._evaluation import checkpoint, plan
 from tokenloss._evaluation import run as shard_run
 from tokenloss._evaluation.checkpoint import Checkpoint
 from tokenloss._evaluation.plan import Options
+from tokenloss.formats import npz
 
 pytestmark = pytest.mark.thread_unsafe(reason="a command prints to the stdout of its process")
 
@@ -147,6 +149,38 @@ def interrupted(shards, command, monkeypatch):
         patch.setattr(shard_run, "score_shard", lambda *arguments: next(calls)(*arguments))
         assert command("score", shards.path / "part-*.npz", "--state", state)[0] == 130
     return state
+
+
+@pytest.mark.parametrize(("limit", "times"), [(1 << 20, 1), (0, 3)])
+@pytest.mark.parametrize("compared", [False, True])
+def test_files_in_memory_are_opened_once_as_far_as_the_limit_allows(limit, times, compared, tmp_path, monkeypatch):
+    rng, sides = np.random.default_rng(4), ("a", "b") if compared else ("a",)
+    targets = rng.integers(9, size=6)
+    for side, number in itertools.product(sides, range(2)):
+        np.savez_compressed(tmp_path / f"{side}{number}.npz", logits=rng.normal(size=(6, 9)), targets=targets)
+    loaded, load = [], npz._Member.load
+    monkeypatch.setattr(plan, "_MOST_LOADED", limit)
+    monkeypatch.setattr(npz._Member, "load", lambda member: (loaded.append(member.path), load(member))[1])
+    base, *others = ([str(tmp_path / f"{side}{number}.npz") for number in range(2)] for side in sides)
+    found = tokenloss.compare_files(base, {"b": others[0]}) if compared else tokenloss.evaluate(base)
+    assert {loaded.count(path) for path in base} == {6 if compared and times > 1 else times}
+    monkeypatch.setattr(plan, "_MOST_LOADED", 1 << 20)
+    again = tokenloss.compare_files(base, {"b": others[0]}) if compared else tokenloss.evaluate(base)
+    assert repr(found) == repr(again)
+
+
+def test_a_file_that_changes_after_the_plan_is_refused(tmp_path, monkeypatch):
+    path = tmp_path / "scores.npz"
+    np.savez_compressed(path, logits=np.zeros((6, 9)), targets=np.arange(6))
+    score = shard_run.score_shard
+
+    def changing(*args):
+        np.savez_compressed(path, logits=np.ones((6, 9)), targets=np.arange(6))  # of another length
+        return score(*args)
+
+    monkeypatch.setattr(shard_run, "score_shard", changing)
+    with pytest.raises(ValueError, match=re.escape(f"{path}: byte ")):
+        tokenloss.evaluate(path)
 
 
 def test_state_resumes_to_the_same_bits(interrupted, shards, score_json, monkeypatch):
