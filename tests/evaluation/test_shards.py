@@ -445,7 +445,7 @@ def test_scheduler_whose_workers_are_in_another_directory(shards, score_json, co
         with contextlib.chdir(tmp_path / "elsewhere"):
             yield from enumerate(map(function, given))
 
-    monkeypatch.setattr("tokenloss.dask.map_shards", of_workers)
+    monkeypatch.setattr("tokenloss._evaluation.cluster.map_shards", of_workers)
     monkeypatch.chdir(shards.path)
     np.save("hidden.npy", np.sign(shards.logits[:, :7]))
     np.save("head.npy", shards.logits[:11, :7])
