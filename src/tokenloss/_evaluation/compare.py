@@ -62,7 +62,7 @@ def compare_sides(
     rows, firsts = sum(shard.scored_rows for shard in shards), _first_numbers(shards, options)
     with contextlib.ExitStack() as stack:
         open_sinks(stack, outputs, shards[0].batch, rows * len(others), top_k)
-        results, _ = score_shards(compare_shard, shards, options, settings, outputs, top_k, ComparedShard)
+        results, _ = score_shards(compare_shard, shards, options, settings, outputs, top_k)
         summary, candidates = _figures(shards, results, named, options, firsts)
         finish_sinks(outputs, summary, candidates)
     return summary, candidates
@@ -73,7 +73,7 @@ def _figures(
     firsts: list[int],
 ) -> tuple[dict[str, Any], list[Candidate]]:  # fmt: skip
     """Figures of all shards together: the summary, and the candidates."""
-    parts = [[_numbered(own, first) for own in result.columns] for result, first in zip(results, firsts, strict=True)]
+    parts = [_numbered(result, first) for result, first in zip(results, firsts, strict=True)]
     types = _types(shards, options, firsts)
     base, *others = named
     rows = sum(shard.rows for shard in shards)
@@ -87,7 +87,7 @@ def _figures(
         "fits_better_shifted": sum((part.shift_sample for part in results), ShiftSample()).fits_better_shifted,
     }
     candidates = []
-    for number, (other, columns) in enumerate(zip(others, joined(list(zip(*parts, strict=True))), strict=True)):
+    for number, (other, columns) in enumerate(zip(others, joined(parts), strict=True)):
         comparison = comparison_of(options.definitions, [columns])
         figures = shared | {"other": other.source, "name": other.name, "size": other.size}
         figures |= {"kind": shards[0].others[number].kind, "ignored": rows - without_next - comparison.count}
@@ -130,10 +130,12 @@ def _first_numbers(shards: Sequence[Shard], options: Options) -> list[int]:
     return firsts[:-1] or [0] * len(shards)
 
 
-def _numbered(columns: dict[str, Array], first: int) -> dict[str, Array]:
-    """Columns whose sequences are counted from another number on."""
-    ids = columns.get("segment_ids")
-    return columns if ids is None or not first else columns | {"segment_ids": np.where(ids < 0, ids, ids + first)}
+def _numbered(result: ComparedShard, first: int) -> ComparedShard:
+    """A result whose sequences are counted from another number on."""
+    ids = result.base.get("segment_ids")
+    if ids is None or not first:
+        return result
+    return result._replace(base=result.base | {"segment_ids": np.where(ids < 0, ids, ids + first)})
 
 
 def _name_files(sequences: Sequence[dict[str, Any]], shards: Sequence[Shard], firsts: list[int]) -> None:

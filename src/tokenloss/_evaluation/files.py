@@ -107,7 +107,7 @@ def evaluate_files(inputs: Inputs, options: Options, settings: Settings, outputs
     with contextlib.ExitStack() as stack:
         open_sinks(stack, outputs, *size, top_k, of_responses)
         start = time.perf_counter()
-        results, n_read = score_shards(score, shards, options, settings, outputs, top_k, ShardResult)
+        results, n_read = score_shards(score, shards, options, settings, outputs, top_k)
         seconds = time.perf_counter() - start
         if of_responses:
             check_names(inputs.scores, results)
@@ -151,10 +151,9 @@ def score_shards(
     settings: Settings,
     outputs: Sequence[Sink],
     top_k: int,
-    kind: type[Result],
 ) -> tuple[list[Result], int]:
     """Result of each shard, and the number of bytes that were read for those without a result in the checkpoint."""
-    checkpoint = Checkpoint(settings.state, options, shards, kind)
+    checkpoint: Checkpoint[Result] = Checkpoint(settings.state, options, shards)
     left = [number for number in range(len(shards)) if number not in checkpoint.results]
     chosen = [shards[number] for number in left]
     total = sum(shard.n_bytes for shard in chosen)
