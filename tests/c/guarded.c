@@ -105,8 +105,8 @@ static void read_all(const tl_backend *backend, const tl_row *row, const tl_row 
     tl_row probs = *row, other_probs = *other;
     probs.of_probs = other_probs.of_probs = 1;
     use(tl_kl_divergence(backend, &probs, &other_probs, cancel).kl);
-    for (int of_log_probs = 0; of_log_probs < 2; of_log_probs++) {
-        tl_pair pair = tl_pair_row(backend, row, other, count / 2, row->compute_dtype, of_log_probs, cancel);
+    for (tl_definitions definitions = TL_EXACT; definitions <= TL_LLAMA_CPP; definitions++) {
+        tl_pair pair = tl_pair_row(backend, row, other, count / 2, row->compute_dtype, definitions, cancel);
         use(pair.nll + pair.base_nll + pair.kl + pair.change + pair.is_same_top);
         use(tl_pair_base_logsumexp(backend, row, pair.base_logsumexp, 0.1, cancel));
     }

@@ -101,8 +101,7 @@ def test_plot_and_html(score_json, shards, tmp_path):
     assert "part-a.npz" in (tmp_path / "page.html").read_text("utf-8")
 
 
-@pytest.mark.parametrize("kind", ["logits", "log_probs", "probs"])
-@pytest.mark.parametrize("shift", [True, False])
+@pytest.mark.parametrize(("kind", "shift"), [("logits", True), ("log_probs", False), ("probs", True)])
 def test_outputs_of_one_run_agree(shift, kind, command, tmp_path):
     rng = np.random.default_rng(11)
     logits, targets = rng.normal(size=(5, 30, 40), scale=3).astype(np.float32), rng.integers(40, size=(5, 30))

@@ -280,7 +280,7 @@ def assert_accurate(kind, rng, length, dtype):
 
 @pytest.mark.parametrize(("dtype", "kind"), KINDS_OF_ROWS)
 def test_accuracy_of_cross_entropy_and_logsumexp(dtype, kind, rng):
-    for length in [1, 2, 3, 65, 511, 513, 4095, 4097, 8193, 50257]:
+    for length in [1, 2, 3, 65, 511, 513, 4095, 4097, 8193]:
         assert_accurate(kind, rng, length, dtype)
 
 

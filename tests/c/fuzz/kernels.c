@@ -181,8 +181,8 @@ static void compare_parts(const question *all, const tl_row *whole, const tl_sof
 }
 
 static void compare_pairs(const tl_row *base, const tl_row *other, int64_t target) {
-    for (int of_log_probs = 0; of_log_probs < 2; of_log_probs++) {
-        tl_pair pair = tl_pair_row(backend, base, other, target, base->compute_dtype, of_log_probs, &cancel);
+    for (tl_definitions definitions = TL_EXACT; definitions <= TL_LLAMA_CPP; definitions++) {
+        tl_pair pair = tl_pair_row(backend, base, other, target, base->compute_dtype, definitions, &cancel);
         compare("loss of a pair", pair.nll);
         compare("loss of the base of a pair", pair.base_nll);
         compare("divergence of a pair", pair.kl);
