@@ -14,6 +14,7 @@ import browser as browsers
 import clients
 import numpy as np
 import pytest
+from places import TESTS
 from programs import PATIENCE
 
 import tokenloss
@@ -51,8 +52,9 @@ def needs(path):
             case _:
                 modules = []
         for name in (module.partition(".")[0] for module in modules):
-            helper = path.parent / f"{name}.py"
-            packages |= needs(helper) if helper.exists() else {name}
+            helpers = [folder / f"{name}.py" for folder in (path.parent, TESTS / "helpers")]
+            helper = next(filter(Path.exists, helpers), None)
+            packages |= {name} if helper is None else needs(helper)
     # the oracle imports gmpy2 only where long double is no wider than double
     if path.stem == "reference" and np.finfo(np.longdouble).nmant < 63:
         packages.add("gmpy2")
@@ -61,8 +63,8 @@ def needs(path):
 
 # some platforms have no wheels of some packages in the extra `test`: files that need them are not collected there
 LEFT_OUT = {
-    path.name: sorted(name for name in needs(path) if not installed(name))
-    for path in sorted(Path(__file__).parent.glob("test_*.py"))
+    path.relative_to(TESTS).as_posix(): sorted(name for name in needs(path) if not installed(name))
+    for path in sorted(TESTS.rglob("test_*.py"))
 }
 collect_ignore = [name for name, missing in LEFT_OUT.items() if missing]
 
@@ -116,7 +118,7 @@ def run_python():
 
     def run(program, *, timeout=60, fails=False, **environment):
         variables = {name: value for name, value in os.environ.items() if not name.startswith("TOKENLOSS_")}
-        path = [str(Path(__file__).parent), *filter(None, [variables.get("PYTHONPATH")])]
+        path = [str(TESTS / "helpers"), *filter(None, [variables.get("PYTHONPATH")])]
         variables["PYTHONPATH"] = os.pathsep.join(path)
         done = subprocess.run(
             [sys.executable, "-W", "error", "-c", program],

@@ -7,12 +7,11 @@ import importlib.util
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from places import ROOT
 
 pytestmark = pytest.mark.thread_unsafe(reason="works in processes of its own")
-ROOT = Path(__file__).parents[1]
 BENCHMARKS = ROOT / "benchmarks"
 RESULTS = BENCHMARKS / "results" / "short_rows.json"
 needs_results = pytest.mark.skipif(not RESULTS.exists(), reason="the sdist leaves out benchmarks/results")

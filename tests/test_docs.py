@@ -9,12 +9,12 @@ import pkgutil
 import re
 import shlex
 import tomllib
-from pathlib import Path
 
 import numpy as np
 import pytest
 from numpydoc.docscrape import ClassDoc, get_doc_object
 from numpydoc.validate import validate
+from places import ROOT
 
 import tokenloss
 import tokenloss.dask
@@ -22,7 +22,6 @@ from tokenloss import formats, page, plots, sinks
 from tokenloss._command import cli
 
 pytestmark = pytest.mark.thread_unsafe(reason="doctest patches the standard library, and numpydoc is not thread-safe")
-ROOT = Path(__file__).parents[1]
 MODULES = [
     module.name for module in pkgutil.walk_packages(tokenloss.__path__, "tokenloss.") if "__main__" not in module.name
 ]

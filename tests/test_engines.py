@@ -3,12 +3,12 @@
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from places import ROOT
 
 pytestmark = pytest.mark.thread_unsafe(reason="works in processes of its own")
-ENGINES = Path(__file__).parents[1] / "benchmarks" / "engines"
+ENGINES = ROOT / "benchmarks" / "engines"
 NEEDS = {
     "with_llama_cpp.py": (),
     "with_onnxruntime.py": ("onnx", "onnxruntime"),

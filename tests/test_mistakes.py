@@ -1,16 +1,16 @@
 """Common mistakes in calls: each is refused, right anyway, or stands in README's table of differences that bite."""
 
 import re
-from pathlib import Path
 
 import numpy as np
 import pytest
 from arrays import fails
+from places import ROOT
 
 import tokenloss
 from tokenloss import cross_entropy, cross_entropy_loss, nll_loss
 
-README = Path(__file__).parents[1] / "README.md"
+README = ROOT / "README.md"
 N, V = 6, 5
 RNG = np.random.default_rng(3)
 LOGITS = 4 * RNG.standard_normal((N, V))

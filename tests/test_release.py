@@ -6,10 +6,9 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+from places import ROOT
 
 import tokenloss
-
-ROOT = Path(__file__).parents[1]
 
 
 def test_changelog_begins_with_this_version():

@@ -139,9 +139,9 @@ def _parser() -> argparse.ArgumentParser:
         epilog="rich draws the tables and a progress bar where it is installed: pip install 'tokenloss[cli]'",
     )
     parser.add_argument("--version", action="version", version=f"tokenloss {__version__}")
-    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    subcommands = parser.add_subparsers(metavar="COMMAND", required=True)
 
-    score = commands.add_parser(
+    score = subcommands.add_parser(
         "score",
         help="score the predictions that files hold",
         usage="tokenloss score [options] FILE ...\n       tokenloss score [options] LOGITS.npy TARGETS.npy",
@@ -154,7 +154,7 @@ def _parser() -> argparse.ArgumentParser:
         "OpenAI's layout. Nothing is loaded whole, so files may be larger than memory.",
     )
     _add_score_arguments(score)
-    compare = commands.add_parser(
+    compare = subcommands.add_parser(
         "compare",
         help="compare a model, say a quantised one, with its base",
         description="BASE and each OTHER are files like those of score, with scores of the same rows. Any of them may "
@@ -165,7 +165,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_compare_arguments(compare)
     for command in (score, compare):
         _add_common_arguments(command)
-    info = commands.add_parser("info", help="show the version, the instruction set in use and the workers")
+    info = subcommands.add_parser("info", help="show the version, the instruction set in use and the workers")
     info.set_defaults(run=commands.info)
     for command, outputs in (score, SCORE_OUTPUTS), (compare, COMPARE_OUTPUTS), (info, [JsonObject]):
         _add_outputs(command, outputs)

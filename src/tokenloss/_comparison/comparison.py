@@ -95,6 +95,8 @@ class Comparison:
     (0.065366, array([ 0.1217, -0.1225]))
     """
 
+    __module__ = "tokenloss"
+
     definitions: str
     count: int
     n_sequences: int
@@ -247,6 +249,8 @@ class ComparisonMeter:
     >>> {name: round(comparison.mean_kl, 4) for name, comparison in meter.results().items()}
     {'q4': 0.1195, 'q8': 0.0011}
     """
+
+    __module__ = "tokenloss"
 
     def __init__(
         self,

@@ -98,6 +98,8 @@ class ResponseComparison:
     ResponseComparison(count=1, n_sequences=1, perplexity=1.64872, base_perplexity=1.28403, mean_kl_bound=0.05671)
     """
 
+    __module__ = "tokenloss"
+
     part: str
     base_rounding: str
     rounding: str

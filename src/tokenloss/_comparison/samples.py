@@ -71,6 +71,8 @@ class SampleMetric:
     (1, array([1], dtype=object))
     """
 
+    __module__ = "tokenloss"
+
     name: str
     filter: str
     is_derived: bool
@@ -153,6 +155,8 @@ class SampleComparison:
     >>> compare_samples(path, path)
     SampleComparison(count=1, metrics=['exact_match'])
     """
+
+    __module__ = "tokenloss"
 
     count: int
     n_documents: int

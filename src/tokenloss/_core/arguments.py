@@ -1,4 +1,4 @@
-"""Arguments that evaluations and comparisons of files share."""
+"""Checks of arguments that evaluations and comparisons of files share."""
 
 from __future__ import annotations
 
@@ -12,32 +12,32 @@ if TYPE_CHECKING:
 
 
 def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
-    """Refuse an option that is none of some words, if it is given."""
+    """Raise unless an option is None or one of its choices."""
     if value is not None and value not in choices:
         raise_error("option", name=name, got=value, fits=", ".join(map(repr, choices)))
 
 
 def check_shift(shift: Any) -> None:
-    """Refuse what does not say whether targets are to be shifted."""
+    """Raise unless `shift` is True, False or None."""
     if shift not in (None, True, False):
         raise_error("option", name="shift", got=shift, fits="True, False or None")
 
 
 def refuse_given(given: dict[str, Any], fits: str) -> None:
-    """Refuse options that do not apply; None and empty lists are not given."""
+    """Raise if any of these options, which do not apply here, is given; None and empty lists count as not given."""
     for name, value in given.items():
         if value is not None and not (isinstance(value, tuple | list) and not value):
             raise_error("given", name=name, fits=fits)
 
 
 def as_paths(name: str, value: Any) -> list[str]:
-    """Paths as text; one may stand alone."""
+    """Turn a path, or several, into a list of text."""
     several = hasattr(value, "__iter__") and not isinstance(value, str)
     return [as_path(name, path) for path in (value if several else [value])]
 
 
 def as_path(name: str, value: Any) -> str:
-    """A path as text."""
+    """Turn a path into text."""
     if not isinstance(value, str | os.PathLike):
         raise_error("type", name=name, got=type(value).__name__, fits="a path")
     if not os.fspath(value):

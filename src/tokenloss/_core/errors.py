@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 T = TypeVar("T")
 
-# Every message to people: the argument, what came, what fits.
+# by name of the error: its type, and its message, which names the argument, what came and what fits
 _ERRORS: dict[str, tuple[type[Exception], str]] = {
     "device": (TypeError, "{name} is on device {got}; move it to the CPU first"),
     "dlpack": (TypeError, "{name} cannot be read through DLPack: {got}"),
@@ -65,7 +65,7 @@ def raise_error(error: str, **words: object) -> NoReturn:
 
 
 def raise_bad_class(name: str, targets: np.ndarray[Any, Any], index: Sequence[int], classes: int) -> NoReturn:
-    """Raise that the target at this index is out of range."""
+    """Raise the IndexError of a class id that is out of range."""
     raise_error("class", name=name, position=list(index) or "", got=targets[tuple(index)], fits=f"[0, {classes})")
 
 
@@ -102,7 +102,7 @@ def contextmanager(function: Callable[P, Iterator[T]]) -> Callable[P, AbstractCo
 
 @contextmanager
 def with_file_names(*files: str | None) -> Iterator[None]:
-    """Put the names of files before errors about their arrays."""
+    """Put the names of files in front of errors about their arrays."""
     try:
         yield
     except (IndexError, TypeError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""Exact count, sum, mean and standard error of any numbers."""
+"""Exact counts, sums and means of any numbers."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class ExactMoments:
 
     @classmethod
     def of(cls, values: ArrayLike, where: ArrayLike | None = None, *, are_losses: bool = False) -> ExactMoments:
-        """Moments of an array, or of the elements that `where` keeps; losses of a user, called nll, are checked."""
+        """Moments of an array, or of the elements that the mask `where` selects; losses from a user are checked."""
         count = finite = squares = 0
         special = 0.0
         for part in iter_float64("nll" if are_losses else "values", values, where, are_losses):
@@ -55,14 +55,14 @@ class ExactMoments:
         )
 
     def __eq__(self, other: object) -> bool:
-        """True if all sums are equal; nan equals nan."""
+        """Whether all sums are equal; nan equals nan."""
         return self._key() == other._key() if isinstance(other, ExactMoments) else NotImplemented
 
     def _key(self) -> tuple[object, ...]:
         return self.count, self.finite, repr(self.special), self.squares
 
     def is_possible(self) -> bool:
-        """Whether there are numbers of these sums: a consistency check for sums that were read from a file."""
+        """Whether any numbers can have these sums: a check of sums that were read from a file."""
         variance_is_possible = self.count >= 0 and self.count * self.squares >= self.finite**2
         return variance_is_possible and not (self.special and math.isfinite(self.special))
 
@@ -78,11 +78,11 @@ class ExactMoments:
 
     @property
     def mean(self) -> float:
-        """The mean; nan without any number."""
+        """The mean; nan if there are no numbers."""
         return self.sum_over(self.count)
 
     def sum_over(self, number: float) -> float:
-        """The sum over some number, say of bytes; nan if that is 0."""
+        """The sum divided by a number, such as the bytes of a text; nan if that is 0."""
         if not number:
             return math.nan
         if self.special:  # nan, too

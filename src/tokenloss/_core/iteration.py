@@ -1,4 +1,4 @@
-"""Large arrays a part at a time, so that nothing of their size is allocated."""
+"""Iterate over large arrays part by part, without an allocation of their size."""
 
 from __future__ import annotations
 
@@ -23,26 +23,26 @@ _CHUNK = 1 << 16
 
 
 def iter_float64(name: str, value: Any, where: Any = None, are_losses: bool = False) -> Iterator[Float64Array]:
-    """Numbers of any shape, those that `where` keeps, as contiguous float64: nothing of their size is allocated."""
+    """Yield the numbers of an array, or those that the mask `where` selects, as contiguous float64."""
     array, code = as_array(name, value)
     if code is None or (are_losses and array.dtype == np.bool_):
         raise_error("dtype", name=name, got=array.dtype, fits=FLOATS)
-    kept = None if where is None else check_mask(where, array.shape)
+    mask = None if where is None else check_mask(where, array.shape)
 
     def parts() -> Iterator[Float64Array]:
-        operands = [array] if kept is None else [array, kept]
+        operands = [array] if mask is None else [array, mask]
         flags: Any = ["external_loop", "buffered", "zerosize_ok"]
         part: Any
         for part in np.nditer(operands, flags, [["readonly", "aligned"]] * len(operands), buffersize=_CHUNK):
-            numbers = part if kept is None else part[0][part[1]]
+            numbers = part if mask is None else part[0][part[1]]
             if code == _core.DTYPES["bfloat16"]:
                 numbers = bfloat16_to_float32(numbers)
-            with np.errstate(invalid="ignore"):  # a nan that signals is a nan
+            with np.errstate(invalid="ignore"):  # a signalling nan becomes a quiet one
                 numbers = np.ascontiguousarray(numbers, np.float64)
             yield numbers
 
     is_plain = array.dtype == np.float64 and array.flags.aligned
-    if kept is None and array.size <= _CHUNK and is_plain:  # nearly always, and faster
+    if mask is None and array.size <= _CHUNK and is_plain:  # the common case, for which nditer is slow
         return iter([np.ascontiguousarray(array, np.float64).reshape(-1)])
     return parts()
 
@@ -50,7 +50,10 @@ def iter_float64(name: str, value: Any, where: Any = None, are_losses: bool = Fa
 def iter_row_blocks(
     batch: Sequence[int], most: int, chunks: Sequence[int] = ()
 ) -> Iterator[tuple[int | slice | EllipsisType, ...]]:
-    """Indices of a batch's rows in order, at most so many at a time, and no chunk twice where that is enough."""
+    """Yield indices that cover the rows of a batch in order, at most `most` rows each.
+
+    Where `most` rows hold a whole chunk of the file, blocks end at the ends of chunks, so that none is read twice.
+    """
     if not batch:
         yield (...,)
         return

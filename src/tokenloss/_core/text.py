@@ -1,4 +1,4 @@
-"""The plain text of tokens, whose vocabularies write bytes and spaces as other characters."""
+"""Text: of tokens, whose vocabularies write bytes and spaces as other characters; of figures and files, for people."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import re
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+
 
 # Byte-level BPE writes each byte as a printable character: itself, or one from U+0100 on.
 _PRINTABLE_BYTES = [*range(33, 127), *range(161, 173), *range(174, 256)]
@@ -17,9 +18,9 @@ _BYTES |= {chr(256 + n): byte for n, byte in enumerate(sorted({*range(256)} - {*
 
 
 def byte_encoder(text: Iterable[str | None]) -> Callable[[str], bytes]:
-    """The function that turns the tokens of a text into bytes."""
+    """Choose the function that turns a token into its bytes, by the way in which this vocabulary writes spaces."""
     tokens = {token for token in text if token}
-    # Maltese has these letters, too, but spaces beside them
+    # Maltese has these letters, too, but its tokens then hold more plain spaces
     if sum("Ġ" in token or "Ċ" in token for token in tokens) > sum(" " in token for token in tokens):
         return _from_byte_level
     if any("▁" in token for token in tokens):
@@ -28,40 +29,40 @@ def byte_encoder(text: Iterable[str | None]) -> Callable[[str], bytes]:
 
 
 def _utf8(token: str) -> bytes:
-    """Bytes of text; a surrogate, which has none, becomes a question mark."""
+    """Encode a token as it stands; a surrogate, which UTF-8 cannot hold, becomes a question mark."""
     return token.encode("utf-8", "replace")
 
 
 def _from_byte_level(token: str) -> bytes:
-    """Bytes of a token of byte-level BPE; those that were added to its vocabulary are plain text."""
+    """Bytes of a token of byte-level BPE; tokens that were added to the vocabulary later are plain text."""
     return bytes(_BYTES[c] for c in token) if _BYTES.keys() >= {*token} else _utf8(token)
 
 
 def _from_sentencepiece(token: str) -> bytes:
-    """Bytes of a token of SentencePiece, which has pieces for single bytes."""
+    """Bytes of a token of SentencePiece, which writes a single byte as <0x0A>."""
     byte = re.fullmatch("<0x([0-9A-F]{2})>", token)
     return bytes.fromhex(byte[1]) if byte else _utf8(token.replace("▁", " "))
 
 
 def decoded(text: Iterable[str | None], encode: Callable[[str], bytes]) -> Iterator[str | None]:
-    """Plain text of tokens; a character that is spread over several comes with the last of them."""
+    """Decode tokens one by one; a character that is spread over several tokens comes with the last of them."""
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     for token in text:
         yield None if token is None else decoder.decode(encode(token))
 
 
 def printable(text: str) -> str:
-    """Text with control characters escaped, so that it stays on its line and cannot control a terminal."""
+    """Escape control characters, so that text stays on its line and cannot control a terminal."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def count_of(number: int, noun: str) -> str:
-    """A number of things, in words."""
+    """Say how many there are: '1 token', '12,000 tokens'."""
     return f"{number:,} {noun}" + "s" * (number != 1)
 
 
 def as_strict_json(value: Any) -> Any:
-    """Value with None for each float that JSON cannot hold, and U+FFFD for each surrogate that is not in a pair."""
+    """Replace what JSON cannot hold: nan and infinities by None, unpaired surrogates by U+FFFD."""
     if isinstance(value, dict):
         return {name: as_strict_json(item) for name, item in value.items()}
     if isinstance(value, list | tuple):
@@ -69,3 +70,8 @@ def as_strict_json(value: Any) -> Any:
     if isinstance(value, str):
         return value.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def title(files: Sequence[str]) -> str:
+    """Name up to three files; of more, the first and how many there are besides."""
+    return ", ".join(files) if len(files) < 4 else f"{files[0]} and {len(files) - 1} files more"

@@ -7,11 +7,17 @@ import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from tokenloss._core._core import KINDS
 from tokenloss._core.arguments import as_path, as_paths, check_choice, check_shift, refuse_given
 from tokenloss._core.errors import raise_error
+from tokenloss._core.files import check_outputs, files_of, identity
+from tokenloss._core.text import title
 from tokenloss._core.threads import check_workers
 from tokenloss._core.validation import check_integer, head_transform
+from tokenloss._evaluation.compare import Given, compare_sides
 from tokenloss._evaluation.evaluate import advice, not_finite_notes
+from tokenloss._evaluation.files import Inputs, Settings, check_needs, named_paths, resolved
+from tokenloss._evaluation.plan import Options
 from tokenloss._evaluation.sink import checked_sinks
 
 if TYPE_CHECKING:
@@ -152,13 +158,6 @@ def compare_files(
     >>> {name: round(comparison.mean_kl, 6) for name, comparison in found.items()}
     {'Q8': 0.005476, 'Q4': 0.178325}
     """
-    from tokenloss._core._core import KINDS
-    from tokenloss._core.files import check_outputs, files_of, identity
-    from tokenloss._evaluation.compare import Given, compare_sides
-    from tokenloss._evaluation.files import Inputs, Settings, check_needs, named_paths, resolved
-    from tokenloss._evaluation.plan import Options
-    from tokenloss._output.base import title
-
     check_choice("base_kind", base_kind, KINDS)
     check_choice("kind", kind, KINDS)
     check_choice("definitions", str(definitions), ("exact", "llama.cpp"))  # which cannot be None
@@ -256,8 +255,6 @@ def _sizes(sizes: Mapping[str, Any], names: Sequence[str]) -> dict[str, int]:
 def _size(name: str, value: Any) -> int:
     """A number of bytes, that of a file or of all files in a directory, or a number with a unit."""
     import re
-
-    from tokenloss._core.files import files_of
 
     word = f"sizes[{name!r}]"
     if hasattr(value, "__index__"):

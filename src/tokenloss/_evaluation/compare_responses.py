@@ -5,9 +5,14 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
+from tokenloss._comparison.response_pairs import PairedFiles, compare_pairs
 from tokenloss._comparison.responses import ResponseComparison, response_comparison_of
 from tokenloss._core import threads
 from tokenloss._core.errors import raise_error
+from tokenloss._evaluation.plan import Options
+from tokenloss._evaluation.response_scores import ScoredResponses
+from tokenloss._statistics.rounding import Rounding
+from tokenloss.formats.responses import is_responses, open_responses
 
 if TYPE_CHECKING:
     from typing import Literal
@@ -107,13 +112,6 @@ def compare_responses(
     >>> comparison.nll, comparison.kl_bound.round(4), comparison.base_mass.round(4), comparison.same_top
     (array([0.5]), array([0.0624]), array([0.9526]), 1.0)
     """
-    # imported only here, to keep `import tokenloss` fast
-    from tokenloss._comparison.response_pairs import PairedFiles, compare_pairs
-    from tokenloss._evaluation.plan import Options
-    from tokenloss._evaluation.response_scores import ScoredResponses
-    from tokenloss._statistics.rounding import Rounding
-    from tokenloss.formats.responses import is_responses, open_responses
-
     paths = os.fspath(base), os.fspath(other)
     options = Options(array, kind, ignore_index, shift)
     files = _path(targets), _path(segment_ids)

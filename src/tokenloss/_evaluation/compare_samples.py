@@ -6,8 +6,10 @@ import numbers
 import os
 from typing import TYPE_CHECKING
 
+from tokenloss._comparison.sample_metrics import metrics_of, paired
 from tokenloss._comparison.samples import SampleComparison, SampleMetric
 from tokenloss._core.errors import raise_error
+from tokenloss.formats.samples import read_samples
 
 if TYPE_CHECKING:
     pass
@@ -80,8 +82,6 @@ def compare_samples(
         raise_error("option", name="margin", got=margin, fits="a number between 0 and 1")
     if not isinstance(cluster, str | None):
         raise_error("type", name="cluster", got=cluster, fits="a string")
-    from tokenloss._comparison.sample_metrics import metrics_of, paired
-    from tokenloss.formats.samples import read_samples
 
     paths = os.fspath(base), os.fspath(other)
     samples = list(read_samples(paths[0], cluster)), list(read_samples(paths[1]))

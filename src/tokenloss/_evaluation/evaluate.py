@@ -7,14 +7,20 @@ import os
 import warnings
 from typing import TYPE_CHECKING, Any
 
+from tokenloss._core._core import KINDS
 from tokenloss._core.arguments import as_path, as_paths, check_choice, check_shift, refuse_given
 from tokenloss._core.errors import raise_error
 from tokenloss._core.text import count_of
 from tokenloss._core.threads import check_workers
 from tokenloss._core.validation import check_integer, head_transform
+from tokenloss._evaluation.blocks import evaluate_blocks
+from tokenloss._evaluation.files import Inputs, Settings, check_needs, evaluate_files, resolved
+from tokenloss._evaluation.plan import Options
 from tokenloss._evaluation.results import Evaluation, NormWarning, ShiftWarning
 from tokenloss._evaluation.sink import checked_sinks
+from tokenloss._evaluation.summary import WORDS
 from tokenloss._statistics.sequences import check_lengths
+from tokenloss.formats.responses import PARTS_OF_RESPONSE, is_responses
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -166,13 +172,6 @@ def evaluate(
     >>> evaluate(engine(), shift=True)
     Evaluation(tokens=56, sequences=8, loss=4.3598, stderr=0.147, perplexity=78.2418, accuracy=0.0179)
     """
-    from tokenloss._core._core import KINDS
-    from tokenloss._evaluation.blocks import evaluate_blocks
-    from tokenloss._evaluation.files import Inputs, Settings, check_needs, evaluate_files, resolved
-    from tokenloss._evaluation.plan import Options
-    from tokenloss._evaluation.summary import WORDS
-    from tokenloss.formats.responses import PARTS_OF_RESPONSE, is_responses
-
     fits = "an integer of at least 0"
     top = check_integer("top", top, fits, least=0)
     of_bytes, of_words = (_length(name, value) for name, value in (("n_bytes", n_bytes), ("n_words", n_words)))

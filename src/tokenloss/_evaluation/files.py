@@ -15,6 +15,7 @@ from tokenloss._core.errors import raise_error
 from tokenloss._core.files import check_outputs, identity, links_in
 from tokenloss._evaluation import run
 from tokenloss._evaluation.checkpoint import Checkpoint
+from tokenloss._evaluation.cluster import map_shards
 from tokenloss._evaluation.plan import by_number, check_different, plan
 from tokenloss._evaluation.progress import Progress
 from tokenloss._evaluation.responses import (
@@ -222,8 +223,6 @@ def _score_on_cluster(
     score: Callable[..., Result], shards: list[Shard], options: Options, settings: Settings, scheduler: str
 ) -> Iterator[tuple[int, Result]]:
     """Score shards on a cluster."""
-    from tokenloss._evaluation.cluster import map_shards
-
     function = functools.partial(score, options=options.with_absolute_paths(), workers=settings.workers or 1)
     try:
         yield from map_shards(function, [shard.with_absolute_paths() for shard in shards], scheduler)

@@ -171,6 +171,8 @@ class NormWarning(UserWarning):
     >>> warnings.simplefilter("error", NormWarning)
     """
 
+    __module__ = "tokenloss"
+
 
 class ShiftWarning(UserWarning):
     """Warns that targets seem to be a causal model's own input, which should have been shifted.
@@ -181,6 +183,8 @@ class ShiftWarning(UserWarning):
     >>> from tokenloss import ShiftWarning
     >>> warnings.simplefilter("error", ShiftWarning)  # rather an error than a wrong perplexity
     """
+
+    __module__ = "tokenloss"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -210,6 +214,8 @@ class Evaluation:
     >>> evaluation.sequences["tokens"]
     array([3, 3])
     """
+
+    __module__ = "tokenloss"
 
     meter: LossMeter
     sequences: dict[str, Array]

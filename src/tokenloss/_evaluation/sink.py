@@ -63,6 +63,9 @@ class TokenBlock(NamedTuple):
     top_tokens: Array | None = None
 
 
+TokenBlock.__module__ = "tokenloss.sinks"
+
+
 class ComparedBlock(NamedTuple):
     """The next tokens of a candidate, in the order of the text, as `Sink.add` gets them from a comparison.
 
@@ -106,6 +109,9 @@ class ComparedBlock(NamedTuple):
     scores: TokenScores | None
 
 
+ComparedBlock.__module__ = "tokenloss.sinks"
+
+
 class Candidate(NamedTuple):
     """A candidate of a comparison, of which `Sink.finish` gets a list.
 
@@ -132,6 +138,9 @@ class Candidate(NamedTuple):
     size: int | None
     comparison: Comparison
     figures: dict[str, Any]
+
+
+Candidate.__module__ = "tokenloss.sinks"
 
 
 class Sink:
@@ -174,6 +183,8 @@ class Sink:
     >>> surprises.positions
     [1]
     """
+
+    __module__ = "tokenloss.sinks"
 
     option: str = ""  # of the command line; without one, the output is made if no other prints
     help: ClassVar[str] = ""
@@ -233,8 +244,6 @@ class Sink:
 
 def checked_sinks(value: Any) -> list[Sink]:
     """Sinks, as a list."""
-    from tokenloss._evaluation.sink import Sink
-
     sinks = list(value) if hasattr(value, "__iter__") else [value]
     for sink in sinks:
         if not isinstance(sink, Sink) or value is sink:

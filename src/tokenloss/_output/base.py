@@ -56,11 +56,6 @@ class TokenSink(Sink):
         return {name: np.concatenate([part[name] for part in self._parts]) for name in self._parts[0]}
 
 
-def title(files: Sequence[str]) -> str:
-    """Title of an output about some files."""
-    return ", ".join(files) if len(files) < 4 else f"{files[0]} and {len(files) - 1} files more"
-
-
 def compared_title(summary: dict[str, Any], result: Sequence[Candidate]) -> str:
     """Title of an output about a comparison."""
     return f"{result[0].name if len(result) == 1 else f'{len(result)} models'} vs {summary['base']}"

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from tokenloss._core.text import title
 from tokenloss._evaluation.sink import Sink
 from tokenloss._output import page
-from tokenloss._output.base import TokenSink, compared_title, title
+from tokenloss._output.base import TokenSink, compared_title
 from tokenloss._scores.token_scores import COLUMNS, TokenScores
 
 if TYPE_CHECKING:
@@ -44,6 +45,8 @@ class HtmlPage(TokenSink):
     ...     path.read_text(encoding="utf-8")[:15]
     '<!doctype html>'
     """
+
+    __module__ = "tokenloss.sinks"
 
     option = "--html"
     help = "write a page that shows the text, each token shaded by its loss"
@@ -97,6 +100,8 @@ class DivergencePage(Sink):
     ...     path.read_text(encoding="utf-8")[:15]
     '<!doctype html>'
     """
+
+    __module__ = "tokenloss.sinks"
 
     option = "--html"
     help = "write a page that shows the text, each token shaded by its divergence"

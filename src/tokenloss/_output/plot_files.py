@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from tokenloss._core.text import title
 from tokenloss._evaluation.sink import Sink
 from tokenloss._output import plots
-from tokenloss._output.base import TokenSink, compared_title, title
+from tokenloss._output.base import TokenSink, compared_title
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -48,6 +49,8 @@ class LossPlot(TokenSink):
     ...     path.read_bytes()[1:4]
     b'PNG'
     """
+
+    __module__ = "tokenloss.sinks"
 
     option = "--plot"
     help = "draw the losses: a .png, .svg or .pdf file"
@@ -109,6 +112,8 @@ class DivergencePlot(Sink):
     ...     path.read_bytes()[1:4]
     b'PNG'
     """
+
+    __module__ = "tokenloss.sinks"
 
     option = "--plot"
     help = "draw the KL divergences: a .png, .svg or .pdf file"

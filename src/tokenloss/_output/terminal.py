@@ -6,9 +6,9 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from tokenloss._comparison.paired import nan_last
-from tokenloss._core.text import count_of, printable
+from tokenloss._core.text import count_of, printable, title
 from tokenloss._evaluation.sink import Sink
-from tokenloss._output.base import compared_title, title
+from tokenloss._output.base import compared_title
 from tokenloss._output.tables import Table, known_error, show_tables
 from tokenloss._statistics.ratio import interval_note
 

@@ -109,6 +109,8 @@ class TokenTable(_TableFile):
     array([0, 0, 0, 1, 1, 1])
     """
 
+    __module__ = "tokenloss.sinks"
+
     option = "--per-token"
     help = "write a row for each token: a .npy, .csv or .parquet file"
     needs_tokens = True
@@ -169,6 +171,8 @@ class ComparedTokenTable(_TableFile):
     array([0.1831, 0.1831, 0.1831, 0.1831])
     """
 
+    __module__ = "tokenloss.sinks"
+
     option = "--per-token"
     help = "write a row for each candidate and token: a .npy, .csv or .parquet file"
     needs_tokens = True
@@ -221,6 +225,8 @@ class SequenceTable(_TableFile):
     ...     print(path.read_text().splitlines()[1])
     0,0,1,0.6931471805599453,0.6931471805599453,2.0,True
     """
+
+    __module__ = "tokenloss.sinks"
 
     option = "--per-sequence"
     help = "write a row for each sequence: a .npy, .csv or .parquet file"

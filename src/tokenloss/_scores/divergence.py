@@ -151,6 +151,9 @@ class TopkDivergence(NamedTuple):
     n_common: Any
 
 
+TopkDivergence.__module__ = "tokenloss"
+
+
 def topk_divergence_bound(
     base_top_ids: ArrayLike,
     base_top_logprobs: ArrayLike,

@@ -72,6 +72,8 @@ class TokenScores:
     TokenScores(count=2, loss=0.251264, perplexity=1.28565, accuracy=1.0000)
     """
 
+    __module__ = "tokenloss"
+
     nll: Float64Array
     logsumexp: Float64Array
     entropy: Float64Array

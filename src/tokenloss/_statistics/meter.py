@@ -67,6 +67,8 @@ class LossMeter:
     LossMeter(count=8, n_sequences=2, loss=2.05, stderr=1, perplexity=7.7679)
     """
 
+    __module__ = "tokenloss"
+
     __slots__ = (
         "_by_bytes", "_by_words", "_groups", "_sequences", "_tokens", "_with_bytes", "_with_words", "n_bytes",
         "n_words",
@@ -222,6 +224,8 @@ class LossMeter:
     @classmethod
     def _from_json(cls, state: dict[str, Any]) -> LossMeter:
         """Inverse of `_to_json`; ValueError for sums that no losses have."""
+        if state.keys() != set(cls.__slots__):
+            raise ValueError("the stored LossMeter is of another version of tokenloss")
         meter = cls()
         for name in cls.__slots__:
             empty = getattr(meter, name)
@@ -351,12 +355,9 @@ class LossMeter:
         """True if all tokens are in sequences, the length of whose texts is known."""
         return self.is_clustered and by_text.count == self._groups.count and by_text.denominators.sum == number
 
-    def __setstate__(self, state: tuple[None, dict[str, Any]]) -> None:
-        """Restore a pickled meter."""
-        if state[1].keys() != set(self.__slots__):
-            raise ValueError("the pickled LossMeter is of another version of tokenloss")
-        for name, value in state[1].items():
-            setattr(self, name, value)
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle the exact sums alone: a pickle outlives the modules of this version."""
+        return LossMeter._from_json, (self._to_json(),)
 
     def __repr__(self) -> str:
         """Show the main figures."""

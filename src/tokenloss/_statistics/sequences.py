@@ -49,6 +49,8 @@ class SequenceLosses:
     SequenceLosses(sequences=2, tokens=4)
     """
 
+    __module__ = "tokenloss"
+
     ids: IntArray
     count: IntArray
     nll: Float64Array

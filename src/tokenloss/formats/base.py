@@ -84,6 +84,8 @@ class ScoresFile:
     (6, 32)
     """
 
+    __module__ = "tokenloss.formats"
+
     path: str
     kind: str
     shape: tuple[int, ...]

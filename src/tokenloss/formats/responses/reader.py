@@ -87,6 +87,8 @@ class Response:
     (array([1, 2]), array([False,  True]), array([' b', ' c'], dtype=object))
     """
 
+    __module__ = "tokenloss.formats"
+
     line: int
     choice: int
     custom_id: str | None
@@ -152,6 +154,8 @@ class ResponsesFile:
     ...     print([response.custom_id for response in responses], responses.failed)
     ['first'] [Failed(line=2, custom_id='second', reason='too long')]
     """
+
+    __module__ = "tokenloss.formats"
 
     path: str
     part: Literal["prompt", "generated", "all"]

@@ -1,0 +1,152 @@
+"""What the command prints for people: tables, with rich and without, progress, info and help."""
+
+import io
+import json
+import re
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from commands import LOGITS, TARGETS, process
+from places import SAMPLE
+
+import tokenloss
+from tokenloss._command import cli
+from tokenloss._evaluation import files, plan
+from tokenloss._output import tables
+
+pytestmark = pytest.mark.thread_unsafe(reason="a command prints to the stdout of its process")
+
+
+SUMMARY = """\
+FILE  logits, 4 × 3, float32; class ids
+
+  tokens           4
+  loss             2.65035  ± 2.13 nats (4 tokens, taken as independent)
+  perplexity       14.159   95 % interval 0.016266 to 12325
+  bits per token   3.82364
+  greedy accuracy  50.00 %
+
+  highest-loss tokens
+  position  target    loss  probability  text
+         3       0  9.0002     0.000123  [bold]d
+         2       2  1.0986        0.333  \\x1b[31mĠc
+         0       0  0.4076        0.665  a\\nb
+         1       1  0.0949        0.909  ,
+"""  # noqa: RUF001 -- the command prints the multiplication sign
+
+
+@pytest.mark.parametrize("rich", [True, False])
+def test_score_prints_a_summary(rich, command, npz, monkeypatch):
+    if not rich:
+        monkeypatch.setitem(sys.modules, "rich", None)
+    monkeypatch.setattr(files, "time", SimpleNamespace(perf_counter=iter([1.0, 1.5]).__next__))
+    path = npz(logits=LOGITS, targets=TARGETS, tokens=np.array(["a\nb", ",", "\x1b[31mĠc", "[bold]d"]))
+    status, out, err = command("score", path)
+    assert (status, err) == (0, "")
+    assert re.sub(" +\n", "\n", out).replace(str(path), "FILE") == SUMMARY
+
+
+def test_score_prints_no_column_of_text_without_tokens(command, npz):
+    _, out, _ = command("score", npz(logits=LOGITS, targets=TARGETS), "--top", 1)
+    assert out.rstrip().endswith("9.0002     0.000123")
+    assert "probability  text" not in out
+
+
+def on_terminal(command, monkeypatch, columns, *argv):
+    """The output on a terminal of this width, without colors."""
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", str(columns))
+    status, out, err = command(*argv)
+    assert (status, err) == (0, "")
+    return re.sub(r"\x1b\[[\d;]*m", "", out)
+
+
+def test_tokens_with_long_text_are_wrapped(command, npz, monkeypatch):
+    text = "".join(map(str, range(100)))
+    path = npz(logits=LOGITS[:1], targets=TARGETS[:1], tokens=np.array([text]))
+    out = on_terminal(command, monkeypatch, 80, "score", path)
+    assert max(map(len, out.splitlines()[1:])) <= 80
+    assert text in "".join(out.split())
+
+
+@pytest.mark.parametrize("columns", [1, 12, 29])
+def test_numbers_are_not_cut_on_a_narrow_terminal(columns, command, npz, monkeypatch):
+    path = npz(logits=LOGITS, targets=TARGETS, tokens=np.array(["abcdefghij" * 5] * 4))
+    lines = on_terminal(command, monkeypatch, columns, "score", path).splitlines()
+    assert any(re.match("  perplexity +14.159 +95 % interval", line) for line in lines)
+    assert any(re.match("         3       0  9.0002     0.000123  abcdefghij", line) for line in lines)
+
+
+@pytest.mark.parametrize("rich", [True, False])
+def test_no_printed_line_ends_in_blanks(rich, command, models, monkeypatch):
+    if not rich:
+        monkeypatch.setitem(sys.modules, "rich", None)
+    for argv in ("score", SAMPLE), ("info",), ("compare", models.path / "base.npz", models.path / "other.npy"):
+        out = command(*argv)[1]
+        assert len(out.splitlines()) > 3
+        assert [line for line in out.splitlines() if line != line.rstrip()] == []
+
+
+def test_tokens_beyond_the_encoding_of_stdout_are_escaped():
+    done = process("score", SAMPLE, PYTHONIOENCODING="ascii", PYTHONUTF8="0")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert r"\u0120heaven" in done.stdout
+
+
+def test_score_prints_the_same_without_rich(command):
+    program = "import sys; sys.modules['rich'] = None; from tokenloss._command.cli import main; sys.exit(main())"
+    done = process("score", SAMPLE, program=("-c", program))
+    assert (done.returncode, done.stderr) == (0, "")
+    status, out, err = command("score", SAMPLE)
+    assert (status, err) == (0, "")
+    plain, rich = ([line.split() for line in text.splitlines() if "time" not in line] for text in (done.stdout, out))
+    assert plain == rich
+
+
+class Terminal(io.StringIO):
+    """A stream that claims to be a terminal."""
+
+    def isatty(self):
+        return True
+
+
+def test_progress_with_rich(command, monkeypatch):
+    monkeypatch.setattr(tables, "_PROGRESS_SECONDS", 0)
+    monkeypatch.setattr(sys, "stderr", terminal := Terminal())
+    monkeypatch.setenv("TERM", "xterm")
+    assert command("score", SAMPLE)[0] == 0
+    assert "100% 1.6/1.6 MB" in re.sub(r"\x1b\[[\d;]*m", "", terminal.getvalue())
+
+
+def test_progress_without_rich(command, monkeypatch):
+    monkeypatch.setitem(sys.modules, "rich", None)
+    monkeypatch.setattr(tables, "_PROGRESS_SECONDS", 0)
+    monkeypatch.setattr(plan, "_BLOCK_ROWS", 10)
+    monkeypatch.setattr(sys, "stderr", terminal := Terminal())
+    assert command("score", SAMPLE)[0] == 0
+    lines = ["", " 67% of 0.00156 GB", "100% of 0.00156 GB", " " * 18, ""]
+    assert terminal.getvalue() == "\r".join(lines)
+
+
+def test_progress_is_shown_on_a_terminal_alone(command, monkeypatch):
+    monkeypatch.setattr(tables, "_PROGRESS_SECONDS", 0)
+    assert command("score", SAMPLE)[2] == ""
+
+
+def test_info(command):
+    config = tokenloss.show_config(mode="dicts")
+    status, out, err = command("info")
+    assert (status, err) == (0, "")
+    for word in (config["version"], config["instruction_set"], *config["available"], str(config["workers"])):
+        assert word in out
+    assert json.loads(command("info", "--json")[1]) == config
+
+
+def test_version_and_help(capsys):
+    for argv, word in (["--version"], f"tokenloss {tokenloss.__version__}\n"), (["--help"], "tokenloss[cli]"):
+        with pytest.raises(SystemExit) as ended:
+            cli.main(argv)
+        assert ended.value.code == 0
+        assert word in capsys.readouterr().out

@@ -1,0 +1,326 @@
+"""One line and exit status 2 for bad arguments and files; signals, closed pipes and full disks."""
+
+import gc
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from commands import LOGITS, TARGETS, assert_refused, process, raising, read_state
+from places import SAMPLE
+
+from tokenloss._command import cli, commands
+from tokenloss._evaluation import plan
+from tokenloss._evaluation import run as shard_run
+from tokenloss.formats import npz as npz_format
+
+pytestmark = pytest.mark.thread_unsafe(reason="a command prints to the stdout of its process")
+NO_FILE = "is no file" if Path("/dev/zero").exists() else "cannot be written"  # on Windows
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        ([], ["COMMAND"]),
+        (["sing"], ["'sing'"]),
+        (["score"], ["FILE"]),
+        (["score", SAMPLE, "--tune"], ["--tune"]),
+        (["score", SAMPLE, "--top", "-1"], ["--top", "'-1'", "at least 0"]),
+        (["score", SAMPLE, "--top", "x"], ["--top", "'x'"]),
+        (["score", SAMPLE, "--workers", "0"], ["--workers", "'0'", "at least 1"]),
+        (["score", SAMPLE, "--workers", "1.5"], ["--workers", "'1.5'"]),
+        (["score", SAMPLE, "--ignore-index", "none"], ["--ignore-index", "'none'"]),
+        (["score", SAMPLE, "--kind", "odds"], ["--kind", "'odds'", "log_probs"]),
+        (["score", SAMPLE, "--kind", "probs"], [f"{SAMPLE}: holds logits, targets, tokens; it must hold probs"]),
+        (["score", SAMPLE, "--array", "other"], [f"{SAMPLE}: holds logits, targets, tokens; it must hold other"]),
+        (["score", SAMPLE, "targets.npy"], ["targets.npy: cannot be read: No such file"]),
+        (["score", SAMPLE, "--targets", "none.npy"], ["none.npy: cannot be read: No such file"]),
+        (["score", SAMPLE, SAMPLE], [f"{SAMPLE}: is given twice"]),
+        (["score", SAMPLE, "--text", SAMPLE], [f"{SAMPLE}: is given twice"]),
+        (["score", "none*.npz"], ["none*.npz: matches no file"]),
+        (["score", SAMPLE, "--bytes", "0"], ["--bytes", "'0'", "at least 1"]),
+        (["score", SAMPLE, "--bytes", 2**63], ["--bytes", "'9223372036854775808'", "at most 9223372036854775807"]),
+        (["score", SAMPLE, "--bytes", "1" + "0" * 400], ["--bytes", "at most 9223372036854775807"]),
+        (["score", SAMPLE, "--bytes", "9" * 5000], ["--bytes", "at most 9223372036854775807"]),
+        (["score", SAMPLE, "--ignore-index", "9" * 5000], ["--ignore-index", "at most 18446744073709551615"]),
+        (["score", SAMPLE, "--workers", "-2"], ["--workers", "'-2'", "or -1"]),
+        (["score", SAMPLE, "--bytes", "9", "--text", "x"], ["--text", "--bytes"]),
+        (["score", SAMPLE, "--text", "none.txt"], ["none.txt: cannot be read: No such file"]),
+        (["score", SAMPLE, "--per-token", "x.txt"], ["--per-token: ", "'x.txt'", ".npy, .csv, .parquet"]),
+        (["score", SAMPLE, "--plot", "x.txt"], ["--plot: ", "'x.txt'", ".png"]),
+        (["compare", SAMPLE, SAMPLE, "--plot", "x.txt"], ["--plot: ", "'x.txt'", ".png"]),
+        (["score", SAMPLE, "--state", "/dev/zero"], [f"/dev/zero: {NO_FILE}"]),
+        (["score", SAMPLE, "--state", "x", "--html", "y"], ["--state", "--html"]),
+        (["score", SAMPLE, "--scheduler", "tcp://x:1", "--per-token", "y.npy"], ["--scheduler", "--per-token"]),
+        (["compare", SAMPLE], ["OTHER"]),
+        (["compare", SAMPLE, SAMPLE, "--definitions", "mine"], ["--definitions", "'mine'"]),
+        (["compare", "none.kld", SAMPLE], ["none.kld: cannot be read: No such file"]),
+        (["score", "none.npz"], ["none.npz: cannot be read: No such file"]),
+        (["score", "two\nlines.npz"], [r"two\nlines.npz: cannot be read: "]),
+        (["score", SAMPLE.parent.parent], [f"{SAMPLE.parent.parent}: is a directory without files of scores"]),
+        (["score", __file__], [f"{__file__}: is no file of scores; it must be a .npy, .npz or"]),
+        (["info", "--top", "1"], ["--top"]),
+    ],
+)
+def test_arguments_that_are_wrong(argv, words, command):
+    assert_refused(command(*argv), *words)
+
+
+def test_scheduler_that_is_no_address(command):
+    pytest.importorskip("distributed", reason="distributed is optional")
+    assert_refused(command("score", SAMPLE, "--scheduler", "nowhere"), "nowhere")
+
+
+OPTIONS = ["--targets", "--text", "--per-token", "--plot", "--html", "--state", "--scheduler", "--array"]
+
+
+@pytest.mark.parametrize(
+    ("argv", "name"),
+    [(["score", ""], "FILE")]
+    + [(["score", SAMPLE, option, ""], option) for option in OPTIONS]
+    + [(["compare", "", SAMPLE], "BASE"), (["compare", SAMPLE, ""], "OTHER")]
+    + [(["compare", SAMPLE, SAMPLE, option, ""], option) for option in ("--targets", "--plot", "--base-array")],
+)
+def test_arguments_that_are_empty(argv, name, command):
+    assert_refused(command(*argv), f"argument {name}: is empty; it must be a name")
+
+
+def test_workers_minus_one():
+    parser = cli._parser()
+    assert parser.parse_args(["score", "x", "--workers", "-1"]).workers == -1
+    assert parser.parse_args(["compare", "x", "y", "--workers=-1"]).workers == -1
+
+
+@pytest.mark.parametrize(
+    ("arrays", "words"),
+    [
+        ({}, ["holds nothing", "exactly one of logits, log_probs, probs"]),
+        ({"logits": LOGITS}, ["holds no targets; it must hold them, or come with --targets"]),
+        ({"targets": TARGETS, "scores": LOGITS}, ["holds targets, scores;"]),
+        ({"targets": TARGETS, "logits": LOGITS, "probs": LOGITS}, ["exactly one"]),
+        ({"targets": TARGETS[:3], "logits": LOGITS}, ["targets has shape (3,)", "(4,)", "fit logits"]),
+        ({"targets": TARGETS + 0.0, "probs": LOGITS}, ["targets has dtype float64", "integer"]),
+        ({"targets": TARGETS, "log_probs": TARGETS}, ["log_probs has dtype int64", "float16"]),
+        ({"targets": TARGETS, "logits": np.float32(1)}, ["logits is a scalar"]),
+        ({"targets": np.array([0, 1, 3, 7]), "probs": LOGITS}, ["targets[2] = 3", "[0, 3)"]),
+        ({"targets": np.array([[0, -100], [-1, 0]]), "logits": LOGITS.reshape(2, 2, 3)}, ["targets[1, 0] = -1"]),
+        ({"targets": TARGETS, "logits": LOGITS[:, :0]}, ["targets[0] = 0", "[0, 0)"]),
+        ({"targets": np.array([None] * 4), "logits": LOGITS}, ["targets: cannot be read", "allow_pickle"]),
+        ({"targets": TARGETS, "logits": LOGITS, "tokens": TARGETS}, ["tokens has dtype int64", "text"]),
+        ({"targets": TARGETS, "logits": LOGITS, "tokens": np.array(["a"])}, ["tokens has shape (1,)", "(4,)"]),
+    ],
+)
+def test_arrays_that_do_not_fit(arrays, words, command, npz):
+    path = npz(**arrays)
+    assert_refused(command("score", path), f"{path}: ", *words)
+
+
+def test_targets_out_of_range_far_into_a_file(command, npy, monkeypatch):
+    monkeypatch.setattr(plan, "_BLOCK_BYTES", 10)
+    targets = np.zeros(1000, np.int16)
+    targets[777] = 3
+    paths = npy(np.zeros((1000, 3), np.float32), targets)
+    assert_refused(command("score", *paths), ", ".join(map(str, paths)), "targets[777] = 3")
+
+
+def test_npy_files_that_do_not_fit(command, npy, npz):
+    scores, targets = npy(LOGITS, TARGETS)
+    archive = npz(logits=LOGITS, targets=TARGETS)
+    assert_refused(command("score", scores), f"{scores}: ", "targets")
+    assert_refused(command("score", scores, scores.parent / "none.npy"), "none.npy: cannot be read: No such file")
+    assert_refused(
+        command("score", scores, archive), f"{scores}: holds no targets; it must hold them, or come with --t"
+    )
+    refused = command("score", scores, "--targets", archive)
+    assert_refused(refused, f"{archive}: is no .npy file; it must be one")
+    assert_refused(command("score", targets, scores), "logits has dtype int64")
+    np.save(targets, np.array([None] * 4))
+    assert_refused(command("score", scores, targets), f"{targets}: cannot be read")
+
+
+@pytest.mark.parametrize("kept", [0, 3, 8, 60, 130])
+def test_npy_file_that_is_cut_short(kept, command, npy):
+    scores, targets = npy(LOGITS, TARGETS)
+    scores.write_bytes(scores.read_bytes()[:kept])
+    assert_refused(command("score", scores, targets), f"{scores}: ")
+
+
+@pytest.mark.parametrize("kept", [2, 100, 1000, 100_000, SAMPLE.stat().st_size - 1])
+def test_npz_file_that_is_cut_short(kept, command, tmp_path):
+    path = tmp_path / "sample.npz"
+    path.write_bytes(SAMPLE.read_bytes()[:kept])
+    assert_refused(command("score", path), f"{path}: cannot be read: ")
+
+
+def test_npz_file_that_is_damaged(command, tmp_path):
+    data = bytearray(SAMPLE.read_bytes())
+    data[5000] ^= 255
+    path = tmp_path / "sample.npz"
+    path.write_bytes(data)
+    assert_refused(command("score", path), f"{path}: logits: cannot be read: ")
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs Linux's list of memory maps, /proc/self/maps")
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["score", "bad.npz"],
+        ["score", "good.npz", "bad.npz"],
+        ["score", "good.npz", "--targets", "targets.npy"],
+        ["compare", "good.npz", "bad.npz"],
+    ],
+)
+def test_files_that_were_refused_are_not_mapped(argv, command, npz, tmp_path, monkeypatch):
+    npz("good.npz", logits=LOGITS, targets=TARGETS)
+    npz("bad.npz", logits=LOGITS, targets=TARGETS + 3)
+    np.save(tmp_path / "targets.npy", TARGETS + 3)
+    monkeypatch.chdir(tmp_path)
+    gc.collect()
+    gc.disable()  # nothing else frees cycles of references
+    try:
+        refused = command(*argv)
+        maps = Path("/proc/self/maps").read_text()
+    finally:
+        gc.enable()
+    assert_refused(refused, argv[-1])
+    assert str(tmp_path) not in maps
+
+
+@pytest.mark.parametrize("argv", [("score", SAMPLE), ("info",)])
+def test_num_workers_of_the_environment_that_is_no_number(argv, command, monkeypatch):
+    monkeypatch.setenv("TOKENLOSS_NUM_WORKERS", "many")
+    assert_refused(command(*argv), "TOKENLOSS_NUM_WORKERS", "'many'")
+
+
+def test_out_of_memory(command, monkeypatch):
+    monkeypatch.setattr(npz_format.np, "ndarray", raising(MemoryError()))
+    assert_refused(command("score", SAMPLE), f"out of memory: {SAMPLE} does not fit; what is not compressed need not")
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows ends a process at once instead of sending it a signal")
+def test_signals_remove_half_written_files(name, tmp_path):
+    number = getattr(signal, name)
+    program = (
+        "import sys, os, signal, time; from tokenloss._command import cli; from tokenloss._evaluation import run\n"
+        "block = run._score_block\n"
+        "def slow(*args, **options):\n"
+        "    print('begun', flush=True); time.sleep(60)\n"
+        "run._score_block = slow\n"
+        f"signal.signal(signal.{name}, signal.SIG_DFL)\n"  # which nohup, or a shell in the background, may ignore
+        "sys.exit(cli.main())"
+    )
+    argv = ["score", SAMPLE, "--per-token", tmp_path / "out.csv"]
+    with subprocess.Popen(
+        [sys.executable, "-W", "error", "-c", program, *map(str, argv)],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    ) as process:  # fmt: skip
+        assert process.stdout.readline() == "begun\n"
+        assert [path.suffix for path in tmp_path.iterdir()] == [".tmp"]
+        process.send_signal(number)
+        process.send_signal(number)
+        out, err = process.communicate(timeout=60)
+    assert (out, err) == ("", f"tokenloss: ended by {name}\n")
+    assert process.returncode in (128 + number, -number)  # the second one may come when all is done
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGKILL"])
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows ends a process at once instead of sending it a signal")
+def test_signals_leave_the_state_of_what_is_done(name, command, shards):
+    program = (
+        "import sys, time; from tokenloss._command import cli; from tokenloss._evaluation import run\n"
+        "score = run.score_shard\n"
+        "def slow(shard, *args):\n"
+        "    if 'part-c' in shard.path: print('begun', flush=True); time.sleep(60)\n"
+        "    return score(shard, *args)\n"
+        "run.score_shard = slow\n"
+        "sys.exit(cli.main())"
+    )
+    argv = ["score", shards.path / "part-*.npz", "--state", shards.path / "state"]
+    with subprocess.Popen(
+        [sys.executable, "-c", program, *map(str, argv)], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout.readline() == b"begun\n"
+        process.send_signal(getattr(signal, name))
+        process.communicate(timeout=60)
+    state = read_state(shards.path / "state")
+    assert [Path(entry["shard"]["path"]).name for entry in state["done"]] == ["part-a.npz", "part-b.npz"]
+    assert command(*argv)[0] == 0
+    resumed = read_state(shards.path / "state")
+    assert resumed["done"][:2] == state["done"]
+    assert len(resumed["done"]) == 3
+
+
+def test_signals_have_their_old_handlers_afterwards(command, monkeypatch):
+    seen = []
+    monkeypatch.setattr(commands, "info", lambda _: seen.append(signal.getsignal(signal.SIGTERM)))
+    before = signal.getsignal(signal.SIGTERM)
+    assert command("info", "--json")[0] == 0
+    assert callable(seen[0])
+    assert signal.getsignal(signal.SIGTERM) is before
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as nohup does with SIGHUP
+    try:
+        assert command("info", "--json")[0] == 0
+        assert seen[1] == signal.getsignal(signal.SIGTERM) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_signals_that_come_at_once_end_the_command_once(command, monkeypatch):
+    """As `timeout` sends them: the second one does not cut short what the first one made end."""
+    ended = []
+
+    def info(_):
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        finally:
+            signal.raise_signal(signal.SIGTERM)
+            ended.append("info")
+
+    monkeypatch.setattr(commands, "info", info)
+    before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    try:
+        assert command("info") == (128 + signal.SIGTERM, "", "tokenloss: ended by SIGTERM\n")
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert ended == ["info"]
+
+
+def test_ctrl_c(command, monkeypatch):
+    monkeypatch.setattr(shard_run, "token_scores", raising(KeyboardInterrupt))
+    assert command("score", SAMPLE) == (130, "", "tokenloss: interrupted\n")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="stderr is closed by a shell, sh, which Windows lacks")
+def test_closed_stderr():
+    command = ["sh", "-c", '"$0" -m tokenloss score none.npz 2>&-', sys.executable]
+    done = subprocess.run(command, stdout=subprocess.PIPE, check=False, timeout=60)
+    assert (done.returncode, done.stdout) == (2, b"")
+
+
+def test_error_of_a_process():
+    done = process("score", "none.npz")
+    assert_refused((done.returncode, done.stdout, done.stderr), "none.npz")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows reports a closed pipe by another error")
+@pytest.mark.parametrize("argv", [("score", SAMPLE), ("score", SAMPLE, "--json"), ("info",), ("--help",)])
+@pytest.mark.parametrize("hide", ["", "sys.modules['rich'] = None;"])
+def test_closed_stdout(argv, hide):
+    reading, writing = os.pipe()
+    os.close(reading)
+    program = f"import sys; {hide} from tokenloss._command.cli import main; sys.exit(main())"
+    with os.fdopen(writing, "wb") as closed:
+        done = process(*argv, stdout=closed, program=("-c", program), PYTHONUNBUFFERED="")
+    assert (done.returncode, done.stderr) == (1, "")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full, a disk that is always full")
+def test_full_disk():
+    with Path("/dev/full").open("w") as full:
+        done = process("score", SAMPLE, "--json", stdout=full)
+    assert (done.returncode, done.stderr) == (2, "tokenloss: error: cannot write: No space left on device\n")

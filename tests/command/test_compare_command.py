@@ -1,0 +1,200 @@
+"""tokenloss compare: its JSON, its tables, its options, and files that do not fit together."""
+
+import inspect
+import math
+import re
+
+import numpy as np
+import pytest
+from commands import assert_refused
+from places import DATA, SAMPLE
+
+import tokenloss
+from tokenloss._command import commands
+from tokenloss._evaluation import plan
+from tokenloss.formats import llama_cpp
+
+pytestmark = pytest.mark.thread_unsafe(reason="a command prints to the stdout of its process")
+
+
+def near(value, error):
+    """What is equal to figures as JSON, to within an error: null is nan or infinite."""
+    if isinstance(value, dict):
+        return {name: near(each, error) for name, each in value.items()}
+    if isinstance(value, list):
+        return [near(each, error) for each in value]
+    if isinstance(value, float):
+        return pytest.approx(value, rel=error, abs=error) if math.isfinite(value) else None
+    return value
+
+
+@pytest.mark.parametrize("block_rows", [5, 1000])
+@pytest.mark.parametrize("other", ["other.npy", "other.zarr", "other.npz"])
+def test_compare_reads_every_format(other, block_rows, models, compare_json, monkeypatch):
+    monkeypatch.setattr(plan, "_BLOCK_ROWS", block_rows)
+    if other == "other.zarr":
+        zarr = pytest.importorskip("zarr", reason="zarr is optional")
+        group = zarr.open_group(models.path / other, mode="w")
+        group.create_array("logits", data=models.other, chunks=(3, 4, 5))
+    found = compare_json(models.path / "base.npz", models.path / other)
+    sequences = np.arange(4)[:, None]  # each row of (4, 6, V)
+    expected = tokenloss.compare(models.base, models.other, models.targets, segment_ids=sequences).as_dict()
+    of_files = {"base", "other", "base_kind", "kind", "shape", "ignored", "without_next", "fits_better_shifted"}
+    of_files |= {"name", "size", "classes"}
+    assert set(found) == set(expected) | of_files
+    assert (found["base_kind"], found["kind"]) == ("logits", "probs" if other == "other.npz" else "logits")
+    for name, value in expected.items():
+        assert found[name] == near(value, 1e-5 if other == "other.npz" else 0), name
+    assert (found["base"], found["other"]) == (str(models.path / "base.npz"), str(models.path / other))
+    assert (found["shape"], found["count"], found["ignored"]) == ([24, 9], 24, 0)
+
+
+def test_targets_and_ignore_index_in_compare(models, compare_json):
+    base, other, targets = models.path / "base.npz", models.path / "other.npy", models.path / "targets.npy"
+    expected = compare_json(base, other)
+    del expected["base"], expected["other"]
+    for argv in ((base, other, "--targets", targets), (other, base), (other, other, "--targets", targets)):
+        assert compare_json(*argv)["count"] == expected["count"]
+    assert compare_json(other, base)["perplexity"] == expected["base_perplexity"]
+    assert compare_json(base, other, "--ignore-index", models.targets[0, 0])["ignored"] == np.count_nonzero(
+        models.targets == models.targets[0, 0]
+    )
+
+
+def test_compare_files_that_do_not_fit(models, command):
+    base, other, targets = models.path / "base.npz", models.path / "other.npy", models.path / "targets.npy"
+    assert_refused(command("compare", other, other), f"{other}: holds no targets", "--targets")
+    assert_refused(
+        command("compare", base, SAMPLE), f"{SAMPLE}: holds 15 rows of 51864 classes; it must hold 24 rows of 9"
+    )
+    np.save(targets, models.targets[:, ::-1])
+    assert_refused(command("compare", base, other, "--targets", targets), f"{targets}: holds other targets", f"{base}")
+    np.save(targets, models.targets + 5)
+    assert_refused(command("compare", other, other, "--targets", targets), f"{other}, {targets}: targets[", "[0, 9)")
+    np.save(targets, models.base.reshape(24, 9))
+    assert_refused(
+        command("compare", other, other, "--targets", targets), "targets has shape (24, 9)", "(24,) (class ids)"
+    )
+    assert_refused(command("compare", base, other, "--plot", "x.txt"), "'x.txt'")
+
+
+def test_compare_files_of_other_targets(command, models):
+    np.savez(models.path / "else.npz", logits=models.other, targets=models.targets[:, ::-1])
+    base, other = models.path / "base.npz", models.path / "else.npz"
+    assert_refused(command("compare", base, other), f"{other}: holds other targets; it must hold those of {base}")
+
+
+def test_definitions_llama_cpp(models, compare_json, tmp_path):
+    tokens = np.zeros((4, 14), int)
+    tokens[:, 8:] = models.targets
+    llama_cpp.write(tmp_path / "base.kld", tokens, [models.base.reshape(24, 9)], 14)
+    of_file = compare_json(tmp_path / "base.kld", models.path / "other.npy", "--definitions", "llama.cpp")
+    of_logits = compare_json(models.path / "base.npz", models.path / "other.npy", "--definitions", "llama.cpp")
+    assert of_file["definitions"] == of_logits["definitions"] == "llama.cpp"
+    for name in ("perplexity", "mean_kl", "base_perplexity", "rms_delta_p"):
+        assert of_file[name] == pytest.approx(of_logits[name], rel=1e-3)
+    assert of_file["perplexity"] == of_logits["perplexity"]
+    assert of_file["mean_kl"] != of_logits["mean_kl"]  # of what the file rounds
+
+
+def numbers(text):
+    """All numbers in a text."""
+    return [float(number) for number in re.findall(r"-?\d+\.\d+", text)]
+
+
+def leaves(value):
+    """All values in an object of JSON."""
+    if isinstance(value, dict | list):
+        parts = value.values() if isinstance(value, dict) else value
+        return [leaf for part in parts for leaf in leaves(part)]
+    return [value]
+
+
+def test_compare_prints_what_is_in_its_json(models, command, compare_json):
+    argv = models.path / "base.npz", models.path / "other.npy"
+    figures = compare_json(*argv)
+    known = [value for value in leaves(figures) if isinstance(value, float)]
+    status, out, err = command("compare", *argv)
+    assert (status, err) == (0, "")
+    cells = [cell for line in out.splitlines()[1:] for cell in re.split("  +", line.strip())[1:]]
+    shown = re.findall(r"-?\d+\.(\d+)", " ".join(cells)), numbers(" ".join(cells))
+    for decimals, value in zip(*shown, strict=True):
+        assert any(abs(value - scale * one) < 0.51 * 10 ** -len(decimals) for one in known for scale in (1, 100))
+    assert len(shown[1]) > 43  # those of llama.cpp, intervals and tables of groups
+
+
+def test_definitions_llama_cpp_print_what_llama_cpp_printed(command, tmp_path):
+    with np.load(DATA / "llama-cpp.npz") as sample:
+        np.savez(tmp_path / "base.npz", log_probs=sample["base_log_probs"], targets=sample["targets"])
+        np.save(tmp_path / "other.npy", sample["logits"])
+    argv = tmp_path / "base.npz", tmp_path / "other.npy", "--definitions", "llama.cpp"
+    status, out, err = command("compare", *argv)
+    assert (status, err) == (0, "")
+    printed = (DATA / "llama-cpp.txt").read_text("utf-8").split("====== Perplexity statistics ======")[1]
+    rows = [line.replace(" ", "") for line in out.splitlines()[1:]]
+    count = 0
+    for line in printed.replace(" ", "").splitlines():
+        label, _, theirs = line.rpartition(":")
+        if label:
+            (row,) = (row.removeprefix(label) for row in rows if re.match(re.escape(label) + r"-?\d", row))
+            unit = 10.0 ** -len(re.search(r"\.(\d+)", theirs)[1])
+            for mine, their in zip(numbers(row.split("95%interval")[0]), numbers(theirs), strict=True):
+                assert mine == pytest.approx(their, abs=4.5 * unit)
+                count += 1
+    assert count == 43
+
+
+def test_plot_in_compare(models, command):
+    pytest.importorskip("matplotlib", reason="Matplotlib is optional")
+    argv = models.path / "base.npz", models.path / "other.npy", "--plot", models.path / "kl.png"
+    assert command("compare", *argv)[0] == 0
+    assert (models.path / "kl.png").read_bytes().startswith(b"\x89PNG")
+
+
+# by the function that runs a command: the command line, and what the function gets for its parameters
+ALL = "--targets=t --segment-ids=s --ignore-index=3 --shift --workers=2"
+FILES = f"{ALL} --array=a --kind=probs --lm-head=l --hidden=h --logit-scale=2 --softcap=5 --state=f --scheduler=x"
+OF_ALL = {"targets": ["t"], "segment_ids": ["s"], "ignore_index": 3, "shift": True, "workers": 2}
+OF_FILES_ALONE = {"array": "a", "kind": "probs", "lm_head": "l", "hidden": "h", "logit_scale": 2.0, "softcap": 5.0,
+                  "state": "f", "scheduler": "x"}  # fmt: skip
+FORWARDED = {
+    "evaluate": (
+        f"score x.npy --bytes=7 --words=lm-eval --top=9 --part=all --skip-failed {FILES}",
+        OF_ALL | OF_FILES_ALONE | {"source": ["x.npy"], "n_bytes": 7, "words": "lm-eval", "top": 9, "part": "all",
+                                   "skip_failed": True},
+    ),
+    "compare_files": (
+        "compare x.npy q=q.npy --base-array=b --base-kind=log_probs --base-lm-head=m --base-hidden=i --classes=8 "
+        f"--definitions=llama.cpp --size=q=4.9G {FILES}",
+        OF_ALL | OF_FILES_ALONE | {"base": "x.npy", "others": {"q": "q.npy"}, "base_array": "b", "lm_head": ["l"],
+                                   "base_kind": "log_probs", "base_lm_head": "m", "base_hidden": "i", "classes": 8,
+                                   "definitions": "llama.cpp", "sizes": {"q": "4.9G"}},
+    ),
+    "compare_responses": (
+        f"compare x.npy q.json --base-array=a --base-kind=probs --part=all --skip-failed {ALL}",
+        OF_ALL | {"base": "x.npy", "other": "q.json", "array": "a", "kind": "probs", "part": "all",
+                  "skip_failed": True, "targets": "t", "segment_ids": "s"},
+    ),
+    "compare_samples": (
+        "compare x.json q.json --margin=0.1 --cluster=c",
+        {"base": "x.json", "other": "q.json", "margin": 0.1, "cluster": "c"},
+    ),
+}  # fmt: skip
+OTHERS = {"sinks", "progress", "n_words", "text"}  # which no option gives as it is
+
+
+@pytest.mark.parametrize("name", FORWARDED)
+def test_every_option_reaches_the_function_that_runs_the_command(name, command, monkeypatch):
+    words, expected = FORWARDED[name]
+    signature, got = inspect.signature(getattr(commands, name)), {}
+
+    def function(*args, **options):
+        got.update(signature.bind(*args, **options).arguments)
+        raise ValueError("enough")
+
+    monkeypatch.setattr(commands, name, function)
+    monkeypatch.setattr(commands, "is_samples", lambda _: True)
+    assert_refused(command(*words.split()), "enough")
+    assert {option: value for option, value in got.items() if option not in OTHERS} == expected
+    assert set(signature.parameters) <= expected.keys() | OTHERS
+    assert all(signature.parameters[option].default != value for option, value in expected.items())

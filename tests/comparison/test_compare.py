@@ -1,0 +1,658 @@
+"""compare and ComparisonMeter: what llama.cpp printed, the reference, the same bits in any split, edges, errors."""
+
+import json
+import math
+import pickle
+import re
+import sys
+from dataclasses import FrozenInstanceError, replace
+
+import numpy as np
+import pytest
+import reference
+from arrays import (
+    BFLOAT16,
+    FLOATS,
+    KINDS_OF_ROWS,
+    LAYOUTS,
+    OnDevice,
+    assert_near,
+    assert_same_bits,
+    fails,
+    normalizer_error,
+    row_of_logits,
+    scores_for,
+    trying_row,
+)
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from places import DATA
+from programs import FORBIDDEN_PAGES, MEASURED, needs_mprotect
+
+import tokenloss
+from tokenloss import ComparisonMeter, compare, cross_entropy, kl_divergence, token_scores
+from tokenloss._output import tables
+from tokenloss._output.terminal import comparison_tables
+
+NAN, INF = math.nan, math.inf
+ARRAYS = ["nll", "base_nll", "kl", "delta_p", "is_same_top", "kept", "base_top_p"]
+DEFINITIONS = ["exact", "llama.cpp"]
+each_definition = pytest.mark.parametrize("definitions", DEFINITIONS)
+
+# what `llama-perplexity --kl-divergence` printed: for each chunk of 31 tokens the numbers so far, and all at the end
+PRINTED = (DATA / "llama-cpp.txt").read_text("utf-8")
+UNITS = 2  # of the last printed digit, which the tool's float32 steps and our own rounding may move
+
+
+def numbers(text):
+    """The numbers of a text, and the unit of the last digit of each."""
+    found = re.findall(r"-?\d+\.(\d+)", text), re.findall(r"-?\d+\.\d+", text)
+    return [(float(number), 10.0 ** -len(digits)) for digits, number in zip(*found, strict=True)]
+
+
+def assert_as_printed(figures, text):
+    printed = numbers(text)
+    assert len(figures) == len(printed)
+    for figure, (number, unit) in zip(figures, printed, strict=True):
+        assert abs(figure - number) < UNITS * unit, f"{figure} is not {number}"
+
+
+def printed_figures(found):
+    """The figures of a comparison in the order in which llama.cpp prints them, its percentages as such."""
+    nats = ["perplexity", "base_perplexity", "log_perplexity_ratio", "perplexity_ratio", "perplexity_difference"]
+    figures = [found[name + end] for name in nats for end in ("", "_stderr")]
+    figures.insert(4, 100 * found["correlation"])
+    figures += [found["mean_kl"], found["mean_kl_stderr"], *found["kl_quantiles"].values()]
+    percentages = [found["mean_delta_p"], found["mean_delta_p_stderr"], *found["delta_p_quantiles"].values()]
+    percentages += [found[name + end] for name in ("rms_delta_p", "same_top") for end in ("", "_stderr")]
+    return figures + [100 * figure for figure in percentages]
+
+
+@pytest.fixture(scope="module")
+def sample():
+    with np.load(DATA / "llama-cpp.npz") as file:
+        return file["base_log_probs"], file["logits"], file["targets"]
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(41)
+
+
+def pair(rng, shape, base_dtype, dtype, axis=-1):
+    """Log-probabilities of a base, some below -16, and logits of a model near it."""
+    logits = 2.5 * scores_for("cross_entropy", rng, shape, np.float64, axis)
+    base = tokenloss.log_softmax(logits, axis=axis)
+    return base.astype(base_dtype), (logits + 0.2 * rng.standard_normal(shape)).astype(dtype)
+
+
+def assert_same(actual, expected):
+    """Compare every bit of two comparisons."""
+    for name in ARRAYS:
+        assert_same_bits(getattr(actual, name), getattr(expected, name), name)
+    assert repr(actual.as_dict()) == repr(expected.as_dict())
+
+
+def assert_figures(found, expected):
+    for name, figure in expected.items():
+        # losses that hardly differ from those of the other model leave few digits of the correlation
+        rel = 1e-9 if name == "correlation" else 1e-11
+        assert found[name] == pytest.approx(figure, rel=rel, abs=1e-14, nan_ok=True), name
+
+
+# against what llama.cpp printed
+
+
+def assert_as_llama_cpp(base_log_probs, logits, targets):
+    progress, final = PRINTED.split("\n\n", 1)
+    meter = ComparisonMeter(definitions="llama.cpp")
+    for chunk, line in enumerate(progress.splitlines()):
+        part = slice(31 * chunk, 31 * chunk + 31)
+        meter.update(base_log_probs[part], logits[part], targets[part])
+        found = meter.result()
+        names = ["perplexity", "log_perplexity_ratio", "mean_kl", "rms_delta_p", "same_top"]
+        figures = [getattr(found, name + end) for name in names for end in ("", "_stderr")]
+        assert_as_printed(figures[:6] + [100 * figure for figure in figures[6:]], line)
+    found = compare(base_log_probs, logits, targets, definitions="llama.cpp")
+    assert_same(found, meter.result())
+    lines = [line.rsplit(":", 1) for line in final.splitlines() if ":" in line]
+    figures = printed_figures(found.as_dict())
+    assert len(figures) == 43
+    assert_as_printed(figures, " ".join(printed for _, printed in lines))
+    rows = [row for table in comparison_tables(found) for row in table.rows]
+    assert [row[0].strip() for row in rows] == [label.strip() for label, _ in lines]
+    for row, (_, printed) in zip(rows, lines, strict=True):
+        cells = [cell for cell in row[1:] if "interval" not in cell]  # which llama.cpp does not print
+        assert_as_printed([number for number, _ in numbers(" ".join(cells))], printed)
+
+
+def test_definitions_llama_cpp_give_what_llama_cpp_printed(sample):
+    assert_as_llama_cpp(*sample)
+
+
+# against the reference
+
+
+def assert_equals_reference(base, logits, targets, **options):
+    """Compare with the reference the numbers of each token, then the figures that follow from them."""
+    found = compare(base, logits, targets, **options)
+    expected = reference.compare(base, logits, targets, **options)
+    axis = options.get("axis", -1)
+    error = normalizer_error(base, axis) + normalizer_error(logits, axis)
+    relative = 1e-6 if min(base.dtype.itemsize, logits.dtype.itemsize) < 8 else 4e-15
+    assert_near(found.nll, expected.nll, error)
+    assert_near(found.base_nll, expected.base_nll, error)
+    assert_near(found.kl, expected.kl, 2 * error + 3 * relative * np.nan_to_num(abs(expected.kl), posinf=0), 4)
+    assert_near(found.delta_p, expected.delta_p, error + 1e-15)
+    assert_near(found.base_top_p, expected.base_top_p, error + 1e-15)
+    for name in ("is_same_top", "kept"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
+    tokens = [np.asarray(getattr(found, name))[found.kept] for name in ARRAYS]
+    if found.count > 1 and all(np.isfinite(column).all() for column in tokens):
+        assert_figures(found.as_dict(), reference.figures_of_comparison(found))
+    return found
+
+
+@each_definition
+@pytest.mark.parametrize(
+    ("base_dtype", "dtype"), [(base, other) for base in FLOATS for other in FLOATS], ids=lambda dtype: dtype.name
+)
+def test_dtypes_axis_where_and_ignore_index(definitions, base_dtype, dtype, rng):
+    for axis in (0, 1, -1):
+        base, logits = pair(rng, (6, 7, 8), base_dtype, dtype, axis)
+        batch = np.delete((6, 7, 8), axis)
+        targets = rng.integers(0, base.shape[axis], batch)
+        targets[1, 2:] = -1
+        options = {"axis": axis, "where": rng.random(batch) > 0.2, "ignore_index": -1, "definitions": definitions}
+        found = assert_equals_reference(base, logits, targets, **options)
+        assert (found.kl.shape, found.count) == (tuple(batch), np.count_nonzero(found.kept))
+        assert 0 < found.count < found.kept.size
+
+
+@each_definition
+@pytest.mark.parametrize("classes", [1, 2, 65, 513, 4097])
+def test_numbers_of_classes(definitions, classes, rng):
+    for dtype in (np.float32, np.float64):
+        base, logits = pair(rng, (5, classes), dtype, dtype)
+        if classes > 2:
+            assert (base < -16).any()
+        assert_equals_reference(base, logits, rng.integers(0, classes, 5), definitions=definitions)
+
+
+@given(
+    st.lists(st.integers(0, 4), max_size=2),
+    st.integers(1, 9),
+    *[st.sampled_from(FLOATS)] * 2,
+    st.sampled_from([("exact", 0), ("exact", 0.1), ("llama.cpp", 0)]),
+    st.integers(0, 2**32),
+)
+@settings(max_examples=100)
+def test_definitions_equal_the_reference_on_random_input(batch, classes, base_dtype, dtype, case, seed):
+    rng, (definitions, impossible) = np.random.default_rng(seed), case
+    base, logits = pair(rng, (*batch, classes), base_dtype, dtype)
+    for array in (base, logits):
+        array[rng.random(array.shape) < impossible] = -INF
+    targets = rng.choice([*range(classes), -100], batch)
+    assert_equals_reference(base, logits, targets, definitions=definitions)
+
+
+def test_logits_may_be_shifted(rng):
+    logits, other = pair(rng, (20, 100), np.float64, np.float64)
+    targets = rng.integers(0, 100, 20)
+    shift = 5 * rng.standard_normal((20, 1))
+    found, expected = compare(logits + shift, other - shift, targets), compare(logits, other, targets)
+    for name in ARRAYS:
+        np.testing.assert_allclose(getattr(found, name), getattr(expected, name), rtol=0, atol=1e-13)
+
+
+def test_definitions_exact_equal_cross_entropy_and_kl_divergence(rng):
+    base, logits = pair(rng, (4, 5, 60), np.float16, np.float32)
+    targets = rng.integers(0, 60, (4, 5))
+    found = compare(base, logits, targets)
+    assert_same_bits(found.nll, cross_entropy(logits, targets, reduction="none"))
+    assert_same_bits(found.base_nll, cross_entropy(base, targets, reduction="none"))
+    assert_same_bits(found.kl, kl_divergence(base, logits, reduction="none"))
+    assert found.mean_kl == kl_divergence(base, logits)
+    assert found.perplexity == math.exp(cross_entropy(logits, targets))
+
+
+def assert_columns_of_the_functions(base, logits, targets):
+    """`compare` reads both rows once; each column has the bits of the function that reads one of them, or both."""
+    found = compare(base, logits, targets)
+    losses = {
+        "nll": cross_entropy(logits, targets, reduction="none"),
+        "base_nll": cross_entropy(base, targets, reduction="none"),
+        "kl": kl_divergence(base, logits, where=found.kept, reduction="none"),
+    }
+    for name, expected in losses.items():
+        assert_same_bits(getattr(found, name), np.where(found.kept, expected, NAN), name)
+    tops = token_scores(logits, targets).argmax, token_scores(base, targets).argmax
+    np.testing.assert_array_equal(found.is_same_top, found.kept & (tops[0] == tops[1]) & (tops[0] >= 0))
+    np.testing.assert_array_equal(found.kept, targets != -100)
+
+
+@pytest.mark.parametrize(("dtype", "kind"), KINDS_OF_ROWS)
+def test_columns_have_the_bits_of_cross_entropy_and_kl_divergence(dtype, kind, rng):
+    for base_dtype in FLOATS:
+        for classes, rows in ((1, 3), (2, 70), (33, 18), (512, 17), (513, 3), (4097, 3), (9000, 3)):
+            with np.errstate(over="ignore"):
+                base = np.stack([row_of_logits(kind, rng, classes, base_dtype) for _ in range(rows)])
+                logits = np.stack([row_of_logits(kind, rng, classes, dtype) for _ in range(rows)])
+                same = base.astype(np.float64).astype(dtype)
+            targets = rng.choice([*range(classes), -100], rows)
+            assert_columns_of_the_functions(base, logits, targets)
+            assert_columns_of_the_functions(base, same, targets)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_columns_have_those_bits_in_any_layout(layout, rng):
+    for base_dtype, dtype in [(np.float32, np.float32), (BFLOAT16, np.float16), (np.float64, np.float32)]:
+        for classes in (40, 5000):
+            base, logits = pair(rng, (3, 6, classes), base_dtype, dtype)
+            targets = rng.integers(0, classes, (3, 6))
+            targets[1, 2:5] = -100
+            given = [LAYOUTS[layout](array) for array in (base, logits, targets)]
+            assert_columns_of_the_functions(*given)
+            assert_same_bits(compare(*given, definitions="llama.cpp").nll, compare(*given).nll)
+
+
+def test_columns_have_those_bits_where_infinities_and_nan_lie(rng):
+    for classes in (100, 5000):
+        for value in (NAN, INF, -INF, 1e30, -1e30):
+            for place in (0, 7, classes - 1):
+                base, logits = pair(rng, (3, classes), np.float32, np.float32)
+                base[:2, place] = logits[1:, place] = value
+                assert_columns_of_the_functions(base, logits, np.array([7, 7, place]))
+                assert_columns_of_the_functions(base, logits, np.array([8, 8, 8]))
+
+
+def test_is_same_top_of_equal_logits_is_of_the_first(rng):
+    for classes in (50, 9000):
+        logits = rng.standard_normal((4, classes)).astype(np.float32)
+        base = logits.copy()
+        logits[:, [3, classes - 1]] = 9
+        base[0, [3, 20]], base[1, [20, classes - 1]], base[2, 3], base[3, classes - 1] = 9, 9, 9, 9
+        targets = [3, 3, 0, classes - 1]
+        assert compare(base, logits, targets).is_same_top.tolist() == [True, False, True, False]
+        logits[:, 3] = NAN
+        assert compare(base, logits, targets).is_same_top.tolist() == [False, False, False, True]
+
+
+def test_by_hand():
+    # probabilities 1/2 and 1/2 where the base has 1/4 and 3/4, then 4/5 and 1/5 where it has 1/2 and 1/2
+    base, logits = [[0.0, math.log(3)], [0.0, 0.0]], [[0.0, 0.0], [math.log(4), 0.0]]
+    found = compare(base, logits, [0, 0])
+    gains = [math.log(2), math.log(8 / 5)]
+    assert found.perplexity == pytest.approx(math.sqrt(2 * 5 / 4))
+    assert found.base_perplexity == pytest.approx(math.sqrt(4 * 2))
+    assert found.log_perplexity_ratio == pytest.approx(-sum(gains) / 2)
+    assert found.log_perplexity_ratio_stderr == pytest.approx(abs(gains[0] - gains[1]) / 2)
+    assert found.correlation == pytest.approx(1)
+    divergences = [math.log(1 / 2) / 4 + math.log(3 / 2) * 3 / 4, math.log(5 / 8) / 2 + math.log(5 / 2) / 2]
+    assert found.kl == pytest.approx(divergences)
+    assert found.kl_quantiles[0.5] == pytest.approx(sum(divergences) / 2)
+    assert found.kl_quantiles[0.95] == pytest.approx(0.05 * min(divergences) + 0.95 * max(divergences))
+    assert found.delta_p == pytest.approx([1 / 4, 3 / 10])
+    assert found.rms_delta_p == pytest.approx(math.sqrt((1 / 16 + 9 / 100) / 2))
+    assert found.is_same_top.tolist() == [False, True]  # of equal ones, the first is the top
+    assert found.same_top_stderr == pytest.approx(math.sqrt(1 / 2 * 1 / 2 / 1))
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=lambda dtype: dtype.name)
+@pytest.mark.parametrize("layout", ["c", "fortran", "strided", "swapped"])
+def test_definitions_llama_cpp_leave_out_log_probabilities_up_to_minus_16(dtype, layout):
+    above = -15.9375 if dtype.itemsize == 2 else np.nextafter(dtype.type(-16), dtype.type(0))
+    for rows, classes in ((1, 4), (33, 100), (2, 5000)):
+        base = np.full((rows, classes), -17.0).astype(dtype)
+        base[:, 0], base[:, 1], base[:, -2], base[:, -1] = -0.0078125, -16.0, above, -INF
+        logits = np.zeros((rows, classes), dtype)
+        logits[:, -2:] = -9.0, 7.0
+        losses = math.log(math.fsum(np.exp(logits[0].astype(np.float64)))) - logits[0].astype(np.float64)
+        kept = [0, classes - 2]
+        expected = math.fsum(math.exp(base[0, k]) * (float(base[0, k]) + losses[k]) for k in kept)
+        found = compare(LAYOUTS[layout](base), LAYOUTS[layout](logits), [1] * rows, definitions="llama.cpp")
+        rel = 1e-14 if dtype == np.float64 else 3e-7
+        assert found.kl == pytest.approx([expected] * rows, rel=rel)
+        assert found.base_nll.tolist() == [16.0] * rows
+        assert not found.is_same_top.any()
+
+
+def test_definitions_llama_cpp_of_impossible_classes():
+    for classes in (4, 5000):
+        base, logits = np.full((2, 3, classes), -17.0), np.zeros((3, classes))
+        base[:, :, 1] = 0.0
+        base[0, 1, 2], base[1, 1, 2] = -15.0, -16.0  # above or not: only then does it count that the other has none
+        logits[1, 2], logits[2, 0] = -INF, NAN
+        for of_base, second in zip(base, (INF, math.log(classes - 1)), strict=True):
+            found = compare(of_base, logits, [1, 1, 1], definitions="llama.cpp")
+            assert found.kl == pytest.approx([math.log(classes), second, NAN], nan_ok=True)
+
+
+def test_definitions_llama_cpp_check_unlikely_log_probabilities_too():
+    base = np.full((1, 1 << 20), -16.0, np.float16)  # the divergence leaves them out, but all together have exp(-2.1)
+    base[0, 5] = 0
+    with fails(ValueError, "base_logits", f"{math.log(1 + (base.size - 1) * math.exp(-16)):.4g}", "log_softmax"):
+        compare(base, base, [5], definitions="llama.cpp")
+    base[0, 10:300000] = -INF
+    assert compare(base, base, [5], definitions="llama.cpp").count == 1
+
+
+@pytest.mark.parametrize("classes", [3, 600])
+def test_definitions_llama_cpp_refuse_what_is_no_probability(classes):
+    base, logits = np.full((2, classes), 1 / classes), np.zeros((2, classes))
+    base[1, 2] = -0.5
+    with pytest.raises(ValueError, match=r"base_logits\[1, 2\] = -0.5 is not a probability"):
+        compare(base, logits, [0, 0], base_kind="probs", definitions="llama.cpp")
+    base[1, 2] = math.nan
+    assert compare(base, logits, [0, 0], base_kind="probs", definitions="llama.cpp").n_nan == 1
+
+
+# the same bits
+
+
+@pytest.fixture(scope="module")
+def trying():
+    """Tokens of every kind, and their comparison."""
+    rng = np.random.default_rng(5)
+    logits = np.concatenate(
+        [trying_row(kind, rng, (20, 300), np.float32) for kind in ("plain", "with_specials", "wide", "far_out")]
+    )
+    with np.errstate(over="ignore", invalid="ignore"):  # a nan that signals
+        other = (logits * np.float32(1.01) + 1).astype(np.float16)
+    base = tokenloss.log_softmax(logits)
+    targets = rng.integers(0, 300, 80)
+    targets[rng.random(80) < 0.1] = -100
+    arrays = base, other, targets
+    return arrays, {definitions: compare(*arrays, definitions=definitions) for definitions in DEFINITIONS}
+
+
+@each_definition
+def test_backends_give_the_same_bits(definitions, trying, backend):
+    assert_same(compare(*trying[0], definitions=definitions), trying[1][definitions])
+
+
+@each_definition
+def test_axes_of_the_batch_give_the_same_bits(definitions, trying):
+    base, logits, targets = trying[0]
+    shape = (4, 5, 4)
+    found = compare(
+        base.reshape(*shape, -1), logits.reshape(*shape, -1), targets.reshape(shape), definitions=definitions
+    )
+    assert found.kl.shape == shape
+    flat = {name: getattr(found, name).reshape(-1) for name in ARRAYS}
+    assert_same(replace(found, **flat), trying[1][definitions])
+
+
+@each_definition
+def test_meter_updates_give_the_same_bits(definitions, trying, rng):
+    meter, (base, logits, targets) = ComparisonMeter(definitions=definitions), trying[0]
+    for part in np.split(np.arange(80), np.sort(rng.integers(0, 80, 9))):
+        before = meter.result()
+        meter.update(base[part], logits[part], targets[part])
+        assert meter.result().kept.size == before.kept.size + part.size
+    assert_same(meter.result(), trying[1][definitions])
+
+
+@each_definition
+def test_layouts_give_the_same_bits(definitions, rng):
+    for base_dtype, dtype in [(np.float16, BFLOAT16), (BFLOAT16, np.float32), (np.float32, np.float16)]:
+        base, logits = pair(rng, (5, 4, 33), base_dtype, dtype)
+        targets = rng.integers(0, 33, (5, 4))
+        targets[2, 1] = -100
+        expected = compare(base, logits, targets, definitions=definitions)
+        for layout in LAYOUTS.values():
+            assert_same(compare(layout(base), layout(logits), layout(targets), definitions=definitions), expected)
+        given = (np.moveaxis(array, -1, 0) for array in (base, logits))
+        assert_same(compare(*given, targets, axis=0, definitions=definitions), expected)
+
+
+@each_definition
+def test_workers_give_the_same_bits(definitions, rng):
+    base, logits = pair(rng, (40, 20000), np.float32, np.float16)
+    targets = rng.integers(0, 20000, 40)
+    expected = compare(base, logits, targets, definitions=definitions, workers=1)
+    for workers in (2, 5):
+        assert_same(compare(base, logits, targets, definitions=definitions, workers=workers), expected)
+
+
+# edges
+
+
+@each_definition
+@pytest.mark.parametrize("shape", [(0, 3), (2, 0, 3), (4, 3), (4, 0)])
+def test_ignore_index_of_all_targets(definitions, shape):
+    logits = np.full(shape, NAN)
+    found = compare(logits, logits, np.full(shape[:-1], -100), definitions=definitions)
+    assert found.count == 0
+    assert found.kl.shape == shape[:-1]
+    figures = found.as_dict()
+    for name in ("definitions", "count", "n_sequences", "is_clustered"):
+        del figures[name]
+    assert [figures.pop(name) for name in ("n_infinite", "n_nan", "left_out", "base_left_out")] == [0, 0, None, None]
+    assert figures.pop("by_confidence") == []
+    for figure in figures.values():
+        for value in figure.values() if isinstance(figure, dict) else [figure]:
+            assert np.isnan(value).all()
+    assert repr(ComparisonMeter(definitions=definitions).result().as_dict()) == repr(found.as_dict())
+
+
+@each_definition
+def test_one_token(definitions):
+    found = compare(np.log([0.5, 0.5]), np.log([0.25, 0.75]), 1, definitions=definitions)
+    assert (found.count, found.kl.shape) == (1, ())
+    assert found.perplexity_ratio == pytest.approx(0.5 / 0.75)
+    assert found.delta_p_quantiles == dict.fromkeys(found.delta_p_quantiles, float(found.delta_p))
+    undefined = [name for name, figure in found.as_dict().items() if isinstance(figure, float) and math.isnan(figure)]
+    of_one = ("correlation", "interval_factor")
+    assert undefined == [name for name in found.as_dict() if name in of_one or name.endswith("_stderr")]
+
+
+@each_definition
+def test_a_model_compared_with_itself(definitions, rng):
+    base = pair(rng, (30, 50), np.float32, np.float32)[0]
+    found = compare(base, base, rng.integers(0, 50, 30))
+    assert found.correlation == found.perplexity_ratio == found.same_top == 1
+    for name in ("log_perplexity_ratio", "perplexity_difference", "mean_kl", "mean_delta_p", "rms_delta_p"):
+        assert getattr(found, name) == getattr(found, name + "_stderr") == 0
+    assert found.same_top_stderr == found.perplexity_ratio_stderr == 0
+
+
+def test_correlation_of_constant_losses_is_nan():
+    assert math.isnan(compare(np.zeros((3, 2)), [[0.0, 1.0], [0.0, 2.0], [0.0, 3.0]], [0, 0, 0]).correlation)
+    found = compare([[0.0, 1.0], [0.0, 2.0]], [[0.0, 2.0], [0.0, 1.0]], [0, 0])
+    assert found.correlation == pytest.approx(-1)
+
+
+def test_correlation_of_two_tokens_is_1_or_minus_1_and_never_beyond(rng):
+    """Rounded variances of two tokens may have a correlation of 1 + 2**-52."""
+    for _ in range(100):
+        base, other = rng.normal(size=(2, 2, 3), scale=3)
+        found = compare(base, other, [0, 1]).correlation
+        assert abs(found) == pytest.approx(1, rel=1e-12)
+        assert -1 <= found <= 1
+
+
+@pytest.mark.parametrize("rows", [1, 30])
+def test_delta_p_of_the_smallest_probabilities(rows, backend):
+    for logit, probability in ((-744.0, 1e-323), (-744.45, 5e-324), (-745.13, 5e-324), (-745.2, 0.0), (-800.0, 0.0)):
+        base, other = (np.tile([[0.0, x]], (rows, 1)) for x in (logit, -900.0))
+        assert compare(base, other, [1] * rows).delta_p.tolist() == [-probability] * rows
+        assert compare(other, base, [1] * rows).delta_p.tolist() == [probability] * rows
+
+
+@each_definition
+def test_target_of_probability_zero(definitions):
+    base, logits = np.log([[0.5, 0.5], [0.25, 0.75]]), np.log([[0.5, 0.5], [0.5, 0.5]])
+    logits[0] = 0, -INF
+    found = compare(base, logits, [1, 0], definitions=definitions)
+    assert found.nll.tolist() == [INF, pytest.approx(math.log(2))]
+    assert found.perplexity == found.log_perplexity_ratio == found.perplexity_ratio == found.mean_kl == INF
+    assert found.perplexity_difference == found.kl_quantiles[1.0] == found.kl_quantiles[0.5] == INF
+    assert found.kl_quantiles[0.0] < 1
+    assert found.delta_p == pytest.approx([-0.5, 0.25])
+    assert found.base_perplexity == pytest.approx(math.sqrt(8))
+    for name in ("perplexity", "log_perplexity_ratio", "perplexity_ratio", "perplexity_difference", "mean_kl"):
+        assert math.isnan(getattr(found, name + "_stderr"))
+    assert math.isfinite(found.rms_delta_p_stderr)
+    both = compare(logits, logits, [1, 0])
+    assert both.kl.tolist() == [0.0, 0.0]
+    assert math.isnan(both.log_perplexity_ratio)
+    assert math.isnan(both.perplexity_difference)
+
+
+@each_definition
+@pytest.mark.parametrize("value", [NAN, INF])
+def test_rows_with_nan_or_inf(definitions, value):
+    base = np.log([[0.5, 0.5], [0.25, 0.75]])
+    logits = base.copy()
+    logits[0, 1] = value
+    for first, second in ((base, logits), (logits, base)):
+        found = compare(first, second, [0, 0], definitions=definitions)
+        assert np.isnan(found.kl).tolist() == [True, False]
+        assert math.isnan(found.mean_kl)
+        assert all(map(math.isnan, found.kl_quantiles.values()))
+        assert math.isnan(found.perplexity) == (second is logits)
+        assert found.count == 2
+    everywhere = np.full((2, 2), NAN)
+    assert compare(everywhere, everywhere, [0, 0]).same_top == 0
+
+
+def test_perplexity_that_overflows():
+    found = compare(np.zeros((2, 2)), [[0.0, 2000.0], [0.0, 1.0]], [0, 0])
+    assert found.perplexity == found.perplexity_ratio == found.perplexity_difference == INF
+    assert found.log_perplexity_ratio == pytest.approx(1000, rel=1e-3)
+    assert math.isfinite(found.log_perplexity_ratio_stderr)
+
+
+@needs_mprotect
+def test_rows_of_ignore_index_and_where_are_not_read(run_python):
+    run_python(
+        FORBIDDEN_PAGES
+        + """
+from tokenloss import compare, log_softmax
+
+rows = np.frombuffer(memory, np.float32).reshape(3, -1)
+rows[...] = -np.log(rows.shape[1])
+forbid(1)
+for other in (rows, np.zeros(rows.shape)):
+    for definitions in ("exact", "llama.cpp"):
+        for targets, where in (([0, -100, 0], None), ([0, 10**9, 0], [True, False, True])):
+            found = compare(rows, other, targets, where=where, definitions=definitions)
+            assert np.nanmax(abs(found.kl)) < 1e-6
+            assert np.isnan(found.kl).tolist() == [False, True, False]
+            assert found.kept.tolist() == [True, False, True]
+"""
+    )
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="peak memory is read by resource, which Windows lacks")
+def test_memory_is_bounded(run_python):
+    run_python(
+        MEASURED.replace("WORKERS << 20", "4 << 20")
+        + """
+from tokenloss import compare
+
+base = rng.standard_normal((32, 131072), np.float32)
+base -= logsumexp(base).astype(np.float32)[:, None]
+targets = rng.integers(0, base.shape[1], 32)
+some = np.where(rng.random(32) > 0.5, targets, -100)
+for definitions in ("exact", "llama.cpp"):
+    for ids in (targets, some):
+        for order in "CF":
+            logits = np.asarray(base, order=order)
+            measure(f"{definitions} {order}", lambda: compare(logits, logits, ids, definitions=definitions))
+"""
+    )
+
+
+# the Comparison and its tables
+
+
+def test_comparison_is_frozen_picklable_and_json(rng):
+    base, logits = pair(rng, (4, 9), np.float32, np.float32)
+    found = compare(base, logits, [1, 2, 3, 4])
+    assert re.fullmatch(
+        r"Comparison\(count=4, perplexity=[\d.e+]+, base_perplexity=[\d.e+]+, mean_kl=[\d.e-]+, same_top=[\d.]+\)",
+        repr(found),
+    )
+    assert_same(pickle.loads(pickle.dumps(found)), found)  # noqa: S301 -- pickled in this line
+    with pytest.raises(FrozenInstanceError):
+        found.count = 5
+    figures = found.as_dict()
+    assert repr(json.loads(json.dumps(figures))) == repr(figures)  # nan is not nan
+    assert figures["definitions"] == "exact"
+    assert not set(figures) & set(ARRAYS)
+    assert all(array.dtype in (np.float64, np.bool_) for array in (getattr(found, name) for name in ARRAYS))
+
+
+@pytest.mark.parametrize("rich", [True, False])
+def test_tables_of_the_command(rich, sample, capsys, monkeypatch):
+    if not rich:
+        monkeypatch.setattr(tables, "has_rich", lambda: False)
+    tables.show_tables("BASE, OTHER", "", comparison_tables(compare(*sample, definitions="llama.cpp")))
+    lines = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
+    for line in (
+        "  Perplexity statistics",
+        "  Mean PPL(Q)                      80.524496  ±  13.192590",  # 80.5244946, with losses wrong by 2e-8
+        "  Cor(ln(PPL(Q)), ln(PPL(base)))   99.67 %",
+        "  KL divergence statistics",
+        "  Mean    KLD    0.027054  ±   0.001447",
+        "  Maximum KLD    0.228511",
+        "  Token probability statistics",
+        "  Minimum Δp  -13.406 %",
+        "  Same top p   83.226 %  ±  2.126 %",
+    ):
+        assert line in lines
+
+
+# errors
+
+
+def test_wrong_arguments():
+    logits, targets = np.ones((2, 3)), [0, 1]
+    for error, words, arguments, options in [
+        (TypeError, ("base_logits", "int64", "float16"), (logits.astype(int), logits, targets), {}),
+        (TypeError, ("logits", "int64", "float16"), (logits, logits.astype(int), targets), {}),
+        (TypeError, ("logits", "device", "CPU"), (logits, OnDevice(2, 0), targets), {}),
+        (ValueError, ("base_logits", "scalar"), (1.0, 1.0, 0), {}),
+        (ValueError, ("logits", "(3, 3)", "(2, 3)", "base_logits"), (logits, np.ones((3, 3)), targets), {}),
+        (ValueError, ("logits", "(2,)", "(2, 3)", "base_logits"), (logits, np.ones(2), targets), {}),
+        (ValueError, ("targets", "(3,)", "(2,)", "base_logits"), (logits, logits, [0, 1, 2]), {}),
+        (ValueError, ("targets", "(2, 3)", "(2,)"), (logits, logits, np.ones((2, 3))), {}),
+        (TypeError, ("targets", "float64", "integer"), (logits, logits, [0.0, 1.0]), {}),
+        (IndexError, ("targets[1]", "3", "[0, 3)"), (logits, logits, [0, 3]), {}),
+        (ValueError, ("axis", 2, "base_logits"), (logits, logits, targets), {"axis": 2}),
+        (ValueError, ("where", "(3,)", "(2,)"), (logits, logits, targets), {"where": [True] * 3}),
+        (TypeError, ("ignore_index", "0.5"), (logits, logits, targets), {"ignore_index": 0.5}),
+        (ValueError, ("workers", 0), (logits, logits, targets), {"workers": 0}),
+        (ValueError, ("definitions", "'llama'", "'exact'"), (logits, logits, targets), {"definitions": "llama"}),
+        (ValueError, ("definitions", "1", "'exact'"), (logits, logits, targets), {"definitions": 1}),
+        (ValueError, ("base_logits", "2.099", "log_softmax"), (logits, logits, targets), {"definitions": "llama.cpp"}),
+        (
+            ValueError,
+            ("base_logits[1, 1] = 0.05", "not a log-probability"),
+            ([[0, -50, -50], [-50, 0.05, -50]], logits, [0, 1]),
+            {"definitions": "llama.cpp"},
+        ),
+    ]:
+        with fails(error, *words):
+            compare(*arguments, **options)
+
+
+def test_target_out_of_range_is_named_by_its_index():
+    targets = np.zeros((3, 50), int)
+    targets[2, 7] = 3
+    with fails(IndexError, "targets[2, 7]", 3, "[0, 3)"):
+        compare(np.zeros((3, 50, 3)), np.zeros((3, 50, 3)), targets)
+
+
+def test_meter_is_unchanged_after_an_error():
+    base = np.log([[0.5, 0.5], [0.25, 0.75]])
+    meter = ComparisonMeter(definitions="llama.cpp")
+    meter.update(base, base, [0, 1])
+    before = meter.result()
+    wrong = np.array([[math.log(0.5)] * 2, [3.0, 3.0]])
+    for arguments in ((base, base, [0, 2]), (wrong, base, [0, 1])):
+        with pytest.raises((IndexError, ValueError)):
+            meter.update(*arguments)
+    assert_same(meter.result(), before)

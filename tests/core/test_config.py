@@ -1,0 +1,175 @@
+"""show_config, TOKENLOSS_DISABLE_CPU_FEATURES, the cost of the import, and the public names."""
+
+import importlib.util
+import pickle
+import re
+
+import pytest
+
+import tokenloss
+from tokenloss import show_config
+from tokenloss._core import _core
+
+TELL = "import tokenloss; print(tokenloss.show_config(mode='dicts')['instruction_set'])"
+
+
+def test_show_config_returns_dicts():
+    config = show_config(mode="dicts")
+    assert list(config) == ["version", "instruction_set", "available", "workers", "bfloat16_matmul"]
+    assert config["version"] == tokenloss.__version__
+    assert config["instruction_set"] == _core.backend_in_use()
+    assert config["available"] == _core.backends()
+    assert config["available"][-1] == "portable"
+    assert type(config["workers"]) is int
+    assert config["workers"] >= 1
+    assert config["bfloat16_matmul"] == ("avx512_bf16" if _core.has_bf16_matmul() else "blas")
+
+
+@pytest.mark.parametrize("arguments", [(), ("stdout",)])
+def test_show_config_prints(arguments, capsys):
+    assert show_config(*arguments) is None
+    printed = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    config = show_config(mode="dicts")
+    assert printed == {
+        "version": config["version"],
+        "instruction_set": config["instruction_set"],
+        "available": ", ".join(config["available"]),
+        "workers": str(config["workers"]),
+        "bfloat16_matmul": config["bfloat16_matmul"],
+    }
+
+
+@pytest.mark.parametrize("mode", ["dict", "", None, 0])
+def test_show_config_refuses_other_modes(mode):
+    with pytest.raises(ValueError, match=f"mode is {re.escape(repr(mode))}.*'stdout' or 'dicts'"):
+        show_config(mode)
+
+
+def test_best_instruction_set_is_used_unless_disabled(run_python):
+    available = _core.backends()
+    assert run_python(TELL).strip() == available[0]
+    disabled = []
+    for name in available[:-1]:
+        disabled.append(name.upper())
+        expected = available[len(disabled)]
+        for variable in (" ".join(disabled), ",".join(disabled), ", ".join(disabled).lower()):
+            assert run_python(TELL, TOKENLOSS_DISABLE_CPU_FEATURES=variable).strip() == expected
+
+
+def test_any_known_feature_may_be_disabled_on_any_machine(run_python):
+    assert run_python(TELL, TOKENLOSS_DISABLE_CPU_FEATURES="AVX512 AVX2 NEON").strip() == "portable"
+    assert run_python(TELL, TOKENLOSS_DISABLE_CPU_FEATURES="").strip() == _core.backends()[0]
+    assert run_python(TELL, TOKENLOSS_DISABLE_CPU_FEATURES=" , ").strip() == _core.backends()[0]
+
+
+@pytest.mark.parametrize("variable", ["AVX512_BF16", "AVX512", "avx2 avx512_bf16"])
+def test_bfloat16_matmul_is_disabled_by_its_name_and_that_of_its_instruction_set(variable, run_python):
+    tell = "import tokenloss; print(tokenloss.show_config(mode='dicts')['bfloat16_matmul'])"
+    assert run_python(tell, TOKENLOSS_DISABLE_CPU_FEATURES=variable).strip() == "blas"
+    assert run_python(tell).strip() == show_config(mode="dicts")["bfloat16_matmul"]
+
+
+@pytest.mark.parametrize("variable", ["SSE9", "AVX512 nonsense", "portable", "AVX512;AVX2"])
+@pytest.mark.parametrize("use", ["logsumexp([0.0])", "LossMeter().update([0.5])"])
+def test_unknown_feature_is_a_clear_error(use, variable, run_python):
+    message = run_python(f"import tokenloss; tokenloss.{use}", TOKENLOSS_DISABLE_CPU_FEATURES=variable, fails=True)
+    unknown = next(name for name in variable.split() if name not in ("AVX512", "AVX2", "NEON"))
+    fits = "AVX512, AVX512_BF16, AVX2, NEON"
+    assert f"ValueError: TOKENLOSS_DISABLE_CPU_FEATURES is {unknown!r}; it must be some of {fits}" in message
+
+
+def test_unknown_backend_is_refused_and_changes_nothing():
+    in_use = _core.backend_in_use()
+    with pytest.raises(ValueError, match="nonsense"):
+        _core.use_backend("nonsense")
+    assert _core.backend_in_use() == in_use
+
+
+def test_losses_are_the_same_with_everything_disabled(run_python):
+    program = """
+import numpy as np, tokenloss
+logits = np.random.default_rng(0).standard_normal((20, 5000), np.float32)
+print(tokenloss.cross_entropy(logits, np.arange(20)).hex(), tokenloss.logsumexp(logits).tobytes().hex())
+"""
+    assert run_python(program) == run_python(program, TOKENLOSS_DISABLE_CPU_FEATURES="AVX512 AVX2 NEON")
+
+
+LOADED = """
+import sys, numpy
+before = set(sys.modules)
+{statement}
+added = set(sys.modules) - before
+print(*sorted(name for name in added if name.startswith("tokenloss")))
+print(*sorted(name for name in added if not name.startswith("tokenloss")))
+"""
+
+
+@pytest.mark.parametrize(
+    ("statement", "packages", "most"),
+    [
+        ("import tokenloss", {"_core"}, 3),
+        ("from tokenloss import cross_entropy", {"_core", "_scores"}, 16),
+        ("from tokenloss import LossMeter", {"_core", "_scores", "_statistics"}, 22),
+    ],
+)
+def test_import_loads_what_is_used(statement, packages, most, run_python):
+    ours, others = (line.split() for line in run_python(LOADED.format(statement=statement)).splitlines())
+    assert {name.split(".")[1] for name in ours if "." in name} == packages
+    assert len(ours) <= most, ours
+    assert len(others) <= 12, others  # of the standard library; some releases of NumPy bring them, too
+
+
+def test_dir_and_star_have_every_public_name(run_python):
+    program = "import tokenloss; assert {*tokenloss.__all__, 'formats'} <= set(dir(tokenloss)); from tokenloss import *; "
+    run_python(f"{program} print({', '.join(tokenloss.__all__)}, tokenloss.plots.save, tokenloss.formats.open_scores)")
+    run_python("import tokenloss; help(tokenloss)")
+    assert "has no attribute 'cross_entropies'" in run_python("import tokenloss; tokenloss.cross_entropies", fails=True)
+
+
+def test_public_names_are_those_that_are_promised():
+    assert set(tokenloss.__all__) == {
+        "Comparison",
+        "ComparisonMeter",
+        "Evaluation",
+        "LossMeter",
+        "NormWarning",
+        "SampleComparison",
+        "SampleMetric",
+        "ResponseComparison",
+        "SequenceLosses",
+        "ShiftWarning",
+        "TokenScores",
+        "TopkDivergence",
+        "class_log_probs",
+        "compare",
+        "compare_files",
+        "compare_responses",
+        "compare_samples",
+        "cross_entropy",
+        "cross_entropy_and_grad",
+        "cross_entropy_loss",
+        "evaluate",
+        "kl_divergence",
+        "linear_compare",
+        "linear_cross_entropy",
+        "linear_kl_divergence",
+        "linear_token_scores",
+        "log_softmax",
+        "logsumexp",
+        "next_token",
+        "nll_loss",
+        "sequence_losses",
+        "show_config",
+        "softmax",
+        "token_scores",
+        "topk_divergence_bound",
+    }
+    for name in tokenloss.__all__:
+        assert hasattr(tokenloss, name)
+    assert re.fullmatch(r"\d+\.\d+\.\d+(\.dev\d+|rc\d+)?", tokenloss.__version__)
+
+
+@pytest.mark.parametrize("name", tokenloss.__all__)
+def test_public_names_hide_no_module_and_pickle(name):
+    assert importlib.util.find_spec(f"tokenloss.{name}") is None
+    assert pickle.loads(pickle.dumps(getattr(tokenloss, name))) is getattr(tokenloss, name)  # noqa: S301 -- pickled here

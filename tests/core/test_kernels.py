@@ -1,0 +1,213 @@
+"""The C kernels give the same bits on every backend, compiler and architecture: golden hashes of a driver in C."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+from places import C_DRIVERS, ROOT
+
+pytestmark = pytest.mark.thread_unsafe(reason="starts processes")
+HERE = C_DRIVERS
+KERNELS = ROOT / "src" / "tokenloss" / "_core" / "kernels"
+SOURCES = sorted(map(str, KERNELS.rglob("*.c")))
+GOLDEN = HERE / "golden.txt"  # made by tests/c/record_golden.py
+WARNINGS = ["-std=c11", "-Wall", "-Wextra", "-Wconversion", "-Werror"]
+FLAGS = [*WARNINGS, "-O2", "-ffp-contract=off"]
+
+# by compiler, where Debian and macOS have it, and flags; clang needs none to leave expressions as they are. The first
+# hashes everything, each other one a third
+NATIVE = [
+    ("gcc-14", "-O3"),
+    ("gcc", "-O1"),
+    ("gcc-12", "-O3"),
+    ("clang", "-O3 -ffp-contract=on"),
+]
+NEON = frozenset({"neon", "portable"})
+PORTABLE = frozenset({"portable"})
+BACKENDS = {"x86_64": PORTABLE, "aarch64": NEON, "arm64": NEON}  # at least
+
+
+class Machine(NamedTuple):
+    """How programs for another machine are built and run here."""
+
+    compiler: str
+    emulator: str
+    packages: str
+    backends: frozenset[str] = PORTABLE
+    flags: str = "-static"
+
+
+MACHINES = {
+    "aarch64": Machine(
+        "aarch64-linux-gnu-gcc",
+        "qemu-aarch64",
+        "gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user",
+        NEON,
+    ),
+    "riscv64": Machine(
+        "riscv64-linux-gnu-gcc", "qemu-riscv64", "gcc-riscv64-linux-gnu libc6-dev-riscv64-cross qemu-user"
+    ),
+    "ppc64le": Machine(
+        "powerpc64le-linux-gnu-gcc", "qemu-ppc64le", "gcc-powerpc64le-linux-gnu libc6-dev-ppc64el-cross qemu-user"
+    ),
+    "s390x": Machine("s390x-linux-gnu-gcc", "qemu-s390x", "gcc-s390x-linux-gnu libc6-dev-s390x-cross qemu-user"),
+    "i686": Machine(  # which x86_64 runs itself
+        "i686-linux-gnu-gcc",
+        "env",
+        "gcc-i686-linux-gnu libc6-dev-i386-cross",
+        flags="-static -msse2 -mfpmath=sse",
+    ),
+    "wasm": Machine("emcc", "node", "emscripten nodejs", flags="-O1"),
+}
+
+
+def need(*programs: str, packages: str) -> None:
+    """Skip a test for lack of programs; fail in CI, which can install them on Debian."""
+    missing = [program for program in programs if not shutil.which(program)]
+    if missing:
+        installable = sys.platform == "linux" and platform.machine() == "x86_64"
+        stop = pytest.fail if os.environ.get("CI") and installable else pytest.skip
+        stop(f"needs {' and '.join(missing)} (Debian: {packages})")
+
+
+def run_driver(
+    compiler: str, where: Path, *, flags: str, emulator: str = "env", parts: int = 1, part: int = 0
+) -> dict[str, dict[str, str]]:
+    """Hashes that the driver printed, by backend and quantity; `scalar_math` stands for what all backends share.
+
+    Of every `parts` kinds of rows one is hashed, for each dtype another.
+    """
+    program = where / "golden.exe"
+    command = [compiler, *FLAGS, *flags.split(), f"-I{KERNELS}", str(HERE / "golden.c"), *SOURCES, "-lm"]
+    subprocess.run([*command, "-o", str(program)], check=True)
+    command = [emulator, str(program), str(parts), str(part)]
+    return parse(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
+
+
+def parse(lines: str) -> dict[str, dict[str, str]]:
+    """Hashes by the first word of their lines and by the words that follow it."""
+    found: dict[str, dict[str, str]] = {}
+    for line in lines.splitlines():
+        backend, hashed = line.split(" ", 1)
+        quantity, value = hashed.rsplit(" ", 1)
+        found.setdefault(backend, {})[quantity] = value
+    return found
+
+
+def check(found: dict[str, dict[str, str]], backends: frozenset[str], parts: int = 1) -> None:
+    """Compare the hashes with the golden ones, all of them or one in so many `parts`."""
+    golden = parse(GOLDEN.read_text())
+    assert backends <= set(found)
+    assert found.pop("scalar_math") == golden["scalar_math"]
+    for backend, hashes in found.items():
+        assert len(hashes) * parts >= len(golden["backend"]), backend
+        assert hashes == {quantity: golden["backend"][quantity] for quantity in hashes}, backend
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("compiler", "flags"), NATIVE)
+def test_native_backends(compiler, flags, tmp_path):
+    if platform.machine() not in BACKENDS:
+        pytest.skip(f"no hashes of {platform.machine()}")
+    need(compiler, packages=compiler)
+    index = NATIVE.index((compiler, flags))
+    parts = 1 if index == 0 else 3
+    found = run_driver(compiler, tmp_path, flags=flags, parts=parts, part=index % parts)
+    check(found, BACKENDS[platform.machine()], parts)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MACHINES)
+def test_foreign_backends(name, tmp_path):
+    machine = MACHINES[name]
+    if name == "i686" and not (sys.platform == "linux" and platform.machine() == "x86_64"):
+        pytest.skip("x86_64 alone runs i686")
+    need(machine.compiler, machine.emulator, packages=machine.packages)
+    parts, part = 6 if machine.emulator.startswith("qemu") else 3, list(MACHINES).index(name)
+    found = run_driver(
+        machine.compiler, tmp_path, flags=machine.flags, emulator=machine.emulator, parts=parts, part=part % parts
+    )
+    check(found, machine.backends, parts)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", ["x86_64", "i686 -msse2", "aarch64"])
+def test_visual_c_would_find_what_it_needs(target):
+    """Clang without its own name and GNU's parses what is meant for Visual C++, with stubs of its library."""
+    need("clang-19", packages="clang-19")  # older ones hide AVX from it
+    machine, *flags = target.split()
+    visual = [f"--target={machine}-pc-windows-msvc", "-fms-compatibility-version=19.40", "-ffreestanding"]
+    unlike = ["-U__clang__", "-Wno-unknown-pragmas"]  # Visual C++ has a pragma for contraction that clang has not
+    stubs = ["-isystem", str(HERE / "msvc")]
+    subprocess.run(["clang-19", *WARNINGS, *visual, *unlike, *flags, *stubs, "-fsyntax-only", *SOURCES], check=True)
+
+
+@pytest.mark.slow
+def test_threads_share_rows_without_races(tmp_path):
+    """ThreadSanitizer finds none, and results are those of one thread."""
+    need("gcc", packages="gcc")
+    if not Path(shared_library("libtsan.so")).is_absolute():
+        need("libtsan.so", packages="libtsan2")  # which is on no path of programs
+    program = tmp_path / "threads"
+    sources = [str(HERE / "threads.c"), *SOURCES]
+    command = ["gcc", *FLAGS, "-g", "-fsanitize=thread", f"-I{KERNELS}", *sources, "-lm", "-o", str(program)]
+    subprocess.run(command, check=True, capture_output=True, text=True)
+    done = subprocess.run([str(program)], check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "portable" in {line.split()[0] for line in done.stdout.splitlines()}
+
+
+def promised_error(dtype: str, family: str) -> float:
+    """The largest error that a loss may have: in nats, or relative to it where a class is nearly certain."""
+    if family == "certain":
+        return 1e-6
+    in_double = {"float64": 4e-15, "scaled_float32": 4e-15, "capped_bfloat16": 5e-15}
+    return in_double.get(dtype, 2e-7)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(platform.machine() not in {"x86_64", "AMD64"}, reason="long double may have too few digits")
+@pytest.mark.skipif(np.finfo(np.longdouble).nmant != 63, reason="long double has too few digits")
+def test_worst_rows_are_within_the_promised_error(tmp_path):
+    """A search for rows whose rounding errors add up, compared with long double."""
+    need("gcc", packages="gcc")
+    program = tmp_path / "worst_rows"
+    sources = [str(HERE / "worst_rows.c"), *SOURCES]
+    subprocess.run(["gcc", *FLAGS, f"-I{KERNELS}", *sources, "-lm", "-o", str(program)], check=True)
+    printed = subprocess.run([str(program)], check=True, stdout=subprocess.PIPE, text=True).stdout
+    assert len(printed.splitlines()) == 42  # dtypes and families
+    wrong = []
+    for line in printed.splitlines():
+        dtype, family, error, _ = line.split(" ", 3)
+        if not abs(float(error)) < promised_error(dtype, family):
+            wrong.append(line)
+    assert not wrong, "\n".join(wrong)
+
+
+def shared_library(name: str) -> str:
+    """The path of a library of gcc's, or its bare name where there is none."""
+    found = subprocess.run(["gcc", f"-print-file-name={name}"], check=True, capture_output=True, text=True)
+    return found.stdout.strip()
+
+
+@pytest.mark.slow
+def test_portable_object_calls_no_mathematics(tmp_path):
+    """The portable backend calls no libm and has no instructions beyond the baseline."""
+    need("gcc", "nm", packages="gcc binutils")
+    target = tmp_path / "portable.o"
+    subprocess.run(["gcc", *FLAGS, "-c", str(KERNELS / "backends" / "portable.c"), "-o", str(target)], check=True)
+    undefined = subprocess.run(["nm", "-u", str(target)], check=True, capture_output=True, text=True).stdout.split()
+    moves, checks = {"memcpy", "memset", "bzero"}, {"stack_chk_fail", "stack_chk_guard", "GLOBAL_OFFSET_TABLE"}
+    assert {name.strip("_") for name in undefined} - {"U"} <= moves | checks  # macOS has underscores before names
+    if platform.machine() == "x86_64":
+        code = subprocess.run(["objdump", "-d", str(target)], check=True, capture_output=True, text=True).stdout
+        assert "ymm" not in code
+        assert "fmadd" not in code

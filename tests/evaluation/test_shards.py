@@ -1,0 +1,436 @@
+"""tokenloss score of several files: sums, --targets, the order of files, --state and --scheduler."""
+
+import contextlib
+import itertools
+import os
+import stat
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from arrays import fails
+from commands import LOGITS, SUMMARY_FIELDS, TARGETS, assert_refused, raising, read_state, write_state
+from places import SAMPLE
+
+import tokenloss
+from tokenloss import LossMeter
+from tokenloss._evaluation import checkpoint
+from tokenloss._evaluation import run as shard_run
+from tokenloss._evaluation.checkpoint import Checkpoint
+from tokenloss._evaluation.plan import Options
+
+pytestmark = pytest.mark.thread_unsafe(reason="a command prints to the stdout of its process")
+
+
+def test_shards_add_up(shards, score_json):
+    whole, parts = score_json(shards.path / "whole.npz"), score_json(shards.path / "part-*.npz")
+    assert parts["files"] == [str(shards.path / f"part-{name}.npz") for name in "abc"]
+    for name in SUMMARY_FIELDS:
+        assert parts[name] == whole[name]
+    assert parts["shape"] == whole["shape"] == [60, 11]
+    assert [part["shape"] for part in parts["shards"]] == [[13, 11], [27, 11], [20, 11]]
+    for part, rows in zip(parts["shards"], np.split(np.arange(60), [13, 40]), strict=True):
+        assert part["loss"] == tokenloss.cross_entropy(shards.logits[rows], shards.targets[rows])
+    starts = dict(zip(parts["files"], (0, 13, 40), strict=True))
+    assert [starts[token["file"]] + token["position"] for token in parts["highest_loss_tokens"]] == [
+        token["position"] for token in whole["highest_loss_tokens"]
+    ]
+
+
+def test_shards_that_do_not_fit_together(shards, command):
+    logits, targets = shards.path / "logits-*.npy", shards.path / "targets-a.npy"
+    assert_refused(command("score", logits), "logits-a.npy: holds no targets", "--targets")
+    assert_refused(
+        command("score", logits, "--targets", targets), f"{targets}: has shape (13,); it must hold 60 class ids"
+    )
+    both = [word for name in "ab" for word in ("--targets", shards.path / f"targets-{name}.npy")]
+    assert_refused(command("score", logits, *both), f"{targets}: is one of 2 files of targets; it must be 3")
+    np.savez(shards.path / "part-d.npz", logits=shards.logits[:, :7], targets=shards.targets % 7)
+    refused = command("score", shards.path / "part-*.npz")
+    assert_refused(refused, "part-d.npz: holds logits of 7 classes; it must hold logits of 11, as ", "part-a.npz")
+    np.savez(shards.path / "part-d.npz", logits=shards.logits, targets=np.full(60, 11))
+    assert_refused(command("score", shards.path / "part-*.npz"), "part-d.npz: targets[0] = 11", "[0, 11)")
+
+
+@pytest.mark.parametrize(
+    "targets",
+    [
+        ["targets-*.npy"],
+        ["targets-a.npy", "targets-b.npy", "targets-c.npy"],
+        ["targets-[ab].npy", "targets-c.npy"],
+        ["all.npy"],
+    ],
+)
+def test_targets_of_shards(targets, shards, score_json):
+    options = [word for path in targets for word in ("--targets", shards.path / path)]
+    found = score_json(shards.path / "logits-*.npy", *options)
+    assert found["loss"] == tokenloss.cross_entropy(shards.logits, shards.targets)
+    assert len(found["files"]) == 6
+
+
+def test_targets_option_comes_before_targets_in_a_file(shards, score_json):
+    np.save(shards.path / "other.npy", np.zeros(60, int))
+    found = score_json(shards.path / "whole.npz", "--targets", shards.path / "other.npy")
+    assert found["loss"] == tokenloss.cross_entropy(shards.logits, np.zeros(60, int))
+
+
+def test_targets_missing_for_two_files_of_logits(shards, command, score_json):
+    np.save(shards.path / "half-0.npy", shards.logits[:30])
+    np.save(shards.path / "half-1.npy", shards.logits[30:])
+    words = f"{shards.path / 'half-0.npy'}: holds no targets; it must hold them, or come with --targets"
+    assert_refused(command("score", shards.path / "half-*.npy"), words)
+    found = score_json(shards.path / "half-*.npy", "--targets", shards.path / "all.npy")
+    assert (found["tokens"], found["targets"]) == (np.count_nonzero(shards.targets != -100), "class ids")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links there need a privilege")
+@pytest.mark.parametrize("link", ["./", "symlink", "hard link"])
+def test_file_given_twice_under_another_name(link, command, npz):
+    path = npz(logits=LOGITS, targets=TARGETS)
+    other = f"{path.parent}/./{path.name}"
+    if link != "./":
+        other = path.with_name("other.npz")
+        other.symlink_to(path) if link == "symlink" else other.hardlink_to(path)
+    assert_refused(command("score", path, other), f"{other}: is given twice, as {path}, too; it must be given once")
+
+
+def test_targets_given_twice(shards, command, npy):
+    logits, targets = shards.path / "logits-a.npy", shards.path / "targets-a.npy"
+    np.save(shards.path / "logits-d.npy", shards.logits[:13])
+    both = ["--targets", targets, "--targets", targets]
+    assert_refused(command("score", logits, shards.path / "logits-d.npy", *both), f"{targets}: is given twice")
+    probs, _ = npy(tokenloss.softmax(LOGITS), TARGETS)
+    assert_refused(command("score", probs, "--targets", probs, "--kind", "probs"), f"{probs}: is given twice")
+
+
+@pytest.fixture
+def numbered(tmp_path):
+    """Twelve shards of one row each, of which a shell puts 10 before 2, with all logits and targets."""
+    rng = np.random.default_rng(12)
+    logits, targets = rng.normal(size=(12, 5)), rng.integers(5, size=12)
+    for i in range(12):
+        np.save(tmp_path / f"part-{i}.npy", logits[i : i + 1])
+        np.save(tmp_path / f"ids-{i}.npy", targets[i : i + 1])
+    np.save(tmp_path / "all.npy", targets)
+    return SimpleNamespace(path=tmp_path, logits=logits, targets=targets)
+
+
+def test_numbered_files_are_sorted_by_number(numbered, score_json):
+    expected = tokenloss.cross_entropy(numbered.logits, numbered.targets)
+    for targets in ("all.npy", "ids-*.npy"):
+        found = score_json(numbered.path / "part-*.npy", "--targets", numbered.path / targets)
+        assert found["loss"] == expected
+    assert [Path(path).name for path in found["files"][::2]] == [f"part-{i}.npy" for i in range(12)]
+
+
+@pytest.mark.parametrize("targets", ["all.npy", "ids-*.npy"])
+def test_numbered_files_in_alphabetical_order(targets, numbered, command, score_json):
+    files = sorted(numbered.path.glob("part-*.npy"))
+    refused = command("score", *files, "--targets", numbered.path / targets)
+    assert_refused(refused, f"{numbered.path / 'part-11.npy'}: comes before {numbered.path / 'part-2.npy'}", "quotes")
+    each = [word for path in sorted(numbered.path.glob("ids-*.npy")) for word in ("--targets", path)]
+    found = score_json(*files, *each)  # the same order on both sides
+    assert found["loss"] == tokenloss.cross_entropy(numbered.logits, numbered.targets)
+    assert_refused(command("score", *files, *each, "--shift"), "comes before")
+    backwards = [numbered.path / f"part-{i}.npy" for i in range(11, -1, -1)]  # on purpose
+    assert score_json(*backwards, "--targets", numbered.path / "all.npy")["tokens"] == 12
+
+
+@pytest.fixture
+def interrupted(shards, command, monkeypatch):
+    """Score shards until Ctrl-C in the third; return the path of the state."""
+    state = shards.path / "state.json"
+    with monkeypatch.context() as patch:
+        calls = iter([shard_run.score_shard, shard_run.score_shard, raising(KeyboardInterrupt)])
+        patch.setattr(shard_run, "score_shard", lambda *arguments: next(calls)(*arguments))
+        assert command("score", shards.path / "part-*.npz", "--state", state)[0] == 130
+    return state
+
+
+def test_state_resumes_to_the_same_bits(interrupted, shards, score_json, monkeypatch):
+    scored = []
+    score = shard_run.score_shard
+    monkeypatch.setattr(
+        shard_run,
+        "score_shard",
+        lambda shard, *others: (scored.append(Path(shard.path).name), score(shard, *others))[1],
+    )
+    without, resumed = (
+        score_json(shards.path / "part-*.npz"),
+        score_json(shards.path / "part-*.npz", "--state", interrupted),
+    )
+    assert scored == ["part-a.npz", "part-b.npz", "part-c.npz", "part-c.npz"]
+    again = score_json(shards.path / "part-*.npz", "--state", interrupted)
+    assert len(scored) == 4
+    for found in (resumed, again):
+        for name in (*SUMMARY_FIELDS[:-1], "highest_loss_tokens", "shards"):
+            assert found[name] == without[name]
+    assert (resumed["bytes"], again["bytes"]) == (17 * 44, 0)  # what was read
+
+
+@pytest.fixture
+def sequences(shards):
+    """Arguments by which the shards hold sequences, some of which go on in the next file, and some are of none."""
+    ids = np.repeat([2, -1, 5, 7, -1, 5 * 10**9, -1, 5], [9, 3, 6, 8, 4, 12, 8, 10])
+    np.save(shards.path / "ids.npy", ids)
+    return shards.path / "part-*.npz", "--segment-ids", shards.path / "ids.npy"
+
+
+SEQUENCE_FIELDS = (
+    *SUMMARY_FIELDS[:-1], "n_sequences", "is_clustered", "tokens_without_sequence", "sequence_loss",
+    "sequence_loss_stderr", "highest_loss_tokens", "highest_loss_sequences", "sequences", "shards",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("shift", [[], ["--shift"]])
+def test_state_of_sequences_resumes_to_the_same_bits(shift, sequences, shards, command, score_json, monkeypatch):
+    """Interrupted after the first file, whose last sequence goes on."""
+    state = shards.path / "state"
+    without = score_json(*sequences, *shift)
+    assert any(row["file"] is None for row in without["sequences"])
+    with monkeypatch.context() as patch:
+        calls = iter([shard_run.score_shard, raising(KeyboardInterrupt)])
+        patch.setattr(shard_run, "score_shard", lambda *arguments: next(calls)(*arguments))
+        assert command("score", *sequences, *shift, "--state", state)[0] == 130
+    (done,) = read_state(state)["done"]
+    assert done["found"]["split"]["ids"]
+    for _ in range(2):
+        found = score_json(*sequences, *shift, "--state", state)
+        assert {name: found[name] for name in SEQUENCE_FIELDS} == {name: without[name] for name in SEQUENCE_FIELDS}
+    evaluation = tokenloss.evaluate(sequences[0], segment_ids=sequences[2], shift=bool(shift) or None, state=str(state))
+    assert evaluation.meter == tokenloss.evaluate(sequences[0], segment_ids=sequences[2], shift=bool(shift)).meter
+
+
+def groups_of(n):
+    """What a state holds of the groups of so many tokens."""
+    meter = LossMeter()
+    meter.update(np.ones(n))
+    return meter._to_json()["_groups"]
+
+
+@pytest.mark.parametrize(
+    ("part", "column", "change"),
+    [
+        ("sequences", "ids", lambda column: column[:-1]),
+        ("sequences", "ids", lambda column: [column]),
+        ("sequences", "ids", lambda column: [2**70, *column[1:]]),
+        ("sequences", "tokens", lambda column: [column[0] + 1000, *column[1:]]),
+        ("sequences", "tokens", lambda column: [0, *column[1:]]),
+        ("sequences", "tokens", lambda column: [-1, *column[1:]]),
+        ("sequences", "nll", lambda column: ["x", *column[1:]]),
+        ("sequences", "nll", lambda column: [None, *column[1:]]),
+        ("split", "tokens", lambda column: [2, *column[1:]]),
+        ("split", "ids", lambda column: []),
+        ("split", "nll", lambda column: None),
+        ("meter", None, lambda _: None),
+        ("meter", "_groups", lambda _: groups_of(0)),
+        ("meter", "_groups", lambda _: groups_of(1000)),
+        ("meter", "n_bytes", lambda _: "-0x1"),
+        ("sequences", None, lambda _: {"ids": [], "tokens": [], "nll": [], "is_greedy": []}),
+        ("sequences", None, lambda _: None),
+        ("shift_sample", None, lambda _: ["1", "2"]),
+        ("shift_sample", None, lambda _: [float("inf"), 1, 2]),
+    ],
+)
+def test_state_of_impossible_sequences_is_refused(part, column, change, sequences, shards, command):
+    state = shards.path / "state"
+    assert command("score", *sequences, "--state", state)[0] == 0
+    kept = read_state(state)
+    found = kept["done"][1]["found"]
+    if column is None:
+        found[part] = change(found[part])
+    else:
+        found[part][column] = change(found[part][column])
+    write_state(state, kept)
+    assert_refused(command("score", *sequences, "--state", state), f"{state}: ")
+    assert read_state(state) == kept
+
+
+def test_state_of_other_sequences_is_refused(sequences, shards, command):
+    state = shards.path / "state"
+    assert command("score", *sequences, "--state", state)[0] == 0
+    ids = np.load(shards.path / "ids.npy")
+    np.save(shards.path / "other.npy", np.where(ids == 2, 3, ids))
+    for argv in (sequences[:1], (*sequences[:2], shards.path / "other.npy")):
+        refused = command("score", *argv, "--state", state)
+        assert_refused(refused, f"{state}: holds the result of {shards.path / 'part-a.npz'}", "changed")
+    kept = read_state(state)
+    del kept["options"]["format"]
+    write_state(state, kept)
+    refused = command("score", *sequences, "--state", state)
+    assert_refused(refused, f"{state}: was written with format None; it must be another file")
+
+
+def test_state_of_infinite_losses(score_json, npz, tmp_path):
+    logits = LOGITS.copy()
+    logits[0, 0], logits[2, 1] = -np.inf, np.nan
+    path = npz(logits=logits, targets=TARGETS)
+    first, second = (score_json(path, "--state", tmp_path / "state") for _ in range(2))
+    assert first["highest_loss_tokens"] == second["highest_loss_tokens"]
+    assert first["loss"] is second["loss"] is None
+
+
+def test_state_of_other_options_or_files_is_refused(interrupted, shards, command):
+    before = interrupted.read_bytes()
+    pattern = shards.path / "part-*.npz"
+    for options, words in [
+        (["--kind", "logits"], ["was written with kind None; it must be another file, with 'logits'"]),
+        (["--top", "9"], ["was written with top 5"]),
+        (["--shift"], ["was written with shift None"]),
+        (["--targets", shards.path / "all.npy"], ["part-a.npz; it must be another file", "changed"]),
+    ]:
+        assert_refused(command("score", pattern, "--state", interrupted, *options), f"{interrupted}: ", *words)
+    part = shards.path / "part-b.npz"
+    refused = command("score", part, "--state", interrupted)
+    assert_refused(refused, f"{interrupted}: holds the result of {shards.path / 'part-a.npz'}", "not to be scored")
+    os.utime(part, ns=(1, 1))
+    refused = command("score", pattern, "--state", interrupted)
+    assert_refused(refused, f"{interrupted}: holds the result of {part}", "changed")
+    assert interrupted.read_bytes() == before
+
+
+def test_state_reads_little_of_a_large_file(tmp_path, monkeypatch):
+    path = tmp_path / "large"
+    with path.open("wb") as file:
+        file.truncate(1 << 40)  # without blocks
+    read, piece = [], checkpoint._pieces
+    monkeypatch.setattr(checkpoint, "_pieces", lambda *args: (read.append(len(part)) or part for part in piece(*args)))
+    found = checkpoint._file_fingerprint(str(path))
+    assert sum(read) <= 1 << 17
+    with path.open("r+b") as file:  # the last byte
+        file.seek(-1, os.SEEK_END)
+        file.write(b"1")
+    os.utime(path, (0, 0))
+    assert checkpoint._file_fingerprint(str(path)) != found
+
+
+@pytest.mark.parametrize("cut", [1, 2, 500, -1])
+def test_state_whose_last_line_was_cut_off(cut, interrupted, shards, score_json):
+    """As a run that is killed while it writes leaves it; the other lines are as they were."""
+    argv = shards.path / "part-*.npz", "--state"
+    first, second, third = interrupted.read_bytes().splitlines(keepends=True)
+    score_json(*argv, interrupted)
+    whole = interrupted.read_bytes()
+    interrupted.write_bytes(first + second + (third + b"{" if cut == -1 else third[:-cut]))
+    resumed = score_json(*argv, interrupted)
+    assert interrupted.read_bytes() == whole
+    assert resumed["loss"] == score_json(argv[0])["loss"]
+
+
+def test_state_is_appended_to(shards, command, monkeypatch):
+    """What was written stays, so that a kill can only lose the line that is written."""
+    state = shards.path / "state"
+    seen, score = [], shard_run.score_shard
+    monkeypatch.setattr(shard_run, "score_shard", lambda *args: (seen.append(state.read_bytes()), score(*args))[1])
+    assert command("score", shards.path / "part-*.npz", "--state", state)[0] == 0
+    seen.append(state.read_bytes())
+    assert [content.count(b"\n") for content in seen] == [1, 2, 3, 4]
+    assert all(after.startswith(before) for before, after in itertools.pairwise(seen))
+
+
+def test_state_that_names_a_shard_twice_is_refused(interrupted, shards, command):
+    state = read_state(interrupted)
+    state["done"].append(state["done"][0])
+    write_state(interrupted, state)
+    before = interrupted.read_bytes()
+    refused = command("score", shards.path / "part-*.npz", "--state", interrupted)
+    assert_refused(refused, f"{interrupted}: holds an impossible result of {shards.path / 'part-a.npz'}")
+    assert interrupted.read_bytes() == before
+
+
+def test_state_that_two_runs_write_is_refused(shards, command, monkeypatch):
+    state, score = shards.path / "state", shard_run.score_shard
+
+    def meanwhile(*args):
+        monkeypatch.setattr(shard_run, "score_shard", score)
+        assert command("score", shards.path / "part-*.npz", "--state", state)[0] == 0
+        return score(*args)
+
+    monkeypatch.setattr(shard_run, "score_shard", meanwhile)
+    refused = command("score", shards.path / "part-*.npz", "--state", state)
+    assert_refused(refused, f"{state}: was changed during the run; it must be written by one run at a time")
+    assert len(read_state(state)["done"]) == 3
+    assert command("score", shards.path / "part-*.npz", "--state", state)[0] == 0
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such modes")
+def test_state_keeps_its_mode(interrupted, shards, command):
+    interrupted.chmod(0o600)
+    assert command("score", shards.path / "part-*.npz", "--state", interrupted)[0] == 0
+    assert stat.S_IMODE(interrupted.stat().st_mode) == 0o600
+
+
+@pytest.mark.parametrize("name", Options._fields[:-1])
+def test_state_of_any_other_option_is_refused(name, tmp_path):
+    assert Options._fields[-1] == "others"
+    other = Options()._replace(**{name: 7})
+    given = {name: (Options(), other), f"candidate 0: {name}": (Options(others=(Options(),)), Options(others=(other,)))}
+    for number, (label, options) in enumerate(given.items()):
+        path = str(tmp_path / f"state-{number}")
+        for _ in range(2):
+            Checkpoint(path, options[0], [], shard_run.ShardResult)
+        with fails(ValueError, path, f"was written with {label} ", "it must be another file, with 7"):
+            Checkpoint(path, options[1], [], shard_run.ShardResult)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "\n",
+        "{}\n",
+        "[]",
+        "[" * 100_000,
+        '{"options": {}}\n',
+        '{"options": {},\n"done": []}\n',
+        "{,\n",
+        "\xff",
+        "loss",
+    ],
+)
+def test_state_that_is_another_file_is_refused(content, command, tmp_path):
+    state = tmp_path / "state"
+    state.write_text(content, encoding="latin-1")
+    assert_refused(command("score", SAMPLE, "--state", state), f"{state}: is no state of tokenloss score")
+    assert state.read_text(encoding="latin-1") == content
+
+
+def test_state_that_cannot_be_written(command, tmp_path):
+    state = tmp_path / "none" / "state"
+    assert_refused(command("score", SAMPLE, "--state", state), f"{state}: cannot be written: No such file")
+
+
+def test_scheduler_whose_workers_are_in_another_directory(shards, score_json, compare_json, tmp_path, monkeypatch):
+    """Paths and those of the head are relative to the caller's."""
+    pytest.importorskip("dask", reason="Dask is optional")
+    (tmp_path / "elsewhere").mkdir()
+
+    def of_workers(function, given, _):
+        with contextlib.chdir(tmp_path / "elsewhere"):
+            yield from enumerate(map(function, given))
+
+    monkeypatch.setattr("tokenloss.dask.map_shards", of_workers)
+    monkeypatch.chdir(shards.path)
+    np.save("hidden.npy", np.sign(shards.logits[:, :7]))
+    np.save("head.npy", shards.logits[:11, :7])
+    of_hidden, there = ("hidden.npy", "--targets", "all.npy", "--lm-head", "head.npy"), ("--scheduler", "x")
+    assert score_json(*of_hidden, *there)["loss"] == score_json(*of_hidden)["loss"]
+    np.save("ids.npy", np.arange(60) // 5)
+    of_parts = "logits-*.npy", "--targets", "all.npy", "--segment-ids", "ids.npy"
+    assert score_json(*of_parts, *there)["stderr"] == score_json(*of_parts)["stderr"]
+    of_pair = "whole.npz", "hidden.npy", "--lm-head", "head.npy", "--base-kind", "logits"
+    assert compare_json(*of_pair, *there)["mean_kl"] == compare_json(*of_pair)["mean_kl"]
+
+
+def test_scheduler(shards, sequences, score_json, tmp_path):
+    distributed = pytest.importorskip("distributed", reason="Dask is optional")
+    with distributed.LocalCluster(
+        n_workers=1, threads_per_worker=2, processes=False, dashboard_address=":0"
+    ) as cluster:
+        for number, argv in enumerate([sequences[:1], sequences, [*sequences, "--shift"]]):
+            options = "--scheduler", cluster.scheduler_address, "--state", tmp_path / f"state-{number}"
+            here, there = score_json(*argv), score_json(*argv, *options)
+            for name in ("bytes", *SEQUENCE_FIELDS):
+                assert there[name] == here[name]

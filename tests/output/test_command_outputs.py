@@ -1,0 +1,230 @@
+"""What score writes to files: --per-token, --plot and --html, which replace no input."""
+
+import csv
+import json
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet
+import pytest
+import zarr
+from commands import LOGITS, SUMMARY_FIELDS, TARGETS, assert_refused, process, raising
+from places import SAMPLE
+from safetensors.numpy import save_file
+
+import tokenloss
+from tokenloss._evaluation import plan
+from tokenloss._evaluation import run as shard_run
+
+pytestmark = pytest.mark.thread_unsafe(reason="a command prints to the stdout of its process")
+
+
+def read_table(path):
+    """Columns of a table, by name."""
+    if path.suffix == ".npy":
+        table = np.load(path)
+        return {name: table[name] for name in table.dtype.names}
+    if path.suffix == ".parquet":
+        table = pyarrow.parquet.read_table(path)
+        return {name: table[name].to_numpy() for name in table.column_names}
+    with path.open(newline="") as file:
+        heads, *rows = csv.reader(file)
+    words = {"True": 1.0, "False": 0.0}
+    columns = (
+        [words.get(cell) if cell in words else float(cell or "nan") for cell in column]
+        for column in zip(*rows, strict=True)
+    )
+    return dict(zip(heads, columns, strict=True))
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".csv", ".parquet"])
+def test_per_token(suffix, shards, score_json, monkeypatch):
+    monkeypatch.setattr(plan, "_BLOCK_ROWS", 8)
+    path = shards.path / f"tokens{suffix}"
+    score_json(shards.path / "part-*.npz", "--per-token", path)
+    table, scores = read_table(path), tokenloss.token_scores(shards.logits, shards.targets)
+    first = ["target", "kept", "nll", "probability", "rank", "argmax", "is_greedy", "entropy"]
+    assert list(table) == [*first, "file", "sequence", "position"]
+    np.testing.assert_array_equal(table["file"], np.repeat([0, 1, 2], [13, 27, 20]))
+    np.testing.assert_array_equal(table["position"], [*range(13), *range(27), *range(20)])
+    assert set(table["sequence"]) == {-1}
+    np.testing.assert_array_equal(table["target"], shards.targets)
+    np.testing.assert_array_equal(table["kept"], scores.kept)
+    for name in ("nll", "rank", "argmax", "is_greedy", "entropy", "probability"):
+        expected = np.exp(-scores.nll) if name == "probability" else getattr(scores, name)
+        if suffix != ".npy":  # which has no null
+            expected = np.where(scores.kept, expected, np.nan)
+        np.testing.assert_allclose(np.array(table[name], float), expected, rtol=1e-15, err_msg=name)
+
+
+@pytest.mark.parametrize("kind", ["log_probs", "probs"])
+@pytest.mark.parametrize("soft", [True, False])
+def test_per_token_of_other_kinds(soft, kind, score_json, npz, tmp_path):
+    log_probs = tokenloss.log_softmax(LOGITS.astype(np.float64))
+    scores = log_probs if kind == "log_probs" else np.exp(log_probs)
+    score_json(
+        npz(**{kind: scores}, targets=np.eye(3)[TARGETS] if soft else TARGETS), "--per-token", tmp_path / "a.npy"
+    )
+    table, expected = np.load(tmp_path / "a.npy"), tokenloss.token_scores(LOGITS, TARGETS)
+    np.testing.assert_array_equal(table["target"], TARGETS)
+    assert table["kept"].all()
+    for name in ("rank", "argmax", "is_greedy"):
+        np.testing.assert_array_equal(table[name], getattr(expected, name))
+    np.testing.assert_allclose(table["nll"], expected.nll, atol=1e-6)
+    np.testing.assert_allclose(table["entropy"], expected.entropy, atol=1e-6)
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".csv", ".parquet"])
+def test_per_token_of_bad_input_is_not_written(suffix, command, tmp_path):
+    data = bytearray(SAMPLE.read_bytes())
+    data[500_000] ^= 255
+    path, out = tmp_path / "sample.npz", tmp_path / f"out{suffix}"
+    path.write_bytes(data)
+    out.write_text("precious")
+    assert_refused(command("score", path, "--per-token", out), f"{path}: logits: cannot be read: ")
+    assert out.read_text() == "precious"
+    assert sorted(tmp_path.iterdir()) == sorted([path, out])
+
+
+def test_plot_and_html(score_json, shards, tmp_path):
+    plain = score_json(SAMPLE)
+    found = score_json(SAMPLE, "--plot", tmp_path / "losses.png", "--html", tmp_path / "page.html")
+    for name in SUMMARY_FIELDS:
+        assert found[name] == plain[name]
+    assert (tmp_path / "losses.png").read_bytes().startswith(b"\x89PNG")
+    page = (tmp_path / "page.html").read_text("utf-8")
+    assert re.search(r"beginning.*God.*created.*the.*heaven", page)
+    assert f"{plain['perplexity']:.5g}" in page
+    score_json(shards.path / "part-*.npz", "--html", tmp_path / "page.html")  # without text
+    assert "part-a.npz" in (tmp_path / "page.html").read_text("utf-8")
+
+
+@pytest.mark.parametrize("kind", ["logits", "log_probs", "probs"])
+@pytest.mark.parametrize("shift", [True, False])
+def test_outputs_of_one_run_agree(shift, kind, command, tmp_path):
+    rng = np.random.default_rng(11)
+    logits, targets = rng.normal(size=(5, 30, 40), scale=3).astype(np.float32), rng.integers(40, size=(5, 30))
+    targets[0, 20:], ids = -100, np.repeat([0, 1, 2, 2, -1], 30).reshape(5, 30)
+    make = {"logits": np.array, "log_probs": tokenloss.log_softmax, "probs": tokenloss.softmax}[kind]
+    np.savez(tmp_path / "s.npz", **{kind: make(logits)}, targets=targets, segment_ids=ids)
+    files = {"--per-token": "t.npy", "--per-sequence": "s.csv", "--html": "p.html", "--plot": "p.svg"}
+    options = [word for option, name in files.items() for word in (option, tmp_path / name)]
+    status, printed, _ = command("score", tmp_path / "s.npz", "--shift" if shift else "--no-shift", *options, "--json")
+    figures, table = json.loads(printed), read_table(tmp_path / "t.npy")
+    kept = table["kept"]
+    assert (status, figures["tokens"], figures["ignored"]) == (0, kept.sum(), (~kept).sum())
+    assert figures["loss"] == pytest.approx(table["nll"][kept].mean(), rel=1e-12)
+    assert figures["accuracy"] == table["is_greedy"][kept].mean()
+    assert [token["loss"] for token in figures["highest_loss_tokens"]] == sorted(table["nll"][kept])[::-1][:5]
+    sequences = read_table(tmp_path / "s.csv")
+    for number, tokens, nll in zip(*(sequences[name] for name in ("sequence", "tokens", "nll")), strict=True):
+        own = kept & (table["sequence"] == number)
+        assert (tokens, nll) == (own.sum(), pytest.approx(table["nll"][own].sum(), rel=1e-12))
+    page, plot = ((tmp_path / name).read_text("utf-8") for name in ("p.html", "p.svg"))
+    assert all(text in page for text in (f"{figures['loss']:.5g}", f"{figures['perplexity']:.5g}"))
+    assert f"{kept.sum()} tokens" in plot
+    assert f"mean {figures['loss']:.4g}" in plot
+
+
+@pytest.mark.parametrize("package", ["pyarrow", "matplotlib"])
+def test_per_token_and_plot_without_their_packages(package, command, tmp_path, monkeypatch):
+    for name in (package, f"{package}.figure", f"{package}.parquet"):  # the tests have imported them
+        monkeypatch.setitem(sys.modules, name, None)
+    option = {"pyarrow": "--per-token=out.parquet", "matplotlib": "--plot=out.png"}[package]
+    assert_refused(command("score", SAMPLE, option), f"pip install {package}")
+
+
+@pytest.mark.parametrize("option", ["--per-token", "--plot", "--html"])
+def test_output_that_cannot_be_written(option, command, tmp_path):
+    path = tmp_path / "none" / "out.csv" if option == "--per-token" else tmp_path / "none" / "out.png"
+    assert_refused(command("score", SAMPLE, option, path), f"{path}: cannot be written: No such file")
+
+
+@pytest.fixture
+def input_files(tmp_path, monkeypatch):
+    """Files that are read, in the working directory, and what each of them holds."""
+    monkeypatch.chdir(tmp_path)
+    np.savez("a.npz", logits=LOGITS, targets=TARGETS)
+    np.save("l.npy", LOGITS)
+    np.save("t.npy", TARGETS)
+    Path("text.png").write_text("some words")
+    group = zarr.open_group("s.zarr", mode="w")
+    group.create_array("logits", data=LOGITS)
+    group.create_array("targets", data=TARGETS)
+    hidden = np.eye(4, 3, dtype=np.float32)
+    np.savez("h.npz", hidden_states=hidden, targets=TARGETS)
+    Path("model").mkdir()
+    shards = {f"model-0000{i}-of-00002.safetensors": name for i, name in ((1, "other"), (2, "lm_head.weight"))}
+    for shard, name in shards.items():
+        save_file({name: np.eye(3, dtype=np.float32)}, Path("model", shard))
+    index = {"weight_map": {name: shard for shard, name in shards.items()}}
+    Path("model", "model.safetensors.index.json").write_text(json.dumps(index))
+    Path("model", "config.json").write_text("{}")
+    if sys.platform != "win32":
+        Path("link.html").symlink_to("model/model.safetensors.index.json")
+        Path("far").mkdir()
+        Path("far", "chunk").write_bytes(Path("s.zarr/logits/c/0/0").read_bytes())
+        Path("s.zarr/logits/c/0/0").unlink()
+        Path("s.zarr/logits/c/0/0").symlink_to(Path("far/chunk").resolve())
+        Path("link.csv").symlink_to("t.npy")
+        Path("hard.csv").hardlink_to("t.npy")
+    return {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        ("score l.npy t.npy --per-token t.npy", "--per-token t.npy: would replace t.npy"),
+        ("score l.npy t.npy --per-token ./l.npy", "--per-token ./l.npy: would replace l.npy"),
+        ("score l.npy t.npy --per-token link.csv", "--per-token link.csv: would replace t.npy"),
+        ("score l.npy --targets t.npy --per-token hard.csv", "--per-token hard.csv: would replace t.npy"),
+        ("score a.npz --html a.npz", "--html a.npz: would replace a.npz"),
+        ("score a.npz --state a.npz", "--state a.npz: would replace a.npz"),
+        ("score *.npz --state a.npz", "--state a.npz: would replace a.npz"),
+        ("score a.npz --text text.png --plot text.png", "--plot text.png: would replace text.png"),
+        ("score s.zarr --html s.zarr/zarr.json", "--html s.zarr/zarr.json: would be written into s.zarr"),
+        ("score s.zarr --html s.zarr/logits/x", "--html s.zarr/logits/x: would be written into s.zarr"),
+        ("score a.npz --html x --per-token ./x", "--per-token: path is"),
+        ("score a.npz --html ./x.csv --per-token x.csv", "--html ./x.csv: would replace what --per-token writes"),
+        ("score a.npz --html x.png --plot x.png", "--html x.png: would replace what --plot writes"),
+        ("score a.npz --html none/x.html", "--html none/x.html: cannot be written: No such file or directory"),
+        ("score a.npz --html s.zarr", "--html s.zarr: cannot be written: Is a directory"),
+        ("score h.npz --lm-head model --html link.html", "would replace model/model.safetensors.index.json"),
+        ("score h.npz --lm-head model --html model/config.json", "would replace model/config.json"),
+        (
+            "score h.npz --lm-head model/model.safetensors.index.json --html model/model-00001-of-00002.safetensors",
+            "would replace model/model-00001-of-00002.safetensors",
+        ),
+        ("score s.zarr --html far/chunk", "--html far/chunk: would replace s.zarr/logits/c/0/0"),
+        ("compare a.npz l.npy --size l.npy=model --html model/config.json", "would replace model/config.json"),
+        ("compare h.npz h.npz --lm-head model --html link.html", "would replace model/model.safetensors.index.json"),
+        ("compare a.npz l.npy --plot text.png --targets text.png", "--plot text.png: would replace text.png"),
+        ("compare a.npz s.zarr --plot s.zarr/x.png", "--plot s.zarr/x.png: would be written into s.zarr"),
+    ],
+)
+def test_output_that_would_replace_an_input(argv, words, input_files, command, monkeypatch):
+    if sys.platform == "win32" and any(word in argv + words for word in ("link", "hard", "far/", "cannot")):
+        pytest.skip("on Windows, links need a privilege, and the system words its errors differently")
+    monkeypatch.setattr(shard_run, "score_shard", raising(AssertionError))
+    assert_refused(command(*argv.split()), words)
+    assert {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()} == input_files
+
+
+@pytest.mark.skipif(not Path("/dev/null").exists(), reason="needs /dev/null")
+def test_output_to_one_device_twice(input_files, command):
+    Path("null.csv").symlink_to("/dev/null")
+    assert command("score", "a.npz", "--html", "/dev/null", "--per-token", "null.csv")[0] == 0
+
+
+@pytest.mark.skipif(not Path("/dev/stdout").exists(), reason="needs /dev/stdout")
+def test_html_that_would_replace_stdout(input_files):
+    for out in ("/dev/stdout", "page.html"):
+        with Path("page.html").open("wb") as file:
+            done = process("score", "a.npz", "--html", out, stdout=file)
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+        assert f"--html {out}: would replace stdout" in done.stderr
+    done = process("score", "a.npz", "--html", "/dev/stdout")  # a pipe: one after the other
+    assert done.returncode == 0
+    assert re.fullmatch("<!doctype html>.*</html>\na.npz  logits.*", done.stdout, re.DOTALL)

@@ -1,0 +1,39 @@
+#!/usr/bin/env bash
+# Installs an sdist where it cannot be compiled, and looks for the one line that says what is missing:
+#
+#     tests/platforms/without_compiler.sh dist/tokenloss-*.tar.gz
+#
+# Needs gcc, and Python with pip and its headers. Nothing is installed.
+set -euo pipefail
+sdist=$(realpath "${1:?"an sdist"}")
+scratch=$(mktemp -d)
+trap 'rm -rf "$scratch"' EXIT
+python -m venv "$scratch/venv"
+mkdir "$scratch/bin"
+
+# a compiler that finds all headers but Python's
+cat >"$scratch/without_headers" <<COMPILER
+#!$BASH
+for word; do
+    case "\$word" in -I*/include/python*) ;; *) words+=("\$word") ;; esac
+done
+exec "$(command -v gcc)" "\${words[@]}"
+COMPILER
+chmod +x "$scratch/without_headers"
+
+fails_with() {
+    local expected=$1 printed=$scratch/printed
+    shift
+    if env "$@" "$scratch/venv/bin/python" -m pip install --no-deps --no-cache-dir "$sdist" >"$printed" 2>&1; then
+        echo "was installed where it should end with: $expected"
+        return 1
+    fi
+    # the last line of the build; those of pip follow
+    if ! grep -B 1 -F '[end of output]' "$printed" | grep -F "error: tokenloss must be compiled, which needs $expected"; then
+        cat "$printed"
+        return 1
+    fi
+}
+
+fails_with "a C compiler with its headers" "PATH=$scratch/bin"
+fails_with "the C headers of Python" "CC=$scratch/without_headers" C_INCLUDE_PATH= CPATH=

@@ -1,0 +1,445 @@
+"""LossMeter: exact sums, merged in any order, with the statistics of the reference."""
+
+import copy
+import json
+import math
+import pickle
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import reference
+from arrays import BFLOAT16, FLOATS, INTEGERS, LAYOUTS, assert_same_bits
+
+import tokenloss
+from tokenloss import LossMeter, nll_loss
+from tokenloss._core import _core
+
+STATISTICS = ["count", "total", "loss", "stderr", "perplexity", "bits_per_token", "bits_per_byte", "word_perplexity"]
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(5)
+
+
+def meter_of(losses, where=None, **lengths):
+    meter = LossMeter()
+    meter.update(losses, where, **lengths)
+    return meter
+
+
+def assert_same_meters(actual, expected):
+    assert actual == expected
+    assert (actual.count, actual.n_bytes, actual.n_words) == (expected.count, expected.n_bytes, expected.n_words)
+    for statistic in STATISTICS:
+        assert_same_bits(getattr(actual, statistic), getattr(expected, statistic), statistic)
+
+
+def assert_equals_reference(losses, where=None, **lengths):
+    meter, expected = meter_of(losses, where, **lengths), reference.LossMeter()
+    expected.update(losses, where, **lengths)
+    for statistic in ("count", "total", "loss"):
+        assert_same_bits(getattr(meter, statistic), getattr(expected, statistic), statistic)
+    for statistic in STATISTICS[3:]:
+        actual, exact = getattr(meter, statistic), getattr(expected, statistic)
+        np.testing.assert_allclose(actual, exact, rtol=1e-15, atol=5e-324, err_msg=statistic)
+
+
+# statistics
+
+
+def test_statistics_by_hand():
+    meter = meter_of([1.0, 2.0, 6.0], n_bytes=4, n_words=2)
+    assert (meter.count, meter.n_bytes, meter.n_words) == (3, 4, 2)
+    assert (meter.total, meter.loss) == (9.0, 3.0)
+    assert meter.stderr == math.sqrt(7 / 3)  # of variance 7
+    assert meter.perplexity == pytest.approx(math.exp(3), rel=1e-15)
+    assert meter.bits_per_token == pytest.approx(3 / math.log(2), rel=1e-15)
+    assert meter.bits_per_byte == pytest.approx(9 / math.log(2) / 4, rel=1e-15)
+    assert meter.word_perplexity == pytest.approx(math.exp(4.5), rel=1e-15)
+    low, high = meter.perplexity_interval
+    # Student's t with 2 degrees of freedom
+    assert low == pytest.approx(math.exp(3 - 4.302653 * meter.stderr), rel=1e-5)
+    assert high == pytest.approx(math.exp(3 + 4.302653 * meter.stderr), rel=1e-5)
+
+
+def test_statistics_are_python_numbers(rng):
+    meter = meter_of(rng.random(10), n_bytes=np.int64(3), n_words=np.uint8(2))
+    assert [type(getattr(meter, statistic)) for statistic in STATISTICS] == [int] + [float] * 7
+    assert type(meter.n_bytes) is type(meter.n_words) is int
+
+
+def test_empty_meter():
+    meter = LossMeter()
+    assert (meter.count, meter.total) == (0, 0.0)
+    for statistic in ("loss", "stderr", "perplexity", "bits_per_token", "bits_per_byte", "word_perplexity"):
+        assert math.isnan(getattr(meter, statistic)), statistic
+    assert all(map(math.isnan, meter.perplexity_interval))
+    assert "nan" in repr(meter)
+    meter.update([])
+    assert meter == LossMeter()
+
+
+def test_stderr_needs_two_tokens():
+    assert math.isnan(meter_of([1.5]).stderr)
+    assert meter_of([1.5, 1.5]).stderr == 0.0
+    assert meter_of([1.0, 2.0]).stderr == 0.5
+
+
+def test_repr():
+    assert repr(meter_of([0.36, 0.02, 0.22])) == "LossMeter(count=3, loss=0.2, stderr=0.0987, perplexity=1.2214)"
+
+
+@pytest.mark.usefixtures("any_loss_is_taken")
+def test_statistics_equal_the_reference(rng):
+    for count in (1, 2, 3, 10, 1000):
+        assert_equals_reference(rng.exponential(3, count), n_bytes=7 * count, n_words=count)
+        assert_equals_reference(1e8 + rng.random(count))  # where a naive variance loses all digits
+        assert_equals_reference(rng.choice([-1, 1], count) * 10.0 ** rng.uniform(-300, 150, count))
+
+
+@pytest.mark.parametrize("size", [1e-323, 1e-308, 1e-200, 1e-160, 1e160, 1e200, 1e307])
+def test_statistics_of_huge_and_tiny_losses(size):
+    assert_equals_reference(size * np.array([1.0, 3.0, 4.0, 4.0, 1.0]))
+    assert_equals_reference([size, 1.0, 5e-324])
+
+
+@pytest.mark.usefixtures("any_loss_is_taken")
+@pytest.mark.parametrize("count", [2, 3, 1000])
+def test_total_that_overflows(count):
+    meter = meter_of([1e308] * count)
+    assert meter.total == math.inf
+    assert meter.loss == 1e308
+    assert meter.perplexity == math.inf
+    assert meter.stderr == 0.0
+    assert "inf" in repr(meter)
+    assert meter_of([-1e308] * count).total == -math.inf
+    meter.update([-1e308] * count)  # the total itself did not overflow
+    assert meter.total == 0.0
+
+
+@pytest.mark.usefixtures("any_loss_is_taken")
+def test_total_of_losses_that_cancel(rng):
+    losses = np.concatenate([10.0 ** rng.uniform(-300, 300, 300), [1e308, 5e-324]])
+    meter = meter_of(rng.permutation(np.concatenate([losses, -losses, [1e-310]])))
+    assert meter.total == 1e-310
+
+
+@pytest.mark.usefixtures("any_loss_is_taken")
+def test_total_of_subnormal_losses():
+    assert meter_of([5e-324] * 3).total == 1.5e-323
+    assert meter_of([1e308, 5e-324, -1e308]).total == 5e-324
+
+
+@pytest.mark.usefixtures("any_loss_is_taken")
+@pytest.mark.parametrize(
+    ("losses", "total"),
+    [
+        ([math.inf, 1.0], math.inf),
+        ([1.0, -math.inf], -math.inf),
+        ([math.inf, -math.inf], math.nan),
+        ([math.nan, 1.0], math.nan),
+        ([math.inf, math.nan], math.nan),
+    ],
+)
+def test_inf_and_nan_losses(losses, total):
+    for order in (losses, losses[::-1]):
+        meter = meter_of(order)
+        assert_same_bits([meter.total, meter.loss], [total, total])
+        assert math.isnan(meter.stderr)
+        assert meter.count == 2
+        assert_same_bits(meter.perplexity, math.exp(total) if total != math.inf else math.inf)
+        apart = meter_of(order[:1]) + meter_of(order[1:])
+        assert apart == meter
+        repr(meter)
+
+
+def test_inf_loss_stays_after_later_updates():
+    meter = meter_of([math.inf])
+    meter.update(np.ones(10))
+    meter.merge(meter_of([1.0]))
+    assert meter.loss == math.inf
+
+
+# updates
+
+
+def assert_is_exact(losses):
+    """Sums of the meter equal those of integers: finite losses are multiples of 2**-1074."""
+    values, counts = np.unique(losses[np.isfinite(losses)], return_counts=True)
+    finite = [(int(Fraction(x) * 2**1074), n) for x, n in zip(values.tolist(), counts.tolist(), strict=True)]
+    others = [x for x in losses.tolist() if not math.isfinite(x)]
+    expected = sum(x * n for x, n in finite), sum(others, 0.0), sum(x * x * n for x, n in finite)
+    assert repr(_core.moments(losses)) == repr(expected)
+    if not others:
+        assert meter_of(losses).total == reference.rounded(Fraction(expected[0], 2**1074))
+
+
+@pytest.mark.usefixtures("any_loss_is_taken")
+@pytest.mark.parametrize("count", [1, 7, 8, 63, 64, 65, 200, 5000])
+def test_sums_are_exact_for_losses_of_any_size(count, rng, backend):
+    assert_is_exact(rng.exponential(3, count))
+    assert_is_exact(rng.standard_normal(count) * 2.0 ** rng.integers(-90, 14, count))
+    assert_is_exact(rng.integers(0, 1 << 64, count, dtype=np.uint64).view(np.float64))
+    assert_is_exact(np.nextafter(2.0 ** rng.integers(-170, 20, count), rng.choice([-np.inf, np.inf], count)))
+    losses = rng.standard_normal(count)
+    losses[rng.integers(0, count, 1 + count // 50)] = rng.choice([np.inf, np.nan, 5e-324, 1e308, -0.0, 1e-200, 4096.0])
+    assert_is_exact(losses)
+
+
+# where the levels of an exact sum end: see backend.h
+EDGES = [2.0**12, 2.0**7, 2.0**-28, 2.0**-64, 1.5 * 2.0**-30, 1.5 * 2.0**-73, 1.0, 1e-160, 1e-320]
+EDGES += [2.0**12 - 2.0**-30, 2.0**7 - 2.0**-37]  # the largest that, and whose squares, are odd multiples of a unit
+
+
+@pytest.mark.usefixtures("any_loss_is_taken")
+@pytest.mark.parametrize("edge", EDGES)
+def test_sums_of_many_equal_losses_are_exact(edge, backend):
+    for loss in (edge, np.nextafter(edge, 0), np.nextafter(edge, np.inf)):
+        losses = np.full(40000, loss)  # more additions than a lane takes
+        assert_is_exact(-losses)
+        losses[::3] = np.nextafter(loss, 0)
+        assert_is_exact(losses)
+        losses[np.arange(losses.size) % 16 > 0] = 0  # all in one lane
+        assert_is_exact(losses)
+
+
+@pytest.mark.usefixtures("any_loss_is_taken")
+@pytest.mark.slow
+def test_a_million_updates_of_one_token_are_one_update_of_a_million_tokens(rng):
+    losses = rng.exponential(3, 1_000_000)
+    losses[:5] = 1e300, -1e300, 5e-324, 1e-310, 0.0
+    once = meter_of(losses)
+    each = LossMeter()
+    for loss in losses:
+        each.update(loss)
+    assert_same_meters(each, once)
+
+
+def test_update_of_any_size(rng):
+    losses = rng.exponential(3, 5000)
+    expected = meter_of(losses)
+    for parts in (2, 7, 600):
+        meter = LossMeter()
+        for part in np.array_split(losses, parts):
+            meter.update(part)
+        assert_same_meters(meter, expected)
+
+
+@pytest.mark.parametrize("dtype", [*INTEGERS, *FLOATS], ids=str)
+def test_update_of_every_dtype_and_layout(dtype, rng):
+    losses = rng.integers(0, 60, (3, 4, 5)).astype(dtype)
+    expected = meter_of(losses.astype(np.float64))
+    for name, layout in LAYOUTS.items():
+        assert meter_of(layout(losses)) == expected, name
+    assert meter_of(losses.tolist()) == expected
+
+
+def test_negative_losses_that_rounding_explains_or_where_leaves_out_are_taken():
+    for loss in (-0.0, -1e-17, -5e-324, -1e-3, nll_loss([[9e-4, -5.0]], [0], reduction="none")):
+        assert meter_of(loss).count == 1
+    assert meter_of([-3.0, 0.5], [False, True]) == meter_of([0.5])
+    assert meter_of([-3.0, 0.5], sample_weight=[0, 1]) == meter_of([0.5], sample_weight=1)
+
+
+def test_update_of_bfloat16():
+    assert meter_of(np.array([0.5, 1.5]).astype(BFLOAT16)).total == 2.0
+
+
+def test_update_of_a_scalar():
+    for loss in (0.5, np.float64(0.5), np.float16(0.5), np.array(0.5), [0.5], BFLOAT16.type(0.5)):
+        assert meter_of(loss) == meter_of([0.5])
+    assert meter_of(2) == meter_of([2.0])
+
+
+def test_update_of_torch_tensors(rng):
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    losses = rng.random((3, 4))
+    assert meter_of(torch.tensor(losses), torch.tensor(losses > 0.5)) == meter_of(losses, losses > 0.5)
+    assert meter_of(torch.tensor([0.5, 1.5], dtype=torch.bfloat16)) == meter_of([0.5, 1.5])
+    assert meter_of(torch.tensor(0.5)) == meter_of(0.5)
+
+
+def test_where(rng):
+    losses = rng.random((3, 4))
+    for where in (True, False, rng.random((3, 4)) > 0.5, rng.random(4) > 0.5, rng.random((3, 1)) > 0.5):
+        whole = np.broadcast_to(where, (3, 4))
+        assert meter_of(losses, where) == meter_of(losses[whole])
+        assert_equals_reference(losses, where)
+    losses[1, 1] = math.nan
+    assert math.isfinite(meter_of(losses, ~np.isnan(losses)).loss)
+    assert meter_of(0.5, True).count == 1
+    assert meter_of(0.5, False) == LossMeter()
+
+
+def test_n_bytes_and_n_words():
+    meter = LossMeter()
+    meter.update([1.0], n_bytes=3)
+    meter.update([2.0], n_bytes=2**70, n_words=5)
+    meter.update([], n_words=1)
+    assert (meter.count, meter.n_bytes, meter.n_words) == (2, 2**70 + 3, 6)
+    assert meter.bits_per_byte == pytest.approx(3 / math.log(2) / 2**70, rel=1e-15)
+
+
+def test_update_does_not_write_to_losses(rng):
+    losses = rng.random(10)
+    before = losses.copy()
+    meter_of(losses)
+    np.testing.assert_array_equal(losses, before)
+
+
+# merging
+
+
+@pytest.mark.usefixtures("any_loss_is_taken")
+def test_merge_in_any_order(rng):
+    losses = rng.choice([-1, 1], 3000) * 10.0 ** rng.uniform(-300, 100, 3000)
+    expected = meter_of(losses, n_bytes=3000, n_words=300)
+    for _ in range(5):
+        parts = np.split(rng.permutation(losses), 30)
+        meters = [meter_of(part, n_bytes=100, n_words=10) for part in parts]
+        while len(meters) > 1:
+            first, second = (meters.pop(int(rng.integers(len(meters)))) for _ in range(2))
+            meters.append(first + second)
+        assert_same_meters(meters[0], expected)
+
+
+def test_merge_changes_one_meter_and_plus_none():
+    first, second = meter_of([1.0, 2.0], n_bytes=1), meter_of([5.0], n_words=2)
+    both = first + second
+    assert (first, second) == (meter_of([1.0, 2.0], n_bytes=1), meter_of([5.0], n_words=2))
+    assert first.merge(second) is None
+    assert first == both == meter_of([5.0], n_words=2) + meter_of([1.0, 2.0], n_bytes=1)
+    assert (both.count, both.total, both.n_bytes, both.n_words) == (3, 8.0, 1, 2)
+    assert second == meter_of([5.0], n_words=2)
+    assert both + LossMeter() == LossMeter() + both == both
+
+
+def test_plus_in_place():
+    meter = meter_of([1.0])
+    meter += meter_of([2.0])
+    assert meter == meter_of([1.0, 2.0])
+
+
+def test_merge_of_a_meter_with_itself_counts_beyond_64_bits():
+    meter = meter_of([0.1, 0.7, 3.0], n_bytes=11, n_words=2)
+    once = meter.total
+    for _ in range(70):
+        meter.merge(meter)
+    assert meter.count == 3 * 2**70
+    assert (meter.n_bytes, meter.n_words) == (11 * 2**70, 2**71)
+    assert meter.total == once * 2.0**70
+    assert meter.loss == once / 3
+    losses = [Fraction(loss) for loss in (0.1, 0.7, 3.0)]
+    spread = sum((loss - sum(losses) / 3) ** 2 for loss in losses) * 2**70
+    expected = reference.square_root(spread / (3 * 2**70 - 1) / (3 * 2**70))
+    assert meter.stderr == pytest.approx(expected, rel=1e-15)
+    assert meter.bits_per_byte == meter_of([0.1, 0.7, 3.0], n_bytes=11).bits_per_byte
+
+
+@pytest.mark.parametrize("protocol", range(2, pickle.HIGHEST_PROTOCOL + 1))
+def test_pickle(protocol, rng):
+    for meter in (LossMeter(), meter_of(rng.random(99), n_bytes=3, n_words=4), meter_of([math.inf, 1, -5e-324])):
+        again = pickle.loads(pickle.dumps(meter, protocol))  # noqa: S301 - our own
+        assert_same_meters(again, meter)
+        again.update(1.0)
+        assert again != meter
+
+
+def test_copy(rng):
+    meter = meter_of(rng.random(99), n_bytes=3)
+    for duplicate in (copy.copy(meter), copy.deepcopy(meter)):
+        assert_same_meters(duplicate, meter)
+        duplicate.update(0.5)
+        assert meter.count == 99
+
+
+@pytest.mark.usefixtures("any_loss_is_taken")
+def test_equality():
+    meter = meter_of([1.0, 2.0])
+    assert meter == meter_of([2.0, 1.0])
+    assert meter != meter_of([1.5, 1.5])  # of the same sum
+    assert meter != meter_of([1.0, 2.0], n_bytes=1)
+    assert meter != meter_of([1.0, 2.0, 0.0])
+    assert meter_of([math.nan]) == meter_of([math.nan])
+    assert meter_of([math.inf]) != meter_of([-math.inf])
+    assert meter != (2, 3.0)
+    with pytest.raises(TypeError, match="unhashable"):
+        hash(meter)
+
+
+# errors
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "error", "message"),
+    [
+        ((["a"],), {}, TypeError, "nll.*<U1.*float16"),
+        ((None,), {}, TypeError, "nll.*object"),
+        (([1j],), {}, TypeError, "nll.*complex128"),
+        (([[1.0], [1.0, 2.0]],), {}, TypeError, "nll"),
+        ((np.ma.masked_array([1.0], [True]),), {}, TypeError, "nll.*masked.*where"),
+        (([1.0, 2.0], [True] * 3), {}, ValueError, r"where.*\(3,\).*\(2,\)"),
+        (([1.0, 2.0], [1, 0]), {}, TypeError, "where.*int64.*bool|where.*int32.*bool"),
+        (([True, False],), {}, TypeError, "nll has dtype bool.*float16"),
+        ((np.array([True]), [True]), {}, TypeError, "nll has dtype bool"),
+        (([True],), {"sample_weight": 1.0}, TypeError, "nll has dtype bool"),
+        (([-0.36, -0.02],), {}, ValueError, "nll is -0.36; it must be at least 0: negate log-probabilities"),
+        (([1.0, -0.0011, math.nan],), {}, ValueError, "nll is -0.0011"),
+        (([[1, -2]],), {"sample_weight": [[0.5, 2]]}, ValueError, "nll is -2.0"),
+        ((np.array([-1.0]).astype(BFLOAT16),), {}, ValueError, "nll is -1.0"),
+        (([-math.inf, math.inf],), {}, ValueError, "nll is -inf"),
+        (([1.0],), {"n_bytes": -1}, ValueError, "n_bytes.*-1.*0"),
+        (([1.0],), {"n_words": -5}, ValueError, "n_words.*-5.*0"),
+        (([1.0],), {"n_bytes": 1.5}, TypeError, "n_bytes.*1.5.*integer"),
+        (([1.0],), {"n_words": "x"}, TypeError, "n_words.*'x'.*integer"),
+        (([1.0],), {"n_bytes": 3, "n_words": None}, TypeError, "n_words.*None.*integer"),
+    ],
+)
+def test_update_with_wrong_arguments_changes_nothing(arguments, options, error, message):
+    meter = meter_of([0.5, 0.25], n_bytes=2, n_words=1)
+    with pytest.raises(error, match=f"(?s){message}"):
+        meter.update(*arguments, **options)
+    assert_same_meters(meter, meter_of([0.5, 0.25], n_bytes=2, n_words=1))
+
+
+def test_merge_with_something_else_changes_nothing():
+    meter = meter_of([0.5])
+    for other in (None, 0, 1.0, [meter], reference.LossMeter()):
+        with pytest.raises(TypeError, match=rf"other.*{type(other).__name__}.*LossMeter"):
+            meter.merge(other)
+        with pytest.raises(TypeError):
+            meter + other
+    assert meter == meter_of([0.5])
+
+
+def test_meter_has_no_other_attributes():
+    with pytest.raises(AttributeError):
+        LossMeter().perplexities = 1
+
+
+def test_update_of_cross_entropy(rng):
+    logits, targets = rng.standard_normal((6, 10)), np.array([1, 2, -100, 3, 4, 5])
+    meter = LossMeter()
+    meter.update(tokenloss.cross_entropy(logits, targets, reduction="none"), where=targets != -100)
+    assert meter.loss == tokenloss.cross_entropy(logits, targets)
+    meter.update(tokenloss.cross_entropy(logits[0], 1))
+    assert meter.count == 6
+
+
+@pytest.mark.usefixtures("any_loss_is_taken")
+@pytest.mark.parametrize("losses", [[], [0.1, 2e300, -5e-324], [math.inf, 1.0], [-math.inf], [math.nan, 3.0]])
+def test_json_round_trip(losses):
+    meter = LossMeter()
+    meter.update(losses, n_bytes=7, n_words=2)
+    state = json.loads(json.dumps(meter._to_json(), allow_nan=False))
+    again = LossMeter._from_json(state)
+    assert again == meter
+    assert repr(again) == repr(meter)
+    assert (again.total, again.stderr) == pytest.approx((meter.total, meter.stderr), rel=0, abs=0, nan_ok=True)
+
+
+def test_pickle_of_another_version_is_refused():
+    with pytest.raises(ValueError, match="of another version of tokenloss"):
+        LossMeter._from_json({"_nll": None, "n_bytes": 0, "n_words": 0})

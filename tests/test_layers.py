@@ -1,0 +1,86 @@
+"""The house: a package imports only those below it, files import each other in no circle, public modules hand on names."""
+
+import ast
+from graphlib import CycleError, TopologicalSorter
+
+import pytest
+from places import ROOT
+
+# from the ground up
+FLOORS = ["_core", "_scores", "_statistics", "formats", "_comparison", "_evaluation", "_output", "_command"]
+PUBLIC = ["dask", "page", "plots", "sinks"]  # modules that may hand on names of any package
+SOURCE = ROOT / "src" / "tokenloss"
+FILES = {
+    path.relative_to(SOURCE.parent).with_suffix("").as_posix().replace("/", ".").removesuffix(".__init__"): path
+    for path in sorted(SOURCE.rglob("*.py"))
+}
+COMPILED = "tokenloss._core._core"
+
+
+def imports(path):
+    """The modules and names of this package that a file imports anywhere, also for types and within functions."""
+    for statement in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(statement, ast.Import):
+            yield from ((alias.name, None) for alias in statement.names if alias.name.split(".")[0] == "tokenloss")
+        elif isinstance(statement, ast.ImportFrom):
+            assert statement.level == 0, f"{path}: {statement.lineno}: relative imports are not read here"
+            for alias in statement.names if statement.module.split(".")[0] == "tokenloss" else ():
+                inner = f"{statement.module}.{alias.name}"
+                yield (inner, None) if inner in (*FILES, COMPILED) else (statement.module, alias.name)
+
+
+IMPORTS = {module: list(imports(path)) for module, path in FILES.items()}
+
+
+def package(module):
+    """The package of a module; "" of the top of the house."""
+    name = module.split(".")[1] if "." in module else ""
+    return name if name in FLOORS else ""
+
+
+@pytest.mark.parametrize("module", FILES)
+def test_a_module_imports_only_packages_below_its_own(module):
+    if not package(module):
+        return
+    for imported, name in IMPORTS[module]:
+        assert package(imported), f"{module} imports {name or imported} from the top of the house"
+        climbs = FLOORS.index(package(imported)) > FLOORS.index(package(module))
+        assert not climbs, f"{module} imports {imported}, which lies above it"
+
+
+def test_no_files_import_each_other_in_a_circle():
+    graph = {module: {imported for imported, _ in found if imported != module} for module, found in IMPORTS.items()}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(f"files import each other in a circle: {' -> '.join(error.args[1])}")
+
+
+@pytest.mark.parametrize("module", FILES)
+def test_private_names_stay_in_their_package(module):
+    for imported, name in IMPORTS[module]:
+        inner = [*imported.split(".")[2:], *([name] if name and name != "__version__" else [])]
+        private = [part for part in inner if part.startswith("_")]
+        is_ours = package(imported) == package(module) or imported == COMPILED
+        assert is_ours or not private, f"{module} takes {private[0]} of {imported}"
+
+
+@pytest.mark.parametrize("module", [f"tokenloss.{name}" for name in PUBLIC] + ["tokenloss.formats"])
+def test_public_modules_only_hand_on_names(module):
+    docstring, *statements = ast.parse(FILES[module].read_text("utf-8")).body
+    assert isinstance(docstring, ast.Expr)
+    *handed_on, names = statements
+    assert all(isinstance(statement, ast.ImportFrom) for statement in handed_on)
+    assert [target.id for target in names.targets] == ["__all__"]
+    assert {alias.name for statement in handed_on for alias in statement.names} == set(ast.literal_eval(names.value))
+
+
+def test_stub_tells_type_checkers_of_every_public_name():
+    tree = ast.parse((SOURCE / "__init__.pyi").read_text("utf-8"))
+    told = {(statement.module, alias.name) for statement in tree.body for alias in statement.names}
+    assert all(alias.asname == alias.name for statement in tree.body for alias in statement.names)
+    import tokenloss
+
+    expected = {(f"tokenloss.{module}", name) for name, module in tokenloss._MODULES.items()}
+    expected |= {("tokenloss", name) for name in tokenloss._PUBLIC_MODULES if name != "dask"}
+    assert told == expected | {("tokenloss._core.version", "__version__")}
