@@ -43,11 +43,6 @@ weighted = pytest.mark.parametrize("weighted", [False, True])
 LENGTHS = [2, 40, 600, 5000]
 
 
-@pytest.fixture
-def rng():
-    return np.random.default_rng(29)
-
-
 def weights_of(rng, shape):
     """Weights of which some are 0, and sizes differ."""
     return rng.random(shape) * 10.0 ** rng.integers(-3, 3, shape) * (rng.random(shape) > 0.2)

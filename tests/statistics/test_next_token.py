@@ -9,11 +9,6 @@ from arrays import BFLOAT16, assert_same_bits, fails
 from tokenloss import cross_entropy, next_token, sequence_losses, token_scores
 
 
-@pytest.fixture
-def rng():
-    return np.random.default_rng(71)
-
-
 def test_by_hand():
     logits, ids = np.arange(24.0).reshape(2, 4, 3), np.array([[5, 6, 7, 0], [8, 9, 0, 0]])
     mask = np.array([[1, 1, 1, 0], [1, 1, 0, 0]])
