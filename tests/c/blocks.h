@@ -325,8 +325,8 @@ static void check_pairs(tested_block *block, const tl_row_block *others) {
     base.has_excluded = other.has_excluded = 1;
     for (int r = 0; r < block->of->count; r++)
         base.excluded[r] = other.excluded[r] = is_expected(block, r) ? r % block->of->classes : -1;
-    for (int of_log_probs = 0; of_log_probs < 2; of_log_probs++) {
-        tl_pair_of_block(block->backend, &base, &other, dtype, of_log_probs, pairs, block->cancel);
+    for (tl_definitions definitions = TL_EXACT; definitions <= TL_LLAMA_CPP; definitions++) {
+        tl_pair_of_block(block->backend, &base, &other, dtype, definitions, pairs, block->cancel);
         for (int r = 0; r < block->of->count; r++) {
             tl_row row = tl_row_of_block(&base, r), other_row = tl_row_of_block(&other, r);
             tl_loss loss = {.soft = {.one_minus_eps = 1}, .target = base.excluded[r], .target_weight = 1};
@@ -334,15 +334,15 @@ static void check_pairs(tested_block *block, const tl_row_block *others) {
             if (!is_expected(block, r))
                 continue;
             tl_pair pair =
-                tl_pair_row(block->backend, &row, &other_row, loss.target, dtype, of_log_probs, block->cancel);
+                tl_pair_row(block->backend, &row, &other_row, loss.target, dtype, definitions, block->cancel);
             require(same(pairs[r].nll, pair.nll) && same(pairs[r].base_nll, pair.base_nll), "losses of a pair", &row);
             require(same(pairs[r].kl, pair.kl) && same(pairs[r].change, pair.change), "divergence of a pair", &row);
             require(pairs[r].is_same_top == pair.is_same_top, "tops of a pair", &row);
             require(same(pairs[r].base_logsumexp, pair.base_logsumexp), "logsumexp of a base", &row);
             tl_lse_row(block->backend, &other_row, loss.target, &acc, block->cancel);
-            require(same(pair.nll, tl_loss_of_class(block->backend, &other_row, &loss, &acc, block->cancel)),
+            require(same(pair.nll, loss_of_class(block->backend, &other_row, &loss, &acc, block->cancel)),
                     "loss of a pair", &row);
-            if (of_log_probs)
+            if (definitions == TL_LLAMA_CPP)
                 continue;
             require(same(pair.kl, tl_kl_divergence(block->backend, &row, &other_row, block->cancel).kl),
                     "divergence of a pair alone", &row);

@@ -70,9 +70,9 @@ def test_bfloat16_matmul_is_disabled_by_its_name_and_that_of_its_instruction_set
 
 
 @pytest.mark.parametrize("variable", ["SSE9", "AVX512 nonsense", "portable", "AVX512;AVX2"])
-def test_unknown_feature_is_a_clear_error(variable, run_python):
-    use = "import tokenloss; tokenloss.logsumexp([0.0])"
-    message = run_python(use, TOKENLOSS_DISABLE_CPU_FEATURES=variable, fails=True)
+@pytest.mark.parametrize("use", ["logsumexp([0.0])", "LossMeter().update([0.5])"])
+def test_unknown_feature_is_a_clear_error(use, variable, run_python):
+    message = run_python(f"import tokenloss; tokenloss.{use}", TOKENLOSS_DISABLE_CPU_FEATURES=variable, fails=True)
     unknown = next(name for name in variable.split() if name not in ("AVX512", "AVX2", "NEON"))
     fits = "AVX512, AVX512_BF16, AVX2, NEON"
     assert f"ValueError: TOKENLOSS_DISABLE_CPU_FEATURES is {unknown!r}; it must be some of {fits}" in message

@@ -9,6 +9,7 @@ from tokenloss._core.validation import as_positions, as_scores, scores_of_shape,
 LOGITS = as_scores("logits", np.zeros((2, 3)), -1)
 OTHER = as_scores("logits", np.zeros((3, 2)), -1)
 CLASS_IDS = as_positions("targets", np.array([0, 1]), LOGITS, None)
+EXACT = _core.DEFINITIONS["exact"]
 
 
 def test_positions_of_other_scores():
@@ -23,7 +24,7 @@ def test_positions_without_class_ids(targets):
     for job in (
         lambda: _core.ClassIdLoss(LOGITS, positions, None, True, 0.0),
         lambda: _core.TokenStats(LOGITS, positions, np.zeros(2), 1.0, 0.0, 0, columns),
-        lambda: _core.PairStats(LOGITS, positions, LOGITS, -1.0, columns),
+        lambda: _core.PairStats(LOGITS, positions, LOGITS, EXACT, columns),
     ):
         with pytest.raises(ValueError, match="positions have no class ids"):
             job()
@@ -39,14 +40,14 @@ def test_scores_without_an_array():
     with pytest.raises(ValueError, match="another shape"):
         _core.KLDivergence(LOGITS, without_targets(LOGITS), None, OTHER)
     with pytest.raises(ValueError, match="another shape"):
-        _core.PairStats(LOGITS, CLASS_IDS, OTHER, -1.0, {})
+        _core.PairStats(LOGITS, CLASS_IDS, OTHER, EXACT, {})
 
 
 def test_columns_of_another_length():
     columns = {name: np.zeros(2) for name in ("nll", "base_nll", "kl", "delta_p", "base_top_p")}
     columns |= {name: np.zeros(3, np.uint8) for name in ("is_same_top", "kept")}
     with pytest.raises(ValueError, match="a number for each row"):
-        _core.PairStats(LOGITS, CLASS_IDS, LOGITS, -1.0, columns)
+        _core.PairStats(LOGITS, CLASS_IDS, LOGITS, EXACT, columns)
 
 
 @pytest.mark.parametrize(

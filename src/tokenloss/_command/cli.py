@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING
 
 from tokenloss._command import commands
 from tokenloss._command.commands import InputError
+from tokenloss._core._core import KINDS
 from tokenloss._core.text import printable
 from tokenloss._core.version import __version__
 from tokenloss._evaluation.summary import WORDS
 from tokenloss._output import COMPARE_OUTPUTS, SCORE_OUTPUTS
 from tokenloss._output.json_object import JsonObject
-from tokenloss.formats.base import KINDS
 from tokenloss.formats.responses import PARTS_OF_RESPONSE
 
 if TYPE_CHECKING:

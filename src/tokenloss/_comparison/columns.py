@@ -11,7 +11,6 @@ from tokenloss._core import _core, jobs
 from tokenloss._core.dtypes import CheckedArray, as_float_array
 from tokenloss._core.errors import raise_error
 from tokenloss._core.validation import (
-    KINDS,
     UNNORMALIZED,
     as_positions,
     as_scores,
@@ -38,7 +37,7 @@ _OPTIONAL = {"segment_ids": -1, "base_left_out": 0.0, "left_out": 0.0}  # what a
 
 def check_definitions(value: Any) -> str:
     """The formulas of the figures."""
-    if value not in ("exact", "llama.cpp"):
+    if not isinstance(value, str) or value not in _core.DEFINITIONS:
         raise_error("option", name="definitions", got=value, fits="'exact' or 'llama.cpp'")
     definitions: str = value
     return definitions
@@ -115,13 +114,13 @@ def pair_columns(
     base = _scores("base_logits", base_array, axis, base_kind, stop=count)
     positions = as_positions("targets", targets, base, ignore_index, where, distributions=False)
     numbers = None if segment_ids is None else check_segment_ids(segment_ids, base.batch).flatten()
-    unnormalized = -1 if definitions == "exact" else UNNORMALIZED
     base_left_out: Array | None = None
     found: dict[str, Columns] = {}
     for name, (word, array) in arrays.items():
         other = _scores(word, array, axis, kind, stop=count)
         columns = new_columns(base.rows)
-        jobs.run(_core.PairStats(base, positions, other, unnormalized, bytes_of_bools(columns)), workers)
+        options = _core.DEFINITIONS[definitions], bytes_of_bools(columns), UNNORMALIZED
+        jobs.run(_core.PairStats(base, positions, other, *options), workers)
         if numbers is not None:
             columns["segment_ids"] = numbers
         if shape[axis] > count or array.array.shape[axis] > count:
@@ -147,7 +146,7 @@ def _scores(
     part: Array = view[(slice(None),) * axis + (slice(start, stop),)]
     if part.shape == view.shape:
         return as_scores(name, array, axis, kind)
-    return _core.Scores(name, part, code, axis, part.shape, KINDS.index(kind))
+    return _core.Scores(name, part, code, axis, part.shape, _core.KINDS.index(kind))
 
 
 def _left_out(

@@ -33,7 +33,8 @@ def linear_pair_columns(
     for (name, columns), other in zip(found.items(), cut_others, strict=True):
         if leaves_out[name]:
             columns |= {sums: np.zeros(base.scores.rows) for sums in ("base_logsumexp", "logsumexp")}
-        jobs.append(_core.PairStats(cut.scores, positions, other.scores, -1, bytes_of_bools(columns)))
+        options = _core.DEFINITIONS["exact"], bytes_of_bools(columns)
+        jobs.append(_core.PairStats(cut.scores, positions, other.scores, *options))
         jobs[-1].set_transform(*transform)
     run_pairs(cut, cut_others, jobs, workers)
     first: Columns = {}

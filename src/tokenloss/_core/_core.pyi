@@ -1,4 +1,5 @@
 import sys
+from collections.abc import Callable
 from typing import Any, Self, final
 
 import numpy as np
@@ -6,7 +7,10 @@ import numpy.typing as npt
 from typing_extensions import disjoint_base
 
 DTYPES: dict[str, int]
+FLOAT_DTYPES: tuple[str, ...]
 SWAPPED: int
+DEFINITIONS: dict[str, int]
+KINDS: tuple[str, ...]
 TILE_CLASS_MULTIPLE: int
 BAD_TARGET: int
 BAD_DISTRIBUTION: int
@@ -14,6 +18,7 @@ UNNORMALIZED: int
 
 def backends() -> list[str]: ...
 def use_backend(name: str, with_bf16: bool = True) -> None: ...
+def set_chooser(function: Callable[[], None]) -> None: ...
 def has_bf16_matmul() -> bool: ...
 def backend_in_use() -> str: ...
 def json_extent(text: bytes | bytearray) -> tuple[int, int, int]: ...
@@ -98,7 +103,7 @@ class Scores:
 class Positions:
     name: str
     targets: npt.NDArray[Any]
-    where: npt.NDArray[np.bool_] | None
+    mask: npt.NDArray[np.bool_] | None
     weight: npt.NDArray[Any] | None
     sample_weight: npt.NDArray[np.float64] | None
     batch: tuple[int, ...]
@@ -115,7 +120,7 @@ class Positions:
         dtype: int,
         axis: int,
         ignored: int | None,
-        where: npt.NDArray[np.bool_] | None,
+        mask: npt.NDArray[np.bool_] | None,
         weight: npt.NDArray[Any] | None,
         weight_dtype: int,
         sample_weight: npt.NDArray[np.float64] | None,
@@ -251,8 +256,9 @@ class PairStats(PairJob):
         scores: Scores,
         positions: Positions,
         other: Scores,
-        most_unnormalized: float,
+        definitions: int,
         columns: dict[str, npt.NDArray[Any]],
+        most_unnormalized: float = ...,
     ) -> None: ...
 
 @final
@@ -322,7 +328,7 @@ def small_nll(
     axis: object,
     weight: object,
     ignore_index: object,
-    where: object,
+    mask: object,
     sample_weight: object,
     reduction: object,
     workers: object,
@@ -333,7 +339,7 @@ def small_cross_entropy(
     axis: object,
     weight: object,
     ignore_index: object,
-    where: object,
+    mask: object,
     sample_weight: object,
     label_smoothing: object,
     z_loss: object,

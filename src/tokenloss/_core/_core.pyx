@@ -1,10 +1,32 @@
 # cython: language_level=3, wraparound=False, cdivision=True, freethreading_compatible=True
 # cython: auto_pickle=False, autotestdict=False
-"""Runs the C row kernels over arrays with the GIL released. Arguments were validated before, and have no defaults here.
+"""Run the C row kernels over arrays that Python has checked, with the GIL released.
 
 `ClassIdLoss` is the loss of the textbook: it gathers the probability of each row's class id, clips it, and averages its
--log. The other jobs need every score of a row, which the kernels under `_kernels/` reduce in one pass.
+-log. The other jobs need every score of a row, which the kernels under `kernels/` reduce in one pass.
 """
+# Design
+#
+# Inputs. A call makes one `Scores`, and one `Positions` of targets, mask and weights. They hold the buffers of their
+# arrays, and do not change. A `View` is a buffer whose batch axes are counted as rows.
+#
+# Jobs. A `Job` does one thing to each of many rows. It holds its inputs, and the buffers of the arrays that it writes:
+#   Job
+#   |- RowJob                 reduces each unmasked row of scores to a number, and adds these up exactly
+#   |  |- ClassIdLoss, SoftTargetLoss, RowMaximum
+#   |  `- LogSumExpJob        reduces blocks of rows: LogSumExp, Softmax, CrossEntropy, ClassLogProbs, TokenStats
+#   |     `- PairJob          reduces rows of two arrays together: KLDivergence, PairStats
+#   |- Tiles                  runs a RowJob over logits that a projection makes a tile at a time
+#   |- CastRows, Product      make these tiles; a Product is a MatVec or a BFloat16MatMul
+#   `- SequenceSums, DistributionCheck
+#
+# The GIL. Each thread calls `Job.run`, which releases the GIL and takes rows from an atomic counter until none is left.
+# Its sums are in `Totals` of its own, which it adds to those of the job with the GIL and a lock of the job. Meanwhile
+# the GIL is taken only to run signal handlers. Small arrays take less time than to release it: front.pxi holds it. A
+# row that does not fit sets `refused_flag`, which ends all threads, and jobs.py raises the error.
+#
+# Files. They are one extension, included below so that each comes after those that it uses. The last three read JSON of
+# responses.
 
 cimport cython
 from cpython.buffer cimport (
@@ -21,19 +43,21 @@ from libc.string cimport memset
 
 from tokenloss._core.kernels cimport *
 
-# dtype codes, by NumPy's names; of the other byte order, SWAPPED is added
-DTYPES = {
-    "float16": TL_FLOAT16, "bfloat16": TL_BFLOAT16, "float32": TL_FLOAT32, "float64": TL_FLOAT64,
-    "int8": TL_INT8, "int16": TL_INT16, "int32": TL_INT32, "int64": TL_INT64,
-    "uint8": TL_UINT8, "bool": TL_UINT8, "uint16": TL_UINT16, "uint32": TL_UINT32, "uint64": TL_UINT64,
-}
-SWAPPED = TL_SWAPPED
+# NumPy's name of each dtype, its code, and the format of its buffers: bfloat16, which has none, is read as uint16
+cdef tuple TABLE_OF_DTYPES = (
+    ("float16", TL_FLOAT16, b"e"), ("bfloat16", TL_BFLOAT16, b"H"), ("float32", TL_FLOAT32, b"f"),
+    ("float64", TL_FLOAT64, b"d"), ("int8", TL_INT8, b"b"), ("int16", TL_INT16, b"h"), ("int32", TL_INT32, b"i"),
+    ("int64", TL_INT64, b"q"), ("uint8", TL_UINT8, b"B"), ("bool", TL_UINT8, b"?"), ("uint16", TL_UINT16, b"H"),
+    ("uint32", TL_UINT32, b"I"), ("uint64", TL_UINT64, b"Q"),
+)
+DTYPES = {name: code for name, code, _ in TABLE_OF_DTYPES}
+FLOAT_DTYPES = tuple([name for name, code, _ in TABLE_OF_DTYPES if code <= TL_FLOAT64])  # those of scores
+SWAPPED = TL_SWAPPED  # is added to the code of a dtype of the other byte order
+cdef dict FORMATS = {name: format for name, _, format in TABLE_OF_DTYPES}
+DEFINITIONS = {"exact": TL_EXACT, "llama.cpp": TL_LLAMA_CPP}  # of the figures of a comparison
 
 cdef extern from *:
     """
-    #include "kernels/platform.h"
-    TL_NO_UNROLLING
-    TL_NO_INNER_LOOPS
     _Static_assert(TL_BLOCK_ROWS == 64, "BLOCK_ROWS");
     _Static_assert(TL_SHORT_ROW == 512, "SHORT_ROW");
     _Static_assert(TL_DISTRIBUTION_ROWS == 256, "MAX_DISTRIBUTION_ROWS");
@@ -48,11 +72,13 @@ cdef enum:
     NONTEMPORAL_BYTES = 16 << 20  # results of this size leave the caches before anyone reads them
     GATHER_NEAR_BYTES = 64  # rows this near to each other are read in order, as caches see it
 
-# what scores are, in the order of validation.py
+# what scores are
 cdef enum:
-    C_LOGITS = 0
-    C_LOG_PROBS = 1
-    C_PROBS = 2
+    C_LOGITS
+    C_LOG_PROBS
+    C_PROBS
+
+KINDS = ("logits", "log_probs", "probs")  # their names, in this order
 
 # why a row was refused while rows were read
 cdef enum:
@@ -72,6 +98,7 @@ for number in range(TL_BACKENDS):
     if tl_find_backend(number) != NULL:
         runnable.append(number)
 del number
+cdef object chooser = None  # that of config.py, which every module that runs jobs imports
 
 
 def backends():
@@ -93,11 +120,16 @@ def use_backend(name, bint with_bf16=True):
     raise ValueError(name)
 
 
+def set_chooser(function):
+    """Have this function call `use_backend` when a backend is first needed."""
+    global chooser
+    chooser = function
+
+
 cdef int need_backend() except -1:
     """Choose a backend on first use: a bad environment variable fails a call and not the import."""
     if backend == NULL:
-        from tokenloss._core.config import choose_backend
-        choose_backend()
+        chooser()
     return 0
 
 
@@ -114,346 +146,8 @@ def has_bf16_matmul():
 
 
 include "inputs.pxi"
-
-
-# -- jobs -------------------------------------------------------------------------------------------------------------
-
-
-cdef struct Totals:
-    # the sums of a thread, and the first row that it refused
-    tl_superacc losses, weights
-    int64_t unmasked
-    int refusal  # 0 if it refused none
-    int64_t bad_row, bad_class
-    double bad_score
-
-
-cdef int poll_signals(void *job) noexcept with gil:
-    """Runs Python's signal handlers; an exception of theirs stops the job and is kept for its caller."""
-    try:
-        PyErr_CheckSignals()
-    except BaseException as error:
-        (<Job> job).pending_exception = error
-        return 1
-    return 0
-
-
-cdef class Job:
-    """Work on each of many rows. Several threads may call `run` at once, and share the rows."""
-
-    cdef int64_t next_row
-    cdef int stop_flag, refused_flag
-    cdef readonly int64_t rows
-    cdef readonly object pending_exception
-
-    cdef int check(self) except -1:
-        """Refuses to run without what rows are read from."""
-        return 0
-
-    cdef void run_range(self, int64_t start, int64_t stop, Totals *totals, tl_cancel *cancel) noexcept nogil:
-        """Works on these rows."""
-
-    cdef void add_totals(self, Totals *totals) noexcept:
-        """Adds the sums of a thread to those of the job."""
-
-    cdef tl_cancel new_cancel(self, bint poll) noexcept:
-        cdef tl_cancel cancel
-        cancel.poll = NULL
-        cancel.last_poll = 0
-        if poll:
-            cancel.poll = poll_signals
-            cancel.last_poll = tl_seconds()
-        cancel.argument = <void *> self
-        cancel.stopped = &self.stop_flag
-        return cancel
-
-    @property
-    def row_cost(self):
-        """The estimated time of a row on one thread, in nanoseconds."""
-        return row_cost_of(self)
-
-    @property
-    def rows_at_once(self):
-        """The number of rows that are worked on together: threads take multiples of it."""
-        return rows_at_once_of(self)
-
-    def stop(self):
-        """Ends every `run` after the block at hand."""
-        tl_flag_set(&self.stop_flag)
-
-    @property
-    def has_refused(self):
-        """True if a row was refused."""
-        return self.refused_flag != 0
-
-    def run(self, int64_t step, bint poll):
-        """Takes rows, `step` at a time, until none is left. With `poll`, runs Python's signal handlers meanwhile."""
-        cdef Totals totals
-        cdef tl_fp_state environment
-        cdef tl_cancel cancel = self.new_cancel(poll)
-        cdef int64_t start
-        self.check()
-        memset(&totals, 0, sizeof(totals))
-        with nogil:
-            tl_fp_enter(&environment)
-            while not tl_flag_get(&self.stop_flag) and not tl_flag_get(&self.refused_flag):
-                start = tl_fetch_add(&self.next_row, step)
-                if start >= self.rows:
-                    break
-                self.run_range(start, min(start + step, self.rows), &totals, &cancel)
-                tl_cancelled(&cancel)
-            tl_fp_leave(&environment)
-        with cython.critical_section(self):
-            self.add_totals(&totals)
-        if poll and self.pending_exception is not None:
-            raise self.pending_exception
-
-
-@cython.final
-cdef class DistributionCheck(Job):
-    """Finds the first row of integer targets that is not one-hot."""
-
-    cdef Positions positions
-    cdef int64_t found
-
-    def __init__(self, Positions positions):
-        need_backend()
-        self.positions, self.rows, self.found = positions, positions.rows, -1
-
-    cdef void run_range(self, int64_t start, int64_t stop, Totals *totals, tl_cancel *cancel) noexcept nogil:
-        cdef int64_t row
-        for row in range(start, stop):
-            if self.positions.is_unmasked(row, -1) and not self.positions.is_one_hot(row, cancel):
-                self.found = row
-                tl_flag_set(&self.stop_flag)
-            if tl_cancelled(cancel):
-                return
-
-    cdef int64_t find(self) except -2:
-        self.run(self.rows, True)
-        self.positions.is_checked = self.found < 0
-        return self.found
-
-
-cdef class RowJob(Job):
-    """Reduces each unmasked row of scores to a number, and adds these numbers up exactly."""
-
-    cdef readonly Scores scores
-    cdef readonly Positions positions
-    cdef double logit_scale, softcap
-    cdef bint weighs_class_ids, weighs_rows  # if any, a mean divides by these weights
-    cdef readonly bint of_probabilities  # not of log-probabilities or logits
-    cdef readonly bint refuses_bad_targets  # so that class ids need not be checked before
-    cdef double *numbers  # one for each row, 0 where masked; NULL if only their sum is wanted
-    cdef Py_buffer numbers_buffer
-    cdef Totals totals
-
-    cdef int set_up(self, Scores scores, Positions positions, numbers) except -1:
-        """Set the fields that all jobs share."""
-        if positions.rows != scores.rows or positions.classes != scores.classes:
-            raise ValueError("positions are those of other scores")
-        need_backend()
-        self.scores, self.positions, self.rows = scores, positions, scores.rows
-        if numbers is not None:
-            self.set_numbers(numbers)
-        self.weighs_class_ids, self.weighs_rows = positions.weighs_class_ids(), positions.weighs_rows()
-        self.logit_scale = 1
-        return 0
-
-    def __dealloc__(self):
-        PyBuffer_Release(&self.numbers_buffer)
-
-    cdef int set_numbers(self, numbers) except -1:
-        """Set the array that each row's number is written to: contiguous zeros of float64."""
-        PyObject_GetBuffer(numbers, &self.numbers_buffer, PyBUF_C_CONTIGUOUS | PyBUF_WRITABLE)
-        if self.numbers_buffer.len != self.rows * <Py_ssize_t> sizeof(double):
-            raise ValueError("numbers are not one float64 for each row")
-        self.numbers = <double *> self.numbers_buffer.buf
-        return 0
-
-    cdef int need_class_ids(self) except -1:
-        """Refuses positions without class ids, which the job would read."""
-        if not self.positions.by_class:
-            raise ValueError("positions have no class ids")
-        return 0
-
-    cdef int check(self) except -1:
-        if not is_given(&self.scores.view):
-            raise ValueError("scores have no array: they arrive in tiles")
-        return 0
-
-    cdef double reduce_row(self, int64_t row, int64_t target, Totals *totals, tl_cancel *cancel) noexcept nogil:
-        """The number of an unmasked row."""
-        return 0
-
-    cdef void mask_row(self, int64_t row) noexcept nogil:
-        """Writes the values of a masked row; those that stay 0 are not written."""
-
-    cdef tl_row row_of(self, Scores scores) noexcept nogil:
-        """A row of scores, scaled and capped, wherever it may be."""
-        cdef tl_row row = new_row(scores.dtype, scores.classes)
-        row.logit_scale, row.softcap, row.of_probs = self.logit_scale, self.softcap, scores.kind == C_PROBS
-        if tl_is_transformed(&row):
-            row.compute_dtype = TL_FLOAT64
-        return row
-
-    cdef tl_row row_of_scores(self) noexcept nogil:
-        return self.row_of(self.scores)
-
-    cdef inline tl_row row_at(self, int64_t row) noexcept nogil:
-        cdef tl_row found = self.row_of_scores()
-        found.data, found.stride = address_of(&self.scores.view, row), self.scores.view.buffer.strides[self.scores.axis]
-        return found
-
-    cdef bint shift_if_overflowing(self, int64_t row, tl_row *logits) noexcept nogil:
-        """Subtract the maximum first where it overflows once it is scaled: differences do not."""
-        cdef tl_row raw = row_at(&self.scores.view, row)
-        cdef double maximum
-        if self.logit_scale > 1 and self.softcap == 0:
-            maximum = tl_maximum(backend, &raw)
-            if -INFINITY < maximum < INFINITY and self.logit_scale * maximum in (-INFINITY, INFINITY):
-                logits.shift = maximum
-        return logits.shift != 0
-
-    cdef void refuse(self, int reason, int64_t row, int64_t k, double score, Totals *totals) noexcept nogil:
-        """End the call with an error, that of the first bad row: threads still finish the rows they have begun."""
-        if totals.refusal == 0:
-            totals.refusal, totals.bad_row, totals.bad_class, totals.bad_score = reason, row, k, score
-        tl_flag_set(&self.refused_flag)
-
-    cdef void check_kind(self, Scores scores, int64_t row, double logsumexp, int64_t first,
-                         Totals *totals) noexcept nogil:
-        """Refuses a row that is of another kind than its scores; their classes are refused as those from `first` on."""
-        cdef const char *data
-        cdef int64_t k
-        cdef double score
-        if logsumexp > scores.most_unnormalized or logsumexp < -scores.most_unnormalized:
-            self.refuse(C_UNNORMALIZED, row, first, logsumexp, totals)
-        elif logsumexp != logsumexp and scores.kind == C_PROBS:  # perhaps since one is none
-            data = address_of(&scores.view, row)
-            for k in range(scores.classes):
-                score = tl_load(data + k * scores.view.buffer.strides[scores.axis], scores.dtype)
-                if not -TL_TOLERANCE <= score <= 1 + TL_TOLERANCE and score == score:
-                    self.refuse(C_BAD_SCORE, row, first + k, score, totals)
-                    return
-
-    cdef inline bint accepts(self, int64_t row, int64_t target, Totals *totals) noexcept nogil:
-        """True if the class id of an unmasked row is in [0, V); else the row is refused.
-
-        Most jobs had all of them checked before, but another thread or process may have changed it: it must not lead
-        out of the row.
-        """
-        if self.positions.is_class(target):
-            return True
-        self.refuse(C_BAD_TARGET, row, target, 0, totals)
-        return False
-
-    cdef bint accepts_distribution(self, int64_t row, const tl_soft_target *soft, int64_t argmax, int64_t nonzero,
-                                   Totals *totals, tl_cancel *cancel) noexcept nogil:
-        """True if a row's targets are floats or one-hot integers; else the row is refused."""
-        if not self.positions.is_integer or tl_flag_get(&self.stop_flag):
-            return True
-        if tl_is_one_hot(backend, soft, self.scores.classes, argmax, nonzero, cancel) or tl_flag_get(&self.stop_flag):
-            return True
-        self.refuse(C_BAD_DISTRIBUTION, row, -1, 0, totals)
-        return False
-
-    cdef inline void add(self, int64_t row, int64_t target, double number, Totals *totals) noexcept nogil:
-        """Adds the number of an unmasked row, times its weight, to the sums, and writes it where each is wanted."""
-        if self.weighs_class_ids or self.weighs_rows:
-            tl_superacc_add(&totals.weights, self.positions.divisor_of(row, target))
-            number *= self.positions.sample_weight_of(row)
-        tl_superacc_add(&totals.losses, number)
-        totals.unmasked += 1
-        if self.numbers != NULL:
-            self.numbers[row] = number
-
-    cdef void add_many(self, int64_t start, const int *rows, double *numbers, const double *weights, int count,
-                       Totals *totals) noexcept nogil:
-        """As `add`, of several rows, which are counted from `start`; the class weights are NULL if there are none."""
-        cdef double divisors[MAX_DISTRIBUTION_ROWS]
-        cdef int i
-        if self.weighs_rows and count > 0:
-            self.weigh(start, rows, numbers, weights, count, divisors)
-            weights = divisors
-        tl_superacc_add_many(backend, &totals.losses, numbers, count)
-        if weights != NULL:
-            tl_superacc_add_many(backend, &totals.weights, weights, count)
-        totals.unmasked += count
-        if self.numbers != NULL:
-            for i in range(count):
-                self.numbers[start + rows[i]] = numbers[i]
-
-    cdef void weigh(self, int64_t start, const int *rows, double *numbers, const double *weights, int count,
-                    double *divisors) noexcept nogil:
-        """Multiplies numbers by the weights of their rows; finds what they add to the divisor of the mean."""
-        cdef const char *found[MAX_DISTRIBUTION_ROWS]
-        cdef double sample_weight
-        cdef int i
-        find_addresses(&self.positions.sample_weight_view, start, rows[count - 1] + 1, found)
-        for i in range(count):
-            sample_weight = tl_load(found[rows[i]], TL_FLOAT64)
-            numbers[i] *= sample_weight
-            divisors[i] = sample_weight if weights == NULL else weights[i] * sample_weight
-
-    cdef int load_targets(self, int64_t start, int count, int64_t *targets, Totals *totals) noexcept nogil:
-        """Class ids as `Positions.load_targets` finds them; those that are no classes are refused, and MASKED."""
-        cdef int i, found = self.positions.load_targets(start, count, targets)
-        if found & TL_SOME_BAD:
-            found = TL_SOME_MASKED
-            for i in range(count):
-                if targets[i] != MASKED and not self.accepts(start + i, targets[i], totals):
-                    targets[i] = MASKED
-        return found
-
-    cdef void run_range(self, int64_t start, int64_t stop, Totals *totals, tl_cancel *cancel) noexcept nogil:
-        cdef int64_t row, target
-        for row in range(start, stop):
-            target = self.positions.target_of(row)
-            if self.positions.is_unmasked(row, target) and self.accepts(row, target, totals):
-                self.add(row, target, self.reduce_row(row, target, totals, cancel), totals)
-            else:
-                self.mask_row(row)
-
-    cdef void add_totals(self, Totals *totals) noexcept:
-        self.totals.unmasked += totals.unmasked
-        tl_superacc_merge(&self.totals.losses, &totals.losses)
-        if self.weighs_class_ids or self.weighs_rows:
-            tl_superacc_merge(&self.totals.weights, &totals.weights)
-        if totals.refusal != 0 and (self.totals.refusal == 0 or totals.bad_row < self.totals.bad_row):
-            self.totals.refusal, self.totals.bad_row = totals.refusal, totals.bad_row
-            self.totals.bad_class, self.totals.bad_score = totals.bad_class, totals.bad_score
-
-    def refusal(self):
-        """Why the first of the refused rows was, its number, and the class and the score if it was for one."""
-        return self.totals.refusal, self.totals.bad_row, self.totals.bad_class, self.totals.bad_score
-
-    def reduced(self, bint mean):
-        """The sum of the numbers, or their mean: over the weights of class ids and rows if any; nan over nothing."""
-        return self.sum_or_mean(mean)
-
-    cdef double sum_or_mean(self, bint mean) noexcept:
-        """As `reduced`, for callers in C."""
-        cdef tl_fp_state environment
-        cdef tl_superacc *losses = &self.totals.losses
-        cdef double total, divisor = 1
-        tl_fp_enter(&environment)
-        total = tl_superacc_round(losses)
-        if mean:
-            divisor = <double> self.totals.unmasked
-            if self.weighs_class_ids or self.weighs_rows:
-                divisor = tl_superacc_round(&self.totals.weights)
-        if divisor - divisor != 0 and losses.special == 0 and self.totals.weights.special == 0:
-            # a mean may fit where its sums do not
-            total = tl_superacc_round_scaled(losses, -64) / tl_superacc_round_scaled(&self.totals.weights, -64)
-        elif mean and total - total != 0 and losses.special == 0:
-            total = tl_superacc_round_scaled(losses, -64) / divisor * 18446744073709551616.0
-        else:
-            total /= divisor
-        tl_fp_leave(&environment)
-        return total
-
-
+include "costs.pxi"
+include "jobs.pxi"
 include "exact_sums.pxi"
 include "probability_jobs.pxi"
 include "row_jobs.pxi"
@@ -461,7 +155,6 @@ include "pair_jobs.pxi"
 include "projection.pxi"
 include "dlpack.pxi"
 include "front.pxi"
-include "costs.pxi"
 include "json_text.pxi"
 include "json_columns.pxi"
 include "listed_classes.pxi"

@@ -1,18 +1,19 @@
-"""The instruction set in use: the best one of this machine that the environment does not disable."""
+"""What the environment configures: the instruction set, of those that this machine has, and the number of threads."""
 
 from __future__ import annotations
 
 import os
 from typing import TYPE_CHECKING, Any, overload
 
-from tokenloss._core import _core, threads
+from tokenloss._core import _core
 from tokenloss._core.errors import raise_error
 from tokenloss._core.version import __version__
 
 if TYPE_CHECKING:
     from typing import Literal
 
-VARIABLE = "TOKENLOSS_DISABLE_CPU_FEATURES"
+FEATURES_VARIABLE = "TOKENLOSS_DISABLE_CPU_FEATURES"
+WORKERS_VARIABLE = "TOKENLOSS_NUM_WORKERS"
 
 BF16 = "avx512_bf16"
 
@@ -23,11 +24,31 @@ FEATURES = {"AVX512": "avx512", "AVX512_BF16": BF16, "AVX2": "avx2", "NEON": "ne
 def choose_backend() -> None:
     """Use the best that this machine has and the environment allows: called when rows are first read."""
     disabled = set()
-    for name in os.environ.get(VARIABLE, "").replace(",", " ").split():
+    for name in os.environ.get(FEATURES_VARIABLE, "").replace(",", " ").split():
         if name.upper() not in FEATURES:
-            raise_error("option", name=VARIABLE, got=name, fits=f"some of {', '.join(FEATURES)}")
+            raise_error("option", name=FEATURES_VARIABLE, got=name, fits=f"some of {', '.join(FEATURES)}")
         disabled.add(FEATURES[name.upper()])
     _core.use_backend(next(name for name in _core.backends() if name not in disabled), BF16 not in disabled)
+
+
+_core.set_chooser(choose_backend)
+
+
+def all_workers() -> int:
+    """The number of CPUs that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def default_workers() -> int:
+    """The number of threads in the environment variable, else of CPUs."""
+    given = os.environ.get(WORKERS_VARIABLE)
+    if given:
+        if not (given.isdecimal() and len(given) < 10 and int(given) >= 1):
+            raise_error("option", name=WORKERS_VARIABLE, got=given[:20], fits=f"an integer from 1 to {10**9 - 1}")
+        return int(given)
+    return all_workers()
 
 
 @overload
@@ -70,7 +91,7 @@ def show_config(mode: str = "stdout") -> dict[str, Any] | None:
         "version": __version__,
         "instruction_set": _core.backend_in_use(),
         "available": _core.backends(),
-        "workers": threads.default_workers(),
+        "workers": default_workers(),
         "bfloat16_matmul": BF16 if _core.has_bf16_matmul() else "blas",
     }
     if mode == "dicts":

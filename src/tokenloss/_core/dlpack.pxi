@@ -115,10 +115,3 @@ cdef class DLPackBuffer:
             self.plain.deleter(self.plain)
         if self.versioned != NULL and self.versioned.deleter != NULL:
             self.versioned.deleter(self.versioned)
-
-
-cdef dict FORMATS = {
-    "float16": b"e", "bfloat16": b"H", "float32": b"f", "float64": b"d", "bool": b"?",
-    "int8": b"b", "int16": b"h", "int32": b"i", "int64": b"q",
-    "uint8": b"B", "uint16": b"H", "uint32": b"I", "uint64": b"Q",
-}

@@ -9,27 +9,17 @@ import numpy as np
 from tokenloss._core import _core
 from tokenloss._core.errors import raise_error
 
-FLOATS = "float16, bfloat16, float32 or float64"
-
-
+# what an array may hold, in messages
+FLOATS = f"{', '.join(_core.FLOAT_DTYPES[:-1])} or {_core.FLOAT_DTYPES[-1]}"
 TARGETS = f"an integer, bool, {FLOATS}"
 
-
-# codes by dtype, as they are met; None for those that are not ours, and bfloat16 left out
+# the code of each dtype that has come so far, None if the core does not read it; bfloat16 is left out
 _CODES: dict[np.dtype[Any], int | None] = {}
 
+FLOAT_CODES = frozenset(_core.DTYPES[name] + swapped for name in _core.FLOAT_DTYPES for swapped in (0, _core.SWAPPED))
+_FLOAT_NAMES = {_core.DTYPES[name]: name for name in _core.FLOAT_DTYPES}
 
-FLOAT_CODES = frozenset(
-    _core.DTYPES[name] + swapped
-    for name in ("float16", "bfloat16", "float32", "float64")
-    for swapped in (0, _core.SWAPPED)
-)
-
-
-_FLOAT_NAMES = {_core.DTYPES[name]: name for name in ("float16", "bfloat16", "float32", "float64")}
-
-
-# by code, the least and the greatest integer of a dtype
+# the least and the greatest integer of a dtype, by its code
 INTEGER_RANGES = {
     _core.DTYPES[f"{kind}{bits}"] + swapped: (least << bits - 1, (1 << bits + least) - 1)
     for kind, least in (("int", -1), ("uint", 0))

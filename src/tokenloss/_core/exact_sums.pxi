@@ -72,7 +72,7 @@ cdef class SequenceSums(Job):
     """
 
     cdef const double[::1] nll, weight
-    cdef const uint8_t[::1] kept, is_greedy
+    cdef const uint8_t[::1] mask, is_greedy
     cdef const int64_t[::1] first, start, stop
     cdef int64_t[::1] counts
     cdef double[::1] sums, weights
@@ -84,12 +84,16 @@ cdef class SequenceSums(Job):
         # tokens and results are flat arrays by name, bool as uint8; tokens are None where not given
         need_backend()
         self.nll, self.weight = tokens["nll"], tokens["weight"]
-        self.kept, self.is_greedy = tokens["kept"], tokens["is_greedy"]
+        self.mask, self.is_greedy = tokens["mask"], tokens["is_greedy"]
         self.first, self.start, self.stop = first, start, stop
         self.counts, self.sums, self.weights, self.all_greedy = (
             results["count"], results["nll"], results["weight"], results["is_greedy"])
         self.rows = self.counts.shape[0]
         self.total.has_weights = self.weight is not None
+
+    cdef double cost_of_row(self) noexcept:
+        """Cost of the sums over a sequence of average length."""
+        return SEQUENCE + self.nll.shape[0] * (TOKEN if self.weight is None else WEIGHTED_TOKEN) / max(self.rows, 1)
 
     cdef void run_range(self, int64_t start, int64_t stop, Totals *totals, tl_cancel *cancel) noexcept nogil:
         cdef tl_tokens tokens
@@ -102,7 +106,7 @@ cdef class SequenceSums(Job):
         if self.nll.shape[0] > 0:
             tokens.nll = &self.nll[0]
             tokens.weight = &self.weight[0] if self.weight is not None else NULL
-            tokens.kept = &self.kept[0] if self.kept is not None else NULL
+            tokens.mask = &self.mask[0] if self.mask is not None else NULL
             tokens.is_greedy = &self.is_greedy[0] if self.is_greedy is not None else NULL
         for i in range(start, stop):
             run = self.first[i]

@@ -99,12 +99,12 @@ cdef object small_result(RowJob job, reduction):
     return FLOAT64(number) if result is None else result
 
 
-def small_nll(scores, targets, bint is_probability, epsilon, axis, weight, ignore_index, where, sample_weight,
+def small_nll(scores, targets, bint is_probability, epsilon, axis, weight, ignore_index, mask, sample_weight,
               reduction, workers):
     """What `cross_entropy_loss` or `nll_loss` returns, or None."""
     cdef Scores some
     cdef Positions positions
-    if weight is not None or where is not None or sample_weight is not None or workers is not None:
+    if weight is not None or mask is not None or sample_weight is not None or workers is not None:
         return None
     if type(epsilon) is not float or not 0 < <double> epsilon <= 0.5:
         return None
@@ -116,12 +116,12 @@ def small_nll(scores, targets, bint is_probability, epsilon, axis, weight, ignor
     return small_result(kind(some, positions, None, is_probability, epsilon), reduction)
 
 
-def small_cross_entropy(logits, targets, axis, weight, ignore_index, where, sample_weight, label_smoothing, z_loss,
+def small_cross_entropy(logits, targets, axis, weight, ignore_index, mask, sample_weight, label_smoothing, z_loss,
                         logit_scale, softcap, reduction, workers):
     """What `cross_entropy` returns, or None."""
     cdef Scores some
     cdef Positions positions
-    if weight is not None or where is not None or sample_weight is not None or softcap is not None:
+    if weight is not None or mask is not None or sample_weight is not None or softcap is not None:
         return None
     if workers is not None:
         return None

@@ -161,9 +161,9 @@ cdef int64_t MASKED = INT64_MIN  # TL_MASKED of the kernels
 cdef class Positions:
     """Validated targets, mask and weights of a batch: which rows count, for what, and how much."""
 
-    cdef View targets_view, where_view, weight_view, sample_weight_view
+    cdef View targets_view, mask_view, weight_view, sample_weight_view
     # None where not given; the name is that of the targets
-    cdef readonly object name, targets, where, weight, sample_weight
+    cdef readonly object name, targets, mask, weight, sample_weight
     cdef readonly tuple batch
     cdef readonly int64_t rows, classes
     cdef readonly bint by_class  # class ids, not distributions
@@ -171,21 +171,21 @@ cdef class Positions:
     cdef bint is_integer, has_ignored
     cdef int64_t ignored
 
-    def __init__(self, tuple batch, int64_t classes, name, targets, int dtype, int axis, ignored, where, weight,
+    def __init__(self, tuple batch, int64_t classes, name, targets, int dtype, int axis, ignored, mask, weight,
                  int weight_dtype, sample_weight):
-        self.set_up(batch, classes, name, targets, dtype, axis, ignored, where, weight, weight_dtype, sample_weight)
+        self.set_up(batch, classes, name, targets, dtype, axis, ignored, mask, weight, weight_dtype, sample_weight)
 
-    cdef int set_up(self, tuple batch, int64_t classes, name, targets, int dtype, int axis, ignored, where, weight,
+    cdef int set_up(self, tuple batch, int64_t classes, name, targets, int dtype, int axis, ignored, mask, weight,
                     int weight_dtype, sample_weight) except -1:
         """Set all fields, once; distributions have their classes along `axis`, which is -1 for class ids.
 
-        `where` masks the rows whose sample weight is 0.
+        The mask is False for rows that do not count, among them those whose sample weight is 0.
         """
         if self.batch is not None:
             raise ValueError("positions do not change")
         self.batch, self.classes = batch, classes
-        self.name, self.targets, self.where, self.weight, self.sample_weight = (
-            name, targets, where, weight, sample_weight)
+        self.name, self.targets, self.mask, self.weight, self.sample_weight = (
+            name, targets, mask, weight, sample_weight)
         self.rows = number_of(batch)
         if targets is not None:
             open_view(&self.targets_view, targets, dtype, axis, False)
@@ -193,8 +193,8 @@ cdef class Positions:
             self.is_integer = dtype & ~TL_SWAPPED >= TL_INT8
             if self.by_class and ignored is not None:
                 self.ignored, self.has_ignored = ignored, True
-        if where is not None:
-            open_view(&self.where_view, where, TL_UINT8, -1, False)
+        if mask is not None:
+            open_view(&self.mask_view, mask, TL_UINT8, -1, False)
         if weight is not None:
             open_view(&self.weight_view, weight, weight_dtype, -1, False)
         if sample_weight is not None:
@@ -204,7 +204,7 @@ cdef class Positions:
 
     def __dealloc__(self):
         PyBuffer_Release(&self.targets_view.buffer)
-        PyBuffer_Release(&self.where_view.buffer)
+        PyBuffer_Release(&self.mask_view.buffer)
         PyBuffer_Release(&self.weight_view.buffer)
         PyBuffer_Release(&self.sample_weight_view.buffer)
 
@@ -213,11 +213,11 @@ cdef class Positions:
         return tl_load_integer(address_of(&self.targets_view, row), self.targets_view.dtype) if self.by_class else -1
 
     cdef int load_targets(self, int64_t start, int count, int64_t *targets) noexcept nogil:
-        """The class ids of at most BLOCK_ROWS rows, MASKED where they do not count; see `mask_targets`."""
+        """The class ids of at most BLOCK_ROWS rows, MASKED where they are masked or ignored; see `mask_targets`."""
         cdef tl_target_range range_of_ids
         cdef char buffer[BLOCK_ROWS]
-        cdef const char *kept = NULL
-        cdef ptrdiff_t kept_stride = 1
+        cdef const char *mask = NULL
+        cdef ptrdiff_t mask_stride = 1
         cdef int i
         range_of_ids.classes, range_of_ids.ignored, range_of_ids.has_ignored = (
             self.classes, self.ignored, self.has_ignored)
@@ -227,18 +227,18 @@ cdef class Positions:
         else:
             for i in range(count):
                 targets[i] = self.target_of(start + i)
-        if self.where_view.is_uniform:
-            kept, kept_stride = address_of(&self.where_view, start), self.where_view.row_stride
-        elif is_given(&self.where_view):
-            kept = buffer
+        if self.mask_view.is_uniform:
+            mask, mask_stride = address_of(&self.mask_view, start), self.mask_view.row_stride
+        elif is_given(&self.mask_view):
+            mask = buffer
             for i in range(count):
-                buffer[i] = address_of(&self.where_view, start + i)[0]
-        return backend.mask_targets(&range_of_ids, kept, kept_stride, count, targets)
+                buffer[i] = address_of(&self.mask_view, start + i)[0]
+        return backend.mask_targets(&range_of_ids, mask, mask_stride, count, targets)
 
     cdef inline bint is_unmasked(self, int64_t row, int64_t target) noexcept nogil:
         if self.has_ignored and target == self.ignored:
             return False
-        return not is_given(&self.where_view) or address_of(&self.where_view, row)[0] != 0
+        return not is_given(&self.mask_view) or address_of(&self.mask_view, row)[0] != 0
 
     cdef inline bint is_class(self, int64_t target) noexcept nogil:
         return not self.by_class or 0 <= target < self.classes

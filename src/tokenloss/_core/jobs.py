@@ -9,7 +9,7 @@ import numpy as np
 
 from tokenloss._core import _core, threads
 from tokenloss._core.errors import raise_bad_class, raise_error
-from tokenloss._core.validation import KINDS, check_reduction
+from tokenloss._core.validation import check_reduction
 
 if TYPE_CHECKING:
     from typing import NoReturn
@@ -103,7 +103,7 @@ def raise_refusal(job: _core.RowJob) -> NoReturn:
     position = _index(positions, row)
     if isinstance(job, _core.PairJob) and k >= scores.classes:
         scores, k = job.other, k - scores.classes
-    kind = KINDS[scores.kind]
+    kind = _core.KINDS[scores.kind]
     if reason == _core.UNNORMALIZED:
         raise_error("unnormalized", name=f"{scores.name}{position or ''}", got=score, fits=NORMALIZED[kind])
     if reason == _core.BAD_TARGET:

@@ -132,6 +132,9 @@ cdef extern from "kernels/kernels.h" nogil:
         double logsumexp
     tl_kl tl_kl_divergence(const tl_backend *, const tl_row *, const tl_row *, tl_cancel *)
     uint64_t tl_kl_of_block(const tl_backend *, const tl_row_block *, const tl_row_block *, double, tl_kl *)
+    ctypedef enum tl_definitions:
+        TL_EXACT
+        TL_LLAMA_CPP
     ctypedef struct tl_pair:
         double nll
         double base_nll
@@ -143,12 +146,12 @@ cdef extern from "kernels/kernels.h" nogil:
         bint is_same_top
     ctypedef struct tl_pair_acc:
         pass
-    void tl_pair_range(const tl_backend *, const tl_row *, const tl_row *, int64_t, int64_t, int64_t, int64_t, int, int,
-                       tl_pair_acc *, tl_cancel *)
+    void tl_pair_range(const tl_backend *, const tl_row *, const tl_row *, int64_t, int64_t, int64_t, int64_t, int,
+                       tl_definitions, tl_pair_acc *, tl_cancel *)
     bint tl_pair_end(const tl_backend *, const tl_row *, const tl_row *, int64_t, double, double, int, tl_pair_acc *,
                      tl_pair *)
-    void tl_pair_of_block(const tl_backend *, const tl_row_block *, const tl_row_block *, int, int, tl_pair *,
-                          tl_cancel *)
+    void tl_pair_of_block(const tl_backend *, const tl_row_block *, const tl_row_block *, int, tl_definitions,
+                          tl_pair *, tl_cancel *)
     double tl_pair_base_logsumexp(const tl_backend *, const tl_row *, double, double, tl_cancel *)
     ctypedef struct tl_out_block:
         tl_row row
@@ -229,7 +232,7 @@ cdef extern from "kernels/sequences.h" nogil:
     ctypedef struct tl_tokens:
         const double *nll
         const double *weight
-        const uint8_t *kept
+        const uint8_t *mask
         const uint8_t *is_greedy
     ctypedef struct tl_sequence:
         int64_t count

@@ -97,23 +97,23 @@ cdef class KLDivergence(PairJob):
 cdef class PairStats(PairJob):
     """The columns of a comparison: of each row for its class id, in the base's scores and in the others.
 
-    If `most_unnormalized` is not negative, the base has log-probabilities, whose logsumexp may be that far from 0, and
-    the definitions are those of llama.cpp.
+    By llama.cpp's definitions, the base has log-probabilities, whose logsumexp may be `most_unnormalized` away from 0.
     """
 
     cdef double[::1] nll, base_nll, kl, delta_p, base_top_p
     cdef double[::1] base_logsumexp, logsumexp  # if they are wanted
     cdef uint8_t[::1] is_same_top, kept
     cdef double most_unnormalized
-    cdef bint of_log_probs
+    cdef tl_definitions definitions
     cdef tl_clip clip
 
-    def __init__(self, Scores scores, Positions positions, Scores other, double most_unnormalized, dict columns):
+    def __init__(self, Scores scores, Positions positions, Scores other, int definitions, dict columns,
+                 double most_unnormalized=INFINITY):
         # columns are flat arrays by name, those of bool as uint8
         self.set_up_pair(scores, positions, None, other)
         self.need_class_ids()
         self.excludes_classes = True
-        self.most_unnormalized, self.of_log_probs = most_unnormalized, most_unnormalized >= 0
+        self.definitions, self.most_unnormalized = <tl_definitions> definitions, most_unnormalized
         self.clip = new_clip(False, 0)
         self.nll, self.base_nll, self.kl = columns["nll"], columns["base_nll"], columns["kl"]
         self.delta_p, self.base_top_p = columns["delta_p"], columns["base_top_p"]
@@ -123,18 +123,21 @@ cdef class PairStats(PairJob):
             if len(column) != self.rows:
                 raise ValueError("columns do not have a number for each row")
 
+    cdef double cost_of_row(self) noexcept:
+        return self.cost_of_scores(40, 1.6)
+
     cdef void reduce_block(self, Block *block, Totals *totals, tl_cancel *cancel) noexcept nogil:
         cdef tl_row_block other
         cdef tl_pair pairs[BLOCK_ROWS]
         cdef int64_t row
         cdef int i
         self.find_other(block, &other)
-        tl_pair_of_block(backend, &block.rows, &other, self.compute_dtype, self.of_log_probs, pairs, cancel)
+        tl_pair_of_block(backend, &block.rows, &other, self.compute_dtype, self.definitions, pairs, cancel)
         for i in range(block.rows.count):
             if not block.rows.wanted >> i & 1:
                 continue
             row = block.number[i]
-            if self.of_log_probs:
+            if self.definitions == TL_LLAMA_CPP:
                 self.check_log_probs(row, block.target[i], &pairs[i], totals, cancel)
                 self.check_kind(self.other, row, pairs[i].logsumexp, self.scores.classes, totals)
             else:

@@ -7,7 +7,7 @@ ctypedef fused score_t:
 
 
 cdef struct GatherBlock:
-    # the rows of a block that count: their numbers less that of the first, and their class ids
+    # the unmasked rows of a block, counted from `start`, and their class ids
     int64_t start
     int count
     int rows[BLOCK_ROWS]
@@ -75,19 +75,22 @@ cdef class ClassIdLoss(RowJob):
             else:
                 self.halves = scores
 
+    cdef double cost_of_row(self) noexcept:
+        return cost_of_gather(self.scores)
+
     cdef int64_t load_block(self, int64_t start, int64_t stop, GatherBlock *block, Totals *totals) noexcept nogil:
         """Reads the class ids of the next rows; returns where the block ends."""
         cdef int64_t target
-        cdef int i, found, kept = 0, count = <int> min(stop - start, BLOCK_ROWS)
-        found = self.load_targets(start, count, block.targets, totals)
+        cdef int i, flags, unmasked = 0, count = <int> min(stop - start, BLOCK_ROWS)
+        flags = self.load_targets(start, count, block.targets, totals)
         for i in range(count):
             block.rows[i] = i
-        if found & TL_SOME_MASKED:
+        if flags & TL_SOME_MASKED:
             for i in range(count):  # writes in vain, rather than have a branch that depends on each row
                 target = block.targets[i]
-                block.rows[kept], block.targets[kept] = i, target
-                kept += target != MASKED
-        block.start, block.count = start, kept if found & TL_SOME_MASKED else count
+                block.rows[unmasked], block.targets[unmasked] = i, target
+                unmasked += target != MASKED
+        block.start, block.count = start, unmasked if flags & TL_SOME_MASKED else count
         if not self.is_scattered:
             return start + count
         if self.floats is not None:
@@ -162,6 +165,9 @@ cdef class SoftTargetLoss(RowJob):
         self.of_probabilities, self.clip = is_probability, new_clip(is_probability, epsilon)
         self.set_up_block()
 
+    cdef double cost_of_row(self) noexcept:
+        return cost_of_masses(self.positions)
+
     cdef void set_up_block(self) noexcept:
         """Describes what all blocks have in common."""
         cdef const View *targets = &self.positions.targets_view
@@ -179,17 +185,17 @@ cdef class SoftTargetLoss(RowJob):
             self.block_rows = min(TL_DISTRIBUTION_ROWS, TL_DISTRIBUTION_ELEMENTS // block.classes)
 
     cdef inline int unmasked_rows(self, int64_t start, int64_t count, int *rows) noexcept nogil:
-        """Numbers of the rows of a block that count, less the first; returns how many."""
-        cdef const View *where = &self.positions.where_view
-        cdef int i, kept = 0
-        if not is_given(where):
+        """The unmasked rows of a block, counted from `start`; returns how many."""
+        cdef const View *mask = &self.positions.mask_view
+        cdef int i, unmasked = 0
+        if not is_given(mask):
             for i in range(<int> count):
                 rows[i] = i
             return <int> count
         for i in range(<int> count):
-            rows[kept] = i
-            kept += address_of(where, start + i)[0] != 0
-        return kept
+            rows[unmasked] = i
+            unmasked += address_of(mask, start + i)[0] != 0
+        return unmasked
 
     cdef inline bint reduce_block(self, int64_t start, int64_t count, int *dense, Totals *totals) noexcept nogil:
         """Adds the losses of a block, or returns False: rows have to be reduced one by one."""
@@ -197,16 +203,16 @@ cdef class SoftTargetLoss(RowJob):
         cdef double nll[MAX_DISTRIBUTION_ROWS]
         cdef const View *targets = &self.positions.targets_view
         cdef tl_distributions block = self.block
-        cdef int kept
+        cdef int unmasked
         block.clip = &self.clip
         block.mass, block.mass_row = address_of(targets, start), targets.row_stride
         block.score, block.score_row = address_of(&self.scores.view, start), self.scores.view.row_stride
-        kept = self.unmasked_rows(start, count, rows)
-        if kept == 0:
+        unmasked = self.unmasked_rows(start, count, rows)
+        if unmasked == 0:
             return True
-        if not tl_nll_of_distributions(backend, &block, rows, kept, dense, nll):
+        if not tl_nll_of_distributions(backend, &block, rows, unmasked, dense, nll):
             return False
-        self.add_many(start, rows, nll, NULL, kept, totals)
+        self.add_many(start, rows, nll, NULL, unmasked, totals)
         return True
 
     cdef void run_range(self, int64_t start, int64_t stop, Totals *totals, tl_cancel *cancel) noexcept nogil:

@@ -60,6 +60,12 @@ cdef class Tiles(Job):
         PyBuffer_Release(&self.base_tile.buffer)
         free(self.tiled)
 
+    cdef double cost_of_row(self) noexcept:
+        cdef Py_ssize_t width = self.tile.buffer.shape[1]
+        if self.pair_job is None:
+            return LONG_ROW + cost_of_bytes(width * self.tile.buffer.itemsize)
+        return LONG_ROW + self.job.cost_of_row() * width / max(self.job.scores.classes, 1)
+
     cdef void begin_row(self, int64_t row, int64_t target, TiledRow *tiled, tl_cancel *cancel) noexcept nogil:
         cdef tl_loss loss
         cdef int64_t nonzero
@@ -158,7 +164,7 @@ cdef class Tiles(Job):
             if self.pair_job is not None:
                 self.set_row(&self.base_tile, i, tiled.base_target_raw, &base)
                 tl_pair_range(backend, &base, &logits, self.first, self.last, C_TILE_CLASS_MULTIPLE, tiled.target,
-                              tiled.compute_dtype, False, &tiled.of.pair, cancel)
+                              tiled.compute_dtype, TL_EXACT, &tiled.of.pair, cancel)
             elif self.token_job is not None:
                 tl_token_stats_range(backend, &logits, self.first, self.last, C_TILE_CLASS_MULTIPLE, tiled.target,
                                      tiled.target_raw, &tiled.of.token, self.top_of(tiled), cancel)
@@ -232,6 +238,9 @@ cdef class CastRows(Job):
         PyBuffer_Release(&self.source.buffer)
         PyBuffer_Release(&self.result.buffer)
 
+    cdef double cost_of_row(self) noexcept:
+        return cost_of_bytes(self.result.buffer.shape[1] * self.result.buffer.itemsize)
+
     cdef void run_range(self, int64_t start, int64_t stop, Totals *totals, tl_cancel *cancel) noexcept nogil:
         cdef int64_t i
         cdef tl_row row
@@ -258,6 +267,16 @@ cdef class Product(Job):
         PyBuffer_Release(&self.weight.buffer)
         PyBuffer_Release(&self.result.buffer)
         free(self.memory)
+
+    cdef double cost_of_row(self) noexcept:
+        """Cost of multiplying a row of weights with each hidden state."""
+        cdef Py_ssize_t weight_bytes = self.weight.buffer.shape[1] * self.weight.buffer.itemsize
+        return cost_of_bytes(weight_bytes) + self.count * self.cost_of_dot()
+
+    cdef double cost_of_dot(self) noexcept:
+        """Cost of its product with one hidden state."""
+        cdef double element = DOT_ELEMENT * (FLOAT64_CLASS if self.result.dtype == TL_FLOAT64 else 1)
+        return DOT + self.weight.buffer.shape[1] * element
 
     def set_result(self, result, int64_t first):
         """Where the products go: those of each hidden state with rows of weights from `first` on."""
@@ -329,6 +348,12 @@ cdef class BFloat16MatMul(Product):
             self.result.dtype = TL_FLOAT32
         finally:
             PyBuffer_Release(&view.buffer)
+
+    cdef double cost_of_dot(self) noexcept:
+        return self.weight.buffer.shape[1] * BF16_ELEMENT
+
+    cdef int64_t rows_together(self) noexcept:
+        return TL_BF16_CLASSES
 
     cdef void run_range(self, int64_t start, int64_t stop, Totals *totals, tl_cancel *cancel) noexcept nogil:
         cdef tl_row row = row_at(&self.weight, self.first + start)

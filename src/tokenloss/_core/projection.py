@@ -46,9 +46,9 @@ class Projection:
 
     def run(self, job: _core.RowJob, workers: Any) -> None:
         """Multiply, and run the job over the tiles of the product."""
-        workers, kept = _begin(job, workers)
-        product = _TiledProduct(self, kept == job.rows, workers)
-        rows, width = self._tile_shape(kept, product.copied)
+        workers, unmasked = _begin(job, workers)
+        product = _TiledProduct(self, unmasked == job.rows, workers)
+        rows, width = self._tile_shape(unmasked, product.copied)
         product.use(np.empty(product.plan(rows, width, sys.maxsize), np.uint8), False)
         taken, excluded = np.empty(rows, np.int64), np.empty(rows, np.int64)
         tiles = _core.Tiles(job, taken, excluded)
@@ -62,11 +62,11 @@ class Projection:
         if job.has_refused:
             jobs.raise_refusal(job)
 
-    def _tile_shape(self, kept: int, copied: int) -> tuple[int, int]:
+    def _tile_shape(self, unmasked: int, copied: int) -> tuple[int, int]:
         """Rows and classes of a tile; of each row, so many elements of a hidden state are copied."""
         itemsize, multiple = self.dtype.itemsize, _core.TILE_CLASS_MULTIPLE
         most = min(MAX_TILE_ROWS, max(1, _TILE_BYTES // ((copied + multiple) * itemsize)))
-        rows = _even_part(kept, most)
+        rows = _even_part(unmasked, most)
         width = (_TILE_BYTES - rows * copied * itemsize) // ((rows + (self.bias is not None)) * itemsize)
         return rows, min(max(width // multiple * multiple, multiple), self.scores.classes)
 
@@ -132,7 +132,7 @@ class _TiledProduct:
     width: int
     _step: int  # rows that are multiplied at a time
     _taken: IntArray
-    _kept: tuple[Array, _core.MatVec | _core.BFloat16MatMul | None] | None  # operands, if they are those of all rows
+    _whole_operands: tuple[Array, _core.MatVec | _core.BFloat16MatMul | None] | None  # if all rows fit at a time
 
     def __init__(self, of: Projection, takes_all: bool, workers: int | None) -> None:
         self._of, self._workers = of, workers
@@ -159,7 +159,7 @@ class _TiledProduct:
 
     def begin(self, taken: IntArray, excluded: IntArray) -> Float64Array:
         """Begin the next rows, of these numbers; returns their logits of the excluded classes."""
-        of, self._taken, self._kept = self._of, taken, None
+        of, self._taken, self._whole_operands = self._of, taken, None
         logits = np.empty(len(taken))
         for part in self._parts():
             hidden, _ = self._operands(part)
@@ -191,8 +191,8 @@ class _TiledProduct:
 
     def _operands(self, part: slice) -> tuple[Array, _core.MatVec | _core.BFloat16MatMul | None]:
         """The hidden states of some rows, and our own product of them."""
-        if self._kept is not None:
-            return self._kept
+        if self._whole_operands is not None:
+            return self._whole_operands
         taken, of = self._taken[part], self._of
         if self._states is not None:
             hidden = self._states[taken[0] : taken[0] + len(taken)]
@@ -201,7 +201,7 @@ class _TiledProduct:
             of._cast(of.hidden, of.hidden_code, taken, hidden, self._workers)
         operands = hidden, of._own_product(hidden)
         if len(taken) == len(self._taken) and not self._is_shared:
-            self._kept = operands
+            self._whole_operands = operands
         return operands
 
 
@@ -210,9 +210,9 @@ def run_pairs(base: Projection, others: list[Projection], pair_jobs: list[_core.
 
     The products of one of the others do not depend on how many others there are.
     """
-    workers, kept = _begin(pair_jobs[0], workers)
-    rows, classes = _even_part(kept, MAX_TILE_ROWS), base.scores.classes
-    base_product, *products = (_TiledProduct(of, kept == base.scores.rows, workers) for of in (base, *others))
+    workers, unmasked = _begin(pair_jobs[0], workers)
+    rows, classes = _even_part(unmasked, MAX_TILE_ROWS), base.scores.classes
+    base_product, *products = (_TiledProduct(of, unmasked == base.scores.rows, workers) for of in (base, *others))
     base_product.use(np.empty(base_product.plan_pair(rows), np.uint8), False)
     memory = np.empty(max(product.plan_pair(rows) for product in products), np.uint8)
     for product in products:

@@ -19,6 +19,9 @@ cdef class LogSumExpJob(RowJob):
     cdef bint excludes_classes  # whether rows have a target
     cdef bint keeps_logits  # whether logits are read again after they were reduced
 
+    cdef double cost_of_row(self) noexcept:
+        return self.cost_of_scores(8, 0.8)  # two passes, or two arrays
+
     cdef void finish_block(self, Block *block, const tl_block_lse *lse, Totals *totals,
                            tl_cancel *cancel) noexcept nogil:
         """Finds the number of each wanted row of a block, and writes its other results."""
@@ -62,7 +65,7 @@ cdef class LogSumExpJob(RowJob):
                          self.reduce_row(block.number[i], block.target[i], totals, cancel), totals)
 
     cdef void load_block_targets(self, int64_t start, int count, int64_t *targets, Totals *totals) noexcept nogil:
-        """Class ids of neighbouring rows, MASKED where they do not count; -1 where there are none."""
+        """Class ids of neighbouring rows, MASKED where they are masked or ignored; -1 where there are none."""
         cdef int i
         if not self.positions.by_class:
             for i in range(count):
@@ -93,18 +96,18 @@ cdef class LogSumExpJob(RowJob):
     cdef void leave_out(self, Block *block) noexcept nogil:
         """Leaves the unwanted rows out of a block, or only their classes where rows share cache lines."""
         cdef tl_row_block *rows = &block.rows
-        cdef int i, kept = 0
+        cdef int i, count = 0
         for i in range(rows.count):
             if block.target[i] == MASKED:
                 self.mask_row(block.number[i])
             if rows.class_major:
                 rows.excluded[i] = max(rows.excluded[i], -1)
             elif rows.wanted >> i & 1:
-                block.number[kept], block.target[kept] = block.number[i], block.target[i]
-                rows.data[kept], rows.excluded[kept] = rows.data[i], rows.excluded[i]
-                kept += 1
+                block.number[count], block.target[count] = block.number[i], block.target[i]
+                rows.data[count], rows.excluded[count] = rows.data[i], rows.excluded[i]
+                count += 1
         if not rows.class_major:
-            rows.count, rows.wanted = kept, ~(<uint64_t> 0) >> (BLOCK_ROWS - kept) if kept else 0
+            rows.count, rows.wanted = count, ~(<uint64_t> 0) >> (BLOCK_ROWS - count) if count else 0
 
     cdef size_t scratch_bytes(self) noexcept nogil:
         """The size of the scratch memory of a block."""
@@ -169,6 +172,9 @@ cdef class LogSumExp(LogSumExpJob):
         self.set_up(scores, positions, numbers)
         self.is_class_major = scores.is_class_major()
 
+    cdef double cost_of_row(self) noexcept:
+        return self.cost_of_scores(5, 0.35)
+
     cdef void reduce_block(self, Block *block, Totals *totals, tl_cancel *cancel) noexcept nogil:
         cdef tl_block_lse lse
         tl_lse_of_block(backend, &block.rows, True, &lse, cancel)
@@ -227,6 +233,10 @@ cdef class CrossEntropy(LogSumExpJob):
 
     def __dealloc__(self):
         PyBuffer_Release(&self.grad.buffer)
+
+    cdef double cost_of_row(self) noexcept:
+        cdef double cost = self.cost_of_scores(8, 0.8) if is_given(&self.grad) else self.cost_of_scores(5, 0.35)
+        return cost if self.positions.by_class else cost + cost_of_masses(self.positions)
 
     cdef tl_loss loss_at(self, int64_t row, int64_t target) noexcept nogil:
         """What the loss of a row depends on, without its gradient."""
@@ -337,6 +347,9 @@ cdef class ClassLogProbs(LogSumExpJob):
     def __dealloc__(self):
         PyBuffer_Release(&self.ids.buffer)
 
+    cdef double cost_of_row(self) noexcept:
+        return self.cost_of_scores(5 + self.count * NAMED_CLASS, 0.35)
+
     cdef int64_t exclude(self, int64_t row, int64_t target, Totals *totals, tl_cancel *cancel) noexcept nogil:
         cdef tl_row logits = row_at(&self.scores.view, row)
         cdef int64_t likeliest = -1, good
@@ -391,6 +404,9 @@ cdef class TokenStats(LogSumExpJob):
         self.rank, self.argmax = columns["rank"], columns["argmax"]
         self.is_greedy, self.kept = columns["is_greedy"], columns["kept"]
         self.top_ids, self.top_logprobs = columns["top_ids"], columns["top_logprobs"]
+
+    cdef double cost_of_row(self) noexcept:
+        return self.cost_of_scores(15, 1)
 
     cdef inline tl_topk top_of(self, int64_t row) noexcept nogil:
         """Room for the likeliest classes of a row, where they are written."""
@@ -464,6 +480,9 @@ cdef class RowMaximum(RowJob):
 
     def __init__(self, Scores scores, Positions positions, numbers):
         self.set_up(scores, positions, numbers)
+
+    cdef double cost_of_row(self) noexcept:
+        return cost_of_bytes(self.scores.classes * tl_itemsize(self.scores.dtype))
 
     cdef double reduce_row(self, int64_t row, int64_t target, Totals *totals, tl_cancel *cancel) noexcept nogil:
         cdef tl_row scores = self.row_at(row)

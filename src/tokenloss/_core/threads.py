@@ -11,13 +11,12 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
-from tokenloss._core.errors import raise_error
+from tokenloss._core.config import all_workers, default_workers
 from tokenloss._core.validation import check_integer
 
 if TYPE_CHECKING:
     from tokenloss._core import _core
 
-VARIABLE = "TOKENLOSS_NUM_WORKERS"
 MAX_THREADS = 64
 
 WAKE_NS = 25_000  # to wake a thread: half on the caller's thread, half until the other one begins
@@ -128,23 +127,6 @@ def _new_pool_in_child() -> None:
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_new_pool_in_child)
 atexit.register(lambda: _pool.close())
-
-
-def all_workers() -> int:
-    """The number of CPUs that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def default_workers() -> int:
-    """The number of threads in the environment variable, else of CPUs."""
-    given = os.environ.get(VARIABLE)
-    if given:
-        if not (given.isdecimal() and len(given) < 10 and int(given) >= 1):
-            raise_error("option", name=VARIABLE, got=given[:20], fits=f"an integer from 1 to {10**9 - 1}")
-        return int(given)
-    return all_workers()
 
 
 def check_workers(workers: int | None) -> int | None:

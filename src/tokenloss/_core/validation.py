@@ -30,7 +30,6 @@ _LARGEST = float(np.finfo(np.float64).max)
 _MAX_SAMPLE_WEIGHT = 1e100
 _LEAST_LOSS = -1e-3  # nll_loss takes log-probabilities up to 1e-3, which is more than they are rounded by
 REDUCTIONS = ("mean", "sum", "none")
-KINDS = ("logits", "log_probs", "probs")  # in the order of _core
 UNNORMALIZED = 0.1  # |logsumexp| that log-probabilities may have after rounding and clipping
 UNNORMALIZED_HALF = 0.5  # the same in half precision
 PROJECTION_NAMES = "hidden", "linear_weight", "linear_bias"
@@ -144,16 +143,16 @@ def broadcast(name: str, array: Array, shape: tuple[int, ...], own: tuple[int, .
 
 
 def check_mask(value: Any, batch: tuple[int, ...]) -> np.ndarray[Any, Any]:
-    """A mask over the batch; it is broadcast."""
+    """The mask of the batch, from the public argument `where`; it is broadcast."""
     array, code = as_array("where", value, "bool")
     if array.dtype != np.bool_:
         raise_error("dtype", name="where", got=dtype_name(code, array), fits="bool: True for the positions to keep")
     return broadcast("where", array, batch)
 
 
-def check_losses(losses: Array, where: Array | bool = True) -> None:
-    """Refuse log-probabilities in the place of losses; `where` marks those to look at."""
-    least = float(np.fmin.reduce(losses, axis=None, initial=0, where=where))
+def check_losses(losses: Array, mask: Array | bool = True) -> None:
+    """Refuse log-probabilities in the place of losses, of those that are unmasked."""
+    least = float(np.fmin.reduce(losses, axis=None, initial=0, where=mask))
     if least < _LEAST_LOSS:
         raise_error("option", name="a loss in nll", got=least, fits="at least 0: negate log-probabilities")
 
@@ -306,7 +305,7 @@ def _may_overlap(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> bool:
 
 def check_kind(value: Any, name: str = "kind") -> str:
     """What scores are."""
-    if not isinstance(value, str) or value not in KINDS:
+    if not isinstance(value, str) or value not in _core.KINDS:
         raise_error("option", name=name, got=value, fits="'logits', 'log_probs' or 'probs'")
     kind: str = value
     return kind
@@ -326,7 +325,7 @@ def as_scores(name: str, value: Any, axis: Any, kind: str = "logits") -> _core.S
 
 def _scores(name: str, array: Array, code: int, axis: int, kind: str) -> _core.Scores:
     """Scores of a kind, whose rows are refused if they are not normalised as it says."""
-    return _core.Scores(name, array, code, axis, array.shape, KINDS.index(kind), most_unnormalized(kind, array))
+    return _core.Scores(name, array, code, axis, array.shape, _core.KINDS.index(kind), most_unnormalized(kind, array))
 
 
 def most_unnormalized(kind: str, array: Array) -> float:
@@ -348,7 +347,7 @@ def as_other_scores(name: str, value: Any, base: _core.Scores, kind: str = "logi
 
 
 def as_positions(
-    name: str, targets: Any, scores: _core.Scores, ignore_index: Any, where: Any = None, weight: Any = None,
+    name: str, targets: Any, scores: _core.Scores, ignore_index: Any, mask: Any = None, weight: Any = None,
     sample_weight: Any = None, distributions: bool = True,
 ) -> _core.Positions:  # fmt: skip
     """Targets that fit the scores, with their mask and weights; of the scores, only the shape is looked at."""
@@ -360,7 +359,7 @@ def as_positions(
     elif ignore_index is not None:
         ignored = check_ignore_index(ignore_index, code)
     weights, weight_code = (None, 0) if weight is None else check_weight(weight, scores.classes)
-    mask = None if where is None else check_mask(where, scores.batch)
+    mask = None if mask is None else check_mask(mask, scores.batch)
     row_weights = None if sample_weight is None else check_sample_weight(sample_weight, scores.batch)
     if row_weights is not None and not row_weights.all():
         mask = row_weights != 0 if mask is None else mask & (row_weights != 0)
@@ -369,9 +368,9 @@ def as_positions(
     )
 
 
-def without_targets(scores: _core.Scores, where: Any = None) -> _core.Positions:
+def without_targets(scores: _core.Scores, mask: Any = None) -> _core.Positions:
     """Positions of functions that take no targets."""
-    mask = None if where is None else check_mask(where, scores.batch)
+    mask = None if mask is None else check_mask(mask, scores.batch)
     return _core.Positions(scores.batch, scores.classes, None, None, 0, -1, None, mask, None, 0, None)
 
 

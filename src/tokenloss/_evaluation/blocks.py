@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from tokenloss._core import threads
+from tokenloss._core import config
 from tokenloss._core.dtypes import as_array, as_float_array, bfloat16_to_float32, dtype_name
 from tokenloss._core.errors import raise_error, with_file_names
 from tokenloss._core.files import check_outputs
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 def evaluate_blocks(blocks: Iterable[Any], options: Options, settings: Settings, outputs: Sequence[Sink]) -> Evaluation:
     """Score all tokens of blocks, one after the other."""
     check_outputs(named_paths(outputs), {})
-    workers = settings.workers or threads.default_workers()
+    workers = settings.workers or config.default_workers()
     shard, total, n_read, top_k = None, _Total(options.top), 0, 0
     with contextlib.ExitStack() as stack:
         start = time.perf_counter()

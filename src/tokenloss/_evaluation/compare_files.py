@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from tokenloss._core._core import KINDS
 from tokenloss._core.arguments import as_path, as_paths, check_choice, check_shift, refuse_given
 from tokenloss._core.errors import raise_error
 from tokenloss._core.files import check_outputs, files_of, identity
@@ -18,13 +19,13 @@ from tokenloss._evaluation.evaluate import advice, not_finite_notes
 from tokenloss._evaluation.files import Inputs, Settings, check_needs, named_paths, resolved
 from tokenloss._evaluation.plan import Options
 from tokenloss._evaluation.sink import checked_sinks
-from tokenloss.formats.base import KINDS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import Literal, TypeAlias
 
     from tokenloss._comparison.comparison import Comparison
+    from tokenloss._core.types import Kind
     from tokenloss._evaluation.sink import Sink
 
     _Path: TypeAlias = str | os.PathLike[str]
@@ -39,8 +40,8 @@ def compare_files(
     segment_ids: _Paths = (),
     base_array: str | None = None,
     array: str | None = None,
-    base_kind: Literal["logits", "log_probs", "probs"] | None = None,
-    kind: Literal["logits", "log_probs", "probs"] | None = None,
+    base_kind: Kind | None = None,
+    kind: Kind | None = None,
     base_lm_head: _Path | None = None,
     lm_head: _Paths | None = None,
     base_hidden: str | None = None,

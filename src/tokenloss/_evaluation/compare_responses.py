@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from typing import Literal
 
     from tokenloss._comparison.response_pairs import PairedFiles
+    from tokenloss._core.types import Kind
     from tokenloss._evaluation.response_scores import ScoredResponses
 
 
@@ -30,7 +31,7 @@ def compare_responses(
     targets: str | os.PathLike[str] | None = None,
     segment_ids: str | os.PathLike[str] | None = None,
     array: str | None = None,
-    kind: Literal["logits", "log_probs", "probs"] | None = None,
+    kind: Kind | None = None,
     ignore_index: int = -100,
     shift: bool | None = None,
     workers: int | None = None,

@@ -7,6 +7,7 @@ import os
 import warnings
 from typing import TYPE_CHECKING, Any
 
+from tokenloss._core._core import KINDS
 from tokenloss._core.arguments import as_path, as_paths, check_choice, check_shift, refuse_given
 from tokenloss._core.errors import raise_error
 from tokenloss._core.text import count_of
@@ -19,14 +20,13 @@ from tokenloss._evaluation.results import Evaluation, NormWarning, ShiftWarning
 from tokenloss._evaluation.sink import checked_sinks
 from tokenloss._evaluation.summary import WORDS
 from tokenloss._statistics.sequences import check_lengths
-from tokenloss.formats.base import KINDS
 from tokenloss.formats.responses import PARTS_OF_RESPONSE, is_responses
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
     from typing import Literal, TypeAlias
 
-    from tokenloss._core.types import ArrayLike, IntArray
+    from tokenloss._core.types import ArrayLike, IntArray, Kind
     from tokenloss._evaluation.sink import Sink
 
     _Path: TypeAlias = str | os.PathLike[str]
@@ -39,7 +39,7 @@ def evaluate(
     *,
     segment_ids: _Path | Sequence[_Path] = (),
     array: str | None = None,
-    kind: Literal["logits", "log_probs", "probs"] | None = None,
+    kind: Kind | None = None,
     shift: bool | None = None,
     ignore_index: int | None = -100,
     lm_head: _Path | None = None,

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from tokenloss._core import threads
+from tokenloss._core import config
 from tokenloss._core.errors import raise_error
 from tokenloss._core.files import check_outputs, identity, links_in
 from tokenloss._evaluation import run
@@ -214,7 +214,7 @@ def _score_locally(
     advance: Callable[[int], None],
 ) -> Iterator[tuple[int, Result]]:
     """Score shards one by one."""
-    workers = settings.workers or threads.default_workers()
+    workers = settings.workers or config.default_workers()
     for number, shard in enumerate(shards):
         yield number, score(shard, options, workers, token_sink(outputs, number), top_k, advance)
 

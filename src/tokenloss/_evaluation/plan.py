@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import Literal
 
-    from tokenloss._core.types import Array
+    from tokenloss._core.types import Array, Kind
     from tokenloss._evaluation.sequences import RowSequences
     from tokenloss.formats.responses import ResponsesFile
 
@@ -38,7 +38,7 @@ class Options(NamedTuple):
     """Options that affect the result of a shard."""
 
     array: str | None = None
-    kind: Literal["logits", "log_probs", "probs"] | None = None
+    kind: Kind | None = None
     ignore_index: int | None = -100
     shift: bool | None = None  # None: not, but look whether it would fit better
     top: int = 5

@@ -472,7 +472,8 @@ def cross_entropy_and_grad(
     smoothing, z_loss = penalties(label_smoothing, z_loss)
     scale, cap = logit_transform(logit_scale, softcap)
     losses = jobs.new_losses(reduction, scores.batch)
-    inputs = {name: getattr(positions, name) for name in ("targets", "weight", "where", "sample_weight")}
+    inputs = {name: getattr(positions, name) for name in ("targets", "weight", "sample_weight")}
+    inputs["where"] = positions.mask
     gradient, view, code = output_like(scores.name, scores.array, scores.dtype, out, inputs)
     jobs.check_targets(positions, scores)  # before anything is written
     options = scale, cap, smoothing, z_loss, view, code, reduction == "mean"

@@ -376,7 +376,7 @@ def _of_tokens(nll: ArrayLike | TokenScores, where: ArrayLike | None, sample_wei
             nll, where = nll.nll, kept if where is None else kept & check_mask(where, kept.shape)
         return ExactRatio.of_mean(ExactMoments.of(nll, where, are_losses=True))
     tokens = known_tokens(nll, where, sample_weight)
-    losses, weights = (tokens[name][tokens["kept"]] for name in ("nll", "weight"))
+    losses, weights = (tokens[name][tokens["mask"]] for name in ("nll", "weight"))
     with np.errstate(over="ignore"):
         return ExactRatio.of(weights * losses, weights)
 

@@ -181,7 +181,7 @@ def sums_by_segment(losses: Array, is_greedy: Array | None, numbers: Array) -> S
 
     Unlike `sequence_losses`, it takes any numbers, such as the differences of losses.
     """
-    tokens = {"nll": losses, "weight": None, "kept": None, "is_greedy": is_greedy}
+    tokens = {"nll": losses, "weight": None, "mask": None, "is_greedy": is_greedy}
     return _sums(tokens, _layout(losses.shape, numbers, None), None, None)
 
 
@@ -203,7 +203,7 @@ def _sums(
         changes = np.zeros(flat["nll"].size + 1, np.int64)  # of the number of sequences that a token is in
         np.add.at(changes, layout.start, 1)
         np.subtract.at(changes, layout.stop, 1)
-        included = flat["weight"][(np.cumsum(changes[:-1]) > 0) & (flat["kept"] != 0)]
+        included = flat["weight"][(np.cumsum(changes[:-1]) > 0) & (flat["mask"] != 0)]
         of_weights = ExactMoments(of_tokens.count, *weights)
         of_tokens = ExactRatio.of_sums(of_tokens.numerators, of_weights, products, included)
     return SequenceLosses(
@@ -288,19 +288,19 @@ def _quotient(numerator: Array, denominator: Array) -> Float64Array:
 def known_tokens(
     nll: ArrayLike | TokenScores, where: ArrayLike | None, sample_weight: ArrayLike | None
 ) -> dict[str, Any]:
-    """Arrays of one shape by name: nll in float64, and if known weight, kept (included) and is_greedy, else None."""
-    kept = is_greedy = None
+    """Arrays of one shape by name: nll in float64, and if known weight, mask and is_greedy, else None."""
+    mask = is_greedy = None
     if isinstance(nll, TokenScores):
-        losses, kept, is_greedy = nll.nll, nll.kept, nll.is_greedy
+        losses, mask, is_greedy = nll.nll, nll.kept, nll.is_greedy
     else:
         losses = _as_losses(nll)
     weight = None if sample_weight is None else check_sample_weight(sample_weight, losses.shape)
-    masks = [] if kept is None else [kept]
+    masks = [] if mask is None else [mask]
     masks += [] if where is None else [check_mask(where, losses.shape)]
     masks += [] if weight is None else [weight != 0]
-    kept = functools.reduce(np.logical_and, masks) if masks else None
-    check_losses(losses, True if kept is None else kept)
-    return {"nll": losses, "weight": weight, "kept": kept, "is_greedy": is_greedy}
+    mask = functools.reduce(np.logical_and, masks) if masks else None
+    check_losses(losses, True if mask is None else mask)
+    return {"nll": losses, "weight": weight, "mask": mask, "is_greedy": is_greedy}
 
 
 def _as_losses(nll: ArrayLike) -> Array:

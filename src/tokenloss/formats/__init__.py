@@ -1,6 +1,7 @@
 """Files of scores and of responses: one small reader for each format. No reader loads a whole file."""
 
-from tokenloss.formats.base import KINDS, ScoresFile
+from tokenloss._core._core import KINDS
+from tokenloss.formats.base import ScoresFile
 from tokenloss.formats.readers import open_hidden_states, open_scores
 from tokenloss.formats.responses import Response, ResponsesFile, open_responses
 

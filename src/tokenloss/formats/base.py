@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from tokenloss._core._core import json_extent
+from tokenloss._core._core import FLOAT_DTYPES, KINDS, json_extent
 from tokenloss._core.dtypes import FLOATS
 from tokenloss._core.errors import contextmanager, raise_error
 from tokenloss._core.validation import check_integer
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
     from tokenloss._core.types import Array
 
-KINDS = ("logits", "log_probs", "probs")  # of scores
 HIDDEN_NAMES = ("hidden_states", "hidden")  # arrays of hidden states; the first is their kind
 SEQUENCES = ("segment_ids", "cu_seqlens")  # arrays that say which rows make a sequence
 PARTS = ("targets", "tokens", *SEQUENCES)  # arrays that may come with scores
@@ -253,7 +252,7 @@ def _rows_of(array: Array, start: int, stop: int) -> Array:
 
 def is_float(dtype: np.dtype[Any]) -> bool:
     """Whether it is a dtype of scores."""
-    return dtype.name in ("float16", "bfloat16", "float32", "float64")
+    return dtype.name in FLOAT_DTYPES
 
 
 def open_regular(path: str) -> BinaryIO:

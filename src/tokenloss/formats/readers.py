@@ -8,16 +8,18 @@ import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tokenloss._core._core import KINDS
 from tokenloss._core.arguments import refuse_given
 from tokenloss._core.errors import raise_error
 from tokenloss._core.validation import head_transform
 from tokenloss.formats import llama_cpp, npy, npz, safetensors, zarr
-from tokenloss.formats.base import HIDDEN_NAMES, KINDS, LmHead, ScoresFile, library_errors, open_regular
+from tokenloss.formats.base import HIDDEN_NAMES, LmHead, ScoresFile, library_errors, open_regular
 from tokenloss.formats.lm_head import open_lm_head
 
 if TYPE_CHECKING:
     from types import ModuleType
-    from typing import Literal
+
+    from tokenloss._core.types import Kind
 
 _MAGIC = {npy.MAGIC: npy, llama_cpp.MAGIC: llama_cpp}
 _SUFFIXES = {".npy": npy, ".npz": npz, ".safetensors": safetensors}
@@ -27,7 +29,7 @@ def open_scores(
     path: str | os.PathLike[str],
     *,
     array: str | None = None,
-    kind: Literal["logits", "log_probs", "probs"] | None = None,
+    kind: Kind | None = None,
 ) -> ScoresFile:
     """Open a file of scores, and check everything in it except the scores.
 

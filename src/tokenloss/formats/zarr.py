@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tokenloss._core._core import KINDS
 from tokenloss._core.errors import contextmanager, raise_error
 from tokenloss._core.iteration import iter_row_blocks
 from tokenloss.formats.base import (
     HIDDEN_NAMES,
     INPUT_IDS,
-    KINDS,
     MASK,
     MEMORY_LIMIT,
     MOST_AXES,

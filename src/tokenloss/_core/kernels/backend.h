@@ -225,9 +225,9 @@ typedef struct {
     /* Adds terms, a multiple of TL_SUM_LANES of them, with the rounding errors of the additions. */
     void (*add_with_errors)(const double *x, size_t count, tl_error_free_sum *to);
 
-    /* Makes class ids TL_MASKED where they are ignored, or where the byte of `kept` is 0 if that is not NULL. Returns
+    /* Makes class ids TL_MASKED where they are ignored, or where the byte of `mask` is 0 if that is not NULL. Returns
      * whether there are some, and whether one of the others is no class, which stays negative or too large. */
-    int (*mask_targets)(const tl_target_range *range, const char *kept, ptrdiff_t kept_stride, size_t count,
+    int (*mask_targets)(const tl_target_range *range, const char *mask, ptrdiff_t mask_stride, size_t count,
                         int64_t *targets);
 
     /* p = -log(p) in place, with p clipped first. Returns whether one may have to be refused, which callers look at. */

@@ -17,7 +17,7 @@ static void sum_logits(const tl_backend *backend, const tl_row_block *rows, cons
 static uint64_t write_gradients(const tl_backend *backend, const tl_row_block *rows, const tl_block_lse *lse,
                                 const tl_loss *shared, const double *target_weight, const double *grad_scale,
                                 const tl_class_odds *odds, const tl_out_block *grads) {
-    double logsumexp[TL_BLOCK_ROWS] = {0}, of_softmax[TL_BLOCK_ROWS] = {0}, factor[TL_BLOCK_ROWS];
+    double logsumexp[TL_BLOCK_ROWS] = {0}, softmax_factor[TL_BLOCK_ROWS] = {0}, factor[TL_BLOCK_ROWS];
     double odds_against[TL_BLOCK_ROWS] = {0}, subtrahend[TL_BLOCK_ROWS];
     const tl_loss *losses[TL_BLOCK_ROWS];
     tl_loss loss = *shared;
@@ -28,16 +28,17 @@ static uint64_t write_gradients(const tl_backend *backend, const tl_row_block *r
             continue;
         double mass = odds[i].smoothed + (target_weight ? target_weight[i] : 1) * loss.soft.one_minus_eps;
         logsumexp[i] = tl_logsumexp(odds[i].lse);
-        of_softmax[i] = tl_softmax_factor(&loss, odds[i].lse, mass);
+        softmax_factor[i] = tl_softmax_factor(&loss, odds[i].lse, mass);
         odds_against[i] = odds[i].log_odds;
     }
     backend->exps(odds_against, tl_padded_rows(rows->count));
     if (tl_is_transformed(&rows->row) || loss.soft.weight) {
-        written = tl_write_wide_gradients(backend, rows, lse, logsumexp, of_softmax, losses, grad_scale, grads);
+        written = tl_write_wide_gradients(backend, rows, lse, logsumexp, softmax_factor, losses, grad_scale, grads);
     } else {
         for (int i = 0; i < TL_BLOCK_ROWS; i++) {
-            factor[i] = grad_scale[i] * of_softmax[i];
-            subtrahend[i] = grad_scale[i] * loss.soft.eps_over_v;
+            tl_plain_gradient gradient = tl_plain_gradient_of(grad_scale[i], softmax_factor[i], loss.soft.eps_over_v);
+            factor[i] = gradient.factor;
+            subtrahend[i] = gradient.subtrahend;
         }
         written = tl_map_groups(backend, rows, lse, 0, logsumexp, factor, subtrahend, grads);
     }
@@ -89,7 +90,7 @@ void tl_class_losses_of_block(const tl_backend *backend, const tl_row_block *row
 
 void tl_mass_losses_of_block(const tl_backend *backend, const tl_row_block *rows, const tl_block_lse *lse,
                              const tl_loss *losses, const tl_out_block *grads, double *values, tl_cancel *cancel) {
-    double logsumexp[TL_BLOCK_ROWS] = {0}, of_softmax[TL_BLOCK_ROWS] = {0}, grad_scale[TL_BLOCK_ROWS];
+    double logsumexp[TL_BLOCK_ROWS] = {0}, softmax_factor[TL_BLOCK_ROWS] = {0}, grad_scale[TL_BLOCK_ROWS];
     const tl_loss *grouped[TL_BLOCK_ROWS];
     tl_row logits = rows->row;
     for (int i = 0; i < rows->count; i++) {
@@ -99,13 +100,13 @@ void tl_mass_losses_of_block(const tl_backend *backend, const tl_row_block *rows
         grouped[i] = lse->grouped >> i & 1 ? &losses[i] : NULL;
         if (tl_is_wanted(rows, i))
             values[i] =
-                tl_loss_of_masses(backend, &logits, &losses[i], rows->excluded[i], &odds, &of_softmax[i], cancel);
+                tl_loss_of_masses(backend, &logits, &losses[i], rows->excluded[i], &odds, &softmax_factor[i], cancel);
     }
     if (!grads)
         return;
     for (int i = 0; i < rows->count; i++)
         grad_scale[i] = losses[i].grad_scale;
-    uint64_t left = rows->wanted & ~tl_write_wide_gradients(backend, rows, lse, logsumexp, of_softmax, grouped,
+    uint64_t left = rows->wanted & ~tl_write_wide_gradients(backend, rows, lse, logsumexp, softmax_factor, grouped,
                                                             grad_scale, grads);
     for (int i = 0; i < rows->count; i++) {
         tl_loss loss = losses[i];
@@ -113,6 +114,6 @@ void tl_mass_losses_of_block(const tl_backend *backend, const tl_row_block *rows
         logits.data = rows->data[i];
         loss.grad = &grad;
         if (left >> i & 1)
-            tl_write_gradient(backend, &logits, &loss, tl_odds_at(rows, lse, i).lse, of_softmax[i], cancel);
+            tl_write_gradient(backend, &logits, &loss, tl_odds_at(rows, lse, i).lse, softmax_factor[i], cancel);
     }
 }

@@ -120,7 +120,7 @@ static double *widened(const tl_row_block *rows, const char *group, int dtype) {
 }
 
 /* Turns probabilities of a group into gradients, as tl_gradient does for rows with masses or a scale. */
-static void add_masses(const tl_row_block *rows, int start, const double *logits, const double *of_softmax,
+static void add_masses(const tl_row_block *rows, int start, const double *logits, const double *softmax_factor,
                        const tl_loss *const *losses, const double *grad_scale, double *probability) {
     int count = rows->count - start < TL_GROUP ? rows->count - start : TL_GROUP;
     for (int64_t k = 0; k < rows->row.count; k++)
@@ -129,13 +129,14 @@ static void add_masses(const tl_row_block *rows, int start, const double *logits
             int64_t at = k * TL_GROUP + r;
             if (!loss)
                 continue;
-            double change = of_softmax[start + r] * probability[at] - tl_soft_target_at(&loss->soft, k);
-            probability[at] = grad_scale[start + r] * change * tl_softcap_grad(&rows->row, logits[at]);
+            probability[at] =
+                tl_gradient_of_class(grad_scale[start + r], softmax_factor[start + r], probability[at],
+                                     tl_soft_target_at(&loss->soft, k), tl_softcap_grad(&rows->row, logits[at]));
         }
 }
 
 uint64_t tl_write_wide_gradients(const tl_backend *backend, const tl_row_block *rows, const tl_block_lse *lse,
-                                 const double *logsumexp, const double *of_softmax, const tl_loss *const *losses,
+                                 const double *logsumexp, const double *softmax_factor, const tl_loss *const *losses,
                                  const double *grad_scale, const tl_out_block *out) {
     double exponent[TL_BLOCK_ROWS], factor[TL_BLOCK_ROWS];
     const double zeros[TL_GROUP] = {0};
@@ -151,7 +152,7 @@ uint64_t tl_write_wide_gradients(const tl_backend *backend, const tl_row_block *
         int dtype = TL_FLOAT64;
         memcpy(probability, logits, elements * sizeof *logits);
         backend->short_exp[TL_FLOAT64](probability, classes, exponent + start, factor + start, zeros, &none);
-        add_masses(rows, start, logits, of_softmax, losses, grad_scale, probability);
+        add_masses(rows, start, logits, softmax_factor, losses, grad_scale, probability);
         if (out->row.dtype == TL_FLOAT32) { /* vectors write it, and rounding once is rounding once */
             dtype = TL_FLOAT32;
             for (size_t i = 0; i < elements; i++)

@@ -125,7 +125,7 @@ double tl_softcap_grad(const tl_row *row, double logit) {
     return row->logit_scale * (1 - tanh) * (1 + tanh);
 }
 
-void tl_gradient(const tl_backend *backend, const tl_row *row, tl_lse lse, double factor, double of_softmax,
+void tl_gradient(const tl_backend *backend, const tl_row *row, tl_lse lse, double grad_scale, double softmax_factor,
                  const tl_soft_target *soft, const tl_row *out, int large, tl_cancel *cancel) {
     lse = split_far_offset(lse);
     double offset = lse.offset;
@@ -134,8 +134,9 @@ void tl_gradient(const tl_backend *backend, const tl_row *row, tl_lse lse, doubl
     map_op op = {0, 0, 0, 0, large};
     double per_exp = factor_of(lse.log, dtype, &op.exponent);
     if (plain) {
-        op.factor = factor * of_softmax * per_exp;
-        op.subtrahend = factor * soft->eps_over_v;
+        tl_plain_gradient gradient = tl_plain_gradient_of(grad_scale, softmax_factor, soft->eps_over_v);
+        op.factor = gradient.factor * per_exp;
+        op.subtrahend = gradient.subtrahend;
         map_row(backend, row, offset, &op, out, cancel);
         return;
     }
@@ -150,8 +151,8 @@ void tl_gradient(const tl_backend *backend, const tl_row *row, tl_lse lse, doubl
             probability[i] = buf.at.f64[i] - offset;
         backend->exp_scaled[dtype](probability, (size_t)padded, op.exponent, per_exp, 0, probability, 0);
         for (int64_t i = 0; i < count; i++) {
-            double change = of_softmax * probability[i] - tl_soft_target_at(soft, start + i);
-            buf.at.f64[i] = factor * change * tl_softcap_grad(row, buf.at.f64[i]);
+            double mass = tl_soft_target_at(soft, start + i), softcap_grad = tl_softcap_grad(row, buf.at.f64[i]);
+            buf.at.f64[i] = tl_gradient_of_class(grad_scale, softmax_factor, probability[i], mass, softcap_grad);
         }
         write_chunk(out, start, count, dtype, &buf);
         if (start / TL_CANCEL_INTERVAL != (start + count) / TL_CANCEL_INTERVAL && tl_cancelled(cancel))

@@ -12,8 +12,24 @@ void tl_softmax(const tl_backend *backend, const tl_row *row, tl_lse lse, const 
 void tl_log_softmax(const tl_backend *backend, const tl_row *row, tl_lse lse, const tl_row *out, int large,
                     tl_cancel *cancel);
 
-/* Writes factor (of_softmax softmax(row) - mass) times the derivative of the softcap: the gradient for raw logits. */
-void tl_gradient(const tl_backend *backend, const tl_row *row, tl_lse lse, double factor, double of_softmax,
+/* The gradient of a loss for the raw logit of a class: loss.h has the formula. `softmax_factor` multiplies its
+ * probability, `mass` is its target mass, and `softcap_grad` that of tl_softcap_grad. */
+TL_INLINE double tl_gradient_of_class(double grad_scale, double softmax_factor, double probability, double mass,
+                                      double softcap_grad) {
+    return grad_scale * (softmax_factor * probability - mass) * softcap_grad;
+}
+
+/* The same where masses are equal and logits neither scaled nor capped: factor probability - subtrahend. */
+typedef struct {
+    double factor, subtrahend;
+} tl_plain_gradient;
+TL_INLINE tl_plain_gradient tl_plain_gradient_of(double grad_scale, double softmax_factor, double mass) {
+    tl_plain_gradient plain = {grad_scale * softmax_factor, grad_scale * mass};
+    return plain;
+}
+
+/* Writes the gradients of all classes of a row. */
+void tl_gradient(const tl_backend *backend, const tl_row *row, tl_lse lse, double grad_scale, double softmax_factor,
                  const tl_soft_target *soft, const tl_row *out, int large, tl_cancel *cancel);
 
 /* d logit / d raw logit, from the logit. */

@@ -8,19 +8,24 @@
 #define MIN_LOG_PROB (-16.0)           /* llama.cpp's divergence counts the log-probabilities above it */
 #define MIN_PROB 0x1.e355bbaee85cbp-24 /* its exponential */
 
-static double floor_of(int of_log_probs) { return of_log_probs ? MIN_LOG_PROB : -(double)INFINITY; }
+/* Log-probabilities of the base above it are counted. */
+static double floor_of(tl_definitions definitions) {
+    return definitions == TL_LLAMA_CPP ? MIN_LOG_PROB : -(double)INFINITY;
+}
 
 /* The divergence. llama.cpp's is a sum over the counted classes, 0 of none. With s the sum of their probabilities,
  * these over s are a distribution, and llama.cpp's sum is s (its divergence + log s). */
-static double divergence_of(tl_kl found, int of_log_probs) {
-    if (of_log_probs && found.base_logsumexp == -(double)INFINITY)
+static double divergence_of(tl_kl found, tl_definitions definitions) {
+    if (definitions == TL_EXACT)
+        return found.kl;
+    if (found.base_logsumexp == -(double)INFINITY)
         return 0;
-    return of_log_probs ? tl_exp(found.base_logsumexp) * (found.kl + found.base_logsumexp) : found.kl;
+    return tl_exp(found.base_logsumexp) * (found.kl + found.base_logsumexp);
 }
 
 /* The probability of the most likely class of the base. */
-static double top_probability(double maximum, double logsumexp, int of_log_probs) {
-    double log_p = of_log_probs ? maximum : maximum - logsumexp;
+static double top_probability(double maximum, double logsumexp, tl_definitions definitions) {
+    double log_p = definitions == TL_LLAMA_CPP ? maximum : maximum - logsumexp;
     return tl_exp(log_p > 0 ? 0 : log_p); /* rounding may exceed 0 */
 }
 
@@ -47,20 +52,21 @@ static tl_row in_dtype(const tl_row *row, int dtype) {
 }
 
 /* Whether the divergence is that of probabilities, which is not found block by block. */
-static int is_of_probs(const tl_row *base, const tl_row *row, int of_log_probs) {
-    return base->of_probs && row->of_probs && !of_log_probs;
+static int is_of_probs(const tl_row *base, const tl_row *row, tl_definitions definitions) {
+    return base->of_probs && row->of_probs && definitions == TL_EXACT;
 }
 
 void tl_pair_range(const tl_backend *backend, const tl_row *base, const tl_row *row, int64_t start, int64_t end,
-                   int64_t block, int64_t target, int dtype, int of_log_probs, tl_pair_acc *acc, tl_cancel *cancel) {
+                   int64_t block, int64_t target, int dtype, tl_definitions definitions, tl_pair_acc *acc,
+                   tl_cancel *cancel) {
     tl_row kl_base = in_dtype(base, dtype), kl_row = in_dtype(row, dtype), raw_base = tl_raw(base), raw = tl_raw(row);
-    int as_given = !tl_is_transformed(base), reads_blocks = !is_of_probs(base, row, of_log_probs);
+    int as_given = !tl_is_transformed(base), reads_blocks = !is_of_probs(base, row, definitions);
     assert(start % block == 0 && block <= TL_BLOCK && target < row->count);
     if (start == 0) {
         acc->base.maximum = acc->other.maximum = -(double)INFINITY;
         acc->base.argmax = acc->other.argmax = -1;
         if (reads_blocks)
-            tl_kl_begin(backend, &kl_base, &kl_row, floor_of(of_log_probs), block, &acc->kl);
+            tl_kl_begin(backend, &kl_base, &kl_row, floor_of(definitions), block, &acc->kl);
     }
     for (int64_t next; start < end; start = next) {
         next = end - start < block ? end : start + block;
@@ -73,7 +79,7 @@ void tl_pair_range(const tl_backend *backend, const tl_row *base, const tl_row *
             double maximum = knows_maximum ? seen->maximum : maximum_of(backend, &raw_base, start, next);
             find_top(backend, &raw_base, start, next, maximum, &acc->base);
             find_top(backend, &raw, start, next, maximum_of(backend, &raw, start, next), &acc->other);
-            if (!of_log_probs)
+            if (definitions == TL_EXACT)
                 tl_lse_range(backend, base, start, next, block, target, &acc->base.others, cancel);
             tl_lse_range(backend, row, start, next, block, target, &acc->other.others, cancel);
         }
@@ -88,17 +94,17 @@ static double nll_of(const tl_backend *backend, const tl_row *row, const tl_pair
 
 /* What is known of a pair once its divergence is. */
 static tl_pair end(const tl_backend *backend, const tl_row *base, const tl_row *row, double base_target_raw,
-                   double target_raw, int of_log_probs, tl_kl found, const tl_pair_acc *acc) {
-    tl_pair pair = {.kl = divergence_of(found, of_log_probs)};
+                   double target_raw, tl_definitions definitions, tl_kl found, const tl_pair_acc *acc) {
+    tl_pair pair = {.kl = divergence_of(found, definitions)};
     pair.base_logsumexp = found.base_logsumexp;
     pair.logsumexp = found.logsumexp;
     pair.nll = nll_of(backend, row, &acc->other, target_raw);
-    pair.base_nll = of_log_probs ? 0 - tl_transformed(backend, base, base_target_raw)
-                                 : nll_of(backend, base, &acc->base, base_target_raw);
+    pair.base_nll = definitions == TL_LLAMA_CPP ? 0 - tl_transformed(backend, base, base_target_raw)
+                                                : nll_of(backend, base, &acc->base, base_target_raw);
     pair.change = tl_exp(-pair.nll) - tl_exp(-pair.base_nll);
     pair.is_same_top = acc->base.argmax == acc->other.argmax && acc->base.argmax >= 0;
     double maximum = tl_transformed(backend, base, acc->base.maximum);
-    pair.base_top_p = top_probability(maximum, found.base_logsumexp, of_log_probs);
+    pair.base_top_p = top_probability(maximum, found.base_logsumexp, definitions);
     return pair;
 }
 
@@ -109,20 +115,20 @@ int tl_pair_end(const tl_backend *backend, const tl_row *base, const tl_row *row
     if (target < 0)
         pair->kl = found.kl;
     else
-        *pair = end(backend, base, row, base_target_raw, target_raw, 0, found, acc);
+        *pair = end(backend, base, row, base_target_raw, target_raw, TL_EXACT, found, acc);
     return acc->kl.stage != TL_KL_TOO_FAR;
 }
 
 tl_pair tl_pair_row(const tl_backend *backend, const tl_row *base, const tl_row *row, int64_t target, int dtype,
-                    int of_log_probs, tl_cancel *cancel) {
+                    tl_definitions definitions, tl_cancel *cancel) {
     tl_row kl_base = in_dtype(base, dtype), kl_row = in_dtype(row, dtype);
     tl_pair_acc acc;
-    tl_pair_range(backend, base, row, 0, row->count, TL_BLOCK, target, dtype, of_log_probs, &acc, cancel);
-    tl_kl found = is_of_probs(base, row, of_log_probs) ? tl_kl_divergence(backend, base, row, cancel)
+    tl_pair_range(backend, base, row, 0, row->count, TL_BLOCK, target, dtype, definitions, &acc, cancel);
+    tl_kl found = is_of_probs(base, row, definitions) ? tl_kl_divergence(backend, base, row, cancel)
                                                        : tl_kl_end(backend, &kl_base, &kl_row, &acc.kl, cancel);
     double base_raw = tl_load(base->data + target * base->stride, base->dtype),
            raw = tl_load(row->data + target * row->stride, row->dtype);
-    return end(backend, base, row, base_raw, raw, of_log_probs, found, &acc);
+    return end(backend, base, row, base_raw, raw, definitions, found, &acc);
 }
 
 /* The most likely classes of rows in groups. */
@@ -148,7 +154,7 @@ static void find_changes(const tl_backend *backend, tl_pair *pairs, int count, u
 
 /* Pairs of short rows side by side; returns which were found. */
 static uint64_t find_short(const tl_backend *backend, const tl_row_block *base, const tl_row_block *rows, int dtype,
-                           int of_log_probs, tl_pair *pairs, tl_cancel *cancel) {
+                           tl_definitions definitions, tl_pair *pairs, tl_cancel *cancel) {
     int count = tl_grouped_rows(rows);
     tl_row_block p = *base, q = *rows;
     tl_kl found_of[TL_BLOCK_ROWS];
@@ -158,7 +164,7 @@ static uint64_t find_short(const tl_backend *backend, const tl_row_block *base, 
         return 0;
     p.has_excluded = q.has_excluded = 0;
     p.row.compute_dtype = q.row.compute_dtype = dtype;
-    uint64_t found = tl_kl_of_block(backend, &p, &q, floor_of(of_log_probs), found_of);
+    uint64_t found = tl_kl_of_block(backend, &p, &q, floor_of(definitions), found_of);
     if (found == 0)
         return 0;
     find_tops(backend, &p, count, &base_tops);
@@ -166,35 +172,35 @@ static uint64_t find_short(const tl_backend *backend, const tl_row_block *base, 
     p = *base;
     q = *rows;
     p.wanted = q.wanted = found;
-    if (!of_log_probs)
+    if (definitions == TL_EXACT)
         tl_lse_of_block(backend, &p, 0, &base_lse, cancel);
     tl_lse_of_block(backend, &q, 0, &lse, cancel);
     for (int i = 0; i < count; i++) {
         if (!(found >> i & 1))
             continue;
         tl_row base_row = tl_row_of_block(base, i);
-        pairs[i].kl = divergence_of(found_of[i], of_log_probs);
+        pairs[i].kl = divergence_of(found_of[i], definitions);
         pairs[i].base_logsumexp = found_of[i].base_logsumexp;
         pairs[i].logsumexp = found_of[i].logsumexp;
         pairs[i].nll = lse.odds.nll[i];
         pairs[i].base_nll =
-            of_log_probs ? 0 - tl_logit_at(backend, &base_row, base->excluded[i]) : base_lse.odds.nll[i];
+            definitions == TL_LLAMA_CPP ? 0 - tl_logit_at(backend, &base_row, base->excluded[i]) : base_lse.odds.nll[i];
         pairs[i].is_same_top = base_tops.argmax[i] == tops.argmax[i];
         double maximum = tl_load(base->data[i] + base_tops.argmax[i] * base->row.stride, base->row.dtype);
-        pairs[i].base_top_p = top_probability(maximum, found_of[i].base_logsumexp, of_log_probs);
+        pairs[i].base_top_p = top_probability(maximum, found_of[i].base_logsumexp, definitions);
     }
     find_changes(backend, pairs, count, found);
     return found;
 }
 
 void tl_pair_of_block(const tl_backend *backend, const tl_row_block *base, const tl_row_block *rows, int dtype,
-                      int of_log_probs, tl_pair *pairs, tl_cancel *cancel) {
+                      tl_definitions definitions, tl_pair *pairs, tl_cancel *cancel) {
     assert(base->count == rows->count && base->wanted == rows->wanted);
-    uint64_t left = rows->wanted & ~find_short(backend, base, rows, dtype, of_log_probs, pairs, cancel);
+    uint64_t left = rows->wanted & ~find_short(backend, base, rows, dtype, definitions, pairs, cancel);
     for (int i = 0; i < rows->count; i++) {
         tl_row base_row = tl_row_of_block(base, i), row = tl_row_of_block(rows, i);
         if (left >> i & 1)
-            pairs[i] = tl_pair_row(backend, &base_row, &row, rows->excluded[i], dtype, of_log_probs, cancel);
+            pairs[i] = tl_pair_row(backend, &base_row, &row, rows->excluded[i], dtype, definitions, cancel);
     }
 }
 

@@ -4,6 +4,10 @@
 
 #include "kl.h"
 
+/* Whose definitions hold. By llama.cpp's, the base has log-probabilities b, used as given, and the divergence is the
+ * sum of exp(b) (b - log_softmax(row)) over those above -16. */
+typedef enum { TL_EXACT, TL_LLAMA_CPP } tl_definitions;
+
 typedef struct {
     double nll, base_nll, kl;
     double change;         /* of the class id's probability */
@@ -14,11 +18,9 @@ typedef struct {
 } tl_pair;
 
 /* Rows of one length: the losses of their class id, the divergence, computed in this dtype (double if they are scaled
- * or capped), and their tops, of the logits as they are in memory. With `of_log_probs`, as llama.cpp defines them: the
- * base has log-probabilities b, used as given, and the divergence is the sum of exp(b) (b - log_softmax(row)) over those
- * above -16. */
+ * or capped), and their tops, of the logits as they are in memory. */
 tl_pair tl_pair_row(const tl_backend *backend, const tl_row *base, const tl_row *row, int64_t target, int dtype,
-                    int of_log_probs, tl_cancel *cancel);
+                    tl_definitions definitions, tl_cancel *cancel);
 
 /* One of the two rows so far; and both. */
 typedef struct {
@@ -33,14 +35,15 @@ typedef struct {
 
 /* The same range by range, as tl_lse_range; without a class id (-1) the divergence alone. */
 void tl_pair_range(const tl_backend *backend, const tl_row *base, const tl_row *row, int64_t start, int64_t end,
-                   int64_t block, int64_t target, int dtype, int of_log_probs, tl_pair_acc *acc, tl_cancel *cancel);
+                   int64_t block, int64_t target, int dtype, tl_definitions definitions, tl_pair_acc *acc,
+                   tl_cancel *cancel);
 /* Its end, given the raw logits of the class id: 0 if all ranges must be read again with double as the dtype. */
 int tl_pair_end(const tl_backend *backend, const tl_row *base, const tl_row *row, int64_t target,
                 double base_target_raw, double target_raw, int dtype, tl_pair_acc *acc, tl_pair *pair);
 
 /* The same of the wanted rows of two blocks, which have the same rows and excluded classes: the class ids. */
 void tl_pair_of_block(const tl_backend *backend, const tl_row_block *base, const tl_row_block *rows, int dtype,
-                      int of_log_probs, tl_pair *pairs, tl_cancel *cancel);
+                      tl_definitions definitions, tl_pair *pairs, tl_cancel *cancel);
 
 /* The logsumexp of a base of log-probabilities: that of the counted ones if the others cannot make it exceed `most`. */
 double tl_pair_base_logsumexp(const tl_backend *backend, const tl_row *base, double counted, double most,

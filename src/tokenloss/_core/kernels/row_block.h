@@ -124,7 +124,7 @@ uint64_t tl_map_groups(const tl_backend *backend, const tl_row_block *rows, cons
  * Returns the rows that lie in groups and are not too far out, which were written. Losses are NULL for other rows; a
  * row's gradient is multiplied by its `grad_scale`, not by that of its loss. */
 uint64_t tl_write_wide_gradients(const tl_backend *backend, const tl_row_block *rows, const tl_block_lse *lse,
-                                 const double *logsumexp, const double *of_softmax, const tl_loss *const *losses,
+                                 const double *logsumexp, const double *softmax_factor, const tl_loss *const *losses,
                                  const double *grad_scale, const tl_out_block *out);
 
 /* The loss of each wanted row for its excluded class, which is its class id. `loss` is what they share; weights of the

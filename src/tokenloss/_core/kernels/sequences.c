@@ -8,32 +8,32 @@ TL_INLINE size_t chunk_length(int64_t at, int64_t stop) {
     return (size_t)(stop - at < TL_TOKEN_CHUNK ? stop - at : TL_TOKEN_CHUNK);
 }
 
-/* Loads tokens from `start` on, and counts those that are included. */
+/* Loads tokens from `start` on, and counts the unmasked ones. */
 static void load_chunk(const tl_tokens *tokens, int64_t start, size_t count, tl_token_chunk *to,
                        tl_sequence *sequence) {
     const double *nll = tokens->nll + start, *weight = tokens->weight ? tokens->weight + start : NULL;
-    const uint8_t *kept = tokens->kept ? tokens->kept + start : NULL;
+    const uint8_t *mask = tokens->mask ? tokens->mask + start : NULL;
     const uint8_t *greedy = tokens->is_greedy ? tokens->is_greedy + start : NULL;
     int64_t counted = 0, likeliest = 0;
     to->count = count;
     if (weight) {
         for (size_t i = 0; i < count; i++) {
-            int is_kept = !kept || kept[i] != 0;
-            to->weight[i] = is_kept ? weight[i] : 0;
-            to->nll[i] = is_kept ? weight[i] * nll[i] : 0;
-            counted += is_kept;
+            int is_unmasked = !mask || mask[i] != 0;
+            to->weight[i] = is_unmasked ? weight[i] : 0;
+            to->nll[i] = is_unmasked ? weight[i] * nll[i] : 0;
+            counted += is_unmasked;
         }
-    } else if (kept) {
+    } else if (mask) {
         for (size_t i = 0; i < count; i++)
-            to->nll[i] = kept[i] != 0 ? nll[i] : 0;
+            to->nll[i] = mask[i] != 0 ? nll[i] : 0;
         for (size_t i = 0; i < count; i++)
-            counted += kept[i] != 0;
+            counted += mask[i] != 0;
     } else {
         memcpy(to->nll, nll, count * sizeof *nll);
         counted = (int64_t)count;
     }
     for (size_t i = 0; greedy && i < count; i++)
-        likeliest += (!kept || kept[i] != 0) && greedy[i] != 0;
+        likeliest += (!mask || mask[i] != 0) && greedy[i] != 0;
     sequence->count += counted;
     sequence->greedy += likeliest;
 }

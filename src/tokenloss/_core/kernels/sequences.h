@@ -9,12 +9,12 @@
 typedef struct {
     const double *nll;
     const double *weight;
-    const uint8_t *kept;      /* 0 for tokens that are not included */
+    const uint8_t *mask;      /* 0 for tokens that are masked */
     const uint8_t *is_greedy; /* whether the token is the likeliest class */
 } tl_tokens;
 
 typedef struct {
-    int64_t count;  /* of the included tokens */
+    int64_t count;  /* of the unmasked tokens */
     int64_t greedy; /* of those that are the likeliest class */
     double nll;     /* sum of weight times nll, each product rounded, the sum rounded once */
     double weight;  /* sum of the weights, rounded once; the count without weights */
@@ -22,7 +22,7 @@ typedef struct {
 
 #define TL_TOKEN_CHUNK 512
 
-/* Some tokens: weight times nll, and the weight; both are 0 where a token is not included. */
+/* Some tokens: weight times nll, and the weight; both are 0 where a token is masked. */
 typedef struct {
     double nll[TL_TOKEN_CHUNK], weight[TL_TOKEN_CHUNK];
     size_t count;

@@ -3,25 +3,25 @@
 
 #define SIGN ((uint64_t)1 << 63)
 
-/* Masks an id unless the sign bit of `kept` is set. Adds a sign bit to `masked` if it is not, and to `bad` if the id is
- * kept and no class. */
-TL_TARGET TL_INLINE int64_t JOIN(mask_target_, BACKEND)(uint64_t id, uint64_t kept, uint64_t last, uint64_t *bad,
+/* Masks an id unless the sign bit of `unmasked` is set. Adds a sign bit to `masked` if it is not, and to `bad` if the id
+ * is unmasked and no class. */
+TL_TARGET TL_INLINE int64_t JOIN(mask_target_, BACKEND)(uint64_t id, uint64_t unmasked, uint64_t last, uint64_t *bad,
                                                         uint64_t *masked) {
-    uint64_t all = 0 - (kept >> 63);
-    *bad |= kept & (id | (last - id));
-    *masked |= ~kept;
-    id |= id >> 63; /* one more, if it is even and negative: no id that is kept looks masked */
+    uint64_t all = 0 - (unmasked >> 63);
+    *bad |= unmasked & (id | (last - id));
+    *masked |= ~unmasked;
+    id |= id >> 63; /* one more, if it is even and negative: no unmasked id looks masked */
     return (int64_t)((id & all) | (SIGN & ~all));
 }
 
-TL_TARGET static int JOIN(mask_targets_, BACKEND)(const tl_target_range *range, const char *kept, ptrdiff_t kept_stride,
+TL_TARGET static int JOIN(mask_targets_, BACKEND)(const tl_target_range *range, const char *mask, ptrdiff_t mask_stride,
                                                   size_t count, int64_t *targets) {
     const uint64_t last = (uint64_t)range->classes - 1, ignored = (uint64_t)range->ignored;
     uint64_t bad = 0, masked = 0;
-    if (!kept && !range->has_ignored)
+    if (!mask && !range->has_ignored)
         for (size_t i = 0; i < count; i++)
             targets[i] = JOIN(mask_target_, BACKEND)((uint64_t)targets[i], SIGN, last, &bad, &masked);
-    else if (!kept)
+    else if (!mask)
         for (size_t i = 0; i < count; i++) {
             uint64_t other = (uint64_t)targets[i] ^ ignored; /* has a sign bit, or -other has, unless it is 0 */
             targets[i] = JOIN(mask_target_, BACKEND)((uint64_t)targets[i], other | (0 - other), last, &bad, &masked);
@@ -29,9 +29,9 @@ TL_TARGET static int JOIN(mask_targets_, BACKEND)(const tl_target_range *range, 
     else
         for (size_t i = 0; i < count; i++) {
             uint64_t other = (uint64_t)targets[i] ^ ignored;
-            uint64_t is_kept = 0 - (uint64_t)(kept[(ptrdiff_t)i * kept_stride] != 0);
-            is_kept &= other | (0 - other) | (range->has_ignored ? 0 : SIGN);
-            targets[i] = JOIN(mask_target_, BACKEND)((uint64_t)targets[i], is_kept, last, &bad, &masked);
+            uint64_t unmasked = 0 - (uint64_t)(mask[(ptrdiff_t)i * mask_stride] != 0);
+            unmasked &= other | (0 - other) | (range->has_ignored ? 0 : SIGN);
+            targets[i] = JOIN(mask_target_, BACKEND)((uint64_t)targets[i], unmasked, last, &bad, &masked);
         }
     return (bad >> 63 ? TL_SOME_BAD : 0) | (masked >> 63 ? TL_SOME_MASKED : 0);
 }
