@@ -169,8 +169,8 @@ def test_wrong_shapes(arguments, error, words):
 def test_attention_mask_of_other_numbers_is_refused(mask, dtype):
     """Such as what is added to attention scores, which is 0 for tokens."""
     make = {
-        "torch": lambda: pytest.importorskip("torch").tensor([mask]),
-        "jax": lambda: pytest.importorskip("jax.numpy").asarray([mask]),
+        "torch": lambda: pytest.importorskip("torch", reason="torch is optional").tensor([mask]),
+        "jax": lambda: pytest.importorskip("jax.numpy", reason="jax is optional").asarray([mask]),
     }.get(dtype, lambda: np.array([mask]).astype(dtype))
     with np.errstate(over="ignore"), fails(ValueError, "attention_mask", "1 for tokens and 0 for padding"):
         next_token(np.zeros((1, 3, 4)), np.zeros((1, 3), int), make())
