@@ -1,4 +1,4 @@
-"""The house: packages import only those below them, files import each other in no circle, public modules hand on names."""
+"""The house: a package imports those below it, files import each other in no circle, public modules hand on names."""
 
 import ast
 from graphlib import CycleError, TopologicalSorter
