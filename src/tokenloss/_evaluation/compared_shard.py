@@ -35,8 +35,9 @@ if TYPE_CHECKING:
 
     _Compared: TypeAlias = tuple[Columns, TokenScores | None, TokenScores | None]  # by base and model
 
-# columns of the base, which are the same for each candidate
-_OF_BASE = ("base_nll", "kept", "base_top_p", "base_left_out", "segment_ids")
+# columns of the base, which are the same for each candidate; base_top_p depends on the dtype of the other model, and is
+# nan where that has a nan
+_OF_BASE = ("base_nll", "kept", "base_left_out", "segment_ids")
 
 
 class ComparedShard(NamedTuple):
