@@ -134,7 +134,6 @@ def measure(name: str, case: Case, rounds: int, seconds: float) -> dict[str, Any
                 "agrees": _agrees(results[i], results[reference], contender.tolerance),
                 "known": "" if math.isfinite(results[i]) else contender.known,
                 "calls": calls[i],
-                "seconds": [float(f"{seconds:.4g}") for seconds in wall[i]],
             }
             for i, contender in enumerate(case.contenders)
         ],

@@ -35,7 +35,7 @@ def main() -> int:
         for case in report["cases"]:
             print_case(case)
     if options.json:
-        options.json.write_text(json.dumps(report, indent=1) + "\n")
+        options.json.write_text(text_of(report))
     if options.chart or options.rows_chart:
         import chart
 
@@ -96,6 +96,13 @@ def _measure(options: argparse.Namespace) -> dict[str, Any]:
         report["cases"].append(figures)
         print_case(figures)
     return report
+
+
+def text_of(report: dict[str, Any]) -> str:
+    """A report as JSON, with a line for each case and seven digits of each figure."""
+    report = json.loads(json.dumps(report), parse_float=lambda figure: float(f"{float(figure):.7g}"))
+    cases = ",\n".join(map(json.dumps, report.pop("cases")))
+    return f'{json.dumps(report)[:-1]}, "cases": [\n{cases}\n]}}\n'
 
 
 def _print_machine(report: dict[str, Any]) -> None:

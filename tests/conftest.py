@@ -3,6 +3,7 @@
 import ast
 import functools
 import importlib.util
+import itertools
 import json
 import os
 import subprocess
@@ -31,6 +32,11 @@ if installed("hypothesis"):
 
     hypothesis.settings.register_profile("tokenloss", deadline=None, database=None, print_blob=True)
     hypothesis.settings.load_profile("tokenloss")
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(5)
 
 
 @pytest.fixture
@@ -81,6 +87,7 @@ NOT_IN_PARALLEL = {
     "npy": "writes the files of the fixture",
     "npz": "writes the file of the fixture",
     "read": "writes the file of the fixture",
+    "interrupt_each": "works in a process of its own",
     "run_python": "works in a process of its own",
     "sparse_file": "writes into the file of the fixture",
     "use_backend": "changes what all threads use",
@@ -88,8 +95,28 @@ NOT_IN_PARALLEL = {
 }
 
 
+MANY = 12  # cases of a test that all run by default
+
+
+def left_out_of_sample(cases):
+    """The cases of a test without which every two values of two parameters still meet in one."""
+    values = {case: [(name, id(value)) for name, value in case.callspec.params.items()] for case in cases}
+    pairs = {case: set(itertools.combinations(values[case], min(2, len(values[case])))) for case in cases}
+    missing, left = set().union(*pairs.values()), set(cases)
+    while missing:
+        best = max(cases, key=lambda case: len(pairs[case] & missing))
+        missing -= pairs[best]
+        left.discard(best)
+    return left
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest leaves out what is slow
 def pytest_collection_modifyitems(items):
-    """Mark tests with these fixtures as thread-unsafe."""
+    """Mark tests with these fixtures as thread-unsafe; mark as slow what a sample of a test's parameters leaves out."""
+    for _, cases in itertools.groupby(items, lambda item: item.nodeid.partition("[")[0]):
+        cases = [item for item in cases if hasattr(item, "callspec") and not item.get_closest_marker("slow")]
+        for item in left_out_of_sample(cases) if len(cases) > MANY else ():
+            item.add_marker(pytest.mark.slow)
     for item in items:
         for fixture in NOT_IN_PARALLEL.keys() & item.fixturenames:
             item.add_marker(pytest.mark.thread_unsafe(reason=NOT_IN_PARALLEL[fixture]))

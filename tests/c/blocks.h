@@ -340,7 +340,7 @@ static void check_pairs(tested_block *block, const tl_row_block *others) {
             require(pairs[r].is_same_top == pair.is_same_top, "tops of a pair", &row);
             require(same(pairs[r].base_logsumexp, pair.base_logsumexp), "logsumexp of a base", &row);
             tl_lse_row(block->backend, &other_row, loss.target, &acc, block->cancel);
-            require(same(pair.nll, tl_loss_of_class(block->backend, &other_row, &loss, &acc, block->cancel)),
+            require(same(pair.nll, loss_of_class(block->backend, &other_row, &loss, &acc, block->cancel)),
                     "loss of a pair", &row);
             if (definitions == TL_LLAMA_CPP)
                 continue;

@@ -6,6 +6,7 @@
 #include <stdlib.h>
 
 #include "blocks.h"
+#include "calls.h"
 #include "hashes.h"
 #include "kernels.h"
 #include "losses.h"
@@ -57,12 +58,7 @@ static void check_layouts(const tl_backend *backend, const tl_row *row, int64_t 
     tl_lse_acc states[2];
     tl_lse_class_major(backend, interleaved, targets, 2, transposed, states, cancel);
     for (int i = 0; i < 2; i++)
-        require(same(loss, tl_loss_of_class(backend, row, &plain, &states[i], cancel)), "transposed row", row);
-}
-
-static void take_row(quantity of, const tl_row *row) {
-    for (int64_t i = 0; i < row->count; i++)
-        take(of, tl_load(row->data + i * row->stride, row->dtype));
+        require(same(loss, loss_of_class(backend, row, &plain, &states[i], cancel)), "transposed row", row);
 }
 
 /* All other quantities of a row, with the row before it as the other model's and as a soft target. */
@@ -75,27 +71,12 @@ static void take_all(const tl_backend *backend, const tl_row *row, const tl_row 
     tl_soft_target smooth = {NULL, 0, 0, (const char *)weights, 4, TL_FLOAT32, 0, 0.01};
     tl_soft_target soft = {other->data, other->stride, other->dtype, NULL, 0, 0, 0.25, 0};
     tl_topk best = {row->count < 7 ? row->count : 7, 0, values, ids, 0};
-    tl_token_stats token;
     tl_lse_acc state;
-    double total;
-    tl_token_stats_row(backend, row, target, &token, &best, cancel);
+    tl_token_stats token = take_token(backend, row, target, &best, cancel);
     tl_lse_row(backend, row, -1, &state, cancel);
     require(same(token.logsumexp, tl_logsumexp_of(backend, row, &state, -1, NULL, cancel)), "logsumexp", row);
-    take(Q_token_nll, token.nll);
-    take(Q_token_logsumexp, token.logsumexp);
-    take(Q_entropy, token.entropy);
-    take_bits(Q_rank, (uint64_t)token.rank);
-    take_bits(Q_argmax, (uint64_t)token.argmax);
-    for (int64_t i = 0; i < best.most; i++) {
-        take(Q_top_k, values[i]);
-        take_bits(Q_top_k, (uint64_t)ids[i]);
-    }
     take(Q_kl, tl_kl_divergence(backend, row, other, cancel).kl);
-    int64_t found;
-    take_bits(Q_soft_target_argmax, (uint64_t)tl_soft_target_argmax(backend, &soft, row->count, &found, cancel));
-    take(Q_soft_target_loss, tl_target_dot(backend, row, &soft, 1.5, &total, cancel));
-    take(Q_soft_target_loss, total);
-    tl_lse_row(backend, row, -1, &state, cancel);
+    take_masses(backend, row, &soft, cancel);
     tl_lse lse = tl_lse_finish(&state, row);
     if (tl_logsumexp(lse) - tl_logsumexp(lse) != 0)
         return;
@@ -104,28 +85,17 @@ static void take_all(const tl_backend *backend, const tl_row *row, const tl_row 
     take_row(Q_gradient, &out);
     tl_gradient(backend, row, lse, 0.125, 1.5, &soft, &out, row->count % 2 == 1, cancel);
     take_row(Q_gradient, &out);
-    tl_softmax(backend, row, lse, &out, row->count % 2 == 1, cancel);
-    take_row(Q_softmax, &out);
-    if (row->softcap == 0) {
-        tl_log_softmax(backend, row, lse, &out, row->count % 2 == 1, cancel);
-        take_row(Q_log_softmax, &out);
-    }
+    take_softmaxes(backend, row, lse, &out, row->count % 2 == 1, cancel);
 }
 
-/* The losses of scores for each distribution, and what was seen of its masses and of the scores. */
-static void take_nll(quantity of, const tl_backend *backend, const tl_row *scores, const tl_loss *losses,
-                     const tl_clip *clip, tl_cancel *cancel) {
-    for (int i = 0; i < LOSS_CASES; i++) {
-        tl_seen seen;
-        if (losses[i].target >= 0)
-            continue;
-        take(of, tl_nll_of_distribution(backend, scores, &losses[i].soft, clip, &seen, cancel));
-        take_bits(of, (uint64_t)seen.nonzero);
-        take_bits(of, (uint64_t)seen.last);
-        take_bits(of, (uint64_t)seen.refused);
-        take(of, seen.refused_score);
-    }
+/* The losses of scores for each distribution. */
+static void take_nlls_of(quantity of, const tl_backend *backend, const tl_row *scores, const tl_loss *losses,
+                         const tl_clip *clip, tl_cancel *cancel) {
+    for (int i = 0; i < LOSS_CASES; i++)
+        if (losses[i].target < 0)
+            take_nll(of, backend, scores, &losses[i].soft, clip, cancel);
 }
+
 
 /* A row of probabilities against itself backwards, and against logits. */
 static void take_probs(const tl_backend *backend, const tl_row *row, const tl_row *logits, tl_cancel *cancel) {
@@ -154,14 +124,14 @@ static void take_probs(const tl_backend *backend, const tl_row *row, const tl_ro
 static void take_nlls(const tl_backend *backend, const tl_row *row, const tl_loss *losses, tl_cancel *cancel) {
     static double memory[LONGEST];
     tl_row scores = {(char *)memory, row->count, tl_itemsize(row->dtype), row->dtype, row->dtype, 1, 0, 0, 0};
-    take_nll(Q_nll_of_log_probabilities, backend, row, losses, &log_probability_clip, cancel);
-    take_nll(Q_nll_of_probabilities, backend, row, losses, &probability_clip, cancel);
+    take_nlls_of(Q_nll_of_log_probabilities, backend, row, losses, &log_probability_clip, cancel);
+    take_nlls_of(Q_nll_of_probabilities, backend, row, losses, &probability_clip, cancel);
     tl_lse_acc state;
     tl_lse_row(backend, row, -1, &state, cancel);
     tl_lse lse = tl_lse_finish(&state, row);
     if (tl_logsumexp(lse) - tl_logsumexp(lse) == 0) {
         tl_softmax(backend, row, lse, &scores, 0, cancel);
-        take_nll(Q_nll_of_probabilities, backend, &scores, losses, &probability_clip, cancel);
+        take_nlls_of(Q_nll_of_probabilities, backend, &scores, losses, &probability_clip, cancel);
         take_probs(backend, &scores, row, cancel);
     }
     for (int is_log = 0; is_log < 2; is_log++) {
@@ -180,8 +150,6 @@ static void take_nlls(const tl_backend *backend, const tl_row *row, const tl_los
         take_bits(Q_is_one_hot, (uint64_t)is_one_hot);
     }
 }
-
-#define PART 1024
 
 /* A row of which the part alone is there, among nan. */
 static tl_row only_part(const tl_row *row, int64_t start, int64_t end) {
@@ -216,21 +184,6 @@ static found find_by_parts(const tl_backend *backend, const tl_row *row, const t
     all.dot = tl_target_dot_end(&dot, &all.mass);
     tl_token_stats_end(backend, row, target_raw, &all.token, &best);
     return all;
-}
-
-/* The loss of a row that arrives in ranges of this many classes. */
-static double loss_by_ranges(const tl_backend *backend, const tl_row *row, const tl_loss *loss, int64_t length,
-                             tl_cancel *cancel) {
-    tl_loss_acc acc;
-    int64_t nonzero;
-    tl_loss_begin(backend, loss, row->count, &acc, &nonzero, cancel);
-    if (acc.excluded >= 0)
-        tl_loss_set_target_logit(backend, row, loss, tl_load(row->data + acc.excluded * row->stride, row->dtype), &acc);
-    for (int64_t start = 0, end; start < row->count; start = end) {
-        end = row->count - start < length ? row->count : start + length;
-        tl_loss_range(backend, row, loss, start, end, PART, &acc, cancel);
-    }
-    return tl_loss_end(backend, row, loss, &acc);
 }
 
 static void take_parts(const tl_backend *backend, const tl_row *row, const tl_row *other, int64_t target,

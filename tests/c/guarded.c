@@ -6,6 +6,7 @@
 #include <sys/mman.h>
 
 #include "blocks.h"
+#include "calls.h"
 #include "kernels.h"
 #include "losses.h"
 #include "rows.h"
@@ -71,22 +72,14 @@ static void fill_row(const tl_row *row, int kind) {
     }
 }
 
-static int64_t used; /* results, so that valgrind sees all of them used */
-
-static void use(double value) { used += value > 0; }
-
-static void use_row(const tl_row *row) {
-    for (int64_t i = 0; i < row->count; i++)
-        use(tl_load(row->data + i * row->stride, row->dtype));
-}
+/* Uses a result that has no other hash. */
+static void use(double value) { take(Q_nll, value); }
 
 static void use_soft_target(const tl_backend *backend, const tl_row *row, const tl_soft_target *soft,
                             tl_cancel *cancel) {
-    double mass[64], total = 0;
-    int64_t start = 0, found;
-    use((double)tl_soft_target_argmax(backend, soft, row->count, &found, cancel));
-    use(tl_target_dot(backend, row, soft, 1.5, &total, cancel));
-    use(total);
+    double mass[64];
+    int64_t start = 0;
+    take_masses(backend, row, soft, cancel);
     if (soft->mass)
         for (int count; (count = tl_soft_target_next(backend, soft, row->count, &start, mass, cancel)) > 0;
              start += count)
@@ -107,9 +100,7 @@ static void read_all(const tl_backend *backend, const tl_row *row, const tl_row 
     int64_t most = count < 7 ? count : 7;
     tl_topk best = {most, 0, (double *)(void *)place(MASSES, 8 * most, at_end),
                     (int64_t *)(void *)place(WEIGHTS, 8 * most, at_end), 0};
-    tl_token_stats token;
-    tl_token_stats_row(backend, row, count / 2, &token, &best, cancel);
-    use(token.nll + token.logsumexp + token.entropy + (double)token.rank + (double)token.argmax);
+    take_token(backend, row, count / 2, &best, cancel);
     use(tl_kl_divergence(backend, row, other, cancel).kl);
     tl_row probs = *row, other_probs = *other;
     probs.of_probs = other_probs.of_probs = 1;
@@ -151,20 +142,15 @@ static void write_all(const tl_backend *backend, const tl_row *row, int layout, 
     for (int to = TL_FLOAT32; to <= TL_FLOAT64; to++) {
         tl_row converted = row_of(OUT, row->count, to, layout % 2);
         tl_cast_row(backend, row, to, (char *)(uintptr_t)converted.data);
-        use_row(&converted);
+        take_row(Q_cast, &converted);
     }
     tl_lse_acc state;
     tl_lse_row(backend, row, -1, &state, cancel);
     tl_lse lse = tl_lse_finish(&state, row);
     if (tl_logsumexp(lse) - tl_logsumexp(lse) != 0)
         return;
-    for (int large = 0; large < 2; large++) {
-        tl_softmax(backend, row, lse, &out, large, cancel);
-        use_row(&out);
-        if (row->softcap == 0)
-            tl_log_softmax(backend, row, lse, &out, large, cancel);
-        use_row(&out);
-    }
+    take_softmaxes(backend, row, lse, &out, 0, cancel);
+    take_softmaxes(backend, row, lse, &out, 1, cancel);
 }
 
 /* A loss of this row, with its masses and weights in guarded memory, too. */
@@ -183,17 +169,13 @@ static void use_losses(const tl_backend *backend, const tl_row *row, int layout,
         use(loss_of_row(backend, row, &loss, cancel));
         loss.grad = &grad;
         use(loss_of_row(backend, row, &loss, cancel));
-        use_row(&grad);
+        take_row(Q_gradient, &grad);
         if (loss.target >= 0)
             continue;
         int64_t argmax = tl_soft_target_argmax(backend, &loss.soft, count, &nonzero, cancel);
         use(tl_is_one_hot(backend, &loss.soft, count, argmax, nonzero, cancel));
-        for (int is_log = 0; is_log < 2; is_log++) {
-            tl_seen seen;
-            use(tl_nll_of_distribution(backend, row, &loss.soft, is_log ? &log_probability_clip : &probability_clip,
-                                       &seen, cancel));
-            use((double)(seen.nonzero + seen.last + seen.refused) + seen.refused_score);
-        }
+        take_nll(Q_nll_of_log_probabilities, backend, row, &loss.soft, &log_probability_clip, cancel);
+        take_nll(Q_nll_of_probabilities, backend, row, &loss.soft, &probability_clip, cancel);
     }
 }
 
@@ -220,7 +202,6 @@ static void read_distributions(const tl_backend *backend, int64_t classes, int d
 /* A row of which only one range at a time can be touched. */
 static void read_ranges(const tl_backend *backend, int64_t count, int dtype, int at_end, const loss_case *of,
                         tl_cancel *cancel) {
-    const int64_t length = 1024;
     tl_token_stats token;
     tl_loss_acc acc;
     double values[3], target_raw = 1;
@@ -231,7 +212,7 @@ static void read_ranges(const tl_backend *backend, int64_t count, int dtype, int
     tl_loss_begin(backend, &loss, count, &acc, &nonzero, cancel);
     tl_loss_set_target_logit(backend, &row, &loss, target_raw, &acc);
     for (int64_t start = 0, end; start < count; start = end) {
-        end = count - start < length ? count : start + length;
+        end = count - start < PART ? count : start + PART;
         tl_row there = row_of(ROW, end - start, dtype, at_end ? AT_END : AT_START);
         fill_row(&there, 0);
         row.data = (const char *)((uintptr_t)there.data - (uintptr_t)(start * row.stride));
@@ -239,8 +220,8 @@ static void read_ranges(const tl_backend *backend, int64_t count, int dtype, int
             tl_store_at(&row, target, target_raw);
         if (acc.excluded >= start && acc.excluded < end)
             tl_store_at(&row, acc.excluded, target_raw);
-        tl_loss_range(backend, &row, &loss, start, end, length, &acc, cancel);
-        tl_token_stats_range(backend, &row, start, end, length, target, target_raw, &token, &best, cancel);
+        tl_loss_range(backend, &row, &loss, start, end, PART, &acc, cancel);
+        tl_token_stats_range(backend, &row, start, end, PART, target, target_raw, &token, &best, cancel);
     }
     row.data = NULL;
     tl_token_stats_end(backend, &row, target_raw, &token, &best);
@@ -280,7 +261,7 @@ static void multiply(const tl_backend *backend, int64_t depth, int dtype, int la
         fill_row(&states, 0);
         weights.count = depth;
         tl_matvec(backend, &weights, depth * weights.stride, rows, &with, &out);
-        use_row(&products);
+        take_row(Q_matvec, &products);
     }
 }
 
@@ -289,7 +270,7 @@ static void read_probabilities(const tl_backend *backend, int64_t count, int at_
     fill_row(&row, 0);
     tl_negative_log(backend, &probability_clip, (double *)(uintptr_t)row.data, (size_t)count);
     tl_negative_log(backend, &log_probability_clip, (double *)(uintptr_t)row.data, (size_t)count);
-    use_row(&row);
+    take_row(Q_negative_log, &row);
     char *zeros = place(ROW, count, at_end);
     memset(zeros, 0, (size_t)count);
     use((double)backend->skip_zeros(zeros, 0, count));
@@ -376,10 +357,9 @@ int main(int argc, char **argv) {
         if (!backend)
             continue;
         seed = 1;
-        used = 0;
         run_all(backend, &cancel);
         check_blocks(backend, &cancel);
-        printf("%s %lld\n", backend->name, (long long)used);
+        printf("%s %" PRIx64 "\n", backend->name, hash_of_all());
     }
     return 0;
 }

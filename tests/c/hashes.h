@@ -1,4 +1,5 @@
-/* What golden.c prints: hashes of each quantity. */
+/* Hashes of each quantity that kernels find: golden.c prints them, threads.c compares them, and guarded.c makes them,
+ * so that valgrind sees each number used. Each thread has its own. */
 #ifndef TOKENLOSS_TESTS_HASHES_H
 #define TOKENLOSS_TESTS_HASHES_H
 
@@ -28,9 +29,9 @@ typedef enum { QUANTITIES(CODE) LOSSES(LOSS_CODES) QUANTITY_COUNT } quantity;
 static const char *const quantity_names[] = {QUANTITIES(NAME_OF) LOSSES(LOSS_NAMES)};
 
 /* The quantities of one of the losses: the next after its loss are its gradient, and its loss of ranges. */
-static quantity loss_quantity(int of) { return (quantity)(Q_class_id_loss + 3 * of); }
+TL_INLINE quantity loss_quantity(int of) { return (quantity)(Q_class_id_loss + 3 * of); }
 
-static uint64_t hashes[QUANTITY_COUNT]; /* 0 where nothing was hashed */
+static _Thread_local uint64_t hashes[QUANTITY_COUNT]; /* 0 where nothing was hashed */
 
 static void take_bits(quantity of, uint64_t bits) {
     uint64_t hash = hashes[of] ? hashes[of] : 0xcbf29ce484222325u;
@@ -41,8 +42,17 @@ static void take_bits(quantity of, uint64_t bits) {
 
 static void take(quantity of, double value) { take_bits(of, value == value ? tl_to_bits(value) : 0x7ff8000000000000u); }
 
+/* One hash of all that was taken since the last call. */
+TL_INLINE uint64_t hash_of_all(void) {
+    uint64_t hash = 0;
+    for (int i = 0; i < QUANTITY_COUNT; i++)
+        hash = (hash ^ hashes[i]) * 0x100000001b3u;
+    memset(hashes, 0, sizeof hashes);
+    return hash;
+}
+
 /* Prints the hashes of what was taken since the last call, one line for each quantity. */
-static void print_hashes(const char *of) {
+TL_INLINE void print_hashes(const char *of) {
     for (int i = 0; i < QUANTITY_COUNT; i++)
         if (hashes[i])
             printf("%s %s %016" PRIx64 "\n", of, quantity_names[i], hashes[i]);

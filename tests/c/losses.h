@@ -3,6 +3,7 @@
 #define TOKENLOSS_TESTS_LOSSES_H
 
 #include "kernels.h"
+#include "loss_of_row.h"
 #include "rows.h"
 
 typedef enum { CLASS_ID, DENSE, SPARSE, ONE_HOT, NO_MASS } target_kind;
@@ -93,20 +94,8 @@ TL_INLINE tl_loss make_loss(const loss_case *of, int64_t count, int64_t target, 
 }
 
 /* The loss for a class id without any option. */
-static tl_loss plain_loss(int64_t target) {
+TL_INLINE tl_loss plain_loss(int64_t target) {
     return (tl_loss){.soft = {.one_minus_eps = 1}, .target = target, .target_weight = 1};
-}
-
-/* The loss of a whole row. */
-static double loss_of_row(const tl_backend *backend, const tl_row *row, const tl_loss *loss, tl_cancel *cancel) {
-    tl_lse_acc others;
-    int64_t nonzero;
-    if (loss->target < 0) {
-        int64_t argmax = tl_soft_target_argmax(backend, &loss->soft, row->count, &nonzero, cancel);
-        return tl_loss_of_distribution(backend, row, loss, argmax, cancel);
-    }
-    tl_lse_row(backend, row, loss->target, &others, cancel);
-    return tl_loss_of_class(backend, row, loss, &others, cancel);
 }
 
 static const tl_clip probability_clip = {1e-12, 1 - 1e-12, -1e-3, 1 + 1e-3};

@@ -13,8 +13,7 @@ from places import SAMPLE
 
 import tokenloss
 from tokenloss._command import cli
-from tokenloss._evaluation import files, plan
-from tokenloss._output import tables
+from tokenloss._evaluation import files, plan, progress
 
 pytestmark = pytest.mark.thread_unsafe(reason="a command prints to the stdout of its process")
 
@@ -113,7 +112,7 @@ class Terminal(io.StringIO):
 
 
 def test_progress_with_rich(command, monkeypatch):
-    monkeypatch.setattr(tables, "_PROGRESS_SECONDS", 0)
+    monkeypatch.setattr(progress, "_PROGRESS_SECONDS", 0)
     monkeypatch.setattr(sys, "stderr", terminal := Terminal())
     monkeypatch.setenv("TERM", "xterm")
     assert command("score", SAMPLE)[0] == 0
@@ -122,7 +121,7 @@ def test_progress_with_rich(command, monkeypatch):
 
 def test_progress_without_rich(command, monkeypatch):
     monkeypatch.setitem(sys.modules, "rich", None)
-    monkeypatch.setattr(tables, "_PROGRESS_SECONDS", 0)
+    monkeypatch.setattr(progress, "_PROGRESS_SECONDS", 0)
     monkeypatch.setattr(plan, "_BLOCK_ROWS", 10)
     monkeypatch.setattr(sys, "stderr", terminal := Terminal())
     assert command("score", SAMPLE)[0] == 0
@@ -131,7 +130,7 @@ def test_progress_without_rich(command, monkeypatch):
 
 
 def test_progress_is_shown_on_a_terminal_alone(command, monkeypatch):
-    monkeypatch.setattr(tables, "_PROGRESS_SECONDS", 0)
+    monkeypatch.setattr(progress, "_PROGRESS_SECONDS", 0)
     assert command("score", SAMPLE)[2] == ""
 
 

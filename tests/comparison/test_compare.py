@@ -5,7 +5,7 @@ import math
 import pickle
 import re
 import sys
-from dataclasses import FrozenInstanceError, replace
+from dataclasses import FrozenInstanceError
 
 import numpy as np
 import pytest
@@ -31,8 +31,8 @@ from programs import FORBIDDEN_PAGES, MEASURED, needs_mprotect
 
 import tokenloss
 from tokenloss import ComparisonMeter, compare, cross_entropy, kl_divergence, token_scores
-from tokenloss._output import tables
-from tokenloss._output.terminal import comparison_tables
+from tokenloss._output import terminal
+from tokenloss._output.compare_summary import comparison_tables
 
 NAN, INF = math.nan, math.inf
 ARRAYS = ["nll", "base_nll", "kl", "delta_p", "is_same_top", "kept", "base_top_p"]
@@ -72,11 +72,6 @@ def printed_figures(found):
 def sample():
     with np.load(DATA / "llama-cpp.npz") as file:
         return file["base_log_probs"], file["logits"], file["targets"]
-
-
-@pytest.fixture
-def rng():
-    return np.random.default_rng(41)
 
 
 def pair(rng, shape, base_dtype, dtype, axis=-1):
@@ -234,7 +229,8 @@ def assert_columns_of_the_functions(base, logits, targets):
 @pytest.mark.parametrize(("dtype", "kind"), KINDS_OF_ROWS)
 def test_columns_have_the_bits_of_cross_entropy_and_kl_divergence(dtype, kind, rng):
     for base_dtype in FLOATS:
-        for classes, rows in ((1, 3), (2, 70), (33, 18), (512, 17), (513, 3), (4097, 3), (9000, 3)):
+        sizes = (1, 3), (2, 70), (33, 18), (512, 17), (513, 3), (4097, 3), (9000, 2)
+        for classes, rows in sizes if base_dtype == dtype else sizes[2::2]:
             with np.errstate(over="ignore"):
                 base = np.stack([row_of_logits(kind, rng, classes, base_dtype) for _ in range(rows)])
                 logits = np.stack([row_of_logits(kind, rng, classes, dtype) for _ in range(rows)])
@@ -367,23 +363,6 @@ def trying():
 
 
 @each_definition
-def test_backends_give_the_same_bits(definitions, trying, backend):
-    assert_same(compare(*trying[0], definitions=definitions), trying[1][definitions])
-
-
-@each_definition
-def test_axes_of_the_batch_give_the_same_bits(definitions, trying):
-    base, logits, targets = trying[0]
-    shape = (4, 5, 4)
-    found = compare(
-        base.reshape(*shape, -1), logits.reshape(*shape, -1), targets.reshape(shape), definitions=definitions
-    )
-    assert found.kl.shape == shape
-    flat = {name: getattr(found, name).reshape(-1) for name in ARRAYS}
-    assert_same(replace(found, **flat), trying[1][definitions])
-
-
-@each_definition
 def test_meter_updates_give_the_same_bits(definitions, trying, rng):
     meter, (base, logits, targets) = ComparisonMeter(definitions=definitions), trying[0]
     for part in np.split(np.arange(80), np.sort(rng.integers(0, 80, 9))):
@@ -391,28 +370,6 @@ def test_meter_updates_give_the_same_bits(definitions, trying, rng):
         meter.update(base[part], logits[part], targets[part])
         assert meter.result().kept.size == before.kept.size + part.size
     assert_same(meter.result(), trying[1][definitions])
-
-
-@each_definition
-def test_layouts_give_the_same_bits(definitions, rng):
-    for base_dtype, dtype in [(np.float16, BFLOAT16), (BFLOAT16, np.float32), (np.float32, np.float16)]:
-        base, logits = pair(rng, (5, 4, 33), base_dtype, dtype)
-        targets = rng.integers(0, 33, (5, 4))
-        targets[2, 1] = -100
-        expected = compare(base, logits, targets, definitions=definitions)
-        for layout in LAYOUTS.values():
-            assert_same(compare(layout(base), layout(logits), layout(targets), definitions=definitions), expected)
-        given = (np.moveaxis(array, -1, 0) for array in (base, logits))
-        assert_same(compare(*given, targets, axis=0, definitions=definitions), expected)
-
-
-@each_definition
-def test_workers_give_the_same_bits(definitions, rng):
-    base, logits = pair(rng, (40, 20000), np.float32, np.float16)
-    targets = rng.integers(0, 20000, 40)
-    expected = compare(base, logits, targets, definitions=definitions, workers=1)
-    for workers in (2, 5):
-        assert_same(compare(base, logits, targets, definitions=definitions, workers=workers), expected)
 
 
 # edges
@@ -588,8 +545,8 @@ def test_comparison_is_frozen_picklable_and_json(rng):
 @pytest.mark.parametrize("rich", [True, False])
 def test_tables_of_the_command(rich, sample, capsys, monkeypatch):
     if not rich:
-        monkeypatch.setattr(tables, "has_rich", lambda: False)
-    tables.show_tables("BASE, OTHER", "", comparison_tables(compare(*sample, definitions="llama.cpp")))
+        monkeypatch.setattr(terminal, "has_rich", lambda: False)
+    terminal.show_tables("BASE, OTHER", "", comparison_tables(compare(*sample, definitions="llama.cpp")))
     lines = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
     for line in (
         "  Perplexity statistics",

@@ -42,76 +42,75 @@ expected = large(2)
 """
 
 
+OF_MANY_ROWS = [
+    "cross_entropy(rows[:2**24], ids[:2**24], workers=WORKERS)",
+    "cross_entropy(windows, ids[:2**24], workers=WORKERS)",
+    "cross_entropy(windows[:, ::-1], ids[:2**24], workers=WORKERS)",
+    "cross_entropy(rows[:2**24, ::-1], ids[:2**24], workers=WORKERS)",
+    "logsumexp(windows, workers=WORKERS)",
+    "cross_entropy_loss(ids, rows, workers=WORKERS)",
+    "nll_loss(rows, ids, where=np.broadcast_to(False, huge), workers=WORKERS)",
+    "cross_entropy(rows[:2**24], rows[:2**24], workers=WORKERS)",
+    "nll_loss(rows[:2**24], rows[:2**24], workers=WORKERS)",
+]
+OF_ONE_ROW = [
+    "logsumexp(half)",
+    "class_log_probs(half, [5, huge - 1])",
+    "cross_entropy(half, [huge - 1])",
+    "cross_entropy(half, half)",
+    "cross_entropy(half, nothing)",
+    "nll_loss(half, half)",
+    "nll_loss(half, nothing)",
+    "cross_entropy_loss(half, half)",
+    "cross_entropy_loss(nothing, half)",
+]
+OF_PROJECTIONS = [
+    "linear_cross_entropy(states, weight, ids[:2**24])",
+    "linear_cross_entropy(states, weight, ids[:2**24], label_smoothing=0.1, workers=1)",
+    "linear_token_scores(states[:2**20], weight, ids[:2**20], top_k=20)",
+    "linear_cross_entropy(states[:24, :8], np.broadcast_to(np.ones(8, np.float32), (2**34, 8)), ids[:24])",
+    "linear_cross_entropy(states[:24, :8], np.broadcast_to(np.float16(1), (2**34, 8)), ids[:24])",
+    "linear_cross_entropy(states[:99, :8], np.broadcast_to(np.float16(1), (2**34, 8)), ids[:99])",
+    "linear_cross_entropy(states[:2**18], weight, np.broadcast_to(np.float32(0), (2**18, 4096)))",
+    "linear_cross_entropy(halves[:2**22], halves[:8192], ids[:2**22])",
+    "linear_cross_entropy(halves[:99], halves[:2**22], ids[:99])",
+    "linear_kl_divergence(states, weight, halves, weight)",
+    "linear_compare(states[:24], halves[:2**24], states[:24], halves[:2**24], ids[:24], workers=1)",
+]
+
+
+@pytest.fixture
+def interrupt_each(run_python):
+    """Interrupt these calls, one after the other in one process, and use the threads after each."""
+
+    def interrupt(calls, before=""):
+        program = "".join(
+            f"print({call!r}, flush=True)\ninterrupted(lambda: {call})\nassert large(2) == large(1) == expected\n"
+            for call in calls
+        )
+        run_python(LARGE + INTERRUPTED + before + program, timeout=20 * len(calls))
+
+    return interrupt
+
+
 @pytest.mark.parametrize("workers", [1, 2])
-@pytest.mark.parametrize(
-    "call",
-    [
-        "cross_entropy(rows[:2**24], ids[:2**24], workers={})",
-        "cross_entropy(windows, ids[:2**24], workers={})",
-        "cross_entropy(windows[:, ::-1], ids[:2**24], workers={})",
-        "cross_entropy(rows[:2**24, ::-1], ids[:2**24], workers={})",
-        "logsumexp(windows, workers={})",
-        "cross_entropy_loss(ids, rows, workers={})",
-        "nll_loss(rows, ids, where=np.broadcast_to(False, huge), workers={})",
-        "cross_entropy(rows[:2**24], rows[:2**24], workers={})",
-        "nll_loss(rows[:2**24], rows[:2**24], workers={})",
-    ],
-)
-def test_interrupt_of_many_rows_by_workers(call, workers, run_python):
-    program = f"interrupted(lambda: {call.format(workers)})\nassert large(2) == large(1) == expected"
-    run_python(LARGE + INTERRUPTED + program, timeout=20)
+def test_interrupt_of_many_rows_by_workers(workers, interrupt_each):
+    interrupt_each(OF_MANY_ROWS, f"WORKERS = {workers}\n")
 
 
-@pytest.mark.parametrize(
-    "call",
-    [
-        "logsumexp(half)",
-        "class_log_probs(half, [5, huge - 1])",
-        "cross_entropy(half, [huge - 1])",
-        "cross_entropy(half, half)",
-        "cross_entropy(half, nothing)",
-        "nll_loss(half, half)",
-        "nll_loss(half, nothing)",
-        "cross_entropy_loss(half, half)",
-        "cross_entropy_loss(nothing, half)",
-    ],
-)
-def test_interrupt_of_a_single_enormous_row(call, run_python):
-    run_python(
-        LARGE + INTERRUPTED + f"interrupted(lambda: {call})\nassert large(2) == large(1) == expected", timeout=20
-    )
+def test_interrupt_of_a_single_enormous_row(interrupt_each):
+    interrupt_each(OF_ONE_ROW)
 
 
-@pytest.mark.parametrize(
-    "call",
-    [
-        "linear_cross_entropy(states, weight, ids[:2**24])",
-        "linear_cross_entropy(states, weight, ids[:2**24], label_smoothing=0.1, workers=1)",
-        "linear_token_scores(states[:2**20], weight, ids[:2**20], top_k=20)",
-        "linear_cross_entropy(states[:24, :8], np.broadcast_to(np.ones(8, np.float32), (2**34, 8)), ids[:24])",
-        "linear_cross_entropy(states[:24, :8], np.broadcast_to(np.float16(1), (2**34, 8)), ids[:24])",
-        "linear_cross_entropy(states[:99, :8], np.broadcast_to(np.float16(1), (2**34, 8)), ids[:99])",
-        "linear_cross_entropy(states[:2**18], weight, np.broadcast_to(np.float32(0), (2**18, 4096)))",
-        "linear_cross_entropy(halves[:2**22], halves[:8192], ids[:2**22])",
-        "linear_cross_entropy(halves[:99], halves[:2**22], ids[:99])",
-        "linear_kl_divergence(states, weight, halves, weight)",
-        "linear_compare(states[:24], halves[:2**24], states[:24], halves[:2**24], ids[:24], workers=1)",
-    ],
-)
-def test_interrupt_of_a_projection(call, run_python):
-    run_python(
-        LARGE
-        + INTERRUPTED
-        + f"""
+def test_interrupt_of_a_projection(interrupt_each):
+    before = """
 import ml_dtypes
 from tokenloss import linear_compare, linear_cross_entropy, linear_kl_divergence, linear_token_scores
 
 states, weight = np.broadcast_to(np.float32(0.5), (2**24, 64)), logits.reshape(-1, 64)[:4096]
 halves = np.broadcast_to(np.zeros(64, ml_dtypes.bfloat16), (2**24, 64))
-interrupted(lambda: {call})
-assert large(2) == large(1) == expected
 """
-    )
+    interrupt_each(OF_PROJECTIONS, before)
 
 
 def test_interrupt_of_a_meter(run_python):

@@ -150,12 +150,12 @@ measure("meter", lambda: LossMeter().update(losses))
 @pytest.mark.parametrize(
     "operands",
     [
-        "floats(1000, 64), floats(60000, 64)",
-        "floats(1000, 64)[:, ::-1], floats(64, 60000).T",
+        pytest.param("floats(1000, 64), floats(60000, 64)", marks=pytest.mark.slow),
+        pytest.param("floats(1000, 64)[:, ::-1], floats(64, 60000).T", marks=pytest.mark.slow),
         "floats(1000, 64, dtype=np.float64), floats(20000, 64)",
-        "floats(500, 2048), halves(8192, 2048)",
+        pytest.param("floats(500, 2048), halves(8192, 2048)", marks=pytest.mark.slow),
         "halves(500, 2048), halves(2048, 8192).T",
-        "halves(1030, 2048), halves(4100, 2048)",
+        pytest.param("halves(1030, 2048), halves(4100, 2048)", marks=pytest.mark.slow),
         "floats(24, 64), floats(200000, 64)",
     ],
 )
@@ -189,10 +189,14 @@ for where in (None, kept):
 @pytest.mark.parametrize(
     "operands",
     [
-        "floats(1030, 64), floats(40000, 64), floats(1030, 32), floats(40000, 32)",
+        pytest.param(
+            "floats(1030, 64), floats(40000, 64), floats(1030, 32), floats(40000, 32)", marks=pytest.mark.slow
+        ),
         "floats(1000, 1024, dtype=np.float64), floats(5000, 1024), floats(1000, 2048)[:, ::-1], floats(2048, 5000).T",
-        "halves(1000, 2048), halves(4100, 2048), halves(1000, 4096), floats(4100, 4096)",
-        "floats(24, 64), floats(200000, 64), floats(24, 32), halves(200000, 32)",
+        pytest.param(
+            "halves(1000, 2048), halves(4100, 2048), halves(1000, 4096), floats(4100, 4096)", marks=pytest.mark.slow
+        ),
+        pytest.param("floats(24, 64), floats(200000, 64), floats(24, 32), halves(200000, 32)", marks=pytest.mark.slow),
     ],
 )
 def test_linear_kl_divergence_and_linear_compare_allocate_less_than_32_megabytes(operands, run_python):

@@ -142,14 +142,14 @@ def test_targets_changed_while_the_command_reads_them(how, what, tmp_path, monke
 
 CUT = """
 import os, sys
-from tokenloss._evaluation import run
+from tokenloss import LossMeter
 from tokenloss._command.cli import main
-update = run.LossMeter.update
+update = LossMeter.update
 def cutting(self, losses, **options):
     update(self, losses, **options)
     if len(losses):
         os.truncate(sys.argv[1], 1000)
-run.LossMeter.update = cutting
+LossMeter.update = cutting
 print(main(["score", sys.argv[1], sys.argv[2]]))
 """
 

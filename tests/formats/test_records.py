@@ -326,11 +326,11 @@ def test_file_that_changes_while_it_is_read(name, tmp_path, monkeypatch):
 def test_one_record_at_a_time_is_in_memory(layout, tmp_path):
     record = json.dumps({"a": "x" * 1000})
     between = "\n" if layout == "lines" else "," if layout == "list" else ""
-    data = between.join([record] * 20_000)
+    data = between.join([record] * 8_000)
     path = save(tmp_path, f"[{data}]" if layout == "list" else data, "a.jsonl" if layout == "lines" else "a.json")
-    assert path.stat().st_size > 20_000_000
+    assert path.stat().st_size > 8_000_000
     with held_at_most(4_000_000):
-        assert sum(1 for _ in read_records(str(path))) == 20_000
+        assert sum(1 for _ in read_records(str(path))) == 8_000
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -352,10 +352,10 @@ def test_a_line_of_more_than_64_megabytes(name, tmp_path):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_lists_that_expand_in_memory(name, tmp_path):
-    """58 kB, of which JSON would make 1.7 GB."""
-    data = b'{"choices": [{"text": "a"}], "x": [' + b"[]," * 20_000_000 + b"0]}"
+    """15 kB, of which JSON would make 0.4 GB."""
+    data = b'{"choices": [{"text": "a"}], "x": [' + b"[]," * 5_000_000 + b"0]}"
     path = save(tmp_path, gzip.compress(data), f"{name}.gz")
-    assert path.stat().st_size < 65_000
+    assert path.stat().st_size < 17_000
     of = f"{100 * path.stat().st_size} bytes, 100 times the size of the file"
     with held_at_most(50 << 20):
         assert_refused(path, f"line 1: holds a record of more than {of}; {SMALLER}")
@@ -380,7 +380,7 @@ def test_memory_of_values_is_bounded(kind, tmp_path, monkeypatch):
                 n_read += len(read(path))
             except ValueError as error:
                 is_refused = bool(re.search(rf"needs \d+ MB of memory, more than 8; {SMALLER}$", str(error)))
-        n += n // 4
+        n += n // 2
     assert n_read
 
 
@@ -398,13 +398,13 @@ def test_wide_characters_count_for_each_byte_of_a_record(tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("blank", [b"\n", b" ", b"\r\n"])
 def test_blank_text_costs_nothing(name, blank, tmp_path):
-    data = blank * (30_000_000 // len(blank))
+    data = blank * (10_000_000 // len(blank))
     path = save(tmp_path, data + b'{"a": 1}\n' + data + b'\n{"a": 2', name)
     with held_at_most(4 << 20):
         start = time.process_time()
         line = 1 + 2 * data.count(b"\n") + 2
         assert_refused(path, f"line {line}: a record ends too early; {WHOLE}")
-    assert time.process_time() - start < 3
+    assert time.process_time() - start < 1
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -453,6 +453,6 @@ def test_record_that_goes_on_is_not_refused_for_where_it_was_cut(name, tmp_path,
     data = (whole + "}").encode()
     path = save(tmp_path, data, name)
     monkeypatch.setattr(records, "_CHUNK", 1)
-    for cut in range(1, len(data) + 1):
+    for cut in range(1, len(data) + 1, 3):
         monkeypatch.setattr(records, "_LONG", cut)
         assert read(path) == [(1, json.loads(data))]

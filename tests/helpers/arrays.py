@@ -124,14 +124,12 @@ FLOAT64_ONLY = {
     "around_700": lambda rng, n: 700 + 5 * rng.standard_normal(n),
     "huge_differences": lambda rng, n: rng.choice([-1e300, 1e300, 5.0], n),
 }
+KINDS_OF_EACH = SHAPES_OF_LOGITS, *[SHAPES_OF_LOGITS | FAR_OUT] * 2, SHAPES_OF_LOGITS | FAR_OUT | FLOAT64_ONLY
+# by default each kind in two dtypes
 KINDS_OF_ROWS = [
-    pytest.param(dtype, kind, id=f"{dtype}-{kind}")
-    for dtype, kinds in zip(
-        FLOATS,
-        [SHAPES_OF_LOGITS, *[SHAPES_OF_LOGITS | FAR_OUT] * 2, SHAPES_OF_LOGITS | FAR_OUT | FLOAT64_ONLY],
-        strict=True,
-    )
-    for kind in kinds
+    pytest.param(dtype, kind, id=f"{dtype}-{kind}", marks=[pytest.mark.slow] * ((i + j) % 2))
+    for i, (dtype, kinds) in enumerate(zip(FLOATS, KINDS_OF_EACH, strict=True))
+    for j, kind in enumerate(kinds)
 ]
 
 

@@ -19,7 +19,7 @@ MOST_BYTES = 64 << 20  # that are taken for a file of a few kB
 MOST_SECONDS = 20
 
 fuzzed = settings(
-    max_examples=MORE or 100,
+    max_examples=MORE or 30,
     derandomize=not MORE,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much],
 )

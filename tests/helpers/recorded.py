@@ -1,4 +1,4 @@
-"""Hashes of the bits of every public function's results, by dtype, kind of rows, options and quantity.
+"""Hashes of the bits of every public function's results, by size, dtype and kind of rows.
 
 `python tests/helpers/recorded.py` writes them to `data/recorded.txt` anew. That is right only where a change is meant
 to change bits, and its commit says which and why.
@@ -108,27 +108,27 @@ def quantities(logits, others, length):
         yield f"LossMeter {statistic}", getattr(meter, statistic)
 
 
-def digest(values):
-    """Hash of the bits of numbers in float64, where all nans are alike."""
+def bytes_of(values):
+    """The bits of numbers in float64, where all nans are alike."""
     values = np.array(values).astype(np.float64)
     values[np.isnan(values)] = np.nan
-    return hashlib.sha256(values.astype("<f8").tobytes()).hexdigest()[:16]
+    return values.astype("<f8").tobytes()
 
 
 def lines(size, layout="c"):
-    """A line for each dtype, kind of rows and quantity, with its hash over rows of the lengths of a size."""
+    """A line for each dtype, kind of rows and function, with its hash over all quantities and lengths of a size."""
     for dtype_name, dtype in DTYPES.items():
         for kind, make in KINDS.items():
             if (kind == "far" and dtype_name == "float16") or (kind in ("near", "wide") and size == "long"):
                 continue
-            found = {}
+            hashes = {}
             for length in LENGTHS[size]:
                 logits, others = make((ROWS, length), 1).astype(dtype), plain((ROWS, length), 10**6).astype(dtype)
                 for name, values in quantities(LAYOUTS[layout](logits), others, length):
-                    found.setdefault(name, []).append(digest(values))
-            for name, digests in found.items():
-                digests = hashlib.sha256(" ".join(digests).encode()).hexdigest()[:16]
-                yield f"{size} {dtype_name} {kind} {name} {digests}"
+                    of_function = hashes.setdefault(name.partition(" ")[0], hashlib.sha256())
+                    of_function.update(name.encode() + bytes_of(values))
+            for function, of_function in hashes.items():
+                yield f"{size} {dtype_name} {kind} {function} {of_function.hexdigest()[:16]}"
 
 
 if __name__ == "__main__":

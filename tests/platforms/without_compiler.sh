@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs an sdist where it cannot be compiled, and looks for the one line that says what is missing:
+# Installs an sdist where it cannot be compiled, and looks for the one line that says what to install:
 #
 #     tests/platforms/without_compiler.sh dist/tokenloss-*.tar.gz
 #
@@ -21,9 +21,8 @@ exec "$(command -v gcc)" "\${words[@]}"
 COMPILER
 chmod +x "$scratch/without_headers"
 
-fails_with() {
-    local expected=$1 printed=$scratch/printed
-    shift
+fails() {
+    local expected="a C compiler with its headers and Python's: 'apt install" printed=$scratch/printed
     if env "$@" "$scratch/venv/bin/python" -m pip install --no-deps --no-cache-dir "$sdist" >"$printed" 2>&1; then
         echo "was installed where it should end with: $expected"
         return 1
@@ -35,5 +34,5 @@ fails_with() {
     fi
 }
 
-fails_with "a C compiler with its headers" "PATH=$scratch/bin"
-fails_with "the C headers of Python" "CC=$scratch/without_headers" C_INCLUDE_PATH= CPATH=
+fails "PATH=$scratch/bin"
+fails "CC=$scratch/without_headers" C_INCLUDE_PATH= CPATH=

@@ -18,7 +18,6 @@ from arrays import (
     normalizer_error,
     row_of_logits,
     scores_for,
-    shuffled_specials,
     strided,
     swapped,
 )
@@ -37,11 +36,6 @@ TRANSFORMS = {
 }
 each_dtype = pytest.mark.parametrize("dtype", FLOATS, ids=str)
 each_transform = pytest.mark.parametrize("transform", TRANSFORMS.values(), ids=TRANSFORMS)
-
-
-@pytest.fixture
-def rng():
-    return np.random.default_rng(41)
 
 
 def assert_as_oracle(logits, ids, given=None, axis=-1, where=None, **transform):
@@ -175,44 +169,6 @@ def test_logits_that_softcap_makes_equal_have_equal_results(backend):
 # the same bits
 
 
-@each_dtype
-@each_transform
-@pytest.mark.parametrize("specials", [False, True])
-def test_a_row_alone_has_the_bits_that_it_has_in_any_batch_and_layout(dtype, transform, specials, rng, backend):
-    for rows, classes in [(70, 5), (40, 100), (7, 600)]:
-        logits = scores_for("cross_entropy", rng, (rows, classes), dtype)
-        if specials:
-            shuffled_specials(rng, logits, rows)
-        ids = rng.integers(0, classes, (rows, 5))
-        alone = np.stack([class_log_probs(*pair, **transform) for pair in zip(logits, ids, strict=True)])
-        for layout in LAYOUTS.values():
-            assert_same_bits(class_log_probs(layout(logits), layout(ids), **transform), alone)
-
-
-@each_dtype
-@each_transform
-def test_every_backend_gives_the_same_bits_of_class_log_probs(dtype, transform, rng, use_backend):
-    for rows, classes in [(70, 5), (40, 100), (7, 600), (1, 5000)]:
-        logits = scores_for("cross_entropy", rng, (rows, classes), dtype)
-        found = []
-        for name in _core.backends():
-            use_backend(name)
-            found.append(class_log_probs(logits, np.arange(0, classes, classes // 5), **transform))
-        for other in found[1:]:
-            assert_same_bits(other, found[0])
-
-
-@pytest.mark.parametrize("workers", [None, 1, 2, 3, -1])
-@pytest.mark.parametrize("shape", [(200, 20_000), (300_000, 10)])
-def test_workers_change_no_bit_of_class_log_probs(workers, shape, rng):
-    logits, ids = rng.standard_normal(shape, np.float32), rng.integers(0, shape[1], (shape[0], 3))
-    where = rng.random(shape[0]) > 0.1
-    parts = [class_log_probs(logits[i::2], ids[i::2], where=where[i::2], workers=1) for i in (0, 1)]
-    actual = class_log_probs(logits, ids, where=where, workers=workers)
-    assert_same_bits(actual[::2], parts[0])
-    assert_same_bits(actual[1::2], parts[1])
-
-
 # class ids
 
 
@@ -243,11 +199,6 @@ def test_more_class_ids_than_classes(transform, rng):
 def test_no_class_ids_give_an_empty_result_and_read_nothing(empty):
     for classes in (0, 2, 600):
         assert class_log_probs(np.full((3, classes), NAN), empty).shape == (3, 0)
-
-
-@pytest.mark.parametrize("shape", [(0, 4), (2, 0, 4)])
-def test_no_positions(shape):
-    assert class_log_probs(np.zeros(shape), [1, 2, 3]).shape == (*shape[:-1], 3)
 
 
 # values that are special

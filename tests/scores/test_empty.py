@@ -37,10 +37,11 @@ LOSSES = "cross_entropy_loss", "nll_loss", "cross_entropy", "cross_entropy_and_g
 
 SHAPES = [
     tuple(length if some else 0 for length, some in zip((2, 3, 4, 5), present, strict=False))
-    for ndim in (1, 2, 3, 4)
+    for ndim in (1, 2, 3)
     for present in itertools.product((True, False), repeat=ndim)
     if not all(present)
 ]
+SHAPES += [(2, 0, 4, 5), (0, 3, 0, 5)]
 SHAPES += [(200, 0), (0, 600), (600, 0), (0, 600, 3), (70, 3, 0), (70, 0, 3), (0, 5000)]  # of blocks, and of long rows
 each_shape = pytest.mark.parametrize("shape", SHAPES, ids=str)
 
@@ -50,7 +51,9 @@ LAYOUTS = {
     "strided": lambda array: array.repeat(2, -1)[..., ::-2] if array.ndim else array,
     "swapped": lambda array: array.astype(array.dtype.newbyteorder()),
 }
-each_layout = pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
+each_shape_in_a_layout = pytest.mark.parametrize(
+    ("shape", "layout"), list(zip(SHAPES, itertools.cycle(LAYOUTS.values()), strict=False))
+)
 
 
 def without(shape, axis):
@@ -92,8 +95,7 @@ def masks(batch, classes):
     yield {"sample_weight": 0.0}, np.zeros(batch, bool), np.zeros(batch)
 
 
-@each_layout
-@each_shape
+@each_shape_in_a_layout
 def test_losses_of_empty_arrays_with_axis_reduction_where_weight_sample_weight_workers(shape, layout):
     for axis, loss in itertools.product(range(len(shape)), LOSSES):
         scores, batch, classes = layout(np.zeros(shape, np.float32)), without(shape, axis), shape[axis]
@@ -138,8 +140,7 @@ def test_losses_of_empty_arrays_with_label_smoothing_z_loss_logit_scale_softcap_
                     assert gradient is out
 
 
-@each_layout
-@each_shape
+@each_shape_in_a_layout
 def test_softmax_log_softmax_logsumexp_of_empty_arrays_with_axis_keepdims_out_workers(shape, layout):
     logits = layout(np.zeros(shape, np.float32))
     places = range(len(shape))
@@ -188,8 +189,7 @@ def assert_no_token(scores, batch, top_k):
         assert scores.top_ids.shape == scores.top_logprobs.shape == (*batch, top_k)
 
 
-@each_layout
-@each_shape
+@each_shape_in_a_layout
 def test_token_scores_of_empty_arrays_with_axis_where_top_k_kind_workers(shape, layout):
     for axis, workers, kind in itertools.product(range(len(shape)), (1, 2), ("logits", "log_probs", "probs")):
         scores, batch, classes = layout(np.zeros(shape, np.float32)), without(shape, axis), shape[axis]
@@ -207,8 +207,7 @@ def test_token_scores_of_empty_arrays_with_axis_where_top_k_kind_workers(shape, 
             assert_no_token(token_scores(scores, ids, **options), batch, 0)
 
 
-@each_layout
-@each_shape
+@each_shape_in_a_layout
 def test_kl_divergence_of_empty_arrays_with_axis_where_reduction_kind_workers(shape, layout):
     for axis, workers, reduction in itertools.product(range(len(shape)), (1, 2), ("mean", "sum", "none")):
         scores, batch = layout(np.zeros(shape, np.float32)), without(shape, axis)

@@ -32,11 +32,6 @@ each_dtype_of_each = pytest.mark.parametrize(
 )
 
 
-@pytest.fixture
-def rng():
-    return np.random.default_rng(31)
-
-
 def pair(rng, shape, base_dtype, dtype, distance=0.3):
     """Logits of two similar models."""
     logits = scores_for("cross_entropy", rng, shape, np.float64)
@@ -82,7 +77,7 @@ def test_kl_divergence_at_every_length_of_row(dtype, rng):
 
 @pytest.mark.parametrize(("dtype", "kind"), KINDS_OF_ROWS)
 def test_accuracy_of_kl_divergence(dtype, kind, rng):
-    for length in [1, 2, 65, 513, 4097, 20001]:
+    for length in [1, 2, 65, 513, 4097, 9000]:
         row = row_of_logits(kind, rng, length, dtype)
         moved = (row.astype(float) + rng.standard_normal(length)).astype(dtype)
         plain = rng.standard_normal(length).astype(dtype)
@@ -384,44 +379,6 @@ def test_kind_gives_the_divergences_of_other_libraries(rng):
     logs, other_logs = torch.log(torch.from_numpy(base)), torch.log(torch.from_numpy(other))
     expected = torch.nn.functional.kl_div(other_logs, logs, reduction="batchmean", log_target=True)
     assert np.isclose(kl_divergence(logs, other_logs, kind="log_probs"), float(expected), rtol=1e-13)
-
-
-@each_dtype
-@pytest.mark.parametrize("classes", [3, 300, 2000])
-def test_kind_of_probabilities_has_the_same_bits_with_any_workers_where_and_neighbours(dtype, classes, rng, backend):
-    base, other = (distribution(rng, (150, classes), dtype, 0.5, 0.1) for _ in range(2))
-    found = kl_divergence(base, other, kind="probs", reduction="none", workers=1)
-    assert_same_bits(kl_divergence(base, other, kind="probs", reduction="none", workers=3), found)
-    where = rng.random(150) > 0.4
-    for layout in (np.asarray, np.asfortranarray, swapped):
-        masked = kl_divergence(layout(base), layout(other), kind="probs", reduction="none", where=where)
-        assert_same_bits(masked, np.where(where, found, 0))
-    assert_same_bits([kl_divergence(*pair, kind="probs") for pair in zip(base[:5], other[:5], strict=True)], found[:5])
-
-
-@pytest.fixture
-def of_each_kind():
-    """A call, and what it returns on the backend in use."""
-    rng = np.random.default_rng(1)
-    base, other = (distribution(rng, (40, 700), np.float32, 1.0, 0.05) for _ in range(2))
-
-    def call():
-        return [
-            kl_divergence(base[:, :classes], other[:, :classes], kind=kind, base_kind=base_kind, reduction="none")
-            for classes in (690, 700)
-            for kind, base_kind in (("probs", None), ("probs", "logits"), ("logits", "probs"))
-        ] + [kl_divergence(part(base), part(other), kind="probs", reduction="none")]
-
-    def part(scores):
-        return scores[:, :21] / scores[:, :21].sum(-1, keepdims=True)
-
-    return call, call()
-
-
-def test_kind_of_probabilities_has_the_bits_of_every_backend(of_each_kind, backend):
-    call, expected = of_each_kind
-    for found, as_before in zip(call(), expected, strict=True):
-        assert_same_bits(found, as_before)
 
 
 def test_kind_of_probabilities_where_rows_left_out_are_garbage(rng):

@@ -16,4 +16,4 @@ def test_bits_are_those_that_were_recorded(backend, size, layout, use_backend):
     use_backend(backend)
     recorded = set(PATH.read_text("ascii").splitlines())
     changed = sorted(set(lines(size, layout)) - recorded)
-    assert not changed, f"{len(changed)} quantities have other bits, the first of them:\n" + "\n".join(changed[:10])
+    assert not changed, f"{len(changed)} hashes are of other bits, the first of them:\n" + "\n".join(changed[:10])

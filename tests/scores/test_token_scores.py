@@ -43,11 +43,6 @@ each_layout = pytest.mark.parametrize("layout", LAYOUTS)
 each_scaling = pytest.mark.parametrize("scaling", SCALINGS)
 
 
-@pytest.fixture
-def rng():
-    return np.random.default_rng(5)
-
-
 def assert_as_oracle(logits, targets, actual_logits=None, **options):
     """Compare all fields with the oracle's; `actual_logits` are the same logits in another layout."""
     scores = token_scores(logits if actual_logits is None else actual_logits, targets, **options)
@@ -116,7 +111,7 @@ def test_token_scores_at_every_length_of_row_with_logit_scale_softcap_top_k(dtyp
 
 @pytest.mark.parametrize(("dtype", "kind"), KINDS_OF_ROWS)
 def test_accuracy_of_token_scores(dtype, kind, rng):
-    for length in [1, 2, 65, 513, 4097, 20001]:
+    for length in [1, 2, 65, 513, 9000]:
         row = row_of_logits(kind, rng, length, dtype)
         for target in {int(row.argmax()), int(row.argmin()), length - 1}:
             assert_as_oracle(row, target, top_k=min(length, 5))
@@ -145,7 +140,7 @@ def targets_to_try(rng, row):
 
 @pytest.mark.parametrize(("dtype", "kind"), KINDS_OF_ROWS)
 def test_logsumexp_of_token_scores_has_the_bits_of_the_function(dtype, kind, rng, backend):
-    for length in [1, 2, 3, 17, 64, 129, 500, 513, 1024, 4095, 4600]:
+    for length in [1, 3, 64, 129, 513, 4600]:
         row = row_of_logits(kind, rng, length, dtype)
         special = shuffled_specials(rng, row.copy(), 2)
         for logits in (row, special, strided(row), swapped(row)):
@@ -275,11 +270,11 @@ def assert_best(scores, row, top_k):
 @each_dtype
 @pytest.mark.parametrize("order", ORDERS)
 def test_top_k_of_any_length_in_rows_of_any_order(dtype, order, rng):
-    for classes in (40, 300, 700, 5000, 20011):
+    for classes in (40, 300, 700, 5000):
         row = ORDERS[order](rng, classes).astype(dtype)
         for top_k in {1, 2, 20, 33, 64, 65, 100, 300, 512, 513, 600, 1500, classes // 2, classes - 1, classes}:
             if top_k <= classes:
-                for layout in (np.ascontiguousarray, strided, swapped):
+                for layout in (np.ascontiguousarray, swapped):
                     assert_best(token_scores(layout(row[None]), [classes // 3], top_k=top_k), row, top_k)
 
 

@@ -18,11 +18,6 @@ INF, NAN = math.inf, math.nan
 LN2 = math.log(2)
 
 
-@pytest.fixture
-def rng():
-    return np.random.default_rng(61)
-
-
 def assert_equals_reference(nll, **options):
     actual, expected = sequence_losses(nll, **options), expected_losses(nll, **options)
     assert type(actual) is SequenceLosses
@@ -197,7 +192,7 @@ def test_cu_seqlens_of_every_dtype(dtype, rng):
 
 
 def test_many_tokens(rng):
-    nll = rng.exponential(3, 150_000)
+    nll = rng.exponential(3, 45_000)
     ids, offsets = rng.integers(-1, 700, nll.size), np.sort(rng.integers(0, nll.size + 1, 300))
     offsets[[0, -1]] = 0, nll.size
     options = {"where": rng.random(nll.size) > 0.3, "sample_weight": rng.random(nll.size)}

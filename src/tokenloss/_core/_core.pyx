@@ -58,9 +58,6 @@ DEFINITIONS = {"exact": TL_EXACT, "llama.cpp": TL_LLAMA_CPP}  # of the figures o
 
 cdef extern from *:
     """
-    #include "kernels/platform.h"
-    TL_NO_UNROLLING
-    TL_NO_INNER_LOOPS
     _Static_assert(TL_BLOCK_ROWS == 64, "BLOCK_ROWS");
     _Static_assert(TL_SHORT_ROW == 512, "SHORT_ROW");
     _Static_assert(TL_DISTRIBUTION_ROWS == 256, "MAX_DISTRIBUTION_ROWS");

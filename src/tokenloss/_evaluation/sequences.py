@@ -12,12 +12,13 @@ from tokenloss._core.exact import ExactMoments
 from tokenloss._statistics.meter import LossMeter
 from tokenloss._statistics.ratio import ExactRatio
 from tokenloss._statistics.sequences import SequenceLosses, check_offsets, check_segment_ids, sums_by_segment
-from tokenloss.formats.base import SEQUENCES, check_map
+from tokenloss.formats.mapped import check_map
+from tokenloss.formats.scores_file import SEQUENCES
 
 if TYPE_CHECKING:
     from tokenloss._core.types import Array, BoolArray, Float64Array, IntArray
     from tokenloss._scores.token_scores import TokenScores
-    from tokenloss.formats.base import ScoresFile
+    from tokenloss.formats.scores_file import ScoresFile
 
 _MAX_PENDING = 1 << 20  # tokens that are kept until their sequence ends
 
@@ -107,22 +108,6 @@ class SequenceColumns(NamedTuple):
     def select(self, rows: BoolArray) -> SequenceColumns:
         """The rows of a mask."""
         return SequenceColumns(self.ids[rows], self.tokens[rows], self.nll[rows], self.is_greedy[rows])
-
-    def to_json(self) -> dict[str, Any]:
-        """The columns, as JSON can hold them."""
-        columns: dict[str, Any] = {name: column.tolist() for name, column in self._asdict().items()}
-        return columns | {"nll": list(map(repr, columns["nll"]))}
-
-    @classmethod
-    def from_json(cls, state: Any) -> SequenceColumns:
-        """Inverse of `to_json`."""
-        columns: list[Any] = [
-            np.array([float(x) for x in state[name]] if name == "nll" else state[name], column.dtype)
-            for name, column in NO_SEQUENCES._asdict().items()
-        ]
-        if len({column.shape for column in columns}) > 1 or columns[0].ndim != 1:
-            raise ValueError("columns differ in length")
-        return cls(*columns)
 
 
 NO_SEQUENCES = SequenceColumns(

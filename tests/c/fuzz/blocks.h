@@ -3,6 +3,7 @@
 #ifndef TOKENLOSS_TESTS_FUZZ_BLOCKS_H
 #define TOKENLOSS_TESTS_FUZZ_BLOCKS_H
 
+#include "../loss_of_row.h"
 #include "question.h"
 
 /* The loss of the question: for this class id, or for its masses. */
@@ -17,17 +18,6 @@ static tl_loss loss_of_question(const question *all, const tl_soft_target *soft,
             loss.soft.weight = NULL;
     }
     return loss;
-}
-
-static double loss_of_row(const tl_row *row, const tl_loss *loss) {
-    tl_lse_acc others;
-    int64_t nonzero;
-    if (loss->target < 0) {
-        int64_t argmax = tl_soft_target_argmax(backend, &loss->soft, row->count, &nonzero, &cancel);
-        return tl_loss_of_distribution(backend, row, loss, argmax, &cancel);
-    }
-    tl_lse_row(backend, row, loss->target, &others, &cancel);
-    return tl_loss_of_class(backend, row, loss, &others, &cancel);
 }
 
 /* The elements of row r. */
@@ -126,7 +116,7 @@ static void compare_single_rows(const question *all, asked_block *block) {
     }
     for (int r = 0; r < all->rows; r++)
         if (is_wanted(all, r))
-            compare("loss in a block", loss_of_row(&block->logits.row[r], &block->losses[r]));
+            compare("loss in a block", loss_of_row(backend, &block->logits.row[r], &block->losses[r], &cancel));
     if (all->has_grad)
         compare_rows(all, "gradient in a block", &block->results);
 }

@@ -56,7 +56,7 @@ static void check_loss(const tl_row *row, const tl_loss *loss, double value) {
 static void compare_losses(const question *all, const tl_row *row, const tl_soft_target *soft, int is_plain) {
     tl_loss loss = loss_of_question(all, soft, all->target);
     compare_parts_of_loss(row, all->target);
-    double value = loss_of_row(row, &loss);
+    double value = loss_of_row(backend, row, &loss, &cancel);
     compare("loss", value);
     if (is_plain)
         check_loss(row, &loss, value);
@@ -70,7 +70,7 @@ static void compare_losses(const question *all, const tl_row *row, const tl_soft
     tl_row grad = {out.data, all->count, out.stride, out.dtype, all->row.dtype, 1, 0, 0, 0};
     loss.grad = &grad;
     loss.nontemporal_stores = all->large && !is_plain;
-    compare("loss with its gradient", loss_of_row(&logits, &loss));
+    compare("loss with its gradient", loss_of_row(backend, &logits, &loss, &cancel));
     if (in_place)
         compare_row("gradient of a loss", &out, all->count);
     else

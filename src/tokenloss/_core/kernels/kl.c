@@ -1,10 +1,6 @@
 /* KL(softmax(base) || softmax(other)) = mean of base - other under softmax(base) - (logsumexp(base) -
  * logsumexp(other)), in one pass. Both rows are shifted by their logits at the argmax of the base: if the base is
  * nearly certain, differences are close to 0 where its mass is, and cancellation is harmless. */
-#include "platform.h"
-
-TL_NO_UNROLLING
-
 #include "kl.h"
 
 #include <assert.h>
@@ -14,7 +10,7 @@ TL_NO_UNROLLING
 #include "scalar_math.h"
 
 /* Makes elements that are not above the floor -inf: x - inf is -inf, and x - 0 is x. */
-TL_VECTORIZED static void drop_below(void *x, int dtype, size_t count, double floor) {
+static void drop_below(void *x, int dtype, size_t count, double floor) {
     const float least = (float)floor;
     double *wide = x;
     float *narrow = x;

@@ -1,7 +1,3 @@
-#include "platform.h"
-
-TL_NO_UNROLLING
-
 #include "logsumexp.h"
 
 #include <assert.h>

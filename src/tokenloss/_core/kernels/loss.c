@@ -69,20 +69,6 @@ double tl_loss_of_odds(const tl_backend *backend, const tl_row *logits, const tl
     return loss_of(loss, odds->nll, target_dot, odds->smoothed, smooths ? odds->lse.log : 0, odds->lse);
 }
 
-double tl_loss_of_class(const tl_backend *backend, const tl_row *logits, const tl_loss *loss, const tl_lse_acc *others,
-                        tl_cancel *cancel) {
-    tl_class_odds odds = {.logit = tl_logit_at(backend, logits, loss->target)};
-    tl_lse lse = tl_lse_finish(others, logits);
-    odds.log_odds = tl_log_odds_against_lse(lse, odds.logit);
-    odds.nll = tl_softplus(odds.log_odds);
-    if (loss->soft.eps_over_v != 0 || loss->z_loss != 0 || loss->grad)
-        odds.lse = tl_lse_add_class(lse, odds.logit, odds.log_odds);
-    double value = tl_loss_of_odds(backend, logits, loss, &odds, NULL, cancel);
-    if (loss->grad)
-        tl_write_class_gradient(backend, logits, loss, &odds, cancel);
-    return value;
-}
-
 double tl_loss_of_masses(const tl_backend *backend, const tl_row *logits, const tl_loss *loss, int64_t argmax,
                          const tl_class_odds *odds, double *softmax_factor, tl_cancel *cancel) {
     double mass = 0, target_dot = 0, above_shift = odds->lse.log; /* a row without mass has loss 0, or nan */
@@ -95,24 +81,6 @@ double tl_loss_of_masses(const tl_backend *backend, const tl_row *logits, const 
     }
     *softmax_factor = tl_softmax_factor(loss, odds->lse, mass);
     return loss_of(loss, 0, target_dot, mass, above_shift, odds->lse);
-}
-
-double tl_loss_of_distribution(const tl_backend *backend, const tl_row *logits, const tl_loss *loss, int64_t argmax,
-                               tl_cancel *cancel) {
-    tl_class_odds odds = {0};
-    tl_lse_acc others;
-    tl_lse_row(backend, logits, argmax, &others, cancel);
-    odds.lse = tl_lse_finish(&others, logits);
-    if (argmax >= 0) {
-        odds.logit = tl_logit_at(backend, logits, argmax);
-        odds.log_odds = tl_log_odds_against_lse(odds.lse, odds.logit);
-        odds.nll = tl_softplus(odds.log_odds);
-        odds.lse = tl_lse_add_class(odds.lse, odds.logit, odds.log_odds);
-    }
-    double softmax_factor, value = tl_loss_of_masses(backend, logits, loss, argmax, &odds, &softmax_factor, cancel);
-    if (loss->grad)
-        tl_write_gradient(backend, logits, loss, odds.lse, softmax_factor, cancel);
-    return value;
 }
 
 int tl_is_one_hot(const tl_backend *backend, const tl_soft_target *soft, int64_t count, int64_t argmax, int64_t nonzero,

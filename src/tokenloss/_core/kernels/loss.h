@@ -49,17 +49,9 @@ void tl_write_class_gradient(const tl_backend *backend, const tl_row *logits, co
 double tl_softmax_factor(const tl_loss *loss, tl_lse lse, double mass);
 double tl_gradient_at_target(const tl_row *logits, const tl_loss *loss, const tl_class_odds *odds, double odds_against);
 
-/* The loss for a class id, given the logsumexp of all other classes: the plain form, which tests hold blocks to, as they
- * do with tl_loss_of_distribution. */
-double tl_loss_of_class(const tl_backend *backend, const tl_row *logits, const tl_loss *loss, const tl_lse_acc *others,
-                        tl_cancel *cancel);
-
-/* The loss for a distribution; `argmax` is what tl_soft_target_argmax found. If that is -1, no class has mass: the loss
- * is that of z-loss alone, and nan as that of any row without a softmax. */
-double tl_loss_of_distribution(const tl_backend *backend, const tl_row *logits, const tl_loss *loss, int64_t argmax,
-                               tl_cancel *cancel);
-
-/* The same without the gradient, from the argmax against the other classes; also the gradient's factor of softmax. */
+/* The loss for a distribution without its gradient, from its argmax against the other classes (`argmax` is what
+ * tl_soft_target_argmax found); also the gradient's factor of softmax. If argmax is -1, no class has mass: the loss is
+ * that of z-loss alone, and nan as that of any row without a softmax. */
 double tl_loss_of_masses(const tl_backend *backend, const tl_row *logits, const tl_loss *loss, int64_t argmax,
                          const tl_class_odds *odds, double *softmax_factor, tl_cancel *cancel);
 
@@ -91,7 +83,7 @@ void tl_loss_set_target_logit(const tl_backend *backend, const tl_row *logits, c
 /* Adds the classes [start, end) after all before them; `block` as in tl_lse_range. */
 void tl_loss_range(const tl_backend *backend, const tl_row *logits, const tl_loss *loss, int64_t start, int64_t end,
                    int64_t block, tl_loss_acc *acc, tl_cancel *cancel);
-/* The loss. For a class id without smoothing and z-loss it is tl_loss_of_class to the bit; else the two differ by
+/* The loss. For a class id without smoothing and z-loss it is that of the whole row to the bit; else the two differ by
  * rounding errors. No bit depends on where ranges end, with one exception: with smoothing of a class id, the shift is
  * the offset after the first range, which may change later in rows with logits beyond TL_MAX_EXACT_REDUCTION. */
 double tl_loss_end(const tl_backend *backend, const tl_row *logits, const tl_loss *loss, const tl_loss_acc *acc);

@@ -1,9 +1,5 @@
 /* Sums over the classes of a row weighted by a target distribution. Runs of zeros are skipped, and their logits not
  * read. */
-#include "platform.h"
-
-TL_NO_UNROLLING
-
 #include "soft_targets.h"
 
 #include <assert.h>

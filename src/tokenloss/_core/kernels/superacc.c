@@ -1,7 +1,3 @@
-#include "platform.h"
-
-TL_NO_UNROLLING
-
 #include "superacc.h"
 
 #include <assert.h>

@@ -13,7 +13,7 @@
  *   ORDER_COLUMNS(sums)   puts their sums in order
  *
  * HALF is defined for dtypes that float32 computes for: where arguments are clamped, chunks are converted to it. With
- * CONVERTS_MOMENTS, so are all elements of moments, whose own loops would be hardly faster.
+ * CONVERTS_MOMENTS, so are all elements of moments, whose own loops take 3 % longer with AVX-512.
  */
 
 #define NAME(what) JOIN(JOIN(what, DTYPE), JOIN(_, BACKEND))

@@ -38,7 +38,6 @@ TL_TARGET static size_t JOIN(add_exactly_, BACKEND)(const double *x, size_t grou
         for (int k = 0; k < TL_SUM_LEVELS; k++)
             for (int j = 0; j < EXACT_VECTORS; j++)
                 sum[k][j] = f64_load(&level[k][j * f64_WIDTH]);
-        TL_ROLLED /* twice the code is no faster */
         for (size_t i = 0; i < TL_SUM_GROUP; i += 16)
             for (int j = 0; j < EXACT_VECTORS; j++) {
                 f64_vec rest = f64_load(x + i + (size_t)(j * f64_WIDTH)), odd;
@@ -66,7 +65,6 @@ TL_TARGET static size_t JOIN(add_squares_exactly_, BACKEND)(const double *x, siz
         for (int k = 0; k < TL_SQUARE_LEVELS; k++)
             for (int j = 0; j < EXACT_VECTORS; j++)
                 sum[k][j] = f64_load(&level[k][j * f64_WIDTH]);
-        TL_ROLLED /* twice the code is no faster */
         for (size_t i = 0; i < TL_SUM_GROUP; i += 16)
             for (int j = 0; j < EXACT_VECTORS; j++) {
                 f64_vec v = f64_load(x + i + (size_t)(j * f64_WIDTH)), square = f64_mul(v, v);

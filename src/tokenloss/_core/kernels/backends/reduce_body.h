@@ -75,15 +75,11 @@ TL_TARGET TL_INLINE void NAME(add_pair_)(const ELEMENT *x, const ELEMENT *other,
 TL_TARGET TL_INLINE NAME(columns_) NAME(reduce_columns_)(const ELEMENT *x, size_t count, size_t j, OP(acc) * acc,
                                                          enum tl_mode mode, int clamps, const ELEMENT *other) {
     NAME(columns_) of;
-    if (OP(WIDTH) > 1) { /* compilers would not unroll every loop */
-        NAME(add_pair_)(x, other, count, j, 0, mode, clamps, acc, &of);
-        NAME(add_pair_)(x, other, count, j, 1, mode, clamps, acc, &of);
-        NAME(add_pair_)(x, other, count, j, 2, mode, clamps, acc, &of);
-        NAME(add_pair_)(x, other, count, j, 3, mode, clamps, acc, &of);
-    } else {
-        for (size_t i = 0; i < 4; i++)
-            NAME(add_pair_)(x, other, count, j, i, mode, clamps, acc, &of);
-    }
+    /* no loop: compilers would not unroll every one */
+    NAME(add_pair_)(x, other, count, j, 0, mode, clamps, acc, &of);
+    NAME(add_pair_)(x, other, count, j, 1, mode, clamps, acc, &of);
+    NAME(add_pair_)(x, other, count, j, 2, mode, clamps, acc, &of);
+    NAME(add_pair_)(x, other, count, j, 3, mode, clamps, acc, &of);
     for (size_t c = 0; c < COLUMNS; c++) {
         of.rests[0][c] = OP(add)(of.rests[0][c], of.rests[1][c]);
         of.powers[0][c] = OP(add)(of.powers[0][c], of.powers[1][c]);

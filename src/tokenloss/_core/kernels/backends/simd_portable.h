@@ -61,8 +61,7 @@ TL_INLINE uint32_t f32_count_ge(uint32_t n, float a, float b) { return n + (a >=
 #if TL_BASELINE_FMA
 TL_INLINE float f32_fma(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
 #else
-/* A function that is called: inlined wherever it is used, it would be half of the package. */
-TL_OUTLINE float f32_fma(float a, float b, float c) {
+TL_INLINE float f32_fma(float a, float b, float c) {
     double product = (double)a * (double)b; /* exact */
     double sum = product + (double)c;
     uint64_t bits = tl_to_bits(sum);
@@ -158,6 +157,7 @@ TL_INLINE double f64_two_sum(double a, double b, double *lost) {
 #if TL_BASELINE_FMA
 TL_INLINE double f64_fma(double a, double b, double c) { return __builtin_fma(a, b, c); }
 #else
+/* A function that is called, for it is no faster inlined. */
 TL_OUTLINE double f64_fma(double a, double b, double c) {
     /* The exact product by Veltkamp's and Dekker's splitting, then Boldo's and Melquiond's addition of three terms
      * ("Emulation of FMA and correctly rounded sums", 2008): the two small ones are rounded to odd. Where the product's

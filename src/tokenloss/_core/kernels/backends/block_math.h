@@ -1,0 +1,150 @@
+/* Functions of many doubles at once: what a block of rows needs of each row, and logarithms and softcaps of classes.
+ * Included by template.h. */
+
+/* tl_log_of_sum of rows. */
+TL_TARGET static void JOIN(lse_logs_, BACKEND)(const double *sum, const double *ref_exp, size_t count, int dtype,
+                                               double *log) {
+    const f64_vec ln2 = f64_set(dtype == TL_FLOAT64 ? TL_LN2 : TL_FLOAT_LN2), large = f64_set(TL_FLOAT_LARGE_LOG);
+    for (size_t i = 0; i < count; i += f64_WIDTH) {
+        f64_vec of = f64_load(sum + i), exponent = f64_load(ref_exp + i), zero = f64_set(0), log_sum;
+        if (dtype == TL_FLOAT64) {
+            f64_vec size = f64_and_bits(exponent, 0x7fffffffffffffffu);
+            f64_vec in_sum = f64_if_less(f64_set(TL_LARGE_SUM), of, exponent, zero);
+            in_sum = f64_if_less(size, f64_set(64), in_sum, zero);
+            of = f64_mul(of, f64_pow2(f64_plus_bits(f64_add(in_sum, f64_set(0x1.8p52)), 1023)));
+            exponent = f64_sub(exponent, in_sum);
+        }
+        log_sum = f64_log(of, 0);
+        if (dtype != TL_FLOAT64) {
+            f64_vec above = f64_sub(log_sum, large);
+            above = f64_if_less(zero, above, f64_mul(above, f64_set(TL_FLOAT_LN2_ERROR)), zero);
+            log_sum = f64_add(f64_add(log_sum, f64_set(TL_FLOAT_TERM_BIAS)), above);
+        }
+        f64_store(log + i, f64_add(f64_mul(exponent, ln2), log_sum));
+    }
+}
+
+TL_TARGET static void JOIN(log_odds_, BACKEND)(const double *offset, const double *log, const double *logit,
+                                               size_t count, tl_odds *odds) {
+    const f64_vec zero = f64_set(0), nan = f64_set((double)NAN), infinity = f64_set((double)INFINITY);
+    f64_vec d[TL_BLOCK_ROWS / f64_WIDTH], likelier[TL_BLOCK_ROWS / f64_WIDTH];
+    const size_t vectors = count / f64_WIDTH;
+    for (size_t i = 0; i < vectors; i++) { /* two loops, so that several chains of operations run at a time */
+        f64_vec x = f64_load(logit + i * f64_WIDTH), at = f64_load(offset + i * f64_WIDTH);
+        d[i] = f64_add(f64_sub(at, x), f64_load(log + i * f64_WIDTH));
+        d[i] = f64_if_less(x, infinity, d[i], nan);
+        likelier[i] = f64_exp(f64_with_bits(d[i], (uint64_t)1 << 63));
+    }
+    for (size_t i = 0; i < vectors; i++) {
+        f64_vec l = f64_log1p_unit(likelier[i]);
+        f64_store(odds->log_odds + i * f64_WIDTH, d[i]);
+        f64_store(odds->nll + i * f64_WIDTH, f64_if_less(zero, d[i], f64_add(d[i], l), l));
+        f64_store(odds->others_nll + i * f64_WIDTH, f64_if_less(d[i], zero, f64_sub(l, d[i]), l));
+    }
+}
+
+/* As factor_of in elementwise.c. */
+TL_TARGET static void JOIN(softmax_factors_, BACKEND)(const double *logsumexp, size_t count, int dtype,
+                                                      double *exponent, double *factor) {
+    const f64_vec ln2 = f64_set(dtype == TL_FLOAT64 ? TL_LN2 : TL_FLOAT_LN2), zero = f64_set(0);
+    const f64_vec headroom = f64_set(dtype == TL_FLOAT64 ? 60 : 25);
+    const f64_vec scale = f64_set(dtype == TL_FLOAT64 ? 0x1p-60 : 0x1p-25);
+    for (size_t i = 0; i < count; i += f64_WIDTH) {
+        f64_vec lse = f64_load(logsumexp + i), log2 = f64_mul(lse, f64_set(TL_LOG2E));
+        f64_vec n = f64_trunc(f64_add(log2, f64_if_less(log2, zero, f64_set(-0.5), f64_set(0.5))));
+        f64_vec log = f64_sub(f64_mul(n, ln2), lse);
+        if (dtype != TL_FLOAT64)
+            log = f64_add(log, f64_set(TL_FLOAT_TERM_BIAS));
+        f64_vec exp = f64_exp(log);
+        f64_store(exponent + i, f64_sub(n, headroom));
+        f64_store(factor + i, f64_mul(f64_load(factor + i), f64_mul(exp, scale)));
+    }
+}
+
+/* As entropy_of in token_stats.c. */
+TL_TARGET static void JOIN(entropies_, BACKEND)(const tl_odds *odds, const double *log, const double *sum,
+                                                const tl_short_moments *moments, size_t count, double *entropy) {
+    const f64_vec zero = f64_set(0), one = f64_set(1);
+    for (size_t i = 0; i < count; i += f64_WIDTH) {
+        f64_vec against = f64_exp(f64_load(odds->log_odds + i)), both = f64_add(one, against), p = f64_div(one, both);
+        f64_vec p_others = f64_if_less(f64_set(0x1p1000), against, one, f64_div(against, both));
+        f64_vec mean = f64_div(f64_load(moments->sum + i), f64_load(sum + i));
+        f64_vec of_others = f64_sub(f64_sub(f64_load(log + i), f64_load(moments->shift + i)), mean);
+        of_others = f64_add(f64_if_less(zero, of_others, of_others, zero), f64_load(odds->others_nll + i));
+        of_others = f64_if_less(zero, p_others, f64_mul(p_others, of_others), zero);
+        f64_vec of_target = f64_if_less(zero, p, f64_mul(p, f64_load(odds->nll + i)), zero);
+        f64_store(entropy + i, f64_add(of_others, of_target));
+    }
+}
+
+TL_TARGET static void JOIN(exps_, BACKEND)(double *x, size_t count) {
+    for (size_t i = 0; i < count; i += f64_WIDTH)
+        f64_store(x + i, f64_exp(f64_load(x + i)));
+}
+
+TL_TARGET static void JOIN(logs_, BACKEND)(double *x, size_t count) {
+    const f64_vec zero = f64_set(0), least = f64_set(-TL_TOLERANCE), greatest = f64_set(1 + TL_TOLERANCE);
+    for (size_t i = 0; i < count; i += f64_WIDTH) {
+        f64_vec p = f64_load(x + i), nan_if_refused = f64_if_refused(p, least, greatest);
+        f64_store(x + i, f64_add(f64_log(f64_max_keep_nan(zero, p), 1), nan_if_refused));
+    }
+}
+
+/* A subnormal ratio is that of a p without weight, so it may be larger. */
+TL_TARGET static void JOIN(prob_sums_, BACKEND)(const double *p, const double *q, size_t count, tl_prob_sums *sums) {
+    enum { GROUP = TL_GROUP / f64_WIDTH };
+    const f64_vec zero = f64_set(0), one = f64_set(1), least = f64_set(0x1p-1022);
+    f64_vec of_p[GROUP], of_q[GROUP], dot[GROUP], most[GROUP], low[GROUP], high[GROUP];
+    for (size_t l = 0; l < GROUP; l++)
+        of_p[l] = of_q[l] = dot[l] = most[l] = low[l] = high[l] = zero;
+    for (size_t i = 0; i < count; i += LOSS_VECTORS * f64_WIDTH) {
+        f64_vec x[LOSS_VECTORS], f[LOSS_VECTORS], exponent[LOSS_VECTORS], log[LOSS_VECTORS];
+        for (size_t k = 0; k < LOSS_VECTORS; k++) {
+            size_t l = (i / f64_WIDTH + k) % GROUP;
+            f64_vec given = f64_load(p + i + k * f64_WIDTH), y = f64_load(q + i + k * f64_WIDTH);
+            low[l] = f64_if_less(given, low[l], given, low[l]);
+            low[l] = f64_if_less(y, low[l], y, low[l]);
+            high[l] = f64_max_skip_nan(y, f64_max_skip_nan(given, high[l]));
+            x[k] = f64_max_keep_nan(zero, given);
+            y = f64_max_keep_nan(zero, y);
+            of_p[l] = f64_add(of_p[l], x[k]);
+            of_q[l] = f64_add(of_q[l], y);
+            y = f64_max_keep_nan(least, f64_if_equal(x[k], zero, one, f64_div(x[k], y)));
+            most[l] = f64_max_skip_nan(y, most[l]);
+            f[k] = f64_split_near_one(y, &exponent[k], 0);
+        }
+        f64_logs_near_one(LOSS_VECTORS, f, exponent, zero, log);
+        for (size_t k = 0; k < LOSS_VECTORS; k++) {
+            size_t l = (i / f64_WIDTH + k) % GROUP;
+            dot[l] = f64_add(dot[l], f64_mul(x[k], log[k]));
+        }
+    }
+    for (size_t l = 0; l < GROUP; l++) {
+        f64_vec nan_if_refused = f64_add(f64_if_refused(low[l], f64_set(-TL_TOLERANCE), one),
+                                         f64_if_refused(high[l], zero, f64_set(1 + TL_TOLERANCE)));
+        f64_store(sums->p + l * f64_WIDTH, f64_add(of_p[l], nan_if_refused));
+        f64_store(sums->q + l * f64_WIDTH, f64_add(of_q[l], nan_if_refused));
+        f64_store(sums->dot + l * f64_WIDTH, dot[l]);
+        f64_store(sums->most + l * f64_WIDTH, most[l]);
+    }
+}
+
+/* x = softcap tanh(scale x / softcap), or scale x if the softcap is 0.
+ *
+ * tanh(y) = e / (e + 2) with e = exp(2 y) - 1, which keeps its digits near 0: there, the power of two is 1. Infinities
+ * stay as they are: -inf excludes a class, and a row with +inf has no softmax, with a softcap as without. */
+TL_TARGET static void JOIN(softcap_, BACKEND)(double *x, size_t count, double factor, double cap) {
+    const f64_acc acc = f64_acc_init(0, 0, 0, 0);
+    const f64_vec one = f64_set(1), two = f64_set(2), most = f64_set(40), infinity = f64_set((double)INFINITY);
+    const double largest = 0x1.fffffffffffffp1023, slope = cap > 0 ? factor / cap * 2 : factor;
+    const f64_vec times = f64_set(slope < largest ? slope : largest), height = f64_set(cap);
+    for (size_t i = 0; i < count; i += f64_WIDTH) {
+        f64_vec value = f64_load(x + i), y = f64_mul(value, times);
+        if (cap > 0) {
+            f64_exp_parts exp = f64_exp_of(f64_max_keep_nan(f64_set(-40), f64_min(most, y)), &acc, 0);
+            f64_vec e = f64_add_rest(&exp, f64_sub(exp.power, one)), size = f64_and_bits(value, 0x7fffffffffffffffu);
+            y = f64_if_less(size, infinity, f64_mul(height, f64_div(e, f64_add(e, two))), value);
+        }
+        f64_store(x + i, y);
+    }
+}
