@@ -125,7 +125,7 @@ RECORDS = st.lists(st.dictionaries(TEXTS, VALUES, max_size=3), min_size=1, max_s
 def test_any_records_in_chunks_of_any_size(records, indent, is_ascii, chunk, tmp_path):
     lines = [json.dumps(value, ensure_ascii=is_ascii, indent=indent) for value in records]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(records, "_CHUNK", chunk)
+        patch.setattr("tokenloss.formats.records._CHUNK", chunk)
         expected = []
         for line in lines:
             expected.append((1 + sum(text.count("\n") + 1 for text in lines[: len(expected)]), json.loads(line)))
