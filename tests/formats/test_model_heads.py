@@ -398,30 +398,23 @@ def test_files_of_a_head_are_not_replaced_by_an_output(states, tmp_path, command
         assert file.read_bytes() == before
 
 
-def test_state_of_another_config_is_refused(states, tmp_path, command, compare_json):
-    model, state = save_model(tmp_path / "model", HEAD, {"model_type": "granite", "logits_scaling": 2.0}), "state"
-    score = "score", states, "--lm-head", model, "--state", tmp_path / state
-    compare = states, f"x={states}", "--lm-head", model, "--state", tmp_path / "compared"
-    assert command(*score)[0] == 0
-    compare_json(*compare)
-    assert command(*score)[0] == 0
-    (model / "config.json").write_text('{"model_type": "granite", "logits_scaling": 4.0}')
-    assert_refused(command(*score), "state: holds the result of", "its head changed")
-    assert_refused(command("compare", *compare), "compared: holds the result of", "changed")
-
-
-@pytest.mark.parametrize("name", ["lm_head.bias", "model.norm.weight"])
-def test_state_of_another_bias_or_norm_in_a_shard_of_its_own_is_refused(name, states, tmp_path, command, compare_json):
-    tensors = {"lm_head.bias": BIAS, "model.norm.weight": np.ones_like(HEAD["lm_head.weight"][0])}
-    model = save_model(tmp_path / "model", HEAD | {name: tensors[name]}, {"model_type": "llama"}, shards=1)
+@pytest.mark.parametrize("changed", ["config.json", "lm_head.bias", "model.norm.weight"])
+def test_state_of_another_head_is_refused(changed, states, tmp_path, command, compare_json):
+    """Its bias and its norm are in shards of their own."""
+    arrays = {"lm_head.bias": BIAS, "model.norm.weight": np.ones_like(WEIGHT[0])}
+    tensors = HEAD if changed == "config.json" else HEAD | {changed: arrays[changed]}
+    model = save_model(tmp_path / "model", tensors, {"model_type": "granite", "logits_scaling": 2.0}, shards=1)
     score = "score", states, "--lm-head", model, "--state", tmp_path / "state"
     compare = states, f"x={states}", "--lm-head", model, "--state", tmp_path / "compared"
     for _ in range(2):
         assert command(*score)[0] == 0
         compare_json(*compare)
-    names = json.loads((model / "model.safetensors.index.json").read_text())["weight_map"]
-    assert names[name] != names["lm_head.weight"]
-    safetensors.numpy.save_file({name: 2 * tensors[name]}, model / names[name])
+    if changed == "config.json":
+        (model / changed).write_text('{"model_type": "granite", "logits_scaling": 4.0}')
+    else:
+        names = json.loads((model / "model.safetensors.index.json").read_text())["weight_map"]
+        assert names[changed] != names["lm_head.weight"]
+        safetensors.numpy.save_file({changed: 2 * arrays[changed]}, model / names[changed])
     assert_refused(command(*score), "state: holds the result of", "its head changed")
     assert_refused(command("compare", *compare), "compared: holds the result of", "changed")
 
