@@ -21,6 +21,7 @@ from places import SAMPLE
 import tokenloss
 from tokenloss import page, token_scores
 from tokenloss._core.files import replacing
+from tokenloss._output import page as frame
 from tokenloss._scores.token_scores import COLUMNS
 
 
@@ -113,7 +114,7 @@ def test_meter_and_accuracy_of_more_than_the_page_holds(write):
 
 
 def test_page_holds_the_first_tokens(write, monkeypatch):
-    monkeypatch.setattr(page, "MOST_TOKENS", 5)
+    monkeypatch.setattr(frame, "MOST_TOKENS", 5)
     scores = scores_of(
         np.arange(8.0).reshape(2, 4), top_ids=np.arange(16).reshape(2, 4, 2), top_logprobs=np.ones((2, 4, 2))
     )
@@ -267,7 +268,7 @@ def contrast(first, second):
 
 
 def test_contrast_of_colors():
-    style = resources.files("tokenloss").joinpath("page.css").read_text("utf-8")
+    style = resources.files("tokenloss._output").joinpath("page.css").read_text("utf-8")
     light = dict(re.findall(r"--([\w-]+): (#\w{6});", style.split("@media")[0]))
     dark = light | dict(re.findall(r"--([\w-]+): (#\w{6});", style.split("@media")[1]))
     for colors in (light, dark):
