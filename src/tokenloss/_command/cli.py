@@ -151,8 +151,8 @@ def _parser() -> argparse.ArgumentParser:
         "are logits, log_probs or probs; targets; and, if there are any, tokens (the text) and segment_ids or "
         "cu_seqlens (the sequences). Each row of (N, T, V) is a sequence. With --lm-head, a FILE holds hidden states "
         "(..., D), named hidden_states or hidden. It may also be a .json or .jsonl file of responses from a server: "
-        "vLLM, SGLang, llama.cpp or any with OpenAI's layout. Nothing is loaded whole, so files may be larger than "
-        "memory.",
+        "vLLM, SGLang, llama.cpp or any with OpenAI's layout. Nothing is loaded whole, so files "
+        "may be larger than memory.",
     )
     _add_score_arguments(score)
     compare = subcommands.add_parser(
