@@ -7,16 +7,7 @@ import sys
 import numpy as np
 import pytest
 from commands import at_most, run
-from files import (
-    LOGITS,
-    TARGETS,
-    save_compressed_npz,
-    save_llama_cpp,
-    save_npy,
-    save_npy_in_fortran_order,
-    save_npz,
-    save_safetensors,
-)
+from files import LOGITS, MAPPED, TARGETS, save_compressed_npz
 
 from tokenloss._evaluation import compared_shard, plan
 from tokenloss._evaluation import run as shard_run
@@ -48,9 +39,6 @@ def change(function, *arguments):
         if sys.platform != "win32":
             raise
         pytest.skip("Windows does not let files be changed while they are mapped or open")
-
-
-MAPPED = [save_npy, save_npy_in_fortran_order, save_npz, save_safetensors, save_llama_cpp]
 
 
 @pytest.mark.parametrize("save", MAPPED)

@@ -272,6 +272,8 @@ def test_files_of_other_formats(tmp_path):
     path = tmp_path / "scores.txt"
     path.write_text("logits")
     assert f"is no file of scores; it must be {FILES}" in refusal(path)
+    path = path.rename(tmp_path / "scores.zip")
+    assert "cannot be read: File is not a zip file" in refusal(path)
     with pytest.raises(FileNotFoundError):
         open_scores(tmp_path / "none.npz")
 

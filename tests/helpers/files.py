@@ -90,9 +90,8 @@ SAVERS = [
 
 WITHOUT_TARGETS = {save_npy, save_npy_in_fortran_order, save_zarr_array}
 WITH_TARGETS = [save for save in SAVERS if save not in WITHOUT_TARGETS]  # and more arrays
-IN_ONE_FILE = [
-    save_npy, save_npy_in_fortran_order, save_npz, save_compressed_npz, save_safetensors, save_zarr_zip, save_llama_cpp,
-]  # fmt: skip
+MAPPED = [save_npy, save_npy_in_fortran_order, save_npz, save_safetensors, save_llama_cpp]
+IN_ONE_FILE = [*MAPPED, save_compressed_npz, save_zarr_zip]
 
 
 def save_zarr(path, zarr_format=3, **arrays):
