@@ -291,7 +291,7 @@ def test_signals_that_come_at_once_end_the_command_once(command, monkeypatch):
 
 
 def test_ctrl_c(command, monkeypatch):
-    monkeypatch.setattr(shard_run, "token_scores", raising(KeyboardInterrupt))
+    monkeypatch.setattr(shard_run, "scores_of_kind", raising(KeyboardInterrupt))
     assert command("score", SAMPLE) == (130, "", "tokenloss: interrupted\n")
 
 

@@ -8,7 +8,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from tokenloss._core import _core, jobs
+from tokenloss._core.dtypes import as_float_array
 from tokenloss._core.errors import with_file_names
+from tokenloss._core.validation import as_positions
 from tokenloss._evaluation import checks
 from tokenloss._evaluation.plan import open_shard, rows_per_block
 from tokenloss._evaluation.results import ShardResult, ShiftSample, TokenLoss
@@ -16,7 +19,7 @@ from tokenloss._evaluation.sequences import SequenceCollector
 from tokenloss._evaluation.sink import TokenBlock
 from tokenloss._scores.linear import linear_cross_entropy, linear_token_scores
 from tokenloss._scores.losses import cross_entropy, cross_entropy_loss, nll_loss
-from tokenloss._scores.token_scores import token_scores
+from tokenloss._scores.token_scores import TokenScores, token_job
 from tokenloss.formats.base import check_map, rows_at
 
 if TYPE_CHECKING:
@@ -25,7 +28,6 @@ if TYPE_CHECKING:
 
     from tokenloss._core.types import Array, BoolArray, IntArray
     from tokenloss._evaluation.plan import OpenShard, Options, Shard
-    from tokenloss._scores.token_scores import TokenScores
     from tokenloss.formats.base import LmHead, ScoresFile
 
     _Sink: TypeAlias = Callable[[Any], None]  # called with each block of tokens
@@ -47,9 +49,22 @@ class RowFunctions(NamedTuple):
 def row_functions(file: ScoresFile) -> RowFunctions:
     """The functions of rows of a file."""
     if file.lm_head is None:
-        return RowFunctions(token_scores, _LOSSES[file.kind])
+        return RowFunctions(functools.partial(scores_of_kind, kind=file.kind), _LOSSES[file.kind])
     functions = linear_token_scores, linear_cross_entropy
     return RowFunctions(*(functools.partial(_project, function, file.lm_head) for function in functions))
+
+
+def scores_of_kind(
+    block: Array, targets: Array, *, kind: str, ignore_index: int | None, where: BoolArray | None, top_k: int,
+    workers: int | None,
+) -> TokenScores:  # fmt: skip
+    """As `token_scores`, of rows that may be cut to their likeliest classes, and need not add up to 1."""
+    array, code = as_float_array(kind, block)
+    scores = _core.Scores(kind, array, code, 1, array.shape, _core.KINDS.index(kind))
+    positions = as_positions("targets", targets, scores, ignore_index, where, distributions=False)
+    job, columns = token_job(scores, positions, (1.0, 0.0), top_k)
+    jobs.run(job, workers)
+    return TokenScores(**columns)
 
 
 def _project(function: Callable[..., Any], head: LmHead, hidden: Array, targets: Array, **options: Any) -> Any:
@@ -108,9 +123,8 @@ def score_rows(
         numbers, positions = sequences.numbers(start, stop), np.arange(start, stop)
         with with_file_names(file.path, f"rows from {start} on" if start else None):
             scores = _score_block(
-                shard, functions, block, block_targets, classes, block_counted, options, workers, top_k,
-                sink is not None,
-            )  # fmt: skip
+                shard, functions, block, block_targets, classes, block_counted, options, workers, top_k
+            )
             sampler.update(block, block_targets, numbers, scores.kept)
         is_checked = is_checked or checks.check_kind(file, None if options.kind else "--kind", block, scores.kept)
         if file.lm_head is not None:
@@ -145,23 +159,19 @@ def _score_block(
     shard_options: Options,
     workers: int | None,
     top_k: int,
-    every_token: bool,
 ) -> TokenScores:
     """Scores of the rows of a block; the ids are its targets, or the likeliest classes of distributions."""
-    kind = shard.kind
     options: Any = {"ignore_index": shard_options.ignore_index, "where": where, "workers": workers}
     is_soft = targets.ndim == block.ndim
-    logits = checks.log(block) if kind == "probs" and every_token else block  # logarithms for the entropy
     unknown = {"ignore_index": -1} if is_soft else {}
-    scores = functions.token_scores(logits, ids, top_k=min(top_k, shard.shape[-1]), **options | unknown)
-    if kind == "log_probs":
+    scores = functions.token_scores(block, ids, top_k=min(top_k, shard.shape[-1]), **options | unknown)
+    if shard.kind == "log_probs":
         checks.check_normalized(scores.logsumexp, shard.itemsize, shard_options.kind is not None)
-    if kind in ("log_probs", "probs") or is_soft:
-        nll = functions.losses(block, targets, reduction="none", **options)
-        if is_soft:
-            scores = dataclasses.replace(scores, kept=np.ones(nll.shape, np.bool_) if where is None else where)
-        scores = dataclasses.replace(scores, nll=np.where(scores.kept, nll, np.nan))
-    return scores
+    if not is_soft:
+        return scores
+    nll = functions.losses(block, targets, reduction="none", **options)
+    kept = np.ones(nll.shape, np.bool_) if where is None else where
+    return dataclasses.replace(scores, kept=kept, nll=np.where(kept, nll, np.nan))
 
 
 def _select(
