@@ -1,4 +1,4 @@
-"""The house: a package imports only those below it, files import each other in no circle, public modules hand on names."""
+"""The house: a package imports only those below it, files import each other in no circle, public modules hand on."""
 
 import ast
 from graphlib import CycleError, TopologicalSorter
@@ -59,8 +59,8 @@ def test_no_files_import_each_other_in_a_circle():
 @pytest.mark.parametrize("module", FILES)
 def test_private_names_stay_in_their_package(module):
     for imported, name in IMPORTS[module]:
-        inner = [*imported.split(".")[2:], *([name] if name and name != "__version__" else [])]
-        private = [part for part in inner if part.startswith("_")]
+        inner = [*imported.split(".")[2:], *([name] if name else [])]
+        private = [part for part in inner if part.startswith("_") and part not in ("__all__", "__version__")]
         is_ours = package(imported) == package(module) or imported == COMPILED
         assert is_ours or not private, f"{module} takes {private[0]} of {imported}"
 
@@ -69,6 +69,10 @@ def test_private_names_stay_in_their_package(module):
 def test_public_modules_only_hand_on_names(module):
     docstring, *statements = ast.parse(FILES[module].read_text("utf-8")).body
     assert isinstance(docstring, ast.Expr)
+    if module == "tokenloss.sinks":  # all that the package of outputs lists, so that a new one needs no line there
+        handed_on = [(statement.module, alias.name) for statement in statements for alias in statement.names]
+        assert handed_on == [("tokenloss._output", "*"), ("tokenloss._output", "__all__")]
+        return
     *handed_on, names = statements
     assert all(isinstance(statement, ast.ImportFrom) for statement in handed_on)
     assert [target.id for target in names.targets] == ["__all__"]

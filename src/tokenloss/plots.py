@@ -1,5 +1,7 @@
 """Plots of losses and of comparisons, by matplotlib."""
 
-from tokenloss._output.plots import check, draw_candidates, draw_divergences, draw_losses, save
+from tokenloss._output.divergence_plot import draw_candidates, draw_divergences
+from tokenloss._output.drawing import check, save
+from tokenloss._output.loss_plot import draw_losses
 
 __all__ = ["check", "draw_candidates", "draw_divergences", "draw_losses", "save"]

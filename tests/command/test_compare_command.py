@@ -144,14 +144,6 @@ def test_definitions_llama_cpp_print_what_llama_cpp_printed(command, tmp_path):
     assert count == 43
 
 
-def test_plot_in_compare(models, command):
-    pytest.importorskip("matplotlib", reason="Matplotlib is optional")
-    argv = models.path / "base.npz", models.path / "other.npy", "--plot", models.path / "kl.png"
-    assert command("compare", *argv)[0] == 0
-    assert (models.path / "kl.png").read_bytes().startswith(b"\x89PNG")
-
-
-# by the function that runs a command: the command line, and what the function gets for its parameters
 ALL = "--targets=t --segment-ids=s --ignore-index=3 --shift --workers=2"
 FILES = f"{ALL} --array=a --kind=probs --lm-head=l --hidden=h --logit-scale=2 --softcap=5 --state=f --scheduler=x"
 OF_ALL = {"targets": ["t"], "segment_ids": ["s"], "ignore_index": 3, "shift": True, "workers": 2}

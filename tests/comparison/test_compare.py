@@ -31,8 +31,8 @@ from programs import FORBIDDEN_PAGES, MEASURED, needs_mprotect
 
 import tokenloss
 from tokenloss import ComparisonMeter, compare, cross_entropy, kl_divergence, token_scores
-from tokenloss._output import tables
-from tokenloss._output.terminal import comparison_tables
+from tokenloss._output import terminal
+from tokenloss._output.compare_summary import comparison_tables
 
 NAN, INF = math.nan, math.inf
 ARRAYS = ["nll", "base_nll", "kl", "delta_p", "is_same_top", "kept", "base_top_p"]
@@ -550,8 +550,8 @@ def test_comparison_is_frozen_picklable_and_json(rng):
 @pytest.mark.parametrize("rich", [True, False])
 def test_tables_of_the_command(rich, sample, capsys, monkeypatch):
     if not rich:
-        monkeypatch.setattr(tables, "has_rich", lambda: False)
-    tables.show_tables("BASE, OTHER", "", comparison_tables(compare(*sample, definitions="llama.cpp")))
+        monkeypatch.setattr(terminal, "has_rich", lambda: False)
+    terminal.show_tables("BASE, OTHER", "", comparison_tables(compare(*sample, definitions="llama.cpp")))
     lines = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
     for line in (
         "  Perplexity statistics",

@@ -120,7 +120,9 @@ def test_import_loads_what_is_used(statement, packages, most, run_python):
 
 
 def test_dir_and_star_have_every_public_name(run_python):
-    program = "import tokenloss; assert {*tokenloss.__all__, 'formats'} <= set(dir(tokenloss)); from tokenloss import *; "
+    program = (
+        "import tokenloss; assert {*tokenloss.__all__, 'formats'} <= set(dir(tokenloss)); from tokenloss import *; "
+    )
     run_python(f"{program} print({', '.join(tokenloss.__all__)}, tokenloss.plots.save, tokenloss.formats.open_scores)")
     run_python("import tokenloss; help(tokenloss)")
     assert "has no attribute 'cross_entropies'" in run_python("import tokenloss; tokenloss.cross_entropies", fails=True)

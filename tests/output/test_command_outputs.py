@@ -1,104 +1,23 @@
 """What score writes to files: --per-token, --plot and --html, which replace no input."""
 
-import csv
 import json
 import re
 import sys
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet
 import pytest
 import zarr
+from candidates import Many
 from commands import LOGITS, SUMMARY_FIELDS, TARGETS, assert_refused, process, raising
 from places import SAMPLE
 from safetensors.numpy import save_file
+from tables import read_table
 
 import tokenloss
-from tokenloss._evaluation import plan
 from tokenloss._evaluation import run as shard_run
 
 pytestmark = pytest.mark.thread_unsafe(reason="a command prints to the stdout of its process")
-
-
-def read_table(path):
-    """Columns of a table, by name."""
-    if path.suffix == ".npy":
-        table = np.load(path)
-        return {name: table[name] for name in table.dtype.names}
-    if path.suffix == ".parquet":
-        table = pyarrow.parquet.read_table(path)
-        return {name: table[name].to_numpy() for name in table.column_names}
-    with path.open(newline="") as file:
-        heads, *rows = csv.reader(file)
-    words = {"True": 1.0, "False": 0.0}
-    columns = (
-        [words.get(cell) if cell in words else float(cell or "nan") for cell in column]
-        for column in zip(*rows, strict=True)
-    )
-    return dict(zip(heads, columns, strict=True))
-
-
-@pytest.mark.parametrize("suffix", [".npy", ".csv", ".parquet"])
-def test_per_token(suffix, shards, score_json, monkeypatch):
-    monkeypatch.setattr(plan, "_BLOCK_ROWS", 8)
-    path = shards.path / f"tokens{suffix}"
-    score_json(shards.path / "part-*.npz", "--per-token", path)
-    table, scores = read_table(path), tokenloss.token_scores(shards.logits, shards.targets)
-    first = ["target", "kept", "nll", "probability", "rank", "argmax", "is_greedy", "entropy"]
-    assert list(table) == [*first, "file", "sequence", "position"]
-    np.testing.assert_array_equal(table["file"], np.repeat([0, 1, 2], [13, 27, 20]))
-    np.testing.assert_array_equal(table["position"], [*range(13), *range(27), *range(20)])
-    assert set(table["sequence"]) == {-1}
-    np.testing.assert_array_equal(table["target"], shards.targets)
-    np.testing.assert_array_equal(table["kept"], scores.kept)
-    for name in ("nll", "rank", "argmax", "is_greedy", "entropy", "probability"):
-        expected = np.exp(-scores.nll) if name == "probability" else getattr(scores, name)
-        if suffix != ".npy":  # which has no null
-            expected = np.where(scores.kept, expected, np.nan)
-        np.testing.assert_allclose(np.array(table[name], float), expected, rtol=1e-15, err_msg=name)
-
-
-@pytest.mark.parametrize("kind", ["log_probs", "probs"])
-@pytest.mark.parametrize("soft", [True, False])
-def test_per_token_of_other_kinds(soft, kind, score_json, npz, tmp_path):
-    log_probs = tokenloss.log_softmax(LOGITS.astype(np.float64))
-    scores = log_probs if kind == "log_probs" else np.exp(log_probs)
-    score_json(
-        npz(**{kind: scores}, targets=np.eye(3)[TARGETS] if soft else TARGETS), "--per-token", tmp_path / "a.npy"
-    )
-    table, expected = np.load(tmp_path / "a.npy"), tokenloss.token_scores(LOGITS, TARGETS)
-    np.testing.assert_array_equal(table["target"], TARGETS)
-    assert table["kept"].all()
-    for name in ("rank", "argmax", "is_greedy"):
-        np.testing.assert_array_equal(table[name], getattr(expected, name))
-    np.testing.assert_allclose(table["nll"], expected.nll, atol=1e-6)
-    np.testing.assert_allclose(table["entropy"], expected.entropy, atol=1e-6)
-
-
-@pytest.mark.parametrize("suffix", [".npy", ".csv", ".parquet"])
-def test_per_token_of_bad_input_is_not_written(suffix, command, tmp_path):
-    data = bytearray(SAMPLE.read_bytes())
-    data[500_000] ^= 255
-    path, out = tmp_path / "sample.npz", tmp_path / f"out{suffix}"
-    path.write_bytes(data)
-    out.write_text("precious")
-    assert_refused(command("score", path, "--per-token", out), f"{path}: logits: cannot be read: ")
-    assert out.read_text() == "precious"
-    assert sorted(tmp_path.iterdir()) == sorted([path, out])
-
-
-def test_plot_and_html(score_json, shards, tmp_path):
-    plain = score_json(SAMPLE)
-    found = score_json(SAMPLE, "--plot", tmp_path / "losses.png", "--html", tmp_path / "page.html")
-    for name in SUMMARY_FIELDS:
-        assert found[name] == plain[name]
-    assert (tmp_path / "losses.png").read_bytes().startswith(b"\x89PNG")
-    page = (tmp_path / "page.html").read_text("utf-8")
-    assert re.search(r"beginning.*God.*created.*the.*heaven", page)
-    assert f"{plain['perplexity']:.5g}" in page
-    score_json(shards.path / "part-*.npz", "--html", tmp_path / "page.html")  # without text
-    assert "part-a.npz" in (tmp_path / "page.html").read_text("utf-8")
 
 
 @pytest.mark.parametrize(("kind", "shift"), [("logits", True), ("log_probs", False), ("probs", True)])
@@ -112,7 +31,7 @@ def test_outputs_of_one_run_agree(shift, kind, command, tmp_path):
     options = [word for option, name in files.items() for word in (option, tmp_path / name)]
     status, printed, _ = command("score", tmp_path / "s.npz", "--shift" if shift else "--no-shift", *options, "--json")
     figures, table = json.loads(printed), read_table(tmp_path / "t.npy")
-    kept = table["kept"]
+    kept = table["kept"] == 1
     assert (status, figures["tokens"], figures["ignored"]) == (0, kept.sum(), (~kept).sum())
     assert figures["loss"] == pytest.approx(table["nll"][kept].mean(), rel=1e-12)
     assert figures["accuracy"] == table["is_greedy"][kept].mean()
@@ -127,12 +46,53 @@ def test_outputs_of_one_run_agree(shift, kind, command, tmp_path):
     assert f"mean {figures['loss']:.4g}" in plot
 
 
-@pytest.mark.parametrize("package", ["pyarrow", "matplotlib"])
-def test_per_token_and_plot_without_their_packages(package, command, tmp_path, monkeypatch):
-    for name in (package, f"{package}.figure", f"{package}.parquet"):  # the tests have imported them
-        monkeypatch.setitem(sys.modules, name, None)
-    option = {"pyarrow": "--per-token=out.parquet", "matplotlib": "--plot=out.png"}[package]
-    assert_refused(command("score", SAMPLE, option), f"pip install {package}")
+def test_outputs_change_no_figure(score_json, tmp_path):
+    plain = score_json(SAMPLE)
+    found = score_json(SAMPLE, "--plot", tmp_path / "losses.png", "--html", tmp_path / "page.html")
+    for name in SUMMARY_FIELDS:
+        assert found[name] == plain[name]
+    page = (tmp_path / "page.html").read_text("utf-8")
+    assert re.search(r"beginning.*God.*created.*the.*heaven", page)
+    assert f"{plain['perplexity']:.5g}" in page
+
+
+COMMANDS = {"score": "score base/part-*.npz", "compare one": "compare base q4", "compare": "compare base q8 q2 q4"}
+OUTPUTS = [
+    (name, option, suffix)
+    for name in COMMANDS
+    for option, suffixes in [
+        ("--per-token", [".npy", ".csv", ".parquet"]), ("--html", [".html"]), ("--plot", [".png", ".svg", ".pdf"]),
+        *([("--per-sequence", [".npy", ".csv", ".parquet"])] if name == "score" else []),
+    ]
+    for suffix in suffixes
+]  # fmt: skip
+BEGIN = {".npy": b"\x93NUMPY", ".parquet": b"PAR1", ".html": b"<!doctype html>", ".png": b"\x89PNG", ".svg": b"<?xml",
+         ".pdf": b"%PDF", ".csv": b""}  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "option", "suffix"), OUTPUTS)
+def test_outputs_are_written_whole_or_not_at_all(name, option, suffix, command, tmp_path, monkeypatch):
+    """The second time, the last shard is damaged."""
+    monkeypatch.chdir(tmp_path)
+    Many(tmp_path)
+    out = tmp_path / f"out{suffix}"
+    argv = *COMMANDS[name].split(), option, out
+    status, printed, err = command(*argv)
+    assert (status, err) == (0, "")
+    assert "perplexity" in printed.lower() or "PPL" in printed
+    assert out.read_bytes().startswith(BEGIN[suffix])
+    out.write_text("precious")
+    data = bytearray(Path("base/part-1.npz").read_bytes())
+    data[400] ^= 255
+    Path("base/part-1.npz").write_bytes(data)
+    assert_refused(command(*argv), "part-1.npz: logits: cannot be read: ")
+    assert out.read_text() == "precious"
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["base", "q8", "q2", "q4", out.name])
+
+
+def test_output_without_its_package(command, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
+    assert_refused(command("score", SAMPLE, "--per-token=out.parquet"), "--per-token: ", "pip install pyarrow")
 
 
 @pytest.mark.parametrize("option", ["--per-token", "--plot", "--html"])

@@ -7,14 +7,15 @@ import sys
 
 import numpy as np
 import pytest
+from candidates import Many
 from pages import Reader
-from test_command_outputs import read_table
 
 import tokenloss
-from tokenloss import compare, page, plots
+from tokenloss import compare
 from tokenloss._evaluation import plan
 from tokenloss._evaluation.sink import Candidate
-from tokenloss._output.terminal import ComparisonTables
+from tokenloss._output import divergence_plot, page
+from tokenloss._output.compare_summary import ComparisonTables
 
 pytestmark = pytest.mark.thread_unsafe(reason="a command prints to the stdout of its process")
 MINUS = "\N{PLUS-MINUS SIGN}"
@@ -26,87 +27,9 @@ def many(tmp_path):
     return Many(tmp_path)
 
 
-class Many:
-    """A text of two shards, of 13 and 27 tokens in five sequences, some of which are ignored."""
-
-    def __init__(self, path):
-        rng = np.random.default_rng(17)
-        self.path = path
-        self.base = rng.normal(size=(40, 11), scale=3).astype(np.float32)
-        noises = {"q8": 0.1, "q2": 1.5, "q4": 0.5}
-        self.logits = {name: self.base + rng.normal(size=(40, 11), scale=noise) for name, noise in noises.items()}
-        self.targets = rng.integers(11, size=40)
-        self.targets[::7] = -100
-        self.segment_ids = np.repeat([0, 1, 0, 1, 2], [6, 7, 10, 9, 8])
-        self.tokens = np.array([f" <{i}>" for i in range(40)])
-        for name in ("base", *noises):
-            (path / name).mkdir()
-            for number, part in enumerate(np.split(np.arange(40), [13])):
-                held = {} if name in noises else {
-                    "targets": self.targets[part], "segment_ids": self.segment_ids[part], "tokens": self.tokens[part],
-                }  # fmt: skip
-                scores = self.base if name == "base" else self.logits[name]
-                np.savez(path / name / f"part-{number}.npz", logits=scores[part], **held)
-
-    @property
-    def sequences(self):
-        """Numbers that count on from shard to shard."""
-        return self.segment_ids + np.where(np.arange(40) < 13, 0, 2)
-
-    def argv(self, *names):
-        return "compare", self.path / "base", *(f"{name}={self.path / name}" for name in names or self.logits)
-
-    def comparison(self, name):
-        return compare(self.base, self.logits[name], self.targets, segment_ids=self.sequences)
-
-
 def cells(line):
     """Cells of a printed line."""
     return re.split("  +", line.strip())
-
-
-# -- files of tokens --------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("suffix", [".npy", ".csv", ".parquet"])
-def test_per_token_of_several_candidates(suffix, many, command, monkeypatch):
-    monkeypatch.setattr(plan, "_BLOCK_ROWS", 5)
-    path = many.path / f"tokens{suffix}"
-    status, _, err = command(*many.argv(), "--per-token", path)
-    assert (status, err) == (0, "")
-    table = read_table(path)
-    assert list(table) == [
-        "candidate", "file", "sequence", "position", "target", "kept", "base_nll", "nll", "kl", "delta_p",
-        "is_same_top", "base_top_p",
-    ]  # fmt: skip
-    assert sorted(table["candidate"]) == [0] * 40 + [1] * 40 + [2] * 40
-    for number, name in enumerate(many.logits):
-        rows = table["candidate"] == number if suffix != ".csv" else np.array(table["candidate"]) == number
-        of = {column: np.array(values)[rows] for column, values in table.items()}
-        np.testing.assert_array_equal(of["file"], np.repeat([0, 1], [13, 27]))
-        np.testing.assert_array_equal(of["position"], [*range(13), *range(27)])
-        np.testing.assert_array_equal(of["target"], many.targets)
-        assert len({*zip(of["file"], of["sequence"], strict=True)}) == 5
-        expected = many.comparison(name)
-        for column in ("kept", "base_nll", "nll", "kl", "delta_p", "is_same_top", "base_top_p"):
-            values = getattr(expected, column)
-            if suffix != ".npy" and column != "kept":  # which has no null
-                values = np.where(expected.kept, values, np.nan)
-            np.testing.assert_array_equal(of[column].astype(float), values, column)
-
-
-@pytest.mark.parametrize("option", ["--per-token", "--html", "--plot"])
-def test_outputs_of_bad_input_are_not_written(option, many, command):
-    out = many.path / {"--per-token": "out.csv", "--html": "out.html", "--plot": "out.png"}[option]
-    out.write_text("precious")
-    data = bytearray((many.path / "q4" / "part-1.npz").read_bytes())
-    data[400] ^= 255
-    (many.path / "q4" / "part-1.npz").write_bytes(data)
-    status, printed, err = command(*many.argv(), option, out)
-    assert (status, printed, err.count("\n")) == (2, "", 1)
-    assert "part-1.npz" in err
-    assert out.read_text() == "precious"
-    assert not [*many.path.glob("*.tmp"), *many.path.glob(".*")]
 
 
 # -- tables -----------------------------------------------------------------------------------------------------------
@@ -296,9 +219,12 @@ def test_numbers_are_not_cut_on_a_narrow_terminal(many, command, monkeypatch):
 
 def test_plot_of_several_candidates(many, command, monkeypatch):
     figures = []
-    monkeypatch.setattr(plots, "draw_candidates", lambda *args, draw=plots.draw_candidates, **options: (
-        figures.append((args, options)) or draw(*args, **options)
-    ))  # fmt: skip
+    draw = divergence_plot.draw_candidates
+    monkeypatch.setattr(
+        divergence_plot,
+        "draw_candidates",
+        lambda *args, **options: figures.append((args, options)) or draw(*args, **options),
+    )
     status, _, err = command(*many.argv(), "--size", "q8=8.5G", "--plot", many.path / "kl.svg")
     assert (status, err) == (0, "")
     (((comparisons,), options),) = figures

@@ -10,6 +10,7 @@ from browser import CARD, assert_quiet, middle
 from pages import NASTY, Reader
 
 from tokenloss import compare, page, token_scores
+from tokenloss._output import page as frame
 
 VOCABULARY = ["a", " b", "c\n", "d", " e", "f", " g", "h", " i"]
 NAMES = ["s0", "s1", "s2", "s3", "s4", "s5", "s6", "s7", "s8", "s9", "inf", "nan", "ignored"]
@@ -153,7 +154,7 @@ def test_order_of_models(write):
 
 
 def test_page_holds_the_first_tokens_of_all_models(write, monkeypatch):
-    monkeypatch.setattr(page, "MOST_TOKENS", 20)
+    monkeypatch.setattr(frame, "MOST_TOKENS", 20)
     models = Models()
     found = write(models.comparisons, models.targets, **models.options())
     assert len(found.tokens) == len(found.data["id"]) == 10

@@ -21,6 +21,7 @@ from places import SAMPLE
 import tokenloss
 from tokenloss import page, token_scores
 from tokenloss._core.files import replacing
+from tokenloss._output import page as frame
 from tokenloss._scores.token_scores import COLUMNS
 
 
@@ -113,7 +114,7 @@ def test_meter_and_accuracy_of_more_than_the_page_holds(write):
 
 
 def test_page_holds_the_first_tokens(write, monkeypatch):
-    monkeypatch.setattr(page, "MOST_TOKENS", 5)
+    monkeypatch.setattr(frame, "MOST_TOKENS", 5)
     scores = scores_of(
         np.arange(8.0).reshape(2, 4), top_ids=np.arange(16).reshape(2, 4, 2), top_logprobs=np.ones((2, 4, 2))
     )
@@ -267,7 +268,7 @@ def contrast(first, second):
 
 
 def test_contrast_of_colors():
-    style = resources.files("tokenloss").joinpath("page.css").read_text("utf-8")
+    style = resources.files("tokenloss._output").joinpath("page.css").read_text("utf-8")
     light = dict(re.findall(r"--([\w-]+): (#\w{6});", style.split("@media")[0]))
     dark = light | dict(re.findall(r"--([\w-]+): (#\w{6});", style.split("@media")[1]))
     for colors in (light, dark):
@@ -332,11 +333,15 @@ def test_replacing_a_file_after_a_killed_run(tmp_path):
     )
     killed = subprocess.run([sys.executable, "-c", program, path], check=False)
     assert killed.returncode == -signal.SIGKILL
-    assert len(list(tmp_path.iterdir())) == 1
-    other = tmp_path / f".{'x' * 40}.tokenloss-x.tmp"  # of somebody else
+    (left,) = tmp_path.iterdir()
+    with replacing(path):
+        assert left.exists()  # it may be that of a run which has not locked it yet
+    os.utime(left, (0, 0))
+    other = tmp_path / f".{'x' * 40}.y.tmp"  # of somebody else
     other.write_bytes(b"")
+    os.utime(other, (0, 0))
     with replacing(path) as file:
-        assert set(tmp_path.iterdir()) - {other} == {Path(file.name)}
+        assert set(tmp_path.iterdir()) - {other, path} == {Path(file.name)}
     assert set(tmp_path.iterdir()) == {path, other}
 
 
@@ -345,6 +350,8 @@ def test_replacing_a_file_in_two_runs(tmp_path):
     path = tmp_path / "file"
     with replacing(path) as first:
         first.write(b"first")
+        first.flush()
+        os.utime(first.name, (0, 0))
         with replacing(path) as second:
             second.write(b"second")
             assert len(list(tmp_path.iterdir())) == 2
@@ -356,9 +363,10 @@ def test_replacing_a_file_in_two_runs(tmp_path):
 @pytest.mark.skipif(sys.platform == "win32", reason="links there need a privilege")
 @pytest.mark.parametrize("what", ["link", "pipe", "directory"])
 def test_replacing_a_file_beside_what_has_the_name_of_a_temporary_one(what, tmp_path):
-    taken, victim = tmp_path / ".file.tokenloss-0.tmp", tmp_path / "victim"
+    taken, victim = tmp_path / ".file.tokenloss-0.tmp", tmp_path / "victim"  # older than those that are left
     victim.write_bytes(b"victim")
     {"link": lambda: taken.symlink_to(victim), "pipe": lambda: os.mkfifo(taken), "directory": taken.mkdir}[what]()
+    os.utime(taken, (0, 0), follow_symlinks=False)
     with replacing(tmp_path / "file") as file:
         file.write(b"written")
     assert (tmp_path / "file").read_bytes() == b"written"

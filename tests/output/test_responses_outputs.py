@@ -1,93 +1,24 @@
-"""What `tokenloss score` writes of responses of servers: tables of tokens and sequences, pages and plots."""
+"""What `tokenloss score` gives sinks and writes of responses of servers: blocks, pages and plots."""
 
-import csv
 import json
 import math
 import re
-from html.parser import HTMLParser
 
 import clients
 import numpy as np
 import pytest
 from browser import CARD, assert_quiet, middle
 from clients import COMPLETIONS, chat
-from commands import LOGITS, TARGETS
+from pages import Reader
 
 from tokenloss import evaluate, sinks
+from tokenloss._output import drawing, loss_plot
 
 
 @pytest.fixture
 def completions(tmp_path):
     """Ten completions of vLLM in one file."""
     return clients.save(tmp_path / "completions.jsonl", *COMPLETIONS)
-
-
-@pytest.mark.parametrize("suffix", ["npy", "csv", "parquet"])
-def test_per_token_has_no_entropy_but_what_is_known(suffix, completions, command, tmp_path):
-    path = tmp_path / f"tokens.{suffix}"
-    if suffix == "parquet":
-        parquet = pytest.importorskip("pyarrow.parquet", reason="pyarrow is optional")
-    assert command("score", completions, "--per-token", path)[0] == 0
-    if suffix == "npy":
-        table = np.load(path)
-        columns = {name: table[name].tolist() for name in table.dtype.names}
-    elif suffix == "csv":
-        with path.open(newline="") as file:
-            rows = list(csv.DictReader(file))
-        read = {"True": True, "False": False}
-        columns = {name: [read[row[name]] if row[name] in read else float(row[name] or "nan") for row in rows]
-                   for name in rows[0]}  # fmt: skip
-    else:
-        columns = parquet.read_table(path).to_pydict()
-    assert list(columns) == [
-        "target", "kept", "nll", "probability", "rank", "argmax", "is_greedy", "file", "sequence", "position",
-        "is_greedy_known", "is_prompt",
-    ]  # fmt: skip
-    references = [clients.references()[name] for name in COMPLETIONS]
-    logprobs = np.concatenate([reference.logprobs for reference in references]).astype(float)
-    kept = ~np.isnan(logprobs)
-    assert np.array_equal(columns["kept"], kept)
-    ids = np.concatenate([reference.ids for reference in references])
-    is_known = np.array(columns["target"]) >= 0  # of the first token not, where prompt_token_ids are not returned
-    assert (is_known | ~kept).all()
-    assert np.array_equal(np.array(columns["target"])[is_known], ids[is_known])
-    np.testing.assert_allclose(np.array(columns["nll"], float), -logprobs, atol=1e-5)
-    ranks = np.concatenate([reference.ranks for reference in references])
-    top = np.concatenate([reference.top_ids[:, 0] for reference in references])
-    unscored = -1 if suffix == "npy" else np.nan  # which has no null
-    for name, expected in ("rank", ranks), ("argmax", top):
-        np.testing.assert_array_equal(np.array(columns[name], float), np.where(kept, expected, unscored))
-    lengths = [len(reference.ids) for reference in references]
-    assert np.array_equal(columns["sequence"], np.repeat(np.arange(10), lengths))
-    assert columns["position"] == [i for length in lengths for i in range(length)]
-    assert all(columns["is_prompt"])
-    assert np.array_equal(columns["is_greedy_known"], kept)
-
-
-def test_per_sequence_says_where_a_sequence_comes_from(command, tmp_path):
-    path = clients.save(tmp_path / "batch.json", "vllm/completions_batch.json")
-    table = tmp_path / "sequences.npy"
-    assert command("score", path, "--per-sequence", table)[0] == 0
-    table = np.load(table)
-    assert table.dtype.names == (
-        "file", "sequence", "tokens", "nll", "loss", "perplexity", "is_greedy", "line", "choice", "is_greedy_known",
-    )  # fmt: skip
-    assert table["line"].tolist() == [1] * 4
-    assert table["choice"].tolist() == table["sequence"].tolist() == [0, 1, 2, 3]
-
-
-def test_tables_of_scores_have_the_columns_that_they_had(npz, tmp_path):
-    path, tokens, rows = npz(logits=LOGITS, targets=TARGETS), tmp_path / "t.npy", tmp_path / "s.npy"
-    evaluate([path], sinks=[sinks.TokenTable(tokens), sinks.SequenceTable(rows)])
-    assert np.load(tokens).dtype.names[-4:] == ("entropy", "file", "sequence", "position")
-    assert np.load(rows).dtype.names[-1] == "is_greedy"
-
-
-def test_a_sink_may_be_used_for_responses_and_for_scores(completions, npz, tmp_path):
-    sink = sinks.TokenTable(tmp_path / "t.npy")
-    for path, has_entropy in (completions, False), (npz(logits=LOGITS, targets=TARGETS), True), (completions, False):
-        evaluate([path], sinks=[sink])
-        assert ("entropy" in np.load(tmp_path / "t.npy").dtype.names) == has_entropy
 
 
 def test_blocks_tell_what_is_known(completions):
@@ -116,38 +47,13 @@ def test_blocks_tell_what_is_known(completions):
     assert block.top_tokens[1].tolist() == texts[:3]
 
 
-class Page(HTMLParser):
-    """Paragraphs of a page, and the data of its tokens."""
-
-    def __init__(self, path):
-        super().__init__()
-        self.tag, self.paragraphs, self.data, self.words = "", [], None, ""
-        self.feed(path.read_text("utf-8"))
-
-    def handle_starttag(self, tag, attributes):
-        self.tag = tag if tag != "script" else dict(attributes).get("id", "script")
-        if tag == "p" and not attributes:
-            self.paragraphs.append("")
-
-    def handle_endtag(self, tag):
-        self.tag = ""
-
-    def handle_data(self, text):
-        if self.tag == "data":
-            self.data = self.data or json.loads(text)
-        elif self.tag == "i":
-            self.paragraphs[-1] += text
-        else:
-            self.words += text
-
-
 def test_html_shows_each_response_and_its_alternatives_by_their_text(command, tmp_path):
     names = ["llama_cpp_python/completion_echo_bos_00.json", "llama_cpp_python/completion_echo_bos_01.json"]
     path, page = clients.save(tmp_path / "echo.jsonl", *names), tmp_path / "page.html"
     assert command("score", path, "--html", page)[0] == 0
-    found = Page(page)
+    found = Reader(page.read_text("utf-8"))
     texts = [clients.response(name)["choices"][0]["logprobs"]["tokens"][:-1] for name in names]
-    assert found.paragraphs == ["".join(tokens) for tokens in texts]
+    assert (found.paragraphs, [text for _, text in found.tokens]) == (2, [text for one in texts for text in one])
     data = found.data
     tokens = [text for one in texts for text in one]
     assert data["token"] == tokens
@@ -168,37 +74,29 @@ def test_html_shows_each_response_and_its_alternatives_by_their_text(command, tm
 def test_html_without_what_is_not_known(command, tmp_path):
     path, page = clients.save_lines(tmp_path / "c.jsonl", chat(("a", -1.0), ("b", -2.0))), tmp_path / "page.html"
     assert command("score", path, "--html", page)[0] == 0
-    found = Page(page)
+    found = Reader(page.read_text("utf-8"))
     assert (found.data["rank"], found.data["id"]) == ([None] * 2, [None] * 2)
     assert set(found.data["named"]) == {None}
-    assert "accuracy" not in found.words
+    assert "greedy accuracy" not in found.texts["dt"]
     clients.save_lines(path, chat(("a", -1.0, [("a", -1.0), ("b", -2.0)]), ("b", -2.0)))
     assert command("score", path, "--html", page)[0] == 0
-    assert "of 1 token where it is known" in Page(page).words
+    assert "of 1 token where it is known" in Reader(page.read_text("utf-8")).text("small")
 
 
 def test_html_of_a_token_without_text_and_class(command, tmp_path):
     path, page = clients.save(tmp_path / "c.json", "sglang/generate_last_class.json"), tmp_path / "page.html"
     assert command("score", path, "--html", page)[0] == 0
-    found = Page(page)
+    found = Reader(page.read_text("utf-8"))
     assert None in found.data["token"]
-    assert "-1" not in "".join(found.paragraphs)
-
-
-def test_plot(completions, command, tmp_path):
-    pytest.importorskip("matplotlib", reason="matplotlib is optional")
-    assert command("score", completions, "--plot", tmp_path / "plot.svg")[0] == 0
-    assert (tmp_path / "plot.svg").read_text("utf-8").startswith("<?xml")
+    assert "-1" not in found.text("i")
 
 
 @pytest.mark.parametrize("name", ["vllm/completion_prompt_logprobs0.json", "vllm/rendered_echo_no_top.json"])
 def test_plot_without_lists_does_not_take_own_tokens_for_the_likeliest(name, command, tmp_path, monkeypatch):
     pytest.importorskip("matplotlib", reason="matplotlib is optional")
-    from tokenloss import plots
-
     given = {}
     monkeypatch.setattr(
-        plots, "draw_losses", lambda nll, **options: given.update(options) or plots.empty_figure("", (1, 1))
+        loss_plot, "draw_losses", lambda nll, **options: given.update(options) or drawing.empty_figure("", (1, 1))
     )
     assert command("score", clients.save(tmp_path / "c.json", name), "--plot", tmp_path / "p.png")[0] == 0
     assert "greedy_logprobs" not in given
@@ -206,11 +104,9 @@ def test_plot_without_lists_does_not_take_own_tokens_for_the_likeliest(name, com
 
 def test_plot_leaves_out_where_the_likeliest_class_is_not_known(command, tmp_path, monkeypatch):
     pytest.importorskip("matplotlib", reason="matplotlib is optional")
-    from tokenloss import plots
-
     given = {}
     monkeypatch.setattr(
-        plots, "draw_losses", lambda nll, **options: given.update(options) or plots.empty_figure("", (1, 1))
+        loss_plot, "draw_losses", lambda nll, **options: given.update(options) or drawing.empty_figure("", (1, 1))
     )
     best, odd = ("a", -0.5, [("a", -0.5), ("b", -2.0)]), ("a", -0.1, [("b", -0.5), ("c", -2.0)])
     path = clients.save_lines(tmp_path / "c.jsonl", chat(best, odd))

@@ -1,7 +1,6 @@
 """tokenloss.sinks: what evaluate writes, of files and of blocks, and when it writes nothing."""
 
 import contextlib
-import csv
 import math
 import sys
 from pathlib import Path
@@ -10,9 +9,7 @@ import numpy as np
 import pytest
 from pages import Reader
 
-import tokenloss
-from tokenloss import evaluate, sequence_losses, sinks, token_scores
-from tokenloss._evaluation import plan
+from tokenloss import evaluate, sinks, token_scores
 from tokenloss._scores.token_scores import COLUMNS
 
 
@@ -30,111 +27,20 @@ def joined(blocks):
     return [np.concatenate(parts) for parts in zip(*blocks, strict=True)]
 
 
-def rows_of(path):
-    """Columns of a table in any of the formats."""
-    if path.suffix == ".npy":
-        table = np.load(path)
-        return {name: table[name].tolist() for name in table.dtype.names}
-    if path.suffix == ".parquet":
-        parquet = pytest.importorskip("pyarrow.parquet", reason="pyarrow is optional")
-        return parquet.read_table(path).to_pydict()
-    with path.open(newline="") as file:
-        names, *rows = csv.reader(file)
-    values = {"True": True, "False": False}
-    return {
-        name: [values[cell] if cell in values else float(cell) if cell else None for cell in column]
-        for name, column in zip(names, zip(*rows, strict=True), strict=True)
-    }
-
-
-def test_page_keeps_its_first_tokens_whatever_the_blocks(blocks, tmp_path, monkeypatch):
+@pytest.mark.parametrize("of_blocks", [True, False])
+def test_page_keeps_its_first_tokens(of_blocks, blocks, npz, tmp_path, monkeypatch):
+    """However they come; it had one paragraph of all, and no note where more tokens were ignored than left out."""
     monkeypatch.setattr(sinks.HtmlPage, "max_tokens", 7)
-    evaluate(iter(blocks), sinks=[sinks.HtmlPage(tmp_path / "page.html")])
-    found = Reader((tmp_path / "page.html").read_text("utf-8"))
-    assert len(found.tokens) == len(found.data["loss"]) == 7
-    assert "first 7 of" in found.text("p")
-
-
-@pytest.mark.parametrize("block_rows", [4, 1000])
-@pytest.mark.parametrize("suffix", [".npy", ".csv", ".parquet"])
-def test_token_table_of_blocks(suffix, block_rows, blocks, tmp_path, monkeypatch):
-    """The number of rows is not known before."""
-    if suffix == ".parquet":
-        pytest.importorskip("pyarrow.parquet", reason="pyarrow is optional")
-    monkeypatch.setattr(plan, "_BLOCK_ROWS", block_rows)
-    path = tmp_path / f"tokens{suffix}"
-    evaluate(iter(blocks), sinks=[sinks.TokenTable(path)])
-    logits, targets, where = joined(blocks)
-    scores = token_scores(logits, targets, where=where)
-    found = rows_of(path)
-    assert list(found)[-3:] == ["file", "sequence", "position"]
-    assert found["position"] == list(range(30))
-    assert found["sequence"] == np.arange(6).repeat(5).tolist()
-    assert set(found["file"]) == {0}
-    assert found["target"] == targets.ravel().tolist()
-    found["probability"] = [None if p is None else -math.log(p) for p in found["probability"]]
-    for name in (set(COLUMNS) | {"probability"}) & set(found) - {"kept"}:
-        expected = getattr(scores, "nll" if name == "probability" else name).ravel()
-        if suffix != ".npy":  # which has no null
-            expected = np.where(scores.kept.ravel(), expected, None)
-        known = np.not_equal(expected, None)
-        assert [value is None for value in found[name]] == (~known).tolist(), name
-        actual, expected = np.array(found[name])[known].astype(float), expected[known].astype(float)
-        np.testing.assert_allclose(actual, expected, rtol=1e-14 if name == "probability" else 0, err_msg=name)
-    assert found["kept"] == scores.kept.ravel().tolist()
-
-
-@pytest.mark.parametrize("suffix", [".npy", ".csv", ".parquet"])
-def test_sequence_table_of_blocks(suffix, blocks, tmp_path):
-    if suffix == ".parquet":
-        pytest.importorskip("pyarrow.parquet", reason="pyarrow is optional")
-    path = tmp_path / f"sequences{suffix}"
-    evaluation = evaluate(blocks, sinks=[sinks.SequenceTable(str(path))])
-    logits, targets, where = joined(blocks)
-    expected = sequence_losses(token_scores(logits, targets, where=where))
-    found = rows_of(path)
-    assert list(found) == ["file", "sequence", "tokens", "nll", "loss", "perplexity", "is_greedy"]
-    assert found["nll"] == expected.nll[expected.count > 0].tolist()
-    assert {name: column.tolist() for name, column in evaluation.sequences.items()} == found
-
-
-def test_token_table_of_shifted_blocks(blocks, tmp_path):
-    """Rows without a next token are left out; positions are those of the block."""
-    evaluate(blocks, shift=True, sinks=[sinks.TokenTable(tmp_path / "tokens.npy")])
-    table = np.load(tmp_path / "tokens.npy")
-    logits, targets, where = joined(blocks)
-    logits, targets, mask = tokenloss.next_token(logits, targets, where)
-    assert table["position"].tolist() == [5 * i + j for i in range(6) for j in range(4)]
-    np.testing.assert_array_equal(table["target"], targets.ravel())
-    np.testing.assert_array_equal(table["nll"], token_scores(logits, targets, where=mask).nll.ravel())
-
-
-def test_token_table_of_segment_ids(tmp_path):
-    ids = np.array([7, 7, -3, 2**40, 7])
-    evaluate([(np.zeros((5, 3)), np.zeros(5, int), None, ids)], sinks=[sinks.TokenTable(tmp_path / "tokens.npy")])
-    assert np.load(tmp_path / "tokens.npy")["sequence"].tolist() == [7, 7, -1, 2**40, 7]
-
-
-def test_token_table_of_several_files(blocks, tmp_path):
-    for number, (logits, targets, _) in enumerate(blocks):
-        np.savez(tmp_path / f"part-{number}.npz", logits=logits, targets=targets)
-    path = tmp_path / "tokens.npy"
-    evaluate(tmp_path / "part-*.npz", sinks=[sinks.TokenTable(path), sinks.SequenceTable(tmp_path / "sequences.npy")])
-    table = np.load(path)
-    assert table["file"].tolist() == [0] * 5 + [1] * 15 + [2] * 10
-    assert table["position"].tolist() == [*range(5), *range(15), *range(10)]
-    assert table["sequence"].tolist() == np.r_[[0] * 5, np.arange(3).repeat(5), np.arange(2).repeat(5)].tolist()
-    assert np.load(tmp_path / "sequences.npy")["file"].tolist() == [0, 1, 1, 1, 2, 2]
-
-
-def test_page_and_plot_of_blocks(blocks, tmp_path):
-    pytest.importorskip("matplotlib", reason="matplotlib is optional")
-    page, plot = tmp_path / "page.html", tmp_path / "plot.png"
-    found = evaluate(blocks, sinks=[sinks.HtmlPage(page), sinks.LossPlot(plot)])
-    text = page.read_text("utf-8")
-    assert "<title>tokenloss" in text
-    assert f"{found.meter.perplexity:.5g}" in text
-    assert plot.read_bytes().startswith(b"\x89PNG")
+    logits, targets, _ = joined(blocks)
+    targets[2:] = -100
+    path = npz(logits=logits, targets=targets)
+    found = evaluate(iter(blocks) if of_blocks else path, sinks=[sinks.HtmlPage(tmp_path / "page.html")])
+    page = Reader((tmp_path / "page.html").read_text("utf-8"))
+    assert len(page.tokens) == len(page.data["loss"]) == 7
+    assert "first 7 of 30 tokens" in page.text("p")
+    assert page.texts["dd"][0].strip() == str(found.meter.count)
+    assert page.text("h1") == ("tokenloss" if of_blocks else str(path))
+    assert page.paragraphs == (1 if of_blocks else 2)  # as many as rows of the file
 
 
 class Collected(sinks.Sink):

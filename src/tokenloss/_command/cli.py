@@ -20,21 +20,22 @@ from tokenloss._core._core import KINDS
 from tokenloss._core.text import printable
 from tokenloss._core.version import __version__
 from tokenloss._evaluation.summary import WORDS
-from tokenloss._output import COMPARE_OUTPUTS, SCORE_OUTPUTS
-from tokenloss._output.json_object import JsonObject
+from tokenloss._output import COMPARE_OUTPUTS, RESPONSE_OUTPUTS, SAMPLE_OUTPUTS, SCORE_OUTPUTS
+from tokenloss._output.terminal import JsonObject
+from tokenloss.formats.lm_head import HEAD_FILES
+from tokenloss.formats.readers import FILES
 from tokenloss.formats.responses import PARTS_OF_RESPONSE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from types import FrameType
     from typing import NoReturn
 
     from tokenloss._evaluation.sink import Sink
 
 _LM_HEAD = (
-    "files hold hidden states after the final norm; this is their projection onto the vocabulary: a model's "
-    ".safetensors file, index of shards or directory, or a .npy or .npz file; its config.json says how logits are "
-    "scaled and capped, and whether the embedding is the head"
+    f"the files hold hidden states after the final norm, and this is their projection onto the vocabulary: {HEAD_FILES};"
+    " config.json beside it says how to scale and cap the logits, and whether the embedding is the head"
 )
 _AT_ONCE = 1.0  # seconds in which signals count as one: `timeout` sends two
 
@@ -145,30 +146,31 @@ def _parser() -> argparse.ArgumentParser:
         "score",
         help="score the predictions that files hold",
         usage="tokenloss score [options] FILE ...\n       tokenloss score [options] LOGITS.npy TARGETS.npy",
-        description="A FILE is a .npy, .npz or .safetensors file, a Zarr store, or logits of llama.cpp; several are "
-        "shards of one text. It holds scores (..., V) and targets, class ids (...) or distributions (..., V), unless "
-        "those are in .npy files of their own. Where arrays have names, they are called logits, log_probs or probs, "
-        "targets, and perhaps tokens, the text, and segment_ids or cu_seqlens, the sequences. Rows of (N, T, V) are N "
-        "sequences. With --lm-head, it holds hidden states (..., D) instead, called hidden_states or hidden. "
-        "Or it is a .json or .jsonl file of what a server returned: vLLM, SGLang, llama.cpp or any of "
-        "OpenAI's layout. Nothing is loaded whole, so files may be larger than memory.",
+        description=f"A FILE is {FILES}; several are shards of one text. It holds scores (..., V) and their targets, "
+        "class ids (...) or distributions (..., V), unless the targets are in .npy files of their own. Named arrays "
+        "are logits, log_probs or probs; targets; and, if there are any, tokens (the text) and segment_ids or "
+        "cu_seqlens (the sequences). Each row of (N, T, V) is a sequence. With --lm-head, a FILE holds hidden states (..., D), named "
+        "hidden_states or hidden. It may also be a .json or .jsonl file of responses from a server: vLLM, SGLang, "
+        "llama.cpp or any with OpenAI's layout. Nothing is loaded whole, so files may be larger than memory.",
     )
     _add_score_arguments(score)
     compare = subcommands.add_parser(
         "compare",
-        help="compare a model, say a quantised one, with its base",
-        description="BASE and each OTHER are files like those of score, with scores of the same rows. Any of them may "
-        "hold the targets; those that do must hold the same. BASE is read once for all. Or they are two files of "
-        "responses to the same requests, or one of scores and one of responses, or two .jsonl files of samples that "
-        "lm-evaluation-harness logged.",
+        help="compare models, such as quantised ones, with their base",
+        usage="tokenloss compare [options] BASE [NAME=]OTHER ...",
+        description="BASE and each OTHER are files as `score` reads them, with scores of the same rows. Any of them "
+        "may hold the targets; all that do must hold the same ones. BASE is read once for all. Or BASE and OTHER are "
+        "two files of responses to the same requests, a file of scores and one of responses, or two .jsonl files of "
+        "samples that lm-evaluation-harness logged.",
     )
     _add_compare_arguments(compare)
     for command in (score, compare):
         _add_common_arguments(command)
-    info = subcommands.add_parser("info", help="show the version, the instruction set in use and the workers")
+    info = subcommands.add_parser("info", help="show the version, the instruction set in use and the number of threads")
     info.set_defaults(run=commands.info)
-    for command, outputs in (score, SCORE_OUTPUTS), (compare, COMPARE_OUTPUTS), (info, [JsonObject]):
-        _add_outputs(command, outputs)
+    _add_outputs(score, SCORE_OUTPUTS)
+    _add_outputs(compare, (*COMPARE_OUTPUTS, *RESPONSE_OUTPUTS, *SAMPLE_OUTPUTS))
+    _add_outputs(info, [JsonObject])
     return parser
 
 
@@ -180,20 +182,26 @@ def _add_score_arguments(score: argparse.ArgumentParser) -> None:
         metavar="FILE",
         nargs="+",
         type=_filled,
-        help="scores; of a directory, or a pattern in quotes, like 'part-*.npz', files are in the order of their "
-        "numbers",
+        help="a file of scores, a directory of files, or a pattern in quotes, such as 'part-*.npz'; the files of a "
+        "directory or pattern are read in the order of their numbers",
     )
     text = score.add_mutually_exclusive_group()
-    text.add_argument("--bytes", type=_integer(1), metavar="N", help="length of the text, for bits per byte")
-    text.add_argument("--text", type=_filled, metavar="FILE", help="the text, for bits per byte, perplexity per word")
+    text.add_argument("--bytes", type=_integer(1), metavar="N", help="length of the text in bytes, for bits per byte")
+    text.add_argument(
+        "--text", type=_filled, metavar="FILE", help="the text, for bits per byte and perplexity per word"
+    )
     score.add_argument(
-        "--top", type=_integer(0), default=5, metavar="K", help="list the K highest-loss tokens (default: 5)"
+        "--top",
+        type=_integer(0),
+        default=5,
+        metavar="K",
+        help="list the K tokens and K sequences with the highest losses (default: 5)",
     )
     score.add_argument(
         "--words",
         choices=tuple(WORDS),
         default="whitespace",
-        help="how words of --text are counted: those between white space (default), or as lm-evaluation-harness does",
+        help="how to count the words of --text: between white space (default), or as lm-evaluation-harness does",
     )
     score.add_argument("--lm-head", type=_filled, metavar="FILE[:NAME]", help=_LM_HEAD)
 
@@ -214,17 +222,21 @@ def _add_compare_arguments(compare: argparse.ArgumentParser) -> None:
         "--definitions",
         choices=("exact", "llama.cpp"),
         default="exact",
-        help="llama.cpp: take log-probabilities of BASE as they are, and the divergence of those above -16 "
-        "(default: exact)",
+        help="formulas of the figures: llama.cpp takes the log-probabilities of BASE as they are, and the divergence "
+        "over those above -16 (default: exact)",
     )
     compare.add_argument(
-        "--classes", type=_integer(1), metavar="N", help="compare the first N classes, where vocabularies differ"
+        "--classes", type=_integer(1), metavar="N", help="compare only the first N classes, where vocabularies differ"
     )
-    compare.add_argument("--base-kind", choices=KINDS, help="kind of the scores of BASE (default: logits)")
+    compare.add_argument(
+        "--base-kind",
+        choices=KINDS,
+        help="what the scores of BASE are, where their name does not say it (default: logits)",
+    )
     for option, value, words in (
         ("--base-array", "NAME", "name of the array of scores of BASE"),
-        ("--base-lm-head", "FILE[:NAME]", "--lm-head of BASE, if it is another"),
-        ("--base-hidden", "NAME", "name of the array of hidden states of BASE, if it is another"),
+        ("--base-lm-head", "FILE[:NAME]", "--lm-head of BASE, if it has another one"),
+        ("--base-hidden", "NAME", "name of the array of hidden states of BASE, if it has another one"),
     ):
         compare.add_argument(option, type=_filled, metavar=value, help=words)
     for option, value, words in (
@@ -234,43 +246,50 @@ def _add_compare_arguments(compare: argparse.ArgumentParser) -> None:
             f"{_LM_HEAD}; one for all, and for BASE unless --base-kind or --base-array is given; or one for each OTHER "
             "in order",
         ),
-        ("--size", "NAME=SIZE", "size of an OTHER's model: a file, a directory, or bytes such as 4.9G"),
+        (
+            "--size",
+            "NAME=SIZE",
+            "size of the model of an OTHER: a file, a directory, or a number of bytes such as 4.9G",
+        ),
     ):
         compare.add_argument(option, action="append", default=[], type=_filled, metavar=value, help=words)
     compare.add_argument(
         "--margin",
         type=_fraction,
         metavar="M",
-        help="of samples of lm-evaluation-harness: test whether both models are equal within M, say 0.01",
+        help="for samples of lm-evaluation-harness: test whether both models are equal within M, such as 0.01",
     )
     compare.add_argument(
         "--cluster",
         type=_filled,
         metavar="FIELD",
-        help="of samples: the field of a document that names its group, by which errors are clustered",
+        help="for samples: the field of a document that names its group, by which errors are clustered",
     )
 
 
 def _add_common_arguments(command: argparse.ArgumentParser) -> None:
     """Describe the arguments of both `tokenloss score` and `tokenloss compare`."""
     for option, words in (
-        ("--targets", "a .npy file of targets for each file of scores in order, or one for all; or a pattern"),
+        (
+            "--targets",
+            "a .npy file of targets for each file of scores, in order, or one for all; or a pattern in quotes",
+        ),
         (
             "--segment-ids",
-            "a .npy file of the number of each token's sequence, for each file of scores, or one for all",
+            "a .npy file of each token's sequence number for each file of scores, or one for all",
         ),
     ):
         command.add_argument(option, action="append", default=[], type=_filled, metavar="FILE", help=words)
     command.add_argument("--hidden", type=_filled, metavar="NAME", help="name of the array of hidden states")
     command.add_argument(
         "--logit-scale",
-        type=float,
+        type=_number,
         metavar="X",
         help="multiplier of the logits of hidden states (default: by the model's config.json, or 1)",
     )
     command.add_argument(
         "--softcap",
-        type=float,
+        type=_number,
         metavar="X",
         help="soft cap of the logits of hidden states, 0 for none (default: by the model's config.json, or none)",
     )
@@ -280,16 +299,20 @@ def _add_common_arguments(command: argparse.ArgumentParser) -> None:
         help="the part of responses to read (default: the prompt where it has log-probabilities, else what was "
         "generated)",
     )
-    command.add_argument("--skip-failed", action="store_true", help="leave out failed lines of a batch of responses")
     command.add_argument(
-        "--kind", choices=KINDS, help="kind of the scores, if the name of their array is no kind (default: logits)"
+        "--skip-failed", action="store_true", help="leave out the failed lines of a batch of responses"
     )
-    command.add_argument("--array", type=_filled, metavar="NAME", help="name of the array of scores, if it is no kind")
+    command.add_argument(
+        "--kind",
+        choices=KINDS,
+        help="what the scores are, where the name of their array does not say it (default: logits)",
+    )
+    command.add_argument("--array", type=_filled, metavar="NAME", help="name of the array of scores, if it is another")
     command.add_argument(
         "--shift",
         action=argparse.BooleanOptionalAction,
-        help="targets are the input ids of a causal model: compare row j with id j+1, and the last row of a FILE "
-        "that is one sequence (N, V) with the first id of the next FILE; --no-shift: they are right as they are",
+        help="the targets are the input ids of a causal model: row j predicts id j+1, and the last row of a FILE that "
+        "is one sequence (N, V) predicts the first id of the next FILE; --no-shift: the targets are right as they are",
     )
     command.add_argument(
         "--ignore-index",
@@ -300,21 +323,27 @@ def _add_common_arguments(command: argparse.ArgumentParser) -> None:
     )
     for option, value, words in (
         ("--state", "FILE", "checkpoint: save the result of each file of scores here, and resume from it"),
-        ("--scheduler", "ADDRESS", "work on a Dask cluster, say tcp://127.0.0.1:8786"),
+        ("--scheduler", "ADDRESS", "work on the Dask cluster at this address, such as tcp://127.0.0.1:8786"),
     ):
         command.add_argument(option, type=_filled, metavar=value, help=words)
     command.add_argument(
-        "--workers", type=_integer(1, or_else=-1), metavar="N", help="threads (default, and -1: one for each CPU)"
+        "--workers",
+        type=_integer(1, or_else=-1),
+        metavar="N",
+        help="number of threads (default, and -1: one for each CPU)",
     )
 
 
-def _add_outputs(command: argparse.ArgumentParser, outputs: Sequence[type[Sink]]) -> None:
-    """Add the options of outputs."""
+def _add_outputs(command: argparse.ArgumentParser, outputs: Iterable[type[Sink]]) -> None:
+    """Add the options of outputs; several may have the same one, of which the first one's help is shown."""
+    by_option: dict[str, type[Sink]] = {}
     for output in outputs:
-        if output.option and output.writes_file:
-            command.add_argument(output.option, type=_filled, metavar="OUT", help=output.help)
-        elif output.option:
-            command.add_argument(output.option, action="store_true", help=output.help)
+        by_option.setdefault(output.option, output)
+    for option, output in by_option.items():
+        if option and output.writes_file:
+            command.add_argument(option, type=_filled, metavar="OUT", help=output.help)
+        elif option:
+            command.add_argument(option, action="store_true", help=output.help)
 
 
 def _integer(least: int, most: int = 2**63 - 1, or_else: int | None = None) -> Callable[[str], int]:
@@ -324,18 +353,28 @@ def _integer(least: int, most: int = 2**63 - 1, or_else: int | None = None) -> C
         with contextlib.suppress(ValueError):
             if least <= int(text) <= most or int(text) == or_else:
                 return int(text)
-        fits = f"at least {least} and at most {most}" + (f", or {or_else}" if or_else is not None else "")
-        raise argparse.ArgumentTypeError(f"{reprlib.repr(text)} is no integer of {fits}")
+        is_large = text.isdecimal() and (len(text) > len(str(most)) or int(text) > most)
+        fits = f"at most {most}" if is_large else f"at least {least}"
+        fits += "" if or_else is None else f", or {or_else}"
+        raise argparse.ArgumentTypeError(f"must be an integer of {fits}, not {reprlib.repr(text)}")
 
     return read
 
 
+def _number(text: str) -> float:
+    """Argument type of numbers."""
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be a number, not {reprlib.repr(text)}") from None
+
+
 def _fraction(text: str) -> float:
     """Argument type of numbers between 0 and 1, both excluded."""
-    with contextlib.suppress(ValueError):
-        if 0 < float(text) < 1:
-            return float(text)
-    raise argparse.ArgumentTypeError(f"{reprlib.repr(text)} is no number between 0 and 1")
+    number = _number(text)
+    if not 0 < number < 1:
+        raise argparse.ArgumentTypeError(f"must be a number between 0 and 1, not {reprlib.repr(text)}")
+    return number
 
 
 def _filled(text: str) -> str:

@@ -18,8 +18,7 @@ from tokenloss._evaluation.compare_samples import compare_samples
 from tokenloss._evaluation.evaluate import advice, evaluate
 from tokenloss._evaluation.sink import Sink
 from tokenloss._output import COMPARE_OUTPUTS, RESPONSE_OUTPUTS, SAMPLE_OUTPUTS, SCORE_OUTPUTS
-from tokenloss._output.json_object import JsonObject
-from tokenloss._output.tables import Table, show_tables
+from tokenloss._output.terminal import JsonObject, Table, show_tables
 from tokenloss.formats.responses import is_responses
 from tokenloss.formats.samples import is_samples
 

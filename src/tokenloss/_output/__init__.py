@@ -1,16 +1,27 @@
-"""The outputs of the command. Another one needs a file here and a line in a table below."""
+"""The outputs of the commands. To add one, write its sink in a file here and a line in a table below.
+
+The command line takes its option and help from the class. `tokenloss.sinks` has what `__all__` lists: sinks that write
+files, and their interface.
+"""
 
 from __future__ import annotations
 
-from tokenloss._evaluation.sink import Sink
-from tokenloss._output.html_page import DivergencePage, HtmlPage
-from tokenloss._output.json_object import JsonObject
-from tokenloss._output.plot_files import DivergencePlot, LossPlot
-from tokenloss._output.sample_tables import SampleTables
-from tokenloss._output.terminal import ComparisonTables, ResponseTables, SummaryTables
-from tokenloss._output.token_table import ComparedTokenTable, SequenceTable, TokenTable
+from tokenloss._evaluation.sink import Candidate, ComparedBlock, Sink, TokenBlock
+from tokenloss._output.compare_summary import ComparisonTables, ResponseTables, SampleTables
+from tokenloss._output.divergence_page import DivergencePage
+from tokenloss._output.divergence_plot import DivergencePlot
+from tokenloss._output.loss_page import HtmlPage
+from tokenloss._output.loss_plot import LossPlot
+from tokenloss._output.score_summary import SummaryTables
+from tokenloss._output.table_files import ComparedTokenTable, SequenceTable, TokenTable
+from tokenloss._output.terminal import JsonObject
 
-# in the order in which they are written; the last one only if no other prints
+__all__ = [
+    "Candidate", "ComparedBlock", "ComparedTokenTable", "DivergencePage", "DivergencePlot", "HtmlPage", "LossPlot",
+    "SequenceTable", "Sink", "TokenBlock", "TokenTable",
+]  # fmt: skip
+
+# in the order in which they are written; the last one, the summary, only if no other prints
 SCORE_OUTPUTS: tuple[type[Sink], ...] = (TokenTable, SequenceTable, LossPlot, HtmlPage, JsonObject, SummaryTables)
 COMPARE_OUTPUTS: tuple[type[Sink], ...] = (
     ComparedTokenTable, DivergencePlot, DivergencePage, JsonObject, ComparisonTables,

@@ -1,57 +1,91 @@
-"""Colours, titles and axes of all plots, and the quantile curves of divergences."""
+"""What all plots share: colours, titles, axes, the check of a name before work, and files."""
 
 from __future__ import annotations
 
 import contextlib
-import itertools
-import re
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tokenloss._comparison.paired import Mean
 from tokenloss._core.errors import raise_error
-from tokenloss._core.text import count_of, printable
+from tokenloss._core.files import replacing
+from tokenloss._core.text import printable
+from tokenloss._core.validation import check_mask
+from tokenloss._statistics.sequences import check_segment_ids
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Iterator, Sequence
     from typing import Literal
 
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from tokenloss._core.types import Array
+    from tokenloss._core.types import Array, ArrayLike
 
 INK, DIM, LINE, BLUE, ORANGE = "#1f2328", "#59636e", "#d1d9e0", "#0969da", "#d1570b"
 CURVE_POINTS = 1000  # of a curve
-_MAX_TITLE_LENGTH, _MAX_NAME_LENGTH = 80, 30
-_CROWDED = (0.1, 0.9)  # quantiles without a label in a smaller picture
-_MOST_NAMED = 12  # in a legend
-# of Okabe and Ito, which people see apart who see few colours
-_COLORS, _GREY = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9"), "#a8b0b9"
-_DIRECTIONS = ((1, 0), (1, 1), (1, -1), (-1, 0), (-1, 1), (-1, -1), (0, 1), (0, -1))
 PLOT_MIN, PLOT_MAX = 1e-30, 1e30  # beyond this range, the arithmetic of axes overflows
-
-# The quantiles that are published for quantised models.
-_QUANTILES = {
-    0.0: "min", 0.001: "0.1 %", 0.01: "1 %", 0.05: "5 %", 0.1: "10 %", 0.5: "median",
-    0.9: "90 %", 0.95: "95 %", 0.99: "99 %", 0.999: "99.9 %", 1.0: "max",
-}  # fmt: skip
+_MAX_TITLE_LENGTH = 80
+_SUFFIXES = (".png", ".svg", ".pdf")
 
 
-def in_plot_range(values: Array) -> Array:
-    """Mask of the values that can be drawn."""
-    return abs(values) <= PLOT_MAX
+def check(path: str | os.PathLike[str]) -> None:
+    """Check that a figure can be drawn and saved under this name, before long work.
+
+    Parameters
+    ----------
+    path : path-like
+        Path for `save`.
+
+    Raises
+    ------
+    ImportError
+        If matplotlib is missing.
+    ValueError
+        If the name does not end in .png, .svg or .pdf.
+
+    Examples
+    --------
+    >>> from tokenloss import plots
+    >>> plots.check("losses.jpeg")
+    Traceback (most recent call last):
+    ValueError: path is 'losses.jpeg'; it must be a name that ends in .png, .svg or .pdf
+    """
+    if Path(path).suffix.lower() not in _SUFFIXES:
+        raise_error("option", name="path", got=str(path), fits="a name that ends in .png, .svg or .pdf")
+    empty_figure("", (1, 1))
 
 
-def excluded_note(values: Array) -> str:
-    """Note about the values that cannot be drawn, if any."""
-    infinite, nan = np.isinf(values), np.isnan(values)
-    kinds = {"infinite": infinite, "nan": nan, f"above {PLOT_MAX:.0e}": ~(infinite | nan | in_plot_range(values))}
-    words = [f"{count:,} {name}" for name, which in kinds.items() if (count := np.count_nonzero(which))]
-    return f"{' and '.join(words)} left out" if words else ""
+def save(figure: Figure, path: str | os.PathLike[str]) -> None:
+    """Save a figure as PNG, SVG or PDF, by the name's suffix.
+
+    Parameters
+    ----------
+    figure : matplotlib.figure.Figure
+        Figure drawn by a function of this module.
+    path : path-like
+        File to write. An existing file is replaced when the new one is complete.
+
+    Raises
+    ------
+    ValueError
+        If the name does not end in .png, .svg or .pdf.
+    OSError
+        If the file cannot be written; an existing file is unchanged.
+
+    Examples
+    --------
+    >>> import pathlib, tempfile
+    >>> from tokenloss import plots
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     plots.save(plots.draw_losses([0.36, 0.02, 0.22]), pathlib.Path(folder, "losses.svg"))
+    """
+    check(path)
+    with replacing(path) as file, boxes_for_missing_letters():
+        figure.savefig(file, format=Path(path).suffix[1:].lower(), dpi=150)
 
 
 def empty_figure(title: str, size: tuple[float, float]) -> Figure:
@@ -79,6 +113,29 @@ def boxes_for_missing_letters() -> Iterator[None]:
         yield
 
 
+def mask_of(where: ArrayLike | None, shape: tuple[int, ...]) -> Array:
+    """One-dimensional mask of the tokens that are kept."""
+    return np.broadcast_to(np.True_, shape).reshape(-1) if where is None else check_mask(where, shape).reshape(-1)
+
+
+def sequence_numbers(segment_ids: ArrayLike | None, shape: tuple[int, ...]) -> Array | None:
+    """One-dimensional numbers of the tokens' sequences, if there are any."""
+    return None if segment_ids is None else check_segment_ids(segment_ids, shape).reshape(-1)
+
+
+def in_plot_range(values: Array) -> Array:
+    """Mask of the values that can be drawn."""
+    return abs(values) <= PLOT_MAX
+
+
+def excluded_note(values: Array) -> str:
+    """Note about the values that cannot be drawn, if any."""
+    infinite, nan = np.isinf(values), np.isnan(values)
+    kinds = {"infinite": infinite, "nan": nan, f"above {PLOT_MAX:.0e}": ~(infinite | nan | in_plot_range(values))}
+    words = [f"{count:,} {name}" for name, which in kinds.items() if (count := np.count_nonzero(which))]
+    return f"{' and '.join(words)} left out" if words else ""
+
+
 def style(axes: Axes, title: str, notes: Sequence[str], x: str, y: str) -> None:
     """Set titles, labels and a plain style."""
     axes.set_title(title, loc="left", fontsize=11, color=INK)
@@ -104,193 +161,3 @@ def mark_if_empty(axes: Axes, count: int) -> bool:
 def add_legend(axes: Axes, place: Literal["best", "upper right", "lower right"]) -> None:
     """Add a legend of the lines."""
     axes.legend(loc=place, framealpha=0.85, edgecolor="none", fontsize=9, labelcolor=INK)
-
-
-def _quantile_axes(axes: Axes, notes: Sequence[str]) -> None:
-    """Style the axes of quantiles."""
-    style(
-        axes,
-        "Quantiles of the KL divergence",
-        notes,
-        "fraction of tokens with a smaller divergence",
-        "KL divergence in nats",
-    )
-
-
-def _draw_curve(axes: Axes, values: Array, color: str, dashes: str, mark: str) -> tuple[Array, Array]:
-    """Draw the quantiles of sorted values on a logit axis, which shows both tails; return where they are marked."""
-    fractions = np.array([*_QUANTILES])
-    with np.errstate(divide="ignore"):
-        places = np.log(fractions / (1 - fractions))
-    places[[0, -1]] = places[[1, -2]] + (-1.5, 1.5)  # the ends, infinitely far away, where they can be seen
-    axes.set_xticks(places, _QUANTILES.values(), fontsize=9)
-    axes.set_xlim(places[0] - 0.7, places[-1] + 0.7)
-    axes.set_yscale("log")
-    axes.margins(y=0.1)
-    inner = np.linspace(places[1], places[-2], CURVE_POINTS)
-    curve = np.quantile(values, 1 / (1 + np.exp(-inner)))
-    marks = np.quantile(values, fractions)
-    for x, y, look in (
-        (inner, curve, dashes),
-        (places[:2], marks[:2], ":"),
-        (places[-2:], marks[-2:], ":"),
-        (places, marks, mark),
-    ):
-        seen = y >= PLOT_MIN
-        axes.plot(x[seen], y[seen], look, color=color, linewidth=1.8 if mark else 0.8, markersize=6)
-    return places, marks
-
-
-def draw_quantiles(axes: Axes, values: Array, segment_ids: Array | None, excluded: str) -> None:
-    """Draw the quantiles of one model's values, and their mean."""
-    mean = Mean(values, segment_ids)
-    values = np.sort(values)
-    size = len(values)
-    flat = int(np.searchsorted(values, PLOT_MIN))
-    _quantile_axes(
-        axes, (count_of(size, "token"), excluded, f"{flat:,} below {PLOT_MIN:.0e}, off the scale" if flat else "")
-    )
-    if mark_if_empty(axes, size - flat):
-        return
-    before = ""
-    for x, y, fraction in zip(*_draw_curve(axes, values, BLUE, "-", "o"), _QUANTILES, strict=True):
-        label = f"{y:.3g}"
-        if y >= PLOT_MIN and label != before:
-            away, side = ((7, -12), "left") if fraction < 0.5 else ((-7, 5), "right")
-            axes.annotate(label, (x, y), away, textcoords="offset points", ha=side, fontsize=9, color=INK)
-        before = label
-    if mean.mean >= PLOT_MIN:
-        label = f"mean {mean.mean:.4g}" + f" ± {mean.stderr:.2g}" * (size > 1)
-        axes.axhline(mean.mean, color=ORANGE, linewidth=1.5, label=label)
-        add_legend(axes, "lower right")
-
-
-# -- several models ---------------------------------------------------------------------------------------------------
-
-
-class Model(NamedTuple):
-    """Name, size and divergences of a model."""
-
-    name: str
-    size: float | None  # bytes
-    mean: float
-    radius: float  # of the 95 % interval of the mean
-    values: Array  # its divergences, sorted
-
-
-class _Look(NamedTuple):
-    color: str
-    dashes: str
-    is_named: bool  # in the legend
-
-
-def draw_models(figure: Figure, models: Sequence[Model]) -> None:
-    """Draw the mean divergences and the quantiles of models, which come in the order of their means."""
-    named = np.unique(np.linspace(0, len(models) - 1, min(len(models), _MOST_NAMED)).round().astype(int)).tolist()
-    looks = [_Look(_GREY, "-", False)] * len(models)
-    for number, rank in enumerate(named):
-        looks[rank] = _Look(_COLORS[number % len(_COLORS)], ("-", "--")[number // len(_COLORS)], True)
-    names = _short_names([model.name for model in models])
-    models = [model._replace(name=name) for model, name in zip(models, names, strict=True)]
-    left, right = figure.subplots(1, 2)
-    _draw_all_quantiles(right, models, looks)
-    _draw_means(left, models, looks)
-
-
-def _short_names(names: Sequence[str]) -> list[str]:
-    """Names without the folder, model and suffix that all share, and without the middle of what is still long."""
-    if len(names) > 1:
-        same = itertools.takewhile(lambda letters: len({*letters}) == 1, zip(*names, strict=False))
-        start = re.match(r"(.*[/\\-])?", "".join(letters[0] for letters in same), re.DOTALL)
-        suffixes = {Path(name).suffix for name in names}
-        cut = len(start[0]) if start else 0, len(suffixes.pop()) if len(suffixes) == 1 else 0
-        shorter = [name[cut[0] : len(name) - cut[1]] for name in names]
-        names = shorter if all(shorter) else names
-    half = _MAX_NAME_LENGTH // 2
-    names = [printable(name) for name in names]
-    return [name if len(name) <= _MAX_NAME_LENGTH else f"{name[: half - 1]}…{name[-half:]}" for name in names]
-
-
-def _draw_all_quantiles(axes: Axes, models: Sequence[Model], looks: Sequence[_Look]) -> None:
-    """Draw the quantiles of models in one picture, the names of the greatest divergences first."""
-    _quantile_axes(axes, ())
-    lines, names = [], []
-    for model, look in sorted(zip(models[::-1], looks[::-1], strict=True), key=lambda pair: pair[1].is_named):
-        if model.values.size and model.values[-1] >= PLOT_MIN:
-            _draw_curve(axes, model.values, look.color, look.dashes, "." if look.is_named else "")
-            if look.is_named:
-                lines.append(axes.lines[-4])
-                names.append(model.name)
-    if mark_if_empty(axes, len(axes.lines)):
-        return
-    labels = ["" if fraction in _CROWDED else label for fraction, label in _QUANTILES.items()]
-    axes.set_xticks(axes.get_xticks(), labels)
-    title = f"{len(lines)} of {len(models)} models" if len(lines) < len(models) else ""
-    legend = axes.legend(lines, ["name"] * len(lines), loc="upper left", bbox_to_anchor=(1, 1), title=title,
-                         edgecolor="none", fontsize=9, labelcolor=INK, handlelength=2.6)  # fmt: skip
-    for text, name in zip(legend.get_texts(), names, strict=True):
-        text.set_parse_math(False)
-        text.set_text(name)
-
-
-def _draw_means(axes: Axes, models: Sequence[Model], looks: Sequence[_Look]) -> None:
-    """Plot the mean divergence of each model, with error bars, against its size, or by name if sizes are not known."""
-    by_size = all(model.size is not None for model in models)
-    drawn = [rank for rank, model in enumerate(models) if PLOT_MIN <= model.mean <= PLOT_MAX]
-    left_out = len(models) - len(drawn)
-    note = f"\n{left_out} left out, whose mean is 0 or not finite" if left_out else ""
-    x, y = "size in GB", "mean KL divergence in nats"
-    if not by_size:
-        x, y = y, ""
-    style(axes, "Size and divergence" if by_size else "Mean KL divergence", ("bars: 95 % intervals",), x + note, y)
-    if mark_if_empty(axes, len(drawn)):
-        return
-    means = np.array([models[rank].mean for rank in drawn])
-    errors = np.nan_to_num([models[rank].radius for rank in drawn], posinf=0)
-    lows, highs = means - errors, np.minimum(means + errors, PLOT_MAX)
-    limits = np.where(lows > 0, lows, means).min() / 1.5, highs.max() * 1.5
-    places = np.array([(models[rank].size or 0) / 1e9 for rank in drawn]) if by_size else np.arange(len(drawn))
-    for rank, place, mean, low, high in zip(drawn, places, means, np.maximum(lows, PLOT_MIN), highs, strict=True):
-        look = looks[rank]
-        (axes.vlines if by_size else axes.hlines)(place, low, high, color=look.color, linewidth=1.8)
-        spot = (place, mean) if by_size else (mean, place)
-        fill = look.color if look.dashes == "-" else "white"
-        axes.plot(*spot, "o", color=look.color, markerfacecolor=fill, markeredgewidth=1.8, markersize=6.5)
-    if by_size:
-        axes.set_yscale("log")
-        axes.set_ylim(limits)
-        axes.margins(x=0.12)
-        spots = [*zip(places, means, drawn, strict=True)]
-        spots.sort(key=lambda spot: not looks[spot[2]].is_named)  # which are named first
-        _name_points(axes, [(x, y, models[rank].name) for x, y, rank in spots])
-        return
-    axes.set_xscale("log")
-    axes.set_xlim(limits)
-    axes.set_yticks(places, [models[rank].name for rank in drawn], fontsize=9, color=INK, parse_math=False)
-    axes.set_ylim(len(drawn) - 0.5, -0.5)
-    axes.grid(False, axis="y")
-    axes.grid(axis="x", color=LINE, linewidth=0.6)
-
-
-@boxes_for_missing_letters()
-def _name_points(axes: Axes, spots: Sequence[tuple[float, float, str]]) -> None:
-    """Label points so that labels do not overlap; a label that does not fit is left out."""
-    from matplotlib.transforms import Bbox
-
-    figure: Any = axes.figure
-    figure.draw_without_rendering()  # so that places on the page are known
-    points = axes.transData.transform([spot[:2] for spot in spots])
-    taken = [Bbox.from_bounds(x - 8, y - 8, 16, 16) for x, y in points.tolist()]
-    room = axes.get_window_extent()
-    for x, y, name in spots:
-        text = axes.annotate(name, (x, y), (0, 0), textcoords="offset points", fontsize=9, color=INK, parse_math=False)
-        text.set_in_layout(False)
-        for right, up in _DIRECTIONS:
-            text.set_position((9 * right, 9 * up))
-            text.set(ha=("right", "center", "left")[right + 1], va=("top", "center", "bottom")[up + 1])
-            box = text.get_window_extent()
-            if room.contains(box.x0, box.y0) and room.contains(box.x1, box.y1) and not box.count_overlaps(taken):
-                taken.append(box)
-                break
-        else:
-            text.remove()

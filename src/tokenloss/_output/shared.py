@@ -1,4 +1,4 @@
-"""The protocol of outputs, and what those of single tokens share."""
+"""What several outputs share: the collection of tokens, and titles."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from tokenloss._core.text import count_of, printable
 from tokenloss._evaluation.sink import Candidate, Sink, TokenBlock
 from tokenloss._scores.token_scores import token_scores
 
@@ -26,7 +27,7 @@ class TokenSink(Sink):
     max_tokens: ClassVar[float] = math.inf
 
     def open(self, batch: tuple[int, ...] | None, rows: int | None, top_k: int) -> AbstractContextManager[object]:
-        self._batch, self._seen = batch, 0
+        self._seen = 0
         self._parts: list[dict[str, Array]] = []
         # so that there are columns if no block comes
         none = np.empty(0, np.int64)
@@ -59,3 +60,17 @@ class TokenSink(Sink):
 def compared_title(summary: dict[str, Any], result: Sequence[Candidate]) -> str:
     """Title of an output about a comparison."""
     return f"{result[0].name if len(result) == 1 else f'{len(result)} models'} vs {summary['base']}"
+
+
+def head_row(head: dict[str, Any] | None) -> tuple[str, str]:
+    """What logits were made of: the weight, and the transform."""
+    if head is None:
+        return "", ""
+    notes = [head["note"], *([] if head["norm"] is None else [f"after {head['norm']}"])]
+    return printable(head["weight"]) + (" + bias" if head["has_bias"] else ""), printable(", ".join(notes))
+
+
+def known_of(summary: dict[str, Any]) -> str:
+    """Of how many tokens it is known whether they are greedy, if not of all."""
+    known = summary.get("greedy_known", summary["tokens"])
+    return "" if known == summary["tokens"] else f"of {count_of(known, 'token')} where it is known"

@@ -112,7 +112,7 @@ class TokenTable(_TableFile):
     __module__ = "tokenloss.sinks"
 
     option = "--per-token"
-    help = "write a row for each token: a .npy, .csv or .parquet file"
+    help = "write a row for each token to a .npy, .csv or .parquet file"
     needs_tokens = True
 
     @contextmanager
@@ -174,7 +174,7 @@ class ComparedTokenTable(_TableFile):
     __module__ = "tokenloss.sinks"
 
     option = "--per-token"
-    help = "write a row for each candidate and token: a .npy, .csv or .parquet file"
+    help = "write a row for each candidate and token to a .npy, .csv or .parquet file"
     needs_tokens = True
 
     @contextmanager
@@ -229,7 +229,7 @@ class SequenceTable(_TableFile):
     __module__ = "tokenloss.sinks"
 
     option = "--per-sequence"
-    help = "write a row for each sequence: a .npy, .csv or .parquet file"
+    help = "write a row for each sequence to a .npy, .csv or .parquet file"
 
     def finish(self, summary: dict[str, Any], result: Any) -> None:
         columns = _SEQUENCE_COLUMNS

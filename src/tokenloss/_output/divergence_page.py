@@ -1,0 +1,299 @@
+"""The page of HTML that shows a text, each token shaded by the divergence of a model from its base."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tokenloss._comparison.paired import nan_last
+from tokenloss._core.errors import raise_error
+from tokenloss._core.text import count_of
+from tokenloss._core.validation import as_target_array
+from tokenloss._evaluation.sink import Sink
+from tokenloss._output import page
+from tokenloss._output.shared import compared_title
+from tokenloss._statistics.ratio import guess_note
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Iterator, Mapping, Sequence
+    from contextlib import AbstractContextManager
+
+    from tokenloss._comparison.comparison import Comparison
+    from tokenloss._core.types import Array, ArrayLike
+    from tokenloss._evaluation.sink import Candidate, ComparedBlock
+    from tokenloss._scores.token_scores import TokenScores
+
+_DIVERGENCES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
+
+
+class DivergencePage(Sink):
+    """A page of HTML that shows the text, each token shaded by its divergence: ``tokenloss compare --html``.
+
+    Parameters
+    ----------
+    path : path-like
+        File to write. An existing file is replaced when the new one is complete.
+
+    See Also
+    --------
+    tokenloss.page.write_comparison_page : The same of arrays.
+
+    Examples
+    --------
+    >>> import pathlib, tempfile
+    >>> import numpy as np
+    >>> from tokenloss import compare_files, sinks
+    >>> with tempfile.TemporaryDirectory() as directory:
+    ...     base, q4, path = (pathlib.Path(directory, name) for name in ("base.npz", "q4.npy", "page.html"))
+    ...     np.savez(base, logits=4 * np.eye(4), targets=np.arange(4))
+    ...     np.save(q4, 2 * np.eye(4))
+    ...     _ = compare_files(base, q4, sinks=[sinks.DivergencePage(path)])
+    ...     path.read_text(encoding="utf-8")[:15]
+    '<!doctype html>'
+    """
+
+    __module__ = "tokenloss.sinks"
+
+    option = "--html"
+    help = "write a page that shows the text, each token shaded by its divergence"
+    needs_tokens = True
+    top_k = 5
+
+    def open(self, batch: tuple[int, ...] | None, rows: int | None, top_k: int) -> AbstractContextManager[object]:
+        self._places: list[dict[str, Array]] = []  # of each block; so are the next
+        self._base: list[dict[str, Array]] = []
+        self._others: list[list[dict[str, Array]]] = []  # by candidate
+        return contextlib.nullcontext()
+
+    def add(self, block: ComparedBlock) -> None:  # type: ignore[override]  # compare passes ComparedBlocks only
+        while len(self._others) <= block.candidate:
+            self._others.append([])
+        others = self._others[block.candidate]
+        seen = sum(len(part["rank"]) for part in others)
+        left = max(0, page.MOST_TOKENS // len(self._others) - seen)
+        if others and not left:
+            return
+        others.append(_tops(block.scores, left))
+        if block.candidate == 0:
+            text = np.full(len(block.ids), None) if block.text is None else block.text.astype(object)
+            of_file = np.full(len(block.ids), block.file)
+            places = {"id": block.ids, "text": text, "file": of_file}
+            places |= {"sequence": block.sequences, "position": block.positions}
+            self._places.append({name: column[:left] for name, column in places.items()})
+            self._base.append(_tops(block.base_scores, left))
+
+    def finish(self, summary: dict[str, Any], result: Sequence[Candidate]) -> None:
+        places = _joined(self._places)
+        text = places.pop("text")
+        size = min(len(text), page.MOST_TOKENS // len(result))
+        file, sequence = places["file"][:size], places["sequence"][:size]
+        starts = np.flatnonzero((np.diff(file) != 0) | (np.diff(sequence) != 0)) + 1
+        for name, unknown in ("file", 0), ("sequence", -1):
+            if (places[name] == unknown).all():
+                del places[name]
+        _write_comparison(
+            self.path,
+            {one.name: one.comparison for one in result},
+            places,
+            _joined(self._base),
+            {one.name: _joined(parts) for one, parts in zip(result, self._others, strict=True)},
+            text.tolist() if any(word is not None for word in text) else None,
+            None,
+            [0, *starts.tolist(), size],
+            compared_title(summary, result),
+        )
+
+
+def _tops(scores: TokenScores | None, size: int) -> dict[str, Array]:
+    """Ranks and most likely classes of the first tokens of a block."""
+    columns = vars(scores)
+    names = ("rank", "argmax", "top_ids", "top_logprobs")
+    return {name: columns[name][:size] for name in names if columns[name] is not None}
+
+
+def _joined(parts: list[dict[str, Array]]) -> dict[str, Array]:
+    """Columns of all blocks."""
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def write_comparison_page(
+    path: str | os.PathLike[str],
+    comparisons: Mapping[str, Comparison],
+    targets: ArrayLike,
+    *,
+    base_scores: TokenScores | None = None,
+    scores: Mapping[str, TokenScores] | None = None,
+    tokens: Sequence[str | None] | Array | None = None,
+    vocabulary: Sequence[str] | None = None,
+    title: str = "tokenloss",
+) -> None:
+    """Write a page of HTML that shows a text, each token shaded by the divergence of a model from its base.
+
+    A token that is pointed at, tapped or reached by the keyboard shows its divergence, and what both models predicted,
+    side by side. Of several models, one is chosen on the page, at first that of the smallest mean divergence.
+
+    Parameters
+    ----------
+    path : path-like
+        File to write. An existing file is replaced when the new one is complete.
+    comparisons : mapping of str to Comparison
+        Results of `compare` by the names of the models, with one base and of one shape: each row of the last axis is a
+        paragraph.
+    targets : array of integers
+        Class ids that were scored, of the shape of the comparisons.
+    base_scores : TokenScores, optional
+        Result of `token_scores` of the base: its ranks and, by its ``top_k``, its alternatives.
+    scores : mapping of str to TokenScores, optional
+        The same of the models, by their names.
+    tokens : array of str, optional
+        Text of the tokens, as `write_page` takes it.
+    vocabulary : sequence of str, optional
+        Text of each class id, as `write_page` takes it.
+    title : str, default "tokenloss"
+        Title.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is invalid; the message names it, what came and what fits. Nothing is written then.
+    OSError
+        If the file cannot be written; an existing file is unchanged.
+
+    Notes
+    -----
+    A page holds 100,000 tokens (``MOST_TOKENS``) of all models together: of three, the first 33,333 of the text. It
+    says so when there are more; its figures are of all. The colours begin at 0, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1,
+    3 and 10 nats on every page.
+
+    Examples
+    --------
+    >>> import pathlib, tempfile
+    >>> from tokenloss import compare
+    >>> from tokenloss.page import write_comparison_page
+    >>> comparison = compare([[2.0, 1.0], [0.0, 3.0]], [[2.0, 0.0], [0.0, 3.0]], [0, 1])
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = pathlib.Path(folder, "page.html")
+    ...     write_comparison_page(path, {"q4": comparison}, [0, 1], vocabulary=["to", " be"])
+    ...     "<i class=s4>to</i><i class=s0> be</i>" in path.read_text("utf-8")
+    True
+    """
+    if not comparisons:
+        raise_error("option", name="comparisons", got=comparisons, fits="a mapping that holds any")
+    first, *_ = comparisons.values()
+    shape = first.kl.shape
+    for name, one in comparisons.items():
+        if one.kl.shape != shape:
+            raise_error("shape", name=f"comparisons[{name!r}]", got=one.kl.shape, fits=f"{shape}, as the first")
+        if not np.array_equal(one.base_nll, first.base_nll, equal_nan=True):
+            raise_error("option", name="comparisons", got=[*comparisons], fits="of one base, with the same base_nll")
+    ids = as_target_array("targets", targets, (), shape, "comparisons", False)[0].reshape(-1)
+    if scores is not None and scores.keys() != comparisons.keys():
+        raise_error("option", name="scores", got=[*scores], fits=f"of the same names as comparisons: {[*comparisons]}")
+    sides = {} if scores is None else {f"scores[{name!r}]": side for name, side in scores.items()}
+    for name, side in {"base_scores": base_scores, **sides}.items():
+        if side is not None and side.nll.shape != shape:
+            raise_error("shape", name=name, got=side.nll.shape, fits=f"{shape}, as comparisons")
+    given = None if tokens is None else page.as_strings(tokens, shape)
+    size = min(len(ids), page.MOST_TOKENS // len(comparisons))
+    _write_comparison(
+        path,
+        comparisons,
+        {"id": ids},
+        None if base_scores is None else vars(base_scores),
+        None if scores is None else {name: vars(side) for name, side in scores.items()},
+        given,
+        vocabulary,
+        page.row_bounds(shape, size),
+        title,
+    )
+
+
+def _write_comparison(
+    path: str | os.PathLike[str], comparisons: Mapping[str, Comparison], places: Mapping[str, Array],
+    base: Mapping[str, Array | None] | None, others: Mapping[str, Mapping[str, Array | None]] | None,
+    tokens: Sequence[str | None] | None, vocabulary: Sequence[str] | None, bounds: list[int], title: str,
+) -> None:  # fmt: skip
+    """Write a page of the first tokens, whose paragraphs have these bounds.
+
+    Places are the class ids and, if any, what says where a token is, -1 of nowhere; of both models, columns of
+    `TokenScores`.
+    """
+    size = bounds[-1]
+    ids = places["id"][:size]
+    given = None if tokens is None else [*tokens[:size]]
+    names = sorted(comparisons, key=lambda name: nan_last(comparisons[name].mean_kl))
+    tops: list[Array] = []
+
+    def side(nll: Array, scores: Mapping[str, Array | None] | None) -> dict[str, str]:
+        """JSON of what a model predicted."""
+        columns = {"loss": page.numbers(nll.reshape(-1)[:size])}
+        if scores is None:
+            return columns
+        top, found = page.alternatives(scores, size)
+        tops.append(top)
+        return columns | found
+
+    heads, models = [], []
+    shown = np.empty(0, np.intp)
+    for number, name in enumerate(names):
+        one = comparisons[name]
+        css_class = page.css_classes(one.kl, one.kept, _DIVERGENCES)
+        columns = {"name": page.as_json(name), "shades": page.shade_letters(css_class[:size])}
+        columns["kl"] = page.numbers(one.kl.reshape(-1)[:size])
+        models.append(page.as_object(columns | side(one.nll, others[name] if others else None)))
+        shares = np.bincount(css_class[one.kept.reshape(-1)], minlength=len(_DIVERGENCES) + 1) / max(one.count, 1)
+        notes = [page.percent(share) for share in shares[: len(_DIVERGENCES) + 1].tolist()]
+        shades = page.legend(css_class, "divergence from<br>of the tokens", _DIVERGENCES, notes, "infinite")
+        heads.append(f"<section{' hidden' if number else ''}>{_comparison_summary(one)}\n{shades}</section>")
+        shown = shown if number else css_class
+    data = {
+        "id": page.as_json(ids.tolist()),
+        "token": page.as_json(given),
+        "base": page.as_object(side(comparisons[names[0]].base_nll, base)),
+        "models": f"[{','.join(models)}]",
+    }
+    data["text"] = page.as_json(page.class_text(ids, given, vocabulary, tops))
+    if len(places) > 1:
+        data["places"] = page.as_json({name: place[:size].tolist() for name, place in places.items() if name != "id"})
+    why = f", since {len(names)} models share {page.MOST_TOKENS:,}" if len(names) > 1 else ""
+    head = "\n".join([*_model_choice(names, comparisons), *heads]) + page.excerpt_note(size, shown.size, why)
+    text = [page.token_text(vocabulary, i) for i in ids.tolist()] if given is None else given
+    page.write_frame(path, title, head, page.paragraphs(ids, text, shown, bounds), data)
+
+
+def _comparison_summary(comparison: Comparison) -> str:
+    """HTML of the figures of a model."""
+
+    def error(name: str, scale: float = 1, unit: str = "") -> str:
+        stderr = scale * vars(comparison)[name + "_stderr"]
+        return "" if math.isnan(stderr) else f"± {stderr:.2g}{unit}"
+
+    by = count_of(comparison.n_sequences, "sequence") if comparison.is_clustered else "tokens, taken as independent"
+    by += guess_note(comparison.interval_factor)
+    note = error("mean_kl", unit=f" nats (by {by})")
+    if left_out := comparison.n_infinite + comparison.n_nan:
+        finite = f"{comparison.finite_mean_kl:.4g} {error('finite_mean_kl')}".rstrip()
+        note = f"{finite} nats without {left_out:,} that are not finite"
+    low, high = comparison.kl_quantile_intervals[0.999]
+    interval = "" if math.isnan(low) else f"95 % interval {low:.4g} to {high:.4g}"
+    figures = [
+        ("tokens", f"{comparison.count:,}", ""),
+        ("mean KL divergence", f"{comparison.mean_kl:.4g}", note),
+        ("99.9 % quantile", f"{comparison.kl_quantiles[0.999]:.4g}", interval),
+        ("perplexity ratio", f"{comparison.perplexity_ratio:.5g}", error("perplexity_ratio")),
+        ("same top token", f"{100 * comparison.same_top:.2f} %", error("same_top", 100, " %")),
+        ("RMS Δp", f"{100 * comparison.rms_delta_p:.3g} %", error("rms_delta_p", 100, " %")),
+    ]
+    return page.summary(figures)
+
+
+def _model_choice(names: Sequence[str], comparisons: Mapping[str, Comparison]) -> Iterator[str]:
+    """HTML by which one of several models is chosen; browsers must not restore an earlier choice by themselves."""
+    if len(names) > 1:
+        labels = [f"{page.escaped(name)} (mean divergence {comparisons[name].mean_kl:.4g})" for name in names]
+        options = "".join(f"<option value={number}>{label}</option>" for number, label in enumerate(labels))
+        yield f'<p class="choice"><label>Model <select id="model" autocomplete="off">{options}</select></label></p>'

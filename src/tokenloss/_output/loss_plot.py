@@ -1,0 +1,267 @@
+"""The plot of the losses of a text: along it, their histogram, and the calibration of the greedy probability."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from tokenloss._core.errors import raise_error
+from tokenloss._core.exact import ExactMoments
+from tokenloss._core.text import count_of, title
+from tokenloss._output import drawing
+from tokenloss._output.drawing import BLUE, CURVE_POINTS, DIM, ORANGE, PLOT_MIN
+from tokenloss._output.shared import TokenSink
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from tokenloss._core.types import Array, ArrayLike
+
+_MAX_DOTS = 3000
+_BINS = 10  # of probability
+
+
+class LossPlot(TokenSink):
+    """A plot of the losses along the text, their histogram and the calibration: ``tokenloss score --plot``.
+
+    It is a .png, .svg or .pdf file.
+
+    Parameters
+    ----------
+    path : path-like
+        File to write. An existing file is replaced when the new one is complete.
+
+    Raises
+    ------
+    ValueError
+        If the name has another suffix.
+    ImportError
+        If matplotlib is not installed.
+
+    See Also
+    --------
+    tokenloss.plots.draw_losses : The same of arrays.
+
+    Examples
+    --------
+    >>> import pathlib, tempfile
+    >>> import numpy as np
+    >>> from tokenloss import evaluate, sinks
+    >>> with tempfile.TemporaryDirectory() as directory:
+    ...     path = pathlib.Path(directory) / "losses.png"
+    ...     _ = evaluate([(np.zeros((2, 3, 4)), np.ones((2, 3), int))], sinks=[sinks.LossPlot(path)])
+    ...     path.read_bytes()[1:4]
+    b'PNG'
+    """
+
+    __module__ = "tokenloss.sinks"
+
+    option = "--plot"
+    help = "draw the losses to a .png, .svg or .pdf file"
+    top_k = 1
+    columns: ClassVar[Sequence[str] | None] = (
+        "nll", "kept", "is_greedy", "top_logprobs", "is_greedy_known", "file", "sequences",
+    )  # fmt: skip
+
+    def __init__(self, path: str) -> None:
+        drawing.check(path)
+        super().__init__(path)
+
+    def finish(self, summary: dict[str, Any], result: Any) -> None:
+        columns = self.collected()
+        greedy: dict[str, Any] = {}
+        if "top_logprobs" in columns:  # if there are classes
+            greedy = {"greedy_logprobs": columns["top_logprobs"][:, 0], "is_greedy": columns["is_greedy"]}
+        if self._of_responses:
+            logprobs = np.where(columns["is_greedy_known"], greedy.pop("greedy_logprobs"), np.nan)
+            greedy = greedy | {"greedy_logprobs": logprobs} if not np.isnan(logprobs).all() else {}
+        name = title(summary["files"])
+        starts = np.diff(columns["file"], prepend=0) | np.diff(columns["sequences"], prepend=0)
+        ids = np.cumsum(starts != 0)  # of the sequences of all files
+        figure = draw_losses(columns["nll"], where=columns["kept"], segment_ids=ids, title=name, **greedy)
+        drawing.save(figure, self.path)
+
+
+def draw_losses(
+    nll: ArrayLike,
+    *,
+    where: ArrayLike | None = None,
+    segment_ids: ArrayLike | None = None,
+    greedy_logprobs: ArrayLike | None = None,
+    is_greedy: ArrayLike | None = None,
+    title: str = "",
+) -> Figure:
+    """Draw the losses of a text: along it, their histogram, and how well the greedy probability is calibrated.
+
+    Parameters
+    ----------
+    nll : array of floats
+        Loss of each token in nats, in the order of the text.
+    where : array of bool, optional
+        Mask of the tokens to include, broadcast over `nll`: ``scores.kept`` of `token_scores`.
+    segment_ids : array of integers, optional
+        Number of the sequence of each token, broadcast over `nll`: the running mean ends where a sequence does.
+    greedy_logprobs : array of floats, optional
+        Log-probability of the most likely class at each token, of the shape of `nll`: ``scores.top_logprobs[..., 0]``.
+        Without it the calibration is not drawn.
+    is_greedy : array of bool, optional
+        Whether the most likely class is the target; required with `greedy_logprobs`.
+    title : str, optional
+        Title.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        Figure for `save`, or for a notebook to show.
+
+    Raises
+    ------
+    ImportError
+        If matplotlib is missing.
+    TypeError, ValueError
+        If an argument is invalid.
+
+    Notes
+    -----
+    At most 3,000 tokens are drawn as dots, chosen at random, and the figure says so; curves, bins and numbers are of
+    all tokens. Losses that are infinite or nan are counted and left out. The running mean is of the tokens near each
+    position, and has gaps where none of these is included.
+
+    The expected calibration error is ``sum(n_b / n * abs(accuracy_b - probability_b))`` over ten bins of equal width
+    of the probability: Guo et al., "On calibration of modern neural networks", 2017.
+
+    Examples
+    --------
+    >>> from tokenloss import plots, token_scores
+    >>> scores = token_scores([[2.0, 1.0, 0.0], [0.0, 3.0, 0.0]], [0, 1], top_k=1)
+    >>> figure = plots.draw_losses(
+    ...     scores.nll, greedy_logprobs=scores.top_logprobs[..., 0], is_greedy=scores.is_greedy
+    ... )
+    >>> [axes.get_title(loc="left") for axes in figure.axes]
+    ['Loss along the text', 'Histogram of the losses', 'Calibration']
+    """
+    losses = np.asarray(nll, np.float64)
+    shape = losses.shape
+    kept = drawing.mask_of(where, shape)
+    losses = losses.reshape(-1)
+    calibrated = greedy_logprobs is not None
+    if calibrated:
+        probability = np.exp(_as_1d("greedy_logprobs", greedy_logprobs, np.float64, shape)[kept])
+        right = _as_1d("is_greedy", is_greedy, np.bool_, shape)[kept]
+    figure = drawing.empty_figure(title, (10, 7.2))
+    axes = figure.subplot_mosaic("TT;HC" if calibrated else "TT;HH")
+    positions = np.flatnonzero(kept & drawing.in_plot_range(losses))
+    note = drawing.excluded_note(losses[kept])
+    losses = losses[positions]
+    ids = drawing.sequence_numbers(segment_ids, shape)
+    _draw_text(axes["T"], positions, losses, None if ids is None else ids[positions], note)
+    _draw_histogram(axes["H"], losses)
+    if calibrated:
+        _draw_calibration(axes["C"], probability, right)
+    return figure
+
+
+def _as_1d(name: str, value: ArrayLike | None, dtype: Any, shape: tuple[int, ...]) -> Array:
+    """One-dimensional view of an array of the given shape."""
+    array = np.asarray(value, dtype)
+    if array.shape != shape:
+        raise_error("shape", name=name, got=array.shape, fits=f"{shape}")
+    return array.reshape(-1)
+
+
+def _draw_text(axes: Axes, positions: Array, losses: Array, ids: Array | None, excluded: str) -> None:
+    """Draw the losses along the text, and their running mean in each sequence."""
+    from matplotlib.ticker import MaxNLocator
+
+    size = len(losses)
+    dots = np.arange(size)
+    drawn = count_of(size, "token")
+    if size > _MAX_DOTS:
+        dots = np.random.default_rng(0).choice(size, _MAX_DOTS, replace=False)
+        drawn = f"{_MAX_DOTS:,} of {drawn} drawn, at random"
+    drawing.style(axes, "Loss along the text", (drawn, excluded), "position", "loss in nats")
+    if drawing.mark_if_empty(axes, size):
+        return
+    width, alpha = (10, 0.75) if size < 300 else (5, 0.35)
+    axes.plot(
+        positions[dots], losses[dots], ".", color=BLUE, alpha=alpha, markersize=width, markeredgewidth=0, clip_on=False
+    )
+    half = max(2, size // 100)
+    label = f"mean of {count_of(min(2 * half + 1, size), 'token')}"
+    axes.plot(*_running_mean(positions, losses, ids, half), color=ORANGE, linewidth=1.8, label=label)
+    drawing.add_legend(axes, "upper right")
+    pad = max(0.5, (positions[-1] - positions[0]) / 100)
+    axes.set_xlim(positions[0] - pad, positions[-1] + pad)
+    axes.set_ylim(bottom=0)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+
+
+def _running_mean(positions: Array, losses: Array, ids: Array | None, half: int) -> tuple[Array, Array]:
+    """Points of the mean of the losses at most `half` positions away, in one sequence; nan between separate curves."""
+    size = len(losses)
+    is_start = np.diff(positions, prepend=positions[0]) > half
+    if ids is not None:
+        is_start |= np.diff(ids, prepend=ids[0]) != 0
+    starts = np.flatnonzero(is_start)
+    bounds = np.concatenate([[0], starts, [size]])
+    middle = np.unique(np.linspace(0, size - 1, CURVE_POINTS).astype(np.intp))
+    curve = np.searchsorted(starts, middle, "right")
+    first = np.maximum(bounds[curve], np.searchsorted(positions, positions[middle] - half))
+    last = np.minimum(bounds[curve + 1], np.searchsorted(positions, positions[middle] + half, "right"))
+    sums = np.concatenate([[0.0], np.cumsum(losses)])
+    gaps = np.flatnonzero(np.diff(curve)) + 1
+    means = (sums[last] - sums[first]) / (last - first)
+    return np.insert(positions[middle].astype(np.float64), gaps, np.nan), np.insert(means, gaps, np.nan)
+
+
+def _draw_histogram(axes: Axes, losses: Array) -> None:
+    """Draw a histogram of the losses."""
+    drawing.style(axes, "Histogram of the losses", (), "loss in nats", "% of the tokens")
+    if drawing.mark_if_empty(axes, len(losses)):
+        return
+    top = losses.max() if losses.max() > PLOT_MIN else 1
+    counts, edges = np.histogram(losses, min(50, 10 + int(len(losses) ** 0.5)), (0, top))
+    axes.stairs(100 * counts / len(losses), edges, fill=True, color=BLUE, alpha=0.75)
+    mean = ExactMoments.of(losses).mean
+    for name, value, dashes in ("mean", mean, "-"), ("median", np.median(losses), "--"):
+        axes.axvline(value, color=ORANGE, linestyle=dashes, linewidth=1.5, label=f"{name} {value:.4g}")
+    drawing.add_legend(axes, "best")
+    axes.margins(x=0.02)
+
+
+def _draw_calibration(axes: Axes, probability: Array, right: Array) -> None:
+    """Draw a reliability diagram."""
+    excluded = drawing.excluded_note(probability)
+    sane = ~np.isnan(probability)
+    probability, right = probability[sane], right[sane]
+    bins = np.minimum((probability * _BINS).astype(np.intp), _BINS - 1)
+    counts = np.bincount(bins, minlength=_BINS)
+    full = np.flatnonzero(counts)
+    means = np.bincount(bins, probability, _BINS)[full] / counts[full]
+    accuracy = np.bincount(bins, right, _BINS)[full] / counts[full]
+    error = np.sum(counts[full] * abs(accuracy - means)) / len(bins) if len(bins) else np.nan
+    notes = (f"expected calibration error {100 * error:.3g} %", excluded)
+    drawing.style(axes, "Calibration", notes, "probability of the likeliest token", "how often it was right")
+    if drawing.mark_if_empty(axes, len(bins)):
+        return
+    axes.plot([0, 1], [0, 1], "--", color=DIM, linewidth=1)
+    axes.bar((full + 0.5) / _BINS, accuracy, 0.92 / _BINS, color=BLUE, alpha=0.75)
+    axes.vlines(means, accuracy, means, color=ORANGE, linewidth=2)
+    axes.plot(means, accuracy, "o", color=ORANGE, markersize=4)
+    axes.text(-0.015, 1.02, "tokens", ha="right", va="bottom", fontsize=8, color=DIM)
+    for k in full:
+        axes.text((k + 0.5) / _BINS, 1.02, _abbreviate(counts[k]), ha="center", va="bottom", fontsize=8, color=DIM)
+    axes.set_xlim(0, 1)
+    axes.set_ylim(0, 1.1)
+
+
+def _abbreviate(count: int) -> str:
+    """A count in few characters."""
+    if count < 10_000:
+        return str(count)
+    return f"{count / 1e3:.0f}k" if count < 1e6 else f"{count / 1e6:.1f}M"

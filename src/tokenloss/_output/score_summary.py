@@ -1,0 +1,155 @@
+"""The summary that `tokenloss score` prints."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tokenloss._core.text import count_of, printable, title
+from tokenloss._evaluation.sink import Sink
+from tokenloss._output.shared import head_row, known_of
+from tokenloss._output.terminal import Table, known_error, show_tables, table_of
+
+_MAX_SHARDS = 20  # that are listed
+_MAX_REASON = 100  # characters
+
+
+class SummaryTables(Sink):
+    """The summary of `tokenloss score`."""
+
+    writes_file = False
+
+    def finish(self, summary: dict[str, Any], result: Any) -> None:
+        if summary["kind"] == "responses":
+            note = _responses_note(summary)
+        else:
+            shape = " \N{MULTIPLICATION SIGN} ".join(map(str, summary["shape"]))
+            note = f"{summary['kind']}, {shape}, {summary['dtype']}; {summary['targets']}"
+        show_tables(title(summary["files"]), note, summary_tables(summary, result.meter._basis()))
+
+
+def summary_tables(summary: dict[str, Any], basis: str) -> list[Table]:
+    """Tables of the figures, of the files and of the highest losses; `basis` is what errors take as independent."""
+    several = len(summary["shards"]) > 1
+    tables = [Table([tuple(row) for is_shown, *row in _rows(summary, basis) if is_shown])]
+    if several and len(summary["shards"]) <= _MAX_SHARDS:
+        tables.append(_shard_table(summary["shards"]))
+    if summary["n_sequences"] > 1 and summary["highest_loss_sequences"]:
+        tables.append(_sequence_table(summary["highest_loss_sequences"], several))
+    if summary["highest_loss_tokens"]:
+        tables.append(_token_table(summary["highest_loss_tokens"], several))
+    return tables
+
+
+def _rows(summary: dict[str, Any], basis: str) -> list[tuple[Any, str, str, str]]:
+    """Rows of the figures: whether a row is shown, its label, value and note."""
+    tokens, stderr = summary["tokens"], summary["stderr"]
+    low, high = summary["perplexity_interval"]
+    by_byte, by_sequence = summary["bits_per_byte_stderr"], summary["sequence_loss_stderr"]
+    no_error = "nats; no interval from one token" if tokens == 1 else "nats"
+    return [
+        (True, "tokens", f"{tokens:,}", _left_out(summary)),
+        (summary["n_nan"], "nan tokens", f"{summary['n_nan']:,}", f"of {tokens:,}"),
+        (summary["n_infinite"], "infinite losses", f"{summary['n_infinite']:,}", f"of {tokens:,}"),
+        (True, "loss", f"{summary['loss']:.6g}", known_error(stderr, f"± {stderr:.3g} nats ({basis})") or no_error),
+        (
+            True, "perplexity", f"{summary['perplexity']:.6g}",
+            known_error(low, f"95 % interval {low:.5g} to {high:.5g}"),
+        ),
+        (True, "bits per token", f"{summary['bits_per_token']:.6g}", ""),
+        (
+            summary["n_bytes"], "bits per byte", f"{summary['bits_per_byte']:.6g}",
+            known_error(by_byte, f"± {by_byte:.3g}{_proportion_note(summary, 'bytes')}"),
+        ),
+        (summary["n_words"], "perplexity per word", f"{summary['word_perplexity']:.6g}", _words_note(summary)),
+        (
+            summary["n_sequences"] > 1, "loss per sequence", f"{summary['sequence_loss']:.6g}",
+            known_error(by_sequence, f"± {by_sequence:.3g} nats") or "nats",
+        ),
+        (summary.get("greedy_known", 1), "greedy accuracy", f"{100 * summary['accuracy']:.2f} %", known_of(summary)),
+        (summary.get("head"), "logits", *head_row(summary.get("head"))),
+        (
+            summary.get("skipped"), "failed lines", f"{summary.get('skipped', 0):,}",
+            f"left out; {_first_failed(summary)}",
+        ),
+        (
+            summary.get("lost_tops"), "short lists", f"{summary.get('lost_tops', 0):,}",
+            "positions list fewer classes than others, since texts coincide",
+        ),
+        (summary["seconds"] >= 1, "time", f"{summary['seconds']:.3g} s", f"{summary['gb_per_second']:.3g} GB/s"),
+    ]  # fmt: skip
+
+
+def _words_note(summary: dict[str, Any]) -> str:
+    """The interval of the perplexity per word, and how words are counted."""
+    low, high = summary["word_perplexity_interval"]
+    interval = known_error(low, f"95 % interval {low:.5g} to {high:.5g}{_proportion_note(summary, 'words')}")
+    return "; ".join(filter(None, (interval, f"words by {summary['words']}" if summary["words"] else "")))
+
+
+def _proportion_note(summary: dict[str, Any], unit: str) -> str:
+    """Note where the bytes or words of each sequence are not known: errors take them as proportional to its tokens."""
+    is_guess = summary["is_clustered"] and not summary[f"{unit}_are_by_sequence"]
+    return ", text in proportion to tokens" if is_guess else ""
+
+
+def _responses_note(summary: dict[str, Any]) -> str:
+    """What files of responses hold."""
+    parts = {"prompt": "the prompt", "generated": "what was generated", "all": "the prompt and what was generated"}
+    note = (
+        f"{count_of(summary['responses'], 'response')} ({summary['dialect'] or 'all failed'}), {parts[summary['part']]}"
+    )
+    return note + (f"; log-probabilities of {summary['rounding']}" if summary["rounding"] else "")
+
+
+def _left_out(summary: dict[str, Any]) -> str:
+    """How many tokens are not scored, and why."""
+    if summary["kind"] == "responses":
+        counts = {"without a log-probability": summary["without_number"], "with a sentinel": summary["sentinels"]}
+    else:
+        counts = {"ignored": summary["ignored"], "without a next token": summary["without_next"]}
+    return ", ".join(f"{n:,} {why}" for why, n in counts.items() if n)
+
+
+def _first_failed(summary: dict[str, Any]) -> str:
+    """The first failed line."""
+    for entry in summary.get("failed", ()):
+        name = "" if entry["custom_id"] is None else f" ({entry['custom_id']})"
+        reason = entry["reason"]
+        reason = reason if len(reason) <= _MAX_REASON else reason[:_MAX_REASON] + "\N{HORIZONTAL ELLIPSIS}"
+        return printable(f"line {entry['line']}{name}: {reason}")
+    return ""
+
+
+def _sequence_table(sequences: list[dict[str, Any]], several: bool) -> Table:
+    """Table of sequences, with their file if there are several."""
+    formats = {"sequence": "{sequence}", "tokens": "{tokens:,}", "loss": "{loss:.4f}", "perplexity": "{perplexity:.6g}"}
+    if "line" in sequences[0]:
+        formats = {"sequence": "{sequence}", "line": "{line}", "choice": "{choice}"} | formats
+    if several:
+        formats = {"file": "{file}"} | formats
+    if any(row.get("custom_id") is not None for row in sequences):
+        formats |= {"custom_id": "{custom_id}"}
+    rows = [row | {"file": row["file"] or "several", "custom_id": row.get("custom_id") or ""} for row in sequences]
+    return table_of("highest-loss sequences", formats, rows)
+
+
+def _shard_table(shards: list[dict[str, Any]]) -> Table:
+    """Table of the files."""
+    formats = {"tokens": "{tokens:,}", "loss": "{loss:.6g}", "±": "{stderr:.3g}", "perplexity": "{perplexity:.6g}"}
+    return table_of("files", formats | {"file": "{file}"}, shards)
+
+
+def _token_table(tokens: list[dict[str, Any]], several: bool) -> Table:
+    """Table of tokens, with their file if there are several, and their sequence, class and text if there are any."""
+    formats = {"sequence": "{sequence}", "position": "{position}", "target": "{target}", "loss": "{loss:.4f}"}
+    formats |= {"probability": "{probability:.3g}"}
+    for name in ("sequence", "target"):
+        if all(token[name] is None for token in tokens):
+            formats.pop(name, None)
+    if several:
+        formats = {"file": "{file}"} | formats
+    if any(token["text"] is not None for token in tokens):
+        formats |= {"text": "{text}"}
+    blank = dict.fromkeys(("text", "sequence", "target"), "")
+    rows = [blank | {name: cell for name, cell in token.items() if cell is not None} for token in tokens]
+    return table_of("highest-loss tokens", formats, rows)

@@ -1,0 +1,92 @@
+"""The tables of outputs: what adding one or a figure needs, and a failure where a place is forgotten."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+from candidates import Many
+
+from tokenloss import _output, evaluate, sinks
+from tokenloss._command import cli, commands
+from tokenloss._evaluation.sink import Candidate
+from tokenloss._output.compare_summary import ComparisonTables
+from tokenloss._output.score_summary import SummaryTables
+
+pytestmark = pytest.mark.thread_unsafe(reason="a command prints to the stdout of its process")
+TABLES = {name: outputs for name, outputs in vars(_output).items() if name.endswith("_OUTPUTS")}
+INTERFACE = {"Sink", "TokenBlock", "ComparedBlock", "Candidate"}
+
+
+def test_sinks_are_all_outputs_that_write_files():
+    files = {output.__name__ for outputs in TABLES.values() for output in outputs if output.writes_file}
+    assert set(sinks.__all__) == files | INTERFACE
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_the_last_output_of_a_table_prints_where_no_other_does(name):
+    *outputs, last = TABLES[name]
+    assert all(output.option and output.help for output in outputs)
+    assert (last.option, last.writes_file) == ("", False)
+
+
+class LossLines(sinks.Sink):
+    """An output as somebody would add it: a class, and its place in a table."""
+
+    option = "--loss-lines"
+    help = "write a line for each token"
+    needs_tokens = True
+
+    def add(self, block):
+        with Path(self.path).open("a") as file:
+            file.writelines(f"{nll:.4f}\n" for nll in block.scores.nll)
+
+
+def test_an_output_is_on_the_command_line_when_it_is_in_a_table(command, npz, tmp_path, monkeypatch):
+    for module in cli, commands:
+        monkeypatch.setattr(module, "SCORE_OUTPUTS", (LossLines, *_output.SCORE_OUTPUTS))
+    path = npz(logits=np.zeros((3, 2)), targets=[0, 1, 0])
+    assert command("score", path, "--loss-lines", tmp_path / "lines")[0] == 0
+    assert (tmp_path / "lines").read_text() == "0.6931\n" * 3
+
+
+def other(value):
+    """A value of the same type that is printed in another way."""
+    if isinstance(value, dict):
+        return {key: other(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(other(item) for item in value)
+    if isinstance(value, bool):
+        return not value
+    return value + "x" if isinstance(value, str) else 5 if value is None else 2 * value + 7
+
+
+def test_a_figure_of_score_is_printed_unless_it_is_listed_here(capsys, tmp_path):
+    Many(tmp_path)
+    (tmp_path / "text").write_text("some words")
+    evaluation = evaluate(tmp_path / "base/part-*.npz", text=tmp_path / "text")
+    figures = evaluation.figures | {"seconds": 2.0, "n_nan": 1, "n_infinite": 1}
+
+    def printed(**changed):
+        SummaryTables().finish(figures | changed, evaluation)
+        return capsys.readouterr().out
+
+    assert {name for name, figure in figures.items() if printed(**{name: other(figure)}) == printed()} == {
+        "bits_per_byte_interval", "interval_factor",  # the error is printed
+        "n_bytes", "n_words", "bytes", "n_sequences", "tokens_without_sequence",  # rows depend on whether they are 0
+        "sequences", "fits_better_shifted",  # those of the highest losses are printed; a warning is
+    }  # fmt: skip
+
+
+def test_a_figure_of_a_comparison_is_printed_unless_it_is_listed_here(capsys, tmp_path):
+    comparison = Many(tmp_path).comparison("q4")
+    comparison = dataclasses.replace(comparison, n_nan=1, n_infinite=2, left_out=0.5, base_left_out=0.25)
+    summary = {"base": "base", "base_kind": "logits", "kind": "logits", "by_confidence": []}
+
+    def printed(**changed):
+        ComparisonTables().finish(summary, [Candidate("q4", None, dataclasses.replace(comparison, **changed), summary)])
+        return capsys.readouterr().out
+
+    figures = {name: figure for name, figure in vars(comparison).items() if not isinstance(figure, np.ndarray)}
+    missing = {name for name, figure in figures.items() if printed(**{name: other(figure)}) == printed()}
+    assert missing == {"sequences"}  # of which the figures of the file hold the table
