@@ -206,10 +206,9 @@ def test_signals_remove_half_written_files(name, tmp_path):
     number = getattr(signal, name)
     program = (
         "import sys, os, signal, time; from tokenloss._command import cli; from tokenloss._evaluation import run\n"
-        "block = run._score_block\n"
         "def slow(*args, **options):\n"
         "    print('begun', flush=True); time.sleep(60)\n"
-        "run._score_block = slow\n"
+        "run._Run.take = slow\n"
         f"signal.signal(signal.{name}, signal.SIG_DFL)\n"  # which nohup, or a shell in the background, may ignore
         "sys.exit(cli.main())"
     )
