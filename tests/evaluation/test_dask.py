@@ -31,11 +31,6 @@ OPTIONS = [
 ]
 
 
-@pytest.fixture
-def rng():
-    return np.random.default_rng(11)
-
-
 @pytest.fixture(autouse=True)
 def _small_blocks():
     """Dask moves classes together in blocks of a few rows, so that there are several."""

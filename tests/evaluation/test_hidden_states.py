@@ -128,7 +128,7 @@ def test_lm_head_is_found(path, score_json):
 
 
 def test_lm_head_in_bfloat16(path):
-    ml_dtypes = pytest.importorskip("ml_dtypes")
+    ml_dtypes = pytest.importorskip("ml_dtypes", reason="ml_dtypes is optional")
     hidden, weight = HIDDEN.astype(ml_dtypes.bfloat16), WEIGHT.astype(ml_dtypes.bfloat16)
     save_model(path / "model.safetensors", lm_head__weight=weight)
     save_model(path / "hidden.safetensors", hidden_states=hidden, targets=TARGETS)
