@@ -274,7 +274,7 @@ def test_hidden_that_is_refused(path, command):
         assert_refused(command("score", path / "logits.npz", *option), f"{name} is given", "left out without lm_head")
     for option, words in [
         (("--logit-scale", "0"), "logit_scale is 0.0"), (("--softcap", "-1"), "softcap is -1.0"),
-        (("--softcap", "x"), "argument --softcap: invalid float value: 'x'"),
+        (("--softcap", "x"), "argument --softcap: "),
     ]:  # fmt: skip
         assert_refused(command("score", path / "both.npz", *head, *option), words)
 
