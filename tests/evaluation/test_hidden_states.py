@@ -18,7 +18,8 @@ from files import SAVERS, WITHOUT_TARGETS, held_at_most, save_npz, save_zarr
 import tokenloss
 from tokenloss import NormWarning, ShiftWarning, evaluate
 from tokenloss._evaluation import checks, plan
-from tokenloss._evaluation import run as shard_run
+from tokenloss._evaluation import score as shard_run
+from tokenloss._evaluation.options import Options
 from tokenloss.formats import llama_cpp, open_hidden_states, open_scores
 from tokenloss.formats.lm_head import HEAD_FILES, open_lm_head
 
@@ -397,7 +398,7 @@ def test_state(parts, command, score_json, monkeypatch):
 
 def test_scheduler(parts, score_json, monkeypatch):
     distributed = pytest.importorskip("distributed", reason="Dask is optional")
-    options = plan.Options(lm_head="head.npz:lm_head.weight").with_absolute_paths()
+    options = Options(lm_head="head.npz:lm_head.weight").with_absolute_paths()
     assert options.lm_head == str(Path.cwd() / "head.npz:lm_head.weight")
     monkeypatch.chdir(parts.head.parent)
     argv = "part-*.npz", "--lm-head", "head.npy"

@@ -11,7 +11,7 @@ from commands import at_most, run
 from files import LOGITS, TARGETS
 
 from tokenloss._evaluation import compared_shard, plan
-from tokenloss._evaluation import run as shard_run
+from tokenloss._evaluation import score as shard_run
 from tokenloss._evaluation.sequences import SequenceCollector
 from tokenloss.formats import llama_cpp, open_scores
 

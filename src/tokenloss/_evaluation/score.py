@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from typing import TypeAlias
 
     from tokenloss._core.types import Array, BoolArray, IntArray
-    from tokenloss._evaluation.plan import OpenShard, Options, Shard
+    from tokenloss._evaluation.options import Options
+    from tokenloss._evaluation.plan import OpenShard, Shard
     from tokenloss.formats.scores_file import LmHead, ScoresFile
 
     _Sink: TypeAlias = Callable[[Any], None]  # called with each block of tokens
