@@ -36,7 +36,7 @@ _LM_HEAD = (
     ".safetensors file, index of shards or directory, or a .npy or .npz file; config.json beside it says how to scale "
     "and cap the logits, and whether the embedding is the head"
 )
-_AT_ONCE = 1.0  # seconds in which signals count as one: `timeout` sends two
+_AT_ONCE = 1.0  # seconds: signals that come within these count as one, since `timeout` sends two
 
 
 class _Ended(KeyboardInterrupt):
@@ -95,15 +95,15 @@ def _ending_on_signals() -> Iterator[None]:
 
 
 def _run(argv: Sequence[str] | None) -> int:
-    """Run the command line; the exit status."""
+    """Run the command line; return the exit status."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # the terminal's encoding may lack characters of tokens
     try:
         args = _parser().parse_args(argv)
         args.run(args)
         print(end="", flush=True)
-    except OSError as error:  # of stdout; those of files have become input errors
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes again at exit
+    except OSError as error:  # stdout cannot be written; errors of files have become input errors
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # since Python flushes it again at exit
         return 1 if isinstance(error, BrokenPipeError) else _fail(f"error: cannot write: {error.strerror}", 2)
     except InputError as error:
         return _fail(f"error: {error}", 2)
@@ -113,26 +113,26 @@ def _run(argv: Sequence[str] | None) -> int:
 
 
 def _fail(message: str, status: int) -> int:
-    """Print on one line why there is no result; return the status."""
-    if sys.stderr is not None:  # if it is closed, print would use stdout
+    """Print in one line why there is no result; return the exit status."""
+    if sys.stderr is not None:  # print would write to stdout if stderr is closed
         with contextlib.suppress(OSError):
             print(f"tokenloss: {printable(message)}", file=sys.stderr)
     return status
 
 
 class _Parser(argparse.ArgumentParser):
-    """Parser whose errors are one line, without the usage."""
+    """A parser that reports an error in one line, without the usage."""
 
     def error(self, message: str) -> NoReturn:
         raise InputError(message)
 
     def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
-        print(end="", flush=True)  # while a closed pipe is still handled
+        print(end="", flush=True)  # here, a closed pipe is still handled
         super().exit(status, message)
 
 
 def _parser() -> argparse.ArgumentParser:
-    """Describe the arguments."""
+    """The parser of the command line."""
     parser = _Parser(
         prog="tokenloss",
         description="Score language-model predictions: loss, perplexity, accuracy.",
@@ -257,7 +257,7 @@ def _add_common_arguments(command: argparse.ArgumentParser) -> None:
 
 
 def _add_outputs(command: argparse.ArgumentParser, outputs: Iterable[type[Sink]]) -> None:
-    """Add the options of outputs; several may have the same one, of which the first one's help is shown."""
+    """Add the options of outputs. Where several have the same option, the help of the first is shown."""
     by_option: dict[str, type[Sink]] = {}
     for output in outputs:
         by_option.setdefault(output.option, output)
@@ -269,7 +269,7 @@ def _add_outputs(command: argparse.ArgumentParser, outputs: Iterable[type[Sink]]
 
 
 def _filled(text: str) -> str:
-    """Argument type of text that is not empty, as a shell variable is that is not set."""
+    """Argument type of text that must not be empty, as it is where a shell variable is not set."""
     if not text:
         raise argparse.ArgumentTypeError("is empty; it must be a name")
     return text
@@ -278,7 +278,7 @@ def _filled(text: str) -> str:
 def _add(
     command: argparse._ActionsContainer, names: str, words: str, kind: Callable[[str], Any] = _filled, **options: Any
 ) -> None:
-    """Add an option, given its name and that of its value, the help, and the type of the value."""
+    """Add an option; `names` are its own and that of its value, and `kind` makes the value from text."""
     option, value = names.split()
     command.add_argument(option, metavar=value, help=words, type=kind, **options)
 

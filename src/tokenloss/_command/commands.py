@@ -165,7 +165,7 @@ _OF_SCORES = (
 
 
 def _named(others: Sequence[str]) -> dict[str, str]:
-    """Paths of candidates by name: NAME=FILE, or a path that is its own name."""
+    """Paths of candidates by name, given NAME=FILE or a path that is its own name."""
     named: dict[str, str] = {}
     for text in others:
         name, path = _split(text)
@@ -176,7 +176,7 @@ def _named(others: Sequence[str]) -> dict[str, str]:
 
 
 def _split(text: str) -> tuple[str, str]:
-    """Name and path of a candidate; both may hold an equals sign."""
+    """Name and path of a candidate; either may hold an equals sign."""
     parts = _parts(text)
     if _is_found(text) or not parts:
         return text, text
@@ -197,7 +197,7 @@ def _is_found(path: str) -> bool:
 
 
 def _sizes(given: Sequence[str], others: dict[str, str]) -> dict[str, str]:
-    """Sizes of candidates by their name, from NAME=SIZE, where NAME may be the path."""
+    """Sizes of candidates by name, given NAME=SIZE, where NAME may also be the path."""
     names = {path: name for name, path in others.items()} | {name: name for name in others}
     found: dict[str, str] = {}
     for text in given:
@@ -330,7 +330,7 @@ def _output_errors(option: str, path: str | None) -> Iterator[None]:
 
 
 def _chosen_outputs(classes: Sequence[type[Sink]], args: argparse.Namespace) -> list[Sink]:
-    """Outputs selected by the arguments; exactly one of them prints."""
+    """The outputs that the arguments ask for; exactly one of them prints."""
     outputs: list[Sink] = []
     for output in classes:
         if output.option:
