@@ -305,7 +305,7 @@ def _draw_models(figure: Figure, models: Sequence[_Model]) -> None:
 
 
 def _short_names(names: Sequence[str]) -> list[str]:
-    """Names without the folder, model and suffix that all have in common; a name that is still long loses its middle."""
+    """Names without the folder, model and suffix that all share; a name that is still long loses its middle."""
     if len(names) > 1:
         same = itertools.takewhile(lambda letters: len({*letters}) == 1, zip(*names, strict=False))
         start = re.match(r"(.*[/\\-])?", "".join(letters[0] for letters in same), re.DOTALL)

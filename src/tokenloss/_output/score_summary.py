@@ -140,7 +140,7 @@ def _shard_table(shards: list[dict[str, Any]]) -> Table:
 
 
 def _token_table(tokens: list[dict[str, Any]], several: bool) -> Table:
-    """Table of the tokens of the highest losses; with files if there are several, with sequences, classes, text if any."""
+    """Table of the tokens of the highest losses; files if there are several, and sequences, classes and text if any."""
     formats = {"sequence": "{sequence}", "position": "{position}", "target": "{target}", "loss": "{loss:.4f}"}
     formats |= {"probability": "{probability:.3g}"}
     for name in ("sequence", "target"):
