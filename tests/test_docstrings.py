@@ -54,7 +54,7 @@ VARIANTS = {
     ],
     "lm_head": [{"_evaluation.evaluate.evaluate"}, {"_evaluation.compare_files.compare_files"}],
     "logit_scale": [
-        {"_evaluation.evaluate.evaluate", "formats.readers.open_hidden_states"},
+        {"_evaluation.evaluate.evaluate", "formats.hidden_states.open_hidden_states"},
         {"_evaluation.compare_files.compare_files"},
         {"_comparison.linear_compare.linear_compare", "_scores.linear.linear_kl_divergence"},
     ],
@@ -76,7 +76,7 @@ VARIANTS = {
     "out": [{"_scores.losses.cross_entropy_and_grad"}, {"_scores.softmax.logsumexp"}],
     "path": [
         {"formats.readers.open_scores"},
-        {"formats.readers.open_hidden_states"},
+        {"formats.hidden_states.open_hidden_states"},
         {"formats.responses.reader.open_responses"},
         {"_output.drawing.check"},
         {"sinks.Sink"},
@@ -102,7 +102,7 @@ VARIANTS = {
     "sizes": [{"_output.divergence_plot.draw_candidates"}],
     "skip_failed": [{"_evaluation.compare_responses.compare_responses"}, {"_evaluation.evaluate.evaluate"}],
     "softcap": [
-        {"_evaluation.evaluate.evaluate", "formats.readers.open_hidden_states"},
+        {"_evaluation.evaluate.evaluate", "formats.hidden_states.open_hidden_states"},
         {"_evaluation.compare_files.compare_files"},
         {"_comparison.linear_compare.linear_compare", "_scores.linear.linear_kl_divergence"},
     ],

@@ -61,7 +61,7 @@ NO_FILE = "is no file" if Path("/dev/zero").exists() else "cannot be written"  #
         (["score", "none.npz"], ["none.npz: cannot be read: No such file"]),
         (["score", "two\nlines.npz"], [r"two\nlines.npz: cannot be read: "]),
         (["score", SAMPLE.parent.parent], [f"{SAMPLE.parent.parent}: is a directory without files of scores"]),
-        (["score", __file__], [f"{__file__}: is no file of scores; it must be a .npy, .npz or"]),
+        (["score", __file__], [f"{__file__}: is no file of scores; it must be a .npy file, "]),
         (["info", "--top", "1"], ["--top"]),
     ],
 )

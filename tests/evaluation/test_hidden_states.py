@@ -20,7 +20,7 @@ from tokenloss import NormWarning, ShiftWarning, evaluate
 from tokenloss._evaluation import checks, plan
 from tokenloss._evaluation import run as shard_run
 from tokenloss.formats import llama_cpp, open_hidden_states, open_scores
-from tokenloss.formats.lm_head import open_lm_head
+from tokenloss.formats.lm_head import HEAD_FILES, open_lm_head
 
 pytestmark = pytest.mark.thread_unsafe(reason="a command prints to the stdout of its process")
 RNG = np.random.default_rng(19)
@@ -159,7 +159,7 @@ def test_lm_head_that_is_refused(path):
     assert "No such file" in refused_head(path, path / "none.npy")
     assert "No such file" in refused_head(path, f"{path / 'none.npy'}:lm_head.weight")
     (path / "notes.txt").write_text("notes")
-    assert "notes.txt: is no file of a head; it must be a .safetensors" in refused_head(path, path / "notes.txt")
+    assert f"notes.txt: is no file of a head; it must be {HEAD_FILES}" in refused_head(path, path / "notes.txt")
     np.savez(path / "two.npz", first=WEIGHT, second=WEIGHT)
     assert "two.npz: holds no head of a usual name; it must hold lm_head.weight, or come as FILE:NAME" in refused_head(
         path, path / "two.npz"
@@ -188,6 +188,7 @@ def test_lm_head_in_shards_that_is_refused(path):
         ('{"weight_map": 3}', "no object weight_map"),
         ('{"weight_map": {"lm_head.weight": "../head.safetensors"}}', "names '../head.safetensors' for lm_head.weight"),
         ('{"weight_map": {"lm_head.weight": "index.json"}}', "names 'index.json'"),
+        ('{"weight_map": {"lm_head.weight": "model-00001-of-00002.safetensors"}}', "holds no lm_head.weight; it must"),
         ('{"weight_map": {"model.norm.weight": "a.safetensors", "b": "b.safetensors"}}', "holds no head"),
     ]:
         index.write_text(text)
@@ -541,7 +542,7 @@ def test_targets_as_the_second_file(path, score_json):
 
 def test_file_of_llama_cpp_holds_no_hidden_states(path):
     llama_cpp.write(path / "base.kld", np.arange(8), [np.zeros((3, 9))], 8)
-    with pytest.raises(ValueError, match=r"holds log_probs of llama\.cpp; it must hold hidden states"):
+    with pytest.raises(ValueError, match=r"holds log_probs of llama\.cpp; it must hold hidden_states"):
         open_hidden_states(path / "base.kld", path / "head.npy")
 
 

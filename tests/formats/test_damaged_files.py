@@ -13,7 +13,7 @@ import safetensors.numpy
 import zarr
 from commands import read_state, run, write_state
 from damage import ANYTHING, DAMAGES, LENGTHS, bounded, changed, damaged, fuzzed, lies, places
-from files import in_memory, npy, zipped
+from files import assert_file_refused, in_memory, npy, zipped
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -154,7 +154,7 @@ DESCRIPTIONS = ["<f4", ">f2", "|V2", "|O", "<U3", "(2,3)<f4", "<M8[s]", [("a", "
     n_bytes=st.sampled_from([0, 32, 96]),
 )
 def test_npy_and_npz_with_random_headers(header, part, compression, n_bytes, where):
-    member = npy({"descr": "<f4", "fortran_order": False, "shape": (4, 6)} | header, n_bytes)
+    member = npy({"descr": "<f4", "fortran_order": False, "shape": (4, 6)} | header, n_bytes, version=2)
     files = {"logits.npy": in_memory(lambda file: np.save(file, LOGITS))}
     (where / "headers.npz").write_bytes(zipped(files | {f"{part}.npy": member}, compression))
     examine(where / "headers.npz", "--targets", where / "targets.npy")
@@ -237,14 +237,6 @@ def test_text_of_random_bytes(text, where):
 # -- damage that once did harm -----------------------------------------------------------------------------------------
 
 
-def refusal(path):
-    """The line that refuses a file, within bounds."""
-    with bounded(), pytest.raises(ValueError) as raised:
-        list(open_scores(path).blocks(3))
-    assert str(path) in str(raised.value)
-    return str(raised.value)
-
-
 def test_zip_entry_that_claims_gigabytes(seeds, where):
     data = bytearray(seeds["zip"][0])
     at = data.index(b"PK\x01\x02")
@@ -252,7 +244,8 @@ def test_zip_entry_that_claims_gigabytes(seeds, where):
         struct.pack_into("<II", data, at + 20, 1 << 30, 1 << 30)
         at = data.find(b"PK\x01\x02", at + 1)
     (where / "lying.zip").write_bytes(data)
-    assert "is said to have 1073741824 bytes" in refusal(where / "lying.zip")
+    with bounded():
+        assert_file_refused(where / "lying.zip", "is said to have 1073741824 bytes")
 
 
 @pytest.mark.parametrize(
@@ -268,40 +261,8 @@ def test_zarr_metadata_that_asks_for_gigabytes(part, key, value, seeds, where):
     files = dict(seeds["zarr"][0])
     files[f"{part}/.zarray"] = json.dumps(json.loads(files[f"{part}/.zarray"]) | {key: value}).encode()
     write_store(where / "large.zarr", files)
-    refusal(where / "large.zarr")
-
-
-@pytest.mark.parametrize("header", ["-" * 9000 + "1", "(" * 300, "[" * 9000])
-def test_npy_header_with_deep_nesting(header, where):
-    (where / "deep.npy").write_bytes(npy(header))
-    assert "cannot be read" in refusal(where / "deep.npy")
-
-
-def test_npy_of_rows_without_classes(where):
-    (where / "rows.npy").write_bytes(npy({"descr": "<f4", "fortran_order": False, "shape": (2**40, 0)}, 0))
-    assert "rows without classes" in refusal(where / "rows.npy")
-
-
-def test_safetensors_shape_with_a_zero_and_a_huge_length(where):
-    header = {
-        "logits": {"dtype": "F32", "shape": [0, 6], "data_offsets": [0, 0]},
-        "targets": {"dtype": "I64", "shape": [0, 2**62], "data_offsets": [0, 0]},
-    }
-    text = json.dumps(header).encode()
-    (where / "zero.safetensors").write_bytes(len(text).to_bytes(8, "little") + text)
-    assert "cannot be read" in refusal(where / "zero.safetensors")
-
-
-def test_array_names_that_occur_twice(where):
-    array = in_memory(lambda file: np.save(file, LOGITS))
-    (where / "twice.npz").write_bytes(zipped({"logits.npy": array, "logits": array}))
-    assert "holds logits twice" in refusal(where / "twice.npz")
-    (where / "twice.npz").write_bytes(zipped({"logits.npy": array, "other.npy": array, "other": array}))
-    assert open_scores(where / "twice.npz").rows
-    entry = json.dumps(SAFETENSORS["logits"])
-    text = f'{{"logits": {entry}, "logits": {entry}}}'.encode()
-    (where / "twice.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + bytes(96))
-    assert "a name is given twice" in refusal(where / "twice.safetensors")
+    with bounded():
+        assert_file_refused(where / "large.zarr")
 
 
 def test_npz_names_are_never_paths(where):
@@ -314,7 +275,7 @@ def test_npz_names_are_never_paths(where):
         for name in ("logits.npy", str(outside), "../outside.npy"):
             archive.writestr(name, array)
         archive.writestr(link, str(where / "targets.npy"))
-    assert "targets: cannot be read" in refusal(where / "names.npz")
+    assert_file_refused(where / "names.npz", "targets: cannot be read")
     assert not outside.exists()
     assert not (where.parent / "outside.npy").exists()
 

@@ -1,5 +1,6 @@
 """Files whose headers or arrays are wrong are refused in one line that names the file."""
 
+import itertools
 import json
 import math
 import struct
@@ -9,12 +10,14 @@ import numpy as np
 import pytest
 import safetensors.numpy
 import zarr
+from damage import bounded
 from files import (
     IN_ONE_FILE,
     LOGITS,
     TARGETS,
     assert_file_refused,
-    npy_bytes,
+    in_memory,
+    npy,
     refusal,
     save_compressed_npz,
     save_llama_cpp,
@@ -26,9 +29,11 @@ from files import (
     save_zarr_3,
     save_zarr_array,
     save_zarr_zip,
+    zipped,
 )
 
 from tokenloss.formats import open_scores
+from tokenloss.formats.readers import FILES
 
 
 @pytest.fixture
@@ -57,54 +62,151 @@ def test_files_with_bytes_after_the_end(save, logits, tmp_path):
     assert f"byte {size}: the file goes on for 1 bytes; it must have {size} bytes" in refusal(path)
 
 
+# -- headers ----------------------------------------------------------------------------------------------------------
+
 HEADER = {"descr": "<f4", "fortran_order": False, "shape": (4, 6)}
+ENTRY = {"dtype": "F32", "shape": [4, 6], "data_offsets": [0, 96]}
+TOKENS = np.array([[0x61, 0xD800, 0x10FFFF]] * 8, "u4")
+
+
+def npz(compression=zipfile.ZIP_STORED, **members):
+    """A .npz file of arrays, or of the bytes of .npy files."""
+    members = {name: data if isinstance(data, bytes) else npy_of(data) for name, data in members.items()}
+    return zipped({f"{name}.npy": data for name, data in members.items()}, compression)
+
+
+def npy_of(array):
+    return in_memory(lambda file: np.save(file, array))
+
+
+def safetensors_bytes(header, n_bytes=96, length=None):
+    """A .safetensors file with this header."""
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return (len(text) if length is None else length).to_bytes(8, "little") + text + bytes(n_bytes)
+
+
+def tokens_with(code, order):
+    """Text with this code point."""
+    codes = TOKENS.astype(f"{order}u4")
+    codes[5, 1] = code
+    return codes.view(f"{order}U3")[:, 0]
+
+
+def wrong_npy():
+    """Files and what is said of them."""
+    for header, *words in [
+        ({"shape": (4, 7)}, "byte 224: the file ends; it must have 240 bytes"),
+        ({"shape": (10**30, 10**30)}, "byte 224: the file ends; it must have 4" + "0" * 57),
+        ({"shape": (2**62, 4)}, "byte 224: the file ends"),
+        ({"shape": (0, 10**30)}, "cannot be read"),
+        ({"shape": (-4, 6)}, "cannot be read: its shape is (-4, 6)"),
+        ({"shape": 24}, "cannot be read"),
+        ({"shape": ()}, "byte 132: the file goes on for 92 bytes"),
+        ({"descr": "<i4"}, "logits has dtype int32; it must be float16, bfloat16, float32 or float64"),
+        ({"descr": "<c8", "shape": (4, 3)}, "logits has dtype complex64"),
+        ({"descr": [("a", "<f4")]}, "logits has dtype [('a', '<f4')]"),
+        ({"descr": "O", "shape": (4, 3)}, "cannot be read", "allow_pickle"),
+        ({"descr": "<V4"}, "logits has dtype |V4"),
+        ({"descr": "nonsense"}, "cannot be read"),
+        ({"descr": "<f4", "extra": 1}, "cannot be read"),
+    ]:
+        yield npy(HEADER | header), *words
+    for text in ("-" * 9000 + "1", "(" * 300, "[" * 9000):
+        yield npy(text), "cannot be read"
+    yield npy(HEADER | {"shape": (2**40, 0)}, 0), "rows without classes"
+    yield b"\x93NUMPY\x02\x00" + b"\xff" * 4 + bytes(100), "cannot be read"  # a header of 4 GB
+    yield npy_of(np.float32(1)), "logits is a scalar; it must have a class axis"
+
+
+def wrong_npz():
+    """Files and what is said of them."""
+    stored, deflated = zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED
+    for compression in (stored, deflated):
+        for shape in ((4, 7), (4, 5), (10**20, 10**20)):
+            words = f"logits: has 224 bytes; it must have {128 + 4 * math.prod(shape)} by its header"
+            yield npz(compression, logits=npy(HEADER | {"shape": shape})), words
+        for part, descr in (("tokens", "<U0"), ("targets", "|V0"), ("targets", "|S0")):
+            empty = npy(HEADER | {"descr": descr, "shape": (8,)}, 0)
+            words = f"{part}: cannot be read: its dtype is {descr}, of no bytes"
+            yield npz(compression, logits=npy(HEADER | {"shape": (8, 6)}, 192), **{part: empty}), words
+        for order, code in itertools.product("<>", (0x110000, 0xFFFFFFFF)):
+            words = f"tokens has the code point {code:#x}; it must have none above 0x10ffff"
+            yield npz(compression, logits=LOGITS, tokens=tokens_with(code, order)), words
+    yield npz(zipfile.ZIP_LZMA, logits=npy(HEADER)), "logits: cannot be read: it is compressed by method 14"
+    words = "logits: is compressed in Fortran order; it must be in C order, or not compressed"
+    yield npz(deflated, logits=np.asfortranarray(LOGITS)), words
+    yield npz(logits=LOGITS, tokens=np.arange(8)), "tokens has dtype int64; it must be text"
+    yield npz(logits=LOGITS, tokens=np.array(["a"])), "tokens has shape (1,); it must have shape (8,)"
+    yield zipped({"logits.npy": npy_of(LOGITS), "logits": npy_of(LOGITS)}), "holds logits twice"
+
+
+def wrong_safetensors():
+    """Files and what is said of them."""
+    yield bytes(8), "byte 8: the file ends; it must have a header"
+    for n in (10, 100):
+        yield bytes(n), f"byte 0: the length of the header is 0; it must be at least 2 and at most {n - 8}"
+    yield b"\1\2\3", "byte 3: the file ends; it must have a header"
+    yield safetensors_bytes({"logits": ENTRY}, length=2**63), f"byte 0: the length of the header is {2**63}", "most"
+    for text in (b"{" + b" " * 9, b"[" * 100_000, b"\xff\xfe\xfd{", b"9" * 5000):
+        yield safetensors_bytes(text), "byte 8: the header is no JSON"
+    for header, *words in [
+        ([ENTRY], "byte 8: by the header all is [{", "dtype, shape and data_offsets"),
+        ({"logits": 3}, "by the header logits is 3;"),
+        ({"logits": ENTRY, "other": ENTRY}, "other begins at 0", "begin at 96"),
+        ({"weights": ENTRY}, "holds weights; it must hold exactly one of logits, log_probs, "),
+    ]:
+        yield safetensors_bytes(header), *words
+    for entry, *words in [
+        ({"shape": [4, 7]}, "logits has 96 bytes; it must have 112"),
+        ({"shape": [-4, -6]}, "logits is {"),
+        ({"shape": [4.0, 6]}, "logits is {"),
+        ({"shape": [2**62, 2**62]}, "logits has 96 bytes; it must have "),
+        ({"shape": [2**62] * 100_000}, "logits is {"),
+        ({"data_offsets": [0, 97]}, "logits has 97 bytes"),
+        ({"data_offsets": [96, 0]}, "byte 8: by the header logits"),
+        ({"data_offsets": [8, 104]}, "logits begins at 8", "begin at 0"),
+        ({"data_offsets": [0]}, "logits is {"),
+        ({"data_offsets": [0, 2**64]}, "logits is {"),
+        ({"dtype": "F8_E5M2"}, "logits has dtype F8_E5M2", "float16"),
+        ({"dtype": "U32"}, "logits has dtype uint32", "float16"),
+    ]:
+        offsets = entry.get("data_offsets", [0, 96])
+        yield safetensors_bytes({"logits": ENTRY | entry}, min(max(offsets), 104)), *words
+    yield safetensors_bytes({"logits": ENTRY}, 97), "the file goes on for 1 bytes"
+    yield safetensors_bytes({"logits": ENTRY}, 95), "the file ends"
+    yield safetensors_bytes({}, 0), "holds nothing"
+    entry = json.dumps(ENTRY)
+    yield safetensors_bytes(f'{{"logits": {entry}, "logits": {entry}}}'.encode()), "a name is given twice"
+    empty = {"dtype": "F32", "shape": [0, 6], "data_offsets": [0, 0]}
+    huge = {"dtype": "I64", "shape": [0, 2**62], "data_offsets": [0, 0]}
+    yield safetensors_bytes({"logits": empty, "targets": huge}, 0), "cannot be read"
+
+
+WRONG = {"npy": wrong_npy, "npz": wrong_npz, "safetensors": wrong_safetensors}
 
 
 @pytest.mark.parametrize(
-    ("header", "words"),
-    [
-        ({"shape": (4, 7)}, ["byte 224: the file ends; it must have 240 bytes"]),
-        ({"shape": (10**30, 10**30)}, ["byte 224: the file ends; it must have 4" + "0" * 57]),
-        ({"shape": (2**62, 4)}, ["byte 224: the file ends"]),
-        ({"shape": (0, 10**30)}, ["cannot be read"]),
-        ({"shape": (-4, 6)}, ["cannot be read: its shape is (-4, 6)"]),
-        ({"shape": 24}, ["cannot be read"]),
-        ({"shape": ()}, ["byte 132: the file goes on for 92 bytes"]),
-        ({"descr": "<i4"}, ["logits has dtype int32; it must be float16, bfloat16, float32 or float64"]),
-        ({"descr": "<c8", "shape": (4, 3)}, ["logits has dtype complex64"]),
-        ({"descr": [("a", "<f4")]}, ["logits has dtype [('a', '<f4')]"]),
-        ({"descr": "O", "shape": (4, 3)}, ["cannot be read", "allow_pickle"]),
-        ({"descr": "<V4"}, ["logits has dtype |V4"]),
-        ({"descr": "nonsense"}, ["cannot be read"]),
-        ({"descr": "<f4", "extra": 1}, ["cannot be read"]),
-    ],
+    ("suffix", "data", "words"),
+    [(suffix, data, words) for suffix, wrong in WRONG.items() for data, *words in wrong()],
+    ids=[f"{suffix}-{words[0][:60]}" for suffix, wrong in WRONG.items() for _, *words in wrong()],
 )
-def test_npy_header_with_wrong_fields(header, words, tmp_path):
-    path = tmp_path / "scores.npy"
-    path.write_bytes(npy_bytes(HEADER | header))
-    message = refusal(path)
-    for word in words:
-        assert word in message
+def test_file_with_a_wrong_header(suffix, data, words, tmp_path):
+    path = tmp_path / f"scores.{suffix}"
+    path.write_bytes(data)
+    with bounded():
+        assert_file_refused(path, *words)
 
 
-def test_npy_header_that_claims_four_gigabytes(tmp_path):
-    path = tmp_path / "scores.npy"
-    path.write_bytes(b"\x93NUMPY\x02\x00" + b"\xff" * 4 + bytes(100))
-    assert "cannot be read" in refusal(path)
+def test_headers_that_are_unusual_and_right(tmp_path):
+    for compression, order in itertools.product((zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED), "<>"):
+        (tmp_path / "text.npz").write_bytes(npz(compression, logits=LOGITS, tokens=tokens_with(0xD800, order)))
+        assert open_scores(tmp_path / "text.npz").tokens[7] == "a\ud800\U0010ffff"
+    array = npy_of(LOGITS)
+    (tmp_path / "twice.npz").write_bytes(zipped({"logits.npy": array, "other.npy": array, "other": array}))
+    assert open_scores(tmp_path / "twice.npz").rows == len(LOGITS)
 
 
-def test_npy_scalar(tmp_path):
-    np.save(tmp_path / "scores.npy", np.float32(1))
-    assert "logits is a scalar; it must have a class axis" in refusal(tmp_path / "scores.npy")
-
-
-@pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
-def test_npz_header_with_wrong_shape(compression, tmp_path):
-    path = tmp_path / "scores.npz"
-    for shape in ((4, 7), (4, 5), (10**20, 10**20)):
-        with zipfile.ZipFile(path, "w", compression) as archive:
-            archive.writestr("logits.npy", npy_bytes(HEADER | {"shape": shape}))
-        assert f"logits: has 224 bytes; it must have {128 + 4 * math.prod(shape)} by its header" in refusal(path)
+# -- other damage -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("missing", [1, 100])
@@ -134,19 +236,6 @@ def test_zarr_entry_that_goes_on_beyond_the_end_of_the_file(more, tmp_path):
     assert_file_refused(path, f" is said to have {len(data) + more} bytes")
 
 
-def test_npz_members_that_cannot_be_read(logits, tmp_path):
-    path = tmp_path / "scores.npz"
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_LZMA) as archive:
-        archive.writestr("logits.npy", npy_bytes(HEADER))
-    assert "logits: cannot be read: it is compressed by method 14" in refusal(path)
-    np.savez_compressed(path, logits=np.asfortranarray(logits))
-    assert "logits: is compressed in Fortran order; it must be in C order, or not compressed" in refusal(path)
-    np.savez(path, logits=logits, tokens=[1, 2, 3, 4])
-    assert "tokens has dtype int64; it must be text" in refusal(path)
-    np.savez(path, logits=logits, tokens=["a"])
-    assert "tokens has shape (1,); it must have shape (4,)" in refusal(path)
-
-
 def test_npz_with_damaged_compressed_data(logits, tmp_path):
     path = save_compressed_npz(tmp_path / "scores", np.tile(logits, (1, 100)), np.zeros(4, int))
     data = bytearray(path.read_bytes())
@@ -155,93 +244,12 @@ def test_npz_with_damaged_compressed_data(logits, tmp_path):
     assert "logits: cannot be read: " in refusal(path)
 
 
-@pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
-@pytest.mark.parametrize(("part", "descr"), [("tokens", "<U0"), ("targets", "|V0"), ("targets", "|S0")])
-def test_npz_dtypes_without_bytes(part, descr, compression, tmp_path):
-    path = tmp_path / "scores.npz"
-    with zipfile.ZipFile(path, "w", compression) as archive:
-        archive.writestr("logits.npy", npy_bytes(HEADER | {"shape": (8, 6)}, 192))
-        archive.writestr(f"{part}.npy", npy_bytes(HEADER | {"descr": descr, "shape": (8,)}, 0))
-    assert_file_refused(path, f"{part}: cannot be read: its dtype is {descr}, of no bytes")
-
-
-@pytest.mark.parametrize("order", "<>")
-@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
-def test_tokens_of_npz_beyond_unicode(save, order, tmp_path):
-    codes = np.array([[0x61, 0xD800, 0x10FFFF]] * 8, f"{order}u4")
-    save(tmp_path / "text.npz", logits=LOGITS, targets=TARGETS, tokens=codes.view(f"{order}U3")[:, 0])
-    assert open_scores(tmp_path / "text.npz").tokens[7] == "a\ud800\U0010ffff"
-    for code in (0x110000, 0xFFFFFFFF):
-        codes[5, 1] = code
-        path = tmp_path / f"{code}.npz"
-        save(path, logits=LOGITS, targets=TARGETS, tokens=codes.view(f"{order}U3")[:, 0])
-        assert_file_refused(path, f"tokens has the code point {code:#x}; it must have none above 0x10ffff")
-
-
 def test_tokens_of_zarr_beyond_unicode(tmp_path):
     path = save_zarr(tmp_path / "scores.zarr", 2, logits=LOGITS, targets=TARGETS, tokens=np.array(["abc", "d"] * 4))
     assert open_scores(path).tokens[0] == "abc"
     chunk = path / "tokens" / "1"
     chunk.write_bytes(chunk.read_bytes().replace(b"b\0\0\0", b"b\0\x11\0"))
     assert_file_refused(path, "tokens has the code point 0x110062")
-
-
-@pytest.mark.parametrize("n_bytes", [8, 10, 100])
-def test_safetensors_file_of_zeros(n_bytes, tmp_path):
-    path = tmp_path / "zeros.safetensors"
-    path.write_bytes(bytes(n_bytes))
-    if n_bytes < 10:
-        assert_file_refused(path, f"byte {n_bytes}: the file ends; it must have a header")
-    else:
-        fits = f"it must be at least 2 and at most {n_bytes - 8}"
-        assert_file_refused(path, f"byte 0: the length of the header is 0; {fits}")
-
-
-def safetensors_bytes(header, n_bytes=96, length=None):
-    """A .safetensors file with this header."""
-    text = header if isinstance(header, bytes) else json.dumps(header).encode()
-    return (len(text) if length is None else length).to_bytes(8, "little") + text + bytes(n_bytes)
-
-
-ENTRY = {"dtype": "F32", "shape": [4, 6], "data_offsets": [0, 96]}
-
-
-@pytest.mark.parametrize(
-    ("data", "words"),
-    [
-        (b"\1\2\3", ["byte 3: the file ends; it must have a header"]),
-        (safetensors_bytes({"logits": ENTRY}, length=2**63), [f"byte 0: the length of the header is {2**63}", "most"]),
-        (safetensors_bytes(b"{" + b" " * 9), ["byte 8: the header is no JSON"]),
-        (safetensors_bytes(b"[" * 100_000), ["byte 8: the header is no JSON"]),
-        (safetensors_bytes(b"\xff\xfe\xfd{"), ["byte 8: the header is no JSON"]),
-        (safetensors_bytes(b"9" * 5000), ["byte 8: the header is no JSON"]),
-        (safetensors_bytes([ENTRY]), ["byte 8: by the header all is [{", "dtype, shape and data_offsets"]),
-        (safetensors_bytes({"logits": 3}), ["by the header logits is 3;"]),
-        (safetensors_bytes({"logits": ENTRY | {"shape": [4, 7]}}), ["logits has 96 bytes; it must have 112"]),
-        (safetensors_bytes({"logits": ENTRY | {"shape": [-4, -6]}}), ["logits is {"]),
-        (safetensors_bytes({"logits": ENTRY | {"shape": [4.0, 6]}}), ["logits is {"]),
-        (safetensors_bytes({"logits": ENTRY | {"shape": [2**62, 2**62]}}), ["logits has 96 bytes; it must have "]),
-        (safetensors_bytes({"logits": ENTRY | {"shape": [2**62] * 100_000}}), ["logits is {"]),
-        (safetensors_bytes({"logits": ENTRY | {"data_offsets": [0, 97]}}, 97), ["logits has 97 bytes"]),
-        (safetensors_bytes({"logits": ENTRY | {"data_offsets": [96, 0]}}), ["byte 8: by the header logits"]),
-        (safetensors_bytes({"logits": ENTRY | {"data_offsets": [8, 104]}}, 104), ["logits begins at 8", "begin at 0"]),
-        (safetensors_bytes({"logits": ENTRY | {"data_offsets": [0]}}), ["logits is {"]),
-        (safetensors_bytes({"logits": ENTRY | {"data_offsets": [0, 2**64]}}), ["logits is {"]),
-        (safetensors_bytes({"logits": ENTRY, "other": ENTRY}), ["other begins at 0", "begin at 96"]),
-        (safetensors_bytes({"logits": ENTRY}, 97), ["the file goes on for 1 bytes"]),
-        (safetensors_bytes({"logits": ENTRY}, 95), ["the file ends"]),
-        (safetensors_bytes({"logits": ENTRY | {"dtype": "F8_E5M2"}}), ["logits has dtype F8_E5M2", "float16"]),
-        (safetensors_bytes({"logits": ENTRY | {"dtype": "U32"}}), ["logits has dtype uint32", "float16"]),
-        (safetensors_bytes({"weights": ENTRY}), ["holds weights; it must hold exactly one of logits, log_probs, "]),
-        (safetensors_bytes({}, 0), ["holds nothing"]),
-    ],
-)  # fmt: skip
-def test_safetensors_header_with_wrong_fields(data, words, tmp_path):
-    path = tmp_path / "scores.safetensors"
-    path.write_bytes(data)
-    message = refusal(path)
-    for word in words:
-        assert word in message
 
 
 def test_zarr_with_very_many_axes(tmp_path):
@@ -271,7 +279,7 @@ def test_zarr_directory_without_arrays(tmp_path):
 def test_files_of_other_formats(tmp_path):
     path = tmp_path / "scores.txt"
     path.write_text("logits")
-    assert "is no file of scores; it must be a .npy, .npz or .safetensors file, a Zarr store, or" in refusal(path)
+    assert f"is no file of scores; it must be {FILES}" in refusal(path)
     with pytest.raises(FileNotFoundError):
         open_scores(tmp_path / "none.npz")
 

@@ -1,6 +1,8 @@
 """Files of scores: what was written is read, in blocks of any size."""
 
+import importlib
 import math
+import pkgutil
 import sys
 
 import numpy as np
@@ -23,15 +25,28 @@ from files import (
     save_zarr_2,
     save_zarr_3,
 )
+from places import ROOT
 
 import tokenloss
-from tokenloss.formats import base, open_hidden_states, open_scores
-from tokenloss.formats.base import LmHead
+from tokenloss import formats
+from tokenloss.formats import mapped, open_hidden_states, open_scores, readers
+from tokenloss.formats.scores_file import LmHead
 
 
 @pytest.fixture
 def logits():
     return np.random.default_rng(0).normal(size=(4, 6), scale=4).astype(np.float32)
+
+
+def test_each_format_is_in_the_table_and_wherever_formats_are_listed(logits, tmp_path):
+    modules = [f"tokenloss.formats.{module.name}" for module in pkgutil.iter_modules(formats.__path__)]
+    readers_of_formats = [importlib.import_module(name) for name in modules if name != readers.__name__]
+    assert {one.FORMAT for one in readers_of_formats if hasattr(one, "open_scores")} == {*readers.FORMATS}
+    saved = [save(tmp_path / save.__name__, logits, np.zeros(4, int)) for save in (*SAVERS, save_llama_cpp)]
+    assert {readers.format_of(str(path)) for path in saved} == {*readers.FORMATS}
+    for text in ((ROOT / "README.md").read_text("utf-8"), open_scores.__doc__):
+        for one in readers.FORMATS:
+            assert all(word in text for word in {*one.words.split()} - {"a", "file", "store", "logits", "of"})
 
 
 @pytest.mark.parametrize("shape", [(7,), (5, 8), (3, 4, 5), (2, 2, 3, 4), (0, 4), (3, 0), (2, 0, 4)])
@@ -53,8 +68,8 @@ def test_formats_of_any_shape(save, shape, tmp_path):
 
 @pytest.mark.parametrize("save", [save_npy_in_fortran_order, save_npz_in_fortran_order])
 def test_formats_in_fortran_order_of_more_columns_than_are_mapped_at_a_time(save, tmp_path, monkeypatch):
-    monkeypatch.setattr(base, "_MAPPED_BYTES", 1)
-    monkeypatch.setattr(base, "_MIN_COLUMNS", 4)
+    monkeypatch.setattr(mapped, "_MAPPED_BYTES", 1)
+    monkeypatch.setattr(mapped, "_MIN_COLUMNS", 4)
     for shape in ((5, 11), (2, 3, 8)):
         logits = np.arange(math.prod(shape), dtype=np.float32).reshape(shape)
         scores = open_scores(save(tmp_path / f"{len(shape)}", logits, np.zeros(shape[:-1], int)))

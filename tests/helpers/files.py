@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-import struct
 import tracemalloc
 import zipfile
 
@@ -120,12 +119,6 @@ def refusal(path, error=ValueError, **options):
     return message
 
 
-def npy_bytes(header, n_bytes=96):
-    """A .npy file with this header."""
-    text = str(header).ljust(117).encode() + b"\n"
-    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text + bytes(n_bytes)
-
-
 def logits_of_all_kinds(n, n_vocab):
     logits = np.random.default_rng(7).normal(size=(n, n_vocab), scale=8).astype(np.float32)
     logits[0] = 3  # a single step, of length 0
@@ -156,6 +149,7 @@ def assert_file_refused(path, *words, targets=None):
     else:
         said = [run("score", path, "--targets", targets)[1]]
     for line in said:
+        assert "\n" not in line.removesuffix("\n")
         for word in (str(path if targets is None else targets), *words):
             assert word in line
 
@@ -178,7 +172,8 @@ def zipped(files, compression=zipfile.ZIP_STORED):
     return in_memory(save)
 
 
-def npy(header, n_bytes=96):
-    """A .npy file of version 2 with this header, which may be a dictionary or text."""
-    text = (header if isinstance(header, str) else repr(header)).encode("latin-1", "replace") + b"\n"
-    return b"\x93NUMPY\x02\x00" + struct.pack("<I", len(text)) + text + bytes(n_bytes)
+def npy(header, n_bytes=96, version=1):
+    """A .npy file with this header, which may be a dictionary or text; that of 4 x 6 floats has 224 bytes."""
+    text = (header if isinstance(header, str) else repr(header)).ljust(117).encode("latin-1", "replace") + b"\n"
+    length = len(text).to_bytes(2 * version, "little")
+    return b"\x93NUMPY" + bytes([version, 0]) + length + text + bytes(n_bytes)

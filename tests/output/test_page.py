@@ -333,11 +333,15 @@ def test_replacing_a_file_after_a_killed_run(tmp_path):
     )
     killed = subprocess.run([sys.executable, "-c", program, path], check=False)
     assert killed.returncode == -signal.SIGKILL
-    assert len(list(tmp_path.iterdir())) == 1
-    other = tmp_path / f".{'x' * 40}.tokenloss-x.tmp"  # of somebody else
+    (left,) = tmp_path.iterdir()
+    with replacing(path):
+        assert left.exists()  # it may be that of a run which has not locked it yet
+    os.utime(left, (0, 0))
+    other = tmp_path / f".{'x' * 40}.y.tmp"  # of somebody else
     other.write_bytes(b"")
+    os.utime(other, (0, 0))
     with replacing(path) as file:
-        assert set(tmp_path.iterdir()) - {other} == {Path(file.name)}
+        assert set(tmp_path.iterdir()) - {other, path} == {Path(file.name)}
     assert set(tmp_path.iterdir()) == {path, other}
 
 
@@ -346,6 +350,8 @@ def test_replacing_a_file_in_two_runs(tmp_path):
     path = tmp_path / "file"
     with replacing(path) as first:
         first.write(b"first")
+        first.flush()
+        os.utime(first.name, (0, 0))
         with replacing(path) as second:
             second.write(b"second")
             assert len(list(tmp_path.iterdir())) == 2
@@ -357,9 +363,10 @@ def test_replacing_a_file_in_two_runs(tmp_path):
 @pytest.mark.skipif(sys.platform == "win32", reason="links there need a privilege")
 @pytest.mark.parametrize("what", ["link", "pipe", "directory"])
 def test_replacing_a_file_beside_what_has_the_name_of_a_temporary_one(what, tmp_path):
-    taken, victim = tmp_path / ".file.tokenloss-0.tmp", tmp_path / "victim"
+    taken, victim = tmp_path / ".file.tokenloss-0.tmp", tmp_path / "victim"  # older than those that are left
     victim.write_bytes(b"victim")
     {"link": lambda: taken.symlink_to(victim), "pipe": lambda: os.mkfifo(taken), "directory": taken.mkdir}[what]()
+    os.utime(taken, (0, 0), follow_symlinks=False)
     with replacing(tmp_path / "file") as file:
         file.write(b"written")
     assert (tmp_path / "file").read_bytes() == b"written"

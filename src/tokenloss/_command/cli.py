@@ -22,6 +22,8 @@ from tokenloss._core.version import __version__
 from tokenloss._evaluation.summary import WORDS
 from tokenloss._output import COMPARE_OUTPUTS, RESPONSE_OUTPUTS, SAMPLE_OUTPUTS, SCORE_OUTPUTS
 from tokenloss._output.terminal import JsonObject
+from tokenloss.formats.lm_head import HEAD_FILES
+from tokenloss.formats.readers import FILES
 from tokenloss.formats.responses import PARTS_OF_RESPONSE
 
 if TYPE_CHECKING:
@@ -32,9 +34,8 @@ if TYPE_CHECKING:
     from tokenloss._evaluation.sink import Sink
 
 _LM_HEAD = (
-    "the files hold hidden states after the final norm, and this is their projection onto the vocabulary: a model's "
-    ".safetensors file, index of shards or directory, or a .npy or .npz file; config.json beside it says how to scale "
-    "and cap the logits, and whether the embedding is the head"
+    f"the files hold hidden states after the final norm, and this is their projection onto the vocabulary: {HEAD_FILES};"
+    " config.json beside it says how to scale and cap the logits, and whether the embedding is the head"
 )
 _AT_ONCE = 1.0  # seconds: signals that come within these count as one, since `timeout` sends two
 
@@ -145,13 +146,12 @@ def _parser() -> argparse.ArgumentParser:
         "score",
         help="score the predictions that files hold",
         usage="tokenloss score [options] FILE ...\n       tokenloss score [options] LOGITS.npy TARGETS.npy",
-        description="A FILE is a .npy, .npz or .safetensors file, a Zarr store, or logits that llama.cpp saved; "
-        "several are shards of one text. It holds scores (..., V) and their targets, class ids (...) or distributions "
-        "(..., V), unless the targets are in .npy files of their own. Named arrays are logits, log_probs or probs; "
-        "targets; and, if there are any, tokens (the text) and segment_ids or cu_seqlens (the sequences). Each row of "
-        "(N, T, V) is a sequence. With --lm-head, a FILE holds hidden states (..., D), named hidden_states or hidden. "
-        "It may also be a .json or .jsonl file of responses from a server: vLLM, SGLang, llama.cpp or any with "
-        "OpenAI's layout. Nothing is loaded whole, so files may be larger than memory.",
+        description=f"A FILE is {FILES}; several are shards of one text. It holds scores (..., V) and their targets, "
+        "class ids (...) or distributions (..., V), unless the targets are in .npy files of their own. Named arrays "
+        "are logits, log_probs or probs; targets; and, if there are any, tokens (the text) and segment_ids or "
+        "cu_seqlens (the sequences). Each row of (N, T, V) is a sequence. With --lm-head, a FILE holds hidden states (..., D), named "
+        "hidden_states or hidden. It may also be a .json or .jsonl file of responses from a server: vLLM, SGLang, "
+        "llama.cpp or any with OpenAI's layout. Nothing is loaded whole, so files may be larger than memory.",
     )
     _add_score_arguments(score)
     compare = subcommands.add_parser(

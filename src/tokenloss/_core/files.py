@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import glob
 import importlib.util
 import os
+import secrets
 import stat
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,9 +19,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from typing import BinaryIO
 
-# Windows has no fcntl, and does not remove a file that is open
+# None on Windows
 _fcntl: Any = importlib.import_module("fcntl") if importlib.util.find_spec("fcntl") else None
 _NAME_LETTERS = 40  # of an output, in the name of its temporary file: a name has at most 255 bytes
+_LEFT_SECONDS = 3600  # after which a temporary file may be one that was left; a run locks its own at once
 
 
 def identity(path: str | os.PathLike[str]) -> object:
@@ -102,62 +106,46 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         return
     path = Path(os.path.realpath(path))  # a link stays a link
     old = path.stat() if path.exists() else None
-    temporary, file = _create_beside(path, 0o666 if old is None else stat.S_IMODE(old.st_mode) & 0o777)
-    with contextlib.ExitStack() as stack:
-        try:
-            if _fcntl is not None:  # a second descriptor keeps the lock until the file has its name
-                stack.callback(os.close, os.dup(file.fileno()))
-            with file:
-                if old is not None:
-                    _give_access(temporary, old)
-                yield file
-            temporary.replace(path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-
-
-def _create_beside(path: Path, mode: int) -> tuple[Path, BinaryIO]:
-    """Create a temporary file beside an output, in place of one that a killed run left there."""
-    number = -1
-    while True:  # other runs may write the same output
-        number += 1
-        temporary = path.with_name(f".{path.name[:_NAME_LETTERS]}.tokenloss-{number}.tmp")
-        _remove_left(temporary)
-        try:
-            file = open(temporary, "xb", opener=lambda name, flags: os.open(name, flags, mode))  # noqa: SIM115 -- it is returned open
-        except FileExistsError:
-            continue
-        try:
-            is_ours = _is_ours(file, temporary)
-        except OSError:  # a file system without locks, where no run removes what another left
-            is_ours = True
-        if is_ours:
-            return temporary, file
-        file.close()
-
-
-def _remove_left(temporary: Path) -> None:
-    """Remove a temporary file, unless a run still writes it."""
-    with contextlib.suppress(OSError):
-        if _fcntl is None:
-            temporary.unlink()
-            return
-        flags = os.O_NOFOLLOW | os.O_NONBLOCK  # whatever has this name
-        with open(temporary, "rb", opener=lambda name, access: os.open(name, access | flags)) as file:
-            if _is_ours(file, temporary):
-                temporary.unlink()
-
-
-def _is_ours(file: BinaryIO, path: Path) -> bool:
-    """Lock an open file; False if another run has locked it, or if its path does not lead to it any more."""
-    if _fcntl is None:
-        return True
+    mode = 0o666 if old is None else stat.S_IMODE(old.st_mode) & 0o777
+    prefix = f".{path.name[:_NAME_LETTERS]}.tokenloss-"
+    _remove_left(path.parent, prefix)
+    temporary = path.with_name(f"{prefix}{secrets.token_hex(8)}.tmp")
+    file = open(temporary, "xb", opener=lambda name, flags: os.open(name, flags, mode))  # noqa: SIM115 -- closed below
     try:
+        with file:
+            with contextlib.suppress(OSError):  # a file system may have no locks
+                _lock(file)
+            if old is not None:
+                _give_access(temporary, old)
+            yield file
+            file.flush()
+            if _fcntl is not None:
+                temporary.replace(path)  # while it is locked
+        if _fcntl is None:
+            temporary.replace(path)  # Windows renames no open file
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _remove_left(folder: Path, prefix: str) -> None:
+    """Remove temporary files that killed runs left: those that no run has locked, nor changed for a while.
+
+    Where there are no locks, none is removed, except on Windows, which does not remove an open file.
+    """
+    for left in folder.glob(f"{glob.escape(prefix)}*.tmp"):
+        with contextlib.suppress(OSError):  # another run writes it, or has removed it
+            status = left.lstat()
+            if stat.S_ISREG(status.st_mode) and time.time() - status.st_mtime > _LEFT_SECONDS:
+                with left.open("rb") as file:
+                    _lock(file)
+                left.unlink()
+
+
+def _lock(file: BinaryIO) -> None:
+    """Lock an open file until it is closed; an OSError if another run has locked it."""
+    if _fcntl is not None:
         _fcntl.flock(file, _fcntl.LOCK_EX | _fcntl.LOCK_NB)
-        return os.path.samestat(os.fstat(file.fileno()), path.lstat())
-    except (BlockingIOError, FileNotFoundError):
-        return False
 
 
 def _give_access(path: Path, old: os.stat_result) -> None:

@@ -22,7 +22,8 @@ from tokenloss._evaluation.results import ShardResult
 from tokenloss._evaluation.sequences import RowSequences, SequenceColumns
 from tokenloss._statistics.meter import LossMeter
 from tokenloss._statistics.sequences import check_segment_ids
-from tokenloss.formats.base import ScoresFile, rows_at
+from tokenloss.formats.mapped import rows_at
+from tokenloss.formats.scores_file import ScoresFile
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from tokenloss._core.types import Array
     from tokenloss._evaluation.plan import Shard
-    from tokenloss.formats.base import ScoresFile
+    from tokenloss.formats.scores_file import ScoresFile
 
 _CACHED = 1 << 16  # numbers that stay in a core's cache
 _FIRST_ROWS = 16  # from which the kind of scores is guessed

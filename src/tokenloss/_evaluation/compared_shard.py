@@ -23,7 +23,7 @@ from tokenloss._evaluation.run import SHIFT_SAMPLE, ShiftSampler, row_functions,
 from tokenloss._evaluation.sink import ComparedBlock
 from tokenloss._scores.softmax import log_softmax
 from tokenloss._scores.token_scores import token_scores
-from tokenloss.formats.base import check_map
+from tokenloss.formats.mapped import check_map
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from tokenloss._evaluation.plan import OpenShard, Options, Shard
     from tokenloss._evaluation.run import _Sink
     from tokenloss._scores.token_scores import TokenScores
-    from tokenloss.formats.base import LmHead, ScoresFile
+    from tokenloss.formats.scores_file import LmHead, ScoresFile
 
     _Compared: TypeAlias = tuple[Columns, TokenScores | None, TokenScores | None]  # by base and model
 

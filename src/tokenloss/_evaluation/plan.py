@@ -18,8 +18,9 @@ from tokenloss._core.validation import as_positions, scores_of_shape
 from tokenloss._evaluation.sequences import row_sequences
 from tokenloss._statistics.sequences import check_segment_ids
 from tokenloss.formats import npy
-from tokenloss.formats.base import ScoresFile
-from tokenloss.formats.readers import open_hidden_states, open_scores
+from tokenloss.formats.hidden_states import open_hidden_states
+from tokenloss.formats.readers import open_scores
+from tokenloss.formats.scores_file import ScoresFile
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

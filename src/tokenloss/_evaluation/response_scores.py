@@ -13,7 +13,7 @@ from tokenloss._evaluation import checks
 from tokenloss._evaluation.plan import open_all, open_shard, planned, rows_per_block
 from tokenloss._scores.class_log_probs import class_log_probs
 from tokenloss._scores.token_scores import token_scores
-from tokenloss.formats.base import check_map
+from tokenloss.formats.mapped import check_map
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

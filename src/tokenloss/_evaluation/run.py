@@ -17,7 +17,7 @@ from tokenloss._evaluation.sink import TokenBlock
 from tokenloss._scores.linear import linear_cross_entropy, linear_token_scores
 from tokenloss._scores.losses import cross_entropy, cross_entropy_loss, nll_loss
 from tokenloss._scores.token_scores import token_scores
-from tokenloss.formats.base import check_map, rows_at
+from tokenloss.formats.mapped import check_map, rows_at
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from tokenloss._core.types import Array, BoolArray, IntArray
     from tokenloss._evaluation.plan import OpenShard, Options, Shard
     from tokenloss._scores.token_scores import TokenScores
-    from tokenloss.formats.base import LmHead, ScoresFile
+    from tokenloss.formats.scores_file import LmHead, ScoresFile
 
     _Sink: TypeAlias = Callable[[Any], None]  # called with each block of tokens
 

@@ -12,12 +12,13 @@ from tokenloss._core.exact import ExactMoments
 from tokenloss._statistics.meter import LossMeter
 from tokenloss._statistics.ratio import ExactRatio
 from tokenloss._statistics.sequences import SequenceLosses, check_offsets, check_segment_ids, sums_by_segment
-from tokenloss.formats.base import SEQUENCES, check_map
+from tokenloss.formats.mapped import check_map
+from tokenloss.formats.scores_file import SEQUENCES
 
 if TYPE_CHECKING:
     from tokenloss._core.types import Array, BoolArray, Float64Array, IntArray
     from tokenloss._scores.token_scores import TokenScores
-    from tokenloss.formats.base import ScoresFile
+    from tokenloss.formats.scores_file import ScoresFile
 
 _MAX_PENDING = 1 << 20  # tokens that are kept until their sequence ends
 

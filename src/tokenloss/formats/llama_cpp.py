@@ -21,15 +21,9 @@ from tokenloss._core.errors import raise_error
 from tokenloss._core.files import replacing
 from tokenloss._core.validation import check_integer
 from tokenloss._scores.softmax import logsumexp
-from tokenloss.formats.base import (
-    ArrayLocation,
-    ScoresFile,
-    check_file_size,
-    is_float,
-    open_regular,
-    reject_array_name,
-    stamp,
-)
+from tokenloss.formats.base import check_file_size, is_float, open_regular, stamp
+from tokenloss.formats.mapped import ArrayLocation
+from tokenloss.formats.scores_file import Format, ScoresFile, reject_array_name
 
 if TYPE_CHECKING:
     import os
@@ -215,3 +209,6 @@ def _stored(logits: npt.NDArray[np.float32], start: int, range_nats: int) -> Arr
     words[:, :4] = np.stack([scale, least - top - log_sum], -1).astype("<f4").view("<u2")
     words[:, 4 : 4 + n_vocab] = np.where(logits > least[:, None], np.minimum(q, _STEPS), 0)
     return words
+
+
+FORMAT = Format("logits of llama.cpp", (), MAGIC, open_scores)

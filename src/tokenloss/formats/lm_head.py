@@ -10,37 +10,41 @@ import numpy as np
 
 from tokenloss._core.dtypes import FLOATS
 from tokenloss._core.errors import raise_error
-from tokenloss.formats import npy, npz, safetensors
-from tokenloss.formats.base import LmHead, is_float, library_errors, open_regular, parsed_json, reject_array_name
+from tokenloss.formats import safetensors
+from tokenloss.formats.base import is_float, library_errors, open_regular, parsed_json
 from tokenloss.formats.model_config import read_config
+from tokenloss.formats.readers import FORMATS, either
+from tokenloss.formats.scores_file import LmHead, reject_array_name
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from tokenloss._core.types import Array
-    from tokenloss.formats.base import ArrayLocation
+    from tokenloss.formats.mapped import ArrayLocation
     from tokenloss.formats.model_config import ModelConfig
 
-_READERS = {".npy": npy, ".npz": npz, ".safetensors": safetensors}
 _INDEX = ".safetensors.index.json"  # of the shards of a model
+_NAMES = {suffix: one.array_names for one in FORMATS if one.array_names for suffix in one.suffixes}
+_LOCATE = {suffix: one.locate for one in FORMATS if one.locate for suffix in one.suffixes}
+HEAD_FILES = either([*(one.words for one in FORMATS if one.locate), f"an index (*{_INDEX})", "a directory of a model"])
 _SHARD = re.compile(r"-\d+-of-\d+\.safetensors$")
 _ADAPTER = "adapter_config.json"
+
+# Names of weights in the files of models: of the head, of heads for other tasks, of the final norm, of layers between
+# that and the head, of biases that stand alone, and of the embedding, whose weight may be that of the head.
 _HEADS = (
     "lm_head.weight", "output.weight", "embed_out.weight", "head.weight", "language_model.lm_head.weight",
     "transformer.output_layer.weight", "lm_head",
 )  # fmt: skip
 _OTHER_HEAD = re.compile(r"(^|\.)(score|classifier|classification_head|v_head|value_head|reward_head|qa_outputs)\.")
-# weights of the final norm, after which hidden states are
 _NORMS = (
     "model.norm.weight", "model.language_model.norm.weight", "language_model.model.norm.weight", "norm.weight",
     "transformer.ln_f.weight", "ln_f.weight", "gpt_neox.final_layer_norm.weight", "model.final_layernorm.weight",
     "model.decoder.final_layer_norm.weight", "decoder.final_layer_norm.weight", "model.decoder.layer_norm.weight",
     "transformer.norm_f.weight", "backbone.norm_f.weight",
 )  # fmt: skip
-_BEFORE_HEAD = ("projection_head.", "unembedding_projection.")  # between hidden states and the head
-_COMPARED_ROWS = 64
-_BIASES = ("final_logits_bias", "lm_head_bias")  # that stand alone
-# of models that share the weight of their embedding with the head
+_BEFORE_HEAD = ("projection_head.", "unembedding_projection.")
+_BIASES = ("final_logits_bias", "lm_head_bias")
 _EMBEDDINGS = (
     "model.embed_tokens.weight", "transformer.wte.weight", "wte.weight", "tok_embeddings.weight",
     "model.decoder.embed_tokens.weight", "model.language_model.embed_tokens.weight",
@@ -49,6 +53,7 @@ _EMBEDDINGS = (
     "decoder.embed_tokens.weight", "word_embeddings.weight", "embed_tokens.weight",
     "model.text_model.embed_tokens.weight",
 )  # fmt: skip
+_COMPARED_ROWS = 64  # of two weights that a model ties
 
 
 class _Model(NamedTuple):
@@ -70,8 +75,7 @@ class _Model(NamedTuple):
                 fits = "name a .safetensors file beside it"
                 raise_error("content", path=self.path, got=f"names {file!r} for {name}", fits=fits)
             file = str(Path(self.path).with_name(file))
-        place: ArrayLocation = _READERS[Path(file).suffix.lower()].locate(file, lambda _: [name])[0]
-        return place
+        return _LOCATE[Path(file).suffix.lower()](file, name)
 
 
 def lm_head_files(spec: str) -> list[str]:
@@ -125,7 +129,7 @@ def _model(spec: str) -> _Model:
     """The files of a head FILE or FILE:NAME."""
     path, name = spec, None
     if not Path(spec).exists():
-        for colon in re.finditer(":(?=.)", spec):  # both may hold one
+        for colon in re.finditer(":(?=.)", spec):  # the path and the name may hold others
             if Path(spec[: colon.start()]).exists():
                 path, name = spec[: colon.start()], spec[colon.end() :]
                 break
@@ -134,13 +138,12 @@ def _model(spec: str) -> _Model:
     if path.endswith(_INDEX):
         files = _in_index(path)
     else:
-        reader = _READERS.get(Path(path).suffix.lower())
-        if reader is None:
+        names_in = _NAMES.get(Path(path).suffix.lower())
+        if names_in is None:
             open_regular(path).close()  # which refuses what is not there
-            fits = f"be a .safetensors, .npz or .npy file, an index of shards (*{_INDEX}), or a directory of a model"
-            raise_error("content", path=path, got="is no file of a head", fits=fits)
-        files = dict.fromkeys(_names(path), path)
-        if reader is npy:
+            raise_error("content", path=path, got="is no file of a head", fits=f"be {HEAD_FILES}")
+        files = dict.fromkeys(names_in(path), path)
+        if "" in files:
             reject_array_name(path, name)
         index = _SHARD.sub(_INDEX, path)  # where the bias may be in another shard
         if index != path and any(head in files for head in _HEADS) and Path(index).is_file():
@@ -148,20 +151,8 @@ def _model(spec: str) -> _Model:
     return _Model(path, files, name, read_config(path))
 
 
-def _names(path: str) -> list[str]:
-    """The names of the arrays of a file; that of a .npy file is empty."""
-    found = [""]
-
-    def choose(names: Collection[str]) -> list[str]:
-        found[:] = names
-        return []
-
-    _READERS[Path(path).suffix.lower()].locate(path, choose)
-    return found
-
-
 def _in_directory(path: str) -> str:
-    """The index of the shards of a model, or else its only file."""
+    """The index of the shards in the directory of a model, or else its only file."""
     found = list(Path(path).glob(f"*{_INDEX}")) or list(Path(path).glob("*.safetensors"))
     if len(found) != 1:
         got = f"holds {len(found)} indices of shards or .safetensors files"
@@ -185,25 +176,22 @@ def _weight_name(model: _Model) -> str:
     That of the embedding is only taken where the config says so, and no head is there in another form, say quantised.
     """
     names = model.files
-    found = model.name
-    if found is None:
-        found = next((name for name in _HEADS if name in names), None)
-    if found is not None:
-        return found
-    embedding = next((name for name in _EMBEDDINGS if name in names), None)
+    name = model.name if model.name is not None else next((one for one in _HEADS if one in names), None)
+    if name is not None:
+        return name
+    embedding = next((one for one in _EMBEDDINGS if one in names), None)
     other = next(filter(_OTHER_HEAD.search, names), None)
     if len(names) == 1 and not embedding and not other:
-        found = next(iter(names))
+        return next(iter(names))
     got, fits = "holds no head of a usual name", f"hold {_HEADS[0]}, or come as FILE:NAME"
-    if found is None and _SHARD.search(model.path):
+    if _SHARD.search(model.path):
         got, fits = "is one of several shards, without a head", f"be the model's index (*{_INDEX})"
-    elif found is None and embedding and not any("lm_head" in name for name in names):
+    elif embedding and not any("lm_head" in one for one in names):
         reason = f"it holds {other}, the head of another task" if other else model.config.why_not_tied()
+        if reason is None:
+            return embedding
         got = f"holds no head but the embedding {embedding}, and {reason}"
-        found = embedding if reason is None else None
-    if found is None:
-        raise_error("content", path=model.path, got=got, fits=fits)
-    return found
+    return raise_error("content", path=model.path, got=got, fits=fits)
 
 
 def _check_whole(model: _Model, name: str, biases: Sequence[str]) -> None:
@@ -225,13 +213,12 @@ def _check_whole(model: _Model, name: str, biases: Sequence[str]) -> None:
     elif is_tied and others and not any(_are_alike(model, name, other) for other in others):
         got = f"holds {name} and another {others[0]}, which the model ties"
     if got is not None:
-        raise_error(
-            "content", path=model.path, got=got, fits="hold the head as the model uses it, or come as FILE:NAME"
-        )
+        fits = "hold the head as the model uses it, or come as FILE:NAME"
+        raise_error("content", path=model.path, got=got, fits=fits)
 
 
 def _norm(model: _Model, depth: int) -> tuple[str | None, tuple[Array, ...]]:
-    """The weight of the final norm, and its bias if it has one, where they are of the width of hidden states."""
+    """Name of the weight of the final norm, and its values and perhaps those of its bias, if they fit hidden states."""
     name = next((name for name in _NORMS if name in model.files), None)
     if name is None:
         return None, ()

@@ -17,11 +17,18 @@ if TYPE_CHECKING:
 _NAME = "config.json"
 _MAX_BYTES = 16 << 20
 _MAX_NUMBER = 1e30
-_TEXT_CONFIGS = ("text_config", "decoder", "language_config", "llm_config", "thinker_config")  # of parts of a model
+_TEXT_CONFIGS = (
+    "text_config",
+    "decoder",
+    "language_config",
+    "llm_config",
+    "thinker_config",
+)  # of parts of a model
 _T5 = "t5 umt5 longt5 pop2piano switch_transformers udop"
-# By key and what it does to the logits, the model types of which this is known: first those whose config must have it,
-# since its default is not neutral, then others. The value caps, multiplies or divides the logits or the hidden
-# states; "nothing" has no effect on logits, though its name suggests one. dim_model_base is relative to hidden_size.
+# Each key with its effect, and the types of models for which the effect is known: first the types whose config must
+# have the key, since its default changes logits, then the others. The value caps, multiplies or divides the logits or
+# the hidden states; "nothing" is of keys that leave logits alone, though `_may_change_logits` suspects them.
+# dim_model_base is relative to hidden_size.
 _KEYS = (
     (
         "final_logit_softcapping", "caps",
@@ -43,41 +50,53 @@ _KEYS = (
     ("dim_model_base", "multiplies hidden states", "minicpm minicpm3", ""),
     ("mup_denominator", "nothing", "", "minicpm minicpm3"),
     ("mup_enabled", "nothing", "", "afmoe"),
-    ("scale_decoder_outputs", "nothing", "", _T5),  # but with d_model
+    ("scale_decoder_outputs", "nothing", "", _T5),  # `_effects` takes d_model for it
 )  # fmt: skip
 _EFFECTS = {(key, kind): effect for key, effect, *kinds in _KEYS for kind in " ".join(kinds).split()}
 _NEEDED = {(key, kind) for key, _, kinds, _ in _KEYS for kind in kinds.split()}
 _NAMES = {key for key, *_ in _KEYS}
-# names of keys that may change logits, and of those that change something else
-_SUSPECT = re.compile(
-    "logit|soft_?cap|mup|multiplier|lm_head|unembed|(output|head|width|final).*(scal|alpha|temper)|"
-    "(scal|alpha).*(output|head|width)"
-)
-_HARMLESS = re.compile(
-    r"attn|attention|route|residual|ssm|mlp|ffn|expert|init|gate|qk|loss|fp32|(?<!un)(?<!output_)embed|^key_|^num_|"
-    "vision|image|audio|projector|lm_head_bias"
-)
 # model types whose head is the embedding where their config does not say
 _TIED = (
     "bart blenderbot blenderbot-small bloom cohere cohere2 falcon gemma gemma2 gemma3 gemma3_text gemma3n gemma3n_text "
     "gpt2 gpt_bigcode gpt_neo led longt5 m2m_100 mamba marian mbart mpt mvp opt paligemma pegasus plbart "
     "recurrent_gemma smollm3 starcoder2 switch_transformers t5 t5gemma umt5 vaultgemma xglm"
 )
+# what keys are about that have nothing to do with logits, in the words of their names
+_OTHER_PARTS = (
+    "attention", "attn", "audio", "expert", "ffn", "fp32", "gate", "image", "init", "input", "lm_head_bias", "loss",
+    "mlp", "projector", "qk", "residual", "route", "ssm", "vision",
+)  # fmt: skip
 _NORMALISED = ("baichuan",)  # model types that normalise the rows of their head
 _WITH_HEAD = re.compile("CausalLM|ConditionalGeneration|LMHead|MTModel|ImageTextToText")  # names of models with a head
 
 
+def _may_change_logits(key: str) -> bool:
+    """Whether the name of a key suggests a scale or a cap of logits, so that it is refused where its effect is unknown.
+
+    This is a judgement: a new name of such a key should be suspected, and the names of other keys should not be. A name
+    is suspected if it speaks of logits, or of a scale and an output, unless it speaks of another part of the model.
+    """
+
+    def has(*words: str) -> bool:
+        return any(word in key for word in words)
+
+    if key.startswith(("embed", "key_", "num_")) or has(*_OTHER_PARTS):
+        return False
+    of_logits = has("logit", "softcap", "soft_cap", "mup", "multiplier", "lm_head", "unembed")
+    return of_logits or (has("scal", "alpha", "temper") and has("output", "head", "width", "final"))
+
+
 class Transform(NamedTuple):
-    """What makes logits of the products of hidden states and the head."""
+    """How logits are made of the products of hidden states and the head."""
 
     logit_scale: float
     softcap: float | None
-    note: str  # for people
+    note: str  # where it is from, for people
     is_of_hidden: bool  # whether a factor is of the hidden states, before a bias is added
 
 
 class ModelConfig:
-    """What a config.json says of the part of a model that reads text, if there is one."""
+    """What a config.json, if there is one, says of the part of a model that reads text."""
 
     def __init__(self, path: str, parts: list[dict[str, Any]]) -> None:
         self.path, self._parts, self.exists = path, parts, bool(parts)
@@ -129,7 +148,7 @@ class ModelConfig:
         """Each value that changes logits, and its effect; one that is not known is refused unless it is replaced."""
         if self.kind in _T5.split() and self._scales_outputs():
             yield self._number("d_model") ** -0.5, "multiplies hidden states"
-        suspects = {key for part in self._parts for key in part if _SUSPECT.search(key) and not _HARMLESS.search(key)}
+        suspects = {key for part in self._parts for key in part if _may_change_logits(key)}
         for key in sorted(suspects | _NAMES):
             is_cap, effect = "cap" in key, _EFFECTS.get((key, self.kind))
             values = [value for value in self._values(key) if value is not False]
@@ -153,7 +172,7 @@ class ModelConfig:
         return self.kind == "udop" or said[0] is not False
 
     def _values(self, key: str) -> list[Any]:
-        """What the parts have under a key."""
+        """The values that the parts have under a key."""
         return [part[key] for part in self._parts if part.get(key) is not None]
 
     def _number(self, key: str) -> float:
@@ -190,5 +209,5 @@ def _parts(config: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def _is_positive(value: Any) -> bool:
-    """Whether a value of JSON is a positive number, not too large to count with."""
+    """Whether a value of JSON is a positive number that floats can hold."""
     return type(value) in (int, float) and 0 < value < _MAX_NUMBER

@@ -3,25 +3,16 @@
 from __future__ import annotations
 
 import io
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tokenloss._core.errors import contextmanager, raise_error
-from tokenloss.formats.base import (
-    ArrayLocation,
-    ScoresFile,
-    bfloat16,
-    check_file_size,
-    library_errors,
-    open_regular,
-    reject_array_name,
-    stamp,
-)
+from tokenloss._core.errors import raise_error
+from tokenloss.formats.base import bfloat16, check_file_size, library_errors, open_regular, stamp
+from tokenloss.formats.mapped import ArrayLocation
+from tokenloss.formats.scores_file import Format, ScoresFile, reject_array_name
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from tokenloss._core.types import Array
 
 MAGIC = b"\x93NUMPY"
@@ -40,11 +31,6 @@ def open_array(path: str) -> Array:
     return _locate(path, is_targets=True).map()
 
 
-def locate(path: str, _: Any = None) -> list[ArrayLocation]:
-    """Location of the array of a .npy file."""
-    return [_locate(path)]
-
-
 def _locate(path: str, *, is_targets: bool = False) -> ArrayLocation:
     """Locate the array of a .npy file."""
     with open_regular(path) as file:
@@ -56,24 +42,18 @@ def _locate(path: str, *, is_targets: bool = False) -> ArrayLocation:
     return place._replace(stamp=found)
 
 
-@contextmanager
-def _without_memory_errors() -> Iterator[None]:
-    """Turn MemoryError into ValueError: Python's parser raises it for a header that is nested too deeply."""
-    try:
-        yield
-    except MemoryError as error:
-        raise ValueError("its header is nested too deeply") from error
-
-
 def header(path: str, start: bytes, name: str = "") -> ArrayLocation:
     """Parse a header; the name is that of an array in an archive, and the offset is the header's length."""
     stream = io.BytesIO(start)
-    with library_errors(path, name), _without_memory_errors():
+    with library_errors(path, name):
         version = np.lib.format.read_magic(stream)
-        if version not in ((1, 0), (2, 0)):  # later ones are for names of fields
+        if version not in ((1, 0), (2, 0)):  # later ones are for structured arrays
             raise ValueError(f"its version is {version}, not (1, 0) or (2, 0)")
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, is_fortran, dtype = read(stream)
+        try:
+            shape, is_fortran, dtype = read(stream)
+        except MemoryError as error:  # of Python's parser
+            raise ValueError("its header is nested too deeply") from error
         if dtype.hasobject:
             raise ValueError("it holds Python objects, which allow_pickle=False forbids")
         if any(length < 0 for length in shape):
@@ -85,3 +65,6 @@ def header(path: str, start: bytes, name: str = "") -> ArrayLocation:
     if dtype.str == "|V2":  # NumPy has no name for bfloat16, and drops its byte order
         dtype = bfloat16(path).newbyteorder(">" if b">V2" in start[: stream.tell()] else "<")
     return ArrayLocation(path, stream.tell(), dtype, shape, "F" if is_fortran else "C")
+
+
+FORMAT = Format("a .npy file", (".npy",), MAGIC, open_scores, lambda _: [""], lambda path, _: _locate(path))

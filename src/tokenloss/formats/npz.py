@@ -10,25 +10,22 @@ from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from tokenloss._core.errors import raise_error
+from tokenloss._core.errors import contextmanager, raise_error
 from tokenloss.formats import npy
-from tokenloss.formats.base import (
-    ArrayLocation,
+from tokenloss.formats.base import check_expansion, check_stamp, library_errors, open_regular, stamp
+from tokenloss.formats.mapped import ArrayLocation
+from tokenloss.formats.scores_file import (
+    Format,
     ScoresFile,
-    check_expansion,
     check_shape,
-    check_stamp,
     check_text,
     choose_scores,
-    library_errors,
-    open_regular,
-    stamp,
     stored_parts,
     with_parts,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Iterator
+    from collections.abc import Iterator
     from typing import BinaryIO
 
     import numpy.typing as npt
@@ -59,23 +56,23 @@ class _Member(NamedTuple):
             return
         *batch, classes = self.place.shape
         rows, row_bytes = math.prod(batch), classes * self.place.dtype.itemsize
-        with open_regular(self.path) as file:
-            check_stamp(self.path, file, self.place.stamp)
-            with (
-                library_errors(self.path, self.name),
-                zipfile.ZipFile(file) as archive,
-                archive.open(self.info) as stream,
-            ):
-                stream.read(self.place.offset)
-                for start in range(0, rows, most_rows):
-                    n = min(most_rows, rows - start)
-                    yield np.ndarray((n, classes), self.place.dtype, _decompress(stream, n * row_bytes))
+        with self._stream() as stream:
+            for start in range(0, rows, most_rows):
+                n = min(most_rows, rows - start)
+                yield np.ndarray((n, classes), self.place.dtype, _decompress(stream, n * row_bytes))
 
     def load(self) -> Array:
         """The whole array."""
         if self.is_stored:
             return self.place.map()
         self.check_size(self.place.n_bytes)
+        with self._stream() as stream:
+            data = _decompress(stream, self.place.n_bytes)
+            return np.ndarray(self.place.shape, self.place.dtype, data, order=self.place.order)
+
+    @contextmanager
+    def _stream(self) -> Iterator[IO[bytes]]:
+        """The decompressed data, behind their header."""
         with open_regular(self.path) as file:
             check_stamp(self.path, file, self.place.stamp)
             with (
@@ -84,8 +81,7 @@ class _Member(NamedTuple):
                 archive.open(self.info) as stream,
             ):
                 stream.read(self.place.offset)
-                data = _decompress(stream, self.place.n_bytes)
-                return np.ndarray(self.place.shape, self.place.dtype, data, order=self.place.order)
+                yield stream
 
     def check_size(self, n_bytes: int) -> None:
         """Refuse a compressed array of which `n_bytes` at once would be too much memory."""
@@ -99,7 +95,7 @@ def _decompress(stream: IO[bytes], n_bytes: int) -> npt.NDArray[np.uint8]:
     for start in range(0, n_bytes, _PIECE):
         piece = stream.read(min(_PIECE, n_bytes - start))
         if len(piece) < min(_PIECE, n_bytes - start):
-            raise ValueError("what is compressed ends early")
+            raise ValueError("its compressed data end early")
         data[start : start + _PIECE] = np.frombuffer(piece, np.uint8)
     return data
 
@@ -107,19 +103,15 @@ def _decompress(stream: IO[bytes], n_bytes: int) -> npt.NDArray[np.uint8]:
 def open_scores(path: str, array: str | None, kind: str | None) -> ScoresFile:
     """Open a .npz file of scores, perhaps with their targets, the tokens' text and which rows make a sequence."""
     with open_regular(path) as file:
-        archive, names = _opened(path, file)
-        name, kind = choose_scores(path, names, array, kind)
-        stored = stored_parts(path, names, kind)
-        scores, *members = _members(path, file, archive, [name, *stored.values()])
+        archive, entries = _opened(path, file)
+        name, kind = choose_scores(path, entries, array, kind)
+        stored = stored_parts(path, entries, kind)
+        scores, *members = (_member(path, file, archive, one, entries[one]) for one in (name, *stored.values()))
         parts = dict(zip(stored, members, strict=True))
     shape = scores.place.shape
     if scores.place.order == "F" and not scores.is_stored and len(shape) > 1:
-        raise_error(
-            "content", path=f"{path}: {name}", got="is compressed in Fortran order",
-            fits="be in C order, or not compressed",
-        )  # fmt: skip
-    if "tokens" in parts and parts["tokens"].place.dtype.kind != "U":
-        raise_error("content", path=path, got=f"tokens has dtype {parts['tokens'].place.dtype}", fits="be text")
+        got, fits = "is compressed in Fortran order", "be in C order, or not compressed"
+        raise_error("content", path=f"{path}: {name}", got=got, fits=fits)
     opened_scores = ScoresFile(path, kind, shape, scores.place.dtype, None, None, scores.blocks)
     scores.check_size(opened_scores.row_bytes)
     for part, member in parts.items():
@@ -130,38 +122,37 @@ def open_scores(path: str, array: str | None, kind: str | None) -> ScoresFile:
     return with_parts(opened_scores, arrays)
 
 
-def locate(path: str, choose: Callable[[Collection[str]], list[str]]) -> list[ArrayLocation]:
-    """Locations of the arrays that are chosen from the names in a .npz file; they must not be compressed."""
+def array_names(path: str) -> list[str]:
+    """Names of the arrays of a .npz file."""
     with open_regular(path) as file:
-        archive, names = _opened(path, file)
-        members = _members(path, file, archive, choose(names))
-    for member in members:
-        if not member.is_stored:
-            fits = "be stored as it is, to be mapped"
-            raise_error("content", path=f"{path}: {member.name}", got="is compressed", fits=fits)
-    return [member.place for member in members]
+        return list(_opened(path, file)[1])
 
 
-def _opened(path: str, file: BinaryIO) -> tuple[zipfile.ZipFile, list[str]]:
-    """An archive, and the names of its arrays."""
+def locate(path: str, name: str) -> ArrayLocation:
+    """Location of an array of a .npz file, which must not be compressed."""
+    with open_regular(path) as file:
+        archive, entries = _opened(path, file)
+        member = _member(path, file, archive, name, entries[name])
+    if not member.is_stored:
+        raise_error("content", path=f"{path}: {name}", got="is compressed", fits="be stored as it is, to be mapped")
+    return member.place
+
+
+def _opened(path: str, file: BinaryIO) -> tuple[zipfile.ZipFile, dict[str, list[zipfile.ZipInfo]]]:
+    """An archive, and its entries by the name of their array."""
     with library_errors(path):
         archive = zipfile.ZipFile(file)
-    return archive, [info.filename.removesuffix(".npy") for info in archive.infolist()]
-
-
-def _members(path: str, file: BinaryIO, archive: zipfile.ZipFile, names: Iterable[str]) -> list[_Member]:
-    """Locate arrays of an archive, which must not be there twice."""
-    infos: dict[str, list[zipfile.ZipInfo]] = {}
+    entries: dict[str, list[zipfile.ZipInfo]] = {}
     for info in archive.infolist():
-        infos.setdefault(info.filename.removesuffix(".npy"), []).append(info)
-    for name in names:
-        if len(infos[name]) > 1:
-            raise_error("content", path=path, got=f"holds {name} twice", fits="hold each array once")
-    return [_member(path, file, archive, name, infos[name][0]) for name in names]
+        entries.setdefault(info.filename.removesuffix(".npy"), []).append(info)
+    return archive, entries
 
 
-def _member(path: str, file: BinaryIO, archive: zipfile.ZipFile, name: str, info: zipfile.ZipInfo) -> _Member:
-    """Locate an array of an archive."""
+def _member(path: str, file: BinaryIO, archive: zipfile.ZipFile, name: str, entries: list[zipfile.ZipInfo]) -> _Member:
+    """Locate an array of an archive, which must have one entry."""
+    if len(entries) > 1:
+        raise_error("content", path=path, got=f"holds {name} twice", fits="hold each array once")
+    info = entries[0]
     with library_errors(path, name):
         with archive.open(info) as stream:
             if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
@@ -182,3 +173,6 @@ def _member(path: str, file: BinaryIO, archive: zipfile.ZipFile, name: str, info
     if member.is_stored:
         member = member._replace(place=member.place._replace(offset=begin + member.place.offset))
     return member
+
+
+FORMAT = Format("a .npz file", (".npz",), b"PK", open_scores, array_names, locate)

@@ -1,28 +1,35 @@
-"""Which reader opens a file of scores or of hidden states, and what its model says of the logits."""
+"""The table of formats, and which of them a file has."""
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tokenloss._core._core import KINDS
-from tokenloss._core.arguments import refuse_given
 from tokenloss._core.errors import raise_error
-from tokenloss._core.validation import head_transform
 from tokenloss.formats import llama_cpp, npy, npz, safetensors, zarr
-from tokenloss.formats.base import HIDDEN_NAMES, LmHead, ScoresFile, library_errors, open_regular
-from tokenloss.formats.lm_head import open_lm_head
+from tokenloss.formats.base import library_errors, open_regular
 
 if TYPE_CHECKING:
-    from types import ModuleType
+    from collections.abc import Iterable
 
     from tokenloss._core.types import Kind
+    from tokenloss.formats.scores_file import Format, ScoresFile
 
-_MAGIC = {npy.MAGIC: npy, llama_cpp.MAGIC: llama_cpp}
-_SUFFIXES = {".npy": npy, ".npz": npz, ".safetensors": safetensors}
+FORMATS = (npy.FORMAT, npz.FORMAT, safetensors.FORMAT, zarr.FORMAT, llama_cpp.FORMAT)
+_BY_SUFFIX = {suffix: one for one in FORMATS for suffix in one.suffixes}
+_MOST_MAGIC = max(len(one.magic) for one in FORMATS)
+
+
+def either(words: Iterable[str]) -> str:
+    """Words for one of several things."""
+    *others, last = words
+    return f"{', '.join(others)} or {last}"
+
+
+FILES = either(one.words for one in FORMATS)  # what a file of scores may be, for messages and help
 
 
 def open_scores(
@@ -100,94 +107,7 @@ def open_scores(
     if kind is not None and kind not in KINDS:
         raise_error("option", name="kind", got=kind, fits=", ".join(map(repr, KINDS)))
     name = os.fspath(path)
-    file: ScoresFile = _reader(name).open_scores(name, array, kind)
-    return file
-
-
-def open_hidden_states(
-    path: str | os.PathLike[str],
-    lm_head: LmHead | str | os.PathLike[str],
-    *,
-    name: str | None = None,
-    logit_scale: float | None = None,
-    softcap: float | None = None,
-) -> ScoresFile:
-    """Open a file of hidden states, which a projection onto the vocabulary makes logits of.
-
-    Parameters
-    ----------
-    path : str or path
-        A .npy, .npz or .safetensors file or a Zarr store, as `open_scores` takes them, of hidden states (..., D) after
-        the model's final norm. A .safetensors file that vLLM's hidden-states connector wrote, of one layer, is one
-        sequence.
-    lm_head : str or path
-        The projection: ``FILE`` or ``FILE:NAME``. FILE is a model's .safetensors file, the index of its shards
-        (``model.safetensors.index.json``), its directory, or a .npz or .npy file. The weight is found by its usual
-        names, or those of an embedding where ``config.json`` beside it says that this is the head, too; it is (V, D) or
-        (D, V), by its shape. A bias beside it belongs to it. With a NAME, what ``config.json`` says of the logits holds
-        as without one.
-    name : str, optional
-        Name of the array of hidden states, if the file names its arrays. By default ``hidden_states`` or ``hidden``.
-    logit_scale : float, optional
-        Multiplier of the logits (1 / temperature), in place of the model's own; by default what ``config.json`` beside
-        `lm_head` says, or 1.
-    softcap : float, optional
-        Logits become ``softcap * tanh(logit_scale * logits / softcap)``, or with 0 stay as they are, whatever
-        ``config.json`` says; those of -inf stay -inf.
-
-    Returns
-    -------
-    ScoresFile
-        The open file, of kind "hidden_states"; `ScoresFile.blocks` reads its hidden states.
-
-    Raises
-    ------
-    ValueError
-        If a file is damaged or does not hold them, or ``config.json`` has a key that may change logits in a way that is
-        not known for that type of model; the message names the file, what came and what fits.
-    OSError
-        If a file cannot be read.
-    ImportError
-        If the format needs a package that is not installed: zarr, or ml_dtypes for bfloat16.
-
-    See Also
-    --------
-    tokenloss.linear_token_scores : Scores of tokens from hidden states and such a projection.
-
-    Notes
-    -----
-    The weight is memory-mapped, never loaded whole. Where the file holds no targets, but ``token_ids`` or
-    ``input_ids``, these are the `ScoresFile.input_ids`, which are to be shifted. The transform of the logits is kept as
-    `LmHead.logit_scale` and `LmHead.softcap`, for functions such as `tokenloss.linear_token_scores`.
-
-    Examples
-    --------
-    >>> import pathlib, tempfile
-    >>> import numpy as np
-    >>> from tokenloss.formats import open_hidden_states
-    >>> with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as directory:
-    ...     hidden, head = (pathlib.Path(directory) / name for name in ("hidden.npy", "head.npy"))
-    ...     np.save(hidden, np.ones((3, 4)))
-    ...     np.save(head, np.ones((4, 10)))
-    ...     states = open_hidden_states(hidden, head)
-    ...     states.kind, states.shape, states.lm_head.weight.shape
-    ('hidden_states', (3, 10), (10, 4))
-    """
-    text = os.fspath(path)
-    reader = _reader(text)
-    if reader is llama_cpp:
-        raise_error("content", path=text, got="holds log_probs of llama.cpp", fits="hold hidden states")
-    file: ScoresFile = reader.open_scores(text, name, HIDDEN_NAMES[0])
-    scale, cap = head_transform(logit_scale, softcap)
-    if isinstance(lm_head, LmHead):
-        refuse_given({"logit_scale": scale, "softcap": cap}, "left out where lm_head is open, and has its own")
-        head = lm_head
-    else:
-        head = open_lm_head(os.fspath(lm_head), file.shape[-1], scale, cap)
-    if head.weight.shape[1] != file.shape[-1]:
-        got, fits = f"holds hidden states of {file.shape[-1]} features", f"fit the head of {head.weight.shape[1]}"
-        raise_error("content", path=text, got=got, fits=fits)
-    return dataclasses.replace(file, shape=(*file.shape[:-1], len(head.weight)), lm_head=head)
+    return format_of(name).open_scores(name, array, kind)
 
 
 def is_scores(path: str) -> bool:
@@ -197,28 +117,26 @@ def is_scores(path: str) -> bool:
         return zarr.is_store([file.name for file in place.iterdir()])
     if place.name.startswith(".") or not place.is_file():  # some systems store notes in hidden files
         return False
-    if place.suffix.lower() in (*_SUFFIXES, ".zip"):
+    if place.suffix.lower() in _BY_SUFFIX:
         return True
     with open_regular(path) as file:
-        return file.read(len(llama_cpp.MAGIC)) == llama_cpp.MAGIC
+        start = file.read(_MOST_MAGIC)
+    return any(start.startswith(one.magic) for one in FORMATS if not one.suffixes)
 
 
-def _reader(path: str) -> ModuleType:
-    """The module that reads a file, by its first bytes or else by its name."""
+def format_of(path: str) -> Format:
+    """The format of a file, by its first bytes or else by its name."""
     if path and Path(path).is_dir():
-        return zarr
+        return zarr.FORMAT
     with open_regular(path) as file:
-        start = file.read(8)
-        if start.startswith(b"PK"):
+        start = file.read(_MOST_MAGIC)
+        if start.startswith(npz.FORMAT.magic):
             with library_errors(path), zipfile.ZipFile(file) as archive:
-                return zarr if zarr.is_store(archive.namelist()) else npz
-    for magic, reader in _MAGIC.items():
-        if start.startswith(magic):
-            return reader
-    reader_by_name = _SUFFIXES.get(Path(path).suffix.lower())
-    if reader_by_name is None:
-        raise_error(
-            "content", path=path, got="is no file of scores",
-            fits="be a .npy, .npz or .safetensors file, a Zarr store, or logits of llama.cpp",
-        )  # fmt: skip
-    return reader_by_name
+                return zarr.FORMAT if zarr.is_store(archive.namelist()) else npz.FORMAT
+    for one in FORMATS:
+        if one.magic and start.startswith(one.magic):
+            return one
+    by_suffix = _BY_SUFFIX.get(Path(path).suffix.lower())
+    if by_suffix is None:
+        raise_error("content", path=path, got="is no file of scores", fits=f"be {FILES}")
+    return by_suffix

@@ -20,8 +20,8 @@ from tokenloss.formats.base import JSON_MEMORY_LIMIT, library_errors, open_regul
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-_GZIP = b"\x1f\x8b"  # starts a compressed file
-_MARKS = {  # of the order of bytes, that start a file
+_GZIP = b"\x1f\x8b"  # the first bytes of a compressed file
+_MARKS = {  # byte-order marks, which a file may start with
     codecs.BOM_UTF8: "UTF-8",
     codecs.BOM_UTF32_LE: "UTF-32",  # before UTF-16, whose mark it starts with
     codecs.BOM_UTF32_BE: "UTF-32",
@@ -29,17 +29,17 @@ _MARKS = {  # of the order of bytes, that start a file
     codecs.BOM_UTF16_BE: "UTF-16",
 }
 _CHUNK = 1 << 18  # bytes read at a time
-_LONG = 1 << 20  # bytes of a record that is looked at before its end, since a malformed one may never end
-_MOST = 64 << 20  # bytes of a record
-_MOST_EXPANSION = 100  # times the bytes of a compressed file that a record may have, if it has more than `_LONG`
+_LONG = 1 << 20  # bytes of a record, after which its beginning is checked, since a malformed one may never end
+_MOST = 64 << 20  # bytes of a record at most
+_MOST_EXPANSION = 100  # bytes of a record, if it is longer than `_LONG`, for each byte of the file
 _SMALLER = "hold smaller ones: ask for fewer prompts, or fewer alternatives of each token, at once"
-_LEVELS = 100  # of lists and objects inside each other, since what shows a value fails at some depth
-_CUT = 16  # characters before a cut that may seem wrong: of a number, an escape, or a name such as -Infinity
-_SYMBOL = re.compile(rb"[^ \t\r\n]")  # that is no space of JSON
-_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+_LEVELS = 100  # of lists and objects inside each other; Python shows no value that is nested deeper than some limit
+_CUT = 16  # characters before a cut that may seem malformed: a part of a number, an escape or a name like -Infinity
+_SYMBOL = re.compile(rb"[^ \t\r\n]")  # a byte that is no white space of JSON
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # half of a pair
 _PAIR = re.compile(r"\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}")
 
-# What stands between the objects of .json: by what it must be, each symbol that is it, and what must come then.
+# What may stand between the objects of .json: what is expected, the symbols that fit, and what each lets expect next.
 _VALUE, _FIRST, _NEXT, _ELEMENT = (
     "be an object or a list of objects",
     "be an object or ]",
@@ -52,9 +52,7 @@ _RULES = {
     _NEXT: {b",": _ELEMENT, b"]": _VALUE},
     _ELEMENT: {b"{": _NEXT},
 }
-
-
-_IS_MARK = np.isin(np.arange(256), list(b'"{}'))  # of where objects begin and end
+_IS_MARK = np.isin(np.arange(256), list(b'"{}'))  # bytes that tell where objects begin and end
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -65,8 +63,8 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-# The standard library's, since it reads NaN and Infinity, which servers in Python write. The second one names keys that
-# are given twice, and is slow.
+# The standard library reads NaN and Infinity, which servers in Python write. The second decoder names keys that an
+# object has twice, and is slow.
 _DECODER, _STRICT_DECODER = json.JSONDecoder(), json.JSONDecoder(object_pairs_hook=_unique)
 
 
@@ -236,7 +234,7 @@ def _check_long(path: str, place: _Place, text: bytearray, n_new: int) -> None:
 
 
 def _value(path: str, place: _Place, text: bytes | bytearray, is_whole: bool = True) -> Any:
-    """The value of a JSON text; None of the beginning of one, which is refused where no end can make it right."""
+    """The value of a JSON text, if it is whole; else None, if it may be the beginning of one."""
     at, got, fits, value, string = None, "", "", None, ""
     n_keys, n_levels, memory = json_extent(text)
     if memory > JSON_MEMORY_LIMIT:
@@ -274,7 +272,7 @@ def _value(path: str, place: _Place, text: bytes | bytearray, is_whole: bool = T
 
 
 def _decoded(string: str, n_keys: int) -> Any:
-    """The value of a JSON text of so many keys; KeyError names one that an object has twice."""
+    """The value of a JSON text with this number of keys; KeyError names one that an object has twice."""
     try:
         value = _DECODER.decode(string)
     except ValueError:  # perhaps behind such a key

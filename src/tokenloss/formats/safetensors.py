@@ -12,26 +12,20 @@ import numpy as np
 
 from tokenloss._core.dtypes import FLOATS
 from tokenloss._core.errors import raise_error
-from tokenloss.formats.base import (
+from tokenloss.formats.base import MOST_AXES, Stamp, bfloat16, check_file_size, open_regular, parsed_json, stamp
+from tokenloss.formats.mapped import ArrayLocation
+from tokenloss.formats.scores_file import (
     HIDDEN_NAMES,
     INPUT_IDS,
-    MOST_AXES,
-    ArrayLocation,
+    Format,
     ScoresFile,
-    Stamp,
-    bfloat16,
-    check_file_size,
     check_shape,
     choose_scores,
-    open_regular,
-    parsed_json,
-    stamp,
     stored_parts,
     with_parts,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
     from typing import NoReturn
 
 _LENGTH = 8  # bytes before the header, which hold its length
@@ -90,10 +84,17 @@ def open_scores(path: str, array: str | None, kind: str | None) -> ScoresFile:
     return with_parts(opened_scores, parts)
 
 
-def locate(path: str, choose: Callable[[Collection[str]], list[str]]) -> list[ArrayLocation]:
-    """Locations of the arrays that are chosen from the names in a .safetensors file."""
+def array_names(path: str) -> list[str]:
+    """Names of the arrays of a .safetensors file."""
+    return list(_read_header(path).entries)
+
+
+def locate(path: str, name: str) -> ArrayLocation:
+    """Location of an array of a .safetensors file."""
     header = _read_header(path)
-    return [header.place(name) for name in choose(header.entries)]
+    if name not in header.entries:
+        raise_error("content", path=path, got=f"holds no {name}", fits="hold it, as the index of the shards says")
+    return header.place(name)
 
 
 def _as_sequence(
@@ -164,3 +165,6 @@ def _entries(path: str, header: bytes) -> dict[str, _Entry]:
             case _:
                 _refuse_header(path, f"{name or 'all'} is {str(entry)[:80]}", "have dtype, shape and data_offsets")
     return entries
+
+
+FORMAT = Format("a .safetensors file", (".safetensors",), b"", open_scores, array_names, locate)

@@ -15,14 +15,14 @@ from tokenloss.formats.records import read_records
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    # a metric of a sample: its value and the value's weight; None of what is no number
+    # a metric of a sample: its value and the weight of that; None if it is no number
     _Cell = tuple[float, float] | None
 
 _OWN_KEYS = {"doc_id", "doc", "target", "arguments", "resps", "filtered_resps", "filter", "metrics", "doc_hash",
              "prompt_hash", "target_hash"}  # fmt: skip
-WEIGHTED = ("word_perplexity", "byte_perplexity", "bits_per_byte")  # (log-likelihood, words or bytes)
+WEIGHTED = ("word_perplexity", "byte_perplexity", "bits_per_byte")  # a log-likelihood and a number of words or bytes
 _NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)(e[+-]?\d+)?|[+-]?inf|nan", re.IGNORECASE | re.ASCII)
-_MOST = 1e-4  # that rounding leaves of the log-likelihood of what is certain
+_MOST = 1e-4  # a log-likelihood may be above 0 by so much, through rounding
 
 
 class Sample(NamedTuple):
@@ -90,7 +90,7 @@ def read_samples(path: str, group: str | None = None) -> Iterator[Sample]:
 
 
 def _hash(record: dict[str, Any], name: str, content: Any, line: _Line) -> str:
-    """A hash that the harness wrote, or, as early versions wrote none, that which it would have; "" without content."""
+    """The hash that the harness wrote, or would have written if it is an early version; "" if there is no content."""
     found = record.get(name)
     if found is None:
         if content is None:
@@ -118,7 +118,7 @@ def _field(doc: Any, name: str, line: _Line) -> object:
 def _metrics(record: dict[str, Any], line: _Line) -> dict[str, _Cell]:
     """Metrics by name."""
     names = record.get("metrics")
-    if names is None:  # of early versions
+    if names is None:  # early versions do not list them
         names = [name for name in record if name not in _OWN_KEYS]
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         line.refuse("metrics", names, "be a list of names")
@@ -191,7 +191,7 @@ def _log_likelihood(field: str, value: Any, line: _Line) -> float:
 
 
 def _derived(record: dict[str, Any], line: _Line) -> dict[str, float]:
-    """What responses to requests for log-likelihoods give, by name; nothing if they are others."""
+    """Metrics by name that follow from the responses, if all requests were for log-likelihoods."""
     requests = _requests(record.get("arguments"))
     answers = record.get("filtered_resps")
     if not requests or not isinstance(answers, list) or len(answers) != len(requests):
@@ -212,7 +212,7 @@ def _derived(record: dict[str, Any], line: _Line) -> dict[str, float]:
 
 
 def _requests(arguments: Any) -> list[tuple[str, str]]:
-    """Context and continuation of each request; none if some are not both text."""
+    """Context and continuation of each request; empty if any of them is no text."""
     if isinstance(arguments, dict):  # by number, since a tool may have sorted the names as text
         if any(f"gen_args_{i}" not in arguments for i in range(len(arguments))):
             return []
@@ -247,7 +247,7 @@ def _of_choices(
 
 
 def _choices(doc: Any, texts: list[str]) -> list[str]:
-    """Choices without the blank that the harness puts before each; none where that cannot be told."""
+    """Choices without the blank that the harness puts before each; empty if it is unknown whether it did."""
     is_as_given = isinstance(doc, dict) and texts in doc.values()
     if not is_as_given and any(text[:1].isspace() for text in texts):
         if not all(text.startswith(" ") and not text[1:2].isspace() for text in texts):

@@ -15,20 +15,17 @@ import numpy as np
 from tokenloss._core._core import KINDS
 from tokenloss._core.errors import contextmanager, raise_error
 from tokenloss._core.iteration import iter_row_blocks
-from tokenloss.formats.base import (
+from tokenloss.formats.base import MEMORY_LIMIT, MOST_AXES, check_expansion, is_float, library_errors
+from tokenloss.formats.scores_file import (
     HIDDEN_NAMES,
     INPUT_IDS,
     MASK,
-    MEMORY_LIMIT,
-    MOST_AXES,
     PARTS,
+    Format,
     ScoresFile,
-    check_expansion,
     check_shape,
     check_text,
     choose_scores,
-    is_float,
-    library_errors,
     reject_array_name,
     stored_parts,
     with_parts,
@@ -40,52 +37,28 @@ if TYPE_CHECKING:
     from tokenloss._core.types import Array
 
 _METADATA = ("zarr.json", ".zarray", ".zgroup")  # every store has one of them at its root
-_CHUNK_BYTES = 1 << 10  # that Zarr uses for each chunk it looks for
+_CHUNK_BYTES = 1 << 10  # of memory that Zarr uses for each chunk that it looks for
 _TOKEN_BYTES = 1 << 10  # that each of many tokens may take in a file
 _OVERHEAD = 16  # times the bytes of the numbers, for indices and codecs where chunks are small
 _MAX_CHUNKS = 1 << 12  # that Zarr looks for at a time
 
 
 def is_store(names: Collection[str]) -> bool:
-    """Whether these file names are those of a store."""
+    """Whether a directory or an archive with files of these names is a store."""
     return any(name in names for name in _METADATA)
 
 
 def open_scores(path: str, array: str | None, kind: str | None) -> ScoresFile:
     """Open a Zarr array of scores, or a group of it and perhaps targets, the tokens' text, and sequences."""
-    try:
-        import zarr
-    except ImportError:
-        raise_error("missing", name=path, got="zarr")
-    is_directory = Path(path).is_dir()
-    if is_directory and not is_store([name for name in _METADATA if (Path(path) / name).exists()]):
-        raise_error("content", path=path, got="is a directory without metadata of Zarr", fits="be a Zarr store")
     guard = _ReadGuard(path)
-    with guard.reading():
-        if is_directory:  # never by its name, which Zarr may take for a URL
-            store = _guarded(zarr.storage.LocalStore, guard)(Path(path), read_only=True)
-        else:
-            store = _guarded(zarr.storage.ZipStore, guard)(Path(path), mode="r")
-        # metadata of a group, which may be older than its arrays, are not taken for theirs
-        root: Any = zarr.open(store, mode="r", use_consolidated=False)
-        held: dict[str, Any] = {}
-        if isinstance(root, zarr.Group):
-            names = array, *KINDS, *HIDDEN_NAMES, *PARTS, *INPUT_IDS, MASK
-            held = {name: root[name] for name in names if name and name in root}
-            held = {name: member for name, member in held.items() if isinstance(member, zarr.Array)}
-    if isinstance(root, zarr.Array):
+    arrays = _arrays(path, array, guard)
+    if "" in arrays:
         reject_array_name(path, array)
-        name, kind, scores = "", kind or "logits", root
+        name, kind = "", kind or "logits"
     else:
-        name, kind = choose_scores(path, held, array, kind)
-        scores = held[name]
-    if _shows_missing_chunks(kind, scores):
-        metadata = dataclasses.replace(scores.metadata, fill_value=scores.dtype.type(np.nan))
-        scores = zarr.Array(zarr.AsyncArray(metadata=metadata, store_path=scores.store_path))
-
-    def load(part: str) -> Any:
-        with guard.reading(part):
-            return np.asarray(held[part][...])
+        name, kind = choose_scores(path, arrays, array, kind)
+    scores = _with_nan_for_missing_chunks(kind, arrays[name])
+    _check(path, name, scores, guard, whole=False)
 
     def block(index: Any) -> Array:
         with guard.reading(f"{name}[{index}]"):
@@ -93,34 +66,60 @@ def open_scores(path: str, array: str | None, kind: str | None) -> ScoresFile:
         return rows.reshape(math.prod(rows.shape[:-1]), rows.shape[-1])
 
     def blocks(most_rows: int) -> Iterator[Array]:
-        at_once = max(
-            math.prod(scores.chunks[:-1]), _MAX_CHUNKS // (_n_chunks(scores.shape[-1:], scores.chunks[-1:]) or 1)
-        )
+        chunks_of_a_row = _n_chunks(scores.shape[-1:], scores.chunks[-1:]) or 1
+        at_once = max(math.prod(scores.chunks[:-1]), _MAX_CHUNKS // chunks_of_a_row)
         for index in iter_row_blocks(scores.shape[:-1], min(most_rows, at_once), scores.chunks[:-1]):
-            yield block(index)  # held here by no name, so that many files may wait for their next block
+            yield block(index)  # not kept in a variable: a file that waits for its next block holds no memory
 
-    _check(path, name, scores, guard, whole=False)
     opened_scores = ScoresFile(path, kind, scores.shape, scores.dtype, None, None, blocks)
-    found = stored_parts(path, held, kind)
-    for part, stored in found.items():
-        check_shape(opened_scores, part, held[stored].shape)
-        _check(path, stored, held[stored], guard, whole=True)
-    parts = {part: load(stored) for part, stored in found.items()}
-    tokens = parts.get("tokens")
-    if tokens is not None and tokens.dtype.kind not in "UT":
-        raise_error("content", path=path, got=f"tokens has dtype {tokens.dtype}", fits="be text")
-    if tokens is not None and tokens.dtype.kind == "U":
-        check_text(path, tokens)
-    return with_parts(opened_scores, parts)
+    parts = stored_parts(path, arrays, kind)
+    for part, stored in parts.items():
+        check_shape(opened_scores, part, arrays[stored].shape)
+        _check(path, stored, arrays[stored], guard, whole=True)
+    loaded: dict[str, Any] = {}
+    for part, stored in parts.items():
+        with guard.reading(part):
+            loaded[part] = np.asarray(arrays[stored][...])
+    if "tokens" in loaded:
+        check_text(path, loaded["tokens"])
+    return with_parts(opened_scores, loaded)
 
 
-def _shows_missing_chunks(kind: str, scores: Any) -> bool:
-    """Whether the scores of missing chunks are nan rather than 0, so that what was never written is not scored.
+def _arrays(path: str, array: str | None, guard: _ReadGuard) -> dict[str, Any]:
+    """The arrays of a store that may be used, by name; the name is empty where the store is an array itself."""
+    try:
+        import zarr
+    except ImportError:
+        raise_error("missing", name=path, got="zarr")
+    is_directory = Path(path).is_dir()
+    if is_directory and not is_store([name for name in _METADATA if (Path(path) / name).exists()]):
+        raise_error("content", path=path, got="is a directory without metadata of Zarr", fits="be a Zarr store")
+    with guard.reading():
+        if is_directory:  # never by its name, which Zarr may take for a URL
+            store = _guarded(zarr.storage.LocalStore, guard)(Path(path), read_only=True)
+        else:
+            store = _guarded(zarr.storage.ZipStore, guard)(Path(path), mode="r")
+        # consolidated metadata of a group may be older than its arrays
+        root: Any = zarr.open(store, mode="r", use_consolidated=False)
+        if isinstance(root, zarr.Array):
+            return {"": root}
+        names = array, *KINDS, *HIDDEN_NAMES, *PARTS, *INPUT_IDS, MASK
+        members = {name: root[name] for name in names if name and name in root}
+    return {name: member for name, member in members.items() if isinstance(member, zarr.Array)}
+
+
+def _with_nan_for_missing_chunks(kind: str, scores: Any) -> Any:
+    """Scores whose missing chunks are nan rather than 0, so that what was never written is not scored.
 
     Only some classes of a row may all have the probability 0, and Zarr leaves out chunks that only hold fill values.
     """
     is_whole = scores.ndim > 0 and scores.chunks[-1] >= scores.shape[-1]
-    return is_float(scores.dtype) and not scores.fill_value and (kind != "probs" or is_whole)
+    if not is_float(scores.dtype) or scores.fill_value or (kind == "probs" and not is_whole):
+        return scores
+    import zarr
+
+    metadata = dataclasses.replace(scores.metadata, fill_value=scores.dtype.type(np.nan))
+    return zarr.Array(zarr.AsyncArray(metadata=metadata, store_path=scores.store_path))
 
 
 class _ReadGuard:
@@ -231,3 +230,6 @@ def _check(path: str, name: str, array: Any, guard: _ReadGuard, *, whole: bool) 
 def _n_chunks(shape: tuple[int, ...], chunks: tuple[int, ...]) -> int:
     """Number of chunks of an array."""
     return math.prod(-(-length // chunk) for length, chunk in zip(shape, chunks, strict=True))
+
+
+FORMAT = Format("a Zarr store", (".zip",), b"", open_scores)

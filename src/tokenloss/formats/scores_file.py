@@ -1,0 +1,255 @@
+"""A file of scores, and the arrays that it may hold."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from tokenloss._core._core import KINDS
+from tokenloss._core.dtypes import FLOATS
+from tokenloss._core.errors import raise_error
+from tokenloss._core.validation import check_integer
+from tokenloss.formats.base import is_float
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterator
+
+    from tokenloss._core.types import Array
+    from tokenloss.formats.mapped import ArrayLocation
+
+HIDDEN_NAMES = ("hidden_states", "hidden")  # arrays of hidden states; the first is their kind
+SEQUENCES = ("segment_ids", "cu_seqlens")  # arrays that say which rows make a sequence
+PARTS = ("targets", "tokens", *SEQUENCES)  # arrays that may come with scores
+MASK = "attention_mask"  # a further one, which must agree with the targets
+INPUT_IDS = ("token_ids", "input_ids")  # arrays that may come with hidden states in place of targets
+
+_MAX_EMPTY_ROWS = 1 << 20  # without classes: they take no bytes, so a header may claim any number of them
+_PIECE = 1 << 20  # code points, checked at a time
+_MAX_CODE_POINT = 0x10FFFF  # of Unicode
+
+
+class Format(NamedTuple):
+    """A format of files of scores: how its files are told and read.
+
+    `magic` starts its files, if it is not empty; `suffixes` end their names, and the magic alone tells a file of a
+    format without them. `array_names` and `locate` are those of a format whose arrays can be mapped, so that its files
+    may hold a head.
+    """
+
+    words: str  # what a file of it is, for messages
+    suffixes: tuple[str, ...]
+    magic: bytes
+    open_scores: Callable[[str, str | None, str | None], ScoresFile]
+    array_names: Callable[[str], list[str]] | None = None
+    locate: Callable[[str, str], ArrayLocation] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class ScoresFile:
+    """An open file of scores.
+
+    Attributes
+    ----------
+    path : str
+        The file.
+    kind : {"logits", "log_probs", "probs", "hidden_states"}
+        Kind of the scores, or hidden states, of which `lm_head` makes logits.
+    shape : tuple of int
+        The shape (..., V) of the scores, or of these logits.
+    dtype : dtype
+        The dtype of what is stored; bfloat16 is that of ml_dtypes.
+    targets : array or None
+        The targets that the file itself holds: class ids of shape (...), or distributions of shape (..., V).
+    tokens : array of str or None
+        Their text, of shape (...).
+    is_shifted : bool
+        Whether targets are known to be the tokens that the rows predict, not those at their positions.
+    segment_ids, cu_seqlens : array of integers or None
+        The number of each row's sequence, of shape (...); or the bounds of sequences, of rows in C order.
+    lm_head : LmHead or None
+        The projection of hidden states onto the vocabulary: its `weight` of shape (V, D) is mapped, its `bias` of shape
+        (V,) perhaps None, as is `softcap`; `logit_scale` is a number.
+    input_ids : array of integers or None
+        The model's input, in place of targets, of shape (...): row j predicts id j + 1.
+
+    Examples
+    --------
+    >>> import pathlib, tempfile
+    >>> import numpy as np
+    >>> from tokenloss.formats import open_scores
+    >>> with tempfile.TemporaryDirectory() as directory:
+    ...     path = pathlib.Path(directory) / "probs.npy"
+    ...     np.save(path, np.full((2, 3, 4), 0.25))
+    ...     scores = open_scores(path, kind="probs")
+    ...     scores.rows, scores.row_bytes
+    (6, 32)
+    """
+
+    __module__ = "tokenloss.formats"
+
+    path: str
+    kind: str
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    targets: Array | None
+    tokens: Array | None
+    _read: Callable[[int], Iterator[Array]]
+    is_shifted: bool = False
+    segment_ids: Array | None = None
+    cu_seqlens: Array | None = None
+    lm_head: LmHead | None = None
+    input_ids: Array | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse arrays that cannot be scores."""
+        if not is_float(self.dtype):
+            raise_error("content", path=self.path, got=f"{self.kind} has dtype {self.dtype}", fits=f"be {FLOATS}")
+        if not self.shape:
+            raise_error("content", path=self.path, got=f"{self.kind} is a scalar", fits="have a class axis")
+        if not self.shape[-1] and self.rows > _MAX_EMPTY_ROWS:
+            got = f"{self.kind} has {self.rows} rows without classes"
+            raise_error("content", path=self.path, got=got, fits="have classes")
+
+    @property
+    def rows(self) -> int:
+        """Number of positions."""
+        return math.prod(self.shape[:-1])
+
+    @property
+    def row_bytes(self) -> int:
+        """Size of the scores, or of the hidden state, of a position."""
+        width = self.shape[-1] if self.lm_head is None else self.lm_head.weight.shape[1]
+        return width * self.dtype.itemsize
+
+    def blocks(self, most_rows: int) -> Iterator[Array]:
+        """Read the scores, or the hidden states.
+
+        Parameters
+        ----------
+        most_rows : int
+            Number of rows to read at a time. It bounds the memory, whatever the file's size.
+
+        Returns
+        -------
+        iterator of arrays of shape (n, V), or (n, D) of hidden states
+            Each time the next rows, in C order of the batch, at most `most_rows`; a view of the file where it can be.
+
+        Raises
+        ------
+        ValueError
+            If the file is damaged; the message names it and the byte or the rows.
+        """
+        most_rows = check_integer("most_rows", most_rows, "a positive integer", least=1)
+        return self._read(most_rows) if self.rows else iter(())
+
+
+class LmHead(NamedTuple):
+    """The projection onto the vocabulary; its weight is mapped, perhaps as a transposed view.
+
+    Logits are ``logit_scale * (hidden @ weight.T + bias)``, capped if `softcap` is not None.
+    """
+
+    path: str
+    name: str | None  # of the weight, where arrays have names
+    weight: Array  # (V, D)
+    bias: Array | None  # (V,)
+    logit_scale: float = 1.0
+    softcap: float | None = None
+    note: str = ""  # for people: where the transform is from
+    norm: str | None = None  # name of the weight of the model's final norm
+    norm_weights: tuple[Array, ...] = ()  # and its values; perhaps those of its bias
+    files: tuple[str, ...] = ()  # that hold the weight, the biases and the norm
+
+    def figures(self) -> dict[str, Any]:
+        """What was taken, as JSON can hold it."""
+        of_weight = {"weight": self.name or Path(self.path).name, "has_bias": self.bias is not None}
+        transform = {"logit_scale": self.logit_scale, "softcap": self.softcap, "note": self.note}
+        return of_weight | transform | {"norm": self.norm}
+
+
+def choose_scores(path: str, names: Collection[str], array: str | None, kind: str | None) -> tuple[str, str]:
+    """Name and kind of the array of scores, among the names that a file holds."""
+    kinds = KINDS if kind is None else HIDDEN_NAMES if kind in HIDDEN_NAMES else (kind,)
+    if array in PARTS:
+        raise_error("option", name="array", got=array, fits="the name of scores")
+    if array is not None:
+        kinds = (array,)
+    fitting = [name for name in kinds if name in names]
+    held = [name for name in HIDDEN_NAMES if name in names]
+    if kind is array is None and held and not fitting:
+        fits = "come with its model's projection onto the vocabulary: --lm-head FILE, or lm_head=FILE"
+        raise_error("content", path=path, got=f"holds {held[0]} and no scores", fits=fits)
+    if len(fitting) != 1:
+        fits = ("exactly one of " if len(kinds) > 1 else "") + ", ".join(kinds)
+        raise_error("content", path=path, got=f"holds {', '.join(names) or 'nothing'}", fits=f"hold {fits}")
+    name = fitting[0]
+    return name, kind or (name if name in KINDS else "logits")
+
+
+def stored_parts(path: str, names: Collection[str], kind: str) -> dict[str, str]:
+    """The parts that come with scores, or input ids with hidden states, and the names that they are stored under."""
+    parts = {part: part for part in (*PARTS, MASK) if part in names}
+    if kind in HIDDEN_NAMES and "targets" not in parts:
+        held = [name for name in INPUT_IDS if name in names]
+        if len(held) > 1:
+            raise_error("content", path=path, got=f"holds {' and '.join(held)}", fits="hold one of them")
+        if held:
+            parts["input_ids"] = held[0]
+    return parts
+
+
+def with_parts(scores: ScoresFile, parts: dict[str, Any]) -> ScoresFile:
+    """Scores with their targets, text and sequences; a mask must not leave out tokens that would be scored."""
+    mask, targets = parts.pop(MASK, None), parts.get("targets")
+    if mask is not None:
+        scored = np.asarray(mask) == 0
+        if targets is not None and targets.shape == mask.shape and targets.dtype.kind == "i":
+            scored &= targets >= 0
+        if scored.any():
+            got = f"{MASK}{np.argwhere(scored)[0].tolist()} is 0, but its token would be scored"
+            raise_error("content", path=scores.path, got=got, fits="hold targets that are -100 where it is 0")
+    return replace(scores, **parts)
+
+
+def reject_array_name(path: str, array: str | None) -> None:
+    """Refuse the name of an array for a file without names."""
+    if array is not None:
+        raise_error("content", path=path, got="holds one array without a name", fits=f"name {array!r}")
+
+
+def check_shape(scores: ScoresFile, part: str, shape: tuple[int, ...]) -> None:
+    """Refuse a part of another shape than the scores allow for, before memory of its size is used.
+
+    The shape of class ids and the bounds of sequences are checked where they are used.
+    """
+    batch = scores.shape[:-1]
+    if part == "cu_seqlens":
+        fits, is_fit = "(G + 1,) for G sequences", len(shape) == 1
+    elif part == "targets":
+        are_hidden = scores.kind in HIDDEN_NAMES  # their number of classes is not known yet
+        fits = f"{batch} (class ids) or {(*batch, 'V') if are_hidden else scores.shape} (distributions)"
+        is_fit = shape[:-1] == batch if are_hidden else shape == scores.shape
+        is_fit = is_fit or math.prod(shape) == scores.rows
+    else:
+        fits, is_fit = f"{batch}", shape == batch
+    if not is_fit:
+        got, fits = f"{part} has shape {shape}", f"have shape {fits}, to fit {scores.kind}"
+        raise_error("content", path=scores.path, got=got, fits=fits)
+
+
+def check_text(path: str, tokens: Array) -> None:
+    """Refuse what is no text, and code points beyond Unicode: NumPy makes strings of them that Python cannot have."""
+    if tokens.dtype.kind not in "UT":
+        raise_error("content", path=path, got=f"tokens has dtype {tokens.dtype}", fits="be text")
+    if tokens.dtype.kind == "T":
+        return
+    codes = tokens.reshape(-1, order="A").view(np.dtype(np.uint32).newbyteorder(tokens.dtype.byteorder))
+    for start in range(0, codes.size, _PIECE):
+        largest = int(codes[start : start + _PIECE].max())
+        if largest > _MAX_CODE_POINT:
+            got, fits = f"tokens has the code point {largest:#x}", f"have none above {_MAX_CODE_POINT:#x}"
+            raise_error("content", path=path, got=got, fits=fits)
