@@ -34,8 +34,8 @@ if TYPE_CHECKING:
     from tokenloss._evaluation.sink import Sink
 
 _LM_HEAD = (
-    f"the files hold hidden states after the final norm, and this is their projection onto the vocabulary: {HEAD_FILES};"
-    " config.json beside it says how to scale and cap the logits, and whether the embedding is the head"
+    "the files hold hidden states after the final norm, and this is their projection onto the vocabulary: "
+    f"{HEAD_FILES}; config.json beside it says how to scale and cap the logits, and whether the embedding is the head"
 )
 _AT_ONCE = 1.0  # seconds: signals that come within these count as one, since `timeout` sends two
 
@@ -149,9 +149,10 @@ def _parser() -> argparse.ArgumentParser:
         description=f"A FILE is {FILES}; several are shards of one text. It holds scores (..., V) and their targets, "
         "class ids (...) or distributions (..., V), unless the targets are in .npy files of their own. Named arrays "
         "are logits, log_probs or probs; targets; and, if there are any, tokens (the text) and segment_ids or "
-        "cu_seqlens (the sequences). Each row of (N, T, V) is a sequence. With --lm-head, a FILE holds hidden states (..., D), named "
-        "hidden_states or hidden. It may also be a .json or .jsonl file of responses from a server: vLLM, SGLang, "
-        "llama.cpp or any with OpenAI's layout. Nothing is loaded whole, so files may be larger than memory.",
+        "cu_seqlens (the sequences). Each row of (N, T, V) is a sequence. With --lm-head, a FILE holds hidden states "
+        "(..., D), named hidden_states or hidden. It may also be a .json or .jsonl file of responses from a server: "
+        "vLLM, SGLang, llama.cpp or any with OpenAI's layout. Nothing is loaded whole, so files may be larger than "
+        "memory.",
     )
     _add_score_arguments(score)
     compare = subcommands.add_parser(
