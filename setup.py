@@ -66,7 +66,7 @@ class BuildExtension(build_ext):
         try:
             super().build_extensions()
         except Exception as error:  # each compiler of setuptools has its own
-            raise SystemExit(f"error: tokenloss must be compiled, which needs {NEEDED} ({error})") from error
+            raise SystemExit(f"{error}\nerror: tokenloss must be compiled, which needs {NEEDED}") from error
 
 
 class SourceDistribution(sdist):

@@ -35,6 +35,11 @@ if installed("hypothesis"):
 
 
 @pytest.fixture
+def rng():
+    return np.random.default_rng(5)
+
+
+@pytest.fixture
 def any_loss_is_taken(monkeypatch):
     """Losses below 0 are taken, too: sums are exact of any numbers, such as the differences of losses."""
     monkeypatch.setattr("tokenloss._core.validation._LEAST_LOSS", -float("inf"))

@@ -10,7 +10,7 @@ from commands import assert_refused
 from places import DATA, SAMPLE
 
 import tokenloss
-from tokenloss._command import commands
+from tokenloss._command import cli, commands
 from tokenloss._evaluation import plan
 from tokenloss.formats import llama_cpp
 
@@ -173,6 +173,21 @@ FORWARDED = {
     ),
 }  # fmt: skip
 OTHERS = {"sinks", "progress", "n_words", "text"}  # which no option gives as it is
+
+
+@pytest.mark.parametrize("name", ["compare_responses", "compare_samples"])
+def test_an_option_that_a_comparison_does_not_take_is_refused(name, command, monkeypatch):
+    monkeypatch.setattr(commands, "is_samples", lambda _: name == "compare_samples")
+    taken = {*inspect.signature(getattr(commands, name)).parameters, "base_array", "base_kind", "workers"}
+    given = {word for words, _ in FORWARDED.values() for word in words.split() if word.startswith("--")}
+    given = {word.split("=")[0]: word for word in given | {"--plot=x.png", "--html=x.html", "--per-token=x.csv"}}
+    (subcommands,) = cli._parser()._subparsers._group_actions
+    options = set(subcommands.choices["compare"]._option_string_actions) - {"--json", "--help", "-h", "--no-shift"}
+    assert options <= given.keys()
+    for option in options:
+        if option[2:].replace("-", "_") not in taken:
+            refused = command("compare", "x.json", "q.json", given[option])
+            assert_refused(refused, f"{option} does not apply to" if name == "compare_samples" else option)
 
 
 @pytest.mark.parametrize("name", FORWARDED)

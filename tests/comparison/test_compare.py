@@ -74,11 +74,6 @@ def sample():
         return file["base_log_probs"], file["logits"], file["targets"]
 
 
-@pytest.fixture
-def rng():
-    return np.random.default_rng(41)
-
-
 def pair(rng, shape, base_dtype, dtype, axis=-1):
     """Log-probabilities of a base, some below -16, and logits of a model near it."""
     logits = 2.5 * scores_for("cross_entropy", rng, shape, np.float64, axis)

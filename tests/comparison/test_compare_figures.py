@@ -28,11 +28,6 @@ COLUMNS = [
 ]  # fmt: skip
 
 
-@pytest.fixture
-def rng():
-    return np.random.default_rng(19)
-
-
 def models(rng, shape, base_dtype=np.float32, dtype=np.float32, sizes=None, classes=None):
     """Log-probabilities of a base and logits of a model near it, perhaps with fewer classes, and targets that fit."""
     logits = scores_for("cross_entropy", rng, shape, np.float64)

@@ -22,11 +22,6 @@ ARRAYS = ["nll", "base_nll", "kl", "delta_p", "is_same_top", "kept", "base_top_p
 each_definition = pytest.mark.parametrize("definitions", ["exact", "llama.cpp"])
 
 
-@pytest.fixture
-def rng():
-    return np.random.default_rng(17)
-
-
 def models(rng, n=60, classes=12):
     """Log-probabilities of a base, logits of a model near it, targets, and numbers of sequences that are alike."""
     ids = rng.integers(0, 7, n)

@@ -10,11 +10,6 @@ from rendered import VOCABULARY, chat, vllm
 from tokenloss import compare_responses, kl_divergence, log_softmax, topk_divergence_bound
 
 
-@pytest.fixture
-def rng():
-    return np.random.default_rng(18)
-
-
 @pytest.mark.parametrize("text", ["", "\N{REPLACEMENT CHARACTER}", "t0"])
 def test_texts_of_several_classes_name_no_class(text, rng, tmp_path):
     texts = list(VOCABULARY)

@@ -25,11 +25,6 @@ SERVERS = (
 
 
 @pytest.fixture
-def rng():
-    return np.random.default_rng(18)
-
-
-@pytest.fixture
 def documents(rng):
     return Documents(rng)
 

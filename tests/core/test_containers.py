@@ -23,11 +23,6 @@ NAMES = {
 }
 
 
-@pytest.fixture
-def rng():
-    return np.random.default_rng(20240607)
-
-
 @each_loss
 def test_lists_and_scalars(loss, rng):
     scores = scores_for(loss, rng, (3, 4), np.float64)

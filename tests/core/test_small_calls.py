@@ -32,11 +32,6 @@ class Subclass(np.ndarray):
     pass
 
 
-@pytest.fixture
-def rng():
-    return np.random.default_rng(5)
-
-
 def outcome(function, *arguments, **options):
     """The type and the bytes of a result, or the type and the message of an error."""
     try:

@@ -1,5 +1,6 @@
 """tokenloss.dask: the bits of one machine for any chunks, also when workers are killed, and errors before any work."""
 
+import inspect
 import itertools
 import logging
 import os
@@ -28,11 +29,6 @@ OPTIONS = [
     {"softcap": 5.0, "ignore_index": None},
     {"ignore_index": 3, "workers": 2},
 ]
-
-
-@pytest.fixture
-def rng():
-    return np.random.default_rng(11)
 
 
 @pytest.fixture(autouse=True)
@@ -190,6 +186,19 @@ def test_reduction_is_a_tree():
 
 def untouchable(block):
     raise AssertionError(block)
+
+
+def test_every_option_of_cross_entropy_is_there_and_tested():
+    expected, lazy, meter = (
+        inspect.signature(function).parameters for function in (tokenloss.cross_entropy, cross_entropy, score)
+    )
+    defaults = {name: each.default for name, each in expected.items()} | {"workers": 1}
+    assert {name: each.default for name, each in lazy.items()} == defaults
+    assert {name: each.default for name, each in meter.items()} == {
+        name: default for name, default in defaults.items() if name not in ("weight", "reduction")
+    }
+    elsewhere = {"logits", "targets", "axis", "weight", "where", "sample_weight", "reduction"}
+    assert {name for options in OPTIONS for name in options} | elsewhere == expected.keys()
 
 
 def test_cross_entropy_is_lazy():

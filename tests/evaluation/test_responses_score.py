@@ -10,7 +10,7 @@ import clients
 import numpy as np
 import pytest
 from clients import COMPLETIONS, chat
-from commands import LOGITS, TARGETS, assert_refused, read_state, write_state
+from commands import LOGITS, TARGETS, assert_refused
 from files import held_at_most
 
 import tokenloss._evaluation.responses as score
@@ -395,22 +395,6 @@ def test_state(completions, score_json, command, tmp_path):
     assert_refused(command("score", *argv), "changed")
     clients.save(completions, *COMPLETIONS[:2])
     assert_refused(command("score", *argv), "changed")
-
-
-@pytest.mark.parametrize("change", [
-    {"without_number": 9}, {"without_number": -1, "sentinels": 11}, {"greedy_known": 0}, {"greedy_known": 10**6},
-    {"dialect": None}, {"failed": [["x", None, "y"]]}, {"rounding": []}, {"rounding": [1, 1, 1, 1, 1, 1]},
-    {"sources": {}}, {"lost_tops": 0.5}, {"responses": "1"}, None,
-    {"sources": {name: [] for name in ("line", "choice", "n_bytes", "is_greedy_known", "custom_id")}},
-])  # fmt: skip
-def test_state_that_was_changed_is_refused(change, completions, score_json, command, tmp_path):
-    state = tmp_path / "state"
-    score_json(completions, "--state", state)
-    content = read_state(state)
-    found = content["done"][0]["found"]
-    found["responses"] = None if change is None else found["responses"] | change
-    write_state(state, content)
-    assert_refused(command("score", completions, "--state", state), state)
 
 
 def test_scheduler(completions, score_json, tmp_path):

@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import os
+import re
 import stat
 import sys
 from pathlib import Path
@@ -15,11 +16,11 @@ from commands import LOGITS, SUMMARY_FIELDS, TARGETS, assert_refused, raising, r
 from places import SAMPLE
 
 import tokenloss
-from tokenloss import LossMeter
-from tokenloss._evaluation import checkpoint
+from tokenloss._evaluation import checkpoint, plan
 from tokenloss._evaluation import run as shard_run
 from tokenloss._evaluation.checkpoint import Checkpoint
 from tokenloss._evaluation.plan import Options
+from tokenloss.formats import npz
 
 pytestmark = pytest.mark.thread_unsafe(reason="a command prints to the stdout of its process")
 
@@ -149,6 +150,38 @@ def interrupted(shards, command, monkeypatch):
     return state
 
 
+@pytest.mark.parametrize(("limit", "times"), [(1 << 20, 1), (0, 3)])
+@pytest.mark.parametrize("compared", [False, True])
+def test_files_in_memory_are_opened_once_as_far_as_the_limit_allows(limit, times, compared, tmp_path, monkeypatch):
+    rng, sides = np.random.default_rng(4), ("a", "b") if compared else ("a",)
+    targets = rng.integers(9, size=6)
+    for side, number in itertools.product(sides, range(2)):
+        np.savez_compressed(tmp_path / f"{side}{number}.npz", logits=rng.normal(size=(6, 9)), targets=targets)
+    loaded, load = [], npz._Member.load
+    monkeypatch.setattr(plan, "_MOST_LOADED", limit)
+    monkeypatch.setattr(npz._Member, "load", lambda member: (loaded.append(member.path), load(member))[1])
+    base, *others = ([str(tmp_path / f"{side}{number}.npz") for number in range(2)] for side in sides)
+    found = tokenloss.compare_files(base, {"b": others[0]}) if compared else tokenloss.evaluate(base)
+    assert {loaded.count(path) for path in base} == {6 if compared and times > 1 else times}
+    monkeypatch.setattr(plan, "_MOST_LOADED", 1 << 20)
+    again = tokenloss.compare_files(base, {"b": others[0]}) if compared else tokenloss.evaluate(base)
+    assert repr(found) == repr(again)
+
+
+def test_a_file_that_changes_after_the_plan_is_refused(tmp_path, monkeypatch):
+    path = tmp_path / "scores.npz"
+    np.savez_compressed(path, logits=np.zeros((6, 9)), targets=np.arange(6))
+    score = shard_run.score_shard
+
+    def changing(*args):
+        np.savez_compressed(path, logits=np.ones((6, 9)), targets=np.arange(6))  # of another length
+        return score(*args)
+
+    monkeypatch.setattr(shard_run, "score_shard", changing)
+    with pytest.raises(ValueError, match=re.escape(f"{path}: byte ")):
+        tokenloss.evaluate(path)
+
+
 def test_state_resumes_to_the_same_bits(interrupted, shards, score_json, monkeypatch):
     scored = []
     score = shard_run.score_shard
@@ -195,7 +228,7 @@ def test_state_of_sequences_resumes_to_the_same_bits(shift, sequences, shards, c
         patch.setattr(shard_run, "score_shard", lambda *arguments: next(calls)(*arguments))
         assert command("score", *sequences, *shift, "--state", state)[0] == 130
     (done,) = read_state(state)["done"]
-    assert done["found"]["split"]["ids"]
+    assert len(checkpoint.decoded(done["result"]).split.ids)
     for _ in range(2):
         found = score_json(*sequences, *shift, "--state", state)
         assert {name: found[name] for name in SEQUENCE_FIELDS} == {name: without[name] for name in SEQUENCE_FIELDS}
@@ -203,49 +236,19 @@ def test_state_of_sequences_resumes_to_the_same_bits(shift, sequences, shards, c
     assert evaluation.meter == tokenloss.evaluate(sequences[0], segment_ids=sequences[2], shift=bool(shift)).meter
 
 
-def groups_of(n):
-    """What a state holds of the groups of so many tokens."""
-    meter = LossMeter()
-    meter.update(np.ones(n))
-    return meter._to_json()["_groups"]
-
-
-@pytest.mark.parametrize(
-    ("part", "column", "change"),
-    [
-        ("sequences", "ids", lambda column: column[:-1]),
-        ("sequences", "ids", lambda column: [column]),
-        ("sequences", "ids", lambda column: [2**70, *column[1:]]),
-        ("sequences", "tokens", lambda column: [column[0] + 1000, *column[1:]]),
-        ("sequences", "tokens", lambda column: [0, *column[1:]]),
-        ("sequences", "tokens", lambda column: [-1, *column[1:]]),
-        ("sequences", "nll", lambda column: ["x", *column[1:]]),
-        ("sequences", "nll", lambda column: [None, *column[1:]]),
-        ("split", "tokens", lambda column: [2, *column[1:]]),
-        ("split", "ids", lambda column: []),
-        ("split", "nll", lambda column: None),
-        ("meter", None, lambda _: None),
-        ("meter", "_groups", lambda _: groups_of(0)),
-        ("meter", "_groups", lambda _: groups_of(1000)),
-        ("meter", "n_bytes", lambda _: "-0x1"),
-        ("sequences", None, lambda _: {"ids": [], "tokens": [], "nll": [], "is_greedy": []}),
-        ("sequences", None, lambda _: None),
-        ("shift_sample", None, lambda _: ["1", "2"]),
-        ("shift_sample", None, lambda _: [float("inf"), 1, 2]),
-    ],
-)
-def test_state_of_impossible_sequences_is_refused(part, column, change, sequences, shards, command):
+@pytest.mark.parametrize("line", [0, 1, 2])
+@pytest.mark.parametrize("place", [0.0, 0.1, 0.5, 0.9])
+def test_state_that_was_edited_or_damaged_is_refused(line, place, sequences, shards, command):
     state = shards.path / "state"
     assert command("score", *sequences, "--state", state)[0] == 0
-    kept = read_state(state)
-    found = kept["done"][1]["found"]
-    if column is None:
-        found[part] = change(found[part])
-    else:
-        found[part][column] = change(found[part][column])
-    write_state(state, kept)
-    assert_refused(command("score", *sequences, "--state", state), f"{state}: ")
-    assert read_state(state) == kept
+    lines = state.read_bytes().splitlines(keepends=True)
+    at = int(place * (len(lines[line]) - 1))
+    lines[line] = lines[line][:at] + bytes([lines[line][at] ^ 1]) + lines[line][at + 1 :]
+    state.write_bytes(b"".join(lines))
+    assert_refused(
+        command("score", *sequences, "--state", state), f"{state}: is no state of tokenloss score, or is dam"
+    )
+    assert state.read_bytes() == b"".join(lines)
 
 
 def test_state_of_other_sequences_is_refused(sequences, shards, command):
@@ -336,7 +339,7 @@ def test_state_that_names_a_shard_twice_is_refused(interrupted, shards, command)
     write_state(interrupted, state)
     before = interrupted.read_bytes()
     refused = command("score", shards.path / "part-*.npz", "--state", interrupted)
-    assert_refused(refused, f"{interrupted}: holds an impossible result of {shards.path / 'part-a.npz'}")
+    assert_refused(refused, f"{interrupted}: holds two results of {shards.path / 'part-a.npz'}")
     assert interrupted.read_bytes() == before
 
 
@@ -370,9 +373,9 @@ def test_state_of_any_other_option_is_refused(name, tmp_path):
     for number, (label, options) in enumerate(given.items()):
         path = str(tmp_path / f"state-{number}")
         for _ in range(2):
-            Checkpoint(path, options[0], [], shard_run.ShardResult)
+            Checkpoint(path, options[0], [])
         with fails(ValueError, path, f"was written with {label} ", "it must be another file, with 7"):
-            Checkpoint(path, options[1], [], shard_run.ShardResult)
+            Checkpoint(path, options[1], [])
 
 
 @pytest.mark.parametrize(
@@ -411,7 +414,7 @@ def test_scheduler_whose_workers_are_in_another_directory(shards, score_json, co
         with contextlib.chdir(tmp_path / "elsewhere"):
             yield from enumerate(map(function, given))
 
-    monkeypatch.setattr("tokenloss.dask.map_shards", of_workers)
+    monkeypatch.setattr("tokenloss._evaluation.cluster.map_shards", of_workers)
     monkeypatch.chdir(shards.path)
     np.save("hidden.npy", np.sign(shards.logits[:, :7]))
     np.save("head.npy", shards.logits[:11, :7])

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from tokenloss._command.cli import main
+from tokenloss._evaluation import checkpoint
 
 LOGITS = np.array([[2.0, 1.0, 0.0], [0.0, 3.0, 0.0], [1.0, 1.0, 1.0], [0.0, 0.0, 9.0]], np.float32)
 TARGETS = np.array([0, 1, 2, 0])
@@ -52,15 +53,15 @@ def assert_refused(result, *words):
 
 
 def read_state(path):
-    """The options and the entries of a checkpoint, which has a line for each."""
-    first, *entries = map(json.loads, Path(path).read_text().splitlines())
+    """The options and the entries of a checkpoint, which has a line for each, after its hash."""
+    first, *entries = (json.loads(line.partition(b" ")[2]) for line in Path(path).read_bytes().splitlines())
     return first | {"done": entries}
 
 
 def write_state(path, state):
-    """Write what `read_state` returned."""
+    """Write what `read_state` returned, with the hashes that belong to it."""
     entries = [{name: value for name, value in state.items() if name != "done"}, *state["done"]]
-    Path(path).write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+    Path(path).write_bytes(b"".join(map(checkpoint._line, entries)))
 
 
 def raising(error):

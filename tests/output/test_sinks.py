@@ -167,6 +167,36 @@ def test_outputs_that_would_replace_each_other(of_blocks, blocks, npz, tmp_path)
     assert not path.exists()
 
 
+@pytest.mark.parametrize("method", ["open", "add", "finish", "close"])
+def test_a_sink_that_cannot_write_is_named_and_no_other_error_is(method, blocks, tmp_path):
+    class Full(sinks.Sink):
+        needs_tokens = True
+
+        def fail(self, *_):
+            raise OSError(28, "No space left on device")
+
+        @contextlib.contextmanager
+        def open(self, *_):
+            self.fail() if method == "open" else None
+            yield
+            self.fail() if method == "close" else None
+
+    if method in ("add", "finish"):
+        setattr(Full, method, Full.fail)
+    with pytest.raises(OSError, match=r"^Full .*x: cannot be written: No space left on device$"):
+        evaluate(blocks, sinks=[Full(tmp_path / "x")])
+    with pytest.raises(OSError, match=r"^\[Errno 28\] No space left on device$"):  # it writes no file
+        evaluate(blocks, sinks=[Full()])
+
+    def engine():
+        yield blocks[0]
+        raise OSError(5, "Input/output error")
+
+    if method == "close":
+        with pytest.raises(OSError, match=r"^\[Errno 5\] Input/output error$"):
+            evaluate(engine(), sinks=[Full(tmp_path / "x")])
+
+
 def test_sinks_of_wrong_names_or_without_their_packages(monkeypatch):
     for sink, fits in [(sinks.TokenTable, ".npy, .csv, .parquet"), (sinks.SequenceTable, ".parquet"),
                        (sinks.LossPlot, ".png")]:  # fmt: skip

@@ -38,11 +38,6 @@ each_dtype = pytest.mark.parametrize("dtype", FLOATS, ids=str)
 each_transform = pytest.mark.parametrize("transform", TRANSFORMS.values(), ids=TRANSFORMS)
 
 
-@pytest.fixture
-def rng():
-    return np.random.default_rng(41)
-
-
 def assert_as_oracle(logits, ids, given=None, axis=-1, where=None, **transform):
     """Compare the results with the oracle's; `given` are the same logits in another layout."""
     actual = class_log_probs(logits if given is None else given, ids, axis=axis, where=where, **transform)
@@ -204,11 +199,6 @@ def test_more_class_ids_than_classes(transform, rng):
 def test_no_class_ids_give_an_empty_result_and_read_nothing(empty):
     for classes in (0, 2, 600):
         assert class_log_probs(np.full((3, classes), NAN), empty).shape == (3, 0)
-
-
-@pytest.mark.parametrize("shape", [(0, 4), (2, 0, 4)])
-def test_no_positions(shape):
-    assert class_log_probs(np.zeros(shape), [1, 2, 3]).shape == (*shape[:-1], 3)
 
 
 # values that are special

@@ -52,7 +52,7 @@ LAYOUTS = {
     "swapped": lambda array: array.astype(array.dtype.newbyteorder()),
 }
 each_shape_in_a_layout = pytest.mark.parametrize(
-    ("shape", "layout"), zip(SHAPES, itertools.cycle(LAYOUTS.values()), strict=False)
+    ("shape", "layout"), list(zip(SHAPES, itertools.cycle(LAYOUTS.values()), strict=False))
 )
 
 

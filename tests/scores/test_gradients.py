@@ -33,11 +33,6 @@ each_options = pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 each_reduction = pytest.mark.parametrize("reduction", REDUCTIONS)
 
 
-@pytest.fixture
-def rng():
-    return np.random.default_rng(17)
-
-
 def gradient_of(logits, targets, **options):
     return cross_entropy_and_grad(logits, targets, **options)[1]
 

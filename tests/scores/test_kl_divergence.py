@@ -32,11 +32,6 @@ each_dtype_of_each = pytest.mark.parametrize(
 )
 
 
-@pytest.fixture
-def rng():
-    return np.random.default_rng(31)
-
-
 def pair(rng, shape, base_dtype, dtype, distance=0.3):
     """Logits of two similar models."""
     logits = scores_for("cross_entropy", rng, shape, np.float64)

@@ -49,11 +49,6 @@ def has_bf16_matmul(request, use_backend):
     return request.param
 
 
-@pytest.fixture
-def rng():
-    return np.random.default_rng(97)
-
-
 def operands(rng, rows, classes, depth, *dtypes):
     """Hidden states and weights whose products have a standard deviation of 3."""
     hidden, weight = rng.standard_normal((rows, depth)), rng.standard_normal((classes, depth)) * 3 / math.sqrt(depth)

@@ -28,11 +28,6 @@ few_and_many = pytest.mark.parametrize("rows", [3, ROWS])
 each_options = pytest.mark.parametrize("options", OPTIONS, ids=["plain", "logit_scale", "softcap", "both"])
 
 
-@pytest.fixture
-def rng():
-    return np.random.default_rng(97)
-
-
 def two_models(rng, rows=ROWS, classes=CLASSES, depths=DEPTHS, dtypes=(FLOAT32,) * 4):
     """Hidden states and weights of a base, and of another model with other hidden states."""
     arrays = []

@@ -16,11 +16,6 @@ each_options = pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 NAN, INF = math.nan, math.inf
 
 
-@pytest.fixture
-def rng():
-    return np.random.default_rng(7)
-
-
 @each_loss
 def test_ignore_index_gives_a_loss_of_zero_and_never_reads_the_row(loss, rng):
     scores = scores_for(loss, rng, (4, 5), np.float32)

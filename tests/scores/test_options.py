@@ -37,11 +37,6 @@ each_options = pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 each_loss = pytest.mark.parametrize("loss", LOSSES)
 
 
-@pytest.fixture
-def rng():
-    return np.random.default_rng(41)
-
-
 def one_hot(targets, classes):
     return np.eye(classes)[targets]
 

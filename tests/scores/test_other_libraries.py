@@ -31,11 +31,6 @@ each_options = pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 
 
 @pytest.fixture
-def rng():
-    return np.random.default_rng(53)
-
-
-@pytest.fixture
 def torch():
     return pytest.importorskip("torch", reason="torch is not installed")
 

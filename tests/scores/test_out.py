@@ -32,11 +32,6 @@ each_dtype = pytest.mark.parametrize("dtype", FLOATS, ids=str)
 each_layout = pytest.mark.parametrize("layout", WRITABLE)
 
 
-@pytest.fixture
-def rng():
-    return np.random.default_rng(61)
-
-
 def written(function, logits, axis=-1, **options):
     """The result of a function of logits; for gradients the targets are always the same."""
     if function in ("softmax", "log_softmax"):

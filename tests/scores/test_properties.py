@@ -63,7 +63,8 @@ def test_losses_with_axis_ignore_index_where_equal_the_oracle(loss, problem, lay
     given_scores, given_targets = LAYOUTS[layout](scores), LAYOUTS[layout_of_targets](targets)
     losses = call(tokenloss, loss, given_scores, given_targets, reduction="none", **options)
     expected = call(reference, loss, scores, targets, reduction="none", **options)
-    assert_near(losses, expected, error_allowed(loss, scores, targets, options["axis"]))
+    roundings = 1 + scores.shape[options["axis"]]  # terms of distributions are added one by one
+    assert_near(losses, expected, error_allowed(loss, scores, targets, options["axis"]), roundings)
     total = call(tokenloss, loss, given_scores, given_targets, reduction="sum", **options)
     assert_same_bits(total, reference.exact_sum(np.ravel(losses)))
 

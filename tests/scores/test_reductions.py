@@ -12,11 +12,6 @@ from tokenloss import LossMeter, cross_entropy_and_grad, nll_loss, token_scores
 each_loss = pytest.mark.parametrize("loss", LOSSES)
 
 
-@pytest.fixture
-def rng():
-    return np.random.default_rng(99)
-
-
 @each_loss
 @pytest.mark.parametrize("rows", [1, 2, 10, 1000, 20000])
 def test_reduction_sum_is_exact_and_mean_divides_it_once(loss, rows, rng):

@@ -49,11 +49,6 @@ each_dtype = pytest.mark.parametrize("dtype", FLOATS, ids=str)
 each_kind_of_rows = pytest.mark.parametrize("kind", ["plain", "with_specials", "wide", "far_out", "near_underflow"])
 
 
-@pytest.fixture
-def rng():
-    return np.random.default_rng(77)
-
-
 LENGTHS = [1, 2, 17, 63, 64, 65, 128, 511, 512, 513, 1023, 1025, 1536, 3584, 4095, 4097, 4608, 8193, 12000, 66000]
 
 

@@ -43,11 +43,6 @@ weighted = pytest.mark.parametrize("weighted", [False, True])
 LENGTHS = [2, 40, 600, 5000]
 
 
-@pytest.fixture
-def rng():
-    return np.random.default_rng(29)
-
-
 def weights_of(rng, shape):
     """Weights of which some are 0, and sizes differ."""
     return rng.random(shape) * 10.0 ** rng.integers(-3, 3, shape) * (rng.random(shape) > 0.2)
@@ -236,7 +231,7 @@ def test_sample_weight_gives_the_same_bits_for_any_number_of_workers(length, kin
 
 
 def test_log_loss_of_scikit_learn_with_sample_weight(rng):
-    log_loss = pytest.importorskip("sklearn.metrics").log_loss
+    log_loss = pytest.importorskip("sklearn.metrics", reason="scikit-learn is optional").log_loss
     probs, targets = scores_for("cross_entropy_loss", rng, (200, 4), np.float64), rng.integers(0, 4, 200)
     probs /= probs.sum(-1, keepdims=True)
     weights = weights_of(rng, 200)
@@ -250,7 +245,9 @@ def test_log_loss_of_scikit_learn_with_sample_weight(rng):
 @weighted
 @pytest.mark.parametrize("chunks", [(2, 3, 4), (5, 6, 9)])
 def test_dask_cross_entropy_with_sample_weight_has_the_bits_of_one_machine(kind, weighted, chunks, rng):
-    da, lazy = pytest.importorskip("dask.array"), pytest.importorskip("tokenloss.dask").cross_entropy
+    da = pytest.importorskip("dask.array", reason="Dask is optional")
+    from tokenloss.dask import cross_entropy as lazy
+
     logits, targets, given = problem(rng, kind, np.float32, weighted=weighted)
     array, weights = da.from_array(logits, chunks=chunks), weights_of(rng, (5, 6)).astype(np.float32)
     weights[3] = 0
@@ -267,7 +264,9 @@ def test_dask_cross_entropy_with_sample_weight_has_the_bits_of_one_machine(kind,
 
 @each_kind
 def test_dask_score_with_sample_weight_is_the_meter_of_one_machine(kind, rng):
-    da, score = pytest.importorskip("dask.array"), pytest.importorskip("tokenloss.dask").score
+    da = pytest.importorskip("dask.array", reason="Dask is optional")
+    from tokenloss.dask import score
+
     logits, targets, given = problem(rng, kind, np.float32)
     weights, where = weights_of(rng, (5, 6)), given["where"]
     losses = cross_entropy(logits, targets, where=where, reduction="none")

@@ -38,11 +38,6 @@ BATCHES = [(16,), (5,), (17,), (2, 3, 7), (9,), (1,), (31,), (1, 4, 4), (3,), (2
 each_dtype = pytest.mark.parametrize("dtype", FLOATS, ids=str)
 
 
-@pytest.fixture
-def rng():
-    return np.random.default_rng(15)
-
-
 # what is computed: lists of results, each of which has a number or the classes for each position
 
 

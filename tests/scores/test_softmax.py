@@ -33,11 +33,6 @@ each_dtype = pytest.mark.parametrize("dtype", FLOATS, ids=str)
 each_layout = pytest.mark.parametrize("layout", LAYOUTS)
 
 
-@pytest.fixture
-def rng():
-    return np.random.default_rng(23)
-
-
 def assert_as_oracle(name, logits, actual_logits=None, axis=-1):
     """Compare a result with the oracle's; `actual_logits` are the same logits in another layout."""
     actual = getattr(tokenloss, name)(logits if actual_logits is None else actual_logits, axis=axis)

@@ -31,11 +31,6 @@ each_kind = pytest.mark.parametrize("kind", ["ids", "distributions"])
 each_options = pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 
 
-@pytest.fixture
-def rng():
-    return np.random.default_rng(7)
-
-
 # logits and log-probabilities
 
 

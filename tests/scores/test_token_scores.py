@@ -43,11 +43,6 @@ each_layout = pytest.mark.parametrize("layout", LAYOUTS)
 each_scaling = pytest.mark.parametrize("scaling", SCALINGS)
 
 
-@pytest.fixture
-def rng():
-    return np.random.default_rng(5)
-
-
 def assert_as_oracle(logits, targets, actual_logits=None, **options):
     """Compare all fields with the oracle's; `actual_logits` are the same logits in another layout."""
     scores = token_scores(logits if actual_logits is None else actual_logits, targets, **options)

@@ -14,11 +14,6 @@ from tokenloss._scores import divergence
 INF = math.inf
 
 
-@pytest.fixture
-def rng():
-    return np.random.default_rng(18)
-
-
 def oracle(base_ids, base_logprobs, ids, logprobs):
     """The bound of one position, by its definition."""
     p = {c: math.exp(x) for c, x in zip(base_ids, base_logprobs, strict=True) if c >= 0}

@@ -20,11 +20,6 @@ LENGTHS = {
 }  # fmt: skip
 
 
-@pytest.fixture
-def rng():
-    return np.random.default_rng(29)
-
-
 def meter_of(lengths, rng, **options):
     """A meter of sequences of these lengths."""
     bounds = np.concatenate([[0], np.cumsum(lengths)])

@@ -18,11 +18,6 @@ from tokenloss._core import _core
 STATISTICS = ["count", "total", "loss", "stderr", "perplexity", "bits_per_token", "bits_per_byte", "word_perplexity"]
 
 
-@pytest.fixture
-def rng():
-    return np.random.default_rng(5)
-
-
 def meter_of(losses, where=None, **lengths):
     meter = LossMeter()
     meter.update(losses, where, **lengths)

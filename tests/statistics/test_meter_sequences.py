@@ -18,11 +18,6 @@ INF, NAN = math.inf, math.nan
 LN2 = math.log(2)
 
 
-@pytest.fixture
-def rng():
-    return np.random.default_rng(67)
-
-
 def assert_same_meters(actual, expected):
     assert actual == expected
     assert repr(actual) == repr(expected)

@@ -9,11 +9,6 @@ from arrays import BFLOAT16, assert_same_bits, fails
 from tokenloss import cross_entropy, next_token, sequence_losses, token_scores
 
 
-@pytest.fixture
-def rng():
-    return np.random.default_rng(71)
-
-
 def test_by_hand():
     logits, ids = np.arange(24.0).reshape(2, 4, 3), np.array([[5, 6, 7, 0], [8, 9, 0, 0]])
     mask = np.array([[1, 1, 1, 0], [1, 1, 0, 0]])
@@ -174,8 +169,8 @@ def test_wrong_shapes(arguments, error, words):
 def test_attention_mask_of_other_numbers_is_refused(mask, dtype):
     """Such as what is added to attention scores, which is 0 for tokens."""
     make = {
-        "torch": lambda: pytest.importorskip("torch").tensor([mask]),
-        "jax": lambda: pytest.importorskip("jax.numpy").asarray([mask]),
+        "torch": lambda: pytest.importorskip("torch", reason="torch is optional").tensor([mask]),
+        "jax": lambda: pytest.importorskip("jax.numpy", reason="jax is optional").asarray([mask]),
     }.get(dtype, lambda: np.array([mask]).astype(dtype))
     with np.errstate(over="ignore"), fails(ValueError, "attention_mask", "1 for tokens and 0 for padding"):
         next_token(np.zeros((1, 3, 4)), np.zeros((1, 3), int), make())

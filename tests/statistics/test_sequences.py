@@ -18,11 +18,6 @@ INF, NAN = math.inf, math.nan
 LN2 = math.log(2)
 
 
-@pytest.fixture
-def rng():
-    return np.random.default_rng(61)
-
-
 def assert_equals_reference(nll, **options):
     actual, expected = sequence_losses(nll, **options), expected_losses(nll, **options)
     assert type(actual) is SequenceLosses

@@ -198,7 +198,7 @@ def _add_score_arguments(score: argparse.ArgumentParser) -> None:
 
 def _add_compare_arguments(compare: argparse.ArgumentParser) -> None:
     """Describe the arguments of `tokenloss compare` alone."""
-    compare.set_defaults(run=commands.compare)
+    compare.set_defaults(run=commands.compare, default=compare.get_default)
     words = "scores of the base model: a file, a directory of shards, or a pattern of their names in quotes"
     compare.add_argument("base", type=_filled, metavar="BASE", help=words)
     words = "scores of a model, of the same rows: FILE or NAME=FILE"

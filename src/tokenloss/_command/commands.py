@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import glob
-import os
-import stat
 import sys
 import warnings
 from pathlib import Path
@@ -13,12 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from tokenloss._core.config import show_config
 from tokenloss._core.errors import contextmanager
-from tokenloss._core.files import WriteError, check_outputs
+from tokenloss._core.files import WriteError
 from tokenloss._evaluation.compare_files import compare_files
 from tokenloss._evaluation.compare_responses import compare_responses
 from tokenloss._evaluation.compare_samples import compare_samples
 from tokenloss._evaluation.evaluate import advice, evaluate
-from tokenloss._evaluation.files import check_needs
 from tokenloss._evaluation.sink import Sink
 from tokenloss._output import COMPARE_OUTPUTS, RESPONSE_OUTPUTS, SAMPLE_OUTPUTS, SCORE_OUTPUTS
 from tokenloss._output.terminal import JsonObject, Table, show_tables
@@ -27,9 +24,7 @@ from tokenloss.formats.samples import is_samples
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Iterator, Sequence
-
-    from tokenloss._evaluation.sink import TokenBlock
+    from collections.abc import Collection, Iterable, Iterator, Sequence
 
 
 class InputError(Exception):
@@ -53,9 +48,8 @@ def info(args: argparse.Namespace) -> None:
 def score(args: argparse.Namespace) -> None:
     """Run `tokenloss score`."""
     outputs = _chosen_outputs(SCORE_OUTPUTS, args)
-    sinks = [_Guarded(output) for output in outputs]
-    with _running(sinks, args):
-        evaluate(
+    with _input_errors(), _own_warnings():
+        evaluation = evaluate(
             args.files,
             args.targets,
             segment_ids=args.segment_ids,
@@ -73,65 +67,48 @@ def score(args: argparse.Namespace) -> None:
             text=args.text,
             words=args.words,
             top=args.top,
-            sinks=sinks,
+            sinks=_files(outputs),
             state=args.state,
             scheduler=args.scheduler,
             progress=True,
             workers=args.workers,
         )
-    _print(sinks)
+    _warn(evaluation.figures)
+    _print(outputs, evaluation.figures, evaluation)
 
 
 @contextmanager
-def _running(sinks: Sequence[_Guarded], args: argparse.Namespace) -> Iterator[None]:
-    """Check outputs before the work, whose warnings are printed after it."""
-    with _input_errors(), warnings.catch_warnings():
-        check_needs(sinks, args.state, args.scheduler, prefix="--")
-        _check_stdout([(sink.option, sink.path) for sink in sinks] + [("--state", args.state)])
-        warnings.filterwarnings("ignore", category=UserWarning, module=__name__)  # those of the calls below
+def _own_warnings() -> Iterator[None]:
+    """Hide the warnings of the functions that run a command: `_warn` prints them, after the work."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=UserWarning, module=__name__)
         yield
 
 
-def _print(sinks: Sequence[_Guarded]) -> None:
-    """Print the result, and on stderr what the figures warn of."""
-    figures, _ = sinks[-1].finished
-    for message, _ in advice(figures):
-        _warn(message)
-    for sink in sinks:
-        sink.print()
+def _files(outputs: Sequence[Sink]) -> list[Sink]:
+    """The outputs that write files."""
+    return [output for output in outputs if output.path is not None]
 
 
-class _Guarded(Sink):
-    """An output whose errors name its option; what is printed is not finished here."""
+def _warn(figures: dict[str, Any]) -> None:
+    """Print on stderr what the figures warn of."""
+    for message, _ in advice(figures) if sys.stderr is not None else ():
+        with contextlib.suppress(OSError):
+            print(f"tokenloss: warning: {message}", file=sys.stderr)
 
-    def __init__(self, output: Sink) -> None:
-        self._output = output
-        self.path, self.option = output.path, output.option
-        self.needs_tokens, self.top_k = output.needs_tokens, output.top_k
 
-    @property
-    def _name(self) -> str:
-        return self.option
+def _print(outputs: Sequence[Sink], figures: dict[str, Any], result: Any) -> None:
+    """Print the result by the one output that writes no file."""
+    for output in outputs:
+        if output.path is None:
+            output.finish(figures, result)
 
-    @contextmanager
-    def open(self, batch: tuple[int, ...] | None, rows: int | None, top_k: int) -> Iterator[None]:
-        self._output._of_responses = self._of_responses
-        with _output_errors(self.option, self.path), self._output.open(batch, rows, top_k):
-            yield
 
-    def add(self, block: TokenBlock) -> None:
-        with _output_errors(self.option, self.path):
-            self._output.add(block)
+class _LastResult(Sink):
+    """Keeps the figures of a comparison and its candidates, to print them."""
 
     def finish(self, summary: dict[str, Any], result: Any) -> None:
-        self.finished = summary, result
-        if self.path is not None:
-            _finish([self._output], summary, result)
-
-    def print(self) -> None:
-        """Print what is printed."""
-        if self.path is None:
-            _finish([self._output], *self.finished)
+        self.figures, self.candidates = summary, result
 
 
 def compare(args: argparse.Namespace) -> None:
@@ -145,22 +122,24 @@ def compare(args: argparse.Namespace) -> None:
         if len(paths) > 2 or not others.keys() <= set(paths):
             raise InputError("responses and samples are compared with one OTHER, without a name")
         args.other = paths[1]
-        what = "samples of lm-evaluation-harness" if are_samples else "responses: they give a lower bound"
-        _refuse(args, _OF_SCORES, f"does not apply to {what}")
     if are_samples:
+        _refuse_all_but(_OF_SAMPLES, args, "does not apply to samples of lm-evaluation-harness")
         _compare_samples(args)
         return
     _refuse(args, ("margin", "cluster"), "is for samples of lm-evaluation-harness")
     if any(of_responses):
+        _refuse_all_but(_OF_RESPONSES, args, "does not apply to responses: they give a lower bound")
         _compare_responses(args)
     else:
         _compare_scores(args, others)
 
 
-# options of `tokenloss compare` that are for files of scores alone
-_OF_SCORES = (
-    "plot", "definitions", "html", "per_token", "state", "scheduler", "classes", "size", "base_lm_head", "lm_head",
-    "base_hidden", "hidden", "logit_scale", "softcap",
+# the arguments that each kind of files may come with; any other is refused where it would have no effect
+_ALWAYS = ("base", "others", "other", "json", "workers", "run", "default")
+_OF_SAMPLES = (*_ALWAYS, "margin", "cluster")
+_OF_RESPONSES = (
+    *_ALWAYS, "part", "skip_failed", "targets", "segment_ids", "base_array", "array", "base_kind", "kind",
+    "ignore_index", "shift",
 )  # fmt: skip
 
 
@@ -212,21 +191,22 @@ def _sizes(given: Sequence[str], others: dict[str, str]) -> dict[str, str]:
 
 def _compare_samples(args: argparse.Namespace) -> None:
     """Compare two files of samples of lm-evaluation-harness."""
-    unused = ("targets", "segment_ids", "base_kind", "base_array", "kind", "array", "shift", "ignore_index", "part",
-              "skip_failed")  # fmt: skip
-    _refuse(args, unused, "does not apply to samples of lm-evaluation-harness")
     outputs = _chosen_outputs(SAMPLE_OUTPUTS, args)
     with _input_errors():
         comparison = compare_samples(args.base, args.other, margin=args.margin, cluster=args.cluster)
-    _finish(outputs, {"base": args.base, "other": args.other, **comparison.as_dict()}, comparison)
+    _print(outputs, {"base": args.base, "other": args.other, **comparison.as_dict()}, comparison)
 
 
-def _refuse(args: argparse.Namespace, names: Sequence[str], reason: str) -> None:
+def _refuse(args: argparse.Namespace, names: Iterable[str], reason: str) -> None:
     """Refuse options that would have no effect."""
-    defaults = {"definitions": "exact", "ignore_index": -100, "skip_failed": False}
     for name in names:
-        if getattr(args, name) not in (defaults.get(name), []):
+        if getattr(args, name) != args.default(name):
             raise InputError(f"--{name.replace('_', '-')} {reason}")
+
+
+def _refuse_all_but(taken: Collection[str], args: argparse.Namespace, reason: str) -> None:
+    """Refuse all options but those that are taken."""
+    _refuse(args, (name for name in vars(args) if name not in taken), reason)
 
 
 def _compare_responses(args: argparse.Namespace) -> None:
@@ -256,15 +236,14 @@ def _compare_responses(args: argparse.Namespace) -> None:
             shift=args.shift,
             workers=args.workers,
         )
-    _finish(outputs, {"base": args.base, "other": args.other, **comparison.as_dict()}, comparison)
+    _print(outputs, {"base": args.base, "other": args.other, **comparison.as_dict()}, comparison)
 
 
 def _compare_scores(args: argparse.Namespace, others: dict[str, str]) -> None:
     """Compare files of scores or of hidden states."""
     _refuse(args, ("part", "skip_failed"), "is for responses of servers")
-    outputs = _chosen_outputs(COMPARE_OUTPUTS, args)
-    sinks = [_Guarded(output) for output in outputs]
-    with _running(sinks, args):
+    outputs, last = _chosen_outputs(COMPARE_OUTPUTS, args), _LastResult()
+    with _input_errors(), _own_warnings():
         compare_files(
             args.base,
             others,
@@ -285,20 +264,14 @@ def _compare_scores(args: argparse.Namespace, others: dict[str, str]) -> None:
             ignore_index=args.ignore_index,
             shift=args.shift,
             sizes=_sizes(args.size, others),
-            sinks=sinks,
+            sinks=[*_files(outputs), last],
             state=args.state,
             scheduler=args.scheduler,
             progress=True,
             workers=args.workers,
         )
-    _print(sinks)
-
-
-def _warn(message: str) -> None:
-    """Print a warning on stderr."""
-    if sys.stderr is not None:
-        with contextlib.suppress(OSError):
-            print(f"tokenloss: warning: {message}", file=sys.stderr)
+    _warn(last.figures)
+    _print(outputs, last.figures, last.candidates)
 
 
 # -- errors, inputs and outputs ----------------------------------------------------------------------------------------
@@ -318,17 +291,6 @@ def _input_errors(subject: str = "") -> Iterator[None]:
         raise InputError(f"{subject}: {error}" if subject else str(error)) from error
 
 
-@contextmanager
-def _output_errors(option: str, path: str | None) -> Iterator[None]:
-    """Turn errors about a file that is written into one line that names it."""
-    try:
-        yield
-    except OSError as error:
-        if path is None:  # stdout
-            raise
-        raise InputError(f"{option} {path}: cannot be written: {error.strerror or error}") from error
-
-
 def _chosen_outputs(classes: Sequence[type[Sink]], args: argparse.Namespace) -> list[Sink]:
     """The outputs that the arguments ask for; exactly one of them prints."""
     outputs: list[Sink] = []
@@ -340,20 +302,5 @@ def _chosen_outputs(classes: Sequence[type[Sink]], args: argparse.Namespace) -> 
         if value:
             with _input_errors(output.option):
                 outputs.append(output(value if output.writes_file else None))
+                outputs[-1]._is_option = bool(output.option)
     return outputs
-
-
-def _finish(outputs: list[Sink], figures: dict[str, Any], result: object) -> None:
-    """Write or print outputs."""
-    for output in outputs:
-        with _output_errors(output.option, output.path):
-            output.finish(figures, result)
-
-
-def _check_stdout(outputs: Sequence[tuple[str, str | None]]) -> None:
-    """Refuse outputs that would replace the file that stdout is."""
-    with contextlib.suppress(AttributeError, OSError):  # stdout without a file number
-        printed = os.fstat(sys.stdout.fileno())
-        if stat.S_ISREG(printed.st_mode):
-            named = [(name, path) for name, path in outputs if path is not None]
-            check_outputs(named, {(printed.st_dev, printed.st_ino): "stdout"})

@@ -1,10 +1,17 @@
 import sys
 from collections.abc import Callable
-from typing import Any, Self, final
+from typing import Any, Self, TypeAlias, final
 
 import numpy as np
 import numpy.typing as npt
 from typing_extensions import disjoint_base
+
+_Array: TypeAlias = npt.NDArray[Any]
+_Bools: TypeAlias = npt.NDArray[np.bool_]
+_Bytes: TypeAlias = npt.NDArray[np.uint8]
+_Floats: TypeAlias = npt.NDArray[np.float64]
+_Ints: TypeAlias = npt.NDArray[np.int64]
+_Texts: TypeAlias = list[str | None]
 
 DTYPES: dict[str, int]
 FLOAT_DTYPES: tuple[str, ...]
@@ -23,61 +30,28 @@ def has_bf16_matmul() -> bool: ...
 def backend_in_use() -> str: ...
 def json_extent(text: bytes | bytearray) -> tuple[int, int, int]: ...
 def count_keys(value: object) -> int: ...
-def classes_by_id(
-    values: list[Any],
-) -> tuple[list[int], list[str | None], list[int], list[Any], list[int]] | None: ...
-def classes_by_text(values: list[Any]) -> tuple[list[int], list[str | None], list[int], list[Any]] | None: ...
+def classes_by_id(values: list[Any]) -> tuple[list[int], _Texts, list[int], list[Any], list[int]] | None: ...
+def classes_by_text(values: list[Any]) -> tuple[list[int], _Texts, list[int], list[Any]] | None: ...
 def classes_of_entries(
     entries: list[Any],
 ) -> (
-    tuple[
-        list[str | None],
-        list[int],
-        list[bytes | None],
-        list[Any],
-        list[int],
-        list[int],
-        list[str | None],
-        list[int],
-        list[Any],
-    ]
-    | None
+    tuple[_Texts, list[int], list[bytes | None], list[Any], list[int], list[int], _Texts, list[int], list[Any]] | None
 ): ...
 def is_log_prob(value: object) -> bool: ...
 def columns_of_listed(
-    texts: list[str | None],
-    ids: list[int],
-    logprobs: list[Any],
-    lengths: list[int],
-    ranks: list[int] | None,
-    counts: list[int],
-    top_texts: list[str | None],
-    top_ids: list[int],
-    top_logprobs: list[Any],
-    is_prompt: bool,
-    is_keyed: bool,
-    is_added: bool,
-    is_exact: bool,
-) -> (
-    tuple[
-        npt.NDArray[np.int64],
-        npt.NDArray[np.uint8],
-        npt.NDArray[np.float64],
-        list[str | None],
-        npt.NDArray[np.int64],
-        npt.NDArray[np.float64],
-    ]
-    | None
-): ...
-def columns_of_triples(values: list[Any]) -> tuple[list[Any], list[int], list[str | None]] | None: ...
-def moments(values: npt.NDArray[np.float64]) -> tuple[int, float, int]: ...
-def starts_of_runs(numbers: npt.NDArray[np.int64], starts: npt.NDArray[np.int64]) -> int: ...
-def sum_of_products(a: npt.NDArray[np.float64], b: npt.NDArray[np.float64]) -> int: ...
+    texts: _Texts, ids: list[int], logprobs: list[Any], lengths: list[int], ranks: list[int] | None,
+    counts: list[int], top_texts: _Texts, top_ids: list[int], top_logprobs: list[Any], is_prompt: bool,
+    is_keyed: bool, is_added: bool, is_exact: bool,
+) -> tuple[_Ints, _Bytes, _Floats, _Texts, _Ints, _Floats] | None: ...  # fmt: skip
+def columns_of_triples(values: list[Any]) -> tuple[list[Any], list[int], _Texts] | None: ...
+def moments(values: _Floats) -> tuple[int, float, int]: ...
+def starts_of_runs(numbers: _Ints, starts: _Ints) -> int: ...
+def sum_of_products(a: _Floats, b: _Floats) -> int: ...
 
 @final
 class Scores:
     name: str
-    array: npt.NDArray[Any]
+    array: _Array
     dtype: int
     axis: int
     kind: int
@@ -87,44 +61,29 @@ class Scores:
     rows: int
     classes: int
     def __init__(
-        self,
-        name: str,
-        array: npt.NDArray[Any] | None,
-        dtype: int,
-        axis: int,
-        shape: tuple[int, ...],
-        kind: int = 0,
+        self, name: str, array: _Array | None, dtype: int, axis: int, shape: tuple[int, ...], kind: int = 0,
         most_unnormalized: float = ...,
-    ) -> None: ...
+    ) -> None: ...  # fmt: skip
     if sys.version_info >= (3, 12):
         def __buffer__(self, flags: int, /) -> memoryview: ...
 
 @final
 class Positions:
     name: str
-    targets: npt.NDArray[Any]
-    mask: npt.NDArray[np.bool_] | None
-    weight: npt.NDArray[Any] | None
-    sample_weight: npt.NDArray[np.float64] | None
+    targets: _Array
+    mask: _Bools | None
+    weight: _Array | None
+    sample_weight: _Floats | None
     batch: tuple[int, ...]
     rows: int
     classes: int
     by_class: bool
     is_checked: bool
     def __init__(
-        self,
-        batch: tuple[int, ...],
-        classes: int,
-        name: str | None,
-        targets: npt.NDArray[Any] | None,
-        dtype: int,
-        axis: int,
-        ignored: int | None,
-        mask: npt.NDArray[np.bool_] | None,
-        weight: npt.NDArray[Any] | None,
-        weight_dtype: int,
-        sample_weight: npt.NDArray[np.float64] | None,
-    ) -> None: ...
+        self, batch: tuple[int, ...], classes: int, name: str | None, targets: _Array | None, dtype: int,
+        axis: int, ignored: int | None, mask: _Bools | None, weight: _Array | None, weight_dtype: int,
+        sample_weight: _Floats | None,
+    ) -> None: ...  # fmt: skip
     def find_bad_target(self) -> int: ...
     def find_bad_distribution(self) -> int: ...
     def count_unmasked(self) -> int: ...
@@ -158,23 +117,13 @@ class RowJob(Job):
 @final
 class ClassIdLoss(RowJob):
     def __init__(
-        self,
-        scores: Scores,
-        positions: Positions,
-        numbers: npt.NDArray[np.float64] | None,
-        is_probability: bool,
-        epsilon: float,
+        self, scores: Scores, positions: Positions, numbers: _Floats | None, is_probability: bool, epsilon: float
     ) -> None: ...
 
 @final
 class SoftTargetLoss(RowJob):
     def __init__(
-        self,
-        scores: Scores,
-        positions: Positions,
-        numbers: npt.NDArray[np.float64] | None,
-        is_probability: bool,
-        epsilon: float,
+        self, scores: Scores, positions: Positions, numbers: _Floats | None, is_probability: bool, epsilon: float
     ) -> None: ...
 
 @disjoint_base
@@ -182,61 +131,35 @@ class LogSumExpJob(RowJob): ...
 
 @final
 class LogSumExp(LogSumExpJob):
-    def __init__(self, scores: Scores, positions: Positions, numbers: npt.NDArray[np.float64] | None) -> None: ...
+    def __init__(self, scores: Scores, positions: Positions, numbers: _Floats | None) -> None: ...
 
 @final
 class Softmax(LogSumExpJob):
     def __init__(
-        self,
-        scores: Scores,
-        positions: Positions,
-        numbers: npt.NDArray[np.float64] | None,
-        is_log: bool,
-        out: npt.NDArray[Any],
-        out_dtype: int,
+        self, scores: Scores, positions: Positions, numbers: _Floats | None, is_log: bool, out: _Array, out_dtype: int
     ) -> None: ...
 
 @final
 class CrossEntropy(LogSumExpJob):
     def __init__(
-        self,
-        scores: Scores,
-        positions: Positions,
-        numbers: npt.NDArray[np.float64] | None,
-        logit_scale: float,
-        softcap: float,
-        label_smoothing: float,
-        z_loss: float,
-        grad: npt.NDArray[Any] | None = None,
-        grad_dtype: int = 0,
+        self, scores: Scores, positions: Positions, numbers: _Floats | None, logit_scale: float, softcap: float,
+        label_smoothing: float, z_loss: float, grad: _Array | None = None, grad_dtype: int = 0,
         of_mean: bool = False,
-    ) -> None: ...
+    ) -> None: ...  # fmt: skip
 
 @final
 class ClassLogProbs(LogSumExpJob):
     count: int
     def __init__(
-        self,
-        scores: Scores,
-        positions: Positions,
-        logit_scale: float,
-        softcap: float,
-        ids: npt.NDArray[np.int64],
-        log_probs: npt.NDArray[np.float64],
+        self, scores: Scores, positions: Positions, logit_scale: float, softcap: float, ids: _Ints, log_probs: _Floats
     ) -> None: ...
 
 @final
 class TokenStats(LogSumExpJob):
     def __init__(
-        self,
-        scores: Scores,
-        positions: Positions,
-        nll: npt.NDArray[np.float64],
-        logit_scale: float,
-        softcap: float,
-        top_k: int,
-        columns: dict[str, npt.NDArray[Any]],
-    ) -> None: ...
+        self, scores: Scores, positions: Positions, nll: _Floats, logit_scale: float, softcap: float, top_k: int,
+        columns: dict[str, _Array],
+    ) -> None: ...  # fmt: skip
 
 @disjoint_base
 class PairJob(LogSumExpJob):
@@ -245,110 +168,65 @@ class PairJob(LogSumExpJob):
 
 @final
 class KLDivergence(PairJob):
-    def __init__(
-        self, scores: Scores, positions: Positions, numbers: npt.NDArray[np.float64] | None, other: Scores
-    ) -> None: ...
+    def __init__(self, scores: Scores, positions: Positions, numbers: _Floats | None, other: Scores) -> None: ...
 
 @final
 class PairStats(PairJob):
     def __init__(
-        self,
-        scores: Scores,
-        positions: Positions,
-        other: Scores,
-        definitions: int,
-        columns: dict[str, npt.NDArray[Any]],
+        self, scores: Scores, positions: Positions, other: Scores, definitions: int, columns: dict[str, _Array],
         most_unnormalized: float = ...,
-    ) -> None: ...
+    ) -> None: ...  # fmt: skip
 
 @final
 class RowMaximum(RowJob):
-    def __init__(self, scores: Scores, positions: Positions, numbers: npt.NDArray[np.float64] | None) -> None: ...
+    def __init__(self, scores: Scores, positions: Positions, numbers: _Floats | None) -> None: ...
 
 @final
 class SequenceSums(Job):
     def __init__(
-        self,
-        tokens: dict[str, npt.NDArray[Any] | None],
-        first: npt.NDArray[np.int64],
-        start: npt.NDArray[np.int64],
-        stop: npt.NDArray[np.int64],
-        results: dict[str, npt.NDArray[Any]],
+        self, tokens: dict[str, _Array | None], first: _Ints, start: _Ints, stop: _Ints, results: dict[str, _Array]
     ) -> None: ...
     def totals(self) -> tuple[tuple[int, float, int], tuple[int, float, int], int]: ...
 
 @final
 class Tiles(Job):
-    def __new__(cls, job: RowJob, taken: npt.NDArray[np.int64], excluded: npt.NDArray[np.int64]) -> Self: ...
+    def __new__(cls, job: RowJob, taken: _Ints, excluded: _Ints) -> Self: ...
     def begin_rows(self) -> int: ...
     def begin_rows_of(self, other: Tiles) -> None: ...
-    def set_target_logits(
-        self, logits: npt.NDArray[np.float64], base_logits: npt.NDArray[np.float64] | None = None
-    ) -> None: ...
-    def set_tile(self, tile: npt.NDArray[Any], first: int, base_tile: npt.NDArray[Any] | None = None) -> None: ...
+    def set_target_logits(self, logits: _Floats, base_logits: _Floats | None = None) -> None: ...
+    def set_tile(self, tile: _Array, first: int, base_tile: _Array | None = None) -> None: ...
     def end_rows(self) -> int: ...
     def end(self) -> None: ...
 
 @final
 class CastRows(Job):
-    def __new__(
-        cls,
-        source: npt.NDArray[Any],
-        dtype: int,
-        numbers: npt.NDArray[np.int64] | None,
-        result: npt.NDArray[Any],
-        result_dtype: int,
-    ) -> Self: ...
+    def __new__(cls, source: _Array, dtype: int, numbers: _Ints | None, result: _Array, result_dtype: int) -> Self: ...
 
 @disjoint_base
 class Product(Job):
-    def set_result(self, result: npt.NDArray[Any], first: int) -> None: ...
+    def set_result(self, result: _Array, first: int) -> None: ...
 
 @final
 class MatVec(Product):
-    def __new__(cls, weight: npt.NDArray[Any], dtype: int, hidden: npt.NDArray[Any], hidden_dtype: int) -> Self: ...
+    def __new__(cls, weight: _Array, dtype: int, hidden: _Array, hidden_dtype: int) -> Self: ...
 
 @final
 class BFloat16MatMul(Product):
-    def __new__(cls, weight: npt.NDArray[Any], hidden: npt.NDArray[Any]) -> Self: ...
+    def __new__(cls, weight: _Array, hidden: _Array) -> Self: ...
 
 def row_dots(
-    weight: npt.NDArray[Any],
-    dtype: int,
-    hidden: npt.NDArray[Any],
-    hidden_dtype: int,
-    numbers: npt.NDArray[np.int64],
-    result: npt.NDArray[np.float64],
+    weight: _Array, dtype: int, hidden: _Array, hidden_dtype: int, numbers: _Ints, result: _Floats
 ) -> None: ...
 def small_nll(
-    scores: object,
-    targets: object,
-    is_probability: bool,
-    epsilon: object,
-    axis: object,
-    weight: object,
-    ignore_index: object,
-    mask: object,
-    sample_weight: object,
-    reduction: object,
-    workers: object,
-) -> float | npt.NDArray[np.float64] | None: ...
+    scores: object, targets: object, is_probability: bool, epsilon: object, axis: object, weight: object,
+    ignore_index: object, mask: object, sample_weight: object, reduction: object, workers: object,
+) -> float | _Floats | None: ...  # fmt: skip
 def small_cross_entropy(
-    logits: object,
-    targets: object,
-    axis: object,
-    weight: object,
-    ignore_index: object,
-    mask: object,
-    sample_weight: object,
-    label_smoothing: object,
-    z_loss: object,
-    logit_scale: object,
-    softcap: object,
-    reduction: object,
-    workers: object,
-) -> float | npt.NDArray[np.float64] | None: ...
-def small_logsumexp(logits: object, axis: object, out: object, workers: object) -> npt.NDArray[np.float64] | None: ...
+    logits: object, targets: object, axis: object, weight: object, ignore_index: object, mask: object,
+    sample_weight: object, label_smoothing: object, z_loss: object, logit_scale: object, softcap: object,
+    reduction: object, workers: object,
+) -> float | _Floats | None: ...  # fmt: skip
+def small_logsumexp(logits: object, axis: object, out: object, workers: object) -> _Floats | None: ...
 
 @final
 class DLPackBuffer:

@@ -13,13 +13,13 @@ import numpy as np
 from tokenloss._core import config
 from tokenloss._core.dtypes import as_array, as_float_array, bfloat16_to_float32, dtype_name
 from tokenloss._core.errors import raise_error, with_file_names
-from tokenloss._core.files import check_outputs
 from tokenloss._core.validation import check_mask
 from tokenloss._evaluation import run
-from tokenloss._evaluation.files import make_evaluation, named_paths, open_outputs, token_sink
+from tokenloss._evaluation.files import make_evaluation
 from tokenloss._evaluation.plan import OpenShard, Shard, check_shiftable, check_stored_targets, shifted
 from tokenloss._evaluation.results import ShardResult
 from tokenloss._evaluation.sequences import RowSequences, SequenceColumns
+from tokenloss._evaluation.sink import check_files, open_sinks, token_function
 from tokenloss._statistics.meter import LossMeter
 from tokenloss._statistics.sequences import check_segment_ids
 from tokenloss.formats.mapped import rows_at
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 def evaluate_blocks(blocks: Iterable[Any], options: Options, settings: Settings, outputs: Sequence[Sink]) -> Evaluation:
     """Score all tokens of blocks, one after the other."""
-    check_outputs(named_paths(outputs), {})
+    check_files(outputs, None, {})
     workers = settings.workers or config.default_workers()
     shard, total, n_read, top_k = None, _Total(options.top), 0, 0
     with contextlib.ExitStack() as stack:
@@ -45,14 +45,14 @@ def evaluate_blocks(blocks: Iterable[Any], options: Options, settings: Settings,
         for opened, part in _opened(blocks, options, total):
             if shard is None:
                 top_k = min(max((output.top_k for output in outputs), default=0), part.shape[-1])
-                open_outputs(stack, outputs, None, None, top_k)
+                open_sinks(stack, outputs, None, None, top_k)
                 shard = part
             elif part.shape[-1] != shard.shape[-1]:
                 fits = f"(..., {shard.shape[-1]}), as those of earlier blocks"
                 raise_error("shape", name=f"{part.path}: logits", got=part.shape, fits=fits)
             sampled = total.result.shift_sample.rows
             result = run.score_rows(
-                part, opened, options, workers, token_sink(outputs, 0, total.rows), top_k, sampled=sampled
+                part, opened, options, workers, token_function(outputs, 0, total.rows), top_k, sampled=sampled
             )
             total.add(result, part)
             n_read += part.n_bytes

@@ -1,35 +1,51 @@
 """The checkpoint of an evaluation: a file of the results so far, from which a later run resumes.
 
-It has a line of JSON for the options, and one for the result of each shard, which is appended as soon as it is there. A
-run that is killed while it appends leaves a line without an end, which the next run cuts off.
+It has a line of JSON for the options, and one for the result of each shard, which is appended as soon as it is there.
+Before each line stands its hash, so that a line that was damaged or edited is refused, and what is read is what was
+written. A run that is killed while it appends leaves a line without an end, which the next run cuts off.
 """
 
 from __future__ import annotations
 
+import base64
 import functools
 import hashlib
 import json
 import os
 import reprlib
+import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
-from tokenloss._core.errors import contextmanager, raise_error
+import numpy as np
+
+from tokenloss._core.errors import raise_error
 from tokenloss._core.files import files_of, replacing, write_errors
 from tokenloss._core.version import __version__
-from tokenloss.formats.base import parsed_json
+from tokenloss._evaluation.compared_shard import ComparedShard
+from tokenloss._evaluation.response_figures import ResponseFigures, Sources
+from tokenloss._evaluation.results import ShardResult, ShiftSample, TokenLoss
+from tokenloss._evaluation.sequences import SequenceColumns
+from tokenloss._statistics.meter import LossMeter
+from tokenloss._statistics.rounding import Rounding
+from tokenloss.formats.responses import Failed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
-    from typing import BinaryIO, NoReturn, Self
+    from typing import BinaryIO, NoReturn
 
     from tokenloss._evaluation.plan import Options, Shard
 
-_FORMAT = 5  # of the file; another one is refused
+_FORMAT = 6  # of the file; another one is refused
 _PIECES = 32  # of a file, by which it is told from another
 _MIN_PIECES = 4  # of each of many files
 _PIECE_BYTES = 1 << 12
-_MOST_EXPANSION = 16  # times the bytes of a line that a result may need in memory: it holds more numbers than lists
+_RECORDS: dict[str, Any] = {  # that a result holds
+    record.__name__: record
+    for record in (
+        ShardResult, ComparedShard, TokenLoss, ShiftSample, SequenceColumns, ResponseFigures, Sources, Rounding, Failed,
+    )
+}  # fmt: skip
 
 
 class _Result(Protocol):
@@ -37,10 +53,6 @@ class _Result(Protocol):
 
     @property
     def n_tokens(self) -> int: ...
-    def to_json(self) -> dict[str, Any]: ...
-    @classmethod
-    def from_json(cls, result: Any) -> Self: ...
-    def is_consistent(self, shard: Shard, options: Options) -> bool: ...
 
 
 Result = TypeVar("Result", bound=_Result)
@@ -49,9 +61,8 @@ Result = TypeVar("Result", bound=_Result)
 class Checkpoint(Generic[Result]):
     """Results of shards by number, and their file, if one is wanted."""
 
-    def __init__(self, path: str | None, options: Options, shards: Sequence[Shard], kind: type[Result]) -> None:
-        self._path, self._kind = path, kind
-        self._of_shards, self._of_options = shards, options
+    def __init__(self, path: str | None, options: Options, shards: Sequence[Shard]) -> None:
+        self._path = path
         self._command = "compare" if options.others else "score"
         self._options = {"command": self._command, "version": __version__, "format": _FORMAT, **_named(options)}
         self.results: dict[int, Result] = {}
@@ -76,16 +87,12 @@ class Checkpoint(Generic[Result]):
         with write_errors(self._path), Path(self._path).open("r+b") as file:
             if file.seek(0, os.SEEK_END) != self._size:
                 self._refuse("was changed during the run", "be written by one run at a time")
-            self._size += file.write(_line({"shard": self._shards[number], "found": result.to_json()}))
+            self._size += file.write(_line({"shard": self._shards[number], "result": encoded(result)}))
 
     def _read(self, file: BinaryIO) -> int:
         """Read the results, if they are of these shards and these options; the size without a line that has no end."""
-        with self._damage():
-            first = file.readline()
-            if not first.endswith(b"\n"):
-                raise ValueError("it has no line")
-            state = parsed_json(first)
-            options = {**state["options"], "version": state["options"]["version"]}
+        first = file.readline()
+        options = self._entry(first)["options"]
         for name, value in self._options.items():
             if options.get(name) != value:
                 got = f"was written with {name} {reprlib.repr(options.get(name))}"
@@ -96,31 +103,26 @@ class Checkpoint(Generic[Result]):
                 file.truncate(size)
                 break
             size += len(line)
-            with self._damage():
-                entry = parsed_json(line, most=_MOST_EXPANSION * len(line))
-                shard, result = entry["shard"], self._kind.from_json(entry["found"])
-                path, number = str(shard["path"]), numbers.get(shard["path"])
-            self._take(path, shard, number, result)
+            entry = self._entry(line)
+            path = entry["shard"]["path"]
+            number = numbers.get(path)
+            if number is None:
+                self._refuse(f"holds the result of {path}", "be another file, since that one is not to be scored")
+            if entry["shard"] != self._shards[number]:
+                what = "that one, its targets or its head" if self._command == "score" else "the candidates or a file"
+                self._refuse(f"holds the result of {path}", f"be another file, since {what} changed")
+            if number in self.results:
+                self._refuse(f"holds two results of {path}", "be as it was written")
+            self.results[number] = decoded(entry["result"])
         return size
 
-    def _take(self, path: str, shard: Any, number: int | None, result: Result) -> None:
-        """Take a result of the file, if it is of one of these shards."""
-        if number is None:
-            self._refuse(f"holds the result of {path}", "be another file, since that one is not to be scored")
-        if shard != self._shards[number]:
-            what = "the candidates or a file" if self._of_options.others else "that one, its targets or its head"
-            self._refuse(f"holds the result of {path}", f"be another file, since {what} changed")
-        if number in self.results or not result.is_consistent(self._of_shards[number], self._of_options):
-            self._refuse(f"holds an impossible result of {path}", "be as it was written")
-        self.results[number] = result
-
-    @contextmanager
-    def _damage(self) -> Iterator[None]:
-        """Refuse the file where what it holds cannot be read."""
-        try:
-            yield
-        except (AttributeError, KeyError, OverflowError, RecursionError, TypeError, ValueError):
-            self._refuse(f"is no state of tokenloss {self._command}", "be one, or not exist yet")
+    def _entry(self, line: bytes) -> dict[str, Any]:
+        """What a line holds, which must have the hash that stands before it."""
+        digest, _, text = line.partition(b" ")
+        if digest != _hash_of(text):
+            self._refuse(f"is no state of tokenloss {self._command}, or is damaged", "be one, or not exist yet")
+        entry: dict[str, Any] = json.loads(text)
+        return entry
 
     def _refuse(self, got: str, fits: str) -> NoReturn:
         """Refuse the file."""
@@ -137,7 +139,46 @@ def _named(options: Options) -> dict[str, Any]:
 
 def _line(entry: dict[str, Any]) -> bytes:
     """A line of the file."""
-    return f"{json.dumps(entry)}\n".encode()
+    text = f"{json.dumps(entry)}\n".encode()
+    return _hash_of(text) + b" " + text
+
+
+def _hash_of(text: bytes) -> bytes:
+    """Hash of a line."""
+    return hashlib.blake2b(text, digest_size=16).hexdigest().encode()
+
+
+def encoded(value: Any) -> Any:
+    """A result as JSON can hold it: records, arrays, meters and dicts are objects of one name."""
+    if isinstance(value, LossMeter):
+        return {"meter": value._to_json()}
+    if isinstance(value, np.ndarray):
+        if value.dtype == object:
+            return {"objects": value.tolist()}
+        return {"array": [value.dtype.str, base64.b64encode(zlib.compress(value.tobytes(), 1)).decode()]}
+    name = type(value).__name__
+    if name in _RECORDS or name == "dict":
+        fields = value if name == "dict" else value._asdict() if hasattr(value, "_asdict") else vars(value)
+        return {name: {field: encoded(content) for field, content in fields.items()}}
+    return list(map(encoded, value)) if isinstance(value, list | tuple) else value
+
+
+def decoded(value: Any) -> Any:
+    """Inverse of `encoded`, but that tuples which are no records become lists."""
+    if isinstance(value, list):
+        return list(map(decoded, value))
+    if not isinstance(value, dict):
+        return value
+    ((name, content),) = value.items()
+    if name == "meter":
+        return LossMeter._from_json(content)
+    if name == "objects":
+        return np.array(content, np.object_)
+    if name == "array":
+        dtype, data = content
+        return np.frombuffer(zlib.decompress(base64.b64decode(data)), dtype)
+    fields = {field: decoded(of_field) for field, of_field in content.items()}
+    return fields if name == "dict" else _RECORDS[name](**fields)
 
 
 def _fingerprint(shard: Shard, of_file: Callable[[str], dict[str, Any]]) -> dict[str, Any]:

@@ -11,14 +11,13 @@ import numpy as np
 from tokenloss._comparison.comparison import comparison_of
 from tokenloss._comparison.paired import nan_last, rows_of
 from tokenloss._core.errors import raise_error
-from tokenloss._core.files import check_outputs
 from tokenloss._evaluation.checks import norm_seems_missing
 from tokenloss._evaluation.compared_shard import ComparedShard, compare_shard, joined
-from tokenloss._evaluation.files import Inputs, named_paths, open_outputs, score_shards
+from tokenloss._evaluation.files import Inputs, score_shards
 from tokenloss._evaluation.pairing import paired
 from tokenloss._evaluation.plan import check_order, open_all, open_shard, open_stored, planned
 from tokenloss._evaluation.results import ShiftSample
-from tokenloss._evaluation.sink import Candidate
+from tokenloss._evaluation.sink import Candidate, check_files, finish_sinks, open_sinks
 from tokenloss._evaluation.token_types import TYPES, token_types
 
 if TYPE_CHECKING:
@@ -39,14 +38,19 @@ class Given(NamedTuple):
 
 
 def compare_sides(
-    sides: Sequence[Inputs], named: Sequence[Given], options: Options, settings: Settings, outputs: Sequence[Sink]
+    sides: Sequence[Inputs],
+    models: dict[object, str],
+    named: Sequence[Given],
+    options: Options,
+    settings: Settings,
+    outputs: Sequence[Sink],
 ) -> tuple[dict[str, Any], list[Candidate]]:
     """Compare all rows of candidates with those of the base, the first of the sides: the summary, and the candidates.
 
-    The first side has the targets and segment ids of all.
+    The first side has the targets and segment ids of all. `models` are files whose size is known, by `identity`.
     """
     taken = {key: path for side in sides for key, path in side.by_identity().items()}
-    check_outputs(named_paths(outputs) + [("--state", path) for path in [settings.state] if path], taken)
+    check_files(outputs, settings.state, models | taken)
     for side in sides:
         check_order(side.scores, sides[0].targets, options)
     base, *others = (
@@ -57,11 +61,10 @@ def compare_sides(
     top_k = min(max((output.top_k for output in outputs), default=0), options.classes or classes, classes)
     rows, firsts = sum(shard.scored_rows for shard in shards), _first_numbers(shards, options)
     with contextlib.ExitStack() as stack:
-        open_outputs(stack, outputs, shards[0].batch, rows * len(others), top_k)
-        results, _ = score_shards(compare_shard, shards, options, settings, outputs, top_k, ComparedShard)
+        open_sinks(stack, outputs, shards[0].batch, rows * len(others), top_k)
+        results, _ = score_shards(compare_shard, shards, options, settings, outputs, top_k)
         summary, candidates = _figures(shards, results, named, options, firsts)
-        for output in outputs:
-            output.finish(summary, candidates)
+        finish_sinks(outputs, summary, candidates)
     return summary, candidates
 
 
@@ -70,7 +73,7 @@ def _figures(
     firsts: list[int],
 ) -> tuple[dict[str, Any], list[Candidate]]:  # fmt: skip
     """Figures of all shards together: the summary, and the candidates."""
-    parts = [[_numbered(own, first) for own in result.columns] for result, first in zip(results, firsts, strict=True)]
+    parts = [_numbered(result, first) for result, first in zip(results, firsts, strict=True)]
     types = _types(shards, options, firsts)
     base, *others = named
     rows = sum(shard.rows for shard in shards)
@@ -84,7 +87,7 @@ def _figures(
         "fits_better_shifted": sum((part.shift_sample for part in results), ShiftSample()).fits_better_shifted,
     }
     candidates = []
-    for number, (other, columns) in enumerate(zip(others, joined(list(zip(*parts, strict=True))), strict=True)):
+    for number, (other, columns) in enumerate(zip(others, joined(parts), strict=True)):
         comparison = comparison_of(options.definitions, [columns])
         figures = shared | {"other": other.source, "name": other.name, "size": other.size}
         figures |= {"kind": shards[0].others[number].kind, "ignored": rows - without_next - comparison.count}
@@ -127,10 +130,12 @@ def _first_numbers(shards: Sequence[Shard], options: Options) -> list[int]:
     return firsts[:-1] or [0] * len(shards)
 
 
-def _numbered(columns: dict[str, Array], first: int) -> dict[str, Array]:
-    """Columns whose sequences are counted from another number on."""
-    ids = columns.get("segment_ids")
-    return columns if ids is None or not first else columns | {"segment_ids": np.where(ids < 0, ids, ids + first)}
+def _numbered(result: ComparedShard, first: int) -> ComparedShard:
+    """A result whose sequences are counted from another number on."""
+    ids = result.base.get("segment_ids")
+    if ids is None or not first:
+        return result
+    return result._replace(base=result.base | {"segment_ids": np.where(ids < 0, ids, ids + first)})
 
 
 def _name_files(sequences: Sequence[dict[str, Any]], shards: Sequence[Shard], firsts: list[int]) -> None:

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 from tokenloss._core._core import KINDS
 from tokenloss._core.arguments import as_path, as_paths, check_choice, check_shift, refuse_given
 from tokenloss._core.errors import raise_error
-from tokenloss._core.files import check_outputs, files_of, identity
+from tokenloss._core.files import files_of, identity
 from tokenloss._core.text import title
 from tokenloss._core.threads import check_workers
 from tokenloss._core.validation import check_integer, head_transform
 from tokenloss._evaluation.compare import Given, compare_sides
 from tokenloss._evaluation.evaluate import advice, not_finite_notes
-from tokenloss._evaluation.files import Inputs, Settings, check_needs, named_paths, resolved
+from tokenloss._evaluation.files import Inputs, Settings, resolved
 from tokenloss._evaluation.plan import Options
 from tokenloss._evaluation.sink import checked_sinks
 
@@ -180,12 +180,10 @@ def compare_files(
     of_sizes = _sizes(sizes or {}, names)
     named = [Given(name, title(paths), of_sizes.get(name)) for name, paths in sources]
     state = None if state is None else as_path("state", state)
-    outputs = checked_sinks(sinks)
-    check_needs(outputs, state, scheduler)
+    outputs = checked_sinks(sinks, state, scheduler)
     models = [os.fspath(size) for size in (sizes or {}).values() if isinstance(size, str | os.PathLike)]
     exists = os.path.exists  # pathlib slows the import of the package down
     of_models = {identity(file): str(file) for path in models if exists(path) for file in files_of(path)}
-    check_outputs(named_paths(outputs), of_models)
     of_rows = {"targets": targets, "segment_ids": segment_ids}
     ids, segments = (resolved(as_paths(name, value)) for name, value in of_rows.items())
     sides = [
@@ -194,7 +192,7 @@ def compare_files(
     ]
     sides[0] = sides[0]._replace(targets=ids, segment_ids=segments)
     settings = Settings(state=state, scheduler=scheduler, workers=check_workers(workers), progress=progress)
-    summary, found = compare_sides(sides, named, options, settings, outputs)
+    summary, found = compare_sides(sides, of_models, named, options, settings, outputs)
     for message, category in advice(summary):
         warnings.warn(message, category, stacklevel=2)
     for candidate in found:

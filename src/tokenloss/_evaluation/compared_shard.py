@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import base64
 import dataclasses
 import functools
 import itertools
-import zlib
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from tokenloss._comparison.columns import COLUMNS, join, new_columns, pair_columns, share
+from tokenloss._comparison.columns import COLUMNS, join, new_columns, pair_columns
 from tokenloss._comparison.linear_columns import linear_pair_columns
 from tokenloss._core.errors import with_file_names
 from tokenloss._core.projection import MAX_TILE_ROWS, Projection
@@ -37,69 +35,28 @@ if TYPE_CHECKING:
 
     _Compared: TypeAlias = tuple[Columns, TokenScores | None, TokenScores | None]  # by base and model
 
-_DTYPES = COLUMNS | {"segment_ids": np.int64, "base_left_out": np.float64, "left_out": np.float64}
+# columns of the base, which are the same for each candidate
+_OF_BASE = ("base_nll", "kept", "base_top_p", "base_left_out", "segment_ids")
 
 
 class ComparedShard(NamedTuple):
-    """Result of a shard."""
+    """Result of a shard, or of a block: columns of the rows that are compared."""
 
-    columns: list[Columns]  # of each candidate, of the rows that are compared; those of the base are the same arrays
+    base: Columns
+    others: list[Columns]  # of each candidate
     shift_sample: ShiftSample = ShiftSample()
     rms: tuple[tuple[float, ...], ...] = ()  # of the base and each candidate: as that of `ShardResult`
 
-    def to_json(self) -> dict[str, Any]:
-        """The exact result, as JSON can hold it."""
-        first = self.columns[0]
-        packed = [
-            {name: None if number and column is first.get(name) else _packed(column) for name, column in own.items()}
-            for number, own in enumerate(self.columns)
-        ]
-        return {
-            "columns": packed, "shift_sample": self.shift_sample.to_json(),
-            "rms": [list(map(repr, rms)) for rms in self.rms],
-        }  # fmt: skip
-
     @classmethod
-    def from_json(cls, result: Any) -> ComparedShard:
-        """Inverse of `to_json`."""
-        columns: list[Columns] = []
-        for packed in result["columns"]:
-            own = {
-                name: columns[0][name] if text is None and columns else _unpacked(text, _DTYPES[name])
-                for name, text in packed.items()
-            }
-            columns.append(own)
-        rms = tuple(tuple(map(float, of_model)) for of_model in result["rms"])
-        return cls(columns, ShiftSample.from_json(result["shift_sample"]), rms)
+    def of(cls, columns: Sequence[Columns]) -> ComparedShard:
+        """Those of each candidate, which have those of the base among them."""
+        base = {name: column for name, column in columns[0].items() if name in _OF_BASE}
+        return cls(base, [{name: own[name] for name in own if name not in _OF_BASE} for own in columns])
 
     @property
     def n_tokens(self) -> int:
         """The number of tokens."""
-        return int(np.count_nonzero(self.columns[0]["kept"]))
-
-    def is_consistent(self, shard: Shard, options: Options) -> bool:
-        """Consistency check of a checkpoint entry: whether comparing a shard can give it."""
-        masks = [columns[name] for columns in self.columns for name in ("kept", "is_same_top") if name in columns]
-        return (
-            len(self.columns) == len(shard.others) == len(self.rms) - 1
-            and all(columns.keys() >= COLUMNS.keys() for columns in self.columns)
-            and all(len(column) == shard.scored_rows for columns in self.columns for column in columns.values())
-            and all(mask.view(np.uint8).max(initial=0) <= 1 for mask in masks)
-            and all(len(rms) <= checks.NORM_SAMPLE for rms in self.rms)
-        )
-
-
-def _packed(column: Array) -> str:
-    """A column, as JSON can hold it."""
-    return base64.b64encode(zlib.compress(column.tobytes(), 1)).decode()
-
-
-def _unpacked(text: str, dtype: Any) -> Array:
-    """Inverse of `_packed`."""
-    try:
-        return np.frombuffer(zlib.decompress(base64.b64decode(text, validate=True)), dtype)
-    except zlib.error as error:
-        raise ValueError(error) from error
+        return int(np.count_nonzero(self.base["kept"]))
 
 
 def compare_shard(
@@ -256,7 +213,7 @@ class _Run:
         losses = row_functions(opened.file).losses
         left = SHIFT_SAMPLE if samples else 0
         self._sampler = ShiftSampler(losses, options.ignore_index, opened.sequences.are_given, left)
-        self._parts: list[list[Columns]] = [[new_columns(0)] for _ in self._others]
+        self._parts: list[ComparedShard] = []  # of each block
 
     def take(self, rows: Array, part: slice) -> None:
         """Compare the next rows of the base with those of each candidate."""
@@ -272,14 +229,16 @@ class _Run:
             self._sampler.update(rows, ids, numbers, kept)
         self._advance(rows.nbytes)
         compared = (self._by_projection if self._are_hidden else self._by_logits)(rows, tokens, kept)
+        found: list[Columns] = []
         for number, (columns, base_scores, scores) in enumerate(compared):
             if self._is_clustered:
                 columns["segment_ids"] = numbers
             columns = {name: tokens.selected(column) for name, column in columns.items()}
-            self._parts[number].append(share(columns, self._parts[0][-1] if number else {}))
+            found.append(columns)
             if self._sink:
                 of_pair = {name: columns[name] for name in COLUMNS}
                 self._sink(ComparedBlock(number, of_pair, **tokens.compared(), base_scores=base_scores, scores=scores))
+        self._parts.append(ComparedShard.of(found))
 
     def _by_logits(self, rows: Array, tokens: _Tokens, kept: BoolArray) -> Iterator[_Compared]:
         """Columns and scores of each candidate, one after the other."""
@@ -338,12 +297,14 @@ class _Run:
     def result(self) -> ComparedShard:
         """The result of all rows."""
         rms = tuple(model.rms for model in (self.base, *self._others))
-        return ComparedShard(joined(self._parts), self._sampler.sample, rms)
+        columns = joined(self._parts) if self._parts else [new_columns(0) for _ in self._others]
+        return ComparedShard.of(columns)._replace(shift_sample=self._sampler.sample, rms=rms)
 
 
-def joined(parts: Sequence[Sequence[Columns]]) -> list[Columns]:
-    """Columns of each candidate from its parts in order; those of the base are the same arrays."""
+def joined(parts: Sequence[ComparedShard]) -> list[Columns]:
+    """Columns of each candidate from all parts in order; those of the base are the same arrays."""
     found: list[Columns] = []
-    for of_candidate in parts:
-        found.append(share(join(of_candidate), found[0] if found else {}))
+    for number in range(len(parts[0].others)):
+        columns = join([part.base | part.others[number] for part in parts])
+        found.append(columns | {name: found[0][name] for name in _OF_BASE if found and name in columns})
     return found

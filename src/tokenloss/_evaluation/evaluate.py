@@ -14,7 +14,7 @@ from tokenloss._core.text import count_of
 from tokenloss._core.threads import check_workers
 from tokenloss._core.validation import check_integer, head_transform
 from tokenloss._evaluation.blocks import evaluate_blocks
-from tokenloss._evaluation.files import Inputs, Settings, check_needs, evaluate_files, resolved
+from tokenloss._evaluation.files import Inputs, Settings, evaluate_files, resolved
 from tokenloss._evaluation.plan import Options
 from tokenloss._evaluation.results import Evaluation, NormWarning, ShiftWarning
 from tokenloss._evaluation.sink import checked_sinks
@@ -191,9 +191,8 @@ def evaluate(
     else:
         refuse_given({"array": array, "kind": kind}, "left out where there is lm_head")
     options = Options(array, kind, ignore_index, shift, top, part, bool(skip_failed), head, hidden, scale, cap)
-    sinks = checked_sinks(sinks)
+    sinks = checked_sinks(sinks, state, scheduler)
     settings = Settings(of_bytes, of_words, words, state, scheduler, check_workers(workers), progress)
-    check_needs(sinks, state, scheduler)
     first, items = _first_of(source)
     of_scores: dict[str, Any] = {"targets": targets, "segment_ids": segment_ids, "array": array, "lm_head": head}
     of_responses = {"part": part, "skip_failed": skip_failed or None}

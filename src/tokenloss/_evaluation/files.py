@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tokenloss._core import config
 from tokenloss._core.errors import raise_error
-from tokenloss._core.files import check_outputs, identity, links_in
+from tokenloss._core.files import identity, links_in
 from tokenloss._evaluation import run
 from tokenloss._evaluation.checkpoint import Checkpoint
-from tokenloss._evaluation.cluster import map_shards
 from tokenloss._evaluation.plan import by_number, check_different, plan
 from tokenloss._evaluation.progress import Progress
 from tokenloss._evaluation.responses import (
@@ -28,6 +27,7 @@ from tokenloss._evaluation.responses import (
     scored_shards,
 )
 from tokenloss._evaluation.results import Evaluation, ShardResult
+from tokenloss._evaluation.sink import check_files, finish_sinks, open_sinks, token_function
 from tokenloss._evaluation.summary import add_lengths, merge_meters, sequence_columns, summary, text_length
 from tokenloss.formats.lm_head import lm_head_files
 from tokenloss.formats.readers import is_scores
@@ -90,7 +90,7 @@ class Settings(NamedTuple):
 
 def evaluate_files(inputs: Inputs, options: Options, settings: Settings, outputs: Sequence[Sink]) -> Evaluation:
     """Score all tokens of files; outputs are opened before, and finished in order."""
-    check_outputs(named_paths(outputs) + [("--state", path) for path in [settings.state] if path], inputs.by_identity())
+    check_files(outputs, settings.state, inputs.by_identity())
     top_k = max((output.top_k for output in outputs), default=0)
     score: Callable[..., ShardResult]
     size: tuple[tuple[int, ...] | None, int | None] = None, None
@@ -105,9 +105,9 @@ def evaluate_files(inputs: Inputs, options: Options, settings: Settings, outputs
         n_bytes, n_words = text_length(inputs.text, settings.words)
     others: dict[str, Any] = {"words": settings.words if inputs.text is not None else None}
     with contextlib.ExitStack() as stack:
-        open_outputs(stack, outputs, *size, top_k, of_responses)
+        open_sinks(stack, outputs, *size, top_k, of_responses)
         start = time.perf_counter()
-        results, n_read = score_shards(score, shards, options, settings, outputs, top_k, ShardResult)
+        results, n_read = score_shards(score, shards, options, settings, outputs, top_k)
         seconds = time.perf_counter() - start
         if of_responses:
             check_names(inputs.scores, results)
@@ -117,20 +117,6 @@ def evaluate_files(inputs: Inputs, options: Options, settings: Settings, outputs
                 n_bytes = lengths_of_text(results)
         lengths = n_bytes, n_words
         return make_evaluation(outputs, shards, results, options, lengths, seconds, n_read, others)
-
-
-def open_outputs(
-    stack: contextlib.ExitStack,
-    outputs: Sequence[Sink],
-    batch: tuple[int, ...] | None,
-    rows: int | None,
-    top_k: int,
-    of_responses: bool = False,
-) -> None:
-    """Open outputs; they are left with the stack."""
-    for output in outputs:
-        output._of_responses = of_responses
-        stack.enter_context(output.open(batch, rows, top_k))
 
 
 def make_evaluation(
@@ -154,8 +140,7 @@ def make_evaluation(
     speed = n_read / seconds / 1e9 if seconds else math.nan
     figures |= {"seconds": seconds, "bytes": n_read, "gb_per_second": speed} | others
     evaluation = Evaluation(meter, sequences, figures)
-    for output in outputs:
-        output.finish(figures, evaluation)
+    finish_sinks(outputs, figures, evaluation)
     return evaluation
 
 
@@ -166,10 +151,9 @@ def score_shards(
     settings: Settings,
     outputs: Sequence[Sink],
     top_k: int,
-    kind: type[Result],
 ) -> tuple[list[Result], int]:
     """Result of each shard, and the number of bytes that were read for those without a result in the checkpoint."""
-    checkpoint = Checkpoint(settings.state, options, shards, kind)
+    checkpoint: Checkpoint[Result] = Checkpoint(settings.state, options, shards)
     left = [number for number in range(len(shards)) if number not in checkpoint.results]
     chosen = [shards[number] for number in left]
     total = sum(shard.n_bytes for shard in chosen)
@@ -187,23 +171,6 @@ def score_shards(
     return [checkpoint.results[number] for number in range(len(shards))], n_read
 
 
-def named_paths(outputs: Sequence[Sink]) -> list[tuple[str, Any]]:
-    """Names and paths of the outputs that are files."""
-    return [(output._name, output.path) for output in outputs if output.path is not None]
-
-
-def token_sink(outputs: Sequence[Sink], file: int, first_row: int = 0) -> Callable[..., None] | None:
-    """Function that gives each block of a file's tokens to the outputs that need them; None if none does."""
-    outputs = [output for output in outputs if output.needs_tokens]
-
-    def sink(block: Any) -> None:
-        block = block._replace(file=file, positions=block.positions + first_row)
-        for output in outputs:
-            output.add(block)
-
-    return sink if outputs else None
-
-
 def _score_locally(
     score: Callable[..., Result],
     shards: list[Shard],
@@ -216,24 +183,18 @@ def _score_locally(
     """Score shards one by one."""
     workers = settings.workers or config.default_workers()
     for number, shard in enumerate(shards):
-        yield number, score(shard, options, workers, token_sink(outputs, number), top_k, advance)
+        yield number, score(shard, options, workers, token_function(outputs, number), top_k, advance)
 
 
 def _score_on_cluster(
     score: Callable[..., Result], shards: list[Shard], options: Options, settings: Settings, scheduler: str
 ) -> Iterator[tuple[int, Result]]:
     """Score shards on a cluster."""
+    from tokenloss._evaluation.cluster import map_shards  # needs Dask
+
     function = functools.partial(score, options=options.with_absolute_paths(), workers=settings.workers or 1)
     try:
         yield from map_shards(function, [shard.with_absolute_paths() for shard in shards], scheduler)
     except Exception as error:  # whatever a worker met with
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ValueError(f"{scheduler}: {reason}") from error
-
-
-def check_needs(outputs: Sequence[Sink], state: str | None, scheduler: str | None, prefix: str = "") -> None:
-    """Refuse outputs of every token where no tokens are kept."""
-    for option, value, verb in ("state", state, "keeps"), ("scheduler", scheduler, "returns"):
-        for output in outputs:
-            if value and output.needs_tokens:
-                raise_error("needs tokens", name=output._name, got=f"{prefix}{option} {verb} no single tokens")

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 _BLOCK_BYTES = 32 << 20  # read at a time
 _BLOCK_ROWS = 1 << 20  # read at a time, since each row takes some bytes more
 _BLOCK_TILES = 4  # of hidden states, read at a time: a product takes long
+_MOST_MAPS = 64  # of a model's files that stay open: each takes a descriptor
+_MOST_LOADED = 64 << 20  # bytes of their arrays in memory, as of compressed files
 
 
 class Options(NamedTuple):
@@ -78,6 +80,7 @@ class Shard(NamedTuple):
     next_text: str | None = None
     size: int | None = None  # of a file of responses, in bytes
     responses: ResponsesFile | None = None
+    file: ScoresFile | None = None  # of scores, while it is open
     others: tuple[Shard, ...] = ()  # of candidates that are compared, scores of the same rows
     head_files: tuple[str, ...] = ()  # that hold the head of hidden states, first its weight
     head: dict[str, Any] | None = None  # what was taken of them and the config
@@ -104,12 +107,12 @@ class Shard(NamedTuple):
         return math.prod(self.batch)
 
     def with_absolute_paths(self) -> Shard:
-        """The same shard for a process in another directory."""
+        """The same shard for a process in another directory, which opens it anew."""
         path, targets, segments = (
             path and str(Path(path).absolute()) for path in (self.path, self.targets, self.segments)
         )
         others = tuple(other.with_absolute_paths() for other in self.others)
-        return self._replace(path=path or self.path, targets=targets, segments=segments, others=others)
+        return self._replace(path=path or self.path, targets=targets, segments=segments, others=others, file=None)
 
 
 class OpenShard(NamedTuple):
@@ -324,8 +327,12 @@ def _open(path: str, options: Options) -> ScoresFile:
 
 
 def open_all(paths: Sequence[str], options: Options) -> list[Shard]:
-    """Shards of all files, which must have the same kind and the same number of classes."""
+    """Shards of all files, which must have the same kind and the same number of classes.
+
+    A single file stays open, and so do the first of several, as far as the limits allow; others are opened each time.
+    """
     shards: list[Shard] = []
+    n_maps = n_bytes = 0
     for path in paths:
         file = _open(path, options)
         shard = Shard(path, file.kind, file.shape, file.dtype.name, file.row_bytes)
@@ -335,8 +342,20 @@ def open_all(paths: Sequence[str], options: Options) -> list[Shard]:
             got = f"holds {shard.kind} of {shard.shape[-1]} classes"
             fits = f"hold {shards[0].kind} of {shards[0].shape[-1]}, as {shards[0].path} does"
             raise_error("content", path=path, got=got, fits=fits)
-        shards.append(shard)
+        held = _arrays_of(file)
+        n_maps += sum(isinstance(array, np.memmap) for array in held)
+        n_bytes += sum(array.nbytes for array in held if not isinstance(array, np.memmap))
+        stays_open = len(paths) == 1 or (n_maps <= _MOST_MAPS and n_bytes <= _MOST_LOADED)
+        shards.append(shard._replace(file=file if stays_open else None))
     return shards
+
+
+def _arrays_of(file: ScoresFile) -> list[Array]:
+    """The arrays that an open file holds, mapped or in memory."""
+    held = [file.targets, file.tokens, file.segment_ids, file.cu_seqlens, file.input_ids]
+    if file.lm_head is not None:
+        held += [file.lm_head.weight, file.lm_head.bias, *file.lm_head.norm_weights]
+    return [array for array in held if array is not None]
 
 
 def _assigned(
@@ -386,7 +405,7 @@ def _with_split(shards: list[Shard]) -> list[Shard]:
 def open_stored(shard: Shard, options: Options) -> OpenShard:
     """Open a shard with its targets and tokens as they are stored."""
     sides = zip((shard, *shard.others), (options, *options.others), strict=True)
-    files = [_open(side.path, side_options) for side, side_options in sides]
+    files = [side.file or _open(side.path, side_options) for side, side_options in sides]
     tokens = next((file.tokens for file in files if file.tokens is not None), None)
     targets, sequences = _held_targets(shard, files, options), _held_sequences(shard, files)
     return OpenShard(files[0], targets, None, tokens, sequences, others=tuple(files[1:]))

@@ -54,30 +54,3 @@ class ResponseFigures(NamedTuple):
     rounding: Rounding
     failed: list[Failed]
     sources: Sources  # of each sequence that has a token to score
-
-    def to_json(self) -> dict[str, Any]:
-        """The figures, as JSON can hold them."""
-        sources = {name: column.tolist() for name, column in self.sources._asdict().items()}
-        return {**self._asdict(), "sources": sources}
-
-    @classmethod
-    def from_json(cls, state: Any) -> ResponseFigures:
-        """Inverse of `to_json`; ValueError if it cannot be that."""
-        counts = [state[name] for name in ("responses", "without_number", "sentinels", "greedy_known", "lost_tops")]
-        rounding, failed = Rounding._make(state["rounding"]), [Failed._make(entry) for entry in state["failed"]]
-        columns: list[Any] = [
-            np.array(state["sources"][name], column.dtype) for name, column in NO_SOURCES._asdict().items()
-        ]
-        words = [state["dialect"], state["part"], *(entry.reason for entry in failed)]
-        names = [*columns[-1].tolist(), *(entry.custom_id for entry in failed)]
-        if not (
-            all(type(count) is int and count >= 0 for count in [*counts, *rounding[:2], *(e.line for e in failed)])
-            and all(type(flag) is bool for flag in rounding[2:])
-            and all(isinstance(word, str) for word in words)
-            and all(name is None or isinstance(name, str) for name in names)
-            and {column.shape for column in columns} == {columns[0].shape}
-            and columns[0].ndim == 1
-        ):
-            raise ValueError("no responses have these figures")
-        fields: list[Any] = [*words[:2], *counts, rounding, failed, Sources(*columns)]
-        return cls(*fields)

@@ -8,19 +8,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tokenloss._core.text import as_strict_json
-from tokenloss._evaluation import checks
 from tokenloss._evaluation.response_figures import ResponseFigures
 from tokenloss._evaluation.sequences import NO_SEQUENCES, SequenceColumns
 from tokenloss._statistics.meter import LossMeter
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from typing import TypeAlias
-
     from tokenloss._core.types import Array
-    from tokenloss._evaluation.plan import Options, Shard
-
-    _Sink: TypeAlias = Callable[[Any], None]  # called with each block of tokens
 
 
 _MIN_SHIFT_SAMPLE = 64
@@ -62,16 +55,6 @@ class ShiftSample:
         least = max(self.rows * math.log(4), _MIN_SHIFT_Z * math.sqrt(max(self.squares, 0)))
         return self.rows >= _MIN_SHIFT_SAMPLE and self.gain > least
 
-    def to_json(self) -> list[str]:
-        """The sample, as JSON can hold it."""
-        return list(map(repr, dataclasses.astuple(self)))
-
-    @classmethod
-    def from_json(cls, state: Any) -> ShiftSample:
-        """Inverse of `to_json`."""
-        rows, gain, squares = state
-        return cls(int(rows), float(gain), float(squares))
-
 
 class ShardResult(NamedTuple):
     """Result of a shard."""
@@ -88,31 +71,6 @@ class ShardResult(NamedTuple):
     n_nan: int = 0  # tokens whose loss is nan
     n_infinite: int = 0
 
-    def to_json(self) -> dict[str, Any]:
-        """The exact result, as JSON can hold it."""
-        tokens = [(*token[:2], repr(token.loss), *token[3:]) for token in self.highest_loss_tokens]
-        return {
-            "meter": self.meter._to_json(), "ignored": self.ignored, "greedy": self.greedy,
-            "highest_loss_tokens": tokens, "sequences": self.sequences.to_json(), "split": self.split.to_json(),
-            "shift_sample": self.shift_sample.to_json(), "responses": self.responses and self.responses.to_json(),
-            "rms": list(map(repr, self.rms)), "n_nan": self.n_nan, "n_infinite": self.n_infinite,
-        }  # fmt: skip
-
-    @classmethod
-    def from_json(cls, result: Any) -> ShardResult:
-        """Inverse of `to_json`."""
-        tokens = [
-            TokenLoss(position, target, float(loss), text, sequence)
-            for position, target, loss, text, sequence in result["highest_loss_tokens"]
-        ]
-        responses = result["responses"] and ResponseFigures.from_json(result["responses"])
-        return cls(
-            LossMeter._from_json(result["meter"]), result["ignored"], result["greedy"], tokens,
-            SequenceColumns.from_json(result["sequences"]), SequenceColumns.from_json(result["split"]),
-            ShiftSample.from_json(result["shift_sample"]), responses, tuple(map(float, result["rms"])),
-            result["n_nan"], result["n_infinite"],
-        )  # fmt: skip
-
     @property
     def n_tokens(self) -> int:
         """The number of tokens."""
@@ -122,43 +80,6 @@ class ShardResult(NamedTuple):
     def greedy_known(self) -> int:
         """The number of tokens that are known to be greedy or not."""
         return self.responses.greedy_known if self.responses else self.n_tokens
-
-    def is_consistent(self, shard: Shard, options: Options) -> bool:
-        """Consistency check of a checkpoint entry: whether scoring a shard can give it."""
-        tokens, sequences = self.highest_loss_tokens, self.sequences
-        rows = None if shard.size is not None else shard.scored_rows  # of responses, it is not known before
-        integers = [
-            self.ignored,
-            self.greedy,
-            self.n_nan,
-            self.n_infinite,
-            *(number for token in tokens for number in token[:2]),
-        ]
-        integers += [token.sequence for token in tokens if token.sequence is not None]
-        if (rows is None) != (self.responses is not None):
-            return False
-        if self.responses is not None:
-            figures, rows = self.responses, self.n_tokens + self.ignored
-            if (
-                figures.without_number + figures.sentinels != self.ignored
-                or len(figures.sources.line) != len(sequences.ids)
-                or not self.greedy <= figures.greedy_known <= self.n_tokens
-            ):
-                return False
-        return (
-            all(type(number) is int and abs(number) < 2**63 for number in integers)
-            and all(token.text is None or isinstance(token.text, str) for token in tokens)
-            and len(tokens) <= options.top
-            and len(self.rms) <= checks.NORM_SAMPLE
-            and self.n_tokens + self.ignored == rows
-            and 0 <= self.greedy <= self.n_tokens <= (rows or 0)
-            and min(self.n_nan, self.n_infinite) >= 0
-            and self.n_nan + self.n_infinite <= self.n_tokens
-            and self.meter.n_bytes == self.meter.n_words == 0  # which are of all shards together
-            and self.meter.n_sequences == len(sequences.ids)
-            and 0 <= sequences.tokens.sum() <= self.meter.count
-            and bool((sequences.tokens > 0).all() and (self.split.tokens == 1).all())
-        )
 
 
 class NormWarning(UserWarning):

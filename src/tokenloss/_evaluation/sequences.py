@@ -109,22 +109,6 @@ class SequenceColumns(NamedTuple):
         """The rows of a mask."""
         return SequenceColumns(self.ids[rows], self.tokens[rows], self.nll[rows], self.is_greedy[rows])
 
-    def to_json(self) -> dict[str, Any]:
-        """The columns, as JSON can hold them."""
-        columns: dict[str, Any] = {name: column.tolist() for name, column in self._asdict().items()}
-        return columns | {"nll": list(map(repr, columns["nll"]))}
-
-    @classmethod
-    def from_json(cls, state: Any) -> SequenceColumns:
-        """Inverse of `to_json`."""
-        columns: list[Any] = [
-            np.array([float(x) for x in state[name]] if name == "nll" else state[name], column.dtype)
-            for name, column in NO_SEQUENCES._asdict().items()
-        ]
-        if len({column.shape for column in columns}) > 1 or columns[0].ndim != 1:
-            raise ValueError("columns differ in length")
-        return cls(*columns)
-
 
 NO_SEQUENCES = SequenceColumns(
     np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float64), np.empty(0, np.bool_)

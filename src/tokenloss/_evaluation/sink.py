@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import os
+import stat
+import sys
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
-from tokenloss._core.errors import raise_error
+from tokenloss._core.errors import contextmanager, raise_error
+from tokenloss._core.files import WriteError, check_outputs
 from tokenloss._scores.token_scores import TokenScores
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
     from contextlib import AbstractContextManager
 
     from tokenloss._comparison.comparison import Comparison
@@ -193,6 +199,7 @@ class Sink:
     top_k: int = 0
     path: Any = None  # also where `__init__` is not called; None is printed
     _of_responses: bool = False  # set before it is opened
+    _is_option: bool = False  # whether errors name it by its option
 
     def __init__(self, path: Any = None) -> None:
         self.path = path
@@ -200,7 +207,7 @@ class Sink:
     @property
     def _name(self) -> str:
         """Its name in error messages."""
-        return type(self).__name__
+        return self.option if self._is_option else type(self).__name__
 
     def open(self, batch: tuple[int, ...] | None, rows: int | None, top_k: int) -> AbstractContextManager[object]:
         """Prepare for tokens.
@@ -242,10 +249,81 @@ class Sink:
         """
 
 
-def checked_sinks(value: Any) -> list[Sink]:
-    """Sinks, as a list."""
+def checked_sinks(value: Any, state: str | None, scheduler: str | None) -> list[Sink]:
+    """Sinks, as a list; those of every token are refused where no tokens are kept."""
     sinks = list(value) if hasattr(value, "__iter__") else [value]
     for sink in sinks:
         if not isinstance(sink, Sink) or value is sink:
             raise_error("type", name="sinks", got=type(sink).__name__, fits="a sequence of tokenloss.sinks.Sink")
+    for option, given, verb in ("state", state, "keeps"), ("scheduler", scheduler, "returns"):
+        for sink in sinks:
+            if given and sink.needs_tokens:
+                got = f"{'--' if sink._is_option else ''}{option} {verb} no single tokens"
+                raise_error("needs tokens", name=sink._name, got=got)
     return sinks
+
+
+def check_files(sinks: Sequence[Sink], state: str | None, inputs: dict[object, str]) -> None:
+    """Refuse to write a file that is read, that another sink writes, or that stdout is; inputs are by `identity`."""
+    taken = dict(inputs)
+    with contextlib.suppress(AttributeError, OSError, ValueError):  # stdout without a file number
+        printed = os.fstat(sys.stdout.fileno())
+        if stat.S_ISREG(printed.st_mode):
+            taken[printed.st_dev, printed.st_ino] = "stdout"
+    written = [(sink._name, sink.path) for sink in sinks if sink.path is not None]
+    check_outputs(written + [("--state", state)] * (state is not None), taken)
+
+
+@contextmanager
+def write_errors_of(sink: Sink) -> Iterator[None]:
+    """Turn errors about the file that a sink writes into `WriteError`, which names the sink and the file."""
+    try:
+        yield
+    except OSError as error:
+        if sink.path is None or isinstance(error, WriteError):
+            raise
+        reason = error.strerror or error
+        raise WriteError(f"{sink._name} {os.fspath(sink.path)}: cannot be written: {reason}") from error
+
+
+def open_sinks(
+    stack: contextlib.ExitStack,
+    sinks: Sequence[Sink],
+    batch: tuple[int, ...] | None,
+    rows: int | None,
+    top_k: int,
+    of_responses: bool = False,
+) -> None:
+    """Open sinks, which are left with the stack."""
+    for sink in sinks:
+        sink._of_responses = of_responses
+        with write_errors_of(sink):
+            manager = sink.open(batch, rows, top_k)
+            manager.__enter__()
+        stack.push(functools.partial(_leave, sink, manager))
+
+
+def _leave(sink: Sink, manager: AbstractContextManager[object], *error: Any) -> bool | None:
+    """Leave the context manager of a sink."""
+    with write_errors_of(sink):
+        return manager.__exit__(*error)
+
+
+def token_function(sinks: Sequence[Sink], file: int, first_row: int = 0) -> Callable[[Any], None] | None:
+    """Function that gives each block of a file's tokens to the sinks that need them; None if none does."""
+    sinks = [sink for sink in sinks if sink.needs_tokens]
+
+    def add(block: Any) -> None:
+        block = block._replace(file=file, positions=block.positions + first_row)
+        for sink in sinks:
+            with write_errors_of(sink):
+                sink.add(block)
+
+    return add if sinks else None
+
+
+def finish_sinks(sinks: Sequence[Sink], figures: dict[str, Any], result: Any) -> None:
+    """Give the result to all sinks."""
+    for sink in sinks:
+        with write_errors_of(sink):
+            sink.finish(figures, result)
