@@ -179,15 +179,15 @@ _LISTED: dict[str, Any] = {"action": "append", "default": []}  # an option that 
 
 
 def _add_score_arguments(score: argparse.ArgumentParser) -> None:
-    """Describe the arguments of `tokenloss score` alone."""
+    """Describe the arguments of `tokenloss score` alone; values have the names that `evaluate` gives them."""
     score.set_defaults(run=commands.score)
     words = (
         "a file of scores, a directory of files, or a pattern in quotes, such as 'part-*.npz'; the files of a "
         "directory or pattern are read in the order of their numbers"
     )
-    score.add_argument("files", metavar="FILE", nargs="+", type=_filled, help=words)
+    score.add_argument("source", metavar="FILE", nargs="+", type=_filled, help=words)
     text = score.add_mutually_exclusive_group()
-    _add(text, "--bytes N", "length of the text in bytes, for bits per byte", _integer(1))
+    _add(text, "--bytes N", "length of the text in bytes, for bits per byte", _integer(1), dest="n_bytes", default=0)
     _add(text, "--text FILE", "the text, for bits per byte and perplexity per word")
     _add(score, "--top K", "list the K tokens and K sequences with the highest losses (default: 5)", _integer(0),
          default=5)  # fmt: skip
@@ -197,7 +197,7 @@ def _add_score_arguments(score: argparse.ArgumentParser) -> None:
 
 
 def _add_compare_arguments(compare: argparse.ArgumentParser) -> None:
-    """Describe the arguments of `tokenloss compare` alone."""
+    """Describe the arguments of `tokenloss compare` alone; values have the names that `compare_files` gives them."""
     compare.set_defaults(run=commands.compare, default=compare.get_default)
     words = "scores of the base model: a file, a directory of shards, or a pattern of their names in quotes"
     compare.add_argument("base", type=_filled, metavar="BASE", help=words)
