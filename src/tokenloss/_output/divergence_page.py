@@ -182,7 +182,7 @@ def write_comparison_page(
     True
     """
     if not comparisons:
-        raise_error("option", name="comparisons", got=comparisons, fits="a mapping that holds any")
+        raise_error("option", name="comparisons", got=comparisons, fits="a mapping of names to at least one comparison")
     first, *_ = comparisons.values()
     shape = first.kl.shape
     for name, one in comparisons.items():
@@ -245,8 +245,8 @@ def _write_comparison(
         columns = {"name": page.as_json(name), "shades": page.shade_letters(css_class[:size])}
         columns["kl"] = page.numbers(one.kl.reshape(-1)[:size])
         models.append(page.as_object(columns | side(one.nll, others[name] if others else None)))
-        shares = np.bincount(css_class[one.kept.reshape(-1)], minlength=len(_DIVERGENCES) + 1) / max(one.count, 1)
-        notes = [page.percent(share) for share in shares[: len(_DIVERGENCES) + 1].tolist()]
+        fractions = np.bincount(css_class[one.kept.reshape(-1)], minlength=len(_DIVERGENCES) + 1) / max(one.count, 1)
+        notes = [page.percent(fraction) for fraction in fractions[: len(_DIVERGENCES) + 1].tolist()]
         shades = page.legend(css_class, "divergence from<br>of the tokens", _DIVERGENCES, notes, "infinite")
         heads.append(f"<section{' hidden' if number else ''}>{_comparison_summary(one)}\n{shades}</section>")
         shown = shown if number else css_class

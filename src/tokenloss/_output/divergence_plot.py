@@ -194,7 +194,7 @@ def draw_candidates(
     ['Size and divergence', 'Quantiles of the KL divergence']
     """
     if not comparisons:
-        raise_error("option", name="comparisons", got=comparisons, fits="a mapping that holds any")
+        raise_error("option", name="comparisons", got=comparisons, fits="a mapping of names to at least one comparison")
     sizes = {} if sizes is None else sizes
     for name, size in sizes.items():
         if name not in comparisons:
