@@ -41,6 +41,8 @@ _SEQUENCE_COLUMNS = np.dtype(
     + [(name, "<f8") for name in ("nll", "loss", "perplexity")]
     + [("is_greedy", "?")]
 )
+# Sequences of responses have these, too.
+_SOURCE_COLUMNS = [("line", "<i8"), ("choice", "<i8"), ("is_greedy_known", "?")]
 _COMPARED_COLUMNS = np.dtype(
     [(name, "<i8") for name in ("candidate", *_PLACES, "target")]
     + [("kept", "?"), *((name, "<f8") for name in ("base_nll", "nll", "kl", "delta_p"))]
@@ -48,11 +50,6 @@ _COMPARED_COLUMNS = np.dtype(
 )
 # Columns that are null for tokens that are not scored, where the format has a null.
 _OF_SCORED = {"probability", *_OF_SCORES, *(_COMPARED_COLUMNS.names or ())} - {"candidate", "target", "kept", *_PLACES}
-_SOURCE_COLUMNS = [
-    ("line", "<i8"),
-    ("choice", "<i8"),
-    ("is_greedy_known", "?"),
-]  # that sequences of responses have besides
 
 
 class _TableFile(Sink):
