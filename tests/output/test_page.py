@@ -8,7 +8,7 @@ from importlib import resources
 import numpy as np
 import pytest
 from browser import CARD, assert_quiet, middle
-from pages import NASTY, Reader
+from pages import NASTY, Reader, made_up
 from places import SAMPLE
 
 import tokenloss
@@ -51,16 +51,6 @@ def shown(write, tokens, **options):
 
 
 # -- the file ---------------------------------------------------------------------------------------------------------
-
-
-def test_page_loads_nothing(sample, tmp_path):
-    scores, targets, tokens = sample
-    page.write_page(tmp_path / "page.html", scores, targets, tokens=tokens, title="a text")
-    text = (tmp_path / "page.html").read_text("utf-8")
-    assert not re.search(
-        r"https?:|//|url\(|@import|\b(src|href|srcset|action)\s*=|<(link|base|iframe|img|object)", text
-    )
-    assert "default-src 'none'" in text
 
 
 def test_page_of_the_sample(sample, write):
@@ -119,27 +109,71 @@ def test_page_holds_the_first_tokens(write, monkeypatch):
     assert found.texts["dd"][0].strip() == "8"
 
 
+# both kinds of pages, of the arguments that a test changes
+PAGES = {
+    "loss": lambda path, **change: page.write_page(
+        path, **{"scores": scores_of(np.ones(3)), "targets": [0, 1, 2]} | change
+    ),
+    "divergence": lambda path, **change: page.write_comparison_page(
+        path, **{"comparisons": {"a": made_up(np.ones(3))}, "targets": [0, 1, 2]} | change
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", PAGES)
+def test_page_loads_nothing(kind, sample, tmp_path):
+    scores, targets, tokens = sample
+    own = {"scores": scores} if kind == "loss" else {
+        "comparisons": {"a": made_up(scores.nll), "b": made_up(scores.nll)}, "base_scores": scores,
+        "scores": {"a": scores, "b": scores},
+    }  # fmt: skip
+    PAGES[kind](tmp_path / "page.html", targets=targets, tokens=tokens, title="a text", **own)
+    text = (tmp_path / "page.html").read_text("utf-8")
+    assert not re.search(
+        r"https?:|//|url\(|@import|\b(src|href|srcset|action)\s*=|<(link|base|iframe|img|object)", text
+    )
+    assert "default-src 'none'" in text
+
+
+@pytest.mark.parametrize("kind", PAGES)
 @pytest.mark.parametrize("shape", [(), (0,), (1,), (3, 0), (2, 3)])
-def test_scores_of_any_shape(shape, write):
-    found = write(scores_of(np.ones(shape)), np.zeros(shape, np.int32), vocabulary=["x"])
+def test_tokens_of_any_shape(shape, kind, tmp_path):
+    own = {"scores": scores_of(np.ones(shape))} if kind == "loss" else {"comparisons": {"q": made_up(np.ones(shape))}}
+    PAGES[kind](tmp_path / "page.html", targets=np.zeros(shape, np.int32), vocabulary=["x"], **own)
+    found = Reader((tmp_path / "page.html").read_text("utf-8"))
     assert [text for _, text in found.tokens] == ["x"] * math.prod(shape)
     assert "of all" not in found.text("p")
 
 
+OF_TWO = token_scores(np.ones((2, 2)), [0, 0])
+WRONG = [
+    ({"targets": [0, 1]}, ["targets has shape (2,)", "(3,)"]),
+    ({"targets": [0.0, 1.0, 2.0]}, ["targets has dtype float64", "integer"]),
+    ({"tokens": ["a", "b"]}, ["tokens has shape (2,)", "(3,)"]),
+    ({"tokens": [1, 2, 3]}, ["tokens has dtype int64", "text"]),
+]
+WRONG_COMPARISONS = [
+    ({"comparisons": {}}, ["comparisons is {}"]),
+    ({"comparisons": {"a": made_up(np.ones(3)), "b": made_up(np.ones(2))}}, ["comparisons['b']", "(2,)", "(3,)"]),
+    (
+        {"comparisons": {"a": made_up(np.ones(3)), "b": made_up(np.ones(3), base_nll=np.ones(3))}},
+        ["comparisons is ['a', 'b']", "one base"],
+    ),
+    ({"scores": {}}, ["scores is []", "['a']"]),
+    ({"scores": {"a": OF_TWO}}, ["scores['a'] has shape (2,)", "(3,)"]),
+    ({"base_scores": OF_TWO}, ["base_scores has shape (2,)", "(3,)"]),
+]
+
+
 @pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        ({"targets": [0, 1]}, ["targets has shape (2,)", "(3,)"]),
-        ({"targets": [0.0, 1.0, 2.0]}, ["targets has dtype float64", "integer"]),
-        ({"tokens": ["a", "b"]}, ["tokens has shape (2,)", "(3,)"]),
-        ({"tokens": [1, 2, 3]}, ["tokens has dtype int64", "text"]),
-    ],
+    ("kind", "change", "words"),
+    [(kind, *case) for kind in PAGES for case in WRONG] + [("divergence", *case) for case in WRONG_COMPARISONS],
 )
-def test_wrong_arguments(change, words, tmp_path):
+def test_wrong_arguments(kind, change, words, tmp_path):
     path = tmp_path / "page.html"
     path.write_text("before")
     with pytest.raises((TypeError, ValueError)) as raised:
-        page.write_page(path, scores_of(np.ones(3)), **{"targets": [0, 1, 2], **change})
+        PAGES[kind](path, **change)
     for word in words:
         assert word in str(raised.value)
     assert path.read_text() == "before"
