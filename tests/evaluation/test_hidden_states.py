@@ -18,7 +18,8 @@ from files import SAVERS, WITHOUT_TARGETS, held_at_most, save_npz, save_zarr
 import tokenloss
 from tokenloss import NormWarning, ShiftWarning, evaluate
 from tokenloss._evaluation import checks, plan
-from tokenloss._evaluation import run as shard_run
+from tokenloss._evaluation import score as shard_run
+from tokenloss._evaluation.options import Options
 from tokenloss.formats import llama_cpp, open_hidden_states, open_scores
 from tokenloss.formats.lm_head import HEAD_FILES, open_lm_head
 
@@ -274,7 +275,7 @@ def test_hidden_that_is_refused(path, command):
         assert_refused(command("score", path / "logits.npz", *option), f"{name} is given", "left out without lm_head")
     for option, words in [
         (("--logit-scale", "0"), "logit_scale is 0.0"), (("--softcap", "-1"), "softcap is -1.0"),
-        (("--softcap", "x"), "argument --softcap: invalid float value: 'x'"),
+        (("--softcap", "x"), "argument --softcap: "),
     ]:  # fmt: skip
         assert_refused(command("score", path / "both.npz", *head, *option), words)
 
@@ -397,7 +398,7 @@ def test_state(parts, command, score_json, monkeypatch):
 
 def test_scheduler(parts, score_json, monkeypatch):
     distributed = pytest.importorskip("distributed", reason="Dask is optional")
-    options = plan.Options(lm_head="head.npz:lm_head.weight").with_absolute_paths()
+    options = Options(lm_head="head.npz:lm_head.weight").with_absolute_paths()
     assert options.lm_head == str(Path.cwd() / "head.npz:lm_head.weight")
     monkeypatch.chdir(parts.head.parent)
     argv = "part-*.npz", "--lm-head", "head.npy"

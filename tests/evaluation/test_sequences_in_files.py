@@ -12,7 +12,7 @@ from files import WITH_TARGETS, save_compressed_npz, save_npz, save_safetensors,
 
 import tokenloss
 from tokenloss._evaluation import plan, sequences
-from tokenloss._evaluation import run as shard_run
+from tokenloss._evaluation import score as shard_run
 
 pytestmark = pytest.mark.thread_unsafe(reason="a command prints to the stdout of its process")
 

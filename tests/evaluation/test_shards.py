@@ -17,9 +17,9 @@ from places import SAMPLE
 
 import tokenloss
 from tokenloss._evaluation import checkpoint, plan
-from tokenloss._evaluation import run as shard_run
+from tokenloss._evaluation import score as shard_run
 from tokenloss._evaluation.checkpoint import Checkpoint
-from tokenloss._evaluation.plan import Options
+from tokenloss._evaluation.options import Options
 from tokenloss.formats import npz
 
 pytestmark = pytest.mark.thread_unsafe(reason="a command prints to the stdout of its process")

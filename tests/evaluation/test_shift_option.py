@@ -14,7 +14,8 @@ from commands import LOGITS, SUMMARY_FIELDS, TARGETS, assert_refused, process, r
 import tokenloss
 from tokenloss import ShiftWarning
 from tokenloss._core.text import as_strict_json
-from tokenloss._evaluation import plan, run
+from tokenloss._evaluation import plan
+from tokenloss._evaluation import score as run
 from tokenloss.formats import llama_cpp
 
 pytestmark = pytest.mark.thread_unsafe(reason="a command prints to the stdout of its process")

@@ -15,7 +15,7 @@ from safetensors.numpy import save_file
 from tables import read_table
 
 import tokenloss
-from tokenloss._evaluation import run as shard_run
+from tokenloss._evaluation import score as shard_run
 
 pytestmark = pytest.mark.thread_unsafe(reason="a command prints to the stdout of its process")
 

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from tokenloss._core import config
-from tokenloss._core.dtypes import as_array, as_float_array, bfloat16_to_float32, dtype_name
+from tokenloss._core.dtypes import as_array, as_float_array, dtype_name, without_bfloat16
 from tokenloss._core.errors import raise_error, with_file_names
 from tokenloss._core.validation import check_mask
-from tokenloss._evaluation import run
+from tokenloss._evaluation import score
 from tokenloss._evaluation.files import make_evaluation
 from tokenloss._evaluation.plan import OpenShard, Shard, check_shiftable, check_stored_targets, shifted
 from tokenloss._evaluation.results import ShardResult
@@ -29,8 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from tokenloss._core.types import Array
-    from tokenloss._evaluation.files import Settings
-    from tokenloss._evaluation.plan import Options
+    from tokenloss._evaluation.options import Options, Settings
     from tokenloss._evaluation.results import Evaluation
     from tokenloss._evaluation.sink import Sink
 
@@ -51,7 +50,7 @@ def evaluate_blocks(blocks: Iterable[Any], options: Options, settings: Settings,
                 fits = f"(..., {shard.shape[-1]}), as those of earlier blocks"
                 raise_error("shape", name=f"{part.path}: logits", got=part.shape, fits=fits)
             sampled = total.result.shift_sample.rows
-            result = run.score_rows(
+            result = score.score_rows(
                 part, opened, options, workers, token_function(outputs, 0, total.rows), top_k, sampled=sampled
             )
             total.add(result, part)
@@ -153,7 +152,7 @@ def _checked(name: str, values: Any, before: _Total) -> _Block:
         scores, code = as_float_array("logits", logits)
         if not scores.ndim:
             raise_error("scalar", name="logits")
-        targets = _floats(*as_array("targets", targets))
+        targets = without_bfloat16(*as_array("targets", targets))
         mask = None if where is None else check_mask(where, scores.shape[:-1])
         ids = None if segment_ids is None else check_segment_ids(segment_ids, scores.shape[:-1]).reshape(-1)
         if before.has_ids not in (None, ids is not None):
@@ -164,7 +163,7 @@ def _checked(name: str, values: Any, before: _Total) -> _Block:
 
 def _file(block: _Block, options: Options) -> ScoresFile:
     """The logits of a block, read from memory as those of a file are."""
-    dtype = _floats(block.scores[:0], block.code).dtype
+    dtype = without_bfloat16(block.scores[:0], block.code).dtype
     read = _reader(block.scores, block.code)
     return ScoresFile(block.name, options.kind or "logits", block.scores.shape, dtype, None, None, read)
 
@@ -197,18 +196,13 @@ def _shard(block: _Block, options: Options, numbered: int, following: _Block | N
     return OpenShard(file, targets, has_next, None, sequences, mask), shard
 
 
-def _floats(array: Array, code: int | None) -> Array:
-    """The array, with bfloat16 as float32, which holds the same numbers."""
-    return bfloat16_to_float32(array) if dtype_name(code, array) == "bfloat16" else array
-
-
 def _reader(scores: Array, code: int | None) -> Callable[[int], Iterator[Array]]:
     """Function that reads rows of scores in memory."""
     rows = math.prod(scores.shape[:-1])
 
     def read(most_rows: int) -> Iterator[Array]:
         for start in range(0, rows, most_rows):
-            yield _floats(rows_at(scores, start, min(start + most_rows, rows)), code)
+            yield without_bfloat16(rows_at(scores, start, min(start + most_rows, rows)), code)
 
     return read
 

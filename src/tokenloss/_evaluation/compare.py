@@ -13,7 +13,8 @@ from tokenloss._comparison.paired import nan_last, rows_of
 from tokenloss._core.errors import raise_error
 from tokenloss._evaluation.checks import norm_seems_missing
 from tokenloss._evaluation.compared_shard import ComparedShard, compare_shard, joined
-from tokenloss._evaluation.files import Inputs, score_shards
+from tokenloss._evaluation.files import score_shards
+from tokenloss._evaluation.options import Inputs
 from tokenloss._evaluation.pairing import paired
 from tokenloss._evaluation.plan import check_order, open_all, open_shard, open_stored, planned
 from tokenloss._evaluation.results import ShiftSample
@@ -24,8 +25,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from tokenloss._core.types import Array
-    from tokenloss._evaluation.files import Settings
-    from tokenloss._evaluation.plan import Options, Shard
+    from tokenloss._evaluation.options import Options, Settings
+    from tokenloss._evaluation.plan import Shard
     from tokenloss._evaluation.sink import Sink
 
 

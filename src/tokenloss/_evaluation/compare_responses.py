@@ -9,7 +9,7 @@ from tokenloss._comparison.response_pairs import PairedFiles, compare_pairs
 from tokenloss._comparison.responses import ResponseComparison, response_comparison_of
 from tokenloss._core import threads
 from tokenloss._core.errors import raise_error
-from tokenloss._evaluation.plan import Options
+from tokenloss._evaluation.options import Options
 from tokenloss._evaluation.response_scores import ScoredResponses
 from tokenloss.formats.responses import is_responses, open_responses
 

@@ -14,8 +14,8 @@ from tokenloss._core.text import count_of
 from tokenloss._core.threads import check_workers
 from tokenloss._core.validation import check_integer, head_transform
 from tokenloss._evaluation.blocks import evaluate_blocks
-from tokenloss._evaluation.files import Inputs, Settings, evaluate_files, resolved
-from tokenloss._evaluation.plan import Options
+from tokenloss._evaluation.files import evaluate_files
+from tokenloss._evaluation.options import Inputs, Options, Settings, resolved
 from tokenloss._evaluation.results import Evaluation, NormWarning, ShiftWarning
 from tokenloss._evaluation.sink import checked_sinks
 from tokenloss._evaluation.summary import WORDS

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from tokenloss._core.types import Array, Columns, IntArray
-    from tokenloss._evaluation.plan import Options
+    from tokenloss._evaluation.options import Options
     from tokenloss.formats.responses import Response, ResponsesFile
 
 

@@ -12,7 +12,7 @@ from tokenloss._core.errors import raise_error
 from tokenloss._evaluation.plan import Shard
 from tokenloss._evaluation.response_figures import ResponseFigures, Sources
 from tokenloss._evaluation.results import ShardResult
-from tokenloss._evaluation.run import TopLosses
+from tokenloss._evaluation.score import TopLosses
 from tokenloss._evaluation.sequences import RowSequences, SequenceCollector
 from tokenloss._evaluation.sink import TokenBlock
 from tokenloss._scores.token_scores import TokenScores
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from tokenloss._core.types import Array, IntArray
-    from tokenloss._evaluation.plan import Options
-    from tokenloss._evaluation.run import _Sink
+    from tokenloss._evaluation.options import Options
+    from tokenloss._evaluation.score import _Sink
     from tokenloss.formats.responses import Response
 
 _BLOCK_ENTRIES = 1 << 16  # tokens and alternatives of short responses that are scored together

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from tokenloss._core.types import Array
-    from tokenloss._evaluation.plan import Options, Shard
+    from tokenloss._evaluation.options import Options
+    from tokenloss._evaluation.plan import Shard
     from tokenloss._evaluation.results import ShardResult
 
 _TEXT_BYTES = 1 << 20  # read at a time
