@@ -47,9 +47,9 @@ def _rows(summary: dict[str, Any], basis: str) -> list[tuple[Any, str, str, str]
     by_byte, by_sequence = summary["bits_per_byte_stderr"], summary["sequence_loss_stderr"]
     no_error = "nats; no interval from one token" if count == 1 else "nats"
     return [
-        (True, "tokens", f"{tokens:,}", _left_out(summary)),
-        (summary["n_nan"], "nan tokens", f"{summary['n_nan']:,}", f"of {tokens:,}"),
-        (summary["n_infinite"], "infinite losses", f"{summary['n_infinite']:,}", f"of {tokens:,}"),
+        (True, "tokens", f"{count:,}", _left_out(summary)),
+        (summary["n_nan"], "nan tokens", f"{summary['n_nan']:,}", f"of {count:,}"),
+        (summary["n_infinite"], "infinite losses", f"{summary['n_infinite']:,}", f"of {count:,}"),
         (True, "loss", f"{summary['loss']:.6g}", known_error(stderr, f"± {stderr:.3g} nats ({basis})") or no_error),
         (
             True, "perplexity", f"{summary['perplexity']:.6g}",
