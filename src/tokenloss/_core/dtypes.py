@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tokenloss._core import _core
+from tokenloss._core import config as config  # which tells the core how to choose an instruction set
 from tokenloss._core.errors import raise_error
 
 # what an array may hold, in messages
