@@ -90,7 +90,8 @@ def test_stub_tells_type_checkers_of_every_public_name():
     assert told == expected | {("tokenloss._core.version", "__version__")}
 
 
-SIZED = [path for path in sorted(SOURCE.rglob("*.*")) if path.suffix[1:] in "py pyi pyx pxi pxd c h js css".split()]
+SUFFIXES = (".py", ".pyi", ".pyx", ".pxi", ".pxd", ".c", ".h", ".js", ".css")
+SIZED = [path for path in sorted(SOURCE.rglob("*.*")) if path.suffix in SUFFIXES]
 
 
 @pytest.mark.parametrize("path", SIZED, ids=lambda path: path.relative_to(SOURCE).as_posix())
