@@ -14,7 +14,7 @@ from places import SAMPLE
 
 from tokenloss._command import cli, commands
 from tokenloss._evaluation import plan
-from tokenloss._evaluation import run as shard_run
+from tokenloss._evaluation import score as shard_run
 from tokenloss.formats import npz as npz_format
 
 pytestmark = pytest.mark.thread_unsafe(reason="a command prints to the stdout of its process")
@@ -205,11 +205,10 @@ def test_out_of_memory(command, monkeypatch):
 def test_signals_remove_half_written_files(name, tmp_path):
     number = getattr(signal, name)
     program = (
-        "import sys, os, signal, time; from tokenloss._command import cli; from tokenloss._evaluation import run\n"
-        "block = run._score_block\n"
+        "import sys, os, signal, time; from tokenloss._command import cli; from tokenloss._evaluation import score\n"
         "def slow(*args, **options):\n"
         "    print('begun', flush=True); time.sleep(60)\n"
-        "run._score_block = slow\n"
+        "score._Run.take = slow\n"
         f"signal.signal(signal.{name}, signal.SIG_DFL)\n"  # which nohup, or a shell in the background, may ignore
         "sys.exit(cli.main())"
     )
@@ -232,12 +231,12 @@ def test_signals_remove_half_written_files(name, tmp_path):
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows ends a process at once instead of sending it a signal")
 def test_signals_leave_the_state_of_what_is_done(name, command, shards):
     program = (
-        "import sys, time; from tokenloss._command import cli; from tokenloss._evaluation import run\n"
-        "score = run.score_shard\n"
+        "import sys, time; from tokenloss._command import cli; from tokenloss._evaluation import score\n"
+        "score_shard = score.score_shard\n"
         "def slow(shard, *args):\n"
         "    if 'part-c' in shard.path: print('begun', flush=True); time.sleep(60)\n"
-        "    return score(shard, *args)\n"
-        "run.score_shard = slow\n"
+        "    return score_shard(shard, *args)\n"
+        "score.score_shard = slow\n"
         "sys.exit(cli.main())"
     )
     argv = ["score", shards.path / "part-*.npz", "--state", shards.path / "state"]
@@ -291,7 +290,7 @@ def test_signals_that_come_at_once_end_the_command_once(command, monkeypatch):
 
 
 def test_ctrl_c(command, monkeypatch):
-    monkeypatch.setattr(shard_run, "token_scores", raising(KeyboardInterrupt))
+    monkeypatch.setattr(shard_run, "scores_of_kind", raising(KeyboardInterrupt))
     assert command("score", SAMPLE) == (130, "", "tokenloss: interrupted\n")
 
 

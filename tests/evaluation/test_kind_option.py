@@ -150,10 +150,30 @@ def test_kind_log_probs_of_wrong_logsumexp(wrong, named, command, npz, npy):
     argv = [npz(log_probs=scores, targets=targets)] if named else [*npy(scores, targets), "--kind", "log_probs"]
     got = tokenloss.logsumexp(scores[4:5])[0]
     words = f"{argv[0]}: log_probs has a row whose logsumexp is {got:.4g}; natural log-probabilities have 0"
+    if scores[4, TARGETS[0]] > 0:
+        words = f"{argv[0]}: log_probs[4, 0] = "
     if got < 0 and not named:  # as of rows that were cut
         assert command("score", *argv)[0] == 0
     else:
         assert_refused(command("score", *argv), words)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("kind", ["logits", "log_probs", "probs"])
+def test_tokens_have_the_bits_of_token_scores_of_that_kind(kind, dtype, npz):
+    class Kept(tokenloss.sinks.Sink):
+        needs_tokens, top_k = True, 3
+
+        def add(self, block):
+            self.scores = block.scores
+
+    logits, targets = np.random.default_rng(5).normal(size=(40, 30)), np.arange(40) % 31 - 1
+    logs = tokenloss.log_softmax(logits)
+    scores = {"logits": logits, "log_probs": logs, "probs": np.exp(logs)}[kind].astype(dtype)
+    expected, sink = tokenloss.token_scores(scores, targets, kind=kind, ignore_index=-1, top_k=3), Kept()
+    tokenloss.evaluate(npz(**{kind: scores}, targets=targets), ignore_index=-1, sinks=[sink])
+    for name, column in vars(expected).items():
+        np.testing.assert_array_equal(getattr(sink.scores, name), column, name)
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float64])
@@ -174,7 +194,7 @@ def test_kind_log_probs_of_nearly_right_logsumexp(score_json, command, npz):
     logs[1] = np.nan
     logs[2] += 7  # is not scored
     found = score_json(npz(log_probs=logs, targets=[0, 1, -100, 0]))
-    assert (found["tokens"], found["loss"]) == (3, None)
+    assert (found["count"], found["loss"]) == (3, None)
     logs[0] += 0.02 * UNNORMALIZED
     assert_refused(command("score", npz(log_probs=logs, targets=[0, 1, -100, 0])), "logsumexp is 0.101")
 

@@ -14,7 +14,7 @@ from tokenloss._core import config
 from tokenloss._core.dtypes import as_array, as_float_array, dtype_name, without_bfloat16
 from tokenloss._core.errors import raise_error, with_file_names
 from tokenloss._core.validation import check_mask
-from tokenloss._evaluation import run
+from tokenloss._evaluation import score
 from tokenloss._evaluation.files import make_evaluation
 from tokenloss._evaluation.plan import OpenShard, Shard, check_shiftable, check_stored_targets, shifted
 from tokenloss._evaluation.results import ShardResult
@@ -29,8 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from tokenloss._core.types import Array
-    from tokenloss._evaluation.files import Settings
-    from tokenloss._evaluation.plan import Options
+    from tokenloss._evaluation.options import Options, Settings
     from tokenloss._evaluation.results import Evaluation
     from tokenloss._evaluation.sink import Sink
 
@@ -51,7 +50,7 @@ def evaluate_blocks(blocks: Iterable[Any], options: Options, settings: Settings,
                 fits = f"(..., {shard.shape[-1]}), as those of earlier blocks"
                 raise_error("shape", name=f"{part.path}: logits", got=part.shape, fits=fits)
             sampled = total.result.shift_sample.rows
-            result = run.score_rows(
+            result = score.score_rows(
                 part, opened, options, workers, token_function(outputs, 0, total.rows), top_k, sampled=sampled
             )
             total.add(result, part)

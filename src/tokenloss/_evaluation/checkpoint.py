@@ -34,7 +34,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from typing import BinaryIO, NoReturn
 
-    from tokenloss._evaluation.plan import Options, Shard
+    from tokenloss._evaluation.options import Options
+    from tokenloss._evaluation.plan import Shard
 
 _FORMAT = 6  # of the file; another one is refused
 _PIECES = 32  # of a file, by which it is told from another

@@ -13,7 +13,8 @@ from tokenloss._comparison.paired import nan_last, rows_of
 from tokenloss._core.errors import raise_error
 from tokenloss._evaluation.checks import norm_seems_missing
 from tokenloss._evaluation.compared_shard import ComparedShard, compare_shard, joined
-from tokenloss._evaluation.files import Inputs, score_shards
+from tokenloss._evaluation.files import score_shards
+from tokenloss._evaluation.options import Inputs
 from tokenloss._evaluation.pairing import paired
 from tokenloss._evaluation.plan import check_order, open_all, open_shard, open_stored, planned
 from tokenloss._evaluation.results import ShiftSample
@@ -24,8 +25,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from tokenloss._core.types import Array
-    from tokenloss._evaluation.files import Settings
-    from tokenloss._evaluation.plan import Options, Shard
+    from tokenloss._evaluation.options import Options, Settings
+    from tokenloss._evaluation.plan import Shard
     from tokenloss._evaluation.sink import Sink
 
 
@@ -88,11 +89,11 @@ def _figures(
     }
     candidates = []
     for number, (other, columns) in enumerate(zip(others, joined(parts), strict=True)):
-        comparison = comparison_of(options.definitions, [columns])
+        comparison = comparison_of(options.definitions, columns)
         figures = shared | {"other": other.source, "name": other.name, "size": other.size}
         figures |= {"kind": shards[0].others[number].kind, "ignored": rows - without_next - comparison.count}
         figures |= _head_figures(shards[0], number)
-        figures |= comparison.as_dict()
+        figures |= comparison.to_dict()
         if types is not None:
             table = comparison.by(types)
             figures["by_token_type"] = [row | {"group": TYPES[row["group"]]} for row in rows_of(table)]

@@ -16,8 +16,7 @@ from tokenloss._core.threads import check_workers
 from tokenloss._core.validation import check_integer, head_transform
 from tokenloss._evaluation.compare import Given, compare_sides
 from tokenloss._evaluation.evaluate import advice, not_finite_notes
-from tokenloss._evaluation.files import Inputs, Settings, resolved
-from tokenloss._evaluation.plan import Options
+from tokenloss._evaluation.options import Inputs, Options, Settings, resolved
 from tokenloss._evaluation.sink import checked_sinks
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from tokenloss._core.validation import as_positions, scores_of_shape
 from tokenloss._evaluation import checks
 from tokenloss._evaluation.plan import open_shard, rows_per_block
 from tokenloss._evaluation.results import ShiftSample
-from tokenloss._evaluation.run import SHIFT_SAMPLE, ShiftSampler, row_functions, scores_at
+from tokenloss._evaluation.score import SHIFT_SAMPLE, ShiftSampler, row_functions, scores_at, scores_of_kind
 from tokenloss._evaluation.sink import ComparedBlock
 from tokenloss._scores.softmax import log_softmax
 from tokenloss._scores.token_scores import token_scores
@@ -28,8 +28,9 @@ if TYPE_CHECKING:
     from typing import TypeAlias
 
     from tokenloss._core.types import Array, BoolArray, Columns, IntArray
-    from tokenloss._evaluation.plan import OpenShard, Options, Shard
-    from tokenloss._evaluation.run import _Sink
+    from tokenloss._evaluation.options import Options
+    from tokenloss._evaluation.plan import OpenShard, Shard
+    from tokenloss._evaluation.score import _Sink
     from tokenloss._scores.token_scores import TokenScores
     from tokenloss.formats.scores_file import LmHead, ScoresFile
 
@@ -122,7 +123,7 @@ class _Model:
     def top_scores(self, scores: Array) -> Callable[..., TokenScores]:
         """Function that scores rows by the first classes, whose probabilities need not add up to 1."""
         some = scores[:, : self.options.classes]
-        return functools.partial(token_scores, checks.log(some) if self.kind == "probs" else some)
+        return functools.partial(scores_of_kind, some, kind=self.kind)
 
     def projection(self, rows: Array) -> Projection:
         """Hidden states and their projection onto the vocabulary."""

@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import glob
 import math
 import time
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from tokenloss._core import config
-from tokenloss._core.errors import raise_error
-from tokenloss._core.files import identity, links_in
-from tokenloss._evaluation import run
+from tokenloss._evaluation import score
 from tokenloss._evaluation.checkpoint import Checkpoint
-from tokenloss._evaluation.plan import by_number, check_different, plan
+from tokenloss._evaluation.plan import plan
 from tokenloss._evaluation.progress import Progress
 from tokenloss._evaluation.responses import (
     are_responses,
@@ -29,75 +25,27 @@ from tokenloss._evaluation.responses import (
 from tokenloss._evaluation.results import Evaluation, ShardResult
 from tokenloss._evaluation.sink import check_files, finish_sinks, open_sinks, token_function
 from tokenloss._evaluation.summary import add_lengths, merge_meters, sequence_columns, summary, text_length
-from tokenloss.formats.lm_head import lm_head_files
-from tokenloss.formats.readers import is_scores
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from tokenloss._core.types import IntArray
     from tokenloss._evaluation.checkpoint import Result
-    from tokenloss._evaluation.plan import Options, Shard
+    from tokenloss._evaluation.options import Inputs, Options, Settings
+    from tokenloss._evaluation.plan import Shard
     from tokenloss._evaluation.sink import Sink
-
-
-class Inputs(NamedTuple):
-    """Files that are read, patterns resolved."""
-
-    scores: list[str]
-    targets: list[str]
-    segment_ids: list[str]
-    text: str | None = None
-    lm_head: str | None = None
-
-    def by_identity(self) -> dict[object, str]:
-        """Each file by what identifies it, and those that belong to it; a file that is given twice is refused."""
-        paths = [*self.scores, *self.targets, *self.segment_ids, *filter(None, [self.text])]
-        check_different(paths)
-        heads = [] if self.lm_head is None else lm_head_files(self.lm_head)  # perhaps in a file of hidden states
-        links = (str(link) for path in self.scores if Path(path).is_dir() for link in links_in(path))
-        return {identity(path): path for path in (*heads, *links, *paths)}
-
-
-def resolved(patterns: Sequence[str], are_scores: bool = False) -> list[str]:
-    """Paths that match patterns, or are of scores in directories; those of one are in the order of their numbers."""
-    paths = []
-    for pattern in patterns:
-        matches = [pattern]
-        if glob.has_magic(pattern) and not Path(pattern).exists():
-            matches = sorted(glob.glob(pattern, recursive=True), key=by_number)
-        elif are_scores and Path(pattern).is_dir() and not is_scores(pattern):
-            matches = sorted(filter(is_scores, map(str, Path(pattern).iterdir())), key=by_number)
-            if not matches:
-                raise_error("content", path=pattern, got="is a directory without files of scores", fits="hold some")
-        if not matches:
-            raise ValueError(f"{pattern}: matches no file")
-        paths += matches
-    return paths
-
-
-class Settings(NamedTuple):
-    """Options that do not affect the result of a shard."""
-
-    n_bytes: int | IntArray = 0  # of the whole text, or of each sequence
-    n_words: int | IntArray = 0
-    words: str = "whitespace"
-    state: str | None = None
-    scheduler: str | None = None
-    workers: int | None = None
-    progress: bool = False
 
 
 def evaluate_files(inputs: Inputs, options: Options, settings: Settings, outputs: Sequence[Sink]) -> Evaluation:
     """Score all tokens of files; outputs are opened before, and finished in order."""
     check_files(outputs, settings.state, inputs.by_identity())
     top_k = max((output.top_k for output in outputs), default=0)
-    score: Callable[..., ShardResult]
+    function: Callable[..., ShardResult]
     size: tuple[tuple[int, ...] | None, int | None] = None, None
     if of_responses := are_responses(inputs.scores):
-        shards, score = plan_responses(inputs.scores, options), score_responses
+        shards, function = plan_responses(inputs.scores, options), score_responses
     else:
-        shards, score = plan(inputs.scores, inputs.targets, options, inputs.segment_ids), run.score_shard
+        shards = plan(inputs.scores, inputs.targets, options, inputs.segment_ids)
+        function = score.score_shard
         top_k = min(top_k, shards[0].shape[-1])
         size = shards[0].batch, sum(shard.scored_rows for shard in shards)
     n_bytes, n_words = settings.n_bytes, settings.n_words
@@ -107,7 +55,7 @@ def evaluate_files(inputs: Inputs, options: Options, settings: Settings, outputs
     with contextlib.ExitStack() as stack:
         open_sinks(stack, outputs, *size, top_k, of_responses)
         start = time.perf_counter()
-        results, n_read = score_shards(score, shards, options, settings, outputs, top_k)
+        results, n_read = score_shards(function, shards, options, settings, outputs, top_k)
         seconds = time.perf_counter() - start
         if of_responses:
             check_names(inputs.scores, results)
@@ -145,7 +93,7 @@ def make_evaluation(
 
 
 def score_shards(
-    score: Callable[..., Result],
+    function: Callable[..., Result],
     shards: list[Shard],
     options: Options,
     settings: Settings,
@@ -159,9 +107,9 @@ def score_shards(
     total = sum(shard.n_bytes for shard in chosen)
     with Progress(total if settings.progress else None) as progress:
         if settings.scheduler:
-            results = _score_on_cluster(score, chosen, options, settings, settings.scheduler)
+            results = _score_on_cluster(function, chosen, options, settings, settings.scheduler)
         else:
-            results = _score_locally(score, chosen, options, settings, outputs, top_k, progress.advance)
+            results = _score_locally(function, chosen, options, settings, outputs, top_k, progress.advance)
         for i, result in results:
             checkpoint.add(left[i], result)
             if settings.scheduler:
@@ -172,7 +120,7 @@ def score_shards(
 
 
 def _score_locally(
-    score: Callable[..., Result],
+    function: Callable[..., Result],
     shards: list[Shard],
     options: Options,
     settings: Settings,
@@ -183,16 +131,16 @@ def _score_locally(
     """Score shards one by one."""
     workers = settings.workers or config.default_workers()
     for number, shard in enumerate(shards):
-        yield number, score(shard, options, workers, token_function(outputs, number), top_k, advance)
+        yield number, function(shard, options, workers, token_function(outputs, number), top_k, advance)
 
 
 def _score_on_cluster(
-    score: Callable[..., Result], shards: list[Shard], options: Options, settings: Settings, scheduler: str
+    function: Callable[..., Result], shards: list[Shard], options: Options, settings: Settings, scheduler: str
 ) -> Iterator[tuple[int, Result]]:
     """Score shards on a cluster."""
     from tokenloss._evaluation.cluster import map_shards  # needs Dask
 
-    function = functools.partial(score, options=options.with_absolute_paths(), workers=settings.workers or 1)
+    function = functools.partial(function, options=options.with_absolute_paths(), workers=settings.workers or 1)
     try:
         yield from map_shards(function, [shard.with_absolute_paths() for shard in shards], scheduler)
     except Exception as error:  # whatever a worker met with

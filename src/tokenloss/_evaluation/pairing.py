@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tokenloss._core.errors import raise_error
-from tokenloss._evaluation.plan import by_number, have_same_rows
+from tokenloss._evaluation.options import by_number
+from tokenloss._evaluation.plan import have_same_rows
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from tokenloss._evaluation.plan import Options, Shard
+    from tokenloss._evaluation.options import Options
+    from tokenloss._evaluation.plan import Shard
 
 
 def paired(base: Sequence[Shard], candidates: Sequence[Sequence[Shard]], options: Options) -> list[Shard]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -12,9 +11,9 @@ import numpy as np
 
 from tokenloss._core import jobs
 from tokenloss._core.errors import raise_error, with_file_names
-from tokenloss._core.files import identity
 from tokenloss._core.projection import MAX_TILE_ROWS
 from tokenloss._core.validation import as_positions, scores_of_shape
+from tokenloss._evaluation.options import by_number
 from tokenloss._evaluation.sequences import row_sequences
 from tokenloss._statistics.sequences import check_segment_ids
 from tokenloss.formats import npy
@@ -24,9 +23,9 @@ from tokenloss.formats.scores_file import ScoresFile
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from typing import Literal
 
-    from tokenloss._core.types import Array, Kind
+    from tokenloss._core.types import Array
+    from tokenloss._evaluation.options import Options
     from tokenloss._evaluation.sequences import RowSequences
     from tokenloss.formats.responses import ResponsesFile
 
@@ -35,30 +34,6 @@ _BLOCK_ROWS = 1 << 20  # read at a time, since each row takes some bytes more
 _BLOCK_TILES = 4  # of hidden states, read at a time: a product takes long
 _MOST_MAPS = 64  # of a model's files that stay open: each takes a descriptor
 _MOST_LOADED = 64 << 20  # bytes of their arrays in memory, as of compressed files
-
-
-class Options(NamedTuple):
-    """Options that affect the result of a shard."""
-
-    array: str | None = None
-    kind: Kind | None = None
-    ignore_index: int | None = -100
-    shift: bool | None = None  # None: not, but look whether it would fit better
-    top: int = 5
-    part: Literal["prompt", "generated", "all"] | None = None  # of responses
-    skip_failed: bool = False
-    lm_head: str | None = None  # FILE[:NAME], of files of hidden states
-    hidden: str | None = None  # name of their array
-    logit_scale: float | None = None  # of hidden states, if not that of the model; so is the next, 0 for none
-    softcap: float | None = None
-    definitions: Literal["exact", "llama.cpp"] = "exact"  # of a comparison, as the next two
-    classes: int | None = None  # that are compared, if not all are
-    others: tuple[Options, ...] = ()  # of the files of each candidate
-
-    def with_absolute_paths(self) -> Options:
-        """The same options for a process in another directory."""
-        others = tuple(other.with_absolute_paths() for other in self.others)
-        return self._replace(lm_head=self.lm_head and str(Path(self.lm_head).absolute()), others=others)
 
 
 class Shard(NamedTuple):
@@ -227,22 +202,6 @@ def open_shard(shard: Shard, options: Options) -> OpenShard:
     """Open a shard."""
     stored = open_stored(shard, options)
     return _shifted_shard(shard, stored) if options.shift else stored
-
-
-def check_different(paths: Sequence[str]) -> None:
-    """Refuse a file that is given twice, under whatever names."""
-    seen: dict[object, str] = {}
-    for path in paths:
-        first = seen.get(identity(path))
-        if first is not None:
-            got = "is given twice" if first == path else f"is given twice, as {first}, too"
-            raise_error("content", path=path, got=got, fits="be given once")
-        seen[identity(path)] = path
-
-
-def by_number(path: str) -> tuple[str | int, ...]:
-    """Sort key by which part-2 comes before part-10."""
-    return tuple(int(part) if i % 2 else part for i, part in enumerate(re.split("([0-9]+)", path)))
 
 
 def check_stored_targets(

@@ -9,8 +9,8 @@ from tokenloss._evaluation.sink import Sink
 from tokenloss._output.shared import head_row, known_of
 from tokenloss._output.terminal import Table, known_error, show_tables, table_of
 
-_MAX_SHARDS = 20  # that are listed
-_MAX_REASON = 100  # characters
+_MAX_SHARDS = 20  # files are listed up to this number
+_MAX_REASON = 100  # characters of the reason of a failed line
 
 
 class SummaryTables(Sink):
@@ -28,7 +28,7 @@ class SummaryTables(Sink):
 
 
 def summary_tables(summary: dict[str, Any], basis: str) -> list[Table]:
-    """Tables of the figures, of the files and of the highest losses; `basis` is what errors take as independent."""
+    """Tables of the figures, files and highest losses; `basis` says what standard errors take as independent."""
     several = len(summary["shards"]) > 1
     tables = [Table([tuple(row) for is_shown, *row in _rows(summary, basis) if is_shown])]
     if several and len(summary["shards"]) <= _MAX_SHARDS:
@@ -42,14 +42,14 @@ def summary_tables(summary: dict[str, Any], basis: str) -> list[Table]:
 
 def _rows(summary: dict[str, Any], basis: str) -> list[tuple[Any, str, str, str]]:
     """Rows of the figures: whether a row is shown, its label, value and note."""
-    tokens, stderr = summary["tokens"], summary["stderr"]
+    count, stderr = summary["count"], summary["stderr"]
     low, high = summary["perplexity_interval"]
     by_byte, by_sequence = summary["bits_per_byte_stderr"], summary["sequence_loss_stderr"]
-    no_error = "nats; no interval from one token" if tokens == 1 else "nats"
+    no_error = "nats; no interval from one token" if count == 1 else "nats"
     return [
-        (True, "tokens", f"{tokens:,}", _left_out(summary)),
-        (summary["n_nan"], "nan tokens", f"{summary['n_nan']:,}", f"of {tokens:,}"),
-        (summary["n_infinite"], "infinite losses", f"{summary['n_infinite']:,}", f"of {tokens:,}"),
+        (True, "tokens", f"{count:,}", _left_out(summary)),
+        (summary["n_nan"], "nan tokens", f"{summary['n_nan']:,}", f"of {count:,}"),
+        (summary["n_infinite"], "infinite losses", f"{summary['n_infinite']:,}", f"of {count:,}"),
         (True, "loss", f"{summary['loss']:.6g}", known_error(stderr, f"± {stderr:.3g} nats ({basis})") or no_error),
         (
             True, "perplexity", f"{summary['perplexity']:.6g}",
@@ -93,7 +93,7 @@ def _proportion_note(summary: dict[str, Any], unit: str) -> str:
 
 
 def _responses_note(summary: dict[str, Any]) -> str:
-    """What files of responses hold."""
+    """Note about what files of responses hold."""
     parts = {"prompt": "the prompt", "generated": "what was generated", "all": "the prompt and what was generated"}
     note = (
         f"{count_of(summary['responses'], 'response')} ({summary['dialect'] or 'all failed'}), {parts[summary['part']]}"
@@ -111,7 +111,7 @@ def _left_out(summary: dict[str, Any]) -> str:
 
 
 def _first_failed(summary: dict[str, Any]) -> str:
-    """The first failed line."""
+    """Description of the first failed line."""
     for entry in summary.get("failed", ()):
         name = "" if entry["custom_id"] is None else f" ({entry['custom_id']})"
         reason = entry["reason"]
@@ -121,8 +121,8 @@ def _first_failed(summary: dict[str, Any]) -> str:
 
 
 def _sequence_table(sequences: list[dict[str, Any]], several: bool) -> Table:
-    """Table of sequences, with their file if there are several."""
-    formats = {"sequence": "{sequence}", "tokens": "{tokens:,}", "loss": "{loss:.4f}", "perplexity": "{perplexity:.6g}"}
+    """Table of the sequences of the highest losses, with their files if there are several."""
+    formats = {"sequence": "{sequence}", "tokens": "{count:,}", "loss": "{loss:.4f}", "perplexity": "{perplexity:.6g}"}
     if "line" in sequences[0]:
         formats = {"sequence": "{sequence}", "line": "{line}", "choice": "{choice}"} | formats
     if several:
@@ -135,12 +135,12 @@ def _sequence_table(sequences: list[dict[str, Any]], several: bool) -> Table:
 
 def _shard_table(shards: list[dict[str, Any]]) -> Table:
     """Table of the files."""
-    formats = {"tokens": "{tokens:,}", "loss": "{loss:.6g}", "±": "{stderr:.3g}", "perplexity": "{perplexity:.6g}"}
+    formats = {"tokens": "{count:,}", "loss": "{loss:.6g}", "±": "{stderr:.3g}", "perplexity": "{perplexity:.6g}"}
     return table_of("files", formats | {"file": "{file}"}, shards)
 
 
 def _token_table(tokens: list[dict[str, Any]], several: bool) -> Table:
-    """Table of tokens, with their file if there are several, and their sequence, class and text if there are any."""
+    """Table of the tokens of the highest losses; files if there are several, and sequences, classes and text if any."""
     formats = {"sequence": "{sequence}", "position": "{position}", "target": "{target}", "loss": "{loss:.4f}"}
     formats |= {"probability": "{probability:.3g}"}
     for name in ("sequence", "target"):

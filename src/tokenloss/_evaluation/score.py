@@ -8,7 +8,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from tokenloss._core import _core, jobs
+from tokenloss._core.dtypes import as_float_array
 from tokenloss._core.errors import with_file_names
+from tokenloss._core.validation import as_positions
 from tokenloss._evaluation import checks
 from tokenloss._evaluation.plan import open_shard, rows_per_block
 from tokenloss._evaluation.results import ShardResult, ShiftSample, TokenLoss
@@ -16,7 +19,7 @@ from tokenloss._evaluation.sequences import SequenceCollector
 from tokenloss._evaluation.sink import TokenBlock
 from tokenloss._scores.linear import linear_cross_entropy, linear_token_scores
 from tokenloss._scores.losses import cross_entropy, cross_entropy_loss, nll_loss
-from tokenloss._scores.token_scores import token_scores
+from tokenloss._scores.token_scores import TokenScores, token_job
 from tokenloss.formats.mapped import check_map, rows_at
 
 if TYPE_CHECKING:
@@ -24,8 +27,8 @@ if TYPE_CHECKING:
     from typing import TypeAlias
 
     from tokenloss._core.types import Array, BoolArray, IntArray
-    from tokenloss._evaluation.plan import OpenShard, Options, Shard
-    from tokenloss._scores.token_scores import TokenScores
+    from tokenloss._evaluation.options import Options
+    from tokenloss._evaluation.plan import OpenShard, Shard
     from tokenloss.formats.scores_file import LmHead, ScoresFile
 
     _Sink: TypeAlias = Callable[[Any], None]  # called with each block of tokens
@@ -47,9 +50,22 @@ class RowFunctions(NamedTuple):
 def row_functions(file: ScoresFile) -> RowFunctions:
     """The functions of rows of a file."""
     if file.lm_head is None:
-        return RowFunctions(token_scores, _LOSSES[file.kind])
+        return RowFunctions(functools.partial(scores_of_kind, kind=file.kind), _LOSSES[file.kind])
     functions = linear_token_scores, linear_cross_entropy
     return RowFunctions(*(functools.partial(_project, function, file.lm_head) for function in functions))
+
+
+def scores_of_kind(
+    block: Array, targets: Array, *, kind: str, ignore_index: int | None, where: BoolArray | None, top_k: int,
+    workers: int | None,
+) -> TokenScores:  # fmt: skip
+    """As `token_scores`, of rows that may be cut to their likeliest classes, and need not add up to 1."""
+    array, code = as_float_array(kind, block)
+    scores = _core.Scores(kind, array, code, 1, array.shape, _core.KINDS.index(kind))
+    positions = as_positions("targets", targets, scores, ignore_index, where, distributions=False)
+    job, columns = token_job(scores, positions, (1.0, 0.0), top_k)
+    jobs.run(job, workers)
+    return TokenScores(**columns)
 
 
 def _project(function: Callable[..., Any], head: LmHead, hidden: Array, targets: Array, **options: Any) -> Any:
@@ -84,84 +100,98 @@ def score_rows(
     advance: Callable[[int], None] | None = None,
     sampled: int = 0,
 ) -> ShardResult:
-    """As `score_shard`, of a shard that is open; of so many rows a sample was taken before."""
-    file, targets, where, text, sequences, mask, _ = opened
-    is_soft = targets.ndim == len(file.shape)
-    ids = None if is_soft else targets.reshape(-1)
-    functions = row_functions(file)
-    row_bytes = file.row_bytes + (file.shape[-1] * targets.itemsize if is_soft else 0)
-    collector, highest = SequenceCollector(sequences, shard.split), TopLosses(options.top)
-    counted = where if mask is None else mask if where is None else where & mask
-    samples = not is_soft and not file.is_shifted and options.shift is None
-    left = SHIFT_SAMPLE - sampled if samples else 0
-    sampler = ShiftSampler(functions.losses, options.ignore_index, sequences.are_given, left)
-    rms: tuple[float, ...] = ()
-    start = greedy = n_nan = n_infinite = 0
-    is_checked = file.kind == "log_probs"  # every row of these is checked with its block
-    for block in file.blocks(rows_per_block(row_bytes, file.lm_head is not None and not is_soft)):
-        stop = start + len(block)
-        check_map(targets)
-        block_targets = rows_at(targets, start, stop) if ids is None else np.array(ids[start:stop])
-        block_where = None if where is None else where.reshape(-1)[start:stop]
-        block_counted = None if counted is None else counted.reshape(-1)[start:stop]
-        classes = checks.distribution_argmax(shard, start, block_targets, block_counted) if is_soft else block_targets
-        numbers, positions = sequences.numbers(start, stop), np.arange(start, stop)
-        with with_file_names(file.path, f"rows from {start} on" if start else None):
-            scores = _score_block(
-                shard, functions, block, block_targets, classes, block_counted, options, workers, top_k,
-                sink is not None,
-            )  # fmt: skip
-            sampler.update(block, block_targets, numbers, scores.kept)
-        is_checked = is_checked or checks.check_kind(file, None if options.kind else "--kind", block, scores.kept)
-        if file.lm_head is not None:
-            left = checks.NORM_SAMPLE - len(rms)
-            rms += checks.root_mean_squares(block, scores.kept, left, file.lm_head.norm_weights)
-        collector.update(scores, numbers)
-        greedy += int(np.count_nonzero(scores.is_greedy))
-        n_nan += int(np.count_nonzero(np.isnan(scores.nll) & scores.kept))
-        n_infinite += int(np.count_nonzero(np.isinf(scores.nll)))
-        highest.update(scores.nll, classes, scores.kept, positions, numbers)
-        if sink:
-            words = None if text is None else text.reshape(-1)[start:stop]
-            sink(_select(block_where, scores, classes, words, positions, numbers))
+    """As `score_shard`, of a shard that is open; earlier shards gave so many rows to the sample of shifted targets."""
+    run = _Run(shard, opened, options, workers, sink, top_k, sampled)
+    for rows in opened.file.blocks(run.max_rows):
+        run.take(rows)
         if advance:
-            advance(block.nbytes)
-        start = stop
-    meter, whole, split = collector.result()
-    count = meter.count + len(split.ids)
-    ignored = (start if where is None else int(np.count_nonzero(where))) - count
-    return ShardResult(
-        meter, ignored, greedy, highest.tokens(text), whole, split, sampler.sample, None, rms, n_nan, n_infinite
-    )
+            advance(rows.nbytes)
+    return run.result()
 
 
-def _score_block(
-    shard: Shard,
-    functions: RowFunctions,
-    block: Array,
-    targets: Array,
-    ids: Array,
-    where: Array | None,
-    shard_options: Options,
-    workers: int | None,
-    top_k: int,
-    every_token: bool,
-) -> TokenScores:
-    """Scores of the rows of a block; the ids are its targets, or the likeliest classes of distributions."""
-    kind = shard.kind
-    options: Any = {"ignore_index": shard_options.ignore_index, "where": where, "workers": workers}
-    is_soft = targets.ndim == block.ndim
-    logits = checks.log(block) if kind == "probs" and every_token else block  # logarithms for the entropy
-    unknown = {"ignore_index": -1} if is_soft else {}
-    scores = functions.token_scores(logits, ids, top_k=min(top_k, shard.shape[-1]), **options | unknown)
-    if kind == "log_probs":
-        checks.check_normalized(scores.logsumexp, shard.itemsize, shard_options.kind is not None)
-    if kind in ("log_probs", "probs") or is_soft:
-        nll = functions.losses(block, targets, reduction="none", **options)
-        if is_soft:
-            scores = dataclasses.replace(scores, kept=np.ones(nll.shape, np.bool_) if where is None else where)
-        scores = dataclasses.replace(scores, nll=np.where(scores.kept, nll, np.nan))
-    return scores
+class _Run:
+    """The scores of a shard so far."""
+
+    def __init__(
+        self, shard: Shard, opened: OpenShard, options: Options, workers: int | None, sink: _Sink | None, top_k: int,
+        sampled: int,
+    ) -> None:  # fmt: skip
+        file, targets, where, text, sequences, mask, _ = opened
+        self._shard, self._file, self._options, self._sink = shard, file, options, sink
+        self._targets, self._sequences = targets, sequences
+        self._is_soft = targets.ndim == len(file.shape)
+        self._ids = None if self._is_soft else targets.reshape(-1)
+        counted = where if mask is None else mask if where is None else where & mask
+        self._where, self._counted, self._text = (
+            None if array is None else array.reshape(-1) for array in (where, counted, text)
+        )
+        row_bytes = file.row_bytes + (file.shape[-1] * targets.itemsize if self._is_soft else 0)
+        self.max_rows = rows_per_block(row_bytes, file.lm_head is not None and not self._is_soft)
+        self._functions = row_functions(file)
+        ignored = -1 if self._is_soft else options.ignore_index  # -1 is the likeliest class of a row without any
+        self._scored: Any = {"ignore_index": ignored, "workers": workers, "top_k": min(top_k, file.shape[-1])}
+        self._collector, self._highest = SequenceCollector(sequences, shard.split), TopLosses(options.top)
+        samples = not self._is_soft and not file.is_shifted and options.shift is None
+        left = SHIFT_SAMPLE - sampled if samples else 0
+        self._sampler = ShiftSampler(self._functions.losses, options.ignore_index, sequences.are_given, left)
+        self._rms: tuple[float, ...] = ()
+        self._start = self._greedy = self._n_nan = self._n_infinite = 0
+        self._is_checked = file.kind == "log_probs"  # every row of these is checked with its block
+
+    def take(self, rows: Array) -> None:
+        """Score the next rows."""
+        start, stop = self._start, self._start + len(rows)
+        check_map(self._targets)
+        targets = rows_at(self._targets, start, stop) if self._ids is None else np.array(self._ids[start:stop])
+        where, counted, text = (
+            None if array is None else array[start:stop] for array in (self._where, self._counted, self._text)
+        )
+        ids = checks.distribution_argmax(self._shard, start, targets, counted) if self._is_soft else targets
+        numbers, positions = self._sequences.numbers(start, stop), np.arange(start, stop)
+        with with_file_names(self._file.path, f"rows from {start} on" if start else None):
+            scores = self._scores(rows, targets, ids, counted)
+            self._sampler.update(rows, targets, numbers, scores.kept)
+        self._check(rows, scores.kept)
+        self._collector.update(scores, numbers)
+        self._greedy += int(np.count_nonzero(scores.is_greedy))
+        self._n_nan += int(np.count_nonzero(np.isnan(scores.nll) & scores.kept))
+        self._n_infinite += int(np.count_nonzero(np.isinf(scores.nll)))
+        self._highest.update(scores.nll, ids, scores.kept, positions, numbers)
+        if self._sink:
+            self._sink(_select(where, scores, ids, text, positions, numbers))
+        self._start = stop
+
+    def _scores(self, rows: Array, targets: Array, ids: Array, where: BoolArray | None) -> TokenScores:
+        """Scores of rows; the ids are their targets, or the likeliest classes of distributions."""
+        scores = self._functions.token_scores(rows, ids, where=where, **self._scored)
+        if self._shard.kind == "log_probs":
+            checks.check_normalized(scores.logsumexp, self._shard.itemsize, self._options.kind is not None)
+        if not self._is_soft:
+            return scores
+        nll = self._functions.losses(
+            rows, targets, reduction="none", where=where, workers=self._scored["workers"],
+            ignore_index=self._options.ignore_index,
+        )  # fmt: skip
+        kept = np.ones(nll.shape, np.bool_) if where is None else where
+        return dataclasses.replace(scores, kept=kept, nll=np.where(kept, nll, np.nan))
+
+    def _check(self, rows: Array, kept: BoolArray) -> None:
+        """Check the kind of the first rows that count; of hidden states, sample their norms."""
+        option = None if self._options.kind else "--kind"
+        self._is_checked = self._is_checked or checks.check_kind(self._file, option, rows, kept)
+        if self._file.lm_head is not None:
+            left = checks.NORM_SAMPLE - len(self._rms)
+            self._rms += checks.root_mean_squares(rows, kept, left, self._file.lm_head.norm_weights)
+
+    def result(self) -> ShardResult:
+        """The result of all rows."""
+        meter, whole, split = self._collector.result()
+        count = meter.count + len(split.ids)
+        ignored = (self._start if self._where is None else int(np.count_nonzero(self._where))) - count
+        return ShardResult(
+            meter, ignored, self._greedy, self._highest.tokens(self._text), whole, split, self._sampler.sample,
+            rms=self._rms, n_nan=self._n_nan, n_infinite=self._n_infinite,
+        )  # fmt: skip
 
 
 def _select(

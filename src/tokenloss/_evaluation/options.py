@@ -1,0 +1,106 @@
+"""What an evaluation is given: options, settings, and files, whose patterns are resolved."""
+
+from __future__ import annotations
+
+import glob
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from tokenloss._core.errors import raise_error
+from tokenloss._core.files import identity, links_in
+from tokenloss.formats.lm_head import lm_head_files
+from tokenloss.formats.readers import is_scores
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Literal
+
+    from tokenloss._core.types import IntArray, Kind
+
+
+class Options(NamedTuple):
+    """Options that affect the result of a shard."""
+
+    array: str | None = None
+    kind: Kind | None = None
+    ignore_index: int | None = -100
+    shift: bool | None = None  # None: not, but look whether it would fit better
+    top: int = 5
+    part: Literal["prompt", "generated", "all"] | None = None  # of responses
+    skip_failed: bool = False
+    lm_head: str | None = None  # FILE[:NAME], of files of hidden states
+    hidden: str | None = None  # name of their array
+    logit_scale: float | None = None  # of hidden states, if not that of the model; so is the next, 0 for none
+    softcap: float | None = None
+    definitions: Literal["exact", "llama.cpp"] = "exact"  # of a comparison, as the next two
+    classes: int | None = None  # that are compared, if not all are
+    others: tuple[Options, ...] = ()  # of the files of each candidate
+
+    def with_absolute_paths(self) -> Options:
+        """The same options for a process in another directory."""
+        others = tuple(other.with_absolute_paths() for other in self.others)
+        return self._replace(lm_head=self.lm_head and str(Path(self.lm_head).absolute()), others=others)
+
+
+class Settings(NamedTuple):
+    """Options that do not affect the result of a shard."""
+
+    n_bytes: int | IntArray = 0  # of the whole text, or of each sequence
+    n_words: int | IntArray = 0
+    words: str = "whitespace"
+    state: str | None = None
+    scheduler: str | None = None
+    workers: int | None = None
+    progress: bool = False
+
+
+class Inputs(NamedTuple):
+    """Files that are read, patterns resolved."""
+
+    scores: list[str]
+    targets: list[str]
+    segment_ids: list[str]
+    text: str | None = None
+    lm_head: str | None = None
+
+    def by_identity(self) -> dict[object, str]:
+        """Each file by what identifies it, and those that belong to it; a file that is given twice is refused."""
+        paths = [*self.scores, *self.targets, *self.segment_ids, *filter(None, [self.text])]
+        check_different(paths)
+        heads = [] if self.lm_head is None else lm_head_files(self.lm_head)  # perhaps in a file of hidden states
+        links = (str(link) for path in self.scores if Path(path).is_dir() for link in links_in(path))
+        return {identity(path): path for path in (*heads, *links, *paths)}
+
+
+def resolved(patterns: Sequence[str], are_scores: bool = False) -> list[str]:
+    """Paths that match patterns, or are of scores in directories; those of one are in the order of their numbers."""
+    paths = []
+    for pattern in patterns:
+        matches = [pattern]
+        if glob.has_magic(pattern) and not Path(pattern).exists():
+            matches = sorted(glob.glob(pattern, recursive=True), key=by_number)
+        elif are_scores and Path(pattern).is_dir() and not is_scores(pattern):
+            matches = sorted(filter(is_scores, map(str, Path(pattern).iterdir())), key=by_number)
+            if not matches:
+                raise_error("content", path=pattern, got="is a directory without files of scores", fits="hold some")
+        if not matches:
+            raise ValueError(f"{pattern}: matches no file")
+        paths += matches
+    return paths
+
+
+def check_different(paths: Sequence[str]) -> None:
+    """Refuse a file that is given twice, under whatever names."""
+    seen: dict[object, str] = {}
+    for path in paths:
+        first = seen.get(identity(path))
+        if first is not None:
+            got = "is given twice" if first == path else f"is given twice, as {first}, too"
+            raise_error("content", path=path, got=got, fits="be given once")
+        seen[identity(path)] = path
+
+
+def by_number(path: str) -> tuple[str | int, ...]:
+    """Sort key by which part-2 comes before part-10."""
+    return tuple(int(part) if i % 2 else part for i, part in enumerate(re.split("([0-9]+)", path)))
