@@ -94,7 +94,7 @@ def as_array(name: str, value: Any, fits: str = FLOATS) -> tuple[np.ndarray[Any,
 
 
 class CheckedArray(NamedTuple):
-    """An array that was judged, and the code of its dtype; every function takes it for scores."""
+    """An array that was checked, and the code of its dtype; every function takes it for scores."""
 
     array: np.ndarray[Any, Any]
     code: int
