@@ -199,6 +199,7 @@ def test_every_option_reaches_the_function_that_runs_the_command(name, command, 
         got.update(signature.bind(*args, **options).arguments)
         raise ValueError("enough")
 
+    function.__signature__ = signature
     monkeypatch.setattr(commands, name, function)
     monkeypatch.setattr(commands, "is_samples", lambda _: True)
     assert_refused(command(*words.split()), "enough")

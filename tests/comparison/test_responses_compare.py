@@ -25,8 +25,8 @@ SERVERS = (
 
 
 @pytest.fixture
-def documents(rng):
-    return Documents(rng)
+def documents():
+    return Documents(np.random.default_rng(18))
 
 
 @pytest.fixture

@@ -9,15 +9,13 @@ import zipfile
 
 import numpy as np
 import pytest
-import safetensors.numpy
-import zarr
 from commands import run
 from damage import ANYTHING, DAMAGES, LENGTHS, bounded, damaged, fuzzed, lies
-from files import assert_file_refused, in_memory, npy, zipped
+from files import SAVERS, assert_file_refused, in_memory, npy, save_llama_cpp, zipped
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tokenloss.formats import llama_cpp, open_scores
+from tokenloss.formats import open_scores
 
 pytestmark = pytest.mark.thread_unsafe(reason="sets an alarm for the process, and measures its memory")
 LOGITS = np.random.default_rng(0).normal(size=(4, 6)).astype(np.float32)
@@ -26,52 +24,25 @@ TARGETS = np.arange(4) % 6
 # -- damage --------------------------------------------------------------------------------------------------
 
 
-def stores():
-    """Small Zarr stores of both versions: names of files, and what is in them.
+@pytest.fixture(scope="module")
+def seeds(tmp_path_factory):
+    """Files that are read, by suffix: their bytes, or those of each file of a store.
 
-    Without text: numcodecs takes 8 bytes for each string that a chunk of them claims to hold, up to 16 GB, before it
-    looks whether they are there.
+    Stores hold no text: numcodecs takes 8 bytes for each string that a chunk of them claims to hold, up to 16 GB,
+    before it looks whether they are there.
     """
-    found = []
-    for version, options in ((2, {}), (3, {}), (3, {"shards": (4, 6)})):
-        files = {}
-        store = zarr.storage.MemoryStore()
-        group = zarr.open_group(store, mode="w", zarr_format=version)
-        group.create_array("logits", data=LOGITS, chunks=(2, 3), **options)
-        group.create_array("targets", data=TARGETS, chunks=(3,))
-        for name, buffer in store._store_dict.items():
-            files[name] = buffer.to_bytes()
-        found.append(files)
+    folder, found = tmp_path_factory.mktemp("seeds"), {}
+    for save in (*SAVERS, save_llama_cpp):
+        text = {"tokens": np.array(["a", "b", "c", "d"])} if "npz" in save.__name__ else {}
+        path = save(folder / save.__name__, LOGITS, TARGETS, **text)
+        found.setdefault(path.suffix[1:], []).append(path.read_bytes() if path.is_file() else files_in(path))
+    found["zip"].append(zipped(found["zarr"][1], zipfile.ZIP_DEFLATED))
     return found
 
 
-def save_llama_cpp(path):
-    """A file of llama.cpp; it is written by name."""
-    llama_cpp.write(path, np.arange(12) % 6, [LOGITS], 6)
-
-
-@pytest.fixture(scope="module")
-def seeds(tmp_path_factory):
-    """Files that are read, of every format."""
-    path = tmp_path_factory.mktemp("seeds") / "base.kld"
-    save_llama_cpp(path)
-    arrays = {"logits": LOGITS, "targets": TARGETS}
-    tokens = np.array(["a", "b", "c", "d"])
-    store_2, store_3, sharded = stores()
-    return {
-        "npy": [
-            in_memory(lambda file: np.save(file, LOGITS)),
-            in_memory(lambda file: np.save(file, np.asfortranarray(LOGITS))),
-        ],
-        "npz": [
-            in_memory(lambda file: np.savez(file, **arrays, tokens=tokens)),
-            in_memory(lambda file: np.savez_compressed(file, **arrays, tokens=tokens)),
-        ],
-        "safetensors": [safetensors.numpy.save(arrays, metadata={"model": "none"})],
-        "kld": [path.read_bytes()],
-        "zip": [zipped(store_2), zipped(store_3, zipfile.ZIP_DEFLATED)],
-        "zarr": [store_2, store_3, sharded],
-    }
+def files_in(folder):
+    """The bytes of each file of a store, by name."""
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 # -- checks ---------------------------------------------------------------------------------------------------
@@ -118,7 +89,7 @@ def write_store(path, files):
 
 @pytest.mark.parametrize("suffix", ["npy", "npz", "safetensors", "kld", "zip"])
 @fuzzed
-@given(which=st.integers(0, 1), damages=DAMAGES)
+@given(which=st.integers(0, 5), damages=DAMAGES)
 def test_files_with_damaged_bytes(suffix, which, damages, seeds, where):
     data = seeds[suffix][which % len(seeds[suffix])]
     path = where / f"scores.{suffix}"

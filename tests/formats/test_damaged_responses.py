@@ -97,26 +97,7 @@ def test_records_with_damaged_bytes(layout, names, damages, is_gzip, where):
     assert_read_as_they_are(where / layout, damaged(gzip.compress(data) if is_gzip else data, damages))
 
 
-SYMBOLS = [
-    "{",
-    "}",
-    "[",
-    "]",
-    ",",
-    ":",
-    '"',
-    "\\",
-    "\n",
-    " ",
-    "{}",
-    '"a":',
-    "1",
-    "NaN",
-    "\\ud83d",
-    "\\ude00",
-    "é",
-    "\ufeff",
-]
+SYMBOLS = [*'{}[],:"\\\n ', "{}", '"a":', "1", "NaN", "\\ud83d", "\\ude00", "é", "\ufeff"]
 
 
 @pytest.mark.parametrize("layout", ["a.json", "a.jsonl"])

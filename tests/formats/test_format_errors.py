@@ -36,15 +36,10 @@ from tokenloss.formats import open_scores
 from tokenloss.formats.readers import FILES
 
 
-@pytest.fixture
-def logits():
-    return np.random.default_rng(0).normal(size=(4, 6), scale=4).astype(np.float32)
-
-
 @pytest.mark.filterwarnings("ignore:Duplicate name:UserWarning")  # of Zarr's own zip files
 @pytest.mark.parametrize("save", IN_ONE_FILE)
-def test_files_that_are_cut_short(save, logits, tmp_path):
-    path = save(tmp_path / "scores", logits, np.zeros(4, int))
+def test_files_that_are_cut_short(save, tmp_path):
+    path = save(tmp_path / "scores")
     data = path.read_bytes()
     for kept in range(0, len(data), max(1, len(data) // 200)):
         path.write_bytes(data[:kept])
@@ -54,8 +49,8 @@ def test_files_that_are_cut_short(save, logits, tmp_path):
 
 
 @pytest.mark.parametrize("save", [save_npy, save_npy_in_fortran_order, save_safetensors, save_llama_cpp])
-def test_files_with_bytes_after_the_end(save, logits, tmp_path):
-    path = save(tmp_path / "scores", logits, np.zeros(4, int))
+def test_files_with_bytes_after_the_end(save, tmp_path):
+    path = save(tmp_path / "scores")
     size = path.stat().st_size
     with path.open("ab") as file:
         file.write(b"\0")
@@ -183,13 +178,10 @@ def wrong_safetensors():
 
 
 WRONG = {"npy": wrong_npy, "npz": wrong_npz, "safetensors": wrong_safetensors}
+CASES = [(suffix, data, words) for suffix, wrong in WRONG.items() for data, *words in wrong()]
 
 
-@pytest.mark.parametrize(
-    ("suffix", "data", "words"),
-    [(suffix, data, words) for suffix, wrong in WRONG.items() for data, *words in wrong()],
-    ids=[f"{suffix}-{words[0][:60]}" for suffix, wrong in WRONG.items() for _, *words in wrong()],
-)
+@pytest.mark.parametrize(("suffix", "data", "words"), CASES, ids=[f"{case[0]}-{case[2][0][:60]}" for case in CASES])
 def test_file_with_a_wrong_header(suffix, data, words, tmp_path):
     path = tmp_path / f"scores.{suffix}"
     path.write_bytes(data)
@@ -213,7 +205,7 @@ def test_headers_that_are_unusual_and_right(tmp_path):
 @pytest.mark.parametrize("save", [save_npz, save_compressed_npz])
 def test_npz_member_that_goes_on_beyond_the_end_of_the_file(save, missing, tmp_path):
     """As its directory says, whose other numbers fit; newer versions of zipfile refuse it in words of their own."""
-    path = save(tmp_path / "scores", LOGITS, TARGETS)
+    path = save(tmp_path / "scores")
     data = bytearray(path.read_bytes())
     with zipfile.ZipFile(path) as archive:
         info = archive.getinfo("logits.npy")
@@ -229,15 +221,15 @@ def test_npz_member_that_goes_on_beyond_the_end_of_the_file(save, missing, tmp_p
 
 @pytest.mark.parametrize("more", [1, 10**6])
 def test_zarr_entry_that_goes_on_beyond_the_end_of_the_file(more, tmp_path):
-    path = save_zarr_zip(tmp_path / "scores", LOGITS, TARGETS)
+    path = save_zarr_zip(tmp_path / "scores")
     data = bytearray(path.read_bytes())
     struct.pack_into("<I", data, data.index(b"PK\1\2") + 20, len(data) + more)
     path.write_bytes(data)
     assert_file_refused(path, f" is said to have {len(data) + more} bytes")
 
 
-def test_npz_with_damaged_compressed_data(logits, tmp_path):
-    path = save_compressed_npz(tmp_path / "scores", np.tile(logits, (1, 100)), np.zeros(4, int))
+def test_npz_with_damaged_compressed_data(tmp_path):
+    path = save_compressed_npz(tmp_path / "scores", np.tile(LOGITS, (1, 100)))
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 255
     path.write_bytes(data)
@@ -260,8 +252,8 @@ def test_zarr_with_very_many_axes(tmp_path):
     assert_file_refused(path, "logits: has 100000 axes; it must have at most 64")
 
 
-def test_zarr_with_damaged_chunk_or_metadata(logits, tmp_path):
-    path = save_zarr_3(tmp_path / "scores", logits, np.zeros(4, int))
+def test_zarr_with_damaged_chunk_or_metadata(tmp_path):
+    path = save_zarr_3(tmp_path / "scores")
     (path / "logits" / "c" / "1" / "0").write_bytes(b"no chunk")
     message = refusal(path)
     assert "logits[" in message
@@ -280,6 +272,8 @@ def test_files_of_other_formats(tmp_path):
     path = tmp_path / "scores.txt"
     path.write_text("logits")
     assert f"is no file of scores; it must be {FILES}" in refusal(path)
+    path = path.rename(tmp_path / "scores.zip")
+    assert "cannot be read: File is not a zip file" in refusal(path)
     with pytest.raises(FileNotFoundError):
         open_scores(tmp_path / "none.npz")
 
@@ -294,15 +288,15 @@ def test_names_that_are_very_long(tmp_path):
 
 
 @pytest.mark.parametrize("save", [save_npz, save_safetensors, save_zarr_3])
-def test_array_and_kind_that_are_missing(save, logits, tmp_path):
-    path = save(tmp_path / "scores", logits, np.zeros(4, int))
+def test_array_and_kind_that_are_missing(save, tmp_path):
+    path = save(tmp_path / "scores")
     assert "it must hold other" in refusal(path, array="other")
     assert "it must hold probs" in refusal(path, kind="probs")
 
 
 @pytest.mark.parametrize("save", [save_npy, save_zarr_array, save_llama_cpp])
-def test_array_of_a_file_without_names(save, logits, tmp_path):
-    path = save(tmp_path / "scores", logits, np.zeros(4, int))
+def test_array_of_a_file_without_names(save, tmp_path):
+    path = save(tmp_path / "scores")
     assert "holds one array without a name; it must name 'other'" in refusal(path, array="other")
 
 
@@ -317,15 +311,15 @@ def test_array_that_holds_targets_or_tokens(name, tmp_path):
 
 
 @pytest.mark.parametrize("save", [save_npz, save_safetensors, save_zarr_3])
-def test_attention_mask_beside_targets_that_score_the_padding(save, logits, tmp_path):
+def test_attention_mask_beside_targets_that_score_the_padding(save, tmp_path):
     """It was not read: padding counted as tokens, whatever the mask said."""
-    mask, targets = np.ones(len(logits), np.int64), np.zeros(len(logits), np.int64)
-    assert open_scores(save(tmp_path / "ones", logits, targets, attention_mask=mask)).rows == len(logits)
+    mask, targets = np.ones(8, np.int64), TARGETS.copy()
+    assert open_scores(save(tmp_path / "ones", LOGITS, targets, attention_mask=mask)).rows == 8
     mask[2:] = 0
     fits = "it must hold targets that are -100 where it is 0"
-    path = save(tmp_path / "padding", logits, targets, attention_mask=mask)
+    path = save(tmp_path / "padding", LOGITS, targets, attention_mask=mask)
     assert refusal(path) == f"{path}: attention_mask[2] is 0, but its token would be scored; {fits}"
     targets[2:] = -100
-    assert open_scores(save(tmp_path / "ignored", logits, targets, attention_mask=mask)).rows == len(logits)
-    path = save(tmp_path / "short", logits, targets, attention_mask=mask[:1])
+    assert open_scores(save(tmp_path / "ignored", LOGITS, targets, attention_mask=mask)).rows == 8
+    path = save(tmp_path / "short", LOGITS, targets, attention_mask=mask[:1])
     assert "attention_mask has shape (1,)" in refusal(path)

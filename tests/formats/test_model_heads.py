@@ -234,11 +234,7 @@ def test_lm_head_config_scales_and_caps(shards, config, transform, states, tmp_p
         (llama(use_mup=True), "--logit-scale", "use_mup is True"),
         (llama(text_config={"logit_scale": 3}), "--logit-scale", "logit_scale is 3"),
         ({"model_type": "gemma3", "text_config": {"final_logit_softcapping": 2}}, "--softcap", "softcapping is 2"),
-        (
-            {"model_type": "mpt", "logit_scale": "inv_sqrt_d_model"},
-            "--logit-scale",
-            "logit_scale is 'inv_sqrt_d_model'",
-        ),
+        ({"model_type": "mpt", "logit_scale": "inv_sqrt_d"}, "--logit-scale", "logit_scale is 'inv_sqrt_d'"),
         ({"logit_scale": 3}, "--logit-scale", "models of type ''"),
         ({"model_type": "cohere", "logit_scale": -1}, "--logit-scale", "logit_scale is -1"),
         ({"model_type": "cohere", "logit_scale": 10**400}, "--logit-scale", "logit_scale is 1000"),
@@ -285,44 +281,30 @@ def test_logit_scale_and_softcap_come_before_those_of_the_config(states, tmp_pat
 
 
 NO_HEAD = "holds no head but the embedding model.embed_tokens.weight, and "
+SAYS = f"{NO_HEAD}config.json has "
+TIED = llama(tie_word_embeddings=True)
 
 
 @pytest.mark.parametrize(
     ("tensors", "config", "words"),
     [
         (EMBEDDING, None, f"{NO_HEAD}no config.json says that this is the head"),
-        (EMBEDDING, llama(), f"{NO_HEAD}config.json has tie_word_embeddings nowhere"),
-        (EMBEDDING, llama(tie_word_embeddings=False), f"{NO_HEAD}config.json has tie_word_embeddings false"),
+        (EMBEDDING, llama(), f"{SAYS}tie_word_embeddings nowhere"),
+        (EMBEDDING, llama(tie_word_embeddings=False), f"{SAYS}tie_word_embeddings false"),
         (
             EMBEDDING,
-            llama(tie_word_embeddings=True, text_config={"tie_word_embeddings": False}),
-            f"{NO_HEAD}config.json has tie_word_embeddings false and true",
+            TIED | {"text_config": {"tie_word_embeddings": False}},
+            f"{SAYS}tie_word_embeddings false and true",
         ),
-        (
-            EMBEDDING,
-            llama(tie_word_embeddings=True, architectures=["LlamaForSequenceClassification"]),
-            f"{NO_HEAD}config.json has architectures LlamaForSequenceClassification",
-        ),
-        (EMBEDDING, llama(tie_word_embeddings=True, architectures="LlamaModel"), "has architectures LlamaModel"),
-        (
-            EMBEDDING | {"score.weight": OTHER[:1]},
-            llama(tie_word_embeddings=True),
-            f"{NO_HEAD}it holds score.weight, the head of another task",
-        ),
-        ({"score.weight": OTHER}, llama(tie_word_embeddings=True), "holds no head of a usual name"),
+        (EMBEDDING, TIED | {"architectures": ["LlamaForScores"]}, f"{SAYS}architectures LlamaForScores"),
+        (EMBEDDING, TIED | {"architectures": "LlamaModel"}, f"{SAYS}architectures LlamaModel"),
+        (EMBEDDING | {"score.weight": OTHER[:1]}, TIED, f"{NO_HEAD}it holds score.weight, the head of another task"),
+        ({"score.weight": OTHER}, TIED, "holds no head of a usual name"),
         (HEAD | {"lm_head.weight_scale": BIAS}, llama(), "holds lm_head.weight_scale beside lm_head.weight"),
         (HEAD | {"lm_head.lora_A.weight": OTHER}, None, "holds lm_head.lora_A.weight beside lm_head.weight"),
         (HEAD | {"projection_head.weight": OTHER}, None, "holds projection_head.weight beside lm_head.weight"),
-        (
-            EMBEDDING | {"model.embed_tokens.weight_scale": BIAS},
-            llama(tie_word_embeddings=True),
-            "holds model.embed_tokens.weight_scale beside model.embed_tokens.weight",
-        ),
-        (
-            HEAD | {"model.embed_tokens.weight": OTHER},
-            llama(tie_word_embeddings=True),
-            "holds lm_head.weight and another model.embed_tokens.weight, which the model ties",
-        ),
+        (EMBEDDING | {"model.embed_tokens.scale": BIAS}, TIED, "model.embed_tokens.scale beside model.embed_tokens.w"),
+        (HEAD | {"wte.weight": OTHER}, TIED, "holds lm_head.weight and another wte.weight, which the model ties"),
         (HEAD, llama(lm_head_bias=True), "holds no bias of the head, and config.json has lm_head_bias true"),
         (HEAD, llama(vocab_size=V - 1), f"lm_head.weight has {V} classes, and config.json vocab_size {V - 1}"),
         (HEAD, {"model_type": "baichuan"}, "is of type 'baichuan', which normalises the rows of its head"),
@@ -348,15 +330,10 @@ def test_lm_head_beside_an_adapter_is_refused(states, tmp_path, command):
     assert command("score", states, "--lm-head", f"{model}:lm_head.weight")[0] == 0
 
 
-@pytest.mark.parametrize(
-    "config",
-    [
-        llama(tie_word_embeddings=True),
-        {"model_type": "gemma"},
-        {"model_type": "gpt2", "architectures": None},
-        {"model_type": "bart", "architectures": ["BartForConditionalGeneration"]},
-    ],
-)
+BART = {"model_type": "bart", "architectures": ["BartForConditionalGeneration"]}
+
+
+@pytest.mark.parametrize("config", [TIED, {"model_type": "gemma"}, {"model_type": "gpt2", "architectures": None}, BART])
 @pytest.mark.parametrize("shards", [0, 1])
 def test_lm_head_that_is_the_embedding(shards, config, states, tmp_path, score_json):
     tensors = EMBEDDING | {"model.norm.weight": np.ones(D, np.float32)}
@@ -398,30 +375,23 @@ def test_files_of_a_head_are_not_replaced_by_an_output(states, tmp_path, command
         assert file.read_bytes() == before
 
 
-def test_state_of_another_config_is_refused(states, tmp_path, command, compare_json):
-    model, state = save_model(tmp_path / "model", HEAD, {"model_type": "granite", "logits_scaling": 2.0}), "state"
-    score = "score", states, "--lm-head", model, "--state", tmp_path / state
-    compare = states, f"x={states}", "--lm-head", model, "--state", tmp_path / "compared"
-    assert command(*score)[0] == 0
-    compare_json(*compare)
-    assert command(*score)[0] == 0
-    (model / "config.json").write_text('{"model_type": "granite", "logits_scaling": 4.0}')
-    assert_refused(command(*score), "state: holds the result of", "its head changed")
-    assert_refused(command("compare", *compare), "compared: holds the result of", "changed")
-
-
-@pytest.mark.parametrize("name", ["lm_head.bias", "model.norm.weight"])
-def test_state_of_another_bias_or_norm_in_a_shard_of_its_own_is_refused(name, states, tmp_path, command, compare_json):
-    tensors = {"lm_head.bias": BIAS, "model.norm.weight": np.ones_like(HEAD["lm_head.weight"][0])}
-    model = save_model(tmp_path / "model", HEAD | {name: tensors[name]}, {"model_type": "llama"}, shards=1)
+@pytest.mark.parametrize("changed", ["config.json", "lm_head.bias", "model.norm.weight"])
+def test_state_of_another_head_is_refused(changed, states, tmp_path, command, compare_json):
+    """Its bias and its norm are in shards of their own."""
+    arrays = {"lm_head.bias": BIAS, "model.norm.weight": np.ones_like(WEIGHT[0])}
+    tensors = HEAD if changed == "config.json" else HEAD | {changed: arrays[changed]}
+    model = save_model(tmp_path / "model", tensors, {"model_type": "granite", "logits_scaling": 2.0}, shards=1)
     score = "score", states, "--lm-head", model, "--state", tmp_path / "state"
     compare = states, f"x={states}", "--lm-head", model, "--state", tmp_path / "compared"
     for _ in range(2):
         assert command(*score)[0] == 0
         compare_json(*compare)
-    names = json.loads((model / "model.safetensors.index.json").read_text())["weight_map"]
-    assert names[name] != names["lm_head.weight"]
-    safetensors.numpy.save_file({name: 2 * tensors[name]}, model / names[name])
+    if changed == "config.json":
+        (model / changed).write_text('{"model_type": "granite", "logits_scaling": 4.0}')
+    else:
+        names = json.loads((model / "model.safetensors.index.json").read_text())["weight_map"]
+        assert names[changed] != names["lm_head.weight"]
+        safetensors.numpy.save_file({changed: 2 * arrays[changed]}, model / names[changed])
     assert_refused(command(*score), "state: holds the result of", "its head changed")
     assert_refused(command("compare", *compare), "compared: holds the result of", "changed")
 

@@ -121,18 +121,18 @@ RECORDS = st.lists(st.dictionaries(TEXTS, VALUES, max_size=3), min_size=1, max_s
 
 
 @settings(derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(records=RECORDS, indent=st.sampled_from([None, 0, 1]), is_ascii=st.booleans(), chunk=st.integers(1, 9))
-def test_any_records_in_chunks_of_any_size(records, indent, is_ascii, chunk, tmp_path):
-    lines = [json.dumps(value, ensure_ascii=is_ascii, indent=indent) for value in records]
+@given(values=RECORDS, indent=st.sampled_from([None, 0, 1]), is_ascii=st.booleans(), chunk=st.integers(1, 9))
+def test_any_records_in_chunks_of_any_size(values, indent, is_ascii, chunk, tmp_path):
+    lines = [json.dumps(value, ensure_ascii=is_ascii, indent=indent) for value in values]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(records, "_CHUNK", chunk)
+        patch.setattr("tokenloss.formats.records._CHUNK", chunk)
         expected = []
         for line in lines:
             expected.append((1 + sum(text.count("\n") + 1 for text in lines[: len(expected)]), json.loads(line)))
         assert read(save(tmp_path, "\n".join(lines), "a.json")) == expected
         assert read(save(tmp_path, ("[" + ",\n".join(lines) + "]"), "a.json")) == expected
-        lines = [json.dumps(value, ensure_ascii=is_ascii) for value in records]
-        assert read(save(tmp_path, "\n".join(lines), "a.jsonl")) == list(enumerate(records, 1))
+        lines = [json.dumps(value, ensure_ascii=is_ascii) for value in values]
+        assert read(save(tmp_path, "\n".join(lines), "a.jsonl")) == list(enumerate(values, 1))
 
 
 def test_numbers_are_those_that_are_written(tmp_path):
@@ -185,13 +185,6 @@ WRONG_JSON = {
 }
 
 
-@pytest.mark.parametrize(("data", "message"), WRONG_JSON.items())
-@pytest.mark.parametrize("chunk", [1, 1 << 18])
-def test_json_that_is_malformed(data, message, chunk, tmp_path, monkeypatch):
-    monkeypatch.setattr(records, "_CHUNK", chunk)
-    assert_refused(save(tmp_path, data, "a.json"), message)
-
-
 WRONG_LINES = {
     "": "holds no record; it must hold JSON objects",
     "\n \n": "holds no record; it must hold JSON objects",
@@ -209,11 +202,14 @@ WRONG_LINES = {
 }
 
 
-@pytest.mark.parametrize(("data", "message"), WRONG_LINES.items())
+@pytest.mark.parametrize(
+    ("name", "data", "message"),
+    [(name, *case) for name, wrong in zip(NAMES, (WRONG_JSON, WRONG_LINES), strict=True) for case in wrong.items()],
+)
 @pytest.mark.parametrize("chunk", [1, 1 << 18])
-def test_jsonl_that_is_malformed(data, message, chunk, tmp_path, monkeypatch):
+def test_records_that_are_malformed(name, data, message, chunk, tmp_path, monkeypatch):
     monkeypatch.setattr(records, "_CHUNK", chunk)
-    assert_refused(save(tmp_path, data, "a.jsonl"), message)
+    assert_refused(save(tmp_path, data, name), message)
 
 
 WRONG_RECORDS = {

@@ -17,31 +17,31 @@ LOGITS = np.random.default_rng(0).normal(size=(8, 6)).astype(np.float32)
 TARGETS = np.arange(8) % 6
 
 
-def save_npy(path, logits, targets):
+def save_npy(path, logits=LOGITS, targets=TARGETS):
     np.save(path := path.with_suffix(".npy"), logits)
     return path
 
 
-def save_npy_in_fortran_order(path, logits, targets):
+def save_npy_in_fortran_order(path, logits=LOGITS, targets=TARGETS):
     return save_npy(path, np.asfortranarray(logits), targets)
 
 
-def save_npz(path, logits, targets, **others):
+def save_npz(path, logits=LOGITS, targets=TARGETS, **others):
     np.savez(path := path.with_suffix(".npz"), targets=targets, logits=logits, **others)
     return path
 
 
-def save_npz_in_fortran_order(path, logits, targets, **others):
+def save_npz_in_fortran_order(path, logits=LOGITS, targets=TARGETS, **others):
     others = {name: np.asfortranarray(array) for name, array in others.items()}
     return save_npz(path, np.asfortranarray(logits), np.asfortranarray(targets), **others)
 
 
-def save_compressed_npz(path, logits, targets, **others):
+def save_compressed_npz(path, logits=LOGITS, targets=TARGETS, **others):
     np.savez_compressed(path := path.with_suffix(".npz"), targets=np.asfortranarray(targets), logits=logits, **others)
     return path
 
 
-def save_safetensors(path, logits, targets, **others):
+def save_safetensors(path, logits=LOGITS, targets=TARGETS, **others):
     arrays = {"targets": targets, "logits": logits, "hidden": np.ones((2, 3), np.float16), **others}
     safetensors.numpy.save_file(arrays, path := path.with_suffix(".safetensors"), metadata={"model": "none"})
     return path
@@ -54,31 +54,31 @@ def fill_group(store, zarr_format, logits, targets, **others):
         group.create_array(name, data=array, chunks=chunks)
 
 
-def save_zarr_2(path, logits, targets, **others):
+def save_zarr_2(path, logits=LOGITS, targets=TARGETS, **others):
     fill_group(path := path.with_suffix(".zarr"), 2, logits, targets, **others)
     return path
 
 
-def save_zarr_3(path, logits, targets, **others):
+def save_zarr_3(path, logits=LOGITS, targets=TARGETS, **others):
     fill_group(path := path.with_suffix(".zarr"), 3, logits, targets, **others)
     return path
 
 
-def save_zarr_zip(path, logits, targets, **others):
+def save_zarr_zip(path, logits=LOGITS, targets=TARGETS, **others):
     with zarr.storage.ZipStore(path := path.with_suffix(".zip"), mode="w") as store:
         fill_group(store, 2, logits, targets, **others)
     return path
 
 
-def save_zarr_array(path, logits, targets):
+def save_zarr_array(path, logits=LOGITS, targets=TARGETS):
     chunks = tuple(max(1, length // 3) for length in logits.shape)
     shards = tuple(2 * length for length in chunks)
     zarr.create_array(path := path.with_suffix(".zarr"), data=logits, chunks=chunks, shards=shards)
     return path
 
 
-def save_llama_cpp(path, logits, targets):
-    llama_cpp.write(path, np.arange(12) % 6, [logits], 6)
+def save_llama_cpp(path, logits=LOGITS, targets=TARGETS):
+    llama_cpp.write(path := path.with_suffix(".kld"), np.arange(3 * len(logits)) % 6, [logits], 6)
     return path
 
 
@@ -90,9 +90,8 @@ SAVERS = [
 
 WITHOUT_TARGETS = {save_npy, save_npy_in_fortran_order, save_zarr_array}
 WITH_TARGETS = [save for save in SAVERS if save not in WITHOUT_TARGETS]  # and more arrays
-IN_ONE_FILE = [
-    save_npy, save_npy_in_fortran_order, save_npz, save_compressed_npz, save_safetensors, save_zarr_zip, save_llama_cpp,
-]  # fmt: skip
+MAPPED = [save_npy, save_npy_in_fortran_order, save_npz, save_safetensors, save_llama_cpp]
+IN_ONE_FILE = [*MAPPED, save_compressed_npz, save_zarr_zip]
 
 
 def save_zarr(path, zarr_format=3, **arrays):

@@ -1,7 +1,12 @@
-"""Pages as a parser reads them, and text that would break a page if it were not escaped."""
+"""Pages as a parser reads them, comparisons for them, and text that would break a page if it were not escaped."""
 
+import dataclasses
 import json
 from html.parser import HTMLParser
+
+import numpy as np
+
+from tokenloss import compare
 
 NASTY = [
     "<script>alert(1)</script>", "</script>", "&amp;", "<!--", "-->", "\"'", "</p></main>",
@@ -43,3 +48,10 @@ class Reader(HTMLParser):
     @property
     def data(self):
         return json.loads(self.texts["script"][0])
+
+
+def made_up(kl, **fields):
+    """A comparison with these divergences."""
+    kl = np.asarray(kl, np.float64)
+    one = compare(np.zeros((*kl.shape, 2)), np.zeros((*kl.shape, 2)), np.zeros(kl.shape, int))
+    return dataclasses.replace(one, kl=kl, **fields)

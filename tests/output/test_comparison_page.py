@@ -1,13 +1,12 @@
 """page.write_comparison_page: its data against what NumPy computes, and how a browser shows it."""
 
-import dataclasses
 import math
 import re
 
 import numpy as np
 import pytest
 from browser import CARD, assert_quiet, middle
-from pages import NASTY, Reader
+from pages import NASTY, Reader, made_up
 
 from tokenloss import compare, page, token_scores
 from tokenloss._output import page as frame
@@ -52,13 +51,6 @@ def log_probs(logits):
 def divergences(base, logits):
     base, other = log_probs(base), log_probs(logits)
     return (np.exp(base) * (base - other)).sum(-1)
-
-
-def made_up(kl, **fields):
-    """A comparison with these divergences."""
-    kl = np.asarray(kl, np.float64)
-    one = compare(np.zeros((*kl.shape, 2)), np.zeros((*kl.shape, 2)), np.zeros(kl.shape, int))
-    return dataclasses.replace(one, kl=kl, **fields)
 
 
 def close(values):
@@ -167,13 +159,6 @@ def test_page_holds_the_first_tokens_of_all_models(write, monkeypatch):
     assert found.texts["dd"][0].strip() == "24"
 
 
-@pytest.mark.parametrize("shape", [(), (0,), (3, 0), (2, 3)])
-def test_comparisons_of_any_shape(shape, write):
-    found = write({"q": made_up(np.ones(shape))}, np.zeros(shape, int), vocabulary=["x"])
-    assert [text for _, text in found.tokens] == ["x"] * math.prod(shape)
-    assert "of all" not in found.text("p")
-
-
 def test_names_and_tokens_with_markup(write):
     names = ["</script><script>alert(1)", "<img src=x onerror=alert(2)>", "\u202e\x00\"'&"]
     comparisons = {name: made_up(np.full(len(NASTY), 0.5 + i)) for i, name in enumerate(names)}
@@ -183,43 +168,6 @@ def test_names_and_tokens_with_markup(write):
     assert [one.split(" (mean")[0] for one in found.texts["option"]] == [*names[:2], "\ufffd␀\"'&"]
     assert [text for _, text in found.tokens][:10] == NASTY[:10]
     assert found.text("h1") == names[0]
-
-
-def test_page_loads_nothing(write, tmp_path):
-    models = Models()
-    write(models.comparisons, models.targets, **models.options())
-    text = (tmp_path / "page.html").read_text("utf-8")
-    assert not re.search(
-        r"https?:|//|url\(|@import|\b(src|href|srcset|action)\s*=|<(link|base|iframe|img|object)", text
-    )
-
-
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        ({"comparisons": {}}, ["comparisons is {}"]),
-        ({"comparisons": {"a": made_up(np.ones(3)), "b": made_up(np.ones(2))}}, ["comparisons['b']", "(2,)", "(3,)"]),
-        (
-            {"comparisons": {"a": made_up(np.ones(3)), "b": made_up(np.ones(3), base_nll=np.ones(3))}},
-            ["comparisons is ['a', 'b']", "one base"],
-        ),
-        ({"targets": [0, 1]}, ["targets has shape (2,)", "(3,)"]),
-        ({"targets": [0.0, 1.0, 0.0]}, ["targets has dtype float64", "integer"]),
-        ({"tokens": ["a", "b"]}, ["tokens has shape (2,)", "(3,)"]),
-        ({"scores": {}}, ["scores is []", "['a']"]),
-        ({"scores": {"a": token_scores(np.ones((2, 2)), [0, 0])}}, ["scores['a'] has shape (2,)", "(3,)"]),
-        ({"base_scores": token_scores(np.ones((2, 2)), [0, 0])}, ["base_scores has shape (2,)", "(3,)"]),
-    ],
-)
-def test_wrong_arguments(change, words, tmp_path):
-    path = tmp_path / "page.html"
-    path.write_text("before")
-    with pytest.raises((TypeError, ValueError)) as raised:
-        page.write_comparison_page(path, **{"comparisons": {"a": made_up(np.ones(3))}, "targets": [0, 1, 0], **change})
-    for word in words:
-        assert word in str(raised.value)
-    assert path.read_text() == "before"
-    assert list(tmp_path.iterdir()) == [path]
 
 
 # -- in a browser -----------------------------------------------------------------------------------------------------

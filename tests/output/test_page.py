@@ -1,26 +1,18 @@
 """page.write_page: its HTML as a parser reads it, its data of each token, and how a browser shows it."""
 
-import contextlib
 import json
 import math
-import os
 import re
-import signal
-import stat
-import subprocess
-import sys
 from importlib import resources
-from pathlib import Path
 
 import numpy as np
 import pytest
 from browser import CARD, assert_quiet, middle
-from pages import NASTY, Reader
+from pages import NASTY, Reader, made_up
 from places import SAMPLE
 
 import tokenloss
 from tokenloss import page, token_scores
-from tokenloss._core.files import replacing
 from tokenloss._output import page as frame
 from tokenloss._scores.token_scores import COLUMNS
 
@@ -59,16 +51,6 @@ def shown(write, tokens, **options):
 
 
 # -- the file ---------------------------------------------------------------------------------------------------------
-
-
-def test_page_loads_nothing(sample, tmp_path):
-    scores, targets, tokens = sample
-    page.write_page(tmp_path / "page.html", scores, targets, tokens=tokens, title="a text")
-    text = (tmp_path / "page.html").read_text("utf-8")
-    assert not re.search(
-        r"https?:|//|url\(|@import|\b(src|href|srcset|action)\s*=|<(link|base|iframe|img|object)", text
-    )
-    assert "default-src 'none'" in text
 
 
 def test_page_of_the_sample(sample, write):
@@ -127,27 +109,71 @@ def test_page_holds_the_first_tokens(write, monkeypatch):
     assert found.texts["dd"][0].strip() == "8"
 
 
+# both kinds of pages, of the arguments that a test changes
+PAGES = {
+    "loss": lambda path, **change: page.write_page(
+        path, **{"scores": scores_of(np.ones(3)), "targets": [0, 1, 2]} | change
+    ),
+    "divergence": lambda path, **change: page.write_comparison_page(
+        path, **{"comparisons": {"a": made_up(np.ones(3))}, "targets": [0, 1, 2]} | change
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", PAGES)
+def test_page_loads_nothing(kind, sample, tmp_path):
+    scores, targets, tokens = sample
+    own = {"scores": scores} if kind == "loss" else {
+        "comparisons": {"a": made_up(scores.nll), "b": made_up(scores.nll)}, "base_scores": scores,
+        "scores": {"a": scores, "b": scores},
+    }  # fmt: skip
+    PAGES[kind](tmp_path / "page.html", targets=targets, tokens=tokens, title="a text", **own)
+    text = (tmp_path / "page.html").read_text("utf-8")
+    assert not re.search(
+        r"https?:|//|url\(|@import|\b(src|href|srcset|action)\s*=|<(link|base|iframe|img|object)", text
+    )
+    assert "default-src 'none'" in text
+
+
+@pytest.mark.parametrize("kind", PAGES)
 @pytest.mark.parametrize("shape", [(), (0,), (1,), (3, 0), (2, 3)])
-def test_scores_of_any_shape(shape, write):
-    found = write(scores_of(np.ones(shape)), np.zeros(shape, np.int32), vocabulary=["x"])
+def test_tokens_of_any_shape(shape, kind, tmp_path):
+    own = {"scores": scores_of(np.ones(shape))} if kind == "loss" else {"comparisons": {"q": made_up(np.ones(shape))}}
+    PAGES[kind](tmp_path / "page.html", targets=np.zeros(shape, np.int32), vocabulary=["x"], **own)
+    found = Reader((tmp_path / "page.html").read_text("utf-8"))
     assert [text for _, text in found.tokens] == ["x"] * math.prod(shape)
     assert "of all" not in found.text("p")
 
 
+OF_TWO = token_scores(np.ones((2, 2)), [0, 0])
+WRONG = [
+    ({"targets": [0, 1]}, ["targets has shape (2,)", "(3,)"]),
+    ({"targets": [0.0, 1.0, 2.0]}, ["targets has dtype float64", "integer"]),
+    ({"tokens": ["a", "b"]}, ["tokens has shape (2,)", "(3,)"]),
+    ({"tokens": [1, 2, 3]}, ["tokens has dtype int64", "text"]),
+]
+WRONG_COMPARISONS = [
+    ({"comparisons": {}}, ["comparisons is {}"]),
+    ({"comparisons": {"a": made_up(np.ones(3)), "b": made_up(np.ones(2))}}, ["comparisons['b']", "(2,)", "(3,)"]),
+    (
+        {"comparisons": {"a": made_up(np.ones(3)), "b": made_up(np.ones(3), base_nll=np.ones(3))}},
+        ["comparisons is ['a', 'b']", "one base"],
+    ),
+    ({"scores": {}}, ["scores is []", "['a']"]),
+    ({"scores": {"a": OF_TWO}}, ["scores['a'] has shape (2,)", "(3,)"]),
+    ({"base_scores": OF_TWO}, ["base_scores has shape (2,)", "(3,)"]),
+]
+
+
 @pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        ({"targets": [0, 1]}, ["targets has shape (2,)", "(3,)"]),
-        ({"targets": [0.0, 1.0, 2.0]}, ["targets has dtype float64", "integer"]),
-        ({"tokens": ["a", "b"]}, ["tokens has shape (2,)", "(3,)"]),
-        ({"tokens": [1, 2, 3]}, ["tokens has dtype int64", "text"]),
-    ],
+    ("kind", "change", "words"),
+    [(kind, *case) for kind in PAGES for case in WRONG] + [("divergence", *case) for case in WRONG_COMPARISONS],
 )
-def test_wrong_arguments(change, words, tmp_path):
+def test_wrong_arguments(kind, change, words, tmp_path):
     path = tmp_path / "page.html"
     path.write_text("before")
     with pytest.raises((TypeError, ValueError)) as raised:
-        page.write_page(path, scores_of(np.ones(3)), **{"targets": [0, 1, 2], **change})
+        PAGES[kind](path, **change)
     for word in words:
         assert word in str(raised.value)
     assert path.read_text() == "before"
@@ -281,103 +307,6 @@ def test_contrast_of_colors():
 
 
 # -- writing ----------------------------------------------------------------------------------------------------------
-
-
-def test_replacing_a_file(tmp_path):
-    path, link = tmp_path / "file", tmp_path / "link"
-    path.write_bytes(b"before")
-    if sys.platform == "win32":  # making links takes a privilege there
-        link = path
-    else:
-        link.symlink_to(path)
-    with replacing(link) as file:
-        file.write(b"after")
-        file.flush()
-        assert path.read_bytes() == b"before"
-    assert path.read_bytes() == b"after"
-    assert link.is_symlink() == (link != path)
-    with contextlib.suppress(KeyboardInterrupt), replacing(path) as file:
-        file.write(b"half")
-        raise KeyboardInterrupt
-    assert path.read_bytes() == b"after"
-    assert set(tmp_path.iterdir()) == {path, link}
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such modes")
-@pytest.mark.parametrize("mode", [0o600, 0o640, 0o444, 0o666])
-def test_replacing_a_file_keeps_its_mode(mode, tmp_path):
-    path, new = tmp_path / "file", tmp_path / "new"
-    path.write_bytes(b"before")
-    path.chmod(mode)
-    owner = path.stat().st_uid, path.stat().st_gid
-    with replacing(path) as file:
-        assert all(stat.S_IMODE(one.stat().st_mode) == mode for one in tmp_path.iterdir())
-        file.write(b"after")
-    assert (path.read_bytes(), stat.S_IMODE(path.stat().st_mode)) == (b"after", mode)
-    assert (path.stat().st_uid, path.stat().st_gid) == owner
-    before = os.umask(0o027)
-    try:
-        with replacing(new) as file:
-            file.write(b"new")
-    finally:
-        os.umask(before)
-    assert stat.S_IMODE(new.stat().st_mode) == 0o640
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGKILL")
-def test_replacing_a_file_after_a_killed_run(tmp_path):
-    path = tmp_path / ("x" * 250 + ".html")
-    program = (
-        "import os, signal, sys; from tokenloss._core.files import replacing\n"
-        "with replacing(sys.argv[1]) as file:\n    os.kill(os.getpid(), signal.SIGKILL)"
-    )
-    killed = subprocess.run([sys.executable, "-c", program, path], check=False)
-    assert killed.returncode == -signal.SIGKILL
-    (left,) = tmp_path.iterdir()
-    with replacing(path):
-        assert left.exists()  # it may be that of a run which has not locked it yet
-    os.utime(left, (0, 0))
-    other = tmp_path / f".{'x' * 40}.y.tmp"  # of somebody else
-    other.write_bytes(b"")
-    os.utime(other, (0, 0))
-    with replacing(path) as file:
-        assert set(tmp_path.iterdir()) - {other, path} == {Path(file.name)}
-    assert set(tmp_path.iterdir()) == {path, other}
-
-
-def test_replacing_a_file_in_two_runs(tmp_path):
-    """Each writes a file of its own, and neither takes the other's for one that was left."""
-    path = tmp_path / "file"
-    with replacing(path) as first:
-        first.write(b"first")
-        first.flush()
-        os.utime(first.name, (0, 0))
-        with replacing(path) as second:
-            second.write(b"second")
-            assert len(list(tmp_path.iterdir())) == 2
-        assert path.read_bytes() == b"second"
-    assert path.read_bytes() == b"first"
-    assert list(tmp_path.iterdir()) == [path]
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="links there need a privilege")
-@pytest.mark.parametrize("what", ["link", "pipe", "directory"])
-def test_replacing_a_file_beside_what_has_the_name_of_a_temporary_one(what, tmp_path):
-    taken, victim = tmp_path / ".file.tokenloss-0.tmp", tmp_path / "victim"  # older than those that are left
-    victim.write_bytes(b"victim")
-    {"link": lambda: taken.symlink_to(victim), "pipe": lambda: os.mkfifo(taken), "directory": taken.mkdir}[what]()
-    os.utime(taken, (0, 0), follow_symlinks=False)
-    with replacing(tmp_path / "file") as file:
-        file.write(b"written")
-    assert (tmp_path / "file").read_bytes() == b"written"
-    assert victim.read_bytes() == b"victim"
-
-
-@pytest.mark.skipif(not Path("/dev/null").exists(), reason="has no devices among its files")
-def test_replacing_a_device():
-    with replacing("/dev/null") as file:
-        file.write(b"gone")
-    assert Path("/dev/null").is_char_device()
 
 
 def test_path_in_a_folder_that_is_missing(tmp_path):

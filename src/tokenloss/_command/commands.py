@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import glob
+import inspect
 import sys
 import warnings
 from pathlib import Path
@@ -24,7 +25,7 @@ from tokenloss.formats.samples import is_samples
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Collection, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
 
 class InputError(Exception):
@@ -49,32 +50,15 @@ def score(args: argparse.Namespace) -> None:
     """Run `tokenloss score`."""
     outputs = _chosen_outputs(SCORE_OUTPUTS, args)
     with _input_errors(), _own_warnings():
-        evaluation = evaluate(
-            args.files,
-            args.targets,
-            segment_ids=args.segment_ids,
-            array=args.array,
-            kind=args.kind,
-            shift=args.shift,
-            ignore_index=args.ignore_index,
-            lm_head=args.lm_head,
-            hidden=args.hidden,
-            logit_scale=args.logit_scale,
-            softcap=args.softcap,
-            part=args.part,
-            skip_failed=args.skip_failed,
-            n_bytes=args.bytes or 0,
-            text=args.text,
-            words=args.words,
-            top=args.top,
-            sinks=_files(outputs),
-            state=args.state,
-            scheduler=args.scheduler,
-            progress=True,
-            workers=args.workers,
-        )
+        evaluation = evaluate(**_arguments(evaluate, args, sinks=_files(outputs), progress=True))
     _warn(evaluation.figures)
     _print(outputs, evaluation.figures, evaluation)
+
+
+def _arguments(function: Callable[..., Any], args: argparse.Namespace, **others: Any) -> dict[str, Any]:
+    """The arguments of a function: those of the command line that have the name of a parameter, and others."""
+    names = inspect.signature(function).parameters
+    return {name: value for name, value in vars(args).items() if name in names} | others
 
 
 @contextmanager
@@ -123,28 +107,21 @@ def compare(args: argparse.Namespace) -> None:
             raise InputError("responses and samples are compared with one OTHER, without a name")
         args.other = paths[1]
     if are_samples:
-        _refuse_all_but(_OF_SAMPLES, args, "does not apply to samples of lm-evaluation-harness")
+        reason = "does not apply to samples of lm-evaluation-harness"
+        _refuse_all_but(compare_samples, SAMPLE_OUTPUTS, ("workers",), args, reason)
         _compare_samples(args)
         return
     _refuse(args, ("margin", "cluster"), "is for samples of lm-evaluation-harness")
     if any(of_responses):
-        _refuse_all_but(_OF_RESPONSES, args, "does not apply to responses: they give a lower bound")
+        reason = "does not apply to responses: they give a lower bound"
+        _refuse_all_but(compare_responses, RESPONSE_OUTPUTS, ("base_array", "base_kind"), args, reason)
         _compare_responses(args)
     else:
         _compare_scores(args, others)
 
 
-# the arguments that each kind of files may come with; any other is refused where it would have no effect
-_ALWAYS = ("base", "others", "other", "json", "workers", "run", "default")
-_OF_SAMPLES = (*_ALWAYS, "margin", "cluster")
-_OF_RESPONSES = (
-    *_ALWAYS, "part", "skip_failed", "targets", "segment_ids", "base_array", "array", "base_kind", "kind",
-    "ignore_index", "shift",
-)  # fmt: skip
-
-
 def _named(others: Sequence[str]) -> dict[str, str]:
-    """Paths of candidates by name: NAME=FILE, or a path that is its own name."""
+    """Paths of candidates by name, given NAME=FILE or a path that is its own name."""
     named: dict[str, str] = {}
     for text in others:
         name, path = _split(text)
@@ -155,7 +132,7 @@ def _named(others: Sequence[str]) -> dict[str, str]:
 
 
 def _split(text: str) -> tuple[str, str]:
-    """Name and path of a candidate; both may hold an equals sign."""
+    """Name and path of a candidate; either may hold an equals sign."""
     parts = _parts(text)
     if _is_found(text) or not parts:
         return text, text
@@ -176,7 +153,7 @@ def _is_found(path: str) -> bool:
 
 
 def _sizes(given: Sequence[str], others: dict[str, str]) -> dict[str, str]:
-    """Sizes of candidates by their name, from NAME=SIZE, where NAME may be the path."""
+    """Sizes of candidates by name, given NAME=SIZE, where NAME may also be the path."""
     names = {path: name for name, path in others.items()} | {name: name for name in others}
     found: dict[str, str] = {}
     for text in given:
@@ -193,7 +170,7 @@ def _compare_samples(args: argparse.Namespace) -> None:
     """Compare two files of samples of lm-evaluation-harness."""
     outputs = _chosen_outputs(SAMPLE_OUTPUTS, args)
     with _input_errors():
-        comparison = compare_samples(args.base, args.other, margin=args.margin, cluster=args.cluster)
+        comparison = compare_samples(**_arguments(compare_samples, args))
     _print(outputs, {"base": args.base, "other": args.other, **comparison.as_dict()}, comparison)
 
 
@@ -204,8 +181,12 @@ def _refuse(args: argparse.Namespace, names: Iterable[str], reason: str) -> None
             raise InputError(f"--{name.replace('_', '-')} {reason}")
 
 
-def _refuse_all_but(taken: Collection[str], args: argparse.Namespace, reason: str) -> None:
-    """Refuse all options but those that are taken."""
+def _refuse_all_but(
+    function: Callable[..., Any], outputs: Sequence[type[Sink]], others: Sequence[str], args: argparse.Namespace,
+    reason: str,
+) -> None:  # fmt: skip
+    """Refuse all options but those that a function takes, those of outputs, and others."""
+    taken = {*inspect.signature(function).parameters, *map(_name_of, outputs), *others, "others", "run", "default"}
     _refuse(args, (name for name in vars(args) if name not in taken), reason)
 
 
@@ -222,20 +203,14 @@ def _compare_responses(args: argparse.Namespace) -> None:
         if len(getattr(args, name)) > 1:
             raise InputError(f"--{name.replace('_', '-')} is given once where one file holds responses")
     outputs = _chosen_outputs(RESPONSE_OUTPUTS, args)
+    of_scores = {
+        "targets": next(iter(args.targets), None),
+        "segment_ids": next(iter(args.segment_ids), None),
+        "array": args.base_array or args.array,
+        "kind": args.base_kind or args.kind,
+    }
     with _input_errors():
-        comparison = compare_responses(
-            args.base,
-            args.other,
-            part=args.part,
-            skip_failed=args.skip_failed,
-            targets=next(iter(args.targets), None),
-            segment_ids=next(iter(args.segment_ids), None),
-            array=args.base_array or args.array,
-            kind=args.base_kind or args.kind,
-            ignore_index=args.ignore_index,
-            shift=args.shift,
-            workers=args.workers,
-        )
+        comparison = compare_responses(**_arguments(compare_responses, args, **of_scores))
     _print(outputs, {"base": args.base, "other": args.other, **comparison.as_dict()}, comparison)
 
 
@@ -244,32 +219,9 @@ def _compare_scores(args: argparse.Namespace, others: dict[str, str]) -> None:
     _refuse(args, ("part", "skip_failed"), "is for responses of servers")
     outputs, last = _chosen_outputs(COMPARE_OUTPUTS, args), _LastResult()
     with _input_errors(), _own_warnings():
-        compare_files(
-            args.base,
-            others,
-            args.targets,
-            segment_ids=args.segment_ids,
-            base_array=args.base_array,
-            array=args.array,
-            base_kind=args.base_kind,
-            kind=args.kind,
-            base_lm_head=args.base_lm_head,
-            lm_head=args.lm_head or None,
-            base_hidden=args.base_hidden,
-            hidden=args.hidden,
-            logit_scale=args.logit_scale,
-            softcap=args.softcap,
-            classes=args.classes,
-            definitions=args.definitions,
-            ignore_index=args.ignore_index,
-            shift=args.shift,
-            sizes=_sizes(args.size, others),
-            sinks=[*_files(outputs), last],
-            state=args.state,
-            scheduler=args.scheduler,
-            progress=True,
-            workers=args.workers,
-        )
+        models = {"others": others, "lm_head": args.lm_head or None, "sizes": _sizes(args.size, others)}
+        sinks = [*_files(outputs), last]
+        compare_files(**_arguments(compare_files, args, **models, sinks=sinks, progress=True))
     _warn(last.figures)
     _print(outputs, last.figures, last.candidates)
 
@@ -291,14 +243,16 @@ def _input_errors(subject: str = "") -> Iterator[None]:
         raise InputError(f"{subject}: {error}" if subject else str(error)) from error
 
 
+def _name_of(output: type[Sink]) -> str:
+    """The name of the argument that asks for an output."""
+    return output.option[2:].replace("-", "_")
+
+
 def _chosen_outputs(classes: Sequence[type[Sink]], args: argparse.Namespace) -> list[Sink]:
-    """Outputs selected by the arguments; exactly one of them prints."""
+    """The outputs that the arguments ask for; exactly one of them prints."""
     outputs: list[Sink] = []
     for output in classes:
-        if output.option:
-            value = getattr(args, output.option[2:].replace("-", "_"))
-        else:
-            value = all(other.path is not None for other in outputs)
+        value = getattr(args, _name_of(output)) if output.option else all(other.path is not None for other in outputs)
         if value:
             with _input_errors(output.option):
                 outputs.append(output(value if output.writes_file else None))

@@ -109,7 +109,7 @@ class DistributionCheck(Job):
 class RowJob(Job):
     scores: Scores
     positions: Positions
-    of_probabilities: bool
+    is_probability: bool
     refuses_bad_targets: bool
     def refusal(self) -> tuple[int, int, int, float]: ...
     def reduced(self, mean: bool) -> float: ...
@@ -144,7 +144,7 @@ class CrossEntropy(LogSumExpJob):
     def __init__(
         self, scores: Scores, positions: Positions, numbers: _Floats | None, logit_scale: float, softcap: float,
         label_smoothing: float, z_loss: float, grad: _Array | None = None, grad_dtype: int = 0,
-        of_mean: bool = False,
+        is_mean_grad: bool = False,
     ) -> None: ...  # fmt: skip
 
 @final

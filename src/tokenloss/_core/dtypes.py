@@ -111,11 +111,21 @@ def as_float_array(name: str, value: Any) -> tuple[np.ndarray[Any, Any], int]:
     return array.astype(np.float64), _core.DTYPES["float64"]
 
 
+def is_integer(code: int | None, array: np.ndarray[Any, Any]) -> bool:
+    """Whether an array of this dtype code holds integers, not bools."""
+    return code is not None and code not in FLOAT_CODES and array.dtype != np.bool_
+
+
 def dtype_name(code: int | None, array: np.ndarray[Any, Any]) -> str:
     """NumPy's name of the dtype of an array, which is not that of the view by which bfloat16 is read."""
     if code is None:
         return str(array.dtype)
     return _FLOAT_NAMES.get(code & ~_core.SWAPPED) or array.dtype.name
+
+
+def without_bfloat16(array: np.ndarray[Any, Any], code: int | None) -> np.ndarray[Any, Any]:
+    """The array, with bfloat16 as float32, which holds the same numbers."""
+    return bfloat16_to_float32(array) if dtype_name(code, array) == "bfloat16" else array
 
 
 def bfloat16_to_float32(bits: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:

@@ -53,15 +53,15 @@ def sum_of_products(const double[::1] a, const double[::1] b):
 
 
 def starts_of_runs(const int64_t[::1] numbers, int64_t[::1] starts):
-    """The number of runs of equal numbers; writes where each starts, as far as there is room."""
-    cdef int64_t i, found = 0, room = starts.shape[0]
+    """The number of runs of equal numbers; writes where each starts, for as many as `starts` has room for."""
+    cdef int64_t i, count = 0, room = starts.shape[0]
     with nogil:
         for i in range(numbers.shape[0]):
             if i == 0 or numbers[i] != numbers[i - 1]:
-                if found < room:
-                    starts[found] = i
-                found += 1
-    return found
+                if count < room:
+                    starts[count] = i
+                count += 1
+    return count
 
 
 @cython.final

@@ -1,6 +1,6 @@
-# A short way to the jobs for calls that take longer than their work: small plain arrays, every option at its default.
-# For anything else these functions return None: the caller then goes the long way (validation.py, jobs.py), which says
-# what is wrong.
+# A short way to the jobs for small plain arrays and options at their defaults, whose validation would take longer than
+# the work. For anything else these functions return None: the caller then goes the long way (validation.py, jobs.py),
+# which says what is wrong.
 
 import numpy
 
@@ -9,7 +9,7 @@ cdef object MEAN = "mean", SUM = "sum", NONE = "none"
 del numpy
 
 cdef enum:
-    SMALL_BYTES = 1 << 14  # arrays up to this size are read in microseconds, for which the GIL is kept
+    SMALL_BYTES = 1 << 14  # arrays up to this size are read in microseconds: the GIL is not released
 
 cdef extern from "Python.h":
     int get_buffer "PyObject_GetBuffer"(object, Py_buffer *, int) noexcept  # leaves its exception to the caller
@@ -77,7 +77,7 @@ cdef Positions small_positions(Scores scores, targets, ignore_index):
 
 
 cdef object small_result(RowJob job, reduction):
-    """The reduced numbers of a job, or None if it refuses a row. They stay on this thread, and the GIL is kept."""
+    """The reduced numbers of a job, or None if it refuses a row. It runs on this thread, with the GIL."""
     cdef tl_cancel cancel = job.new_cancel(False)
     cdef tl_fp_state environment
     cdef double number = 0
@@ -135,7 +135,7 @@ def small_cross_entropy(logits, targets, axis, weight, ignore_index, mask, sampl
 
 
 cdef inline bint is_float(value, double expected) noexcept:
-    """True if an option is this float."""
+    """Whether an option is this float."""
     return type(value) is float and <double> value == expected
 
 

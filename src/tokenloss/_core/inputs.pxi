@@ -1,17 +1,18 @@
-# What a job reads: validated scores, and the positions that count. They are made before any job, and do not change, but
-# that positions remember whether their targets were checked.
+# What a job reads: validated scores; targets, mask and weights of the positions. They are made before the job, and do
+# not change, but that positions remember whether their targets were checked.
 
 cdef struct View:
-    # a buffer whose batch axes are counted as rows; without an object it stands for an array that was not given
+    # a buffer whose batch axes are counted as rows; zeros stand for an array that was not given
     Py_buffer buffer
     int dtype
     int axis  # of the classes, or -1
     bint is_uniform  # whether all rows are `row_stride` bytes apart
     ptrdiff_t row_stride
-    int64_t run  # rows are that far apart from each multiple of this number to the next
+    int64_t run  # from each multiple of this number to the next, rows are `row_stride` bytes apart
 
 
 cdef int open_view(View *view, array, int dtype, int axis, bint writable) except -1:
+    """Fill a view that is zeros; the axis of the classes is -1 if there is none."""
     cdef int k
     cdef int64_t width = 1
     PyObject_GetBuffer(array, &view.buffer, PyBUF_STRIDES | (PyBUF_WRITABLE if writable else 0))
@@ -49,25 +50,25 @@ cdef inline const char *address_of(const View *view, int64_t row) noexcept nogil
 
 
 cdef inline int64_t left_of_run(const View *view, int64_t start) noexcept nogil:
-    """How many rows from this one on are `row_stride` bytes apart, at least."""
+    """How many rows from this one on are known to be `row_stride` bytes apart."""
     return INT64_MAX if view.is_uniform else view.run - start % view.run
 
 
-cdef inline void find_addresses(const View *view, int64_t start, int count, const char **found) noexcept nogil:
-    """Addresses of neighbouring rows."""
+cdef inline void find_addresses(const View *view, int64_t start, int count, const char **addresses) noexcept nogil:
+    """Write the addresses of neighbouring rows."""
     cdef int64_t left = count if view.is_uniform else view.run - start % view.run
     cdef const char *data = address_of(view, start)
     cdef int i
     for i in range(count):
         if left == 0:
             data, left = address_of(view, start + i), view.run
-        found[i] = data
+        addresses[i] = data
         data += view.row_stride
         left -= 1
 
 
 cdef inline tl_row new_row(int dtype, int64_t count) noexcept nogil:
-    """A row without data, scale or cap."""
+    """A row without data, whose logits are neither scaled nor capped."""
     cdef tl_row row
     row.data, row.count, row.stride, row.dtype, row.compute_dtype = NULL, count, 0, dtype, dtype & ~TL_SWAPPED
     row.logit_scale, row.softcap, row.shift, row.of_probs = 1, 0, 0, False
@@ -76,9 +77,9 @@ cdef inline tl_row new_row(int dtype, int64_t count) noexcept nogil:
 
 cdef inline tl_row row_at(const View *view, int64_t row) noexcept nogil:
     """A row along the view's axis."""
-    cdef tl_row found = new_row(view.dtype, view.buffer.shape[view.axis])
-    found.data, found.stride = address_of(view, row), view.buffer.strides[view.axis]
-    return found
+    cdef tl_row at = new_row(view.dtype, view.buffer.shape[view.axis])
+    at.data, at.stride = address_of(view, row), view.buffer.strides[view.axis]
+    return at
 
 
 cdef int64_t number_of(tuple batch) except -1:
@@ -93,8 +94,8 @@ cdef int64_t number_of(tuple batch) except -1:
 cdef class Scores:
     """Validated scores: probabilities, log-probabilities or logits along `axis`, a row for each position of the batch.
 
-    Without an array they have a shape alone: those of a projection, which are computed a tile at a time. Jobs that read
-    whole rows look at their kind, and refuse a row whose logsumexp is further from 0 than `most_unnormalized`.
+    Those of a projection have a shape but no array: they are computed a tile at a time. Jobs that read whole rows
+    refuse one whose logsumexp is further from 0 than `most_unnormalized`, which depends on the kind of the scores.
     """
 
     cdef View view
@@ -111,7 +112,7 @@ cdef class Scores:
         self.kind, self.most_unnormalized = kind, most_unnormalized
 
     cdef int set_up(self, name, array, int dtype, int axis, tuple shape) except -1:
-        """Set all fields, once; a C function, which takes no time for its arguments."""
+        """Set all fields, once. It is a C function, since arguments of Python functions slow small calls down."""
         if self.shape is not None:
             raise ValueError("scores do not change")
         self.name, self.array, self.dtype, self.axis, self.shape = name, array, dtype, axis, shape
@@ -147,7 +148,7 @@ cdef class Scores:
         buffer.suboffsets, buffer.internal = NULL, NULL
 
     cdef bint is_class_major(self) noexcept nogil:
-        """Whether logits of neighbouring rows lie nearer to each other than those of neighbouring classes."""
+        """Whether neighbouring rows lie nearer to each other in memory than neighbouring classes."""
         if self.rows < 2 or not is_given(&self.view):
             return False
         cdef int64_t apart = llabs(address_of(&self.view, 1) - address_of(&self.view, 0))
@@ -159,10 +160,10 @@ cdef int64_t MASKED = INT64_MIN  # TL_MASKED of the kernels
 
 @cython.final
 cdef class Positions:
-    """Validated targets, mask and weights of a batch: which rows count, for what, and how much."""
+    """Validated targets, mask and weights of a batch: which rows count, for which class, and how much."""
 
     cdef View targets_view, mask_view, weight_view, sample_weight_view
-    # None where not given; the name is that of the targets
+    # as arguments, None where not given; the name is that of the targets' argument
     cdef readonly object name, targets, mask, weight, sample_weight
     cdef readonly tuple batch
     cdef readonly int64_t rows, classes
@@ -256,11 +257,11 @@ cdef class Positions:
         return tl_load(address_of(&self.sample_weight_view, row), TL_FLOAT64) if self.weighs_rows() else 1
 
     cdef inline double divisor_of(self, int64_t row, int64_t target) noexcept nogil:
-        """What an unmasked row adds to the divisor of the mean."""
+        """What an unmasked row adds to the divisor of a mean: its weights, or 1."""
         return (self.class_weight(target) if self.by_class else 1) * self.sample_weight_of(row)
 
     cdef tl_soft_target soft_target(self, int64_t row, double label_smoothing) noexcept nogil:
-        """The distribution of a row and the mass that smoothing adds; of class ids, that alone."""
+        """The target distribution of a row, with the mass that smoothing adds; for class ids, that mass alone."""
         cdef tl_soft_target soft
         memset(&soft, 0, sizeof(soft))
         soft.one_minus_eps, soft.eps_over_v = 1 - label_smoothing, label_smoothing / max(self.classes, 1)
@@ -280,7 +281,7 @@ cdef class Positions:
         return tl_is_one_hot(backend, &soft, self.classes, argmax, nonzero, cancel)
 
     def find_bad_target(self):
-        """The first unmasked row whose class id is not one of the classes, or -1."""
+        """The first unmasked row whose class id is out of range, or -1."""
         need_backend()
         cdef int64_t row = 0, stop
         cdef int64_t targets[BLOCK_ROWS]
@@ -300,7 +301,7 @@ cdef class Positions:
         return -1
 
     cdef int64_t first_bad_target(self, int64_t row, int64_t stop) noexcept:
-        """The first of these rows that is unmasked and whose class id is no class, or `stop`."""
+        """The first of these rows that is unmasked and whose class id is out of range, or `stop`."""
         cdef int64_t target
         for row in range(row, stop):
             target = self.target_of(row)

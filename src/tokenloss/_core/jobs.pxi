@@ -1,7 +1,7 @@
-# A job works on each of many rows, for which several threads share it; most reduce a row of scores to a number.
+# A job does one thing to each of many rows, in several threads; most jobs reduce a row of scores to a number.
 
 cdef struct Totals:
-    # the sums of a thread, and the first row that it refused
+    # what one thread has added up, and the first row that it has refused
     tl_superacc losses, weights
     int64_t unmasked
     int refusal  # 0 if it refused none
@@ -10,7 +10,7 @@ cdef struct Totals:
 
 
 cdef int poll_signals(void *job) noexcept with gil:
-    """Runs Python's signal handlers; an exception of theirs stops the job and is kept for its caller."""
+    """Run Python's signal handlers; their exception stops the job, and `run` raises it in the caller's thread."""
     try:
         PyErr_CheckSignals()
     except BaseException as error:
@@ -20,7 +20,7 @@ cdef int poll_signals(void *job) noexcept with gil:
 
 
 cdef class Job:
-    """Work on each of many rows. Several threads may call `run` at once, and share the rows."""
+    """Work on each of many rows. Several threads may call `run` at once; each row goes to one of them."""
 
     cdef int64_t next_row
     cdef int stop_flag, refused_flag
@@ -28,16 +28,17 @@ cdef class Job:
     cdef readonly object pending_exception
 
     cdef int check(self) except -1:
-        """Refuses to run without what rows are read from."""
+        """Raise an error if the job has no array to read rows from."""
         return 0
 
     cdef void run_range(self, int64_t start, int64_t stop, Totals *totals, tl_cancel *cancel) noexcept nogil:
-        """Works on these rows."""
+        """Work on the rows from `start` to before `stop`."""
 
     cdef void add_totals(self, Totals *totals) noexcept:
-        """Adds the sums of a thread to those of the job."""
+        """Add the sums of a thread to those of the job."""
 
     cdef tl_cancel new_cancel(self, bint poll) noexcept:
+        """What kernels ask whether to stop; with `poll`, it also runs Python's signal handlers."""
         cdef tl_cancel cancel
         cancel.poll = NULL
         cancel.last_poll = 0
@@ -67,16 +68,16 @@ cdef class Job:
         return self.rows_together()
 
     def stop(self):
-        """Ends every `run` after the block at hand."""
+        """End every `run` after the rows that it works on."""
         tl_flag_set(&self.stop_flag)
 
     @property
     def has_refused(self):
-        """True if a row was refused."""
+        """Whether a row was refused, which `RowJob.refusal` tells about."""
         return self.refused_flag != 0
 
     def run(self, int64_t step, bint poll):
-        """Takes rows, `step` at a time, until none is left. With `poll`, runs Python's signal handlers meanwhile."""
+        """Take rows, `step` at a time, until none is left. With `poll`, run Python's signal handlers meanwhile."""
         cdef Totals totals
         cdef tl_fp_state environment
         cdef tl_cancel cancel = self.new_cancel(poll)
@@ -100,28 +101,29 @@ cdef class Job:
 
 @cython.final
 cdef class DistributionCheck(Job):
-    """Finds the first row of integer targets that is not one-hot."""
+    """Looks for the first row of integer targets that is not one-hot. One thread runs it."""
 
     cdef Positions positions
-    cdef int64_t found
+    cdef int64_t bad_row  # -1 if all rows are one-hot
 
     def __init__(self, Positions positions):
         need_backend()
-        self.positions, self.rows, self.found = positions, positions.rows, -1
+        self.positions, self.rows, self.bad_row = positions, positions.rows, -1
 
     cdef void run_range(self, int64_t start, int64_t stop, Totals *totals, tl_cancel *cancel) noexcept nogil:
         cdef int64_t row
         for row in range(start, stop):
             if self.positions.is_unmasked(row, -1) and not self.positions.is_one_hot(row, cancel):
-                self.found = row
+                self.bad_row = row
                 tl_flag_set(&self.stop_flag)
             if tl_cancelled(cancel):
                 return
 
     cdef int64_t find(self) except -2:
+        """The number of that row, -1 if there is none."""
         self.run(self.rows, True)
-        self.positions.is_checked = self.found < 0
-        return self.found
+        self.positions.is_checked = self.bad_row < 0
+        return self.bad_row
 
 
 cdef class RowJob(Job):
@@ -130,15 +132,15 @@ cdef class RowJob(Job):
     cdef readonly Scores scores
     cdef readonly Positions positions
     cdef double logit_scale, softcap
-    cdef bint weighs_class_ids, weighs_rows  # if any, a mean divides by these weights
-    cdef readonly bint of_probabilities  # not of log-probabilities or logits
-    cdef readonly bint refuses_bad_targets  # so that class ids need not be checked before
-    cdef double *numbers  # one for each row, 0 where masked; NULL if only their sum is wanted
+    cdef bint weighs_class_ids, weighs_rows  # whether there are weights, whose sum divides a mean
+    cdef readonly bint is_probability  # what scores are clipped as, not as log-probabilities
+    cdef readonly bint refuses_bad_targets  # while rows are read: class ids are not checked before
+    cdef double *numbers  # one for each row, 0 where masked; NULL if their sum alone is wanted
     cdef Py_buffer numbers_buffer
     cdef Totals totals
 
     cdef int set_up(self, Scores scores, Positions positions, numbers) except -1:
-        """Set the fields that all jobs share."""
+        """Set the fields of this class."""
         if positions.rows != scores.rows or positions.classes != scores.classes:
             raise ValueError("positions are those of other scores")
         need_backend()
@@ -161,7 +163,7 @@ cdef class RowJob(Job):
         return 0
 
     cdef int need_class_ids(self) except -1:
-        """Refuses positions without class ids, which the job would read."""
+        """Raise an error if positions have no class ids, which the job would read."""
         if not self.positions.by_class:
             raise ValueError("positions have no class ids")
         return 0
@@ -193,10 +195,10 @@ cdef class RowJob(Job):
         return 0
 
     cdef void mask_row(self, int64_t row) noexcept nogil:
-        """Writes the values of a masked row; those that stay 0 are not written."""
+        """Write what results have for a masked row, unless that is 0, as they begin."""
 
     cdef tl_row row_of(self, Scores scores) noexcept nogil:
-        """A row of scores, scaled and capped, wherever it may be."""
+        """What all rows of some scores have in common: length, dtype, scale and cap, but no data."""
         cdef tl_row row = new_row(scores.dtype, scores.classes)
         row.logit_scale, row.softcap, row.of_probs = self.logit_scale, self.softcap, scores.kind == C_PROBS
         if tl_is_transformed(&row):
@@ -207,12 +209,13 @@ cdef class RowJob(Job):
         return self.row_of(self.scores)
 
     cdef inline tl_row row_at(self, int64_t row) noexcept nogil:
-        cdef tl_row found = self.row_of_scores()
-        found.data, found.stride = address_of(&self.scores.view, row), self.scores.view.buffer.strides[self.scores.axis]
-        return found
+        cdef tl_row scores = self.row_of_scores()
+        scores.data = address_of(&self.scores.view, row)
+        scores.stride = self.scores.view.buffer.strides[self.scores.axis]
+        return scores
 
     cdef bint shift_if_overflowing(self, int64_t row, tl_row *logits) noexcept nogil:
-        """Subtract the maximum first where it overflows once it is scaled: differences do not."""
+        """Have the maximum of a row subtracted before it is scaled, if it would overflow then; return whether it is."""
         cdef tl_row raw = row_at(&self.scores.view, row)
         cdef double maximum
         if self.logit_scale > 1 and self.softcap == 0:
@@ -222,20 +225,20 @@ cdef class RowJob(Job):
         return logits.shift != 0
 
     cdef void refuse(self, int reason, int64_t row, int64_t k, double score, Totals *totals) noexcept nogil:
-        """End the call with an error, that of the first bad row: threads still finish the rows they have begun."""
+        """Have the call end with an error about the first bad row: threads finish the rows that they have taken."""
         if totals.refusal == 0:
             totals.refusal, totals.bad_row, totals.bad_class, totals.bad_score = reason, row, k, score
         tl_flag_set(&self.refused_flag)
 
     cdef void check_kind(self, Scores scores, int64_t row, double logsumexp, int64_t first,
                          Totals *totals) noexcept nogil:
-        """Refuses a row that is of another kind than its scores; their classes are refused as those from `first` on."""
+        """Refuse a row whose logsumexp does not fit the kind of its scores; an error counts classes from `first` on."""
         cdef const char *data
         cdef int64_t k
         cdef double score
         if logsumexp > scores.most_unnormalized or logsumexp < -scores.most_unnormalized:
             self.refuse(C_UNNORMALIZED, row, first, logsumexp, totals)
-        elif logsumexp != logsumexp and scores.kind == C_PROBS:  # perhaps since one is none
+        elif logsumexp != logsumexp and scores.kind == C_PROBS:  # a score may lie outside [0, 1]
             data = address_of(&scores.view, row)
             for k in range(scores.classes):
                 score = tl_load(data + k * scores.view.buffer.strides[scores.axis], scores.dtype)
@@ -244,10 +247,10 @@ cdef class RowJob(Job):
                     return
 
     cdef inline bint accepts(self, int64_t row, int64_t target, Totals *totals) noexcept nogil:
-        """True if the class id of an unmasked row is in [0, V); else the row is refused.
+        """Whether the class id of an unmasked row is in [0, V); else the row is refused.
 
-        Most jobs had all of them checked before, but another thread or process may have changed it: it must not lead
-        out of the row.
+        For most jobs all were checked before, but another thread or process may have changed one: it must not lead out
+        of the row.
         """
         if self.positions.is_class(target):
             return True
@@ -256,7 +259,7 @@ cdef class RowJob(Job):
 
     cdef bint accepts_distribution(self, int64_t row, const tl_soft_target *soft, int64_t argmax, int64_t nonzero,
                                    Totals *totals, tl_cancel *cancel) noexcept nogil:
-        """True if a row's targets are floats or one-hot integers; else the row is refused."""
+        """Whether the targets of a row are floats or one-hot integers; else the row is refused."""
         if not self.positions.is_integer or tl_flag_get(&self.stop_flag):
             return True
         if tl_is_one_hot(backend, soft, self.scores.classes, argmax, nonzero, cancel) or tl_flag_get(&self.stop_flag):
@@ -265,7 +268,7 @@ cdef class RowJob(Job):
         return False
 
     cdef inline void add(self, int64_t row, int64_t target, double number, Totals *totals) noexcept nogil:
-        """Adds the number of an unmasked row, times its weight, to the sums, and writes it where each is wanted."""
+        """Add the number of an unmasked row, times its weight, to the sums; write it if each is wanted."""
         if self.weighs_class_ids or self.weighs_rows:
             tl_superacc_add(&totals.weights, self.positions.divisor_of(row, target))
             number *= self.positions.sample_weight_of(row)
@@ -276,7 +279,7 @@ cdef class RowJob(Job):
 
     cdef void add_many(self, int64_t start, const int *rows, double *numbers, const double *weights, int count,
                        Totals *totals) noexcept nogil:
-        """As `add`, of several rows, which are counted from `start`; the class weights are NULL if there are none."""
+        """As `add`, for rows counted from `start`; `weights` are their class weights, NULL if there are none."""
         cdef double divisors[MAX_DISTRIBUTION_ROWS]
         cdef int i
         if self.weighs_rows and count > 0:
@@ -292,25 +295,25 @@ cdef class RowJob(Job):
 
     cdef void weigh(self, int64_t start, const int *rows, double *numbers, const double *weights, int count,
                     double *divisors) noexcept nogil:
-        """Multiplies numbers by the weights of their rows; finds what they add to the divisor of the mean."""
-        cdef const char *found[MAX_DISTRIBUTION_ROWS]
+        """Multiply numbers by the weights of their rows; write what each row adds to the divisor of the mean."""
+        cdef const char *addresses[MAX_DISTRIBUTION_ROWS]
         cdef double sample_weight
         cdef int i
-        find_addresses(&self.positions.sample_weight_view, start, rows[count - 1] + 1, found)
+        find_addresses(&self.positions.sample_weight_view, start, rows[count - 1] + 1, addresses)
         for i in range(count):
-            sample_weight = tl_load(found[rows[i]], TL_FLOAT64)
+            sample_weight = tl_load(addresses[rows[i]], TL_FLOAT64)
             numbers[i] *= sample_weight
             divisors[i] = sample_weight if weights == NULL else weights[i] * sample_weight
 
     cdef int load_targets(self, int64_t start, int count, int64_t *targets, Totals *totals) noexcept nogil:
-        """Class ids as `Positions.load_targets` finds them; those that are no classes are refused, and MASKED."""
-        cdef int i, found = self.positions.load_targets(start, count, targets)
-        if found & TL_SOME_BAD:
-            found = TL_SOME_MASKED
+        """As `Positions.load_targets`; rows whose class id is out of range are refused, and MASKED."""
+        cdef int i, flags = self.positions.load_targets(start, count, targets)
+        if flags & TL_SOME_BAD:
+            flags = TL_SOME_MASKED
             for i in range(count):
                 if targets[i] != MASKED and not self.accepts(start + i, targets[i], totals):
                     targets[i] = MASKED
-        return found
+        return flags
 
     cdef void run_range(self, int64_t start, int64_t stop, Totals *totals, tl_cancel *cancel) noexcept nogil:
         cdef int64_t row, target
@@ -331,11 +334,11 @@ cdef class RowJob(Job):
             self.totals.bad_class, self.totals.bad_score = totals.bad_class, totals.bad_score
 
     def refusal(self):
-        """Why the first of the refused rows was, its number, and the class and the score if it was for one."""
+        """The reason of the first refusal, the row, and the class and the score if there is one."""
         return self.totals.refusal, self.totals.bad_row, self.totals.bad_class, self.totals.bad_score
 
     def reduced(self, bint mean):
-        """The sum of the numbers, or their mean: over the weights of class ids and rows if any; nan over nothing."""
+        """The sum of the numbers, or their mean: divided by the sum of the weights if there are any; nan if by 0."""
         return self.sum_or_mean(mean)
 
     cdef double sum_or_mean(self, bint mean) noexcept:

@@ -77,12 +77,12 @@ def _index(positions: _core.Positions, row: int) -> list[int]:
     return [int(i) for i in np.unravel_index(row, positions.batch)] if positions.batch else []
 
 
-def _raise_not_one_hot(positions: _core.Positions, scores: _core.Scores, row: int, of_probabilities: bool) -> NoReturn:
+def _raise_not_one_hot(positions: _core.Positions, scores: _core.Scores, row: int, is_probability: bool) -> NoReturn:
     """Raise that a row of integers is no distribution."""
     position = _index(positions, row)
     index: list[Any] = list(position)
     index.insert(scores.axis, slice(None))
-    if position or not of_probabilities:
+    if position or not is_probability:
         fits = f"class ids have shape {positions.batch}, distributions are floats"
     else:  # the arguments of scikit-learn's log_loss for N probabilities of class 1
         fits = (
@@ -97,7 +97,7 @@ def _raise_not_one_hot(positions: _core.Positions, scores: _core.Scores, row: in
 def raise_refusal(job: _core.RowJob) -> NoReturn:
     """Raise what was found unfit while rows were read."""
     reason, row, k, score = job.refusal()
-    positions, scores, is_probability = job.positions, job.scores, job.of_probabilities
+    positions, scores, is_probability = job.positions, job.scores, job.is_probability
     if reason == _core.BAD_DISTRIBUTION:
         _raise_not_one_hot(positions, scores, row, is_probability)
     position = _index(positions, row)

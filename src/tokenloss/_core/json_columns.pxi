@@ -16,7 +16,7 @@ cdef bint has(PyObject *entry, str key):
 
 
 cdef PyObject *member(PyObject *entry, str key):
-    """What an object has for a key, None if it has nothing."""
+    """The value of a key in an object, None if it has no such key."""
     cdef PyObject *value = PyDict_GetItemWithError(entry, key)
     return Py_None if value == NULL else value
 
@@ -32,17 +32,17 @@ cdef bint is_count(PyObject *value, long long least, long long most=INT64_MAX) n
 
 
 cdef long long id_of(PyObject *key) except -2:
-    """The id that a key spells, -1 if it is none: each has one spelling."""
+    """The class id that a key spells in decimal digits, without leading zeros; -1 if it is none."""
     cdef Py_ssize_t i, n = 0
     cdef const char *text = PyUnicode_AsUTF8AndSize(key, &n)
-    cdef long long found = 0
+    cdef long long id_ = 0
     if n == 0 or n > 18 or (n > 1 and text[0] == c'0'):
         return -1
     for i in range(n):
         if not c'0' <= text[i] <= c'9':
             return -1
-        found = 10 * found + (text[i] - c'0')
-    return found
+        id_ = 10 * id_ + (text[i] - c'0')
+    return id_
 
 
 def classes_by_id(list values):
@@ -84,7 +84,7 @@ def classes_by_id(list values):
 
 def classes_by_text(list values):
     """Of objects by text, or nulls: number of classes of each, and text, id, which is -1, and value of each class."""
-    cdef list counts = [], texts = [], found = []
+    cdef list counts = [], texts = [], values_of_classes = []
     cdef Py_ssize_t i
     cdef PyObject *key
     cdef PyObject *element
@@ -100,8 +100,8 @@ def classes_by_text(list values):
             if (<str> key).startswith("token_id:"):
                 return None
             texts.append(<object> key)
-            found.append(<object> element)
-    return counts, texts, [-1] * len(texts), found
+            values_of_classes.append(<object> element)
+    return counts, texts, [-1] * len(texts), values_of_classes
 
 
 def classes_of_entries(list entries):

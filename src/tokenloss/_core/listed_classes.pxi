@@ -25,7 +25,7 @@ cdef struct Position:
     int64_t id, rank
     Py_ssize_t start, count, shown
     Py_ssize_t own_at  # the token itself among the classes, -1 if it is not
-    Py_ssize_t kept  # of the likeliest classes
+    Py_ssize_t n_tops  # number of the likeliest classes
     bint is_last  # the token itself, which may have been added to the list
     bint has_parts  # of characters
     bint is_short, is_lost  # some class may be missing, and then the likeliest ones are not known
@@ -40,24 +40,24 @@ cdef struct Lists:
 
 def is_log_prob(value):
     """Whether a value can be a log-probability, or a sentinel."""
-    cdef double found
-    return read_log_prob(<PyObject *> value, &found)
+    cdef double log_prob
+    return read_log_prob(<PyObject *> value, &log_prob)
 
 
-cdef bint read_log_prob(PyObject *value, double *found) noexcept:
+cdef bint read_log_prob(PyObject *value, double *log_prob) noexcept:
     """Whether a value can be a log-probability; all sentinels become one."""
     if PyFloat_CheckExact(value):
-        found[0] = PyFloat_AsDouble(value)
+        log_prob[0] = PyFloat_AsDouble(value)
     elif is_int(value):
-        found[0] = PyLong_AsDouble(value)  # -1 if it is too large
-        if found[0] == -1 and not is_count(value, -1, -1):
+        log_prob[0] = PyLong_AsDouble(value)  # -1 if it is too large
+        if log_prob[0] == -1 and not is_count(value, -1, -1):
             PyErr_Clear()
             return False
     else:
         return False
-    if -INFINITY < found[0] < LISTED_LOWEST and found[0] > LISTED_IMPOSSIBLE:
-        found[0] = LISTED_SENTINEL
-    return LISTED_IMPOSSIBLE < found[0] <= LISTED_MOST or found[0] == -INFINITY
+    if -INFINITY < log_prob[0] < LISTED_LOWEST and log_prob[0] > LISTED_IMPOSSIBLE:
+        log_prob[0] = LISTED_SENTINEL
+    return LISTED_IMPOSSIBLE < log_prob[0] <= LISTED_MOST or log_prob[0] == -INFINITY
 
 
 cdef int by_likelihood(const void *a, const void *b) noexcept nogil:
@@ -126,25 +126,26 @@ cdef bint read_positions(
     cdef Py_ssize_t i, at, start = 0
     cdef PyObject *value
     cdef PyObject *text
-    cdef Position *of
+    cdef Position *position
     for i in range(len(logprobs)):
-        of = &lists.positions[i]
+        position = &lists.positions[i]
         value, text = PyList_GetItem(<PyObject *> logprobs, i), PyList_GetItem(<PyObject *> texts, i)
-        of.own = NAN
-        if value != Py_None and not read_log_prob(value, &of.own):
+        position.own = NAN
+        if value != Py_None and not read_log_prob(value, &position.own):
             return False
-        of.id = PyLong_AsLongLong(PyList_GetItem(<PyObject *> ids, i))
-        of.rank = 0 if ranks is None else PyLong_AsLongLong(PyList_GetItem(<PyObject *> ranks, i))
-        of.start, of.count = start, PyLong_AsLongLong(PyList_GetItem(<PyObject *> counts, i))
-        of.own_at, of.best, of.least, of.has_parts = -1, -INFINITY, INFINITY, False
-        for at in range(start, start + of.count):
+        position.id = PyLong_AsLongLong(PyList_GetItem(<PyObject *> ids, i))
+        position.rank = 0 if ranks is None else PyLong_AsLongLong(PyList_GetItem(<PyObject *> ranks, i))
+        position.start, position.count = start, PyLong_AsLongLong(PyList_GetItem(<PyObject *> counts, i))
+        position.own_at, position.best, position.least, position.has_parts = -1, -INFINITY, INFINITY, False
+        for at in range(start, start + position.count):
             value = PyList_GetItem(<PyObject *> top_texts, at)
-            of.has_parts |= value != Py_None and is_part(value)
-            if of.own_at < 0 and is_own(of, &lists.listed[at], text, value):
-                of.own_at = at
+            position.has_parts |= value != Py_None and is_part(value)
+            if position.own_at < 0 and is_own(position, &lists.listed[at], text, value):
+                position.own_at = at
             else:
-                of.best, of.least = max(of.best, lists.listed[at].logprob), min(of.least, lists.listed[at].logprob)
-        start += of.count
+                position.best = max(position.best, lists.listed[at].logprob)
+                position.least = min(position.least, lists.listed[at].logprob)
+        start += position.count
     return True
 
 
@@ -154,11 +155,11 @@ cdef bint is_part(PyObject *text) noexcept:
     return n == 0 or PyUnicode_FindChar(text, 0xFFFD, 0, n, 1) >= 0
 
 
-cdef bint is_own(const Position *of, const Listed *class_, PyObject *own_text, PyObject *text) noexcept:
+cdef bint is_own(const Position *position, const Listed *class_, PyObject *own_text, PyObject *text) noexcept:
     """Whether a class is the token itself: by id, else by text and log-probability."""
-    if of.id >= 0 and class_.id >= 0:
-        return of.id == class_.id
-    if not (fabs(class_.logprob - of.own) <= LISTED_SAME or class_.logprob == of.own):
+    if position.id >= 0 and class_.id >= 0:
+        return position.id == class_.id
+    if not (fabs(class_.logprob - position.own) <= LISTED_SAME or class_.logprob == position.own):
         return False
     return own_text != Py_None and text != Py_None and PyUnicode_Compare(own_text, text) == 0
 
@@ -166,34 +167,35 @@ cdef bint is_own(const Position *of, const Listed *class_, PyObject *own_text, P
 cdef void find_last(Lists *lists) noexcept:
     """Find the tokens that may have been added to their lists, and the k of the k likeliest classes."""
     cdef Py_ssize_t i
-    cdef Position *of
+    cdef Position *position
     for i in range(lists.n):
-        of = &lists.positions[i]
+        position = &lists.positions[i]
         if lists.has_ranks:
-            of.is_last = of.own_at >= 0 and of.rank >= of.count and of.least != of.own
+            position.is_last = (position.own_at >= 0 and position.rank >= position.count
+                                and position.least != position.own)
         else:
-            of.is_last = of.own_at >= 0 and not of.least <= of.own
-        of.shown = of.count - (of.is_last and not lists.is_exact)
-        lists.k = max(lists.k, of.shown)
+            position.is_last = position.own_at >= 0 and not position.least <= position.own
+        position.shown = position.count - (position.is_last and not lists.is_exact)
+        lists.k = max(lists.k, position.shown)
 
 
 cdef void find_lost(Lists *lists) noexcept:
     """Find lists that may have lost a class to another one of the same text, above all of parts of characters."""
     cdef Py_ssize_t i
     cdef bint is_open, is_k_known = False
-    cdef Position *of
+    cdef Position *position
     for i in range(lists.n):
-        of = &lists.positions[i]
-        of.is_short = of.is_lost = False
-        is_k_known |= of.shown == lists.k and not of.has_parts
+        position = &lists.positions[i]
+        position.is_short = position.is_lost = False
+        is_k_known |= position.shown == lists.k and not position.has_parts
     if lists.has_ranks or not lists.is_keyed:
         return
     for i in range(lists.n):
-        of = &lists.positions[i]
-        of.is_short = of.count > 0 and (of.count < lists.k or (of.has_parts and not is_k_known))
+        position = &lists.positions[i]
+        position.is_short = position.count > 0 and (position.count < lists.k or (position.has_parts and not is_k_known))
         # k classes that end with the token: it is the last of them, or it was added and one of them is lost
-        is_open = of.has_parts or (lists.is_added and of.count == lists.k and lists.k > 1)
-        of.is_lost = of.is_short or (is_open and of.shown < lists.k)
+        is_open = position.has_parts or (lists.is_added and position.count == lists.k and lists.k > 1)
+        position.is_lost = position.is_short or (is_open and position.shown < lists.k)
 
 
 cdef int fill_tokens(
@@ -201,35 +203,37 @@ cdef int fill_tokens(
 ) except -1:
     """Log-probability, length, id and rank of each token, and what is known of it."""
     cdef Py_ssize_t i, at, n_tied, n_not_less
-    cdef bint is_beaten, is_greedy, is_known, is_sentinel
-    cdef Position *of
+    cdef bint is_beaten, is_greedy, is_known, is_sentinel, has_rank
+    cdef Position *position
     cdef Listed *class_
     for i in range(lists.n):
-        of = &lists.positions[i]
+        position = &lists.positions[i]
         n_tied = n_not_less = is_beaten = 0
-        for at in range(of.start, of.start + of.count):
+        for at in range(position.start, position.start + position.count):
             class_ = &lists.listed[at]
-            if at != of.own_at and class_.logprob >= of.own:
+            if at != position.own_at and class_.logprob >= position.own:
                 n_not_less += 1
-                if class_.logprob == of.own:
+                if class_.logprob == position.own:
                     n_tied += 1
-                    is_beaten |= 0 <= class_.id < of.id  # by a lower id
-        is_greedy = of.own >= of.best and not is_beaten
+                    is_beaten |= 0 <= class_.id < position.id  # by a lower id
+        is_greedy = position.own >= position.best and not is_beaten
         if lists.has_ranks:
-            is_greedy = is_greedy and of.rank <= 1 + n_tied
-            is_known = of.rank > 0
+            is_greedy = is_greedy and position.rank <= 1 + n_tied
+            is_known = position.rank > 0
         else:
-            is_known = of.count > 0 and lists.k > 0 and not of.is_short and (of.own_at >= 0 or of.best >= of.own)
+            is_known = position.count > 0 and lists.k > 0 and not position.is_short
+            is_known = is_known and (position.own_at >= 0 or position.best >= position.own)
             # others may be as likely as the last
-            of.rank = 1 + n_not_less if of.own_at >= 0 and not of.is_short and of.least < of.own else 0
-        is_sentinel = of.own == LISTED_SENTINEL
-        is_known = is_known and of.own == of.own
-        integers[0, i], integers[1, i] = PyLong_AsLongLong(PyList_GetItem(<PyObject *> lengths, i)), of.id
-        integers[2, i] = of.rank
+            has_rank = position.own_at >= 0 and not position.is_short and position.least < position.own
+            position.rank = 1 + n_not_less if has_rank else 0
+        is_sentinel = position.own == LISTED_SENTINEL
+        is_known = is_known and position.own == position.own
+        integers[0, i], integers[1, i] = PyLong_AsLongLong(PyList_GetItem(<PyObject *> lengths, i)), position.id
+        integers[2, i] = position.rank
         flags[0, i], flags[1, i] = is_sentinel, is_prompt
         flags[2, i], flags[3, i] = is_greedy and is_known and not is_sentinel, is_known or is_sentinel
-        flags[4, i] = of.is_lost
-        values[i] = NAN if is_sentinel else of.own
+        flags[4, i] = position.is_lost
+        values[i] = NAN if is_sentinel else position.own
     return 0
 
 
@@ -237,39 +241,40 @@ cdef Py_ssize_t keep_likeliest(Lists *lists) noexcept:
     """Move the likeliest classes of each list to its start, in order; the most that any has."""
     cdef Py_ssize_t i, at, width = 0
     cdef bint is_best, is_sorted
-    cdef Position *of
-    cdef Listed *kept
+    cdef Position *position
+    cdef Listed *tops
     for i in range(lists.n):
-        of = &lists.positions[i]
-        kept = &lists.listed[of.start]
-        of.kept, is_sorted = 0, True
-        is_best = not of.is_last or lists.is_exact
-        is_best = is_best or (of.rank <= lists.k if lists.has_ranks else of.count == lists.k == 1)
-        for at in range(0 if of.is_lost else of.count):
-            if kept[at].logprob != LISTED_SENTINEL and (is_best or of.start + at != of.own_at):
-                kept[of.kept] = kept[at]
-                is_sorted = is_sorted and (of.kept == 0 or by_likelihood(&kept[of.kept - 1], &kept[of.kept]) < 0)
-                of.kept += 1
+        position = &lists.positions[i]
+        tops = &lists.listed[position.start]
+        position.n_tops, is_sorted = 0, True
+        is_best = not position.is_last or lists.is_exact
+        is_best = is_best or (position.rank <= lists.k if lists.has_ranks else position.count == lists.k == 1)
+        for at in range(0 if position.is_lost else position.count):
+            if tops[at].logprob != LISTED_SENTINEL and (is_best or position.start + at != position.own_at):
+                tops[position.n_tops] = tops[at]
+                if position.n_tops > 0:
+                    is_sorted &= by_likelihood(&tops[position.n_tops - 1], &tops[position.n_tops]) < 0
+                position.n_tops += 1
         if not is_sorted:
-            qsort(kept, of.kept, sizeof(Listed), by_likelihood)
-        width = max(width, of.kept)
+            qsort(tops, position.n_tops, sizeof(Listed), by_likelihood)
+        width = max(width, position.n_tops)
     return width
 
 
 cdef list fill_tops(Lists *lists, list texts, int64_t[:, ::1] ids, double[:, ::1] values):
     """Ids and log-probabilities of the likeliest classes; their texts, row by row."""
     cdef Py_ssize_t i, j, width = ids.shape[1]
-    cdef Position *of
+    cdef Position *position
     cdef Listed *class_
-    cdef list found = []
+    cdef list top_texts = []
     for i in range(lists.n):
-        of = &lists.positions[i]
+        position = &lists.positions[i]
         for j in range(width):
-            if j < of.kept:
-                class_ = &lists.listed[of.start + j]
+            if j < position.n_tops:
+                class_ = &lists.listed[position.start + j]
                 ids[i, j], values[i, j] = class_.id, class_.logprob
-                found.append(<object> PyList_GetItem(<PyObject *> texts, class_.at))
+                top_texts.append(<object> PyList_GetItem(<PyObject *> texts, class_.at))
             else:
                 ids[i, j], values[i, j] = -1, NAN
-                found.append(None)
-    return found
+                top_texts.append(None)
+    return top_texts

@@ -7,7 +7,7 @@ cdef class PairJob(LogSumExpJob):
     cdef int compute_dtype  # of both rows
 
     cdef int set_up_pair(self, Scores scores, Positions positions, numbers, Scores other) except -1:
-        """Set the fields that these jobs share."""
+        """Set the fields of this class."""
         self.set_up(scores, positions, numbers)
         if other.shape != scores.shape:
             raise ValueError("the other scores have another shape")
@@ -37,12 +37,12 @@ cdef class PairJob(LogSumExpJob):
         return self.row_of(self.other)
 
     cdef void check_kinds(self, int64_t row, double base_logsumexp, double logsumexp, Totals *totals) noexcept nogil:
-        """Refuses a row of either scores that is of another kind."""
+        """Refuse a row of which one does not fit the kind of its scores."""
         self.check_kind(self.scores, row, base_logsumexp, 0, totals)
         self.check_kind(self.other, row, logsumexp, self.scores.classes, totals)
 
     cdef double write_pair(self, int64_t row, const tl_pair *pair) noexcept nogil:
-        """Writes what was found of a row; returns its number."""
+        """Write the columns of a row, if there are any; return its number."""
         return pair.kl
 
     cdef size_t scratch_bytes(self) noexcept nogil:
@@ -66,17 +66,17 @@ cdef class KLDivergence(PairJob):
         self.set_up_pair(scores, positions, numbers, other)
 
     cdef void reduce_block(self, Block *block, Totals *totals, tl_cancel *cancel) noexcept nogil:
-        """Reduces short rows side by side; those that need more care by themselves."""
+        """Reduce short rows side by side, and by themselves those that the kernel leaves."""
         cdef tl_row_block *base = &block.rows
         cdef tl_row_block other
         cdef tl_kl kl[BLOCK_ROWS]
-        cdef uint64_t found
+        cdef uint64_t reduced
         cdef int i
         self.find_other(block, &other)
         base.row.compute_dtype = other.row.compute_dtype = self.compute_dtype
-        found = tl_kl_of_block(backend, base, &other, -INFINITY, kl)
+        reduced = tl_kl_of_block(backend, base, &other, -INFINITY, kl)
         for i in range(base.count):
-            if found >> i & 1:
+            if reduced >> i & 1:
                 block.values[i] = self.checked(block.number[i], kl[i], totals)
             elif base.wanted >> i & 1:
                 block.values[i] = self.reduce_row(block.number[i], block.target[i], totals, cancel)
@@ -87,10 +87,10 @@ cdef class KLDivergence(PairJob):
         base.compute_dtype = other.compute_dtype = self.compute_dtype
         return self.checked(row, tl_kl_divergence(backend, &base, &other, cancel), totals)
 
-    cdef inline double checked(self, int64_t row, tl_kl found, Totals *totals) noexcept nogil:
+    cdef inline double checked(self, int64_t row, tl_kl kl, Totals *totals) noexcept nogil:
         """The divergence of a row, which may be refused."""
-        self.check_kinds(row, found.base_logsumexp, found.logsumexp, totals)
-        return found.kl
+        self.check_kinds(row, kl.base_logsumexp, kl.logsumexp, totals)
+        return kl.kl
 
 
 @cython.final
@@ -154,7 +154,7 @@ cdef class PairStats(PairJob):
 
     cdef void check_log_probs(self, int64_t row, int64_t target, const tl_pair *pair, Totals *totals,
                               tl_cancel *cancel) noexcept nogil:
-        """Refuses logits where log-probabilities are expected."""
+        """Refuse a row of the base that does not hold log-probabilities, as llama.cpp's definitions want."""
         cdef tl_row base = self.row_at(row)
         cdef double logsumexp = tl_pair_base_logsumexp(backend, &base, pair.base_logsumexp, self.most_unnormalized,
                                                        cancel)
@@ -166,4 +166,4 @@ cdef class PairStats(PairJob):
             self.check_kind(self.scores, row, logsumexp, 0, totals)
 
     cdef void add_block(self, Block *block, Totals *totals) noexcept nogil:
-        """Adds nothing: nobody asks for the sum."""
+        """Add nothing: the sum is not wanted."""

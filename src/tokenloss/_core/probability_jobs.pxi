@@ -1,4 +1,4 @@
-# Losses from probabilities or log-probabilities: of class ids, which read one score of a row, and of distributions.
+# Losses from probabilities or log-probabilities: for class ids, which read one score of each row, and distributions.
 
 ctypedef fused score_t:
     uint16_t  # the bits of float16 or bfloat16
@@ -15,7 +15,7 @@ cdef struct GatherBlock:
 
 
 cdef void prefetch(const score_t[:, :] scores, const GatherBlock *block) noexcept nogil:
-    """Ask memory for what `gather` reads next. In a loop of its own, more requests are under way at a time."""
+    """Ask memory for what `gather` reads next. In a loop of its own, more requests are under way at once."""
     cdef int i
     for i in range(block.count):
         tl_prefetch(&scores[block.start + block.rows[i], block.targets[i]])
@@ -23,7 +23,7 @@ cdef void prefetch(const score_t[:, :] scores, const GatherBlock *block) noexcep
 
 cdef void gather(const score_t[:, :] scores, const GatherBlock *block, bint is_bfloat16,
                  double *gathered) noexcept nogil:
-    """Reads the score of each row's class id."""
+    """Read the score of each row's class id."""
     cdef score_t score
     cdef int i
     for i in range(block.count):
@@ -37,7 +37,7 @@ cdef void gather(const score_t[:, :] scores, const GatherBlock *block, bint is_b
 
 
 cdef tl_clip new_clip(bint is_probability, double epsilon) noexcept:
-    """Clipping bounds of probabilities, and the range of valid scores; log-probabilities are not clipped."""
+    """The bounds that probabilities are clipped to, nan for log-probabilities, and the range of valid scores."""
     cdef tl_clip clip
     if is_probability:
         clip.lowest, clip.highest, clip.least, clip.greatest = epsilon, 1 - epsilon, -TL_TOLERANCE, 1 + TL_TOLERANCE
@@ -50,12 +50,12 @@ cdef tl_clip new_clip(bint is_probability, double epsilon) noexcept:
 cdef class ClassIdLoss(RowJob):
     """-log of the probability of each row's class id, clipped to [epsilon, 1 - epsilon]; or minus its log-probability.
 
-    Of each row a single score is read. While a block of rows is worked on, the scores of the next are prefetched.
+    A single score of each row is read. While a block of rows is worked on, the scores of the next are prefetched.
     """
 
     cdef tl_clip clip
-    cdef bint is_scattered  # rows lie so far apart that each score is a cache line of its own: it is prefetched
-    # one of these holds the scores, rows by classes; none if their layout is not that of a matrix, or the rows are few
+    cdef bint is_scattered  # whether rows lie so far apart that each score is in a cache line of its own: prefetched
+    # One of these holds the scores, rows by classes; none if they are no matrix in memory, or the rows are few.
     cdef const uint16_t[:, :] halves
     cdef const float[:, :] floats
     cdef const double[:, :] doubles
@@ -63,7 +63,7 @@ cdef class ClassIdLoss(RowJob):
     def __init__(self, Scores scores, Positions positions, numbers, bint is_probability, double epsilon):
         self.set_up(scores, positions, numbers)
         self.need_class_ids()
-        self.of_probabilities, self.clip = is_probability, new_clip(is_probability, epsilon)
+        self.is_probability, self.clip = is_probability, new_clip(is_probability, epsilon)
         self.refuses_bad_targets = True
         self.is_scattered = llabs(scores.view.row_stride) > GATHER_NEAR_BYTES
         self.halves = self.floats = self.doubles = None
@@ -79,14 +79,14 @@ cdef class ClassIdLoss(RowJob):
         return cost_of_gather(self.scores)
 
     cdef int64_t load_block(self, int64_t start, int64_t stop, GatherBlock *block, Totals *totals) noexcept nogil:
-        """Reads the class ids of the next rows; returns where the block ends."""
+        """Fill a block with the unmasked ones of the next rows; return the first row after the block."""
         cdef int64_t target
         cdef int i, flags, unmasked = 0, count = <int> min(stop - start, BLOCK_ROWS)
         flags = self.load_targets(start, count, block.targets, totals)
         for i in range(count):
             block.rows[i] = i
         if flags & TL_SOME_MASKED:
-            for i in range(count):  # writes in vain, rather than have a branch that depends on each row
+            for i in range(count):  # each is written: a branch would be mispredicted in every other row
                 target = block.targets[i]
                 block.rows[unmasked], block.targets[unmasked] = i, target
                 unmasked += target != MASKED
@@ -117,7 +117,7 @@ cdef class ClassIdLoss(RowJob):
                                     + block.targets[i] * view.buffer.strides[view.axis], view.dtype)
 
     cdef void check_scores(self, const GatherBlock *block, Totals *totals) noexcept nogil:
-        """Refuses scores that are no probabilities, or no log-probabilities."""
+        """Refuse scores that are no probabilities, or no log-probabilities."""
         cdef double scores[BLOCK_ROWS]
         cdef int i
         self.load_scores(block, scores)
@@ -126,7 +126,7 @@ cdef class ClassIdLoss(RowJob):
                 self.refuse(C_BAD_SCORE, block.start + block.rows[i], block.targets[i], scores[i], totals)
 
     cdef void add_block(self, const GatherBlock *block, double *nll, Totals *totals) noexcept nogil:
-        """Adds losses to the sums, times their class weights, and writes them where each is wanted."""
+        """Add losses, times their class weights, to the sums; write them if each is wanted."""
         cdef double weights[BLOCK_ROWS]
         cdef int i
         if self.weighs_class_ids:
@@ -151,25 +151,25 @@ cdef class ClassIdLoss(RowJob):
 
 @cython.final
 cdef class SoftTargetLoss(RowJob):
-    """As `ClassIdLoss` for distributions: the sum of their masses times -log; scores without mass are not read.
+    """As `ClassIdLoss` for distributions: the sum of each mass times -log. Scores of classes without mass are not read.
 
-    A block of rows is reduced together, unless its layout is uncommon or something in it is refused.
+    A block of rows is reduced together, unless its layout is uncommon or a score in it is refused.
     """
 
     cdef tl_clip clip
-    cdef tl_distributions block  # but for where its first row is, and how far rows are apart
-    cdef int64_t block_rows  # 0 if rows are reduced one by one
+    cdef tl_distributions block  # what all blocks have in common
+    cdef int64_t block_rows  # rows of a block, 0 if rows are reduced one by one
 
     def __init__(self, Scores scores, Positions positions, numbers, bint is_probability, double epsilon):
         self.set_up(scores, positions, numbers)
-        self.of_probabilities, self.clip = is_probability, new_clip(is_probability, epsilon)
+        self.is_probability, self.clip = is_probability, new_clip(is_probability, epsilon)
         self.set_up_block()
 
     cdef double cost_of_row(self) noexcept:
         return cost_of_masses(self.positions)
 
     cdef void set_up_block(self) noexcept:
-        """Describes what all blocks have in common."""
+        """Set these two."""
         cdef const View *targets = &self.positions.targets_view
         cdef tl_soft_target soft = self.positions.soft_target(0, 0)
         cdef tl_distributions *block = &self.block
@@ -198,7 +198,7 @@ cdef class SoftTargetLoss(RowJob):
         return unmasked
 
     cdef inline bint reduce_block(self, int64_t start, int64_t count, int *dense, Totals *totals) noexcept nogil:
-        """Adds the losses of a block, or returns False: rows have to be reduced one by one."""
+        """Add the losses of a block; False if its rows have to be reduced one by one."""
         cdef int rows[MAX_DISTRIBUTION_ROWS]
         cdef double nll[MAX_DISTRIBUTION_ROWS]
         cdef const View *targets = &self.positions.targets_view

@@ -7,19 +7,19 @@ cdef enum:
 
 
 cdef union TiledState:
-    tl_loss_acc loss  # of CrossEntropy
-    tl_token_stats token  # of TokenStats
-    tl_pair_acc pair  # of a PairJob
+    tl_loss_acc loss  # for CrossEntropy
+    tl_token_stats token  # for TokenStats
+    tl_pair_acc pair  # for a PairJob
 
 
 cdef struct TiledRow:
-    # an unmasked row while its tiles arrive
+    # an unmasked row, for as long as its tiles arrive
     int64_t row, target
     int64_t excluded  # the class whose logit is known from the start, -1 if none
     double target_raw, base_target_raw  # that logit, as it is in tiles
     int compute_dtype  # of the two rows of a pair
     bint is_open  # whether tiles are still to be read
-    TiledState of
+    TiledState state
     tl_topk top
 
 
@@ -43,7 +43,7 @@ cdef class Tiles(Job):
     cdef Totals totals
 
     def __cinit__(self, RowJob job, int64_t[::1] taken, int64_t[::1] excluded):
-        """The numbers of the rows at hand, and their classes whose logits must be known, are written to the arrays."""
+        """`begin_rows` writes to the two arrays: numbers of rows, and their classes whose logits must be known."""
         self.job, self.taken, self.excluded, self.most = job, taken, excluded, taken.shape[0]
         if isinstance(job, CrossEntropy):
             self.loss_job = job
@@ -77,8 +77,8 @@ cdef class Tiles(Job):
             tiled.top = self.token_job.top_of(row)
             return
         loss = self.loss_job.loss_at(row, target)
-        tl_loss_begin(backend, &loss, self.job.scores.classes, &tiled.of.loss, &nonzero, cancel)
-        tiled.excluded = tiled.of.loss.excluded
+        tl_loss_begin(backend, &loss, self.job.scores.classes, &tiled.state.loss, &nonzero, cancel)
+        tiled.excluded = tiled.state.loss.excluded
         if target < 0:
             self.job.accepts_distribution(row, &loss.soft, tiled.excluded, nonzero, &self.totals, cancel)
 
@@ -109,7 +109,7 @@ cdef class Tiles(Job):
         return self.count
 
     def begin_rows_of(self, Tiles other):
-        """Begin the rows that other tiles of as many rows have begun."""
+        """Begin the rows that the tiles of another job have begun."""
         cdef tl_cancel cancel = self.new_cancel(False)
         cdef int64_t i
         self.count = other.count
@@ -117,7 +117,7 @@ cdef class Tiles(Job):
             self.begin_row(other.tiled[i].row, other.tiled[i].target, &self.tiled[i], &cancel)
 
     def set_target_logits(self, const double[::1] logits, const double[::1] base_logits=None):
-        """The logits of the classes that are excluded, as they will be in tiles."""
+        """Give the logits of the excluded classes, as they will be in tiles."""
         cdef tl_row row = self.job.row_of_scores()
         cdef tl_loss loss
         cdef int64_t i
@@ -127,10 +127,10 @@ cdef class Tiles(Job):
                 self.tiled[i].base_target_raw = base_logits[i]
             if self.loss_job is not None:
                 loss = self.loss_job.loss_at(self.tiled[i].row, self.tiled[i].target)
-                tl_loss_set_target_logit(backend, &row, &loss, logits[i], &self.tiled[i].of.loss)
+                tl_loss_set_target_logit(backend, &row, &loss, logits[i], &self.tiled[i].state.loss)
 
     def set_tile(self, tile, int64_t first, base_tile=None):
-        """Logits of the rows, for classes from `first` on; of a pair, those of the other row, and of the base."""
+        """Give a tile: logits of the rows for classes from `first` on. A PairJob has one of the base, too."""
         PyBuffer_Release(&self.tile.buffer)
         open_view(&self.tile, tile, self.row_of_tile().dtype, 1, True)
         if base_tile is not None:
@@ -143,7 +143,7 @@ cdef class Tiles(Job):
         return self.job.row_of_scores() if self.pair_job is None else self.pair_job.row_of_other()
 
     cdef void set_row(self, const View *tile, int64_t i, double target_raw, tl_row *logits) noexcept nogil:
-        """Where a tile has the logits of a row."""
+        """Point at the logits of a row in a tile."""
         cdef int64_t excluded = self.tiled[i].excluded
         logits.stride = tile.buffer.strides[1]
         logits.data = address_of(tile, i) - self.first * logits.stride  # only classes of the tile are read
@@ -164,33 +164,33 @@ cdef class Tiles(Job):
             if self.pair_job is not None:
                 self.set_row(&self.base_tile, i, tiled.base_target_raw, &base)
                 tl_pair_range(backend, &base, &logits, self.first, self.last, C_TILE_CLASS_MULTIPLE, tiled.target,
-                              tiled.compute_dtype, TL_EXACT, &tiled.of.pair, cancel)
+                              tiled.compute_dtype, TL_EXACT, &tiled.state.pair, cancel)
             elif self.token_job is not None:
                 tl_token_stats_range(backend, &logits, self.first, self.last, C_TILE_CLASS_MULTIPLE, tiled.target,
-                                     tiled.target_raw, &tiled.of.token, self.top_of(tiled), cancel)
+                                     tiled.target_raw, &tiled.state.token, self.top_of(tiled), cancel)
             else:
                 loss = self.loss_job.loss_at(tiled.row, tiled.target)
-                tl_loss_range(backend, &logits, &loss, self.first, self.last, C_TILE_CLASS_MULTIPLE, &tiled.of.loss,
+                tl_loss_range(backend, &logits, &loss, self.first, self.last, C_TILE_CLASS_MULTIPLE, &tiled.state.loss,
                               cancel)
 
     cdef inline tl_topk *top_of(self, TiledRow *tiled) noexcept nogil:
         return &tiled.top if self.token_job.top_k > 0 else NULL
 
     cdef double end_row(self, TiledRow *tiled, const tl_row *logits) noexcept nogil:
-        """The number of a row."""
+        """Finish a row, and return its number."""
         cdef tl_loss loss
         if self.token_job is not None:
-            tl_token_stats_end(backend, logits, tiled.target_raw, &tiled.of.token, self.top_of(tiled))
-            return self.token_job.write_token(tiled.row, tiled.target, &tiled.of.token)
+            tl_token_stats_end(backend, logits, tiled.target_raw, &tiled.state.token, self.top_of(tiled))
+            return self.token_job.write_token(tiled.row, tiled.target, &tiled.state.token)
         loss = self.loss_job.loss_at(tiled.row, tiled.target)
-        return tl_loss_end(backend, logits, &loss, &tiled.of.loss)
+        return tl_loss_end(backend, logits, &loss, &tiled.state.loss)
 
     cdef void end_pair(self, TiledRow *tiled, const tl_row *logits) noexcept nogil:
-        """Finishes a pair, or leaves it open, to be read again in double."""
+        """Finish a pair, or leave it open, to be read again in double."""
         cdef tl_row base = self.job.row_of_scores()
         cdef tl_pair pair
         if tl_pair_end(backend, &base, logits, tiled.target, tiled.base_target_raw, tiled.target_raw,
-                       tiled.compute_dtype, &tiled.of.pair, &pair):
+                       tiled.compute_dtype, &tiled.state.pair, &pair):
             tiled.is_open = False
             self.job.add(tiled.row, tiled.target, self.pair_job.write_pair(tiled.row, &pair), &self.totals)
         tiled.compute_dtype = TL_FLOAT64
@@ -213,13 +213,13 @@ cdef class Tiles(Job):
         return left
 
     def end(self):
-        """Give the job what was found in all rows."""
+        """Add the sums of all rows to those of the job."""
         self.job.add_totals(&self.totals)
 
 
 @cython.final
 cdef class CastRows(Job):
-    """Writes rows of an array, all or those that are numbered, as floats or doubles."""
+    """Converts rows of an array, all or those of given numbers, to float32 or float64."""
 
     cdef View source, result
     cdef const int64_t[::1] numbers
@@ -250,14 +250,14 @@ cdef class CastRows(Job):
 
 
 cdef class Product(Job):
-    """Products of rows of weights with all of some hidden states."""
+    """Products of rows of weights with several hidden states."""
 
     cdef View weight, result
     cdef int64_t count, first  # of hidden states; the first row of weights
     cdef char *memory
 
     cdef char *allocate(self, int64_t size) except NULL:
-        """Zeros from an address on that is a multiple of 64, for the hidden states."""
+        """Zeros at a multiple of 64 bytes, for the hidden states."""
         self.memory = <char *> calloc(size + 64, 1)
         if self.memory == NULL:
             raise MemoryError
@@ -279,7 +279,7 @@ cdef class Product(Job):
         return DOT + self.weight.buffer.shape[1] * element
 
     def set_result(self, result, int64_t first):
-        """Where the products go: those of each hidden state with rows of weights from `first` on."""
+        """Set where the products go, and the first row of weights; the result has a column for each row of weights."""
         PyBuffer_Release(&self.result.buffer)
         open_view(&self.result, result, self.result.dtype, 1, True)
         self.rows, self.first, self.next_row = result.shape[1], first, 0

@@ -250,7 +250,7 @@ def _begin(job: _core.RowJob, workers: Any) -> tuple[int | None, int]:
 
 
 def _even_part(count: int, most: int) -> int:
-    """At most so many at a time, and as many each time; at least 1."""
+    """The largest batch size <= `most` that makes all batches nearly equal; at least 1."""
     return -(-count // -(-count // most)) if count else 1
 
 
@@ -260,10 +260,9 @@ def _ranges(start: int, stop: int, width: int) -> list[tuple[int, int]]:
 
 
 def _is_blas_matrix(array: Array) -> bool:
-    """Whether BLAS takes the array as it is: unit stride between columns, and rows that do not overlap."""
+    """Whether BLAS reads the array in place: columns are contiguous, rows do not overlap."""
     rows, elements = array.strides
-    in_order = elements == array.itemsize and rows >= array.shape[1] * array.itemsize
-    return in_order and rows % array.itemsize == 0 and array.flags.aligned
+    return elements == array.itemsize and rows >= array.shape[1] * array.itemsize and array.flags.aligned
 
 
 _PAIR_BASE_NAMES = "base_hidden", "base_weight", "base_bias"

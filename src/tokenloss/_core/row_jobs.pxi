@@ -1,39 +1,42 @@
-# Jobs that read whole rows: everything that needs a logsumexp, statistics of tokens.
+# Jobs that read whole rows: logsumexp, softmax, losses of logits and their gradients, statistics of tokens.
 
 cdef struct Block:
-    # rows that a job works on together: what the kernels need, and which rows of the job they are
+    # rows that a job works on together: what the kernels need, and each row's number, class id and result
     tl_row_block rows
     int64_t number[BLOCK_ROWS]
     int64_t target[BLOCK_ROWS]
     double values[BLOCK_ROWS]
-    bint is_row_alone  # of `reduce_row`: it was shifted, if that helps
+    bint is_row_alone  # whether `reduce_row` made it, which shifts a row where that helps
 
 
 cdef class LogSumExpJob(RowJob):
-    """Finds the logsumexp of all classes but the target, from which `finish_block` makes the results.
+    """Computes the logsumexp of all classes but the excluded one, from which `finish_block` makes the results.
 
-    Blocks of rows are reduced together: short rows side by side, long class-major ones by cache lines.
+    Blocks of rows are reduced together: short rows side by side, long class-major ones cache line by cache line.
     """
 
     cdef bint is_class_major
-    cdef bint excludes_classes  # whether rows have a target
+    cdef bint excludes_classes  # whether any row has an excluded class, such as its target
     cdef bint keeps_logits  # whether logits are read again after they were reduced
+    cdef bint shifts  # whether a row that overflows once it is scaled is reduced again, less its maximum
 
     cdef double cost_of_row(self) noexcept:
         return self.cost_of_scores(8, 0.8)  # two passes, or two arrays
 
     cdef void finish_block(self, Block *block, const tl_block_lse *lse, Totals *totals,
                            tl_cancel *cancel) noexcept nogil:
-        """Finds the number of each wanted row of a block, and writes its other results."""
+        """Set the values of the wanted rows of a block, and write their other results."""
 
     cdef int64_t exclude(self, int64_t row, int64_t target, Totals *totals, tl_cancel *cancel) noexcept nogil:
-        """The class that the logsumexp of an unmasked row leaves out, -1 for none; MASKED if it is not to be read."""
+        """The excluded class of an unmasked row, -1 for none; MASKED if the row is not to be read."""
         return target
 
     cdef void reduce_block(self, Block *block, Totals *totals, tl_cancel *cancel) noexcept nogil:
-        """Reduces the wanted rows of a block, and finishes them."""
+        """Reduce the wanted rows of a block, and finish them."""
         cdef tl_block_lse lse
         tl_lse_of_block(backend, &block.rows, False, &lse, cancel)
+        if self.shifts and not block.is_row_alone:
+            self.reduce_overflowed(block, &lse, totals, cancel)
         self.finish_block(block, &lse, totals, cancel)
 
     cdef double reduce_row(self, int64_t row, int64_t target, Totals *totals, tl_cancel *cancel) noexcept nogil:
@@ -47,16 +50,14 @@ cdef class LogSumExpJob(RowJob):
             return 0
         block.rows.has_excluded = block.rows.excluded[0] >= 0
         block.values[0] = 0
-        self.shift_row(row, &block.rows.row)
+        if self.shifts:
+            self.shift_if_overflowing(row, &block.rows.row)
         self.reduce_block(&block, totals, cancel)
         return block.values[0]
 
-    cdef void shift_row(self, int64_t row, tl_row *logits) noexcept nogil:
-        """Shifts a row that has overflowed, before it is reduced again."""
-
     cdef void reduce_overflowed(self, Block *block, const tl_block_lse *lse, Totals *totals,
                                 tl_cancel *cancel) noexcept nogil:
-        """Rows whose log-odds are nan, since scaled logits may have overflowed, are reduced by themselves."""
+        """Reduce by themselves the rows whose log-odds are nan, since their scaled logits may have overflowed."""
         cdef int i
         for i in range(block.rows.count):
             if block.rows.wanted >> i & 1 and lse.odds.log_odds[i] != lse.odds.log_odds[i]:
@@ -75,7 +76,7 @@ cdef class LogSumExpJob(RowJob):
 
     cdef void load_block(self, int64_t start, int count, Block *block, Totals *totals,
                          tl_cancel *cancel) noexcept nogil:
-        """Fills a block with the unmasked rows; of class-major rows with all, since they share cache lines."""
+        """Fill a block with the unmasked rows; with all rows if they are class-major, since they share cache lines."""
         cdef tl_row_block *rows = &block.rows
         cdef uint64_t wanted = 0
         cdef int i
@@ -94,7 +95,7 @@ cdef class LogSumExpJob(RowJob):
             self.leave_out(block)
 
     cdef void leave_out(self, Block *block) noexcept nogil:
-        """Leaves the unwanted rows out of a block, or only their classes where rows share cache lines."""
+        """Take unwanted rows out of a block, or, where rows share cache lines, only their excluded classes."""
         cdef tl_row_block *rows = &block.rows
         cdef int i, count = 0
         for i in range(rows.count):
@@ -146,22 +147,22 @@ cdef class LogSumExpJob(RowJob):
                 count += 1
         self.add_many(start, rows, values, weights if self.weighs_class_ids else NULL, count, totals)
 
-    cdef void find_rows(self, const View *view, const Block *block, const char **found) noexcept nogil:
-        """Where an array of the scores' shape holds the rows of a block."""
+    cdef void find_rows(self, const View *view, const Block *block, const char **addresses) noexcept nogil:
+        """Write the addresses of the rows of a block in an array of the scores' shape."""
         cdef int64_t start = block.number[0]
         cdef int i, count = block.rows.count
         if block.number[count - 1] == start + count - 1:
-            find_addresses(view, start, count, found)
+            find_addresses(view, start, count, addresses)
         else:
             for i in range(count):
-                found[i] = address_of(view, block.number[i])
+                addresses[i] = address_of(view, block.number[i])
 
-    cdef void find_out_rows(self, const View *out, const Block *block, bint nontemporal_stores,
-                            tl_out_block *found) noexcept nogil:
-        """Rows of an array of the scores' shape that is written to."""
-        found.row, found.nontemporal_stores = new_row(out.dtype, self.scores.classes), nontemporal_stores
-        found.row.stride = out.buffer.strides[out.axis]
-        self.find_rows(out, block, <const char **> found.data)
+    cdef void find_out_rows(self, const View *array, const Block *block, bint nontemporal_stores,
+                            tl_out_block *out) noexcept nogil:
+        """Describe the rows of a block in an array of the scores' shape that is written to."""
+        out.row, out.nontemporal_stores = new_row(array.dtype, self.scores.classes), nontemporal_stores
+        out.row.stride = array.buffer.strides[array.axis]
+        self.find_rows(array, block, <const char **> out.data)
 
 
 @cython.final
@@ -183,7 +184,7 @@ cdef class LogSumExp(LogSumExpJob):
 
 @cython.final
 cdef class Softmax(LogSumExpJob):
-    """Writes softmax or log_softmax of each row."""
+    """The softmax or log_softmax of each row."""
 
     cdef View out
     cdef bint is_log, nontemporal_stores
@@ -204,7 +205,7 @@ cdef class Softmax(LogSumExpJob):
         tl_softmax_of_block(backend, &block.rows, lse, self.is_log, &out, cancel)
 
     cdef void add_block(self, Block *block, Totals *totals) noexcept nogil:
-        """Adds nothing: the sum is not wanted."""
+        """Add nothing: the sum is not wanted."""
 
 
 @cython.final
@@ -213,22 +214,23 @@ cdef class CrossEntropy(LogSumExpJob):
 
     cdef View grad
     cdef double label_smoothing, z_loss
-    cdef double grad_divisor  # of the mean, if the gradient is of that
+    cdef double grad_divisor  # that of the mean loss, or 1
     cdef bint nontemporal_stores
 
     def __init__(self, Scores scores, Positions positions, numbers, double logit_scale, double softcap,
-                 double label_smoothing, double z_loss, grad=None, int grad_dtype=0, bint of_mean=False):
-        # the gradient goes to `grad`, and is that of the mean loss if it is `of_mean`
+                 double label_smoothing, double z_loss, grad=None, int grad_dtype=0, bint is_mean_grad=False):
+        # the gradient goes to `grad`; with `is_mean_grad` it is that of the mean loss
         self.set_up(scores, positions, numbers)
         self.logit_scale, self.softcap, self.label_smoothing, self.z_loss = (
             logit_scale, softcap, label_smoothing, z_loss)
         self.is_class_major, self.excludes_classes = scores.is_class_major(), True
         self.keeps_logits = grad is not None or label_smoothing != 0
+        self.shifts = logit_scale > 1 and softcap == 0 and z_loss == 0
         self.grad_divisor = 1
         if grad is not None:
             open_view(&self.grad, grad, grad_dtype, scores.axis, True)
             self.nontemporal_stores = self.grad.buffer.len >= NONTEMPORAL_BYTES
-            if of_mean:
+            if is_mean_grad:
                 self.grad_divisor = positions.mean_divisor()
 
     def __dealloc__(self):
@@ -239,7 +241,7 @@ cdef class CrossEntropy(LogSumExpJob):
         return cost if self.positions.by_class else cost + cost_of_masses(self.positions)
 
     cdef tl_loss loss_at(self, int64_t row, int64_t target) noexcept nogil:
-        """What the loss of a row depends on, without its gradient."""
+        """The target and the options of a row's loss."""
         cdef tl_loss loss
         loss.soft = self.positions.soft_target(row, self.label_smoothing)
         loss.target, loss.z_loss, loss.target_weight, loss.grad = target, self.z_loss, 1, NULL
@@ -257,14 +259,8 @@ cdef class CrossEntropy(LogSumExpJob):
         argmax = tl_soft_target_argmax(backend, &loss.soft, self.scores.classes, &nonzero, cancel)
         return argmax if self.accepts_distribution(row, &loss.soft, argmax, nonzero, totals, cancel) else MASKED
 
-    cdef void shift_row(self, int64_t row, tl_row *logits) noexcept nogil:
-        if self.z_loss == 0:
-            self.shift_if_overflowing(row, logits)
-
     cdef void finish_block(self, Block *block, const tl_block_lse *lse, Totals *totals,
                            tl_cancel *cancel) noexcept nogil:
-        if self.logit_scale > 1 and self.softcap == 0 and self.z_loss == 0 and not block.is_row_alone:
-            self.reduce_overflowed(block, lse, totals, cancel)
         if self.positions.by_class:
             self.finish_class_ids(block, lse, cancel)
         else:
@@ -293,11 +289,11 @@ cdef class CrossEntropy(LogSumExpJob):
                                  grad_scales, &grads if is_given(&self.grad) else NULL, block.values, cancel)
 
     cdef void find_grad_scales(self, const Block *block, double *grad_scales) noexcept nogil:
-        """What the gradients of the rows of a block are multiplied by."""
-        cdef double all_scales = 1 / self.grad_divisor
+        """Write the factors of the gradients of a block's rows: their weights over the divisor."""
+        cdef double common_scale = 1 / self.grad_divisor
         cdef int i
         for i in range(BLOCK_ROWS):
-            grad_scales[i] = all_scales
+            grad_scales[i] = common_scale
         if self.weighs_rows:
             for i in range(block.rows.count):
                 grad_scales[i] = self.positions.sample_weight_of(block.number[i]) / self.grad_divisor
@@ -326,10 +322,10 @@ cdef class CrossEntropy(LogSumExpJob):
 
 @cython.final
 cdef class ClassLogProbs(LogSumExpJob):
-    """The log-probabilities of some classes of each row; the likeliest of them is the excluded class."""
+    """The log-probabilities of given classes of each row, of which the likeliest is the excluded class."""
 
     cdef View ids
-    cdef readonly int64_t count  # of the classes of a row
+    cdef readonly int64_t count  # given classes of a row
     cdef double[::1] log_probs
 
     def __init__(self, Scores scores, Positions positions, double logit_scale, double softcap, ids, log_probs):
@@ -337,6 +333,7 @@ cdef class ClassLogProbs(LogSumExpJob):
         self.set_up(scores, positions, None)
         self.logit_scale, self.softcap, self.log_probs = logit_scale, softcap, log_probs
         self.is_class_major, self.excludes_classes = scores.is_class_major(), True
+        self.shifts = logit_scale > 1 and softcap == 0
         cdef int last = ids.ndim - 1
         open_view(&self.ids, ids, TL_INT64, last, False)
         self.count = self.ids.buffer.shape[last]
@@ -363,15 +360,10 @@ cdef class ClassLogProbs(LogSumExpJob):
         for i in range(row * self.count, (row + 1) * self.count):
             self.log_probs[i] = NAN
 
-    cdef void shift_row(self, int64_t row, tl_row *logits) noexcept nogil:
-        self.shift_if_overflowing(row, logits)
-
     cdef void finish_block(self, Block *block, const tl_block_lse *lse, Totals *totals,
                            tl_cancel *cancel) noexcept nogil:
         cdef int64_t row
         cdef int i
-        if self.logit_scale > 1 and self.softcap == 0 and not block.is_row_alone:
-            self.reduce_overflowed(block, lse, totals, cancel)
         for i in range(block.rows.count):
             if block.rows.wanted >> i & 1:
                 row = block.number[i]
@@ -379,18 +371,18 @@ cdef class ClassLogProbs(LogSumExpJob):
                                    self.count, &self.log_probs[row * self.count], cancel)
 
     cdef void add_block(self, Block *block, Totals *totals) noexcept nogil:
-        """Adds nothing: the sum is not wanted."""
+        """Add nothing: the sum is not wanted."""
 
 
 @cython.final
 cdef class TokenStats(LogSumExpJob):
-    """The columns of a token."""
+    """The columns of `token_scores`."""
 
     cdef double[::1] logsumexp, entropy, top_logprobs
     cdef int64_t[::1] rank, argmax, top_ids
     cdef uint8_t[::1] is_greedy, kept
     cdef int64_t top_k
-    cdef tl_clip clip  # of scores that are no logits
+    cdef tl_clip clip  # for scores of another kind than logits
 
     def __init__(self, Scores scores, Positions positions, nll, double logit_scale, double softcap, int64_t top_k,
                  dict columns):
@@ -417,7 +409,7 @@ cdef class TokenStats(LogSumExpJob):
         return top
 
     cdef inline double checked(self, int64_t row, int64_t target, tl_token_stats *token, Totals *totals) noexcept nogil:
-        """As `write_token`, of a row in memory: the loss of its probability or log-probability as it is."""
+        """As `write_token`, but first check the row's kind; of another kind than logits, the loss is as given."""
         cdef const View *view = &self.scores.view
         cdef double nll
         if self.scores.kind != C_LOGITS:
@@ -430,7 +422,7 @@ cdef class TokenStats(LogSumExpJob):
         return self.write_token(row, target, token)
 
     cdef inline double write_token(self, int64_t row, int64_t target, const tl_token_stats *token) noexcept nogil:
-        """Write all but the loss, and return that."""
+        """Write the columns of a row but the loss, which is returned."""
         self.logsumexp[row], self.entropy[row] = token.logsumexp, token.entropy
         self.rank[row], self.argmax[row] = token.rank, token.argmax
         self.is_greedy[row], self.kept[row] = token.argmax == target, True
@@ -444,18 +436,18 @@ cdef class TokenStats(LogSumExpJob):
             self.top_ids[i], self.top_logprobs[i] = -1, NAN
 
     cdef void reduce_block(self, Block *block, Totals *totals, tl_cancel *cancel) noexcept nogil:
-        """Writes the columns of short rows; those that need more care are reduced by themselves."""
+        """Reduce short rows side by side, and by themselves those that the kernel leaves."""
         cdef tl_token_block tokens
         cdef tl_token_stats token
         cdef tl_topk tops[BLOCK_ROWS]
-        cdef uint64_t found
+        cdef uint64_t reduced
         cdef int i
         if self.top_k > 0:
             for i in range(block.rows.count):
                 tops[i] = self.top_of(block.number[i])
-        found = tl_token_stats_of_block(backend, &block.rows, tops if self.top_k > 0 else NULL, &tokens, cancel)
+        reduced = tl_token_stats_of_block(backend, &block.rows, tops if self.top_k > 0 else NULL, &tokens, cancel)
         for i in range(block.rows.count):
-            if found >> i & 1:
+            if reduced >> i & 1:
                 token.nll, token.logsumexp, token.entropy = tokens.nll[i], tokens.logsumexp[i], tokens.entropy[i]
                 token.rank, token.argmax = tokens.rank[i], tokens.argmax[i]
                 block.values[i] = self.checked(block.number[i], block.target[i], &token, totals)
@@ -468,7 +460,6 @@ cdef class TokenStats(LogSumExpJob):
         cdef tl_topk top = self.top_of(row)
         tl_token_stats_row(backend, &logits, target, &token, &top if self.top_k > 0 else NULL, cancel)
         if token.nll != token.nll and self.shift_if_overflowing(row, &logits):
-            top = self.top_of(row)
             tl_token_stats_row(backend, &logits, target, &token, &top if self.top_k > 0 else NULL, cancel)
             token.logsumexp += logits.logit_scale * logits.shift
         return self.checked(row, target, &token, totals)

@@ -18,8 +18,9 @@ from tokenloss._core.dtypes import (
     TARGETS,
     as_array,
     as_float_array,
-    bfloat16_to_float32,
     dtype_name,
+    is_integer,
+    without_bfloat16,
 )
 from tokenloss._core.errors import raise_error
 
@@ -97,7 +98,7 @@ def as_target_array(
         raise_error("shape", name=name, got=array.shape, fits=fits)
     if array.size == 0 and isinstance(value, list | tuple):  # an empty list has no dtype of its own
         return np.empty(batch, np.int64), _core.DTYPES["int64"]
-    if code is None or code in FLOAT_CODES or array.dtype == np.bool_:
+    if code is None or not is_integer(code, array):
         raise_error(
             "dtype", name=name, got=dtype_name(code, array), fits=f"integer, being class ids by its shape {batch}"
         )
@@ -106,9 +107,8 @@ def as_target_array(
 
 def _warn_of_labels(name: str, masses: Array, code: int, scores_name: str) -> None:
     """Warn if a single distribution has a mass far from 1: its classes seem to be labels of samples."""
-    wide = bfloat16_to_float32(masses) if dtype_name(code, masses) == "bfloat16" else masses
     with np.errstate(all="ignore"):
-        mass = float(wide.sum(dtype=np.float64))
+        mass = float(without_bfloat16(masses, code).sum(dtype=np.float64))
     if 1 + UNNORMALIZED < mass < math.inf:
         message = (
             f"{name} adds up to {mass:.4g}, but is taken as the distribution of one sample over {len(masses)} classes; "
@@ -164,8 +164,7 @@ def check_sample_weight(value: Any, batch: tuple[int, ...]) -> np.ndarray[Any, n
         raise_error("dtype", name="sample_weight", got=array.dtype, fits=FLOATS)
     broadcast("sample_weight", array, batch)
     weights = array[tuple(slice(1 if stride == 0 else None) for stride in array.strides)]  # each weight once
-    weights = bfloat16_to_float32(weights) if dtype_name(code, array) == "bfloat16" else weights
-    weights = weights.astype(np.float64, copy=False)
+    weights = without_bfloat16(weights, code).astype(np.float64, copy=False)
     if not (weights.min(initial=0) >= 0 and weights.max(initial=0) <= _MAX_SAMPLE_WEIGHT):  # nan, too
         bad = np.argwhere(~((weights >= 0) & (weights <= _MAX_SAMPLE_WEIGHT)))[0]
         position, got = bad.tolist() or "", float(weights[tuple(bad)])
@@ -174,7 +173,7 @@ def check_sample_weight(value: Any, batch: tuple[int, ...]) -> np.ndarray[Any, n
 
 
 def check_integer(name: str, value: Any, fits: str, least: int | None = None, most: int | None = None) -> int:
-    """A Python integer, neither below the least nor above the most."""
+    """An integer from `least` to `most`, as a Python int."""
     try:
         number = operator.index(value)
     except TypeError:
@@ -218,7 +217,7 @@ def check_no_ignore_index(value: object) -> None:
 
 
 def check_number(name: str, value: Any, fits: str, *, most: float = _LARGEST, positive: bool = False) -> float:
-    """A number from 0 to the most, without 0 if it must be positive."""
+    """A number from 0 to `most`; if `positive`, 0 is refused."""
     if type(value) is float and 0 < value <= most:  # nearly always, and faster
         return value
     scalar = value[()] if isinstance(value, np.ndarray) and value.ndim == 0 else value
@@ -234,7 +233,7 @@ def check_number(name: str, value: Any, fits: str, *, most: float = _LARGEST, po
 
 
 def check_out(value: Any, batch: tuple[int, ...]) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """An array that results can be written to."""
+    """The argument `out`, to which float64 results are written."""
     if not isinstance(value, np.ndarray) or value.dtype != np.float64:
         raise_error(
             "dtype", name="out", got=getattr(value, "dtype", type(value).__name__), fits="float64, in a NumPy array"
@@ -245,7 +244,7 @@ def check_out(value: Any, batch: tuple[int, ...]) -> np.ndarray[Any, np.dtype[np
 
 
 def _check_writable(array: np.ndarray[Any, Any], shape: tuple[int, ...]) -> None:
-    """Refuse what cannot be written to."""
+    """Refuse an array that cannot hold a result of this shape."""
     if array.shape != shape:
         raise_error("shape", name="out", got=array.shape, fits=f"{shape}")
     if not array.flags.writeable:
@@ -324,7 +323,7 @@ def as_scores(name: str, value: Any, axis: Any, kind: str = "logits") -> _core.S
 
 
 def _scores(name: str, array: Array, code: int, axis: int, kind: str) -> _core.Scores:
-    """Scores of a kind, whose rows are refused if they are not normalised as it says."""
+    """Scores of a kind, which says how far from normalised their rows may be."""
     return _core.Scores(name, array, code, axis, array.shape, _core.KINDS.index(kind), most_unnormalized(kind, array))
 
 
@@ -334,7 +333,7 @@ def most_unnormalized(kind: str, array: Array) -> float:
 
 
 def scores_of_shape(name: str, shape: tuple[int, ...], axis: Any) -> _core.Scores:
-    """Scores that are not there yet, for what is to fit their shape."""
+    """Scores with a shape but no data, to check targets against."""
     return _core.Scores(name, None, _core.DTYPES["float32"], check_axis(name, len(shape), axis), shape)
 
 
@@ -350,7 +349,7 @@ def as_positions(
     name: str, targets: Any, scores: _core.Scores, ignore_index: Any, mask: Any = None, weight: Any = None,
     sample_weight: Any = None, distributions: bool = True,
 ) -> _core.Positions:  # fmt: skip
-    """Targets that fit the scores, with their mask and weights; of the scores, only the shape is looked at."""
+    """Checked targets, mask and weights of some scores, of which only the shape matters."""
     array, code = as_target_array(name, targets, scores.shape, scores.batch, scores.name, distributions)
     axis, ignored = -1, None
     if array.ndim == len(scores.shape):
@@ -369,7 +368,7 @@ def as_positions(
 
 
 def without_targets(scores: _core.Scores, mask: Any = None) -> _core.Positions:
-    """Positions of functions that take no targets."""
+    """Positions without targets, for functions that take none."""
     mask = None if mask is None else check_mask(mask, scores.batch)
     return _core.Positions(scores.batch, scores.classes, None, None, 0, -1, None, mask, None, 0, None)
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from tokenloss._core import config
-from tokenloss._core.dtypes import as_array, as_float_array, bfloat16_to_float32, dtype_name
+from tokenloss._core.dtypes import as_array, as_float_array, dtype_name, without_bfloat16
 from tokenloss._core.errors import raise_error, with_file_names
 from tokenloss._core.validation import check_mask
 from tokenloss._evaluation import score
@@ -153,7 +153,7 @@ def _checked(name: str, values: Any, before: _Total) -> _Block:
         scores, code = as_float_array("logits", logits)
         if not scores.ndim:
             raise_error("scalar", name="logits")
-        targets = _floats(*as_array("targets", targets))
+        targets = without_bfloat16(*as_array("targets", targets))
         mask = None if where is None else check_mask(where, scores.shape[:-1])
         ids = None if segment_ids is None else check_segment_ids(segment_ids, scores.shape[:-1]).reshape(-1)
         if before.has_ids not in (None, ids is not None):
@@ -164,7 +164,7 @@ def _checked(name: str, values: Any, before: _Total) -> _Block:
 
 def _file(block: _Block, options: Options) -> ScoresFile:
     """The logits of a block as a file of scores, whose rows are read from memory."""
-    dtype = _floats(block.scores[:0], block.code).dtype
+    dtype = without_bfloat16(block.scores[:0], block.code).dtype
     read = _reader(block.scores, block.code)
     return ScoresFile(block.name, options.kind or "logits", block.scores.shape, dtype, None, None, read)
 
@@ -197,18 +197,13 @@ def _shard(block: _Block, options: Options, numbered: int, following: _Block | N
     return OpenShard(file, targets, has_next, None, sequences, mask), shard
 
 
-def _floats(array: Array, code: int | None) -> Array:
-    """Convert bfloat16 to float32, which holds the same numbers; return any other array as it is."""
-    return bfloat16_to_float32(array) if dtype_name(code, array) == "bfloat16" else array
-
-
 def _reader(scores: Array, code: int | None) -> Callable[[int], Iterator[Array]]:
     """Make the function that `ScoresFile.blocks` calls, for scores in memory."""
     rows = math.prod(scores.shape[:-1])
 
     def read(most_rows: int) -> Iterator[Array]:
         for start in range(0, rows, most_rows):
-            yield _floats(rows_at(scores, start, min(start + most_rows, rows)), code)
+            yield without_bfloat16(rows_at(scores, start, min(start + most_rows, rows)), code)
 
     return read
 

@@ -21,7 +21,7 @@ __all__ = [
     "SequenceTable", "Sink", "TokenBlock", "TokenTable",
 ]  # fmt: skip
 
-# in the order in which they are written; the last one, the summary, only if no other prints
+# Outputs are written in this order. The last one, the summary, is printed only if no other output prints.
 SCORE_OUTPUTS: tuple[type[Sink], ...] = (TokenTable, SequenceTable, LossPlot, HtmlPage, JsonObject, SummaryTables)
 COMPARE_OUTPUTS: tuple[type[Sink], ...] = (
     ComparedTokenTable, DivergencePlot, DivergencePage, JsonObject, ComparisonTables,

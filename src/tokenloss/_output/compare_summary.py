@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from tokenloss._comparison.samples import SampleComparison, SampleMetric
     from tokenloss._evaluation.sink import Candidate
 
-_MAX_SEQUENCES = 5  # of the highest divergence
+_MAX_SEQUENCES = 5  # those of the highest divergence that are listed
 _ARROW = "\N{RIGHTWARDS ARROW}"
 
 
@@ -84,7 +84,7 @@ class SampleTables(Sink):
 
 
 def _head_table(candidates: Sequence[Candidate]) -> list[Table]:
-    """Table of what logits were made of, of models with hidden states."""
+    """Table that says how logits were made from hidden states; none for files of scores."""
     heads = [("base", candidates[0].figures.get("base_head"))]
     heads += [(one.name, one.figures.get("head")) for one in candidates]
     rows = [(printable(name), *head_row(head)) for name, head in heads if head]
@@ -117,7 +117,7 @@ def _not_finite(comparison: Comparison) -> list[tuple[str, ...]]:
 
 
 def group_tables(figures: dict[str, Any]) -> list[Table]:
-    """Tables of where a model differs from its base: by confidence, by type of token, by sequence."""
+    """Tables that show where a model differs from its base: by confidence, by type of token, by sequence."""
     bins = [row | {"group": f"{row['group']:.1f} to {row['group'] + 0.2:.1f}"} for row in figures["by_confidence"]]
     tables = [_group_table("base's top p", "By the base's confidence", bins)]
     if types := figures.get("by_token_type"):
@@ -131,14 +131,14 @@ def group_tables(figures: dict[str, Any]) -> list[Table]:
 
 
 def _group_table(head: str, title: str, rows: list[dict[str, Any]]) -> Table:
-    """Table of groups of tokens, with errors if these are known."""
-    # heads are keys, so that the second error's has blanks
+    """Table of groups of tokens, with standard errors where these are known."""
+    # heads are keys of a dict, so the second ± has blanks around it
     formats = {head: "{group}", "tokens": "{tokens:,}", "mean KLD": "{kl:.6f}", "±": "{kl_stderr:.6f}"}
     formats |= {"ln(PPL ratio)": "{loss_difference:+.5f}", " ± ": "{loss_difference_stderr:.5f}"}
     formats |= {"mean Δp": "{percent_delta_p:+.3f} %", "same top": "{percent_same_top:.2f} %"}
     if rows and "kl_stderr" not in rows[0]:
         del formats["±"], formats[" ± "]
-    if rows and "file" in rows[0]:  # of sequences, whose numbers are their shard's
+    if rows and "file" in rows[0]:  # sequences have the numbers of their file
         formats = {"file": "{file}"} | formats
     percents = [{f"percent_{name}": 100 * row[name] for name in ("delta_p", "same_top")} for row in rows]
     return table_of(title, formats, [row | percent for row, percent in zip(rows, percents, strict=True)])
@@ -245,7 +245,7 @@ def _quantiles(
     what: str, quantiles: dict[float, float], form: Callable[[float], str],
     intervals: dict[float, tuple[float, float]] | None = None,
 ) -> list[tuple[str, ...]]:  # fmt: skip
-    """Rows of quantiles, and their intervals where these are known."""
+    """Rows of quantiles, with intervals where these are known."""
     words = {1.0: "Maximum", 0.5: "Median", 0.0: "Minimum"}
     labels = {fraction: words.get(fraction, f"{100 * fraction:4.1f}%") for fraction in quantiles}
     notes = {
@@ -281,12 +281,12 @@ def sample_tables(comparison: SampleComparison) -> list[Table]:
 
 
 def _table_of_cells(rows: list[dict[str, str]], title: str = "") -> Table:
-    """Table of rows that hold each cell by the head of its column."""
+    """Table of rows, each of which maps the heads of columns to cells."""
     return Table([tuple(row.values()) for row in rows], tuple(rows[0]) if rows else (), title)
 
 
 def _difference(label: str, metric: SampleMetric) -> dict[str, str]:
-    """Cells of a metric of both models, and of the difference."""
+    """Cells of a metric: its value for each model, and the difference."""
     low, high = metric.difference_interval
     return {
         "metric": label + (", from responses" if metric.is_derived else ""),
@@ -311,7 +311,7 @@ def _ratio(label: str, metric: SampleMetric) -> dict[str, str]:
 
 
 def _flips(label: str, metric: SampleMetric) -> dict[str, str]:
-    """Cells of how many answers turned wrong or right."""
+    """Cells that count the answers that only one of the models got right."""
     return {
         "metric": label,
         f"right {_ARROW} wrong": f"{metric.right_to_wrong:,}",

@@ -64,7 +64,7 @@ class DivergencePage(Sink):
     top_k = 5
 
     def open(self, batch: tuple[int, ...] | None, rows: int | None, top_k: int) -> AbstractContextManager[object]:
-        self._places: list[dict[str, Array]] = []  # of each block; so are the next
+        self._places: list[dict[str, Array]] = []  # ids, text and places: a part for each block, as in the next two
         self._base: list[dict[str, Array]] = []
         self._others: list[list[dict[str, Array]]] = []  # by candidate
         return contextlib.nullcontext()
@@ -109,14 +109,14 @@ class DivergencePage(Sink):
 
 
 def _tops(scores: TokenScores | None, size: int) -> dict[str, Array]:
-    """Ranks and most likely classes of the first tokens of a block."""
+    """Ranks and most likely classes of the first `size` tokens of a block."""
     columns = vars(scores)
     names = ("rank", "argmax", "top_ids", "top_logprobs")
     return {name: columns[name][:size] for name in names if columns[name] is not None}
 
 
 def _joined(parts: list[dict[str, Array]]) -> dict[str, Array]:
-    """Columns of all blocks."""
+    """The columns of all blocks, joined."""
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
@@ -182,7 +182,7 @@ def write_comparison_page(
     True
     """
     if not comparisons:
-        raise_error("option", name="comparisons", got=comparisons, fits="a mapping that holds any")
+        raise_error("option", name="comparisons", got=comparisons, fits="a mapping of names to at least one comparison")
     first, *_ = comparisons.values()
     shape = first.kl.shape
     for name, one in comparisons.items():
@@ -217,7 +217,7 @@ def _write_comparison(
     base: Mapping[str, Array | None] | None, others: Mapping[str, Mapping[str, Array | None]] | None,
     tokens: Sequence[str | None] | None, vocabulary: Sequence[str] | None, bounds: list[int], title: str,
 ) -> None:  # fmt: skip
-    """Write a page of the first tokens, whose paragraphs have these bounds.
+    """Write a page of the first tokens, in paragraphs with these bounds.
 
     Places are the class ids and, if any, what says where a token is, -1 of nowhere; of both models, columns of
     `TokenScores`.
@@ -229,7 +229,7 @@ def _write_comparison(
     tops: list[Array] = []
 
     def side(nll: Array, scores: Mapping[str, Array | None] | None) -> dict[str, str]:
-        """JSON of what a model predicted."""
+        """What a model predicted, as columns of JSON."""
         columns = {"loss": page.numbers(nll.reshape(-1)[:size])}
         if scores is None:
             return columns
@@ -245,8 +245,8 @@ def _write_comparison(
         columns = {"name": page.as_json(name), "shades": page.shade_letters(css_class[:size])}
         columns["kl"] = page.numbers(one.kl.reshape(-1)[:size])
         models.append(page.as_object(columns | side(one.nll, others[name] if others else None)))
-        shares = np.bincount(css_class[one.kept.reshape(-1)], minlength=len(_DIVERGENCES) + 1) / max(one.count, 1)
-        notes = [page.percent(share) for share in shares[: len(_DIVERGENCES) + 1].tolist()]
+        fractions = np.bincount(css_class[one.kept.reshape(-1)], minlength=len(_DIVERGENCES) + 1) / max(one.count, 1)
+        notes = [page.percent(fraction) for fraction in fractions[: len(_DIVERGENCES) + 1].tolist()]
         shades = page.legend(css_class, "divergence from<br>of the tokens", _DIVERGENCES, notes, "infinite")
         heads.append(f"<section{' hidden' if number else ''}>{_comparison_summary(one)}\n{shades}</section>")
         shown = shown if number else css_class
@@ -266,7 +266,7 @@ def _write_comparison(
 
 
 def _comparison_summary(comparison: Comparison) -> str:
-    """HTML of the figures of a model."""
+    """HTML of a model's figures."""
 
     def error(name: str, scale: float = 1, unit: str = "") -> str:
         stderr = scale * vars(comparison)[name + "_stderr"]
@@ -292,7 +292,7 @@ def _comparison_summary(comparison: Comparison) -> str:
 
 
 def _model_choice(names: Sequence[str], comparisons: Mapping[str, Comparison]) -> Iterator[str]:
-    """HTML by which one of several models is chosen; browsers must not restore an earlier choice by themselves."""
+    """HTML for choosing one of several models; `autocomplete` keeps browsers from restoring an earlier choice."""
     if len(names) > 1:
         labels = [f"{page.escaped(name)} (mean divergence {comparisons[name].mean_kl:.4g})" for name in names]
         options = "".join(f"<option value={number}>{label}</option>" for number, label in enumerate(labels))

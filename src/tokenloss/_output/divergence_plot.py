@@ -29,9 +29,9 @@ if TYPE_CHECKING:
     from tokenloss._evaluation.sink import Candidate
 
 _MAX_NAME_LENGTH = 30
-_CROWDED = (0.1, 0.9)  # quantiles without a label in a smaller picture
-_MOST_NAMED = 12  # in a legend
-# of Okabe and Ito, which people see apart who see few colours
+_CROWDED = (0.1, 0.9)  # quantiles without a label where several models are drawn
+_MOST_NAMED = 12  # models in a legend
+# the palette of Okabe and Ito, whose colours people with colour blindness can tell apart
 _COLORS, _GREY = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9"), "#a8b0b9"
 _DIRECTIONS = ((1, 0), (1, 1), (1, -1), (-1, 0), (-1, 1), (-1, -1), (0, 1), (0, -1))
 # The quantiles that are published for quantised models.
@@ -194,7 +194,7 @@ def draw_candidates(
     ['Size and divergence', 'Quantiles of the KL divergence']
     """
     if not comparisons:
-        raise_error("option", name="comparisons", got=comparisons, fits="a mapping that holds any")
+        raise_error("option", name="comparisons", got=comparisons, fits="a mapping of names to at least one comparison")
     sizes = {} if sizes is None else sizes
     for name, size in sizes.items():
         if name not in comparisons:
@@ -224,11 +224,11 @@ def _quantile_axes(axes: Axes, notes: Sequence[str]) -> None:
 
 
 def _draw_curve(axes: Axes, values: Array, color: str, dashes: str, mark: str) -> tuple[Array, Array]:
-    """Draw the quantiles of sorted values on a logit axis, which shows both tails; return where they are marked."""
+    """Draw the quantiles of sorted values over a logit scale, which shows both tails; return the marked points."""
     fractions = np.array([*_QUANTILES])
     with np.errstate(divide="ignore"):
         places = np.log(fractions / (1 - fractions))
-    places[[0, -1]] = places[[1, -2]] + (-1.5, 1.5)  # the ends, infinitely far away, where they can be seen
+    places[[0, -1]] = places[[1, -2]] + (-1.5, 1.5)  # minimum and maximum are infinitely far away on this scale
     axes.set_xticks(places, _QUANTILES.values(), fontsize=9)
     axes.set_xlim(places[0] - 0.7, places[-1] + 0.7)
     axes.set_yscale("log")
@@ -305,7 +305,7 @@ def _draw_models(figure: Figure, models: Sequence[_Model]) -> None:
 
 
 def _short_names(names: Sequence[str]) -> list[str]:
-    """Names without the folder, model and suffix that all share, and without the middle of what is still long."""
+    """Names without the folder, model and suffix that all share; a name that is still long loses its middle."""
     if len(names) > 1:
         same = itertools.takewhile(lambda letters: len({*letters}) == 1, zip(*names, strict=False))
         start = re.match(r"(.*[/\\-])?", "".join(letters[0] for letters in same), re.DOTALL)
@@ -319,7 +319,7 @@ def _short_names(names: Sequence[str]) -> list[str]:
 
 
 def _draw_all_quantiles(axes: Axes, models: Sequence[_Model], looks: Sequence[_Look]) -> None:
-    """Draw the quantiles of models in one picture, the names of the greatest divergences first."""
+    """Draw the quantiles of models in one picture; the legend names the greatest divergences first."""
     _quantile_axes(axes, ())
     lines, names = [], []
     for model, look in sorted(zip(models[::-1], looks[::-1], strict=True), key=lambda pair: pair[1].is_named):
@@ -370,7 +370,7 @@ def _draw_means(axes: Axes, models: Sequence[_Model], looks: Sequence[_Look]) ->
         axes.set_ylim(limits)
         axes.margins(x=0.12)
         spots = [*zip(places, means, drawn, strict=True)]
-        spots.sort(key=lambda spot: not looks[spot[2]].is_named)  # which are named first
+        spots.sort(key=lambda spot: not looks[spot[2]].is_named)  # the models of the legend are labelled first
         _name_points(axes, [(x, y, models[rank].name) for x, y, rank in spots])
         return
     axes.set_xscale("log")
@@ -383,11 +383,11 @@ def _draw_means(axes: Axes, models: Sequence[_Model], looks: Sequence[_Look]) ->
 
 @drawing.boxes_for_missing_letters()
 def _name_points(axes: Axes, spots: Sequence[tuple[float, float, str]]) -> None:
-    """Label points so that labels do not overlap; a label that does not fit is left out."""
+    """Label points; a label that would overlap a point or another label is left out."""
     from matplotlib.transforms import Bbox
 
     figure: Any = axes.figure
-    figure.draw_without_rendering()  # so that places on the page are known
+    figure.draw_without_rendering()  # now it is known where points are on the page
     points = axes.transData.transform([spot[:2] for spot in spots])
     taken = [Bbox.from_bounds(x - 8, y - 8, 16, 16) for x, y in points.tolist()]
     room = axes.get_window_extent()

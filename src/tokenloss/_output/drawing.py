@@ -1,4 +1,4 @@
-"""What all plots share: colours, titles, axes, the check of a name before work, and files."""
+"""What all plots share: colours, titles, axes, masks and files."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from tokenloss._core.types import Array, ArrayLike
 
 INK, DIM, LINE, BLUE, ORANGE = "#1f2328", "#59636e", "#d1d9e0", "#0969da", "#d1570b"
-CURVE_POINTS = 1000  # of a curve
-PLOT_MIN, PLOT_MAX = 1e-30, 1e30  # beyond this range, the arithmetic of axes overflows
+CURVE_POINTS = 1000  # that a curve is drawn through
+PLOT_MIN, PLOT_MAX = 1e-30, 1e30  # matplotlib's axes overflow beyond this range
 _MAX_TITLE_LENGTH = 80
 _SUFFIXES = (".png", ".svg", ".pdf")
 
@@ -89,7 +89,7 @@ def save(figure: Figure, path: str | os.PathLike[str]) -> None:
 
 
 def empty_figure(title: str, size: tuple[float, float]) -> Figure:
-    """An empty figure under its headline."""
+    """A figure that has a title and nothing else."""
     try:
         from matplotlib.figure import Figure
         from matplotlib.layout_engine import ConstrainedLayoutEngine
@@ -124,7 +124,7 @@ def sequence_numbers(segment_ids: ArrayLike | None, shape: tuple[int, ...]) -> A
 
 
 def in_plot_range(values: Array) -> Array:
-    """Mask of the values that can be drawn."""
+    """Mask of the values in the range that can be drawn."""
     return abs(values) <= PLOT_MAX
 
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from tokenloss._core.types import Array, ArrayLike
 
-# nats at which the next colour of page.css begins
+# nats at which each next colour of page.css begins
 _LOSSES = (0.1, 0.5, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 10.0)
 
 
@@ -57,7 +57,9 @@ class HtmlPage(TokenSink):
     max_tokens: ClassVar[float] = page.MOST_TOKENS
 
     def open(self, batch: tuple[int, ...] | None, rows: int | None, top_k: int) -> AbstractContextManager[object]:
-        self._shape = batch if batch is not None and math.prod(batch) == rows else None  # of all tokens, if in one file
+        self._shape = (
+            batch if batch is not None and math.prod(batch) == rows else None
+        )  # set if all tokens are in one file
         return super().open(batch, rows, top_k)
 
     def finish(self, summary: dict[str, Any], result: Any) -> None:
@@ -156,10 +158,10 @@ def _write_responses(
     path: str | os.PathLike[str], columns: dict[str, Array], scores: TokenScores, title: str, meter: LossMeter,
     accuracy: float, known: int, total: int,
 ) -> None:  # fmt: skip
-    """As `write_page`, of responses of servers, each a paragraph.
+    """Do as `write_page` for responses of servers, each of which is a paragraph.
 
-    Columns are the ids, text, sequences and positions of tokens, and the text of their alternatives; whether a token is
-    greedy is known of so many, and the page may hold the first of a total.
+    `columns` holds ids, text, sequences and positions of the tokens, and the text of their alternatives. Of `known`
+    tokens it is known whether they are greedy; the page may hold only the first of `total` tokens.
     """
     ids, bounds = columns["ids"], np.append(np.flatnonzero(columns["positions"] == 0), len(columns["ids"])).tolist()
     text = ["\N{REPLACEMENT CHARACTER}" if i < 0 and word is None else word
@@ -188,10 +190,10 @@ def _write(
     path: str | os.PathLike[str], scores: TokenScores, ids: Array, text: list[str | None], bounds: list[int],
     title: str, head: str, total: int, data: dict[str, str],
 ) -> None:  # fmt: skip
-    """Write a page of tokens, whose paragraphs have these bounds."""
+    """Write a page of tokens, in paragraphs with these bounds."""
     css_class = page.css_classes(scores.nll, scores.kept, _LOSSES)
-    shares = [page.percent(math.exp(-loss)) for loss in (0.0, *_LOSSES)]
-    shades = page.legend(css_class, "loss from<br>probability to", _LOSSES, shares, "infinite loss")
+    probabilities = [page.percent(math.exp(-loss)) for loss in (0.0, *_LOSSES)]
+    shades = page.legend(css_class, "loss from<br>probability to", _LOSSES, probabilities, "infinite loss")
     head = f"{head}\n{shades}{page.excerpt_note(len(ids), total)}"
     page.write_frame(path, title, head, page.paragraphs(ids, text, css_class, bounds), data)
 
@@ -212,12 +214,12 @@ def _data(
 
 
 def _known(values: Array, least: int = 0) -> str:
-    """JSON of integers, null where they are not known and therefore lower."""
+    """JSON of integers; those below `least` are not known, and become null."""
     return page.as_json([None if number < least else number for number in values.reshape(-1).tolist()])
 
 
 def _summary(meter: LossMeter, accuracy: float | None, note: str = "") -> str:
-    """HTML of the summary; the note is about the accuracy."""
+    """HTML of the summary, with a note about the accuracy."""
     low, high = meter.perplexity_interval
     sure = not math.isnan(low)
     figures = [

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from tokenloss._core.types import Array, ArrayLike
 
 _MAX_DOTS = 3000
-_BINS = 10  # of probability
+_BINS = 10  # of the probability, in the reliability diagram
 
 
 class LossPlot(TokenSink):
@@ -74,14 +74,14 @@ class LossPlot(TokenSink):
     def finish(self, summary: dict[str, Any], result: Any) -> None:
         columns = self.collected()
         greedy: dict[str, Any] = {}
-        if "top_logprobs" in columns:  # if there are classes
+        if "top_logprobs" in columns:  # if the file has any classes
             greedy = {"greedy_logprobs": columns["top_logprobs"][:, 0], "is_greedy": columns["is_greedy"]}
         if self._of_responses:
             logprobs = np.where(columns["is_greedy_known"], greedy.pop("greedy_logprobs"), np.nan)
             greedy = greedy | {"greedy_logprobs": logprobs} if not np.isnan(logprobs).all() else {}
         name = title(summary["files"])
         starts = np.diff(columns["file"], prepend=0) | np.diff(columns["sequences"], prepend=0)
-        ids = np.cumsum(starts != 0)  # of the sequences of all files
+        ids = np.cumsum(starts != 0)  # numbers of the sequences across all files
         figure = draw_losses(columns["nll"], where=columns["kept"], segment_ids=ids, title=name, **greedy)
         drawing.save(figure, self.path)
 
@@ -202,7 +202,7 @@ def _draw_text(axes: Axes, positions: Array, losses: Array, ids: Array | None, e
 
 
 def _running_mean(positions: Array, losses: Array, ids: Array | None, half: int) -> tuple[Array, Array]:
-    """Points of the mean of the losses at most `half` positions away, in one sequence; nan between separate curves."""
+    """Points of the running mean of the losses up to `half` positions away in the same sequence; nan between curves."""
     size = len(losses)
     is_start = np.diff(positions, prepend=positions[0]) > half
     if ids is not None:
@@ -261,7 +261,7 @@ def _draw_calibration(axes: Axes, probability: Array, right: Array) -> None:
 
 
 def _abbreviate(count: int) -> str:
-    """A count in few characters."""
+    """A count, abbreviated to a few characters."""
     if count < 10_000:
         return str(count)
     return f"{count / 1e3:.0f}k" if count < 1e6 else f"{count / 1e6:.1f}M"

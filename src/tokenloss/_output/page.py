@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 
     from tokenloss._core.types import Array
 
-MOST_TOKENS = 100_000  # that a page holds: about 10 MB, which a browser opens within two seconds
-_N_SHADES = 10  # of page.css
-# The CSS classes of tokens; a token's is an index of these, and the script has the same list.
+MOST_TOKENS = 100_000  # on a page: about 10 MB, which a browser opens within two seconds
+_N_SHADES = 10  # colours for losses in page.css
+# The CSS classes of tokens. A token's class is an index into this list, which page.js has, too.
 _CLASSES = (*(f"s{shade}" for shade in range(_N_SHADES)), "inf", "nan", "ignored")
 _INF, _NAN, _IGNORED = range(_N_SHADES, len(_CLASSES))
 _PAGE = """\
@@ -78,7 +78,7 @@ def write_frame(
 # -- text --------------------------------------------------------------------------------------------------------------
 
 
-# Control characters become pictures, since browsers show nothing for them; those that reverse text become U+FFFD.
+# Browsers show nothing for control characters, so they become pictures; those that reverse text become U+FFFD.
 _BIDI_MARKS = dict.fromkeys((0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A)), 0xFFFD)
 _CONTROL_PICTURES = {code: 0x2400 + code for code in range(32) if chr(code) not in "\t\n"} | {127: 0x2421} | _BIDI_MARKS
 
@@ -89,7 +89,7 @@ def escaped(text: str) -> str:
 
 
 def as_strings(tokens: Sequence[str | None] | Array, shape: tuple[int, ...]) -> list[str | None]:
-    """Checked text of the tokens."""
+    """The text of the first tokens, checked."""
     array = np.asarray(tokens)
     if array.shape != shape:
         raise_error("shape", name="tokens", got=array.shape, fits=f"{shape}, to fit scores")
@@ -104,12 +104,12 @@ def token_text(vocabulary: Sequence[str] | None, i: int) -> str | None:
 
 
 def row_bounds(shape: tuple[int, ...], size: int) -> list[int]:
-    """Bounds of the paragraphs of the first tokens: the rows of the last axis."""
+    """Bounds of the paragraphs of the first `size` tokens: each row of the last axis is a paragraph."""
     return [*range(0, size, (shape[-1] if shape else 1) or 1), size]
 
 
 def paragraphs(ids: Array, text: list[str | None], css_class: Array, bounds: list[int]) -> Iterator[str]:
-    """HTML of the tokens, in paragraphs of these bounds."""
+    """HTML of the tokens, in paragraphs with these bounds."""
     encode = byte_encoder(text)
     for part in itertools.starmap(slice, itertools.pairwise(bounds)):
         spans = map(_span, ids[part].tolist(), decoded(text[part], encode), css_class[part].tolist())
@@ -133,7 +133,7 @@ def _span(i: int, text: str | None, css_class: int) -> str:
 
 
 def css_classes(nats: Array, kept: Array, shades: Sequence[float]) -> Array:
-    """Index of each token's CSS class; shades are the nats at which the next colour begins."""
+    """Index of each token's CSS class, given the nats at which each next colour begins."""
     nats = nats.reshape(-1)
     css_class = np.searchsorted(shades, nats, side="right")
     css_class[np.isinf(nats)] = _INF
@@ -143,7 +143,7 @@ def css_classes(nats: Array, kept: Array, shades: Sequence[float]) -> Array:
 
 
 def legend(css_class: Array, what: str, shades: Sequence[float], notes: Iterable[str], infinite: str) -> str:
-    """HTML of the legend, with a note below each shade; classes of special values only if they occur."""
+    """HTML of the legend, with a note below each shade; special values are listed only if they occur."""
     starts = zip((0.0, *shades), notes, strict=True)
     cells = [f"<span class=s{shade}>{start:g}<br>{note}</span>" for shade, (start, note) in enumerate(starts)]
     rows = [f"<div><b>{what}</b>{''.join(cells)}</div>"]
@@ -155,7 +155,7 @@ def legend(css_class: Array, what: str, shades: Sequence[float], notes: Iterable
 
 
 def percent(fraction: float) -> str:
-    """Percentage with two digits."""
+    """A fraction in percent, with two digits."""
     return f"{100 * fraction:.2g} %" if fraction < 0.995 else "100 %"
 
 
@@ -166,7 +166,7 @@ def summary(figures: Iterable[tuple[str, str, str]]) -> str:
 
 
 def excerpt_note(shown: int, total: int, why: str = "") -> str:
-    """HTML of a note if not all tokens are shown."""
+    """HTML of a note that the page holds only the first tokens; empty if it holds all."""
     if shown == total:
         return ""
     note = f"This page holds the first {shown:,} of {total:,} tokens{why}; the figures are of all."
@@ -177,27 +177,27 @@ def excerpt_note(shown: int, total: int, why: str = "") -> str:
 
 
 def as_object(columns: dict[str, str]) -> str:
-    """JSON object of columns that are JSON."""
+    """JSON object of columns that are JSON already."""
     return "{" + ",".join(f'"{name}":{column}' for name, column in columns.items()) + "}"
 
 
 def as_json(value: object) -> str:
-    """JSON in which nothing can end or comment out the script that holds it, or turn its text around."""
+    """JSON that can neither end nor comment out the script that holds it, nor reverse its text."""
     return json.dumps(value, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c").translate(_BIDI_MARKS)
 
 
 def numbers(values: Array) -> str:
-    """JSON of numbers to six digits; infinities as numbers that are too large, nan as null."""
+    """JSON of numbers with six digits; infinities become 1e999, which overflows, and nan becomes null."""
     return f"[{','.join([f'{x:.6g}' for x in values.tolist()])}]".replace("inf", "1e999").replace("nan", "null")
 
 
 def shade_letters(css_class: Array) -> str:
-    """JSON of the CSS classes, a digit or letter for each token."""
+    """JSON text with a digit or letter for the CSS class of each token."""
     return f'"{"".join(["0123456789abc"[index] for index in css_class.tolist()])}"'
 
 
 def alternatives(scores: Mapping[str, Array | None], size: int) -> tuple[Array, dict[str, str]]:
-    """The most likely classes of the first tokens, and JSON of these, of their log-probabilities and of the ranks."""
+    """The most likely classes of the first tokens; and JSON of them, their log-probabilities and the targets' ranks."""
     top, logprobs = scores.get("top_ids"), scores.get("top_logprobs")
     argmax, rank = scores["argmax"], scores["rank"]
     assert argmax is not None
@@ -214,7 +214,7 @@ def alternatives(scores: Mapping[str, Array | None], size: int) -> tuple[Array, 
 def class_text(
     ids: Array, tokens: list[str | None] | None, vocabulary: Sequence[str] | None, tops: list[Array]
 ) -> dict[str, str]:
-    """Text of the class ids that the page names, where it is known."""
+    """Text of each class id that the page names, if it is known."""
     if vocabulary is None:
         return {str(i): token for i, token in zip(ids.tolist(), tokens or (), strict=False) if token is not None}
     named = np.unique(np.concatenate([ids, *tops])).tolist()

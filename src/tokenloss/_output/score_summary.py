@@ -9,8 +9,8 @@ from tokenloss._evaluation.sink import Sink
 from tokenloss._output.shared import head_row, known_of
 from tokenloss._output.terminal import Table, known_error, show_tables, table_of
 
-_MAX_SHARDS = 20  # that are listed
-_MAX_REASON = 100  # characters
+_MAX_SHARDS = 20  # files are listed up to this number
+_MAX_REASON = 100  # characters of the reason of a failed line
 
 
 class SummaryTables(Sink):
@@ -28,7 +28,7 @@ class SummaryTables(Sink):
 
 
 def summary_tables(summary: dict[str, Any], basis: str) -> list[Table]:
-    """Tables of the figures, of the files and of the highest losses; `basis` is what errors take as independent."""
+    """Tables of the figures, files and highest losses; `basis` says what standard errors take as independent."""
     several = len(summary["shards"]) > 1
     tables = [Table([tuple(row) for is_shown, *row in _rows(summary, basis) if is_shown])]
     if several and len(summary["shards"]) <= _MAX_SHARDS:
@@ -93,7 +93,7 @@ def _proportion_note(summary: dict[str, Any], unit: str) -> str:
 
 
 def _responses_note(summary: dict[str, Any]) -> str:
-    """What files of responses hold."""
+    """Note about what files of responses hold."""
     parts = {"prompt": "the prompt", "generated": "what was generated", "all": "the prompt and what was generated"}
     note = (
         f"{count_of(summary['responses'], 'response')} ({summary['dialect'] or 'all failed'}), {parts[summary['part']]}"
@@ -111,7 +111,7 @@ def _left_out(summary: dict[str, Any]) -> str:
 
 
 def _first_failed(summary: dict[str, Any]) -> str:
-    """The first failed line."""
+    """Description of the first failed line."""
     for entry in summary.get("failed", ()):
         name = "" if entry["custom_id"] is None else f" ({entry['custom_id']})"
         reason = entry["reason"]
@@ -121,7 +121,7 @@ def _first_failed(summary: dict[str, Any]) -> str:
 
 
 def _sequence_table(sequences: list[dict[str, Any]], several: bool) -> Table:
-    """Table of sequences, with their file if there are several."""
+    """Table of the sequences of the highest losses, with their files if there are several."""
     formats = {"sequence": "{sequence}", "tokens": "{tokens:,}", "loss": "{loss:.4f}", "perplexity": "{perplexity:.6g}"}
     if "line" in sequences[0]:
         formats = {"sequence": "{sequence}", "line": "{line}", "choice": "{choice}"} | formats
@@ -140,7 +140,7 @@ def _shard_table(shards: list[dict[str, Any]]) -> Table:
 
 
 def _token_table(tokens: list[dict[str, Any]], several: bool) -> Table:
-    """Table of tokens, with their file if there are several, and their sequence, class and text if there are any."""
+    """Table of the tokens of the highest losses; files if there are several, and sequences, classes and text if any."""
     formats = {"sequence": "{sequence}", "position": "{position}", "target": "{target}", "loss": "{loss:.4f}"}
     formats |= {"probability": "{probability:.3g}"}
     for name in ("sequence", "target"):

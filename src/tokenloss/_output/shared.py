@@ -1,4 +1,4 @@
-"""What several outputs share: the collection of tokens, and titles."""
+"""What several outputs share: a sink that collects tokens, titles and notes."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ class TokenSink(Sink):
     """An output that collects tokens, all or the first `max_tokens`."""
 
     needs_tokens = True
-    columns: ClassVar[Sequence[str] | None] = None  # all without a list
+    columns: ClassVar[Sequence[str] | None] = None  # names of those to collect; None for all
     max_tokens: ClassVar[float] = math.inf
 
     def open(self, batch: tuple[int, ...] | None, rows: int | None, top_k: int) -> AbstractContextManager[object]:
         self._seen = 0
         self._parts: list[dict[str, Array]] = []
-        # so that there are columns if no block comes
+        # an empty block, so that there are columns even if no other comes
         none = np.empty(0, np.int64)
         others: tuple[Array, ...] = ()
         if self._of_responses:
@@ -41,7 +41,7 @@ class TokenSink(Sink):
         ids, text = block.ids, block.text
         text = np.full(len(ids), None) if text is None else text.astype(object)
         columns = dict(vars(block.scores), ids=ids, text=text)
-        if self.columns:  # named, so that there may be more than those of `TokenScores`
+        if self.columns:  # these may be more than those of `TokenScores`
             columns |= {"file": np.full(len(ids), block.file), "sequences": block.sequences}
         if block.top_tokens is not None:
             more = ("top_tokens", "sequences", "positions", "is_greedy_known")
@@ -53,7 +53,7 @@ class TokenSink(Sink):
             self._parts.append({name: columns[name][:left] for name in names})
 
     def collected(self) -> dict[str, Array]:
-        """Columns by name: those of `TokenScores`, `ids` and `text`, and of responses some more."""
+        """Columns by name: those of `TokenScores`, `ids`, `text`, and those that only responses have."""
         return {name: np.concatenate([part[name] for part in self._parts]) for name in self._parts[0]}
 
 
@@ -63,7 +63,7 @@ def compared_title(summary: dict[str, Any], result: Sequence[Candidate]) -> str:
 
 
 def head_row(head: dict[str, Any] | None) -> tuple[str, str]:
-    """What logits were made of: the weight, and the transform."""
+    """Cells that say how logits were made of hidden states: the weight, and the transform."""
     if head is None:
         return "", ""
     notes = [head["note"], *([] if head["norm"] is None else [f"after {head['norm']}"])]
@@ -71,6 +71,6 @@ def head_row(head: dict[str, Any] | None) -> tuple[str, str]:
 
 
 def known_of(summary: dict[str, Any]) -> str:
-    """Of how many tokens it is known whether they are greedy, if not of all."""
+    """Note on how many tokens are known to be greedy or not; empty if all are."""
     known = summary.get("greedy_known", summary["tokens"])
     return "" if known == summary["tokens"] else f"of {count_of(known, 'token')} where it is known"

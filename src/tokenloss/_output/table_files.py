@@ -24,14 +24,14 @@ if TYPE_CHECKING:
 
     _Write: TypeAlias = Callable[[Array], object]
 
-# those of `TokenScores`; logsumexp is left out, since it is 0 for probabilities and their logarithms
+# The columns of `TokenScores` without logsumexp, which is 0 for probabilities and log-probabilities.
 _OF_SCORES = {name: column.dtype for name, column in COLUMNS.items() if name != "logsumexp" and not column.is_top}
 _PLACES = ("file", "sequence", "position")
 _DTYPES = {"target": np.int64, "probability": np.float64, **_OF_SCORES, **dict.fromkeys(_PLACES, np.int64)}
-# the order of these is fixed, for readers who go by position; others follow
+# Readers may go by position, so these come first and in this order; others follow.
 _FIRST = ("target", "kept", "nll", "probability", "rank", "argmax", "is_greedy", "entropy")
 _COLUMNS = np.dtype([(name, np.dtype(_DTYPES[name]).newbyteorder("<")) for name in dict.fromkeys((*_FIRST, *_DTYPES))])
-# responses do not tell entropies, nor all ranks
+# Servers return no entropies, and not all ranks.
 _RESPONSE_COLUMNS = np.dtype(
     [(name, _COLUMNS[name]) for name in _COLUMNS.names or () if name != "entropy"]
     + [("is_greedy_known", "?"), ("is_prompt", "?")]
@@ -41,18 +41,19 @@ _SEQUENCE_COLUMNS = np.dtype(
     + [(name, "<f8") for name in ("nll", "loss", "perplexity")]
     + [("is_greedy", "?")]
 )
+# Sequences of responses have these, too.
+_SOURCE_COLUMNS = [("line", "<i8"), ("choice", "<i8"), ("is_greedy_known", "?")]
 _COMPARED_COLUMNS = np.dtype(
     [(name, "<i8") for name in ("candidate", *_PLACES, "target")]
     + [("kept", "?"), *((name, "<f8") for name in ("base_nll", "nll", "kl", "delta_p"))]
     + [("is_same_top", "?"), ("base_top_p", "<f8")]
 )
-# of tokens that are not scored, these are null where a file can hold that
+# Columns that are null for tokens that are not scored, where the format has a null.
 _OF_SCORED = {"probability", *_OF_SCORES, *(_COMPARED_COLUMNS.names or ())} - {"candidate", "target", "kept", *_PLACES}
-_SOURCE_COLUMNS = [("line", "<i8"), ("choice", "<i8"), ("is_greedy_known", "?")]  # of sequences of responses
 
 
 class _TableFile(Sink):
-    """A file with a table; it takes its name when all is written."""
+    """A file with a table, which replaces an existing file when it is complete."""
 
     def __init__(self, path: str) -> None:
         self._suffix = Path(path).suffix.lower()
@@ -260,12 +261,12 @@ def _npy(file: BinaryIO, columns: np.dtype[Any], rows: int | None) -> Iterator[_
     yield write
     if written != (rows or 0):
         file.seek(0)
-        header(written)  # NumPy leaves room for a number of any length
+        header(written)  # NumPy's header has room for any number of rows
 
 
 @contextmanager
 def _csv(file: BinaryIO, columns: np.dtype[Any], rows: int | None) -> Iterator[_Write]:
-    """Write text; numbers keep all their digits, and what is not scored is empty."""
+    """Write text: numbers with all their digits, and empty cells for tokens that are not scored."""
     text = io.TextIOWrapper(file, "utf-8", newline="")
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(columns.names or ())
@@ -283,7 +284,7 @@ def _csv(file: BinaryIO, columns: np.dtype[Any], rows: int | None) -> Iterator[_
 
 @contextmanager
 def _parquet(file: BinaryIO, columns: np.dtype[Any], rows: int | None) -> Iterator[_Write]:
-    """Write columns with pyarrow, null where they are not scored."""
+    """Write columns with pyarrow, with nulls for tokens that are not scored."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 _TEXT = ("file", "text", "metric", "custom_id", "model", "token type", "note")  # columns that hold words, not numbers
-_MIN_TEXT_WIDTH = 16  # letters, to which text is folded on a narrow terminal
+_MIN_TEXT_WIDTH = 16  # letters, beyond which text is folded on a narrow terminal
 
 
 class JsonObject(Sink):
@@ -30,7 +30,7 @@ class JsonObject(Sink):
 
 
 class Table(NamedTuple):
-    """Rows of text, perhaps with a title and heads; with heads, all columns but those of `_TEXT` are numbers."""
+    """Rows of text, with a title and heads if given; with heads, all columns but those of `_TEXT` are numbers."""
 
     rows: Sequence[tuple[str, ...]]
     heads: tuple[str, ...] = ()
@@ -42,12 +42,12 @@ class Table(NamedTuple):
 
 
 def known_error(error: float, words: str) -> str:
-    """Words about an error or an interval; none if it is nan, as of a single token."""
+    """The words about a standard error or an interval; empty if it is nan, as for a single token."""
     return "" if math.isnan(error) else words
 
 
 def table_of(title: str, formats: dict[str, str], items: list[dict[str, Any]]) -> Table:
-    """Table of items, each column by its format; errors that are nan are left out."""
+    """Table with a row for each item and a column for each format; standard errors that are nan are left empty."""
     rows = [{head: printable(cell.format(**item)) for head, cell in formats.items()} for item in items]
     known = (("" if head.strip() == "±" and cell == "nan" else cell for head, cell in row.items()) for row in rows)
     return Table([*map(tuple, known)], tuple(formats), title)
@@ -66,7 +66,7 @@ def show_tables(title: str, note: str, tables: list[Table]) -> None:
 
 
 def _aligned(table: Table) -> Iterator[str]:
-    """Lines of a table, in columns."""
+    """Lines of a table, with cells aligned in columns."""
     if table.title:
         yield table.title
     lines = [table.heads, *table.rows] if table.heads else table.rows
@@ -89,7 +89,7 @@ def _print_with_rich(title: str, note: str, tables: list[Table]) -> bool:
     console = Console(markup=False, emoji=False, highlight=False)  # tokens may look like markup
     if not console.is_terminal:
         return False
-    # on a narrower terminal, lines are wrapped by the terminal, not cells by rich
+    # a narrower terminal wraps lines by itself; rich would cut cells
     console.width = max(console.width, *(2 + sum(2 + width for width in _min_widths(table)) for table in tables))
     console.print(Text.assemble((title, "bold"), "  ", (note, "dim")), soft_wrap=True)
     for table in tables:

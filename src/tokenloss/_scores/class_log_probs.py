@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import numpy as np
 
 from tokenloss._core import _core, threads
-from tokenloss._core.dtypes import FLOAT_CODES, as_array, dtype_name
+from tokenloss._core.dtypes import as_array, dtype_name, is_integer
 from tokenloss._core.errors import raise_bad_class, raise_error
 from tokenloss._core.validation import as_scores, broadcast, logit_transform, without_targets
 
@@ -115,7 +115,7 @@ def _as_class_ids(value: Any, batch: tuple[int, ...]) -> np.ndarray[Any, Any]:
     broadcast("class_ids", array, batch, array.shape[-1:])
     if array.size == 0 and isinstance(value, list | tuple):  # an empty list has no dtype of its own
         return array.astype(np.int64)
-    if code is None or code in FLOAT_CODES or array.dtype == np.bool_:
+    if not is_integer(code, array):
         raise_error("dtype", name="class_ids", got=dtype_name(code, array), fits="integer")
     return np.array(array, order="C")
 

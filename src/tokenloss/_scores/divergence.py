@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, overload
 import numpy as np
 
 from tokenloss._core import _core, jobs
-from tokenloss._core.dtypes import FLOAT_CODES, as_array, as_float_array, bfloat16_to_float32, dtype_name
+from tokenloss._core.dtypes import as_array, as_float_array, dtype_name, is_integer, without_bfloat16
 from tokenloss._core.errors import raise_error
 from tokenloss._core.validation import as_other_scores, as_scores, check_kinds, check_number, without_targets
 
@@ -235,12 +235,12 @@ def _as_list(name: str, ids: Any, logprobs: Any) -> tuple[IntArray, Float64Array
     classes, code = as_array(f"{name}_ids", ids, "an integer")
     if classes.ndim == 0:
         raise_error("shape", name=f"{name}_ids", got=(), fits="(..., K)")
-    if classes.size and (code is None or code in FLOAT_CODES or classes.dtype == np.bool_):
+    if classes.size and not is_integer(code, classes):
         raise_error("dtype", name=f"{name}_ids", got=dtype_name(code, classes), fits="integer")
     logs, code = as_float_array(f"{name}_logprobs", logprobs)
     if logs.shape != classes.shape:
         raise_error("shape", name=f"{name}_logprobs", got=logs.shape, fits=f"{classes.shape}, to fit {name}_ids")
-    values: Array = bfloat16_to_float32(logs) if dtype_name(code, logs) == "bfloat16" else logs
+    values: Array = without_bfloat16(logs, code)
     if classes.dtype == np.uint64 and classes.max(initial=0) > np.iinfo(np.int64).max:
         raise_error("option", name=f"a class of {name}_ids", got=int(classes.max()), fits="less than 2**63")
     classes = classes.astype(np.int64)
@@ -270,10 +270,10 @@ def _bounds(
     row, place = np.nonzero(is_common)
     log_p = base_logs[row, order[row, place]]
     log_q = logs[row, order[row, place + 1] - split]
-    base_mass, mass = (np.bincount(row, np.exp(of), n).astype(np.float64) for of in (log_p, log_q))
+    base_mass, mass = (np.bincount(row, np.exp(log), n).astype(np.float64) for log in (log_p, log_q))
     log_p, log_q = (
-        log - np.maximum(0.0, np.log(np.maximum(1.0, of)) - rounding)[row]
-        for log, of in ((log_p, base_mass), (log_q, mass))
+        log - np.maximum(0.0, np.log(np.maximum(1.0, total)) - rounding)[row]
+        for log, total in ((log_p, base_mass), (log_q, mass))
     )
     base_mass, mass = np.minimum(base_mass, 1.0), np.minimum(mass, 1.0)
     kl = _least_divergence(rounding, row, log_p, log_q, base_mass, mass)
@@ -297,9 +297,9 @@ def _least_divergence(
         rest_g = np.log((1 - base_mass + rounding * base_mass) / (1 - mass + rounding * mass))
         p = p * np.exp(np.where(g > rest_g[row], -rounding, rounding))
         q = q * np.exp(np.where(g > rest_g[row], rounding, -rounding))
-        of_p = np.bincount(row, np.where(p == 0, 0.0, p * g), n) + (1 - np.bincount(row, p, n)) * rest_g
+        mean_g = np.bincount(row, np.where(p == 0, 0.0, p * g), n) + (1 - np.bincount(row, p, n)) * rest_g
         rest = np.maximum(1 - np.bincount(row, q, n), 0.0)
-        of_q = np.bincount(row, np.where(q == 0, 0.0, q * np.exp(g)), n) + rest * np.exp(rest_g)
+        mean_exp_g = np.bincount(row, np.where(q == 0, 0.0, q * np.exp(g)), n) + rest * np.exp(rest_g)
         is_impossible = np.bincount(row, (q == 0) & (p > 0), n) > 0  # for the other model alone
-        kl: Float64Array = np.where(is_impossible, np.inf, of_p - np.log(of_q))
+        kl: Float64Array = np.where(is_impossible, np.inf, mean_g - np.log(mean_exp_g))
         return np.where(np.isnan(base_mass + mass), np.nan, kl)

@@ -221,9 +221,9 @@ def linear_token_scores(
     projection = Projection(hidden, linear_weight, linear_bias)
     scores = projection.scores
     positions = as_positions("targets", targets, scores, ignore_index, where, distributions=False)
-    job, found = token_job(scores, positions, logit_transform(logit_scale, softcap), top_k)
+    job, columns = token_job(scores, positions, logit_transform(logit_scale, softcap), top_k)
     projection.run(job, workers)
-    return TokenScores(**found)
+    return TokenScores(**columns)
 
 
 @overload

@@ -220,20 +220,21 @@ def token_scores(
     if kind != "logits" and transform != (1.0, 0.0):
         raise_error("together", name="logit_scale" if softcap is None else "softcap", got=f"kind={kind!r}")
     positions = as_positions("targets", targets, scores, ignore_index, where, distributions=False)
-    job, found = token_job(scores, positions, transform, top_k)
+    job, columns = token_job(scores, positions, transform, top_k)
     jobs.run(job, workers)
-    return TokenScores(**found)
+    return TokenScores(**columns)
 
 
 def token_job(
     scores: _core.Scores, positions: _core.Positions, transform: tuple[float, float], top_k: Any
 ) -> tuple[_core.TokenStats, dict[str, Any]]:
-    """The job that computes the columns, and the columns, which it fills: those of masked positions, too."""
+    """The job that computes the columns of `token_scores`, and these columns, which it fills."""
     fits = f"an integer from 0 to {scores.classes}, the number of classes"
     top_k = check_integer("top_k", top_k, fits, least=0, most=scores.classes)
-    found: dict[str, Any] = {}
+    columns: dict[str, Any] = {}
     for name, column in COLUMNS.items():
-        found[name] = np.zeros((*scores.batch, top_k) if column.is_top else scores.batch, column.dtype)
-    flat = {name: (array.view(np.uint8) if array.dtype == bool else array).reshape(-1) for name, array in found.items()}
-    job = _core.TokenStats(scores, positions, found["nll"], *transform, top_k, flat)
-    return job, found if top_k else found | {name: None for name, column in COLUMNS.items() if column.is_top}
+        columns[name] = np.zeros((*scores.batch, top_k) if column.is_top else scores.batch, column.dtype)
+    flat = {name: array.reshape(-1) for name, array in columns.items()}
+    flat |= {name: array.view(np.uint8) for name, array in flat.items() if array.dtype == bool}
+    job = _core.TokenStats(scores, positions, columns["nll"], *transform, top_k, flat)
+    return job, columns if top_k else columns | {name: None for name, column in COLUMNS.items() if column.is_top}

@@ -97,13 +97,11 @@ def library_errors(path: str, part: str = "") -> Iterator[None]:
         raise_error("unreadable", path=f"{path}: {part}" if part else path, got=reason)
 
 
-def parsed_json(
-    text: bytes, object_pairs_hook: Callable[[list[tuple[str, Any]]], Any] | None = None, most: int = 0
-) -> Any:
-    """The value of a JSON text; ValueError if it needs more memory than the limit, and than `most`."""
-    memory, limit = json_extent(text)[2], max(most, JSON_MEMORY_LIMIT)
-    if memory > limit:
-        raise ValueError(f"it needs {memory >> 20} MB of memory, more than {limit >> 20}")
+def parsed_json(text: bytes, object_pairs_hook: Callable[[list[tuple[str, Any]]], Any] | None = None) -> Any:
+    """The value of a JSON text; ValueError if it needs more memory than the limit."""
+    memory = json_extent(text)[2]
+    if memory > JSON_MEMORY_LIMIT:
+        raise ValueError(f"it needs {memory >> 20} MB of memory, more than {JSON_MEMORY_LIMIT >> 20}")
     return json.loads(text, object_pairs_hook=object_pairs_hook)
 
 

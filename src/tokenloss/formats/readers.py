@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tokenloss._core._core import KINDS
+from tokenloss._core.arguments import check_choice
 from tokenloss._core.errors import raise_error
 from tokenloss.formats import llama_cpp, npy, npz, safetensors, zarr
 from tokenloss.formats.base import library_errors, open_regular
@@ -104,14 +105,13 @@ def open_scores(
     logits (2, 3)
     [0.4076, 0.0949]
     """
-    if kind is not None and kind not in KINDS:
-        raise_error("option", name="kind", got=kind, fits=", ".join(map(repr, KINDS)))
+    check_choice("kind", kind, KINDS)
     name = os.fspath(path)
     return format_of(name).open_scores(name, array, kind)
 
 
 def is_scores(path: str) -> bool:
-    """Whether a file of a directory is one of scores, by its name or its first bytes; directories are if of Zarr."""
+    """Whether an entry of a directory holds scores: if it is a Zarr store, or by its suffix, or by its first bytes."""
     place = Path(path)
     if place.is_dir():
         return zarr.is_store([file.name for file in place.iterdir()])
