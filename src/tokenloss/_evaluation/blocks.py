@@ -16,7 +16,7 @@ from tokenloss._core.errors import raise_error, with_file_names
 from tokenloss._core.validation import check_mask
 from tokenloss._evaluation import score
 from tokenloss._evaluation.files import make_evaluation
-from tokenloss._evaluation.plan import OpenShard, Shard, check_shiftable, check_stored_targets, shifted
+from tokenloss._evaluation.plan import OpenShard, Shard, check_shiftable, checked_shard, shifted_shard
 from tokenloss._evaluation.results import ShardResult
 from tokenloss._evaluation.sequences import RowSequences, SequenceColumns
 from tokenloss._evaluation.sink import check_files, open_sinks, token_function
@@ -171,30 +171,22 @@ def _file(block: _Block, options: Options) -> ScoresFile:
 
 def _shard(block: _Block, options: Options, numbered: int, following: _Block | None = None) -> tuple[OpenShard, Shard]:
     """A block as an open shard; `following` holds the rows that come after it, if they are known."""
-    file, (name, scores, code, targets, mask, ids) = _file(block, options), block
-    sequences = RowSequences(scores.shape, ids, first=numbered)
-    has_next = None
-    with with_file_names(name):
-        if options.shift and following is not None:
-            assert ids is not None
-            assert following.ids is not None
-            number, next_number = ids, following.ids[: len(ids)]
-            targets, has_next = following.targets[: len(ids)], (number == next_number) & (number >= 0)
-            mask = None if mask is None else mask & (True if following.mask is None else following.mask[: len(ids)])
-        elif options.shift:
-            targets, has_next = shifted(targets)
-            if sequences.are_given:
-                has_next = has_next & ~sequences.ends(file.rows).reshape(has_next.shape)
-            mask = None if mask is None else mask & np.roll(mask, -1, -1)
-        counted = mask if has_next is None else has_next if mask is None else mask & has_next
-        check_stored_targets(scores.shape, file.kind, targets, options.ignore_index, bool(options.shift), counted)
-    scored = file.rows if has_next is None else int(np.count_nonzero(has_next))
+    file, scores, mask, ids = _file(block, options), block.scores, block.mask, block.ids
     shard = Shard(
-        name, file.kind, file.shape, dtype_name(code, scores), scores.shape[-1] * scores.itemsize, batch=(scored,),
+        block.name, file.kind, file.shape, dtype_name(block.code, scores), scores.shape[-1] * scores.itemsize,
         split=() if ids is None else None,
-        target_type="distributions" if targets.ndim == scores.ndim else "class ids",
     )  # fmt: skip
-    return OpenShard(file, targets, has_next, None, sequences, mask), shard
+    opened = OpenShard(file, block.targets, None, None, RowSequences(scores.shape, ids, first=numbered), mask)
+    if options.shift and following is None:
+        mask = None if mask is None else mask & np.roll(mask, -1, -1)
+        opened = shifted_shard(shard, opened)._replace(mask=mask)
+    elif options.shift and following is not None:
+        assert ids is not None
+        assert following.ids is not None
+        following = following.rows(0, len(ids))
+        mask = None if mask is None else mask & (True if following.mask is None else following.mask)
+        opened = opened._replace(targets=following.targets, where=(ids == following.ids) & (ids >= 0), mask=mask)
+    return opened, checked_shard(shard, opened, options)
 
 
 def _reader(scores: Array, code: int | None) -> Callable[[int], Iterator[Array]]:

@@ -137,13 +137,11 @@ def planned(
         text_of_last, text_of_first = (_text_of(shard, stored, row) for row in (shard.rows - 1, 0))
         if options.shift and text_of_last is not None and text_of_last == following.text:
             shard = shard._replace(next_id=following.id, next_text=following.token)
-        opened = _shifted_shard(shard, stored) if options.shift else stored
-        is_soft = _check_targets(shard, opened, options)
-        shards[number] = shard._replace(
-            target_type="distributions" if is_soft else "class ids", batch=_scored_batch(shard, opened)
-        )
+        opened = shifted_shard(shard, stored) if options.shift else stored
+        shards[number] = checked_shard(shard, opened, options)
         if shard.rows or len(shard.shape) != 2:
             following = _Following()
+        is_soft = shards[number].target_type == "distributions"
         if shard.rows and text_of_first is not None and stored.targets.dtype.kind in "iu" and not is_soft:
             token = None if stored.tokens is None else str(stored.tokens.reshape(-1)[0])
             following = _Following(int(stored.targets.reshape(-1)[0]), token, text_of_first)
@@ -155,18 +153,24 @@ def have_same_rows(batch: tuple[int, ...], other: tuple[int, ...]) -> bool:
     return math.prod(batch) == math.prod(other) and (min(len(batch), len(other)) < 2 or batch[-1] == other[-1])
 
 
-def _check_targets(shard: Shard, opened: OpenShard, options: Options) -> bool:
-    """Check all targets of a shard; return whether they are distributions."""
+def checked_shard(shard: Shard, opened: OpenShard, options: Options) -> Shard:
+    """Check all targets of a shard, before any scores are read; add their type, and the shape of the rows scored."""
     shape, targets, where = shard.shape, opened.targets, opened.where
+    if opened.mask is not None:
+        where = opened.mask if where is None else where & opened.mask
     if shard.others:  # whose batches may have another shape
         shape = shard.rows, min(options.classes or shape[-1], shape[-1])
         fits = all(have_same_rows(targets.shape, side.shape[:-1]) for side in (shard, *shard.others))
         targets = targets.reshape(-1) if fits else targets
         where = None if where is None else where.reshape(-1)
+    name = "shifted targets" if options.shift else "targets"  # their positions are those of the rows that predict them
     with with_file_names(shard.path, shard.targets):
-        is_shifted, soft = bool(options.shift), not shard.others
-        check_stored_targets(shape, shard.kind, targets, options.ignore_index, is_shifted, where, soft)
-    return targets.ndim == len(shape)
+        scores = scores_of_shape(shard.kind, shape, -1)
+        positions = as_positions(name, targets, scores, options.ignore_index, where, distributions=not shard.others)
+        if positions.by_class:
+            jobs.check_targets(positions, scores)
+    target_type = "distributions" if targets.ndim == len(shape) else "class ids"
+    return shard._replace(target_type=target_type, batch=_scored_batch(shard, opened))
 
 
 class _Following(NamedTuple):
@@ -201,27 +205,7 @@ def _scored_batch(shard: Shard, opened: OpenShard) -> tuple[int, ...]:
 def open_shard(shard: Shard, options: Options) -> OpenShard:
     """Open a shard; its targets and tokens are shifted if the options say so."""
     stored = open_stored(shard, options)
-    return _shifted_shard(shard, stored) if options.shift else stored
-
-
-def check_stored_targets(
-    shape: tuple[int, ...],
-    kind: str,
-    targets: Array,
-    ignore_index: int | None,
-    is_shifted: bool,
-    where: Array | None = None,
-    soft: bool = True,
-) -> None:
-    """Check all targets of a file, before any scores are read.
-
-    Errors about shifted targets give the position of the row that predicts.
-    """
-    name = "shifted targets" if is_shifted else "targets"
-    scores = scores_of_shape(kind, shape, -1)
-    positions = as_positions(name, targets, scores, ignore_index, where, distributions=soft)
-    if positions.by_class:
-        jobs.check_targets(positions, scores)
+    return shifted_shard(shard, stored) if options.shift else stored
 
 
 def check_shiftable(file: ScoresFile, targets: Array, path: str | None) -> None:
@@ -231,12 +215,6 @@ def check_shiftable(file: ScoresFile, targets: Array, path: str | None) -> None:
         raise_error("content", path=file.path, got="holds targets that are the next tokens", fits=fits)
     if len(file.shape) < 2 or targets.shape != file.shape[:-1]:
         raise_error("content", path=path or file.path, got=f"holds targets of shape {targets.shape}", fits=fits)
-
-
-def shifted(ids: Array) -> tuple[Array, Array]:
-    """The id after each row in its sequence, and the mask of the rows that have one."""
-    length = ids.shape[-1]
-    return np.roll(ids, -1, -1), np.broadcast_to(np.arange(length) < length - 1, ids.shape)
 
 
 # -- the steps of the plan ---------------------------------------------------------------------------------------------
@@ -406,7 +384,7 @@ def _held_sequences(shard: Shard, files: list[ScoresFile]) -> RowSequences:
     return next((sequences for _, sequences in given or found if sequences.exist), found[0][1])
 
 
-def _shifted_shard(shard: Shard, stored: OpenShard) -> OpenShard:
+def shifted_shard(shard: Shard, stored: OpenShard) -> OpenShard:
     """Shift the targets of a shard: each row gets the next token as its target."""
     file, targets, _, tokens, sequences, *_ = stored
     for one in (file, *stored.others):
@@ -415,7 +393,8 @@ def _shifted_shard(shard: Shard, stored: OpenShard) -> OpenShard:
     if sequences.are_given:
         where = ~sequences.ends(file.rows).reshape(targets.shape)
     if shard.next_id is None:
-        targets, has_next = shifted(targets)
+        length = targets.shape[-1]
+        targets, has_next = np.roll(targets, -1, -1), np.broadcast_to(np.arange(length) < length - 1, targets.shape)
         where = has_next if where is None else where & has_next
         tokens = None if tokens is None else np.roll(tokens, -1, -1)
         return stored._replace(targets=targets, where=where, tokens=tokens)
