@@ -20,6 +20,7 @@ import tokenloss
 import tokenloss.dask
 from tokenloss import formats, page, plots, sinks
 from tokenloss._command import cli
+from tokenloss._comparison.paired import PairedLosses
 
 pytestmark = pytest.mark.thread_unsafe(reason="doctest patches the standard library, and numpydoc is not thread-safe")
 MODULES = [
@@ -34,7 +35,7 @@ PUBLIC = [thing for thing in NAMED if inspect.isroutine(thing) or inspect.isclas
 RESULTS = [thing for thing in PUBLIC if dataclasses.is_dataclass(thing) or hasattr(thing, "_fields")]
 MEMBERS = [
     member
-    for thing in PUBLIC
+    for thing in [*PUBLIC, PairedLosses]
     if inspect.isclass(thing)
     for name, member in vars(thing).items()
     if not name.startswith("_")
@@ -75,8 +76,9 @@ def test_docstrings_are_as_numpydoc_asks(thing):
 @pytest.mark.parametrize("thing", RESULTS, ids=name_of)
 def test_results_tell_of_every_field(thing):
     described = [name for entry in ClassDoc(thing)["Attributes"] for name in entry.name.split(", ")]
-    fields = {name for name in thing.__annotations__ if not name.startswith("_")}
-    assert fields <= set(described)
+    fields = thing._fields if hasattr(thing, "_fields") else [field.name for field in dataclasses.fields(thing)]
+    assert {name for name in fields if not name.startswith("_")} <= set(described)
+    assert len(described) == len(set(described))
 
 
 @pytest.mark.parametrize("thing", PUBLIC, ids=name_of)

@@ -38,7 +38,7 @@ def test_compare_reads_every_format(other, block_rows, models, compare_json, mon
         group.create_array("logits", data=models.other, chunks=(3, 4, 5))
     found = compare_json(models.path / "base.npz", models.path / other)
     sequences = np.arange(4)[:, None]  # each row of (4, 6, V)
-    expected = tokenloss.compare(models.base, models.other, models.targets, segment_ids=sequences).as_dict()
+    expected = tokenloss.compare(models.base, models.other, models.targets, segment_ids=sequences).to_dict()
     of_files = {"base", "other", "base_kind", "kind", "shape", "ignored", "without_next", "fits_better_shifted"}
     of_files |= {"name", "size", "classes"}
     assert set(found) == set(expected) | of_files

@@ -37,7 +37,7 @@ def test_score_of_the_sample(score_json):
     loss, stderr = float(losses.mean()), float(losses.std(ddof=1)) / math.sqrt(len(losses))
     assert found["files"] == [str(SAMPLE)]
     assert (found["kind"], found["shape"], found["dtype"]) == ("logits", list(logits.shape), "float16")
-    assert (found["tokens"], found["ignored"], found["accuracy"]) == (len(targets), 0, 1.0)
+    assert (found["count"], found["ignored"], found["accuracy"]) == (len(targets), 0, 1.0)
     assert found["loss"] == pytest.approx(loss, abs=2e-7)
     assert found["stderr"] == pytest.approx(stderr, abs=2e-7)
     assert found["perplexity"] == pytest.approx(math.exp(loss), rel=1e-6)
@@ -69,7 +69,7 @@ def test_kind(kind, score_json, npz, npy):
     from_npz = score_json(npz(**{kind: scores}, targets=TARGETS))
     from_npy = score_json(*npy(scores, TARGETS), "--kind", kind)
     assert from_npz["loss"] == pytest.approx(loss, rel=1e-6)
-    for same in ("kind", "tokens", "loss", "stderr", "accuracy", "bytes"):
+    for same in ("kind", "count", "loss", "stderr", "accuracy", "bytes"):
         assert from_npz[same] == from_npy[same]
     for one, other in zip(from_npz["highest_loss_tokens"], from_npy["highest_loss_tokens"], strict=True):
         assert one == other | {"file": one["file"]}
@@ -96,7 +96,7 @@ def test_score_reads_every_format(suffix, score_json, tmp_path):
             group.create_array(name, data=array)
         group.store.close()
     found = score_json(path)
-    assert (found["kind"], found["tokens"]) == ("log_probs" if suffix == "kld" else "logits", 8)
+    assert (found["kind"], found["count"]) == ("log_probs" if suffix == "kld" else "logits", 8)
     assert found["loss"] == pytest.approx(tokenloss.cross_entropy(LOGITS, TARGETS), abs=1e-4 if suffix == "kld" else 0)
     assert found["accuracy"] == 0.5
 
@@ -112,7 +112,7 @@ def test_logits_of_any_shape_layout_and_block_size(shape, dtype, order, block_by
     targets = np.asarray(rng.integers(11, size=shape), np.int32, order=order)
     found = score_json(*npy(logits, targets), "--top", 2)
     losses = np.ravel(tokenloss.cross_entropy(logits, targets, reduction="none"))
-    assert found["tokens"] == losses.size
+    assert found["count"] == losses.size
     assert found["loss"] == (tokenloss.cross_entropy(logits, targets) if losses.size else None)
     assert [token["position"] for token in found["highest_loss_tokens"]] == np.argsort(-losses)[:2].tolist()
     assert found["accuracy"] == (np.mean(logits.argmax(-1) == targets) if losses.size else None)
@@ -122,7 +122,7 @@ def test_logits_of_any_shape_layout_and_block_size(shape, dtype, order, block_by
 def test_logits_without_classes(targets, score_json, npy):
     scores, path = npy(LOGITS[:, :0], targets)
     found = score_json(scores, "--targets", path)
-    assert found["tokens"] + found["ignored"] == 4
+    assert found["count"] + found["ignored"] == 4
     assert found["bytes"] == 0
 
 
@@ -130,7 +130,7 @@ def test_ignore_index(score_json, npz):
     targets = np.array([0, -1, 2, -1])
     path = npz(logits=LOGITS, targets=targets)
     found = score_json(path, "--ignore-index", "-1", "--top", 9)
-    assert (found["tokens"], found["ignored"]) == (2, 2)
+    assert (found["count"], found["ignored"]) == (2, 2)
     assert found["loss"] == tokenloss.cross_entropy(LOGITS, targets, ignore_index=-1)
     assert [token["position"] for token in found["highest_loss_tokens"]] == [2, 0]
     assert found["accuracy"] == 0.5
@@ -140,7 +140,7 @@ def test_ignore_index(score_json, npz):
 def test_ignore_index_of_all_targets(score_json, command, npz):
     path = npz(logits=LOGITS, targets=np.full(4, -100))
     found = score_json(path)
-    assert (found["tokens"], found["ignored"], found["highest_loss_tokens"]) == (0, 4, [])
+    assert (found["count"], found["ignored"], found["highest_loss_tokens"]) == (0, 4, [])
     for name in ("loss", "stderr", "perplexity", "bits_per_token", "accuracy"):
         assert found[name] is None
     assert found["perplexity_interval"] == [None, None]
@@ -288,7 +288,7 @@ def test_nan_and_infinite_losses_are_counted(score_json, command, tmp_path):
     state = tmp_path / "state.json"
     for _ in range(2):  # the second time from the state
         found = score_json(tmp_path / "[01].npz", "--state", state)
-        assert (found["tokens"], found["n_nan"], found["n_infinite"]) == (19, 3, 2)
+        assert (found["count"], found["n_nan"], found["n_infinite"]) == (19, 3, 2)
         assert [(part["n_nan"], part["n_infinite"]) for part in found["shards"]] == [(2, 1), (1, 1)]
     status, out, err = command("score", tmp_path / "[01].npz")
     assert (status, err) == (0, "")
@@ -297,7 +297,7 @@ def test_nan_and_infinite_losses_are_counted(score_json, command, tmp_path):
     with pytest.warns(UserWarning, match="of 19 tokens") as record:
         evaluation = evaluate(blocks)
     assert (evaluation.figures["n_nan"], evaluation.figures["n_infinite"]) == (3, 2)
-    assert "tokens=19, n_nan=3, " in repr(evaluation)
+    assert "count=19, n_nan=3, " in repr(evaluation)
     messages = [str(one.message) for one in record]
     assert messages == ["3 of 19 tokens are nan", "2 of 19 tokens have an infinite loss"]
     assert "nan" not in command("score", SAMPLE)[1]

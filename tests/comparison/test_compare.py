@@ -85,7 +85,7 @@ def assert_same(actual, expected):
     """Compare every bit of two comparisons."""
     for name in ARRAYS:
         assert_same_bits(getattr(actual, name), getattr(expected, name), name)
-    assert repr(actual.as_dict()) == repr(expected.as_dict())
+    assert repr(actual.to_dict()) == repr(expected.to_dict())
 
 
 def assert_figures(found, expected):
@@ -111,7 +111,7 @@ def assert_as_llama_cpp(base_log_probs, logits, targets):
     found = compare(base_log_probs, logits, targets, definitions="llama.cpp")
     assert_same(found, meter.result())
     lines = [line.rsplit(":", 1) for line in final.splitlines() if ":" in line]
-    figures = printed_figures(found.as_dict())
+    figures = printed_figures(found.to_dict())
     assert len(figures) == 43
     assert_as_printed(figures, " ".join(printed for _, printed in lines))
     rows = [row for table in comparison_tables(found) for row in table.rows]
@@ -144,7 +144,7 @@ def assert_equals_reference(base, logits, targets, **options):
         np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
     tokens = [np.asarray(getattr(found, name))[found.kept] for name in ARRAYS]
     if found.count > 1 and all(np.isfinite(column).all() for column in tokens):
-        assert_figures(found.as_dict(), reference.figures_of_comparison(found))
+        assert_figures(found.to_dict(), reference.figures_of_comparison(found))
     return found
 
 
@@ -382,7 +382,7 @@ def test_ignore_index_of_all_targets(definitions, shape):
     found = compare(logits, logits, np.full(shape[:-1], -100), definitions=definitions)
     assert found.count == 0
     assert found.kl.shape == shape[:-1]
-    figures = found.as_dict()
+    figures = found.to_dict()
     for name in ("definitions", "count", "n_sequences", "is_clustered"):
         del figures[name]
     assert [figures.pop(name) for name in ("n_infinite", "n_nan", "left_out", "base_left_out")] == [0, 0, None, None]
@@ -390,7 +390,7 @@ def test_ignore_index_of_all_targets(definitions, shape):
     for figure in figures.values():
         for value in figure.values() if isinstance(figure, dict) else [figure]:
             assert np.isnan(value).all()
-    assert repr(ComparisonMeter(definitions=definitions).result().as_dict()) == repr(found.as_dict())
+    assert repr(ComparisonMeter(definitions=definitions).result().to_dict()) == repr(found.to_dict())
 
 
 @each_definition
@@ -399,9 +399,9 @@ def test_one_token(definitions):
     assert (found.count, found.kl.shape) == (1, ())
     assert found.perplexity_ratio == pytest.approx(0.5 / 0.75)
     assert found.delta_p_quantiles == dict.fromkeys(found.delta_p_quantiles, float(found.delta_p))
-    undefined = [name for name, figure in found.as_dict().items() if isinstance(figure, float) and math.isnan(figure)]
+    undefined = [name for name, figure in found.to_dict().items() if isinstance(figure, float) and math.isnan(figure)]
     of_one = ("correlation", "interval_factor")
-    assert undefined == [name for name in found.as_dict() if name in of_one or name.endswith("_stderr")]
+    assert undefined == [name for name in found.to_dict() if name in of_one or name.endswith("_stderr")]
 
 
 @each_definition
@@ -535,7 +535,7 @@ def test_comparison_is_frozen_picklable_and_json(rng):
     assert_same(pickle.loads(pickle.dumps(found)), found)  # noqa: S301 -- pickled in this line
     with pytest.raises(FrozenInstanceError):
         found.count = 5
-    figures = found.as_dict()
+    figures = found.to_dict()
     assert repr(json.loads(json.dumps(figures))) == repr(figures)  # nan is not nan
     assert figures["definitions"] == "exact"
     assert not set(figures) & set(ARRAYS)

@@ -18,12 +18,12 @@ ARRAYS = ["nll", "base_nll", "kl", "delta_p", "is_same_top", "kept", "base_top_p
 INNER = [0.999, 0.99, 0.95, 0.9, 0.5, 0.1, 0.05, 0.01, 0.001]
 # columns of groups, and the same figures of the group alone
 OF_GROUP = {
-    "tokens": "count", "loss_difference": "log_perplexity_ratio", "loss_difference_stderr":
+    "count": "count", "loss_difference": "log_perplexity_ratio", "loss_difference_stderr":
     "log_perplexity_ratio_stderr", "kl": "mean_kl", "kl_stderr": "mean_kl_stderr", "delta_p": "mean_delta_p",
     "same_top": "same_top",
 }  # fmt: skip
 COLUMNS = [
-    "group", "tokens", "loss", "base_loss", "loss_difference", "loss_difference_stderr", "kl", "kl_stderr", "delta_p",
+    "group", "count", "loss", "base_loss", "loss_difference", "loss_difference_stderr", "kl", "kl_stderr", "delta_p",
     "same_top",
 ]  # fmt: skip
 
@@ -42,12 +42,12 @@ def assert_same(actual, expected):
     """Compare every bit of two comparisons."""
     for name in ARRAYS:
         assert_same_bits(getattr(actual, name), getattr(expected, name), name)
-    assert repr(actual.as_dict()) == repr(expected.as_dict())
+    assert repr(actual.to_dict()) == repr(expected.to_dict())
 
 
 def without_left_out(comparison):
     left_out = ("left_out", "base_left_out")
-    return repr({name: figure for name, figure in comparison.as_dict().items() if name not in left_out})
+    return repr({name: figure for name, figure in comparison.to_dict().items() if name not in left_out})
 
 
 # classes
@@ -174,7 +174,7 @@ def test_kind_and_base_kind_give_the_figures_of_their_logits(base_kind, kind, cl
         for part in (slice(0, 2), slice(2, 6)):
             logits_of = {"a": other[part], "b": other[part] * 1}
             meter.update(base[part], logits_of, targets[part], kind=kind, base_kind=base_kind)
-        assert repr(meter.results()["b"].as_dict()) == repr(found.as_dict())
+        assert repr(meter.results()["b"].to_dict()) == repr(found.to_dict())
 
 
 @pytest.fixture(scope="module")
@@ -340,7 +340,7 @@ def test_kl_quantile_intervals_hold_divergences_of_these_ranks(rng):
         assert low <= found.kl_quantiles[fraction] <= high
     assert found.kl_quantile_intervals[0.999][1] == INF
     assert found.kl_quantile_intervals[0.001][0] == 0
-    written = found.as_dict()["kl_quantile_intervals"]
+    written = found.to_dict()["kl_quantile_intervals"]
     assert written == {f"{fraction:g}": list(ends) for fraction, ends in found.kl_quantile_intervals.items()}
 
 
@@ -452,7 +452,7 @@ def test_by_gives_the_figures_of_each_group(labels, with_sequences, rng):
     table = found.by(groups)
     assert list(table) == COLUMNS
     assert table["group"].tolist() == sorted(set(groups[found.kept].tolist()))
-    assert table["tokens"].sum() == found.count
+    assert table["count"].sum() == found.count
     for row, label in enumerate(table["group"].tolist()):
         alone = compare(base, other, targets, segment_ids=ids, where=groups == label)
         for name, figure in OF_GROUP.items():
@@ -487,7 +487,7 @@ def test_by_broadcasts_its_groups(rng):
     ):
         for name, column in found.by(given).items():
             np.testing.assert_array_equal(column, found.by(whole)[name])
-    assert found.by("all")["tokens"].tolist() == [found.count]
+    assert found.by("all")["count"].tolist() == [found.count]
 
 
 def test_by_of_infinite_and_no_positions():
@@ -526,7 +526,7 @@ def test_by_confidence_has_a_row_for_each_bin_of_base_top_p(rng):
     assert table["group"].tolist() == [0.2, 0.4, 0.6, 0.8]
     for name in COLUMNS[1:]:
         assert_same_bits(table[name], expected[name], name)
-    rows = found.as_dict()["by_confidence"]
+    rows = found.to_dict()["by_confidence"]
     assert [list(row) for row in rows] == [COLUMNS] * 4
     assert [row["kl"] for row in rows] == table["kl"].tolist()
 
@@ -539,7 +539,7 @@ def test_by_confidence_at_the_bounds_of_bins():
     assert found.by_confidence["group"].tolist() == [0.2, 0.4, 0.6, 0.8]
     object.__setattr__(found, "base_top_p", np.array([*tops[4:], NAN]))
     assert found.by_confidence["group"].tolist() == [0.0, 0.4, 0.8]
-    assert found.by_confidence["tokens"].tolist() == [1, 1, 1]
+    assert found.by_confidence["count"].tolist() == [1, 1, 1]
 
 
 def test_by_confidence_leaves_out_nan():
@@ -547,7 +547,7 @@ def test_by_confidence_leaves_out_nan():
     base[1] = NAN
     found = compare(base, np.zeros((3, 2)), [0, 0, 0])
     assert found.by_confidence["group"].tolist() == [0.4, 0.6]
-    assert found.by_confidence["tokens"].tolist() == [1, 1]
+    assert found.by_confidence["count"].tolist() == [1, 1]
 
 
 # a real model
@@ -567,7 +567,7 @@ def test_by_documents_of_a_real_model():
     table = found.by(ids)
     for name, model in (("base_loss", "base"), ("loss", "other")):
         documents = expected[model]["per_document"]
-        assert table["tokens"].tolist() == [document["tokens"] for document in documents]
+        assert table["count"].tolist() == [document["tokens"] for document in documents]
         means = [document["total_nll"] / document["tokens"] for document in documents]
         np.testing.assert_allclose(table[name], means, rtol=1e-13)
     whole = found.by("all")

@@ -17,7 +17,7 @@ ERRORS = [
     "perplexity_difference_stderr", "mean_kl_stderr", "finite_mean_kl_stderr", "mean_delta_p_stderr",
     "rms_delta_p_stderr", "same_top_stderr",
 ]  # fmt: skip
-COLUMNS = ["sequence", "tokens", "loss", "base_loss", "loss_difference", "kl", "delta_p", "same_top"]
+COLUMNS = ["sequence", "count", "loss", "base_loss", "loss_difference", "kl", "delta_p", "same_top"]
 ARRAYS = ["nll", "base_nll", "kl", "delta_p", "is_same_top", "kept", "base_top_p"]
 each_definition = pytest.mark.parametrize("definitions", ["exact", "llama.cpp"])
 
@@ -32,12 +32,12 @@ def models(rng, n=60, classes=12):
 
 
 def figures(comparison, *left_out):
-    return {name: figure for name, figure in comparison.as_dict().items() if name not in left_out}
+    return {name: figure for name, figure in comparison.to_dict().items() if name not in left_out}
 
 
 def assert_same(actual, expected):
     """Compare every bit of two comparisons, but for the order of the positions."""
-    assert repr(actual.as_dict()) == repr(expected.as_dict())
+    assert repr(actual.to_dict()) == repr(expected.to_dict())
     assert (actual.sequences is None) == (expected.sequences is None)
     for name in actual.sequences or ():
         assert_same_bits(actual.sequences[name], expected.sequences[name], name)
@@ -139,7 +139,7 @@ def test_sequences_hold_the_means_of_each(rng):
     }  # fmt: skip
     for row, number in enumerate(found.sequences["sequence"]):
         of = ids == number
-        assert found.sequences["tokens"][row] == of.sum()
+        assert found.sequences["count"][row] == of.sum()
         for name, values in columns.items():
             assert found.sequences[name][row] == math.fsum(values[of].tolist()) / of.sum(), name
 
@@ -268,7 +268,7 @@ def test_segment_ids_that_are_all_negative(rng):
     found, expected = compare(base, logits, targets, segment_ids=-1), compare(base, logits, targets)
     assert (found.n_sequences, found.is_clustered, expected.sequences) == (0, False, None)
     assert [column.size for column in found.sequences.values()] == [0] * len(COLUMNS)
-    assert repr(found.as_dict()) == repr(expected.as_dict())
+    assert repr(found.to_dict()) == repr(expected.to_dict())
 
 
 @pytest.mark.parametrize("shape", [(0, 3), (2, 0, 3), (3, 3)])
@@ -276,7 +276,7 @@ def test_segment_ids_without_included_positions(shape):
     scores, targets = np.zeros(shape), np.full(shape[:-1], -100)
     found = compare(scores, scores, targets, segment_ids=np.zeros(shape[:-1], int))
     assert (found.count, found.n_sequences, found.is_clustered) == (0, 0, False)
-    assert repr(found.as_dict()) == repr(compare(scores, scores, targets).as_dict())
+    assert repr(found.to_dict()) == repr(compare(scores, scores, targets).to_dict())
 
 
 def test_segment_ids_of_a_single_row():
@@ -308,11 +308,11 @@ def test_comparison_of_sequences_is_picklable_and_json(rng):
     found = compare(base, logits, targets, segment_ids=ids)
     assert repr(found).startswith("Comparison(count=60, n_sequences=7, perplexity=")
     assert_same(pickle.loads(pickle.dumps(found)), found)  # noqa: S301 -- pickled in this line
-    written = found.as_dict()
+    written = found.to_dict()
     assert repr(json.loads(json.dumps(written))) == repr(written)  # nan is not nan
     assert len(written["sequences"]) == 7
     assert all(list(row) == COLUMNS for row in written["sequences"])
-    assert "sequences" not in compare(base, logits, targets).as_dict()
+    assert "sequences" not in compare(base, logits, targets).to_dict()
 
 
 # errors

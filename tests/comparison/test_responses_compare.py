@@ -97,9 +97,9 @@ def test_a_response_with_all_classes_does_not_widen_the_lists_of_others(rng, tmp
     rows = log_softmax(rng.normal(0, 1, (100, 40)))
     ids = rng.integers(0, 40, 101)
     path = clients.save_lines(tmp_path / "a.jsonl", *(vllm(ids[:n], rows[: n - 1], k) for n, k in ((101, 1), (3, 39))))
-    widths, stacked = [], response_pairs._stacked
+    widths, join = [], response_pairs.join
     monkeypatch.setattr(
-        response_pairs, "_stacked", lambda sides: widths.append(stacked(sides).classes.shape) or stacked(sides)
+        response_pairs, "join", lambda sides: widths.append(join(sides)["top_ids"].shape) or join(sides)
     )
     assert compare_responses(path, path).count == 102
     assert widths == [(101, 2)] * 2 + [(3, 40)] * 2
@@ -421,7 +421,7 @@ class TestCommand:
 
     def test_json_is_what_compare_responses_gives(self, saved, compare_json):
         found = compare_json(*saved)
-        expected = compare_responses(*saved).as_dict()
+        expected = compare_responses(*saved).to_dict()
         assert found == json.loads(json.dumps(expected | {"base": str(saved[0]), "other": str(saved[1])}))
 
     def test_tables_never_call_the_bound_a_divergence(self, saved, command):

@@ -240,9 +240,9 @@ def test_responses_are_no_samples(tmp_path):
         assert not is_samples(str(clients.save(tmp_path / "x.json", name)))
 
 
-def test_as_dict_is_json(compared):
+def test_to_dict_is_json(compared):
     for task in TASKS:
-        found = compared(lines_of(task), lines_of(task, "noise")).as_dict()
+        found = compared(lines_of(task), lines_of(task, "noise")).to_dict()
         assert json.loads(json.dumps(found)) == json.loads(json.dumps(found, allow_nan=True))
         assert not any(isinstance(value, np.ndarray) for metric in found["metrics"] for value in metric.values())
 
@@ -256,7 +256,7 @@ def files(tmp_path):
 @pytest.mark.thread_unsafe(reason="a command prints to the stdout of its process")
 def test_compare_of_samples_in_json(files, compare_json):
     found = compare_json(*files, "--margin", 0.2, "--cluster", "answer")
-    expected = compare_samples(*files, margin=0.2, cluster="answer").as_dict()
+    expected = compare_samples(*files, margin=0.2, cluster="answer").to_dict()
     assert found == json.loads(json.dumps({"base": str(files[0]), "other": str(files[1]), **expected}))
 
 

@@ -151,8 +151,8 @@ def test_early_versions_of_the_harness(compared):
         line["target"] = int(line["target"])
         for name in ("filter", "metrics", "doc_hash", "target_hash", "prompt_hash"):
             del line[name]
-    assert compared(*files).as_dict() == expected.as_dict()
-    assert compared(lines_of("mc"), files[1]).as_dict() == expected.as_dict()  # hashes are those that it would have
+    assert compared(*files).to_dict() == expected.to_dict()
+    assert compared(lines_of("mc"), files[1]).to_dict() == expected.to_dict()  # hashes are those that it would have
 
 
 # -- statistics --------------------------------------------------------------------------------------------------------
@@ -303,10 +303,10 @@ def test_cluster_by_a_field_that_is_no_name(value, compared):
 def test_order_does_not_matter(compared):
     files = lines_of("mc"), lines_of("mc", "noise")
     expected = compared(*files)
-    assert compared(files[0], files[1][::-1]).as_dict() == expected.as_dict()
+    assert compared(files[0], files[1][::-1]).to_dict() == expected.to_dict()
     for i, line in enumerate(files[1]):  # as of a shuffled data set
         line["doc_id"] = 100 + i
-    assert compared(files[0], files[1][7:] + files[1][:7]).as_dict() == expected.as_dict()
+    assert compared(files[0], files[1][7:] + files[1][:7]).to_dict() == expected.to_dict()
 
 
 def test_several_filters(compared):

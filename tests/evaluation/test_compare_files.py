@@ -73,7 +73,7 @@ def test_compare_files_is_compare_of_arrays(candidates):
     ids = np.arange(4)[:, None]
     for name, found in compare_files(candidates.path / "base.npz", candidates.files).items():
         expected = tokenloss.compare(candidates.base, candidates.logits[name], candidates.targets, segment_ids=ids)
-        assert as_strict_json(found.as_dict()) == as_strict_json(expected.as_dict())
+        assert as_strict_json(found.to_dict()) == as_strict_json(expected.to_dict())
         for column in TOKEN_COLUMNS:
             np.testing.assert_array_equal(getattr(found, column), getattr(expected, column).reshape(-1))
 
@@ -358,7 +358,7 @@ def test_classes_of_models_of_the_same_vocabulary(candidates):
         expected = tokenloss.compare(
             candidates.base, candidates.logits[name], np.load(targets), classes=6, segment_ids=np.arange(4)[:, None]
         )
-        assert as_strict_json(comparison.as_dict()) == as_strict_json(expected.as_dict())
+        assert as_strict_json(comparison.to_dict()) == as_strict_json(expected.to_dict())
         assert 0 < comparison.left_out < 1
 
 
@@ -486,7 +486,7 @@ def test_input_ids_and_text_of_hidden_states(hidden, compare_json, command):
     assert_refused(command("compare", *argv), "ids.npz: holds input ids and no targets", "--shift")
     found = compare_json(*argv, "--shift")
     assert (found["count"], found["without_next"], found["mean_kl"]) == (99, 1, 0)
-    assert {row["group"]: row["tokens"] for row in found["by_token_type"]} == {
+    assert {row["group"]: row["count"] for row in found["by_token_type"]} == {
         "word": np.count_nonzero(tokens[1:] == " a"), "number": np.count_nonzero(tokens[1:] == "7"),
     }  # fmt: skip
 

@@ -84,7 +84,7 @@ def test_tokens_types_of_shards(sides, compare_json):
         assert rows == shards["candidates"][0]["by_token_type"]
         words = sides.tokens[1:] if options else sides.tokens
         kept = (sides.targets[1:] if options else sides.targets) != -100
-        found = {row["group"]: row["tokens"] for row in rows}
+        found = {row["group"]: row["count"] for row in rows}
         assert found["number"] == np.count_nonzero((words == "7") & kept)
         assert found["white space"] == np.count_nonzero((words == "\n") & kept)
         after = np.append(not options, sides.tokens[:-1] == "\n") if not options else sides.tokens[:-1] == "\n"

@@ -26,7 +26,7 @@ def without_times(figures):
 def figures_of_tokens(evaluation):
     """All figures that depend on neither files nor blocks."""
     left_out = {"files", "shards", "shape", "bytes", "highest_loss_tokens", "words", *TIMES}
-    return {name: repr(value) for name, value in evaluation.as_dict().items() if name not in left_out}
+    return {name: repr(value) for name, value in evaluation.to_dict().items() if name not in left_out}
 
 
 # -- files: what the command prints ------------------------------------------------------------------------------------
@@ -84,10 +84,10 @@ def test_evaluate_is_what_the_command_prints(source, argv, options, texts, score
     paths = Path(source) if isinstance(source, str) else map(Path, source)
     for given in (source, paths):
         found = evaluate(given, **options)
-        assert without_times(json.loads(json.dumps(found.as_dict()))) == without_times(printed)
+        assert without_times(json.loads(json.dumps(found.to_dict()))) == without_times(printed)
         options.pop("state", None)
     assert isinstance(found, Evaluation)
-    assert repr(found).startswith(f"Evaluation(tokens={printed['tokens']}, sequences={printed['n_sequences']}, loss=")
+    assert repr(found).startswith(f"Evaluation(count={printed['count']}, n_sequences={printed['n_sequences']}, loss=")
 
 
 def test_sequences_of_an_evaluation_are_a_table(texts):
@@ -97,7 +97,7 @@ def test_sequences_of_an_evaluation_are_a_table(texts):
     assert found.sequences["sequence"].tolist() == [0, 0, 1, 2, 0, 1]
     for name in ("nll", "loss", "perplexity", "is_greedy"):
         np.testing.assert_array_equal(found.sequences[name], getattr(expected, name))
-    np.testing.assert_array_equal(found.sequences["tokens"], expected.count)
+    np.testing.assert_array_equal(found.sequences["count"], expected.count)
     paths = [str(texts.path / f"part-{name}.npz") for name in "abbbcc"]
     assert [row["file"] for row in found.figures["sequences"]] == paths
     worst = [row["loss"] for row in found.figures["highest_loss_sequences"]]
@@ -336,9 +336,9 @@ def test_same_bits_for_any_cut_into_shards(block_rows, tmp_path, monkeypatch):
             assert found.meter == expected[shift].meter
             columns, others = found.sequences, expected[shift].sequences
             order = np.argsort(columns["sequence"])
-            for name in ("sequence", "nll", "tokens", "is_greedy"):
+            for name in ("sequence", "nll", "count", "is_greedy"):
                 np.testing.assert_array_equal(columns[name][order], others[name][np.argsort(others["sequence"])])
-            for name in ("tokens", "ignored", "without_next", "loss", "stderr", "sequence_loss_stderr", "accuracy"):
+            for name in ("count", "ignored", "without_next", "loss", "stderr", "sequence_loss_stderr", "accuracy"):
                 assert found.figures[name] == expected[shift].figures[name]
 
 
@@ -375,7 +375,7 @@ def test_shift_of_sequences_that_go_on_in_the_next_block(rows, masked):
     found, whole = evaluate(engine(), shift=True), evaluate([(logits, ids, where, numbers)], shift=True)
     assert figures_of_tokens(found) == figures_of_tokens(whole)
     pairs = (numbers[:-1] == numbers[1:]) & (numbers[:-1] >= 0)
-    assert found.as_dict()["without_next"] == 30 - pairs.sum()
+    assert found.to_dict()["without_next"] == 30 - pairs.sum()
     if masked:
         pairs &= where[:-1] & where[1:]
     expected = LossMeter()

@@ -125,7 +125,7 @@ def test_lm_head_is_found(path, score_json):
         found = score_json(path / "hidden.npz", "--lm-head", head)
         assert found["loss"] == pytest.approx(loss_of(product(bias=bias)), abs=1e-6), head
         assert (found["kind"], found["shape"], found["lm_head"]) == ("hidden_states", [N, V], str(head))
-        assert found["tokens"] == np.count_nonzero(TARGETS >= 0)
+        assert found["count"] == np.count_nonzero(TARGETS >= 0)
 
 
 def test_lm_head_in_bfloat16(path):
@@ -325,7 +325,7 @@ def test_blocks_of_hidden_states(path, arguments, score_json, monkeypatch):
     parts = score_json(*arguments)
     assert blocks.count(TARGETS.shape) == math.ceil(N / 7)
     assert parts["loss"] == pytest.approx(whole["loss"], abs=1e-7)
-    for name in ("tokens", "ignored", "accuracy", "kind", "norm_seems_missing"):
+    for name in ("count", "ignored", "accuracy", "kind", "norm_seems_missing"):
         assert parts[name] == whole[name]
 
 
@@ -406,7 +406,7 @@ def test_scheduler(parts, score_json, monkeypatch):
         n_workers=1, threads_per_worker=2, processes=False, dashboard_address=":0"
     ) as cluster:
         here, there = score_json(*argv), score_json(*argv, "--scheduler", cluster.scheduler_address)
-    for name in ("loss", "stderr", "tokens", "norm_seems_missing", "lm_head"):
+    for name in ("loss", "stderr", "count", "norm_seems_missing", "lm_head"):
         assert there[name] == here[name]
 
 
@@ -436,7 +436,7 @@ def test_token_ids_of_requests_are_shifted(layers, path, command, score_json):
     found = score_json(pattern, *head, "--shift")
     rows = [number + np.arange(len(row) - 1) for number, row in enumerate(ids)]
     losses = [loss_of(product(HIDDEN[some]), row[1:], reduction="sum") for some, row in zip(rows, ids, strict=True)]
-    assert (found["tokens"], found["n_sequences"], found["without_next"]) == (6, 2, 2)
+    assert (found["count"], found["n_sequences"], found["without_next"]) == (6, 2, 2)
     assert found["loss"] == pytest.approx(sum(losses) / 6, abs=1e-6)
     refused = command("score", pattern, *head)
     assert_refused(refused, "request-0.safetensors: holds input ids and no targets; it must hold targets", "--shift")

@@ -194,7 +194,7 @@ def test_kind_log_probs_of_nearly_right_logsumexp(score_json, command, npz):
     logs[1] = np.nan
     logs[2] += 7  # is not scored
     found = score_json(npz(log_probs=logs, targets=[0, 1, -100, 0]))
-    assert (found["tokens"], found["loss"]) == (3, None)
+    assert (found["count"], found["loss"]) == (3, None)
     logs[0] += 0.02 * UNNORMALIZED
     assert_refused(command("score", npz(log_probs=logs, targets=[0, 1, -100, 0])), "logsumexp is 0.101")
 

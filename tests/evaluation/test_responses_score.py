@@ -48,14 +48,14 @@ def test_loss_and_error_are_those_of_the_full_logits(completions, score_json):
     assert found["perplexity"] == pytest.approx(math.exp(mean), rel=1e-5)
     assert found["is_clustered"]
     assert found["sequence_loss"] == pytest.approx(np.mean(np.divide(sums, counts)), abs=1e-6)
-    assert (found["tokens"], found["n_sequences"], found["responses"]) == (sum(counts), 9, 10)
+    assert (found["count"], found["n_sequences"], found["responses"]) == (sum(counts), 9, 10)
     ranks = np.concatenate([reference.ranks[1:] for reference in references])
     assert found["accuracy"] == np.mean(ranks == 1)
-    assert found["greedy_known"] == found["tokens"]
+    assert found["greedy_known"] == found["count"]
     assert [row["sequence"] for row in found["sequences"]] == [0, 1, 2, 3, 4, 5, 6, 7, 9]
     for row, total, count in zip(found["sequences"], sums, counts, strict=True):
         assert row["nll"] == pytest.approx(total, abs=1e-4)
-        assert (row["tokens"], row["line"], row["choice"], row["custom_id"]) == (count, row["sequence"] + 1, 0, None)
+        assert (row["count"], row["line"], row["choice"], row["custom_id"]) == (count, row["sequence"] + 1, 0, None)
 
 
 @pytest.mark.parametrize(("pattern", "layout", "first"), [
@@ -74,7 +74,7 @@ def test_loss_of_other_servers(pattern, layout, first, tmp_path):
 
 def test_part(completions, score_json):
     losses = {part: score_json(completions, "--part", part) for part in ("prompt", "generated", "all")}
-    assert losses["prompt"]["tokens"] + losses["generated"]["tokens"] == losses["all"]["tokens"]
+    assert losses["prompt"]["count"] + losses["generated"]["count"] == losses["all"]["count"]
     generated = [clients.response(name)["choices"][0]["logprobs"]["token_logprobs"] for name in COMPLETIONS]
     assert losses["generated"]["loss"] == pytest.approx(-np.mean(generated))
     assert losses["generated"]["part"] == "generated"
@@ -106,7 +106,7 @@ def test_accuracy_is_of_the_tokens_where_it_is_known(score_json, command, tmp_pa
     tokens = [("a", -0.5, [("a", -0.5), ("b", -2)]), ("b", -2.0, [("a", -0.5), ("b", -2)]), ("c", -1.0)]
     path = clients.save_lines(tmp_path / "chats.jsonl", chat(*tokens))
     found = score_json(path)
-    assert (found["accuracy"], found["greedy_known"], found["tokens"]) == (0.5, 2, 3)
+    assert (found["accuracy"], found["greedy_known"], found["count"]) == (0.5, 2, 3)
     assert re.search(r"greedy accuracy +50.00 % +of 2 tokens where it is known\n", command("score", path)[1])
     clients.save_lines(path, chat(("c", -1.0), ("d", -2.0)))
     found = score_json(path)
@@ -301,7 +301,7 @@ def test_custom_id_of_a_failed_line_may_come_again(score_json, tmp_path):
     path = clients.save_lines(tmp_path / "1.jsonl", failed, named("b", -1.0))
     again = clients.save_lines(tmp_path / "2.jsonl", named("a", -3.0), named("c", -2.0), chat(("a", -2.0)))
     found = score_json(path, again, clients.save_lines(tmp_path / "3.jsonl", chat(("a", -2.0))), "--skip-failed")
-    assert (found["tokens"], found["loss"]) == (5, 2.0)
+    assert (found["count"], found["loss"]) == (5, 2.0)
 
 
 def test_custom_ids_take_little_memory():
@@ -347,7 +347,7 @@ def test_results_do_not_depend_on_how_responses_are_gathered(completions, monkey
         monkeypatch.setattr(score, "_BLOCK_ENTRIES", entries)
         table = tmp_path / f"{entries}.npy"
         one = evaluate([path], sinks=[sinks.TokenTable(table)])
-        figures = {name: value for name, value in one.as_dict().items() if name not in ("seconds", "gb_per_second")}
+        figures = {name: value for name, value in one.to_dict().items() if name not in ("seconds", "gb_per_second")}
         found.append((figures, one.meter, table.read_bytes()))
     assert found[0] == found[1] == found[2]
     assert found[0][0]["n_sequences"] == 19
@@ -367,7 +367,7 @@ def test_several_files(score_json, tmp_path):
     paths = [clients.save(tmp_path / f"part-{i}.jsonl", name) for i, name in enumerate(COMPLETIONS[:3])]
     whole = clients.save(tmp_path / "whole.jsonl", *COMPLETIONS[:3])
     several, one = score_json(tmp_path / "part-*.jsonl"), score_json(whole)
-    for name in ("loss", "stderr", "tokens", "n_bytes", "bits_per_byte", "accuracy", "without_number", "responses"):
+    for name in ("loss", "stderr", "count", "n_bytes", "bits_per_byte", "accuracy", "without_number", "responses"):
         assert several[name] == one[name]
     assert [row["file"] for row in several["sequences"]] == list(map(str, paths))
     assert [row["sequence"] for row in several["sequences"]] == [0, 0, 0]

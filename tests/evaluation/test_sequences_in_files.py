@@ -68,8 +68,8 @@ def test_sequences_of_a_file(how, save, block_rows, score_json, tmp_path, monkey
     assert_figures(found, losses, targets, numbers)
     for row in found["sequences"]:
         own = (numbers == row["sequence"]) & (targets != -100)
-        assert (row["tokens"], row["nll"]) == (own.sum(), math.fsum(losses[own]))
-        assert row["loss"] == row["nll"] / row["tokens"]
+        assert (row["count"], row["nll"]) == (own.sum(), math.fsum(losses[own]))
+        assert row["loss"] == row["nll"] / row["count"]
         assert row["perplexity"] == np.exp(row["loss"])
         assert row["is_greedy"] == (logits.argmax(-1) == targets)[own].all()
     assert [row["sequence"] for row in found["sequences"]] == np.unique(
@@ -93,7 +93,7 @@ def test_segment_ids_beyond_two_to_the_31(score_json, command, npz):
     ids = np.array([2**31, 2**62, 5, 2**62 - 1, 2**31, -(2**40)])
     found = score_json(npz(logits=logits, targets=targets, segment_ids=ids))
     assert [row["sequence"] for row in found["sequences"]] == [5, 2**31, 2**62 - 1, 2**62]
-    assert [row["tokens"] for row in found["sequences"]] == [1, 2, 1, 1]
+    assert [row["count"] for row in found["sequences"]] == [1, 2, 1, 1]
     assert found["tokens_without_sequence"] == 1
     path = npz(logits=logits, targets=targets, segment_ids=ids.astype(np.uint64))
     assert_refused(command("score", path), f"{path}: segment_ids")
@@ -224,7 +224,7 @@ def test_shift_within_sequences(how, parts, score_json, npz):
     targets = parts.targets[1:][pairs]
     losses = tokenloss.cross_entropy(parts.logits[:-1][pairs], targets, reduction="none")
     assert found["without_next"] == 30 - pairs.sum()
-    assert (found["tokens"], found["ignored"]) == ((targets != -100).sum(), (targets == -100).sum())
+    assert (found["count"], found["ignored"]) == ((targets != -100).sum(), (targets == -100).sum())
     assert sum(row["nll"] for row in found["sequences"]) == pytest.approx(math.fsum(losses), rel=1e-12)
     assert found["loss"] == pytest.approx(losses[targets != -100].mean(), rel=1e-12)
 
@@ -234,7 +234,7 @@ def test_shift_between_files_outside_of_sequences(score_json, tmp_path):
     for name, part in ("a", slice(0, 4)), ("b", slice(4, 8)):
         np.savez(tmp_path / f"part-{name}.npz", logits=tokens_of((8,))[0][part], targets=[1, 2, 3, 4])
     found = score_json(tmp_path / "part-*.npz", "--segment-ids", tmp_path / "ids.npy", "--shift")
-    assert (found["tokens"], found["without_next"]) == (4, 4)
+    assert (found["count"], found["without_next"]) == (4, 4)
 
 
 # -- what is printed ---------------------------------------------------------------------------------------------------
@@ -272,7 +272,7 @@ def test_per_sequence(parts, score_json, tmp_path):
         outputs = "--per-sequence", tmp_path / f"seq.{suffix}", "--per-token", tmp_path / f"tok.{suffix}"
         found = score_json(*argv, *outputs)
     table, tokens = np.load(tmp_path / "seq.npy"), np.load(tmp_path / "tok.npy")
-    assert table.dtype.names == ("file", "sequence", "tokens", "nll", "loss", "perplexity", "is_greedy")
+    assert table.dtype.names == ("file", "sequence", "count", "nll", "loss", "perplexity", "is_greedy")
     assert table["file"].tolist() == [0, -1, -1]
     for name in table.dtype.names[1:]:
         assert table[name].tolist() == [row[name] for row in found["sequences"]]

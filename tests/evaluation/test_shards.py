@@ -83,7 +83,7 @@ def test_targets_missing_for_two_files_of_logits(shards, command, score_json):
     words = f"{shards.path / 'half-0.npy'}: holds no targets; it must hold them, or come with --targets"
     assert_refused(command("score", shards.path / "half-*.npy"), words)
     found = score_json(shards.path / "half-*.npy", "--targets", shards.path / "all.npy")
-    assert (found["tokens"], found["targets"]) == (np.count_nonzero(shards.targets != -100), "class ids")
+    assert (found["count"], found["targets"]) == (np.count_nonzero(shards.targets != -100), "class ids")
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="links there need a privilege")
@@ -136,7 +136,7 @@ def test_numbered_files_in_alphabetical_order(targets, numbered, command, score_
     assert found["loss"] == tokenloss.cross_entropy(numbered.logits, numbered.targets)
     assert_refused(command("score", *files, *each, "--shift"), "comes before")
     backwards = [numbered.path / f"part-{i}.npy" for i in range(11, -1, -1)]  # on purpose
-    assert score_json(*backwards, "--targets", numbered.path / "all.npy")["tokens"] == 12
+    assert score_json(*backwards, "--targets", numbered.path / "all.npy")["count"] == 12
 
 
 @pytest.fixture

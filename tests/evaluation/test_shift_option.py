@@ -43,7 +43,7 @@ def test_shift(save, score_json, tmp_path):
     found = score_json(*paths, "--shift", "--top", 1, "--per-token", tmp_path / "tokens.csv")
     losses = tokenloss.cross_entropy(logits[:, :-1], tokens[:, 1:], reduction="none")
     assert found["loss"] == tokenloss.cross_entropy(logits[:, :-1], tokens[:, 1:])
-    assert (found["tokens"], found["ignored"]) == (11, 1)
+    assert (found["count"], found["ignored"]) == (11, 1)
     i, j = np.unravel_index(losses.argmax(), losses.shape)
     (token,) = found["highest_loss_tokens"]
     assert (token["position"], token["target"]) == (5 * i + j, tokens[i, j + 1])
@@ -84,7 +84,7 @@ def sequence(request, tmp_path):
 def test_shift_across_shards(sequence, score_json):
     found = score_json(*sequence.argv, "--shift", "--per-token", sequence.path / "out.npy", "--top", 20)
     losses = tokenloss.cross_entropy(sequence.logits[:-1], sequence.ids[1:], reduction="none")
-    assert (found["tokens"], found["ignored"], found["without_next"]) == (10, 1, 1)
+    assert (found["count"], found["ignored"], found["without_next"]) == (10, 1, 1)
     assert found["loss"] == tokenloss.cross_entropy(sequence.logits[:-1], sequence.ids[1:])
     table = np.load(sequence.path / "out.npy")
     np.testing.assert_array_equal(table["nll"], np.where(sequence.ids[1:] == -100, np.nan, losses))
@@ -109,7 +109,7 @@ def test_shift_of_batches_of_sequences(score_json, tmp_path):
         np.savez(tmp_path / f"part-{name}.npz", logits=logits[part], targets=ids[part])
     np.savez(tmp_path / "part-c.npz", logits=logits[0], targets=ids[0])
     found = score_json(tmp_path / "part-*.npz", "--shift")
-    assert (found["tokens"], found["without_next"]) == (20, 5)
+    assert (found["count"], found["without_next"]) == (20, 5)
 
 
 def test_shift_across_shards_of_other_dtypes(score_json, tmp_path):
@@ -120,10 +120,10 @@ def test_shift_across_shards_of_other_dtypes(score_json, tmp_path):
     np.savez(tmp_path / "d.npz", logits=logits[2:], targets=np.int8([-100, 1]))
     found = score_json(tmp_path / "[ab].npz", "--shift")
     assert found["loss"] == tokenloss.cross_entropy(logits[:2], [8, 299])
-    assert (found["tokens"], found["ignored"]) == (2, 1)
+    assert (found["count"], found["ignored"]) == (2, 1)
     found = score_json(tmp_path / "[cd].npz", "--shift")
     assert found["loss"] == tokenloss.cross_entropy(logits[2:3], [1])
-    assert (found["tokens"], found["ignored"], found["without_next"]) == (2, 1, 1)
+    assert (found["count"], found["ignored"], found["without_next"]) == (2, 1, 1)
 
 
 def test_shift_of_targets_out_of_range(command, npz, models):
@@ -169,7 +169,7 @@ def test_shift_in_compare(n_rows, compare_json, tmp_path):
     np.savez(tmp_path / "other.npz", logits=other, targets=ids)
     found = compare_json(tmp_path / "base.npz", tmp_path / "other.npz", "--shift")
     numbers = np.arange(4)[:, None] if len(n_rows) > 1 else None
-    expected = tokenloss.compare(base[..., :-1, :], other[..., :-1, :], ids[..., 1:], segment_ids=numbers).as_dict()
+    expected = tokenloss.compare(base[..., :-1, :], other[..., :-1, :], ids[..., 1:], segment_ids=numbers).to_dict()
     assert {name: found[name] for name in expected} == as_strict_json(expected)
     sequences = math.prod(n_rows[:-1])
     assert (found["without_next"], found["ignored"]) == (sequences, sequences)
@@ -237,7 +237,7 @@ def test_missing_shift_in_the_command(command, npz, tmp_path):
             assert command("score", path, *argv, option)[::2] == (0, "")
     done = process("score", path, "--json")  # where warnings are errors
     assert (done.returncode, done.stderr.count("\n")) == (0, 1)
-    assert json.loads(done.stdout)["tokens"] == 400
+    assert json.loads(done.stdout)["count"] == 400
 
 
 def test_shift_warning_as_an_error(npz):

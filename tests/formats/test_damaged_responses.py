@@ -222,7 +222,7 @@ def assert_samples_compare_or_are_refused(where, base, other):
         path.write_bytes(data)
     found = []
     if refusal(where, lambda: found.append(compare_samples(*paths, cluster="id"))) is None:
-        json.dumps(found[0].as_dict())
+        json.dumps(found[0].to_dict())
         for metric in found[0].metrics:
             assert metric.mcnemar_p is None or 0 <= metric.mcnemar_p <= 1
             assert not metric.base_stderr < 0

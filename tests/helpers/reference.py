@@ -309,7 +309,7 @@ def _divergence_of_likely(base_log_probs, logits):
 
 
 def figures_of_comparison(tokens):
-    """Figures named as in Comparison.as_dict, by the textbook, for two or more positions with finite numbers."""
+    """Figures named as in Comparison.to_dict, by the textbook, for two or more positions with finite numbers."""
     kept = np.asarray(tokens.kept)
     losses, base_losses, changes = LossMeter(), LossMeter(), LossMeter()
     losses.update(tokens.nll, kept)

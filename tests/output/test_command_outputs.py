@@ -32,12 +32,12 @@ def test_outputs_of_one_run_agree(shift, kind, command, tmp_path):
     status, printed, _ = command("score", tmp_path / "s.npz", "--shift" if shift else "--no-shift", *options, "--json")
     figures, table = json.loads(printed), read_table(tmp_path / "t.npy")
     kept = table["kept"] == 1
-    assert (status, figures["tokens"], figures["ignored"]) == (0, kept.sum(), (~kept).sum())
+    assert (status, figures["count"], figures["ignored"]) == (0, kept.sum(), (~kept).sum())
     assert figures["loss"] == pytest.approx(table["nll"][kept].mean(), rel=1e-12)
     assert figures["accuracy"] == table["is_greedy"][kept].mean()
     assert [token["loss"] for token in figures["highest_loss_tokens"]] == sorted(table["nll"][kept])[::-1][:5]
     sequences = read_table(tmp_path / "s.csv")
-    for number, tokens, nll in zip(*(sequences[name] for name in ("sequence", "tokens", "nll")), strict=True):
+    for number, tokens, nll in zip(*(sequences[name] for name in ("sequence", "count", "nll")), strict=True):
         own = kept & (table["sequence"] == number)
         assert (tokens, nll) == (own.sum(), pytest.approx(table["nll"][own].sum(), rel=1e-12))
     page, plot = ((tmp_path / name).read_text("utf-8") for name in ("p.html", "p.svg"))

@@ -63,7 +63,7 @@ class Collected(sinks.Sink):
         self.blocks.append(block)
 
     def finish(self, summary, result):
-        self.calls.append(("finish", summary["tokens"], result.meter.count))
+        self.calls.append(("finish", summary["count"], result.meter.count))
 
 
 def test_sink_of_ones_own(blocks, npz):

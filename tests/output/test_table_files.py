@@ -148,7 +148,7 @@ def test_a_row_for_each_sequence(suffix, tmp_path):
     evaluation = evaluate(blocks, sinks=[sinks.SequenceTable(str(path))])
     expected = sequence_losses(token_scores(logits, targets, where=where))
     found = read_table(path)
-    assert list(found) == ["file", "sequence", "tokens", "nll", "loss", "perplexity", "is_greedy"]
+    assert list(found) == ["file", "sequence", "count", "nll", "loss", "perplexity", "is_greedy"]
     assert found["nll"].tolist() == expected.nll[expected.count > 0].tolist()
     assert {name: column.tolist() for name, column in evaluation.sequences.items()} == {
         name: column.tolist() for name, column in found.items()
@@ -164,7 +164,7 @@ def test_sequences_of_several_files_and_of_responses(command, npz, tmp_path):
     assert command("score", path, "--per-sequence", tmp_path / "sequences.npy")[0] == 0
     table = read_table(tmp_path / "sequences.npy")
     assert list(table) == [
-        "file", "sequence", "tokens", "nll", "loss", "perplexity", "is_greedy", "line", "choice", "is_greedy_known",
+        "file", "sequence", "count", "nll", "loss", "perplexity", "is_greedy", "line", "choice", "is_greedy_known",
     ]  # fmt: skip
     assert table["line"].tolist() == [1] * 4
     assert table["choice"].tolist() == table["sequence"].tolist() == [0, 1, 2, 3]

@@ -116,7 +116,7 @@ def test_linear_compare_equals_compare_of_the_logits_with_cu_seqlens_or_segment_
     assert found.n_sequences == 2
     numbers = np.arange(rows) >= 4
     again = linear_compare(*operands, targets, where=where, segment_ids=numbers.astype(int))
-    assert again.as_dict() == found.as_dict()
+    assert again.to_dict() == found.to_dict()
 
 
 @pytest.mark.parametrize("batch", [(), (0,), (2, 3), (3, 4, 5)])

@@ -50,6 +50,12 @@ def test_interval_factor_of_two_unequal_sequences(lengths, rng):
     assert factor_of(lengths, rng) == pytest.approx(factor_of_two(*lengths), rel=1e-9)
 
 
+def test_interval_factor_of_two_weights_of_very_different_size():
+    weights = np.array([0.00012831967114546296, 0.6242832764995639])  # whose powers are rounded
+    factor = ExactRatio.of(np.array([1.0, 2.0]), weights).interval_factor
+    assert factor == pytest.approx(factor_of_two(*weights), rel=1e-6)
+
+
 @pytest.mark.parametrize("lengths", [(1, 2, 3), (10, 100, 1000), (3,) * 9 + (1,), (2,) * 4 + (50,) * 3 + (200,) * 2])
 def test_interval_factor_is_exact_for_up_to_three_lengths(lengths, rng):
     assert interval_misses(factor_of(lengths, rng), lengths) == pytest.approx(0.05, abs=2e-6)

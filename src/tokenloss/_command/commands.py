@@ -171,7 +171,7 @@ def _compare_samples(args: argparse.Namespace) -> None:
     outputs = _chosen_outputs(SAMPLE_OUTPUTS, args)
     with _input_errors():
         comparison = compare_samples(**_arguments(compare_samples, args))
-    _print(outputs, {"base": args.base, "other": args.other, **comparison.as_dict()}, comparison)
+    _print(outputs, {"base": args.base, "other": args.other, **comparison.to_dict()}, comparison)
 
 
 def _refuse(args: argparse.Namespace, names: Iterable[str], reason: str) -> None:
@@ -211,7 +211,7 @@ def _compare_responses(args: argparse.Namespace) -> None:
     }
     with _input_errors():
         comparison = compare_responses(**_arguments(compare_responses, args, **of_scores))
-    _print(outputs, {"base": args.base, "other": args.other, **comparison.as_dict()}, comparison)
+    _print(outputs, {"base": args.base, "other": args.other, **comparison.to_dict()}, comparison)
 
 
 def _compare_scores(args: argparse.Namespace, others: dict[str, str]) -> None:

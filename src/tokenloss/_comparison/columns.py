@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,19 +19,19 @@ from tokenloss._core.validation import (
     most_unnormalized,
     without_targets,
 )
-from tokenloss._statistics.sequences import check_offsets, check_segment_ids
+from tokenloss._statistics.sequences import sequence_numbers
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from tokenloss._core.types import Array, BoolArray, Columns, Float64Array
 
-# what `_core` finds at each position
+# what `_core` computes at each position
 COLUMNS = {
     "nll": np.float64, "base_nll": np.float64, "kl": np.float64, "delta_p": np.float64, "is_same_top": np.bool_,
     "kept": np.bool_, "base_top_p": np.float64,
 }  # fmt: skip
-_OPTIONAL = {"segment_ids": -1, "base_left_out": 0.0, "left_out": 0.0}  # what a part without such a column has instead
+_OPTIONAL = {"segment_ids": -1, "base_left_out": 0.0, "left_out": 0.0}  # and the values of a part without the column
 
 
 def check_definitions(value: Any) -> str:
@@ -46,16 +45,6 @@ def check_definitions(value: Any) -> str:
 def new_columns(rows: int) -> Columns:
     """Columns of positions that are not included."""
     return {name: np.full(rows, np.nan if dtype == np.float64 else False, dtype) for name, dtype in COLUMNS.items()}
-
-
-def sequence_numbers(segment_ids: Any, cu_seqlens: Any, batch: tuple[int, ...]) -> Any:
-    """The number of the sequence of each position, which are given either way; None if they are not."""
-    if cu_seqlens is None:
-        return segment_ids
-    if segment_ids is not None:
-        raise_error("together", name="segment_ids", got="cu_seqlens")
-    lengths = np.diff(check_offsets(cu_seqlens, math.prod(batch)))
-    return np.repeat(np.arange(lengths.size), lengths).reshape(batch)
 
 
 def join(parts: Sequence[Columns]) -> Columns:
@@ -73,7 +62,10 @@ def join(parts: Sequence[Columns]) -> Columns:
 
 
 def share(columns: Columns, first: Columns) -> Columns:
-    """The columns of a candidate, with the arrays of the first one where these have the same bits, as of the base."""
+    """The columns of a candidate, which hold the arrays of the first one where these have the same bits.
+
+    Those of the base do, unless the rounding of `base_top_p` depends on the dtype of the other model, or it is nan.
+    """
     return {
         name: first[name]
         if name in first and np.array_equal(first[name].view(np.uint8), column.view(np.uint8))
@@ -95,6 +87,7 @@ def pair_columns(
     ignore_index: Any = -100,
     where: Any = None,
     segment_ids: Any = None,
+    cu_seqlens: Any = None,
     workers: Any = None,
 ) -> dict[str, Columns]:
     """Columns of each candidate, flat, by its name."""
@@ -113,9 +106,9 @@ def pair_columns(
         arrays[name] = word, array
     base = _scores("base_logits", base_array, axis, base_kind, stop=count)
     positions = as_positions("targets", targets, base, ignore_index, where, distributions=False)
-    numbers = None if segment_ids is None else check_segment_ids(segment_ids, base.batch).flatten()
+    numbers = sequence_numbers(segment_ids, cu_seqlens, base.batch)
     base_left_out: Array | None = None
-    found: dict[str, Columns] = {}
+    candidates: dict[str, Columns] = {}
     for name, (word, array) in arrays.items():
         other = _scores(word, array, axis, kind, stop=count)
         columns = new_columns(base.rows)
@@ -124,24 +117,24 @@ def pair_columns(
         if numbers is not None:
             columns["segment_ids"] = numbers
         if shape[axis] > count or array.array.shape[axis] > count:
-            kept = columns["kept"].reshape(base.batch)
+            mask = columns["kept"].reshape(base.batch)
             if base_left_out is None:
-                base_left_out = _left_out("base_logits", base_array, axis, base_kind, count, kept, workers)
+                base_left_out = _left_out("base_logits", base_array, axis, base_kind, count, mask, workers)
             columns["base_left_out"] = base_left_out
-            columns["left_out"] = _left_out(word, array, axis, kind, count, kept, workers)
-        found[name] = share(columns, next(iter(found.values()), {}))
-    return found
+            columns["left_out"] = _left_out(word, array, axis, kind, count, mask, workers)
+        candidates[name] = share(columns, next(iter(candidates.values()), {}))
+    return candidates
 
 
 def bytes_of_bools(columns: Columns) -> Columns:
-    """Columns as `_core` writes them."""
+    """The same columns, those of bool as bytes, which `_core` writes to."""
     return {name: column.view(np.uint8) if column.dtype == bool else column for name, column in columns.items()}
 
 
 def _scores(
     name: str, array: CheckedArray, axis: int, kind: str, start: int = 0, stop: int | None = None
 ) -> _core.Scores:
-    """Scores of some of the classes, as a view; only those of all add up to what their kind says."""
+    """Scores of a range of classes, as a view; only those of all classes are checked to be of their kind."""
     view, code = array
     part: Array = view[(slice(None),) * axis + (slice(start, stop),)]
     if part.shape == view.shape:
@@ -150,25 +143,25 @@ def _scores(
 
 
 def _left_out(
-    name: str, array: CheckedArray, axis: int, kind: str, count: int, kept: BoolArray, workers: Any
+    name: str, array: CheckedArray, axis: int, kind: str, count: int, mask: BoolArray, workers: Any
 ) -> Float64Array:
-    """The probability of the classes beyond the count, at each position that is kept; 0 at others."""
+    """The probability of the classes beyond the count, at each position of the mask; any number at others."""
     sums = []
     for start, stop in ((0, count), (count, None)):
         scores = _scores(name, array, axis, kind, start, stop)
         sums.append(np.zeros(scores.batch))
-        jobs.run(_core.LogSumExp(scores, without_targets(scores, kept), sums[-1]), workers)
+        jobs.run(_core.LogSumExp(scores, without_targets(scores, mask), sums[-1]), workers)
     with np.errstate(invalid="ignore"):  # nan
         total = np.logaddexp(*sums)
-    unnormalized = np.argwhere(kept & (abs(total) > most_unnormalized(kind, array.array)))
+    unnormalized = np.argwhere(mask & (abs(total) > most_unnormalized(kind, array.array)))
     if len(unnormalized):
         at = unnormalized[0].tolist()
         raise_error("unnormalized", name=f"{name}{at or ''}", got=total[tuple(at)], fits=jobs.NORMALIZED[kind])
-    return np.where(kept, share_of_rest(*sums), 0).reshape(-1)
+    return probability_of_rest(*sums).reshape(-1)
 
 
-def share_of_rest(first: Float64Array, rest: Float64Array) -> Float64Array:
+def probability_of_rest(first: Float64Array, rest: Float64Array) -> Float64Array:
     """The probability of the other classes, from the logsumexp of the first ones and theirs."""
     with np.errstate(over="ignore", invalid="ignore"):
-        found: Float64Array = 1 / (1 + np.exp(first - rest))
-    return found
+        probability: Float64Array = 1 / (1 + np.exp(first - rest))
+    return probability

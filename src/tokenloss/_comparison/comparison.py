@@ -6,22 +6,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from tokenloss._comparison.columns import check_definitions, join, new_columns, pair_columns, sequence_numbers, share
+from tokenloss._comparison.columns import check_definitions, join, new_columns, pair_columns, share
 from tokenloss._comparison.figures import check_groups, confidence_table, figures_of, group_table
-from tokenloss._comparison.paired import as_json_figures, rows_of
+from tokenloss._comparison.paired import PairedLosses, rows_of
 from tokenloss._core.dtypes import CheckedArray, as_float_array
 from tokenloss._core.errors import raise_error
 from tokenloss._core.validation import check_axis
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
     from typing import Literal
 
-    from tokenloss._core.types import Array, ArrayLike, BoolArray, Columns, Float64Array, IntArray, Kind
+    from tokenloss._core.types import Array, ArrayLike, Columns, Float64Array, IntArray, Kind
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Comparison:
+class Comparison(PairedLosses):
     """Result of `compare`: the figures of a model against its base that are published for quantised models.
 
     Each ``*_stderr`` is the standard error of the figure before it: nan for less than two tokens and where the figure
@@ -32,24 +31,6 @@ class Comparison:
     ----------
     definitions : str
         "exact" or "llama.cpp".
-    count : int
-        Number of included positions.
-    n_sequences : int
-        Number of sequences with any included position; 0 if none were given.
-    is_clustered : bool
-        Whether standard errors are clustered by sequence: not without sequences, and not of a single one.
-    interval_factor : float
-        Number of standard errors from a mean to each end of its 95 % confidence interval, as of
-        `LossMeter.interval_factor`: the interval of `perplexity_ratio` is ``exp(log_perplexity_ratio ±
-        interval_factor * log_perplexity_ratio_stderr)``.
-    perplexity, perplexity_stderr, base_perplexity, base_perplexity_stderr : float
-        exp of the mean loss, of the model and of its base.
-    correlation : float
-        Correlation of the two models' losses; nan where one of them is the same for all tokens.
-    log_perplexity_ratio, perplexity_ratio, perplexity_difference : float
-        ``log(perplexity / base_perplexity)``, ``perplexity / base_perplexity`` and ``perplexity - base_perplexity``.
-    log_perplexity_ratio_stderr, perplexity_ratio_stderr, perplexity_difference_stderr : float
-        Standard errors from the paired differences of the tokens' losses.
     mean_kl, mean_kl_stderr : float
         Mean KL divergence of the model's distribution from the base's, in nats.
     finite_mean_kl, finite_mean_kl_stderr : float
@@ -57,32 +38,20 @@ class Comparison:
     n_infinite, n_nan : int
         Number of positions whose divergence, or loss by one of the models, is infinite, or nan.
     kl_quantiles : dict
-        By fraction of the tokens: 1.0 (the maximum), 0.999, 0.99, 0.95, 0.9, 0.5 (the median), 0.1, 0.05, 0.01, 0.001
-        and 0.0 (the minimum), interpolated linearly.
+        As `delta_p_quantiles`, without 0.75 and 0.25.
     kl_quantile_intervals : dict of tuples
         By fraction, without 0.0 and 1.0: bounds of the 95 % confidence interval of the quantile. They are divergences
         of the ranks that the binomial distribution gives, or farther apart where the fraction of tokens up to the
         quantile varies by sequence. Where too few tokens bound an end, it is 0 or inf.
-    mean_delta_p, mean_delta_p_stderr, rms_delta_p, rms_delta_p_stderr : float
-        Mean and root mean square of the change of the targets' probabilities.
-    delta_p_quantiles : dict
-        As `kl_quantiles`, also at 0.75 and 0.25.
-    same_top, same_top_stderr : float
-        Fraction of positions where both models have the same most likely class.
     base_left_out, left_out : float or None
         Mean probability of the classes that `classes` left out, by the base and by the model; None if there are none.
-    nll, base_nll : array of float64
-        Loss of each position in nats, by the model and by its base.
-    kl, delta_p : array of float64
-        KL divergence at each position in nats, and the change of its target's probability.
-    is_same_top, kept : array of bool
-        Whether both models have the same most likely class, and whether the position is included: neither ignored nor
-        masked. Where it is not, the other arrays are nan, and `is_same_top` is False.
+    kl : array of float64
+        KL divergence at each position in nats.
     base_top_p : array of float64
         Probability of the base's most likely class: its confidence.
     sequences : dict of 1-D arrays or None
         Columns of a table that has a row for each sequence with any included position: "sequence" (its number, in
-        ascending order), "tokens", and means over its included positions: "loss", "base_loss", "loss_difference", "kl",
+        ascending order), "count", and means over its included positions: "loss", "base_loss", "loss_difference", "kl",
         "delta_p" and "same_top". None if no sequences were given.
 
     Examples
@@ -98,21 +67,6 @@ class Comparison:
     __module__ = "tokenloss"
 
     definitions: str
-    count: int
-    n_sequences: int
-    is_clustered: bool
-    interval_factor: float
-    perplexity: float
-    perplexity_stderr: float
-    base_perplexity: float
-    base_perplexity_stderr: float
-    correlation: float
-    log_perplexity_ratio: float
-    log_perplexity_ratio_stderr: float
-    perplexity_ratio: float
-    perplexity_ratio_stderr: float
-    perplexity_difference: float
-    perplexity_difference_stderr: float
     mean_kl: float
     mean_kl_stderr: float
     finite_mean_kl: float
@@ -121,23 +75,10 @@ class Comparison:
     n_nan: int
     kl_quantiles: dict[float, float]
     kl_quantile_intervals: dict[float, tuple[float, float]]
-    mean_delta_p: float
-    mean_delta_p_stderr: float
-    delta_p_quantiles: dict[float, float]
-    rms_delta_p: float
-    rms_delta_p_stderr: float
-    same_top: float
-    same_top_stderr: float
     base_left_out: float | None
     left_out: float | None
-    nll: Float64Array
-    base_nll: Float64Array
     kl: Float64Array
-    delta_p: Float64Array
-    is_same_top: BoolArray
-    kept: BoolArray
     base_top_p: Float64Array
-    sequences: dict[str, Array] | None
     _segment_ids: IntArray | None = None  # of all positions, for `by`
 
     def by(self, groups: ArrayLike) -> dict[str, Array]:
@@ -152,7 +93,7 @@ class Comparison:
         -------
         dict of 1-D arrays
             Columns of a table that has a row for each group with any included position: "group" (its label, in
-            ascending order), "tokens", and means over its included positions: "loss", "base_loss", "loss_difference",
+            ascending order), "count", and means over its included positions: "loss", "base_loss", "loss_difference",
             "loss_difference_stderr", "kl", "kl_stderr", "delta_p" and "same_top". With sequences, standard errors are
             clustered by sequence, unless the group has tokens of a single one.
 
@@ -167,7 +108,7 @@ class Comparison:
         >>> from tokenloss import compare
         >>> comparison = compare(np.zeros((3, 2)), [[0.0, 0.0], [0.0, 1.0], [0.0, 2.0]], [0, 0, 1])
         >>> table = comparison.by(["word", "number", "word"])
-        >>> table["group"].tolist(), table["tokens"].tolist(), table["kl"].round(4).tolist()
+        >>> table["group"].tolist(), table["count"].tolist(), table["kl"].round(4).tolist()
         (['number', 'word'], [1, 2], [0.1201, 0.2169])
         """
         return group_table(self, check_groups(groups, self.kept.shape), self.kept)
@@ -181,7 +122,7 @@ class Comparison:
         """
         return confidence_table(self)
 
-    def as_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """All figures, without the arrays of positions, as JSON can hold them.
 
         Returns
@@ -193,10 +134,10 @@ class Comparison:
         Examples
         --------
         >>> from tokenloss import compare
-        >>> compare([[0.0, 0.0]], [[0.0, 0.0]], [0]).as_dict()["kl_quantiles"]["0.999"]
+        >>> compare([[0.0, 0.0]], [[0.0, 0.0]], [0]).to_dict()["kl_quantiles"]["0.999"]
         0.0
         """
-        return as_json_figures(self) | {"by_confidence": rows_of(self.by_confidence)}
+        return super().to_dict() | {"by_confidence": rows_of(self.by_confidence)}
 
     def __repr__(self) -> str:
         """Show the main figures."""
@@ -334,7 +275,7 @@ class ComparisonMeter:
         """
         if len(self._parts) > 1:
             raise_error("candidates", got=len(self._parts))
-        return next(iter(self.results().values()), comparison_of(self._definitions, [new_columns(0)]))
+        return next(iter(self.results().values()), comparison_of(self._definitions, new_columns(0)))
 
     def results(self) -> dict[str, Comparison]:
         """Figures of all positions so far, of each candidate.
@@ -344,13 +285,13 @@ class ComparisonMeter:
         dict of Comparison
             By name; "logits" is the name of a candidate that came as an array. Arrays of the base are shared.
         """
-        found: dict[str, Comparison] = {}
+        comparisons: dict[str, Comparison] = {}
         first: Columns = {}
         for name, parts in self._parts.items():
             columns = share(join([new_columns(0), *parts]), first)
             first = first or columns
-            found[name] = comparison_of(self._definitions, [columns])
-        return found
+            comparisons[name] = comparison_of(self._definitions, columns)
+        return comparisons
 
 
 def compare(
@@ -466,12 +407,11 @@ def compare(
     columns = pair_columns(
         base, {"logits": logits}, targets, definitions=check_definitions(definitions), kind=kind, base_kind=base_kind,
         classes=classes, axis=axis,
-        ignore_index=ignore_index, where=where, segment_ids=sequence_numbers(segment_ids, cu_seqlens, batch),
-        workers=workers,
+        ignore_index=ignore_index, where=where, segment_ids=segment_ids, cu_seqlens=cu_seqlens, workers=workers,
     )  # fmt: skip
-    return comparison_of(definitions, [columns["logits"]], batch)
+    return comparison_of(definitions, columns["logits"], batch)
 
 
-def comparison_of(definitions: str, parts: Sequence[Columns], batch: tuple[int, ...] = (-1,)) -> Comparison:
-    """The comparison of all parts in order."""
-    return Comparison(definitions=definitions, **figures_of(join(parts), batch))
+def comparison_of(definitions: str, columns: Columns, batch: tuple[int, ...] = (-1,)) -> Comparison:
+    """The comparison of columns, whose arrays get the shape of the batch."""
+    return Comparison(definitions=definitions, **figures_of(columns, batch))

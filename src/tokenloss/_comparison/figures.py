@@ -30,9 +30,9 @@ _BINS = np.array([0.0, 0.2, 0.4, 0.6, 0.8])  # lower bounds of the base's confid
 def figures_of(columns: Columns, batch: tuple[int, ...]) -> dict[str, Any]:
     """The fields of a comparison, but for its definitions."""
     segment_ids: IntArray | None = columns.get("segment_ids")
-    included, ids = _included(columns["kept"], segment_ids)
+    index, ids = _included(columns["kept"], segment_ids)
     nll, base_nll, kl, delta_p, is_same_top = (
-        columns[name][included] for name in ("nll", "base_nll", "kl", "delta_p", "is_same_top")
+        columns[name][index] for name in ("nll", "base_nll", "kl", "delta_p", "is_same_top")
     )
     figures, means = paired_figures(nll, base_nll, delta_p, ids)
     divergence, same_top = Mean(kl, ids), Mean(is_same_top, ids)
@@ -41,17 +41,17 @@ def figures_of(columns: Columns, batch: tuple[int, ...]) -> dict[str, Any]:
     is_nan = np.isnan(kl) | np.isnan(nll) | np.isnan(base_nll)
     is_infinite = (np.isinf(kl) | np.isinf(nll) | np.isinf(base_nll)) & ~is_nan
     finite = np.isfinite(kl)
-    of_finite = divergence if finite.all() else Mean(kl[finite], None if ids is None else ids[finite])
+    finite_mean = divergence if finite.all() else Mean(kl[finite], None if ids is None else ids[finite])
     ordered = np.sort(kl)
     left_out = {
-        name: Mean(columns[name][included], None).mean if name in columns else None
+        name: Mean(columns[name][index], None).mean if name in columns else None
         for name in ("base_left_out", "left_out")
     }
     return {
         "mean_kl": divergence.mean,
         "mean_kl_stderr": divergence.stderr,
-        "finite_mean_kl": of_finite.mean,
-        "finite_mean_kl_stderr": of_finite.stderr,
+        "finite_mean_kl": finite_mean.mean,
+        "finite_mean_kl_stderr": finite_mean.stderr,
         "n_infinite": int(np.count_nonzero(is_infinite)),
         "n_nan": int(np.count_nonzero(is_nan)),
         "kl_quantiles": quantiles(ordered, KL_QUANTILES),
@@ -66,11 +66,11 @@ def figures_of(columns: Columns, batch: tuple[int, ...]) -> dict[str, Any]:
     }
 
 
-def _included(kept: BoolArray, segment_ids: IntArray | None) -> tuple[Array, IntArray | None]:
-    """Index of the included positions, and their sequences' numbers, negative for none; None if none were given."""
+def _included(mask: BoolArray, segment_ids: IntArray | None) -> tuple[Array, IntArray | None]:
+    """Index of the positions of the mask, in the order of their sequences if these are given, and their numbers."""
     if segment_ids is None:
-        return kept, None
-    index = np.flatnonzero(kept)
+        return mask, None
+    index = np.flatnonzero(mask)
     index = index[np.argsort(segment_ids[index], kind="stable")]  # sorted once, instead of for each sum
     return index, segment_ids[index]
 
@@ -85,9 +85,9 @@ def check_groups(groups: Any, batch: tuple[int, ...]) -> Array:
     return broadcast("groups", array, batch)
 
 
-def group_table(comparison: Any, groups: Array, kept: BoolArray) -> dict[str, Array]:
-    """Columns of a table of groups of the positions that are kept, given the label of each position."""
-    index, ids = _included(kept.reshape(-1), comparison._segment_ids)
+def group_table(comparison: Any, groups: Array, mask: BoolArray) -> dict[str, Array]:
+    """Columns of a table of groups of the positions of the mask, given the label of each position."""
+    index, ids = _included(mask.reshape(-1), comparison._segment_ids)
     labels, numbers = np.unique(groups.reshape(-1)[index], return_inverse=True)
     order = np.argsort(numbers, kind="stable")
     nll, base_nll, kl, delta_p, same_top = (
@@ -113,7 +113,7 @@ def group_table(comparison: Any, groups: Array, kept: BoolArray) -> dict[str, Ar
 
     return {
         "group": labels,
-        "tokens": np.diff(bounds),
+        "count": np.diff(bounds),
         "loss": mean(nll),
         "base_loss": mean(base_nll),
         "loss_difference": mean(difference),

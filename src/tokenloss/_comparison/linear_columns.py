@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tokenloss._comparison.columns import bytes_of_bools, new_columns, share, share_of_rest
+from tokenloss._comparison.columns import bytes_of_bools, new_columns, probability_of_rest, share
 from tokenloss._core import _core
 from tokenloss._core.projection import run_pairs
 from tokenloss._core.validation import as_positions
@@ -27,11 +27,10 @@ def linear_pair_columns(
     """Columns of each candidate, flat, by its name; of the classes of the positions, if the projections have more."""
     count = slice(positions.classes)
     cut, cut_others = base.part(count), [other.part(count) for other in others.values()]
-    found = {name: new_columns(base.scores.rows) for name in others}
+    candidates = {name: new_columns(base.scores.rows) for name in others}
     jobs: list[_core.PairJob] = []
-    leaves_out = {name: max(base.scores.classes, of.scores.classes) > positions.classes for name, of in others.items()}
-    for (name, columns), other in zip(found.items(), cut_others, strict=True):
-        if leaves_out[name]:
+    for (name, columns), other in zip(candidates.items(), cut_others, strict=True):
+        if max(base.scores.classes, others[name].scores.classes) > positions.classes:
             columns |= {sums: np.zeros(base.scores.rows) for sums in ("base_logsumexp", "logsumexp")}
         options = _core.DEFINITIONS["exact"], bytes_of_bools(columns)
         jobs.append(_core.PairStats(cut.scores, positions, other.scores, *options))
@@ -39,28 +38,28 @@ def linear_pair_columns(
     run_pairs(cut, cut_others, jobs, workers)
     first: Columns = {}
     base_rest: Array | None = None
-    for name, columns in found.items():
-        if leaves_out[name]:
+    for name, columns in candidates.items():
+        if "logsumexp" in columns:
             if base_rest is None:
                 base_rest = _logsumexp_from(positions.classes, base, columns["kept"], transform, workers)
             rest = _logsumexp_from(positions.classes, others[name], columns["kept"], transform, workers)
-            columns["base_left_out"] = share_of_rest(columns.pop("base_logsumexp"), base_rest)
-            columns["left_out"] = share_of_rest(columns.pop("logsumexp"), rest)
-        found[name] = share(columns, first)
+            columns["base_left_out"] = probability_of_rest(columns.pop("base_logsumexp"), base_rest)
+            columns["left_out"] = probability_of_rest(columns.pop("logsumexp"), rest)
+        candidates[name] = share(columns, first)
         first = first or columns
-    return found
+    return candidates
 
 
 def _logsumexp_from(
-    first: int, of: Projection, kept: Array, transform: tuple[float, float], workers: Any
+    first: int, projection: Projection, mask: Array, transform: tuple[float, float], workers: Any
 ) -> Float64Array:
-    """The logsumexp of the classes from this one on, flat; -inf where there are none, or the position is not kept."""
-    rest = of.part(slice(first, None))
-    found = np.full(rest.scores.rows, -np.inf)
+    """The logsumexp of the classes from the first one on, flat; -inf without classes and outside of the mask."""
+    rest = projection.part(slice(first, None))
+    logsumexp = np.full(rest.scores.rows, -np.inf)
     if rest.scores.classes:
-        mask = kept.reshape(rest.scores.batch)
-        positions = as_positions("targets", np.zeros(mask.shape, int), rest.scores, None, mask, distributions=False)
+        where = mask.reshape(rest.scores.batch)
+        positions = as_positions("targets", np.zeros(where.shape, int), rest.scores, None, where, distributions=False)
         job, columns = token_job(rest.scores, positions, transform, 0)
         rest.run(job, workers)
-        found[kept] = columns["logsumexp"].reshape(-1)[kept]
-    return found
+        logsumexp[mask] = columns["logsumexp"].reshape(-1)[mask]
+    return logsumexp

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tokenloss._comparison.columns import sequence_numbers
 from tokenloss._comparison.comparison import Comparison, comparison_of
 from tokenloss._comparison.linear_columns import linear_pair_columns
 from tokenloss._core.projection import two_projections
 from tokenloss._core.validation import as_positions, check_compared_classes, logit_transform
-from tokenloss._statistics.sequences import check_segment_ids
+from tokenloss._statistics.sequences import sequence_numbers
 
 if TYPE_CHECKING:
     from tokenloss._core.types import ArrayLike
@@ -104,8 +103,7 @@ def linear_compare(
     positions = as_positions("targets", targets, cut.scores, ignore_index, where, distributions=False)
     transform = logit_transform(logit_scale, softcap)
     numbers = sequence_numbers(segment_ids, cu_seqlens, batch)
-    numbers = None if numbers is None else check_segment_ids(numbers, batch).flatten()
     columns = linear_pair_columns(base, {"hidden": other}, positions, transform, workers)["hidden"]
     if numbers is not None:
         columns["segment_ids"] = numbers
-    return comparison_of("exact", [columns], batch)
+    return comparison_of("exact", columns, batch)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import fields
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,10 +14,110 @@ from tokenloss._statistics.ratio import ExactRatio
 from tokenloss._statistics.sequences import sums_by_segment
 
 if TYPE_CHECKING:
-    from tokenloss._core.types import Array, Float64Array, IntArray
+    from tokenloss._core.types import Array, BoolArray, Float64Array, IntArray
 
 KL_QUANTILES = (1.0, 0.999, 0.99, 0.95, 0.9, 0.5, 0.1, 0.05, 0.01, 0.001, 0.0)
 _DELTA_P_QUANTILES = (1.0, 0.999, 0.99, 0.95, 0.9, 0.75, 0.5, 0.25, 0.1, 0.05, 0.01, 0.001, 0.0)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class PairedLosses:
+    """Figures that every comparison of two models' losses has. The docstrings of its subclasses get its attributes.
+
+    Attributes
+    ----------
+    count : int
+        Number of tokens that are compared.
+    n_sequences : int
+        Number of sequences with any such token; 0 without sequences.
+    is_clustered : bool
+        Whether standard errors are clustered by sequence: not without sequences, and not of a single one.
+    interval_factor : float
+        Number of standard errors from a mean to each end of its 95 % confidence interval, as of
+        `LossMeter.interval_factor`: the interval of `perplexity_ratio` is ``exp(log_perplexity_ratio ±
+        interval_factor * log_perplexity_ratio_stderr)``.
+    perplexity, perplexity_stderr, base_perplexity, base_perplexity_stderr : float
+        exp of the mean loss, of the model and of its base.
+    correlation : float
+        Correlation of the two models' losses; nan where one of them is the same for all tokens.
+    log_perplexity_ratio, perplexity_ratio, perplexity_difference : float
+        ``log(perplexity / base_perplexity)``, ``perplexity / base_perplexity`` and ``perplexity - base_perplexity``.
+    log_perplexity_ratio_stderr, perplexity_ratio_stderr, perplexity_difference_stderr : float
+        Standard errors from the paired differences of the tokens' losses.
+    mean_delta_p, mean_delta_p_stderr, rms_delta_p, rms_delta_p_stderr : float
+        Mean and root mean square of the change of the tokens' probabilities.
+    delta_p_quantiles : dict
+        By fraction of the tokens: 1.0 (the maximum), 0.999, 0.99, 0.95, 0.9, 0.75, 0.5 (the median), 0.25, 0.1, 0.05,
+        0.01, 0.001 and 0.0 (the minimum), interpolated linearly.
+    same_top, same_top_stderr : float
+        Fraction of the tokens at which both models have the same most likely class, of those where this is known.
+    nll, base_nll : array of float64
+        Loss of each token in nats, by the model and by its base.
+    delta_p : array of float64
+        Change of the probability of each token.
+    is_same_top, kept : array of bool
+        Whether both models have the same most likely class, and whether the token is compared: neither ignored nor
+        masked, and with a log-probability in both files of responses. Where it is not, arrays of floats are nan and
+        other arrays of bool False.
+    """
+
+    count: int
+    n_sequences: int
+    is_clustered: bool
+    interval_factor: float
+    perplexity: float
+    perplexity_stderr: float
+    base_perplexity: float
+    base_perplexity_stderr: float
+    correlation: float
+    log_perplexity_ratio: float
+    log_perplexity_ratio_stderr: float
+    perplexity_ratio: float
+    perplexity_ratio_stderr: float
+    perplexity_difference: float
+    perplexity_difference_stderr: float
+    mean_delta_p: float
+    mean_delta_p_stderr: float
+    delta_p_quantiles: dict[float, float]
+    rms_delta_p: float
+    rms_delta_p_stderr: float
+    same_top: float
+    same_top_stderr: float
+    nll: Float64Array
+    base_nll: Float64Array
+    delta_p: Float64Array
+    is_same_top: BoolArray
+    kept: BoolArray
+    sequences: dict[str, Array] | None
+
+    def __init_subclass__(cls) -> None:
+        """Put the attributes of this class into the docstring of a subclass, before its own."""
+        line = "-" * len("Attributes") + "\n"
+        shared = (PairedLosses.__doc__ or "").partition(line)[2].rstrip()
+        cls.__doc__ = (cls.__doc__ or "").replace(line, f"{line}{shared}\n", 1)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All figures, without the arrays of tokens, as JSON can hold them.
+
+        Returns
+        -------
+        dict
+            By name; quantiles and their intervals are by fraction, as text: "1", "0.999" and so on. If there is any
+            sequence, "sequences" is a list that holds a dictionary for each.
+        """
+        figures: dict[str, Any] = {}
+        for name, value in vars(self).items():
+            if name == "sequences" or name.startswith("_"):
+                continue
+            if isinstance(value, dict):
+                figures[name] = {
+                    f"{fraction:g}": list(one) if isinstance(one, tuple) else one for fraction, one in value.items()
+                }
+            elif not isinstance(value, np.ndarray):
+                figures[name] = value
+        if self.sequences is not None and self.n_sequences:
+            figures["sequences"] = rows_of(self.sequences)
+        return figures
 
 
 class Mean:
@@ -25,7 +125,7 @@ class Mean:
 
     def __init__(self, values: Array, segment_ids: IntArray | None) -> None:
         values = values.astype(np.float64, copy=False)
-        self._independent = tokens = ExactRatio.of_mean(ExactMoments.of(values))  # what errors take as independent
+        self._independent = tokens = ExactRatio.of_mean(ExactMoments.of(values))  # tokens, or sequences
         self.mean = tokens.ratio
         self.stderr = self.stderr_of_tokens = tokens.stderr
         self.is_clustered = False
@@ -48,7 +148,7 @@ class Mean:
 def paired_figures(
     nll: Float64Array, base_nll: Float64Array, delta_p: Float64Array, ids: IntArray | None
 ) -> tuple[dict[str, Any], dict[str, Mean]]:
-    """Figures of the losses of two models for the same tokens, and their means, which are of each sequence, too."""
+    """Fields of `PairedLosses`, and the means that they come from, which know the mean of each sequence."""
     loss, base_loss = Mean(nll, ids), Mean(base_nll, ids)
     perplexity, base_perplexity = exp(loss.mean), exp(base_loss.mean)
     with np.errstate(invalid="ignore", over="ignore"):  # infinite losses
@@ -82,9 +182,9 @@ def paired_figures(
 
 
 def sequence_table(means: dict[str, Mean]) -> dict[str, Array]:
-    """Columns of a table of sequences: their number, their tokens, and these means."""
-    of = means["loss"].sequences
-    columns: dict[str, Array] = {"sequence": of.ids, "tokens": of.count}
+    """Columns of a table of sequences: their number, their count of tokens, and these means."""
+    sequences = means["loss"].sequences
+    columns: dict[str, Array] = {"sequence": sequences.ids, "count": sequences.count}
     return columns | {name: mean.sequences.loss for name, mean in means.items()}
 
 
@@ -103,12 +203,12 @@ def quantiles(ordered: Float64Array, fractions: tuple[float, ...]) -> dict[float
     """Quantiles of sorted values by linear interpolation; nan without values, or with a nan among them."""
     if not ordered.size or np.isnan(ordered[-1]):
         return dict.fromkeys(fractions, math.nan)
-    found = {}
+    values = {}
     for fraction in fractions:
         below, rest = divmod(round(1000 * fraction) * (ordered.size - 1), 1000)
         low, high = float(ordered[below]), float(ordered[below + (rest > 0)])
-        found[fraction] = low if low == high else low * (1 - rest / 1000) + high * (rest / 1000)
-    return found
+        values[fraction] = low if low == high else low * (1 - rest / 1000) + high * (rest / 1000)
+    return values
 
 
 def quantile_intervals(
@@ -124,7 +224,7 @@ def quantile_intervals(
     inner = [fraction for fraction in fractions if 0 < fraction < 1]
     if not ordered.size or np.isnan(ordered[-1]):
         return dict.fromkeys(inner, (math.nan, math.nan))
-    found, radii = {}, {}
+    intervals, radii = {}, {}
     if segment_ids is not None and mean.is_clustered:
         radii = _clustered_radii(values, quantiles(ordered, (*inner,)), segment_ids, mean.interval_factor)
     for fraction in inner:
@@ -132,11 +232,11 @@ def quantile_intervals(
         if fraction in radii:
             low = min(low, max(0, math.floor(ordered.size * (fraction - radii[fraction]))))
             high = max(high, min(ordered.size, math.ceil(ordered.size * (fraction + radii[fraction]))) + 1)
-        found[fraction] = (
+        intervals[fraction] = (
             float(ordered[low - 1]) if low else min(0.0, float(ordered[0])),  # rounding may make a 0 negative
             float(ordered[high - 1]) if high <= ordered.size else math.inf,
         )
-    return found
+    return intervals
 
 
 def _clustered_radii(
@@ -154,26 +254,8 @@ def _clustered_radii(
 
 
 def nan_last(value: float) -> tuple[bool, float]:
-    """Key by which numbers are sorted, nan after all others."""
+    """Sort key that puts nan after all numbers."""
     return math.isnan(value), value
-
-
-def as_json_figures(comparison: Any) -> dict[str, Any]:
-    """All figures of a comparison, without the arrays of positions, as JSON can hold them."""
-    figures: dict[str, Any] = {}
-    for field in fields(comparison):
-        value = getattr(comparison, field.name)
-        if field.name == "sequences" or field.name.startswith("_"):
-            continue
-        if isinstance(value, dict):
-            figures[field.name] = {
-                f"{fraction:g}": list(found) if isinstance(found, tuple) else found for fraction, found in value.items()
-            }
-        elif not isinstance(value, np.ndarray):
-            figures[field.name] = value
-    if comparison.sequences is not None and comparison.n_sequences:
-        figures["sequences"] = rows_of(comparison.sequences)
-    return figures
 
 
 def rows_of(table: dict[str, Array]) -> list[dict[str, Any]]:

@@ -9,12 +9,13 @@ import numpy as np
 from tokenloss._core.errors import raise_error, with_file_names
 from tokenloss._scores.divergence import topk_divergence_bound
 from tokenloss._statistics.rounding import Rounding
+from tokenloss.formats.responses.columns import join
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import NoReturn
 
-    from tokenloss._core.types import Array, BoolArray, Float64Array, IntArray
+    from tokenloss._core.types import Array, BoolArray, Columns, IntArray
     from tokenloss.formats.responses import Response, ResponsesFile
 
 _PENDING = 1 << 18  # listed classes that are compared at once
@@ -22,41 +23,23 @@ _OWN = 1 << 62  # the class of a token that is known by its text alone
 
 # results for each token
 COLUMNS = {
-    "nll": np.float64, "base_nll": np.float64, "kl_bound": np.float64, "base_mass": np.float64, "mass": np.float64,
-    "delta_p": np.float64, "is_same_top": np.bool_, "is_top_known": np.bool_, "kept": np.bool_, "is_bounded": np.bool_,
-    "is_sentinel": np.bool_,
+    "sequence": np.int64, "nll": np.float64, "base_nll": np.float64, "kl_bound": np.float64, "base_mass": np.float64,
+    "mass": np.float64, "delta_p": np.float64, "is_same_top": np.bool_, "is_top_known": np.bool_, "kept": np.bool_,
+    "is_bounded": np.bool_, "is_sentinel": np.bool_,
 }  # fmt: skip
 
 
-class Side(NamedTuple):
-    """A model's log-probabilities and most likely classes for the tokens of a sequence; unknown classes are -1."""
-
-    logprobs: Float64Array
-    is_greedy: BoolArray
-    is_greedy_known: BoolArray
-    best: IntArray
-    classes: IntArray
-    top_logprobs: Float64Array
-    is_sentinel: BoolArray
-
-
 class Pair(NamedTuple):
-    """A sequence by both models, its number in the file of the base, and its line in both."""
+    """A sequence by both models: its number in the file of the base, its origin, and columns of its tokens.
+
+    Columns of a model are logprobs, is_sentinel, is_greedy, is_greedy_known, best (the most likely class), and top_ids
+    and top_logprobs (the listed classes, the last of which is the token's own). Unknown classes are -1.
+    """
 
     number: int
-    lines: tuple[int, int]
-    custom_id: str | None
-    base: Side
-    other: Side
-
-
-class Compared(NamedTuple):
-    """All tokens that were compared, in columns, their sequences, and what was left out."""
-
-    columns: dict[str, Array]
-    sequences: IntArray
-    lines: dict[int, tuple[int, int]]
-    custom_ids: dict[int, str | None]
+    origin: tuple[int, int, str | None]  # its line in both files, and the name of its request
+    base: Columns
+    other: Columns
 
 
 class PairedFiles:
@@ -73,20 +56,19 @@ class PairedFiles:
         self.skipped = 0
 
     def __iter__(self) -> Iterator[Pair]:
-        """Match the responses; those without their partner yet are kept."""
+        """Match the responses, which wait for their partner."""
         by_name = all(map(_has_names, self.files))
         failed: tuple[set[Any], set[Any]] = set(), set()
-        readers = [_keyed(file, by_name, of_file) for file, of_file in zip(self.files, failed, strict=True)]
+        readers = [_keyed(file, by_name, own) for file, own in zip(self.files, failed, strict=True)]
         waiting: tuple[dict[Any, Any], dict[Any, Any]] = {}, {}
         numbers = [0, 0]
         open_sides = {0, 1}
         while open_sides:
             for side in sorted(open_sides):
-                found = next(readers[side], None)
-                if found is None:
+                key, response = next(readers[side], (None, None))
+                if response is None:
                     open_sides.discard(side)
                     continue
-                key, response = found
                 mine = numbers[side], response
                 numbers[side] += 1
                 partner = waiting[1 - side].pop(key, None)
@@ -104,35 +86,33 @@ class PairedFiles:
     def _pair(self, number: int, base: Response, other: Response) -> Pair:
         """Two responses as classes of the same numbers."""
         _check_tokens(base, other, self.files[0].path, self.files[1].path)
-        tops, own, best = classes_of(base, other)
-        sides = [
-            Side(response.logprobs, response.is_greedy, response.is_greedy_known, top, *named, response.is_sentinel)
-            for response, top, named in zip((base, other), best, with_own((base, other), tops, own), strict=True)
-        ]
-        return Pair(number, (base.line, other.line), base.custom_id or other.custom_id, *sides)
+        origin = base.line, other.line, base.custom_id or other.custom_id
+        return Pair(number, origin, *matched(base, other))
 
 
-def compare_pairs(pairs: Iterator[Pair], paths: tuple[str, str], roundings: list[Rounding]) -> Compared:
-    """Compare pairs of sequences, some at a time; `roundings` is brought up to date."""
-    parts: list[dict[str, Array]] = [{name: np.empty(0, dtype) for name, dtype in COLUMNS.items()}]
-    sequences: list[IntArray] = [np.empty(0, np.int64)]
-    lines: dict[int, tuple[int, int]] = {}
-    names: dict[int, str | None] = {}
+def compare_pairs(
+    pairs: Iterator[Pair], paths: tuple[str, str]
+) -> tuple[Columns, dict[int, tuple[int, int, str | None]], list[Rounding]]:
+    """Columns of all tokens in order, the origin of each sequence, and how both models' numbers are rounded."""
+    parts: list[Columns] = [{name: np.empty(0, dtype) for name, dtype in COLUMNS.items()}]
+    origins: dict[int, tuple[int, int, str | None]] = {}
+    roundings = [Rounding(), Rounding()]
     pending: list[Pair] = []
 
     def flush() -> None:
-        sides = [_stacked([pair.base for pair in pending]), _stacked([pair.other for pair in pending])]
-        for i, side in enumerate(sides):
-            roundings[i] += Rounding.of(np.concatenate([side.logprobs, side.top_logprobs.reshape(-1)]))
+        base, other = join([pair.base for pair in pending]), join([pair.other for pair in pending])
+        for i, side in enumerate((base, other)):
+            roundings[i] += Rounding.of(np.concatenate([side["logprobs"], side["top_logprobs"].reshape(-1)]))
         with with_file_names(*paths):
-            parts.append(_columns(sides[0], sides[1], max(rounding.error for rounding in roundings)))
-        sequences.append(np.repeat([pair.number for pair in pending], [len(pair.base.logprobs) for pair in pending]))
+            columns = _columns(base, other, max(rounding.error for rounding in roundings))
+        lengths = [len(pair.base["logprobs"]) for pair in pending]
+        parts.append(columns | {"sequence": np.repeat([pair.number for pair in pending], lengths)})
         pending.clear()
 
     n = width = 0  # of lists that are made equally long
     for pair in pairs:
-        lines[pair.number], names[pair.number] = pair.lines, pair.custom_id
-        (size, k), (_, other_k) = pair.base.classes.shape, pair.other.classes.shape
+        origins[pair.number] = pair.origin
+        (size, k), (_, other_k) = pair.base["top_ids"].shape, pair.other["top_ids"].shape
         if pending and (n + size) * max(width, k, other_k) > _PENDING:
             flush()
             n = width = 0
@@ -140,10 +120,9 @@ def compare_pairs(pairs: Iterator[Pair], paths: tuple[str, str], roundings: list
         pending.append(pair)
     if pending:
         flush()
-    numbers = np.concatenate(sequences)
-    order = np.argsort(numbers, kind="stable")
-    columns = {name: np.concatenate([part[name] for part in parts])[order] for name in COLUMNS}
-    return Compared(columns, numbers[order], lines, names)
+    columns = {name: np.concatenate([part[name] for part in parts]) for name in COLUMNS}
+    order = np.argsort(columns["sequence"], kind="stable")
+    return {name: column[order] for name, column in columns.items()}, origins, roundings
 
 
 # -- pairs of responses ------------------------------------------------------------------------------------------------
@@ -195,7 +174,7 @@ def _refuse_unmatched(path: str, other: str, alone: list[Response]) -> NoReturn:
 
 
 def _check_tokens(base: Response, other: Response, base_path: str, path: str) -> None:
-    """Refuse responses of other tokens: by ids where both know them, else by text that is whole in both."""
+    """Refuse responses whose tokens differ: by ids where both know them, else by text that is whole in both."""
     where = f"as line {base.line} of {base_path} has"
     if len(base.ids) != len(other.ids):
         got, fits = f"it has {len(other.ids)} tokens", f"have {len(base.ids)}, {where}"
@@ -228,49 +207,55 @@ def _are_whole(texts: Array) -> BoolArray:
     return np.array([bool(text) and "\N{REPLACEMENT CHARACTER}" not in text for text in texts.reshape(-1)], np.bool_)
 
 
-def classes_of(
-    base: Response, other: Response, by_id: bool = False
-) -> tuple[tuple[IntArray, IntArray], tuple[IntArray, IntArray], list[IntArray]]:
-    """Numbers of the classes that both responses list, of their own tokens, and of the most likely class of each.
+def matched(base: Response, other: Response, by_id: bool = False) -> tuple[Columns, Columns]:
+    """Columns of both responses, as those of `Pair`, in which a class has one number.
 
-    They are ids where both have them, or `by_id`. Else they stand for texts, which name no class where they are of a
+    Numbers are ids where both have them, or `by_id`. Else they stand for texts, which name no class where they are of a
     part of a character or come twice in a list.
     """
     both = base, other
     listed = [~np.isnan(response.top_logprobs) for response in both]
-    known = np.where(base.ids >= 0, base.ids, other.ids)
-    have_ids = all((response.top_ids[of] >= 0).all() for response, of in zip(both, listed, strict=True))
-    if by_id or (have_ids and (any(of.any() for of in listed) or (known >= 0).all())):
-        tops = [np.where(of, response.top_ids, -1) for response, of in zip(both, listed, strict=True)]
-        own = known, known
-        ties = True
+    own = np.where(base.ids >= 0, base.ids, other.ids)
+    have_ids = all((response.top_ids[mask] >= 0).all() for response, mask in zip(both, listed, strict=True))
+    if by_id or (have_ids and (any(mask.any() for mask in listed) or (own >= 0).all())):
+        tops, has_order = [response.top_ids for response in both], True
     else:
-        numbers: dict[str, int] = {}
-        tops = [_numbers_of_texts(response.top_tokens, numbers) for response in both]
-        tops = [np.where(of, top, -1) for top, of in zip(tops, listed, strict=True)]
-        texts = [_numbers_of_texts(response.tokens, numbers) for response in both]
-        for response, top in zip(both, tops, strict=True):
-            for text in texts:  # a class of the token's text is the token, or cannot be told from it
-                top[(top == text[:, None]) & (top >= 0)] = _OWN
-            top[response.top_logprobs == response.logprobs[:, None]] = _OWN  # it may be the token by another text
-        own = np.full(len(base.ids), _OWN), np.full(len(base.ids), _OWN)
-        ties = False
-    tops = [_without_twice(top) for top in tops]
-    best = [_most_likely(response, top, of, ties) for response, top, of in zip(both, tops, own, strict=True)]
-    return (tops[0], tops[1]), own, best
+        tops, has_order = _numbers_by_text(both), False
+        own = np.full(len(own), _OWN)
+    sides: list[Columns] = []
+    for response, top, mask in zip(both, tops, listed, strict=True):
+        classes = _without_twice(np.where(mask, top, -1))
+        others = np.where(classes == own[:, None], -1, classes)  # both name the token itself, which comes last
+        side = {name: getattr(response, name) for name in ("logprobs", "is_sentinel", "is_greedy", "is_greedy_known")}
+        sides.append(side | {
+            "best": _most_likely(response, classes, own, has_order),
+            "top_ids": np.column_stack([others, np.where(np.isnan(response.logprobs), -1, own)]),
+            "top_logprobs": np.column_stack([response.top_logprobs, response.logprobs]),
+        })  # fmt: skip
+    return sides[0], sides[1]
+
+
+def _numbers_by_text(both: tuple[Response, Response]) -> list[IntArray]:
+    """A number for the text of each listed class of both responses; `_OWN` for what may be the token itself."""
+    numbers: dict[str, int] = {}
+    tops = [_numbers_of_texts(response.top_tokens, numbers) for response in both]
+    texts = [_numbers_of_texts(response.tokens, numbers) for response in both]
+    for response, top in zip(both, tops, strict=True):
+        for text in texts:  # a class of the token's text is the token, or cannot be told from it
+            top[(top == text[:, None]) & (top >= 0)] = _OWN
+        top[response.top_logprobs == response.logprobs[:, None]] = _OWN  # it may be the token by another text
+    return tops
 
 
 def _numbers_of_texts(texts: Array, numbers: dict[str, int]) -> IntArray:
     """A number for each text, the same for equal ones; -1 for what names no class."""
-    found = [
-        numbers.setdefault(text, len(numbers)) if is_whole else -1
-        for text, is_whole in zip(texts.reshape(-1), _are_whole(texts), strict=True)
-    ]
-    return np.array(found, np.int64).reshape(texts.shape)
+    pairs = zip(texts.reshape(-1), _are_whole(texts), strict=True)
+    flat = [numbers.setdefault(text, len(numbers)) if is_whole else -1 for text, is_whole in pairs]
+    return np.array(flat, np.int64).reshape(texts.shape)
 
 
 def _without_twice(classes: IntArray) -> IntArray:
-    """Classes of lists, -1 for all that come twice in theirs."""
+    """Classes of lists, with -1 in place of each that comes twice in its list."""
     order = np.argsort(classes, axis=1, kind="stable")
     ordered = np.take_along_axis(classes, order, 1)
     again = ordered[:, 1:] == ordered[:, :-1]
@@ -283,71 +268,44 @@ def _without_twice(classes: IntArray) -> IntArray:
     return result
 
 
-def _most_likely(response: Response, classes: IntArray, own: IntArray, ties: bool) -> IntArray:
-    """The most likely class of each list: of those equally likely the lowest id, or none where there are only texts."""
+def _most_likely(response: Response, classes: IntArray, own: IntArray, has_order: bool) -> IntArray:
+    """The most likely class of each list: of equally likely ones the first, or none where numbers have no order."""
     best = np.full(len(classes), -1)
     if classes.shape[1]:
         logs = np.where(np.isnan(response.top_logprobs), -np.inf, response.top_logprobs)
         is_best = (logs == logs.max(-1)[:, None]) & ~np.isnan(response.top_logprobs)
         lowest = np.where(is_best, classes, _OWN + 1).min(-1)
-        is_told = is_best.any(-1) & (ties | (is_best.sum(-1) == 1))
+        is_told = is_best.any(-1) & (has_order | (is_best.sum(-1) == 1))
         best = np.where(is_told, lowest, -1)
     return np.where(response.is_greedy & response.is_greedy_known, own, best)
 
 
-def with_own(
-    both: tuple[Response, Response], tops: tuple[IntArray, IntArray], own: tuple[IntArray, IntArray]
-) -> Iterator[tuple[IntArray, Float64Array]]:
-    """The lists of both with the token itself, which both name, in place of what they hold of it."""
-    for response, classes, of in zip(both, tops, own, strict=True):
-        named = np.where(np.isnan(response.logprobs), -1, of)
-        others = np.where(classes == of[:, None], -1, classes)
-        yield np.column_stack([others, named]), np.column_stack([response.top_logprobs, response.logprobs])
-
-
-# -- tokens ------------------------------------------------------------------------------------------------------------
-
-
-def _stacked(sides: list[Side]) -> Side:
-    """Sequences one after the other, whose lists are made equally long."""
-    width = max(side.classes.shape[1] for side in sides)
-
-    def padded(array: Array, fill: float) -> Array:
-        return np.pad(array, ((0, 0), (width - array.shape[1], 0)), constant_values=fill)
-
-    columns: Any = zip(
-        *(
-            side._replace(classes=padded(side.classes, -1), top_logprobs=padded(side.top_logprobs, np.nan))
-            for side in sides
-        ),
-        strict=True,
-    )
-    return Side(*map(np.concatenate, columns))
-
-
-def _columns(base: Side, other: Side, rounding: float) -> dict[str, Array]:
+def _columns(base: Columns, other: Columns, rounding: float) -> Columns:
     """Results for each token: nan where one of the models has no number."""
-    kept = ~(np.isnan(base.logprobs) | np.isnan(other.logprobs))
-    classes = [np.where(np.isnan(side.top_logprobs), -1, side.classes) for side in (base, other)]
-    bound = topk_divergence_bound(classes[0], base.top_logprobs, classes[1], other.top_logprobs, rounding=rounding)
-    any_greedy = base.is_greedy | other.is_greedy
-    known = kept & base.is_greedy_known & other.is_greedy_known
-    known &= any_greedy | ((base.best >= 0) & (other.best >= 0))
-    same = np.where(any_greedy, base.is_greedy & other.is_greedy, base.best == other.best)
-    columns = {
-        "nll": -other.logprobs,
-        "base_nll": -base.logprobs,
+    nll, base_nll = -other["logprobs"], -base["logprobs"]
+    compared = ~(np.isnan(nll) | np.isnan(base_nll))
+    tops = [
+        array
+        for side in (base, other)
+        for array in (np.where(np.isnan(side["top_logprobs"]), -1, side["top_ids"]), side["top_logprobs"])
+    ]
+    bound = topk_divergence_bound(*tops, rounding=rounding)
+    any_greedy = base["is_greedy"] | other["is_greedy"]
+    known = compared & base["is_greedy_known"] & other["is_greedy_known"]
+    known &= any_greedy | ((base["best"] >= 0) & (other["best"] >= 0))
+    same = np.where(any_greedy, base["is_greedy"] & other["is_greedy"], base["best"] == other["best"])
+    numbers = {
+        "nll": nll,
+        "base_nll": base_nll,
         "kl_bound": bound.kl,
         "base_mass": bound.base_mass,
         "mass": bound.mass,
-        "delta_p": np.exp(other.logprobs) - np.exp(base.logprobs),
+        "delta_p": np.exp(-nll) - np.exp(-base_nll),
+    }
+    return {name: np.where(compared, column, np.nan) for name, column in numbers.items()} | {
         "is_same_top": same & known,
         "is_top_known": known,
-        "is_bounded": bound.n_common > 1,
-        "is_sentinel": base.is_sentinel | other.is_sentinel,
+        "kept": compared,
+        "is_bounded": compared & (bound.n_common > 1),
+        "is_sentinel": base["is_sentinel"] | other["is_sentinel"],
     }
-    filled = {
-        name: np.where(kept, column, np.nan) if column.dtype == np.float64 else column
-        for name, column in columns.items()
-    }
-    return filled | {"kept": kept, "is_bounded": columns["is_bounded"] & kept}

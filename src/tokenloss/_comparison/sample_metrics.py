@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     _Pair = tuple[Sample, Sample]
 
 _PERPLEXITIES = {"perplexity", "word_perplexity", "byte_perplexity"}  # exp of minus a mean log-likelihood
-_CHECKED = ("acc", "acc_norm", "acc_bytes", "acc_mutual_info")  # which responses and target give, too
-_DERIVED = ("acc_norm", "target_loglikelihood")  # which are taken from responses where files do not hold them
-# whose range is not from 0 to 1, whatever their values
+_CHECKED = ("acc", "acc_norm", "acc_bytes", "acc_mutual_info")  # they can be computed from responses and targets
+_DERIVED = ("acc_norm", "target_loglikelihood")  # they are computed from responses where files do not hold them
+# metrics that are no fractions, even where all values lie between 0 and 1
 _NOT_FRACTIONS = {*WEIGHTED, "brier_score", "target_loglikelihood"}
 _OPTIONAL = ("log_ratio", "log_ratio_stderr", "ratio", "ratio_stderr", "ratio_interval", "right_to_wrong",
              "wrong_to_right", "mcnemar_p", "discordance_bound", "equivalence_p", "is_equivalent")  # fmt: skip
@@ -35,18 +35,16 @@ def paired(
     paths: tuple[str, str], samples: tuple[list[Sample], list[Sample]], document: Callable[[Sample], int | str]
 ) -> list[_Pair]:
     """Each sample of the base with that of the other model, of the same document and filter."""
-    found: list[dict[object, list[Sample]]] = []
-    for file in samples:
-        groups: dict[object, list[Sample]] = {}
+    base: dict[object, list[Sample]] = {}
+    other: dict[object, list[Sample]] = {}
+    for file, groups in zip(samples, (base, other), strict=True):
         for sample in file:
             groups.setdefault((sample.filter, document(sample)), []).append(sample)
-        found.append(groups)
-    base, other = found
     alone = [
-        (here[key][len(there.get(key, ())):], i)
+        (group[len(there.get(key, ())):], i)
         for i, (here, there) in enumerate(((base, other), (other, base)))
-        for key in here
-        if len(here[key]) > len(there.get(key, ()))
+        for key, group in here.items()
+        if len(group) > len(there.get(key, ()))
     ]  # fmt: skip
     if alone:
         _refuse_alone(paths, samples, alone)
@@ -63,7 +61,7 @@ def paired(
 
 
 def _in_order_of(group: list[Sample], others: list[Sample]) -> list[Sample]:
-    """Samples of one document in the order of the base's by `doc_id`, if they have the same."""
+    """Samples of one document in the order of the base's by `doc_id`, if both have the same ones."""
     if Counter(sample.doc_id for sample in group) != Counter(sample.doc_id for sample in others):
         return others
     left: dict[int | str, list[Sample]] = {}
@@ -93,14 +91,14 @@ def _refuse_alone(
 
 
 class _Clusters(NamedTuple):
-    """Number of the cluster of each value, and of all clusters."""
+    """The number of the cluster of each value, and how many clusters there are."""
 
     codes: IntArray
     number: int
 
     @classmethod
     def of(cls, names: Iterable[object]) -> _Clusters:
-        """Clusters of the same name."""
+        """One cluster for each name."""
         numbers: dict[object, int] = {}
         codes = [numbers.setdefault(name, len(numbers)) for name in names]
         return cls(np.array(codes, np.int64), len(numbers))
@@ -149,7 +147,7 @@ class _Side(NamedTuple):
 def metrics_of(
     paths: tuple[str, str], pairs: list[_Pair], groups: list[Any], margin: float | None
 ) -> tuple[list[dict[str, Any]], dict[str, str], list[str]]:
-    """Figures of each metric, by filter; why others are left out; and notes."""
+    """Figures of each metric, by filter; the reasons why others are left out; and notes."""
     metrics: list[dict[str, Any]] = []
     left_out: dict[str, str] = {}
     notes: list[str] = []
@@ -172,13 +170,14 @@ def metrics_of(
             clusters = _Clusters.of(groups[chosen[i]] for i in index)
             ids = np.empty(index.size, object)
             ids[:] = [sides[0].samples[i].doc_id for i in index]
-            found = {"name": name, "filter": kind, "is_derived": not all(side.stores(name) for side in sides)}
-            metrics.append(found | {"doc_ids": ids} | _figures(name, columns[index], clusters, margin))
+            is_derived = not all(side.stores(name) for side in sides)
+            metric = {"name": name, "filter": kind, "is_derived": is_derived, "doc_ids": ids}
+            metrics.append(metric | _figures(name, columns[index], clusters, margin))
     return metrics, left_out, notes
 
 
 def _columns(name: str, sides: list[_Side]) -> tuple[Float64Array, str]:
-    """Values and weights of a metric, (n, 2 files, 2), the weights -1 where both files lack it; or why none."""
+    """Values and weights of a metric, (n, 2 files, 2), with a weight of -1 where both files lack it; or why not."""
     cells: list[list[Any]] = []
     for side, opposite in zip(sides, ("other model", "base"), strict=True):
         if side.stores(name):
@@ -211,26 +210,24 @@ def _figures(name: str, columns: Float64Array, clusters: _Clusters, margin: floa
     weights = columns[:, 0, 1].copy()
     with np.errstate(invalid="ignore"):  # infinite losses
         changes = other_values - base_values
-    base, base_stderr = _with_error(clusters.ratio(base_values, weights))
-    other, other_stderr = _with_error(clusters.ratio(other_values, weights))
-    change = clusters.ratio(changes, weights)
-    difference, stderr = _with_error(change)
-    radius = change.interval_factor
-    found: dict[str, Any] = dict.fromkeys(_OPTIONAL)
+    ratios = [clusters.ratio(values, weights) for values in (base_values, other_values, changes)]
+    base, other, difference = (ratio.ratio for ratio in ratios)
+    base_stderr, other_stderr, stderr = (ratio.stderr for ratio in ratios)
+    change, radius = ratios[2], ratios[2].interval_factor
+    optional: dict[str, Any] = dict.fromkeys(_OPTIONAL)
     if name in _PERPLEXITIES:
         low, high = difference - radius * stderr, difference + radius * stderr
-        found |= {"log_ratio": difference, "log_ratio_stderr": stderr, "ratio": exp(difference)}
-        found |= {"ratio_stderr": exp(difference) * stderr, "ratio_interval": (exp(low), exp(high))}
+        optional |= {"log_ratio": difference, "log_ratio_stderr": stderr, "ratio": exp(difference)}
+        optional |= {"ratio_stderr": exp(difference) * stderr, "ratio_interval": (exp(low), exp(high))}
         base, other = exp(base), exp(other)
         base_stderr, other_stderr = base * base_stderr, other * other_stderr
         with np.errstate(invalid="ignore", over="ignore"):
             stderr = clusters.ratio(other * other_values - base * base_values, weights).stderr
         difference = other - base
     elif name not in _NOT_FRACTIONS and np.all((columns[..., 0] >= 0) & (columns[..., 0] <= 1)):
-        found |= _of_fractions(base_values, other_values, change, margin)
-    bound = found["discordance_bound"]
-    reach = radius * stderr
-    return found | {
+        optional |= _figures_of_fractions(base_values, other_values, change, margin)
+    bound, reach = optional["discordance_bound"], radius * stderr
+    return optional | {
         "count": weights.size,
         "n_clusters": clusters.number,
         "base": base,
@@ -246,28 +243,25 @@ def _figures(name: str, columns: Float64Array, clusters: _Clusters, margin: floa
     }
 
 
-def _with_error(ratio: ExactRatio) -> tuple[float, float]:
-    """A ratio and its standard error."""
-    return ratio.ratio, ratio.stderr
-
-
-def _of_fractions(base: Float64Array, other: Float64Array, change: ExactRatio, margin: float | None) -> dict[str, Any]:
+def _figures_of_fractions(
+    base: Float64Array, other: Float64Array, change: ExactRatio, margin: float | None
+) -> dict[str, Any]:
     """Figures of values between 0 and 1: flips, whether models differ, and whether they are equal within a margin."""
-    found: dict[str, Any] = {}
+    figures: dict[str, Any] = {}
     difference, stderr, n_clusters = change.ratio, change.stderr, change.count
     is_equal = bool(np.all(base == other))
     if np.all((base == 0) | (base == 1)) and np.all((other == 0) | (other == 1)):
         lost, won = int(np.count_nonzero(base > other)), int(np.count_nonzero(other > base))
-        found |= {"right_to_wrong": lost, "wrong_to_right": won}
-        found["mcnemar_p"] = min(1.0, 2 * binomial_tail(min(lost, won), lost + won))
+        figures |= {"right_to_wrong": lost, "wrong_to_right": won}
+        figures["mcnemar_p"] = min(1.0, 2 * binomial_tail(min(lost, won), lost + won))
     if is_equal:
-        found["discordance_bound"] = 1 - _LEVEL ** (1 / n_clusters)
+        figures["discordance_bound"] = 1 - _LEVEL ** (1 / n_clusters)
     if margin is None:
-        return found
+        return figures
     if is_equal:
         p = (1 - margin) ** n_clusters
     elif stderr > 0:
         p = change.tail((margin - abs(difference)) / stderr)
-    else:  # of the same difference everywhere, or of a single document
+    else:  # the difference is the same everywhere, or there is a single document
         p = 1.0 if abs(difference) >= margin else math.nan
-    return found | {"equivalence_p": p, "is_equivalent": None if math.isnan(p) else p < _LEVEL}
+    return figures | {"equivalence_p": p, "is_equivalent": None if math.isnan(p) else p < _LEVEL}

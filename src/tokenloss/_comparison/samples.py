@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -101,7 +101,7 @@ class SampleMetric:
     other_values: Float64Array
     weights: Float64Array
 
-    def as_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """All figures, without the arrays, as JSON can hold them.
 
         Returns
@@ -109,8 +109,7 @@ class SampleMetric:
         dict
             By name.
         """
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {name: value for name, value in values.items() if not isinstance(value, np.ndarray)}
+        return {name: value for name, value in vars(self).items() if not isinstance(value, np.ndarray)}
 
     def __repr__(self) -> str:
         """Show the main figures."""
@@ -168,7 +167,7 @@ class SampleComparison:
     left_out: dict[str, str]
     notes: list[str]
 
-    def as_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """All figures, without the arrays of samples, as JSON can hold them.
 
         Returns
@@ -176,8 +175,7 @@ class SampleComparison:
         dict
             By name; "metrics" is a list that holds a dictionary for each.
         """
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return values | {"metrics": [metric.as_dict() for metric in self.metrics]}
+        return vars(self) | {"metrics": [metric.to_dict() for metric in self.metrics]}
 
     def __repr__(self) -> str:
         """Show what was compared."""

@@ -90,11 +90,11 @@ def _figures(
     }
     candidates = []
     for number, (other, columns) in enumerate(zip(others, joined(parts), strict=True)):
-        comparison = comparison_of(options.definitions, [columns])
+        comparison = comparison_of(options.definitions, columns)
         figures = shared | {"other": other.source, "name": other.name, "size": other.size}
         figures |= {"kind": shards[0].others[number].kind, "ignored": rows - without_next - comparison.count}
         figures |= _head_figures(shards[0], number)
-        figures |= comparison.as_dict()
+        figures |= comparison.to_dict()
         if types is not None:
             table = comparison.by(types)
             figures["by_token_type"] = [row | {"group": TYPES[row["group"]]} for row in rows_of(table)]

@@ -11,7 +11,6 @@ from tokenloss._core import threads
 from tokenloss._core.errors import raise_error
 from tokenloss._evaluation.options import Options
 from tokenloss._evaluation.response_scores import ScoredResponses
-from tokenloss._statistics.rounding import Rounding
 from tokenloss.formats.responses import is_responses, open_responses
 
 if TYPE_CHECKING:
@@ -118,7 +117,7 @@ def compare_responses(
     opened = [
         open_responses(path, part=part, skip_failed=skip_failed) if is_responses(path) else None for path in paths
     ]
-    roundings, words = [Rounding(), Rounding()], ["", ""]
+    words = ["", ""]
     pairs: PairedFiles | ScoredResponses
     if opened[0] is not None and opened[1] is not None:
         given = {"targets": targets, "segment_ids": segment_ids, "array": array, "kind": kind, "shift": shift}
@@ -135,11 +134,11 @@ def compare_responses(
         pairs = scored = ScoredResponses(paths[side], responses, options, files, side == 0, workers)
         words[side] = scored.words
     threads.check_workers(workers)
-    compared = compare_pairs(iter(pairs), paths, roundings)
+    columns, origins, roundings = compare_pairs(iter(pairs), paths)
     own: Any = next(file for file in opened if file is not None)
     words = [word or str(rounding) for word, rounding in zip(words, roundings, strict=True)]
     return response_comparison_of(
-        compared, part=own.part, base_rounding=words[0], rounding=words[1], n_skipped=pairs.skipped
+        columns, origins, part=own.part, base_rounding=words[0], rounding=words[1], n_skipped=pairs.skipped
     )
 
 

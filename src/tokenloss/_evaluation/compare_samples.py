@@ -90,7 +90,7 @@ def compare_samples(
     documents = [sample.doc_hash if has_hashes else sample.doc_id for sample, _ in pairs]
     groups = documents if cluster is None else [sample.group for sample, _ in pairs]
     figures, left_out, notes = metrics_of(paths, pairs, groups, margin)
-    metrics = [SampleMetric(**found) for found in figures]
+    metrics = [SampleMetric(**fields) for fields in figures]
     if margin is not None and all(metric.equivalence_p is None for metric in metrics):
         got, fits = "holds no metric between 0 and 1", "hold one where a margin is given"
         raise_error("content", path=paths[0], got=got, fits=fits)

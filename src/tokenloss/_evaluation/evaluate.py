@@ -170,7 +170,7 @@ def evaluate(
     ...         ids = rng.integers(50, size=(4, length))
     ...         yield rng.standard_normal((4, length, 50)), ids, np.ones((4, length), bool)
     >>> evaluate(engine(), shift=True)
-    Evaluation(tokens=56, sequences=8, loss=4.3598, stderr=0.147, perplexity=78.2418, accuracy=0.0179)
+    Evaluation(count=56, n_sequences=8, loss=4.3598, stderr=0.147, perplexity=78.2418, accuracy=0.0179)
     """
     fits = "an integer of at least 0"
     top = check_integer("top", top, fits, least=0)
@@ -250,7 +250,7 @@ def advice(figures: dict[str, Any]) -> Iterator[tuple[str, type[Warning]]]:
         yield SHIFT_ADVICE, ShiftWarning
     if figures.get("norm_seems_missing"):
         yield NORM_ADVICE, NormWarning
-    if figures.get("tokens", 0) >= _MIN_CERTAIN and figures["loss"] == 0:
+    if figures.get("loss") == 0 and figures["count"] >= _MIN_CERTAIN:
         yield _CERTAIN_ADVICE, UserWarning
 
 

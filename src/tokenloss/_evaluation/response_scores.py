@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tokenloss._comparison.response_pairs import Pair, Side, classes_of, with_own
+from tokenloss._comparison.response_pairs import Pair, matched
 from tokenloss._core.errors import raise_error, with_file_names
 from tokenloss._evaluation import checks
 from tokenloss._evaluation.plan import open_all, open_shard, planned, rows_per_block
@@ -18,7 +18,7 @@ from tokenloss.formats.mapped import check_map
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from tokenloss._core.types import Array, IntArray
+    from tokenloss._core.types import Array, Columns, IntArray
     from tokenloss._evaluation.options import Options
     from tokenloss.formats.responses import Response, ResponsesFile
 
@@ -46,9 +46,9 @@ class ScoredResponses:
         scores, sequences = opened.file, opened.sequences
         self._ids: Array = opened.targets.reshape(-1)
         self._where: Array = np.ones(scores.rows, np.bool_) if opened.where is None else opened.where.reshape(-1)
-        self._kept = self._where & (self._ids != options.ignore_index)
+        self._counted = self._where & (self._ids != options.ignore_index)
         self._runs = _runs(scores.path, sequences.numbers(0, scores.rows)) if sequences.exist else None
-        self._rows = np.flatnonzero(self._kept) if self._runs is None else np.empty(0, np.int64)
+        self._rows = np.flatnonzero(self._counted) if self._runs is None else np.empty(0, np.int64)
         self._next = 0  # of the runs, or of the rows
         self.words = f"{scores.kind} of {scores.dtype}"
         self._scores, self._responses = scores, responses
@@ -66,7 +66,7 @@ class ScoredResponses:
         self._pass_failed()
         left = len(self._rows[self._next :])
         if self._runs is not None and self._next < len(self._runs):
-            left = int(np.count_nonzero(self._kept[self._runs[self._next][0] :]))
+            left = int(np.count_nonzero(self._counted[self._runs[self._next][0] :]))
         if left:
             got = f"holds {left} more rows with targets"
             raise_error("content", path=self._scores.path, got=got, fits=f"end where {self._responses.path} does")
@@ -87,66 +87,65 @@ class ScoredResponses:
         tokens = np.arange(int(n > 0 and bool(response.is_prompt[0])), n)
         rows = self._rows_of(response, len(tokens))
         targets = self._ids[rows].astype(np.int64)
-        kept = self._kept[rows]
-        wrong = kept & (targets != response.ids[tokens])
+        counted = self._counted[rows]
+        wrong = counted & (targets != response.ids[tokens])
         for i in np.flatnonzero(wrong)[:1].tolist():
             got = f"token {tokens[i]} has {_id(response.ids[tokens[i]])}"
             fits = f"have id {targets[i]}, the target of row {rows[i]} of {self._scores.path}"
             raise_error("record", path=self._responses.path, line=response.line, got=got, fits=fits)
-        tops, own, best = classes_of(response, response, by_id=True)
-        named, _ = with_own((response, response), tops, own)
-        is_greedy, known = response.is_greedy, response.is_greedy_known
-        of_response = Side(response.logprobs, is_greedy, known, best[0], *named, response.is_sentinel)
-        of_rows = self._side(response, of_response.classes, tokens[kept], rows[kept])
-        sides = (of_rows, of_response) if self._is_base else (of_response, of_rows)
-        return Pair(number, (response.line, response.line), response.custom_id, *sides)
+        by_response, _ = matched(response, response, by_id=True)
+        by_scores = self._columns(response, by_response["top_ids"], tokens[counted], rows[counted])
+        sides = (by_scores, by_response) if self._is_base else (by_response, by_scores)
+        return Pair(number, (response.line, response.line, response.custom_id), *sides)
 
     def _rows_of(self, response: Response, n: int) -> IntArray:
         """The rows of the next response."""
         check_map(self._ids)
         if self._runs is None:
             rows = self._rows[self._next : self._next + n]
-            found, of = len(rows), "left"
-            self._next += found
+            n_rows, place = len(rows), "left"
+            self._next += n_rows
         else:
             start, stop = self._runs[self._next] if self._next < len(self._runs) else (0, 0)
             every = start + np.flatnonzero(self._where[start:stop])
-            rows = start + np.flatnonzero(self._kept[start:stop])
-            found, of = len(rows), f"in sequence {self._next}"
-            if len(rows) != n and len(every) == n + 1 and not self._kept[every[-1]]:
+            rows = start + np.flatnonzero(self._counted[start:stop])
+            n_rows, place = len(rows), f"in sequence {self._next}"
+            if len(rows) != n and len(every) == n + 1 and not self._counted[every[-1]]:
                 rows = every[:-1]
             elif len(rows) != n and len(every) == n:
                 rows = every
-            if n == 0 and found:  # a prompt of one token may have no row
+            if n == 0 and n_rows:  # a prompt of one token may have no row
                 return rows[:0]
             self._next += 1
         if len(rows) != n:
-            got, fits = f"holds {found} rows with targets {of}", f"hold {n}, as {self._responses.path} does in line"
+            got, fits = f"holds {n_rows} rows with targets {place}", f"hold {n}, as {self._responses.path} does in line"
             raise_error("content", path=self._scores.path, got=got, fits=f"{fits} {response.line}")
         return rows
 
-    def _side(self, response: Response, classes: IntArray, tokens: IntArray, rows: IntArray) -> Side:
+    def _columns(self, response: Response, classes: IntArray, tokens: IntArray, rows: IntArray) -> Columns:
         """Log-probabilities, by the scores, of a response's tokens and of the classes that it lists."""
         n = len(classes)
         if classes.max(initial=-1) >= self._scores.shape[-1]:
             got, fits = f"it lists class {classes.max()}", f"have classes of {self._scores.path}"
             raise_error("record", path=self._responses.path, line=response.line, got=got, fits=fits)
-        side = Side(
-            np.full(n, np.nan), np.zeros(n, np.bool_), np.zeros(n, np.bool_), np.full(n, -1), classes,
-            np.full(classes.shape, np.nan), np.zeros(n, np.bool_),
-        )  # fmt: skip
+        columns: Columns = {
+            "logprobs": np.full(n, np.nan),
+            "best": np.full(n, -1),
+            "top_ids": classes,
+            "top_logprobs": np.full(classes.shape, np.nan),
+            **{name: np.zeros(n, np.bool_) for name in ("is_sentinel", "is_greedy", "is_greedy_known")},
+        }
         for part, block in self._read(rows):
-            of = tokens[part]
-            scores = token_scores(block, response.ids[of], workers=self._workers)
+            at = tokens[part]
+            scores = token_scores(block, response.ids[at], workers=self._workers)
             for row in rows[part][np.isnan(scores.nll)][:1].tolist():
-                raise_error(
-                    "content", path=self._scores.path, got=f"row {row} has no probabilities", fits="hold no nan"
-                )
-            listed = class_log_probs(block, np.maximum(classes[of], 0), workers=self._workers)
-            side.logprobs[of], side.is_greedy[of] = -scores.nll, scores.is_greedy
-            side.best[of], side.is_greedy_known[of] = scores.argmax, True
-            side.top_logprobs[of] = np.where(classes[of] < 0, np.nan, listed)
-        return side
+                got, fits = f"row {row} has no probabilities", "hold no nan"
+                raise_error("content", path=self._scores.path, got=got, fits=fits)
+            listed = class_log_probs(block, np.maximum(classes[at], 0), workers=self._workers)
+            columns["logprobs"][at], columns["best"][at] = -scores.nll, scores.argmax
+            columns["is_greedy"][at], columns["is_greedy_known"][at] = scores.is_greedy, True
+            columns["top_logprobs"][at] = np.where(classes[at] < 0, np.nan, listed)
+        return columns
 
     def _read(self, rows: IntArray) -> Iterator[tuple[slice, Array]]:
         """Read rows, which only ever ascend: slices of them, and their logits."""
@@ -164,8 +163,8 @@ class ScoredResponses:
 
     def _check_kind(self) -> bool:
         """Check the kind by the first rows that count."""
-        kept = self._kept[self._start : self._start + len(self._block)]
-        return checks.check_kind(self._scores, self._kind_option, self._block, kept)
+        mask = self._counted[self._start : self._start + len(self._block)]
+        return checks.check_kind(self._scores, self._kind_option, self._block, mask)
 
 
 def _runs(path: str, numbers: IntArray) -> list[tuple[int, int]]:

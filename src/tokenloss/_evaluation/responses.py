@@ -18,6 +18,7 @@ from tokenloss._evaluation.sink import TokenBlock
 from tokenloss._scores.token_scores import TokenScores
 from tokenloss._statistics.rounding import Rounding
 from tokenloss.formats.responses import is_responses, open_responses
+from tokenloss.formats.responses.columns import join
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -68,25 +69,24 @@ def score_responses(
     counts = np.zeros(5, np.int64)
     rounding, sources, n_responses, lost_tops = Rounding(), [], 0, 0
     for responses in _gathered(file):
-        block = _columns(responses)
-        numbers, kept = block["numbers"] + n_responses, block["kept"]
-        scores = _token_scores(block, responses, top_k)
+        block = _columns(responses, top_k)
+        numbers, mask = block["numbers"] + n_responses, block["kept"]
+        scores = _token_scores(block, top_k)
         is_missed = np.bincount(block["numbers"][block["is_sentinel"]], minlength=len(responses)) > 0
         is_greedy = scores.is_greedy & ~is_missed[block["numbers"]]  # what is below all that is returned is not greedy
         collector.update(dataclasses.replace(scores, is_greedy=is_greedy), numbers)
-        highest.update(scores.nll, block["ids"], kept, block["positions"], numbers, block["tokens"])
-        masks = (~kept & ~block["is_sentinel"], ~kept & block["is_sentinel"],
-                 scores.is_greedy, kept & block["is_greedy_known"], np.isinf(scores.nll))  # fmt: skip
-        counts += [np.count_nonzero(mask) for mask in masks]
-        rounding += Rounding.of(block["logprobs"][kept])
+        highest.update(scores.nll, block["ids"], mask, block["positions"], numbers, block["tokens"])
+        counted = (~mask & ~block["is_sentinel"], ~mask & block["is_sentinel"],
+                   scores.is_greedy, mask & block["is_greedy_known"], np.isinf(scores.nll))  # fmt: skip
+        counts += list(map(np.count_nonzero, counted))
+        rounding += Rounding.of(block["logprobs"][mask])
         sources.append(_sources(responses, block))
         lost_tops += sum(response.lost_tops for response in responses)
         n_responses += len(responses)
         if sink:
             known, is_prompt = block["is_greedy_known"], block["is_prompt"]
-            top_tokens = _tops([response.top_tokens for response in responses], top_k, None)
             tokens = scores, block["ids"], block["tokens"], 0, block["positions"], numbers
-            sink(TokenBlock(*tokens, known, is_prompt, top_tokens))
+            sink(TokenBlock(*tokens, known, is_prompt, block["top_tokens"][:, :top_k]))
     if advance:
         advance(shard.n_bytes)
     meter, sequences, _ = collector.result()
@@ -108,8 +108,8 @@ def scored_shards(shards: Sequence[Shard], results: Sequence[ShardResult]) -> li
 
 def check_names(paths: Sequence[str], results: Sequence[ShardResult]) -> None:
     """Refuse a request whose name comes twice, in one file or in two: its tokens would count twice."""
-    found = [result.responses.sources for result in results if result.responses]
-    sources = Sources.concatenated(found)
+    parts = [result.responses.sources for result in results if result.responses]
+    sources = Sources.concatenated(parts)
     named = np.flatnonzero([name is not None for name in sources.custom_id])
     keys = zip(sources.custom_id[named], map(int, sources.choice[named]), strict=True)
     hashes = np.fromiter(map(hash, keys), np.int64, len(named))  # which take less memory than a set of keys
@@ -119,7 +119,7 @@ def check_names(paths: Sequence[str], results: Sequence[ShardResult]) -> None:
     for second, first in sorted(pairs):
         name = sources.custom_id[second]
         if (name, sources.choice[second]) == (sources.custom_id[first], sources.choice[first]):
-            ends = np.cumsum([len(source.line) for source in found])
+            ends = np.cumsum([len(source.line) for source in parts])
             path, other = (paths[np.searchsorted(ends, i, "right")] for i in (second, first))
             got = f"the custom_id {name!r} is that of line {sources.line[first]} of {other}, too"
             fits = "come once in all files, since its tokens would count twice"
@@ -149,10 +149,11 @@ def _gathered(file: Iterable[Response]) -> Iterator[list[Response]]:
         yield responses
 
 
-def _columns(responses: Sequence[Response]) -> dict[str, Any]:
+def _columns(responses: Sequence[Response], top_k: int) -> dict[str, Any]:
     """Columns of the tokens of responses; their numbers count from 0."""
-    names = ("tokens", "n_bytes", "ids", "logprobs", "is_sentinel", "is_prompt", "rank", "is_greedy", "is_greedy_known")
-    columns = {name: np.concatenate([getattr(response, name) for response in responses]) for name in names}
+    names = ("tokens", "n_bytes", "ids", "logprobs", "is_sentinel", "is_prompt", "rank", "is_greedy", "is_greedy_known",
+             "top_tokens", "top_ids", "top_logprobs")  # fmt: skip
+    columns = join([{name: getattr(response, name) for name in names} for response in responses], top_k)
     lengths = np.array([len(response.ids) for response in responses])
     starts = np.repeat(np.cumsum(lengths) - lengths, lengths)
     columns["numbers"] = np.repeat(np.arange(len(responses)), lengths)
@@ -161,38 +162,26 @@ def _columns(responses: Sequence[Response]) -> dict[str, Any]:
     return columns
 
 
-def _token_scores(block: dict[str, Any], responses: Sequence[Response], top_k: int) -> TokenScores:
+def _token_scores(block: dict[str, Any], top_k: int) -> TokenScores:
     """Scores of the tokens of a block, as far as they are known: nan, a rank of 0 and a class of -1 are not.
 
     Tokens without a number have a rank of -1.
     """
-    kept, ids = block["kept"], block["ids"]
-    is_greedy = kept & block["is_greedy"]
-    columns = max(top_k, *(response.top_ids.shape[1] for response in responses))
-    top_ids = _tops([response.top_ids for response in responses], columns, -1)
-    top_logprobs = _tops([response.top_logprobs for response in responses], columns, np.nan)
+    mask, ids = block["kept"], block["ids"]
+    is_greedy = mask & block["is_greedy"]
+    top_ids, top_logprobs = block["top_ids"], block["top_logprobs"]
     argmax = np.where(is_greedy & (ids >= 0), ids, _lowest_of_likeliest(top_ids, top_logprobs))
     return TokenScores(
-        nll=np.where(kept, 0.0 - block["logprobs"], np.nan),
-        logsumexp=np.where(kept, 0.0, np.nan),
+        nll=np.where(mask, 0.0 - block["logprobs"], np.nan),
+        logsumexp=np.where(mask, 0.0, np.nan),
         entropy=np.full(len(ids), np.nan),
-        rank=np.where(kept, block["rank"], -1),
-        argmax=np.where(kept, argmax, -1),
+        rank=np.where(mask, block["rank"], -1),
+        argmax=np.where(mask, argmax, -1),
         is_greedy=is_greedy,
-        kept=kept,
+        kept=mask,
         top_ids=top_ids[:, :top_k] if top_k else None,
         top_logprobs=top_logprobs[:, :top_k] if top_k else None,
     )
-
-
-def _tops(parts: Sequence[Array], columns: int, missing: Any) -> Array:
-    """The first columns of the alternatives of responses; what they lack is `missing`."""
-    tops = np.full((sum(map(len, parts)), columns), missing, parts[0].dtype)
-    start = 0
-    for part in parts:
-        tops[start : start + len(part), : part.shape[1]] = part[:, :columns]
-        start += len(part)
-    return tops
 
 
 def _lowest_of_likeliest(top_ids: Array, top_logprobs: Array) -> Array:
@@ -201,8 +190,7 @@ def _lowest_of_likeliest(top_ids: Array, top_logprobs: Array) -> Array:
         return np.full(len(top_ids), -1)
     is_likeliest = top_logprobs == top_logprobs[:, :1]  # nan is not
     lowest = np.where(is_likeliest, top_ids, np.iinfo(np.int64).max).min(1)
-    found: Array = np.where(is_likeliest.any(1), np.maximum(lowest, -1), -1)
-    return found
+    return np.where(is_likeliest.any(1), np.maximum(lowest, -1), -1)
 
 
 def _has_cut_character(response: Response) -> bool:
@@ -210,31 +198,31 @@ def _has_cut_character(response: Response) -> bool:
 
     Texts of its first parts are empty; that of the last one is the whole character.
     """
-    kept, parts = ~np.isnan(response.logprobs), []
-    for text, is_kept in zip(response.tokens, kept.tolist(), strict=True):
-        parts.append(is_kept)
-        if text and text > "\x7f" and len(set(parts)) > 1:
+    are_scored: list[bool] = []  # of the tokens of a character
+    for text, is_scored in zip(response.tokens, (~np.isnan(response.logprobs)).tolist(), strict=True):
+        are_scored.append(is_scored)
+        if text and text > "\x7f" and len(set(are_scored)) > 1:
             return True
         if text != "":
-            parts = []
+            are_scored = []
     return False
 
 
 def _sources(responses: Sequence[Response], block: dict[str, Any]) -> Sources:
     """The table of the sequences that have a token to score."""
-    kept, known, is_greedy = block["kept"], block["is_greedy_known"], block["is_greedy"]
+    mask, known, is_greedy = block["kept"], block["is_greedy_known"], block["is_greedy"]
 
-    def count(mask: Array) -> IntArray:
-        return np.bincount(block["numbers"][mask], minlength=len(responses))
+    def count(tokens: Array) -> IntArray:
+        return np.bincount(block["numbers"][tokens], minlength=len(responses))
 
-    tokens = count(kept)
-    sizes = np.bincount(block["numbers"][kept], block["n_bytes"][kept], len(responses)).astype(np.int64)
+    tokens = count(mask)
+    sizes = np.bincount(block["numbers"][mask], block["n_bytes"][mask], len(responses)).astype(np.int64)
     is_cut = np.array([_has_cut_character(response) for response in responses])
     columns: list[Any] = [
         np.array([response.line for response in responses], np.int64),
         np.array([response.choice for response in responses], np.int64),
-        np.where((count(kept & (block["n_bytes"] < 0)) > 0) | is_cut, -1, sizes),
-        (count(known & ~is_greedy) > 0) | (count(kept & known) == tokens),
+        np.where((count(mask & (block["n_bytes"] < 0)) > 0) | is_cut, -1, sizes),
+        (count(known & ~is_greedy) > 0) | (count(mask & known) == tokens),
         np.array([response.custom_id for response in responses], np.object_),
     ]
     return Sources(*(column[tokens > 0] for column in columns))
@@ -242,20 +230,20 @@ def _sources(responses: Sequence[Response], block: dict[str, Any]) -> Sources:
 
 def response_summary(paths: Sequence[str], results: Sequence[ShardResult]) -> dict[str, Any]:
     """Figures of all files of responses together."""
-    found = [result.responses for result in results if result.responses]
+    files = [result.responses for result in results if result.responses]
     totals = {
-        name: sum(getattr(figures, name) for figures in found)
+        name: sum(getattr(figures, name) for figures in files)
         for name in ("responses", "without_number", "sentinels", "greedy_known", "lost_tops")
     }
     failed = [
         {"file": path, "line": entry.line, "custom_id": entry.custom_id, "reason": entry.reason}
-        for path, figures in zip(paths, found, strict=True)
+        for path, figures in zip(paths, files, strict=True)
         for entry in figures.failed
     ]
     return {
-        "dialect": ", ".join(dict.fromkeys(figures.dialect for figures in found if figures.dialect)),
-        "part": next((figures.part for figures in found if figures.dialect), found[0].part),
-        "rounding": str(sum((figures.rounding for figures in found), Rounding())) or None,
+        "dialect": ", ".join(dict.fromkeys(figures.dialect for figures in files if figures.dialect)),
+        "part": next((figures.part for figures in files if figures.dialect), files[0].part),
+        "rounding": str(sum((figures.rounding for figures in files), Rounding())) or None,
         **totals,
         "skipped": len(failed),
         "failed": failed,

@@ -118,7 +118,7 @@ class Evaluation:
         Exact sums over all tokens: loss, standard error, perplexity and the like.
     sequences : dict of 1-D arrays
         A table of the sequences, by column: `file` (number of the file, from 0; -1 where several hold a part),
-        `sequence`, `tokens`, `nll`, `loss`, `perplexity` and `is_greedy`. Of responses also `line`, `choice`,
+        `sequence`, `count`, `nll`, `loss`, `perplexity` and `is_greedy`. Of responses also `line`, `choice`,
         `is_greedy_known` and `custom_id`.
     figures : dict
         All that ``tokenloss score --json`` prints: figures of all tokens, of each file and of each sequence, and the
@@ -131,8 +131,8 @@ class Evaluation:
     >>> logits = np.zeros((2, 3, 8), np.float32)  # two sequences of three tokens
     >>> evaluation = evaluate([(logits, np.ones((2, 3), int))])
     >>> evaluation
-    Evaluation(tokens=6, sequences=2, loss=2.07944, stderr=0, perplexity=8, accuracy=0.0000)
-    >>> evaluation.sequences["tokens"]
+    Evaluation(count=6, n_sequences=2, loss=2.07944, stderr=0, perplexity=8, accuracy=0.0000)
+    >>> evaluation.sequences["count"]
     array([3, 3])
     """
 
@@ -148,7 +148,7 @@ class Evaluation:
         accuracy: float = self.figures["accuracy"]
         return accuracy
 
-    def as_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """The figures, as JSON can hold them.
 
         Returns
@@ -159,7 +159,7 @@ class Evaluation:
         Examples
         --------
         >>> from tokenloss import evaluate
-        >>> evaluate([([[0.0, 0.0]], [0])]).as_dict()["stderr"] is None  # of a single token
+        >>> evaluate([([[0.0, 0.0]], [0])]).to_dict()["stderr"] is None  # of a single token
         True
         """
         figures: dict[str, Any] = as_strict_json(self.figures)
@@ -168,8 +168,8 @@ class Evaluation:
     def __repr__(self) -> str:
         """Show the main figures."""
         meter, n_nan = self.meter, self.figures["n_nan"]
-        count = f"tokens={meter.count}, " + (f"n_nan={n_nan}, " if n_nan else "")
+        count = f"count={meter.count}, " + (f"n_nan={n_nan}, " if n_nan else "")
         return (
-            f"Evaluation({count}sequences={meter.n_sequences}, loss={meter.loss:.6g}, stderr={meter.stderr:.3g}, "
+            f"Evaluation({count}n_sequences={meter.n_sequences}, loss={meter.loss:.6g}, stderr={meter.stderr:.3g}, "
             f"perplexity={meter.perplexity:.6g}, accuracy={self.accuracy:.4f})"
         )

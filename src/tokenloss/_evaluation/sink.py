@@ -136,7 +136,7 @@ class Candidate(NamedTuple):
     --------
     >>> from tokenloss import compare, sinks
     >>> comparison = compare([[1.0, 0.0]], [[0.5, 0.0]], [0])
-    >>> sinks.Candidate("q4", 4_900_000_000, comparison, comparison.as_dict()).size
+    >>> sinks.Candidate("q4", 4_900_000_000, comparison, comparison.to_dict()).size
     4900000000
     """
 

@@ -98,7 +98,7 @@ def sequence_columns(results: Sequence[ShardResult], split: SequenceColumns) -> 
     with np.errstate(over="ignore"):
         perplexity = np.exp(loss)
     return {
-        "file": files, "sequence": columns.ids, "tokens": columns.tokens, "nll": columns.nll, "loss": loss,
+        "file": files, "sequence": columns.ids, "count": columns.tokens, "nll": columns.nll, "loss": loss,
         "perplexity": perplexity, "is_greedy": columns.is_greedy,
     } | (Sources.concatenated(sources).as_columns() if sources else {})  # fmt: skip
 
@@ -119,7 +119,7 @@ def summary(
         "shape": shards[0].shape if len(shards) == 1 else (rows,) if of_responses else (rows, shards[0].shape[-1]),
         **({} if of_responses else _types(shards)),
         **_common_figures(results, meter),
-        "tokens_without_sequence": meter.count - int(sequences["tokens"].sum()),
+        "tokens_without_sequence": meter.count - int(sequences["count"].sum()),
         "sequence_loss": meter.sequence_loss,
         "sequence_loss_stderr": meter.sequence_loss_stderr,
         "without_next": rows - sum(shard.scored_rows for shard in shards),
@@ -171,7 +171,7 @@ def _common_figures(results: Sequence[ShardResult], meter: LossMeter) -> dict[st
     """Figures that each shard has, and the total, too."""
     known = sum(part.greedy_known for part in results)
     return {
-        "tokens": meter.count,
+        "count": meter.count,
         "n_sequences": meter.n_sequences,
         "ignored": sum(part.ignored for part in results),
         "n_nan": sum(part.n_nan for part in results),

@@ -133,7 +133,7 @@ def group_tables(figures: dict[str, Any]) -> list[Table]:
 def _group_table(head: str, title: str, rows: list[dict[str, Any]]) -> Table:
     """Table of groups of tokens, with standard errors where these are known."""
     # heads are keys of a dict, so the second ± has blanks around it
-    formats = {head: "{group}", "tokens": "{tokens:,}", "mean KLD": "{kl:.6f}", "±": "{kl_stderr:.6f}"}
+    formats = {head: "{group}", "tokens": "{count:,}", "mean KLD": "{kl:.6f}", "±": "{kl_stderr:.6f}"}
     formats |= {"ln(PPL ratio)": "{loss_difference:+.5f}", " ± ": "{loss_difference_stderr:.5f}"}
     formats |= {"mean Δp": "{percent_delta_p:+.3f} %", "same top": "{percent_same_top:.2f} %"}
     if rows and "kl_stderr" not in rows[0]:
@@ -193,7 +193,7 @@ def response_tables(comparison: ResponseComparison) -> list[Table]:
     probabilities = _probabilities(comparison)
     label, share, error = probabilities.pop()
     if comparison.n_top_known:
-        known = known_of({"greedy_known": comparison.n_top_known, "tokens": comparison.count})
+        known = known_of({"greedy_known": comparison.n_top_known, "count": comparison.count})
         probabilities.append((label, share, f"{error}  {known}".rstrip()))
     tables = [
         Table([(label, f"{n:,}") for label, n in left_out.items() if n], title="Left out"),

@@ -42,14 +42,14 @@ def summary_tables(summary: dict[str, Any], basis: str) -> list[Table]:
 
 def _rows(summary: dict[str, Any], basis: str) -> list[tuple[Any, str, str, str]]:
     """Rows of the figures: whether a row is shown, its label, value and note."""
-    tokens, stderr = summary["tokens"], summary["stderr"]
+    tokens, stderr = summary["count"], summary["stderr"]
     low, high = summary["perplexity_interval"]
     by_byte, by_sequence = summary["bits_per_byte_stderr"], summary["sequence_loss_stderr"]
     no_error = "nats; no interval from one token" if tokens == 1 else "nats"
     return [
-        (True, "tokens", f"{tokens:,}", _left_out(summary)),
-        (summary["n_nan"], "nan tokens", f"{summary['n_nan']:,}", f"of {tokens:,}"),
-        (summary["n_infinite"], "infinite losses", f"{summary['n_infinite']:,}", f"of {tokens:,}"),
+        (True, "tokens", f"{count:,}", _left_out(summary)),
+        (summary["n_nan"], "nan tokens", f"{summary['n_nan']:,}", f"of {count:,}"),
+        (summary["n_infinite"], "infinite losses", f"{summary['n_infinite']:,}", f"of {count:,}"),
         (True, "loss", f"{summary['loss']:.6g}", known_error(stderr, f"± {stderr:.3g} nats ({basis})") or no_error),
         (
             True, "perplexity", f"{summary['perplexity']:.6g}",
@@ -122,7 +122,7 @@ def _first_failed(summary: dict[str, Any]) -> str:
 
 def _sequence_table(sequences: list[dict[str, Any]], several: bool) -> Table:
     """Table of the sequences of the highest losses, with their files if there are several."""
-    formats = {"sequence": "{sequence}", "tokens": "{tokens:,}", "loss": "{loss:.4f}", "perplexity": "{perplexity:.6g}"}
+    formats = {"sequence": "{sequence}", "tokens": "{count:,}", "loss": "{loss:.4f}", "perplexity": "{perplexity:.6g}"}
     if "line" in sequences[0]:
         formats = {"sequence": "{sequence}", "line": "{line}", "choice": "{choice}"} | formats
     if several:
@@ -135,7 +135,7 @@ def _sequence_table(sequences: list[dict[str, Any]], several: bool) -> Table:
 
 def _shard_table(shards: list[dict[str, Any]]) -> Table:
     """Table of the files."""
-    formats = {"tokens": "{tokens:,}", "loss": "{loss:.6g}", "±": "{stderr:.3g}", "perplexity": "{perplexity:.6g}"}
+    formats = {"tokens": "{count:,}", "loss": "{loss:.6g}", "±": "{stderr:.3g}", "perplexity": "{perplexity:.6g}"}
     return table_of("files", formats | {"file": "{file}"}, shards)
 
 

@@ -37,7 +37,7 @@ _RESPONSE_COLUMNS = np.dtype(
     + [("is_greedy_known", "?"), ("is_prompt", "?")]
 )
 _SEQUENCE_COLUMNS = np.dtype(
-    [(name, "<i8") for name in ("file", "sequence", "tokens")]
+    [(name, "<i8") for name in ("file", "sequence", "count")]
     + [(name, "<f8") for name in ("nll", "loss", "perplexity")]
     + [("is_greedy", "?")]
 )

@@ -51,7 +51,7 @@ def quantile_ranks(n: int, fraction: float) -> tuple[int, int]:
     counts = np.arange(first, min(n, math.ceil(mean + width)))
     steps = np.log((n - counts) / (counts + 1) * (fraction / (1 - fraction)))  # from each probability to the next
     logs = np.concatenate([[0.0], np.cumsum(steps)])
-    tails = np.cumsum(np.exp(logs - logs.max()))  # of at most so many
+    tails = np.cumsum(np.exp(logs - logs.max()))  # of at most this count
     low, high = np.searchsorted(tails, tails[-1] * np.array([0.025, 0.975])).tolist()
     return first + low, first + high + 1
 
@@ -62,7 +62,7 @@ def _stirling(n: int) -> float:
 
 
 def student_tail(t: float, dof: float) -> float:
-    """Probability that Student's t of so many degrees of freedom is above t."""
+    """Probability that Student's t with `dof` degrees of freedom is above t."""
     if t < 0:
         return 1 - student_tail(-t, dof)
     if math.isinf(t):
@@ -95,7 +95,7 @@ def _incomplete_beta(a: float, b: float, x: float, rest: float) -> float:
 
 
 def student_quantile(tail: float, dof: float) -> float:
-    """The t above which Student's t has this probability, a small one."""
+    """The t that Student's t exceeds with this small probability."""
     low, high = 0.0, 1.0
     while student_tail(high, dof) > tail:
         high *= 2
@@ -120,14 +120,14 @@ def equivalent_lengths(n: int, *rests: float) -> Lengths:
     if r0 <= 1e-12 * n:
         return ((1.0, n),)
     spread = r0 * r2 - r1 * r1
-    if spread <= 1e-9 * r0 * r2:  # all others have one length, up to rounding
+    if spread <= r0 * max(1e-9 * r2, 1e-15 * n):  # all others have one length, up to the rounding of sums
         shorter = [(r1 / r0, r0)]
     else:
         middle, product = (r0 * r3 - r1 * r2) / spread / 2, (r1 * r3 - r2 * r2) / spread
         half = math.sqrt(max(middle * middle - product, 0.0))
         low, high = max(middle - half, 0.0), middle + half
-        of_high = (r1 - r0 * low) / (high - low)
-        shorter = [(low, r0 - of_high), (high, of_high)]
+        rest_high = (r1 - r0 * low) / (high - low)
+        shorter = [(low, r0 - rest_high), (high, rest_high)]
     shorter = [(length, rest / (1 - length)) for length, rest in shorter]
     return (*shorter, (1.0, n - sum(number for _, number in shorter)))
 
@@ -147,14 +147,14 @@ def ratio_tail(t: float, lengths: Lengths) -> float:
     if t <= 0 or math.isinf(t):
         return 1 - ratio_tail(-t, lengths) if t < 0 else 0.5 if t == 0 else 0.0
     x, number = np.array(lengths).T
-    share = x / (number @ x)
+    weight = x / (number @ x)
     square = t * t * n / (n - 1)
     # the form t**2 * error**2 - mean**2 of the sums of lengths: within a length, and between the lengths
-    within = square * share**2
+    within = square * weight**2
     root = np.sqrt(number)
-    spread = np.eye(len(x)) - np.outer(share * root, root) - np.outer(root, share * root)
-    spread += number @ share**2 * np.outer(root, root)
-    between = np.outer(share, share) * (square * spread - np.outer(root, root))
+    spread = np.eye(len(x)) - np.outer(weight * root, root) - np.outer(root, weight * root)
+    spread += number @ weight**2 * np.outer(root, root)
+    between = np.outer(weight, weight) * (square * spread - np.outer(root, root))
     negative, *positive = np.linalg.eigvalsh(between)
     squared_sines, weights = _angles()
     log = np.zeros_like(weights)
@@ -173,7 +173,7 @@ _angles = functools.cache(_gauss_legendre)  # not by a decorator: stubtest would
 
 
 def _ratio_quantile(tail: float, lengths: Lengths) -> float:
-    """The t that `ratio_tail` is this small above; inf if all but one length are 0."""
+    """The t whose `ratio_tail` is this small probability; inf if all but one length are 0."""
     if len(lengths) == 1:
         return student_quantile(tail, lengths[0][1] - 1)
     low, high = 0.0, 1.0

@@ -146,7 +146,7 @@ class LossMeter:
                     raise_error("option", name=name, got=value, fits="given to sequence_losses, if at all")
             self._add_sequences(nll)
         else:
-            self._add_tokens(_of_tokens(nll, where, sample_weight))
+            self._add_tokens(_token_sums(nll, where, sample_weight))
         self.n_bytes += n_bytes
         self.n_words += n_words
         new = self._groups.count - before
@@ -163,17 +163,17 @@ class LossMeter:
         columns = sequences.to_dict()
         if int(columns["count"].sum()) != sequences._tokens.count:
             raise_error("type", name="nll", got="SequenceLosses made by hand", fits="a result of sequence_losses")
-        kept = columns["count"] > 0
-        nll, tokens = columns["nll"][kept], columns["weight" if "weight" in columns else "count"][kept]
+        mask = columns["count"] > 0
+        nll, tokens = columns["nll"][mask], columns["weight" if "weight" in columns else "count"][mask]
         self._tokens += sequences._tokens
         self._groups += ExactRatio.of(nll, tokens.astype(np.float64))
-        self._sequences += ExactMoments.of(columns["loss"][kept])
+        self._sequences += ExactMoments.of(columns["loss"][mask])
         for name in ("n_bytes", "n_words"):
             if name in columns:
-                self._add_lengths(name, nll, columns[name][kept])
+                self._add_lengths(name, nll, columns[name][mask])
 
     def _add_lengths(self, name: str, nll: Float64Array, lengths: IntArray) -> None:
-        """Add the bytes or words of sequences, whose losses were added."""
+        """Add the bytes or words of sequences whose losses were added before."""
         unit = name.removeprefix("n_")
         new = {f"_by_{unit}": ExactRatio.of(nll, lengths.astype(np.float64)), f"_with_{unit}": len(lengths)}
         for attribute, value in {**new, name: sum(lengths.tolist())}.items():
@@ -339,7 +339,7 @@ class LossMeter:
         return math.nan if 0 < known < self._groups.count else self._tokens.numerators.sum_over(number)
 
     def _stderr_per(self, number: int, known: int, by_text: ExactRatio) -> float:
-        """The standard error of that; each text's length is known only if `by_text` holds all of them."""
+        """The standard error of `_loss_per`; each text's length is known only if `by_text` holds all of them."""
         if math.isnan(self._loss_per(number, known)):
             return math.nan
         if self._knows_lengths(number, by_text):
@@ -347,9 +347,9 @@ class LossMeter:
         return self.stderr * self._tokens.denominators.sum_over(number)
 
     def _radius_per(self, number: int, known: int, by_text: ExactRatio) -> float:
-        """Half the width of its 95 % interval."""
-        of = by_text if self._knows_lengths(number, by_text) else self._independent
-        return self._stderr_per(number, known, by_text) * of.interval_factor
+        """Half the width of the 95 % interval of `_loss_per`."""
+        ratio = by_text if self._knows_lengths(number, by_text) else self._independent
+        return self._stderr_per(number, known, by_text) * ratio.interval_factor
 
     def _knows_lengths(self, number: int, by_text: ExactRatio) -> bool:
         """True if all tokens are in sequences, the length of whose texts is known."""
@@ -368,12 +368,12 @@ class LossMeter:
         )
 
 
-def _of_tokens(nll: ArrayLike | TokenScores, where: ArrayLike | None, sample_weight: ArrayLike | None) -> ExactRatio:
+def _token_sums(nll: ArrayLike | TokenScores, where: ArrayLike | None, sample_weight: ArrayLike | None) -> ExactRatio:
     """Sums over tokens that are taken as independent."""
     if sample_weight is None:
         if isinstance(nll, TokenScores):
-            kept = nll.kept
-            nll, where = nll.nll, kept if where is None else kept & check_mask(where, kept.shape)
+            mask = nll.kept
+            nll, where = nll.nll, mask if where is None else mask & check_mask(where, mask.shape)
         return ExactRatio.of_mean(ExactMoments.of(nll, where, are_losses=True))
     tokens = known_tokens(nll, where, sample_weight)
     losses, weights = (tokens[name][tokens["mask"]] for name in ("nll", "weight"))
@@ -382,5 +382,5 @@ def _of_tokens(nll: ArrayLike | TokenScores, where: ArrayLike | None, sample_wei
 
 
 def _interval(loss: float, radius: float) -> tuple[float, float]:
-    """The interval of a perplexity whose logarithm lies within a radius of the loss."""
+    """The interval of a perplexity, from that of its logarithm: the loss plus or minus a radius."""
     return exp(loss - radius), exp(loss + radius)

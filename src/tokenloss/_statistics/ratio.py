@@ -11,6 +11,7 @@ from tokenloss._statistics.distributions import equivalent_lengths, ratio_quanti
 
 if TYPE_CHECKING:
     from tokenloss._core.types import Float64Array
+    from tokenloss._statistics.distributions import Lengths
 
 
 class ExactRatio:
@@ -90,7 +91,7 @@ class ExactRatio:
         error that is clustered by sequence. With each x = 1 it is that of a mean, from the sample's variance.
         """
         n, y, x = self.count, self.numerators, self.denominators
-        if n < 2 or y.special != 0 or x.special != 0 or x.finite == 0:
+        if n < 2 or y.special != 0 or x.finite == 0:  # denominators are lengths or weights, which are finite
             return math.nan
         squares = x.finite**2 * y.squares - 2 * x.finite * y.finite * self.products + y.finite**2 * x.squares
         numerator, denominator = n * squares, (n - 1) * x.finite**4
@@ -113,7 +114,7 @@ class ExactRatio:
         """The probability of a ratio that is more than t standard errors above the true one."""
         return ratio_tail(t, self._equivalent_lengths())
 
-    def _equivalent_lengths(self) -> tuple[tuple[float, float], ...]:
+    def _equivalent_lengths(self) -> Lengths:
         """Lengths, and the number of each, that have the sums of the denominators."""
         numerator, denominator = self.largest.as_integer_ratio()
         largest = numerator * UNIT // denominator

@@ -46,7 +46,7 @@ class SequenceLosses:
     --------
     >>> from tokenloss import sequence_losses
     >>> sequence_losses([[0.5, 1.5, 1.0], [2.0, 0.0, 0.0]], where=[[True, True, True], [True, False, False]])
-    SequenceLosses(sequences=2, tokens=4)
+    SequenceLosses(n_sequences=2, count=4)
     """
 
     __module__ = "tokenloss"
@@ -100,7 +100,7 @@ class SequenceLosses:
 
     def __repr__(self) -> str:
         """Show the number of sequences and tokens."""
-        return f"SequenceLosses(sequences={self.ids.size}, tokens={int(self.count.sum())})"
+        return f"SequenceLosses(n_sequences={self.ids.size}, count={int(self.count.sum())})"
 
 
 def sequence_losses(
@@ -198,17 +198,17 @@ def _sums(
     job = _core.SequenceSums(flat, layout.first, layout.start, layout.stop, results)
     threads.run(job, None)
     losses, weights, products = job.totals()
-    of_tokens = ExactRatio.of_mean(ExactMoments(int(count.sum()), *losses))
+    by_token = ExactRatio.of_mean(ExactMoments(int(count.sum()), *losses))
     if tokens["weight"] is not None:
         changes = np.zeros(flat["nll"].size + 1, np.int64)  # of the number of sequences that a token is in
         np.add.at(changes, layout.start, 1)
         np.subtract.at(changes, layout.stop, 1)
         included = flat["weight"][(np.cumsum(changes[:-1]) > 0) & (flat["mask"] != 0)]
-        of_weights = ExactMoments(of_tokens.count, *weights)
-        of_tokens = ExactRatio.of_sums(of_tokens.numerators, of_weights, products, included)
+        sums = ExactMoments(by_token.count, *weights)
+        by_token = ExactRatio.of_sums(by_token.numerators, sums, products, included)
     return SequenceLosses(
         layout.ids, count, nll, weight if tokens["weight"] is not None else None, n_bytes, n_words,
-        greedy if tokens["is_greedy"] is not None else None, of_tokens,
+        greedy if tokens["is_greedy"] is not None else None, by_token,
     )  # fmt: skip
 
 
@@ -288,7 +288,7 @@ def _quotient(numerator: Array, denominator: Array) -> Float64Array:
 def known_tokens(
     nll: ArrayLike | TokenScores, where: ArrayLike | None, sample_weight: ArrayLike | None
 ) -> dict[str, Any]:
-    """Arrays of one shape by name: nll in float64, and if known weight, mask and is_greedy, else None."""
+    """Arrays of one shape by name: nll in float64, and weight, mask and is_greedy, which may be None."""
     mask = is_greedy = None
     if isinstance(nll, TokenScores):
         losses, mask, is_greedy = nll.nll, nll.kept, nll.is_greedy
@@ -315,7 +315,7 @@ def _as_losses(nll: ArrayLike) -> Array:
 
 
 def _flat(array: Array) -> Array:
-    """The array in one dimension, contiguous and aligned, bool as uint8; copied only if it is not so already."""
+    """The array in one dimension, contiguous and aligned, bool as uint8; copied only if it has another layout."""
     flat: Array = np.require(array, requirements=["C", "A"]).reshape(-1)
     return flat.view(np.uint8) if flat.dtype == np.bool_ else flat
 
@@ -355,11 +355,21 @@ def _segments(segment_ids: IntArray) -> _Layout:
     start = np.empty(_core.starts_of_runs(numbers, np.empty(0, np.int64)), np.int64)
     start = start[: _core.starts_of_runs(numbers, start)]  # fewer if the numbers changed meanwhile
     stop = np.append(start[1:], numbers.size)[: start.size]
-    of_runs = numbers[start]
-    order = np.argsort(of_runs, kind="stable")
-    order = order[of_runs[order] >= 0]  # negative numbers are of no sequence
-    ids, first = np.unique(of_runs[order], return_index=True)
+    run_numbers = numbers[start]
+    order = np.argsort(run_numbers, kind="stable")
+    order = order[run_numbers[order] >= 0]  # negative numbers are of no sequence
+    ids, first = np.unique(run_numbers[order], return_index=True)
     return _Layout(ids.shape, ids, np.append(first, order.size).astype(np.int64), start[order], stop[order])
+
+
+def sequence_numbers(segment_ids: Any, cu_seqlens: Any, shape: tuple[int, ...]) -> IntArray | None:
+    """The number of the sequence of each token, flat, which are given either way; None if they are not."""
+    if cu_seqlens is None:
+        return None if segment_ids is None else check_segment_ids(segment_ids, shape).flatten()
+    if segment_ids is not None:
+        raise_error("together", name="segment_ids", got="cu_seqlens")
+    lengths = np.diff(check_offsets(cu_seqlens, math.prod(shape)))
+    return np.repeat(np.arange(lengths.size), lengths)
 
 
 def check_segment_ids(value: Any, shape: tuple[int, ...], name: str = "segment_ids") -> Array:
@@ -368,7 +378,7 @@ def check_segment_ids(value: Any, shape: tuple[int, ...], name: str = "segment_i
 
 
 def check_offsets(value: Any, size: int, name: str = "cu_seqlens") -> Array:
-    """Bounds of sequences that fill so many tokens."""
+    """Bounds of sequences that `size` tokens are made of."""
     offsets = np.array(_integers(name, value), order="C")  # a copy: another thread may change them after the check
     if offsets.ndim != 1 or not offsets.size:
         raise_error("shape", name=name, got=offsets.shape, fits="(G + 1,), for G sequences")
@@ -385,7 +395,7 @@ def check_offsets(value: Any, size: int, name: str = "cu_seqlens") -> Array:
 
 
 def _text_lengths(name: str, value: Any, batch: tuple[int, ...]) -> Array | None:
-    """Length of the text of each sequence."""
+    """Length of the text of each sequence, or None."""
     if value is None:
         return None
     array = check_lengths(name, value)

@@ -16,11 +16,12 @@ from tokenloss._core._core import columns_of_listed, is_log_prob
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from tokenloss._core.types import Array, BoolArray, Float64Array, IntArray
+    from tokenloss._core.types import Array, Columns
     from tokenloss.formats.responses.fields import Place
 
 _RAW = re.compile("[ĠĊ▁\ufffd]")  # in texts of a vocabulary, and of parts of a character
 _SPECIAL = re.compile("<[^ ]+>")
+_BOOLS = ("is_sentinel", "is_prompt", "is_greedy", "is_greedy_known", "is_lost")
 
 
 class Tops(NamedTuple):
@@ -30,10 +31,11 @@ class Tops(NamedTuple):
     texts: list[str | None]
     ids: list[int]
     logprobs: list[Any]
+    ranks: Sequence[int] = ()  # of each class, where the server tells them: 0 of one that has none
 
-    def starts(self) -> list[int]:
-        """Where the classes of each position start, and where the last ones end."""
-        return [0, *itertools.accumulate(self.counts)]
+    def spans(self) -> list[tuple[int, int]]:
+        """Where the classes of each position start and end."""
+        return list(itertools.pairwise([0, *itertools.accumulate(self.counts)]))
 
 
 @dataclasses.dataclass
@@ -67,65 +69,55 @@ class Tokens:
         return Tokens(**{**vars(self), "span": slice(start, stop)})
 
 
-class Columns(NamedTuple):
-    """What `Response` holds of each token, in its order, and whether classes of it may be lost."""
-
-    tokens: Array
-    n_bytes: IntArray
-    ids: IntArray
-    logprobs: Float64Array
-    is_sentinel: BoolArray
-    is_prompt: BoolArray
-    rank: IntArray
-    is_greedy: BoolArray
-    is_greedy_known: BoolArray
-    top_tokens: Array
-    top_ids: IntArray
-    top_logprobs: Float64Array
-    is_lost: BoolArray
+_MISSING: dict[str, Any] = {"top_tokens": None, "top_ids": -1, "top_logprobs": math.nan}  # where others list more
 
 
-_TOPS: dict[str, Any] = {"top_tokens": None, "top_ids": -1, "top_logprobs": math.nan}  # where fewer were listed
-
-
-def join(parts: Sequence[Columns]) -> Columns:
-    """The tokens of one part after those of another."""
-    if len(parts) == 1:
+def join(parts: Sequence[Columns], width: int = 0) -> Columns:
+    """The tokens of one part after those of another; all list as many classes as any, and at least `width`."""
+    width = max(width, *(part["top_ids"].shape[1] for part in parts))
+    if len(parts) == 1 and parts[0]["top_ids"].shape[1] == width:
         return parts[0]
-    width = max(part.top_ids.shape[1] for part in parts)
-    found: dict[str, Any] = {}
-    for name in Columns._fields:
-        columns = [getattr(part, name) for part in parts]
-        if name in _TOPS:
-            more = [((0, 0), (0, width - column.shape[1])) for column in columns]
-            columns = [np.pad(x, n, constant_values=_TOPS[name]) for x, n in zip(columns, more, strict=True)]
-        found[name] = np.concatenate(columns)
-    return Columns(**found)
+    columns: Columns = {}
+    for name in parts[0]:
+        arrays = [part[name] for part in parts]
+        if name not in _MISSING:
+            columns[name] = np.concatenate(arrays)
+            continue
+        columns[name] = np.full((sum(map(len, arrays)), width), _MISSING[name], arrays[0].dtype)
+        stop = 0
+        for array in arrays:
+            start, stop = stop, stop + len(array)
+            columns[name][start:stop, : array.shape[1]] = array
+    return columns
 
 
 def columns(tokens: Tokens, *, is_prompt: bool) -> Columns:
-    """Arrays of tokens."""
+    """Arrays of tokens, named as in `Response`, and `is_lost`, which says where classes may be lost."""
     flags = is_prompt, tokens.is_keyed, tokens.is_added, tokens.is_exact
-    found = columns_of_listed(
-        tokens.texts, tokens.ids, tokens.logprobs, tokens.lengths, tokens.ranks, *tokens.tops, *flags
+    arrays = columns_of_listed(
+        tokens.texts, tokens.ids, tokens.logprobs, tokens.lengths, tokens.ranks, *tokens.tops[:4], *flags
     )
-    if found is None:
+    if arrays is None:
         _refuse_numbers(tokens)
-    integers, bools, logprobs, top_texts, top_ids, top_logprobs = found
-    n_bytes, ids, rank = integers
-    is_sentinel, is_prompts, is_greedy, is_known, is_lost = bools.view(bool)
-    every: Any = (
-        _objects(tokens.texts), n_bytes, ids, logprobs, is_sentinel, is_prompts, rank, is_greedy, is_known,
-        _objects(top_texts).reshape(top_ids.shape), top_ids, top_logprobs, is_lost,
-    )  # fmt: skip
-    return Columns(*every) if tokens.span == slice(None) else Columns(*[column[tokens.span] for column in every])
+    integers, bools, logprobs, top_texts, top_ids, top_logprobs = arrays
+    columns: Columns = {
+        "tokens": _objects(tokens.texts),
+        **dict(zip(("n_bytes", "ids", "rank"), integers, strict=True)),
+        "logprobs": logprobs,
+        **dict(zip(_BOOLS, bools.view(bool), strict=True)),
+        "top_tokens": _objects(top_texts).reshape(top_ids.shape),
+        "top_ids": top_ids,
+        "top_logprobs": top_logprobs,
+    }
+    whole = slice(None)
+    return columns if tokens.span == whole else {name: column[tokens.span] for name, column in columns.items()}
 
 
 def _objects(values: list[str | None]) -> Array:
     """An array of objects."""
-    found = np.empty(len(values), object)
-    found[:] = values
-    return found
+    array = np.empty(len(values), object)
+    array[:] = values
+    return array
 
 
 def _refuse_numbers(tokens: Tokens) -> NoReturn:
@@ -164,19 +156,19 @@ def lengths(
         is_whole = _ends_characters(texts) if is_completed else "" not in known and not _RAW.search(joined)
         is_whole &= own is None or len(known) < len(texts) or own in joined
     if not is_whole:
-        found = [-1] * len(texts)
+        sizes = [-1] * len(texts)
     elif len(known) == len(texts) and joined.isascii():
-        found = list(map(len, known))
+        sizes = list(map(len, known))
     else:
-        found = [-1 if text is None else len(text.encode()) for text in texts]
+        sizes = [-1 if text is None else len(text.encode()) for text in texts]
     for i, spelling in enumerate(spelled or ()):
         text = texts[i]
         if spelling is not None and not (text is not None and "\ufffd" in text and text.encode() == spelling):
-            found[i] = len(spelling)
+            sizes[i] = len(spelling)
     last = (texts[-1] if texts else None) or ""
     if own is not None and _SPECIAL.fullmatch(last) and not own.endswith(last):
-        found[-1] = 0
-    return found
+        sizes[-1] = 0
+    return sizes
 
 
 def _ends_characters(texts: Sequence[str | None]) -> bool:

@@ -70,8 +70,8 @@ def _message(error: Any) -> str:
 
 def read(value: dict[str, Any], place: Place) -> tuple[str, list[Choice]]:
     """The dialect of a response, and its choices."""
-    for name, (is_of, reader) in _DIALECTS.items():
-        if is_of(value):
+    for name, (fits_dialect, reader) in _DIALECTS.items():
+        if fits_dialect(value):
             return name, reader(value, place)
     keys = ", ".join(list(value)[:12]) or "nothing"
     if {"url", "body"} <= set(value):
@@ -81,13 +81,13 @@ def read(value: dict[str, Any], place: Place) -> tuple[str, list[Choice]]:
 
 
 def _has_choices(key: str) -> Callable[[dict[str, Any]], bool]:
-    """Whether a response has choices, whose first has a key."""
+    """A function that tells whether a response has choices, and the first of them a key."""
 
-    def is_of(value: dict[str, Any]) -> bool:
+    def has_choices(value: dict[str, Any]) -> bool:
         choices = value.get("choices")
         return isinstance(choices, list) and bool(choices) and isinstance(choices[0], dict) and key in choices[0]
 
-    return is_of
+    return has_choices
 
 
 def _usage(value: dict[str, Any], place: Place) -> tuple[int | None, int | None]:
@@ -108,8 +108,8 @@ def _usage(value: dict[str, Any], place: Place) -> tuple[int | None, int | None]
 
 def _name(text: str | None) -> tuple[str | None, int]:
     """Text and id of a token, which vLLM may name by its id."""
-    found = _TOKEN_ID.fullmatch(text) if text is not None and text.startswith("token_id:") else None
-    return (None, int(found[1])) if found else (text, -1)
+    match = _TOKEN_ID.fullmatch(text) if text is not None and text.startswith("token_id:") else None
+    return (None, int(match[1])) if match else (text, -1)
 
 
 def _names(texts: list[str | None]) -> tuple[list[str | None], list[int]]:
@@ -126,8 +126,8 @@ def _names(texts: list[str | None]) -> tuple[list[str | None], list[int]]:
 def _content(value: Any, field: str, place: Place, own_text: str | None, ids: list[int] | None = None) -> Tokens:
     """Tokens of a list of objects, each of which lists the most likely classes."""
     entries = check_list(value, field, place)
-    found: Any = classes_of_entries(entries) or _checked_entries(entries, field, place)  # which names what is wrong
-    texts, own_ids, spelled, logprobs, ranks, *tops = found
+    columns: Any = classes_of_entries(entries) or _checked_entries(entries, field, place)  # which names what is wrong
+    texts, own_ids, spelled, logprobs, ranks, *tops = columns
     if ids is not None and len(ids) == len(entries):
         own_ids = ids
     return Tokens(
@@ -177,8 +177,8 @@ def _class(entry: dict[str, Any], field: str, place: Place) -> tuple[str | None,
     values = check_list(spelling, f"{field}.bytes", place)
     if not all(type(value) is int and 0 <= value < 256 for value in values):
         place.refuse(f"{field}.bytes is {reprlib.repr(values)}", "hold bytes")
-    found = bytes(values)
-    return text, id_, found if raw == text or found != (raw or "").encode() else None
+    spelled = bytes(values)
+    return text, id_, spelled if raw == text or spelled != (raw or "").encode() else None
 
 
 # Parallel lists: OpenAI completions
@@ -211,13 +211,13 @@ def _lists(value: dict[str, Any], field: str, place: Place, own_text: str | None
 
 
 def _completions(value: dict[str, Any], place: Place) -> list[Choice]:
-    """Choices of completions, of a chat or not, of vLLM or of any other server."""
+    """Choices of completions and chats, as OpenAI, vLLM and most other servers return them."""
     choices = [check_object(choice, f"choices[{i}]", place) for i, choice in enumerate(value["choices"])]
     numbers = [str(choice.get("index")) for choice in choices]
     if len(numbers) > 1 and sorted(numbers) == sorted(map(str, range(len(numbers)))):
         choices.sort(key=lambda choice: int(choice["index"]))
     n_prompt, n_generated = _usage(value, place)
-    found: list[dict[str, Tokens]] = []
+    all_parts: list[dict[str, Tokens]] = []
     for i, choice in enumerate(choices):
         at = f"choices[{i}]"
         holder, path = (choice, f"{at}.") if choice.get("prompt_logprobs") is not None else (value, "")
@@ -225,11 +225,11 @@ def _completions(value: dict[str, Any], place: Place) -> list[Choice]:
         prompt = read_objects(holder.get("prompt_logprobs"), prompt_ids, f"{path}prompt_logprobs", place)
         parts = {} if prompt is None else {"prompt": prompt}
         parts |= _choice_lists(choice, at, place)
-        found.append(parts)
-    split_echoes(value, choices, found, (n_prompt, n_generated), place)
+        all_parts.append(parts)
+    split_echoes(value, choices, all_parts, (n_prompt, n_generated), place)
     each = n_generated if len(choices) == 1 else None
-    are_copies = copies(found, n_prompt)
-    return [Choice(i, parts, is_copy, each) for i, (parts, is_copy) in enumerate(zip(found, are_copies, strict=True))]
+    pairs = zip(all_parts, copies(all_parts, n_prompt), strict=True)
+    return [Choice(i, parts, is_copy, each) for i, (parts, is_copy) in enumerate(pairs)]
 
 
 def _choice_lists(choice: dict[str, Any], at: str, place: Place) -> dict[str, Tokens]:
@@ -265,8 +265,12 @@ def _sglang(value: dict[str, Any], place: Place) -> list[Choice]:
     for side, part in (("input", "prompt"), ("output", "generated")):
         if meta.get(f"{side}_token_logprobs") is not None:
             parts[part] = _triples(meta, side, value.get("text") if part == "generated" else None, place)
-    n_generated = meta.get("completion_tokens")
-    return [Choice(0, parts, n_generated=n_generated if type(n_generated) is int else None)]
+    return [Choice(0, parts, n_generated=_integer(meta.get("completion_tokens")))]
+
+
+def _integer(value: Any) -> int | None:
+    """A server's count; None where it is no integer."""
+    return value if type(value) is int else None
 
 
 def _triples(meta: dict[str, Any], side: str, own_text: Any, place: Place) -> Tokens:
@@ -304,17 +308,16 @@ def _triples_columns(
     values: list[Any], place: Place, path: Callable[[int], str]
 ) -> tuple[list[Any], list[int], list[str | None]]:
     """Log-probabilities, ids and texts of triples, of which the text may be missing."""
-    columns = columns_of_triples(values)  # without looking at each alone
-    if columns:
+    if columns := columns_of_triples(values):  # without looking at each alone
         return columns
-    found: tuple[list[Any], list[Any], list[Any]] = [], [], []
+    columns = [], [], []
     for i, value in enumerate(values):
         logprob, id_, text = [*value, None][:3] if type(value) is list and len(value) in (2, 3) else (None, None, None)
         if type(id_) is not int or not 0 <= id_ < 1 << 63 or not (text is None or type(text) is str):
             place.refuse(f"{path(i)} is {reprlib.repr(value)}", "hold a log-probability, an id and a text")
-        for column, element in zip(found, (logprob, id_, text), strict=True):
+        for column, element in zip(columns, (logprob, id_, text), strict=True):
             column.append(element)
-    return found
+    return columns
 
 
 def _certain(
@@ -322,7 +325,7 @@ def _certain(
 ) -> tuple[list[str | None], list[int]]:
     """Texts and ids without those that are not certain: SGLang reports the last class of a prompt as class 0."""
     texts, ids = list(texts), list(ids)
-    for i, (start, end) in enumerate(itertools.pairwise(tops.starts())):
+    for i, (start, end) in enumerate(tops.spans()):
         if ids[i] == 0:
             same = [at for at in range(start, end) if tops.logprobs[at] == logprobs[i]]
             texts[i], ids[i] = (tops.texts[same[0]], tops.ids[same[0]]) if len(same) == 1 else (None, -1)
@@ -334,29 +337,29 @@ _WIDTHS = {"float32": "<f4", "float64": "<f8", "int32": "<i4", "int64": "<i8"}
 
 def _flat_tops(meta: dict[str, Any], name: str, n: int, place: Place) -> Tops | None:
     """Lists of the most likely classes, which may come as one list of all positions, or as base64 of it."""
-    found: list[list[Any]] = []
+    lists: list[list[Any]] = []
     for kind in ("val", "idx"):
         key = f"{name}_{kind}_flat"
         if meta.get(f"{key}_b64") is not None:
             dtype = _WIDTHS.get(str(meta.get(f"{key}_b64_dtype")))
             try:
                 data = base64.b64decode(meta[f"{key}_b64"], validate=True)
-                found.append(np.frombuffer(data, dtype or "").tolist())
+                lists.append(np.frombuffer(data, dtype or "").tolist())
             except (binascii.Error, TypeError, ValueError):
                 place.refuse(f"meta_info.{key}_b64 cannot be decoded", f"be base64 of {' or '.join(_WIDTHS)}")
         elif meta.get(key) is not None:
-            found.append(check_list(meta[key], f"meta_info.{key}", place))
-    if not found:
+            lists.append(check_list(meta[key], f"meta_info.{key}", place))
+    if not lists:
         return None
     shape = [
         check_count(size, f"meta_info.{name}_shape", place)
         for size in check_list(meta.get(f"{name}_shape"), f"{name}_shape", place)
     ]
     start = check_count(meta.get(f"{name}_null_prefix", 0), f"meta_info.{name}_null_prefix", place)
-    if len(found) != 2 or len(shape) != 2 or start + shape[0] != n or {len(f) for f in found} != {shape[0] * shape[1]}:
+    if len(lists) != 2 or len(shape) != 2 or start + shape[0] != n or {*map(len, lists)} != {shape[0] * shape[1]}:
         place.refuse(f"meta_info.{name}_shape is {shape} after {start} tokens", f"fit {n} tokens and the lists")
-    ids = [check_count(id_, f"meta_info.{name}_idx_flat[{i}]", place) for i, id_ in enumerate(found[1])]
-    return Tops([0] * start + [shape[1]] * shape[0], [None] * len(ids), ids, found[0])
+    ids = [check_count(id_, f"meta_info.{name}_idx_flat[{i}]", place) for i, id_ in enumerate(lists[1])]
+    return Tops([0] * start + [shape[1]] * shape[0], [None] * len(ids), ids, lists[0])
 
 
 # llama.cpp
@@ -364,19 +367,15 @@ def _flat_tops(meta: dict[str, Any], name: str, n: int, place: Place) -> Tops | 
 
 def _llama_cpp(value: dict[str, Any], place: Place) -> list[Choice]:
     """The choice of a response of llama.cpp's own endpoint."""
-    found, n_generated = value.get("completion_probabilities"), value.get("tokens_predicted")
+    entries, n_generated = value.get("completion_probabilities"), value.get("tokens_predicted")
     content = check_text(value.get("content"), "content", place)
-    parts = {} if found is None else {"generated": _content(found, "completion_probabilities", place, content)}
+    parts = {} if entries is None else {"generated": _content(entries, "completion_probabilities", place, content)}
     number = value.get("index", 0)
-    return [
-        Choice(
-            number if type(number) is int else 0, parts, n_generated=n_generated if type(n_generated) is int else None
-        )
-    ]
+    return [Choice(number if type(number) is int else 0, parts, n_generated=_integer(n_generated))]
 
 
 def _is_piece(value: dict[str, Any]) -> bool:
-    """Whether a response is a piece of a stream; of completions, one without an end and without counts."""
+    """Whether a response is a piece of a stream: its end is open, and in completions it has no counts."""
     meta, choices = value.get("meta_info"), value.get("choices")
     first = choices[0] if isinstance(choices, list) and choices and isinstance(choices[0], dict) else {}
     is_open = "text" in first and first.get("finish_reason", "") is None and not value.get("usage")

@@ -24,29 +24,29 @@ _ISSUE = "values of llama-cpp-python are off by one position if there is no BOS 
 def split_echoes(
     value: dict[str, Any],
     choices: Sequence[dict[str, Any]],
-    found: Sequence[dict[str, Tokens]],
+    all_parts: Sequence[dict[str, Tokens]],
     usage: tuple[int | None, int | None],
     place: Place,
 ) -> None:
     """Tell the parts of what is "listed" in each choice: the prompt, if it is there, and what was generated."""
-    with_lists = [i for i, parts in enumerate(found) if "listed" in parts]
+    with_lists = [i for i, parts in enumerate(all_parts) if "listed" in parts]
     counted = usage[1]
-    total = sum(len(found[i]["listed"]) for i in with_lists)
+    total = sum(len(all_parts[i]["listed"]) for i in with_lists)
     is_echo = counted is not None and total > counted + len(with_lists)  # an end of text may be listed, not counted
     n_prompts: list[int | None] = []
     for i in with_lists:
-        listed = found[i]["listed"]
+        listed = all_parts[i]["listed"]
         if not (is_echo or listed.logprobs[0] is None):
             n_prompts.append(0)
             continue
         _check_text(value, choices[i], f"choices[{i}]", listed, usage, place)
-        n_prompts.append(_n_prompt(choices[i], found[i], len(listed)))
+        n_prompts.append(_n_prompt(choices[i], all_parts[i], len(listed)))
     if None in n_prompts:
         n_prompts = _by_usage(
-            value, [choices[i] for i in with_lists], [found[i]["listed"] for i in with_lists], usage, place
+            value, [choices[i] for i in with_lists], [all_parts[i]["listed"] for i in with_lists], usage, place
         )
     for i, n_prompt in zip(with_lists, n_prompts, strict=True):
-        parts, listed = found[i], found[i].pop("listed")
+        parts, listed = all_parts[i], all_parts[i].pop("listed")
         if n_prompt is None:
             parts["all"] = listed
         elif not n_prompt:
@@ -91,7 +91,7 @@ def _check_text(
     usage: tuple[int | None, int | None],
     place: Place,
 ) -> None:
-    """Refuse an echo whose tokens are not the text: then they may not be those of the log-probabilities."""
+    """Refuse an echo whose tokens do not make its text, since log-probabilities may then be of other tokens."""
     text: Any = choice.get("text")
     texts: Any = listed.texts
     if not isinstance(text, str) or None in texts:
@@ -110,7 +110,7 @@ def _ascii(text: str) -> str:
 
 
 def _is_covered(text: str, texts: Sequence[str]) -> bool:
-    """Whether a text may be that of all of these tokens, of which some may be special, or parts of characters."""
+    """Whether these tokens may make the text; some may be special, or parts of characters."""
     joined, last = "".join(texts), texts[-1]
     if joined == text or _is_within(text, joined):
         return True
@@ -176,15 +176,12 @@ def _one_by_usage(value: dict[str, Any], listed: Tokens, n_prompt: int, n_genera
     if n == n_prompt + n_generated:
         return n_prompt
     if n != n_prompt + n_generated - 1:
-        got = (
-            f"an echo of {n} tokens, where usage counts {n_prompt} of the prompt and {n_generated} that were generated"
-        )
-        place.refuse(got, "hold all of them")
+        counts = f"{n_prompt} of the prompt and {n_generated} that were generated"
+        place.refuse(f"an echo of {n} tokens, where usage counts {counts}", "hold all of them")
     if n_generated != 1 or _LLAMA_CPP_PYTHON.fullmatch(str(value.get("id"))):
         return n - n_generated  # the BOS is not listed
     tops = listed.tops
-    spans = zip(listed.texts, itertools.pairwise(tops.starts()), strict=True)
-    lists = [(text, start, end) for text, (start, end) in spans if end > start]
+    lists = [(text, *span) for text, span in zip(listed.texts, tops.spans(), strict=True) if span[1] > span[0]]
     if any(tops.texts[start] != text for text, start, _ in lists if text is not None):
         return n - 1  # likewise
     values = [tops.logprobs[start:end] for _, start, end in lists]
@@ -194,7 +191,7 @@ def _one_by_usage(value: dict[str, Any], listed: Tokens, n_prompt: int, n_genera
 
 
 def _block(sizes: Sequence[int], total: int) -> int:
-    """Number of choices of each prompt, whose sizes make a total; 0 if none does."""
+    """How many choices each prompt has, such that the sizes of the prompts add up to the total; 0 if no number fits."""
     for n in range(1, len(sizes) + 1):
         is_whole = len(sizes) % n == 0 and sum(sizes[::n]) == total
         if is_whole and all(size == sizes[i - i % n] for i, size in enumerate(sizes)):
@@ -202,11 +199,11 @@ def _block(sizes: Sequence[int], total: int) -> int:
     return 0
 
 
-def copies(found: Sequence[dict[str, Tokens]], n_prompt: int | None) -> list[bool]:
+def copies(all_parts: Sequence[dict[str, Tokens]], n_prompt: int | None) -> list[bool]:
     """Whether each choice repeats the prompt of a choice before it."""
-    if len(found) == 1:
+    if len(all_parts) == 1:
         return [False]
-    prompts = [parts.get("prompt") for parts in found]
+    prompts = [parts.get("prompt") for parts in all_parts]
     keys = [
         tokens and (tokens.ids[tokens.span], tokens.texts[tokens.span], tokens.logprobs[tokens.span])
         for tokens in prompts

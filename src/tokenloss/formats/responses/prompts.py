@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from typing import Any, NamedTuple
+from typing import Any
 
 from tokenloss._core._core import classes_by_id
 from tokenloss.formats.records import read_records
@@ -16,28 +16,17 @@ _FAR = 8  # ranks, that ties do not explain
 _KEY = "do not tell which entry is the prompt's own token"
 
 
-class _Objects(NamedTuple):
-    """The classes that are listed at each position, and their ranks, 0 where there is none."""
-
-    tops: Tops
-    ranks: list[int]
-
-    def spans(self) -> list[tuple[int, int]]:
-        """Where the classes of each position start and end."""
-        return list(itertools.pairwise(self.tops.starts()))
-
-
 def read_objects(value: Any, ids: list[int] | None, field: str, place: Place) -> Tokens | None:
     """Tokens of a prompt: objects by id of the most likely classes and the prompt's token."""
     if value is None:
         return None
-    objects = _objects(check_list(value, field, place), field, place)
-    tops, n = objects.tops, len(objects.tops.counts)
+    tops = _objects(check_list(value, field, place), field, place)
+    n = len(tops.counts)
     if ids is not None and len(ids) != n:
         place.refuse(f"{field} has {n} elements", f"have {len(ids)}, as prompt_token_ids")
-    own = _own(objects, ids, field, place)
+    own = _own(tops, ids, field, place)
     texts = [None if at is None else tops.texts[at] for at in own]
-    ranks = [0 if at is None else objects.ranks[at] for at in own]
+    ranks = [0 if at is None else tops.ranks[at] for at in own]
     return Tokens(
         place, f'{field}[{{i}}]["{{id}}"].logprob', f'{field}[{{i}}]["{{id}}"].logprob', texts,
         [-1 if at is None else tops.ids[at] for at in own] if ids is None else ids,
@@ -46,22 +35,22 @@ def read_objects(value: Any, ids: list[int] | None, field: str, place: Place) ->
     )  # fmt: skip
 
 
-def _objects(values: list[Any], field: str, place: Place) -> _Objects:
+def _objects(values: list[Any], field: str, place: Place) -> Tops:
     """The classes of a list of objects by id, or nulls."""
     columns = classes_by_id(values)  # without looking at each alone
     if columns:
-        return _Objects(Tops(*columns[:4]), columns[4])
-    found = [_entries(value, f"{field}[{i}]", place) for i, value in enumerate(values)]
-    each = zip(*itertools.chain.from_iterable(found), strict=True)
-    texts, ids, logprobs, ranks = map(list, each) if any(found) else ([], [], [], [])
-    return _Objects(Tops(list(map(len, found)), texts, ids, logprobs), ranks)
+        return Tops(*columns)
+    positions = [_entries(value, f"{field}[{i}]", place) for i, value in enumerate(values)]
+    each = zip(*itertools.chain.from_iterable(positions), strict=True)
+    texts, ids, logprobs, ranks = map(list, each) if any(positions) else ([], [], [], [])
+    return Tops(list(map(len, positions)), texts, ids, logprobs, ranks)
 
 
 def _entries(value: Any, field: str, place: Place) -> list[tuple[str | None, int, Any, int]]:
     """Classes of a position: text, id, log-probability and rank, 0 where there is none."""
     if value is None:
         return []
-    found = []
+    classes = []
     for key, entry in check_object(value, field, place).items():
         path = f'{field}["{key}"]'
         if not _ID.fullmatch(key):
@@ -72,32 +61,32 @@ def _entries(value: Any, field: str, place: Place) -> list[tuple[str | None, int
         rank = entry.get("rank")
         rank = 0 if rank is None else check_count(rank, f"{path}.rank", place, 1)
         text = check_text(entry.get("decoded_token"), f"{path}.decoded_token", place)
-        found.append((text, int(key), entry["logprob"], rank))
-    if not found:
+        classes.append((text, int(key), entry["logprob"], rank))
+    if not classes:
         place.refuse(f"{field} is empty", "hold the prompt's token")
-    return found
+    return classes
 
 
-def _own(objects: _Objects, ids: list[int] | None, field: str, place: Place) -> list[int | None]:
-    """Which class is each of the prompt's own tokens, None without any; refused if that is not certain."""
+def _own(tops: Tops, ids: list[int] | None, field: str, place: Place) -> list[int | None]:
+    """The index of each of the prompt's own tokens among the classes, None of one without any; refused if uncertain."""
     own: list[int | None] = []
     if ids is not None:
-        listed = objects.tops.ids
-        for i, (start, end) in enumerate(objects.spans()):
+        listed = tops.ids
+        for i, (start, end) in enumerate(tops.spans()):
             try:
                 own.append(listed.index(ids[i], start, end) if end > start else None)
             except ValueError:
                 place.refuse(f"{field}[{i}] does not hold the prompt's token {ids[i]}", "hold it, by prompt_token_ids")
         return own
-    is_first, k = _is_own_first(objects), _n_listed(objects)
+    is_first, k = _is_own_first(tops), _n_listed(tops)
     if is_first:
-        return [start if end > start else None for start, end in objects.spans()]
-    for i, (start, end) in enumerate(objects.spans()):
+        return [start if end > start else None for start, end in tops.spans()]
+    for i, (start, end) in enumerate(tops.spans()):
         if end - start < 2:
             own.append(start if end > start else None)
             continue
         most = k if k and end - start > k else 2 * (end - start) + _FAR
-        far = [at for at in range(start, end) if objects.ranks[at] > most]
+        far = [at for at in range(start, end) if tops.ranks[at] > most]
         if is_first is None and len(far) != 1 and place.puts_own_first():
             own.append(start)
         elif len(far) == 1:
@@ -107,28 +96,28 @@ def _own(objects: _Objects, ids: list[int] | None, field: str, place: Place) -> 
     return own
 
 
-def _n_listed(objects: _Objects) -> int:
-    """The k of the k likeliest, where objects of k entries and of one more, the own token, show it; 0 if not.
+def _n_listed(tops: Tops) -> int:
+    """How many likeliest classes were asked for: k, where all objects have k entries, or one more for the own token.
 
-    A rank above k + 1 tells them from k + 1 likeliest, of which some objects lack one.
+    A rank above k + 1 proves it, since k + 1 may have been asked for and some objects lack one. 0 if it is not known.
     """
-    sizes = {*objects.tops.counts} - {0}
+    sizes = {*tops.counts} - {0}
     k = min(sizes, default=0)
     if sizes != {k, k + 1}:
         return 0
-    return k if any(max(objects.ranks[a:b]) > k + 1 for a, b in objects.spans() if b - a == k + 1) else 0
+    return k if any(max(tops.ranks[a:b]) > k + 1 for a, b in tops.spans() if b - a == k + 1) else 0
 
 
-def _is_own_first(objects: _Objects) -> bool | None:
+def _is_own_first(tops: Tops) -> bool | None:
     """Whether the objects show that their writer puts the own token first, and then the others by rank, as vLLM does.
 
     It is proved by one that stands before more likely ones, unless the keys are sorted, as some tools leave them; None
     if the objects show neither this nor another order.
     """
-    is_proved, k = False, _n_listed(objects)
+    is_proved, k = False, _n_listed(tops)
     orders: list[type] = [int, str]  # by which all keys are sorted
-    for start, end in objects.spans():
-        ranks = objects.ranks[start:end]
+    for start, end in tops.spans():
+        ranks = tops.ranks[start:end]
         if len(ranks) < 2:
             continue
         others = ranks[1:]
@@ -138,7 +127,7 @@ def _is_own_first(objects: _Objects) -> bool | None:
             return False
         is_proved |= ranks[0] > others[0]
         if orders:
-            keys = objects.tops.ids[start:end]
+            keys = tops.ids[start:end]
             orders = [order for order in orders if keys == sorted(keys, key=order)]
     return True if is_proved and not orders else None
 
@@ -156,9 +145,9 @@ def _is_proof(path: str, line: int, value: dict[str, Any]) -> bool:
     for holder in (body, *(choices if isinstance(choices, list) else ())):
         listed = holder.get("prompt_logprobs") if isinstance(holder, dict) else None
         try:
-            objects = _objects(list(listed or ()), "", Place(path, line))
+            tops = _objects(list(listed or ()), "", Place(path, line))
         except (TypeError, ValueError):
             continue  # it is refused when it is its turn
-        if _is_own_first(objects):
+        if _is_own_first(tops):
             return True
     return False

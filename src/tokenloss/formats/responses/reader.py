@@ -171,11 +171,9 @@ class ResponsesFile:
         has_prompts: bool | None = None
         for place, custom_id, body, reason in _bodies(self.path):
             if reason and not self.skip_failed:
-                got, fits = (
-                    f"request {custom_id!r} failed: {reason}",
-                    "have succeeded, or be left out (--skip-failed, skip_failed=True)",
-                )
-                place.refuse(got if custom_id is not None else f"the request failed: {reason}", fits)
+                request = "the request" if custom_id is None else f"request {custom_id!r}"
+                fits = "have succeeded, or be left out (--skip-failed, skip_failed=True)"
+                place.refuse(f"{request} failed: {reason}", fits)
             if reason:
                 has_failed = True
                 self.failed.append(Failed(place.line, custom_id, reason))
@@ -184,13 +182,13 @@ class ResponsesFile:
             if dialect != self.dialect:
                 place.refuse(f"it is of the layout {dialect}", f"be of {self.dialect}, as those before it")
             for choice in choices:
-                found = self._chosen(choice, place)
-                if not found:
+                parts = self._chosen(choice, place)
+                if not parts:
                     continue
                 if self.part == "all" and not choice.is_repeated:
                     has_prompts = _check_prompt(choice, has_prompts, place)
-                has_number = has_number or any(tokens.has_number() for _, tokens in found)
-                yield _response(place.line, choice.number, custom_id, found)
+                has_number = has_number or any(tokens.has_number() for _, tokens in parts)
+                yield _response(place.line, choice.number, custom_id, parts)
         if not has_number and not has_failed:
             raise_error("content", path=self.path, got="holds no log-probability", fits=f"hold some ({self.part})")
 
@@ -199,19 +197,14 @@ class ResponsesFile:
         parts = {name: tokens for name, tokens in choice.parts.items() if len(tokens)}
         prompt = parts.get("prompt")
         if "all" in parts and self.part != "all":
-            place.refuse(
-                "nothing tells where the echoed prompt ends",
-                "come with prompt_token_ids or usage, or be read whole (--part all)",
-            )
+            fits = "come with prompt_token_ids or usage, or be read whole (--part all)"
+            place.refuse("nothing tells where the echoed prompt ends", fits)
         if self.part == "all":
-            found = [
-                (name, parts[name])
-                for name in _ORDER
-                if name in parts and not (name == "prompt" and choice.is_repeated)
-            ]
-            if not found and not choice.is_repeated:
+            if choice.is_repeated:
+                parts.pop("prompt", None)
+            elif not parts:
                 place.refuse("it holds no log-probabilities", "hold some: ask for logprobs")
-            return found
+            return [(name, parts[name]) for name in _ORDER if name in parts]
         if self.part == "prompt":
             if choice.is_repeated:
                 return []
@@ -250,9 +243,8 @@ def _check_prompt(choice: Choice, has_prompts: bool | None, place: Place) -> boo
 
 def _response(line: int, choice: int, custom_id: str | None, parts: list[tuple[str, Tokens]]) -> Response:
     """The response of these parts."""
-    found = join([columns(tokens, is_prompt=name != "generated") for name, tokens in parts])
-    every: Any = (*found[:-1], int(np.count_nonzero(found.is_lost)))
-    return Response(line, choice, custom_id, *every)
+    arrays: Any = join([columns(tokens, is_prompt=name != "generated") for name, tokens in parts])
+    return Response(line, choice, custom_id, lost_tops=int(np.count_nonzero(arrays.pop("is_lost"))), **arrays)
 
 
 def _bodies(path: str) -> Iterator[tuple[Place, str | None, dict[str, Any], str]]:
