@@ -42,10 +42,10 @@ def summary_tables(summary: dict[str, Any], basis: str) -> list[Table]:
 
 def _rows(summary: dict[str, Any], basis: str) -> list[tuple[Any, str, str, str]]:
     """Rows of the figures: whether a row is shown, its label, value and note."""
-    tokens, stderr = summary["count"], summary["stderr"]
+    count, stderr = summary["count"], summary["stderr"]
     low, high = summary["perplexity_interval"]
     by_byte, by_sequence = summary["bits_per_byte_stderr"], summary["sequence_loss_stderr"]
-    no_error = "nats; no interval from one token" if tokens == 1 else "nats"
+    no_error = "nats; no interval from one token" if count == 1 else "nats"
     return [
         (True, "tokens", f"{count:,}", _left_out(summary)),
         (summary["n_nan"], "nan tokens", f"{summary['n_nan']:,}", f"of {count:,}"),
