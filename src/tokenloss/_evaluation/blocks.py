@@ -16,7 +16,7 @@ from tokenloss._core.errors import raise_error, with_file_names
 from tokenloss._core.validation import check_mask
 from tokenloss._evaluation import score
 from tokenloss._evaluation.files import make_evaluation
-from tokenloss._evaluation.plan import OpenShard, Shard, check_shiftable, check_stored_targets, shifted
+from tokenloss._evaluation.plan import OpenShard, Shard, check_shiftable, checked_shard, shifted_shard
 from tokenloss._evaluation.results import ShardResult
 from tokenloss._evaluation.sequences import RowSequences, SequenceColumns
 from tokenloss._evaluation.sink import check_files, open_sinks, token_function
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 
 def evaluate_blocks(blocks: Iterable[Any], options: Options, settings: Settings, outputs: Sequence[Sink]) -> Evaluation:
-    """Score all tokens of blocks, one after the other."""
+    """Score all tokens of blocks, one block after the other."""
     check_files(outputs, None, {})
     workers = settings.workers or config.default_workers()
     shard, total, n_read, top_k = None, _Total(options.top), 0, 0
@@ -67,19 +67,19 @@ def evaluate_blocks(blocks: Iterable[Any], options: Options, settings: Settings,
 
 @dataclass
 class _Total:
-    """The result of all blocks so far, in the form of a single shard's."""
+    """The result of all blocks so far, as if they were one shard."""
 
     top: int
     rows: int = 0
     scored_rows: int = 0
-    numbered: int = 0  # sequences so far, where each row of (N, T, V) is one
-    has_ids: bool | None = None  # None before the first block
-    result: ShardResult = field(default_factory=lambda: ShardResult(LossMeter(), 0, 0, []))  # but for its sequences
+    numbered: int = 0  # sequences so far, if each of the N rows of a block (N, T, V) is one
+    has_ids: bool | None = None  # whether blocks have segment ids; None before the first block
+    result: ShardResult = field(default_factory=lambda: ShardResult(LossMeter(), 0, 0, []))  # without sequences
     whole: list[SequenceColumns] = field(default_factory=list)
     split: list[SequenceColumns] = field(default_factory=list)
 
     def add(self, new: ShardResult, part: Shard) -> None:
-        """Take one more block."""
+        """Add the result of one more block."""
         old = self.result
         tokens = [token._replace(position=token.position + self.rows) for token in new.highest_loss_tokens]
         tokens = sorted([*old.highest_loss_tokens, *tokens], key=lambda token: -token.sort_key)[: self.top]
@@ -103,26 +103,27 @@ class _Total:
 
 
 class _Block(NamedTuple):
-    """A block whose arrays were checked."""
+    """A block with checked arrays."""
 
     name: str
     scores: Array
-    code: int  # of their dtype
+    code: int  # of the dtype of the scores, as `_core` numbers dtypes
     targets: Array
     mask: Array | None
-    ids: Array | None  # of sequences, one for each row
+    ids: Array | None  # the number of the sequence of each row
 
     def rows(self, start: int, stop: int) -> _Block:
-        """Some rows of a block (N, V)."""
+        """A block of some of the rows of a block (N, V)."""
         part = slice(start, stop)
         mask, ids = (None if array is None else array[part] for array in (self.mask, self.ids))
         return self._replace(scores=self.scores[part], targets=self.targets[part], mask=mask, ids=ids)
 
 
 def _opened(blocks: Iterable[Any], options: Options, total: _Total) -> Iterator[tuple[OpenShard, Shard]]:
-    """Blocks as shards that are open.
+    """Yield each block as an open shard.
 
-    A sequence may go on in the next block: where targets are shifted, its last row waits for the id that it predicts.
+    If targets are shifted and a sequence may go on in the next block, the last row of a block is held back until the
+    id that it predicts is known.
     """
     last: _Block | None = None
     for number, values in enumerate(blocks):
@@ -143,7 +144,7 @@ def _opened(blocks: Iterable[Any], options: Options, total: _Total) -> Iterator[
 
 
 def _checked(name: str, values: Any, before: _Total) -> _Block:
-    """A block of logits, targets, perhaps a mask and the numbers of sequences."""
+    """Check the arrays of a block: logits, targets, perhaps a mask and segment ids."""
     if not isinstance(values, tuple | list) or not 2 <= len(values) <= 4:
         got = type(values).__name__ + (f" of {len(values)}" if isinstance(values, tuple | list) else "")
         raise_error("type", name=name, got=got, fits="(logits, targets[, where[, segment_ids]])")
@@ -162,42 +163,34 @@ def _checked(name: str, values: Any, before: _Total) -> _Block:
 
 
 def _file(block: _Block, options: Options) -> ScoresFile:
-    """The logits of a block, read from memory as those of a file are."""
+    """The logits of a block as a file of scores, whose rows are read from memory."""
     dtype = without_bfloat16(block.scores[:0], block.code).dtype
     read = _reader(block.scores, block.code)
     return ScoresFile(block.name, options.kind or "logits", block.scores.shape, dtype, None, None, read)
 
 
 def _shard(block: _Block, options: Options, numbered: int, following: _Block | None = None) -> tuple[OpenShard, Shard]:
-    """A block as a shard; `following` are the rows after it, where they are not in the block."""
-    file, (name, scores, code, targets, mask, ids) = _file(block, options), block
-    sequences = RowSequences(scores.shape, ids, first=numbered)
-    has_next = None
-    with with_file_names(name):
-        if options.shift and following is not None:
-            assert ids is not None
-            assert following.ids is not None
-            number, next_number = ids, following.ids[: len(ids)]
-            targets, has_next = following.targets[: len(ids)], (number == next_number) & (number >= 0)
-            mask = None if mask is None else mask & (True if following.mask is None else following.mask[: len(ids)])
-        elif options.shift:
-            targets, has_next = shifted(targets)
-            if sequences.are_given:
-                has_next = has_next & ~sequences.ends(file.rows).reshape(has_next.shape)
-            mask = None if mask is None else mask & np.roll(mask, -1, -1)
-        counted = mask if has_next is None else has_next if mask is None else mask & has_next
-        check_stored_targets(scores.shape, file.kind, targets, options.ignore_index, bool(options.shift), counted)
-    scored = file.rows if has_next is None else int(np.count_nonzero(has_next))
+    """A block as an open shard; `following` holds the rows that come after it, if they are known."""
+    file, scores, mask, ids = _file(block, options), block.scores, block.mask, block.ids
     shard = Shard(
-        name, file.kind, file.shape, dtype_name(code, scores), scores.shape[-1] * scores.itemsize, batch=(scored,),
+        block.name, file.kind, file.shape, dtype_name(block.code, scores), scores.shape[-1] * scores.itemsize,
         split=() if ids is None else None,
-        target_type="distributions" if targets.ndim == scores.ndim else "class ids",
     )  # fmt: skip
-    return OpenShard(file, targets, has_next, None, sequences, mask), shard
+    opened = OpenShard(file, block.targets, None, None, RowSequences(scores.shape, ids, first=numbered), mask)
+    if options.shift and following is None:
+        mask = None if mask is None else mask & np.roll(mask, -1, -1)
+        opened = shifted_shard(shard, opened)._replace(mask=mask)
+    elif options.shift and following is not None:
+        assert ids is not None
+        assert following.ids is not None
+        following = following.rows(0, len(ids))
+        mask = None if mask is None else mask & (True if following.mask is None else following.mask)
+        opened = opened._replace(targets=following.targets, where=(ids == following.ids) & (ids >= 0), mask=mask)
+    return opened, checked_shard(shard, opened, options)
 
 
 def _reader(scores: Array, code: int | None) -> Callable[[int], Iterator[Array]]:
-    """Function that reads rows of scores in memory."""
+    """Make the function that `ScoresFile.blocks` calls, for scores in memory."""
     rows = math.prod(scores.shape[:-1])
 
     def read(most_rows: int) -> Iterator[Array]:
@@ -208,5 +201,5 @@ def _reader(scores: Array, code: int | None) -> Callable[[int], Iterator[Array]]
 
 
 def _listed(words: str, word: str) -> str:
-    """A list of words, with one more if it is not there yet."""
+    """Add a word to a list of words, unless the list has it."""
     return ", ".join(dict.fromkeys([*words.split(", "), word]))

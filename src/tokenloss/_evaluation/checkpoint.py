@@ -37,11 +37,11 @@ if TYPE_CHECKING:
     from tokenloss._evaluation.options import Options
     from tokenloss._evaluation.plan import Shard
 
-_FORMAT = 6  # of the file; another one is refused
-_PIECES = 32  # of a file, by which it is told from another
-_MIN_PIECES = 4  # of each of many files
+_FORMAT = 6  # number of the format; a file of another one is refused
+_PIECES = 32  # of a file are hashed, to tell it from another
+_MIN_PIECES = 4  # of each file of a directory, however many it holds
 _PIECE_BYTES = 1 << 12
-_RECORDS: dict[str, Any] = {  # that a result holds
+_RECORDS: dict[str, Any] = {  # the types of records that a result may hold
     record.__name__: record
     for record in (
         ShardResult, ComparedShard, TokenLoss, ShiftSample, SequenceColumns, ResponseFigures, Sources, Rounding, Failed,
@@ -50,7 +50,7 @@ _RECORDS: dict[str, Any] = {  # that a result holds
 
 
 class _Result(Protocol):
-    """The result of a shard."""
+    """What the results of all commands have."""
 
     @property
     def n_tokens(self) -> int: ...
@@ -60,7 +60,7 @@ Result = TypeVar("Result", bound=_Result)
 
 
 class Checkpoint(Generic[Result]):
-    """Results of shards by number, and their file, if one is wanted."""
+    """The results of shards, by the number of the shard, and the file that holds them, if there is one."""
 
     def __init__(self, path: str | None, options: Options, shards: Sequence[Shard]) -> None:
         self._path = path
@@ -81,7 +81,7 @@ class Checkpoint(Generic[Result]):
                 self._size = self._read(file)
 
     def add(self, number: int, result: Result) -> None:
-        """Store the result of a shard."""
+        """Add the result of a shard, also to the file."""
         self.results[number] = result
         if self._path is None:
             return
@@ -91,7 +91,7 @@ class Checkpoint(Generic[Result]):
             self._size += file.write(_line({"shard": self._shards[number], "result": encoded(result)}))
 
     def _read(self, file: BinaryIO) -> int:
-        """Read the results, if they are of these shards and these options; the size without a line that has no end."""
+        """Read results, which must be of these shards and options; return the size without an unfinished line."""
         first = file.readline()
         options = self._entry(first)["options"]
         for name, value in self._options.items():
@@ -118,7 +118,7 @@ class Checkpoint(Generic[Result]):
         return size
 
     def _entry(self, line: bytes) -> dict[str, Any]:
-        """What a line holds, which must have the hash that stands before it."""
+        """Parse a line, after its hash was compared."""
         digest, _, text = line.partition(b" ")
         if digest != _hash_of(text):
             self._refuse(f"is no state of tokenloss {self._command}, or is damaged", "be one, or not exist yet")
@@ -126,12 +126,12 @@ class Checkpoint(Generic[Result]):
         return entry
 
     def _refuse(self, got: str, fits: str) -> NoReturn:
-        """Refuse the file."""
+        """Raise an error about the file."""
         raise_error("content", path=self._path, got=got, fits=fits)
 
 
 def _named(options: Options) -> dict[str, Any]:
-    """All options by name, with those of each candidate."""
+    """All options by name; those of candidates have the number of the candidate in their name."""
     named = options._asdict()
     for number, other in enumerate(named.pop("others")):
         named |= {f"candidate {number}: {name}": value for name, value in _named(other).items()}
@@ -139,18 +139,18 @@ def _named(options: Options) -> dict[str, Any]:
 
 
 def _line(entry: dict[str, Any]) -> bytes:
-    """A line of the file."""
+    """A line of the file: a hash, a space, and JSON."""
     text = f"{json.dumps(entry)}\n".encode()
     return _hash_of(text) + b" " + text
 
 
 def _hash_of(text: bytes) -> bytes:
-    """Hash of a line."""
+    """Hash of the JSON of a line."""
     return hashlib.blake2b(text, digest_size=16).hexdigest().encode()
 
 
 def encoded(value: Any) -> Any:
-    """A result as JSON can hold it: records, arrays, meters and dicts are objects of one name."""
+    """Convert a result to what JSON can hold: a record, array, meter or dict becomes {its type: its content}."""
     if isinstance(value, LossMeter):
         return {"meter": value._to_json()}
     if isinstance(value, np.ndarray):
@@ -165,7 +165,7 @@ def encoded(value: Any) -> Any:
 
 
 def decoded(value: Any) -> Any:
-    """Inverse of `encoded`, but that tuples which are no records become lists."""
+    """Convert back what `encoded` made; only plain tuples have become lists."""
     if isinstance(value, list):
         return list(map(decoded, value))
     if not isinstance(value, dict):
@@ -183,7 +183,7 @@ def decoded(value: Any) -> Any:
 
 
 def _fingerprint(shard: Shard, of_file: Callable[[str], dict[str, Any]]) -> dict[str, Any]:
-    """Fingerprint of a shard and its targets, and the token after it: a result belongs to these."""
+    """Fingerprint of all that the result of a shard depends on, besides the options."""
     targets = shard.targets and {**of_file(shard.targets), "start": shard.start}
     segments = shard.segments and {**of_file(shard.segments), "start": shard.segments_start}
     split = None if shard.split is None else list(shard.split)
@@ -196,17 +196,17 @@ def _fingerprint(shard: Shard, of_file: Callable[[str], dict[str, Any]]) -> dict
 
 
 def _head_fingerprint(shard: Shard, of_file: Callable[[str], dict[str, Any]]) -> list[Any]:
-    """Fingerprint of the head of hidden states: its files, and what was taken of them and the config."""
+    """Fingerprint of the head of hidden states: its files, and what was read from them and from config.json."""
     return [*map(of_file, shard.head_files), shard.head]
 
 
 def _file_fingerprint(path: str) -> dict[str, Any]:
-    """Path of a file or a directory, and a hash by which it is told from another.
+    """Path of a file or a directory, and a hash that tells it from another.
 
     The hash is of the name, the size, the time of the last change and some pieces of each file: those at its start,
-    with its header, and at its end, with the checksums of an archive, and others at equal distances. What it does not
-    notice is a change between these pieces after which the file got its old time back. A copy with the same time is
-    taken for the same file.
+    with its header, and at its end, with the checksums of an archive, and others at equal distances. It does not notice
+    a change between these pieces if the file got its old time back afterwards. A copy with the same time counts as the
+    same file.
     """
     digest = hashlib.blake2b(digest_size=16)
     files = sorted(files_of(path), key=str)
@@ -219,7 +219,7 @@ def _file_fingerprint(path: str) -> dict[str, Any]:
 
 
 def _pieces(path: Path, size: int, count: int) -> Iterator[bytes]:
-    """Pieces of a file, which is read whole where it is small."""
+    """Pieces of a file at equal distances, or the whole file if it is small."""
     with path.open("rb", buffering=0) as file:
         if size <= count * _PIECE_BYTES:
             yield file.read(size)

@@ -1,4 +1,4 @@
-"""Checks of scores while they are read: are they of the kind that they are taken for, are targets distributions."""
+"""Checks of scores while they are read: their kind, whether targets are distributions, whether a norm is missing."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ if TYPE_CHECKING:
     from tokenloss._evaluation.plan import Shard
     from tokenloss.formats.scores_file import ScoresFile
 
-_CACHED = 1 << 16  # numbers that stay in a core's cache
-_FIRST_ROWS = 16  # from which the kind of scores is guessed
-_FIRST_ELEMENTS = 1 << 24  # at most, in these rows
+_CACHED = 1 << 16  # numbers that fit in a core's cache
+_FIRST_ROWS = 16  # the kind of scores is guessed from so many rows
+_FIRST_ELEMENTS = 1 << 24  # and from at most so many scores
 _PROBABILITY_SLACK = 1e-3  # by which a probability may be outside [0, 1]
 _SUM_SLACK = 1e-2  # by which the sum of a distribution may differ from 1
-NORM_SAMPLE = 64  # hidden states of a file whose root mean squares are compared
+NORM_SAMPLE = 64  # the root mean squares of so many hidden states of a file are compared
 _MIN_NORM_SAMPLE = 16
-_MIN_NORM_WEIGHT = 1e-2  # of the largest
+_MIN_NORM_WEIGHT = 1e-2  # of the largest weight; features of smaller weights are left out
 _MAX_NORM_SPREAD = 0.1  # 0.02 was the most after the final norm of trained models, 0.2 the least before it
 
 
 def check_normalized(logsumexps: Array, itemsize: int, is_believed: bool) -> None:
-    """Refuse rows that are no natural log-probabilities, by their logsumexp.
+    """Refuse rows whose logsumexp shows that they are no natural log-probabilities.
 
-    It may be negative where a row was cut to its likeliest classes; that is accepted if the kind was given.
+    A row that was cut to its likeliest classes has a negative one, which is accepted if the user gave the kind.
     """
     slack = UNNORMALIZED if itemsize > 2 else UNNORMALIZED_HALF
     wrong = logsumexps[(logsumexps > slack) | (logsumexps < (-np.inf if is_believed else -slack))]  # nan is not
@@ -42,13 +42,13 @@ def check_normalized(logsumexps: Array, itemsize: int, is_believed: bool) -> Non
 
 
 def check_kind(file: ScoresFile, option: str | None, block: Array, kept: Array) -> bool:
-    """Refuse scores of another kind, by the first kept rows of a block; return whether it has any.
+    """Refuse scores of another kind, judged by the first kept rows of a block; return whether there were any.
 
-    `option` is the name of the option for the kind; None where it was given, and is believed.
+    `option` is the option that gives the kind; None if the user gave it, since it is then believed.
     """
     max_rows = min(_FIRST_ROWS, _FIRST_ELEMENTS // max(1, block.shape[1]))
     rows = block[np.flatnonzero(kept)[:max_rows]]
-    with np.errstate(invalid="ignore"):  # a nan that signals
+    with np.errstate(invalid="ignore"):  # signaling nan
         rows = rows.astype(np.float64)
     if file.kind == "log_probs":
         with with_file_names(file.path):
@@ -83,7 +83,7 @@ def distribution_argmax(shard: Shard, start: int, rows: Array, where: Array | No
 
 
 def log(probs: Array) -> Array:
-    """Logarithms in float64, where different probabilities have different logarithms."""
+    """Logarithms in float64, so that different probabilities have different logarithms."""
     with np.errstate(divide="ignore", invalid="ignore"):
         logs: Array = np.log(probs, dtype=np.float64)
     return logs
@@ -92,8 +92,8 @@ def log(probs: Array) -> Array:
 def root_mean_squares(hidden: Array, kept: Array, most: int, norm: Sequence[Array] = ()) -> tuple[float, ...]:
     """Root mean squares of the first kept hidden states, divided by the weight of their final norm if it is known.
 
-    They are 1 after that norm, whether it is of root mean squares or of standard deviations. Some models add 1 to the
-    weight: the more likely of both is taken.
+    After that norm they are 1, whether it divides by root mean squares or by standard deviations. Some models add 1 to
+    the weight: whichever fits better is taken.
     """
     rows = hidden[np.flatnonzero(kept)[: max(0, most)]]
     if not rows.size:
@@ -135,7 +135,7 @@ def _are_distributions(rows: Array, slack: float = 0.0) -> Array:
 
 
 def _refuse_distribution(shard: Shard, row: int, probs: Array) -> NoReturn:
-    """Say why a row of targets is no distribution."""
+    """Raise an error that says why a row of targets is no distribution."""
     position = [int(i) for i in np.unravel_index(row, shard.shape[:-1])] or ""
     got, fits = f"adds up to {probs.sum(dtype=np.float64):.4g}", "add up to 1, as a distribution does"
     for prob in (probs.min(), probs.max()):

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from typing import Literal
 
     from tokenloss._core import _core
-    from tokenloss._core.types import Array, ArrayLike  # arrays of Dask are like arrays, too
+    from tokenloss._core.types import Array, ArrayLike  # arrays of Dask count as these
 
 
 _MERGED_AT_ONCE = 32  # meters; Dask adds objects up by their `+`, in a tree
@@ -134,7 +134,7 @@ def score(
     nll = cross_entropy(logits, targets, where=kept, reduction="none", **options)
     if positions.by_class and ignore_index is not None:
         kept = kept & (targets != ignore_index)
-    if len(batch) > 1:  # a sequence in one chunk: its losses, not its logits, are moved together
+    if len(batch) > 1:  # each sequence must be in one chunk: only its losses are moved, not its logits
         nll = nll.rechunk({len(batch) - 1: -1})
     axes = tuple(range(len(batch)))
     arrays: list[Any] = [nll, axes, _rechunk(kept, nll.chunks), axes]
@@ -249,13 +249,13 @@ def cross_entropy(
 def _checked(
     logits: Any, targets: Any, where: Any, weight: Any, sample_weight: Any, *, axis: int, **options: Any
 ) -> tuple[_core.Positions, Any]:
-    """Positions of zeros in place of Dask arrays, and weights of positions; an error if an argument is invalid."""
+    """Check all arguments, with zeros in place of Dask arrays; return the positions, and their weights."""
     if not isinstance(logits, da.Array):
         raise_error("type", name="logits", got=type(logits).__name__, fits="a Dask array")
     scores = as_scores("logits", _meta_zeros("logits", logits), axis)
     mask = None if where is None else _meta_zeros("where", where)
     positions = as_positions("targets", _meta_zeros("targets", targets), scores, options["ignore_index"], mask, weight)
-    if sample_weight is not None:  # the values of a Dask array are checked by blocks
+    if sample_weight is not None:  # the values of a Dask array are checked when blocks are computed
         checked = check_sample_weight(_meta_zeros("sample_weight", sample_weight), positions.batch)
         sample_weight = sample_weight if isinstance(sample_weight, da.Array) else checked
     penalties(options["label_smoothing"], options["z_loss"])
@@ -289,7 +289,7 @@ def _by_block(
 
 
 def _meta_zeros(name: str, value: Any) -> Any:
-    """Zeros of the shape and dtype of a Dask array, to be checked in its place; any other value as it is."""
+    """Zeros with the shape and dtype of a Dask array, to check in its place; any other value as it is."""
     if not isinstance(value, da.Array):
         return value
     if any(map(math.isnan, value.shape)):
@@ -298,7 +298,7 @@ def _meta_zeros(name: str, value: Any) -> Any:
 
 
 def _rechunk(value: Any, chunks: tuple[tuple[int, ...], ...]) -> Any:
-    """Dask array in these chunks."""
+    """Cut an array into these chunks; it becomes a Dask array if it is none."""
     return value.rechunk(chunks) if isinstance(value, da.Array) else da.from_array(np.asarray(value), chunks=chunks)
 
 
@@ -339,16 +339,16 @@ def _losses(
     logits: Array, targets: Array, where: Array | None, sample_weight: Array | None, *starts: Array, axis: int,
     ignore_index: Any, **options: Any,
 ) -> Array:  # fmt: skip
-    """Losses of a block, along an axis of one class."""
+    """Losses of a block; the class axis stays, with length 1."""
     options |= {"axis": axis, "ignore_index": ignore_index, "where": where, "sample_weight": sample_weight}
     try:
-        with _naming_block(starts):  # of integers that are not one-hot, or weights below 0
+        with _naming_block(starts):  # errors about integers that are not one-hot, or about weights below 0
             nll = _cross_entropy(logits, targets, reduction="none", **options)
     except IndexError:
         classes = logits.shape[axis]
         kept = _kept(targets, targets.shape, where, sample_weight, ignore_index)
         bad = np.argwhere(kept & ((targets < 0) | (targets >= classes)))
-        if not len(bad):  # it changed during the call
+        if not len(bad):  # the targets changed during the call
             raise
         first = bad[0]
         position = [int(start[0] + i) for start, i in zip(starts, first, strict=True)]
@@ -361,7 +361,7 @@ def _sums(
     logits: Array, targets: Array, where: Array | None, sample_weight: Array | None, *starts: Array, axis: int,
     ignore_index: Any, weight: Any, **options: Any,
 ) -> Array:  # fmt: skip
-    """Sums over a block."""
+    """Sums of the losses of a block, and of their weights."""
     options |= {"axis": axis, "ignore_index": ignore_index, "weight": weight}
     nll = _losses(logits, targets, where, sample_weight, *starts, **options).squeeze(axis)
     kept = _kept(targets, nll.shape, where, sample_weight, ignore_index)
@@ -377,7 +377,7 @@ def _sums(
 def _meter(nll: Array, kept: Array, sample_weight: Array | None, *starts: Array) -> Array:
     """Meter of a block of losses: of its tokens or, with several axes, of its sequences."""
     meter = LossMeter()
-    with _naming_block(starts):  # of weights below 0
+    with _naming_block(starts):  # errors about weights below 0
         if nll.ndim > 1:
             meter.update(sequence_losses(nll, where=kept, sample_weight=sample_weight))
         else:
@@ -387,7 +387,7 @@ def _meter(nll: Array, kept: Array, sample_weight: Array | None, *starts: Array)
 
 @contextmanager
 def _naming_block(starts: tuple[Array, ...]) -> Iterator[None]:
-    """Say in a ValueError where the block is that it names a position of."""
+    """Add to a ValueError where its block starts, since it counts positions from there."""
     try:
         yield
     except ValueError as error:
@@ -452,7 +452,7 @@ def map_shards(
     if not isinstance(scheduler, str):
         raise_error("type", name="scheduler", got=scheduler, fits=fits)
     try:
-        resolve_address(scheduler)  # beforehand, since a client of no address cannot be closed
+        resolve_address(scheduler)  # checked first, since a client without a valid address cannot be closed
         client = Client(scheduler, set_as_default=False)
     except (OSError, ValueError):
         raise_error("option", name="scheduler", got=scheduler, fits=fits)

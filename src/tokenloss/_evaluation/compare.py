@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 class Given(NamedTuple):
-    """A model as it is named: its name, what was given of its files, and its size."""
+    """What the user gave of a model: its name, its files in words, and its size."""
 
     name: str
     source: str
@@ -46,9 +46,10 @@ def compare_sides(
     settings: Settings,
     outputs: Sequence[Sink],
 ) -> tuple[dict[str, Any], list[Candidate]]:
-    """Compare all rows of candidates with those of the base, the first of the sides: the summary, and the candidates.
+    """Compare all rows of candidates with those of the base; return the summary, and the candidates.
 
-    The first side has the targets and segment ids of all. `models` are files whose size is known, by `identity`.
+    The first of `sides` is the base, which has the targets and segment ids of all. `models` are the files of which only
+    the size is taken, by `identity`: no output may replace them.
     """
     taken = {key: path for side in sides for key, path in side.by_identity().items()}
     check_files(outputs, settings.state, models | taken)
@@ -73,7 +74,7 @@ def _figures(
     shards: Sequence[Shard], results: Sequence[ComparedShard], named: Sequence[Given], options: Options,
     firsts: list[int],
 ) -> tuple[dict[str, Any], list[Candidate]]:  # fmt: skip
-    """Figures of all shards together: the summary, and the candidates."""
+    """Make the figures of all shards together: the summary, and the candidates."""
     parts = [_numbered(result, first) for result, first in zip(results, firsts, strict=True)]
     types = _types(shards, options, firsts)
     base, *others = named
@@ -114,13 +115,13 @@ def _figures(
 
 
 def _head_figures(shard: Shard, number: int) -> dict[str, Any]:
-    """What was taken of the heads of the base and of a candidate, of those that have hidden states."""
+    """What was read of the heads of the base and of a candidate, if they have hidden states."""
     heads = {"base_head": shard.head, "head": shard.others[number].head}
     return {name: head for name, head in heads.items() if head is not None}
 
 
 def _first_numbers(shards: Sequence[Shard], options: Options) -> list[int]:
-    """The offset of each shard's sequence numbers; 0 if one numbering serves all shards."""
+    """What is added to the sequence numbers of each shard to make them unique; 0 if all share one numbering."""
     firsts = [0]
     for shard in shards if shards[0].segments_start is None else ():
         numbers = open_shard(shard, options).sequences.numbers(0, shard.rows)
@@ -132,7 +133,7 @@ def _first_numbers(shards: Sequence[Shard], options: Options) -> list[int]:
 
 
 def _numbered(result: ComparedShard, first: int) -> ComparedShard:
-    """A result whose sequences are counted from another number on."""
+    """Add a number to the sequence numbers of a result."""
     ids = result.base.get("segment_ids")
     if ids is None or not first:
         return result
@@ -140,14 +141,14 @@ def _numbered(result: ComparedShard, first: int) -> ComparedShard:
 
 
 def _name_files(sequences: Sequence[dict[str, Any]], shards: Sequence[Shard], firsts: list[int]) -> None:
-    """Say in the rows of a table of sequences in which file each has which number."""
+    """Write into a table of sequences the file of each, and its number in that file."""
     for row in sequences:
         number = bisect.bisect_right(firsts, row["sequence"]) - 1
         row |= {"file": shards[number].path, "sequence": row["sequence"] - firsts[number]}
 
 
 def _types(shards: Sequence[Shard], options: Options, firsts: list[int]) -> Array | None:
-    """Index of the type of each token that is compared; None where no text is known."""
+    """Index into `TYPES` of each token that is compared; None if no shard holds any text."""
     words: list[Array] = []
     numbers: list[Array] = []
     masks: list[Array] = []

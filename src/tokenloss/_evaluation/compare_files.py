@@ -202,7 +202,7 @@ def compare_files(
 
 
 def _sources(name: str, value: Any) -> list[str]:
-    """What was given of the files of a model."""
+    """The paths that were given for a model; at least one."""
     paths = as_paths(name, value)
     if not paths:
         raise_error("empty", name=name, fits="a path, or paths")
@@ -210,7 +210,7 @@ def _sources(name: str, value: Any) -> list[str]:
 
 
 def _candidates(others: Any) -> dict[str, list[str]]:
-    """What was given of the files of each candidate, by its name."""
+    """The paths that were given for each candidate, by its name."""
     if not isinstance(others, Mapping):
         path = as_path("others", others)
         return {path: [path]}
@@ -225,7 +225,7 @@ def _candidates(others: Any) -> dict[str, list[str]]:
 
 
 def _heads(of_base: tuple[Any, Any, Any], of_others: tuple[Any, Any, Any], n: int) -> list[str | None]:
-    """The projection of the base and of each candidate, given their array, kind and lm_head; None of scores."""
+    """The projection of the base and of each candidate; None for those that have scores."""
     (base_array, base_kind, base_head), (array, kind, value) = of_base, of_others
     heads: list[str | None] = [] if value is None else [*as_paths("lm_head", value)]
     if heads:
@@ -250,7 +250,7 @@ def _sizes(sizes: Mapping[str, Any], names: Sequence[str]) -> dict[str, int]:
 
 
 def _size(name: str, value: Any) -> int:
-    """A number of bytes, that of a file or of all files in a directory, or a number with a unit."""
+    """Bytes of a model, which is given as a number, a file, a directory, or a number with a unit."""
     import re
 
     word = f"sizes[{name!r}]"

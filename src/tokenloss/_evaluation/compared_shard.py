@@ -1,4 +1,4 @@
-"""The run over a shard of a base and those of its candidates: their rows are compared block by block."""
+"""Compares the rows of a shard of the base with those of the candidates, block by block."""
 
 from __future__ import annotations
 
@@ -34,11 +34,16 @@ if TYPE_CHECKING:
     from tokenloss._scores.token_scores import TokenScores
     from tokenloss.formats.scores_file import LmHead, ScoresFile
 
-    _Compared: TypeAlias = tuple[Columns, TokenScores | None, TokenScores | None]  # by base and model
+    _Compared: TypeAlias = tuple[Columns, TokenScores | None, TokenScores | None]  # its columns, base, own scores
 
+<<<<<<< HEAD
 # columns of the base, which are the same for each candidate; base_top_p depends on the dtype of the other model, and is
 # nan where that has a nan
 _OF_BASE = ("base_nll", "kept", "base_left_out", "segment_ids")
+=======
+# columns that depend on the base alone, and are the same for each candidate
+_OF_BASE = ("base_nll", "kept", "base_top_p", "base_left_out", "segment_ids")
+>>>>>>> evaluation
 
 
 class ComparedShard(NamedTuple):
@@ -47,11 +52,11 @@ class ComparedShard(NamedTuple):
     base: Columns
     others: list[Columns]  # of each candidate
     shift_sample: ShiftSample = ShiftSample()
-    rms: tuple[tuple[float, ...], ...] = ()  # of the base and each candidate: as that of `ShardResult`
+    rms: tuple[tuple[float, ...], ...] = ()  # of the base and of each candidate, as in `ShardResult`
 
     @classmethod
     def of(cls, columns: Sequence[Columns]) -> ComparedShard:
-        """Those of each candidate, which have those of the base among them."""
+        """Take the columns of the base out of those of each candidate."""
         base = {name: column for name, column in columns[0].items() if name in _OF_BASE}
         return cls(base, [{name: own[name] for name in own if name not in _OF_BASE} for own in columns])
 
@@ -84,17 +89,17 @@ def compare_shard(
 
 
 class _Model:
-    """A model's file, whose rows are read in order; the first that count are checked to be of its kind."""
+    """The file of a model, whose rows are read in order. The first rows that count are checked to be of its kind."""
 
     def __init__(self, file: ScoresFile, options: Options, option: str, max_rows: int) -> None:
         self.file, self.options, self._blocks = file, options, file.blocks(max_rows)
         self._option = None if options.kind else option
-        self._left: Array | None = None  # of a block that is cut where the base's is not
+        self._left: Array | None = None  # rows that were read, but come after the base's block
         self._is_checked = False
         self.rms: tuple[float, ...] = ()
 
     def read(self, n: int) -> Array:
-        """The next rows."""
+        """Read the next rows."""
         rows = next(self._blocks) if self._left is None else self._left
         while len(rows) < n:
             rows = np.concatenate([rows, next(self._blocks)])
@@ -112,17 +117,17 @@ class _Model:
 
     @property
     def kind(self) -> str:
-        """What `scores` are, as `compare` takes them: log-probabilities are logits, so that classes can be left out."""
+        """The kind that `compare` is given. Log-probabilities count as logits, so that classes can be left out."""
         return "probs" if self.file.kind == "probs" else "logits"
 
     def scores(self, rows: Array) -> Array:
-        """Rows as they are, or the logits of hidden states."""
+        """The logits of hidden states; rows of scores as they are."""
         if self.file.lm_head is None:
             return rows
         return _projected(rows, self.file.lm_head)
 
     def top_scores(self, scores: Array) -> Callable[..., TokenScores]:
-        """Function that scores rows by the first classes, whose probabilities need not add up to 1."""
+        """Make a function that scores rows by the first classes, whose probabilities need not add up to 1."""
         some = scores[:, : self.options.classes]
         return functools.partial(scores_of_kind, some, kind=self.kind)
 
@@ -132,7 +137,7 @@ class _Model:
         return Projection(rows, self.file.lm_head.weight, self.file.lm_head.bias)
 
     def token_scores(self, rows: Array, classes: int | None) -> Callable[..., TokenScores]:
-        """Function that scores hidden states by the first classes."""
+        """Make a function that scores hidden states by the first classes."""
         head = self.file.lm_head
         assert head is not None
         bias = None if head.bias is None else head.bias[:classes]
@@ -145,7 +150,7 @@ class _Model:
 
 
 def _projected(hidden: Array, head: LmHead) -> Array:
-    """Logits of hidden states, whose weights are converted some at a time."""
+    """Logits of hidden states. The weights are converted piece by piece, to need little memory."""
     is_double = 8 in (hidden.itemsize, head.weight.itemsize)
     states = hidden.astype(np.float64 if is_double else np.float32)
     logits = np.empty((len(states), len(head.weight)), states.dtype)
@@ -163,7 +168,7 @@ def _projected(hidden: Array, head: LmHead) -> Array:
 
 
 def _row_bytes(file: ScoresFile) -> int:
-    """Bytes of a row that is compared; logits that are made of hidden states are counted less, to reuse the weights."""
+    """Bytes that a row counts for. Logits of hidden states count for less, so that more rows share the weights."""
     return file.row_bytes if file.lm_head is None else max(file.row_bytes, file.shape[-1])
 
 
@@ -171,17 +176,17 @@ class _Tokens(NamedTuple):
     """Ids, mask, text, positions and sequences of a block of rows."""
 
     ids: Array
-    where: BoolArray | None  # those that are compared
+    where: BoolArray | None  # the rows that are compared; None for all
     text: Array | None
     positions: IntArray
     sequences: IntArray
 
     def selected(self, array: Any) -> Any:
-        """An array, at the rows that are compared."""
+        """The part of an array that belongs to the rows that are compared."""
         return array if array is None or self.where is None else array[self.where]
 
     def compared(self) -> dict[str, Any]:
-        """Fields of a block of tokens, at the rows that are compared."""
+        """Fields of a `ComparedBlock`, of the rows that are compared."""
         fields = {name: self.selected(array) for name, array in self._asdict().items() if name != "where"}
         return fields | {"file": 0}
 
@@ -196,7 +201,7 @@ class _Run:
         self._options, self._workers, self._advance = options, workers, advance
         self._sink, self._top_k = sink, top_k if sink else 0
         files = opened.file, *opened.others
-        # hidden states are projected a tile at a time, unless a model has scores, or a transform of its own
+        # hidden states are projected tile by tile, if all models have them and the same transform of the logits
         transforms = {file.lm_head and (file.lm_head.logit_scale, file.lm_head.softcap) for file in files}
         self._are_hidden = options.definitions == "exact" and len(transforms) == 1 and None not in transforms
         row_bytes = max(map(_row_bytes, files)) * max(1, len(files) // 4)  # each file's reader keeps a block
@@ -209,7 +214,7 @@ class _Run:
         self._where, self._text = (
             None if array is None else array.reshape(-1) for array in (opened.where, opened.tokens)
         )
-        # llama.cpp prints errors that are not clustered: without segment ids, these
+        # llama.cpp prints errors that are not clustered; so do we under its definitions, unless segment ids are given
         self._is_clustered = opened.sequences.are_given or (opened.sequences.exist and options.definitions == "exact")
         samples = options.shift is None and not any(file.is_shifted for file in files)
         losses = row_functions(opened.file).losses
@@ -243,11 +248,11 @@ class _Run:
         self._parts.append(ComparedShard.of(found))
 
     def _by_logits(self, rows: Array, tokens: _Tokens, kept: BoolArray) -> Iterator[_Compared]:
-        """Columns and scores of each candidate, one after the other."""
+        """Yield the columns and scores of each candidate, whose logits of a block are made as a whole."""
         options, file = self._options, self.base.file
         base, base_kind = self.base.scores(rows), self.base.kind
         if options.definitions == "llama.cpp" and file.kind in ("logits", "hidden_states"):
-            # of the base, log-probabilities as they are
+            # llama.cpp takes log-probabilities of the base as they are
             base = log_softmax(base.astype(np.float32) if base.itemsize < 4 else base)
         with with_file_names(file.path):
             base_scores = self._scores(self.base.top_scores(base), tokens)
@@ -266,7 +271,7 @@ class _Run:
             yield columns, base_scores, scores
 
     def _by_projection(self, rows: Array, tokens: _Tokens, kept: BoolArray) -> Iterator[_Compared]:
-        """Columns and scores of each candidate, whose tiles of logits are compared with those of the base at once."""
+        """Yield the columns and scores of each candidate; each tile of logits is compared as soon as it is made."""
         options = self._options
         blocks = [(self.base, rows), *((model, model.read(len(rows))) for model in self._others)]
         for model, block in blocks[1:]:
@@ -289,7 +294,7 @@ class _Run:
         yield from zip(columns.values(), itertools.repeat(base_scores), scores, strict=False)
 
     def _scores(self, function: Callable[..., TokenScores], tokens: _Tokens) -> TokenScores | None:
-        """Scores of a model with its likeliest classes, if any output wants these."""
+        """Scores of a model with its likeliest classes; None if no output needs them."""
         if not self._top_k:
             return None
         options: Any = {"where": tokens.where, "ignore_index": self._options.ignore_index, "workers": self._workers}
@@ -304,7 +309,7 @@ class _Run:
 
 
 def joined(parts: Sequence[ComparedShard]) -> list[Columns]:
-    """Columns of each candidate from all parts in order; those of the base are the same arrays."""
+    """Join the parts of each candidate's columns, in order; all candidates share the arrays of the base."""
     found: list[Columns] = []
     for number in range(len(parts[0].others)):
         columns = join([part.base | part.others[number] for part in parts])

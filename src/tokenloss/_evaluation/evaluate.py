@@ -234,18 +234,18 @@ _CERTAIN_ADVICE = (
     "every token has a probability of exactly 1: such log-probabilities are taken after sampling at temperature 0, and "
     "say nothing about the model"
 )
-_MIN_CERTAIN = 5  # tokens
+_MIN_CERTAIN = 5  # tokens; fewer may all be certain by chance
 
 
 def not_finite_notes(figures: dict[str, Any], count: int, quantity: str) -> Iterator[str]:
-    """Messages that count the tokens whose loss or divergence is nan or infinite."""
+    """Messages about tokens whose loss or divergence is nan or infinite; none if all are finite."""
     for name, words in ("n_nan", "are nan"), ("n_infinite", f"have an infinite {quantity}"):
         if number := figures[name]:
             yield f"{number:,} of {count_of(count, 'token')} {words}"
 
 
 def advice(figures: dict[str, Any]) -> Iterator[tuple[str, type[Warning]]]:
-    """Messages about mistakes that figures show, and the category of the warning for each."""
+    """Messages about mistakes that figures hint at, each with the category of its warning."""
     if figures["fits_better_shifted"]:
         yield SHIFT_ADVICE, ShiftWarning
     if figures.get("norm_seems_missing"):

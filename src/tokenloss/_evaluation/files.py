@@ -1,4 +1,4 @@
-"""The evaluation of files: shards are scored here or on a cluster, and outputs are given their tokens."""
+"""The evaluation of files: plans shards, scores them here or on a cluster, and gives their tokens to sinks."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 
 def evaluate_files(inputs: Inputs, options: Options, settings: Settings, outputs: Sequence[Sink]) -> Evaluation:
-    """Score all tokens of files; outputs are opened before, and finished in order."""
+    """Score all tokens of files. Sinks are opened before any token, and finished in order."""
     check_files(outputs, settings.state, inputs.by_identity())
     top_k = max((output.top_k for output in outputs), default=0)
     function: Callable[..., ShardResult]
@@ -77,7 +77,7 @@ def make_evaluation(
     n_read: int,
     others: dict[str, Any],
 ) -> Evaluation:
-    """Make the evaluation from the results of all shards, and finish the outputs.
+    """Make the evaluation from the results of all shards, and finish the sinks.
 
     Lengths are the bytes and words of the text; `others` are figures in place of those of files.
     """
@@ -100,7 +100,7 @@ def score_shards(
     outputs: Sequence[Sink],
     top_k: int,
 ) -> tuple[list[Result], int]:
-    """Result of each shard, and the number of bytes that were read for those without a result in the checkpoint."""
+    """Score the shards that the checkpoint lacks; return the results of all, and the number of bytes that were read."""
     checkpoint: Checkpoint[Result] = Checkpoint(settings.state, options, shards)
     left = [number for number in range(len(shards)) if number not in checkpoint.results]
     chosen = [shards[number] for number in left]
@@ -143,6 +143,6 @@ def _score_on_cluster(
     function = functools.partial(function, options=options.with_absolute_paths(), workers=settings.workers or 1)
     try:
         yield from map_shards(function, [shard.with_absolute_paths() for shard in shards], scheduler)
-    except Exception as error:  # whatever a worker met with
+    except Exception as error:  # a worker may raise anything
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ValueError(f"{scheduler}: {reason}") from error

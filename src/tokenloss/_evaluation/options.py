@@ -1,4 +1,4 @@
-"""What an evaluation is given: options, settings, and files, whose patterns are resolved."""
+"""What an evaluation gets: options, settings, and the files that patterns stand for."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ class Options(NamedTuple):
     array: str | None = None
     kind: Kind | None = None
     ignore_index: int | None = -100
-    shift: bool | None = None  # None: not, but look whether it would fit better
+    shift: bool | None = None  # None: targets are not shifted, but a sample shows whether they should be
     top: int = 5
-    part: Literal["prompt", "generated", "all"] | None = None  # of responses
+    part: Literal["prompt", "generated", "all"] | None = None  # of responses that is read
     skip_failed: bool = False
-    lm_head: str | None = None  # FILE[:NAME], of files of hidden states
+    lm_head: str | None = None  # FILE[:NAME], the projection of hidden states
     hidden: str | None = None  # name of their array
-    logit_scale: float | None = None  # of hidden states, if not that of the model; so is the next, 0 for none
+    logit_scale: float | None = None  # None: what the model's config.json says; so is the next, of which 0 means none
     softcap: float | None = None
-    definitions: Literal["exact", "llama.cpp"] = "exact"  # of a comparison, as the next two
-    classes: int | None = None  # that are compared, if not all are
+    definitions: Literal["exact", "llama.cpp"] = "exact"  # this and the next two are of comparisons
+    classes: int | None = None  # number of classes that are compared; None for all
     others: tuple[Options, ...] = ()  # of the files of each candidate
 
     def with_absolute_paths(self) -> Options:
@@ -56,7 +56,7 @@ class Settings(NamedTuple):
 
 
 class Inputs(NamedTuple):
-    """Files that are read, patterns resolved."""
+    """The files that are read; patterns have become paths."""
 
     scores: list[str]
     targets: list[str]
@@ -65,7 +65,7 @@ class Inputs(NamedTuple):
     lm_head: str | None = None
 
     def by_identity(self) -> dict[object, str]:
-        """Each file by what identifies it, and those that belong to it; a file that is given twice is refused."""
+        """All files that are read, by `identity`; refuse a file that is given twice."""
         paths = [*self.scores, *self.targets, *self.segment_ids, *filter(None, [self.text])]
         check_different(paths)
         heads = [] if self.lm_head is None else lm_head_files(self.lm_head)  # perhaps in a file of hidden states
@@ -74,7 +74,7 @@ class Inputs(NamedTuple):
 
 
 def resolved(patterns: Sequence[str], are_scores: bool = False) -> list[str]:
-    """Paths that match patterns, or are of scores in directories; those of one are in the order of their numbers."""
+    """Replace patterns by the paths that match, and directories by their files, in the order of their numbers."""
     paths = []
     for pattern in patterns:
         matches = [pattern]
@@ -102,5 +102,5 @@ def check_different(paths: Sequence[str]) -> None:
 
 
 def by_number(path: str) -> tuple[str | int, ...]:
-    """Sort key by which part-2 comes before part-10."""
+    """Sort key that puts part-2 before part-10."""
     return tuple(int(part) if i % 2 else part for i, part in enumerate(re.split("([0-9]+)", path)))

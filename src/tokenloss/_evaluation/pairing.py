@@ -1,4 +1,4 @@
-"""The shards of two or more models, paired in order: each holds the same rows."""
+"""Pairs the shards of a base with those of candidates, in order: both hold the same rows."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def paired(base: Sequence[Shard], candidates: Sequence[Sequence[Shard]], options: Options) -> list[Shard]:
-    """Shards of the base, each with those of the candidates, which must fit it."""
+    """Give each shard of the base the shards of the candidates that belong to it; refuse those that do not fit."""
     numbers = _numbers(base)
     for side, of_candidate in zip(candidates, options.others, strict=True):
         if len(side) != len(base):
@@ -38,7 +38,7 @@ def paired(base: Sequence[Shard], candidates: Sequence[Sequence[Shard]], options
 
 
 def _check_shapes(shard: Shard, other: Shard, options: Options) -> None:
-    """Refuse another number of rows, or of classes if all are compared."""
+    """Refuse a shard with another number of rows, or of classes if all classes are compared."""
     (rows, classes), (other_rows, other_classes) = ((side.rows, side.shape[-1]) for side in (shard, other))
     if other_rows != rows or (other_classes != classes and options.classes is None):
         got = f"holds {other_rows} rows of {other_classes} classes"
@@ -58,7 +58,7 @@ def _check_shapes(shard: Shard, other: Shard, options: Options) -> None:
 
 
 def _numbers(side: Sequence[Shard]) -> list[tuple[str | int, ...]] | None:
-    """The numbers that tell names of files apart; None if something else does."""
+    """The numbers by which the names of the files differ; None if they differ by something else."""
     keys = [by_number(Path(shard.path).name) for shard in side]
     if len({key[::2] for key in keys}) > 1:
         return None

@@ -29,11 +29,11 @@ if TYPE_CHECKING:
     from tokenloss._evaluation.sequences import RowSequences
     from tokenloss.formats.responses import ResponsesFile
 
-_BLOCK_BYTES = 32 << 20  # read at a time
-_BLOCK_ROWS = 1 << 20  # read at a time, since each row takes some bytes more
-_BLOCK_TILES = 4  # of hidden states, read at a time: a product takes long
-_MOST_MAPS = 64  # of a model's files that stay open: each takes a descriptor
-_MOST_LOADED = 64 << 20  # bytes of their arrays in memory, as of compressed files
+_BLOCK_BYTES = 32 << 20  # that are read at a time
+_BLOCK_ROWS = 1 << 20  # that are read at a time: each row needs memory besides its scores
+_BLOCK_TILES = 4  # of hidden states that are read at a time: their product takes long
+_MOST_MAPS = 64  # that the open files of a model may have: each needs a file descriptor
+_MOST_LOADED = 64 << 20  # bytes that arrays of these files may need in memory, such as those of compressed files
 
 
 class Shard(NamedTuple):
@@ -44,25 +44,25 @@ class Shard(NamedTuple):
     shape: tuple[int, ...]
     dtype: str
     row_bytes: int
-    targets: str | None = None  # the file of the targets, if it is another
-    start: int | None = None  # of the shard's targets in a file that holds those of other shards, too
-    segments: str | None = None  # the file of the numbers of sequences, if that is another
+    targets: str | None = None  # the file of the targets; None if the scores' file holds them
+    start: int | None = None  # where the shard's targets start in a file of the targets of all shards
+    segments: str | None = None  # the same two of segment ids
     segments_start: int | None = None
-    split: tuple[int, ...] | None = ()  # numbers of sequences that other shards hold a part of; None of any
-    batch: tuple[int, ...] = ()  # shape of the rows that are scored: shifting leaves out those without a next token
+    split: tuple[int, ...] | None = ()  # sequences that go on in other shards, by number; None if any may
+    batch: tuple[int, ...] = ()  # shape of the rows that are scored: shifting leaves some without a target
     target_type: str = "class ids"  # or "distributions"
     next_id: int | None = None  # the first id of the next shard, if the last row predicts it
     next_text: str | None = None
-    size: int | None = None  # of a file of responses, in bytes
+    size: int | None = None  # of a file of responses in bytes; None of scores
     responses: ResponsesFile | None = None
-    file: ScoresFile | None = None  # of scores, while it is open
-    others: tuple[Shard, ...] = ()  # of candidates that are compared, scores of the same rows
-    head_files: tuple[str, ...] = ()  # that hold the head of hidden states, first its weight
-    head: dict[str, Any] | None = None  # what was taken of them and the config
+    file: ScoresFile | None = None  # the open file of scores; None if it is opened anew each time
+    others: tuple[Shard, ...] = ()  # of each candidate, with the same rows
+    head_files: tuple[str, ...] = ()  # the files of the head of hidden states, that of its weight first
+    head: dict[str, Any] | None = None  # what was read from them and from config.json
 
     @property
     def itemsize(self) -> int:
-        """Size of a score."""
+        """Size of a score in bytes."""
         return self.row_bytes // (self.shape[-1] or 1)
 
     @property
@@ -72,7 +72,7 @@ class Shard(NamedTuple):
 
     @property
     def n_bytes(self) -> int:
-        """Size of the scores, those of candidates among them, or of a file of responses."""
+        """Size in bytes of the scores, with those of candidates, or of a file of responses."""
         of_others = sum(other.n_bytes for other in self.others)
         return self.rows * self.row_bytes + of_others if self.size is None else self.size
 
@@ -95,15 +95,15 @@ class OpenShard(NamedTuple):
 
     file: ScoresFile
     targets: Array
-    where: Array | None  # the rows that are scored, if not all are
+    where: Array | None  # mask of the rows that are scored; None for all
     tokens: Array | None
     sequences: RowSequences
-    mask: Array | None = None  # of these rows, those that count, as far as their targets do not say so
+    mask: Array | None = None  # mask of those of them that count, besides what the targets say; None for all
     others: tuple[ScoresFile, ...] = ()  # of candidates
 
 
 def rows_per_block(row_bytes: int, are_hidden: bool = False) -> int:
-    """Number of rows to read at a time; of hidden states, enough that a product takes longer than reading weights."""
+    """Number of rows to read at a time; for hidden states enough to make the product slower than reading weights."""
     rows = max(1, min(_BLOCK_BYTES // (row_bytes or 1), _BLOCK_ROWS))
     return min(max(rows // MAX_TILE_ROWS, 1), _BLOCK_TILES) * MAX_TILE_ROWS if are_hidden else rows
 
@@ -121,7 +121,7 @@ def plan(
 def planned(
     shards: list[Shard], targets: Sequence[str], options: Options, segment_ids: Sequence[str] = ()
 ) -> list[Shard]:
-    """Shards with their targets and sequences, which are checked."""
+    """Give shards their targets and sequences, and check these."""
     shards = [
         shard._replace(targets=path, start=start)
         for shard, (path, start) in zip(shards, _assigned(shards, targets, "targets", "class ids"), strict=True)
@@ -137,13 +137,11 @@ def planned(
         text_of_last, text_of_first = (_text_of(shard, stored, row) for row in (shard.rows - 1, 0))
         if options.shift and text_of_last is not None and text_of_last == following.text:
             shard = shard._replace(next_id=following.id, next_text=following.token)
-        opened = _shifted_shard(shard, stored) if options.shift else stored
-        is_soft = _check_targets(shard, opened, options)
-        shards[number] = shard._replace(
-            target_type="distributions" if is_soft else "class ids", batch=_scored_batch(shard, opened)
-        )
+        opened = shifted_shard(shard, stored) if options.shift else stored
+        shards[number] = checked_shard(shard, opened, options)
         if shard.rows or len(shard.shape) != 2:
             following = _Following()
+        is_soft = shards[number].target_type == "distributions"
         if shard.rows and text_of_first is not None and stored.targets.dtype.kind in "iu" and not is_soft:
             token = None if stored.tokens is None else str(stored.tokens.reshape(-1)[0])
             following = _Following(int(stored.targets.reshape(-1)[0]), token, text_of_first)
@@ -155,22 +153,28 @@ def have_same_rows(batch: tuple[int, ...], other: tuple[int, ...]) -> bool:
     return math.prod(batch) == math.prod(other) and (min(len(batch), len(other)) < 2 or batch[-1] == other[-1])
 
 
-def _check_targets(shard: Shard, opened: OpenShard, options: Options) -> bool:
-    """Check all targets of a shard; whether they are distributions."""
+def checked_shard(shard: Shard, opened: OpenShard, options: Options) -> Shard:
+    """Check all targets of a shard, before any scores are read; add their type, and the shape of the rows scored."""
     shape, targets, where = shard.shape, opened.targets, opened.where
+    if opened.mask is not None:
+        where = opened.mask if where is None else where & opened.mask
     if shard.others:  # whose batches may have another shape
         shape = shard.rows, min(options.classes or shape[-1], shape[-1])
         fits = all(have_same_rows(targets.shape, side.shape[:-1]) for side in (shard, *shard.others))
         targets = targets.reshape(-1) if fits else targets
         where = None if where is None else where.reshape(-1)
+    name = "shifted targets" if options.shift else "targets"  # their positions are those of the rows that predict them
     with with_file_names(shard.path, shard.targets):
-        is_shifted, soft = bool(options.shift), not shard.others
-        check_stored_targets(shape, shard.kind, targets, options.ignore_index, is_shifted, where, soft)
-    return targets.ndim == len(shape)
+        scores = scores_of_shape(shard.kind, shape, -1)
+        positions = as_positions(name, targets, scores, options.ignore_index, where, distributions=not shard.others)
+        if positions.by_class:
+            jobs.check_targets(positions, scores)
+    target_type = "distributions" if targets.ndim == len(shape) else "class ids"
+    return shard._replace(target_type=target_type, batch=_scored_batch(shard, opened))
 
 
 class _Following(NamedTuple):
-    """The token after a shard: its id, and the number of the text that it is part of."""
+    """The token after a shard: its id, its text, and the number of the sequence that it belongs to."""
 
     id: int | None = None
     token: str | None = None
@@ -178,7 +182,7 @@ class _Following(NamedTuple):
 
 
 def _text_of(shard: Shard, stored: OpenShard, row: int) -> int | None:
-    """The sequence of a row that may go on in the next shard: -1 without segment ids; None if it ends here."""
+    """The number of a row's sequence, -1 without segment ids; None if it cannot go on in the next shard."""
     if len(shard.shape) != 2 or not shard.rows:
         return None
     if not stored.sequences.are_given:
@@ -199,33 +203,13 @@ def _scored_batch(shard: Shard, opened: OpenShard) -> tuple[int, ...]:
 
 
 def open_shard(shard: Shard, options: Options) -> OpenShard:
-    """Open a shard."""
+    """Open a shard; its targets and tokens are shifted if the options say so."""
     stored = open_stored(shard, options)
-    return _shifted_shard(shard, stored) if options.shift else stored
-
-
-def check_stored_targets(
-    shape: tuple[int, ...],
-    kind: str,
-    targets: Array,
-    ignore_index: int | None,
-    is_shifted: bool,
-    where: Array | None = None,
-    soft: bool = True,
-) -> None:
-    """Check all targets of a file, before anything of the size of the scores is read.
-
-    Errors about shifted targets give the position of the row that predicts.
-    """
-    name = "shifted targets" if is_shifted else "targets"
-    scores = scores_of_shape(kind, shape, -1)
-    positions = as_positions(name, targets, scores, ignore_index, where, distributions=soft)
-    if positions.by_class:
-        jobs.check_targets(positions, scores)
+    return shifted_shard(shard, stored) if options.shift else stored
 
 
 def check_shiftable(file: ScoresFile, targets: Array, path: str | None) -> None:
-    """Refuse targets that cannot be shifted; the path is that of the file that holds them, if it is another."""
+    """Refuse targets that cannot be shifted. `path` is the file that holds them; None if the scores' file does."""
     fits = "hold an id for each row of sequences, to be shifted"
     if path is None and file.is_shifted:
         raise_error("content", path=file.path, got="holds targets that are the next tokens", fits=fits)
@@ -233,17 +217,11 @@ def check_shiftable(file: ScoresFile, targets: Array, path: str | None) -> None:
         raise_error("content", path=path or file.path, got=f"holds targets of shape {targets.shape}", fits=fits)
 
 
-def shifted(ids: Array) -> tuple[Array, Array]:
-    """The id after each row in its sequence, and the mask of the rows that have one."""
-    length = ids.shape[-1]
-    return np.roll(ids, -1, -1), np.broadcast_to(np.arange(length) < length - 1, ids.shape)
-
-
 # -- the steps of the plan ---------------------------------------------------------------------------------------------
 
 
 def _is_file_of_class_ids(path: str, scores_path: str, options: Options) -> bool:
-    """True if a file is an integer .npy array, taken for the class ids of the scores."""
+    """Whether a file is an integer .npy array, which then holds the class ids of the scores."""
     if not Path(path).is_file():
         return False
     with Path(path).open("rb") as file:
@@ -260,7 +238,7 @@ def _is_file_of_class_ids(path: str, scores_path: str, options: Options) -> bool
 
 
 def check_order(paths: Sequence[str], targets: Sequence[str], options: Options) -> None:
-    """Refuse files against the order of their numbers, where the order matters."""
+    """Refuse files that are not in the order of their numbers, if the order matters."""
     misplaced = [_misplaced(paths), _misplaced(targets)]
     if options.shift or (targets and not all(misplaced)):
         for path, following in itertools.chain(*misplaced):
@@ -269,7 +247,7 @@ def check_order(paths: Sequence[str], targets: Sequence[str], options: Options) 
 
 
 def _misplaced(paths: Sequence[str]) -> list[tuple[str, str]]:
-    """Neighbours against the order of their numbers, if all are sorted by letters as a shell does."""
+    """Neighbours not in the order of their numbers, if all are in the order of letters, as a shell sorts them."""
     return [
         (path, following)
         for path, following in itertools.pairwise(paths if list(paths) == sorted(paths) else ())
@@ -286,9 +264,10 @@ def _open(path: str, options: Options) -> ScoresFile:
 
 
 def open_all(paths: Sequence[str], options: Options) -> list[Shard]:
-    """Shards of all files, which must have the same kind and the same number of classes.
+    """Open all files as shards, which must have the same kind and the same number of classes.
 
-    A single file stays open, and so do the first of several, as far as the limits allow; others are opened each time.
+    A single file stays open, and so do the first ones of several, as far as the limits allow. The others are opened
+    anew each time that they are needed.
     """
     shards: list[Shard] = []
     n_maps = n_bytes = 0
@@ -310,7 +289,7 @@ def open_all(paths: Sequence[str], options: Options) -> list[Shard]:
 
 
 def _arrays_of(file: ScoresFile) -> list[Array]:
-    """The arrays that an open file holds, mapped or in memory."""
+    """The arrays besides the scores that an open file holds, mapped or in memory."""
     held = [file.targets, file.tokens, file.segment_ids, file.cu_seqlens, file.input_ids]
     if file.lm_head is not None:
         held += [file.lm_head.weight, file.lm_head.bias, *file.lm_head.norm_weights]
@@ -338,13 +317,13 @@ def _assigned(
 
 
 def _assigned_array(path: str, start: int | None, file: ScoresFile) -> Array:
-    """The targets or segment ids of a file of scores, from `_assigned`."""
+    """Open the targets or segment ids of a file of scores, which `_assigned` found."""
     array = npy.open_array(path)
     return array if start is None else array.reshape(-1)[start : start + file.rows].reshape(file.shape[:-1])
 
 
 def _with_split(shards: list[Shard]) -> list[Shard]:
-    """Shards with `split` set: in one file of segment ids for all, an id may occur in several shards."""
+    """Set `split` of shards: in one file of segment ids for all, a sequence may be in several shards."""
     numbers = []
     for shard in shards:
         if shard.segments_start is None:
@@ -362,7 +341,7 @@ def _with_split(shards: list[Shard]) -> list[Shard]:
 
 
 def open_stored(shard: Shard, options: Options) -> OpenShard:
-    """Open a shard with its targets and tokens as they are stored."""
+    """Open a shard; its targets and tokens are as they are stored."""
     sides = zip((shard, *shard.others), (options, *options.others), strict=True)
     files = [side.file or _open(side.path, side_options) for side, side_options in sides]
     tokens = next((file.tokens for file in files if file.tokens is not None), None)
@@ -371,7 +350,7 @@ def open_stored(shard: Shard, options: Options) -> OpenShard:
 
 
 def _held_targets(shard: Shard, files: list[ScoresFile], options: Options) -> Array:
-    """Targets of a shard from a file of their own, or from those of scores: all that are compared hold the same."""
+    """The targets of a shard, from their own file or from one of scores; if several hold some, all must be equal."""
     held = [(file.path, file.targets) for file in files if file.targets is not None]
     if shard.targets is not None:
         given = _assigned_array(shard.targets, shard.start, files[0])
@@ -391,7 +370,7 @@ def _held_targets(shard: Shard, files: list[ScoresFile], options: Options) -> Ar
 
 
 def _held_sequences(shard: Shard, files: list[ScoresFile]) -> RowSequences:
-    """Sequences of a shard from a file of their own, or from those of scores: all that define some have the same."""
+    """The sequences of a shard, from their own file or from one of scores; if several hold some, all must be equal."""
     if shard.segments is not None:
         array = _assigned_array(shard.segments, shard.segments_start, files[0])
         return row_sequences(files[0], array, shard.segments)
@@ -405,8 +384,8 @@ def _held_sequences(shard: Shard, files: list[ScoresFile]) -> RowSequences:
     return next((sequences for _, sequences in given or found if sequences.exist), found[0][1])
 
 
-def _shifted_shard(shard: Shard, stored: OpenShard) -> OpenShard:
-    """The shard with the next token of each row as its target."""
+def shifted_shard(shard: Shard, stored: OpenShard) -> OpenShard:
+    """Shift the targets of a shard: each row gets the next token as its target."""
     file, targets, _, tokens, sequences, *_ = stored
     for one in (file, *stored.others):
         check_shiftable(one, targets, None if shard.others and one.is_shifted else shard.targets)
@@ -414,7 +393,8 @@ def _shifted_shard(shard: Shard, stored: OpenShard) -> OpenShard:
     if sequences.are_given:
         where = ~sequences.ends(file.rows).reshape(targets.shape)
     if shard.next_id is None:
-        targets, has_next = shifted(targets)
+        length = targets.shape[-1]
+        targets, has_next = np.roll(targets, -1, -1), np.broadcast_to(np.arange(length) < length - 1, targets.shape)
         where = has_next if where is None else where & has_next
         tokens = None if tokens is None else np.roll(tokens, -1, -1)
         return stored._replace(targets=targets, where=where, tokens=tokens)

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import rich.progress
 
 
-_PROGRESS_SECONDS = 1.0  # before progress is shown, and between plain lines of it
+_PROGRESS_SECONDS = 1.0  # until progress is shown, and between two lines of plain text
 
 
 def has_rich() -> bool:
@@ -25,7 +25,7 @@ def has_rich() -> bool:
 
 
 class Progress:
-    """Progress of long work, on stderr if that is a terminal; without a total, none is shown."""
+    """Shows the progress of long work on stderr, if that is a terminal and the total is known."""
 
     def __init__(self, total: int | None) -> None:
         self._total = total or 1
@@ -47,7 +47,7 @@ class Progress:
             self._write("")
 
     def advance(self, n_bytes: int) -> None:
-        """Add bytes that are done."""
+        """Count bytes that are done."""
         self._done += n_bytes
         if self._bar:
             self._bar.update(self._bar.task_ids[0], completed=self._done)
@@ -59,12 +59,12 @@ class Progress:
                 self._write(f"{self._done / self._total:4.0%} of {self._total / 1e9:.3g} GB")
 
     def _write(self, line: str) -> None:
-        """Write a line over the one before."""
+        """Replace the line of progress."""
         print("\r" + line.ljust(len(self._line)), end="" if line else "\r", file=sys.stderr, flush=True)
         self._line = line
 
     def _start_bar(self) -> None:
-        """Draw rich's bar from here on."""
+        """Start the progress bar of rich."""
         from rich import progress
         from rich.console import Console
 

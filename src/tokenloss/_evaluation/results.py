@@ -33,7 +33,7 @@ class TokenLoss(NamedTuple):
 
     @property
     def sort_key(self) -> float:
-        """The loss, nan above all."""
+        """The loss; nan counts as infinite."""
         return math.inf if math.isnan(self.loss) else self.loss
 
 
@@ -46,7 +46,7 @@ class ShiftSample:
     squares: float = 0.0  # of the gains
 
     def __add__(self, other: ShiftSample) -> ShiftSample:
-        """The rows of both."""
+        """Join two samples."""
         return ShiftSample(self.rows + other.rows, self.gain + other.gain, self.squares + other.squares)
 
     @property
@@ -59,12 +59,12 @@ class ShiftSample:
 class ShardResult(NamedTuple):
     """Result of a shard."""
 
-    meter: LossMeter  # of all but the split sequences
+    meter: LossMeter  # of all tokens but those in `split`
     ignored: int
     greedy: int
     highest_loss_tokens: list[TokenLoss]
     sequences: SequenceColumns = NO_SEQUENCES
-    split: SequenceColumns = NO_SEQUENCES  # tokens of sequences that other shards hold a part of
+    split: SequenceColumns = NO_SEQUENCES  # the tokens of sequences that go on in other shards
     shift_sample: ShiftSample = ShiftSample()
     responses: ResponseFigures | None = None  # of a file of responses
     rms: tuple[float, ...] = ()  # root mean squares of a sample of hidden states

@@ -1,4 +1,4 @@
-"""The run over a shard: its tokens are scored block by block."""
+"""Scores the tokens of a shard, block by block."""
 
 from __future__ import annotations
 
@@ -41,14 +41,14 @@ _LOSSES: dict[str, Callable[..., Any]] = {
 
 
 class RowFunctions(NamedTuple):
-    """Functions of rows of a file and their targets: of scores, or of hidden states."""
+    """Functions that take rows of a file, which are scores or hidden states, and their targets."""
 
     token_scores: Callable[..., TokenScores]
     losses: Callable[..., Any]
 
 
 def row_functions(file: ScoresFile) -> RowFunctions:
-    """The functions of rows of a file."""
+    """The functions for the rows of this file."""
     if file.lm_head is None:
         return RowFunctions(functools.partial(scores_of_kind, kind=file.kind), _LOSSES[file.kind])
     functions = linear_token_scores, linear_cross_entropy
@@ -69,13 +69,13 @@ def scores_of_kind(
 
 
 def _project(function: Callable[..., Any], head: LmHead, hidden: Array, targets: Array, **options: Any) -> Any:
-    """The result of a function of the projection of hidden states."""
+    """Call a function that projects hidden states, with the head of their file."""
     check_map(head.weight)
     options |= {"linear_bias": head.bias, "logit_scale": head.logit_scale, "softcap": head.softcap}
     return function(hidden, head.weight, targets, **options)
 
 
-SHIFT_SAMPLE = 256  # rows whose losses are compared with those of the next targets
+SHIFT_SAMPLE = 256  # so many rows show whether targets should be shifted
 
 
 def score_shard(
@@ -100,7 +100,7 @@ def score_rows(
     advance: Callable[[int], None] | None = None,
     sampled: int = 0,
 ) -> ShardResult:
-    """As `score_shard`, of a shard that is open; earlier shards gave so many rows to the sample of shifted targets."""
+    """As `score_shard`, of an open shard; `sampled` rows of earlier shards are in the sample of shifted targets."""
     run = _Run(shard, opened, options, workers, sink, top_k, sampled)
     for rows in opened.file.blocks(run.max_rows):
         run.take(rows)
@@ -110,7 +110,7 @@ def score_rows(
 
 
 class _Run:
-    """The scores of a shard so far."""
+    """Scores the rows of a shard, and adds up its result."""
 
     def __init__(
         self, shard: Shard, opened: OpenShard, options: Options, workers: int | None, sink: _Sink | None, top_k: int,
@@ -128,7 +128,7 @@ class _Run:
         row_bytes = file.row_bytes + (file.shape[-1] * targets.itemsize if self._is_soft else 0)
         self.max_rows = rows_per_block(row_bytes, file.lm_head is not None and not self._is_soft)
         self._functions = row_functions(file)
-        ignored = -1 if self._is_soft else options.ignore_index  # -1 is the likeliest class of a row without any
+        ignored = -1 if self._is_soft else options.ignore_index  # the likeliest class of a row without classes is -1
         self._scored: Any = {"ignore_index": ignored, "workers": workers, "top_k": min(top_k, file.shape[-1])}
         self._collector, self._highest = SequenceCollector(sequences, shard.split), TopLosses(options.top)
         samples = not self._is_soft and not file.is_shifted and options.shift is None
@@ -136,7 +136,7 @@ class _Run:
         self._sampler = ShiftSampler(self._functions.losses, options.ignore_index, sequences.are_given, left)
         self._rms: tuple[float, ...] = ()
         self._start = self._greedy = self._n_nan = self._n_infinite = 0
-        self._is_checked = file.kind == "log_probs"  # every row of these is checked with its block
+        self._is_checked = file.kind == "log_probs"  # `_scores` checks every row of these
 
     def take(self, rows: Array) -> None:
         """Score the next rows."""
@@ -212,18 +212,18 @@ def scores_at(scores: TokenScores, where: Array) -> TokenScores:
 
 
 class ShiftSampler:
-    """Compares the losses of the first rows with those that they have if each predicts the next row's target."""
+    """Compares the losses of the first rows with those for the next row's target, which a shift would give them."""
 
     def __init__(
         self, losses: Callable[..., Any], ignore_index: int | None, has_ids: bool, left: int = SHIFT_SAMPLE
     ) -> None:
         self._losses, self._ignore_index = losses, ignore_index
-        self._has_ids, self._left = has_ids, left  # negative ids are of no sequence
-        self._last: tuple[Array, ...] = ()  # row of the block before
+        self._has_ids, self._left = has_ids, left  # with ids, negative ones mean no sequence
+        self._last: tuple[Array, ...] = ()  # the last row of the block before, with its target, sequence and mask
         self.sample = ShiftSample()
 
     def update(self, block: Array, ids: Array, numbers: IntArray, kept: BoolArray) -> None:
-        """Take a block of rows, with the numbers of their sequences and which of them count."""
+        """Add a block of rows, with their targets, their sequences and a mask of those that count."""
         if self._left <= 0:
             return
         tokens = block, ids, numbers, kept
@@ -233,7 +233,7 @@ class ShiftSampler:
         self._last = tuple(np.array(array[-1:]) for array in tokens)
 
     def _take(self, block: Array, ids: Array, numbers: Array, kept: Array) -> None:
-        """Take the pairs of neighbours."""
+        """Add the pairs of neighbouring rows of one sequence."""
         has_next = (numbers[1:] == numbers[:-1]) & kept[:-1] & kept[1:]
         if self._has_ids:
             has_next &= numbers[1:] >= 0
@@ -246,7 +246,7 @@ class ShiftSampler:
 
 
 class TopLosses:
-    """Tokens of the highest losses so far, nan above all, earlier ones before later ones of the same loss."""
+    """The tokens with the highest losses so far. nan counts as highest; of equal losses the earlier comes first."""
 
     def __init__(self, top: int) -> None:
         self._top = top
@@ -255,7 +255,7 @@ class TopLosses:
     def update(
         self, nll: Array, ids: Array, kept: Array, positions: Array, numbers: Array, text: Array | None = None
     ) -> None:
-        """Take a block of tokens, with their positions and the numbers of their sequences."""
+        """Add a block of tokens, with their positions and the numbers of their sequences."""
         key = np.where(np.isnan(nll), np.inf, nll)
         bar = self._tokens[-1].sort_key if self._tokens and len(self._tokens) == self._top else -np.inf
         new = np.flatnonzero(kept & (key > bar))
@@ -270,7 +270,7 @@ class TopLosses:
         self._tokens = sorted(self._tokens, key=lambda token: -token.sort_key)[: self._top]
 
     def tokens(self, text: Array | None = None) -> list[TokenLoss]:
-        """All of them, with their text from that of all tokens."""
+        """These tokens; they get their text if the text of all tokens is given."""
         if text is None:
             return self._tokens
         words = [(token, text.reshape(-1)[token.position]) for token in self._tokens]

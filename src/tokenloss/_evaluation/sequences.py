@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from tokenloss._scores.token_scores import TokenScores
     from tokenloss.formats.scores_file import ScoresFile
 
-_MAX_PENDING = 1 << 20  # tokens that are kept until their sequence ends
+_MAX_PENDING = 1 << 20  # tokens that are kept in memory until their sequence ends
 
 
 class RowSequences:
-    """The sequence of each row: a row of the batch of (N, T, V), or by segment ids or offsets."""
+    """The sequence of each row, by segment ids or offsets; else each of the N rows of a batch (N, T, V) is one."""
 
     def __init__(
         self, shape: tuple[int, ...], ids: Array | None = None, offsets: Array | None = None, first: int = 0
@@ -48,7 +48,7 @@ class RowSequences:
         return self._ids is None
 
     def numbers(self, start: int, stop: int) -> IntArray:
-        """The number of the sequence of each of these rows, negative of none."""
+        """The number of the sequence of each of these rows; negative if it belongs to none."""
         rows = np.arange(start, stop)
         if self._ids is not None:
             check_map(self._ids)
@@ -59,7 +59,7 @@ class RowSequences:
         return self._first + rows // self._length if self._length else np.full(len(rows), -1)
 
     def ends(self, rows: int) -> BoolArray:
-        """Mask of the rows, of so many, that are the last of their sequence or belong to none."""
+        """Mask of the rows that are the last of their sequence, or belong to none; `rows` is the number of all."""
         numbers = self.numbers(0, rows)
         ends = np.ones(rows, np.bool_)
         ends[:-1] = (numbers[1:] != numbers[:-1]) | (numbers[1:] < 0)
@@ -67,7 +67,7 @@ class RowSequences:
 
 
 def row_sequences(file: ScoresFile, segments: Array | None, path: str | None) -> RowSequences:
-    """The sequences of a file, by the segment ids of another file if these are given."""
+    """The sequences of a file; segment ids from another file, if given, replace its own."""
     ids, offsets = (file.segment_ids, file.cu_seqlens) if segments is None else (segments, None)
     if ids is not None and offsets is not None:
         raise_error("content", path=file.path, got=f"holds {' and '.join(SEQUENCES)}", fits="hold one of them")
@@ -126,11 +126,11 @@ class SequenceCollector:
         self.meter = LossMeter()
         self._sequences, self._split = sequences, split
         self._whole: list[SequenceColumns] = []
-        self._pending: list[SequenceColumns] = []  # of each token
+        self._pending: list[SequenceColumns] = []  # a row for each token
         self._n_pending, self._most_pending = 0, _MAX_PENDING
 
     def update(self, scores: TokenScores, numbers: IntArray) -> None:
-        """Take the next rows, and the numbers of their sequences."""
+        """Add the next rows, and the numbers of their sequences."""
         is_part = scores.kept & (numbers >= 0)
         # targets that are rounded below 0 may have losses below -0.001, which `update` refuses
         self.meter._add_tokens(ExactRatio.of_mean(ExactMoments.of(scores.nll, scores.kept & ~is_part)))
@@ -155,7 +155,7 @@ class SequenceCollector:
             self._whole.append(SequenceColumns.of(losses))
         self._pending = [tokens.select(is_later)]
         self._n_pending = len(self._pending[0].ids)
-        self._most_pending = max(_MAX_PENDING, 2 * self._n_pending)  # of a long sequence, tokens are seldom copied
+        self._most_pending = max(_MAX_PENDING, 2 * self._n_pending)  # to copy long sequences seldom
         return tokens.select(is_split)
 
     def result(self) -> tuple[LossMeter, SequenceColumns, SequenceColumns]:

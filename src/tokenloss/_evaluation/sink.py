@@ -192,14 +192,14 @@ class Sink:
 
     __module__ = "tokenloss.sinks"
 
-    option: str = ""  # of the command line; without one, the output is made if no other prints
+    option: str = ""  # of the command line; an output without one prints if no other does
     help: ClassVar[str] = ""
     writes_file: ClassVar[bool] = True
     needs_tokens: bool = False
     top_k: int = 0
-    path: Any = None  # also where `__init__` is not called; None is printed
+    path: Any = None  # None: it writes no file; also if a subclass does not call `__init__`
     _of_responses: bool = False  # set before it is opened
-    _is_option: bool = False  # whether errors name it by its option
+    _is_option: bool = False  # whether errors name it by its option, not by its class
 
     def __init__(self, path: Any = None) -> None:
         self.path = path
@@ -250,7 +250,7 @@ class Sink:
 
 
 def checked_sinks(value: Any, state: str | None, scheduler: str | None) -> list[Sink]:
-    """Sinks, as a list; those of every token are refused where no tokens are kept."""
+    """Sinks as a list. Those that need tokens are refused with a state or a scheduler, which return none."""
     sinks = list(value) if hasattr(value, "__iter__") else [value]
     for sink in sinks:
         if not isinstance(sink, Sink) or value is sink:
@@ -294,7 +294,7 @@ def open_sinks(
     top_k: int,
     of_responses: bool = False,
 ) -> None:
-    """Open sinks, which are left with the stack."""
+    """Open sinks; the stack closes them."""
     for sink in sinks:
         sink._of_responses = of_responses
         with write_errors_of(sink):
@@ -304,13 +304,13 @@ def open_sinks(
 
 
 def _leave(sink: Sink, manager: AbstractContextManager[object], *error: Any) -> bool | None:
-    """Leave the context manager of a sink."""
+    """Close a sink."""
     with write_errors_of(sink):
         return manager.__exit__(*error)
 
 
 def token_function(sinks: Sequence[Sink], file: int, first_row: int = 0) -> Callable[[Any], None] | None:
-    """Function that gives each block of a file's tokens to the sinks that need them; None if none does."""
+    """Make a function that gives blocks of a file's tokens to the sinks that need them; None if none does."""
     sinks = [sink for sink in sinks if sink.needs_tokens]
 
     def add(block: Any) -> None:

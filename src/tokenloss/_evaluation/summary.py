@@ -1,4 +1,4 @@
-"""The figures of an evaluation: one meter of all shards, and what the command prints."""
+"""Makes the figures of an evaluation: one meter of all shards, and all that the command prints."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ if TYPE_CHECKING:
     from tokenloss._evaluation.plan import Shard
     from tokenloss._evaluation.results import ShardResult
 
-_TEXT_BYTES = 1 << 20  # read at a time
+_TEXT_BYTES = 1 << 20  # of a text are read at a time
 
 
 def merge_meters(results: Sequence[ShardResult]) -> tuple[LossMeter, SequenceColumns]:
-    """Meter of all shards, and the sequences that several shards hold a part of."""
+    """Meter of all shards, and the sequences that are in several shards."""
     meter = LossMeter()
     for result in results:
         meter.merge(result.meter)
@@ -60,7 +60,7 @@ def _count_as_lm_eval(text: str, continues: bool) -> int:
     return len(re.findall(r"\s+", text)) - (not continues and text[0].isspace())
 
 
-# how words are counted, and what is added for the whole text
+# functions that count words, and what is added to the count of a whole text
 WORDS: dict[str, tuple[Callable[[str, bool], int], int]] = {
     "whitespace": (_count_by_whitespace, 0),
     "lm-eval": (_count_as_lm_eval, 1),
@@ -89,7 +89,7 @@ def text_length(path: str, words: str = "whitespace") -> tuple[int, int]:
 
 
 def sequence_columns(results: Sequence[ShardResult], split: SequenceColumns) -> dict[str, Array]:
-    """A table of all sequences: `file` counts from 0, and is -1 of those that several files hold a part of."""
+    """A table of all sequences; `file` counts from 0, and is -1 for sequences in several files."""
     parts = [*(result.sequences for result in results), split]
     files = np.repeat([*range(len(results)), -1], [len(part.ids) for part in parts])
     columns = SequenceColumns.concatenated(parts)
@@ -160,7 +160,7 @@ def _hidden_figures(shards: Sequence[Shard], results: Sequence[ShardResult], opt
 
 
 def _types(shards: Sequence[Shard]) -> dict[str, str]:
-    """What arrays hold."""
+    """The dtypes of scores, and the types of targets."""
     return {
         "dtype": ", ".join(dict.fromkeys(shard.dtype for shard in shards)),
         "targets": ", ".join(dict.fromkeys(shard.target_type for shard in shards)),
@@ -168,7 +168,7 @@ def _types(shards: Sequence[Shard]) -> dict[str, str]:
 
 
 def _common_figures(results: Sequence[ShardResult], meter: LossMeter) -> dict[str, Any]:
-    """Figures that a shard and the total both have."""
+    """Figures that each shard has, and the total, too."""
     known = sum(part.greedy_known for part in results)
     return {
         "count": meter.count,
@@ -186,17 +186,17 @@ def _common_figures(results: Sequence[ShardResult], meter: LossMeter) -> dict[st
 
 
 def _meter_of(result: ShardResult) -> LossMeter:
-    """Meter of all tokens of a shard, sequences cut at its ends."""
+    """Meter of all tokens of a shard; sequences that go on in other shards are cut."""
     return merge_meters([result])[0]
 
 
 def _highest(loss: Array, top: int) -> Array:
-    """The first numbers of the highest losses, nan above all."""
+    """The indices of the highest losses; nan counts as highest."""
     return np.argsort(-np.where(np.isnan(loss), np.inf, loss), kind="stable")[:top]
 
 
 def _rows(columns: dict[str, Array], rows: Array, paths: Sequence[str | None]) -> list[dict[str, Any]]:
-    """Some rows of the table of sequences; None for the file of those in several, and for what is not known."""
+    """Some rows of the table of sequences. The file is None for sequences in several, as is what is not known."""
     names = [*paths, None]
     lists = {name: column[rows].tolist() for name, column in columns.items()}
     lists["file"] = [names[file] for file in lists["file"]]
@@ -207,6 +207,6 @@ def _rows(columns: dict[str, Array], rows: Array, paths: Sequence[str | None]) -
 
 
 def _probability(loss: float) -> float:
-    """Probability of a token of this loss."""
+    """Probability of a token with this loss."""
     with np.errstate(over="ignore"):
         return float(np.exp(-loss))

@@ -38,7 +38,7 @@ def token_types(text: Array, is_first: BoolArray) -> Array:
 
 
 def _type_of(characters: str) -> int:
-    """Type of a text; a word is a part of one, unless something before it says that it begins there."""
+    """Type of a text. A word counts as a part of one, until what stands before it shows that it begins there."""
     word = characters.strip()
     if not word:
         return _SPACE if characters else _OTHER
