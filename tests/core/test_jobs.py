@@ -32,7 +32,7 @@ def test_positions_without_class_ids(targets):
 
 def test_scores_without_an_array():
     scores = scores_of_shape("logits", (2, 3), -1)
-    job = _core.CrossEntropy(scores, CLASS_IDS, None, 1.0, 0.0, 0.0, 0.0)
+    job = _core.CrossEntropy(scores, CLASS_IDS, None, (0.0, 0.0, 1.0, 0.0))
     with pytest.raises(ValueError, match="they arrive in tiles"):
         job.run(2, False)
     with pytest.raises(ValueError, match="they arrive in tiles"):

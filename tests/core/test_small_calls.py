@@ -61,7 +61,7 @@ def small_nll(scores, targets, loss="nll_loss", epsilon=0.5, reduction="mean", *
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 def test_plain_small_arrays_take_the_short_way(reduction):
     logits = np.zeros((2, 3), np.float32)
-    defaults = -1, None, -100, None, None, 0.0, 0.0, 1.0, None, reduction, None
+    defaults = -1, None, -100, None, None, (0.0, 0.0, 1.0, None), reduction, None
     for targets in (np.zeros(2, int), np.full((2, 3), 0.5), np.eye(3, dtype=bool)[:2]):
         assert small_nll(logits, targets, reduction=reduction) is not None
         assert _core.small_cross_entropy(logits, targets, *defaults) is not None

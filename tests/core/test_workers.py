@@ -150,7 +150,7 @@ def job(loss, scores, targets=None):
         return _core.LogSumExp(scores, without_targets(scores), None)
     positions = as_positions("targets", targets, scores, -100)
     if loss == "cross_entropy":
-        return _core.CrossEntropy(scores, positions, None, 1.0, 0.0, 0.0, 0.0)
+        return _core.CrossEntropy(scores, positions, None, (0.0, 0.0, 1.0, 0.0))
     kind = _core.ClassIdLoss if positions.by_class else _core.SoftTargetLoss
     return kind(scores, positions, None, True, 1e-12)
 

@@ -142,9 +142,8 @@ class Softmax(LogSumExpJob):
 @final
 class CrossEntropy(LogSumExpJob):
     def __init__(
-        self, scores: Scores, positions: Positions, numbers: _Floats | None, logit_scale: float, softcap: float,
-        label_smoothing: float, z_loss: float, grad: _Array | None = None, grad_dtype: int = 0,
-        is_mean_grad: bool = False,
+        self, scores: Scores, positions: Positions, numbers: _Floats | None, options: tuple[float, ...],
+        grad: _Array | None = None, grad_dtype: int = 0, is_mean_grad: bool = False,
     ) -> None: ...  # fmt: skip
 
 @final
@@ -223,8 +222,7 @@ def small_nll(
 ) -> float | _Floats | None: ...  # fmt: skip
 def small_cross_entropy(
     logits: object, targets: object, axis: object, weight: object, ignore_index: object, mask: object,
-    sample_weight: object, label_smoothing: object, z_loss: object, logit_scale: object, softcap: object,
-    reduction: object, workers: object,
+    sample_weight: object, options: tuple[object, ...], reduction: object, workers: object,
 ) -> float | _Floats | None: ...  # fmt: skip
 def small_logsumexp(logits: object, axis: object, out: object, workers: object) -> _Floats | None: ...
 

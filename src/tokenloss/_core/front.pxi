@@ -116,22 +116,21 @@ def small_nll(scores, targets, bint is_probability, epsilon, axis, weight, ignor
     return small_result(kind(some, positions, None, is_probability, epsilon), reduction)
 
 
-def small_cross_entropy(logits, targets, axis, weight, ignore_index, mask, sample_weight, label_smoothing, z_loss,
-                        logit_scale, softcap, reduction, workers):
+def small_cross_entropy(logits, targets, axis, weight, ignore_index, mask, sample_weight, tuple options, reduction,
+                        workers):
     """What `cross_entropy` returns, or None."""
     cdef Scores some
     cdef Positions positions
-    if weight is not None or mask is not None or sample_weight is not None or softcap is not None:
+    if weight is not None or mask is not None or sample_weight is not None or workers is not None:
         return None
-    if workers is not None:
-        return None
-    if not (is_float(label_smoothing, 0) and is_float(z_loss, 0) and is_float(logit_scale, 1)):
+    label_smoothing, z_loss, logit_scale, softcap = options
+    if not (is_float(label_smoothing, 0) and is_float(z_loss, 0) and is_float(logit_scale, 1) and softcap is None):
         return None
     some = small_scores(logits, axis)
     positions = None if some is None else small_positions(some, targets, ignore_index)
     if positions is None:
         return None
-    return small_result(CrossEntropy(some, positions, None, 1.0, 0.0, 0.0, 0.0), reduction)
+    return small_result(CrossEntropy(some, positions, None, (0.0, 0.0, 1.0, 0.0)), reduction)
 
 
 cdef inline bint is_float(value, double expected) noexcept:

@@ -217,15 +217,14 @@ cdef class CrossEntropy(LogSumExpJob):
     cdef double grad_divisor  # that of the mean loss, or 1
     cdef bint nontemporal_stores
 
-    def __init__(self, Scores scores, Positions positions, numbers, double logit_scale, double softcap,
-                 double label_smoothing, double z_loss, grad=None, int grad_dtype=0, bint is_mean_grad=False):
-        # the gradient goes to `grad`; with `is_mean_grad` it is that of the mean loss
+    def __init__(self, Scores scores, Positions positions, numbers, tuple options, grad=None, int grad_dtype=0,
+                 bint is_mean_grad=False):
+        # options are those of `loss_options`; the gradient goes to `grad`, with `is_mean_grad` that of the mean loss
         self.set_up(scores, positions, numbers)
-        self.logit_scale, self.softcap, self.label_smoothing, self.z_loss = (
-            logit_scale, softcap, label_smoothing, z_loss)
+        self.label_smoothing, self.z_loss, self.logit_scale, self.softcap = options
         self.is_class_major, self.excludes_classes = scores.is_class_major(), True
-        self.keeps_logits = grad is not None or label_smoothing != 0
-        self.shifts = logit_scale > 1 and softcap == 0 and z_loss == 0
+        self.keeps_logits = grad is not None or self.label_smoothing != 0
+        self.shifts = self.logit_scale > 1 and self.softcap == 0 and self.z_loss == 0
         self.grad_divisor = 1
         if grad is not None:
             open_view(&self.grad, grad, grad_dtype, scores.axis, True)

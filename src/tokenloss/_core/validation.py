@@ -218,7 +218,7 @@ def check_no_ignore_index(value: object) -> None:
 
 def check_number(name: str, value: Any, fits: str, *, most: float = _LARGEST, positive: bool = False) -> float:
     """A number from 0 to `most`; if `positive`, 0 is refused."""
-    if type(value) is float and 0 < value <= most:  # nearly always, and faster
+    if type(value) is float and (0 < value <= most or (value == 0 and not positive)):  # nearly always, and faster
         return value
     scalar = value[()] if isinstance(value, np.ndarray) and value.ndim == 0 else value
     if not isinstance(scalar, numbers.Real):
@@ -390,12 +390,11 @@ def head_transform(logit_scale: Any, softcap: Any) -> tuple[float | None, float 
     return None if logit_scale is None else scale, None if softcap is None else cap
 
 
-def penalties(label_smoothing: Any, z_loss: Any) -> tuple[float, float]:
-    """Label smoothing, and the factor of the squared logsumexp."""
-    if type(label_smoothing) is type(z_loss) is float and label_smoothing == z_loss == 0.0:
-        return 0.0, 0.0
+def loss_options(label_smoothing: Any, z_loss: Any, logit_scale: Any, softcap: Any) -> tuple[float, ...]:
+    """The checked options of a cross-entropy, as `CrossEntropy` in `_core` takes them."""
     smoothing = check_number("label_smoothing", label_smoothing, "a number between 0 and 1", most=1)
-    return smoothing, check_number("z_loss", z_loss, "a finite number of at least 0")
+    penalty = check_number("z_loss", z_loss, "a finite number of at least 0")
+    return smoothing, penalty, *logit_transform(logit_scale, softcap)
 
 
 def output_like(

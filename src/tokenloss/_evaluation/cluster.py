@@ -17,8 +17,7 @@ from tokenloss._core.validation import (
     check_axis,
     check_reduction,
     check_sample_weight,
-    logit_transform,
-    penalties,
+    loss_options,
 )
 from tokenloss._scores.losses import cross_entropy as _cross_entropy
 from tokenloss._statistics.meter import LossMeter
@@ -258,8 +257,7 @@ def _checked(
     if sample_weight is not None:  # the values of a Dask array are checked when blocks are computed
         checked = check_sample_weight(_meta_zeros("sample_weight", sample_weight), positions.batch)
         sample_weight = sample_weight if isinstance(sample_weight, da.Array) else checked
-    penalties(options["label_smoothing"], options["z_loss"])
-    logit_transform(options["logit_scale"], options["softcap"])
+    loss_options(*(options[name] for name in ("label_smoothing", "z_loss", "logit_scale", "softcap")))
     threads.check_workers(options["workers"])
     return positions, sample_weight
 

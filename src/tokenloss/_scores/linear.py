@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, overload
 from tokenloss._core import _core, jobs
 from tokenloss._core.errors import raise_error
 from tokenloss._core.projection import Projection, run_pairs, two_projections
-from tokenloss._core.validation import as_positions, logit_transform, penalties, without_targets
+from tokenloss._core.validation import as_positions, logit_transform, loss_options, without_targets
 from tokenloss._scores.token_scores import TokenScores, token_job
 
 if TYPE_CHECKING:
@@ -138,10 +138,9 @@ def linear_cross_entropy(
     projection = Projection(hidden, linear_weight, linear_bias)
     scores = projection.scores
     positions = as_positions("targets", targets, scores, ignore_index, where, weight, sample_weight)
-    smoothing, z_loss = penalties(label_smoothing, z_loss)
-    scale, cap = logit_transform(logit_scale, softcap)
+    options = loss_options(label_smoothing, z_loss, logit_scale, softcap)
     losses = jobs.new_losses(reduction, scores.batch)
-    job = _core.CrossEntropy(scores, positions, losses, scale, cap, smoothing, z_loss)
+    job = _core.CrossEntropy(scores, positions, losses, options)
     projection.run(job, workers)
     return jobs.reduced(job, losses, reduction)
 

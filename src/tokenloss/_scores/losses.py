@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, overload
 
 from tokenloss._core import _core, jobs
-from tokenloss._core.validation import as_positions, as_scores, check_number, logit_transform, output_like, penalties
+from tokenloss._core.validation import as_positions, as_scores, check_number, loss_options, output_like
 
 if TYPE_CHECKING:
     from typing import Literal
@@ -327,17 +327,16 @@ def cross_entropy(
     '4.14e-08'
     """
     small = _core.small_cross_entropy(
-        logits, targets, axis, weight, ignore_index, where, sample_weight, label_smoothing, z_loss, logit_scale,
-        softcap, reduction, workers,
+        logits, targets, axis, weight, ignore_index, where, sample_weight,
+        (label_smoothing, z_loss, logit_scale, softcap), reduction, workers,
     )  # fmt: skip
     if small is not None:
         return small
     scores = as_scores("logits", logits, axis)
     positions = as_positions("targets", targets, scores, ignore_index, where, weight, sample_weight)
-    smoothing, z_loss = penalties(label_smoothing, z_loss)
-    scale, cap = logit_transform(logit_scale, softcap)
+    options = loss_options(label_smoothing, z_loss, logit_scale, softcap)
     losses = jobs.new_losses(reduction, scores.batch)
-    job = _core.CrossEntropy(scores, positions, losses, scale, cap, smoothing, z_loss)
+    job = _core.CrossEntropy(scores, positions, losses, options)
     return jobs.run_and_reduce(job, losses, reduction, workers)
 
 
@@ -469,13 +468,11 @@ def cross_entropy_and_grad(
     """
     scores = as_scores("logits", logits, axis)
     positions = as_positions("targets", targets, scores, ignore_index, where, weight, sample_weight)
-    smoothing, z_loss = penalties(label_smoothing, z_loss)
-    scale, cap = logit_transform(logit_scale, softcap)
+    options = loss_options(label_smoothing, z_loss, logit_scale, softcap)
     losses = jobs.new_losses(reduction, scores.batch)
     inputs = {name: getattr(positions, name) for name in ("targets", "weight", "sample_weight")}
     inputs["where"] = positions.mask
     gradient, view, code = output_like(scores.name, scores.array, scores.dtype, out, inputs)
     jobs.check_targets(positions, scores)  # before anything is written
-    options = scale, cap, smoothing, z_loss, view, code, reduction == "mean"
-    job = _core.CrossEntropy(scores, positions, losses, *options)
+    job = _core.CrossEntropy(scores, positions, losses, options, view, code, reduction == "mean")
     return jobs.run_and_reduce(job, losses, reduction, workers), gradient
