@@ -10,6 +10,7 @@ import pytest
 from reference import divide, exact_sum, float64, rounded, square_root
 
 from tokenloss import TokenScores
+from tokenloss._scores.token_scores import COLUMNS
 
 LN2 = Fraction(math.log(2))
 FIGURES = [
@@ -88,8 +89,8 @@ def scores_of(nll, kept=True, is_greedy=False):
     """Token scores of which only the losses, the mask and the likeliest class matter."""
     nll = np.asarray(nll, np.float64)
     kept, is_greedy = (np.broadcast_to(mask, nll.shape).copy() for mask in (kept, is_greedy))
-    zeros, ones = np.zeros(nll.shape), np.ones(nll.shape, np.int64)
-    return TokenScores(nll=nll, logsumexp=zeros, entropy=zeros, rank=ones, argmax=ones, is_greedy=is_greedy, kept=kept)
+    others = {name: np.ones(nll.shape, column.dtype) for name, column in COLUMNS.items() if not column.is_top}
+    return TokenScores(**others | {"nll": nll, "is_greedy": is_greedy, "kept": kept})
 
 
 class Meter:

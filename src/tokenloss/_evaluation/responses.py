@@ -15,7 +15,7 @@ from tokenloss._evaluation.results import ShardResult
 from tokenloss._evaluation.score import TopLosses
 from tokenloss._evaluation.sequences import RowSequences, SequenceCollector
 from tokenloss._evaluation.sink import TokenBlock
-from tokenloss._scores.token_scores import TokenScores
+from tokenloss._scores.token_scores import COLUMNS, TokenScores
 from tokenloss._statistics.rounding import Rounding
 from tokenloss.formats.responses import is_responses, open_responses
 from tokenloss.formats.responses.columns import join
@@ -171,17 +171,18 @@ def _token_scores(block: dict[str, Any], top_k: int) -> TokenScores:
     is_greedy = mask & block["is_greedy"]
     top_ids, top_logprobs = block["top_ids"], block["top_logprobs"]
     argmax = np.where(is_greedy & (ids >= 0), ids, _lowest_of_likeliest(top_ids, top_logprobs))
-    return TokenScores(
-        nll=np.where(mask, 0.0 - block["logprobs"], np.nan),
-        logsumexp=np.where(mask, 0.0, np.nan),
-        entropy=np.full(len(ids), np.nan),
-        rank=np.where(mask, block["rank"], -1),
-        argmax=np.where(mask, argmax, -1),
-        is_greedy=is_greedy,
-        kept=mask,
-        top_ids=top_ids[:, :top_k] if top_k else None,
-        top_logprobs=top_logprobs[:, :top_k] if top_k else None,
-    )
+    columns: dict[str, Any] = {name: np.full(len(ids), column.masked, column.dtype) for name, column in COLUMNS.items()}
+    columns |= {
+        "nll": np.where(mask, 0.0 - block["logprobs"], np.nan),
+        "logsumexp": np.where(mask, 0.0, np.nan),
+        "rank": np.where(mask, block["rank"], -1),
+        "argmax": np.where(mask, argmax, -1),
+        "is_greedy": is_greedy,
+        "kept": mask,
+        "top_ids": top_ids[:, :top_k] if top_k else None,
+        "top_logprobs": top_logprobs[:, :top_k] if top_k else None,
+    }
+    return TokenScores(**columns)
 
 
 def _lowest_of_likeliest(top_ids: Array, top_logprobs: Array) -> Array:

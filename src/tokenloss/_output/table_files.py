@@ -31,9 +31,10 @@ _DTYPES = {"target": np.int64, "probability": np.float64, **_OF_SCORES, **dict.f
 # Readers may go by position, so these come first and in this order; others follow.
 _FIRST = ("target", "kept", "nll", "probability", "rank", "argmax", "is_greedy", "entropy")
 _COLUMNS = np.dtype([(name, np.dtype(_DTYPES[name]).newbyteorder("<")) for name in dict.fromkeys((*_FIRST, *_DTYPES))])
-# Servers return no entropies, and not all ranks.
+# Of `_OF_SCORES`, responses of servers have these alone.
+_OF_RESPONSES = ("nll", "rank", "argmax", "is_greedy", "kept")
 _RESPONSE_COLUMNS = np.dtype(
-    [(name, _COLUMNS[name]) for name in _COLUMNS.names or () if name != "entropy"]
+    [(name, _COLUMNS[name]) for name in _COLUMNS.names or () if name in _OF_RESPONSES or name not in _OF_SCORES]
     + [("is_greedy_known", "?"), ("is_prompt", "?")]
 )
 _SEQUENCE_COLUMNS = np.dtype(
