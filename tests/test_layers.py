@@ -88,3 +88,17 @@ def test_stub_tells_type_checkers_of_every_public_name():
     expected = {(f"tokenloss.{module}", name) for name, module in tokenloss._MODULES.items()}
     expected |= {("tokenloss", name) for name in tokenloss._PUBLIC_MODULES if name != "dask"}
     assert told == expected | {("tokenloss._core.version", "__version__")}
+
+
+SUFFIXES = (".py", ".pyi", ".pyx", ".pxi", ".pxd", ".c", ".h", ".js", ".css")
+SIZED = [path for path in sorted(SOURCE.rglob("*.*")) if path.suffix in SUFFIXES]
+
+
+@pytest.mark.parametrize("path", SIZED, ids=lambda path: path.relative_to(SOURCE).as_posix())
+def test_no_file_has_over_500_lines_and_no_function_over_60(path):
+    text = path.read_text("utf-8")
+    assert text.count("\n") <= 500
+    for function in ast.walk(ast.parse(text)) if path.suffix == ".py" else ():
+        if isinstance(function, ast.FunctionDef):
+            first = function.body[1 if ast.get_docstring(function) else 0 :] or function.body
+            assert function.end_lineno - first[0].lineno < 60, f"{path.name}: {function.name}"

@@ -402,7 +402,8 @@ def test_numbers_of_4_decimals_are_told_and_do_not_raise_the_bound(rng, tmp_path
     assert (found.kl_bound[found.kept] <= exact + 1e-12).all()
 
 
-def test_tokens_without_lists_are_bounded_by_the_token_itself(documents, tmp_path):
+def test_tokens_without_lists_are_bounded_by_the_token_itself(rng, tmp_path):
+    documents = Documents(rng, (300,))  # enough for some that are ranked first
     paths = [clients.save_lines(tmp_path / f"{m}.jsonl", *documents.responses(m, 0)) for m in ("base", "other")]
     found = compare_responses(*paths)
     p, q = np.exp(-found.base_nll[found.kept]), np.exp(-found.nll[found.kept])

@@ -362,6 +362,21 @@ def test_classes_of_models_of_the_same_vocabulary(candidates):
         assert 0 < comparison.left_out < 1
 
 
+def test_base_top_p_of_a_candidate_does_not_depend_on_others(rng, tmp_path):
+    base, *logits = rng.normal(size=(4, 6, 50)).astype(np.float32)
+    targets = rng.integers(0, 50, 6)
+    logits[0][2, 0] = np.nan
+    logits[1] = logits[1].astype(np.float64)
+    np.savez(tmp_path / "base.npz", logits=base, targets=targets)
+    paths = [tmp_path / f"{i}.npz" for i in range(3)]
+    for path, own in zip(paths, logits, strict=True):
+        np.savez(path, logits=own)
+    with pytest.warns(UserWarning, match="1 of 6 tokens are nan"):
+        found = compare_files(tmp_path / "base.npz", dict(zip("abc", paths, strict=True)))
+    for comparison, own in zip(found.values(), logits, strict=True):
+        np.testing.assert_array_equal(comparison.base_top_p, tokenloss.compare(base, own, targets).base_top_p)
+
+
 def test_llama_cpp_base_of_several_candidates(candidates, compare_json):
     tokens = np.zeros((4, 22), int)
     tokens[:, 12:] = np.maximum(candidates.targets, 0)

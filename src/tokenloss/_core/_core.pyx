@@ -98,7 +98,7 @@ for number in range(TL_BACKENDS):
     if tl_find_backend(number) != NULL:
         runnable.append(number)
 del number
-cdef object chooser = None  # that of config.py, which every module that runs jobs imports
+cdef object chooser = None  # that of config.py, which dtypes.py imports, so that all who pass arrays have it
 
 
 def backends():

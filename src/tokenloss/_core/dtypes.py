@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tokenloss._core import _core
+from tokenloss._core import config as config  # which tells the core how to choose an instruction set
 from tokenloss._core.errors import raise_error
 
 # what an array may hold, in messages
@@ -93,7 +94,7 @@ def as_array(name: str, value: Any, fits: str = FLOATS) -> tuple[np.ndarray[Any,
 
 
 class CheckedArray(NamedTuple):
-    """An array that was judged, and the code of its dtype; every function takes it for scores."""
+    """An array that was checked, and the code of its dtype; every function takes it for scores."""
 
     array: np.ndarray[Any, Any]
     code: int

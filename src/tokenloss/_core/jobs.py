@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from tokenloss._core.types import Float64Array
 
 
-# what a row should be whose logsumexp is too far from 0, by the kind of its scores
+# what to do about a row whose logsumexp is too far from 0, by the kind of its scores
 NORMALIZED = {
     "logits": "definitions='llama.cpp' takes log-probabilities, as log_softmax gives them",
     "log_probs": "natural log-probabilities have 0, logits have kind='logits'",
@@ -26,7 +26,7 @@ NORMALIZED = {
 
 
 def new_losses(reduction: Any, batch: tuple[int, ...]) -> Float64Array | None:
-    """Each position's loss, 0 where masked; None if only their sum or mean is wanted."""
+    """An array for the loss of each position, 0 where masked; None if their sum or mean alone is wanted."""
     return np.zeros(batch) if check_reduction(reduction) == "none" else None
 
 
@@ -39,7 +39,7 @@ def run_and_reduce(
 
 
 def reduced(job: _core.RowJob, losses: Float64Array | None, reduction: Any) -> float | Float64Array:
-    """The losses of a job that was run: their sum or mean, or each of them; of a single row, a scalar."""
+    """The sum or mean of the losses of a job that has run, or each of them: a scalar for a single row."""
     if losses is None:
         return job.reduced(reduction == "mean")
     scalar: Float64Array = losses[()] if losses.ndim == 0 else losses
@@ -47,7 +47,7 @@ def reduced(job: _core.RowJob, losses: Float64Array | None, reduction: Any) -> f
 
 
 def run(job: _core.RowJob, workers: Any) -> None:
-    """Reduce all rows."""
+    """Run a job over all rows, and raise an error for the first row that it refused."""
     positions = job.positions
     if positions.by_class and not job.refuses_bad_targets:
         check_targets(positions, job.scores)
@@ -78,7 +78,7 @@ def _index(positions: _core.Positions, row: int) -> list[int]:
 
 
 def _raise_not_one_hot(positions: _core.Positions, scores: _core.Scores, row: int, is_probability: bool) -> NoReturn:
-    """Raise that a row of integers is no distribution."""
+    """Raise the error of a row of integers that is not one-hot."""
     position = _index(positions, row)
     index: list[Any] = list(position)
     index.insert(scores.axis, slice(None))
@@ -95,7 +95,7 @@ def _raise_not_one_hot(positions: _core.Positions, scores: _core.Scores, row: in
 
 
 def raise_refusal(job: _core.RowJob) -> NoReturn:
-    """Raise what was found unfit while rows were read."""
+    """Raise the error of the first row that a job refused while it read rows."""
     reason, row, k, score = job.refusal()
     positions, scores, is_probability = job.positions, job.scores, job.is_probability
     if reason == _core.BAD_DISTRIBUTION:

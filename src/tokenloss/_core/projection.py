@@ -63,7 +63,7 @@ class Projection:
             jobs.raise_refusal(job)
 
     def _tile_shape(self, unmasked: int, copied: int) -> tuple[int, int]:
-        """Rows and classes of a tile; of each row, so many elements of a hidden state are copied."""
+        """Rows and classes of a tile; `copied` elements of each row's hidden state need room beside it."""
         itemsize, multiple = self.dtype.itemsize, _core.TILE_CLASS_MULTIPLE
         most = min(MAX_TILE_ROWS, max(1, _TILE_BYTES // ((copied + multiple) * itemsize)))
         rows = _even_part(unmasked, most)
@@ -80,7 +80,7 @@ class Projection:
         return biases
 
     def _as_blas_matrix(self) -> Array | None:
-        """Hidden states as a matrix that BLAS takes as it is, if they are one."""
+        """The hidden states as a matrix that BLAS reads in place; None if it would not."""
         hidden = self.hidden
         if hidden.ndim != 2 and not hidden.flags.c_contiguous:
             return None
@@ -88,7 +88,7 @@ class Projection:
         return hidden if self.hidden_code == self.scores.dtype and _is_blas_matrix(hidden) else None
 
     def _own_product(self, hidden: Array) -> _core.MatVec | _core.BFloat16MatMul | None:
-        """Our own product of some hidden states, which reads each row of weights as it is in memory; else BLAS's."""
+        """Our own product of some hidden states, which reads the weights in place; None where BLAS makes it."""
         if len(hidden) > _MATVEC_MAX_ROWS:
             return _core.BFloat16MatMul(self.weight, hidden) if self._can_use_bf16_matmul() else None
         if self._has_rows() and (self.weight_code == self.scores.dtype or self.dtype == np.float32):
@@ -101,7 +101,7 @@ class Projection:
         return both and self._has_rows() and _core.has_bf16_matmul()
 
     def _has_rows(self) -> bool:
-        """Whether each row of the weight is contiguous, in native byte order."""
+        """Whether each row of the weight is contiguous and in native byte order."""
         return self.weight.strides[1] == self.weight.itemsize and self.weight_code < _core.SWAPPED
 
     def _multiply(self, hidden: Array, first: int, tile: Array, workers: int | None) -> None:
@@ -242,7 +242,7 @@ def run_pairs(base: Projection, others: list[Projection], pair_jobs: list[_core.
 
 
 def _begin(job: _core.RowJob, workers: Any) -> tuple[int | None, int]:
-    """Checked workers, and the number of rows that are not masked, whose targets are checked."""
+    """Check workers and class ids; return the number of threads, and that of unmasked rows."""
     workers = threads.check_workers(workers)
     if job.positions.by_class:
         jobs.check_targets(job.positions, job.scores)
@@ -255,7 +255,7 @@ def _even_part(count: int, most: int) -> int:
 
 
 def _ranges(start: int, stop: int, width: int) -> list[tuple[int, int]]:
-    """The first class and the end of each tile; without classes, of an empty one."""
+    """The first class of each tile, and the class after its last; a single empty tile if there are no classes."""
     return [(first, min(first + width, stop)) for first in range(start, max(stop, start + 1), max(width, 1))]
 
 

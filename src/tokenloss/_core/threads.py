@@ -28,7 +28,7 @@ EXIT_SECONDS = 1  # to wait for threads at exit
 
 
 class _Task:
-    """Part of a thread of the pool in some work, if it starts before the caller's thread is done."""
+    """What a thread of the pool does of a job, if it starts before the caller's thread is done."""
 
     __slots__ = ("_begun_by", "_ended", "_is_over", "_step", "_work", "error")
 
@@ -139,7 +139,7 @@ def check_workers(workers: int | None) -> int | None:
 
 
 def run(work: _core.Job, workers: int | None) -> None:
-    """Run work on the caller's thread and, if there is much to do, on others; `workers` are checked."""
+    """Run a job on the caller's thread and, if it takes long, on others; `workers` is checked before."""
     rows, row_ns = work.rows, work.row_cost
     if rows * row_ns < SERIAL_NS:
         work.run(rows or 1, False)
