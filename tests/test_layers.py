@@ -80,14 +80,15 @@ def test_public_modules_only_hand_on_names(module):
 
 
 def test_stub_tells_type_checkers_of_every_public_name():
-    tree = ast.parse((SOURCE / "__init__.pyi").read_text("utf-8"))
-    told = {(statement.module, alias.name) for statement in tree.body for alias in statement.names}
-    assert all(alias.asname == alias.name for statement in tree.body for alias in statement.names)
+    *imported, names = ast.parse((SOURCE / "__init__.pyi").read_text("utf-8")).body
+    told = {(statement.module, alias.name) for statement in imported for alias in statement.names}
+    assert all(alias.asname == alias.name for statement in imported for alias in statement.names)
     import tokenloss
 
     expected = {(f"tokenloss.{module}", name) for name, module in tokenloss._MODULES.items()}
     expected |= {("tokenloss", name) for name in tokenloss._PUBLIC_MODULES if name != "dask"}
     assert told == expected | {("tokenloss._core.version", "__version__")}
+    assert ast.literal_eval(names.value) == tokenloss.__all__
 
 
 SUFFIXES = (".py", ".pyi", ".pyx", ".pxi", ".pxd", ".c", ".h", ".js", ".css")

@@ -36,8 +36,8 @@ if TYPE_CHECKING:
 
     _Compared: TypeAlias = tuple[Columns, TokenScores | None, TokenScores | None]  # its columns, base, own scores
 
-# columns that depend on the base alone, and are the same for each candidate; base_top_p depends on the dtype of the
-# other model, too, and is nan where that has a nan
+# columns of the base, which are the same for each candidate; base_top_p depends on the dtype of the other model, and is
+# nan where that has a nan
 _OF_BASE = ("base_nll", "kept", "base_left_out", "segment_ids")
 
 
