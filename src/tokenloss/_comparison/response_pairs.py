@@ -1,4 +1,4 @@
-"""The comparison of responses of two servers, or of responses with scores: pairs of sequences, token by token."""
+"""Pairs the tokens of responses of two servers, or of responses and scores, and makes the columns of a comparison."""
 
 from __future__ import annotations
 

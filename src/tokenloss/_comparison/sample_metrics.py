@@ -1,4 +1,4 @@
-"""The comparison of two files of samples: which belong together, and their metrics."""
+"""Pairs the samples of two files of lm-evaluation-harness, and computes the figures of each metric of `samples.py`."""
 
 from __future__ import annotations
 
