@@ -1,4 +1,4 @@
-"""The comparison of files of candidates with those of their base: figures of all shards, and outputs."""
+"""The run of `compare_files`: shards are planned, compared and put together, and outputs are written."""
 
 from __future__ import annotations
 

@@ -98,7 +98,7 @@ class OpenShard(NamedTuple):
     scored: Array | None  # mask of the rows that are scored; None for all
     tokens: Array | None
     sequences: RowSequences
-    mask: Array | None = None  # mask of those of them that count, besides what the targets say; None for all
+    mask: Array | None = None  # mask of the scored rows that count, besides what the targets say; None for all
     others: tuple[ScoresFile, ...] = ()  # of candidates
 
 
@@ -134,17 +134,17 @@ def planned(
     following = _Following()
     for number in sorted(range(len(shards)), reverse=bool(options.shift)):
         shard, stored = shards[number], open_stored(shards[number], options)
-        text_of_last, text_of_first = (_text_of(shard, stored, row) for row in (shard.rows - 1, 0))
-        if options.shift and text_of_last is not None and text_of_last == following.text:
+        last_sequence, first_sequence = (_open_sequence(shard, stored, row) for row in (shard.rows - 1, 0))
+        if options.shift and last_sequence is not None and last_sequence == following.sequence:
             shard = shard._replace(next_id=following.id, next_text=following.token)
         opened = shifted_shard(shard, stored) if options.shift else stored
         shards[number] = checked_shard(shard, opened, options)
         if shard.rows or len(shard.shape) != 2:
             following = _Following()
         is_soft = shards[number].target_type == "distributions"
-        if shard.rows and text_of_first is not None and stored.targets.dtype.kind in "iu" and not is_soft:
+        if shard.rows and first_sequence is not None and stored.targets.dtype.kind in "iu" and not is_soft:
             token = None if stored.tokens is None else str(stored.tokens.reshape(-1)[0])
-            following = _Following(int(stored.targets.reshape(-1)[0]), token, text_of_first)
+            following = _Following(int(stored.targets.reshape(-1)[0]), token, first_sequence)
     return shards
 
 
@@ -178,10 +178,10 @@ class _Following(NamedTuple):
 
     id: int | None = None
     token: str | None = None
-    text: int | None = None
+    sequence: int | None = None
 
 
-def _text_of(shard: Shard, stored: OpenShard, row: int) -> int | None:
+def _open_sequence(shard: Shard, stored: OpenShard, row: int) -> int | None:
     """The number of a row's sequence, -1 without segment ids; None if it cannot go on in the next shard."""
     if len(shard.shape) != 2 or not shard.rows:
         return None
