@@ -197,7 +197,8 @@ def test_num_workers_of_the_environment_that_is_no_number(argv, command, monkeyp
 
 def test_out_of_memory(command, monkeypatch):
     monkeypatch.setattr(npz_format.np, "ndarray", raising(MemoryError()))
-    assert_refused(command("score", SAMPLE), f"out of memory: {SAMPLE} does not fit; what is not compressed need not")
+    words = f"out of memory: {SAMPLE} does not fit; a file that is not compressed need not"
+    assert_refused(command("score", SAMPLE), words)
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])

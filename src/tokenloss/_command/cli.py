@@ -243,7 +243,7 @@ def _add_common_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--skip-failed", action="store_true", help=words)
     words = "what the scores are, where the name of their array does not say it (default: logits)"
     command.add_argument("--kind", choices=KINDS, help=words)
-    _add(command, "--array NAME", "name of the array of scores, if it is another")
+    _add(command, "--array NAME", "name of the array of scores, if it is not the name of a kind")
     words = (
         "the targets are the input ids of a causal model: row j predicts id j+1, and the last row of a FILE that is "
         "one sequence (N, V) predicts the first id of the next FILE; --no-shift: the targets are right as they are"

@@ -28,7 +28,7 @@ _BINS = np.array([0.0, 0.2, 0.4, 0.6, 0.8])  # lower bounds of the base's confid
 
 
 def figures_of(columns: Columns, batch: tuple[int, ...]) -> dict[str, Any]:
-    """The fields of a comparison, but for its definitions."""
+    """All fields of a `Comparison` except `definitions`."""
     segment_ids: IntArray | None = columns.get("segment_ids")
     index, ids = _included(columns["kept"], segment_ids)
     nll, base_nll, kl, delta_p, is_same_top = (

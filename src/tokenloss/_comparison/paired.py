@@ -214,11 +214,11 @@ def quantiles(ordered: Float64Array, fractions: tuple[float, ...]) -> dict[float
 def quantile_intervals(
     values: Float64Array, fractions: tuple[float, ...], segment_ids: IntArray | None, mean: Mean
 ) -> dict[float, tuple[float, float]]:
-    """Intervals of 95 % of quantiles between 0 and 1 of values that are not negative, by order statistics.
+    """95 % confidence intervals of quantiles of values of at least 0, for the fractions that are neither 0 nor 1.
 
-    Their ranks are binomial. With sequences they are at least as far apart as the interval of the fraction of values up
-    to the quantile (Woodruff, Journal of the American Statistical Association 47, 1952). `mean` is that of the values,
-    which come in the order of their sequences.
+    Each end is one of the ordered values, and its rank is from the binomial distribution. With sequences, ranks are at
+    least as far apart as the interval of the fraction of values up to the quantile (Woodruff, Journal of the American
+    Statistical Association 47, 1952). `mean` is that of the values, which come in the order of their sequences.
     """
     ordered = np.sort(values)
     inner = [fraction for fraction in fractions if 0 < fraction < 1]

@@ -1,4 +1,4 @@
-"""The comparison of responses of two servers, or of responses with scores: pairs of sequences, token by token."""
+"""Pairs the tokens of responses of two servers, or of responses and scores, and makes the columns of a comparison."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ COLUMNS = {
 
 
 class Pair(NamedTuple):
-    """A sequence by both models: its number in the file of the base, its origin, and columns of its tokens.
+    """A sequence as both models scored it: its number in the file of the base, its origin, and columns of its tokens.
 
     Columns of a model are logprobs, is_sentinel, is_greedy, is_greedy_known, best (the most likely class), and top_ids
     and top_logprobs (the listed classes, the last of which is the token's own). Unknown classes are -1.
@@ -109,7 +109,7 @@ def compare_pairs(
         parts.append(columns | {"sequence": np.repeat([pair.number for pair in pending], lengths)})
         pending.clear()
 
-    n = width = 0  # of lists that are made equally long
+    n = width = 0  # tokens that are pending, and the length that all their lists get
     for pair in pairs:
         origins[pair.number] = pair.origin
         (size, k), (_, other_k) = pair.base["top_ids"].shape, pair.other["top_ids"].shape
@@ -208,7 +208,7 @@ def _are_whole(texts: Array) -> BoolArray:
 
 
 def matched(base: Response, other: Response, by_id: bool = False) -> tuple[Columns, Columns]:
-    """Columns of both responses, as those of `Pair`, in which a class has one number.
+    """Columns of both responses, as those of `Pair`, in which the same class has the same number.
 
     Numbers are ids where both have them, or `by_id`. Else they stand for texts, which name no class where they are of a
     part of a character or come twice in a list.

@@ -1,4 +1,4 @@
-"""Two models compared by what servers returned: losses, changes of probability, and a lower bound of the divergence."""
+"""Results of `compare_responses`: losses, changes of probability, and a lower bound of the divergence, from columns."""
 
 from __future__ import annotations
 

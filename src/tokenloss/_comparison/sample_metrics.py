@@ -1,4 +1,4 @@
-"""The comparison of two files of samples: which belong together, and their metrics."""
+"""Pairs the samples of two files of lm-evaluation-harness, and computes the figures of each metric of `samples.py`."""
 
 from __future__ import annotations
 
@@ -189,7 +189,7 @@ def _columns(name: str, sides: list[_Side]) -> tuple[Float64Array, str]:
         else:
             column = [(sample.derived[name], 1.0) for sample in side.samples]
         if all(cell in (None, (0.0, -1.0)) for cell in column):
-            return np.empty(0), "its values are no numbers, or none whose mean is the metric"
+            return np.empty(0), "its values are not numbers, or the metric is not their mean"
         cells.append(column)
     for *pair, a, b in zip(*cells, *(side.samples for side in sides), strict=True):
         for cell, sample, side in zip(pair, (a, b), sides, strict=True):

@@ -1,4 +1,4 @@
-"""Two models compared by what lm-evaluation-harness logged of each sample: accuracies, flips, perplexities."""
+"""Results of `compare_samples`: each metric of two models, of samples that lm-evaluation-harness logged."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ class SampleMetric:
     count, n_clusters : int
         Number of samples that have it, and of the documents or groups that errors take as independent.
     base, base_stderr, other, other_stderr : float
-        The metric of both models: the mean over samples; of a perplexity exp of the mean loss, of words or bytes where
-        it is by these; of bits per byte the mean over bytes.
+        The metric of both models: the mean over samples. A perplexity is exp of the mean loss, per word or byte where
+        its name says so; bits per byte are the mean over bytes.
     difference, difference_stderr : float
         ``other - base``.
     difference_interval : tuple of float
-        Where values between 0 and 1 are all equal, the error is 0 but the difference need not be: then the interval is
-        that of `discordance_bound`.
+        Where values lie between 0 and 1 and both models have the same on each sample, the standard error is 0, but the
+        true difference need not be: then the interval is that of `discordance_bound`.
     log_ratio, log_ratio_stderr, ratio, ratio_stderr : float or None
         ``log(other / base)`` and ``other / base`` of a perplexity; None of other metrics.
     ratio_interval : tuple of float or None
@@ -41,13 +41,15 @@ class SampleMetric:
     right_to_wrong, wrong_to_right : int or None
         Number of samples that only the base, and only the other gets right; None of metrics that are not 0 or 1.
     mcnemar_p : float or None
-        p value of McNemar's exact test, two-sided, of whether both are equally likely. It takes samples as independent.
+        p value of McNemar's exact test, two-sided, of whether `right_to_wrong` and `wrong_to_right` are equally likely.
+        It takes samples as independent.
     discordance_bound : float or None
-        Where values between 0 and 1 are all equal: the upper bound of the rate at which they differ, ``1 - 0.05**(1 /
-        n_clusters)``, with a confidence of 95 %.
+        Where values lie between 0 and 1 and both models have the same on each sample: the upper bound of the rate at
+        which they differ, ``1 - 0.05**(1 / n_clusters)``, with a confidence of 95 %.
     equivalence_p : float or None
-        p value of the two one-sided tests of whether the difference lies within the margin; where values are all equal,
-        ``(1 - margin)**n_clusters``. None without a margin, and of metrics whose values are not all between 0 and 1.
+        p value of the two one-sided tests of whether the difference lies within the margin; where both models have the
+        same value on each sample, ``(1 - margin)**n_clusters``. None without a margin, and of metrics whose values are
+        not all between 0 and 1.
     is_equivalent : bool or None
         Whether `equivalence_p` is below 0.05; None where it is not known.
     doc_ids : array of object
@@ -136,14 +138,14 @@ class SampleComparison:
     margin : float or None
         The margin of equivalence, if one was given.
     n_other_prompts : int
-        Number of pairs whose prompts differ, as by other examples or templates.
+        Number of pairs whose prompts differ, say by other few-shot examples or another template.
     metrics : list of SampleMetric
         Metrics in the order of the base's file, for each filter; then "target_loglikelihood", the log-likelihood of the
         right answer in nats, which shows a difference sooner than accuracies do.
     left_out : dict of str
         By metric, why it is not compared.
     notes : list of str
-        Metrics in the files that are not those that the responses give.
+        Metrics in the files that differ from what the responses there give.
 
     Examples
     --------

@@ -14,7 +14,7 @@ from tokenloss._core.errors import raise_error
 FLOATS = f"{', '.join(_core.FLOAT_DTYPES[:-1])} or {_core.FLOAT_DTYPES[-1]}"
 TARGETS = f"an integer, bool, {FLOATS}"
 
-# the code of each dtype that has come so far, None if the core does not read it; bfloat16 is left out
+# the code of each dtype seen so far, None if the core does not read it; not of bfloat16, which needs a view, too
 _CODES: dict[np.dtype[Any], int | None] = {}
 
 FLOAT_CODES = frozenset(_core.DTYPES[name] + swapped for name in _core.FLOAT_DTYPES for swapped in (0, _core.SWAPPED))
@@ -34,7 +34,7 @@ def _dtype_code(dtype: np.dtype[Any]) -> int | None:
     code = _core.DTYPES.get(dtype.name)
     if code is not None and not dtype.isnative:
         code += _core.SWAPPED
-    if code is not None and code != _core.DTYPES["bfloat16"]:  # dtypes of text and the like are without number
+    if code is not None and code != _core.DTYPES["bfloat16"]:  # there is no end of dtypes of text and the like
         _CODES[dtype] = code
     return code
 
@@ -118,7 +118,7 @@ def is_integer(code: int | None, array: np.ndarray[Any, Any]) -> bool:
 
 
 def dtype_name(code: int | None, array: np.ndarray[Any, Any]) -> str:
-    """NumPy's name of the dtype of an array, which is not that of the view by which bfloat16 is read."""
+    """NumPy's name of the dtype of an array: "bfloat16", too, though its view, by which it is read, is uint16."""
     if code is None:
         return str(array.dtype)
     return _FLOAT_NAMES.get(code & ~_core.SWAPPED) or array.dtype.name

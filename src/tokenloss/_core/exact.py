@@ -31,11 +31,11 @@ class ExactMoments:
         self.squares = squares  # the sum of the squares of the finite numbers, in units of 2**-2148
 
     @classmethod
-    def of(cls, values: ArrayLike, where: ArrayLike | None = None, *, are_losses: bool = False) -> ExactMoments:
-        """Moments of an array, or of the elements that the mask `where` selects; losses from a user are checked."""
+    def of(cls, values: ArrayLike, mask: ArrayLike | None = None, *, are_losses: bool = False) -> ExactMoments:
+        """Moments of an array, or of the elements that the mask selects; losses from a user are checked."""
         count = finite = squares = 0
         special = 0.0
-        for part in iter_float64("nll" if are_losses else "values", values, where, are_losses):
+        for part in iter_float64("nll" if are_losses else "values", values, mask, are_losses):
             if are_losses:
                 check_losses(part)
             sums = _core.moments(part)

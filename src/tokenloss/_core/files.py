@@ -1,4 +1,4 @@
-"""Files that are written completely or not at all."""
+"""Files: which paths are the same file, what a directory holds, and how one is written completely or not at all."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 # None on Windows
 _fcntl: Any = importlib.import_module("fcntl") if importlib.util.find_spec("fcntl") else None
 _NAME_LETTERS = 40  # of an output, in the name of its temporary file: a name has at most 255 bytes
-_LEFT_SECONDS = 3600  # after which a temporary file may be one that was left; a run locks its own at once
+_LEFT_SECONDS = 3600  # a temporary file that is older and not locked was left by a run that was killed
 
 
 def identity(path: str | os.PathLike[str]) -> object:

@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from tokenloss._core.types import Float64Array
 
 
-# what to do about a row whose logsumexp is too far from 0, by the kind of its scores
+# what the message says of a row whose logsumexp is too far from 0, by the kind of its scores
 NORMALIZED = {
     "logits": "definitions='llama.cpp' takes log-probabilities, as log_softmax gives them",
-    "log_probs": "natural log-probabilities have 0, logits have kind='logits'",
-    "probs": "probabilities add up to 1, whose log is 0, logits have kind='logits'",
+    "log_probs": "natural log-probabilities have 0; for logits, give kind='logits'",
+    "probs": "probabilities add up to 1, whose log is 0; for logits, give kind='logits'",
 }
 
 
@@ -53,7 +53,7 @@ def run(job: _core.RowJob, workers: Any) -> None:
         check_targets(positions, job.scores)
     threads.run(job, threads.check_workers(workers))
     if job.has_refused:
-        if positions.by_class:  # the first class id out of range goes before any score that was refused
+        if positions.by_class:  # the first class id out of range is reported before any score that was refused
             check_targets(positions, job.scores)
         raise_refusal(job)
 
@@ -111,5 +111,5 @@ def raise_refusal(job: _core.RowJob) -> NoReturn:
         raise_error("changed", name=positions.name, position=position or "", fits=fits)
     position.insert(scores.axis, k)
     fits = "probability" if is_probability or kind == "probs" else "log-probability"
-    fits += "; use cross_entropy for logits" if kind == "logits" else "; logits have kind='logits'"
+    fits += "; use cross_entropy for logits" if kind == "logits" else "; for logits, give kind='logits'"
     raise_error("score", name=scores.name, position=position, got=score, fits=fits)

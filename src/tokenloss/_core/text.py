@@ -74,4 +74,4 @@ def as_strict_json(value: Any) -> Any:
 
 def title(files: Sequence[str]) -> str:
     """Name up to three files; of more, the first and how many there are besides."""
-    return ", ".join(files) if len(files) < 4 else f"{files[0]} and {len(files) - 1} files more"
+    return ", ".join(files) if len(files) < 4 else f"{files[0]} and {len(files) - 1} more files"

@@ -1,4 +1,4 @@
-"""Threads that work on rows in parallel."""
+"""Threads that work on the rows of a job in parallel, and how many of them a job gets."""
 
 from __future__ import annotations
 

@@ -29,9 +29,9 @@ if TYPE_CHECKING:
 
 _LARGEST = float(np.finfo(np.float64).max)
 _MAX_SAMPLE_WEIGHT = 1e100
-_LEAST_LOSS = -1e-3  # nll_loss takes log-probabilities up to 1e-3, which is more than they are rounded by
+_LEAST_LOSS = -1e-3  # nll_loss takes log-probabilities up to 1e-3: rounding makes none larger
 REDUCTIONS = ("mean", "sum", "none")
-UNNORMALIZED = 0.1  # |logsumexp| that log-probabilities may have after rounding and clipping
+UNNORMALIZED = 0.1  # how far from 0 the logsumexp of log-probabilities may be, from rounding and clipping
 UNNORMALIZED_HALF = 0.5  # the same in half precision
 PROJECTION_NAMES = "hidden", "linear_weight", "linear_bias"
 
@@ -82,7 +82,7 @@ def check_reduction(value: object) -> str:
 def as_target_array(
     name: str, value: Any, shape: tuple[int, ...], batch: tuple[int, ...], scores_name: str, distributions: bool
 ) -> tuple[np.ndarray[Any, Any], int]:
-    """Class ids of the batch's shape, or distributions of the scores' where these are taken."""
+    """Class ids of the batch's shape or, where they are taken, distributions of the scores' shape."""
     array, code = as_array(name, value, TARGETS if distributions else "an integer")
     if array.shape == shape and distributions:
         if code is None:
@@ -135,7 +135,7 @@ def broadcast(name: str, array: Array, shape: tuple[int, ...], own: tuple[int, .
         raise_error("shape", name=name, got=array.shape, fits=f"{shape}, or broadcast to it")
     got = array.shape[: array.ndim - len(own)]
     is_first = all(size in (1, length) for size, length in zip(got, shape, strict=False))
-    if is_first and 0 < len(got) < len(shape) and math.prod(got) > 1:  # whose axes may be the first or the last ones
+    if is_first and 0 < len(got) < len(shape) and math.prod(got) > 1:  # may be the first axes or the last
         ones = (1,) * (len(shape) - len(got))
         fits = f"{(*ones, *got, *own)} or {(*got, *ones, *own)}, since it fits {shape} in two ways"
         raise_error("shape", name=name, got=array.shape, fits=fits)
@@ -198,7 +198,7 @@ def check_compared_classes(classes: Any, base: str, base_size: int, name: str, s
 
 
 def check_ignore_index(value: object, code: int) -> int | None:
-    """The class id that is ignored, as an int64 that wraps as targets do; None if their dtype cannot hold it."""
+    """The class id that is ignored, as int64, to which uint64 targets wrap, too; None if their dtype cannot hold it."""
     number = value if type(value) is int else check_integer("ignore_index", value, "an integer or None")
     least, most = INTEGER_RANGES[code]
     if not least <= number <= most:
@@ -303,7 +303,7 @@ def _may_overlap(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> bool:
 
 
 def check_kind(value: Any, name: str = "kind") -> str:
-    """What scores are."""
+    """Checked argument `kind`: what scores are."""
     if not isinstance(value, str) or value not in _core.KINDS:
         raise_error("option", name=name, got=value, fits="'logits', 'log_probs' or 'probs'")
     kind: str = value
@@ -328,7 +328,7 @@ def _scores(name: str, array: Array, code: int, axis: int, kind: str) -> _core.S
 
 
 def most_unnormalized(kind: str, array: Array) -> float:
-    """|logsumexp| that a row of scores of this kind may have."""
+    """How far from 0 the logsumexp of a row of scores of this kind may be."""
     return math.inf if kind == "logits" else UNNORMALIZED if array.itemsize > 2 else UNNORMALIZED_HALF
 
 

@@ -185,7 +185,7 @@ def _shard(block: _Block, options: Options, numbered: int, following: _Block | N
         assert following.ids is not None
         following = following.rows(0, len(ids))
         mask = None if mask is None else mask & (True if following.mask is None else following.mask)
-        opened = opened._replace(targets=following.targets, where=(ids == following.ids) & (ids >= 0), mask=mask)
+        opened = opened._replace(targets=following.targets, scored=(ids == following.ids) & (ids >= 0), mask=mask)
     return opened, checked_shard(shard, opened, options)
 
 

@@ -61,7 +61,7 @@ def check_kind(file: ScoresFile, option: str | None, block: Array, kept: Array) 
     return len(rows) > 0 or max_rows == 0
 
 
-def distribution_argmax(shard: Shard, start: int, rows: Array, where: Array | None) -> Array:
+def distribution_argmax(shard: Shard, start: int, rows: Array, mask: Array | None) -> Array:
     """First maximum of each target distribution (N, V), -1 without classes; refuses rows that are no distributions.
 
     `start` is the position of the first row in the shard; rows that the mask leaves out may hold anything.
@@ -74,8 +74,8 @@ def distribution_argmax(shard: Shard, start: int, rows: Array, where: Array | No
     for first in range(0, len(rows) if rows.size else 0, step):
         part = rows[first : first + step].astype(dtype)
         wrong = ~_are_distributions(part, _PROBABILITY_SLACK)
-        if where is not None:
-            wrong &= where[first : first + step]
+        if mask is not None:
+            wrong &= mask[first : first + step]
         for row in np.flatnonzero(wrong)[:1].tolist():
             _refuse_distribution(shard, start + first + row, part[row])
         argmax[first : first + step] = part.argmax(-1)

@@ -1,4 +1,4 @@
-"""The comparison of files of candidates with those of their base: figures of all shards, and outputs."""
+"""The run of `compare_files`: shards are planned, compared and put together, and outputs are written."""
 
 from __future__ import annotations
 
@@ -160,7 +160,7 @@ def _types(shards: Sequence[Shard], options: Options, firsts: list[int]) -> Arra
         words.append(text.astype(object))
         own = stored.sequences.numbers(0, shard.rows)
         numbers.append(np.where(own < 0, own, own + first))
-        masks.append(np.ones(shard.rows, np.bool_) if compared.where is None else compared.where.reshape(-1))
+        masks.append(np.ones(shard.rows, np.bool_) if compared.scored is None else compared.scored.reshape(-1))
     if not is_known:
         return None
     ids = np.concatenate(numbers)

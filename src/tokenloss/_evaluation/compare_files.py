@@ -1,4 +1,4 @@
-"""Comparisons of files of models with those of their base: what `tokenloss compare` does, for Python."""
+"""`compare_files`, which checks its arguments for `compare.py`: what `tokenloss compare` does, for Python."""
 
 from __future__ import annotations
 

@@ -171,18 +171,18 @@ class _Tokens(NamedTuple):
     """Ids, mask, text, positions and sequences of a block of rows."""
 
     ids: Array
-    where: BoolArray | None  # the rows that are compared; None for all
+    scored: BoolArray | None  # the rows that are compared; None for all
     text: Array | None
     positions: IntArray
     sequences: IntArray
 
     def selected(self, array: Any) -> Any:
         """The part of an array that belongs to the rows that are compared."""
-        return array if array is None or self.where is None else array[self.where]
+        return array if array is None or self.scored is None else array[self.scored]
 
     def compared(self) -> dict[str, Any]:
         """Fields of a `ComparedBlock`, of the rows that are compared."""
-        fields = {name: self.selected(array) for name, array in self._asdict().items() if name != "where"}
+        fields = {name: self.selected(array) for name, array in self._asdict().items() if name != "scored"}
         return fields | {"file": 0}
 
 
@@ -206,8 +206,8 @@ class _Run:
         self._others = [_Model(file, of_file, "--kind", self.max_rows) for file, of_file in sides]
         self._sequences = opened.sequences
         self._ids: Any = opened.targets.reshape(-1)
-        self._where, self._text = (
-            None if array is None else array.reshape(-1) for array in (opened.where, opened.tokens)
+        self._scored, self._text = (
+            None if array is None else array.reshape(-1) for array in (opened.scored, opened.tokens)
         )
         # llama.cpp prints errors that are not clustered; so do we under its definitions, unless segment ids are given
         self._is_clustered = opened.sequences.are_given or (opened.sequences.exist and options.definitions == "exact")
@@ -221,9 +221,9 @@ class _Run:
         """Compare the next rows of the base with those of each candidate."""
         check_map(self._ids)
         ids, numbers = np.array(self._ids[part]), self._sequences.numbers(part.start, part.stop)
-        where, text = (None if array is None else array[part] for array in (self._where, self._text))
-        tokens = _Tokens(ids, where, text, np.arange(part.start, part.stop), np.maximum(numbers, -1))
-        kept = np.ones(len(ids), np.bool_) if where is None else where
+        scored, text = (None if array is None else array[part] for array in (self._scored, self._text))
+        tokens = _Tokens(ids, scored, text, np.arange(part.start, part.stop), np.maximum(numbers, -1))
+        kept = np.ones(len(ids), np.bool_) if scored is None else scored
         if self._options.ignore_index is not None:
             kept = kept & (ids != self._options.ignore_index)
         self.base.check(rows, kept)
@@ -252,7 +252,7 @@ class _Run:
         with with_file_names(file.path):
             base_scores = self._scores(self.base.top_scores(base), tokens)
         pairing: Any = {"definitions": options.definitions, "base_kind": base_kind, "classes": options.classes,
-                        "where": tokens.where, "ignore_index": options.ignore_index,
+                        "where": tokens.scored, "ignore_index": options.ignore_index,
                         "workers": self._workers}  # fmt: skip
         first = f"rows from {tokens.positions[0]} on" if tokens.positions[0] else None  # errors count from there
         for model in self._others:
@@ -277,7 +277,7 @@ class _Run:
             classes = min(options.classes or base.scores.classes, base.scores.classes)
             shape = scores_of_shape("logits", (len(rows), classes), -1)
             positions = as_positions(
-                "targets", tokens.ids, shape, options.ignore_index, tokens.where, distributions=False
+                "targets", tokens.ids, shape, options.ignore_index, tokens.scored, distributions=False
             )
             named = {str(number): other for number, other in enumerate(others)}
             assert self.base.file.lm_head is not None
@@ -292,9 +292,9 @@ class _Run:
         """Scores of a model with its likeliest classes; None if no output needs them."""
         if not self._top_k:
             return None
-        options: Any = {"where": tokens.where, "ignore_index": self._options.ignore_index, "workers": self._workers}
+        options: Any = {"where": tokens.scored, "ignore_index": self._options.ignore_index, "workers": self._workers}
         scores = function(tokens.ids, top_k=self._top_k, **options)
-        return scores if tokens.where is None else scores_at(scores, tokens.where)
+        return scores if tokens.scored is None else scores_at(scores, tokens.scored)
 
     def result(self) -> ComparedShard:
         """The result of all rows."""

@@ -1,4 +1,4 @@
-"""Evaluations of files, or of blocks as an engine's loop makes them: what `tokenloss score` does, for Python."""
+"""`evaluate`, which checks its arguments for `files.py` and `blocks.py`: what `tokenloss score` does, for Python."""
 
 from __future__ import annotations
 
@@ -109,8 +109,9 @@ def evaluate(
         Leave failed lines of a batch out, and list them in `Evaluation.figures`, rather than raise an error.
     n_bytes, n_words : int or array of integers, default 0
         Length of the whole text, for bits per byte and perplexity per word; or an array of the length of the text of
-        each sequence, in the order of `Evaluation.sequences`. Of a whole text, errors take the lengths of sequences as
-        proportional to their tokens, which is often too little. Of responses, bytes are counted if not given.
+        each sequence, in the order of `Evaluation.sequences`. Given that of the whole text alone, standard errors take
+        the lengths of sequences as proportional to their tokens, and are often too small. Of responses, bytes are
+        counted if not given.
     text : path, optional
         A file of the whole text, in place of its lengths.
     words : {"whitespace", "lm-eval"}, default "whitespace"

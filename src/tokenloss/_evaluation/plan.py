@@ -95,10 +95,10 @@ class OpenShard(NamedTuple):
 
     file: ScoresFile
     targets: Array
-    where: Array | None  # mask of the rows that are scored; None for all
+    scored: Array | None  # mask of the rows that are scored; None for all
     tokens: Array | None
     sequences: RowSequences
-    mask: Array | None = None  # mask of those of them that count, besides what the targets say; None for all
+    mask: Array | None = None  # mask of the scored rows that count, besides what the targets say; None for all
     others: tuple[ScoresFile, ...] = ()  # of candidates
 
 
@@ -134,17 +134,17 @@ def planned(
     following = _Following()
     for number in sorted(range(len(shards)), reverse=bool(options.shift)):
         shard, stored = shards[number], open_stored(shards[number], options)
-        text_of_last, text_of_first = (_text_of(shard, stored, row) for row in (shard.rows - 1, 0))
-        if options.shift and text_of_last is not None and text_of_last == following.text:
+        last_sequence, first_sequence = (_open_sequence(shard, stored, row) for row in (shard.rows - 1, 0))
+        if options.shift and last_sequence is not None and last_sequence == following.sequence:
             shard = shard._replace(next_id=following.id, next_text=following.token)
         opened = shifted_shard(shard, stored) if options.shift else stored
         shards[number] = checked_shard(shard, opened, options)
         if shard.rows or len(shard.shape) != 2:
             following = _Following()
         is_soft = shards[number].target_type == "distributions"
-        if shard.rows and text_of_first is not None and stored.targets.dtype.kind in "iu" and not is_soft:
+        if shard.rows and first_sequence is not None and stored.targets.dtype.kind in "iu" and not is_soft:
             token = None if stored.tokens is None else str(stored.tokens.reshape(-1)[0])
-            following = _Following(int(stored.targets.reshape(-1)[0]), token, text_of_first)
+            following = _Following(int(stored.targets.reshape(-1)[0]), token, first_sequence)
     return shards
 
 
@@ -155,18 +155,18 @@ def have_same_rows(batch: tuple[int, ...], other: tuple[int, ...]) -> bool:
 
 def checked_shard(shard: Shard, opened: OpenShard, options: Options) -> Shard:
     """Check all targets of a shard, before any scores are read; add their type, and the shape of the rows scored."""
-    shape, targets, where = shard.shape, opened.targets, opened.where
+    shape, targets, mask = shard.shape, opened.targets, opened.scored
     if opened.mask is not None:
-        where = opened.mask if where is None else where & opened.mask
+        mask = opened.mask if mask is None else mask & opened.mask
     if shard.others:  # whose batches may have another shape
         shape = shard.rows, min(options.classes or shape[-1], shape[-1])
         fits = all(have_same_rows(targets.shape, side.shape[:-1]) for side in (shard, *shard.others))
         targets = targets.reshape(-1) if fits else targets
-        where = None if where is None else where.reshape(-1)
+        mask = None if mask is None else mask.reshape(-1)
     name = "shifted targets" if options.shift else "targets"  # their positions are those of the rows that predict them
     with with_file_names(shard.path, shard.targets):
         scores = scores_of_shape(shard.kind, shape, -1)
-        positions = as_positions(name, targets, scores, options.ignore_index, where, distributions=not shard.others)
+        positions = as_positions(name, targets, scores, options.ignore_index, mask, distributions=not shard.others)
         if positions.by_class:
             jobs.check_targets(positions, scores)
     target_type = "distributions" if targets.ndim == len(shape) else "class ids"
@@ -178,10 +178,10 @@ class _Following(NamedTuple):
 
     id: int | None = None
     token: str | None = None
-    text: int | None = None
+    sequence: int | None = None
 
 
-def _text_of(shard: Shard, stored: OpenShard, row: int) -> int | None:
+def _open_sequence(shard: Shard, stored: OpenShard, row: int) -> int | None:
     """The number of a row's sequence, -1 without segment ids; None if it cannot go on in the next shard."""
     if len(shard.shape) != 2 or not shard.rows:
         return None
@@ -194,10 +194,10 @@ def _text_of(shard: Shard, stored: OpenShard, row: int) -> int | None:
 def _scored_batch(shard: Shard, opened: OpenShard) -> tuple[int, ...]:
     """Batch shape of the rows that are scored; of one dimension if segment ids decide which are."""
     batch = shard.shape[:-1]
-    if opened.where is None:
+    if opened.scored is None:
         return batch
     if opened.sequences.are_given:
-        return (int(np.count_nonzero(opened.where)),)
+        return (int(np.count_nonzero(opened.scored)),)
     *others, length = batch or (1,)
     return (*others, max(0, length - 1))
 
@@ -389,20 +389,20 @@ def shifted_shard(shard: Shard, stored: OpenShard) -> OpenShard:
     file, targets, _, tokens, sequences, *_ = stored
     for one in (file, *stored.others):
         check_shiftable(one, targets, None if shard.others and one.is_shifted else shard.targets)
-    where: Array | None = None
+    scored: Array | None = None
     if sequences.are_given:
-        where = ~sequences.ends(file.rows).reshape(targets.shape)
+        scored = ~sequences.ends(file.rows).reshape(targets.shape)
     if shard.next_id is None:
         length = targets.shape[-1]
         targets, has_next = np.roll(targets, -1, -1), np.broadcast_to(np.arange(length) < length - 1, targets.shape)
-        where = has_next if where is None else where & has_next
+        scored = has_next if scored is None else scored & has_next
         tokens = None if tokens is None else np.roll(tokens, -1, -1)
-        return stored._replace(targets=targets, where=where, tokens=tokens)
-    if where is not None:
-        where[-1] = True
+        return stored._replace(targets=targets, scored=scored, tokens=tokens)
+    if scored is not None:
+        scored[-1] = True
     # NumPy promotes uint64 and negative integers to float64, which cannot hold class ids
     dtype = np.int64 if shard.next_id < 0 else np.result_type(targets, np.min_scalar_type(shard.next_id))
     targets = np.append(targets[1:].astype(dtype), np.array(shard.next_id, dtype))
     if tokens is not None:
         tokens = np.append(tokens[1:].astype(object), np.array(shard.next_text, object))
-    return stored._replace(targets=targets, where=where, tokens=tokens)
+    return stored._replace(targets=targets, scored=scored, tokens=tokens)

@@ -45,8 +45,8 @@ class ScoredResponses:
         opened = open_shard(shard, options._replace(others=(options,)))
         scores, sequences = opened.file, opened.sequences
         self._ids: Array = opened.targets.reshape(-1)
-        self._where: Array = np.ones(scores.rows, np.bool_) if opened.where is None else opened.where.reshape(-1)
-        self._counted = self._where & (self._ids != options.ignore_index)
+        self._is_scored: Array = np.ones(scores.rows, np.bool_) if opened.scored is None else opened.scored.reshape(-1)
+        self._counted = self._is_scored & (self._ids != options.ignore_index)
         self._runs = _runs(scores.path, sequences.numbers(0, scores.rows)) if sequences.exist else None
         self._rows = np.flatnonzero(self._counted) if self._runs is None else np.empty(0, np.int64)
         self._next = 0  # of the runs, or of the rows
@@ -107,7 +107,7 @@ class ScoredResponses:
             self._next += n_rows
         else:
             start, stop = self._runs[self._next] if self._next < len(self._runs) else (0, 0)
-            every = start + np.flatnonzero(self._where[start:stop])
+            every = start + np.flatnonzero(self._is_scored[start:stop])
             rows = start + np.flatnonzero(self._counted[start:stop])
             n_rows, place = len(rows), f"in sequence {self._next}"
             if len(rows) != n and len(every) == n + 1 and not self._counted[every[-1]]:

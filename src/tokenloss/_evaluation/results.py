@@ -16,9 +16,7 @@ if TYPE_CHECKING:
     from tokenloss._core.types import Array
 
 
-_MIN_SHIFT_SAMPLE = 64
-
-
+_MIN_SHIFT_SAMPLE = 64  # rows
 _MIN_SHIFT_Z = 4  # standard errors, since the losses of random logits vary
 
 
@@ -144,7 +142,7 @@ class Evaluation:
 
     @property
     def accuracy(self) -> float:
-        """The fraction of the tokens, of those where it is known, that are the most likely class; nan of none."""
+        """The fraction of the tokens that are the most likely class, of those where this is known; nan of none."""
         accuracy: float = self.figures["accuracy"]
         return accuracy
 

@@ -116,14 +116,14 @@ class _Run:
         self, shard: Shard, opened: OpenShard, options: Options, workers: int | None, sink: _Sink | None, top_k: int,
         sampled: int,
     ) -> None:  # fmt: skip
-        file, targets, where, text, sequences, mask, _ = opened
+        file, targets, scored, text, sequences, mask, _ = opened
         self._shard, self._file, self._options, self._sink = shard, file, options, sink
         self._targets, self._sequences = targets, sequences
         self._is_soft = targets.ndim == len(file.shape)
         self._ids = None if self._is_soft else targets.reshape(-1)
-        counted = where if mask is None else mask if where is None else where & mask
+        counted = scored if mask is None else mask if scored is None else scored & mask
         self._where, self._counted, self._text = (
-            None if array is None else array.reshape(-1) for array in (where, counted, text)
+            None if array is None else array.reshape(-1) for array in (scored, counted, text)
         )
         row_bytes = file.row_bytes + (file.shape[-1] * targets.itemsize if self._is_soft else 0)
         self.max_rows = rows_per_block(row_bytes, file.lm_head is not None and not self._is_soft)
@@ -143,7 +143,7 @@ class _Run:
         start, stop = self._start, self._start + len(rows)
         check_map(self._targets)
         targets = rows_at(self._targets, start, stop) if self._ids is None else np.array(self._ids[start:stop])
-        where, counted, text = (
+        scored, counted, text = (
             None if array is None else array[start:stop] for array in (self._where, self._counted, self._text)
         )
         ids = checks.distribution_argmax(self._shard, start, targets, counted) if self._is_soft else targets
@@ -158,21 +158,21 @@ class _Run:
         self._n_infinite += int(np.count_nonzero(np.isinf(scores.nll)))
         self._highest.update(scores.nll, ids, scores.kept, positions, numbers)
         if self._sink:
-            self._sink(_select(where, scores, ids, text, positions, numbers))
+            self._sink(_select(scored, scores, ids, text, positions, numbers))
         self._start = stop
 
-    def _scores(self, rows: Array, targets: Array, ids: Array, where: BoolArray | None) -> TokenScores:
+    def _scores(self, rows: Array, targets: Array, ids: Array, mask: BoolArray | None) -> TokenScores:
         """Scores of rows; the ids are their targets, or the likeliest classes of distributions."""
-        scores = self._functions.token_scores(rows, ids, where=where, **self._scored)
+        scores = self._functions.token_scores(rows, ids, where=mask, **self._scored)
         if self._shard.kind == "log_probs":
             checks.check_normalized(scores.logsumexp, self._shard.itemsize, self._options.kind is not None)
         if not self._is_soft:
             return scores
         nll = self._functions.losses(
-            rows, targets, reduction="none", where=where, workers=self._scored["workers"],
+            rows, targets, reduction="none", where=mask, workers=self._scored["workers"],
             ignore_index=self._options.ignore_index,
         )  # fmt: skip
-        kept = np.ones(nll.shape, np.bool_) if where is None else where
+        kept = np.ones(nll.shape, np.bool_) if mask is None else mask
         return dataclasses.replace(scores, kept=kept, nll=np.where(kept, nll, np.nan))
 
     def _check(self, rows: Array, kept: BoolArray) -> None:
@@ -195,19 +195,19 @@ class _Run:
 
 
 def _select(
-    where: Array | None, scores: TokenScores, ids: Array, text: Array | None, positions: Array, numbers: Array
+    scored: Array | None, scores: TokenScores, ids: Array, text: Array | None, positions: Array, numbers: Array
 ) -> TokenBlock:
     """A block of tokens at the rows of the mask; all rows if there is no mask."""
     numbers = np.maximum(numbers, -1)
-    if where is None:
+    if scored is None:
         return TokenBlock(scores, ids, text, 0, positions, numbers)
-    text = None if text is None else text[where]
-    return TokenBlock(scores_at(scores, where), ids[where], text, 0, positions[where], numbers[where])
+    text = None if text is None else text[scored]
+    return TokenBlock(scores_at(scores, scored), ids[scored], text, 0, positions[scored], numbers[scored])
 
 
-def scores_at(scores: TokenScores, where: Array) -> TokenScores:
+def scores_at(scores: TokenScores, scored: Array) -> TokenScores:
     """Scores at the rows of a mask."""
-    selected = {name: column[where] for name, column in vars(scores).items() if column is not None}
+    selected = {name: column[scored] for name, column in vars(scores).items() if column is not None}
     return dataclasses.replace(scores, **selected)
 
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 MOST_TOKENS = 100_000  # on a page: about 10 MB, which a browser opens within two seconds
 _N_SHADES = 10  # colours for losses in page.css
-# The CSS classes of tokens. A token's class is an index into this list, which page.js has, too.
+# The CSS classes that tokens have, by number; page.js has this list, too, and page.css the colour of each.
 _CLASSES = (*(f"s{shade}" for shade in range(_N_SHADES)), "inf", "nan", "ignored")
 _INF, _NAN, _IGNORED = range(_N_SHADES, len(_CLASSES))
 _PAGE = """\

@@ -171,14 +171,14 @@ def topk_divergence_bound(
     Parameters
     ----------
     base_top_ids : array of integers, of shape (..., K)
-        Class ids that the base lists for each position, in any order; negative ones name no class. None comes twice.
+        Class ids that the base lists for each position, in any order, each once; negative ones name no class.
     base_top_logprobs : array of floats, of shape (..., K)
         Their log-probabilities in nats. Lists are converted.
     top_ids, top_logprobs : arrays of shape (..., L)
         The same of the other model.
     rounding : float, default 1e-6
-        How far a log-probability may be from the unrounded one: 5e-5 of those with 4 decimals. The bound is one for all
-        log-probabilities that round to these, so that it is lower by some of that where the models differ.
+        How far a log-probability may be from the unrounded one: 5e-5 for those with 4 decimals. The bound holds for all
+        log-probabilities that round to these, and is somewhat lower for that where the models differ.
 
     Returns
     -------
@@ -286,8 +286,8 @@ def _least_divergence(
     """Lower bound of the divergence of all distributions whose log-probabilities are within `rounding` of these.
 
     For any function g of the classes, ``sum(p * g) - log(sum(q * exp(g)))`` is at most the divergence (Donsker and
-    Varadhan), and is it where g is ``log(p / q)``. With that g of the rounded p and q, each p and q is as far from the
-    rounded one as makes it least; the other classes, as one, have what is left of 1.
+    Varadhan), and equals it where g is ``log(p / q)``. Here g is that of the rounded p and q, and each p and q is moved
+    from the rounded one to where the result is least; the other classes, as one, have what is left of 1.
     """
     n = len(mass)
     with np.errstate(divide="ignore", invalid="ignore"):  # of -inf; nan stays

@@ -9,13 +9,13 @@ import numpy as np
 if TYPE_CHECKING:
     from tokenloss._core.types import Array
 
-_MOST_DECIMALS = 7  # more say less than float32
+_MOST_DECIMALS = 7  # with more, the number of decimals says less than "float32"
 _FLOAT32_ERROR = 1e-5  # of log-probabilities that were computed in float32, by sums over all classes
 _DIGITS = 9  # with which every float32 can be written
 
 
 class Rounding(NamedTuple):
-    """What all numbers so far have in common; of parts, merged in any order, it is that of the whole."""
+    """What all numbers so far have in common. Those of parts, added in any order, give that of the whole."""
 
     total: int = 0  # of numbers that are finite and not 0
     decimals: int = 0  # of the number that has most; one more than `_MOST_DECIMALS` stands for any more
@@ -26,7 +26,7 @@ class Rounding(NamedTuple):
 
     @classmethod
     def of(cls, values: Array) -> Rounding:
-        """That of an array of float64."""
+        """The rounding of the numbers in an array of float64."""
         values = values[np.isfinite(values) & (values != 0)]
         decimals, left = 0, values
         while left.size and decimals <= _MOST_DECIMALS:
@@ -42,7 +42,7 @@ class Rounding(NamedTuple):
         )  # fmt: skip
 
     def __add__(self, other: Any) -> Rounding:
-        """That of the numbers of both."""
+        """The rounding of the numbers of both."""
         both = [one and another for one, another in zip(self[2:], other[2:], strict=True)]
         return Rounding(self.total + other.total, max(self.decimals, other.decimals), *both)
 

@@ -141,8 +141,8 @@ def sequence_losses(
     Returns
     -------
     SequenceLosses
-        With arrays of the batch's shape, which is that of `nll` without its last axis; of one dimension with
-        `segment_ids`, each of which occurs once, in ascending order, or `cu_seqlens`.
+        With arrays of the batch's shape, which is that of `nll` without its last axis. With `segment_ids` or
+        `cu_seqlens` they have one dimension; each of `segment_ids` then comes once, in ascending order.
 
     Raises
     ------
@@ -200,7 +200,7 @@ def _sums(
     losses, weights, products = job.totals()
     by_token = ExactRatio.of_mean(ExactMoments(int(count.sum()), *losses))
     if tokens["weight"] is not None:
-        changes = np.zeros(flat["nll"].size + 1, np.int64)  # of the number of sequences that a token is in
+        changes = np.zeros(flat["nll"].size + 1, np.int64)  # at each token, of how many sequences hold it
         np.add.at(changes, layout.start, 1)
         np.subtract.at(changes, layout.stop, 1)
         included = flat["weight"][(np.cumsum(changes[:-1]) > 0) & (flat["mask"] != 0)]
@@ -288,7 +288,7 @@ def _quotient(numerator: Array, denominator: Array) -> Float64Array:
 def known_tokens(
     nll: ArrayLike | TokenScores, where: ArrayLike | None, sample_weight: ArrayLike | None
 ) -> dict[str, Any]:
-    """Arrays of one shape by name: nll in float64, and weight, mask and is_greedy, which may be None."""
+    """Checked arrays of one shape by name: nll in float64, and weight, mask and is_greedy, which may be None."""
     mask = is_greedy = None
     if isinstance(nll, TokenScores):
         losses, mask, is_greedy = nll.nll, nll.kept, nll.is_greedy

@@ -89,7 +89,7 @@ def library_errors(path: str, part: str = "") -> Iterator[None]:
     try:
         yield
     except MemoryError as error:
-        raise MemoryError(f"{path} does not fit; what is not compressed need not") from error
+        raise MemoryError(f"{path} does not fit; a file that is not compressed need not") from error
     except Exception as error:
         if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):  # EINVAL: a negative offset
             raise OSError(error.errno, error.strerror, error.filename or path) from error  # of the same subclass

@@ -50,7 +50,7 @@ class ArrayLocation(NamedTuple):
                 yield self.rows(file, start, min(start + most_rows, rows))
 
     def rows(self, file: BinaryIO, start: int, stop: int) -> Array:
-        """Some rows, counted in C order of the batch; a map unless the layout does not allow for one."""
+        """Some rows, counted in C order of the batch: a map where the layout allows for one, else a copy."""
         *batch, classes = self.shape
         if self.order == "C":
             return self._map(file, start * classes * self.dtype.itemsize, (stop - start, classes))
@@ -96,7 +96,7 @@ def rows_at(array: Array, start: int, stop: int) -> Array:
 
 
 def _rows_of(array: Array, start: int, stop: int) -> Array:
-    """Rows of an array (..., V), counted in C order of the batch; a view unless the layout does not allow for one."""
+    """Rows of an array (..., V), counted in C order of the batch: a view where the layout allows it, else a copy."""
     *batch, classes = array.shape
     if array.flags.c_contiguous or len(batch) < 2:
         return array.reshape(math.prod(batch), classes)[start:stop]

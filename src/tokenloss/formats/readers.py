@@ -1,4 +1,4 @@
-"""The table of formats, and which of them a file has."""
+"""`open_scores`, the table of formats, and which of them a file has."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _MOST_MAGIC = max(len(one.magic) for one in FORMATS)
 
 
 def either(words: Iterable[str]) -> str:
-    """Words for one of several things."""
+    """Words joined by commas and, before the last, by "or"."""
     *others, last = words
     return f"{', '.join(others)} or {last}"
 
@@ -74,7 +74,7 @@ def open_scores(
 
     Notes
     -----
-    An array `attention_mask` is refused where it is 0 and targets do not leave the token out.
+    A file is refused if its array `attention_mask` is 0 for a token that its targets do not leave out.
 
     Files are memory-mapped block by block where possible; compressed ones are read as a stream. Checksums of mapped
     data are not verified, since that would read the whole file. Chunks of a Zarr store that were never written have its

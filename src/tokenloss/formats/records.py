@@ -33,13 +33,14 @@ _LONG = 1 << 20  # bytes of a record, after which its beginning is checked, sinc
 _MOST = 64 << 20  # bytes of a record at most
 _MOST_EXPANSION = 100  # bytes of a record, if it is longer than `_LONG`, for each byte of the file
 _SMALLER = "hold smaller ones: ask for fewer prompts, or fewer alternatives of each token, at once"
-_LEVELS = 100  # of lists and objects inside each other; Python shows no value that is nested deeper than some limit
+_LEVELS = 100  # of lists and objects inside each other; Python cannot print a value that is nested much deeper
 _CUT = 16  # characters before a cut that may seem malformed: a part of a number, an escape or a name like -Infinity
 _SYMBOL = re.compile(rb"[^ \t\r\n]")  # a byte that is no white space of JSON
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # half of a pair
 _PAIR = re.compile(r"\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}")
 
-# What may stand between the objects of .json: what is expected, the symbols that fit, and what each lets expect next.
+# What may stand between the objects of .json: for what is expected now, the symbols that fit, and what each makes be
+# expected next. The keys end messages, too.
 _VALUE, _FIRST, _NEXT, _ELEMENT = (
     "be an object or a list of objects",
     "be an object or ]",
@@ -197,10 +198,10 @@ class _Scan:
     def __init__(self) -> None:
         """Start outside any object."""
         self.depth = 0
-        self.is_string = self.is_escaped = False  # the first byte of the next chunk
+        self.is_string = self.is_escaped = False  # whether the first byte of the next chunk is in a string, and escaped
 
     def cuts(self, chunk: bytes) -> list[int]:
-        """Bounds of the outermost objects: of a first byte, or behind a last one, by turns."""
+        """Where outermost objects begin and, by turns, where they end, which is behind their last byte."""
         if self.is_escaped:
             chunk = b"_" + chunk[1:]
         chunk = chunk.replace(b"\\\\", b"__").replace(b'\\"', b"__")

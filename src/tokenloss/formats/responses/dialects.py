@@ -308,9 +308,9 @@ def _triples_columns(
     values: list[Any], place: Place, path: Callable[[int], str]
 ) -> tuple[list[Any], list[int], list[str | None]]:
     """Log-probabilities, ids and texts of triples, of which the text may be missing."""
-    if columns := columns_of_triples(values):  # without looking at each alone
-        return columns
-    columns = [], [], []
+    if plain := columns_of_triples(values):  # in C, where each is as it should be
+        return plain
+    columns: tuple[list[Any], list[int], list[str | None]] = ([], [], [])
     for i, value in enumerate(values):
         logprob, id_, text = [*value, None][:3] if type(value) is list and len(value) in (2, 3) else (None, None, None)
         if type(id_) is not int or not 0 <= id_ < 1 << 63 or not (text is None or type(text) is str):

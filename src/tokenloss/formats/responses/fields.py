@@ -12,11 +12,11 @@ if TYPE_CHECKING:
 
 
 class Place(NamedTuple):
-    """Line of a file, and what its lines show together."""
+    """A line of a file, and a question to the whole file."""
 
     path: str
     line: int
-    puts_own_first: Callable[[], bool] = lambda: False  # whether the file proves it of own tokens
+    puts_own_first: Callable[[], bool] = lambda: False  # see `proves_own_first` of prompts.py
 
     def refuse(self, got: str, fits: str) -> NoReturn:
         """Raise that the line is wrong."""
