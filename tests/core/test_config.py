@@ -5,10 +5,12 @@ import pickle
 import re
 
 import pytest
+from places import ROOT
 
 import tokenloss
 from tokenloss import show_config
 from tokenloss._core import _core
+from tokenloss._core.config import BF16, FEATURES
 
 TELL = "import tokenloss; print(tokenloss.show_config(mode='dicts')['instruction_set'])"
 
@@ -76,6 +78,17 @@ def test_unknown_feature_is_a_clear_error(use, variable, run_python):
     unknown = next(name for name in variable.split() if name not in ("AVX512", "AVX2", "NEON"))
     fits = "AVX512, AVX512_BF16, AVX2, NEON"
     assert f"ValueError: TOKENLOSS_DISABLE_CPU_FEATURES is {unknown!r}; it must be some of {fits}" in message
+
+
+def test_every_instruction_set_is_found_and_can_be_disabled():
+    """Each file of `backends` has its place in the enumeration and in `tl_find_backend`, and a name to disable it."""
+    kernels = ROOT / "src" / "tokenloss" / "_core" / "kernels"
+    names = {path.stem for path in kernels.glob("backends/*.c")}
+    enumeration = re.search(r"enum \{ (.*), TL_BACKENDS \}", (kernels / "backend.h").read_text())[1]
+    assert enumeration.lower().replace("tl_", "").split(", ")[-1] == "portable"
+    assert {*enumeration.split(", ")} == {f"TL_{name.upper()}" for name in names}
+    assert {*re.findall(r"case TL_\w+: return .*&tl_(\w+)", (kernels / "backend.c").read_text())} == names
+    assert {*FEATURES.values()} - {BF16} == names - {"portable"}
 
 
 def test_unknown_backend_is_refused_and_changes_nothing():
