@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
+from arrays import DEFAULTS
 
 from tokenloss._core import _core
-from tokenloss._core.validation import as_positions, as_scores, scores_of_shape, without_targets
+from tokenloss._core.validation import as_positions, as_scores, loss_options, scores_of_shape, without_targets
 
 LOGITS = as_scores("logits", np.zeros((2, 3)), -1)
 OTHER = as_scores("logits", np.zeros((3, 2)), -1)
@@ -32,7 +33,7 @@ def test_positions_without_class_ids(targets):
 
 def test_scores_without_an_array():
     scores = scores_of_shape("logits", (2, 3), -1)
-    job = _core.CrossEntropy(scores, CLASS_IDS, None, (0.0, 0.0, 1.0, 0.0))
+    job = _core.CrossEntropy(scores, CLASS_IDS, None, loss_options(**DEFAULTS))
     with pytest.raises(ValueError, match="they arrive in tiles"):
         job.run(2, False)
     with pytest.raises(ValueError, match="they arrive in tiles"):

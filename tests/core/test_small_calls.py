@@ -1,4 +1,4 @@
-"""Small plain arrays take a short way, in `_front.pxi`: no result, error or type differs from that of the long way."""
+"""Small plain arrays take a short way, in `front.pxi`: no result, error or type differs from that of the long way."""
 
 import itertools
 
@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from arrays import (
     BFLOAT16,
+    DEFAULTS,
     FLOATS,
     INTEGERS,
     LAYOUTS,
@@ -61,7 +62,7 @@ def small_nll(scores, targets, loss="nll_loss", epsilon=0.5, reduction="mean", *
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 def test_plain_small_arrays_take_the_short_way(reduction):
     logits = np.zeros((2, 3), np.float32)
-    defaults = -1, None, -100, None, None, (0.0, 0.0, 1.0, None), reduction, None
+    defaults = -1, None, -100, None, None, (*DEFAULTS.values(),), reduction, None
     for targets in (np.zeros(2, int), np.full((2, 3), 0.5), np.eye(3, dtype=bool)[:2]):
         assert small_nll(logits, targets, reduction=reduction) is not None
         assert _core.small_cross_entropy(logits, targets, *defaults) is not None
@@ -231,9 +232,8 @@ def test_options_that_equal_their_defaults(loss):
     if loss == "cross_entropy_loss":
         options += [{"epsilon": value} for value in (1e-12, 0, 0.0, 0.5, 0.6, -1.0, np.nan, np.float64(0.1), 1, "x")]
     if loss == "cross_entropy":
-        names = ("label_smoothing", "z_loss", "logit_scale", "softcap")
         values = (0.0, -0.0, 0, 1, 1.0, False, True, np.float32(0), np.nan, np.inf, None, "x")
-        options += [{name: value} for name in names for value in values]
+        options += [{name: value} for name in DEFAULTS for value in values]
     scores, targets = np.full((2, 3), 0.5), np.array([0, 2])
     for each in options:
         assert_same(call, tokenloss, loss, scores, targets, **each)

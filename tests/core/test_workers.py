@@ -9,12 +9,12 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from arrays import assert_same_bits, fails
+from arrays import DEFAULTS, assert_same_bits, fails
 from programs import LARGE, PATIENCE
 
 from tokenloss import cross_entropy, cross_entropy_loss, logsumexp, nll_loss, show_config, token_scores
 from tokenloss._core import _core, threads
-from tokenloss._core.validation import as_positions, as_scores, without_targets
+from tokenloss._core.validation import as_positions, as_scores, loss_options, without_targets
 
 
 @pytest.fixture(scope="module")
@@ -150,7 +150,7 @@ def job(loss, scores, targets=None):
         return _core.LogSumExp(scores, without_targets(scores), None)
     positions = as_positions("targets", targets, scores, -100)
     if loss == "cross_entropy":
-        return _core.CrossEntropy(scores, positions, None, (0.0, 0.0, 1.0, 0.0))
+        return _core.CrossEntropy(scores, positions, None, loss_options(**DEFAULTS))
     kind = _core.ClassIdLoss if positions.by_class else _core.SoftTargetLoss
     return kind(scores, positions, None, True, 1e-12)
 

@@ -14,6 +14,7 @@ import dask.array as da
 import numpy as np
 import pytest
 from arrays import BFLOAT16, FLOATS, assert_same_bits, distributions
+from arrays import OPTIONS as OPTIONS_OF_LOSSES
 from distributed import Client, LocalCluster
 
 import tokenloss
@@ -28,6 +29,7 @@ OPTIONS = [
     {"z_loss": 1e-3, "logit_scale": 0.7},
     {"softcap": 5.0, "ignore_index": None},
     {"ignore_index": 3, "workers": 2},
+    OPTIONS_OF_LOSSES["everything"],
 ]
 
 

@@ -1,5 +1,6 @@
 """Arrays in every dtype and layout, kinds of rows, options, and comparisons with the allowed errors."""
 
+import inspect
 import re
 
 import ml_dtypes
@@ -8,6 +9,7 @@ import pytest
 import reference
 
 import tokenloss
+from tokenloss._core.validation import loss_options
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 FLOATS = [np.dtype(np.float16), BFLOAT16, np.dtype(np.float32), np.dtype(np.float64)]
@@ -151,6 +153,11 @@ OPTIONS = {
     "smoothed_and_penalized": {"label_smoothing": 0.3, "z_loss": 1e-3},
     "scaled_and_capped": {"logit_scale": 2.5, "softcap": 30.0},
     "everything": {"label_smoothing": 0.2, "z_loss": 1e-3, "logit_scale": 1.7, "softcap": 3.0},
+}
+
+DEFAULTS = {
+    name: inspect.signature(tokenloss.cross_entropy).parameters[name].default
+    for name in inspect.signature(loss_options).parameters
 }
 
 

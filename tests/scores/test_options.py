@@ -1,5 +1,6 @@
 """label_smoothing, z_loss, logit_scale, softcap, weight, where, ignore_index, axis and epsilon equal the oracle."""
 
+import inspect
 import math
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 import reference
 from arrays import (
     BFLOAT16,
+    DEFAULTS,
     FLOATS,
     INTEGERS,
     KINDS_OF_ROWS,
@@ -42,6 +44,15 @@ def one_hot(targets, classes):
 
 
 # label_smoothing, z_loss, logit_scale and softcap together
+
+
+def test_every_option_is_in_all_losses_and_tested():
+    elsewhere = "logits targets axis weight ignore_index where sample_weight reduction workers"
+    assert inspect.signature(cross_entropy).parameters.keys() - {*elsewhere.split()} == DEFAULTS.keys()
+    assert OPTIONS["everything"].keys() == DEFAULTS.keys()
+    for loss in (tokenloss.cross_entropy_and_grad, tokenloss.linear_cross_entropy):
+        parameters = inspect.signature(loss).parameters
+        assert {name: parameters[name].default for name in DEFAULTS if name in parameters} == DEFAULTS
 
 
 @each_dtype
