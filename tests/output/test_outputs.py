@@ -1,6 +1,8 @@
 """The tables of outputs: what adding one or a figure needs, and a failure where a place is forgotten."""
 
 import dataclasses
+import importlib
+import pkgutil
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,16 @@ from tokenloss._output.score_summary import SummaryTables
 pytestmark = pytest.mark.thread_unsafe(reason="a command prints to the stdout of its process")
 TABLES = {name: outputs for name, outputs in vars(_output).items() if name.endswith("_OUTPUTS")}
 INTERFACE = {"Sink", "TokenBlock", "ComparedBlock", "Candidate"}
+
+
+def test_each_sink_of_a_file_is_in_a_table():
+    modules = [
+        importlib.import_module(f"{_output.__name__}.{one.name}") for one in pkgutil.iter_modules(_output.__path__)
+    ]
+    public = (value for module in modules for name, value in vars(module).items() if not name.startswith("_"))
+    found = {value for value in public if isinstance(value, type) and issubclass(value, sinks.Sink)}
+    bases = {base for value in found for base in value.__mro__[1:]}
+    assert found - bases == {output for outputs in TABLES.values() for output in outputs}
 
 
 def test_sinks_are_all_outputs_that_write_files():
