@@ -1,6 +1,7 @@
 """Real responses of servers are read as their full logits say: losses, ids, ranks, greedy tokens, likeliest classes."""
 
 import gzip
+import inspect
 import json
 
 import clients
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 
 from tokenloss.formats import Response, ResponsesFile, open_responses
-from tokenloss.formats.responses import Failed
+from tokenloss.formats.responses import Failed, dialects
 
 REFERENCES = clients.references()
 SHIFTED = [f"llama_cpp_python/completion_echo_{i:02}.json" for i in range(10)]  # refused: off by one
@@ -151,14 +152,21 @@ def test_flat_lists_are_the_nested_ones(name, read):
     np.testing.assert_array_equal(flat.top_logprobs, nested.top_logprobs)
 
 
-@pytest.mark.parametrize(
-    ("name", "dialect", "choices"),
-    [
-        ("vllm/run_batch_out.jsonl", "chat", [0, 0, 0]), ("sglang/generate_batch.json", "SGLang", [0, 0, 0]),
-        ("llama_server/completion_batch.json", "llama.cpp", [0, 1]), ("vllm/tokens_generate.json", "tokens", [0]),
-        ("vllm/completions_batch.json", "completions", [0, 1, 2, 3]),
-    ],
-)  # fmt: skip
+DIALECTS = [
+    ("vllm/run_batch_out.jsonl", "chat", [0, 0, 0]), ("sglang/generate_batch.json", "SGLang", [0, 0, 0]),
+    ("llama_server/completion_batch.json", "llama.cpp", [0, 1]), ("vllm/tokens_generate.json", "tokens", [0]),
+    ("vllm/completions_batch.json", "completions", [0, 1, 2, 3]),
+]  # fmt: skip
+
+
+def test_each_dialect_is_in_the_table_and_tested():
+    functions = [value for value in vars(dialects).values() if inspect.isfunction(value)]
+    readers = {each for each in functions if each.__annotations__.get("return") == "list[Choice]"}
+    assert readers == {reader for _, reader in dialects._DIALECTS.values()}
+    assert {name for _, name, _ in DIALECTS} == dialects._DIALECTS.keys() - {"stream"}  # which is refused
+
+
+@pytest.mark.parametrize(("name", "dialect", "choices"), DIALECTS)
 def test_choices_of_each_dialect(name, dialect, choices, tmp_path):
     file = open_responses(clients.save(tmp_path / "responses.json", name), skip_failed=True)
     assert file.dialect == dialect
