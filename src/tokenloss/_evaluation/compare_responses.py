@@ -16,9 +16,7 @@ from tokenloss.formats.responses import is_responses, open_responses
 if TYPE_CHECKING:
     from typing import Literal
 
-    from tokenloss._comparison.response_pairs import PairedFiles
     from tokenloss._core.types import Kind
-    from tokenloss._evaluation.response_scores import ScoredResponses
 
 
 def compare_responses(

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import numbers
 import os
-from typing import TYPE_CHECKING
 
 from tokenloss._comparison.sample_metrics import metrics_of, paired
 from tokenloss._comparison.samples import SampleComparison, SampleMetric
 from tokenloss._core.errors import raise_error
 from tokenloss.formats.samples import read_samples
-
-if TYPE_CHECKING:
-    pass
 
 
 def compare_samples(
