@@ -99,12 +99,15 @@ class ModelConfig:
     """What a config.json, if there is one, says of the part of a model that reads text."""
 
     def __init__(self, path: str, parts: list[dict[str, Any]]) -> None:
-        self.path, self._parts, self.exists = path, parts, bool(parts)
-        self.kind = str(next(iter(self._values("model_type")), ""))
-        self.has_bias, self.is_normalised = True in self._values("lm_head_bias"), self.kind in _NORMALISED
+        self._parts = parts
         self._ties = {value for value in self._values("tie_word_embeddings") if isinstance(value, bool)}
+        self.path: str = path
+        self.exists: bool = bool(parts)
+        self.kind: str = str(next(iter(self._values("model_type")), ""))
+        self.has_bias: bool = True in self._values("lm_head_bias")
+        self.is_normalised: bool = self.kind in _NORMALISED
         # T5's is the head that is stored, if one is, whatever the config says
-        self.says_tied = self._ties == {True} and self.kind not in _T5.split()
+        self.says_tied: bool = self._ties == {True} and self.kind not in _T5.split()
 
     def why_not_tied(self) -> str | None:
         """Why the embedding is not taken for the head; None if it is the head."""
