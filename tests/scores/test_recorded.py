@@ -7,8 +7,9 @@ from tokenloss._core import _core
 
 BEST, *OTHERS = _core.backends()
 CASES = [(BEST, size, layout) for size in LENGTHS for layout in ("c", "class_first_in_memory", "swapped_and_strided")]
-CASES += [(backend, "short", "c") for backend in OTHERS]  # long rows take the slowest one a minute
+CASES += [(backend, "short", "c") for backend in OTHERS[:-1]]  # the portable one is ten times as slow
 CASES += [pytest.param(backend, "long", "c", marks=pytest.mark.slow) for backend in OTHERS]
+CASES += [pytest.param(backend, "short", "c", marks=pytest.mark.slow) for backend in OTHERS[-1:]]
 
 
 @pytest.mark.parametrize(("backend", "size", "layout"), CASES)
