@@ -51,7 +51,7 @@ cdef tuple TABLE_OF_DTYPES = (
     ("uint32", TL_UINT32, b"I"), ("uint64", TL_UINT64, b"Q"),
 )
 DTYPES = {name: code for name, code, _ in TABLE_OF_DTYPES}
-FLOAT_DTYPES = tuple([name for name, code, _ in TABLE_OF_DTYPES if code <= TL_FLOAT64])  # those of scores
+FLOAT_DTYPES = tuple([name for name, code, _ in TABLE_OF_DTYPES if <int> code <= TL_FLOAT64])  # those of scores
 SWAPPED = TL_SWAPPED  # is added to the code of a dtype of the other byte order
 cdef dict FORMATS = {name: format for name, _, format in TABLE_OF_DTYPES}
 DEFINITIONS = {"exact": TL_EXACT, "llama.cpp": TL_LLAMA_CPP}  # of the figures of a comparison
