@@ -96,12 +96,14 @@ NOT_IN_PARALLEL = {
 
 
 MANY = 12  # cases of a test that all run by default
+VERY_MANY = 40  # cases of a test of which each value of a parameter runs once
 
 
 def left_out_of_sample(cases):
-    """The cases of a test without which every two values of two parameters still meet in one."""
+    """The cases of a test without which every two values of two parameters still meet, or of very many, each occurs."""
     values = {case: [(name, id(value)) for name, value in case.callspec.params.items()] for case in cases}
-    pairs = {case: set(itertools.combinations(values[case], min(2, len(values[case])))) for case in cases}
+    together = min(1 if len(cases) > VERY_MANY else 2, len(next(iter(values.values()))))
+    pairs = {case: set(itertools.combinations(values[case], together)) for case in cases}
     missing, left = set().union(*pairs.values()), set(cases)
     while missing:
         best = max(cases, key=lambda case: len(pairs[case] & missing))
