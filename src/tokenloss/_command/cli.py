@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 _LM_HEAD = (
     "the files hold hidden states after the final norm, and this is their projection onto the vocabulary: "
-    f"{HEAD_FILES}; config.json beside it says how to scale and cap the logits, and whether the embedding is the head"
+    f"{HEAD_FILES}; config.json beside it says how logits are scaled and capped, and whether the embedding is the head"
 )
 _AT_ONCE = 1.0  # seconds: signals that come within these count as one, since `timeout` sends two
 
@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Parameters
     ----------
     argv : sequence of str, optional
-        The arguments; by default those of the process.
+        Arguments of the command line; by default, those that the process was started with.
 
     Returns
     -------

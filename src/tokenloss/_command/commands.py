@@ -56,7 +56,7 @@ def score(args: argparse.Namespace) -> None:
 
 
 def _arguments(function: Callable[..., Any], args: argparse.Namespace, **others: Any) -> dict[str, Any]:
-    """The arguments of a function: those of the command line that have the name of a parameter, and others."""
+    """Collect the arguments of a function: options of the command line with the name of a parameter, and `others`."""
     names = inspect.signature(function).parameters
     return {name: value for name, value in vars(args).items() if name in names} | others
 
@@ -148,7 +148,7 @@ def _parts(text: str) -> list[tuple[str, str]]:
 
 
 def _is_found(path: str) -> bool:
-    """Whether the path exists or, if it is a pattern, matches an existing path."""
+    """Whether a path exists, or a pattern matches one that does."""
     return Path(path).exists() or (glob.has_magic(path) and any(glob.iglob(path, recursive=True)))
 
 
@@ -185,7 +185,7 @@ def _refuse_all_but(
     function: Callable[..., Any], outputs: Sequence[type[Sink]], others: Sequence[str], args: argparse.Namespace,
     reason: str,
 ) -> None:  # fmt: skip
-    """Refuse all options but those that a function takes, those of outputs, and others."""
+    """Refuse options that are given, but that neither the function nor an output takes; `others` are allowed, too."""
     taken = {*inspect.signature(function).parameters, *map(_name_of, outputs), *others, "others", "run", "default"}
     _refuse(args, (name for name in vars(args) if name not in taken), reason)
 

@@ -127,14 +127,14 @@ def pair_columns(
 
 
 def bytes_of_bools(columns: Columns) -> Columns:
-    """The same columns, those of bool as bytes, which `_core` writes to."""
+    """View columns of bool as bytes, which `_core` can write to; other columns stay as they are."""
     return {name: column.view(np.uint8) if column.dtype == bool else column for name, column in columns.items()}
 
 
 def _scores(
     name: str, array: CheckedArray, axis: int, kind: str, start: int = 0, stop: int | None = None
 ) -> _core.Scores:
-    """Scores of a range of classes, as a view; only those of all classes are checked to be of their kind."""
+    """View the scores of a range of classes; that they are normalised is checked only where all classes are there."""
     view, code = array
     part: Array = view[(slice(None),) * axis + (slice(start, stop),)]
     if part.shape == view.shape:

@@ -65,7 +65,7 @@ def linear_compare(
     logit_scale : float, default 1.0
         Multiplier of the logits of both models (1 / temperature).
     softcap : float, optional
-        Logits of both models become ``softcap * tanh(logit_scale * logits / softcap)``; those of -inf stay -inf.
+        Logits of both models become ``softcap * tanh(logit_scale * logits / softcap)``; logits of -inf stay -inf.
     workers : int, optional
         Number of threads, as in `cross_entropy`. No bit of the result depends on it.
 

@@ -258,7 +258,7 @@ def _size(name: str, value: Any) -> int:
         size: int = check_integer(word, value, "an integer of at least 0", least=0)
         return size
     path = as_path(word, value)
-    if os.path.exists(path):  # noqa: PTH110 -- pathlib slows the import of the package down
+    if os.path.exists(path):  # noqa: PTH110 -- Path.exists raises if a text is too long for a path
         return sum(file.stat().st_size for file in files_of(path))
     number = re.fullmatch(r"([0-9]{1,20}\.?[0-9]*) ?(?:([KMGT])(i?))?B?", path, re.IGNORECASE)
     if number is None:

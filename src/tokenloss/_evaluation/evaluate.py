@@ -100,7 +100,7 @@ def evaluate(
         `lm_head` says, or 1.
     softcap : float, optional
         Logits become ``softcap * tanh(logit_scale * logits / softcap)``, or with 0 stay as they are, whatever
-        ``config.json`` says; those of -inf stay -inf.
+        ``config.json`` says; logits of -inf stay -inf.
     part : {"prompt", "generated", "all"}, optional
         The tokens to read: those of the prompt, those that were generated, or both. By default the prompt where the
         file holds any log-probability of one, else what was generated. With "all", an echo that nothing divides counts

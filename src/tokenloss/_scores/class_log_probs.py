@@ -45,7 +45,7 @@ def class_log_probs(
     logit_scale : float, default 1.0
         Multiplier of the logits (1 / temperature).
     softcap : float, optional
-        Logits become ``softcap * tanh(logit_scale * logits / softcap)``; those of -inf stay -inf.
+        Logits become ``softcap * tanh(logit_scale * logits / softcap)``; logits of -inf stay -inf.
     workers : int, optional
         Number of threads, as in `cross_entropy`. No bit of the result depends on it.
 

@@ -85,7 +85,7 @@ def linear_cross_entropy(
     logit_scale : float, default 1.0
         Multiplier of the logits (1 / temperature).
     softcap : float, optional
-        Logits become ``softcap * tanh(logit_scale * logits / softcap)``; those of -inf stay -inf.
+        Logits become ``softcap * tanh(logit_scale * logits / softcap)``; logits of -inf stay -inf.
     reduction : {"mean", "sum", "none"}, default "mean"
         "mean" divides the sum by the number of included positions or, with `sample_weight`, or class ids and `weight`,
         by the sum of their weights (nan if none is included). "none" gives the loss of each position times its weights,
@@ -181,7 +181,7 @@ def linear_token_scores(
     logit_scale : float, default 1.0
         Multiplier of the logits (1 / temperature).
     softcap : float, optional
-        Logits become ``softcap * tanh(logit_scale * logits / softcap)``; those of -inf stay -inf.
+        Logits become ``softcap * tanh(logit_scale * logits / softcap)``; logits of -inf stay -inf.
     top_k : int, default 0
         Number of most likely classes to list.
     workers : int, optional
@@ -275,7 +275,7 @@ def linear_kl_divergence(
     logit_scale : float, default 1.0
         Multiplier of the logits of both models (1 / temperature).
     softcap : float, optional
-        Logits of both models become ``softcap * tanh(logit_scale * logits / softcap)``; those of -inf stay -inf.
+        Logits of both models become ``softcap * tanh(logit_scale * logits / softcap)``; logits of -inf stay -inf.
     reduction : {"mean", "sum", "none"}, default "mean"
         "mean" divides the sum by the number of included positions (nan if none is included). "none" gives the
         divergence of each position, 0.0 where masked.

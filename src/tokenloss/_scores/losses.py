@@ -279,7 +279,7 @@ def cross_entropy(
     logit_scale : float, default 1.0
         Multiplier of the logits (1 / temperature).
     softcap : float, optional
-        Logits become ``softcap * tanh(logit_scale * logits / softcap)``; those of -inf stay -inf.
+        Logits become ``softcap * tanh(logit_scale * logits / softcap)``; logits of -inf stay -inf.
     reduction : {"mean", "sum", "none"}, default "mean"
         "mean" divides the sum by the number of included positions or, with `sample_weight`, or class ids and `weight`,
         by the sum of their weights (nan if none is included). "none" gives the loss of each position times its weights,
@@ -421,7 +421,7 @@ def cross_entropy_and_grad(
     logit_scale : float, default 1.0
         Multiplier of the logits (1 / temperature).
     softcap : float, optional
-        Logits become ``softcap * tanh(logit_scale * logits / softcap)``; those of -inf stay -inf.
+        Logits become ``softcap * tanh(logit_scale * logits / softcap)``; logits of -inf stay -inf.
     reduction : {"mean", "sum", "none"}, default "mean"
         "mean" divides the sum by the number of included positions or, with `sample_weight`, or class ids and `weight`,
         by the sum of their weights (nan if none is included). "none" gives the loss of each position times its weights,

@@ -172,7 +172,7 @@ def token_scores(
     logit_scale : float, default 1.0
         Multiplier of the logits (1 / temperature).
     softcap : float, optional
-        Logits become ``softcap * tanh(logit_scale * logits / softcap)``; those of -inf stay -inf.
+        Logits become ``softcap * tanh(logit_scale * logits / softcap)``; logits of -inf stay -inf.
     top_k : int, default 0
         Number of most likely classes to list.
     workers : int, optional

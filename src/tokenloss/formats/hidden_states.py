@@ -41,7 +41,7 @@ def open_hidden_states(
         `lm_head` says, or 1.
     softcap : float, optional
         Logits become ``softcap * tanh(logit_scale * logits / softcap)``, or with 0 stay as they are, whatever
-        ``config.json`` says; those of -inf stay -inf.
+        ``config.json`` says; logits of -inf stay -inf.
 
     Returns
     -------
