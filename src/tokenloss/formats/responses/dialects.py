@@ -310,14 +310,17 @@ def _triples_columns(
     """Log-probabilities, ids and texts of triples, of which the text may be missing."""
     if plain := columns_of_triples(values):  # in C, where each is as it should be
         return plain
-    columns: tuple[list[Any], list[int], list[str | None]] = ([], [], [])
+    logprobs: list[Any] = []
+    ids: list[int] = []
+    texts: list[str | None] = []
     for i, value in enumerate(values):
         logprob, id_, text = [*value, None][:3] if type(value) is list and len(value) in (2, 3) else (None, None, None)
         if type(id_) is not int or not 0 <= id_ < 1 << 63 or not (text is None or type(text) is str):
             place.refuse(f"{path(i)} is {reprlib.repr(value)}", "hold a log-probability, an id and a text")
-        for column, element in zip(columns, (logprob, id_, text), strict=True):
-            column.append(element)
-    return columns
+        logprobs.append(logprob)
+        ids.append(id_)
+        texts.append(text)
+    return logprobs, ids, texts
 
 
 def _certain(
