@@ -44,15 +44,22 @@ TL_TARGET TL_INLINE void NAME(add_elements_)(const ELEMENT *x, const ELEMENT *ot
     }
 }
 
+/* Asks for the cache lines of later chunks in the order of addresses, which memory serves best, although a chunk is read
+ * in columns: each pair asks for its share of a chunk's lines. */
+TL_TARGET TL_INLINE void NAME(prefetch_share_)(const ELEMENT *x, size_t j, size_t i) {
+    const size_t share = 2 * OP(WIDTH) * COLUMNS * sizeof *x, start = (4 * j / COLUMNS + i) * share;
+    for (size_t line = start; line < start + share; line += 64)
+        if (line % 64 == 0)
+            tl_prefetch_stream((const char *)(const void *)x + line);
+}
+
 /* Adds elements 2 i and 2 i + 1 of each lane of columns j, j + 1, ...; those from `count` on are -inf. */
 TL_TARGET TL_INLINE void NAME(add_pair_)(const ELEMENT *x, const ELEMENT *other, size_t count, size_t j, size_t i,
                                          enum tl_mode mode, int clamps, OP(acc) * acc, NAME(columns_) * to) {
     OP(vec) k[2][COLUMNS], power[2][COLUMNS];
     const size_t at = 2 * TL_LANES * i + OP(WIDTH) * j;
-    if (count == TL_CHUNK && j * OP(WIDTH) * sizeof *x % 64 == 0) {
-        tl_prefetch_stream(x + at);
-        tl_prefetch_stream(x + at + TL_LANES);
-    }
+    if (count == TL_CHUNK)
+        NAME(prefetch_share_)(x, j, i);
     if (at >= count) {
         for (size_t c = 0; c < COLUMNS; c++) {
             to->powers[i][c] = OP(set)(0);
@@ -68,6 +75,7 @@ TL_TARGET TL_INLINE void NAME(add_pair_)(const ELEMENT *x, const ELEMENT *other,
     for (size_t c = 0; c < COLUMNS; c++) {
         acc->or_bits[i % 2] = OP(or_bits)(acc->or_bits[i % 2], k[0][c], k[1][c]);
         to->powers[i][c] = OP(add)(power[0][c], power[1][c]);
+        COMPUTE_NOW(to->powers[i][c], to->rests[i / 2][c], acc->or_bits[i % 2]);
     }
 }
 

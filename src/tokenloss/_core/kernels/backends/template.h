@@ -62,6 +62,14 @@ static const double f64_Q[] = {0x1.c0017f2731fb3p+2, 0x1.4ffc1238d66ddp+5,  0x1.
 #define CLAMPED_EIGHTHS 14
 #define GUARD 16
 
+/* Has gcc compute vectors where this stands. It would add the terms of a sum where the sum is used, and keep them all in
+ * memory until then: with AVX2, losses would take 9 % longer. */
+#if defined(__GNUC__) && !defined(__clang__) && f32_WIDTH >= 8
+#define COMPUTE_NOW(a, b, c) __asm__("" : "+v"(a), "+v"(b), "+v"(c))
+#else
+#define COMPUTE_NOW(a, b, c) (void)0
+#endif
+
 /* What a reduction adds up. SUMEXP: sum of e^x. MOMENT: also sum of e^x (x - shift), max x, #{x >= threshold}, and the
  * sum of all classes. KL: also sum of e^x ((x - shift) - (y - shift_y)), max x and min y, where y are the logits of the
  * other row and shift_y is passed as `threshold`. */
