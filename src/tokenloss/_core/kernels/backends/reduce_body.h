@@ -24,7 +24,7 @@ TL_TARGET TL_INLINE void NAME(add_elements_)(const ELEMENT *x, const ELEMENT *ot
     if (mode == KL)
         LOAD_COLUMNS(other, y);
     for (size_t c = 0; c < COLUMNS; c++) {
-        if (mode == KL)
+        if (mode == KL && clamps)
             value[c] = OP(above)(value[c], acc->floor);
         OP(vec) bounded = clamps ? OP(max_keep_nan)(acc->min_arg, value[c]) : value[c], *rest = &to->rests[i / 4][c];
         const OP(exp_parts) exp = OP(exp_of)(bounded, acc, clamps);
@@ -35,11 +35,12 @@ TL_TARGET TL_INLINE void NAME(add_elements_)(const ELEMENT *x, const ELEMENT *ot
             continue;
         OP(vec) factor = OP(sub)(bounded, acc->shift), term = OP(add_rest)(&exp, exp.power);
         acc->maximum[i % 2] = OP(max_skip_nan)(value[c], acc->maximum[i % 2]);
-        if (mode == KL) {
+        if (mode == KL && clamps) {
             acc->min_other = OP(min)(acc->min_other, y[c]);
-            y[c] = OP(sub)(OP(max_keep_nan)(OP(set)(-OP(OTHER_LIMIT)), y[c]), acc->threshold);
-            factor = OP(sub)(factor, y[c]);
+            y[c] = OP(max_keep_nan)(OP(set)(-OP(OTHER_LIMIT)), y[c]);
         }
+        if (mode == KL)
+            factor = OP(sub)(factor, OP(sub)(y[c], acc->threshold));
         to->moments[c] = i == 0 ? OP(mul)(term, factor) : OP(fma)(term, factor, to->moments[c]);
     }
 }
@@ -296,10 +297,44 @@ TL_TARGET static void NAME(moment_)(const void *x, size_t count, tl_lse_acc *sta
 #endif
 }
 
+/* Adds whole chunks of two rows, and perhaps a last one. Returns what a kernel does; -1, with nothing changed, if
+ * arguments are not clamped and one would have to be. */
+TL_TARGET TL_INLINE int NAME(try_kl_)(const ELEMENT *p, const ELEMENT *q, size_t count, tl_lse_acc *base,
+                                      tl_lse_acc *other, int clamps) {
+    OP(acc) p_acc = OP(acc_init)(base->ref_exp, clamps, base->moment->shift, base->moment->other_shift);
+    OP(acc) q_acc = OP(acc_init)(other->ref_exp, clamps, 0, 0);
+    p_acc.floor = OP(set)((REAL)base->moment->floor);
+    tl_lanes p_sum = OP(load_lanes)(base->sum, base->comp), q_sum = OP(load_lanes)(other->sum, other->comp);
+    tl_lanes moment = OP(load_lanes)(base->moment->sum, base->moment->comp);
+    for (size_t done = 0; done < count; done += TL_CHUNK, p += TL_CHUNK, q += TL_CHUNK) {
+        const size_t n = !clamps || count - done > TL_CHUNK ? TL_CHUNK : count - done;
+        NAME(reduce_chunk_)(q, n, &q_acc, &q_sum, NULL, NULL, SUMEXP, clamps, q);
+        NAME(reduce_chunk_)(p, n, &p_acc, &p_sum, &moment, NULL, KL, clamps, q);
+    }
+    int p_out_of_range = OP(is_out_of_range)(&p_acc), q_out_of_range = OP(is_out_of_range)(&q_acc);
+    if (!clamps && (p_out_of_range || q_out_of_range))
+        return -1;
+    OP(store_lanes)(&p_sum, base->sum, base->comp);
+    OP(store_lanes)(&q_sum, other->sum, other->comp);
+    OP(store_lanes)(&moment, base->moment->sum, base->moment->comp);
+    base->exp_overflow |= p_out_of_range;
+    other->exp_overflow |= q_out_of_range;
+    base->maximum = NAME(max_of_)(p_acc.maximum, 2, base->maximum);
+    OP(vec) minus_min = OP(sub)(OP(set)(0), p_acc.min_other);
+    return clamps && NAME(max_of_)(&minus_min, 1, 0) > OP(OTHER_LIMIT);
+}
+
 TL_TARGET static int NAME(kl_)(const void *base, const void *other, size_t count, tl_lse_acc *base_state,
                                tl_lse_acc *other_state) {
     const ELEMENT *p = (const ELEMENT *)base, *q = (const ELEMENT *)other;
-#ifdef HALF /* loops of their own would be hardly faster */
+    const int is_whole = count >= TL_CHUNK;
+    if (is_whole && !base_state->clamps && base_state->moment->floor == -(double)INFINITY) {
+        int found = NAME(try_kl_)(p, q, count, base_state, other_state, 0);
+        if (found >= 0)
+            return found;
+    }
+    base_state->clamps |= is_whole;
+#ifdef HALF
     int found = 0;
     for (size_t done = 0; done < count; done += NAME(PART)) {
         float converted[2][NAME(PART)];
@@ -310,25 +345,7 @@ TL_TARGET static int NAME(kl_)(const void *base, const void *other, size_t count
     }
     return found;
 #else
-    OP(acc) p_acc = OP(acc_init)(base_state->ref_exp, 1, base_state->moment->shift, base_state->moment->other_shift);
-    OP(acc) q_acc = OP(acc_init)(other_state->ref_exp, 1, 0, 0);
-    p_acc.floor = OP(set)((REAL)base_state->moment->floor);
-    tl_lanes p_sum = OP(load_lanes)(base_state->sum, base_state->comp);
-    tl_lanes q_sum = OP(load_lanes)(other_state->sum, other_state->comp);
-    tl_lanes moment = OP(load_lanes)(base_state->moment->sum, base_state->moment->comp);
-    for (size_t done = 0; done < count; done += TL_CHUNK, p += TL_CHUNK, q += TL_CHUNK) {
-        const size_t n = count - done < TL_CHUNK ? count - done : TL_CHUNK;
-        NAME(reduce_chunk_)(q, n, &q_acc, &q_sum, NULL, NULL, SUMEXP, 1, q);
-        NAME(reduce_chunk_)(p, n, &p_acc, &p_sum, &moment, NULL, KL, 1, q);
-    }
-    OP(store_lanes)(&p_sum, base_state->sum, base_state->comp);
-    OP(store_lanes)(&q_sum, other_state->sum, other_state->comp);
-    OP(store_lanes)(&moment, base_state->moment->sum, base_state->moment->comp);
-    base_state->exp_overflow |= OP(is_out_of_range)(&p_acc);
-    other_state->exp_overflow |= OP(is_out_of_range)(&q_acc);
-    base_state->maximum = NAME(max_of_)(p_acc.maximum, 2, base_state->maximum);
-    OP(vec) minus_min = OP(sub)(OP(set)(0), p_acc.min_other);
-    return NAME(max_of_)(&minus_min, 1, 0) > OP(OTHER_LIMIT);
+    return NAME(try_kl_)(p, q, count, base_state, other_state, 1);
 #endif
 }
 
