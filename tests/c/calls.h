@@ -41,12 +41,12 @@ TL_INLINE void take_masses(const tl_backend *backend, const tl_row *row, const t
 }
 
 /* softmax, and log_softmax of logits without a softcap. */
-TL_INLINE void take_softmaxes(const tl_backend *backend, const tl_row *row, tl_lse lse, const tl_row *out,
-                              int nontemporal_stores, tl_cancel *cancel) {
-    tl_softmax(backend, row, lse, out, nontemporal_stores, cancel);
+TL_INLINE void take_softmaxes(const tl_backend *backend, const tl_row *row, const tl_row *out, int nontemporal_stores,
+                              tl_cancel *cancel) {
+    tl_softmax(backend, row, 0, out, nontemporal_stores, cancel);
     take_row(Q_softmax, out);
     if (row->softcap == 0) {
-        tl_log_softmax(backend, row, lse, out, nontemporal_stores, cancel);
+        tl_softmax(backend, row, 1, out, nontemporal_stores, cancel);
         take_row(Q_log_softmax, out);
     }
 }

@@ -149,8 +149,8 @@ static void write_all(const tl_backend *backend, const tl_row *row, int layout, 
     tl_lse lse = tl_lse_finish(&state, row);
     if (tl_logsumexp(lse) - tl_logsumexp(lse) != 0)
         return;
-    take_softmaxes(backend, row, lse, &out, 0, cancel);
-    take_softmaxes(backend, row, lse, &out, 1, cancel);
+    take_softmaxes(backend, row, &out, 0, cancel);
+    take_softmaxes(backend, row, &out, 1, cancel);
 }
 
 /* A loss of this row, with its masses and weights in guarded memory, too. */
@@ -174,8 +174,9 @@ static void use_losses(const tl_backend *backend, const tl_row *row, int layout,
             continue;
         int64_t argmax = tl_soft_target_argmax(backend, &loss.soft, count, &nonzero, cancel);
         use(tl_is_one_hot(backend, &loss.soft, count, argmax, nonzero, cancel));
-        take_nll(Q_nll_of_log_probabilities, backend, row, &loss.soft, &log_probability_clip, cancel);
-        take_nll(Q_nll_of_probabilities, backend, row, &loss.soft, &probability_clip, cancel);
+        const tl_clip clips[] = {clip_of(0, row->dtype), clip_of(1, row->dtype)};
+        take_nll(Q_nll_of_log_probabilities, backend, row, &loss.soft, &clips[1], cancel);
+        take_nll(Q_nll_of_probabilities, backend, row, &loss.soft, &clips[0], cancel);
     }
 }
 
@@ -186,15 +187,15 @@ static void read_distributions(const tl_backend *backend, int64_t classes, int d
     double nll[2];
     tl_row scores = row_of(ROW, 2 * classes, dtype, at_end ? AT_END : AT_START);
     fill_row(&scores, 0);
-    for (int guess = 0; guess < 2; guess++) {
+    const tl_clip clip = clip_of(0, dtype);
+    for (int is_dense = 0; is_dense < 2; is_dense++) {
         char *masses = place(MASSES, 2 * classes * size, at_end);
-        int dense = guess;
-        memset(masses, guess ? 0x3f : 0, (size_t)(2 * classes * size));
+        memset(masses, is_dense ? 0x3f : 0, (size_t)(2 * classes * size));
         masses[2 * classes * size - 1] = 0x3f;
         tl_distributions block = {masses, scores.data, NULL,  size * classes, size,    size * classes,
                                   size,   0,           dtype, dtype,          0,       classes,
-                                  &probability_clip};
-        tl_nll_of_distributions(backend, &block, rows, 2, &dense, nll);
+                                  &clip};
+        tl_nll_of_distributions(backend, &block, rows, 2, nll);
         use(nll[0] + nll[1]);
     }
 }
@@ -266,11 +267,17 @@ static void multiply(const tl_backend *backend, int64_t depth, int dtype, int la
 }
 
 static void read_probabilities(const tl_backend *backend, int64_t count, int at_end) {
-    tl_row row = row_of(ROW, count, TL_FLOAT64, at_end ? AT_END : AT_START);
-    fill_row(&row, 0);
-    tl_negative_log(backend, &probability_clip, (double *)(uintptr_t)row.data, (size_t)count);
-    tl_negative_log(backend, &log_probability_clip, (double *)(uintptr_t)row.data, (size_t)count);
-    take_row(Q_negative_log, &row);
+    const int64_t padded = (count + TL_GROUP - 1) / TL_GROUP * TL_GROUP;
+    for (int dtype = TL_FLOAT32; dtype <= TL_FLOAT64; dtype++)
+        for (int is_log = 0; is_log < 2; is_log++) {
+            tl_row row = row_of(ROW, padded, dtype, at_end ? AT_END : AT_START);
+            tl_row nll = row_of(OUT, padded, TL_FLOAT64, at_end ? AT_END : AT_START);
+            const tl_clip clip = clip_of(is_log, dtype);
+            fill_row(&row, 0);
+            fill_row(&nll, 0);
+            tl_negative_log(backend, &clip, (void *)(uintptr_t)row.data, (size_t)count, (double *)(uintptr_t)nll.data);
+            take_row(Q_negative_log, &nll);
+        }
     char *zeros = place(ROW, count, at_end);
     memset(zeros, 0, (size_t)count);
     use((double)backend->skip_zeros(zeros, 0, count));

@@ -1,40 +1,48 @@
-/* The loss of a whole row and its gradient, made of the functions that blocks of rows use for rows which are not short:
- * tests hold blocks and ranges to it. */
+/* The loss of a whole row and its gradient, made of the functions that blocks of rows use for rows which are not short,
+ * and of a block of one row: tests hold blocks and ranges to it. */
 #ifndef TOKENLOSS_TESTS_LOSS_OF_ROW_H
 #define TOKENLOSS_TESTS_LOSS_OF_ROW_H
 
 #include "kernels.h"
 #include "scalar_math.h"
 
-/* The loss for a class id, given the logsumexp of all other classes. */
-TL_INLINE double loss_of_class(const tl_backend *backend, const tl_row *logits, const tl_loss *loss,
-                               const tl_lse_acc *others, tl_cancel *cancel) {
-    tl_class_odds odds = {.logit = tl_logit_at(backend, logits, loss->target)};
-    tl_lse lse = tl_lse_finish(others, logits);
-    odds.log_odds = tl_log_odds_against_lse(lse, odds.logit);
-    odds.nll = tl_softplus(odds.log_odds);
-    if (loss->soft.eps_over_v != 0 || loss->z_loss != 0 || loss->grad)
-        odds.lse = tl_lse_add_class(lse, odds.logit, odds.log_odds);
+/* The loss for a class id, given its odds, and its gradient. */
+TL_INLINE double loss_of_odds(const tl_backend *backend, const tl_row *logits, const tl_loss *loss, tl_class_odds odds,
+                              tl_cancel *cancel) {
     double value = tl_loss_of_odds(backend, logits, loss, &odds, NULL, cancel);
     if (loss->grad)
         tl_write_class_gradient(backend, logits, loss, &odds, cancel);
     return value;
 }
 
+/* The loss for a class id, given the accumulator of all other classes: as of ranges, of long rows and of far ones. */
+TL_INLINE double loss_of_class(const tl_backend *backend, const tl_row *logits, const tl_loss *loss,
+                               const tl_lse_acc *others, tl_cancel *cancel) {
+    tl_class_odds odds = {.logit = tl_logit_at(backend, logits, loss->target)};
+    tl_lse lse = tl_lse_finish(others, logits);
+    double log_odds = tl_log_odds_against_lse(lse, odds.logit);
+    odds.nll = tl_softplus(log_odds);
+    odds.odds_against = tl_exp(log_odds);
+    odds.lse = tl_lse_add_class(lse, odds.logit, log_odds);
+    return loss_of_odds(backend, logits, loss, odds, cancel);
+}
+
+/* A class of a row against the others; if it is -1, the logsumexp alone. */
+TL_INLINE tl_class_odds odds_of_row(const tl_backend *backend, const tl_row *logits, int64_t target,
+                                    tl_cancel *cancel) {
+    tl_row_block row = {.row = *logits, .count = 1, .has_excluded = 1, .wanted = 1};
+    tl_block_lse lse;
+    row.data[0] = logits->data;
+    row.excluded[0] = target;
+    tl_odds_of_block(backend, &row, &lse, cancel);
+    return tl_odds_at(&row, &lse, 0);
+}
+
 /* The loss for a distribution. */
 TL_INLINE double loss_of_distribution(const tl_backend *backend, const tl_row *logits, const tl_loss *loss,
                                       tl_cancel *cancel) {
     int64_t nonzero, argmax = tl_soft_target_argmax(backend, &loss->soft, logits->count, &nonzero, cancel);
-    tl_class_odds odds = {0};
-    tl_lse_acc others;
-    tl_lse_row(backend, logits, argmax, &others, cancel);
-    odds.lse = tl_lse_finish(&others, logits);
-    if (argmax >= 0) {
-        odds.logit = tl_logit_at(backend, logits, argmax);
-        odds.log_odds = tl_log_odds_against_lse(odds.lse, odds.logit);
-        odds.nll = tl_softplus(odds.log_odds);
-        odds.lse = tl_lse_add_class(odds.lse, odds.logit, odds.log_odds);
-    }
+    tl_class_odds odds = odds_of_row(backend, logits, argmax, cancel);
     double softmax_factor, value = tl_loss_of_masses(backend, logits, loss, argmax, &odds, &softmax_factor, cancel);
     if (loss->grad)
         tl_write_gradient(backend, logits, loss, odds.lse, softmax_factor, cancel);
@@ -42,11 +50,9 @@ TL_INLINE double loss_of_distribution(const tl_backend *backend, const tl_row *l
 }
 
 TL_INLINE double loss_of_row(const tl_backend *backend, const tl_row *logits, const tl_loss *loss, tl_cancel *cancel) {
-    tl_lse_acc others;
     if (loss->target < 0)
         return loss_of_distribution(backend, logits, loss, cancel);
-    tl_lse_row(backend, logits, loss->target, &others, cancel);
-    return loss_of_class(backend, logits, loss, &others, cancel);
+    return loss_of_odds(backend, logits, loss, odds_of_row(backend, logits, loss->target, cancel), cancel);
 }
 
 #endif

@@ -98,7 +98,7 @@ TL_INLINE tl_loss plain_loss(int64_t target) {
     return (tl_loss){.soft = {.one_minus_eps = 1}, .target = target, .target_weight = 1};
 }
 
-static const tl_clip probability_clip = {1e-12, 1 - 1e-12, -1e-3, 1 + 1e-3};
-static const tl_clip log_probability_clip = {(double)NAN, (double)NAN, -(double)INFINITY, 1e-3};
+/* What scores of a dtype are clipped to, if they are probabilities. */
+TL_INLINE tl_clip clip_of(int is_log, int dtype) { return tl_new_clip(!is_log, 1e-12, dtype); }
 
 #endif

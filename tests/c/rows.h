@@ -23,6 +23,12 @@ static double centred(void) { /* about normal, of standard deviation 1 */
     return sum - 6;
 }
 
+TL_INLINE double uniform(double from, double to) {
+    return from + (to - from) * (double)(random_bits() >> 11) * 0x1p-53;
+}
+
+TL_INLINE int die(int sides) { return (int)(random_bits() % (uint64_t)sides); }
+
 static const char *const dtype_names[] = {"float16", "bfloat16", "float32", "float64"};
 
 /* An element of a row: normal, wide, far from 0, equal, special, or any bits at all. */

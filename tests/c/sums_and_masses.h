@@ -107,9 +107,9 @@ static void fill_masses(char *masses, int dtype, int64_t rows, int64_t classes, 
 static void check_distributions(const tl_backend *backend, int dtype, int64_t classes, int rows, int kind, int is_log,
                                 tl_cancel *cancel) {
     static char masses[8 * 80 * MOST_CLASSES], scores[8 * 80 * MOST_CLASSES], weights[4 * MOST_CLASSES];
-    int size = tl_itemsize(dtype), taken[80], count = 0, dense = kind == 2;
+    int size = tl_itemsize(dtype), taken[80], count = 0;
     double nll[80];
-    const tl_clip *clip = is_log ? &log_probability_clip : &probability_clip;
+    const tl_clip clip = clip_of(is_log, dtype);
     fill_masses(masses, dtype, rows, classes, kind);
     for (int64_t i = 0; i < rows * classes; i++) {
         double score = (double)(random_bits() >> 11) * 0x1p-53;
@@ -135,16 +135,16 @@ static void check_distributions(const tl_backend *backend, int dtype, int64_t cl
                               dtype,
                               TL_FLOAT32,
                               classes,
-                              clip};
+                              &clip};
     if (count == 0)
         return;
-    need_same(tl_nll_of_distributions(backend, &block, taken, count, &dense, nll), "distributions that are accepted");
+    need_same(tl_nll_of_distributions(backend, &block, taken, count, nll), "distributions that are accepted");
     for (int i = 0; i < count; i++) {
         const int64_t first = taken[i] * classes * size;
         tl_soft_target soft = {masses + first, size, dtype, block.weight, 4, TL_FLOAT32, 1, 0};
         tl_row row = {scores + first, classes, size, dtype, dtype, 1, 0, 0, 0};
         tl_seen seen;
-        double alone = tl_nll_of_distribution(backend, &row, &soft, clip, &seen, cancel);
+        double alone = tl_nll_of_distribution(backend, &row, &soft, &clip, &seen, cancel);
         need_same(have_same_bits(nll[i], alone), "losses of distributions");
     }
 }

@@ -43,7 +43,8 @@ static void take_losses(const tl_backend *backend, const tl_row *row, int64_t i,
     take_row(Q_gradient, out);
     take(Q_tiles_dense_float32_loss, loss_by_ranges(backend, row, &loss, PART, cancel));
     take_masses(backend, row, &loss.soft, cancel);
-    take_nll(Q_nll_of_log_probabilities, backend, row, &loss.soft, &log_probability_clip, cancel);
+    const tl_clip clip = clip_of(1, row->dtype);
+    take_nll(Q_nll_of_log_probabilities, backend, row, &loss.soft, &clip, cancel);
 }
 
 /* The losses and gradients of short rows, which are parts of a long one. */
@@ -65,7 +66,7 @@ static void take_block(const tl_backend *backend, const float *data, float *grad
         rows.excluded[r] = r;
         out.data[r] = (char *)(gradient + r * SHORT_CLASSES);
     }
-    tl_lse_of_block(backend, &rows, 0, &lse, cancel);
+    tl_odds_of_block(backend, &rows, &lse, cancel);
     tl_class_losses_of_block(backend, &rows, &lse, &loss, NULL, scales, &out, losses, cancel);
     for (int r = 0; r < SHORT_ROWS; r++)
         take(Q_class_id_loss, losses[r]);
@@ -88,7 +89,7 @@ static double compute_row(work *w, int64_t i, tl_cancel *cancel) {
     double nll = take_token(backend, &row, i, &best, cancel).nll;
     take(Q_kl, tl_kl_divergence(backend, &row, &other, cancel).kl);
     tl_lse_row(backend, &row, -1, &state, cancel);
-    take_softmaxes(backend, &row, tl_lse_finish(&state, &row), &out, 1, cancel);
+    take_softmaxes(backend, &row, &out, 1, cancel);
     take_losses(backend, &row, i, &out, cancel);
     take_block(backend, logits[i], memory, cancel);
     w->hash_of_row[i] = hash_of_all();

@@ -53,9 +53,6 @@ static volatile int stopped;
 static tl_cancel never = {NULL, NULL, &stopped, 0}, *cancel = &never;
 static double elements[LONGEST_ROW + TL_CHUNK + 1]; /* of any dtype */
 
-static double uniform(double from, double to) { return from + (to - from) * (double)(random_bits() >> 11) * 0x1p-53; }
-static int die(int sides) { return (int)(random_bits() % (uint64_t)sides); }
-
 static double rounded(double value, int dtype) {
     char element[8];
     tl_store(element, dtype, value);

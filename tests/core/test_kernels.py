@@ -173,23 +173,63 @@ def promised_error(dtype: str, family: str) -> float:
     return in_double.get(dtype, 2e-7)
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(platform.machine() not in {"x86_64", "AMD64"}, reason="long double may have too few digits")
-@pytest.mark.skipif(np.finfo(np.longdouble).nmant != 63, reason="long double has too few digits")
-def test_worst_rows_are_within_the_promised_error(tmp_path):
-    """A search for rows whose rounding errors add up, compared with long double."""
+def lines_of_search(name: str, where: Path) -> list[str]:
+    """What a search for the worst errors printed, which compares with long double."""
+    if platform.machine() not in {"x86_64", "AMD64"} or np.finfo(np.longdouble).nmant != 63:
+        pytest.skip("long double may have too few digits")
     need("gcc", packages="gcc")
-    program = tmp_path / "worst_rows"
-    sources = [str(HERE / "worst_rows.c"), *SOURCES]
-    subprocess.run(["gcc", *FLAGS, f"-I{KERNELS}", *sources, "-lm", "-o", str(program)], check=True)
-    printed = subprocess.run([str(program)], check=True, stdout=subprocess.PIPE, text=True).stdout
-    assert len(printed.splitlines()) == 42  # dtypes and families
+    command = ["gcc", *FLAGS, f"-I{KERNELS}", str(HERE / f"{name}.c"), *SOURCES, "-lm", "-o", str(where / name)]
+    subprocess.run(command, check=True)
+    return subprocess.run([str(where / name)], check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()
+
+
+@pytest.mark.slow
+def test_worst_losses_of_class_ids_are_within_the_promised_error(tmp_path):
+    """Rows of 2 to 4096 classes: random ones, and a search for those whose rounding errors add up."""
+    lines = lines_of_search("worst_losses", tmp_path)
+    assert len(lines) == 2 * 12 * 3  # dtypes, numbers of classes, and kinds of search
     wrong = []
-    for line in printed.splitlines():
+    for line in lines:
+        dtype, search, *words = line.split()
+        of_climbs = {words[0]: max(abs(float(words[1])), abs(float(words[3])))}
+        errors = of_climbs if search == "climbed" else dict(zip(words[:6:2], map(float, words[1:6:2]), strict=True))
+        promised = {"absolute": promised_error(dtype, "loss"), "relative": 1e-6, "mean": 3e-8}
+        if not all(abs(error) < promised[name] for name, error in errors.items()):
+            wrong.append(line)
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.slow
+def test_worst_rows_are_within_the_promised_error(tmp_path):
+    """A search for rows whose rounding errors add up."""
+    lines = lines_of_search("worst_rows", tmp_path)
+    assert len(lines) == 42  # dtypes and families
+    wrong = []
+    for line in lines:
         dtype, family, error, _ = line.split(" ", 3)
         if not abs(float(error)) < promised_error(dtype, family):
             wrong.append(line)
     assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(platform.machine() not in {"x86_64", "AMD64"}, reason="long double may have too few digits")
+@pytest.mark.skipif(np.finfo(np.longdouble).nmant != 63, reason="long double has too few digits")
+def test_logarithms_of_probabilities_are_within_the_promised_error(tmp_path):
+    """Every seventh float from 1e-12 on, and many doubles, compared with long double."""
+    need("gcc", packages="gcc")
+    program = tmp_path / "worst_logs"
+    sources = [str(HERE / "worst_logs.c"), *SOURCES]
+    subprocess.run(["gcc", *FLAGS, f"-I{KERNELS}", *sources, "-lm", "-o", str(program)], check=True)
+    printed = subprocess.run([str(program)], check=True, stdout=subprocess.PIPE, text=True).stdout
+    largest = {}
+    for line in printed.splitlines():
+        dtype, absolute, _, _, relative, _, _ = line.split()
+        largest[dtype] = float(absolute), float(relative)
+    assert largest["float32"][0] < 2.4e-8
+    assert largest["float32"][1] < 1e-7
+    assert largest["float64"][0] < 4e-15
+    assert largest["float64"][1] < 2.3e-16
 
 
 def shared_library(name: str) -> str:

@@ -43,8 +43,8 @@ def outcome(function, *arguments, **options):
 
 
 def assert_same(function, *arguments, **options):
-    """Compare with the long way, which calls with `workers` take."""
-    expected = outcome(function, *arguments, workers=1, **options)
+    """Compare with the long way, which calls take whose `workers` is no plain int."""
+    expected = outcome(function, *arguments, workers=np.int64(1), **options)
     assert outcome(function, *arguments, **options) == expected
     return expected
 
@@ -67,6 +67,10 @@ def test_plain_small_arrays_take_the_short_way(reduction):
         assert small_nll(logits, targets, reduction=reduction) is not None
         assert _core.small_cross_entropy(logits, targets, *defaults) is not None
     assert _core.small_logsumexp(logits, -1, None, None) is not None
+    for workers in (1, 2, -1, 1 << 70):
+        assert small_nll(logits, targets, reduction=reduction, workers=workers) is not None
+        assert _core.small_cross_entropy(logits, targets, *defaults[:-1], workers) is not None
+        assert _core.small_logsumexp(logits, -1, None, workers) is not None
 
 
 def test_everything_else_takes_the_long_way():
@@ -81,7 +85,7 @@ def test_everything_else_takes_the_long_way():
         {"ignore_index": 0},
         {"where": np.True_},
         {"sample_weight": 1.0},
-        {"workers": 1},
+        *({"workers": workers} for workers in (np.int64(1), True, 0, -2, 1.0, "2")),
         {"epsilon": 0.6},
         {"epsilon": np.float32(0.1)},
         {"reduction": "median"},

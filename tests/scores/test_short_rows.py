@@ -1,10 +1,11 @@
 """Short rows are reduced side by side, in blocks, and have every bit that each has in a call of its own.
 
-A single row is reduced as long ones are, so these tests compare both ways; kernels/blocks.h does so for functions in C.
+A single row is reduced by other code, so these tests compare both ways; tests/c/blocks.h does so for functions in C.
 """
 
 import copy
 import itertools
+import warnings
 
 import numpy as np
 import pytest
@@ -20,18 +21,24 @@ from arrays import (
 )
 
 from tokenloss import (
+    class_log_probs,
+    compare,
     cross_entropy,
     cross_entropy_and_grad,
+    evaluate,
     kl_divergence,
     log_softmax,
     logsumexp,
+    sequence_losses,
     softmax,
     token_scores,
 )
+from tokenloss._core import _core
 
 LENGTHS = range(1, 521)  # rows of more than 512 classes are not short
 SOME_LENGTHS = [1, 2, 3, 4, 5, 7, 8, 15, 16, 17, 31, 33, 63, 64, 65, 79, 81, 127, 128, 129, 200, 256, 257, 320, 321]
 SOME_LENGTHS += [384, 385, 400, 448, 449, 500, 511, 512, 513]
+LONGER_LENGTHS = [100, 129, 511, 512, 513, 1000, 2049, 4095, 4096, 4097, 5000]
 FEW_LENGTHS = [1, 2, 3, 10, 16, 63, 65, 130, 257, 512]
 BATCHES = [(16,), (5,), (17,), (2, 3, 7), (9,), (1,), (31,), (1, 4, 4), (3,), (20,), (3, 5, 1), (2,), (67,)]
 
@@ -164,7 +171,14 @@ def mixed(rng, shape):
     return rows
 
 
-KINDS = [plain, mixed, log_probabilities, masked_classes, ties, wide, mixed]
+def certain(rng, shape):
+    """Rows of a class that is likelier than all others by more than a power of two can hold, or by less."""
+    rows = plain(rng, shape)
+    above = rng.choice([15, 54, 57, 80, 110, 700], (*shape[:-1], 1))
+    return rows + above * (np.arange(shape[-1]) == rng.integers(shape[-1], size=(*shape[:-1], 1)))
+
+
+KINDS = [plain, mixed, log_probabilities, masked_classes, ties, wide, certain]
 
 
 def padded(array):
@@ -217,7 +231,8 @@ class Problem:
             self.logits = np.where(rng.random(batch)[..., None] < 0.9, np.clip(self.logits, -6e4, 6e4), self.logits)
             self.logits = self.logits.astype(dtype)
         shares = rng.random((*batch, classes)) * (rng.random((*batch, classes)) < rng.choice([0.1, 0.5, 1]))
-        ids = rng.integers(0, classes, batch)
+        likeliest = self.logits.astype(np.float64).argmax(-1)
+        ids = np.where(rng.random(batch) < 0.3, likeliest, rng.integers(0, classes, batch))
         self.where = None
         if rng.random() < 0.67:
             self.where = rng.random(batch) < rng.choice([0.2, 0.8, 0.95])
@@ -230,9 +245,8 @@ class Problem:
         function, kind, of_function = FUNCTIONS[name]
         logits, axis = in_layout(layout, self.logits), axis_in(layout, self.logits)
         targets = in_layout(layout, self.targets[kind]) if kind == "distributions" else self.targets[kind]
-        return by_rows(
-            function(logits, targets, self.where, axis, **self.options(of_function), **options), axis, logits
-        )
+        options |= self.options(of_function)
+        return by_rows(function(logits, targets, self.where, axis, **options), axis, logits)
 
     def call_for_each_row(self, name):
         function, kind, options = FUNCTIONS[name]
@@ -300,6 +314,59 @@ def test_some_lengths_give_the_bits_of_rows_alone_on_every_backend(name, rng, ba
 @each_function
 def test_every_length_gives_the_bits_of_rows_alone_on_every_backend(name, rng, backend):
     check_lengths(name, LENGTHS, FLOATS, rng)
+
+
+# one loss of a class id, whatever function computes it
+
+
+def losses_of_functions(logits, ids, where, axis):
+    """The losses of all rows from each function that computes them."""
+    options = {"where": where, "axis": axis}
+    one_hot = np.moveaxis(np.arange(logits.shape[axis]) == ids[..., None], -1, axis)
+    for dtype in (np.uint8, np.int64, np.float32, np.float64):
+        for name in ("losses", "gradients"):
+            function, targets = FUNCTIONS[name][0], one_hot.astype(dtype)
+            yield f"{name} of one-hot {targets.dtype}", function(logits, targets, **options)[0]
+    yield "cross_entropy", losses(logits, ids, **options)[0]
+    yield "cross_entropy_and_grad", gradients(logits, ids, **options)[0]
+    yield "class_log_probs", 0 - class_log_probs(logits, ids[..., None], **options)[..., 0]
+    for top_k in (0, min(3, logits.shape[axis])):
+        yield f"token_scores, top_k={top_k}", token_scores(logits, ids, top_k=top_k, **options).nll
+    yield "compare, base", compare(logits, np.flip(logits, axis), ids, **options).base_nll
+    yield "compare", compare(np.flip(logits, axis), logits, ids, **options).nll
+    each, scores = np.arange(ids.size).reshape(ids.shape), token_scores(logits, ids, **options)
+    yield "sequence_losses", sequence_losses(scores, segment_ids=each).nll.reshape(ids.shape)
+    with warnings.catch_warnings(action="ignore", category=UserWarning):  # of losses that look odd
+        found = evaluate([(np.moveaxis(logits, axis, -1), ids, None, each)])
+    yield "evaluate", found.sequences["nll"].reshape(ids.shape)
+
+
+def check_one_loss(lengths, rng, use_backend):
+    """Each length with the next layout, batch, kind of rows and dtype, on every backend."""
+    choices = map(itertools.cycle, (CHOSEN_LAYOUTS, BATCHES, KINDS, FLOATS))
+    for classes, layout, batch, kind, dtype in zip(lengths, *choices, strict=False):
+        problem = Problem(rng, kind, batch, classes, dtype)
+        ids = np.maximum(problem.targets["ids"], 0)
+        where = None if problem.where is None else problem.where & (problem.targets["ids"] >= 0)
+        use_backend("portable")
+        problem.where, problem.targets["ids"] = None, ids
+        expected = problem.call_for_each_row("losses")[0].reshape(batch)
+        kept = np.ones(batch, bool) if where is None else where
+        for backend in _core.backends():
+            use_backend(backend)
+            logits = in_layout(layout, problem.logits)
+            for name, found in losses_of_functions(logits, ids, where, axis_in(layout, logits)):
+                what = f"{name}: {layout} {batch} of {classes} classes, {kind.__name__} {dtype}, {backend}"
+                assert_same_bits(found[kept], expected[kept], what)
+
+
+def test_every_function_gives_a_class_id_the_same_loss(rng, use_backend):
+    check_one_loss([*range(1, 8), 16, 17, 33, 50, *range(62, 68), *LONGER_LENGTHS], rng, use_backend)
+
+
+@pytest.mark.slow
+def test_every_function_gives_a_class_id_the_same_loss_in_all_ways(rng, use_backend):
+    check_one_loss(10 * [*range(1, 71), *LONGER_LENGTHS], rng, use_backend)
 
 
 # numbers of rows

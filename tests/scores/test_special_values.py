@@ -15,6 +15,7 @@ from tokenloss import (
     cross_entropy,
     cross_entropy_and_grad,
     cross_entropy_loss,
+    kl_divergence,
     linear_cross_entropy,
     logsumexp,
     nll_loss,
@@ -32,6 +33,21 @@ each_options = pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 
 
 # logits and log-probabilities
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("classes", [100, 3000, 9000])
+def test_logit_far_from_all_before_it_is_neither_lost_nor_nan(dtype, classes, backend):
+    """Its power of two may be the first that a number cannot hold."""
+    row = np.zeros(classes, dtype)
+    for from_, to in [(30, 40), (-150, -140), (86, 96)] + [(700, 720)] * (dtype == np.float64):
+        for logit in np.linspace(from_, to, 100):
+            row[-classes // 2] = logit
+            expected = reference.logsumexp(row[None])[0]
+            assert abs(logsumexp(row) - expected) < 2e-7
+            assert abs(cross_entropy(row, 0) - expected) < 2e-7
+            assert abs(token_scores(row, 0).logsumexp - expected) < 2e-7
+            assert abs(kl_divergence(row, row)) < 2e-7
 
 
 @each_dtype
@@ -218,12 +234,12 @@ forbid(1)
 for dtype in (np.float16, np.float32, np.float64):
     shares = np.zeros(row.size, dtype)
     shares[[0, PAGE // 4 - 1, PAGE // 2, -1]] = 0.25
-    assert abs(cross_entropy_loss(shares, row) - np.log(2)) < 1e-14
+    assert abs(cross_entropy_loss(shares, row) - np.log(2)) < 1e-12
 for dtype in (np.int8, bool):  # one-hot
     for k in (0, PAGE // 4 - 1, PAGE // 2, -1):
         shares = np.zeros(row.size, dtype)
         shares[k] = 1
-        assert cross_entropy_loss(shares, row) == np.log(2)
+        assert abs(cross_entropy_loss(shares, row) - np.log(2)) < 1e-12
 """
     )
 
@@ -475,7 +491,7 @@ forbid(2)
 for backend in _core.backends():
     _core.use_backend(backend)
     for dtype in (np.float16, ml_dtypes.bfloat16, np.float32, np.float64):
-        itemsize, close = np.dtype(dtype).itemsize, 1e-12 if dtype == np.float64 else 1e-8
+        itemsize, close = np.dtype(dtype).itemsize, 1e-12 if dtype == np.float64 else 2e-7
         page = bytes_[PAGE : 2 * PAGE].view(dtype)
         for count in [1, 2, 3, 63, 64, 65, 127, 128, 129, 511, 512, 513, 1000, PAGE // itemsize]:
             if count <= page.size:

@@ -66,11 +66,10 @@ cdef extern from *:
 
 cdef enum:
     BLOCK_ROWS = 64  # that of the kernels: rows that are worked on at once
-    MAX_DISTRIBUTION_ROWS = 256  # likewise
+    MAX_DISTRIBUTION_ROWS = 256  # likewise, of probabilities
     MAX_LIMBS = 134  # at least what the sums of the kernels have
     SIGNAL_CHECK_ROWS = 1 << 20  # targets that are read between two checks for Ctrl-C
     NONTEMPORAL_BYTES = 16 << 20  # results of this size leave the caches before anyone reads them
-    GATHER_NEAR_BYTES = 64  # rows this near to each other are read in order, as caches see it
 
 # what scores are
 cdef enum:
@@ -151,6 +150,7 @@ include "jobs.pxi"
 include "exact_sums.pxi"
 include "probability_jobs.pxi"
 include "row_jobs.pxi"
+include "loss_jobs.pxi"
 include "pair_jobs.pxi"
 include "projection.pxi"
 include "dlpack.pxi"

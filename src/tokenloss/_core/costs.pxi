@@ -4,10 +4,13 @@
 # used than would pay, never more.
 #
 # A row costs something, and something for each class. Up to SHORT_ROW classes, rows are reduced together; longer ones
-# are reduced one by one, for LONG_ROW more, but with LONG_CLASS of the time for each class.
+# are reduced one by one, for LONG_ROW more, but with LONG_CLASS of the time for each class. Losses for class ids cost
+# as much up to FEW_CLASSES; beyond, up to NLL_CLASSES, NLL_ROW more for a row, but NLL_CLASS of the time for a class.
 
 cdef enum:
-    SHORT_ROW = 512  # that of the kernels
+    SHORT_ROW = 512  # these three are those of the kernels
+    FEW_CLASSES = 64
+    NLL_CLASSES = 4096
     CACHE_BYTES = 1 << 25  # of larger arrays, single scores come from memory
     SAMPLED_CLASSES = 64
 
@@ -15,13 +18,15 @@ cdef double BYTE_COST = 1 / 30.0  # of what is read or written in order
 cdef double LINE_COST = 10  # of a cache line anywhere; neighbouring rows may share it
 cdef double LONG_ROW = 200
 cdef double LONG_CLASS = 0.4
+cdef double NLL_ROW = 15
+cdef double NLL_CLASS = 0.6
 cdef double FLOAT64_CLASS = 2.5  # times the cost of a class in float32
 cdef double SOFTCAP_CLASS = 1  # a tanh, or the logarithm of a probability
 cdef double DOT = 8  # product of a row with a hidden state, and of each of its elements
 cdef double DOT_ELEMENT = 0.03
 cdef double BF16_ELEMENT = 0.005  # of a product by the instruction for bfloat16
 cdef double NAMED_CLASS = 4  # of class_log_probs
-cdef double SOFT_CLASS = 3  # of distributions: a mass that is not 0, which may take a logarithm
+cdef double SOFT_CLASS = 1  # of distributions: a mass that is not 0, which may take a logarithm
 
 cdef double SEQUENCE = 40  # exact sums over a sequence, and over each of its tokens
 cdef double TOKEN = 1.5
@@ -36,7 +41,7 @@ cdef double cost_of_bytes(int64_t count) noexcept:
 cdef double cost_of_gather(Scores scores) noexcept:
     """Cost of reading one score of a row."""
     cdef int64_t row_bytes = scores.classes * tl_itemsize(scores.dtype)
-    return 3 + (LINE_COST * min(row_bytes, 64) / 64 if scores.view.buffer.len > CACHE_BYTES else 0)
+    return 2 + (LINE_COST * min(row_bytes, 64) / 64 if scores.view.buffer.len > CACHE_BYTES else 0)
 
 
 cdef double cost_of_masses(Positions positions) noexcept:

@@ -76,6 +76,11 @@ cdef Positions small_positions(Scores scores, targets, ignore_index):
     return positions
 
 
+cdef inline bint fits_workers(workers) except -1:
+    """Whether this is a valid number of workers. Calls this small use one thread, whatever it is."""
+    return workers is None or type(workers) is int and (workers > 0 or workers == -1)
+
+
 cdef object small_result(RowJob job, reduction):
     """The reduced numbers of a job, or None if it refuses a row. It runs on this thread, with the GIL."""
     cdef tl_cancel cancel = job.new_cancel(False)
@@ -104,7 +109,7 @@ def small_nll(scores, targets, bint is_probability, epsilon, axis, weight, ignor
     """What `cross_entropy_loss` or `nll_loss` returns, or None."""
     cdef Scores some
     cdef Positions positions
-    if weight is not None or mask is not None or sample_weight is not None or workers is not None:
+    if weight is not None or mask is not None or sample_weight is not None or not fits_workers(workers):
         return None
     if type(epsilon) is not float or not 0 < <double> epsilon <= 0.5:
         return None
@@ -121,7 +126,7 @@ def small_cross_entropy(logits, targets, axis, weight, ignore_index, mask, sampl
     """What `cross_entropy` returns, or None."""
     cdef Scores some
     cdef Positions positions
-    if weight is not None or mask is not None or sample_weight is not None or workers is not None:
+    if weight is not None or mask is not None or sample_weight is not None or not fits_workers(workers):
         return None
     label_smoothing, z_loss, logit_scale, softcap = options
     if not (is_float(label_smoothing, 0) and is_float(z_loss, 0) and is_float(logit_scale, 1) and softcap is None):
@@ -142,7 +147,7 @@ def small_logsumexp(logits, axis, out, workers):
     """What `logsumexp` returns, or None."""
     cdef Scores some
     cdef Positions positions
-    if out is not None or workers is not None:
+    if out is not None or not fits_workers(workers):
         return None
     some = small_scores(logits, axis)
     if some is None:

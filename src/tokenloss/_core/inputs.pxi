@@ -56,9 +56,14 @@ cdef inline int64_t left_of_run(const View *view, int64_t start) noexcept nogil:
 
 cdef inline void find_addresses(const View *view, int64_t start, int count, const char **addresses) noexcept nogil:
     """Write the addresses of neighbouring rows."""
-    cdef int64_t left = count if view.is_uniform else view.run - start % view.run
     cdef const char *data = address_of(view, start)
+    cdef int64_t left
     cdef int i
+    if view.is_uniform:
+        for i in range(count):
+            addresses[i] = data + i * view.row_stride
+        return
+    left = view.run - start % view.run
     for i in range(count):
         if left == 0:
             data, left = address_of(view, start + i), view.run
@@ -158,6 +163,14 @@ cdef class Scores:
 cdef int64_t MASKED = INT64_MIN  # TL_MASKED of the kernels
 
 
+cdef inline int number_unmasked(const int64_t *targets, int count) noexcept nogil:
+    """How many class ids are not MASKED."""
+    cdef int i, unmasked = 0
+    for i in range(count):
+        unmasked += targets[i] != MASKED
+    return unmasked
+
+
 @cython.final
 cdef class Positions:
     """Validated targets, mask and weights of a batch: which rows count, for which class, and how much."""
@@ -170,7 +183,7 @@ cdef class Positions:
     cdef readonly bint by_class  # class ids, not distributions
     cdef readonly bint is_checked
     cdef bint is_integer, has_ignored
-    cdef int64_t ignored
+    cdef int64_t ignored, unmasked
 
     def __init__(self, tuple batch, int64_t classes, name, targets, int dtype, int axis, ignored, mask, weight,
                  int weight_dtype, sample_weight):
@@ -214,9 +227,9 @@ cdef class Positions:
         return tl_load_integer(address_of(&self.targets_view, row), self.targets_view.dtype) if self.by_class else -1
 
     cdef int load_targets(self, int64_t start, int count, int64_t *targets) noexcept nogil:
-        """The class ids of at most BLOCK_ROWS rows, MASKED where they are masked or ignored; see `mask_targets`."""
+        """The class ids of up to MAX_DISTRIBUTION_ROWS rows, MASKED where they do not count; see `mask_targets`."""
         cdef tl_target_range range_of_ids
-        cdef char buffer[BLOCK_ROWS]
+        cdef char buffer[MAX_DISTRIBUTION_ROWS]
         cdef const char *mask = NULL
         cdef ptrdiff_t mask_stride = 1
         cdef int i
@@ -281,23 +294,27 @@ cdef class Positions:
         return tl_is_one_hot(backend, &soft, self.classes, argmax, nonzero, cancel)
 
     def find_bad_target(self):
-        """The first unmasked row whose class id is out of range, or -1."""
+        """The first unmasked row whose class id is out of range, or -1; counts the unmasked rows on the way."""
         need_backend()
-        cdef int64_t row = 0, stop
+        cdef int64_t row = 0, stop, unmasked = 0
         cdef int64_t targets[BLOCK_ROWS]
+        cdef int count, flags
         while row < self.rows:
             stop = min(row + SIGNAL_CHECK_ROWS, self.rows)
             with nogil:
                 while row < stop:
-                    if self.load_targets(row, <int> min(stop - row, BLOCK_ROWS), targets) & TL_SOME_BAD:
+                    count = <int> min(stop - row, BLOCK_ROWS)
+                    flags = self.load_targets(row, count, targets)
+                    if flags & TL_SOME_BAD:
                         break
-                    row += min(stop - row, BLOCK_ROWS)
+                    unmasked += number_unmasked(targets, count) if flags & TL_SOME_MASKED else count
+                    row += count
             if row < stop:
                 row = self.first_bad_target(row, stop)
                 if row < stop:
                     return row
             PyErr_CheckSignals()
-        self.is_checked = True
+        self.is_checked, self.unmasked = True, unmasked
         return -1
 
     cdef int64_t first_bad_target(self, int64_t row, int64_t stop) noexcept:
@@ -315,21 +332,38 @@ cdef class Positions:
 
     cdef int64_t count(self, tl_superacc *weights) except -1:
         """The number of unmasked rows; adds their weights to a sum, unless that is NULL."""
-        cdef int64_t row = 0, target, stop, unmasked = 0
+        cdef int64_t row = 0, stop, unmasked = 0
         cdef tl_fp_state environment
+        if weights == NULL and self.by_class and self.is_checked:
+            return self.unmasked
+        need_backend()
         while row < self.rows:
             stop = min(row + SIGNAL_CHECK_ROWS, self.rows)
             with nogil:
                 tl_fp_enter(&environment)
-                for row in range(row, stop):
-                    target = self.target_of(row)
-                    if self.is_unmasked(row, target):
-                        unmasked += 1
-                        if weights != NULL and self.is_class(target):
-                            tl_superacc_add(weights, self.divisor_of(row, target))
+                while row < stop:
+                    unmasked += self.count_block(row, <int> min(stop - row, BLOCK_ROWS), weights)
+                    row += BLOCK_ROWS
                 tl_fp_leave(&environment)
             row = stop
             PyErr_CheckSignals()
+        return unmasked
+
+    cdef int count_block(self, int64_t start, int count, tl_superacc *weights) noexcept nogil:
+        """As `count`, of at most BLOCK_ROWS rows."""
+        cdef int64_t targets[BLOCK_ROWS]
+        cdef double divisors[BLOCK_ROWS]
+        cdef int i, unmasked = 0
+        if self.by_class:
+            self.load_targets(start, count, targets)
+        for i in range(count):
+            if not self.by_class:
+                targets[i] = -1 if self.is_unmasked(start + i, -1) else MASKED
+            if targets[i] != MASKED and self.is_class(targets[i]):
+                divisors[unmasked] = 1 if weights == NULL else self.divisor_of(start + i, targets[i])
+                unmasked += 1
+        if weights != NULL:
+            tl_superacc_add_many(backend, weights, divisors, unmasked)
         return unmasked
 
     def count_unmasked(self):

@@ -175,12 +175,16 @@ cdef class RowJob(Job):
 
     cdef double cost_of_scores(self, double per_row, double per_class) noexcept:
         """The cost of reducing a row of scores, given that of a short row of float32 logits and of each class of it."""
+        if self.scores.classes > SHORT_ROW:
+            per_row, per_class = per_row + LONG_ROW, per_class * LONG_CLASS
+        return self.cost_of_classes(per_row, per_class)
+
+    cdef double cost_of_classes(self, double per_row, double per_class) noexcept:
+        """The cost of a row, given that of one of float32 logits and of each class of it."""
         if self.softcap != 0 or self.scores.kind == C_PROBS:
             per_class += SOFTCAP_CLASS
         if self.row_of_scores().compute_dtype == TL_FLOAT64:
             per_class *= FLOAT64_CLASS
-        if self.scores.classes > SHORT_ROW:
-            per_row, per_class = per_row + LONG_ROW, per_class * LONG_CLASS
         return per_row + per_class * self.scores.classes
 
     cdef int64_t rows_together(self) noexcept:

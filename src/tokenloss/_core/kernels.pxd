@@ -7,7 +7,6 @@ cdef extern from "kernels/platform.h" nogil:
         pass
     void tl_fp_enter(tl_fp_state *)
     void tl_fp_leave(const tl_fp_state *)
-    void tl_prefetch(const void *)
     int64_t tl_fetch_add(int64_t *, int64_t)
     bint tl_flag_get(const int *)
     void tl_flag_set(int *)
@@ -119,12 +118,12 @@ cdef extern from "kernels/kernels.h" nogil:
         char *scratch
     int tl_row_block_rows(int64_t, int)
     size_t tl_row_block_bytes(int64_t, int)
-    ctypedef struct tl_odds:
-        double log_odds[64]
+    ctypedef struct tl_block_nll:
         double nll[64]
     ctypedef struct tl_block_lse:
-        tl_odds odds
+        tl_block_nll relative
     void tl_lse_of_block(const tl_backend *, const tl_row_block *, int, tl_block_lse *, tl_cancel *)
+    void tl_odds_of_block(const tl_backend *, const tl_row_block *, tl_block_lse *, tl_cancel *)
     void tl_logsumexp_of_block(const tl_backend *, const tl_row_block *, const tl_block_lse *, double *, tl_cancel *)
     ctypedef struct tl_kl:
         double kl
@@ -157,12 +156,16 @@ cdef extern from "kernels/kernels.h" nogil:
         tl_row row
         char *data[64]
         int nontemporal_stores
-    void tl_softmax_of_block(const tl_backend *, const tl_row_block *, const tl_block_lse *, int, const tl_out_block *,
-                             tl_cancel *)
+    void tl_softmax_of_block(const tl_backend *, const tl_row_block *, int, const tl_out_block *, tl_cancel *)
+    size_t tl_softmax_scratch_bytes(int64_t, int)
     void tl_class_losses_of_block(const tl_backend *, const tl_row_block *, const tl_block_lse *, const tl_loss *,
                                   const double *, const double *, const tl_out_block *, double *, tl_cancel *)
+    ctypedef struct tl_masses:
+        uint64_t usable
+    size_t tl_masses_bytes(int64_t, bint)
+    void tl_exclude_by_masses(const tl_backend *, tl_row_block *, const tl_loss *, char *, tl_masses *, tl_cancel *)
     void tl_mass_losses_of_block(const tl_backend *, const tl_row_block *, const tl_block_lse *, const tl_loss *,
-                                 const tl_out_block *, double *, tl_cancel *)
+                                 const tl_masses *, const tl_out_block *, double *, tl_cancel *)
     int64_t tl_likeliest_class(const tl_row *, const int64_t *, int64_t, int64_t *, tl_cancel *)
     void tl_class_log_probs(const tl_backend *, const tl_row_block *, const tl_block_lse *, int, const int64_t *,
                             int64_t, double *, tl_cancel *)
@@ -186,8 +189,11 @@ cdef extern from "kernels/kernels.h" nogil:
         double highest
         double least
         double greatest
+    tl_clip tl_new_clip(bint, double, int)
     bint tl_is_refused(const tl_clip *, double)
-    bint tl_negative_log(const tl_backend *, const tl_clip *, double *, size_t)
+    double tl_score_at(const tl_clip *, const void *, size_t)
+    void tl_set_score(const tl_clip *, void *, size_t, double)
+    bint tl_negative_log(const tl_backend *, const tl_clip *, void *, size_t, double *)
     int TL_DISTRIBUTION_ROWS, TL_DISTRIBUTION_ELEMENTS
     ctypedef struct tl_distributions:
         const char *mass
@@ -203,7 +209,7 @@ cdef extern from "kernels/kernels.h" nogil:
         int weight_dtype
         int64_t classes
         const tl_clip *clip
-    bint tl_nll_of_distributions(const tl_backend *, const tl_distributions *, const int *, int, int *, double *)
+    bint tl_nll_of_distributions(const tl_backend *, const tl_distributions *, const int *, int, double *)
     ctypedef struct tl_seen:
         int64_t nonzero
         int64_t last

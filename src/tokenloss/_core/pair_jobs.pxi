@@ -114,7 +114,7 @@ cdef class PairStats(PairJob):
         self.need_class_ids()
         self.excludes_classes = True
         self.definitions, self.most_unnormalized = <tl_definitions> definitions, most_unnormalized
-        self.clip = new_clip(False, 0)
+        self.clip = tl_new_clip(False, 0, scores.dtype)
         self.nll, self.base_nll, self.kl = columns["nll"], columns["base_nll"], columns["kl"]
         self.delta_p, self.base_top_p = columns["delta_p"], columns["base_top_p"]
         self.is_same_top, self.kept = columns["is_same_top"], columns["kept"]

@@ -10,51 +10,38 @@ cdef struct GatherBlock:
     # the unmasked rows of a block, counted from `start`, and their class ids
     int64_t start
     int count
-    int rows[BLOCK_ROWS]
-    int64_t targets[BLOCK_ROWS]
+    bint is_whole  # no row is masked
+    int rows[MAX_DISTRIBUTION_ROWS]
+    int64_t targets[MAX_DISTRIBUTION_ROWS]
 
 
-cdef void prefetch(const score_t[:, :] scores, const GatherBlock *block) noexcept nogil:
-    """Ask memory for what `gather` reads next. In a loop of its own, more requests are under way at once."""
-    cdef int i
-    for i in range(block.count):
-        tl_prefetch(&scores[block.start + block.rows[i], block.targets[i]])
-
-
-cdef void gather(const score_t[:, :] scores, const GatherBlock *block, bint is_bfloat16,
-                 double *gathered) noexcept nogil:
-    """Read the score of each row's class id."""
+cdef void gather(const score_t[:, :] scores, const GatherBlock *block, bint is_bfloat16, void *gathered) noexcept nogil:
+    """Read the score of each row's class id: as float32 if it is of that or of half precision."""
     cdef score_t score
     cdef int i
     for i in range(block.count):
-        score = scores[block.start + block.rows[i], block.targets[i]]
-        if score_t is not uint16_t:
-            gathered[i] = score
-        elif is_bfloat16:
-            gathered[i] = tl_from_bfloat16(score)
+        if block.is_whole:
+            score = scores[block.start + i, block.targets[i]]
         else:
-            gathered[i] = tl_from_float16(score)
-
-
-cdef tl_clip new_clip(bint is_probability, double epsilon) noexcept:
-    """The bounds that probabilities are clipped to, nan for log-probabilities, and the range of valid scores."""
-    cdef tl_clip clip
-    if is_probability:
-        clip.lowest, clip.highest, clip.least, clip.greatest = epsilon, 1 - epsilon, -TL_TOLERANCE, 1 + TL_TOLERANCE
-    else:
-        clip.lowest, clip.highest, clip.least, clip.greatest = NAN, NAN, -INFINITY, TL_TOLERANCE
-    return clip
+            score = scores[block.start + block.rows[i], block.targets[i]]
+        if score_t is double:
+            (<double *> gathered)[i] = score
+        elif score_t is float:
+            (<float *> gathered)[i] = score
+        elif is_bfloat16:
+            (<float *> gathered)[i] = tl_from_bfloat16(score)
+        else:
+            (<float *> gathered)[i] = tl_from_float16(score)
 
 
 @cython.final
 cdef class ClassIdLoss(RowJob):
     """-log of the probability of each row's class id, clipped to [epsilon, 1 - epsilon]; or minus its log-probability.
 
-    A single score of each row is read. While a block of rows is worked on, the scores of the next are prefetched.
+    A single score of each row is read.
     """
 
     cdef tl_clip clip
-    cdef bint is_scattered  # whether rows lie so far apart that each score is in a cache line of its own: prefetched
     # One of these holds the scores, rows by classes; none if they are no matrix in memory, or the rows are few.
     cdef const uint16_t[:, :] halves
     cdef const float[:, :] floats
@@ -63,9 +50,8 @@ cdef class ClassIdLoss(RowJob):
     def __init__(self, Scores scores, Positions positions, numbers, bint is_probability, double epsilon):
         self.set_up(scores, positions, numbers)
         self.need_class_ids()
-        self.is_probability, self.clip = is_probability, new_clip(is_probability, epsilon)
+        self.is_probability, self.clip = is_probability, tl_new_clip(is_probability, epsilon, scores.dtype)
         self.refuses_bad_targets = True
-        self.is_scattered = llabs(scores.view.row_stride) > GATHER_NEAR_BYTES
         self.halves = self.floats = self.doubles = None
         if scores.rows >= BLOCK_ROWS and scores.is_matrix():  # opening a memoryview takes as long as reading few rows
             if scores.dtype == TL_FLOAT32:
@@ -78,30 +64,20 @@ cdef class ClassIdLoss(RowJob):
     cdef double cost_of_row(self) noexcept:
         return cost_of_gather(self.scores)
 
-    cdef int64_t load_block(self, int64_t start, int64_t stop, GatherBlock *block, Totals *totals) noexcept nogil:
-        """Fill a block with the unmasked ones of the next rows; return the first row after the block."""
+    cdef void load_block(self, int64_t start, int count, GatherBlock *block, Totals *totals) noexcept nogil:
+        """Fill a block with the unmasked ones of some rows."""
         cdef int64_t target
-        cdef int i, flags, unmasked = 0, count = <int> min(stop - start, BLOCK_ROWS)
-        flags = self.load_targets(start, count, block.targets, totals)
-        for i in range(count):
+        cdef int i, unmasked = 0
+        block.is_whole = not self.load_targets(start, count, block.targets, totals) & TL_SOME_MASKED
+        for i in range(count if block.is_whole else 0):
             block.rows[i] = i
-        if flags & TL_SOME_MASKED:
-            for i in range(count):  # each is written: a branch would be mispredicted in every other row
-                target = block.targets[i]
-                block.rows[unmasked], block.targets[unmasked] = i, target
-                unmasked += target != MASKED
-        block.start, block.count = start, unmasked if flags & TL_SOME_MASKED else count
-        if not self.is_scattered:
-            return start + count
-        if self.floats is not None:
-            prefetch(self.floats, block)
-        elif self.doubles is not None:
-            prefetch(self.doubles, block)
-        elif self.halves is not None:
-            prefetch(self.halves, block)
-        return start + count
+        for i in range(0 if block.is_whole else count):  # each is written: every other branch would be mispredicted
+            target = block.targets[i]
+            block.rows[unmasked], block.targets[unmasked] = i, target
+            unmasked += target != MASKED
+        block.start, block.count = start, count if block.is_whole else unmasked
 
-    cdef void load_scores(self, const GatherBlock *block, double *scores) noexcept nogil:
+    cdef void load_scores(self, const GatherBlock *block, void *scores) noexcept nogil:
         """The score of each row's class id."""
         cdef const View *view = &self.scores.view
         cdef int i
@@ -113,21 +89,22 @@ cdef class ClassIdLoss(RowJob):
             gather(self.halves, block, view.dtype == TL_BFLOAT16, scores)
         else:
             for i in range(block.count):
-                scores[i] = tl_load(address_of(view, block.start + block.rows[i])
-                                    + block.targets[i] * view.buffer.strides[view.axis], view.dtype)
+                tl_set_score(&self.clip, scores, i,
+                             tl_load(address_of(view, block.start + block.rows[i])
+                                     + block.targets[i] * view.buffer.strides[view.axis], view.dtype))
 
-    cdef void check_scores(self, const GatherBlock *block, Totals *totals) noexcept nogil:
+    cdef void check_scores(self, const GatherBlock *block, const void *scores, Totals *totals) noexcept nogil:
         """Refuse scores that are no probabilities, or no log-probabilities."""
-        cdef double scores[BLOCK_ROWS]
+        cdef double score
         cdef int i
-        self.load_scores(block, scores)
         for i in range(block.count):
-            if tl_is_refused(&self.clip, scores[i]):
-                self.refuse(C_BAD_SCORE, block.start + block.rows[i], block.targets[i], scores[i], totals)
+            score = tl_score_at(&self.clip, scores, i)
+            if tl_is_refused(&self.clip, score):
+                self.refuse(C_BAD_SCORE, block.start + block.rows[i], block.targets[i], score, totals)
 
     cdef void add_block(self, const GatherBlock *block, double *nll, Totals *totals) noexcept nogil:
         """Add losses, times their class weights, to the sums; write them if each is wanted."""
-        cdef double weights[BLOCK_ROWS]
+        cdef double weights[MAX_DISTRIBUTION_ROWS]
         cdef int i
         if self.weighs_class_ids:
             for i in range(block.count):
@@ -136,17 +113,16 @@ cdef class ClassIdLoss(RowJob):
         self.add_many(block.start, block.rows, nll, weights if self.weighs_class_ids else NULL, block.count, totals)
 
     cdef void run_range(self, int64_t start, int64_t stop, Totals *totals, tl_cancel *cancel) noexcept nogil:
-        cdef GatherBlock blocks[2]
-        cdef double nll[BLOCK_ROWS]
-        cdef int at_hand = 0
-        start = self.load_block(start, stop, &blocks[0], totals)
-        while blocks[at_hand].start < stop:
-            start = self.load_block(start, stop, &blocks[1 - at_hand], totals)
-            self.load_scores(&blocks[at_hand], nll)
-            if tl_negative_log(backend, &self.clip, nll, blocks[at_hand].count):
-                self.check_scores(&blocks[at_hand], totals)
-            self.add_block(&blocks[at_hand], nll, totals)
-            at_hand = 1 - at_hand
+        cdef GatherBlock block
+        cdef double scores[MAX_DISTRIBUTION_ROWS]  # or floats
+        cdef double nll[MAX_DISTRIBUTION_ROWS]
+        while start < stop:
+            self.load_block(start, <int> min(stop - start, MAX_DISTRIBUTION_ROWS), &block, totals)
+            self.load_scores(&block, scores)
+            if tl_negative_log(backend, &self.clip, scores, block.count, nll):
+                self.check_scores(&block, scores, totals)
+            self.add_block(&block, nll, totals)
+            start += MAX_DISTRIBUTION_ROWS
 
 
 @cython.final
@@ -162,7 +138,7 @@ cdef class SoftTargetLoss(RowJob):
 
     def __init__(self, Scores scores, Positions positions, numbers, bint is_probability, double epsilon):
         self.set_up(scores, positions, numbers)
-        self.is_probability, self.clip = is_probability, new_clip(is_probability, epsilon)
+        self.is_probability, self.clip = is_probability, tl_new_clip(is_probability, epsilon, scores.dtype)
         self.set_up_block()
 
     cdef double cost_of_row(self) noexcept:
@@ -197,7 +173,7 @@ cdef class SoftTargetLoss(RowJob):
             unmasked += address_of(mask, start + i)[0] != 0
         return unmasked
 
-    cdef inline bint reduce_block(self, int64_t start, int64_t count, int *dense, Totals *totals) noexcept nogil:
+    cdef inline bint reduce_block(self, int64_t start, int64_t count, Totals *totals) noexcept nogil:
         """Add the losses of a block; False if its rows have to be reduced one by one."""
         cdef int rows[MAX_DISTRIBUTION_ROWS]
         cdef double nll[MAX_DISTRIBUTION_ROWS]
@@ -210,20 +186,19 @@ cdef class SoftTargetLoss(RowJob):
         unmasked = self.unmasked_rows(start, count, rows)
         if unmasked == 0:
             return True
-        if not tl_nll_of_distributions(backend, &block, rows, unmasked, dense, nll):
+        if not tl_nll_of_distributions(backend, &block, rows, unmasked, nll):
             return False
         self.add_many(start, rows, nll, NULL, unmasked, totals)
         return True
 
     cdef void run_range(self, int64_t start, int64_t stop, Totals *totals, tl_cancel *cancel) noexcept nogil:
         cdef int64_t count
-        cdef int dense = 0
         while start < stop:
             count = stop - start
             if self.block_rows > 0:
                 count = min(count, self.block_rows, left_of_run(&self.scores.view, start),
                             left_of_run(&self.positions.targets_view, start))
-            if self.block_rows == 0 or not self.reduce_block(start, count, &dense, totals):
+            if self.block_rows == 0 or not self.reduce_block(start, count, totals):
                 RowJob.run_range(self, start, start + count, totals, cancel)
             start += count
             if tl_cancelled(cancel):

@@ -1,4 +1,4 @@
-# Jobs that read whole rows: logsumexp, softmax, losses of logits and their gradients, statistics of tokens.
+# Jobs that read whole rows: logsumexp, softmax, log-probabilities, statistics of tokens.
 
 cdef struct Block:
     # rows that a job works on together: what the kernels need, and each row's number, class id and result
@@ -7,16 +7,20 @@ cdef struct Block:
     int64_t target[BLOCK_ROWS]
     double values[BLOCK_ROWS]
     bint is_row_alone  # whether `reduce_row` made it, which shifts a row where that helps
+    tl_masses masses  # of distributions, as is what follows
+    tl_loss losses[BLOCK_ROWS]
+    int with_options  # how many of these losses have the options of the job already
 
 
 cdef class LogSumExpJob(RowJob):
-    """Computes the logsumexp of all classes but the excluded one, from which `finish_block` makes the results.
+    """Reduces the other classes of each row against its excluded class; `finish_block` makes the results of that.
 
     Blocks of rows are reduced together: short rows side by side, long class-major ones cache line by cache line.
     """
 
     cdef bint is_class_major
     cdef bint excludes_classes  # whether any row has an excluded class, such as its target
+    cdef bint excludes_together  # whether `reduce_block` finds the excluded classes
     cdef bint keeps_logits  # whether logits are read again after they were reduced
     cdef bint shifts  # whether a row that overflows once it is scaled is reduced again, less its maximum
 
@@ -34,7 +38,7 @@ cdef class LogSumExpJob(RowJob):
     cdef void reduce_block(self, Block *block, Totals *totals, tl_cancel *cancel) noexcept nogil:
         """Reduce the wanted rows of a block, and finish them."""
         cdef tl_block_lse lse
-        tl_lse_of_block(backend, &block.rows, False, &lse, cancel)
+        tl_odds_of_block(backend, &block.rows, &lse, cancel)
         if self.shifts and not block.is_row_alone:
             self.reduce_overflowed(block, &lse, totals, cancel)
         self.finish_block(block, &lse, totals, cancel)
@@ -42,7 +46,7 @@ cdef class LogSumExpJob(RowJob):
     cdef double reduce_row(self, int64_t row, int64_t target, Totals *totals, tl_cancel *cancel) noexcept nogil:
         cdef Block block
         block.rows.row, block.rows.count, block.rows.class_major = self.row_at(row), 1, False
-        block.is_row_alone = True
+        block.is_row_alone, block.with_options = True, 0
         block.rows.wanted, block.rows.scratch, block.rows.keeps_logits = 1, NULL, False
         block.rows.data[0], block.number[0], block.target[0] = block.rows.row.data, row, target
         block.rows.excluded[0] = self.exclude(row, target, totals, cancel)
@@ -57,42 +61,50 @@ cdef class LogSumExpJob(RowJob):
 
     cdef void reduce_overflowed(self, Block *block, const tl_block_lse *lse, Totals *totals,
                                 tl_cancel *cancel) noexcept nogil:
-        """Reduce by themselves the rows whose log-odds are nan, since their scaled logits may have overflowed."""
+        """Reduce by themselves the rows whose loss is nan, since their scaled logits may have overflowed."""
         cdef int i
         for i in range(block.rows.count):
-            if block.rows.wanted >> i & 1 and lse.odds.log_odds[i] != lse.odds.log_odds[i]:
+            if block.rows.wanted >> i & 1 and lse.relative.nll[i] != lse.relative.nll[i]:
                 block.rows.wanted &= ~(<uint64_t> 1 << i)
                 self.add(block.number[i], block.target[i],
                          self.reduce_row(block.number[i], block.target[i], totals, cancel), totals)
 
-    cdef void load_block_targets(self, int64_t start, int count, int64_t *targets, Totals *totals) noexcept nogil:
-        """Class ids of neighbouring rows, MASKED where they are masked or ignored; -1 where there are none."""
+    cdef int load_block_targets(self, int64_t start, int count, int64_t *targets, Totals *totals) noexcept nogil:
+        """Class ids of neighbouring rows, MASKED where they are masked or ignored; -1 where there are none.
+
+        Returns whether some may be MASKED.
+        """
         cdef int i
-        if not self.positions.by_class:
-            for i in range(count):
-                targets[i] = -1 if self.positions.is_unmasked(start + i, -1) else MASKED
-        else:
-            self.load_targets(start, count, targets, totals)
+        if self.positions.by_class:
+            return self.load_targets(start, count, targets, totals) & TL_SOME_MASKED
+        for i in range(count):
+            targets[i] = -1
+        if not is_given(&self.positions.mask_view):
+            return TL_SOME_MASKED if self.excludes_classes and not self.excludes_together else 0
+        for i in range(count):
+            if not self.positions.is_unmasked(start + i, -1):
+                targets[i] = MASKED
+        return TL_SOME_MASKED
 
     cdef void load_block(self, int64_t start, int count, Block *block, Totals *totals,
                          tl_cancel *cancel) noexcept nogil:
         """Fill a block with the unmasked rows; with all rows if they are class-major, since they share cache lines."""
         cdef tl_row_block *rows = &block.rows
-        cdef uint64_t wanted = 0
-        cdef int i
-        self.load_block_targets(start, count, block.target, totals)
+        cdef uint64_t wanted = ~(<uint64_t> 0) >> (BLOCK_ROWS - count)
+        cdef int i, some_masked = self.load_block_targets(start, count, block.target, totals)
         find_addresses(&self.scores.view, start, count, rows.data)
         for i in range(count):
             block.number[i], rows.excluded[i] = start + i, block.target[i]
-        if self.excludes_classes and not self.positions.by_class:
+        if self.excludes_classes and not self.positions.by_class and not self.excludes_together:
             for i in range(count):
                 if block.target[i] != MASKED:
                     rows.excluded[i] = self.exclude(start + i, block.target[i], totals, cancel)
-        for i in range(count):
-            wanted |= <uint64_t> (rows.excluded[i] != MASKED) << i
         rows.count, rows.wanted = count, wanted
-        if wanted != ~(<uint64_t> 0) >> (BLOCK_ROWS - count):
-            self.leave_out(block)
+        if some_masked:
+            for i in range(count):
+                rows.wanted &= ~(<uint64_t> (rows.excluded[i] == MASKED) << i)
+            if rows.wanted != wanted:
+                self.leave_out(block)
 
     cdef void leave_out(self, Block *block) noexcept nogil:
         """Take unwanted rows out of a block, or, where rows share cache lines, only their excluded classes."""
@@ -120,7 +132,7 @@ cdef class LogSumExpJob(RowJob):
         block.rows.row, block.rows.class_major, block.is_row_alone = self.row_of_scores(), self.is_class_major, False
         block.rows.keeps_logits, block.rows.has_excluded = self.keeps_logits, self.excludes_classes
         block.rows.row.stride = self.scores.view.buffer.strides[self.scores.axis]
-        block.rows.scratch = <char *> malloc(self.scratch_bytes())
+        block.rows.scratch, block.with_options = <char *> malloc(self.scratch_bytes()), 0
         if block.rows.scratch == NULL:  # a single row needs none
             most, block.rows.class_major = 1, False
         while start < stop:
@@ -191,132 +203,23 @@ cdef class Softmax(LogSumExpJob):
 
     def __init__(self, Scores scores, Positions positions, numbers, bint is_log, out, int out_dtype):
         self.set_up(scores, positions, numbers)
-        self.is_log, self.is_class_major, self.keeps_logits = is_log, scores.is_class_major(), True
+        self.is_log, self.is_class_major = is_log, scores.is_class_major()
         open_view(&self.out, out, out_dtype, scores.axis, True)
         self.nontemporal_stores = self.out.buffer.len >= NONTEMPORAL_BYTES
 
     def __dealloc__(self):
         PyBuffer_Release(&self.out.buffer)
 
-    cdef void finish_block(self, Block *block, const tl_block_lse *lse, Totals *totals,
-                           tl_cancel *cancel) noexcept nogil:
+    cdef size_t scratch_bytes(self) noexcept nogil:
+        return tl_softmax_scratch_bytes(self.scores.classes, self.is_class_major)
+
+    cdef void reduce_block(self, Block *block, Totals *totals, tl_cancel *cancel) noexcept nogil:
         cdef tl_out_block out
         self.find_out_rows(&self.out, block, self.nontemporal_stores, &out)
-        tl_softmax_of_block(backend, &block.rows, lse, self.is_log, &out, cancel)
+        tl_softmax_of_block(backend, &block.rows, self.is_log, &out, cancel)
 
     cdef void add_block(self, Block *block, Totals *totals) noexcept nogil:
         """Add nothing: the sum is not wanted."""
-
-
-@cython.final
-cdef class CrossEntropy(LogSumExpJob):
-    """The cross-entropy of logits, for class ids or distributions, and its gradient if it is wanted: see loss.h."""
-
-    cdef View grad
-    cdef double label_smoothing, z_loss
-    cdef double grad_divisor  # that of the mean loss, or 1
-    cdef bint nontemporal_stores
-
-    def __init__(self, Scores scores, Positions positions, numbers, tuple options, grad=None, int grad_dtype=0,
-                 bint is_mean_grad=False):
-        # options are those of `loss_options`; the gradient goes to `grad`, with `is_mean_grad` that of the mean loss
-        self.set_up(scores, positions, numbers)
-        self.label_smoothing, self.z_loss, self.logit_scale, self.softcap = options
-        self.is_class_major, self.excludes_classes = scores.is_class_major(), True
-        self.keeps_logits = grad is not None or self.label_smoothing != 0
-        self.shifts = self.logit_scale > 1 and self.softcap == 0 and self.z_loss == 0
-        self.grad_divisor = 1
-        if grad is not None:
-            open_view(&self.grad, grad, grad_dtype, scores.axis, True)
-            self.nontemporal_stores = self.grad.buffer.len >= NONTEMPORAL_BYTES
-            if is_mean_grad:
-                self.grad_divisor = positions.mean_divisor()
-
-    def __dealloc__(self):
-        PyBuffer_Release(&self.grad.buffer)
-
-    cdef double cost_of_row(self) noexcept:
-        cdef double cost = self.cost_of_scores(8, 0.8) if is_given(&self.grad) else self.cost_of_scores(5, 0.35)
-        return cost if self.positions.by_class else cost + cost_of_masses(self.positions)
-
-    cdef tl_loss loss_at(self, int64_t row, int64_t target) noexcept nogil:
-        """The target and the options of a row's loss."""
-        cdef tl_loss loss
-        loss.soft = self.positions.soft_target(row, self.label_smoothing)
-        loss.target, loss.z_loss, loss.target_weight, loss.grad = target, self.z_loss, 1, NULL
-        loss.grad_scale, loss.nontemporal_stores = 1, self.nontemporal_stores
-        if target >= 0:
-            loss.target_weight = self.positions.class_weight(target)
-        return loss
-
-    cdef int64_t exclude(self, int64_t row, int64_t target, Totals *totals, tl_cancel *cancel) noexcept nogil:
-        cdef tl_loss loss
-        cdef int64_t argmax, nonzero
-        if target >= 0:
-            return target
-        loss = self.loss_at(row, target)
-        argmax = tl_soft_target_argmax(backend, &loss.soft, self.scores.classes, &nonzero, cancel)
-        return argmax if self.accepts_distribution(row, &loss.soft, argmax, nonzero, totals, cancel) else MASKED
-
-    cdef void finish_block(self, Block *block, const tl_block_lse *lse, Totals *totals,
-                           tl_cancel *cancel) noexcept nogil:
-        if self.positions.by_class:
-            self.finish_class_ids(block, lse, cancel)
-        else:
-            self.finish_distributions(block, lse, cancel)
-
-    cdef void finish_class_ids(self, Block *block, const tl_block_lse *lse, tl_cancel *cancel) noexcept nogil:
-        cdef tl_loss loss
-        cdef tl_out_block grads
-        cdef double weights[BLOCK_ROWS]
-        cdef double grad_scales[BLOCK_ROWS]
-        cdef int i
-        if not self.keeps_logits and self.z_loss == 0 and not self.weighs_class_ids:
-            for i in range(block.rows.count):
-                block.values[i] = lse.odds.nll[i]
-            return
-        loss = self.loss_at(block.number[0], -1)
-        if self.weighs_class_ids:
-            for i in range(block.rows.count):
-                weights[i] = 0
-                if block.rows.excluded[i] >= 0:
-                    weights[i] = self.positions.class_weight(block.rows.excluded[i])
-        if is_given(&self.grad):
-            self.find_out_rows(&self.grad, block, self.nontemporal_stores, &grads)
-            self.find_grad_scales(block, grad_scales)
-        tl_class_losses_of_block(backend, &block.rows, lse, &loss, weights if self.weighs_class_ids else NULL,
-                                 grad_scales, &grads if is_given(&self.grad) else NULL, block.values, cancel)
-
-    cdef void find_grad_scales(self, const Block *block, double *grad_scales) noexcept nogil:
-        """Write the factors of the gradients of a block's rows: their weights over the divisor."""
-        cdef double common_scale = 1 / self.grad_divisor
-        cdef int i
-        for i in range(BLOCK_ROWS):
-            grad_scales[i] = common_scale
-        if self.weighs_rows:
-            for i in range(block.rows.count):
-                grad_scales[i] = self.positions.sample_weight_of(block.number[i]) / self.grad_divisor
-
-    cdef void finish_distributions(self, Block *block, const tl_block_lse *lse, tl_cancel *cancel) noexcept nogil:
-        cdef tl_loss losses[BLOCK_ROWS]
-        cdef tl_out_block grads
-        cdef double grad_scales[BLOCK_ROWS]
-        cdef int i
-        for i in range(block.rows.count):
-            losses[i] = self.loss_at(block.number[i], -1)
-        if is_given(&self.grad):
-            self.find_out_rows(&self.grad, block, self.nontemporal_stores, &grads)
-            self.find_grad_scales(block, grad_scales)
-            for i in range(block.rows.count):
-                losses[i].grad_scale = grad_scales[i]
-        tl_mass_losses_of_block(backend, &block.rows, lse, losses, &grads if is_given(&self.grad) else NULL,
-                                block.values, cancel)
-
-    cdef void mask_row(self, int64_t row) noexcept nogil:
-        cdef tl_row grad
-        if is_given(&self.grad):
-            grad = row_at(&self.grad, row)
-            tl_fill(&grad, 0)
 
 
 @cython.final
@@ -389,7 +292,7 @@ cdef class TokenStats(LogSumExpJob):
         self.set_up(scores, positions, nll)
         self.need_class_ids()
         self.logit_scale, self.softcap, self.top_k = logit_scale, softcap, top_k
-        self.clip = new_clip(scores.kind == C_PROBS, 1e-12)  # as cross_entropy_loss
+        self.clip = tl_new_clip(scores.kind == C_PROBS, 1e-12, scores.dtype)  # as cross_entropy_loss
         self.is_class_major, self.excludes_classes, self.keeps_logits = scores.is_class_major(), True, True
         self.logsumexp, self.entropy = columns["logsumexp"], columns["entropy"]
         self.rank, self.argmax = columns["rank"], columns["argmax"]
@@ -410,13 +313,15 @@ cdef class TokenStats(LogSumExpJob):
     cdef inline double checked(self, int64_t row, int64_t target, tl_token_stats *token, Totals *totals) noexcept nogil:
         """As `write_token`, but first check the row's kind; of another kind than logits, the loss is as given."""
         cdef const View *view = &self.scores.view
-        cdef double nll
+        cdef double scores[BLOCK_ROWS]  # of the token alone, and room for the group that kernels work on
+        cdef double nll[BLOCK_ROWS]
+        cdef double score
         if self.scores.kind != C_LOGITS:
-            nll = tl_load(address_of(view, row) + target * view.buffer.strides[view.axis], view.dtype)
-            if tl_is_refused(&self.clip, nll):
-                self.refuse(C_BAD_SCORE, row, target, nll, totals)
-            tl_negative_log(backend, &self.clip, &nll, 1)
-            token.nll = nll
+            score = tl_load(address_of(view, row) + target * view.buffer.strides[view.axis], view.dtype)
+            tl_set_score(&self.clip, scores, 0, score)
+            if tl_negative_log(backend, &self.clip, scores, 1, nll):
+                self.refuse(C_BAD_SCORE, row, target, score, totals)
+            token.nll = nll[0]
             self.check_kind(self.scores, row, token.logsumexp, 0, totals)
         return self.write_token(row, target, token)
 

@@ -247,8 +247,11 @@ def _check_writable(array: np.ndarray[Any, Any], shape: tuple[int, ...]) -> None
     """Refuse an array that cannot hold a result of this shape."""
     if array.shape != shape:
         raise_error("shape", name="out", got=array.shape, fits=f"{shape}")
-    if not array.flags.writeable:
+    flags = array.flags
+    if not flags.writeable:
         raise_error("read-only")
+    if flags.c_contiguous:
+        return
     extent = array.itemsize if array.size else 0
     for stride, length in sorted((abs(a), b) for a, b in zip(array.strides, array.shape, strict=True) if b > 1):
         if stride < extent:
@@ -278,12 +281,16 @@ def check_out_like(value: Any, name: str, scores: np.ndarray[Any, Any], code: in
         got, fits = dtype_name(result_code, array), f"{dtype_name(code, scores)}, as {name}"
         raise_error("dtype", name="out", got=got, fits=fits)
     _check_writable(array, scores.shape)
-    same = array.__array_interface__["data"][0] == scores.__array_interface__["data"][0] and all(
-        a == b or length < 2 for a, b, length in zip(array.strides, scores.strides, array.shape, strict=True)
-    )
-    if not (same and result_code == code) and _may_overlap(array, scores):
+    if _may_overlap(array, scores) and not (result_code == code and _is_same(array, scores)):
         raise_error("overlap", name=name, fits=", but is not the same array")
     return array, result_code
+
+
+def _is_same(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> bool:
+    """Whether two arrays of one shape and dtype are the same memory, element by element."""
+    return bool(a.__array_interface__["data"][0] == b.__array_interface__["data"][0]) and all(
+        one == other or length < 2 for one, other, length in zip(a.strides, b.strides, a.shape, strict=True)
+    )
 
 
 def check_no_overlap(result: np.ndarray[Any, Any], others: dict[str, np.ndarray[Any, Any]]) -> None:

@@ -42,8 +42,11 @@ def cross_entropy_loss(
 ) -> float | Float64Array:
     """Cross-entropy of predicted probabilities.
 
-    The loss of a position is ``-sum(y_true * log(clip(y_pred, epsilon, 1 - epsilon)))`` over its classes, in float64
-    whatever the dtypes. Only the probabilities whose target is not 0 are read.
+    The loss of a position is ``-sum(y_true * log(clip(y_pred, epsilon, 1 - epsilon)))`` over its classes.
+    Logarithms have the precision of float32, or of float64 for float64; sums are float64. Only the probabilities whose
+    target is not 0 are read.
+
+    Each loss is within 2e-7 nats, and a relative 1e-7, of the exact value for the given probabilities (float64: 4e-15).
 
     Parameters
     ----------
@@ -149,6 +152,8 @@ def nll_loss(
 
     The loss of a position is ``-log_probs[target]``, or ``-sum(targets * log_probs)`` over its classes. Only the
     log-probabilities whose target is not 0 are read.
+
+    The loss of a class id is exact; products and sums over a distribution are those of float64.
 
     Parameters
     ----------

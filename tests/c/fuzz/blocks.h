@@ -105,12 +105,7 @@ static void compare_single_rows(const question *all, asked_block *block) {
     for (int is_log = 0; is_log < 2 && !tl_is_transformed(block->logits.row); is_log++) {
         for (int r = 0; r < all->rows; r++) {
             const tl_row *row = &block->logits.row[r], *out = &block->results.row[r];
-            tl_lse_row(backend, row, -1, &state, &cancel);
-            tl_lse lse = tl_lse_finish(&state, row);
-            if (tl_logsumexp(lse) - tl_logsumexp(lse) != 0)
-                tl_fill(out, (double)NAN);
-            else
-                (is_log ? tl_log_softmax : tl_softmax)(backend, row, lse, out, 0, &cancel);
+            tl_softmax(backend, row, is_log, out, 0, &cancel);
         }
         compare_rows(all, is_log ? "log_softmax in a block" : "softmax in a block", &block->results);
     }
@@ -127,7 +122,10 @@ static void reduce_asked_block(asked_block *block, int without_class, int keeps_
         block->rows.excluded[r] = without_class && tl_is_wanted(&block->rows, r) ? excluded[r] : -1;
     block->rows.has_excluded = without_class;
     block->rows.keeps_logits = keeps_logits;
-    tl_lse_of_block(backend, &block->rows, wants_lanes, &block->lse, &cancel);
+    if (wants_lanes)
+        tl_lse_of_block(backend, &block->rows, 1, &block->lse, &cancel);
+    else
+        tl_odds_of_block(backend, &block->rows, &block->lse, &cancel);
 }
 
 static void find_losses(const question *all, asked_block *block, const tl_out_block *grads) {
@@ -144,7 +142,7 @@ static void find_losses(const question *all, asked_block *block, const tl_out_bl
         tl_class_losses_of_block(backend, &block->rows, &block->lse, &shared, all->has_weight ? weights : NULL, scales,
                                  grads, block->values, &cancel);
     else
-        tl_mass_losses_of_block(backend, &block->rows, &block->lse, block->losses, grads, block->values, &cancel);
+        tl_mass_losses_of_block(backend, &block->rows, &block->lse, block->losses, NULL, grads, block->values, &cancel);
 }
 
 static void compare_in_block(const question *all, asked_block *block, const int64_t *excluded) {
@@ -154,8 +152,7 @@ static void compare_in_block(const question *all, asked_block *block, const int6
         if (is_wanted(all, r))
             compare("logsumexp in a block", block->values[r]);
     for (int is_log = 0; is_log < 2 && !tl_is_transformed(block->logits.row); is_log++) {
-        reduce_asked_block(block, 0, 1, 0, NULL);
-        tl_softmax_of_block(backend, &block->rows, &block->lse, is_log, &block->out, &cancel);
+        tl_softmax_of_block(backend, &block->rows, is_log, &block->out, &cancel);
         compare_rows(all, is_log ? "log_softmax in a block" : "softmax in a block", &block->results);
         if (all->in_place)
             fill_rows(all, &block->logits);
@@ -178,7 +175,7 @@ static void compare_blocks(const question *all, const tl_soft_target *soft, int 
     block.results = block.logits;
     if (!in_place)
         make_rows(all, is_plain ? plain(all->row.dtype) : all->out_layout, in_planes, &block.results);
-    size_t bytes = tl_row_block_bytes(all->count, in_planes);
+    size_t bytes = tl_softmax_scratch_bytes(all->count, in_planes);
     block.rows = (tl_row_block){.row = block.logits.row[0], .count = all->rows, .class_major = in_planes};
     block.rows.scratch = allocate(bytes);
     memset(block.rows.scratch, 0xff, bytes);

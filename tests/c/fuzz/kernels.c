@@ -208,8 +208,7 @@ static void compare_divergences(const tl_row *row, const tl_row *other_row, int6
 
 /* The sum of masses times -log of scores, and what was seen of both. */
 static void compare_nll(const question *all, const tl_row *scores, const tl_soft_target *soft, int is_log) {
-    const tl_clip logs = {(double)NAN, (double)NAN, -(double)INFINITY, 1e-3};
-    const tl_clip clip = is_log ? logs : (tl_clip){all->lowest, 1 - all->lowest, -1e-3, 1 + 1e-3};
+    const tl_clip clip = tl_new_clip(!is_log, all->lowest, scores->dtype);
     int64_t nonzero = 0, last = -1, refused = -1;
     long double oracle = 0, scale = 0;
     tl_seen seen;
@@ -235,7 +234,7 @@ static void compare_nll(const question *all, const tl_row *scores, const tl_soft
         abort();
     }
     compare("refused score", seen.refused_score);
-    compare_with_oracle("nll of a distribution", nll, oracle, 1e-15L * scale + 1e-300L);
+    compare_with_oracle("nll of a distribution", nll, oracle, (clip.is_single ? 1e-7L : 1e-15L) * scale + 1e-300L);
 }
 
 static void compare_one_hot(const question *all, const tl_soft_target *soft) {
@@ -298,10 +297,8 @@ static void compare_outputs(const question *all, const tl_row *row, const tl_sof
             out = make_room(all->row.dtype, 0, all->count, is_plain ? plain(all->row.dtype) : all->out_layout);
         }
         out_row = (tl_row){out.data, all->count, out.stride, out.dtype, all->row.dtype, 1, 0, 0, 0};
-        if (what == SOFTMAX)
-            tl_softmax(backend, &logits, lse, &out_row, large, &cancel);
-        else if (what == LOG_SOFTMAX)
-            tl_log_softmax(backend, &logits, lse, &out_row, large, &cancel);
+        if (what != GRADIENT)
+            tl_softmax(backend, &logits, what == LOG_SOFTMAX, &out_row, large, &cancel);
         else
             tl_gradient(backend, &logits, lse, all->factor, all->of_softmax, soft, &out_row, large, &cancel);
         if (copy.memory)
@@ -346,14 +343,20 @@ static void compare_products(const question *all, int is_plain) {
 }
 
 static void compare_probabilities(const question *all) {
-    placed p = make_room(TL_FLOAT64, 0, all->count, plain(TL_FLOAT64));
-    for (int64_t i = 0; i < all->count; i++)
-        tl_store(p.data + i * p.stride, TL_FLOAT64,
-                 tl_load((const char *)all->row.memory + i * tl_itemsize(all->row.dtype), all->row.dtype));
-    const tl_clip clip = {all->lowest, 1 - all->lowest, 0, 1};
-    tl_negative_log(backend, &clip, (double *)(void *)p.data, (size_t)all->count);
-    compare_row("clipped loss", &p, all->count);
-    free(p.memory);
+    int64_t padded = (all->count + TL_GROUP - 1) / TL_GROUP * TL_GROUP;
+    for (int dtype = TL_FLOAT32; dtype <= TL_FLOAT64; dtype++) {
+        placed p = make_room(dtype, 0, padded, plain(dtype)), nll = make_room(TL_FLOAT64, 0, padded, plain(TL_FLOAT64));
+        const tl_clip clip = tl_new_clip(1, all->lowest, dtype);
+        for (int64_t i = 0; i < padded; i++)
+            tl_store(p.data + i * p.stride, dtype,
+                     i < all->count ? tl_load((const char *)all->row.memory + i * tl_itemsize(all->row.dtype),
+                                              all->row.dtype)
+                                    : 1);
+        tl_negative_log(backend, &clip, p.data, (size_t)all->count, (double *)(void *)nll.data);
+        compare_row("clipped loss", &nll, all->count);
+        free(p.memory);
+        free(nll.memory);
+    }
 }
 
 static void compare_zeros(const question *all) {

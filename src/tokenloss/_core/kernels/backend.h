@@ -13,12 +13,21 @@
 #define TL_READ_MULTIPLE 128 /* functions of a backend read whole multiples of so many elements */
 #define TL_GROUP 16 /* short rows side by side in a group: element k of row r is at [TL_GROUP k + r] */
 #define TL_GROUPS 4 /* of short rows that are reduced together */
+#define TL_NLL_CLASSES TL_BLOCK /* losses of rows up to these are computed relative to the target's logit */
+#define TL_FEW_CLASSES 64 /* and up to these a row in each lane, of more along the classes */
 #define TL_SHORT_ROW TL_CHUNK /* classes of a short row, at most: a single chunk */
 #define TL_BLOCK_ROWS (TL_GROUPS * TL_GROUP)
 /* Cody-Waite reduction x - n ln 2 is accurate for |x| <= 2^16, which holds every float16. If the maximum of a row is
  * larger, it is subtracted first, via the chunk buffer. */
 #define TL_MAX_EXACT_REDUCTION 65536.0
 #define TL_BLOCK 4096 /* elements between two checks that the sum of exponentials is in range */
+
+/* Exponentials that a softmax keeps are so many powers of two too large, so that small probabilities survive as
+ * subnormals. Where they are kept, rows lie so many elements apart. */
+#define TL_FLOAT_KEPT_BITS 25
+#define TL_DOUBLE_KEPT_BITS 60
+#define TL_MAX_KEPT 2048 /* classes: of longer rows, exponentials are computed twice */
+TL_INLINE size_t tl_kept_row(size_t classes) { return (classes + 63) / 64 * 64 + 16; }
 
 /* Exact sums: numbers or their squares are cut into levels, parts that are multiples of a unit. A rounder is 1.5 2^52
  * units: a number plus it is rounded to such a multiple, and what is left is at most half a unit. The last unit leaves
@@ -88,14 +97,17 @@ typedef struct {
     double sum[TL_SUM_LANES], error[TL_SUM_LANES], lost[TL_SUM_LANES];
 } tl_error_free_sum;
 
-/* Sum of mass (shift - x) and sum of mass over classes, each in 16 lanes with their rounding errors. */
+/* Sum of mass (shift - x) and sum of mass over classes, each in 16 lanes; with their rounding errors, if the compute
+ * dtype is float64. */
 typedef struct {
     double dot[16], dot_comp[16], mass[16], mass_comp[16];
+    int compensates;
 } tl_dot_acc;
 
 typedef enum {
     TL_REDUCE_SUMEXP,
     TL_REDUCE_MOMENT, /* sum, moment, maximum and count; at stage TL_SHARED, also the sum of all classes */
+    TL_REDUCE_SOFTMAX, /* sum of whole exponentials, TL_..._KEPT_BITS too large, relative to ref_exp */
     TL_REDUCE_MAX,
     TL_REDUCE_MAX_COUNT,
     TL_REDUCE_KINDS
@@ -159,9 +171,12 @@ typedef struct {
 #define TL_TOLERANCE 1e-3 /* by which rounding may take probabilities out of [0, 1], and log-probabilities above 0 */
 
 /* What scores are: probabilities, which are clipped to [lowest, highest], or log-probabilities, if both are nan. A
- * score outside [least, greatest] is neither, so callers refuse it. */
+ * score outside [least, greatest] is neither, so callers refuse it. Scores of float32 and halves are single: logarithms
+ * are taken in float, and losses clipped to [least_loss, greatest_loss], since 1 - epsilon may be no float. See
+ * tl_new_clip of loss.h. */
 typedef struct {
-    double lowest, highest, least, greatest;
+    double lowest, highest, least, greatest, least_loss, greatest_loss;
+    int is_single;
 } tl_clip;
 
 /* Logits of the other row of a KL divergence are raised to at least minus this in double: an emulated FMA splits its
@@ -194,7 +209,25 @@ typedef struct {
     /* out = x - subtrahend, stored in the same way. */
     void (*sub_scalar[TL_FLOAT_DTYPES])(const void *x, size_t count, double subtrahend, void *out, int streaming);
 
-    /* Adds x to 16 lanes of a sum, and the rounding errors to `lost`. */
+    /* Contiguous rows of native elements, `count` of them, of at least TL_GROUP classes. Nothing outside the rows is
+     * read, and nothing outside `out` written; rows whose `out` is NULL are skipped. `out` may be the rows themselves.
+     *
+     * exp_rows: exponentials, TL_..._KEPT_BITS too large, stored in `kept` (unless NULL), tl_kept_row elements apart;
+     * and their sums, with the bits of TL_REDUCE_SOFTMAX, and reference exponents. Both arrays are padded to whole
+     * groups. A sum is 0 if the maximum is beyond TL_MAX_EXACT_REDUCTION, and nan if the row has no softmax.
+     * scale_rows: kept exponentials times `factor`. sub_rows, exp_scaled_rows: as sub_scalar and exp_scaled. */
+    void (*exp_rows[TL_FLOAT_DTYPES])(const char *const *rows, size_t count, size_t classes, void *kept,
+                                      double *ref_exp, double *sum);
+    void (*scale_rows[TL_FLOAT_DTYPES])(const void *kept, size_t count, size_t classes, const double *factor,
+                                        char *const *out, int streaming);
+    void (*sub_rows[TL_FLOAT_DTYPES])(const char *const *rows, size_t count, size_t classes, const double *subtrahend,
+                                      char *const *out, int streaming);
+    void (*exp_scaled_rows[TL_FLOAT_DTYPES])(const char *const *rows, size_t count, size_t classes,
+                                             const double *exponent, const double *factor, const double *subtrahend,
+                                             char *const *out, int streaming);
+
+    /* Adds x, a TL_CHUNK at most, to 16 lanes of a sum, and the rounding errors to `lost`. Nothing beyond `count`
+     * elements is read; fewer than 16 must be the end of a row of at least 16, of which earlier ones may be read. */
     void (*sum[TL_FLOAT_DTYPES])(const void *x, size_t count, double *sum, double *lost);
 
     /* Exact conversions: to double, and to the compute dtype (double for float64, float for the others). */
@@ -214,8 +247,25 @@ typedef struct {
     /* Of a multiple of TL_LANES probabilities of each of two distributions: the sums of both. */
     void (*prob_sums)(const double *p, const double *q, size_t count, tl_prob_sums *sums);
 
-    /* Of a multiple of 16 classes: adds mass (shift - x), which is 0 where mass is 0 or x is the shift, and mass. */
-    void (*target_dot)(const double *mass, const double *x, size_t count, double shift, tl_dot_acc *dot);
+    /* Of masses and logits of one dtype, float32 or float64: adds mass (shift - x), which is 0 where mass is 0 or x is
+     * the shift, and mass. The first of `count` classes is in the first lane. Sums of float32 are not compensated. */
+    void (*target_dot[TL_FLOAT_DTYPES])(const void *mass, const void *x, size_t count, double shift, tl_dot_acc *dot);
+    /* The same of rows, up to the sums of their lanes. Returns a bit for each row whose sums are finite: those of the
+     * others are wrong. */
+    uint64_t (*row_dots[TL_FLOAT_DTYPES])(const char *const *masses, const char *const *rows, size_t count,
+                                          size_t classes, const double *shift, double *dot, double *total);
+    /* The first of the largest of at most TL_CHUNK masses, and how many are above 0; -1 if one is negative or nan. */
+    int64_t (*largest_mass[TL_FLOAT_DTYPES])(const void *mass, size_t count, double *largest, int64_t *positive);
+    /* Of groups of masses: the first of the largest of each row. Returns a bit for each row that has a mass above 0 and
+     * none that is negative or nan. */
+    uint64_t (*find_masses[TL_FLOAT_DTYPES])(const void *groups, size_t rows, size_t classes, int64_t *argmax);
+    /* Writes groups of (scale mass + add) times the weight of the class, perhaps in place. */
+    void (*widen_masses[TL_FLOAT_DTYPES])(const void *groups, size_t rows, size_t classes, double scale, double add,
+                                          const double *weight, double *mass);
+    /* Of groups of logits of this dtype, and of masses of the same or, if they are wide, of doubles: what target_dot
+     * adds up for each row, of float64 compensated; but nan where an infinite mass has the shift as its logit. */
+    void (*short_dots[TL_FLOAT_DTYPES])(const void *groups, const void *masses, int is_wide, size_t rows,
+                                        size_t classes, const double *shift, double *dot, double *total);
 
     /* Adds groups of TL_SUM_GROUP numbers, or their squares, to the levels of an exact sum, as far as all numbers of a
      * group are of a size that fits. Returns how many groups were added. */
@@ -230,17 +280,19 @@ typedef struct {
     int (*mask_targets)(const tl_target_range *range, const char *mask, ptrdiff_t mask_stride, size_t count,
                         int64_t *targets);
 
-    /* p = -log(p) in place, with p clipped first. Returns whether one may have to be refused, which callers look at. */
-    int (*clipped_losses)(double *p, size_t count, const tl_clip *clip);
+    /* -log of a multiple of TL_GROUP probabilities, which are clipped first: float32 if the clip says so, else float64.
+     * Returns whether one is odd: negative, above what is allowed, or nan. Losses of nan may be any numbers then. */
+    int (*clipped_losses)(const void *p, size_t count, const tl_clip *clip, double *nll);
+
+    /* For each of some groups of TL_GROUP lanes, adds mass times loss, times weight if weights are given, step by step:
+     * an element of each lane at a time, the same weights in each group. Masses are float32 or float64. Where the mass
+     * is 0, 0 is added. Sums of float64 scores add what their roundings lost to `lost`. Returns whether a score with
+     * mass is odd, as clipped_losses. */
+    int (*add_losses)(const void *mass, int mass_dtype, const void *score, size_t steps, size_t groups,
+                      const double *weight, const tl_clip *clip, double *sum, double *lost);
 
     /* The bits of 64 native elements of any dtype that are not 0. */
     uint64_t (*nonzeros)(const void *masses, int dtype);
-
-    /* Replaces scores where the mass is 0. */
-    void (*ignore_where_zero)(const double *mass, size_t count, double neutral, double *score);
-
-    /* Adds `count` terms of each of 16 rows to its sum, one after another, and the rounding errors to `lost`. */
-    void (*add_rows)(const double *terms, size_t count, double *sum, double *lost);
 
     /* Skips groups of 64 bytes that are all 0, which is 0 in every dtype: returns where the first other group starts,
      * or where fewer than 64 bytes are left. */
@@ -265,11 +317,27 @@ typedef struct {
                                            tl_short_sums *sums, tl_short_moments *moments);
     void (*short_ranks[TL_FLOAT_DTYPES])(const void *groups, size_t count, size_t classes, const double *threshold,
                                          tl_short_ranks *ranks);
+    /* These two are exp_rows and scale_rows of a group: exponentials are kept in place of logits, if at all. */
+    void (*short_softmax[TL_FLOAT_DTYPES])(void *group, size_t classes, int keeps, double *ref_exp, double *sum);
+    void (*short_scale[TL_FLOAT_DTYPES])(void *group, size_t classes, const double *factor, const tl_next_rows *next);
     void (*short_exp[TL_FLOAT_DTYPES])(void *group, size_t classes, const double *exponent, const double *factor,
                                        const double *subtrahend, const tl_next_rows *next);
     void (*short_sub[TL_FLOAT_DTYPES])(void *group, size_t classes, const double *subtrahend,
                                        const tl_next_rows *next);
     void (*short_sum[TL_FLOAT_DTYPES])(const void *group, size_t classes, double *sum);
+
+    /* Losses of rows for class ids, given their targets and these classes' logits, and exp(log-odds against the
+     * target), as nll_body.h explains. A bit is returned for each row, at most 64: where it is 0, the row is far out,
+     * and neither result is right. few_losses takes groups of 2 to TL_FEW_CLASSES classes; losses_of_sums takes what
+     * sum_others found, of a multiple of TL_GROUP rows. */
+    uint64_t (*few_losses[TL_FLOAT_DTYPES])(const void *groups, size_t rows, size_t classes, const double *logit,
+                                            const int64_t *target, double *nll, double *odds);
+    uint64_t (*losses_of_sums[TL_FLOAT_DTYPES])(const double *logit, const double *sum, size_t rows, double *nll,
+                                                double *odds);
+    /* For each contiguous row of 2 to TL_NLL_CLASSES classes, the sum of powers and rests over all classes but the
+     * target; nan where a logit is nan or too far above the target's. No byte outside the rows is read. */
+    void (*sum_others[TL_FLOAT_DTYPES])(const char *const *rows, size_t count, size_t classes, const double *logit,
+                                        const int64_t *target, double *sum);
 
     /* Of rows, a multiple of TL_GROUP: logarithms of sums of this dtype, as tl_log_of_sum; log-odds and losses;
      * entropies, from these and the moment of the other classes; exp(x) in place; and, for rows of this dtype,

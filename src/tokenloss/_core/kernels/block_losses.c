@@ -13,92 +13,224 @@ static void sum_logits(const tl_backend *backend, const tl_row_block *rows, cons
     }
 }
 
-/* The gradients of rows that lie in groups; returns which were written. */
-static uint64_t write_gradients(const tl_backend *backend, const tl_row_block *rows, const tl_block_lse *lse,
-                                const tl_loss *shared, const double *target_weight, const double *grad_scale,
-                                const tl_class_odds *odds, const tl_out_block *grads) {
-    double logsumexp[TL_BLOCK_ROWS] = {0}, softmax_factor[TL_BLOCK_ROWS] = {0}, factor[TL_BLOCK_ROWS];
-    double odds_against[TL_BLOCK_ROWS] = {0}, subtrahend[TL_BLOCK_ROWS];
-    const tl_loss *losses[TL_BLOCK_ROWS];
-    tl_loss loss = *shared;
-    uint64_t written;
+/* The fields of tl_class_odds for all rows, and the weights of their targets. */
+typedef struct {
+    double logit[TL_BLOCK_ROWS], nll[TL_BLOCK_ROWS], against[TL_BLOCK_ROWS];
+    double offset[TL_BLOCK_ROWS], log[TL_BLOCK_ROWS], smoothed[TL_BLOCK_ROWS], weight[TL_BLOCK_ROWS];
+} class_parts;
+
+static void find_parts(const tl_row_block *rows, const tl_block_lse *lse, const double *target_weight,
+                       class_parts *parts) {
+    uint64_t far = rows->wanted & ~lse->near;
     for (int i = 0; i < rows->count; i++) {
-        losses[i] = lse->grouped >> i & 1 ? shared : NULL;
-        if (!losses[i])
-            continue;
-        double mass = odds[i].smoothed + (target_weight ? target_weight[i] : 1) * loss.soft.one_minus_eps;
-        logsumexp[i] = tl_logsumexp(odds[i].lse);
-        softmax_factor[i] = tl_softmax_factor(&loss, odds[i].lse, mass);
-        odds_against[i] = odds[i].log_odds;
+        parts->logit[i] = parts->offset[i] = lse->relative.logit[i];
+        parts->nll[i] = parts->log[i] = lse->relative.nll[i];
+        parts->against[i] = lse->relative.odds_against[i];
+        parts->smoothed[i] = 0;
+        parts->weight[i] = 1;
     }
-    backend->exps(odds_against, tl_padded_rows(rows->count));
-    if (tl_is_transformed(&rows->row) || loss.soft.weight) {
-        written = tl_write_wide_gradients(backend, rows, lse, logsumexp, softmax_factor, losses, grad_scale, grads);
-    } else {
-        for (int i = 0; i < TL_BLOCK_ROWS; i++) {
-            tl_plain_gradient gradient = tl_plain_gradient_of(grad_scale[i], softmax_factor[i], loss.soft.eps_over_v);
-            factor[i] = gradient.factor;
-            subtrahend[i] = gradient.subtrahend;
+    if (target_weight)
+        memcpy(parts->weight, target_weight, (size_t)rows->count * sizeof *target_weight);
+    for (int i = 0; i < rows->count && far >> i != 0; i++)
+        if (far >> i & 1) {
+            tl_class_odds odds = tl_odds_at(rows, lse, i);
+            parts->logit[i] = odds.logit;
+            parts->nll[i] = odds.nll;
+            parts->against[i] = odds.odds_against;
+            parts->offset[i] = odds.lse.offset;
+            parts->log[i] = odds.lse.log;
         }
-        written = tl_map_groups(backend, rows, lse, 0, logsumexp, factor, subtrahend, grads);
+}
+
+static tl_class_odds odds_of_parts(const class_parts *parts, int i) {
+    tl_lse all = {parts->offset[i], parts->log[i]};
+    tl_class_odds odds = {parts->logit[i], parts->nll[i], parts->against[i], all, parts->smoothed[i]};
+    return odds;
+}
+
+/* Writes the gradients of rows that can be written together; returns a bit for each of these. */
+static uint64_t write_gradients(const tl_backend *backend, const tl_row_block *rows, const tl_block_lse *lse,
+                                const tl_loss *loss, const class_parts *parts, const double *grad_scale,
+                                const tl_out_block *grads) {
+    double logsumexp[TL_BLOCK_ROWS], factor[TL_BLOCK_ROWS], subtrahend[TL_BLOCK_ROWS], at_target[TL_BLOCK_ROWS];
+    const tl_loss *losses[TL_BLOCK_ROWS];
+    uint64_t written;
+    int count = rows->count;
+    for (int i = count; i < (int)tl_padded_rows(count); i++)
+        logsumexp[i] = factor[i] = subtrahend[i] = 0;
+    for (int i = 0; i < count; i++) {
+        logsumexp[i] = parts->offset[i] + parts->log[i];
+        double of_softmax = tl_of_softmax(loss, logsumexp[i], parts->smoothed[i]), weight = parts->weight[i];
+        at_target[i] = grad_scale[i] * tl_gradient_at_target(loss, weight, of_softmax, parts->against[i]);
+        factor[i] = of_softmax + weight * loss->soft.one_minus_eps;
     }
-    for (int i = 0; i < rows->count; i++) {
-        tl_row grad = tl_row_of_out(grads, i);
-        loss.target_weight = target_weight ? target_weight[i] : 1;
-        loss.grad_scale = grad_scale[i];
+    if (tl_is_transformed(&rows->row) || loss->soft.weight) {
+        for (int i = 0; i < TL_BLOCK_ROWS; i++)
+            losses[i] = loss;
+        for (int i = 0; i < count; i++)
+            at_target[i] *= tl_softcap_grad(&rows->row, parts->logit[i]);
+        written = tl_write_wide_gradients(backend, rows, lse, logsumexp, factor, losses, grad_scale, grads);
+    } else {
+        for (int i = 0; i < count; i++) {
+            factor[i] *= grad_scale[i];
+            subtrahend[i] = grad_scale[i] * loss->soft.eps_over_v;
+        }
+        written = tl_map_rows(backend, rows, lse, logsumexp, factor, subtrahend, grads);
+    }
+    for (int i = 0; i < count; i++)
         if (written >> i & 1)
-            tl_store_at(&grad, rows->excluded[i], tl_gradient_at_target(&rows->row, &loss, &odds[i], odds_against[i]));
-    }
+            tl_store(grads->data[i] + rows->excluded[i] * grads->row.stride, grads->row.dtype, at_target[i]);
     return written;
 }
 
 void tl_class_losses_of_block(const tl_backend *backend, const tl_row_block *rows, const tl_block_lse *lse,
                               const tl_loss *shared, const double *target_weight, const double *grad_scale,
                               const tl_out_block *grads, double *values, tl_cancel *cancel) {
-    tl_class_odds odds[TL_BLOCK_ROWS];
+    class_parts parts;
     double logit_sum[TL_BLOCK_ROWS];
     tl_loss loss = *shared;
     tl_row row = rows->row;
-    uint64_t written = 0;
-    int sums = lse->grouped != 0 && loss.soft.eps_over_v != 0 && !loss.soft.weight;
+    int smooths = loss.soft.eps_over_v != 0, sums = lse->grouped != 0 && smooths && !loss.soft.weight;
     if (sums)
         sum_logits(backend, rows, lse, logit_sum);
-    for (int i = 0; i < rows->count; i++) {
-        odds[i] = tl_odds_at(rows, lse, i);
+    find_parts(rows, lse, target_weight, &parts);
+    for (int i = 0; i < rows->count; i++)
+        values[i] = tl_weighed(parts.weight[i], parts.nll[i]);
+    for (int i = 0; (smooths || loss.z_loss != 0) && i < rows->count; i++) {
+        tl_class_odds odds = odds_of_parts(&parts, i);
         row.data = rows->data[i];
         loss.target = rows->excluded[i];
-        loss.target_weight = target_weight ? target_weight[i] : 1;
+        loss.target_weight = parts.weight[i];
         if (tl_is_wanted(rows, i))
-            values[i] = tl_loss_of_odds(backend, &row, &loss, &odds[i],
+            values[i] = tl_loss_of_odds(backend, &row, &loss, &odds,
                                         sums && lse->grouped >> i & 1 ? &logit_sum[i] : NULL, cancel);
+        parts.smoothed[i] = odds.smoothed;
     }
     if (!grads)
         return;
-    if (lse->grouped)
-        written = write_gradients(backend, rows, lse, shared, target_weight, grad_scale, odds, grads);
-    for (int i = 0; i < rows->count; i++) {
+    uint64_t left = rows->wanted & ~write_gradients(backend, rows, lse, shared, &parts, grad_scale, grads);
+    for (int i = 0; i < rows->count && left >> i != 0; i++) {
         tl_row grad = tl_row_of_out(grads, i);
+        tl_class_odds odds = odds_of_parts(&parts, i);
         row.data = rows->data[i];
         loss.grad = &grad;
         loss.target = rows->excluded[i];
-        loss.target_weight = target_weight ? target_weight[i] : 1;
+        loss.target_weight = parts.weight[i];
         loss.grad_scale = grad_scale[i];
-        if (tl_is_wanted(rows, i) && !(written >> i & 1))
-            tl_write_class_gradient(backend, &row, &loss, &odds[i], cancel);
+        if (left >> i & 1)
+            tl_write_class_gradient(backend, &row, &loss, &odds, cancel);
     }
 }
 
-void tl_mass_losses_of_block(const tl_backend *backend, const tl_row_block *rows, const tl_block_lse *lse,
-                             const tl_loss *losses, const tl_out_block *grads, double *values, tl_cancel *cancel) {
-    double logsumexp[TL_BLOCK_ROWS] = {0}, softmax_factor[TL_BLOCK_ROWS] = {0}, grad_scale[TL_BLOCK_ROWS];
-    const tl_loss *grouped[TL_BLOCK_ROWS];
-    tl_row logits = rows->row;
+/* Elements of masses in groups: as many as of logits, and 0 where logits are not loaded into groups. */
+static size_t capacity_of_masses(int64_t classes, int class_major) {
+    size_t rows = (size_t)tl_row_block_rows(classes, class_major);
+    return classes <= (class_major ? TL_SHORT_ROW : TL_FEW_CLASSES) ? (size_t)classes * rows : 0;
+}
+
+/* Room for doubles, and for the floats that they may be made of. */
+size_t tl_masses_bytes(int64_t classes, int class_major) {
+    size_t capacity = capacity_of_masses(classes, class_major);
+    return capacity > 0 ? TL_GROUP_ALIGNMENT + capacity * (sizeof(double) + sizeof(float)) : 0;
+}
+
+/* Loads the masses into groups and finds each row's class of the largest; returns what `usable` is. */
+static uint64_t group_masses(const tl_backend *backend, const tl_row_block *rows, const tl_loss *losses, char *memory,
+                             tl_masses *masses, int64_t *argmax) {
+    const tl_soft_target *soft = &losses->soft;
+    size_t classes = (size_t)rows->row.count, padded = tl_padded_rows(rows->count);
+    int dtype = (soft->mass_dtype & ~TL_SWAPPED) == TL_FLOAT64 ? TL_FLOAT64 : TL_FLOAT32;
+    int is_plain = !soft->weight && soft->eps_over_v == 0 && soft->one_minus_eps == 1;
+    double weight[TL_SHORT_ROW], *wide = (double *)(void *)(memory + (-(uintptr_t)memory & (TL_GROUP_ALIGNMENT - 1)));
+    void *raw = dtype == TL_FLOAT64 ? wide : wide + capacity_of_masses(rows->row.count, rows->class_major);
+    tl_row_block of = {.row = {.count = rows->row.count, .stride = soft->mass_stride, .dtype = soft->mass_dtype}};
+    for (int i = 0; i < rows->count; i++)
+        of.data[i] = losses[i].soft.mass;
+    tl_load_groups(backend, &of, rows->count, dtype, (char *)raw);
+    masses->is_wide = !is_plain || (dtype == TL_FLOAT64) != (rows->row.compute_dtype == TL_FLOAT64);
+    masses->groups = masses->is_wide ? wide : raw;
+    if (!masses->is_wide)
+        return backend->find_masses[dtype](raw, padded, classes, argmax);
+    for (size_t k = 0; k < classes; k++)
+        weight[k] = soft->weight ? tl_load(soft->weight + (int64_t)k * soft->weight_stride, soft->weight_dtype) : 1;
+    backend->widen_masses[dtype](raw, padded, classes, soft->one_minus_eps, soft->eps_over_v, weight, wide);
+    return backend->find_masses[TL_FLOAT64](wide, padded, classes, argmax);
+}
+
+void tl_exclude_by_masses(const tl_backend *backend, tl_row_block *rows, const tl_loss *losses, char *memory,
+                          tl_masses *masses, tl_cancel *cancel) {
+    int64_t argmax[TL_BLOCK_ROWS], nonzero;
+    masses->usable = 0;
+    if (memory && tl_masses_bytes(rows->row.count, rows->class_major) > 0)
+        masses->usable = rows->wanted & group_masses(backend, rows, losses, memory, masses, argmax);
     for (int i = 0; i < rows->count; i++) {
+        rows->excluded[i] = masses->usable >> i & 1 ? argmax[i] : -1;
+        if ((rows->wanted & ~masses->usable) >> i & 1)
+            rows->excluded[i] = tl_soft_target_argmax(backend, &losses[i].soft, rows->row.count, &nonzero, cancel);
+    }
+}
+
+/* The target dots and masses of rows whose logits and masses are in groups, or can be read in place along the classes.
+ * Returns a bit for each row of which they are right. */
+static uint64_t find_dots(const tl_backend *backend, const tl_row_block *rows, const tl_block_lse *lse,
+                          const tl_loss *losses, const tl_masses *masses, double *dot, double *mass) {
+    double shift[TL_BLOCK_ROWS] = {0};
+    const char *data[TL_BLOCK_ROWS];
+    size_t classes = (size_t)rows->row.count;
+    int dtype = losses->soft.mass_dtype;
+    uint64_t which = rows->wanted & lse->grouped & masses->usable;
+    for (int i = 0; i < rows->count; i++)
+        shift[i] = lse->near >> i & 1 ? lse->relative.logit[i] : lse->logit[i];
+    if (which != 0)
+        backend->short_dots[lse->group_dtype](tl_groups_of(rows), masses->groups, masses->is_wide,
+                                              tl_padded_rows(lse->in_groups), classes, shift, dot, mass);
+    if (which != 0 || classes > TL_CHUNK || !tl_can_read_masses(&losses->soft) || rows->wanted != lse->near ||
+        !tl_can_read_in_place(&rows->row, dtype, 0))
+        return which;
+    for (int i = 0; i < rows->count; i++)
+        data[i] = losses[i].soft.mass;
+    return rows->wanted & backend->row_dots[dtype](data, rows->data, (size_t)rows->count, classes, shift, dot, mass);
+}
+
+/* The losses of rows that find_dots is for, and factors of softmax, unless that is NULL. Returns a bit for each row
+ * whose loss is finite: those of the others are not written. */
+static uint64_t losses_of_dots(const tl_backend *backend, const tl_row_block *rows, const tl_block_lse *lse,
+                               const tl_loss *losses, const tl_masses *masses, double *softmax_factor, double *values) {
+    double dot[TL_BLOCK_ROWS], mass[TL_BLOCK_ROWS];
+    uint64_t which = find_dots(backend, rows, lse, losses, masses, dot, mass), finite = 0;
+    int is_simple = !softmax_factor && losses->z_loss == 0;
+    for (int i = 0; i < rows->count && which >> i != 0; i++) {
+        double nll = lse->relative.nll[i], found, factor;
+        if (!(which >> i & 1))
+            continue;
+        found = dot[i] + mass[i] * nll; /* what tl_loss_of_dot finds without z-loss */
+        if (!is_simple) {
+            tl_class_odds odds = tl_odds_at(rows, lse, i);
+            found = tl_loss_of_dot(&losses[i], &odds, dot[i], mass[i], softmax_factor ? &softmax_factor[i] : &factor);
+        }
+        if (found - found != 0 || nll - nll != 0)
+            continue;
+        values[i] = found;
+        finite |= (uint64_t)1 << i;
+    }
+    return finite;
+}
+
+void tl_mass_losses_of_block(const tl_backend *backend, const tl_row_block *rows, const tl_block_lse *lse,
+                             const tl_loss *losses, const tl_masses *masses, const tl_out_block *grads, double *values,
+                             tl_cancel *cancel) {
+    double logsumexp[TL_BLOCK_ROWS] = {0}, softmax_factor[TL_BLOCK_ROWS] = {0}, grad_scale[TL_BLOCK_ROWS] = {0};
+    const tl_loss *grouped[TL_BLOCK_ROWS] = {NULL};
+    tl_row logits = rows->row;
+    uint64_t done = 0;
+    if (masses)
+        done = losses_of_dots(backend, rows, lse, losses, masses, grads ? softmax_factor : NULL, values);
+    for (int i = 0; i < rows->count && (grads || (rows->wanted & ~done) >> i != 0); i++) {
         tl_class_odds odds = tl_odds_at(rows, lse, i);
         logits.data = rows->data[i];
         logsumexp[i] = tl_logsumexp(odds.lse);
         grouped[i] = lse->grouped >> i & 1 ? &losses[i] : NULL;
-        if (tl_is_wanted(rows, i))
+        if ((rows->wanted & ~done) >> i & 1)
             values[i] =
                 tl_loss_of_masses(backend, &logits, &losses[i], rows->excluded[i], &odds, &softmax_factor[i], cancel);
     }

@@ -73,32 +73,48 @@ static tl_next_rows rows_of_group(const tl_out_block *out, int start, int count)
     return rows;
 }
 
-/* Rows in groups whose logsumexp is not too far out. */
-static uint64_t near_rows(const tl_row_block *rows, const tl_block_lse *lse, const double *logsumexp) {
+/* Of some rows, those whose logsumexp is not too far out. */
+static uint64_t near_rows(const tl_row_block *rows, uint64_t some, const double *logsumexp) {
     uint64_t near = 0;
     for (int i = 0; i < rows->count; i++)
         near |= (uint64_t)(tl_abs(logsumexp[i]) <= TL_MAX_EXACT_REDUCTION) << i;
-    return near & lse->grouped;
+    return near & some;
 }
 
-uint64_t tl_map_groups(const tl_backend *backend, const tl_row_block *rows, const tl_block_lse *lse, int is_log,
-                       const double *logsumexp, double *factor, const double *subtrahend, const tl_out_block *out) {
+static int is_native_row(const tl_row *row) {
+    return row->dtype < TL_SWAPPED && row->stride == tl_itemsize(row->dtype);
+}
+
+/* Whether rows are worked on along their classes, where they are in memory. */
+static int is_along_classes(const tl_row_block *rows, const tl_out_block *out) {
+    int is_interruptible = rows->row.count <= TL_CANCEL_INTERVAL; /* nothing is asked between rows */
+    return rows->row.count >= TL_GROUP && is_interruptible && is_native_row(&rows->row) && is_native_row(&out->row);
+}
+
+uint64_t tl_map_rows(const tl_backend *backend, const tl_row_block *rows, const tl_block_lse *lse,
+                     const double *logsumexp, double *factor, const double *subtrahend, const tl_out_block *out) {
     double exponent[TL_BLOCK_ROWS];
-    size_t padded = tl_padded_rows(lse->in_groups), classes = (size_t)rows->row.count;
-    int dtype = lse->group_dtype;
-    uint64_t which = near_rows(rows, lse, logsumexp);
+    size_t padded = tl_padded_rows(rows->count), classes = (size_t)rows->row.count;
+    int along_classes = is_along_classes(rows, out), dtype = rows->row.compute_dtype;
+    uint64_t which = near_rows(rows, along_classes ? rows->wanted : lse->grouped, logsumexp);
     assert(!tl_is_transformed(&rows->row)); /* rows that are not wanted might have results by then */
     if (which == 0)
         return 0;
+    backend->softmax_factors(logsumexp, padded, dtype, exponent, factor);
+    if (along_classes) {
+        char *to[TL_BLOCK_ROWS];
+        for (int i = 0; i < rows->count; i++)
+            to[i] = which >> i & 1 ? out->data[i] : NULL;
+        backend->exp_scaled_rows[dtype](rows->data, (size_t)rows->count, classes, exponent, factor, subtrahend, to,
+                                        out->nontemporal_stores);
+        return which;
+    }
+    padded = tl_padded_rows(lse->in_groups);
+    dtype = lse->group_dtype;
     char *group = tl_groups_of(rows);
-    if (!is_log)
-        backend->softmax_factors(logsumexp, padded, dtype, exponent, factor);
     for (size_t i = 0; i < padded; i += TL_GROUP, group += tl_group_elements(rows) * (size_t)tl_itemsize(dtype)) {
         tl_next_rows next = rows_of_group(out, (int)i, rows->count);
-        if (is_log)
-            backend->short_sub[dtype](group, classes, logsumexp + i, &next);
-        else
-            backend->short_exp[dtype](group, classes, exponent + i, factor + i, subtrahend + i, &next);
+        backend->short_exp[dtype](group, classes, exponent + i, factor + i, subtrahend + i, &next);
     }
     uint64_t stored = which;
     if (rows->class_major && which == rows->wanted) { /* whole planes can be written */
@@ -119,20 +135,28 @@ static double *widened(const tl_row_block *rows, const char *group, int dtype) {
     return wide;
 }
 
+/* The masses of a class, of the rows of a group that have losses; those of class ids are all `shared`. */
+static void masses_of_class(const tl_loss *const *losses, const tl_loss *shared, int64_t k, double *mass) {
+    double common = shared ? tl_soft_target_at(&shared->soft, k) : 0;
+    for (int r = 0; r < TL_GROUP; r++)
+        mass[r] = common;
+    for (int r = 0; !shared && r < TL_GROUP; r++)
+        mass[r] = losses[r] ? tl_soft_target_at(&losses[r]->soft, k) : 0;
+}
+
 /* Turns probabilities of a group into gradients, as tl_gradient does for rows with masses or a scale. */
-static void add_masses(const tl_row_block *rows, int start, const double *logits, const double *softmax_factor,
+static void add_masses(const tl_row *row, const double *logits, const double *softmax_factor,
                        const tl_loss *const *losses, const double *grad_scale, double *probability) {
-    int count = rows->count - start < TL_GROUP ? rows->count - start : TL_GROUP;
-    for (int64_t k = 0; k < rows->row.count; k++)
-        for (int r = 0; r < count; r++) {
-            const tl_loss *loss = losses[start + r];
-            int64_t at = k * TL_GROUP + r;
-            if (!loss)
-                continue;
-            probability[at] =
-                tl_gradient_of_class(grad_scale[start + r], softmax_factor[start + r], probability[at],
-                                     tl_soft_target_at(&loss->soft, k), tl_softcap_grad(&rows->row, logits[at]));
-        }
+    const tl_loss *shared = losses[0];
+    for (int r = 1; r < TL_GROUP; r++)
+        shared = losses[r] == losses[0] ? shared : NULL;
+    for (int64_t k = 0; k < row->count; k++, logits += TL_GROUP, probability += TL_GROUP) {
+        double mass[TL_GROUP];
+        masses_of_class(losses, shared, k, mass);
+        for (int r = 0; r < TL_GROUP; r++)
+            probability[r] = tl_gradient_of_class(grad_scale[r], softmax_factor[r], probability[r], mass[r],
+                                                  tl_softcap_grad(row, logits[r]));
+    }
 }
 
 uint64_t tl_write_wide_gradients(const tl_backend *backend, const tl_row_block *rows, const tl_block_lse *lse,
@@ -142,7 +166,7 @@ uint64_t tl_write_wide_gradients(const tl_backend *backend, const tl_row_block *
     const double zeros[TL_GROUP] = {0};
     const tl_next_rows none = {NULL, 0, 0};
     size_t elements = tl_group_elements(rows), classes = (size_t)rows->row.count;
-    uint64_t which = near_rows(rows, lse, logsumexp);
+    uint64_t which = near_rows(rows, lse->grouped, logsumexp);
     const char *group = tl_groups_of(rows);
     for (size_t i = 0; i < tl_padded_rows(lse->in_groups); i++)
         factor[i] = 1;
@@ -152,7 +176,7 @@ uint64_t tl_write_wide_gradients(const tl_backend *backend, const tl_row_block *
         int dtype = TL_FLOAT64;
         memcpy(probability, logits, elements * sizeof *logits);
         backend->short_exp[TL_FLOAT64](probability, classes, exponent + start, factor + start, zeros, &none);
-        add_masses(rows, start, logits, softmax_factor, losses, grad_scale, probability);
+        add_masses(&rows->row, logits, softmax_factor + start, losses + start, grad_scale + start, probability);
         if (out->row.dtype == TL_FLOAT32) { /* vectors write it, and rounding once is rounding once */
             dtype = TL_FLOAT32;
             for (size_t i = 0; i < elements; i++)
@@ -164,25 +188,126 @@ uint64_t tl_write_wide_gradients(const tl_backend *backend, const tl_row_block *
     return which;
 }
 
-void tl_softmax_of_block(const tl_backend *backend, const tl_row_block *rows, const tl_block_lse *lse, int is_log,
-                         const tl_out_block *out, tl_cancel *cancel) {
-    double logsumexp[TL_BLOCK_ROWS], factor[TL_BLOCK_ROWS];
-    const double zeros[TL_BLOCK_ROWS] = {0};
-    for (size_t i = 0; i < tl_padded_rows(rows->count); i++) {
-        logsumexp[i] = lse->offset[i] + lse->log[i];
-        factor[i] = 1;
+/* For each row, the factor of its exponentials or, for log_softmax, its logsumexp; returns a bit where one exists. */
+static uint64_t end_softmax(const tl_backend *backend, const double *ref_exp, const double *sum, int count, int dtype,
+                            int is_log, double *operand) {
+    uint64_t near = 0;
+    if (is_log)
+        backend->lse_logs(sum, ref_exp, tl_padded_rows(count), dtype, operand);
+    for (int i = 0; !is_log && i < count; i++)
+        operand[i] = tl_softmax_factor_of(sum[i], dtype);
+    for (int i = 0; i < count; i++)
+        near |= (uint64_t)(sum[i] > 0) << i;
+    return near;
+}
+
+/* Short rows side by side. Returns which were written, and the sums of rows as exp_rows does. */
+static uint64_t softmax_in_groups(const tl_backend *backend, const tl_row_block *rows, int is_log,
+                                  const tl_out_block *out, double *sum) {
+    double ref_exp[TL_BLOCK_ROWS], operand[TL_BLOCK_ROWS];
+    int count = tl_grouped_rows(rows);
+    size_t classes = (size_t)rows->row.count;
+    if (count == 0)
+        return 0;
+    tl_groups groups = tl_load_raw_groups(backend, rows, count);
+    size_t group_bytes = tl_group_elements(rows) * (size_t)tl_itemsize(groups.dtype);
+    char *group = groups.at;
+    for (int i = 0; i < count; i += TL_GROUP, group += group_bytes)
+        backend->short_softmax[groups.dtype](group, classes, !is_log, ref_exp + i, sum + i);
+    uint64_t which = rows->wanted & end_softmax(backend, ref_exp, sum, count, groups.dtype, is_log, operand);
+    group = groups.at;
+    for (int i = 0; i < count && which >> i != 0; i += TL_GROUP, group += group_bytes) {
+        tl_next_rows next = rows_of_group(out, i, rows->count);
+        (is_log ? backend->short_sub : backend->short_scale)[groups.dtype](group, classes, operand + i, &next);
     }
-    uint64_t left = rows->wanted & ~tl_map_groups(backend, rows, lse, is_log, logsumexp, factor, zeros, out);
-    for (int i = 0; i < rows->count && left != 0; i++) {
+    store_groups(backend, rows, which, groups.dtype, out);
+    return which;
+}
+
+/* How many rows are worked on at a time: their logits and exponentials stay in the first cache. */
+static int rows_at_once(int64_t classes) {
+    int64_t most = 4096 / (int64_t)tl_kept_row((size_t)classes);
+    most = most > TL_BLOCK_ROWS ? TL_BLOCK_ROWS : most > TL_GROUP ? most / TL_GROUP * TL_GROUP : most;
+    return most < 1 ? 1 : (int)most;
+}
+
+static size_t kept_bytes(int64_t classes) {
+    return (size_t)rows_at_once(classes) * tl_kept_row((size_t)classes) * sizeof(double);
+}
+
+/* Some rows along their classes. Returns which were written. */
+static uint64_t softmax_of_rows(const tl_backend *backend, const tl_row *row, const char *const *data, int count,
+                                int is_log, void *kept, char *const *out, int streaming, double *sum) {
+    double ref_exp[TL_BLOCK_ROWS], operand[TL_BLOCK_ROWS];
+    int dtype = row->dtype & ~TL_SWAPPED;
+    size_t classes = (size_t)row->count;
+    char *to[TL_BLOCK_ROWS];
+    backend->exp_rows[dtype](data, (size_t)count, classes, is_log ? NULL : kept, ref_exp, sum);
+    uint64_t which = end_softmax(backend, ref_exp, sum, count, row->compute_dtype, is_log, operand);
+    for (int i = 0; i < count; i++)
+        to[i] = which >> i & 1 ? out[i] : NULL;
+    if (is_log)
+        backend->sub_rows[dtype](data, (size_t)count, classes, operand, to, streaming);
+    else
+        backend->scale_rows[dtype](kept, (size_t)count, classes, operand, to, streaming);
+    return which;
+}
+
+/* The rows of a block along their classes: where they are in memory, or copied. As softmax_in_groups; of sums, a group
+ * more may be written. */
+static uint64_t softmax_by_rows(const tl_backend *backend, const tl_row_block *rows, int is_log,
+                                const tl_out_block *out, double *sum) {
+    int64_t classes = rows->row.count;
+    int reads = is_native_row(&rows->row), writes = is_native_row(&out->row);
+    int most = rows_at_once(classes);
+    char *kept = tl_groups_of(rows), *copies = kept + kept_bytes(classes), *results = copies + kept_bytes(classes);
+    size_t apart = tl_kept_row((size_t)classes) * (size_t)tl_itemsize(rows->row.dtype);
+    uint64_t written = 0;
+    for (int start = 0, count; start < rows->count; start += count) {
+        const char *data[TL_BLOCK_ROWS];
+        char *to[TL_BLOCK_ROWS];
+        count = rows->count - start < most ? rows->count - start : most;
+        for (int i = 0; i < count; i++) {
+            tl_row row = tl_row_of_block(rows, start + i);
+            data[i] = reads ? row.data : copies + (size_t)i * apart;
+            to[i] = writes ? out->data[start + i] : results + (size_t)i * apart;
+            if (!reads)
+                tl_copy_native(&row, copies + (size_t)i * apart);
+        }
+        uint64_t which = softmax_of_rows(backend, &rows->row, data, count, is_log, kept, to,
+                                         writes && out->nontemporal_stores, sum + start);
+        for (int i = 0; i < count && !writes; i++) {
+            tl_row row = tl_row_of_out(out, start + i);
+            if (which >> i & 1)
+                tl_copy_to_row(to[i], &row);
+        }
+        written |= which << start;
+    }
+    return written;
+}
+
+size_t tl_softmax_scratch_bytes(int64_t classes, int class_major) {
+    size_t bytes = tl_row_block_bytes(classes, class_major), by_rows = 3 * kept_bytes(classes) + TL_GROUP_ALIGNMENT;
+    return classes > TL_MAX_KEPT || bytes > by_rows ? bytes : by_rows;
+}
+
+void tl_softmax_of_block(const tl_backend *backend, const tl_row_block *rows, int is_log, const tl_out_block *out,
+                         tl_cancel *cancel) {
+    double sum[TL_BLOCK_ROWS + TL_GROUP];
+    int64_t classes = rows->row.count;
+    uint64_t left = rows->wanted;
+    for (int i = 0; i < rows->count; i++)
+        sum[i] = 0;
+    if (classes < TL_GROUP || (rows->class_major && classes <= TL_SHORT_ROW))
+        left &= ~softmax_in_groups(backend, rows, is_log, out, sum);
+    else if (classes <= TL_MAX_KEPT && rows->scratch)
+        left &= ~softmax_by_rows(backend, rows, is_log, out, sum);
+    for (int i = 0; i < rows->count && left >> i != 0; i++) {
         tl_row row = tl_row_of_block(rows, i), to = tl_row_of_out(out, i);
-        if (!(left >> i & 1))
-            continue;
-        if (logsumexp[i] - logsumexp[i] != 0)
+        if (left >> i & 1 && sum[i] != sum[i])
             tl_fill(&to, (double)NAN);
-        else if (is_log)
-            tl_log_softmax(backend, &row, tl_lse_at(lse, i), &to, out->nontemporal_stores, cancel);
-        else
-            tl_softmax(backend, &row, tl_lse_at(lse, i), &to, out->nontemporal_stores, cancel);
+        else if (left >> i & 1)
+            tl_softmax(backend, &row, is_log, &to, out->nontemporal_stores, cancel);
     }
 }
 

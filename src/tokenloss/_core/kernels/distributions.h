@@ -21,10 +21,9 @@ typedef struct {
     const tl_clip *clip;
 } tl_distributions;
 
-/* Writes the losses of these rows, `count` rising numbers. Returns 0 if a score is refused, if integers are not one-hot,
- * or if a loss with class weights is nan: the rows have to be looked at one by one. `dense` is a guess from the blocks
- * before, at first 0. */
+/* Writes the losses of these rows, `count` rising numbers. Returns 0 if a score is refused, if integers are not
+ * one-hot, or if a loss with class weights is nan: the rows have to be looked at one by one. */
 int tl_nll_of_distributions(const tl_backend *backend, const tl_distributions *of, const int *rows, int count,
-                            int *dense, double *nll);
+                            double *nll);
 
 #endif

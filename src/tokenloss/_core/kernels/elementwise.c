@@ -5,18 +5,14 @@
 
 #include "scalar_math.h"
 
-/* Exponentials are computed 2^headroom too large and scaled down at the end, so that small probabilities survive as
- * subnormals. */
-static int64_t exp_headroom_bits(int dtype) { return dtype == TL_FLOAT64 ? 60 : 25; }
-
 /* The factor of exp(x) 2^-exponent in exp(x - logsumexp). */
 static double factor_of(double logsumexp, int dtype, int64_t *exponent) {
     double ln2 = dtype == TL_FLOAT64 ? TL_LN2 : TL_FLOAT_LN2, log2_value = logsumexp * TL_LOG2E;
     assert(tl_abs(logsumexp) < 2 * TL_MAX_EXACT_REDUCTION);
     int64_t n = (int64_t)(log2_value + (log2_value < 0 ? -0.5 : 0.5));
-    *exponent = n - exp_headroom_bits(dtype);
+    *exponent = n - tl_kept_bits(dtype);
     double log = (double)n * ln2 - logsumexp;
-    return tl_scale(tl_exp(dtype == TL_FLOAT64 ? log : log + TL_FLOAT_TERM_BIAS), -exp_headroom_bits(dtype));
+    return tl_scale(tl_exp(dtype == TL_FLOAT64 ? log : log + TL_FLOAT_TERM_BIAS), -tl_kept_bits(dtype));
 }
 
 void tl_store_at(const tl_row *out, int64_t index, double value) {
@@ -25,6 +21,10 @@ void tl_store_at(const tl_row *out, int64_t index, double value) {
 }
 
 void tl_fill(const tl_row *out, double value) {
+    if (value == 0 && out->stride == tl_itemsize(out->dtype)) {
+        memset((char *)(uintptr_t)out->data, 0, (size_t)(out->count * out->stride));
+        return;
+    }
     for (int64_t i = 0; i < out->count; i++)
         tl_store_at(out, i, value);
 }
@@ -34,6 +34,13 @@ static void write_chunk(const tl_row *out, int64_t start, int64_t count, int dty
     ptrdiff_t size = tl_itemsize(dtype);
     if (out->dtype == dtype && out->stride == size) {
         memcpy((char *)(uintptr_t)out->data + start * size, &buf->at, (size_t)(count * size));
+        return;
+    }
+    if (dtype == TL_FLOAT64 && out->dtype == TL_FLOAT32) {
+        for (int64_t i = 0; i < count; i++) {
+            float rounded = (float)buf->at.f64[i];
+            memcpy((char *)(uintptr_t)out->data + (start + i) * out->stride, &rounded, sizeof rounded);
+        }
         return;
     }
     for (int64_t i = 0; i < count; i++) {
@@ -103,40 +110,53 @@ static tl_lse split_far_offset(tl_lse lse) {
     return lse;
 }
 
-void tl_log_softmax(const tl_backend *backend, const tl_row *row, tl_lse lse, const tl_row *out, int large,
-                    tl_cancel *cancel) {
-    lse = split_far_offset(lse);
-    map_op op = {1, 0, 0, lse.log, large};
-    map_row(backend, row, lse.offset, &op, out, cancel);
+/* The sum that divides a softmax: of the rounded exponentials themselves, unless the row is longer than TL_MAX_KEPT. */
+static double softmax_sum(const tl_backend *backend, const tl_row *row, tl_lse_acc *state, tl_cancel *cancel) {
+    tl_chunk_buf buf;
+    if (row->count > TL_MAX_KEPT) {
+        tl_lse_row(backend, row, -1, state, cancel);
+        return tl_lanes_sum_compensated(state->sum, state->comp);
+    }
+    tl_chunk_invalidate(&buf);
+    if (!tl_lse_begin(tl_maximum_between(backend, row, 0, row->count, -1, &buf), row->compute_dtype, NULL, state))
+        return (double)NAN;
+    tl_reduce_range(backend, TL_REDUCE_SOFTMAX, row, 0, row->count, -1, state, &buf);
+    for (int l = 0; l < 16; l++)
+        state->sum[l] += state->comp[l];
+    return tl_scale(tl_lanes_sum_fast(state->sum), -tl_kept_bits(row->compute_dtype));
 }
 
-void tl_softmax(const tl_backend *backend, const tl_row *row, tl_lse lse, const tl_row *out, int large,
+void tl_softmax(const tl_backend *backend, const tl_row *row, int is_log, const tl_row *out, int large,
                 tl_cancel *cancel) {
-    tl_soft_target none = {NULL, 0, 0, NULL, 0, 0, 0, 0};
-    tl_gradient(backend, row, lse, 1, 1, &none, out, large, cancel);
-}
-
-double tl_softcap_grad(const tl_row *row, double logit) {
-    if (row->softcap == 0)
-        return row->logit_scale;
-    if (logit == -(double)INFINITY)
-        return 0;
-    double tanh = logit / row->softcap;
-    return row->logit_scale * (1 - tanh) * (1 + tanh);
+    tl_lse_acc state;
+    double sum = softmax_sum(backend, row, &state, cancel);
+    if (!(sum > 0 && sum - sum == 0)) {
+        tl_fill(out, (double)NAN);
+        return;
+    }
+    if (is_log) {
+        tl_lse lse = {state.offset, tl_log_of_sum(sum, (double)state.ref_exp, row->compute_dtype)};
+        lse = split_far_offset(lse);
+        map_op op = {1, 0, 0, lse.log, large};
+        map_row(backend, row, lse.offset, &op, out, cancel);
+    } else {
+        int64_t bits = tl_kept_bits(row->compute_dtype);
+        map_op op = {0, state.ref_exp - bits, tl_softmax_factor_of(sum, row->compute_dtype), 0, large};
+        map_row(backend, row, state.offset, &op, out, cancel);
+    }
 }
 
 void tl_gradient(const tl_backend *backend, const tl_row *row, tl_lse lse, double grad_scale, double softmax_factor,
                  const tl_soft_target *soft, const tl_row *out, int large, tl_cancel *cancel) {
     lse = split_far_offset(lse);
     double offset = lse.offset;
-    int plain = !tl_is_transformed(row) && !soft->mass && !soft->weight;
+    int is_uniform = !soft->mass && !soft->weight, plain = !tl_is_transformed(row) && is_uniform;
     int dtype = plain ? tl_offset_dtype(row->compute_dtype, offset) : TL_FLOAT64;
     map_op op = {0, 0, 0, 0, large};
     double per_exp = factor_of(lse.log, dtype, &op.exponent);
     if (plain) {
-        tl_plain_gradient gradient = tl_plain_gradient_of(grad_scale, softmax_factor, soft->eps_over_v);
-        op.factor = gradient.factor * per_exp;
-        op.subtrahend = gradient.subtrahend;
+        op.factor = grad_scale * softmax_factor * per_exp;
+        op.subtrahend = grad_scale * soft->eps_over_v;
         map_row(backend, row, offset, &op, out, cancel);
         return;
     }
@@ -150,9 +170,12 @@ void tl_gradient(const tl_backend *backend, const tl_row *row, tl_lse lse, doubl
         for (int64_t i = 0; i < padded; i++)
             probability[i] = buf.at.f64[i] - offset;
         backend->exp_scaled[dtype](probability, (size_t)padded, op.exponent, per_exp, 0, probability, 0);
+        double mass[TL_CHUNK];
+        for (int64_t i = 0; i < count; i++)
+            mass[i] = is_uniform ? soft->eps_over_v : tl_soft_target_at(soft, start + i);
         for (int64_t i = 0; i < count; i++) {
-            double mass = tl_soft_target_at(soft, start + i), softcap_grad = tl_softcap_grad(row, buf.at.f64[i]);
-            buf.at.f64[i] = tl_gradient_of_class(grad_scale, softmax_factor, probability[i], mass, softcap_grad);
+            double softcap_grad = tl_softcap_grad(row, buf.at.f64[i]);
+            buf.at.f64[i] = tl_gradient_of_class(grad_scale, softmax_factor, probability[i], mass[i], softcap_grad);
         }
         write_chunk(out, start, count, dtype, &buf);
         if (start / TL_CANCEL_INTERVAL != (start + count) / TL_CANCEL_INTERVAL && tl_cancelled(cancel))

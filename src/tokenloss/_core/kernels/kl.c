@@ -280,12 +280,12 @@ static void add_probs(const tl_backend *backend, double *p, double *q, size_t co
 
 /* The sums of p, q and p log(p / q) in each lane become the divergence and the logsumexps. */
 static void end_probs(const tl_backend *backend, const prob_acc *acc, int count, tl_kl *found) {
-    const tl_clip unclipped = {0, (double)INFINITY, -(double)INFINITY, (double)INFINITY};
-    double minus_log[2 * TL_GROUP];
+    const tl_clip unclipped = {.highest = (double)INFINITY, .greatest = (double)INFINITY};
+    double sums[2 * TL_GROUP], minus_log[2 * TL_GROUP];
     for (int l = 0; l < TL_GROUP; l++)
         for (int k = 0; k < 2; k++)
-            minus_log[2 * l + k] = acc->sum[k][l] + acc->error[k][l];
-    backend->clipped_losses(minus_log, 2 * TL_GROUP, &unclipped);
+            sums[2 * l + k] = acc->sum[k][l] + acc->error[k][l];
+    backend->clipped_losses(sums, 2 * TL_GROUP, &unclipped, minus_log);
     for (int l = 0; l < count; l++) {
         double base = 0 - minus_log[2 * l], other = 0 - minus_log[2 * l + 1], dot = acc->sum[2][l] + acc->error[2][l];
         double kl = dot / (acc->sum[0][l] + acc->error[0][l]) - (base - other);

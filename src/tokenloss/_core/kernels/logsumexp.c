@@ -165,8 +165,7 @@ void tl_lse_row(const tl_backend *backend, const tl_row *row, int64_t excluded, 
     tl_lse_range(backend, row, 0, row->count, TL_BLOCK, excluded, state, cancel);
 }
 
-/* Transposes the elements [start, start + length) of rows in class-major layout, so that each row is contiguous. */
-static void transpose(const tl_row *rows, int count, int64_t start, int64_t length, char *transposed) {
+void tl_transpose(const tl_row *rows, int count, int64_t start, int64_t length, char *transposed) {
     int size = tl_itemsize(rows->dtype);
     for (int64_t i = 0; i < length; i++) {
         tl_prefetch(rows[0].data + (start + i + 16) * rows->stride);
@@ -202,7 +201,7 @@ void tl_lse_class_major(const tl_backend *backend, const tl_row *rows, const int
     part.dtype = rows->dtype & ~TL_SWAPPED;
     for (int64_t start = 0; start == 0 || start < rows->count; start += TL_BLOCK) {
         part.count = rows->count - start < TL_BLOCK ? rows->count - start : TL_BLOCK;
-        transpose(rows, count, start, part.count, transposed);
+        tl_transpose(rows, count, start, part.count, transposed);
         for (int r = 0; r < count; r++) {
             tl_chunk_buf buf;
             tl_chunk_invalidate(&buf);

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "elementwise.h"
+#include "reduce.h"
 #include "scalar_math.h"
 
 /* The loss from its parts: the nll of a class id (0 for a distribution); for the soft targets their target dot, sum of
@@ -18,13 +19,6 @@ static double loss_of(const tl_loss *loss, double nll, double target_dot, double
     return loss->z_loss != 0 ? sum + loss->z_loss * tl_logsumexp(lse) * tl_logsumexp(lse) : sum;
 }
 
-/* The derivative of z_loss logsumexp^2 by the logsumexp. */
-static double z_loss_grad(const tl_loss *loss, tl_lse lse) {
-    return loss->z_loss != 0 ? 2 * loss->z_loss * tl_logsumexp(lse) : 0;
-}
-
-double tl_softmax_factor(const tl_loss *loss, tl_lse lse, double mass) { return mass + z_loss_grad(loss, lse); }
-
 int tl_write_gradient(const tl_backend *backend, const tl_row *logits, const tl_loss *loss, tl_lse lse,
                       double softmax_factor, tl_cancel *cancel) {
     double logsumexp = tl_logsumexp(lse);
@@ -37,23 +31,13 @@ int tl_write_gradient(const tl_backend *backend, const tl_row *logits, const tl_
     return 1;
 }
 
-/* From the log-odds, since softmax - 1 has no digits left where the target is nearly certain. */
-double tl_gradient_at_target(const tl_row *logits, const tl_loss *loss, const tl_class_odds *odds,
-                             double odds_against) {
-    double weight = loss->target_weight, one_minus_eps = loss->soft.one_minus_eps;
-    double at_target = weight * one_minus_eps * (odds_against > 1e300 ? 1 : odds_against / (1 + odds_against));
-    at_target = (odds->smoothed + z_loss_grad(loss, odds->lse)) / (1 + odds_against) - at_target -
-                weight * loss->soft.eps_over_v;
-    at_target *= tl_softcap_grad(logits, odds->logit);
-    return loss->grad_scale * at_target;
-}
-
 void tl_write_class_gradient(const tl_backend *backend, const tl_row *logits, const tl_loss *loss,
                              const tl_class_odds *odds, tl_cancel *cancel) {
-    double at_target = tl_gradient_at_target(logits, loss, odds, tl_exp(odds->log_odds));
-    double mass = odds->smoothed + loss->target_weight * loss->soft.one_minus_eps;
-    if (tl_write_gradient(backend, logits, loss, odds->lse, tl_softmax_factor(loss, odds->lse, mass), cancel))
-        tl_store_at(loss->grad, loss->target, at_target);
+    double of_softmax = tl_of_softmax(loss, tl_logsumexp(odds->lse), odds->smoothed);
+    double at_target = tl_gradient_at_target(loss, loss->target_weight, of_softmax, odds->odds_against);
+    double factor = of_softmax + loss->target_weight * loss->soft.one_minus_eps;
+    if (tl_write_gradient(backend, logits, loss, odds->lse, factor, cancel))
+        tl_store_at(loss->grad, loss->target, loss->grad_scale * at_target * tl_softcap_grad(logits, odds->logit));
 }
 
 double tl_loss_of_odds(const tl_backend *backend, const tl_row *logits, const tl_loss *loss, tl_class_odds *odds,
@@ -79,8 +63,14 @@ double tl_loss_of_masses(const tl_backend *backend, const tl_row *logits, const 
         above_shift = is_finite ? odds->nll : odds->lse.log;
         target_dot = tl_target_dot(backend, logits, &loss->soft, shift, &mass, cancel);
     }
-    *softmax_factor = tl_softmax_factor(loss, odds->lse, mass);
+    *softmax_factor = tl_of_softmax(loss, tl_logsumexp(odds->lse), mass);
     return loss_of(loss, 0, target_dot, mass, above_shift, odds->lse);
+}
+
+double tl_loss_of_dot(const tl_loss *loss, const tl_class_odds *odds, double target_dot, double mass,
+                      double *softmax_factor) {
+    *softmax_factor = tl_of_softmax(loss, tl_logsumexp(odds->lse), mass);
+    return loss_of(loss, 0, target_dot, mass, odds->nll, odds->lse);
 }
 
 int tl_is_one_hot(const tl_backend *backend, const tl_soft_target *soft, int64_t count, int64_t argmax, int64_t nonzero,
@@ -143,48 +133,75 @@ double tl_loss_end(const tl_backend *backend, const tl_row *logits, const tl_los
     return loss_of(loss, nll, target_dot, mass, above_shift, lse);
 }
 
-int tl_negative_log(const tl_backend *backend, const tl_clip *clip, double *scores, size_t count) {
-    if (clip->lowest == clip->lowest) /* not nan: probabilities */
-        return backend->clipped_losses(scores, count, clip);
-    int refused = 0;
+tl_clip tl_new_clip(int is_probability, double epsilon, int dtype) {
+    const double nan = (double)NAN, infinity = (double)INFINITY;
+    tl_clip clip = {nan, nan, -infinity, TL_TOLERANCE, 0, 0, (dtype & ~TL_SWAPPED) != TL_FLOAT64};
+    if (!is_probability)
+        return clip;
+    clip.lowest = epsilon;
+    clip.highest = 1 - epsilon;
+    clip.least = -TL_TOLERANCE;
+    clip.greatest = 1 + TL_TOLERANCE;
+    if (clip.is_single) {
+        clip.least_loss = 0 - tl_log(clip.highest);
+        clip.greatest_loss = 0 - tl_log(clip.lowest);
+    }
+    return clip;
+}
+
+int tl_negative_log(const tl_backend *backend, const tl_clip *clip, void *scores, size_t count, double *nll) {
+    int is_probability = clip->lowest == clip->lowest, refused = 0; /* not nan */
+    for (size_t i = count; is_probability && i % TL_GROUP != 0; i++)
+        tl_set_score(clip, scores, i, 1);
+    if (is_probability && !backend->clipped_losses(scores, (count + TL_GROUP - 1) / TL_GROUP * TL_GROUP, clip, nll))
+        return 0;
     for (size_t i = 0; i < count; i++) {
-        refused |= tl_is_refused(clip, scores[i]);
-        scores[i] = 0 - scores[i];
+        double score = tl_score_at(clip, scores, i);
+        refused |= tl_is_refused(clip, score);
+        nll[i] = is_probability && score == score ? nll[i] : 0 - score;
     }
     return refused;
 }
 
+double tl_sum_of_terms(const double *sum, const double *lost) {
+    double total = tl_lanes_sum_compensated(sum, lost);
+    return total == total ? total : tl_lanes_sum_in_order(sum); /* of an infinite sum, the errors are nan */
+}
+
 double tl_nll_of_distribution(const tl_backend *backend, const tl_row *scores, const tl_soft_target *soft,
                               const tl_clip *clip, tl_seen *seen, tl_cancel *cancel) {
-    double mass[TL_SOFT_TARGET_RUN], nll[TL_SOFT_TARGET_RUN], sum = 0, comp = 0;
+    double mass[TL_SOFT_TARGET_RUN], scores_of_run[TL_SOFT_TARGET_RUN], nll[TL_SOFT_TARGET_RUN];
+    double sum[TL_GROUP] = {0}, lost[TL_GROUP] = {0};
+    tl_soft_target masses = *soft;
     int64_t start = 0;
+    masses.weight = NULL;
     seen->nonzero = 0;
     seen->last = seen->refused = -1;
     seen->refused_score = 0;
-    for (int count; (count = tl_soft_target_next(backend, soft, scores->count, &start, mass, cancel)) > 0;
+    for (int count; (count = tl_soft_target_next(backend, &masses, scores->count, &start, mass, cancel)) > 0;
          start += count) {
         for (int i = 0; i < count; i++) {
-            nll[i] = 0;
-            if (!tl_contributes(mass[i]))
-                continue;
-            nll[i] = tl_load(scores->data + (start + i) * scores->stride, scores->dtype);
-            if (tl_is_refused(clip, nll[i]) && seen->refused < 0) {
+            double score = 1;
+            if (mass[i] != 0)
+                score = tl_load(scores->data + (start + i) * scores->stride, scores->dtype);
+            tl_set_score(clip, scores_of_run, (size_t)i, score);
+            if (mass[i] != 0 && tl_is_refused(clip, score) && seen->refused < 0) {
                 seen->refused = start + i;
-                seen->refused_score = nll[i];
+                seen->refused_score = score;
             }
         }
-        tl_negative_log(backend, clip, nll, (size_t)count);
+        tl_negative_log(backend, clip, scores_of_run, (size_t)count, nll);
         for (int i = 0; i < count; i++) {
-            if (!tl_contributes(mass[i]))
+            if (mass[i] == 0)
                 continue;
             seen->nonzero++;
             seen->last = start + i;
-            /* Knuth's two-sum: the rounding errors of the sum are added at the end */
-            double term = tl_weighed(mass[i], nll[i]), before = sum, other;
-            sum += term;
-            other = sum - before;
-            comp += (before - (sum - other)) + (term - other);
+            int64_t k = start + i, lane = scores->count > TL_LONG_DISTRIBUTION ? k % TL_GROUP : 0;
+            double term = tl_weighed(mass[i], nll[i]);
+            if (soft->weight)
+                term = tl_weighed(tl_load(soft->weight + k * soft->weight_stride, soft->weight_dtype), term);
+            tl_add_term(clip, term, &sum[lane], &lost[lane]);
         }
     }
-    return comp - comp == 0 ? sum + comp : sum; /* of an infinite sum, the errors are nan */
+    return tl_sum_of_terms(sum, lost);
 }

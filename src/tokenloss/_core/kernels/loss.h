@@ -6,8 +6,8 @@
  *
  * and its derivative by the logit x[k] is (sum(q) + 2 z_loss logsumexp) softmax(x)[k] - q[k]. The gradient is that
  * times the derivative of x[k] by the raw logit: of logit_scale and softcap. A class id is the distribution that is 1
- * there and 0 elsewhere. Its term is softplus(log-odds against it), since logsumexp - x[k] has no digits left where the
- * target is nearly certain. */
+ * there and 0 elsewhere. Its term is log1p(odds against it), or softplus(log-odds against it) where the odds
+ * are out of range (nll.h), since logsumexp - x[k] has no digits left where the target is nearly certain. */
 #ifndef TOKENLOSS_LOSS_H
 #define TOKENLOSS_LOSS_H
 
@@ -31,7 +31,7 @@ typedef struct {
 
 /* A target class against the other classes of its row. */
 typedef struct {
-    double logit, log_odds, nll;
+    double logit, nll, odds_against; /* the last is exp(log-odds against the target) */
     tl_lse lse;      /* of all classes */
     double smoothed; /* the mass of smoothing alone, set by tl_loss_of_odds */
 } tl_class_odds;
@@ -44,16 +44,26 @@ double tl_loss_of_odds(const tl_backend *backend, const tl_row *logits, const tl
 void tl_write_class_gradient(const tl_backend *backend, const tl_row *logits, const tl_loss *loss,
                              const tl_class_odds *odds, tl_cancel *cancel);
 
-/* The parts of that gradient, grad_scale (softmax_factor softmax(x)[k] - eps_over_v): the factor, and the target's
- * element, from exp(log_odds). */
-double tl_softmax_factor(const tl_loss *loss, tl_lse lse, double mass);
-double tl_gradient_at_target(const tl_row *logits, const tl_loss *loss, const tl_class_odds *odds, double odds_against);
+/* Parts of that gradient: the factor of softmax but for the target's own mass, from the other masses; and the target's
+ * element without grad_scale, from the odds against it, since softmax - 1 has no digits left where the target is nearly
+ * certain. */
+TL_INLINE double tl_of_softmax(const tl_loss *loss, double logsumexp, double masses) {
+    return loss->z_loss != 0 ? masses + 2 * loss->z_loss * logsumexp : masses;
+}
+TL_INLINE double tl_gradient_at_target(const tl_loss *loss, double weight, double of_softmax, double odds_against) {
+    double p = 1 / (1 + odds_against), others = odds_against > 1e300 ? 1 : odds_against * p;
+    return of_softmax * p - weight * loss->soft.one_minus_eps * others - weight * loss->soft.eps_over_v;
+}
 
 /* The loss for a distribution without its gradient, from its argmax against the other classes (`argmax` is what
  * tl_soft_target_argmax found); also the gradient's factor of softmax. If argmax is -1, no class has mass: the loss is
  * that of z-loss alone, and nan as that of any row without a softmax. */
 double tl_loss_of_masses(const tl_backend *backend, const tl_row *logits, const tl_loss *loss, int64_t argmax,
                          const tl_class_odds *odds, double *softmax_factor, tl_cancel *cancel);
+
+/* The same from the target dot, relative to the logit of the argmax, and the mass; the nll of the argmax is finite. */
+double tl_loss_of_dot(const tl_loss *loss, const tl_class_odds *odds, double target_dot, double mass,
+                      double *softmax_factor);
 
 /* Writes grad_scale (softmax_factor softmax(x) - q); nan if the logsumexp is not finite, and returns 0 then. */
 int tl_write_gradient(const tl_backend *backend, const tl_row *logits, const tl_loss *loss, tl_lse lse,
@@ -83,16 +93,45 @@ void tl_loss_set_target_logit(const tl_backend *backend, const tl_row *logits, c
 /* Adds the classes [start, end) after all before them; `block` as in tl_lse_range. */
 void tl_loss_range(const tl_backend *backend, const tl_row *logits, const tl_loss *loss, int64_t start, int64_t end,
                    int64_t block, tl_loss_acc *acc, tl_cancel *cancel);
-/* The loss. For a class id without smoothing and z-loss it is that of the whole row to the bit; else the two differ by
- * rounding errors. No bit depends on where ranges end, with one exception: with smoothing of a class id, the shift is
+/* The loss. For a class id without smoothing and z-loss it is that of the whole row to the bit, if that has no loss
+ * relative to its target (nll.h); else the two differ by rounding errors. No bit depends on where ranges end, with one exception: with smoothing of a class id, the shift is
  * the offset after the first range, which may change later in rows with logits beyond TL_MAX_EXACT_REDUCTION. */
 double tl_loss_end(const tl_backend *backend, const tl_row *logits, const tl_loss *loss, const tl_loss_acc *acc);
 
 TL_INLINE int tl_is_refused(const tl_clip *clip, double score) { return score < clip->least || score > clip->greatest; }
 
-/* Turns scores into losses in place: -log of clipped probabilities, or minus log-probabilities. The loss of a certain
- * class is 0.0, not -0.0. Returns 1 if one of the scores is refused. */
-int tl_negative_log(const tl_backend *backend, const tl_clip *clip, double *scores, size_t count);
+/* The bounds that probabilities of a dtype are clipped to, [epsilon, 1 - epsilon], or what log-probabilities have. */
+tl_clip tl_new_clip(int is_probability, double epsilon, int dtype);
+
+/* Scores are float32 if a clip is of these, else float64. */
+TL_INLINE double tl_score_at(const tl_clip *clip, const void *scores, size_t i) {
+    return clip->is_single ? (double)((const float *)scores)[i] : ((const double *)scores)[i];
+}
+TL_INLINE void tl_set_score(const tl_clip *clip, void *scores, size_t i, double score) {
+    if (clip->is_single)
+        ((float *)scores)[i] = (float)score;
+    else
+        ((double *)scores)[i] = score;
+}
+
+/* The losses of scores: -log of clipped probabilities, or minus log-probabilities. The loss of a certain class is 0.0,
+ * not -0.0. Both arrays have room for whole groups (TL_GROUP). Returns 1 if one of the scores is refused. */
+int tl_negative_log(const tl_backend *backend, const tl_clip *clip, void *scores, size_t count, double *nll);
+
+/* Rows of distributions with more classes are long: class k adds its term to the sum of lane k % TL_GROUP. Of others,
+ * all terms are added in order, in the first lane. */
+#define TL_LONG_DISTRIBUTION 128
+
+/* Adds a term to a sum. That of float64 scores keeps what its roundings lost. */
+TL_INLINE void tl_add_term(const tl_clip *clip, double term, double *sum, double *lost) {
+    double before = *sum, after = before + term, other = after - before; /* Knuth's two-sum */
+    *sum = after;
+    if (!clip->is_single)
+        *lost += (before - (after - other)) + (term - other);
+}
+
+/* The sum of TL_GROUP lanes. */
+double tl_sum_of_terms(const double *sum, const double *lost);
 
 /* What a sum over a distribution found on its way. */
 typedef struct {

@@ -3,6 +3,7 @@
 #include <assert.h>
 #include <math.h>
 
+#include "nll.h"
 #include "scalar_math.h"
 
 #define MIN_LOG_PROB (-16.0)           /* llama.cpp's divergence counts the log-probabilities above it */
@@ -92,15 +93,22 @@ static double nll_of(const tl_backend *backend, const tl_row *row, const tl_pair
     return tl_softplus(tl_log_odds_against(&of->others, row, tl_transformed(backend, row, target_raw)));
 }
 
-/* What is known of a pair once its divergence is. */
-static tl_pair end(const tl_backend *backend, const tl_row *base, const tl_row *row, double base_target_raw,
-                   double target_raw, tl_definitions definitions, tl_kl found, const tl_pair_acc *acc) {
+/* The same of a whole row: the number that cross_entropy gives, bit for bit. */
+static double nll_of_row(const tl_backend *backend, const tl_row *row, const tl_pair_side *of, int64_t target) {
+    double nll;
+    if (tl_nll_of_row(backend, row, target, &nll))
+        return nll;
+    return nll_of(backend, row, of, tl_load(row->data + target * row->stride, row->dtype));
+}
+
+/* What is known of a pair once its losses and its divergence are. */
+static tl_pair end(const tl_backend *backend, const tl_row *base, double base_nll, double nll,
+                   tl_definitions definitions, tl_kl found, const tl_pair_acc *acc) {
     tl_pair pair = {.kl = divergence_of(found, definitions)};
     pair.base_logsumexp = found.base_logsumexp;
     pair.logsumexp = found.logsumexp;
-    pair.nll = nll_of(backend, row, &acc->other, target_raw);
-    pair.base_nll = definitions == TL_LLAMA_CPP ? 0 - tl_transformed(backend, base, base_target_raw)
-                                                : nll_of(backend, base, &acc->base, base_target_raw);
+    pair.nll = nll;
+    pair.base_nll = base_nll;
     pair.change = tl_exp(-pair.nll) - tl_exp(-pair.base_nll);
     pair.is_same_top = acc->base.argmax == acc->other.argmax && acc->base.argmax >= 0;
     double maximum = tl_transformed(backend, base, acc->base.maximum);
@@ -115,7 +123,8 @@ int tl_pair_end(const tl_backend *backend, const tl_row *base, const tl_row *row
     if (target < 0)
         pair->kl = found.kl;
     else
-        *pair = end(backend, base, row, base_target_raw, target_raw, TL_EXACT, found, acc);
+        *pair = end(backend, base, nll_of(backend, base, &acc->base, base_target_raw),
+                    nll_of(backend, row, &acc->other, target_raw), TL_EXACT, found, acc);
     return acc->kl.stage != TL_KL_TOO_FAR;
 }
 
@@ -126,9 +135,9 @@ tl_pair tl_pair_row(const tl_backend *backend, const tl_row *base, const tl_row 
     tl_pair_range(backend, base, row, 0, row->count, TL_BLOCK, target, dtype, definitions, &acc, cancel);
     tl_kl found = is_of_probs(base, row, definitions) ? tl_kl_divergence(backend, base, row, cancel)
                                                        : tl_kl_end(backend, &kl_base, &kl_row, &acc.kl, cancel);
-    double base_raw = tl_load(base->data + target * base->stride, base->dtype),
-           raw = tl_load(row->data + target * row->stride, row->dtype);
-    return end(backend, base, row, base_raw, raw, definitions, found, &acc);
+    double base_nll = definitions == TL_LLAMA_CPP ? 0 - tl_logit_at(backend, base, target)
+                                                  : nll_of_row(backend, base, &acc.base, target);
+    return end(backend, base, base_nll, nll_of_row(backend, row, &acc.other, target), definitions, found, &acc);
 }
 
 /* The most likely classes of rows in groups. */
@@ -173,8 +182,8 @@ static uint64_t find_short(const tl_backend *backend, const tl_row_block *base, 
     q = *rows;
     p.wanted = q.wanted = found;
     if (definitions == TL_EXACT)
-        tl_lse_of_block(backend, &p, 0, &base_lse, cancel);
-    tl_lse_of_block(backend, &q, 0, &lse, cancel);
+        tl_odds_of_block(backend, &p, &base_lse, cancel);
+    tl_odds_of_block(backend, &q, &lse, cancel);
     for (int i = 0; i < count; i++) {
         if (!(found >> i & 1))
             continue;
@@ -182,9 +191,9 @@ static uint64_t find_short(const tl_backend *backend, const tl_row_block *base, 
         pairs[i].kl = divergence_of(found_of[i], definitions);
         pairs[i].base_logsumexp = found_of[i].base_logsumexp;
         pairs[i].logsumexp = found_of[i].logsumexp;
-        pairs[i].nll = lse.odds.nll[i];
-        pairs[i].base_nll =
-            definitions == TL_LLAMA_CPP ? 0 - tl_logit_at(backend, &base_row, base->excluded[i]) : base_lse.odds.nll[i];
+        pairs[i].nll = lse.relative.nll[i];
+        pairs[i].base_nll = definitions == TL_LLAMA_CPP ? 0 - tl_logit_at(backend, &base_row, base->excluded[i])
+                                                        : base_lse.relative.nll[i];
         pairs[i].is_same_top = base_tops.argmax[i] == tops.argmax[i];
         double maximum = tl_load(base->data[i] + base_tops.argmax[i] * base->row.stride, base->row.dtype);
         pairs[i].base_top_p = top_probability(maximum, found_of[i].base_logsumexp, definitions);

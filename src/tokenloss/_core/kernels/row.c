@@ -17,22 +17,48 @@ static void fill_neg_inf(tl_chunk_buf *buf, int64_t from, int64_t to) {
             buf->at.u16[i] = half;
 }
 
+/* Copies `count` elements of this size, swapped if the dtype of either side is. */
+static void copy_elements(const char *from, ptrdiff_t from_stride, char *to, ptrdiff_t to_stride, int64_t count,
+                          int dtype) {
+    int size = tl_itemsize(dtype);
+    uint16_t half;
+    uint32_t single;
+    uint64_t wide;
+    if (from_stride == size && to_stride == size && !(dtype & TL_SWAPPED)) {
+        memcpy(to, from, (size_t)(count * size));
+    } else if (size == 2) {
+        for (int64_t i = 0; i < count; i++, from += from_stride, to += to_stride) {
+            half = tl_load16(from, dtype);
+            memcpy(to, &half, sizeof half);
+        }
+    } else if (size == 4) {
+        for (int64_t i = 0; i < count; i++, from += from_stride, to += to_stride) {
+            single = tl_load32(from, dtype);
+            memcpy(to, &single, sizeof single);
+        }
+    } else {
+        for (int64_t i = 0; i < count; i++, from += from_stride, to += to_stride) {
+            wide = tl_load64(from, dtype);
+            memcpy(to, &wide, sizeof wide);
+        }
+    }
+}
+
+void tl_copy_native(const tl_row *row, void *to) {
+    copy_elements(row->data, row->stride, (char *)to, tl_itemsize(row->dtype), row->count, row->dtype);
+}
+
+void tl_copy_to_row(const void *from, const tl_row *row) {
+    copy_elements((const char *)from, tl_itemsize(row->dtype), (char *)(uintptr_t)row->data, row->stride, row->count,
+                  row->dtype);
+}
+
 /* Copies elements to a chunk, in native byte order. */
 static void copy_chunk(const tl_row *row, int64_t start, int64_t count, tl_chunk_buf *buf) {
-    const char *from = row->data + start * row->stride;
-    int size = tl_itemsize(row->dtype);
-    if (row->stride == size && !(row->dtype & TL_SWAPPED)) {
-        memcpy(&buf->at, from, (size_t)(count * size));
-    } else if (size == 2) {
-        for (int64_t i = 0; i < count; i++, from += row->stride)
-            buf->at.u16[i] = tl_load16(from, row->dtype);
-    } else if (size == 4) {
-        for (int64_t i = 0; i < count; i++, from += row->stride)
-            buf->at.f32[i] = tl_float_from_bits(tl_load32(from, row->dtype));
-    } else {
-        for (int64_t i = 0; i < count; i++, from += row->stride)
-            buf->at.f64[i] = tl_from_bits(tl_load64(from, row->dtype));
-    }
+    tl_row part = *row;
+    part.data += start * row->stride;
+    part.count = count;
+    tl_copy_native(&part, &buf->at);
     buf->dtype = row->dtype & ~TL_SWAPPED;
 }
 

@@ -4,6 +4,7 @@
 #include <math.h>
 
 #include "elementwise.h"
+#include "nll.h"
 #include "scalar_math.h"
 
 static int is_short(int64_t classes) { return classes <= TL_SHORT_ROW; }
@@ -52,8 +53,7 @@ static void load_group(const tl_row_block *rows, int start, int count, int dtype
         }
 }
 
-/* Loads the first `count` rows into groups of this dtype, unscaled. */
-static void load_groups(const tl_backend *backend, const tl_row_block *rows, int count, int dtype, char *groups) {
+void tl_load_groups(const tl_backend *backend, const tl_row_block *rows, int count, int dtype, char *groups) {
     const tl_row *row = &rows->row;
     ptrdiff_t size = tl_itemsize(row->dtype);
     size_t classes = (size_t)row->count, group_bytes = tl_group_elements(rows) * (size_t)tl_itemsize(dtype);
@@ -83,7 +83,7 @@ tl_groups tl_load_raw_groups(const tl_backend *backend, const tl_row_block *rows
     tl_groups raw = {tl_groups_of(rows), (rows->row.dtype & ~TL_SWAPPED) == TL_FLOAT64 ? TL_FLOAT64 : TL_FLOAT32};
     if (raw.dtype != group_dtype(&rows->row))
         raw.at = float_groups_of(rows);
-    load_groups(backend, rows, count, raw.dtype, raw.at);
+    tl_load_groups(backend, rows, count, raw.dtype, raw.at);
     return raw;
 }
 
@@ -168,6 +168,7 @@ void tl_reduce_groups(const tl_backend *backend, const tl_row_block *rows, int c
                       tl_short_moments *moments, tl_block_lse *lse) {
     size_t at[TL_BLOCK_ROWS], classes = (size_t)rows->row.count, in_groups = tl_groups_for(count);
     tl_next_rows next = next_rows(rows);
+    lse->near = 0;
     lse->group_dtype = groups.dtype;
     lse->in_groups = count;
     if (rows->has_excluded) {
@@ -240,6 +241,7 @@ void tl_lse_of_block(const tl_backend *backend, const tl_row_block *rows, int wa
     assert(rows->count > 0 && rows->count <= tl_row_block_rows(rows->row.count, rows->class_major));
     int count = tl_grouped_rows(rows);
     size_t padded = tl_padded_rows(rows->count);
+    lse->near = 0;
     lse->grouped = 0;
     lse->in_groups = 0;
     memset(lse->offset, 0, padded * sizeof *lse->offset);
@@ -256,6 +258,44 @@ void tl_lse_of_block(const tl_backend *backend, const tl_row_block *rows, int wa
     if (rows->wanted & ~lse->grouped)
         reduce_others(backend, rows, wants_lanes, lse, cancel);
     tl_end_lse(backend, &rows->row, padded, rows->has_excluded, lse);
+}
+
+/* What was found of these rows. */
+static void take_rows(const tl_block_lse *from, uint64_t which, int count, tl_block_lse *to) {
+    for (int i = 0; i < count; i++) {
+        if (!(which >> i & 1))
+            continue;
+        to->offset[i] = from->offset[i];
+        to->log[i] = from->log[i];
+        to->logit[i] = from->logit[i];
+        to->odds.log_odds[i] = from->odds.log_odds[i];
+        to->odds.others_nll[i] = from->odds.others_nll[i];
+        to->relative.nll[i] = to->odds.nll[i] = from->odds.nll[i];
+    }
+    if (from->in_groups > to->in_groups) {
+        to->in_groups = from->in_groups;
+        to->group_dtype = from->group_dtype;
+    }
+    to->grouped |= from->grouped;
+}
+
+/* A function of its own, for its accumulators would lie on the stack while other rows are copied there. */
+TL_OUTLINE void reduce_far(const tl_backend *backend, const tl_row_block *rows, tl_block_lse *lse, tl_cancel *cancel) {
+    tl_block_lse far;
+    tl_row_block left = *rows;
+    left.wanted &= ~lse->near;
+    tl_lse_of_block(backend, &left, 0, &far, cancel);
+    take_rows(&far, left.wanted, rows->count, lse);
+}
+
+void tl_odds_of_block(const tl_backend *backend, const tl_row_block *rows, tl_block_lse *lse, tl_cancel *cancel) {
+    tl_groups groups = {NULL, 0};
+    lse->near = rows->has_excluded ? tl_nll_of_block(backend, rows, &lse->relative, &groups) : 0;
+    lse->in_groups = groups.at ? rows->count : 0;
+    lse->group_dtype = groups.dtype;
+    lse->grouped = groups.at ? lse->near : 0;
+    if (rows->wanted & ~lse->near)
+        reduce_far(backend, rows, lse, cancel);
 }
 
 /* The first class of a row in groups whose logit is the maximum. */

@@ -15,7 +15,7 @@ typedef struct {
     uint64_t wanted;  /* a bit for each row. In class-major layout, the others are read as well */
     const char *data[TL_BLOCK_ROWS];
     int64_t excluded[TL_BLOCK_ROWS]; /* the target, or -1 */
-    char *scratch;                   /* of tl_row_block_bytes */
+    char *scratch;                   /* of tl_row_block_bytes, or tl_softmax_scratch_bytes for a softmax */
 } tl_row_block;
 
 /* How many rows fit in a block, and the size of its scratch memory. */
@@ -57,8 +57,17 @@ TL_INLINE tl_row tl_row_of_block(const tl_row_block *rows, int i) {
     return row;
 }
 
+/* For each row, the loss for its excluded class as a class id, the logit of that class, and exp(log-odds against it).
+ * There is room for a group that begins at the last row. */
+typedef struct {
+    double logit[TL_BLOCK_ROWS + TL_GROUP], nll[TL_BLOCK_ROWS + TL_GROUP];
+    double odds_against[TL_BLOCK_ROWS + TL_GROUP];
+} tl_block_nll;
+
 /* For each row, the logsumexp of all classes but the excluded one, the logit of that, and the log-odds against it. */
 typedef struct {
+    tl_block_nll relative;
+    uint64_t near; /* rows that were reduced relative to their excluded classes: only `relative` is known of them */
     double offset[TL_BLOCK_ROWS], log[TL_BLOCK_ROWS], logit[TL_BLOCK_ROWS];
     tl_short_sums sums; /* largest_lane and in_order, if wanted */
     tl_odds odds;
@@ -71,6 +80,10 @@ typedef struct {
 void tl_lse_of_block(const tl_backend *backend, const tl_row_block *rows, int wants_lanes, tl_block_lse *lse,
                      tl_cancel *cancel);
 
+/* The same for losses. Where nll.h can, rows are reduced relative to their excluded class. If `has_excluded`,
+ * `relative.nll` is set for all wanted rows. */
+void tl_odds_of_block(const tl_backend *backend, const tl_row_block *rows, tl_block_lse *lse, tl_cancel *cancel);
+
 TL_INLINE tl_lse tl_lse_at(const tl_block_lse *lse, int i) {
     tl_lse of = {lse->offset[i], lse->log[i]};
     return of;
@@ -79,11 +92,15 @@ TL_INLINE tl_lse tl_lse_at(const tl_block_lse *lse, int i) {
 /* The excluded class of a row against the others; of a row without one, the logsumexp alone. */
 TL_INLINE tl_class_odds tl_odds_at(const tl_row_block *rows, const tl_block_lse *lse, int i) {
     tl_class_odds odds = {.lse = tl_lse_at(lse, i)};
-    if (rows->excluded[i] >= 0) {
+    if (lse->near >> i & 1) {
+        odds.logit = odds.lse.offset = lse->relative.logit[i];
+        odds.nll = odds.lse.log = lse->relative.nll[i];
+        odds.odds_against = lse->relative.odds_against[i];
+    } else if (rows->excluded[i] >= 0) {
         odds.logit = lse->logit[i];
-        odds.log_odds = lse->odds.log_odds[i];
+        odds.odds_against = tl_exp(lse->odds.log_odds[i]);
         odds.nll = lse->odds.nll[i];
-        if (odds.log_odds > 0) { /* as tl_lse_add_class */
+        if (lse->odds.log_odds[i] > 0) { /* as tl_lse_add_class */
             odds.lse.log += lse->odds.others_nll[i];
         } else if (odds.logit != -(double)INFINITY) {
             odds.lse.offset = odds.logit;
@@ -110,15 +127,17 @@ TL_INLINE tl_row tl_row_of_out(const tl_out_block *out, int i) {
     return row;
 }
 
-/* Writes softmax or log_softmax of each wanted row; nan if its logsumexp is not finite. */
-void tl_softmax_of_block(const tl_backend *backend, const tl_row_block *rows, const tl_block_lse *lse, int is_log,
-                         const tl_out_block *out, tl_cancel *cancel);
+/* Writes softmax or log_softmax of each row, all of which are wanted, with the bits of tl_softmax; scratch memory is as
+ * large as the second says. */
+void tl_softmax_of_block(const tl_backend *backend, const tl_row_block *rows, int is_log, const tl_out_block *out,
+                         tl_cancel *cancel);
+size_t tl_softmax_scratch_bytes(int64_t classes, int class_major);
 
-/* Writes factor softmax(x) - subtrahend of each wanted row that lies in groups and whose logsumexp is not too far out;
- * returns these rows. If `is_log`, writes x - logsumexp. `factor` is overwritten; in class-major layout, so may be the
+/* Writes factor softmax(x) - subtrahend of wanted rows whose logsumexp is not too far out and that lie in groups, or
+ * can be written along their classes; returns these rows. `factor` is overwritten; in class-major layout, so may be the
  * results of rows that are not wanted, with 0. Logits are neither scaled nor capped. */
-uint64_t tl_map_groups(const tl_backend *backend, const tl_row_block *rows, const tl_block_lse *lse, int is_log,
-                       const double *logsumexp, double *factor, const double *subtrahend, const tl_out_block *out);
+uint64_t tl_map_rows(const tl_backend *backend, const tl_row_block *rows, const tl_block_lse *lse,
+                     const double *logsumexp, double *factor, const double *subtrahend, const tl_out_block *out);
 
 /* Writes the gradients that are no mapped softmax: of logits that are scaled or capped, with class weights or masses.
  * Returns the rows that lie in groups and are not too far out, which were written. Losses are NULL for other rows; a
@@ -129,14 +148,32 @@ uint64_t tl_write_wide_gradients(const tl_backend *backend, const tl_row_block *
 
 /* The loss of each wanted row for its excluded class, which is its class id. `loss` is what they share; weights of the
  * targets are NULL if all are 1. Gradients, if any, go to `grads`, each multiplied by its row's element of the
- * TL_BLOCK_ROWS in `grad_scale`; see tl_map_groups for rows that are not wanted. */
+ * TL_BLOCK_ROWS in `grad_scale`; see tl_map_rows for rows that are not wanted. */
 void tl_class_losses_of_block(const tl_backend *backend, const tl_row_block *rows, const tl_block_lse *lse,
                               const tl_loss *loss, const double *target_weight, const double *grad_scale,
                               const tl_out_block *grads, double *values, tl_cancel *cancel);
 
-/* The loss of each wanted row for its distribution, whose argmax is excluded; its gradient, if any, goes to `grads`. */
+/* Masses of rows in groups: as the distributions have them, in the dtype of the groups of logits, or wide: effective
+ * masses, as doubles. `usable` has a bit for each wanted row with a mass above 0, and none that is negative or nan. */
+typedef struct {
+    const void *groups;
+    int is_wide;
+    uint64_t usable;
+} tl_masses;
+
+/* The size of their memory: 0 where masses are not loaded into groups, since logits are not. */
+size_t tl_masses_bytes(int64_t classes, int class_major);
+
+/* Excludes the class of the largest mass of each wanted row, -1 if there is none; loads masses into groups, unless the
+ * memory is NULL. The losses differ in their masses alone. */
+void tl_exclude_by_masses(const tl_backend *backend, tl_row_block *rows, const tl_loss *losses, char *memory,
+                          tl_masses *masses, tl_cancel *cancel);
+
+/* The loss of each wanted row for its distribution, whose argmax is excluded; its gradient, if any, goes to `grads`.
+ * `masses` is NULL if none are in groups. */
 void tl_mass_losses_of_block(const tl_backend *backend, const tl_row_block *rows, const tl_block_lse *lse,
-                             const tl_loss *losses, const tl_out_block *grads, double *values, tl_cancel *cancel);
+                             const tl_loss *losses, const tl_masses *masses, const tl_out_block *grads, double *values,
+                             tl_cancel *cancel);
 
 /* The likeliest of some classes of a row by its raw logits, of a tie the lowest id, any if all are nan; TL_MASKED if
  * cancelled. Returns how many ids come before the first that is out of range. */
@@ -160,6 +197,9 @@ TL_INLINE double tl_load_from_groups(tl_groups groups, size_t at) {
 
 /* How many rows of a block are worth reducing in groups, from the first on; 0 of long rows. */
 int tl_grouped_rows(const tl_row_block *rows);
+
+/* Loads the first `count` rows into groups of float32 or float64, neither scaled nor capped. */
+void tl_load_groups(const tl_backend *backend, const tl_row_block *rows, int count, int dtype, char *groups);
 
 /* Loads these rows into groups: the logits as they are in memory, and then scaled and capped, in the compute dtype. */
 tl_groups tl_load_raw_groups(const tl_backend *backend, const tl_row_block *rows, int count);

@@ -31,6 +31,21 @@ static int always_dense(const tl_soft_target *soft) {
     return !soft->mass || soft->eps_over_v != 0 || soft->mass_stride != tl_itemsize(soft->mass_dtype);
 }
 
+/* Whether most masses seem not to be 0, by those of two neighbours. */
+static int seems_dense(const tl_soft_target *soft, int64_t start, int64_t count) {
+    if (always_dense(soft))
+        return 1;
+    for (int64_t k = start; k < start + 2 && k < count; k++)
+        if (tl_load(soft->mass + k * soft->mass_stride, soft->mass_dtype) == 0)
+            return 0;
+    return start < count;
+}
+
+int tl_can_read_masses(const tl_soft_target *soft) {
+    return soft->mass && (soft->mass_dtype == TL_FLOAT32 || soft->mass_dtype == TL_FLOAT64) && !soft->weight &&
+           soft->eps_over_v == 0 && soft->one_minus_eps == 1 && soft->mass_stride == tl_itemsize(soft->mass_dtype);
+}
+
 /* masses_of those that lie one after another, without class weights: by loops that compilers make vectors of. */
 static int plain_masses_of(const tl_soft_target *soft, int64_t start, int64_t count, double *mass) {
     uint64_t zeros = 0;
@@ -78,10 +93,23 @@ int tl_soft_target_next(const tl_backend *backend, const tl_soft_target *soft, i
 int64_t tl_soft_target_argmax(const tl_backend *backend, const tl_soft_target *soft, int64_t count, int64_t *found,
                               tl_cancel *cancel) {
     int64_t argmax = -1, n = 0;
-    int dense = always_dense(soft);
+    int in_place = tl_can_read_masses(soft), dense = (in_place && count <= TL_CHUNK) || seems_dense(soft, 0, count);
     double largest = 0, mass[TL_CHUNK];
     for (int64_t k = 0, end; k < count; k = end) {
+        double most;
+        int64_t positive, first = -1;
         end = next_run(backend, soft, count, dense, &k, cancel);
+        if (in_place)
+            first = backend->largest_mass[soft->mass_dtype](soft->mass + k * soft->mass_stride, (size_t)(end - k),
+                                                            &most, &positive);
+        if (first >= 0) {
+            int is_larger = positive > 0 && (argmax < 0 || most > largest);
+            argmax = is_larger ? k + first : argmax;
+            largest = is_larger ? most : largest;
+            n += positive;
+            dense = end > k && positive == end - k;
+            continue;
+        }
         dense = masses_of(soft, k, end - k, mass) || always_dense(soft);
         for (int64_t i = 0; i < end - k; i++)
             n += tl_contributes(mass[i]);
@@ -104,20 +132,18 @@ static double target_dot_uniform(const tl_backend *backend, const tl_row *row, d
         tl_abs(shift) > TL_MAX_EXACT_REDUCTION ? shift : 0; /* else sums of logits keep the digits that matter */
     int dtype = offset == 0 ? row->compute_dtype : TL_FLOAT64, in_place = tl_can_read_in_place(row, dtype, offset);
     for (int64_t start = 0, count; start < row->count; start += count) {
-        int64_t left = row->count - start;
-        count = left < TL_CHUNK ? left / TL_READ_MULTIPLE * TL_READ_MULTIPLE : TL_CHUNK;
-        if (in_place && count > 0) {
+        count = row->count - start < TL_CHUNK ? row->count - start : TL_CHUNK;
+        if (in_place && row->count >= LANES) {
             backend->sum[dtype](row->data + start * row->stride, (size_t)count, sum, lost);
         } else {
             tl_chunk_buf buf;
             tl_chunk_invalidate(&buf);
-            count = count > 0 ? count : left;
             tl_load_chunk(backend, row, start, count, -1, offset, dtype, &buf);
             int64_t size = tl_itemsize(dtype), padded = tl_padded(count);
             memset((char *)&buf.at + count * size, 0, (size_t)((padded - count) * size));
             backend->sum[dtype](&buf.at, (size_t)padded, sum, lost);
         }
-        if (start % TL_CANCEL_INTERVAL == 0 && tl_cancelled(cancel))
+        if ((start + count) % TL_CANCEL_INTERVAL == 0 && tl_cancelled(cancel))
             return 0;
     }
     double total = tl_lanes_sum_compensated(sum, lost);
@@ -134,7 +160,7 @@ int tl_target_dot_of_sum(const tl_soft_target *soft, int64_t count, double logit
     return *dot - *dot == 0;
 }
 
-/* Loads logits as doubles, padded to whole lanes. A few are loaded one by one: a chunk costs more than they do. */
+/* Loads logits as doubles. A few are loaded one by one, since a chunk costs more. */
 static const double *load_logits(const tl_backend *backend, const tl_row *row, int64_t start, int64_t count,
                                  tl_chunk_buf *buf) {
     if (count > 2 * LANES || tl_is_transformed(row)) {
@@ -142,29 +168,38 @@ static const double *load_logits(const tl_backend *backend, const tl_row *row, i
         tl_load_chunk(backend, row, start, count, -1, 0, TL_FLOAT64, buf);
         return buf->at.f64;
     }
-    for (int64_t i = 0; i < 2 * LANES; i++)
-        buf->at.f64[i] = i < count ? tl_load(row->data + (start + i) * row->stride, row->dtype) : 0;
+    for (int64_t i = 0; i < count; i++)
+        buf->at.f64[i] = tl_load(row->data + (start + i) * row->stride, row->dtype);
     return buf->at.f64;
 }
 
 void tl_target_dot_range(const tl_backend *backend, const tl_row *row, const tl_soft_target *soft, int64_t start,
                          int64_t end, double shift, tl_dot_acc *dot, tl_cancel *cancel) {
     tl_chunk_buf buf;
-    int dense = always_dense(soft);
+    int dense = seems_dense(soft, start, end), dtype = soft->mass_dtype;
+    int in_place = tl_can_read_masses(soft) && dtype == row->compute_dtype && tl_can_read_in_place(row, dtype, 0);
+    dot->compensates = row->compute_dtype == TL_FLOAT64;
     for (int64_t k = start, until; k < end; k = until) {
         double mass[TL_CHUNK];
         until = next_run(backend, soft, end, dense, &k, cancel);
         assert((k % LANES == 0 || k == end) && until - k >= 0 && until - k <= TL_CHUNK);
-        int64_t length = until - k, padded = (length + LANES - 1) / LANES * LANES;
-        dense = masses_of(soft, k, length, mass) || always_dense(soft);
-        for (int64_t i = length; i < padded; i++)
-            mass[i] = 0;
-        const double *logits = load_logits(backend, row, k, length, &buf);
-        backend->target_dot(mass, logits, (size_t)padded, shift, dot);
+        if (in_place) {
+            const char *masses = soft->mass + k * soft->mass_stride;
+            backend->target_dot[dtype](masses, row->data + k * row->stride, (size_t)(until - k), shift, dot);
+            dense = seems_dense(soft, until, end);
+            continue;
+        }
+        dense = masses_of(soft, k, until - k, mass) || always_dense(soft);
+        const double *logits = load_logits(backend, row, k, until - k, &buf);
+        backend->target_dot[TL_FLOAT64](mass, logits, (size_t)(until - k), shift, dot);
     }
 }
 
 double tl_target_dot_end(const tl_dot_acc *dot, double *total) {
+    if (!dot->compensates) {
+        *total = tl_lanes_sum_fast(dot->mass);
+        return tl_lanes_sum_fast(dot->dot);
+    }
     double loss = tl_lanes_sum_compensated(dot->dot, dot->dot_comp),
            mass = tl_lanes_sum_compensated(dot->mass, dot->mass_comp);
     *total = mass == mass ? mass : tl_lanes_sum_in_order(dot->mass);
@@ -173,7 +208,7 @@ double tl_target_dot_end(const tl_dot_acc *dot, double *total) {
 
 double tl_target_dot(const tl_backend *backend, const tl_row *row, const tl_soft_target *soft, double shift,
                      double *total, tl_cancel *cancel) {
-    tl_dot_acc dot = {{0}, {0}, {0}, {0}};
+    tl_dot_acc dot = {{0}, {0}, {0}, {0}, 0};
     if (!soft->mass && !soft->weight) {
         *total = soft->eps_over_v * (double)row->count;
         double loss = target_dot_uniform(backend, row, soft->eps_over_v, shift, cancel);

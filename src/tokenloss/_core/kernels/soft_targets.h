@@ -42,6 +42,9 @@ TL_INLINE double tl_soft_target_at(const tl_soft_target *soft, int64_t k) {
 int64_t tl_soft_target_argmax(const tl_backend *backend, const tl_soft_target *soft, int64_t count, int64_t *found,
                               tl_cancel *cancel);
 
+/* Whether backends can read the masses where they are, as they are. */
+int tl_can_read_masses(const tl_soft_target *soft);
+
 #define TL_SOFT_TARGET_RUN 64
 
 /* The masses of the next classes, TL_SOFT_TARGET_RUN at most, from *start on, which is moved past zeros. Returns how

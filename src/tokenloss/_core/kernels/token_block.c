@@ -4,6 +4,8 @@
 #include <float.h>
 #include <math.h>
 
+#include "nll.h"
+
 /* Stores an element of groups. */
 static void store_to(tl_groups groups, size_t at, double value) {
     if (groups.dtype == TL_FLOAT64)
@@ -119,6 +121,7 @@ uint64_t tl_token_stats_of_block(const tl_backend *backend, const tl_row_block *
     size_t padded = tl_padded_rows(count);
     tl_block_lse others;
     tl_short_moments moments;
+    tl_block_nll of;
     assert(rows->keeps_logits);
     if (count == 0 || (top && top->most > TL_BLOCK_TOP))
         return 0;
@@ -128,6 +131,9 @@ uint64_t tl_token_stats_of_block(const tl_backend *backend, const tl_row_block *
     find_ranks(backend, rows, count, raw, tokens);
     uint64_t found = top ? find_top(backend, rows, count, raw, top) : rows->wanted;
     tl_groups groups = tl_scale_groups(backend, rows, count, raw);
+    tl_row_block grouped = *rows;
+    grouped.count = count;
+    uint64_t near = tl_nll_of_groups(backend, &grouped, groups, &of);
     memset(others.offset, 0, sizeof others.offset);
     memset(others.logit, 0, sizeof others.logit);
     tl_reduce_groups(backend, rows, count, groups, 0, &moments, &others);
@@ -135,7 +141,8 @@ uint64_t tl_token_stats_of_block(const tl_backend *backend, const tl_row_block *
     found &= others.grouped;
     for (int i = 0; i < count; i++)
         found &= ~((uint64_t)(others.odds.log_odds[i] != others.odds.log_odds[i]) << i);
-    memcpy(tokens->nll, others.odds.nll, sizeof tokens->nll);
+    for (int i = 0; i < count; i++)
+        tokens->nll[i] = near >> i & 1 ? of.nll[i] : others.odds.nll[i];
     backend->entropies(&others.odds, others.log, others.sums.sum, &moments, padded, tokens->entropy);
     find_logsumexp(backend, rows, count, found, groups, &others, tokens->logsumexp, cancel);
     if (top)

@@ -2,6 +2,7 @@
 
 #include <assert.h>
 
+#include "nll.h"
 #include "scalar_math.h"
 
 /* The number of raw logits in [start, end) that are not nan, except `excluded`. */
@@ -156,6 +157,7 @@ void tl_token_stats_row(const tl_backend *backend, const tl_row *row, int64_t ta
         topk->count = topk->candidates = 0;
     add_range(backend, row, 0, row->count, TL_BLOCK, target, target_raw, &all, token, topk, cancel);
     end(backend, row, all.logit, tl_lse_finish(&token->state, row), token, topk);
+    tl_nll_of_row(backend, row, target, &token->nll); /* the same bits as cross_entropy */
     if (all.stage == TL_SHARED)
         with_target = tl_with_all(&token->state);
     else

@@ -82,6 +82,12 @@ TL_TARGET static void JOIN(exps_, BACKEND)(double *x, size_t count) {
         f64_store(x + i, f64_exp(f64_load(x + i)));
 }
 
+/* nan where a score is refused, else 0. */
+TL_TARGET TL_INLINE f64_vec f64_if_refused(f64_vec x, f64_vec least, f64_vec greatest) {
+    const f64_vec nan = f64_set((double)NAN);
+    return f64_if_less(greatest, x, nan, f64_if_less(x, least, nan, f64_set(0)));
+}
+
 TL_TARGET static void JOIN(logs_, BACKEND)(double *x, size_t count) {
     const f64_vec zero = f64_set(0), least = f64_set(-TL_TOLERANCE), greatest = f64_set(1 + TL_TOLERANCE);
     for (size_t i = 0; i < count; i += f64_WIDTH) {
@@ -97,28 +103,21 @@ TL_TARGET static void JOIN(prob_sums_, BACKEND)(const double *p, const double *q
     f64_vec of_p[GROUP], of_q[GROUP], dot[GROUP], most[GROUP], low[GROUP], high[GROUP];
     for (size_t l = 0; l < GROUP; l++)
         of_p[l] = of_q[l] = dot[l] = most[l] = low[l] = high[l] = zero;
-    for (size_t i = 0; i < count; i += LOSS_VECTORS * f64_WIDTH) {
-        f64_vec x[LOSS_VECTORS], f[LOSS_VECTORS], exponent[LOSS_VECTORS], log[LOSS_VECTORS];
-        for (size_t k = 0; k < LOSS_VECTORS; k++) {
-            size_t l = (i / f64_WIDTH + k) % GROUP;
-            f64_vec given = f64_load(p + i + k * f64_WIDTH), y = f64_load(q + i + k * f64_WIDTH);
+    for (size_t i = 0; i < count; i += TL_GROUP)
+        for (size_t l = 0; l < GROUP; l++) {
+            f64_vec given = f64_load(p + i + l * f64_WIDTH), y = f64_load(q + i + l * f64_WIDTH), exponent, x, f;
             low[l] = f64_if_less(given, low[l], given, low[l]);
             low[l] = f64_if_less(y, low[l], y, low[l]);
             high[l] = f64_max_skip_nan(y, f64_max_skip_nan(given, high[l]));
-            x[k] = f64_max_keep_nan(zero, given);
+            x = f64_max_keep_nan(zero, given);
             y = f64_max_keep_nan(zero, y);
-            of_p[l] = f64_add(of_p[l], x[k]);
+            of_p[l] = f64_add(of_p[l], x);
             of_q[l] = f64_add(of_q[l], y);
-            y = f64_max_keep_nan(least, f64_if_equal(x[k], zero, one, f64_div(x[k], y)));
+            y = f64_max_keep_nan(least, f64_if_equal(x, zero, one, f64_div(x, y)));
             most[l] = f64_max_skip_nan(y, most[l]);
-            f[k] = f64_split_near_one(y, &exponent[k], 0);
+            f = f64_split_near_one(y, &exponent, 0);
+            dot[l] = f64_add(dot[l], f64_mul(x, f64_log_near_one(f, exponent, zero)));
         }
-        f64_logs_near_one(LOSS_VECTORS, f, exponent, zero, log);
-        for (size_t k = 0; k < LOSS_VECTORS; k++) {
-            size_t l = (i / f64_WIDTH + k) % GROUP;
-            dot[l] = f64_add(dot[l], f64_mul(x[k], log[k]));
-        }
-    }
     for (size_t l = 0; l < GROUP; l++) {
         f64_vec nan_if_refused = f64_add(f64_if_refused(low[l], f64_set(-TL_TOLERANCE), one),
                                          f64_if_refused(high[l], zero, f64_set(1 + TL_TOLERANCE)));

@@ -12,13 +12,100 @@
  *   COLUMNS               how many; LOAD_COLUMNS(p, to) loads them
  *   ORDER_COLUMNS(sums)   puts their sums in order
  *
- * HALF is defined for dtypes that float32 computes for: where arguments are clamped, chunks are converted to it. With
- * CONVERTS_MOMENTS, so are all elements of moments, whose own loops take 3 % longer with AVX-512.
+ * HALF is defined for dtypes that float32 computes for: where arguments are clamped, parts of a row are converted to
+ * it.
  */
 
 #define NAME(what) JOIN(JOIN(what, DTYPE), JOIN(_, BACKEND))
 
 #include "reduce_body.h"
+
+/* The first n elements of a vector, with `other` after them. Of halves, there are whole vectors before. */
+TL_TARGET TL_INLINE OP(vec) NAME(load_first_)(const ELEMENT *x, size_t n, REAL other) {
+#if defined HAS_LOAD_FIRST && !defined HALF
+    return OP(load_first)(x, n, other);
+#else
+    ELEMENT first[OP(WIDTH)];
+    STORE(first, OP(set)(other));
+#ifdef HAS_LOAD_FIRST
+    half_load_first(x, n, first[0], first);
+#else
+    memcpy(first, (const void *)x, n * sizeof *first);
+#endif
+    return LOAD(first);
+#endif
+}
+
+/* Adds a group of 16 OP(TERMS) elements, or its first n, to 16 lanes: powers as a tree, then in double; rests in the
+ * dtype of the vectors. The target's are left out, if it is in the group. */
+TL_TARGET TL_INLINE void NAME(add_others_)(const ELEMENT *x, size_t n, int has_target, int64_t target, int clamps,
+                                           OP(acc) * acc, OP(vec) * rests, tl_lanes *sum) {
+    for (size_t j = 0; j < 16; j += OP(WIDTH)) {
+        OP(vec) power[OP(TERMS)];
+        for (size_t i = 0; i < OP(TERMS); i++) {
+            const size_t at = 16 * i + j;
+            power[i] = OP(set)(0);
+            if (at >= n)
+                continue;
+            OP(vec) value = at + OP(WIDTH) <= n ? LOAD(x + at) : NAME(load_first_)(x + at, n - at, -(REAL)INFINITY);
+            const OP(exp_parts) exp = OP(exp_of)(OP(max_keep_nan)(acc->min_arg, value), acc, clamps);
+            acc->or_bits[i % 2] = OP(or_bits)(acc->or_bits[i % 2], exp.k, exp.k);
+            power[i] = exp.power;
+            if (has_target)
+                power[i] = OP(zero_where_same)(OP(load_bits)(OP(PLACES) + j), OP(set_place)(target - 16 * (int64_t)i),
+                                               power[i]);
+            rests[j / OP(WIDTH)] = OP(fma)(exp.q, OP(mul)(exp.r, power[i]), rests[j / OP(WIDTH)]);
+        }
+        for (size_t half = OP(TERMS) / 2; half > 0; half /= 2)
+            for (size_t i = 0; i < half; i++)
+                power[i] = OP(add)(power[i], power[i + half]);
+        OP(accumulate)(sum, j, power[0]);
+    }
+}
+
+/* Adds rests to the sums, and begins them anew: after each chunk. */
+TL_TARGET TL_INLINE void NAME(add_rests_)(OP(vec) * rests, tl_lanes *sum) {
+    for (size_t j = 0; j < 16; j += OP(WIDTH)) {
+        OP(accumulate_rest)(sum, j, rests[j / OP(WIDTH)]);
+        rests[j / OP(WIDTH)] = OP(set)(0);
+    }
+}
+
+TL_TARGET static void NAME(sum_others_)(const char *const *rows, size_t count, size_t classes, const double *logit,
+                                        const int64_t *target, double *sums) {
+    enum { GROUP = 16 * OP(TERMS) };
+    const size_t whole = classes / GROUP * GROUP;
+    for (size_t r = 0; r < count; r++) {
+        const ELEMENT *x = (const ELEMENT *)(const void *)rows[r];
+        const size_t of_target = (size_t)target[r] / GROUP * GROUP;
+        const OP(vec) at_target = OP(set)((REAL)logit[r]);
+        OP(acc) acc = OP(acc_for_target)(at_target, 0);
+        OP(vec) rests[16 / OP(WIDTH)];
+        tl_lanes lanes = zero_lanes();
+        for (size_t j = 0; j < 16 / OP(WIDTH); j++)
+            rests[j] = OP(set)(0);
+        for (size_t i = 0; i < whole; i += GROUP) {
+            for (size_t k = 0; k < GROUP; k += 64 / sizeof *x)
+                tl_prefetch((const char *)(const void *)(x + i + k) + 4096);
+            if (i == of_target)
+                NAME(add_others_)(x + i, GROUP, 1, target[r] - (int64_t)i, 0, &acc, rests, &lanes);
+            else
+                NAME(add_others_)(x + i, GROUP, 0, 0, 0, &acc, rests, &lanes);
+            if ((i + GROUP) % TL_CHUNK == 0)
+                NAME(add_rests_)(rests, &lanes);
+        }
+        int out_of_range = OP(is_out_of_range)(&acc);
+        if (whole < classes) {
+            acc = OP(acc_for_target)(at_target, 1);
+            NAME(add_others_)(x + whole, classes - whole, 1, target[r] - (int64_t)whole, 1, &acc, rests, &lanes);
+            out_of_range |= OP(is_out_of_range)(&acc);
+        }
+        NAME(add_rests_)(rests, &lanes);
+        for (size_t j = 0; j < LANE_VECTORS; j++)
+            lanes.sum[j] = f64_add(lanes.sum[j], lanes.comp[j]);
+        sums[r] = out_of_range ? (double)NAN : sum_of_lanes(lanes);
+    }
+}
 
 TL_TARGET static size_t NAME(indices_ge_)(const void *start, size_t count, double threshold, int32_t *found) {
     const ELEMENT *x = (const ELEMENT *)start;
@@ -57,11 +144,26 @@ TL_TARGET static void NAME(exp_scaled_)(const void *start, size_t count, int64_t
     const OP(vec) times = OP(set)((REAL)factor), less = OP(set)(0 - (REAL)subtrahend);
     for (size_t i = 0; i < count; i += 4 * OP(WIDTH))
         for (size_t k = i; k < i + 4 * OP(WIDTH); k += OP(WIDTH)) {
-            const OP(exp_parts) exp = OP(exp_of)(OP(max_keep_nan)(acc.min_arg, LOAD(x + k)), &acc, 1);
-            NAME(store_)((ELEMENT *)out + k, OP(mul_add)(OP(add_rest)(&exp, exp.power), times, less), streaming);
+            OP(vec) exp = OP(whole_exp)(LOAD(x + k), &acc);
+            NAME(store_)((ELEMENT *)out + k, OP(mul_add)(exp, times, less), streaming);
         }
     if (streaming)
         tl_stream_end();
+}
+
+/* The sum that divides a softmax: see softmax_rows_body.h. */
+TL_TARGET static void NAME(sum_exps_)(const void *start, size_t count, tl_lse_acc *state) {
+    const ELEMENT *x = (const ELEMENT *)start;
+    const OP(acc) acc = OP(acc_init)(state->ref_exp - OP(KEPT_BITS) + OP(HEADROOM), 1, 0, 0);
+    tl_lanes lanes = f64_load_lanes(state->sum, state->comp);
+    for (size_t i = 0; i < count; i += 64)
+        for (size_t j = 0; j < 16; j += OP(WIDTH)) {
+            OP(vec) e[4];
+            for (size_t q = 0; q < 4; q++)
+                e[q] = OP(whole_exp)(LOAD(x + i + j + 16 * q), &acc);
+            OP(accumulate)(&lanes, j, OP(add)(OP(add)(e[0], e[1]), OP(add)(e[2], e[3])));
+        }
+    f64_store_lanes(&lanes, state->sum, state->comp);
 }
 
 /* The subtrahend has more digits than a float. */
@@ -76,20 +178,20 @@ TL_TARGET static void NAME(sub_scalar_)(const void *start, size_t count, double 
 
 TL_TARGET static void NAME(sum_)(const void *start, size_t count, double *sum, double *lost) {
     const ELEMENT *x = (const ELEMENT *)start;
-    double part[16], error[16];
-    tl_lanes lanes[4];
-    memset(lanes, 0, sizeof lanes);
-    for (size_t i = 0; i < count; i += 64)
-        for (size_t k = 0; k < 4; k++)
-            for (size_t j = 0; j < 16; j += OP(WIDTH))
-                OP(accumulate)(&lanes[k], j, LOAD(x + i + 16 * k + j));
-    for (size_t k = 0; k < 4; k++) {
-        f64_store_lanes(&lanes[k], part, error);
-        TL_ROLLED /* for `lanes` to be registers */
-        for (size_t j = 0; j < 16; j++) {
-            JOIN(two_sum_, BACKEND)(sum + j, lost + j, part[j]);
-            lost[j] += error[j];
-        }
+    const size_t whole = count / 16 * 16;
+    tl_lanes lanes = zero_lanes();
+    for (size_t i = 0; i < whole; i += 16)
+        for (size_t j = 0; j < 16; j += OP(WIDTH))
+            OP(accumulate)(&lanes, j, LOAD(x + i + j));
+    for (size_t j = 0, at = whole; j < 16 && at < count; j += OP(WIDTH), at += OP(WIDTH)) {
+        OP(vec) value = at + OP(WIDTH) <= count ? LOAD(x + at) : NAME(load_first_)(x + at, count - at, 0);
+        OP(accumulate)(&lanes, j, value);
+    }
+    for (size_t j = 0; j < LANE_VECTORS; j++) {
+        double *to = sum + j * f64_WIDTH, *to_lost = lost + j * f64_WIDTH;
+        f64_vec total = f64_load(to), more = f64_add_with_error(&total, lanes.sum[j]);
+        f64_store(to, total);
+        f64_store(to_lost, f64_add(f64_add(f64_load(to_lost), more), lanes.comp[j]));
     }
 }
 
@@ -160,7 +262,7 @@ TL_TARGET TL_INLINE void NAME(dot_rows_of_)(const ELEMENT *x, size_t depth, cons
         }
     }
     for (size_t v = 0; v < count; v++)
-        dots[v] = total_of_lanes(&sums[v]);
+        dots[v] = sum_of_lanes(sums[v]);
 }
 
 TL_TARGET static void NAME(dot_rows_)(const void *start, size_t depth, const void *others, ptrdiff_t stride,
@@ -263,13 +365,14 @@ TL_TARGET static void NAME(deinterleave_planes_)(const void *groups, ptrdiff_t c
         }
 }
 
+#include "softmax_rows_body.h"
+
 #undef STRIP
 #undef NAME
 #undef COLUMNS
 #undef ORDER_COLUMNS
 #undef LOAD_COLUMNS
 #undef HALF
-#undef CONVERTS_MOMENTS
 #undef DTYPE
 #undef ELEMENT
 #undef LOAD

@@ -22,8 +22,8 @@ TL_TARGET TL_INLINE OP(acc) OP(acc_init)(int64_t exponent, int clamps, double sh
     const OP(bits) zero = OP(no_bits)();
     OP(acc)
     acc = {OP(set)((REAL)(((double)least - CLAMPED_EIGHTHS / 8.0) * TL_LN2)),
-           OP(set)(OP(ROUNDER) + (REAL)((clamps ? GUARD : 0) - 8 * least)),
-           OP(load_powers)(OP(POWERS), clamps ? GUARD : 0),
+           OP(set)(OP(ROUNDER) + (REAL)((clamps ? GUARD : OP(GUARD)) - 8 * least)),
+           OP(load_powers)(OP(POWERS), clamps ? GUARD : OP(GUARD)),
            OP(set)((REAL)shift),
            OP(set)((REAL)threshold),
            {none, none},
@@ -35,37 +35,60 @@ TL_TARGET TL_INLINE OP(acc) OP(acc_init)(int64_t exponent, int clamps, double sh
 }
 
 /* Whether a power did not fit in its exponent field: then some k, in the low bits of a number of ulp 1, was negative or
- * had more bits than the field and an eighth. Clamped arguments can only be too large. */
+ * had more bits than the field and an eighth; or the sum of the powers is nan or infinite. Clamped arguments can only
+ * be too large. */
 TL_TARGET TL_INLINE int OP(is_out_of_range)(const OP(acc) * acc) {
     const REAL rounder = OP(ROUNDER);
-    UINT bits[2 * OP(WIDTH)], all = 0, expected;
-    memcpy(bits, acc->or_bits, sizeof bits);
+    UINT expected;
     memcpy(&expected, &rounder, sizeof expected);
-    for (size_t j = 0; j < 2 * OP(WIDTH); j++)
-        all |= bits[j];
-    return all != 0 && (all & ~(UINT)OP(K_MASK)) != expected;
+    expected |= OP(K_MASK);
+    return OP(any_of_bits)(acc->or_bits[0], ~expected) || OP(any_of_bits)(acc->or_bits[1], ~expected);
 }
 
 /* The parts of exp(x) 2^-ref_exp. */
 typedef struct {
-    OP(vec) k, power, r_power, q;
+    OP(vec) k, r, power, r_power, q;
 } OP(exp_parts);
 
 TL_TARGET TL_INLINE OP(exp_parts) OP(exp_of)(OP(vec) x, const OP(acc) * acc, int clamps) {
     OP(exp_parts) of;
     of.k = OP(fma)(x, OP(set)(OP(EIGHTHS)), acc->rounder);
-    OP(vec) r = OP(fma)(OP(sub)(of.k, acc->rounder), OP(set)(-OP(LN2) / 8), x);
+    of.r = OP(fma)(OP(sub)(of.k, acc->rounder), OP(set)(-OP(LN2) / 8), x);
     of.power = OP(power)(of.k, acc->powers);
     if (clamps)
         of.power = OP(zero_if_negative)(of.power);
-    of.r_power = OP(mul)(r, of.power);
-    of.q = OP(add)(r, OP(set)(OP(Q)[0]));
+    of.r_power = OP(mul)(of.r, of.power);
+    of.q = OP(add)(of.r, OP(set)(OP(Q)[0]));
     for (size_t i = 1; i < sizeof OP(Q) / sizeof OP(Q)[0]; i++)
-        of.q = OP(fma)(of.q, r, OP(set)(OP(Q)[i]));
+        of.q = OP(fma)(of.q, of.r, OP(set)(OP(Q)[i]));
     return of;
 }
 
 /* The rest of an exponential, and a number: its power, which makes it whole, or what is left of that. */
 TL_TARGET TL_INLINE OP(vec) OP(add_rest)(const OP(exp_parts) * of, OP(vec) number) {
     return OP(fma)(of->q, OP(mul)(of->r_power, OP(set)(OP(LEADING))), number);
+}
+
+/* An exponential as a whole, of an argument that is clamped. */
+TL_TARGET TL_INLINE OP(vec) OP(whole_exp)(OP(vec) x, const OP(acc) * acc) {
+    const OP(exp_parts) exp = OP(exp_of)(OP(max_keep_nan)(acc->min_arg, x), acc, 1);
+    OP(vec) p = OP(set)(OP(WHOLE)[0]);
+    for (size_t i = 1; i < sizeof OP(WHOLE) / sizeof OP(WHOLE)[0]; i++)
+        p = OP(fma)(p, exp.r, OP(set)(OP(WHOLE)[i]));
+    return OP(fma)(p, exp.r_power, exp.power);
+}
+
+/* What exponentials need, of arguments that are clamped, for each row's reference exponent and so many bits of
+ * headroom: see acc_init. */
+TL_TARGET TL_INLINE void OP(reference)(const double *exponents, double headroom, OP(acc) * acc) {
+    f64_vec above[PARTS], below[PARTS];
+    const f64_vec bias = f64_set(headroom - OP(LEAST_EXPONENT)), ln2 = f64_set(TL_LN2);
+    for (size_t i = 0; i < PARTS; i++) {
+        f64_vec least = f64_sub(f64_load(exponents + i * f64_WIDTH), bias);
+        above[i] = f64_sub(f64_set(GUARD), f64_mul(least, f64_set(8)));
+        below[i] = f64_mul(f64_sub(least, f64_set(CLAMPED_EIGHTHS / 8.0)), ln2);
+    }
+    acc->rounder = OP(add)(OP(set)(OP(ROUNDER)), OP(narrow)(above));
+    acc->min_arg = OP(narrow)(below);
+    acc->powers = OP(load_powers)(OP(POWERS), GUARD);
 }

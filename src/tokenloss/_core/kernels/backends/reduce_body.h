@@ -45,8 +45,8 @@ TL_TARGET TL_INLINE void NAME(add_elements_)(const ELEMENT *x, const ELEMENT *ot
     }
 }
 
-/* Asks for the cache lines of later chunks in the order of addresses, which memory serves best, although a chunk is read
- * in columns: each pair asks for its share of a chunk's lines. */
+/* Asks for the cache lines of later chunks in the order of addresses, which memory serves best, although a chunk is
+ * read in columns: each pair asks for its share of a chunk's lines. */
 TL_TARGET TL_INLINE void NAME(prefetch_share_)(const ELEMENT *x, size_t j, size_t i) {
     const size_t share = 2 * OP(WIDTH) * COLUMNS * sizeof *x, start = (4 * j / COLUMNS + i) * share;
     for (size_t line = start; line < start + share; line += 64)
@@ -76,7 +76,7 @@ TL_TARGET TL_INLINE void NAME(add_pair_)(const ELEMENT *x, const ELEMENT *other,
     for (size_t c = 0; c < COLUMNS; c++) {
         acc->or_bits[i % 2] = OP(or_bits)(acc->or_bits[i % 2], k[0][c], k[1][c]);
         to->powers[i][c] = OP(add)(power[0][c], power[1][c]);
-        COMPUTE_NOW(to->powers[i][c], to->rests[i / 2][c], acc->or_bits[i % 2]);
+        COMPUTE_NOW(to->powers[i][c], acc->or_bits[i % 2]);
     }
 }
 
@@ -207,30 +207,17 @@ TL_TARGET TL_INLINE double NAME(max_of_)(OP(vec) * maxima, size_t count, double 
 #ifdef HALF
 enum { NAME(PART) = 4 * TL_CHUNK }; /* elements that are converted at a time, and then stay in the first cache */
 
-/* Converts elements, and the padding after them. */
-TL_TARGET TL_INLINE void NAME(convert_part_)(const ELEMENT *x, size_t count, float *to) {
+/* Converts a part of so many elements at most, and the padding after them. Returns how many elements it has. */
+TL_TARGET TL_INLINE size_t NAME(convert_part_)(const ELEMENT *x, size_t most, float *to) {
+    const size_t count = most < NAME(PART) ? most : NAME(PART);
     for (size_t i = 0; i < count || i % TL_READ_MULTIPLE != 0; i += f32_WIDTH) {
         if (i * sizeof *x % 64 == 0)
             tl_prefetch_stream(x + i);
         f32_store(to + i, LOAD(x + i));
     }
+    return count;
 }
 #endif
-
-/* Adds a chunk with arguments clamped; one of half precision is converted first. */
-TL_TARGET TL_INLINE void NAME(reduce_clamped_)(const ELEMENT *x, size_t count, OP(acc) * acc, tl_lanes *sum,
-                                               tl_lanes *moment, tl_all_classes *all, enum tl_mode mode) {
-#ifdef HALF
-    float converted[TL_CHUNK];
-    NAME(convert_part_)(x, count, converted);
-    if (mode == MOMENT)
-        JOIN(moment_converted_, BACKEND)(converted, count, acc, sum, moment, all);
-    else
-        JOIN(reduce_chunk_float32_, BACKEND)(converted, count, acc, sum, moment, all, mode, 1, converted);
-#else
-    NAME(reduce_chunk_)(x, count, acc, sum, moment, all, mode, 1, x);
-#endif
-}
 
 /* Adds whole chunks and perhaps a last one. Returns 0, with nothing changed, if arguments are not clamped and one would
  * have to be. */
@@ -250,14 +237,11 @@ TL_TARGET TL_INLINE int NAME(try_reduce_)(const ELEMENT *x, size_t count, tl_lse
         all.sum *= OP(SCALE);
     }
     for (size_t done = 0; done < count; done += TL_CHUNK, x += TL_CHUNK) {
-        size_t n = count - done < TL_CHUNK ? count - done : TL_CHUNK;
-        if (clamps)
-            NAME(reduce_clamped_)(x, n, &acc, &sum, &moment, &all, mode);
-        else
-            NAME(reduce_chunk_)(x, TL_CHUNK, &acc, &sum, &moment, &all, mode, 0, x);
+        const size_t n = !clamps || count - done > TL_CHUNK ? TL_CHUNK : count - done;
+        NAME(reduce_chunk_)(x, n, &acc, &sum, &moment, &all, mode, clamps, x);
     }
     int out_of_range = OP(is_out_of_range)(&acc);
-    if (!clamps && out_of_range)
+    if (!clamps && (out_of_range || !is_finite_sum(sum)))
         return 0;
     OP(store_lanes)(&sum, state->sum, state->comp);
     if (mode != SUMEXP) {
@@ -273,11 +257,30 @@ TL_TARGET TL_INLINE int NAME(try_reduce_)(const ELEMENT *x, size_t count, tl_lse
     return 1;
 }
 
+#ifdef HALF
+/* Adds elements with arguments clamped, as floats. */
+TL_TARGET TL_OUTLINE void NAME(reduce_converted_)(const ELEMENT *x, size_t count, tl_lse_acc *state,
+                                                  enum tl_mode mode) {
+    for (size_t done = 0; done < count; done += NAME(PART)) {
+        float converted[NAME(PART)];
+        const size_t n = NAME(convert_part_)(x + done, count - done, converted);
+        if (mode == MOMENT)
+            JOIN(moment_float32_, BACKEND)(converted, n, state);
+        else
+            JOIN(sumexp_float32_, BACKEND)(converted, n, state);
+    }
+}
+#endif
+
 TL_TARGET TL_INLINE void NAME(reduce_)(const ELEMENT *x, size_t count, tl_lse_acc *state, enum tl_mode mode) {
     if (!state->clamps && !state->is_padded && NAME(try_reduce_)(x, count, state, mode, 0))
         return;
     state->clamps |= !state->is_padded; /* a row that has logits far below its maximum may have more */
+#ifdef HALF
+    NAME(reduce_converted_)(x, count, state, mode);
+#else
     NAME(try_reduce_)(x, count, state, mode, 1);
+#endif
 }
 
 TL_TARGET static void NAME(sumexp_)(const void *x, size_t count, tl_lse_acc *state) {
@@ -285,34 +288,29 @@ TL_TARGET static void NAME(sumexp_)(const void *x, size_t count, tl_lse_acc *sta
 }
 
 TL_TARGET static void NAME(moment_)(const void *x, size_t count, tl_lse_acc *state) {
-#ifdef CONVERTS_MOMENTS
-    for (size_t done = 0; done < count; done += NAME(PART)) {
-        float converted[NAME(PART)];
-        size_t n = count - done < NAME(PART) ? count - done : NAME(PART);
-        NAME(convert_part_)((const ELEMENT *)x + done, n, converted);
-        JOIN(moment_float32_, BACKEND)(converted, n, state);
-    }
-#else
     NAME(reduce_)((const ELEMENT *)x, count, state, MOMENT);
-#endif
 }
 
-/* Adds whole chunks of two rows, and perhaps a last one. Returns what a kernel does; -1, with nothing changed, if
- * arguments are not clamped and one would have to be. */
+/* Adds whole chunks of two rows, and perhaps a last one. Returns what a kernel does; -1, with no sums changed, if
+ * arguments of a row are not clamped and one would have to be. */
 TL_TARGET TL_INLINE int NAME(try_kl_)(const ELEMENT *p, const ELEMENT *q, size_t count, tl_lse_acc *base,
-                                      tl_lse_acc *other, int clamps) {
-    OP(acc) p_acc = OP(acc_init)(base->ref_exp, clamps, base->moment->shift, base->moment->other_shift);
-    OP(acc) q_acc = OP(acc_init)(other->ref_exp, clamps, 0, 0);
+                                      tl_lse_acc *other, int clamps_p, int clamps_q) {
+    OP(acc) p_acc = OP(acc_init)(base->ref_exp, clamps_p, base->moment->shift, base->moment->other_shift);
+    OP(acc) q_acc = OP(acc_init)(other->ref_exp, clamps_q, 0, 0);
     p_acc.floor = OP(set)((REAL)base->moment->floor);
     tl_lanes p_sum = OP(load_lanes)(base->sum, base->comp), q_sum = OP(load_lanes)(other->sum, other->comp);
     tl_lanes moment = OP(load_lanes)(base->moment->sum, base->moment->comp);
     for (size_t done = 0; done < count; done += TL_CHUNK, p += TL_CHUNK, q += TL_CHUNK) {
-        const size_t n = !clamps || count - done > TL_CHUNK ? TL_CHUNK : count - done;
-        NAME(reduce_chunk_)(q, n, &q_acc, &q_sum, NULL, NULL, SUMEXP, clamps, q);
-        NAME(reduce_chunk_)(p, n, &p_acc, &p_sum, &moment, NULL, KL, clamps, q);
+        const size_t n = !clamps_q || count - done > TL_CHUNK ? TL_CHUNK : count - done;
+        NAME(reduce_chunk_)(q, n, &q_acc, &q_sum, NULL, NULL, SUMEXP, clamps_q, q);
+        NAME(reduce_chunk_)(p, n, &p_acc, &p_sum, &moment, NULL, KL, clamps_p, q);
     }
     int p_out_of_range = OP(is_out_of_range)(&p_acc), q_out_of_range = OP(is_out_of_range)(&q_acc);
-    if (!clamps && (p_out_of_range || q_out_of_range))
+    int p_fails = !clamps_p && (p_out_of_range || !is_finite_sum(p_sum)),
+        q_fails = !clamps_q && (q_out_of_range || !is_finite_sum(q_sum));
+    base->clamps |= p_fails;
+    other->clamps |= q_fails;
+    if (p_fails || q_fails)
         return -1;
     OP(store_lanes)(&p_sum, base->sum, base->comp);
     OP(store_lanes)(&q_sum, other->sum, other->comp);
@@ -321,31 +319,38 @@ TL_TARGET TL_INLINE int NAME(try_kl_)(const ELEMENT *p, const ELEMENT *q, size_t
     other->exp_overflow |= q_out_of_range;
     base->maximum = NAME(max_of_)(p_acc.maximum, 2, base->maximum);
     OP(vec) minus_min = OP(sub)(OP(set)(0), p_acc.min_other);
-    return clamps && NAME(max_of_)(&minus_min, 1, 0) > OP(OTHER_LIMIT);
+    return clamps_q && NAME(max_of_)(&minus_min, 1, 0) > OP(OTHER_LIMIT);
+}
+
+/* A function of its own, whose registers the compiler divides better. */
+TL_TARGET TL_OUTLINE int NAME(kl_unclamped_)(const ELEMENT *p, const ELEMENT *q, size_t count, tl_lse_acc *base,
+                                             tl_lse_acc *other) {
+    return NAME(try_kl_)(p, q, count, base, other, 0, 0);
 }
 
 TL_TARGET static int NAME(kl_)(const void *base, const void *other, size_t count, tl_lse_acc *base_state,
                                tl_lse_acc *other_state) {
     const ELEMENT *p = (const ELEMENT *)base, *q = (const ELEMENT *)other;
-    const int is_whole = count >= TL_CHUNK;
-    if (is_whole && !base_state->clamps && base_state->moment->floor == -(double)INFINITY) {
-        int found = NAME(try_kl_)(p, q, count, base_state, other_state, 0);
+    if (count >= TL_CHUNK && !other_state->clamps) {
+        int has_floor = base_state->moment->floor > -(double)INFINITY, found = -1;
+        if (!has_floor && !base_state->clamps)
+            found = NAME(kl_unclamped_)(p, q, count, base_state, other_state);
+        if (found < 0 && !other_state->clamps)
+            found = NAME(try_kl_)(p, q, count, base_state, other_state, 1, 0);
         if (found >= 0)
             return found;
     }
-    base_state->clamps |= is_whole;
 #ifdef HALF
     int found = 0;
     for (size_t done = 0; done < count; done += NAME(PART)) {
         float converted[2][NAME(PART)];
-        size_t n = count - done < NAME(PART) ? count - done : NAME(PART);
-        NAME(convert_part_)(p + done, n, converted[0]);
-        NAME(convert_part_)(q + done, n, converted[1]);
+        const size_t n = NAME(convert_part_)(p + done, count - done, converted[0]);
+        NAME(convert_part_)(q + done, count - done, converted[1]);
         found |= JOIN(kl_float32_, BACKEND)(converted[0], converted[1], n, base_state, other_state);
     }
     return found;
 #else
-    return NAME(try_kl_)(p, q, count, base_state, other_state, 1);
+    return NAME(try_kl_)(p, q, count, base_state, other_state, 1, 1);
 #endif
 }
 

@@ -6,22 +6,6 @@
  * Classes that a row does not have would add 0 there, and are left out here. */
 
 #define NAME(what) JOIN(JOIN(what, DTYPE), JOIN(_, BACKEND))
-#define PARTS (OP(WIDTH) / f64_WIDTH) /* vectors of double that hold a vector of REAL */
-
-/* What exponentials need, of arguments that are clamped, for each row's reference exponent and so many bits of
- * headroom: see acc_init. */
-TL_TARGET TL_INLINE void NAME(reference_)(const double *exponents, double headroom, OP(acc) * acc) {
-    f64_vec above[PARTS], below[PARTS];
-    const f64_vec bias = f64_set(headroom - OP(LEAST_EXPONENT)), ln2 = f64_set(TL_LN2);
-    for (size_t i = 0; i < PARTS; i++) {
-        f64_vec least = f64_sub(f64_load(exponents + i * f64_WIDTH), bias);
-        above[i] = f64_sub(f64_set(GUARD), f64_mul(least, f64_set(8)));
-        below[i] = f64_mul(f64_sub(least, f64_set(CLAMPED_EIGHTHS / 8.0)), ln2);
-    }
-    acc->rounder = OP(add)(OP(set)(OP(ROUNDER)), OP(narrow)(above));
-    acc->min_arg = OP(narrow)(below);
-    acc->powers = OP(load_powers)(OP(POWERS), GUARD);
-}
 
 /* The maxima of a group, and the reference exponents: those of tl_lse_begin, and 0 for rows that are far out. Returns
  * the largest size of a maximum in each lane. */
@@ -38,13 +22,10 @@ TL_TARGET TL_INLINE f64_vec NAME(group_maximum_)(const REAL *group, size_t class
         largest[2] = OP(max_skip_nan)(largest[2], largest[3]);
         OP(widen)(OP(max_skip_nan)(largest[0], largest[2]), wide);
         for (size_t i = 0; i < PARTS; i++) {
-            const f64_vec zero = f64_set(0);
-            f64_store(maximum + r + i * f64_WIDTH, f64_add(wide[i], zero));
             f64_vec size = f64_and_bits(wide[i], 0x7fffffffffffffffu);
+            f64_store(maximum + r + i * f64_WIDTH, f64_add(wide[i], f64_set(0)));
             largest_size = f64_if_less(largest_size, size, size, largest_size);
-            f64_vec near = f64_if_less(f64_set(TL_MAX_EXACT_REDUCTION), size, zero, wide[i]);
-            f64_vec half = f64_if_less(near, zero, f64_set(-0.5), f64_set(0.5));
-            f64_store(exponent + r + i * f64_WIDTH, f64_trunc(f64_add(f64_mul(near, f64_set(TL_LOG2E)), half)));
+            f64_store(exponent + r + i * f64_WIDTH, f64_exponent_near(wide[i]));
         }
     }
     return largest_size;
@@ -222,7 +203,7 @@ TL_TARGET TL_INLINE void NAME(sum_rows_)(const REAL *x, size_t classes, int is_t
     NAME(lane_) lanes[16], moment_lanes[16];
     OP(acc) acc;
     const size_t count = classes < 16 ? classes : 16;
-    NAME(reference_)(sums->ref_exp + row, OP(HEADROOM), &acc);
+    OP(reference)(sums->ref_exp + row, OP(HEADROOM), &acc);
     if (mode != SUMEXP)
         acc.shift = NAME(of_rows_)(moments->shift + row);
     if (mode == KL)
@@ -341,20 +322,84 @@ TL_TARGET static void NAME(short_ranks_)(const void *groups, size_t count, size_
     }
 }
 
+/* The exponential of class k of a vector of rows, which is kept in its place if that is wanted; 0 of no class. */
+TL_TARGET TL_INLINE OP(vec) NAME(short_exp_at_)(REAL *x, size_t k, size_t classes, const OP(acc) * acc, int keeps) {
+    if (k >= classes)
+        return OP(set)(0);
+    OP(vec) exp = OP(whole_exp)(OP(load)(x + TL_GROUP * k), acc);
+    if (keeps)
+        OP(store)(x + TL_GROUP * k, exp);
+    return exp;
+}
+
+/* Adds `count` lanes of a vector of rows as a tree. */
+TL_TARGET TL_INLINE void NAME(add_lanes_as_tree_)(NAME(lane_) * lanes, size_t count, const double *maximum,
+                                                  double *sum) {
+    for (size_t i = 0; i < PARTS; i++) {
+        for (size_t l = 0; l < count && sizeof(REAL) == sizeof(double); l++)
+            lanes[l].sum[i] = f64_add(lanes[l].sum[i], lanes[l].comp[i]);
+        for (size_t half = 8; half > 0; half /= 2)
+            for (size_t l = 0; l < half && l + half < count; l++)
+                lanes[l].sum[i] = f64_add(lanes[l].sum[i], lanes[l + half].sum[i]);
+        lanes[0].sum[i] = f64_mul(lanes[0].sum[i], f64_set(OP(UNKEPT)));
+        f64_store(sum + i * f64_WIDTH, f64_sum_if_near(f64_load(maximum + i * f64_WIDTH), lanes[0].sum[i]));
+    }
+}
+
+/* Adds up the exponentials of a group as sum_exps_ does, and keeps them in place of the logits. */
+TL_TARGET static void NAME(short_softmax_)(void *group, size_t classes, int keeps, double *ref_exp, double *sum) {
+    double maximum[TL_GROUP];
+    const size_t count = classes < 16 ? classes : 16;
+    NAME(group_maximum_)((const REAL *)group, classes, f64_set(0), maximum, ref_exp);
+    for (size_t r = 0; r < TL_GROUP; r += OP(WIDTH)) {
+        OP(acc) acc;
+        NAME(lane_) lanes[16];
+        REAL *x = (REAL *)group + r;
+        OP(reference)(ref_exp + r, OP(KEPT_BITS), &acc);
+        for (size_t l = 0; l < count; l++)
+            for (size_t i = 0; i < PARTS; i++)
+                lanes[l].sum[i] = lanes[l].comp[i] = f64_set(0);
+        for (size_t start = 0; start < classes; start += 64)
+            for (size_t k = start; k < classes && k < start + 16; k++) {
+                OP(vec) first = NAME(short_exp_at_)(x, k, classes, &acc, keeps);
+                if (classes > 16) {
+                    OP(vec) second = NAME(short_exp_at_)(x, k + 16, classes, &acc, keeps),
+                            third = NAME(short_exp_at_)(x, k + 32, classes, &acc, keeps),
+                            fourth = NAME(short_exp_at_)(x, k + 48, classes, &acc, keeps);
+                    first = OP(add)(OP(add)(first, second), OP(add)(third, fourth));
+                }
+                NAME(add_)(&lanes[k - start], first);
+            }
+        NAME(add_lanes_as_tree_)(lanes, count, maximum + r, sum + r);
+    }
+}
+
+/* Multiplies each row of a group. */
+TL_TARGET static void NAME(short_scale_)(void *group, size_t classes, const double *factor, const tl_next_rows *next) {
+    for (size_t r = 0; r < TL_GROUP; r += OP(WIDTH)) {
+        const OP(vec) times = NAME(of_rows_)(factor + r);
+        const tl_next_rows ahead = NAME(next_of_)(next, r);
+        REAL *x = (REAL *)group + r;
+        for (size_t k = 0; k < classes; k++) {
+            NAME(prefetch_)(&ahead, k);
+            OP(store)(x + TL_GROUP * k, OP(mul)(OP(load)(x + TL_GROUP * k), times));
+        }
+    }
+}
+
 /* exp_scaled_ of each row, in place. */
 TL_TARGET static void NAME(short_exp_)(void *group, size_t classes, const double *exponent, const double *factor,
                                        const double *subtrahend, const tl_next_rows *next) {
     for (size_t r = 0; r < TL_GROUP; r += OP(WIDTH)) {
         OP(acc) acc;
-        NAME(reference_)(exponent + r, 0, &acc);
+        OP(reference)(exponent + r, 0, &acc);
         const OP(vec) times = NAME(of_rows_)(factor + r), less = OP(sub)(OP(set)(0), NAME(of_rows_)(subtrahend + r));
         const tl_next_rows ahead = NAME(next_of_)(next, r);
         REAL *x = (REAL *)group + r;
         for (size_t k = 0; k < classes; k++) {
             NAME(prefetch_)(&ahead, k);
-            OP(vec) bounded = OP(max_keep_nan)(acc.min_arg, OP(load)(x + TL_GROUP * k));
-            const OP(exp_parts) exp = OP(exp_of)(bounded, &acc, 1);
-            OP(store)(x + TL_GROUP * k, OP(mul_add)(OP(add_rest)(&exp, exp.power), times, less));
+            OP(vec) exp = OP(whole_exp)(OP(load)(x + TL_GROUP * k), &acc);
+            OP(store)(x + TL_GROUP * k, OP(mul_add)(exp, times, less));
         }
     }
 }
@@ -378,41 +423,23 @@ TL_TARGET static void NAME(short_sub_)(void *group, size_t classes, const double
     }
 }
 
-/* Adds the elements [start, end) of lane l of 16 to it: as sum_ does, from parts of every 64th element. */
-TL_TARGET TL_INLINE void NAME(sum_lane_)(const REAL *x, size_t l, size_t start, size_t end, NAME(lane_) * lane) {
-    for (size_t q = start + l; q < start + TL_LANES && q < end; q += 16) {
-        NAME(lane_) part;
-        for (size_t i = 0; i < PARTS; i++)
-            part.sum[i] = part.comp[i] = f64_set(0);
-        for (size_t k = q; k < end; k += TL_LANES)
-            NAME(add_)(&part, OP(load)(x + TL_GROUP * k));
-        for (size_t i = 0; i < PARTS; i++) {
-            f64_vec before = lane->sum[i], after = f64_add(before, part.sum[i]), other = f64_sub(after, before);
-            f64_vec lost = f64_add(f64_sub(before, f64_sub(after, other)), f64_sub(part.sum[i], other));
-            lane->comp[i] = f64_add(f64_add(lane->comp[i], lost), part.comp[i]);
-            lane->sum[i] = after;
-        }
-    }
-}
-
-/* The plain sum of each row of a group, as tl_target_dot finds it where all masses are equal: first that of whole
- * multiples of what backends read, then the rest. */
+/* The plain sum of each row of a group, as tl_target_dot finds it where all masses are equal. */
 TL_TARGET static void NAME(short_sum_)(const void *group, size_t classes, double *sum) {
-    const size_t count = classes < 16 ? classes : 16, whole = classes / TL_READ_MULTIPLE * TL_READ_MULTIPLE;
+    const size_t count = classes < 16 ? classes : 16;
     for (size_t r = 0; r < TL_GROUP; r += OP(WIDTH)) {
         NAME(lane_) lanes[16];
         const REAL *x = (const REAL *)group + r;
-        size_t l = 0;
-        do {
+        for (size_t l = 0; l < count; l++) {
             for (size_t i = 0; i < PARTS; i++)
                 lanes[l].sum[i] = lanes[l].comp[i] = f64_set(0);
-            NAME(sum_lane_)(x, l, 0, whole, &lanes[l]);
-            NAME(sum_lane_)(x, l, whole, classes, &lanes[l]);
-        } while (++l < count);
+            for (size_t k = l; k < classes; k += 16)
+                NAME(add_)(&lanes[l], OP(load)(x + TL_GROUP * k));
+        }
         NAME(end_lanes_)(lanes, count, 1, sum + r);
     }
 }
 
+#include "masses_body.h"
+
 #undef NAME
 #undef DTYPE
-#undef PARTS

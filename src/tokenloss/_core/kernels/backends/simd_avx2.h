@@ -13,9 +13,38 @@ typedef __m256i f64_bits;
 
 OPERATION __m256i f32_no_bits(void) { return _mm256_setzero_si256(); }
 OPERATION __m256i f64_no_bits(void) { return _mm256_setzero_si256(); }
+OPERATION __m256i f32_set_bits(uint32_t bits) { return _mm256_set1_epi32((int)bits); }
+OPERATION __m256i f64_set_bits(uint64_t bits) { return _mm256_set1_epi64x((long long)bits); }
+OPERATION __m256i f32_load_bits(const uint32_t *p) { return _mm256_loadu_si256((const __m256i *)(const void *)p); }
+OPERATION __m256i f64_load_bits(const uint64_t *p) { return _mm256_loadu_si256((const __m256i *)(const void *)p); }
+/* x, but 0 where a and b are the same integer */
+OPERATION __m256 f32_zero_where_same(__m256i a, __m256i b, __m256 x) {
+    return _mm256_andnot_ps(_mm256_castsi256_ps(_mm256_cmpeq_epi32(a, b)), x);
+}
+OPERATION __m256d f64_zero_where_same(__m256i a, __m256i b, __m256d x) {
+    return _mm256_andnot_pd(_mm256_castsi256_pd(_mm256_cmpeq_epi64(a, b)), x);
+}
 
 OPERATION __m256 f32_set(float value) { return _mm256_set1_ps(value); }
 OPERATION __m256 f32_load(const float *p) { return _mm256_loadu_ps(p); }
+/* the first n elements; `other` after them */
+#define HAS_LOAD_FIRST
+OPERATION __m256 f32_load_first(const float *p, size_t n, float other) {
+    __m256i is_first = _mm256_cmpgt_epi32(_mm256_set1_epi32((int)n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+    return _mm256_blendv_ps(_mm256_set1_ps(other), _mm256_maskload_ps(p, is_first), _mm256_castsi256_ps(is_first));
+}
+OPERATION __m256d f64_load_first(const double *p, size_t n, double other) {
+    __m256i is_first = _mm256_cmpgt_epi64(_mm256_set1_epi64x((long long)n), _mm256_setr_epi64x(0, 1, 2, 3));
+    return _mm256_blendv_pd(_mm256_set1_pd(other), _mm256_maskload_pd(p, is_first), _mm256_castsi256_pd(is_first));
+}
+/* there are more elements before them, which are read and shifted out */
+OPERATION void half_load_first(const uint16_t *p, size_t n, uint16_t other, uint16_t *to) {
+    static const uint8_t places[32] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    __m128i last = _mm_loadu_si128((const __m128i *)(const void *)(p + n - 8));
+    __m128i is_first = _mm_cmpgt_epi16(_mm_set1_epi16((short)n), _mm_setr_epi16(0, 1, 2, 3, 4, 5, 6, 7));
+    last = _mm_shuffle_epi8(last, _mm_loadu_si128((const __m128i *)(const void *)(places + 16 - 2 * n)));
+    _mm_storeu_si128((__m128i *)(void *)to, _mm_blendv_epi8(_mm_set1_epi16((short)other), last, is_first));
+}
 OPERATION __m256 f32_load_float16(const uint16_t *p) {
     return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(const void *)p));
 }
@@ -83,6 +112,11 @@ OPERATION __m256 f32_zero_if_negative(__m256 a) {
 OPERATION __m256i f32_or_bits(__m256i a, __m256 b, __m256 c) {
     return _mm256_or_si256(a, _mm256_or_si256(_mm256_castps_si256(b), _mm256_castps_si256(c)));
 }
+/* a == b ? c : d; a nan compares as false */
+OPERATION __m256 f32_if_equal(__m256 a, __m256 b, __m256 c, __m256 d) {
+    return _mm256_blendv_ps(d, c, _mm256_cmp_ps(a, b, _CMP_EQ_OQ));
+}
+OPERATION int f32_any_negative(__m256i bits) { return _mm256_movemask_ps(_mm256_castsi256_ps(bits)) != 0; }
 OPERATION void f32_store_f64(double *p, __m256 a) {
     _mm256_storeu_pd(p, _mm256_cvtps_pd(_mm256_castps256_ps128(a)));
     _mm256_storeu_pd(p + 4, _mm256_cvtps_pd(_mm256_extractf128_ps(a, 1)));
@@ -175,7 +209,13 @@ OPERATION __m256d f64_zero_if_negative(__m256d a) { return _mm256_blendv_pd(a, _
 OPERATION __m256i f64_or_bits(__m256i a, __m256d b, __m256d c) {
     return _mm256_or_si256(a, _mm256_or_si256(_mm256_castpd_si256(b), _mm256_castpd_si256(c)));
 }
+/* whether a bit of a mask is set in any element */
+OPERATION int f32_any_of_bits(__m256i a, uint32_t mask) { return !_mm256_testz_si256(a, _mm256_set1_epi32((int)mask)); }
+OPERATION int f64_any_of_bits(__m256i a, uint64_t mask) {
+    return !_mm256_testz_si256(a, _mm256_set1_epi64x((long long)mask));
+}
 OPERATION int f64_any_bits(__m256i bits) { return !_mm256_testz_si256(bits, bits); }
+OPERATION int f64_any_negative(__m256i bits) { return _mm256_movemask_pd(_mm256_castsi256_pd(bits)) != 0; }
 
 #define f64_PIECE 2
 /* 1 or 2 doubles at any address: _mm_load_sd and _mm_store_sd would need an aligned one */
@@ -224,6 +264,22 @@ OPERATION __m256d f64_with_bits(__m256d a, uint64_t bits) {
 }
 OPERATION __m256d f64_exponent_field(__m256d a) {
     return _mm256_castsi256_pd(_mm256_srli_epi64(_mm256_castpd_si256(a), 52));
+}
+/* the same for float; 2^n of an integer n + 127 in the low bits of a float of ulp 1 */
+OPERATION __m256 f32_plus_bits(__m256 a, uint32_t bits) {
+    return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(a), _mm256_set1_epi32((int)bits)));
+}
+OPERATION __m256 f32_and_bits(__m256 a, uint32_t bits) {
+    return _mm256_castsi256_ps(_mm256_and_si256(_mm256_castps_si256(a), _mm256_set1_epi32((int)bits)));
+}
+OPERATION __m256 f32_with_bits(__m256 a, uint32_t bits) {
+    return _mm256_castsi256_ps(_mm256_or_si256(_mm256_castps_si256(a), _mm256_set1_epi32((int)bits)));
+}
+OPERATION __m256 f32_exponent_field(__m256 a) {
+    return _mm256_castsi256_ps(_mm256_srli_epi32(_mm256_castps_si256(a), 23));
+}
+OPERATION __m256 f32_pow2(__m256 shifted) {
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(shifted), 23));
 }
 OPERATION uint32_t f32_mask_nonzero(__m256 a) {
     return (uint32_t)_mm256_movemask_ps(_mm256_cmp_ps(a, _mm256_setzero_ps(), _CMP_NEQ_UQ));

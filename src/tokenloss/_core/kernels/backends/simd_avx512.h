@@ -13,9 +13,32 @@ typedef __m512i f64_bits;
 
 OPERATION __m512i f32_no_bits(void) { return _mm512_setzero_si512(); }
 OPERATION __m512i f64_no_bits(void) { return _mm512_setzero_si512(); }
+OPERATION __m512i f32_set_bits(uint32_t bits) { return _mm512_set1_epi32((int)bits); }
+OPERATION __m512i f64_set_bits(uint64_t bits) { return _mm512_set1_epi64((long long)bits); }
+OPERATION __m512i f32_load_bits(const uint32_t *p) { return _mm512_loadu_si512(p); }
+OPERATION __m512i f64_load_bits(const uint64_t *p) { return _mm512_loadu_si512(p); }
+/* x, but 0 where a and b are the same integer */
+OPERATION __m512 f32_zero_where_same(__m512i a, __m512i b, __m512 x) {
+    return _mm512_maskz_mov_ps(_mm512_cmpneq_epi32_mask(a, b), x);
+}
+OPERATION __m512d f64_zero_where_same(__m512i a, __m512i b, __m512d x) {
+    return _mm512_maskz_mov_pd(_mm512_cmpneq_epi64_mask(a, b), x);
+}
 
 OPERATION __m512 f32_set(float value) { return _mm512_set1_ps(value); }
 OPERATION __m512 f32_load(const float *p) { return _mm512_loadu_ps(p); }
+/* the first n elements; `other` after them */
+#define HAS_LOAD_FIRST
+OPERATION __m512 f32_load_first(const float *p, size_t n, float other) {
+    return _mm512_mask_loadu_ps(_mm512_set1_ps(other), (__mmask16)((1u << n) - 1), p);
+}
+OPERATION __m512d f64_load_first(const double *p, size_t n, double other) {
+    return _mm512_mask_loadu_pd(_mm512_set1_pd(other), (__mmask8)((1u << n) - 1), p);
+}
+OPERATION void half_load_first(const uint16_t *p, size_t n, uint16_t other, uint16_t *to) {
+    __m256i first = _mm256_mask_loadu_epi16(_mm256_set1_epi16((short)other), (__mmask16)((1u << n) - 1), p);
+    _mm256_storeu_si256((__m256i *)(void *)to, first);
+}
 OPERATION __m512 f32_load_float16(const uint16_t *p) {
     return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(const void *)p));
 }
@@ -81,6 +104,11 @@ OPERATION __m512 f32_zero_if_negative(__m512 a) {
 OPERATION __m512i f32_or_bits(__m512i a, __m512 b, __m512 c) {
     return _mm512_ternarylogic_epi32(a, _mm512_castps_si512(b), _mm512_castps_si512(c), 0xfe);
 }
+/* a == b ? c : d; a nan compares as false */
+OPERATION __m512 f32_if_equal(__m512 a, __m512 b, __m512 c, __m512 d) {
+    return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ), d, c);
+}
+OPERATION int f32_any_negative(__m512i bits) { return _mm512_movepi32_mask(bits) != 0; }
 OPERATION void f32_store_f64(double *p, __m512 a) {
     _mm512_storeu_pd(p, _mm512_cvtps_pd(_mm512_castps512_ps256(a)));
     _mm512_storeu_pd(p + 8, _mm512_cvtps_pd(_mm512_extractf32x8_ps(a, 1)));
@@ -168,7 +196,15 @@ OPERATION __m512d f64_zero_if_negative(__m512d a) {
 OPERATION __m512i f64_or_bits(__m512i a, __m512d b, __m512d c) {
     return _mm512_ternarylogic_epi64(a, _mm512_castpd_si512(b), _mm512_castpd_si512(c), 0xfe);
 }
+/* whether a bit of a mask is set in any element */
+OPERATION int f32_any_of_bits(__m512i a, uint32_t mask) {
+    return _mm512_test_epi32_mask(a, _mm512_set1_epi32((int)mask)) != 0;
+}
+OPERATION int f64_any_of_bits(__m512i a, uint64_t mask) {
+    return _mm512_test_epi64_mask(a, _mm512_set1_epi64((long long)mask)) != 0;
+}
 OPERATION int f64_any_bits(__m512i bits) { return _mm512_test_epi64_mask(bits, bits) != 0; }
+OPERATION int f64_any_negative(__m512i bits) { return _mm512_movepi64_mask(bits) != 0; }
 
 #define f64_PIECE 2
 OPERATION __m512d f64_load_pieces(const char *const *rows, size_t offset, size_t n) {
@@ -222,6 +258,22 @@ OPERATION __m512d f64_with_bits(__m512d a, uint64_t bits) {
 }
 OPERATION __m512d f64_exponent_field(__m512d a) {
     return _mm512_castsi512_pd(_mm512_srli_epi64(_mm512_castpd_si512(a), 52));
+}
+/* the same for float; 2^n of an integer n + 127 in the low bits of a float of ulp 1 */
+OPERATION __m512 f32_plus_bits(__m512 a, uint32_t bits) {
+    return _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(a), _mm512_set1_epi32((int)bits)));
+}
+OPERATION __m512 f32_and_bits(__m512 a, uint32_t bits) {
+    return _mm512_castsi512_ps(_mm512_and_si512(_mm512_castps_si512(a), _mm512_set1_epi32((int)bits)));
+}
+OPERATION __m512 f32_with_bits(__m512 a, uint32_t bits) {
+    return _mm512_castsi512_ps(_mm512_or_si512(_mm512_castps_si512(a), _mm512_set1_epi32((int)bits)));
+}
+OPERATION __m512 f32_exponent_field(__m512 a) {
+    return _mm512_castsi512_ps(_mm512_srli_epi32(_mm512_castps_si512(a), 23));
+}
+OPERATION __m512 f32_pow2(__m512 shifted) {
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(shifted), 23));
 }
 OPERATION uint32_t f32_mask_nonzero(__m512 a) { return _mm512_cmp_ps_mask(a, _mm512_setzero_ps(), _CMP_NEQ_UQ); }
 OPERATION uint32_t f64_mask_nonzero(__m512d a) { return _mm512_cmp_pd_mask(a, _mm512_setzero_pd(), _CMP_NEQ_UQ); }

@@ -12,6 +12,17 @@ typedef uint64x2_t f64_bits;
 
 TL_INLINE uint32x4_t f32_no_bits(void) { return vdupq_n_u32(0); }
 TL_INLINE uint64x2_t f64_no_bits(void) { return vdupq_n_u64(0); }
+TL_INLINE uint32x4_t f32_set_bits(uint32_t bits) { return vdupq_n_u32(bits); }
+TL_INLINE uint64x2_t f64_set_bits(uint64_t bits) { return vdupq_n_u64(bits); }
+TL_INLINE uint32x4_t f32_load_bits(const uint32_t *p) { return vld1q_u32(p); }
+TL_INLINE uint64x2_t f64_load_bits(const uint64_t *p) { return vld1q_u64(p); }
+/* x, but 0 where a and b are the same integer */
+TL_INLINE float32x4_t f32_zero_where_same(uint32x4_t a, uint32x4_t b, float32x4_t x) {
+    return vreinterpretq_f32_u32(vbicq_u32(vreinterpretq_u32_f32(x), vceqq_u32(a, b)));
+}
+TL_INLINE float64x2_t f64_zero_where_same(uint64x2_t a, uint64x2_t b, float64x2_t x) {
+    return vreinterpretq_f64_u64(vbicq_u64(vreinterpretq_u64_f64(x), vceqq_u64(a, b)));
+}
 
 TL_INLINE float32x4_t f32_set(float value) { return vdupq_n_f32(value); }
 TL_INLINE float32x4_t f32_load(const float *p) { return vld1q_f32(p); }
@@ -67,6 +78,11 @@ TL_INLINE float32x4_t f32_zero_if_negative(float32x4_t a) {
 TL_INLINE uint32x4_t f32_or_bits(uint32x4_t a, float32x4_t b, float32x4_t c) {
     return vorrq_u32(a, vorrq_u32(vreinterpretq_u32_f32(b), vreinterpretq_u32_f32(c)));
 }
+/* a == b ? c : d; a nan compares as false */
+TL_INLINE float32x4_t f32_if_equal(float32x4_t a, float32x4_t b, float32x4_t c, float32x4_t d) {
+    return vbslq_f32(vceqq_f32(a, b), c, d);
+}
+TL_INLINE int f32_any_negative(uint32x4_t bits) { return vmaxvq_u32(bits) >> 31 != 0; }
 TL_INLINE void f32_store_f64(double *p, float32x4_t a) {
     vst1q_f64(p, vcvt_f64_f32(vget_low_f32(a)));
     vst1q_f64(p + 2, vcvt_high_f64_f32(a));
@@ -160,7 +176,15 @@ TL_INLINE float64x2_t f64_zero_if_negative(float64x2_t a) {
 TL_INLINE uint64x2_t f64_or_bits(uint64x2_t a, float64x2_t b, float64x2_t c) {
     return vorrq_u64(a, vorrq_u64(vreinterpretq_u64_f64(b), vreinterpretq_u64_f64(c)));
 }
+/* whether a bit of a mask is set in any element */
+TL_INLINE int f32_any_of_bits(uint32x4_t a, uint32_t mask) { return vmaxvq_u32(vandq_u32(a, vdupq_n_u32(mask))) != 0; }
+TL_INLINE int f64_any_of_bits(uint64x2_t a, uint64_t mask) {
+    return ((vgetq_lane_u64(a, 0) | vgetq_lane_u64(a, 1)) & mask) != 0;
+}
 TL_INLINE int f64_any_bits(uint64x2_t bits) { return (vgetq_lane_u64(bits, 0) | vgetq_lane_u64(bits, 1)) != 0; }
+TL_INLINE int f64_any_negative(uint64x2_t bits) {
+    return (vgetq_lane_u64(bits, 0) | vgetq_lane_u64(bits, 1)) >> 63 != 0;
+}
 
 #define f64_PIECE 2
 TL_INLINE float64x2_t f64_load_pieces(const char *const *rows, size_t offset, size_t n) {
@@ -200,6 +224,22 @@ TL_INLINE float64x2_t f64_with_bits(float64x2_t a, uint64_t bits) {
 }
 TL_INLINE float64x2_t f64_exponent_field(float64x2_t a) {
     return vreinterpretq_f64_u64(vshrq_n_u64(vreinterpretq_u64_f64(a), 52));
+}
+/* the same for float; 2^n of an integer n + 127 in the low bits of a float of ulp 1 */
+TL_INLINE float32x4_t f32_plus_bits(float32x4_t a, uint32_t bits) {
+    return vreinterpretq_f32_u32(vaddq_u32(vreinterpretq_u32_f32(a), vdupq_n_u32(bits)));
+}
+TL_INLINE float32x4_t f32_and_bits(float32x4_t a, uint32_t bits) {
+    return vreinterpretq_f32_u32(vandq_u32(vreinterpretq_u32_f32(a), vdupq_n_u32(bits)));
+}
+TL_INLINE float32x4_t f32_with_bits(float32x4_t a, uint32_t bits) {
+    return vreinterpretq_f32_u32(vorrq_u32(vreinterpretq_u32_f32(a), vdupq_n_u32(bits)));
+}
+TL_INLINE float32x4_t f32_exponent_field(float32x4_t a) {
+    return vreinterpretq_f32_u32(vshrq_n_u32(vreinterpretq_u32_f32(a), 23));
+}
+TL_INLINE float32x4_t f32_pow2(float32x4_t shifted) {
+    return vreinterpretq_f32_u32(vshlq_n_u32(vreinterpretq_u32_f32(shifted), 23));
 }
 TL_INLINE uint32_t f32_mask_nonzero(float32x4_t a) {
     static const uint32_t lane[4] = {1, 2, 4, 8};

@@ -14,6 +14,13 @@ typedef uint64_t f64_bits;
 
 TL_INLINE uint32_t f32_no_bits(void) { return 0; }
 TL_INLINE uint64_t f64_no_bits(void) { return 0; }
+TL_INLINE uint32_t f32_set_bits(uint32_t bits) { return bits; }
+TL_INLINE uint64_t f64_set_bits(uint64_t bits) { return bits; }
+TL_INLINE uint32_t f32_load_bits(const uint32_t *p) { return *p; }
+TL_INLINE uint64_t f64_load_bits(const uint64_t *p) { return *p; }
+/* x, but 0 where a and b are the same integer */
+TL_INLINE float f32_zero_where_same(uint32_t a, uint32_t b, float x) { return a == b ? 0.0f : x; }
+TL_INLINE double f64_zero_where_same(uint64_t a, uint64_t b, double x) { return a == b ? 0.0 : x; }
 
 TL_INLINE float f32_set(float value) { return value; }
 TL_INLINE float f32_load(const float *p) {
@@ -106,6 +113,10 @@ TL_INLINE float f32_zero_if_negative(float a) {
     memcpy(&bits, &a, sizeof bits);
     return bits >> 31 ? 0.0f : a;
 }
+
+/* a == b ? c : d; a nan compares as false */
+TL_INLINE float f32_if_equal(float a, float b, float c, float d) { return a == b ? c : d; }
+TL_INLINE int f32_any_negative(uint32_t bits) { return bits >> 31 != 0; }
 
 #define bfloat16_COLUMNS 1
 TL_INLINE void bfloat16_load_columns(const uint16_t *p, float *to) { *to = f32_load_bfloat16(p); }
@@ -209,7 +220,11 @@ TL_INLINE double f64_power(double k, f64_table table) {
 }
 TL_INLINE double f64_zero_if_negative(double a) { return tl_to_bits(a) >> 63 ? 0.0 : a; }
 TL_INLINE uint64_t f64_or_bits(uint64_t a, double b, double c) { return a | tl_to_bits(b) | tl_to_bits(c); }
+/* whether a bit of a mask is set in any element */
+TL_INLINE int f32_any_of_bits(uint32_t a, uint32_t mask) { return (a & mask) != 0; }
+TL_INLINE int f64_any_of_bits(uint64_t a, uint64_t mask) { return (a & mask) != 0; }
 TL_INLINE int f64_any_bits(uint64_t bits) { return bits != 0; }
+TL_INLINE int f64_any_negative(uint64_t bits) { return bits >> 63 != 0; }
 
 #define f64_PIECE 1
 TL_INLINE double f64_load_pieces(const char *const *rows, size_t offset, size_t n) {
@@ -231,5 +246,16 @@ TL_INLINE double f64_plus_bits(double a, uint64_t bits) { return tl_from_bits(tl
 TL_INLINE double f64_and_bits(double a, uint64_t bits) { return tl_from_bits(tl_to_bits(a) & bits); }
 TL_INLINE double f64_with_bits(double a, uint64_t bits) { return tl_from_bits(tl_to_bits(a) | bits); }
 TL_INLINE double f64_exponent_field(double a) { return tl_from_bits(tl_to_bits(a) >> 52); }
+/* the same for float; 2^n of an integer n + 127 in the low bits of a float of ulp 1 */
+TL_INLINE uint32_t f32_to_bits(float a) {
+    uint32_t bits;
+    memcpy(&bits, &a, sizeof bits);
+    return bits;
+}
+TL_INLINE float f32_plus_bits(float a, uint32_t bits) { return tl_float_from_bits(f32_to_bits(a) + bits); }
+TL_INLINE float f32_and_bits(float a, uint32_t bits) { return tl_float_from_bits(f32_to_bits(a) & bits); }
+TL_INLINE float f32_with_bits(float a, uint32_t bits) { return tl_float_from_bits(f32_to_bits(a) | bits); }
+TL_INLINE float f32_exponent_field(float a) { return tl_float_from_bits(f32_to_bits(a) >> 23); }
+TL_INLINE float f32_pow2(float shifted) { return tl_float_from_bits(f32_to_bits(shifted) << 23); }
 TL_INLINE uint32_t f32_mask_nonzero(float a) { return a != 0; }
 TL_INLINE uint32_t f64_mask_nonzero(double a) { return a != 0; }

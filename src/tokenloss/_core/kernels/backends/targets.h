@@ -3,8 +3,8 @@
 
 #define SIGN ((uint64_t)1 << 63)
 
-/* Masks an id unless the sign bit of `unmasked` is set. Adds a sign bit to `masked` if it is not, and to `bad` if the id
- * is unmasked and no class. */
+/* Masks an id unless the sign bit of `unmasked` is set. Adds a sign bit to `masked` if it is not, and to `bad` if the
+ * id is unmasked and no class. */
 TL_TARGET TL_INLINE int64_t JOIN(mask_target_, BACKEND)(uint64_t id, uint64_t unmasked, uint64_t last, uint64_t *bad,
                                                         uint64_t *masked) {
     uint64_t all = 0 - (unmasked >> 63);
@@ -18,6 +18,11 @@ TL_TARGET static int JOIN(mask_targets_, BACKEND)(const tl_target_range *range, 
                                                   size_t count, int64_t *targets) {
     const uint64_t last = (uint64_t)range->classes - 1, ignored = (uint64_t)range->ignored;
     uint64_t bad = 0, masked = 0;
+    for (size_t i = 0; !mask && i < count; i++) /* nearly always, all ids are classes that count */
+        bad |= (uint64_t)targets[i] | (last - (uint64_t)targets[i]);
+    if (!mask && !(bad >> 63) && !(range->has_ignored && ignored <= last))
+        return 0;
+    bad = 0;
     if (!mask && !range->has_ignored)
         for (size_t i = 0; i < count; i++)
             targets[i] = JOIN(mask_target_, BACKEND)((uint64_t)targets[i], SIGN, last, &bad, &masked);

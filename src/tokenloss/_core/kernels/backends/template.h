@@ -26,27 +26,50 @@
 static const uint32_t f32_POWERS[8] = {0x00c4e5be, 0x00c6b7da, 0x00ca26de, 0x00cf5829,
                                        0x00cb3a3e, 0x00c7d424, 0x00c59202, 0x00c48e45};
 static const float f32_Q[] = {0x1.801cc2p+1f, 0x1.800f8p+2f};
+static const float f32_WHOLE[] = {0x1.55479p-3f, 0x1.0008d8p-1f, 1}; /* LEADING times Q */
 #define f32_LEADING 0x1.55479p-3f
 #define f32_EIGHTHS 0x1.715476p+3f /* 8 / ln 2 */
 #define f32_LN2 ((float)TL_FLOAT_LN2)
 #define f32_ROUNDER 0x1.8p23f
 #define f32_LEAST_EXPONENT (-126)
 #define f32_K_MASK 0x7ff
+#define f32_KEPT_BITS TL_FLOAT_KEPT_BITS
+#define f32_UNKEPT (1.0 / ((uint64_t)1 << TL_FLOAT_KEPT_BITS))
 #define f32_OTHER_LIMIT 0x1.fffffep127f
+#define f32_REACH 87
+#define f32_LEAST_ODDS 0x1p-80f
+#define f32_MOST_ODDS 0x1p115f
+#define f32_TERMS 4
+/* UNIT + UNIT_LOW is the reciprocal of the table's factor 1.538..., times 1 - 1.6e-8, which removes a mean error */
+#define f32_UNIT 0x1.4cd7e6p-1f
+#define f32_UNIT_LOW (-0x1.5ba98p-26f)
+static const float f32_EXP[] = {1 / 24.0f, 1 / 6.0f, 0.5f, 1};
 #define f32_SUMS 2 /* of four powers each: a third addition in float would cost too many digits */
 
 static const uint64_t f64_POWERS[8] = {0x10000000000000, 0x0f72b83c7d517b, 0x0f06fe0a31b715, 0x0ebfdad5362a27,
                                        0x0ea09e667f3bcd, 0x0eace5422aa0db, 0x0ee89f995ad3ad, 0x0f5818dcfba487};
 static const double f64_Q[] = {0x1.c0017f2731fb3p+2, 0x1.4ffc1238d66ddp+5,  0x1.a3fb16c1496aap+7,
                                0x1.a3fb16ce3f4eap+9, 0x1.3afc511aaf835p+11, 0x1.3afc511aaf76dp+12};
+static const double f64_WHOLE[] = {0x1.a01edf351ab43p-13, 0x1.6c1c3ab56a4f0p-10, 0x1.1111110c629b8p-7,
+                                   0x1.5555554accc88p-5,  0x1.555555555559dp-3,  0x1.00000000000a3p-1, 1};
 #define f64_LEADING 0x1.a01edf351ab43p-13
 #define f64_EIGHTHS 0x1.71547652b82fep+3
 #define f64_LN2 TL_LN2
 #define f64_ROUNDER 0x1.8p52
 #define f64_LEAST_EXPONENT (-1022)
 #define f64_K_MASK 0x3fff
+#define f64_KEPT_BITS TL_DOUBLE_KEPT_BITS
+#define f64_UNKEPT (1.0 / ((uint64_t)1 << TL_DOUBLE_KEPT_BITS))
 #define f64_OTHER_LIMIT TL_MIN_FMA_SAFE
 #define f64_SUMS 1
+#define f64_REACH 700
+#define f64_LEAST_ODDS 0x1p-900
+#define f64_MOST_ODDS 0x1p900
+#define f64_TERMS 8
+#define f64_UNIT 1.0
+#define f64_UNIT_LOW 0.0
+static const double f64_EXP[] = {1 / 3628800.0, 1 / 362880.0, 1 / 40320.0, 1 / 5040.0, 1 / 720.0,
+                                 1 / 120.0,     1 / 24.0,     1 / 6.0,     0.5,        1};
 
 /* Inside of the kernels, terms are 2^HEADROOM times as large, so that those far below the maximum are still in range.
  * Moments and sums up to SUM_OVERFLOW (logsumexp.c) must be, too. */
@@ -62,12 +85,18 @@ static const double f64_Q[] = {0x1.c0017f2731fb3p+2, 0x1.4ffc1238d66ddp+5,  0x1.
 #define CLAMPED_EIGHTHS 14
 #define GUARD 16
 
-/* Has gcc compute vectors where this stands. It would add the terms of a sum where the sum is used, and keep them all in
+/* k is larger by so many where arguments are not clamped. Then the last powers whose k still has no more bits than the
+ * field and an eighth are nan or infinite, and so are the first ones that are too small: no power looks like another.
+ * */
+#define f32_GUARD 16
+#define f64_GUARD 8
+
+/* Has gcc compute two vectors where this stands. It would add terms where their sum is used, and keep all of them in
  * memory until then: with AVX2, losses would take 9 % longer. */
 #if defined(__GNUC__) && !defined(__clang__) && f32_WIDTH >= 8
-#define COMPUTE_NOW(a, b, c) __asm__("" : "+v"(a), "+v"(b), "+v"(c))
+#define COMPUTE_NOW(a, b) __asm__("" : "+v"(a), "+v"(b))
 #else
-#define COMPUTE_NOW(a, b, c) (void)0
+#define COMPUTE_NOW(a, b) (void)0
 #endif
 
 /* What a reduction adds up. SUMEXP: sum of e^x. MOMENT: also sum of e^x (x - shift), max x, #{x >= threshold}, and the
@@ -75,11 +104,21 @@ static const double f64_Q[] = {0x1.c0017f2731fb3p+2, 0x1.4ffc1238d66ddp+5,  0x1.
  * other row and shift_y is passed as `threshold`. */
 enum tl_mode { SUMEXP, MOMENT, KL };
 
+/* What is written of a row: exponentials that were kept, times a number; elements less a number; exponentials. */
+enum tl_row_map { SCALE, SUBTRACT, EXPONENTIATE };
+
 /* The lanes that a reduction adds to: a copy in registers, as far as there are enough. */
 #define LANE_VECTORS (16 / f64_WIDTH)
 typedef struct {
     f64_vec sum[LANE_VECTORS], comp[LANE_VECTORS];
 } tl_lanes;
+
+TL_TARGET TL_INLINE tl_lanes zero_lanes(void) {
+    tl_lanes lanes;
+    for (size_t i = 0; i < LANE_VECTORS; i++)
+        lanes.sum[i] = lanes.comp[i] = f64_set(0);
+    return lanes;
+}
 
 TL_TARGET TL_INLINE tl_lanes f64_load_lanes(const double *sum, const double *comp) {
     tl_lanes lanes;
@@ -109,14 +148,19 @@ TL_TARGET TL_INLINE tl_lanes f32_load_lanes(const double *sum, const double *com
 }
 
 /* The sum of 16 lanes, without what was lost. */
-TL_TARGET TL_OUTLINE double total_of_lanes(const tl_lanes *lanes) {
-    double sum[16], lost[16];
-    f64_store_lanes(lanes, sum, lost);
-    for (size_t half = 8; half > 0; half /= 2)
-        for (size_t j = 0; j < half; j++)
-            sum[j] += sum[j + half];
+TL_TARGET TL_INLINE double sum_of_lanes(tl_lanes lanes) {
+    double sum[f64_WIDTH];
+    for (size_t half = LANE_VECTORS / 2; half > 0; half /= 2)
+        for (size_t i = 0; i < half; i++)
+            lanes.sum[i] = f64_add(lanes.sum[i], lanes.sum[i + half]);
+    f64_store(sum, lanes.sum[0]);
+    for (size_t half = f64_WIDTH / 2; half > 0; half /= 2)
+        for (size_t i = 0; i < half; i++)
+            sum[i] += sum[i + half];
     return sum[0];
 }
+
+TL_TARGET TL_INLINE int is_finite_sum(tl_lanes lanes) { return tl_abs(sum_of_lanes(lanes)) < (double)INFINITY; }
 
 TL_TARGET TL_INLINE void f32_store_lanes(const tl_lanes *lanes, double *sum, double *comp) {
     (void)comp;
@@ -144,20 +188,55 @@ TL_TARGET TL_INLINE void f32_accumulate_rest(tl_lanes *lanes, size_t lane, f32_v
 
 TL_TARGET TL_INLINE void f64_accumulate(tl_lanes *lanes, size_t lane, f64_vec term) {
     const size_t i = lane / f64_WIDTH;
-    f64_vec before = lanes->sum[i], after = f64_add(before, term), other = f64_sub(after, before);
-    f64_vec lost = f64_add(f64_sub(before, f64_sub(after, other)), f64_sub(term, other));
-    lanes->sum[i] = after;
-    lanes->comp[i] = f64_add(lanes->comp[i], lost);
+    lanes->comp[i] = f64_add(lanes->comp[i], f64_add_with_error(&lanes->sum[i], term));
 }
 
 TL_TARGET TL_INLINE void f64_accumulate_rest(tl_lanes *lanes, size_t lane, f64_vec term) {
     f64_accumulate(lanes, lane, f64_mul(term, f64_set(f64_LEADING)));
 }
 
+TL_TARGET TL_INLINE void f64_widen(f64_vec a, f64_vec *wide) { *wide = a; }
+TL_TARGET TL_INLINE f64_vec f64_narrow(const f64_vec *wide) { return *wide; }
+#define PARTS (OP(WIDTH) / f64_WIDTH) /* vectors of double that hold a vector of REAL */
+
+/* Numbers of double, rounded to the vector's dtype. */
+TL_TARGET TL_INLINE f64_vec f64_load_narrowed(const double *x) { return f64_load(x); }
+TL_TARGET TL_INLINE f32_vec f32_load_narrowed(const double *x) {
+    f64_vec wide[f32_WIDTH / f64_WIDTH];
+    for (size_t i = 0; i < f32_WIDTH / f64_WIDTH; i++)
+        wide[i] = f64_load(x + i * f64_WIDTH);
+    return f32_narrow(wide);
+}
+
+/* log(1 + u) where v = 1 + u rounded, `lost` is what that lost, and `low` what u lost itself. */
+TL_TARGET TL_INLINE void f64_log1p(f64_vec u, f64_vec v, f64_vec lost, f64_vec low, double *log) {
+    const f64_vec zero = f64_set(0);
+    f64_vec exponent, f = f64_split_near_one(v, &exponent, 0);
+    f = f64_if_equal(exponent, zero, u, f);
+    f64_store(log, f64_log_near_one(f, exponent, f64_if_equal(exponent, zero, low, f64_div(lost, v))));
+}
+
+TL_TARGET TL_INLINE void f32_log1p(f32_vec u, f32_vec v, f32_vec lost, f32_vec low, double *log) {
+    f32_vec exponent, g = f32_split_near_one(v, &exponent);
+    f32_vec inverse = f32_pow2(f32_add(f32_set(0x1p23f + 127), exponent));
+    f64_vec wide[f32_WIDTH / f64_WIDTH], wide_rest[f32_WIDTH / f64_WIDTH], wide_exponent[f32_WIDTH / f64_WIDTH];
+    (void)u;
+    (void)low;
+    g = f32_fma(f32_sub(f32_set(0), lost), inverse, g);
+    f32_vec square = f32_mul(g, g);
+    f32_widen(g, wide);
+    f32_widen(f32_mul(f32_minus_log_factor(g, square), square), wide_rest); /* added in double: 1.5e-8 less */
+    f32_widen(exponent, wide_exponent);
+    for (size_t i = 0; i < f32_WIDTH / f64_WIDTH; i++)
+        f64_store(log + i * f64_WIDTH, f64_sub(f64_sub(f64_mul(wide_exponent[i], f64_set(-TL_FLOAT_LN2)), wide[i]),
+                                               wide_rest[i]));
+}
+
 #define REAL float
 #define UINT uint32_t
 #define OP(f) f32_##f
 #include "exp_body.h"
+#include "nll_body.h"
 #undef REAL
 #undef UINT
 #undef OP
@@ -165,6 +244,7 @@ TL_TARGET TL_INLINE void f64_accumulate_rest(tl_lanes *lanes, size_t lane, f64_v
 #define UINT uint64_t
 #define OP(f) f64_##f
 #include "exp_body.h"
+#include "nll_body.h"
 #undef REAL
 #undef UINT
 #undef OP
@@ -225,17 +305,6 @@ TL_TARGET TL_INLINE void f64_accumulate_one(double *sum, double *error, double t
     JOIN(two_sum_, BACKEND)(sum, error, term);
 }
 
-TL_TARGET static void JOIN(target_dot_, BACKEND)(const double *mass, const double *x, size_t count, double shift,
-                                                 tl_dot_acc *dot) {
-    for (size_t i = 0; i < count; i += 16)
-        for (size_t j = 0; j < 16; j++) {
-            double term = mass[i + j] * (shift - x[i + j]);
-            term = mass[i + j] == 0 || shift == x[i + j] ? 0 : term;
-            JOIN(two_sum_, BACKEND)(&dot->dot[j], &dot->dot_comp[j], term);
-            JOIN(two_sum_, BACKEND)(&dot->mass[j], &dot->mass_comp[j], mass[i + j]);
-        }
-}
-
 TL_TARGET static ptrdiff_t JOIN(skip_zeros_, BACKEND)(const char *data, ptrdiff_t start, ptrdiff_t end) {
     const ptrdiff_t width = (ptrdiff_t)sizeof(f64_vec), run = 512;
     for (; start + 64 <= end; start += 64) {
@@ -257,9 +326,6 @@ TL_TARGET static ptrdiff_t JOIN(skip_zeros_, BACKEND)(const char *data, ptrdiff_
     return start;
 }
 
-TL_TARGET TL_INLINE void f64_widen(f64_vec a, f64_vec *wide) { *wide = a; }
-TL_TARGET TL_INLINE f64_vec f64_narrow(const f64_vec *wide) { return *wide; }
-
 /* a b + c; of doubles rounded twice, for an emulated fused operation is not exact where products overflow. */
 TL_TARGET TL_INLINE f32_vec f32_mul_add(f32_vec a, f32_vec b, f32_vec c) { return f32_fma(a, b, c); }
 TL_TARGET TL_INLINE f64_vec f64_mul_add(f64_vec a, f64_vec b, f64_vec c) { return f64_add(f64_mul(a, b), c); }
@@ -267,6 +333,11 @@ TL_TARGET TL_INLINE f64_vec f64_mul_add(f64_vec a, f64_vec b, f64_vec c) { retur
 /* Vectors that a row is multiplied with in one pass: as many as there are registers for. */
 #define DOT_VECTORS (f32_WIDTH == 16 ? 4 : 1)
 
+#define REAL double
+#define OP(f) f64_##f
+#include "interleave_body.h"
+#undef REAL
+#undef OP
 #define REAL float
 #define OP(f) f32_##f
 #include "interleave_body.h"
@@ -279,18 +350,9 @@ TL_TARGET TL_INLINE f64_vec f64_mul_add(f64_vec a, f64_vec b, f64_vec c) { retur
 #define STREAM(p, a) f32_stream(p, a)
 #include "dtype_body.h"
 
-/* The moments of a chunk of half precision, converted: one function for both dtypes. */
-TL_TARGET TL_OUTLINE void JOIN(moment_converted_, BACKEND)(const float *x, size_t count, OP(acc) * acc, tl_lanes *sum,
-                                                           tl_lanes *moment, tl_all_classes *all) {
-    JOIN(reduce_chunk_float32_, BACKEND)(x, count, acc, sum, moment, all, MOMENT, 1, x);
-}
-
 #define DTYPE float16
 #define ELEMENT uint16_t
 #define HALF
-#if f32_WIDTH == 16
-#define CONVERTS_MOMENTS
-#endif
 #define LOAD(p) f32_load_float16(p)
 #define LOAD_COLUMNS(p, to) (to)[0] = f32_load_float16(p)
 #define STORE(p, a) f32_store_float16(p, a)
@@ -300,7 +362,6 @@ TL_TARGET TL_OUTLINE void JOIN(moment_converted_, BACKEND)(const float *x, size_
 #define DTYPE bfloat16
 #define ELEMENT uint16_t
 #define HALF
-#define CONVERTS_MOMENTS
 #define COLUMNS bfloat16_COLUMNS
 #define LOAD(p) f32_load_bfloat16(p)
 #define LOAD_COLUMNS(p, to) bfloat16_load_columns(p, to)
@@ -316,7 +377,6 @@ TL_TARGET TL_OUTLINE void JOIN(moment_converted_, BACKEND)(const float *x, size_
 #undef OP
 #define REAL double
 #define OP(f) f64_##f
-#include "interleave_body.h"
 
 #define DTYPE float64
 #define ELEMENT double
@@ -348,6 +408,7 @@ const tl_backend JOIN(tl_, BACKEND) = {
         {
             [TL_REDUCE_SUMEXP] = ALL_DTYPES(sumexp_),
             [TL_REDUCE_MOMENT] = ALL_DTYPES(moment_),
+            [TL_REDUCE_SOFTMAX] = ALL_DTYPES(sum_exps_),
             [TL_REDUCE_MAX] = ALL_DTYPES(max_),
             [TL_REDUCE_MAX_COUNT] = ALL_DTYPES(max_count_),
         },
@@ -355,6 +416,10 @@ const tl_backend JOIN(tl_, BACKEND) = {
     .indices_ge = ALL_DTYPES(indices_ge_),
     .exp_scaled = ALL_DTYPES(exp_scaled_),
     .sub_scalar = ALL_DTYPES(sub_scalar_),
+    .exp_rows = ALL_DTYPES(exp_rows_),
+    .scale_rows = ALL_DTYPES(scale_rows_),
+    .sub_rows = ALL_DTYPES(sub_rows_),
+    .exp_scaled_rows = ALL_DTYPES(exp_scaled_rows_),
     .sum = ALL_DTYPES(sum_),
     .to_f64 = ALL_DTYPES(to_f64_),
     .to_compute = ALL_DTYPES(to_compute_),
@@ -362,15 +427,19 @@ const tl_backend JOIN(tl_, BACKEND) = {
     .softcap = JOIN(softcap_, BACKEND),
     .logs = JOIN(logs_, BACKEND),
     .prob_sums = JOIN(prob_sums_, BACKEND),
-    .target_dot = JOIN(target_dot_, BACKEND),
+    .target_dot = COMPUTE_DTYPES(target_dot_),
+    .row_dots = COMPUTE_DTYPES(row_dots_),
+    .largest_mass = COMPUTE_DTYPES(largest_mass_),
+    .find_masses = COMPUTE_DTYPES(find_masses_),
+    .widen_masses = COMPUTE_DTYPES(widen_masses_),
+    .short_dots = COMPUTE_DTYPES(short_dots_),
     .add_exactly = JOIN(add_exactly_, BACKEND),
     .add_squares_exactly = JOIN(add_squares_exactly_, BACKEND),
     .add_with_errors = JOIN(add_with_errors_, BACKEND),
     .mask_targets = JOIN(mask_targets_, BACKEND),
     .clipped_losses = JOIN(clipped_losses_, BACKEND),
     .nonzeros = JOIN(nonzeros_, BACKEND),
-    .ignore_where_zero = JOIN(ignore_where_zero_, BACKEND),
-    .add_rows = JOIN(add_rows_, BACKEND),
+    .add_losses = JOIN(add_losses_, BACKEND),
     .skip_zeros = JOIN(skip_zeros_, BACKEND),
     .interleave = ALL_DTYPES(interleave_),
     .deinterleave = ALL_DTYPES(deinterleave_),
@@ -379,9 +448,14 @@ const tl_backend JOIN(tl_, BACKEND) = {
     .short_sumexp = COMPUTE_DTYPES(short_sumexp_),
     .short_moments = COMPUTE_DTYPES(short_moments_),
     .short_ranks = COMPUTE_DTYPES(short_ranks_),
+    .short_softmax = COMPUTE_DTYPES(short_softmax_),
+    .short_scale = COMPUTE_DTYPES(short_scale_),
     .short_exp = COMPUTE_DTYPES(short_exp_),
     .short_sub = COMPUTE_DTYPES(short_sub_),
     .short_sum = COMPUTE_DTYPES(short_sum_),
+    .few_losses = {[TL_FLOAT32] = f32_few_losses, [TL_FLOAT64] = f64_few_losses},
+    .sum_others = ALL_DTYPES(sum_others_),
+    .losses_of_sums = {[TL_FLOAT32] = f32_losses_of_sums, [TL_FLOAT64] = f64_losses_of_sums},
     .lse_logs = JOIN(lse_logs_, BACKEND),
     .log_odds = JOIN(log_odds_, BACKEND),
     .entropies = JOIN(entropies_, BACKEND),

@@ -1,0 +1,246 @@
+/* Masses of target distributions: the largest, and sums over classes weighted by them. Included at the end of
+ * short_rows_body.h, for float and double. */
+
+/* Adds a term to a sum, and its rounding error to another if that is wanted. */
+TL_TARGET TL_INLINE void NAME(add_wide_)(f64_vec *sum, f64_vec *comp, f64_vec term, int compensates) {
+    if (compensates)
+        *comp = f64_add(*comp, f64_add_with_error(sum, term));
+    else
+        *sum = f64_add(*sum, term);
+}
+
+/* mass (shift - x), 0 where the mass is 0. */
+TL_TARGET TL_INLINE f64_vec NAME(mass_term_)(f64_vec mass, f64_vec x, f64_vec shift) {
+    return f64_if_equal(mass, f64_set(0), f64_set(0), f64_mul(mass, f64_sub(shift, x)));
+}
+
+/* Adds 16 classes. Where `is_tame`, products of 0 are not looked for: if one is of an infinity, the sum becomes nan. */
+TL_TARGET TL_INLINE void NAME(add_16_)(const REAL *mass, const REAL *x, double shift, int is_tame, int compensates,
+                                       tl_lanes *dot, tl_lanes *total) {
+    for (size_t j = 0; j < 16; j += OP(WIDTH)) {
+        f64_vec of_mass[PARTS], of_x[PARTS];
+        OP(widen)(OP(load)(mass + j), of_mass);
+        OP(widen)(OP(load)(x + j), of_x);
+        for (size_t i = 0; i < PARTS; i++) {
+            const size_t l = j / f64_WIDTH + i;
+            f64_vec term = f64_mul(of_mass[i], f64_sub(f64_set(shift), of_x[i]));
+            if (!is_tame)
+                term = f64_if_equal(of_x[i], f64_set(shift), f64_set(0),
+                                    NAME(mass_term_)(of_mass[i], of_x[i], f64_set(shift)));
+            NAME(add_wide_)(&dot->sum[l], &dot->comp[l], term, compensates);
+            NAME(add_wide_)(&total->sum[l], &total->comp[l], of_mass[i], compensates);
+        }
+    }
+}
+
+/* Whether no lane is infinite or nan. */
+TL_TARGET TL_INLINE int NAME(are_finite_)(const tl_lanes *lanes) {
+    uint32_t found = 0;
+    for (size_t i = 0; i < LANE_VECTORS; i++)
+        found |= f64_mask_nonzero(f64_sub(lanes->sum[i], lanes->sum[i]));
+    return found == 0;
+}
+
+/* Along the classes of a row; the last few are copied, with masses of 0 after them. */
+TL_TARGET TL_INLINE void NAME(add_classes_)(const REAL *mass, const REAL *x, size_t count, double shift, int is_tame,
+                                            int compensates, tl_lanes *dot, tl_lanes *total) {
+    const size_t rest = count % 16;
+    for (; count >= 16; count -= 16, mass += 16, x += 16)
+        NAME(add_16_)(mass, x, shift, is_tame, compensates, dot, total);
+    if (rest > 0) {
+        REAL last_mass[16] = {0}, last_x[16] = {0};
+        memcpy(last_mass, (const void *)mass, rest * sizeof *mass);
+        memcpy(last_x, (const void *)x, rest * sizeof *x);
+        NAME(add_16_)(last_mass, last_x, shift, is_tame, compensates, dot, total);
+    }
+}
+
+/* Stores the sums, unless they were supposed to be tame and are not finite: returns whether it did. */
+TL_TARGET TL_INLINE int NAME(add_masses_)(const REAL *mass, const REAL *x, size_t count, double shift, int is_tame,
+                                          int compensates, tl_dot_acc *to) {
+    tl_lanes dot = f64_load_lanes(to->dot, to->dot_comp), total = f64_load_lanes(to->mass, to->mass_comp);
+    NAME(add_classes_)(mass, x, count, shift, is_tame, compensates, &dot, &total);
+    if (is_tame && !(NAME(are_finite_)(&dot) && NAME(are_finite_)(&total)))
+        return 0;
+    f64_store_lanes(&dot, to->dot, to->dot_comp);
+    f64_store_lanes(&total, to->mass, to->mass_comp);
+    return 1;
+}
+
+TL_TARGET static void NAME(target_dot_)(const void *masses, const void *logits, size_t count, double shift,
+                                        tl_dot_acc *to) {
+    const REAL *mass = (const REAL *)masses, *x = (const REAL *)logits;
+    if (sizeof(REAL) == sizeof(double) && to->compensates) {
+        if (!NAME(add_masses_)(mass, x, count, shift, 1, 1, to))
+            NAME(add_masses_)(mass, x, count, shift, 0, 1, to);
+    } else if (!NAME(add_masses_)(mass, x, count, shift, 1, 0, to)) {
+        NAME(add_masses_)(mass, x, count, shift, 0, 0, to);
+    }
+}
+
+/* The sum of 16 lanes. */
+TL_TARGET TL_INLINE double NAME(sum_of_dot_)(const tl_lanes *lanes) {
+    double sum[16], comp[16];
+    if (sizeof(REAL) == sizeof(float))
+        return sum_of_lanes(*lanes);
+    f64_store_lanes(lanes, sum, comp);
+    for (size_t half = 8; half > 0; half /= 2)
+        for (size_t i = 0; i < half; i++) {
+            double first = sum[i], second = sum[i + half], other;
+            sum[i] = first + second;
+            other = sum[i] - first;
+            comp[i] += comp[i + half] + ((first - (sum[i] - other)) + (second - other));
+        }
+    return sum[0] + comp[0];
+}
+
+TL_TARGET static uint64_t NAME(row_dots_)(const char *const *masses, const char *const *rows, size_t count,
+                                          size_t classes, const double *shift, double *dot, double *total) {
+    const int compensates = sizeof(REAL) == sizeof(double);
+    uint64_t finite = 0;
+    for (size_t r = 0; r < count; r++) {
+        tl_lanes of_dot = zero_lanes(), of_mass = zero_lanes();
+        const REAL *mass = (const REAL *)(const void *)masses[r], *x = (const REAL *)(const void *)rows[r];
+        NAME(add_classes_)(mass, x, classes, shift[r], 1, compensates, &of_dot, &of_mass);
+        finite |= (uint64_t)(NAME(are_finite_)(&of_dot) && NAME(are_finite_)(&of_mass)) << r;
+        dot[r] = NAME(sum_of_dot_)(&of_dot);
+        total[r] = NAME(sum_of_dot_)(&of_mass);
+    }
+    return finite;
+}
+
+/* The least positive number. */
+#define LEAST ((REAL)(sizeof(REAL) == sizeof(double) ? 0x1p-1074 : 0x1p-149))
+
+TL_TARGET static int64_t NAME(largest_mass_)(const void *start, size_t count, double *largest, int64_t *positive) {
+    const REAL *mass = (const REAL *)start;
+    const OP(vec) zero = OP(set)(0), least = OP(set)(LEAST);
+    const size_t whole = count / OP(WIDTH) * OP(WIDTH);
+    const uint32_t all = OP(mask_ge)(zero, zero);
+    REAL last[OP(WIDTH)] = {0}, lane[OP(WIDTH)], at[OP(WIDTH)];
+    OP(bits) counts = OP(no_bits)();
+    OP(vec) most = zero, place = zero;
+    uint32_t good = all;
+    memcpy(last, (const void *)(mass + whole), (count - whole) * sizeof *mass);
+    for (size_t i = 0; i < count; i += OP(WIDTH)) {
+        OP(vec) value = OP(load)(i < whole ? mass + i : last), more = OP(max_skip_nan)(value, most);
+        good &= OP(mask_ge)(value, zero);
+        counts = OP(count_ge)(counts, value, least);
+        place = OP(if_equal)(more, most, place, OP(set)((REAL)i));
+        most = more;
+    }
+    OP(store)(lane, most);
+    OP(store)(at, place);
+    for (size_t j = 0; j < OP(WIDTH); j++)
+        at[j] += (REAL)j;
+    for (size_t half = OP(WIDTH) / 2; half > 0; half /= 2)
+        for (size_t j = 0; j < half; j++) {
+            REAL value = lane[j + half], other = at[j + half];
+            int is_first = (value > lane[j]) | ((value == lane[j]) & (other < at[j]));
+            lane[j] = is_first ? value : lane[j];
+            at[j] = is_first ? other : at[j];
+        }
+    *largest = (double)lane[0];
+    *positive = OP(sum_counts)(counts);
+    return good == all ? (int64_t)at[0] : -1;
+}
+
+/* Rows side by side, in groups. */
+TL_TARGET static uint64_t NAME(find_masses_)(const void *groups, size_t rows, size_t classes, int64_t *argmax) {
+    uint64_t good = 0;
+    for (size_t r = 0; r < rows; r += OP(WIDTH)) {
+        const REAL *mass = (const REAL *)groups + r / TL_GROUP * TL_GROUP * classes + r % TL_GROUP;
+        OP(vec) most = OP(set)(0), place = most;
+        uint32_t is_mass = ~(uint32_t)0;
+        REAL places[OP(WIDTH)];
+        for (size_t k = 0; k < classes; k++) {
+            OP(vec) value = OP(load)(mass + TL_GROUP * k), more = OP(max_skip_nan)(value, most);
+            place = OP(if_equal)(more, most, place, OP(set)((REAL)k));
+            most = more;
+            is_mass &= OP(mask_ge)(value, OP(set)(0));
+        }
+        good |= (uint64_t)(is_mass & OP(mask_ge)(most, OP(set)(LEAST))) << r;
+        OP(store)(places, place);
+        for (size_t j = 0; j < OP(WIDTH); j++)
+            argmax[r + j] = (int64_t)places[j];
+    }
+    return good;
+}
+
+TL_TARGET static void NAME(widen_masses_)(const void *groups, size_t rows, size_t classes, double scale, double add,
+                                          const double *weight, double *mass) {
+    const REAL *from = (const REAL *)groups;
+    for (size_t r = 0; r < rows; r += TL_GROUP)
+        for (size_t k = 0; k < classes; k++)
+            for (size_t j = 0; j < TL_GROUP; j += OP(WIDTH), from += OP(WIDTH)) {
+                f64_vec wide[PARTS];
+                OP(widen)(OP(load)(from), wide);
+                for (size_t i = 0; i < PARTS; i++, mass += f64_WIDTH) {
+                    f64_vec value = f64_add(f64_set(add), f64_mul(f64_set(scale), wide[i]));
+                    f64_store(mass, f64_mul(value, f64_set(weight[k])));
+                }
+            }
+}
+
+/* The sums of the first `count` lanes, as target_dot's are added at last. */
+TL_TARGET TL_INLINE void NAME(end_dots_)(NAME(lane_) * lanes, size_t count, double *total) {
+    if (sizeof(REAL) == sizeof(double)) {
+        NAME(end_lanes_)(lanes, count, 1, total);
+        return;
+    }
+    for (size_t i = 0; i < PARTS; i++) {
+        for (size_t half = 8; half > 0; half /= 2)
+            for (size_t l = 0; l < half && l + half < count; l++)
+                lanes[l].sum[i] = f64_add(lanes[l].sum[i], lanes[l + half].sum[i]);
+        f64_store(total + i * f64_WIDTH, lanes[0].sum[i]);
+    }
+}
+
+/* The masses of a vector of rows for a class, as doubles. */
+TL_TARGET TL_INLINE void NAME(load_mass_)(const void *masses, size_t at, int is_wide, f64_vec *wide) {
+    if (is_wide)
+        for (size_t i = 0; i < PARTS; i++)
+            wide[i] = f64_load((const double *)masses + at + i * f64_WIDTH);
+    else
+        OP(widen)(OP(load)((const REAL *)masses + at), wide);
+}
+
+TL_TARGET TL_INLINE void NAME(short_dots_of_)(const REAL *x, const void *masses, int is_wide, size_t rows,
+                                              size_t classes, const double *shift, double *dot, double *total) {
+    const size_t count = classes < 16 ? classes : 16;
+    const int compensates = sizeof(REAL) == sizeof(double);
+    for (size_t r = 0; r < rows; r += OP(WIDTH)) {
+        const size_t at = r / TL_GROUP * TL_GROUP * classes + r % TL_GROUP;
+        NAME(lane_) dots[16], totals[16];
+        size_t l = 0;
+        do { /* at least one, which compilers then know */
+            NAME(lane_) of_dot, of_mass;
+            for (size_t i = 0; i < PARTS; i++)
+                of_dot.sum[i] = of_dot.comp[i] = of_mass.sum[i] = of_mass.comp[i] = f64_set(0);
+            for (size_t k = l; k < classes; k += 16) {
+                f64_vec wide[PARTS], mass[PARTS];
+                OP(widen)(OP(load)(x + at + TL_GROUP * k), wide);
+                NAME(load_mass_)(masses, at + TL_GROUP * k, is_wide, mass);
+                for (size_t i = 0; i < PARTS; i++) {
+                    f64_vec term = NAME(mass_term_)(mass[i], wide[i], f64_load(shift + r + i * f64_WIDTH));
+                    NAME(add_wide_)(&of_dot.sum[i], &of_dot.comp[i], term, compensates);
+                    NAME(add_wide_)(&of_mass.sum[i], &of_mass.comp[i], mass[i], compensates);
+                }
+            }
+            dots[l] = of_dot;
+            totals[l] = of_mass;
+        } while (++l < count);
+        NAME(end_dots_)(dots, count, dot + r);
+        NAME(end_dots_)(totals, count, total + r);
+    }
+}
+
+TL_TARGET static void NAME(short_dots_)(const void *groups, const void *masses, int is_wide, size_t rows,
+                                        size_t classes, const double *shift, double *dot, double *total) {
+    if (is_wide)
+        NAME(short_dots_of_)((const REAL *)groups, masses, 1, rows, classes, shift, dot, total);
+    else
+        NAME(short_dots_of_)((const REAL *)groups, masses, 0, rows, classes, shift, dot, total);
+}
+
+#undef LEAST

@@ -1,0 +1,18 @@
+/* Losses for class ids, relative to the target's logit: backends/nll_body.h has the formula. Rows that are far out, of
+ * 1 class, or of more than TL_NLL_CLASSES, have no such loss; theirs comes from their logsumexp (tl_odds_of_block). */
+#ifndef TOKENLOSS_NLL_H
+#define TOKENLOSS_NLL_H
+
+#include "row_block.h"
+
+/* The target of each row is its excluded class. Returns a bit for each wanted row that has one and such a loss, for
+ * which `of` is set. If rows were loaded into groups, `groups` becomes these. */
+uint64_t tl_nll_of_block(const tl_backend *backend, const tl_row_block *rows, tl_block_nll *of, tl_groups *groups);
+
+/* The same of rows that lie in groups, scaled and capped. */
+uint64_t tl_nll_of_groups(const tl_backend *backend, const tl_row_block *rows, tl_groups groups, tl_block_nll *of);
+
+/* The loss of one row, which is left as it was where there is no such loss; returns whether there is. */
+int tl_nll_of_row(const tl_backend *backend, const tl_row *row, int64_t target, double *nll);
+
+#endif

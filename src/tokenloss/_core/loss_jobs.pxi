@@ -1,0 +1,145 @@
+# The job of losses of logits and their gradients.
+
+@cython.final
+cdef class CrossEntropy(LogSumExpJob):
+    """The cross-entropy of logits, for class ids or distributions, and its gradient if it is wanted: see loss.h."""
+
+    cdef View grad
+    cdef double label_smoothing, z_loss
+    cdef double grad_divisor  # that of the mean loss, or 1
+    cdef bint nontemporal_stores
+
+    def __init__(self, Scores scores, Positions positions, numbers, tuple options, grad=None, int grad_dtype=0,
+                 bint is_mean_grad=False):
+        # options are those of `loss_options`; the gradient goes to `grad`, with `is_mean_grad` that of the mean loss
+        self.set_up(scores, positions, numbers)
+        self.label_smoothing, self.z_loss, self.logit_scale, self.softcap = options
+        self.is_class_major, self.excludes_classes = scores.is_class_major(), True
+        self.keeps_logits = grad is not None or self.label_smoothing != 0 or not positions.by_class
+        self.excludes_together = (not positions.by_class and not positions.is_integer
+                                  and is_given(&positions.targets_view))
+        self.shifts = self.logit_scale > 1 and self.softcap == 0 and self.z_loss == 0
+        self.grad_divisor = 1
+        if grad is not None:
+            open_view(&self.grad, grad, grad_dtype, scores.axis, True)
+            self.nontemporal_stores = self.grad.buffer.len >= NONTEMPORAL_BYTES
+            if is_mean_grad:
+                self.grad_divisor = positions.mean_divisor()
+
+    def __dealloc__(self):
+        PyBuffer_Release(&self.grad.buffer)
+
+    cdef double cost_of_row(self) noexcept:
+        cdef double cost
+        if is_given(&self.grad):
+            cost = self.cost_of_scores(18, 0.55)
+        elif self.positions.by_class and FEW_CLASSES < self.scores.classes <= NLL_CLASSES:
+            cost = NLL_ROW + self.cost_of_classes(5, 0.35 * NLL_CLASS)
+        else:
+            cost = self.cost_of_scores(5, 0.35)
+        return cost if self.positions.by_class else cost + cost_of_masses(self.positions)
+
+    cdef tl_loss loss_at(self, int64_t row, int64_t target) noexcept nogil:
+        """The target and the options of a row's loss."""
+        cdef tl_loss loss
+        loss.soft = self.positions.soft_target(row, self.label_smoothing)
+        loss.target, loss.z_loss, loss.target_weight, loss.grad = target, self.z_loss, 1, NULL
+        loss.grad_scale, loss.nontemporal_stores = 1, self.nontemporal_stores
+        if target >= 0:
+            loss.target_weight = self.positions.class_weight(target)
+        return loss
+
+    cdef int64_t exclude(self, int64_t row, int64_t target, Totals *totals, tl_cancel *cancel) noexcept nogil:
+        cdef tl_loss loss
+        cdef int64_t argmax, nonzero
+        if target >= 0:
+            return target
+        loss = self.loss_at(row, target)
+        argmax = tl_soft_target_argmax(backend, &loss.soft, self.scores.classes, &nonzero, cancel)
+        return argmax if self.accepts_distribution(row, &loss.soft, argmax, nonzero, totals, cancel) else MASKED
+
+    cdef size_t scratch_bytes(self) noexcept nogil:
+        cdef size_t count = LogSumExpJob.scratch_bytes(self)
+        return count + tl_masses_bytes(self.scores.classes, self.is_class_major) if self.excludes_together else count
+
+    cdef void find_losses(self, Block *block) noexcept nogil:
+        """Write the targets and options of a block's distributions."""
+        cdef const char *addresses[BLOCK_ROWS]
+        cdef int i, count = block.rows.count
+        if block.with_options < count:
+            block.losses[0] = self.loss_at(block.number[0], -1)
+            for i in range(1, count):
+                block.losses[i] = block.losses[0]
+            block.with_options = count
+        if is_given(&self.positions.targets_view):
+            self.find_rows(&self.positions.targets_view, block, addresses)
+            for i in range(count):
+                block.losses[i].soft.mass = addresses[i]
+
+    cdef void reduce_block(self, Block *block, Totals *totals, tl_cancel *cancel) noexcept nogil:
+        cdef char *memory = block.rows.scratch
+        if not self.positions.by_class:
+            self.find_losses(block)
+            block.masses.usable = 0
+        if self.excludes_together and not block.is_row_alone:
+            if memory != NULL:
+                memory += LogSumExpJob.scratch_bytes(self)
+            tl_exclude_by_masses(backend, &block.rows, block.losses, memory, &block.masses, cancel)
+        LogSumExpJob.reduce_block(self, block, totals, cancel)
+
+    cdef void finish_block(self, Block *block, const tl_block_lse *lse, Totals *totals,
+                           tl_cancel *cancel) noexcept nogil:
+        if self.positions.by_class:
+            self.finish_class_ids(block, lse, cancel)
+        else:
+            self.finish_distributions(block, lse, cancel)
+
+    cdef void finish_class_ids(self, Block *block, const tl_block_lse *lse, tl_cancel *cancel) noexcept nogil:
+        cdef tl_loss loss
+        cdef tl_out_block grads
+        cdef double weights[BLOCK_ROWS]
+        cdef double grad_scales[BLOCK_ROWS]
+        cdef int i
+        if not self.keeps_logits and self.z_loss == 0 and not self.weighs_class_ids:
+            for i in range(block.rows.count):
+                block.values[i] = lse.relative.nll[i]
+            return
+        loss = self.loss_at(block.number[0], -1)
+        if self.weighs_class_ids:
+            for i in range(block.rows.count):
+                weights[i] = 0
+                if block.rows.excluded[i] >= 0:
+                    weights[i] = self.positions.class_weight(block.rows.excluded[i])
+        if is_given(&self.grad):
+            self.find_out_rows(&self.grad, block, self.nontemporal_stores, &grads)
+            self.find_grad_scales(block, grad_scales)
+        tl_class_losses_of_block(backend, &block.rows, lse, &loss, weights if self.weighs_class_ids else NULL,
+                                 grad_scales, &grads if is_given(&self.grad) else NULL, block.values, cancel)
+
+    cdef void find_grad_scales(self, const Block *block, double *grad_scales) noexcept nogil:
+        """Write the factors of the gradients of a block's rows: their weights over the divisor."""
+        cdef double common_scale = 1 / self.grad_divisor
+        cdef int i
+        for i in range(BLOCK_ROWS):
+            grad_scales[i] = common_scale
+        if self.weighs_rows:
+            for i in range(block.rows.count):
+                grad_scales[i] = self.positions.sample_weight_of(block.number[i]) / self.grad_divisor
+
+    cdef void finish_distributions(self, Block *block, const tl_block_lse *lse, tl_cancel *cancel) noexcept nogil:
+        cdef tl_out_block grads
+        cdef double grad_scales[BLOCK_ROWS]
+        cdef int i
+        if is_given(&self.grad):
+            self.find_out_rows(&self.grad, block, self.nontemporal_stores, &grads)
+            self.find_grad_scales(block, grad_scales)
+            for i in range(block.rows.count):
+                block.losses[i].grad_scale = grad_scales[i]
+        tl_mass_losses_of_block(backend, &block.rows, lse, block.losses, &block.masses,
+                                &grads if is_given(&self.grad) else NULL, block.values, cancel)
+
+    cdef void mask_row(self, int64_t row) noexcept nogil:
+        cdef tl_row grad
+        if is_given(&self.grad):
+            grad = row_at(&self.grad, row)
+            tl_fill(&grad, 0)
