@@ -1,60 +1,59 @@
-"""The cases of short rows, from two classes on, of probabilities, tiny calls and sums, on one thread.
+"""The cases of short rows, from two classes on, of planes, probabilities, tiny calls and sums, on one thread.
 
 Arrays fit in a cache, unless a case is about reading memory: peers that make temporary arrays are fastest there.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any
 
 import numpy as np
-import peers_of_planes
+import peers
 import peers_of_probabilities
 from cases import ITEMSIZES, Build, backends, normal, ours, written
 from harness import REFERENCE, Case, Contender, UnavailableError, gather
-from peers_of_probabilities import EPSILON, TUTORIAL, tutorial
+from peers import EPSILON, TUTORIAL, tutorial
 
 import tokenloss
 
-CLASSES = (2, 3, 5, 10, 16, 30, 64, 100, 300, 512, 1000, 3000, 10000)
-FEW_CLASSES = (2, 10, 100, 1000)
-IMAGES = {2: 8, 5: 8, 10: 8, 21: 8, 150: 4}  # by their channels; the largest array has 157 MB
-LOG_LOSS = ((1_000_000, 100), (10_000_000, 10))  # probabilities such as many people give to scikit-learn
-TINY = ((3,), (1, 3), (4, 3), (3, 4))
+CURVE = (2, 3, 5, 10, 20, 30, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 20000)  # numbers of classes
+FEW_CLASSES = (2, 3, 10, 30, 100, 1000)
+OTHER_DTYPES = (2, 10, 100, 1000)  # numbers of classes of which dtypes but float32 are timed
+IMAGES = {2: 8, 5: 4, 12: 2, 21: 2, 150: 1}  # by their channels
+COLD = ((250_000, 100), (2_500_000, 10))  # probabilities such as many people give to scikit-learn
+TINY = ((3,), (3, 4))
 TINY_WORKS = ("onehot", "ids", "cross_entropy", "logsumexp")
-PEERS_OF_WRITTEN = ("NumPy", "SciPy", "torch")  # the others compile, or take a model
 SCALE = 2.0  # of logits, so that no probability is so small that the tutorial's function clips it
 DOUBLE = 1e-14
 
 
 def all_cases(*, quick: bool) -> Iterator[tuple[str, Build]]:
     """Every case, by name."""
-    most_rows, most_bytes, cached = (1000, 1 << 20, 1 << 12) if quick else (1_000_000, 32 << 20, 1 << 17)
-    for dtype, itemsize in ITEMSIZES.items():
-        for v in CLASSES if dtype == "float32" else FEW_CLASSES:
-            yield f"short/{dtype}/{v}", partial(short, dtype, min(most_rows, most_bytes // itemsize // v), v)
+    size, cached, most_rows = (1 << 14, 1 << 12, 1000) if quick else (1 << 20, 1 << 17, 10_000_000)
+    for dtype in ITEMSIZES:
+        for v in CURVE if dtype == "float32" else OTHER_DTYPES:
+            yield f"short/{dtype}/{v}", partial(short, dtype, max(1, size // v), v)
     for v in FEW_CLASSES:
         rows = max(cached // v, 8)
-        for work in ("softmax", "log_softmax", "grad"):
+        for work in ("softmax", "log_softmax", "cross_entropy_and_grad"):
             yield f"short_{work}/{v}", partial(short_written, work, rows, v)
-        yield f"short_ids/{v}", partial(class_ids, "float32", min(most_rows, 10_000), v)
-        for kind in ("onehot", "soft"):
-            for dtype in ("float32", "float64"):
-                yield f"short_{kind}/{dtype}/{v}", partial(distributions, kind, dtype, rows, v)
+        yield f"short_ids/float32/{v}", partial(class_ids, "float32", min(most_rows, 10_000), v)
+        dtypes = ("float32", "float64") if v in OTHER_DTYPES else ("float32",)
+        for kind, dtype in itertools.product(("onehot", "soft"), dtypes):
+            yield f"short_{kind}/{dtype}/{v}", partial(distributions, kind, dtype, rows, v)
     for channels, images in IMAGES.items():
         shape = (2, channels, 32, 32) if quick else (images, channels, 256, 256)
-        yield f"channel_first/{channels}", partial(channel_first, shape)
-    for n, v in LOG_LOSS:
-        for dtype in ("float32", "float64"):
-            yield f"log_loss/{n}x{v}/{dtype}", partial(class_ids, dtype, most_rows if quick else n, v)
-    for work in TINY_WORKS:
-        for tiny_shape in TINY:
-            yield f"tiny/{work}/{'x'.join(map(str, tiny_shape))}", partial(tiny, work, tiny_shape)
-    yield "sums/meter", partial(sums, most_rows)
-    yield "sequences/512", partial(sums_of_sequences, max(1, most_rows // 512), 512)
+        yield f"planes/{channels}", partial(planes, shape)
+    for (n, v), dtype in itertools.product(COLD, ("float32", "float64")):
+        yield f"cold/{n}x{v}/{dtype}", partial(class_ids, dtype, min(most_rows, n), v)
+    for work, tiny_shape in itertools.product(TINY_WORKS, TINY):
+        yield f"tiny/{work}/{'x'.join(map(str, tiny_shape))}", partial(tiny, work, tiny_shape)
+    yield "sums/meter", partial(sums, min(most_rows, 1_000_000))
+    yield "sums/sequences", partial(sums_of_sequences, max(1, min(most_rows, 1_000_000) // 512), 512)
 
 
 def short(dtype: str, rows: int, classes: int) -> Case:
@@ -64,35 +63,34 @@ def short(dtype: str, rows: int, classes: int) -> Case:
     except ImportError:
         raise UnavailableError("pip install ml_dtypes") from None
     targets = _ids(rows, classes)
-    contenders = backends(lambda: tokenloss.cross_entropy(x, targets, workers=1), cached=False)
-    case = Case(f"cross_entropy, {dtype} logits {rows} x {classes}", contenders, x.nbytes, rows=rows)
-    return gather(case, peers_of_planes.ROWS, x, targets)
+    contenders = backends(lambda: tokenloss.cross_entropy(x, targets, workers=1))
+    case = Case(f"cross_entropy, {dtype} logits {rows} x {classes}", contenders, rows=rows)
+    return gather(case, peers.ROWS, x, targets)
 
 
 def short_written(work: str, rows: int, classes: int) -> Case:
     """Results for each logit of short rows."""
-    case = written(work, "float32", (rows, classes), rows * classes, 1, cached=True, only=PEERS_OF_WRITTEN)
+    case = written(work, "float32", (rows, classes), 1)
     case.rows = rows
     return case
 
 
-def channel_first(shape: tuple[int, int, int, int]) -> Case:
+def planes(shape: tuple[int, int, int, int]) -> Case:
     """Logits of the classes of each pixel, plane by plane, as networks that segment images return them."""
     x = normal("float32", math.prod(shape)).reshape(shape)
-    planes = x.reshape(*shape[:2], -1)
-    targets = _ids(len(planes) * planes.shape[2], shape[1]).reshape(len(planes), -1)
+    targets = _ids(math.prod(shape) // shape[1], shape[1]).reshape(shape[0], -1)
     pixels = targets.reshape(shape[0], *shape[2:])
-    contenders = backends(lambda: tokenloss.cross_entropy(x, pixels, axis=1, workers=1), cached=False)
-    case = Case(f"cross_entropy, axis=1, float32 logits {shape}", contenders, x.nbytes, rows=targets.size)
-    return gather(case, peers_of_planes.PLANES, planes, targets)
+    contenders = backends(lambda: tokenloss.cross_entropy(x, pixels, axis=1, workers=1))
+    case = Case(f"cross_entropy, axis=1, float32 logits {shape}", contenders, rows=targets.size)
+    return gather(case, peers.PLANES, x.reshape(*shape[:2], -1), targets)
 
 
 def class_ids(dtype: str, rows: int, classes: int) -> Case:
     """Probabilities and class ids."""
     y_pred, targets = _probabilities(dtype, rows, classes), _ids(rows, classes)
-    contenders = backends(lambda: tokenloss.cross_entropy_loss(targets, y_pred, workers=1), cached=False)
+    contenders = backends(lambda: tokenloss.cross_entropy_loss(targets, y_pred, workers=1))
     case = Case(f"cross_entropy_loss, class ids, {dtype} {rows} x {classes}", contenders, rows=rows)
-    return gather(case, peers_of_probabilities.IDS_AND_SKLEARN, y_pred, targets)
+    return gather(case, peers_of_probabilities.IDS, y_pred, targets)
 
 
 def distributions(kind: str, dtype: str, rows: int, classes: int) -> Case:
@@ -103,9 +101,11 @@ def distributions(kind: str, dtype: str, rows: int, classes: int) -> Case:
         y_true[np.arange(rows), _ids(rows, classes)] = 1
     else:
         y_true = _probabilities(dtype, rows, classes, seed=2)
-    contenders = backends(lambda: tokenloss.cross_entropy_loss(y_true, y_pred, workers=1), cached=False)
+    contenders = backends(lambda: tokenloss.cross_entropy_loss(y_true, y_pred, workers=1))
     case = Case(f"cross_entropy_loss, {kind} targets, {dtype} {rows} x {classes}", contenders, rows=rows)
-    return gather(case, peers_of_probabilities.BY_KIND[kind], y_true, y_pred)
+    return gather(
+        case, peers_of_probabilities.ONE_HOT if kind == "onehot" else peers_of_probabilities.SOFT, y_true, y_pred
+    )
 
 
 def tiny(work: str, shape: tuple[int, ...]) -> Case:
@@ -148,10 +148,8 @@ def tiny(work: str, shape: tuple[int, ...]) -> Case:
 
 def _tiny_torch(work: str, p: Any, ids: Any) -> Iterable[Contender]:
     """The function of this name, if torch has it."""
-    import torch
-    from torch.nn.functional import cross_entropy
-
-    torch.set_num_threads(1)
+    torch = peers.torch_on(1)
+    cross_entropy = torch.nn.functional.cross_entropy
     logits, targets = torch.from_numpy(p), torch.from_numpy(ids)
     if work == "cross_entropy":
         yield Contender("torch", lambda: cross_entropy(logits, targets), DOUBLE)
@@ -182,15 +180,17 @@ def sums(count: int) -> Case:
         return np.sum(losses) / count
 
     def with_numpy() -> Iterable[Contender]:
-        peers_of_probabilities.one_thread_of_blas()
+        from threadpoolctl import threadpool_limits
+
+        threadpool_limits(1, "blas")
         yield Contender("NumPy, sum, and vdot for squares", with_squares, DOUBLE)
 
     contenders = [
-        *backends(update, cached=False),
+        *backends(update),
         Contender("math.fsum of a list", lambda: math.fsum(as_list) / count),
         Contender("NumPy, sum", lambda: np.sum(losses) / count, DOUBLE),
     ]
-    case = Case(f"LossMeter.update, mean of {count} losses", contenders, losses.nbytes, rows=count)
+    case = Case(f"LossMeter.update, mean of {count} losses", contenders, rows=count)
     return gather(case, {"NumPy, vdot": ("threadpoolctl", with_numpy)})
 
 
@@ -203,13 +203,13 @@ def sums_of_sequences(count: int, length: int) -> Case:
         return tokenloss.sequence_losses(losses, cu_seqlens=offsets).nll
 
     contenders = [
-        *backends(lambda: tokenloss.sequence_losses(losses).nll, cached=False),
+        *backends(lambda: tokenloss.sequence_losses(losses).nll),
         Contender("tokenloss, cu_seqlens=", packed),
         Contender("math.fsum of lists", lambda: np.array([math.fsum(row) for row in as_lists])),
         Contender("NumPy, sum", lambda: losses.sum(-1), DOUBLE),
         Contender("NumPy, add.reduceat", lambda: np.add.reduceat(losses.ravel(), offsets[:-1]), DOUBLE),
     ]
-    return Case(f"sequence_losses, {count} of {length} tokens", contenders, losses.nbytes, rows=losses.size)
+    return Case(f"sequence_losses, {count} of {length} tokens", contenders, rows=losses.size)
 
 
 def _ids(rows: int, classes: int) -> Any:

@@ -1,104 +1,61 @@
-"""Charts for people: the speed of each contender over float32 logits, and the time of short rows; on white pages."""
+"""A chart of lines as SVG, in colours and greys that can be read on white and on black pages."""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
+import math
+from html import escape
 
-from tables import fastest, ours
-
-CASE = "logits/float32/131072/1"
-OURS, READ, OTHERS = "#1f77b4", "#b0b7bf", "#7f8790"
-SHORT = "short/float32/"
-LINES = {  # label and colour of each line, by the beginning of its contenders' names
-    "tokenloss": ("tokenloss", OURS),
-    "torch": ("torch", "#c44e2b"),
-    "NumPy": ("NumPy", "#2e8b57"),
-    "SciPy": ("SciPy", "#8a6bbe"),
-    "the tutorial's": ("the tutorial's", "#8c6d1f"),
-}
-APART = 1.55  # the least ratio of the heights of two texts, on a logarithmic axis
+WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 820, 440, 44, 700, 44, 392
+GREY = "#7d8590"
+OURS = "#2f81f7"
+COLORS = ("#e0562b", "#2f9e5b", "#9068d0", "#a87900", "#d6409f", "#0e97a7")
+APART = 17  # pixels between texts
+TICKS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500)
 
 
-def draw(report: dict[str, Any], file: Path) -> None:
-    """Draw one case of a report as horizontal bars of GB/s, fastest first."""
-    plt = _pyplot()
-    case = next((case for case in report["cases"] if case["name"] == CASE), None)
-    if not plt or case is None:
-        print("a chart needs: " + (f"the case {CASE}" if plt else "pip install matplotlib"))
-        return
-    rows = sorted(case["contenders"], key=lambda contender: contender["median"])
-    figure, axes = plt.subplots(figsize=(8, 0.36 * len(rows) + 1.1), layout="constrained", facecolor="white")
-    speeds = [row["gb_per_s"] for row in rows]
-    colors = [OURS if _is(row, "tokenloss") else READ if _is(row, "read") else OTHERS for row in rows]
-    axes.barh([row["name"] for row in rows], speeds, color=colors, height=0.72)
-    for place, row in enumerate(rows):
-        note = "reading alone" if _is(row, "read") else f"{row['times_tokenloss']:.3g} x the time"
-        note = "" if row["name"] == "tokenloss" else f"   {note}"
-        bold = "bold" if row["name"] == "tokenloss" else "normal"
-        axes.text(row["gb_per_s"], place, f"  {row['gb_per_s']:.1f} GB/s{note}", va="center", weight=bold)
-    axes.invert_yaxis()
-    axes.set_xlim(0, max(speeds) * 1.42)
-    axes.set_xticks([])
-    axes.tick_params(length=0)
-    axes.spines[:].set_visible(False)
-    axes.set_title(f"Mean cross-entropy of {case['title']}", loc="left", fontsize=10)
-    _save(plt, figure, axes, report, file)
+def svg(lines: dict[str, dict[int, float]], title: str, below: str) -> str:
+    """Lines by their names: multiples of tokenloss's time over numbers of classes, both on logarithmic axes."""
+    xs = sorted({x for line in lines.values() for x in line}) or [1]
+    ys = [1.0, *(y for line in lines.values() for y in line.values())]
+    low, high = min(ys) / 1.15, max(ys) * 1.15
+
+    def at_x(x: float) -> float:
+        return LEFT + (RIGHT - LEFT) * math.log(x / xs[0]) / (math.log(xs[-1] / xs[0]) or 1)
+
+    def at_y(y: float) -> float:
+        return BOTTOM - (BOTTOM - TOP) * math.log(y / low) / math.log(high / low)
+
+    parts = [_text(LEFT - 32, 22, title, "style='font-weight:bold'"), _text(LEFT - 32, HEIGHT - 8, below)]
+    for tick in TICKS:
+        if low < tick < high:
+            parts += [_line([(LEFT, at_y(tick)), (RIGHT, at_y(tick))], GREY, 0.3)]
+            parts += [_text(LEFT - 8, at_y(tick) + 4, f"{tick:g}", "text-anchor='end'")]
+    for x in xs:
+        parts.append(_line([(at_x(x), BOTTOM), (at_x(x), BOTTOM + 4)], GREY, 1))
+        if x in (2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 20000):
+            parts.append(_text(at_x(x), BOTTOM + 18, f"{x}", "text-anchor='middle'"))
+    styles = {"tokenloss": (OURS, 3.5), **{name: (color, 2) for name, color in zip(lines, COLORS, strict=False)}}
+    place = math.inf
+    for name, line in sorted(
+        {"tokenloss": dict.fromkeys(xs, 1.0), **lines}.items(), key=lambda each: [*each[1].values()][-1]
+    ):
+        color, width = styles[name]
+        points = [(at_x(x), at_y(y)) for x, y in sorted(line.items())]
+        parts.append(_line(points, color, width))
+        parts += [f"<circle cx='{x:.1f}' cy='{y:.1f}' r='{width + 0.5}' fill='{color}'/>" for x, y in points]
+        place = min(points[-1][1], place - APART)  # so that no name lies on another
+        parts.append(_text(RIGHT + 12, place + 4, name, f"style='fill:{color};font-weight:bold'"))
+    style = f"<style>text {{ font: 13px sans-serif; fill: {GREY} }}</style>"
+    size = f"width='{WIDTH}' height='{HEIGHT}' viewBox='0 0 {WIDTH} {HEIGHT}'"
+    return f"<svg xmlns='http://www.w3.org/2000/svg' {size}>\n" + "\n".join([style, *parts]) + "\n</svg>\n"
 
 
-def draw_rows(report: dict[str, Any], file: Path) -> None:
-    """Draw the time of a row over the number of its classes, both on logarithmic axes: a line for each library."""
-    plt = _pyplot()
-    cases = {int(c["name"].removeprefix(SHORT)): c for c in report["cases"] if c["name"].startswith(SHORT)}
-    if not plt or len(cases) < 2:
-        print("a chart needs: " + (f"the cases {SHORT}" if plt else "pip install matplotlib"))
-        return
-    figure, axes = plt.subplots(figsize=(8, 4.6), layout="constrained", facecolor="white")
-    ends = []
-    for begins, (text, color) in LINES.items():
-        bold = begins == "tokenloss"
-        best = {v: ours(case) if bold else fastest(case, begins) for v, case in sorted(cases.items())}
-        times = {v: contender["ns_per_row"] for v, contender in best.items() if contender}
-        if times:
-            style = {"marker": "o", "ms": 4, "lw": 3 if bold else 1.6, "zorder": 2 + bold}
-            axes.plot(list(times), list(times.values()), color=color, **style)
-            ends.append((times[max(times)], text, color, "bold" if bold else "normal"))
-    height = 0.0
-    for end, text, color, weight in sorted(ends):
-        height = max(end, height * APART)  # so that no text lies on another
-        axes.annotate(text, (max(cases) * 1.15, height), color=color, weight=weight, va="center", annotation_clip=False)
-    axes.set(xscale="log", yscale="log", xlim=(min(cases) * 0.85, max(cases) * 4.5))
-    ticks = [v for v in (2, 10, 100, 1000, 10000) if v in cases]
-    axes.set_xticks(ticks, map(str, ticks))
-    axes.yaxis.set_major_formatter(lambda ns, _: f"{ns / 1000:g} µs" if ns >= 1000 else f"{ns:g} ns")
-    axes.minorticks_off()
-    axes.grid(color="#e4e7eb", lw=0.8)
-    axes.tick_params(length=0)
-    axes.spines[:].set_visible(False)
-    axes.set_title("Cross-entropy of float32 logits: time of a row over the number of classes", loc="left", fontsize=10)
-    _save(plt, figure, axes, report, file)
+def _line(points: list[tuple[float, float]], color: str, width: float) -> str:
+    """A line through points."""
+    through = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
+    return f"<polyline points='{through}' fill='none' stroke='{color}' stroke-width='{width}'/>"
 
 
-def _pyplot() -> Any:
-    """Matplotlib's, or None; files of the same figures have the same bytes."""
-    try:
-        import matplotlib as mpl
-
-        mpl.use("Agg")
-        from matplotlib import pyplot
-    except ImportError:
-        return None
-    mpl.rcParams["svg.hashsalt"] = "tokenloss"
-    return pyplot
-
-
-def _save(plt: Any, figure: Any, axes: Any, report: dict[str, Any], file: Path) -> None:
-    """Write a figure, with the machine's name below."""
-    axes.set_xlabel(report["machine"]["cpu"], loc="left", color="#57606a", fontsize=8)
-    figure.savefig(file, dpi=150, metadata={"Date": None} if file.suffix == ".svg" else None)
-    plt.close(figure)
-
-
-def _is(row: dict[str, Any], name: str) -> bool:
-    """Whether a contender is this one, or a kind of it."""
-    return str(row["name"]).startswith(name)
+def _text(x: float, y: float, text: str, more: str = "") -> str:
+    """A text, whose beginning is here unless more is said."""
+    return f"<text x='{x:.1f}' y='{y:.1f}' {more}>{escape(text)}</text>"

@@ -6,12 +6,9 @@ import contextlib
 import ctypes
 import gc
 import itertools
-import json
 import math
 import os
 import platform
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -21,16 +18,23 @@ from statistics import median
 from typing import Any
 
 REFERENCE = "tokenloss"
-UNITS = ("read", "product")  # contenders whose speed others are measured by
-CHEAP = 250  # sample lengths that every case may last: short ones are repeated until then
+UNITS = ("read", "copy", "product")  # contenders whose speed others are measured by
+SAMPLE = 0.01  # seconds of calls in a row
+CHEAP = 1.0  # seconds that every case may last: short samples are repeated until then
 MOST_PREPARED = 5  # calls in one sample of a case that prepares each call
+LONG, FEW_ROUNDS = 0.4, 3  # a sample of so many seconds is taken in so many rounds
 
 # Thread pools (OpenMP's above all) spin for a while after their last call, on the next contender's cores.
-SETTLE = 0.025  # seconds
+SETTLE = 0.025  # seconds, where a case has several threads
 
 DISTRIBUTIONS = (
-    "tokenloss", "numpy", "scipy", "scikit-learn", "torch", "onnxruntime", "jax", "jaxlib", "numba", "ml_dtypes",
+    "tokenloss", "numpy", "scipy", "scikit-learn", "torch", "onnxruntime", "jax", "jaxlib", "ml_dtypes",
 )  # fmt: skip
+# What processors are called whose own names do not tell: by family and the upper half of the model's number.
+GENERATIONS = {
+    (25, 0): "Zen 3", (25, 1): "Zen 4", (25, 10): "Zen 4", (26, 0): "Zen 5", (26, 1): "Zen 5",
+    (6, 6): "Ice Lake", (6, 8): "Sapphire Rapids", (6, 10): "Granite Rapids", (6, 12): "Emerald Rapids",
+}  # fmt: skip
 
 
 class UnavailableError(Exception):
@@ -46,7 +50,6 @@ class Contender:
     tolerance: float | None = 0.0  # how far from tokenloss's number, relative to max(1, it); None: it is another number
     before: Callable[[], Any] | None = None  # before a row of calls, untimed
     holds: int = 0  # bytes of memory allocated once, beforehand, that other contenders do not need
-    share: float = 1.0  # of the case's bytes, what this one reads
     known: str = ""  # why its number may be inf or nan where tokenloss's is finite; nothing else is forgiven
 
 
@@ -60,10 +63,9 @@ class Case:
     workers: int = 1
     prepare: Callable[[], None] | None = None  # before every call, untimed: say, moves on to rows that are not cached
     missing: dict[str, str] = field(default_factory=dict)
-    flops: int = 0  # additions and multiplications of floats; 0 likewise
     settle: float = SETTLE
     rows: int = 0  # whose scores are reduced; 0 where the time of a row would say nothing
-    fresh: tuple[str, ...] = ()  # what fresh_process.py builds this case from, to measure memory; (): measured here
+    memory: bool = False  # whether what a call allocates is measured
 
 
 def gather(case: Case, builders: dict[str, tuple[str, Callable[..., Iterable[Contender]]]], *arguments: Any) -> Case:
@@ -78,62 +80,53 @@ def gather(case: Case, builders: dict[str, tuple[str, Callable[..., Iterable[Con
     return case
 
 
-def measure(name: str, case: Case, rounds: int, seconds: float) -> dict[str, Any]:
-    """Every figure of a case, from at least so many rounds. A sample is as many calls as last this long."""
+def measure(name: str, case: Case, rounds: int, *, quick: bool = False) -> dict[str, Any]:
+    """Every figure of a case, from at least so many rounds."""
+    seconds, cheap = (SAMPLE / 10, 0.0) if quick else (SAMPLE, CHEAP)
     if case.prepare:
         case.prepare()
-    results, extra, calls = [], [], []
+    results, extra = [], []
     for contender in case.contenders:
         if contender.before:
             contender.before()
         results.append(_number(contender.call()))  # warms up, too
-        extra.append(_fresh_memory(*case.fresh, contender.name) if case.fresh else extra_memory(contender))
-        calls.append(_calls(contender.call, seconds, MOST_PREPARED if case.prepare else 1_000_000))
+        extra.append(_extra_memory(contender) if case.memory else None)
+    single = [_sample(case, contender, 1) for contender in case.contenders]  # after all results: `prepare` changes them
+    calls = [min(MOST_PREPARED if case.prepare else 1_000_000, 1 + int(seconds / elapsed)) for elapsed in single]
+    most_rounds = [FEW_ROUNDS if elapsed > LONG else math.inf for elapsed in single]
     wall: list[list[float]] = [[] for _ in results]
-    cpu = [0.0 for _ in results]
     gc.collect()
     gc.disable()
-    clocks = time.perf_counter(), _others_time()
+    start, start_others = time.perf_counter(), _others_time()
     for turn in itertools.count():
-        if turn >= rounds and time.perf_counter() - clocks[0] > CHEAP * seconds:
+        if turn >= rounds and time.perf_counter() - start > cheap:
             break
         order = [(i + turn) % len(results) for i in range(len(results))]
         for i in order[:: 1 if turn % 2 == 0 else -1]:  # so that nobody always has the same predecessor
-            elapsed, used = _sample(case, case.contenders[i], calls[i])
-            wall[i].append(elapsed / calls[i])
-            cpu[i] += used / calls[i]
+            if turn < most_rounds[i]:
+                wall[i].append(_sample(case, case.contenders[i], calls[i]) / calls[i])
     gc.enable()
-    clock, others = time.perf_counter() - clocks[0], _others_time() - clocks[1]
+    others = (_others_time() - start_others) / (time.perf_counter() - start)
     names = [contender.name for contender in case.contenders]
     reference = names.index(REFERENCE)
-    units = {unit: wall[names.index(unit)] for unit in UNITS if unit in names}
+    units = {f"of_{unit}": wall[names.index(unit)] for unit in UNITS if unit in names}
     return {
         "name": name,
         "title": case.title,
         "workers": case.workers,
         "bytes": case.nbytes,
-        "flops": case.flops,
         "rows": case.rows,
         "missing": case.missing,
-        "others_cpus": max(0.0, others / clock),
+        "others_cpus": max(0.0, others),
         "contenders": [
             {
                 "name": contender.name,
+                "time": median(wall[i]),
                 "times_tokenloss": _median_ratio(wall[i], wall[reference]),
-                **{
-                    f"of_{unit}": contender.share * _median_ratio(units[unit], wall[i]) if unit in units else None
-                    for unit in UNITS
-                },
-                "gb_per_s": contender.share * case.nbytes / median(wall[i]) / 1e9 if case.nbytes else None,
-                "gflop_per_s": case.flops / median(wall[i]) / 1e9 if case.flops else None,
-                "ns_per_row": median(wall[i]) / case.rows * 1e9 if case.rows else None,
-                "median": median(wall[i]),
+                **{unit: _median_ratio(walls, wall[i]) for unit, walls in units.items()},
                 "extra_bytes": extra[i],
-                "cpus": cpu[i] / sum(wall[i]),
-                "result": results[i],
                 "agrees": _agrees(results[i], results[reference], contender.tolerance),
                 "known": "" if math.isfinite(results[i]) else contender.known,
-                "calls": calls[i],
             }
             for i, contender in enumerate(case.contenders)
         ],
@@ -145,13 +138,6 @@ def _number(result: Any) -> float:
     return float(result.sum() if getattr(result, "ndim", 0) else result)
 
 
-def _calls(call: Callable[[], Any], seconds: float, most: int) -> int:
-    """How many calls last this long."""
-    start = time.perf_counter()
-    call()
-    return min(most, 1 + int(seconds / (time.perf_counter() - start)))
-
-
 def _agrees(result: float, reference: float, tolerance: float | None) -> bool:
     """Whether a result is the reference's, within a tolerance."""
     return tolerance is None or abs(result - reference) <= tolerance * max(1.0, abs(reference))
@@ -159,33 +145,32 @@ def _agrees(result: float, reference: float, tolerance: float | None) -> bool:
 
 def _median_ratio(numerators: list[float], denominators: list[float]) -> float:
     """The median of the ratios of each round."""
-    return median(a / b for a, b in zip(numerators, denominators, strict=True))
+    return median(a / b for a, b in zip(numerators, denominators, strict=False))  # one may have had fewer rounds
 
 
-def _sample(case: Case, contender: Contender, calls: int) -> tuple[float, float]:
-    """Wall and CPU time of some calls."""
+def _sample(case: Case, contender: Contender, calls: int) -> float:
+    """The time of some calls."""
     call = contender.call
     if contender.before:
         contender.before()
-    until = time.perf_counter() + case.settle
+    until = time.perf_counter() + (case.settle if case.workers > 1 else 0)
     while time.perf_counter() < until:  # sleeping would let the clock rate fall
         pass
     if not case.prepare:
-        start, start_cpu = time.perf_counter(), time.process_time()
+        start = time.perf_counter()
         for _ in range(calls):
             call()
-        return time.perf_counter() - start, time.process_time() - start_cpu
-    wall = cpu = 0.0
+        return time.perf_counter() - start
+    wall = 0.0
     for _ in range(calls):
         case.prepare()
-        start, start_cpu = time.perf_counter(), time.process_time()
+        start = time.perf_counter()
         call()
         wall += time.perf_counter() - start
-        cpu += time.process_time() - start_cpu
-    return wall, cpu
+    return wall
 
 
-def extra_memory(contender: Contender) -> int | None:
+def _extra_memory(contender: Contender) -> int | None:
     """Bytes by which one call raises the peak of this process's resident memory; None where only Linux could tell.
 
     The kernel counts pages whoever allocated them: NumPy, torch, a JIT's runtime, a thread's stack. (Tracing would see
@@ -203,14 +188,6 @@ def extra_memory(contender: Contender) -> int | None:
     except OSError:
         contender.call()
         return None
-
-
-def _fresh_memory(*arguments: str) -> int | None:
-    """The same of the first call in a process of its own, where no library has a pool of memory yet."""
-    script = Path(__file__).with_name("fresh_process.py")
-    run = subprocess.run([sys.executable, script, *arguments], stdout=subprocess.PIPE, check=True)
-    found: int | None = json.loads(run.stdout)
-    return found
 
 
 def _others_time() -> float:
@@ -240,48 +217,39 @@ def machine() -> dict[str, Any]:
     for name in DISTRIBUTIONS:
         with contextlib.suppress(metadata.PackageNotFoundError):
             versions[name] = metadata.version(name)
+    cache = sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"))
     return {
-        "cpu": _cpu_model(),
+        "processor": _processor(),
         "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "last_level_cache": _last_level_cache(),
+        "last_level_cache": cache[-1].read_text().strip() if cache else "unknown",
         "system": f"{platform.system()} {platform.machine()}",
         "instruction_set": tokenloss.show_config(mode="dicts")["instruction_set"],
-        "bfloat16": _bfloat16_instructions(),
         "blas": _blas(),
         "versions": versions,
     }
 
 
-def _cpu_model() -> str:
-    """What the processor calls itself."""
+def _processor() -> str:
+    """What the processor calls itself, and its generation, which names in virtual machines do not tell."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = [line.partition(":") for line in Path("/proc/cpuinfo").read_text().splitlines()]
     except OSError:
         lines = []
-    names = (line.split(":", 1)[1].strip() for line in lines if line.lower().startswith("model name"))
-    return next(names, platform.processor() or platform.machine())
+    facts = {key.strip(): value.strip() for key, _, value in lines}
+    name = facts.get("model name", platform.processor() or platform.machine()).replace("(R)", "").replace("(TM)", "")
+    if "cpu family" not in facts:
+        return name
+    family, model = int(facts["cpu family"]), int(facts["model"])
+    return f"{name} ({GENERATIONS.get((family, model // 16), f'family {family}, model {model}')})"
 
 
-def _last_level_cache() -> str:
-    """Its size, as Linux has it."""
-    sizes = sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"))
-    return sizes[-1].read_text().strip() if sizes else "unknown"
-
-
-def _bfloat16_instructions() -> list[str]:
-    """Which instructions for products of bfloat16 the processor has, as Linux names them."""
-    try:
-        words = set(Path("/proc/cpuinfo").read_text().split())
-    except OSError:
-        words = set()
-    return sorted(words & {"amx_bf16", "avx512_bf16", "bf16"})
-
-
-def _blas() -> list[str]:
+def _blas() -> str:
     """What multiplies matrices for NumPy, and for which processor it takes this one."""
     try:
         from threadpoolctl import threadpool_info
     except ImportError:
-        return []
+        return "unknown"
     found = [library for library in threadpool_info() if library["user_api"] == "blas"]
-    return [f"{blas['internal_api']} {blas['version']} {blas.get('architecture', '')}".strip() for blas in found]
+    return ", ".join(
+        f"{blas['internal_api']} {blas['version']} {blas.get('architecture', '')}".strip() for blas in found
+    )

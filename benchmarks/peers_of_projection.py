@@ -5,11 +5,12 @@ Each function yields contenders for hidden states, weights of a projection, clas
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
 from harness import Contender, UnavailableError
-from peers import CHUNK, FLOAT32, HALF, Builders, Contenders, tensor
+from peers import CHUNK, FLOAT32, HALF, Builders, Contenders, tensor, torch_on
 
 import tokenloss
 
@@ -37,10 +38,8 @@ def with_numpy(hidden: Any, weight: Any, targets: Any, workers: int) -> Contende
 
 def with_torch(hidden: Any, weight: Any, targets: Any, workers: int) -> Contenders:
     """A linear layer and its loss as people write it, without fresh memory, and by classes that stay in cache."""
-    import torch
-    from torch.nn.functional import cross_entropy, linear
-
-    torch.set_num_threads(workers)
+    torch = torch_on(workers)
+    cross_entropy, linear = torch.nn.functional.cross_entropy, torch.nn.functional.linear
     a, b, ids = tensor(hidden), tensor(weight), torch.from_numpy(targets)
     tolerance = FLOAT32 if hidden.itemsize == 4 else HALF
     logits = torch.full((len(a), len(b)), 1, dtype=a.dtype)
@@ -74,48 +73,24 @@ def with_torch(hidden: Any, weight: Any, targets: Any, workers: int) -> Contende
 
 
 def with_torch_fused(hidden: Any, weight: Any, targets: Any, workers: int) -> Contenders:
-    """The function that torch has for this, with its own choice of options, with some rows at a time, and with all.
+    """The function that torch has for this, with more rows at a time than it would choose, which is faster.
 
     Losses are averaged in float64, for the mean of bfloat16 losses would have two digits; that takes no longer.
     """
-    import torch
-    from torch.nn import functional
-
+    torch = torch_on(workers)
+    functional = torch.nn.functional
     if not hasattr(functional, "linear_cross_entropy"):
         raise UnavailableError("this torch does not have it")
-    torch.set_num_threads(workers)
     a, b, ids = tensor(hidden), tensor(weight), torch.from_numpy(targets)
 
-    def run(name: str, **options: int) -> Contender:
-        chosen = torch.nn.LinearCrossEntropyOptions(**options)
+    def call(options: Any) -> Any:
+        losses = functional.linear_cross_entropy(a, b, ids, reduction="none", options=options)
+        return losses.mean(dtype=torch.float64)
 
-        def call() -> Any:
-            losses = functional.linear_cross_entropy(a, b, ids, reduction="none", options=chosen)
-            return losses.mean(dtype=torch.float64)
-
-        return Contender(f"torch, linear_cross_entropy{name}", call, FLOAT32 if hidden.itemsize == 4 else HALF)
-
-    yield run("")
-    if len(a) > ROWS:
-        yield run(f", {ROWS} rows", batch_chunk_size=ROWS)
-    yield run(", at once", batch_chunk_size=len(a))
-
-
-def pair_with_numpy(base: Any, weight: Any, hidden: Any, workers: int) -> Contenders:
-    """Two plain products into logits that are there, alone and with their divergence."""
-    logits = np.full((2, len(base), len(weight)), 1, np.float32)
-
-    def products() -> Any:
-        for states, out in zip((base, hidden), logits, strict=True):
-            np.matmul(states, weight.T, out=out)
-        return logits[0, 0, 0]
-
-    def then_divergence() -> float:
-        products()
-        return tokenloss.kl_divergence(*logits, workers=workers)
-
-    yield Contender("product", products, None, holds=logits.nbytes)
-    yield Contender("product, kl_divergence", then_divergence, FLOAT32, holds=logits.nbytes)
+    for rows in sorted({min(ROWS, len(a)), len(a)}):
+        options = torch.nn.LinearCrossEntropyOptions(batch_chunk_size=rows)
+        name = f"torch, linear_cross_entropy, {rows} rows at a time"
+        yield Contender(name, partial(call, options), FLOAT32 if hidden.itemsize == 4 else HALF)
 
 
 PROJECTION: Builders = {
@@ -123,4 +98,3 @@ PROJECTION: Builders = {
     "torch": ("torch", with_torch),
     "torch, linear_cross_entropy": ("torch", with_torch_fused),
 }
-PAIR: Builders = {"NumPy": ("numpy", pair_with_numpy)}

@@ -1,6 +1,6 @@
 """Other libraries' ways to what tokenloss finds for each token and writes for each logit, as in `peers`.
 
-Each function yields contenders for logits `x`, class ids `targets` (or a base model's logits) and a number of threads.
+Each function yields contenders for float32 logits `x` and class ids `targets`, or a base model's logits, on one thread.
 """
 
 from __future__ import annotations
@@ -12,9 +12,8 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import peers
-from harness import Contender, UnavailableError
-from peers import CHUNK, FLOAT32, HALF, Builders, Contenders, jax_threads, onnx_operator, overflows, tensor
+from harness import Contender
+from peers import CHUNK, FLOAT32, Builders, Contenders, compiled, jitted, onnx_operator, rows_at_once, torch_on
 
 PICKED = 32  # rows of a written array that are looked at: few, for each costs two cache misses
 
@@ -31,7 +30,7 @@ def picker(x: Any, targets: Any) -> Picked:
     """A number of what was written for logits: at the target and at the likeliest class of some rows."""
     rows = np.arange(0, len(x), -(-len(x) // PICKED))
     classes = np.stack([targets[rows], x[rows].argmax(axis=1)])
-    return lambda out: float(2 * out[rows, classes].mean(dtype=np.float64))
+    return lambda out: float(2 * np.asarray(out)[rows, classes].mean(dtype=np.float64))
 
 
 def copier(x: Any, out: Any, workers: int, picked: Picked) -> Contender:
@@ -50,15 +49,8 @@ def copier(x: Any, out: Any, workers: int, picked: Picked) -> Contender:
     return Contender("copy", call, None)
 
 
-def _one_thread(workers: int) -> None:
-    """SciPy has no more."""
-    if workers > 1:
-        raise UnavailableError("has one thread")
-
-
-def tokens_with_scipy(x: Any, targets: Any, workers: int, top_k: int) -> Contenders:
+def tokens_with_scipy(x: Any, targets: Any, top_k: int) -> Contenders:
     """log_softmax and entr of SciPy's, the rest of NumPy's."""
-    _one_thread(workers)
     from scipy.special import entr, log_softmax
 
     ids = targets[:, None]
@@ -75,17 +67,15 @@ def tokens_with_scipy(x: Any, targets: Any, workers: int, top_k: int) -> Contend
     yield Contender("SciPy, log_softmax, entr", call, FLOAT32)
 
 
-def tokens_with_torch(x: Any, targets: Any, workers: int, top_k: int) -> Contenders:
-    """log_softmax in float32 and what follows from it: at once, and by rows that stay in cache."""
-    import torch
-
-    torch.set_num_threads(workers)
-    logits, ids = tensor(x), torch.from_numpy(targets)[:, None]
+def tokens_with_torch(x: Any, targets: Any, top_k: int) -> Contenders:
+    """log_softmax and what follows from it: at once, by rows that stay in cache, and compiled."""
+    torch = torch_on(1)
+    logits, ids = torch.from_numpy(x), torch.from_numpy(targets)[:, None]
     scratch = torch.zeros(2, CHUNK, x.shape[1])
     flags = torch.zeros(CHUNK, x.shape[1], dtype=torch.bool)
 
     def of_rows(part: Any, some: Any, log_p: Any = None, p: Any = None, is_above: Any = None) -> tuple[Any, ...]:
-        log_p = torch.log_softmax(part, 1, dtype=torch.float32, out=log_p)
+        log_p = torch.log_softmax(part, 1, out=log_p)
         p = torch.exp(log_p, out=p)
         is_above = torch.ge(part, part.gather(1, some), out=is_above)
         rank = is_above.view(torch.uint8).sum(1, dtype=torch.int32)  # twice as fast as of bool
@@ -95,13 +85,17 @@ def tokens_with_torch(x: Any, targets: Any, workers: int, top_k: int) -> Contend
     def chunked() -> float:
         chunks = zip(logits.split(CHUNK), ids.split(CHUNK), strict=True)
         found = [of_rows(part, some, *scratch[:, : len(part)], flags[: len(part)]) for part, some in chunks]
-        return number(*map(torch.cat, zip(*found, strict=True)), x.shape[1], top_k)
+        return result(map(torch.cat, zip(*found, strict=True)))
 
-    yield Contender("torch", lambda: number(*of_rows(logits, ids), x.shape[1], top_k), FLOAT32)
-    yield Contender(f"torch, {CHUNK} rows at a time, out=", chunked, FLOAT32, holds=scratch.nbytes + flags.nbytes)
+    def result(found: Any) -> float:
+        return number(*found, x.shape[1], top_k)
+
+    yield Contender("torch", lambda: result(of_rows(logits, ids)), FLOAT32)
+    yield Contender(f"torch, {CHUNK} rows at a time, out=", chunked, FLOAT32)
+    yield from compiled({"log_softmax, vecdot": of_rows}, logits, ids, result=result)
 
 
-def tokens_with_jax(x: Any, targets: Any, workers: int, top_k: int) -> Contenders:
+def tokens_with_jax(x: Any, targets: Any, top_k: int) -> Contenders:
     """JAX, compiled: at once, and mapped over rows."""
     import jax
     from jax import numpy as jnp
@@ -111,27 +105,20 @@ def tokens_with_jax(x: Any, targets: Any, workers: int, top_k: int) -> Contender
         best = log_p[jax.lax.top_k(row, top_k)[1]] if top_k else row.argmax()
         return -log_p[target], -(jnp.exp(log_p) * log_p).sum(), (row >= row[target]).sum(), best
 
-    yield from _compiled(of_row, (x, targets), workers, lambda found: number(*found, x.shape[1], top_k))
+    return _at_once_and_mapped(of_row, x, targets, result=lambda found: number(*found, x.shape[1], top_k))
 
 
-def _compiled(of_row: Callable[..., Any], arrays: tuple[Any, ...], workers: int, result: Picked) -> Contenders:
-    """A function of rows, compiled by JAX: at once, and mapped over rows."""
+def _at_once_and_mapped(of_row: Callable[..., Any], *arrays: Any, result: Picked) -> Contenders:
+    """A function of a row, compiled by JAX for all rows and to take them one by one."""
     import jax
 
-    jax_threads(workers)
-    inputs = jax.device_put(arrays)
-
-    def run(name: str, function: Callable[..., Any]) -> Contender:
-        compiled = jax.jit(function).lower(*inputs).compile()
-        return Contender(name, lambda: result(jax.block_until_ready(compiled(*inputs))), FLOAT32)
-
-    yield run("JAX", jax.vmap(of_row))
-    yield run("JAX, mapped over rows", lambda *rows: jax.lax.map(lambda row: of_row(*row), rows))
+    yield jitted("JAX", jax.vmap(of_row), *arrays, result=result)
+    mapped = partial(jax.lax.map, lambda row: of_row(*row))
+    yield jitted("JAX, mapped over rows", lambda *rows: mapped(rows), *arrays, result=result)
 
 
-def divergence_with_scipy(base: Any, x: Any, workers: int) -> Contenders:
+def divergence_with_scipy(base: Any, x: Any) -> Contenders:
     """rel_entr of two softmaxes."""
-    _one_thread(workers)
     from scipy.special import rel_entr, softmax
 
     def call() -> Any:
@@ -140,18 +127,15 @@ def divergence_with_scipy(base: Any, x: Any, workers: int) -> Contenders:
     yield Contender("SciPy, softmax, rel_entr", call, FLOAT32)
 
 
-def divergence_with_torch(base: Any, x: Any, workers: int) -> Contenders:
-    """kl_div of two log_softmaxes, and its formula by rows that stay in cache."""
-    import torch
-    from torch.nn.functional import kl_div
-
-    torch.set_num_threads(workers)
-    pair = tensor(base), tensor(x)
+def divergence_with_torch(base: Any, x: Any) -> Contenders:
+    """kl_div of two log_softmaxes, the same compiled, and its formula by rows that stay in cache."""
+    torch = torch_on(1)
+    pair = torch.from_numpy(base), torch.from_numpy(x)
     scratch = torch.zeros(2, CHUNK, x.shape[1])
 
-    def written() -> Any:
-        log_p, log_q = (torch.log_softmax(logits, 1) for logits in pair)
-        return kl_div(log_q, log_p, log_target=True, reduction="batchmean")
+    def written(base: Any, x: Any) -> Any:
+        log_p, log_q = torch.log_softmax(base, 1), torch.log_softmax(x, 1)
+        return torch.nn.functional.kl_div(log_q, log_p, log_target=True, reduction="batchmean")
 
     def tuned() -> float:
         total = 0.0
@@ -163,11 +147,12 @@ def divergence_with_torch(base: Any, x: Any, workers: int) -> Contenders:
             total += torch.linalg.vecdot(log_p.exp_(), log_q).sum(dtype=torch.float64).item()
         return total / len(x)
 
-    yield Contender("torch, kl_div", written, FLOAT32)
-    yield Contender(f"torch, {CHUNK} rows at a time, out=", tuned, FLOAT32, holds=scratch.nbytes)
+    yield Contender("torch, kl_div", partial(written, *pair), FLOAT32)
+    yield Contender(f"torch, {CHUNK} rows at a time, out=", tuned, FLOAT32)
+    yield from compiled({"kl_div": written}, *pair)
 
 
-def divergence_with_jax(base: Any, x: Any, workers: int) -> Contenders:
+def divergence_with_jax(base: Any, x: Any) -> Contenders:
     """JAX, compiled: at once, and mapped over rows."""
     import jax
     from jax import numpy as jnp
@@ -176,12 +161,11 @@ def divergence_with_jax(base: Any, x: Any, workers: int) -> Contenders:
         log_p = jax.nn.log_softmax(base)
         return (jnp.exp(log_p) * (log_p - jax.nn.log_softmax(row))).sum()
 
-    yield from _compiled(of_row, (base, x), workers, lambda found: np.asarray(found).mean(dtype=np.float64))
+    return _at_once_and_mapped(of_row, base, x, result=lambda found: np.asarray(found).mean(dtype=np.float64))
 
 
-def gradient_with_scipy(x: Any, targets: Any, workers: int, _: Any, picked: Picked) -> Contenders:
+def gradient_with_scipy(x: Any, targets: Any, _: Any, picked: Picked) -> Contenders:
     """What autograd would find: softmax - onehot."""
-    _one_thread(workers)
     from scipy.special import softmax
 
     rows = np.arange(len(x))
@@ -196,10 +180,9 @@ def gradient_with_scipy(x: Any, targets: Any, workers: int, _: Any, picked: Pick
     yield Contender("SciPy, softmax", call, FLOAT32)
 
 
-def gradient_with_numpy(x: Any, targets: Any, workers: int, out: Any, picked: Picked) -> Contenders:
+def gradient_with_numpy(x: Any, targets: Any, out: Any, picked: Picked) -> Contenders:
     """Softmax - onehot, by rows that stay in cache."""
-    _one_thread(workers)
-    at_once = peers.rows_at_once(x)
+    at_once = rows_at_once(x)
     rows = np.arange(at_once)
 
     def call() -> float:
@@ -229,90 +212,68 @@ def _log_softmax_of_numpy(x: Any, out: Any) -> None:
     out -= np.log(np.exp(out).sum(axis=1, keepdims=True))
 
 
-def gradient_with_torch(x: Any, targets: Any, workers: int, out: Any, picked: Picked) -> Contenders:
-    """Autograd of cross_entropy, and softmax - onehot by rows that stay in cache."""
-    import torch
-    from torch.nn.functional import cross_entropy
-
-    torch.set_num_threads(workers)
+def gradient_with_torch(x: Any, targets: Any, out: Any, picked: Picked) -> Contenders:
+    """Autograd of cross_entropy, and softmax - onehot by rows that stay in cache, and compiled."""
+    torch = torch_on(1)
+    cross_entropy = torch.nn.functional.cross_entropy
     ids = torch.from_numpy(targets)
-    logits, leaf, result = tensor(x), tensor(x).requires_grad_(), tensor(out)
-    at_once = peers.rows_at_once(x)
-    scratch = torch.zeros(at_once if x.itemsize == 2 else 0, x.shape[1])
-    rows = torch.arange(at_once)
+    logits, leaf, into = torch.from_numpy(x), torch.from_numpy(x).requires_grad_(), torch.from_numpy(out)
+    at_once = rows_at_once(x)
+    rows, classes = torch.arange(at_once), torch.arange(x.shape[1])
 
-    def written(in_float64: bool) -> float:
-        losses = cross_entropy(leaf, ids, reduction="none" if in_float64 else "mean")
-        loss = losses.double().mean() if in_float64 else losses
-        (gradient,) = torch.autograd.grad(loss, leaf)
+    def result(found: Any) -> float:
+        loss, gradient = found
         return loss.item() + len(x) * picked(gradient.numpy())
+
+    def autograd() -> Any:
+        loss = cross_entropy(leaf, ids)
+        return loss.detach(), torch.autograd.grad(loss, leaf)[0]
 
     def tuned() -> float:
         total = 0.0
-        parts = (whole.split(at_once) for whole in (logits, ids, result))
-        for part, some, final in zip(*parts, strict=True):
-            gradient = scratch[: len(part)] if len(scratch) else final
-            torch.softmax(part, 1, dtype=torch.float32, out=gradient)
+        for part, some, final in zip(*(whole.split(at_once) for whole in (logits, ids, into)), strict=True):
+            torch.softmax(part, 1, out=final)
             at = rows[: len(part)], some
-            total -= gradient[at].log().sum(dtype=torch.float64).item()
-            gradient[at] -= 1
-            torch.mul(gradient, 1 / len(x), out=final)
+            total -= final[at].log().sum(dtype=torch.float64).item()
+            final[at] -= 1
+            final.mul_(1 / len(x))
         return total / len(x) + len(x) * picked(out)
 
-    tolerance = FLOAT32 if x.itemsize == 4 else HALF
-    yield Contender("torch, autograd", partial(written, False), tolerance, known=overflows(x))
-    if x.itemsize == 2:
-        yield Contender("torch, autograd, mean in float64", partial(written, True), tolerance)
-    yield Contender(f"torch, {at_once} rows at a time, out=", tuned, tolerance, holds=scratch.nbytes)
+    def formula(logits: Any, ids: Any) -> Any:
+        is_target = classes == ids[:, None]
+        return cross_entropy(logits, ids), (torch.softmax(logits, 1) - is_target.float()) / len(x)
+
+    yield Contender("torch, autograd", lambda: result(autograd()), FLOAT32)
+    yield Contender(f"torch, {at_once} rows at a time, out=", tuned, FLOAT32)
+    yield from compiled({"softmax - onehot": formula}, logits, ids, result=result)
 
 
-def gradient_with_jax(x: Any, targets: Any, workers: int, _: Any, picked: Picked) -> Contenders:
-    """JAX, compiled: value_and_grad of the mean loss, and softmax - onehot mapped over rows."""
+def gradient_with_jax(x: Any, targets: Any, _: Any, picked: Picked) -> Contenders:
+    """JAX, compiled: value_and_grad of the mean loss."""
     import jax
     from jax import numpy as jnp
-
-    jax_threads(workers)
-    inputs = jax.device_put((x, targets))
 
     def mean_loss(logits: Any, ids: Any) -> Any:
         return (jax.nn.logsumexp(logits, axis=1) - jnp.take_along_axis(logits, ids[:, None], 1)[:, 0]).mean()
 
-    def of_row(row: Any) -> Any:
-        logits, target = row
-        loss = jax.nn.logsumexp(logits) - logits[target]
-        return loss, jnp.exp(logits - (loss + logits[target])).at[target].add(-1) / len(x)
+    def result(found: Any) -> float:
+        return float(found[0]) + len(x) * picked(found[1])
 
-    def mapped(logits: Any, ids: Any) -> Any:
-        losses, gradient = jax.lax.map(of_row, (logits, ids))
-        return losses.mean(), gradient
-
-    def run(name: str, function: Callable[..., Any]) -> Contender:
-        compiled = jax.jit(function).lower(*inputs).compile()
-
-        def call() -> float:
-            loss, gradient = jax.block_until_ready(compiled(*inputs))
-            return float(loss) + len(x) * picked(np.asarray(gradient))
-
-        return Contender(name, call, FLOAT32)
-
-    yield run("JAX, value_and_grad", jax.value_and_grad(mean_loss))
-    yield run("JAX, mapped over rows", mapped)
+    yield jitted("JAX, value_and_grad", jax.value_and_grad(mean_loss), x, targets, result=result)
 
 
-def written_with_scipy(name: str, x: Any, _ids: Any, workers: int, _: Any, picked: Picked) -> Contenders:
+def written_with_scipy(name: str, x: Any, _ids: Any, _: Any, picked: Picked) -> Contenders:
     """The function of this name."""
-    _one_thread(workers)
     from scipy import special
 
     function = getattr(special, name)
     yield Contender(f"SciPy, {name}", lambda: picked(function(x, axis=1)), FLOAT32)
 
 
-def written_with_numpy(name: str, x: Any, _ids: Any, workers: int, out: Any, picked: Picked) -> Contenders:
+def written_with_numpy(name: str, x: Any, _ids: Any, out: Any, picked: Picked) -> Contenders:
     """The formula, by rows that stay in cache."""
-    _one_thread(workers)
     function = {"softmax": _softmax_of_numpy, "log_softmax": _log_softmax_of_numpy}[name]
-    at_once = peers.rows_at_once(x)
+    at_once = rows_at_once(x)
 
     def call() -> float:
         for start in range(0, len(x), at_once):
@@ -322,25 +283,24 @@ def written_with_numpy(name: str, x: Any, _ids: Any, workers: int, out: Any, pic
     yield Contender(f"NumPy, {at_once} rows at a time, out=", call, FLOAT32)
 
 
-def written_with_torch(name: str, x: Any, _ids: Any, workers: int, out: Any, picked: Picked) -> Contenders:
-    """The function of this name: at once, and by rows that stay in cache."""
-    import torch
-
-    torch.set_num_threads(workers)
-    logits, result, function, at_once = tensor(x), tensor(out), getattr(torch, name), peers.rows_at_once(x)
+def written_with_torch(name: str, x: Any, _ids: Any, out: Any, picked: Picked) -> Contenders:
+    """The function of this name: at once, by rows that stay in cache, and compiled."""
+    torch = torch_on(1)
+    logits, into, function, at_once = torch.from_numpy(x), torch.from_numpy(out), getattr(torch, name), rows_at_once(x)
 
     def chunked() -> float:
-        for part, final in zip(logits.split(at_once), result.split(at_once), strict=True):
+        for part, final in zip(logits.split(at_once), into.split(at_once), strict=True):
             function(part, 1, out=final)
         return picked(out)
 
     yield Contender("torch", lambda: picked(function(logits, 1).numpy()), FLOAT32)
     yield Contender(f"torch, {at_once} rows at a time, out=", chunked, FLOAT32)
+    yield from compiled({name: lambda logits: function(logits, 1)}, logits, result=picked)
 
 
-def written_with_onnxruntime(name: str, x: Any, _ids: Any, workers: int, out: Any, picked: Picked) -> Contenders:
+def written_with_onnxruntime(name: str, x: Any, _ids: Any, out: Any, picked: Picked) -> Contenders:
     """The operator of this name, into a preallocated output."""
-    into = onnx_operator({"log_softmax": "LogSoftmax", "softmax": "Softmax"}[name], workers)
+    into = onnx_operator({"log_softmax": "LogSoftmax", "softmax": "Softmax"}[name])
 
     def call() -> float:
         into(x, out)
@@ -349,11 +309,11 @@ def written_with_onnxruntime(name: str, x: Any, _ids: Any, workers: int, out: An
     yield Contender("onnxruntime, into out", call, FLOAT32)
 
 
-def written_with_jax(name: str, x: Any, _ids: Any, workers: int, _: Any, picked: Picked) -> Contenders:
-    """The function of this name, compiled: at once, and mapped over rows."""
+def written_with_jax(name: str, x: Any, _ids: Any, _: Any, picked: Picked) -> Contenders:
+    """The function of this name, compiled."""
     import jax
 
-    yield from _compiled(getattr(jax.nn, name), (x,), workers, lambda result: picked(np.asarray(result)))
+    yield jitted("JAX", partial(getattr(jax.nn, name), axis=1), x, result=picked)
 
 
 TOKENS: Builders = {
@@ -385,9 +345,6 @@ def _written(name: str) -> Builders:
     }
 
 
-WRITTEN = {"grad": _GRADIENT, "log_softmax": _written("log_softmax"), "softmax": _written("softmax")}
-
-
-def of_dtype(builders: Builders, dtype: str) -> Builders:
-    """Those to compare with: torch alone has kernels for half precision."""
-    return builders if dtype == "float32" else {"torch": builders["torch"]}
+WRITTEN = {
+    "cross_entropy_and_grad": _GRADIENT, "log_softmax": _written("log_softmax"), "softmax": _written("softmax"),
+}  # fmt: skip

@@ -1,4 +1,4 @@
-"""The benchmarks of short rows: a quick run ends, contenders agree, and the tables show what was measured.
+"""The benchmarks: a quick run ends, contenders agree, and the pages show what was measured.
 
 No test depends on a time.
 """
@@ -12,10 +12,16 @@ from places import ROOT
 
 pytestmark = pytest.mark.thread_unsafe(reason="works in processes of its own")
 BENCHMARKS = ROOT / "benchmarks"
-RESULTS = BENCHMARKS / "results" / "short_rows.json"
-needs_results = pytest.mark.skipif(not RESULTS.exists(), reason="the sdist leaves out benchmarks/results")
-# what charts and tables show; `.ci/run benchmarks` runs all
-CASES = ("short/float32/10", "short_ids/2", "channel_first/5", "log_loss/1000000x100/float32", "tiny/ids/3", "sums/")
+# a case of each kind; `.ci/run benchmarks` runs all
+CASES = (
+    "short/float32/10",
+    "planes/5",
+    "cold/250000x100/float32",
+    "tiny/ids/3",
+    "sums/",
+    "large/log_softmax",
+    "accuracy",
+)
 
 
 def run(script, *arguments):
@@ -30,16 +36,17 @@ def run(script, *arguments):
 def measured(tmp_path_factory):
     """The report of a quick run, its file, and what was printed."""
     file = tmp_path_factory.mktemp("benchmarks") / "quick.json"
-    printed = run("run.py", "--quick", "--rounds", "1", "--workers", "1", "--json", file, "--only", *CASES)
+    printed = run("run.py", "--quick", "--json", file, "--only", *CASES)
     return json.loads(file.read_text("utf-8")), file, printed
 
 
 def test_quick_run_has_the_cases_that_were_asked_for(measured):
     report, _, printed = measured
     names = [case["name"] for case in report["cases"]]
-    for begins in CASES:
+    for begins in CASES[:-1]:
         assert any(name.startswith(begins) for name in names), begins
     assert all(f"\n{name}: " in printed for name in names)
+    assert {row["dtype"] for row in report["accuracy"]} >= {"float16", "float32", "float64"}
 
 
 def test_contenders_of_a_quick_run_agree(measured):
@@ -48,37 +55,32 @@ def test_contenders_of_a_quick_run_agree(measured):
         assert (case["name"], wrong) == (case["name"], [])
 
 
-@pytest.mark.parametrize("begins", ["NumPy", "the tutorial's", "torch", "SciPy", "scikit-learn"])
+@pytest.mark.parametrize("begins", ["NumPy", "the tutorial's", "torch", "SciPy", "scikit-learn", "JAX", "onnxruntime"])
 def test_short_rows_are_compared_with(begins, measured):
-    module = {"torch": "torch", "SciPy": "scipy", "scikit-learn": "sklearn"}.get(begins, "numpy")
-    pytest.importorskip(module, reason="the library is not installed")
+    module = {"torch": "torch", "SciPy": "scipy", "scikit-learn": "sklearn", "JAX": "jax", "onnxruntime": "onnxruntime"}
+    pytest.importorskip(module.get(begins, "numpy"), reason="the library is not installed")
     (case,) = (case for case in measured[0]["cases"] if case["name"] == "short/float32/10")
     assert any(contender["name"].startswith(begins) for contender in case["contenders"])
 
 
-def test_chart_of_rows(measured, tmp_path):
-    pytest.importorskip("matplotlib", reason="matplotlib is not installed")
-    chart = tmp_path / "rows.svg"
-    run("run.py", "--load", measured[1], "--rows-chart", chart)
-    assert chart.read_text("utf-8").startswith("<?xml")
-    assert chart.stat().st_size < 60_000
+def test_compiled_torch_is_a_contender_or_said_to_be_missing(measured):
+    pytest.importorskip("torch", reason="torch is not installed")
+    (case,) = (case for case in measured[0]["cases"] if case["name"] == "short/float32/10")
+    compiled = [each["name"] for each in case["contenders"] if each["name"].startswith("torch.compile")]
+    assert bool(compiled) != ("torch.compile" in case["missing"])
 
 
 def test_tables_of_a_quick_run(measured):
-    printed = run("tables.py", measured[1])
-    for words in ("A quick run", "| classes |", "| channels |", "`LossMeter.update`", "| work | 2 classes |"):
+    printed = run("report.py", measured[1])
+    for words in ("A quick run", "| classes |", "| channels |", "`LossMeter.update`", "| dtype |", "x copy |"):
         assert words in printed
 
 
-@needs_results
-def test_tables_are_those_that_were_measured():
-    section, _, table = run("tables.py", RESULTS).partition("For README.md")
-    assert section.strip() in (BENCHMARKS / "README.md").read_text("utf-8")
-    lines = [line for line in table.splitlines() if line.startswith("|")]
-    shown = (ROOT / "README.md").read_text("utf-8").splitlines()
-    assert lines[0] not in shown or set(lines) <= set(shown)
+@pytest.mark.skipif(not (BENCHMARKS / "results").exists(), reason="the sdist leaves out benchmarks/results")
+def test_pages_show_what_was_measured(monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    import report
 
-
-@needs_results
-def test_chart_in_the_readme_is_small():
-    assert RESULTS.with_suffix(".svg").stat().st_size < 60_000
+    for path, text in report.texts().items():
+        assert path.read_text("utf-8") == text, f"{path.name}: python benchmarks/report.py writes it anew"
+        assert len(text) < 60_000

@@ -4,7 +4,6 @@ import dataclasses
 import doctest
 import importlib
 import inspect
-import json
 import pkgutil
 import re
 import shlex
@@ -176,27 +175,6 @@ def test_links_lead_somewhere(page):
         assert target.exists(), link
         headings = re.findall(r"^#+ (.+)$", target.read_text("utf-8"), re.MULTILINE) if heading else []
         assert heading in ["", *(re.sub(r"[^\w -]", "", text).lower().replace(" ", "-") for text in headings)], link
-
-
-MEASURED = ROOT / "benchmarks" / "results" / "logits.json"
-CASES = {"cross_entropy": "logits", "token_scores": "tokens", "kl_divergence": "kl", "cross_entropy_and_grad": "grad"}
-BENCHMARKS = (ROOT / "benchmarks" / "README.md").read_text("utf-8")
-SPEEDS = re.findall(r"^\| work \| GB/s .*\n(?:\|.*\n)+", BENCHMARKS, re.MULTILINE)
-
-
-@pytest.mark.skipif(not MEASURED.exists(), reason="an sdist has no results")
-@pytest.mark.parametrize(("table", "threads"), list(zip(SPEEDS, [1, 2], strict=True)), ids=["one", "two"])
-def test_speeds_are_those_that_were_measured(table, threads):
-    cases = {case["name"]: case["contenders"] for case in json.loads(MEASURED.read_text("utf-8"))["cases"]}
-    (_, *columns), _, *rows = ([cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines())
-    for work, *cells in rows:
-        name = re.match("`(.+?)`", work)[1]
-        contenders = cases[f"{'top20' if 'top_k' in work else CASES.get(name, name)}/float32/131072/{threads}"]
-        for column, cell in zip(columns, cells, strict=True):
-            key = {"GB/s": "gb_per_s", "of read": "of_read"}.get(column, "times_tokenloss")
-            begins = column if key == "times_tokenloss" else "tokenloss"
-            found = next(contender for contender in contenders if contender["name"].startswith(begins))
-            assert round(found[key], len(cell.partition(".")[2])) == float(cell), (work, column)
 
 
 def test_examples_that_need_a_cluster_are_python():
