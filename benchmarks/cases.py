@@ -22,7 +22,7 @@ from tokenloss._core.validation import as_scores, without_targets
 BEST = _core.backend_in_use()
 ITEMSIZES = {"float32": 4, "float16": 2, "bfloat16": 2, "float64": 8}
 WORKERS = (1, 2)[: os.cpu_count()]
-DTYPES_OF_WORK = {  # what is done with logits of many classes, and of which dtypes it is timed
+DTYPES_OF_WORK = {  # functions that are timed with many classes, and the dtypes of their logits
     "cross_entropy": tuple(ITEMSIZES),
     "token_scores": ("float32", "float16", "bfloat16"),
     "top_k": ("float32",),

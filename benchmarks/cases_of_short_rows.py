@@ -22,7 +22,7 @@ import tokenloss
 
 CURVE = (2, 3, 5, 10, 20, 30, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 20000)  # numbers of classes
 FEW_CLASSES = (2, 3, 10, 30, 100, 1000)
-OTHER_DTYPES = (2, 10, 100, 1000)  # numbers of classes of which dtypes but float32 are timed
+OTHER_DTYPES = (2, 10, 100, 1000)  # numbers of classes at which float16, bfloat16 and float64 are timed
 IMAGES = {2: 8, 5: 4, 12: 2, 21: 2, 150: 1}  # by their channels
 COLD = ((250_000, 100), (2_500_000, 10))  # probabilities such as many people give to scikit-learn
 TINY = ((3,), (3, 4))

@@ -22,7 +22,7 @@ UNITS = ("read", "copy", "product")  # contenders whose speed others are measure
 SAMPLE = 0.01  # seconds of calls in a row
 CHEAP = 1.0  # seconds that every case may last: short samples are repeated until then
 MOST_PREPARED = 5  # calls in one sample of a case that prepares each call
-LONG, FEW_ROUNDS = 0.4, 3  # a sample of so many seconds is taken in so many rounds
+LONG, FEW_ROUNDS = 0.4, 3  # a contender whose call takes more seconds than LONG has FEW_ROUNDS rounds
 
 # Thread pools (OpenMP's above all) spin for a while after their last call, on the next contender's cores.
 SETTLE = 0.025  # seconds, where a case has several threads
@@ -81,7 +81,7 @@ def gather(case: Case, builders: dict[str, tuple[str, Callable[..., Iterable[Con
 
 
 def measure(name: str, case: Case, rounds: int, *, quick: bool = False) -> dict[str, Any]:
-    """Every figure of a case, from at least so many rounds."""
+    """All figures of a case, from at least this number of rounds."""
     seconds, cheap = (SAMPLE / 10, 0.0) if quick else (SAMPLE, CHEAP)
     if case.prepare:
         case.prepare()
@@ -230,7 +230,7 @@ def machine() -> dict[str, Any]:
 
 
 def _processor() -> str:
-    """What the processor calls itself, and its generation, which names in virtual machines do not tell."""
+    """The processor's name with its generation, which virtual machines leave out of the name."""
     try:
         lines = [line.partition(":") for line in Path("/proc/cpuinfo").read_text().splitlines()]
     except OSError:

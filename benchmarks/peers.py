@@ -1,9 +1,9 @@
 """Other libraries' ways to the mean cross-entropy of logits: as people write it, and at their best.
 
-Each function yields contenders for logits `x` and class ids `targets`, on one thread. What can be compiled or allocated
-once is, beforehand. The second axis is that of classes: of rows, (N, V), or of planes, (images, classes, pixels), such
-as networks that segment images return. Rows of few classes may be transposed into planes, part by part: NumPy and torch
-then reduce whole vectors instead of a few numbers.
+Each function yields contenders for logits `x` and class ids `targets`, on one thread. What needs to be compiled or
+allocated only once is prepared before timing. Classes are the second axis, in rows (N, V) and in planes (images,
+classes, pixels), which networks that segment images return. Rows of few classes may be transposed into planes, part by
+part: NumPy and torch then reduce whole vectors instead of a few numbers.
 """
 
 from __future__ import annotations
@@ -204,7 +204,7 @@ def compiled(
 
 
 def torch_on(threads: int) -> Any:
-    """The module torch, which uses so many threads from now on."""
+    """The torch module, set to this number of threads."""
     import torch
 
     torch.set_num_threads(threads)

@@ -109,7 +109,9 @@ def section(report: dict[str, Any]) -> str:
         "Exact sums of losses, in a meter also of their squares; NumPy's are rounded:": _table(
             "work", sums, {"math.fsum": "`math.fsum`", "NumPy, sum": "NumPy"}
         ),
-        "131072 classes: speeds as shares of that of `read`, or times beside that of a copy:": _shares(cases),
+        "131072 classes: the speed as a share of that of `read`, or the time as a multiple of a copy's:": _shares(
+            cases
+        ),
         "Float32 of them, on one thread:": _table("work", large, PEERS),
         "`linear_cross_entropy` on two threads, and the memory that a call adds:": _projections(cases),
         "The largest errors in nats:": _errors(report["accuracy"]),
@@ -132,7 +134,7 @@ def of_readme(reports: list[dict[str, Any]]) -> str:
 
 
 def _head(report: dict[str, Any]) -> str:
-    """Where and how this was measured."""
+    """The machine, the number of rounds and the versions, as text."""
     machine = report["machine"]
     facts = f"{machine['cpus']} CPUs, {machine['instruction_set']}, last-level cache {machine['last_level_cache']}"
     rounds = f"{report['rounds']} rounds or more"

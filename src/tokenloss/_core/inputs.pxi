@@ -163,7 +163,7 @@ cdef class Scores:
 cdef int64_t MASKED = INT64_MIN  # TL_MASKED of the kernels
 
 
-cdef inline int number_unmasked(const int64_t *targets, int count) noexcept nogil:
+cdef inline int count_of_unmasked(const int64_t *targets, int count) noexcept nogil:
     """How many class ids are not MASKED."""
     cdef int i, unmasked = 0
     for i in range(count):
@@ -227,9 +227,9 @@ cdef class Positions:
         return tl_load_integer(address_of(&self.targets_view, row), self.targets_view.dtype) if self.by_class else -1
 
     cdef int load_targets(self, int64_t start, int count, int64_t *targets) noexcept nogil:
-        """The class ids of up to MAX_DISTRIBUTION_ROWS rows, MASKED where they do not count; see `mask_targets`."""
+        """The class ids of up to MAX_PROBABILITY_ROWS rows, MASKED where they do not count; see `mask_targets`."""
         cdef tl_target_range range_of_ids
-        cdef char buffer[MAX_DISTRIBUTION_ROWS]
+        cdef char buffer[MAX_PROBABILITY_ROWS]
         cdef const char *mask = NULL
         cdef ptrdiff_t mask_stride = 1
         cdef int i
@@ -307,7 +307,7 @@ cdef class Positions:
                     flags = self.load_targets(row, count, targets)
                     if flags & TL_SOME_BAD:
                         break
-                    unmasked += number_unmasked(targets, count) if flags & TL_SOME_MASKED else count
+                    unmasked += count_of_unmasked(targets, count) if flags & TL_SOME_MASKED else count
                     row += count
             if row < stop:
                 row = self.first_bad_target(row, stop)

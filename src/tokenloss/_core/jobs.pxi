@@ -284,7 +284,7 @@ cdef class RowJob(Job):
     cdef void add_many(self, int64_t start, const int *rows, double *numbers, const double *weights, int count,
                        Totals *totals) noexcept nogil:
         """As `add`, for rows counted from `start`; `weights` are their class weights, NULL if there are none."""
-        cdef double divisors[MAX_DISTRIBUTION_ROWS]
+        cdef double divisors[MAX_PROBABILITY_ROWS]
         cdef int i
         if self.weighs_rows and count > 0:
             self.weigh(start, rows, numbers, weights, count, divisors)
@@ -300,7 +300,7 @@ cdef class RowJob(Job):
     cdef void weigh(self, int64_t start, const int *rows, double *numbers, const double *weights, int count,
                     double *divisors) noexcept nogil:
         """Multiply numbers by the weights of their rows; write what each row adds to the divisor of the mean."""
-        cdef const char *addresses[MAX_DISTRIBUTION_ROWS]
+        cdef const char *addresses[MAX_PROBABILITY_ROWS]
         cdef double sample_weight
         cdef int i
         find_addresses(&self.positions.sample_weight_view, start, rows[count - 1] + 1, addresses)

@@ -66,11 +66,11 @@ cdef class CrossEntropy(LogSumExpJob):
         """Write the targets and options of a block's distributions."""
         cdef const char *addresses[BLOCK_ROWS]
         cdef int i, count = block.rows.count
-        if block.with_options < count:
+        if block.n_with_options < count:
             block.losses[0] = self.loss_at(block.number[0], -1)
             for i in range(1, count):
                 block.losses[i] = block.losses[0]
-            block.with_options = count
+            block.n_with_options = count
         if is_given(&self.positions.targets_view):
             self.find_rows(&self.positions.targets_view, block, addresses)
             for i in range(count):

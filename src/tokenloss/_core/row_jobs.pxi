@@ -9,7 +9,7 @@ cdef struct Block:
     bint is_row_alone  # whether `reduce_row` made it, which shifts a row where that helps
     tl_masses masses  # of distributions, as is what follows
     tl_loss losses[BLOCK_ROWS]
-    int with_options  # how many of these losses have the options of the job already
+    int n_with_options  # how many of these losses have the options of the job already
 
 
 cdef class LogSumExpJob(RowJob):
@@ -46,7 +46,7 @@ cdef class LogSumExpJob(RowJob):
     cdef double reduce_row(self, int64_t row, int64_t target, Totals *totals, tl_cancel *cancel) noexcept nogil:
         cdef Block block
         block.rows.row, block.rows.count, block.rows.class_major = self.row_at(row), 1, False
-        block.is_row_alone, block.with_options = True, 0
+        block.is_row_alone, block.n_with_options = True, 0
         block.rows.wanted, block.rows.scratch, block.rows.keeps_logits = 1, NULL, False
         block.rows.data[0], block.number[0], block.target[0] = block.rows.row.data, row, target
         block.rows.excluded[0] = self.exclude(row, target, totals, cancel)
@@ -132,7 +132,7 @@ cdef class LogSumExpJob(RowJob):
         block.rows.row, block.rows.class_major, block.is_row_alone = self.row_of_scores(), self.is_class_major, False
         block.rows.keeps_logits, block.rows.has_excluded = self.keeps_logits, self.excludes_classes
         block.rows.row.stride = self.scores.view.buffer.strides[self.scores.axis]
-        block.rows.scratch, block.with_options = <char *> malloc(self.scratch_bytes()), 0
+        block.rows.scratch, block.n_with_options = <char *> malloc(self.scratch_bytes()), 0
         if block.rows.scratch == NULL:  # a single row needs none
             most, block.rows.class_major = 1, False
         while start < stop:

@@ -26,6 +26,8 @@
  * subnormals. Where they are kept, rows lie so many elements apart. */
 #define TL_FLOAT_KEPT_BITS 25
 #define TL_DOUBLE_KEPT_BITS 60
+#define TL_FLOAT_UNKEPT 0x1p-25 /* what undoes them */
+#define TL_DOUBLE_UNKEPT 0x1p-60
 #define TL_MAX_KEPT 2048 /* classes: of longer rows, exponentials are computed twice */
 TL_INLINE size_t tl_kept_row(size_t classes) { return (classes + 63) / 64 * 64 + 16; }
 

@@ -60,9 +60,9 @@ static uint64_t write_gradients(const tl_backend *backend, const tl_row_block *r
         logsumexp[i] = factor[i] = subtrahend[i] = 0;
     for (int i = 0; i < count; i++) {
         logsumexp[i] = parts->offset[i] + parts->log[i];
-        double of_softmax = tl_of_softmax(loss, logsumexp[i], parts->smoothed[i]), weight = parts->weight[i];
-        at_target[i] = grad_scale[i] * tl_gradient_at_target(loss, weight, of_softmax, parts->against[i]);
-        factor[i] = of_softmax + weight * loss->soft.one_minus_eps;
+        double softmax_weight = tl_softmax_weight(loss, logsumexp[i], parts->smoothed[i]), weight = parts->weight[i];
+        at_target[i] = grad_scale[i] * tl_gradient_at_target(loss, weight, softmax_weight, parts->against[i]);
+        factor[i] = softmax_weight + weight * loss->soft.one_minus_eps;
     }
     if (tl_is_transformed(&rows->row) || loss->soft.weight) {
         for (int i = 0; i < TL_BLOCK_ROWS; i++)
@@ -139,7 +139,7 @@ static uint64_t group_masses(const tl_backend *backend, const tl_row_block *rows
                              tl_masses *masses, int64_t *argmax) {
     const tl_soft_target *soft = &losses->soft;
     size_t classes = (size_t)rows->row.count, padded = tl_padded_rows(rows->count);
-    int dtype = (soft->mass_dtype & ~TL_SWAPPED) == TL_FLOAT64 ? TL_FLOAT64 : TL_FLOAT32;
+    int dtype = tl_single_or_double(soft->mass_dtype);
     int is_plain = !soft->weight && soft->eps_over_v == 0 && soft->one_minus_eps == 1;
     double weight[TL_SHORT_ROW], *wide = (double *)(void *)(memory + (-(uintptr_t)memory & (TL_GROUP_ALIGNMENT - 1)));
     void *raw = dtype == TL_FLOAT64 ? wide : wide + capacity_of_masses(rows->row.count, rows->class_major);

@@ -89,7 +89,7 @@ TL_INLINE int check_group(const tl_distributions *of, const void *mass, int is_s
 /* Adds terms to the sums of groups. Returns whether a score is refused. */
 static int add_groups(const tl_backend *backend, const tl_distributions *of, const void *mass, const void *score,
                       size_t steps, size_t groups, const double *weight, double *sum, double *lost) {
-    int mass_dtype = of->mass_dtype == TL_FLOAT64 ? TL_FLOAT64 : TL_FLOAT32, refused = 0;
+    int mass_dtype = tl_single_or_double(of->mass_dtype), refused = 0;
     if (!backend->add_losses(mass, mass_dtype, score, steps, groups, of->weight ? weight : NULL, of->clip, sum, lost))
         return 0;
     for (size_t g = 0; g < groups; g++)
@@ -115,7 +115,7 @@ static int add_long_row(const tl_backend *backend, const tl_distributions *of, i
         mass += width * of->mass_class;
         score += width * of->score_class;
     }
-    *sum = tl_sum_of_terms(lane, lost);
+    *sum = tl_lanes_sum_or_infinite(lane, lost);
     return refused;
 }
 
@@ -224,7 +224,7 @@ static void load_listed(int dtype, const char *data, ptrdiff_t row_stride, ptrdi
 /* Ends the sum of a long row, of which some classes were listed. */
 static void end_long_row(sums_of_rows *sums) {
     if (sums->row >= 0)
-        sums->sum[sums->row] = tl_sum_of_terms(sums->lane, sums->lane_lost);
+        sums->sum[sums->row] = tl_lanes_sum_or_infinite(sums->lane, sums->lane_lost);
     sums->row = -1;
 }
 
@@ -347,7 +347,7 @@ static int add_sparse(const tl_backend *backend, const tl_distributions *of, con
 }
 
 /* Whether most classes seem to have mass, by a few of the first row or of the first rows. */
-static int seem_dense(const tl_distributions *of, const int *rows, int count) {
+static int samples_are_dense(const tl_distributions *of, const int *rows, int count) {
     int64_t total = count * of->classes, step = of->classes < SAMPLED ? 1 : of->classes / SAMPLED, k = 0;
     int sampled = total < SAMPLED ? (int)total : SAMPLED, found = 0, row = 0;
     for (int i = 0; i < sampled; i++, k += step) {
@@ -364,7 +364,7 @@ int tl_nll_of_distributions(const tl_backend *backend, const tl_distributions *o
     int refused = 2, is_float = of->mass_dtype < TL_FLOAT_DTYPES;
     memset(&sums, 0, sizeof sums);
     sums.row = -1;
-    if (!is_float || (of->mass_class == tl_itemsize(of->mass_dtype) && !seem_dense(of, rows, count)))
+    if (!is_float || (of->mass_class == tl_itemsize(of->mass_dtype) && !samples_are_dense(of, rows, count)))
         refused = add_sparse(backend, of, rows, count, &sums);
     if (refused == 2) {
         memset(&sums, 0, sizeof sums); /* what a list has begun */

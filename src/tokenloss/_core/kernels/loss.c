@@ -33,9 +33,9 @@ int tl_write_gradient(const tl_backend *backend, const tl_row *logits, const tl_
 
 void tl_write_class_gradient(const tl_backend *backend, const tl_row *logits, const tl_loss *loss,
                              const tl_class_odds *odds, tl_cancel *cancel) {
-    double of_softmax = tl_of_softmax(loss, tl_logsumexp(odds->lse), odds->smoothed);
-    double at_target = tl_gradient_at_target(loss, loss->target_weight, of_softmax, odds->odds_against);
-    double factor = of_softmax + loss->target_weight * loss->soft.one_minus_eps;
+    double softmax_weight = tl_softmax_weight(loss, tl_logsumexp(odds->lse), odds->smoothed);
+    double at_target = tl_gradient_at_target(loss, loss->target_weight, softmax_weight, odds->odds_against);
+    double factor = softmax_weight + loss->target_weight * loss->soft.one_minus_eps;
     if (tl_write_gradient(backend, logits, loss, odds->lse, factor, cancel))
         tl_store_at(loss->grad, loss->target, loss->grad_scale * at_target * tl_softcap_grad(logits, odds->logit));
 }
@@ -63,13 +63,13 @@ double tl_loss_of_masses(const tl_backend *backend, const tl_row *logits, const 
         above_shift = is_finite ? odds->nll : odds->lse.log;
         target_dot = tl_target_dot(backend, logits, &loss->soft, shift, &mass, cancel);
     }
-    *softmax_factor = tl_of_softmax(loss, tl_logsumexp(odds->lse), mass);
+    *softmax_factor = tl_softmax_weight(loss, tl_logsumexp(odds->lse), mass);
     return loss_of(loss, 0, target_dot, mass, above_shift, odds->lse);
 }
 
 double tl_loss_of_dot(const tl_loss *loss, const tl_class_odds *odds, double target_dot, double mass,
                       double *softmax_factor) {
-    *softmax_factor = tl_of_softmax(loss, tl_logsumexp(odds->lse), mass);
+    *softmax_factor = tl_softmax_weight(loss, tl_logsumexp(odds->lse), mass);
     return loss_of(loss, 0, target_dot, mass, odds->nll, odds->lse);
 }
 
@@ -163,11 +163,6 @@ int tl_negative_log(const tl_backend *backend, const tl_clip *clip, void *scores
     return refused;
 }
 
-double tl_sum_of_terms(const double *sum, const double *lost) {
-    double total = tl_lanes_sum_compensated(sum, lost);
-    return total == total ? total : tl_lanes_sum_in_order(sum); /* of an infinite sum, the errors are nan */
-}
-
 double tl_nll_of_distribution(const tl_backend *backend, const tl_row *scores, const tl_soft_target *soft,
                               const tl_clip *clip, tl_seen *seen, tl_cancel *cancel) {
     double mass[TL_SOFT_TARGET_RUN], scores_of_run[TL_SOFT_TARGET_RUN], nll[TL_SOFT_TARGET_RUN];
@@ -203,5 +198,5 @@ double tl_nll_of_distribution(const tl_backend *backend, const tl_row *scores, c
             tl_add_term(clip, term, &sum[lane], &lost[lane]);
         }
     }
-    return tl_sum_of_terms(sum, lost);
+    return tl_lanes_sum_or_infinite(sum, lost);
 }

@@ -47,12 +47,12 @@ void tl_write_class_gradient(const tl_backend *backend, const tl_row *logits, co
 /* Parts of that gradient: the factor of softmax but for the target's own mass, from the other masses; and the target's
  * element without grad_scale, from the odds against it, since softmax - 1 has no digits left where the target is nearly
  * certain. */
-TL_INLINE double tl_of_softmax(const tl_loss *loss, double logsumexp, double masses) {
+TL_INLINE double tl_softmax_weight(const tl_loss *loss, double logsumexp, double masses) {
     return loss->z_loss != 0 ? masses + 2 * loss->z_loss * logsumexp : masses;
 }
-TL_INLINE double tl_gradient_at_target(const tl_loss *loss, double weight, double of_softmax, double odds_against) {
+TL_INLINE double tl_gradient_at_target(const tl_loss *loss, double weight, double softmax_weight, double odds_against) {
     double p = 1 / (1 + odds_against), others = odds_against > 1e300 ? 1 : odds_against * p;
-    return of_softmax * p - weight * loss->soft.one_minus_eps * others - weight * loss->soft.eps_over_v;
+    return softmax_weight * p - weight * loss->soft.one_minus_eps * others - weight * loss->soft.eps_over_v;
 }
 
 /* The loss for a distribution without its gradient, from its argmax against the other classes (`argmax` is what
@@ -94,8 +94,9 @@ void tl_loss_set_target_logit(const tl_backend *backend, const tl_row *logits, c
 void tl_loss_range(const tl_backend *backend, const tl_row *logits, const tl_loss *loss, int64_t start, int64_t end,
                    int64_t block, tl_loss_acc *acc, tl_cancel *cancel);
 /* The loss. For a class id without smoothing and z-loss it is that of the whole row to the bit, if that has no loss
- * relative to its target (nll.h); else the two differ by rounding errors. No bit depends on where ranges end, with one exception: with smoothing of a class id, the shift is
- * the offset after the first range, which may change later in rows with logits beyond TL_MAX_EXACT_REDUCTION. */
+ * relative to its target (nll.h); else the two differ by rounding errors. No bit depends on where ranges end, with one
+ * exception: with smoothing of a class id, the shift is the offset after the first range, which may change later in
+ * rows with logits beyond TL_MAX_EXACT_REDUCTION. */
 double tl_loss_end(const tl_backend *backend, const tl_row *logits, const tl_loss *loss, const tl_loss_acc *acc);
 
 TL_INLINE int tl_is_refused(const tl_clip *clip, double score) { return score < clip->least || score > clip->greatest; }
@@ -129,9 +130,6 @@ TL_INLINE void tl_add_term(const tl_clip *clip, double term, double *sum, double
     if (!clip->is_single)
         *lost += (before - (after - other)) + (term - other);
 }
-
-/* The sum of TL_GROUP lanes. */
-double tl_sum_of_terms(const double *sum, const double *lost);
 
 /* What a sum over a distribution found on its way. */
 typedef struct {

@@ -29,7 +29,7 @@ void tl_matvec(const tl_backend *backend, const tl_row *weights, ptrdiff_t strid
                const tl_vectors *vectors, const tl_vectors *out) {
     assert(weights->dtype < TL_SWAPPED && (weights->count < 2 || weights->stride == tl_itemsize(weights->dtype)));
     int64_t block_rows = L2_BLOCK_BYTES / (weights->count * tl_itemsize(weights->dtype) + 1) + 1;
-    int dtype = weights->dtype == TL_FLOAT64 ? TL_FLOAT64 : TL_FLOAT32, size = tl_itemsize(dtype);
+    int dtype = tl_single_or_double(weights->dtype), size = tl_itemsize(dtype);
     for (int64_t start = 0; start < count; start += block_rows)
         for (int64_t v = 0; v < vectors->count; v += VECTORS_PER_PASS) {
             int64_t end = count - start < block_rows ? count : start + block_rows;

@@ -22,8 +22,6 @@ static int is_relative(const tl_row *row) {
     return row->count >= 2 && row->count <= TL_NLL_CLASSES && row->shift == 0;
 }
 
-static int compute_dtype_of(int dtype) { return dtype == TL_FLOAT64 ? TL_FLOAT64 : TL_FLOAT32; }
-
 /* The losses of contiguous rows of this dtype, along their classes: rows `start` and so on of `of`. */
 static uint64_t nll_of_many(const tl_backend *backend, const char *const *data, int count, size_t classes, int dtype,
                             const int64_t *target, int start, tl_block_nll *of) {
@@ -32,7 +30,7 @@ static uint64_t nll_of_many(const tl_backend *backend, const char *const *data, 
     for (size_t i = 0; i < padded; i++)
         logit[i] = i < (size_t)count ? tl_load(data[i] + target[i] * tl_itemsize(dtype), dtype) : 0;
     backend->sum_others[dtype](data, (size_t)count, classes, logit, target, sum);
-    return backend->losses_of_sums[compute_dtype_of(dtype)](logit, sum, padded, of->nll + start,
+    return backend->losses_of_sums[tl_single_or_double(dtype)](logit, sum, padded, of->nll + start,
                                                             of->odds_against + start);
 }
 
@@ -68,7 +66,7 @@ TL_OUTLINE uint64_t nll_of_few(const tl_backend *backend, const char *data, size
                            int start, tl_block_nll *of) {
     double group[TL_GROUP * TL_FEW_CLASSES], *logit = of->logit + start;
     int64_t targets[TL_GROUP];
-    int to = compute_dtype_of(dtype);
+    int to = tl_single_or_double(dtype);
     for (size_t i = 0; i < TL_GROUP * classes; i++)
         tl_store((char *)group + i * (size_t)tl_itemsize(to), to,
                  tl_load(data + i / TL_GROUP * (size_t)tl_itemsize(dtype), dtype));

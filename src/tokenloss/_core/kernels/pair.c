@@ -143,7 +143,7 @@ tl_pair tl_pair_row(const tl_backend *backend, const tl_row *base, const tl_row 
 /* The most likely classes of rows in groups. */
 static void find_tops(const tl_backend *backend, const tl_row_block *rows, int count, tl_short_ranks *ranks) {
     const double threshold[TL_BLOCK_ROWS] = {0};
-    int dtype = rows->row.compute_dtype == TL_FLOAT64 ? TL_FLOAT64 : TL_FLOAT32;
+    int dtype = tl_single_or_double(rows->row.compute_dtype);
     backend->short_ranks[dtype](tl_groups_of(rows), tl_groups_for(count), (size_t)rows->row.count, threshold, ranks);
 }
 

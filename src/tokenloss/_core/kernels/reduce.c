@@ -124,3 +124,8 @@ double tl_lanes_sum_compensated(const double *lanes, const double *errors) {
     add_halves(lane, error, 1);
     return lane[0] + error[0];
 }
+
+double tl_lanes_sum_or_infinite(const double *lanes, const double *errors) {
+    double total = tl_lanes_sum_compensated(lanes, errors);
+    return total == total ? total : tl_lanes_sum_in_order(lanes);
+}

@@ -77,18 +77,16 @@ void tl_load_groups(const tl_backend *backend, const tl_row_block *rows, int cou
     }
 }
 
-static int group_dtype(const tl_row *row) { return row->compute_dtype == TL_FLOAT64 ? TL_FLOAT64 : TL_FLOAT32; }
-
 tl_groups tl_load_raw_groups(const tl_backend *backend, const tl_row_block *rows, int count) {
-    tl_groups raw = {tl_groups_of(rows), (rows->row.dtype & ~TL_SWAPPED) == TL_FLOAT64 ? TL_FLOAT64 : TL_FLOAT32};
-    if (raw.dtype != group_dtype(&rows->row))
+    tl_groups raw = {tl_groups_of(rows), tl_single_or_double(rows->row.dtype)};
+    if (raw.dtype != tl_single_or_double(rows->row.compute_dtype))
         raw.at = float_groups_of(rows);
     tl_load_groups(backend, rows, count, raw.dtype, raw.at);
     return raw;
 }
 
 tl_groups tl_scale_groups(const tl_backend *backend, const tl_row_block *rows, int count, tl_groups raw) {
-    tl_groups groups = {tl_groups_of(rows), group_dtype(&rows->row)};
+    tl_groups groups = {tl_groups_of(rows), tl_single_or_double(rows->row.compute_dtype)};
     size_t elements = tl_group_elements(rows) * tl_groups_for(count);
     if (raw.dtype != groups.dtype)
         for (size_t i = 0; i < elements; i++)

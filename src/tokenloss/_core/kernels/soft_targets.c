@@ -32,7 +32,7 @@ static int always_dense(const tl_soft_target *soft) {
 }
 
 /* Whether most masses seem not to be 0, by those of two neighbours. */
-static int seems_dense(const tl_soft_target *soft, int64_t start, int64_t count) {
+static int starts_dense(const tl_soft_target *soft, int64_t start, int64_t count) {
     if (always_dense(soft))
         return 1;
     for (int64_t k = start; k < start + 2 && k < count; k++)
@@ -93,7 +93,7 @@ int tl_soft_target_next(const tl_backend *backend, const tl_soft_target *soft, i
 int64_t tl_soft_target_argmax(const tl_backend *backend, const tl_soft_target *soft, int64_t count, int64_t *found,
                               tl_cancel *cancel) {
     int64_t argmax = -1, n = 0;
-    int in_place = tl_can_read_masses(soft), dense = (in_place && count <= TL_CHUNK) || seems_dense(soft, 0, count);
+    int in_place = tl_can_read_masses(soft), dense = (in_place && count <= TL_CHUNK) || starts_dense(soft, 0, count);
     double largest = 0, mass[TL_CHUNK];
     for (int64_t k = 0, end; k < count; k = end) {
         double most;
@@ -146,9 +146,7 @@ static double target_dot_uniform(const tl_backend *backend, const tl_row *row, d
         if ((start + count) % TL_CANCEL_INTERVAL == 0 && tl_cancelled(cancel))
             return 0;
     }
-    double total = tl_lanes_sum_compensated(sum, lost);
-    total = total == total ? total : tl_lanes_sum_in_order(sum);
-    return mass * ((double)row->count * (shift - offset) - total);
+    return mass * ((double)row->count * (shift - offset) - tl_lanes_sum_or_infinite(sum, lost));
 }
 
 int tl_target_dot_of_sum(const tl_soft_target *soft, int64_t count, double logit_sum, double shift, double *dot,
@@ -176,7 +174,7 @@ static const double *load_logits(const tl_backend *backend, const tl_row *row, i
 void tl_target_dot_range(const tl_backend *backend, const tl_row *row, const tl_soft_target *soft, int64_t start,
                          int64_t end, double shift, tl_dot_acc *dot, tl_cancel *cancel) {
     tl_chunk_buf buf;
-    int dense = seems_dense(soft, start, end), dtype = soft->mass_dtype;
+    int dense = starts_dense(soft, start, end), dtype = soft->mass_dtype;
     int in_place = tl_can_read_masses(soft) && dtype == row->compute_dtype && tl_can_read_in_place(row, dtype, 0);
     dot->compensates = row->compute_dtype == TL_FLOAT64;
     for (int64_t k = start, until; k < end; k = until) {
@@ -186,7 +184,7 @@ void tl_target_dot_range(const tl_backend *backend, const tl_row *row, const tl_
         if (in_place) {
             const char *masses = soft->mass + k * soft->mass_stride;
             backend->target_dot[dtype](masses, row->data + k * row->stride, (size_t)(until - k), shift, dot);
-            dense = seems_dense(soft, until, end);
+            dense = starts_dense(soft, until, end);
             continue;
         }
         dense = masses_of(soft, k, until - k, mass) || always_dense(soft);
@@ -200,10 +198,8 @@ double tl_target_dot_end(const tl_dot_acc *dot, double *total) {
         *total = tl_lanes_sum_fast(dot->mass);
         return tl_lanes_sum_fast(dot->dot);
     }
-    double loss = tl_lanes_sum_compensated(dot->dot, dot->dot_comp),
-           mass = tl_lanes_sum_compensated(dot->mass, dot->mass_comp);
-    *total = mass == mass ? mass : tl_lanes_sum_in_order(dot->mass);
-    return loss == loss ? loss : tl_lanes_sum_in_order(dot->dot);
+    *total = tl_lanes_sum_or_infinite(dot->mass, dot->mass_comp);
+    return tl_lanes_sum_or_infinite(dot->dot, dot->dot_comp);
 }
 
 double tl_target_dot(const tl_backend *backend, const tl_row *row, const tl_soft_target *soft, double shift,

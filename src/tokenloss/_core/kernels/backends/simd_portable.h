@@ -22,6 +22,11 @@ TL_INLINE uint64_t f64_load_bits(const uint64_t *p) { return *p; }
 TL_INLINE float f32_zero_where_same(uint32_t a, uint32_t b, float x) { return a == b ? 0.0f : x; }
 TL_INLINE double f64_zero_where_same(uint64_t a, uint64_t b, double x) { return a == b ? 0.0 : x; }
 
+TL_INLINE uint32_t f32_to_bits(float a) {
+    uint32_t bits;
+    memcpy(&bits, &a, sizeof bits);
+    return bits;
+}
 TL_INLINE float f32_set(float value) { return value; }
 TL_INLINE float f32_load(const float *p) {
     float value;
@@ -88,10 +93,7 @@ TL_INLINE float f32_fma(float a, float b, float c) {
 #endif
 
 TL_INLINE uint32_t f32_or_bits(uint32_t a, float b, float c) {
-    uint32_t bits[2];
-    memcpy(&bits[0], &b, 4);
-    memcpy(&bits[1], &c, 4);
-    return a | bits[0] | bits[1];
+    return a | f32_to_bits(b) | f32_to_bits(c);
 }
 
 /* 2^(k / 8), of k in the low bits of a float of ulp 1, times 1.538...: see f32_POWERS in template.h */
@@ -104,14 +106,11 @@ TL_INLINE f32_table f32_load_powers(const uint32_t *powers, int guard) {
     return table;
 }
 TL_INLINE float f32_power(float k, f32_table table) {
-    uint32_t bits;
-    memcpy(&bits, &k, sizeof bits);
+    uint32_t bits = f32_to_bits(k);
     return tl_float_from_bits((bits << 20) + (table.powers[bits & 7] - table.drop));
 }
 TL_INLINE float f32_zero_if_negative(float a) {
-    uint32_t bits;
-    memcpy(&bits, &a, sizeof bits);
-    return bits >> 31 ? 0.0f : a;
+    return f32_to_bits(a) >> 31 ? 0.0f : a;
 }
 
 /* a == b ? c : d; a nan compares as false */
@@ -247,11 +246,6 @@ TL_INLINE double f64_and_bits(double a, uint64_t bits) { return tl_from_bits(tl_
 TL_INLINE double f64_with_bits(double a, uint64_t bits) { return tl_from_bits(tl_to_bits(a) | bits); }
 TL_INLINE double f64_exponent_field(double a) { return tl_from_bits(tl_to_bits(a) >> 52); }
 /* the same for float; 2^n of an integer n + 127 in the low bits of a float of ulp 1 */
-TL_INLINE uint32_t f32_to_bits(float a) {
-    uint32_t bits;
-    memcpy(&bits, &a, sizeof bits);
-    return bits;
-}
 TL_INLINE float f32_plus_bits(float a, uint32_t bits) { return tl_float_from_bits(f32_to_bits(a) + bits); }
 TL_INLINE float f32_and_bits(float a, uint32_t bits) { return tl_float_from_bits(f32_to_bits(a) & bits); }
 TL_INLINE float f32_with_bits(float a, uint32_t bits) { return tl_float_from_bits(f32_to_bits(a) | bits); }

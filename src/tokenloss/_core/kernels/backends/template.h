@@ -34,7 +34,7 @@ static const float f32_WHOLE[] = {0x1.55479p-3f, 0x1.0008d8p-1f, 1}; /* LEADING 
 #define f32_LEAST_EXPONENT (-126)
 #define f32_K_MASK 0x7ff
 #define f32_KEPT_BITS TL_FLOAT_KEPT_BITS
-#define f32_UNKEPT (1.0 / ((uint64_t)1 << TL_FLOAT_KEPT_BITS))
+#define f32_UNKEPT TL_FLOAT_UNKEPT
 #define f32_OTHER_LIMIT 0x1.fffffep127f
 #define f32_REACH 87
 #define f32_LEAST_ODDS 0x1p-80f
@@ -59,7 +59,7 @@ static const double f64_WHOLE[] = {0x1.a01edf351ab43p-13, 0x1.6c1c3ab56a4f0p-10,
 #define f64_LEAST_EXPONENT (-1022)
 #define f64_K_MASK 0x3fff
 #define f64_KEPT_BITS TL_DOUBLE_KEPT_BITS
-#define f64_UNKEPT (1.0 / ((uint64_t)1 << TL_DOUBLE_KEPT_BITS))
+#define f64_UNKEPT TL_DOUBLE_UNKEPT
 #define f64_OTHER_LIMIT TL_MIN_FMA_SAFE
 #define f64_SUMS 1
 #define f64_REACH 700
