@@ -105,7 +105,7 @@ TL_TARGET static void NAME(exp_rows_)(const char *const *rows, size_t count, siz
     const size_t padded = (count + TL_GROUP - 1) / TL_GROUP * TL_GROUP;
     REAL largest[TL_BLOCK_ROWS], least[TL_BLOCK_ROWS], rounder[TL_BLOCK_ROWS];
     double eight[TL_BLOCK_ROWS][8], maximum[TL_BLOCK_ROWS];
-    OP(acc) acc;
+    OP(acc) acc = OP(acc_init)(0, 1, 0, 0); /* the constants of each row follow */
     for (size_t r = 0; r < count; r += TL_GROUP)
         NAME(row_maxima_)(rows + r, count - r < TL_GROUP ? count - r : TL_GROUP, classes, largest + r);
     for (size_t r = 0; r < padded; r += OP(WIDTH)) {
