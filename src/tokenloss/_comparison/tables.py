@@ -170,7 +170,7 @@ def response_tables(comparison: Any) -> list[Table]:
     probabilities = _probabilities(comparison)
     label, share, error = probabilities.pop()
     if comparison.n_top_known:
-        known = known_of({"greedy_known": comparison.n_top_known, "count": comparison.count})
+        known = known_of({"n_greedy_known": comparison.n_top_known, "count": comparison.count})
         probabilities.append((label, share, f"{error}  {known}".rstrip()))
     tables = [
         Table([(label, f"{n:,}") for label, n in left_out.items() if n], title="Left out"),
@@ -245,7 +245,7 @@ def head_row(head: dict[str, Any] | None) -> tuple[str, str]:
 
 def known_of(summary: dict[str, Any]) -> str:
     """Note on how many tokens are known to be greedy or not; empty if all are."""
-    known = summary.get("greedy_known", summary["count"])
+    known = summary.get("n_greedy_known", summary["count"])
     return "" if known == summary["count"] else f"of {count_of(known, 'token')} where it is known"
 
 
