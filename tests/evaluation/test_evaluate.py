@@ -87,7 +87,7 @@ def test_evaluate_is_what_the_command_prints(source, argv, options, texts, score
         assert without_times(json.loads(json.dumps(found.to_dict()))) == without_times(printed)
         options.pop("state", None)
     assert isinstance(found, Evaluation)
-    assert repr(found).startswith(f"Evaluation(count={printed['count']}, n_sequences={printed['n_sequences']}, loss=")
+    assert (found.count, found.n_sequences, found.loss) == tuple(printed[n] for n in ("count", "n_sequences", "loss"))
 
 
 def test_sequences_of_an_evaluation_are_a_table(texts):

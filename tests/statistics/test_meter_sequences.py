@@ -143,13 +143,6 @@ def test_equal_sequences_have_no_error():
     assert meter.word_perplexity_interval == (meter.word_perplexity,) * 2
 
 
-def test_repr():
-    assert repr(meter_of([1.0, 2.0, 3.0], [6.0])) == (
-        "LossMeter(count=4, n_sequences=2, loss=3, stderr=1.5, perplexity=20.0855)"
-    )
-    assert repr(loose([0.36, 0.02, 0.22])) == "LossMeter(count=3, loss=0.2, stderr=0.0987, perplexity=1.2214)"
-
-
 def test_figures_of_an_empty_meter():
     assert (LossMeter().n_sequences, LossMeter().is_clustered) == (0, False)
     figures = [getattr(LossMeter(), figure) for figure in FIGURES[7:]]

@@ -7,11 +7,11 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from tokenloss._core.result import Result
+from tokenloss._core.result import figure, nonzero
 from tokenloss._evaluation.response_figures import ResponseFigures
 from tokenloss._evaluation.score_tables import shown
 from tokenloss._evaluation.sequences import NO_SEQUENCES, SequenceColumns
-from tokenloss._statistics.meter import LossMeter
+from tokenloss._statistics.meter import LossFigures, LossMeter
 
 if TYPE_CHECKING:
     from tokenloss._core.result import Shown
@@ -109,7 +109,7 @@ class ShiftWarning(UserWarning):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Evaluation(Result):
+class Evaluation(LossFigures):
     """Result of `evaluate`.
 
     Attributes
@@ -131,7 +131,7 @@ class Evaluation(Result):
     >>> logits = np.zeros((2, 3, 8), np.float32)  # two sequences of three tokens
     >>> evaluation = evaluate([(logits, np.ones((2, 3), int))])
     >>> evaluation
-    Evaluation(count=6, n_sequences=2, loss=2.07944, stderr=0, perplexity=8, accuracy=0.0000)
+    Evaluation(loss=2.07944 ± 0.00, count=6, n_sequences=2, perplexity=8.00000, accuracy=0.0000)
     >>> evaluation.sequences["count"]
     array([3, 3])
     """
@@ -143,10 +143,42 @@ class Evaluation(Result):
     figures: dict[str, Any]
 
     @property
+    def _meter(self) -> LossMeter:
+        return self.meter
+
+    @property
     def accuracy(self) -> float:
         """The fraction of the tokens that are the most likely class, of those where this is known; nan of none."""
         accuracy: float = self.figures["accuracy"]
         return accuracy
+
+    @property
+    def n_nan(self) -> int:
+        """The number of tokens whose loss is nan."""
+        n_nan: int = self.figures["n_nan"]
+        return n_nan
+
+    def columns(self) -> dict[str, Array]:
+        """Columns of a table that has a row for each sequence.
+
+        Returns
+        -------
+        dict of 1-D arrays
+            `sequences`; single tokens are in what `tokenloss.sinks.TokenTable` writes.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from tokenloss import evaluate
+        >>> evaluate([(np.zeros((2, 3, 8)), np.ones((2, 3), int))]).columns()["loss"].round(4)
+        array([2.0794, 2.0794])
+        """
+        return dict(self.sequences)
+
+    def _main(self) -> dict[str, str]:
+        counts = {"count": str(self.count), **nonzero(n_nan=self.n_nan, n_sequences=self.n_sequences)}
+        main = {"loss": figure(self.loss, self.stderr), **counts, "perplexity": figure(self.perplexity)}
+        return main | {"accuracy": f"{self.accuracy:.4f}"}
 
     def _figures(self) -> dict[str, Any]:
         """All figures."""
@@ -160,12 +192,3 @@ class Evaluation(Result):
         """All but the time that it took."""
         figures = {name: figure for name, figure in self.figures.items() if name not in ("seconds", "gb_per_second")}
         return vars(self) | {"figures": figures}
-
-    def __repr__(self) -> str:
-        """Show the main figures."""
-        meter, n_nan = self.meter, self.figures["n_nan"]
-        count = f"count={meter.count}, " + (f"n_nan={n_nan}, " if n_nan else "")
-        return (
-            f"Evaluation({count}n_sequences={meter.n_sequences}, loss={meter.loss:.6g}, stderr={meter.stderr:.3g}, "
-            f"perplexity={meter.perplexity:.6g}, accuracy={self.accuracy:.4f})"
-        )
