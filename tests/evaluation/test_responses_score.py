@@ -373,6 +373,14 @@ def test_several_files(score_json, tmp_path):
     assert [row["sequence"] for row in several["sequences"]] == [0, 0, 0]
 
 
+def test_a_folder_is_its_files(tmp_path):
+    paths = [clients.save(tmp_path / f"part-{i}.json", name) for i, name in enumerate(CONTINUED)]
+    (tmp_path / "notes.md").write_text("not a response")
+    folder, files = evaluate(tmp_path), evaluate(paths)
+    assert folder.meter == files.meter
+    assert folder.figures["files"] == list(map(str, paths))
+
+
 def test_files_of_different_parts_are_refused(command, score_json, tmp_path):
     prompt = clients.save(tmp_path / "a.json", COMPLETIONS[0])
     generated = clients.save(tmp_path / "b.json", "llama_server/completion_00.json")
