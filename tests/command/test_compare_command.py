@@ -151,7 +151,7 @@ OF_FILES_ALONE = {"array": "a", "kind": "probs", "lm_head": "l", "hidden": "h", 
                   "state": "f", "scheduler": "x"}  # fmt: skip
 FORWARDED = {
     "evaluate": (
-        f"score x.npy --bytes=7 --words=lm-eval --top=9 --part=all --skip-failed {FILES}",
+        f"score x.npy --n-bytes=7 --words=lm-eval --top=9 --part=all --skip-failed {FILES}",
         OF_ALL | OF_FILES_ALONE | {"source": ["x.npy"], "n_bytes": 7, "words": "lm-eval", "top": 9, "part": "all",
                                    "skip_failed": True},
     ),

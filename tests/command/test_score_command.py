@@ -244,13 +244,13 @@ def test_text_and_bytes(score_json, command, npz, tmp_path):
     assert (found["n_bytes"], found["n_words"]) == (22, 4)
     assert found["bits_per_byte"] == pytest.approx(total / math.log(2) / 22)
     assert found["word_perplexity"] == pytest.approx(math.exp(total / 4))
-    found = score_json(path, "--bytes", 11)
+    found = score_json(path, "--n-bytes", 11)
     assert found["bits_per_byte"] == pytest.approx(total / math.log(2) / 11)
     assert found["word_perplexity"] is None
     _, out, _ = command("score", path, "--text", tmp_path / "text")
     assert "bits per byte" in out
     assert "perplexity per word" in out
-    assert "perplexity per word" not in command("score", path, "--bytes", 11)[1]
+    assert "perplexity per word" not in command("score", path, "--n-bytes", 11)[1]
     assert "per byte" not in command("score", path)[1]
 
 

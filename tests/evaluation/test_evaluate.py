@@ -66,7 +66,7 @@ def texts(tmp_path):
         (["scores-a.npy", "targets-a.npy"], [], {}),
         ("part-*.npz", ["--text", "text.txt"], {"text": "text.txt"}),
         ("part-*.npz", ["--text", "text.txt", "--words", "lm-eval"], {"text": "text.txt", "words": "lm-eval"}),
-        ("part-*.npz", ["--bytes", 31, "--ignore-index", 3], {"n_bytes": 31, "ignore_index": 3}),
+        ("part-*.npz", ["--n-bytes", 31, "--ignore-index", 3], {"n_bytes": 31, "ignore_index": 3}),
         ("part-*.npz", ["--workers", 2, "--kind", "logits"], {"workers": 2, "kind": "logits"}),
         ("part-*.npz", ["--array", "logits", "--state", "state"], {"array": "logits", "state": "other-state"}),
     ],

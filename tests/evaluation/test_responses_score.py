@@ -145,7 +145,7 @@ def test_bits_per_byte_are_of_the_responses_own_text(score_json, tmp_path):
 def test_bits_per_byte_by_bytes_and_text(completions, score_json, tmp_path):
     (tmp_path / "text").write_text("ten bytes!", encoding="utf-8")
     plain = score_json(completions)
-    for option, value in ("--bytes", 10), ("--text", tmp_path / "text"):
+    for option, value in ("--n-bytes", 10), ("--text", tmp_path / "text"):
         found = score_json(completions, option, value)
         assert found["n_bytes"] == 10 != plain["n_bytes"]
         assert not found["bytes_are_by_sequence"]

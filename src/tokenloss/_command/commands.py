@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import glob
 import inspect
+import re
 import sys
 import warnings
 from pathlib import Path
@@ -240,7 +241,13 @@ def _input_errors(subject: str = "") -> Iterator[None]:
         path = subject or error.filename or "a file"
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
     except (ImportError, IndexError, TypeError, ValueError) as error:
-        raise InputError(f"{subject}: {error}" if subject else str(error)) from error
+        raise InputError(f"{subject}: {error}" if subject else _with_options(str(error))) from error
+
+
+def _with_options(message: str) -> str:
+    """Name options in place of the parameters that a message is about."""
+    parameters = r"^\w+(?= is given| and \w+ cannot)|(?<= and )\w+(?= cannot)|(?:(?<=without )|(?<=there is ))\w+$"
+    return re.sub(parameters, lambda name: f"--{name[0].replace('_', '-')}", message)
 
 
 def _name_of(output: type[Sink]) -> str:
