@@ -71,10 +71,7 @@ _COMPARE_EXAMPLES = """
  samples of lm-evaluation-harness: what changed, and whether both models are equal:
    tokenloss compare samples-a.jsonl samples-b.jsonl --margin 0.01
 """
-_GROUPS = (
-    "input", "targets and sequences", "hidden states", "responses of servers", "samples of lm-evaluation-harness",
-    "output", "running",
-)  # fmt: skip
+_GROUPS = ("input", "targets and sequences", "hidden states", "responses", "samples", "output", "running")
 _LM_HEAD = (
     "the files hold hidden states after the final norm, and this is their projection onto the vocabulary: "
     f"{HEAD_FILES}; config.json beside it says how logits are scaled and capped, and whether the embedding is the head"
@@ -104,7 +101,7 @@ def make_parser() -> Parser:
     info.set_defaults(run=commands.info)
     of = _groups(info)
     _add_outputs(of["output"], [JsonObject])
-    _add_help(info, of["running"], " tokenloss info")
+    _add_help(info, of["running"], " what is in use here:\n   tokenloss info")
     return parser
 
 
@@ -139,7 +136,7 @@ def _add_score(score: Parser) -> None:
     _add_targets(of["targets and sequences"])
     _add(of["hidden states"], "--lm-head FILE[:NAME]", _LM_HEAD)
     _add_hidden_states(of["hidden states"])
-    _add_responses(of["responses of servers"])
+    _add_responses(of["responses"])
     words = "list the K tokens and K sequences with the highest losses (default: 5)"
     _add(of["output"], "--top K", words, integer(0), default=5)
     _add_outputs(of["output"], SCORE_OUTPUTS)
@@ -174,11 +171,11 @@ def _add_compare(compare: Parser) -> None:
     words = "name of the array of hidden states of BASE, if it has another one"
     _add(of["hidden states"], "--base-hidden NAME", words)
     _add_hidden_states(of["hidden states"])
-    _add_responses(of["responses of servers"])
-    words = "test whether both models are equal within M, such as 0.01"
-    _add(of["samples of lm-evaluation-harness"], "--margin M", words, fraction)
+    _add_responses(of["responses"])
+    words = "of lm-evaluation-harness: test whether both models are equal within M, such as 0.01"
+    _add(of["samples"], "--margin M", words, fraction)
     words = "the field of a document that names its group, by which errors are clustered (default: each is its own)"
-    _add(of["samples of lm-evaluation-harness"], "--cluster FIELD", words)
+    _add(of["samples"], "--cluster FIELD", words)
     _add_outputs(of["output"], (*COMPARE_OUTPUTS, *RESPONSE_OUTPUTS, *SAMPLE_OUTPUTS))
     _add_running(of["running"])
     _add_help(compare, of["running"], _COMPARE_EXAMPLES)
@@ -220,7 +217,9 @@ def _add_hidden_states(group: _Group) -> None:
 
 def _add_responses(group: _Group) -> None:
     """Add the options of responses."""
-    words = "the part to read (default: the prompt where it has log-probabilities, else what was generated)"
+    words = (
+        "the part of responses to read (default: the prompt where it has log-probabilities, else what was generated)"
+    )
     group.add_argument("--part", choices=PARTS_OF_RESPONSE, help=words)
     words = "leave out the failed lines of a batch of responses"
     group.add_argument("--skip-failed", action="store_true", help=words)
