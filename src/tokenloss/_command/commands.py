@@ -246,7 +246,10 @@ def _input_errors(subject: str = "") -> Iterator[None]:
 
 def _with_options(message: str) -> str:
     """Name options in place of the parameters that a message is about."""
-    parameters = r"^\w+(?= is given| and \w+ cannot)|(?<= and )\w+(?= cannot)|(?:(?<=without )|(?<=there is ))\w+$"
+    parameters = (
+        r"^[a-z_]+(?= is given| is .+; it must be| and \w+ cannot)|(?<= and )\w+(?= cannot)|(?<=without )\w+$|"
+        r"(?<=there is )\w+$"
+    )
     return re.sub(parameters, lambda name: f"--{name[0].replace('_', '-')}", message)
 
 
