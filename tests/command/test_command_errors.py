@@ -271,12 +271,12 @@ def test_signals_have_their_old_handlers_afterwards(command, monkeypatch):
     seen = []
     monkeypatch.setattr(commands, "info", lambda _: seen.append(signal.getsignal(signal.SIGTERM)))
     before = signal.getsignal(signal.SIGTERM)
-    assert command("info", "--json")[0] == 0
+    assert command("info", "--format", "json")[0] == 0
     assert callable(seen[0])
     assert signal.getsignal(signal.SIGTERM) is before
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as nohup does with SIGHUP
     try:
-        assert command("info", "--json")[0] == 0
+        assert command("info", "--format", "json")[0] == 0
         assert seen[1] == signal.getsignal(signal.SIGTERM) == signal.SIG_IGN
     finally:
         signal.signal(signal.SIGTERM, before)
@@ -338,5 +338,5 @@ def test_closed_stdout(argv, hide):
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full, a disk that is always full")
 def test_full_disk():
     with Path("/dev/full").open("w") as full:
-        done = process("score", SAMPLE, "--json", stdout=full)
+        done = process("score", SAMPLE, "--format", "json", stdout=full)
     assert (done.returncode, done.stderr) == (2, "tokenloss: error: cannot write: No space left on device\n")

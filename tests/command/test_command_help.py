@@ -97,8 +97,9 @@ def test_examples_of_the_help_run(name, folder, help_of, command):
         status, out, _ = command(*argv[1:])
         assert status == 0, example
         assert len(out.splitlines()) > 3
-        written = [word for word, option in zip(argv[1:], argv, strict=False) if option in OUTPUTS.values()]
-        assert {*folder.iterdir()} - before == {folder / word for word in written}, example
+        outputs = ["--state", *(f"--{name.replace('_', '-')}" for name in OUTPUTS)]
+        written = {folder / argv[argv.index(option) + 1] for option in outputs if option in argv}
+        assert {*folder.iterdir()} - before == written, example
 
 
 def test_files_may_stand_on_both_sides_of_an_option(folder, command):
@@ -108,9 +109,7 @@ def test_files_may_stand_on_both_sides_of_an_option(folder, command):
     assert_refused(command(*argv, ""), "argument FILE: is empty; it must be a name")
 
 
-# options that have no parameter: those of outputs, which Python has as `sinks`
-OUTPUTS = {"per_token": "--per-token", "per_sequence": "--per-sequence", "plot": "--plot", "html": "--html",
-           "json": "--json", "state": "--state"}  # fmt: skip
+OUTPUTS = {"per_token", "per_sequence", "plot", "html"}  # options that Python has as `sinks`
 
 
 @pytest.mark.parametrize(
@@ -128,4 +127,4 @@ def test_options_and_parameters_have_the_same_names_and_defaults(argv, function,
             value = options.pop(others.get(name, name))
             assert parameter.default in (value, parameter.empty) or not (value or parameter.default), name
     of_responses = {"part", "skip_failed", "margin", "cluster"} if argv[0] == "compare" else {}
-    assert options.keys() <= {*OUTPUTS, *of_responses, "run", "default"}
+    assert options.keys() <= {*OUTPUTS, *of_responses, "format", "run", "default"}

@@ -183,7 +183,7 @@ def test_an_option_that_a_comparison_does_not_take_is_refused(name, command, mon
     given = {word for words, _ in FORWARDED.values() for word in words.split() if word.startswith("--")}
     given = {word.split("=")[0]: word for word in given | {"--plot=x.png", "--html=x.html", "--per-token=x.csv"}}
     (subcommands,) = make_parser()._subparsers._group_actions
-    options = set(subcommands.choices["compare"]._option_string_actions) - {"--json", "--help", "-h", "--no-shift"}
+    options = set(subcommands.choices["compare"]._option_string_actions) - {"--format", "--help", "-h", "--no-shift"}
     assert options <= given.keys()
     for option in options:
         if option[2:].replace("-", "_") not in taken:

@@ -251,7 +251,7 @@ def test_a_loss_of_certainty_is_0_and_of_impossibility_inf(tmp_path):
 
 def test_failed_lines_end_the_run(command, tmp_path):
     path = clients.save(tmp_path / "batch.jsonl", "vllm/run_batch_out.jsonl")
-    assert_refused(command("score", path, "--json"), f"{path}: line 2", "request-bad-model", "does not exist")
+    assert_refused(command("score", path, "--format", "json"), f"{path}: line 2", "request-bad-model", "does not exist")
 
 
 def test_skip_failed(score_json, command, tmp_path):

@@ -10,8 +10,8 @@ from tokenloss._command.parser import Parser, filled, fraction, integer, number
 from tokenloss._core._core import KINDS
 from tokenloss._core.version import __version__
 from tokenloss._evaluation.summary import WORDS
-from tokenloss._output import COMPARE_OUTPUTS, RESPONSE_OUTPUTS, SAMPLE_OUTPUTS, SCORE_OUTPUTS
-from tokenloss._output.terminal import JsonObject
+from tokenloss._output import COMPARE_OUTPUTS, SCORE_OUTPUTS
+from tokenloss._output.terminal import FORMATS
 from tokenloss.formats.lm_head import HEAD_FILES
 from tokenloss.formats.readers import FILES
 from tokenloss.formats.responses import PARTS_OF_RESPONSE
@@ -35,12 +35,14 @@ _COMMANDS = """
 _SCORE = f"""
 Score the predictions that files hold: loss, perplexity and accuracy, with their errors.
 
-A FILE is {FILES}; several are shards of one text. It holds scores (..., V), in an array named logits, log_probs or
-probs, and their targets, class ids (...) or distributions (..., V), in an array named targets or in .npy files of their
-own. There may also be tokens (the text), and segment_ids or cu_seqlens (the sequences); each row of (N, T, V) is a
-sequence. With --lm-head, a FILE holds hidden states (..., D), named hidden_states or hidden. It may also be a .json or
-.jsonl file of responses from a server: vLLM, SGLang, llama.cpp or any with OpenAI's layout. Nothing is loaded whole, so
-files may be larger than memory.
+A FILE is {FILES}. It holds scores (..., V), in an array named logits, log_probs or probs, and their targets, class ids
+(...) or distributions (..., V), in an array named targets or in .npy files of their own. There may also be tokens (the
+text), and segment_ids or cu_seqlens (the sequences); each row of (N, T, V) is a sequence. With --lm-head, a FILE holds
+hidden states (..., D), named hidden_states or hidden. It may also be a .json or .jsonl file of responses from a server:
+vLLM, SGLang, llama.cpp or any with OpenAI's layout. Nothing is loaded whole, so files may be larger than memory.
+
+Several FILEs are shards of one text. With names, as in A=a.npz B=b.npz, they are models of the same text, and the table
+has a row for each; all options apply to each of them.
 """
 _SCORE_EXAMPLES = """
  a file of logits and targets:
@@ -53,6 +55,8 @@ _SCORE_EXAMPLES = """
    tokenloss score hidden.npy ids.npy --shift --lm-head model/
  what a server returned, with a table of its tokens and a page:
    tokenloss score responses.jsonl --per-token tokens.csv --html page.html
+ two models side by side, as a table for an issue:
+   tokenloss score A=a.npz B=b.npz --format markdown
 """
 _COMPARE = """
 Compare models, such as quantised ones, with their base: KL divergence, perplexities, changes of probability.
@@ -92,7 +96,11 @@ def make_parser() -> Parser:
     options.add_argument("-h", "--help", action="help", help="show this help")
     options.add_argument("--version", action="version", version=f"tokenloss {__version__}", help="show the version")
     subcommands = parser.add_subparsers(prog=parser.prog, metavar="COMMAND", required=True, help=argparse.SUPPRESS)
-    usage = "tokenloss score [options] FILE ...\n       tokenloss score [options] LOGITS.npy TARGETS.npy"
+    usage = (
+        "tokenloss score [options] FILE ...\n"
+        "       tokenloss score [options] LOGITS.npy TARGETS.npy\n"
+        "       tokenloss score [options] NAME=FILE NAME=FILE ..."
+    )
     _add_score(subcommands.add_parser("score", usage=usage, description=_SCORE))
     usage = "tokenloss compare [options] BASE [NAME=]OTHER ..."
     _add_compare(subcommands.add_parser("compare", usage=usage, description=_COMPARE))
@@ -100,7 +108,7 @@ def make_parser() -> Parser:
     info = subcommands.add_parser("info", usage="tokenloss info [options]", description=words)
     info.set_defaults(run=commands.info)
     of = _groups(info)
-    _add_outputs(of["output"], [JsonObject])
+    _add_format(of["output"])
     _add_help(info, of["running"], " what is in use here:\n   tokenloss info")
     return parser
 
@@ -121,8 +129,8 @@ def _add_score(score: Parser) -> None:
     score.set_defaults(run=commands.score)
     of = _groups(score)
     words = (
-        "a file of scores, a directory of files, or a pattern in quotes, such as 'part-*.npz'; the files of a "
-        "directory or pattern are read in the order of their numbers"
+        "a file of scores, a directory of files, or a pattern in quotes, such as 'part-*.npz', perhaps after NAME=; "
+        "the files of a directory or pattern are read in the order of their numbers"
     )
     score.files = of["input"].add_argument("source", metavar="FILE", nargs="+", type=filled, help=words)
     _add_input(of["input"])
@@ -139,6 +147,7 @@ def _add_score(score: Parser) -> None:
     _add_responses(of["responses"])
     words = "list the K tokens and K sequences with the highest losses (default: 5)"
     _add(of["output"], "--top K", words, integer(0), default=5)
+    _add_format(of["output"])
     _add_outputs(of["output"], SCORE_OUTPUTS)
     _add_running(of["running"])
     _add_help(score, of["running"], _SCORE_EXAMPLES)
@@ -176,7 +185,8 @@ def _add_compare(compare: Parser) -> None:
     _add(of["samples"], "--margin M", words, fraction)
     words = "the field of a document that names its group, by which errors are clustered (default: each is its own)"
     _add(of["samples"], "--cluster FIELD", words)
-    _add_outputs(of["output"], (*COMPARE_OUTPUTS, *RESPONSE_OUTPUTS, *SAMPLE_OUTPUTS))
+    _add_format(of["output"])
+    _add_outputs(of["output"], COMPARE_OUTPUTS)
     _add_running(of["running"])
     _add_help(compare, of["running"], _COMPARE_EXAMPLES)
 
@@ -233,16 +243,19 @@ def _add_running(group: _Group) -> None:
     _add(group, "--workers N", words, integer(1, or_else=-1))
 
 
+def _add_format(group: _Group) -> None:
+    """Add the option that says how the result is printed."""
+    words = (
+        "print the tables as text (default) or Markdown, a row of all figures for each model as csv, or everything as "
+        "json"
+    )
+    group.add_argument("--format", choices=FORMATS, default="text", help=words)
+
+
 def _add_outputs(group: _Group, outputs: Iterable[type[Sink]]) -> None:
-    """Add the options of outputs. Where several have the same option, the help of the first is shown."""
-    by_option: dict[str, type[Sink]] = {}
+    """Add the options of outputs."""
     for output in outputs:
-        by_option.setdefault(output.option, output)
-    for option, output in by_option.items():
-        if option and output.writes_file:
-            _add(group, f"{option} OUT", output.help)
-        elif option:
-            group.add_argument(option, action="store_true", help=output.help)
+        _add(group, f"{output.option} OUT", output.help)
 
 
 def _add(group: _Group, names: str, words: str, kind: Callable[[str], Any] = filled, **options: Any) -> None:
