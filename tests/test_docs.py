@@ -17,7 +17,7 @@ from places import ROOT
 
 import tokenloss
 import tokenloss.dask
-from tokenloss import formats, page, plots, sinks
+from tokenloss import formats, page, plots, results, sinks
 from tokenloss._command import cli
 from tokenloss._comparison.paired import PairedLosses
 from tokenloss._core.result import Result
@@ -28,7 +28,11 @@ MODULES = [
     module.name for module in pkgutil.walk_packages(tokenloss.__path__, "tokenloss.") if "__main__" not in module.name
 ]
 NAMED = [
-    *(getattr(module, name) for module in (tokenloss, tokenloss.dask, formats, sinks) for name in module.__all__),
+    *(
+        getattr(module, name)
+        for module in (tokenloss, tokenloss.dask, formats, results, sinks)
+        for name in module.__all__
+    ),
     *(formats.llama_cpp.write, page.write_page, page.write_comparison_page),
     *(plots.check, plots.draw_candidates, plots.draw_divergences, plots.draw_losses, plots.save),
 ]

@@ -23,6 +23,7 @@ from tokenloss import (
     token_scores,
 )
 from tokenloss._core.result import Result, Shown, Table, as_html, figure
+from tokenloss._evaluation.results import Evaluations
 
 RNG = np.random.default_rng(7)
 LOGITS, OTHER = RNG.normal(size=(2, 3, 4, 6)), RNG.normal(size=(2, 3, 4, 6))
@@ -81,6 +82,7 @@ MAKERS = {
     "evaluation of nothing": lambda _: evaluate([(LOGITS[0, :0], TARGETS[0, :0])]),
     "evaluation of a file": lambda folder: evaluate(scored(folder, LOGITS, tokens=np.full((3, 4), HOSTILE))),
     "evaluation of responses": lambda folder: evaluate(of_responses(folder)[:1]),
+    "evaluations": lambda _: Evaluations(A=evaluate([(LOGITS, TARGETS)]), B=evaluate([(OTHER, TARGETS)])),
     "comparison": lambda _: compare(LOGITS, OTHER, TARGETS),
     "comparison of sequences": lambda _: compare(LOGITS, OTHER, TARGETS, segment_ids=IDS),
     "comparison of a token": lambda _: compare([[1.0, 2.0]], [[1.0, 3.0]], [0]),
@@ -117,12 +119,12 @@ def test_repr_is_a_line_of_attributes(result):
     figures = re.findall(r"(\w+)=([^=\[]+|\[.*?\])(?:, |$)", inner)
     assert ", ".join(f"{name}={value}" for name, value in figures) == inner
     for name, shown in figures:
-        value = getattr(result, name)
+        value = result[name].loss if isinstance(result, dict) else getattr(result, name)
         shown, _, error = shown.partition(" ± ")
         if isinstance(value, str | list | np.ndarray):
             continue
         assert float(shown) == pytest.approx(value, rel=1e-3, abs=1e-4, nan_ok=True)
-        if error:
+        if error and not isinstance(result, dict):
             stderr = getattr(result, "stderr" if name == "loss" else f"{name}_stderr")
             assert float(error) == pytest.approx(stderr, rel=1e-2)
 
@@ -159,7 +161,7 @@ def test_to_dict_is_json(result):
     figures = result.to_dict()
     assert json.loads(json.dumps(figures, allow_nan=False)) == figures
     numbers = {name: value for name, value in figures.items() if isinstance(value, float | int)}
-    assert numbers or isinstance(result, LossMeter)
+    assert numbers or isinstance(result, dict)
     for name, value in numbers.items():
         attribute = getattr(result, name, value)
         assert isinstance(attribute, np.ndarray) or value == attribute
@@ -357,6 +359,9 @@ def test_one_changed_element_makes_results_unequal(result):
         assert other == result
         other.update([0.25])
         assert other != result
+        return
+    if isinstance(result, dict):
+        assert type(result)({"B": result["A"], "A": result["B"]}) != result
         return
     n_changed = 0
     for field in dataclasses.fields(result):

@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from reference_sequences import FIGURES, Meter, factor_of_two, scores_of
 
-from tokenloss import LossMeter, SequenceLosses, sequence_losses
+from tokenloss import LossMeter, sequence_losses
+from tokenloss.results import SequenceLosses
 
 INF, NAN = math.inf, math.nan
 LN2 = math.log(2)

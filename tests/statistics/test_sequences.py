@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference_sequences import FIGURES, expected_losses, scores_of
 
-from tokenloss import LossMeter, SequenceLosses, sequence_losses, token_scores
+from tokenloss import LossMeter, sequence_losses, token_scores
+from tokenloss.results import SequenceLosses
 
 INF, NAN = math.inf, math.nan
 LN2 = math.log(2)

@@ -67,8 +67,6 @@ class Comparison(PairedLosses):
     (0.065366, array([ 0.1217, -0.1225]))
     """
 
-    __module__ = "tokenloss"
-
     definitions: str
     mean_kl: float
     mean_kl_stderr: float
@@ -138,6 +136,9 @@ class Comparison(PairedLosses):
         main = {"mean_kl": figure(self.mean_kl, self.mean_kl_stderr, 4), **counts}
         main |= {name: figure(getattr(self, name)) for name in ("perplexity", "base_perplexity")}
         return main | {"same_top": f"{self.same_top:.4f}"}
+
+
+Comparison.__module__ = "tokenloss.results"
 
 
 class ComparisonMeter:

@@ -72,8 +72,6 @@ class ResponseComparison(PairedLosses):
     ResponseComparison(mean_kl_bound=0.05671, count=1, n_sequences=1, perplexity=1.64872, base_perplexity=1.28403)
     """
 
-    __module__ = "tokenloss"
-
     part: str
     base_rounding: str
     rounding: str
@@ -101,6 +99,9 @@ class ResponseComparison(PairedLosses):
         bound = figure(self.mean_kl_bound, self.mean_kl_bound_stderr, 4)
         main = {"mean_kl_bound": bound, "count": str(self.count), "n_sequences": str(self.n_sequences)}
         return main | {name: figure(getattr(self, name)) for name in ("perplexity", "base_perplexity")}
+
+
+ResponseComparison.__module__ = "tokenloss.results"
 
 
 def response_comparison_of(

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from tokenloss._comparison.tables import metric_shown, samples_shown
-from tokenloss._core.result import Result, figure
+from tokenloss._core.result import Result, columns_of, figure
 
 if TYPE_CHECKING:
     from tokenloss._core.result import Shown
@@ -80,8 +79,6 @@ class SampleMetric(Result):
     (1, array([1], dtype=object))
     """
 
-    __module__ = "tokenloss"
-
     name: str
     filter: str
     is_derived: bool
@@ -134,6 +131,9 @@ class SampleMetric(Result):
         return metric_shown(self)
 
 
+SampleMetric.__module__ = "tokenloss.results"
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class SampleComparison(Result):
     """Result of `compare_samples`.
@@ -170,8 +170,6 @@ class SampleComparison(Result):
     SampleComparison(count=1, metrics=['exact_match'])
     """
 
-    __module__ = "tokenloss"
-
     count: int
     n_documents: int
     n_clusters: int
@@ -201,16 +199,7 @@ class SampleComparison(Result):
             By name, as the attributes of `SampleMetric`, with nan for None; intervals become two columns each, such as
             `difference_low` and `difference_high`.
         """
-        rows = [metric._figures() for metric in self.metrics]
-        columns: dict[str, Array] = {}
-        for name in rows[0] if rows else ():
-            values = [row[name] for row in rows]
-            if name.endswith("_interval"):
-                ends = np.array([(math.nan, math.nan) if one is None else one for one in values])
-                columns |= {name.replace("interval", "low"): ends[:, 0], name.replace("interval", "high"): ends[:, 1]}
-            else:
-                columns[name] = np.array([math.nan if one is None else one for one in values])
-        return columns
+        return columns_of([metric._figures() for metric in self.metrics])
 
     def _main(self) -> dict[str, str]:
         names = [repr(metric.name) for metric in self.metrics]
@@ -219,3 +208,6 @@ class SampleComparison(Result):
 
     def _compared(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name != "_about"}
+
+
+SampleComparison.__module__ = "tokenloss.results"

@@ -73,8 +73,6 @@ class TokenScores(Result):
     TokenScores(loss=0.251264, count=2, perplexity=1.28565, accuracy=1.0000)
     """
 
-    __module__ = "tokenloss"
-
     nll: Float64Array
     logsumexp: Float64Array
     entropy: Float64Array
@@ -152,6 +150,9 @@ class TokenScores(Result):
             ("greedy accuracy", f"{100 * self.accuracy:.2f} %", ""),
         ]
         return Shown("token scores", " \N{MULTIPLICATION SIGN} ".join(map(str, self.kept.shape)), [Table(rows)])
+
+
+TokenScores.__module__ = "tokenloss.results"
 
 
 def token_scores(

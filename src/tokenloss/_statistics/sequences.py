@@ -52,8 +52,6 @@ class SequenceLosses(Result):
     SequenceLosses(n_sequences=2, count=[3 1], loss=[1.0000 2.0000])
     """
 
-    __module__ = "tokenloss"
-
     sequence: IntArray
     count: IntArray
     nll: Float64Array
@@ -147,6 +145,9 @@ class SequenceLosses(Result):
         items = rows_of({name: column[chosen] for name, column in columns.items()})
         tables = [Table(rows)] + [table_of("highest-loss sequences", formats, items)] * (len(items) > 1)
         return Shown("sequence losses", "", tables)
+
+
+SequenceLosses.__module__ = "tokenloss.results"
 
 
 def highest(loss: Float64Array, top: int) -> IntArray:
