@@ -21,6 +21,7 @@ VARIANTS = {
     "axis": [{"_scores.softmax.logsumexp"}, {"_scores.softmax.softmax", "_scores.softmax.log_softmax"}],
     "base": [{"_evaluation.compare_samples.compare_samples"}, {"_evaluation.compare_files.compare_files"}],
     "base_hidden": [{"_evaluation.compare_files.compare_files"}],
+    "base_lm_head": [{"_evaluation.compare_files.compare_files"}],
     "base_kind": [{"_evaluation.compare_files.compare_files"}],
     "classes": [{"_comparison.comparison.compare"}],
     "comparisons": [{"_output.divergence_plot.draw_candidates"}],
@@ -52,7 +53,13 @@ VARIANTS = {
             "_scores.divergence.kl_divergence",
         },
     ],
-    "lm_head": [{"_evaluation.evaluate.evaluate"}, {"_evaluation.compare_files.compare_files"}],
+    "lm_head": [
+        {"_evaluation.evaluate.evaluate"},
+        {"_evaluation.compare_files.compare_files"},
+        {"_comparison.linear_compare.linear_compare", "_scores.linear.linear_kl_divergence"},
+        {"_scores.linear.linear_cross_entropy", "_scores.linear.linear_token_scores"},
+    ],
+    "lm_head_bias": [{"_comparison.linear_compare.linear_compare", "_scores.linear.linear_kl_divergence"}],
     "logit_scale": [
         {"_evaluation.evaluate.evaluate", "formats.hidden_states.open_hidden_states"},
         {"_evaluation.compare_files.compare_files"},
@@ -124,7 +131,6 @@ VARIANTS = {
     "tokens": [{"formats.llama_cpp.write"}, {"_output.divergence_page.write_comparison_page"}],
     "top_k": [{"_evaluation.sink.Sink.open"}],
     "vocabulary": [{"_output.divergence_page.write_comparison_page"}],
-    "weight": [{"_comparison.linear_compare.linear_compare", "_scores.linear.linear_kl_divergence"}],
     "where": [
         {"_statistics.meter.LossMeter.update", "_statistics.sequences.sequence_losses"},
         {"_output.divergence_plot.draw_divergences"},

@@ -41,7 +41,7 @@ def test_losses_are_floats() -> None:
     assert is_float(assert_type(tokenloss.cross_entropy_loss(IDS, PROBS, epsilon=1e-9), float))
     assert is_float(assert_type(tokenloss.nll_loss(np.log(PROBS), IDS, reduction="sum", axis=-1), float))
     assert is_float(assert_type(tokenloss.cross_entropy(LOGITS, IDS, softcap=30, where=[True, False]), float))
-    assert is_float(assert_type(tokenloss.linear_cross_entropy(PROBS, PROBS, IDS, linear_bias=[0, 1]), float))
+    assert is_float(assert_type(tokenloss.linear_cross_entropy(PROBS, PROBS, IDS, lm_head_bias=[0, 1]), float))
     assert is_float(assert_type(tokenloss.kl_divergence(LOGITS, PROBS, reduction="mean"), float))
 
 

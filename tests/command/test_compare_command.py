@@ -39,14 +39,14 @@ def test_compare_reads_every_format(other, block_rows, models, compare_json, mon
     found = compare_json(models.path / "base.npz", models.path / other)
     sequences = np.arange(4)[:, None]  # each row of (4, 6, V)
     expected = tokenloss.compare(models.base, models.other, models.targets, segment_ids=sequences).to_dict()
-    of_files = {"base", "other", "base_kind", "kind", "shape", "ignored", "without_next", "fits_better_shifted"}
+    of_files = {"base", "other", "base_kind", "kind", "shape", "n_ignored", "n_without_next", "fits_better_shifted"}
     of_files |= {"name", "size", "classes"}
     assert set(found) == set(expected) | of_files
     assert (found["base_kind"], found["kind"]) == ("logits", "probs" if other == "other.npz" else "logits")
     for name, value in expected.items():
         assert found[name] == near(value, 1e-5 if other == "other.npz" else 0), name
     assert (found["base"], found["other"]) == (str(models.path / "base.npz"), str(models.path / other))
-    assert (found["shape"], found["count"], found["ignored"]) == ([24, 9], 24, 0)
+    assert (found["shape"], found["count"], found["n_ignored"]) == ([24, 9], 24, 0)
 
 
 def test_targets_and_ignore_index_in_compare(models, compare_json):
@@ -56,7 +56,7 @@ def test_targets_and_ignore_index_in_compare(models, compare_json):
     for argv in ((base, other, "--targets", targets), (other, base), (other, other, "--targets", targets)):
         assert compare_json(*argv)["count"] == expected["count"]
     assert compare_json(other, base)["perplexity"] == expected["base_perplexity"]
-    assert compare_json(base, other, "--ignore-index", models.targets[0, 0])["ignored"] == np.count_nonzero(
+    assert compare_json(base, other, "--ignore-index", models.targets[0, 0])["n_ignored"] == np.count_nonzero(
         models.targets == models.targets[0, 0]
     )
 
@@ -153,7 +153,7 @@ OF_FILES_ALONE = {"array": "a", "kind": "probs", "lm_head": "l", "hidden": "h", 
                   "state": "f", "scheduler": "x"}  # fmt: skip
 FORWARDED = {
     "evaluate": (
-        f"score x.npy --bytes=7 --words=lm-eval --top=9 --part=all --skip-failed {FILES}",
+        f"score x.npy --n-bytes=7 --words=lm-eval --top=9 --part=all --skip-failed {FILES}",
         OF_ALL | OF_FILES_ALONE | {"source": ["x.npy"], "n_bytes": 7, "words": "lm-eval", "top": 9, "part": "all",
                                    "skip_failed": True},
     ),

@@ -37,7 +37,7 @@ def test_score_of_the_sample(score_json):
     loss, stderr = float(losses.mean()), float(losses.std(ddof=1)) / math.sqrt(len(losses))
     assert found["files"] == [str(SAMPLE)]
     assert (found["kind"], found["shape"], found["dtype"]) == ("logits", list(logits.shape), "float16")
-    assert (found["count"], found["ignored"], found["accuracy"]) == (len(targets), 0, 1.0)
+    assert (found["count"], found["n_ignored"], found["accuracy"]) == (len(targets), 0, 1.0)
     assert found["loss"] == pytest.approx(loss, abs=2e-7)
     assert found["stderr"] == pytest.approx(stderr, abs=2e-7)
     assert found["perplexity"] == pytest.approx(math.exp(loss), rel=1e-6)
@@ -53,8 +53,8 @@ def test_score_of_the_sample(score_json):
     assert highest["text"] == tokens[worst].tolist()
     assert highest["loss"] == pytest.approx(losses[worst].astype(float), abs=2e-7)
     assert highest["probability"] == pytest.approx(np.exp(-losses[worst]).astype(float))
-    assert found["bytes"] == logits.nbytes
-    assert found["gb_per_second"] == pytest.approx(found["bytes"] / found["seconds"] / 1e9)
+    assert found["n_bytes_read"] == logits.nbytes
+    assert found["gb_per_second"] == pytest.approx(found["n_bytes_read"] / found["seconds"] / 1e9)
 
 
 def test_sample_is_small():
@@ -69,7 +69,7 @@ def test_kind(kind, score_json, npz, npy):
     from_npz = score_json(npz(**{kind: scores}, targets=TARGETS))
     from_npy = score_json(*npy(scores, TARGETS), "--kind", kind)
     assert from_npz["loss"] == pytest.approx(loss, rel=1e-6)
-    for same in ("kind", "count", "loss", "stderr", "accuracy", "bytes"):
+    for same in ("kind", "count", "loss", "stderr", "accuracy", "n_bytes_read"):
         assert from_npz[same] == from_npy[same]
     for one, other in zip(from_npz["highest_loss_tokens"], from_npy["highest_loss_tokens"], strict=True):
         assert one == other | {"file": one["file"]}
@@ -122,25 +122,25 @@ def test_logits_of_any_shape_layout_and_block_size(shape, dtype, order, block_by
 def test_logits_without_classes(targets, score_json, npy):
     scores, path = npy(LOGITS[:, :0], targets)
     found = score_json(scores, "--targets", path)
-    assert found["count"] + found["ignored"] == 4
-    assert found["bytes"] == 0
+    assert found["count"] + found["n_ignored"] == 4
+    assert found["n_bytes_read"] == 0
 
 
 def test_ignore_index(score_json, npz):
     targets = np.array([0, -1, 2, -1])
     path = npz(logits=LOGITS, targets=targets)
     found = score_json(path, "--ignore-index", "-1", "--top", 9)
-    assert (found["count"], found["ignored"]) == (2, 2)
+    assert (found["count"], found["n_ignored"]) == (2, 2)
     assert found["loss"] == tokenloss.cross_entropy(LOGITS, targets, ignore_index=-1)
     assert [token["position"] for token in found["highest_loss_tokens"]] == [2, 0]
     assert found["accuracy"] == 0.5
-    assert found["bytes"] == 2 * LOGITS[0].nbytes
+    assert found["n_bytes_read"] == 2 * LOGITS[0].nbytes
 
 
 def test_ignore_index_of_all_targets(score_json, command, npz):
     path = npz(logits=LOGITS, targets=np.full(4, -100))
     found = score_json(path)
-    assert (found["count"], found["ignored"], found["highest_loss_tokens"]) == (0, 4, [])
+    assert (found["count"], found["n_ignored"], found["highest_loss_tokens"]) == (0, 4, [])
     for name in ("loss", "stderr", "perplexity", "bits_per_token", "accuracy"):
         assert found[name] is None
     assert found["perplexity_interval"] == [None, None]
@@ -244,13 +244,13 @@ def test_text_and_bytes(score_json, command, npz, tmp_path):
     assert (found["n_bytes"], found["n_words"]) == (22, 4)
     assert found["bits_per_byte"] == pytest.approx(total / math.log(2) / 22)
     assert found["word_perplexity"] == pytest.approx(math.exp(total / 4))
-    found = score_json(path, "--bytes", 11)
+    found = score_json(path, "--n-bytes", 11)
     assert found["bits_per_byte"] == pytest.approx(total / math.log(2) / 11)
     assert found["word_perplexity"] is None
     _, out, _ = command("score", path, "--text", tmp_path / "text")
     assert "bits per byte" in out
     assert "perplexity per word" in out
-    assert "perplexity per word" not in command("score", path, "--bytes", 11)[1]
+    assert "perplexity per word" not in command("score", path, "--n-bytes", 11)[1]
     assert "per byte" not in command("score", path)[1]
 
 
@@ -272,7 +272,7 @@ def test_score_memory_is_bounded(tmp_path):
     assert done.returncode == 0
     found = json.loads(done.stdout)
     assert found["loss"] == pytest.approx(18 * math.log(2), abs=2e-7)
-    assert (found["accuracy"], found["bytes"]) == (1.0, size)
+    assert (found["accuracy"], found["n_bytes_read"]) == (1.0, size)
     assert int(done.stderr) * 1024 < 200e6
 
 

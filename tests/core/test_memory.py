@@ -177,7 +177,7 @@ kept = rng.random(len(hidden)) > 0.5
 for where in (None, kept):
     measure(
         f"where={{where}}",
-        lambda: linear_cross_entropy(hidden, weight, targets, linear_bias=bias, where=where, workers=WORKERS),
+        lambda: linear_cross_entropy(hidden, weight, targets, lm_head_bias=bias, where=where, workers=WORKERS),
         lambda: linear_cross_entropy(hidden[:30], weight[:1500], targets[:30] % 1500, workers=WORKERS),
         most=16_000_000,
     )
@@ -216,7 +216,8 @@ def halves(*shape):
 
 operands = {operands}
 classes = len(operands[1])
-targets, biases = rng.integers(0, classes, len(operands[0])), dict(base_bias=np.zeros(classes), bias=np.ones(classes))
+targets = rng.integers(0, classes, len(operands[0]))
+biases = dict(base_lm_head_bias=np.zeros(classes), lm_head_bias=np.ones(classes))
 for where in (None, rng.random(len(targets)) > 0.3):
     given = dict(where=where, workers=WORKERS, **biases)
     measure(
@@ -234,7 +235,7 @@ def test_linear_bias_of_many_classes_is_not_copied():
     weight, bias = np.broadcast_to(np.float64(0), (1_000_000, 1)), np.zeros(1_000_000)
     tracemalloc.start()
     try:
-        linear_cross_entropy(np.ones((30, 1)), weight, np.zeros(30, int), linear_bias=bias)
+        linear_cross_entropy(np.ones((30, 1)), weight, np.zeros(30, int), lm_head_bias=bias)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
@@ -257,15 +258,15 @@ def test_where_weight_sample_weight_out_and_all_else_are_released(rows, monkeypa
                 nll_loss(-probs, targets, reduction="none", **options)
                 cross_entropy(logits, targets, label_smoothing=0.1, **options)
                 cross_entropy_and_grad(logits, targets, out=out, **options)
-                linear_cross_entropy(hidden, head, targets, linear_bias=bias, **options)
+                linear_cross_entropy(hidden, head, targets, lm_head_bias=bias, **options)
         softmax(logits, out=out)
         logsumexp(logits)
         class_log_probs(logits, ids, **kept)
         token_scores(logits, ids, top_k=3, **kept)
         kl_divergence(probs, other, **kept)
         compare(logits, other, ids, **kept)
-        linear_token_scores(hidden, head, ids, linear_bias=bias, **kept)
-        linear_compare(hidden, head, hidden, head, ids, base_bias=bias, bias=bias, **kept)
+        linear_token_scores(hidden, head, ids, lm_head_bias=bias, **kept)
+        linear_compare(hidden, head, hidden, head, ids, base_lm_head_bias=bias, bias=bias, **kept)
         sequence_losses(sample_weight, segment_ids=ids, sample_weight=sample_weight, **kept)
         with pytest.raises(IndexError, match="targets"):
             cross_entropy(logits, ids + 600, **weighted)

@@ -520,7 +520,7 @@ def test_input_ids_and_text_of_hidden_states(hidden, compare_json, command):
     np.savez(base, hidden_states=hidden.states["base"])
     assert_refused(command("compare", *argv), "ids.npz: holds input ids and no targets", "--shift")
     found = compare_json(*argv, "--shift")
-    assert (found["count"], found["without_next"], found["mean_kl"]) == (99, 1, 0)
+    assert (found["count"], found["n_without_next"], found["mean_kl"]) == (99, 1, 0)
     assert {row["group"]: row["count"] for row in found["by_token_type"]} == {
         "word": np.count_nonzero(tokens[1:] == " a"), "number": np.count_nonzero(tokens[1:] == "7"),
     }  # fmt: skip

@@ -73,7 +73,7 @@ def test_shards_are_the_one_file_to_the_bit(definitions, shift, sides, compare_j
         expected = tokenloss.compare(sides.base[rows], sides.q4[rows], targets)
         assert of_candidates(shards)["q4"]["mean_kl"] == expected.mean_kl
         assert of_candidates(shards)["q4"]["perplexity"] == expected.perplexity
-        assert shards["without_next"] == (shift == ["--shift"])
+        assert shards["n_without_next"] == (shift == ["--shift"])
 
 
 def test_tokens_types_of_shards(sides, compare_json):

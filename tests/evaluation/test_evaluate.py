@@ -25,7 +25,7 @@ def without_times(figures):
 
 def figures_of_tokens(evaluation):
     """All figures that depend on neither files nor blocks."""
-    left_out = {"files", "shards", "shape", "bytes", "highest_loss_tokens", "words", *TIMES}
+    left_out = {"files", "shards", "shape", "n_bytes_read", "highest_loss_tokens", "words", *TIMES}
     return {name: repr(value) for name, value in evaluation.to_dict().items() if name not in left_out}
 
 
@@ -66,7 +66,7 @@ def texts(tmp_path):
         (["scores-a.npy", "targets-a.npy"], [], {}),
         ("part-*.npz", ["--text", "text.txt"], {"text": "text.txt"}),
         ("part-*.npz", ["--text", "text.txt", "--words", "lm-eval"], {"text": "text.txt", "words": "lm-eval"}),
-        ("part-*.npz", ["--bytes", 31, "--ignore-index", 3], {"n_bytes": 31, "ignore_index": 3}),
+        ("part-*.npz", ["--n-bytes", 31, "--ignore-index", 3], {"n_bytes": 31, "ignore_index": 3}),
         ("part-*.npz", ["--workers", 2, "--kind", "logits"], {"workers": 2, "kind": "logits"}),
         ("part-*.npz", ["--array", "logits", "--state", "state"], {"array": "logits", "state": "other-state"}),
     ],
@@ -117,7 +117,7 @@ def test_segment_ids_in_one_file_go_on_in_the_next(texts):
     meter.update(expected)
     meter.update(scores.nll, where=scores.kept & (texts.ids < 0))
     assert found.meter == meter
-    assert found.figures["tokens_without_sequence"] == np.count_nonzero(texts.targets[2] >= 0)
+    assert found.figures["n_without_sequence"] == np.count_nonzero(texts.targets[2] >= 0)
     assert {row["file"] for row in found.figures["sequences"]} == {None, str(texts.path / "part-c.npz")}
     with np.load(texts.path / "part-a.npz") as data:  # a file of its own has numbers of its own
         np.savez(texts.path / "part-a.npz", **data, segment_ids=texts.ids[:1])
@@ -163,7 +163,7 @@ def test_blocks_of_sequences(layout):
         scores = token_scores(logits, targets, where=mask)
         assert found.meter == meter_of(scores)
         assert found.accuracy == scores.is_greedy.sum() / scores.kept.sum()
-        assert found.figures["ignored"] == scores.kept.size - scores.kept.sum()
+        assert found.figures["n_ignored"] == scores.kept.size - scores.kept.sum()
 
 
 def test_blocks_with_segment_ids():
@@ -196,7 +196,7 @@ def test_blocks_of_each_dtype(dtype):
     logits, targets, *_ = blocks_of((4, 7), dtype=dtype)
     found = evaluate([(logits, targets)])
     assert found.meter == meter_of(token_scores(logits, targets))
-    assert (found.figures["dtype"], found.figures["bytes"]) == (dtype.name, logits.nbytes)
+    assert (found.figures["dtype"], found.figures["n_bytes_read"]) == (dtype.name, logits.nbytes)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
@@ -279,7 +279,7 @@ def test_shift_of_blocks_is_next_token(with_mask):
     found = evaluate([(logits, ids, mask)], shift=True)
     assert found.meter == meter_of(token_scores(*tokenloss.next_token(logits, ids, mask)[:2],
                                                 where=tokenloss.next_token(logits, ids, mask)[2]))  # fmt: skip
-    assert found.figures["without_next"] == 4
+    assert found.figures["n_without_next"] == 4
 
 
 def test_shift_of_blocks_with_segment_ids():
@@ -289,7 +289,7 @@ def test_shift_of_blocks_with_segment_ids():
     pairs = (segments[1:] == segments[:-1]) & (segments[1:] >= 0)
     scores = token_scores(logits[:-1], ids[1:], where=pairs & where[1:] & where[:-1])
     assert found.meter == meter_of(scores, segment_ids=segments[:-1])
-    assert found.figures["without_next"] == 40 - pairs.sum()
+    assert found.figures["n_without_next"] == 40 - pairs.sum()
 
 
 # -- the same bits -----------------------------------------------------------------------------------------------------
@@ -338,7 +338,7 @@ def test_same_bits_for_any_cut_into_shards(block_rows, tmp_path, monkeypatch):
             order = np.argsort(columns["sequence"])
             for name in ("sequence", "nll", "count", "is_greedy"):
                 np.testing.assert_array_equal(columns[name][order], others[name][np.argsort(others["sequence"])])
-            for name in ("count", "ignored", "without_next", "loss", "stderr", "sequence_loss_stderr", "accuracy"):
+            for name in ("count", "n_ignored", "n_without_next", "loss", "stderr", "sequence_loss_stderr", "accuracy"):
                 assert found.figures[name] == expected[shift].figures[name]
 
 
@@ -375,7 +375,7 @@ def test_shift_of_sequences_that_go_on_in_the_next_block(rows, masked):
     found, whole = evaluate(engine(), shift=True), evaluate([(logits, ids, where, numbers)], shift=True)
     assert figures_of_tokens(found) == figures_of_tokens(whole)
     pairs = (numbers[:-1] == numbers[1:]) & (numbers[:-1] >= 0)
-    assert found.to_dict()["without_next"] == 30 - pairs.sum()
+    assert found.to_dict()["n_without_next"] == 30 - pairs.sum()
     if masked:
         pairs &= where[:-1] & where[1:]
     expected = LossMeter()

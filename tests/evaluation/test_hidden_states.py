@@ -325,7 +325,7 @@ def test_blocks_of_hidden_states(path, arguments, score_json, monkeypatch):
     parts = score_json(*arguments)
     assert blocks.count(TARGETS.shape) == math.ceil(N / 7)
     assert parts["loss"] == pytest.approx(whole["loss"], abs=1e-7)
-    for name in ("count", "ignored", "accuracy", "kind", "norm_seems_missing"):
+    for name in ("count", "n_ignored", "accuracy", "kind", "norm_seems_missing"):
         assert parts[name] == whole[name]
 
 
@@ -436,7 +436,7 @@ def test_token_ids_of_requests_are_shifted(layers, path, command, score_json):
     found = score_json(pattern, *head, "--shift")
     rows = [number + np.arange(len(row) - 1) for number, row in enumerate(ids)]
     losses = [loss_of(product(HIDDEN[some]), row[1:], reduction="sum") for some, row in zip(rows, ids, strict=True)]
-    assert (found["count"], found["n_sequences"], found["without_next"]) == (6, 2, 2)
+    assert (found["count"], found["n_sequences"], found["n_without_next"]) == (6, 2, 2)
     assert found["loss"] == pytest.approx(sum(losses) / 6, abs=1e-6)
     refused = command("score", pattern, *head)
     assert_refused(refused, "request-0.safetensors: holds input ids and no targets; it must hold targets", "--shift")

@@ -38,7 +38,7 @@ def test_documents_of_a_real_model(documents, model, targets):
     expected = reference["targets"][targets][model]["per_document"]
     for layout in ("cu_seqlens", "segment_ids"):
         result = sequence_losses(scores, n_bytes=n_bytes, **{layout: arrays[layout]})
-        assert result.ids.tolist() == [each["document"] for each in expected]
+        assert result.sequence.tolist() == [each["document"] for each in expected]
         assert result.count.tolist() == [each["tokens"] for each in expected]
         assert result.n_bytes.tolist() == [each["bytes"] for each in expected]
         assert result.is_greedy.tolist() == [bool(each["is_greedy"]) for each in expected]

@@ -338,7 +338,7 @@ def test_the_last_class_of_sglang_is_not_class_0(read):
 def test_texts_that_fall_together_are_counted_as_in_vllm_44319_and_sglang_32290(read):
     tops = [None, {"b": -1.0, "x": -2.0, "y": -3.0}, {"": -0.5, "c": -1.0}, {"d": -1.0, "x": -2.0, "y": -3.0}]
     (response,) = read(echo(["a", "b", "c", "d"], [None, -1.0, -1.0, -1.0], tops, usage=(4, 0)))
-    assert response.lost_tops == 1
+    assert response.n_short_lists == 1
     assert response.is_greedy_known.tolist() == [False, True, False, True]
     assert np.isnan(response.top_logprobs[2]).all()
     assert response.rank.tolist() == [0, 1, 0, 1]
@@ -348,7 +348,7 @@ def test_a_token_that_took_the_place_of_another_as_in_llama_cpp_python(read):
     # the likeliest class was a special one, whose text is empty as the token's own: {"": -1.7, "err": -2.5, ...}
     tops = [None, {"": -13.9, "err": -2.5, "ign": -2.9}, {"b": -1.0, "x": -2.0, "y": -3.0}]
     (response,) = read(echo(["a", "", "b"], [None, -13.9, -1.0], tops, text="a\u00e9b", usage=(3, 0)))
-    assert response.lost_tops == 1
+    assert response.n_short_lists == 1
     assert np.isnan(response.top_logprobs[1]).all()  # "err" is not the likeliest
     assert not response.is_greedy[1]
 
@@ -394,7 +394,7 @@ def test_two_classes_of_one_text_are_noticed_where_the_token_is_below_the_likeli
     ]
     (response,) = read(echo(["a", "b", "c", "y"], [None, -6.0, -6.0, -1.5], tops, usage=(4, 0)))
     assert response.top_tokens.tolist() == [[None] * 3, ["x", "y", "z"], [None] * 3, ["x", "y", "z"]]
-    assert response.lost_tops == 1  # that of "c": it may be the third, or one of two with the text "x" or "y" is lost
+    assert response.n_short_lists == 1  # of "c": it may be the third, or one of two with the text "x" or "y" is lost
     assert response.is_greedy_known.tolist() == [False, True, True, True]
     assert not response.is_greedy.any()
     assert response.rank.tolist() == [0, 0, 0, 2]
@@ -478,10 +478,10 @@ def test_an_echo_of_as_many_tokens_as_either_a_bos_or_a_new_token_would_leave_is
 def test_a_list_with_part_of_a_character_that_is_as_long_as_others_lost_no_class(read):
     tops = [{"a": -0.1, "b": -3.0}, {"c": -0.1, "\ufffd": -3.0}]
     (response,) = read(echo(["a", "c"], [-0.1, -0.1], tops, usage=(1, 2)))
-    assert response.lost_tops == 0
+    assert response.n_short_lists == 0
     assert response.top_tokens.tolist() == [["a", "b"], ["c", "\ufffd"]]
     (response,) = read(echo(["a", "c"], [-0.1, -0.1], [tops[0], {"\ufffd": -0.1}], text="ac", usage=(1, 2)))
-    assert response.lost_tops == 1
+    assert response.n_short_lists == 1
 
 
 def test_an_echo_of_openai_that_generated_nothing_counts_the_prompt_alone(read):

@@ -48,10 +48,10 @@ def test_loss_and_error_are_those_of_the_full_logits(completions, score_json):
     assert found["perplexity"] == pytest.approx(math.exp(mean), rel=1e-5)
     assert found["is_clustered"]
     assert found["sequence_loss"] == pytest.approx(np.mean(np.divide(sums, counts)), abs=1e-6)
-    assert (found["count"], found["n_sequences"], found["responses"]) == (sum(counts), 9, 10)
+    assert (found["count"], found["n_sequences"], found["n_responses"]) == (sum(counts), 9, 10)
     ranks = np.concatenate([reference.ranks[1:] for reference in references])
     assert found["accuracy"] == np.mean(ranks == 1)
-    assert found["greedy_known"] == found["count"]
+    assert found["n_greedy_known"] == found["count"]
     assert [row["sequence"] for row in found["sequences"]] == [0, 1, 2, 3, 4, 5, 6, 7, 9]
     for row, total, count in zip(found["sequences"], sums, counts, strict=True):
         assert row["nll"] == pytest.approx(total, abs=1e-4)
@@ -83,7 +83,7 @@ def test_part(completions, score_json):
 
 def test_tokens_without_a_number_are_counted(completions, score_json, command):
     found = score_json(completions)
-    assert (found["without_number"], found["sentinels"], found["ignored"]) == (10, 0, 10)
+    assert (found["n_without_number"], found["n_sentinels"], found["n_ignored"]) == (10, 0, 10)
     assert re.search(r"tokens +\d+ +10 without a log-probability\n", command("score", completions)[1])
 
 
@@ -91,9 +91,9 @@ def test_sentinels_are_not_averaged_as_atom_wrote_them(score_json, tmp_path):
     found = score_json(clients.save(tmp_path / "sentinel.json", "vllm/rendered_sentinel_prompt_logprobs.json"))
     entries = clients.response("vllm/rendered_sentinel_prompt_logprobs.json")["choices"][0]["prompt_logprobs"]
     own = [next(iter(entry.values()))["logprob"] for entry in entries if entry]
-    assert own.count(-9999.0) == found["sentinels"] == 1
+    assert own.count(-9999.0) == found["n_sentinels"] == 1
     assert found["loss"] == pytest.approx(-np.mean([x for x in own if x != -9999.0]))
-    assert found["ignored"] == found["without_number"] + 1
+    assert found["n_ignored"] == found["n_without_number"] + 1
     table = tmp_path / "tokens.npy"
     evaluate([tmp_path / "sentinel.json"], sinks=[sinks.TokenTable(table)])
     columns = ("kept", "nll", "probability", "rank", "argmax", "is_greedy")
@@ -106,7 +106,7 @@ def test_accuracy_is_of_the_tokens_where_it_is_known(score_json, command, tmp_pa
     tokens = [("a", -0.5, [("a", -0.5), ("b", -2)]), ("b", -2.0, [("a", -0.5), ("b", -2)]), ("c", -1.0)]
     path = clients.save_lines(tmp_path / "chats.jsonl", chat(*tokens))
     found = score_json(path)
-    assert (found["accuracy"], found["greedy_known"], found["count"]) == (0.5, 2, 3)
+    assert (found["accuracy"], found["n_greedy_known"], found["count"]) == (0.5, 2, 3)
     assert re.search(r"greedy accuracy +50.00 % +of 2 tokens where it is known\n", command("score", path)[1])
     clients.save_lines(path, chat(("c", -1.0), ("d", -2.0)))
     found = score_json(path)
@@ -123,7 +123,7 @@ def test_a_response_is_greedy_only_where_that_is_known(tmp_path):
     evaluation = evaluate([clients.save_lines(tmp_path / "chats.jsonl", *lines)])
     assert evaluation.sequences["is_greedy_known"].tolist() == [True, False, True, False, True]
     assert evaluation.sequences["is_greedy"].tolist() == [True, False, False, False, False]
-    assert evaluation.figures["greedy_known"] == 5
+    assert evaluation.figures["n_greedy_known"] == 5
 
 
 def test_bits_per_byte_are_of_the_responses_own_text(score_json, tmp_path):
@@ -145,7 +145,7 @@ def test_bits_per_byte_are_of_the_responses_own_text(score_json, tmp_path):
 def test_bits_per_byte_by_bytes_and_text(completions, score_json, tmp_path):
     (tmp_path / "text").write_text("ten bytes!", encoding="utf-8")
     plain = score_json(completions)
-    for option, value in ("--bytes", 10), ("--text", tmp_path / "text"):
+    for option, value in ("--n-bytes", 10), ("--text", tmp_path / "text"):
         found = score_json(completions, option, value)
         assert found["n_bytes"] == 10 != plain["n_bytes"]
         assert not found["bytes_are_by_sequence"]
@@ -243,7 +243,7 @@ def test_a_loss_of_certainty_is_0_and_of_impossibility_inf(tmp_path):
     nll = np.load(tokens)["nll"]
     assert nll.tolist() == [0, 0, math.inf]
     assert not np.signbit(nll).any()
-    assert (found.meter.loss, found.figures["without_number"]) == (math.inf, 0)
+    assert (found.meter.loss, found.figures["n_without_number"]) == (math.inf, 0)
 
 
 # -- failed lines, short lists -----------------------------------------------------------------------------------------
@@ -257,7 +257,7 @@ def test_failed_lines_end_the_run(command, tmp_path):
 def test_skip_failed(score_json, command, tmp_path):
     path = clients.save(tmp_path / "batch.jsonl", "vllm/run_batch_out.jsonl")
     found = score_json(path, "--skip-failed")
-    assert found["skipped"] == 2
+    assert found["n_skipped"] == 2
     assert [(entry["file"], entry["line"], entry["custom_id"]) for entry in found["failed"]] == [
         (str(path), 2, "request-bad-model"), (str(path), 5, "request-too-long"),
     ]  # fmt: skip
@@ -306,7 +306,7 @@ def test_custom_id_of_a_failed_line_may_come_again(score_json, tmp_path):
 
 def test_custom_ids_take_little_memory():
     n, fields = 100_000, {"dialect": "", "part": "", "rounding": Rounding(), "failed": []}
-    counts = dict.fromkeys(("responses", "without_number", "sentinels", "greedy_known", "lost_tops"), n)
+    counts = dict.fromkeys(("n_responses", "n_without_number", "n_sentinels", "n_greedy_known", "n_short_lists"), n)
     names = np.array([f"request-{i}" for i in range(n)], object)
     sources = Sources(np.arange(n), np.zeros(n, np.int64), np.zeros(n, np.int64), np.zeros(n, bool), names)
     results = [SimpleNamespace(responses=ResponseFigures(**fields, **counts, sources=sources))]
@@ -321,7 +321,7 @@ def test_a_file_of_failed_lines_alone(score_json, command, tmp_path):
     failed = clients.save(tmp_path / "failed.json", "vllm/error_too_long.json")
     other = clients.save(tmp_path / "other.json", COMPLETIONS[0])
     found = score_json(failed, other, "--skip-failed")
-    assert (found["n_sequences"], found["skipped"], found["part"]) == (1, 1, "prompt")
+    assert (found["n_sequences"], found["n_skipped"], found["part"]) == (1, 1, "prompt")
     assert score_json(failed, "--skip-failed")["loss"] is None
     out = command("score", failed, "--skip-failed")[1]
     assert "0 responses (all failed)" in out
@@ -332,7 +332,7 @@ def test_lists_that_lost_classes_of_the_same_text_as_of_vllm_44319(score_json, c
     path = clients.save(tmp_path / "echo.json", "llama_cpp_python/completion_echo_bos_07.json")
     status, out, err = command("score", path)
     assert (status, err) == (0, "")
-    n = evaluate([path]).figures["lost_tops"]
+    n = evaluate([path]).figures["n_short_lists"]
     assert n > 0
     assert re.search(rf"short lists +{n} +positions list fewer classes than others, since texts coincide", out)
 
@@ -367,7 +367,7 @@ def test_several_files(score_json, tmp_path):
     paths = [clients.save(tmp_path / f"part-{i}.jsonl", name) for i, name in enumerate(COMPLETIONS[:3])]
     whole = clients.save(tmp_path / "whole.jsonl", *COMPLETIONS[:3])
     several, one = score_json(tmp_path / "part-*.jsonl"), score_json(whole)
-    for name in ("loss", "stderr", "count", "n_bytes", "bits_per_byte", "accuracy", "without_number", "responses"):
+    for name in ("loss", "stderr", "count", "n_bytes", "bits_per_byte", "accuracy", "n_without_number", "n_responses"):
         assert several[name] == one[name]
     assert [row["file"] for row in several["sequences"]] == list(map(str, paths))
     assert [row["sequence"] for row in several["sequences"]] == [0, 0, 0]
@@ -384,8 +384,8 @@ def test_state(completions, score_json, command, tmp_path):
     other = clients.save(tmp_path / "batch.jsonl", "vllm/run_batch_out.jsonl")
     argv = completions, other, "--skip-failed", "--state", tmp_path / "state"
     first, again = score_json(*argv), score_json(*argv)
-    assert again["bytes"] == 0 < first["bytes"] == completions.stat().st_size + other.stat().st_size
-    for name in first.keys() - {"seconds", "gb_per_second", "bytes"}:
+    assert again["n_bytes_read"] == 0 < first["n_bytes_read"] == completions.stat().st_size + other.stat().st_size
+    for name in first.keys() - {"seconds", "gb_per_second", "n_bytes_read"}:
         assert again[name] == first[name]
     assert_refused(command("score", completions, *argv[3:]), "written with skip_failed True")
     status, text = completions.stat(), completions.read_bytes()

@@ -46,7 +46,7 @@ def assert_figures(found, losses, targets, numbers):
     for name, value in expected_figures(losses, kept, numbers).items():
         assert found[name] == pytest.approx(value, rel=1e-12), name
     assert found["is_clustered"]
-    assert found["tokens_without_sequence"] == np.count_nonzero(kept & (numbers < 0))
+    assert found["n_without_sequence"] == np.count_nonzero(kept & (numbers < 0))
 
 
 @pytest.mark.parametrize("block_rows", [3, 1000])
@@ -94,7 +94,7 @@ def test_segment_ids_beyond_two_to_the_31(score_json, command, npz):
     found = score_json(npz(logits=logits, targets=targets, segment_ids=ids))
     assert [row["sequence"] for row in found["sequences"]] == [5, 2**31, 2**62 - 1, 2**62]
     assert [row["count"] for row in found["sequences"]] == [1, 2, 1, 1]
-    assert found["tokens_without_sequence"] == 1
+    assert found["n_without_sequence"] == 1
     path = npz(logits=logits, targets=targets, segment_ids=ids.astype(np.uint64))
     assert_refused(command("score", path), f"{path}: segment_ids")
 
@@ -223,8 +223,8 @@ def test_shift_within_sequences(how, parts, score_json, npz):
     found = score_json(*argv, "--shift")
     targets = parts.targets[1:][pairs]
     losses = tokenloss.cross_entropy(parts.logits[:-1][pairs], targets, reduction="none")
-    assert found["without_next"] == 30 - pairs.sum()
-    assert (found["count"], found["ignored"]) == ((targets != -100).sum(), (targets == -100).sum())
+    assert found["n_without_next"] == 30 - pairs.sum()
+    assert (found["count"], found["n_ignored"]) == ((targets != -100).sum(), (targets == -100).sum())
     assert sum(row["nll"] for row in found["sequences"]) == pytest.approx(math.fsum(losses), rel=1e-12)
     assert found["loss"] == pytest.approx(losses[targets != -100].mean(), rel=1e-12)
 
@@ -234,7 +234,7 @@ def test_shift_between_files_outside_of_sequences(score_json, tmp_path):
     for name, part in ("a", slice(0, 4)), ("b", slice(4, 8)):
         np.savez(tmp_path / f"part-{name}.npz", logits=tokens_of((8,))[0][part], targets=[1, 2, 3, 4])
     found = score_json(tmp_path / "part-*.npz", "--segment-ids", tmp_path / "ids.npy", "--shift")
-    assert (found["count"], found["without_next"]) == (4, 4)
+    assert (found["count"], found["n_without_next"]) == (4, 4)
 
 
 # -- what is printed ---------------------------------------------------------------------------------------------------

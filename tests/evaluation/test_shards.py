@@ -200,7 +200,7 @@ def test_state_resumes_to_the_same_bits(interrupted, shards, score_json, monkeyp
     for found in (resumed, again):
         for name in (*SUMMARY_FIELDS[:-1], "highest_loss_tokens", "shards"):
             assert found[name] == without[name]
-    assert (resumed["bytes"], again["bytes"]) == (17 * 44, 0)  # what was read
+    assert (resumed["n_bytes_read"], again["n_bytes_read"]) == (17 * 44, 0)  # what was read
 
 
 @pytest.fixture
@@ -212,7 +212,7 @@ def sequences(shards):
 
 
 SEQUENCE_FIELDS = (
-    *SUMMARY_FIELDS[:-1], "n_sequences", "is_clustered", "tokens_without_sequence", "sequence_loss",
+    *SUMMARY_FIELDS[:-1], "n_sequences", "is_clustered", "n_without_sequence", "sequence_loss",
     "sequence_loss_stderr", "highest_loss_tokens", "highest_loss_sequences", "sequences", "shards",
 )  # fmt: skip
 
@@ -435,5 +435,5 @@ def test_scheduler(shards, sequences, score_json, tmp_path):
         for number, argv in enumerate([sequences[:1], sequences, [*sequences, "--shift"]]):
             options = "--scheduler", cluster.scheduler_address, "--state", tmp_path / f"state-{number}"
             here, there = score_json(*argv), score_json(*argv, *options)
-            for name in ("bytes", *SEQUENCE_FIELDS):
+            for name in ("n_bytes_read", *SEQUENCE_FIELDS):
                 assert there[name] == here[name]

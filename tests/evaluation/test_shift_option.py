@@ -43,7 +43,7 @@ def test_shift(save, score_json, tmp_path):
     found = score_json(*paths, "--shift", "--top", 1, "--per-token", tmp_path / "tokens.csv")
     losses = tokenloss.cross_entropy(logits[:, :-1], tokens[:, 1:], reduction="none")
     assert found["loss"] == tokenloss.cross_entropy(logits[:, :-1], tokens[:, 1:])
-    assert (found["count"], found["ignored"]) == (11, 1)
+    assert (found["count"], found["n_ignored"]) == (11, 1)
     i, j = np.unravel_index(losses.argmax(), losses.shape)
     (token,) = found["highest_loss_tokens"]
     assert (token["position"], token["target"]) == (5 * i + j, tokens[i, j + 1])
@@ -84,7 +84,7 @@ def sequence(request, tmp_path):
 def test_shift_across_shards(sequence, score_json):
     found = score_json(*sequence.argv, "--shift", "--per-token", sequence.path / "out.npy", "--top", 20)
     losses = tokenloss.cross_entropy(sequence.logits[:-1], sequence.ids[1:], reduction="none")
-    assert (found["count"], found["ignored"], found["without_next"]) == (10, 1, 1)
+    assert (found["count"], found["n_ignored"], found["n_without_next"]) == (10, 1, 1)
     assert found["loss"] == tokenloss.cross_entropy(sequence.logits[:-1], sequence.ids[1:])
     table = np.load(sequence.path / "out.npy")
     np.testing.assert_array_equal(table["nll"], np.where(sequence.ids[1:] == -100, np.nan, losses))
@@ -99,7 +99,7 @@ def test_shift_across_shards(sequence, score_json):
 def test_shift_counts_tokens_without_next(sequence, command, score_json):
     out = command("score", *sequence.argv, "--shift")[1]
     assert re.search("tokens +10 +1 ignored, 1 without a next token\n", out)
-    assert score_json(*sequence.argv)["without_next"] == 0
+    assert score_json(*sequence.argv)["n_without_next"] == 0
 
 
 def test_shift_of_batches_of_sequences(score_json, tmp_path):
@@ -109,7 +109,7 @@ def test_shift_of_batches_of_sequences(score_json, tmp_path):
         np.savez(tmp_path / f"part-{name}.npz", logits=logits[part], targets=ids[part])
     np.savez(tmp_path / "part-c.npz", logits=logits[0], targets=ids[0])
     found = score_json(tmp_path / "part-*.npz", "--shift")
-    assert (found["count"], found["without_next"]) == (20, 5)
+    assert (found["count"], found["n_without_next"]) == (20, 5)
 
 
 def test_shift_across_shards_of_other_dtypes(score_json, tmp_path):
@@ -120,10 +120,10 @@ def test_shift_across_shards_of_other_dtypes(score_json, tmp_path):
     np.savez(tmp_path / "d.npz", logits=logits[2:], targets=np.int8([-100, 1]))
     found = score_json(tmp_path / "[ab].npz", "--shift")
     assert found["loss"] == tokenloss.cross_entropy(logits[:2], [8, 299])
-    assert (found["count"], found["ignored"]) == (2, 1)
+    assert (found["count"], found["n_ignored"]) == (2, 1)
     found = score_json(tmp_path / "[cd].npz", "--shift")
     assert found["loss"] == tokenloss.cross_entropy(logits[2:3], [1])
-    assert (found["count"], found["ignored"], found["without_next"]) == (2, 1, 1)
+    assert (found["count"], found["n_ignored"], found["n_without_next"]) == (2, 1, 1)
 
 
 def test_shift_of_targets_out_of_range(command, npz, models):
@@ -155,7 +155,7 @@ def test_shift_with_scheduler(sequence, score_json):
     ) as cluster:
         there = score_json(*sequence.argv, "--shift", "--scheduler", cluster.scheduler_address)
     here = score_json(*sequence.argv, "--shift")
-    for name in (*SUMMARY_FIELDS, "without_next", "highest_loss_tokens", "shards"):
+    for name in (*SUMMARY_FIELDS, "n_without_next", "highest_loss_tokens", "shards"):
         assert there[name] == here[name]
 
 
@@ -172,7 +172,7 @@ def test_shift_in_compare(n_rows, compare_json, tmp_path):
     expected = tokenloss.compare(base[..., :-1, :], other[..., :-1, :], ids[..., 1:], segment_ids=numbers).to_dict()
     assert {name: found[name] for name in expected} == as_strict_json(expected)
     sequences = math.prod(n_rows[:-1])
-    assert (found["without_next"], found["ignored"]) == (sequences, sequences)
+    assert (found["n_without_next"], found["n_ignored"]) == (sequences, sequences)
 
 
 def test_shift_in_compare_of_other_shapes(command, models, tmp_path):

@@ -52,7 +52,7 @@ def test_prompts_have_the_ranks_of_their_full_logits(name, read):
     if "vllm" in name:
         assert has_rank[1:].all()
     else:
-        assert has_rank[1:].sum() >= ((ranks < 5) & (ranks > 0))[1:].sum() - response.lost_tops
+        assert has_rank[1:].sum() >= ((ranks < 5) & (ranks > 0))[1:].sum() - response.n_short_lists
 
 
 @pytest.mark.parametrize("name", PROMPTS)
@@ -62,7 +62,7 @@ def test_prompts_have_the_likeliest_classes_of_their_full_logits(name, read):
     logprobs = REFERENCES[name].top_logprobs[-n:]
     is_there = ~np.isnan(response.top_logprobs)
     assert not is_there[0].any()
-    assert (~is_there[1:].any(1)).sum() == response.lost_tops  # all or none of the 5, or 4 if the token is the fifth
+    assert (~is_there[1:].any(1)).sum() == response.n_short_lists  # all 5 or none, or 4 if the token is the fifth
     assert is_there[1:].sum(1)[is_there[1:].any(1)].min() >= (4 if "llama_cpp_python" in name else 5)
     np.testing.assert_allclose(response.top_logprobs[is_there], logprobs[is_there], rtol=0, atol=1e-5)
     if "llama_cpp_python" not in name:
@@ -142,7 +142,7 @@ def test_an_echo_alone_reads_as_objects_do(name, tmp_path):
     for i in range(1, len(full.ids)):
         there = echo.top_logprobs[i][~np.isnan(echo.top_logprobs[i])]
         np.testing.assert_array_equal(there, full.top_logprobs[i][: len(there)])
-    assert np.isnan(echo.top_logprobs[1:]).all(1).sum() == echo.lost_tops < 12
+    assert np.isnan(echo.top_logprobs[1:]).all(1).sum() == echo.n_short_lists < 12
 
 
 @pytest.mark.parametrize("name", ["sglang/generate_flat.json", "sglang/generate_flat_b64.json"])

@@ -19,7 +19,8 @@ LOGITS = np.array([[2.0, 1.0, 0.0], [0.0, 3.0, 0.0], [1.0, 1.0, 1.0], [0.0, 0.0,
 TARGETS = np.array([0, 1, 2, 0])
 # keys of the JSON of `tokenloss score` that are sums over all tokens, or come from such sums
 SUMMARY_FIELDS = (
-    "count", "ignored", "loss", "stderr", "perplexity", "perplexity_interval", "accuracy", "bits_per_token", "bytes",
+    "count", "n_ignored", "loss", "stderr", "perplexity", "perplexity_interval", "accuracy", "bits_per_token",
+    "n_bytes_read",
 )  # fmt: skip
 
 

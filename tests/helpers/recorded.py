@@ -96,11 +96,11 @@ def quantities(logits, others, length):
         yield f"token_scores probs {field}", getattr(tokenloss.token_scores(probs, ids, kind="probs"), field)
     hidden, matrix = others[:, : min(64, length)], plain((300, min(64, length)), 99).astype(others.dtype)
     yield "linear_cross_entropy ids", tokenloss.linear_cross_entropy(hidden, matrix, ids, reduction="none")
-    scores = tokenloss.linear_token_scores(hidden, matrix, ids, linear_bias=np.arange(300.0) / 64, top_k=5)
+    scores = tokenloss.linear_token_scores(hidden, matrix, ids, lm_head_bias=np.arange(300.0) / 64, top_k=5)
     for field, values in vars(scores).items():
         yield f"linear_token_scores {field}", values
     models, bias = (hidden, matrix, hidden[::-1], matrix), np.arange(300.0) / 64
-    yield "linear_kl_divergence", tokenloss.linear_kl_divergence(*models, base_bias=bias, reduction="none")
+    yield "linear_kl_divergence", tokenloss.linear_kl_divergence(*models, base_lm_head_bias=bias, reduction="none")
     yield "linear_compare kl", tokenloss.linear_compare(*models, ids, softcap=30.0).kl
     meter = tokenloss.LossMeter()
     meter.update(tokenloss.token_scores(logits, ignored))

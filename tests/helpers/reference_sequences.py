@@ -77,10 +77,10 @@ def expected_losses(nll, *, where=None, segment_ids=None, cu_seqlens=None, sampl
     count = [len(part) for part in tokens.values()]
     weight = [exact_sum(w for _, w in part) for part in tokens.values()]
     return SimpleNamespace(
-        ids=np.array(list(ids), np.int64).reshape(shape),
+        sequence=np.array(list(ids), np.int64).reshape(shape),
         count=np.array(count, np.int64).reshape(shape),
         nll=np.array(sums, np.float64).reshape(shape),
-        weight=None if weights is None else np.array(weight, np.float64).reshape(shape),
+        sample_weight=None if weights is None else np.array(weight, np.float64).reshape(shape),
         loss=np.array([divide(s, w) for s, w in zip(sums, weight, strict=True)]).reshape(shape),
     )
 

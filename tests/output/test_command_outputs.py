@@ -32,7 +32,7 @@ def test_outputs_of_one_run_agree(shift, kind, command, tmp_path):
     status, printed, _ = command("score", tmp_path / "s.npz", "--shift" if shift else "--no-shift", *options, "--json")
     figures, table = json.loads(printed), read_table(tmp_path / "t.npy")
     kept = table["kept"] == 1
-    assert (status, figures["count"], figures["ignored"]) == (0, kept.sum(), (~kept).sum())
+    assert (status, figures["count"], figures["n_ignored"]) == (0, kept.sum(), (~kept).sum())
     assert figures["loss"] == pytest.approx(table["nll"][kept].mean(), rel=1e-12)
     assert figures["accuracy"] == table["is_greedy"][kept].mean()
     assert [token["loss"] for token in figures["highest_loss_tokens"]] == sorted(table["nll"][kept])[::-1][:5]

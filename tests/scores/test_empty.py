@@ -264,7 +264,7 @@ def test_linear_functions_of_empty_arrays(hidden_shape, weight_shape, dtype):
     ids, ignored = np.zeros(batch, np.int64), np.full(batch, -100)
     nll = np.full(batch, math.log(classes) if classes else NAN)  # of equal logits
     for bias, workers in itertools.product((None, np.zeros(classes, dtype)), (1, 2)):
-        options = {"linear_bias": bias, "workers": workers}
+        options = {"lm_head_bias": bias, "workers": workers}
         assert linear_cross_entropy(hidden, weight, ignored, reduction="sum", **options) == 0.0
         assert math.isnan(linear_cross_entropy(hidden, weight, ignored, **options))
         soft = np.zeros((*batch, classes))

@@ -89,7 +89,7 @@ def assert_as_oracle(hidden, matrix, targets, bias=None, ours=False, layouts=(np
 
     def loss(reduction):
         arguments = (layouts[0](hidden), layouts[1](matrix), targets)
-        return linear_cross_entropy(*arguments, linear_bias=bias, reduction=reduction, **options)
+        return linear_cross_entropy(*arguments, lm_head_bias=bias, reduction=reduction, **options)
 
     losses, total = loss("none"), loss("sum")
     assert_near(losses, reference.cross_entropy(logits, targets, reduction="none", **options), allowed, 4)
@@ -126,7 +126,7 @@ def test_linear_token_scores_of_every_depth_dtype_and_linear_bias(depth, dtype, 
         hidden, weight = operands(rng, rows, classes, depth, dtype)
         ids, bias = rng.integers(0, classes, rows), rng.standard_normal(classes).astype(dtype)
         for given_bias in (None, bias):
-            scores = linear_token_scores(hidden, weight, ids, linear_bias=given_bias, top_k=classes)
+            scores = linear_token_scores(hidden, weight, ids, lm_head_bias=given_bias, top_k=classes)
             found = logits_of(scores)
             ours = rows <= FEW or classes == 1  # the only class is every row's target
             logits, error, product_dtype = exact(hidden, weight, given_bias, ours)
@@ -139,7 +139,7 @@ def test_linear_token_scores_of_every_depth_dtype_and_linear_bias(depth, dtype, 
                     np.testing.assert_array_equal(getattr(scores, name), getattr(expected, name), name)
                 for name in ("nll", "logsumexp", "entropy", "top_logprobs"):
                     assert_near(getattr(scores, name), getattr(expected, name), 2e-7)
-            losses = linear_cross_entropy(hidden, weight, ids, linear_bias=given_bias, reduction="none")
+            losses = linear_cross_entropy(hidden, weight, ids, lm_head_bias=given_bias, reduction="none")
             assert_same_bits(scores.nll, losses)
 
 
@@ -297,7 +297,7 @@ def test_linear_memory_maps_lists_and_tensors_change_no_bit(rows, rng, tmp_path)
     hidden, weight = whole(rng, rows, 70)
     ids = rng.integers(0, 70, rows)
     single, double = (everything(hidden.astype(dtype), weight, ids) for dtype in (FLOAT32, FLOAT64))
-    assert_same_bits(everything(hidden.tolist(), weight.tolist(), ids, linear_bias=[0] * 70), double)
+    assert_same_bits(everything(hidden.tolist(), weight.tolist(), ids, lm_head_bias=[0] * 70), double)
     for order in "CF":
         np.save(tmp_path / f"{order}.npy", np.asarray(weight, order=order))
         mapped = np.load(tmp_path / f"{order}.npy", mmap_mode="r")
@@ -384,7 +384,7 @@ def test_linear_tiles_of_any_size_change_no_bit_of_exact_products(rows, name, va
     hidden, weight = whole(rng, rows, 2500)
     hidden, ids, where = hidden * 8, rng.integers(0, 2500, rows), rng.random(rows) > 0.3
     bias, half = np.arange(2500) % 7 / 32, weight.astype(BFLOAT16)
-    problems = [(hidden, weight, {}), (hidden, weight, {"where": where}), (hidden, half, {"linear_bias": bias})]
+    problems = [(hidden, weight, {}), (hidden, weight, {"where": where}), (hidden, half, {"lm_head_bias": bias})]
     problems += [(hidden.astype(BFLOAT16), half, {"where": where})]
     expected = [everything(*problem, ids, **options) for *problem, options in problems]
     monkeypatch.setattr(projection, name, value)
@@ -457,7 +457,7 @@ def test_linear_z_loss_is_the_loss_of_a_distribution_of_zeros(rows, z_loss, rng)
 def test_linear_no_classes_and_no_depth(rows, classes, depth, options):
     hidden, weight, bias = np.ones((rows, depth)), np.ones((classes, depth)), np.arange(classes, dtype=float)
     for targets in (np.full(rows, -100), np.ones((rows, classes)), np.full(rows, classes - 1 if classes else -100)):
-        losses = linear_cross_entropy(hidden, weight, targets, linear_bias=bias, reduction="none", **options)
+        losses = linear_cross_entropy(hidden, weight, targets, lm_head_bias=bias, reduction="none", **options)
         assert_near(losses, cross_entropy(hidden @ weight.T + bias, targets, reduction="none", **options), 1e-14)
 
 
@@ -470,14 +470,14 @@ def test_linear_bias_of_minus_infinity(rows, options, rng):
     logits, ids = hidden @ weight.T + bias.astype(FLOAT32), np.where(np.arange(rows) % 5, 3, 4)
     shares = distributions(rng, (rows, 1100)) * (bias == 0)
     for targets in (ids, shares, shares + (np.arange(1100) == 4)):
-        losses = linear_cross_entropy(hidden, weight, targets, linear_bias=bias, reduction="none", **options)
+        losses = linear_cross_entropy(hidden, weight, targets, lm_head_bias=bias, reduction="none", **options)
         expected = cross_entropy(logits, targets, reduction="none", **options)
         np.testing.assert_allclose(losses, expected, rtol=1e-6, atol=1e-6)
-    scores = linear_token_scores(hidden, weight, ids, linear_bias=bias, top_k=900)
+    scores = linear_token_scores(hidden, weight, ids, lm_head_bias=bias, top_k=900)
     expected = reference.token_scores(logits, ids, top_k=900)
     for name in ("rank", "argmax", "top_ids"):
         np.testing.assert_array_equal(getattr(scores, name), getattr(expected, name), name)
-    assert math.isnan(linear_cross_entropy(hidden, weight, ids, linear_bias=np.full(1100, -INF)))
+    assert math.isnan(linear_cross_entropy(hidden, weight, ids, lm_head_bias=np.full(1100, -INF)))
 
 
 @pytest.mark.usefixtures("has_bf16_matmul")
@@ -517,8 +517,8 @@ def test_linear_no_operands_make_a_warning(rows, dtypes, value):
         warnings.simplefilter("error")
         for matrix in (weight, np.asfortranarray(weight), strided(weight)):
             for bias in (None, np.full(30, 1e300), np.full(30, INF), np.full(30, 1e-300)):
-                linear_cross_entropy(hidden, matrix, np.zeros(rows, int), linear_bias=bias)
-                linear_token_scores(hidden, matrix, np.zeros(rows, int), linear_bias=bias, top_k=3)
+                linear_cross_entropy(hidden, matrix, np.zeros(rows, int), lm_head_bias=bias)
+                linear_token_scores(hidden, matrix, np.zeros(rows, int), lm_head_bias=bias, top_k=3)
 
 
 # errors
@@ -542,14 +542,14 @@ LOSS, SCORES = ([function] for function in FOR_BOTH)
         (FOR_BOTH, {"hidden": np.float64(1)}, ValueError, ["hidden", "()", "(..., D)"]),
         (FOR_BOTH, {"hidden": "text"}, TypeError, ["hidden"]),
         (FOR_BOTH, {"hidden": np.ma.ones((2, 3))}, TypeError, ["hidden", "masked"]),
-        (FOR_BOTH, {"linear_weight": np.ones((4, 2))}, ValueError, ["linear_weight", "(4, 2)", "(V, 3)", "hidden"]),
-        (FOR_BOTH, {"linear_weight": np.ones((3, 4))}, ValueError, ["linear_weight", "(3, 4)", "(V, 3)"]),
-        (FOR_BOTH, {"linear_weight": np.ones(3)}, ValueError, ["linear_weight", "(3,)", "(V, 3)"]),
-        (FOR_BOTH, {"linear_weight": np.ones((1, 4, 3))}, ValueError, ["linear_weight", "(1, 4, 3)"]),
-        (FOR_BOTH, {"linear_weight": np.ones((4, 3), complex)}, TypeError, ["linear_weight", "complex"]),
-        (FOR_BOTH, {"linear_bias": np.ones(3)}, ValueError, ["linear_bias", "(3,)", "(4,)"]),
-        (FOR_BOTH, {"linear_bias": np.ones((4, 1))}, ValueError, ["linear_bias", "(4, 1)", "(4,)"]),
-        (FOR_BOTH, {"linear_bias": np.ones(4, int)}, TypeError, ["linear_bias", "int"]),
+        (FOR_BOTH, {"lm_head": np.ones((4, 2))}, ValueError, ["lm_head", "(4, 2)", "(V, 3)", "hidden"]),
+        (FOR_BOTH, {"lm_head": np.ones((3, 4))}, ValueError, ["lm_head", "(3, 4)", "(V, 3)"]),
+        (FOR_BOTH, {"lm_head": np.ones(3)}, ValueError, ["lm_head", "(3,)", "(V, 3)"]),
+        (FOR_BOTH, {"lm_head": np.ones((1, 4, 3))}, ValueError, ["lm_head", "(1, 4, 3)"]),
+        (FOR_BOTH, {"lm_head": np.ones((4, 3), complex)}, TypeError, ["lm_head", "complex"]),
+        (FOR_BOTH, {"lm_head_bias": np.ones(3)}, ValueError, ["lm_head_bias", "(3,)", "(4,)"]),
+        (FOR_BOTH, {"lm_head_bias": np.ones((4, 1))}, ValueError, ["lm_head_bias", "(4, 1)", "(4,)"]),
+        (FOR_BOTH, {"lm_head_bias": np.ones(4, int)}, TypeError, ["lm_head_bias", "int"]),
         (FOR_BOTH, {"targets": np.array([0, 4])}, IndexError, ["targets[1]", "4", "[0, 4)"]),
         (FOR_BOTH, {"targets": np.array([-1, 0])}, IndexError, ["targets[0]", "-1", "[0, 4)"]),
         (FOR_BOTH, {"targets": np.array([0, 1, 2])}, ValueError, ["targets", "(3,)", "(2,)"]),
@@ -572,7 +572,7 @@ LOSS, SCORES = ([function] for function in FOR_BOTH)
 )
 @pytest.mark.usefixtures("_no_product")
 def test_linear_errors_name_the_argument_before_anything_is_multiplied(functions, changes, error, words):
-    arguments = {"hidden": np.ones((2, 3)), "linear_weight": np.ones((4, 3)), "targets": np.array([0, 3])} | changes
+    arguments = {"hidden": np.ones((2, 3)), "lm_head": np.ones((4, 3)), "targets": np.array([0, 3])} | changes
     for function in functions:
         with fails(error, *words):
             function(**arguments)
@@ -583,7 +583,7 @@ def test_linear_errors_name_the_argument_before_anything_is_multiplied(functions
 def test_linear_label_smoothing_of_a_target_far_below_the_other_logits(logit, smoothing):
     bias = np.array([logit, 0, 0], np.float32)
     options = {"weight": [0.0, 1.0, 1.0], "label_smoothing": smoothing, "reduction": "sum"}
-    loss = linear_cross_entropy([[1.0, 2.0]], [[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]], [0], linear_bias=bias, **options)
+    loss = linear_cross_entropy([[1.0, 2.0]], [[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]], [0], lm_head_bias=bias, **options)
     assert loss == pytest.approx(cross_entropy([bias + np.float32([1, 2, 3])], [0], **options), rel=1e-6)
 
 

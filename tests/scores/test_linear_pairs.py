@@ -63,7 +63,10 @@ def oracle(base_logits, logits, targets, **options):
 
 def assert_as_oracle(operands, targets, biases=(None, None), error=2e-7, layout=np.array, **options):
     base_logits, logits = (exact_logits(*operands[2 * i : 2 * i + 2], biases[i]) for i in range(2))
-    arguments, given = [layout(array) for array in operands], {"base_bias": biases[0], "bias": biases[1], **options}
+    arguments, given = (
+        [layout(array) for array in operands],
+        {"base_lm_head_bias": biases[0], "lm_head_bias": biases[1], **options},
+    )
     found, expected = linear_compare(*arguments, targets, **given), oracle(base_logits, logits, targets, **options)
     for name, column in expected.items():
         assert_near(getattr(found, name), column, error, 8)
@@ -140,7 +143,7 @@ def test_linear_divergence_of_a_model_and_itself_is_exactly_0(rows, options, lay
         hidden, weight = rng.standard_normal((rows, 65)), rng.standard_normal((1100, 65))
         model = LAYOUTS[layout](hidden.astype(dtypes[0])), LAYOUTS[layout](weight.astype(dtypes[1]))
         for bias in (None, rng.standard_normal(1100), -1e30 * (np.arange(1100) != 7), np.full(1100, -1e38)):
-            given = {"base_bias": bias, "bias": bias, **options}
+            given = {"base_lm_head_bias": bias, "lm_head_bias": bias, **options}
             assert_same_bits(linear_kl_divergence(*model, *model, reduction="none", **given), np.zeros(rows))
         comparison = linear_compare(*model, *model, np.zeros(rows, int), **options)
         assert (comparison.same_top, comparison.mean_kl, comparison.rms_delta_p) == (1, 0, 0)
@@ -157,11 +160,11 @@ def test_linear_rows_too_far_out_for_floats_are_read_again(rows, value, signs, r
     biases = [(sign * value * place).astype(FLOAT32) for sign, place in zip(signs, places, strict=True)]
     with np.errstate(over="ignore"):
         logits = [exact_logits(*operands[2 * i : 2 * i + 2]).astype(FLOAT32) + biases[i] for i in range(2)]
-    found = linear_compare(*operands, targets, base_bias=biases[0], bias=biases[1])
+    found = linear_compare(*operands, targets, base_lm_head_bias=biases[0], lm_head_bias=biases[1])
     expected = oracle(*logits, targets)
     for name, column in expected.items():
         np.testing.assert_allclose(getattr(found, name), column, rtol=1e-6, atol=2e-7, err_msg=name)
-    kl = linear_kl_divergence(*operands, base_bias=biases[0], bias=biases[1], reduction="none")
+    kl = linear_kl_divergence(*operands, base_lm_head_bias=biases[0], lm_head_bias=biases[1], reduction="none")
     assert_same_bits(kl, found.kl)
 
 
@@ -179,7 +182,7 @@ def test_linear_pairs_with_nan_and_infinity_as_among_logits(rows, value, options
             if "softcap" in options:
                 capped = options["softcap"] * np.tanh(array / options["softcap"])
                 array[:] = np.where(np.isinf(array), array, capped)  # a cap leaves infinities as they are
-        found = linear_compare(*operands, targets, base_bias=biases[0], bias=biases[1], **options)
+        found = linear_compare(*operands, targets, base_lm_head_bias=biases[0], lm_head_bias=biases[1], **options)
         expected = compare(*logits, targets)
         for name in COLUMNS:
             np.testing.assert_allclose(getattr(found, name), getattr(expected, name), rtol=0, atol=3e-6, err_msg=name)
@@ -239,10 +242,10 @@ def test_linear_pairs_in_tiles_of_any_size_have_the_same_bits(rows, name, value,
     targets, where = rng.integers(0, CLASSES, rows), rng.random(rows) > 0.3
     bias = 1e30 * (np.arange(CLASSES) == 7)
     calls = [lambda of=of, **given: linear_compare(*of, targets, where=where, **given).kl for of in problems]
-    expected = [(call(), call(bias=bias)) for call in calls]
+    expected = [(call(), call(lm_head_bias=bias)) for call in calls]
     monkeypatch.setattr(projection, name, value)
     for call, both in zip(calls, expected, strict=True):
-        assert_same_bits((call(), call(bias=bias)), both)
+        assert_same_bits((call(), call(lm_head_bias=bias)), both)
 
 
 @few_and_many
@@ -276,7 +279,7 @@ def test_linear_compare_of_the_first_classes_of_unequal_vocabularies(rows, optio
     operands[1] = operands[1][:1700]
     operands[3][1500:] -= 1 / 32  # so that little is left out
     biases = rng.integers(-64, 65, 1700) / 16, rng.integers(-64, 65, CLASSES) / 16
-    given = {"base_bias": biases[0], "bias": biases[1], **options}
+    given = {"base_lm_head_bias": biases[0], "lm_head_bias": biases[1], **options}
     for classes in (1500, 1700):
         found = linear_compare(*operands, targets, classes=classes, **given)
         logits = [exact_logits(*operands[2 * i : 2 * i + 2], biases[i]) for i in range(2)]
@@ -297,14 +300,14 @@ def test_linear_pairs_of_no_operands_make_a_warning(rows, dtypes, value):
     with np.errstate(all="raise"), warnings.catch_warnings():
         warnings.simplefilter("error")
         for bias in (None, np.full(30, 1e300), np.full(30, INF), np.full(30, 1e-300)):
-            linear_kl_divergence(hidden, weight, hidden, weight, bias=bias)
+            linear_kl_divergence(hidden, weight, hidden, weight, lm_head_bias=bias)
 
 
 @few_and_many
 @pytest.mark.parametrize(("classes", "depth"), [(5, 0), (0, 3), (0, 0)])
 def test_linear_pairs_of_no_classes_and_no_depth(rows, classes, depth):
     hidden, weight, bias = np.ones((rows, depth)), np.ones((classes, depth)), np.arange(classes, dtype=float)
-    found = linear_kl_divergence(hidden, weight, hidden, weight, bias=bias, reduction="none")
+    found = linear_kl_divergence(hidden, weight, hidden, weight, lm_head_bias=bias, reduction="none")
     logits = hidden @ weight.T
     assert_near(found, kl_divergence(logits, logits + bias, reduction="none"), 1e-14)
 
@@ -326,15 +329,15 @@ def _no_product(monkeypatch):
         (BOTH, {"base_hidden": np.ones((2, 3), int)}, TypeError, ["base_hidden", "int", "float32"]),
         (BOTH, {"hidden": np.float64(1)}, ValueError, ["hidden", "()", "(..., D)"]),
         (BOTH, {"hidden": np.ones((3, 2))}, ValueError, ["hidden", "(3, 2)", "(2, E)", "base_hidden"]),
-        (BOTH, {"base_weight": np.ones((4, 2))}, ValueError, ["base_weight", "(4, 2)", "(V, 3)", "base_hidden"]),
-        (BOTH, {"weight": np.ones((4, 3))}, ValueError, ["weight", "(4, 3)", "(V, 2)", "hidden"]),
-        (DIVERGENCE, {"weight": np.ones((5, 2))}, ValueError, ["weight", "(5, 2)", "(4, 2)", "base_weight"]),
-        (COMPARE, {"weight": np.ones((5, 2))}, ValueError, ["weight", "5", "base_weight 4", "classes=4"]),
-        (COMPARE, {"weight": np.ones((5, 2)), "classes": 5}, ValueError, ["classes", "5", "4"]),
+        (BOTH, {"base_lm_head": np.ones((4, 2))}, ValueError, ["base_lm_head", "(4, 2)", "(V, 3)", "base_hidden"]),
+        (BOTH, {"lm_head": np.ones((4, 3))}, ValueError, ["lm_head", "(4, 3)", "(V, 2)", "hidden"]),
+        (DIVERGENCE, {"lm_head": np.ones((5, 2))}, ValueError, ["lm_head", "(5, 2)", "(4, 2)", "base_lm_head"]),
+        (COMPARE, {"lm_head": np.ones((5, 2))}, ValueError, ["lm_head", "5", "base_lm_head 4", "classes=4"]),
+        (COMPARE, {"lm_head": np.ones((5, 2)), "classes": 5}, ValueError, ["classes", "5", "4"]),
         (COMPARE, {"classes": 0}, ValueError, ["classes", "0", "positive"]),
         (COMPARE, {"classes": 3}, IndexError, ["targets[1]", "3", "[0, 3)"]),
-        (BOTH, {"base_bias": np.ones(3)}, ValueError, ["base_bias", "(3,)", "(4,)"]),
-        (BOTH, {"bias": np.ones(4, int)}, TypeError, ["bias", "int"]),
+        (BOTH, {"base_lm_head_bias": np.ones(3)}, ValueError, ["base_lm_head_bias", "(3,)", "(4,)"]),
+        (BOTH, {"lm_head_bias": np.ones(4, int)}, TypeError, ["lm_head_bias", "int"]),
         (BOTH, {"where": np.ones(3, bool)}, ValueError, ["where", "(3,)", "(2,)"]),
         (BOTH, {"logit_scale": 0.0}, ValueError, ["logit_scale", "0.0", "positive"]),
         (BOTH, {"softcap": -1.0}, ValueError, ["softcap", "-1.0", "positive"]),
@@ -350,8 +353,8 @@ def _no_product(monkeypatch):
 )
 @pytest.mark.usefixtures("_no_product")
 def test_linear_pairs_errors_name_the_argument_before_anything_is_multiplied(functions, changes, error, words):
-    arguments = {"base_hidden": np.ones((2, 3)), "base_weight": np.ones((4, 3)), "hidden": np.ones((2, 2))}
-    arguments |= {"weight": np.ones((4, 2))}
+    arguments = {"base_hidden": np.ones((2, 3)), "base_lm_head": np.ones((4, 3)), "hidden": np.ones((2, 2))}
+    arguments |= {"lm_head": np.ones((4, 2))}
     for function in functions:
         targets = {"targets": np.array([0, 3])} if function is linear_compare else {}
         with fails(error, *words):

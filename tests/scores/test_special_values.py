@@ -211,7 +211,7 @@ def test_distribution_without_mass_counts_in_the_mean():
     assert cross_entropy_loss(masses, [[NAN, 7.0], [0.5, 0.5]]) == pytest.approx(math.log(2) / 2, rel=1e-15)
     assert np.isnan(linear_cross_entropy(hidden, [[NAN], [1.0]], masses, reduction="none")).all()
     assert linear_cross_entropy(hidden, [[3.0], [1.0]], masses) == pytest.approx(math.log(2) / 2, rel=1e-15)
-    assert np.isnan(linear_cross_entropy(hidden, [[3.0], [1.0]], masses, linear_bias=[-INF, -INF]))
+    assert np.isnan(linear_cross_entropy(hidden, [[3.0], [1.0]], masses, lm_head_bias=[-INF, -INF]))
 
 
 def test_distribution_without_mass_where_a_logit_scale_overflows():
@@ -320,7 +320,7 @@ def test_weight_0_of_a_class_with_label_smoothing_and_linear_cross_entropy():
             assert np.isfinite(gradient).all()
             assert gradient[0, 1] == 0
             found = linear_cross_entropy(np.ones((1, 1)), np.array([[0.0], [0.0], [1.0]]), targets,
-                                         linear_bias=[0.0, -INF, 0.0], reduction="sum", **options)  # fmt: skip
+                                         lm_head_bias=[0.0, -INF, 0.0], reduction="sum", **options)  # fmt: skip
             assert found == pytest.approx(expected + smoothed, rel=1e-14)
 
 
@@ -364,7 +364,7 @@ def test_softcap_of_minus_infinity_is_minus_infinity(dtype, backend):
         expected = cross_entropy(rest, masses[places], **options)
         assert cross_entropy(row, masses, **options) == pytest.approx(expected, rel=1e-14)
         bias, row[out] = np.where(row == -INF, row, 0), 0
-        found = linear_cross_entropy(np.ones((1, 1)), row[:, None], [places[0]], linear_bias=bias, **options)
+        found = linear_cross_entropy(np.ones((1, 1)), row[:, None], [places[0]], lm_head_bias=bias, **options)
         row[out] = -INF
         assert found == pytest.approx(cross_entropy(row, places[0], **options), abs=1e-6)
 

@@ -21,11 +21,11 @@ LN2 = math.log(2)
 def assert_equals_reference(nll, **options):
     actual, expected = sequence_losses(nll, **options), expected_losses(nll, **options)
     assert type(actual) is SequenceLosses
-    for name in ("ids", "count"):
+    for name in ("sequence", "count"):
         values = getattr(actual, name)
         assert values.dtype == np.int64, name
         np.testing.assert_array_equal(values, getattr(expected, name), err_msg=name, strict=True)
-    for name in ("nll", "weight", "loss"):
+    for name in ("nll", "sample_weight", "loss"):
         values, exact = getattr(actual, name), getattr(expected, name)
         assert (values is None) == (exact is None), name
         if exact is not None:
@@ -50,13 +50,13 @@ def test_rows_by_hand():
     nll = [[1.0, 2.0, 4.0], [0.5, 9.0, 9.0], [9.0, 9.0, 9.0]]
     where = [[True, True, True], [True, False, False], [False, False, False]]
     result = sequence_losses(nll, where=where, n_bytes=[7, 2, 5], n_words=[3, 1, 0])
-    assert result.ids.tolist() == [0, 1, 2]
+    assert result.sequence.tolist() == [0, 1, 2]
     assert result.count.tolist() == [3, 1, 0]
     assert result.nll.tolist() == [7.0, 0.5, 0.0]
     assert result.n_bytes.tolist() == [7, 2, 5]
     assert result.n_words.tolist() == [3, 1, 0]
     assert result.n_bytes.dtype == result.n_words.dtype == np.int64
-    assert result.weight is result.is_greedy is None
+    assert result.sample_weight is result.is_greedy is None
     np.testing.assert_allclose(result.loss, [7 / 3, 0.5, NAN], rtol=1e-15)
     np.testing.assert_allclose(result.perplexity, [math.exp(7 / 3), math.exp(0.5), NAN], rtol=1e-15)
     np.testing.assert_allclose(result.bits_per_byte[:2], [1 / LN2, 0.25 / LN2], rtol=1e-15)
@@ -64,7 +64,7 @@ def test_rows_by_hand():
 
 def test_segment_ids_by_hand():
     result = sequence_losses([1.0, 2.0, 4.0, 8.0, 16.0, 32.0], segment_ids=[7, 3, -1, 7, 5, 3])
-    assert result.ids.tolist() == [3, 5, 7]
+    assert result.sequence.tolist() == [3, 5, 7]
     assert result.count.tolist() == [2, 1, 2]
     assert result.nll.tolist() == [34.0, 16.0, 9.0]
     assert result.bits_per_byte is result.n_bytes is result.n_words is None
@@ -73,7 +73,7 @@ def test_segment_ids_by_hand():
 def test_segment_ids_of_masked_tokens_have_count_0():
     where = [True, False, False, True]
     result = sequence_losses([1.0, NAN, INF, 3.0], where=where, segment_ids=[4, 2, 2, 4])
-    assert result.ids.tolist() == [2, 4]
+    assert result.sequence.tolist() == [2, 4]
     assert result.count.tolist() == [0, 2]
     assert_same_bits(result.nll, [0.0, 4.0])
     assert_same_bits(result.loss, [NAN, 2.0])
@@ -82,7 +82,7 @@ def test_segment_ids_of_masked_tokens_have_count_0():
 
 def test_cu_seqlens_by_hand():
     result = sequence_losses([[1.0, 2.0, 4.0], [8.0, 16.0, 32.0]], cu_seqlens=[0, 0, 4, 4, 6, 6])
-    assert result.ids.tolist() == [0, 1, 2, 3, 4]
+    assert result.sequence.tolist() == [0, 1, 2, 3, 4]
     assert result.count.tolist() == [0, 4, 0, 2, 0]
     assert result.nll.tolist() == [0.0, 15.0, 0.0, 48.0, 0.0]
     assert_same_bits(result.loss, [NAN, 3.75, NAN, 24.0, NAN])
@@ -92,7 +92,7 @@ def test_sample_weight_by_hand():
     result = sequence_losses([[1.0, 2.0, 4.0], [3.0, NAN, 5.0]], sample_weight=[[1, 0.5, 0], [0.25, 0, 0.25]])
     assert result.count.tolist() == [2, 2]
     assert result.nll.tolist() == [2.0, 2.0]
-    assert result.weight.tolist() == [1.5, 0.5]
+    assert result.sample_weight.tolist() == [1.5, 0.5]
     assert result.loss.tolist() == [2 / 1.5, 4.0]
 
 
@@ -112,9 +112,10 @@ def test_is_greedy_by_hand():
 
 def test_single_sequence():
     result = sequence_losses([1.0, 2.0], n_bytes=3, n_words=1)
-    assert result.ids.shape == result.count.shape == result.nll.shape == result.n_bytes.shape == ()
+    assert result.sequence.shape == result.count.shape == result.nll.shape == result.n_bytes.shape == ()
     assert np.shape(result.loss) == np.shape(result.perplexity) == np.shape(result.bits_per_byte) == ()
-    assert [result.to_dict()[name].tolist() for name in ("ids", "count", "nll", "loss")] == [[0], [2], [3.0], [1.5]]
+    columns = {name: result.to_dict()[name].tolist() for name in ("sequence", "count", "nll", "loss")}
+    assert columns == {"sequence": [0], "count": [2], "nll": [3.0], "loss": [1.5]}
 
 
 # against exact sums
@@ -172,14 +173,14 @@ def test_segment_ids_far_apart(rng):
     ids = np.array([2**31, 2**31 + 1, 2**53, 2**53 + 1, 2**63 - 1, 2**63 - 2, 0, -(2**63), 2**31])
     order = rng.permutation(np.tile(np.arange(9), 20))
     result = assert_equals_reference(rng.random(180), segment_ids=ids[order])
-    assert result.ids.tolist() == [0, 2**31, 2**31 + 1, 2**53, 2**53 + 1, 2**63 - 2, 2**63 - 1]
+    assert result.sequence.tolist() == [0, 2**31, 2**31 + 1, 2**53, 2**53 + 1, 2**63 - 2, 2**63 - 1]
     positive = np.delete(ids, 7).astype(np.uint64)
     assert_equals_reference(rng.random(8), segment_ids=positive)
 
 
 def test_segment_ids_that_are_all_negative():
     result = sequence_losses([1.0, 2.0], segment_ids=[-1, -7])
-    assert result.ids.shape == result.nll.shape == result.loss.shape == (0,)
+    assert result.sequence.shape == result.nll.shape == result.loss.shape == (0,)
     assert LossMeter() == meter_of(result)
 
 
@@ -230,7 +231,7 @@ def test_empty_arrays(shape):
     result = assert_equals_reference(np.zeros(shape))
     assert np.shape(result.loss) == shape[:-1]
     assert np.isnan(result.loss).all()
-    assert sequence_losses(np.zeros(shape), segment_ids=np.zeros(shape, int)).ids.shape == (0,)
+    assert sequence_losses(np.zeros(shape), segment_ids=np.zeros(shape, int)).sequence.shape == (0,)
     assert sequence_losses(np.zeros(shape), cu_seqlens=[0, 0, 0]).count.tolist() == [0, 0]
     assert sequence_losses(np.zeros(shape), cu_seqlens=[0]).nll.shape == (0,)
 
@@ -244,9 +245,9 @@ def test_sample_weight_of_ones_and_of_a_mask(rng):
             sequence_losses(nll, sample_weight=where, **options),
         )
         for left, right in ((plain, ones), (masked, weighted)):
-            for name in ("ids", "count", "nll", "loss"):
+            for name in ("sequence", "count", "nll", "loss"):
                 assert_same_bits(getattr(left, name), getattr(right, name), name)
-            assert_same_bits(right.weight, left.count)
+            assert_same_bits(right.sample_weight, left.count)
 
 
 def test_token_scores(rng):
@@ -264,7 +265,7 @@ def test_token_scores(rng):
 
 
 def assert_same_sums(actual, expected):
-    for name in ("ids", "count", "nll"):
+    for name in ("sequence", "count", "nll"):
         assert_same_bits(getattr(actual, name), getattr(expected, name), name)
 
 

@@ -187,7 +187,7 @@ def _add_score_arguments(score: argparse.ArgumentParser) -> None:
     )
     score.add_argument("source", metavar="FILE", nargs="+", type=_filled, help=words)
     text = score.add_mutually_exclusive_group()
-    _add(text, "--bytes N", "length of the text in bytes, for bits per byte", _integer(1), dest="n_bytes", default=0)
+    _add(text, "--n-bytes N", "length of the text in bytes, for bits per byte", _integer(1), default=0)
     _add(text, "--text FILE", "the text, for bits per byte and perplexity per word")
     _add(score, "--top K", "list the K tokens and K sequences with the highest losses (default: 5)", _integer(0),
          default=5)  # fmt: skip

@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 
 def linear_compare(
     base_hidden: ArrayLike,
-    base_weight: ArrayLike,
+    base_lm_head: ArrayLike,
     hidden: ArrayLike,
-    weight: ArrayLike,
+    lm_head: ArrayLike,
     targets: ArrayLike | None,
     *,
-    base_bias: ArrayLike | None = None,
-    bias: ArrayLike | None = None,
+    base_lm_head_bias: ArrayLike | None = None,
+    lm_head_bias: ArrayLike | None = None,
     classes: int | None = None,
     ignore_index: int | None = -100,
     where: ArrayLike | None = None,
@@ -35,22 +35,22 @@ def linear_compare(
 ) -> Comparison:
     """Compare a model with its base from their hidden states and projections onto the vocabulary.
 
-    It is `compare` of the logits ``base_hidden @ base_weight.T + base_bias`` and ``hidden @ weight.T + bias``, which
-    never exist as a whole; see `linear_kl_divergence`.
+    It is `compare` of the logits ``base_hidden @ base_lm_head.T + base_lm_head_bias`` and
+    ``hidden @ lm_head.T + lm_head_bias``, which never exist as a whole; see `linear_kl_divergence`.
 
     Parameters
     ----------
     base_hidden : array of shape (..., D)
         Hidden states of the base model: float16, bfloat16, float32 or float64, of any byte order and memory layout, or
         anything with `__dlpack__` on the CPU (torch, JAX). Lists are converted.
-    base_weight : array of shape (V, D)
-        Weight of its projection, as in ``torch.nn.Linear``: of any of these dtypes, in C or Fortran order, perhaps
-        memory-mapped. It is never copied as a whole.
-    hidden, weight : arrays of shape (..., E) and (V, E)
+    base_lm_head : array of shape (V, D)
+        Its projection onto the vocabulary, as the weight of ``torch.nn.Linear``: of any of these dtypes, in C or
+        Fortran order, perhaps memory-mapped. It is never copied as a whole.
+    hidden, lm_head : arrays of shape (..., E) and (V, E)
         The same of the other model, whose hidden states may have another size.
     targets : array of integers or None
         Class ids, of the shape of `hidden` without its last axis. With None there are divergences, but no losses.
-    base_bias, bias : arrays of shape (V,), optional
+    base_lm_head_bias, lm_head_bias : arrays of shape (V,), optional
         Biases of the projections.
     classes : int, optional
         Number of classes to compare, from the first, where vocabularies differ, as in `compare`.
@@ -93,13 +93,13 @@ def linear_compare(
     >>> import numpy as np
     >>> from tokenloss import linear_compare
     >>> rng = np.random.default_rng(0)
-    >>> hidden, weight = rng.standard_normal((5, 8)), rng.standard_normal((100, 8))
-    >>> linear_compare(hidden, weight, hidden, weight.round(1), [3, 14, 15, 92, 65])
+    >>> hidden, lm_head = rng.standard_normal((5, 8)), rng.standard_normal((100, 8))
+    >>> linear_compare(hidden, lm_head, hidden, lm_head.round(1), [3, 14, 15, 92, 65])
     Comparison(count=5, perplexity=462.146, base_perplexity=471.04, mean_kl=0.001514, same_top=1.0000)
     """
-    base, other = two_projections(base_hidden, base_weight, base_bias, hidden, weight, bias)
+    base, other = two_projections(base_hidden, base_lm_head, base_lm_head_bias, hidden, lm_head, lm_head_bias)
     sizes = base.scores.classes, other.scores.classes
-    count = check_compared_classes(classes, "base_weight", sizes[0], "weight", sizes[1])
+    count = check_compared_classes(classes, "base_lm_head", sizes[0], "lm_head", sizes[1])
     cut, batch = base.part(slice(count)), base.scores.batch
     positions = pair_positions(targets, cut.scores, ignore_index, where)
     transform = logit_transform(logit_scale, softcap)

@@ -134,7 +134,7 @@ class Mean:
         self.sequences = sums_by_segment(values, None, segment_ids)
         groups = ExactRatio.of(self.sequences.nll, self.sequences.count.astype(np.float64))
         groups += ExactRatio.of_mean(ExactMoments.of(values, segment_ids < 0))
-        if self.sequences.ids.size and groups.count > 1:
+        if self.sequences.sequence.size and groups.count > 1:
             self._independent = groups
             self.stderr = groups.stderr
             self.is_clustered = True
@@ -158,7 +158,7 @@ def paired_figures(
     ratio, rms = exp(log_ratio.mean), math.sqrt(square.mean)
     figures = {
         "count": nll.size,
-        "n_sequences": 0 if ids is None else loss.sequences.ids.size,
+        "n_sequences": 0 if ids is None else loss.sequences.sequence.size,
         "is_clustered": loss.is_clustered,
         "interval_factor": loss.interval_factor,
         "perplexity": perplexity,
@@ -184,7 +184,7 @@ def paired_figures(
 def sequence_table(means: dict[str, Mean]) -> dict[str, Array]:
     """Columns of a table of sequences: their number, their count of tokens, and these means."""
     sequences = means["loss"].sequences
-    columns: dict[str, Array] = {"sequence": sequences.ids, "count": sequences.count}
+    columns: dict[str, Array] = {"sequence": sequences.sequence, "count": sequences.count}
     return columns | {name: mean.sequences.loss for name, mean in means.items()}
 
 

@@ -110,7 +110,7 @@ def response_comparison_of(
     sequences = sequence_table(means | {"kl_bound": mean_bound})
     numbers = sequences["sequence"]
     sequences["same_top"] = np.full(len(numbers), np.nan)
-    sequences["same_top"][np.searchsorted(numbers, same_top.sequences.ids)] = same_top.sequences.loss
+    sequences["same_top"][np.searchsorted(numbers, same_top.sequences.sequence)] = same_top.sequences.loss
     for i, (name, dtype) in enumerate((("base_line", np.int64), ("line", np.int64), ("custom_id", object))):
         sequences[name] = np.array([origins[number][i] for number in numbers.tolist()], dtype)
     figures |= {name: columns[name] for name in _ARRAYS}

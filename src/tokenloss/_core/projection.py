@@ -265,17 +265,17 @@ def _is_blas_matrix(array: Array) -> bool:
     return elements == array.itemsize and rows >= array.shape[1] * array.itemsize and array.flags.aligned
 
 
-_PAIR_BASE_NAMES = "base_hidden", "base_weight", "base_bias"
+_PAIR_BASE_NAMES = "base_hidden", "base_lm_head", "base_lm_head_bias"
 
 
-_PAIR_NAMES = "hidden", "weight", "bias"
+_PAIR_NAMES = "hidden", "lm_head", "lm_head_bias"
 
 
 def two_projections(
-    base_hidden: Any, base_weight: Any, base_bias: Any, hidden: Any, weight: Any, bias: Any
+    base_hidden: Any, base_lm_head: Any, base_lm_head_bias: Any, hidden: Any, weight: Any, bias: Any
 ) -> tuple[Projection, Projection]:
     """The projections of a base and of another model, of one batch."""
-    base = Projection(base_hidden, base_weight, base_bias, _PAIR_BASE_NAMES)
+    base = Projection(base_hidden, base_lm_head, base_lm_head_bias, _PAIR_BASE_NAMES)
     other = Projection(hidden, weight, bias, _PAIR_NAMES)
     if other.scores.batch != base.scores.batch:
         fits = f"({', '.join(map(str, (*base.scores.batch, 'E')))}), as many positions as base_hidden has"

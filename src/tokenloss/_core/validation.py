@@ -33,7 +33,7 @@ _LEAST_LOSS = -1e-3  # nll_loss takes log-probabilities up to 1e-3: rounding mak
 REDUCTIONS = ("mean", "sum", "none")
 UNNORMALIZED = 0.1  # how far from 0 the logsumexp of log-probabilities may be, from rounding and clipping
 UNNORMALIZED_HALF = 0.5  # the same in half precision
-PROJECTION_NAMES = "hidden", "linear_weight", "linear_bias"
+PROJECTION_NAMES = "hidden", "lm_head", "lm_head_bias"
 
 
 def check_projection(

@@ -86,7 +86,7 @@ class _Total:
         old.meter.merge(new.meter)
         sample = old.shift_sample + new.shift_sample
         self.result = ShardResult(
-            old.meter, old.ignored + new.ignored, old.greedy + new.greedy, tokens, shift_sample=sample,
+            old.meter, old.n_ignored + new.n_ignored, old.n_greedy + new.n_greedy, tokens, shift_sample=sample,
             n_nan=old.n_nan + new.n_nan, n_infinite=old.n_infinite + new.n_infinite,
         )  # fmt: skip
         self.whole.append(new.sequences)

@@ -84,20 +84,20 @@ def _figures(
     types = _types(shards, options, firsts)
     base, *others = named
     rows = sum(shard.rows for shard in shards)
-    without_next = rows - sum(shard.scored_rows for shard in shards)
+    n_without_next = rows - sum(shard.scored_rows for shard in shards)
     shared: dict[str, Any] = {
         "base": base.source,
         "base_kind": shards[0].kind,
         "shape": (rows, shards[0].shape[-1]),
         "classes": options.classes,
-        "without_next": without_next,
+        "n_without_next": n_without_next,
         "fits_better_shifted": sum((part.shift_sample for part in results), ShiftSample()).fits_better_shifted,
     }
     candidates = []
     for number, (other, columns) in enumerate(zip(others, joined(parts), strict=True)):
         comparison = comparison_of(options.definitions, columns)
         figures = shared | {"other": other.source, "name": other.name, "size": other.size}
-        figures |= {"kind": shards[0].others[number].kind, "ignored": rows - without_next - comparison.count}
+        figures |= {"kind": shards[0].others[number].kind, "n_ignored": rows - n_without_next - comparison.count}
         figures |= _head_figures(shards[0], number)
         figures |= comparison.to_dict()
         if types is not None:

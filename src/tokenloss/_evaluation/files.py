@@ -86,7 +86,7 @@ def make_evaluation(
     add_lengths(meter, sequences, *lengths)
     figures = summary(shards, results, meter, sequences, options)
     speed = n_read / seconds / 1e9 if seconds else math.nan
-    figures |= {"seconds": seconds, "bytes": n_read, "gb_per_second": speed} | others
+    figures |= {"seconds": seconds, "n_bytes_read": n_read, "gb_per_second": speed} | others
     evaluation = Evaluation(meter, sequences, figures)
     finish_sinks(outputs, figures, evaluation)
     return evaluation

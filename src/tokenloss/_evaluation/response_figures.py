@@ -46,11 +46,11 @@ class ResponseFigures(NamedTuple):
 
     dialect: str
     part: str
-    responses: int  # choices, those without any token to score among them
-    without_number: int  # tokens
-    sentinels: int  # tokens
-    greedy_known: int  # tokens that are known to be greedy or not
-    lost_tops: int
+    n_responses: int  # choices, those without any token to score among them
+    n_without_number: int  # tokens
+    n_sentinels: int  # tokens
+    n_greedy_known: int  # tokens that are known to be greedy or not
+    n_short_lists: int
     rounding: Rounding
     failed: list[Failed]
     sources: Sources  # of each sequence that has a token to score

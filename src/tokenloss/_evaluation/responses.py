@@ -67,7 +67,7 @@ def score_responses(
     collector, highest = SequenceCollector(RowSequences((0,)), ()), TopLosses(options.top)
     # of tokens: without a number, sentinels, greedy, known to be greedy or not, of an infinite loss
     counts = np.zeros(5, np.int64)
-    rounding, sources, n_responses, lost_tops = Rounding(), [], 0, 0
+    rounding, sources, n_responses, n_short_lists = Rounding(), [], 0, 0
     for responses in _gathered(file):
         block = _columns(responses, top_k)
         numbers, mask = block["numbers"] + n_responses, block["kept"]
@@ -81,7 +81,7 @@ def score_responses(
         counts += list(map(np.count_nonzero, counted))
         rounding += Rounding.of(block["logprobs"][mask])
         sources.append(_sources(responses, block))
-        lost_tops += sum(response.lost_tops for response in responses)
+        n_short_lists += sum(response.n_short_lists for response in responses)
         n_responses += len(responses)
         if sink:
             known, is_prompt = block["is_greedy_known"], block["is_prompt"]
@@ -90,19 +90,25 @@ def score_responses(
     if advance:
         advance(shard.n_bytes)
     meter, sequences, _ = collector.result()
-    without_number, sentinels, greedy, greedy_known, n_infinite = counts.tolist()
+    n_without_number, n_sentinels, greedy, n_greedy_known, n_infinite = counts.tolist()
     figures = ResponseFigures(
-        file.dialect, file.part, n_responses, without_number, sentinels, greedy_known, lost_tops, rounding,
+        file.dialect, file.part, n_responses, n_without_number, n_sentinels, n_greedy_known, n_short_lists, rounding,
         list(file.failed), Sources.concatenated(sources),
     )  # fmt: skip
     return ShardResult(
-        meter, without_number + sentinels, greedy, highest.tokens(), sequences, responses=figures, n_infinite=n_infinite
+        meter,
+        n_without_number + n_sentinels,
+        greedy,
+        highest.tokens(),
+        sequences,
+        responses=figures,
+        n_infinite=n_infinite,
     )
 
 
 def scored_shards(shards: Sequence[Shard], results: Sequence[ShardResult]) -> list[Shard]:
     """Shards whose number of tokens is known."""
-    shapes = [(result.n_tokens + result.ignored,) for result in results]
+    shapes = [(result.n_tokens + result.n_ignored,) for result in results]
     return [shard._replace(shape=shape, batch=shape) for shard, shape in zip(shards, shapes, strict=True)]
 
 
@@ -234,7 +240,7 @@ def response_summary(paths: Sequence[str], results: Sequence[ShardResult]) -> di
     files = [result.responses for result in results if result.responses]
     totals = {
         name: sum(getattr(figures, name) for figures in files)
-        for name in ("responses", "without_number", "sentinels", "greedy_known", "lost_tops")
+        for name in ("n_responses", "n_without_number", "n_sentinels", "n_greedy_known", "n_short_lists")
     }
     failed = [
         {"file": path, "line": entry.line, "custom_id": entry.custom_id, "reason": entry.reason}
@@ -246,6 +252,6 @@ def response_summary(paths: Sequence[str], results: Sequence[ShardResult]) -> di
         "part": next((figures.part for figures in files if figures.dialect), files[0].part),
         "rounding": str(sum((figures.rounding for figures in files), Rounding())) or None,
         **totals,
-        "skipped": len(failed),
+        "n_skipped": len(failed),
         "failed": failed,
     }

@@ -58,8 +58,8 @@ class ShardResult(NamedTuple):
     """Result of a shard."""
 
     meter: LossMeter  # of all tokens but those in `split`
-    ignored: int
-    greedy: int
+    n_ignored: int
+    n_greedy: int
     highest_loss_tokens: list[TokenLoss]
     sequences: SequenceColumns = NO_SEQUENCES
     split: SequenceColumns = NO_SEQUENCES  # the tokens of sequences that go on in other shards
@@ -75,9 +75,9 @@ class ShardResult(NamedTuple):
         return self.meter.count + len(self.split.ids)
 
     @property
-    def greedy_known(self) -> int:
+    def n_greedy_known(self) -> int:
         """The number of tokens that are known to be greedy or not."""
-        return self.responses.greedy_known if self.responses else self.n_tokens
+        return self.responses.n_greedy_known if self.responses else self.n_tokens
 
 
 class NormWarning(UserWarning):

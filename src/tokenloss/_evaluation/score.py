@@ -71,7 +71,7 @@ def scores_of_kind(
 def _project(function: Callable[..., Any], head: LmHead, hidden: Array, targets: Array, **options: Any) -> Any:
     """Call a function that projects hidden states, with the head of their file."""
     check_map(head.weight)
-    options |= {"linear_bias": head.bias, "logit_scale": head.logit_scale, "softcap": head.softcap}
+    options |= {"lm_head_bias": head.bias, "logit_scale": head.logit_scale, "softcap": head.softcap}
     return function(hidden, head.weight, targets, **options)
 
 

@@ -103,7 +103,7 @@ class SequenceColumns(NamedTuple):
     def of(cls, sequences: SequenceLosses) -> SequenceColumns:
         """Columns of sums over sequences."""
         assert sequences.is_greedy is not None
-        return cls(sequences.ids, sequences.count, sequences.nll, sequences.is_greedy)
+        return cls(sequences.sequence, sequences.count, sequences.nll, sequences.is_greedy)
 
     def select(self, rows: BoolArray) -> SequenceColumns:
         """The rows of a mask."""

@@ -119,10 +119,10 @@ def summary(
         "shape": shards[0].shape if len(shards) == 1 else (rows,) if of_responses else (rows, shards[0].shape[-1]),
         **({} if of_responses else _types(shards)),
         **_common_figures(results, meter),
-        "tokens_without_sequence": meter.count - int(sequences["count"].sum()),
+        "n_without_sequence": meter.count - int(sequences["count"].sum()),
         "sequence_loss": meter.sequence_loss,
         "sequence_loss_stderr": meter.sequence_loss_stderr,
-        "without_next": rows - sum(shard.scored_rows for shard in shards),
+        "n_without_next": rows - sum(shard.scored_rows for shard in shards),
         "perplexity_interval": meter.perplexity_interval,
         "bits_per_token": meter.bits_per_token,
         "n_bytes": meter.n_bytes,
@@ -169,11 +169,11 @@ def _types(shards: Sequence[Shard]) -> dict[str, str]:
 
 def _common_figures(results: Sequence[ShardResult], meter: LossMeter) -> dict[str, Any]:
     """Figures that each shard has, and the total, too."""
-    known = sum(part.greedy_known for part in results)
+    known = sum(part.n_greedy_known for part in results)
     return {
         "count": meter.count,
         "n_sequences": meter.n_sequences,
-        "ignored": sum(part.ignored for part in results),
+        "n_ignored": sum(part.n_ignored for part in results),
         "n_nan": sum(part.n_nan for part in results),
         "n_infinite": sum(part.n_infinite for part in results),
         "loss": meter.loss,
@@ -181,7 +181,7 @@ def _common_figures(results: Sequence[ShardResult], meter: LossMeter) -> dict[st
         "is_clustered": meter.is_clustered,
         "interval_factor": meter.interval_factor,
         "perplexity": meter.perplexity,
-        "accuracy": sum(part.greedy for part in results) / known if known else math.nan,
+        "accuracy": sum(part.n_greedy for part in results) / known if known else math.nan,
     }
 
 

@@ -193,7 +193,7 @@ def response_tables(comparison: ResponseComparison) -> list[Table]:
     probabilities = _probabilities(comparison)
     label, share, error = probabilities.pop()
     if comparison.n_top_known:
-        known = known_of({"greedy_known": comparison.n_top_known, "count": comparison.count})
+        known = known_of({"n_greedy_known": comparison.n_top_known, "count": comparison.count})
         probabilities.append((label, share, f"{error}  {known}".rstrip()))
     tables = [
         Table([(label, f"{n:,}") for label, n in left_out.items() if n], title="Left out"),

@@ -66,7 +66,7 @@ class HtmlPage(TokenSink):
         columns, name, accuracy = self.collected(), title(summary["files"]) or "tokenloss", summary["accuracy"]
         scores = TokenScores(**{column: columns[column] for column in COLUMNS if column in columns})
         if self._of_responses:
-            known = summary["greedy_known"]
+            known = summary["n_greedy_known"]
             _write_responses(self.path, columns, scores, name, result.meter, accuracy, known, self._seen)
             return
         ids, text = columns["ids"], columns["text"].tolist()

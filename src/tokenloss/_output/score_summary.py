@@ -65,14 +65,14 @@ def _rows(summary: dict[str, Any], basis: str) -> list[tuple[Any, str, str, str]
             summary["n_sequences"] > 1, "loss per sequence", f"{summary['sequence_loss']:.6g}",
             known_error(by_sequence, f"± {by_sequence:.3g} nats") or "nats",
         ),
-        (summary.get("greedy_known", 1), "greedy accuracy", f"{100 * summary['accuracy']:.2f} %", known_of(summary)),
+        (summary.get("n_greedy_known", 1), "greedy accuracy", f"{100 * summary['accuracy']:.2f} %", known_of(summary)),
         (summary.get("head"), "logits", *head_row(summary.get("head"))),
         (
-            summary.get("skipped"), "failed lines", f"{summary.get('skipped', 0):,}",
+            summary.get("n_skipped"), "failed lines", f"{summary.get('n_skipped', 0):,}",
             f"left out; {_first_failed(summary)}",
         ),
         (
-            summary.get("lost_tops"), "short lists", f"{summary.get('lost_tops', 0):,}",
+            summary.get("n_short_lists"), "short lists", f"{summary.get('n_short_lists', 0):,}",
             "positions list fewer classes than others, since texts coincide",
         ),
         (summary["seconds"] >= 1, "time", f"{summary['seconds']:.3g} s", f"{summary['gb_per_second']:.3g} GB/s"),
@@ -95,18 +95,17 @@ def _proportion_note(summary: dict[str, Any], unit: str) -> str:
 def _responses_note(summary: dict[str, Any]) -> str:
     """Note about what files of responses hold."""
     parts = {"prompt": "the prompt", "generated": "what was generated", "all": "the prompt and what was generated"}
-    note = (
-        f"{count_of(summary['responses'], 'response')} ({summary['dialect'] or 'all failed'}), {parts[summary['part']]}"
-    )
+    note = f"{count_of(summary['n_responses'], 'response')} ({summary['dialect'] or 'all failed'})"
+    note += f", {parts[summary['part']]}"
     return note + (f"; log-probabilities of {summary['rounding']}" if summary["rounding"] else "")
 
 
 def _left_out(summary: dict[str, Any]) -> str:
     """How many tokens are not scored, and why."""
     if summary["kind"] == "responses":
-        counts = {"without a log-probability": summary["without_number"], "with a sentinel": summary["sentinels"]}
+        counts = {"without a log-probability": summary["n_without_number"], "with a sentinel": summary["n_sentinels"]}
     else:
-        counts = {"ignored": summary["ignored"], "without a next token": summary["without_next"]}
+        counts = {"ignored": summary["n_ignored"], "without a next token": summary["n_without_next"]}
     return ", ".join(f"{n:,} {why}" for why, n in counts.items() if n)
 
 

@@ -72,5 +72,5 @@ def head_row(head: dict[str, Any] | None) -> tuple[str, str]:
 
 def known_of(summary: dict[str, Any]) -> str:
     """Note on how many tokens are known to be greedy or not; empty if all are."""
-    known = summary.get("greedy_known", summary["count"])
+    known = summary.get("n_greedy_known", summary["count"])
     return "" if known == summary["count"] else f"of {count_of(known, 'token')} where it is known"

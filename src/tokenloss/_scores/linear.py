@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 
 @overload
 def linear_cross_entropy(
-    hidden: ArrayLike, linear_weight: ArrayLike, targets: ArrayLike, *, linear_bias: ArrayLike | None = None,
+    hidden: ArrayLike, lm_head: ArrayLike, targets: ArrayLike, *, lm_head_bias: ArrayLike | None = None,
     weight: ArrayLike | None = None, ignore_index: int | None = -100, where: ArrayLike | None = None,
     sample_weight: ArrayLike | None = None, label_smoothing: float = 0.0, z_loss: float = 0.0,
     logit_scale: float = 1.0, softcap: float | None = None, reduction: Literal["none"], workers: int | None = None,
 ) -> Float64Array: ...  # fmt: skip
 @overload
 def linear_cross_entropy(
-    hidden: ArrayLike, linear_weight: ArrayLike, targets: ArrayLike, *, linear_bias: ArrayLike | None = None,
+    hidden: ArrayLike, lm_head: ArrayLike, targets: ArrayLike, *, lm_head_bias: ArrayLike | None = None,
     weight: ArrayLike | None = None, ignore_index: int | None = -100, where: ArrayLike | None = None,
     sample_weight: ArrayLike | None = None, label_smoothing: float = 0.0, z_loss: float = 0.0,
     logit_scale: float = 1.0, softcap: float | None = None, reduction: Literal["mean", "sum"] = "mean",
@@ -33,10 +33,10 @@ def linear_cross_entropy(
 ) -> float: ...  # fmt: skip
 def linear_cross_entropy(
     hidden: ArrayLike,
-    linear_weight: ArrayLike,
+    lm_head: ArrayLike,
     targets: ArrayLike,
     *,
-    linear_bias: ArrayLike | None = None,
+    lm_head_bias: ArrayLike | None = None,
     weight: ArrayLike | None = None,
     ignore_index: int | None = -100,
     where: ArrayLike | None = None,
@@ -50,23 +50,23 @@ def linear_cross_entropy(
 ) -> float | Float64Array:
     """Cross-entropy of a projection onto the vocabulary, whose logits never exist as a whole.
 
-    The logits are ``hidden @ linear_weight.T + linear_bias``. The product is computed tile by tile, and each
-    tile is reduced while it is in the cache: at most 16 MB is allocated in addition to the arguments and the result,
-    however many positions and classes there are.
+    The logits are ``hidden @ lm_head.T + lm_head_bias``. The product is computed tile by tile, and each tile is reduced
+    while it is in the cache: at most 16 MB is allocated in addition to the arguments and the result, however many
+    positions and classes there are.
 
     Parameters
     ----------
     hidden : array of shape (..., D)
         Hidden states: float16, bfloat16, float32 or float64, of any byte order and memory layout, or anything with
         `__dlpack__` on the CPU (torch, JAX). Lists are converted.
-    linear_weight : array of shape (V, D)
-        Weight of the projection onto the vocabulary, as in ``torch.nn.Linear``: of any of these dtypes, in C or Fortran
-        order, perhaps memory-mapped. It is never copied as a whole.
+    lm_head : array of shape (V, D)
+        The projection onto the vocabulary, as the weight of ``torch.nn.Linear``: of any of these dtypes, in C or
+        Fortran order, perhaps memory-mapped. It is never copied as a whole.
     targets : array
         Class ids (integers, of the shape of `hidden` without its last axis), or distributions (of shape (..., V);
         integers must be one-hot). A class of mass or weight 0 adds 0, even at a log-probability of -inf. A row of
         targets without mass counts, with loss 0.
-    linear_bias : array of shape (V,), optional
+    lm_head_bias : array of shape (V,), optional
         Bias of the projection.
     weight : array of shape (V,), optional
         Weight of each class.
@@ -112,7 +112,7 @@ def linear_cross_entropy(
 
     Notes
     -----
-    The product is computed in float64 if `hidden` or `linear_weight` is float64, else in float32, to which half
+    The product is computed in float64 if `hidden` or `lm_head` is float64, else in float32, to which half
     precision converts exactly; the bias is rounded to that dtype. The loss is that of these logits: it differs from
     the exact one by the rounding of the product, which another BLAS, or another batch of the positions, may change.
 
@@ -135,7 +135,7 @@ def linear_cross_entropy(
     >>> round(cross_entropy(hidden @ weight.T, targets), 6)
     6.154944
     """
-    projection = Projection(hidden, linear_weight, linear_bias)
+    projection = Projection(hidden, lm_head, lm_head_bias)
     scores = projection.scores
     positions = as_positions("targets", targets, scores, ignore_index, where, weight, sample_weight)
     options = loss_options(label_smoothing, z_loss, logit_scale, softcap)
@@ -147,10 +147,10 @@ def linear_cross_entropy(
 
 def linear_token_scores(
     hidden: ArrayLike,
-    linear_weight: ArrayLike,
+    lm_head: ArrayLike,
     targets: ArrayLike,
     *,
-    linear_bias: ArrayLike | None = None,
+    lm_head_bias: ArrayLike | None = None,
     ignore_index: int | None = -100,
     where: ArrayLike | None = None,
     logit_scale: float = 1.0,
@@ -160,19 +160,19 @@ def linear_token_scores(
 ) -> TokenScores:
     """Loss, entropy, rank and most likely classes of each token of a projection onto the vocabulary.
 
-    The logits ``hidden @ linear_weight.T + linear_bias`` never exist as a whole; see `linear_cross_entropy`.
+    The logits ``hidden @ lm_head.T + lm_head_bias`` never exist as a whole; see `linear_cross_entropy`.
 
     Parameters
     ----------
     hidden : array of shape (..., D)
         Hidden states: float16, bfloat16, float32 or float64, of any byte order and memory layout, or anything with
         `__dlpack__` on the CPU (torch, JAX). Lists are converted.
-    linear_weight : array of shape (V, D)
-        Weight of the projection onto the vocabulary, as in ``torch.nn.Linear``: of any of these dtypes, in C or Fortran
-        order, perhaps memory-mapped. It is never copied as a whole.
+    lm_head : array of shape (V, D)
+        The projection onto the vocabulary, as the weight of ``torch.nn.Linear``: of any of these dtypes, in C or
+        Fortran order, perhaps memory-mapped. It is never copied as a whole.
     targets : array of integers
         Class ids, of the shape of `hidden` without its last axis.
-    linear_bias : array of shape (V,), optional
+    lm_head_bias : array of shape (V,), optional
         Bias of the projection.
     ignore_index : int or None, default -100
         Target value that marks positions to ignore (padding); their hidden states are never read.
@@ -217,7 +217,7 @@ def linear_token_scores(
     array([[2, 0],
            [1, 2]])
     """
-    projection = Projection(hidden, linear_weight, linear_bias)
+    projection = Projection(hidden, lm_head, lm_head_bias)
     scores = projection.scores
     positions = as_positions("targets", targets, scores, ignore_index, where, distributions=False)
     job, columns = token_job(scores, positions, logit_transform(logit_scale, softcap), top_k)
@@ -227,25 +227,25 @@ def linear_token_scores(
 
 @overload
 def linear_kl_divergence(
-    base_hidden: ArrayLike, base_weight: ArrayLike, hidden: ArrayLike, weight: ArrayLike, *,
-    base_bias: ArrayLike | None = None, bias: ArrayLike | None = None, where: ArrayLike | None = None,
+    base_hidden: ArrayLike, base_lm_head: ArrayLike, hidden: ArrayLike, lm_head: ArrayLike, *,
+    base_lm_head_bias: ArrayLike | None = None, lm_head_bias: ArrayLike | None = None, where: ArrayLike | None = None,
     logit_scale: float = 1.0, softcap: float | None = None, reduction: Literal["none"], workers: int | None = None,
 ) -> Float64Array: ...  # fmt: skip
 @overload
 def linear_kl_divergence(
-    base_hidden: ArrayLike, base_weight: ArrayLike, hidden: ArrayLike, weight: ArrayLike, *,
-    base_bias: ArrayLike | None = None, bias: ArrayLike | None = None, where: ArrayLike | None = None,
+    base_hidden: ArrayLike, base_lm_head: ArrayLike, hidden: ArrayLike, lm_head: ArrayLike, *,
+    base_lm_head_bias: ArrayLike | None = None, lm_head_bias: ArrayLike | None = None, where: ArrayLike | None = None,
     logit_scale: float = 1.0, softcap: float | None = None, reduction: Literal["mean", "sum"] = "mean",
     workers: int | None = None,
 ) -> float: ...  # fmt: skip
 def linear_kl_divergence(
     base_hidden: ArrayLike,
-    base_weight: ArrayLike,
+    base_lm_head: ArrayLike,
     hidden: ArrayLike,
-    weight: ArrayLike,
+    lm_head: ArrayLike,
     *,
-    base_bias: ArrayLike | None = None,
-    bias: ArrayLike | None = None,
+    base_lm_head_bias: ArrayLike | None = None,
+    lm_head_bias: ArrayLike | None = None,
     where: ArrayLike | None = None,
     logit_scale: float = 1.0,
     softcap: float | None = None,
@@ -254,21 +254,22 @@ def linear_kl_divergence(
 ) -> float | Float64Array:
     """Kullback-Leibler divergence of two models from their hidden states and projections onto the vocabulary.
 
-    It is `kl_divergence` of the logits ``base_hidden @ base_weight.T + base_bias`` and ``hidden @ weight.T + bias``,
-    which never exist as a whole: both products are computed tile by tile, and two tiles are reduced together while they
-    are in the cache. At most 32 MB is allocated in addition to the arguments and the result.
+    It is `kl_divergence` of the logits ``base_hidden @ base_lm_head.T + base_lm_head_bias`` and
+    ``hidden @ lm_head.T + lm_head_bias``, which never exist as a whole: both products are computed tile by tile, and
+    two tiles are reduced together while they are in the cache. At most 32 MB is allocated in addition to the arguments
+    and the result.
 
     Parameters
     ----------
     base_hidden : array of shape (..., D)
         Hidden states of the base model: float16, bfloat16, float32 or float64, of any byte order and memory layout, or
         anything with `__dlpack__` on the CPU (torch, JAX). Lists are converted.
-    base_weight : array of shape (V, D)
-        Weight of its projection, as in ``torch.nn.Linear``: of any of these dtypes, in C or Fortran order, perhaps
-        memory-mapped. It is never copied as a whole.
-    hidden, weight : arrays of shape (..., E) and (V, E)
+    base_lm_head : array of shape (V, D)
+        Its projection onto the vocabulary, as the weight of ``torch.nn.Linear``: of any of these dtypes, in C or
+        Fortran order, perhaps memory-mapped. It is never copied as a whole.
+    hidden, lm_head : arrays of shape (..., E) and (V, E)
         The same of the other model, whose hidden states may have another size.
-    base_bias, bias : arrays of shape (V,), optional
+    base_lm_head_bias, lm_head_bias : arrays of shape (V,), optional
         Biases of the projections.
     where : array of bool, optional
         Mask of the positions to include, broadcast over the batch; the hidden states of others are never read.
@@ -306,17 +307,17 @@ def linear_kl_divergence(
     >>> import numpy as np
     >>> from tokenloss import kl_divergence, linear_kl_divergence
     >>> rng = np.random.default_rng(0)
-    >>> hidden, weight = rng.standard_normal((5, 8)), rng.standard_normal((100, 8))
-    >>> rounded = weight.astype(np.float16)
-    >>> round(linear_kl_divergence(hidden, weight, hidden, rounded) * 1e6, 4)
+    >>> hidden, lm_head = rng.standard_normal((5, 8)), rng.standard_normal((100, 8))
+    >>> rounded = lm_head.astype(np.float16)
+    >>> round(linear_kl_divergence(hidden, lm_head, hidden, rounded) * 1e6, 4)
     0.1759
-    >>> round(kl_divergence(hidden @ weight.T, hidden @ rounded.astype(float).T) * 1e6, 4)
+    >>> round(kl_divergence(hidden @ lm_head.T, hidden @ rounded.astype(float).T) * 1e6, 4)
     0.1759
     """
-    base, other = two_projections(base_hidden, base_weight, base_bias, hidden, weight, bias)
+    base, other = two_projections(base_hidden, base_lm_head, base_lm_head_bias, hidden, lm_head, lm_head_bias)
     if base.scores.classes != other.scores.classes:
-        fits = f"({base.scores.classes}, {other.hidden.shape[-1]}): as many classes as base_weight has"
-        raise_error("shape", name="weight", got=other.weight.shape, fits=fits)
+        fits = f"({base.scores.classes}, {other.hidden.shape[-1]}): as many classes as base_lm_head has"
+        raise_error("shape", name="lm_head", got=other.weight.shape, fits=fits)
     positions, transform = without_targets(base.scores, where), logit_transform(logit_scale, softcap)
     divergences = jobs.new_losses(reduction, base.scores.batch)
     job = _core.KLDivergence(base.scores, positions, divergences, other.scores)

@@ -164,7 +164,7 @@ class LossMeter:
         if int(columns["count"].sum()) != sequences._tokens.count:
             raise_error("type", name="nll", got="SequenceLosses made by hand", fits="a result of sequence_losses")
         mask = columns["count"] > 0
-        nll, tokens = columns["nll"][mask], columns["weight" if "weight" in columns else "count"][mask]
+        nll, tokens = columns["nll"][mask], columns["sample_weight" if "sample_weight" in columns else "count"][mask]
         self._tokens += sequences._tokens
         self._groups += ExactRatio.of(nll, tokens.astype(np.float64))
         self._sequences += ExactMoments.of(columns["loss"][mask])

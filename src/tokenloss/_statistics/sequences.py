@@ -29,13 +29,13 @@ class SequenceLosses:
 
     Attributes
     ----------
-    ids : array of int64
+    sequence : array of int64
         Index of each sequence, or its number in `segment_ids`.
     count : array of int64
         Number of its included tokens.
     nll : array of float64
         Sum of their losses in nats, or of weight times loss: minus the log-likelihood of the sequence.
-    weight : array of float64 or None
+    sample_weight : array of float64 or None
         Sum of their weights; None without `sample_weight`.
     n_bytes, n_words : arrays of int64 or None
         Length of the sequence's text; None if not given.
@@ -51,10 +51,10 @@ class SequenceLosses:
 
     __module__ = "tokenloss"
 
-    ids: IntArray
+    sequence: IntArray
     count: IntArray
     nll: Float64Array
-    weight: Float64Array | None
+    sample_weight: Float64Array | None
     n_bytes: IntArray | None
     n_words: IntArray | None
     is_greedy: BoolArray | None
@@ -63,7 +63,7 @@ class SequenceLosses:
     @property
     def loss(self) -> Float64Array:
         """The mean loss of each sequence in nats per token; nan without tokens."""
-        return _quotient(self.nll, self.count if self.weight is None else self.weight)
+        return _quotient(self.nll, self.count if self.sample_weight is None else self.sample_weight)
 
     @property
     def perplexity(self) -> Float64Array:
@@ -93,14 +93,14 @@ class SequenceLosses:
         >>> sequence_losses([[0.5, 1.5], [2.0, 1.0]]).to_dict()["loss"]
         array([1. , 1.5])
         """
-        names = ("ids", "count", "nll", "loss", "perplexity", "weight", "n_bytes", "n_words", "bits_per_byte",
-                 "is_greedy")  # fmt: skip
+        names = ("sequence", "count", "nll", "loss", "perplexity", "sample_weight", "n_bytes", "n_words",
+                 "bits_per_byte", "is_greedy")  # fmt: skip
         columns = {name: getattr(self, name) for name in names}
         return {name: column.reshape(-1) for name, column in columns.items() if column is not None}
 
     def __repr__(self) -> str:
         """Show the number of sequences and tokens."""
-        return f"SequenceLosses(n_sequences={self.ids.size}, count={int(self.count.sum())})"
+        return f"SequenceLosses(n_sequences={self.sequence.size}, count={int(self.count.sum())})"
 
 
 def sequence_losses(

@@ -66,7 +66,7 @@ class Response:
         Text, ids and log-probabilities of the most likely classes, in descending order, none of them left out; None, -1
         and nan where the server listed fewer, gave no text or no ids. The token itself is among them only if it is that
         likely.
-    lost_tops : int
+    n_short_lists : int
         Number of positions whose list may have lost classes, since those of the same text, above all parts of
         characters, fall together where a list is an object by text. These positions have no most likely classes.
 
@@ -104,7 +104,7 @@ class Response:
     top_tokens: Array
     top_ids: IntArray
     top_logprobs: Float64Array
-    lost_tops: int = 0
+    n_short_lists: int = 0
 
     def __repr__(self) -> str:
         """Show what it is of."""
@@ -244,7 +244,7 @@ def _check_prompt(choice: Choice, has_prompts: bool | None, place: Place) -> boo
 def _response(line: int, choice: int, custom_id: str | None, parts: list[tuple[str, Tokens]]) -> Response:
     """The response of these parts."""
     arrays: Any = join([columns(tokens, is_prompt=name != "generated") for name, tokens in parts])
-    return Response(line, choice, custom_id, lost_tops=int(np.count_nonzero(arrays.pop("is_lost"))), **arrays)
+    return Response(line, choice, custom_id, n_short_lists=int(np.count_nonzero(arrays.pop("is_lost"))), **arrays)
 
 
 def _bodies(path: str) -> Iterator[tuple[Place, str | None, dict[str, Any], str]]:
