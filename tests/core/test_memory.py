@@ -266,7 +266,7 @@ def test_where_weight_sample_weight_out_and_all_else_are_released(rows, monkeypa
         kl_divergence(probs, other, **kept)
         compare(logits, other, ids, **kept)
         linear_token_scores(hidden, head, ids, lm_head_bias=bias, **kept)
-        linear_compare(hidden, head, hidden, head, ids, base_lm_head_bias=bias, bias=bias, **kept)
+        linear_compare(hidden, head, hidden, head, ids, base_lm_head_bias=bias, lm_head_bias=bias, **kept)
         sequence_losses(sample_weight, segment_ids=ids, sample_weight=sample_weight, **kept)
         with pytest.raises(IndexError, match="targets"):
             cross_entropy(logits, ids + 600, **weighted)

@@ -320,7 +320,7 @@ def test_padding_packing_order_and_batches_change_no_bit(tokens, is_weighted, ra
             (padded[k, j], padding[k, j]), where[k, j] = token, True
     rows = score(padded, padding, where=where)
     for other in (packed, rows):
-        for name in ("count", "nll", "weight", "loss", "perplexity")[: 5 if is_weighted else 2]:
+        for name in ("count", "nll", "sample_weight", "loss", "perplexity")[: 5 if is_weighted else 2]:
             assert_same_bits(getattr(other, name), getattr(expected, name), name)
 
     cuts = [0, *sorted(data.draw(st.lists(st.integers(0, number), max_size=3))), number]
@@ -346,14 +346,14 @@ def test_to_dict(rng):
     nll, lengths = rng.exponential(3, (2, 3, 4)), rng.integers(1, 50, (2, 3))
     result = sequence_losses(scores_of(nll), sample_weight=0.5, n_bytes=lengths, n_words=[7, 7, 7])
     columns = result.to_dict()
-    assert {"ids", "count", "nll", "weight", "n_bytes", "n_words", "is_greedy"} <= columns.keys()
+    assert {"sequence", "count", "nll", "sample_weight", "n_bytes", "n_words", "is_greedy"} <= columns.keys()
     for name, values in columns.items():
         assert values.shape == (6,), name
         assert_same_bits(values, np.ravel(getattr(result, name)), name)
     assert columns["n_words"].tolist() == [7] * 6
-    assert columns["weight"].tolist() == [2.0] * 6
+    assert columns["sample_weight"].tolist() == [2.0] * 6
     columns = sequence_losses(nll).to_dict()
-    assert not {"weight", "n_bytes", "n_words", "is_greedy"} & columns.keys()
+    assert not {"sample_weight", "n_bytes", "n_words", "is_greedy"} & columns.keys()
     assert all(values is not None for values in columns.values())
 
 
