@@ -85,6 +85,7 @@ MAKERS = {
     "evaluations": lambda _: Evaluations(A=evaluate([(LOGITS, TARGETS)]), B=evaluate([(OTHER, TARGETS)])),
     "comparison": lambda _: compare(LOGITS, OTHER, TARGETS),
     "comparison of sequences": lambda _: compare(LOGITS, OTHER, TARGETS, segment_ids=IDS),
+    "comparison without targets": lambda _: compare(LOGITS, OTHER, None),
     "comparison of a token": lambda _: compare([[1.0, 2.0]], [[1.0, 3.0]], [0]),
     "comparison without finite": lambda _: compare([[1.0, 2.0]] * 2, [[1.0, math.nan], [1.0, -math.inf]], [0, 1]),
     "comparison of files": compared,
@@ -116,17 +117,28 @@ def test_repr_is_a_line_of_attributes(result):
     assert text.isprintable()
     name, inner = re.fullmatch(r"(\w+)\((.*)\)", text).groups()
     assert name == type(result).__name__
+    if isinstance(result, dict):
+        assert inner == ", ".join(
+            f"{name!r}: {repr(one).partition('(')[2].partition(', ')[0]}" for name, one in result.items()
+        )
+        return
     figures = re.findall(r"(\w+)=([^=\[]+|\[.*?\])(?:, |$)", inner)
     assert ", ".join(f"{name}={value}" for name, value in figures) == inner
     for name, shown in figures:
-        value = result[name].loss if isinstance(result, dict) else getattr(result, name)
+        value = getattr(result, name)
         shown, _, error = shown.partition(" ± ")
         if isinstance(value, str | list | np.ndarray):
             continue
         assert float(shown) == pytest.approx(value, rel=1e-3, abs=1e-4, nan_ok=True)
-        if error and not isinstance(result, dict):
+        if error:
             stderr = getattr(result, "stderr" if name == "loss" else f"{name}_stderr")
             assert float(error) == pytest.approx(stderr, rel=1e-2)
+
+
+def test_repr_of_many_results_fits_a_line():
+    found = Evaluations({f"model {i}": evaluate([(LOGITS, TARGETS)]) for i in range(9)})
+    assert repr(found).endswith(", ...)")
+    assert len(repr(found)) < 170
 
 
 @pytest.mark.parametrize(

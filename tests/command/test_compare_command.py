@@ -64,7 +64,9 @@ def test_targets_and_ignore_index_in_compare(models, compare_json):
 
 def test_compare_files_that_do_not_fit(models, command):
     base, other, targets = models.path / "base.npz", models.path / "other.npy", models.path / "targets.npy"
-    assert_refused(command("compare", other, other), f"{other}: holds no targets", "--targets")
+    refused = command("compare", other, other, "--html", "page.html")
+    assert_refused(refused, f"{other}: holds no targets; it must hold them for --html, or come with --targets")
+    assert_refused(command("compare", other, other, "--shift"), f"{other}: holds no targets", "--targets")
     assert_refused(
         command("compare", base, SAMPLE), f"{SAMPLE}: holds 15 rows of 51864 classes; it must hold 24 rows of 9"
     )

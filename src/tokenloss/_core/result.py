@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from tokenloss._core.types import Array, IntArray
 
 _TEXT = ("file", "text", "metric", "custom_id", "model", "token type", "note")  # columns that hold words, not numbers
+_MAX_NAMED = 4  # results that `repr` shows
+ResultT = TypeVar("ResultT", bound=Any)
 
 
 class Table(NamedTuple):
@@ -249,6 +251,20 @@ class Result:
     def __eq__(self, other: object) -> bool:
         """Whether all figures and arrays are the same, bit by bit; nan equals nan."""
         return _same(self._compared(), other._compared()) if type(other) is type(self) else NotImplemented
+
+
+class NamedResults(Result, dict[str, ResultT]):
+    """Results of several models by name. A subclass has `_figures`, `_shown` and `columns`."""
+
+    def _compared(self) -> dict[str, Any]:
+        return dict(self)
+
+    def __repr__(self) -> str:
+        """Show the first figure of each."""
+        figures = [next(iter(one._main().items())) for one in self.values()]
+        parts = [f"{name!r}: {key}={text}" for name, (key, text) in zip(self, figures, strict=True)]
+        parts[_MAX_NAMED:] = ["..."] * (len(parts) > _MAX_NAMED)
+        return f"{type(self).__name__}({', '.join(parts)})"
 
 
 def _same(one: Any, other: Any) -> bool:

@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from tokenloss._core.result import Result, columns_of, figure, nonzero
+from tokenloss._core.result import NamedResults, columns_of, figure, nonzero
 from tokenloss._evaluation.response_figures import ResponseFigures
 from tokenloss._evaluation.score_tables import evaluations_shown, shown
 from tokenloss._evaluation.sequences import NO_SEQUENCES, SequenceColumns
@@ -196,7 +196,7 @@ class Evaluation(LossFigures):
 Evaluation.__module__ = "tokenloss.results"
 
 
-class Evaluations(Result, dict[str, Evaluation]):
+class Evaluations(NamedResults[Evaluation]):
     """Evaluations of several models side by side: a dict of `Evaluation` by the name of the model.
 
     This is what ``tokenloss score A=a.npz B=b.npz`` prints. Losses and perplexities compare models whose tokens are the
@@ -225,7 +225,7 @@ class Evaluations(Result, dict[str, Evaluation]):
 
     def _shown(self) -> Shown:
         """A table with a row for each."""
-        return evaluations_shown(self)
+        return evaluations_shown(self._figures(), {one.meter._basis() for one in self.values()})
 
     def columns(self) -> dict[str, Array]:
         """Columns of a table with a row for each model.
@@ -236,10 +236,3 @@ class Evaluations(Result, dict[str, Evaluation]):
             "name", each figure that is one number or text, and the ends of intervals, such as "perplexity_low".
         """
         return columns_of([{"name": name, **one._figures()} for name, one in self.items()])
-
-    def _compared(self) -> dict[str, Any]:
-        """The evaluations."""
-        return dict(self)
-
-    def _main(self) -> dict[str, str]:
-        return {name: figure(one.loss, one.stderr) for name, one in self.items()}
