@@ -118,9 +118,8 @@ def test_repr_is_a_line_of_attributes(result):
     name, inner = re.fullmatch(r"(\w+)\((.*)\)", text).groups()
     assert name == type(result).__name__
     if isinstance(result, dict):
-        assert inner == ", ".join(
-            f"{name!r}: {repr(one).partition('(')[2].partition(', ')[0]}" for name, one in result.items()
-        )
+        firsts = [repr(one).partition("(")[2].partition(", ")[0] for one in result.values()]
+        assert inner == ", ".join(f"{name!r}: {first}" for name, first in zip(result, firsts, strict=True))
         return
     figures = re.findall(r"(\w+)=([^=\[]+|\[.*?\])(?:, |$)", inner)
     assert ", ".join(f"{name}={value}" for name, value in figures) == inner
