@@ -245,9 +245,8 @@ def test_state_that_was_edited_or_damaged_is_refused(line, place, sequences, sha
     at = int(place * (len(lines[line]) - 1))
     lines[line] = lines[line][:at] + bytes([lines[line][at] ^ 1]) + lines[line][at + 1 :]
     state.write_bytes(b"".join(lines))
-    assert_refused(
-        command("score", *sequences, "--state", state), f"{state}: is no state of tokenloss score, or is dam"
-    )
+    message = f"line {line + 1}: is damaged; it must be as it was written" if line else "is no state of tokenloss score"
+    assert_refused(command("score", *sequences, "--state", state), f"{state}: {message}")
     assert state.read_bytes() == b"".join(lines)
 
 

@@ -34,6 +34,7 @@ _ERRORS: dict[str, tuple[type[Exception], str]] = {
         ValueError,
         "{name} has {got} classes, {base} {fits}; classes={least} compares the first {least} of both",
     ),
+    "merge": (ValueError, "evaluations cannot be merged: {got}"),
     "candidates": (ValueError, "there are {got} candidates; results() gives the figures of each"),
     "together": (ValueError, "{name} and {got} cannot be given together"),
     "needs tokens": (ValueError, "{name} needs every token; {got}. Use one of them."),
