@@ -188,7 +188,7 @@ def test_json_replaces_lone_surrogates(score_json, command, npz):
     path = npz(logits=LOGITS, targets=TARGETS, tokens=tokens)
     texts = {token["row"]: token["text"] for token in score_json(path)["highest_loss_tokens"]}
     assert texts == {0: "\ufffd", 1: "a\ufffdb", 2: "\U0001f600", 3: "\U0001f600"}
-    json.dumps(json.loads(command("score", path, "--json")[1]), ensure_ascii=False).encode("utf-8")
+    json.dumps(json.loads(command("score", path, "--format", "json")[1]), ensure_ascii=False).encode("utf-8")
 
 
 @pytest.mark.parametrize("block_rows", [1, 3, 100])
@@ -223,7 +223,7 @@ def test_text_length_in_chunks(text, chunk, tmp_path, monkeypatch):
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="the platform has no named pipes")
 def test_text_from_a_pipe(npz, tmp_path):
     os.mkfifo(tmp_path / "pipe")
-    argv = [sys.executable, "-m", "tokenloss", "score", npz(logits=LOGITS, targets=TARGETS), "--json"]
+    argv = [sys.executable, "-m", "tokenloss", "score", npz(logits=LOGITS, targets=TARGETS), "--format", "json"]
     with subprocess.Popen([*argv, "--text", tmp_path / "pipe"], stdout=subprocess.PIPE) as process:
         (tmp_path / "pipe").write_bytes(b"two words" * 100_000)
         found = json.loads(process.communicate(timeout=60)[0])
@@ -268,7 +268,7 @@ def test_score_memory_is_bounded(tmp_path):
         "print(peak, file=sys.stderr); sys.exit(status)"
     )
     files = tmp_path / "logits.npy", tmp_path / "targets.npy"
-    done = process("score", *files, "--json", program=("-c", program))
+    done = process("score", *files, "--format", "json", program=("-c", program))
     assert done.returncode == 0
     found = json.loads(done.stdout)
     assert found["loss"] == pytest.approx(18 * math.log(2), abs=2e-7)

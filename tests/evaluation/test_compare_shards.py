@@ -12,6 +12,7 @@ from pages import Reader
 
 import tokenloss
 from tokenloss._evaluation import checkpoint, compare
+from tokenloss._output import terminal
 
 pytestmark = pytest.mark.thread_unsafe(reason="a command prints to the stdout of its process")
 
@@ -168,7 +169,9 @@ def test_html_and_plot_of_shards(sides, command):
 
 
 @pytest.mark.parametrize(
-    "output", ["--per-token=t.csv", "--html=page.html", "--plot=kl.png", "--state=state", "--json"]
+    "output",
+    ["--per-token=t.csv", "--html=page.html", "--plot=kl.png", "--state=state"]
+    + [f"--format={form}" for form in terminal.FORMATS],
 )
 def test_no_rows_in_compare(output, command, tmp_path, monkeypatch):
     if "--plot" in output:

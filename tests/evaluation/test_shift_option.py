@@ -227,15 +227,15 @@ def test_missing_shift_is_warned_of_once(of_blocks, shape, npz):
 def test_missing_shift_in_the_command(command, npz, tmp_path):
     logits, ids = causal(400)
     path = npz(logits=logits, targets=ids)
-    for argv in ([], ["--json"], ["--html", tmp_path / "x.html"]):
+    for argv in ([], ["--format", "json"], ["--html", tmp_path / "x.html"]):
         status, out, err = command("score", path, *argv)
         assert status == 0
         assert re.fullmatch(r"tokenloss: warning: [^\n]*--no-shift[^\n]*\n", err)
-        if argv == ["--json"]:
+        if argv == ["--format", "json"]:
             assert json.loads(out)["fits_better_shifted"] is True
         for option in ("--shift", "--no-shift"):
             assert command("score", path, *argv, option)[::2] == (0, "")
-    done = process("score", path, "--json")  # where warnings are errors
+    done = process("score", path, "--format", "json")  # where warnings are errors
     assert (done.returncode, done.stderr.count("\n")) == (0, 1)
     assert json.loads(done.stdout)["count"] == 400
 

@@ -36,6 +36,7 @@ _ERRORS: dict[str, tuple[type[Exception], str]] = {
     ),
     "merge": (ValueError, "evaluations cannot be merged: {got}"),
     "candidates": (ValueError, "there are {got} candidates; results() gives the figures of each"),
+    "sometimes": (ValueError, "{name} must be given in all calls, or in none"),
     "together": (ValueError, "{name} and {got} cannot be given together"),
     "needs tokens": (ValueError, "{name} needs every token; {got}. Use one of them."),
     "unnormalized": (ValueError, "{name} has a row whose logsumexp is {got:.4g}; {fits}"),

@@ -137,7 +137,7 @@ class Candidate(NamedTuple):
     comparison : Comparison
         Its figures, and results for each token.
     figures : dict
-        All that ``tokenloss compare --json`` prints of it.
+        All that ``tokenloss compare --format json`` prints of it.
 
     Examples
     --------
@@ -199,9 +199,8 @@ class Sink:
 
     __module__ = "tokenloss.sinks"
 
-    option: str = ""  # of the command line; an output without one prints if no other does
+    option: str = ""  # of the command line
     help: ClassVar[str] = ""
-    writes_file: ClassVar[bool] = True
     needs_tokens: bool = False
     top_k: int = 0
     path: Any = None  # None: it writes no file; also if a subclass does not call `__init__`
