@@ -53,7 +53,6 @@ def test_an_engine_goes_on_where_it_stopped(kind, shift, tmp_path):
         engine = Engine(blocks)
         resumed = evaluate(engine, shift=shift, state=path, top=9)
         assert resumed.figures["n_bytes_read"] <= whole.figures["n_bytes_read"]
-        resumed.figures["n_bytes_read"] = whole.figures["n_bytes_read"]
         assert resumed == whole
         assert engine.made == [*range(max(0, stop - 1 - (stop == 4)), len(blocks))]  # block 3 has no last row
         again = Engine(blocks)

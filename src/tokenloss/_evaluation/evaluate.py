@@ -184,7 +184,7 @@ def evaluate(
     ...     for number, ids in enumerate(batches[first:], first):
     ...         if fails and number == 3:
     ...             raise RuntimeError("out of memory")
-    ...         yield np.eye(50)[ids], ids  # the logits take long to make
+    ...         yield 5 * np.eye(50)[ids], ids  # the logits take long to make
     >>> with tempfile.TemporaryDirectory() as directory:
     ...     state = pathlib.Path(directory) / "engine.state"
     ...     try:
