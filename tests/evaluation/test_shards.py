@@ -274,6 +274,14 @@ def test_state_of_infinite_losses(score_json, npz, tmp_path):
     assert first["loss"] is second["loss"] is None
 
 
+def test_a_state_of_more_highest_losses_fits(interrupted, shards, score_json):
+    for top in 1, 5, 0:  # the first of which scores the last file
+        found = score_json(shards.path / "part-*.npz", "--state", interrupted, "--top", top)
+        without = score_json(shards.path / "part-*.npz", "--top", top)
+        for name in ("highest_loss_tokens", "highest_loss_sequences", "loss"):
+            assert found[name] == without[name]
+
+
 def test_state_of_other_options_or_files_is_refused(interrupted, shards, command):
     before = interrupted.read_bytes()
     pattern = shards.path / "part-*.npz"

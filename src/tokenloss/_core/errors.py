@@ -38,7 +38,10 @@ _ERRORS: dict[str, tuple[type[Exception], str]] = {
     "candidates": (ValueError, "there are {got} candidates; results() gives the figures of each"),
     "sometimes": (ValueError, "{name} must be given in all calls, or in none"),
     "together": (ValueError, "{name} and {got} cannot be given together"),
-    "needs tokens": (ValueError, "{name} needs every token; {got}. Use one of them."),
+    "needs tokens": (
+        ValueError,
+        "{name} needs every token, and {got}; run once with {option}, for the figures, and once without it, for {name}",
+    ),
     "unnormalized": (ValueError, "{name} has a row whose logsumexp is {got:.4g}; {fits}"),
     "twice": (ValueError, "{name} lists class {got} twice at one position; each class must come once"),
     "class": (IndexError, "{name}{position} = {got} is out of range {fits}"),

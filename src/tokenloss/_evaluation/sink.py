@@ -265,8 +265,8 @@ def checked_sinks(value: Any, state: str | None, scheduler: str | None) -> list[
     for option, given, verb in ("state", state, "keeps"), ("scheduler", scheduler, "returns"):
         for sink in sinks:
             if given and sink.needs_tokens:
-                got = f"{'--' if sink._is_option else ''}{option} {verb} no single tokens"
-                raise_error("needs tokens", name=sink._name, got=got)
+                option = f"{'--' if sink._is_option else ''}{option}"
+                raise_error("needs tokens", name=sink._name, got=f"{option} {verb} sums alone", option=option)
     return sinks
 
 
