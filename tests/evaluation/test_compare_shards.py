@@ -155,7 +155,7 @@ def test_per_token_in_compare(shift, sides, compare_json):
             np.testing.assert_array_equal(own[column], getattr(expected, column))
         np.testing.assert_array_equal(own["target"], targets)
         assert own["file"].tolist() == np.repeat([0, 1, 2], [13, 27, 20])[:n].tolist()
-        assert own["position"].tolist() == np.concatenate([np.arange(len(part)) for part in PARTS])[:n].tolist()
+        assert own["row"].tolist() == np.concatenate([np.arange(len(part)) for part in PARTS])[:n].tolist()
         assert of_candidates(found)[name]["count"] == np.count_nonzero(own["kept"])
 
 

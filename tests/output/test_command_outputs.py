@@ -37,7 +37,7 @@ def test_outputs_of_one_run_agree(shift, kind, command, tmp_path):
     assert (status, figures["count"], figures["n_ignored"]) == (0, kept.sum(), (~kept).sum())
     assert figures["loss"] == pytest.approx(table["nll"][kept].mean(), rel=1e-12)
     assert figures["accuracy"] == table["is_greedy"][kept].mean()
-    assert [token["loss"] for token in figures["highest_loss_tokens"]] == sorted(table["nll"][kept])[::-1][:5]
+    assert [token["nll"] for token in figures["highest_loss_tokens"]] == sorted(table["nll"][kept])[::-1][:5]
     sequences = read_table(tmp_path / "s.csv")
     for number, tokens, nll in zip(*(sequences[name] for name in ("sequence", "count", "nll")), strict=True):
         own = kept & (table["sequence"] == number)

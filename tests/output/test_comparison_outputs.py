@@ -247,7 +247,8 @@ def test_page_of_several_candidates(most, many, command, monkeypatch):
     assert data["id"] == many.targets[:size].tolist()
     assert data["token"] == many.tokens[:size].tolist()
     assert data["places"]["file"] == np.repeat([0, 1], [13, 27])[:size].tolist()
-    assert data["places"]["position"] == [*range(13), *range(27)][:size]
+    assert data["places"]["row"] == [*range(13), *range(27)][:size]
+    assert data["places"]["position"] == [i for n in (6, 7, 10, 9, 8) for i in range(n)][:size]
     assert found.paragraphs == len({*zip(data["places"]["file"], data["places"]["sequence"], strict=True)})
     scores = tokenloss.token_scores(many.base, many.targets, top_k=5)
     sides = [(data["base"], scores)]
@@ -280,7 +281,7 @@ def test_outputs_of_one_file_without_sequences_or_text(models, command):
     path = models.path / "page.html"
     assert command("compare", base, other, "--html", path)[::2] == (0, "")
     found = Reader(path.read_text("utf-8"))
-    assert found.data["places"] == {"position": [*range(24)]}
+    assert found.data["places"] == {"row": [*range(24)]}
     assert found.data["token"] is None
     assert [text for _, text in found.tokens] == [str(i) for i in models.targets.reshape(-1)]
     assert found.paragraphs == 1

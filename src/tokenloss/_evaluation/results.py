@@ -23,18 +23,19 @@ _MIN_SHIFT_Z = 4  # standard errors, since the losses of random logits vary
 
 
 class TokenLoss(NamedTuple):
-    """A token and its loss."""
+    """A token and its loss, as it is listed among the highest."""
 
-    position: int
+    row: int | None  # None of responses
+    sequence: int | None  # None of a token that belongs to none, as is its position
+    position: int | None
     target: int
-    loss: float
     text: str | None
-    sequence: int | None = None
+    nll: float
 
     @property
     def sort_key(self) -> float:
         """The loss; nan counts as infinite."""
-        return math.inf if math.isnan(self.loss) else self.loss
+        return math.inf if math.isnan(self.nll) else self.nll
 
 
 @dataclasses.dataclass(frozen=True)

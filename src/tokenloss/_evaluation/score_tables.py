@@ -173,16 +173,14 @@ def _shard_table(shards: list[dict[str, Any]]) -> Table:
 
 
 def _token_table(tokens: list[dict[str, Any]], several: bool) -> Table:
-    """Table of the tokens of the highest losses; files if there are several, and sequences, classes and text if any."""
-    formats = {"sequence": "{sequence}", "position": "{position}", "target": "{target}", "loss": "{loss:.4f}"}
-    formats |= {"probability": "{probability:.3g}"}
-    for name in ("sequence", "target"):
+    """Table of the tokens of the highest losses; files if there are several, and places, classes and text if any."""
+    blank = dict.fromkeys(("row", "sequence", "position", "target", "text"), "")
+    formats = {name: f"{{{name}}}" for name in blank} | {"nll": "{nll:.4f}", "probability": "{probability:.3g}"}
+    formats["text"] = formats.pop("text")  # comes last
+    for name in blank:
         if all(token[name] is None for token in tokens):
-            formats.pop(name, None)
+            del formats[name]
     if several:
         formats = {"file": "{file}"} | formats
-    if any(token["text"] is not None for token in tokens):
-        formats |= {"text": "{text}"}
-    blank = dict.fromkeys(("text", "sequence", "target"), "")
     rows = [blank | {name: cell for name, cell in token.items() if cell is not None} for token in tokens]
     return table_of("highest-loss tokens", formats, rows)
