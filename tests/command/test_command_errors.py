@@ -29,7 +29,7 @@ NO_FILE = "is no file" if Path("/dev/zero").exists() else "cannot be written"  #
         (["scores", SAMPLE], ["did you mean score?"]),
         ([SAMPLE], [f"did you mean tokenloss score {SAMPLE}?"]),
         (["--tune", "score", SAMPLE], ["there is no option --tune; tokenloss --help lists all"]),
-        (["score"], ["FILE"]),
+        (["score", "--top", "1"], ["FILE"]),
         (["score", SAMPLE, "--tune"], ["there is no option --tune; tokenloss score --help lists all"]),
         (["score", SAMPLE, "--pertoken", "x.csv"], ["there is no option --pertoken; did you mean --per-token?"]),
         (["score", SAMPLE, "-top=3"], ["there is no option -top=3; did you mean --top?"]),

@@ -39,11 +39,12 @@ def examples_in(text):
     return [line.strip() for line in lines if line.startswith("     ") and line.split()[0] == "tokenloss"]
 
 
-def test_no_command_prints_the_help(help_of):
-    done = process(COLUMNS="250")
-    assert (done.returncode, done.stdout, done.stderr) == (2, "", help_of())
-    assert "tokenloss[cli]" in done.stderr
-    assert [line.split()[1] for line in examples_in(done.stderr)] == list(COMMANDS)
+def test_no_arguments_print_the_help(help_of):
+    for argv in (), ("score",), ("compare",):
+        done = process(*argv, COLUMNS="250")
+        assert (done.returncode, done.stdout, done.stderr) == (2, "", help_of(*argv))
+    assert "tokenloss[cli]" in help_of()
+    assert [line.split()[1] for line in examples_in(help_of())] == list(COMMANDS)
 
 
 @pytest.mark.parametrize("command", [(), *((name,) for name in COMMANDS)])

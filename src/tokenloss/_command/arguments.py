@@ -96,6 +96,7 @@ def make_parser() -> Parser:
     options.add_argument("-h", "--help", action="help", help="show this help")
     options.add_argument("--version", action="version", version=f"tokenloss {__version__}", help="show the version")
     subcommands = parser.add_subparsers(prog=parser.prog, metavar="COMMAND", required=True, help=argparse.SUPPRESS)
+    parser.files = subcommands
     usage = (
         "tokenloss score [options] FILE ...\n"
         "       tokenloss score [options] LOGITS.npy TARGETS.npy\n"

@@ -7,6 +7,7 @@ import contextlib
 import difflib
 import reprlib
 import shutil
+import sys
 import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,19 +42,25 @@ class _Formatter(argparse.HelpFormatter):
         return textwrap.wrap(" ".join(text.split()), width, break_on_hyphens=False, break_long_words=False)
 
 
+class NoArgumentsError(Exception):
+    """Nothing is given where something must be; the message is the help."""
+
+
 class Parser(argparse.ArgumentParser):
     """A parser that reports an error in one line, and suggests what is near to a word that it does not know.
 
     Options are not abbreviated, so that a script means the same when there is a new option.
     """
 
-    files: argparse.Action  # those that may be given on both sides of an option
+    files: argparse.Action | None = None  # what must be given; files may stand on both sides of an option
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options, add_help=False, allow_abbrev=False, formatter_class=_Formatter)
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Parse arguments; refuse those that are not known, and suggest others."""
+        if not (sys.argv[1:] if args is None else args) and self.files is not None:
+            raise NoArgumentsError(self.format_help())
         found, left = super().parse_known_args(args, namespace)
         options = [text for text in left if text.startswith("-")]
         if options:
@@ -64,7 +71,7 @@ class Parser(argparse.ArgumentParser):
 
     def _add_files(self, namespace: argparse.Namespace, texts: list[str]) -> None:
         """Add files that come after an option to those before it."""
-        if not hasattr(self, "files"):
+        if self.files is None:
             self.error(f"{texts[0]} is given; nothing fits here but options")
         try:
             more = self._get_values(self.files, texts)
