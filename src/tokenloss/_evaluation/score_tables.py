@@ -12,8 +12,6 @@ from tokenloss._core.text import count_of, printable, title
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from tokenloss._evaluation.results import Evaluation
-
 _MAX_SHARDS = 20  # files are listed up to this number
 _MAX_REASON = 100  # characters of the reason of a failed line
 
@@ -28,8 +26,8 @@ def shown(figures: dict[str, Any], basis: str) -> Shown:
     return Shown(title(figures["files"]) or "blocks in memory", note, _tables(figures, basis))
 
 
-def evaluations_shown(evaluations: Mapping[str, Evaluation]) -> Shown:
-    """The title and a table of several evaluations: a row for each, and columns that are not empty."""
+def evaluations_shown(evaluations: Mapping[str, Any]) -> Shown:
+    """The title and a table of several `Evaluation`: a row for each, and columns that are not empty."""
     lines = [[("model", printable(name)), *_cells(one.figures)] for name, one in evaluations.items()]
     is_shown = [any(cell for _, cell in column) for column in zip(*lines, strict=True)]
     lines = [[*itertools.compress(line, is_shown)] for line in lines]
