@@ -11,12 +11,12 @@ from candidates import Many
 
 from tokenloss import _output, evaluate, sinks
 from tokenloss._command import cli, commands
-from tokenloss._evaluation.sink import Candidate
+from tokenloss._comparison.comparisons import Comparisons
 from tokenloss._output.terminal import Summary
 
 pytestmark = pytest.mark.thread_unsafe(reason="a command prints to the stdout of its process")
 TABLES = {name: outputs for name, outputs in vars(_output).items() if name.endswith("_OUTPUTS")}
-INTERFACE = {"Sink", "TokenBlock", "ComparedBlock", "Candidate"}
+INTERFACE = {"Sink", "TokenBlock", "ComparedBlock"}
 
 
 def test_each_sink_of_a_file_is_in_a_table():
@@ -94,7 +94,7 @@ def test_a_figure_of_a_comparison_is_printed_unless_it_is_listed_here(capsys, tm
     comparison = dataclasses.replace(comparison, n_nan=1, n_infinite=2, left_out=0.5, base_left_out=0.25)
 
     def printed(**changed):
-        Summary().finish({}, [Candidate("q4", None, dataclasses.replace(comparison, **changed), {})])
+        Summary().finish({}, Comparisons({"q4": dataclasses.replace(comparison, **changed)}))
         return capsys.readouterr().out
 
     figures = {name: figure for name, figure in vars(comparison).items() if not isinstance(figure, np.ndarray)}

@@ -20,7 +20,7 @@ from tokenloss._core._core import KINDS
 from tokenloss._core.text import printable
 from tokenloss._core.version import __version__
 from tokenloss._evaluation.summary import WORDS
-from tokenloss._output import COMPARE_OUTPUTS, RESPONSE_OUTPUTS, SAMPLE_OUTPUTS, SCORE_OUTPUTS
+from tokenloss._output import COMPARE_OUTPUTS, SCORE_OUTPUTS
 from tokenloss._output.terminal import JsonObject
 from tokenloss.formats.lm_head import HEAD_FILES
 from tokenloss.formats.readers import FILES
@@ -170,7 +170,7 @@ def _parser() -> argparse.ArgumentParser:
     info = subcommands.add_parser("info", help="show the version, the instruction set in use and the number of threads")
     info.set_defaults(run=commands.info)
     _add_outputs(score, SCORE_OUTPUTS)
-    _add_outputs(compare, (*COMPARE_OUTPUTS, *RESPONSE_OUTPUTS, *SAMPLE_OUTPUTS))
+    _add_outputs(compare, COMPARE_OUTPUTS)
     _add_outputs(info, [JsonObject])
     return parser
 
@@ -198,7 +198,7 @@ def _add_score_arguments(score: argparse.ArgumentParser) -> None:
 
 def _add_compare_arguments(compare: argparse.ArgumentParser) -> None:
     """Describe the arguments of `tokenloss compare` alone; values have the names that `compare_files` gives them."""
-    compare.set_defaults(run=commands.compare, default=compare.get_default)
+    compare.set_defaults(run=commands.compare)
     words = "scores of the base model: a file, a directory of shards, or a pattern of their names in quotes"
     compare.add_argument("base", type=_filled, metavar="BASE", help=words)
     words = "scores of a model, of the same rows: FILE or NAME=FILE"

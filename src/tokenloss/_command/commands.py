@@ -11,22 +11,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tokenloss._core.config import show_config
-from tokenloss._core.errors import contextmanager
+from tokenloss._core.errors import OptionError, contextmanager
 from tokenloss._core.files import WriteError
 from tokenloss._core.result import Shown, Table
 from tokenloss._evaluation.compare_files import compare_files
-from tokenloss._evaluation.compare_responses import compare_responses
-from tokenloss._evaluation.compare_samples import compare_samples
 from tokenloss._evaluation.evaluate import advice, evaluate
 from tokenloss._evaluation.sink import Sink
-from tokenloss._output import COMPARE_OUTPUTS, RESPONSE_OUTPUTS, SAMPLE_OUTPUTS, SCORE_OUTPUTS
+from tokenloss._output import COMPARE_OUTPUTS, SCORE_OUTPUTS
 from tokenloss._output.terminal import JsonObject, show
-from tokenloss.formats.responses import is_responses
-from tokenloss.formats.samples import is_samples
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
 
 class InputError(Exception):
@@ -89,36 +85,16 @@ def _print(outputs: Sequence[Sink], figures: dict[str, Any], result: Any) -> Non
             output.finish(figures, result)
 
 
-class _LastResult(Sink):
-    """Keeps the figures of a comparison and its candidates, to print them."""
-
-    def finish(self, summary: dict[str, Any], result: Any) -> None:
-        self.figures, self.candidates = summary, result
-
-
 def compare(args: argparse.Namespace) -> None:
     """Run `tokenloss compare`."""
-    with _input_errors():
+    outputs = _chosen_outputs(COMPARE_OUTPUTS, args)
+    with _input_errors(), _own_warnings():
         others = _named(args.others)
-        paths = [args.base, *others.values()]
-        of_responses = [is_responses(path) for path in paths]
-        are_samples = all(of_responses) and any(map(is_samples, paths))
-    if any(of_responses):
-        if len(paths) > 2 or not others.keys() <= set(paths):
-            raise InputError("responses and samples are compared with one OTHER, without a name")
-        args.other = paths[1]
-    if are_samples:
-        reason = "does not apply to samples of lm-evaluation-harness"
-        _refuse_all_but(compare_samples, SAMPLE_OUTPUTS, ("workers",), args, reason)
-        _compare_samples(args)
-        return
-    _refuse(args, ("margin", "cluster"), "is for samples of lm-evaluation-harness")
-    if any(of_responses):
-        reason = "does not apply to responses: they give a lower bound"
-        _refuse_all_but(compare_responses, RESPONSE_OUTPUTS, ("base_array", "base_kind"), args, reason)
-        _compare_responses(args)
-    else:
-        _compare_scores(args, others)
+        models = {"others": others, "lm_head": args.lm_head or None, "sizes": _sizes(args.size, others)}
+        found = compare_files(**_arguments(compare_files, args, **models, sinks=_files(outputs), progress=True))
+    figures = found._figures()
+    _warn(figures)
+    _print(outputs, figures, found)
 
 
 def _named(others: Sequence[str]) -> dict[str, str]:
@@ -167,66 +143,6 @@ def _sizes(given: Sequence[str], others: dict[str, str]) -> dict[str, str]:
     return found
 
 
-def _compare_samples(args: argparse.Namespace) -> None:
-    """Compare two files of samples of lm-evaluation-harness."""
-    outputs = _chosen_outputs(SAMPLE_OUTPUTS, args)
-    with _input_errors():
-        comparison = compare_samples(**_arguments(compare_samples, args))
-    _print(outputs, comparison.to_dict(), comparison)
-
-
-def _refuse(args: argparse.Namespace, names: Iterable[str], reason: str) -> None:
-    """Refuse options that would have no effect."""
-    for name in names:
-        if getattr(args, name) != args.default(name):
-            raise InputError(f"--{name.replace('_', '-')} {reason}")
-
-
-def _refuse_all_but(
-    function: Callable[..., Any], outputs: Sequence[type[Sink]], others: Sequence[str], args: argparse.Namespace,
-    reason: str,
-) -> None:  # fmt: skip
-    """Refuse options that are given, but that neither the function nor an output takes; `others` are allowed, too."""
-    taken = {*inspect.signature(function).parameters, *map(_name_of, outputs), *others, "others", "run", "default"}
-    _refuse(args, (name for name in vars(args) if name not in taken), reason)
-
-
-def _compare_responses(args: argparse.Namespace) -> None:
-    """Compare two files of responses, or one with a file of scores."""
-    of_base, of_other = ("base_kind", "base_array"), ("kind", "array")
-    if is_responses(args.base):
-        _refuse(args, of_base, "is for scores, and BASE holds responses")
-    if is_responses(args.other):
-        _refuse(args, of_other, "is for scores, and OTHER holds responses")
-    if is_responses(args.base) and is_responses(args.other):
-        _refuse(args, ("targets", "segment_ids", "shift", "ignore_index"), "is for scores, and both hold responses")
-    for name in ("targets", "segment_ids"):
-        if len(getattr(args, name)) > 1:
-            raise InputError(f"--{name.replace('_', '-')} is given once where one file holds responses")
-    outputs = _chosen_outputs(RESPONSE_OUTPUTS, args)
-    of_scores = {
-        "targets": next(iter(args.targets), None),
-        "segment_ids": next(iter(args.segment_ids), None),
-        "array": args.base_array or args.array,
-        "kind": args.base_kind or args.kind,
-    }
-    with _input_errors():
-        comparison = compare_responses(**_arguments(compare_responses, args, **of_scores))
-    _print(outputs, comparison.to_dict(), comparison)
-
-
-def _compare_scores(args: argparse.Namespace, others: dict[str, str]) -> None:
-    """Compare files of scores or of hidden states."""
-    _refuse(args, ("part", "skip_failed"), "is for responses of servers")
-    outputs, last = _chosen_outputs(COMPARE_OUTPUTS, args), _LastResult()
-    with _input_errors(), _own_warnings():
-        models = {"others": others, "lm_head": args.lm_head or None, "sizes": _sizes(args.size, others)}
-        sinks = [*_files(outputs), last]
-        compare_files(**_arguments(compare_files, args, **models, sinks=sinks, progress=True))
-    _warn(last.figures)
-    _print(outputs, last.figures, last.candidates)
-
-
 # -- errors, inputs and outputs ----------------------------------------------------------------------------------------
 
 
@@ -237,6 +153,10 @@ def _input_errors(subject: str = "") -> Iterator[None]:
         yield
     except WriteError as error:
         raise InputError(str(error)) from error
+    except OptionError as error:
+        name, _, reason = str(error).partition(" ")
+        name = "size" if name == "sizes" else name.lstrip("-").replace("_", "-")
+        raise InputError(f"--{name} {reason}") from error
     except OSError as error:
         path = subject or error.filename or "a file"
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error

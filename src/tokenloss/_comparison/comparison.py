@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tokenloss._comparison.columns import OF_TARGETS, check_definitions, join, new_columns, pair_columns, share
+from tokenloss._comparison.comparisons import Comparisons
 from tokenloss._comparison.figures import check_groups, confidence_table, figures_of, group_table
 from tokenloss._comparison.paired import PairedLosses, rows_of
 from tokenloss._comparison.tables import comparison_shown
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from typing import Literal
 
     from tokenloss._core.result import Shown
-    from tokenloss._core.types import Array, ArrayLike, Columns, Float64Array, IntArray, Kind
+    from tokenloss._core.types import Array, ArrayLike, Columns, Float64Array, Kind
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -71,6 +72,9 @@ class Comparison(PairedLosses):
     """
 
     __module__ = "tokenloss"
+    _of_base = ("base", "base_kind", "base_head", "files", "shape", "classes", "n_without_next", "n_ignored",
+                "fits_better_shifted", "definitions", "has_targets", "count", "n_sequences", "is_clustered",
+                "base_perplexity", "base_perplexity_stderr")  # fmt: skip
 
     definitions: str
     has_targets: bool
@@ -86,7 +90,6 @@ class Comparison(PairedLosses):
     left_out: float | None
     kl: Float64Array
     base_top_p: Float64Array
-    _segment_ids: IntArray | None = None  # of all positions, for `by`
 
     def by(self, groups: ArrayLike) -> dict[str, Array]:
         """Means over groups of positions, such as types of tokens.
@@ -342,15 +345,16 @@ class ComparisonMeter:
             raise_error("candidates", got=len(self._parts))
         return next(iter(self.results().values()), comparison_of(self._definitions, new_columns(0)))
 
-    def results(self) -> dict[str, Comparison]:
+    def results(self) -> Comparisons[Comparison]:
         """Figures of all positions so far, of each candidate.
 
         Returns
         -------
-        dict of Comparison
-            By name; "logits" is the name of a candidate that came as an array. Arrays of the base are shared.
+        Comparisons
+            A dict of `Comparison` by name; "logits" is the name of a candidate that came as an array. Arrays of the
+            base are shared.
         """
-        comparisons: dict[str, Comparison] = {}
+        comparisons: Comparisons[Comparison] = Comparisons()
         first: Columns = {}
         for name, parts in self._parts.items():
             columns = share(join([new_columns(0), *parts]), first)

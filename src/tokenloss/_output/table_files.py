@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tokenloss._comparison.responses import TOKEN_COLUMNS
 from tokenloss._core.errors import contextmanager, raise_error
 from tokenloss._core.files import replacing
 from tokenloss._evaluation.sink import Sink
@@ -44,13 +45,20 @@ _SEQUENCE_COLUMNS = np.dtype(
 )
 # Sequences of responses have these, too.
 _SOURCE_COLUMNS = [("line", "<i8"), ("choice", "<i8"), ("is_greedy_known", "?")]
-_COMPARED_COLUMNS = np.dtype(
-    [(name, "<i8") for name in ("candidate", *_PLACES, "target")]
-    + [("kept", "?"), *((name, "<f8") for name in ("base_nll", "nll", "kl", "delta_p"))]
-    + [("is_same_top", "?"), ("base_top_p", "<f8")]
-)
+# Tables of comparisons begin with the name of the candidate; text is an object until it is written.
+_COMPARED_PLACES = [*((name, "<i8") for name in (*_PLACES, "target")), ("text", "O")]
+_COMPARED_COLUMNS = [("kept", "?"), *((name, "<f8") for name in ("base_nll", "nll", "kl", "delta_p")),
+                     ("is_same_top", "?"), ("base_top_p", "<f8")]  # fmt: skip
+_COMPARED_RESPONSE_COLUMNS = [
+    (name, "?" if name in ("kept", "is_same_top", "is_top_known") else "<f8") for name in TOKEN_COLUMNS
+]
+_COMPARED_SEQUENCE_COLUMNS = [
+    *((name, "<i8") for name in ("file", "sequence", "count")),
+    *((name, "<f8") for name in ("loss", "base_loss", "loss_difference", "kl", "delta_p", "same_top")),
+]
 # Columns that are null for tokens that are not scored, where the format has a null.
-_OF_SCORED = {"probability", *_OF_SCORES, *(_COMPARED_COLUMNS.names or ())} - {"candidate", "target", "kept", *_PLACES}
+_OF_SCORED = {"probability", *_OF_SCORES}
+_OF_SCORED |= {name for name, _ in (*_COMPARED_COLUMNS, *_COMPARED_RESPONSE_COLUMNS)} - {"kept"}
 
 
 class _TableFile(Sink):
@@ -66,6 +74,13 @@ class _TableFile(Sink):
             except ImportError:
                 raise_error("missing", name=path, got="pyarrow")
         super().__init__(path)
+
+    def _compared(self, columns: list[tuple[str, str]]) -> np.dtype[Any]:
+        """Columns of a table of candidates: their name, then these; a .npy file has no text of tokens."""
+        if self._suffix != ".npy":
+            return np.dtype([("name", "O"), *columns])
+        width = max(map(len, self._names), default=0) or 1
+        return np.dtype([("name", f"<U{width}"), *(column for column in columns if column[1] != "O")])
 
     @contextmanager
     def _writer(self, columns: np.dtype[Any], rows: int | None) -> Iterator[_Write]:
@@ -138,10 +153,13 @@ class TokenTable(_TableFile):
 class ComparedTokenTable(_TableFile):
     """A file with a row for each candidate and token, as ``tokenloss compare --per-token`` writes it.
 
-    Its columns are `candidate` (its number, from 0, in the order given), `file` (the number of its shard, from 0),
-    `sequence` (-1 of none), `position` (row of the file), `target`, `kept`, and those of `Comparison`: `base_nll`,
-    `nll`, `kl`, `delta_p`, `is_same_top` and `base_top_p`, which are nan, null or empty of tokens that are not scored,
-    as in `TokenTable`. It is a .npy file of a structured array, a .csv or a .parquet file, written block by block.
+    Its columns are `name` (of the candidate), `file` (the number of its shard, from 0), `sequence` (-1 of none),
+    `position` (row of the file), `target` (-1 where it is not known), `text` (in .csv and .parquet, empty or null where
+    it is not known), `kept`, and those of `Comparison`: `base_nll`, `nll`, `kl`, `delta_p`, `is_same_top` and
+    `base_top_p`, which are nan, null or empty of tokens that are not scored, as in `TokenTable`. Of responses of
+    servers they are those of `ResponseComparison`, and `position` counts from the start of the sequence. It is a .npy
+    file of a structured array, a .csv or a .parquet file, written block by block: of several candidates, rows of a
+    block of tokens come candidate by candidate, so group them by `name`.
 
     Parameters
     ----------
@@ -168,9 +186,9 @@ class ComparedTokenTable(_TableFile):
     ...     base, q4, path = (pathlib.Path(directory, name) for name in ("base.npz", "q4.npy", "tokens.npy"))
     ...     np.savez(base, logits=4 * np.eye(4), targets=np.arange(4))
     ...     np.save(q4, 2 * np.eye(4))
-    ...     _ = compare_files(base, q4, sinks=[sinks.ComparedTokenTable(path)])
-    ...     np.load(path)["kl"].round(4)
-    array([0.1831, 0.1831, 0.1831, 0.1831])
+    ...     _ = compare_files(base, {"q4": q4}, sinks=[sinks.ComparedTokenTable(path)])
+    ...     np.load(path)[["name", "kl"]][0]
+    np.void(('q4', 0.183082...), dtype=...)
     """
 
     __module__ = "tokenloss.sinks"
@@ -181,16 +199,82 @@ class ComparedTokenTable(_TableFile):
 
     @contextmanager
     def open(self, batch: tuple[int, ...] | None, rows: int | None, top_k: int) -> Iterator[None]:
-        with self._writer(_COMPARED_COLUMNS, rows) as self._write:
+        of_tokens = _COMPARED_RESPONSE_COLUMNS if self._of_responses else _COMPARED_COLUMNS
+        self._columns = self._compared([*_COMPARED_PLACES, *of_tokens])
+        with self._writer(self._columns, rows) as self._write:
             yield
 
     def add(self, block: ComparedBlock) -> None:  # type: ignore[override]  # compare passes ComparedBlocks only
-        table = np.zeros(len(block.ids), _COMPARED_COLUMNS)
-        places = {"candidate": block.candidate, "file": block.file, "sequence": block.sequences,
-                  "position": block.positions, "target": block.ids}  # fmt: skip
-        for name in _COMPARED_COLUMNS.names or ():
-            table[name] = places[name] if name in places else block.columns[name]
+        table = np.zeros(len(block.ids), self._columns)
+        places = {"name": block.name, "file": block.file, "sequence": block.sequences, "position": block.positions,
+                  "target": block.ids, "text": block.text}  # fmt: skip
+        for name in self._columns.names or ():
+            table[name] = places[name] if name in places else block.columns.get(name, np.nan)
         self._write(table)
+
+
+class ComparedSequenceTable(_TableFile):
+    """A file with a row for each candidate and sequence, as ``tokenloss compare --per-sequence`` writes it.
+
+    Its columns are `name` (of the candidate), `file` (the number of the shard, from 0; -1 where several may hold a
+    part), and those of `Comparison.sequences`: `sequence`, `count`, and the means `loss`, `base_loss`,
+    `loss_difference`, `kl`, `delta_p` and `same_top`. Of responses of servers, `kl_bound` stands in place of `kl`, and
+    `line` and `base_line` are those of the response in both files. It is a .npy file of a structured array, a .csv or a
+    .parquet file.
+
+    Parameters
+    ----------
+    path : path-like
+        File to write. An existing file is replaced when the new one is complete.
+
+    Raises
+    ------
+    ValueError
+        If the name has another suffix.
+    ImportError
+        If the file is .parquet, and pyarrow is not installed.
+
+    See Also
+    --------
+    ComparedTokenTable : A row for each token.
+
+    Examples
+    --------
+    >>> import pathlib, tempfile
+    >>> import numpy as np
+    >>> from tokenloss import compare_files, sinks
+    >>> with tempfile.TemporaryDirectory() as directory:
+    ...     base, q4, path = (pathlib.Path(directory, name) for name in ("base.npz", "q4.npy", "sequences.npy"))
+    ...     np.savez(base, logits=4 * np.ones((2, 3, 5)), targets=np.ones((2, 3), int))
+    ...     np.save(q4, np.ones((2, 3, 5)))
+    ...     _ = compare_files(base, {"q4": q4}, sinks=[sinks.ComparedSequenceTable(path)])
+    ...     np.load(path)["count"]
+    array([3, 3])
+    """
+
+    __module__ = "tokenloss.sinks"
+
+    option = "--per-sequence"
+    help = "write a row for each candidate and sequence to a .npy, .csv or .parquet file"
+
+    def finish(self, summary: dict[str, Any], result: Any) -> None:
+        columns = _COMPARED_SEQUENCE_COLUMNS
+        if self._of_responses:
+            columns = [("kl_bound", form) if name == "kl" else (name, form) for name, form in columns]
+            columns += [("line", "<i8"), ("base_line", "<i8")]
+        form = self._compared(columns)
+        numbers = {path: number for number, path in enumerate(summary.get("files", ()))}
+        tables = [np.zeros(0, form)]
+        for name, comparison in result.items():
+            rows = comparison._figures().get("sequences", ())
+            files = [numbers[row["file"]] if "file" in row else 0 if len(numbers) < 2 else -1 for row in rows]
+            tables.append(np.zeros(len(rows), form))
+            for column, _ in columns:
+                tables[-1][column] = files if column == "file" else [row[column] for row in rows]
+            tables[-1]["name"] = name
+        table = np.concatenate(tables)
+        with self._writer(form, len(table)) as write:
+            write(table)
 
 
 class SequenceTable(_TableFile):
@@ -244,6 +328,14 @@ class SequenceTable(_TableFile):
             write(table)
 
 
+def _cells(column: Array) -> list[Any]:
+    """The values of a column; what UTF-8 cannot hold of text, such as half of a pair of surrogates, is escaped."""
+    values: list[Any] = column.tolist()
+    if column.dtype.kind != "O":
+        return values
+    return [None if text is None else str(text).encode("utf-8", "backslashreplace").decode() for text in values]
+
+
 @contextmanager
 def _npy(file: BinaryIO, columns: np.dtype[Any], rows: int | None) -> Iterator[_Write]:
     """Write a structured array."""
@@ -273,7 +365,7 @@ def _csv(file: BinaryIO, columns: np.dtype[Any], rows: int | None) -> Iterator[_
     writer.writerow(columns.names or ())
 
     def write(table: Array) -> None:
-        cells = {name: table[name].tolist() for name in columns.names or ()}
+        cells = {name: _cells(table[name]) for name in columns.names or ()}
         for name in cells.keys() & _OF_SCORED if "kept" in cells else ():
             for row in np.flatnonzero(~table["kept"]).tolist():
                 cells[name][row] = None
@@ -289,12 +381,16 @@ def _parquet(file: BinaryIO, columns: np.dtype[Any], rows: int | None) -> Iterat
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    schema = pa.schema([(name, pa.from_numpy_dtype(columns[name])) for name in columns.names or ()])
+    types = {name: columns[name] for name in columns.names or ()}
+    schema = pa.schema(
+        [(name, pa.string() if of.kind == "O" else pa.from_numpy_dtype(of)) for name, of in types.items()]
+    )
     nullable = _OF_SCORED if "kept" in schema.names else set()
 
     def write(table: Array) -> None:
         masks = {name: ~table["kept"] if name in nullable else None for name in schema.names}
-        arrays = [pa.array(table[name], schema.field(name).type, mask=mask) for name, mask in masks.items()]
+        cells = {name: _cells(table[name]) if types[name].kind == "O" else table[name] for name in masks}
+        arrays = [pa.array(cells[name], schema.field(name).type, mask=mask) for name, mask in masks.items()]
         writer.write_table(pa.table(arrays, schema))
 
     with pq.ParquetWriter(file, schema) as writer:

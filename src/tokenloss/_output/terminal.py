@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from tokenloss._comparison.tables import candidates_shown
-from tokenloss._core.result import Result, as_text
+from tokenloss._core.result import as_text
 from tokenloss._core.text import as_strict_json, printable
 from tokenloss._evaluation.progress import has_rich
 from tokenloss._evaluation.sink import Sink
@@ -30,17 +29,13 @@ class JsonObject(Sink):
 
 
 class Summary(Sink):
-    """The tables of a result, or of several candidates."""
+    """The tables of a result."""
 
     writes_file = False
 
     def finish(self, summary: dict[str, Any], result: Any) -> None:
         """Print the tables."""
-        if not isinstance(result, Result):
-            named = {candidate.name: candidate.comparison for candidate in result}
-            show(candidates_shown(named) if len(named) > 1 else result[0].comparison._shown())
-        else:
-            show(result._shown())
+        show(result._shown())
 
 
 def show(shown: Shown) -> None:
