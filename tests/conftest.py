@@ -179,16 +179,16 @@ def command(capsys):
 
 @pytest.fixture
 def score_json(command):
-    """Run `tokenloss score --json`; return what it printed."""
-    return lambda *argv: json_of(command("score", *argv, "--json"))
+    """Run `tokenloss score --format json`; return what it printed."""
+    return lambda *argv: json_of(command("score", *argv, "--format", "json"))
 
 
 @pytest.fixture
 def compare_json(command):
-    """Run `tokenloss compare --json`; return what it printed, of a single candidate without its list."""
+    """Run `tokenloss compare --format json`; return what it printed, of a single candidate without its list."""
 
     def run(*argv):
-        found = json_of(command("compare", *argv, "--json"))
+        found = json_of(command("compare", *argv, "--format", "json"))
         return found.pop("candidates")[0] | found if len(found["candidates"]) == 1 else found
 
     return run

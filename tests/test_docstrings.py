@@ -129,7 +129,7 @@ VARIANTS = {
         {"_evaluation.compare_files.compare_files"},
     ],
     "tokens": [{"formats.llama_cpp.write"}, {"_output.divergence_page.write_comparison_page"}],
-    "top_k": [{"_evaluation.sink.Sink.open"}],
+    "top_k": [{"_evaluation.sink.Sink.open"}, {"sinks.TokenTable"}],
     "vocabulary": [{"_output.divergence_page.write_comparison_page"}],
     "where": [
         {"_statistics.meter.LossMeter.update", "_statistics.sequences.sequence_losses"},

@@ -140,12 +140,11 @@ def test_info(command):
     assert (status, err) == (0, "")
     for word in (config["version"], config["instruction_set"], *config["available"], str(config["workers"])):
         assert word in out
-    assert json.loads(command("info", "--json")[1]) == config
+    assert json.loads(command("info", "--format", "json")[1]) == config
 
 
-def test_version_and_help(capsys):
-    for argv, word in (["--version"], f"tokenloss {tokenloss.__version__}\n"), (["--help"], "tokenloss[cli]"):
-        with pytest.raises(SystemExit) as ended:
-            cli.main(argv)
-        assert ended.value.code == 0
-        assert word in capsys.readouterr().out
+def test_version(capsys):
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["--version"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out == f"tokenloss {tokenloss.__version__}\n"

@@ -155,9 +155,9 @@ OF_FILES_ALONE = {"array": "a", "kind": "probs", "lm_head": "l", "hidden": "h", 
                   "state": "f", "scheduler": "x"}  # fmt: skip
 FORWARDED = {
     "evaluate": (
-        f"score x.npy --n-bytes=7 --words=lm-eval --top=9 --part=all --skip-failed {FILES}",
-        OF_ALL | OF_FILES_ALONE | {"source": ["x.npy"], "n_bytes": 7, "words": "lm-eval", "top": 9, "part": "all",
-                                   "skip_failed": True},
+        f"score x.npy --n-bytes=7 --n-words=6 --words=lm-eval --top=9 --part=all --skip-failed {FILES}",
+        OF_ALL | OF_FILES_ALONE | {"source": ["x.npy"], "n_bytes": 7, "n_words": 6, "words": "lm-eval", "top": 9,
+                                   "part": "all", "skip_failed": True},
     ),
     "compare_files": (
         "compare x.npy q=q.npy --base-array=b --base-kind=log_probs --base-lm-head=m --base-hidden=i --classes=8 "
@@ -168,7 +168,7 @@ FORWARDED = {
                                    "skip_failed": True, "margin": 0.1, "cluster": "c"},
     ),
 }  # fmt: skip
-OTHERS = {"sinks", "progress", "n_words", "text"}  # which no option gives as it is
+OTHERS = {"sinks", "progress", "text"}  # which no option gives as it is
 
 
 @pytest.mark.parametrize("function", [compare_scores, compare_responses, compare_samples])

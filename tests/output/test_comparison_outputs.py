@@ -14,9 +14,9 @@ from pages import Reader
 import tokenloss
 from tokenloss import compare
 from tokenloss._comparison.comparisons import Comparisons
+from tokenloss._core.result import as_text
 from tokenloss._evaluation import plan
 from tokenloss._output import divergence_plot, page
-from tokenloss._output.terminal import Summary
 
 pytestmark = pytest.mark.thread_unsafe(reason="a command prints to the stdout of its process")
 MINUS = "\N{PLUS-MINUS SIGN}"
@@ -63,7 +63,8 @@ def test_table_of_several_candidates(rich, many, command, monkeypatch):
         stderr = math.sqrt(5 / 4 * np.square(groups).sum()) / kl.size
         change = one.delta_p[kept]
         expected = [
-            f"{one.perplexity:.6g}", f"{one.perplexity_stderr:.3g}", f"{kl.mean():.6f}", f"{stderr:.6f}", f"{np.quantile(kl, 0.999):.6f}",
+            f"{one.perplexity:.6g}", f"{one.perplexity_stderr:.3g}",
+            f"{kl.mean():.6f}", f"{stderr:.6f}", f"{np.quantile(kl, 0.999):.6f}",
             f"{math.exp(one.nll[kept].mean() - one.base_nll[kept].mean()):.5f}", f"{one.perplexity_ratio_stderr:.5f}",
             f"{100 * one.is_same_top[kept].mean():.2f} %", f"{100 * one.same_top_stderr:.2f} %",
             f"{100 * math.sqrt(np.square(change).mean()):.2f} %",
@@ -72,11 +73,10 @@ def test_table_of_several_candidates(rich, many, command, monkeypatch):
     assert [line for line in out.splitlines() if line != line.rstrip()] == []
 
 
-def printed(capsys, comparisons, **about):
+def printed(comparisons, **about):
     """Rows of the tables of comparisons by name, each a list of its cells."""
     named = {name: dataclasses.replace(one, _about={"name": name, **about}) for name, one in comparisons.items()}
-    Summary().finish({}, Comparisons(named))
-    return [cells(line) for line in capsys.readouterr().out.splitlines()]
+    return [cells(line) for line in as_text(Comparisons(named)._shown()).splitlines()]
 
 
 def of_kl(kl, **options):
@@ -86,30 +86,30 @@ def of_kl(kl, **options):
     return compare(np.zeros_like(logits), logits, np.zeros(len(kl), int), **options)
 
 
-def test_infinite_candidates_are_last_and_marked(capsys):
+def test_infinite_candidates_are_last_and_marked():
     kl = {"nan": [math.nan, 1.0], "inf": [1.0, math.inf, math.inf], "high": [3.0, 2.0], "low": [0.5, 1.0]}
-    rows = printed(capsys, {name: of_kl(one) for name, one in kl.items()})
+    rows = printed({name: of_kl(one) for name, one in kl.items()})
     assert rows[2][-2:] == ["not finite", "KLD where finite"]
     assert [row[0] for row in rows[3:]] == ["low", "high", "inf", "nan"]
     finite = f"{0.5 * math.log((1 + math.e) ** 2 / (4 * math.e)):.6f}"
-    assert [row.count("inf") for row in rows[3:]] == [0, 0, 2, 0]  # the mean, and a quantile
+    assert [row.count("inf") for row in rows[3:]] == [0, 0, 3, 0]  # the mean, a quantile and a ratio
     assert rows[6].count("nan") > 2
     assert rows[5][-2:] == ["2", finite]
     assert rows[6][-2:] == ["1", finite]
     assert len(rows[3]) == len(rows[5]) - 1  # which has two more figures, and no error of an infinite one
 
 
-def test_names_of_candidates_cannot_control_the_terminal(capsys):
+def test_names_of_candidates_cannot_control_the_terminal():
     name = "\x1b[31mq\n4[bold]"
-    rows = printed(capsys, {name: of_kl([1.0, 2.0]), "q": of_kl([1.0, 2.0])}, size=0)
+    rows = printed({name: of_kl([1.0, 2.0]), "q": of_kl([1.0, 2.0])}, size=0)
     assert rows[4][:2] == [r"\x1b[31mq\n4[bold]", "0 GB"]
-    rows = printed(capsys, {name: of_kl([1.0, 2.0])})
+    rows = printed({name: of_kl([1.0, 2.0])})
     assert rows[0][0] == r"\x1b[31mq\n4[bold] vs base"
 
 
-def test_tables_without_what_there_is_not(capsys):
+def test_tables_without_what_there_is_not():
     one = of_kl([1.0, 2.0, 0.5])
-    words = [row[0] for row in printed(capsys, {"q": one})]
+    words = [row[0] for row in printed({"q": one})]
     for word in (
         "Mean    KLD where finite", "Infinite tokens", "Tokens that are nan", "By type of token",
         "Sequences of the highest divergence", "Probability of the classes that are left out",
@@ -117,9 +117,9 @@ def test_tables_without_what_there_is_not(capsys):
         assert word not in words
 
 
-def test_rows_of_what_is_not_finite(capsys):
+def test_rows_of_what_is_not_finite():
     one = of_kl([1.0, math.nan, math.inf, math.inf, 1.0])
-    rows = printed(capsys, {"q": one})
+    rows = printed({"q": one})
     finite = 0.5 * math.log((1 + math.e) ** 2 / (4 * math.e))
     at = rows.index(["Infinite tokens", "2", "of 5"])
     assert rows[at - 2][:3] == ["Mean", "KLD", "nan"]
@@ -137,11 +137,11 @@ def test_intervals_of_quantiles(many, command):
     assert rows["99.9%"].endswith(f"{one.kl_quantile_intervals[0.999][0]:.6f} to inf")
 
 
-def test_probability_of_the_classes_that_are_left_out(capsys):
+def test_probability_of_the_classes_that_are_left_out():
     rng = np.random.default_rng(3)
     base, logits = rng.normal(size=(9, 5)), rng.normal(size=(9, 4))
     one = compare(base, logits, np.zeros(9, int), classes=4)
-    rows = printed(capsys, {"q": one})
+    rows = printed({"q": one})
     mass = (np.exp(base)[:, 4] / np.exp(base).sum(-1)).mean()
     at = rows.index(["Probability of the classes that are left out"])
     assert rows[at + 1] == ["Mean of base", f"{100 * mass:.4g} %"]
@@ -187,21 +187,21 @@ def test_tables_of_groups(many, command):
         assert cells(line) == [*place, *expected_row(one, mask, ())]
 
 
-def test_tables_of_groups_of_one_token_have_no_errors(capsys):
+def test_tables_of_groups_of_one_token_have_no_errors():
     one = of_kl([1.0])
-    rows = printed(capsys, {"q": one})
+    rows = printed({"q": one})
     row = next(row for row in rows if row[0] == "0.4 to 0.6")
     assert row[1:] == ["1", f"{one.mean_kl:.6f}", f"{one.log_perplexity_ratio:+.5f}", *row[4:]]
     assert rows[0][1].startswith("1 token, ")
 
 
-def test_table_of_token_types(capsys):
+def test_table_of_token_types():
     one = of_kl([1.0, 2.0, 0.5, 0.25])
     table = one.by(["word", "word", "number", "punctuation"])
     types = [
         dict(zip(table, row, strict=True)) for row in zip(*(part.tolist() for part in table.values()), strict=True)
     ]
-    rows = printed(capsys, {"q": one}, by_token_type=types)
+    rows = printed({"q": one}, by_token_type=types)
     at = rows.index(["By type of token"])
     assert [row[0] for row in rows[at + 2 : at + 5]] == ["word", "number", "punctuation"]  # by divergence
     assert rows[at + 2][1:3] == ["2", f"{one.kl[:2].mean():.6f}"]
@@ -250,7 +250,8 @@ def test_page_of_several_candidates(most, many, command, monkeypatch):
     assert data["id"] == many.targets[:size].tolist()
     assert data["token"] == many.tokens[:size].tolist()
     assert data["places"]["file"] == np.repeat([0, 1], [13, 27])[:size].tolist()
-    assert data["places"]["position"] == [*range(13), *range(27)][:size]
+    assert data["places"]["row"] == [*range(13), *range(27)][:size]
+    assert data["places"]["position"] == [i for n in (6, 7, 10, 9, 8) for i in range(n)][:size]
     assert found.paragraphs == len({*zip(data["places"]["file"], data["places"]["sequence"], strict=True)})
     scores = tokenloss.token_scores(many.base, many.targets, top_k=5)
     sides = [(data["base"], scores)]
@@ -283,7 +284,7 @@ def test_outputs_of_one_file_without_sequences_or_text(models, command):
     path = models.path / "page.html"
     assert command("compare", base, other, "--html", path)[::2] == (0, "")
     found = Reader(path.read_text("utf-8"))
-    assert found.data["places"] == {"position": [*range(24)]}
+    assert found.data["places"] == {"row": [*range(24)]}
     assert found.data["token"] is None
     assert [text for _, text in found.tokens] == [str(i) for i in models.targets.reshape(-1)]
     assert found.paragraphs == 1

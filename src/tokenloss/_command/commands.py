@@ -5,24 +5,30 @@ from __future__ import annotations
 import contextlib
 import glob
 import inspect
+import re
 import sys
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tokenloss._core.config import show_config
-from tokenloss._core.errors import OptionError, contextmanager
+from tokenloss._core.errors import contextmanager
 from tokenloss._core.files import WriteError
-from tokenloss._core.result import Shown, Table
+from tokenloss._core.result import Shown, Table, columns_of
+from tokenloss._core.text import title
 from tokenloss._evaluation.compare_files import compare_files
 from tokenloss._evaluation.evaluate import advice, evaluate
+from tokenloss._evaluation.results import Evaluations
 from tokenloss._evaluation.sink import Sink
 from tokenloss._output import COMPARE_OUTPUTS, SCORE_OUTPUTS
-from tokenloss._output.terminal import JsonObject, show
+from tokenloss._output.terminal import print_as
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable, Iterator, Sequence
+
+
+_OPTIONS = {"sizes": "size"}  # of parameters whose options have another name
 
 
 class InputError(Exception):
@@ -33,23 +39,43 @@ def info(args: argparse.Namespace) -> None:
     """Run `tokenloss info`."""
     with _input_errors():
         config = show_config(mode="dicts")
-    if args.json:
-        JsonObject(None).finish(config, None)
-        return
     rows = [
         ("instruction set", config["instruction_set"], f"of {', '.join(config['available'])}"),
         ("workers", str(config["workers"]), ""),
     ]
-    show(Shown("tokenloss", config["version"], [Table(rows)]))
+    shown = Shown("tokenloss", config["version"], [Table(rows)])
+    print_as(args.format, lambda: shown, lambda: config, lambda: columns_of([config]))
 
 
 def score(args: argparse.Namespace) -> None:
     """Run `tokenloss score`."""
-    outputs = _chosen_outputs(SCORE_OUTPUTS, args)
+    named = [_split(text, "FILE") for text in args.source]
+    if any(name != path for name, path in named):
+        _score_models(args)
+        return
     with _input_errors(), _own_warnings():
-        evaluation = evaluate(**_arguments(evaluate, args, sinks=_files(outputs), progress=True))
+        sinks = _chosen_outputs(SCORE_OUTPUTS, args)
+        evaluation = evaluate(**_arguments(evaluate, args, sinks=sinks, progress=True))
     _warn(evaluation.figures)
-    _print(outputs, evaluation.figures, evaluation)
+    alone = Evaluations({title(evaluation.figures["files"]): evaluation})
+    print_as(args.format, evaluation._shown, evaluation.to_dict, alone.columns)
+
+
+def _score_models(args: argparse.Namespace) -> None:
+    """Score the files of several models, each with its name, and show them side by side."""
+    models = _named(args.source, "FILE")
+    for name, path in models.items():
+        if name == path:
+            raise InputError(f"FILE {path}: has no name; each FILE must have one, NAME=FILE, or none")
+    for option in ("--state", *(output.option for output in SCORE_OUTPUTS)):
+        if getattr(args, _name_of(option)) is not None:
+            raise InputError(f"{option} is for one model; score the models one by one, or leave it out")
+    evaluations = Evaluations()
+    for name, path in models.items():
+        with _input_errors(), _own_warnings():
+            evaluations[name] = evaluate(**_arguments(evaluate, args, source=path, progress=True))
+        _warn(evaluations[name].figures, f"{name}: ")
+    print_as(args.format, evaluations._shown, evaluations.to_dict, evaluations.columns)
 
 
 def _arguments(function: Callable[..., Any], args: argparse.Namespace, **others: Any) -> dict[str, Any]:
@@ -66,56 +92,43 @@ def _own_warnings() -> Iterator[None]:
         yield
 
 
-def _files(outputs: Sequence[Sink]) -> list[Sink]:
-    """The outputs that write files."""
-    return [output for output in outputs if output.path is not None]
-
-
-def _warn(figures: dict[str, Any]) -> None:
+def _warn(figures: dict[str, Any], about: str = "") -> None:
     """Print on stderr what the figures warn of."""
     for message, _ in advice(figures) if sys.stderr is not None else ():
         with contextlib.suppress(OSError):
-            print(f"tokenloss: warning: {message}", file=sys.stderr)
-
-
-def _print(outputs: Sequence[Sink], figures: dict[str, Any], result: Any) -> None:
-    """Print the result by the one output that writes no file."""
-    for output in outputs:
-        if output.path is None:
-            output.finish(figures, result)
+            print(f"tokenloss: warning: {about}{message}", file=sys.stderr)
 
 
 def compare(args: argparse.Namespace) -> None:
     """Run `tokenloss compare`."""
-    outputs = _chosen_outputs(COMPARE_OUTPUTS, args)
     with _input_errors(), _own_warnings():
-        others = _named(args.others)
+        others = _named(args.others, "OTHER")
         models = {"others": others, "lm_head": args.lm_head or None, "sizes": _sizes(args.size, others)}
-        found = compare_files(**_arguments(compare_files, args, **models, sinks=_files(outputs), progress=True))
-    figures = found._figures()
-    _warn(figures)
-    _print(outputs, figures, found)
+        sinks = _chosen_outputs(COMPARE_OUTPUTS, args)
+        found = compare_files(**_arguments(compare_files, args, **models, sinks=sinks, progress=True))
+    _warn(found._figures())
+    print_as(args.format, found._shown, found.to_dict, found.columns)
 
 
-def _named(others: Sequence[str]) -> dict[str, str]:
-    """Paths of candidates by name, given NAME=FILE or a path that is its own name."""
+def _named(texts: Sequence[str], argument: str) -> dict[str, str]:
+    """Paths of models by name, given NAME=FILE or a path that is its own name."""
     named: dict[str, str] = {}
-    for text in others:
-        name, path = _split(text)
+    for text in texts:
+        name, path = _split(text, argument)
         if name in named:
-            raise InputError(f"OTHER {text}: the name {name} is given twice; give another one, NAME=FILE")
+            raise InputError(f"{argument} {text}: the name {name} is given twice; give another one, NAME=FILE")
         named[name] = path
     return named
 
 
-def _split(text: str) -> tuple[str, str]:
-    """Name and path of a candidate; either may hold an equals sign."""
+def _split(text: str, argument: str) -> tuple[str, str]:
+    """Name and path of a model; either may hold an equals sign."""
     parts = _parts(text)
     if _is_found(text) or not parts:
         return text, text
     name, path = next((part for part in parts if _is_found(part[1])), parts[0])
     if not name or not path:
-        raise InputError(f"OTHER {text}: has no {'FILE' if name else 'NAME'}; it must be NAME=FILE, or FILE")
+        raise InputError(f"{argument} {text}: has no {'FILE' if name else 'NAME'}; it must be NAME=FILE, or FILE")
     return name, path
 
 
@@ -153,29 +166,34 @@ def _input_errors(subject: str = "") -> Iterator[None]:
         yield
     except WriteError as error:
         raise InputError(str(error)) from error
-    except OptionError as error:
-        name, _, reason = str(error).partition(" ")
-        name = "size" if name == "sizes" else name.lstrip("-").replace("_", "-")
-        raise InputError(f"--{name} {reason}") from error
     except OSError as error:
         path = subject or error.filename or "a file"
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
     except (ImportError, IndexError, TypeError, ValueError) as error:
-        raise InputError(f"{subject}: {error}" if subject else str(error)) from error
+        raise InputError(f"{subject}: {error}" if subject else _with_options(str(error))) from error
 
 
-def _name_of(output: type[Sink]) -> str:
-    """The name of the argument that asks for an output."""
-    return output.option[2:].replace("-", "_")
+def _with_options(message: str) -> str:
+    """Name options in place of the parameters that a message is about."""
+    parameters = (
+        r"^[a-z_]+(?= does not apply| is for | is given| is .+; it must be| and \w+ cannot)|(?<= and )\w+(?= cannot)|"
+        r"(?<=without )\w+$|(?<=there is )\w+$"
+    )
+    return re.sub(parameters, lambda name: f"--{_OPTIONS.get(name[0], name[0].replace('_', '-'))}", message)
+
+
+def _name_of(option: str) -> str:
+    """The name of the argument that an option gives."""
+    return option[2:].replace("-", "_")
 
 
 def _chosen_outputs(classes: Sequence[type[Sink]], args: argparse.Namespace) -> list[Sink]:
-    """The outputs that the arguments ask for; exactly one of them prints."""
+    """The outputs that the arguments ask for."""
     outputs: list[Sink] = []
     for output in classes:
-        value = getattr(args, _name_of(output)) if output.option else all(other.path is not None for other in outputs)
-        if value:
+        path = getattr(args, _name_of(output.option))
+        if path is not None:
             with _input_errors(output.option):
-                outputs.append(output(value if output.writes_file else None))
-                outputs[-1]._is_option = bool(output.option)
+                outputs.append(output(path))
+                outputs[-1]._is_option = True
     return outputs

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import numpy as np
-
 from tokenloss._comparison.tables import candidates_shown
-from tokenloss._core.result import Result, Shown
+from tokenloss._core.result import Result, Shown, columns_of
 
 if TYPE_CHECKING:
     from tokenloss._core.types import Array
@@ -72,20 +70,7 @@ class Comparisons(Result, dict[str, ComparisonT]):
         Returns
         -------
         dict of 1-D arrays
-            "name", and each figure that is one number or text; of samples, a row for each metric of a candidate.
+            "name", each figure that is one number or text, and the ends of intervals; of samples, a row for each metric
+            of a candidate.
         """
-        rows = [row | {"name": name} for name, one in self.ranked() for row in one._rows()]
-        names = [
-            name for name in (rows[0] if rows else {"name": ""})
-            if all(isinstance(row[name], bool | int | float | str | None) for row in rows)
-        ]  # fmt: skip
-        return {name: _column([row[name] for row in rows]) for name in names}
-
-
-def _column(values: list[Any]) -> Array:
-    """An array of numbers, in which nan is None; of objects if there is text."""
-    if any(isinstance(value, str) for value in values):
-        return np.array(values, np.object_)
-    if any(value is None for value in values):
-        values = [np.nan if value is None else value for value in values]
-    return np.array(values)
+        return columns_of([{"name": name} | row | {"name": name} for name, one in self.ranked() for row in one._rows()])

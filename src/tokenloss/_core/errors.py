@@ -12,11 +12,6 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-
-class OptionError(ValueError):
-    """An option that does not apply; its message begins with its name, which the command writes as it does."""
-
-
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -33,8 +28,8 @@ _ERRORS: dict[str, tuple[type[Exception], str]] = {
     "type": (TypeError, "{name} is {got!r}; it must be {fits}"),
     "shape": (ValueError, "{name} has shape {got}; it must be {fits}"),
     "option": (ValueError, "{name} is {got!r}; it must be {fits}"),
-    "given": (OptionError, "{name} is given; it must be {fits}"),
-    "not for": (OptionError, "{name} {fits}"),
+    "given": (ValueError, "{name} is given; it must be {fits}"),
+    "not for": (ValueError, "{name} {fits}"),
     "empty": (ValueError, "{name} is empty; it must be {fits}"),
     "sizes": (
         ValueError,

@@ -78,7 +78,7 @@ def compare_responses(
     sides["base"] = Options(base_array, base_kind, ignore_index, shift)
     found: Comparisons[ResponseComparison] = Comparisons()
     with contextlib.ExitStack() as stack:
-        open_sinks(stack, outputs, None, None, 0, of_responses=True, names=(*others,))
+        open_sinks(stack, outputs, None, None, 0, of_responses=True, has_text=True, names=(*others,))
         for name in others:
             about = {"base": paths["base"], "name": name, "file": paths[name], "size": of_sizes.get(name)}
             pair = _Pair(
@@ -111,7 +111,7 @@ def _give(outputs: Sequence[Sink], name: str, columns: Columns) -> None:
     add = token_function(outputs, 0)
     if add is not None:
         of_pair = {column: columns[column] for column in TOKEN_COLUMNS}
-        places = columns["position"], columns["sequence"]
+        places = None, columns["sequence"], columns["position"]
         add(ComparedBlock(name, of_pair, columns["target"], columns["text"], 0, *places, None, None))
 
 

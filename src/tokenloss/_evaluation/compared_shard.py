@@ -88,7 +88,7 @@ def compare_shard(
         none, new = np.empty(0, np.int64), new_columns(0)
         scores = token_scores(np.empty((0, top_k)), none, top_k=top_k) if top_k else None
         for name in names:
-            sink(ComparedBlock(name, new, none, None, 0, none, none, scores, scores))
+            sink(ComparedBlock(name, new, none, None, 0, none, none, none, scores, scores))
     return run.result()
 
 
@@ -177,13 +177,14 @@ def _row_bytes(file: ScoresFile) -> int:
 
 
 class _Tokens(NamedTuple):
-    """Ids, mask, text, positions and sequences of a block of rows."""
+    """Ids, mask, text and places of a block of rows."""
 
     ids: Array | None  # None without targets
     scored: BoolArray | None  # the rows that are compared; None for all
     text: Array | None
-    positions: IntArray
+    rows: IntArray
     sequences: IntArray
+    positions: IntArray
 
     def selected(self, array: Any) -> Any:
         """The part of an array that belongs to the rows that are compared."""
@@ -237,7 +238,8 @@ class _Run:
             check_map(self._ids)
             ids = np.array(self._ids[part])
         scored, text = (None if array is None else array[part] for array in (self._scored, self._text))
-        tokens = _Tokens(ids, scored, text, np.arange(part.start, part.stop), np.maximum(numbers, -1))
+        places = np.arange(part.start, part.stop), np.maximum(numbers, -1)
+        tokens = _Tokens(ids, scored, text, *places, self._sequences.next_positions(part.start, numbers))
         kept = np.ones(len(numbers), np.bool_) if scored is None else scored
         if self._ignore_index is not None:
             kept = kept & (ids != self._ignore_index)
@@ -271,7 +273,7 @@ class _Run:
         pairing: Any = {"definitions": options.definitions, "base_kind": base_kind, "classes": options.classes,
                         "where": tokens.scored, "ignore_index": self._ignore_index,
                         "workers": self._workers}  # fmt: skip
-        first = f"rows from {tokens.positions[0]} on" if tokens.positions[0] else None  # errors count from there
+        first = f"rows from {tokens.rows[0]} on" if tokens.rows[0] else None  # errors count from there
         for model in self._others:
             rows = model.read(len(tokens.positions))
             model.check(rows, kept)

@@ -50,11 +50,13 @@ class Shard(NamedTuple):
     segments: str | None = None  # the same two of segment ids
     segments_start: int | None = None
     split: tuple[int, ...] | None = ()  # sequences that go on in other shards, by number; None if any may
+    split_rows: tuple[int, ...] = ()  # the number of rows that each of these has in earlier shards
     batch: tuple[int, ...] = ()  # shape of the rows that are scored: shifting leaves some without a target
     target_type: str = "class ids"  # or "distributions"; "none" of models that are compared without targets
     next_id: int | None = None  # the first id of the next shard, if the last row predicts it
     next_text: str | None = None
     size: int | None = None  # of a file of responses in bytes; None of scores
+    has_text: bool = False  # whether the file holds the text of its tokens
     responses: ResponsesFile | None = None
     file: ScoresFile | None = None  # the open file of scores; None if it is opened anew each time
     others: tuple[Shard, ...] = ()  # of each candidate, with the same rows
@@ -280,7 +282,8 @@ def open_all(paths: Sequence[str], options: Options) -> list[Shard]:
     n_maps = n_bytes = 0
     for path in paths:
         file = _open(path, options)
-        shard = Shard(path, file.kind, file.shape, file.dtype.name, file.row_bytes)
+        has_text = file.tokens is not None
+        shard = Shard(path, file.kind, file.shape, file.dtype.name, file.row_bytes, has_text=has_text)
         if file.lm_head is not None:
             shard = shard._replace(head_files=file.lm_head.files, head=file.lm_head.figures())
         if shards and (shard.kind, shard.shape[-1]) != (shards[0].kind, shards[0].shape[-1]):
@@ -338,13 +341,15 @@ def _with_split(shards: list[Shard]) -> list[Shard]:
         part = slice(shard.segments_start, shard.segments_start + shard.rows)
         with with_file_names(shard.segments):
             array = npy.open_array(str(shard.segments)).reshape(-1)[part]
-            numbers.append(np.unique(check_segment_ids(array, (shard.rows,))))
-    ids, counts = np.unique(np.concatenate(numbers), return_counts=True)
-    split = ids[(counts > 1) & (ids >= 0)]
-    return [
-        shard._replace(split=tuple(np.intersect1d(own, split).tolist()))
-        for shard, own in zip(shards, numbers, strict=True)
-    ]
+            numbers.append(np.unique(check_segment_ids(array, (shard.rows,)), return_counts=True))
+    ids, n_shards = np.unique(np.concatenate([own for own, _ in numbers]), return_counts=True)
+    rows = dict.fromkeys(ids[(n_shards > 1) & (ids >= 0)].tolist(), 0)  # of split sequences, so far
+    found = []
+    for shard, columns in zip(shards, numbers, strict=True):
+        own = {number: n for number, n in zip(*(column.tolist() for column in columns), strict=True) if number in rows}
+        found.append(shard._replace(split=tuple(own), split_rows=tuple(rows[number] for number in own)))
+        rows |= {number: rows[number] + n for number, n in own.items()}
+    return found
 
 
 def open_stored(shard: Shard, options: Options) -> OpenShard:
@@ -393,7 +398,9 @@ def _held_sequences(shard: Shard, files: list[ScoresFile]) -> RowSequences:
     """The sequences of a shard, from their own file or from one of scores; if several hold some, all must be equal."""
     if shard.segments is not None:
         array = _assigned_array(shard.segments, shard.segments_start, files[0])
-        return row_sequences(files[0], array, shard.segments)
+        return row_sequences(
+            files[0], array, shard.segments, dict(zip(shard.split or (), shard.split_rows, strict=False))
+        )
     found = [(file.path, row_sequences(file, None, None)) for file in files]
     given = [(path, sequences) for path, sequences in found if sequences.are_given]
     for path, sequences in given[1:]:

@@ -81,6 +81,7 @@ class DivergencePage(Sink):
             text = np.full(len(block.ids), None) if block.text is None else block.text.astype(object)
             of_file = np.full(len(block.ids), block.file)
             places = {"id": block.ids, "text": text, "file": of_file}
+            places |= {} if block.rows is None else {"row": block.rows}
             places |= {"sequence": block.sequences, "position": block.positions}
             self._places.append({name: column[:left] for name, column in places.items()})
             self._base.append(_tops(block.base_scores, left))
@@ -96,7 +97,7 @@ class DivergencePage(Sink):
         size = min(len(text), page.MOST_TOKENS // len(result))
         file, sequence = places["file"][:size], places["sequence"][:size]
         starts = np.flatnonzero((np.diff(file) != 0) | (np.diff(sequence) != 0)) + 1
-        for name, unknown in ("file", 0), ("sequence", -1):
+        for name, unknown in ("file", 0), ("sequence", -1), ("position", -1):
             if (places[name] == unknown).all():
                 del places[name]
         _write_comparison(

@@ -33,7 +33,9 @@ class TokenSink(Sink):
         others: tuple[Array, ...] = ()
         if self._of_responses:
             others = none, none, np.empty((0, top_k), np.object_)
-        self.add(TokenBlock(token_scores(np.empty((0, top_k)), none, top_k=top_k), none, None, 0, none, none, *others))
+        places = none, none, none
+        scores = token_scores(np.empty((0, top_k)), none, top_k=top_k)
+        self.add(TokenBlock(scores, none, None, 0, *places, *others))
         return contextlib.nullcontext()
 
     def add(self, block: TokenBlock) -> None:

@@ -6,6 +6,7 @@ import csv
 import importlib
 import io
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,6 +14,7 @@ import numpy as np
 from tokenloss._comparison.responses import TOKEN_COLUMNS
 from tokenloss._core.errors import contextmanager, raise_error
 from tokenloss._core.files import replacing
+from tokenloss._core.validation import check_integer
 from tokenloss._evaluation.sink import Sink
 from tokenloss._scores.token_scores import COLUMNS
 
@@ -27,15 +29,16 @@ if TYPE_CHECKING:
 
 # The columns of `TokenScores` without logsumexp, which is 0 for probabilities and log-probabilities.
 _OF_SCORES = {name: column.dtype for name, column in COLUMNS.items() if name != "logsumexp" and not column.is_top}
-_PLACES = ("file", "sequence", "position")
+_PLACES = ("file", "row", "sequence", "position")
 _DTYPES = {"target": np.int64, "probability": np.float64, **_OF_SCORES, **dict.fromkeys(_PLACES, np.int64)}
 # Readers may go by position, so these come first and in this order; others follow.
 _FIRST = ("target", "kept", "nll", "probability", "rank", "argmax", "is_greedy", "entropy")
 _COLUMNS = np.dtype([(name, np.dtype(_DTYPES[name]).newbyteorder("<")) for name in dict.fromkeys((*_FIRST, *_DTYPES))])
 # Of `_OF_SCORES`, responses of servers have these alone.
 _OF_RESPONSES = ("nll", "rank", "argmax", "is_greedy", "kept")
+_NOT_OF_RESPONSES = {*_OF_SCORES, "row"} - {*_OF_RESPONSES}
 _RESPONSE_COLUMNS = np.dtype(
-    [(name, _COLUMNS[name]) for name in _COLUMNS.names or () if name in _OF_RESPONSES or name not in _OF_SCORES]
+    [(name, _COLUMNS[name]) for name in _COLUMNS.names or () if name not in _NOT_OF_RESPONSES]
     + [("is_greedy_known", "?"), ("is_prompt", "?")]
 )
 _SEQUENCE_COLUMNS = np.dtype(
@@ -56,9 +59,8 @@ _COMPARED_SEQUENCE_COLUMNS = [
     *((name, "<i8") for name in ("file", "sequence", "count")),
     *((name, "<f8") for name in ("loss", "base_loss", "loss_difference", "kl", "delta_p", "same_top")),
 ]
-# Columns that are null for tokens that are not scored, where the format has a null.
-_OF_SCORED = {"probability", *_OF_SCORES}
-_OF_SCORED |= {name for name, _ in (*_COMPARED_COLUMNS, *_COMPARED_RESPONSE_COLUMNS)} - {"kept"}
+# Columns that are not null for tokens that are not scored, where the format has a null.
+_OF_ALL = {"name", "target", "kept", "text", "is_greedy_known", "is_prompt", *_PLACES}
 
 
 class _TableFile(Sink):
@@ -76,11 +78,13 @@ class _TableFile(Sink):
         super().__init__(path)
 
     def _compared(self, columns: list[tuple[str, str]]) -> np.dtype[Any]:
-        """Columns of a table of candidates: their name, then these; a .npy file has no text of tokens."""
-        if self._suffix != ".npy":
-            return np.dtype([("name", "O"), *columns])
+        """Columns of a table of candidates: their name, then these, but for those that there are not."""
+        missing = {"row"} if self._of_responses else set()
+        if self._suffix == ".npy" or not self._has_text:
+            missing.add("text")
         width = max(map(len, self._names), default=0) or 1
-        return np.dtype([("name", f"<U{width}"), *(column for column in columns if column[1] != "O")])
+        name = f"<U{width}" if self._suffix == ".npy" else "O"
+        return np.dtype([("name", name), *(column for column in columns if column[0] not in missing)])
 
     @contextmanager
     def _writer(self, columns: np.dtype[Any], rows: int | None) -> Iterator[_Write]:
@@ -91,17 +95,24 @@ class _TableFile(Sink):
 class TokenTable(_TableFile):
     """A file with a row for each token, as ``tokenloss score --per-token`` writes it.
 
-    Its columns are `target`, `probability`, those of `TokenScores` but `logsumexp`, and `file` (its number, from 0),
-    `sequence` (-1 of none) and `position` (row of the file). Of responses of servers, there is no `entropy`, but
-    `is_greedy_known` and `is_prompt`; a rank of 0 or a class of -1 is not known, and `position` counts from the start
-    of the sequence. It is a .npy file of a structured array, a .csv or a .parquet file, written block by block. Of
-    tokens that are not scored (where `kept` is False), all but `target`, `kept` and the places is null in .parquet and
-    empty in .csv; in .npy, floats are nan and integers -1.
+    Its columns are `target`, `probability`, those of `TokenScores` but `logsumexp`, and the places of a token: `file`
+    (its number, from 0), `row` (of the file), `sequence` (-1 of none) and `position` (in the sequence, from 0; -1 where
+    there is none). Where targets are shifted, row and position are those that predict the target, which is the token
+    at the next position. Of responses of servers, there is no `entropy` and no `row`, but `is_greedy_known` and
+    `is_prompt`; a rank of 0 or a class of -1 is not known. Where the files hold the text of the tokens, .csv and
+    .parquet have the target's `text`; .npy has no text.
+
+    It is a .npy file of a structured array, a .csv or a .parquet file, written block by block. Of tokens that are not
+    scored (where `kept` is False), all but `target`, `kept`, `text` and the places is null in .parquet and empty in
+    .csv; in .npy, floats are nan and integers -1.
 
     Parameters
     ----------
     path : path-like
         File to write. An existing file is replaced when the new one is complete.
+    top_k : int, default 0
+        Number of the most likely classes of each token to write, if there are so many: `top_id_1` and `top_logprob_1`
+        are the likeliest one.
 
     Raises
     ------
@@ -132,34 +143,55 @@ class TokenTable(_TableFile):
     help = "write a row for each token to a .npy, .csv or .parquet file"
     needs_tokens = True
 
+    def __init__(self, path: str, top_k: int = 0) -> None:
+        self.top_k = check_integer("top_k", top_k, "an integer of at least 0", least=0)
+        super().__init__(path)
+
     @contextmanager
     def open(self, batch: tuple[int, ...] | None, rows: int | None, top_k: int) -> Iterator[None]:
-        self._columns = _RESPONSE_COLUMNS if self._of_responses else _COLUMNS
+        columns = (_RESPONSE_COLUMNS if self._of_responses else _COLUMNS).descr
+        if self._has_text and self._suffix != ".npy":
+            columns.append(("text", "O"))
+        for k in range(1, min(self.top_k, top_k) + 1):
+            columns += [(f"top_id_{k}", "<i8"), (f"top_logprob_{k}", "<f8")]
+        self._columns = np.dtype(columns)
         with self._writer(self._columns, rows) as self._write:
             yield
 
     def add(self, block: TokenBlock) -> None:
-        table = np.zeros(len(block.ids), self._columns)
-        for name in self._columns.names or ():
-            if name in _OF_SCORES or hasattr(block, name):
-                table[name] = getattr(block.scores if name in _OF_SCORES else block, name)
-        table["target"] = block.ids
+        scores, table = block.scores, np.zeros(len(block.ids), self._columns)
         with np.errstate(over="ignore"):
-            table["probability"] = np.exp(-block.scores.nll)
-        table["file"], table["sequence"], table["position"] = block.file, block.sequences, block.positions
+            columns: dict[str, Any] = {"target": block.ids, "probability": np.exp(-scores.nll)}
+        columns |= {"file": block.file, "row": block.rows, "sequence": block.sequences, "position": block.positions}
+        columns["text"] = None if block.text is None else _as_unicode(block.text.tolist())
+        if scores.top_ids is not None and scores.top_logprobs is not None:
+            for k in range(scores.top_ids.shape[1]):
+                columns |= {f"top_id_{k + 1}": scores.top_ids[:, k], f"top_logprob_{k + 1}": scores.top_logprobs[:, k]}
+        for name in self._columns.names or ():
+            of_token = columns if name in columns else vars(scores) if name in _OF_SCORES else block._asdict()
+            table[name] = of_token[name]
         self._write(table)
+
+
+def _as_unicode(text: list[str | None]) -> list[str | None]:
+    """Text that every encoding of Unicode has: half of a surrogate pair, which an array may hold, is replaced."""
+    try:
+        "".join(filter(None, text)).encode()
+    except UnicodeEncodeError:
+        return [word and word.encode("utf-16", "surrogatepass").decode("utf-16", "replace") for word in text]
+    return text
 
 
 class ComparedTokenTable(_TableFile):
     """A file with a row for each candidate and token, as ``tokenloss compare --per-token`` writes it.
 
-    Its columns are `name` (of the candidate), `file` (the number of its shard, from 0), `sequence` (-1 of none),
-    `position` (row of the file), `target` (-1 where it is not known), `text` (in .csv and .parquet, empty or null where
-    it is not known), `kept`, and those of `Comparison`: `base_nll`, `nll`, `kl`, `delta_p`, `is_same_top` and
-    `base_top_p`, which are nan, null or empty of tokens that are not scored, as in `TokenTable`. Of responses of
-    servers they are those of `ResponseComparison`, and `position` counts from the start of the sequence. It is a .npy
-    file of a structured array, a .csv or a .parquet file, written block by block: of several candidates, rows of a
-    block of tokens come candidate by candidate, so group them by `name`.
+    Its columns are `name` (of the candidate), `file` (the number of its shard, from 0), `row` (of the file), `sequence`
+    and `position` in it (-1 of none), `target` (-1 where it is not known), `kept`, and those of `Comparison`:
+    `base_nll`, `nll`, `kl`, `delta_p`, `is_same_top` and `base_top_p`, which are nan, null or empty of tokens that are
+    not scored, as in `TokenTable`; without targets, losses and `delta_p` are nan. Where files hold the text of the
+    tokens, .csv and .parquet have the target's `text`. Of responses of servers there is no `row`, and the others are
+    those of `ResponseComparison`. It is a .npy file of a structured array, a .csv or a .parquet file, written block by
+    block: of several candidates, the rows of a block of tokens come candidate by candidate, so group them by `name`.
 
     Parameters
     ----------
@@ -206,8 +238,9 @@ class ComparedTokenTable(_TableFile):
 
     def add(self, block: ComparedBlock) -> None:  # type: ignore[override]  # compare passes ComparedBlocks only
         table = np.zeros(len(block.ids), self._columns)
-        places = {"name": block.name, "file": block.file, "sequence": block.sequences, "position": block.positions,
-                  "target": block.ids, "text": block.text}  # fmt: skip
+        places = {"name": block.name, "file": block.file, "row": block.rows, "sequence": block.sequences,
+                  "position": block.positions, "target": block.ids}  # fmt: skip
+        places["text"] = None if block.text is None else _as_unicode(block.text.tolist())
         for name in self._columns.names or ():
             table[name] = places[name] if name in places else block.columns.get(name, np.nan)
         self._write(table)
@@ -328,14 +361,6 @@ class SequenceTable(_TableFile):
             write(table)
 
 
-def _cells(column: Array) -> list[Any]:
-    """The values of a column; what UTF-8 cannot hold of text, such as half of a pair of surrogates, is escaped."""
-    values: list[Any] = column.tolist()
-    if column.dtype.kind != "O":
-        return values
-    return [None if text is None else str(text).encode("utf-8", "backslashreplace").decode() for text in values]
-
-
 @contextmanager
 def _npy(file: BinaryIO, columns: np.dtype[Any], rows: int | None) -> Iterator[_Write]:
     """Write a structured array."""
@@ -361,12 +386,14 @@ def _npy(file: BinaryIO, columns: np.dtype[Any], rows: int | None) -> Iterator[_
 def _csv(file: BinaryIO, columns: np.dtype[Any], rows: int | None) -> Iterator[_Write]:
     """Write text: numbers with all their digits, and empty cells for tokens that are not scored."""
     text = io.TextIOWrapper(file, "utf-8", newline="")
-    writer = csv.writer(text, lineterminator="\n")
+    # a line break of either kind in a cell is quoted only if it is part of those that end lines
+    lines: Any = SimpleNamespace(write=lambda line: text.write(line.removesuffix("\r\n") + "\n"))
+    writer = csv.writer(lines, lineterminator="\r\n")
     writer.writerow(columns.names or ())
 
     def write(table: Array) -> None:
-        cells = {name: _cells(table[name]) for name in columns.names or ()}
-        for name in cells.keys() & _OF_SCORED if "kept" in cells else ():
+        cells = {name: table[name].tolist() for name in columns.names or ()}
+        for name in cells.keys() - _OF_ALL if "kept" in cells else ():
             for row in np.flatnonzero(~table["kept"]).tolist():
                 cells[name][row] = None
         writer.writerows(zip(*cells.values(), strict=True))
@@ -381,16 +408,14 @@ def _parquet(file: BinaryIO, columns: np.dtype[Any], rows: int | None) -> Iterat
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    types = {name: columns[name] for name in columns.names or ()}
-    schema = pa.schema(
-        [(name, pa.string() if of.kind == "O" else pa.from_numpy_dtype(of)) for name, of in types.items()]
-    )
-    nullable = _OF_SCORED if "kept" in schema.names else set()
+    types = {name: pa.string() if columns[name].kind == "O" else pa.from_numpy_dtype(columns[name])
+             for name in columns.names or ()}  # fmt: skip
+    schema = pa.schema(types.items())
+    nullable = types.keys() - _OF_ALL if "kept" in types else set()
 
     def write(table: Array) -> None:
-        masks = {name: ~table["kept"] if name in nullable else None for name in schema.names}
-        cells = {name: _cells(table[name]) if types[name].kind == "O" else table[name] for name in masks}
-        arrays = [pa.array(cells[name], schema.field(name).type, mask=mask) for name, mask in masks.items()]
+        masks = {name: ~table["kept"] if name in nullable else None for name in types}
+        arrays = [pa.array(table[name], types[name], mask=mask) for name, mask in masks.items()]
         writer.write_table(pa.table(arrays, schema))
 
     with pq.ParquetWriter(file, schema) as writer:
