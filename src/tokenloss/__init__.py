@@ -7,13 +7,12 @@ from tokenloss._core.version import __version__ as __version__
 # by module, the public names that it has; `__init__.pyi` tells type checkers the same
 _NAMES = {
     "_comparison.comparison": ("Comparison", "ComparisonMeter", "compare"),
+    "_comparison.comparisons": ("Comparisons",),
     "_comparison.linear_compare": ("linear_compare",),
     "_comparison.responses": ("ResponseComparison",),
     "_comparison.samples": ("SampleComparison", "SampleMetric"),
     "_core.config": ("show_config",),
     "_evaluation.compare_files": ("compare_files",),
-    "_evaluation.compare_responses": ("compare_responses",),
-    "_evaluation.compare_samples": ("compare_samples",),
     "_evaluation.evaluate": ("evaluate",),
     "_evaluation.results": ("Evaluation", "NormWarning", "ShiftWarning"),
     "_scores.class_log_probs": ("class_log_probs",),

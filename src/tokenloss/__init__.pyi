@@ -5,6 +5,7 @@ from tokenloss import sinks as sinks
 from tokenloss._comparison.comparison import Comparison as Comparison
 from tokenloss._comparison.comparison import ComparisonMeter as ComparisonMeter
 from tokenloss._comparison.comparison import compare as compare
+from tokenloss._comparison.comparisons import Comparisons as Comparisons
 from tokenloss._comparison.linear_compare import linear_compare as linear_compare
 from tokenloss._comparison.responses import ResponseComparison as ResponseComparison
 from tokenloss._comparison.samples import SampleComparison as SampleComparison
@@ -12,8 +13,6 @@ from tokenloss._comparison.samples import SampleMetric as SampleMetric
 from tokenloss._core.config import show_config as show_config
 from tokenloss._core.version import __version__ as __version__
 from tokenloss._evaluation.compare_files import compare_files as compare_files
-from tokenloss._evaluation.compare_responses import compare_responses as compare_responses
-from tokenloss._evaluation.compare_samples import compare_samples as compare_samples
 from tokenloss._evaluation.evaluate import evaluate as evaluate
 from tokenloss._evaluation.results import Evaluation as Evaluation
 from tokenloss._evaluation.results import NormWarning as NormWarning
@@ -42,6 +41,7 @@ from tokenloss._statistics.sequences import sequence_losses as sequence_losses
 __all__ = [
     "Comparison",
     "ComparisonMeter",
+    "Comparisons",
     "Evaluation",
     "LossMeter",
     "NormWarning",
@@ -55,8 +55,6 @@ __all__ = [
     "class_log_probs",
     "compare",
     "compare_files",
-    "compare_responses",
-    "compare_samples",
     "cross_entropy",
     "cross_entropy_and_grad",
     "cross_entropy_loss",

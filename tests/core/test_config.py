@@ -145,6 +145,7 @@ def test_public_names_are_those_that_are_promised():
     assert set(tokenloss.__all__) == {
         "Comparison",
         "ComparisonMeter",
+        "Comparisons",
         "Evaluation",
         "LossMeter",
         "NormWarning",
@@ -158,8 +159,6 @@ def test_public_names_are_those_that_are_promised():
         "class_log_probs",
         "compare",
         "compare_files",
-        "compare_responses",
-        "compare_samples",
         "cross_entropy",
         "cross_entropy_and_grad",
         "cross_entropy_loss",

@@ -156,7 +156,7 @@ def _add_score(score: Parser) -> None:
 
 def _add_compare(compare: Parser) -> None:
     """Describe the arguments of `tokenloss compare`; values have the names that `compare_files` gives them."""
-    compare.set_defaults(run=commands.compare, default=compare.get_default)
+    compare.set_defaults(run=commands.compare)
     of = _groups(compare)
     words = "scores of the base model: a file, a directory of shards, or a pattern of their names in quotes"
     of["input"].add_argument("base", type=filled, metavar="BASE", help=words)

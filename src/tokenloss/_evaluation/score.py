@@ -116,7 +116,7 @@ class _Run:
         self, shard: Shard, opened: OpenShard, options: Options, workers: int | None, sink: _Sink | None, top_k: int,
         sampled: int,
     ) -> None:  # fmt: skip
-        file, targets, scored, text, sequences, mask, _ = opened
+        file, targets, scored, text, sequences, mask, *_ = opened
         self._shard, self._file, self._options, self._sink = shard, file, options, sink
         self._targets, self._sequences = targets, sequences
         self._is_soft = targets.ndim == len(file.shape)
