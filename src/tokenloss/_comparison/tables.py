@@ -173,7 +173,7 @@ def responses_shown(comparison: Any) -> Shown:
 
 def _title(comparison: Any) -> str:
     """Title that names both files."""
-    return f"{comparison._about.get('other', 'other')} vs {comparison._about.get('base', 'base')}"
+    return f"{comparison._about.get('name', 'other')} vs {comparison._about.get('base', 'base')}"
 
 
 def response_tables(comparison: Any) -> list[Table]:
