@@ -160,6 +160,7 @@ def test_evaluations_are_a_table_in_python(two):
     assert table.loss["b"] == found["b"].meter.loss
     assert table.perplexity_high["a"] == found["a"].figures["perplexity_interval"][1]
     assert found.to_dict()["a"] == found["a"].to_dict()
+    assert Evaluations().summary() == "0 models"
     assert found == Evaluations(found) != Evaluations({"a": found["a"]})
     assert "<td" in found._repr_html_()
     assert repr(found).startswith("Evaluations({'a': Evaluation(count=4")
