@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 import contextlib
 import difflib
+import os
 import reprlib
 import shutil
 import sys
 import textwrap
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tokenloss._command.commands import InputError
@@ -83,7 +83,8 @@ class Parser(argparse.ArgumentParser):
         """Suggest an option: one that takes this word as its value, begins with it, or is spelled much like it."""
         word = text.partition("=")[0].lstrip("-")
         names = [name[2:] for name in self._option_string_actions if name.startswith("--")]
-        near = [f"{one.option_strings[0]} {word}" for one in self._actions if word in (one.choices or ())]
+        chosen = [one for one in self._actions if one.option_strings and word in (one.choices or ())]
+        near = [f"{one.option_strings[0]} {word}" for one in chosen]
         near += [f"--{name}" for name in names if word and name.startswith(word)]
         near += [f"--{name}" for name in difflib.get_close_matches(word, names, 1)]
         return f"; did you mean {near[0]}?" if near else f"; {self.prog} --help lists all"
@@ -94,8 +95,9 @@ class Parser(argparse.ArgumentParser):
         if value in choices:
             return
         near = difflib.get_close_matches(value, choices, 1)
-        if action.nargs == argparse.PARSER and Path(value).exists():
-            near = [f"{self.prog} score {value}"]
+        if action.nargs == argparse.PARSER:  # of commands
+            near += [f"{self.prog} --{value}"] * (f"--{value}" in self._option_string_actions)
+            near += [f"{self.prog} score {value}"] * os.path.exists(value)  # noqa: PTH110 -- Path's raises of long text
         fits = f"{', '.join(choices[:-1])} or {choices[-1]}"
         hint = f"; did you mean {near[0]}?" if near else ""
         raise argparse.ArgumentError(action, f"must be {fits}, not {reprlib.repr(value)}{hint}")
