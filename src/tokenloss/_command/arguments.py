@@ -42,7 +42,7 @@ hidden states (..., D), named hidden_states or hidden. It may also be a .json or
 vLLM, SGLang, llama.cpp or any with OpenAI's layout. Nothing is loaded whole, so files may be larger than memory.
 
 Several FILEs are shards of one text. With names, as in A=a.npz B=b.npz, they are models of the same text, and the table
-has a row for each; all options apply to each of them.
+has a row for each. All options apply to each of them. `tokenloss compare` gives their differences, with paired errors.
 """
 _SCORE_EXAMPLES = """
  a file of logits and targets:
