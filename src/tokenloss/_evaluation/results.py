@@ -200,7 +200,7 @@ class Evaluations(Result, dict[str, Evaluation]):
 
     def _shown(self) -> Shown:
         """A table with a row for each."""
-        return evaluations_shown(self)
+        return evaluations_shown(self._figures(), {one.meter._basis() for one in self.values()})
 
     def columns(self) -> dict[str, Array]:
         """Columns of a table with a row for each model.

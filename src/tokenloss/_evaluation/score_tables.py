@@ -12,8 +12,6 @@ from tokenloss._core.text import count_of, printable, title
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from tokenloss._evaluation.results import Evaluation
-
 _MAX_SHARDS = 20  # files are listed up to this number
 _MAX_REASON = 100  # characters of the reason of a failed line
 
@@ -28,18 +26,17 @@ def shown(figures: dict[str, Any], basis: str) -> Shown:
     return Shown(title(figures["files"]) or "blocks in memory", note, _tables(figures, basis))
 
 
-def evaluations_shown(evaluations: Mapping[str, Evaluation]) -> Shown:
-    """The title and a table of several evaluations: a row for each, and columns that are not empty."""
-    lines = [[("model", printable(name)), *_cells(one.figures)] for name, one in evaluations.items()]
+def evaluations_shown(models: Mapping[str, dict[str, Any]], bases: set[str]) -> Shown:
+    """The title and a table of the figures of several models; columns that are empty are left out."""
+    lines = [[("model", printable(name)), *_cells(figures)] for name, figures in models.items()]
     is_shown = [any(cell for _, cell in column) for column in zip(*lines, strict=True)]
     lines = [[*itertools.compress(line, is_shown)] for line in lines]
     tables = [Table([tuple(cell for _, cell in line) for line in lines], tuple(head for head, _ in lines[0]))]
-    kinds = dict.fromkeys(one.figures["kind"] for one in evaluations.values())
-    bases = {one.meter._basis() for one in evaluations.values()}
+    kinds = dict.fromkeys(figures["kind"] for figures in models.values())
     notes = [", ".join(kinds), *(bases if len(bases) == 1 else ())]
-    if len({one.meter.count for one in evaluations.values()}) > 1:
+    if len({figures["count"] for figures in models.values()}) > 1:
         notes.append("their tokens differ, so compare bits per byte, not losses or perplexities")
-    return Shown(count_of(len(evaluations), "model"), "; ".join(notes), tables)
+    return Shown(count_of(len(models), "model"), "; ".join(notes), tables)
 
 
 def _cells(figures: dict[str, Any]) -> list[tuple[str, str]]:
