@@ -115,7 +115,7 @@ def _group_table(head: str, title: str, rows: list[dict[str, Any]], has_losses: 
 
 def candidate_table(comparisons: Any) -> Table:
     """Table of the base, and of several candidates by their divergence; columns that are empty are left out."""
-    lines = [_candidate_cells(*named) for named in comparisons.ranked()]
+    lines = [_candidate_cells(*named) for named in comparisons._ranked()]
     first = next(iter(comparisons.values()))
     if len({one.count for one in comparisons.values()}) == 1 and not math.isnan(first.base_perplexity):
         cells = {"model": "base", "PPL": f"{first.base_perplexity:.6g}"}
