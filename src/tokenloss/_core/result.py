@@ -145,7 +145,8 @@ def _single_values(figures: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """Each figure that is one value, and both ends of each interval, with its name."""
     for name, value in figures.items():
         if name.endswith("_interval"):
-            yield from zip((name.replace("_interval", end) for end in ("_low", "_high")), value, strict=True)
+            ends = (name.replace("_interval", end) for end in ("_low", "_high"))
+            yield from zip(ends, value or (None, None), strict=True)
         elif isinstance(value, bool | int | float | str | None):
             yield name, value
 
