@@ -38,13 +38,13 @@ class Comparisons(Result, dict[str, ComparisonT]):
         """Show the comparisons by name."""
         return f"Comparisons({dict.__repr__(self)})"
 
-    def ranked(self) -> list[tuple[str, Any]]:
+    def _ranked(self) -> list[tuple[str, Any]]:
         """Names and comparisons, the smallest divergence first."""
         return sorted(self.items(), key=lambda named: named[1]._rank())
 
     def _figures(self) -> dict[str, Any]:
         """What is the same for all, then "candidates": a list of the figures of each, the smallest divergence first."""
-        figures = {name: one._figures() for name, one in self.ranked()}
+        figures = {name: one._figures() for name, one in self._ranked()}
         top: dict[str, Any] = {}
         for name, one in self.items():
             top |= {key: figures[name][key] for key in one._of_base if key in figures[name] and key not in top}
@@ -73,4 +73,6 @@ class Comparisons(Result, dict[str, ComparisonT]):
             "name", each figure that is one number or text, and the ends of intervals; of samples, a row for each metric
             of a candidate.
         """
-        return columns_of([{"name": name} | row | {"name": name} for name, one in self.ranked() for row in one._rows()])
+        return columns_of(
+            [{"name": name} | row | {"name": name} for name, one in self._ranked() for row in one._rows()]
+        )

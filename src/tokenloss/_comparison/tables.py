@@ -38,7 +38,7 @@ def candidates_shown(comparisons: Mapping[str, Any]) -> Shown:
     if hasattr(first, "metrics"):
         return samples_shown_together(comparisons, title)
     if hasattr(first, "kl_bound"):
-        return Shown(f"{title} vs {first._about['base']}", first.part, [candidate_table(comparisons)])
+        return Shown(f"{title} vs {first._about['base']}", _responses_note(first, ""), [candidate_table(comparisons)])
     return _shown(comparisons, title, first._about.get("base_kind", ""), [candidate_table(comparisons)])
 
 
@@ -115,9 +115,9 @@ def _group_table(head: str, title: str, rows: list[dict[str, Any]], has_losses: 
 
 def candidate_table(comparisons: Any) -> Table:
     """Table of the base, and of several candidates by their divergence; columns that are empty are left out."""
-    lines = [_candidate_cells(*named) for named in comparisons.ranked()]
-    first = next(iter(comparisons.values()))
-    if len({one.count for one in comparisons.values()}) == 1 and not math.isnan(first.base_perplexity):
+    lines = [_candidate_cells(*named) for named in comparisons._ranked()]
+    first, *others = comparisons.values()
+    if all((one.count, one.base_perplexity) == (first.count, first.base_perplexity) for one in (first, *others)):
         cells = {"model": "base", "PPL": f"{first.base_perplexity:.6g}"}
         cells |= {" ± ": known_error(first.base_perplexity_stderr, f"{first.base_perplexity_stderr:.3g}")}
         lines.insert(0, dict.fromkeys(lines[0], "") | cells)
@@ -161,14 +161,17 @@ def _candidate_cells(name: str, one: Any) -> dict[str, str]:
 
 def responses_shown(comparison: Any) -> Shown:
     """What people see of a `ResponseComparison`."""
+    rounded = [words for words in (comparison.rounding, comparison.base_rounding) if words]
+    note = f"; log-probabilities: {' vs '.join(rounded)}" if rounded else ""
+    return Shown(_title(comparison), _responses_note(comparison, note), response_tables(comparison))
+
+
+def _responses_note(comparison: Any, more: str) -> str:
+    """How many responses there are, and what errors take as independent."""
     basis = "errors by response" if comparison.is_clustered else "taken as independent"
     counts = f"{count_of(comparison.count, 'token')} of {count_of(comparison.n_sequences, 'response')}"
-    rounded = [words for words in (comparison.rounding, comparison.base_rounding) if words]
-    note = f"{counts} ({comparison.part}), {basis}"
-    note += f"; log-probabilities: {' vs '.join(rounded)}" if rounded else ""
     intervals = interval_note(comparison.interval_factor)
-    note += f"; {intervals}" if intervals else ""
-    return Shown(_title(comparison), note, response_tables(comparison))
+    return f"{counts} ({comparison.part}), {basis}{more}" + (f"; {intervals}" if intervals else "")
 
 
 def _title(comparison: Any) -> str:

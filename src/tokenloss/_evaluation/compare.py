@@ -73,7 +73,7 @@ def compare_sides(
     rows, firsts = sum(shard.scored_rows for shard in shards), _first_numbers(shards, options)
     with contextlib.ExitStack() as stack:
         names = tuple(one.name for one in named[1:])
-        has_text = any(open_stored(shard, options).tokens is not None for shard in shards)
+        has_text = any(side.has_text for shard in shards for side in (shard, *shard.others))
         open_sinks(stack, outputs, shards[0].batch, rows * len(others), top_k, has_text=has_text, names=names)
         compare = functools.partial(compare_shard, names=names)
         results, _ = score_shards(compare, shards, options, settings, outputs, top_k)
