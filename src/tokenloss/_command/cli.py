@@ -8,6 +8,7 @@ import io
 import math
 import os
 import reprlib
+import shlex
 import signal
 import sys
 import threading
@@ -100,7 +101,9 @@ def _run(argv: Sequence[str] | None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # the terminal's encoding may lack characters of tokens
     try:
+        argv = sys.argv[1:] if argv is None else argv
         args = _parser().parse_args(argv)
+        args.command_line = shlex.join(["tokenloss", *argv])
         args.run(args)
         print(end="", flush=True)
     except OSError as error:  # stdout cannot be written; errors of files have become input errors

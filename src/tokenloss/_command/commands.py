@@ -256,5 +256,5 @@ def _chosen_outputs(classes: Sequence[type[Sink]], args: argparse.Namespace) -> 
         if value:
             with _input_errors(output.option):
                 outputs.append(output(value if output.writes_file else None))
-                outputs[-1]._is_option = bool(output.option)
+                outputs[-1]._is_option, outputs[-1]._made_by = bool(output.option), args.command_line
     return outputs

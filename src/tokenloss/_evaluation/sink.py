@@ -200,6 +200,7 @@ class Sink:
     path: Any = None  # None: it writes no file; also if a subclass does not call `__init__`
     _of_responses: bool = False  # set before it is opened
     _is_option: bool = False  # whether errors name it by its option, not by its class
+    _made_by: str = "tokenloss.evaluate"  # the function, or the line of the command, that made it
 
     def __init__(self, path: Any = None) -> None:
         self.path = path

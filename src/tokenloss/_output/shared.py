@@ -40,12 +40,8 @@ class TokenSink(Sink):
     def add(self, block: TokenBlock) -> None:
         ids, text = block.ids, block.text
         text = np.full(len(ids), None) if text is None else text.astype(object)
-        columns = dict(vars(block.scores), ids=ids, text=text)
-        if self.columns:  # these may be more than those of `TokenScores`
-            columns |= {"file": np.full(len(ids), block.file), "sequences": block.sequences}
-        if block.top_tokens is not None:
-            more = ("top_tokens", "sequences", "positions", "is_greedy_known")
-            columns |= {name: getattr(block, name) for name in more}
+        columns = dict(vars(block.scores), ids=ids, text=text, file=np.full(len(ids), block.file))
+        columns |= {name: getattr(block, name) for name in ("sequences", "positions", "top_tokens", "is_greedy_known")}
         left = int(min(len(ids), max(0, self.max_tokens - self._seen)))
         self._seen += len(ids)
         if left or not self._parts:
@@ -53,7 +49,7 @@ class TokenSink(Sink):
             self._parts.append({name: columns[name][:left] for name in names})
 
     def collected(self) -> dict[str, Array]:
-        """Columns by name: those of `TokenScores`, `ids`, `text`, and those that only responses have."""
+        """Columns by name: those of `TokenScores`, and of `TokenBlock`, as far as they are known."""
         return {name: np.concatenate([part[name] for part in self._parts]) for name in self._parts[0]}
 
 
