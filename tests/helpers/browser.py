@@ -87,6 +87,12 @@ class Browser:
         self.call("Page.navigate", url=path.as_uri())
         while not self.seen("Page.loadEventFired"):
             self.events.append(self._read())
+        self.settle()
+
+    def settle(self):
+        """Wait until the page has read its data, and drawn what is in the window."""
+        self.run("typeof ready == 'undefined' ? 0 : ready")
+        self.run("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(() => done(0))))")
 
     def seen(self, *methods):
         """Events of these kinds since a file was opened."""

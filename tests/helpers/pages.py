@@ -8,8 +8,10 @@ import zlib
 from html.parser import HTMLParser
 
 import numpy as np
+from places import SAMPLE
 
-from tokenloss import compare
+from tokenloss import TokenScores, compare, token_scores
+from tokenloss._scores.token_scores import COLUMNS
 
 NASTY = [
     "<script>alert(1)</script>", "</script>", "&amp;", "<!--", "-->", "\"'", "</p></main>",
@@ -77,6 +79,21 @@ class Reader(HTMLParser):
     def places(self):
         """Where each token is."""
         return {name: np.cumsum(steps).tolist() for name, steps in self.data["places"].items()}
+
+
+def sample():
+    """The sample of the tests: its scores, with five alternatives, targets and tokens."""
+    with np.load(SAMPLE) as data:
+        return token_scores(data["logits"], data["targets"], top_k=5), data["targets"], data["tokens"]
+
+
+def scores_of(nll, **fields):
+    """Scores with these losses; all else is made up."""
+    nll = np.asarray(nll, np.float64)
+    ids = np.zeros(nll.shape, np.int64)
+    full = {name: np.zeros(nll.shape, column.dtype) for name, column in COLUMNS.items() if not column.is_top}
+    full |= {"nll": nll, "entropy": nll / 2, "rank": ids + 3, "argmax": ids + 7, "kept": ids == 0}
+    return TokenScores(**{**full, **fields})
 
 
 def made_up(kl, **fields):
