@@ -31,8 +31,9 @@ from programs import FORBIDDEN_PAGES, MEASURED, needs_mprotect
 
 import tokenloss
 from tokenloss import ComparisonMeter, compare, cross_entropy, kl_divergence, token_scores
+from tokenloss._comparison.tables import comparison_tables
+from tokenloss._core.result import Shown
 from tokenloss._output import terminal
-from tokenloss._output.compare_summary import comparison_tables
 
 NAN, INF = math.nan, math.inf
 ARRAYS = ["nll", "base_nll", "kl", "delta_p", "is_same_top", "kept", "base_top_p"]
@@ -144,7 +145,7 @@ def assert_equals_reference(base, logits, targets, **options):
         np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
     tokens = [np.asarray(getattr(found, name))[found.kept] for name in ARRAYS]
     if found.count > 1 and all(np.isfinite(column).all() for column in tokens):
-        assert_figures(found.to_dict(), reference.figures_of_comparison(found))
+        assert_figures(found._figures(), reference.figures_of_comparison(found))
     return found
 
 
@@ -382,7 +383,7 @@ def test_ignore_index_of_all_targets(definitions, shape):
     found = compare(logits, logits, np.full(shape[:-1], -100), definitions=definitions)
     assert found.count == 0
     assert found.kl.shape == shape[:-1]
-    figures = found.to_dict()
+    figures = found._figures()
     for name in ("definitions", "count", "n_sequences", "is_clustered"):
         del figures[name]
     assert [figures.pop(name) for name in ("n_infinite", "n_nan", "left_out", "base_left_out")] == [0, 0, None, None]
@@ -390,7 +391,7 @@ def test_ignore_index_of_all_targets(definitions, shape):
     for figure in figures.values():
         for value in figure.values() if isinstance(figure, dict) else [figure]:
             assert np.isnan(value).all()
-    assert repr(ComparisonMeter(definitions=definitions).result().to_dict()) == repr(found.to_dict())
+    assert repr(ComparisonMeter(definitions=definitions).result()._figures()) == repr(found._figures())
 
 
 @each_definition
@@ -399,9 +400,9 @@ def test_one_token(definitions):
     assert (found.count, found.kl.shape) == (1, ())
     assert found.perplexity_ratio == pytest.approx(0.5 / 0.75)
     assert found.delta_p_quantiles == dict.fromkeys(found.delta_p_quantiles, float(found.delta_p))
-    undefined = [name for name, figure in found.to_dict().items() if isinstance(figure, float) and math.isnan(figure)]
+    undefined = [name for name, figure in found._figures().items() if isinstance(figure, float) and math.isnan(figure)]
     of_one = ("correlation", "interval_factor")
-    assert undefined == [name for name in found.to_dict() if name in of_one or name.endswith("_stderr")]
+    assert undefined == [name for name in found._figures() if name in of_one or name.endswith("_stderr")]
 
 
 @each_definition
@@ -535,7 +536,7 @@ def test_comparison_is_frozen_picklable_and_json(rng):
     assert_same(pickle.loads(pickle.dumps(found)), found)  # noqa: S301 -- pickled in this line
     with pytest.raises(FrozenInstanceError):
         found.count = 5
-    figures = found.to_dict()
+    figures = found._figures()
     assert repr(json.loads(json.dumps(figures))) == repr(figures)  # nan is not nan
     assert figures["definitions"] == "exact"
     assert not set(figures) & set(ARRAYS)
@@ -546,7 +547,7 @@ def test_comparison_is_frozen_picklable_and_json(rng):
 def test_tables_of_the_command(rich, sample, capsys, monkeypatch):
     if not rich:
         monkeypatch.setattr(terminal, "has_rich", lambda: False)
-    terminal.show_tables("BASE, OTHER", "", comparison_tables(compare(*sample, definitions="llama.cpp")))
+    terminal.show(Shown("BASE, OTHER", "", comparison_tables(compare(*sample, definitions="llama.cpp"))))
     lines = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
     for line in (
         "  Perplexity statistics",

@@ -340,7 +340,7 @@ def test_kl_quantile_intervals_hold_divergences_of_these_ranks(rng):
         assert low <= found.kl_quantiles[fraction] <= high
     assert found.kl_quantile_intervals[0.999][1] == INF
     assert found.kl_quantile_intervals[0.001][0] == 0
-    written = found.to_dict()["kl_quantile_intervals"]
+    written = found._figures()["kl_quantile_intervals"]
     assert written == {f"{fraction:g}": list(ends) for fraction, ends in found.kl_quantile_intervals.items()}
 
 

@@ -1,5 +1,6 @@
 """What compare prints and writes of one candidate and of several: tables, files of tokens, plots and pages."""
 
+import dataclasses
 import json
 import math
 import re
@@ -15,7 +16,7 @@ from tokenloss import compare
 from tokenloss._evaluation import plan
 from tokenloss._evaluation.sink import Candidate
 from tokenloss._output import divergence_plot, page
-from tokenloss._output.compare_summary import ComparisonTables
+from tokenloss._output.terminal import Summary
 
 pytestmark = pytest.mark.thread_unsafe(reason="a command prints to the stdout of its process")
 MINUS = "\N{PLUS-MINUS SIGN}"
@@ -69,10 +70,10 @@ def test_table_of_several_candidates(rich, many, command, monkeypatch):
     assert [line for line in out.splitlines() if line != line.rstrip()] == []
 
 
-def printed(capsys, candidates, **figures):
-    """Rows of the tables of candidates, each a list of its cells."""
-    summary = {"base": "base", "base_kind": "logits", "kind": "logits", **candidates[0].figures, **figures}
-    ComparisonTables().finish(summary, candidates)
+def printed(capsys, comparisons, **about):
+    """Rows of the tables of comparisons by name, each a list of its cells."""
+    named = {name: dataclasses.replace(one, _about={"name": name, **about}) for name, one in comparisons.items()}
+    Summary().finish({}, [Candidate(name, None, one, {}) for name, one in named.items()])
     return [cells(line) for line in capsys.readouterr().out.splitlines()]
 
 
@@ -85,8 +86,7 @@ def of_kl(kl, **options):
 
 def test_infinite_candidates_are_last_and_marked(capsys):
     kl = {"nan": [math.nan, 1.0], "inf": [1.0, math.inf, math.inf], "high": [3.0, 2.0], "low": [0.5, 1.0]}
-    candidates = [Candidate(name, None, of_kl(one), of_kl(one).to_dict()) for name, one in kl.items()]
-    rows = printed(capsys, candidates)
+    rows = printed(capsys, {name: of_kl(one) for name, one in kl.items()})
     assert rows[2][-2:] == ["not finite", "KLD where finite"]
     assert [row[0] for row in rows[3:]] == ["low", "high", "inf", "nan"]
     finite = f"{0.5 * math.log((1 + math.e) ** 2 / (4 * math.e)):.6f}"
@@ -98,15 +98,15 @@ def test_infinite_candidates_are_last_and_marked(capsys):
 
 def test_names_of_candidates_cannot_control_the_terminal(capsys):
     name = "\x1b[31mq\n4[bold]"
-    rows = printed(capsys, [Candidate(name, 0, of_kl([1.0, 2.0]), {})] * 2)
+    rows = printed(capsys, {name: of_kl([1.0, 2.0]), "q": of_kl([1.0, 2.0])}, size=0)
     assert rows[3][:2] == [r"\x1b[31mq\n4[bold]", "0 GB"]
-    rows = printed(capsys, [Candidate(name, None, of_kl([1.0, 2.0]), of_kl([1.0, 2.0]).to_dict())])
+    rows = printed(capsys, {name: of_kl([1.0, 2.0])})
     assert rows[0][0] == r"\x1b[31mq\n4[bold] vs base"
 
 
 def test_tables_without_what_there_is_not(capsys):
     one = of_kl([1.0, 2.0, 0.5])
-    words = [row[0] for row in printed(capsys, [Candidate("q", None, one, one.to_dict())])]
+    words = [row[0] for row in printed(capsys, {"q": one})]
     for word in (
         "Mean    KLD where finite", "Infinite tokens", "Tokens that are nan", "By type of token",
         "Sequences of the highest divergence", "Probability of the classes that are left out",
@@ -116,7 +116,7 @@ def test_tables_without_what_there_is_not(capsys):
 
 def test_rows_of_what_is_not_finite(capsys):
     one = of_kl([1.0, math.nan, math.inf, math.inf, 1.0])
-    rows = printed(capsys, [Candidate("q", None, one, one.to_dict())])
+    rows = printed(capsys, {"q": one})
     finite = 0.5 * math.log((1 + math.e) ** 2 / (4 * math.e))
     at = rows.index(["Infinite tokens", "2", "of 5"])
     assert rows[at - 2][:3] == ["Mean", "KLD", "nan"]
@@ -138,7 +138,7 @@ def test_probability_of_the_classes_that_are_left_out(capsys):
     rng = np.random.default_rng(3)
     base, logits = rng.normal(size=(9, 5)), rng.normal(size=(9, 4))
     one = compare(base, logits, np.zeros(9, int), classes=4)
-    rows = printed(capsys, [Candidate("q", None, one, one.to_dict())])
+    rows = printed(capsys, {"q": one})
     mass = (np.exp(base)[:, 4] / np.exp(base).sum(-1)).mean()
     at = rows.index(["Probability of the classes that are left out"])
     assert rows[at + 1] == ["Mean of base", f"{100 * mass:.4g} %"]
@@ -186,7 +186,7 @@ def test_tables_of_groups(many, command):
 
 def test_tables_of_groups_of_one_token_have_no_errors(capsys):
     one = of_kl([1.0])
-    rows = printed(capsys, [Candidate("q", None, one, one.to_dict())])
+    rows = printed(capsys, {"q": one})
     row = next(row for row in rows if row[0] == "0.4 to 0.6")
     assert row[1:] == ["1", f"{one.mean_kl:.6f}", f"{one.log_perplexity_ratio:+.5f}", *row[4:]]
     assert rows[0][1].startswith("1 token, ")
@@ -198,7 +198,7 @@ def test_table_of_token_types(capsys):
     types = [
         dict(zip(table, row, strict=True)) for row in zip(*(part.tolist() for part in table.values()), strict=True)
     ]
-    rows = printed(capsys, [Candidate("q", None, one, one.to_dict())], by_token_type=types)
+    rows = printed(capsys, {"q": one}, by_token_type=types)
     at = rows.index(["By type of token"])
     assert [row[0] for row in rows[at + 2 : at + 5]] == ["word", "number", "punctuation"]  # by divergence
     assert rows[at + 2][1:3] == ["2", f"{one.kl[:2].mean():.6f}"]

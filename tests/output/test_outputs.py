@@ -12,8 +12,7 @@ from candidates import Many
 from tokenloss import _output, evaluate, sinks
 from tokenloss._command import cli, commands
 from tokenloss._evaluation.sink import Candidate
-from tokenloss._output.compare_summary import ComparisonTables
-from tokenloss._output.score_summary import SummaryTables
+from tokenloss._output.terminal import Summary
 
 pytestmark = pytest.mark.thread_unsafe(reason="a command prints to the stdout of its process")
 TABLES = {name: outputs for name, outputs in vars(_output).items() if name.endswith("_OUTPUTS")}
@@ -80,7 +79,7 @@ def test_a_figure_of_score_is_printed_unless_it_is_listed_here(capsys, tmp_path)
     figures = evaluation.figures | {"seconds": 2.0, "n_nan": 1, "n_infinite": 1}
 
     def printed(**changed):
-        SummaryTables().finish(figures | changed, evaluation)
+        Summary().finish({}, dataclasses.replace(evaluation, figures=figures | changed))
         return capsys.readouterr().out
 
     assert {name for name, figure in figures.items() if printed(**{name: other(figure)}) == printed()} == {
@@ -93,12 +92,11 @@ def test_a_figure_of_score_is_printed_unless_it_is_listed_here(capsys, tmp_path)
 def test_a_figure_of_a_comparison_is_printed_unless_it_is_listed_here(capsys, tmp_path):
     comparison = Many(tmp_path).comparison("q4")
     comparison = dataclasses.replace(comparison, n_nan=1, n_infinite=2, left_out=0.5, base_left_out=0.25)
-    summary = {"base": "base", "base_kind": "logits", "kind": "logits", "by_confidence": []}
 
     def printed(**changed):
-        ComparisonTables().finish(summary, [Candidate("q4", None, dataclasses.replace(comparison, **changed), summary)])
+        Summary().finish({}, [Candidate("q4", None, dataclasses.replace(comparison, **changed), {})])
         return capsys.readouterr().out
 
     figures = {name: figure for name, figure in vars(comparison).items() if not isinstance(figure, np.ndarray)}
     missing = {name for name, figure in figures.items() if printed(**{name: other(figure)}) == printed()}
-    assert missing == {"sequences"}  # of which the figures of the file hold the table
+    assert missing == {"_about"}  # which is empty here

@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any
 from tokenloss._core.config import show_config
 from tokenloss._core.errors import contextmanager
 from tokenloss._core.files import WriteError
+from tokenloss._core.result import Shown, Table
 from tokenloss._evaluation.compare_files import compare_files
 from tokenloss._evaluation.compare_responses import compare_responses
 from tokenloss._evaluation.compare_samples import compare_samples
 from tokenloss._evaluation.evaluate import advice, evaluate
 from tokenloss._evaluation.sink import Sink
 from tokenloss._output import COMPARE_OUTPUTS, RESPONSE_OUTPUTS, SAMPLE_OUTPUTS, SCORE_OUTPUTS
-from tokenloss._output.terminal import JsonObject, Table, show_tables
+from tokenloss._output.terminal import JsonObject, show
 from tokenloss.formats.responses import is_responses
 from tokenloss.formats.samples import is_samples
 
@@ -43,7 +44,7 @@ def info(args: argparse.Namespace) -> None:
         ("instruction set", config["instruction_set"], f"of {', '.join(config['available'])}"),
         ("workers", str(config["workers"]), ""),
     ]
-    show_tables("tokenloss", config["version"], [Table(rows)])
+    show(Shown("tokenloss", config["version"], [Table(rows)]))
 
 
 def score(args: argparse.Namespace) -> None:
@@ -171,7 +172,7 @@ def _compare_samples(args: argparse.Namespace) -> None:
     outputs = _chosen_outputs(SAMPLE_OUTPUTS, args)
     with _input_errors():
         comparison = compare_samples(**_arguments(compare_samples, args))
-    _print(outputs, {"base": args.base, "other": args.other, **comparison.to_dict()}, comparison)
+    _print(outputs, comparison.to_dict(), comparison)
 
 
 def _refuse(args: argparse.Namespace, names: Iterable[str], reason: str) -> None:
@@ -211,7 +212,7 @@ def _compare_responses(args: argparse.Namespace) -> None:
     }
     with _input_errors():
         comparison = compare_responses(**_arguments(compare_responses, args, **of_scores))
-    _print(outputs, {"base": args.base, "other": args.other, **comparison.to_dict()}, comparison)
+    _print(outputs, comparison.to_dict(), comparison)
 
 
 def _compare_scores(args: argparse.Namespace, others: dict[str, str]) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from tokenloss._comparison.columns import check_definitions, join, new_columns, pair_columns, share
 from tokenloss._comparison.figures import check_groups, confidence_table, figures_of, group_table
 from tokenloss._comparison.paired import PairedLosses, rows_of
+from tokenloss._comparison.tables import comparison_shown
 from tokenloss._core.dtypes import CheckedArray, as_float_array
 from tokenloss._core.errors import raise_error
 from tokenloss._core.validation import check_axis
@@ -16,6 +17,7 @@ from tokenloss._core.validation import check_axis
 if TYPE_CHECKING:
     from typing import Literal
 
+    from tokenloss._core.result import Shown
     from tokenloss._core.types import Array, ArrayLike, Columns, Float64Array, IntArray, Kind
 
 
@@ -122,22 +124,13 @@ class Comparison(PairedLosses):
         """
         return confidence_table(self)
 
-    def to_dict(self) -> dict[str, Any]:
-        """All figures, without the arrays of positions, as JSON can hold them.
+    def _figures(self) -> dict[str, Any]:
+        """All figures, and the table of confidence."""
+        return super()._figures() | {"by_confidence": rows_of(self.by_confidence)}
 
-        Returns
-        -------
-        dict
-            By name; quantiles and their intervals are by fraction, as text: "1", "0.999" and so on. "by_confidence"
-            and, if there is any sequence, "sequences" are lists that hold a dictionary for each row.
-
-        Examples
-        --------
-        >>> from tokenloss import compare
-        >>> compare([[0.0, 0.0]], [[0.0, 0.0]], [0]).to_dict()["kl_quantiles"]["0.999"]
-        0.0
-        """
-        return super().to_dict() | {"by_confidence": rows_of(self.by_confidence)}
+    def _shown(self) -> Shown:
+        """Tables of the figures, in the words of llama.cpp's perplexity tool."""
+        return comparison_shown(self)
 
     def __repr__(self) -> str:
         """Show the main figures."""

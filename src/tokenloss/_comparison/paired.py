@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from tokenloss._core.exact import ExactMoments, exp
+from tokenloss._core.result import Result
 from tokenloss._statistics.distributions import quantile_ranks
 from tokenloss._statistics.ratio import ExactRatio
 from tokenloss._statistics.sequences import sums_by_segment
@@ -21,7 +22,7 @@ _DELTA_P_QUANTILES = (1.0, 0.999, 0.99, 0.95, 0.9, 0.75, 0.5, 0.25, 0.1, 0.05, 0
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class PairedLosses:
+class PairedLosses(Result):
     """Figures that every comparison of two models' losses has. The docstrings of its subclasses get its attributes.
 
     Attributes
@@ -89,6 +90,8 @@ class PairedLosses:
     is_same_top: BoolArray
     kept: BoolArray
     sequences: dict[str, Array] | None
+    # what files say of the comparison, such as their names: more figures, which `==` does not compare
+    _about: dict[str, Any] = field(default_factory=dict, compare=False, kw_only=True)
 
     def __init_subclass__(cls) -> None:
         """Put the attributes of this class into the docstring of a subclass, before its own."""
@@ -96,15 +99,8 @@ class PairedLosses:
         shared = (PairedLosses.__doc__ or "").partition(line)[2].rstrip()
         cls.__doc__ = (cls.__doc__ or "").replace(line, f"{line}{shared}\n", 1)
 
-    def to_dict(self) -> dict[str, Any]:
-        """All figures, without the arrays of tokens, as JSON can hold them.
-
-        Returns
-        -------
-        dict
-            By name; quantiles and their intervals are by fraction, as text: "1", "0.999" and so on. If there is any
-            sequence, "sequences" is a list that holds a dictionary for each.
-        """
+    def _figures(self) -> dict[str, Any]:
+        """All figures; quantiles and their intervals are by fraction, as text: "1", "0.999" and so on."""
         figures: dict[str, Any] = {}
         for name, value in vars(self).items():
             if name == "sequences" or name.startswith("_"):
@@ -117,7 +113,7 @@ class PairedLosses:
                 figures[name] = value
         if self.sequences is not None and self.n_sequences:
             figures["sequences"] = rows_of(self.sequences)
-        return figures
+        return self._about | figures | self._about
 
 
 class Mean:

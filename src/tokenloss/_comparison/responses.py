@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tokenloss._comparison.paired import KL_QUANTILES, Mean, PairedLosses, paired_figures, quantiles, sequence_table
+from tokenloss._comparison.tables import responses_shown
 
 if TYPE_CHECKING:
+    from tokenloss._core.result import Shown
     from tokenloss._core.types import Array, BoolArray, Columns, Float64Array
 
 _ARRAYS = ("nll", "base_nll", "kl_bound", "base_mass", "mass", "delta_p", "is_same_top", "is_top_known", "kept")
@@ -89,6 +91,10 @@ class ResponseComparison(PairedLosses):
     mass: Float64Array
     is_top_known: BoolArray
     sequences: dict[str, Array]
+
+    def _shown(self) -> Shown:
+        """Tables of the figures, whose divergence is a lower bound."""
+        return responses_shown(self)
 
     def __repr__(self) -> str:
         """Show the main figures."""

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tokenloss._comparison.tables import samples_shown
+from tokenloss._core.result import Result
+
 if TYPE_CHECKING:
+    from tokenloss._core.result import Shown
     from tokenloss._core.types import Array, Float64Array
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class SampleMetric:
+class SampleMetric(Result):
     """A metric of two models on the same samples.
 
     Each ``*_stderr`` is a standard error, clustered by document or group, nan for fewer than two of those; those of
@@ -103,14 +107,8 @@ class SampleMetric:
     other_values: Float64Array
     weights: Float64Array
 
-    def to_dict(self) -> dict[str, Any]:
-        """All figures, without the arrays, as JSON can hold them.
-
-        Returns
-        -------
-        dict
-            By name.
-        """
+    def _figures(self) -> dict[str, Any]:
+        """All figures, without the arrays."""
         return {name: value for name, value in vars(self).items() if not isinstance(value, np.ndarray)}
 
     def __repr__(self) -> str:
@@ -122,7 +120,7 @@ class SampleMetric:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class SampleComparison:
+class SampleComparison(Result):
     """Result of `compare_samples`.
 
     Attributes
@@ -168,16 +166,16 @@ class SampleComparison:
     metrics: list[SampleMetric]
     left_out: dict[str, str]
     notes: list[str]
+    _about: dict[str, Any] = field(default_factory=dict, compare=False)  # the names of the files
 
-    def to_dict(self) -> dict[str, Any]:
-        """All figures, without the arrays of samples, as JSON can hold them.
+    def _figures(self) -> dict[str, Any]:
+        """All figures; those of each metric are in a list."""
+        figures = {name: value for name, value in vars(self).items() if name != "_about"}
+        return self._about | figures | {"metrics": [metric._figures() for metric in self.metrics]}
 
-        Returns
-        -------
-        dict
-            By name; "metrics" is a list that holds a dictionary for each.
-        """
-        return vars(self) | {"metrics": [metric.to_dict() for metric in self.metrics]}
+    def _shown(self) -> Shown:
+        """Tables of metrics, flips and equivalence."""
+        return samples_shown(self)
 
     def __repr__(self) -> str:
         """Show what was compared."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 import contextlib
+import dataclasses
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -91,20 +92,20 @@ def _figures(
     candidates = []
     for number, (other, columns) in enumerate(zip(others, joined(parts), strict=True)):
         comparison = comparison_of(options.definitions, columns)
-        figures = shared | {"other": other.source, "name": other.name, "size": other.size}
-        figures |= {"kind": shards[0].others[number].kind, "n_ignored": rows - n_without_next - comparison.count}
-        figures |= _head_figures(shards[0], number)
-        figures |= comparison.to_dict()
+        about = shared | {"other": other.source, "name": other.name, "size": other.size}
+        about |= {"kind": shards[0].others[number].kind, "n_ignored": rows - n_without_next - comparison.count}
+        about |= _head_figures(shards[0], number)
         if types is not None:
             table = comparison.by(types)
-            figures["by_token_type"] = [row | {"group": TYPES[row["group"]]} for row in rows_of(table)]
-        if len(shards) > 1 and shards[0].segments_start is None:
-            _name_files(figures.get("sequences") or (), shards, firsts)
+            about["by_token_type"] = [row | {"group": TYPES[row["group"]]} for row in rows_of(table)]
+        if comparison.sequences is not None and len(shards) > 1 and shards[0].segments_start is None:
+            about["sequences"] = _with_files(rows_of(comparison.sequences), shards, firsts)
         rms = [[one for result in results for one in result.rms[model]] for model in (0, number + 1)]
         if any(rms):
-            known = [(figures.get(name) or {}).get("norm") is not None for name in ("base_head", "head")]
-            figures["norm_seems_missing"] = any(map(norm_seems_missing, rms, known))
-        candidates.append(Candidate(other.name, other.size, comparison, figures))
+            known = [(about.get(name) or {}).get("norm") is not None for name in ("base_head", "head")]
+            about["norm_seems_missing"] = any(map(norm_seems_missing, rms, known))
+        comparison = dataclasses.replace(comparison, _about=about)
+        candidates.append(Candidate(other.name, other.size, comparison, comparison._figures()))
     if len(candidates) == 1:
         return candidates[0].figures, candidates
     found = [one.figures for one in sorted(candidates, key=lambda one: nan_last(one.comparison.mean_kl))]
@@ -140,11 +141,15 @@ def _numbered(result: ComparedShard, first: int) -> ComparedShard:
     return result._replace(base=result.base | {"segment_ids": np.where(ids < 0, ids, ids + first)})
 
 
-def _name_files(sequences: Sequence[dict[str, Any]], shards: Sequence[Shard], firsts: list[int]) -> None:
-    """Write into a table of sequences the file of each, and its number in that file."""
-    for row in sequences:
-        number = bisect.bisect_right(firsts, row["sequence"]) - 1
-        row |= {"file": shards[number].path, "sequence": row["sequence"] - firsts[number]}
+def _with_files(
+    sequences: Sequence[dict[str, Any]], shards: Sequence[Shard], firsts: list[int]
+) -> list[dict[str, Any]]:
+    """Rows of a table of sequences, with the file of each, and its number in that file."""
+    numbers = [bisect.bisect_right(firsts, row["sequence"]) - 1 for row in sequences]
+    return [
+        row | {"file": shards[number].path, "sequence": row["sequence"] - firsts[number]}
+        for row, number in zip(sequences, numbers, strict=True)
+    ]
 
 
 def _types(shards: Sequence[Shard], options: Options, firsts: list[int]) -> Array | None:

@@ -136,8 +136,9 @@ def compare_responses(
     own: Any = next(file for file in opened if file is not None)
     words = [word or str(rounding) for word, rounding in zip(words, roundings, strict=True)]
     return response_comparison_of(
-        columns, origins, part=own.part, base_rounding=words[0], rounding=words[1], n_skipped=pairs.skipped
-    )
+        columns, origins, part=own.part, base_rounding=words[0], rounding=words[1], n_skipped=pairs.skipped,
+        _about={"base": paths[0], "other": paths[1]},
+    )  # fmt: skip
 
 
 def _path(path: str | os.PathLike[str] | None) -> str | None:

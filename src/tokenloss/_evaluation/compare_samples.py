@@ -100,4 +100,5 @@ def compare_samples(
         metrics=metrics,
         left_out=left_out,
         notes=notes,
+        _about={"base": paths[0], "other": paths[1]},
     )

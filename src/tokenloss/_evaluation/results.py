@@ -7,12 +7,14 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from tokenloss._core.text import as_strict_json
+from tokenloss._core.result import Result
 from tokenloss._evaluation.response_figures import ResponseFigures
+from tokenloss._evaluation.score_tables import shown
 from tokenloss._evaluation.sequences import NO_SEQUENCES, SequenceColumns
 from tokenloss._statistics.meter import LossMeter
 
 if TYPE_CHECKING:
+    from tokenloss._core.result import Shown
     from tokenloss._core.types import Array
 
 
@@ -107,7 +109,7 @@ class ShiftWarning(UserWarning):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Evaluation:
+class Evaluation(Result):
     """Result of `evaluate`.
 
     Attributes
@@ -146,22 +148,18 @@ class Evaluation:
         accuracy: float = self.figures["accuracy"]
         return accuracy
 
-    def to_dict(self) -> dict[str, Any]:
-        """The figures, as JSON can hold them.
+    def _figures(self) -> dict[str, Any]:
+        """All figures."""
+        return self.figures
 
-        Returns
-        -------
-        dict
-            Numbers that JSON does not have, nan and the infinities, are None.
+    def _shown(self) -> Shown:
+        """Tables of the figures, files and highest losses."""
+        return shown(self.figures, self.meter._basis())
 
-        Examples
-        --------
-        >>> from tokenloss import evaluate
-        >>> evaluate([([[0.0, 0.0]], [0])]).to_dict()["stderr"] is None  # of a single token
-        True
-        """
-        figures: dict[str, Any] = as_strict_json(self.figures)
-        return figures
+    def _compared(self) -> dict[str, Any]:
+        """All but the time that it took."""
+        figures = {name: figure for name, figure in self.figures.items() if name not in ("seconds", "gb_per_second")}
+        return vars(self) | {"figures": figures}
 
     def __repr__(self) -> str:
         """Show the main figures."""

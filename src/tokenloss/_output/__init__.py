@@ -7,14 +7,12 @@ files, and their interface.
 from __future__ import annotations
 
 from tokenloss._evaluation.sink import Candidate, ComparedBlock, Sink, TokenBlock
-from tokenloss._output.compare_summary import ComparisonTables, ResponseTables, SampleTables
 from tokenloss._output.divergence_page import DivergencePage
 from tokenloss._output.divergence_plot import DivergencePlot
 from tokenloss._output.loss_page import HtmlPage
 from tokenloss._output.loss_plot import LossPlot
-from tokenloss._output.score_summary import SummaryTables
 from tokenloss._output.table_files import ComparedTokenTable, SequenceTable, TokenTable
-from tokenloss._output.terminal import JsonObject
+from tokenloss._output.terminal import JsonObject, Summary
 
 __all__ = [
     "Candidate", "ComparedBlock", "ComparedTokenTable", "DivergencePage", "DivergencePlot", "HtmlPage", "LossPlot",
@@ -22,9 +20,9 @@ __all__ = [
 ]  # fmt: skip
 
 # Outputs are written in this order. The last one, the summary, is printed only if no other output prints.
-SCORE_OUTPUTS: tuple[type[Sink], ...] = (TokenTable, SequenceTable, LossPlot, HtmlPage, JsonObject, SummaryTables)
+SCORE_OUTPUTS: tuple[type[Sink], ...] = (TokenTable, SequenceTable, LossPlot, HtmlPage, JsonObject, Summary)
 COMPARE_OUTPUTS: tuple[type[Sink], ...] = (
-    ComparedTokenTable, DivergencePlot, DivergencePage, JsonObject, ComparisonTables,
+    ComparedTokenTable, DivergencePlot, DivergencePage, JsonObject, Summary,
 )  # fmt: skip
-SAMPLE_OUTPUTS: tuple[type[Sink], ...] = (JsonObject, SampleTables)
-RESPONSE_OUTPUTS: tuple[type[Sink], ...] = (JsonObject, ResponseTables)
+SAMPLE_OUTPUTS: tuple[type[Sink], ...] = (JsonObject, Summary)
+RESPONSE_OUTPUTS: tuple[type[Sink], ...] = (JsonObject, Summary)

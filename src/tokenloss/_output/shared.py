@@ -1,4 +1,4 @@
-"""What several outputs share: a sink that collects tokens, titles and notes."""
+"""What several outputs share: a sink that collects tokens, and titles."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from tokenloss._core.text import count_of, printable
 from tokenloss._evaluation.sink import Candidate, Sink, TokenBlock
 from tokenloss._scores.token_scores import token_scores
 
@@ -56,17 +55,3 @@ class TokenSink(Sink):
 def compared_title(summary: dict[str, Any], result: Sequence[Candidate]) -> str:
     """Title of an output about a comparison."""
     return f"{result[0].name if len(result) == 1 else f'{len(result)} models'} vs {summary['base']}"
-
-
-def head_row(head: dict[str, Any] | None) -> tuple[str, str]:
-    """Cells that say how logits were made of hidden states: the weight, and the transform."""
-    if head is None:
-        return "", ""
-    notes = [head["note"], *([] if head["norm"] is None else [f"after {head['norm']}"])]
-    return printable(head["weight"]) + (" + bias" if head["has_bias"] else ""), printable(", ".join(notes))
-
-
-def known_of(summary: dict[str, Any]) -> str:
-    """Note on how many tokens are known to be greedy or not; empty if all are."""
-    known = summary.get("n_greedy_known", summary["count"])
-    return "" if known == summary["count"] else f"of {count_of(known, 'token')} where it is known"

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import json
-import math
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
+from tokenloss._comparison.tables import candidates_shown
+from tokenloss._core.result import Result, as_text
 from tokenloss._core.text import as_strict_json, printable
 from tokenloss._evaluation.progress import has_rich
 from tokenloss._evaluation.sink import Sink
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from tokenloss._core.result import Shown, Table
 
-_TEXT = ("file", "text", "metric", "custom_id", "model", "token type", "note")  # columns that hold words, not numbers
 _MIN_TEXT_WIDTH = 16  # letters, beyond which text is folded on a narrow terminal
 
 
@@ -29,57 +29,27 @@ class JsonObject(Sink):
         print(json.dumps(as_strict_json(summary), indent=2, allow_nan=False))
 
 
-class Table(NamedTuple):
-    """Rows of text, with a title and heads if given; with heads, all columns but those of `_TEXT` are numbers."""
+class Summary(Sink):
+    """The tables of a result, or of several candidates."""
 
-    rows: Sequence[tuple[str, ...]]
-    heads: tuple[str, ...] = ()
-    title: str = ""
+    writes_file = False
 
-    def aligns_right(self, column: int) -> bool:
-        """Whether a column holds numbers."""
-        return bool(self.heads) and self.heads[column] not in _TEXT
-
-
-def known_error(error: float, words: str) -> str:
-    """The words about a standard error or an interval; empty if it is nan, as for a single token."""
-    return "" if math.isnan(error) else words
+    def finish(self, summary: dict[str, Any], result: Any) -> None:
+        """Print the tables."""
+        if not isinstance(result, Result):
+            named = {candidate.name: candidate.comparison for candidate in result}
+            show(candidates_shown(named) if len(named) > 1 else result[0].comparison._shown())
+        else:
+            show(result._shown())
 
 
-def table_of(title: str, formats: dict[str, str], items: list[dict[str, Any]]) -> Table:
-    """Table with a row for each item and a column for each format; standard errors that are nan are left empty."""
-    rows = [{head: printable(cell.format(**item)) for head, cell in formats.items()} for item in items]
-    known = (("" if head.strip() == "±" and cell == "nan" else cell for head, cell in row.items()) for row in rows)
-    return Table([*map(tuple, known)], tuple(formats), title)
+def show(shown: Shown) -> None:
+    """Print a title and tables."""
+    if not (has_rich() and _print_with_rich(shown)):
+        print(as_text(shown))
 
 
-def show_tables(title: str, note: str, tables: list[Table]) -> None:
-    """Print tables under a title."""
-    title = printable(title)
-    if has_rich() and _print_with_rich(title, note, tables):
-        return
-    print(f"{title}  {note}")
-    for table in tables:
-        print()
-        for line in _aligned(table):
-            print(f"  {line}")
-
-
-def _aligned(table: Table) -> Iterator[str]:
-    """Lines of a table, with cells aligned in columns."""
-    if table.title:
-        yield table.title
-    lines = [table.heads, *table.rows] if table.heads else table.rows
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    for line in lines:
-        cells = [
-            cell.rjust(width) if table.aligns_right(column) else cell.ljust(width)
-            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ]
-        yield "  ".join(cells).rstrip()
-
-
-def _print_with_rich(title: str, note: str, tables: list[Table]) -> bool:
+def _print_with_rich(shown: Shown) -> bool:
     """Print tables with rich if stdout is a terminal; return whether it is."""
     from rich.console import Console
     from rich.padding import Padding
@@ -90,9 +60,9 @@ def _print_with_rich(title: str, note: str, tables: list[Table]) -> bool:
     if not console.is_terminal:
         return False
     # a narrower terminal wraps lines by itself; rich would cut cells
-    console.width = max(console.width, *(2 + sum(2 + width for width in _min_widths(table)) for table in tables))
-    console.print(Text.assemble((title, "bold"), "  ", (note, "dim")), soft_wrap=True)
-    for table in tables:
+    console.width = max(console.width, *(2 + sum(2 + width for width in _min_widths(table)) for table in shown.tables))
+    console.print(Text.assemble((printable(shown.title), "bold"), "  ", (shown.note, "dim")), soft_wrap=True)
+    for table in shown.tables:
         drawn = RichTable(
             box=None, show_header=bool(table.heads), header_style="dim", pad_edge=False, padding=(0, 2, 0, 0)
         )

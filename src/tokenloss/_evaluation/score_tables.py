@@ -1,34 +1,29 @@
-"""The summary that `tokenloss score` prints."""
+"""The tables in which an evaluation is shown."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from tokenloss._comparison.tables import head_row, known_of
+from tokenloss._core.result import Shown, Table, known_error, table_of
 from tokenloss._core.text import count_of, printable, title
-from tokenloss._evaluation.sink import Sink
-from tokenloss._output.shared import head_row, known_of
-from tokenloss._output.terminal import Table, known_error, show_tables, table_of
 
 _MAX_SHARDS = 20  # files are listed up to this number
 _MAX_REASON = 100  # characters of the reason of a failed line
 
 
-class SummaryTables(Sink):
-    """The summary of `tokenloss score`."""
-
-    writes_file = False
-
-    def finish(self, summary: dict[str, Any], result: Any) -> None:
-        if summary["kind"] == "responses":
-            note = _responses_note(summary)
-        else:
-            shape = " \N{MULTIPLICATION SIGN} ".join(map(str, summary["shape"]))
-            note = f"{summary['kind']}, {shape}, {summary['dtype']}; {summary['targets']}"
-        show_tables(title(summary["files"]), note, summary_tables(summary, result.meter._basis()))
+def shown(figures: dict[str, Any], basis: str) -> Shown:
+    """The title and tables of the figures of an evaluation; `basis` says what standard errors take as independent."""
+    if figures["kind"] == "responses":
+        note = _responses_note(figures)
+    else:
+        shape = " \N{MULTIPLICATION SIGN} ".join(map(str, figures["shape"]))
+        note = f"{figures['kind']}, {shape}, {figures['dtype']}; {figures['targets']}"
+    return Shown(title(figures["files"]) or "blocks in memory", note, _tables(figures, basis))
 
 
-def summary_tables(summary: dict[str, Any], basis: str) -> list[Table]:
-    """Tables of the figures, files and highest losses; `basis` says what standard errors take as independent."""
+def _tables(summary: dict[str, Any], basis: str) -> list[Table]:
+    """Tables of the figures, files and highest losses."""
     several = len(summary["shards"]) > 1
     tables = [Table([tuple(row) for is_shown, *row in _rows(summary, basis) if is_shown])]
     if several and len(summary["shards"]) <= _MAX_SHARDS:

@@ -1,4 +1,4 @@
-"""The summaries that `tokenloss compare` prints: of scores, of responses and of samples."""
+"""The tables in which comparisons are shown: of scores, of responses and of samples."""
 
 from __future__ import annotations
 
@@ -7,91 +7,52 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from tokenloss._comparison.paired import nan_last
+from tokenloss._core.result import Shown, Table, known_error, table_of
 from tokenloss._core.text import count_of, printable
-from tokenloss._evaluation.sink import Sink
-from tokenloss._output.shared import compared_title, head_row, known_of
-from tokenloss._output.terminal import Table, known_error, show_tables, table_of
 from tokenloss._statistics.distributions import student_quantile
 from tokenloss._statistics.ratio import guess_note, interval_note
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping
 
-    from tokenloss._comparison.comparison import Comparison
-    from tokenloss._comparison.responses import ResponseComparison
-    from tokenloss._comparison.samples import SampleComparison, SampleMetric
-    from tokenloss._evaluation.sink import Candidate
+    from tokenloss._comparison.paired import PairedLosses
 
 _MAX_SEQUENCES = 5  # those of the highest divergence that are listed
 _ARROW = "\N{RIGHTWARDS ARROW}"
 
 
-class ComparisonTables(Sink):
-    """The summary of `tokenloss compare`."""
-
-    writes_file = False
-
-    def finish(self, summary: dict[str, Any], result: Sequence[Candidate]) -> None:
-        first = result[0].comparison
-        basis = f"errors by {count_of(first.n_sequences, 'sequence')}" if first.is_clustered else "taken as independent"
-        intervals = interval_note(first.interval_factor)
-        note = f"{count_of(first.count, 'token')}, {basis}, {first.definitions} definitions; "
-        if len(result) > 1:
-            tables = [candidate_table(result)]
-            note += summary["base_kind"]
-        else:
-            tables = comparison_tables(first) + group_tables(summary)
-            note += f"{summary['kind']} vs {summary['base_kind']}"
-        note += f"; {intervals}" if intervals else ""
-        tables += _head_table(result)
-        show_tables(compared_title(summary, result), note, tables)
-
-
-class ResponseTables(Sink):
-    """The summary of `tokenloss compare` of responses."""
-
-    writes_file = False
-
-    def finish(self, summary: dict[str, Any], result: Any) -> None:
-        basis = "errors by response" if result.is_clustered else "taken as independent"
-        note = (
-            f"{count_of(result.count, 'token')} of {count_of(result.n_sequences, 'response')} ({result.part}), {basis}"
-        )
-        rounded = [words for words in (result.rounding, result.base_rounding) if words]
-        note += f"; log-probabilities: {' vs '.join(rounded)}" if rounded else ""
-        intervals = interval_note(result.interval_factor)
-        note += f"; {intervals}" if intervals else ""
-        show_tables(f"{summary['other']} vs {summary['base']}", note, response_tables(result))
-
-
-class SampleTables(Sink):
-    """The summary of `tokenloss compare` of samples."""
-
-    writes_file = False
-
-    def finish(self, summary: dict[str, Any], result: Any) -> None:
-        by = count_of(result.n_clusters, "document" if result.cluster is None else "group")
-        by += "" if result.cluster is None else f" of {result.cluster}"
-        note = f"{count_of(result.count, 'sample')}, errors by {by}"
-        if result.n_clusters > 1:
-            note += guess_note(student_quantile(0.025, result.n_clusters - 1))
-        if result.n_other_prompts:
-            note += f"; {result.n_other_prompts:,} prompts differ"
-        show_tables(f"{summary['other']} vs {summary['base']}", printable(note), sample_tables(result))
-
-
 # -- scores ------------------------------------------------------------------------------------------------------------
 
 
-def _head_table(candidates: Sequence[Candidate]) -> list[Table]:
-    """Table that says how logits were made from hidden states; none for files of scores."""
-    heads = [("base", candidates[0].figures.get("base_head"))]
-    heads += [(one.name, one.figures.get("head")) for one in candidates]
-    rows = [(printable(name), *head_row(head)) for name, head in heads if head]
-    return [Table(rows, title="Logits of hidden states")] if rows else []
+def comparison_shown(comparison: Any) -> Shown:
+    """What people see of a `Comparison`."""
+    about = comparison._about
+    kinds = [about[name] for name in ("kind", "base_kind") if name in about]
+    tables = comparison_tables(comparison) + group_tables(comparison._figures())
+    name = about.get("name", "model")
+    return _shown({name: comparison}, name, " vs ".join(kinds), tables)
 
 
-def comparison_tables(comparison: Comparison) -> list[Table]:
+def candidates_shown(comparisons: Mapping[str, Any]) -> Shown:
+    """What people see of several `Comparison` with one base, by name."""
+    about = next(iter(comparisons.values()))._about
+    return _shown(comparisons, f"{len(comparisons)} models", about.get("base_kind", ""), [candidate_table(comparisons)])
+
+
+def _shown(comparisons: Mapping[str, Any], name: str, kinds: str, tables: list[Table]) -> Shown:
+    """A title, a note and tables of one or several comparisons with one base."""
+    first = next(iter(comparisons.values()))
+    basis = f"errors by {count_of(first.n_sequences, 'sequence')}" if first.is_clustered else "taken as independent"
+    note = f"{count_of(first.count, 'token')}, {basis}, {first.definitions} definitions"
+    note = "; ".join(filter(None, (note, kinds, interval_note(first.interval_factor))))
+    heads = [("base", first._about.get("base_head"))]
+    heads += [(one, comparison._about.get("head")) for one, comparison in comparisons.items()]
+    rows = [(printable(one), *head_row(head)) for one, head in heads if head]
+    tables += [Table(rows, title="Logits of hidden states")] if rows else []
+    return Shown(f"{name} vs {first._about.get('base', 'base')}", note, tables)
+
+
+def comparison_tables(comparison: Any) -> list[Table]:
     """Tables of a comparison, in the layout and the words of llama.cpp's perplexity tool."""
     divergences = [
         _nats(comparison, "Mean    KLD", "mean_kl"),
@@ -109,7 +70,7 @@ def comparison_tables(comparison: Comparison) -> list[Table]:
     return [table for table in tables if table.rows]
 
 
-def _not_finite(comparison: Comparison) -> list[tuple[str, ...]]:
+def _not_finite(comparison: Any) -> list[tuple[str, ...]]:
     """Rows that count infinite and nan tokens, and the mean of the others; none if all are finite."""
     counts = {"Infinite tokens": comparison.n_infinite, "Tokens that are nan": comparison.n_nan}
     rows = [(label, f"{count:10,}", f"of {comparison.count:,}") for label, count in counts.items() if count]
@@ -144,22 +105,21 @@ def _group_table(head: str, title: str, rows: list[dict[str, Any]]) -> Table:
     return table_of(title, formats, [row | percent for row, percent in zip(rows, percents, strict=True)])
 
 
-def candidate_table(candidates: Sequence[Candidate]) -> Table:
+def candidate_table(comparisons: Mapping[str, Any]) -> Table:
     """Table of several candidates, the smallest divergence first; columns that are empty are left out."""
-    ordered = sorted(candidates, key=lambda candidate: nan_last(candidate.comparison.mean_kl))
-    lines = [_candidate_cells(candidate) for candidate in ordered]
+    ordered = sorted(comparisons.items(), key=lambda named: nan_last(named[1].mean_kl))
+    lines = [_candidate_cells(*named) for named in ordered]
     is_shown = [any(cell for _, cell in column) for column in zip(*lines, strict=True)]
     lines = [[*itertools.compress(line, is_shown)] for line in lines]
     return Table([tuple(cell for _, cell in line) for line in lines], tuple(head for head, _ in lines[0]))
 
 
-def _candidate_cells(candidate: Candidate) -> list[tuple[str, str]]:
+def _candidate_cells(name: str, one: Any) -> list[tuple[str, str]]:
     """The figures of a candidate: the head of each column, and the cell."""
-    one = candidate.comparison
-    left_out = one.n_infinite + one.n_nan
+    left_out, size = one.n_infinite + one.n_nan, one._about.get("size")
     return [
-        ("model", printable(candidate.name)),
-        ("size", "" if candidate.size is None else f"{candidate.size / 1e9:.3g} GB"),
+        ("model", printable(name)),
+        ("size", "" if size is None else f"{size / 1e9:.3g} GB"),
         ("mean KLD", f"{one.mean_kl:.6f}"),
         ("±", known_error(one.mean_kl_stderr, f"{one.mean_kl_stderr:.6f}")),
         ("99.9% KLD", f"{one.kl_quantiles[0.999]:.6f}"),
@@ -176,7 +136,24 @@ def _candidate_cells(candidate: Candidate) -> list[tuple[str, str]]:
 # -- responses ---------------------------------------------------------------------------------------------------------
 
 
-def response_tables(comparison: ResponseComparison) -> list[Table]:
+def responses_shown(comparison: Any) -> Shown:
+    """What people see of a `ResponseComparison`."""
+    basis = "errors by response" if comparison.is_clustered else "taken as independent"
+    counts = f"{count_of(comparison.count, 'token')} of {count_of(comparison.n_sequences, 'response')}"
+    rounded = [words for words in (comparison.rounding, comparison.base_rounding) if words]
+    note = f"{counts} ({comparison.part}), {basis}"
+    note += f"; log-probabilities: {' vs '.join(rounded)}" if rounded else ""
+    intervals = interval_note(comparison.interval_factor)
+    note += f"; {intervals}" if intervals else ""
+    return Shown(_title(comparison), note, response_tables(comparison))
+
+
+def _title(comparison: Any) -> str:
+    """Title that names both files."""
+    return f"{comparison._about.get('other', 'other')} vs {comparison._about.get('base', 'base')}"
+
+
+def response_tables(comparison: Any) -> list[Table]:
     """Tables of a comparison of responses, whose divergence is a lower bound."""
     left_out = {
         "Tokens without a log-probability": comparison.n_without_number,
@@ -207,7 +184,7 @@ def response_tables(comparison: ResponseComparison) -> list[Table]:
 # -- scores and responses ----------------------------------------------------------------------------------------------
 
 
-def _perplexities(comparison: Comparison | ResponseComparison) -> list[tuple[str, ...]]:
+def _perplexities(comparison: PairedLosses) -> list[tuple[str, ...]]:
     """Rows of perplexities."""
     return [
         _nats(comparison, "Mean PPL(Q)", "perplexity"),
@@ -219,7 +196,7 @@ def _perplexities(comparison: Comparison | ResponseComparison) -> list[tuple[str
     ]
 
 
-def _probabilities(comparison: Comparison | ResponseComparison) -> list[tuple[str, ...]]:
+def _probabilities(comparison: PairedLosses) -> list[tuple[str, ...]]:
     """Rows of changes of probability, and of the most likely classes."""
     return [
         _percent(comparison, "Mean    Δp", "mean_delta_p"),
@@ -258,10 +235,36 @@ def _quantiles(
     ]
 
 
+def head_row(head: dict[str, Any] | None) -> tuple[str, str]:
+    """Cells that say how logits were made of hidden states: the weight, and the transform."""
+    if head is None:
+        return "", ""
+    notes = [head["note"], *([] if head["norm"] is None else [f"after {head['norm']}"])]
+    return printable(head["weight"]) + (" + bias" if head["has_bias"] else ""), printable(", ".join(notes))
+
+
+def known_of(summary: dict[str, Any]) -> str:
+    """Note on how many tokens are known to be greedy or not; empty if all are."""
+    known = summary.get("n_greedy_known", summary["count"])
+    return "" if known == summary["count"] else f"of {count_of(known, 'token')} where it is known"
+
+
 # -- samples -----------------------------------------------------------------------------------------------------------
 
 
-def sample_tables(comparison: SampleComparison) -> list[Table]:
+def samples_shown(comparison: Any) -> Shown:
+    """What people see of a `SampleComparison`."""
+    by = count_of(comparison.n_clusters, "document" if comparison.cluster is None else "group")
+    by += "" if comparison.cluster is None else f" of {comparison.cluster}"
+    note = f"{count_of(comparison.count, 'sample')}, errors by {by}"
+    if comparison.n_clusters > 1:
+        note += guess_note(student_quantile(0.025, comparison.n_clusters - 1))
+    if comparison.n_other_prompts:
+        note += f"; {comparison.n_other_prompts:,} prompts differ"
+    return Shown(_title(comparison), printable(note), sample_tables(comparison))
+
+
+def sample_tables(comparison: Any) -> list[Table]:
     """Tables of metrics, flips and equivalence."""
     metrics = comparison.metrics
     several = len({metric.filter for metric in metrics}) > 1
@@ -285,7 +288,7 @@ def _table_of_cells(rows: list[dict[str, str]], title: str = "") -> Table:
     return Table([tuple(row.values()) for row in rows], tuple(rows[0]) if rows else (), title)
 
 
-def _difference(label: str, metric: SampleMetric) -> dict[str, str]:
+def _difference(label: str, metric: Any) -> dict[str, str]:
     """Cells of a metric: its value for each model, and the difference."""
     low, high = metric.difference_interval
     return {
@@ -298,7 +301,7 @@ def _difference(label: str, metric: SampleMetric) -> dict[str, str]:
     }
 
 
-def _ratio(label: str, metric: SampleMetric) -> dict[str, str]:
+def _ratio(label: str, metric: Any) -> dict[str, str]:
     """Cells of a ratio of perplexities."""
     low, high = metric.ratio_interval or (0.0, 0.0)
     return {
@@ -310,7 +313,7 @@ def _ratio(label: str, metric: SampleMetric) -> dict[str, str]:
     }
 
 
-def _flips(label: str, metric: SampleMetric) -> dict[str, str]:
+def _flips(label: str, metric: Any) -> dict[str, str]:
     """Cells that count the answers that only one of the models got right."""
     return {
         "metric": label,
@@ -320,7 +323,7 @@ def _flips(label: str, metric: SampleMetric) -> dict[str, str]:
     }
 
 
-def _equivalence(label: str, metric: SampleMetric) -> dict[str, str]:
+def _equivalence(label: str, metric: Any) -> dict[str, str]:
     """Cells of a test of equivalence."""
     note = ""
     if metric.discordance_bound is not None:

@@ -1,0 +1,153 @@
+"""Results: what each of them can do, and the tables in which it is shown, as plain text and as HTML."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from tokenloss._core.text import as_strict_json, printable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+_TEXT = ("file", "text", "metric", "custom_id", "model", "token type", "note")  # columns that hold words, not numbers
+
+
+class Table(NamedTuple):
+    """Rows of text, with a title and heads if given; with heads, all columns but those of `_TEXT` are numbers."""
+
+    rows: Sequence[tuple[str, ...]]
+    heads: tuple[str, ...] = ()
+    title: str = ""
+
+    def aligns_right(self, column: int) -> bool:
+        """Whether a column holds numbers."""
+        return bool(self.heads) and self.heads[column] not in _TEXT
+
+
+class Shown(NamedTuple):
+    """What people see of a result: its title, a note beside it, and tables."""
+
+    title: str
+    note: str
+    tables: Sequence[Table]
+
+
+def known_error(error: float, words: str) -> str:
+    """The words about a standard error or an interval; empty if it is nan, as for a single token."""
+    return "" if math.isnan(error) else words
+
+
+def table_of(title: str, formats: dict[str, str], items: list[dict[str, Any]]) -> Table:
+    """Table with a row for each item and a column for each format; standard errors that are nan are left empty."""
+    rows = [{head: printable(cell.format(**item)) for head, cell in formats.items()} for item in items]
+    known = (("" if head.strip() == "±" and cell == "nan" else cell for head, cell in row.items()) for row in rows)
+    return Table([*map(tuple, known)], tuple(formats), title)
+
+
+def as_text(shown: Shown) -> str:
+    """Lines of a title, its note and tables, whose cells are aligned in columns."""
+    lines = [f"{printable(shown.title)}  {shown.note}".rstrip()]
+    for table in shown.tables:
+        lines += ["", *(f"  {line}".rstrip() for line in _aligned(table))]
+    return "\n".join(lines)
+
+
+def _aligned(table: Table) -> Iterator[str]:
+    """Lines of a table, with cells aligned in columns."""
+    if table.title:
+        yield table.title
+    lines = [table.heads, *table.rows] if table.heads else table.rows
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for line in lines:
+        cells = [
+            cell.rjust(width) if table.aligns_right(column) else cell.ljust(width)
+            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ]
+        yield "  ".join(cells)
+
+
+def as_html(shown: Shown) -> str:
+    """The same in HTML for a notebook, whose own colours it keeps, be they light or dark."""
+    from html import escape
+
+    dim = ' style="opacity: 0.7"'
+    parts = [f"<p><b>{escape(printable(shown.title))}</b> <span{dim}>{escape(shown.note)}</span></p>"]
+    for table in shown.tables:
+        head = "".join(_html_cell("th", table, i, escape(name)) for i, name in enumerate(table.heads))
+        rows = ["".join(_html_cell("td", table, i, escape(cell)) for i, cell in enumerate(row)) for row in table.rows]
+        caption = f'<caption style="text-align: left; color: inherit"><b>{escape(table.title)}</b></caption>'
+        body = "".join(f"<tr>{row}</tr>" for row in rows)
+        parts += ["<table>", caption * bool(table.title), f"<thead><tr>{head}</tr></thead>" * bool(head)]
+        parts += [f"<tbody>{body}</tbody></table>"]
+    return f'<div style="font-variant-numeric: tabular-nums">{"".join(parts)}</div>'
+
+
+def _html_cell(tag: str, table: Table, column: int, text: str) -> str:
+    """A cell of a table in HTML, given its escaped text."""
+    side = "right" if table.aligns_right(column) else "left"
+    return f'<{tag} style="text-align: {side}; white-space: pre-wrap">{text}</{tag}>'
+
+
+class Result:
+    """What every result can do. A subclass has `_figures` and `_shown`, and `columns` where it has any."""
+
+    __slots__ = ()
+
+    def _figures(self) -> dict[str, Any]:
+        """Its numbers and short texts by name, with nan and infinities as they are."""
+        raise NotImplementedError
+
+    def _shown(self) -> Shown:
+        """What people see of it."""
+        raise NotImplementedError
+
+    def to_dict(self) -> dict[str, Any]:
+        """All figures by name, as JSON can hold them; arrays are left out.
+
+        Returns
+        -------
+        dict
+            Numbers that JSON does not have, nan and the infinities, are None.
+        """
+        figures: dict[str, Any] = as_strict_json(self._figures())
+        return figures
+
+    def summary(self) -> str:
+        """The tables that the command prints, as plain text.
+
+        Returns
+        -------
+        str
+            Lines with aligned columns, without a line break at the end.
+        """
+        return as_text(self._shown())
+
+    def _repr_html_(self) -> str:
+        """The same tables in HTML, which notebooks show."""
+        return as_html(self._shown())
+
+    def _compared(self) -> dict[str, Any]:
+        """What `==` compares."""
+        return vars(self)
+
+    def __eq__(self, other: object) -> bool:
+        """Whether all figures and arrays are the same, bit by bit; nan equals nan."""
+        return _same(self._compared(), other._compared()) if type(other) is type(self) else NotImplemented
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Whether two values are the same; nan equals nan, and arrays must have the same dtype, shape and bits."""
+    if type(one) is not type(other):
+        return False
+    if isinstance(one, np.ndarray):
+        if (one.dtype, one.shape) != (other.dtype, other.shape):
+            return False
+        return _same(one.tolist(), other.tolist()) if one.dtype == object else one.tobytes() == other.tobytes()
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(_same(value, other[name]) for name, value in one.items())
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(map(_same, one, other))
+    return bool(one == other or (one != one and other != other))
