@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from tokenloss._comparison.tables import known_of
 from tokenloss._core.text import byte_encoder, title
 from tokenloss._core.validation import as_target_array
 from tokenloss._output import page
-from tokenloss._output.shared import TokenSink, known_of
+from tokenloss._output.shared import TokenSink
 from tokenloss._scores.token_scores import COLUMNS, TokenScores
 from tokenloss._statistics.meter import LossMeter
 

@@ -5,18 +5,18 @@
 const LOOKS = [..."0123456789"].map((shade) => "s" + shade).concat("inf", "nan", "ignored");
 const text = document.getElementById("text");
 const card = document.getElementById("card");
-const paragraphs = [...text.getElementsByTagName("p")]; // in parts, which are coloured as a whole
-let data, texts; // columns, and the text of each paragraph
-let model = 0, shown = null; // the chosen model, and the token that the card is about
-let current = 0; // the number of the token that Tab reaches; arrows move on from it
-let hits = new Set(); // numbers of tokens that were searched for
+const paragraphs = [...text.getElementsByTagName("p")]; /* in parts, which are coloured as a whole */
+let data, texts; /* columns, and the text of each paragraph */
+let model = 0, shown = null; /* the chosen model, and the token that the card is about */
+let current = 0; /* the number of the token that Tab reaches; arrows move on from it */
+let hits = new Set(); /* numbers of tokens that were searched for */
 
 async function load() {
   const letters = atob(document.getElementById("data").textContent), bytes = new Uint8Array(letters.length);
   for (let i = 0; i < bytes.length; i++) bytes[i] = letters.charCodeAt(i);
   const json = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate"));
   data = await new Response(json).json();
-  for (const column of Object.values(data.places)) { // they are steps from token to token
+  for (const column of Object.values(data.places)) { /* they are steps from token to token */
     for (let at = 1; at < column.length; at++) column[at] += column[at - 1];
   }
   texts = paragraphs.map((paragraph) => paragraph.textContent);
@@ -46,7 +46,7 @@ function element(at, string) {
   const isId = data.length[at] < 0;
   let look = LOOKS[parseInt(data.models[model].shades[at], 36)];
   if (isId) look += " id";
-  else if (/^[\p{Cf}\p{Me}\p{Mn}]*$/u.test(string)) look += " thin"; // has no width of its own
+  else if (/^[\p{Cf}\p{Me}\p{Mn}]*$/u.test(string)) look += " thin"; /* has no width of its own */
   else if (/^\s*\n\s*$/.test(string)) look += " br";
   if (hits.has(at)) look += " hit";
   const token = make("i", look, isId ? string.slice(0, -1) : string);
@@ -76,6 +76,29 @@ function empty(part) {
   if (!part.filled || part === partOf(current) || part.contains(shown)) return;
   for (const paragraph of part.getElementsByTagName("p")) paragraph.textContent = texts[paragraph.number];
   part.filled = false;
+}
+
+const near = new IntersectionObserver((changes) => {
+  for (const { target, isIntersecting } of changes) {
+    if (!isIntersecting) empty(target);
+    else if (!target.filled) fill(target);
+  }
+}, { rootMargin: "1000px 0px" });
+
+/* Tell browsers about how high the parts are that they have not laid out, for the length of the scroll bar. */
+function estimate() {
+  const perLine = text.clientWidth / 8.5;
+  for (const part of text.children) {
+    let lines = 0;
+    for (const { number } of part.getElementsByTagName("p")) {
+      for (const line of texts[number].split("\n")) lines += Math.ceil(line.length / perLine) || 1;
+    }
+    part.style.containIntrinsicSize = `auto ${32 * lines}px`;
+  }
+}
+
+function observe() {
+  for (const part of text.children) near.observe(part);
 }
 
 const partOf = (at) => paragraphs[last(data.first, at)].parentElement;
@@ -147,7 +170,6 @@ function alternatives(at, share, of) {
     listed ||= isTarget;
   }
   if (rows.firstChild && !listed) rows.append(alternative(target, share, true));
-  rows.setAttribute("aria-label", "Most likely tokens");
   return rows.firstChild ? [rows] : [];
 }
 
@@ -202,7 +224,7 @@ function show(token) {
   card.hidden = !token;
   if (!token) return;
   token.classList.add("shown");
-  token.setAttribute("role", "button"); // what has a description must have a role
+  token.setAttribute("role", "button"); /* what has a description must have a role */
   token.setAttribute("aria-describedby", "card");
   describe(token.at);
   place();
@@ -326,7 +348,11 @@ function listen() {
   addEventListener("keydown", onKey);
   addEventListener("hashchange", followLink);
   addEventListener("scroll", () => shown && place(), { passive: true });
-  addEventListener("beforeprint", () => [...text.children].forEach(fill));
+  addEventListener("beforeprint", () => {
+    near.disconnect();
+    [...text.children].forEach(fill);
+  });
+  addEventListener("afterprint", observe);
 }
 
 function onKey(event) {
@@ -345,22 +371,18 @@ function onKey(event) {
   act();
 }
 
-/* A link may end in #token-8. */
+/* A link may end in #token-8, or as the headings of sequences say. */
 function followLink() {
   const at = parseInt(location.hash.match(/^#token-(\d+)$/)?.[1]);
   if (at < data.length.length) jump(at);
+  else text.querySelector(":target")?.scrollIntoView();
 }
 
 async function start() {
   await load();
   paragraphs.forEach((paragraph, number) => (paragraph.number = number));
-  const near = new IntersectionObserver((changes) => {
-    for (const { target, isIntersecting } of changes) {
-      if (!isIntersecting) empty(target);
-      else if (!target.filled) fill(target);
-    }
-  }, { rootMargin: "1000px 0px" });
-  for (const part of text.children) near.observe(part);
+  estimate();
+  observe();
   if (paragraphs.length) fill(text.children[0]);
   worst.reset(data.models[model].worst);
   found.output.value = "";
