@@ -75,6 +75,10 @@ class Reader(HTMLParser):
         ids, texts = self.data["class_id"], self.data["class_text"]
         return [ids[one] if texts[one] is None else texts[one] for one in classes]
 
+    def ids(self, classes):
+        """The ids of classes of these numbers; -1 of none."""
+        return [-1 if one < 0 else self.data["class_id"][one] for one in classes]
+
     @property
     def places(self):
         """Where each token is."""

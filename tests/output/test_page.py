@@ -42,7 +42,7 @@ def test_page_of_the_sample(write):
     data, (model,) = found.data, found.data["models"]
     plain = [token.replace("Ġ", " ") for token in tokens]
     assert found.named(data["target"]) == plain
-    assert [data["class_id"][one] for one in data["target"]] == targets.tolist()
+    assert found.ids(data["target"]) == targets.tolist()
     assert model["rank"] == scores.rank.tolist()
     assert model["nll"] == pytest.approx(scores.nll.tolist(), rel=1e-5)
     assert model["entropy"] == pytest.approx(scores.entropy.tolist(), rel=1e-4)

@@ -257,14 +257,10 @@ def test_browser_never_shows_the_bytes_of_a_vocabulary(browser, tmp_path):
     page.write_page(path, scores, np.arange(6), tokens=tokens, vocabulary=vocabulary)
     assert not re.search("[ĠĊðŁĺĤÃč]", path.read_text("utf-8"))
     browser.open(path)
-    names = []
+    names, bdi = [], "#card header bdi, #card td:first-child bdi"
     for at in range(6):
         browser.point(*middle(browser, at))
-        names.append(
-            browser.run(
-                "[...document.querySelectorAll('#card header bdi, #card td:first-child bdi')].map((one) => one.innerText)"
-            )
-        )
+        names.append(browser.run(f"[...document.querySelectorAll('{bdi}')].map((one) => one.innerText)"))
     shown = ["␣In", "↵", "\\xf0\\x9f\\x98", "\\x82", "␣the", "␣ét", "␍", "␣"]
     named = [*shown, "#8", "#9", "#10", "#11"]
     for at, (own, *others) in enumerate(names):

@@ -190,7 +190,7 @@ def _predictions_of_responses(
     numbers = classes.numbers(page.known_ids(top), page.plain(top_tokens.reshape(-1).tolist(), encode))
     return {
         "k": str(top.shape[-1]),
-        "rank": page.as_json([rank or None for rank in scores.rank.tolist()]),
+        "rank": page.as_json([rank if rank > 0 else None for rank in scores.rank.tolist()]),
         "top": page.as_json(np.where(np.isnan(logprobs.reshape(-1)), -1, numbers).tolist()),
         "chance": page.chances(logprobs),
     }

@@ -186,7 +186,8 @@ function predicted(at, of) {
 
 function spot(at) {
   const known = Object.entries(data.places).filter(([, column]) => column[at] >= 0);
-  return known.map(([name, column]) => `${name} ${column[at]}`).join(" · ");
+  const place = (name, number) => (name === "file" && data.files[number]) || `${name} ${number}`;
+  return known.map(([name, column]) => place(name, column[at])).join(" · ");
 }
 
 function describe(at) {

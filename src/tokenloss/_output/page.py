@@ -14,6 +14,7 @@ import itertools
 import json
 import zlib
 from importlib import resources
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, cast
 
 import numpy as np
@@ -129,6 +130,7 @@ def write(
         "first": as_json([first for first, _ in starts]),  # token of each paragraph
         "places": as_json({name: np.diff(place, prepend=0).tolist() for name, place in tokens.places.items()}),
         "target": as_json(target),
+        "files": as_json([Path(file).name for file in files]),
         **classes.columns(),
         **data,
     }
@@ -274,7 +276,7 @@ def _label(places: Mapping[str, Array], at: int, files: Sequence[str]) -> tuple[
     known = {name: int(places[name][at]) for name in ("file", "sequence") if name in places and places[name][at] >= 0}
     words = [f"{name} {number}" for name, number in known.items()]
     if "file" in known and files:
-        words[0] = escaped(files[known["file"]])
+        words[0] = escaped(Path(files[known["file"]]).name)
     return ("<br>".join(words), "-".join(f"{name}-{number}" for name, number in known.items())) if known else None
 
 
