@@ -2,7 +2,9 @@
 
 import math
 import re
+import shlex
 from importlib import resources
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -278,10 +280,31 @@ def test_contrast_of_colors():
     for colors in (light, dark):
         for ground in ("paper", "raised", "hatch-1", "hatch-2", *(f"s{shade}" for shade in range(1, 10))):
             assert contrast(colors["ink"], colors[ground]) >= 4.5, ground
-        assert contrast(colors["dim"], colors["paper"]) >= 4.5
-        assert contrast(colors["dim"], colors["raised"]) >= 4.5
+        for ground in ("paper", "raised", "s1", "s2"):
+            assert contrast(colors["dim"], colors[ground]) >= 4.5, ground
+        for line in ("control", "accent", "wrong"):
+            assert contrast(colors[line], colors["paper"]) >= 3, line
         steps = [luminance(colors[f"s{shade}"]) for shade in range(1, 10)]
         assert steps == sorted(steps, reverse=colors is light)
+
+
+# -- the footer -------------------------------------------------------------------------------------------------------
+
+
+def test_footer_says_what_made_the_page(command, npz, tmp_path, monkeypatch, write):
+    monkeypatch.chdir(tmp_path)
+    name = "a&lt;b 'c'.npz"
+    npz(logits=np.zeros((3, 4)), targets=[0, 1, 2]).rename(name)
+    pages = []
+    for _ in range(2):
+        assert command("score", name, "--html", "page.html")[0] == 0
+        pages.append(Path("page.html").read_text("utf-8"))
+    assert pages[0] == pages[1]  # no time, and nothing of the machine
+    assert str(tmp_path) not in pages[0]
+    found = Reader(pages[0])
+    assert found.text("code") == shlex.join(["tokenloss", "score", name, "--html", "page.html"])
+    assert f"Made by tokenloss {tokenloss.__version__}: " in found.text("p")
+    assert write(scores_of([1.0]), [0]).text("code") == "tokenloss.page.write_page"
 
 
 # -- writing ----------------------------------------------------------------------------------------------------------

@@ -122,6 +122,8 @@ def test_browser_shows_responses_of_servers_as_far_as_they_are_known(browser, tm
     browser.open(path)
     known, unknown = clients.response(vllm), clients.response(llama_cpp)
     entry = known["choices"][0]["prompt_logprobs"][2]
+    first = browser.run("(({ innerText, className }) => [innerText, className])(document.querySelector('#text i'))")
+    assert first == [f"#{known['choices'][0]['prompt_token_ids'][0]}", "ignored id"]  # the server returns no text of it
     browser.point(*middle(browser, 2))
     card = browser.run(CARD)
     (own, first), *_ = entry.items()

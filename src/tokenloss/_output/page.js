@@ -259,8 +259,8 @@ function jump(at) {
 /* Buttons that go through a list of tokens. */
 class Steps {
   constructor(id) {
-    const group = document.getElementById(id), [before, next] = group.getElementsByTagName("button");
-    this.output = group.getElementsByTagName("output")[0];
+    const group = document.getElementById(id), [before, next] = (this.buttons = group.querySelectorAll("button"));
+    this.output = group.querySelector("output");
     before.addEventListener("click", () => this.go(-1));
     next.addEventListener("click", () => this.go(1));
     this.reset([]);
@@ -269,6 +269,7 @@ class Steps {
   reset(list) {
     this.list = list;
     this.step = -1;
+    for (const button of this.buttons) button.disabled = !list.length;
     this.say();
   }
 
@@ -282,7 +283,7 @@ class Steps {
 
   say() {
     const size = this.list.length.toLocaleString("en");
-    this.output.value = this.step < 0 ? size : `${(this.step + 1).toLocaleString("en")} of ${size}`;
+    this.output.value = (this.step < 0 ? "" : (this.step + 1).toLocaleString("en") + " ") + "of " + size;
   }
 }
 
