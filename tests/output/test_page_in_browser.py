@@ -6,7 +6,7 @@ import time
 import numpy as np
 import pytest
 from browser import CARD, assert_quiet, middle
-from pages import NASTY, sample, scores_of
+from pages import NASTY, Reader, sample, scores_of
 
 from tokenloss import page
 
@@ -259,6 +259,18 @@ def test_browser_searches_the_whole_text(browser, long):
     press(browser, "Escape", "n", "n", "N")
     assert said(browser, "search").startswith("1 of ")
     assert_quiet(browser, path)
+
+
+def test_browser_searches_across_the_parts_of_a_long_paragraph(browser, tmp_path):
+    path, size = tmp_path / "page.html", 5000
+    page.write_page(path, scores_of(np.ones(size)), np.arange(size), tokens=[f" w{i}" for i in range(size)])
+    assert Reader(path.read_text("utf-8")).data["first"] == [0, 2000, 4000]
+    browser.open(path)
+    for at in 1999, 3999:
+        typed(browser, "query", f"w{at} W{at + 1}")
+        press(browser, "Enter")
+        assert f"position {at}\n" in browser.run(CARD)
+        assert browser.run("[...hits]") == [at, at + 1]
 
 
 def test_browser_never_shows_the_bytes_of_a_vocabulary(browser, tmp_path):

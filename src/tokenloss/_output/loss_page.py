@@ -89,7 +89,8 @@ def write_page(
     """Write a page of HTML that shows a text, each token shaded by its loss.
 
     A token that is pointed at, tapped or reached by the keyboard shows its rank, probability, loss, entropy and the
-    most likely alternatives. The page is a single file and needs no network.
+    most likely alternatives. Buttons and keys lead to the worst tokens, to a sequence, and to text that is searched
+    for. The page is a single file and needs no network.
 
     Parameters
     ----------
@@ -124,6 +125,7 @@ def write_page(
     Notes
     -----
     A page holds the first 300,000 tokens (``MOST_TOKENS``), and says so when there are more; its summary is of all.
+    A link to it may end in ``#token-8`` or ``#sequence-3``. Without JavaScript it shows the figures and the text alone.
     The colours begin at 0, 0.1, 0.5, 1, 2, 3, 4, 6, 8 and 10 nats on every page.
 
     Examples

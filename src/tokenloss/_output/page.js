@@ -6,7 +6,8 @@ const LOOKS = [..."0123456789"].map((shade) => "s" + shade).concat("inf", "nan",
 const text = document.getElementById("text");
 const card = document.getElementById("card");
 const paragraphs = [...text.getElementsByTagName("p")]; /* in parts, which are coloured as a whole */
-let data, texts; /* columns, and the text of each paragraph */
+let data; /* columns */
+let whole = "", starts; /* all paragraphs as one string, and where each token starts there */
 let model = 0, shown = null; /* the chosen model, and the token that the card is about */
 let current = 0; /* the number of the token that Tab reaches; arrows move on from it */
 let hits = new Set(); /* numbers of tokens that were searched for */
@@ -19,8 +20,23 @@ async function load() {
   for (const column of Object.values(data.places)) { /* they are steps from token to token */
     for (let at = 1; at < column.length; at++) column[at] += column[at - 1];
   }
-  texts = paragraphs.map((paragraph) => paragraph.textContent);
+  starts = new Uint32Array(data.length.length);
+  paragraphs.forEach((paragraph, number) => {
+    if (number && paragraph.className !== "on") whole += "\n"; /* a search finds nothing across sequences */
+    let start = whole.length;
+    paragraph.number = number;
+    for (let at = data.first[number]; at < after(paragraph); at++) {
+      starts[at] = start;
+      start += Math.abs(data.length[at]);
+    }
+    whole += paragraph.textContent;
+  });
 }
+
+/* The number of the token after a paragraph. */
+const after = (paragraph) => data.first[paragraph.number + 1] ?? data.length.length;
+
+const end = (at) => starts[at] + Math.abs(data.length[at]);
 
 /* -- the text ---------------------------------------------------------------------------------------------------- */
 
@@ -31,7 +47,7 @@ function make(name, className, ...children) {
   return element;
 }
 
-/* The greatest number of a sorted list's item that is at most a value. */
+/* The number of the last item of a sorted list that is at most this value. */
 function last(list, value) {
   let low = 0, high = list.length;
   while (high - low > 1) {
@@ -42,8 +58,8 @@ function last(list, value) {
   return low;
 }
 
-function element(at, string) {
-  const isId = data.length[at] < 0;
+function element(at) {
+  const isId = data.length[at] < 0, string = whole.slice(starts[at], end(at));
   let look = LOOKS[parseInt(data.models[model].shades[at], 36)];
   if (isId) look += " id";
   else if (/^[\p{Cf}\p{Me}\p{Mn}]*$/u.test(string)) look += " thin"; /* has no width of its own */
@@ -58,23 +74,22 @@ function element(at, string) {
 /* Make tokens of the plain text of a part. */
 function fill(part) {
   for (const paragraph of part.getElementsByTagName("p")) {
-    const number = paragraph.number, tokens = document.createDocumentFragment();
-    let from = 0;
-    for (let at = data.first[number]; at < (data.first[number + 1] ?? data.length.length); at++) {
-      const to = from + Math.abs(data.length[at]);
-      tokens.append(element(at, texts[number].slice(from, to)));
+    const tokens = document.createDocumentFragment();
+    for (let at = data.first[paragraph.number]; at < after(paragraph); at++) {
+      tokens.append(element(at));
       if (data.length[at] < 0) tokens.append(" ");
-      from = to;
     }
     paragraph.replaceChildren(tokens);
   }
   part.filled = true;
 }
 
+const textOf = (paragraph) => whole.slice(starts[data.first[paragraph.number]], end(after(paragraph) - 1));
+
 /* Make plain text of a part again, so that a page that is read to its end does not grow. */
 function empty(part) {
   if (!part.filled || part === partOf(current) || part.contains(shown)) return;
-  for (const paragraph of part.getElementsByTagName("p")) paragraph.textContent = texts[paragraph.number];
+  for (const paragraph of part.getElementsByTagName("p")) paragraph.textContent = textOf(paragraph);
   part.filled = false;
 }
 
@@ -90,8 +105,8 @@ function estimate() {
   const perLine = text.clientWidth / 8.5;
   for (const part of text.children) {
     let lines = 0;
-    for (const { number } of part.getElementsByTagName("p")) {
-      for (const line of texts[number].split("\n")) lines += Math.ceil(line.length / perLine) || 1;
+    for (const paragraph of part.getElementsByTagName("p")) {
+      for (const line of textOf(paragraph).split("\n")) lines += Math.ceil(line.length / perLine) || 1;
     }
     part.style.containIntrinsicSize = `auto ${32 * lines}px`;
   }
@@ -207,9 +222,12 @@ function describe(at) {
   }
 }
 
-/* Below the token, else above it, else as high as it must be. */
+/* Below the token, else above it, else as high as it must be; nowhere if the token is not in the window. */
 function place() {
-  const box = shown.getClientRects()[0], margin = 8;
+  const lines = [...shown.getClientRects()], margin = 8;
+  const box = lines.find(({ top, bottom }) => bottom > 0 && top < innerHeight);
+  card.hidden = !box;
+  if (card.hidden) return;
   const right = document.documentElement.clientWidth - card.offsetWidth - margin;
   const lowest = innerHeight - card.offsetHeight - margin;
   const below = box.bottom + margin, above = box.top - card.offsetHeight - margin;
@@ -222,8 +240,10 @@ function show(token) {
   for (const name of ["aria-describedby", "role"]) shown?.removeAttribute(name);
   shown?.classList.remove("shown");
   shown = token;
-  card.hidden = !token;
-  if (!token) return;
+  if (!token) {
+    card.hidden = true;
+    return;
+  }
   token.classList.add("shown");
   token.setAttribute("role", "button"); /* what has a description must have a role */
   token.setAttribute("aria-describedby", "card");
@@ -248,7 +268,7 @@ function focus(at) {
 
 /* Jump to a token. The focus stays on a button or in a box, so that it can be used again. */
 function jump(at) {
-  const token = tokenAt(at), stays = document.activeElement.closest("#tools");
+  const token = tokenAt(at), stays = document.activeElement?.closest("#tools");
   reach(at);
   token.scrollIntoView({ block: "center" });
   if (stays) show(token);
@@ -295,17 +315,11 @@ function search(query) {
   hits = new Set();
   if (query) {
     const pattern = new RegExp(query.replace(/[\\^$.*+?()[\]{}|/]/g, "\\$&"), "giu");
-    texts.forEach((string, number) => {
-      let at = data.first[number], end = Math.abs(data.length[at]);
-      for (const match of string.matchAll(pattern)) {
-        while (end <= match.index) end += Math.abs(data.length[++at]);
-        firsts.push(at);
-        for (let other = at, to = end; ; to += Math.abs(data.length[++other])) {
-          hits.add(other);
-          if (to >= match.index + match[0].length) break;
-        }
-      }
-    });
+    for (const { index, 0: match } of whole.matchAll(pattern)) {
+      const first = last(starts, index);
+      firsts.push(first);
+      for (let at = first; starts[at] < index + match.length; at++) hits.add(at);
+    }
   }
   found.reset(firsts);
   if (!query) found.output.value = "";
@@ -314,8 +328,8 @@ function search(query) {
 
 /* The next place where a sequence of this number starts: several files may have one. */
 function sequence(number) {
-  const starts = data.first.filter((at, paragraph) => paragraphs[paragraph].className !== "on");
-  const fitting = starts.filter((at) => data.places.sequence[at] === number);
+  const firsts = data.first.filter((at, paragraph) => paragraphs[paragraph].className !== "on");
+  const fitting = firsts.filter((at) => data.places.sequence[at] === number);
   if (fitting.length) jump(fitting.find((at) => at > current) ?? fitting[0]);
   return fitting.length > 0;
 }
@@ -382,7 +396,6 @@ function followLink() {
 
 async function start() {
   await load();
-  paragraphs.forEach((paragraph, number) => (paragraph.number = number));
   estimate();
   observe();
   if (paragraphs.length) fill(text.children[0]);

@@ -124,7 +124,9 @@ def write(
     lengths = [(-1 if word is None else 1) * _utf16_length(text)
                for word, text in zip(tokens.text, shown, strict=True)]  # fmt: skip
     starts = _paragraph_starts(shown, tokens.places)
-    target = classes.numbers(tokens.ids, plain(tokens.text, tokens.encode))
+    ids = [None if i is not None and i < 0 and text is not None else i
+           for i, text in zip(tokens.ids, tokens.text, strict=True)]  # fmt: skip
+    target = classes.numbers(ids, plain(tokens.text, tokens.encode))
     columns = {
         "length": as_json(lengths),  # of the text of each token, negative if this is its id
         "first": as_json([first for first, _ in starts]),  # token of each paragraph
